@@ -35,7 +35,7 @@ from suffice.replay.study.sums import FIELDS, N_FOLDS, QuestionSums, SumsFold
 from suffice.replay.traces.survey import survey
 
 N_DRAWS = 1_000
-SMALL_CLASS = 200   # runs to pick from; a smaller class takes the pooled level (CONTRACT: it is unknown)
+SMALL_CLASS = 200  # runs to pick from; a smaller class takes the pooled level (CONTRACT: it is unknown)
 SETS: Sequence[tuple[str, str | None, float | None]] = (  # file, condition, least EM of a run
     ("sc_epoch_gpqa.dev.parquet", None, None),
     ("sc_epoch_aime.dev.parquet", None, 0.3),
@@ -54,7 +54,7 @@ class Variant:
     scores: tuple[Score, ...]
     fallbacks: bool = True
     by_class: Literal["", "declared", "found"] = ""
-    against: str = "default"   # or another variant, where only that one differs in one thing alone
+    against: str = "default"  # or another variant, where only that one differs in one thing alone
 
 
 def renamed(mark: str, scores: Sequence[Score], **changes: Any) -> tuple[Score, ...]:
@@ -200,9 +200,7 @@ def compared(study: Study, variant: Variant, judged: Mapping[str, QuestionSums])
         return "| |"
     if variant.by_class == "declared" and max(np.unique(classes_of(study), return_counts=True)[1]) < SMALL_CLASS:
         return f"| | no class has {SMALL_CLASS} runs: all take the pooled level"
-    found = difference(
-        judged[variant.against], judged[variant.name], n_draws=N_DRAWS, rng=np.random.default_rng(0)
-    )
+    found = difference(judged[variant.against], judged[variant.name], n_draws=N_DRAWS, rng=np.random.default_rng(0))
     saved, drop = found.saved_interval, found.drop_interval
     other = "" if variant.against == DEFAULT.name else f", against *{variant.against}*"
     return (
@@ -238,9 +236,7 @@ def reading(found: Difference) -> str:
 
 def every_score() -> tuple[Score, ...]:
     """All scores of all variants, each once: a study fits what several of them need only once."""
-    found: Mapping[str, Score] = {
-        score.name: score for variant in (DEFAULT, *VARIANTS) for score in variant.scores
-    }
+    found: Mapping[str, Score] = {score.name: score for variant in (DEFAULT, *VARIANTS) for score in variant.scores}
     return tuple(found.values())
 
 

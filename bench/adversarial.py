@@ -75,7 +75,7 @@ BODIES: dict[str, Callable[[int], bytes]] = {
         b'{"model": "m", "messages": [{"role": "user", "content": "a' + b"\xcc\x81" * ((n - 80) // 2) + b'"}]}'
     ),
     "no JSON": lambda n: b"\xff" * n,
-}  # fmt: skip
+}
 
 
 class Model(socketserver.StreamRequestHandler):
@@ -85,7 +85,7 @@ class Model(socketserver.StreamRequestHandler):
         """Serve one connection."""
         while self.rfile.readline():
             length = 0
-            while (header := self.rfile.readline().strip()):
+            while header := self.rfile.readline().strip():
                 name, _, value = header.partition(b":")
                 length = int(value) if name.lower() == b"content-length" else length
             while length > 0 and (part := self.rfile.read(min(length, MIB))):

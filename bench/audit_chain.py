@@ -29,15 +29,33 @@ BATCH = 1_000
 
 def event(number: int) -> Event:
     if number % 10 == 0:
-        return PolicyPublished(Publication(
-            route="r", number=number, epoch=1, at=number, version=f"v-{number}", fit="f", level=number % 41,
-            n_levels=41, certified=True, share=0.1, reason="more audits", author="worker",
-        ))  # fmt: skip
+        return PolicyPublished(
+            Publication(
+                route="r",
+                number=number,
+                epoch=1,
+                at=number,
+                version=f"v-{number}",
+                fit="f",
+                level=number % 41,
+                n_levels=41,
+                certified=True,
+                share=0.1,
+                reason="more audits",
+                author="worker",
+            )
+        )
     said = number % 2 == 1
-    return FeedbackGiven(Feedback(
-        feedback_id=f"label {number}", episode_id=f"ep_{number:016x}", correct=number % 3 > 0, source="user",
-        gold=str(number) if said else None, comment=f"this is comment number {number}" if said else None,
-    ))  # fmt: skip
+    return FeedbackGiven(
+        Feedback(
+            feedback_id=f"label {number}",
+            episode_id=f"ep_{number:016x}",
+            correct=number % 3 > 0,
+            source="user",
+            gold=str(number) if said else None,
+            comment=f"this is comment number {number}" if said else None,
+        )
+    )
 
 
 def fill(connection: sqlite3.Connection, n_rows: int) -> float:
@@ -57,7 +75,9 @@ def fill(connection: sqlite3.Connection, n_rows: int) -> float:
 
 def erase_one_in_a_thousand(path: Path, n_rows: int) -> tuple[float, float]:
     """Seconds of erasing the words of so many labels, and of writing the file anew."""
-    order = ErasureOrder(erasure_id="e", what="a thousandth", parts=("answers", "comments"), author="a", reason="measured")
+    order = ErasureOrder(
+        erasure_id="e", what="a thousandth", parts=("answers", "comments"), author="a", reason="measured"
+    )
     with Decisions.open(path, now=time.time, monotonic_s=time.monotonic) as writer:
         began_s = time.perf_counter()
         erase(writer, order, range(2, n_rows, 1_000), ErasureTally())

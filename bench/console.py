@@ -103,20 +103,45 @@ def episode(number: int, rng: random.Random) -> list[Event]:
     )
     tokens = sum(step.tokens for step in steps)
     request = Request(
-        episode_id=name, route=route, kind="samples", mode="enforce", model="m", stream=False, n_samples=4, audit=audit,
-        propensity=0.1 if audit else 0.9, policy_version=f"v-{number // 100_000:012}@{rng.randrange(1, 6)}",
-        certified=True, question_key=f"q{number}", ungoverned=None, received_at_s=0.0, unit=f"u{number}", setup="s",
+        episode_id=name,
+        route=route,
+        kind="samples",
+        mode="enforce",
+        model="m",
+        stream=False,
+        n_samples=4,
+        audit=audit,
+        propensity=0.1 if audit else 0.9,
+        policy_version=f"v-{number // 100_000:012}@{rng.randrange(1, 6)}",
+        certified=True,
+        question_key=f"q{number}",
+        ungoverned=None,
+        received_at_s=0.0,
+        unit=f"u{number}",
+        setup="s",
         query=Query(query_class=rng.choice(CLASSES), n_words=12),
-    )  # fmt: skip
+    )
     outcome = Outcome(
-        episode_id=name, end_reason="stopped" if stopped else "done", status=200, answer=answer, steps=steps,
-        response_id=f"r{number}", usage=Usage(prompt_tokens=120, completion_tokens=tokens), stopped=stopped,
-        overhead=Overhead(n_extra_calls=n - 1), stop_reason="suffices" if stopped else None,
-        stop_step=n if stopped else rng.choice((None, 2)), would_answer=answer if rng.random() < 0.97 else "0",
-        decision="the vote is decided", cost_usd=tokens * 1e-6, saved_usd_estimate=1e-4 if stopped else None,
-        overhead_usd=0.0, duration_s=1.5, tokens_saved_estimate=120 if stopped else None,
+        episode_id=name,
+        end_reason="stopped" if stopped else "done",
+        status=200,
+        answer=answer,
+        steps=steps,
+        response_id=f"r{number}",
+        usage=Usage(prompt_tokens=120, completion_tokens=tokens),
+        stopped=stopped,
+        overhead=Overhead(n_extra_calls=n - 1),
+        stop_reason="suffices" if stopped else None,
+        stop_step=n if stopped else rng.choice((None, 2)),
+        would_answer=answer if rng.random() < 0.97 else "0",
+        decision="the vote is decided",
+        cost_usd=tokens * 1e-6,
+        saved_usd_estimate=1e-4 if stopped else None,
+        overhead_usd=0.0,
+        duration_s=1.5,
+        tokens_saved_estimate=120 if stopped else None,
         degraded=("probe",) if rng.random() < 1e-5 else (),
-    )  # fmt: skip
+    )
     events: list[Event] = [RequestSeen(request), RequestEnded(outcome)]
     if number % 5 == 0:
         events.append(

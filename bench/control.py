@@ -50,10 +50,13 @@ while True:
 
 def settings(folder: Path) -> Any:
     route = {"upstream": "up", "kind": "samples", "samples": 8, "scorer": "number", "mode": "enforce"}
-    return parse({
-        "upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "routes": {"r": route},
-        "store": {"url": f"sqlite:///{folder / 'log.db'}"},
-    })  # fmt: skip
+    return parse(
+        {
+            "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
+            "routes": {"r": route},
+            "store": {"url": f"sqlite:///{folder / 'log.db'}"},
+        }
+    )
 
 
 def fitted_on(n_audits: int) -> float:
@@ -75,9 +78,14 @@ def fitted_on(n_audits: int) -> float:
     assert runs is not None
     began_s = time.process_time()
     made = fit_version(
-        runs, LiveLearner(chosen, 0.5), now=float(n_audits), label_free=False, split="folds", n_levels=41,
+        runs,
+        LiveLearner(chosen, 0.5),
+        now=float(n_audits),
+        label_free=False,
+        split="folds",
+        n_levels=41,
         cost_exponent=0.5,
-    )  # fmt: skip
+    )
     assert made is not None
     return time.process_time() - began_s
 
@@ -116,10 +124,14 @@ def fill(folder: Path, n_episodes: int) -> None:
     rows = [to_row(RequestSeen(replace(seen.request, route="other"))), to_row(small)]
     with sqlite3.connect(folder / "log.db") as connection:
         connection.execute("PRAGMA synchronous = OFF")
-        connection.executemany(INSERT, (
-            (row.kind, f"other{n}", f"other{n}", row.route, 1.0, 1, row.body.replace("ep_00000", f"other{n}"))
-            for n in range(n_episodes) for row in rows
-        ))  # fmt: skip
+        connection.executemany(
+            INSERT,
+            (
+                (row.kind, f"other{n}", f"other{n}", row.route, 1.0, 1, row.body.replace("ep_00000", f"other{n}"))
+                for n in range(n_episodes)
+                for row in rows
+            ),
+        )
 
 
 def add(folder: Path, events: list[Any]) -> None:
@@ -135,17 +147,20 @@ def decisions(rounds: int) -> dict[str, list[tuple[float, float]]]:
     found: dict[str, list[tuple[float, float]]] = {"alone": [], "beside a fit": []}
     with tempfile.TemporaryDirectory() as name:
         raw = {
-            "upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "control": {"enabled": False},
+            "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
+            "control": {"enabled": False},
             "routes": {"loop": {"kind": "rounds", "scorer": "number", "mode": "enforce"}},
-        }  # fmt: skip
+        }
         with GatewayProcess.serving(name, raw) as gateway:
             timed(gateway.url, 300)
             for _ in range(rounds):
                 found["alone"].append(timed(gateway.url, N_DECISIONS))
                 busy = subprocess.Popen(
-                    [sys.executable, "-c", BUSY], stdout=subprocess.PIPE, preexec_fn=lambda: os.nice(10),  # noqa: PLW1509
+                    [sys.executable, "-c", BUSY],
+                    stdout=subprocess.PIPE,
+                    preexec_fn=lambda: os.nice(10),  # noqa: PLW1509
                     env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-                )  # fmt: skip
+                )
                 assert busy.stdout is not None
                 busy.stdout.readline()
                 try:
@@ -162,9 +177,11 @@ def timed(url: str, n: int) -> tuple[float, float]:
     connection = http.client.HTTPConnection(str(place.hostname), place.port)
     for number in range(n):
         body = {
-            "route": "loop", "question": f"question {number} {time.time_ns()}", "done": True,
+            "route": "loop",
+            "question": f"question {number} {time.time_ns()}",
+            "done": True,
             "step": {"index": 1, "answer": "4", "tokens": 20},
-        }  # fmt: skip
+        }
         began_s = time.perf_counter()
         connection.request("POST", "/v1/decide", json.dumps(body), {"content-type": "application/json"})
         reply = connection.getresponse()
@@ -196,14 +213,18 @@ def main() -> int:
     except ImportError:
         print("control.py: needs scikit-learn; install the extra train")
         return 2
-    print(f"machine: {platform.platform()} | Python {platform.python_version()} | cores {os.cpu_count()}"
-          f" | load {os.getloadavg()[0]:.1f}")
+    print(
+        f"machine: {platform.platform()} | Python {platform.python_version()} | cores {os.cpu_count()}"
+        f" | load {os.getloadavg()[0]:.1f}"
+    )
     print(f"certify 41 levels on {WINDOW} audits: {certifying():.2f} ms")
     fit_s = median(fitted_on(AUDITS) for _ in range(3))
     print(f"fit a version of five models on {AUDITS:,} audits: {fit_s:.2f} s of CPU")
     look_s, restart_s, size = looks(asked.episodes)
-    print(f"one look (100 new audits) behind {asked.episodes:,} stored episodes ({size / 2**20:.0f} MiB):"
-          f" {look_s:.2f} s of CPU; a new worker that reads its epoch of 1,800 requests again: {restart_s:.2f} s")
+    print(
+        f"one look (100 new audits) behind {asked.episodes:,} stored episodes ({size / 2**20:.0f} MiB):"
+        f" {look_s:.2f} s of CPU; a new worker that reads its epoch of 1,800 requests again: {restart_s:.2f} s"
+    )
     for what, measured in decisions(asked.rounds).items():
         p50, p99 = (median(one[at] for one in measured) for at in (0, 1))
         print(f"POST /v1/decide {what}: p50 {p50:.2f} ms, p99 {p99:.2f} ms (median of {len(measured)} rounds)")

@@ -54,14 +54,14 @@ from suffice.store.routes.phases import read_phases
 from suffice.testing import GatewayProcess
 
 ROUTE = "quiz"
-N_OPEN = 400               # conversations at once, at least
-TOKENS = 12                # of a sample
+N_OPEN = 400  # conversations at once, at least
+TOKENS = 12  # of a sample
 SAMPLE_S = 0.003
 HARD_SHARE, HARD_S, HARD_LATE = 0.3, 24.0, 0.2
 SHAKY, SPLIT, WRONG = 0.04, 0.1, 0.1
-ROW = 500                  # requests in a row of the table
-LOOK_REQUESTS = 100        # requests between two looks at the level in force
-LAST_S = 90.0              # seconds that a request may take
+ROW = 500  # requests in a row of the table
+LOOK_REQUESTS = 100  # requests between two looks at the level in force
+LAST_S = 90.0  # seconds that a request may take
 SUFFICE = "from suffice.cli.main import main; main()"
 
 
@@ -168,14 +168,15 @@ class Connection(asyncio.Protocol):
 
 # ---- the clients
 
+
 @dataclass(slots=True)
 class Seen:
     """What came of one request."""
 
-    drop: int = 0        # EM of the full vote less EM of what was delivered
-    tokens: int = 0      # generated for it
+    drop: int = 0  # EM of the full vote less EM of what was delivered
+    tokens: int = 0  # generated for it
     failed: bool = False
-    episode: str = ""    # its name in the gateway's log
+    episode: str = ""  # its name in the gateway's log
     audit: bool = False  # it ran in full by lot; known once its row of the table was printed
 
 
@@ -207,7 +208,7 @@ class Traffic:
     url: str
     database: Path
     n_turns: int
-    seen: list[Seen] = field(default_factory=list)       # in the order in which they began
+    seen: list[Seen] = field(default_factory=list)  # in the order in which they began
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
     waiting: deque[Conversation] = field(default_factory=deque)
@@ -275,16 +276,21 @@ class Traffic:
     async def _print_row(self, end: int) -> None:
         """Print what came of the last ROW of so many requests, once all of them have ended."""
         await asyncio.wait(self.tasks[:end])
-        part = self.seen[end - ROW:end]
+        part = self.seen[end - ROW : end]
         audits = await self._mark(part)
         looks = [look for look in self.looks if end - ROW <= look.n < end] or [Look(0, 0, 0, 0, None)]
         low, high = min(look.level for look in looks), max(look.level for look in looks)
         levels = f"{low if low == high else f'{low} to {high}'} of {max(look.n_levels for look in looks)}"
         live = [one for one in part if not one.audit]
         cells = [
-            f"{end:,}", levels, str(looks[-1].epoch), str(audits), f"{100 * mean_drop(part):.2f}",
+            f"{end:,}",
+            levels,
+            str(looks[-1].epoch),
+            str(audits),
+            f"{100 * mean_drop(part):.2f}",
             f"{100 * mean_drop(live):.2f}" if live else "-",
-            f"{100 * mean_drop(self.seen[:end]):.2f}", f"{saved(part, self.world.n_samples):.0%}",
+            f"{100 * mean_drop(self.seen[:end]):.2f}",
+            f"{saved(part, self.world.n_samples):.0%}",
         ]
         print(f"| {' | '.join(cells)} |", flush=True)
 
@@ -314,12 +320,13 @@ def audited(database: Path) -> set[str]:
 
 # ---- what is told
 
+
 def running_drop(seen: list[Seen], n_window: int) -> np.ndarray:
     """EM drop over each `n_window` of them in a row, (n,), or over all since the start while they are fewer."""
     total = np.concatenate([[0], np.cumsum([one.drop for one in seen])])
     end = np.arange(1, len(total))
     mean: np.ndarray = (total[end] - total[np.maximum(0, end - n_window)]) / np.minimum(end, n_window)
-    mean[:ROW - 1] = 0.0   # a handful shows nothing
+    mean[: ROW - 1] = 0.0  # a handful shows nothing
     return mean
 
 
@@ -337,7 +344,7 @@ def plot(traffic: Traffic, n_window: int, max_em_drop: float, out: Path) -> None
     at = [n for n, one in enumerate(traffic.seen) if not one.audit]
     live = running_drop([traffic.seen[n] for n in at], n_window)
     below.plot(100 * running_drop(traffic.seen, ROW), label=f"last {ROW:,} requests, audits among them")
-    below.plot(at[ROW - 1:], 100 * live[ROW - 1:], label=f"last {n_window:,} live runs")
+    below.plot(at[ROW - 1 :], 100 * live[ROW - 1 :], label=f"last {n_window:,} live runs")
     below.axhline(100 * max_em_drop, color="black", linestyle="--", label="budget")
     below.set(xlabel="requests, in the order in which they began", ylabel="true EM drop, points")
     figure.legend(loc="outside upper center", ncols=3)
@@ -376,11 +383,19 @@ async def measure(options: argparse.Namespace, folder: Path) -> Traffic:
     server = await asyncio.get_running_loop().create_server(lambda: Connection(truth), "127.0.0.1", 0)
     settings = {
         "upstreams": {"up": {"url": f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "slots": 10_000}},
-        "routes": {ROUTE: {
-            "upstream": "up", "kind": "samples", "samples": options.samples, "wave": 1, "scorer": "number",
-            "mode": "enforce", "max_em_drop": options.max_em_drop, "confidence": 0.95,
-        }},
-    }  # fmt: skip
+        "routes": {
+            ROUTE: {
+                "upstream": "up",
+                "kind": "samples",
+                "samples": options.samples,
+                "wave": 1,
+                "scorer": "number",
+                "mode": "enforce",
+                "max_em_drop": options.max_em_drop,
+                "confidence": 0.95,
+            }
+        },
+    }
     with GatewayProcess.serving(folder, settings, log_level="warning") as gateway:
         traffic = Traffic(world, gateway.url, gateway.database, options.turns)
         unlimited, in_time = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=LAST_S)
@@ -403,7 +418,7 @@ def main() -> int:
     parser.add_argument("--window", type=int, default=2_400, help="live runs whose drop must keep to the budget")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="write a picture to this file; needs the extra `replay`")
-    options, _ = parser.parse_known_args()   # `make bench ARGS=...` gives all programs the same words
+    options, _ = parser.parse_known_args()  # `make bench ARGS=...` gives all programs the same words
     if options.out is not None and find_spec("matplotlib") is None:
         print("conversations: a picture needs matplotlib, which the extra `replay` brings", file=sys.stderr)
         return 2

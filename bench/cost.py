@@ -26,28 +26,34 @@ from peers.targets import start, upstream
 
 BARE, SLOW = report.BARE, "LiteLLM proxy"
 UNGOVERNED, OBSERVE, ENFORCE = "Suffice, ungoverned", "Suffice, observe", "Suffice, enforce, policy on"
-GAP_MS = 20.0   # 50 chunks a second and stream
+GAP_MS = 20.0  # 50 chunks a second and stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """One way to ask, and what is counted."""
 
-    name: str                    # the column's head, with its unit
+    name: str  # the column's head, with its unit
     stream: bool
     at_once: int
-    each: int                    # requests over each connection
+    each: int  # requests over each connection
     chunks: int = 200
     gap_ms: float = 0.0
-    usage: int = 0               # 1: an empty usage in every chunk
-    waits: bool = False          # count the time to the first event instead of CPU time
+    usage: int = 0  # 1: an empty usage in every chunk
+    waits: bool = False  # count the time to the first event instead of CPU time
 
     def quick(self) -> Scenario:
         """A shorter one, for development."""
         return Scenario(
-            name=self.name, stream=self.stream, at_once=self.at_once, each=max(1, self.each // 4),
-            chunks=self.chunks if not self.gap_ms else 100, gap_ms=self.gap_ms, usage=self.usage, waits=self.waits,
-        )  # fmt: skip
+            name=self.name,
+            stream=self.stream,
+            at_once=self.at_once,
+            each=max(1, self.each // 4),
+            chunks=self.chunks if not self.gap_ms else 100,
+            gap_ms=self.gap_ms,
+            usage=self.usage,
+            waits=self.waits,
+        )
 
 
 SCENARIOS = (
@@ -101,7 +107,7 @@ async def measure(scenario: Scenario, target: Target, figures: Figures) -> None:
         figures.problems.append(f"{target.name}, {scenario.name}: {type(error).__name__}")
         return
     if scenario.stream:
-        await asyncio.sleep(0.02)   # what is done behind the answer belongs to it
+        await asyncio.sleep(0.02)  # what is done behind the answer belongs to it
     figures.take(scenario, target, heard, cpu_s(target.pid) - before if target.pid else 0.0)
 
 
@@ -131,8 +137,8 @@ class Limit:
     scenario: str
     name: str
     at_most: float
-    over: str | None = None      # divide by this target's figure
-    less: str | None = None      # subtract this target's figure
+    over: str | None = None  # divide by this target's figure
+    less: str | None = None  # subtract this target's figure
 
     def verdict(self, figures: Figures) -> tuple[bool, str] | None:
         """(kept, sentence); None when something that it needs was not measured."""

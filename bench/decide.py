@@ -38,21 +38,31 @@ class Figure:
 
     what: str
     microseconds: float
-    limit: float | None    # None: none was set
+    limit: float | None  # None: none was set
 
 
 def reasoning_steps(n: int, rng: random.Random) -> list[Step]:
     """Checkpoints of about 60 words, each with a probed answer of 5 tokens and all its numbers."""
     return [
         Step(
-            index=index, tokens=80, answer=str(rng.choice((93, 93, 93, 96, 45))), answer_source="probe",
-            logprobs=tuple(-rng.expovariate(4.0) for _ in range(5)), entropy=rng.expovariate(2.0),
-            text=" ".join(rng.choices(TEXT.split(), k=60)), probe_tokens=6, mass=0.9, margin=rng.random(),
-            closed_entropy=rng.expovariate(2.0), logprob=-rng.random(), stated_confidence=0.9,
-            said_done=False, action="think",
+            index=index,
+            tokens=80,
+            answer=str(rng.choice((93, 93, 93, 96, 45))),
+            answer_source="probe",
+            logprobs=tuple(-rng.expovariate(4.0) for _ in range(5)),
+            entropy=rng.expovariate(2.0),
+            text=" ".join(rng.choices(TEXT.split(), k=60)),
+            probe_tokens=6,
+            mass=0.9,
+            margin=rng.random(),
+            closed_entropy=rng.expovariate(2.0),
+            logprob=-rng.random(),
+            stated_confidence=0.9,
+            said_done=False,
+            action="think",
         )
         for index in range(1, n + 1)
-    ]  # fmt: skip
+    ]
 
 
 def samples(n: int, rng: random.Random) -> list[Step]:

@@ -44,7 +44,7 @@ class Figure:
 
     what: str
     value: float
-    limit: float | None    # None: none was set
+    limit: float | None  # None: none was set
 
 
 def runs(rng: random.Random) -> list[tuple[Query, list[Step]]]:
@@ -54,11 +54,19 @@ def runs(rng: random.Random) -> list[tuple[Query, list[Step]]]:
         level, steps = rng.random(), []
         for index in range(1, N_STEPS + 1):
             level = min(0.999, max(0.05, level + rng.gauss(0.02, 0.1)))
-            steps.append(Step(
-                index=index, tokens=rng.randrange(20, 200), answer=None if rng.random() < 0.05 else rng.choice("aaab"),
-                answer_source="probe", confidence=level, mass=rng.random(), entropy=rng.expovariate(2.0),
-                closed_entropy=rng.expovariate(2.0), text=rng.choice(("so it is", "wait, let me check", "hmm")),
-            ))  # fmt: skip
+            steps.append(
+                Step(
+                    index=index,
+                    tokens=rng.randrange(20, 200),
+                    answer=None if rng.random() < 0.05 else rng.choice("aaab"),
+                    answer_source="probe",
+                    confidence=level,
+                    mass=rng.random(),
+                    entropy=rng.expovariate(2.0),
+                    closed_entropy=rng.expovariate(2.0),
+                    text=rng.choice(("so it is", "wait, let me check", "hmm")),
+                )
+            )
         query = Query(metadata=(("model", rng.choice(MODELS)),), planned_steps=N_STEPS, n_words=20, n_numbers=2)
         made.append((query, steps))
     return made
@@ -135,8 +143,11 @@ def main() -> int:
     print("| what | measured | limit |\n| --- | --- | --- |")
     for row in found:
         limit = "–" if row.limit is None else f"{row.limit:g}"
-        print(f"| {row.what} | {row.value:.2g} | {limit} |" if row.value < 0.01 else
-              f"| {row.what} | {row.value:.1f} | {limit} |")  # fmt: skip
+        print(
+            f"| {row.what} | {row.value:.2g} | {limit} |"
+            if row.value < 0.01
+            else f"| {row.what} | {row.value:.1f} | {limit} |"
+        )
     missed = [row.what for row in found if row.limit is not None and row.value > row.limit]
     for what in missed:
         print(f"MISSED  {what}")

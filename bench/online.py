@@ -50,18 +50,28 @@ N_PROCESSES: Final = 2
 
 # Of the reference.
 _VOTES: Final = (
-    "log1p(answer_streak)", "streak_share", "agreement", "vote_share", "logit(p_majority)", "log1p(n_distinct)",
-    "step_share", "log1p(step)", "log1p(answer_streak)*agreement", "agreement*step_share",
-)  # fmt: skip
+    "log1p(answer_streak)",
+    "streak_share",
+    "agreement",
+    "vote_share",
+    "logit(p_majority)",
+    "log1p(n_distinct)",
+    "step_share",
+    "log1p(step)",
+    "log1p(answer_streak)*agreement",
+    "agreement*step_share",
+)
 _SURE: Final = ("logit(confidence)", "unknown(confidence)", "logit(confidence)*log1p(answer_streak)")
 _STATED: Final = ("logit(stated_confidence)", "unknown(stated_confidence)")
 FEATURES: Final[dict[Kind, tuple[str, ...]]] = {
-    "samples": _VOTES, "reasoning": (*_VOTES, *_SURE), "rounds": (*_VOTES, *_SURE[:2], *_STATED),
-}  # fmt: skip
+    "samples": _VOTES,
+    "reasoning": (*_VOTES, *_SURE),
+    "rounds": (*_VOTES, *_SURE[:2], *_STATED),
+}
 RISKS: Final = np.concatenate([[-np.inf], np.geomspace(4e-4, 0.6, 40)])  # 1 - lambda of each level
 WARM_UP, WARM_UP_PART, SHARE = 500, 0.25, 0.05
-WINDOW, PERIOD, REFIT = 800, 100, 1_000      # audits, requests, requests
-HALF_LIFE, MOST_AUDITS = 800.0, 3_000        # audits
+WINDOW, PERIOD, REFIT = 800, 100, 1_000  # audits, requests, requests
+HALF_LIFE, MOST_AUDITS = 800.0, 3_000  # audits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,9 +102,11 @@ class Summary:
         return {
             "token_reduction_second_half": self.saved,
             "token_reduction_second_half_without_probes": self.saved_without_probes,
-            "em_drop_second_half": self.drop, "violations": self.n_over / self.n_seeds,
-            "violations_interval": [ends.low, ends.high], "seeds": self.n_seeds,
-        }  # fmt: skip
+            "em_drop_second_half": self.drop,
+            "violations": self.n_over / self.n_seeds,
+            "violations_interval": [ends.low, ends.high],
+            "seeds": self.n_seeds,
+        }
 
     def cells(self) -> str:
         ends = self.interval
@@ -171,10 +183,12 @@ def reference(data: Survey, asked: OnlineOptions) -> Summary:
     with ProcessPoolExecutor(asked.n_processes) as pool:
         halves = list(pool.map(partial(_one_seed, traffic, asked), range(asked.seed, asked.seed + asked.n_seeds)))
     return Summary(
-        float(np.mean([half.saved for half in halves])), float(np.mean([half.saved_without_probes for half in halves])),
-        float(np.mean([half.drop for half in halves])), sum(half.drop > asked.max_em_drop for half in halves),
+        float(np.mean([half.saved for half in halves])),
+        float(np.mean([half.saved_without_probes for half in halves])),
+        float(np.mean([half.drop for half in halves])),
+        sum(half.drop > asked.max_em_drop for half in halves),
         len(halves),
-    )  # fmt: skip
+    )
 
 
 # ---- the table ---------------------------------------------------------------------------------
@@ -183,9 +197,12 @@ def reference(data: Survey, asked: OnlineOptions) -> Summary:
 def ours(report: OnlineReport) -> Summary:
     """What ours came to, in the words of the table."""
     return Summary(
-        report.mean("reduction_late"), report.mean("reduction_late_free"), report.mean("drop_late"),
-        report.n_violations, len(report.seeds),
-    )  # fmt: skip
+        report.mean("reduction_late"),
+        report.mean("reduction_late_free"),
+        report.mean("drop_late"),
+        report.n_violations,
+        len(report.seeds),
+    )
 
 
 def show(data: Survey, asked: OnlineOptions, *, reference_alone: bool, as_json: bool) -> None:
@@ -243,9 +260,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             (data,) = survey([file])
             for budget in BUDGETS:
                 question = OnlineOptions(
-                    max_em_drop=budget, confidence=CONFIDENCE, n_seeds=asked.seeds, disjoint=asked.disjoint,
-                    resample=asked.resample, n_processes=N_PROCESSES,
-                )  # fmt: skip
+                    max_em_drop=budget,
+                    confidence=CONFIDENCE,
+                    n_seeds=asked.seeds,
+                    disjoint=asked.disjoint,
+                    resample=asked.resample,
+                    n_processes=N_PROCESSES,
+                )
                 show(data, question, reference_alone=asked.reference, as_json=asked.json)
         except SufficeError as error:
             print(f"online: {error}", file=sys.stderr)

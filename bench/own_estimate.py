@@ -77,9 +77,14 @@ def compare() -> None:
     found = runs_of_calls(log.calls, SCORER)
     rng = np.random.default_rng(0)
     said = estimate(
-        replay_ladder(found, SCORER), traffic_of(log.calls, len(found.runs), rng), rng=rng,
-        max_em_drop=0.05, confidence=0.95, audit_share=0.1, most_audits=800,
-    )  # fmt: skip
+        replay_ladder(found, SCORER),
+        traffic_of(log.calls, len(found.runs), rng),
+        rng=rng,
+        max_em_drop=0.05,
+        confidence=0.95,
+        audit_share=0.1,
+        most_audits=800,
+    )
     came = replay_ladder(LogRuns(runs=second, kind="samples"), SCORER)
     assert came.drop is not None
     print(f"\nestimated from a log of {len(first)} requests, then replayed on {len(second)} other questions")
@@ -102,9 +107,14 @@ def halve() -> None:
         order = rng.permutation(len(runs))
         here, there = (part_of(everything, half) for half in np.array_split(order, 2))
         said = estimate(
-            here, traffic_of([], len(here.question), rng), rng=rng,
-            max_em_drop=0.05, confidence=0.95, audit_share=0.1, most_audits=800,
-        )  # fmt: skip
+            here,
+            traffic_of([], len(here.question), rng),
+            rng=rng,
+            max_em_drop=0.05,
+            confidence=0.95,
+            audit_share=0.1,
+            most_audits=800,
+        )
         came = 1 - there.tokens.sum(axis=0) / there.full_tokens.sum()
         intervals = [level.saving for level in said.levels]
         held += [at.low <= saving <= at.high for at, saving in zip(intervals, came, strict=True)]
@@ -117,10 +127,15 @@ def halve() -> None:
 def part_of(evidence: LevelOutcomes, keep: NDArray[np.int64]) -> LevelOutcomes:
     assert evidence.drop is not None
     return replace(
-        evidence, question=tuple(evidence.question[i] for i in keep), drop=evidence.drop[keep],
-        full_tokens=evidence.full_tokens[keep], tokens=evidence.tokens[keep], differs=evidence.differs[keep],
-        stopped=evidence.stopped[keep], probe_tokens=evidence.probe_tokens[keep],
-    )  # fmt: skip
+        evidence,
+        question=tuple(evidence.question[i] for i in keep),
+        drop=evidence.drop[keep],
+        full_tokens=evidence.full_tokens[keep],
+        tokens=evidence.tokens[keep],
+        differs=evidence.differs[keep],
+        stopped=evidence.stopped[keep],
+        probe_tokens=evidence.probe_tokens[keep],
+    )
 
 
 def span(value: QuantityInterval) -> str:

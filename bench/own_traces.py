@@ -32,11 +32,18 @@ BLOCK = 25
 SLOTS = {"reasoning": 4, "samples": 2}
 RECIPES = {
     "reasoning": RecordingRecipe(
-        kind="reasoning", model=MODEL, scorer="number", driver="llama.cpp", finish="raw",
-        steps=Steps(boundary="tokens", min_tokens=8, growth=1.2), probe=Probe(max_tokens=6),
+        kind="reasoning",
+        model=MODEL,
+        scorer="number",
+        driver="llama.cpp",
+        finish="raw",
+        steps=Steps(boundary="tokens", min_tokens=8, growth=1.2),
+        probe=Probe(max_tokens=6),
     ),
-    "samples": RecordingRecipe(kind="samples", model=MODEL, scorer="number", driver="llama.cpp", finish=None, n_samples=16),
-}  # fmt: skip
+    "samples": RecordingRecipe(
+        kind="samples", model=MODEL, scorer="number", driver="llama.cpp", finish=None, n_samples=16
+    ),
+}
 
 
 def lines(kind: str) -> Iterator[str]:
@@ -53,9 +60,13 @@ def lines(kind: str) -> Iterator[str]:
 
 def line(kind: str, one: TaskQuestion) -> dict[str, object]:
     asked: dict[str, object] = {
-        "id": one.id, "task": one.task, "gold": one.gold, "messages": list(one.messages),
-        "max_tokens": one.max_tokens, "temperature": one.temperature,
-    }  # fmt: skip
+        "id": one.id,
+        "task": one.task,
+        "gold": one.gold,
+        "messages": list(one.messages),
+        "max_tokens": one.max_tokens,
+        "temperature": one.temperature,
+    }
     if kind == "samples":
         asked["chat_template_kwargs"] = {"enable_thinking": False}
     return asked
@@ -69,8 +80,9 @@ def tell(started_s: float, n_before: int, progress: Progress) -> None:
     wait = f"{left / rate / 60:.0f} min" if rate else "?"
     print(
         f"{n_before + progress.n_recorded} of {progress.n_questions}, EM {progress.n_right}/{progress.n_recorded},"
-        f" {tokens:.1f} tokens/s, {len(progress.failed)} failed, {wait} left", flush=True,
-    )  # fmt: skip
+        f" {tokens:.1f} tokens/s, {len(progress.failed)} failed, {wait} left",
+        flush=True,
+    )
 
 
 async def go(kind: str, folder: Path, url: str) -> Progress:
@@ -82,10 +94,15 @@ async def go(kind: str, folder: Path, url: str) -> Progress:
         with RecordingFile(folder / f"own_{kind}.jsonl.gz", recipe) as recording:
             started_s, n_before = time.monotonic(), len(recording.done)
             return await record(
-                asked, recording, client=client, recipe=recipe, scorer=build_scorer(recipe.scorer),
-                dataset="suffice_own", concurrency=SLOTS[kind],
+                asked,
+                recording,
+                client=client,
+                recipe=recipe,
+                scorer=build_scorer(recipe.scorer),
+                dataset="suffice_own",
+                concurrency=SLOTS[kind],
                 tell=lambda progress: tell(started_s, n_before, progress),
-            )  # fmt: skip
+            )
 
 
 def main() -> int:

@@ -53,22 +53,37 @@ class Pauses:
 
     pauses_ms: list[float] = field(default_factory=list)
     handovers_ms: list[float] = field(default_factory=list)
-    cached: list[float] = field(default_factory=list)    # share of the continuation's prompt that was cached
+    cached: list[float] = field(default_factory=list)  # share of the continuation's prompt that was cached
     n_runs: int = 0
 
 
 def settings(url: str, folder: Path, method: str, state: str) -> Settings:
-    return parse({
-        "upstreams": {"local": {
-            "url": url, "driver": "llama.cpp", "finish": [method],
-            "slots": 1 if state == "warm" else N_SLOTS,   # 1: the original is closed before the continuation opens
-        }},
-        "routes": {"r": {
-            "upstream": "local", "mode": "enforce", "uncertified": True, "audit_share": 0.0, "scorer": "text",
-            "policy": {"policy": "stable-answer", "streak": 1}, "steps": {"boundary": "tokens", "min_tokens": 24},
-        }},
-        "store": {"url": f"sqlite:///{folder}/{method}-{state}.db"},
-    })  # fmt: skip
+    return parse(
+        {
+            "upstreams": {
+                "local": {
+                    "url": url,
+                    "driver": "llama.cpp",
+                    "finish": [method],
+                    "slots": 1
+                    if state == "warm"
+                    else N_SLOTS,  # 1: the original is closed before the continuation opens
+                }
+            },
+            "routes": {
+                "r": {
+                    "upstream": "local",
+                    "mode": "enforce",
+                    "uncertified": True,
+                    "audit_share": 0.0,
+                    "scorer": "text",
+                    "policy": {"policy": "stable-answer", "streak": 1},
+                    "steps": {"boundary": "tokens", "min_tokens": 24},
+                }
+            },
+            "store": {"url": f"sqlite:///{folder}/{method}-{state}.db"},
+        }
+    )
 
 
 def body(rng: random.Random, *, max_tokens: int = 48) -> dict[str, Any]:
@@ -77,9 +92,13 @@ def body(rng: random.Random, *, max_tokens: int = 48) -> dict[str, Any]:
     words = rng.sample(FILLER, 2)
     question = f"{text}\n\nWhich word stands more often in this text, {words[0]} or {words[1]}? Think step by step."
     return {
-        "model": "local", "stream": True, "max_tokens": max_tokens, "temperature": 0, "seed": rng.randrange(10**6),
+        "model": "local",
+        "stream": True,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "seed": rng.randrange(10**6),
         "messages": [{"role": "user", "content": question}],
-    }  # fmt: skip
+    }
 
 
 async def pause_ms(session: aiohttp.ClientSession, url: str, asked: dict[str, Any]) -> float | None:
@@ -138,8 +157,9 @@ async def one_state(model_url: str, folder: Path, method: str, state: str, n_run
             found.handovers_ms.append(outcome.handover_ms)
             found.cached += [
                 call.cached_tokens / call.prompt_tokens
-                for call in outcome.calls if call.purpose == "continuation" and call.prompt_tokens
-            ]  # fmt: skip
+                for call in outcome.calls
+                if call.purpose == "continuation" and call.prompt_tokens
+            ]
     return found
 
 
@@ -172,7 +192,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the smaller model, four runs a state")
     parser.add_argument("--runs", type=int, help="runs a state; default 12")
-    options, _ = parser.parse_known_args()   # `make bench ARGS=...` gives all programs the same words
+    options, _ = parser.parse_known_args()  # `make bench ARGS=...` gives all programs the same words
     weights = find(QUICK_MODEL if options.quick else MODEL)
     path = cached_file(weights)
     if not path.is_file() or not is_whole(path, weights):

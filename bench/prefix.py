@@ -41,10 +41,10 @@ class Cell:
 
     at_once: int
     n_probes: int = 0
-    n_missing: int = 0                                     # checkpoints at which no probe was sent
-    first: list[int] = field(default_factory=list)         # read anew by the first probe of a run
-    later: list[int] = field(default_factory=list)         # … by every further one
-    distance: list[int] = field(default_factory=list)      # by which its prompt is longer than the one before
+    n_missing: int = 0  # checkpoints at which no probe was sent
+    first: list[int] = field(default_factory=list)  # read anew by the first probe of a run
+    later: list[int] = field(default_factory=list)  # … by every further one
+    distance: list[int] = field(default_factory=list)  # by which its prompt is longer than the one before
 
     def add(self, outcome: Outcome) -> None:
         self.n_missing += sum(step.answer_source is None for step in outcome.steps)
@@ -70,22 +70,31 @@ class Cell:
 
 
 def settings(upstream: str, slots: int, folder: Path) -> Settings:
-    return parse({
-        "upstreams": {"local": {"url": upstream, "driver": "llama.cpp", "slots": slots, "finish": ["raw"]}},
-        "routes": {"all": {
-            "upstream": "local", "scorer": "number", "audit_share": 1.0,
-            "steps": {"min_tokens": 16, "growth": 1.2},
-            "probe": {"max_tokens": 6, "verified_by": "owner"},
-        }},
-        "store": {"url": f"sqlite:///{folder}/prefix.db"},
-    })  # fmt: skip
+    return parse(
+        {
+            "upstreams": {"local": {"url": upstream, "driver": "llama.cpp", "slots": slots, "finish": ["raw"]}},
+            "routes": {
+                "all": {
+                    "upstream": "local",
+                    "scorer": "number",
+                    "audit_share": 1.0,
+                    "steps": {"min_tokens": 16, "growth": 1.2},
+                    "probe": {"max_tokens": 6, "verified_by": "owner"},
+                }
+            },
+            "store": {"url": f"sqlite:///{folder}/prefix.db"},
+        }
+    )
 
 
 async def ask(session: aiohttp.ClientSession, url: str, question: TaskQuestion) -> None:
     body: dict[str, Any] = {
-        "model": MODEL, "messages": [dict(m) for m in question.messages], "max_tokens": 150, "temperature": 0,
+        "model": MODEL,
+        "messages": [dict(m) for m in question.messages],
+        "max_tokens": 150,
+        "temperature": 0,
         "stream": True,
-    }  # fmt: skip
+    }
     async with session.post(f"{url}/v1/chat/completions", json=body) as reply:
         async for _ in reply.content.iter_any():
             pass
@@ -130,7 +139,7 @@ def main() -> int:
             print("| at once | probes | not sent | first of a run | later ones | distance to the one before |")
             print("| --- | --- | --- | --- | --- | --- |")
             for n, at_once in enumerate(levels):
-                mine = asked[n * options.questions:][: options.questions]  # no prompt is asked twice
+                mine = asked[n * options.questions :][: options.questions]  # no prompt is asked twice
                 run = measure(server.url, options.slots, at_once, mine)
                 print(asyncio.run(asyncio.wait_for(run, options.limit_s)).row(), flush=True)
     except LocalModelError as error:

@@ -47,7 +47,7 @@ class Figure:
 
     what: str
     measured: float
-    limit: float | None     # None: none was set
+    limit: float | None  # None: none was set
     at_least: bool = False  # is the limit the smallest allowed?
 
     @property
@@ -86,11 +86,16 @@ def evaluations(data: Survey) -> list[Figure]:
         found = cpu(lambda: first_passages(risk, runs.starts, levels))
         judged = cpu(lambda: judge(runs, risk, levels, codes))
     return [
-        Figure(what=f"episode × level at {N_LEVELS} levels: where each run halts, a second and core",
-               measured=n / found, limit=1e6, at_least=True),
-        Figure(what="the same with EM, tokens and probes summed by question",
-               measured=n / judged, limit=1e6, at_least=True),
-    ]  # fmt: skip
+        Figure(
+            what=f"episode × level at {N_LEVELS} levels: where each run halts, a second and core",
+            measured=n / found,
+            limit=1e6,
+            at_least=True,
+        ),
+        Figure(
+            what="the same with EM, tokens and probes summed by question", measured=n / judged, limit=1e6, at_least=True
+        ),
+    ]
 
 
 def judge(runs: Runs, risk: np.ndarray, levels: np.ndarray, codes: np.ndarray) -> None:
@@ -125,10 +130,14 @@ def large(folder: Path, n_runs: int) -> list[Figure]:
         seconds = time.perf_counter() - begin
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     return [
-        Figure(what=f"{n_runs:,} runs of 4 steps ({path.stat().st_size / 1e6:,.0f} MB), every published rule and"
-                    " learned score: peak memory, GiB", measured=peak / GIB, limit=4.0),
+        Figure(
+            what=f"{n_runs:,} runs of 4 steps ({path.stat().st_size / 1e6:,.0f} MB), every published rule and"
+            " learned score: peak memory, GiB",
+            measured=peak / GIB,
+            limit=4.0,
+        ),
         Figure(what="the same: seconds", measured=seconds, limit=None),
-    ]  # fmt: skip
+    ]
 
 
 def replay_large(path: Path, n_runs: int) -> None:

@@ -68,8 +68,10 @@ def scorers() -> None:
         match_us = micros(lambda s=scorer, a=answer: s.match(a, a))
         print(f"| `{title}` | {short_us:.1f} | {long_us:.0f} | {match_us:.1f} |")
     ours, usual = build_scorer("squad"), "The Eiffel Tower, in Paris!"
-    print(f"\nSQuAD's normal form of {usual!r}: {micros(lambda: ours.normalise(usual)):.1f} us,"
-          f" the usual way {micros(lambda: usual_squad(usual)):.1f} us")  # fmt: skip
+    print(
+        f"\nSQuAD's normal form of {usual!r}: {micros(lambda: ours.normalise(usual)):.1f} us,"
+        f" the usual way {micros(lambda: usual_squad(usual)):.1f} us"
+    )
 
 
 def judgements() -> None:
@@ -96,11 +98,14 @@ def judgements() -> None:
         hung_s = time.monotonic() - begin
     begin = time.process_time()
     for one, other in pairs:
-        assert verify(parse(f"${one}$", parsing_timeout=None), parse(f"${other}$", parsing_timeout=None),
-                      timeout_seconds=None)  # fmt: skip
+        assert verify(
+            parse(f"${one}$", parsing_timeout=None), parse(f"${other}$", parsing_timeout=None), timeout_seconds=None
+        )
     direct_us = (time.process_time() - begin) / len(pairs) * 1e6
-    print(f"\none judgement: {wall_us:.0f} us wall, {own_us:.0f} us of it CPU of the asking process;"
-          f" math-verify called directly: {direct_us:.0f} us")  # fmt: skip
+    print(
+        f"\none judgement: {wall_us:.0f} us wall, {own_us:.0f} us of it CPU of the asking process;"
+        f" math-verify called directly: {direct_us:.0f} us"
+    )
     print(f"start of a worker: {started_s:.1f} s; a formula that hangs: {hung_s:.1f} s, then a new worker")
 
 

@@ -34,7 +34,9 @@ def shares(traffic: RecordedTraffic, max_em_drop: float, n: int, seed: int) -> t
     """
     rng = np.random.default_rng(seed)
     stream = traffic.take(draw_order(traffic, rng, resample=n).which)
-    keeper = Certifier(stream_plan(OnlineOptions(max_em_drop=max_em_drop), traffic, n), learner_of(stream.chosen, seed=seed))
+    keeper = Certifier(
+        stream_plan(OnlineOptions(max_em_drop=max_em_drop), traffic, n), learner_of(stream.chosen, seed=seed)
+    )
     run_stream(stream, keeper, rng)
     served, runs = keeper.served, traffic.runs
     if served is None:

@@ -71,13 +71,17 @@ def main() -> int:
                 sizes.append(gateway.rss_bytes())
                 files.append(gateway.n_descriptors())
                 if done % max(step, 1_000) < step:
-                    print(f"{done:>7,} streams  {sizes[-1] / 2**20:7.2f} MiB  {files[-1]:>4} descriptors"
-                          f"  {done / (time.monotonic() - start_s):6.0f} streams/s")
+                    print(
+                        f"{done:>7,} streams  {sizes[-1] / 2**20:7.2f} MiB  {files[-1]:>4} descriptors"
+                        f"  {done / (time.monotonic() - start_s):6.0f} streams/s"
+                    )
     warm = len(counts) // 3
     slope, error = slope_bytes(counts[warm:], sizes[warm:])
     grows = slope > ALLOWED_BYTES and slope > 2 * error
-    print(f"memory after the first {counts[warm - 1]:,} streams:"
-          f" {slope / 1024:+.1f} KiB per 1,000 streams, +- {error / 1024:.1f}")
+    print(
+        f"memory after the first {counts[warm - 1]:,} streams:"
+        f" {slope / 1024:+.1f} KiB per 1,000 streams, +- {error / 1024:.1f}"
+    )
     print(f"descriptors: {min(files[warm:])} to {max(files[warm:])}")
     leaks = max(files[warm:]) - min(files[warm:]) > 16
     print("it grows" if grows or leaks else "flat")

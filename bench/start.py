@@ -21,7 +21,7 @@ from console import made, tables
 from peers.processes import cpu_s
 from suffice.testing import GatewayProcess
 
-SHORT: Final = 1_000   # episodes
+SHORT: Final = 1_000  # episodes
 STARTS: Final = 5
 
 
@@ -35,7 +35,8 @@ def started(folder: Path, n: int) -> float:
         with closing(sqlite3.connect(path)) as connection:  # the rows of `made` are of process 1
             connection.execute(
                 "INSERT OR REPLACE INTO owners (id, lock, pid, started_s, settled)"
-                " SELECT 1, ?, 1, 1.0, max(seq) - 1000 FROM events", (f"dead{number}",)
+                " SELECT 1, ?, 1, 1.0, max(seq) - 1000 FROM events",
+                (f"dead{number}",),
             )
             connection.commit()
         with GatewayProcess.serving(folder, tables(path)) as gateway:

@@ -55,15 +55,33 @@ def rows(n_rows: int, n_routes: int) -> Iterator[tuple[str, str, str, str | None
         stopped = not audit and rng.random() < 0.7
         name = f"ep_{number:09}"
         request = Request(
-            episode_id=name, route=route, kind="reasoning", mode="enforce", model="m", stream=False, n_samples=1,
-            audit=audit, propensity=0.1 if audit else 0.9, policy_version="v1", certified=False,
-            question_key=f"q{rng.randrange(100_000)}", ungoverned=None, received_at_s=float(number),
-        )  # fmt: skip
+            episode_id=name,
+            route=route,
+            kind="reasoning",
+            mode="enforce",
+            model="m",
+            stream=False,
+            n_samples=1,
+            audit=audit,
+            propensity=0.1 if audit else 0.9,
+            policy_version="v1",
+            certified=False,
+            question_key=f"q{rng.randrange(100_000)}",
+            ungoverned=None,
+            received_at_s=float(number),
+        )
         outcome = Outcome(
-            episode_id=name, end_reason="stopped" if stopped else "done", status=200, answer="4", response_id=None,
-            usage=Usage(prompt_tokens=90, completion_tokens=tokens // 3 if stopped else tokens), stopped=stopped,
-            overhead=Overhead(probe_tokens=12), stop_step=2 if stopped or audit else None, would_answer="4",
-        )  # fmt: skip
+            episode_id=name,
+            end_reason="stopped" if stopped else "done",
+            status=200,
+            answer="4",
+            response_id=None,
+            usage=Usage(prompt_tokens=90, completion_tokens=tokens // 3 if stopped else tokens),
+            stopped=stopped,
+            overhead=Overhead(probe_tokens=12),
+            stop_step=2 if stopped or audit else None,
+            would_answer="4",
+        )
         yield ("request", name, name, route, number, 1, encode(RequestSeen(request)).decode())
         yield ("outcome", name, name, None, number + 0.5, 1, encode(RequestEnded(outcome)).decode())
         n += 2
@@ -134,8 +152,9 @@ def main() -> None:
             cpu_s, wall_s, n_bytes = min(took)
             print(
                 f"{what}: {n_rows:,} rows, {n_routes} routes, {size:,.0f} MB: status {cpu_s:.2f} s CPU, {wall_s:.2f} s"
-                f" wall, {n_bytes:,} bytes; the worker's sums once {summed_s:.1f} s CPU", flush=True,
-            )  # fmt: skip
+                f" wall, {n_bytes:,} bytes; the worker's sums once {summed_s:.1f} s CPU",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

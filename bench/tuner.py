@@ -42,9 +42,14 @@ def row(name: str, learner: str, told: Story, lives: Sequence[LearnerHistory]) -
     error = f" ± {1000 * rewards.std(ddof=1) / len(rewards) ** 0.5:.2f}" if len(lives) > 1 else ""
     over = int((worst > MAX_EM_DROP).sum())
     cells = [
-        name, learner, f"{1000 * rewards.mean():.1f}{error}", f"{1000 * (hindsight(told) - rewards.mean()):.1f}",
-        f"{100 * worst.mean():.2f}", f"{over} of {len(lives)}", f"{np.mean([lived.n_audits for lived in lives]):,.0f}",
-    ]  # fmt: skip
+        name,
+        learner,
+        f"{1000 * rewards.mean():.1f}{error}",
+        f"{1000 * (hindsight(told) - rewards.mean()):.1f}",
+        f"{100 * worst.mean():.2f}",
+        f"{over} of {len(lives)}",
+        f"{np.mean([lived.n_audits for lived in lives]):,.0f}",
+    ]
     return f"| {' | '.join(cells)} |"
 
 
@@ -68,8 +73,10 @@ def compare(names: Sequence[str], n_seeds: int, n_requests: int) -> None:
         print(row("", "greedy", told, [run_greedy(told, seed) for seed in range(n_seeds)]), flush=True)
         wins = sum(lived.reward.mean() > kept.reward.mean() for lived in ours)
         proposals = np.mean([len(lived.proposals) for lived in ours])
-        better.append(f"{name}: better than the fixed arm in {wins} of {n_seeds} lives, {proposals:.1f} proposals,"
-                      f" {cpu_s:.1f} s CPU")  # fmt: skip
+        better.append(
+            f"{name}: better than the fixed arm in {wins} of {n_seeds} lives, {proposals:.1f} proposals,"
+            f" {cpu_s:.1f} s CPU"
+        )
     print("\n" + "\n".join(better))
 
 
@@ -81,8 +88,11 @@ def lengths(n_seeds: int) -> None:
         ours = np.array([run_tuner(told, seed).reward.mean() for seed in range(n_seeds)])
         full = run_fixed(told, np.eye(len(ARMS))[0]).reward.mean()
         fixed = best_fixed(told, in_each_world=True)[1].reward.mean()
-        cells = [f"{n_requests:,}", *(f"{1000 * number:.1f}" for number in (ours.mean(), full, fixed)),
-                 *(f"{int((ours > other).sum())} of {n_seeds}" for other in (full, fixed))]  # fmt: skip
+        cells = [
+            f"{n_requests:,}",
+            *(f"{1000 * number:.1f}" for number in (ours.mean(), full, fixed)),
+            *(f"{int((ours > other).sum())} of {n_seeds}" for other in (full, fixed)),
+        ]
         print(f"| {' | '.join(cells)} |", flush=True)
 
 

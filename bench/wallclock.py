@@ -39,7 +39,7 @@ from suffice.scoring.base import build_scorer
 from suffice.testing import GatewayProcess
 
 SLOTS = 4
-THREADS = 2            # of the model server; clients and gateway need little of the two cores beside it
+THREADS = 2  # of the model server; clients and gateway need little of the two cores beside it
 N_SAMPLES = 8
 WAVE = 4
 TIMEOUT_S = 900.0
@@ -79,15 +79,15 @@ class Cell:
 
     kind: str
     arm: str
-    level: int              # calls in flight, in multiples of the slots
+    level: int  # calls in flight, in multiples of the slots
     n_requests: int
     n_failed: int
     wall_s: float
     p50_s: float
     p95_s: float
     em: float
-    generated_tokens: int   # by the model server's own count, probes and cancelled calls included
-    prompt_tokens: int      # read anew, not from a cache, by the same count
+    generated_tokens: int  # by the model server's own count, probes and cancelled calls included
+    prompt_tokens: int  # read anew, not from a cache, by the same count
     load_1min: float
 
     @property
@@ -117,8 +117,12 @@ def counters(upstream: str) -> tuple[int, int]:
 def body_of(question: TaskQuestion, seed: int) -> dict[str, Any]:
     """One chat request."""
     return {
-        "model": "local", "messages": [dict(m) for m in question.messages], "max_tokens": question.max_tokens,
-        "temperature": question.temperature, "seed": seed, "stream": True,
+        "model": "local",
+        "messages": [dict(m) for m in question.messages],
+        "max_tokens": question.max_tokens,
+        "temperature": question.temperature,
+        "seed": seed,
+        "stream": True,
         "stream_options": {"include_usage": True},
     }
 
@@ -204,10 +208,19 @@ def run_cell(kind: str, arm: str, level: int, asked: Sequence[TaskQuestion], spe
         latencies, failed, right, wall_s = asyncio.run(drive(url, kind, asked, n_clients, direct=arm == "direct"))
         generated, prompted = counters(upstream)
     return Cell(
-        kind=kind, arm=arm, level=level, n_requests=len(asked), n_failed=failed, wall_s=wall_s,
-        p50_s=quantile(latencies, 0.5), p95_s=quantile(latencies, 0.95), em=right / len(asked),
-        generated_tokens=generated, prompt_tokens=prompted, load_1min=os.getloadavg()[0],
-    )  # fmt: skip
+        kind=kind,
+        arm=arm,
+        level=level,
+        n_requests=len(asked),
+        n_failed=failed,
+        wall_s=wall_s,
+        p50_s=quantile(latencies, 0.5),
+        p95_s=quantile(latencies, 0.95),
+        em=right / len(asked),
+        generated_tokens=generated,
+        prompt_tokens=prompted,
+        load_1min=os.getloadavg()[0],
+    )
 
 
 def saved(cell: Cell, direct: Cell) -> tuple[float, float, float]:

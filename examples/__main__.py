@@ -24,9 +24,13 @@ from local_model import ADDRESS, served  # noqa: E402 - the examples stand in th
 
 # example ──▶ the environment that it needs; None: the one that runs this
 EXAMPLES = {
-    "iterative_rag": None, "self_revision": None, "tool_agent": None, "langgraph_rag": "langgraph",
-    "dspy_rag": "dspy", "pydantic_ai_agent": "pydantic-ai",
-}  # fmt: skip
+    "iterative_rag": None,
+    "self_revision": None,
+    "tool_agent": None,
+    "langgraph_rag": "langgraph",
+    "dspy_rag": "dspy",
+    "pydantic_ai_agent": "pydantic-ai",
+}
 QUIET = {"LANGSMITH_TRACING": "false", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONWARNINGS": "ignore"}
 
 

@@ -41,8 +41,8 @@ class Ran:
 
     right: bool
     steps: int
-    generated: int      # tokens
-    read: int           # prompt tokens, cached or not
+    generated: int  # tokens
+    read: int  # prompt tokens, cached or not
     stopped: bool
 
 
@@ -55,9 +55,14 @@ def arguments(doc: str | None, *, questions: int) -> argparse.Namespace:
 
 
 def compare(
-    questions: Sequence[Any], loop: Callable[[Any, Episode], None], *, title: str, scorer: str,
-    policy: Mapping[str, Any], verbose: bool = False,
-) -> dict[str, list[Ran]]:  # fmt: skip
+    questions: Sequence[Any],
+    loop: Callable[[Any, Episode], None],
+    *,
+    title: str,
+    scorer: str,
+    policy: Mapping[str, Any],
+    verbose: bool = False,
+) -> dict[str, list[Ran]]:
     """Run `loop(question, episode)` on every question, in full and governed."""
 
     def run(gov: Governor, question: Asked) -> Episode:
@@ -70,9 +75,14 @@ def compare(
 
 
 def compare_async(
-    questions: Sequence[Any], loop: Callable[[Any, AsyncEpisode], Awaitable[None]], *, title: str, scorer: str,
-    policy: Mapping[str, Any], verbose: bool = False,
-) -> dict[str, list[Ran]]:  # fmt: skip
+    questions: Sequence[Any],
+    loop: Callable[[Any, AsyncEpisode], Awaitable[None]],
+    *,
+    title: str,
+    scorer: str,
+    policy: Mapping[str, Any],
+    verbose: bool = False,
+) -> dict[str, list[Ran]]:
     """The same for a loop that is asynchronous."""
 
     async def one(gov: Governor, question: Asked) -> AsyncEpisode:
@@ -88,17 +98,26 @@ def compare_async(
 
 
 def _compared(
-    questions: Sequence[Asked], run: Callable[[Governor, Any], Episode | AsyncEpisode], *, title: str, scorer: str,
-    policy: Mapping[str, Any], verbose: bool,
-) -> dict[str, list[Ran]]:  # fmt: skip
+    questions: Sequence[Asked],
+    run: Callable[[Governor, Any], Episode | AsyncEpisode],
+    *,
+    title: str,
+    scorer: str,
+    policy: Mapping[str, Any],
+    verbose: bool,
+) -> dict[str, list[Ran]]:
     os.environ.setdefault("SUFFICE_SALT", "examples")  # the same audits each time, so that figures can be repeated
     yardstick, found, started = build_scorer(scorer), dict[str, list[Ran]](), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         for name, mode in (("full", "observe"), ("governed", "enforce")):
             route = {
-                "kind": "rounds", "scorer": scorer, "policy": dict(policy), "mode": mode, "audit_share": 0.1,
+                "kind": "rounds",
+                "scorer": scorer,
+                "policy": dict(policy),
+                "mode": mode,
+                "audit_share": 0.1,
                 "uncertified": mode == "enforce",
-            }  # fmt: skip
+            }
             settings = parse({"routes": {"loop": route}, "store": {"url": f"sqlite:///{Path(folder) / name}.db"}})
             with Governor.open(settings, route="loop") as gov:
                 found[name] = []
@@ -116,9 +135,12 @@ def _ran(ep: Episode | AsyncEpisode, question: Asked, scorer: Scorer) -> Ran:
     answer = None if ep.answer is None else scorer.normalise(ep.answer)
     gold = scorer.normalise(question.gold)
     return Ran(
-        right=gold is not None and scorer.match(answer, gold), steps=len(ep.history), generated=ep.tokens,
-        read=sum(said.ctx_tokens for said in ep.history), stopped=ep.stopped,
-    )  # fmt: skip
+        right=gold is not None and scorer.match(answer, gold),
+        steps=len(ep.history),
+        generated=ep.tokens,
+        read=sum(said.ctx_tokens for said in ep.history),
+        stopped=ep.stopped,
+    )
 
 
 def _show(title: str, policy: Mapping[str, Any], found: Mapping[str, list[Ran]], seconds: float) -> None:

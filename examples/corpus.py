@@ -12,14 +12,59 @@ from dataclasses import dataclass
 from suffice.local.facts import CAPITALS
 
 FIRST = (
-    "Alba", "Bruno", "Celia", "Dario", "Elin", "Fabio", "Greta", "Hugo", "Ines", "Jonas", "Kira", "Lars", "Mira",
-    "Nils", "Oriol", "Petra", "Quentin", "Rhea", "Sven", "Talia", "Ugo", "Vera", "Wanda", "Yara", "Zeno",
-)  # fmt: skip
+    "Alba",
+    "Bruno",
+    "Celia",
+    "Dario",
+    "Elin",
+    "Fabio",
+    "Greta",
+    "Hugo",
+    "Ines",
+    "Jonas",
+    "Kira",
+    "Lars",
+    "Mira",
+    "Nils",
+    "Oriol",
+    "Petra",
+    "Quentin",
+    "Rhea",
+    "Sven",
+    "Talia",
+    "Ugo",
+    "Vera",
+    "Wanda",
+    "Yara",
+    "Zeno",
+)
 LAST = (
-    "Kovel", "Brandis", "Torrez", "Halm", "Ostrav", "Pelin", "Quist", "Rundel", "Sarvo", "Timmer", "Abbas", "Corvin",
-    "Dresko", "Engel", "Farkas", "Gorin", "Ibsel", "Jarnik", "Lomax", "Mortel", "Nadir", "Ulvang", "Varga", "Wexler",
+    "Kovel",
+    "Brandis",
+    "Torrez",
+    "Halm",
+    "Ostrav",
+    "Pelin",
+    "Quist",
+    "Rundel",
+    "Sarvo",
+    "Timmer",
+    "Abbas",
+    "Corvin",
+    "Dresko",
+    "Engel",
+    "Farkas",
+    "Gorin",
+    "Ibsel",
+    "Jarnik",
+    "Lomax",
+    "Mortel",
+    "Nadir",
+    "Ulvang",
+    "Varga",
+    "Wexler",
     "Zander",
-)  # fmt: skip
+)
 WORK = ("painter", "surgeon", "pilot", "baker", "judge", "geologist", "dancer", "plumber", "tailor", "librarian")
 HOBBY = ("chess", "rowing", "pottery", "fencing", "sailing", "archery", "juggling", "gardening")
 BOOK = ("Harbour", "Lantern", "Orchard", "Compass", "Glacier", "Meadow", "Furnace", "Cathedral", "Island", "Bridge")
@@ -71,8 +116,17 @@ def _people(seed: int) -> list[_Person]:
     people = []
     for name, book in zip(names, titles, strict=True):
         country, city = rng.choice(sorted(CAPITALS.items()))
-        people.append(_Person(name, city, country, book, (
-            f"{name} was born in {city}.", f"{name} is a {rng.choice(WORK)} and likes {rng.choice(HOBBY)}.",
-            f"The book {book} was written by {name}.",
-        )))  # fmt: skip
+        people.append(
+            _Person(
+                name,
+                city,
+                country,
+                book,
+                (
+                    f"{name} was born in {city}.",
+                    f"{name} is a {rng.choice(WORK)} and likes {rng.choice(HOBBY)}.",
+                    f"The book {book} was written by {name}.",
+                ),
+            )
+        )
     return people

@@ -44,9 +44,11 @@ class IterativeRag(dspy.Module):
                 country = None
             usage = dspy.settings.lm.history[-1]["usage"]
             decision = ep.step(
-                answer=country, tokens=usage.get("completion_tokens") or 0,
-                ctx_tokens=usage.get("prompt_tokens") or 0, action="search",
-            )  # fmt: skip
+                answer=country,
+                tokens=usage.get("completion_tokens") or 0,
+                ctx_tokens=usage.get("prompt_tokens") or 0,
+                action="search",
+            )
             if decision.stop:
                 break
             query = next_query(question, passages[-1])
@@ -58,19 +60,30 @@ def main() -> None:
     asked = arguments(__doc__, questions=6)
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # prices are not looked up
     with local_model() as model:
-        dspy.configure(lm=dspy.LM(
-            f"openai/{NAME}", api_base=f"{model.url}/v1", api_key="unused", temperature=0.0, max_tokens=48,
-            cache=False, num_retries=0,
-        ))  # fmt: skip
+        dspy.configure(
+            lm=dspy.LM(
+                f"openai/{NAME}",
+                api_base=f"{model.url}/v1",
+                api_key="unused",
+                temperature=0.0,
+                max_tokens=48,
+                cache=False,
+                num_retries=0,
+            )
+        )
         rag = IterativeRag(Index(corpus()))
 
         def loop(question: Question, ep: Episode) -> None:
             rag(question=question.text, ep=ep)
 
         compare(
-            questions(asked.questions), loop, title="iterative RAG with DSPy", scorer="text", policy=POLICY,
+            questions(asked.questions),
+            loop,
+            title="iterative RAG with DSPy",
+            scorer="text",
+            policy=POLICY,
             verbose=asked.verbose,
-        )  # fmt: skip
+        )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from local_model import Model, local_model
 from suffice import Episode
 
 ROUNDS = 6
-POLICY = {"policy": "stable-answer", "streak": 3}   # its default: three rounds in a row with the same answer
+POLICY = {"policy": "stable-answer", "streak": 3}  # its default: three rounds in a row with the same answer
 
 
 def prompt(question: str, passages: list[str]) -> list[dict[str, str]]:
@@ -53,9 +53,13 @@ def main() -> None:
     index = Index(corpus())
     with local_model() as model:
         compare(
-            questions(asked.questions), lambda question, ep: loop(model, index, question, ep),
-            title="iterative RAG", scorer="text", policy=POLICY, verbose=asked.verbose,
-        )  # fmt: skip
+            questions(asked.questions),
+            lambda question, ep: loop(model, index, question, ep),
+            title="iterative RAG",
+            scorer="text",
+            policy=POLICY,
+            verbose=asked.verbose,
+        )
 
 
 if __name__ == "__main__":

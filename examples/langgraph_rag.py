@@ -61,9 +61,13 @@ def main() -> None:
     index = Index(corpus())
     with local_model() as model:
         compare(
-            questions(asked.questions), lambda question, ep: loop(model, index, question, ep),
-            title="iterative RAG with LangGraph", scorer="text", policy=POLICY, verbose=asked.verbose,
-        )  # fmt: skip
+            questions(asked.questions),
+            lambda question, ep: loop(model, index, question, ep),
+            title="iterative RAG with LangGraph",
+            scorer="text",
+            policy=POLICY,
+            verbose=asked.verbose,
+        )
 
 
 if __name__ == "__main__":

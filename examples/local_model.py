@@ -27,9 +27,9 @@ class Said:
     """One answer of the model, and what it took."""
 
     text: str
-    tokens: int                    # generated
-    ctx_tokens: int                # of the prompt
-    logprobs: tuple[float, ...]    # of the generated tokens
+    tokens: int  # generated
+    ctx_tokens: int  # of the prompt
+    logprobs: tuple[float, ...]  # of the generated tokens
 
 
 class Model:
@@ -42,9 +42,13 @@ class Model:
     def ask(self, messages: list[dict[str, str]], *, max_tokens: int, stop: tuple[str, ...] = ()) -> Said:
         """One chat completion."""
         body = {
-            "model": NAME, "messages": messages, "max_tokens": max_tokens, "temperature": 0, "logprobs": True,
+            "model": NAME,
+            "messages": messages,
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            "logprobs": True,
             "stop": list(stop),
-        }  # fmt: skip
+        }
         raw = json.dumps(body)
         if raw not in self._said:
             self._said[raw] = self._ask(raw)
@@ -59,9 +63,11 @@ class Model:
         choice, usage = body["choices"][0], body["usage"]
         listed = (choice.get("logprobs") or {}).get("content") or ()
         return Said(
-            text=(choice["message"]["content"] or "").strip(), tokens=usage["completion_tokens"],
-            ctx_tokens=usage["prompt_tokens"], logprobs=tuple(token["logprob"] for token in listed),
-        )  # fmt: skip
+            text=(choice["message"]["content"] or "").strip(),
+            tokens=usage["completion_tokens"],
+            ctx_tokens=usage["prompt_tokens"],
+            logprobs=tuple(token["logprob"] for token in listed),
+        )
 
 
 @contextlib.contextmanager

@@ -35,9 +35,11 @@ async def loop(url: str, question: Sum, ep: AsyncEpisode) -> None:
             result = await agent.run(prompt, message_history=history)
             usage = result.usage
             decision = await ep.step(
-                text=result.output, tokens=usage.output_tokens, ctx_tokens=usage.input_tokens,
+                text=result.output,
+                tokens=usage.output_tokens,
+                ctx_tokens=usage.input_tokens,
                 action="revise" if attempt else "solve",
-            )  # fmt: skip
+            )
             if decision.stop:
                 break
             asked = ModelRequest(parts=[UserPromptPart(content=question.text)])
@@ -49,9 +51,13 @@ def main() -> None:
     asked = arguments(__doc__, questions=8)
     with local_model() as model:
         compare_async(
-            questions(asked.questions), lambda question, ep: loop(model.url, question, ep),
-            title="self-revision with pydantic-ai", scorer="number", policy=POLICY, verbose=asked.verbose,
-        )  # fmt: skip
+            questions(asked.questions),
+            lambda question, ep: loop(model.url, question, ep),
+            title="self-revision with pydantic-ai",
+            scorer="number",
+            policy=POLICY,
+            verbose=asked.verbose,
+        )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from suffice import Episode
 from suffice.local.questions import chains
 
 ROUNDS = 3
-POLICY = {"policy": "stable-answer", "streak": 2}   # a revision that changed nothing
+POLICY = {"policy": "stable-answer", "streak": 2}  # a revision that changed nothing
 SHOWN = [
     {"role": "user", "content": "Calculate 20 + 5 - 3 + 10."},
     {"role": "assistant", "content": "20 + 5 = 25\n25 - 3 = 22\n22 + 10 = 32"},
@@ -55,9 +55,13 @@ def main() -> None:
     asked = arguments(__doc__, questions=16)
     with local_model() as model:
         compare(
-            questions(asked.questions), lambda question, ep: loop(model, question, ep),
-            title="self-revision", scorer="number", policy=POLICY, verbose=asked.verbose,
-        )  # fmt: skip
+            questions(asked.questions),
+            lambda question, ep: loop(model, question, ep),
+            title="self-revision",
+            scorer="number",
+            policy=POLICY,
+            verbose=asked.verbose,
+        )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from suffice import Episode
 from suffice.local.questions import stories
 
 TURNS = 6
-POLICY = {"policy": "stable-answer", "streak": 2}   # a turn that changed nothing
+POLICY = {"policy": "stable-answer", "streak": 2}  # a turn that changed nothing
 SHOWN = (
     {"role": "system", "content": "Solve the problem. Each turn, write CALC and a sum, or ANSWER and a number."},
     {"role": "user", "content": "Zoe has 4 crates with 6 melons each and eats 5 melons. How many melons are left?"},
@@ -33,11 +33,14 @@ SHOWN = (
     {"role": "assistant", "content": "CALC 4 * 6 - 5"},
     {"role": "user", "content": "19"},
     {"role": "assistant", "content": "ANSWER 19"},
-)  # fmt: skip
+)
 OPERATORS: dict[type[ast.AST], Callable[..., float]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
     ast.USub: operator.neg,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +86,13 @@ def loop(model: Model, question: Story, ep: Episode) -> None:
         number = re.search(r"-?\d+(?:\.\d+)?$", result.strip(". "))
         answer = number.group() if number else answer
         decision = ep.step(
-            answer=answer, tokens=said.tokens, ctx_tokens=said.ctx_tokens, logprob=_mean(said.logprobs),
-            action="tool" if computes else "answer", done=said.text.startswith("ANSWER"),
-        )  # fmt: skip
+            answer=answer,
+            tokens=said.tokens,
+            ctx_tokens=said.ctx_tokens,
+            logprob=_mean(said.logprobs),
+            action="tool" if computes else "answer",
+            done=said.text.startswith("ANSWER"),
+        )
         if decision.stop or said.text.startswith("ANSWER"):
             break
         messages += [{"role": "assistant", "content": said.text}, {"role": "user", "content": result}]
@@ -100,9 +107,13 @@ def main() -> None:
     asked = arguments(__doc__, questions=16)
     with local_model() as model:
         compare(
-            questions(asked.questions), lambda question, ep: loop(model, question, ep),
-            title="tool agent", scorer="number", policy=POLICY, verbose=asked.verbose,
-        )  # fmt: skip
+            questions(asked.questions),
+            lambda question, ep: loop(model, question, ep),
+            title="tool agent",
+            scorer="number",
+            policy=POLICY,
+            verbose=asked.verbose,
+        )
 
 
 if __name__ == "__main__":

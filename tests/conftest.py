@@ -20,20 +20,46 @@ settings.load_profile("house")
 # way says nothing about it, and takes two or three times as long while its lines are counted. Long simulations among
 # them, and tests that measure time, are marked no_cover themselves.
 CORE = (
-    "assurance/", "contracts/test_policies.py", "contracts/test_scorers.py", "contracts/test_signals.py",
-    "house/test_settings.py", "model/", "policy/", "review/", "rollout/", "scoring/", "settings/", "signals/",
+    "assurance/",
+    "contracts/test_policies.py",
+    "contracts/test_scorers.py",
+    "contracts/test_signals.py",
+    "house/test_settings.py",
+    "model/",
+    "policy/",
+    "review/",
+    "rollout/",
+    "scoring/",
+    "settings/",
+    "signals/",
     "upstream/",
-)  # fmt: skip
+)
 
 # Tests over sockets, processes and clocks, which wait for things that a busy machine brings late. Beside others, one of
 # them that fails is run once more, and the summary says so; more than two such tests are a failure all the same. What
 # is computed (claims, policies, scores …) fails at once.
 OVER_SOCKETS = (
-    "attacks/", "cli/", "clients/", "console/", "control/", "demo/", "edge/", "examples/", "faults/", "gateway/",
-    "governor/", "local/", "plugins/", "store/", "test_server.py", "testing/", "upstream/", "wiring/",
-)  # fmt: skip
+    "attacks/",
+    "cli/",
+    "clients/",
+    "console/",
+    "control/",
+    "demo/",
+    "edge/",
+    "examples/",
+    "faults/",
+    "gateway/",
+    "governor/",
+    "local/",
+    "plugins/",
+    "store/",
+    "test_server.py",
+    "testing/",
+    "upstream/",
+    "wiring/",
+)
 MOST_AGAIN = 2
-MOST_S = 400.0   # of one test: what waits for ever fails here, with the place where it waits
+MOST_S = 400.0  # of one test: what waits for ever fails here, with the place where it waits
 
 
 def pytest_configure() -> None:

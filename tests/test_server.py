@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from suffice import server
+from suffice.gateway import log_follower
 from suffice.settings import Settings, parse
 from suffice.testing import FakeUpstream, Samples
 from tests.gateway.test_log_follower import ROUTE, began, published, write
@@ -30,10 +31,13 @@ async def test_what_a_worker_beside_it_decides_is_in_force_before_the_next_look(
 
     monkeypatch.setattr(server, "beside", beside)
     async with FakeUpstream(Samples(["it is 4"])) as fake, aiohttp.ClientSession() as session:
-        settings = parse({
-            "upstreams": {"up": {"url": fake.url, "driver": "llama.cpp"}},
-            "routes": {"r": {"upstream": "up", **ROUTE}}, "store": {"url": f"sqlite:///{tmp_path}/log.db"},
-        })  # fmt: skip
+        settings = parse(
+            {
+                "upstreams": {"up": {"url": fake.url, "driver": "llama.cpp"}},
+                "routes": {"r": {"upstream": "up", **ROUTE}},
+                "store": {"url": f"sqlite:///{tmp_path}/log.db"},
+            }
+        )
 
         async def level(url: str) -> float:
             async with session.get(url + "/metrics") as response:

@@ -58,21 +58,68 @@ from suffice.upstream.wire import SseSplitter, decode_chunk, logprobs_of
 from suffice.wiring.files import read_toml
 
 MIB = 2**20
-ON_LOOP_MS = 50.0     # for 1 MiB, and at least this much for anything shorter
-ASIDE_MS = 400.0      # … of what a thread or a command reads: it delays its own sender
+ON_LOOP_MS = 50.0  # for 1 MiB, and at least this much for anything shorter
+ASIDE_MS = 400.0  # … of what a thread or a command reads: it delays its own sender
 STREAM_MS = ON_LOOP_MS * MIB / READ_BYTES  # … of what is read in pieces, between which others are served
 SIZES = (200, 4_000, AT_ONCE_BYTES, MIB)
 LIMITS = Server()
 KEYS = KeyRing({"key": Caller(id="caller")})
 TOKENS = [
-    b"1e308,", b"0.1,", b"9" * 400 + b",", b"9" * 5_000, b"[],", b"{},", b"[", b"{", b'{"":', b'{"a":1},', b'"",', b"]",
-    b"}", b'"', b"\\", b'\\"', b"\\ud800", b"\\u0000", b"\xff", b"\x00", b"\xef\xbb\xbf", b"\r", b"\n",
+    b"1e308,",
+    b"0.1,",
+    b"9" * 400 + b",",
+    b"9" * 5_000,
+    b"[],",
+    b"{},",
+    b"[",
+    b"{",
+    b'{"":',
+    b'{"a":1},',
+    b'"",',
+    b"]",
+    b"}",
+    b'"',
+    b"\\",
+    b'\\"',
+    b"\\ud800",
+    b"\\u0000",
+    b"\xff",
+    b"\x00",
+    b"\xef\xbb\xbf",
+    b"\r",
+    b"\n",
     b"\r\n\r\n",
-    b"\n\n", b"data:", b"data: {}\n\n", b":", b",", b" ", b"\t", b"null,", b"NaN,", b"-Infinity", b"true,", b"='",
-    b'"""', b"'''", b"[[a]]\n", b"a=[", b"#", b"&a [*a]", "\u0301".encode(), "\u200d".encode(), "\U0001f1e6".encode(),
-    b"<think>", b"</think>", b'"usage":', b'"index":9223372036854775807,', b'"model":', b"=&", b"%41=", b"; ",
+    b"\n\n",
+    b"data:",
+    b"data: {}\n\n",
+    b":",
+    b",",
+    b" ",
+    b"\t",
+    b"null,",
+    b"NaN,",
+    b"-Infinity",
+    b"true,",
+    b"='",
+    b'"""',
+    b"'''",
+    b"[[a]]\n",
+    b"a=[",
+    b"#",
+    b"&a [*a]",
+    "\u0301".encode(),
+    "\u200d".encode(),
+    "\U0001f1e6".encode(),
+    b"<think>",
+    b"</think>",
+    b'"usage":',
+    b'"index":9223372036854775807,',
+    b'"model":',
+    b"=&",
+    b"%41=",
+    b"; ",
     b"a: b\r\n",
-]  # fmt: skip
+]
 
 
 @dataclass(slots=True)
@@ -84,7 +131,7 @@ class Parser:
     raises: tuple[type[Exception], ...] = (SufficeError,)
     ms_per_mib: float = ON_LOOP_MS
     n_inputs: int = 0
-    worst_ms: float = 0.0        # for 1 MiB
+    worst_ms: float = 0.0  # for 1 MiB
     faults: list[str] = field(default_factory=list)
 
 
@@ -139,9 +186,10 @@ def _form(raw: bytes) -> object:
 def _labels(raw: bytes) -> object:
     body = parse_json(raw, LIMITS)
     readers: tuple[Callable[[dict[str, Any]], object], ...] = (
-        label_studio.read_event, read_feedback,
+        label_studio.read_event,
+        read_feedback,
         lambda found: langfuse.read_scores(found, {"quality": SCORE_FIELDS[0]}, {}),
-    )  # fmt: skip
+    )
     refused: list[SufficeError] = []
     for read in readers:
         try:
@@ -203,10 +251,15 @@ upstream = "main"
 match = { model = "*" }
 policy = { policy = "answer_convergence", k = 3 }
 """
-MODEL = artefact.dump(StopModel(
-    features=("step", "logit(confidence)"), suffices=Ensemble((Linear((0.5, 0.25), 0.1),), Isotonic((0.5,), (0.5,))),
-    trained=TrainingRecord(n_episodes=9, n_questions=3, digest="d", target="as-good", seed=0, versions=(("numpy", "2"),)),
-))  # fmt: skip
+MODEL = artefact.dump(
+    StopModel(
+        features=("step", "logit(confidence)"),
+        suffices=Ensemble((Linear((0.5, 0.25), 0.1),), Isotonic((0.5,), (0.5,))),
+        trained=TrainingRecord(
+            n_episodes=9, n_questions=3, digest="d", target="as-good", seed=0, versions=(("numpy", "2"),)
+        ),
+    )
+)
 
 
 def parsers() -> dict[str, Parser]:
@@ -229,7 +282,7 @@ def parsers() -> dict[str, Parser]:
         "version": Parser(lambda raw: read_version("a", raw.decode("utf-8", "replace")), [MODEL], ms_per_mib=ASIDE_MS),
         "traces, JSON lines": Parser(_traces(".jsonl"), [runs], ms_per_mib=2_000),
         "traces, Parquet": Parser(_traces(".parquet"), [_parquet_of(runs)], ms_per_mib=2_000),
-    }  # fmt: skip
+    }
 
 
 def mutated(seed: bytes, draw: random.Random) -> bytes:

@@ -226,7 +226,8 @@ def check_claim(bundle: Bundle) -> Wrong:
     claims: dict[str, tuple[Any, Any]] = {
         **{name: (header[name], made[name]) for name in ("route", "level", "n_levels", "at", "fit")},
         "epoch": ([header["epoch"], made["epoch"]], [epoch["number"]] * 2),
-        "publication": (header["publication"], made["number"]), "epoch's route": (made["route"], epoch["route"]),
+        "publication": (header["publication"], made["number"]),
+        "epoch's route": (made["route"], epoch["route"]),
         **{f"promised {name}": (promise[name], epoch[name]) for name in ("max_em_drop", "confidence", "delta_share")},
         "confidence of the test": (1 - promise["delta"], said["confidence"]),
         "budget of the test": (bundle.budgets[max(1, made["level"])], said["max_em_drop"]),
@@ -234,10 +235,12 @@ def check_claim(bundle: Bundle) -> Wrong:
         "start of the window": (window["start"], said["window_start"]),
         "end of the window": (bundle.end if header["window"] else None, said["window_end"]),
         "share of the window": (window["share"], said["window_share"]),
-        "audits": (z.total(), said["n_audits"]), "losses": (z[1], said["n_lost"]), "gains": (z[-1], said["n_gained"]),
+        "audits": (z.total(), said["n_audits"]),
+        "losses": (z[1], said["n_lost"]),
+        "gains": (z[-1], said["n_gained"]),
         "pending audits": (sum(line["status"] == "pending" for line in bundle.audits), said["n_pending"]),
         "log wealth": (min(700.0, wealth[made["level"]]), log(said["e_value"])) if made["level"] else (0, 0),
-    }  # fmt: skip
+    }
     for name, (here, there) in claims.items():
         if here != there and not (isinstance(there, float) and here is not None and isclose(here, there, rel_tol=1e-6)):
             yield f"{name}: {here} by the bundle, {there} by the log"
@@ -294,11 +297,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 1 if wrong else 2
     header, n, charges = bundle.header, sum(line.get("count", 1) for line in bundle.starts), bundle.charges
     risk = FINISH_RISK * bool(charges["finish"]) + 2 * JUDGE_RISK * bool(charges["judge"]["charge"])
-    show(*(f"WRONG: {one}" for one in wrong), f"route {header['route']}, publication {header['publication']}: {n:,}"
-         f" requests, {len(bundle.counted):,} audits; level {bundle.level} of {bundle.n_levels - 1} passes",
-         f"does NOT hold: {len(wrong)} things are wrong" if wrong else f"holds: with confidence"
-         f" {1 - bundle.promise['delta'] - risk:g} these requests would have lost less than"
-         f" {bundle.promise['max_em_drop']:.2%} on average at level {header['level']}")  # fmt: skip
+    show(
+        *(f"WRONG: {one}" for one in wrong),
+        f"route {header['route']}, publication {header['publication']}: {n:,}"
+        f" requests, {len(bundle.counted):,} audits; level {bundle.level} of {bundle.n_levels - 1} passes",
+        f"does NOT hold: {len(wrong)} things are wrong"
+        if wrong
+        else f"holds: with confidence"
+        f" {1 - bundle.promise['delta'] - risk:g} these requests would have lost less than"
+        f" {bundle.promise['max_em_drop']:.2%} on average at level {header['level']}",
+    )
     if not options.head:
         print("No head was given: if somebody wrote the whole log anew, nobody can tell.")
     return 1 if wrong else 0

@@ -53,10 +53,12 @@ def order(words: Sequence[str]) -> list[tuple[str, str]]:
         return []
     return [
         (setting, design)
-        for setting in settings if not about_settings or any(word in setting for word in about_settings)
-        for design in designs if not about_designs or any(word in design for word in about_designs)
+        for setting in settings
+        if not about_settings or any(word in setting for word in about_settings)
+        for design in designs
+        if not about_designs or any(word in design for word in about_designs)
         if design != "labelled-only" or COMPLAINTS in setting
-    ]  # fmt: skip
+    ]
 
 
 def work(cell: Cell) -> Line:

@@ -25,8 +25,8 @@ from suffice.rollout.evidence import RolloutEvidence, UnitRun
 from suffice.rollout.rules import Rules
 from suffice.rollout.stages import State, Transition, advance, begin, place, promote
 
-EVERY = 50                  # requests between two looks
-ROUTE_AUDITS = 0.05         # where the rollout asks for no more
+EVERY = 50  # requests between two looks
+ROUTE_AUDITS = 0.05  # where the rollout asks for no more
 CLASSES = ("algebra", "geometry", "history", "law", "physics")
 EM = dict(zip(CLASSES, (0.80, 0.75, 0.70, 0.65, 0.60), strict=True))
 HEAD = (
@@ -43,7 +43,7 @@ class Arm:
     errors: float = 0.01
     no_answer: float = 0.01
     satisfaction: float = 0.80
-    kept: float = 0.6       # of the full run's tokens
+    kept: float = 0.6  # of the full run's tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +56,11 @@ class World:
     shares: tuple[float, ...] = (0.2,) * 5
     candidate: Arm = Arm(kept=0.55)
     control: Arm = Arm()
-    rated: float = 0.2      # share of live runs that somebody rates
-    late: int = 0           # requests until the label of a changed answer comes
-    uneven: float = 0.0     # part of the candidate's units that never arrive: a broken split
-    skipped: bool = False   # has a person taken it past the shadow?
-    cold: float = 1.0       # how much slower the candidate is in the first 100 requests of a step
+    rated: float = 0.2  # share of live runs that somebody rates
+    late: int = 0  # requests until the label of a changed answer comes
+    uneven: float = 0.0  # part of the candidate's units that never arrive: a broken split
+    skipped: bool = False  # has a person taken it past the shadow?
+    cold: float = 1.0  # how much slower the candidate is in the first 100 requests of a step
 
 
 def _in_one(class_: str, more: float, base: float = 0.01) -> dict[str, float]:
@@ -70,44 +70,50 @@ def _in_one(class_: str, more: float, base: float = 0.01) -> dict[str, float]:
 ALIKE = Arm(kept=0.55)
 WORLDS: dict[str, World] = {
     "harmless": World(says="2 % of answers differ, half of them gained"),
-    "the same answers": World(says="no answer differs", lost=dict.fromkeys(CLASSES, 0.0),
-                              gained=dict.fromkeys(CLASSES, 0.0)),
+    "the same answers": World(
+        says="no answer differs", lost=dict.fromkeys(CLASSES, 0.0), gained=dict.fromkeys(CLASSES, 0.0)
+    ),
     "harmless, late labels": World(says="… each label after 500 requests", late=500),
     "harmless, cold": World(says="… three times slower while a step warms up", cold=3.0),
     "harmless, 40/30/15/10/5": World(says="… classes of unequal size", shares=(0.4, 0.3, 0.15, 0.10, 0.05)),
     "one class of five": World(says="5 EM points in one class of five", lost=_in_one("law", 0.05)),
-    "one class, 40/30/15/10/5": World(says="5 EM points in a class of 15 %", lost=_in_one("history", 0.05),
-                                      shares=(0.4, 0.3, 0.15, 0.10, 0.05)),
+    "one class, 40/30/15/10/5": World(
+        says="5 EM points in a class of 15 %", lost=_in_one("history", 0.05), shares=(0.4, 0.3, 0.15, 0.10, 0.05)
+    ),
     "one class, late labels": World(says="… each label after 500 requests", lost=_in_one("law", 0.05), late=500),
-    "one class, shadow skipped": World(says="… taken straight into the canary by a person", lost=_in_one("law", 0.05),
-                                       skipped=True),
-    "at the margin": World(says="3 EM points in one class of five: it must not be proved to lose less",
-                           lost=_in_one("law", 0.03)),
+    "one class, shadow skipped": World(
+        says="… taken straight into the canary by a person", lost=_in_one("law", 0.05), skipped=True
+    ),
+    "at the margin": World(
+        says="3 EM points in one class of five: it must not be proved to lose less", lost=_in_one("law", 0.03)
+    ),
     "everywhere": World(says="2 EM points in every class", lost=dict.fromkeys(CLASSES, 0.03)),
     "latency": World(says="half as slow again", candidate=replace(ALIKE, median_s=12.0)),
     "errors": World(says="6 % errors, 1 % before", candidate=replace(ALIKE, errors=0.06)),
     "no answers": World(says="6 % without an answer, 1 % before", candidate=replace(ALIKE, no_answer=0.06)),
     "satisfaction": World(says="0.60, 0.80 before", candidate=replace(ALIKE, satisfaction=0.60)),
-    "stops everything": World(says="keeps 2 % of the tokens, loses what it can", lost=dict(EM),
-                              candidate=replace(ALIKE, kept=0.02)),
-    "stops a lot, harmless": World(says="cuts five sixths of the tokens at once, loses nothing",
-                                   candidate=replace(ALIKE, kept=0.10)),
+    "stops everything": World(
+        says="keeps 2 % of the tokens, loses what it can", lost=dict(EM), candidate=replace(ALIKE, kept=0.02)
+    ),
+    "stops a lot, harmless": World(
+        says="cuts five sixths of the tokens at once, loses nothing", candidate=replace(ALIKE, kept=0.10)
+    ),
     "broken split": World(says="one in four of its own units is lost on the way", uneven=0.25),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
     """How one rollout went."""
 
-    stage: str       # it ended in: full, rolled_back; paused: a person was called; running: it did not end
-    before: str      # the stage before that
+    stage: str  # it ended in: full, rolled_back; paused: a person was called; running: it did not end
+    before: str  # the stage before that
     reason: str
-    n: int           # requests until then
-    n_shadow: int    # of them in shadow
+    n: int  # requests until then
+    n_shadow: int  # of them in shadow
     n_audits: int
-    n_served: int    # live requests that the candidate has answered
-    fewest: int      # audits of the class with the fewest, when the first unit was served; -1: none was
+    n_served: int  # live requests that the candidate has answered
+    fewest: int  # audits of the class with the fewest, when the first unit was served; -1: none was
 
 
 class Life:
@@ -121,14 +127,21 @@ class Life:
         self.fewest, self.before, self.reason = -1, "shadow", ""
         self.evidence = RolloutEvidence()
         self.state: State = begin(
-            "r1", route="sums", candidate="pv-new", in_force="pv-old", follows=0, at=0, now_s=0.0, rules=rules,
+            "r1",
+            route="sums",
+            candidate="pv-new",
+            in_force="pv-old",
+            follows=0,
+            at=0,
+            now_s=0.0,
+            rules=rules,
             fit=fit,
-        )  # fmt: skip
+        )
         if world.skipped:
             self.state = self.state.after(promote(self.state, rules, by="ann", reason="urgent", at=0, now_s=0.0))
             self.before = "canary"
         self.labels: list[tuple[int, str, int]] = []  # (due, class, z)
-        self.came = dict.fromkeys(CLASSES, 0)         # requests since the last look
+        self.came = dict.fromkeys(CLASSES, 0)  # requests since the last look
         self.edges = list(accumulate(world.shares))[:-1]
 
     def run(self) -> Ended:
@@ -140,8 +153,14 @@ class Life:
                 self.look(at)
         stage = "paused" if self.state.paused else self.state.stage if self.state.over else "running"
         return Ended(
-            stage=stage, before=self.before, reason=self.reason, n=at, n_shadow=self.n_shadow,
-            n_audits=self.evidence.n_audits, n_served=self.n_served, fewest=self.fewest,
+            stage=stage,
+            before=self.before,
+            reason=self.reason,
+            n=at,
+            n_shadow=self.n_shadow,
+            n_audits=self.evidence.n_audits,
+            n_served=self.n_served,
+            fewest=self.fewest,
         )
 
     def look(self, at: int) -> None:
@@ -195,8 +214,9 @@ class Life:
         own = world.candidate if arm == "candidate" else world.control
         warm = at - state.since_at >= 100 or arm == "control"
         seconds = own.median_s * float(np.exp(rng.normal(0.0, 0.6))) * (1.0 if warm else world.cold)
-        run = UnitRun(query_class=name, seconds=seconds, error=rng.random() < own.errors,
-                  no_answer=rng.random() < own.no_answer)  # fmt: skip
+        run = UnitRun(
+            query_class=name, seconds=seconds, error=rng.random() < own.errors, no_answer=rng.random() < own.no_answer
+        )
         self.evidence = self.evidence.with_run(arm, run, self.rules)
         if rng.random() < world.rated:
             # Ratings from 1 to 5, as a mean of five coins has them.
@@ -215,9 +235,12 @@ class Life:
         if waits:
             self.labels.append((at + world.late, name, z))
         self.evidence = self.evidence.with_audit(
-            name, None if waits else z,  # type: ignore[arg-type]
-            full=full, in_force=world.control.kept * full, candidate=world.candidate.kept * full,
-        )  # fmt: skip
+            name,
+            None if waits else z,  # type: ignore[arg-type]
+            full=full,
+            in_force=world.control.kept * full,
+            candidate=world.candidate.kept * full,
+        )
 
 
 def roll_out(name: str, seed: int, rules: Rules | None = None, *, most: int = 60_000) -> Ended:
@@ -237,19 +260,24 @@ def cells(found: Sequence[Ended]) -> list[str]:
     back = sum(one.stage == "rolled_back" for one in found) - inconclusive
     paused = sum(one.stage == "paused" for one in found)
     ends = np.quantile([one.n for one in found], [0.5, 0.9])
-    shadow, audits, served = (np.median([getattr(one, what) for one in found])
-                              for what in ("n_shadow", "n_audits", "n_served"))  # fmt: skip
+    shadow, audits, served = (
+        np.median([getattr(one, what) for one in found]) for what in ("n_shadow", "n_audits", "n_served")
+    )
     in_shadow = sum(
         one.stage == "rolled_back" and one.before == "shadow" and not one.reason.startswith("inconclusive")
         for one in found
     )
     return [
         f"{100 * sum(one.stage == 'full' for one in found) / n:.0f} %",
-        f"{100 * back / n:.0f} %" + (f", {100 * in_shadow / n:.0f} % in shadow" if in_shadow else "")
+        f"{100 * back / n:.0f} %"
+        + (f", {100 * in_shadow / n:.0f} % in shadow" if in_shadow else "")
         + (f"; paused {100 * paused / n:.0f} %" if paused else ""),
-        f"{100 * inconclusive / n:.0f} %", f"{ends[0]:,.0f} / {ends[1]:,.0f}", f"{shadow:,.0f}", f"{audits:,.0f}",
+        f"{100 * inconclusive / n:.0f} %",
+        f"{ends[0]:,.0f} / {ends[1]:,.0f}",
+        f"{shadow:,.0f}",
+        f"{audits:,.0f}",
         f"{served:,.0f}",
-    ]  # fmt: skip
+    ]
 
 
 def rules_of(changes: Sequence[str]) -> Rules:

@@ -1,9 +1,9 @@
 """Cells of the table: one design in one setting with one seed, run from cold start to end.
 
-    certified 5 %    the keeper with 5 % audits    half split    one model fitted on one half, the other certifies
-    certified 10 %   … with 10 %                   label-free    disagreement in place of the drop
-    budgeted 5 %, 10 %: the level moves with what audits show, an average promise (`learn.budgeting`)
-    fixed … empirical, labelled-only: the naive ones, see `naive` and `empirical`
+certified 5 %    the keeper with 5 % audits    half split    one model fitted on one half, the other certifies
+certified 10 %   … with 10 %                   label-free    disagreement in place of the drop
+budgeted 5 %, 10 %: the level moves with what audits show, an average promise (`learn.budgeting`)
+fixed … empirical, labelled-only: the naive ones, see `naive` and `empirical`
 """
 
 from __future__ import annotations
@@ -75,7 +75,12 @@ def run_cell(
     course = DESIGNS[design](drawn, plan, Truth(setting), rng)
     drift_at = one.drift_at(n)
     return {
-        "setting": setting, "design": design, "seed": seed, "n": n, "drift_at": drift_at,
-        "max_em_drop": plan.max_em_drop, **figures(course, max_em_drop=plan.max_em_drop, drift_at=drift_at),
+        "setting": setting,
+        "design": design,
+        "seed": seed,
+        "n": n,
+        "drift_at": drift_at,
+        "max_em_drop": plan.max_em_drop,
+        **figures(course, max_em_drop=plan.max_em_drop, drift_at=drift_at),
         "cpu_s": round(time.process_time() - begin, 3),
-    }  # fmt: skip
+    }

@@ -16,7 +16,7 @@ from suffice.learn.audits import Bools, Floats, Ints, Small
 from suffice.replay.online.loop import PERIOD, Design, run_stream
 from suffice.replay.online.traffic import RecordedTraffic
 
-CALM: Final = 1_000   # requests for which the true drop must keep the budget before a drift counts as recovered from
+CALM: Final = 1_000  # requests for which the true drop must keep the budget before a drift counts as recovered from
 Figures = dict[str, float | None]
 
 
@@ -24,17 +24,23 @@ Figures = dict[str, float | None]
 class Course:
     """What happened to N requests in order."""
 
-    audit: Bools       # (N,): ran in full for the record
-    level: Ints        # (N,): in force when the request came
-    z: Small           # (N,): EM drop
-    tokens: Floats     # (N,)
-    full: Floats       # (N,): tokens of the full run
+    audit: Bools  # (N,): ran in full for the record
+    level: Ints  # (N,): in force when the request came
+    z: Small  # (N,): EM drop
+    tokens: Floats  # (N,)
+    full: Floats  # (N,): tokens of the full run
     true_drop: Floats  # (periods,): of what was deployed in each period
     alarms: tuple[float, ...] = ()
 
 
 def serve(
-    traffic: RecordedTraffic, design: Design, truth: Truth, ways: Floats, rng: np.random.Generator, *, period: int = PERIOD
+    traffic: RecordedTraffic,
+    design: Design,
+    truth: Truth,
+    ways: Floats,
+    rng: np.random.Generator,
+    *,
+    period: int = PERIOD,
 ) -> Course:
     """Serve all requests.
 
@@ -50,9 +56,14 @@ def serve(
 
     stream = run_stream(traffic, design, rng, period=period, watch=look)
     return Course(
-        audit=stream.audit, level=stream.level, z=stream.z, tokens=stream.tokens, full=stream.full,
-        true_drop=np.array(true_drop), alarms=tuple(change.at for change in stream.changes if change.kind == "alarm"),
-    )  # fmt: skip
+        audit=stream.audit,
+        level=stream.level,
+        z=stream.z,
+        tokens=stream.tokens,
+        full=stream.full,
+        true_drop=np.array(true_drop),
+        alarms=tuple(change.at for change in stream.changes if change.kind == "alarm"),
+    )
 
 
 def figures(course: Course, *, max_em_drop: float, drift_at: int) -> Figures:

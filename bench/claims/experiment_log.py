@@ -73,23 +73,50 @@ def episode(one: RunningExperiment, number: int, rng: random.Random) -> list[Eve
     answer = answers[stop - 1] if stop < 8 else max(votes, key=lambda one: votes[one])
     steps = tuple(
         StepRecord(
-            index=at + 1, tokens=tokens[at], answer=answers[at], answer_source="sample", confidence=None, entropy=None,
-            probe_tokens=0, action="continue", reason="",
+            index=at + 1,
+            tokens=tokens[at],
+            answer=answers[at],
+            answer_source="sample",
+            confidence=None,
+            entropy=None,
+            probe_tokens=0,
+            action="continue",
+            reason="",
         )
         for at in range(stop)
-    )  # fmt: skip
+    )
     name = f"ep_{number:06}"
     request = Request(
-        episode_id=name, route="quiz", kind="samples", mode="enforce" if arms[0].arm == "brisk" else "observe",
-        model="m", stream=False, n_samples=8, audit=audit, propensity=0.1 if audit else 0.9, policy_version="p",
-        certified=False, question_key=f"q{number}", ungoverned=None, received_at_s=0.0, unit=f"u{number}", arms=arms,
+        episode_id=name,
+        route="quiz",
+        kind="samples",
+        mode="enforce" if arms[0].arm == "brisk" else "observe",
+        model="m",
+        stream=False,
+        n_samples=8,
+        audit=audit,
+        propensity=0.1 if audit else 0.9,
+        policy_version="p",
+        certified=False,
+        question_key=f"q{number}",
+        ungoverned=None,
+        received_at_s=0.0,
+        unit=f"u{number}",
+        arms=arms,
         query=Query(query_class="easy" if easy else "hard", n_words=rng.randrange(8, 20) + (0 if easy else 15)),
-    )  # fmt: skip
+    )
     outcome = Outcome(
-        episode_id=name, end_reason="stopped" if stop < 8 else "done", status=200, answer=answer, response_id=None,
-        usage=Usage(prompt_tokens=30, completion_tokens=sum(tokens[:stop])), steps=steps, stopped=stop < 8,
-        stop_step=stop if stop < 8 else None, duration_s=sum(tokens[:stop]) / 150,
-    )  # fmt: skip
+        episode_id=name,
+        end_reason="stopped" if stop < 8 else "done",
+        status=200,
+        answer=answer,
+        response_id=None,
+        usage=Usage(prompt_tokens=30, completion_tokens=sum(tokens[:stop])),
+        steps=steps,
+        stopped=stop < 8,
+        stop_step=stop if stop < 8 else None,
+        duration_s=sum(tokens[:stop]) / 150,
+    )
     events: list[Event] = [RequestSeen(request), RequestEnded(outcome)]
     if audit:
         events.append(FeedbackGiven(Feedback(feedback_id=f"g{name}", episode_id=name, gold=gold, source="exact-match")))

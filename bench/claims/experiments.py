@@ -38,10 +38,17 @@ Bools = NDArray[np.bool_]
 
 HALF: Final = {"full": 0.5, "brisk": 0.5}
 TWO: Final = RunningExperiment(
-    name="brisk", run=1, routes=("r",), unit="request", layer="default", slots=((0, 1_000),),
-    arms=(Arm(name="full", weight=1.0, full=True), Arm(name="brisk", weight=1.0)), control="full", primary=TOKENS,
+    name="brisk",
+    run=1,
+    routes=("r",),
+    unit="request",
+    layer="default",
+    slots=((0, 1_000),),
+    arms=(Arm(name="full", weight=1.0, full=True), Arm(name="brisk", weight=1.0)),
+    control="full",
+    primary=TOKENS,
     margins=((EM, 0.02),),
-)  # fmt: skip
+)
 CAP_TOKENS: Final = 4_000.0
 CAP_S: Final = 60.0
 WARMUP: Final = 100
@@ -52,16 +59,28 @@ CLASS_FROM: Final = 400  # units of which a class has its 200, from which on it 
 
 
 def units(
-    value: Floats, arm: NDArray[np.int64], *, share: float | Floats = 0.5, x: Floats | None = None, high: float = 1.0,
+    value: Floats,
+    arm: NDArray[np.int64],
+    *,
+    share: float | Floats = 0.5,
+    x: Floats | None = None,
+    high: float = 1.0,
     warmup: int = WARMUP,
 ) -> UnitSeries:
     """Two arms; arm 1 has `share`, which may change from unit to unit."""
     odds = np.broadcast_to(np.asarray(share, dtype=np.float64), value.shape)
     ones = np.ones((*value.shape, 1))
     return UnitSeries(
-        value=value, arm=arm, propensity=np.where(arm == 1, odds, 1 - odds), least=np.minimum(odds, 1 - odds),
-        x=ones if x is None else np.concatenate([ones, x], axis=2), n_arms=2, warmup=warmup, low=0.0, high=high,
-    )  # fmt: skip
+        value=value,
+        arm=arm,
+        propensity=np.where(arm == 1, odds, 1 - odds),
+        least=np.minimum(odds, 1 - odds),
+        x=ones if x is None else np.concatenate([ones, x], axis=2),
+        n_arms=2,
+        warmup=warmup,
+        low=0.0,
+        high=high,
+    )
 
 
 def radius(running: SequentialComparison, alpha: float, at: NDArray[np.int64]) -> Floats:
@@ -146,9 +165,11 @@ def aa(n_experiments: int, n_units: int, n_looks: int, seed: int, *, chunk: int 
     each = {name: np.concatenate(parts) for name, parts in found.items()}
     any_metric = np.logical_or.reduce([each[name] for name in (*alpha, "classes")])
     return AA(
-        n=n_experiments, by_metric={name: float(each[name].mean()) for name in (*alpha, "classes")},
-        any_metric=float(any_metric.mean()), z_test=float(each["z"].mean()),
-    )  # fmt: skip
+        n=n_experiments,
+        by_metric={name: float(each[name].mean()) for name in (*alpha, "classes")},
+        any_metric=float(any_metric.mean()),
+        z_test=float(each["z"].mean()),
+    )
 
 
 # --------------------------------------------------------------------------- a true effect, and its price in EM
@@ -169,9 +190,9 @@ class Priced:
 
     effect: float
     found: bool
-    found_at: int | None         # units at the first look at which it was
+    found_at: int | None  # units at the first look at which it was
     covered: bool
-    price: Price | None          # None: the interval for EM still holds 0
+    price: Price | None  # None: the interval for EM still holds 0
 
 
 @lru_cache
@@ -202,10 +223,12 @@ def priced(n_users: int, seed: int, *, lost: float = 0.025, gained: float = 0.01
     drop = pairs.between(alpha[EM] / 2)
     ratio = ratio_of(Interval(-between.high, -between.low), drop)
     return Priced(
-        effect=told.effect, found=between.high < 0, found_at=int(at[hits[0]]) + 1 if len(hits) else None,
+        effect=told.effect,
+        found=between.high < 0,
+        found_at=int(at[hits[0]]) + 1 if len(hits) else None,
         covered=between.low <= truth <= between.high,
         price=None if ratio is None else Price(-told.effect / pairs.drop, ratio.low, ratio.high),
-    )  # fmt: skip
+    )
 
 
 # --------------------------------------------------------------------------- Simpson, and splits
@@ -235,7 +258,10 @@ def simpson(n_units: int, seed: int, *, broken: bool) -> ExperimentResult:
 def split(n_units: int, seed: int, share: float) -> bool:
     """Is an experiment withheld whose units were to be halved and whose brisk arm got `share`?"""
     brisk = np.random.default_rng(seed).random(n_units) < share
-    return sample_ratio([UnitAssignment(arm="brisk" if b else "full", odds=HALF, query_class="") for b in brisk]) >= LOG_ALARM
+    return (
+        sample_ratio([UnitAssignment(arm="brisk" if b else "full", odds=HALF, query_class="") for b in brisk])
+        >= LOG_ALARM
+    )
 
 
 # --------------------------------------------------------------------------- CUPED, and ramps
@@ -263,8 +289,9 @@ def cuped(rho: float, n_units: int, n_experiments: int, seed: int) -> Cuped:
     wide, narrow = radius(of_plain, 0.05, at), radius(of_helped, 0.05, at)
     return Cuped(
         variance=float((of_helped.deviation[:, at] / of_plain.deviation[:, at]).mean()),
-        width=float((narrow / wide).mean()), covered=float((np.abs(of_helped.effect[:, at]) <= narrow).mean()),
-    )  # fmt: skip
+        width=float((narrow / wide).mean()),
+        covered=float((np.abs(of_helped.effect[:, at]) <= narrow).mean()),
+    )
 
 
 def ramp(n_units: int, n_experiments: int, seed: int) -> float:
@@ -300,8 +327,12 @@ def table_aa(asked: argparse.Namespace) -> None:
 
 
 def table_priced(asked: argparse.Namespace) -> None:
-    print("| users | 3 points found | after units, median | interval covers | per EM point | its interval, median |"
-          " covers |", "| --- " * 7 + "|", sep="\n")  # fmt: skip
+    print(
+        "| users | 3 points found | after units, median | interval covers | per EM point | its interval, median |"
+        " covers |",
+        "| --- " * 7 + "|",
+        sep="\n",
+    )
     for n_users in (10_000, 20_000, 40_000, 100_000):
         found = [priced(n_users, seed) for seed in range(asked.seeds)]
         with_price = [one.price for one in found if one.price is not None]
@@ -348,8 +379,9 @@ def table_split(asked: argparse.Namespace) -> None:
 
 
 def table_cuped(asked: argparse.Namespace) -> None:
-    print("| correlation | variance, over that without | theory | width | theory | covers |", "| --- " * 6 + "|",
-          sep="\n")  # fmt: skip
+    print(
+        "| correlation | variance, over that without | theory | width | theory | covers |", "| --- " * 6 + "|", sep="\n"
+    )
     for rho in (0.0, 0.3, 0.5, 0.7, 0.9):
         found, left = cuped(rho, 20_000, asked.seeds, 5), 1 - rho * rho
         cells = [f"{rho:.1f}", f"{found.variance:.3f}", f"{left:.3f}", f"{found.width:.3f}", f"{sqrt(left):.3f}"]
@@ -358,14 +390,22 @@ def table_cuped(asked: argparse.Namespace) -> None:
 
 def table_ramp(asked: argparse.Namespace) -> None:
     missed = ramp(5_000, 5 * asked.seeds, 6)
-    print("| the arm grows from 5 % to 50 % and the effect turns | missed at any look, 5 % allowed |", "| --- | --- |",
-          f"| 5,000 units, 490 looks | {percent(missed, 5 * asked.seeds)} |", sep="\n")  # fmt: skip
+    print(
+        "| the arm grows from 5 % to 50 % and the effect turns | missed at any look, 5 % allowed |",
+        "| --- | --- |",
+        f"| 5,000 units, 490 looks | {percent(missed, 5 * asked.seeds)} |",
+        sep="\n",
+    )
 
 
 TABLES: Final[dict[str, Callable[[argparse.Namespace], None]]] = {
-    "aa": table_aa, "priced": table_priced, "simpson": table_simpson, "split": table_split, "cuped": table_cuped,
+    "aa": table_aa,
+    "priced": table_priced,
+    "simpson": table_simpson,
+    "split": table_split,
+    "cuped": table_cuped,
     "ramp": table_ramp,
-}  # fmt: skip
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

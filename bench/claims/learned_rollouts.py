@@ -41,10 +41,12 @@ def row(name: str, found: Sequence[Tried]) -> str:
     """One line of the table."""
     kept = [100 * float(np.median([getattr(one, what) for one in found])) for what in ("kept_in_force", "kept")]
     mine = [
-        f"{name}: {CANDIDATES[name].says}", *cells([one.ended for one in found]),
+        f"{name}: {CANDIDATES[name].says}",
+        *cells([one.ended for one in found]),
         seldom(sum(one.n_over > 0 for one in found), len(found)),
-        seldom(sum(one.passed_over for one in found), len(found)), " %, ".join(f"{one:.0f}" for one in kept) + " %",
-    ]  # fmt: skip
+        seldom(sum(one.passed_over for one in found), len(found)),
+        " %, ".join(f"{one:.0f}" for one in kept) + " %",
+    ]
     return f"| {' | '.join(mine)} |"
 
 

@@ -44,9 +44,9 @@ from suffice.types import Epoch, Feedback, Request
 SETTINGS: Final = {f"live {name}": name for name in SCENARIOS}
 BUDGETS: Final = (0.01, 0.02)
 CONFIDENCE: Final = 0.95
-AT: Final = 20_000         # requests of the route before the stream: the audit share is that of quiet times
+AT: Final = 20_000  # requests of the route before the stream: the audit share is that of quiet times
 RETRY_WINDOW_S: Final = 600.0
-MOST_COUNTED: Final = 20   # requests without rows that are counted in one row
+MOST_COUNTED: Final = 20  # requests without rows that are counted in one row
 TICK: Final = 100
 SALT: Final = "of the simulation"
 IS_BEFORE: Final = all(one.name != "delivery" for one in fields(Request))
@@ -79,9 +79,12 @@ class Draws:
             lot = import_module("suffice.rollout.assign").draw_audit(unit, share=share, salt=SALT)
             return {"audit": lot.audit, "propensity": lot.propensity, "unit": lot.unit}
         key = import_module("suffice.gateway.deliveries").RequestKey(
-            route="r", caller=one.caller, body=one.body.encode(), conversation=one.conversation,
+            route="r",
+            caller=one.caller,
+            body=one.body.encode(),
+            conversation=one.conversation,
             idempotency_key=one.key,
-        )  # fmt: skip
+        )
         lot = self.memory.assign(
             key, episode_id=episode_id, share=share, salt=SALT, window_s=RETRY_WINDOW_S, now_s=now_s
         )
@@ -117,10 +120,10 @@ class Met:
 class Look:
     """What was in force behind a look, and where the window began that vouches for it."""
 
-    t: int      # requests of the stream so far
+    t: int  # requests of the stream so far
     met: Met
     first: int  # requests of the stream before the window …
-    last: int   # … and up to its end; later ones are not spoken of
+    last: int  # … and up to its end; later ones are not spoken of
 
 
 @dataclass(slots=True)
@@ -137,13 +140,25 @@ class Log:
     def __post_init__(self) -> None:
         """Begin an epoch."""
         epoch = Epoch(
-            route="r", number=1, at=AT, since_seq=0, reason="cold start", author="w",
-            burst=burst_of(self.route, self.control), max_em_drop=self.route.max_em_drop, confidence=CONFIDENCE,
-        )  # fmt: skip
+            route="r",
+            number=1,
+            at=AT,
+            since_seq=0,
+            reason="cold start",
+            author="w",
+            burst=burst_of(self.route, self.control),
+            max_em_drop=self.route.max_em_drop,
+            confidence=CONFIDENCE,
+        )
         self.loop = RouteLoop(
-            name="r", route=self.route, control=self.control, held=InForce(epoch=epoch, n_epochs=1), match=right,
-            load=self.load, author="w",
-        )  # fmt: skip
+            name="r",
+            route=self.route,
+            control=self.control,
+            held=InForce(epoch=epoch, n_epochs=1),
+            match=right,
+            load=self.load,
+            author="w",
+        )
 
     def load(self, address: str) -> ServedVersion:
         """The version under an address."""
@@ -174,10 +189,10 @@ class Stream:
     pool: tuple[Item, ...]
     truth: Truth
     draws: Draws = field(default_factory=Draws)
-    item: Ints = field(init=False)          # place in the pool
+    item: Ints = field(init=False)  # place in the pool
     fold: Ints = field(init=False)
-    audit: Ints = field(init=False)         # 1: run in full by lot
-    repeat: Ints = field(init=False)        # 1: a further delivery, which runs in full
+    audit: Ints = field(init=False)  # 1: run in full by lot
+    repeat: Ints = field(init=False)  # 1: a further delivery, which runs in full
     met: list[Met] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
     _due: list[tuple[float, int, Event]] = field(default_factory=list)  # ends and labels to come
@@ -219,9 +234,15 @@ class Stream:
             return
         self._count(t)
         request = request_of(
-            t, self.pool[place], question_key=question, policy_version=met.address, certified=bool(met.level),
-            keep_rate=keep_rate, kept_by="" if audit or keep_rate == 1 else "lot", **drawn,
-        )  # fmt: skip
+            t,
+            self.pool[place],
+            question_key=question,
+            policy_version=met.address,
+            certified=bool(met.level),
+            keep_rate=keep_rate,
+            kept_by="" if audit or keep_rate == 1 else "lot",
+            **drawn,
+        )
         self.log.feed(RequestSeen(request), t)
         self._run(t, request, one, met, in_full=audit or repeats)
 
@@ -323,21 +344,29 @@ class Figures:
         means = [self.mean(look.met, look.first, look.last) for look in stream.looks]
         so_far = [self.mean(look.met, look.first, look.t) for look in stream.looks]
         return {
-            "n": scenario.n, "change_at": at, "max_em_drop": self.budget,
-            "over": int(max(means, default=-1.0) >= self.budget), "worst_mean": max(means, default=None),
+            "n": scenario.n,
+            "change_at": at,
+            "max_em_drop": self.budget,
+            "over": int(max(means, default=-1.0) >= self.budget),
+            "worst_mean": max(means, default=None),
             "over_so_far": int(max(so_far, default=-1.0) >= self.budget),
-            "over_share": float(over.mean()), "picked_over": int(over[stream.rng.integers(scenario.n)]),
+            "over_share": float(over.mean()),
+            "picked_over": int(over[stream.rng.integers(scenario.n)]),
             "over_after": None if at is None else int(over[at - 1 :].sum()),
-            "worst_drop": float(drops.max()), "excess": float(excess.sum()),
+            "worst_drop": float(drops.max()),
+            "excess": float(excess.sum()),
             "lost_live": 100 * float(drops[live].mean()) if live.any() else 0.0,
             "saved": 1 - float(tokens.sum() / full.sum()),
             "saved_late": 1 - float(tokens[half:].sum() / full[half:].sum()),
             "acting": float(np.mean([met.level > 0 for met in stream.met])),
-            "alarms": len(alarms), "pauses": n_pauses, "audits": int(stream.audit.sum()),
+            "alarms": len(alarms),
+            "pauses": n_pauses,
+            "audits": int(stream.audit.sum()),
             "alarm_delay": after[0] - at if after and at is not None else None,
-            "quiet": scenario.n if at is None else at - 1, "false": len(alarms) - len(after) + n_pauses,
+            "quiet": scenario.n if at is None else at - 1,
+            "false": len(alarms) - len(after) + n_pauses,
             "noticed": self._noticed(over, after),
-        }  # fmt: skip
+        }
 
     def drop(self, met: Met, way: float) -> float:
         """The true drop of a level where the change has come so far: over the law, or over the stream itself."""
@@ -424,9 +453,15 @@ def run_stream(name: str, max_em_drop: float, seed: int, *, scenario: Scenario |
     """Run a stream of a scenario through the loop."""
     scenario = SCENARIOS[name] if scenario is None else scenario
     route = Route(
-        upstream="up", kind="samples", samples=len(COURSES[0]), wave=1, scorer="number", mode="enforce",
-        max_em_drop=max_em_drop, confidence=CONFIDENCE,
-    )  # fmt: skip
+        upstream="up",
+        kind="samples",
+        samples=len(COURSES[0]),
+        wave=1,
+        scorer="number",
+        mode="enforce",
+        max_em_drop=max_em_drop,
+        confidence=CONFIDENCE,
+    )
     # One fit an epoch: fits take most of the time, and what they find is no part of the claims.
     control = Control(tick_requests=TICK, refit_requests=10**6)
     if scenario.burst is not None:
@@ -444,6 +479,9 @@ def run_cell(setting: str, design: str, seed: int) -> dict[str, Any]:
     begin = time.process_time()
     found = run_stream(SETTINGS[setting], float(design.split()[1]) / 100, seed).all()
     return {
-        "setting": setting, "design": design, "seed": seed, **found,
+        "setting": setting,
+        "design": design,
+        "seed": seed,
+        **found,
         "cpu_s": round(time.process_time() - begin, 3),
-    }  # fmt: skip
+    }

@@ -48,9 +48,11 @@ def order(words: Sequence[str]) -> list[tuple[str, str]]:
         return []
     return [
         (setting, design)
-        for setting in SETTINGS if not about_settings or any(word in setting for word in about_settings)
-        for design in DESIGNS if not about_designs or any(word in design for word in about_designs)
-    ]  # fmt: skip
+        for setting in SETTINGS
+        if not about_settings or any(word in setting for word in about_settings)
+        for design in DESIGNS
+        if not about_designs or any(word in design for word in about_designs)
+    ]
 
 
 def work(cell: Cell) -> Line:
@@ -89,13 +91,18 @@ def row(design: str, rows: Sequence[Line]) -> str:
     false = 20_000 * sum(line["false"] for line in rows) / sum(line["quiet"] for line in rows)
     saved = " / ".join(f"{100 * np.mean([line[name] for line in rows]):.1f}" for name in ("saved", "saved_late"))
     cells = (
-        design, f"{len(rows)}", f"{_rate(rows, 'over')}; {sum(line['over_so_far'] for line in rows)}",
+        design,
+        f"{len(rows)}",
+        f"{_rate(rows, 'over')}; {sum(line['over_so_far'] for line in rows)}",
         f"{share:.2f}, {_rate(rows, 'picked_over')}",
-        f"{100 * max(line['worst_drop'] for line in rows):.2f}", f"{np.mean([line['excess'] for line in rows]):,.0f}",
-        saved, f"{np.median(noticed):,.0f}" if noticed else "",
-        f"{np.median(delays):,.0f}; {len(delays)}" if delays else "none", f"{false:.2f}",
+        f"{100 * max(line['worst_drop'] for line in rows):.2f}",
+        f"{np.mean([line['excess'] for line in rows]):,.0f}",
+        saved,
+        f"{np.median(noticed):,.0f}" if noticed else "",
+        f"{np.median(delays):,.0f}; {len(delays)}" if delays else "none",
+        f"{false:.2f}",
         f"{np.mean([line['cpu_s'] for line in rows]):.1f}",
-    )  # fmt: skip
+    )
     return "| " + " | ".join(cells) + " |"
 
 

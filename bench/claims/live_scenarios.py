@@ -27,8 +27,8 @@ PROFILES: Final = 24
 # Answers of the four samples; the last is the answer of the full run. R is right, W and V are wrong.
 CALM, LOST, DOUBTFUL, WRONG, WAVERING = range(5)
 COURSES: Final = ("RRRR", "WRRR", "RWRR", "WWWW", "VWWW")
-RARE: Final = 0.002         # of early answers that are wrong in any traffic
-EPOCH: Final = 900          # requests between two changes of the model, in the scenario that changes it
+RARE: Final = 0.002  # of early answers that are wrong in any traffic
+EPOCH: Final = 900  # requests between two changes of the model, in the scenario that changes it
 N_EPOCHS: Final = 20
 
 
@@ -68,8 +68,8 @@ class Arrival:
     body: str
     conversation: str | None = None
     turn: int = 1
-    key: str | None = None    # idempotency key
-    prompt: str = ""          # what decides the item where it repeats; "": drawn anew
+    key: str | None = None  # idempotency key
+    prompt: str = ""  # what decides the item where it repeats; "": drawn anew
 
     @property
     def question(self) -> str:
@@ -85,7 +85,7 @@ Way: TypeAlias = Callable[[float], float]  # requests since the change began →
 class Delays:
     """When labels of audits come: requests until then, mean of a geometric law, and P(it comes at all)."""
 
-    lost: tuple[float, float] = (50.0, 1.0)   # where a stop would have lost
+    lost: tuple[float, float] = (50.0, 1.0)  # where a stop would have lost
     other: tuple[float, float] = (50.0, 1.0)
 
 
@@ -155,9 +155,12 @@ def conversations(turns: int, *, open_at_once: int = 40) -> Arrivals:
             if turn + 1 == turns:
                 at[place], following = [following, 0], following + 1
             yield Arrival(
-                stratum=min(turn, 1), caller=f"c{name % 50}", body=f"b{name}.{turn}", conversation=f"v{name}",
+                stratum=min(turn, 1),
+                caller=f"c{name % 50}",
+                body=f"b{name}.{turn}",
+                conversation=f"v{name}",
                 turn=turn + 1,
-            )  # fmt: skip
+            )
 
     return arrive
 
@@ -191,7 +194,7 @@ def repeated(rng: np.random.Generator) -> Iterator[Arrival]:
         one = name % 2 == 0
         yield Arrival(
             stratum=1 if one else 2, caller=f"c{name}" if one else f"c{asked}", body=f"hot{name}", prompt=f"hot{name}"
-        )  # fmt: skip
+        )
 
 
 def adversary(rng: np.random.Generator) -> Iterator[Arrival]:
@@ -231,60 +234,88 @@ def mixed(share: float, after: float, at: int) -> Arrivals:
 
 # --------------------------------------------------------------------------- scenarios
 
-GRADED: Final = Stratum(visible=0.16)   # stops lose 4 % at the last level, and what loses more can be seen
-HALF_PERIOD: Final = 500.0              # requests for which an oscillation stays
+GRADED: Final = Stratum(visible=0.16)  # stops lose 4 % at the last level, and what loses more can be seen
+HALF_PERIOD: Final = 500.0  # requests for which an oscillation stays
 _AT: Final = 4_000
 
 
 def _drift(says: str, way: Way = lambda _: 1.0, *, after: float = 0.06) -> Scenario:
     return Scenario(
-        says=says, strata=(Stratum(after=after),), arrivals=singles, n=9_000, change_at=_AT, way=way,
-    )  # fmt: skip
+        says=says,
+        strata=(Stratum(after=after),),
+        arrivals=singles,
+        n=9_000,
+        change_at=_AT,
+        way=way,
+    )
 
 
 SCENARIOS: Final[Mapping[str, Scenario]] = {
     "single turns": Scenario(
-        says="independent requests; what loses more can be seen", strata=(GRADED,), arrivals=singles, keep_rate=1.0,
+        says="independent requests; what loses more can be seen",
+        strata=(GRADED,),
+        arrivals=singles,
+        keep_rate=1.0,
     ),
     "5 turns": Scenario(
         says="conversations of 5 turns; later turns lose 6 % to an early stop",
-        strata=(Stratum(), Stratum(lost=0.06)), shares=((0.2, 0.8), None), arrivals=conversations(5), n=8_000,
+        strata=(Stratum(), Stratum(lost=0.06)),
+        shares=((0.2, 0.8), None),
+        arrivals=conversations(5),
+        n=8_000,
     ),
     "20 turns": Scenario(
         says="conversations of 20 turns; later turns lose 6 % to an early stop",
-        strata=(Stratum(), Stratum(lost=0.06)), shares=((0.05, 0.95), None), arrivals=conversations(20), n=14_000,
+        strata=(Stratum(), Stratum(lost=0.06)),
+        shares=((0.05, 0.95), None),
+        arrivals=conversations(20),
+        n=14_000,
     ),
     "heavy client": Scenario(
         says="40 % of the requests come under one id, and 40 % of those lose",
-        strata=(Stratum(), Stratum(lost=0.4)), shares=((0.6, 0.4), None), arrivals=heavy,
+        strata=(Stratum(), Stratum(lost=0.4)),
+        shares=((0.6, 0.4), None),
+        arrivals=heavy,
     ),
     "repeated prompts": Scenario(
         says="half of the requests repeat a prompt 50 times; stops harm an eighth of those that one caller repeats",
-        strata=(Stratum(), Stratum(lost=0.125), Stratum(lost=0.02)), shares=((0.5, 0.25, 0.25), None),
-        arrivals=repeated, is_fixed=True,
+        strata=(Stratum(), Stratum(lost=0.125), Stratum(lost=0.02)),
+        shares=((0.5, 0.25, 0.25), None),
+        arrivals=repeated,
+        is_fixed=True,
     ),
     "chosen ids": Scenario(
         says="a client with a third of the requests begins every id harmlessly; 40 % of what follows lose",
         strata=(Stratum(), Stratum(lost=0.4), Stratum(lost=0.01), Stratum(lost=0.4)),
-        shares=((31 / 45, 1 / 10, 1 / 9, 1 / 10), None), arrivals=adversary, repeats=3,
+        shares=((31 / 45, 1 / 10, 1 / 9, 1 / 10), None),
+        arrivals=adversary,
+        repeats=3,
     ),
     "run times": Scenario(
         says="30 % of the requests run for 500 to 1,500 requests, and 20 % of these lose",
-        strata=(Stratum(), Stratum(lost=0.2, run_time=(500, 1_500))), shares=((0.7, 0.3), None),
+        strata=(Stratum(), Stratum(lost=0.2, run_time=(500, 1_500))),
+        shares=((0.7, 0.3), None),
         arrivals=mixed(0.3, 0.3, 0),
     ),
     "labels": Scenario(
         says="labels of losses come after 800 requests and for 40 % only, others after 100 and for 90 %",
-        strata=(GRADED,), arrivals=singles, delays=Delays(lost=(800.0, 0.4), other=(100.0, 0.9)),
+        strata=(GRADED,),
+        arrivals=singles,
+        delays=Delays(lost=(800.0, 0.4), other=(100.0, 0.9)),
     ),
     "20 epochs": Scenario(
         says=f"another model every {EPOCH} requests, {N_EPOCHS} of them; the last level loses 2.2 %",
-        strata=(Stratum(lost=0.022),), arrivals=singles, n=N_EPOCHS * EPOCH, n_models=N_EPOCHS, burst=600,
+        strata=(Stratum(lost=0.022),),
+        arrivals=singles,
+        n=N_EPOCHS * EPOCH,
+        n_models=N_EPOCHS,
+        burst=600,
     ),
     "silent": _drift("from request 4,000 on 6 % of early answers are wrong, and nothing shows it"),
     "ramp": _drift(
         "from request 4,000 on early answers go wrong, 8 % of them after 4,000 more",
-        lambda since: min(1.0, since / 4_000), after=0.08,
+        lambda since: min(1.0, since / 4_000),
+        after=0.08,
     ),
     "oscillation": _drift(
         "from request 4,000 on 6 % of early answers are wrong, for every other 500 requests",
@@ -293,6 +324,9 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "classes": Scenario(
         says="two classes swap their shares of 85 and 15 % at request 4,000; stops lose 0.2 % in one, 6 % in the other",
         strata=(Stratum(query_class="a"), Stratum(lost=0.06, query_class="b")),
-        shares=((0.85, 0.15), (0.15, 0.85)), arrivals=mixed(0.15, 0.85, _AT), n=9_000, change_at=_AT,
+        shares=((0.85, 0.15), (0.15, 0.85)),
+        arrivals=mixed(0.15, 0.85, _AT),
+        n=9_000,
+        change_at=_AT,
     ),
-}  # fmt: skip
+}

@@ -61,17 +61,34 @@ class Item:
         """How a request with this item ends: in full, or stopped after a step (from 0)."""
         if stop is None:
             return Outcome(
-                episode_id=name, end_reason="done", status=200, answer=self.answer, response_id=None,
-                usage=self.usage, steps=self.steps, model=model, system_fingerprint="fp",
-            )  # fmt: skip
+                episode_id=name,
+                end_reason="done",
+                status=200,
+                answer=self.answer,
+                response_id=None,
+                usage=self.usage,
+                steps=self.steps,
+                model=model,
+                system_fingerprint="fp",
+            )
         kept = self.steps[: stop + 1]
         usage = Usage(prompt_tokens=5, completion_tokens=sum(step.tokens for step in kept))
         leader = Counter(step.answer for step in kept).most_common(1)[0][0]  # of equals the first
         return Outcome(
-            episode_id=name, end_reason="stopped", status=200, answer=leader, response_id=None, usage=usage,
-            steps=kept, model=model, system_fingerprint="fp", stopped=True, stop_reason="suffices", stop_step=stop + 1,
+            episode_id=name,
+            end_reason="stopped",
+            status=200,
+            answer=leader,
+            response_id=None,
+            usage=usage,
+            steps=kept,
+            model=model,
+            system_fingerprint="fp",
+            stopped=True,
+            stop_reason="suffices",
+            stop_step=stop + 1,
             would_answer=leader,
-        )  # fmt: skip
+        )
 
 
 @cache
@@ -85,26 +102,45 @@ def items(classes: tuple[str, ...]) -> tuple[Item, ...]:
             for course in COURSES:
                 steps = tuple(
                     StepRecord(
-                        index=at + 1, tokens=tokens[profile][at], answer=answer, answer_source="sample",
-                        confidence=None, entropy=None, probe_tokens=0, action="continue", reason="",
+                        index=at + 1,
+                        tokens=tokens[profile][at],
+                        answer=answer,
+                        answer_source="sample",
+                        confidence=None,
+                        entropy=None,
+                        probe_tokens=0,
+                        action="continue",
+                        reason="",
                     )
                     for at, answer in enumerate(course)
-                )  # fmt: skip
+                )
                 usage = Usage(prompt_tokens=5, completion_tokens=sum(tokens[profile]))
-                made.append(Item(
-                    query=query, steps=steps, answer=course[-1], usage=usage, differs=len(set(course)) > 1
-                ))  # fmt: skip
+                made.append(
+                    Item(query=query, steps=steps, answer=course[-1], usage=usage, differs=len(set(course)) > 1)
+                )
     return tuple(made)
 
 
 def request_of(number: int, item: Item, **changes: Any) -> Request:
     """The request of arrival `number`."""
     known: dict[str, Any] = {
-        "episode_id": f"ep_{number:06}", "route": "r", "kind": "samples", "mode": "enforce", "model": "m",
-        "stream": False, "n_samples": len(COURSES[0]), "audit": True, "propensity": 1.0, "policy_version": "",
-        "certified": False, "question_key": f"q{number}", "ungoverned": None, "received_at_s": float(number),
-        "query": item.query, "setup": "s1",
-    }  # fmt: skip
+        "episode_id": f"ep_{number:06}",
+        "route": "r",
+        "kind": "samples",
+        "mode": "enforce",
+        "model": "m",
+        "stream": False,
+        "n_samples": len(COURSES[0]),
+        "audit": True,
+        "propensity": 1.0,
+        "policy_version": "",
+        "certified": False,
+        "question_key": f"q{number}",
+        "ungoverned": None,
+        "received_at_s": float(number),
+        "query": item.query,
+        "setup": "s1",
+    }
     return Request(**(known | changes))
 
 
@@ -127,8 +163,10 @@ class Truth:
             z = np.where(rows == runs.last[:, None], 0, runs.z[rows])
             steps = rows - runs.starts[:-1, None]
             self._tables[address] = (
-                z.reshape(shape).astype(np.int64), steps.reshape(shape), runs.cost[rows].reshape(shape)
-            )  # fmt: skip
+                z.reshape(shape).astype(np.int64),
+                steps.reshape(shape),
+                runs.cost[rows].reshape(shape),
+            )
         return self._tables[address]
 
     def _of(self, features: tuple[str, ...]) -> AuditRuns:
@@ -137,11 +175,12 @@ class Truth:
             label = Feedback(feedback_id="f", gold="R", source="reviewer")
             recorded = [
                 _Recorded(
-                    at, Episode(request=request_of(at, item), outcome=item.outcome(f"ep_{at:06}", model="m")),
+                    at,
+                    Episode(request=request_of(at, item), outcome=item.outcome(f"ep_{at:06}", model="m")),
                     (_Said(at, label),),
                 )
                 for at, item in enumerate(self.pool)
-            ]  # fmt: skip
+            ]
             data = build(
                 recorded, match=right, chosen=FeatureSelection(features, ()), wave=1, most_audits=len(self.pool) + 1
             )

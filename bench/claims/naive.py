@@ -28,13 +28,13 @@ from suffice.learn.audits import Bools, Floats, Ints
 from suffice.learn.served import FoldedModels, fit_served
 from suffice.replay.online.loop import PERIOD
 
-CALIBRATION: Final = 1_500     # full runs at the start
-LABELLED: Final = 0.2          # of served answers
-ROLLING: Final = 500           # labelled answers that the feedback rule looks back on
-LEAST: Final = 100             # … before it moves
-LOOKS_EVERY: Final = 500       # requests between two of its moves
+CALIBRATION: Final = 1_500  # full runs at the start
+LABELLED: Final = 0.2  # of served answers
+ROLLING: Final = 500  # labelled answers that the feedback rule looks back on
+LEAST: Final = 100  # … before it moves
+LOOKS_EVERY: Final = 500  # requests between two of its moves
 N_ARMS: Final = 9
-DISCOUNT: Final = 0.999        # of all evidence, for each label
+DISCOUNT: Final = 0.999  # of all evidence, for each label
 Choose = Callable[[int, Ints], Ints]  # first request of a period, numbers of its requests → a level for each
 
 
@@ -44,8 +44,8 @@ class Calibrated:
 
     drawn: Drawn
     served: FoldedModels
-    rows: Ints          # (N, M): where each level ends each run
-    n: int              # calibration runs
+    rows: Ints  # (N, M): where each level ends each run
+    n: int  # calibration runs
     max_em_drop: float
 
     @property
@@ -143,7 +143,7 @@ class _Labels:
         self._due = due[self._order]
         self._level = np.zeros(len(runs), dtype=np.int64)
         self._known, self._at = known, 0
-        self.right: list[int] = []   # answers labelled so far, in the order of their labels
+        self.right: list[int] = []  # answers labelled so far, in the order of their labels
 
     def serve(self, block: Ints, levels: Ints) -> None:
         """Write down what was served."""
@@ -162,8 +162,11 @@ class _Labels:
 
 
 NAIVE: Final[dict[str, Callable[[Calibrated, np.random.Generator], Choose]]] = {
-    "fixed": fixed, "once": once, "feedback": feedback, "thompson": thompson,
-}  # fmt: skip
+    "fixed": fixed,
+    "once": once,
+    "feedback": feedback,
+    "thompson": thompson,
+}
 
 
 def follow(drawn: Drawn, name: str, truth: Truth, rng: np.random.Generator, *, max_em_drop: float) -> Course:
@@ -182,5 +185,6 @@ def follow(drawn: Drawn, name: str, truth: Truth, rng: np.random.Generator, *, m
     row = known.rows[np.arange(n), level]
     row[: known.n] = runs.last[: known.n]
     audit = np.arange(n) < known.n
-    return Course(audit=audit, level=level, z=runs.z[row], tokens=runs.cost[row], full=runs.full,
-                  true_drop=np.array(true_drop))  # fmt: skip
+    return Course(
+        audit=audit, level=level, z=runs.z[row], tokens=runs.cost[row], full=runs.full, true_drop=np.array(true_drop)
+    )

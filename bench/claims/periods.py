@@ -72,18 +72,26 @@ def cells(period: int, found: Sequence[Figures]) -> list[str]:
     """One line of the table, behind the setting."""
     delays = [one["alarm_delay"] for one in found if one["alarm_delay"] is not None]
     return [
-        f"{period:,}", percents(found, "saved_all", "saved_last"), percents(found, "drop_pre", "drop_post", digits=2),
-        over(found), f"{np.median(delays):.0f}" if len(delays) > len(found) / 2 else "none", for_good(found),
+        f"{period:,}",
+        percents(found, "saved_all", "saved_last"),
+        percents(found, "drop_pre", "drop_post", digits=2),
+        over(found),
+        f"{np.median(delays):.0f}" if len(delays) > len(found) / 2 else "none",
+        for_good(found),
         f"{mean(found, 'cpu_ms'):,.0f}",
-    ]  # fmt: skip
+    ]
 
 
 PERIODS = Sweep(
-    prog="python -m bench.claims.periods", about=__doc__.splitlines()[0],
+    prog="python -m bench.claims.periods",
+    about=__doc__.splitlines()[0],
     head="| setting | looks every | saved all / last, % | drop pre / post, points | over | alarm after, median |"
     " recovered for good, median / p90 | CPU ms for 10,000 requests |",
-    settings=("none", "harsh", "stealth"), choices=(1, 10, 100, 1_000), run=run, cells=cells,
-)  # fmt: skip
+    settings=("none", "harsh", "stealth"),
+    choices=(1, 10, 100, 1_000),
+    run=run,
+    cells=cells,
+)
 
 if __name__ == "__main__":
     PERIODS.main()

@@ -16,15 +16,28 @@ from typing import Any, TypeAlias
 
 ROOT = Path(__file__).resolve().parents[2]
 MADE_BY = (
-    "src/suffice/learn/audits.py", "src/suffice/learn/served.py", "src/suffice/learn/certifier.py",
-    "src/suffice/assurance/certify.py", "src/suffice/assurance/windows.py", "src/suffice/assurance/label_maturation.py",
-    "src/suffice/assurance/detection.py", "src/suffice/assurance/drift.py", "src/suffice/testing/simulated",
-    "bench/claims/streams.py", "bench/claims/truth.py", "bench/claims/course.py", "bench/claims/score.py",
-    "bench/claims/cells.py", "bench/claims/window.py", "bench/claims/naive.py", "bench/claims/empirical.py",
-    "src/suffice/assurance/budgeted.py", "src/suffice/learn/budgeting.py",
-)  # fmt: skip
+    "src/suffice/learn/audits.py",
+    "src/suffice/learn/served.py",
+    "src/suffice/learn/certifier.py",
+    "src/suffice/assurance/certify.py",
+    "src/suffice/assurance/windows.py",
+    "src/suffice/assurance/label_maturation.py",
+    "src/suffice/assurance/detection.py",
+    "src/suffice/assurance/drift.py",
+    "src/suffice/testing/simulated",
+    "bench/claims/streams.py",
+    "bench/claims/truth.py",
+    "bench/claims/course.py",
+    "bench/claims/score.py",
+    "bench/claims/cells.py",
+    "bench/claims/window.py",
+    "bench/claims/naive.py",
+    "bench/claims/empirical.py",
+    "src/suffice/assurance/budgeted.py",
+    "src/suffice/learn/budgeting.py",
+)
 Cell: TypeAlias = tuple[str, str, int]  # setting, design, seed
-Line: TypeAlias = dict[str, Any]        # as `cells.run_cell` returns it
+Line: TypeAlias = dict[str, Any]  # as `cells.run_cell` returns it
 
 
 def arguments(prog: str, about: str, *, only: str) -> argparse.Namespace:

@@ -60,12 +60,15 @@ def cells(way: str, found: Sequence[Figures]) -> list[str]:
 
 
 RETRAINING = Sweep(
-    prog="python -m bench.claims.retraining", about=__doc__.splitlines()[0],
+    prog="python -m bench.claims.retraining",
+    about=__doc__.splitlines()[0],
     head="| setting | retrained | saved all / steady / last, % | drop pre / post, points | over |"
     " recovered for good, median / p90 |",
-    settings=("harsh", "swap", "gradual", "stealth", "benign"), choices=("never", "after alarms", "every 1,000"),
-    run=run, cells=cells,
-)  # fmt: skip
+    settings=("harsh", "swap", "gradual", "stealth", "benign"),
+    choices=("never", "after alarms", "every 1,000"),
+    run=run,
+    cells=cells,
+)
 
 if __name__ == "__main__":
     RETRAINING.main()

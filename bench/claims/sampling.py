@@ -51,11 +51,11 @@ from suffice.store.rows.events import FeedbackGiven
 from suffice.telemetry import Metrics
 from suffice.types import Feedback, Outcome, Query, Request, StepRecord, Usage
 
-STEP = 1_000          # requests between two rounds of the jobs
+STEP = 1_000  # requests between two rounds of the jobs
 AUDITS = 0.05
 RATE = 0.10
-LABELLED = 0.2        # of live runs; of audits all
-STOPS = 0.9           # of live runs, in every class
+LABELLED = 0.2  # of live runs; of audits all
+STOPS = 0.9  # of live runs, in every class
 ROUTE = "r"
 
 
@@ -65,11 +65,11 @@ class Kind:
 
     name: str
     share: float
-    tokens: float     # mean of a full run
-    spread: float     # sd of its logarithm
-    kept: float       # part of a run's tokens that a stop leaves
+    tokens: float  # mean of a full run
+    spread: float  # sd of its logarithm
+    kept: float  # part of a run's tokens that a stop leaves
     em_full: float
-    lost: float       # EM that a stop costs
+    lost: float  # EM that a stop costs
 
 
 KINDS = (
@@ -113,11 +113,21 @@ def recorded() -> list[tuple[StepRecord, ...]]:
 
 def _as_kept(index: int, step: Mapping[str, Any]) -> StepRecord:
     return StepRecord(
-        index=index, tokens=step["tokens"], answer=step["answer"], answer_source="probe", confidence=0.9731,
-        entropy=step.get("entropy"), probe_tokens=step.get("probe_tokens", 0), action="continue",
-        reason=f"answer stable for {index} steps", logprobs=tuple(step.get("logprobs", ())), hedges=step.get("hedges"),
-        logprob=step.get("logprob"), margin=step.get("margin"), closed_entropy=step.get("closed_entropy"),
-    )  # fmt: skip
+        index=index,
+        tokens=step["tokens"],
+        answer=step["answer"],
+        answer_source="probe",
+        confidence=0.9731,
+        entropy=step.get("entropy"),
+        probe_tokens=step.get("probe_tokens", 0),
+        action="continue",
+        reason=f"answer stable for {index} steps",
+        logprobs=tuple(step.get("logprobs", ())),
+        hedges=step.get("hedges"),
+        logprob=step.get("logprob"),
+        margin=step.get("margin"),
+        closed_entropy=step.get("closed_entropy"),
+    )
 
 
 def traffic(n: int, seed: int, *, labelled: float = LABELLED) -> Iterator[Asked]:
@@ -136,27 +146,60 @@ def traffic(n: int, seed: int, *, labelled: float = LABELLED) -> Iterator[Asked]
         steps = runs[number % len(runs)]
         steps = steps[: len(steps) // 2 + 1] if stopped else steps
         request = Request(
-            episode_id=name, route=ROUTE, kind="reasoning", mode="enforce", model="qwen3-8b", stream=True, n_samples=1,
-            audit=lot.audit, propensity=lot.propensity, policy_version="confidence-threshold-1a2b3c4d5e6f@12",
-            certified=True, question_key=f"{number:016x}", ungoverned=None, received_at_s=1.7e9 + number / 10,
-            query=Query(query_class=kind.name, n_chars=412, n_words=77, n_numbers=4, n_operators=1,
-                        question_type="number", script="latin"),
-            unit=lot.unit, setup="5f2d9c31",
-        )  # fmt: skip
+            episode_id=name,
+            route=ROUTE,
+            kind="reasoning",
+            mode="enforce",
+            model="qwen3-8b",
+            stream=True,
+            n_samples=1,
+            audit=lot.audit,
+            propensity=lot.propensity,
+            policy_version="confidence-threshold-1a2b3c4d5e6f@12",
+            certified=True,
+            question_key=f"{number:016x}",
+            ungoverned=None,
+            received_at_s=1.7e9 + number / 10,
+            query=Query(
+                query_class=kind.name,
+                n_chars=412,
+                n_words=77,
+                n_numbers=4,
+                n_operators=1,
+                question_type="number",
+                script="latin",
+            ),
+            unit=lot.unit,
+            setup="5f2d9c31",
+        )
         outcome = Outcome(
-            episode_id=name, end_reason="stopped" if stopped else "done", status=200, answer="34",
-            response_id=f"chatcmpl-{name}", stopped=stopped, stop_reason="suffices" if stopped else None,
+            episode_id=name,
+            end_reason="stopped" if stopped else "done",
+            status=200,
+            answer="34",
+            response_id=f"chatcmpl-{name}",
+            stopped=stopped,
+            stop_reason="suffices" if stopped else None,
             usage=Usage(prompt_tokens=269, completion_tokens=spent, reasoning_tokens=spent),
             stop_step=len(steps) if stopped else None,
-            would_answer="34" if stopped else None, decision="p_correct 0.972 reached 0.95",
+            would_answer="34" if stopped else None,
+            decision="p_correct 0.972 reached 0.95",
             tokens_saved_estimate=round(full) - spent if stopped else None,
             estimate_method="mean of 412 full runs of this route that thought longer" if stopped else None,
-            steps=steps, duration_s=spent / 90, ttft_s=0.31, model="qwen3-8b", system_fingerprint="fp_44709d6fcb",
-        )  # fmt: skip
+            steps=steps,
+            duration_s=spent / 90,
+            ttft_s=0.31,
+            model="qwen3-8b",
+            system_fingerprint="fp_44709d6fcb",
+        )
         spoken = lot.audit or said[number] < labelled
-        yield request, outcome, FeedbackGiven(Feedback(
-            feedback_id=f"fb_{name}", episode_id=name, correct=is_right, source="exact-match"
-        )) if spoken else None  # fmt: skip
+        yield (
+            request,
+            outcome,
+            FeedbackGiven(Feedback(feedback_id=f"fb_{name}", episode_id=name, correct=is_right, source="exact-match"))
+            if spoken
+            else None,
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -182,8 +225,8 @@ class Measured:
 
     seed: int
     report: RouteReport
-    blind: RouteReport                      # the same rows, as if each stood for itself
-    bands: dict[str, Read]                  # of the console
+    blind: RouteReport  # the same rows, as if each stood for itself
+    bands: dict[str, Read]  # of the console
     cost: Cost = field(default_factory=Cost)
     rates: dict[str, float] = field(default_factory=dict)
 
@@ -191,33 +234,52 @@ class Measured:
         """Each estimate beside the truth."""
         told = report.measured
         pairs: tuple[tuple[str, IntervalEstimate | None, float], ...] = (
-            ("EM, full runs", told.em_full, TRUTH.em_full), ("EM, live runs", told.em_live, TRUTH.em_live),
-            ("EM, stopped runs", told.em_stopped, TRUTH.em_stopped), ("saving", told.saving, TRUTH.overall),
-        )  # fmt: skip
+            ("EM, full runs", told.em_full, TRUTH.em_full),
+            ("EM, live runs", told.em_live, TRUTH.em_live),
+            ("EM, stopped runs", told.em_stopped, TRUTH.em_stopped),
+            ("saving", told.saving, TRUTH.overall),
+        )
         return {
-            name: (one.value, one.low, one.high, truth) for name, one, truth in pairs
+            name: (one.value, one.low, one.high, truth)
+            for name, one, truth in pairs
             if one is not None and one.low is not None and one.high is not None
-        }  # fmt: skip
+        }
 
 
 def log_of(
-    seed: int, n: int, rate: float, folder: Path, *, blind: bool = True,
+    seed: int,
+    n: int,
+    rate: float,
+    folder: Path,
+    *,
+    blind: bool = True,
     labelled: float = LABELLED,
-) -> Measured:  # fmt: skip
+) -> Measured:
     """Write a log and read it."""
     database, clock = folder / "log.db", SimpleNamespace(now_s=1.7e9)
     settings = Settings(
-        routes={ROUTE: Route(
-            mode="enforce", audit_share=AUDITS, policy={"policy": "confidence-threshold"}, uncertified=True
-        )},
-        monitoring=SamplingSettings(sample_rate=rate), store=Store(url=f"sqlite:///{database}"),
-    )  # fmt: skip
+        routes={
+            ROUTE: Route(
+                mode="enforce", audit_share=AUDITS, policy={"policy": "confidence-threshold"}, uncertified=True
+            )
+        },
+        monitoring=SamplingSettings(sample_rate=rate),
+        store=Store(url=f"sqlite:///{database}"),
+    )
     now: Callable[[], float] = lambda: clock.now_s
     log, cost = SqliteLog.open(settings.store, now=now), Cost()
     sampling = LogSampler(settings=settings, salt="bench")
-    gw = cast(Gateway, SimpleNamespace(
-        log=log, metrics=Metrics(), sampling=sampling, limits=KeyLimits(), monotonic_s=now, wall_s=now,
-    ))  # fmt: skip
+    gw = cast(
+        Gateway,
+        SimpleNamespace(
+            log=log,
+            metrics=Metrics(),
+            sampling=sampling,
+            limits=KeyLimits(),
+            monotonic_s=now,
+            wall_s=now,
+        ),
+    )
     with Decisions.open(database, now=now, monotonic_s=now) as writer:
         common: dict[str, Any] = {"settings": settings, "path": database, "matches": matching, "monotonic_s": now}
         jobs = (Rollup(now=now, **common), SamplingJob(author="bench", **common))
@@ -256,11 +318,13 @@ def log_of(
     right, marked = sums.stopped_marks
     between = wilson(right, marked, 0.95)
     return Measured(
-        seed=seed, report=report, cost=cost,
+        seed=seed,
+        report=report,
+        cost=cost,
         blind=_report(database, map(_alone, read_episodes(database, ROUTE))) if blind else report,
         bands={"EM, stopped runs (the console's band)": (right / marked, between.low, between.high, TRUTH.em_stopped)},
         rates={} if found is None else dict(found.after),
-    )  # fmt: skip
+    )
 
 
 def _write(gw: Gateway, chunk: Sequence[Asked], clock: SimpleNamespace) -> None:
@@ -286,7 +350,9 @@ def _label(gw: Gateway, chunk: Sequence[Asked]) -> None:
 
 def _report(database: Path, items: Iterator[EpisodeWithLabels]) -> RouteReport:
     return estimate_route(
-        items, route=ROUTE, match=lambda answer, gold: answer == gold,
+        items,
+        route=ROUTE,
+        match=lambda answer, gold: answer == gold,
         unkept=counted_cells(database, ROUTE),
     )
 
@@ -328,9 +394,13 @@ def coverage(found: Sequence[Measured]) -> str:
         "| estimate | truth | mean error, points | 95 % interval held the truth (exact 95 %) | half-width, points |",
         "| --- | --- | --- | --- | --- |",
     ]
-    reads, blind = ([one.reads(report) for one, report in zip(found, told, strict=True)] for told in (
-        [one.report for one in found], [one.blind for one in found],
-    ))  # fmt: skip
+    reads, blind = (
+        [one.reads(report) for one, report in zip(found, told, strict=True)]
+        for told in (
+            [one.report for one in found],
+            [one.blind for one in found],
+        )
+    )
     lines += [row(name, [one[name] for one in reads]) for name in reads[0]]
     lines += [row(name, [one.bands[name] for one in found]) for name in found[0].bands]
     lines += [row(f"{name}, without weights", [one[name] for one in blind]) for name in ("EM, live runs", "saving")]
@@ -363,9 +433,7 @@ def main() -> None:
     given = parser.parse_args()
     spent_s = 0.0
     for labelled in (0.05, LABELLED):
-        kept, sampled = (
-            cell(0, given.cost_requests, rate, blind=False, labelled=labelled) for rate in (1.0, RATE)
-        )  # fmt: skip
+        kept, sampled = (cell(0, given.cost_requests, rate, blind=False, labelled=labelled) for rate in (1.0, RATE))
         told = f"{given.cost_requests:,} requests, {labelled:.0%} of the live runs labelled"
         print(f"{told}\n\n{cost_table(kept.cost, sampled.cost)}\n")
         print("rates in the end: " + ", ".join(f"{name} {rate:g}" for name, rate in sampled.rates.items()) + "\n")

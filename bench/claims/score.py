@@ -12,7 +12,7 @@ from suffice.learn.audits import Bools, Floats
 from suffice.learn.served import PGood
 from suffice.learn.stop_model import LINEAR_C
 
-N_STEPS = 15         # of Newton; six are usual from nothing, three from the last fit
+N_STEPS = 15  # of Newton; six are usual from nothing, three from the last fit
 CLOSE_ENOUGH = 1e-2  # last change of a coefficient, per sd of its feature; Newton then is right to its square
 
 

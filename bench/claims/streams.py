@@ -24,7 +24,9 @@ LATE: Final = simulated.LabelDelays(mean_delay=1_000)
 SPREAD: Final = simulated.LabelDelays(delay="geometric", mean_delay=700)
 COMPLAINTS: Final = simulated.LabelDelays(mean_delay=1_000, p_when_right=0.05, p_when_wrong=0.5)
 SIGNALS: Final = FeatureSelection(simulated.FEATURES[:10], simulated.FEATURES[10:])
-Worlds = Callable[[float, int, int], simulated.SimulatedTraffic]  # way from old to new world, runs, seed → runs of that world
+Worlds = Callable[
+    [float, int, int], simulated.SimulatedTraffic
+]  # way from old to new world, runs, seed → runs of that world
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,8 +34,8 @@ class Drawn:
     """N requests of a setting."""
 
     traffic: RecordedTraffic
-    right: Bools    # (N,): the full run's answer is right; audits do not need it
-    ways: Floats    # (N,): how far the world is from its old to its new state
+    right: Bools  # (N,): the full run's answer is right; audits do not need it
+    ways: Floats  # (N,): how far the world is from its old to its new state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,7 @@ class Setting:
     in_world: Worlds
     path: simulated.Path = field(default_factory=simulated.Path)
     labels: simulated.LabelDelays = LATE
-    label_timeout: int = 1_000      # requests after which an audit counts, labelled or not
+    label_timeout: int = 1_000  # requests after which an audit counts, labelled or not
 
     def draw(self, n: int, seed: int) -> Drawn:
         """n requests in order."""
@@ -59,8 +61,12 @@ class Setting:
         return n // 2 if self.path.at is None else self.path.at
 
 
-def ours(scenario: simulated.Scenario, name: str | None = None, labels: simulated.LabelDelays = LATE,
-         label_timeout: int = 1_000) -> Setting:
+def ours(
+    scenario: simulated.Scenario,
+    name: str | None = None,
+    labels: simulated.LabelDelays = LATE,
+    label_timeout: int = 1_000,
+) -> Setting:
     """A scenario of our own generator."""
 
     def in_world(way: float, n: int, seed: int) -> simulated.SimulatedTraffic:
@@ -69,8 +75,11 @@ def ours(scenario: simulated.Scenario, name: str | None = None, labels: simulate
     return Setting(
         name=name or scenario.name,
         simulate=lambda n, seed: simulated.simulate(scenario, n, seed=seed),
-        in_world=in_world, path=scenario.path, labels=labels, label_timeout=label_timeout,
-    )  # fmt: skip
+        in_world=in_world,
+        path=scenario.path,
+        labels=labels,
+        label_timeout=label_timeout,
+    )
 
 
 def _settings() -> Mapping[str, Setting]:
@@ -98,13 +107,27 @@ def online(made: simulated.SimulatedTraffic, label_at: Floats, *, seed: int) -> 
     probes = PROBE_TOKENS * made.step.astype(np.float64)
     return RecordedTraffic(
         runs=AuditRuns(
-            x=made.x, starts=made.starts, z=made.z, d=made.d, may_stop=np.ones(len(made.z), dtype=bool),
-            cost=made.cost, per_step=np.maximum((made.cost - probes) / made.step, 1.0), full=made.full,
-            fold=folds(n, seed), at=np.arange(n, dtype=np.float64), share=np.ones(n), label_at=label_at,
-            query_class=made.query_class, abandoned=np.zeros(n, dtype=bool),
+            x=made.x,
+            starts=made.starts,
+            z=made.z,
+            d=made.d,
+            may_stop=np.ones(len(made.z), dtype=bool),
+            cost=made.cost,
+            per_step=np.maximum((made.cost - probes) / made.step, 1.0),
+            full=made.full,
+            fold=folds(n, seed),
+            at=np.arange(n, dtype=np.float64),
+            share=np.ones(n),
+            label_at=label_at,
+            query_class=made.query_class,
+            abandoned=np.zeros(n, dtype=bool),
         ),
-        probes=probes, duration=np.zeros(n), early=made.early, question=tuple(str(i) for i in range(n)), chosen=SIGNALS,
-    )  # fmt: skip
+        probes=probes,
+        duration=np.zeros(n),
+        early=made.early,
+        question=tuple(str(i) for i in range(n)),
+        chosen=SIGNALS,
+    )
 
 
 def folds(n: int, seed: int) -> Small:

@@ -42,17 +42,29 @@ def row(design: str, rows: Sequence[Line]) -> str:
     saved = " / ".join(f"{100 * _mean(rows, f'saved_{part}'):.1f}" for part in ("all", "steady", "last"))
     drop = " / ".join(f"{100 * _mean(rows, f'drop_{part}'):.2f}" for part in ("pre", "post"))
     truly = " / ".join(_share(line[name] > line["max_em_drop"] for line in rows) for name in ("true_pre", "true_end"))
-    recover, for_good = (" / ".join(f"{x:.0f}" for x in np.quantile([line[name] for line in rows], [0.5, 0.9]))
-                         for name in ("recover", "for_good"))  # fmt: skip
+    recover, for_good = (
+        " / ".join(f"{x:.0f}" for x in np.quantile([line[name] for line in rows], [0.5, 0.9]))
+        for name in ("recover", "for_good")
+    )
     delays = [line["alarm_delay"] for line in rows if line["alarm_delay"] is not None]
     soon = sum(delay <= 500 for delay in delays)
     alarm = f"{np.median(delays):.0f}; {soon} of {len(rows)}" if delays else "none"
     per_10_000 = 1e4 * sum(line["alarms_pre"] for line in rows) / max(1, sum(line["drift_at"] for line in rows))
     cells = [
-        design, str(len(rows)), saved, drop, _bound(rows, "over_pre"), _bound(rows, "over_post"), truly,
-        recover, for_good, f"{_mean(rows, 'surplus'):.0f}", alarm, f"{per_10_000:.2f}",
+        design,
+        str(len(rows)),
+        saved,
+        drop,
+        _bound(rows, "over_pre"),
+        _bound(rows, "over_post"),
+        truly,
+        recover,
+        for_good,
+        f"{_mean(rows, 'surplus'):.0f}",
+        alarm,
+        f"{per_10_000:.2f}",
         f"{_mean(rows, 'cpu_s'):.1f}",
-    ]  # fmt: skip
+    ]
     return "| " + " | ".join(cells) + " |"
 
 

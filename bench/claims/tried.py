@@ -38,15 +38,19 @@ from suffice.testing.simulated.stories import LONGEST
 from suffice.testing.simulated.worlds import USUAL
 
 PLAN: Final = Plan(warm_up=1_200)  # what is in force was fitted before, and is certified by as many full runs as live
-BEFORE: Final = 2_000          # requests before the rollout: the loop certifies what is in force
-MOST: Final = 26_000           # requests of a rollout; one that is longer did not end
-N_TRUTH: Final = 40_000        # runs: ± 0.1 points at a drop of 2 %
-N_MODELS: Final = 10           # sets of models; seeds take them in turn
-HARMED: Final = 2              # the class that one candidate harms: "history"
+BEFORE: Final = 2_000  # requests before the rollout: the loop certifies what is in force
+MOST: Final = 26_000  # requests of a rollout; one that is longer did not end
+N_TRUTH: Final = 40_000  # runs: ± 0.1 points at a drop of 2 %
+N_MODELS: Final = 10  # sets of models; seeds take them in turn
+HARMED: Final = 2  # the class that one candidate harms: "history"
 _MIDDLE: Final = USUAL.classes[1]
-FIVE: Final = replace(USUAL, classes=(
-    *(replace(one, share=0.2) for one in USUAL.classes), replace(_MIDDLE, share=0.2, p_right=0.75, p_plateau=0.03),
-))  # fmt: skip
+FIVE: Final = replace(
+    USUAL,
+    classes=(
+        *(replace(one, share=0.2) for one in USUAL.classes),
+        replace(_MIDDLE, share=0.2, p_right=0.75, p_plateau=0.03),
+    ),
+)
 _COLUMN: Final = {name: at for at, name in enumerate(simulated.FEATURES)}
 _ANSWERS: Final = [at for name, at in _COLUMN.items() if "confidence" not in name and name != "entropy"]
 
@@ -57,20 +61,20 @@ class Candidate:
 
     says: str
     models: Callable[[int], FoldedModels]  # of a set
-    late: int = 0                    # requests until a label comes
-    skipped: bool = False            # has a person taken it past the shadow at once?
+    late: int = 0  # requests until a label comes
+    skipped: bool = False  # has a person taken it past the shadow at once?
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
     """How the rollout of a learned candidate went."""
 
-    ended: Ended         # its audits are those that were pairs
-    n_audits: int        # all of them
-    n_over: int          # live requests that the candidate answered at a level that truly breaks the budget
-    passed_over: bool    # at some look such a level passed its certificate, served or not
-    kept: float          # of a full run's tokens, at the last level that might act, truly
-    kept_in_force: float # … what the version in force keeps then
+    ended: Ended  # its audits are those that were pairs
+    n_audits: int  # all of them
+    n_over: int  # live requests that the candidate answered at a level that truly breaks the budget
+    passed_over: bool  # at some look such a level passed its certificate, served or not
+    kept: float  # of a full run's tokens, at the last level that might act, truly
+    kept_in_force: float  # … what the version in force keeps then
 
 
 # --------------------------------------------------------------------------- models
@@ -137,7 +141,9 @@ def _first(x: Floats) -> Bools:
     return np.asarray(x[:, _COLUMN["step_share"]] < 1.5 / LONGEST)
 
 
-def _losing(points: float, level: Callable[[FoldedModels], int], *, only: int | None = None) -> Callable[[int], FoldedModels]:
+def _losing(
+    points: float, level: Callable[[FoldedModels], int], *, only: int | None = None
+) -> Callable[[int], FoldedModels]:
     """A better version that is made to lose so much at one of its levels.
 
     points  EM drop against the full run, a fraction; of one class: more than what is in force loses there
@@ -228,8 +234,8 @@ class Trial(Life):
         disagrees[:, 0], z[:, 0] = False, 0
         self.z, self.unheard = z, unheard(z, disagrees)
         self.audited: list[int] = []  # of the rollout, in order
-        self.windows = Windows()      # of the rollout
-        self.new: list[int] = []      # the keeper has not seen
+        self.windows = Windows()  # of the rollout
+        self.new: list[int] = []  # the keeper has not seen
         self.n_over, self.passed_over, self.level = 0, False, 0
         self.keeper = LiveKeeper(replace(PLAN, label_timeout=float(candidate.late)), Logistic(), rests=True)
         self.keeper.adopt(serves, None)
@@ -254,9 +260,13 @@ class Trial(Life):
     def tried(self) -> Tried:
         ended = self.run()
         return Tried(
-            ended=ended, n_audits=len(self.audited), n_over=self.n_over, passed_over=self.passed_over,
-            kept=float(self.true.kept[self.level]), kept_in_force=float(self.true_in_force.kept[self.keeper.level]),
-        )  # fmt: skip
+            ended=ended,
+            n_audits=len(self.audited),
+            n_over=self.n_over,
+            passed_over=self.passed_over,
+            kept=float(self.true.kept[self.level]),
+            kept_in_force=float(self.true_in_force.kept[self.keeper.level]),
+        )
 
     def class_of(self, at: int) -> str:
         return CLASSES[int(self.runs.query_class[BEFORE + at])]
@@ -282,9 +292,12 @@ class Trial(Life):
         if waits:
             self.labels.append((int(runs.label_at[number]) - BEFORE, name, z))
         self.evidence = self.evidence.with_audit(
-            name, None if waits else z,  # type: ignore[arg-type]
-            full=float(runs.full[number]), in_force=float(runs.cost[other]), candidate=float(runs.cost[mine]),
-        )  # fmt: skip
+            name,
+            None if waits else z,  # type: ignore[arg-type]
+            full=float(runs.full[number]),
+            in_force=float(runs.cost[other]),
+            candidate=float(runs.cost[mine]),
+        )
 
     def certificate(self, now: int) -> CandidateCertificate | None:
         """The candidate's own; None: nothing is certified on the route."""
@@ -293,11 +306,17 @@ class Trial(Life):
         seen = np.array(self.audited[-MOST_KEPT:], dtype=np.int64)
         told = self.runs.label_at[seen] <= now
         return certified(
-            np.where(told[:, np.newaxis], self.z[seen], self.unheard[seen]), self.runs.at[seen], self.runs.share[seen],
-            told, NO_PENDING, self.windows,
-            window=window_audits(PLAN.max_em_drop), max_em_drop=PLAN.max_em_drop, delta=spent_delta(PLAN.delta, 2),
+            np.where(told[:, np.newaxis], self.z[seen], self.unheard[seen]),
+            self.runs.at[seen],
+            self.runs.share[seen],
+            told,
+            NO_PENDING,
+            self.windows,
+            window=window_audits(PLAN.max_em_drop),
+            max_em_drop=PLAN.max_em_drop,
+            delta=spent_delta(PLAN.delta, 2),
             harm_delta=1 - self.rules.harm_confidence,
-        )  # fmt: skip
+        )
 
     def moves(self, at: int) -> tuple[Transition, ...]:
         self.tick(BEFORE + at)

@@ -46,9 +46,15 @@ class Relay:
 def serve(relay: type[Relay]) -> None:
     """Until it is ended, at the port and for the upstream that the command line names."""
     uvicorn.run(
-        relay(sys.argv[2]), host="127.0.0.1", port=int(sys.argv[1]), log_level="error", access_log=False,
-        lifespan="off", loop="uvloop", http="httptools",
-    )  # fmt: skip
+        relay(sys.argv[2]),
+        host="127.0.0.1",
+        port=int(sys.argv[1]),
+        log_level="error",
+        access_log=False,
+        lifespan="off",
+        loop="uvloop",
+        http="httptools",
+    )
 
 
 if __name__ == "__main__":

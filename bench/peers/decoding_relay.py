@@ -1,6 +1,6 @@
 """The byte relay, but every event is parsed as JSON and written again, as a proxy does that looks at each one.
 
-    python decoding_relay.py PORT UPSTREAM_URL
+python decoding_relay.py PORT UPSTREAM_URL
 """
 
 from __future__ import annotations

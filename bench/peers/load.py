@@ -20,10 +20,10 @@ class Target:
     """Where to ask and what it wants to hear."""
 
     name: str
-    url: str                        # with the path of chat completions
+    url: str  # with the path of chat completions
     model: str = "m"
     headers: dict[str, str] = field(default_factory=dict)
-    pid: int | None = None          # whose CPU time is the cost; None: nobody's, it is the upstream itself
+    pid: int | None = None  # whose CPU time is the cost; None: nobody's, it is the upstream itself
 
     def request(self, *, stream: bool) -> bytes:
         parts = urlsplit(self.url)
@@ -31,8 +31,15 @@ class Target:
         if stream:
             fields["stream"] = True
         body = json.dumps(fields, separators=(",", ":")).encode()
-        lines = [f"POST {parts.path} HTTP/1.1", f"host: {parts.netloc}", "content-type: application/json",
-                 "accept: */*", "authorization: Bearer unused", "user-agent: bench/1", f"content-length: {len(body)}"]
+        lines = [
+            f"POST {parts.path} HTTP/1.1",
+            f"host: {parts.netloc}",
+            "content-type: application/json",
+            "accept: */*",
+            "authorization: Bearer unused",
+            "user-agent: bench/1",
+            f"content-length: {len(body)}",
+        ]
         lines += [f"{key}: {value}" for key, value in self.headers.items()]
         return "\r\n".join([*lines, "", ""]).encode() + body
 
@@ -43,7 +50,7 @@ class Heard:
 
     status: int
     n_events: int
-    first_event_s: float | None     # after the request was written
+    first_event_s: float | None  # after the request was written
     total_s: float
 
 
@@ -53,7 +60,7 @@ class Asker(asyncio.Protocol):
     def __init__(self) -> None:
         self.parts: list[bytes] = []
         self.done: asyncio.Future[None] | None = None
-        self.need = -1              # bytes of a body with a known length; -1: chunked, or not known yet
+        self.need = -1  # bytes of a body with a known length; -1: chunked, or not known yet
         self.size = 0
         self.tail = b""
         self.first_s: float | None = None
@@ -72,12 +79,12 @@ class Asker(asyncio.Protocol):
         if not self.parts:
             head, _, rest = data.partition(b"\r\n\r\n")
             at = head.lower().find(b"content-length:")
-            self.need = int(head[at + 15:].split(b"\r\n", 1)[0]) if at >= 0 else -1
+            self.need = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else -1
             self.size = len(rest)
         else:
             self.size += len(data)
         self.parts.append(data)
-        self.tail = (self.tail + data)[-len(LAST_PART):]
+        self.tail = (self.tail + data)[-len(LAST_PART) :]
         over = self.size >= self.need if self.need >= 0 else self.tail == LAST_PART
         if over and self.done is not None and not self.done.done():
             self.done.set_result(None)
@@ -103,7 +110,7 @@ def _unchunked(raw: bytes) -> bytes:
         size, _, rest = rest.partition(b"\r\n")
         n = int(size.split(b";")[0], 16)
         parts.append(rest[:n])
-        rest = rest[n + 2:]
+        rest = rest[n + 2 :]
     return b"".join(parts)
 
 

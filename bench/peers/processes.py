@@ -43,9 +43,13 @@ def process(
     """Run a command for the length of the block; its standard error goes into `log`."""
     with log.open("w", encoding="utf-8") as errors:
         child = subprocess.Popen(
-            [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
-            text=True, env={**os.environ, **(env or {})},
-        )  # fmt: skip
+            [str(part) for part in command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, **(env or {})},
+        )
     try:
         yield child
     finally:
@@ -83,10 +87,26 @@ def environment(name: str) -> Path:
     try:
         venv.create(folder, clear=True, with_pip=True)
         subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input",
-             "--require-hashes", "--no-deps", "--only-binary", ":all:", "-r", pins],
-            check=True, timeout=600, capture_output=True, text=True,
-        )  # fmt: skip
+            [
+                python,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--disable-pip-version-check",
+                "--no-input",
+                "--require-hashes",
+                "--no-deps",
+                "--only-binary",
+                ":all:",
+                "-r",
+                pins,
+            ],
+            check=True,
+            timeout=600,
+            capture_output=True,
+            text=True,
+        )
     except (OSError, subprocess.SubprocessError) as error:
         said = str(getattr(error, "stderr", "") or error).strip().splitlines()[-1:] or ["no reason given"]
         raise RuntimeError(f"could not be installed: {said[0][:160]}") from None

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 BARE = "bare byte relay"
-Figures = Mapping[str, Mapping[str, Sequence[float]]]   # scenario → target → one figure a round
+Figures = Mapping[str, Mapping[str, Sequence[float]]]  # scenario → target → one figure a round
 
 
 def machine() -> str:

@@ -20,7 +20,7 @@ def serve(port: int, host: str, upstream_port: int) -> None:
     """Join every client with a connection of its own to the upstream, until the process is ended."""
     listener, waits = socket.create_server(("127.0.0.1", port)), selectors.DefaultSelector()
     waits.register(listener, selectors.EVENT_READ)
-    others: dict[socket.socket, socket.socket] = {}   # by one end: the end that it is joined with
+    others: dict[socket.socket, socket.socket] = {}  # by one end: the end that it is joined with
     while True:
         for key, _ in waits.select():
             one = key.fileobj

@@ -82,10 +82,14 @@ def suffice(base: str, folder: Path) -> Iterator[list[Target]]:
         wait_for_port(port, child, log)
         names = {"off": "ungoverned", "observe": "observe", "enforce": "enforce, policy on"}
         yield [
-            Target(name=f"Suffice, {name}", url=f"http://127.0.0.1:{port}{CHAT}", pid=child.pid,
-                   headers={"x-suffice-route": route})
+            Target(
+                name=f"Suffice, {name}",
+                url=f"http://127.0.0.1:{port}{CHAT}",
+                pid=child.pid,
+                headers={"x-suffice-route": route},
+            )
             for route, name in names.items()
-        ]  # fmt: skip
+        ]
 
 
 @contextlib.contextmanager
@@ -124,7 +128,8 @@ def start(stack: contextlib.ExitStack, base: str, folder: Path, *, peers: bool) 
     found += stack.enter_context(suffice(base, folder))
     absent: Absent = {}
     wanted: dict[str, Callable[[str, Path], contextlib.AbstractContextManager[list[Target]]]] = {
-        "TensorZero (Rust)": tensorzero, "LiteLLM proxy": litellm,
+        "TensorZero (Rust)": tensorzero,
+        "LiteLLM proxy": litellm,
     }
     for name, begin in wanted.items():
         if not peers:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
 CHUNK_BYTES = 300
-BARE_BYTES = 197   # a chunk of the thought without the model's name
+BARE_BYTES = 197  # a chunk of the thought without the model's name
 TEXT = "so the sum of these two terms is 17 then and half of what we had before is 24 or 3.5 we carry one over"
 END = b"0\r\n\r\n"
 
@@ -57,8 +57,11 @@ class Plan:
     def _frame(self, choices: list[object], usage: dict[str, int] | None = None) -> bytes:
         """One event; the model's long name, the same in each, brings a chunk of the thought to about CHUNK_BYTES."""
         body: dict[str, object] = {
-            "choices": choices, "created": 1_760_000_000, "id": "chatcmpl-4fX7bFqkS0lJ1iQ2cN8tUwYz",
-            "model": "m" * (CHUNK_BYTES - BARE_BYTES), "object": "chat.completion.chunk",
+            "choices": choices,
+            "created": 1_760_000_000,
+            "id": "chatcmpl-4fX7bFqkS0lJ1iQ2cN8tUwYz",
+            "model": "m" * (CHUNK_BYTES - BARE_BYTES),
+            "object": "chat.completion.chunk",
         }
         if usage is not None or self.usage:
             body["usage"] = usage
@@ -71,14 +74,22 @@ def _chunked(data: bytes) -> bytes:
 
 PLAN = Plan()
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-BODY = json.dumps({
-    "id": "chatcmpl-4fX7bFqkS0lJ1iQ2cN8tUwYz", "object": "chat.completion", "created": 1_760_000_000, "model": "m",
-    "choices": [{
-        "index": 0, "finish_reason": "stop",
-        "message": {"role": "assistant", "content": "The answer is 408. " * 10},
-    }],
-    "usage": {"prompt_tokens": 30, "completion_tokens": 60, "total_tokens": 90},
-}).encode()  # fmt: skip
+BODY = json.dumps(
+    {
+        "id": "chatcmpl-4fX7bFqkS0lJ1iQ2cN8tUwYz",
+        "object": "chat.completion",
+        "created": 1_760_000_000,
+        "model": "m",
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": "stop",
+                "message": {"role": "assistant", "content": "The answer is 408. " * 10},
+            }
+        ],
+        "usage": {"prompt_tokens": 30, "completion_tokens": 60, "total_tokens": 90},
+    }
+).encode()
 
 
 def _plain(body: bytes) -> bytes:
@@ -105,12 +116,12 @@ class Connection(asyncio.Protocol):
         while (end := self.received.find(b"\r\n\r\n")) >= 0:
             head = self.received[:end].lower()
             at = head.find(b"content-length:")
-            size = int(head[at + 15:].split(b"\r\n", 1)[0]) if at >= 0 else 0
+            size = int(head[at + 15 :].split(b"\r\n", 1)[0]) if at >= 0 else 0
             if len(self.received) < end + 4 + size:
                 return
             target = self.received.split(b" ", 2)[1]
-            body = self.received[end + 4: end + 4 + size]
-            self.received = self.received[end + 4 + size:]
+            body = self.received[end + 4 : end + 4 + size]
+            self.received = self.received[end + 4 + size :]
             self.answer(target, body)
 
     def answer(self, target: bytes, body: bytes) -> None:

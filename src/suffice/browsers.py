@@ -46,8 +46,9 @@ class BrowserPolicy:
             raise BadRequest(
                 f"Host header: got {(host or '')[:80]!r}, which is not a name of this server; allowed: localhost,"
                 " IP addresses, [server] host and [server] allowed_hosts",
-                status=421, code="unknown_host",
-            )  # fmt: skip
+                status=421,
+                code="unknown_host",
+            )
 
     def check_page(self, headers: Mapping[str, str]) -> None:
         """Refuse what the page of another site sends, unless the settings name its origin. Raises BadRequest.
@@ -65,8 +66,9 @@ class BrowserPolicy:
             raise BadRequest(
                 f"origin: got {origin[:80]!r}, a page of another site; allowed: this server's own pages, programs, and"
                 " pages named in [server] allowed_origins",
-                status=403, code="cross_site",
-            )  # fmt: skip
+                status=403,
+                code="cross_site",
+            )
 
 
 @lru_cache(maxsize=1024)

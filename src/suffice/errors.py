@@ -40,9 +40,7 @@ class BadRequest(SufficeError):
     code    a stable machine-readable word
     """
 
-    def __init__(
-        self, message: str, *, status: int = 400, param: str | None = None, code: str = "bad_request"
-    ) -> None:
+    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str = "bad_request") -> None:
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
 

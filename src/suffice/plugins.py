@@ -39,10 +39,10 @@ class Unfit(Exception):
 class Plugin:
     """One entry point and what became of it."""
 
-    group: str             # "suffice.policies" …
-    name: str              # as it is written in settings
-    package: str           # name and version of the distribution; "": unknown
-    problem: str | None    # why it was left out; None: it is in its table
+    group: str  # "suffice.policies" …
+    name: str  # as it is written in settings
+    package: str  # name and version of the distribution; "": unknown
+    problem: str | None  # why it was left out; None: it is in its table
 
     def warning(self) -> str:
         """The problem, for an owner."""

@@ -31,17 +31,17 @@ from suffice.settings import Settings
 from suffice.telemetry import LOG
 from suffice.wiring import Preflight, gateway, preflight
 
-Listening: TypeAlias = Callable[[str, str], None]   # told the base address, and that of the console
+Listening: TypeAlias = Callable[[str, str], None]  # told the base address, and that of the console
 
 LINGER_S = 0.25  # at shutdown: a request that is on its way on an open connection is still answered
-CUT_S = 2.0      # at shutdown: how long those that were cut off have for their last words
+CUT_S = 2.0  # at shutdown: how long those that were cut off have for their last words
 POLL_S = 0.01
-SWITCH_S = 2e-4   # how long the log's thread may keep the interpreter from who answers; Python's own default is 5 ms
-LOOK_S = 1.0   # between two looks for clients that keep us waiting
+SWITCH_S = 2e-4  # how long the log's thread may keep the interpreter from who answers; Python's own default is 5 ms
+LOOK_S = 1.0  # between two looks for clients that keep us waiting
 BACKLOG = 2048
-RESERVED_DESCRIPTORS = 64   # for the log, the worker, files that are written, and listeners
+RESERVED_DESCRIPTORS = 64  # for the log, the worker, files that are written, and listeners
 DESCRIPTORS_PER_CLIENT = 2  # its connection, and one to an upstream
-MOST_DESCRIPTORS = 2**17    # a limit that some systems call "none" is taken as this
+MOST_DESCRIPTORS = 2**17  # a limit that some systems call "none" is taken as this
 ENDS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 IGNORED = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 
@@ -130,7 +130,7 @@ class GatewayServer(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, gw: Gateway, stop: StopSignal) -> None:
         super().__init__(config)
-        self._clock_s, self._looked_s = 0.0, time.monotonic()   # the clock of the looks, and when it was set
+        self._clock_s, self._looked_s = 0.0, time.monotonic()  # the clock of the looks, and when it was set
         self._gw, self._stop = gw, stop
         self._wake: Callable[[], object] = lambda: None  # has the main loop see that it is to end
         self._unread: dict[Any, tuple[int, float]] = {}  # by connection: bytes that wait for it, since when
@@ -255,9 +255,9 @@ def _config(app: App, settings: Settings) -> uvicorn.Config:
         lifespan="off",
         ws="none",  # with a package for it installed, uvicorn would leave HTTP on request
         access_log=False,
-        log_config=None,      # of the process, which has one: uvicorn's would take its handlers away
+        log_config=None,  # of the process, which has one: uvicorn's would take its handlers away
         proxy_headers=False,  # nobody here asks who the client is: keys say that
-        log_level="error",    # below it uvicorn tells of clients that send no HTTP, a line each
+        log_level="error",  # below it uvicorn tells of clients that send no HTTP, a line each
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=round(settings.server.grace_s),
@@ -286,9 +286,13 @@ async def _serve(
 
 
 def run(
-    settings: Settings, *, listening: Listening, host: str | None = None, port: int | None = None,
+    settings: Settings,
+    *,
+    listening: Listening,
+    host: str | None = None,
+    port: int | None = None,
     insecure_open: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """Serve until SIGINT, SIGTERM or SIGHUP; a second one ends at once. Raises OSError when an address cannot be had.
 
     listening      told the base address as soon as it is open, and the console's, which may be the same

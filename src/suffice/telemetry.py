@@ -15,7 +15,7 @@ from typing import Any, Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 LOG = logging.getLogger("suffice")
-ACCESS = logging.getLogger("suffice.access")   # one line a request
+ACCESS = logging.getLogger("suffice.access")  # one line a request
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +33,13 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec("suffice_ungoverned_total", "counter", "Requests passed through, by reason.", ("route", "reason")),
     MetricSpec("suffice_stops_total", "counter", "Runs ended early by the policy.", ("route", "reason", "method")),
     MetricSpec("suffice_audits_total", "counter", "Requests drawn by lot to run in full.", ("route",)),
-    MetricSpec(
-        "suffice_tokens_total", "counter", "Tokens by what they were for.", ("route", "type")
-    ),
+    MetricSpec("suffice_tokens_total", "counter", "Tokens by what they were for.", ("route", "type")),
     MetricSpec("suffice_cost_usd_total", "counter", "US dollars, where prices are known.", ("route", "type")),
-    MetricSpec(
-        "suffice_stops_skipped_total", "counter", "Stops that were not made all the same.", ("route", "reason")
-    ),
+    MetricSpec("suffice_stops_skipped_total", "counter", "Stops that were not made all the same.", ("route", "reason")),
     MetricSpec("suffice_failopen_total", "counter", "Errors of ours that cost tokens only.", ("site",)),
     MetricSpec("suffice_upstream_calls_total", "counter", "Calls to model servers.", ("route", "purpose")),
-    MetricSpec(
-        "suffice_extra_calls_skipped_total", "counter", "Extra calls that were not sent.", ("route", "reason")
-    ),
-    MetricSpec(
-        "suffice_extra_calls_refused_total", "counter", "Extra calls answered with 429 or 503.", ("route",)
-    ),
+    MetricSpec("suffice_extra_calls_skipped_total", "counter", "Extra calls that were not sent.", ("route", "reason")),
+    MetricSpec("suffice_extra_calls_refused_total", "counter", "Extra calls answered with 429 or 503.", ("route",)),
     MetricSpec("suffice_upstream_errors_total", "counter", "Failed upstream calls.", ("code",)),
     MetricSpec("suffice_stripped_fields_total", "counter", "Body fields removed for safety.", ("field",)),
     MetricSpec("suffice_events_dropped_total", "counter", "Events that the full queue refused."),
@@ -59,9 +51,7 @@ METRICS: tuple[MetricSpec, ...] = (
     ),
     MetricSpec("suffice_kill_switch", "gauge", "1 while the kill switch is pulled and nothing is stopped."),
     MetricSpec("suffice_log_unread_seconds", "gauge", "Since the log last said what is in force; 0: it does."),
-    MetricSpec(
-        "suffice_versions_refused_total", "counter", "Published versions that could not be loaded.", ("route",)
-    ),
+    MetricSpec("suffice_versions_refused_total", "counter", "Published versions that could not be loaded.", ("route",)),
     MetricSpec("suffice_open_episodes", "gauge", "Callers' own loops that have not ended."),
     MetricSpec("suffice_certified_level", "gauge", "Most aggressive level in force; 0 never stops.", ("route",)),
     MetricSpec("suffice_em_drop_upper_bound", "gauge", "Upper end of the EM drop's interval.", ("route",)),
@@ -101,10 +91,10 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self._registry = registry or CollectorRegistry()
         self._lock = threading.Lock()
-        self._added: dict[tuple[str, ...], float] = {}   # since somebody looked; by name and labels
-        self._fills: list[Callable[[], None]] = []       # called before somebody looks
+        self._added: dict[tuple[str, ...], float] = {}  # since somebody looked; by name and labels
+        self._fills: list[Callable[[], None]] = []  # called before somebody looks
         self._made: dict[str, Counter | Gauge | Histogram] = {}
-        self._children: dict[tuple[str, ...], Any] = {}   # by name and labels; bounded as the labels are
+        self._children: dict[tuple[str, ...], Any] = {}  # by name and labels; bounded as the labels are
         for spec in METRICS:
             if spec.kind == "counter":
                 self._made[spec.name] = Counter(spec.name, spec.help, spec.labels, registry=self._registry)
@@ -133,7 +123,7 @@ class Metrics:
     def inc(self, *key: str, by: float = 1) -> None:
         """Add to a counter or gauge, by its name and its `labels` in the order of the table."""
         if key not in self._children:
-            self._child(*key)   # an unknown name is an error here and now
+            self._child(*key)  # an unknown name is an error here and now
         with self._lock:
             self._added[key] = self._added.get(key, 0) + by
 

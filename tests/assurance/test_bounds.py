@@ -19,8 +19,9 @@ from suffice.assurance.bounds import (
 )
 
 
-@pytest.mark.parametrize(("k", "n", "upper"), [
-    (0, 150, 0.019773), (2, 300, 0.020836), (5, 600, 0.017441), (10, 1_000, 0.016903)])
+@pytest.mark.parametrize(
+    ("k", "n", "upper"), [(0, 150, 0.019773), (2, 300, 0.020836), (5, 600, 0.017441), (10, 1_000, 0.016903)]
+)
 def test_the_exact_bound_has_its_published_values(k: int, n: int, upper: float) -> None:
     assert exact_binomial(k, n, 0.90).high == pytest.approx(upper, abs=5e-7)
 
@@ -55,18 +56,21 @@ def test_a_confidence_sequence_starts_at_everything_and_is_cut_to_what_is_possib
     assert mean_interval(0.0, 1_000, 0.95, low=-1).high == pytest.approx(2 * (at_1000.high - 0.5))
 
 
-@pytest.mark.parametrize("bad", [
-    lambda: wilson(2, 1, 0.95),
-    lambda: wilson(0, 0, 0.95),
-    lambda: exact_binomial(-1, 5, 0.95),
-    lambda: exact_binomial(1, 5, 1.0),
-    lambda: mean_interval(1.5, 10, 0.95),
-    lambda: mean_interval(0.5, -1, 0.95),
-    lambda: mixture_bound(0, 0.95, 100),
-    lambda: mixture_bound(1, 0.0, 100),
-    lambda: bootstrap_interval(np.ones((2, 1)), ["a"], lambda s: s[0], 0.9, 10, np.random.default_rng(0)),
-    lambda: bootstrap_interval(np.ones((2, 1)), ["a", "b"], lambda s: s[0], 0.9, 0, np.random.default_rng(0)),
-])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: wilson(2, 1, 0.95),
+        lambda: wilson(0, 0, 0.95),
+        lambda: exact_binomial(-1, 5, 0.95),
+        lambda: exact_binomial(1, 5, 1.0),
+        lambda: mean_interval(1.5, 10, 0.95),
+        lambda: mean_interval(0.5, -1, 0.95),
+        lambda: mixture_bound(0, 0.95, 100),
+        lambda: mixture_bound(1, 0.0, 100),
+        lambda: bootstrap_interval(np.ones((2, 1)), ["a"], lambda s: s[0], 0.9, 10, np.random.default_rng(0)),
+        lambda: bootstrap_interval(np.ones((2, 1)), ["a", "b"], lambda s: s[0], 0.9, 0, np.random.default_rng(0)),
+    ],
+)
 def test_what_has_no_meaning_is_refused(bad: object) -> None:
     assert callable(bad)
     with pytest.raises(ValueError, match="need"):

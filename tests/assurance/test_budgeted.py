@@ -16,8 +16,12 @@ RULE = Integrator(max_em_drop=0.02)
 N_LEVELS = 41
 
 
-@given(stream=st.lists(st.booleans(), min_size=1, max_size=400), first=st.integers(0, 40),
-       max_em_drop=st.floats(0.001, 0.2), guess=st.floats(0, 1))
+@given(
+    stream=st.lists(st.booleans(), min_size=1, max_size=400),
+    first=st.integers(0, 40),
+    max_em_drop=st.floats(0.001, 0.2),
+    guess=st.floats(0, 1),
+)
 @settings(max_examples=60, derandomize=True, deadline=None)
 def test_the_mean_of_any_stream_is_the_budget_and_where_theta_has_gone(
     stream: list[bool], first: int, max_em_drop: float, guess: float
@@ -110,12 +114,16 @@ def counts_of(rows: list[tuple[int, int, int]]) -> Counts:
     return Counts(gained, same, lost)
 
 
-@pytest.mark.parametrize(("rows", "level"), [
-    ([(0, 100, 0), (0, 99, 1), (0, 98, 2), (0, 97, 3)], 2),
-    ([(0, 100, 0), (0, 97, 3), (0, 98, 2), (5, 95, 0)], 0),
-    ([(0, 100, 0), (3, 92, 5), (0, 98, 2), (5, 90, 5)], 3),
-    ([(0, 0, 0), (0, 0, 0)], 0),
-    ([(0, 7, 0)], 0)])
+@pytest.mark.parametrize(
+    ("rows", "level"),
+    [
+        ([(0, 100, 0), (0, 99, 1), (0, 98, 2), (0, 97, 3)], 2),
+        ([(0, 100, 0), (0, 97, 3), (0, 98, 2), (5, 95, 0)], 0),
+        ([(0, 100, 0), (3, 92, 5), (0, 98, 2), (5, 90, 5)], 3),
+        ([(0, 0, 0), (0, 0, 0)], 0),
+        ([(0, 7, 0)], 0),
+    ],
+)
 def test_affordable_is_the_unbroken_run_of_means_in_the_budget(rows: list[tuple[int, int, int]], level: int) -> None:
     assert affordable_level(counts_of(rows), max_em_drop=0.02) == level
 
@@ -132,11 +140,15 @@ def test_the_certified_level_holds_where_the_two_cross() -> None:
     assert kept_between(start(30), certified=8, affordable=3).level == 8
 
 
-@pytest.mark.parametrize("bad", [
-    lambda: Integrator(max_em_drop=0.0),
-    lambda: Integrator(max_em_drop=0.02, eta=0),
-    lambda: Integrator(max_em_drop=0.02, drop_per_disagreement=1.1),
-    lambda: RULE.labelled(start(0), z=1)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: Integrator(max_em_drop=0.0),
+        lambda: Integrator(max_em_drop=0.02, eta=0),
+        lambda: Integrator(max_em_drop=0.02, drop_per_disagreement=1.1),
+        lambda: RULE.labelled(start(0), z=1),
+    ],
+)
 def test_what_has_no_meaning_is_refused(bad: object) -> None:
     assert callable(bad)
     with pytest.raises(ValueError, match=r"need|no disagreement waits"):
@@ -146,4 +158,6 @@ def test_what_has_no_meaning_is_refused(bad: object) -> None:
 def test_a_state_can_be_written_down_and_taken_up_again() -> None:
     state = RULE.audited(start(3), disagrees=True)
     assert RULE.identity_gap(start(3)) == 0
-    assert replace(IntegratorState(theta=3.0, started=3.0), theta=state.theta, n_audits=1, n_waiting=1, lost=0.45) == state
+    assert (
+        replace(IntegratorState(theta=3.0, started=3.0), theta=state.theta, n_audits=1, n_waiting=1, lost=0.45) == state
+    )

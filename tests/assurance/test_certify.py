@@ -46,9 +46,17 @@ def equal(a: Counts, b: Counts) -> bool:
 # --------------------------------------------------------------------------- the wealth
 
 
-@pytest.mark.parametrize(("gained", "same", "lost", "log_e"), [
-    (0, 150, 0, 1.890788), (0, 300, 0, 4.120310), (5, 485, 5, 3.078734),
-    (0, 598, 2, 5.585509), (3, 990, 7, 6.282488), (10, 980, 10, 6.631661)])
+@pytest.mark.parametrize(
+    ("gained", "same", "lost", "log_e"),
+    [
+        (0, 150, 0, 1.890788),
+        (0, 300, 0, 4.120310),
+        (5, 485, 5, 3.078734),
+        (0, 598, 2, 5.585509),
+        (3, 990, 7, 6.282488),
+        (10, 980, 10, 6.631661),
+    ],
+)
 def test_the_wealth_has_its_published_values(gained: int, same: int, lost: int, log_e: float) -> None:
     assert wealth(gained, same, lost) == pytest.approx(log_e, abs=5e-7)
 
@@ -215,9 +223,15 @@ def test_nothing_is_proved_by_too_little() -> None:
     assert smallest_proved_drop(0, 0, 20, delta=0.05) is None
 
 
-@pytest.mark.parametrize(("max_em_drop", "published"), [
-    (0.005, (915, 1_795, 4_993, 25_469)), (0.01, (457, 887, 2_487, 12_669)),
-    (0.02, (227, 442, 1_226, 6_290)), (0.05, (89, 172, 482, 2_437))])
+@pytest.mark.parametrize(
+    ("max_em_drop", "published"),
+    [
+        (0.005, (915, 1_795, 4_993, 25_469)),
+        (0.01, (457, 887, 2_487, 12_669)),
+        (0.02, (227, 442, 1_226, 6_290)),
+        (0.05, (89, 172, 482, 2_437)),
+    ],
+)
 def test_the_number_of_audits_follows_the_published_law(max_em_drop: float, published: tuple[int, ...]) -> None:
     drops = [0.0, max_em_drop / 4, max_em_drop / 2, max_em_drop * 3 / 4]
     needed = [audits_to_certify(drop, max_em_drop=max_em_drop, delta=0.05) for drop in drops]
@@ -231,16 +245,20 @@ def test_gains_beside_losses_make_the_same_drop_dearer() -> None:
     assert audits_to_certify(-0.01, max_em_drop=0.02, delta=0.05, gained=0.01) < 227, "a stop that only gains"
 
 
-@pytest.mark.parametrize("bad", [
-    lambda: wealth(0, 1, 0, 0.0),
-    lambda: wealth(0, 1, 0, 1.0),
-    lambda: certified_level(np.zeros(3), delta=0.0),
-    lambda: certified_level(np.zeros(3), delta=1.0),
-    lambda: spent_delta(0.05, 0),
-    lambda: audits_to_certify(0.02, max_em_drop=0.02, delta=0.05),
-    lambda: audits_to_certify(-0.1, max_em_drop=0.02, delta=0.05),
-    lambda: audits_to_certify(0.0, max_em_drop=0.02, delta=0.05, gained=-0.1),
-    lambda: audits_to_certify(0.0, max_em_drop=0.02, delta=0.05, gained=0.6)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: wealth(0, 1, 0, 0.0),
+        lambda: wealth(0, 1, 0, 1.0),
+        lambda: certified_level(np.zeros(3), delta=0.0),
+        lambda: certified_level(np.zeros(3), delta=1.0),
+        lambda: spent_delta(0.05, 0),
+        lambda: audits_to_certify(0.02, max_em_drop=0.02, delta=0.05),
+        lambda: audits_to_certify(-0.1, max_em_drop=0.02, delta=0.05),
+        lambda: audits_to_certify(0.0, max_em_drop=0.02, delta=0.05, gained=-0.1),
+        lambda: audits_to_certify(0.0, max_em_drop=0.02, delta=0.05, gained=0.6),
+    ],
+)
 def test_what_has_no_meaning_is_refused(bad: object) -> None:
     assert callable(bad)
     with pytest.raises(ValueError, match=r"got|no number of audits"):

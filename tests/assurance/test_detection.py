@@ -148,9 +148,15 @@ def test_doubt_raises_the_share_until_it_is_settled() -> None:
     assert set(shares[settled:]) == {0.05}
 
 
-@pytest.mark.parametrize(("base", "cap", "share"), [
-    (0.05, 0.2, 0.2), (0.05, 1.0, DOUBT_SHARE), (0.05, 0.01, 0.05), (0.8, 1.0, 0.8),
-])
+@pytest.mark.parametrize(
+    ("base", "cap", "share"),
+    [
+        (0.05, 0.2, 0.2),
+        (0.05, 1.0, DOUBT_SHARE),
+        (0.05, 0.01, 0.05),
+        (0.8, 1.0, 0.8),
+    ],
+)
 def test_the_owner_caps_what_doubt_may_buy(base: float, cap: float, share: float) -> None:
     here = watch()
     assert audit_share_in_doubt(here, base, cap) == base
@@ -188,14 +194,17 @@ def test_the_law_is_told_in_a_sentence() -> None:
     assert law(0.002, audit_share=0.01).median_requests is None
 
 
-@pytest.mark.parametrize("bad", [
-    lambda: Reference(n_disagreeing=0, n_lost=0, n=0),
-    lambda: Reference(n_disagreeing=9, n_lost=0, n=8),
-    lambda: AuditWatch(max_em_drop=0.0, reference=QUIET),
-    lambda: watch().add(0, False, weight=0.0),
-    lambda: law(0.0),
-    lambda: law(0.1, audit_share=0.0),
-])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: Reference(n_disagreeing=0, n_lost=0, n=0),
+        lambda: Reference(n_disagreeing=9, n_lost=0, n=8),
+        lambda: AuditWatch(max_em_drop=0.0, reference=QUIET),
+        lambda: watch().add(0, False, weight=0.0),
+        lambda: law(0.0),
+        lambda: law(0.1, audit_share=0.0),
+    ],
+)
 def test_what_has_no_meaning_is_refused(bad: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match="got"):
         bad()

@@ -138,8 +138,9 @@ def test_the_detector_sums_the_wealth_of_bets_begun_at_every_audit(z: list[int],
         detector.add(outcome)
     begun = [
         prod(1 + share / (1 + eps) * (outcome - eps) for outcome in z[start:])
-        for share in SR_SHARES for start in range(len(z))
-    ]  # fmt: skip
+        for share in SR_SHARES
+        for start in range(len(z))
+    ]
     assert detector.mean == pytest.approx(sum(begun) / len(SR_SHARES), abs=1e-12)
 
 
@@ -176,13 +177,16 @@ def test_an_outcome_detector_that_is_restored_goes_on_as_if_it_had_never_stopped
     assert outcomes.mean == again.mean > 0
 
 
-@pytest.mark.parametrize("bad", [
-    lambda: Cusum(0),
-    lambda: Cusum(1, reference_batches=1),
-    lambda: ShiryaevRoberts(0.0),
-    lambda: ShiryaevRoberts(0.02, threshold=1.0),
-    lambda: ShiryaevRoberts(0.02).restore((0.0,) * 7),
-])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: Cusum(0),
+        lambda: Cusum(1, reference_batches=1),
+        lambda: ShiryaevRoberts(0.0),
+        lambda: ShiryaevRoberts(0.02, threshold=1.0),
+        lambda: ShiryaevRoberts(0.02).restore((0.0,) * 7),
+    ],
+)
 def test_what_has_no_meaning_is_refused(bad: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match="got"):
         bad()

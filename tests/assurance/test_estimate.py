@@ -49,20 +49,32 @@ def said(seq: int = 1, **fields: Any) -> Label:
     return Label(seq, Feedback(feedback_id=f"f{seq}", **fields))
 
 
-def run(
-    *labels: Label, request: dict[str, Any] | None = None, n_tokens: int | None = 100, **outcome: Any
-) -> Labelled:
+def run(*labels: Label, request: dict[str, Any] | None = None, n_tokens: int | None = 100, **outcome: Any) -> Labelled:
     """One run; without arguments a governed, finished, unlabelled run in observe."""
     name = f"e{next(_numbers)}"
     asked: dict[str, Any] = {
-        "episode_id": name, "route": "math", "kind": "reasoning", "mode": "observe", "model": "m",
+        "episode_id": name,
+        "route": "math",
+        "kind": "reasoning",
+        "mode": "observe",
+        "model": "m",
         "stream": False,
-        "n_samples": 1, "audit": False, "propensity": 0.9, "policy_version": "v1", "certified": True,
-        "question_key": name, "ungoverned": None, "received_at_s": 0.0,
+        "n_samples": 1,
+        "audit": False,
+        "propensity": 0.9,
+        "policy_version": "v1",
+        "certified": True,
+        "question_key": name,
+        "ungoverned": None,
+        "received_at_s": 0.0,
     }
     usage = None if n_tokens is None else Usage(prompt_tokens=50, completion_tokens=n_tokens)
     happened: dict[str, Any] = {
-        "episode_id": name, "end_reason": "done", "status": 200, "answer": "4", "response_id": None,
+        "episode_id": name,
+        "end_reason": "done",
+        "status": 200,
+        "answer": "4",
+        "response_id": None,
         "usage": usage,
     }
     episode = Episode(request=Request(**(asked | (request or {}))), outcome=Outcome(**(happened | outcome)))
@@ -70,8 +82,12 @@ def run(
 
 
 def live(*labels: Label, n_tokens: int | None = 60, **outcome: Any) -> Labelled:
-    return run(*labels, request={"mode": "enforce"}, n_tokens=n_tokens,
-               **({"stopped": True, "end_reason": "stopped"} | outcome))
+    return run(
+        *labels,
+        request={"mode": "enforce"},
+        n_tokens=n_tokens,
+        **({"stopped": True, "end_reason": "stopped"} | outcome),
+    )
 
 
 def audit(*labels: Label, n_tokens: int | None = 100, **outcome: Any) -> Labelled:
@@ -80,8 +96,17 @@ def audit(*labels: Label, n_tokens: int | None = 100, **outcome: Any) -> Labelle
 
 
 def step(index: int, tokens: int, probe_tokens: int = 0) -> StepRecord:
-    return StepRecord(index=index, tokens=tokens, answer="4", answer_source="probe", confidence=None,
-                      entropy=None, probe_tokens=probe_tokens, action="continue", reason="")
+    return StepRecord(
+        index=index,
+        tokens=tokens,
+        answer="4",
+        answer_source="probe",
+        confidence=None,
+        entropy=None,
+        probe_tokens=probe_tokens,
+        action="continue",
+        reason="",
+    )
 
 
 def report(episodes: Iterable[Labelled], **options: Any) -> RouteReport:
@@ -99,10 +124,18 @@ def test_an_empty_route_measures_nothing_and_promises_nothing() -> None:
 
 
 def test_requests_are_counted_by_what_happened_to_them() -> None:
-    found = report([
-        run(), run(end_reason="client_left", degraded=("policy",)), run(request={"ungoverned": "tools"}),
-        run(request={"ungoverned": "tools"}), run(request={"ungoverned": "n > 1"}), live(), audit(),
-    ], n_dropped=7)
+    found = report(
+        [
+            run(),
+            run(end_reason="client_left", degraded=("policy",)),
+            run(request={"ungoverned": "tools"}),
+            run(request={"ungoverned": "tools"}),
+            run(request={"ungoverned": "n > 1"}),
+            live(),
+            audit(),
+        ],
+        n_dropped=7,
+    )
     assert (found.n_requests, found.n_governed, found.n_audits, found.n_stopped) == (7, 4, 1, 1)
     assert found.governed_share == near(4 / 7)
     assert found.ungoverned == {"tools": 2, "n > 1": 1}
@@ -119,17 +152,19 @@ def test_one_uncertified_request_makes_the_route_uncertified() -> None:
 
 
 def test_exact_match_counts_labels_and_no_answer_is_a_wrong_answer() -> None:
-    found = report([
-        run(said(correct=True)),
-        run(said(correct=False)),
-        run(said(gold="4")),
-        run(said(gold="5")),
-        run(said(gold="4"), answer=None),
-        run(said(gold="4"), answer=None, end_reason="upstream_error"),
-        run(said(thumbs="up", rating=5)),
-        run(),
-        run(said(gold="4"), end_reason="lost", answer=None),
-    ])
+    found = report(
+        [
+            run(said(correct=True)),
+            run(said(correct=False)),
+            run(said(gold="4")),
+            run(said(gold="5")),
+            run(said(gold="4"), answer=None),
+            run(said(gold="4"), answer=None, end_reason="upstream_error"),
+            run(said(thumbs="up", rating=5)),
+            run(),
+            run(said(gold="4"), end_reason="lost", answer=None),
+        ]
+    )
     em = found.measured.em_full
     assert em is not None
     assert (em.value, em.n) == (near(2 / 6), 6)
@@ -143,10 +178,15 @@ def test_exact_match_counts_labels_and_no_answer_is_a_wrong_answer() -> None:
 
 def test_audits_are_the_full_runs_and_live_runs_that_ran_to_the_end_are_not() -> None:
     ran_on: dict[str, Any] = {"stopped": False, "end_reason": "done"}
-    found = report([
-        audit(said(correct=True)), audit(said(correct=False)),
-        live(said(correct=True)), live(said(correct=False), **ran_on), live(said(correct=False), **ran_on),
-    ]).measured
+    found = report(
+        [
+            audit(said(correct=True)),
+            audit(said(correct=False)),
+            live(said(correct=True)),
+            live(said(correct=False), **ran_on),
+            live(said(correct=False), **ran_on),
+        ]
+    ).measured
     assert found.em_full is not None
     assert found.em_stopped is not None
     assert found.em_live is not None
@@ -216,11 +256,13 @@ def test_too_few_audits_are_named_and_get_no_interval() -> None:
 
 def test_observing_says_what_a_stop_would_have_saved_in_the_same_runs() -> None:
     steps = (step(1, 20, 5), step(2, 30, 5), step(3, 40, 5))
-    found = report([
-        run(steps=steps, stop_step=2, would_answer="4"),  # 10 tokens of answer come after the thought
-        run(steps=steps, stop_step=None),
-        run(steps=steps, stop_step=1, would_answer="5", end_reason="client_left"),  # shows no full run
-    ])
+    found = report(
+        [
+            run(steps=steps, stop_step=2, would_answer="4"),  # 10 tokens of answer come after the thought
+            run(steps=steps, stop_step=None),
+            run(steps=steps, stop_step=1, would_answer="5", end_reason="client_left"),  # shows no full run
+        ]
+    )
     would = found.measured.would_save
     assert would is not None
     assert would.n == 2
@@ -230,16 +272,18 @@ def test_observing_says_what_a_stop_would_have_saved_in_the_same_runs() -> None:
 
 
 def test_disagreement_and_the_paired_drop_count_lost_and_gained_apart() -> None:
-    found = report([
-        run(said(gold="4"), stop_step=1, would_answer="4"),
-        run(said(gold="4"), stop_step=1, would_answer="5"),  # lost
-        run(said(gold="5"), stop_step=1, would_answer="5"),  # gained
-        run(said(gold="9"), stop_step=1, would_answer=None),  # wrong either way
-        run(said(correct=True), stop_step=1, would_answer="5"),  # differs from what was right: lost
-        run(said(correct=False), stop_step=1, would_answer="5"),  # nobody judged it: not gained
-        run(said(gold="4")),  # the policy did not stop
-        run(stop_step=1, would_answer="5"),  # no label: disagreement only
-    ]).measured
+    found = report(
+        [
+            run(said(gold="4"), stop_step=1, would_answer="4"),
+            run(said(gold="4"), stop_step=1, would_answer="5"),  # lost
+            run(said(gold="5"), stop_step=1, would_answer="5"),  # gained
+            run(said(gold="9"), stop_step=1, would_answer=None),  # wrong either way
+            run(said(correct=True), stop_step=1, would_answer="5"),  # differs from what was right: lost
+            run(said(correct=False), stop_step=1, would_answer="5"),  # nobody judged it: not gained
+            run(said(gold="4")),  # the policy did not stop
+            run(stop_step=1, would_answer="5"),  # no label: disagreement only
+        ]
+    ).measured
     assert found.disagreement is not None
     assert (found.disagreement.value, found.disagreement.n) == (near(6 / 8), 8)
     assert found.em_drop is not None
@@ -262,8 +306,11 @@ def test_an_abandoned_audit_counts_as_a_loss_but_is_no_measurement_alone() -> No
 
 labelled_runs = st.builds(
     lambda gold, answer, would, stop: run(said(gold=gold), answer=answer, would_answer=would, stop_step=stop),
-    st.sampled_from("ab"), st.sampled_from(["a", "b", None]), st.sampled_from(["a", "b", None]),
-    st.sampled_from([None, 1]))
+    st.sampled_from("ab"),
+    st.sampled_from(["a", "b", None]),
+    st.sampled_from(["a", "b", None]),
+    st.sampled_from([None, 1]),
+)
 
 
 @given(episodes=st.lists(labelled_runs, min_size=1, max_size=12))
@@ -286,12 +333,14 @@ def test_every_token_stands_in_its_category_and_unknown_usage_is_said() -> None:
 
 def test_money_is_compared_and_added_up_at_the_prices_of_its_time() -> None:
     # 60 live runs at 4 cents and 30 audits at 10 cents, 2 of them for probes that a full run does not need.
-    found = report([
-        *(live(cost_usd=0.04, overhead_usd=0.01) for _ in range(60)),
-        *(audit(cost_usd=0.10, overhead_usd=0.02) for _ in range(30)),
-        run(request={"mode": "enforce", "ungoverned": "tools"}, cost_usd=1.0),
-        live(),  # from before there were prices
-    ])
+    found = report(
+        [
+            *(live(cost_usd=0.04, overhead_usd=0.01) for _ in range(60)),
+            *(audit(cost_usd=0.10, overhead_usd=0.02) for _ in range(30)),
+            run(request={"mode": "enforce", "ungoverned": "tools"}, cost_usd=1.0),
+            live(),  # from before there were prices
+        ]
+    )
     measured, money = found.measured, found.money
     assert money.governed_usd == near(60 * 0.04 + 30 * 0.10)
     assert money.overhead_usd == near(60 * 0.01 + 30 * 0.02)
@@ -320,12 +369,14 @@ def test_a_route_can_lose_money_and_says_so() -> None:
 
 
 def test_observing_says_what_money_a_stop_would_have_saved() -> None:
-    found = report([
-        run(stop_step=1, would_answer="4", cost_usd=0.10, would_cost_usd=0.03),
-        run(stop_step=1, would_answer="4", cost_usd=0.10),            # handing over has no known price
-        run(cost_usd=0.20),                                           # the policy did not stop
-        run(stop_step=1, would_answer="4", cost_usd=0.10, would_cost_usd=0.03, end_reason="client_left"),
-    ]).measured
+    found = report(
+        [
+            run(stop_step=1, would_answer="4", cost_usd=0.10, would_cost_usd=0.03),
+            run(stop_step=1, would_answer="4", cost_usd=0.10),  # handing over has no known price
+            run(cost_usd=0.20),  # the policy did not stop
+            run(stop_step=1, would_answer="4", cost_usd=0.10, would_cost_usd=0.03, end_reason="client_left"),
+        ]
+    ).measured
     assert found.would_save_usd is not None
     assert (found.would_save_usd.value, found.would_save_usd.n) == (near(0.07), 2)
     assert found.saved_usd is None
@@ -350,7 +401,8 @@ def vote(drawn: tuple[str | None, ...], *labels: Label, n_samples: int = 9, **ch
         "steps": tuple(replace(step(at + 1, 10), answer=answer) for at, answer in enumerate(drawn)),
         "vote": tuple(sorted(votes.items(), key=lambda each: -each[1])),
         "calls": (*[call] * n, replace(call, completion_tokens=5, cancelled=True)),
-        "overhead": Overhead(extra_prompt_tokens=50 * n, n_extra_calls=n), "cost_usd": 0.6,
+        "overhead": Overhead(extra_prompt_tokens=50 * n, n_extra_calls=n),
+        "cost_usd": 0.6,
     }
     request = {"kind": "samples", "n_samples": n_samples, **changes.pop("request", {})}
     return run(*labels, request=request, n_tokens=10 * n + 5, **(happened | changes))
@@ -384,9 +436,9 @@ def test_the_baseline_of_audits_is_the_vote_over_all_their_samples() -> None:
 @pytest.mark.parametrize(
     "whole",
     [
-        vote(("4", "5", "4", "5", "6"), n_samples=5),          # all were drawn
-        vote(("4",), n_samples=8),                             # the temperature was 0, or the upstream was busy
-        vote((None, None), n_samples=8),                       # nobody voted before the upstream gave up
+        vote(("4", "5", "4", "5", "6"), n_samples=5),  # all were drawn
+        vote(("4",), n_samples=8),  # the temperature was 0, or the upstream was busy
+        vote((None, None), n_samples=8),  # nobody voted before the upstream gave up
         vote(("4",) * 4, stopped=True, end_reason="stopped"),  # the policy's own saving is told elsewhere
     ],
 )
@@ -419,10 +471,24 @@ def test_a_tally_that_was_kept_is_the_same() -> None:
 
 def test_requests_without_rows_are_counted_whole() -> None:
     tally = tallied([audit()])
-    tally.add_unkept(Unkept(query_class="", version="v", ungoverned="", n=9, ends=(("stopped", 9),), n_stopped=9,
-                            n_counted=8, completion_tokens=70, n_priced=9, cost_usd=0.9, overhead_usd=0.1))
-    tally.add_unkept(Unkept(query_class="", version="v", ungoverned="tools", n=3, ends=(("done", 3),), cost_usd=0.3,
-                            n_priced=3))
+    tally.add_unkept(
+        Unkept(
+            query_class="",
+            version="v",
+            ungoverned="",
+            n=9,
+            ends=(("stopped", 9),),
+            n_stopped=9,
+            n_counted=8,
+            completion_tokens=70,
+            n_priced=9,
+            cost_usd=0.9,
+            overhead_usd=0.1,
+        )
+    )
+    tally.add_unkept(
+        Unkept(query_class="", version="v", ungoverned="tools", n=3, ends=(("done", 3),), cost_usd=0.3, n_priced=3)
+    )
     found = report_of(tally, route="math")
     assert (tally.n_asked, found.n_requests, found.n_governed, found.n_stopped) == (13, 13, 10, 9)
     assert (found.ungoverned, found.end_reasons) == ({"tools": 3}, {"done": 4, "stopped": 9})

@@ -12,9 +12,7 @@ from suffice.assurance.bounds import exact_binomial
 from suffice.assurance.evidence import audits_needed, evidence, rate_of
 
 
-@given(
-    drop=st.floats(0.002, 0.5), confidence=st.floats(0.5, 0.999), disagreements=st.integers(0, 20)
-)
+@given(drop=st.floats(0.002, 0.5), confidence=st.floats(0.5, 0.999), disagreements=st.integers(0, 20))
 def test_it_is_the_first_number_whose_upper_bound_is_low_enough(
     drop: float, confidence: float, disagreements: int
 ) -> None:
@@ -39,9 +37,7 @@ def test_what_cannot_be_shown_is_refused(wrong: tuple[float, float, int]) -> Non
 
 
 def test_what_is_missing_and_when_it_will_be_there() -> None:
-    found = evidence(
-        max_em_drop=0.02, confidence=0.95, n_audits=49, n_disagreements=0, audits_at_s=[0.0, 20.0, 10.0]
-    )
+    found = evidence(max_em_drop=0.02, confidence=0.95, n_audits=49, n_disagreements=0, audits_at_s=[0.0, 20.0, 10.0])
     assert (found.n_needed, found.n_missing) == (149, 100)
     assert found.audits_per_s == pytest.approx(0.1)
     assert found.wait_s == pytest.approx(1_000)

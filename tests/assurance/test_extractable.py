@@ -11,8 +11,8 @@ from suffice.assurance.extractable import MIN_RUNS, WINDOW_RUNS, refusal
     ("n_read", "n_runs", "refused"),
     [
         (0, MIN_RUNS - 1, False),  # too few to say anything
-        (23, 30, True),            # 76.7 %
-        (24, 30, False),           # exactly 80 %
+        (23, 30, True),  # 76.7 %
+        (24, 30, False),  # exactly 80 %
         (30, 30, False),
         (399, 500, True),
         (400, 500, False),

@@ -51,9 +51,13 @@ def test_lots_turn_away_the_share_and_spread_who_comes_again(ratio: float, capac
 
 
 @given(
-    ratio=ratios, capacity=st.none() | capacities, level=st.integers(0, 40), loads=st.integers(0, 40),
-    queue=st.none() | st.floats(0, 5), point=st.floats(0, 1, exclude_max=True),
-)  # fmt: skip
+    ratio=ratios,
+    capacity=st.none() | capacities,
+    level=st.integers(0, 40),
+    loads=st.integers(0, 40),
+    queue=st.none() | st.floats(0, 5),
+    point=st.floats(0, 1, exclude_max=True),
+)
 @hypothesis_settings(max_examples=150, derandomize=True, deadline=None)
 def test_availability_turns_nobody_away_and_acts_only_on_a_safer_level_that_says_it_is_not_certified(
     ratio: float, capacity: float | None, level: int, loads: int, queue: float | None, point: float

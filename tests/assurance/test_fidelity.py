@@ -90,12 +90,16 @@ def test_an_answer_returned_word_for_word_costs_nothing() -> None:
     assert VERBATIM.rate == 0
 
 
-@pytest.mark.parametrize("bad", [
-    lambda: measured(2, 1, confidence=0.99),
-    lambda: measured(-1, 1, confidence=0.99),
-    lambda: measured(0, 1, confidence=0.5),
-    lambda: measured(0, 1, confidence=1.0),
-    lambda: budget_left(0.02, VERBATIM, other_charges=-0.1)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: measured(2, 1, confidence=0.99),
+        lambda: measured(-1, 1, confidence=0.99),
+        lambda: measured(0, 1, confidence=0.5),
+        lambda: measured(0, 1, confidence=1.0),
+        lambda: budget_left(0.02, VERBATIM, other_charges=-0.1),
+    ],
+)
 def test_what_has_no_meaning_is_refused(bad: object) -> None:
     assert callable(bad)
     with pytest.raises(ValueError, match="got"):
@@ -137,8 +141,9 @@ def test_a_full_window_is_charged_the_smallest_bound_that_is_honest_at_its_confi
 
 
 @pytest.mark.no_cover
-@pytest.mark.parametrize("rates", [
-    np.full(2_000, 0.002), np.full(2_000, 0.02), np.linspace(0, 0.02, 2_000), np.repeat([0.0, 0.1], 1_000)])
+@pytest.mark.parametrize(
+    "rates", [np.full(2_000, 0.002), np.full(2_000, 0.02), np.linspace(0, 0.02, 2_000), np.repeat([0.0, 0.1], 1_000)]
+)
 def test_the_bound_covers_the_mean_rate_of_its_window_also_while_the_rate_changes(rates: np.ndarray) -> None:
     rng, n = np.random.default_rng(31), len(rates)
     counts, n_sets = np.unique([(rng.random(n) < rates).sum() for _ in range(5_000)], return_counts=True)
@@ -327,13 +332,17 @@ def test_the_same_log_gives_the_same_state_to_the_last_bit_and_another_order_ano
     assert replayed(log) != replayed(log[::-1])
 
 
-@pytest.mark.parametrize("bad", [
-    lambda: FinishFidelity(1),
-    lambda: FinishFidelity(41, window=1),
-    lambda: FinishFidelity(41).note(0, False),
-    lambda: FinishFidelity(41).note(41, False),
-    lambda: FinishFidelity(41).charge(41),
-    lambda: FinishFidelity(41).charge(-1)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: FinishFidelity(1),
+        lambda: FinishFidelity(41, window=1),
+        lambda: FinishFidelity(41).note(0, False),
+        lambda: FinishFidelity(41).note(41, False),
+        lambda: FinishFidelity(41).charge(41),
+        lambda: FinishFidelity(41).charge(-1),
+    ],
+)
 def test_a_level_that_there_is_not_is_refused(bad: object) -> None:
     assert callable(bad)
     with pytest.raises(ValueError, match="got"):

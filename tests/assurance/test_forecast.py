@@ -24,8 +24,13 @@ Floats = NDArray[np.float64]
 
 
 def windows(
-    near: Floats, *, drop: Floats | None = None, signals: Floats | None = None, predicted: Floats | None = None,
-    n_audits: int = 20, seed: int = 0,
+    near: Floats,
+    *,
+    drop: Floats | None = None,
+    signals: Floats | None = None,
+    predicted: Floats | None = None,
+    n_audits: int = 20,
+    seed: int = 0,
 ) -> list[ForecastWindow]:
     """Windows of 100 requests whose audits show just what is expected of them, and signals with a little noise."""
     rng = np.random.default_rng(seed)
@@ -36,12 +41,18 @@ def windows(
     shown = np.stack([moved, np.zeros(n)], axis=1) + 0.1 * rng.normal(size=(n, 2))
     return [
         ForecastWindow(
-            until=100 * (i + 1), n_requests=100, signals=tuple(shown[i].tolist()),
-            predicted_drop=None if predicted is None else float(predicted[i]), n_audits=n_audits,
-            near=n_audits * float(near[i]), near_squares=n_audits * float(near[i]) * 0.6, n_settled=n_audits,
+            until=100 * (i + 1),
+            n_requests=100,
+            signals=tuple(shown[i].tolist()),
+            predicted_drop=None if predicted is None else float(predicted[i]),
+            n_audits=n_audits,
+            near=n_audits * float(near[i]),
+            near_squares=n_audits * float(near[i]) * 0.6,
+            n_settled=n_audits,
             drop=int(whole[i]),
-        ) for i in range(n)
-    ]  # fmt: skip
+        )
+        for i in range(n)
+    ]
 
 
 def ramp(n: int, start: int, end: float) -> Floats:
@@ -187,7 +198,7 @@ def labelled(wrong: Floats, n_labelled: int = 50) -> list[ForecastWindow]:
     return [
         replace(window, n_labelled=n_labelled, n_right=n_labelled - int(bad))
         for window, bad in zip(windows(np.full(len(wrong), 0.03)), rounded, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def test_an_em_that_sinks_towards_the_critical_one_is_seen_and_one_that_stays_is_not() -> None:

@@ -151,13 +151,16 @@ def test_a_class_with_few_runs_is_unknown_and_one_sided_ones_allow_no_standard()
     assert (nothing.pooled_drop, nothing.standardised_drop, nothing.misleading) == (None, None, False)
 
 
-@pytest.mark.parametrize("bad", [
-    lambda: ClassGuards(0, 0.02),
-    lambda: ClassGuards(3, 0.45),
-    lambda: ClassGuards(3, 0.02, delta=1.0),
-    lambda: ClassGuards(3, 0.02).add("law", SAME, 1),
-    lambda: ClassGuards(M, 0.02).add("law", SAME, M),
-])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: ClassGuards(0, 0.02),
+        lambda: ClassGuards(3, 0.45),
+        lambda: ClassGuards(3, 0.02, delta=1.0),
+        lambda: ClassGuards(3, 0.02).add("law", SAME, 1),
+        lambda: ClassGuards(M, 0.02).add("law", SAME, M),
+    ],
+)
 def test_what_has_no_meaning_is_refused(bad: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match="need"):
         bad()

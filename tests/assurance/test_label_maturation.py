@@ -21,9 +21,12 @@ D = [False, False, True, True]
 def audits(n: int = 1, **changed: Any) -> Audits:
     """n audits as above, labelled, of age 10, unless changed."""
     arrays: dict[str, Any] = {
-        "z": np.array([Z] * n, dtype=np.int8), "disagrees": np.array([D] * n),
-        "labelled": np.ones(n, dtype=np.bool_), "age": np.full(n, 10.0), "abandoned": np.zeros(n, dtype=np.bool_),
-    }  # fmt: skip
+        "z": np.array([Z] * n, dtype=np.int8),
+        "disagrees": np.array([D] * n),
+        "labelled": np.ones(n, dtype=np.bool_),
+        "age": np.full(n, 10.0),
+        "abandoned": np.zeros(n, dtype=np.bool_),
+    }
     return Audits(**(arrays | {name: np.asarray(value) for name, value in changed.items()}))
 
 
@@ -35,23 +38,30 @@ def any_audits(draw: st.DrawFn) -> Audits:
     disagrees = rng.random((n, n_levels)) < draw(st.sampled_from([0.05, 0.5]))
     disagrees[:, 0] = False
     return Audits(
-        z=(rng.integers(-1, 2, (n, n_levels)) * disagrees).astype(np.int8), disagrees=disagrees,
-        labelled=rng.random(n) < 0.5, age=rng.integers(0, 20, n).astype(np.float64), abandoned=rng.random(n) < 0.1,
+        z=(rng.integers(-1, 2, (n, n_levels)) * disagrees).astype(np.int8),
+        disagrees=disagrees,
+        labelled=rng.random(n) < 0.5,
+        age=rng.integers(0, 20, n).astype(np.float64),
+        abandoned=rng.random(n) < 0.1,
         missing=rng.random((n, n_levels)) < 0.1,
-    )  # fmt: skip
+    )
 
 
 # --------------------------------------------------------------------------- as what it counts
 
 
-@pytest.mark.parametrize(("changed", "counts_as"), [
-    ({}, [0, 0, 1, 0]),
-    ({"z": np.array([[0, 0, -1, -1]], dtype=np.int8)}, [0, 0, -1, -1]),
-    ({"labelled": [False]}, [0, 0, 1, 1]),
-    ({"labelled": [False], "z": np.array([[0, 9, -1, -1]], dtype=np.int8)}, [0, 0, 1, 1]),
-    ({"abandoned": [True]}, [0, 1, 1, 1]),
-    ({"missing": [[False, True, False, True]]}, [0, 1, 1, 1]),
-    ({"missing": [[True, False, False, False]], "labelled": [False]}, [0, 0, 1, 1])])
+@pytest.mark.parametrize(
+    ("changed", "counts_as"),
+    [
+        ({}, [0, 0, 1, 0]),
+        ({"z": np.array([[0, 0, -1, -1]], dtype=np.int8)}, [0, 0, -1, -1]),
+        ({"labelled": [False]}, [0, 0, 1, 1]),
+        ({"labelled": [False], "z": np.array([[0, 9, -1, -1]], dtype=np.int8)}, [0, 0, 1, 1]),
+        ({"abandoned": [True]}, [0, 1, 1, 1]),
+        ({"missing": [[False, True, False, True]]}, [0, 1, 1, 1]),
+        ({"missing": [[True, False, False, False]], "labelled": [False]}, [0, 0, 1, 1]),
+    ],
+)
 def test_a_label_decides_and_without_one_a_difference_is_a_loss(changed: dict[str, Any], counts_as: list[int]) -> None:
     assert counted_as(audits(**changed)).tolist() == [counts_as]
 
@@ -81,9 +91,13 @@ def test_a_label_that_comes_late_only_helps_and_the_order_of_audits_says_nothing
 ) -> None:
     order = np.random.default_rng(seed).permutation(len(known))
     shuffled = Audits(
-        z=known.z[order], disagrees=known.disagrees[order], labelled=known.labelled[order], age=known.age[order],
-        abandoned=known.abandoned[order], missing=None if known.missing is None else known.missing[order],
-    )  # fmt: skip
+        z=known.z[order],
+        disagrees=known.disagrees[order],
+        labelled=known.labelled[order],
+        age=known.age[order],
+        abandoned=known.abandoned[order],
+        missing=None if known.missing is None else known.missing[order],
+    )
     wealth = log_wealth(count(mature(known, timeout=10).counted), max_em_drop=max_em_drop)
     again = log_wealth(count(mature(shuffled, timeout=10).counted), max_em_drop=max_em_drop)
     assert np.array_equal(wealth, again)
@@ -101,9 +115,10 @@ def test_what_an_audit_showed_does_not_decide_whether_it_counts(known: Audits, t
     assert np.array_equal(entered, np.full(len(known), label_free) | (known.age >= timeout))
     nothing = np.zeros(known.z.shape, dtype=np.bool_)
     for other in (
-        replace(known, labelled=~known.labelled), replace(known, abandoned=~known.abandoned),
+        replace(known, labelled=~known.labelled),
+        replace(known, abandoned=~known.abandoned),
         replace(known, disagrees=nothing, z=nothing.astype(np.int8), missing=None),
-    ):  # fmt: skip
+    ):
         assert np.array_equal(mature(other, timeout=timeout, label_free=label_free).enters, entered)
 
 
@@ -134,9 +149,11 @@ def test_a_clock_that_stepped_back_lets_nothing_in_and_label_free_nothing_waits(
 def test_gold_is_asked_for_where_it_pays_and_the_most_urgent_first() -> None:
     n = 6
     asked = audits(
-        n, labelled=[False, True, False, False, False, False], age=[3.0, 3.0, 9.0, 12.0, 30.0, 9.0],
+        n,
+        labelled=[False, True, False, False, False, False],
+        age=[3.0, 3.0, 9.0, 12.0, 30.0, 9.0],
         abandoned=[False, False, False, False, False, True],
-    )  # fmt: skip
+    )
     wanted = labels_wanted(asked, deployed=0, timeout=10)
     assert wanted.rows.tolist() == [2, 0, 3, 4], "soonest due, then due later, then those that are late"
     assert wanted.left.tolist() == [1.0, 7.0, -2.0, -20.0]
@@ -182,12 +199,16 @@ def test_with_labels_only_where_asked_the_certificate_is_the_one_of_all_labels()
     assert known.labelled.mean() < 0.1, "at a tenth of the labels"
 
 
-@pytest.mark.parametrize("bad", [
-    lambda: audits(z=np.zeros(4, dtype=np.int8)),
-    lambda: audits(2, labelled=[True]),
-    lambda: audits(2, missing=[[True] * 4]),
-    lambda: mature(audits(), timeout=-1),
-    lambda: mature(audits(), timeout=float("nan"))])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: audits(z=np.zeros(4, dtype=np.int8)),
+        lambda: audits(2, labelled=[True]),
+        lambda: audits(2, missing=[[True] * 4]),
+        lambda: mature(audits(), timeout=-1),
+        lambda: mature(audits(), timeout=float("nan")),
+    ],
+)
 def test_what_does_not_fit_together_is_refused(bad: object) -> None:
     assert callable(bad)
     with pytest.raises(ValueError, match=r"audits: need|timeout: got"):

@@ -15,8 +15,9 @@ from suffice.assurance.label_precedence import RANKS, TRUSTED, LabelSummary, Tru
 WINDOW = frozenset(f"a{i}" for i in range(12))
 
 
-def word(audit: str, seq: int, verdict: object = True, *, source: str = "user", key: str = "k1",
-         trust: int | None = None) -> TrustedLabel:
+def word(
+    audit: str, seq: int, verdict: object = True, *, source: str = "user", key: str = "k1", trust: int | None = None
+) -> TrustedLabel:
     rank = trust_of(source) if trust is None else trust
     return TrustedLabel(audit=audit, seq=seq, source=source, key=key, trust=rank, verdict=str(verdict))
 
@@ -24,12 +25,21 @@ def word(audit: str, seq: int, verdict: object = True, *, source: str = "user", 
 @st.composite
 def logs(draw: st.DrawFn) -> list[TrustedLabel]:
     """What a log may hold: any words on any audits, some about none of ours; places in the log are unique."""
-    said = draw(st.lists(st.tuples(
-        st.integers(0, 14), st.sampled_from(["user", "reviewer", "exact-match", "judge", "odd"]),
-        st.sampled_from(["k1", "k2", "k3"]), st.sampled_from(["right", "wrong", "odd"]),
-    ), max_size=60))  # fmt: skip
-    return [word(f"a{audit}", seq, verdict, source=source, key=key)
-            for seq, (audit, source, key, verdict) in enumerate(said)]
+    said = draw(
+        st.lists(
+            st.tuples(
+                st.integers(0, 14),
+                st.sampled_from(["user", "reviewer", "exact-match", "judge", "odd"]),
+                st.sampled_from(["k1", "k2", "k3"]),
+                st.sampled_from(["right", "wrong", "odd"]),
+            ),
+            max_size=60,
+        )
+    )
+    return [
+        word(f"a{audit}", seq, verdict, source=source, key=key)
+        for seq, (audit, source, key, verdict) in enumerate(said)
+    ]
 
 
 shares = st.sampled_from([0.0, 0.05, 0.2, 0.5, 1.0])
@@ -86,7 +96,9 @@ def test_voices_of_equal_trust_that_contradict_each_other_leave_no_verdict() -> 
 
 @given(log=logs(), max_share=shares)
 @settings(max_examples=100, derandomize=True, deadline=None)
-def test_a_verdict_is_what_somebody_of_the_highest_trust_heard_said_last(log: list[TrustedLabel], max_share: float) -> None:
+def test_a_verdict_is_what_somebody_of_the_highest_trust_heard_said_last(
+    log: list[TrustedLabel], max_share: float
+) -> None:
     state = stand(log, differing=WINDOW, max_share=max_share)
     last = {(label.audit, label.source, label.key): label for label in log}
     assert not state.contested & state.verdicts.keys()
@@ -107,15 +119,25 @@ def test_a_verdict_is_what_somebody_of_the_highest_trust_heard_said_last(log: li
 def attacks(draw: st.DrawFn) -> tuple[list[TrustedLabel], list[TrustedLabel]]:
     """Honest words of many keys, and what liars say of any audit, at any time, as any source that is capped."""
     honest = draw(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 40)), max_size=40))
-    lies = draw(st.lists(st.tuples(st.integers(0, 11), st.sampled_from(["user", "judge"]), st.sampled_from(["x", "y"]),
-                                   st.sampled_from(["gained", "same"])), max_size=40))  # fmt: skip
+    lies = draw(
+        st.lists(
+            st.tuples(
+                st.integers(0, 11),
+                st.sampled_from(["user", "judge"]),
+                st.sampled_from(["x", "y"]),
+                st.sampled_from(["gained", "same"]),
+            ),
+            max_size=40,
+        )
+    )
     places = draw(st.permutations(range(len(honest) + len(lies))))
     return (
-        [word(f"a{audit}", seq, "truth", key=f"h{key}")
-         for seq, (audit, key) in zip(places, honest, strict=False)],
-        [word(f"a{audit}", seq, verdict, source=source, key=key)
-         for seq, (audit, source, key, verdict) in zip(places[len(honest):], lies, strict=True)],
-    )  # fmt: skip
+        [word(f"a{audit}", seq, "truth", key=f"h{key}") for seq, (audit, key) in zip(places, honest, strict=False)],
+        [
+            word(f"a{audit}", seq, verdict, source=source, key=key)
+            for seq, (audit, source, key, verdict) in zip(places[len(honest) :], lies, strict=True)
+        ],
+    )
 
 
 @given(attack=attacks(), max_share=shares)
@@ -155,8 +177,11 @@ def test_a_single_key_alone_counts_for_little_until_it_is_trusted() -> None:
 
 
 def test_a_key_with_several_sources_has_one_share() -> None:
-    two_faced = [word(f"a{i}", 2 * i + (source == "judge"), source=source, key="k") for i in range(12)
-                 for source in ("user", "judge")]
+    two_faced = [
+        word(f"a{i}", 2 * i + (source == "judge"), source=source, key="k")
+        for i in range(12)
+        for source in ("user", "judge")
+    ]
     others = [word(f"a{i}", 100 + i, key=f"h{i}") for i in range(12)]
     state = stood(*two_faced, *others, max_share=0.25)
     assert state.set_aside["k"] == 2 * (12 - 3)
@@ -196,10 +221,14 @@ def test_what_it_costs_to_allow_for_two_lies() -> None:
     assert next(n for n in range(2, 1_000) if passes(n)) == 422, "without lies 227 audits without a loss are enough"
 
 
-@pytest.mark.parametrize("bad", [
-    lambda: stood(max_share=1.1),
-    lambda: stood(max_share=-0.1),
-    lambda: hardened(Counts(*[np.zeros(1, dtype=np.int64)] * 3), -1)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: stood(max_share=1.1),
+        lambda: stood(max_share=-0.1),
+        lambda: hardened(Counts(*[np.zeros(1, dtype=np.int64)] * 3), -1),
+    ],
+)
 def test_what_has_no_meaning_is_refused(bad: object) -> None:
     assert callable(bad)
     with pytest.raises(ValueError, match="got"):

@@ -13,12 +13,35 @@ from suffice.assurance.ledger import KNOWN_AUDITS, Account, LedgerEntry, account
 from suffice.assurance.runs import RunNumbers
 
 AUDIT = RunNumbers(
-    group="q", full=True, enforce=True, audit=True, weight=10.0, stopped=False, would_stop=True,
-    baseline_tokens=1_000.0, spent=1_010.0, processed=None, baseline_processed=None, would_spend=600.0, cost_usd=None,
-    baseline_usd=None, would_cost_usd=None, correct=True, disagrees=False, drop=0, abandoned_audit=False,
+    group="q",
+    full=True,
+    enforce=True,
+    audit=True,
+    weight=10.0,
+    stopped=False,
+    would_stop=True,
+    baseline_tokens=1_000.0,
+    spent=1_010.0,
+    processed=None,
+    baseline_processed=None,
+    would_spend=600.0,
+    cost_usd=None,
+    baseline_usd=None,
+    would_cost_usd=None,
+    correct=True,
+    disagrees=False,
+    drop=0,
+    abandoned_audit=False,
 )
 STOPPED = replace(
-    AUDIT, full=False, audit=False, stopped=True, would_stop=False, spent=620.0, would_spend=None, disagrees=None,
+    AUDIT,
+    full=False,
+    audit=False,
+    stopped=True,
+    would_stop=False,
+    spent=620.0,
+    would_spend=None,
+    disagrees=None,
     drop=None,
 )
 LOST = replace(AUDIT, disagrees=True, drop=1)
@@ -37,17 +60,27 @@ def total(*runs: RunNumbers) -> Account:
 def test_every_group_is_booked_once_and_adds_up() -> None:
     booked = accounts(
         [
-            *entries(*[AUDIT] * 30), *entries(*[LOST] * 10, query_class="law", version="v2"),
-            *entries(*[STOPPED] * 60, version="v2"), *entries(AUDIT, route="other"),
+            *entries(*[AUDIT] * 30),
+            *entries(*[LOST] * 10, query_class="law", version="v2"),
+            *entries(*[STOPPED] * 60, version="v2"),
+            *entries(AUDIT, route="other"),
         ],
         cap_tokens=4_000,
-    )  # fmt: skip
+    )
     assert [(at.route, at.query_class, at.version, at.n_runs) for at in booked] == [
-        ("other", None, None, 1), ("other", None, "v1", 1), ("other", "code", None, 1), ("other", "code", "v1", 1),
-        ("r", None, None, 100), ("r", None, "v1", 30), ("r", None, "v2", 70),
-        ("r", "code", None, 90), ("r", "code", "v1", 30), ("r", "code", "v2", 60),
-        ("r", "law", None, 10), ("r", "law", "v2", 10),
-    ]  # fmt: skip
+        ("other", None, None, 1),
+        ("other", None, "v1", 1),
+        ("other", "code", None, 1),
+        ("other", "code", "v1", 1),
+        ("r", None, None, 100),
+        ("r", None, "v1", 30),
+        ("r", None, "v2", 70),
+        ("r", "code", None, 90),
+        ("r", "code", "v1", 30),
+        ("r", "code", "v2", 60),
+        ("r", "law", None, 10),
+        ("r", "law", "v2", 10),
+    ]
 
 
 def test_each_number_stands_on_the_runs_that_may_tell_it() -> None:
@@ -164,26 +197,40 @@ def test_the_next_level_is_the_first_that_fails_even_if_a_later_one_would_pass()
 # --------------------------------------------------------------------------- the sentence
 
 CLAIM = Guarantee(
-    route="gpqa", scorer="choice", max_em_drop=0.02, confidence=0.95, n_window=800, requests=(1_201, 17_200),
-    per="pooled", labels="labelled", detection="a silent loss of 3 points would be noticed within about 710 requests",
+    route="gpqa",
+    scorer="choice",
+    max_em_drop=0.02,
+    confidence=0.95,
+    n_window=800,
+    requests=(1_201, 17_200),
+    per="pooled",
+    labels="labelled",
+    detection="a silent loss of 3 points would be noticed within about 710 requests",
     classes={"physics": 650, "law": KNOWN_AUDITS - 1, "": 12},
-)  # fmt: skip
+)
 
 
 def test_the_sentence_names_everything_that_the_promise_hangs_on() -> None:
     text = sentence(CLAIM)
-    for said in ("'gpqa'", "'choice'", "would have lost less than 2 points of EM", "95 % confidence",
-                 "all requests from number 1,201 to 17,200", "shown by 800 audits with labels", "over all classes",
-                 "a silent loss of 3 points would be noticed within about 710 requests",
-                 "unknown, with under 200 audits: no class, law"):
+    for said in (
+        "'gpqa'",
+        "'choice'",
+        "would have lost less than 2 points of EM",
+        "95 % confidence",
+        "all requests from number 1,201 to 17,200",
+        "shown by 800 audits with labels",
+        "over all classes",
+        "a silent loss of 3 points would be noticed within about 710 requests",
+        "unknown, with under 200 audits: no class, law",
+    ):
         assert said in text, said
     assert "physics" not in text
 
 
 def test_what_is_not_known_or_has_no_labels_is_said() -> None:
-    text = sentence(replace(
-        CLAIM, requests=None, detection="", labels="label-free", per="class", max_em_drop=0.01, classes={}
-    ))  # fmt: skip
+    text = sentence(
+        replace(CLAIM, requests=None, detection="", labels="label-free", per="class", max_em_drop=0.01, classes={})
+    )
     for said in ("1 point of EM", "all requests of the window", "is not known", "without labels", "in each class"):
         assert said in text, said
     assert "unknown, with" not in text

@@ -24,9 +24,7 @@ def runs_of(pairs: list[tuple[int, int]]) -> RunLengths:
     return runs
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9)), min_size=MIN_RUNS, max_size=90), st.integers(0, 70)
-)
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9)), min_size=MIN_RUNS, max_size=90), st.integers(0, 70))
 @settings(deadline=None)
 def test_it_is_the_mean_over_the_runs_that_thought_longer(pairs: list[tuple[int, int]], used: int) -> None:
     longer = [pair for pair in pairs if pair[0] > used]

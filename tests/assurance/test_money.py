@@ -21,9 +21,11 @@ FREE = Prices(input_usd_per_mtok=0.0, output_usd_per_mtok=0.0)
 
 def prices() -> st.SearchStrategy[Prices]:
     return st.builds(
-        Prices, input_usd_per_mtok=PRICE, output_usd_per_mtok=PRICE,
+        Prices,
+        input_usd_per_mtok=PRICE,
+        output_usd_per_mtok=PRICE,
         cached_input_usd_per_mtok=st.one_of(st.none(), PRICE),
-    )  # fmt: skip
+    )
 
 
 def call(prompt: int | None, cached: int, completion: int) -> UpstreamCall:
@@ -92,26 +94,69 @@ TABLE: list[tuple[dict[str, Any], float, float, float, bool]] = [
     # native is never dearer than going on, not even at the very end.
     ({"method": "native", "prompt_tokens": 5_000, "thought_tokens": 800, "answer_tokens": 20}, 20, 200, 200, True),
     # raw, nothing cached: 1,000 read again = 2,000, 20 written = 200; going on 500 = 5,000.
-    ({"method": "raw", "prompt_tokens": 200, "thought_tokens": 796, "closing_tokens": 4, "answer_tokens": 20},
-     500, 2_200, 5_000, True),
+    (
+        {"method": "raw", "prompt_tokens": 200, "thought_tokens": 796, "closing_tokens": 4, "answer_tokens": 20},
+        500,
+        2_200,
+        5_000,
+        True,
+    ),
     # the same with little left: 200 tokens = 2,000 is cheaper than 2,200.
-    ({"method": "raw", "prompt_tokens": 200, "thought_tokens": 796, "closing_tokens": 4, "answer_tokens": 20},
-     200, 2_200, 2_000, False),
+    (
+        {"method": "raw", "prompt_tokens": 200, "thought_tokens": 796, "closing_tokens": 4, "answer_tokens": 20},
+        200,
+        2_200,
+        2_000,
+        False,
+    ),
     # the same with everything cached: 1,000 at 0.5 = 500, and 200.
-    ({"method": "raw", "prompt_tokens": 200, "thought_tokens": 796, "closing_tokens": 4, "answer_tokens": 20,
-      "cached_share": 1.0}, 200, 700, 2_000, True),
+    (
+        {
+            "method": "raw",
+            "prompt_tokens": 200,
+            "thought_tokens": 796,
+            "closing_tokens": 4,
+            "answer_tokens": 20,
+            "cached_share": 1.0,
+        },
+        200,
+        700,
+        2_000,
+        True,
+    ),
     # a long prompt that no cache holds is dear to send again: 20,000 = 40,000.
-    ({"method": "prefill", "prompt_tokens": 19_000, "thought_tokens": 1_000, "answer_tokens": 20},
-     2_000, 40_200, 20_000, False),
+    (
+        {"method": "prefill", "prompt_tokens": 19_000, "thought_tokens": 1_000, "answer_tokens": 20},
+        2_000,
+        40_200,
+        20_000,
+        False,
+    ),
     # half of it cached: 10,000 at 2 and 10,000 at 0.5 = 25,000.
-    ({"method": "prefill", "prompt_tokens": 19_000, "thought_tokens": 1_000, "answer_tokens": 20,
-      "cached_share": 0.5}, 3_000, 25_200, 30_000, True),
+    (
+        {
+            "method": "prefill",
+            "prompt_tokens": 19_000,
+            "thought_tokens": 1_000,
+            "answer_tokens": 20,
+            "cached_share": 0.5,
+        },
+        3_000,
+        25_200,
+        30_000,
+        True,
+    ),
     # overlap is paid for as output: 100 read = 200, 20 + 90 written = 1,100.
-    ({"method": "raw", "prompt_tokens": 50, "thought_tokens": 50, "answer_tokens": 20, "overlap_tokens": 90},
-     120, 1_300, 1_200, False),
+    (
+        {"method": "raw", "prompt_tokens": 50, "thought_tokens": 50, "answer_tokens": 20, "overlap_tokens": 90},
+        120,
+        1_300,
+        1_200,
+        False,
+    ),
     # equal is worth it: "exceeds" is what the contract says.
     ({"method": "raw", "prompt_tokens": 50, "thought_tokens": 50, "answer_tokens": 20}, 40, 400, 400, True),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("finish", "left", "stop_uusd", "go_on_uusd", "worth"), TABLE)
@@ -129,9 +174,7 @@ def test_stops_worth_their_price(
     assert not_worth_it(FREE, Finish(**finish), left) is None
 
 
-@given(
-    prices(), st.floats(0, 1e5), st.floats(0, 1e5), st.floats(0, 1e4), st.floats(0, 1e5)
-)
+@given(prices(), st.floats(0, 1e5), st.floats(0, 1e5), st.floats(0, 1e4), st.floats(0, 1e5))
 def test_closing_a_thought_in_place_is_always_worth_it(
     p: Prices, prompt: float, thought: float, answer: float, rest: float
 ) -> None:
@@ -142,11 +185,23 @@ def test_closing_a_thought_in_place_is_always_worth_it(
 @pytest.mark.parametrize(
     ("amount", "text"),
     [
-        (0.0, "$0"), (0.0012, "$0.0012"), (0.00123, "$0.0012"), (0.05, "$0.050"), (0.123, "$0.12"), (0.999, "$1.00"),
-        (1.23, "$1.23"), (12.345, "$12.35"), (999.994, "$999.99"), (999.999, "$1,000"), (1_234.0, "$1,234"),
-        (1_234_567.8, "$1,234,568"), (-0.0012, "-$0.0012"), (3e-7, "$0.00000030"), (1e-15, "$0.000000001 or less"),
+        (0.0, "$0"),
+        (0.0012, "$0.0012"),
+        (0.00123, "$0.0012"),
+        (0.05, "$0.050"),
+        (0.123, "$0.12"),
+        (0.999, "$1.00"),
+        (1.23, "$1.23"),
+        (12.345, "$12.35"),
+        (999.994, "$999.99"),
+        (999.999, "$1,000"),
+        (1_234.0, "$1,234"),
+        (1_234_567.8, "$1,234,568"),
+        (-0.0012, "-$0.0012"),
+        (3e-7, "$0.00000030"),
+        (1e-15, "$0.000000001 or less"),
     ],
-)  # fmt: skip
+)
 def test_money_is_written_for_people(amount: float, text: str) -> None:
     assert usd(amount) == text
 

@@ -109,8 +109,8 @@ class Server:
 
     slots: float
     run_s: dict[Stance, float]
-    open: float = 0.0      # runs inside, served and waiting
-    queue: float = 0.0     # smoothed as the gateway does, over slots
+    open: float = 0.0  # runs inside, served and waiting
+    queue: float = 0.0  # smoothed as the gateway does, over slots
 
     def step(self, per_s: float, stance: Stance, dt_s: float = TICK_S) -> float:
         done = min(self.open, self.slots) / self.run_s[stance] * dt_s
@@ -133,7 +133,7 @@ def test_a_spike_reaches_the_most_aggressive_level_within_ten_seconds_and_comes_
 ) -> None:
     walk, server = Walk(Pressure(queue=1.0, operating_point=0.6)), Server(slots=10, run_s=RUN_S)
     walk.now_s += phase_s
-    quiet = lambda t: 1.5    # 45 % of the slots at the usual level
+    quiet = lambda t: 1.5  # 45 % of the slots at the usual level
     served(walk, server, quiet, 60)
     assert walk.moves == []
     start_s = walk.now_s

@@ -13,9 +13,7 @@ from suffice.assurance.sample_ratio import LOG_ALARM, Draws, broken, drawn, log_
 from suffice.rollout.assign import assign_audit
 
 shares = st.sampled_from([0.0, 0.02, 0.05, 0.1, 1.0])
-rows = st.lists(
-    st.tuples(shares, st.integers(0, 500), st.floats(0, 1)), max_size=5, unique_by=lambda row: row[0]
-)  # fmt: skip
+rows = st.lists(st.tuples(shares, st.integers(0, 500), st.floats(0, 1)), max_size=5, unique_by=lambda row: row[0])
 some_draws = rows.map(lambda drawn_rows: Draws(tuple(sorted((rho, n, round(n * part)) for rho, n, part in drawn_rows))))
 
 
@@ -30,8 +28,7 @@ def lots(n: int, share: float, *, lost: float = 0.0, seed: int = 0) -> tuple[lis
     rng = np.random.default_rng(seed)
     drawn_lots = [assign_audit(f"{seed} {unit}", share=share, salt="s") for unit in range(n)]
     kept = [lot.audit and rng.random() >= lost for lot in drawn_lots]
-    odds = [lot.propensity if lot.audit == keeps else 1 - share
-            for lot, keeps in zip(drawn_lots, kept, strict=True)]
+    odds = [lot.propensity if lot.audit == keeps else 1 - share for lot, keeps in zip(drawn_lots, kept, strict=True)]
     return kept, odds
 
 
@@ -123,9 +120,6 @@ def test_odds_that_no_lottery_has_are_refused(odds: float) -> None:
 @pytest.mark.parametrize("weight", [1.0, 10.0, 100.0])
 def test_the_e_value_is_one_on_average_whatever_the_weight_of_its_alternative(weight: float) -> None:
     n = 30
-    mean = sum(
-        comb(n, k) * 0.5**n * exp(log_sample_ratio(Draws(((0.5, n, k),)), weight=weight))
-        for k in range(n + 1)
-    )
+    mean = sum(comb(n, k) * 0.5**n * exp(log_sample_ratio(Draws(((0.5, n, k),)), weight=weight)) for k in range(n + 1))
     assert mean == pytest.approx(1)
     assert log_sample_ratio(Draws(((0.5, 7, 7),)), weight=1.0) > log(20), "seven of seven are enough at 5 %"

@@ -35,13 +35,25 @@ COUNTS = st.just(0.0) | st.floats(0.01, 1e6)  # they fade
 STRATA = st.lists(
     st.builds(
         lambda name, n, n_runs, tokens, squares, n_labelled, right: Stratum(
-            query_class=name, n_requests=n, n_runs=n_runs, tokens=tokens, squares=squares, n_labelled=n_labelled,
+            query_class=name,
+            n_requests=n,
+            n_runs=n_runs,
+            tokens=tokens,
+            squares=squares,
+            n_labelled=n_labelled,
             n_right=right * n_labelled,
         ),
-        st.text(max_size=3), COUNTS, COUNTS, st.floats(0, 1e7), st.floats(0, 1e12), COUNTS, st.floats(0, 1),
+        st.text(max_size=3),
+        COUNTS,
+        COUNTS,
+        st.floats(0, 1e7),
+        st.floats(0, 1e12),
+        COUNTS,
+        st.floats(0, 1),
     ),
-    max_size=8, unique_by=lambda one: one.query_class,
-)  # fmt: skip
+    max_size=8,
+    unique_by=lambda one: one.query_class,
+)
 BASE: tuple[Request, Outcome] = run(0, random.Random(0))
 OF_REQUEST = {field.name for field in fields(Request)}
 
@@ -71,8 +83,13 @@ def test_what_went_wrong_stands_for_itself_whether_it_was_drawn_or_not(end: EndR
     assert ended_badly(live(degraded=("probe",))[1])
 
 
-@given(rate=RATES, audit=st.booleans(), end=st.sampled_from(["done", "stopped", "timeout", "client_left", "lost"]),
-       ungoverned=st.none() | st.just("images"), arms=st.sampled_from([(), (ARM,)]))
+@given(
+    rate=RATES,
+    audit=st.booleans(),
+    end=st.sampled_from(["done", "stopped", "timeout", "client_left", "lost"]),
+    ungoverned=st.none() | st.just("images"),
+    arms=st.sampled_from([(), (ARM,)]),
+)
 def test_every_run_counts_once_in_expectation(
     rate: float, audit: bool, end: EndReason, ungoverned: str | None, arms: tuple[ArmDraw, ...]
 ) -> None:
@@ -97,9 +114,11 @@ def test_sums_have_the_right_expectation_while_rates_follow_what_was_seen() -> N
             if rng.random() < rates.of(name):
                 told += weight_of(request, outcome) * value
                 seen[name] = replace(
-                    seen[name], n_runs=before.n_runs + 1, tokens=before.tokens + value,
+                    seen[name],
+                    n_runs=before.n_runs + 1,
+                    tokens=before.tokens + value,
                     squares=before.squares + value * value,
-                )  # fmt: skip
+                )
             if number % 100 == 99:
                 rates = allocate(tuple(seen.values()), rate=0.1)
         errors.append(told / truth - 1)
@@ -126,8 +145,9 @@ def test_where_nothing_is_known_all_classes_are_kept_alike() -> None:
 
 
 def test_a_class_of_which_labels_are_few_and_mixed_gets_more() -> None:
-    sure = Stratum(query_class="sure", n_requests=1_000, n_runs=100, tokens=1e4, squares=1e6 + 1e3,
-                   n_labelled=100, n_right=99)  # fmt: skip
+    sure = Stratum(
+        query_class="sure", n_requests=1_000, n_runs=100, tokens=1e4, squares=1e6 + 1e3, n_labelled=100, n_right=99
+    )
     mixed = replace(sure, query_class="mixed", n_right=50)
     few = replace(mixed, query_class="few", n_labelled=25, n_right=12.5)
     rates = allocate([sure, mixed, few], rate=0.1)

@@ -14,9 +14,7 @@ SHARE = 0.1  # of audits
 ANYTHING = 1.0  # a floor that nobody reaches, so that only the comparison decides
 
 
-def ratings(
-    seed: int, n: int, *, full: float, stopped: float, peace: int = 0, trend: float = 0.0
-) -> list[RatedRun]:
+def ratings(seed: int, n: int, *, full: float, stopped: float, peace: int = 0, trend: float = 0.0) -> list[RatedRun]:
     """Stars of `n` runs by lot: the mean satisfaction of full and of stopped runs, the same before `peace` is over.
 
     trend  by how much both fall from the first run to the last
@@ -25,7 +23,7 @@ def ratings(
     audit = rng.random(n) < SHARE
     at = np.arange(n)
     mean = np.where(audit | (at < peace), full, stopped) - trend * at / n
-    stars = rng.binomial(2, mean) + rng.binomial(2, mean)   # of 4, and correlated less than people are
+    stars = rng.binomial(2, mean) + rng.binomial(2, mean)  # of 4, and correlated less than people are
     harsh = rng.random(n) < 0.3
     values = np.where(harsh, rng.random(n) < mean, stars / 4)  # some give only one star or five
     return [RatedRun(audit=bool(a), satisfaction=float(v)) for a, v in zip(audit, values, strict=True)]
@@ -33,10 +31,20 @@ def ratings(
 
 def verdicts(n_seeds: int, n: int, *, floor: float, delta: float = 0.05, **world: float) -> list[SatisfactionVerdict]:
     return [
-        judge(ratings(seed, n, peace=int(world.get("peace", 0)), full=world["full"], stopped=world["stopped"],
-                      trend=world.get("trend", 0.0)), min_satisfaction=floor, delta=delta)
+        judge(
+            ratings(
+                seed,
+                n,
+                peace=int(world.get("peace", 0)),
+                full=world["full"],
+                stopped=world["stopped"],
+                trend=world.get("trend", 0.0),
+            ),
+            min_satisfaction=floor,
+            delta=delta,
+        )
         for seed in range(n_seeds)
-    ]  # fmt: skip
+    ]
 
 
 def moved(found: list[SatisfactionVerdict]) -> float:
@@ -116,8 +124,11 @@ def test_a_pair_needs_both_sides_and_takes_all_that_wait() -> None:
     audit, stopped = RatedRun(audit=True, satisfaction=1.0), RatedRun(audit=False, satisfaction=0.0)
     nothing = judge([audit] * 50, min_satisfaction=0.9, delta=0.05)
     assert (nothing.n_pairs, nothing.e_value, nothing.drop, nothing.stopped) == (0, 1.0, None, None)
-    one = judge([audit, audit, stopped, RatedRun(audit=False, satisfaction=0.5), RatedRun(audit=True, satisfaction=0.25)],
-                min_satisfaction=0.9, delta=0.05)  # fmt: skip
+    one = judge(
+        [audit, audit, stopped, RatedRun(audit=False, satisfaction=0.5), RatedRun(audit=True, satisfaction=0.25)],
+        min_satisfaction=0.9,
+        delta=0.05,
+    )
     assert one.n_pairs == 1
     assert one.drop == pytest.approx((1 + 1 + 0.25) / 3 - 0.25)
     assert one.stopped == pytest.approx(0.25)
@@ -145,8 +156,10 @@ def test_stars_and_thumbs_become_fractions() -> None:
     assert (next_safer(7), next_safer(0)) == (6, 0)
 
 
-@pytest.mark.parametrize(("floor", "delta", "satisfaction"), [
-    (0.0, 0.05, 0.5), (5.5, 0.05, 0.5), (0.8, 0.0, 0.5), (0.8, 1.0, 0.5), (0.8, 0.05, 1.5), (0.8, 0.05, float("nan"))])
+@pytest.mark.parametrize(
+    ("floor", "delta", "satisfaction"),
+    [(0.0, 0.05, 0.5), (5.5, 0.05, 0.5), (0.8, 0.0, 0.5), (0.8, 1.0, 0.5), (0.8, 0.05, 1.5), (0.8, 0.05, float("nan"))],
+)
 def test_what_has_no_meaning_is_refused(floor: float, delta: float, satisfaction: float) -> None:
     with pytest.raises(ValueError, match=r"min_satisfaction|satisfaction: got"):
         judge([RatedRun(audit=True, satisfaction=satisfaction)], min_satisfaction=floor, delta=delta)

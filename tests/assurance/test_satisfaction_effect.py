@@ -18,9 +18,16 @@ SHARE = 0.1
 
 
 def traffic(
-    seed: int, n: int, *, full: float, stopped: float, angry: float = 0.2, content: float = 0.2,
-    weigh: bool = False, drift: float = 0.0,
-) -> list[Heard]:  # fmt: skip
+    seed: int,
+    n: int,
+    *,
+    full: float,
+    stopped: float,
+    angry: float = 0.2,
+    content: float = 0.2,
+    weigh: bool = False,
+    drift: float = 0.0,
+) -> list[Heard]:
     """Runs by lot; who is angry votes with another probability than who is content.
 
     drift  by how much both kinds of runs fall from the first to the last
@@ -33,10 +40,23 @@ def traffic(
         asked = content if happy else angry
         words: tuple[FeedbackValue, ...] = ()
         if rng.random() < asked:
-            words = (FeedbackValue(seq=at, voice=f"v{at}", values=(("satisfaction", float(happy)),),
-                          weight=1 / asked if weigh else 1.0),)  # fmt: skip
-        runs.append(Heard(query_class="", version="p", full=audit, stopped=not audit, drawn=True, audit=audit,
-                          conversation=f"u{at}", words=words))  # fmt: skip
+            words = (
+                FeedbackValue(
+                    seq=at, voice=f"v{at}", values=(("satisfaction", float(happy)),), weight=1 / asked if weigh else 1.0
+                ),
+            )
+        runs.append(
+            Heard(
+                query_class="",
+                version="p",
+                full=audit,
+                stopped=not audit,
+                drawn=True,
+                audit=audit,
+                conversation=f"u{at}",
+                words=words,
+            )
+        )
     return runs
 
 
@@ -93,8 +113,13 @@ def test_votes_of_people_who_were_asked_by_lot_are_weighted_by_one_over_the_odds
         assert fair.effect is not None
         assert fair.full is not None
         plain.append(bare.stopped.value)
-        weighted.append((fair.stopped.value, fair.effect.low <= -0.2 <= fair.effect.high,  # type: ignore[operator]
-                         fair.full.low <= 0.8 <= fair.full.high))  # type: ignore[operator]
+        weighted.append(
+            (
+                fair.stopped.value,
+                fair.effect.low <= -0.2 <= fair.effect.high,  # type: ignore[operator]
+                fair.full.low <= 0.8 <= fair.full.high,  # type: ignore[operator]
+            )
+        )
     assert np.mean(plain) < 0.45
     assert np.mean([value for value, _, _ in weighted]) == pytest.approx(0.6, abs=0.03)
     assert all(held for _, held, _ in weighted)
@@ -105,7 +130,8 @@ def test_where_audits_are_rated_more_often_the_effect_says_so() -> None:
     rng, runs = random.Random(1), traffic(1, 3_000, full=0.8, stopped=0.8, angry=0.1, content=0.1)
     loud = [
         replace(run, words=(FeedbackValue(seq=at, voice=f"v{at}", values=(("satisfaction", 1.0),)),))
-        if run.audit and rng.random() < 0.7 else run
+        if run.audit and rng.random() < 0.7
+        else run
         for at, run in enumerate(runs)
     ]
     told, quiet = whole(loud), whole(runs)
@@ -156,7 +182,8 @@ def test_an_event_that_nobody_reported_did_not_happen_and_is_compared_over_all_r
     measure = Measure(name="regenerated", better="lower", level="conversation", silent=0.0)
     runs = [
         replace(run, words=(FeedbackValue(seq=at, voice="app", values=(("regenerated", 1.0),)),))
-        if at % (20 if run.audit else 4) == 0 else replace(run, words=())
+        if at % (20 if run.audit else 4) == 0
+        else replace(run, words=())
         for at, run in enumerate(traffic(5, 4_000, full=1, stopped=1))
     ]
     told = whole(runs, measure)
@@ -185,10 +212,18 @@ def test_the_order_in_which_words_are_listed_changes_nothing(data: st.DataObject
         value = data.draw(st.sampled_from([0.0, 0.25, 0.5, 1.0]))
         words[at].append(FeedbackValue(seq=seq, voice=voice, values=(("satisfaction", value),), capped=voice == "c"))
     runs = [
-        Heard(query_class="", version="p", full=at % 3 == 0, stopped=at % 3 != 0, drawn=True, audit=at % 3 == 0,
-              conversation=f"u{at}", words=tuple(said))
+        Heard(
+            query_class="",
+            version="p",
+            full=at % 3 == 0,
+            stopped=at % 3 != 0,
+            drawn=True,
+            audit=at % 3 == 0,
+            conversation=f"u{at}",
+            words=tuple(said),
+        )
         for at, said in enumerate(words)
-    ]  # fmt: skip
+    ]
     mixed = [replace(run, words=tuple(data.draw(st.permutations(run.words)))) for run in runs]
     assert likings(runs, [SATISFACTION]) == likings(mixed, [SATISFACTION])
     doubled = [replace(run, words=run.words * 2) for run in runs]
@@ -239,10 +274,14 @@ def test_a_value_of_a_conversation_or_of_a_user_counts_once() -> None:
 def test_classes_and_versions_have_their_own_numbers_in_the_measures_own_unit() -> None:
     effort = Measure(name="effort", low=1, high=7, better="lower")
     runs = [
-        replace(one_run(FeedbackValue(seq=at, voice=f"v{at}", values=(("effort", 2.0 if at % 2 else 6.0),))),
-                query_class="easy" if at % 2 else "hard", version="p1" if at < 20 else "p2", conversation=f"u{at}")
+        replace(
+            one_run(FeedbackValue(seq=at, voice=f"v{at}", values=(("effort", 2.0 if at % 2 else 6.0),))),
+            query_class="easy" if at % 2 else "hard",
+            version="p1" if at < 20 else "p2",
+            conversation=f"u{at}",
+        )
         for at in range(40)
-    ]  # fmt: skip
+    ]
     told = {(one.query_class, one.version): one for one in likings(runs, [effort])}
     assert set(told) == {(None, None), ("easy", None), ("hard", None), (None, "p1"), (None, "p2")}
     means = {key: one.full.value for key, one in told.items() if one.full is not None}

@@ -132,16 +132,19 @@ def test_equal_pairs_have_a_ratio_near_one_and_too_little_says_nothing() -> None
     assert ratio_between(watch_pairs(same[:2], same[:2], cap=2_000), 0.95) == Interval(0.0, MOST)
 
 
-@pytest.mark.parametrize("bad", [
-    lambda: watch(np.array([1.5])),
-    lambda: watch(np.array([0.5]), low=1.0, high=0.0),
-    lambda: watch(np.array([np.nan])),
-    lambda: gamma_exponential_bound(-1, 0.05, v_opt=8),
-    lambda: gamma_exponential_bound(1, 0.5, v_opt=8),
-    lambda: normal_bound(1, 0.05, v_opt=0),
-    lambda: watch_pairs(np.array([2.0]), np.array([1.0]), cap=1.5),
-    lambda: watch_pairs(np.array([]), np.array([]), cap=0.0),
-])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: watch(np.array([1.5])),
+        lambda: watch(np.array([0.5]), low=1.0, high=0.0),
+        lambda: watch(np.array([np.nan])),
+        lambda: gamma_exponential_bound(-1, 0.05, v_opt=8),
+        lambda: gamma_exponential_bound(1, 0.5, v_opt=8),
+        lambda: normal_bound(1, 0.05, v_opt=0),
+        lambda: watch_pairs(np.array([2.0]), np.array([1.0]), cap=1.5),
+        lambda: watch_pairs(np.array([]), np.array([]), cap=0.0),
+    ],
+)
 def test_what_has_no_meaning_is_refused(bad: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match="need"):
         bad()

@@ -53,11 +53,14 @@ def test_the_alarm_names_the_drop_of_the_present_mix() -> None:
     assert loud.alarm(0.02) == "audits lose more than the budget at the present mix of classes: 6.5 points"
 
 
-@pytest.mark.parametrize("bad", [
-    lambda: post_stratify(AUDITS, {}),
-    lambda: post_stratify(AUDITS, {"law": -1.0, "sums": 2.0}),
-    lambda: post_stratify(AUDITS, {"law": 1.0}, confidence=0.4),
-])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: post_stratify(AUDITS, {}),
+        lambda: post_stratify(AUDITS, {"law": -1.0, "sums": 2.0}),
+        lambda: post_stratify(AUDITS, {"law": 1.0}, confidence=0.4),
+    ],
+)
 def test_what_has_no_meaning_is_refused(bad: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match="got"):
         bad()

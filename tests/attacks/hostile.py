@@ -49,7 +49,7 @@ class HostileUpstream(socketserver.ThreadingTCPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answer = answer_of()
-        self.answers: dict[str, bytes] = {}   # by path, before `answer`
+        self.answers: dict[str, bytes] = {}  # by path, before `answer`
         self.heads: list[str] = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
@@ -108,14 +108,19 @@ class Stage:
     url: str
     upstream: HostileUpstream
     settings: Settings
-    own: dict[str, str] = field(default_factory=dict)   # headers that `ask` adds
+    own: dict[str, str] = field(default_factory=dict)  # headers that `ask` adds
 
     @property
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
 
     def ask(
-        self, method: str, target: str, headers: Pairs | Mapping[str, str] = (), body: bytes = b"", *,
+        self,
+        method: str,
+        target: str,
+        headers: Pairs | Mapping[str, str] = (),
+        body: bytes = b"",
+        *,
         host: str | None = None,
     ) -> Answer:
         """One request with exactly these headers."""
@@ -136,15 +141,17 @@ class Stage:
 
 def settings_for(upstream: HostileUpstream, folder: Path, **tables: Any) -> Settings:
     """Routes `off` and `observe`, chosen by the model's name, on one upstream."""
-    return parse({
-        "upstreams": {"up": {"url": upstream.url, "retries": 0}},
-        "routes": {
-            "observe": {"upstream": "up", "mode": "observe", "match": {"model": "observe*"}},
-            "off": {"upstream": "up", "mode": "off"},
-        },
-        "store": {"url": f"sqlite:///{folder / 'log.db'}", "flush_ms": 5},
-        **tables,
-    })  # fmt: skip
+    return parse(
+        {
+            "upstreams": {"up": {"url": upstream.url, "retries": 0}},
+            "routes": {
+                "observe": {"upstream": "up", "mode": "observe", "match": {"model": "observe*"}},
+                "off": {"upstream": "up", "mode": "off"},
+            },
+            "store": {"url": f"sqlite:///{folder / 'log.db'}", "flush_ms": 5},
+            **tables,
+        }
+    )
 
 
 @contextlib.contextmanager

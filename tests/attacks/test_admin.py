@@ -45,21 +45,33 @@ def _edited(place: int, change: Callable[[str], str]) -> Callable[[str], str]:
 
 
 COOKIES: dict[str, Callable[[str], str]] = {
-    "empty": lambda _: "", "one character less": lambda c: c[:-1], "one character more": lambda c: c + "0",
-    "another person": _edited(0, lambda _: "0" * 12), "later": _edited(1, lambda s: str(int(s) + 1)),
-    "for ever": _edited(1, lambda _: "9" * 12), "beyond all numbers": _edited(1, lambda _: "9" * 400),
-    "below nothing": _edited(1, lambda s: "-" + s), "in other digits": _edited(1, lambda s: s.replace("1", "\u0661")),
-    "with a zero before": _edited(1, lambda s: "0" + s), "another login": _edited(2, lambda _: "a" * 32),
-    "not signed": _edited(3, lambda _: ""), "signed with zeros": _edited(3, lambda _: "0" * 64),
-    "signed in capitals": _edited(3, str.upper), "signed twice": lambda c: f"{c}.{c.rpartition('.')[2]}",
-    "two in one": lambda c: f"{c[:-1]}x; {SESSION}={c[:-1]}y", "in quotes": lambda c: f'"{c[:-1]}"',
-    "with a line end": lambda c: c[:-1] + "\n", "with a null": lambda c: c[:-1] + "\0",
+    "empty": lambda _: "",
+    "one character less": lambda c: c[:-1],
+    "one character more": lambda c: c + "0",
+    "another person": _edited(0, lambda _: "0" * 12),
+    "later": _edited(1, lambda s: str(int(s) + 1)),
+    "for ever": _edited(1, lambda _: "9" * 12),
+    "beyond all numbers": _edited(1, lambda _: "9" * 400),
+    "below nothing": _edited(1, lambda s: "-" + s),
+    "in other digits": _edited(1, lambda s: s.replace("1", "\u0661")),
+    "with a zero before": _edited(1, lambda s: "0" + s),
+    "another login": _edited(2, lambda _: "a" * 32),
+    "not signed": _edited(3, lambda _: ""),
+    "signed with zeros": _edited(3, lambda _: "0" * 64),
+    "signed in capitals": _edited(3, str.upper),
+    "signed twice": lambda c: f"{c}.{c.rpartition('.')[2]}",
+    "two in one": lambda c: f"{c[:-1]}x; {SESSION}={c[:-1]}y",
+    "in quotes": lambda c: f'"{c[:-1]}"',
+    "with a line end": lambda c: c[:-1] + "\n",
+    "with a null": lambda c: c[:-1] + "\0",
     "a megabyte": lambda _: "a" * 2**20,
-    "a path": lambda _: "../../people.json", "a table": lambda _: '{"role":"admin"}',
+    "a path": lambda _: "../../people.json",
+    "a table": lambda _: '{"role":"admin"}',
     "of no ASCII": lambda c: "é" + c[1:],
     "signed as a token of a page": lambda c: ".".join(
-        [*c.split(".")[:3], sessions.signed(".".join(c.split(".")[:3]), "00" * 32, purpose="csrf")]),
-}  # fmt: skip
+        [*c.split(".")[:3], sessions.signed(".".join(c.split(".")[:3]), "00" * 32, purpose="csrf")]
+    ),
+}
 
 
 @pytest.mark.parametrize("attack", COOKIES)
@@ -131,10 +143,19 @@ def _token_elsewhere(here: Site, kind: str) -> str:
     return {"empty": "", "zeros": "0" * 64, "of no ASCII": "é" * 64, "a megabyte": "0" * 2**19, "a null": "\0"}[kind]
 
 
-@pytest.mark.parametrize("kind", [
-    "of the same person's other login", "of a login that has ended", "of a login page", "empty", "zeros", "of no ASCII",
-    "a megabyte", "a null",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "of the same person's other login",
+        "of a login that has ended",
+        "of a login page",
+        "empty",
+        "zeros",
+        "of no ASCII",
+        "a megabyte",
+        "a null",
+    ],
+)
 def test_a_token_of_another_login_changes_nothing(here: Site, kind: str) -> None:
     admin = here.visitor("admin")
     token, before = _token_elsewhere(here, kind), _n_rows(here)
@@ -143,8 +164,10 @@ def test_a_token_of_another_login_changes_nothing(here: Site, kind: str) -> None
     assert _n_rows(here) == before
 
 
-@pytest.mark.parametrize("way", ["query", "cookie", "GET", "HEAD", "PUT", "DELETE", "override", "text/plain", "no type",
-                                 "multipart", "twice"])  # fmt: skip
+@pytest.mark.parametrize(
+    "way",
+    ["query", "cookie", "GET", "HEAD", "PUT", "DELETE", "override", "text/plain", "no type", "multipart", "twice"],
+)
 def test_a_change_comes_in_one_way_only(here: Site, way: str) -> None:
     admin = here.visitor("admin")
     token, before = admin.token(), _n_rows(here)
@@ -169,8 +192,9 @@ def test_a_change_comes_in_one_way_only(here: Site, way: str) -> None:
 
 
 def _posts(here: Site) -> list[ConsoleEndpoint]:
-    return [one for one in here.app.doors if one.method == "POST" and one.path not in ("/console/login",
-        "/console/logout")]
+    return [
+        one for one in here.app.doors if one.method == "POST" and one.path not in ("/console/login", "/console/logout")
+    ]
 
 
 def test_a_reviewer_with_a_valid_token_changes_nothing_of_an_admins(here: Site) -> None:
@@ -202,17 +226,21 @@ def test_nobody_changes_anything_by_any_post(here: Site) -> None:
 # ---- secrets ---------------------------------------------------------------------------------------------------------
 
 SECRETS: dict[str, Callable[[str, str], str]] = {
-    "nothing": lambda _, __: "", "its public part": lambda admin, _: admin.rpartition("_")[0],
-    "the id of one and the secret of another": lambda admin,
-    rita: f"{admin.rpartition('_')[0]}_{rita.rpartition('_')[2]}",
-    "in capitals": lambda admin, _: admin.upper(), "one digit off": lambda admin,
-    _: admin[:-1] + "xg"[admin[-1] == "g"],
-    "one digit more": lambda admin, _: admin + "0", "with a null": lambda admin, _: admin + "\0",
-    "a megabyte": lambda admin, _: admin + "0" * 2**20, "other digits": lambda admin, _: admin.replace("0",
-    "\u0660") + "\u0660",
-    "two": lambda admin, rita: f"{rita[:-1]}x {admin}", "a pattern": lambda _, __: "sfc_.*", "true": lambda _,
-    __: "true",
-}  # fmt: skip
+    "nothing": lambda _, __: "",
+    "its public part": lambda admin, _: admin.rpartition("_")[0],
+    "the id of one and the secret of another": lambda admin, rita: (
+        f"{admin.rpartition('_')[0]}_{rita.rpartition('_')[2]}"
+    ),
+    "in capitals": lambda admin, _: admin.upper(),
+    "one digit off": lambda admin, _: admin[:-1] + "xg"[admin[-1] == "g"],
+    "one digit more": lambda admin, _: admin + "0",
+    "with a null": lambda admin, _: admin + "\0",
+    "a megabyte": lambda admin, _: admin + "0" * 2**20,
+    "other digits": lambda admin, _: admin.replace("0", "\u0660") + "\u0660",
+    "two": lambda admin, rita: f"{rita[:-1]}x {admin}",
+    "a pattern": lambda _, __: "sfc_.*",
+    "true": lambda _, __: "true",
+}
 
 
 @pytest.mark.parametrize("attack", SECRETS)
@@ -244,16 +272,30 @@ def test_a_secret_in_another_scheme_opens_nothing(here: Site, scheme: str) -> No
 # ---- paths -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [
-    "/console/../api/overview", "/console/static/../../api/overview", "//api/overview", "/api//overview",
-    "/API/overview",
-    "/api/overview/", "/api/overview;x", "/api/overview%00", "/api/%6fverview", "/api/overview.json",
-    "/console/login/../",
-    "/console/static/0/..%2f..%2fpeople.json", "/console/static/0/../../../../etc/passwd", "/api/./overview",
-    "/console\\",
-    "/console/static/0/console.css/../../../settings", "/api/login", "/console/login?next=/api/overview",
-    "/console/people.json",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/console/../api/overview",
+        "/console/static/../../api/overview",
+        "//api/overview",
+        "/api//overview",
+        "/API/overview",
+        "/api/overview/",
+        "/api/overview;x",
+        "/api/overview%00",
+        "/api/%6fverview",
+        "/api/overview.json",
+        "/console/login/../",
+        "/console/static/0/..%2f..%2fpeople.json",
+        "/console/static/0/../../../../etc/passwd",
+        "/api/./overview",
+        "/console\\",
+        "/console/static/0/console.css/../../../settings",
+        "/api/login",
+        "/console/login?next=/api/overview",
+        "/console/people.json",
+    ],
+)
 def test_no_way_of_writing_a_path_goes_past_the_door(here: Site, path: str) -> None:
     got = Visitor(here.app).get(path)
     assert got.status != 200 or path.startswith("/console/login"), got.text[:200]
@@ -261,8 +303,9 @@ def test_no_way_of_writing_a_path_goes_past_the_door(here: Site, path: str) -> N
     assert b"root:" not in got.body
 
 
-@pytest.mark.parametrize("header", ["x_original_url", "x_rewrite_url", "x_forwarded_prefix", "x_forwarded_for",
-    "forwarded"])
+@pytest.mark.parametrize(
+    "header", ["x_original_url", "x_rewrite_url", "x_forwarded_prefix", "x_forwarded_for", "forwarded"]
+)
 def test_no_header_of_a_proxy_lets_anybody_in(here: Site, header: str) -> None:
     for value in ("/api/overview", "127.0.0.1", "for=127.0.0.1;host=localhost"):
         assert _is_out(Visitor(here.app).get("/api/overview", **{header: value}))

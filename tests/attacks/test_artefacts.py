@@ -104,9 +104,19 @@ def _a_last_good_file(_: bytes) -> bytes:
 
 
 SIGNED = (
-    _unsigned, _no_line, _of_another_key, _signature_of_another, _content_of_another, _in_capitals, _an_earlier_form,
-    _a_later_form, _two_lines, _a_line_more, _carriage_return, _a_last_good_file,
-)  # fmt: skip
+    _unsigned,
+    _no_line,
+    _of_another_key,
+    _signature_of_another,
+    _content_of_another,
+    _in_capitals,
+    _an_earlier_form,
+    _a_later_form,
+    _two_lines,
+    _a_line_more,
+    _carriage_return,
+    _a_last_good_file,
+)
 
 
 @pytest.mark.parametrize("attack", SIGNED, ids=lambda attack: attack.__name__.strip("_"))
@@ -122,10 +132,23 @@ def test_a_sealed_version_of_another_address_is_not_the_one_that_was_asked_for()
         open_version(seal(older, secret=SECRET), secret=SECRET, address=newer.address)
 
 
-@pytest.mark.parametrize("address", [
-    "../../../etc/passwd", "pv-../../x", "pv-" + "0" * 32 + "/..", "pv-" + "０" * 32, "pv-" + "0" * 32 + "\0",
-    "pv-" + "A" * 32, " pv-" + "0" * 32, "pv-" + "0" * 32 + "' OR 1=1 --", "", "." * 35, "x" * 10**6,
-], ids=lambda address: repr(address[:20]))  # fmt: skip
+@pytest.mark.parametrize(
+    "address",
+    [
+        "../../../etc/passwd",
+        "pv-../../x",
+        "pv-" + "0" * 32 + "/..",
+        "pv-" + "０" * 32,
+        "pv-" + "0" * 32 + "\0",
+        "pv-" + "A" * 32,
+        " pv-" + "0" * 32,
+        "pv-" + "0" * 32 + "' OR 1=1 --",
+        "",
+        "." * 35,
+        "x" * 10**6,
+    ],
+    ids=lambda address: repr(address[:20]),
+)
 def test_nothing_but_an_address_becomes_one(address: str) -> None:
     with pytest.raises(ConfigError) as refused:
         check_address(address)
@@ -158,16 +181,27 @@ def test_a_row_of_artefacts_that_somebody_rewrote_does_not_serve(tmp_path: Path,
 
 
 def _tree(**columns: list[Any]) -> dict[str, Any]:
-    return {"feature": [0, -1, -1], "threshold": [0.5, 0, 0], "left": [1, 0, 0], "right": [2, 0, 0],
-            "value": [0, 1, 2], **columns}  # fmt: skip
+    return {
+        "feature": [0, -1, -1],
+        "threshold": [0.5, 0, 0],
+        "left": [1, 0, 0],
+        "right": [2, 0, 0],
+        "value": [0, 1, 2],
+        **columns,
+    }
 
 
 def _chain_of(n: int) -> dict[str, Any]:
     """A tree that is as deep as it has splits."""
     feature, left, right = [0] * n + [-1] * (n + 1), [*range(1, n + 1), *[0] * (n + 1)], [*range(n + 1, 2 * n + 1)]
     right += [0] * (n + 1)
-    return {"feature": feature, "threshold": [0.5] * (2 * n + 1), "left": left, "right": right,
-            "value": [0.1] * (2 * n + 1)}  # fmt: skip
+    return {
+        "feature": feature,
+        "threshold": [0.5] * (2 * n + 1),
+        "left": left,
+        "right": right,
+        "value": [0.1] * (2 * n + 1),
+    }
 
 
 TREES: dict[str, dict[str, Any]] = {
@@ -191,7 +225,7 @@ TREES: dict[str, dict[str, Any]] = {
     "65 splits deep": _chain_of(65),
     "1,000 splits deep": _chain_of(1_000),
     "100,000 nodes": _chain_of(50_000),
-}  # fmt: skip
+}
 
 
 def _with_part(part: dict[str, Any]) -> dict[str, Any]:
@@ -214,7 +248,8 @@ MODELS: dict[str, Callable[[dict[str, Any]], object]] = {
     "a kind with a path": lambda plain: plain["suffices"]["parts"][0].update(kind="../trees"),
     "17 parts": lambda plain: plain["suffices"].update(parts=plain["suffices"]["parts"] * 17),
     "2,001 trees": lambda plain: plain["suffices"].update(
-        parts=[{"kind": "trees", "baseline": 0.0, "trees": [_tree()] * 2_001}]),
+        parts=[{"kind": "trees", "baseline": 0.0, "trees": [_tree()] * 2_001}]
+    ),
     "20,001 features": lambda plain: plain.update(features=["confidence"] * 20_001),
     "a feature without end": lambda plain: plain.update(features=["(" * 1_999, "confidence"]),
     "code for a feature": lambda plain: plain.update(features=["__import__('os').system('true')", "confidence"]),
@@ -226,18 +261,21 @@ MODELS: dict[str, Callable[[dict[str, Any]], object]] = {
     "a weight of infinity": lambda plain: plain["suffices"]["parts"][0].update(weights=[math.inf, 0.0]),
     "a weight beyond all sums": lambda plain: plain["suffices"]["parts"][0].update(weights=[1e301, 0.0]),
     "a calibration that falls": lambda plain: plain["suffices"].update(
-        calibration={"scores": [0.1, 0.2], "probabilities": [0.9, 0.1]}),
+        calibration={"scores": [0.1, 0.2], "probabilities": [0.9, 0.1]}
+    ),
     "a calibration of two points at one place": lambda plain: plain["suffices"].update(
-        calibration={"scores": [0.1, 0.1], "probabilities": [0.1, 0.9]}),
+        calibration={"scores": [0.1, 0.1], "probabilities": [0.1, 0.9]}
+    ),
     "a calibration above 1": lambda plain: plain["suffices"].update(
-        calibration={"scores": [0.1], "probabilities": [1.1]}),
+        calibration={"scores": [0.1], "probabilities": [1.1]}
+    ),
     "a cost that makes risks vanish": lambda plain: plain.update(cost={"exponent": 0.0, "scale": 1e300}),
     "a cost of nothing": lambda plain: plain.update(cost={"exponent": 0.0, "scale": 0.0}),
     "a class that always stops": lambda plain: plain.update(classes={"easy": 1e9}),
     "a class of NaN": lambda plain: plain.update(classes={"easy": math.nan}),
     "1,001 classes": lambda plain: plain.update(classes={str(n): 0.1 for n in range(1_001)}),
     "a training of fewer than none": lambda plain: plain["trained"].update(n_episodes=-1),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("attack", MODELS)
@@ -253,10 +291,22 @@ def test_what_is_no_model_is_refused_though_it_is_signed(attack: str) -> None:
     assert len(str(refused.value)) < 400
 
 
-@pytest.mark.parametrize("body", [
-    "[" * 200_000, '{"schema":1,"models":' + "[" * 100_000, "9" * 10_000, '{"schema": NaN}', "\ud800", "", "null", "[]",
-    '{"schema":1,"schema":1}', " " * (32 * 2**20 + 1),
-], ids=lambda body: repr(body[:24]))  # fmt: skip
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[" * 200_000,
+        '{"schema":1,"models":' + "[" * 100_000,
+        "9" * 10_000,
+        '{"schema": NaN}',
+        "\ud800",
+        "",
+        "null",
+        "[]",
+        '{"schema":1,"schema":1}',
+        " " * (32 * 2**20 + 1),
+    ],
+    ids=lambda body: repr(body[:24]),
+)
 def test_a_kept_version_that_is_none_is_refused_in_a_sentence(body: str) -> None:
     began_s = time.process_time()
     with pytest.raises(ConfigError, match="v-0123456789ab"):
@@ -276,16 +326,15 @@ def test_a_kept_version_with_another_level_is_another_one() -> None:
 
 def _model(weights: tuple[float, ...], features: tuple[str, ...], calibration: Isotonic | None = None) -> StopModel:
     return StopModel(
-        features=features, suffices=Ensemble((Linear(weights, 0.0),), calibration),
+        features=features,
+        suffices=Ensemble((Linear(weights, 0.0),), calibration),
         trained=TrainingRecord(n_episodes=9, n_questions=3, digest="d", target="as-good", seed=0),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("calibration", [None, Isotonic((0.1, 0.9), (0.2, 0.8))], ids=["plain", "calibrated"])
 @pytest.mark.parametrize("weights", [(1e300, -1e300), (-1e300, 1e300)], ids=str)
-def test_weights_that_come_to_no_number_stop_no_run(
-    weights: tuple[float, float], calibration: Isotonic | None
-) -> None:
+def test_weights_that_come_to_no_number_stop_no_run(weights: tuple[float, float], calibration: Isotonic | None) -> None:
     """Each is in its range; the products overflow, and infinity less infinity is no number."""
     model = load(dump(_model((*weights, 0.0), ("tokens_used", "step", "confidence"), calibration)))
     seen = Signals(step=10**9, tokens_used=10**9, answer="7", confidence=0.95, agreement=0.9)
@@ -301,10 +350,12 @@ def test_what_judges_the_evidence_decides_as_what_serves() -> None:
             features=("step", "tokens_used", "confidence", "agreement", "unknown(confidence)"),
             suffices=Ensemble((trees, Linear((1e300, -1e300, 1e300, -1e300, 0.0), 0.0))),
             trained=TrainingRecord(n_episodes=9, n_questions=3, digest="d", target="as-good", seed=0),
-        )  # fmt: skip
+        )
         policy = LearnedPolicy(model=model, threshold=0.5)
-        rows = [Signals(step=n, tokens_used=n * 10**8, answer="7", confidence=rng.random(), agreement=rng.random())
-                for n in range(1, 60)]  # fmt: skip
+        rows = [
+            Signals(step=n, tokens_used=n * 10**8, answer="7", confidence=rng.random(), agreement=rng.random())
+            for n in range(1, 60)
+        ]
         live = [policy.decide(one).action == "stop" for one in rows]
         table = np.array([[s.step, s.tokens_used, s.confidence, s.agreement, 0.0] for s in rows], dtype=np.float64)
         with np.errstate(all="ignore"):
@@ -317,9 +368,15 @@ def test_what_judges_the_evidence_decides_as_what_serves() -> None:
 GOOD = LastGood(at_s=1_000.0, seq=7)
 
 
-@pytest.mark.parametrize(("now_s", "says"), [
-    (1_000.0 + 3_601, "s old"), (1_000.0 - 61, "ahead"), (1e18, "s old"), (0.0, "ahead"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("now_s", "says"),
+    [
+        (1_000.0 + 3_601, "s old"),
+        (1_000.0 - 61, "ahead"),
+        (1e18, "s old"),
+        (0.0, "ahead"),
+    ],
+)
 def test_an_old_copy_put_back_is_served_for_its_hour_and_no_longer(now_s: float, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         last_good.opened(last_good.seal(GOOD, secret=SECRET), secret=SECRET, now_s=now_s, most_s=3_600.0)
@@ -332,10 +389,15 @@ def test_a_last_good_file_that_was_not_written_here_is_not_served(tmp_path: Path
         file.mkdir()
     else:
         line, _, content = sealed.partition(b"\n")
-        file.write_bytes({
-            "younger": line + b"\n" + content.replace(b"1000.0", b"9000.0"),
-            "unsigned": content, "another secret": last_good.seal(GOOD, secret="another"),
-            "a version": seal(rule(), secret=SECRET), "deep": line + b"\n" + b"[" * 100_000, "cut": sealed[:-3],
-        }[attack])  # fmt: skip
+        file.write_bytes(
+            {
+                "younger": line + b"\n" + content.replace(b"1000.0", b"9000.0"),
+                "unsigned": content,
+                "another secret": last_good.seal(GOOD, secret="another"),
+                "a version": seal(rule(), secret=SECRET),
+                "deep": line + b"\n" + b"[" * 100_000,
+                "cut": sealed[:-3],
+            }[attack]
+        )
     with pytest.raises(ConfigError, match=r"log\.db\.good"):
         last_good.read(file, secret=SECRET, now_s=1_001.0, most_s=3_600.0)

@@ -51,7 +51,7 @@ VARIANTS: dict[str, Ask] = {
     "routes": lambda n: {"body": "q", "route": f"r{n}"},
     "lengths": lambda n: {"body": "x" * n},
     "the same question, told as an answer to another": lambda n: {"body": f"q\0{n}", "conversation": "a\0b"},
-}  # fmt: skip
+}
 
 
 class _Gateway:
@@ -64,9 +64,13 @@ class _Gateway:
         self.n += 1
         said = {"route": "r", "caller": "", "body": "q"} | key
         return self.memory.assign(
-            RequestKey(**(said | {"body": said["body"].encode()})), episode_id=f"ep_{self.n:019x}", share=SHARE,
-            salt="secret", window_s=self.window_s, now_s=self.now_s,
-        )  # fmt: skip
+            RequestKey(**(said | {"body": said["body"].encode()})),
+            episode_id=f"ep_{self.n:019x}",
+            share=SHARE,
+            salt="secret",
+            window_s=self.window_s,
+            now_s=self.now_s,
+        )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -113,11 +117,12 @@ PREDICTORS: dict[str, Callable[[int, str, list[bool]], bool]] = {
     "overdue": lambda _, __, seen: not any(seen[-8:]),
     "every third": lambda n, _, __: n % 3 == 0,
     "a hash of the body": lambda _, body, __: hashlib.blake2b(body.encode()).digest()[0] < 77,
-    "the hash that draws, without its salt": lambda _, body, __: hashlib.blake2b(
-        body.encode(), key=hashlib.blake2b(b"").digest(), digest_size=8).digest()[0] < 77,
+    "the hash that draws, without its salt": lambda _, body, __: (
+        hashlib.blake2b(body.encode(), key=hashlib.blake2b(b"").digest(), digest_size=8).digest()[0] < 77
+    ),
     "the length of the body": lambda _, body, __: len(body) % 3 == 0,
     "the id of the episode before": lambda n, _, __: n & 1 == 1,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("predictor", PREDICTORS)
@@ -137,11 +142,15 @@ def test_no_guess_is_better_than_the_share(predictor: str) -> None:
 # ---- seeing ----------------------------------------------------------------------------------------------------------
 
 ASKED: dict[str, dict[str, Any]] = {
-    "a stream": {"stream": True}, "a body": {},
+    "a stream": {"stream": True},
+    "a body": {},
     "usage in a stream": {"stream": True, "stream_options": {"include_usage": True}},
-    "our own object": {"suffice": {}}, "our own object in a stream": {"suffice": {}, "stream": True},
-    "a limit": {"max_completion_tokens": 9}, "a seed": {"seed": 7, "temperature": 0}, "a user": {"user": "u"},
-}  # fmt: skip
+    "our own object": {"suffice": {}},
+    "our own object in a stream": {"suffice": {}, "stream": True},
+    "a limit": {"max_completion_tokens": 9},
+    "a seed": {"seed": 7, "temperature": 0},
+    "a user": {"user": "u"},
+}
 TOOL = ToolCall(id="c1", name="f", arguments=('{"x":', "1}"))
 _OWN = re.compile(rb"ep_[0-9a-f]+|chatcmpl[-0-9a-z]+|\"created\":\s*\d+|\d+\.\d+ s")  # of this request alone
 UPSTREAMS: dict[str, Any] = {
@@ -153,7 +162,7 @@ UPSTREAMS: dict[str, Any] = {
     "dies": Reply(reasoning=("two\n",) * 9, answer=("4",), faults=(die_after(5, "error_frame"),)),
     "a bad frame": Reply(reasoning=("two\n",) * 9, answer=("4",), faults=(bad_json_frame(5),)),
     "a tool call": Reply(reasoning=("two\n",) * 9, tool_calls=(TOOL,)),
-}  # fmt: skip
+}
 
 
 # How far probes and samples had come at the end: it hangs on the machine, for audits as for all others.

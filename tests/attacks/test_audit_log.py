@@ -54,7 +54,7 @@ ROWS = {
     "a fraction": f"UPDATE events SET body = replace(body, '\"at\":6', '\"at\":6.0') WHERE {PUBLISHED}",
     "a letter as an escape": f"UPDATE events SET body = replace(body, 'because', '\\u0062ecause') WHERE {PUBLISHED}",
     "a look-alike letter": f"UPDATE events SET body = replace(body, 'because', 'bеcause') WHERE {PUBLISHED}",
-    "a key twice": f"UPDATE events SET body = replace(body, '\"level\":', '\"level\":40,\"level\":') WHERE {PUBLISHED}",
+    "a key twice": f'UPDATE events SET body = replace(body, \'"level":\', \'"level":40,"level":\') WHERE {PUBLISHED}',
     "no JSON": f"UPDATE events SET body = 'null' WHERE {EVENT}",
     "empty": f"UPDATE events SET body = '' WHERE {EVENT}",
     "a blob in place of a text": f"UPDATE events SET body = CAST(body AS BLOB) WHERE {EVENT}",
@@ -69,7 +69,8 @@ ROWS = {
     "words gone with their salt": f"""UPDATE chain SET comments_salt = NULL WHERE {WORDS};
         UPDATE events SET body = json_set(body, '$.feedback.comment', null) WHERE {WORDS}""",
     "salts of two rows swapped": """UPDATE chain SET comments_salt = (SELECT comments_salt FROM chain
-        WHERE comments_salt IS NOT NULL ORDER BY place LIMIT 1 OFFSET 5) WHERE """ + WORDS,
+        WHERE comments_salt IS NOT NULL ORDER BY place LIMIT 1 OFFSET 5) WHERE """
+    + WORDS,
     "another form of digests": "UPDATE chain SET form = 0 WHERE place = 17",
     "the form as a text": "UPDATE chain SET form = '1x' WHERE place = 17",
     "place below all": "UPDATE chain SET place = -17 WHERE place = 17",
@@ -92,7 +93,7 @@ ROWS = {
         SELECT kind, key || '-2', route, at_s, owner, body FROM events WHERE kind = 'policy_published' LIMIT 1""",
     "a link copied behind the end": """INSERT INTO chain SELECT 900, 900, form, kept, whole, answers, answers_salt,
         comments, comments_salt, link, note FROM chain WHERE place = 17""",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("attack", ROWS)
@@ -123,21 +124,38 @@ def _erase_with(log: sqlite3.Connection, change: str) -> None:
     log.execute("UPDATE chain SET comments_salt = NULL WHERE seq = ?", (seq,))
     log.execute("UPDATE events SET body = json_set(body, '$.feedback.comment', null) WHERE seq = ?", (seq,))
     log.execute("BEGIN IMMEDIATE")
-    Appender(log, owner=1).add(to_row(WordsErased(Erasure(
-        erasure_id="x", number=1, author="ann", reason="asked", what="a run", parts=("comments",), n_rows=1,
-        chained=(seq,),
-    ))), 99.0)  # fmt: skip
+    Appender(log, owner=1).add(
+        to_row(
+            WordsErased(
+                Erasure(
+                    erasure_id="x",
+                    number=1,
+                    author="ann",
+                    reason="asked",
+                    what="a run",
+                    parts=("comments",),
+                    n_rows=1,
+                    chained=(seq,),
+                )
+            )
+        ),
+        99.0,
+    )
     log.execute("COMMIT")
     log.execute(change, (seq,))
 
 
-@pytest.mark.parametrize(("attack", "change"), [
-    ("nothing else", "SELECT ?"),
-    ("the verdict turned", "UPDATE events SET body = replace(body, ':true', ':false') WHERE seq = ?"),
-    ("the rating raised", "UPDATE events SET body = json_set(body, '$.feedback.rating', 9) WHERE seq = ?"),
-    ("a reference put in", "UPDATE events SET body = json_set(body, '$.feedback.gold', '7') WHERE seq = ?"),
-    ("other words put back", "UPDATE events SET body = json_set(body, '$.feedback.comment', 'good') WHERE seq = ?"),
-], ids=lambda value: value if "?" not in value else "sql")  # fmt: skip
+@pytest.mark.parametrize(
+    ("attack", "change"),
+    [
+        ("nothing else", "SELECT ?"),
+        ("the verdict turned", "UPDATE events SET body = replace(body, ':true', ':false') WHERE seq = ?"),
+        ("the rating raised", "UPDATE events SET body = json_set(body, '$.feedback.rating', 9) WHERE seq = ?"),
+        ("a reference put in", "UPDATE events SET body = json_set(body, '$.feedback.gold', '7') WHERE seq = ?"),
+        ("other words put back", "UPDATE events SET body = json_set(body, '$.feedback.comment', 'good') WHERE seq = ?"),
+    ],
+    ids=lambda value: value if "?" not in value else "sql",
+)
 def test_an_erasure_covers_words_and_nothing_else(whole: sqlite3.Connection, attack: str, change: str) -> None:
     with closing(copied(whole)) as log:
         _erase_with(log, change)
@@ -224,9 +242,19 @@ def test_a_line_that_was_signed_elsewhere_is_called_forged(heads: Path) -> None:
     assert [one.signed for one in read_heads(heads, key=signing_key("of another deployment"))] == [False]
 
 
-@pytest.mark.parametrize("content", [
-    b"[]\n", b"null\n", b"\xff\xfe\n", b"[" * 100_000 + b"\n", b"1" * 10_000 + b"\n", b'{"at": NaN}\n', b"\0\0\0\n",
-], ids=repr)  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]\n",
+        b"null\n",
+        b"\xff\xfe\n",
+        b"[" * 100_000 + b"\n",
+        b"1" * 10_000 + b"\n",
+        b'{"at": NaN}\n',
+        b"\0\0\0\n",
+    ],
+    ids=repr,
+)
 def test_a_file_of_heads_that_holds_none_is_refused(heads: Path, content: bytes) -> None:
     heads.write_bytes(content)
     with pytest.raises(StoreError, match="line 1 is no head"):
@@ -346,8 +374,17 @@ def _negative_judge(lines: Lines) -> None:
 def _unrecorded(count: int) -> Callable[[Lines], None]:
     def change(lines: Lines) -> None:
         at = lines.index(audit(lines))
-        lines.insert(at, {"type": "unrecorded", "n": lines[at]["n"], "count": count, "audit_share": 1.0,
-                          "seq": lines[at]["seq"] - 1, "digest": ""})  # fmt: skip
+        lines.insert(
+            at,
+            {
+                "type": "unrecorded",
+                "n": lines[at]["n"],
+                "count": count,
+                "audit_share": 1.0,
+                "seq": lines[at]["seq"] - 1,
+                "digest": "",
+            },
+        )
 
     return change
 
@@ -364,25 +401,35 @@ def _field(*way: str | int, value: object) -> Callable[[Lines], None]:
 
 BUNDLES: dict[str, Callable[[Lines], None]] = {
     "odds that drown the test of the lottery": _drown_the_lottery,
-    "odds of NaN": _odds(float("nan")), "odds of infinity": _odds(float("inf")), "odds below 0": _odds(-3.0),
-    "odds above 1": _odds(1.5), "a finish that differs less than never": _negative_finish,
+    "odds of NaN": _odds(float("nan")),
+    "odds of infinity": _odds(float("inf")),
+    "odds below 0": _odds(-3.0),
+    "odds above 1": _odds(1.5),
+    "a finish that differs less than never": _negative_finish,
     "a judge that is wrong more often than asked": _negative_judge,
-    "a stretch of no requests": _unrecorded(0), "a stretch of less than none": _unrecorded(-1),
+    "a stretch of no requests": _unrecorded(0),
+    "a stretch of less than none": _unrecorded(-1),
     "a stretch more": _unrecorded(1),
-    "levels for ever": _field("n_levels", value=10**12), "no levels": _field("n_levels", value=0),
+    "levels for ever": _field("n_levels", value=10**12),
+    "no levels": _field("n_levels", value=0),
     "levels that are no number": _field("n_levels", value="41"),
     "a finish that takes for ever": _field(
-        "charges", "finish", value=[{"from_level": 1, "n": 10**12, "n_differing": 10**11, "upper": 0.1}]),
+        "charges", "finish", value=[{"from_level": 1, "n": 10**12, "n_differing": 10**11, "upper": 0.1}]
+    ),
     "a budget of everything": _field("promise", "max_em_drop", value=1.0),
     "a budget of NaN": _field("promise", "max_em_drop", value=float("nan")),
     "a budget below nothing": _field("promise", "max_em_drop", value=-0.1),
-    "delta of 1": _field("promise", "delta", value=1.0), "delta of 0": _field("promise", "delta", value=0),
-    "another route": _field("route", value="another"), "another publication": _field("publication", value=99),
-    "no window": _field("window", value=None), "a window of the future": _field("window", "until", value=10**9),
+    "delta of 1": _field("promise", "delta", value=1.0),
+    "delta of 0": _field("promise", "delta", value=0),
+    "another route": _field("route", value="another"),
+    "another publication": _field("publication", value=99),
+    "no window": _field("window", value=None),
+    "a window of the future": _field("window", "until", value=10**9),
     "wealth of NaN": _field("log_wealth", value=[float("nan")] * 41),
-    "a later form": _field("form", value=2), "its form as a text": _field("form", value="1"),
+    "a later form": _field("form", value=2),
+    "its form as a text": _field("form", value="1"),
     "two headers": lambda lines: lines.insert(1, copy.deepcopy(lines[0])),
-}  # fmt: skip
+}
 
 
 def _checked(content: bytes, folder: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, str]:
@@ -410,17 +457,19 @@ def test_a_forged_bundle_does_not_hold_even_with_its_digests_made_anew(
 
 
 RAW = {
-    "deep": b'{"type":' + b"[" * 100_000, "a number without end": b'{"type":"header","form":1e999}\n',
+    "deep": b'{"type":' + b"[" * 100_000,
+    "a number without end": b'{"type":"header","form":1e999}\n',
     "digits without end": b'{"type":"header","form":' + b"1" * 10_000 + b"}\n",
-    "no text": bytes(range(256)), "half a line": b'{"type":"header","fo', "an empty line": b"\n\n\n",
-    "a list": b"[1, 2]\n", "a type that is a list": b'{"type":[]}\n',
-}  # fmt: skip
+    "no text": bytes(range(256)),
+    "half a line": b'{"type":"header","fo',
+    "an empty line": b"\n\n\n",
+    "a list": b"[1, 2]\n",
+    "a type that is a list": b'{"type":[]}\n',
+}
 
 
 @pytest.mark.parametrize("attack", RAW)
-def test_what_is_no_bundle_ends_in_a_sentence(
-    attack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_no_bundle_ends_in_a_sentence(attack: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, told = _checked(RAW[attack], tmp_path, capsys)
     assert code == 2
     assert told.startswith("cannot be checked")

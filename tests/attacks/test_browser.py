@@ -68,7 +68,9 @@ FOREIGN: dict[str, dict[str, str]] = {
     "another site, by both headers": {"origin": EVIL, "sec-fetch-site": "cross-site"},
     "no origin, as an image or a link": {"sec-fetch-site": "cross-site"},
     "a link that is followed": {
-        "sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"
+        "sec-fetch-site": "cross-site",
+        "sec-fetch-mode": "navigate",
+        "sec-fetch-dest": "document",
     },
     "a frame": {"sec-fetch-site": "cross-site", "sec-fetch-dest": "iframe"},
     "another port of this machine": {"origin": "http://127.0.0.1:3000", "sec-fetch-site": "same-site"},
@@ -150,8 +152,9 @@ BEACONS = {
 
 
 @pytest.mark.parametrize("name", BEACONS)
-@pytest.mark.parametrize("door", ["/v1/feedback", "/v1/feedback/batch", "/v1/feedback/label-studio",
-                                  "/v1/feedback/langfuse", "/feedback"])  # fmt: skip
+@pytest.mark.parametrize(
+    "door", ["/v1/feedback", "/v1/feedback/batch", "/v1/feedback/label-studio", "/v1/feedback/langfuse", "/feedback"]
+)
 def test_a_page_of_another_site_labels_nothing(g: Stage, name: str, door: str) -> None:
     body = json.dumps(LABEL if door.endswith("feedback") else {"feedback": [LABEL]}).encode()
     answer = g.ask("POST", door, {"origin": EVIL, "sec-fetch-site": "cross-site", **BEACONS[name]}, body)
@@ -175,12 +178,21 @@ def test_a_page_of_another_site_may_rate_the_answer_whose_token_it_holds_and_no_
 # --------------------------------------------------------------------------- bodies that need no leave
 
 TYPES: dict[str, list[str]] = {
-    "none": [], "empty": [""], "text": ["text/plain"], "text that names json": ["text/plain; application/json"],
-    "form": ["application/x-www-form-urlencoded"], "files": ["multipart/form-data; boundary=application/json"],
-    "nearly json": ["application/jsonx"], "json in text": ["text/json"], "a list": ["application/json, text/plain"],
-    "twice": ["text/plain", "application/json"], "twice, json first": ["application/json", "text/plain"],
-    "no subtype": ["application"], "a parameter alone": ["; charset=application/json"], "xml": ["application/xml"],
-}  # fmt: skip
+    "none": [],
+    "empty": [""],
+    "text": ["text/plain"],
+    "text that names json": ["text/plain; application/json"],
+    "form": ["application/x-www-form-urlencoded"],
+    "files": ["multipart/form-data; boundary=application/json"],
+    "nearly json": ["application/jsonx"],
+    "json in text": ["text/json"],
+    "a list": ["application/json, text/plain"],
+    "twice": ["text/plain", "application/json"],
+    "twice, json first": ["application/json", "text/plain"],
+    "no subtype": ["application"],
+    "a parameter alone": ["; charset=application/json"],
+    "xml": ["application/xml"],
+}
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -206,20 +218,50 @@ def test_a_relayed_path_needs_some_type(g: Stage) -> None:
 # --------------------------------------------------------------------------- names that point here
 
 STRANGE_HOSTS = [
-    "evil.example", "evil.example:8400", "127.0.0.1.evil.example", "localhost.evil.example", "evil-localhost",
-    "localhostx", "evil.example.", "EVIL.EXAMPLE", "2130706433", "0x7f000001", "127.1", "0177.0.0.1",
-    "127.0.0.1.nip.io", "1.2.3.4.5", "[::1].evil", "metadata", "suffice", "wpad", "xn--e1afmkfd.example", "...", "-",
-    "127.0.0.1:1:2", "[]",
-    "[::ffff:zz]", "a" * 253,
-]  # fmt: skip
-OWN_HOSTS = ["localhost", "LOCALHOST:1", "localhost.", "a.localhost:8400", "127.0.0.1", "127.9.9.9:80", "[::1]:8400",
-             "192.0.2.7:8400", "[fe80::1]", "10.0.0.8"]  # fmt: skip
+    "evil.example",
+    "evil.example:8400",
+    "127.0.0.1.evil.example",
+    "localhost.evil.example",
+    "evil-localhost",
+    "localhostx",
+    "evil.example.",
+    "EVIL.EXAMPLE",
+    "2130706433",
+    "0x7f000001",
+    "127.1",
+    "0177.0.0.1",
+    "127.0.0.1.nip.io",
+    "1.2.3.4.5",
+    "[::1].evil",
+    "metadata",
+    "suffice",
+    "wpad",
+    "xn--e1afmkfd.example",
+    "...",
+    "-",
+    "127.0.0.1:1:2",
+    "[]",
+    "[::ffff:zz]",
+    "a" * 253,
+]
+OWN_HOSTS = [
+    "localhost",
+    "LOCALHOST:1",
+    "localhost.",
+    "a.localhost:8400",
+    "127.0.0.1",
+    "127.9.9.9:80",
+    "[::1]:8400",
+    "192.0.2.7:8400",
+    "[fe80::1]",
+    "10.0.0.8",
+]
 
 
 @pytest.mark.parametrize("host", STRANGE_HOSTS)
 def test_an_open_gateway_answers_to_no_name_of_a_stranger(g: Stage, host: str) -> None:
     n_before = len(g.upstream.heads)
-    page = {"origin": f"http://{host}", "sec-fetch-site": "same-origin"}   # what a browser sends after rebinding
+    page = {"origin": f"http://{host}", "sec-fetch-site": "same-origin"}  # what a browser sends after rebinding
     for headers in ({}, page):
         answer = ask_chat(g, headers, host=host)
         assert answer.status in (400, 421)
@@ -257,8 +299,10 @@ def test_a_listed_name_is_a_name_of_gateway_and_console(friendly: Stage) -> None
 
 # --------------------------------------------------------------------------- what CORS gives
 
-PREFLIGHT = {"access-control-request-method": "POST",
-             "access-control-request-headers": "authorization,content-type,x-suffice-route"}  # fmt: skip
+PREFLIGHT = {
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "authorization,content-type,x-suffice-route",
+}
 
 
 def test_a_page_of_an_allowed_origin_may_ask_and_read(friendly: Stage) -> None:
@@ -276,10 +320,23 @@ def test_a_page_of_an_allowed_origin_may_ask_and_read(friendly: Stage) -> None:
 
 
 NOT_FRIENDS = [
-    EVIL, "null", FRIEND + ".evil.example", FRIEND + ":8443", "http://playground.example", FRIEND + "/", FRIEND.upper(),
-    "https://xplayground.example", "https://x.playground.example", f"{FRIEND}, {EVIL}", f"{FRIEND} {EVIL}", "*", "",
-    "chrome-extension://abcd", "https://playground.example@evil.example", "https://playground.example\xa0",
-]  # fmt: skip
+    EVIL,
+    "null",
+    FRIEND + ".evil.example",
+    FRIEND + ":8443",
+    "http://playground.example",
+    FRIEND + "/",
+    FRIEND.upper(),
+    "https://xplayground.example",
+    "https://x.playground.example",
+    f"{FRIEND}, {EVIL}",
+    f"{FRIEND} {EVIL}",
+    "*",
+    "",
+    "chrome-extension://abcd",
+    "https://playground.example@evil.example",
+    "https://playground.example\xa0",
+]
 
 
 @pytest.mark.parametrize("origin", NOT_FRIENDS)
@@ -315,10 +372,23 @@ def test_without_a_list_no_preflight_is_answered(g: Stage) -> None:
         assert "access-control-allow-origin" not in leave.names
 
 
-@pytest.mark.parametrize("origin", [
-    "*", "null", "https://*.example.com", "https://a.example/", "https://a.example/x", "a.example", "https://A.example",
-    "https://a.example:443", "http://a.example:80", "https://a b", "https://a.example\r\nx: y", "",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "*",
+        "null",
+        "https://*.example.com",
+        "https://a.example/",
+        "https://a.example/x",
+        "a.example",
+        "https://A.example",
+        "https://a.example:443",
+        "http://a.example:80",
+        "https://a b",
+        "https://a.example\r\nx: y",
+        "",
+    ],
+)
 def test_no_origin_that_means_many_or_none_can_be_listed(origin: str) -> None:
     with pytest.raises(ConfigError, match=r"server\.allowed_origins"):
         parse({"server": {"allowed_origins": [origin]}})
@@ -343,9 +413,11 @@ def session(g: Stage) -> dict[str, str]:
     found = TOKEN.search(page.body)
     assert found is not None
     come_in = g.ask(
-        "POST", "/console/login", {**FORM, "cookie": page["set-cookie"].partition(";")[0]},
+        "POST",
+        "/console/login",
+        {**FORM, "cookie": page["set-cookie"].partition(";")[0]},
         f"secret={secret}&csrf={found.group(1).decode()}".encode(),
-    )  # fmt: skip
+    )
     assert come_in.status == 303
     cookies = [value for name, value in come_in.headers if name == "set-cookie"]
     assert all("HttpOnly; SameSite=Strict" in one for one in cookies)
@@ -355,14 +427,20 @@ def session(g: Stage) -> dict[str, str]:
     return {"cookie": cookie, "csrf": found.group(1).decode()}
 
 
-DEEDS = ["/console/routes/pause", "/console/routes/resume", "/console/incidents/open", "/console/logout",
-         "/console/episodes.csv", "/console/changes.csv", "/api/routes/pause", "/api/incidents/open"]  # fmt: skip
+DEEDS = [
+    "/console/routes/pause",
+    "/console/routes/resume",
+    "/console/incidents/open",
+    "/console/logout",
+    "/console/episodes.csv",
+    "/console/changes.csv",
+    "/api/routes/pause",
+    "/api/incidents/open",
+]
 
 
 @pytest.mark.parametrize("deed", DEEDS)
-def test_a_session_that_a_page_of_another_site_rides_does_nothing(
-    g: Stage, session: dict[str, str], deed: str
-) -> None:
+def test_a_session_that_a_page_of_another_site_rides_does_nothing(g: Stage, session: dict[str, str], deed: str) -> None:
     form = f"route=off&reason=x&csrf={session['csrf']}".encode()
     for name, foreign in FOREIGN.items():
         headers = {key: value.replace("{port}", str(g.port)) for key, value in foreign.items()}
@@ -401,9 +479,18 @@ def test_a_link_leads_to_the_console(g: Stage, session: dict[str, str]) -> None:
     assert "frame-ancestors 'none'" in g.ask("GET", "/console", link)["content-security-policy"]
 
 
-PLACES = ["https://evil.example", "//evil.example", "/\\evil.example", "/console//evil.example", "javascript:alert(1)",
-          "/console\r\nset-cookie: a=b", "/console/../v1/responses/resp_1", "/consoleX", "/v1/responses/resp_1",
-          "data:text/html,x"]  # fmt: skip
+PLACES = [
+    "https://evil.example",
+    "//evil.example",
+    "/\\evil.example",
+    "/console//evil.example",
+    "javascript:alert(1)",
+    "/console\r\nset-cookie: a=b",
+    "/console/../v1/responses/resp_1",
+    "/consoleX",
+    "/v1/responses/resp_1",
+    "data:text/html,x",
+]
 
 
 @pytest.mark.parametrize("place", PLACES)

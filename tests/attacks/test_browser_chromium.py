@@ -58,9 +58,13 @@ SERVED = {
     "worker": ("text/javascript", "self.addEventListener('fetch', (e) => e.respondWith(new Response('owned')));"),
     "style": ("text/css", "body { background: red; }"),
 }
-COMMANDS = [("service-worker-allowed", "/"), ("set-cookie", "suffice_session=evil; Path=/"),
-            ("access-control-allow-origin", "*"), ("content-security-policy", "default-src * 'unsafe-inline'"),
-            ("clear-site-data", '"cookies"')]  # fmt: skip
+COMMANDS = [
+    ("service-worker-allowed", "/"),
+    ("set-cookie", "suffice_session=evil; Path=/"),
+    ("access-control-allow-origin", "*"),
+    ("content-security-policy", "default-src * 'unsafe-inline'"),
+    ("clear-site-data", '"cookies"'),
+]
 
 
 # How a page of our own origin would take a script from an address.
@@ -222,7 +226,7 @@ async def test_what_the_upstream_serves_runs_nowhere(scene: tuple[Stage, Site, s
         await page.send("Browser.setDownloadBehavior", behavior="deny")
         await login(page, g, secret)
         for name in SERVED:
-            await opened(page, f"{g.url}/v1/responses/{name}")   # as somebody who was sent a link and pastes it
+            await opened(page, f"{g.url}/v1/responses/{name}")  # as somebody who was sent a link and pastes it
             assert await page.run("document.title") != "ran", name
             assert await page.run("window.ran") is None, name
         # From a page of our own origin that may run scripts: as if the console had a hole.
@@ -282,9 +286,12 @@ UNASKED = """
 })()
 """
 SENT_BY_FORMS = [
-    ("/v1/chat/completions", "text/plain"), ("/v1/feedback", "text/plain"), ("/v1/responses", "multipart/form-data"),
-    ("/console/routes/pause", "application/x-www-form-urlencoded"), ("/console/changes.csv", "text/plain"),
-]  # fmt: skip
+    ("/v1/chat/completions", "text/plain"),
+    ("/v1/feedback", "text/plain"),
+    ("/v1/responses", "multipart/form-data"),
+    ("/console/routes/pause", "application/x-www-form-urlencoded"),
+    ("/console/changes.csv", "text/plain"),
+]
 FORM = """
 (() => {
   const form = document.createElement("form");
@@ -337,13 +344,13 @@ async def test_a_name_that_was_made_to_point_here_reads_and_does_nothing(scene: 
             await login(page, g, secret)
             await page.go("http://rebound.example/")
             assert await page.run("document.title") == "another site"
-            switch.port = g.port   # the name points here from now on; the page stays
+            switch.port = g.port  # the name points here from now on; the page stays
             for path in ("/v1/models", "/v1/responses/html", "/console", "/api/overview", "/metrics"):
                 status = f"fetch({json.dumps(path)}, {{credentials: 'include'}}).then((one) => one.status)"
                 assert await page.run(status) == 421, path
             for path in ("/v1/chat/completions", "/v1/feedback", "/api/routes/pause", "/console/routes/pause"):
                 status = f"fetch({json.dumps(path)}, {{method: 'POST', headers: {{'content-type': 'application/json'}},"
-                status += " body: '{\"model\": \"off\"}'}).then((one) => one.status)"
+                status += ' body: \'{"model": "off"}\'}).then((one) => one.status)'
                 assert await page.run(status) == 421, path
             await page.go("http://rebound.example/console")
             assert "not a name of this server" in await page.text()

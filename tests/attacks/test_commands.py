@@ -55,9 +55,10 @@ class Place:
 
     def files(self) -> set[str]:
         return {
-            str(path.relative_to(self.home.parent)) for folder in (self.home, self.elsewhere)
+            str(path.relative_to(self.home.parent))
+            for folder in (self.home, self.elsewhere)
             for path in folder.rglob("*")
-        }  # fmt: skip
+        }
 
 
 @pytest.fixture
@@ -155,13 +156,32 @@ def a_very_long_name(place: Place) -> None:
 
 
 LOGS: Final = (
-    no_log, a_folder, an_empty_file, text, another_programs, a_newer_version, truncated, a_dead_link, a_link_to_itself,
-    a_missing_folder, a_pipe, a_device, traversal, in_memory, with_options, a_null_byte, a_very_long_name,
-)  # fmt: skip
+    no_log,
+    a_folder,
+    an_empty_file,
+    text,
+    another_programs,
+    a_newer_version,
+    truncated,
+    a_dead_link,
+    a_link_to_itself,
+    a_missing_folder,
+    a_pipe,
+    a_device,
+    traversal,
+    in_memory,
+    with_options,
+    a_null_byte,
+    a_very_long_name,
+)
 COMMANDS: Final = (
-    ("pause", "r", "--reason", "x"), ("status",), ("audit", "verify"), ("admin", "add", "ann"),
-    ("erase", "--older-than", "1d", "--reason", "x"), ("worker", "--once", "retain"),
-)  # fmt: skip
+    ("pause", "r", "--reason", "x"),
+    ("status",),
+    ("audit", "verify"),
+    ("admin", "add", "ann"),
+    ("erase", "--older-than", "1d", "--reason", "x"),
+    ("worker", "--once", "retain"),
+)
 
 
 @pytest.mark.parametrize("log", LOGS, ids=lambda log: log.__name__)
@@ -187,8 +207,11 @@ def test_a_log_that_is_none_is_refused_and_left_alone(
 
 
 BROKEN: Final = {
-    "binary": b"\xff\xfe\x00", "broken": b"[store\n", "an array": b"store = [1]\n", "unknown key": b"stroe = 1\n",
-}  # fmt: skip
+    "binary": b"\xff\xfe\x00",
+    "broken": b"[store\n",
+    "an array": b"store = [1]\n",
+    "unknown key": b"stroe = 1\n",
+}
 EMERGENCY: Final = (("kill", "--reason", "x"), ("pause", "r", "--reason", "x"))
 
 
@@ -327,10 +350,18 @@ def test_a_gateway_that_does_not_move_is_named(place: Place) -> None:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     folder = tmp_path_factory.mktemp("served")
-    with FakeUpstream.in_thread() as fake, GatewayProcess.serving(folder, {
-        "upstreams": {"up": {"url": fake.url}}, "routes": {"r": {"upstream": "up"}}, "control": {"enabled": False},
-        "store": {"url": "sqlite:///log.db"},
-    }) as gateway:  # fmt: skip
+    with (
+        FakeUpstream.in_thread() as fake,
+        GatewayProcess.serving(
+            folder,
+            {
+                "upstreams": {"up": {"url": fake.url}},
+                "routes": {"r": {"upstream": "up"}},
+                "control": {"enabled": False},
+                "store": {"url": "sqlite:///log.db"},
+            },
+        ) as gateway,
+    ):
         yield gateway
 
 
@@ -427,10 +458,18 @@ def test_a_large_damaged_log_is_served_on_and_said_at_start(place: Place) -> Non
     with path.open("r+b") as handle:
         handle.seek((root - 1) * size)
         handle.write(b"\xa5" * size)
-    with FakeUpstream.in_thread() as fake, GatewayProcess.serving(place.home, {
-        "upstreams": {"up": {"url": fake.url}}, "routes": {"r": {"upstream": "up"}}, "control": {"enabled": False},
-        "store": {"url": "sqlite:///log.db"},
-    }) as gateway:  # fmt: skip
+    with (
+        FakeUpstream.in_thread() as fake,
+        GatewayProcess.serving(
+            place.home,
+            {
+                "upstreams": {"up": {"url": fake.url}},
+                "routes": {"r": {"upstream": "up"}},
+                "control": {"enabled": False},
+                "store": {"url": "sqlite:///log.db"},
+            },
+        ) as gateway,
+    ):
         end_s = time.monotonic() + 60
         while b"LOG DAMAGED" not in gateway.stderr():
             assert time.monotonic() < end_s
@@ -448,10 +487,18 @@ def test_a_large_damaged_log_is_served_on_and_said_at_start(place: Place) -> Non
 def test_a_gateway_serves_on_a_damaged_log_and_says_so(place: Place) -> None:
     path = place.home / "log.db"
     damage(path, pages=1)
-    with FakeUpstream.in_thread() as fake, GatewayProcess.serving(place.home, {
-        "upstreams": {"up": {"url": fake.url}}, "routes": {"r": {"upstream": "up"}}, "control": {"enabled": False},
-        "store": {"url": "sqlite:///log.db"},
-    }) as gateway:  # fmt: skip
+    with (
+        FakeUpstream.in_thread() as fake,
+        GatewayProcess.serving(
+            place.home,
+            {
+                "upstreams": {"up": {"url": fake.url}},
+                "routes": {"r": {"upstream": "up"}},
+                "control": {"enabled": False},
+                "store": {"url": "sqlite:///log.db"},
+            },
+        ) as gateway,
+    ):
         end_s = time.monotonic() + 30
         while b"damaged" not in gateway.stderr():  # it listens first: a damaged log holds nobody up
             assert time.monotonic() < end_s, gateway.stderr()

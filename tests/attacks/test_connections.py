@@ -56,7 +56,8 @@ def fake() -> Iterator[FakeUpstream]:
 def gateway(tmp_path_factory: pytest.TempPathFactory, fake: FakeUpstream) -> Iterator[GatewayProcess]:
     settings = {
         "server": {"head_timeout_s": 1.0, "body_timeout_s": 1.0, "keepalive_s": 2.0},
-        "upstreams": {"up": {"url": fake.url}}, "control": {"enabled": False},
+        "upstreams": {"up": {"url": fake.url}},
+        "control": {"enabled": False},
         "routes": {"r": {"upstream": "up"}},
     }
     with GatewayProcess.serving(tmp_path_factory.mktemp("attacked"), settings) as process:
@@ -173,7 +174,7 @@ REFUSED: dict[str, tuple[bytes, int]] = {
     "TRACE": (b"TRACE /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n", 405),
     "a tab in the line": (closing(LENGTH, line=f"POST\t{CHAT} HTTP/1.1"), 400),
     "a path with bytes beyond ASCII": (closing(LENGTH, line="POST /v1/\xff HTTP/1.1"), 400),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -201,7 +202,7 @@ SERVED: dict[str, tuple[bytes, list[int]]] = {
     "behind a body without a length": (b"DELETE /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n" + LAST, [405, 200]),
     "garbage behind a whole request": (GET + b"\r\n" + b"\0\1\2\r\n\r\n" + SMUGGLED, [200]),
     "ten in one piece": ((GET + b"\r\n") * 9 + LAST, [200] * 10),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SERVED)
@@ -229,8 +230,11 @@ def test_garbage_behind_a_request_does_not_get_into_its_answer(gateway: GatewayP
 
 
 OLD_CLIENTS: dict[str, tuple[str, ...]] = {
-    "plain": (), "keep-alive": ("connection: keep-alive",), "te": ("te: chunked",), "expect": ("expect: 100-continue",),
-}  # fmt: skip
+    "plain": (),
+    "keep-alive": ("connection: keep-alive",),
+    "te": ("te: chunked",),
+    "expect": ("expect: 100-continue",),
+}
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
@@ -313,7 +317,7 @@ SLOW: dict[str, tuple[Callable[[socket.socket], bytes], list[int]]] = {
     "empty lines that drip": (dripping(b"", b"\r\n" * 100), []),
     "empty lines that drip behind an answer": (dripping(GET + b"\r\n", b"\r\n" * 100), [200]),
     "chunks of one byte that drip": (dripping(request(CHUNKED, body=b""), b"1\r\n \r\n" * 40), [408]),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -353,7 +357,8 @@ def test_a_model_that_thinks_for_longer_than_any_limit_of_the_client_is_waited_f
     with FakeUpstream.in_thread(says) as upstream:
         settings = {
             "server": {"head_timeout_s": 0.5, "body_timeout_s": 0.5, "keepalive_s": 0.5},
-            "upstreams": {"up": {"url": upstream.url}}, "control": {"enabled": False},
+            "upstreams": {"up": {"url": upstream.url}},
+            "control": {"enabled": False},
         }
         with GatewayProcess.serving(tmp_path, settings) as one:
             answer = talk(port_of(one.url), closing(f"content-length: {len(STREAM)}", body=STREAM))
@@ -372,9 +377,19 @@ def limited(folder: Path, settings: dict[str, Any], n_descriptors: int) -> Itera
     code = "from suffice.cli.main import main; main()"
     paths = os.pathsep.join(path for path in sys.path if path)
     command = [
-        "sh", "-c", f'ulimit -n {n_descriptors}; exec "$0" "$@"', sys.executable, "-c", code, "serve",
-        "--config", str(folder / "suffice.toml"), "--port", "0", "--no-access-log",
-    ]  # fmt: skip
+        "sh",
+        "-c",
+        f'ulimit -n {n_descriptors}; exec "$0" "$@"',
+        sys.executable,
+        "-c",
+        code,
+        "serve",
+        "--config",
+        str(folder / "suffice.toml"),
+        "--port",
+        "0",
+        "--no-access-log",
+    ]
     with (folder / "limited.txt").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": paths})
     try:
@@ -422,7 +437,7 @@ FLOODS: dict[str, tuple[int, bytes]] = {
     "unfinished bodies": (600, request(LENGTH)[:-1]),
     "no byte at all": (600, b""),
     "two thousand of each kind": (2_000, b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FLOODS)
@@ -469,15 +484,17 @@ def more_descriptors(n: int) -> Iterator[None]:
 
 
 LIMITS: dict[str, dict[str, Any]] = {
-    "in total": {"max_connections": 4}, "from one address": {"max_connections_per_address": 4},
-}  # fmt: skip
+    "in total": {"max_connections": 4},
+    "from one address": {"max_connections_per_address": 4},
+}
 
 
 @pytest.mark.parametrize("name", LIMITS)
 def test_requests_that_came_whole_are_never_given_up_for_a_newcomer(tmp_path: Path, name: str) -> None:
     with FakeUpstream.in_thread(slowly) as upstream:
         settings = {
-            "server": {**LIMITS[name], "grace_s": 0.1}, "upstreams": {"up": {"url": upstream.url}},
+            "server": {**LIMITS[name], "grace_s": 0.1},
+            "upstreams": {"up": {"url": upstream.url}},
             "control": {"enabled": False},
         }
         body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "slow"}]}).encode()
@@ -501,9 +518,10 @@ def test_requests_that_came_whole_are_never_given_up_for_a_newcomer(tmp_path: Pa
 
 def test_a_flood_from_one_address_leaves_room_for_another(tmp_path: Path, fake: FakeUpstream) -> None:
     settings = {
-        "server": {"max_connections_per_address": 8, "host": "127.0.0.1"}, "upstreams": {"up": {"url": fake.url}},
+        "server": {"max_connections_per_address": 8, "host": "127.0.0.1"},
+        "upstreams": {"up": {"url": fake.url}},
         "control": {"enabled": False},
-    }  # fmt: skip
+    }
     with GatewayProcess.serving(tmp_path, settings) as one:
         port = port_of(one.url)
         other = socket.create_connection(("127.0.0.1", port), WAIT_S, source_address=("127.0.0.9", 0))
@@ -518,9 +536,10 @@ def test_a_flood_from_one_address_leaves_room_for_another(tmp_path: Path, fake: 
 # --------------------------------------------------------------------------- signals
 
 SIGNALS: dict[str, tuple[signal.Signals, ...]] = {
-    "SIGHUP": (signal.SIGHUP,), "SIGHUP again and again": (signal.SIGHUP,) * 5,
+    "SIGHUP": (signal.SIGHUP,),
+    "SIGHUP again and again": (signal.SIGHUP,) * 5,
     "SIGTERM, then SIGHUP": (signal.SIGTERM, signal.SIGHUP),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SIGNALS)

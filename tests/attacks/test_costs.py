@@ -32,10 +32,16 @@ from suffice.types import Feedback, Outcome, Request
 
 STEPS = [("two and two\n", "3"), ("make four\n", "4"), ("so four\n", "4"), ("yes four\n", "4"), ("wait\n", "5")]
 ROUTE: dict[str, Any] = {
-    "upstream": "up", "mode": "enforce", "uncertified": True, "scorer": "number", "probe": {"verified_by": "owner"},
-    "policy": {"policy": "stable-answer", "streak": 3}, "steps": {"min_tokens": 3, "growth": 1.0},
-    "sample_rate": 0.001, "audit_share": 0.0,
-}  # fmt: skip
+    "upstream": "up",
+    "mode": "enforce",
+    "uncertified": True,
+    "scorer": "number",
+    "probe": {"verified_by": "owner"},
+    "policy": {"policy": "stable-answer", "streak": 3},
+    "steps": {"min_tokens": 3, "growth": 1.0},
+    "sample_rate": 0.001,
+    "audit_share": 0.0,
+}
 
 # ---- labels, at a gateway -------------------------------------------------------------------------
 
@@ -70,9 +76,10 @@ def episode(gateway: GatewayProcess) -> str:
 
 def stored(gateway: GatewayProcess, prefix: str) -> list[FeedbackGiven]:
     return [
-        one.event for one in read_events(gateway.database)
+        one.event
+        for one in read_events(gateway.database)
         if isinstance(one.event, FeedbackGiven) and one.event.feedback.feedback_id.startswith(prefix)
-    ]  # fmt: skip
+    ]
 
 
 FORGED = {"episode_id": "ep_x", "route": "r", "stopped": True, "answer": "5"}
@@ -86,7 +93,7 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "an id with NUL": ("feedback", {**LABEL, "episode_id": "ep_\x00"}, "episode_id"),
     "odds of asking that are 0": ("feedback", {**LABEL, "propensity": 0}, "propensity"),
     "1,001 labels at once": ("feedback/batch", {"feedback": [LABEL] * 1_001}, "1,001|1001"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -103,8 +110,10 @@ def test_a_flood_of_labels_for_unknown_ids_is_stored_joins_nothing_and_leaves_no
 ) -> None:
     before = gateway.rss_bytes()
     for flood in range(4):
-        rows = [{"feedback_id": f"flood-{flood}-{n}", "episode_id": f"ep_{flood}_{n}", "correct": False,
-                 "source": "user"} for n in range(1_000)]  # fmt: skip
+        rows = [
+            {"feedback_id": f"flood-{flood}-{n}", "episode_id": f"ep_{flood}_{n}", "correct": False, "source": "user"}
+            for n in range(1_000)
+        ]
         status, answer, _ = post(gateway, "feedback/batch", {"feedback": rows})
         assert status == 200
         assert (answer["accepted"], answer["refused"]) == (1_000, 0)
@@ -141,16 +150,37 @@ def test_a_label_of_an_unkept_run_says_what_the_gateway_saw_and_not_what_its_sen
 
 SETTINGS = parse({"upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "routes": {"r": ROUTE}})
 REQUEST = Request(
-    episode_id="e", route="r", kind="reasoning", mode="enforce", model="m", stream=False, n_samples=1, audit=False,
-    propensity=1.0, policy_version="v", certified=False, question_key="", ungoverned=None, received_at_s=0.0,
-)  # fmt: skip
+    episode_id="e",
+    route="r",
+    kind="reasoning",
+    mode="enforce",
+    model="m",
+    stream=False,
+    n_samples=1,
+    audit=False,
+    propensity=1.0,
+    policy_version="v",
+    certified=False,
+    question_key="",
+    ungoverned=None,
+    received_at_s=0.0,
+)
 
 
 def ended(sampling: LogSampler, name: str, *, response: str | None = None, answer: str = "5", **changes: Any) -> None:
     request, _ = sampling.drawn(replace(REQUEST, episode_id=name, unit=name, **changes))
-    sampling.remember(request, Outcome(
-        episode_id=name, end_reason="stopped", status=200, answer=answer, response_id=response, usage=None,
-    ), now_s=1.0)  # fmt: skip
+    sampling.remember(
+        request,
+        Outcome(
+            episode_id=name,
+            end_reason="stopped",
+            status=200,
+            answer=answer,
+            response_id=response,
+            usage=None,
+        ),
+        now_s=1.0,
+    )
 
 
 def by(episode_id: str | None = None, response_id: str | None = None) -> Feedback:
@@ -197,10 +227,16 @@ def an_episode_and_anothers_response(sampling: LogSampler) -> None:
     assert found.episode_id == "mine", "the episode is ours to give, the response id is the upstream's"
 
 
-@pytest.mark.parametrize("attack", [
-    forgets_the_oldest, one_response_id_for_all, answers_of_a_megabyte, what_has_rows_for_certain,
-    an_episode_and_anothers_response,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "attack",
+    [
+        forgets_the_oldest,
+        one_response_id_for_all,
+        answers_of_a_megabyte,
+        what_has_rows_for_certain,
+        an_episode_and_anothers_response,
+    ],
+)
 def test_what_a_gateway_remembers(attack: Callable[[LogSampler], None]) -> None:
     attack(LogSampler(settings=SETTINGS, salt="s"))
 
@@ -216,8 +252,12 @@ def test_a_daily_cap_that_is_none_is_refused(per_day: Any) -> None:
 
 def demand(name: str, **changes: Any) -> Demand:
     known: dict[str, Any] = {
-        "n_chosen": 0, "n_drawn": 0, "drawable": 1, "priorities": [5.0] * 30, "control_share": 0.2,
-    }  # fmt: skip
+        "n_chosen": 0,
+        "n_drawn": 0,
+        "drawable": 1,
+        "priorities": [5.0] * 30,
+        "control_share": 0.2,
+    }
     return Demand(route=name, **known | changes)
 
 
@@ -229,7 +269,7 @@ FLEETS: dict[str, tuple[int, Sequence[Demand], int]] = {
     "a route that was asked about 10,000 times today": (10, [demand("a", n_chosen=10_000), demand("b")], 10),
     "a control share of all": (10, [demand("r", control_share=1.0, drawable=3)], 10),
     "more room than wishes": (10_000, [demand("a"), demand("b")], 62),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FLEETS)
@@ -271,13 +311,16 @@ SLOW: dict[str, tuple[Seconds, Seconds]] = {
     "hangs in every request": (lambda rng, at: 60.0, fast),
     "hangs in one of fifty": (lambda rng, at: 60.0 if rng.random() < 0.02 else fast(rng, at), fast),
     "sits just below sixteen means in one of twenty": (
-        lambda rng, at: 3.0 if rng.random() < 0.05 else fast(rng, at), fast),
+        lambda rng, at: 3.0 if rng.random() < 0.05 else fast(rng, at),
+        fast,
+    ),
     "begins to be slow later": (lambda rng, at: fast(rng, at) * (2.0 if at > 500 else 1.0), fast),
     "is slow beside a control that hung once at the start": (
-        lambda rng, at: 1.5 * fast(rng, at), lambda rng, at: 60.0 if at < 2 else fast(rng, at)),
-    "is twice as slow at a millisecond": (
-        lambda rng, at: 2e-3 * fast(rng, at), lambda rng, at: 1e-3 * fast(rng, at)),
-}  # fmt: skip
+        lambda rng, at: 1.5 * fast(rng, at),
+        lambda rng, at: 60.0 if at < 2 else fast(rng, at),
+    ),
+    "is twice as slow at a millisecond": (lambda rng, at: 2e-3 * fast(rng, at), lambda rng, at: 1e-3 * fast(rng, at)),
+}
 
 
 @pytest.mark.parametrize("name", SLOW)

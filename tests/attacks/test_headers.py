@@ -118,12 +118,23 @@ def test_a_header_that_a_browser_or_proxy_acts_on_stays_upstream(g: Stage, name:
 
 
 ASKED_FOR = {
-    "retry-after": "7", "retry-after-ms": "7000", "x-should-retry": "false", "x-request-id": "req_1",
-    "request-id": "req_2", "openai-processing-ms": "12", "openai-version": "2020-10-01",
-    "openai-organization": "org", "x-ratelimit-remaining-requests": "3", "x-ratelimit-reset-tokens": "1s",
-    "anthropic-ratelimit-requests-limit": "5", "ratelimit-limit": "5", "apim-request-id": "a", "x-amzn-requestid": "b",
-    "x-accel-buffering": "no", "cf-ray": "1-FRA",
-}  # fmt: skip
+    "retry-after": "7",
+    "retry-after-ms": "7000",
+    "x-should-retry": "false",
+    "x-request-id": "req_1",
+    "request-id": "req_2",
+    "openai-processing-ms": "12",
+    "openai-version": "2020-10-01",
+    "openai-organization": "org",
+    "x-ratelimit-remaining-requests": "3",
+    "x-ratelimit-reset-tokens": "1s",
+    "anthropic-ratelimit-requests-limit": "5",
+    "ratelimit-limit": "5",
+    "apim-request-id": "a",
+    "x-amzn-requestid": "b",
+    "x-accel-buffering": "no",
+    "cf-ray": "1-FRA",
+}
 
 
 @pytest.mark.parametrize("name", ASKED_FOR)
@@ -135,17 +146,56 @@ def test_what_clients_read_is_relayed(g: Stage, name: str) -> None:
 # --------------------------------------------------------------------------- types that run
 
 RUNS = [
-    "text/html", "text/html; charset=utf-8", "TEXT/HTML", " text/html", "text/html;", "text/html ; a=b", "text/xml",
-    "application/xhtml+xml", "application/xml", "image/svg+xml", "text/xsl", "application/xslt+xml", "text/javascript",
-    "application/javascript", "application/x-javascript", "text/ecmascript", "module", "text/css", "text/vtt",
-    "application/wasm", "application/pdf", "application/x-shockwave-flash", "multipart/x-mixed-replace; boundary=x",
-    "multipart/related", "message/rfc822", "application/manifest+json", "application/speculationrules+json",
-    "application/importmap+json", "text/cache-manifest", "application/x-web-bundle", "application/signed-exchange",
-    "application/json, text/html", "application/json;, text/html", "application/json; a=b, text/html",
-    'application/json; a="b, text/html', "application/json text/html", "application/json\ttext/html",
-    "application/json/html", "json", "*/*", "", "/", ";", "text/plain, text/html", "image/png, text/html",
-    "x" * 5_000, "application/json" + ";a=b" * 2_000 + "!", "audio/x\xe9", "text/html\xa0",
-]  # fmt: skip
+    "text/html",
+    "text/html; charset=utf-8",
+    "TEXT/HTML",
+    " text/html",
+    "text/html;",
+    "text/html ; a=b",
+    "text/xml",
+    "application/xhtml+xml",
+    "application/xml",
+    "image/svg+xml",
+    "text/xsl",
+    "application/xslt+xml",
+    "text/javascript",
+    "application/javascript",
+    "application/x-javascript",
+    "text/ecmascript",
+    "module",
+    "text/css",
+    "text/vtt",
+    "application/wasm",
+    "application/pdf",
+    "application/x-shockwave-flash",
+    "multipart/x-mixed-replace; boundary=x",
+    "multipart/related",
+    "message/rfc822",
+    "application/manifest+json",
+    "application/speculationrules+json",
+    "application/importmap+json",
+    "text/cache-manifest",
+    "application/x-web-bundle",
+    "application/signed-exchange",
+    "application/json, text/html",
+    "application/json;, text/html",
+    "application/json; a=b, text/html",
+    'application/json; a="b, text/html',
+    "application/json text/html",
+    "application/json\ttext/html",
+    "application/json/html",
+    "json",
+    "*/*",
+    "",
+    "/",
+    ";",
+    "text/plain, text/html",
+    "image/png, text/html",
+    "x" * 5_000,
+    "application/json" + ";a=b" * 2_000 + "!",
+    "audio/x\xe9",
+    "text/html\xa0",
+]
 SAFE = re.compile(r"text/plain; charset=utf-8|application/octet-stream|application/json(;.*)?")
 
 
@@ -183,10 +233,20 @@ def test_an_answer_without_a_type_is_bytes(g: Stage) -> None:
 
 
 API_TYPES = [
-    "application/json", "application/json; charset=utf-8", "application/json;charset=UTF-8", "text/event-stream",
-    "text/event-stream; charset=utf-8", "application/x-ndjson", "text/plain", "text/plain; version=0.0.4", "audio/mpeg",
-    "audio/pcm; rate=24000; channels=1", "image/png", "application/octet-stream", 'audio/ogg; codecs="opus"',
-]  # fmt: skip
+    "application/json",
+    "application/json; charset=utf-8",
+    "application/json;charset=UTF-8",
+    "text/event-stream",
+    "text/event-stream; charset=utf-8",
+    "application/x-ndjson",
+    "text/plain",
+    "text/plain; version=0.0.4",
+    "audio/mpeg",
+    "audio/pcm; rate=24000; channels=1",
+    "image/png",
+    "application/octet-stream",
+    'audio/ogg; codecs="opus"',
+]
 
 
 @pytest.mark.parametrize("kind", API_TYPES)
@@ -200,9 +260,18 @@ def test_a_type_of_an_api_is_relayed_as_it_came(g: Stage, kind: str) -> None:
 # --------------------------------------------------------------------------- redirects and odd answers
 
 ODD = [
-    "101 Switching Protocols", "300 Multiple Choices", "301 Moved", "302 Found", "303 See Other", "304 Not Modified",
-    "305 Use Proxy", "307 Temporary", "308 Permanent", "600 Odd", "999 Odd",
-]  # fmt: skip
+    "101 Switching Protocols",
+    "300 Multiple Choices",
+    "301 Moved",
+    "302 Found",
+    "303 See Other",
+    "304 Not Modified",
+    "305 Use Proxy",
+    "307 Temporary",
+    "308 Permanent",
+    "600 Odd",
+    "999 Odd",
+]
 
 
 @pytest.mark.parametrize("status", ODD, ids=[one[:3] for one in ODD])
@@ -217,14 +286,19 @@ def test_no_redirect_and_no_odd_status_is_relayed(g: Stage, status: str, path: s
 
 
 OWN = {
-    "400": ("POST", CHAT, JSON, b"{"), "404": ("GET", "/v1/<script>alert(1)</script>", {}, b""),
-    "404 page": ("GET", "/index.html", {}, b""), "405": ("GET", CHAT, {}, b""), "403": ("GET", "/v1/models", {
-    "origin": "https://evil.example"}, b""), "415": ("POST", CHAT, {"content-type": "text/html"}, b"{}"),
+    "400": ("POST", CHAT, JSON, b"{"),
+    "404": ("GET", "/v1/<script>alert(1)</script>", {}, b""),
+    "404 page": ("GET", "/index.html", {}, b""),
+    "405": ("GET", CHAT, {}, b""),
+    "403": ("GET", "/v1/models", {"origin": "https://evil.example"}, b""),
+    "415": ("POST", CHAT, {"content-type": "text/html"}, b"{}"),
     "431": ("GET", "/v1/models", [("x-a", "a" * 60_000), ("x-b", "b" * 10_000)], b""),
-    "health": ("GET", "/healthz", {}, b""), "ready": ("GET", "/readyz", {}, b""),
+    "health": ("GET", "/healthz", {}, b""),
+    "ready": ("GET", "/readyz", {}, b""),
     "metrics": ("GET", "/metrics", {}, b""),
-    "feedback": ("POST", "/v1/feedback", JSON, b'{"episode_id": 1}'), "decide": ("POST", "/v1/decide", JSON, b"{}"),
-}  # fmt: skip
+    "feedback": ("POST", "/v1/feedback", JSON, b'{"episode_id": 1}'),
+    "decide": ("POST", "/v1/decide", JSON, b"{}"),
+}
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -261,14 +335,31 @@ def test_a_nominated_header_of_a_request_goes_no_further(g: Stage, headers: list
 
 @pytest.mark.parametrize("headers", NOMINATED, ids=range(len(NOMINATED)))
 def test_a_nominated_header_of_an_answer_goes_no_further(g: Stage, headers: list[tuple[str, str]]) -> None:
-    renamed = [(name, value.lower().replace("x-hop", "x-request-id")) if name == "connection" else
-               ("x-request-id", value) for name, value in headers]  # fmt: skip
+    renamed = [
+        (name, value.lower().replace("x-hop", "x-request-id")) if name == "connection" else ("x-request-id", value)
+        for name, value in headers
+    ]
     g.upstream.answer = answer_of(headers=[*JSON.items(), *renamed])
     assert "x-request-id" not in g.ask("POST", CHAT, JSON, chat()).names
 
 
-FRAMES = ["content-length", "transfer-encoding", "host", "content-type", "content-encoding", "connection", "te", "*",
-          "accept-encoding", "expect", "upgrade", "x-suffice-route", "idempotency-key", "\xe9", "a b"]  # fmt: skip
+FRAMES = [
+    "content-length",
+    "transfer-encoding",
+    "host",
+    "content-type",
+    "content-encoding",
+    "connection",
+    "te",
+    "*",
+    "accept-encoding",
+    "expect",
+    "upgrade",
+    "x-suffice-route",
+    "idempotency-key",
+    "\xe9",
+    "a b",
+]
 
 
 @pytest.mark.parametrize("name", FRAMES)
@@ -287,8 +378,18 @@ def test_a_nomination_breaks_no_framing(g: Stage, name: str) -> None:
     assert answer["content-type"] == "application/json"
 
 
-ALWAYS_HOP = ["keep-alive", "proxy-authorization", "proxy-connection", "te", "trailer", "upgrade", "cookie", "expect",
-              "x-suffice-route", "x-suffice-anything"]  # fmt: skip
+ALWAYS_HOP = [
+    "keep-alive",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "upgrade",
+    "cookie",
+    "expect",
+    "x-suffice-route",
+    "x-suffice-anything",
+]
 
 
 @pytest.mark.parametrize("name", ALWAYS_HOP)
@@ -300,8 +401,12 @@ def test_a_header_of_this_hop_goes_no_further(g: Stage, name: str) -> None:
 
 
 def test_a_request_to_leave_http_is_a_plain_request(g: Stage) -> None:
-    headers = {"connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13",
-               "sec-websocket-key": "x3JJHMbDL1EzLkh9GBhXDw=="}  # fmt: skip
+    headers = {
+        "connection": "Upgrade",
+        "upgrade": "websocket",
+        "sec-websocket-version": "13",
+        "sec-websocket-key": "x3JJHMbDL1EzLkh9GBhXDw==",
+    }
     assert g.ask("GET", CHAT, headers).status == 405
     assert g.ask("GET", "/healthz", headers).status == 200
 
@@ -309,11 +414,34 @@ def test_a_request_to_leave_http_is_a_plain_request(g: Stage) -> None:
 # --------------------------------------------------------------------------- fuzz
 
 PIECES = [
-    "text/html", "application/json", "set-cookie", "location", "x-suffice-mode", "connection", "content-type",
+    "text/html",
+    "application/json",
+    "set-cookie",
+    "location",
+    "x-suffice-mode",
+    "connection",
+    "content-type",
     "refresh",
-    "access-control-allow-origin", "content-encoding", "x-request-id", "openai-version", "*", "0", "", " ", ",", ";",
-    "\t", "\xff", "a" * 300, "<script>", "identity", "x-ratelimit-reset", "no", "nosniff", "sandbox",
-]  # fmt: skip
+    "access-control-allow-origin",
+    "content-encoding",
+    "x-request-id",
+    "openai-version",
+    "*",
+    "0",
+    "",
+    " ",
+    ",",
+    ";",
+    "\t",
+    "\xff",
+    "a" * 300,
+    "<script>",
+    "identity",
+    "x-ratelimit-reset",
+    "no",
+    "nosniff",
+    "sandbox",
+]
 NAMES = [piece for piece in PIECES if re.fullmatch(r"[a-z-]+", piece)]
 
 

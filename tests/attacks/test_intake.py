@@ -22,8 +22,8 @@ from suffice.testing import FakeUpstream, GatewayProcess, Reply
 
 KEY = "attacker-proof"
 KIB, MIB = 2**10, 2**20
-CPU_S_PER_MIB = 0.25       # that the gateway may take to read, check, hash and relay or refuse a body
-CPU_S = 1.0                # … and beside that for everything else that it does
+CPU_S_PER_MIB = 0.25  # that the gateway may take to read, check, hash and relay or refuse a body
+CPU_S = 1.0  # … and beside that for everything else that it does
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 Gateway = tuple[GatewayProcess, dict[str, str]]
@@ -41,12 +41,18 @@ def serving(folder: Path, url: str, **server: object) -> contextlib.AbstractCont
         "server": server,
         "upstreams": {"up": {"url": url}},
         "routes": {
-            "samples": {"upstream": "up", "kind": "samples", "mode": "observe", "samples": 2, "max_extra_calls": 3,
-                        "match": {"model": "s*"}},
+            "samples": {
+                "upstream": "up",
+                "kind": "samples",
+                "mode": "observe",
+                "samples": 2,
+                "max_extra_calls": 3,
+                "match": {"model": "s*"},
+            },
             "loop": {"kind": "rounds", "mode": "observe"},
             "all": {"upstream": "up", "mode": "observe", "match": {"model": "*"}},
         },
-    }  # fmt: skip
+    }
     return GatewayProcess.serving(folder, settings, environment={"ATTACK_KEYS": KEY})
 
 
@@ -68,9 +74,7 @@ def keyed(upstream: FakeUpstream, tmp_path_factory: pytest.TempPathFactory) -> I
         yield gateway
 
 
-def post(
-    gateway: GatewayProcess, path: str, body: bytes, *, key: str = "", method: str = "POST"
-) -> Answer:
+def post(gateway: GatewayProcess, path: str, body: bytes, *, key: str = "", method: str = "POST") -> Answer:
     host, _, port = gateway.url.removeprefix("http://").partition(":")
     connection = http.client.HTTPConnection(host, int(port), timeout=60)
     try:
@@ -157,23 +161,39 @@ FILLS: dict[str, tuple[Callable[[int], bytes], int, int]] = {
     "a byte order mark": (lambda n: b"\xef\xbb\xbf{" + b" " * n + MIDDLE + b"}", 400, 400),
     "a torn text": (lambda n: b'{"x": "' + b"a" * n, 400, 400),
     "many messages": (
-        lambda n: b'{"model": "m", "messages": [' + b'{"role":"user","content":"a"},' * (n // 30) + b'{"role":"user"}]}',  # noqa: E501
-        200, 413,
+        lambda n: (
+            b'{"model": "m", "messages": [' + b'{"role":"user","content":"a"},' * (n // 30) + b'{"role":"user"}]}'
+        ),
+        200,
+        413,
     ),
     "many parts of a message": (
-        lambda n: b'{"model": "m", "messages": [{"role": "user", "content": ['
-        + b'{"type":"text","text":"a"},' * (n // 27) + b'{"type":"text","text":""}]}]}', 200, 413,
+        lambda n: (
+            b'{"model": "m", "messages": [{"role": "user", "content": ['
+            + b'{"type":"text","text":"a"},' * (n // 27)
+            + b'{"type":"text","text":""}]}]}'
+        ),
+        200,
+        413,
     ),
     "a question of accents": (
-        lambda n: b'{"model": "m", "messages": [{"role": "user", "content": "a' + b"\xcc\x81" * (n // 2) + b'"}]}', 200, 200,  # noqa: E501
+        lambda n: b'{"model": "m", "messages": [{"role": "user", "content": "a' + b"\xcc\x81" * (n // 2) + b'"}]}',
+        200,
+        200,
     ),
     "a question of line ends": (
-        lambda n: b'{"model": "m", "messages": [{"role": "user", "content": "' + b"\\nA), B) and C) " * (n // 16) + b'"}]}', 200, 200,  # noqa: E501
+        lambda n: (
+            b'{"model": "m", "messages": [{"role": "user", "content": "' + b"\\nA), B) and C) " * (n // 16) + b'"}]}'
+        ),
+        200,
+        200,
     ),
     "a long model": (  # the fake upstream repeats it in an event that is too long
-        lambda n: b'{"model": "' + b"*" * n + b'", "messages": [{"role": "user", "content": "q"}]}', 200, 502
+        lambda n: b'{"model": "' + b"*" * n + b'", "messages": [{"role": "user", "content": "q"}]}',
+        200,
+        502,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FILLS)
@@ -208,7 +228,7 @@ def test_most_attacks_of_20_mib_do_not_wait_for_each_other(opened: GatewayProces
 
 # --------------------------------------------------------------------------- every endpoint
 
-POISON = names(48 * KIB)   # 13 s of work for the gateway that looked for its repeated name one by one
+POISON = names(48 * KIB)  # 13 s of work for the gateway that looked for its repeated name one by one
 WRITES = sorted({(e.method, e.path.replace("{id}", "resp_1")) for e in ENDPOINTS if e.method == "POST"})
 KEYED = sorted({(e.method, e.path.replace("{id}", "resp_1")) for e in ENDPOINTS if not e.public})
 
@@ -262,9 +282,20 @@ def test_a_token_in_the_body_is_checked_before_the_body_is_parsed(keyed: Gateway
     assert answer.status == 401, answer.body
 
 
-@pytest.mark.parametrize("path", ["/v1/decide", "/v1/feedback", "/v1/feedback/batch", "/v1/feedback/label-studio",
-                                  "/v1/feedback/langfuse", "/v1/completions", "/v1/embeddings", "/v1/responses",
-                                  "/v1/messages"])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/decide",
+        "/v1/feedback",
+        "/v1/feedback/batch",
+        "/v1/feedback/label-studio",
+        "/v1/feedback/langfuse",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/responses",
+        "/v1/messages",
+    ],
+)
 @pytest.mark.parametrize("name", ["numbers that are slow to convert", "empty lists", "repeated last name"])
 def test_other_endpoints_bound_their_work_as_well(opened: GatewayProcess, path: str, name: str) -> None:
     body = FILLS[name][0](7 * MIB)
@@ -274,8 +305,11 @@ def test_other_endpoints_bound_their_work_as_well(opened: GatewayProcess, path: 
 def many_rows(path: str) -> bytes:
     if path.endswith("studio"):
         return (
-            b'{"action": "ANNOTATIONS_CREATED", "annotation": [' + b'{"id":1},' * 20_000 + b'{"id":1}], "task": ['
-            + b'{"id":1},' * 20_000 + b'{"id":1}]}'
+            b'{"action": "ANNOTATIONS_CREATED", "annotation": ['
+            + b'{"id":1},' * 20_000
+            + b'{"id":1}], "task": ['
+            + b'{"id":1},' * 20_000
+            + b'{"id":1}]}'
         )
     return b'{"data": [' + b'{"id":"a"},' * 20_000 + b'{"id":"a"}]}'
 
@@ -323,14 +357,16 @@ HEADS = {
     "a host of 60 KiB": (b"GET /healthz HTTP/1.1\r\nhost: " + b"a." * 30_000 + b"!\r\n\r\n", b"400"),
     "a port of 60,000 digits": (b"GET /healthz HTTP/1.1\r\nhost: a:" + b"9" * 60_000 + b"\r\n\r\n", b"400"),
     "a length of 60,000 digits": (
-        b"POST /v1/feedback HTTP/1.1\r\nhost: a\r\ncontent-length: " + b"9" * 60_000 + b"\r\n\r\n", b"400"
+        b"POST /v1/feedback HTTP/1.1\r\nhost: a\r\ncontent-length: " + b"9" * 60_000 + b"\r\n\r\n",
+        b"400",
     ),
     "a path of 60 KiB": (b"GET /" + b"a/" * 30_000 + b" HTTP/1.1\r\nhost: a\r\n\r\n", b"404"),
     "a query of 60 KiB": (
-        b"GET /v1/responses/a?" + b"a=%41&" * 10_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n", b"400"
+        b"GET /v1/responses/a?" + b"a=%41&" * 10_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
+        b"400",
     ),
     "cookies": (request_head(b"cookie: " + b"a=b; " * 12_000), b"200"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", HEADS)

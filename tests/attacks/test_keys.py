@@ -22,11 +22,18 @@ from suffice.testing import FakeUpstream, Reply, Script
 from suffice.testing.process import GatewayProcess
 
 ENVIRONMENT = {
-    "PLAIN_KEYS": "sk-alice,sk-bob", "LABEL_KEYS": "sk-labels", "ROOT_KEY": "sk-root",
+    "PLAIN_KEYS": "sk-alice,sk-bob",
+    "LABEL_KEYS": "sk-labels",
+    "ROOT_KEY": "sk-root",
     "CAROL_KEYS": "sk-carol,sk-carol-new",
-    "SLOW_KEY": "sk-slow", "POOR_KEY": "sk-poor", "NARROW_KEY": "sk-narrow", "MUTE_KEY": "sk-mute",
-    "JUDGE_KEY": "sk-judge", "VIEW_KEY": "sk-view", "OFF_KEY": "sk-off",
-}  # fmt: skip
+    "SLOW_KEY": "sk-slow",
+    "POOR_KEY": "sk-poor",
+    "NARROW_KEY": "sk-narrow",
+    "MUTE_KEY": "sk-mute",
+    "JUDGE_KEY": "sk-judge",
+    "VIEW_KEY": "sk-view",
+    "OFF_KEY": "sk-off",
+}
 KEYS: dict[str, Any] = {
     "root": {"key_env": "ROOT_KEY", "all_objects": True},
     "carol": {"key_env": "CAROL_KEYS", "routes": ["own"], "sources": ["user"]},
@@ -39,13 +46,27 @@ KEYS: dict[str, Any] = {
     "off": {"key_env": "OFF_KEY", "routes": ["off", "r"]},
 }
 RELAYED = [
-    "POST /v1/files", "GET /v1/files", "GET /v1/files/file-1", "DELETE /v1/files/file-1",
-    "GET /v1/files/file-1/content", "POST /v1/batches", "GET /v1/batches", "GET /v1/batches/batch_1",
-    "POST /v1/batches/batch_1/cancel", "GET /v1/threads/thread_1/messages", "POST /v1/fine_tuning/jobs",
+    "POST /v1/files",
+    "GET /v1/files",
+    "GET /v1/files/file-1",
+    "DELETE /v1/files/file-1",
+    "GET /v1/files/file-1/content",
+    "POST /v1/batches",
+    "GET /v1/batches",
+    "GET /v1/batches/batch_1",
+    "POST /v1/batches/batch_1/cancel",
+    "GET /v1/threads/thread_1/messages",
+    "POST /v1/fine_tuning/jobs",
     "GET /v1/fine_tuning/jobs",
-    "GET /v1/fine_tuning/jobs/ftjob-1", "GET /v1/vector_stores", "GET /v1/assistants", "GET /v1/responses",
-    "GET /v1/conversations/conv_1", "GET /v1/chat/completions/chatcmpl-1", "GET /files/file-1", "POST /tokenize",
-]  # fmt: skip
+    "GET /v1/fine_tuning/jobs/ftjob-1",
+    "GET /v1/vector_stores",
+    "GET /v1/assistants",
+    "GET /v1/responses",
+    "GET /v1/conversations/conv_1",
+    "GET /v1/chat/completions/chatcmpl-1",
+    "GET /files/file-1",
+    "POST /tokenize",
+]
 
 
 def script(value: Any) -> Script:
@@ -61,10 +82,14 @@ MADE = {
 FOUND = {
     entry.replace(" /v1/", " /"): script({"id": "x", "object": "secret", "data": ["secret"]})
     for entry in [
-        *RELAYED, "GET /v1/responses/resp_1", "DELETE /v1/responses/resp_1", "POST /v1/responses/resp_1/cancel",
-        "GET /v1/responses/resp_1/input_items", "GET /v1/responses/resp_of_nobody",
+        *RELAYED,
+        "GET /v1/responses/resp_1",
+        "DELETE /v1/responses/resp_1",
+        "POST /v1/responses/resp_1/cancel",
+        "GET /v1/responses/resp_1/input_items",
+        "GET /v1/responses/resp_of_nobody",
     ]
-}  # fmt: skip
+}
 
 
 @dataclass
@@ -122,7 +147,10 @@ def chat(**fields: Any) -> dict[str, Any]:
 def settings(url: str) -> dict[str, Any]:
     return {
         "server": {
-            "api_keys_env": "PLAIN_KEYS", "feedback_keys_env": "LABEL_KEYS", "relay": RELAYED, "retry_window_s": 600.0,
+            "api_keys_env": "PLAIN_KEYS",
+            "feedback_keys_env": "LABEL_KEYS",
+            "relay": RELAYED,
+            "retry_window_s": 600.0,
         },
         "keys": KEYS,
         "upstreams": {"up": {"url": url}},
@@ -131,14 +159,17 @@ def settings(url: str) -> dict[str, Any]:
             "own": {"upstream": "up", "match": {"model": "own-*"}},
             "off": {"upstream": "up", "mode": "off", "match": {"header": "off"}},
             "risky": {
-                "upstream": "up", "mode": "enforce", "uncertified": True, "match": {"header": "fast"},
+                "upstream": "up",
+                "mode": "enforce",
+                "uncertified": True,
+                "match": {"header": "fast"},
                 "policy": {"policy": "never"},
             },
             "loop": {"kind": "rounds", "scorer": "text", "policy": {"policy": "never"}},
             "loop-off": {"kind": "rounds", "scorer": "text", "mode": "off"},
         },
         "control": {"enabled": False},
-    }  # fmt: skip
+    }
 
 
 @contextmanager
@@ -163,9 +194,11 @@ def target(tmp_path_factory: pytest.TempPathFactory, fake: FakeUpstream) -> Iter
         asked = target.ask("POST", "/v1/chat/completions", "sk-alice", chat())
         opened = target.ask("POST", "/v1/decide", "sk-alice", {"route": "loop", "question": "q"})
         target.named = {
-            "episode": asked.headers["x-suffice-episode-id"], "response": asked.json["id"],
-            "token": asked.headers["x-suffice-feedback-token"], "run": opened.json["episode_id"],
-        }  # fmt: skip
+            "episode": asked.headers["x-suffice-episode-id"],
+            "response": asked.json["id"],
+            "token": asked.headers["x-suffice-feedback-token"],
+            "run": opened.json["episode_id"],
+        }
         rated = {"feedback_id": "known", "episode_id": target.named["episode"], "source": "user", "thumbs": "up"}
         assert target.ask("POST", "/v1/feedback", "sk-alice", rated).json["joined"] is True
         yield target
@@ -241,28 +274,50 @@ OBJECTS: dict[str, Attack] = {
     "go on from a conversation": post("sk-bob", RESPONSES, {"model": "m", "conversation": "conv_1"}),
     "go on from a conversation as an object": post("sk-bob", RESPONSES, {"conversation": {"id": "conv_1"}}),
     "refer to an item": post("sk-bob", RESPONSES, {"input": [{"type": "item_reference", "id": "msg_1"}]}),
-    "show another key's file to a model": post("sk-bob", RESPONSES, {
-        "input": [{"role": "user", "content": [{"type": "input_file", "file_id": "file-1"}]}]}),
-    "search another key's store": post("sk-bob", RESPONSES, {
-        "tools": [{"type": "file_search", "vector_store_ids": ["vs_1"]}]}),
-    "run code in another key's container": post("sk-bob", RESPONSES, {
-        "tools": [{"type": "code_interpreter", "container": "cntr_1"}]}),
-    "give a container another key's file": post("sk-bob", RESPONSES, {
-        "tools": [{"type": "code_interpreter", "container": {"type": "auto", "file_ids": ["file-1"]}}]}),
+    "show another key's file to a model": post(
+        "sk-bob", RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "file-1"}]}]}
+    ),
+    "search another key's store": post(
+        "sk-bob", RESPONSES, {"tools": [{"type": "file_search", "vector_store_ids": ["vs_1"]}]}
+    ),
+    "run code in another key's container": post(
+        "sk-bob", RESPONSES, {"tools": [{"type": "code_interpreter", "container": "cntr_1"}]}
+    ),
+    "give a container another key's file": post(
+        "sk-bob",
+        RESPONSES,
+        {"tools": [{"type": "code_interpreter", "container": {"type": "auto", "file_ids": ["file-1"]}}]},
+    ),
     "take over an id": post("sk-bob", RESPONSES, {"model": "m", "request_id": "resp_1"}, 409, "taken"),
     "name more objects than can be looked up": post(
-        "sk-alice", RESPONSES, {"file_ids": ["file-1"] * 5_000 + [f"f{n}" for n in range(1_001)]}, 400,
+        "sk-alice",
+        RESPONSES,
+        {"file_ids": ["file-1"] * 5_000 + [f"f{n}" for n in range(1_001)]},
+        400,
         "too_many_objects",
     ),
-    "show a file in a chat": post("sk-bob", CHAT, {"model": "m", "messages": [
-        {"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}]}),
-    "show a file to Anthropic's API": Attack("sk-bob", "POST", "/v1/messages", {"model": "m", "messages": [
-        {"role": "user", "content": [{"type": "document", "source": {"type": "file", "file_id": "file-1"}}]}]},
-        code=None),
+    "show a file in a chat": post(
+        "sk-bob",
+        CHAT,
+        {"model": "m", "messages": [{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}]},
+    ),
+    "show a file to Anthropic's API": Attack(
+        "sk-bob",
+        "POST",
+        "/v1/messages",
+        {
+            "model": "m",
+            "messages": [
+                {"role": "user", "content": [{"type": "document", "source": {"type": "file", "file_id": "file-1"}}]}
+            ],
+        },
+        code=None,
+    ),
     "run a batch over another key's file": post("sk-bob", "/v1/batches", {"input_file_id": "file-1"}),
     "train on another key's file": post("sk-bob", "/v1/fine_tuning/jobs", {"training_file": "file-1"}),
-    "say the file twice": post("sk-bob", "/v1/batches", b'{"input_file_id": "file-1", "input_file_id": "file-2"}', 400,
-                               "repeated_key"),
+    "say the file twice": post(
+        "sk-bob", "/v1/batches", b'{"input_file_id": "file-1", "input_file_id": "file-2"}', 400, "repeated_key"
+    ),
     "say the file behind a space": post("sk-bob", "/v1/batches", b' \n{"input_file_id": "file-1"}'),
     "say the file behind a byte order mark": post(
         "sk-bob", "/v1/batches", '\ufeff{"input_file_id": "file-1"}'.encode(), 400, "bad_encoding"
@@ -273,7 +328,7 @@ OBJECTS: dict[str, Attack] = {
     "call JSON text": post("sk-bob", "/v1/batches", b'{"input_file_id": "file-1"}', content_type="text/plain"),
     "an endless id": post("sk-bob", RESPONSES, {"model": "m", "previous_response_id": "resp_1" + "x" * 100_000}),
     "a hundred ids": post("sk-bob", RESPONSES, {"file_ids": [f"file-{n}" for n in range(100)]}),
-}  # fmt: skip
+}
 
 ROUTES: dict[str, Attack] = {
     "name a route that is off": post("sk-bob", CHAT, chat(), *SCOPE, x_suffice_route="off"),
@@ -303,43 +358,67 @@ ROUTES: dict[str, Attack] = {
     "a key and more": post("sk-root ", CHAT, chat(), 401, "invalid_api_key", authorization="Bearer sk-root x"),
     "basic": post("", CHAT, chat(), 401, "invalid_api_key", authorization="Basic sk-root"),
     "two keys in two headers": post("sk-wrong", CHAT, chat(), 401, "invalid_api_key", x_api_key="sk-root"),
-}  # fmt: skip
+}
 
 LABELS: dict[str, Attack] = {
     "speak as a reviewer": post("sk-alice", FEEDBACK, word("reviewer"), *SCOPE),
     "speak as a judge": post("sk-alice", FEEDBACK, word("judge"), *SCOPE),
     "give gold": post("sk-alice", FEEDBACK, word("gold"), *SCOPE),
     "speak as a Reviewer": post("sk-alice", FEEDBACK, word(" Reviewer "), *SCOPE),
-    "speak as a reviewer in a webhook": post("sk-alice", "/v1/feedback/label-studio", {
-        "action": "ANNOTATION_CREATED", "annotation": {"id": 1}, "task": {"id": 1}, "project": {"id": 1}},
-        403, None),
+    "speak as a reviewer in a webhook": post(
+        "sk-alice",
+        "/v1/feedback/label-studio",
+        {"action": "ANNOTATION_CREATED", "annotation": {"id": 1}, "task": {"id": 1}, "project": {"id": 1}},
+        403,
+        None,
+    ),
     "speak as what the key does not list": post("sk-carol", FEEDBACK, word("exact-match"), *SCOPE),
     "speak with a key that may not": post("sk-mute", FEEDBACK, word("user"), *SCOPE),
-    "tell an event with it": post("sk-mute", FEEDBACK, {
-        "feedback_id": "x", "episode_id": "{episode}", "event": "abandon"}, *SCOPE),
+    "tell an event with it": post(
+        "sk-mute", FEEDBACK, {"feedback_id": "x", "episode_id": "{episode}", "event": "abandon"}, *SCOPE
+    ),
     "speak as a reviewer with a judge's key": post("sk-judge", FEEDBACK, word("reviewer"), *SCOPE),
     "rate another key's answer": post("sk-bob", FEEDBACK, word("user")),
-    "rate it by the response": post("sk-bob", FEEDBACK, {
-        "feedback_id": "b", "response_id": "{response}", "source": "user", "thumbs": "down"}),
+    "rate it by the response": post(
+        "sk-bob", FEEDBACK, {"feedback_id": "b", "response_id": "{response}", "source": "user", "thumbs": "down"}
+    ),
     "rate another key's loop": post("sk-bob", FEEDBACK, word("user", episode_id="{run}")),
-    "say another thing under a known id": post("sk-alice", FEEDBACK, {
-        "feedback_id": "known", "episode_id": "{episode}", "source": "user", "thumbs": "down"}, 409,
-        "feedback_id_conflict"),
-    "say it of another answer": post("sk-alice", FEEDBACK, {
-        "feedback_id": "known", "episode_id": "ep_other", "source": "user", "thumbs": "up"}, 409,
-        "feedback_id_conflict"),
-    "use a token for a reviewer": post("", FEEDBACK, {
-        "token": "{token}", "source": "reviewer", "correct": True}, 403, "wrong_source"),
-    "go on with another key's loop": post("sk-bob", DECIDE, {
-        "route": "loop", "episode_id": "{run}", "step": {"index": 1, "answer": "a", "tokens": 1}}, 404,
-        "unknown_episode"),
-    "break another key's loop off": post("sk-bob", DECIDE, {
-        "route": "loop", "episode_id": "{run}", "aborted": True}, 404, "unknown_episode"),
-    "go on with it as root": post("sk-root", DECIDE, {
-        "route": "loop", "episode_id": "{run}", "done": True}, 404, "unknown_episode"),
-}  # fmt: skip
-ATTACKS = {f"{kind}: {name}": attack for kind, table in (("objects", OBJECTS), ("routes", ROUTES), ("labels", LABELS))
-           for name, attack in table.items()}  # fmt: skip
+    "say another thing under a known id": post(
+        "sk-alice",
+        FEEDBACK,
+        {"feedback_id": "known", "episode_id": "{episode}", "source": "user", "thumbs": "down"},
+        409,
+        "feedback_id_conflict",
+    ),
+    "say it of another answer": post(
+        "sk-alice",
+        FEEDBACK,
+        {"feedback_id": "known", "episode_id": "ep_other", "source": "user", "thumbs": "up"},
+        409,
+        "feedback_id_conflict",
+    ),
+    "use a token for a reviewer": post(
+        "", FEEDBACK, {"token": "{token}", "source": "reviewer", "correct": True}, 403, "wrong_source"
+    ),
+    "go on with another key's loop": post(
+        "sk-bob",
+        DECIDE,
+        {"route": "loop", "episode_id": "{run}", "step": {"index": 1, "answer": "a", "tokens": 1}},
+        404,
+        "unknown_episode",
+    ),
+    "break another key's loop off": post(
+        "sk-bob", DECIDE, {"route": "loop", "episode_id": "{run}", "aborted": True}, 404, "unknown_episode"
+    ),
+    "go on with it as root": post(
+        "sk-root", DECIDE, {"route": "loop", "episode_id": "{run}", "done": True}, 404, "unknown_episode"
+    ),
+}
+ATTACKS = {
+    f"{kind}: {name}": attack
+    for kind, table in (("objects", OBJECTS), ("routes", ROUTES), ("labels", LABELS))
+    for name, attack in table.items()
+}
 
 
 def filled(value: Any, named: Mapping[str, str]) -> Any:
@@ -370,16 +449,36 @@ def test_what_a_key_may_not_do_is_refused_before_anything_is_asked_or_kept(targe
     [
         ("sk-alice", "GET", "/v1/responses/resp_1", None, {}),
         ("sk-alice", "GET", "/v1/files/file-1", None, {}),
-        ("sk-bob", "POST", "/v1/files", b'--x\r\ncontent-disposition: form-data; name="file"\r\n\r\n{}\r\n--x--',
-         {"content-type": "multipart/form-data; boundary=x"}),
+        (
+            "sk-bob",
+            "POST",
+            "/v1/files",
+            b'--x\r\ncontent-disposition: form-data; name="file"\r\n\r\n{}\r\n--x--',
+            {"content-type": "multipart/form-data; boundary=x"},
+        ),
         ("sk-bob", "POST", "/tokenize", b"plain text that names file_id", {"content-type": "text/plain"}),
         ("sk-root", "GET", "/v1/responses/resp_1", None, {}),
         ("sk-root", "GET", "/v1/files", None, {}),
         ("sk-root", "GET", "/v1/responses/resp_of_nobody", None, {}),
         ("sk-alice", "POST", RESPONSES, {"model": "m", "previous_response_id": "resp_1"}, {}),
         ("sk-bob", "POST", RESPONSES, {"model": "m", "metadata": {"conversation": "mine"}}, {}),
-        ("sk-bob", "POST", CHAT, chat(tools=[{"type": "function", "function": {
-            "name": "f", "parameters": {"properties": {"file_id": {"type": "string", "id": "x"}}}}}]), {}),
+        (
+            "sk-bob",
+            "POST",
+            CHAT,
+            chat(
+                tools=[
+                    {
+                        "type": "function",
+                        "function": {
+                            "name": "f",
+                            "parameters": {"properties": {"file_id": {"type": "string", "id": "x"}}},
+                        },
+                    }
+                ]
+            ),
+            {},
+        ),
         ("sk-carol", "POST", CHAT, chat(model="own-1"), {}),
         ("sk-carol-new", "POST", CHAT, chat(model="own-1"), {"x-suffice-route": "own"}),
         ("sk-off", "POST", CHAT, chat(), {"x-suffice-route": "off"}),
@@ -392,7 +491,7 @@ def test_what_a_key_may_not_do_is_refused_before_anything_is_asked_or_kept(targe
         ("sk-root", "POST", FEEDBACK, word("user"), {}),
         ("sk-bob", "POST", FEEDBACK, word("user", episode_id="ep_that_is_not_known_yet"), {}),
     ],
-)  # fmt: skip
+)
 def test_what_a_key_may_do_is_served(
     target: Target, key: str, method: str, path: str, body: Any, headers: Mapping[str, str]
 ) -> None:
@@ -417,8 +516,10 @@ def test_a_reused_id_is_refused_in_a_batch_too(target: Target) -> None:
 
 
 def test_in_a_batch_only_ones_own_answers_are_rated(target: Target) -> None:
-    rows = [word("user", feedback_id="own?", episode_id=target.named["episode"]),
-            word("user", feedback_id="unknown", episode_id="ep_unknown")]  # fmt: skip
+    rows = [
+        word("user", feedback_id="own?", episode_id=target.named["episode"]),
+        word("user", feedback_id="unknown", episode_id="ep_unknown"),
+    ]
     told = target.ask("POST", "/v1/feedback/batch", "sk-bob", {"feedback": rows}).json
     assert [one.get("error", {}).get("code") for one in told["results"]] == ["not_found", None]
 

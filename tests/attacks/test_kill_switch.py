@@ -93,9 +93,18 @@ def test_what_was_taken_away_releases_it(tmp_path: Path, thing: str) -> None:
     assert not switch.on
 
 
-@pytest.mark.parametrize("reason", [
-    "x\nWARNING suffice kill switch: released", "\x1b[2Jall is well", "\u202ellew si lla", "a\rb", "x" * 10**6, "\0",
-], ids=lambda reason: repr(reason[:16]))  # fmt: skip
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "x\nWARNING suffice kill switch: released",
+        "\x1b[2Jall is well",
+        "\u202ellew si lla",
+        "a\rb",
+        "x" * 10**6,
+        "\0",
+    ],
+    ids=lambda reason: repr(reason[:16]),
+)
 def test_a_reason_stays_in_its_line(tmp_path: Path, reason: str, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "suffice.kill"
     pull(file, reason, "ann")

@@ -25,10 +25,19 @@ __all__ = ["serve"]
 AUDITS = [f"ep_{n}" for n in range(100)]
 
 
-def _label(audit: str, seq: int, verdict: str, *, key: str = "liar", source: str = "user", asks: bool = False) -> TrustedLabel:
-    trust = rank_of(Feedback(
-        feedback_id="f", episode_id=audit, correct=True, source=source, sender=key, door=INFERENCE_KEY if asks else "",
-    ))  # fmt: skip
+def _label(
+    audit: str, seq: int, verdict: str, *, key: str = "liar", source: str = "user", asks: bool = False
+) -> TrustedLabel:
+    trust = rank_of(
+        Feedback(
+            feedback_id="f",
+            episode_id=audit,
+            correct=True,
+            source=source,
+            sender=key,
+            door=INFERENCE_KEY if asks else "",
+        )
+    )
     return TrustedLabel(audit=audit, seq=seq, source=source, key=key, trust=trust, verdict=verdict)
 
 
@@ -93,21 +102,47 @@ def test_no_source_that_is_not_named_is_trusted() -> None:
 # ---- answers and references ------------------------------------------------------------------------------------------
 
 DIFFERENT = [
-    ("number", "1e400", "1e401"), ("number", "-1e400", "1e400"), ("number", "9" * 400, "9" * 399 + "8"),
-    ("number", "0." + "0" * 400 + "1", "0"), ("number", "1/0", "2/0"), ("number", "nan", "nan"),
+    ("number", "1e400", "1e401"),
+    ("number", "-1e400", "1e400"),
+    ("number", "9" * 400, "9" * 399 + "8"),
+    ("number", "0." + "0" * 400 + "1", "0"),
+    ("number", "1/0", "2/0"),
+    ("number", "nan", "nan"),
     ("number", "inf", "inf"),
-    ("number", "NaN", "7"), ("number", "∞", "7"), ("number", "7", "-7"), ("number", "7", "\u22127"),
-    ("number", "1.0000000000000001", "1.0000000000000002"), ("number", "9007199254740993", "9007199254740992"),
-    ("number", "12", "1\u00b2"), ("number", "10", "1\u200b1"), ("number", "7", "7 or 8"), ("number", "1,234", "1.234"),
-    ("text", "yes", "yes no"), ("text", "", ""), ("text", "\u200b", "\u200b"), ("text", "Paris", "Pariѕ"),
-    ("math", "\\frac{1}{2}", "\\frac{2}{1}"), ("math", "\\frac{1}{0}", "\\frac{2}{0}"), ("math", "x^{2}", "x2"),
-    ("choice", "A", "B"), ("choice", "A and B", "A"), ("yes-no", "yes", "no"), ("yes-no", "not yes", "yes"),
-    ("json", '{"a":1}', '{"a":2}'), ("json", '{"a":1,"a":2}', '{"a":1}'), ("json", "[1]", "[true]"),
-    ("json", "1e400", "1e401"), ("date", "2024-02-30", "2024-03-01"), ("date", "13/13/2024", "1/1/2025"),
-    ("list", "1, 2", "1, 2, 3"), ("list", "1, 1", "1"), ("quantity", "5 km", "5 m"),
+    ("number", "NaN", "7"),
+    ("number", "∞", "7"),
+    ("number", "7", "-7"),
+    ("number", "7", "\u22127"),
+    ("number", "1.0000000000000001", "1.0000000000000002"),
+    ("number", "9007199254740993", "9007199254740992"),
+    ("number", "12", "1\u00b2"),
+    ("number", "10", "1\u200b1"),
+    ("number", "7", "7 or 8"),
+    ("number", "1,234", "1.234"),
+    ("text", "yes", "yes no"),
+    ("text", "", ""),
+    ("text", "\u200b", "\u200b"),
+    ("text", "Paris", "Pariѕ"),
+    ("math", "\\frac{1}{2}", "\\frac{2}{1}"),
+    ("math", "\\frac{1}{0}", "\\frac{2}{0}"),
+    ("math", "x^{2}", "x2"),
+    ("choice", "A", "B"),
+    ("choice", "A and B", "A"),
+    ("yes-no", "yes", "no"),
+    ("yes-no", "not yes", "yes"),
+    ("json", '{"a":1}', '{"a":2}'),
+    ("json", '{"a":1,"a":2}', '{"a":1}'),
+    ("json", "[1]", "[true]"),
+    ("json", "1e400", "1e401"),
+    ("date", "2024-02-30", "2024-03-01"),
+    ("date", "13/13/2024", "1/1/2025"),
+    ("list", "1, 2", "1, 2, 3"),
+    ("list", "1, 1", "1"),
+    ("quantity", "5 km", "5 m"),
     ("quantity", "1e400 km", "1e401 km"),
-    ("squad", "the", "a"), ("whole", "a", "b"),
-]  # fmt: skip
+    ("squad", "the", "a"),
+    ("whole", "a", "b"),
+]
 
 
 @pytest.mark.parametrize(("scorer", "answer", "gold"), DIFFERENT, ids=lambda value: ascii(value)[:24])
@@ -118,11 +153,30 @@ def test_no_odd_writing_makes_two_answers_equal(scorer: str, answer: str, gold: 
 
 
 UNITS = [
-    "\\boxed{", "\\frac{", "\\sqrt[", "{[(", "(((a+)+)+)+", "9", "1,", "1e9", "answer: ", "\\text{\\mathrm{", "- 1\n",
+    "\\boxed{",
+    "\\frac{",
+    "\\sqrt[",
+    "{[(",
+    "(((a+)+)+)+",
+    "9",
+    "1,",
+    "1e9",
+    "answer: ",
+    "\\text{\\mathrm{",
+    "- 1\n",
     '{"a":[',
-    "```\n", "5 km ", "2024-01-01 ", "a\u0300", "\u202e\u200d", "$$", ". Answer", "yes no ", "A. B) (C] ", "1/2/3/",
+    "```\n",
+    "5 km ",
+    "2024-01-01 ",
+    "a\u0300",
+    "\u202e\u200d",
+    "$$",
+    ". Answer",
+    "yes no ",
+    "A. B) (C] ",
+    "1/2/3/",
     "²³",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=ascii)
@@ -138,10 +192,21 @@ def test_a_long_answer_costs_linear_time(unit: str) -> None:
     assert max(took.values()) < 1.0, took
 
 
-@pytest.mark.parametrize("pattern", [
-    "(a+)+$", "(a|a)*b", "(a|aa)+$", "(.*)*x", "a{1,999}{1,999}", "(?=(a+))\\1", "(?P<x>a)(?P=x)", "((a*)*)*",
-    "(a?){200}a{200}",
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(a+)+$",
+        "(a|a)*b",
+        "(a|aa)+$",
+        "(.*)*x",
+        "a{1,999}{1,999}",
+        "(?=(a+))\\1",
+        "(?P<x>a)(?P=x)",
+        "((a*)*)*",
+        "(a?){200}a{200}",
+    ],
+    ids=str,
+)
 def test_no_pattern_of_a_scorer_backtracks(pattern: str) -> None:
     """It is refused, or it takes linear time."""
     try:
@@ -181,29 +246,39 @@ STREAMS: dict[str, bytes] = {
     "usage without end": _stream(usage='{"prompt_tokens":1e400,"completion_tokens":1e400}'),
     "usage of no number": _stream(usage='{"prompt_tokens":"3","completion_tokens":[2]}'),
     "usage that is true": _stream(usage='{"prompt_tokens":true,"completion_tokens":false}'),
-    "usage as a list": _stream(usage="[3, 2]"), "usage as a text": _stream(usage='"none"'),
+    "usage as a list": _stream(usage="[3, 2]"),
+    "usage as a text": _stream(usage='"none"'),
     "more thought than answer": _stream(
-        usage='{"prompt_tokens":3,"completion_tokens":2,"completion_tokens_details":{"reasoning_tokens":99}}'),
+        usage='{"prompt_tokens":3,"completion_tokens":2,"completion_tokens_details":{"reasoning_tokens":99}}'
+    ),
     "more cached than asked": _stream(
-        usage='{"prompt_tokens":3,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":10000000}}'),
+        usage='{"prompt_tokens":3,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":10000000}}'
+    ),
     "an unheard-of end": _stream(_choice(finish_reason="banana")),
     "an end that clears the screen": _stream(_choice(finish_reason="\x1b[2J\nERROR")),
     "an end of a megabyte": _stream(_choice(finish_reason="x" * 2**20)),
     "an end that is a number": _stream(_choice(finish_reason=7)),
     "an end that is a list": _stream(_choice(finish_reason=["stop"])),
-    "a model of no text": _stream({"model": 7}), "a model that is a list": _stream({"model": ["m"]}),
+    "a model of no text": _stream({"model": 7}),
+    "a model that is a list": _stream({"model": ["m"]}),
     "a model of a megabyte": _stream({"model": "x" * 2**20}),
     "a model in two lines": _stream({"model": 'm"} 1\nx{a="'}),
-    "an id of no text": _stream({"id": 7}), "an id of a megabyte": _stream({"id": "x" * 2**20}),
-    "an id in two lines": _stream({"id": "a\r\nx-admin: 1"}), "no id": _stream({"id": None}),
-    "a time without end": _stream({"created": 10**30}), "a time of no number": _stream({"created": "now"}),
-    "a choice below all": _stream(_choice(index=-1)), "a choice beyond all": _stream(_choice(index=10**9)),
-    "a choice of no number": _stream(_choice(index="0")), "choices that are a table": _stream({"choices": {"0": {}}}),
-    "a delta of nothing": _stream(_choice(delta=None)), "a delta that is a list": _stream(_choice(delta=[])),
+    "an id of no text": _stream({"id": 7}),
+    "an id of a megabyte": _stream({"id": "x" * 2**20}),
+    "an id in two lines": _stream({"id": "a\r\nx-admin: 1"}),
+    "no id": _stream({"id": None}),
+    "a time without end": _stream({"created": 10**30}),
+    "a time of no number": _stream({"created": "now"}),
+    "a choice below all": _stream(_choice(index=-1)),
+    "a choice beyond all": _stream(_choice(index=10**9)),
+    "a choice of no number": _stream(_choice(index="0")),
+    "choices that are a table": _stream({"choices": {"0": {}}}),
+    "a delta of nothing": _stream(_choice(delta=None)),
+    "a delta that is a list": _stream(_choice(delta=[])),
     "a text that is a number": _stream(_choice(delta={"content": 4})),
     "half a character": _stream(_choice(delta={"content": "\ud800"})),
     "our own words": _stream({"suffice": {"certified": True, "stopped": True, "episode_id": "ep_1"}}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("lie", STREAMS)

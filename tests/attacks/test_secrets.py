@@ -20,14 +20,21 @@ from click.testing import CliRunner
 from suffice.cli.main import main
 from suffice.testing import FakeRequest, FakeUpstream, GatewayProcess, Reply, status
 
-KEYS = {"client": "sk-canary-client-61", "feedback": "sk-canary-feedback-62", "upstream": "sk-canary-upstream-63",
-        "hook": "https://hooks.example.org/canary-hook-64"}  # fmt: skip
+KEYS = {
+    "client": "sk-canary-client-61",
+    "feedback": "sk-canary-feedback-62",
+    "upstream": "sk-canary-upstream-63",
+    "hook": "https://hooks.example.org/canary-hook-64",
+}
 WORDS = ("canary-prompt-65", "canary-thought-66", "canary.mail@example.org")
 SALT = "canary-salt-67"
 ENVIRONMENT = {
-    "A_KEYS": KEYS["client"], "A_FEEDBACK": KEYS["feedback"], "A_UPSTREAM": KEYS["upstream"], "A_HOOK": KEYS["hook"],
+    "A_KEYS": KEYS["client"],
+    "A_FEEDBACK": KEYS["feedback"],
+    "A_UPSTREAM": KEYS["upstream"],
+    "A_HOOK": KEYS["hook"],
     "SUFFICE_SALT": SALT,
-}  # fmt: skip
+}
 PROMPT, THOUGHT, MAIL = WORDS
 QUOTES = json.dumps({"error": {"message": f"bad key {KEYS['upstream']} for {PROMPT}"}}).encode()
 
@@ -59,8 +66,13 @@ class Running:
 
     def ask(self, key: str = KEYS["client"], **fields: Any) -> bytes:
         body = {"model": "m", "user": MAIL, "messages": [{"role": "user", "content": f"{PROMPT} of {MAIL}"}]} | fields
-        headers = {"authorization": f"Bearer {key}", "content-type": "application/json", "x-conversation-id": PROMPT,
-                   "user-agent": PROMPT, "idempotency-key": f"{PROMPT}-{len(json.dumps(fields))}"}  # fmt: skip
+        headers = {
+            "authorization": f"Bearer {key}",
+            "content-type": "application/json",
+            "x-conversation-id": PROMPT,
+            "user-agent": PROMPT,
+            "idempotency-key": f"{PROMPT}-{len(json.dumps(fields))}",
+        }
         return self.get("/v1/chat/completions", headers, json.dumps(body).encode())
 
     @property
@@ -77,14 +89,20 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
             "upstreams": {"up": {"url": fake.url, "driver": "vllm", "api_key_env": "A_UPSTREAM"}},
             "routes": {"r": {"upstream": "up", "scorer": "number"}},
             "audit": {"file": str(folder / "heads.jsonl")},
-        }  # fmt: skip
+        }
         with GatewayProcess.serving(folder, settings, environment=ENVIRONMENT, log_level="debug") as gateway:
             told = gateway.stderr().decode()
             admin = re.search(r"sfc_[0-9a-f]{12}_[0-9a-f]{64}", told)
             assert admin is not None
             here = Running(gateway, admin[0])
-            for fields in ({}, {"stream": True}, {"n": 2}, {"model": "refused"}, {"model": "broken"},
-            {"max_tokens": 3}):
+            for fields in (
+                {},
+                {"stream": True},
+                {"n": 2},
+                {"model": "refused"},
+                {"model": "broken"},
+                {"max_tokens": 3},
+            ):
                 here.ask(**fields)
             yield here
 
@@ -95,16 +113,28 @@ def _assert_clean(where: str, data: bytes, *, but: tuple[str, ...] = ()) -> None
             assert canary.encode() not in data, f"{where} holds {canary}"
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/healthz", "/readyz", "/v1/models", "/v1/nothing", "/",
-    "/console/login"])
+@pytest.mark.parametrize(
+    "path", ["/metrics", "/healthz", "/readyz", "/v1/models", "/v1/nothing", "/", "/console/login"]
+)
 def test_no_open_page_holds_a_canary(running: Running, path: str) -> None:
     for key in (KEYS["client"], "wrong"):
         _assert_clean(path, running.get(path, {"authorization": f"Bearer {key}"}))
 
 
-API = ["/api/overview", "/api/routes", "/api/route?name=r", "/api/episodes", "/api/policies", "/api/experiments",
-"/api/alerts",
-       "/api/incidents", "/api/changes", "/api/review", "/api/settings", "/api/openapi.json"]  # fmt: skip
+API = [
+    "/api/overview",
+    "/api/routes",
+    "/api/route?name=r",
+    "/api/episodes",
+    "/api/policies",
+    "/api/experiments",
+    "/api/alerts",
+    "/api/incidents",
+    "/api/changes",
+    "/api/review",
+    "/api/settings",
+    "/api/openapi.json",
+]
 
 
 @pytest.mark.parametrize("path", API)
@@ -116,14 +146,16 @@ def test_no_page_of_the_console_holds_a_canary_or_a_secret(running: Running, pat
 
 
 BAD: dict[str, bytes] = {
-    "half an object": b'{"model":"' + PROMPT.encode(), "no UTF-8": b"\xff" + PROMPT.encode(),
+    "half an object": b'{"model":"' + PROMPT.encode(),
+    "no UTF-8": b"\xff" + PROMPT.encode(),
     "a name twice": b'{"model":"%s","model":1}' % PROMPT.encode(),
     "a wrong type": b'{"model":{"%s":1}}' % PROMPT.encode(),
-    "a list": b'["%s"]' % PROMPT.encode(), "an unknown name": b'{"model":"m","unknown":"%s"}' % PROMPT.encode(),
+    "a list": b'["%s"]' % PROMPT.encode(),
+    "an unknown name": b'{"model":"m","unknown":"%s"}' % PROMPT.encode(),
     "a role that there is not": b'{"model":"m","messages":[{"role":"%s","content":"x"}]}' % PROMPT.encode(),
     "deep": b'{"model":"m","messages":' + b"[" * 500 + PROMPT.encode(),
     "a number": b'{"model":"m","max_tokens":"%s"}' % PROMPT.encode(),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -159,10 +191,21 @@ def test_process_arguments_hold_no_canary(running: Running) -> None:
 
 
 COMMANDS = [
-    ["status"], ["status", "--json"], ["audit", "show", "-n", "1000"], ["audit", "show", "--json", "-n", "1000"],
-    ["audit", "verify"], ["audit", "export"], ["config", "check"], ["config", "show"], ["policy", "list"],
-    ["alerts", "list"], ["admin", "list"], ["policy", "show", "r"], ["audit", "bundle", "r"], ["experiment", "list"],
-]  # fmt: skip
+    ["status"],
+    ["status", "--json"],
+    ["audit", "show", "-n", "1000"],
+    ["audit", "show", "--json", "-n", "1000"],
+    ["audit", "verify"],
+    ["audit", "export"],
+    ["config", "check"],
+    ["config", "show"],
+    ["policy", "list"],
+    ["alerts", "list"],
+    ["admin", "list"],
+    ["policy", "show", "r"],
+    ["audit", "bundle", "r"],
+    ["experiment", "list"],
+]
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -172,28 +215,42 @@ def test_no_command_prints_a_canary(running: Running, words: list[str]) -> None:
     _assert_clean(" ".join(words), done.output.encode())
 
 
-@pytest.mark.parametrize("words", [["--help"], ["serve", "--help"], ["worker", "--help"], ["--version"], ["nothing"]],
-    ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["--help"], ["serve", "--help"], ["worker", "--help"], ["--version"], ["nothing"]], ids=" ".join
+)
 def test_no_help_shows_a_value_of_the_environment(words: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "from suffice.cli.main import main; main()", *words], capture_output=True, check=False,
+        [sys.executable, "-c", "from suffice.cli.main import main; main()", *words],
+        capture_output=True,
+        check=False,
         env={**os.environ, **ENVIRONMENT, "SUFFICE_CONFIG": KEYS["client"], "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
+    )
     _assert_clean(" ".join(words), done.stdout + done.stderr)
 
 
 @pytest.mark.parametrize("name", ["A_KEYS", "A_UPSTREAM", "A_FEEDBACK"])
-def test_a_start_without_one_of_its_keys_names_the_variable_and_no_value(tmp_path: Path, running: Running,
-    name: str) -> None:
+def test_a_start_without_one_of_its_keys_names_the_variable_and_no_value(
+    tmp_path: Path, running: Running, name: str
+) -> None:
     file = tmp_path / "suffice.toml"
     file.write_text(Path(running.config).read_text().replace(str(running.gateway.folder), str(tmp_path)))
     environment = {key: value for key, value in ENVIRONMENT.items() if key != name}
     done = subprocess.run(
-        [sys.executable, "-c", "from suffice.cli.main import main; main()", "serve", "--config", str(file), "--port",
-        "0"],
-        capture_output=True, check=False, timeout=120,
+        [
+            sys.executable,
+            "-c",
+            "from suffice.cli.main import main; main()",
+            "serve",
+            "--config",
+            str(file),
+            "--port",
+            "0",
+        ],
+        capture_output=True,
+        check=False,
+        timeout=120,
         env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
+    )
     assert done.returncode != 0
     assert name.encode() in done.stdout + done.stderr
     assert b"Traceback" not in done.stderr

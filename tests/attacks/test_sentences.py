@@ -41,10 +41,21 @@ def began(number: int = 1) -> EpochBegan:
 
 def published(number: int = 1, level: int = 3, **changes: Any) -> PolicyPublished:
     known: dict[str, Any] = {
-        "route": "r", "number": number, "epoch": 1, "at": 9, "version": "v", "fit": "v", "level": level, "n_levels": 9,
-        "certified": level > 0, "share": 0.05, "reason": "x", "author": "w", "setup": "",
+        "route": "r",
+        "number": number,
+        "epoch": 1,
+        "at": 9,
+        "version": "v",
+        "fit": "v",
+        "level": level,
+        "n_levels": 9,
+        "certified": level > 0,
+        "share": 0.05,
+        "reason": "x",
+        "author": "w",
+        "setup": "",
         "evidence": EvidenceSummary(n_audits=400, n_disagreeing=2, max_em_drop=0.02, confidence=0.95, share=0.7),
-    }  # fmt: skip
+    }
     return PolicyPublished(Publication(**(known | changes)))
 
 
@@ -57,9 +68,18 @@ def resumed(number: int = 1) -> EnforcementResumed:
 
 
 def held(kind: Any, *, until_s: float = FAR_S, **changes: Any) -> OverrideSet:
-    return OverrideSet(Override(
-        route="r", number=1, kind=kind, reason="x", author="ann", set_at_s=FAR_S - 9, expires_at_s=until_s, **changes
-    ))  # fmt: skip
+    return OverrideSet(
+        Override(
+            route="r",
+            number=1,
+            kind=kind,
+            reason="x",
+            author="ann",
+            set_at_s=FAR_S - 9,
+            expires_at_s=until_s,
+            **changes,
+        )
+    )
 
 
 def run(
@@ -67,13 +87,30 @@ def run(
 ) -> list[Event]:
     name = f"ep{number}"
     request = Request(
-        episode_id=name, route="r", kind="reasoning", mode=mode, model="m", stream=False, n_samples=1, audit=audit,
-        propensity=0.5, policy_version="v", certified=False, question_key=name, ungoverned=None, received_at_s=0.0,
-    )  # fmt: skip
+        episode_id=name,
+        route="r",
+        kind="reasoning",
+        mode=mode,
+        model="m",
+        stream=False,
+        n_samples=1,
+        audit=audit,
+        propensity=0.5,
+        policy_version="v",
+        certified=False,
+        question_key=name,
+        ungoverned=None,
+        received_at_s=0.0,
+    )
     ended = Ended(
-        episode_id=name, end_reason="stopped" if stopped else "done", status=200, answer="4", response_id=None,
-        usage=Usage(prompt_tokens=9, completion_tokens=tokens), stopped=stopped,
-    )  # fmt: skip
+        episode_id=name,
+        end_reason="stopped" if stopped else "done",
+        status=200,
+        answer="4",
+        response_id=None,
+        usage=Usage(prompt_tokens=9, completion_tokens=tokens),
+        stopped=stopped,
+    )
     return [RequestSeen(request), RequestEnded(ended)]
 
 
@@ -82,11 +119,13 @@ AUDITS = [event for number in range(100, 130) for event in run(number, audit=Tru
 
 
 def settings_of(folder: Path, route: dict[str, Any]) -> Settings:
-    return parse({
-        "upstreams": {"up": {"url": "http://127.0.0.1:9", "driver": "vllm"}},
-        "routes": {"r": {"upstream": "up", "mode": "enforce", "scorer": "number", **route}},
-        "store": {"url": f"sqlite:///{folder / 'log.db'}"},
-    })  # fmt: skip
+    return parse(
+        {
+            "upstreams": {"up": {"url": "http://127.0.0.1:9", "driver": "vllm"}},
+            "routes": {"r": {"upstream": "up", "mode": "enforce", "scorer": "number", **route}},
+            "store": {"url": f"sqlite:///{folder / 'log.db'}"},
+        }
+    )
 
 
 def written(folder: Path, events: Iterable[Event]) -> Path:
@@ -104,9 +143,11 @@ def config_of(folder: Path, route: dict[str, Any]) -> Path:
         lines.append(f"{key} = {shown}")
     file = folder / "suffice.toml"
     file.write_text(
-        '[upstreams.up]\nurl = "http://127.0.0.1:9"\ndriver = "vllm"\n[routes.r]\n' + "\n".join(lines)
-        + f'\n[store]\nurl = "sqlite:///{folder / "log.db"}"\n', "utf-8",
-    )  # fmt: skip
+        '[upstreams.up]\nurl = "http://127.0.0.1:9"\ndriver = "vllm"\n[routes.r]\n'
+        + "\n".join(lines)
+        + f'\n[store]\nurl = "sqlite:///{folder / "log.db"}"\n',
+        "utf-8",
+    )
     return file
 
 
@@ -125,7 +166,7 @@ class Case:
     route: dict[str, Any]
     events: list[Event]
     state: str
-    has: str = ""       # of the text for people
+    has: str = ""  # of the text for people
     lacks: str = ""
     killed: bool = False
 
@@ -181,14 +222,16 @@ CASES: dict[str, Case] = {
     "learned, capped at level 0": Case({}, [began(), published(), held("cap", level=0), *STOPPED], "held"),
     "learned, certified and paused": Case({}, [began(), published(), paused(), *STOPPED], "paused", "PAUSED until"),
     "learned, paused where load may let a level act": Case(
-        {"on_fallback": "availability_first"}, [began(), published(), paused(), *STOPPED], "paused",
+        {"on_fallback": "availability_first"},
+        [began(), published(), paused(), *STOPPED],
+        "paused",
         "a level that is not certified any more may act",
     ),
     "effort, published for another effort": Case(
         EFFORT, [began(), published(level=1, fit="", arm="effort=high"), *STOPPED], "void", lacks="asked with"
     ),
     "an owner's policy, not proved yet": Case(OWN, [began(), *STOPPED], "burst", lacks="NONE"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -203,21 +246,29 @@ def test_status_says_what_is_so(tmp_path: Path, case: Case) -> None:
     assert not case.lacks or case.lacks not in text
 
 
-@pytest.mark.parametrize(("route", "mode", "is_so"), [
-    (RISKY, "enforce", "NONE: the policy stops runs"), (OWN, "observe", "the route observes"),
-    ({}, "enforce", "nothing is certified"), (OWN, "off", "the route's mode is off")],
-    ids=["uncertified", "observing", "learned", "off"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("route", "mode", "is_so"),
+    [
+        (RISKY, "enforce", "NONE: the policy stops runs"),
+        (OWN, "observe", "the route observes"),
+        ({}, "enforce", "nothing is certified"),
+        (OWN, "off", "the route's mode is off"),
+    ],
+    ids=["uncertified", "observing", "learned", "off"],
+)
 def test_a_resume_says_what_happens_then(tmp_path: Path, route: dict[str, Any], mode: str, is_so: str) -> None:
     """It said "everything runs in full until a level is certified" where 93 % of the runs were stopped."""
     configured = settings_of(tmp_path, {**route, "mode": mode}).routes["r"]
     pause = paused().pause
     now = Now(
-        route="r", holds=NO_HOLDS.after(pause, 1.0), settings=configured, epoch=began().epoch, pause=pause,
+        route="r",
+        holds=NO_HOLDS.after(pause, 1.0),
+        settings=configured,
+        epoch=began().epoch,
+        pause=pause,
         publication=published(level=0).publication,
-    )  # fmt: skip
-    found = decide(
-        IncidentForm(incident="r:p1", decision="resume", reason="fine", author="ann"), now, now_s=2.0
     )
+    found = decide(IncidentForm(incident="r:p1", decision="resume", reason="fine", author="ann"), now, now_s=2.0)
     assert not isinstance(found, DecisionRows) or is_so in found.decision.after
     assert is_so in in_words(replace(now, pause=None), now_s=2.0)
 
@@ -290,9 +341,12 @@ def test_a_certified_level_that_nobody_acts_on_says_so() -> None:
 @pytest.mark.parametrize("beside", [("experiment dearer",), ("a rollout",)], ids=["experiment", "rollout"])
 def test_a_promise_names_who_is_outside_of_it(beside: tuple[str, ...]) -> None:
     one = GuaranteeInputs(
-        name="r", settings=Route(upstream="up", mode="enforce"), epoch=began().epoch,
-        publication=published().publication, beside=beside,
-    )  # fmt: skip
+        name="r",
+        settings=Route(upstream="up", mode="enforce"),
+        epoch=began().epoch,
+        publication=published().publication,
+        beside=beside,
+    )
     assert f"requests that draw an arm of {beside[0]}" in guarantee_of(one).sentence
     assert "draw an arm" not in guarantee_of(replace(one, beside=())).sentence
 
@@ -300,7 +354,10 @@ def test_a_promise_names_who_is_outside_of_it(beside: tuple[str, ...]) -> None:
 def test_two_overrides_at_once_are_the_stricter_one() -> None:
     ones = [held("cap", level=2).override, replace(held("observe").override, number=2)]
     one = GuaranteeInputs(
-        name="r", settings=Route(upstream="up", mode="enforce"), epoch=began().epoch,
-        publication=published().publication, holding=in_effect(ones, 1.0),
-    )  # fmt: skip
+        name="r",
+        settings=Route(upstream="up", mode="enforce"),
+        epoch=began().epoch,
+        publication=published().publication,
+        holding=in_effect(ones, 1.0),
+    )
     assert guarantee_of(one).state == "held"

@@ -69,7 +69,7 @@ FILES = {
     "a back slash": '[upstreams.u]\nurl = "http:\\\\evil"',
     "endless model": f'{LEARNED}model = "/dev/zero", threshold = 0.1}}',
     "model by a null byte": f'{LEARNED}model = "\\u0000", threshold = 0.1}}',
-}  # fmt: skip
+}
 
 
 def _refused(file: Path) -> str:
@@ -110,14 +110,18 @@ def test_what_is_no_text_file_is_refused(tmp_path: Path, attack: str) -> None:
 def test_a_hostile_yaml_file_is_refused(tmp_path: Path, attack: str) -> None:
     pytest.importorskip("yaml")
     file = tmp_path / "suffice.yaml"
-    file.write_text({
-        "nested": "[" * 10_000,
-        "aliases": "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
-            f"{new}: &{new} [{', '.join(['*' + old] * 9)}]" for old, new in zip("abcdefgh", "bcdefghi", strict=True)),
-        "python object": "server: !!python/object/apply:os.system ['true']",
-        "a number of 5,000 digits": "server: {port: " + "9" * 5_000 + "}",
-        "a list": "- server",
-    }[attack])  # fmt: skip
+    file.write_text(
+        {
+            "nested": "[" * 10_000,
+            "aliases": "a: &a [x, x, x, x, x, x, x, x, x]\n"
+            + "\n".join(
+                f"{new}: &{new} [{', '.join(['*' + old] * 9)}]" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+            ),
+            "python object": "server: !!python/object/apply:os.system ['true']",
+            "a number of 5,000 digits": "server: {port: " + "9" * 5_000 + "}",
+            "a list": "- server",
+        }[attack]
+    )
     _refused(file)
 
 
@@ -137,8 +141,11 @@ def _with(level: tuple[str, ...], key: str, value: object) -> dict[str, Any]:
     return raw
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1, -0.5, 10**30, 10**5_000, 1e300], ids=[
-    "nan", "inf", "-inf", "-1", "-0.5", "10**30", "10**5000", "1e300"])  # fmt: skip
+@pytest.mark.parametrize(
+    "value",
+    [math.nan, math.inf, -math.inf, -1, -0.5, 10**30, 10**5_000, 1e300],
+    ids=["nan", "inf", "-inf", "-1", "-0.5", "10**30", "10**5000", "1e300"],
+)
 def test_no_number_of_any_setting_is_infinite_negative_or_immense(value: float) -> None:
     accepted = list[str]()
     for level, name in _numbers():
@@ -174,9 +181,14 @@ def test_a_secret_in_the_place_of_its_variables_name_is_not_repeated(level: tupl
         assert "canary" not in str(refused.value)
 
 
-@pytest.mark.parametrize("url", [
-    "postgres://user:sk-canary@host/suffice", "mysql+aiomysql://user:sk-canary@host:3306/x", "//user:sk-canary@host",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgres://user:sk-canary@host/suffice",
+        "mysql+aiomysql://user:sk-canary@host:3306/x",
+        "//user:sk-canary@host",
+    ],
+)
 def test_the_password_of_another_database_is_not_repeated(tmp_path: Path, url: str) -> None:
     file = tmp_path / "suffice.toml"
     file.write_text(f'{UP}[store]\nurl = "{url}"\n', encoding="utf-8")
@@ -196,10 +208,22 @@ def test_a_secret_under_a_key_that_there_is_not_is_not_repeated(tmp_path: Path, 
     assert "canary" not in done.output
 
 
-@pytest.mark.parametrize("said", [
-    "{" + '"a":{' * 20_000, '{"policy":"never","a":' + "[" * 20_000, '{"policy":' + "9" * 5_000 + "}", "{policy = {}}",
-    "{policy = 'never', policy = 'beta'}", "{}", "[]", "/dev/null", "{\0}", "{" + ".".join(["a"] * 50_000) + " = 1}",
-], ids=lambda said: repr(said[:24]))  # fmt: skip
+@pytest.mark.parametrize(
+    "said",
+    [
+        "{" + '"a":{' * 20_000,
+        '{"policy":"never","a":' + "[" * 20_000,
+        '{"policy":' + "9" * 5_000 + "}",
+        "{policy = {}}",
+        "{policy = 'never', policy = 'beta'}",
+        "{}",
+        "[]",
+        "/dev/null",
+        "{\0}",
+        "{" + ".".join(["a"] * 50_000) + " = 1}",
+    ],
+    ids=lambda said: repr(said[:24]),
+)
 def test_a_hostile_policy_on_the_command_line_is_refused(said: str) -> None:
     began_s = time.process_time()
     with pytest.raises(ConfigError):

@@ -57,7 +57,7 @@ REFUSALS: dict[str, tuple[str, str, str]] = {
     "a host without a port": ('[console]\nhost = "127.0.0.1"', "", "console.host"),
     "a limit that is none": ("[server]\nhead_timeout_s = -1.0", "", "server.head_timeout_s"),
     "no connections": ("[server]\nmax_connections = 0", "", "server.max_connections"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSALS)
@@ -102,9 +102,10 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]
 
 def _apart(folder: Path, upstream: str) -> Iterator[tuple[int, int]]:
     settings = {
-        "upstreams": {"up": {"url": upstream}}, "control": {"enabled": False},
+        "upstreams": {"up": {"url": upstream}},
+        "control": {"enabled": False},
         "console": {"port": 0, "host": "127.0.0.1"},
-    }  # fmt: skip
+    }
     with GatewayProcess.serving(folder, settings) as process:
         found = re.search(rb"console on http://127.0.0.1:(\d+)/console", process.stderr())
         assert found is not None

@@ -22,7 +22,7 @@ from suffice.testing import GatewayProcess
 
 MIB = 2**20
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
-CPU_S = 20.0     # for all that one attack sends; none needs half of it on two slow cores
+CPU_S = 20.0  # for all that one attack sends; none needs half of it on two slow cores
 GROWTH_BYTES = 50 * MIB
 
 
@@ -37,7 +37,7 @@ def delta(fields: bytes, index: bytes = b"0") -> bytes:
 
 END = event(b'{"index":0,"delta":{},"finish_reason":"stop"}') + b"data: [DONE]\n\n"
 TEXT_64K = event(delta(b'"content":"' + b"a" * 65_536 + b'"'))
-COLLIDING = 2**61 - 1   # whole numbers that are multiples of this have one hash
+COLLIDING = 2**61 - 1  # whole numbers that are multiples of this have one hash
 
 
 def again(piece: bytes, n: int) -> list[bytes]:
@@ -68,64 +68,112 @@ ATTACKS: dict[str, tuple[list[list[bytes]], set[int]]] = {
     "an event of 4 million lines": ([again(b"data:\n" * 10_000, 130), [b"\n", END]], {502}),
     "an event of lines without a name": ([[b"x\n" * 2_000_000 + b"\n", END]], {502}),
     "100,000 choices in one event": (
-        [[event(b",".join(delta(b'"content":"a"', b"%d" % i) for i in range(100_000))), END]], {502}
+        [[event(b",".join(delta(b'"content":"a"', b"%d" % i) for i in range(100_000))), END]],
+        {502},
     ),
     "100,000 choices, one an event": (
-        [[event(delta(b'"content":"a"', b"%d" % i)) for i in range(100_000)], [END]], {502}
+        [[event(delta(b'"content":"a"', b"%d" % i)) for i in range(100_000)], [END]],
+        {502},
     ),
     "choices whose numbers collide": (
-        [[event(delta(b'"content":"a"', b"%d" % (i * COLLIDING))) for i in range(20_000)], [END]], {502}
+        [[event(delta(b'"content":"a"', b"%d" % (i * COLLIDING))) for i in range(20_000)], [END]],
+        {502},
     ),
     "one choice 100,000 times in one event": ([[event(b",".join([delta(b'"content":"a"')] * 100_000)), END]], {502}),
     "choices that are empty objects": ([[event(b",".join([b"{}"] * 1_000_000)), END]], {502}),
     "choices that are numbers": ([[event(b",".join([b"1"] * 1_000_000)), END]], {502}),
     "20,000 tool calls": ([[event(delta(b'"tool_calls":[' + calls(20_000, 1) + b"]")), END]], {502}),
     "tool calls whose numbers collide": (
-        [[event(delta(b'"tool_calls":[' + calls(9_000, COLLIDING) + b"]")), END]], {502}
+        [[event(delta(b'"tool_calls":[' + calls(9_000, COLLIDING) + b"]")), END]],
+        {502},
     ),
     "tool calls without a number": (
-        [[event(delta(b'"tool_calls":[' + b",".join(b'{"id":"t%d"}' % i for i in range(20_000)) + b"]")), END]], {502}
+        [[event(delta(b'"tool_calls":[' + b",".join(b'{"id":"t%d"}' % i for i in range(20_000)) + b"]")), END]],
+        {502},
     ),
-    "arguments in a million pieces": (
-        [tokens(b'"tool_calls":[' + calls(100, 0) + b"]", 1_000), [END]], {200, 502}
-    ),
+    "arguments in a million pieces": ([tokens(b'"tool_calls":[' + calls(100, 0) + b"]", 1_000), [END]], {200, 502}),
     "names in pieces": (
         [tokens(b'"tool_calls":[' + b",".join([b'{"index":0,"function":{"name":"ab"}}'] * 100) + b"]", 1_000), [END]],
         {200, 502},
     ),
     "parts of content": (
-        [tokens(b'"content":[' + b",".join([b'{"type":"text","text":"a"}'] * 100) + b"]", 1_000), [END]], {200, 502}
+        [tokens(b'"content":[' + b",".join([b'{"type":"text","text":"a"}'] * 100) + b"]", 1_000), [END]],
+        {200, 502},
     ),
     "new names in each delta": ([[event(delta(b'"x%d":"a"' % i)) for i in range(20_000)], [END]], {502}),
     "new names of lists": ([[event(delta(b'"x%d":[1,2,3]' % i)) for i in range(20_000)], [END]], {502}),
     "lists that add up": ([tokens(b'"x":[[],[],[],[],[],[],[],[],[],[],[],[]]', 200_000), [END]], {502}),
-    "a new name in each event": ([[event(delta(b'"content":"a"'), **{f"x{i}": b"1"}) for i in range(20_000)], [END]], {502}),  # noqa: E501
+    "a new name in each event": (
+        [[event(delta(b'"content":"a"'), **{f"x{i}": b"1"}) for i in range(20_000)], [END]],
+        {502},
+    ),
     "log-probabilities": (
-        [tokens(b'"content":"a"},"logprobs":{"content":[' + b",".join(
-            [b'{"token":"a","logprob":-0.1,"bytes":[97],"top_logprobs":[]}'] * 20) + b']},"x":{', 60_000), [END]], {502}
+        [
+            tokens(
+                b'"content":"a"},"logprobs":{"content":['
+                + b",".join([b'{"token":"a","logprob":-0.1,"bytes":[97],"top_logprobs":[]}'] * 20)
+                + b']},"x":{',
+                60_000,
+            ),
+            [END],
+        ],
+        {502},
     ),
     "log-probabilities that are slow to convert": (
-        [tokens(b'"content":"a"},"logprobs":{"content":[' + b",".join(
-            [b'{"token":"a","logprob":-1e308}'] * 400) + b']},"x":{', 100), [END]], {200, 502}
+        [
+            tokens(
+                b'"content":"a"},"logprobs":{"content":['
+                + b",".join([b'{"token":"a","logprob":-1e308}'] * 400)
+                + b']},"x":{',
+                100,
+            ),
+            [END],
+        ],
+        {200, 502},
     ),
-    "numbers that are slow to convert": ([tokens(b'"x":[' + b",".join([b"1e308"] * 1_000) + b"]", 100), [END]], {200, 502}),  # noqa: E501
+    "numbers that are slow to convert": (
+        [tokens(b'"x":[' + b",".join([b"1e308"] * 1_000) + b"]", 100), [END]],
+        {200, 502},
+    ),
     "log-probabilities of no number": (
-        [[event(b'{"index":0,"delta":{"content":"a"},"logprobs":{"content":[{"token":"a","logprob":%s,"top_logprobs":'
-                b'[{"token":"b","logprob":%s}]}]}}' % (n, n)) for n in (b"1e308", b"9" * 300, b"null", b'"a"', b"[]")],
-         [END]], {200},
+        [
+            [
+                event(
+                    b'{"index":0,"delta":{"content":"a"},"logprobs":{"content":[{"token":"a","logprob":%s,"top_logprobs":'
+                    b'[{"token":"b","logprob":%s}]}]}}' % (n, n)
+                )
+                for n in (b"1e308", b"9" * 300, b"null", b'"a"', b"[]")
+            ],
+            [END],
+        ],
+        {200},
     ),
     "half characters in log-probabilities": (
-        [[event(b'{"index":0,"delta":{"content":"a"},"logprobs":{"content":[{"token":"\\ud800","logprob":-1}]}}'), END]],  # noqa: E501
+        [
+            [
+                event(b'{"index":0,"delta":{"content":"a"},"logprobs":{"content":[{"token":"\\ud800","logprob":-1}]}}'),
+                END,
+            ]
+        ],
         {200},
     ),
     "nested lists": ([[event(b"[" * 40_000 + b"]" * 40_000), END]], {502}),
     "nested objects": ([[event(delta(b'"x":' + b'{"a":' * 10_000 + b"1" + b"}" * 10_000)), END]], {502}),
     "nested where it is kept": ([[event(delta(b'"x":' + b"[" * 500 + b"]" * 500)), END]], {200, 502}),
     "a function that is no object": (
-        [[event(delta(b'"tool_calls":[{"index":0,"function":"f"}]')),
-          event(delta(b'"tool_calls":[{"index":0,"function":{"name":"g"}}]')), END]], {200},
+        [
+            [
+                event(delta(b'"tool_calls":[{"index":0,"function":"f"}]')),
+                event(delta(b'"tool_calls":[{"index":0,"function":{"name":"g"}}]')),
+                END,
+            ]
+        ],
+        {200},
     ),
-    "a finish reason that is a list": ([[event(b'{"index":0,"delta":{"content":"a"},"finish_reason":[[]]}'), END]], {200, 502}),  # noqa: E501
+    "a finish reason that is a list": (
+        [[event(b'{"index":0,"delta":{"content":"a"},"finish_reason":[[]]}'), END]],
+        {200, 502},
+    ),
     "a number of 5,000 digits": ([[event(delta(b'"content":"a"', b"9" * 5_000)), END]], {502}),
     "an index that is no number": ([[event(delta(b'"content":"a"', b'"1e308"')), END]], {200, 502}),
     "half characters": ([tokens(b'"content":"\\ud800"', 2_000), [END]], {200}),
@@ -139,7 +187,7 @@ ATTACKS: dict[str, tuple[list[list[bytes]], set[int]]] = {
     "nothing": ([[]], {502}),
     "no UTF-8": ([[event(delta(b'"content":"\xff"')), END]], {502}),
     "NUL": ([again(b"\x00" * 65_536, 300)], {502}),
-}  # fmt: skip
+}
 TRAILERS = {"an endless trailer": b"x-a: aaaaaaaaaaaaaaaa\r\n", "an endless header in a trailer": b"a" * 65_536}
 
 
@@ -162,7 +210,7 @@ class Hostile(socketserver.StreamRequestHandler):
                 self.wfile.write(TRAILERS[name])
             self.wfile.write(b"\r\n")
         except OSError:
-            pass   # the gateway has had enough
+            pass  # the gateway has had enough
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -178,12 +226,18 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
         settings = {
             "upstreams": {"up": {"url": f"http://127.0.0.1:{server.server_address[1]}", "retries": 0}},
             "routes": {
-                "samples": {**route, "kind": "samples", "samples": 4, "wave": 4, "max_extra_calls": 3,
-                            "match": {"model": "samples *"}},
+                "samples": {
+                    **route,
+                    "kind": "samples",
+                    "samples": 4,
+                    "wave": 4,
+                    "max_extra_calls": 3,
+                    "match": {"model": "samples *"},
+                },
                 "reasoning": {**route, "match": {"model": "reasoning *"}},
                 "off": {**route, "mode": "off", "match": {"model": "off *"}},
             },
-        }  # fmt: skip
+        }
         with GatewayProcess.serving(tmp_path_factory.mktemp("hostile"), settings) as process:
             ask(process, "samples", "warm up")
             yield process

@@ -16,18 +16,28 @@ from tests.control.made import label, run
 
 N, BURST, SHARE = 620, 60, 0.4
 ROUTE = {
-    "upstream": "up", "kind": "samples", "samples": 8, "scorer": "number", "mode": "enforce", "max_em_drop": 0.1,
-    "confidence": 0.9, "audit_share": SHARE,
-}  # fmt: skip
+    "upstream": "up",
+    "kind": "samples",
+    "samples": 8,
+    "scorer": "number",
+    "mode": "enforce",
+    "max_em_drop": 0.1,
+    "confidence": 0.9,
+    "audit_share": SHARE,
+}
 
 
 def settings_of(folder: Path, **route: Any) -> Settings:
     """A route that certifies itself, and heads that are kept in a file."""
-    return parse({
-        "upstreams": {"up": {"url": "http://127.0.0.1:9"}}, "routes": {"r": ROUTE | route},
-        "store": {"url": f"sqlite:///{folder / 'log.db'}"}, "audit": {"file": str(folder / "heads.jsonl")},
-        "control": {"tick_requests": 20, "burst_requests": BURST, "refit_requests": 200, "window_audits": 400},
-    })  # fmt: skip
+    return parse(
+        {
+            "upstreams": {"up": {"url": "http://127.0.0.1:9"}},
+            "routes": {"r": ROUTE | route},
+            "store": {"url": f"sqlite:///{folder / 'log.db'}"},
+            "audit": {"file": str(folder / "heads.jsonl")},
+            "control": {"tick_requests": 20, "burst_requests": BURST, "refit_requests": 200, "window_audits": 400},
+        }
+    )
 
 
 def events(seed: int = 5) -> Iterator[Event]:

@@ -96,10 +96,12 @@ def audit(lines: Lines, status: str = "returned", *, differs: bool = False, labe
     """An audit of this kind whose Z at the published level is +1 where it differs."""
     level = lines[0]["level"]
     return next(
-        line for line in requests(lines)
-        if line.get("status") == status and ("label" in line) == labelled
+        line
+        for line in requests(lines)
+        if line.get("status") == status
+        and ("label" in line) == labelled
         and (status != "returned" or (_at(line["z"], level) == 1 if differs else not line["d"]))
-    )  # fmt: skip
+    )
 
 
 def _at(runs: list[list[int]], level: int) -> int:

@@ -51,9 +51,7 @@ def sampled() -> Iterator[Event]:
                 gone.add(event.key)
                 n_waiting += 1
             else:
-                yield RequestSeen(replace(
-                    event.request, keep_rate=2 / 3, kept_by="" if event.request.audit else "lot"
-                ))  # fmt: skip
+                yield RequestSeen(replace(event.request, keep_rate=2 / 3, kept_by="" if event.request.audit else "lot"))
         elif event.key not in gone:
             yield event
         if n_waiting > 9:
@@ -64,9 +62,16 @@ def sampled() -> Iterator[Event]:
 
 def counted(number: int, n: int) -> RequestsCounted:
     cell = Unkept(query_class="", version="", ungoverned="", n=n, ends=(("done", n),))
-    return RequestsCounted(RequestCount(
-        count_id=f"c{number}", route="r", n_requests=n, n_governed=n, cells=(cell,), audit_share=SHARE,
-    ))  # fmt: skip
+    return RequestsCounted(
+        RequestCount(
+            count_id=f"c{number}",
+            route="r",
+            n_requests=n,
+            n_governed=n,
+            cells=(cell,),
+            audit_share=SHARE,
+        )
+    )
 
 
 def repeated() -> Iterator[Event]:
@@ -101,10 +106,14 @@ def named_by_response() -> Iterator[Event]:
 
 
 WORLDS: dict[str, tuple[Callable[[], Iterator[Event]], dict[str, Any]]] = {
-    "plain": (plain, {}), "observed": (observed, {}), "sampled": (sampled, {}), "repeated": (repeated, {}),
+    "plain": (plain, {}),
+    "observed": (observed, {}),
+    "sampled": (sampled, {}),
+    "repeated": (repeated, {}),
     "thoughts": (thoughts, {"kind": "reasoning", "samples": 1, "max_em_drop": 0.5}),
-    "named by response": (named_by_response, {}), "owned": (plain, OWNED),
-}  # fmt: skip
+    "named by response": (named_by_response, {}),
+    "owned": (plain, OWNED),
+}
 
 
 def bundles(settings: Settings, folder: Path) -> Iterator[tuple[list[dict[str, Any]], Path]]:
@@ -133,9 +142,13 @@ def test_every_publication_is_rebuilt_and_verified(
         seen |= {"finish"} if lines[0]["charges"]["finish"] else set()
     assert n > 0, "no level was ever certified"
     marks = {
-        "observed": "mode", "sampled": "unrecorded", "repeated": "delivery", "thoughts": "finish",
-        "named by response": "response_id", "owned": "end_seq",
-    }  # fmt: skip
+        "observed": "mode",
+        "sampled": "unrecorded",
+        "repeated": "delivery",
+        "thoughts": "finish",
+        "named by response": "response_id",
+        "owned": "end_seq",
+    }
     assert marks.get(world, "label") in seen, "the world has not happened"
 
 
@@ -144,9 +157,10 @@ def test_audits_that_a_change_of_promise_gave_up_count_as_lost_whatever_they_cam
 ) -> None:
     log = list(events())
     half = next(
-        n for n, event in enumerate(log, 1)
+        n
+        for n, event in enumerate(log, 1)
         if isinstance(event, RequestSeen) and event.request.audit and event.key >= "ep_00400"
-    )  # fmt: skip
+    )
     made_log(tmp_path, log[:half])
     settings = settings_of(tmp_path, max_em_drop=0.12)
     fill(settings, ())  # the promise changes while audits are on their way
@@ -166,8 +180,23 @@ def test_audits_that_a_change_of_promise_gave_up_count_as_lost_whatever_they_cam
 def test_no_answer_and_no_question_leaves_the_log(tmp_path: Path) -> None:
     settings = made_log(tmp_path)
     lines = sealed(settings, "r", None, where="b", author="ann", reason="")
-    known = {"type", "n", "id", "seq", "digest", "audit", "p", "end_seq", "end_digest", "status", "why", "d", "z",
-             "label", "right"}  # fmt: skip
+    known = {
+        "type",
+        "n",
+        "id",
+        "seq",
+        "digest",
+        "audit",
+        "p",
+        "end_seq",
+        "end_digest",
+        "status",
+        "why",
+        "d",
+        "z",
+        "label",
+        "right",
+    }
     for line in map(json.loads, lines):
         if line["type"] == "request":
             assert set(line) <= known
@@ -183,7 +212,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("command")
     made_log(folder)
     route = "\n".join(f"{name} = {json.dumps(value)}" for name, value in ROUTE.items())
-    (folder / "suffice.toml").write_text(f"""
+    (folder / "suffice.toml").write_text(
+        f"""
 [upstreams.up]
 url = "http://127.0.0.1:9"
 [routes.r]
@@ -191,15 +221,17 @@ url = "http://127.0.0.1:9"
 [routes.idle]
 upstream = "up"
 [store]
-url = "sqlite:///{folder / 'log.db'}"
+url = "sqlite:///{folder / "log.db"}"
 [audit]
-file = "{folder / 'heads.jsonl'}"
+file = "{folder / "heads.jsonl"}"
 [control]
 tick_requests = 20
 burst_requests = {BURST}
 refit_requests = 200
 window_audits = 400
-""", encoding="utf-8")
+""",
+        encoding="utf-8",
+    )
     return folder / "suffice.toml"
 
 
@@ -229,11 +261,14 @@ def test_standard_output_holds_the_bundle_alone(config: Path, capsys: pytest.Cap
     assert verifier.main([str(out)]) == 0, capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("words", "says"), [
-    (("nobody",), "route 'nobody' is not in the settings; there are idle, r"),
-    (("idle",), "route idle: publications: none yet"),
-    (("r", "--publication", "99"), "got 99"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("nobody",), "route 'nobody' is not in the settings; there are idle, r"),
+        (("idle",), "route idle: publications: none yet"),
+        (("r", "--publication", "99"), "got 99"),
+    ],
+)
 def test_what_cannot_be_bundled_is_said_and_leaves_no_row(config: Path, words: tuple[str, ...], says: str) -> None:
     before = call("audit", "show", "--config", config, "-n", "1", "--json").output
     done = call("audit", "bundle", "--config", config, *words)

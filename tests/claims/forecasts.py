@@ -28,26 +28,26 @@ from suffice.testing.simulated.traffic import SimulatedTraffic, draw
 
 Floats = NDArray[np.float64]
 BUDGET: Final = 0.02
-SIZE: Final = 100           # requests in a window
-BURST: Final = 1_000        # full runs at the start
-ONSET: Final = 10_000       # first request of a drift
-FIRST_LOOK: Final = 30      # windows
-LEAD: Final = 300           # requests before the crossing that an alert must come
-N_WAYS: Final = 21          # steps from one world to another
-N_RUNS: Final = 4_000       # of each
-FRESH: Final = 200          # first seed of the tables; the constants of the forecast were chosen on those before it
-DOUBT_SHARE: Final = 0.4    # of requests that are audited while the forecast is in doubt, where that is allowed
+SIZE: Final = 100  # requests in a window
+BURST: Final = 1_000  # full runs at the start
+ONSET: Final = 10_000  # first request of a drift
+FIRST_LOOK: Final = 30  # windows
+LEAD: Final = 300  # requests before the crossing that an alert must come
+N_WAYS: Final = 21  # steps from one world to another
+N_RUNS: Final = 4_000  # of each
+FRESH: Final = 200  # first seed of the tables; the constants of the forecast were chosen on those before it
+DOUBT_SHARE: Final = 0.4  # of requests that are audited while the forecast is in doubt, where that is allowed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stream:
     """What each of n requests would show if it were an audit, and what all traffic shows, by window."""
 
-    near: Floats       # (n,)
+    near: Floats  # (n,)
     z: NDArray[np.int8]  # (n,)
-    signals: Floats    # (n / 100, F)
+    signals: Floats  # (n / 100, F)
     predicted: Floats  # (n,): what the stop model expects it to lose at the deployed level
-    lot: Floats        # (n,): a request is an audit if it is below the share
+    lot: Floats  # (n,): a request is an audit if it is below the share
     crossing: int | None  # request at which the true drop reaches the budget; None: never
 
 
@@ -56,9 +56,9 @@ class Told:
     """What the forecast said of one stream."""
 
     raised: tuple[int, ...]  # requests at which an alert began
-    ended: tuple[int, ...]   # … and ended, where it did
+    ended: tuple[int, ...]  # … and ended, where it did
     n_looks: int
-    share: float             # of requests behind the burst that were audited
+    share: float  # of requests behind the burst that were audited
     crossing: int | None
 
     @property
@@ -91,11 +91,19 @@ def told(stream: Stream, share: float, doubt_share: float = 0.0) -> Told:
         drawn = stream.lot[rows] < (1.0 if b * SIZE < BURST else max(share, doubt_share) if doubtful else share)
         near, z, expected = (part[rows][drawn] for part in (stream.near, stream.z, stream.predicted))
         n_audited += int(drawn.sum()) if b * SIZE >= BURST else 0
-        windows.append(ForecastWindow(
-            until=(b + 1) * SIZE, n_requests=SIZE, signals=tuple(stream.signals[b].tolist()),
-            predicted_drop=float(expected.mean()) if len(z) else None, n_audits=len(z), near=float(near.sum()),
-            near_squares=float((near**2).sum()), n_settled=len(z), drop=int(z.sum()),
-        ))  # fmt: skip
+        windows.append(
+            ForecastWindow(
+                until=(b + 1) * SIZE,
+                n_requests=SIZE,
+                signals=tuple(stream.signals[b].tolist()),
+                predicted_drop=float(expected.mean()) if len(z) else None,
+                n_audits=len(z),
+                near=float(near.sum()),
+                near_squares=float((near**2).sum()),
+                n_settled=len(z),
+                drop=int(z.sum()),
+            )
+        )
         if b + 1 >= FIRST_LOOK:
             before = found is not None and found.alert
             found = forecast_drop(windows, budget=BUDGET, alerted=before)
@@ -113,11 +121,11 @@ def told(stream: Stream, share: float, doubt_share: float = 0.0) -> Told:
 class Pool:
     """Runs on each part of the way from the usual world to another, at one level."""
 
-    near: Floats       # (ways, runs)
+    near: Floats  # (ways, runs)
     z: NDArray[np.int8]
-    signals: Floats    # (ways, runs, F)
+    signals: Floats  # (ways, runs, F)
     predicted: Floats
-    drop: Floats       # (ways,): true drop, smoothed
+    drop: Floats  # (ways,): true drop, smoothed
 
     def stream(self, ways: Floats, rng: np.random.Generator) -> Stream:
         """A stream whose request i is so far on the way, 0 … 1; it ends where the drop crosses the budget."""
@@ -126,7 +134,9 @@ class Pool:
         n = (int(over[0]) if len(over) else len(ways)) // SIZE * SIZE
         at, pick = np.rint(ways[:n] * (N_WAYS - 1)).astype(int), rng.integers(N_RUNS, size=n)
         return Stream(
-            near=self.near[at, pick], z=self.z[at, pick], lot=rng.random(n),
+            near=self.near[at, pick],
+            z=self.z[at, pick],
+            lot=rng.random(n),
             signals=_by_window(self.signals[at, pick]).mean(axis=1),
             predicted=self.predicted[at, pick],
             crossing=int(over[0]) if len(over) else None,
@@ -198,9 +208,13 @@ def by_law(
     predicted = rng.gamma(2.0, (0.012 + predicts * (drops - drops[0])) / 2)
     signals = rng.normal(size=(n, 4)) @ mixing.T + np.outer(moved, direction)
     return Stream(
-        near=near, z=z, signals=_by_window(signals).mean(axis=1), predicted=predicted,
-        lot=rng.random(n), crossing=int(over[0]) if len(over) else None,
-    )  # fmt: skip
+        near=near,
+        z=z,
+        signals=_by_window(signals).mean(axis=1),
+        predicted=predicted,
+        lot=rng.random(n),
+        crossing=int(over[0]) if len(over) else None,
+    )
 
 
 # --------------------------------------------------------------------------- scenarios
@@ -246,15 +260,15 @@ CALM: Final[Mapping[str, Maker]] = {
     "world: none": _to("harsh", lambda _: np.zeros(20_000)),
     "world: harder mix, to and fro": _to("harder", lambda rng: _season(int(rng.choice([5_000, 10_000])))),
     "world: harder mix, for good": _to("harder", lambda _: _line(6_000, 20_000)),
-    "world: a fifth of harsh, to and fro": _to(
-        "harsh", lambda rng: 0.2 * _season(int(rng.choice([5_000, 10_000])))),
+    "world: a fifth of harsh, to and fro": _to("harsh", lambda rng: 0.2 * _season(int(rng.choice([5_000, 10_000])))),
     "world: benign, for good": _to("benign", lambda _: _line(6_000, 20_000)),
     "law: none": lambda rng: by_law(np.full(20_000, rng.uniform(0.001, 0.006)), np.zeros(20_000), rng),
     "law: up to 0.6 … 1.2 % and back, seen": lambda rng: _wave(rng, away=0.6, predicts=1.0),
     "law: up to 0.6 … 1.2 % and back, not seen": lambda rng: _wave(rng, away=0.6),
     "law: signals move, the drop does not": lambda rng: by_law(
-        np.full(20_000, 0.003), _line(7_500, 20_000), rng, away=0.6),
-}  # fmt: skip
+        np.full(20_000, 0.003), _line(7_500, 20_000), rng, away=0.6
+    ),
+}
 
 
 def measure(make: Maker, seeds: range, share: float, doubt_share: float = 0.0) -> list[Told]:

@@ -17,8 +17,11 @@ def coverage(n: int, bound: Callable[[int, int, float], Interval], confidence: f
     """The exact probability that the interval holds the rate, over all results of n trials, by rate."""
     intervals = [bound(k, n, confidence) for k in range(n + 1)]
     return [
-        sum(comb(n, k) * p**k * (1 - p) ** (n - k)
-            for k, interval in enumerate(intervals) if interval.low <= p <= interval.high)
+        sum(
+            comb(n, k) * p**k * (1 - p) ** (n - k)
+            for k, interval in enumerate(intervals)
+            if interval.low <= p <= interval.high
+        )
         for p in RATES.tolist()
     ]
 
@@ -38,8 +41,9 @@ def test_the_wilson_interval_covers_on_average(n: int, confidence: float) -> Non
     assert abs(float(covered) - confidence) < 0.02
 
 
-def ever_missed(data: np.ndarray[tuple[int, int], np.dtype[np.float64]], truth: float, low: float,
-                scale: float = 1.0) -> float:
+def ever_missed(
+    data: np.ndarray[tuple[int, int], np.dtype[np.float64]], truth: float, low: float, scale: float = 1.0
+) -> float:
     """Share of streams whose interval misses the truth at least once, looking after every value.
 
     scale  on the radius, to show that the test can tell a wrong formula

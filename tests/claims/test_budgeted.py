@@ -87,7 +87,7 @@ def table(n_seeds: int, n: int = 20_000) -> None:
                 f"| {setting} | {promise} | {saved[0]:.1f} % | {saved[1]:.1f} % | {drop[0]:.2f} | {drop[1]:.2f}"
                 f" | {over[0]} of {n_seeds} | {over[1]} of {n_seeds} |",
                 flush=True,
-            )  # fmt: skip
+            )
 
 
 if __name__ == "__main__":

@@ -18,8 +18,12 @@ from suffice.rollout.rules import Rules
 
 N_SEEDS = 16
 # In which stage each harm is found: what a replay sees in shadow, the rest when somebody is served.
-ALONE = {"latency": "latency", "errors": "errors", "no answers": "runs without an answer",
-         "satisfaction": "satisfaction"}  # fmt: skip
+ALONE = {
+    "latency": "latency",
+    "errors": "errors",
+    "no answers": "runs without an answer",
+    "satisfaction": "satisfaction",
+}
 
 
 @cache
@@ -63,8 +67,10 @@ def test_they_go_back_from_a_canary_that_a_person_has_begun_at_once() -> None:
 @pytest.mark.parametrize("name", ["harmless", "harmless, cold"])
 def test_a_harmless_version_is_promoted(name: str) -> None:
     found = rollouts(name, 10 if name == "harmless" else 3)
-    print(f"{name}: {sum(one.stage == 'full' for one in found)} of {len(found)} promoted,"
-          f" after {median(one.n for one in found):,.0f} requests at the median")
+    print(
+        f"{name}: {sum(one.stage == 'full' for one in found)} of {len(found)} promoted,"
+        f" after {median(one.n for one in found):,.0f} requests at the median"
+    )
     assert kept(sum(one.stage == "full" for one in found), len(found), 0.9)
     least = Rules().least_class_audits
     assert all(one.fewest >= least for one in found if one.fewest >= 0), "nobody was served before that"
@@ -73,8 +79,10 @@ def test_a_harmless_version_is_promoted(name: str) -> None:
 @pytest.mark.parametrize("name", list(ALONE))
 def test_each_live_guard_rail_alone_catches_its_own_harm(name: str) -> None:
     found = rollouts(name, 6)
-    print(f"{name}: {sum(one.stage == 'rolled_back' for one in found)} of 6 went back,"
-          f" {median(one.n_served for one in found):,.0f} units were served at the median")
+    print(
+        f"{name}: {sum(one.stage == 'rolled_back' for one in found)} of 6 went back,"
+        f" {median(one.n_served for one in found):,.0f} units were served at the median"
+    )
     caught = [one for one in found if one.stage == "rolled_back" and ALONE[name] in one.reason]
     assert kept(len(caught), len(found), 0.9)
     assert not any(one.stage == "full" for one in found)

@@ -71,7 +71,7 @@ def test_the_whole_grid_is_certified_too_far_by_hardly_any_stream() -> None:
         looks = [count(z[:n]) for n in range(100, 2_001, 100)]
         n_wrong += any(
             certified_level(log_wealth(counts, max_em_drop=MAX_EM_DROP), delta=DELTA) >= first_bad for counts in looks
-        )  # fmt: skip
+        )
     assert n_wrong / n_streams <= DELTA
 
 
@@ -96,8 +96,10 @@ def test_the_number_of_audits_foretold_is_enough_for_two_levels_in_three(part: f
     first = np.where(passed.any(axis=1), passed.argmax(axis=1) + 1, 3 * foretold)
     within = float((first <= foretold).mean())
     half, nine = (float(np.quantile(first, share)) / foretold for share in (0.5, 0.9))
-    print(f"drop at {part:.0%} of the budget, foretold {foretold}: {within:.0%} by then, half at {half:.2f} of it, "
-          f"nine in ten at {nine:.2f}")
+    print(
+        f"drop at {part:.0%} of the budget, foretold {foretold}: {within:.0%} by then, half at {half:.2f} of it, "
+        f"nine in ten at {nine:.2f}"
+    )
     assert 0.6 < within < 0.76
     assert 0.6 < half < 0.8
     assert 1.4 < nine < 2.0
@@ -121,10 +123,12 @@ def ever_fooled(*, by_age: bool) -> float:
         for now in range(50, 1_601, 50):
             age = (now - np.arange(now)).astype(np.float64)
             audits = Audits(
-                z=np.stack([np.zeros(now, dtype=np.int8), z[:now]], axis=1), labelled=delay[:now] <= age, age=age,
+                z=np.stack([np.zeros(now, dtype=np.int8), z[:now]], axis=1),
+                labelled=delay[:now] <= age,
+                age=age,
                 disagrees=np.stack([np.zeros(now, dtype=np.bool_), z[:now] != 0], axis=1),
                 abandoned=np.zeros(now, dtype=np.bool_),
-            )  # fmt: skip
+            )
             matured = mature(audits, timeout=timeout)
             # What is not done: what is known to be harmless enters at once, and only what waits for a label waits.
             known = audits.labelled | ~audits.disagrees[:, 1] | (age >= timeout)
@@ -145,9 +149,21 @@ def test_labels_that_come_late_where_it_lost_do_not_fool_the_certificate() -> No
 # --------------------------------------------------------------------------- F1: drop is at most disagreement
 
 ANSWERS = (
-    "12", " 12.0 ", "12,0", "1,200", "1200", "no", "No.", "yes", "(B)", "b", "", "nan",
-    "the Eiffel tower", "Eiffel Tower",
-)  # fmt: skip
+    "12",
+    " 12.0 ",
+    "12,0",
+    "1,200",
+    "1200",
+    "no",
+    "No.",
+    "yes",
+    "(B)",
+    "b",
+    "",
+    "nan",
+    "the Eiffel tower",
+    "Eiffel Tower",
+)
 
 
 @st.composite
@@ -174,8 +190,10 @@ def replayed(trace: tuple[str, list[str], list[float], str], thresholds: list[fl
     return stops, Audits(
         z=np.array([[em(answers[-1]) - em(answers[k]) for k in stops]], dtype=np.int8),
         disagrees=np.array([[answers[k] != answers[-1] for k in stops]]),
-        labelled=np.array([True]), age=np.array([9.0]), abandoned=np.array([False]),
-    )  # fmt: skip
+        labelled=np.array([True]),
+        age=np.array([9.0]),
+        abandoned=np.array([False]),
+    )
 
 
 @given(trace=traces(), thresholds=st.lists(st.floats(0, 1), min_size=1, max_size=6))
@@ -197,9 +215,12 @@ def test_fewer_labels_never_certify_more(seed: int, labelled: float) -> None:
     rng = np.random.default_rng(seed)
     disagrees = rng.random((600, 1)) < np.linspace(0, 0.04, 8)
     full = Audits(
-        z=(rng.integers(-1, 2, (600, 8)) * disagrees).astype(np.int8), disagrees=disagrees,
-        labelled=np.ones(600, dtype=np.bool_), age=np.full(600, 9.0), abandoned=np.zeros(600, dtype=np.bool_),
-    )  # fmt: skip
+        z=(rng.integers(-1, 2, (600, 8)) * disagrees).astype(np.int8),
+        disagrees=disagrees,
+        labelled=np.ones(600, dtype=np.bool_),
+        age=np.full(600, 9.0),
+        abandoned=np.zeros(600, dtype=np.bool_),
+    )
     some = replace(full, labelled=rng.random(600) < labelled)
 
     def level(audits: Audits, *, label_free: bool = False) -> int:

@@ -29,7 +29,7 @@ from tests.control.made import run
 
 BUDGET, SHARE, CAP, N_CERTIFYING = 0.02, 0.05, 0.5, 800
 QUIET_REQUESTS: Final = 2_000  # before the drift
-HORIZON: Final = 20_000        # requests after its beginning
+HORIZON: Final = 20_000  # requests after its beginning
 Drift = Callable[[int], float]
 
 DRIFTS: Final[dict[str, Drift]] = {
@@ -178,9 +178,13 @@ def test_steady_audits_make_less_than_one_false_alarm_in_20000_requests(level: L
 @pytest.mark.parametrize(("drop", "labels"), [(0.03, True), (0.06, True), (0.06, False), (0.1, False)])
 def test_the_law_says_how_soon(drop: float, labels: bool) -> None:
     law = detection_law(
-        drop, max_em_drop=BUDGET, reference=Reference(n_disagreeing=8, n_lost=3, n=800), audit_share=SHARE, cap=CAP,
+        drop,
+        max_em_drop=BUDGET,
+        reference=Reference(n_disagreeing=8, n_lost=3, n=800),
+        audit_share=SHARE,
+        cap=CAP,
         labels=labels,
-    )  # fmt: skip
+    )
     found = []
     for seed in range(200):
         brake = NewBrake(Reference(n_disagreeing=8, n_lost=3, n=800))

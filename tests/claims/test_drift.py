@@ -26,8 +26,9 @@ def run_length(rate: float, rng: np.random.Generator) -> int:
                 return n
 
 
-@pytest.mark.parametrize(("rate", "expected", "runs"), [
-    (0.02, 2_183, 150), (0.04, 457, 150), (0.06, 255, 150), (0.10, 140, 150)])
+@pytest.mark.parametrize(
+    ("rate", "expected", "runs"), [(0.02, 2_183, 150), (0.04, 457, 150), (0.06, 255, 150), (0.10, 140, 150)]
+)
 def test_the_outcome_detector_is_as_fast_as_promised_and_as_patient(rate: float, expected: int, runs: int) -> None:
     rng = np.random.default_rng(21)
     mean = float(np.mean([run_length(rate, rng) for _ in range(runs)]))

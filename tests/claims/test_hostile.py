@@ -21,9 +21,15 @@ from tests.learn.runs_made import audits, believing
 
 MAX_EM_DROP: Final = 0.02
 PLAN: Final = Plan(
-    max_em_drop=MAX_EM_DROP, warm_up=800, burst=800, n_levels=9, refit_every=800, watches_signals=False,
-    watches_outcomes=False, cost_exponent=0.0,
-)  # fmt: skip
+    max_em_drop=MAX_EM_DROP,
+    warm_up=800,
+    burst=800,
+    n_levels=9,
+    refit_every=800,
+    watches_signals=False,
+    watches_outcomes=False,
+    cost_exponent=0.0,
+)
 N_AUDITS: Final = 800
 N_LOGS: Final = 250
 
@@ -35,9 +41,10 @@ def runs(n: int, seed: int, *, harm: float = 0.12) -> AuditRuns:
     lost = rng.random(n) < harm * 2 * (1 - score)
     differs = lost | (rng.random(n) < 0.05)
     return audits(
-        [[one, 1.0, 1.0] for one in score], z=[[int(one), 0, 0] for one in lost],
+        [[one, 1.0, 1.0] for one in score],
+        z=[[int(one), 0, 0] for one in lost],
         d=[[bool(one), False, False] for one in differs],
-    )  # fmt: skip
+    )
 
 
 def heard(truth: AuditRuns, *, part: float, one_key: bool, seed: int) -> AuditRuns:
@@ -48,12 +55,15 @@ def heard(truth: AuditRuns, *, part: float, one_key: bool, seed: int) -> AuditRu
     lied = set(rng.permutation(np.flatnonzero(truth.z[first] == 1))[:n_lies].tolist())
     words = [
         TrustedLabel(
-            audit=str(audit), seq=seq, source="user", trust=0,
+            audit=str(audit),
+            seq=seq,
+            source="user",
+            trust=0,
             verdict=-1 if audit in lied else int(truth.z[first[audit]]),
             key=("liar" if one_key else f"liar {audit}") if audit in lied else f"user {rng.integers(60)}",
         )
         for seq, audit in enumerate(rng.permutation(differing).tolist())
-    ]  # fmt: skip
+    ]
     verdicts = stand(words, differing=set(map(str, differing.tolist()))).verdicts
     z, label_at = truth.z.copy(), np.full(len(truth), np.inf)
     label_at[~truth.d[first]] = 0.0

@@ -65,8 +65,10 @@ def test_the_candidates_are_what_they_are_said_to_be() -> None:
 def test_a_better_one_reaches_everybody_and_never_acts_over_the_budget() -> None:
     found = rollouts("better", 3, 9_000)
     n_full = sum(one.ended.stage == "full" for one in found)
-    print(f"better: {n_full} of {len(found)} after {median(one.ended.n for one in found):,.0f} requests\n"
-          + row("better", found))  # fmt: skip
+    print(
+        f"better: {n_full} of {len(found)} after {median(one.ended.n for one in found):,.0f} requests\n"
+        + row("better", found)
+    )
     assert believable(len(found) - n_full, len(found), 0.1)
     assert believable(sum(one.n_over > 0 for one in found), len(found), DELTA)
     assert all(one.kept < one.kept_in_force for one in found)

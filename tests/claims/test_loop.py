@@ -120,10 +120,20 @@ def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
 
 def test_a_sweep_has_one_row_for_each_choice() -> None:
     found: list[Figures] = [
-        {"saved_all": 0.2, "saved_steady": 0.3, "saved_last": 0.4, "drop_pre": 0.01, "drop_post": 0.02, "over_pre": 0.0,
-         "over_post": post, "for_good": 100.0, "alarm_delay": delay, "cpu_ms": 1_234.0}
+        {
+            "saved_all": 0.2,
+            "saved_steady": 0.3,
+            "saved_last": 0.4,
+            "drop_pre": 0.01,
+            "drop_post": 0.02,
+            "over_pre": 0.0,
+            "over_post": post,
+            "for_good": 100.0,
+            "alarm_delay": delay,
+            "cpu_ms": 1_234.0,
+        }
         for post, delay in ((0.0, 300.0), (1.0, 500.0), (0.0, None))
-    ]  # fmt: skip
+    ]
     assert PERIODS.row("harsh", 1_000, found) == (
         "| harsh | 1,000 | 20.0 / 40.0 | 1.00 / 2.00 | 1 of 3 | 400 | 100 / 100 | 1,234 |"
     )
@@ -136,11 +146,27 @@ def test_a_sweep_has_one_row_for_each_choice() -> None:
 
 def test_a_table_has_one_row_for_each_design_with_its_exact_bound() -> None:
     line = {
-        "setting": "none", "design": "fixed", "max_em_drop": 0.02, "drift_at": 10_000, "alarm_delay": None,
-        "over_pre": 0.0, "over_post": 1.0, "true_pre": 0.01, "true_end": 0.03, "recover": 100.0, "for_good": 200.0,
-        "surplus": 1.0, "alarms_pre": 0.0, "alarms_post": 0.0, "cpu_s": 1.0, "drop_pre": 0.01, "drop_post": 0.03,
-        "saved_all": 0.1, "saved_steady": 0.2, "saved_last": 0.3,
-    }  # fmt: skip
+        "setting": "none",
+        "design": "fixed",
+        "max_em_drop": 0.02,
+        "drift_at": 10_000,
+        "alarm_delay": None,
+        "over_pre": 0.0,
+        "over_post": 1.0,
+        "true_pre": 0.01,
+        "true_end": 0.03,
+        "recover": 100.0,
+        "for_good": 200.0,
+        "surplus": 1.0,
+        "alarms_pre": 0.0,
+        "alarms_post": 0.0,
+        "cpu_s": 1.0,
+        "drop_pre": 0.01,
+        "drop_post": 0.03,
+        "saved_all": 0.1,
+        "saved_steady": 0.2,
+        "saved_last": 0.3,
+    }
     text = "\n".join(tables([line] * 20, [("none", "fixed"), ("none", "once")], {"none": "nothing changes"}))
     assert "#### none: nothing changes" in text
     assert "| fixed | 20 | 10.0 / 20.0 / 30.0 | 1.00 / 3.00 | 0 (≤ 13.9 %) | 20 (≤ 100.0 %) | 0 % / 100 % |" in text

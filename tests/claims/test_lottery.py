@@ -17,7 +17,7 @@ LOOK: Final = 50  # requests between two looks
 
 
 def test_a_healthy_lottery_may_be_watched_all_the_time() -> None:
-    # After every request; the e-value as a product of predictions, which tests/assurance/test_sample_ratio.py says it is.
+    # After every request; the e-value as a product of predictions, as tests/assurance/test_sample_ratio.py shows.
     # A limit of 20 in place of 1,000, which is too rare to be counted.
     rng, n_streams = np.random.default_rng(3), 2_000
     k, log_e, reached = np.zeros(n_streams), np.zeros(n_streams), np.zeros(n_streams, dtype=np.bool_)
@@ -38,16 +38,25 @@ def requests_to_alarm(*, lost: float, healthy: int) -> float:
     for _ in range(60):
         before = Draws(((SHARE, healthy, int(rng.binomial(healthy, SHARE))),))
         since = rng.binomial(LOOK, SHARE * (1 - lost), size=20_000 // LOOK).cumsum().tolist()
-        delays.append(next((
-            LOOK * (look + 1) for look, n_audits in enumerate(since)
-            if log_sample_ratio(before + Draws(((SHARE, LOOK * (look + 1), n_audits),))) >= LOG_ALARM
-        ), 20_000))  # fmt: skip
+        delays.append(
+            next(
+                (
+                    LOOK * (look + 1)
+                    for look, n_audits in enumerate(since)
+                    if log_sample_ratio(before + Draws(((SHARE, LOOK * (look + 1), n_audits),))) >= LOG_ALARM
+                ),
+                20_000,
+            )
+        )
     return float(np.median(delays))
 
 
 def test_a_sampler_that_loses_audits_is_found_and_sooner_if_the_count_is_young() -> None:
-    took = {(lost, healthy): requests_to_alarm(lost=lost, healthy=healthy)
-            for lost in (1.0, 0.5, 0.3) for healthy in (0, 20_000)}  # fmt: skip
+    took = {
+        (lost, healthy): requests_to_alarm(lost=lost, healthy=healthy)
+        for lost in (1.0, 0.5, 0.3)
+        for healthy in (0, 20_000)
+    }
     for (lost, healthy), requests in took.items():
         print(f"{lost:4.0%} of the audits lost after {healthy:6,} healthy requests: alarm after {requests:,.0f}")
     assert took[1.0, 0] <= 500

@@ -11,7 +11,7 @@ from suffice.learn.ope import LoggedDraws, PolicyValue, dr, naive, snips
 
 Floats = NDArray[np.float64]
 RATES = np.array([[0.92, 0.90], [0.75, 0.60]])  # EM by context and arm: the full run, and a short one
-TRUTH = float(RATES[:, 1].mean())               # of always running short
+TRUTH = float(RATES[:, 1].mean())  # of always running short
 N_LOGS, N_ROWS = 60, 2_500
 
 
@@ -27,9 +27,13 @@ def complained(rng: np.random.Generator) -> tuple[LoggedDraws, Floats]:
     by_lot = rng.random(N_ROWS) < 0.2
     by_itself = rng.random(N_ROWS) < np.where(right, 0.05, 0.6)
     logged = LoggedDraws(
-        x=np.eye(2)[context], arm=arm, odds=np.column_stack([1 - p_short, p_short]),
-        reward=np.where(by_lot | by_itself, right, np.nan), by_lot=by_lot, p_by_lot=np.full(N_ROWS, 0.2),
-    )  # fmt: skip
+        x=np.eye(2)[context],
+        arm=arm,
+        odds=np.column_stack([1 - p_short, p_short]),
+        reward=np.where(by_lot | by_itself, right, np.nan),
+        by_lot=by_lot,
+        p_by_lot=np.full(N_ROWS, 0.2),
+    )
     return logged, np.tile([0.0, 1.0], (N_ROWS, 1))
 
 
@@ -59,9 +63,10 @@ def test_the_intervals_of_both_estimators_cover_at_every_look() -> None:
     for _ in range(N_LOGS):
         logged, target = complained(rng)
         for n in (100, 300, 600, 1_000, 1_600, 2_500):
-            part = replace(logged, **{
-                name: getattr(logged, name)[:n] for name in ("x", "arm", "odds", "reward", "by_lot", "p_by_lot")
-            })  # fmt: skip
+            part = replace(
+                logged,
+                **{name: getattr(logged, name)[:n] for name in ("x", "arm", "odds", "reward", "by_lot", "p_by_lot")},
+            )
             for name, estimator in (("dr", dr), ("snips", snips)):
                 missed[name] += not covers(estimator(part, target[:n], confidence=0.8))
     # 0.2 of the logs may miss at some look; 60 logs, and each look that misses is counted.

@@ -62,8 +62,13 @@ def counts_of(truth: Outcomes, standing: LabelSummary) -> Counts:
         assert isinstance(verdict, int)
         z[int(audit), 1], labelled[int(audit)] = verdict, True
     disagrees = np.stack([np.zeros(N_AUDITS, dtype=np.bool_), truth != AGREES], axis=1)
-    audits = Audits(z=z, disagrees=disagrees, labelled=labelled, age=np.full(N_AUDITS, 99.0),
-                    abandoned=np.zeros(N_AUDITS, dtype=np.bool_))  # fmt: skip
+    audits = Audits(
+        z=z,
+        disagrees=disagrees,
+        labelled=labelled,
+        age=np.full(N_AUDITS, 99.0),
+        abandoned=np.zeros(N_AUDITS, dtype=np.bool_),
+    )
     return count(mature(audits, timeout=10).counted)
 
 
@@ -72,7 +77,7 @@ def windows(lost: float, seed: int) -> Outcomes:
     parts = [GAINED, HARMLESS, lost, 1 - GAINED - HARMLESS - lost]
     return np.random.default_rng(seed).choice(
         np.array([-1, 0, 1, AGREES], dtype=np.int8), p=parts, size=(N_WINDOWS, N_AUDITS)
-    )  # fmt: skip
+    )
 
 
 def certified_share(attack: Attack, lost: float) -> float:

@@ -47,7 +47,7 @@ SEQUENCES: Final[dict[str, Small]] = {
     "every 50th": losing(np.arange(49, N, 50)),
     "one client": losing(np.random.default_rng(2).permutation(np.arange(1_500, 2_500))[:N_LOST]),
     "lost, then gained back": losing(np.arange(2 * N_LOST)) - losing(np.arange(N // 2, N // 2 + N_LOST)),
-}  # fmt: skip
+}
 SHARES: Final[dict[str, Callable[[Small], Floats]]] = {
     "10 %": lambda _: np.full(N, 0.1),
     "all, then 5 %": lambda _: np.where(np.arange(N) < 600, 1.0, 0.05),

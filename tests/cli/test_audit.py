@@ -90,13 +90,20 @@ def test_a_whole_log_verifies_and_says_what_it_was_compared_with(config: Path) -
     assert plain["head"]["place"] == 18
 
 
-@pytest.mark.parametrize(("how", "place", "says"), [
-    (edit, 7, "place 7 of the chain, row .*: edited: it is not what was written"),
-    (remove_and_close_up, 7, "place 7 of the chain, row .*: does not follow from the row before it"),
-    (reorder_places, 7, "place 7 of the chain, row .*: does not follow from the row before it: rows were reordered"),
-    (cut_tail, 9, "place 9 of the chain: cut off: a head at place 18 was exported"),
-    (rebuild, 5, "place 1 of the chain: rebuilt: from here to place 18"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("how", "place", "says"),
+    [
+        (edit, 7, "place 7 of the chain, row .*: edited: it is not what was written"),
+        (remove_and_close_up, 7, "place 7 of the chain, row .*: does not follow from the row before it"),
+        (
+            reorder_places,
+            7,
+            "place 7 of the chain, row .*: does not follow from the row before it: rows were reordered",
+        ),
+        (cut_tail, 9, "place 9 of the chain: cut off: a head at place 18 was exported"),
+        (rebuild, 5, "place 1 of the chain: rebuilt: from here to place 18"),
+    ],
+)
 def test_five_ways_of_tampering_are_found_each_time_and_named(config: Path, how: Any, place: int, says: str) -> None:
     export_head(config)
     tamper(config, how, place)
@@ -116,7 +123,8 @@ def test_a_head_that_somebody_else_signed_is_named_and_not_believed(config: Path
     assert done.exit_code == 1
     assert f"BAD HEAD: {file}, line 1: is not signed with this deployment's secret" in done.output
     assert json.loads(call("audit", "verify", "--config", config, "--json").output)["bad_heads"] == [
-        {"file": str(file), "line": 1}]
+        {"file": str(file), "line": 1}
+    ]
 
 
 def test_a_log_is_verified_by_its_name_and_without_its_secret(config: Path, tmp_path: Path) -> None:
@@ -132,8 +140,12 @@ def test_a_log_is_verified_by_its_name_and_without_its_secret(config: Path, tmp_
 
 
 def test_what_cannot_be_read_is_said_with_another_exit_code(config: Path, tmp_path: Path) -> None:
-    for words in (("--db", tmp_path / "none.db"), ("--config", tmp_path / "none.toml"),
-                  ("--config", config, "--head", tmp_path / "none.jsonl"), ("--db", config)):  # fmt: skip
+    for words in (
+        ("--db", tmp_path / "none.db"),
+        ("--config", tmp_path / "none.toml"),
+        ("--config", config, "--head", tmp_path / "none.jsonl"),
+        ("--db", config),
+    ):
         done = call("audit", "verify", *words)
         assert done.exit_code == 2, done.output
         assert done.output.startswith("suffice audit verify: ")
@@ -162,8 +174,9 @@ def test_rows_are_shown_with_when_who_what_and_why(config: Path) -> None:
 
 
 def test_an_export_is_whole_leaves_a_row_and_its_formulas_are_text(config: Path, tmp_path: Path) -> None:
-    evil = FeedbackGiven(Feedback(
-        feedback_id="=1+1", comment='=HYPERLINK("http://x","y")', source="@me", reason="-2+3\r\n,x"))
+    evil = FeedbackGiven(
+        Feedback(feedback_id="=1+1", comment='=HYPERLINK("http://x","y")', source="@me", reason="-2+3\r\n,x")
+    )
     fill(load_settings(config), [evil])
     out = tmp_path / "audit.csv"
     whose = ("--author", "ann", "--reason", "year end")
@@ -193,8 +206,13 @@ def test_an_export_begins_where_it_is_asked_to(config: Path) -> None:
 
 
 def test_a_verdict_of_wrong_is_told_as_one_of_right_is(config: Path) -> None:
-    fill(load_settings(config), [FeedbackGiven(Feedback(feedback_id="no", correct=False)),
-                                 FeedbackGiven(Feedback(feedback_id="yes", correct=True))])  # fmt: skip
+    fill(
+        load_settings(config),
+        [
+            FeedbackGiven(Feedback(feedback_id="no", correct=False)),
+            FeedbackGiven(Feedback(feedback_id="yes", correct=True)),
+        ],
+    )
     told = call("audit", "show", "--config", config, "-n", "2").output
     assert "feedback_id no, correct false\n" in told
     assert "feedback_id yes, correct true\n" in told
@@ -202,7 +220,18 @@ def test_a_verdict_of_wrong_is_told_as_one_of_right_is(config: Path) -> None:
 
 def test_a_cell_is_text_wherever_a_spreadsheet_would_compute() -> None:
     assert [cell(one) for one in ("=1", "+1", "-1", "@x", "\tx", "\rx", "x=1", -1, 2.5, None, "")] == [
-        "'=1", "'+1", "'-1", "'@x", "'\tx", "'\rx", "x=1", "-1", "2.5", "", ""]
+        "'=1",
+        "'+1",
+        "'-1",
+        "'@x",
+        "'\tx",
+        "'\rx",
+        "x=1",
+        "-1",
+        "2.5",
+        "",
+        "",
+    ]
 
 
 # ---- erase -----------------------------------------------------------------------------------------------------------
@@ -211,12 +240,18 @@ def test_a_cell_is_text_wherever_a_spreadsheet_would_compute() -> None:
 def with_words(config: Path, *, sender: str = "") -> None:
     settings = load_settings(config)
     talk = conversation_key(sender, "talk-7", salt=deployment_salt(settings))
-    fill(settings, [
-        asked("w1", unit="u1", conversation=talk, sender=sender), ended("w1", answer=f"{CANARY} one"),
-        asked("w2", unit="u2", conversation=talk, sender=sender), ended("w2", answer=f"{CANARY} two"),
-        asked("w3", unit="u3", conversation="another"), ended("w3", answer=f"{CANARY} three"),
-        FeedbackGiven(Feedback(feedback_id="fw", episode_id="w1", comment=f"{CANARY} comment")),
-    ])  # fmt: skip
+    fill(
+        settings,
+        [
+            asked("w1", unit="u1", conversation=talk, sender=sender),
+            ended("w1", answer=f"{CANARY} one"),
+            asked("w2", unit="u2", conversation=talk, sender=sender),
+            ended("w2", answer=f"{CANARY} two"),
+            asked("w3", unit="u3", conversation="another"),
+            ended("w3", answer=f"{CANARY} three"),
+            FeedbackGiven(Feedback(feedback_id="fw", episode_id="w1", comment=f"{CANARY} comment")),
+        ],
+    )
 
 
 def left(config: Path) -> int:
@@ -274,13 +309,16 @@ def test_everything_that_is_older_goes_and_exports_from_before_are_named(config:
     assert call("audit", "verify", "--config", config).exit_code == 0
 
 
-@pytest.mark.parametrize(("words", "code", "says"), [
-    (("--episode", "nobody"), 1, "0 rows"),
-    ((), 2, "needs --episode or --unit"),
-    (("--episode", "e1", "--older-than", "1d"), 2, "needs --episode or --unit"),
-    (("--older-than", "long ago"), 2, "--older-than: got 'long ago'"),
-    (("--older-than", "1d", "--part", "everything"), 2, "everything"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("--episode", "nobody"), 1, "0 rows"),
+        ((), 2, "needs --episode or --unit"),
+        (("--episode", "e1", "--older-than", "1d"), 2, "needs --episode or --unit"),
+        (("--older-than", "long ago"), 2, "--older-than: got 'long ago'"),
+        (("--older-than", "1d", "--part", "everything"), 2, "everything"),
+    ],
+)
 def test_what_cannot_be_erased_is_said(config: Path, words: tuple[str, ...], code: int, says: str) -> None:
     done = call("erase", "--config", config, "--reason", "r", *words)
     assert done.exit_code == code
@@ -315,11 +353,13 @@ def test_settings_that_changed_are_a_row_and_unchanged_ones_are_none(config: Pat
 
 
 def test_no_secret_of_an_address_is_told_and_a_long_value_is_a_digest() -> None:
-    settings = parse({
-        "upstreams": {"u": {"url": "https://host/v1?key=s3cret", "api_key_env": "UPSTREAM_KEY"}},
-        "routes": {"r": {"upstream": "u", "probe": {"closing": "x" * 5_000}}},
-        "audit": {"webhook_env": "HOOK"},
-    })  # fmt: skip
+    settings = parse(
+        {
+            "upstreams": {"u": {"url": "https://host/v1?key=s3cret", "api_key_env": "UPSTREAM_KEY"}},
+            "routes": {"r": {"upstream": "u", "probe": {"closing": "x" * 5_000}}},
+            "audit": {"webhook_env": "HOOK"},
+        }
+    )
     told = told_settings(settings)
     assert told["upstreams.u.url"] == '"https://host/v1?***"'
     assert told["upstreams.u.api_key_env"] == '"UPSTREAM_KEY"'
@@ -331,4 +371,3 @@ def test_no_secret_of_an_address_is_told_and_a_long_value_is_a_digest() -> None:
 def test_differences_are_named_by_path() -> None:
     found = differences({"a": "1", "b": "2"}, {"b": "3", "c": "4"})
     assert [(one.path, one.before, one.after) for one in found] == [("a", "1", None), ("b", "2", "3"), ("c", None, "4")]
-

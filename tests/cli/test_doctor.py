@@ -37,14 +37,27 @@ def config(folder: Path, url: str = "http://127.0.0.1:9", more: str = "") -> Pat
 
 def write_run(log: SqliteLog, name: str, answer: str | None, **changes: Any) -> None:
     asked: dict[str, Any] = {
-        "episode_id": name, "route": "math", "kind": "reasoning", "mode": "observe", "model": "m", "stream": False,
-        "n_samples": 1, "audit": False, "propensity": 1.0, "policy_version": "p", "certified": False,
-        "question_key": name, "ungoverned": None, "received_at_s": 0.0,
-    }  # fmt: skip
+        "episode_id": name,
+        "route": "math",
+        "kind": "reasoning",
+        "mode": "observe",
+        "model": "m",
+        "stream": False,
+        "n_samples": 1,
+        "audit": False,
+        "propensity": 1.0,
+        "policy_version": "p",
+        "certified": False,
+        "question_key": name,
+        "ungoverned": None,
+        "received_at_s": 0.0,
+    }
     log.append(RequestSeen(Request(**(asked | changes))))
-    log.append(RequestEnded(Outcome(
-        episode_id=name, end_reason="done", status=200, answer=answer, response_id=None, usage=None
-    )))  # fmt: skip
+    log.append(
+        RequestEnded(
+            Outcome(episode_id=name, end_reason="done", status=200, answer=answer, response_id=None, usage=None)
+        )
+    )
 
 
 def test_an_upstream_by_name_is_examined_and_its_findings_are_kept(tmp_path: Path) -> None:
@@ -108,9 +121,9 @@ def test_what_cannot_be_asked_ends_with_2_and_a_sentence(
 def test_a_route_is_read_from_its_log(tmp_path: Path) -> None:
     log = SqliteLog.open(Store(url=f"sqlite:///{tmp_path}/log.db"), now=lambda: 0.0)
     for i in range(20):
-        write_run(log, f"read{i}", "4", question_key=f"q{i // 2}")                       # ten agreeing pairs
+        write_run(log, f"read{i}", "4", question_key=f"q{i // 2}")  # ten agreeing pairs
     for i in range(20):
-        write_run(log, f"lost{i}", None, question_key=f"n{i // 2}")                      # no answer never agrees
+        write_run(log, f"lost{i}", None, question_key=f"n{i // 2}")  # no answer never agrees
     write_run(log, "tools", None, ungoverned="tools")
     log.close()
     file = config(tmp_path, more='mode = "enforce"\nuncertified = true\n')

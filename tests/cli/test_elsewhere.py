@@ -29,26 +29,53 @@ SETTINGS = {
     "routes": {
         "r": {"upstream": "up", "kind": "samples", "samples": 8, "scorer": "number"},
         "own": {
-            "upstream": "up", "kind": "samples", "samples": 8, "scorer": "number", "match": {"header": "own"},
-            "mode": "enforce", "policy": {"policy": "beta", "threshold": 0.95}, "uncertified": True,
+            "upstream": "up",
+            "kind": "samples",
+            "samples": 8,
+            "scorer": "number",
+            "match": {"header": "own"},
+            "mode": "enforce",
+            "policy": {"policy": "beta", "threshold": 0.95},
+            "uncertified": True,
         },
         "tried": {
-            "upstream": "up", "kind": "samples", "samples": 8, "scorer": "number", "match": {"header": "tried"},
-            "mode": "enforce", "policy": {"policy": "stable-answer", "streak": 4}, "uncertified": True,
+            "upstream": "up",
+            "kind": "samples",
+            "samples": 8,
+            "scorer": "number",
+            "match": {"header": "tried"},
+            "mode": "enforce",
+            "policy": {"policy": "stable-answer", "streak": 4},
+            "uncertified": True,
         },
     },
-    "experiments": {"brisk": {"routes": ["tried"], "arms": {
-        "full": {"full": True}, "brisk": {"policy": {"policy": "stable-answer", "streak": 2}},
-    }}},
+    "experiments": {
+        "brisk": {
+            "routes": ["tried"],
+            "arms": {
+                "full": {"full": True},
+                "brisk": {"policy": {"policy": "stable-answer", "streak": 2}},
+            },
+        }
+    },
     "control": {"enabled": False},
     "store": {"url": "sqlite:///log.db"},
-}  # fmt: skip
+}
 
 # Commands that make a deployment, or know none.
 OTHERS = {
-    "demo", "config check", "config show", "doctor", "serve", "estimate", "record", "replay", "tune", "audit bundle",
+    "demo",
+    "config check",
+    "config show",
+    "doctor",
+    "serve",
+    "estimate",
+    "record",
+    "replay",
+    "tune",
+    "audit bundle",
     "alerts test",
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -88,8 +115,21 @@ def walk(home: Path, elsewhere: Path, column: int) -> None:
 def test_the_table_names_every_command_that_changes_something() -> None:
     assert len(ROWS) > 20
     written = {" ".join(row[0].split()[:2]) for row in ROWS} | {row[0].split()[0] for row in ROWS}
-    for name in ("kill", "unkill", "pause", "resume", "override set", "override end", "incident open", "erase",
-                 "incident decide", "experiment start", "experiment stop", "admin add", "policy rollback"):
+    for name in (
+        "kill",
+        "unkill",
+        "pause",
+        "resume",
+        "override set",
+        "override end",
+        "incident open",
+        "erase",
+        "incident decide",
+        "experiment start",
+        "experiment stop",
+        "admin add",
+        "policy rollback",
+    ):
         assert name in written, name
 
 
@@ -131,9 +171,11 @@ def test_without_a_log_nothing_is_made_and_the_place_is_named(
             words += [] if isinstance(parameter, click.Argument) else [parameter.opts[0]]
             words.append("own" if parameter.name == "route" else value(parameter))
     words += {
-        "erase": ["--older-than", "1d"], "export label-studio": ["--out", "a.json"],
-        "export finetune": ["--texts", "a.jsonl", "--route", "r"], "review submit": ["--reason", "x"],
-    }.get(name, [])  # fmt: skip
+        "erase": ["--older-than", "1d"],
+        "export label-studio": ["--out", "a.json"],
+        "export finetune": ["--texts", "a.jsonl", "--route", "r"],
+        "review submit": ["--reason", "x"],
+    }.get(name, [])
     if name == "export feedback":
         words[words.index("missing.jsonl")] = "a.jsonl"
     if name in ("feedback import", "export finetune"):

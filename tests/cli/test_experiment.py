@@ -82,8 +82,14 @@ def traffic(config: Path, n: int) -> None:
         request, outcome = run(number, rng, **changes)
         request = replace(request, arms=arms)
         if arms[0].arm == "brisk" and not request.audit:
-            outcome = replace(outcome, usage=Usage(prompt_tokens=5, completion_tokens=100), end_reason="stopped",
-                              stopped=True, stop_step=2, steps=outcome.steps[:2])  # fmt: skip
+            outcome = replace(
+                outcome,
+                usage=Usage(prompt_tokens=5, completion_tokens=100),
+                end_reason="stopped",
+                stopped=True,
+                stop_step=2,
+                steps=outcome.steps[:2],
+            )
         rating = Feedback(feedback_id=f"f{number}", episode_id=request.episode_id, rating=rng.choice([3, 4, 5]))
         ended = RequestEnded(replace(outcome, duration_s=rng.uniform(1, 3)))
         events += [RequestSeen(request), ended, FeedbackGiven(rating)]

@@ -69,10 +69,15 @@ def log(folder: Path) -> Path:
         database.append(RequestEnded(outcome))
         for label in item.labels:
             database.append(FeedbackGiven(replace(label.feedback, episode_id=request.episode_id)))
-        texts.append({
-            "episode_id": request.episode_id, "prompt": f"question {n}", "answer": f"It is {outcome.answer}.",
-            "steps": [f"step {step.index}. " for step in outcome.steps], "consent": n % 2 == 0,
-        })  # fmt: skip
+        texts.append(
+            {
+                "episode_id": request.episode_id,
+                "prompt": f"question {n}",
+                "answer": f"It is {outcome.answer}.",
+                "steps": [f"step {step.index}. " for step in outcome.steps],
+                "consent": n % 2 == 0,
+            }
+        )
     database.close()
     (folder / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts), "utf-8")
     (folder / "suffice.toml").write_text(CONFIG.format(database=folder / "log.db"), "utf-8")
@@ -141,16 +146,27 @@ def test_consent_may_be_listed_and_withdrawn_later(log: Path) -> None:
 def test_traces_are_cut_at_the_certified_level_that_is_in_force(log: Path) -> None:
     """By the model of the prompt's fold, at its threshold; of another model nothing is certified."""
     model = StopModel(
-        features=("logit(confidence)", "log1p(answer_streak)"), suffices=Ensemble((Linear((0.8, 1.5), -1.0),)),
+        features=("logit(confidence)", "log1p(answer_streak)"),
+        suffices=Ensemble((Linear((0.8, 1.5), -1.0),)),
         trained=TrainingRecord(n_episodes=1, n_questions=1, digest="", target="as-good", seed=0),
-    )  # fmt: skip
+    )
     version = FoldedVersion(models=(model,) * 5, levels=((0.05, 0.2),) * 5)
     epoch = Epoch(route="r", number=1, at=0, since_seq=0, reason="cold start", author="worker")
     made = Publication(
-        route="r", number=1, epoch=1, at=9, version=version.address, fit=version.address, level=2, n_levels=3,
-        certified=True, share=0.1, reason="the test has accepted it", author="worker",
+        route="r",
+        number=1,
+        epoch=1,
+        at=9,
+        version=version.address,
+        fit=version.address,
+        level=2,
+        n_levels=3,
+        certified=True,
+        share=0.1,
+        reason="the test has accepted it",
+        author="worker",
         upstream=(("qwen2.5-coder-0.5b-instruct-q4_k_m", "qwen", "f"),),
-    )  # fmt: skip
+    )
     kept = {version.address: canonical(version.plain()).decode()}
     with decisions(load_settings(log / "suffice.toml")) as writer:
         writer.write(None, [EpochBegan(epoch), PolicyPublished(made)], kept)

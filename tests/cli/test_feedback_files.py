@@ -58,12 +58,31 @@ def write(folder: Path, *events: Event, at_s: float = 1.0) -> None:
 def ran(number: int, *, answer: str = "4", would: str | None = "5", mode: str = "observe") -> list[Event]:
     name = f"ep_{number}"
     request: dict[str, Any] = {
-        "episode_id": name, "route": "r", "kind": "reasoning", "mode": mode, "model": "m", "stream": False,
-        "n_samples": 1, "audit": False, "propensity": 1.0, "policy_version": "", "certified": False,
-        "question_key": f"q{number}", "ungoverned": None, "received_at_s": 0.0,
-    }  # fmt: skip
-    outcome = Outcome(episode_id=name, end_reason="done", status=200, answer=answer, response_id=f"resp-{number}",
-                      usage=None, stop_step=2, would_answer=would)  # fmt: skip
+        "episode_id": name,
+        "route": "r",
+        "kind": "reasoning",
+        "mode": mode,
+        "model": "m",
+        "stream": False,
+        "n_samples": 1,
+        "audit": False,
+        "propensity": 1.0,
+        "policy_version": "",
+        "certified": False,
+        "question_key": f"q{number}",
+        "ungoverned": None,
+        "received_at_s": 0.0,
+    }
+    outcome = Outcome(
+        episode_id=name,
+        end_reason="done",
+        status=200,
+        answer=answer,
+        response_id=f"resp-{number}",
+        usage=None,
+        stop_step=2,
+        would_answer=would,
+    )
     return [RequestSeen(Request(**request)), RequestEnded(outcome)]
 
 
@@ -95,22 +114,46 @@ t1,ep_0,yes,4,true,5,warm,ann,"said ""hm"""
 t2,ep_1,no,,false,,,bob,=HYPERLINK(1)
 t3,ep_9,,1.0,,2,cold,,
 '''
-MAPPED = ("--map", "feedback_id=ticket", "--map", "episode_id=run", "--map", "correct=right", "--map", "rating=stars",
-          "--map", "user=who", "--set", "source=reviewer")  # fmt: skip
+MAPPED = (
+    "--map",
+    "feedback_id=ticket",
+    "--map",
+    "episode_id=run",
+    "--map",
+    "correct=right",
+    "--map",
+    "rating=stars",
+    "--map",
+    "user=who",
+    "--set",
+    "source=reviewer",
+)
 
 
 def test_a_table_is_read_by_its_owners_columns_and_counts_once(folder: Path) -> None:
     (folder / "labels.csv").write_text(TABLE, "utf-8")
     first = told("feedback", "import", "labels.csv", *MAPPED)
     assert first == {
-        "source": "labels.csv", "dry_run": False, "n_rows": 3, "n_ignored": 0, "n_new": 3, "n_known": 0,
-        "n_conflicts": 0, "n_joined": 2, "unused": ["note"],
-    }  # fmt: skip
+        "source": "labels.csv",
+        "dry_run": False,
+        "n_rows": 3,
+        "n_ignored": 0,
+        "n_new": 3,
+        "n_known": 0,
+        "n_conflicts": 0,
+        "n_joined": 2,
+        "unused": ["note"],
+    }
     assert told("feedback", "import", "labels.csv", *MAPPED)["n_known"] == 3
     one, two, three = kept(folder)
     assert (one.correct, one.rating, one.metrics, one.satisfaction, one.source, one.door) == (
-        True, 4, (("clear", 5.0), ("solved", True), ("tone", "warm")), 1.0, "reviewer", "import",
-    )  # fmt: skip
+        True,
+        4,
+        (("clear", 5.0), ("solved", True), ("tone", "warm")),
+        1.0,
+        "reviewer",
+        "import",
+    )
     assert (two.correct, two.rating, two.metrics) == (False, None, (("solved", False),))
     assert (three.rating, three.satisfaction, three.user) == (1, 0.25, "")
     assert one.user != two.user
@@ -177,9 +220,14 @@ def test_json_lines_and_parquet_say_the_same_as_a_table(folder: Path) -> None:
     assert told("feedback", "import", "l.jsonl")["n_joined"] == 2
     assert told("feedback", "import", "l.parquet")["n_new"] == 2
     lines, parquet = kept(folder)[:2], kept(folder)[2:]
-    assert [(one.gold, one.rating) for one in lines] == [(one.gold, one.rating) for one in parquet] == [
-        ("408", 5), (None, 2),
-    ]  # fmt: skip
+    assert (
+        [(one.gold, one.rating) for one in lines]
+        == [(one.gold, one.rating) for one in parquet]
+        == [
+            ("408", 5),
+            (None, 2),
+        ]
+    )
     (folder / "m.jsonl").write_text('{"episode_id": "ep_0", "source": "user", "metrics": {"solved": true}}\n', "utf-8")
     assert told("feedback", "import", "m.jsonl")["n_new"] == 1
     assert told("feedback", "import", "m.jsonl")["n_known"] == 1, "a row without an id is known by what it says"
@@ -235,8 +283,10 @@ def test_feedback_on_ids_that_never_come_is_listed_and_becomes_a_dead_letter(
     day = 86_400.0
     monkeypatch.setattr("suffice.cli.labels.parked.time.time", lambda: 12 * day)
     for name, at_s, episode, response in (
-        ("old", day, "ep_never", None), ("new", 11.5 * day, None, "=cmd"), ("joined", day, "ep_0", None),
-    ):  # fmt: skip
+        ("old", day, "ep_never", None),
+        ("new", 11.5 * day, None, "=cmd"),
+        ("joined", day, "ep_0", None),
+    ):
         given = Feedback(feedback_id=name, episode_id=episode, response_id=response, source="user", thumbs="up")
         write(folder, FeedbackGiven(given), at_s=at_s)
     shown = call("feedback", "parked").stdout
@@ -261,12 +311,15 @@ def test_what_was_exported_is_imported_as_it_was(folder: Path) -> None:
     assert told("export", "feedback", "out.jsonl", "--route", "r")["n_rows"] == 2
     cells = list(csv.DictReader(io.StringIO((folder / "out.csv").read_text("utf-8"))))
     assert [row["comment"] for row in cells] == ['said "hm"', "'=HYPERLINK(1)", ""]
-    noted = [json.loads(row["event"])["export"] for row in csv.DictReader(io.StringIO(
-        call("audit", "export", "--format", "csv").stdout
-    )) if row["kind"] == "exported"]  # fmt: skip
+    noted = [
+        json.loads(row["event"])["export"]
+        for row in csv.DictReader(io.StringIO(call("audit", "export", "--format", "csv").stdout))
+        if row["kind"] == "exported"
+    ]
     assert [(one["what"], one["where"], one["n_rows"]) for one in noted] == [
-        ("feedback", "out.csv", 3), ("feedback", "out.jsonl", 2),
-    ], "what left the log is said in it"  # fmt: skip
+        ("feedback", "out.csv", 3),
+        ("feedback", "out.jsonl", 2),
+    ], "what left the log is said in it"
     before = kept(folder)
     (folder / "log.db").unlink()
     for name in ("log.db-wal", "log.db-shm"):
@@ -276,7 +329,7 @@ def test_what_was_exported_is_imported_as_it_was(folder: Path) -> None:
     fields = ("feedback_id", "episode_id", "correct", "rating", "comment", "metrics", "satisfaction", "source")
     assert [[getattr(one, name) for name in fields] for one in kept(folder)] == [
         [getattr(one, name) for name in fields] for one in before
-    ]  # fmt: skip
+    ]
     assert "what shall it be?" in call("export", "feedback", "out.xlsx", code=2).stderr
 
 
@@ -284,9 +337,16 @@ def test_what_was_exported_is_imported_as_it_was(folder: Path) -> None:
 
 
 def wanted(number: int, would: str) -> LabelWanted:
-    return LabelWanted(LabelRequest(
-        episode_id=f"ep_{number}", route="r", level=3, would_answer=would, answer="4", why="a stop at level 3 differs",
-    ))  # fmt: skip
+    return LabelWanted(
+        LabelRequest(
+            episode_id=f"ep_{number}",
+            route="r",
+            level=3,
+            would_answer=would,
+            answer="4",
+            why="a stop at level 3 differs",
+        )
+    )
 
 
 def right(task: dict[str, Any], which: str) -> str:
@@ -365,9 +425,12 @@ def test_a_webhook_and_an_export_of_the_same_annotation_count_once(asked: Path) 
 
 @pytest.mark.parametrize(
     ("project", "key", "says"),
-    [("1", "wrong", "answered 401; check the key"), ("9", "t", "answered 404; check the address"),
-     ("1", "", "the environment has no LABEL_STUDIO_API_KEY")],
-)  # fmt: skip
+    [
+        ("1", "wrong", "answered 401; check the key"),
+        ("9", "t", "answered 404; check the address"),
+        ("1", "", "the environment has no LABEL_STUDIO_API_KEY"),
+    ],
+)
 def test_a_server_that_refuses_is_a_sentence(
     asked: Path, monkeypatch: pytest.MonkeyPatch, project: str, key: str, says: str
 ) -> None:

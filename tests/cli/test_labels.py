@@ -89,8 +89,9 @@ def told(folder: Path) -> list[Event]:
         EpochBegan(Epoch(route="r", number=1, at=0, since_seq=0, reason="cold start", author="w")),
         PolicyPublished(publication(number=1, epoch=1, level=2, setup=setup)),
         PolicyPublished(publication(number=2, epoch=1, level=6, setup=setup)),
-        EnforcementPaused(pause), IncidentOpened(of_pause(pause, opened_at_s=9.0, evidence=("24 of 60 were right",))),
-    ]  # fmt: skip
+        EnforcementPaused(pause),
+        IncidentOpened(of_pause(pause, opened_at_s=9.0, evidence=("24 of 60 were right",))),
+    ]
 
 
 def test_what_waits_is_listed_taken_answered_and_counted(folder: Path) -> None:
@@ -119,9 +120,13 @@ def test_what_waits_is_listed_taken_answered_and_counted(folder: Path) -> None:
 
 
 def test_where_the_question_cannot_be_had_it_says_so(folder: Path) -> None:
-    write(folder, ReviewAsked(item(question_key="gone")), ReviewAsked(item("ep_2", priority=1.0, route="own")),
-          QuestionKept(QuestionText(episode_id="ep_3", route="own", text="kept words", expires_at_s=9e9)),
-          ReviewAsked(item("ep_3", priority=0.5, route="own")))  # fmt: skip
+    write(
+        folder,
+        ReviewAsked(item(question_key="gone")),
+        ReviewAsked(item("ep_2", priority=1.0, route="own")),
+        QuestionKept(QuestionText(episode_id="ep_3", route="own", text="kept words", expires_at_s=9e9)),
+        ReviewAsked(item("ep_3", priority=0.5, route="own")),
+    )
     for name, where in (("ann", "it is not in"), ("bob", "the log holds no text; name routes.own.review.questions")):
         route = "r" if name == "ann" else "own"
         text = run(folder, "review", "next", "--reviewer", name, "--route", route).stdout
@@ -174,12 +179,28 @@ def test_an_incident_is_shown_with_its_evidence_and_decided_once(folder: Path) -
     assert "r:p1" in run(folder, "incident", "list").stdout
     shown = run(folder, "incident", "show", "r:p1").stdout
     for part in (
-        "EM is 40.0% over the last 60 labels", "evidence 24 of 60 were right", "now      paused: EM is 40.0%",
-        "publication 2, level 6: is the latest", "publication 1, level 2: can be rolled back to",
-    ):  # fmt: skip
+        "EM is 40.0% over the last 60 labels",
+        "evidence 24 of 60 were right",
+        "now      paused: EM is 40.0%",
+        "publication 2, level 6: is the latest",
+        "publication 1, level 2: can be rolled back to",
+    ):
         assert part in shown
-    done = run(folder, "incident", "decide", "r:p1", "roll_back", "--publication", "1", "--days", "3",
-               "--reason", "bad", "--author", "ann")  # fmt: skip
+    done = run(
+        folder,
+        "incident",
+        "decide",
+        "r:p1",
+        "roll_back",
+        "--publication",
+        "1",
+        "--days",
+        "3",
+        "--reason",
+        "bad",
+        "--author",
+        "ann",
+    )
     assert done.exit_code == 0, done.output
     assert "after  publication 1, level 2" in done.stdout
     assert "no incident waits" in run(folder, "incident", "list").stdout
@@ -225,8 +246,15 @@ def test_a_person_asks_about_a_run(folder: Path) -> None:
 
 def test_status_says_what_is_held_and_what_waits(folder: Path) -> None:
     request, outcome = made_run(0, random.Random(0))
-    write(folder, *told(folder), RequestSeen(request), RequestEnded(outcome), ReviewAsked(item(n_reviewers=2)),
-          ReviewAsked(item("ep_2")), ReviewAsked(item("ep_3", route="own")))  # fmt: skip
+    write(
+        folder,
+        *told(folder),
+        RequestSeen(request),
+        RequestEnded(outcome),
+        ReviewAsked(item(n_reviewers=2)),
+        ReviewAsked(item("ep_2")),
+        ReviewAsked(item("ep_3", route="own")),
+    )
     for name, word in (("ann", "full"), ("bob", "early")):
         run(folder, "review", "submit", "ep_1", word, "--reviewer", name)
     run(folder, "override", "set", "r", "cap", "--level", "3", "--days", "2", "--reason", "quarter end")
@@ -269,8 +297,10 @@ def test_one_key_answers_at_a_terminal(folder: Path) -> None:
     program, told = "from suffice.cli.main import main; main()", str(folder / "suffice.toml")
     process = subprocess.Popen(
         [sys.executable, "-c", program, "review", "next", "--reviewer", "ann", "--config", told],
-        stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        stdin=terminal,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     os.close(terminal)
     assert process.stdout is not None
     os.set_blocking(process.stdout.fileno(), False)

@@ -31,8 +31,21 @@ def questions(tmp_path: Path) -> Path:
 def test_traces_are_named_after_the_question_file_and_can_be_replayed(questions: Path, tmp_path: Path) -> None:
     out = tmp_path / "t.jsonl.gz"
     with FakeUpstream.in_thread(CHAIN, slots=4) as fake:
-        result = record(questions, "--upstream", fake.url, "--model", "m", "--kind", "reasoning", "--scorer", "number",
-                        "--driver", "llama.cpp", "--out", out)  # fmt: skip
+        result = record(
+            questions,
+            "--upstream",
+            fake.url,
+            "--model",
+            "m",
+            "--kind",
+            "reasoning",
+            "--scorer",
+            "number",
+            "--driver",
+            "llama.cpp",
+            "--out",
+            out,
+        )
     assert result.exit_code == 0, result.output
     assert f"{out}: 6 of 6 questions, 6 of them now" in result.stdout
     assert "EM 1.000, 3.0 steps" in result.stdout
@@ -59,8 +72,19 @@ def test_a_route_says_kind_scorer_steps_probe_and_upstream(questions: Path, tmp_
 def test_questions_that_are_left_are_told_and_end_with_one(questions: Path, tmp_path: Path) -> None:
     model = Questions({"q 3?": lambda _: Reply(faults=(status(400),))}, otherwise=CHAIN)
     with FakeUpstream.in_thread(model, slots=4) as fake:
-        result = record(questions, "--upstream", fake.url, "--model", "m", "--kind", "reasoning", "--driver",
-                        "llama.cpp", "--out", tmp_path / "t.jsonl")  # fmt: skip
+        result = record(
+            questions,
+            "--upstream",
+            fake.url,
+            "--model",
+            "m",
+            "--kind",
+            "reasoning",
+            "--driver",
+            "llama.cpp",
+            "--out",
+            tmp_path / "t.jsonl",
+        )
     assert result.exit_code == 1
     assert "left: q3: the upstream answered 400" in result.stderr
     assert "1 questions are left; the same call goes on with them" in result.stderr

@@ -14,10 +14,22 @@ from suffice.replay.report.lines import FIRST
 
 FEW = ("--policies", "beta,fixed-rounds")
 TYPES: dict[str, type | tuple[type, ...]] = {
-    "set": str, "policy": str, "n_episodes": int, "n_questions": int, "full_em": float, "em": float, "em_drop": float,
-    "lost": float, "gained": float, "full_tokens": int, "tokens": int, "token_reduction": float,
-    "token_reduction_without_probes": float, "em_drop_interval": (list, type(None)), "frozen": bool,
-}  # fmt: skip
+    "set": str,
+    "policy": str,
+    "n_episodes": int,
+    "n_questions": int,
+    "full_em": float,
+    "em": float,
+    "em_drop": float,
+    "lost": float,
+    "gained": float,
+    "full_tokens": int,
+    "tokens": int,
+    "token_reduction": float,
+    "token_reduction_without_probes": float,
+    "em_drop_interval": (list, type(None)),
+    "frozen": bool,
+}
 pytestmark = pytest.mark.usefixtures("elsewhere")  # the report goes into the current folder
 
 

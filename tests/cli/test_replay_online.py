@@ -13,9 +13,15 @@ from suffice.cli.main import main
 from suffice.replay.traces.own import own_traces
 
 TYPES: dict[str, type] = {
-    "set": str, "max_em_drop": float, "confidence": float, "seeds": int, "token_reduction": float,
-    "token_reduction_second_half": float, "em_drop_second_half": float, "violations": float,
-}  # fmt: skip
+    "set": str,
+    "max_em_drop": float,
+    "confidence": float,
+    "seeds": int,
+    "token_reduction": float,
+    "token_reduction_second_half": float,
+    "em_drop_second_half": float,
+    "violations": float,
+}
 OWN = own_traces("samples")
 pytestmark = pytest.mark.usefixtures("elsewhere")  # the figure goes into the current folder
 
@@ -102,23 +108,26 @@ def test_a_file_of_hardly_any_runs_is_replayed_and_drawn_too(tmp_path: Path, n: 
     assert (tmp_path / "replay-report" / "few.online.png").exists()
 
 
-@pytest.mark.parametrize(("options", "sentence"), [
-    ((OWN, "--max-em-drop", 0), "--max-em-drop: got 0; with --online above 0 and below 1"),
-    ((OWN, "--confidence", 1), "--confidence"),
-    ((OWN, "--seeds", 0), "--seeds"),
-    ((OWN, "--drift", "weather=bad@0.5"), "allowed: em=EM@AT, model=BEFORE>AFTER@AT, class=NAME:SHARE@AT"),
-    ((OWN, "--drift", "em=0.99@0.5"), "leaves no request for the time before it"),
-    ((OWN, "--drift", "class=hard:0.5@0.5"), "no request is of class 'hard'; known: largest, series"),
-    ((OWN, "--drift", "set=nowhere.jsonl@0.5"), "nowhere.jsonl: cannot be read"),
-    ((OWN, "--drift", f"set={own_traces('reasoning')}@0.5"), "holds reasoning, own_samples holds samples"),
-    ((OWN, "--drift", "em=0.5@0.5", "--disjoint"), "--disjoint and --drift: choose one"),
-    ((OWN, "--resample", 500, "--disjoint"), "--resample and --disjoint: choose one"),
-    ((OWN, "--resample", 5), "--resample"),
-    ((OWN, "--where", "task=poetry"), "no run matches 'task=poetry'; there are tasks largest, series"),
-    (("nowhere.jsonl",), "nowhere.jsonl: cannot be read"),
-    ((OWN, "--fit", OWN, "--margin", 2), "--fit, --margin: not with --online"),
-    ((OWN, "--policies", "beta"), "--policies: not with --online"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ((OWN, "--max-em-drop", 0), "--max-em-drop: got 0; with --online above 0 and below 1"),
+        ((OWN, "--confidence", 1), "--confidence"),
+        ((OWN, "--seeds", 0), "--seeds"),
+        ((OWN, "--drift", "weather=bad@0.5"), "allowed: em=EM@AT, model=BEFORE>AFTER@AT, class=NAME:SHARE@AT"),
+        ((OWN, "--drift", "em=0.99@0.5"), "leaves no request for the time before it"),
+        ((OWN, "--drift", "class=hard:0.5@0.5"), "no request is of class 'hard'; known: largest, series"),
+        ((OWN, "--drift", "set=nowhere.jsonl@0.5"), "nowhere.jsonl: cannot be read"),
+        ((OWN, "--drift", f"set={own_traces('reasoning')}@0.5"), "holds reasoning, own_samples holds samples"),
+        ((OWN, "--drift", "em=0.5@0.5", "--disjoint"), "--disjoint and --drift: choose one"),
+        ((OWN, "--resample", 500, "--disjoint"), "--resample and --disjoint: choose one"),
+        ((OWN, "--resample", 5), "--resample"),
+        ((OWN, "--where", "task=poetry"), "no run matches 'task=poetry'; there are tasks largest, series"),
+        (("nowhere.jsonl",), "nowhere.jsonl: cannot be read"),
+        ((OWN, "--fit", OWN, "--margin", 2), "--fit, --margin: not with --online"),
+        ((OWN, "--policies", "beta"), "--policies: not with --online"),
+    ],
+)
 def test_what_cannot_be_done_is_a_sentence_and_exit_2(options: tuple[object, ...], sentence: str) -> None:
     result = online(*options)
     assert result.exit_code == 2, result.output

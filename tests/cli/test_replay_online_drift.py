@@ -17,8 +17,9 @@ def online(*options: object) -> Result:
     return CliRunner().invoke(main, ["replay", "--online", str(OWN), *map(str, options)])
 
 
-@pytest.mark.parametrize("spec", ["silent=0.06@0.5", "ramp=0.08@0.5", "oscillate=0.08@0.5", "turns=5:0.06",
-                                  "mix=largest>series:0.8@0.5"])  # fmt: skip
+@pytest.mark.parametrize(
+    "spec", ["silent=0.06@0.5", "ramp=0.08@0.5", "oscillate=0.08@0.5", "turns=5:0.06", "mix=largest>series:0.8@0.5"]
+)
 def test_each_drift_tells_alarms_loss_and_recovery(spec: str) -> None:
     asked = ("--seeds", 2, "--run-time", 10, "--label-delay", "5-20", "--drift", spec)
     (one,) = lines(online(*asked, "--json"))
@@ -37,15 +38,18 @@ def test_the_figure_of_a_drift_is_drawn() -> None:
     assert "course: replay-report/own_samples.online.png" in result.stdout
 
 
-@pytest.mark.parametrize(("options", "sentence"), [
-    (("--label-delay", "800-200"), "allowed: requests as 500, or least to most as 200-800"),
-    (("--label-delay", "soon"), "--label-delay: got 'soon'"),
-    (("--label-delay", "-5"), "--label-delay: got '-5'"),
-    (("--run-time", "-1"), "--run-time"),
-    (("--drift", "silent=0.06"), "silent=SHARE@AT, ramp=SHARE@AT, oscillate=SHARE@AT, turns=N:SHARE"),
-    (("--drift", "mix=largest>sums:0.8@0.5"), "no request is of class 'sums'; known: largest, series"),
-    (("--drift", "turns=5:0.06", "--resample", 500), "--resample and --drift: choose one"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--label-delay", "800-200"), "allowed: requests as 500, or least to most as 200-800"),
+        (("--label-delay", "soon"), "--label-delay: got 'soon'"),
+        (("--label-delay", "-5"), "--label-delay: got '-5'"),
+        (("--run-time", "-1"), "--run-time"),
+        (("--drift", "silent=0.06"), "silent=SHARE@AT, ramp=SHARE@AT, oscillate=SHARE@AT, turns=N:SHARE"),
+        (("--drift", "mix=largest>sums:0.8@0.5"), "no request is of class 'sums'; known: largest, series"),
+        (("--drift", "turns=5:0.06", "--resample", 500), "--resample and --drift: choose one"),
+    ],
+)
 def test_what_cannot_be_done_is_a_sentence_and_exit_2(options: tuple[object, ...], sentence: str) -> None:
     result = online(*options)
     assert result.exit_code == 2, result.output

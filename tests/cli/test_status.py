@@ -33,14 +33,29 @@ url = "sqlite:///{database}"
 
 def write(log: SqliteLog, name: str, *, route: str = "math", gold: str | None = None, **changes: Any) -> None:
     asked: dict[str, Any] = {
-        "episode_id": name, "route": route, "kind": "samples", "mode": "enforce", "model": "m",
+        "episode_id": name,
+        "route": route,
+        "kind": "samples",
+        "mode": "enforce",
+        "model": "m",
         "stream": False,
-        "n_samples": 8, "audit": False, "propensity": 0.9, "policy_version": "beta-7", "certified": False,
-        "question_key": name, "ungoverned": None, "received_at_s": 0.0,
+        "n_samples": 8,
+        "audit": False,
+        "propensity": 0.9,
+        "policy_version": "beta-7",
+        "certified": False,
+        "question_key": name,
+        "ungoverned": None,
+        "received_at_s": 0.0,
     }
     happened: dict[str, Any] = {
-        "episode_id": name, "end_reason": "done", "status": 200, "answer": "4", "response_id": None,
-        "usage": Usage(prompt_tokens=10, completion_tokens=100), "overhead": Overhead(probe_tokens=2),
+        "episode_id": name,
+        "end_reason": "done",
+        "status": 200,
+        "answer": "4",
+        "response_id": None,
+        "usage": Usage(prompt_tokens=10, completion_tokens=100),
+        "overhead": Overhead(probe_tokens=2),
     }
     log.append(RequestSeen(Request(**(asked | {k: v for k, v in changes.items() if k in asked}))))
     log.append(RequestEnded(Outcome(**(happened | {k: v for k, v in changes.items() if k not in asked}))))
@@ -53,17 +68,36 @@ def database(tmp_path: Path) -> Path:
     """A log with two routes: `math`, enforced and labelled, and requests that matched none."""
     log = SqliteLog.open(Store(url=f"sqlite:///{tmp_path}/suffice.db"), now=lambda: 0.0)
     stop: dict[str, Any] = {
-        "end_reason": "stopped", "stopped": True, "usage": Usage(prompt_tokens=10, completion_tokens=50)}
+        "end_reason": "stopped",
+        "stopped": True,
+        "usage": Usage(prompt_tokens=10, completion_tokens=50),
+    }
     for i in range(40):
         write(log, f"live{i}", gold="4.0" if i % 4 else "5", **stop)
     for i in range(25):
         write(log, f"audit{i}", gold="4", audit=True, propensity=0.1, received_at_s=20.0 * i)
     write(log, "untouched", ungoverned="tools")
     write(log, "elsewhere", route="", mode="off", ungoverned="no route")
-    log.append(RequestSeen(Request(
-        episode_id="running", route="math", kind="samples", mode="enforce", model="m", stream=False,
-        n_samples=8, audit=False, propensity=0.9, policy_version="beta-7", certified=False, question_key="",
-        ungoverned=None, received_at_s=0.0)))
+    log.append(
+        RequestSeen(
+            Request(
+                episode_id="running",
+                route="math",
+                kind="samples",
+                mode="enforce",
+                model="m",
+                stream=False,
+                n_samples=8,
+                audit=False,
+                propensity=0.9,
+                policy_version="beta-7",
+                certified=False,
+                question_key="",
+                ungoverned=None,
+                received_at_s=0.0,
+            )
+        )
+    )
     log.close()
     return log.path
 
@@ -83,11 +117,11 @@ def test_a_person_reads_every_route_in_plain_text(database: Path) -> None:
     assert lines["requests"] == "67 (1 without an outcome yet)"
     assert lines["governed"] == "98.5%, untouched: tools 1"
     assert lines["ended"] == "stopped 40, done 26"
-    assert lines["labels"] == (
-        "65 requests, scored by exact string equality (no --config, so no route scorers)")
+    assert lines["labels"] == ("65 requests, scored by exact string equality (no --config, so no route scorers)")
     assert lines["audits missing"] == (
         "124 more, in 41 minutes at the present rate, if none of them disagrees,"
-        " for an EM drop of at most 2 points at 95% (0 of 25 disagree so far)")
+        " for an EM drop of at most 2 points at 95% (0 of 25 disagree so far)"
+    )
     assert lines["EM, full runs"].startswith("100.0% [")
     assert lines["EM, live runs"].startswith("0.0% [")
     # 65 runs would have taken 100 each: 40 took 52, with their probe, and the audits 102.
@@ -168,20 +202,36 @@ def test_money_stands_beside_tokens_where_there_were_prices(tmp_path: Path) -> N
 
 def thought(*answers: str | type[Exception] | None) -> dict[str, Any]:
     """A run with a probe behind each step: what was read of its answer, or an exception where it got none."""
-    return {"kind": "reasoning", "mode": "observe", "steps": tuple(
-        StepRecord(
-            index=i, tokens=20, answer=None if isinstance(answer, type) else answer,
-            answer_source=None if isinstance(answer, type) else "probe", missing=isinstance(answer, type),
-            confidence=None, entropy=None, probe_tokens=4, action="continue", reason="",
-        )
-        for i, answer in enumerate(answers, 1)
-    )}  # fmt: skip
+    return {
+        "kind": "reasoning",
+        "mode": "observe",
+        "steps": tuple(
+            StepRecord(
+                index=i,
+                tokens=20,
+                answer=None if isinstance(answer, type) else answer,
+                answer_source=None if isinstance(answer, type) else "probe",
+                missing=isinstance(answer, type),
+                confidence=None,
+                entropy=None,
+                probe_tokens=4,
+                action="continue",
+                reason="",
+            )
+            for i, answer in enumerate(answers, 1)
+        ),
+    }
 
 
-@pytest.mark.parametrize(("answers", "read", "is_told"), [
-    (["4", "4", "5", "4", None], "4 of 5", False), (["4", None, "5", "4", None], "3 of 5", True),
-    ([None, None, OSError], "0 of 2", True), (["4", OSError, OSError], "1 of 1", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("answers", "read", "is_told"),
+    [
+        (["4", "4", "5", "4", None], "4 of 5", False),
+        (["4", None, "5", "4", None], "3 of 5", True),
+        ([None, None, OSError], "0 of 2", True),
+        (["4", OSError, OSError], "1 of 1", False),
+    ],
+)
 def test_trial_answers_that_nobody_can_read_are_said_with_what_to_do(
     tmp_path: Path, answers: list[str | type[Exception] | None], read: str, is_told: bool
 ) -> None:
@@ -208,7 +258,8 @@ def test_a_terminal_gets_a_table(database: Path) -> None:
     ours, theirs = pty.openpty()
     code = "from suffice.cli.inspect.status import status; status()"
     with subprocess.Popen(
-        [sys.executable, "-c", code, "--db", str(database), "--route", "math"], stdout=theirs,
+        [sys.executable, "-c", code, "--db", str(database), "--route", "math"],
+        stdout=theirs,
         env=os.environ | {"COLUMNS": "120", "TERM": "xterm"},
     ) as shown:
         os.close(theirs)
@@ -243,9 +294,7 @@ def test_an_unknown_route_is_one_line_with_the_known_ones(database: Path) -> Non
     assert result.stderr.count("\n") == 1
 
 
-def test_no_configuration_and_no_log_says_what_to_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_configuration_and_no_log_says_what_to_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = call()
     assert result.exit_code == 2
@@ -260,8 +309,10 @@ def test_an_empty_log_is_no_error(tmp_path: Path) -> None:
 
 
 def test_help_does_not_load_the_heavy_parts() -> None:
-    code = ("import sys; from suffice.cli.inspect.status import status\n"
-            "print(sorted({'numpy', 'rich', 'sqlite3', 'msgspec', 'asyncio'} & set(sys.modules)))")
+    code = (
+        "import sys; from suffice.cli.inspect.status import status\n"
+        "print(sorted({'numpy', 'rich', 'sqlite3', 'msgspec', 'asyncio'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -273,9 +324,21 @@ def test_a_route_that_ratings_hold_down_says_so_and_asks_for_no_audits() -> None
     from suffice.types import Epoch, EvidenceSummary, Publication
 
     made = Publication(
-        route="math", number=2, epoch=1, at=900, version="v@6", fit="v", level=6, n_levels=40, certified=True,
-        share=0.1, reason="stopped runs are rated worse", author="w", evidence=EvidenceSummary(n_audits=400), ceiling=6,
-    )  # fmt: skip
+        route="math",
+        number=2,
+        epoch=1,
+        at=900,
+        version="v@6",
+        fit="v",
+        level=6,
+        n_levels=40,
+        certified=True,
+        share=0.1,
+        reason="stopped runs are rated worse",
+        author="w",
+        evidence=EvidenceSummary(n_audits=400),
+        ceiling=6,
+    )
     held = InForce(epoch=Epoch(route="math", number=1, at=0, since_seq=0, reason="x", author="w"), publication=made)
     said = dict(phase_lines(phase_of(held), per_s=None, acts=True))
     assert said["next level"] == "none: people's ratings allow no higher one in this epoch"

@@ -70,7 +70,9 @@ def test_a_program_reads_the_same_as_json_and_twice_the_same(votes: Path, tmp_pa
 
 
 def test_a_set_that_was_not_searched_whole_is_called_so(votes: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tuned, bench = tune_set(survey([votes], most_steps=960)[0], TuneOptions(trials=2, policies=("beta",)), clock=lambda: 0.0)
+    tuned, bench = tune_set(
+        survey([votes], most_steps=960)[0], TuneOptions(trials=2, policies=("beta",)), clock=lambda: 0.0
+    )
     _show(tuned, propose(tuned.proposal, bench.scores), [])
     assert "searched on 50.0 % of its questions, chosen by hash" in capsys.readouterr().out
 

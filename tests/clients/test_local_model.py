@@ -20,10 +20,12 @@ from tests.local.cached import cached
 pytestmark = pytest.mark.model
 QUESTIONS = questions("reasoning", 4, seed=3)
 ENFORCE: dict[str, Any] = {
-    "mode": "enforce", "uncertified": True, "policy": {"policy": "confidence-threshold", "threshold": 0.5},
+    "mode": "enforce",
+    "uncertified": True,
+    "policy": {"policy": "confidence-threshold", "threshold": 0.5},
     "probe": {"max_tokens": 8},
     "steps": {"min_tokens": 12, "growth": 1.0},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,26 +41,35 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def gateway_settings(model: str, folder: Path, **changes: Any) -> Any:
     finish = changes.pop("finish", ["raw"])
     route = {"upstream": "local", "kind": "reasoning", "scorer": "number", "audit_share": 0.0} | changes
-    return parse({
-        "upstreams": {"local": {"url": model, "driver": "llama.cpp", "slots": 4, "finish": finish}},
-        "routes": {"math": route}, "store": {"url": f"sqlite:///{folder}/log.db"},
-    })  # fmt: skip
+    return parse(
+        {
+            "upstreams": {"local": {"url": model, "driver": "llama.cpp", "slots": 4, "finish": finish}},
+            "routes": {"math": route},
+            "store": {"url": f"sqlite:///{folder}/log.db"},
+        }
+    )
 
 
 async def ask(url: str, question: Any, *, stream: bool) -> dict[str, Any]:
     """What a user of openai-python sees."""
     fixed: dict[str, Any] = {
-        "model": "qwen", "messages": [dict(m) for m in question.messages], "max_tokens": 200, "temperature": 0,
+        "model": "qwen",
+        "messages": [dict(m) for m in question.messages],
+        "max_tokens": 200,
+        "temperature": 0,
         "seed": 1,
-    }  # fmt: skip
+    }
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
         if not stream:
             whole = await client.chat.completions.create(**fixed)
             message = whole.choices[0].message
             return {
-                "text": message.content, "finish": whole.choices[0].finish_reason, "usage": whole.usage,
-                "thought": getattr(message, "reasoning_content", None), "extra": whole.model_extra or {},
-            }  # fmt: skip
+                "text": message.content,
+                "finish": whole.choices[0].finish_reason,
+                "usage": whole.usage,
+                "thought": getattr(message, "reasoning_content", None),
+                "extra": whole.model_extra or {},
+            }
         seen: dict[str, Any] = {"text": "", "thought": "", "finish": None, "usage": None, "extra": {}}
         async for chunk in await client.chat.completions.create(
             stream=True, stream_options={"include_usage": True}, **fixed

@@ -11,13 +11,19 @@ from suffice.testing import Reply, ScriptedThought
 from tests.gateway.served import Served, served
 
 CHAIN = ScriptedThought(
-    [("two and two\n", "4"), ("make four\n", "4"), ("so four\n", "4"), ("yes\n", "4")], "4",
+    [("two and two\n", "4"), ("make four\n", "4"), ("so four\n", "4"), ("yes\n", "4")],
+    "4",
     reply=Reply(delay_s=0.01),
-)  # fmt: skip
+)
 ENFORCE: dict[str, Any] = {
-    "mode": "enforce", "uncertified": True, "scorer": "number", "audit_share": 0.0, "probe": {},
-    "policy": {"policy": "stable-answer", "streak": 2}, "steps": {"min_tokens": 2, "growth": 1.0},
-}  # fmt: skip
+    "mode": "enforce",
+    "uncertified": True,
+    "scorer": "number",
+    "audit_share": 0.0,
+    "probe": {},
+    "policy": {"policy": "stable-answer", "streak": 2},
+    "steps": {"min_tokens": 2, "growth": 1.0},
+}
 MESSAGES: Any = [{"role": "user", "content": "How much is 2 + 2?"}]
 
 
@@ -28,9 +34,12 @@ async def read(url: str, *, stream: bool) -> dict[str, Any]:
             whole = await client.chat.completions.create(model="m", messages=MESSAGES)
             message = whole.choices[0].message
             return {
-                "text": message.content, "finish": whole.choices[0].finish_reason, "usage": whole.usage,
-                "thought": getattr(message, "reasoning_content", None), "extra": whole.model_extra,
-            }  # fmt: skip
+                "text": message.content,
+                "finish": whole.choices[0].finish_reason,
+                "usage": whole.usage,
+                "thought": getattr(message, "reasoning_content", None),
+                "extra": whole.model_extra,
+            }
         text, thought, finish, usage, extra = "", "", None, None, dict[str, Any]()
         chunks = await client.chat.completions.create(
             model="m", messages=MESSAGES, stream=True, stream_options={"include_usage": True}
@@ -75,11 +84,10 @@ async def test_with_stopping_on_only_the_thought_and_the_object_differ(tmp_path:
 
 async def test_errors_are_the_librarys_own(tmp_path: Any) -> None:
     """A refusal of ours and an error of the upstream arrive as the exceptions users already catch."""
-    async with served(tmp_path, CHAIN) as g, openai.AsyncOpenAI(
-        base_url=f"{g.url}/v1", api_key="x", max_retries=0
-    ) as client:
+    async with (
+        served(tmp_path, CHAIN) as g,
+        openai.AsyncOpenAI(base_url=f"{g.url}/v1", api_key="x", max_retries=0) as client,
+    ):
         with pytest.raises(openai.BadRequestError, match=r"suffice\.sampels: unknown option"):
-            await client.chat.completions.create(
-                model="m", messages=MESSAGES, extra_body={"suffice": {"sampels": 3}}
-            )
+            await client.chat.completions.create(model="m", messages=MESSAGES, extra_body={"suffice": {"sampels": 3}})
         assert [m.id for m in (await client.models.list()).data] == ["fake"]

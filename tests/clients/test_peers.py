@@ -23,9 +23,14 @@ USAGE = {"prompt": 9, "completion": 80, "total": 89, "reasoning": 74}
 LESS = {"prompt": 9, "completion": 34, "total": 43, "reasoning": 28}
 ERROR = {"type": "APIError", "status": 400, "message": "no"}
 SEEN: dict[str, Any] = {
-    "text": "408", "reasoning": "17 * 24 is 408", "finish": "stop", "usage": USAGE, "tools": [],
-    "parts": ["reasoning", "text"], "error": None,
-}  # fmt: skip
+    "text": "408",
+    "reasoning": "17 * 24 is 408",
+    "finish": "stop",
+    "usage": USAGE,
+    "tools": [],
+    "parts": ["reasoning", "text"],
+    "error": None,
+}
 CALL = {"name": "keep", "arguments": {"value": 408}}
 
 # what the client saw through the gateway, instead of SEEN: must it be found? under which rule, stopped or not

@@ -99,9 +99,7 @@ def test_sliding_windows_may_begin_anywhere() -> None:
 # ---- ConSol --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "spec", [{}, {"p1": 0.7, "alpha": 0.05, "beta": 0.1}, {"p1": 0.6, "alpha": 0.2, "beta": 0.4}]
-)  # fmt: skip
+@pytest.mark.parametrize("spec", [{}, {"p1": 0.7, "alpha": 0.05, "beta": 0.1}, {"p1": 0.6, "alpha": 0.2, "beta": 0.4}])
 def test_sprt_is_walds_test_on_the_two_leading_answers(spec: dict[str, float]) -> None:
     p1, alpha, beta = spec.get("p1", 0.5001), spec.get("alpha", 0.05), spec.get("beta", 1 - 0.05 - 0.000024)
     reasons = set()

@@ -20,14 +20,33 @@ from suffice.wiring import build_route, decisions, worker
 from tests.control.made import run
 
 HOSTILE = (
-    "<script>pwned()</script>", "<img src=x onerror=pwned()>", '"><svg onload=pwned()>', "'><b style=a:b>",
-    "javascript:pwned()", "{{ 7 * 7 }}{% for x in y %}", "</pre></table><iframe srcdoc='<script>pwned()</script>'>",
-    '=HYPERLINK("http://x","y")', "@SUM(A1)", "+1+1", "\u202eevil\u202c \x07", "a" * 900, "<!--", "]]>", "&lt;b&gt;",
-    "<a href=javascript:pwned()>x</a>", "<style>*{display:none}</style>", "<meta http-equiv=refresh content=0;url=//x>",
-    "<form action=//x><input name=csrf>", "<base href=//x>", "${x()}", "<template><script>pwned()</script></template>",
-    "<math><mtext><script>pwned()</script>", "<body onload=pwned()>", "<details open ontoggle=pwned()>",
+    "<script>pwned()</script>",
+    "<img src=x onerror=pwned()>",
+    '"><svg onload=pwned()>',
+    "'><b style=a:b>",
+    "javascript:pwned()",
+    "{{ 7 * 7 }}{% for x in y %}",
+    "</pre></table><iframe srcdoc='<script>pwned()</script>'>",
+    '=HYPERLINK("http://x","y")',
+    "@SUM(A1)",
+    "+1+1",
+    "\u202eevil\u202c \x07",
+    "a" * 900,
+    "<!--",
+    "]]>",
+    "&lt;b&gt;",
+    "<a href=javascript:pwned()>x</a>",
+    "<style>*{display:none}</style>",
+    "<meta http-equiv=refresh content=0;url=//x>",
+    "<form action=//x><input name=csrf>",
+    "<base href=//x>",
+    "${x()}",
+    "<template><script>pwned()</script></template>",
+    "<math><mtext><script>pwned()</script>",
+    "<body onload=pwned()>",
+    "<details open ontoggle=pwned()>",
     "<x data-key=n hx-get=//x hx-trigger=load hx-on:load=pwned()>",
-)  # fmt: skip
+)
 
 
 def events(route: str, *, n: int = 40, texts: tuple[str, ...] = ()) -> list[Event]:
@@ -69,17 +88,36 @@ def events(route: str, *, n: int = 40, texts: tuple[str, ...] = ()) -> list[Even
             )
         if number % 4 == 0:  # a loop that its caller runs, with what it read
             request = replace(request, kind="rounds")
-            sources = (Source(step=1, what="read", text=text or "The Danube."),
-                       Source(step=1, what="wrote", text=text or "So it is the Danube."))  # fmt: skip
-            found.append(SourcesKept(Sources(
-                episode_id=request.episode_id, route=route, sources=sources, is_cut=number == 0, expires_at_s=9e9,
-            )))  # fmt: skip
+            sources = (
+                Source(step=1, what="read", text=text or "The Danube."),
+                Source(step=1, what="wrote", text=text or "So it is the Danube."),
+            )
+            found.append(
+                SourcesKept(
+                    Sources(
+                        episode_id=request.episode_id,
+                        route=route,
+                        sources=sources,
+                        is_cut=number == 0,
+                        expires_at_s=9e9,
+                    )
+                )
+            )
         found += [RequestSeen(request), RequestEnded(outcome)]
         if number % 3 == 0:
-            found.append(FeedbackGiven(Feedback(
-                feedback_id=f"f{number}", episode_id=request.episode_id, gold=text or outcome.answer,
-                comment=text or "fine", source=(text or "user")[:60], reason=text, rating=4,
-            )))  # fmt: skip
+            found.append(
+                FeedbackGiven(
+                    Feedback(
+                        feedback_id=f"f{number}",
+                        episode_id=request.episode_id,
+                        gold=text or outcome.answer,
+                        comment=text or "fine",
+                        source=(text or "user")[:60],
+                        reason=text,
+                        rating=4,
+                    )
+                )
+            )
     return found
 
 
@@ -87,11 +125,22 @@ def decided(route: str, text: str, setup: str) -> list[Event]:
     """A cold start, an alarm, an epoch and a publication in it."""
     epoch = {"route": route, "author": text, "reason": text, "max_em_drop": 0.05, "confidence": 0.9, "burst": 10}
     made = Publication(
-        route=route, number=1, epoch=2, at=20, version="v-1", fit="", level=3, n_levels=9, certified=True, share=0.1,
-        reason=text, author=text, setup=setup,
+        route=route,
+        number=1,
+        epoch=2,
+        at=20,
+        version="v-1",
+        fit="",
+        level=3,
+        n_levels=9,
+        certified=True,
+        share=0.1,
+        reason=text,
+        author=text,
+        setup=setup,
         evidence=EvidenceSummary(n_audits=18, share=0.31, max_em_drop=0.02, confidence=0.95),
         classes=((text[:40], 1),),
-    )  # fmt: skip
+    )
     return [
         EpochBegan(Epoch(number=1, at=0, since_seq=0, **epoch)),  # type: ignore[arg-type]
         AlarmRaised(Alarm(route=route, epoch=1, at=10, cause="signals", reason=text)),
@@ -110,18 +159,36 @@ def fill(folder: Path, settings: Settings, *, now_s: float, texts: tuple[str, ..
     log.close()
     with decisions(settings) as writer:
         said = open_incident(
-            writer, route, settings.routes[route], texts[1] if texts else "EM fell", "somebody", now_s=now_s - 60,
+            writer,
+            route,
+            settings.routes[route],
+            texts[1] if texts else "EM fell",
+            "somebody",
+            now_s=now_s - 60,
             evidence=texts[:3],
-        )  # fmt: skip
+        )
         assert not isinstance(said, str), said
         for number in range(0, 24, 2):
             text = texts[number % len(texts)] if texts else None
-            assert ask(writer, ReviewItem(
-                episode_id=f"ep_{number:05}", route=route, why="disagreement", because=text or "it disagrees",
-                shows="both", full_answer=text or "12", early_answer=text or "13", priority=float(number),
-                day=day_of(now_s), n_reviewers=1, asked_at_s=now_s - 60, author="worker", lease_s=900.0,
-                query_class=text or "algebra",
-            ))  # fmt: skip
+            assert ask(
+                writer,
+                ReviewItem(
+                    episode_id=f"ep_{number:05}",
+                    route=route,
+                    why="disagreement",
+                    because=text or "it disagrees",
+                    shows="both",
+                    full_answer=text or "12",
+                    early_answer=text or "13",
+                    priority=float(number),
+                    day=day_of(now_s),
+                    n_reviewers=1,
+                    asked_at_s=now_s - 60,
+                    author="worker",
+                    lease_s=900.0,
+                    query_class=text or "algebra",
+                ),
+            )
     with worker(settings, learning=False) as here:
         assert here.once("rollup")
     with worker(settings) as here:

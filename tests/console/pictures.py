@@ -19,11 +19,19 @@ from PIL import Image
 from tests.console.chromium import PROGRAM, Tab, tab
 
 PLACES: Final[Mapping[str, str]] = {
-    "overview": "/console", "routes": "/console/routes", "route": "/console/route?name=math",
-    "episodes": "/console/episodes?route=math", "episode": "", "policies": "/console/policies",
-    "experiments": "/console/experiments", "review": "/console/review", "incidents": "/console/incidents",
-    "alerts": "/console/alerts", "audit-log": "/console/changes", "settings": "/console/settings",
-}  # fmt: skip
+    "overview": "/console",
+    "routes": "/console/routes",
+    "route": "/console/route?name=math",
+    "episodes": "/console/episodes?route=math",
+    "episode": "",
+    "policies": "/console/policies",
+    "experiments": "/console/experiments",
+    "review": "/console/review",
+    "incidents": "/console/incidents",
+    "alerts": "/console/alerts",
+    "audit-log": "/console/changes",
+    "settings": "/console/settings",
+}
 SCREENS: Final = {"desktop": (1_280, 800, 1_500), "phone": (390, 780, 1_700)}
 MOST_BYTES: Final = 150_000
 

@@ -56,10 +56,14 @@ def test_secrets_are_printed_once_and_the_audit_log_says_who_may_come_in(file: s
         assert one.rpartition("_")[2].encode() not in text
 
 
-@pytest.mark.parametrize(("words", "why"), [
-    (("add", "x y"), "1 to 64"), (("remove", "bob"), "nobody is called 'bob'"),
-    (("reset-secret", "bob"), "nobody is called"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("add", "x y"), "1 to 64"),
+        (("remove", "bob"), "nobody is called 'bob'"),
+        (("reset-secret", "bob"), "nobody is called"),
+    ],
+)
 def test_what_cannot_be_done_is_one_sentence_and_exit_2(file: str, words: tuple[str, ...], why: str) -> None:
     code, out, told = admin(file, *words)
     assert (code, out) == (2, "")

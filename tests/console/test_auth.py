@@ -130,10 +130,15 @@ def test_a_configured_name_is_accepted(tmp_path: Path) -> None:
 def test_every_answer_carries_what_keeps_it_to_itself(here: Site) -> None:
     admin = here.visitor("admin")
     answers = [
-        admin.get("/console"), admin.get("/api/overview"), admin.get("/console/nothing"), admin.get("/api/nothing"),
-        here.visitor().get("/console"), here.visitor().get("/api/overview"), here.visitor().get("/console/login"),
+        admin.get("/console"),
+        admin.get("/api/overview"),
+        admin.get("/console/nothing"),
+        admin.get("/api/nothing"),
+        here.visitor().get("/console"),
+        here.visitor().get("/api/overview"),
+        here.visitor().get("/console/login"),
         admin.post("/console/routes/pause", {}),
-    ]  # fmt: skip
+    ]
     assert [got.status for got in answers] == [200, 200, 404, 404, 303, 401, 200, 403]
     for got in answers:
         for name, value in ALWAYS:

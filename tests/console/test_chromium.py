@@ -23,11 +23,21 @@ pytestmark = pytest.mark.skipif(PROGRAM is None, reason="chromium is not install
 MOST_BYTES = 300_000
 N_REVIEWS = 10
 PAGES = (
-    "/console", "/console/routes", "/console/route?name=math", "/console/episodes", "/console/episodes/ep_00000",
-    "/console/episodes/ep_00001", "/console/review", "/console/incidents?open=math", "/console/alerts",
-    "/console/changes", "/console/changes?kind=review_asked", "/console/policies", "/console/experiments",
+    "/console",
+    "/console/routes",
+    "/console/route?name=math",
+    "/console/episodes",
+    "/console/episodes/ep_00000",
+    "/console/episodes/ep_00001",
+    "/console/review",
+    "/console/incidents?open=math",
+    "/console/alerts",
+    "/console/changes",
+    "/console/changes?kind=review_asked",
+    "/console/policies",
+    "/console/experiments",
     "/console/settings",
-)  # fmt: skip
+)
 
 CUT = (
     "[...document.querySelectorAll('.scroll')].filter((one) =>"
@@ -82,15 +92,15 @@ async def test_a_person_walks_from_the_overview_to_the_audit_log_by_keyboard(tmp
     async with served(settings) as url, tab() as page:
         await login(page, url, secret)
         assert "40 requests" in await page.text()
-        await page.click('a[href^="/console/route?name=math"]')            # overview → a class …
+        await page.click('a[href^="/console/route?name=math"]')  # overview → a class …
         await page.click('a[href*="class=algebra"]')
         assert "class=algebra" in await page.place()
         assert await page.run("document.querySelectorAll('#runs tbody tr').length") == 20
-        await page.click('#runs tbody a[href^="/console/episodes/"]')      # … → an episode
+        await page.click('#runs tbody a[href^="/console/episodes/"]')  # … → an episode
         assert "Chain of" in await page.text()
-        await _review(page, url)                                           # … reviews ten items by keyboard
-        await _incident(page, url)                                         # … opens an incident, rolls back
-        await page.go(f"{url}/console/changes")                            # … and finds it in the audit log
+        await _review(page, url)  # … reviews ten items by keyboard
+        await _incident(page, url)  # … opens an incident, rolls back
+        await page.go(f"{url}/console/changes")  # … and finds it in the audit log
         told = await page.text("#changes")
         for said in ("incident decided", "incident opened", "a drill of ours", "admin"):
             assert said in told, told[:2_000]

@@ -46,21 +46,55 @@ def epoch(number: int, route: str = "math") -> EpochBegan:
 
 
 def published(of_epoch: int, *, level: int = 4, certified: bool = True, route: str = "math") -> PolicyPublished:
-    return PolicyPublished(Publication(
-        route=route, number=7, epoch=of_epoch, at=20, version="v", fit="f", level=level, n_levels=9,
-        certified=certified, share=0.1, reason="as it came out", author="w",
-    ))  # fmt: skip
+    return PolicyPublished(
+        Publication(
+            route=route,
+            number=7,
+            epoch=of_epoch,
+            at=20,
+            version="v",
+            fit="f",
+            level=level,
+            n_levels=9,
+            certified=certified,
+            share=0.1,
+            reason="as it came out",
+            author="w",
+        )
+    )
 
 
 def look(*alerts: Of, now: float | None = None, route: str = "math") -> RouteMonitored:
     """A look at a route: what is forecast, and how much of a budget of 2 % is spent."""
-    drop = None if now is None else Forecast(
-        of="em_drop", limit=0.02, now=now, per_1000=0.0, ahead=now, ahead_low=0.0, ahead_high=0.03,
-        crossing=CrossingForecast(earliest=None, expected=None, latest=None), alert=False, doubtful=False, reason="",
-    )  # fmt: skip
-    return RouteMonitored(Outlook(
-        route=route, at=9, epoch=1, since=0, confidence=0.95, cap_tokens=None, drop=drop, alerts=alerts,
-    ))  # fmt: skip
+    drop = (
+        None
+        if now is None
+        else Forecast(
+            of="em_drop",
+            limit=0.02,
+            now=now,
+            per_1000=0.0,
+            ahead=now,
+            ahead_low=0.0,
+            ahead_high=0.03,
+            crossing=CrossingForecast(earliest=None, expected=None, latest=None),
+            alert=False,
+            doubtful=False,
+            reason="",
+        )
+    )
+    return RouteMonitored(
+        Outlook(
+            route=route,
+            at=9,
+            epoch=1,
+            since=0,
+            confidence=0.95,
+            cap_tokens=None,
+            drop=drop,
+            alerts=alerts,
+        )
+    )
 
 
 def forecast(of: Of = "em_drop") -> AlertRaised:
@@ -76,16 +110,31 @@ def resumed(number: int = 2) -> EnforcementResumed:
 
 
 def incident(name: str = "math:m1") -> IncidentOpened:
-    return IncidentOpened(Incident(
-        incident=name, route="math", cause="person", summary="units", evidence=(), pause=None, opened_at_s=1.0,
-        author="ann",
-    ))  # fmt: skip
+    return IncidentOpened(
+        Incident(
+            incident=name,
+            route="math",
+            cause="person",
+            summary="units",
+            evidence=(),
+            pause=None,
+            opened_at_s=1.0,
+            author="ann",
+        )
+    )
 
 
 def decided(name: str = "math:m1") -> IncidentDecided:
-    return IncidentDecided(IncidentDecision(
-        incident=name, route="math", decision="roll_back", reason="a drill", author="bob", decided_at_s=2.0,
-    ))  # fmt: skip
+    return IncidentDecided(
+        IncidentDecision(
+            incident=name,
+            route="math",
+            decision="roll_back",
+            reason="a drill",
+            author="bob",
+            decided_at_s=2.0,
+        )
+    )
 
 
 def switch(on: bool, stamp: int = 1) -> KillSwitched:
@@ -94,17 +143,34 @@ def switch(on: bool, stamp: int = 1) -> KillSwitched:
 
 def moved(move: str, *, by: str = "evidence", stage: str = "canary", rollout: str = "r1") -> RolloutMoved:
     step = Transition(
-        rollout=rollout, number=1, move=move, stage=stage, step=1, share=0.0,  # type: ignore[arg-type]
-        audit_share=None, at=1, now_s=1.0, by=by, reason="why",
-    )  # fmt: skip
+        rollout=rollout,
+        number=1,
+        move=move,  # type: ignore[arg-type]
+        stage=stage,  # type: ignore[arg-type]
+        step=1,
+        share=0.0,
+        audit_share=None,
+        at=1,
+        now_s=1.0,
+        by=by,
+        reason="why",
+    )
     return RolloutMoved(RolloutMove(route="math", transition=step, author=by, reason="why"))
 
 
 UNDONE = RolloutUndone(RolloutUndo(rollout="r1", route="math", author="ann", reason="worse"))
 REFUSED = VersionRefused(VersionRefusal(route="math", number=6, fit="f", reason="cut off", serves="all runs in full"))
-MISSED = LogMissed(LogOutage(
-    gateway="g", since_s=1.0, until_s=9.0, reason="disk", after="the last good one", n_rows=0, n_dropped=0,
-))  # fmt: skip
+MISSED = LogMissed(
+    LogOutage(
+        gateway="g",
+        since_s=1.0,
+        until_s=9.0,
+        reason="disk",
+        after="the last good one",
+        n_rows=0,
+        n_dropped=0,
+    )
+)
 
 
 def standing(*events: Event) -> list[OpenAlert]:
@@ -113,27 +179,43 @@ def standing(*events: Event) -> list[OpenAlert]:
     return [one for one in told.raised if one.over(len(events) * 4_000.0) is None]
 
 
-@pytest.mark.parametrize(("raised", "goes_on", "ends", "said"), [
-    # A drift's alert stands while the route runs in full: through the epoch that it began, and what stops nothing.
-    (alarm(3), (epoch(4), published(4, level=0), published(4, certified=False), published(4, route="law"),
-                published(3)), published(4), "publication 7 lets it stop early again"),
-    (alarm(3), (epoch(4),), epoch(5), "epoch 5: anew"),
-    (forecast(), (look("em_drop"), look(route="law"), look("em", "em_drop")), look("em"), "crosses the limit no more"),
-    (forecast("em"), (look("em"),), look(), "crosses the limit no more"),
-    (look(now=0.018), (look(now=0.019), look(route="law", now=0.0)), look(now=0.01), "about 1.00%, of 2.00%"),
-    (look(now=0.018), (), look("em_drop", now=0.019), "since then a breach is forecast"),
-    (look(now=0.018), (), look(), "too little is known"),
-    (paused(2), (resumed(1),), resumed(2), "ann resumed it: it was the prompt"),
-    (incident(), (decided("math:m2"), decided("law:m1")), decided(), "bob decided to roll back: a drill"),
-    (switch(on=True), (switch(on=True, stamp=2),), switch(on=False), "released: fire"),
-    (moved("pause"), (moved("promote", rollout="r2"), moved("pause", by="person:ann"), moved("certify")),
-     moved("resume", by="person:ann"), "the rollout went on: why"),
-    (moved("pause"), (), moved("roll_back"), "the rollout was rolled back: why"),
-    (REFUSED, (published(4, route="law"),), published(4), "publication 7 took its place"),
-    (REFUSED, (moved("promote", stage="ramp"),), moved("promote", stage="full"), "brought another version"),
-    (REFUSED, (), UNDONE, "ann took the version back"),
-    (REFUSED, (), epoch(4), "in force no more"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("raised", "goes_on", "ends", "said"),
+    [
+        # A drift's alert stands while the route runs in full: through the epoch that it began, and what stops nothing.
+        (
+            alarm(3),
+            (epoch(4), published(4, level=0), published(4, certified=False), published(4, route="law"), published(3)),
+            published(4),
+            "publication 7 lets it stop early again",
+        ),
+        (alarm(3), (epoch(4),), epoch(5), "epoch 5: anew"),
+        (
+            forecast(),
+            (look("em_drop"), look(route="law"), look("em", "em_drop")),
+            look("em"),
+            "crosses the limit no more",
+        ),
+        (forecast("em"), (look("em"),), look(), "crosses the limit no more"),
+        (look(now=0.018), (look(now=0.019), look(route="law", now=0.0)), look(now=0.01), "about 1.00%, of 2.00%"),
+        (look(now=0.018), (), look("em_drop", now=0.019), "since then a breach is forecast"),
+        (look(now=0.018), (), look(), "too little is known"),
+        (paused(2), (resumed(1),), resumed(2), "ann resumed it: it was the prompt"),
+        (incident(), (decided("math:m2"), decided("law:m1")), decided(), "bob decided to roll back: a drill"),
+        (switch(on=True), (switch(on=True, stamp=2),), switch(on=False), "released: fire"),
+        (
+            moved("pause"),
+            (moved("promote", rollout="r2"), moved("pause", by="person:ann"), moved("certify")),
+            moved("resume", by="person:ann"),
+            "the rollout went on: why",
+        ),
+        (moved("pause"), (), moved("roll_back"), "the rollout was rolled back: why"),
+        (REFUSED, (published(4, route="law"),), published(4), "publication 7 took its place"),
+        (REFUSED, (moved("promote", stage="ramp"),), moved("promote", stage="full"), "brought another version"),
+        (REFUSED, (), UNDONE, "ann took the version back"),
+        (REFUSED, (), epoch(4), "in force no more"),
+    ],
+)
 def test_an_alert_stands_until_the_row_that_ends_it(
     raised: Event, goes_on: tuple[Event, ...], ends: Event, said: str
 ) -> None:
@@ -203,9 +285,16 @@ def test_reading_on_in_any_pieces_says_what_is_over_as_reading_at_once(tmp_path:
 def anything(n: int, rng: random.Random) -> Event:
     """A row that tells or ends something."""
     made: list[Event] = [
-        alarm(n), epoch(n), published(n), incident(f"math:m{n // 5}"), decided(f"math:m{n // 7}"),
-        switch(on=n % 3 > 0, stamp=n), paused(n // 4), resumed(n // 5), REFUSED,
-    ]  # fmt: skip
+        alarm(n),
+        epoch(n),
+        published(n),
+        incident(f"math:m{n // 5}"),
+        decided(f"math:m{n // 7}"),
+        switch(on=n % 3 > 0, stamp=n),
+        paused(n // 4),
+        resumed(n // 5),
+        REFUSED,
+    ]
     return rng.choice(made)
 
 

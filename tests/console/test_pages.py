@@ -26,12 +26,22 @@ from tests.console.made import HOSTILE, fill
 from tests.console.visitor import Visitor, people_of, settings_in, site
 
 PAGES = (
-    "/console", "/console?days=all", "/console/routes", "/console/route?name=math", "/console/episodes",
-    "/console/episodes?end=differs&said=labelled", "/console/episodes/ep_00000", "/console/review",
-    "/console/incidents", "/console/alerts",
-    "/console/changes", "/console/settings", "/console/nothing", "/console/episodes/ep_none",
+    "/console",
+    "/console?days=all",
+    "/console/routes",
+    "/console/route?name=math",
+    "/console/episodes",
+    "/console/episodes?end=differs&said=labelled",
+    "/console/episodes/ep_00000",
+    "/console/review",
+    "/console/incidents",
+    "/console/alerts",
+    "/console/changes",
+    "/console/settings",
+    "/console/nothing",
+    "/console/episodes/ep_none",
     "/console/route?name=%3Cb%3E",
-)  # fmt: skip
+)
 TAGS = {path.name: path.read_text() for path in (HERE / "templates").glob("*.html")}
 
 
@@ -163,12 +173,17 @@ def test_the_page_and_the_api_say_the_same(usual: Visitor) -> None:
     assert "differs from the full run" in usual.get("/console/episodes/ep_00000").text
 
 
-@pytest.mark.parametrize(("query", "fits"), [
-    ("end=stopped", lambda one: one["stopped"]), ("end=audit", lambda one: one["audit"]),
-    ("end=differs", lambda one: one["differs"]), ("said=labelled", lambda one: one["correct"] is not None),
-    ("class=algebra", lambda one: one["query_class"] == "algebra"),
-    ("route=math&limit=7", lambda one: one["route"] == "math"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("query", "fits"),
+    [
+        ("end=stopped", lambda one: one["stopped"]),
+        ("end=audit", lambda one: one["audit"]),
+        ("end=differs", lambda one: one["differs"]),
+        ("said=labelled", lambda one: one["correct"] is not None),
+        ("class=algebra", lambda one: one["query_class"] == "algebra"),
+        ("route=math&limit=7", lambda one: one["route"] == "math"),
+    ],
+)
 def test_filters_show_what_fits_and_all_of_it(usual: Visitor, query: str, fits: object) -> None:
     assert callable(fits)
     everything = usual.get("/api/episodes?limit=500").json["lines"]
@@ -183,10 +198,19 @@ def test_filters_show_what_fits_and_all_of_it(usual: Visitor, query: str, fits: 
     assert 0 < len(wanted) <= len(everything) == 40
 
 
-@pytest.mark.parametrize("place", [
-    "/api/overview?days=3", "/api/episodes?end=x", "/api/episodes?before=-1", "/api/episodes?before=9" + "9" * 30,
-    "/api/episodes?limit=501", "/api/changes?kind=x", "/api/episodes?said=x", "/api/episodes?before=%D9%A3",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "place",
+    [
+        "/api/overview?days=3",
+        "/api/episodes?end=x",
+        "/api/episodes?before=-1",
+        "/api/episodes?before=9" + "9" * 30,
+        "/api/episodes?limit=501",
+        "/api/changes?kind=x",
+        "/api/episodes?said=x",
+        "/api/episodes?before=%D9%A3",
+    ],
+)
 def test_what_is_not_offered_is_refused_with_what_is(usual: Visitor, place: str) -> None:
     got = usual.get(place)
     assert got.status == 400

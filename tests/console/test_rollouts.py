@@ -15,9 +15,10 @@ from tests.control.tried import BOLDER, CONTROL, FIVE, ROUTE, SECRET, World, pro
 def test_a_person_sees_what_may_act_moves_it_and_takes_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUFFICE_SALT", SECRET)
     settings = settings_in(
-        tmp_path, routes={"r": {**msgspec.to_builtins(ROUTE), "upstream": "local"}},
+        tmp_path,
+        routes={"r": {**msgspec.to_builtins(ROUTE), "upstream": "local"}},
         control=msgspec.to_builtins(CONTROL),
-    )  # fmt: skip
+    )
     world, secret = World(tmp_path / "log.db"), people_of(settings).first()
     assert secret is not None
     world.write(proposed())

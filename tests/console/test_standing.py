@@ -25,13 +25,34 @@ from tests.control.test_upkeep import append
 
 EPOCH = Epoch(route="r", number=1, at=0, since_seq=0, reason="cold start", author="w")
 MADE = Publication(
-    route="r", number=1, epoch=1, at=100, version="v-1@3", fit="v-1", level=3, n_levels=41, certified=True, share=0.1,
-    reason="x", author="w", evidence=EvidenceSummary(max_em_drop=0.02, confidence=0.95, n_missing=40),
-)  # fmt: skip
+    route="r",
+    number=1,
+    epoch=1,
+    at=100,
+    version="v-1@3",
+    fit="v-1",
+    level=3,
+    n_levels=41,
+    certified=True,
+    share=0.1,
+    reason="x",
+    author="w",
+    evidence=EvidenceSummary(max_em_drop=0.02, confidence=0.95, n_missing=40),
+)
 ARM = replace(MADE, version="effort=low", fit="", level=1, n_levels=2, arm="effort=low")
-AVERAGE = replace(MADE, certified=False, spending=BudgetAccount(
-    floor=2, affordable=9, n_audits=10, n_waiting=0, em_drop=0.01, max_em_drop=0.02, clipped=0.0,
-))  # fmt: skip
+AVERAGE = replace(
+    MADE,
+    certified=False,
+    spending=BudgetAccount(
+        floor=2,
+        affordable=9,
+        n_audits=10,
+        n_waiting=0,
+        em_drop=0.01,
+        max_em_drop=0.02,
+        clipped=0.0,
+    ),
+)
 EFFORT = Route(upstream="up", effort="low", mode="enforce")
 LEARNED = Route(upstream="up", kind="samples", samples=8, mode="enforce")
 
@@ -40,19 +61,26 @@ def phase(made: Publication | None) -> Phase:
     return phase_of(InForce(epoch=EPOCH, publication=made, last=made, n_epochs=1), attended=True)
 
 
-@pytest.mark.parametrize(("route", "made", "said"), [
-    (LEARNED, MADE, "About 40 more audits"), (EFFORT, ARM, "Nothing: effort=low is proved."),
-    (EFFORT, None, "effort=low is not proved: suffice status counts its pairs."),
-    (LEARNED, AVERAGE, "Certified is level 2; above it the drop is kept on average, with no confidence.")])
+@pytest.mark.parametrize(
+    ("route", "made", "said"),
+    [
+        (LEARNED, MADE, "About 40 more audits"),
+        (EFFORT, ARM, "Nothing: effort=low is proved."),
+        (EFFORT, None, "effort=low is not proved: suffice status counts its pairs."),
+        (LEARNED, AVERAGE, "Certified is level 2; above it the drop is kept on average, with no confidence."),
+    ],
+)
 def test_what_is_missing_is_said_of_what_the_route_is(route: Route, made: Publication | None, said: str) -> None:
     assert missing(phase(made), route, None).startswith(said)
 
 
 def test_a_worker_that_starts_with_the_gateway_is_not_missed_at_once() -> None:
     alone: Any = SimpleNamespace(
-        name="r", alerts=(), sums=SimpleNamespace(n_requests=9),
+        name="r",
+        alerts=(),
+        sums=SimpleNamespace(n_requests=9),
         phase=SimpleNamespace(phase="burst", attended=False, n_labels_wanted=0),
-    )  # fmt: skip
+    )
     read_to: Any = SimpleNamespace(n_behind=0)
 
     def said(now_s: float) -> list[str]:

@@ -57,14 +57,21 @@ class Here:
         """A worker's round, of a worker that is new."""
         ticks = iter(range(10**6))
         job = Notify(
-            settings=self.settings.alerts, path=self.database, now=time.time, monotonic_s=lambda: 700.0 * next(ticks),
+            settings=self.settings.alerts,
+            path=self.database,
+            now=time.time,
+            monotonic_s=lambda: 700.0 * next(ticks),
             sinks=[Heard(name, self.down) for name in ("log", "webhook")],
-        )  # fmt: skip
+        )
         with Decisions.open(self.database, now=time.time, monotonic_s=lambda: float(next(ticks))) as writer:
             Worker(
-                decisions=writer, jobs=(job,), author="w", now=time.time, monotonic_s=lambda: float(next(ticks)),
+                decisions=writer,
+                jobs=(job,),
+                author="w",
+                now=time.time,
+                monotonic_s=lambda: float(next(ticks)),
                 new_id=lambda: f"jr_{next(ticks)}_{time.time_ns()}",
-            ).round()  # fmt: skip
+            ).round()
 
     def alerts(self) -> Any:
         return self.visitor.get("/api/alerts").json
@@ -109,8 +116,9 @@ def test_an_alert_says_who_took_it_and_what_came_again_untold(here: Here) -> Non
     assert drift["latest_at_s"] - drift["at_s"] == pytest.approx(200, abs=5)
     assert (switch["kind"], switch["n_again"], len(switch["taken"])) == ("kill_switch", 0, 2)
     assert [(one["sink"], one["n_taken"], one["n_waiting"]) for one in here.alerts()["sinks"]] == [
-        ("log", 2, 0), ("webhook", 2, 0),
-    ]  # fmt: skip
+        ("log", 2, 0),
+        ("webhook", 2, 0),
+    ]
     page = here.visitor.get("/console/alerts").text
     assert "came again 2 times, not told" in page
     assert 'href="/console/route?name=math"' in page
@@ -194,11 +202,19 @@ def test_reading_on_says_what_reading_anew_says_and_forgets_the_oldest(tmp_path:
 
 def liking(effect: IntervalEstimate | None = None, **changes: Any) -> SatisfactionEffect:
     fields: dict[str, Any] = {
-        "measure": "satisfaction", "better": "higher", "query_class": None, "version": None, "n_runs": 900,
-        "n_heard": 120, "everybody": IntervalEstimate(value=0.71, low=0.66, high=0.76, n=120, method="m"),
-        "full": IntervalEstimate(value=0.74, low=0.6, high=0.8, n=40, method="m"), "stopped": None, "effect": effect,
-        "rated_audits": 0.2, "rated_stopped": 0.19,
-    }  # fmt: skip
+        "measure": "satisfaction",
+        "better": "higher",
+        "query_class": None,
+        "version": None,
+        "n_runs": 900,
+        "n_heard": 120,
+        "everybody": IntervalEstimate(value=0.71, low=0.66, high=0.76, n=120, method="m"),
+        "full": IntervalEstimate(value=0.74, low=0.6, high=0.8, n=40, method="m"),
+        "stopped": None,
+        "effect": effect,
+        "rated_audits": 0.2,
+        "rated_stopped": 0.19,
+    }
     return SatisfactionEffect(**fields | changes)
 
 
@@ -206,11 +222,17 @@ def effect(low: float, high: float) -> IntervalEstimate:
     return IntervalEstimate(value=(low + high) / 2, low=low, high=high, n=55, method="paired")
 
 
-@pytest.mark.parametrize(("one", "said"), [
-    (liking(effect(-0.2, -0.05)), "worse"), (liking(effect(0.05, 0.2)), "better"), (liking(effect(-0.2, 0.1)), ""),
-    (liking(effect(0.05, 0.2), better="lower", measure="regenerated"), "worse"), (liking(), ""),
-    (liking(effect(-0.2, -0.05), better="lower"), "better"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("one", "said"),
+    [
+        (liking(effect(-0.2, -0.05)), "worse"),
+        (liking(effect(0.05, 0.2)), "better"),
+        (liking(effect(-0.2, 0.1)), ""),
+        (liking(effect(0.05, 0.2), better="lower", measure="regenerated"), "worse"),
+        (liking(), ""),
+        (liking(effect(-0.2, -0.05), better="lower"), "better"),
+    ],
+)
 def test_a_difference_is_called_one_only_where_its_interval_says_so(one: SatisfactionEffect, said: str) -> None:
     assert verdict(one) == said
     assert is_rate(one)
@@ -222,25 +244,34 @@ def test_satisfaction_stands_beside_em_on_the_first_page_and_by_class_and_versio
         fill(tmp_path, here.settings, now_s=time.time())
         assert "it takes ratings of audits beside ratings of stopped runs" in here.visitor.get("/console").text
         told = (
-            liking(effect(-0.2, -0.05)), liking(effect(-0.3, -0.1), query_class="algebra"), liking(version="v"),
+            liking(effect(-0.2, -0.05)),
+            liking(effect(-0.3, -0.1), query_class="algebra"),
+            liking(version="v"),
             liking(measure="regenerated", better="lower", effect=effect(-0.01, 0.03)),
-        )  # fmt: skip
+        )
         seen = Outlook(
-            route="math", at=9_999, epoch=2, since=0, confidence=0.95, cap_tokens=None, likings=told,
-        )  # fmt: skip
+            route="math",
+            at=9_999,
+            epoch=2,
+            since=0,
+            confidence=0.95,
+            cap_tokens=None,
+            likings=told,
+        )
         here.add(RouteMonitored(seen), ago_s=0.0)
         overview, route = here.visitor.get("/console").text, here.visitor.get("/console/route?name=math").text
         assert "Satisfaction where stopped, math" in overview
         assert "−20.0 to −5.0 in 55 pairs: people like it less" in overview
         assert here.visitor.get("/api/overview").json["liked"]["liking"]["effect"]["n"] == 55
-        row = route[route.index("class=algebra"):][:2_000]
+        row = route[route.index("class=algebra") :][:2_000]
         assert "71.0 %" in row
         assert "worse where stopped" in row
         assert "regenerated" in route
         assert "no difference is proven" in route
         assert [one["measure"] for one in here.visitor.get("/api/route?name=math").json["likings"]] == [
-            "satisfaction", "regenerated",
-        ]  # fmt: skip
+            "satisfaction",
+            "regenerated",
+        ]
 
 
 # ---- what a reviewer sees of a loop ----------------------------------------------------------------

@@ -71,9 +71,13 @@ class Visitor:
         if self.cookies:
             named.setdefault("cookie", "; ".join(f"{name}={value}" for name, value in self.cookies.items()))
         scope = {
-            "type": "http", "method": method, "path": parts.path, "query_string": parts.query.encode(),
-            "headers": [(name.encode(), value.encode()) for name, value in named.items()], "client": (self.address, 1),
-        }  # fmt: skip
+            "type": "http",
+            "method": method,
+            "path": parts.path,
+            "query_string": parts.query.encode(),
+            "headers": [(name.encode(), value.encode()) for name, value in named.items()],
+            "client": (self.address, 1),
+        }
         sent: list[Any] = []
         told = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -114,13 +118,17 @@ class Visitor:
 
 def settings_in(folder: Path, **tables: Any) -> Settings:
     """A gateway of two routes with its log in that folder."""
-    return parse({
-        "upstreams": {"local": {"url": "http://127.0.0.1:1"}},
-        "routes": {"math": {"upstream": "local", "kind": "samples", "samples": 8, "scorer": "number",
-                            "mode": "enforce"},
-                   "chat": {"upstream": "local", "mode": "off"}},
-        "store": {"url": f"sqlite:///{folder / 'log.db'}"}, **tables,
-    })  # fmt: skip
+    return parse(
+        {
+            "upstreams": {"local": {"url": "http://127.0.0.1:1"}},
+            "routes": {
+                "math": {"upstream": "local", "kind": "samples", "samples": 8, "scorer": "number", "mode": "enforce"},
+                "chat": {"upstream": "local", "mode": "off"},
+            },
+            "store": {"url": f"sqlite:///{folder / 'log.db'}"},
+            **tables,
+        }
+    )
 
 
 @contextlib.contextmanager

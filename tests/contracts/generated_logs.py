@@ -42,10 +42,10 @@ ROW = "INSERT INTO events (kind, key, episode_id, route, at_s, owner, body) VALU
 class Truth:
     """What the generator knows of a route's enforced requests whose tokens are known."""
 
-    spent: float = 0.0   # generated, all in all
-    full: float = 0.0    # would have been generated without Suffice
+    spent: float = 0.0  # generated, all in all
+    full: float = 0.0  # would have been generated without Suffice
     n: int = 0
-    audit_full: float = 0.0    # of audits, weighted by 1/P(drawn)
+    audit_full: float = 0.0  # of audits, weighted by 1/P(drawn)
     audit_weight: float = 0.0
 
     @property
@@ -112,20 +112,26 @@ def _settings(folder: Path, rng: random.Random) -> Settings:
     while True:
         routes = {f"r{number}": _route(rng) for number in range(rng.randint(1, 3))}
         try:
-            return parse({
-                "upstreams": {"up": {"url": "http://127.0.0.1:1", "driver": "vllm"}}, "routes": routes,
-                "store": {"url": f"sqlite:///{folder / 'log.db'}"},
-            })  # fmt: skip
+            return parse(
+                {
+                    "upstreams": {"up": {"url": "http://127.0.0.1:1", "driver": "vllm"}},
+                    "routes": routes,
+                    "store": {"url": f"sqlite:///{folder / 'log.db'}"},
+                }
+            )
         except ConfigError:
             continue  # some of these do not go together
 
 
 def _route(rng: random.Random) -> dict[str, Any]:
     route: dict[str, Any] = {
-        "upstream": "up", "scorer": "number", "mode": rng.choice(["enforce"] * 4 + ["observe", "off"]),
-        "kind": rng.choice(["reasoning", "reasoning", "samples"]), "max_em_drop": rng.choice([0.02, 0.05]),
+        "upstream": "up",
+        "scorer": "number",
+        "mode": rng.choice(["enforce"] * 4 + ["observe", "off"]),
+        "kind": rng.choice(["reasoning", "reasoning", "samples"]),
+        "max_em_drop": rng.choice([0.02, 0.05]),
         "uncertified": rng.random() < 0.4,
-    }  # fmt: skip
+    }
     if route["kind"] == "samples":
         route["samples"] = 8
     what = rng.random()
@@ -155,9 +161,19 @@ def _decisions(made: Made, name: str) -> list[Event]:
         what = rng.random()
         if what < 0.3 or (not epochs and what < 0.6):
             epochs += 1
-            events.append(EpochBegan(Epoch(
-                route=name, number=epochs, at=0, since_seq=0, reason="x", author="w", burst=rng.choice([0, 10]),
-            )))  # fmt: skip
+            events.append(
+                EpochBegan(
+                    Epoch(
+                        route=name,
+                        number=epochs,
+                        at=0,
+                        since_seq=0,
+                        reason="x",
+                        author="w",
+                        burst=rng.choice([0, 10]),
+                    )
+                )
+            )
         elif what < 0.7 and epochs:
             publications += 1
             events.append(PolicyPublished(_publication(made, name, publications, epochs, rng)))
@@ -171,11 +187,21 @@ def _decisions(made: Made, name: str) -> list[Event]:
             overrides += 1
             kind: OverrideKind = rng.choice(_KINDS)
             ends_s = rng.choice([NOW_S + 5 * DAY_S, 4_000_000_000.0])
-            events.append(OverrideSet(Override(
-                route=name, number=overrides, kind=kind, reason="x", author="a", set_at_s=NOW_S, expires_at_s=ends_s,
-                level=rng.choice([0, 1]) if kind == "cap" else None,
-                max_em_drop=route.max_em_drop / 2 if kind == "budget" else None,
-            )))  # fmt: skip
+            events.append(
+                OverrideSet(
+                    Override(
+                        route=name,
+                        number=overrides,
+                        kind=kind,
+                        reason="x",
+                        author="a",
+                        set_at_s=NOW_S,
+                        expires_at_s=ends_s,
+                        level=rng.choice([0, 1]) if kind == "cap" else None,
+                        max_em_drop=route.max_em_drop / 2 if kind == "budget" else None,
+                    )
+                )
+            )
     return events
 
 
@@ -192,19 +218,42 @@ def _publication(made: Made, name: str, number: int, epoch: int, rng: random.Ran
 
         version = own_version(route).address
     return Publication(
-        route=name, number=number, epoch=epoch, at=10, version=version if level else "",
-        fit="" if arm or owned or not level else VERSION.address, level=level, n_levels=3, certified=level > 0,
-        share=0.05, reason="x", author="w", arm=arm,
-        setup=setup_of(made, name) if rng.random() < 0.8 else "other settings", upstream=(("m", "m", ""),),
+        route=name,
+        number=number,
+        epoch=epoch,
+        at=10,
+        version=version if level else "",
+        fit="" if arm or owned or not level else VERSION.address,
+        level=level,
+        n_levels=3,
+        certified=level > 0,
+        share=0.05,
+        reason="x",
+        author="w",
+        arm=arm,
+        setup=setup_of(made, name) if rng.random() < 0.8 else "other settings",
+        upstream=(("m", "m", ""),),
         evidence=EvidenceSummary(
-            n_audits=n, n_lost=n_lost, n_disagreeing=rng.randint(n_lost, 9), confidence=rng.choice([0.95, 0.95, 0.9]),
-            max_em_drop=route.max_em_drop if rng.random() < 0.8 else 0.2, window_start=1.0, window_end=n + 1.0,
+            n_audits=n,
+            n_lost=n_lost,
+            n_disagreeing=rng.randint(n_lost, 9),
+            confidence=rng.choice([0.95, 0.95, 0.9]),
+            max_em_drop=route.max_em_drop if rng.random() < 0.8 else 0.2,
+            window_start=1.0,
+            window_end=n + 1.0,
         ),
         spending=BudgetAccount(
-            floor=rng.randint(0, level), affordable=2, n_audits=9, n_waiting=0, em_drop=0.01, max_em_drop=0.02,
+            floor=rng.randint(0, level),
+            affordable=2,
+            n_audits=9,
+            n_waiting=0,
+            em_drop=0.01,
+            max_em_drop=0.02,
             clipped=0.0,
-        ) if spends else None,
-    )  # fmt: skip
+        )
+        if spends
+        else None,
+    )
 
 
 def _runs(made: Made, name: str, rng: random.Random) -> list[tuple[float, Event]]:
@@ -221,16 +270,34 @@ def _runs(made: Made, name: str, rng: random.Random) -> list[tuple[float, Event]
         probe, discarded = rng.choice([0, 0, 40]), rng.randint(0, 30) if stopped else 0
         known = rng.random() < 0.95
         request = Request(
-            episode_id=episode, route=name, kind="reasoning", mode=mode, model="m", stream=False, n_samples=1,
-            audit=audit, propensity=share if audit else 1 - share, policy_version="v", certified=False,
-            question_key=f"q{rng.randint(0, 20)}", ungoverned=ungoverned, received_at_s=NOW_S, setup=setup,
-        )  # fmt: skip
+            episode_id=episode,
+            route=name,
+            kind="reasoning",
+            mode=mode,
+            model="m",
+            stream=False,
+            n_samples=1,
+            audit=audit,
+            propensity=share if audit else 1 - share,
+            policy_version="v",
+            certified=False,
+            question_key=f"q{rng.randint(0, 20)}",
+            ungoverned=ungoverned,
+            received_at_s=NOW_S,
+            setup=setup,
+        )
         outcome = Outcome(
-            episode_id=episode, end_reason="stopped" if stopped else "done", status=200, answer=rng.choice("45"),
-            response_id=f"c-{episode}", usage=Usage(prompt_tokens=9, completion_tokens=delivered) if known else None,
-            overhead=Overhead(probe_tokens=probe, discarded_tokens=discarded), stopped=stopped,
-            stop_step=1 if rng.random() < 0.5 or stopped else None, would_answer=rng.choice("45"),
-        )  # fmt: skip
+            episode_id=episode,
+            end_reason="stopped" if stopped else "done",
+            status=200,
+            answer=rng.choice("45"),
+            response_id=f"c-{episode}",
+            usage=Usage(prompt_tokens=9, completion_tokens=delivered) if known else None,
+            overhead=Overhead(probe_tokens=probe, discarded_tokens=discarded),
+            stopped=stopped,
+            stop_step=1 if rng.random() < 0.5 or stopped else None,
+            would_answer=rng.choice("45"),
+        )
         begins = rng.random() * 0.9
         ends = begins + rng.random() * 0.05
         events += [(begins, RequestSeen(request)), (ends, RequestEnded(outcome))]

@@ -22,13 +22,9 @@ HINTS = get_type_hints(Signals)
 OPTIONAL = sorted(HINTS.keys() - {"step", "tokens_used"})
 INTEGERS = {name for name in OPTIONAL if int in get_args(HINTS[name])}
 NUMBERS = {name for name in OPTIONAL if float in get_args(HINTS[name])}
-SIMPLE = sorted(
-    name for name in POLICIES if not any(p.type is Policy for p in parameters_of(POLICIES[name]))
-)
+SIMPLE = sorted(name for name in POLICIES if not any(p.type is Policy for p in parameters_of(POLICIES[name])))
 # A learned policy was taught what to make of one unknown signal; it goes on where all of them are unknown.
-MODELLED = sorted(
-    name for name in POLICIES if any(p.type is StopModel for p in parameters_of(POLICIES[name]))
-)
+MODELLED = sorted(name for name in POLICIES if any(p.type is StopModel for p in parameters_of(POLICIES[name])))
 
 
 def signals() -> st.SearchStrategy[Signals]:

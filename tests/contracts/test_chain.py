@@ -27,8 +27,24 @@ from tests.house.tree import ROOT
 from tests.store.made_chain import copied
 
 # Fields in which people's words may stand, by name, and fields of such names that hold none.
-SUSPICIOUS = {"answer", "answers", "comment", "corrected", "early_answer", "finish_answer", "full_answer", "gold",
-              "metadata", "note", "pair_answer", "prompt", "question", "text", "vote", "would_answer"}  # fmt: skip
+SUSPICIOUS = {
+    "answer",
+    "answers",
+    "comment",
+    "corrected",
+    "early_answer",
+    "finish_answer",
+    "full_answer",
+    "gold",
+    "metadata",
+    "note",
+    "pair_answer",
+    "prompt",
+    "question",
+    "text",
+    "vote",
+    "would_answer",
+}
 NO_WORDS = {("route_monitored", "note"), ("version_proposed", "note")}
 
 
@@ -46,9 +62,18 @@ def test_only_what_happens_too_often_or_decides_nothing_is_left_out() -> None:
     assert {"request", "outcome"} <= UNCHAINED
     chained = {kind for kind in EVENTS if is_chained(kind)}
     assert chained >= {
-        "policy_published", "epoch_began", "alarm_raised", "enforcement_paused", "enforcement_resumed", "feedback",
-        "alert_raised", "kill_switched", "config_changed", "exported", "erased",
-    }  # fmt: skip
+        "policy_published",
+        "epoch_began",
+        "alarm_raised",
+        "enforcement_paused",
+        "enforcement_resumed",
+        "feedback",
+        "alert_raised",
+        "kill_switched",
+        "config_changed",
+        "exported",
+        "erased",
+    }
 
 
 @pytest.mark.parametrize("kind", sorted(EVENTS))
@@ -104,8 +129,13 @@ def test_without_its_words_an_event_is_one_of_its_kind_and_the_chain_holds(
 
 
 def test_words_of_a_chained_kind_stand_in_parts_that_the_chain_digests_apart() -> None:
-    wrong = [(kind, words) for kind, found in WORDS.items() if is_chained(kind) for words in found
-             if words.part not in CHAINED_PARTS]  # fmt: skip
+    wrong = [
+        (kind, words)
+        for kind, found in WORDS.items()
+        if is_chained(kind)
+        for words in found
+        if words.part not in CHAINED_PARTS
+    ]
     assert not wrong
     assert not WORDS.keys() - EVENTS.keys()
 
@@ -132,11 +162,22 @@ def test_a_field_that_may_hold_words_of_people_can_be_erased(kind: str) -> None:
 
 
 def test_equal_answers_of_a_run_keep_equal_names_and_no_answer_stays_none() -> None:
-    body = json.dumps({"outcome": {
-        "episode_id": "e", "answer": "408", "would_answer": "407", "finish_answer": None,
-        "vote": [["408", 3], ["x", 1]],
-        "steps": [{"answer": "407", "tokens": 3}, {"answer": None, "tokens": 2}, {"answer": "408", "tokens": 9}],
-    }})  # fmt: skip
+    body = json.dumps(
+        {
+            "outcome": {
+                "episode_id": "e",
+                "answer": "408",
+                "would_answer": "407",
+                "finish_answer": None,
+                "vote": [["408", 3], ["x", 1]],
+                "steps": [
+                    {"answer": "407", "tokens": 3},
+                    {"answer": None, "tokens": 2},
+                    {"answer": "408", "tokens": 9},
+                ],
+            }
+        }
+    )
     found = json.loads(without("outcome", body, ("answers",)))["outcome"]
     assert found["answer"] == found["vote"][0][0] == found["steps"][2]["answer"]
     assert found["would_answer"] == found["steps"][0]["answer"] != found["answer"]

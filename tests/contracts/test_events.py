@@ -58,9 +58,12 @@ def records(event: type[Event]) -> list[Any]:
 
 
 TABLES = {
-    name for event in EVENTS.values() for record in records(event)
-    for name, hint in get_type_hints(record).items() if is_table(hint)
-}  # fmt: skip
+    name
+    for event in EVENTS.values()
+    for record in records(event)
+    for name, hint in get_type_hints(record).items()
+    if is_table(hint)
+}
 
 
 def with_future_fields(value: Any) -> Any:
@@ -99,11 +102,14 @@ def test_fields_of_a_later_version_are_skipped(kind: str, data: st.DataObject) -
 @settings(max_examples=20, derandomize=True, deadline=None)
 def test_fields_that_an_earlier_version_lacked_get_their_defaults(kind: str, data: st.DataObject) -> None:
     event: Event = data.draw(values(EVENTS[kind]))
-    (name, record), = (
+    ((name, record),) = (
         (f.name, getattr(event, f.name)) for f in dataclasses.fields(event) if f.default is dataclasses.MISSING
-    )  # fmt: skip
-    optional = {f.name for f in dataclasses.fields(record)
-                if f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING}
+    )
+    optional = {
+        f.name
+        for f in dataclasses.fields(record)
+        if f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+    }
     body = json.loads(encode(event))
     earlier = {name: {key: value for key, value in body[name].items() if key not in optional}}
     required = {key: getattr(record, key) for key in earlier[name]}
@@ -122,8 +128,17 @@ def ended(**changes: Any) -> RequestEnded:
 
 
 def step(**changes: Any) -> StepRecord:
-    record = StepRecord(index=1, tokens=1, answer="a", answer_source="text", confidence=None, entropy=None,
-                        probe_tokens=0, action="continue", reason="")
+    record = StepRecord(
+        index=1,
+        tokens=1,
+        answer="a",
+        answer_source="text",
+        confidence=None,
+        entropy=None,
+        probe_tokens=0,
+        action="continue",
+        reason="",
+    )
     return dataclasses.replace(record, **changes)
 
 

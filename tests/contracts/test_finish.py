@@ -25,8 +25,8 @@ from tests.gateway.served import Answer, Served, chat, served
 STEPS = [("two and two\n", "3"), ("make four\n", "4"), ("so four\n", "4"), ("yes four\n", "4"), ("or five\n", "5")]
 STOP = {"policy": "stable-answer", "streak": 3}
 STOPPED_AT = "".join(text for text, _ in STEPS[:4])
-N_THOUGHT = len(cut("".join(text for text, _ in STEPS))) + len(STEPS) - 1   # a line end is a token of its own
-ASK_TOKENS = 12   # how far the prompt of a call that was cut off may be missed where nobody can count it
+N_THOUGHT = len(cut("".join(text for text, _ in STEPS))) + len(STEPS) - 1  # a line end is a token of its own
+ASK_TOKENS = 12  # how far the prompt of a call that was cut off may be missed where nobody can count it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Way:
     driver: str
     method: FinishMethod
     dialect: str = ""
-    counted: bool = False     # can this engine say how long a prompt is that was cut off?
+    counted: bool = False  # can this engine say how long a prompt is that was cut off?
     upstream: Mapping[str, Any] = field(default_factory=dict)
     fake: Mapping[str, Any] = field(default_factory=dict)
 
@@ -46,9 +46,7 @@ WAYS: dict[str, Way] = {
     "llama.cpp native": Way(driver="llama.cpp", method="native", counted=True),
     "llama.cpp raw": Way(driver="llama.cpp", method="raw", counted=True),
     "llama.cpp prefill": Way(driver="llama.cpp", method="prefill", counted=True),
-    "llama.cpp prefill, repeated": Way(
-        driver="llama.cpp", method="prefill", counted=True, fake={"prefill_echo": True}
-    ),
+    "llama.cpp prefill, repeated": Way(driver="llama.cpp", method="prefill", counted=True, fake={"prefill_echo": True}),
     "llama.cpp re-ask": Way(driver="llama.cpp", method="re-ask", counted=True),
     "vllm prefill": Way(driver="vllm", method="prefill", counted=True),
     "vllm raw": Way(driver="vllm", method="raw", counted=True),
@@ -80,7 +78,7 @@ def test_every_driver_and_all_of_its_ways_are_here() -> None:
 
 def setup(way: Way, where: Where, *, slots: int = 1, **route: Any) -> dict[str, Any]:
     """Options of `serve` for one way, with the thought in one place."""
-    opened = where != "inline"   # does the chat template open the thought?
+    opened = where != "inline"  # does the chat template open the thought?
     upstream: dict[str, Any] = {"driver": way.driver, "slots": slots, "think_opened": opened, **way.upstream}
     upstream["finish"] = [way.method, "raw"] if way.method == "native" else [way.method]
     if "template" in upstream:
@@ -90,10 +88,16 @@ def setup(way: Way, where: Where, *, slots: int = 1, **route: Any) -> dict[str, 
         "upstream": upstream,
         "fake": {"dialect": way.dialect or way.driver, "opens_thought": opened, **way.fake},
         "route": {
-            "mode": "enforce", "uncertified": True, "scorer": "number", "probe": {}, "audit_share": 0.0,
-            "policy": STOP, "steps": {"min_tokens": 3, "growth": 1.0}, **route,
+            "mode": "enforce",
+            "uncertified": True,
+            "scorer": "number",
+            "probe": {},
+            "audit_share": 0.0,
+            "policy": STOP,
+            "steps": {"min_tokens": 3, "growth": 1.0},
+            **route,
         },
-    }  # fmt: skip
+    }
 
 
 def model(where: Where, way: Way, **reply: Any) -> ScriptedThought:
@@ -212,13 +216,21 @@ LINES = st.lists(st.lists(WORDS, min_size=3, max_size=6), min_size=4, max_size=6
 
 
 @given(
-    name=st.sampled_from(sorted(SECOND_CALLS)), where=st.sampled_from(sorted(WHERE)), stream=st.booleans(),
-    slots=st.sampled_from([1, 3]), lines=LINES, said=st.lists(WORDS, max_size=3), size=st.integers(1, 200),
-)  # fmt: skip
+    name=st.sampled_from(sorted(SECOND_CALLS)),
+    where=st.sampled_from(sorted(WHERE)),
+    stream=st.booleans(),
+    slots=st.sampled_from([1, 3]),
+    lines=LINES,
+    said=st.lists(WORDS, max_size=3),
+    size=st.integers(1, 200),
+)
 @settings(
-    max_examples=25, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow],
-    phases=[Phase.explicit, Phase.generate],   # to shrink a failure, each step a whole gateway, takes minutes
-)  # fmt: skip
+    max_examples=25,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    phases=[Phase.explicit, Phase.generate],  # to shrink a failure, each step a whole gateway, takes minutes
+)
 def test_any_thought_in_any_pieces_is_closed_without_a_seam(
     name: str, where: Where, stream: bool, slots: int, lines: list[list[str]], said: list[str], size: int
 ) -> None:

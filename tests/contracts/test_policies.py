@@ -35,6 +35,7 @@ EVERY_PARAMETER = pytest.mark.parametrize(
 )
 PROPERTY = settings(max_examples=20, derandomize=True, deadline=None)
 
+
 def with_values(seen: Signals, values: dict[str, Any]) -> Signals:
     return dataclasses.replace(seen, **values)
 
@@ -246,9 +247,7 @@ VALUES = NAMES | SCALARS | st.lists(SCALARS, max_size=2)
 
 @PROPERTY
 @given(spec=st.dictionaries(KEYS, VALUES, max_size=4), name=st.none() | NAMES)
-def test_whatever_is_configured_gives_a_policy_or_a_readable_refusal(
-    spec: dict[Any, Any], name: str | None
-) -> None:
+def test_whatever_is_configured_gives_a_policy_or_a_readable_refusal(spec: dict[Any, Any], name: str | None) -> None:
     if name is not None:
         spec["policy"] = name
     refusal = ""

@@ -82,12 +82,19 @@ def gateway_of(made: Made) -> Gateway:
     settings, evidence = made.settings, read_evidence(made.settings)
     log: Any = EventLog
     gw = Gateway(
-        settings=settings, upstreams={}, log=log, metrics=Metrics(), salt="s", new_id=str,
-        wall_s=lambda: 2_000_000_000.0, monotonic_s=lambda: 0.0, kill=KillSwitch(kill_file(settings)),
+        settings=settings,
+        upstreams={},
+        log=log,
+        metrics=Metrics(),
+        salt="s",
+        new_id=str,
+        wall_s=lambda: 2_000_000_000.0,
+        monotonic_s=lambda: 0.0,
+        kill=KillSwitch(kill_file(settings)),
         routes=tuple(
             build_route(name, route, evidence, settings.upstreams["up"]) for name, route in settings.routes.items()
         ),
-    )  # fmt: skip
+    )
     follower = Follower(gw, made.path)
     follower.take(follower.look())
     follower.close()
@@ -110,9 +117,13 @@ def check(made: Made) -> dict[str, tuple[RouteStatus, str]]:
     assert statuses.keys() == made.settings.routes.keys()
     with reading(made.path) as connection:
         look = ViewContext(
-            connection=connection, settings=made.settings, path=made.path, now_s=2_000_000_000.0,
-            monotonic_s=lambda: 0.0, killed=made.killed,
-        )  # fmt: skip
+            connection=connection,
+            settings=made.settings,
+            path=made.path,
+            now_s=2_000_000_000.0,
+            monotonic_s=lambda: 0.0,
+            killed=made.killed,
+        )
         pages = {one.name: one for one in standings(look, window_of({"days": "all"}, 2e9))}
     gw = gateway_of(made)
     gauges = generate_latest(gw.metrics.registry).decode()

@@ -27,10 +27,22 @@ from suffice.types import Kind, Query, Signals, Step
 DOCS = Path(__file__).parents[2] / "docs" / "reference" / "signals.md"
 FIELDS = {field.name for field in dataclasses.fields(Signals)}
 SHARES = (
-    "confidence", "confidence_min", "confidence_mean", "confidence_margin", "mass", "stated_confidence", "said_done",
-    "action_code", "confidence_ema", "p_majority", "majority_ema", "agreement", "loop_share", "draft_distance",
+    "confidence",
+    "confidence_min",
+    "confidence_mean",
+    "confidence_margin",
+    "mass",
+    "stated_confidence",
+    "said_done",
+    "action_code",
+    "confidence_ema",
+    "p_majority",
+    "majority_ema",
+    "agreement",
+    "loop_share",
+    "draft_distance",
     "step_share",
-)  # fmt: skip
+)
 RANGES = {
     **dict.fromkeys(SHARES, (0.0, 1.0)),
     "confidence_slope": (-1.0, 1.0),
@@ -76,9 +88,11 @@ RUNS = st.lists(
 ).map(steps_of)
 KINDS = st.sampled_from(get_args(Kind))
 QUERIES = st.none() | st.builds(
-    query_signals, st.none() | st.text(st.characters(), max_size=20), metadata=st.just({"task": "sums"}),
+    query_signals,
+    st.none() | st.text(st.characters(), max_size=20),
+    metadata=st.just({"task": "sums"}),
     planned_steps=st.none() | st.integers(-1, 20),
-)  # fmt: skip
+)
 
 
 def value_of(signals: Signals, field: str) -> Any:

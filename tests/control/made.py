@@ -46,24 +46,51 @@ def run(
     leader = max(votes, key=lambda answer: votes[answer])
     name = f"ep_{number:05}"
     known: dict[str, Any] = {
-        "episode_id": name, "route": "r", "kind": "samples", "mode": "enforce", "model": "m", "stream": False,
-        "n_samples": 8, "audit": True, "propensity": 1.0, "policy_version": "", "certified": False,
-        "question_key": f"q{number}", "ungoverned": None, "received_at_s": 0.0, "unit": f"u{number}", "setup": "s1",
-        "delivery": 1, "conversation": "",
+        "episode_id": name,
+        "route": "r",
+        "kind": "samples",
+        "mode": "enforce",
+        "model": "m",
+        "stream": False,
+        "n_samples": 8,
+        "audit": True,
+        "propensity": 1.0,
+        "policy_version": "",
+        "certified": False,
+        "question_key": f"q{number}",
+        "ungoverned": None,
+        "received_at_s": 0.0,
+        "unit": f"u{number}",
+        "setup": "s1",
+        "delivery": 1,
+        "conversation": "",
         "query": Query(planned_steps=8, n_words=rng.randrange(5, 40)),
-    }  # fmt: skip
+    }
     steps = tuple(
         StepRecord(
-            index=at + 1, tokens=rng.randrange(20, 60), answer=answer, answer_source="sample", confidence=None,
-            entropy=None, probe_tokens=0, action="continue", reason="",
+            index=at + 1,
+            tokens=rng.randrange(20, 60),
+            answer=answer,
+            answer_source="sample",
+            confidence=None,
+            entropy=None,
+            probe_tokens=0,
+            action="continue",
+            reason="",
         )
         for at, answer in enumerate(answers)
-    )  # fmt: skip
+    )
     outcome = Outcome(
-        episode_id=name, end_reason="done", status=200, answer=leader, response_id=f"r-{name}",
-        usage=Usage(prompt_tokens=5, completion_tokens=sum(step.tokens for step in steps)), steps=steps, model=model,
+        episode_id=name,
+        end_reason="done",
+        status=200,
+        answer=leader,
+        response_id=f"r-{name}",
+        usage=Usage(prompt_tokens=5, completion_tokens=sum(step.tokens for step in steps)),
+        steps=steps,
+        model=model,
         system_fingerprint="fp",
-    )  # fmt: skip
+    )
     ends = {key: changes.pop(key) for key in list(changes) if key not in known}
     return Request(**(known | changes)), replace(outcome, **ends)
 
@@ -91,9 +118,16 @@ def label(number: int, **said: Any) -> FeedbackGiven:
 def began(route: Route = ROUTE, **changes: Any) -> InForce:
     """A cold start at the beginning of the log."""
     known: dict[str, Any] = {
-        "route": "r", "number": 1, "at": 0, "since_seq": 0, "reason": "cold start", "author": "w",
-        "burst": CONTROL.burst_requests, "max_em_drop": route.max_em_drop, "confidence": route.confidence,
-    }  # fmt: skip
+        "route": "r",
+        "number": 1,
+        "at": 0,
+        "since_seq": 0,
+        "reason": "cold start",
+        "author": "w",
+        "burst": CONTROL.burst_requests,
+        "max_em_drop": route.max_em_drop,
+        "confidence": route.confidence,
+    }
     epoch = Epoch(**(known | changes))
     return InForce(epoch=epoch, n_epochs=epoch.number)
 
@@ -126,16 +160,28 @@ class Story:
 
 
 def story(
-    route: Route = ROUTE, *, control: Control = CONTROL, held: InForce | None = None,
-    expected: Sequence[Publication] = (), artefacts: dict[str, str] | None = None, **options: Any,
-) -> Story:  # fmt: skip
+    route: Route = ROUTE,
+    *,
+    control: Control = CONTROL,
+    held: InForce | None = None,
+    expected: Sequence[Publication] = (),
+    artefacts: dict[str, str] | None = None,
+    **options: Any,
+) -> Story:
     """A loop at the beginning of its epoch."""
     kept = dict(artefacts or {})
     load: Callable[[str], ServedVersion] = lambda address: read_back(address, kept.get(address))
     loop = RouteLoop(
-        name="r", route=route, control=control, held=replace(held or began(route), n_publications=len(expected)),
-        match=lambda answer, gold: answer == gold, load=load, author="w", expected=deque(expected), **options,
-    )  # fmt: skip
+        name="r",
+        route=route,
+        control=control,
+        held=replace(held or began(route), n_publications=len(expected)),
+        match=lambda answer, gold: answer == gold,
+        load=load,
+        author="w",
+        expected=deque(expected),
+        **options,
+    )
     return Story(loop, kept, [])
 
 
@@ -143,7 +189,11 @@ def one_round(database: Path, job: Job) -> Sequence[str]:
     """One round of a worker with one job, which knows nothing but the log; what it said."""
     with Decisions.open(database, now=lambda: 1_000.0, monotonic_s=lambda: 0.0) as writer:
         worker = Worker(
-            decisions=writer, jobs=(job,), author="w", now=lambda: 0.0, monotonic_s=lambda: 0.0,
+            decisions=writer,
+            jobs=(job,),
+            author="w",
+            now=lambda: 0.0,
+            monotonic_s=lambda: 0.0,
             new_id=lambda: uuid4().hex,
-        )  # fmt: skip
+        )
         return [report.said for report in worker.once(job.name) or ()]

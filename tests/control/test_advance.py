@@ -34,9 +34,15 @@ from tests.control.made import label, one_round, run
 
 OWN = {"policy": "stable-answer", "streak": 5}
 ROUTE = Route(
-    upstream="up", kind="samples", samples=8, scorer="number", mode="enforce", uncertified=True, policy=OWN,
+    upstream="up",
+    kind="samples",
+    samples=8,
+    scorer="number",
+    mode="enforce",
+    uncertified=True,
+    policy=OWN,
     label_timeout_s=1e9,
-)  # fmt: skip
+)
 RULES = Rules(least_stage_s=0.0, warmup_requests=0, warmup_s=0.0)
 SECRET = "the deployment's own"
 
@@ -62,12 +68,14 @@ class World:
 
     def begin(self, policy: dict[str, Any], rules: Rules = RULES) -> RolloutRun:
         version = make_version(
-            "policy", policy, kind="samples", scorer="number", model_family=None,
+            "policy",
+            policy,
+            kind="samples",
+            scorer="number",
+            model_family=None,
             lineage=VersionLineage(parent=None, proposed_by="person:ann", why="saves more"),
-        )  # fmt: skip
-        one = rollouts.own_candidate(
-            read_rollouts(self.path), version, route="r", own=rollouts.own_version(ROUTE)
         )
+        one = rollouts.own_candidate(read_rollouts(self.path), version, route="r", own=rollouts.own_version(ROUTE))
         assert not isinstance(one, str), one
         found = rollouts.propose(
             self.writer, one, author="ann", reason="x", name=f"r-{self.n}", rules=rules, secret=SECRET
@@ -85,18 +93,24 @@ class World:
         self.writer.write(None, events)
 
     def live(
-        self, n: int, ends: Callable[[str, random.Random], dict[str, Any]],
+        self,
+        n: int,
+        ends: Callable[[str, random.Random], dict[str, Any]],
         says: Callable[[str, random.Random], tuple[str, bool | None]] = lambda *_: ("", None),
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Runs of new units, half of them of each arm; of a class, and with what was said of each."""
         events, rng, state = list[Event](), random.Random(self.n), self.held.state
         for number in range(self.n, self.n + n):
             arm = "candidate" if rng.random() < 0.5 else "control"
             name, right = says(arm, rng)
             draw = ArmDraw(
-                experiment=f"rollout {state.rollout}", run=1, arm=arm, propensity=state.share, others=(),
+                experiment=f"rollout {state.rollout}",
+                run=1,
+                arm=arm,
+                propensity=state.share,
+                others=(),
                 unit=f"u{number}",
-            )  # fmt: skip
+            )
             query = Query(planned_steps=8, query_class=name)
             request, outcome = run(number, rng, sure=True, audit=False, query=query, received_at_s=1_000.0)
             events += [RequestSeen(replace(request, arms=(draw,))), RequestEnded(replace(outcome, **ends(arm, rng)))]
@@ -114,9 +128,14 @@ class World:
 
     def job(self, route: Route = ROUTE) -> Advance:
         return Advance(
-            settings=Settings(routes={"r": route}), path=self.path, author="w", matches=matches, secret=SECRET,
-            now=lambda: 1_000.0, monotonic_s=lambda: 0.0,
-        )  # fmt: skip
+            settings=Settings(routes={"r": route}),
+            path=self.path,
+            author="w",
+            matches=matches,
+            secret=SECRET,
+            now=lambda: 1_000.0,
+            monotonic_s=lambda: 0.0,
+        )
 
     def look(self, route: Route = ROUTE) -> Sequence[str]:
         """One round of the worker, which knows nothing but the log; what it said."""
@@ -179,9 +198,17 @@ def test_a_candidate_that_stops_everything_never_leaves_shadow(world: World) -> 
 
 
 def test_a_rule_that_changes_while_a_rollout_runs_holds_for_the_next_one(world: World) -> None:
-    lax = msgspec.structs.replace(ROUTE, rollout=Rollout(
-        em_margin=0.9, class_em_margin=0.9, least_audits=1, least_class_audits=1, shares=(0.5,), least_stage_s=0.0,
-    ))  # fmt: skip
+    lax = msgspec.structs.replace(
+        ROUTE,
+        rollout=Rollout(
+            em_margin=0.9,
+            class_em_margin=0.9,
+            least_audits=1,
+            least_class_audits=1,
+            shares=(0.5,),
+            least_stage_s=0.0,
+        ),
+    )
     world.begin({"policy": "stable-answer", "streak": 3})
     world.audits(60, p_right=0.97)
     assert not any(world.look(lax)), "evidence that was looked at is judged by the margins that stood before it"
@@ -262,10 +289,12 @@ def began_anew(world: World) -> None:
 @pytest.mark.parametrize(
     ("what", "says"),
     [
-        (paused, "paused: too many wrong"), (complained, "waits for a person: answers about tax"),
-        (overridden, "a person holds"), (began_anew, "epoch 1 began within it: another model"),
+        (paused, "paused: too many wrong"),
+        (complained, "waits for a person: answers about tax"),
+        (overridden, "a person holds"),
+        (began_anew, "epoch 1 began within it: another model"),
     ],
-)  # fmt: skip
+)
 def test_nothing_goes_forward_while_something_is_wrong_on_the_route(
     world: World, what: Callable[[World], None], says: str
 ) -> None:

@@ -37,15 +37,19 @@ def pairs(n: int, **options: Any) -> list[Event]:
     ]
 
 
-def armed(
-    route: Route = ROUTE, *, expected: tuple[Publication, ...] | list[Publication] = (), **options: Any
-) -> Story:
+def armed(route: Route = ROUTE, *, expected: tuple[Publication, ...] | list[Publication] = (), **options: Any) -> Story:
     """A loop at the beginning of its epoch."""
     held = replace(began(route, burst=0), n_publications=len(expected))
     loop = ArmLoop(
-        name="r", route=route, control=CONTROL, held=held, match=lambda answer, gold: answer == gold,
-        load=lambda address: pytest.fail(f"there is no version {address}"), author="w", **options,
-    )  # fmt: skip
+        name="r",
+        route=route,
+        control=CONTROL,
+        held=held,
+        match=lambda answer, gold: answer == gold,
+        load=lambda address: pytest.fail(f"there is no version {address}"),
+        author="w",
+        **options,
+    )
     loop.expected.extend(expected)
     return Story(loop, {}, [])
 
@@ -82,9 +86,10 @@ def test_a_difference_is_lost_until_somebody_says_otherwise(labelled: bool, prov
 def test_second_full_runs_other_arms_and_audits_that_asked_once_prove_nothing() -> None:
     once = [
         replace(event, outcome=replace(event.outcome, pair_arm=None, pair_propensity=None))
-        if isinstance(event, RequestEnded) else event
+        if isinstance(event, RequestEnded)
+        else event
         for event in pairs(400, first=800)
-    ]  # fmt: skip
+    ]
     log = [*pairs(400, arm="full"), *pairs(400, first=400, arm="effort=minimal"), *once]
     here = armed().feed(rows(log)).settle()
     assert here.decided == []
@@ -195,9 +200,18 @@ def said(**word: Any) -> FeedbackGiven:
     return FeedbackGiven(Feedback(**fields))
 
 
-@pytest.mark.parametrize(("word", "z"), [
-    ({"gold": "4"}, 1), ({"gold": "7"}, -1), ({"gold": "5"}, 0), ({"correct": True}, 1), ({"correct": False}, 0),
-    ({"rating": 1}, None), ({"correct": False, "source": "judge"}, None)])
+@pytest.mark.parametrize(
+    ("word", "z"),
+    [
+        ({"gold": "4"}, 1),
+        ({"gold": "7"}, -1),
+        ({"gold": "5"}, 0),
+        ({"correct": True}, 1),
+        ({"correct": False}, 0),
+        ({"rating": 1}, None),
+        ({"correct": False, "source": "judge"}, None),
+    ],
+)
 def test_what_a_word_makes_of_a_pair(word: dict[str, Any], z: int | None) -> None:
     """The full run said 4 and the arm 7. A word on the full run alone never says that the arm was right."""
     here = armed().feed(rows([*pairs(1, lost_each=1, labelled=False), said(**word)]))
@@ -272,9 +286,10 @@ def test_people_read_pairs_what_is_missing_and_the_models_own_noise(tmp_path: Pa
 
     repeats = [
         replace(event, outcome=replace(event.outcome, pair_answer="7"))
-        if isinstance(event, RequestEnded) and int(event.outcome.episode_id[3:]) % 4 == 0 else event
+        if isinstance(event, RequestEnded) and int(event.outcome.episode_id[3:]) % 4 == 0
+        else event
         for event in pairs(20, first=900, arm="full")
-    ]  # fmt: skip
+    ]
     fill(tmp_path, [*pairs(60), *repeats])
     told = lines()
     assert told["phase"] == "all in full: effort=low is not proved"

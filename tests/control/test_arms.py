@@ -19,13 +19,22 @@ BUDGET = 0.05
 
 
 def settings_for(folder: Path, *, tune: bool = True) -> Settings:
-    return parse({
-        "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
-        "routes": {"r": {
-            "upstream": "up", "kind": "reasoning", "effort": "low", "max_em_drop": BUDGET, "mode": "enforce",
-        }},
-        "store": {"url": f"sqlite:///{folder / 'log.db'}"}, "control": {"tune": tune},
-    })  # fmt: skip
+    return parse(
+        {
+            "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
+            "routes": {
+                "r": {
+                    "upstream": "up",
+                    "kind": "reasoning",
+                    "effort": "low",
+                    "max_em_drop": BUDGET,
+                    "mode": "enforce",
+                }
+            },
+            "store": {"url": f"sqlite:///{folder / 'log.db'}"},
+            "control": {"tune": tune},
+        }
+    )
 
 
 def pairs(n: int, *, first: int = 0, lost_each: int = 0, labelled: bool = True, arm: str = "effort=low") -> list[Event]:
@@ -34,21 +43,44 @@ def pairs(n: int, *, first: int = 0, lost_each: int = 0, labelled: bool = True, 
     for number in range(first, first + n):
         name, lost = f"ep_{number:05}", bool(lost_each) and number % lost_each == 0
         events += [
-            RequestSeen(Request(
-                episode_id=name, route="r", kind="reasoning", mode="enforce", model="m", stream=False, n_samples=1,
-                audit=True, propensity=0.1, policy_version="", certified=False, question_key=f"q{number}",
-                ungoverned=None, received_at_s=float(number), unit=f"u{number}",
-            )),
-            RequestEnded(Outcome(
-                episode_id=name, end_reason="done", status=200, answer="4", response_id=f"r-{name}",
-                usage=Usage(prompt_tokens=5, completion_tokens=800), pair_arm=arm, pair_propensity=0.9,
-                pair_answer="7" if lost else "4", pair_tokens=400,
-            )),
-        ]  # fmt: skip
+            RequestSeen(
+                Request(
+                    episode_id=name,
+                    route="r",
+                    kind="reasoning",
+                    mode="enforce",
+                    model="m",
+                    stream=False,
+                    n_samples=1,
+                    audit=True,
+                    propensity=0.1,
+                    policy_version="",
+                    certified=False,
+                    question_key=f"q{number}",
+                    ungoverned=None,
+                    received_at_s=float(number),
+                    unit=f"u{number}",
+                )
+            ),
+            RequestEnded(
+                Outcome(
+                    episode_id=name,
+                    end_reason="done",
+                    status=200,
+                    answer="4",
+                    response_id=f"r-{name}",
+                    usage=Usage(prompt_tokens=5, completion_tokens=800),
+                    pair_arm=arm,
+                    pair_propensity=0.9,
+                    pair_answer="7" if lost else "4",
+                    pair_tokens=400,
+                )
+            ),
+        ]
         if lost and labelled:
-            events.append(FeedbackGiven(
-                Feedback(feedback_id=f"f{number}", episode_id=name, gold="7", source="reviewer")
-            ))  # fmt: skip
+            events.append(
+                FeedbackGiven(Feedback(feedback_id=f"f{number}", episode_id=name, gold="7", source="reviewer"))
+            )
     return events
 
 
@@ -83,9 +115,7 @@ def test_what_pairs_prove_is_proposed_once_and_taken_back_when_they_do_not_any_m
 
 
 @pytest.mark.parametrize(("labelled", "proposed"), [(True, True), (False, False)])
-def test_a_difference_is_a_loss_until_somebody_says_otherwise(
-    tmp_path: Path, labelled: bool, proposed: bool
-) -> None:
+def test_a_difference_is_a_loss_until_somebody_says_otherwise(tmp_path: Path, labelled: bool, proposed: bool) -> None:
     fill(tmp_path, pairs(400, lost_each=10, labelled=labelled))  # labels say: the arm was right
     with worker(settings_for(tmp_path)) as here:
         said = only(here).said

@@ -84,18 +84,27 @@ def test_people_read_what_is_kept_and_what_is_not_promised(whole: Story) -> None
     phase = phase_of(whole.loop.held)
     assert phase.phase == "budgeted"
     held = whole.loop.held
-    said = guarantee_of(GuaranteeInputs(
-        name="r", settings=msgspec.structs.replace(BUDGETED, mode="enforce"), epoch=held.epoch,
-        publication=held.publication,
-    )).sentence  # fmt: skip
+    said = guarantee_of(
+        GuaranteeInputs(
+            name="r",
+            settings=msgspec.structs.replace(BUDGETED, mode="enforce"),
+            epoch=held.epoch,
+            publication=held.publication,
+        )
+    ).sentence
     assert "budgeted: the mean EM drop of all audits of this epoch is steered to 6 points" in said
     assert "No confidence belongs to it" in said
     assert "loses less than" not in said
 
 
-@pytest.mark.parametrize(("more", "what"), [
-    ({"policy": {"policy": "never"}}, "policy"), ({"kind": "reasoning", "effort": "low"}, "effort=low"),
-    ({"kind": "reasoning", "budget_tokens": 9}, "budget_tokens=9")])
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ({"policy": {"policy": "never"}}, "policy"),
+        ({"kind": "reasoning", "effort": "low"}, "effort=low"),
+        ({"kind": "reasoning", "budget_tokens": 9}, "budget_tokens=9"),
+    ],
+)
 def test_where_no_level_is_learned_there_is_nothing_to_steer(more: dict[str, Any], what: str) -> None:
     route = {"upstream": "up", "kind": "samples", "samples": 8, "promise": "budgeted", **more}
     with pytest.raises(ConfigError, match=f"routes.r.promise: got 'budgeted'.* beside {what}; allowed: 'certified'"):
@@ -103,11 +112,14 @@ def test_where_no_level_is_learned_there_is_nothing_to_steer(more: dict[str, Any
 
 
 def settings_of(g: Served) -> Settings:
-    return parse({
-        "upstreams": {"up": {"url": g.fake.url, "driver": "llama.cpp"}},
-        "routes": {"r": {"upstream": "up", **LIVE_ROUTE, "promise": "budgeted"}},
-        "store": {"url": f"sqlite:///{g.database}"}, "control": LIVE_CONTROL,
-    })  # fmt: skip
+    return parse(
+        {
+            "upstreams": {"up": {"url": g.fake.url, "driver": "llama.cpp"}},
+            "routes": {"r": {"upstream": "up", **LIVE_ROUTE, "promise": "budgeted"}},
+            "store": {"url": f"sqlite:///{g.database}"},
+            "control": LIVE_CONTROL,
+        }
+    )
 
 
 async def test_replies_metrics_status_and_checks_call_it_budgeted_and_not_certified(tmp_path: Path) -> None:
@@ -115,9 +127,14 @@ async def test_replies_metrics_status_and_checks_call_it_budgeted_and_not_certif
         settings = settings_of(g)
         made = await certified(g, settings)
         account = BudgetAccount(
-            floor=made.level - 1, affordable=made.level, n_audits=900, n_waiting=3, em_drop=0.1, max_em_drop=0.12,
+            floor=made.level - 1,
+            affordable=made.level,
+            n_audits=900,
+            n_waiting=3,
+            em_drop=0.1,
+            max_em_drop=0.12,
             clipped=2.5,
-        )  # fmt: skip
+        )
         write(g, PolicyPublished(replace(made, number=made.number + 1, certified=False, spending=account)))
         await until(lambda: g.gateway.routes[0].floor == made.level - 1)
         before = len(g.fake.completions)
@@ -134,8 +151,10 @@ async def test_replies_metrics_status_and_checks_call_it_budgeted_and_not_certif
         lines = [f"{key} = {value!r}".replace("'", '"') for key, value in LIVE_ROUTE.items()]
         config.write_text(
             f'[upstreams.up]\nurl = "{g.fake.url}"\n[routes.r]\nupstream = "up"\npromise = "budgeted"\n'
-            + "\n".join(lines) + f'\n[store]\nurl = "sqlite:///{g.database}"\n', "utf-8",
-        )  # fmt: skip
+            + "\n".join(lines)
+            + f'\n[store]\nurl = "sqlite:///{g.database}"\n',
+            "utf-8",
+        )
     told = CliRunner().invoke(main, ["status", "--config", str(config)]).output
     assert f"budgeted, level {made.level} of {made.n_levels - 1}: the drop is kept on average, with no confid" in told
     assert "a mean drop of 10.00 of 12.00 points over 900 audits" in told

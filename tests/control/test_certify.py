@@ -43,9 +43,10 @@ def same_state(a: RouteLoop, b: RouteLoop) -> bool:
     counts = [(one.n, one.level, one.keeper.version, [audit.id for audit in one.audits]) for one in (a, b)]
     levels = [one.keeper.served.levels if one.keeper.served else np.zeros(0) for one in (a, b)]
     return (
-        counts[0] == counts[1] and np.array_equal(levels[0], levels[1])
+        counts[0] == counts[1]
+        and np.array_equal(levels[0], levels[1])
         and np.array_equal(a.keeper.log_e, b.keeper.log_e)
-    )  # fmt: skip
+    )
 
 
 def test_nothing_is_decided_before_the_burst_is_over_and_then_a_level_is_certified(whole: Story) -> None:
@@ -164,11 +165,18 @@ def test_labels_are_asked_for_once_and_only_where_a_stop_in_play_disagrees(whole
 def test_every_turn_of_a_conversation_is_evidence_and_a_repeated_delivery_is_none() -> None:
     def talk(delivery: int) -> list[Event]:
         return [
-            RequestSeen(replace(
-                event.request, conversation=f"talk-{n // 10}", unit=f"u{n // delivery}", delivery=1 + n // 2 % delivery
-            )) if isinstance(event, RequestSeen) else event
+            RequestSeen(
+                replace(
+                    event.request,
+                    conversation=f"talk-{n // 10}",
+                    unit=f"u{n // delivery}",
+                    delivery=1 + n // 2 % delivery,
+                )
+            )
+            if isinstance(event, RequestSeen)
+            else event
             for n, event in enumerate(traffic(200, seed=7))
-        ]  # fmt: skip
+        ]
 
     assert len(story().feed(rows(talk(1))).loop.audits) == 200
     repeated = story().feed(rows(talk(2))).loop
@@ -189,9 +197,10 @@ def late(log: list[Event], after: int, which: Callable[[int], bool]) -> list[Eve
 def test_audits_count_in_the_order_in_which_they_began_and_as_lost_until_they_return() -> None:
     log = traffic(180, seed=5)
     hard = {
-        n for n, event in enumerate(event for event in log if isinstance(event, RequestEnded))
+        n
+        for n, event in enumerate(event for event in log if isinstance(event, RequestEnded))
         if len({step.answer for step in event.outcome.steps}) > 1
-    }  # fmt: skip
+    }
     assert len(hard) > 10
     at_once = story().feed(rows(log)).loop
     slow = story().feed(rows(late(log, 400, lambda n: n in hard))).loop
@@ -209,10 +218,11 @@ def test_audits_count_in_the_order_in_which_they_began_and_as_lost_until_they_re
 def test_an_audit_that_leaves_no_answer_is_lost_at_every_level(end: EndReason) -> None:
     log = traffic(180, seed=5, sure=True)
     broken = [
-        RequestEnded(replace(event.outcome, end_reason=end, answer=None)) if isinstance(event, RequestEnded) and n < 120
+        RequestEnded(replace(event.outcome, end_reason=end, answer=None))
+        if isinstance(event, RequestEnded) and n < 120
         else event
         for n, event in enumerate(log)
-    ]  # fmt: skip
+    ]
     assert story().feed(rows(log)).loop.level > 0
     loop = story().feed(rows(broken)).loop
     assert loop.level == 0
@@ -223,9 +233,10 @@ def test_a_full_run_that_its_upstream_refused_is_no_evidence() -> None:
     log = traffic(180, seed=5, sure=True)
     broken = [
         RequestEnded(replace(event.outcome, end_reason="upstream_error", answer=None, steps=()))
-        if isinstance(event, RequestEnded) and n < 60 else event
+        if isinstance(event, RequestEnded) and n < 60
+        else event
         for n, event in enumerate(log)
-    ]  # fmt: skip
+    ]
     loop = story().feed(rows(broken)).loop
     assert (len(loop.audits), loop.level > 0) == (150, True)
 
@@ -300,9 +311,10 @@ def test_a_name_that_nobody_asked_for_before_costs_no_burst_until_many_do(whole:
 def test_two_versions_that_answer_side_by_side_are_one_world_once_both_were_seen() -> None:
     mixed = [
         RequestEnded(replace(event.outcome, system_fingerprint=f"fp-{n % 4}"))
-        if isinstance(event, RequestEnded) else event
+        if isinstance(event, RequestEnded)
+        else event
         for n, event in enumerate(traffic(LONG, seed=12))
-    ]  # fmt: skip
+    ]
     told = story().feed(rows(mixed)).settle()
     assert not any(isinstance(event, EpochBegan) for event in told.decided)
     assert told.published[0].upstream == (("m", "m", "fp-1"), ("m", "m", "fp-3"))
@@ -321,9 +333,10 @@ def test_signals_that_moved_keep_the_latest_audits_and_a_new_worker_keeps_the_sa
     calm = traffic(1_600, seed=14)
     moved = [
         RequestEnded(replace(event.outcome, steps=tuple(replace(s, tokens=s.tokens * 9) for s in event.outcome.steps)))
-        if isinstance(event, RequestEnded) else event
+        if isinstance(event, RequestEnded)
+        else event
         for event in traffic(600, seed=15, first=1_600)
-    ]  # fmt: skip
+    ]
     told = story(control=quick).feed(rows([*calm, *moved]))
     epoch = next(event.epoch for event in told.decided if isinstance(event, EpochBegan))
     assert len(epoch.kept) == KEPT_BEFORE - 1, "at a look the latest request has not ended"

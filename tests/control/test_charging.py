@@ -72,9 +72,11 @@ def test_a_measured_judge_is_heard_and_pays_twice_its_error_times_what_rests_on_
     assert len(counts) == 40, "each of its words counts: what it gets wrong is paid for, so no cap silences it"
 
 
-@pytest.mark.parametrize("evidence", [
-    [], measured_by(5), measured_by(200, wrong=80), measured_by(200, source="user"),
-    measured_by(200, sender="app")], ids=["nobody", "few", "wrong", "users", "a key that asks"])
+@pytest.mark.parametrize(
+    "evidence",
+    [[], measured_by(5), measured_by(200, wrong=80), measured_by(200, source="user"), measured_by(200, sender="app")],
+    ids=["nobody", "few", "wrong", "users", "a key that asks"],
+)
 def test_a_judge_that_nobody_measured_or_that_is_often_wrong_is_not_heard(evidence: list[Audit]) -> None:
     here = looked(*evidence, *ALONE, *QUIET, callers=frozenset({"app"}))
     assert (here.heard, here.charge) == (False, 0.0)

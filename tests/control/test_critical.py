@@ -24,10 +24,13 @@ from tests.control.test_worker import fill
 
 def settings_for(folder: Path, **changes: Any) -> Settings:
     route = {**msgspec.to_builtins(ROUTE), "policy": {"policy": "never"}, "uncertified": True, "critical_em": 0.8}
-    return parse({
-        "upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "routes": {"r": {**route, **changes}},
-        "store": {"url": f"sqlite:///{folder / 'log.db'}"},
-    })  # fmt: skip
+    return parse(
+        {
+            "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
+            "routes": {"r": {**route, **changes}},
+            "store": {"url": f"sqlite:///{folder / 'log.db'}"},
+        }
+    )
 
 
 def half_right(first: int = 0, **said: Any) -> list[Event]:
@@ -70,9 +73,13 @@ def test_after_a_person_has_looked_it_counts_anew(here: Worker, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("changes", "labels"),
     [
-        ({"critical_em": None}, half_right()), ({"mode": "observe"}, half_right()), ({"policy": {}}, half_right()),
-        ({}, half_right(asked_for="disagreement")), ({}, [label(n, correct=True) for n in range(60)]),
-        ({}, [label(n, thumbs="down") for n in range(60)]), ({}, []),
+        ({"critical_em": None}, half_right()),
+        ({"mode": "observe"}, half_right()),
+        ({"policy": {}}, half_right()),
+        ({}, half_right(asked_for="disagreement")),
+        ({}, [label(n, correct=True) for n in range(60)]),
+        ({}, [label(n, thumbs="down") for n in range(60)]),
+        ({}, []),
     ],
 )
 def test_nothing_is_paused_where_nothing_says_so(tmp_path: Path, changes: dict[str, Any], labels: list[Event]) -> None:

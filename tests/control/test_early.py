@@ -19,9 +19,14 @@ FIRST_CLASS, OTHERS, STEPS = len(SIGNALS), len(SIGNALS) + N_CLASSES, N_COLUMNS -
 
 
 def episode(
-    number: int, rng: random.Random, *, name: str = "law", conversation: str = "", audit: bool = False,
+    number: int,
+    rng: random.Random,
+    *,
+    name: str = "law",
+    conversation: str = "",
+    audit: bool = False,
     n_steps: int = 8,
-) -> Episode:  # fmt: skip
+) -> Episode:
     request, outcome = run(number, rng, audit=audit)
     query = Query(planned_steps=8, n_words=rng.randrange(5, 40), query_class=name)
     request = replace(request, query=query, conversation=conversation)
@@ -59,10 +64,12 @@ def test_a_new_class_is_an_alarm_and_a_rare_one_is_none() -> None:
     rng = random.Random(2)
 
     def found(share: float) -> int | None:
-        return first_alarm(batches(
-            episode(n, rng, name="new" if n >= REFERENCE * BATCH and rng.random() < share else "law")
-            for n in range((REFERENCE + 15) * BATCH)
-        ))  # fmt: skip
+        return first_alarm(
+            batches(
+                episode(n, rng, name="new" if n >= REFERENCE * BATCH and rng.random() < share else "law")
+                for n in range((REFERENCE + 15) * BATCH)
+            )
+        )
 
     assert found(0.01) is None
     assert found(0.5) in {1, 2, 3}

@@ -91,8 +91,11 @@ def test_a_verdict_on_a_disagreement_takes_a_pending_loss_away(folder: Path) -> 
 
 def test_what_is_counted_is_what_the_worker_then_finds(folder: Path) -> None:
     """All pending labels say that the early answer was right: the level counted here is the one that is published."""
-    gold = {e.event.outcome.episode_id: e.event.outcome for e in read_events(folder / "log.db")
-            if isinstance(e.event, RequestEnded)}  # fmt: skip
+    gold = {
+        e.event.outcome.episode_id: e.event.outcome
+        for e in read_events(folder / "log.db")
+        if isinstance(e.event, RequestEnded)
+    }
     names = [name for name, place in read_reviews(folder / "log.db").queue.places.items() if place.item.shows == "both"]
     assert len(names) > 3
     with Decisions.open(folder / "log.db", now=Clock(), monotonic_s=lambda: 0.0) as writer:
@@ -116,9 +119,10 @@ def test_a_verdict_on_a_random_item_moves_the_estimate_of_em(folder: Path) -> No
     with Decisions.open(folder / "log.db", now=Clock(), monotonic_s=lambda: 0.0) as writer:
         for number, name in enumerate(drawing.drawn):
             two = queue.places[name].item.shows == "both"
-            last = submitted(writer, VerdictForm(
-                item=name, reviewer="ann", full_right=number % 2 == 0, early_right=False if two else None
-            ))  # fmt: skip
+            last = submitted(
+                writer,
+                VerdictForm(item=name, reviewer="ann", full_right=number % 2 == 0, early_right=False if two else None),
+            )
             assert last.label is not None
     effect = changed(folder, drawing.drawn[-1])
     assert effect.is_drawn

@@ -36,18 +36,30 @@ BRISK = {"policy": "stable-answer", "streak": 2}
 def settings(**changes: Any) -> Settings:
     """A route of eight samples whose owner lets it stop at four equal answers, and an experiment with two."""
     experiment = {
-        "routes": ["r"], "unit": "conversation", "warmup_units": 20,
-        "arms": {"full": {"full": True}, "brisk": {"policy": BRISK}}, **changes,
-    }  # fmt: skip
-    return parse({
-        "upstreams": {"up": {"url": "http://h"}},
-        "routes": {"r": {
-            "upstream": "up", "kind": "samples", "samples": 8, "scorer": "number", "mode": "enforce",
-            "policy": {"policy": "stable-answer", "streak": 4}, "uncertified": True,
-        }},
-        "metrics": {"solved": {"type": "boolean"}, "tone": {"type": "category", "values": ["warm", "cold"]}},
-        "experiments": {"e": experiment},
-    })  # fmt: skip
+        "routes": ["r"],
+        "unit": "conversation",
+        "warmup_units": 20,
+        "arms": {"full": {"full": True}, "brisk": {"policy": BRISK}},
+        **changes,
+    }
+    return parse(
+        {
+            "upstreams": {"up": {"url": "http://h"}},
+            "routes": {
+                "r": {
+                    "upstream": "up",
+                    "kind": "samples",
+                    "samples": 8,
+                    "scorer": "number",
+                    "mode": "enforce",
+                    "policy": {"policy": "stable-answer", "streak": 4},
+                    "uncertified": True,
+                }
+            },
+            "metrics": {"solved": {"type": "boolean"}, "tone": {"type": "category", "values": ["warm", "cold"]}},
+            "experiments": {"e": experiment},
+        }
+    )
 
 
 @dataclass
@@ -226,17 +238,21 @@ def test_an_effort_is_shown_by_audits_that_were_asked_twice_with_it() -> None:
     raw = {
         "upstreams": {"up": {"url": "http://h"}},
         "routes": {"r": {"upstream": "up", "mode": "enforce", "scorer": "number", "effort": "low"}},
-    }  # fmt: skip
+    }
     route = parse(raw).routes["r"]
     one = OfRoute(route=route, match=lambda a, b: a == b, published=lambda _: None, load=lambda _: None)
     own, other = Arm(name="low", weight=1), Arm(name="high", weight=1, effort="high")
     assert (one.replayable(own), one.replayable(other), one.replayable(Arm(name="f", weight=1, full=True))) == (
-        True, False, True,
-    )  # fmt: skip
+        True,
+        False,
+        True,
+    )
     request, outcome = run(1, random.Random(0), audit=True)
     twice = replace(outcome, pair_arm="effort=low", pair_propensity=0.9, pair_answer="5")
-    audits = [Audit(seq=n, at=0, ended_at_s=0, episode=Episode(request=request, outcome=o))
-              for n, o in enumerate((twice, outcome))]  # fmt: skip
+    audits = [
+        Audit(seq=n, at=0, ended_at_s=0, episode=Episode(request=request, outcome=o))
+        for n, o in enumerate((twice, outcome))
+    ]
     shown = one.arm(own, audits)
     assert shown[0] is not None
     assert shown[0].answer == "5"
@@ -271,14 +287,16 @@ def test_a_level_is_shown_by_the_version_of_its_time() -> None:
     made = max(told.published, key=lambda one: one.level)
     version = read_back(made.fit, told.artefacts[made.fit])
     one = OfRoute(
-        route=ROUTE, match=lambda a, b: a == b, published=lambda seq: made if seq > 10 else None,
+        route=ROUTE,
+        match=lambda a, b: a == b,
+        published=lambda seq: made if seq > 10 else None,
         load=lambda address: version if address == made.fit else None,
-    )  # fmt: skip
+    )
     rng = random.Random(9)
     audits = [
         Audit(seq=n, at=n, ended_at_s=0, episode=Episode(request=request, outcome=outcome))
         for n, (request, outcome) in enumerate(run(n, rng) for n in range(120))
-    ]  # fmt: skip
+    ]
     assert made.level > 1
     shown = {level: one.arm(Arm(name="a", weight=1, level=level), audits) for level in (0, made.level, 99, None)}
     full = [audit.episode.outcome.answer for audit in audits]

@@ -85,14 +85,25 @@ def made(seed: int, n: int) -> list[StoredEvent]:
         arms: tuple[ArmDraw, ...] = ()
         if not audit and state.share:
             arm = rng.choice(["candidate", "control"])
-            arms = (ArmDraw(experiment="rollout r-1", run=1, arm=arm, propensity=state.share, others=(),
-                            unit=f"u{rng.randrange(n)}"),)  # fmt: skip
+            arms = (
+                ArmDraw(
+                    experiment="rollout r-1",
+                    run=1,
+                    arm=arm,
+                    propensity=state.share,
+                    others=(),
+                    unit=f"u{rng.randrange(n)}",
+                ),
+            )
         query = Query(planned_steps=8, n_words=5, query_class=rng.choice(["easy", "hard"]))
         request, outcome = run(number, rng, p_right=0.5, audit=audit, query=query, unit=f"v{rng.randrange(n)}")
         events.append(RequestSeen(replace(request, arms=arms, sender=f"key-{rng.randrange(3)}")))
         later.append((number + rng.randrange(4), RequestEnded(outcome)))
-        for said in ({"gold": rng.choice([one.answer for one in outcome.steps])}, {"correct": rng.random() < 0.5},
-                     {"rating": float(rng.randrange(1, 6)), "sender": f"key-{rng.randrange(6)}"}):  # fmt: skip
+        for said in (
+            {"gold": rng.choice([one.answer for one in outcome.steps])},
+            {"correct": rng.random() < 0.5},
+            {"rating": float(rng.randrange(1, 6)), "sender": f"key-{rng.randrange(6)}"},
+        ):
             if rng.random() < 0.5:
                 later.append((number + rng.randrange(-1, 30), label(number, **said)))
         later.sort(key=lambda one: one[0])
@@ -162,7 +173,7 @@ def test_requests_without_rows_are_part_of_the_traffic() -> None:
     cells = (
         Unkept(query_class="hard", version="", ungoverned="", n=30, ends=(("done", 30),)),
         Unkept(query_class="", version="", ungoverned="tools", n=5, ends=(("done", 5),)),
-    )  # fmt: skip
+    )
     counted = RequestCount(count_id="c-1", route="r", n_requests=35, n_governed=30, cells=cells)
     one = fed([RequestsCounted(counted), RequestsCounted(replace(counted, route="other")), *two_answers(1)])
     assert (one.n, see(one).traffic, see(one).n_audits) == (31, (("", 1), ("hard", 30)), 1)
@@ -205,7 +216,11 @@ def test_what_people_say_of_live_runs_is_told_by_arm_and_class() -> None:
     fed([label(3, correct=False), label(4, correct=True)], one, first=10)
     (cell,) = see(one).labelled
     assert (cell.query_class, cell.n_stopping, cell.n_stopping_right, cell.n_full, cell.n_full_right) == (
-        "hard", 1, 0, 1, 1,
-    )  # fmt: skip
+        "hard",
+        1,
+        0,
+        1,
+        1,
+    )
     fed([label(3, correct=True, feedback_id="later")], one, first=12)
     assert see(one).labelled[0].n_stopping_right == 1, "the latest word on a run is the one that counts"

@@ -66,9 +66,14 @@ def accepting(until_s: float) -> RouteHolds:
 
     pause = Pause(route="r", number=1, cause="critical_em", reason="low", author="w")
     decision = IncidentDecision(
-        incident="r:p1", route="r", decision="accept", reason="known outage", author="ann", decided_at_s=0.0,
+        incident="r:p1",
+        route="r",
+        decision="accept",
+        reason="known outage",
+        author="ann",
+        decided_at_s=0.0,
         until_s=until_s,
-    )  # fmt: skip
+    )
     return NO_HOLDS.after(of_pause(pause, opened_at_s=0.0), 0.0).after(decision, 0.0)
 
 

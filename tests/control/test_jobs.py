@@ -59,7 +59,11 @@ def make(database: Path, clock: Clock) -> Iterator[Make]:
         def made(*jobs: Counting) -> Worker:
             decisions = stack.enter_context(Decisions.open(database, now=lambda: 5.0, monotonic_s=clock))
             return Worker(
-                decisions=decisions, jobs=jobs, author="w", now=lambda: 5.0, monotonic_s=clock,
+                decisions=decisions,
+                jobs=jobs,
+                author="w",
+                now=lambda: 5.0,
+                monotonic_s=clock,
                 new_id=lambda: f"jr_{next(ids)}",
             )
 
@@ -89,7 +93,9 @@ def test_by_hand_it_says_who_has_it_and_leaves_a_history(make: Make, database: P
     assert [(report.route, report.at) for report in reports] == [("quiz", 7)]
     history = job_history(database)
     assert [(run.job, run.route, run.said, run.ok, run.author) for run in history] == [
-        ("count", "", "counted", True, "w"), ("count", "quiz", "nothing to do", True, "w")]
+        ("count", "", "counted", True, "w"),
+        ("count", "quiz", "nothing to do", True, "w"),
+    ]
     with pytest.raises(KeyError):
         wanted.once("unheard of")
 
@@ -117,9 +123,7 @@ def test_a_round_without_news_leaves_no_row(make: Make, database: Path) -> None:
     assert job_history(database) == []
 
 
-def test_a_worker_that_was_too_slow_writes_nothing_of_what_it_decided(
-    make: Make, clock: Clock, database: Path
-) -> None:
+def test_a_worker_that_was_too_slow_writes_nothing_of_what_it_decided(make: Make, clock: Clock, database: Path) -> None:
     slow, quick = Counting(), Counting()
     late, other = make(slow), make(quick)
     late.round()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from suffice.assurance.drift import BATCH, REFERENCE
+from suffice.control.evidence import label_join
 from suffice.control.evidence.audits import GivenLabel
 from suffice.control.evidence.drift_features import N_COLUMNS, Early
 from suffice.control.evidence.label_delay import Lateness

@@ -80,10 +80,15 @@ def judged(folder: Path, n: int, *, most_calls: int = 10_000, max_em_drop: float
         try:
             async with FakeUpstream(grader) as server, JudgeModel(server.url, "grader") as judge:
                 found = await judge_labels(
-                    list(read_episodes(folder / "log.db")), judge, lambda one: log.append_durable(FeedbackGiven(one)),
-                    questions=questions, match=SCORER.match, max_em_drop=max_em_drop, confidence=0.975,
+                    list(read_episodes(folder / "log.db")),
+                    judge,
+                    lambda one: log.append_durable(FeedbackGiven(one)),
+                    questions=questions,
+                    match=SCORER.match,
+                    max_em_drop=max_em_drop,
+                    confidence=0.975,
                     most_calls=most_calls,
-                )  # fmt: skip
+                )
                 return found, len(server.completions)
         finally:
             log.close()
@@ -176,11 +181,14 @@ def test_a_certificate_counts_no_word_of_a_judge_whose_charge_it_does_not_take_o
     said(tmp_path, judge, person(ids[1], correct=True))
     audits = [
         Audit(
-            seq=item.seq, at=n, ended_at_s=0.0, episode=item.episode,
+            seq=item.seq,
+            at=n,
+            ended_at_s=0.0,
+            episode=item.episode,
             labels=tuple(GivenLabel(label.seq, label.feedback) for label in item.labels),
         )
         for n, item in enumerate(read_episodes(tmp_path / "log.db"))
-    ]  # fmt: skip
+    ]
     assert all(audit.labels for audit in audits)
     counts, contested = verdicts(audits, SCORER.match)
     assert list(counts) == [ids[1]]

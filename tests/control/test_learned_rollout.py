@@ -32,9 +32,16 @@ from tests.control.test_worker import fill, settings_for
 
 N = 400
 RULES = Rollout(
-    least_stage_s=0.0, warmup_requests=0, warmup_s=0.0, least_audits=100, least_class_audits=60, em_margin=0.05,
-    class_em_margin=0.05, required=(), cool_down_s=0.0,
-)  # fmt: skip
+    least_stage_s=0.0,
+    warmup_requests=0,
+    warmup_s=0.0,
+    least_audits=100,
+    least_class_audits=60,
+    em_margin=0.05,
+    class_em_margin=0.05,
+    required=(),
+    cool_down_s=0.0,
+)
 
 
 def settings_of(folder: Path, **rules: Any) -> Settings:
@@ -68,10 +75,11 @@ class Route:
         self.folder, self.n = folder, N
         self.settings = settings_of(folder)
         raw = {
-            "upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "control": msgspec.to_builtins(self.settings.control),
+            "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
+            "control": msgspec.to_builtins(self.settings.control),
             "routes": {"r": msgspec.to_builtins(self.settings.routes["r"])},
             "store": {"url": f"sqlite:///{folder / 'log.db'}"},
-        }  # fmt: skip
+        }
         self.file = folder / "suffice.yaml"
         self.file.write_bytes(msgspec.json.encode(raw))  # which is YAML, too
 
@@ -187,7 +195,7 @@ def test_an_uncertified_one_reaches_nobody_even_where_a_person_promotes_it(route
     route.decides("propose", "r", reckless.address)
     route.runs("advance")
     assert route.rollout.state.level == 0
-    for _ in range(4):   # before audits say that it loses too much: then it goes back by itself
+    for _ in range(4):  # before audits say that it loses too much: then it goes back by itself
         route.decides("promote", "r")
     route.audits(60, sure=False, p_right=0.6)
     route.runs("certify")
@@ -220,4 +228,3 @@ def test_a_job_tries_what_is_better_only_where_its_owner_lets_it(certified: Path
         verdict = newest_proposal(folder / "log.db", "r")
         assert verdict is not None
         assert bool(begun) == (automatic and verdict.verdict == "better"), said
-

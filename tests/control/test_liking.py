@@ -29,19 +29,27 @@ from tests.control.test_ratings import RATED, rated
 from tests.control.test_worker import fill, settings_for
 
 METRICS: dict[str, Any] = {
-    "solved": {"type": "boolean"}, "minutes": {"type": "number", "range": [0, 60], "direction": "lower"},
+    "solved": {"type": "boolean"},
+    "minutes": {"type": "number", "range": [0, 60], "direction": "lower"},
     "tone": {"type": "category", "values": ["warm", "cold"]},
     "nps": {"type": "rating", "range": [0, 10], "level": "user"},
-}  # fmt: skip
+}
 DECLARED = parse({"metrics": METRICS}).metrics
 
 
 def watch(events: list[Event], **options: Any) -> Outlook:
     """What a look behind all these events sees."""
     found = RouteWatch(
-        name="r", route=ROUTE, match=lambda a, g: a == g, load=lambda _: None, epoch=1, n=0, seq=0, metrics=DECLARED,
+        name="r",
+        route=ROUTE,
+        match=lambda a, g: a == g,
+        load=lambda _: None,
+        epoch=1,
+        n=0,
+        seq=0,
+        metrics=DECLARED,
         **options,
-    )  # fmt: skip
+    )
     for stored in rows(events):
         found.feed(stored)
     return found.look("w")[0]
@@ -78,20 +86,33 @@ def test_a_run_is_compared_where_the_lottery_could_have_made_it_the_other_kind()
 def test_every_form_has_its_measure_and_what_is_declared_no_longer_has_none() -> None:
     names = [one.name for one in measures(DECLARED)]
     assert names == ["satisfaction", "regenerated", "abandoned", "solved", "minutes", "tone=warm", "tone=cold", "nps"]
-    outlook = watch([
-        *traffic(130), feedback(120, rating=5), feedback(121, thumbs="down"), feedback(122, satisfaction=0.5),
-        feedback(123, event="regenerate", source="behaviour"), feedback(124, metrics=(("gone", 1.0), ("solved", True))),
-        feedback(125, metrics=(("minutes", 12.0), ("tone", "cold"))), feedback(126, comment="nice"),
-        feedback(127, metrics=(("nps", 9.0),), user="u"), feedback(128, rating=1, source="judge"),
-    ])  # fmt: skip
+    outlook = watch(
+        [
+            *traffic(130),
+            feedback(120, rating=5),
+            feedback(121, thumbs="down"),
+            feedback(122, satisfaction=0.5),
+            feedback(123, event="regenerate", source="behaviour"),
+            feedback(124, metrics=(("gone", 1.0), ("solved", True))),
+            feedback(125, metrics=(("minutes", 12.0), ("tone", "cold"))),
+            feedback(126, comment="nice"),
+            feedback(127, metrics=(("nps", 9.0),), user="u"),
+            feedback(128, rating=1, source="judge"),
+        ]
+    )
     told = {one.measure: one for one in outlook.whole_likings}
     assert set(told) == {"satisfaction", "regenerated", "solved", "minutes", "tone=warm", "tone=cold", "nps"}
     assert {name: one.n_heard for name, one in told.items()} == {**dict.fromkeys(told, 1), "satisfaction": 3}
     values = {name: one.everybody.value for name, one in told.items() if one.everybody is not None}
     assert values == {
-        "satisfaction": 0.5, "regenerated": 1 / 30, "solved": 1.0, "minutes": 12.0, "tone=warm": 0.0, "tone=cold": 1.0,
+        "satisfaction": 0.5,
+        "regenerated": 1 / 30,
+        "solved": 1.0,
+        "minutes": 12.0,
+        "tone=warm": 0.0,
+        "tone=cold": 1.0,
         "nps": 9.0,
-    }  # fmt: skip
+    }
     assert told["minutes"].better == "lower"
 
 
@@ -121,7 +142,7 @@ def test_whatever_the_clocks_say_the_logs_own_order_counts(second_s: float) -> N
     found = [
         RouteWatch(name="r", route=ROUTE, match=lambda a, g: a == g, load=lambda _: None, epoch=1, n=0, seq=0)
         for _ in range(2)
-    ]  # fmt: skip
+    ]
     for one, step_s in zip(found, (1.0, second_s), strict=True):
         for stored in rows([*base, *said], second_s=step_s):
             one.feed(stored)
@@ -215,13 +236,17 @@ def test_a_survey_steers_as_a_rating_does_and_what_people_did_steers_nothing() -
     events = rated(600, full=1.0, stopped=0.0)
     by_survey = [
         FeedbackGiven(replace(one.feedback, thumbs=None, satisfaction=float(one.feedback.thumbs == "up")))
-        if isinstance(one, FeedbackGiven) else one for one in events
-    ]  # fmt: skip
+        if isinstance(one, FeedbackGiven)
+        else one
+        for one in events
+    ]
     assert steered(Ratings.of(RATED), by_survey).asks is not None
     by_deeds = [
         FeedbackGiven(replace(one.feedback, thumbs=None, event="regenerate", source="behaviour"))
-        if isinstance(one, FeedbackGiven) else one for one in events
-    ]  # fmt: skip
+        if isinstance(one, FeedbackGiven)
+        else one
+        for one in events
+    ]
     found = steered(Ratings.of(RATED), by_deeds)
     assert found.verdict is not None
     assert found.verdict.n_pairs == 0

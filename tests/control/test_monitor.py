@@ -75,9 +75,7 @@ def test_accounts_count_what_was_asked_behind_the_first_hundred_runs(folder: Pat
     assert outlook.whole is not None
     assert (report.ok, report.at, outlook.at, outlook.since, outlook.epoch) == (True, 400, 400, 100, 1)
     assert (outlook.whole.n_runs, outlook.whole.n_audits, outlook.whole.n_cut) == (300, 300, 0)
-    tokens = [
-        event.outcome.usage.completion_tokens for event in events_of(folder, RequestEnded) if event.outcome.usage
-    ]  # fmt: skip
+    tokens = [event.outcome.usage.completion_tokens for event in events_of(folder, RequestEnded) if event.outcome.usage]
     assert outlook.whole.tokens_full is not None
     assert outlook.whole.tokens_full.value == pytest.approx(sum(tokens[100:]) / 300)
     assert outlook.whole.em_full is not None
@@ -162,33 +160,69 @@ def asked(number: int, rng: random.Random, p_lost: float) -> Iterator[Event]:
     """One observed run of two steps, whose policy would have stopped behind the first. Harder ones take longer."""
     name, lost = f"ep_{number:05}", rng.random() < p_lost
     request = Request(
-        episode_id=name, route="r", kind="reasoning", mode="observe", model="m", stream=False, n_samples=1,
-        audit=False, propensity=1.0, policy_version="p-1", certified=False, question_key=f"q{number}",
-        ungoverned=None, received_at_s=0.0, unit=f"u{number}", setup="s", query=Query(n_words=9),
-    )  # fmt: skip
+        episode_id=name,
+        route="r",
+        kind="reasoning",
+        mode="observe",
+        model="m",
+        stream=False,
+        n_samples=1,
+        audit=False,
+        propensity=1.0,
+        policy_version="p-1",
+        certified=False,
+        question_key=f"q{number}",
+        ungoverned=None,
+        received_at_s=0.0,
+        unit=f"u{number}",
+        setup="s",
+        query=Query(n_words=9),
+    )
     steps = tuple(
         StepRecord(
-            index=at, tokens=int(rng.randrange(20, 60) * (1 + 20 * p_lost)), answer=answer, answer_source="text",
-            confidence=None, entropy=None, probe_tokens=0, action="stop" if at == 1 else "continue", reason="",
+            index=at,
+            tokens=int(rng.randrange(20, 60) * (1 + 20 * p_lost)),
+            answer=answer,
+            answer_source="text",
+            confidence=None,
+            entropy=None,
+            probe_tokens=0,
+            action="stop" if at == 1 else "continue",
+            reason="",
         )
         for at, answer in ((1, "7" if lost else "4"), (2, "4"))
-    )  # fmt: skip
+    )
     yield RequestSeen(request)
-    yield RequestEnded(Outcome(
-        episode_id=name, end_reason="done", status=200, answer="4", response_id=f"r-{name}", stop_step=1,
-        would_answer=steps[0].answer, usage=Usage(prompt_tokens=5, completion_tokens=sum(s.tokens for s in steps)),
-        steps=steps,
-    ))  # fmt: skip
+    yield RequestEnded(
+        Outcome(
+            episode_id=name,
+            end_reason="done",
+            status=200,
+            answer="4",
+            response_id=f"r-{name}",
+            stop_step=1,
+            would_answer=steps[0].answer,
+            usage=Usage(prompt_tokens=5, completion_tokens=sum(s.tokens for s in steps)),
+            steps=steps,
+        )
+    )
 
 
 def watched(folder: Path) -> Settings:
-    return parse({
-        "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
-        "routes": {"r": {
-            "upstream": "up", "kind": "reasoning", "policy": {"policy": "stable-answer"}, "max_em_drop": BUDGET,
-        }},
-        "store": {"url": f"sqlite:///{folder / 'log.db'}"},
-    })  # fmt: skip
+    return parse(
+        {
+            "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
+            "routes": {
+                "r": {
+                    "upstream": "up",
+                    "kind": "reasoning",
+                    "policy": {"policy": "stable-answer"},
+                    "max_em_drop": BUDGET,
+                }
+            },
+            "store": {"url": f"sqlite:///{folder / 'log.db'}"},
+        }
+    )
 
 
 @pytest.mark.parametrize("drifts", [True, False])
@@ -200,9 +234,10 @@ def test_an_alert_comes_before_the_drop_crosses_the_budget_and_none_without_a_dr
         for until in (4_500, 6_500, 7_500):
             # From 0.5 % at request 4,000 to the budget at request 9,000, in a line.
             share = [0.005 + drifts * max(0, at - 4_000) * (BUDGET - 0.005) / 5_000 for at in range(number, until)]
-            fill(tmp_path, [
-                event for at, p in zip(range(number, until), share, strict=True) for event in asked(at, rng, p)
-            ])  # fmt: skip
+            fill(
+                tmp_path,
+                [event for at, p in zip(range(number, until), share, strict=True) for event in asked(at, rng, p)],
+            )
             number = until
             (report,) = looked(here)
             assert report.ok

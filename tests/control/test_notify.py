@@ -63,30 +63,51 @@ def resumed(number: int) -> EnforcementResumed:
 
 def moved(move: str, by: str) -> RolloutMoved:
     transition = Transition(
-        rollout="r1", number=1, move=move, stage="canary", step=1, share=0.0,  # type: ignore[arg-type]
-        audit_share=None, at=1, now_s=1.0, by=by, reason="why",
-    )  # fmt: skip
+        rollout="r1",
+        number=1,
+        move=move,  # type: ignore[arg-type]
+        stage="canary",
+        step=1,
+        share=0.0,
+        audit_share=None,
+        at=1,
+        now_s=1.0,
+        by=by,
+        reason="why",
+    )
     return RolloutMoved(RolloutMove(route="math", transition=transition, author=by, reason="why"))
 
 
 @contextmanager
 def working(
-    database: Path, *sinks: Sink, clock: Clock | None = None, alerts: Alerts | None = None, patience_s: float = 5.0,
+    database: Path,
+    *sinks: Sink,
+    clock: Clock | None = None,
+    alerts: Alerts | None = None,
+    patience_s: float = 5.0,
     now_s: float = 1_000.0,
-) -> Iterator[Worker]:  # fmt: skip
+) -> Iterator[Worker]:
     """A worker with the one job, from its start to its end."""
     ticks = clock or Clock()
     job = Notify(
-        settings=alerts or Alerts(), path=database, sinks=sinks, now=lambda: now_s, monotonic_s=ticks,
+        settings=alerts or Alerts(),
+        path=database,
+        sinks=sinks,
+        now=lambda: now_s,
+        monotonic_s=ticks,
         patience_s=patience_s,
-    )  # fmt: skip
+    )
     with_ids = iter(range(10**6))
     writer = Decisions.open(database, now=lambda: now_s, monotonic_s=ticks)
     try:
         yield Worker(
-            decisions=writer, jobs=(job,), author="w", now=lambda: now_s, monotonic_s=ticks,
+            decisions=writer,
+            jobs=(job,),
+            author="w",
+            now=lambda: now_s,
+            monotonic_s=ticks,
             new_id=lambda: f"{id(writer)}-{next(with_ids)}",
-        )  # fmt: skip
+        )
     finally:
         writer.close()
 
@@ -163,14 +184,15 @@ def test_who_was_told_is_told_once_that_it_is_over_and_at_once_that_it_is_back(t
     assert [one.notice.over for one in sent(database, 9)] == [False, True, False]
 
 
-@pytest.mark.parametrize(("ends", "kind", "later_s"), [
-    ([killed(1)], "kill_switch", 500.0),                      # a release is told by itself
-    ([alarm(1), alarm(2, reason="worse")], "drift", 500.0),   # a later alarm is told by itself
-    ([paused(1), resumed(1)], "incident", 100_000.0),         # it has been over for more than a day
-])  # fmt: skip
-def test_an_end_that_says_nothing_new_is_not_told(
-    tmp_path: Path, ends: list[Event], kind: str, later_s: float
-) -> None:
+@pytest.mark.parametrize(
+    ("ends", "kind", "later_s"),
+    [
+        ([killed(1)], "kill_switch", 500.0),  # a release is told by itself
+        ([alarm(1), alarm(2, reason="worse")], "drift", 500.0),  # a later alarm is told by itself
+        ([paused(1), resumed(1)], "incident", 100_000.0),  # it has been over for more than a day
+    ],
+)
+def test_an_end_that_says_nothing_new_is_not_told(tmp_path: Path, ends: list[Event], kind: str, later_s: float) -> None:
     database, kept = tmp_path / "s.db", Kept()
     append(database)
     with working(database, kept) as worker:
@@ -266,10 +288,16 @@ def test_what_is_told_of_what() -> None:
     pause = paused(3)
     lots = AlarmRaised(Alarm(route="math", epoch=1, at=1, cause="sample_ratio", reason="audits are missing"))
     cases: list[tuple[Event, str | None]] = [
-        (alarm(1), "drift"), (failed, "fail_open"), (pause, "incident"), (lots, "sample_ratio"),
-        (moved("roll_back", "evidence"), "rollback"), (moved("pause", "evidence"), "sample_ratio"),
-        (moved("pause", "ann"), None), (moved("promote", "ann"), None), (killed(1), "kill_switch"),
-    ]  # fmt: skip
+        (alarm(1), "drift"),
+        (failed, "fail_open"),
+        (pause, "incident"),
+        (lots, "sample_ratio"),
+        (moved("roll_back", "evidence"), "rollback"),
+        (moved("pause", "evidence"), "sample_ratio"),
+        (moved("pause", "ann"), None),
+        (moved("promote", "ann"), None),
+        (killed(1), "kill_switch"),
+    ]
     for event, kind in cases:
         notice = alerts_of(event)
         assert (notice and notice.kind) == kind
@@ -280,12 +308,30 @@ def test_what_is_told_of_what() -> None:
 
 def monitored(now: float, *alerts: Of, at: int = 1) -> RouteMonitored:
     drop = Forecast(
-        of="em_drop", limit=0.02, now=now, per_1000=0.0, ahead=now, ahead_low=now, ahead_high=now,
-        crossing=CrossingForecast(earliest=None, expected=None, latest=None), alert=False, doubtful=False, reason="",
-    )  # fmt: skip
-    return RouteMonitored(Outlook(
-        route="math", at=at, epoch=1, since=0, confidence=0.95, cap_tokens=None, drop=drop, alerts=alerts,
-    ))  # fmt: skip
+        of="em_drop",
+        limit=0.02,
+        now=now,
+        per_1000=0.0,
+        ahead=now,
+        ahead_low=now,
+        ahead_high=now,
+        crossing=CrossingForecast(earliest=None, expected=None, latest=None),
+        alert=False,
+        doubtful=False,
+        reason="",
+    )
+    return RouteMonitored(
+        Outlook(
+            route="math",
+            at=at,
+            epoch=1,
+            since=0,
+            confidence=0.95,
+            cap_tokens=None,
+            drop=drop,
+            alerts=alerts,
+        )
+    )
 
 
 def test_a_budget_is_nearly_spent_from_four_fifths_on_and_a_breach_is_told_by_its_own_row() -> None:
@@ -362,15 +408,23 @@ def test_a_mail_server_that_refuses_or_is_away_is_said_without_secrets() -> None
     assert "could not be used" in str(send(server))
 
 
-@pytest.mark.parametrize(("table", "where"), [
-    ({"webhook_url_env": "https://hooks/s3cret"}, "webhook_url_env"), ({"email_to": ["a\n@h"]}, "email_to"),
-    ({"email_to": ["a@h"], "email_from": "b@h"}, "smtp_host"), ({"email_to": ["a@h"], "smtp_host": "m"}, "email_from"),
-    ({"smtp_user_env": "U"}, "smtp_user_env"), ({"smtp_tls": "maybe"}, "smtp_tls"),
-    ({"smtp_user_env": "U", "smtp_password_env": "P", "smtp_tls": "opportunistic"}, "smtp_tls"),
-    ({"smtp_user_env": "U", "smtp_password_env": "P", "smtp_tls": "off"}, "smtp_tls"),
-    ({"smtp_port": 0}, "smtp_port"), ({"repeat_s": -1.0}, "repeat_s"),
-    ({"link": "javascript:alert(1)"}, "link"), ({"kinds": ["tests"]}, "kinds"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("table", "where"),
+    [
+        ({"webhook_url_env": "https://hooks/s3cret"}, "webhook_url_env"),
+        ({"email_to": ["a\n@h"]}, "email_to"),
+        ({"email_to": ["a@h"], "email_from": "b@h"}, "smtp_host"),
+        ({"email_to": ["a@h"], "smtp_host": "m"}, "email_from"),
+        ({"smtp_user_env": "U"}, "smtp_user_env"),
+        ({"smtp_tls": "maybe"}, "smtp_tls"),
+        ({"smtp_user_env": "U", "smtp_password_env": "P", "smtp_tls": "opportunistic"}, "smtp_tls"),
+        ({"smtp_user_env": "U", "smtp_password_env": "P", "smtp_tls": "off"}, "smtp_tls"),
+        ({"smtp_port": 0}, "smtp_port"),
+        ({"repeat_s": -1.0}, "repeat_s"),
+        ({"link": "javascript:alert(1)"}, "link"),
+        ({"kinds": ["tests"]}, "kinds"),
+    ],
+)
 def test_settings_that_cannot_work_are_refused(table: dict[str, object], where: str) -> None:
     with pytest.raises(ConfigError, match=rf"alerts\.{where}") as refused:
         parse({"alerts": table})

@@ -32,24 +32,29 @@ class Look:
 
     at: int
     level: int
-    share: float        # of the next requests to audit
+    share: float  # of the next requests to audit
     thresholds: Floats  # of the version, (folds, levels); (0, 0): there is none
     log_e: Floats
 
     def __eq__(self, other: object) -> bool:
         """To the last bit."""
         return (
-            isinstance(other, Look) and (self.at, self.level, self.share) == (other.at, other.level, other.share)
-            and np.array_equal(self.log_e, other.log_e) and np.array_equal(self.thresholds, other.thresholds)
+            isinstance(other, Look)
+            and (self.at, self.level, self.share) == (other.at, other.level, other.share)
+            and np.array_equal(self.log_e, other.log_e)
+            and np.array_equal(self.thresholds, other.thresholds)
         )
 
 
 def look(keeper: Certifier, at: int) -> Look:
     served = keeper.served
     return Look(
-        at=at, level=keeper.level, share=keeper.share, log_e=keeper.log_e.copy(),
+        at=at,
+        level=keeper.level,
+        share=keeper.share,
+        log_e=keeper.log_e.copy(),
         thresholds=np.zeros((0, 0)) if served is None else served.levels.copy(),
-    )  # fmt: skip
+    )
 
 
 @dataclass
@@ -74,9 +79,13 @@ def lived(seed: int, *, worse_from: int = N) -> Lived:
         for number, drawn in enumerate((draws.random(TICK) < share).tolist(), begin):
             hard = number >= worse_from
             request, outcome = run(
-                number, rng, sure=False if hard else None, p_right=0.4 if hard else 0.9, audit=drawn,
+                number,
+                rng,
+                sure=False if hard else None,
+                p_right=0.4 if hard else 0.9,
+                audit=drawn,
                 propensity=share if drawn else 1 - share,
-            )  # fmt: skip
+            )
             here.told.feed(rows([RequestSeen(request)], first=seq))
             if (number + 1) % TICK == 0:
                 here.looks.append(look(here.told.loop.keeper, number + 1))
@@ -106,14 +115,21 @@ def replayed(here: Lived, seed: int) -> tuple[list[Look], list[float]]:
     keeper = CountedFromOne(plan, LiveLearner(loop.chosen, plan.cost_exponent), fit=fit_version, first=1.0)
     keeper.begin(0.0, Windows())
     traffic = RecordedTraffic(
-        runs=runs, probes=np.zeros(len(runs.x)), early=np.zeros((N, 1)), question=tuple(map(str, range(N))),
-        chosen=loop.chosen, duration=np.ones(N),
-    )  # fmt: skip
+        runs=runs,
+        probes=np.zeros(len(runs.x)),
+        early=np.zeros((N, 1)),
+        question=tuple(map(str, range(N))),
+        chosen=loop.chosen,
+        duration=np.ones(N),
+    )
     looks: list[Look] = []
     stream = run_stream(
-        traffic, keeper, np.random.default_rng(seed), period=TICK,
+        traffic,
+        keeper,
+        np.random.default_rng(seed),
+        period=TICK,
         watch=lambda one: looks.append(look(one, int(one.now))),
-    )  # fmt: skip
+    )
     return looks, [change.at for change in stream.changes if change.kind == "alarm"]
 
 

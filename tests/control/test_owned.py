@@ -25,18 +25,29 @@ from suffice.types import Episode, Feedback, Publication, StepRecord
 from tests.control.made import CONTROL, ROUTE, Story, began, label, rows, run, story, traffic
 
 OWN = Route(
-    upstream="up", kind="samples", samples=8, wave=1, scorer="number", mode="enforce", max_em_drop=0.08, confidence=0.9,
+    upstream="up",
+    kind="samples",
+    samples=8,
+    wave=1,
+    scorer="number",
+    mode="enforce",
+    max_em_drop=0.08,
+    confidence=0.9,
     policy={"policy": "beta", "threshold": 0.9},
-)  # fmt: skip
+)
 
 
 def owned(route: Route = OWN, *, expected: list[Publication] | None = None) -> Story:
     """A loop at the beginning of its epoch."""
     loop = OwnLoop(
-        name="r", route=route, control=CONTROL, match=lambda answer, gold: answer == gold, author="w",
+        name="r",
+        route=route,
+        control=CONTROL,
+        match=lambda answer, gold: answer == gold,
+        author="w",
         held=replace(began(route, burst=0), n_publications=len(expected or ())),
         load=lambda address: pytest.fail(f"there is no version {address}"),
-    )  # fmt: skip
+    )
     loop.expected.extend(expected or ())
     return Story(loop, {}, [])
 
@@ -93,8 +104,9 @@ def test_an_audit_that_is_left_counts_as_lost(end: Any) -> None:
     log = list[Event]()
     for event in traffic(200, sure=True):
         gone = isinstance(event, RequestEnded) and int(event.outcome.episode_id[3:]) % 5 == 0
-        log.append(RequestEnded(replace(event.outcome, end_reason=end)) if gone and isinstance(event, RequestEnded)
-                   else event)  # fmt: skip
+        log.append(
+            RequestEnded(replace(event.outcome, end_reason=end)) if gone and isinstance(event, RequestEnded) else event
+        )
     assert owned().feed(rows(log)).settle().loop.level == 0
 
 
@@ -130,13 +142,24 @@ def test_a_worker_that_was_killed_is_followed_by_one_that_decides_the_same() -> 
 def test_another_policy_in_the_settings_is_another_one_to_be_proved() -> None:
     log = rows(traffic(200, sure=True))
     before = owned().feed(log).settle()
-    other = parse({
-        "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
-        "routes": {"r": {
-            "upstream": "up", "kind": "samples", "samples": 8, "wave": 1, "scorer": "number", "mode": "enforce",
-            "max_em_drop": 0.08, "confidence": 0.9, "policy": {"policy": "beta", "threshold": 0.8},
-        }},
-    }).routes["r"]  # fmt: skip
+    other = parse(
+        {
+            "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
+            "routes": {
+                "r": {
+                    "upstream": "up",
+                    "kind": "samples",
+                    "samples": 8,
+                    "wave": 1,
+                    "scorer": "number",
+                    "mode": "enforce",
+                    "max_em_drop": 0.08,
+                    "confidence": 0.9,
+                    "policy": {"policy": "beta", "threshold": 0.8},
+                }
+            },
+        }
+    ).routes["r"]
     with pytest.raises(ReplayMismatch, match="its owner has written another policy down"):
         owned(other, expected=before.published).feed(log).settle()
 
@@ -154,8 +177,12 @@ def audit(number: int, rng: random.Random, steps: Any = None, **options: Any) ->
 def counted(audits: list[Audit], policy: dict[str, Any], **changes: Any) -> list[tuple[int, bool, bool]]:
     """Z, difference and whether it counts as left, of each audit at the policy's own stop."""
     known: dict[str, Any] = {
-        "kind": "samples", "match": lambda answer, gold: answer == gold, "wave": 1, "counts": {}, **changes
-    }  # fmt: skip
+        "kind": "samples",
+        "match": lambda answer, gold: answer == gold,
+        "wave": 1,
+        "counts": {},
+        **changes,
+    }
     runs = owned_rows(audits, policy=build_policy(policy), **known)
     assert runs is not None
     at = OWNED.rows(runs)[:, 1]
@@ -183,9 +210,7 @@ def test_it_counts_what_the_policy_would_have_answered_live(seed: int, threshold
 
 def test_what_nobody_saw_counts_against_the_policy() -> None:
     def with_gap(at: int) -> Any:
-        return lambda steps: tuple(
-            replace(one, answer=None, missing=True) if one.index == at else one for one in steps
-        )
+        return lambda steps: tuple(replace(one, answer=None, missing=True) if one.index == at else one for one in steps)
 
     never, soon = {"policy": "beta", "threshold": 0.999999}, {"policy": "beta", "threshold": 0.8}
     rng = random.Random(0)
@@ -216,9 +241,11 @@ def test_only_a_policy_that_waits_for_its_proof_is_proved() -> None:
     assert not ROUTE.is_owned
     plain = {"upstream": "up", "kind": "samples", "policy": {"policy": "beta"}, "mode": "enforce"}
     for change in (
-        {"mode": "observe"}, {"uncertified": True}, {"policy": {"policy": "never"}},
+        {"mode": "observe"},
+        {"uncertified": True},
+        {"policy": {"policy": "never"}},
         {"effort": "low", "kind": "reasoning"},
-    ):  # fmt: skip
+    ):
         route = parse({"upstreams": {"up": {"url": "http://h"}}, "routes": {"r": plain | change}}).routes["r"]
         assert not route.is_owned
         assert route.is_learned is False

@@ -103,14 +103,26 @@ def test_after_an_alarm_it_learns_from_the_new_world_alone(folder: Path) -> None
     with worker(settings) as here:
         with reading(folder / "log.db") as connection:
             since = last_place(connection)
-        fill(folder, [
-            AlarmRaised(Alarm(route="r", epoch=1, at=N, cause="change", reason="another model")),
-            EpochBegan(Epoch(
-                route="r", number=2, at=N, since_seq=since, reason="another model", author="w", burst=160,
-                max_em_drop=ROUTE.max_em_drop, confidence=ROUTE.confidence,
-            )),
-            *traffic(150, seed=5, first=N),
-        ])  # fmt: skip
+        fill(
+            folder,
+            [
+                AlarmRaised(Alarm(route="r", epoch=1, at=N, cause="change", reason="another model")),
+                EpochBegan(
+                    Epoch(
+                        route="r",
+                        number=2,
+                        at=N,
+                        since_seq=since,
+                        reason="another model",
+                        author="w",
+                        burst=160,
+                        max_em_drop=ROUTE.max_em_drop,
+                        confidence=ROUTE.confidence,
+                    )
+                ),
+                *traffic(150, seed=5, first=N),
+            ],
+        )
         assert only(here).said == "", "the burst is not over"
         fill(folder, traffic(20, seed=6, first=N + 150))
         assert only(here).said.startswith("v-")

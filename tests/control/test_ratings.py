@@ -16,15 +16,19 @@ from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, Reques
 from suffice.types import Episode, Feedback
 from tests.control.made import BURST, CONTROL, ROUTE, Story, rows, run, story, traffic
 
-RATED = Route(**{name: getattr(ROUTE, name) for name in ("upstream", "kind", "samples", "scorer", "mode")},
-              max_em_drop=ROUTE.max_em_drop, confidence=ROUTE.confidence, min_satisfaction=0.8)  # fmt: skip
+RATED = Route(
+    **{name: getattr(ROUTE, name) for name in ("upstream", "kind", "samples", "scorer", "mode")},
+    max_em_drop=ROUTE.max_em_drop,
+    confidence=ROUTE.confidence,
+    min_satisfaction=0.8,
+)
 SHARE = 0.2
 
 
 def rating(number: int, *, up: bool) -> FeedbackGiven:
-    return FeedbackGiven(Feedback(
-        feedback_id=f"t{number}", episode_id=f"ep_{number:05}", thumbs="up" if up else "down", source="user"
-    ))  # fmt: skip
+    return FeedbackGiven(
+        Feedback(feedback_id=f"t{number}", episode_id=f"ep_{number:05}", thumbs="up" if up else "down", source="user")
+    )
 
 
 def rated(n: int, *, full: float, stopped: float, seed: int = 7, first: int = BURST) -> list[Event]:
@@ -36,9 +40,15 @@ def rated(n: int, *, full: float, stopped: float, seed: int = 7, first: int = BU
     for number in range(first, first + n):
         audit = rng.random() < SHARE
         request, outcome = run(
-            number, rng, audit=audit, propensity=SHARE if audit else 1 - SHARE, certified=True, stop_step=4,
-            stopped=not audit, end_reason="done" if audit else "stopped",
-        )  # fmt: skip
+            number,
+            rng,
+            audit=audit,
+            propensity=SHARE if audit else 1 - SHARE,
+            certified=True,
+            stop_step=4,
+            stopped=not audit,
+            end_reason="done" if audit else "stopped",
+        )
         if not audit:
             outcome = replace(outcome, steps=outcome.steps[:4], would_answer=outcome.answer)
         events += [RequestSeen(request), RequestEnded(outcome)]
@@ -143,8 +153,14 @@ def test_another_world_begins_without_what_was_said_of_the_last(disliked: Story)
 
 
 def one(number: int = 1, **changes: Any) -> Episode:
-    known: dict[str, Any] = {"audit": False, "propensity": 0.8, "certified": True, "stopped": True, "stop_step": 4,
-                             "end_reason": "stopped"}  # fmt: skip
+    known: dict[str, Any] = {
+        "audit": False,
+        "propensity": 0.8,
+        "certified": True,
+        "stopped": True,
+        "stop_step": 4,
+        "end_reason": "stopped",
+    }
     request, outcome = run(number, random.Random(number), **(known | changes))
     return Episode(request=request, outcome=outcome)
 
@@ -166,9 +182,11 @@ def test_a_pair_is_made_of_runs_that_differ_in_nothing_but_the_lot() -> None:
     assert n_counted(one()) == 1
     assert n_counted(one(1), one(2)) == 2
     for change in (
-        {"certified": False}, {"propensity": 1.0}, {"mode": "observe"},
+        {"certified": False},
+        {"propensity": 1.0},
+        {"mode": "observe"},
         {"stopped": False, "stop_step": None, "end_reason": "done"},
-    ):  # fmt: skip
+    ):
         assert n_counted(one(**change)) == 0, change
     assert n_counted(one(stopped=False, end_reason="client_left")) == 1, "what the stop has led to picks nothing"
 

@@ -59,10 +59,13 @@ class Straight(JobWriter):
 
 def settings_for(folder: Path, **review: Any) -> Settings:
     route = {**msgspec.to_builtins(ROUTE), "review": review}
-    return parse({
-        "upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "routes": {"r": route},
-        "store": {"url": f"sqlite:///{folder / 'log.db'}"},
-    })  # fmt: skip
+    return parse(
+        {
+            "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
+            "routes": {"r": route},
+            "store": {"url": f"sqlite:///{folder / 'log.db'}"},
+        }
+    )
 
 
 def job(folder: Path, clock: Clock, **review: Any) -> tuple[ReviewJob, Decisions]:
@@ -77,10 +80,17 @@ def asked(folder: Path) -> list[ReviewItem]:
 
 
 def wanted(number: int, level: int = 2, deadline_s: float | None = None) -> LabelWanted:
-    return LabelWanted(LabelRequest(
-        episode_id=f"ep_{number:05}", route="r", level=level, would_answer="7", answer="8",
-        why="a stop at level 2 would have answered otherwise", deadline_s=deadline_s,
-    ))  # fmt: skip
+    return LabelWanted(
+        LabelRequest(
+            episode_id=f"ep_{number:05}",
+            route="r",
+            level=level,
+            would_answer="7",
+            answer="8",
+            why="a stop at level 2 would have answered otherwise",
+            deadline_s=deadline_s,
+        )
+    )
 
 
 def ended(number: int, **changes: Any) -> list[Event]:
@@ -124,8 +134,12 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A log of 40 routes, each with runs that somebody should look at; the first has most of them."""
     folder = tmp_path_factory.mktemp("many")
     stopped: dict[str, Any] = {
-        "end_reason": "stopped", "stopped": True, "stop_step": 3, "answer": "77", "audit": False,
-    }  # fmt: skip
+        "end_reason": "stopped",
+        "stopped": True,
+        "stop_step": 3,
+        "answer": "77",
+        "audit": False,
+    }
     events: list[Event] = []
     for number in range(600):
         name = "r0" if number % 2 else f"r{number // 2 % 40}"
@@ -141,11 +155,14 @@ def test_a_deployment_of_many_routes_asks_for_no_more_than_its_own_cap_in_a_day(
 ) -> None:
     shutil.copy(many / "log.db", tmp_path / "log.db")
     clock, route = Clock(), {**msgspec.to_builtins(ROUTE), "review": {"per_day": 30}}
-    settings = parse({
-        "upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "review": {"per_day": cap},
-        "routes": {f"r{number}": route for number in range(40)},
-        "store": {"url": f"sqlite:///{tmp_path / 'log.db'}"},
-    })  # fmt: skip
+    settings = parse(
+        {
+            "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
+            "review": {"per_day": cap},
+            "routes": {f"r{number}": route for number in range(40)},
+            "store": {"url": f"sqlite:///{tmp_path / 'log.db'}"},
+        }
+    )
     for hour in range(2, 49, 2):
         clock.now_s = 20_000 * DAY_S + hour * 3_600.0 - 1.0
         writer = Decisions.open(tmp_path / "log.db", now=clock, monotonic_s=lambda: 0.0)
@@ -202,9 +219,17 @@ def test_two_workers_that_look_at_the_same_draw_the_same(tmp_path: Path) -> None
 
 
 def test_an_item_says_why_and_until_when_and_a_labelled_one_is_not_asked(tmp_path: Path) -> None:
-    fill(tmp_path, [
-        *traffic(3), wanted(0, deadline_s=99.0), wanted(1), wanted(2), label(1, gold="5"), label(2, thumbs="up"),
-    ])  # fmt: skip
+    fill(
+        tmp_path,
+        [
+            *traffic(3),
+            wanted(0, deadline_s=99.0),
+            wanted(1),
+            wanted(2),
+            label(1, gold="5"),
+            label(2, thumbs="up"),
+        ],
+    )
     review, writer = job(tmp_path, Clock(), control_share=0.0, reviewers=2, lease_s=60.0)
     said = [one.said for one in review.run(Straight(writer))]
     assert said == ["2 runs to look at"]
@@ -258,9 +283,9 @@ def feed(made: Candidates, events: list[Event]) -> Candidates:
 
 def test_the_first_runs_of_a_new_world_and_of_harmed_classes_are_candidates() -> None:
     def began(number: int, burst: int) -> EpochBegan:
-        return EpochBegan(Epoch(
-            route="r", number=number, at=0, since_seq=0, reason="another model", author="w", burst=burst
-        ))  # fmt: skip
+        return EpochBegan(
+            Epoch(route="r", number=number, at=0, since_seq=0, reason="another model", author="w", burst=burst)
+        )
 
     cold = feed(candidates(), [began(1, 100), *traffic(3)])
     promise = feed(candidates(), [began(2, 0), *traffic(3)])
@@ -270,15 +295,19 @@ def test_the_first_runs_of_a_new_world_and_of_harmed_classes_are_candidates() ->
     harmed = feed(
         candidates(below={"choice": "it is harmed"}),
         [*ended(0, query=Query(query_class="choice")), *ended(1, query=Query(query_class="what"))],
-    )  # fmt: skip
+    )
     assert [(one.why, one.query_class) for one in harmed.waiting.choose(9)] == [("class_below", "choice")]
 
 
 def test_every_ended_run_is_in_the_urn_once_and_what_a_client_did_not_get_is_not() -> None:
     events = [
-        *ended(0), *ended(1, end_reason="client_left"), *ended(2, ungoverned="off"), *ended(3, route="other"),
-        *ended(4, end_reason="truncated"), *ended(5),
-    ]  # fmt: skip
+        *ended(0),
+        *ended(1, end_reason="client_left"),
+        *ended(2, ungoverned="off"),
+        *ended(3, route="other"),
+        *ended(4, end_reason="truncated"),
+        *ended(5),
+    ]
     made = feed(candidates(since_seq=2), events)
     assert made.urn.n == 2, "the first one ended before the stretch"
     assert feed(made, events).urn.n == 2, "rows that are read again change nothing"
@@ -289,7 +318,8 @@ def test_every_ended_run_is_in_the_urn_once_and_what_a_client_did_not_get_is_not
 @pytest.mark.parametrize(
     ("changes", "shows"),
     [
-        ({}, ("full", "1", None)), ({"stop_step": 2, "would_answer": "1"}, ("full", "1", None)),
+        ({}, ("full", "1", None)),
+        ({"stop_step": 2, "would_answer": "1"}, ("full", "1", None)),
         ({"stop_step": 2, "would_answer": "2"}, ("both", "1", "2")),
         ({"stop_step": 2, "would_answer": "1", "stopped": True}, ("early", None, "1")),
     ],

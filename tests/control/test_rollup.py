@@ -28,11 +28,13 @@ from tests.control.made import run
 
 
 def settings_for(folder: Path, **route: Any) -> Settings:
-    return parse({
-        "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
-        "routes": {"r": {"upstream": "up", "kind": "samples", "samples": 8, "scorer": "number", **route}},
-        "store": {"url": f"sqlite:///{folder / 'log.db'}"},
-    })  # fmt: skip
+    return parse(
+        {
+            "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
+            "routes": {"r": {"upstream": "up", "kind": "samples", "samples": 8, "scorer": "number", **route}},
+            "store": {"url": f"sqlite:///{folder / 'log.db'}"},
+        }
+    )
 
 
 def write(folder: Path, events: list[Event], *, at_s: float = 7_200.0) -> None:
@@ -146,8 +148,9 @@ def test_runs_are_booked_where_they_belong(tmp_path: Path) -> None:
     summed(tmp_path)
     with reading(tmp_path / "log.db") as connection:
         assert {key: one.n_requests for key, one in rollups.read(connection, ("route", "query_class")).items()} == {
-            ("other", ""): 1, ("r", "algebra"): 2,
-        }  # fmt: skip
+            ("other", ""): 1,
+            ("r", "algebra"): 2,
+        }
         assert list(rollups.read(connection, ("day", "version"))) == [(0, "v@0"), (1, "v@1"), (2, "v@2")]
         assert rollups.read(connection, (), since_hour=24)[()].n_requests == 2
         assert list(rollups.read(connection, ("hour",), route="r")) == [(2,), (26,)]
@@ -182,9 +185,10 @@ def replace_item(request: Request, outcome: Outcome) -> Any:
 
     usage = Usage(prompt_tokens=5, completion_tokens=40)
     return EpisodeWithLabels(
-        seq=1, labels=(),
+        seq=1,
+        labels=(),
         episode=Episode(request=replace(request, ungoverned="off"), outcome=replace(outcome, usage=usage)),
-    )  # fmt: skip
+    )
 
 
 def test_the_table_has_a_column_for_every_sum_and_no_other(tmp_path: Path) -> None:
@@ -207,10 +211,16 @@ def test_a_log_of_an_earlier_version_has_no_sums_and_says_so(tmp_path: Path) -> 
 
 def recalled(number: int, *, stopped: bool = True, answer: str = "3") -> RecalledRun:
     return RecalledRun(
-        episode_id=f"ep_{number:05}", response_id=f"r-ep_{number:05}", route="r", query_class="law",
-        policy_version="v1", stopped=stopped, end_reason="stopped" if stopped else "done", answer=answer,
+        episode_id=f"ep_{number:05}",
+        response_id=f"r-ep_{number:05}",
+        route="r",
+        query_class="law",
+        policy_version="v1",
+        stopped=stopped,
+        end_reason="stopped" if stopped else "done",
+        answer=answer,
         ended_at_s=7_200.0,
-    )  # fmt: skip
+    )
 
 
 def about(given: FeedbackGiven, run: RecalledRun) -> FeedbackGiven:
@@ -222,7 +232,8 @@ def test_what_is_said_of_a_run_that_was_only_counted_counts_once_and_the_last_wo
     tmp_path: Path, cut: int
 ) -> None:
     events: list[Event] = [
-        about(said(1, "a", by_response=True, correct=False), recalled(1)), about(said(1, "b", rating=5), recalled(1)),
+        about(said(1, "a", by_response=True, correct=False), recalled(1)),
+        about(said(1, "b", rating=5), recalled(1)),
         said(1, "c", gold="3"),  # its gateway has forgotten the run, and the log knows by now which one is meant
         said(2, "d", correct=True),  # nobody knows whose this is
     ]
@@ -261,7 +272,5 @@ def test_labels_count_without_bias_whichever_runs_the_lottery_keeps(tmp_path: Pa
     # Exact for those that found their run; the others are n/0.1 of a binomial: four standard deviations.
     assert abs(total.n_live_marked - len(truth)) <= 4 * (n_others * 0.1 * 0.9) ** 0.5 / 0.1
     assert total.n_live_right / total.n_live_marked == pytest.approx(sum(truth) / len(truth), abs=0.06)
-    by_rows_alone = [
-        one.feedback.correct for one in events if isinstance(one, FeedbackGiven) and one.about is not None
-    ]
+    by_rows_alone = [one.feedback.correct for one in events if isinstance(one, FeedbackGiven) and one.about is not None]
     assert sum(map(bool, by_rows_alone)) / len(by_rows_alone) < 0.6, "labels that came in time alone would be biased"

@@ -36,11 +36,13 @@ from tests.control.test_worker import fill
 
 def settings_for(folder: Path, **route: Any) -> Settings:
     owned = {"mode": "enforce", "policy": {"policy": "stable-answer"}, "uncertified": True, "audit_share": 0.1}
-    return parse({
-        "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
-        "routes": {"r": {"upstream": "up", "kind": "samples", "samples": 8, **owned, "sample_rate": 0.2, **route}},
-        "store": {"url": f"sqlite:///{folder / 'log.db'}"},
-    })  # fmt: skip
+    return parse(
+        {
+            "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
+            "routes": {"r": {"upstream": "up", "kind": "samples", "samples": 8, **owned, "sample_rate": 0.2, **route}},
+            "store": {"url": f"sqlite:///{folder / 'log.db'}"},
+        }
+    )
 
 
 def write(folder: Path, events: Sequence[Event]) -> Path:
@@ -69,12 +71,29 @@ def label(one: Episode, correct: bool, **said: Any) -> FeedbackGiven:
 
 def counted(n: int, *, name: str = "", senders: tuple[str, ...] = (), number: int = 1) -> RequestsCounted:
     cell = Unkept(
-        query_class=name, version="", ungoverned="", n=n, ends=(("stopped", n),), n_stopped=n, n_counted=n,
-        prompt_tokens=5 * n, completion_tokens=100 * n, probe_tokens=2 * n, n_priced=n, cost_usd=0.5 * n,
-    )  # fmt: skip
-    return RequestsCounted(RequestCount(
-        count_id=f"c{number}", route="r", n_requests=n, n_governed=n, cells=(cell,), senders=senders,
-    ))  # fmt: skip
+        query_class=name,
+        version="",
+        ungoverned="",
+        n=n,
+        ends=(("stopped", n),),
+        n_stopped=n,
+        n_counted=n,
+        prompt_tokens=5 * n,
+        completion_tokens=100 * n,
+        probe_tokens=2 * n,
+        n_priced=n,
+        cost_usd=0.5 * n,
+    )
+    return RequestsCounted(
+        RequestCount(
+            count_id=f"c{number}",
+            route="r",
+            n_requests=n,
+            n_governed=n,
+            cells=(cell,),
+            senders=senders,
+        )
+    )
 
 
 # --------------------------------------------------------------------------- counts
@@ -94,9 +113,11 @@ def test_a_report_and_the_sums_of_pages_hold_all_requests_tokens_and_money(tmp_p
     database = write(tmp_path, [*logged(*episodes), counted(98)])
     tokens = sum(one.outcome.usage.completion_tokens for one in episodes if one.outcome.usage)
     report = estimate_route(
-        read_episodes(database, "r"), route="r", match=lambda a, b: a == b,
+        read_episodes(database, "r"),
+        route="r",
+        match=lambda a, b: a == b,
         unkept=counted_cells(database, "r"),
-    )  # fmt: skip
+    )
     assert (report.n_requests, report.n_governed, report.n_stopped) == (100, 100, 98)
     assert report.end_reasons == {"done": 2, "stopped": 98}
     assert report.tokens.client_completion == tokens + 9_800
@@ -151,9 +172,7 @@ def test_classes_kept_at_different_rates_are_one_mean_again(tmp_path: Path) -> N
     hard = [live(100 + n, "hard", rate=0.5, stopped=True, end_reason="stopped") for n in range(50)]
     said = [label(one, True) for one in easy] + [label(one, False) for one in hard]
     database = write(tmp_path, [*logged(*easy, *hard), *said])
-    report = estimate_route(
-        read_episodes(database, "r"), route="r", match=lambda a, b: a == b
-    )
+    report = estimate_route(read_episodes(database, "r"), route="r", match=lambda a, b: a == b)
     for found in (report.measured.em_live, report.measured.em_stopped):
         assert found is not None
         assert found.value == pytest.approx(0.9)
@@ -222,10 +241,19 @@ def test_signals_of_all_traffic_do_not_move_when_rates_do(rate: float) -> None:
     def episode(number: int, of: float) -> Episode:
         one = live(number, rate=of)
         name, first = ("short", 20) if rng.random() < 0.8 * of / (0.8 * of + 0.2 * rate) else ("long", 400)
-        steps = (StepRecord(
-            index=1, tokens=first, answer="a", answer_source="text", confidence=0.9, entropy=None, probe_tokens=0,
-            action="continue", reason="",
-        ),)  # fmt: skip
+        steps = (
+            StepRecord(
+                index=1,
+                tokens=first,
+                answer="a",
+                answer_source="text",
+                confidence=0.9,
+                entropy=None,
+                probe_tokens=0,
+                action="continue",
+                reason="",
+            ),
+        )
         request = replace(one.request, keep_rate=of if name == "short" else rate, query=Query(query_class=name))
         return Episode(request=request, outcome=replace(one.outcome, steps=steps))
 

@@ -22,8 +22,12 @@ CONTROL = Control()
 
 def route(**changes: Any) -> Route:
     known: dict[str, Any] = {
-        "upstream": "up", "kind": "samples", "samples": 8, "mode": "enforce", "audit_share": 0.05,
-    }  # fmt: skip
+        "upstream": "up",
+        "kind": "samples",
+        "samples": 8,
+        "mode": "enforce",
+        "audit_share": 0.05,
+    }
     return Route(**(known | changes))
 
 
@@ -95,10 +99,15 @@ def test_what_the_finish_takes_off_the_budget_makes_a_thought_wait_longer() -> N
 
 def warnings(**changes: Any) -> list[str]:
     plain = {"kind": "samples", "samples": 8, "scorer": "number", "mode": "enforce", **changes}
-    return wiring.check(parse({
-        "upstreams": {"up": {"url": "http://127.0.0.1:1", "driver": "llama.cpp", "slots": 4}},
-        "routes": {"r": {"upstream": "up", **plain}}, "control": {"burst_requests": 100},
-    }))  # fmt: skip
+    return wiring.check(
+        parse(
+            {
+                "upstreams": {"up": {"url": "http://127.0.0.1:1", "driver": "llama.cpp", "slots": 4}},
+                "routes": {"r": {"upstream": "up", **plain}},
+                "control": {"burst_requests": 100},
+            }
+        )
+    )
 
 
 def test_the_owner_is_warned_of_a_share_that_starves_a_cold_start() -> None:
@@ -109,8 +118,14 @@ def test_the_owner_is_warned_of_a_share_that_starves_a_cold_start() -> None:
     assert "at full runs for good" in never
 
 
-@pytest.mark.parametrize("fine", [
-    {}, {"audit_share": 0.05}, {"audit_share": 0.001, "mode": "observe"},
-    {"audit_share": 0.001, "policy": {"policy": "never"}, "mode": "observe"}])
+@pytest.mark.parametrize(
+    "fine",
+    [
+        {},
+        {"audit_share": 0.05},
+        {"audit_share": 0.001, "mode": "observe"},
+        {"audit_share": 0.001, "policy": {"policy": "never"}, "mode": "observe"},
+    ],
+)
 def test_nobody_else_is_warned(fine: dict[str, Any]) -> None:
     assert not [said for said in warnings(**fine) if "audit_share" in said]

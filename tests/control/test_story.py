@@ -28,9 +28,15 @@ from tests.gateway.served import Served, chat, served
 N = 120
 CONTROL = {"tick_requests": 20, "burst_requests": N, "refit_requests": 1_000, "window_audits": 400}
 ROUTE = {
-    "kind": "samples", "samples": 6, "wave": 2, "scorer": "number", "mode": "enforce", "max_em_drop": 0.12,
-    "confidence": 0.8, "audit_share": 0.1,
-}  # fmt: skip
+    "kind": "samples",
+    "samples": 6,
+    "wave": 2,
+    "scorer": "number",
+    "mode": "enforce",
+    "max_em_drop": 0.12,
+    "confidence": 0.8,
+    "audit_share": 0.1,
+}
 
 
 class Model:
@@ -47,10 +53,14 @@ class Model:
 
 def settings_of(g: Served) -> Settings:
     """What a worker beside this gateway reads."""
-    return parse({
-        "upstreams": {"up": {"url": g.fake.url, "driver": "llama.cpp"}}, "routes": {"r": {"upstream": "up", **ROUTE}},
-        "store": {"url": f"sqlite:///{g.database}"}, "control": CONTROL,
-    })  # fmt: skip
+    return parse(
+        {
+            "upstreams": {"up": {"url": g.fake.url, "driver": "llama.cpp"}},
+            "routes": {"r": {"upstream": "up", **ROUTE}},
+            "store": {"url": f"sqlite:///{g.database}"},
+            "control": CONTROL,
+        }
+    )
 
 
 async def ask(g: Served, first: int, n: int) -> None:

@@ -56,13 +56,32 @@ async def test_the_latest_look_is_in_the_metrics(tmp_path: Path) -> None:
     def looked(at: int, high: float) -> RouteMonitored:
         drop = IntervalEstimate(value=0.001, low=-0.01, high=high, n=300, method=METHOD)
         whole = Account(
-            route="r", query_class=None, version=None, n_runs=300, n_audits=300, n_pending=0, n_cut=0, em_full=None,
-            em_stopped=None, em_drop=drop, tokens_full=None, tokens_live=None, saving=None,
-        )  # fmt: skip
-        return RouteMonitored(Outlook(
-            route="r", at=at, epoch=0, since=0, confidence=0.95, cap_tokens=100.0, accounts=(whole,),
-            alerts=("em_drop",) if at > 900 else (),
-        ))  # fmt: skip
+            route="r",
+            query_class=None,
+            version=None,
+            n_runs=300,
+            n_audits=300,
+            n_pending=0,
+            n_cut=0,
+            em_full=None,
+            em_stopped=None,
+            em_drop=drop,
+            tokens_full=None,
+            tokens_live=None,
+            saving=None,
+        )
+        return RouteMonitored(
+            Outlook(
+                route="r",
+                at=at,
+                epoch=0,
+                since=0,
+                confidence=0.95,
+                cap_tokens=100.0,
+                accounts=(whole,),
+                alerts=("em_drop",) if at > 900 else (),
+            )
+        )
 
     async with served(tmp_path, Model(), route=ROUTE) as g:
         metrics = g.gateway.metrics

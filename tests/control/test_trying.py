@@ -119,7 +119,7 @@ def test_a_disagreement_counts_as_lost_until_somebody_says_otherwise(world: Worl
 
 
 def test_one_whose_safest_level_surely_breaks_the_budget_goes_back_and_one_without_labels_does_not(
-    world: World
+    world: World,
 ) -> None:
     world.begin()
     world.wrong(60, labels=False)
@@ -163,7 +163,7 @@ def test_every_version_that_a_route_tries_has_less_of_delta(world: World) -> Non
 
 
 def test_its_part_of_delta_is_no_smaller_for_what_the_loop_publishes_with_its_own_part_while_it_is_tried(
-    world: World
+    world: World,
 ) -> None:
     world.begin()
     world.audits(60)

@@ -99,9 +99,13 @@ def append(database: Path, *events: Event, at_s: float = 1.0) -> None:
 
 def exporter(database: Path, clock: Clock, *, file: Path | None = None, webhook: str | None = None) -> ExportHeads:
     return ExportHeads(
-        settings=AuditLog(file=str(file or ""), every_s=60.0, timeout_s=2.0), path=database, key=KEY, webhook=webhook,
-        now=lambda: 1_764_147_600.0, monotonic_s=clock,
-    )  # fmt: skip
+        settings=AuditLog(file=str(file or ""), every_s=60.0, timeout_s=2.0),
+        path=database,
+        key=KEY,
+        webhook=webhook,
+        now=lambda: 1_764_147_600.0,
+        monotonic_s=clock,
+    )
 
 
 def texts(reports: Sequence[JobReport]) -> list[str]:
@@ -126,7 +130,9 @@ def test_a_head_goes_out_on_its_schedule_and_only_when_it_has_moved(tmp_path: Pa
     assert job.run(Desk()) == [], "nothing has happened since"
     kept = read_heads(file, key=KEY)
     assert [(one.head.place, one.signed, one.at) for one in kept] == [
-        (2, True, "2025-11-26T09:00:00Z"), (3, True, "2025-11-26T09:00:00Z")]
+        (2, True, "2025-11-26T09:00:00Z"),
+        (3, True, "2025-11-26T09:00:00Z"),
+    ]
     with reading(database) as connection:
         assert verify(connection, [one.head for one in kept]).ok
 
@@ -182,24 +188,33 @@ def test_a_file_that_cannot_be_written_is_said_and_stops_nothing(tmp_path: Path)
 
 @contextmanager
 def retaining(database: Path, clock: Clock, now: Clock, **retention: Any) -> Iterator[Retain]:
-    settings = parse({
-        "upstreams": {"u": {"url": "http://127.0.0.1:9"}}, "routes": {"math": {"upstream": "u"}},
-        "retention": retention,
-    })  # fmt: skip
+    settings = parse(
+        {
+            "upstreams": {"u": {"url": "http://127.0.0.1:9"}},
+            "routes": {"math": {"upstream": "u"}},
+            "retention": retention,
+        }
+    )
     names = iter(range(1_000))
     with Decisions.open(database, now=now, monotonic_s=clock) as writer:
         yield Retain(
-            settings=settings, writer=writer, path=database, author="worker", now=now, monotonic_s=clock,
+            settings=settings,
+            writer=writer,
+            path=database,
+            author="worker",
+            now=now,
+            monotonic_s=clock,
             new_id=lambda: f"er_{next(names)}",
-        )  # fmt: skip
+        )
 
 
 def labelled(name: str) -> list[Event]:
     words = f"{CANARY}-{name}"
     return [
-        asked(name), ended(name, answer=f"{words} 1", would=f"{words} 2"),
+        asked(name),
+        ended(name, answer=f"{words} 1", would=f"{words} 2"),
         FeedbackGiven(Feedback(feedback_id=f"f-{name}", episode_id=name, gold=f"{words} 1", comment=f"{words} no")),
-    ]  # fmt: skip
+    ]
 
 
 def test_words_go_on_their_day_and_are_in_no_byte_of_the_files(tmp_path: Path) -> None:
@@ -209,7 +224,9 @@ def test_words_go_on_their_day_and_are_in_no_byte_of_the_files(tmp_path: Path) -
     with retaining(database, clock, now, answers_days=90.0, comments_days=30.0) as job:
         desk = Desk()
         assert texts(job.run(desk)) == [
-            "answers older than 90 days: erased in 2 rows", "comments older than 30 days: erased in 1 rows"]
+            "answers older than 90 days: erased in 2 rows",
+            "comments older than 30 days: erased in 1 rows",
+        ]
         assert desk.renewed
         assert texts(job.run(desk)) == [], "it rests"
         assert not [name for name, content in bytes_of(tmp_path).items() if f"{CANARY}-old".encode() in content]
@@ -270,11 +287,15 @@ def test_steps_that_a_running_epoch_reads_stay_and_words_do_not(tmp_path: Path) 
 
 
 def settings_for(folder: Path, **tables: Any) -> Settings:
-    return parse({
-        "upstreams": {"u": {"url": "http://127.0.0.1:9"}},
-        "routes": {"math": {"upstream": "u", "policy": {"policy": "never"}}},
-        "store": {"url": f"sqlite:///{folder / 'log.db'}"}, "console": {"enabled": False}, **tables,
-    })  # fmt: skip
+    return parse(
+        {
+            "upstreams": {"u": {"url": "http://127.0.0.1:9"}},
+            "routes": {"math": {"upstream": "u", "policy": {"policy": "never"}}},
+            "store": {"url": f"sqlite:///{folder / 'log.db'}"},
+            "console": {"enabled": False},
+            **tables,
+        }
+    )
 
 
 def test_the_jobs_are_among_those_of_every_worker_and_run_by_hand(tmp_path: Path) -> None:
@@ -307,8 +328,12 @@ async def test_a_worker_runs_beside_a_gateway_that_only_exports_heads(
         began.append(settings)
 
     monkeypatch.setattr(worker_process, "_keep", kept)
-    for tables, wanted in (({}, 0), ({"audit": {"file": "heads.jsonl"}}, 1), ({"retention": {"steps_days": 9.0}}, 1),
-                           ({"retention": {"steps_days": 9.0}, "control": {"enabled": False}}, 0)):  # fmt: skip
+    for tables, wanted in (
+        ({}, 0),
+        ({"audit": {"file": "heads.jsonl"}}, 1),
+        ({"retention": {"steps_days": 9.0}}, 1),
+        ({"retention": {"steps_days": 9.0}, "control": {"enabled": False}}, 0),
+    ):
         began.clear()
         async with worker_process.beside(settings_for(tmp_path, **tables), lambda: None):
             await asyncio.sleep(0)
@@ -328,12 +353,17 @@ def test_what_the_settings_redact_is_written_by_nothing_that_is_built_from_them(
         assert connection.execute("SELECT answer = would_answer FROM outcomes").fetchone() == (0,)
 
 
-@pytest.mark.parametrize(("table", "key", "value", "says"), [
-    ("audit", "every_s", 0.0, "at least 1 second"), ("audit", "timeout_s", float("inf"), "more than 0"),
-    ("audit", "webhook_env", "https://hooks.example.com/s3cret", "name of an environment variable"),
-    ("retention", "answers_days", -1.0, "at least 0 days"), ("retention", "every_s", float("nan"), "at least 1 second"),
-    ("retention", "redact", ["names"], "allowed: answers, comments, questions, metadata"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("table", "key", "value", "says"),
+    [
+        ("audit", "every_s", 0.0, "at least 1 second"),
+        ("audit", "timeout_s", float("inf"), "more than 0"),
+        ("audit", "webhook_env", "https://hooks.example.com/s3cret", "name of an environment variable"),
+        ("retention", "answers_days", -1.0, "at least 0 days"),
+        ("retention", "every_s", float("nan"), "at least 1 second"),
+        ("retention", "redact", ["names"], "allowed: answers, comments, questions, metadata"),
+    ],
+)
 def test_what_cannot_work_is_refused_with_its_path(tmp_path: Path, table: str, key: str, value: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=rf"{table}\.{key}") as refused:
         settings_for(tmp_path, **{table: {key: value}})

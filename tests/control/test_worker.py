@@ -38,11 +38,14 @@ N = 400
 
 def settings_for(folder: Path, **routes: Any) -> Settings:
     route = msgspec.to_builtins(ROUTE)
-    return parse({
-        "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
-        "routes": {"r": route, **{name: {**route, **changes} for name, changes in routes.items()}},
-        "store": {"url": f"sqlite:///{folder / 'log.db'}"}, "control": msgspec.to_builtins(CONTROL),
-    })  # fmt: skip
+    return parse(
+        {
+            "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
+            "routes": {"r": route, **{name: {**route, **changes} for name, changes in routes.items()}},
+            "store": {"url": f"sqlite:///{folder / 'log.db'}"},
+            "control": msgspec.to_builtins(CONTROL),
+        }
+    )
 
 
 def fill(folder: Path, events: Sequence[Event], *, at_s: float = 1.0) -> None:
@@ -187,7 +190,7 @@ def test_one_routes_trouble_is_not_the_others(
                 raise RuntimeError("secret prompt")
             return well(route)
 
-        certify.matches, certify.monotonic_s = broken, lambda: 0.0   # no time passes, however busy the machine
+        certify.matches, certify.monotonic_s = broken, lambda: 0.0  # no time passes, however busy the machine
         reports = {report.route: report for report in here.round()}
         assert reports["r"].ok
         assert not reports["bad"].ok
@@ -233,10 +236,17 @@ def command(folder: Path) -> Callable[..., click.testing.Result]:
 
     told = {name: told[name] for name in ("store", "control")}
     told["upstreams"] = {"up": {"url": "http://127.0.0.1:1"}}
-    told["routes"] = {"r": {
-        "upstream": "up", "kind": "samples", "samples": 8, "scorer": "number", "mode": "enforce", "max_em_drop": 0.08,
-        "confidence": 0.9,
-    }}  # fmt: skip
+    told["routes"] = {
+        "r": {
+            "upstream": "up",
+            "kind": "samples",
+            "samples": 8,
+            "scorer": "number",
+            "mode": "enforce",
+            "max_em_drop": 0.08,
+            "confidence": 0.9,
+        }
+    }
     (folder / "suffice.toml").write_text(toml(told), encoding="utf-8")
 
     def run(*arguments: str) -> click.testing.Result:
@@ -350,9 +360,10 @@ async def test_no_worker_is_started_where_none_is_wanted(folder: Path) -> None:
 def test_a_gateway_that_is_killed_leaves_no_worker_behind(folder: Path) -> None:
     with FakeUpstream.in_thread() as fake:
         raw = {
-            "upstreams": {"up": {"url": fake.url}}, "control": {"period_s": 0.1},
+            "upstreams": {"up": {"url": fake.url}},
+            "control": {"period_s": 0.1},
             "routes": {"r": {"upstream": "up", "kind": "samples", "samples": 4, "mode": "enforce"}},
-        }  # fmt: skip
+        }
         with pytest.raises(AssertionError, match="killed"), GatewayProcess.serving(folder, raw) as g:
             end_s = time.monotonic() + 120  # the worker is of low priority, and on a busy machine its imports take long
             workers: list[int] = []

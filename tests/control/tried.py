@@ -37,17 +37,24 @@ ROUTE = Route(
 )
 CONTROL = Control(window_audits=400)
 RULES = Rules(
-    least_stage_s=0.0, warmup_requests=0, warmup_s=0.0, least_audits=60, least_class_audits=60, em_margin=0.05,
-    class_em_margin=0.05, required=(),
-)  # fmt: skip
+    least_stage_s=0.0,
+    warmup_requests=0,
+    warmup_s=0.0,
+    least_audits=60,
+    least_class_audits=60,
+    em_margin=0.05,
+    class_em_margin=0.05,
+    required=(),
+)
 # P(as good) rises with the streak: a risk of 0.27 is five equal answers, 0.74 three, 0.89 two.
 STREAKS = StopModel(
-    features=("answer_streak",), suffices=Ensemble((Linear((1.0,), -4.0),)),
+    features=("answer_streak",),
+    suffices=Ensemble((Linear((1.0,), -4.0),)),
     trained=TrainingRecord(n_episodes=1, n_questions=1, digest="by hand", target="as-good", seed=0),
-)  # fmt: skip
-FIVE = FoldedVersion(models=(STREAKS,) * 5, levels=((0.27, 0.74),) * 5)    # in force at level 1: after five answers
+)
+FIVE = FoldedVersion(models=(STREAKS,) * 5, levels=((0.27, 0.74),) * 5)  # in force at level 1: after five answers
 BOLDER = FoldedVersion(models=(STREAKS,) * 5, levels=((0.74, 0.89),) * 5)  # after three, two
-TIMID = FoldedVersion(models=(STREAKS,) * 5, levels=((0.06, 0.13),) * 5)   # after seven, six: it saves less
+TIMID = FoldedVersion(models=(STREAKS,) * 5, levels=((0.06, 0.13),) * 5)  # after seven, six: it saves less
 
 
 @contextmanager
@@ -57,27 +64,59 @@ def matches(_: Route) -> Any:
 
 
 def proposed(version: FoldedVersion = BOLDER, *, read_to_seq: int = 1, verdict: str = "better") -> VersionProposed:
-    return VersionProposed(ProposedVersion(
-        route="r", read_to_seq=read_to_seq, address=version.address, parent=FIVE.address, reason="schedule",
-        verdict=verdict, why="saves more", n_runs=400, saving=None, drop=None, lineage={}, card=None, author="w",
-    ))  # fmt: skip
+    return VersionProposed(
+        ProposedVersion(
+            route="r",
+            read_to_seq=read_to_seq,
+            address=version.address,
+            parent=FIVE.address,
+            reason="schedule",
+            verdict=verdict,
+            why="saves more",
+            n_runs=400,
+            saving=None,
+            drop=None,
+            lineage={},
+            card=None,
+            author="w",
+        )
+    )
 
 
 def published(models: FoldedVersion = FIVE, *, number: int = 1, epoch: int = 1, **changes: Any) -> PolicyPublished:
     known: dict[str, Any] = {
-        "route": "r", "number": number, "epoch": epoch, "at": 10, "version": f"{models.address}@1",
-        "fit": models.address, "level": 1, "n_levels": models.n_levels, "certified": True, "share": 0.1,
-        "reason": "x", "author": "w", "evidence": EvidenceSummary(max_em_drop=0.08, confidence=0.9), "setup": "s1",
+        "route": "r",
+        "number": number,
+        "epoch": epoch,
+        "at": 10,
+        "version": f"{models.address}@1",
+        "fit": models.address,
+        "level": 1,
+        "n_levels": models.n_levels,
+        "certified": True,
+        "share": 0.1,
+        "reason": "x",
+        "author": "w",
+        "evidence": EvidenceSummary(max_em_drop=0.08, confidence=0.9),
+        "setup": "s1",
         "upstream": (("m", "m", "fp"),),
-    }  # fmt: skip
+    }
     return PolicyPublished(Publication(**(known | changes)))
 
 
 def began(number: int = 1, since_seq: int = 0) -> EpochBegan:
-    return EpochBegan(Epoch(
-        route="r", number=number, at=0, since_seq=since_seq, reason="another world", author="w", max_em_drop=0.08,
-        confidence=0.9,
-    ))  # fmt: skip
+    return EpochBegan(
+        Epoch(
+            route="r",
+            number=number,
+            at=0,
+            since_seq=since_seq,
+            reason="another world",
+            author="w",
+            max_em_drop=0.08,
+            confidence=0.9,
+        )
+    )
 
 
 class World:
@@ -96,9 +135,15 @@ class World:
     def candidate(self, version: FoldedVersion = BOLDER, route: Route = ROUTE) -> RolloutCandidate | str:
         with reading(self.path) as connection:
             return learned_candidate(
-                connection, "r", route, read_decided(connection).of("r"), version.address, by="person:ann", why="x",
+                connection,
+                "r",
+                route,
+                read_decided(connection).of("r"),
+                version.address,
+                by="person:ann",
+                why="x",
                 now_s=1_000.0,
-            )  # fmt: skip
+            )
 
     def begin(self, version: FoldedVersion = BOLDER, rules: Rules = RULES) -> RolloutRun:
         self.write(proposed(version))
@@ -150,7 +195,12 @@ class World:
     def look(self) -> Sequence[str]:
         """One round of the worker, which knows nothing but the log; what it said."""
         job = Advance(
-            settings=Settings(routes={"r": ROUTE}, control=CONTROL), path=self.path, author="w", matches=matches,
-            secret=SECRET, now=lambda: 1_000.0, monotonic_s=lambda: 0.0,
-        )  # fmt: skip
+            settings=Settings(routes={"r": ROUTE}, control=CONTROL),
+            path=self.path,
+            author="w",
+            matches=matches,
+            secret=SECRET,
+            now=lambda: 1_000.0,
+            monotonic_s=lambda: 0.0,
+        )
         return one_round(self.path, job)

@@ -32,9 +32,13 @@ def test_a_short_month_is_a_log_like_any_other_and_all_of_it_is_summed_up(tmp_pa
     began_s = now_s - DAYS * DAY_S
     seen: list[int] = []
     with month(
-        settings, tmp_path / "console.db", begin_s=began_s, seed=1, secret=deployment_salt(settings),
+        settings,
+        tmp_path / "console.db",
+        begin_s=began_s,
+        seed=1,
+        secret=deployment_salt(settings),
         monotonic_s=time.monotonic,
-    ) as made:  # fmt: skip
+    ) as made:
         live(made, n=N, until_s=now_s, told=lambda n, _held: seen.append(n))
         assert made.held.in_burst, "so few runs certify nothing"
     assert seen == [60, 120]
@@ -80,9 +84,13 @@ def test_what_was_tried_is_there_as_if_the_commands_had_begun_it_and_the_pages_s
         )
         ids = iter(range(10**6))
         worker = Worker(
-            decisions=writer, jobs=(advance,), author="w", now=clock, monotonic_s=clock,
+            decisions=writer,
+            jobs=(advance,),
+            author="w",
+            now=clock,
+            monotonic_s=clock,
             new_id=lambda: f"jr_{next(ids)}",
-        )  # fmt: skip
+        )
         for number in range(n):
             clock.at_s += DAYS * DAY_S / n
             made.pass_time(number / n)

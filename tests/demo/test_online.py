@@ -27,11 +27,16 @@ from tests.local.cached import cached
 
 POOL = tuple(
     TaskQuestion(
-        id=f"q{i}", task="t", messages=({"role": "user", "content": f"question {i:02d} please"},), gold="four",
-        scorer="text", max_tokens=50, temperature=0.5,
+        id=f"q{i}",
+        task="t",
+        messages=({"role": "user", "content": f"question {i:02d} please"},),
+        gold="four",
+        scorer="text",
+        max_tokens=50,
+        temperature=0.5,
     )
     for i in range(40)
-)  # fmt: skip
+)
 PLAN = DemoPlan(
     burst=100, most=2_000, n_certified=40, n_swapped=10, max_em_drop=0.2, confidence=0.9, tick=20, wave=2, period_s=0.2
 )
@@ -100,8 +105,10 @@ async def test_a_route_goes_from_full_runs_to_a_certificate_and_back_when_the_mo
     assert report.held.level == 0
     assert story.n_reconciled(report.runs) == len(report.runs)
     # What is seen on the way is the same story: it stands in the sentences, in order.
-    order = [next(n for n, said in enumerate(notes.said) if word in said)
-             for word in ("epoch 1 begins", "certified", "the swap", "alarm, change", "epoch 2 begins")]  # fmt: skip
+    order = [
+        next(n for n, said in enumerate(notes.said) if word in said)
+        for word in ("epoch 1 begins", "certified", "the swap", "alarm, change", "epoch 2 begins")
+    ]
     assert order == sorted(order)
     _reads_well(report, notes, tmp_path)
 
@@ -165,9 +172,9 @@ def _run(number: int, period: course.Period, tokens: int, *, correct: bool, **ch
 
 
 def test_savings_compare_mean_tokens_with_the_full_runs_before() -> None:
-    full = [_run(n, "before", 80 + n % 2 * 40, correct=n % 4 > 0) for n in range(40)]   # mean 100, EM 0.75
-    under = [_run(n, "certified", 60, correct=n % 2 > 0) for n in range(20)]            # EM 0.5
-    after = [_run(n, "swapped", 90, correct=True) for n in range(5)]                    # in full: by chance shorter
+    full = [_run(n, "before", 80 + n % 2 * 40, correct=n % 4 > 0) for n in range(40)]  # mean 100, EM 0.75
+    under = [_run(n, "certified", 60, correct=n % 2 > 0) for n in range(20)]  # EM 0.5
+    after = [_run(n, "swapped", 90, correct=True) for n in range(5)]  # in full: by chance shorter
     found = course.all_figures([*full, *under, *after], sure=True)
     assert found["before"].saved is found["swapped"].saved is None, "no saving is claimed of runs in full"
     assert found["certified"].saved == pytest.approx(0.4)

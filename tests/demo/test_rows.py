@@ -16,11 +16,16 @@ from suffice.testing import FakeUpstream, Questions, Reply, Samples, ScriptedTho
 
 QUESTIONS = tuple(
     TaskQuestion(
-        id=f"q{i}", task="t", messages=({"role": "user", "content": f"question {i:02d} please"},), gold="4",
-        scorer="number", max_tokens=50, temperature=0.5,
+        id=f"q{i}",
+        task="t",
+        messages=({"role": "user", "content": f"question {i:02d} please"},),
+        gold="4",
+        scorer="number",
+        max_tokens=50,
+        temperature=0.5,
     )
     for i in range(8)
-)  # fmt: skip
+)
 THOUGHT = ScriptedThought(
     [
         ("two and two are what we have to add up here so let us add them\n", "4", 0.99),
@@ -29,7 +34,7 @@ THOUGHT = ScriptedThought(
     ],
     "5",
     reply=Reply(delay_s=0.002),
-)  # fmt: skip
+)
 
 
 def silent(title: str, total: int) -> object:
@@ -40,9 +45,16 @@ def silent(title: str, total: int) -> object:
 
 def stage(kind: str, url: str, folder: Path) -> run.Stage:
     return run.Stage(
-        kind=kind, model="fake", upstream=url, driver="llama.cpp", slots=8, n_samples=8, questions=QUESTIONS,
-        folder=folder, n_at_once=4,
-    )  # fmt: skip
+        kind=kind,
+        model="fake",
+        upstream=url,
+        driver="llama.cpp",
+        slots=8,
+        n_samples=8,
+        questions=QUESTIONS,
+        folder=folder,
+        n_at_once=4,
+    )
 
 
 async def test_a_samples_stage_saves_what_the_vote_did_not_need(tmp_path: Path) -> None:
@@ -110,9 +122,13 @@ def test_a_wrong_answer_is_wrong_and_no_answer_too() -> None:
     from suffice.scoring.base import build_scorer
 
     base = DemoAnswer(
-        question=dataclasses.replace(QUESTIONS[0], gold="4.0"), episode_id="e", text="so 4", finish_reason="stop",
-        completion_tokens=1, stopped=False,
-    )  # fmt: skip
+        question=dataclasses.replace(QUESTIONS[0], gold="4.0"),
+        episode_id="e",
+        text="so 4",
+        finish_reason="stop",
+        completion_tokens=1,
+        stopped=False,
+    )
     scorer = build_scorer("number")
     assert rows.correct(base, scorer)
     assert not rows.correct(dataclasses.replace(base, text="so 5"), scorer)

@@ -66,6 +66,7 @@ LIES = {
 @pytest.fixture(scope="module")
 def lies() -> dict[str, Any]:
     """One examination of a server that ignores all of it; none of these experiments shares a call with another."""
+
     async def run() -> Any:
         async with FakeUpstream(model(), ignores=tuple(LIES), slots=2) as fake:
             return await found(fake)
@@ -139,12 +140,16 @@ def test_findings_of_another_address_say_nothing() -> None:
     assert url_key("http://a:1") != url_key("http://a:2")
 
 
-
 def test_a_message_that_is_continued_is_written_down_with_a_driver_that_asks_for_it() -> None:
     seen = Findings(
-        examination_id="ex", upstream="up", url_key="", model="m", at_s=0.0, finish=("prefill",),
+        examination_id="ex",
+        upstream="up",
+        url_key="",
+        model="m",
+        at_s=0.0,
+        finish=("prefill",),
         findings=(Finding(experiment="prefill", verdict="yes", evidence=""),),
-    )  # fmt: skip
+    )
     advice = advise(seen, name="up", url="http://h", driver=None)
     settings = parse(tomllib.loads(advice.settings)).upstreams["up"]
     assert DRIVERS[settings.driver].prefill is not None

@@ -110,16 +110,21 @@ def unsigned(point: bytes, names: tuple[str, ...]) -> bytes:
     now = datetime.now(UTC)
     hour = [tagged(0x17, (now + timedelta(hours=h)).strftime("%y%m%d%H%M%SZ").encode()) for h in (-1, 1)]
     extensions = (
-        extension(19, sequence(tagged(0x01, b"\xff")), critical=True),               # an authority …
-        extension(15, bits(b"\x84", unused=2), critical=True),                       # … that signs, also for itself
-        extension(14, tagged(0x04, hashlib.sha256(point).digest()[:20])),            # name of its key
-        extension(17, sequence(*(alternative(name) for name in names))),             # whom it is for
+        extension(19, sequence(tagged(0x01, b"\xff")), critical=True),  # an authority …
+        extension(15, bits(b"\x84", unused=2), critical=True),  # … that signs, also for itself
+        extension(14, tagged(0x04, hashlib.sha256(point).digest()[:20])),  # name of its key
+        extension(17, sequence(*(alternative(name) for name in names))),  # whom it is for
     )
     return sequence(
-        tagged(0xA0, whole(2)), whole(secrets.randbits(63)), ECDSA_SHA256, who, sequence(*hour), who,
+        tagged(0xA0, whole(2)),
+        whole(secrets.randbits(63)),
+        ECDSA_SHA256,
+        who,
+        sequence(*hour),
+        who,
         sequence(sequence(named(1, 2, 840, 10045, 2, 1), CURVE), bits(point)),
         tagged(0xA3, sequence(*extensions)),
-    )  # fmt: skip
+    )
 
 
 def extension(arc: int, content: bytes, *, critical: bool = False) -> bytes:

@@ -21,7 +21,7 @@ class Served:
 
     host: str
     port: int
-    bare: list[bytes] = field(default_factory=list)    # lines that anybody on the way could have read
+    bare: list[bytes] = field(default_factory=list)  # lines that anybody on the way could have read
     hidden: list[bytes] = field(default_factory=list)  # lines inside TLS
     mails: list[bytes] = field(default_factory=list)
     ready: threading.Event = field(default_factory=threading.Event)
@@ -32,10 +32,10 @@ class MailServer:
     """How it behaves."""
 
     tls: Tls = "none"
-    certificate: Path | None = None           # with its key
-    login: tuple[str, str] | None = None      # whom it lets in; None: everybody, without asking
-    refuses: bool = False                     # every recipient
-    gossips: bool = False                     # says again, in its refusals, what it was told
+    certificate: Path | None = None  # with its key
+    login: tuple[str, str] | None = None  # whom it lets in; None: everybody, without asking
+    refuses: bool = False  # every recipient
+    gossips: bool = False  # says again, in its refusals, what it was told
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[Served]:

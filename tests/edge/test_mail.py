@@ -75,9 +75,15 @@ def test_on_the_port_of_smtps_all_of_it_is_hidden(trusted: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(("tls", "said"), [("none", NO_TLS), ("promised only", "the mail server answered 454")])
-@pytest.mark.parametrize(("login", "asks"), [
-    (LOGIN, "required"), (LOGIN, "opportunistic"), (LOGIN, "off"), (None, "required"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("login", "asks"),
+    [
+        (LOGIN, "required"),
+        (LOGIN, "opportunistic"),
+        (LOGIN, "off"),
+        (None, "required"),
+    ],
+)
 def test_a_server_without_encryption_gets_no_password_and_no_mail_that_must_be_hidden(
     tls: Tls, said: str, login: tuple[str, str] | None, asks: MailTls
 ) -> None:

@@ -31,9 +31,16 @@ def scorer() -> Iterator[Scorer]:
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [(r"\frac{\sqrt{4}}{4}", r"\frac{1}{2}"), ("2x+2", "2(x+1)"), (r"\{1,2\}", r"\{2,1\}"), ("2^{10}", "1024"),
-     (r"\frac{\pi}{4}", r"\frac{2\pi}{8}"), ("x=1, x=2", "1,2"), (r"\sqrt{8}", r"2\sqrt{2}")],
-)  # fmt: skip
+    [
+        (r"\frac{\sqrt{4}}{4}", r"\frac{1}{2}"),
+        ("2x+2", "2(x+1)"),
+        (r"\{1,2\}", r"\{2,1\}"),
+        ("2^{10}", "1024"),
+        (r"\frac{\pi}{4}", r"\frac{2\pi}{8}"),
+        ("x=1, x=2", "1,2"),
+        (r"\sqrt{8}", r"2\sqrt{2}"),
+    ],
+)
 def test_formulas_of_the_same_value_are_one_answer(scorer: Scorer, one: str, other: str) -> None:
     assert scorer.match(one, other)
     assert scorer.match(other, one)
@@ -62,9 +69,20 @@ def test_a_question_that_hangs_costs_its_limit_and_the_next_one_is_answered() ->
 
 @pytest.mark.parametrize(
     "hostile",
-    [r"\frac{" * 500, r"\sqrt{" * 200 + "1" + "}" * 200, "(" * 1_000, "x^" * 500 + "1", "\ud800", "1" * 2_000, "NaN",
-     r"\begin{matrix}" * 50, "x\ny", r"\input{/etc/passwd}", "__import__('os').getpid()"],
-)  # fmt: skip
+    [
+        r"\frac{" * 500,
+        r"\sqrt{" * 200 + "1" + "}" * 200,
+        "(" * 1_000,
+        "x^" * 500 + "1",
+        "\ud800",
+        "1" * 2_000,
+        "NaN",
+        r"\begin{matrix}" * 50,
+        "x\ny",
+        r"\input{/etc/passwd}",
+        "__import__('os').getpid()",
+    ],
+)
 def test_hostile_formulas_are_no_match_and_do_not_raise(judge: MathWorkers, hostile: str) -> None:
     assert judge.equivalent(hostile, "17") is not True
 
@@ -107,8 +125,11 @@ def test_nothing_is_left_running_and_a_closed_judge_says_nothing() -> None:
 def test_a_worker_whose_owner_was_killed_ends_by_itself() -> None:
     worker = subprocess.Popen(
         [sys.executable, "-P", "-m", "suffice.edge.math_worker", str(2 * 2**30)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     assert worker.stdin is not None
     assert worker.stdout is not None
     assert worker.stdout.readline() == "true\n"

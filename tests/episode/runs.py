@@ -22,10 +22,21 @@ from suffice.upstream.wire import Frame
 def request(**changes: Any) -> Request:
     """A request's record."""
     known: dict[str, Any] = {
-        "episode_id": "ep_1", "route": "r", "kind": "reasoning", "mode": "enforce", "model": "m", "stream": True,
-        "n_samples": 1, "audit": False, "propensity": 1.0, "policy_version": "p-1", "certified": False,
-        "question_key": "k", "ungoverned": None, "received_at_s": 0.0,
-    }  # fmt: skip
+        "episode_id": "ep_1",
+        "route": "r",
+        "kind": "reasoning",
+        "mode": "enforce",
+        "model": "m",
+        "stream": True,
+        "n_samples": 1,
+        "audit": False,
+        "propensity": 1.0,
+        "policy_version": "p-1",
+        "certified": False,
+        "question_key": "k",
+        "ungoverned": None,
+        "received_at_s": 0.0,
+    }
     return Request(**known | changes)
 
 
@@ -35,7 +46,7 @@ class BytesCall:
 
     pieces: list[bytes]
     breaks: bool = False
-    hands_over: bool = True   # as a connection does whose reader waits
+    hands_over: bool = True  # as a connection does whose reader waits
     closed: bool = False
     status: int = 200
 
@@ -100,18 +111,29 @@ def chunk(delta: dict[str, Any], finish_reason: str | None = None, **more: Any) 
 
 
 def run_of(
-    pieces: Sequence[bytes], *, steps: Steps | None = None, breaks: bool = False,
-    hands_over: bool = True, **options: Any,
+    pieces: Sequence[bytes],
+    *,
+    steps: Steps | None = None,
+    breaks: bool = False,
+    hands_over: bool = True,
+    **options: Any,
 ) -> tuple[ReasoningRun, Kept, Ledger]:
     """A run over these bytes."""
     ledger, client = Ledger(request(), 0.0), Kept()
     call = cast("Call", BytesCall(list(pieces), breaks=breaks, hands_over=hands_over))
     known: dict[str, Any] = {
-        "scorer": build_scorer("number"), "prober": None, "tags": ("<think>", "</think>"),
-        "wants": Wants(usage=True, object=False), "drain": False,
-    }  # fmt: skip
+        "scorer": build_scorer("number"),
+        "prober": None,
+        "tags": ("<think>", "</think>"),
+        "wants": Wants(usage=True, object=False),
+        "drain": False,
+    }
     run = ReasoningRun(
-        call, ledger.open_call("main"), ledger=ledger, delivery=client,
-        segmenter=Segmenter(steps or Steps(min_tokens=2, growth=1.0)), **known | options,
-    )  # fmt: skip
+        call,
+        ledger.open_call("main"),
+        ledger=ledger,
+        delivery=client,
+        segmenter=Segmenter(steps or Steps(min_tokens=2, growth=1.0)),
+        **known | options,
+    )
     return run, client, ledger

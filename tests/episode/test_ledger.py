@@ -22,10 +22,15 @@ def accounts(draw: st.DrawFn) -> CallAccount:
     context = draw(N)
     told = began and draw(st.booleans())
     return CallAccount(
-        draw(PURPOSES), context_tokens=context, began=began,
-        prompt_tokens=context + draw(N) if told else None, received_tokens=draw(N) if began else 0,
-        reported_tokens=draw(N) if told else None, cancelled=not told, discarded=draw(st.booleans()),
-    )  # fmt: skip
+        draw(PURPOSES),
+        context_tokens=context,
+        began=began,
+        prompt_tokens=context + draw(N) if told else None,
+        received_tokens=draw(N) if began else 0,
+        reported_tokens=draw(N) if told else None,
+        cancelled=not told,
+        discarded=draw(st.booleans()),
+    )
 
 
 @given(st.lists(accounts(), max_size=8))
@@ -60,7 +65,7 @@ def test_the_clients_prompt_is_told_once_and_never_with_a_thought_in_it() -> Non
     assert [c.prompt_tokens for c in outcome.calls] == [12, 32, 42]
     assert [c.source for c in outcome.calls] == ["estimated", "provider", "provider"]
     assert outcome.overhead.extra_prompt_tokens == 32 + 42
-    main.prompt_tokens = 13   # an engine that counts knows better
+    main.prompt_tokens = 13  # an engine that counts knows better
     assert ledger.client_prompt_tokens() == 13
 
 

@@ -16,13 +16,30 @@ from suffice.settings import Steps
 from tests.episode.runs import chunk, run_of
 
 DONE = b"data: [DONE]\n\n"
-WORDS = st.sampled_from([
-    "so", " it", " is", "\n", ".\n\n", " 北京", "🙂", "👩‍👩‍👧", "e\u0301", " 🇩🇪", "\u200d", " 4", " ",
-    "<", "</", "</thi", "nk>",
-])  # fmt: skip
+WORDS = st.sampled_from(
+    [
+        "so",
+        " it",
+        " is",
+        "\n",
+        ".\n\n",
+        " 北京",
+        "🙂",
+        "👩‍👩‍👧",
+        "e\u0301",
+        " 🇩🇪",
+        "\u200d",
+        " 4",
+        " ",
+        "<",
+        "</",
+        "</thi",
+        "nk>",
+    ]
+)
 THOUGHTS = st.lists(WORDS, min_size=1, max_size=25).filter(lambda words: "</think>" not in "".join(words))
 FIELDS = ("reasoning", "reasoning_content", "thinking", "inline", "opened")
-INLINE = ("inline", "opened")   # in the content; "opened": the chat template wrote the opening tag
+INLINE = ("inline", "opened")  # in the content; "opened": the chat template wrote the opening tag
 ENDINGS = ("answer", "tool", "function", "refusal")
 
 
@@ -75,7 +92,7 @@ def test_a_stop_is_possible_only_while_the_client_has_seen_nothing_but_thought(
         shown = ""
         while not run.seen.ended:
             await run.advance()
-            assert raw.startswith(client.raw)                    # byte for byte, whole frames only
+            assert raw.startswith(client.raw)  # byte for byte, whole frames only
             assert client.raw.endswith(b"\n\n") or not client.raw
             if not run.may_stop():
                 continue
@@ -121,7 +138,7 @@ def test_steps_are_prefixes_of_the_thought_and_their_tokens_add_up(
             assert tokens == used
             assert prefix == last + step.text
             assert whole.lstrip().startswith(prefix.lstrip())
-            prefix.encode()                                       # no half of a character
+            prefix.encode()  # no half of a character
             last = prefix
         assert used <= ledger.calls[0].reasoning_tokens
         assert client.raw == raw
@@ -140,7 +157,7 @@ def torn(field: str, frames: list[bytes], *, breaks: bool, stop_at: int) -> Exce
         assert run.failure is raised.value
         assert not run.may_stop()
         with pytest.raises(UpstreamError):
-            await run.rest()                                      # it stays broken for whoever asks later
+            await run.rest()  # it stays broken for whoever asks later
         assert ledger.calls[0].close().cancelled
         return raised.value
 
@@ -224,15 +241,17 @@ TOKENS = st.sampled_from([" so", " it", "\n", '"', "\\n", " is 4", "é", " and s
 
 @given(
     st.lists(st.tuples(st.sampled_from(["reasoning", "reasoning", "reasoning_content"]), TOKENS), max_size=20),
-    st.lists(TOKENS, min_size=1, max_size=9), st.sampled_from([1, 2, 3, 7, 100]), st.integers(0, 3),
-)  # fmt: skip
+    st.lists(TOKENS, min_size=1, max_size=9),
+    st.sampled_from([1, 2, 3, 7, 100]),
+    st.integers(0, 3),
+)
 async def test_chunks_that_go_together_mean_what_they_mean_one_by_one(
     thought: list[tuple[str, str]], answer: list[str], per_read: int, n_cut: int
 ) -> None:
     frames = [chunk({"role": "assistant"}), *(chunk({field: text}) for field, text in thought)]
     frames += [b": ping\n\n", *(chunk({"content": text}) for text in answer), chunk({}, "stop"), DONE]
     data = b"".join(frames)
-    size = per_read * len(frames[1]) + n_cut   # reads that end at events, near them and far from them
+    size = per_read * len(frames[1]) + n_cut  # reads that end at events, near them and far from them
     reads = [data[at : at + size] for at in range(0, len(data), size)]
     told = []
     for joined, at_once in ((False, False), (True, False), (True, True)):
@@ -240,9 +259,18 @@ async def test_chunks_that_go_together_mean_what_they_mean_one_by_one(
         run, client, ledger = run_of(reads, wants=wants, hands_over=at_once)
         steps = [step async for step in run.steps()]
         account = ledger.calls[0]
-        told.append((
-            client.raw, steps, run.thought, run.answer_text, account.received_tokens, account.reasoning_tokens,
-            ledger.answer, run.seen, ledger.degraded,
-        ))  # fmt: skip
+        told.append(
+            (
+                client.raw,
+                steps,
+                run.thought,
+                run.answer_text,
+                account.received_tokens,
+                account.reasoning_tokens,
+                ledger.answer,
+                run.seen,
+                ledger.degraded,
+            )
+        )
     assert told[0] == told[1] == told[2]
     assert told[0][0] == data

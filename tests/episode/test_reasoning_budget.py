@@ -24,23 +24,32 @@ BUDGETS: dict[Driver, dict[str, Any] | None] = {
     "sglang": {"custom_params": {"thinking_budget": 2000}},
     "openrouter": {"reasoning": {"max_tokens": 2000}},
     "anthropic": {"thinking": {"type": "enabled", "budget_tokens": 2000}},
-    "openai": None, "deepseek": None, "mistral": None,
-}  # fmt: skip
+    "openai": None,
+    "deepseek": None,
+    "mistral": None,
+}
 LOW: dict[Driver, dict[str, Any] | None] = {
     "llama.cpp": {"chat_template_kwargs": {"reasoning_effort": "low"}},
-    "vllm": {"reasoning_effort": "low"}, "sglang": {"reasoning_effort": "low"},
-    "openai": {"reasoning_effort": "low"}, "mistral": {"reasoning_effort": "low"},
-    "openrouter": {"reasoning": {"effort": "low"}}, "deepseek": None, "anthropic": None,
-}  # fmt: skip
+    "vllm": {"reasoning_effort": "low"},
+    "sglang": {"reasoning_effort": "low"},
+    "openai": {"reasoning_effort": "low"},
+    "mistral": {"reasoning_effort": "low"},
+    "openrouter": {"reasoning": {"effort": "low"}},
+    "deepseek": None,
+    "anthropic": None,
+}
 
 
 def chosen(driver: Driver = "vllm", body: dict[str, Any] | None = None, **route: Any) -> Ahead:
     policy = route.pop("policy_budget_tokens", None)
     methods = route.pop("methods", ("raw",))
     return choose(
-        Route(upstream="up", **route), Upstream(url="http://up", driver=driver), body or {}, methods=methods,
+        Route(upstream="up", **route),
+        Upstream(url="http://up", driver=driver),
+        body or {},
+        methods=methods,
         policy_budget_tokens=policy,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("driver", BUDGETS)
@@ -96,8 +105,10 @@ def test_a_policy_that_is_a_budget_is_left_to_an_engine_whose_native_way_comes_f
     assert chosen("vllm", policy_budget_tokens=50, methods=native).fields == {"thinking_token_budget": 50}
     armed = chosen("llama.cpp", policy_budget_tokens=50, methods=native)
     assert armed.fields == {
-        "reasoning_control": True, "reasoning_budget_message": "\n", "reasoning_budget_tokens": 50,
-    }  # fmt: skip
+        "reasoning_control": True,
+        "reasoning_budget_message": "\n",
+        "reasoning_budget_tokens": 50,
+    }
     assert chosen("llama.cpp", policy_budget_tokens=50, budget_tokens=9, methods=native).budget_tokens == 9
 
 

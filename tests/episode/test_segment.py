@@ -16,9 +16,12 @@ from suffice.upstream.thought import safe_cut
 WORDS = ["so", " it", "\n", ".\n\n", " a\nb", "北京", " 🙂", "\u0301", "\u200d", "  "]
 TOKENS = st.lists(st.tuples(st.sampled_from(WORDS), st.integers(0, 4)), max_size=60)
 SETTINGS = st.builds(
-    Steps, boundary=st.sampled_from(["line", "paragraph", "tokens"]), min_tokens=st.integers(1, 8),
-    growth=st.sampled_from([1.0, 1.15, 2.0]), max_tokens=st.integers(1, 20),
-)  # fmt: skip
+    Steps,
+    boundary=st.sampled_from(["line", "paragraph", "tokens"]),
+    min_tokens=st.integers(1, 8),
+    growth=st.sampled_from([1.0, 1.15, 2.0]),
+    max_tokens=st.integers(1, 20),
+)
 
 
 def cut(steps: Steps, tokens: list[tuple[str, int]]) -> tuple[list[Checkpoint], Segmenter]:
@@ -56,7 +59,7 @@ def _running(numbers: list[int]) -> list[int]:
 def test_a_step_ends_at_a_line_between_words_or_between_characters(steps: Steps, tokens: list[tuple[str, int]]) -> None:
     points, segmenter = cut(steps, tokens)
     for point in points:
-        following = segmenter.thought[len(point.prefix):]
+        following = segmenter.thought[len(point.prefix) :]
         ends_line = point.text.endswith("\n\n" if steps.boundary == "paragraph" else "\n")
         between_words = point.text[-1:].isspace() or following[:1].isspace()
         whole_character = safe_cut(point.text, following) == point.text
@@ -99,7 +102,7 @@ def test_a_script_without_spaces_is_cut_between_characters() -> None:
     points, segmenter = cut(Steps(min_tokens=1, growth=1.0, max_tokens=2), [(t, 1) for t in tokens])
     assert points
     for point in points:
-        assert safe_cut(point.prefix, segmenter.thought[len(point.prefix):]) == point.prefix
+        assert safe_cut(point.prefix, segmenter.thought[len(point.prefix) :]) == point.prefix
 
 
 def test_the_schedule_is_geometric() -> None:

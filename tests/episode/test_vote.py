@@ -54,9 +54,7 @@ def is_fixed(seen: tuple[str | None, ...], n_samples: int) -> bool:
     remaining = n_samples - len(seen)
     new = ("new", "newer")[: max(1, min(2, remaining))]  # answers not seen yet are alike: two are enough for any tie
     completions = (
-        (*seen, *rest)
-        for n in range(remaining + 1)
-        for rest in itertools.product([*said, *new, None], repeat=n)
+        (*seen, *rest) for n in range(remaining + 1) for rest in itertools.product([*said, *new, None], repeat=n)
     )
     delivered = {(vote.answer, vote.winner) for vote in (count(each) for each in completions if each)}
     return len(delivered) == 1
@@ -91,15 +89,15 @@ def test_whatever_comes_behind_the_deciding_sample_the_winner_and_its_text_stay(
     ("answers", "n_samples", "decided"),
     [
         (["a"], 1, 1),
-        (["a"], 2, 1),                      # the second can at most draw level, and came later
+        (["a"], 2, 1),  # the second can at most draw level, and came later
         ([None, "a"], 3, 2),
-        ([None, None], 3, None),            # nobody has voted: the last one may
+        ([None, None], 3, None),  # nobody has voted: the last one may
         ([None, None, None], 3, 3),
-        (["b", "a", "a"], 4, None),         # `b` would win the tie
-        (["a", "b", "a"], 4, 3),            # `b` would lose it
+        (["b", "a", "a"], 4, None),  # `b` would win the tie
+        (["a", "b", "a"], 4, 3),  # `b` would lose it
         (["a"] * 4, 8, 4),
         (["a"] * 4, 9, None),
     ],
-)  # fmt: skip
+)
 def test_the_deciding_sample(answers: list[str | None], n_samples: int, decided: int | None) -> None:
     assert deciding_sample(answers, n_samples) == decided

@@ -57,9 +57,13 @@ def says(request: FakeRequest) -> Reply:
 def run(name: str, url: str, *more: str) -> str:
     """The program's output."""
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / f"{name}.py"), *more], capture_output=True, text=True, timeout=120, check=False,
+        [sys.executable, str(EXAMPLES / f"{name}.py"), *more],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
         env=os.environ | {"SUFFICE_EXAMPLES_URL": url},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -120,11 +124,18 @@ def test_the_index_ranks_by_rare_words(example: type) -> None:
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ("4 * 6 - 5", "19"), (" (1+2)*3 ", "9"), ("7 / 2", "3.5"), ("-3 + 1", "-2"),
-        ("1 / 0", "error"), ("2 ** 9", "error"), ("__import__('os')", "error"), ("a + 1", "error"), ("", "error"),
+        ("4 * 6 - 5", "19"),
+        (" (1+2)*3 ", "9"),
+        ("7 / 2", "3.5"),
+        ("-3 + 1", "-2"),
+        ("1 / 0", "error"),
+        ("2 ** 9", "error"),
+        ("__import__('os')", "error"),
+        ("a + 1", "error"),
+        ("", "error"),
         ("(" * 500, "error"),
     ],
-)  # fmt: skip
+)
 def test_the_calculator_reads_sums_and_nothing_else(example: type, written: str, said: str) -> None:
     assert example("tool_agent").calculate(written).startswith(said)
 
@@ -149,9 +160,14 @@ def test_the_first_example_runs_on_the_real_model() -> None:
     environment = {k: v for k, v in os.environ.items() if k != "SUFFICE_EXAMPLES_URL"}
     program = str(Path("examples") / "iterative_rag.py")
     done = subprocess.run(
-        [sys.executable, program, "--questions", "1"], cwd=ROOT, env=environment, capture_output=True, text=True,
-        timeout=240, check=False,
-    )  # fmt: skip
+        [sys.executable, program, "--questions", "1"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     print(done.stdout)
     assert table(done.stdout)["full"][1] == 6.0

@@ -20,7 +20,7 @@ class Row:
 
     fault: str
     expected: str
-    test: str   # path::name
+    test: str  # path::name
 
 
 def rows(page: str) -> list[Row]:

@@ -21,10 +21,14 @@ ROUTES: dict[str, Any] = {
     "off": {"mode": "off", "match": {"header": "off"}},
     "observe": {"match": {"header": "observe"}},
     "handover": {
-        "mode": "enforce", "uncertified": True, "audit_share": 0.0, "handover_ms": 60_000,
-        "policy": {"policy": "fixed-budget", "max_tokens": 100}, "match": {"header": "handover"},
+        "mode": "enforce",
+        "uncertified": True,
+        "audit_share": 0.0,
+        "handover_ms": 60_000,
+        "policy": {"policy": "fixed-budget", "max_tokens": 100},
+        "match": {"header": "handover"},
     },
-}  # fmt: skip
+}
 GROWTH_BYTES = 5 * 2**20
 SENT_BYTES = 64 * 2**20  # the kernel's socket buffers hold some of the 200 MB; about 10 MB here
 
@@ -108,9 +112,14 @@ def dialled(gateway: GatewayProcess, text: str, route: str = "") -> socket.socke
     return client
 
 
-@pytest.mark.parametrize(("route", "field"), [
-    ("off", "content"), ("observe", "reasoning_content"), ("handover", "reasoning_content"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("route", "field"),
+    [
+        ("off", "content"),
+        ("observe", "reasoning_content"),
+        ("handover", "reasoning_content"),
+    ],
+)
 def test_a_client_that_does_not_read_costs_no_memory_and_holds_the_upstream_back(
     tmp_path: Path, route: str, field: str
 ) -> None:
@@ -145,9 +154,10 @@ def test_a_client_that_does_not_read_costs_no_memory_and_holds_the_upstream_back
 def test_a_client_that_reads_nothing_is_cut_off_at_the_limit_and_recorded(tmp_path: Path) -> None:
     with Torrent.running("content") as upstream:
         settings = {
-            "server": {"client_idle_timeout_s": 1.0}, "upstreams": {"up": {"url": upstream.url}},
+            "server": {"client_idle_timeout_s": 1.0},
+            "upstreams": {"up": {"url": upstream.url}},
             "routes": {"r": {"upstream": "up"}},
-        }  # fmt: skip
+        }
         with GatewayProcess.serving(tmp_path, settings) as gateway, dialled(gateway, "x") as deaf:
             deaf.recv(100)
             start_s = time.monotonic()

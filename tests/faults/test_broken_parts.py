@@ -101,9 +101,10 @@ async def test_a_broken_part_costs_no_answer_and_says_where_it_broke(
 ) -> None:
     change, site = BROKEN[name]
     route = enforcing(audit_share=audit_share, policy={"policy": "stable-answer", "streak": 1_000})
-    async with FakeUpstream(chain()) as other, serve(
-        chain(delay_s=0.001), upstream={"finish": ["raw"], "slots": 4}, route=route, change=change
-    ) as g:
+    async with (
+        FakeUpstream(chain()) as other,
+        serve(chain(delay_s=0.001), upstream={"finish": ["raw"], "slots": 4}, route=route, change=change) as g,
+    ):
         same(await g.ask(chat(stream=stream)), await g.ask(chat(stream=stream), url=other.url))
         outcome = await g.outcome()
         assert outcome.end_reason == "done"
@@ -168,7 +169,9 @@ async def test_a_failure_before_the_request_was_understood_is_a_clean_500(serve:
 
 TIMES_S = (0.0, 0.001, 0.002, 0.003, 0.005, 0.008)
 METHODS: dict[str, dict[str, Any]] = {
-    "native": NATIVE, "raw, one slot": {"finish": ["raw"]}, "raw, free slots": {"finish": ["raw"], "slots": 3},
+    "native": NATIVE,
+    "raw, one slot": {"finish": ["raw"]},
+    "raw, free slots": {"finish": ["raw"], "slots": 3},
 }
 
 
@@ -223,6 +226,7 @@ async def test_a_scorer_that_raises_costs_a_measurement_and_no_answer(serve: Ser
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 async def test_a_probe_that_hangs_delays_nothing(serve: Serve, stream: bool) -> None:
     """What is asynchronous waits beside the stream: the probe would take 20 s, the stream is over long before."""
+
     def says(seen: FakeRequest) -> Any:
         return Reply(faults=(slow_headers(20.0),)) if seen.is_raw else chain()(seen)
 

@@ -17,7 +17,7 @@ from tests.gateway.conftest import Serve
 from tests.gateway.served import CHAT, Served, chat
 from tests.gateway.test_stop import enforcing, held
 
-PROMISED_S = 1.0   # what it takes on a machine of its own: bench/hangup.py
+PROMISED_S = 1.0  # what it takes on a machine of its own: bench/hangup.py
 ENDLESS = Reply(reasoning=("so\n", " it\n") * 500, answer=("4",), delay_s=0.005)
 SILENT = Reply(reasoning=("so\n",) * 3, answer=("4",), faults=(stall_after(3, 20.0),))
 MUTE = Reply(faults=(slow_headers(20.0),))
@@ -177,6 +177,7 @@ async def test_every_end_leaves_exactly_one_outcome(serve: Serve) -> None:
     expected: Counter[str] = Counter()
     n_each = 6
     async with serve(lambda seen: replies[seen.body["user"]] if "user" in seen.body else ENDLESS) as g:
+
         async def one(name: str, n: int) -> None:
             _, fields, _ = ENDS[name]
             await g.ask(chat(user=name) | {"stream": n % 2 == 0} | fields)
@@ -226,9 +227,12 @@ async def test_no_answer_gets_into_the_wrong_hands(serve: Serve, mode: str) -> N
 
 async def test_no_stop_gets_into_the_wrong_hands(serve: Serve) -> None:
     """Probes and continuations of many requests at once: each thought is continued by its own answer."""
+
     def says(seen: Any) -> Reply:
         nonce = seen.text.partition("nonce=")[2][:4]
-        return ScriptedThought([(f"{nonce} {n}\n", f"7{nonce[1:]}") for n in range(12)], "0", reply=Reply(delay_s=0.004))(seen)
+        return ScriptedThought(
+            [(f"{nonce} {n}\n", f"7{nonce[1:]}") for n in range(12)], "0", reply=Reply(delay_s=0.004)
+        )(seen)
 
     async with serve(says, upstream={"finish": ["raw"], "slots": 100}, route=enforcing()) as g:
         answers = await asyncio.gather(*(g.ask(chat(f"nonce=n{n:03}", stream=n % 2 > 0)) for n in range(40)))

@@ -160,11 +160,14 @@ async def test_an_owner_may_let_probes_wait_their_turn(serve: Serve) -> None:
 
 async def test_probes_of_many_requests_take_half_of_the_slots(serve: Serve) -> None:
     def says(seen: FakeRequest) -> Reply:
-        return ScriptedThought(STEPS, "5", reply=Reply(delay_s=0.004, faults=(slow_headers(0.05),) if seen.is_raw else ()))(seen)
+        return ScriptedThought(
+            STEPS, "5", reply=Reply(delay_s=0.004, faults=(slow_headers(0.05),) if seen.is_raw else ())
+        )(seen)
 
     running = Counter[int]()
 
     async with serve(says, upstream={"finish": ["raw"], "slots": 8}, route=enforcing(policy=NEVER)) as g:
+
         async def watch() -> None:
             while True:
                 running[sum(s.request.is_raw and s.closed_at_s is None for s in g.fake.completions)] += 1
@@ -192,9 +195,10 @@ MISHAPS: dict[str, Callable[[int], Fault | None]] = {
 KINDS: dict[str, tuple[dict[str, Any], Any]] = {
     "reasoning": (enforcing(max_extra_calls=4), ScriptedThought(STEPS, "5", reply=Reply(delay_s=0.003))),
     "samples": (
-        {"kind": "samples", "samples": 5, "wave": 2, "scorer": "number", "max_extra_calls": 4}, Samples(["4", "5", "6"])
+        {"kind": "samples", "samples": 5, "wave": 2, "scorer": "number", "max_extra_calls": 4},
+        Samples(["4", "5", "6"]),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("retries", [0, 1, 2])
@@ -213,9 +217,12 @@ async def test_no_request_causes_more_attempts_than_promised(
         n_of_key[key] += 1
         reply: Reply = model(seen)
         return Reply(
-            answer=reply.answer, reasoning=reply.reasoning, answer_after=reply.answer_after, delay_s=reply.delay_s,
+            answer=reply.answer,
+            reasoning=reply.reasoning,
+            answer_after=reply.answer_after,
+            delay_s=reply.delay_s,
             faults=() if fault is None else (fault,),
-        )  # fmt: skip
+        )
 
     async with serve(says, upstream=RAW | {"retries": retries}, route=route) as g:
         for n in range(2):
@@ -279,9 +286,14 @@ async def test_where_the_record_counts_a_failed_sample_does_not_end_the_drawing(
         return Reply(answer=cut("it is 4"), faults=(status(500),) if sample_of(seen) == 2 else ())
 
     route = {
-        "kind": "samples", "samples": 15, "wave": 2, "scorer": "number", "mode": mode, "audit_share": 0.0,
+        "kind": "samples",
+        "samples": 15,
+        "wave": 2,
+        "scorer": "number",
+        "mode": mode,
+        "audit_share": 0.0,
         "uncertified": mode == "enforce",
-    }  # fmt: skip
+    }
     async with serve(says, route=route) as g:
         answer = await g.ask(chat(suffice={}, seed=1))
         assert (answer.text, answer.told["degraded"]) == ("it is 4", ["sample"])
@@ -298,9 +310,14 @@ async def test_a_429_on_a_sample_ends_the_drawing_and_the_vote_stands(serve: Ser
         return Reply(answer=cut("it is 4"), faults=(slow_down,) if sample_of(seen) == 2 else ())
 
     route = {
-        "kind": "samples", "samples": 8, "wave": 2, "scorer": "number", "mode": mode, "audit_share": 0.0,
+        "kind": "samples",
+        "samples": 8,
+        "wave": 2,
+        "scorer": "number",
+        "mode": mode,
+        "audit_share": 0.0,
         "uncertified": mode == "enforce",
-    }  # fmt: skip
+    }
     async with serve(says, route=route) as g:
         answer = await g.ask(chat(suffice={}, seed=1))
         assert (answer.status, answer.text, len(g.fake.completions)) == (200, "it is 4", 2)

@@ -48,9 +48,14 @@ class Model:
     """The chain; its first run falls silent for a while, its continuation and its rerun may fail."""
 
     def __init__(
-        self, *faults: Fault, original: tuple[Fault, ...] = (), rerun: tuple[Fault, ...] = (),
-        silent_s: float = 3.0, silent_at: int = N_THOUGHT, **continuation: Any,
-    ) -> None:  # fmt: skip
+        self,
+        *faults: Fault,
+        original: tuple[Fault, ...] = (),
+        rerun: tuple[Fault, ...] = (),
+        silent_s: float = 3.0,
+        silent_at: int = N_THOUGHT,
+        **continuation: Any,
+    ) -> None:
         self._faults, self._rerun, self._continuation = faults, rerun, continuation
         self._original = (stall_after(silent_at, silent_s), *original)
 
@@ -110,9 +115,7 @@ async def assert_accounted(g: Served, name: str = "") -> None:
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 @pytest.mark.parametrize("name", FAILURES)
-async def test_with_one_slot_a_full_run_follows_with_its_thought_hidden(
-    serve: Serve, name: str, stream: bool
-) -> None:
+async def test_with_one_slot_a_full_run_follows_with_its_thought_hidden(serve: Serve, name: str, stream: bool) -> None:
     options: dict[str, Any] = {"stream_options": {"include_usage": True}} if stream else {}
     async with serve(FAILURES[name](), upstream={"finish": ["raw"]}, route=enforcing(handover_ms=100)) as g:
         answer = await g.ask(chat(stream=stream, **options))
@@ -286,9 +289,7 @@ async def test_a_missing_template_is_found_out_before_the_original_is_given_up(s
     """`raw` without the template's text cannot work: the only slot must not be emptied for it."""
     route = enforcing(probe=None, policy={"policy": "fixed-budget", "max_tokens": 3})
     upstream = {"finish": [method], "driver": "openai"} if method == "raw" else {"finish": ["raw"]}
-    async with serve(
-        Model(silent_s=0.0), fake={"dialect": "openai"}, upstream=upstream, route=route
-    ) as g:
+    async with serve(Model(silent_s=0.0), fake={"dialect": "openai"}, upstream=upstream, route=route) as g:
         assert_whole(await g.ask(chat(stream=True)))
         outcome = await g.outcome()
         assert outcome.degraded == ("handover",)
@@ -387,7 +388,7 @@ async def test_an_engine_that_closes_the_thought_and_says_nothing_is_asked_for_t
         answer = await g.ask(chat(stream=stream))
         assert (answer.text, answer.finish) == ("4 it is", "stop")
         assert THOUGHT.startswith(answer.thought)
-        assert not g.fake.completions[0].cancelled   # it came to its own end, which the client did not see
+        assert not g.fake.completions[0].cancelled  # it came to its own end, which the client did not see
         outcome = await g.outcome()
         assert (outcome.stopped, outcome.finish_method, outcome.answer) == (True, "raw", "4")
         if stream:

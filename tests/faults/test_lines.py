@@ -14,12 +14,16 @@ from tests.gateway.served import Served, chat
 SAYS = Reply(reasoning=("so ", "it ", "is\n") * 20, answer=("It ", "is ", "four"))
 MODES = ("off", "observe")
 HARMLESS = {
-    "late": LinkFaults(latency_s=0.02, jitter_s=0.01), "thin": LinkFaults(bytes_per_s=60_000),
-    "in pieces": LinkFaults(piece_bytes=7), "closes late": LinkFaults(slow_close_s=0.3),
-}  # fmt: skip
+    "late": LinkFaults(latency_s=0.02, jitter_s=0.01),
+    "thin": LinkFaults(bytes_per_s=60_000),
+    "in pieces": LinkFaults(piece_bytes=7),
+    "closes late": LinkFaults(slow_close_s=0.3),
+}
 BREAKS = {
-    "reset": LinkFaults(reset_after=2_000), "cut": LinkFaults(limit_bytes=2_000), "silent": LinkFaults(silent_after=2_000),
-}  # fmt: skip
+    "reset": LinkFaults(reset_after=2_000),
+    "cut": LinkFaults(limit_bytes=2_000),
+    "silent": LinkFaults(silent_after=2_000),
+}
 
 
 async def behind(g: Served, proxy: FaultProxy) -> None:
@@ -67,7 +71,9 @@ async def test_a_line_that_breaks_is_told_and_mended_by_itself(serve: Serve, nam
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("line", [LinkFaults(reset_after=1_500), LinkFaults(limit_bytes=1_500)], ids=["reset", "cut"])
-async def test_a_line_that_breaks_on_the_clients_side_closes_the_upstream(serve: Serve, line: LinkFaults, mode: str) -> None:
+async def test_a_line_that_breaks_on_the_clients_side_closes_the_upstream(
+    serve: Serve, line: LinkFaults, mode: str
+) -> None:
     slow = Reply(reasoning=("so\n",) * 2_000, answer=("4",), delay_s=0.002)
     async with serve(slow, route={"mode": mode}) as g, FaultProxy(g.url, to_client=line) as down:
         try:

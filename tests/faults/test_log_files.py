@@ -199,7 +199,8 @@ def test_a_log_of_every_earlier_shape_is_brought_up_and_loses_nothing(tmp_path: 
         connection.execute(f"PRAGMA user_version = {version}")
         connection.execute(
             "INSERT INTO events (kind, key, route, at_s, owner, body) VALUES ('feedback', 'f', null, 1, 1,"
-            " '{\"feedback\": {\"feedback_id\": \"f\", \"rating\": 5}}')")
+            ' \'{"feedback": {"feedback_id": "f", "rating": 5}}\')'
+        )
     log = SqliteLog.open(Store(url=f"sqlite:///{database}"), now=lambda: 1.0)
     log.append(said(1))
     log.close()

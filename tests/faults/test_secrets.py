@@ -18,16 +18,24 @@ MAIL, PROMPT, ADDRESS, THOUGHT = CANARIES[3:]
 QUOTES = json.dumps({"error": {"message": f"no such key {KEYS['upstream']}, {PROMPT} of {MAIL}"}}).encode()
 SAYS = {
     "ok": Reply(reasoning=(f"{THOUGHT}\n",) * 40, answer=("4",)),
-    "401": Reply(faults=(status(401, QUOTES),)), "500": Reply(faults=(status(500, QUOTES),)),
+    "401": Reply(faults=(status(401, QUOTES),)),
+    "500": Reply(faults=(status(500, QUOTES),)),
     "302": Reply(faults=(status(302, QUOTES, {"location": f"http://127.0.0.1/{ADDRESS}"}),)),
     "dies": Reply(reasoning=(f"{THOUGHT}\n",) * 9, faults=(die_after(4, "error_frame"),)),
     "html": Reply(faults=(html200(),)),
-}  # fmt: skip
+}
 ROUTES: dict[str, Any] = {
-    "off": {"mode": "off"}, "observe": {}, "votes": {"kind": "samples", "samples": 2, "scorer": "number"},
-    "enforce": {"mode": "enforce", "uncertified": True, "audit_share": 0.0, "scorer": "number",
-                "policy": {"policy": "fixed-budget", "max_tokens": 10}},
-}  # fmt: skip
+    "off": {"mode": "off"},
+    "observe": {},
+    "votes": {"kind": "samples", "samples": 2, "scorer": "number"},
+    "enforce": {
+        "mode": "enforce",
+        "uncertified": True,
+        "audit_share": 0.0,
+        "scorer": "number",
+        "policy": {"policy": "fixed-budget", "max_tokens": 10},
+    },
+}
 
 
 def says(seen: FakeRequest) -> Reply:
@@ -36,10 +44,16 @@ def says(seen: FakeRequest) -> Reply:
 
 def ask(url: str, path: str, body: bytes, key: str, route: str = "observe") -> bytes:
     headers = {
-        "authorization": f"Bearer {key}", "x-suffice-route": route, "content-type": "application/json",
-        "x-api-key": KEYS["client"], "cookie": f"session={KEYS['client']}", "x-conversation-id": PROMPT,
-        "idempotency-key": MAIL, "user-agent": ADDRESS, "referer": f"http://{ADDRESS}/",
-    }  # fmt: skip
+        "authorization": f"Bearer {key}",
+        "x-suffice-route": route,
+        "content-type": "application/json",
+        "x-api-key": KEYS["client"],
+        "cookie": f"session={KEYS['client']}",
+        "x-conversation-id": PROMPT,
+        "idempotency-key": MAIL,
+        "user-agent": ADDRESS,
+        "referer": f"http://{ADDRESS}/",
+    }
     request = urllib.request.Request(f"{url}{path}?api_key={KEYS['client']}&q={ADDRESS}", body, headers)
     try:
         with urllib.request.urlopen(request, timeout=20) as reply:
@@ -68,8 +82,13 @@ def test_a_killed_gateway_leaves_no_canary_in_files_terminal_or_metrics(tmp_path
             for route in ROUTES:
                 for model in SAYS:
                     for stream in (True, False):
-                        body = {"model": model, "stream": stream, "user": MAIL, "api_base": ADDRESS,
-                                "messages": [{"role": "user", "content": f"{PROMPT} of {MAIL}"}]}  # fmt: skip
+                        body = {
+                            "model": model,
+                            "stream": stream,
+                            "user": MAIL,
+                            "api_base": ADDRESS,
+                            "messages": [{"role": "user", "content": f"{PROMPT} of {MAIL}"}],
+                        }
                         sent = json.dumps(body).encode()
                         answer = ask(gateway.url, "/v1/chat/completions", sent, KEYS["gateway"], route)
                         assert KEYS["gateway"].encode() not in answer

@@ -81,9 +81,10 @@ async def test_openai_python_reads_an_ordinary_answer_or_an_error_and_never_half
     serve: Serve, name: str
 ) -> None:
     """Six of the 21 streams, read directly, look complete to this client although they are not."""
-    async with serve(fake={"scripts": SCRIPTS}, route=ROUTE | {"mode": "enforce"}) as g, openai.AsyncOpenAI(
-        base_url=f"{g.url}/v1", api_key="x", max_retries=0
-    ) as client:
+    async with (
+        serve(fake={"scripts": SCRIPTS}, route=ROUTE | {"mode": "enforce"}) as g,
+        openai.AsyncOpenAI(base_url=f"{g.url}/v1", api_key="x", max_retries=0) as client,
+    ):
         text, finish = "", None
         try:
             chunks = await client.chat.completions.create(

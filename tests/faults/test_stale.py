@@ -150,10 +150,16 @@ async def test_attempts_are_never_more_than_was_said(serve: Serve, line: LinkFau
         assert len(direct.fake.calls) <= retries + 1
 
 
-@pytest.mark.parametrize("says", [
-    Reply(answer=("four",) * 9, faults=(die_after(1),)), Reply(faults=(status(429, b"{}", {"retry-after": "7"}),)),
-    Reply(faults=(status(500),)), Reply(faults=(status(503),)),
-], ids=["dies", "429", "500", "503"])  # fmt: skip
+@pytest.mark.parametrize(
+    "says",
+    [
+        Reply(answer=("four",) * 9, faults=(die_after(1),)),
+        Reply(faults=(status(429, b"{}", {"retry-after": "7"}),)),
+        Reply(faults=(status(500),)),
+        Reply(faults=(status(503),)),
+    ],
+    ids=["dies", "429", "500", "503"],
+)
 @pytest.mark.parametrize("mode", ["off", "observe"])
 async def test_what_was_answered_is_not_asked_again_and_its_headers_are_kept(
     serve: Serve, mode: str, says: Reply

@@ -117,9 +117,11 @@ async def test_every_odd_stream_becomes_an_ordinary_one_or_an_error(serve: Serve
 @pytest.mark.parametrize("field", ["reasoning_content", "inline"])
 async def test_pieces_of_any_size_make_the_same_answer(serve: Serve, piece: int, field: Any) -> None:
     says = Reply(
-        reasoning=("北京", " 🙂👩‍👩‍👧\n", "</th", " e\u0301 4\n"), answer=("[DONE]", " data: x\n\n", "é\r\n", "🙂"),
-        reasoning_field=field, faults=(split_bytes(piece),),
-    )  # fmt: skip
+        reasoning=("北京", " 🙂👩‍👩‍👧\n", "</th", " e\u0301 4\n"),
+        answer=("[DONE]", " data: x\n\n", "é\r\n", "🙂"),
+        reasoning_field=field,
+        faults=(split_bytes(piece),),
+    )
     async with FakeUpstream(says) as other, serve(says, route=ROUTE | {"mode": "enforce"}) as g:
         for stream in (True, False):
             direct, through = await g.ask(chat(stream=stream), url=other.url), await g.ask(chat(stream=stream))

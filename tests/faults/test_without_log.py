@@ -28,7 +28,7 @@ from suffice.store.rows.events import Event
 from suffice.store.rows.serving_events import LogMissed, VersionRefused
 from suffice.testing import FakeUpstream, GatewayProcess, process
 from suffice.types import Pause
-from suffice.wiring import decisions
+from suffice.wiring import decisions, startup
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, settings_for
 from tests.gateway.test_last_good import GOOD
@@ -96,9 +96,9 @@ async def test_a_gateway_that_starts_without_its_log_serves_what_it_served_and_s
         assert await drawn(g, model="another") == 8, "what no evidence speaks of runs in full"
         async with g.session.get(g.url + "/readyz") as response:
             assert (response.status, await response.json()) == (200, {"status": "ready", "without_log": "last good"})
-        async with g.session.post(g.url + "/v1/feedback", json={
-            "feedback_id": "f", "episode_id": "e", "correct": True, "source": "user"
-        }) as response:  # fmt: skip
+        async with g.session.post(
+            g.url + "/v1/feedback", json={"feedback_id": "f", "episode_id": "e", "correct": True, "source": "user"}
+        ) as response:
             assert response.status == 503, "its sender keeps it"
         assert g.gateway.metrics.value("suffice_log_unread_seconds") > 0
     assert (tmp_path / "log.db").exists() is (damage is spoil), "nothing is made in the place of what may come back"
@@ -205,9 +205,16 @@ def test_a_real_gateway_starts_on_a_full_disk_and_serves_what_it_served(
                 assert json.load(reply)["without_log"] == "last good"
 
 
-@pytest.mark.parametrize(("damage", "what"), [
-    (spoil, "no file"), (spoil, "another secret"), (spoil, "a changed byte"), (spoil, "too old"), (lose, "too old"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (spoil, "no file"),
+        (spoil, "another secret"),
+        (spoil, "a changed byte"),
+        (spoil, "too old"),
+        (lose, "too old"),
+    ],
+)
 async def test_with_neither_everything_runs_in_full_a_policy_of_its_owners_too(
     serve: Serve, tmp_path: Path, damage: Callable[[Path], None], what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,8 +311,13 @@ async def test_a_version_that_cannot_be_loaded_leaves_the_last_good_one_in_force
     async with serve(FOUR, routes=routes) as g:
         told = g.gateway.settings
         known = (("n", "m", "fake-1"),)
-        await decide(g, began(name="m"), published(told, 1, name="m"), began(name="n"),
-                     published(told, 1, name="n", upstream=known))
+        await decide(
+            g,
+            began(name="m"),
+            published(told, 1, name="m"),
+            began(name="n"),
+            published(told, 1, name="n", upstream=known),
+        )
         assert (await drawn(g), await drawn(g, model="n")) == (5, 5)
         for number, fit in enumerate((broken, crashes), 2):
             bad(told, fit, number, began(number, name="n"))
@@ -337,9 +349,11 @@ def test_the_file_holds_no_secret_and_no_address(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("OUR_KEYS", "sk-canary-ours")
     raw = {
         "upstreams": {"up": {"url": "http://127.0.0.1:9/canary?password", "api_key_env": "UP_KEY"}},
-        "server": {"api_keys_env": "OUR_KEYS"}, "routes": {"r": {"upstream": "up", **ROUTE}},
-        "console": {"enabled": False}, "control": {"enabled": False},
-    }  # fmt: skip
+        "server": {"api_keys_env": "OUR_KEYS"},
+        "routes": {"r": {"upstream": "up", **ROUTE}},
+        "console": {"enabled": False},
+        "control": {"enabled": False},
+    }
     with GatewayProcess.serving(tmp_path, raw):
         end_s = time.monotonic() + 30
         while not (tmp_path / "log.db.good").exists() and time.monotonic() < end_s:
@@ -354,10 +368,15 @@ def test_the_file_holds_no_secret_and_no_address(tmp_path: Path, monkeypatch: py
 
 
 def configured(config: Path, url: str) -> None:
-    config.write_text(process.toml({
-        "upstreams": {"up": {"url": url}}, "routes": {"r": {"upstream": "up", **ROUTE}},
-        "store": {"url": f"sqlite:///{config.with_name('log.db')}"},
-    }))  # fmt: skip
+    config.write_text(
+        process.toml(
+            {
+                "upstreams": {"up": {"url": url}},
+                "routes": {"r": {"upstream": "up", **ROUTE}},
+                "store": {"url": f"sqlite:///{config.with_name('log.db')}"},
+            }
+        )
+    )
 
 
 async def test_a_rollback_without_the_log_is_refused_with_the_way_out_which_works_within_a_second_under_load(
@@ -424,5 +443,3 @@ def test_no_command_makes_a_log_in_the_place_of_one_that_is_gone(tmp_path: Path)
     done = CliRunner().invoke(main, ["pause", "r", "--reason", "x", "--config", str(config)])
     assert (done.exit_code, "names this log" in done.output) == (2, True)
     assert not (tmp_path / "log.db").exists()
-
-

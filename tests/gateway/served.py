@@ -37,7 +37,7 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     raw: bytes
-    torn: bool = False   # the connection broke inside the body
+    torn: bool = False  # the connection broke inside the body
 
     @property
     def json(self) -> Any:
@@ -227,10 +227,14 @@ async def served(
         async with gateway(settings, log=log) as app:
             if change is not None:
                 change(app.gateway)
-            async with _listening(app, settings) as url, aiohttp.ClientSession(
-                auto_decompress=False, skip_auto_headers=("Accept-Encoding", "User-Agent"),
-                connector=aiohttp.TCPConnector(limit=0),
-            ) as session:
+            async with (
+                _listening(app, settings) as url,
+                aiohttp.ClientSession(
+                    auto_decompress=False,
+                    skip_auto_headers=("Accept-Encoding", "User-Agent"),
+                    connector=aiohttp.TCPConnector(limit=0),
+                ) as session,
+            ):
                 yield Served(url, upstream, app.gateway, tmp_path / "log.db", session)
 
 
@@ -242,7 +246,8 @@ async def _listening(app: App, settings: Settings) -> AsyncIterator[str]:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
         lambda: config.http_protocol_class(config=config, server_state=state, app_state={}),  # type: ignore[call-arg]
-        host="127.0.0.1", port=0,
+        host="127.0.0.1",
+        port=0,
     )
     try:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"

@@ -27,14 +27,12 @@ async def test_probes_and_continuation_go_where_the_run_went(serve: Serve) -> No
         assert len(set(first)) == 1
         assert first[0] is not None
         await g.ask(chat(stream=True))
-        assert set(marks(g)[len(first):]).isdisjoint(first), "another run may go elsewhere"
+        assert set(marks(g)[len(first) :]).isdisjoint(first), "another run may go elsewhere"
 
 
 @pytest.mark.parametrize("where", ["header", "option"])
 async def test_the_turns_of_a_conversation_stay_together_and_its_id_stays_here(serve: Serve, where: str) -> None:
-    named: dict[str, Any] = (
-        {"headers": {"x-conversation-id": "c-1"}} if where == "header" else {}
-    )
+    named: dict[str, Any] = {"headers": {"x-conversation-id": "c-1"}} if where == "header" else {}
     body = chat(stream=True) | ({"suffice": {"conversation_id": "c-1"}} if where == "option" else {})
     async with serve(chain(), upstream=MARKED, route=enforcing(probe=None)) as g:
         for _ in range(2):

@@ -78,7 +78,7 @@ async def test_a_request_that_is_wrong_itself_gets_the_upstreams_verdict(serve: 
         wrong = await g.ask(chat(separate_reasoning=True))
         assert (wrong.status, wrong.json["error"]["code"]) == (400, "not_my_dialect")
         right = await g.ask(chat())
-        assert right.text == "4"   # the field was not to blame, and is still sent
+        assert right.text == "4"  # the field was not to blame, and is still sent
 
 
 @pytest.mark.parametrize("setup", [LLAMA, VLLM], ids=["llama.cpp", "vllm"])
@@ -129,9 +129,8 @@ def test_what_a_driver_has_no_field_for_is_refused_at_the_start() -> None:
 
     for route in ({"budget_tokens": 5}, {"effort": "low"}):
         raw = {
-            "upstreams": {"up": {"url": "http://h", "driver": "deepseek"}}, "routes": {"r": {"upstream": "up", **route}}
-        }  # fmt: skip
+            "upstreams": {"up": {"url": "http://h", "driver": "deepseek"}},
+            "routes": {"r": {"upstream": "up", **route}},
+        }
         with pytest.raises(ConfigError, match=next(iter(route))):
             check(parse(raw))
-
-

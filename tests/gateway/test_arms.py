@@ -21,8 +21,12 @@ from tests.gateway.test_log_follower import began, decide, published
 
 VLLM: dict[str, Any] = {"upstream": {"driver": "vllm", "slots": 8}, "fake": {"dialect": "vllm"}}
 ROUTE: dict[str, Any] = {
-    "mode": "enforce", "scorer": "number", "probe": {}, "budget_tokens": 3, "audit_share": 0.0,
-}  # fmt: skip
+    "mode": "enforce",
+    "scorer": "number",
+    "probe": {},
+    "budget_tokens": 3,
+    "audit_share": 0.0,
+}
 ARM = "budget_tokens=3"
 
 
@@ -35,9 +39,10 @@ class Model:
     def __call__(self, seen: FakeRequest) -> Reply:
         number = hashlib.blake2b(seen.text.encode(), digest_size=1).digest()[0]
         return Reply(
-            reasoning=cut("let me think of this for some time "), answer=cut(f"it is {number}"),
+            reasoning=cut("let me think of this for some time "),
+            answer=cut(f"it is {number}"),
             extra={"model": self.name},
-        )  # fmt: skip
+        )
 
 
 def arm(g: Served, **changes: Any) -> PolicyPublished:
@@ -82,9 +87,19 @@ async def test_a_level_that_is_taken_back_and_a_pause_run_in_full(serve: Serve) 
         assert await budget(g) is None
 
 
-@pytest.mark.parametrize("change", [
-    {"arm": "budget_tokens=2"}, {"arm": "effort=low"}, {"arm": ""}, {"setup": "another"}, {"certified": False},
-    {"upstream": (("gpt", "gpt", ""),)}, {"upstream": ()}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arm": "budget_tokens=2"},
+        {"arm": "effort=low"},
+        {"arm": ""},
+        {"setup": "another"},
+        {"certified": False},
+        {"upstream": (("gpt", "gpt", ""),)},
+        {"upstream": ()},
+    ],
+    ids=str,
+)
 async def test_what_was_proved_of_something_else_is_not_acted_on(serve: Serve, change: dict[str, Any]) -> None:
     async with serve(Model(), route=ROUTE, **VLLM) as g:
         await decide(g, began(), arm(g, **change))
@@ -175,8 +190,10 @@ async def work(g: Served, settings: Settings) -> str:
 
 
 def test_a_route_whose_arm_can_never_be_proved_is_warned_of() -> None:
-    settings = parse({
-        "upstreams": {"up": {"url": "http://127.0.0.1:1", "driver": "openai"}},
-        "routes": {"r": {"upstream": "up", "effort": "low", "mode": "enforce"}},
-    })  # fmt: skip
+    settings = parse(
+        {
+            "upstreams": {"up": {"url": "http://127.0.0.1:1", "driver": "openai"}},
+            "routes": {"r": {"upstream": "up", "effort": "low", "mode": "enforce"}},
+        }
+    )
     assert any("cannot be proved without a [routes.r.probe] table" in one for one in check(settings))

@@ -50,9 +50,13 @@ class Door:
         self.n += 1
         known = {"route": "r", "caller": "", "body": body.encode()} | key
         return self.memory.assign(
-            RequestKey(**known), episode_id=f"ep-{self.n}", share=self.share, salt=self.salt, window_s=self.window_s,
+            RequestKey(**known),
+            episode_id=f"ep-{self.n}",
+            share=self.share,
+            salt=self.salt,
+            window_s=self.window_s,
             now_s=self.now_s,
-        )  # fmt: skip
+        )
 
 
 def within_bounds(n_audits: int, n: int, share: float) -> bool:
@@ -89,8 +93,10 @@ def test_the_same_ids_of_two_tenants_are_independent_draws() -> None:
 
 
 @PROPERTY
-@given(parts=st.tuples(TEXT, TEXT, st.none() | TEXT, st.none() | TEXT, TEXT), other=st.tuples(
-    TEXT, TEXT, st.none() | TEXT, st.none() | TEXT, TEXT))
+@given(
+    parts=st.tuples(TEXT, TEXT, st.none() | TEXT, st.none() | TEXT, TEXT),
+    other=st.tuples(TEXT, TEXT, st.none() | TEXT, st.none() | TEXT, TEXT),
+)
 def test_two_requests_never_have_one_key(parts: tuple[Any, ...], other: tuple[Any, ...]) -> None:
     def key(route: str, caller: str, conversation: str | None, idempotency: str | None, body: str) -> RequestKey:
         return RequestKey(
@@ -283,8 +289,15 @@ async def test_from_the_second_delivery_on_a_request_runs_in_full_and_is_no_evid
 
 
 async def test_a_repeated_loop_at_decide_runs_in_full(serve: Serve) -> None:
-    loop = {"kind": "rounds", "scorer": "text", "policy": {"policy": "stable-answer", "streak": 2}, "mode": "enforce",
-            "uncertified": True, "audit_share": 0.0, "upstream": "up"}  # fmt: skip
+    loop = {
+        "kind": "rounds",
+        "scorer": "text",
+        "policy": {"policy": "stable-answer", "streak": 2},
+        "mode": "enforce",
+        "uncertified": True,
+        "audit_share": 0.0,
+        "upstream": "up",
+    }
     async with serve(routes={"loop": loop}, **RETRIES) as g:
         assert [await _stops(g, "q"), await _stops(g, "q"), await _stops(g, "another")] == [True, False, True]
 
@@ -294,9 +307,10 @@ async def test_an_opening_call_is_recognised_for_its_own_caller_only(serve: Serv
     async with serve(routes={"loop": loop}, **RETRIES) as g:
         ids = [
             (await _decide(g, {"question": "q"}, **{"idempotency-key": "1", "authorization": f"Bearer {caller}"}))[
-                "episode_id"]
+                "episode_id"
+            ]
             for caller in ("a", "b", "a")
-        ]  # fmt: skip
+        ]
     assert ids[0] == ids[2] != ids[1]
 
 
@@ -347,7 +361,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "not certified": {**ENFORCE, "uncertified": False},
     "samples": {"kind": "samples", "samples": 3, "scorer": "number", "wave": 1},
     "samples, enforced": {
-        "kind": "samples", "samples": 3, "scorer": "number", "mode": "enforce", "uncertified": True, "wave": 1,
+        "kind": "samples",
+        "samples": 3,
+        "scorer": "number",
+        "mode": "enforce",
+        "uncertified": True,
+        "wave": 1,
     },
     "enforce": NEVER,
     "enforce, no probes": {**NEVER, "probe": None},

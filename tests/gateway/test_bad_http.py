@@ -166,10 +166,8 @@ def memory_mb() -> float:
 
 HUGE: dict[str, Script] = {
     "51 a frame of 50 MB": Script(pieces=(b"data: ", *[b"x" * 2**20] * 50, b"\n\n", b"data: [DONE]\n\n")),
-    "52 a million empty deltas": Script(
-        pieces=(b'data: {"choices":[{"index":0,"delta":{}}]}\n\n' * 20_000,) * 50
-    ),
-}  # fmt: skip
+    "52 a million empty deltas": Script(pieces=(b'data: {"choices":[{"index":0,"delta":{}}]}\n\n' * 20_000,) * 50),
+}
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the process's memory from /proc")
@@ -200,8 +198,12 @@ async def test_57_a_redirect_is_not_followed_and_1xx_is_no_answer(serve: Serve, 
 @pytest.mark.parametrize("mode", ["off", "observe"])
 async def test_58_cookies_and_hop_by_hop_headers_stay_upstream(serve: Serve, mode: str) -> None:
     told = {
-        "set-cookie": "a=b", "set-cookie2": "c=d", "proxy-authenticate": "Basic", "upgrade": "h2c", "x-request-id": "1"
-    }  # fmt: skip
+        "set-cookie": "a=b",
+        "set-cookie2": "c=d",
+        "proxy-authenticate": "Basic",
+        "upgrade": "h2c",
+        "x-request-id": "1",
+    }
     async with serve(Reply(faults=(status(418, b"{}", told),)), route={"mode": mode}) as g:
         answer = await g.ask(chat())
         assert answer.headers["x-request-id"] == "1"
@@ -221,8 +223,14 @@ ELSEWHERE = {
 
 def test_every_number_from_1_to_58_has_a_case() -> None:
     tables = (
-        test_bad_input.REFUSED, test_bad_input.FORWARDED, test_upstream.WRONG, test_upstream.ODD, REFUSED, SERVED, HUGE
-    )  # fmt: skip
+        test_bad_input.REFUSED,
+        test_bad_input.FORWARDED,
+        test_upstream.WRONG,
+        test_upstream.ODD,
+        REFUSED,
+        SERVED,
+        HUGE,
+    )
     found = {int(name.split()[0]) for name in chain(*tables) if name.split()[0].isdigit()} | set(ELSEWHERE)
     assert sorted(found) == list(range(1, 59))
     assert all(inspect.iscoroutinefunction(test) for test in ELSEWHERE.values())

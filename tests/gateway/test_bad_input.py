@@ -64,7 +64,11 @@ REFUSED: dict[str, tuple[bytes, dict[str, str], int, str, str | None]] = {
     "14 gzip bomb": (gzip.compress(b" " * 10**6), {"content-encoding": "gzip"}, 415, "unsupported_encoding", None),
     "14 unknown encoding": (GOOD, {"content-encoding": "rot13"}, 415, "unsupported_encoding", None),
     "15 multipart": (
-        b"--a\r\n", {"content-type": "multipart/form-data; boundary=" + "a" * 4000}, 415, "unsupported_media_type", None
+        b"--a\r\n",
+        {"content-type": "multipart/form-data; boundary=" + "a" * 4000},
+        415,
+        "unsupported_media_type",
+        None,
     ),
     "16 text/plain": (GOOD, {"content-type": "text/plain"}, 415, "unsupported_media_type", None),
     "32 stream is a string": (json.dumps(chat(stream="true")).encode(), {}, 400, "bad_request", "stream"),
@@ -73,11 +77,18 @@ REFUSED: dict[str, tuple[bytes, dict[str, str], int, str, str | None]] = {
     "31 model is a list": (b'{"model": ["m"], "messages": []}', {}, 400, "bad_request", "model"),
     "31 model is null": (b'{"model": null, "messages": []}', {}, 400, "bad_request", "model"),
     "46 version, header": (
-        GOOD, {"x-suffice-policy-version": "p-../../x"}, 400, "unknown_policy_version", "policy_version"
+        GOOD,
+        {"x-suffice-policy-version": "p-../../x"},
+        400,
+        "unknown_policy_version",
+        "policy_version",
     ),
     "46 version, body": (
-        json.dumps(chat(suffice={"policy_version": "p-0"})).encode(), {}, 400,
-        "unknown_policy_version", "policy_version",
+        json.dumps(chat(suffice={"policy_version": "p-0"})).encode(),
+        {},
+        400,
+        "unknown_policy_version",
+        "policy_version",
     ),
     "46 route": (GOOD, {"x-suffice-route": "nobody"}, 400, "unknown_route", None),
     "suffice is a list": (json.dumps(chat(suffice=[])).encode(), {}, 400, "bad_request", "suffice"),
@@ -85,12 +96,20 @@ REFUSED: dict[str, tuple[bytes, dict[str, str], int, str, str | None]] = {
     "suffice, unknown option": (json.dumps(chat(suffice={"sample": 4})).encode(), {}, 400, "bad_request", "suffice"),
     **{
         f"suffice.samples is {wrong!r}": (
-            json.dumps(chat(suffice={"samples": wrong})).encode(), {}, 400, "bad_request", "suffice.samples"
+            json.dumps(chat(suffice={"samples": wrong})).encode(),
+            {},
+            400,
+            "bad_request",
+            "suffice.samples",
         )
         for wrong in (0, -1, 1.5, "4", True, 257, 2**70)
     },
     "suffice.conversation_id is 7": (
-        json.dumps(chat(suffice={"conversation_id": 7})).encode(), {}, 400, "bad_request", "suffice.conversation_id"
+        json.dumps(chat(suffice={"conversation_id": 7})).encode(),
+        {},
+        400,
+        "bad_request",
+        "suffice.conversation_id",
     ),
 }
 
@@ -236,9 +255,13 @@ async def test_when_the_upstream_takes_it_the_answer_is_whole(serve: Serve) -> N
 
 async def test_override_fields_are_removed_and_counted(serve: Serve) -> None:
     given: dict[str, Any] = {
-        "api_base": "http://169.254.169.254", "base_url": "http://127.0.0.1:1", "api_key": SECRET,
-        "extra_headers": {"x": "y"}, "user_config": {"a": 1}, "custom_llm_provider": "openai",
-    }  # fmt: skip
+        "api_base": "http://169.254.169.254",
+        "base_url": "http://127.0.0.1:1",
+        "api_key": SECRET,
+        "extra_headers": {"x": "y"},
+        "user_config": {"a": 1},
+        "custom_llm_provider": "openai",
+    }
     async with serve(routes=ROUTES) as g:
         for route in ROUTES:
             assert (await g.ask(chat(**given), headers={"x-suffice-route": route})).text == "ok"
@@ -312,12 +335,29 @@ async def test_a_plain_host_is_welcome(serve: Serve) -> None:
 
 
 PATHS = [
-    "/", "//v1/chat/completions", "/v1//chat/completions", "/v1/../admin", "/v1/../v1/chat/completions",
-    "/%2e%2e/v1/chat/completions", "/v1/%2e%2e/v1/chat/completions", "/v1/%252e%252e/chat/completions",
-    "/v1/chat/completions/", "/v1/chat/completions;a=b", "/V1/chat/completions", "/v1/Chat/Completions",
-    "/v1/chat/completions%00", "/v1/chat/completions%20", "/v1/chat/completions%3Fa", "/v1/v1/chat/completions",
-    "/v1/chat/completions/control", "/apply-template", "/admin", "/healthz/", "/v1/healthz", "/metrics%2f",
-]  # fmt: skip
+    "/",
+    "//v1/chat/completions",
+    "/v1//chat/completions",
+    "/v1/../admin",
+    "/v1/../v1/chat/completions",
+    "/%2e%2e/v1/chat/completions",
+    "/v1/%2e%2e/v1/chat/completions",
+    "/v1/%252e%252e/chat/completions",
+    "/v1/chat/completions/",
+    "/v1/chat/completions;a=b",
+    "/V1/chat/completions",
+    "/v1/Chat/Completions",
+    "/v1/chat/completions%00",
+    "/v1/chat/completions%20",
+    "/v1/chat/completions%3Fa",
+    "/v1/v1/chat/completions",
+    "/v1/chat/completions/control",
+    "/apply-template",
+    "/admin",
+    "/healthz/",
+    "/v1/healthz",
+    "/metrics%2f",
+]
 
 
 async def test_a_path_is_found_exactly_or_not_at_all(serve: Serve) -> None:

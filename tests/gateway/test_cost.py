@@ -54,7 +54,7 @@ class Calls:
     """Function calls of one relay."""
 
     in_all: int
-    parsed: int   # chunks that were decoded
+    parsed: int  # chunks that were decoded
 
 
 class Upstream:
@@ -96,9 +96,21 @@ class Client:
 
 def request() -> Request:
     return Request(
-        episode_id="e", route="r", kind="reasoning", mode="observe", model="m", stream=True, n_samples=1, audit=False,
-        propensity=1.0, policy_version="v", certified=False, question_key="", ungoverned=None, received_at_s=0.0,
-    )  # fmt: skip
+        episode_id="e",
+        route="r",
+        kind="reasoning",
+        mode="observe",
+        model="m",
+        stream=True,
+        n_samples=1,
+        audit=False,
+        propensity=1.0,
+        policy_version="v",
+        certified=False,
+        question_key="",
+        ungoverned=None,
+        received_at_s=0.0,
+    )
 
 
 async def governed(call: Upstream, client: Client) -> ReasoningRun:
@@ -106,10 +118,17 @@ async def governed(call: Upstream, client: Client) -> ReasoningRun:
     exchange = Exchange(client.send, [], time.monotonic, write_now=client.write_now)
     exchange.status = 200
     run = ReasoningRun(
-        call, CallAccount("main"), ledger=Ledger(request(), 0.0), delivery=StreamDelivery(exchange),  # type: ignore[arg-type]
-        segmenter=Segmenter(Steps()), scorer=build_scorer("number"), prober=None, tags=("<think>", "</think>"),
-        wants=Wants(usage=False, object=False, joined=True), drain=False,
-    )  # fmt: skip
+        call,  # type: ignore[arg-type]
+        CallAccount("main"),
+        ledger=Ledger(request(), 0.0),
+        delivery=StreamDelivery(exchange),
+        segmenter=Segmenter(Steps()),
+        scorer=build_scorer("number"),
+        prober=None,
+        tags=("<think>", "</think>"),
+        wants=Wants(usage=False, object=False, joined=True),
+        drain=False,
+    )
     async for _ in run.steps():
         pass
     return run
@@ -216,5 +235,4 @@ async def test_a_stream_costs_a_fixed_number_of_tasks(serve: Serve, route: dict[
                 await g.quiet()
             finally:
                 loop.set_task_factory(None)
-    assert made[1] <= made[0] + 12, made   # the fake's own tasks and the test's waiting are among them
-
+    assert made[1] <= made[0] + 12, made  # the fake's own tasks and the test's waiting are among them

@@ -13,7 +13,7 @@ from tests.gateway.conftest import Serve
 from tests.gateway.served import chat
 
 STEPS = [("ab ca\n", "3"), ("baca\n", "4"), ("ac ba\n", "4"), ("zzzzz\n", "4")]  # three have one vector, no two a word
-N_SETTLED = 9        # tokens of the first three, and one of the fourth; then silence, so that nothing is on its way
+N_SETTLED = 9  # tokens of the first three, and one of the fourth; then silence, so that nothing is on its way
 NEAR = {"policy": "semantic-distance", "epsilon": 0.05, "patience": 2}
 
 

@@ -20,21 +20,36 @@ from tests.gateway.served import chat
 
 BRISK = {"policy": "stable-answer", "streak": 2}
 ROUTE = {
-    "kind": "samples", "samples": 15, "wave": 1, "scorer": "number", "mode": "enforce", "uncertified": True,
-    "audit_share": 0.1, "policy": {"policy": "stable-answer", "streak": 5},
-}  # fmt: skip
+    "kind": "samples",
+    "samples": 15,
+    "wave": 1,
+    "scorer": "number",
+    "mode": "enforce",
+    "uncertified": True,
+    "audit_share": 0.1,
+    "policy": {"policy": "stable-answer", "streak": 5},
+}
 N = 120
 
 
 def settings() -> Settings:
     raw: dict[str, Any] = {
-        "upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "routes": {"r": {**ROUTE, "upstream": "up"}},
-        "experiments": {"e": {
-            "routes": ["r"], "warmup_units": 20, "margins": {"em": 0.3}, "arms": {"full": {"full": True}, "brisk": {
-                "policy": BRISK,
-            }},
-        }},
-    }  # fmt: skip
+        "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
+        "routes": {"r": {**ROUTE, "upstream": "up"}},
+        "experiments": {
+            "e": {
+                "routes": ["r"],
+                "warmup_units": 20,
+                "margins": {"em": 0.3},
+                "arms": {
+                    "full": {"full": True},
+                    "brisk": {
+                        "policy": BRISK,
+                    },
+                },
+            }
+        },
+    }
     return parse(raw)
 
 
@@ -53,9 +68,9 @@ async def test_an_experiment_on_live_traffic_is_read_back_arm_by_arm(serve: Serv
         items = await g.episodes(N)
         for at, item in enumerate(items):
             name = item.episode.request.episode_id
-            await g.gateway.log.append_durable(FeedbackGiven(Feedback(
-                feedback_id=f"f{at}", episode_id=name, gold="4", rating=4, source="exact-match"
-            )))  # fmt: skip
+            await g.gateway.log.append_durable(
+                FeedbackGiven(Feedback(feedback_id=f"f{at}", episode_id=name, gold="4", rating=4, source="exact-match"))
+            )
         held = experiments.read_experiments(writer.path)[0]
         found = await asyncio.to_thread(look, writer.path, held, settings())
     drew = Counter(item.episode.request.arms[0].arm for item in items)

@@ -21,17 +21,26 @@ from tests.gateway.served import chat, served
 STEPS = [("one and one\n", "2"), *[(f"two and two, for the {n}th time\n", "4") for n in range(12)]]
 SLOW = ScriptedThought(STEPS, "4", reply=Reply(delay_s=0.005))  # probes have time to answer before the thought ends
 ROUTE: dict[str, Any] = {
-    "upstream": "up", "mode": "enforce", "uncertified": True, "scorer": "number", "audit_share": 0.0,
-    "policy": {"policy": "stable-answer", "streak": 2}, "probe": {}, "steps": {"min_tokens": 1, "growth": 1.0},
-}  # fmt: skip
+    "upstream": "up",
+    "mode": "enforce",
+    "uncertified": True,
+    "scorer": "number",
+    "audit_share": 0.0,
+    "policy": {"policy": "stable-answer", "streak": 2},
+    "probe": {},
+    "steps": {"min_tokens": 1, "growth": 1.0},
+}
 UPSTREAM: dict[str, Any] = {"driver": "llama.cpp", "finish": ["raw"], "slots": 4}
 
 
 def settings(folder: Path, url: str = "http://127.0.0.1:1", **changes: Any) -> Settings:
-    return parse({
-        "upstreams": {"up": UPSTREAM | {"url": url}}, "routes": {"math": ROUTE | changes},
-        "store": {"url": f"sqlite:///{folder}/log.db"},
-    })  # fmt: skip
+    return parse(
+        {
+            "upstreams": {"up": UPSTREAM | {"url": url}},
+            "routes": {"math": ROUTE | changes},
+            "store": {"url": f"sqlite:///{folder}/log.db"},
+        }
+    )
 
 
 def write(folder: Path, *events: Event) -> None:
@@ -44,10 +53,21 @@ def write(folder: Path, *events: Event) -> None:
 def full_run(name: str, answer: str | None, **changes: Any) -> tuple[Event, Event]:
     """A full run of the route, with the request's fields changed."""
     request = Request(
-        episode_id=name, route="math", kind="reasoning", mode="observe", model="m", stream=False, n_samples=1,
-        audit=False, propensity=1.0, policy_version="p", certified=False, question_key=name, ungoverned=None,
+        episode_id=name,
+        route="math",
+        kind="reasoning",
+        mode="observe",
+        model="m",
+        stream=False,
+        n_samples=1,
+        audit=False,
+        propensity=1.0,
+        policy_version="p",
+        certified=False,
+        question_key=name,
+        ungoverned=None,
         received_at_s=0.0,
-    )  # fmt: skip
+    )
     outcome = Outcome(episode_id=name, end_reason="done", status=200, answer=answer, response_id=None, usage=None)
     stopped = changes.pop("stopped", False)
     return (
@@ -62,9 +82,9 @@ def runs(n: int, answer: str | None, tag: str, **changes: Any) -> list[Event]:
 
 def findings(url: str, **verdicts: str) -> UpstreamExamined:
     found = tuple(Finding(experiment=k, verdict=v, evidence="") for k, v in verdicts.items())  # type: ignore[arg-type]
-    return UpstreamExamined(Findings(
-        examination_id="ex", upstream="up", url_key=url_key(url), model="m", at_s=0.0, findings=found
-    ))  # fmt: skip
+    return UpstreamExamined(
+        Findings(examination_id="ex", upstream="up", url_key=url_key(url), model="m", at_s=0.0, findings=found)
+    )
 
 
 def refused(folder: Path, **changes: Any) -> str | None:
@@ -90,9 +110,12 @@ def test_unreadable_full_runs_refuse_and_the_check_says_so(tmp_path: Path) -> No
 def test_runs_that_chance_alone_did_not_spare_do_not_count(tmp_path: Path) -> None:
     """Stopped runs are no full runs, and those that a policy did not stop are the hard ones."""
     write(
-        tmp_path, *runs(30, "4", "good"), *runs(50, None, "hard", mode="enforce"),
-        *runs(50, None, "cut", mode="enforce", stopped=True), *runs(50, None, "tools", ungoverned="tools"),
-    )  # fmt: skip
+        tmp_path,
+        *runs(30, "4", "good"),
+        *runs(50, None, "hard", mode="enforce"),
+        *runs(50, None, "cut", mode="enforce", stopped=True),
+        *runs(50, None, "tools", ungoverned="tools"),
+    )
     assert refused(tmp_path) is None
     write(tmp_path, *runs(30, None, "audit", mode="enforce", audit=True))
     assert "30 of the last 60" in (refused(tmp_path) or "")
@@ -101,9 +124,7 @@ def test_runs_that_chance_alone_did_not_spare_do_not_count(tmp_path: Path) -> No
 def test_an_examination_with_the_scorer_of_today_replaces_the_runs_before_it(tmp_path: Path) -> None:
     write(tmp_path, *runs(40, None, "old"))
     assert refused(tmp_path) is not None
-    seen = RouteFindings(
-        examination_id="ex", route="math", scorer="number", at_s=0.0, n_runs=40, n_extractable=39
-    )
+    seen = RouteFindings(examination_id="ex", route="math", scorer="number", at_s=0.0, n_runs=40, n_extractable=39)
     write(tmp_path, RouteExamined(seen))
     assert refused(tmp_path) is None
     assert refused(tmp_path, scorer="choice") is not None, "another scorer's examination says nothing"

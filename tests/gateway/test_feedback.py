@@ -137,7 +137,12 @@ async def test_the_prefix_v1_may_be_left_out(serve: Serve) -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        {"rating": 1}, {"rating": 5}, {"thumbs": "down"}, {"gold": ""}, {"answer": "7"}, {"comment": "%_\\' --"},
+        {"rating": 1},
+        {"rating": 5},
+        {"thumbs": "down"},
+        {"gold": ""},
+        {"answer": "7"},
+        {"comment": "%_\\' --"},
         {"correct": False},
     ],
 )
@@ -277,14 +282,25 @@ MALFORMED: dict[str, dict[str, str]] = {
     **{
         name: {"authorization": value}
         for name, value in {
-            "empty": "", "bare scheme": "Bearer", "scheme and a space": "Bearer ", "no scheme": KEY,
-            "unknown": "bearer x", "two words": f"Bearer {KEY} y", "two spaces": f"Bearer  {KEY}",
-            "basic": f"Basic {KEY}", "prefix of a key": f"Bearer {KEY[:-1]}", "longer than a key": f"Bearer {KEY}x",
-            "both keys": f"Bearer {KEY},sk-two", "other case": f"Bearer {KEY.upper()}", "SQL": "Bearer ' OR 1=1--",
-            "long": "Bearer " + "x" * 30_000, "none": "Bearer None", "non-ASCII": "Bearer sk-öne",
+            "empty": "",
+            "bare scheme": "Bearer",
+            "scheme and a space": "Bearer ",
+            "no scheme": KEY,
+            "unknown": "bearer x",
+            "two words": f"Bearer {KEY} y",
+            "two spaces": f"Bearer  {KEY}",
+            "basic": f"Basic {KEY}",
+            "prefix of a key": f"Bearer {KEY[:-1]}",
+            "longer than a key": f"Bearer {KEY}x",
+            "both keys": f"Bearer {KEY},sk-two",
+            "other case": f"Bearer {KEY.upper()}",
+            "SQL": "Bearer ' OR 1=1--",
+            "long": "Bearer " + "x" * 30_000,
+            "none": "Bearer None",
+            "non-ASCII": "Bearer sk-öne",
         }.items()
     },
-}  # fmt: skip
+}
 
 
 REFUSAL = (
@@ -367,9 +383,17 @@ async def test_without_any_key_in_the_environment_nothing_is_served(
 
 async def test_nothing_of_a_label_is_lost_on_its_way_to_the_log(serve: Serve) -> None:
     everything = label(
-        "ep_known", response_id="r", correct=False, gold="4", answer="four", rating=2, thumbs="down",
-        comment="no", source="reviewer", reason="checked",
-    )  # fmt: skip
+        "ep_known",
+        response_id="r",
+        correct=False,
+        gold="4",
+        answer="four",
+        rating=2,
+        thumbs="down",
+        comment="no",
+        source="reviewer",
+        reason="checked",
+    )
     async with serve(change=fixed_id) as g:
         await g.ask(chat())
         assert (await say(g, everything)).status == 200
@@ -387,8 +411,9 @@ async def test_a_label_carries_its_key_under_a_name_and_nobody_writes_that_name(
         forged = await say(g, label("ep", feedback_id="f-9", sender="x"), headers={"authorization": f"Bearer {KEY}"})
         assert forged.status == 400
         assert "sender: unknown field" in forged.json["error"]["message"]
-        senders = [stored.event.feedback.sender for stored in g.gateway.log.read()
-                   if isinstance(stored.event, FeedbackGiven)]
+        senders = [
+            stored.event.feedback.sender for stored in g.gateway.log.read() if isinstance(stored.event, FeedbackGiven)
+        ]
     assert senders[0] == senders[2] != senders[1]
     assert all(len(sender) == 16 and KEY not in sender for sender in senders)
 
@@ -396,6 +421,7 @@ async def test_a_label_carries_its_key_under_a_name_and_nobody_writes_that_name(
 async def test_a_key_that_nobody_checked_names_nobody(serve: Serve) -> None:
     async with serve() as g:
         await say(g, label("ep"), headers={"authorization": "Bearer anything"})
-        senders = [stored.event.feedback.sender for stored in g.gateway.log.read()
-                   if isinstance(stored.event, FeedbackGiven)]
+        senders = [
+            stored.event.feedback.sender for stored in g.gateway.log.read() if isinstance(stored.event, FeedbackGiven)
+        ]
     assert senders == [""]

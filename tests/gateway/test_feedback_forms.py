@@ -92,8 +92,9 @@ async def test_what_a_user_did_has_a_source_of_its_own_and_says_nothing_else(ser
             body = {"feedback_id": f"e{n}", "episode_id": "ep", "event": event}
             assert (await say(g, body)).status == 200
         assert [(one.event, one.source) for one in kept(g)] == [
-            ("regenerate", "behaviour"), ("abandon", "behaviour"),
-        ]  # fmt: skip
+            ("regenerate", "behaviour"),
+            ("abandon", "behaviour"),
+        ]
         refused = {
             "left": (said(event="left", source="behaviour"), "event"),
             "as a reviewer": (said(event="abandon", source="reviewer"), "source"),
@@ -135,8 +136,13 @@ async def test_a_batch_stores_what_can_be_stored_and_names_the_rest(serve: Serve
     async with serve(change=lambda gw: setattr(gw, "new_id", lambda: "ep")) as g:
         await g.ask(chat())
         await g.episodes(1)
-        rows = [said(feedback_id="a", rating=5), said(feedback_id="b", rating=9), "no object",
-                said(feedback_id="a", rating=1), said(feedback_id="c", episode_id="other", thumbs="up")]  # fmt: skip
+        rows = [
+            said(feedback_id="a", rating=5),
+            said(feedback_id="b", rating=9),
+            "no object",
+            said(feedback_id="a", rating=1),
+            said(feedback_id="c", episode_id="other", thumbs="up"),
+        ]
         answer = await say(g, {"feedback": rows}, "/v1/feedback/batch")
         assert answer.status == 200
         told = answer.json
@@ -147,8 +153,10 @@ async def test_a_batch_stores_what_can_be_stored_and_names_the_rest(serve: Serve
         assert [one.get("duplicate") for one in results] == [False, None, None, None, False]
         assert [one.get("joined") for one in results] == [True, None, None, None, False]
         assert results[1]["error"] == {
-            "message": "rating: must be a whole number from 1 to 5", "param": "rating", "code": "bad_request",
-        }  # fmt: skip
+            "message": "rating: must be a whole number from 1 to 5",
+            "param": "rating",
+            "code": "bad_request",
+        }
         assert results[3]["error"]["code"] == "feedback_id_conflict"
         again = (await say(g, {"feedback": rows}, "/v1/feedback/batch")).json
         assert (again["accepted"], again["duplicates"]) == (2, 2)
@@ -165,8 +173,11 @@ async def test_a_thousand_go_in_one_call_and_not_one_more(serve: Serve) -> None:
         more = await say(g, {"feedback": [*rows, rows[0]]}, "/v1/feedback/batch")
         assert (more.status, more.json["error"]["param"]) == (413, "feedback")
         wrong: list[dict[str, Any]] = [
-            {"feedback": []}, {"feedback": {}}, {"rows": rows[:1]}, {"feedback": rows[:1], "x": 1},
-        ]  # fmt: skip
+            {"feedback": []},
+            {"feedback": {}},
+            {"rows": rows[:1]},
+            {"feedback": rows[:1], "x": 1},
+        ]
         for body in wrong:
             assert (await say(g, body, "/v1/feedback/batch")).status == 400
         assert len(kept(g)) == 1_000
@@ -193,17 +204,28 @@ async def test_batches_need_a_key_where_there_are_keys(serve: Serve, monkeypatch
 
 
 async def test_what_the_settings_declare_is_what_the_gateway_asks_for(serve: Serve, tmp_path: Any) -> None:
-    raw = {"upstreams": {"up": {"url": "http://127.0.0.1:9"}}, "store": {"url": f"sqlite:///{tmp_path}/g.db"},
-           "metrics": METRICS}  # fmt: skip
+    raw = {
+        "upstreams": {"up": {"url": "http://127.0.0.1:9"}},
+        "store": {"url": f"sqlite:///{tmp_path}/g.db"},
+        "metrics": METRICS,
+    }
     async with gateway(parse(raw)) as app:
         assert app.gateway.settings.metrics == DECLARED
 
 
 async def test_nothing_of_any_form_is_lost_on_its_way_to_the_log(serve: Serve) -> None:
     everything = said(
-        correct=False, gold="4", answer="four", rating=2, thumbs="down", comment="=1+1", reason="r", propensity=0.25,
-        metrics={"solved": False, "clear": 1}, user="ann",
-    )  # fmt: skip
+        correct=False,
+        gold="4",
+        answer="four",
+        rating=2,
+        thumbs="down",
+        comment="=1+1",
+        reason="r",
+        propensity=0.25,
+        metrics={"solved": False, "clear": 1},
+        user="ann",
+    )
     async with declare(serve) as g:
         assert (await say(g, everything)).status == 200
         (one,) = kept(g)
@@ -211,5 +233,3 @@ async def test_nothing_of_any_form_is_lost_on_its_way_to_the_log(serve: Serve) -
             assert getattr(one, name) == everything[name]
         assert one.metrics == (("clear", 1.0), ("solved", False))
         assert one.satisfaction == 0.0
-
-

@@ -46,9 +46,10 @@ async def test_every_reply_carries_it_in_a_header_and_where_the_object_is_sent_i
 ) -> None:
     async with serve(server=KEYS, route={"mode": mode}) as g:
         plain = await g.ask(chat(stream=stream), headers=KEY)
-        assert read(plain.headers[HEADER], now_s=g.gateway.wall_s(), salt=g.gateway.salt) == plain.headers[
-            "x-suffice-episode-id"
-        ]
+        assert (
+            read(plain.headers[HEADER], now_s=g.gateway.wall_s(), salt=g.gateway.salt)
+            == plain.headers["x-suffice-episode-id"]
+        )
         assert b"feedback_token" not in plain.raw
         asked = await g.ask(chat(stream=stream, suffice={}), headers=KEY)
         if asked.told is not None:

@@ -68,8 +68,9 @@ async def test_events_that_are_no_annotation_are_acknowledged(serve: Serve) -> N
     async with serve() as g:
         answer = await say(g, STUDIO, {"action": "TASKS_CREATED", "tasks": [], "project": {"id": 2}})
         assert (answer.status, answer.json) == (
-            200, {"accepted": 0, "duplicates": 0, "refused": 0, "ignored": 1, "results": []},
-        )  # fmt: skip
+            200,
+            {"accepted": 0, "duplicates": 0, "refused": 0, "ignored": 1, "results": []},
+        )
         assert (await say(g, STUDIO, {"hello": 1})).status == 400
         assert kept(g) == []
 
@@ -79,8 +80,12 @@ def declared(gw: Any) -> None:
 
     from suffice.settings import parse
 
-    told = parse({"metrics": {"tone": {"type": "category", "values": ["warm", "cold"]}},
-                  "feedback": {"langfuse": {"scores": {"helpful": "thumbs"}}}})  # fmt: skip
+    told = parse(
+        {
+            "metrics": {"tone": {"type": "category", "values": ["warm", "cold"]}},
+            "feedback": {"langfuse": {"scores": {"helpful": "thumbs"}}},
+        }
+    )
     gw.settings = msgspec.structs.replace(gw.settings, metrics=told.metrics, feedback=told.feedback)
     gw.langfuse_secret = SECRET
 
@@ -130,8 +135,11 @@ async def test_the_secret_comes_from_the_environment(monkeypatch: pytest.MonkeyP
     from suffice.settings import parse
     from suffice.wiring import gateway
 
-    raw = {"upstreams": {"up": {"url": "http://127.0.0.1:9"}}, "store": {"url": f"sqlite:///{tmp_path}/g.db"},
-           "feedback": {"langfuse": {"secret_env": "LANGFUSE_SECRET"}}}  # fmt: skip
+    raw = {
+        "upstreams": {"up": {"url": "http://127.0.0.1:9"}},
+        "store": {"url": f"sqlite:///{tmp_path}/g.db"},
+        "feedback": {"langfuse": {"secret_env": "LANGFUSE_SECRET"}},
+    }
     monkeypatch.delenv("LANGFUSE_SECRET", raising=False)
     with pytest.raises(ConfigError, match=r"feedback\.langfuse\.secret_env: the environment has no LANGFUSE_SECRET"):
         async with gateway(parse(raw)):

@@ -20,9 +20,14 @@ from tests.gateway.test_arms import beside, work
 from tests.gateway.test_log_follower import began, decide, drawn, published
 
 ROUTE: dict[str, Any] = {
-    "kind": "samples", "samples": 15, "wave": 1, "scorer": "number", "mode": "enforce", "audit_share": 0.0,
+    "kind": "samples",
+    "samples": 15,
+    "wave": 1,
+    "scorer": "number",
+    "mode": "enforce",
+    "audit_share": 0.0,
     "policy": {"policy": "beta", "threshold": 0.9},
-}  # fmt: skip
+}
 FOUR = Samples(["it is 4"])
 N_DRAWN = 3  # equal answers are enough for a lead that is sure at 0.9
 
@@ -58,9 +63,18 @@ async def test_a_proof_that_is_lost_and_a_pause_run_in_full(serve: Serve) -> Non
         assert await drawn(g) == 8
 
 
-@pytest.mark.parametrize("change", [
-    {"version": "pv-000000000000"}, {"version": ""}, {"setup": "another"}, {"certified": False}, {"upstream": ()},
-    {"upstream": (("gpt", "gpt", ""),)}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": "pv-000000000000"},
+        {"version": ""},
+        {"setup": "another"},
+        {"certified": False},
+        {"upstream": ()},
+        {"upstream": (("gpt", "gpt", ""),)},
+    ],
+    ids=str,
+)
 async def test_what_was_proved_of_something_else_is_not_acted_on(serve: Serve, change: dict[str, Any]) -> None:
     async with serve(FOUR, route=ROUTE) as g:
         await decide(g, began(), proof(g, **change))
@@ -119,10 +133,12 @@ async def test_from_full_runs_to_the_proof_to_stops(serve: Serve) -> None:
 
 
 def test_its_owner_is_told_what_a_proof_would_lack() -> None:
-    settings = parse({
-        "upstreams": {"up": {"url": "http://127.0.0.1:1", "driver": "openai"}},
-        "routes": {"r": {"upstream": "up", "mode": "enforce", "policy": {"policy": "deer"}}},
-    })  # fmt: skip
+    settings = parse(
+        {
+            "upstreams": {"up": {"url": "http://127.0.0.1:1", "driver": "openai"}},
+            "routes": {"r": {"upstream": "up", "mode": "enforce", "policy": {"policy": "deer"}}},
+        }
+    )
     waits, never = [one for one in check(settings) if one.startswith("routes.r")]
     assert "runs in full until its own audits have proved its policy" in waits
     assert "is never certified without a [routes.r.probe] table" in never

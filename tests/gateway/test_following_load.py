@@ -23,9 +23,9 @@ from tests.gateway.test_log_follower import ROUTE, VERSION, began, decide, publi
 from tests.gateway.test_spikes import arrived, crowd, levels_of, load, scraped
 
 SLOTS = 4
-RUN_S = 0.06                          # of one sample: 4 slots finish 67 a second
+RUN_S = 0.06  # of one sample: 4 slots finish 67 a second
 QUIET_PER_S, SPIKE_PER_S = 4, 20
-STEPS = {0: 8, 1: 5, 2: 3}            # samples that a request draws, by level
+STEPS = {0: 8, 1: 5, 2: 3}  # samples that a request draws, by level
 OTHER: Final = {"model": "m-2"}
 
 

@@ -113,22 +113,31 @@ def test_several_tenants_are_several_keys_that_may_ask() -> None:
 @pytest.mark.parametrize(
     ("path", "is_object", "object_id"),
     [
-        ("/v1/files", True, None), ("/files/f-1", True, "f-1"), ("/v1/files/f-1/content", True, "f-1"),
-        ("/v1/fine_tuning/jobs/j", True, "j"), ("/v1/messages/batches/b/results", True, "b"),
-        ("/v1/chat/completions/c", True, "c"), ("/v1/completions", False, None), ("/v1/threads/runs", True, None),
-        ("/v1/responses/compact", True, None), ("/tokenize", False, None), ("/v1/jobs/1", False, None),
+        ("/v1/files", True, None),
+        ("/files/f-1", True, "f-1"),
+        ("/v1/files/f-1/content", True, "f-1"),
+        ("/v1/fine_tuning/jobs/j", True, "j"),
+        ("/v1/messages/batches/b/results", True, "b"),
+        ("/v1/chat/completions/c", True, "c"),
+        ("/v1/completions", False, None),
+        ("/v1/threads/runs", True, None),
+        ("/v1/responses/compact", True, None),
+        ("/tokenize", False, None),
+        ("/v1/jobs/1", False, None),
     ],
-)  # fmt: skip
+)
 def test_a_path_says_which_object_it_is_about(path: str, is_object: bool, object_id: str | None) -> None:
     assert object_in(path) == (is_object, object_id)
 
 
 def test_words_of_callers_and_models_name_nothing() -> None:
     body = {
-        "metadata": {"file_id": "a"}, "tools": [{"parameters": {"file_id": {"id": "b"}}}],
+        "metadata": {"file_id": "a"},
+        "tools": [{"parameters": {"file_id": {"id": "b"}}}],
         "messages": [{"content": [{"type": "tool_use", "input": {"file_id": "c"}}, {"text": '{"file_id": "d"}'}]}],
-        "container": {"type": "auto", "file_ids": ["e", 1, None, ""]}, "file_id": None,
-    }  # fmt: skip
+        "container": {"type": "auto", "file_ids": ["e", 1, None, ""]},
+        "file_id": None,
+    }
     assert list(references(body)) == [("file_ids", "e")]
 
 
@@ -164,7 +173,7 @@ GOOD = {"upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "routes": {"r": {"up
         ({"key_env": "K", "requests_per_minute": 10**7}, "requests_per_minute: got 10000000; from 1 to 1000000"),
         ({}, "key_env must be given"),
     ],
-)  # fmt: skip
+)
 def test_a_key_that_cannot_be_is_refused_with_its_place(key: dict[str, object], told: str) -> None:
     with pytest.raises(ConfigError) as refused:
         parse({**GOOD, "keys": {"team": key}})

@@ -26,9 +26,15 @@ from tests.gateway.served import Served, chat, settings_for
 from tests.gateway.test_stop import chain, enforcing
 
 VOTES = {
-    "kind": "samples", "samples": 15, "wave": 1, "scorer": "number", "mode": "enforce", "uncertified": True,
-    "audit_share": 0.0, "policy": {"policy": "stable-answer", "streak": 3},
-}  # fmt: skip
+    "kind": "samples",
+    "samples": 15,
+    "wave": 1,
+    "scorer": "number",
+    "mode": "enforce",
+    "uncertified": True,
+    "audit_share": 0.0,
+    "policy": {"policy": "stable-answer", "streak": 3},
+}
 
 
 async def seen(g: Served, *, on: bool) -> float:
@@ -103,13 +109,19 @@ async def test_under_load_nothing_is_stopped_a_second_after_the_pull(serve: Serv
         ends = [(one.at_s, one.event.outcome) for one in g.gateway.log.read() if isinstance(one.event, RequestEnded)]
     stops = [at_s for at_s, outcome in ends if outcome.stopped]
     assert sum(at_s > pulled_s + 1 for at_s, _ in ends) >= len(clients)  # all of them still ask
-    assert min(stops) < pulled_s                                         # and were stopped until then
+    assert min(stops) < pulled_s  # and were stopped until then
     assert max(stops) - pulled_s < 1.0
 
 
 def test_a_loop_of_the_callers_own_is_never_told_to_stop(tmp_path: Path) -> None:
-    route = {"kind": "rounds", "scorer": "number", "mode": "enforce", "uncertified": True, "audit_share": 0.0,
-             "policy": {"policy": "stable-answer", "streak": 2}}  # fmt: skip
+    route = {
+        "kind": "rounds",
+        "scorer": "number",
+        "mode": "enforce",
+        "uncertified": True,
+        "audit_share": 0.0,
+        "policy": {"policy": "stable-answer", "streak": 2},
+    }
     settings = settings_for("http://127.0.0.1:1", tmp_path, route=route)
     file = kill_file(settings)
 

@@ -20,23 +20,50 @@ from tests.gateway.test_log_follower import VERSION
 
 HOUR_S = 3_600.0
 PUBLISHED = Publication(
-    route="r", number=3, epoch=1, at=10, version="v", fit=VERSION.address, level=2, n_levels=3, certified=True,
-    share=0.1, reason="x", author="w",
-)  # fmt: skip
+    route="r",
+    number=3,
+    epoch=1,
+    at=10,
+    version="v",
+    fit=VERSION.address,
+    level=2,
+    n_levels=3,
+    certified=True,
+    share=0.1,
+    reason="x",
+    author="w",
+)
 ROUTE = GoodRoute(
     held=InForce(
-        epoch=Epoch(route="r", number=1, at=0, since_seq=0, reason="because", author="w"), publication=PUBLISHED,
-        last=PUBLISHED, n_publications=3, n_epochs=1,
+        epoch=Epoch(route="r", number=1, at=0, since_seq=0, reason="because", author="w"),
+        publication=PUBLISHED,
+        last=PUBLISHED,
+        n_publications=3,
+        n_epochs=1,
     ),
-    overrides=(Override(
-        route="r", number=1, kind="cap", reason="a look", author="ann", set_at_s=900.0, expires_at_s=9_000.0, level=1
-    ),),
-    standing={"policy": "beta", "threshold": 0.9}, refused=None, n_requests=77,
-)  # fmt: skip
+    overrides=(
+        Override(
+            route="r",
+            number=1,
+            kind="cap",
+            reason="a look",
+            author="ann",
+            set_at_s=900.0,
+            expires_at_s=9_000.0,
+            level=1,
+        ),
+    ),
+    standing={"policy": "beta", "threshold": 0.9},
+    refused=None,
+    n_requests=77,
+)
 GOOD = LastGood(
-    at_s=1_000.0, seq=42, routes={"r": ROUTE}, versions={VERSION.address: VERSION.plain()},
+    at_s=1_000.0,
+    seq=42,
+    routes={"r": ROUTE},
+    versions={VERSION.address: VERSION.plain()},
     findings={"up": Findings(examination_id="x", upstream="up", url_key="k", model="m", at_s=1.0)},
-)  # fmt: skip
+)
 SEALED = seal(GOOD, secret="ours")
 
 
@@ -56,13 +83,16 @@ def test_what_was_written_is_read_and_means_the_same(tmp_path: Path) -> None:
 
 
 PARTS = {
-    "the mark": (0, 19), "the digest": (20, 84), "the signature": (85, 149), "the end of the line": (149, 150),
+    "the mark": (0, 19),
+    "the digest": (20, 84),
+    "the signature": (85, 149),
+    "the end of the line": (149, 150),
     "the time": (SEALED.index(b'"at_s"'), SEALED.index(b'"at_s"') + 14),
     "a publication": (SEALED.index(b'"publication"'), SEALED.index(b'"publication"') + 300),
     "a model": (SEALED.index(b'"versions"'), SEALED.index(b'"versions"') + 300),
     "what people hold": (SEALED.index(b'"overrides"'), SEALED.index(b'"overrides"') + 150),
     "the last byte": (len(SEALED) - 1, len(SEALED)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -76,16 +106,19 @@ def test_a_changed_byte_of_any_part_is_refused(part: str) -> None:
             asked(bytes(changed))
 
 
-@pytest.mark.parametrize(("source", "said"), [
-    (b"", "first line is broken"),
-    (SEALED[:100], "first line is broken"),
-    (SEALED[:-1], "cut off"),
-    (SEALED + b"\n", "cut off"),
-    (SEALED.partition(b"\n")[2], "first line is broken"),
-    (b"\x80\x04\x95" + SEALED, "first line is broken"),
-    (b"x" * 200, "first line is broken"),
-    (seal(GOOD, secret="theirs"), "not made with this deployment's secret"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (b"", "first line is broken"),
+        (SEALED[:100], "first line is broken"),
+        (SEALED[:-1], "cut off"),
+        (SEALED + b"\n", "cut off"),
+        (SEALED.partition(b"\n")[2], "first line is broken"),
+        (b"\x80\x04\x95" + SEALED, "first line is broken"),
+        (b"x" * 200, "first line is broken"),
+        (seal(GOOD, secret="theirs"), "not made with this deployment's secret"),
+    ],
+)
 def test_what_is_no_file_of_this_deployment_is_refused_with_a_sentence(source: bytes, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         asked(source)
@@ -105,12 +138,15 @@ def test_nothing_is_signed_without_a_secret() -> None:
         seal(GOOD, secret="")
 
 
-@pytest.mark.parametrize(("held", "matters"), [
-    (InForce(), False),
-    (InForce(epoch=ROUTE.held.epoch, n_epochs=1), False),
-    (InForce(publication=PUBLISHED), True),
-    (InForce(pause=Pause(route="r", number=1, cause="person", reason="x", author="ann")), True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("held", "matters"),
+    [
+        (InForce(), False),
+        (InForce(epoch=ROUTE.held.epoch, n_epochs=1), False),
+        (InForce(publication=PUBLISHED), True),
+        (InForce(pause=Pause(route="r", number=1, cause="person", reason="x", author="ann")), True),
+    ],
+)
 def test_a_file_matters_where_something_acts_or_a_person_has_spoken(held: InForce, matters: bool) -> None:
     assert LastGood(at_s=0.0, seq=0, routes={"r": GoodRoute(held=held)}).matters is matters
 

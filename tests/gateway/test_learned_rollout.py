@@ -28,29 +28,46 @@ from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, served
 from tests.gateway.test_log_follower import FOUR, ROUTE, STREAKS, VERSION, began, published, write
 
-BOLDER = FoldedVersion(models=(STREAKS,), levels=((0.74, 0.89),))  # after three equal answers, after two; in force: five
-RULES = Rules(audit_share=0.0)                               # so that all runs are live
+BOLDER = FoldedVersion(
+    models=(STREAKS,), levels=((0.74, 0.89),)
+)  # after three equal answers, after two; in force: five
+RULES = Rules(audit_share=0.0)  # so that all runs are live
 
 
 def begin(g: Served, rules: Rules = RULES) -> rollouts.RolloutRun:
     """A route with level 1 in force, and a rollout of the bolder version on it."""
     proposed = ProposedVersion(
-        route="r", read_to_seq=1, address=BOLDER.address, parent=VERSION.address, reason="schedule", verdict="better",
-        why="saves more", n_runs=400, saving=None, drop=None, lineage={}, card=None, author="w",
-    )  # fmt: skip
+        route="r",
+        read_to_seq=1,
+        address=BOLDER.address,
+        parent=VERSION.address,
+        reason="schedule",
+        verdict="better",
+        why="saves more",
+        n_runs=400,
+        saving=None,
+        drop=None,
+        lineage={},
+        card=None,
+        author="w",
+    )
     settings = g.gateway.settings
     write(settings, began(), published(settings, 1), VersionProposed(proposed))
     with decisions(settings) as writer:
         writer.write(None, [], {BOLDER.address: canonical(BOLDER.plain()).decode()})
         with reading(writer.path) as connection:
             one = learned_candidate(
-                connection, "r", settings.routes["r"], read_decided(connection).of("r"), BOLDER.address,
-                by="person:ann", why="x", now_s=time.time(),
-            )  # fmt: skip
+                connection,
+                "r",
+                settings.routes["r"],
+                read_decided(connection).of("r"),
+                BOLDER.address,
+                by="person:ann",
+                why="x",
+                now_s=time.time(),
+            )
         assert not isinstance(one, str), one
-        found = rollouts.propose(
-            writer, one, author="ann", reason="x", name="r-1", rules=rules, secret=g.gateway.salt
-        )
+        found = rollouts.propose(writer, one, author="ann", reason="x", name="r-1", rules=rules, secret=g.gateway.salt)
     assert not isinstance(found, str), found
     return found
 
@@ -145,21 +162,41 @@ async def test_one_that_was_changed_beside_the_log_serves_nobody(serve: Serve) -
 
 CONTROL = {"tick_requests": 20, "burst_requests": 120, "refit_requests": 100, "window_audits": 400}
 LIVE = {
-    "kind": "samples", "samples": 11, "wave": 2, "scorer": "number", "mode": "enforce", "max_em_drop": 0.12,
-    "confidence": 0.8, "audit_share": 0.1, "rollout": {
-        "shares": [0.5], "audit_share": 0.9, "em_margin": 0.15, "class_em_margin": 0.15, "confidence": 0.8,
-        "least_audits": 40, "least_class_audits": 30, "least_requests": 10, "least_stage_s": 0.0, "required": [],
-        "warmup_requests": 0, "warmup_s": 0.0,
+    "kind": "samples",
+    "samples": 11,
+    "wave": 2,
+    "scorer": "number",
+    "mode": "enforce",
+    "max_em_drop": 0.12,
+    "confidence": 0.8,
+    "audit_share": 0.1,
+    "rollout": {
+        "shares": [0.5],
+        "audit_share": 0.9,
+        "em_margin": 0.15,
+        "class_em_margin": 0.15,
+        "confidence": 0.8,
+        "least_audits": 40,
+        "least_class_audits": 30,
+        "least_requests": 10,
+        "least_stage_s": 0.0,
+        "required": [],
+        "warmup_requests": 0,
+        "warmup_s": 0.0,
     },
-}  # fmt: skip
+}
 
 
 def settings_of(g: Served) -> Settings:
     """What a worker beside this gateway reads."""
-    return parse({
-        "upstreams": {"up": {"url": g.fake.url, "driver": "llama.cpp"}}, "routes": {"r": {"upstream": "up", **LIVE}},
-        "store": {"url": f"sqlite:///{g.database}"}, "control": CONTROL,
-    })  # fmt: skip
+    return parse(
+        {
+            "upstreams": {"up": {"url": g.fake.url, "driver": "llama.cpp"}},
+            "routes": {"r": {"upstream": "up", **LIVE}},
+            "store": {"url": f"sqlite:///{g.database}"},
+            "control": CONTROL,
+        }
+    )
 
 
 async def work(g: Served, settings: Settings, *names: str) -> list[str]:
@@ -194,14 +231,21 @@ async def test_from_a_cold_start_to_a_proposal_that_serves_everybody(tmp_path: P
         assert proposal is not None
         with decisions(settings) as writer, reading(writer.path) as connection:
             one = learned_candidate(
-                connection, "r", settings.routes["r"], read_decided(connection).of("r"), proposal.address, by="ann",
-                why="x", now_s=time.time(),
-            )  # fmt: skip
+                connection,
+                "r",
+                settings.routes["r"],
+                read_decided(connection).of("r"),
+                proposal.address,
+                by="ann",
+                why="x",
+                now_s=time.time(),
+            )
             assert not isinstance(one, str), one
             rules = rules_of(settings.routes["r"])
-            assert not isinstance(rollouts.propose(
-                writer, one, author="ann", reason="x", name="r-1", rules=rules, secret=g.gateway.salt
-            ), str)
+            assert not isinstance(
+                rollouts.propose(writer, one, author="ann", reason="x", name="r-1", rules=rules, secret=g.gateway.salt),
+                str,
+            )
         g.gateway.told()
         await until(lambda: bool(g.gateway.variants.trials))
         for _ in range(12):
@@ -215,9 +259,10 @@ async def test_from_a_cold_start_to_a_proposal_that_serves_everybody(tmp_path: P
         assert held.state.stage == "full", told
         assert [move.by for move in held.moves] == ["evidence"] * len(held.moves)
         served_by_it = [
-            item.episode for item in await g.episodes(asked)
+            item.episode
+            for item in await g.episodes(asked)
             if item.episode.request.policy_version.startswith(f"{proposal.address}@") and item.episode.outcome.stopped
-        ]  # fmt: skip
+        ]
         assert served_by_it
         assert all(episode.request.certified for episode in served_by_it)
         await ask(g, asked, 24)

@@ -28,23 +28,47 @@ CONFIG: dict[str, Any] = {
 
 def request(*, audit: bool = False, ungoverned: str | None = None) -> Request:
     return Request(
-        episode_id="e", route="r", kind="samples", mode="enforce", model="m", stream=False, n_samples=8, audit=audit,
-        propensity=0.5, policy_version="p", certified=True, question_key="", ungoverned=ungoverned, received_at_s=0.0,
-    )  # fmt: skip
+        episode_id="e",
+        route="r",
+        kind="samples",
+        mode="enforce",
+        model="m",
+        stream=False,
+        n_samples=8,
+        audit=audit,
+        propensity=0.5,
+        policy_version="p",
+        certified=True,
+        question_key="",
+        ungoverned=ungoverned,
+        received_at_s=0.0,
+    )
 
 
 def outcome(
-    tokens: int, *, saved: int | None = None, stopped: bool = False, probe: int = 0, seconds: float = 1.0,
+    tokens: int,
+    *,
+    saved: int | None = None,
+    stopped: bool = False,
+    probe: int = 0,
+    seconds: float = 1.0,
     usd: float | None = None,
-) -> Outcome:  # fmt: skip
-    call = UpstreamCall(
-        purpose="main", prompt_tokens=9, cached_tokens=0, completion_tokens=tokens, source="provider"
-    )
+) -> Outcome:
+    call = UpstreamCall(purpose="main", prompt_tokens=9, cached_tokens=0, completion_tokens=tokens, source="provider")
     return Outcome(
-        episode_id="e", end_reason="stopped" if stopped else "done", status=200, answer="4", response_id=None,
-        usage=None, overhead=Overhead(probe_tokens=probe), calls=(call,), stopped=stopped,
-        tokens_saved_estimate=saved, duration_s=seconds, cost_usd=usd,
-    )  # fmt: skip
+        episode_id="e",
+        end_reason="stopped" if stopped else "done",
+        status=200,
+        answer="4",
+        response_id=None,
+        usage=None,
+        overhead=Overhead(probe_tokens=probe),
+        calls=(call,),
+        stopped=stopped,
+        tokens_saved_estimate=saved,
+        duration_s=seconds,
+        cost_usd=usd,
+    )
 
 
 # --------------------------------------------------------------------------- rates
@@ -202,8 +226,10 @@ def test_an_owner_is_told_of_a_table_that_does_not_do_what_it_seems_to(case: str
 
 
 def test_a_queue_over_an_unknown_number_of_slots_is_warned_of() -> None:
-    raw = {"upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "routes": {"r": CONFIG["routes"]["r"] | {
-        "pressure": {"queue": 1.0, "operating_point": 0.5}}}}  # fmt: skip
+    raw = {
+        "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
+        "routes": {"r": CONFIG["routes"]["r"] | {"pressure": {"queue": 1.0, "operating_point": 0.5}}},
+    }
     assert any("routes.r.pressure.queue: upstreams.up has slots = 1" in w for w in wiring.check(parse(raw)))
 
 

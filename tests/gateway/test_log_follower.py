@@ -27,9 +27,10 @@ from tests.gateway.served import Served, chat, post, settings_for
 
 # P(as good) rises with the streak: level 1 stops after five equal answers, level 2 after three.
 STREAKS = StopModel(
-    features=("answer_streak",), suffices=Ensemble((Linear((1.0,), -4.0),)),
+    features=("answer_streak",),
+    suffices=Ensemble((Linear((1.0,), -4.0),)),
     trained=TrainingRecord(n_episodes=1, n_questions=1, digest="by hand", target="as-good", seed=0),
-)  # fmt: skip
+)
 VERSION = FoldedVersion(models=(STREAKS,), levels=((0.27, 0.74),))
 ROUTE = {"kind": "samples", "samples": 15, "wave": 1, "scorer": "number", "mode": "enforce", "audit_share": 0.0}
 FOUR = Samples(["it is 4"])
@@ -45,11 +46,22 @@ def published(
     route = settings.routes[name]
     setup = build_route(name, route, upstream=settings.upstreams.get(route.upstream)).setup
     known: dict[str, Any] = {
-        "route": name, "number": number, "epoch": epoch, "at": 10, "version": f"{VERSION.address}@{level}",
-        "fit": VERSION.address, "level": level, "n_levels": 3, "certified": level > 0, "share": 0.0, "reason": "x",
-        "author": "w", "evidence": EvidenceSummary(max_em_drop=0.02, confidence=0.95), "setup": setup,
+        "route": name,
+        "number": number,
+        "epoch": epoch,
+        "at": 10,
+        "version": f"{VERSION.address}@{level}",
+        "fit": VERSION.address,
+        "level": level,
+        "n_levels": 3,
+        "certified": level > 0,
+        "share": 0.0,
+        "reason": "x",
+        "author": "w",
+        "evidence": EvidenceSummary(max_em_drop=0.02, confidence=0.95),
+        "setup": setup,
         "upstream": (("" if route.kind == "rounds" else "m", "m", "fake-1"),),
-    }  # fmt: skip
+    }
     return PolicyPublished(Publication(**(known | changes)))
 
 
@@ -98,9 +110,14 @@ async def test_each_level_stops_as_it_was_certified_and_a_pause_and_a_new_epoch_
     assert [request.certified for request in requests] == [False, True, True, False, True, False, False, True]
     base = requests[0].policy_version
     assert [request.policy_version for request in requests] == [
-        base, *(f"{VERSION.address}@{level}" for level in (1, 2)), base, f"{VERSION.address}@2", base, base,
+        base,
+        *(f"{VERSION.address}@{level}" for level in (1, 2)),
+        base,
+        f"{VERSION.address}@2",
+        base,
+        base,
         f"{VERSION.address}@1",
-    ]  # fmt: skip
+    ]
     assert [request.audit for request in requests] == [False, False, False, False, False, True, True, False]
 
 
@@ -152,8 +169,17 @@ async def test_the_first_answer_of_another_model_suspends_the_route(serve: Serve
         assert await drawn(g) == 8
         assert not g.gateway.routes[0].certified
         assert (await g.episodes(3))[-1].episode.request.audit is True
-        await decide(g, began(2), published(g.gateway.settings, 1, number=2, epoch=2, upstream=(
-            ("m", extra.get("model", "m"), extra.get("system_fingerprint", "fake-1")),)))
+        await decide(
+            g,
+            began(2),
+            published(
+                g.gateway.settings,
+                1,
+                number=2,
+                epoch=2,
+                upstream=(("m", extra.get("model", "m"), extra.get("system_fingerprint", "fake-1")),),
+            ),
+        )
         assert await drawn(g) == 5
 
 
@@ -188,10 +214,14 @@ async def test_a_level_that_proves_too_little_or_cannot_be_served_is_not_acted_o
         told = g.gateway.settings
         await decide(g, began())
         changes: tuple[dict[str, Any], ...] = (
-            {"certified": False}, {"setup": "else"}, {"evidence": EvidenceSummary(max_em_drop=0.03, confidence=0.95)},
-            {"evidence": EvidenceSummary(max_em_drop=0.02, confidence=0.9)}, {"evidence": EvidenceSummary()},
-            {"level": 9}, {"fit": "v-gone"},
-        )  # fmt: skip
+            {"certified": False},
+            {"setup": "else"},
+            {"evidence": EvidenceSummary(max_em_drop=0.03, confidence=0.95)},
+            {"evidence": EvidenceSummary(max_em_drop=0.02, confidence=0.9)},
+            {"evidence": EvidenceSummary()},
+            {"level": 9},
+            {"fit": "v-gone"},
+        )
         for number, change in enumerate(changes, 1):
             await decide(g, published(told, number=number, **{"level": 2, **change}))
             assert not g.gateway.routes[0].certified, change
@@ -205,8 +235,10 @@ async def test_a_decision_that_cannot_be_read_leaves_everything_as_it_is(serve: 
     async with serve(FOUR, route=ROUTE) as g:
         await decide(g, began(), published(g.gateway.settings, 2))
         with closing(sqlite3.connect(g.database)) as connection:
-            connection.execute("INSERT INTO events (kind, key, route, at_s, owner, body) VALUES"
-                               " ('policy_published', 'r:2', 'r', 0, 1, '{\"publication\": 7}')")
+            connection.execute(
+                "INSERT INTO events (kind, key, route, at_s, owner, body) VALUES"
+                " ('policy_published', 'r:2', 'r', 0, 1, '{\"publication\": 7}')"
+            )
             connection.commit()
         g.gateway.told()
         async with asyncio.timeout(30):

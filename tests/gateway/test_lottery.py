@@ -14,14 +14,22 @@ from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
 
 STEPS = [
-    ("two and two\n", "3"), ("make four\n", "4"), ("so four\n", "4"), ("yes four\n", "4"),
-    ("is that so\n", "4"), ("wait I think five\n", "5"),
-]  # fmt: skip
+    ("two and two\n", "3"),
+    ("make four\n", "4"),
+    ("so four\n", "4"),
+    ("yes four\n", "4"),
+    ("is that so\n", "4"),
+    ("wait I think five\n", "5"),
+]
 CHAIN = ScriptedThought(STEPS, "it is 5")
 ENFORCE: dict[str, Any] = {
-    "mode": "enforce", "uncertified": True, "scorer": "number", "probe": {"verified_by": "owner"},
-    "policy": {"policy": "stable-answer", "streak": 3}, "steps": {"min_tokens": 3, "growth": 1.0},
-}  # fmt: skip
+    "mode": "enforce",
+    "uncertified": True,
+    "scorer": "number",
+    "probe": {"verified_by": "owner"},
+    "policy": {"policy": "stable-answer", "streak": 3},
+    "steps": {"min_tokens": 3, "growth": 1.0},
+}
 RAW = {"finish": ["raw"], "slots": 4}
 
 
@@ -97,9 +105,7 @@ async def test_an_audit_in_enforce_runs_in_full(serve: Serve) -> None:
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 @pytest.mark.parametrize("mode", ["observe", "enforce"])
-async def test_an_audit_probes_every_step_and_its_client_does_not_wait(
-    serve: Serve, mode: str, stream: bool
-) -> None:
+async def test_an_audit_probes_every_step_and_its_client_does_not_wait(serve: Serve, mode: str, stream: bool) -> None:
     """The chain is said at once and a probe takes 0.1 s, so five of six probes come after the answer."""
 
     def slow_probes(seen: FakeRequest) -> Reply:
@@ -124,9 +130,7 @@ async def test_an_audit_probes_every_step_and_its_client_does_not_wait(
 
 async def trials(g: Served, n: int) -> tuple[int, int]:
     """Trial answers of the `n` runs in the log, and how many of them a report counts as read."""
-    report = estimate_route(
-        await g.episodes(n), route="r", match=lambda answer, gold: answer == gold
-    )
+    report = estimate_route(await g.episodes(n), route="r", match=lambda answer, gold: answer == gold)
     return report.n_trials, report.n_trials_read
 
 

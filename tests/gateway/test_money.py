@@ -245,8 +245,9 @@ async def test_full_runs_with_probes_and_a_cache_reconcile(serve: Serve) -> None
             assert o.overhead_usd is not None
             assert 0 < o.overhead_usd < o.cost_usd
             main = next(c for c in o.calls if c.purpose == "main")
-            alone = ((main.prompt_tokens or 0) - main.cached_tokens + 0.1 * main.cached_tokens
-                     + 100 * main.completion_tokens) / 1e6
+            alone = (
+                (main.prompt_tokens or 0) - main.cached_tokens + 0.1 * main.cached_tokens + 100 * main.completion_tokens
+            ) / 1e6
             assert o.cost_usd - o.overhead_usd == pytest.approx(alone)
         assert g.gateway.hand_overs["r"].cached_share > 0.3
 
@@ -271,9 +272,15 @@ async def test_stopped_runs_reconcile_and_say_what_they_saved(serve: Serve, slot
 
 async def test_samples_reconcile_and_say_what_they_saved(serve: Serve) -> None:
     route = {
-        "kind": "samples", "samples": 15, "wave": 1, "scorer": "number", "mode": "enforce", "uncertified": True,
-        "audit_share": 0.0, "policy": {"policy": "beta"},
-    }  # fmt: skip
+        "kind": "samples",
+        "samples": 15,
+        "wave": 1,
+        "scorer": "number",
+        "mode": "enforce",
+        "uncertified": True,
+        "audit_share": 0.0,
+        "policy": {"policy": "beta"},
+    }
     up = {"prices": OUTPUT_DEAR}
     async with serve(Samples(["the answer is 4"]), upstream=up, route=route, fake={"prefix_cache": True}) as g:
         answer = await g.ask(chat(suffice={}))

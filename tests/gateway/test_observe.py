@@ -32,9 +32,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 async def test_a_thousand_requests_make_a_thousand_calls_and_not_one_token_more(tmp_path: Path) -> None:
-    async with FakeUpstream(EchoNonce(n_reasoning=3, n_answer=2)) as fake, serving(
-        settings_for(fake.url, tmp_path)
-    ) as url, aiohttp.ClientSession(auto_decompress=False) as session:
+    async with (
+        FakeUpstream(EchoNonce(n_reasoning=3, n_answer=2)) as fake,
+        serving(settings_for(fake.url, tmp_path)) as url,
+        aiohttp.ClientSession(auto_decompress=False) as session,
+    ):
         gate = asyncio.Semaphore(N_AT_ONCE)
 
         async def one(n: int) -> Answer:
@@ -56,7 +58,8 @@ async def test_a_thousand_requests_make_a_thousand_calls_and_not_one_token_more(
             assert ids == {f"chatcmpl-fake-{call.request.nth}"}
             if n % 2 == 0 or n % 4 == 1:
                 assert {k: answer.usage[k] for k in ("prompt_tokens", "completion_tokens")} == {
-                    "prompt_tokens": call.prompt_tokens, "completion_tokens": 5
+                    "prompt_tokens": call.prompt_tokens,
+                    "completion_tokens": 5,
                 }
             else:
                 assert answer.usage is None
@@ -106,9 +109,12 @@ async def test_no_trace_is_left_of_the_usage_that_was_asked_for_on_our_behalf(se
 async def test_observe_with_a_policy_and_probes_still_asks_nothing_outside_of_audits(serve: Serve) -> None:
     chain = ScriptedThought([(f"step number {n}\n", "4") for n in range(6)], "4")
     route = {
-        "policy": {"policy": "stable-answer", "streak": 2}, "probe": {}, "audit_share": 0.0,
-        "scorer": "number", "steps": {"min_tokens": 2, "growth": 1.0},
-    }  # fmt: skip
+        "policy": {"policy": "stable-answer", "streak": 2},
+        "probe": {},
+        "audit_share": 0.0,
+        "scorer": "number",
+        "steps": {"min_tokens": 2, "growth": 1.0},
+    }
     async with serve(chain, upstream={"finish": ["raw"], "slots": 4}, route=route) as g:
         answer = await g.ask(chat(stream=True))
         assert answer.text == "4"
@@ -117,12 +123,20 @@ async def test_observe_with_a_policy_and_probes_still_asks_nothing_outside_of_au
 
 
 async def test_shadow_says_where_it_would_have_stopped_and_what_it_would_have_answered(serve: Serve) -> None:
-    says = ScriptedThought([("the answer is 3\n", "3"), ("the answer is 4\n", "4"), ("the answer is 4\n", "4"),
-                  ("hmm the answer is 5\n", "5")], "5")  # fmt: skip
+    says = ScriptedThought(
+        [
+            ("the answer is 3\n", "3"),
+            ("the answer is 4\n", "4"),
+            ("the answer is 4\n", "4"),
+            ("hmm the answer is 5\n", "5"),
+        ],
+        "5",
+    )
     route = {
-        "policy": {"policy": "stable-answer", "streak": 2}, "scorer": "number",
+        "policy": {"policy": "stable-answer", "streak": 2},
+        "scorer": "number",
         "steps": {"min_tokens": 2, "growth": 1.0},
-    }  # fmt: skip
+    }
     async with serve(says, route=route) as g:
         assert (await g.ask(chat())).text == "5"
         outcome = await g.outcome()
@@ -183,8 +197,22 @@ async def test_a_request_that_carries_suffice_gets_the_object_and_the_upstream_n
             assert answer.told["stopped"] is False
             assert answer.told["mode"] == "observe"
             assert set(answer.told) == {
-                "episode_id", "mode", "stopped", "stop_reason", "certified", "policy_version", "steps",
-                "probe_tokens", "extra_prompt_tokens", "cached_prompt_tokens", "tokens_saved_estimate",
-                "estimate_method", "cost_usd", "saved_usd_estimate", "degraded", "vote", "feedback_token",
+                "episode_id",
+                "mode",
+                "stopped",
+                "stop_reason",
+                "certified",
+                "policy_version",
+                "steps",
+                "probe_tokens",
+                "extra_prompt_tokens",
+                "cached_prompt_tokens",
+                "tokens_saved_estimate",
+                "estimate_method",
+                "cost_usd",
+                "saved_usd_estimate",
+                "degraded",
+                "vote",
+                "feedback_token",
                 "promise",
-            }  # fmt: skip
+            }

@@ -25,9 +25,15 @@ from tests.gateway.test_log_follower import FOUR, ROUTE, began, decide, drawn, p
 from tests.review.test_override import override, publication
 
 UNCERTIFIED = {
-    "kind": "samples", "samples": 15, "wave": 1, "scorer": "number", "mode": "enforce", "audit_share": 0.0,
-    "policy": {"policy": "stable-answer", "streak": 3}, "uncertified": True,
-}  # fmt: skip
+    "kind": "samples",
+    "samples": 15,
+    "wave": 1,
+    "scorer": "number",
+    "mode": "enforce",
+    "audit_share": 0.0,
+    "policy": {"policy": "stable-answer", "streak": 3},
+    "uncertified": True,
+}
 
 
 def hold(settings: Settings, now_s: float, **wanted: Any) -> Override:
@@ -139,9 +145,7 @@ async def test_rolling_back_acts_at_the_earlier_level_and_a_new_epoch_voids_it(s
         def back() -> None:
             asked = IncidentForm(incident="r:p1", decision="roll_back", reason="seen", author="ann", days=1.0)
             with decisions(told) as writer:
-                found = decide_incident(
-                    writer, told.routes["r"], "r", asked, now_s=g.gateway.wall_s(), publication=1
-                )
+                found = decide_incident(writer, told.routes["r"], "r", asked, now_s=g.gateway.wall_s(), publication=1)
             assert isinstance(found, DecisionRows), found
 
         await asyncio.to_thread(back)

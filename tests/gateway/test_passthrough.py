@@ -106,18 +106,14 @@ async def test_a_compressed_answer_stays_as_it_came(serve: Serve) -> None:
     async def handler(request: Any) -> Any:
         from aiohttp import web
 
-        return web.Response(
-            body=packed, headers={"content-type": "text/event-stream", "content-encoding": "gzip"}
-        )
+        return web.Response(body=packed, headers={"content-type": "text/event-stream", "content-encoding": "gzip"})
 
     from aiohttp.test_utils import TestServer
     from aiohttp.web import Application
 
     application = Application()
     application.router.add_post("/v1/chat/completions", handler)
-    async with TestServer(application) as upstream, serve(
-        upstream={"url": str(upstream.make_url(""))}, route=OFF
-    ) as g:
+    async with TestServer(application) as upstream, serve(upstream={"url": str(upstream.make_url(""))}, route=OFF) as g:
         answer = await g.ask(chat(stream=True), headers={"accept-encoding": "gzip"})
         assert answer.headers["content-encoding"] == "gzip"
         assert sha(answer.raw) == sha(packed)
@@ -137,7 +133,7 @@ async def test_a_stream_that_breaks_inside_a_frame_never_leaves_half_of_it(serve
     says = Reply(answer=("word",) * 30, faults=(die_after(7, how), one_byte()))
     async with serve(says, route=OFF) as g:
         answer = await g.ask(chat(stream=True))
-        assert len(answer.errors) == 1   # parsing `chunks` fails on half a frame
+        assert len(answer.errors) == 1  # parsing `chunks` fails on half a frame
         assert answer.finish is None
         assert not answer.done
         assert (await g.outcome()).end_reason == "upstream_error"

@@ -41,12 +41,20 @@ def whole(value: Any) -> bytes:
 TEXT = {"id": "cmpl-1", "object": "text_completion", "model": "m"}
 COMPLETION_USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
 RESPONSE_USAGE = {
-    "input_tokens": 11, "input_tokens_details": {"cached_tokens": 4},
-    "output_tokens": 9, "output_tokens_details": {"reasoning_tokens": 6}, "total_tokens": 20,
-}  # fmt: skip
+    "input_tokens": 11,
+    "input_tokens_details": {"cached_tokens": 4},
+    "output_tokens": 9,
+    "output_tokens_details": {"reasoning_tokens": 6},
+    "total_tokens": 20,
+}
 RESPONSE: dict[str, Any] = {
-    "id": "resp_1", "object": "response", "status": "completed", "error": None, "model": "m", "output": [],
-}  # fmt: skip
+    "id": "resp_1",
+    "object": "response",
+    "status": "completed",
+    "error": None,
+    "model": "m",
+    "output": [],
+}
 MESSAGE = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m", "content": []}
 
 
@@ -57,7 +65,7 @@ class Case:
     path: str
     body: Mapping[str, Any]
     answer: bytes
-    usage: tuple[int, int, int, int]   # prompt, completion, cached, reasoning
+    usage: tuple[int, int, int, int]  # prompt, completion, cached, reasoning
     response_id: str | None
     method: str = "POST"
     end: str = "done"
@@ -75,62 +83,118 @@ class Case:
 
 CASES = {
     "completions": Case(
-        "/completions", {"model": "m", "prompt": "a"},
+        "/completions",
+        {"model": "m", "prompt": "a"},
         whole({**TEXT, "choices": [{"text": "b", "finish_reason": "stop"}], "usage": COMPLETION_USAGE}),
-        (5, 7, 0, 0), "cmpl-1",
+        (5, 7, 0, 0),
+        "cmpl-1",
     ),
     "completions, cut": Case(
-        "/completions", {"model": "m", "prompt": "a", "stream": True},
+        "/completions",
+        {"model": "m", "prompt": "a", "stream": True},
         sse(
             {**TEXT, "choices": [{"text": "b", "finish_reason": None}]},
             {**TEXT, "choices": [{"text": "", "finish_reason": "length"}]},
             {**TEXT, "choices": [], "usage": COMPLETION_USAGE},
-        ) + b"data: [DONE]\n\n",
-        (5, 7, 0, 0), "cmpl-1", end="truncated",
+        )
+        + b"data: [DONE]\n\n",
+        (5, 7, 0, 0),
+        "cmpl-1",
+        end="truncated",
     ),
     "embeddings": Case(
-        "/embeddings", {"model": "m", "input": ["a"]},
-        whole({"object": "list", "data": [{"embedding": [0.5] * 40_000}],
-               "usage": {"prompt_tokens": 3, "total_tokens": 3}}),
-        (3, 0, 0, 0), None,
+        "/embeddings",
+        {"model": "m", "input": ["a"]},
+        whole(
+            {
+                "object": "list",
+                "data": [{"embedding": [0.5] * 40_000}],
+                "usage": {"prompt_tokens": 3, "total_tokens": 3},
+            }
+        ),
+        (3, 0, 0, 0),
+        None,
     ),
     "responses": Case(
-        "/responses", {"model": "m", "input": "a"}, whole({**RESPONSE, "usage": RESPONSE_USAGE}),
-        (11, 9, 4, 6), "resp_1",
+        "/responses",
+        {"model": "m", "input": "a"},
+        whole({**RESPONSE, "usage": RESPONSE_USAGE}),
+        (11, 9, 4, 6),
+        "resp_1",
     ),
     "responses, stream": Case(
-        "/responses", {"model": "m", "input": "a", "stream": True},
+        "/responses",
+        {"model": "m", "input": "a", "stream": True},
         sse(
-            ("response.created", {"type": "response.created", "sequence_number": 0,
-                                  "response": {**RESPONSE, "status": "in_progress", "usage": None}}),
-            ("response.output_text.delta",
-             {"type": "response.output_text.delta", "sequence_number": 1, "delta": "x"}),
-            ("response.completed", {"type": "response.completed", "sequence_number": 2,
-                                    "response": {**RESPONSE, "usage": RESPONSE_USAGE}}),
+            (
+                "response.created",
+                {
+                    "type": "response.created",
+                    "sequence_number": 0,
+                    "response": {**RESPONSE, "status": "in_progress", "usage": None},
+                },
+            ),
+            ("response.output_text.delta", {"type": "response.output_text.delta", "sequence_number": 1, "delta": "x"}),
+            (
+                "response.completed",
+                {"type": "response.completed", "sequence_number": 2, "response": {**RESPONSE, "usage": RESPONSE_USAGE}},
+            ),
         ),
-        (11, 9, 4, 6), "resp_1",
+        (11, 9, 4, 6),
+        "resp_1",
     ),
     "responses, stream that ends in one huge event": Case(
-        "/responses", {"model": "m", "input": "a", "stream": True},
+        "/responses",
+        {"model": "m", "input": "a", "stream": True},
         sse(
             ("response.created", {"type": "response.created", "response": {**RESPONSE, "usage": None}}),
-            ("response.completed", {"type": "response.completed", "response": {
-                **RESPONSE, "output": [{"text": 'say "usage": ' * 20_000}], "usage": RESPONSE_USAGE}}),
+            (
+                "response.completed",
+                {
+                    "type": "response.completed",
+                    "response": {**RESPONSE, "output": [{"text": 'say "usage": ' * 20_000}], "usage": RESPONSE_USAGE},
+                },
+            ),
         ),
-        (11, 9, 4, 6), "resp_1",
+        (11, 9, 4, 6),
+        "resp_1",
     ),
     "responses, incomplete": Case(
-        "/responses", {"model": "m", "input": "a", "stream": True},
-        sse(("response.incomplete", {"type": "response.incomplete", "response": {
-            **RESPONSE, "status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"},
-            "usage": RESPONSE_USAGE}})),
-        (11, 9, 4, 6), "resp_1", end="truncated",
+        "/responses",
+        {"model": "m", "input": "a", "stream": True},
+        sse(
+            (
+                "response.incomplete",
+                {
+                    "type": "response.incomplete",
+                    "response": {
+                        **RESPONSE,
+                        "status": "incomplete",
+                        "incomplete_details": {"reason": "max_output_tokens"},
+                        "usage": RESPONSE_USAGE,
+                    },
+                },
+            )
+        ),
+        (11, 9, 4, 6),
+        "resp_1",
+        end="truncated",
     ),
     "responses, failed": Case(
-        "/responses", {"model": "m", "input": "a", "stream": True},
-        sse(("response.failed", {"type": "response.failed", "response": {
-            **RESPONSE, "status": "failed", "error": {"code": "server_error", "message": "x"}}})),
-        (0, 0, 0, 0), "resp_1", end="upstream_error",
+        "/responses",
+        {"model": "m", "input": "a", "stream": True},
+        sse(
+            (
+                "response.failed",
+                {
+                    "type": "response.failed",
+                    "response": {**RESPONSE, "status": "failed", "error": {"code": "server_error", "message": "x"}},
+                },
+            )
+        ),
+        (0, 0, 0, 0),
+        "resp_1",
+        end="upstream_error",
     ),
     "a stored response": Case(
         "/responses/resp_1", {}, whole({**RESPONSE, "usage": RESPONSE_USAGE}), (11, 9, 4, 6), "resp_1", "GET"
@@ -145,37 +209,73 @@ CASES = {
         "/responses/resp_1/input_items", {}, whole({"object": "list", "data": []}), (0, 0, 0, 0), None, "GET"
     ),
     "messages": Case(
-        "/messages", {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "a"}]},
-        whole({**MESSAGE, "stop_reason": "end_turn", "usage": {
-            "input_tokens": 10, "cache_read_input_tokens": 30, "cache_creation_input_tokens": 2, "output_tokens": 8}}),
-        (42, 8, 30, 0), "msg_1",
+        "/messages",
+        {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "a"}]},
+        whole(
+            {
+                **MESSAGE,
+                "stop_reason": "end_turn",
+                "usage": {
+                    "input_tokens": 10,
+                    "cache_read_input_tokens": 30,
+                    "cache_creation_input_tokens": 2,
+                    "output_tokens": 8,
+                },
+            }
+        ),
+        (42, 8, 30, 0),
+        "msg_1",
     ),
     "messages, stream": Case(
-        "/messages", {"model": "m", "max_tokens": 9, "stream": True, "messages": []},
+        "/messages",
+        {"model": "m", "max_tokens": 9, "stream": True, "messages": []},
         sse(
-            ("message_start", {"type": "message_start", "message": {**MESSAGE, "stop_reason": None, "usage": {
-                "input_tokens": 10, "cache_read_input_tokens": 30, "output_tokens": 1}}}),
-            *[("content_block_delta", {"type": "content_block_delta", "index": 0,
-                                       "delta": {"type": "text_delta", "text": "word " * 400}})] * 60,
-            ("message_delta", {"type": "message_delta", "delta": {"stop_reason": "max_tokens"},
-                               "usage": {"output_tokens": 12}}),
+            (
+                "message_start",
+                {
+                    "type": "message_start",
+                    "message": {
+                        **MESSAGE,
+                        "stop_reason": None,
+                        "usage": {"input_tokens": 10, "cache_read_input_tokens": 30, "output_tokens": 1},
+                    },
+                },
+            ),
+            *[
+                (
+                    "content_block_delta",
+                    {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "word " * 400}},
+                )
+            ]
+            * 60,
+            (
+                "message_delta",
+                {"type": "message_delta", "delta": {"stop_reason": "max_tokens"}, "usage": {"output_tokens": 12}},
+            ),
             ("message_stop", {"type": "message_stop"}),
         ),
-        (40, 12, 30, 0), "msg_1", end="truncated",
+        (40, 12, 30, 0),
+        "msg_1",
+        end="truncated",
     ),
     "messages, an error inside": Case(
-        "/messages", {"model": "m", "max_tokens": 9, "stream": True, "messages": []},
+        "/messages",
+        {"model": "m", "max_tokens": 9, "stream": True, "messages": []},
         sse(
-            ("message_start", {"type": "message_start", "message": {**MESSAGE, "usage": {
-                "input_tokens": 10, "output_tokens": 1}}}),
+            (
+                "message_start",
+                {"type": "message_start", "message": {**MESSAGE, "usage": {"input_tokens": 10, "output_tokens": 1}}},
+            ),
             ("error", {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}),
         ),
-        (10, 1, 0, 0), "msg_1", end="upstream_error",
+        (10, 1, 0, 0),
+        "msg_1",
+        end="upstream_error",
     ),
     "count_tokens": Case(
         "/messages/count_tokens", {"model": "m", "messages": []}, whole({"input_tokens": 14}), (0, 0, 0, 0), None
     ),
-}  # fmt: skip
+}
 
 
 async def send(
@@ -207,9 +307,7 @@ async def test_the_same_bytes_and_one_outcome(serve: Serve, name: str, mode: str
         episode = await g.episode()
         usage = episode.outcome.usage
         assert usage is not None
-        assert (
-            usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens
-        ) == case.usage  # fmt: skip
+        assert (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens) == case.usage
         assert (episode.outcome.end_reason, episode.outcome.response_id) == (case.end, case.response_id)
         assert len(episode.outcome.calls) == 1
         assert episode.request.ungoverned == "endpoint"
@@ -355,7 +453,7 @@ async def test_a_stream_that_breaks_off_ends_in_the_apis_own_error_event(serve: 
 @pytest.mark.parametrize("name", ["completions, cut", "responses, stream", "messages, stream"])
 async def test_the_client_leaves_and_the_upstream_is_closed_at_once(serve: Serve, name: str) -> None:
     case = CASES[name]
-    endless = Script(pieces=(case.answer[:case.answer.index(b"\n\n") + 2], *[b": x\n\n"] * 500), delay_s=0.01)
+    endless = Script(pieces=(case.answer[: case.answer.index(b"\n\n") + 2], *[b": x\n\n"] * 500), delay_s=0.01)
     async with serve(fake={"paths": {f"POST {case.path}": endless}}) as g:
         raw = json.dumps(case.body).encode()
         async with g.session.post(
@@ -414,13 +512,15 @@ RELAY = ["GET /props", "POST /props", "POST /tokenize", "POST /completions"]
 async def test_listed_paths_are_relayed_and_no_others(serve: Serve) -> None:
     odd = b"\xff\x00 not json"
     props = Script(pieces=(b'{"a": 1}',), content_type="application/json", status=200)
-    own = whole({"content": "x", "tokens_predicted": 6, "tokens_evaluated": 4, "stop_type": "limit",
-                 "timings": {"cache_n": 3}})
+    own = whole(
+        {"content": "x", "tokens_predicted": 6, "tokens_evaluated": 4, "stop_type": "limit", "timings": {"cache_n": 3}}
+    )
     played = {
-        "GET /props": props, "POST /props": props,
+        "GET /props": props,
+        "POST /props": props,
         "POST /tokenize": Script(pieces=(odd,), content_type="text/plain", status=201),
         "POST /completions": Script(pieces=(own,), content_type="application/json"),
-    }  # fmt: skip
+    }
     async with serve(server={"relay": RELAY}, fake={"paths": played}) as g:
         for entry in RELAY:
             method, _, path = entry.partition(" ")
@@ -441,19 +541,43 @@ async def test_listed_paths_are_relayed_and_no_others(serve: Serve) -> None:
         assert (last.outcome.usage.cached_tokens, last.outcome.end_reason) == (3, "truncated")
 
 
-@pytest.mark.parametrize("entry", [
-    "/props", "GET props", "get /props", "GET  /props", "HEAD /props", "GET /a/../b", "GET /a//b", "GET /./a",
-    "GET /..", "GET /a?b", "GET /a b", "GET /{id}", "GET /é", "GET /a%2e", "GET //a", "",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "/props",
+        "GET props",
+        "get /props",
+        "GET  /props",
+        "HEAD /props",
+        "GET /a/../b",
+        "GET /a//b",
+        "GET /./a",
+        "GET /..",
+        "GET /a?b",
+        "GET /a b",
+        "GET /{id}",
+        "GET /é",
+        "GET /a%2e",
+        "GET //a",
+        "",
+    ],
+)
 def test_a_path_that_is_not_exact_is_refused_at_start(entry: str) -> None:
     with pytest.raises(ConfigError, match=r"server\.relay: got"):
         parse({"server": {"relay": [entry]}})
 
 
-@pytest.mark.parametrize("entry", [
-    "POST /v1/chat/completions", "GET /chat/completions", "GET /metrics", "POST /feedback", "GET /healthz",
-    "GET /models",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "POST /v1/chat/completions",
+        "GET /chat/completions",
+        "GET /metrics",
+        "POST /feedback",
+        "GET /healthz",
+        "GET /models",
+    ],
+)
 def test_a_path_of_our_own_cannot_be_relayed(entry: str) -> None:
     with pytest.raises(ConfigError, match="answered by Suffice itself"):
         endpoints(parse({"server": {"relay": [entry]}}).server.relay)
@@ -495,5 +619,5 @@ async def test_no_endpoint_sends_our_key_up(serve: Serve, monkeypatch: pytest.Mo
             async with g.session.request(endpoint.method, url, data=data, headers=ours) as answer:
                 assert answer.status != 401, endpoint
                 await answer.read()
-        assert len(g.fake.calls) >= len(table) - 14   # all but our own pages
+        assert len(g.fake.calls) >= len(table) - 14  # all but our own pages
         assert not [c for c in g.fake.calls if any(OURS in value for _, value in c.headers)]

@@ -92,8 +92,10 @@ def plain(answer: Answer) -> dict[str, Any]:
 
 async def seen(g: Served, name: str, row: Row, stream: bool, kind: str, direct: Answer) -> None:
     n_before = len(g.fake.completions)
-    body = chat(stream=stream) | {"stream_options": {"include_usage": True}} | dict(row.fields) if stream else (
-        chat() | dict(row.fields)
+    body = (
+        chat(stream=stream) | {"stream_options": {"include_usage": True}} | dict(row.fields)
+        if stream
+        else (chat() | dict(row.fields))
     )
     through = await g.ask(body)
     calls = g.fake.completions[n_before:]
@@ -159,9 +161,13 @@ async def test_every_blocking_field_blocks(serve: Serve, field_name: str) -> Non
 
 @pytest.mark.parametrize(
     ("kind", "mode", "goes_on"),
-    [("reasoning", "off", True), ("reasoning", "observe", True), ("reasoning", "enforce", False),
-     ("samples", "observe", False)],
-)  # fmt: skip
+    [
+        ("reasoning", "off", True),
+        ("reasoning", "observe", True),
+        ("reasoning", "enforce", False),
+        ("samples", "observe", False),
+    ],
+)
 async def test_a_conversation_id_goes_up_only_where_nothing_is_ever_cut(
     serve: Serve, kind: str, mode: str, goes_on: bool
 ) -> None:

@@ -16,8 +16,11 @@ from tests.gateway.served import chat
 from tests.gateway.test_stop import enforcing
 
 PROMPT, CLIENT_KEY, GATEWAY_KEY, UPSTREAM_KEY = (
-    "prompt-canary-2d1f", "sk-client-canary-77", "sk-gateway-canary-88", "sk-upstream-canary-99"
-)  # fmt: skip
+    "prompt-canary-2d1f",
+    "sk-client-canary-77",
+    "sk-gateway-canary-88",
+    "sk-upstream-canary-99",
+)
 SECRETS = (PROMPT, CLIENT_KEY, GATEWAY_KEY, UPSTREAM_KEY)
 BODY = chat(f"my name is {PROMPT}", user=PROMPT, metadata={"a": PROMPT}, api_key=CLIENT_KEY)
 STEPS = [(f"step {n}\n", "4") for n in range(6)]

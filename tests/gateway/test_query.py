@@ -29,7 +29,7 @@ USER = {"role": "user", "content": QUESTION}
         ("x", None),
         (None, None),
     ],
-)  # fmt: skip
+)
 def test_the_question_is_the_last_users(messages: Any, found: str | None) -> None:
     assert last_question({"messages": messages}) == found
     assert query_of({"messages": messages}, "reasoning", 1).n_chars == (None if found is None else len(found))
@@ -37,9 +37,15 @@ def test_the_question_is_the_last_users(messages: Any, found: str | None) -> Non
 
 async def test_the_log_holds_the_querys_form_and_a_policy_reads_its_plan(serve: Serve) -> None:
     route = {
-        "kind": "samples", "samples": 8, "wave": 1, "scorer": "number", "mode": "enforce", "uncertified": True,
-        "audit_share": 0.0, "policy": {"policy": "stable-answer", "streak": 2, "min_share": 0.35},
-    }  # fmt: skip
+        "kind": "samples",
+        "samples": 8,
+        "wave": 1,
+        "scorer": "number",
+        "mode": "enforce",
+        "uncertified": True,
+        "audit_share": 0.0,
+        "policy": {"policy": "stable-answer", "streak": 2, "min_share": 0.35},
+    }
     async with serve(Reply(answer=("54",)), route=route) as gateway:
         await gateway.ask(chat(QUESTION, metadata={"name": "somebody"}))
         (found,) = await gateway.episodes(1)

@@ -15,10 +15,13 @@ from suffice.testing import FakeUpstream, Reply, status
 
 
 def settings(folder: Path, **urls: str) -> Settings:
-    return parse({
-        "upstreams": {name: {"url": url, "retries": 0} for name, url in urls.items()},
-        "store": {"url": f"sqlite:///{folder}/log.db"}, "control": {"enabled": False},
-    })  # fmt: skip
+    return parse(
+        {
+            "upstreams": {name: {"url": url, "retries": 0} for name, url in urls.items()},
+            "store": {"url": f"sqlite:///{folder}/log.db"},
+            "control": {"enabled": False},
+        }
+    )
 
 
 def nowhere() -> str:

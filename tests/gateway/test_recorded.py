@@ -41,8 +41,10 @@ def test_another_setup_is_told_apart_and_another_promise_is_not(tmp_path: Path, 
     assert setup() != setup(**change)
     told = settings_for("http://127.0.0.1:1", tmp_path, route=SAMPLES)
     elsewhere = settings_for("http://127.0.0.1:2", tmp_path, route=SAMPLES)
-    assert (build_route("r", told.routes["r"], upstream=told.upstreams["up"]).setup
-            != build_route("r", elsewhere.routes["r"], upstream=elsewhere.upstreams["up"]).setup)
+    assert (
+        build_route("r", told.routes["r"], upstream=told.upstreams["up"]).setup
+        != build_route("r", elsewhere.routes["r"], upstream=elsewhere.upstreams["up"]).setup
+    )
 
 
 @pytest.mark.parametrize("route", [SAMPLES, {"kind": "reasoning"}], ids=["samples", "reasoning"])
@@ -57,9 +59,13 @@ async def test_the_upstreams_own_name_is_on_record(serve: Serve, route: dict[str
 
 
 PROBING = {
-    "kind": "reasoning", "mode": "enforce", "scorer": "number", "probe": {"verified_by": "owner"}, "audit_share": 1.0,
+    "kind": "reasoning",
+    "mode": "enforce",
+    "scorer": "number",
+    "probe": {"verified_by": "owner"},
+    "audit_share": 1.0,
     "steps": {"min_tokens": 1, "growth": 1.0},
-}  # fmt: skip
+}
 SLOW = ScriptedThought(
     [("two and two\n", "4"), ("is four\n", "4"), ("or five\n", "5")], "it is 4", reply=Reply(delay_s=0.005)
 )
@@ -81,9 +87,15 @@ async def test_an_audit_finishes_once_for_the_record_and_its_client_gets_the_ful
     assert outcome.degraded == ()
 
 
-@pytest.mark.parametrize("change", [
-    {"audit_share": 0.0}, {"policy": {"policy": "never"}}, {"probe": {}}, {"max_extra_calls": 0},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"audit_share": 0.0},
+        {"policy": {"policy": "never"}},
+        {"probe": {}},
+        {"max_extra_calls": 0},
+    ],
+)
 async def test_no_finish_is_measured_where_none_is_wanted_or_allowed(serve: Serve, change: dict[str, object]) -> None:
     async with serve(SLOW, route={**PROBING, **change}, upstream={"finish": ["raw"], "slots": 4}) as g:
         await g.ask(chat())

@@ -104,16 +104,21 @@ async def test_a_word_on_an_answer_without_rows_finds_it_while_its_gateway_knows
         name = answer.headers["x-suffice-episode-id"]
         receipts = []
         for key, named in (
-            ("f1", {"episode_id": name}), ("f2", {"response_id": answer.json["id"]}),
-            ("f1", {"episode_id": name}), ("f3", {"episode_id": "ep_nobody"}),
-        ):  # fmt: skip
+            ("f1", {"episode_id": name}),
+            ("f2", {"response_id": answer.json["id"]}),
+            ("f1", {"episode_id": name}),
+            ("f3", {"episode_id": "ep_nobody"}),
+        ):
             said = {"feedback_id": key, "thumbs": "up", "source": "user", **named}
             async with g.session.post(f"{g.url}/v1/feedback", json=said) as told:
                 receipts.append((told.status, await told.json()))
         database = g.database
     assert [(status, one["duplicate"], one["joined"]) for status, one in receipts] == [
-        (200, False, True), (200, False, True), (200, True, True), (200, False, False),
-    ]  # fmt: skip
+        (200, False, True),
+        (200, False, True),
+        (200, True, True),
+        (200, False, False),
+    ]
     events = [one.event for one in read_events(database) if isinstance(one.event, FeedbackGiven)]
     assert [one.about is not None and one.about.episode_id == name for one in events] == [True, True, False]
     assert [one.episode_id for one in parked(database)] == ["ep_nobody"]
@@ -137,9 +142,16 @@ async def test_of_a_run_that_was_drawn_the_log_says_as_well_that_its_gateway_kne
 async def test_rates_that_the_control_loop_sets_reach_a_gateway_that_runs(serve: Serve) -> None:
     async with serve(CHAIN, route=SAMPLED | {"audit_share": 0.0}, upstream=RAW) as g:
         rates = RowRates(
-            route="r", number=1, sample_rate=0.3, read_to_seq=0, other=1.0, after=(("law", 0.5),), before=(),
-            reason="x", author="w",
-        )  # fmt: skip
+            route="r",
+            number=1,
+            sample_rate=0.3,
+            read_to_seq=0,
+            other=1.0,
+            after=(("law", 0.5),),
+            before=(),
+            reason="x",
+            author="w",
+        )
         await asyncio.to_thread(write, g.gateway.settings, RatesSet(rates))
         g.gateway.told()
         async with asyncio.timeout(30):
@@ -152,19 +164,38 @@ async def test_rates_that_the_control_loop_sets_reach_a_gateway_that_runs(serve:
 
 async def test_rates_for_another_rate_of_the_owners_are_void(serve: Serve) -> None:
     async with serve(CHAIN, route=SAMPLED | {"audit_share": 0.0}, upstream=RAW) as g:
-        g.gateway.sampling.rates = {"r": RowRates(
-            route="r", number=1, sample_rate=0.9, read_to_seq=0, other=1.0, after=(), before=(), reason="x", author="w",
-        )}  # fmt: skip
+        g.gateway.sampling.rates = {
+            "r": RowRates(
+                route="r",
+                number=1,
+                sample_rate=0.9,
+                read_to_seq=0,
+                other=1.0,
+                after=(),
+                before=(),
+                reason="x",
+                author="w",
+            )
+        }
         await asked(g, 30)
         database = g.database
     assert len(kept(database)) < 30
 
 
 def test_a_loop_in_this_process_is_sampled_and_counted_too(tmp_path: Path) -> None:
-    settings = settings_for("http://127.0.0.1:1", tmp_path, route={
-        "kind": "rounds", "upstream": "", "mode": "enforce", "uncertified": True, "audit_share": 0.2,
-        "sample_rate": 0.4, "policy": {"policy": "stable-answer", "streak": 2},
-    })  # fmt: skip
+    settings = settings_for(
+        "http://127.0.0.1:1",
+        tmp_path,
+        route={
+            "kind": "rounds",
+            "upstream": "",
+            "mode": "enforce",
+            "uncertified": True,
+            "audit_share": 0.2,
+            "sample_rate": 0.4,
+            "policy": {"policy": "stable-answer", "streak": 2},
+        },
+    )
     rng = random.Random(0)
     with Governor.open(settings, route="r") as governor:
         for number in range(40):
@@ -173,9 +204,10 @@ def test_a_loop_in_this_process_is_sampled_and_counted_too(tmp_path: Path) -> No
                     if episode.step(answer=str(rng.randrange(2)), tokens=10).stop:
                         break
     database = tmp_path / "log.db"
-    rows, counts = kept(database), [
-        one.event.counted for one in read_events(database) if isinstance(one.event, RequestsCounted)
-    ]
+    rows, counts = (
+        kept(database),
+        [one.event.counted for one in read_events(database) if isinstance(one.event, RequestsCounted)],
+    )
     assert len(rows) + sum(one.n_requests for one in counts) == 40
     assert 4 <= len(rows) <= 34
     assert all(is_certain(one.request) or one.request.kept_by == "lot" for one in rows)

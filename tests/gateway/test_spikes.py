@@ -21,18 +21,21 @@ from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
 
 SLOTS = 4
-RUN_S = 0.06                   # of one sample at the model server: 4 slots finish 67 a second
+RUN_S = 0.06  # of one sample at the model server: 4 slots finish 67 a second
 QUIET_PER_S, SPIKE_PER_S = 3, 15
 # All samples agree, so that the threshold alone says how many are drawn: 8, 6 or 4.
 LEVELS = tuple(
-    build_policy(policy) for policy in (
-        {"policy": "never"}, {"policy": "beta", "threshold": 0.99}, {"policy": "beta", "threshold": 0.95}
-    )
-)  # fmt: skip
+    build_policy(policy)
+    for policy in ({"policy": "never"}, {"policy": "beta", "threshold": 0.99}, {"policy": "beta", "threshold": 0.95})
+)
 ROUTE: dict[str, Any] = {
-    "kind": "samples", "samples": 15, "scorer": "number", "policy": {"policy": "beta"}, "mode": "enforce",
+    "kind": "samples",
+    "samples": 15,
+    "scorer": "number",
+    "policy": {"policy": "beta"},
+    "mode": "enforce",
     "audit_share": 0.0,
-}  # fmt: skip
+}
 
 
 def certified(gw: Gateway) -> None:
@@ -80,9 +83,7 @@ def levels_of(answers: list[Answer]) -> set[str]:
 
 async def test_a_fivefold_spike_takes_the_certified_level_within_ten_seconds_and_gives_it_back(serve: Serve) -> None:
     pressure = {"queue": 1.0, "operating_point": 0.5, "hold_s": 2.0}
-    async with serve(
-        server(), change=certified, upstream={"slots": SLOTS}, route=ROUTE | {"pressure": pressure}
-    ) as g:
+    async with serve(server(), change=certified, upstream={"slots": SLOTS}, route=ROUTE | {"pressure": pressure}) as g:
         here = operation(g.gateway)
         quiet = await load(g, QUIET_PER_S, lambda n: n == 6, 4)
         assert (await scraped(g))['suffice_operating_level{route="r"}'] == 1

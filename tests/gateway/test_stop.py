@@ -12,10 +12,14 @@ from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat
 
 STEPS = [
-    ("two and two\n", "3"), ("make four\n", "4"), ("so four\n", "4"), ("yes four\n", "4"),
-    ("is that so\n", "4"), ("wait I think five\n", "5"),
-]  # fmt: skip
-N_THOUGHT = 22       # tokens of all steps: their words, and a line end each
+    ("two and two\n", "3"),
+    ("make four\n", "4"),
+    ("so four\n", "4"),
+    ("yes four\n", "4"),
+    ("is that so\n", "4"),
+    ("wait I think five\n", "5"),
+]
+N_THOUGHT = 22  # tokens of all steps: their words, and a line end each
 STOP = {"policy": "stable-answer", "streak": 3}  # the answer of step 4 is the third "4" in a row
 NATIVE = {"finish": ["native"]}
 
@@ -31,9 +35,15 @@ def held() -> ScriptedThought:
 
 def enforcing(**route: Any) -> dict[str, Any]:
     return {
-        "mode": "enforce", "uncertified": True, "scorer": "number", "probe": {}, "audit_share": 0.0,
-        "policy": STOP, "steps": {"min_tokens": 3, "growth": 1.0}, **route,
-    }  # fmt: skip
+        "mode": "enforce",
+        "uncertified": True,
+        "scorer": "number",
+        "probe": {},
+        "audit_share": 0.0,
+        "policy": STOP,
+        "steps": {"min_tokens": 3, "growth": 1.0},
+        **route,
+    }
 
 
 def spent(fake: FakeUpstream) -> tuple[int, int]:
@@ -159,7 +169,9 @@ async def test_a_fixed_budget_is_kept_by_the_engine_itself(serve: Serve, budget:
 
 
 async def test_a_budget_that_the_engine_ignores_is_kept_by_the_loop(serve: Serve) -> None:
-    long = ScriptedThought([(f"thought number {n} goes on\n", str(n)) for n in range(40)], "39", reply=Reply(delay_s=0.001))
+    long = ScriptedThought(
+        [(f"thought number {n} goes on\n", str(n)) for n in range(40)], "39", reply=Reply(delay_s=0.001)
+    )
     route = enforcing(policy={"policy": "fixed-budget", "max_tokens": 20}, probe=None)
 
     def forget(seen: Any) -> Any:

@@ -11,7 +11,7 @@ from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, chat
 from tests.gateway.test_stop import STEPS, enforcing, reconciled
 
-CAP = 10   # tokens: three steps, of which the third says "4"
+CAP = 10  # tokens: three steps, of which the third says "4"
 THOUGHT = "".join(text for text, _ in STEPS[:3])
 NEVER: dict[str, Any] = {"policy": {"policy": "never"}}
 OWNER = {"probe": {"verified_by": "owner"}}
@@ -110,7 +110,7 @@ async def test_where_the_route_says_so_the_client_gets_the_forced_answer(
         assert (outcome.unclosed, outcome.answer, outcome.end_reason) == (True, "4", "done")
         assert (outcome.stopped, outcome.finish_method) == (False, way)
         assert answer.usage["completion_tokens"] == CAP + 1
-        assert answer.told is None   # nothing was stopped, and nobody asked
+        assert answer.told is None  # nothing was stopped, and nobody asked
 
 
 async def test_a_forced_answer_is_no_longer_than_a_trial_answer(serve: Serve) -> None:
@@ -130,14 +130,16 @@ async def test_when_the_finish_fails_the_upstreams_own_end_stands(serve: Serve, 
 
     def says(seen: FakeRequest) -> Reply:
         reply = talks(seen)
-        return Reply(**{**{f: getattr(reply, f) for f in reply.__dataclass_fields__}, "faults": (fault,)}) if (
-            seen.is_raw
-        ) else reply
+        return (
+            Reply(**{**{f: getattr(reply, f) for f in reply.__dataclass_fields__}, "faults": (fault,)})
+            if (seen.is_raw)
+            else reply
+        )
 
     async with serve(says, route=enforcing(**NEVER, probe=None, finish_unclosed=True), **RAW) as g:
         answer = await g.ask(capped(stream=stream))
         assert (answer.status, answer.finish, answer.thought) == (200, "length", THOUGHT)
-        assert answer.text in ("", "4")   # what was said before it broke off is not taken back
+        assert answer.text in ("", "4")  # what was said before it broke off is not taken back
         if stream:
             assert answer.done
             assert answer.errors == []
@@ -171,9 +173,11 @@ async def test_the_last_words_of_a_thought_may_stand_in_the_chunk_that_ends_it(s
     from tests.episode.runs import chunk
 
     frames = [
-        chunk({"role": "assistant"}), chunk({"reasoning_content": "two and two\n"}),
-        chunk({"reasoning_content": "make four"}, "length"), b"data: [DONE]\n\n",
-    ]  # fmt: skip
+        chunk({"role": "assistant"}),
+        chunk({"reasoning_content": "two and two\n"}),
+        chunk({"reasoning_content": "make four"}, "length"),
+        b"data: [DONE]\n\n",
+    ]
 
     def says(seen: FakeRequest) -> Any:
         return chain()(seen) if seen.is_raw else Script(pieces=tuple(frames))

@@ -33,22 +33,33 @@ from tests.gateway.test_log_follower import drawn
 OWN = {"policy": "stable-answer", "streak": 5}
 BOLDER = {"policy": "stable-answer", "streak": 2}
 ROUTE = {
-    "kind": "samples", "samples": 15, "wave": 1, "scorer": "number", "mode": "enforce", "uncertified": True,
-    "audit_share": 0.0, "policy": OWN,
-}  # fmt: skip
+    "kind": "samples",
+    "samples": 15,
+    "wave": 1,
+    "scorer": "number",
+    "mode": "enforce",
+    "uncertified": True,
+    "audit_share": 0.0,
+    "policy": OWN,
+}
 FOUR = Samples(["it is 4"])
-RULES = Rules(audit_share=0.0)   # so that all runs are live
+RULES = Rules(audit_share=0.0)  # so that all runs are live
 
 
 def written(**changes: Any) -> Experiment:
     told = {
-        "routes": ["r"], "unit": "user", "primary": "tokens", "warmup_units": 20,
-        "arms": {"as-it-is": {}, "bolder": {"policy": BOLDER}, "everything": {"full": True}}, **changes,
-    }  # fmt: skip
+        "routes": ["r"],
+        "unit": "user",
+        "primary": "tokens",
+        "warmup_units": 20,
+        "arms": {"as-it-is": {}, "bolder": {"policy": BOLDER}, "everything": {"full": True}},
+        **changes,
+    }
     raw: dict[str, Any] = {
-        "upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "routes": {"r": {**ROUTE, "upstream": "up"}},
+        "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
+        "routes": {"r": {**ROUTE, "upstream": "up"}},
         "experiments": {"e": told},
-    }  # fmt: skip
+    }
     return parse(raw).experiments["e"]
 
 
@@ -69,19 +80,22 @@ def begin(g: Served, policy: dict[str, Any], rules: Rules = RULES, name: str = "
             rollouts.read_rollouts(writer.path), version, route="r", own=rollouts.own_version(route)
         )
         assert not isinstance(one, str), one
-        found = rollouts.propose(
-            writer, one, author="ann", reason="x", name=name, rules=rules, secret=g.gateway.salt
-        )
+        found = rollouts.propose(writer, one, author="ann", reason="x", name=name, rules=rules, secret=g.gateway.salt)
     assert not isinstance(found, str), found
     return found
 
 
 def step(g: Served, *, back: bool = False) -> stages.Transition:
     with decisions(g.gateway.settings) as writer:
-        made = rollouts.move(writer, "r", lambda held: (
-            stages.roll_back(held.state, by="person:ann", reason="enough", at=0, now_s=time.time()) if back
-            else stages.promote(held.state, held.rules, by="person:ann", reason="go", at=0, now_s=time.time())
-        ))  # fmt: skip
+        made = rollouts.move(
+            writer,
+            "r",
+            lambda held: (
+                stages.roll_back(held.state, by="person:ann", reason="enough", at=0, now_s=time.time())
+                if back
+                else stages.promote(held.state, held.rules, by="person:ann", reason="go", at=0, now_s=time.time())
+            ),
+        )
     assert not isinstance(made, str), made
     return made
 

@@ -23,15 +23,23 @@ STABLE = {"policy": "stable-answer", "streak": 2}
 def settings(folder: Path, **route: Any) -> Settings:
     """One route of kind rounds; it acts and has no audits, unless `route` says otherwise."""
     table: dict[str, Any] = {
-        "kind": "rounds", "scorer": "text", "policy": STABLE, "mode": "enforce", "uncertified": True,
-        "audit_share": 0.0, "upstream": "up",
-    }  # fmt: skip
+        "kind": "rounds",
+        "scorer": "text",
+        "policy": STABLE,
+        "mode": "enforce",
+        "uncertified": True,
+        "audit_share": 0.0,
+        "upstream": "up",
+    }
     server = {"retry_window_s": 0.0} | route.pop("server", {})
-    return parse({
-        "server": server,  # tests ask the same question again, and mean a new run
-        "upstreams": {"up": {"url": "http://127.0.0.1:9"}}, "routes": {ROUTE: table | route},
-        "store": {"url": f"sqlite:///{folder}/log.db", "flush_ms": 1},
-    })  # fmt: skip
+    return parse(
+        {
+            "server": server,  # tests ask the same question again, and mean a new run
+            "upstreams": {"up": {"url": "http://127.0.0.1:9"}},
+            "routes": {ROUTE: table | route},
+            "store": {"url": f"sqlite:///{folder}/log.db", "flush_ms": 1},
+        }
+    )
 
 
 def local(folder: Path, **route: Any) -> Governor:

@@ -26,9 +26,14 @@ from tests.governor import loops
 from tests.governor.loops import ROUTE, STABLE, drive, episodes, served
 
 LOOP: dict[str, Any] = {
-    "kind": "rounds", "scorer": "text", "policy": STABLE, "mode": "enforce", "uncertified": True, "audit_share": 0.0,
+    "kind": "rounds",
+    "scorer": "text",
+    "policy": STABLE,
+    "mode": "enforce",
+    "uncertified": True,
+    "audit_share": 0.0,
     "upstream": "up",
-}  # fmt: skip
+}
 
 
 async def decide(g: Served, body: dict[str, Any] | bytes, **headers: str) -> tuple[int, Any]:
@@ -52,9 +57,19 @@ async def test_a_loop_in_any_language_is_three_kinds_of_call(tmp_path: Path) -> 
         status, first = await decide(g, {"question": "q", "step": step(1, "a")})
         assert status == 200
         assert set(first) == {
-            "episode_id", "action", "stop_reason", "reason", "return_step", "policy_version", "propensity", "mode",
-            "certified", "degraded", "feedback_token", "promise",
-        }  # fmt: skip
+            "episode_id",
+            "action",
+            "stop_reason",
+            "reason",
+            "return_step",
+            "policy_version",
+            "propensity",
+            "mode",
+            "certified",
+            "degraded",
+            "feedback_token",
+            "promise",
+        }
         assert (first["action"], first["return_step"], first["propensity"]) == ("continue", 1, 1.0)
         assert (first["mode"], first["certified"], first["stop_reason"]) == ("enforce", False, None)
         episode_id = first["episode_id"]
@@ -241,9 +256,10 @@ def both(
         (folder / "log.salt").write_text("one secret for both")
     route = {"audit_share": request.param}
     with (
-        served(loops.settings(there, **route)) as url, loops.local(here, **route) as inside,
+        served(loops.settings(there, **route)) as url,
+        loops.local(here, **route) as inside,
         Governor.connect(url, route=ROUTE) as outside,
-    ):  # fmt: skip
+    ):
         yield inside, outside
 
 
@@ -253,9 +269,12 @@ ANSWERS = st.lists(st.sampled_from(["a", "b", "A", "a b", "", None]), min_size=0
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(answers=ANSWERS, key=st.integers(0, 50), confidence=st.none() | st.floats(0, 1), aborts=st.booleans())
 def test_in_process_and_over_the_wire_decide_the_same(
-    both: tuple[Governor, Governor], answers: Sequence[str | None], key: int, confidence: float | None,
+    both: tuple[Governor, Governor],
+    answers: Sequence[str | None],
+    key: int,
+    confidence: float | None,
     aborts: bool,
-) -> None:  # fmt: skip
+) -> None:
     seen = []
     for gov in both:
         try:
@@ -272,9 +291,15 @@ def test_in_process_and_over_the_wire_decide_the_same(
 
 def same(outcome: Outcome) -> tuple[Any, ...]:
     return (
-        outcome.end_reason, outcome.stopped, outcome.stop_step, outcome.would_answer, outcome.answer, outcome.usage,
-        outcome.steps, outcome.decision,
-    )  # fmt: skip
+        outcome.end_reason,
+        outcome.stopped,
+        outcome.stop_step,
+        outcome.would_answer,
+        outcome.answer,
+        outcome.usage,
+        outcome.steps,
+        outcome.decision,
+    )
 
 
 def test_and_so_are_their_records(tmp_path: Path) -> None:

@@ -126,7 +126,9 @@ def test_a_server_asks_its_embedder_and_decides_as_the_library_does(tmp_path: Pa
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"url": "localhost:1"}, "url"), ({"timeout_s": 0.0}, "timeout_s"), ({"pause_s": float("inf")}, "pause_s"),
+        ({"url": "localhost:1"}, "url"),
+        ({"timeout_s": 0.0}, "timeout_s"),
+        ({"pause_s": float("inf")}, "pause_s"),
         ({"modell": "m"}, "did you mean 'model'"),
     ],
 )
@@ -141,6 +143,6 @@ def test_a_key_that_the_environment_lacks_is_refused_at_the_start(tmp_path: Path
     raw = {
         "upstreams": {"u": {"url": "http://h"}},
         "routes": {"r": {"upstream": "u", "kind": "samples", "embeddings": table("http://h")}},
-    }  # fmt: skip
+    }
     with pytest.raises(ConfigError, match="no drafts of each other"):
         parse(raw)

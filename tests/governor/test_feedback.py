@@ -24,12 +24,24 @@ SALT = "of these tests"
 
 
 def settings_in(folder: Path) -> Any:
-    return parse({
-        "upstreams": {"up": {"url": "http://127.0.0.1:9"}},
-        "routes": {ROUTE: {"kind": "rounds", "scorer": "text", "policy": STABLE, "mode": "enforce", "uncertified": True,
-                           "audit_share": 0.0, "upstream": "up"}},
-        "store": {"url": f"sqlite:///{folder}/log.db", "flush_ms": 1}, "metrics": METRICS,
-    })  # fmt: skip
+    return parse(
+        {
+            "upstreams": {"up": {"url": "http://127.0.0.1:9"}},
+            "routes": {
+                ROUTE: {
+                    "kind": "rounds",
+                    "scorer": "text",
+                    "policy": STABLE,
+                    "mode": "enforce",
+                    "uncertified": True,
+                    "audit_share": 0.0,
+                    "upstream": "up",
+                }
+            },
+            "store": {"url": f"sqlite:///{folder}/log.db", "flush_ms": 1},
+            "metrics": METRICS,
+        }
+    )
 
 
 @pytest.fixture(params=["local", "remote"])
@@ -51,8 +63,15 @@ def test_every_form_is_said_in_either_way_and_stored_alike(gov: Governor, tmp_pa
     with gov.episode("q") as ep:
         drive(ep, ["a", "a", "a"])
     assert read(ep.feedback_token, now_s=0.0, salt=SALT) == ep.id
-    assert gov.feedback(ep.id, source="user", rating=4, metrics={"clear": 5, "solved": True}, user="ann",
-                        propensity=0.5, feedback_id="one").joined  # fmt: skip
+    assert gov.feedback(
+        ep.id,
+        source="user",
+        rating=4,
+        metrics={"clear": 5, "solved": True},
+        user="ann",
+        propensity=0.5,
+        feedback_id="one",
+    ).joined
     assert gov.feedback(ep.id, source="behaviour", event="regenerate").joined
     assert asyncio.run(gov.afeedback(ep.id, source="reviewer", gold="")).joined
     one, two, three = kept(tmp_path)

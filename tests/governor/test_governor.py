@@ -203,9 +203,11 @@ def test_closing_ends_what_is_open_and_a_closed_governor_says_so(tmp_path: Path)
         gov.close()
         gov.close()
         for use in (
-            lambda: ep.step(answer="a", tokens=1), lambda: gov.episode("r").__enter__(), gov.flush,
+            lambda: ep.step(answer="a", tokens=1),
+            lambda: gov.episode("r").__enter__(),
+            gov.flush,
             lambda: gov.feedback(ep.id, correct=True, source="user"),
-        ):  # fmt: skip
+        ):
             with pytest.raises(ClosedError, match="is closed; open another one"):
                 use()
     assert outcome(tmp_path).end_reason == "client_left"  # the caller broke it off
@@ -330,8 +332,9 @@ def test_feedback_joins_its_run_and_counts_once_by_its_id(tmp_path: Path) -> Non
     assert (first.duplicate, first.joined, again.duplicate) == (False, True, True)
     labels = episodes(tmp_path, 1)[0].labels
     assert [(label.feedback.source, label.feedback.correct) for label in labels] == [
-        ("exact-match", None), ("reviewer", False),
-    ]  # fmt: skip
+        ("exact-match", None),
+        ("reviewer", False),
+    ]
 
 
 # ── failures of ours ────────────────────────────────────────────────────────────────────────────────
@@ -450,9 +453,15 @@ def test_a_run_may_be_long_and_its_record_stays_small(tmp_path: Path) -> None:
 
 def test_what_a_step_told_is_recorded_and_its_text_is_not(tmp_path: Path) -> None:
     told: dict[str, Any] = {
-        "confidence": 0.75, "logprob": -0.5, "stated_confidence": 0.9, "said_done": True, "action": "search",
-        "ctx_tokens": 700, "entropy": 0.25, "text": "SECRET words of the step",
-    }  # fmt: skip
+        "confidence": 0.75,
+        "logprob": -0.5,
+        "stated_confidence": 0.9,
+        "said_done": True,
+        "action": "search",
+        "ctx_tokens": 700,
+        "entropy": 0.25,
+        "text": "SECRET words of the step",
+    }
     with local(tmp_path) as gov, gov.episode("SECRET question") as ep:
         ep.step(answer="a", tokens=12, **told)
     step = outcome(tmp_path).steps[0]

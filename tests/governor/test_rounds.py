@@ -27,14 +27,21 @@ POLICIES: tuple[dict[str, Any], ...] = (
 )
 STEPS = st.lists(
     st.builds(
-        StepReport, answer=st.none() | st.sampled_from(["", "a", "b", "A ", "c d"]), tokens=st.integers(0, 30),
-        text=st.sampled_from(["", "a", "so it is b"]), confidence=st.none() | st.floats(), ctx_tokens=st.integers(0, 9),
-        logprobs=st.lists(st.floats(max_value=0), max_size=3).map(tuple), logprob=st.none() | st.floats(),
-        stated_confidence=st.none() | st.floats(), said_done=st.none() | st.booleans(),
+        StepReport,
+        answer=st.none() | st.sampled_from(["", "a", "b", "A ", "c d"]),
+        tokens=st.integers(0, 30),
+        text=st.sampled_from(["", "a", "so it is b"]),
+        confidence=st.none() | st.floats(),
+        ctx_tokens=st.integers(0, 9),
+        logprobs=st.lists(st.floats(max_value=0), max_size=3).map(tuple),
+        logprob=st.none() | st.floats(),
+        stated_confidence=st.none() | st.floats(),
+        said_done=st.none() | st.booleans(),
         action=st.none() | st.sampled_from(["search", "tool"]),
     ),
-    min_size=1, max_size=8,
-)  # fmt: skip
+    min_size=1,
+    max_size=8,
+)
 
 
 @dataclass(frozen=True)
@@ -49,13 +56,28 @@ class Route:
 def run(policy: dict[str, Any], *, may_act: bool, kind: Kind = "rounds", audit: bool = False) -> RoundsRun:
     built = build_policy(policy)
     request = Request(
-        episode_id="ep", route="r", kind=kind, mode="enforce", model="", stream=False, n_samples=8, audit=audit,
-        propensity=0.5, policy_version="p", certified=False, question_key="q", ungoverned=None, received_at_s=0.0,
-    )  # fmt: skip
+        episode_id="ep",
+        route="r",
+        kind=kind,
+        mode="enforce",
+        model="",
+        stream=False,
+        n_samples=8,
+        audit=audit,
+        propensity=0.5,
+        policy_version="p",
+        certified=False,
+        question_key="q",
+        ungoverned=None,
+        received_at_s=0.0,
+    )
     return RoundsRun(
-        ledger=Ledger(request, 0.0), route=Route(built, build_scorer("text"), ("stability", *built.needs)),
-        may_act=may_act, returning=returning(built), monotonic_s=lambda: 0.0,
-    )  # fmt: skip
+        ledger=Ledger(request, 0.0),
+        route=Route(built, build_scorer("text"), ("stability", *built.needs)),
+        may_act=may_act,
+        returning=returning(built),
+        monotonic_s=lambda: 0.0,
+    )
 
 
 @pytest.mark.parametrize("kind", ["rounds", "reasoning", "samples"])
@@ -92,7 +114,9 @@ def test_an_audit_never_stops_and_sees_what_a_stop_would_have_given(
 
 @settings(max_examples=40)
 @given(steps=STEPS, data=st.data())
-def test_telling_a_step_again_changes_nothing_and_a_gap_is_refused(steps: list[StepReport], data: st.DataObject) -> None:
+def test_telling_a_step_again_changes_nothing_and_a_gap_is_refused(
+    steps: list[StepReport], data: st.DataObject
+) -> None:
     once, again = run(POLICIES[0], may_act=True), run(POLICIES[0], may_act=True)
     for index, told in enumerate(steps, 1):
         decision = once.take(index, told)

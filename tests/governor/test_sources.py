@@ -26,8 +26,13 @@ DAY_S = 86_400.0
 def walk(gov: Governor) -> str:
     """Two rounds of retrieval; the run's name."""
     with gov.episode("which river?") as ep:
-        ep.step(answer="", tokens=5, text=f"{CANARY} search: river", sources=[f"{CANARY} one", f"{CANARY} two"],
-                action="search")
+        ep.step(
+            answer="",
+            tokens=5,
+            text=f"{CANARY} search: river",
+            sources=[f"{CANARY} one", f"{CANARY} two"],
+            action="search",
+        )
         ep.step(answer="Danube", tokens=9, text=f"{CANARY} so it is the Danube", action="answer")
         return ep.id
 

@@ -20,6 +20,7 @@ from suffice.store.database.views import read_events
 from suffice.store.routes.in_force import InForce
 from suffice.store.rows.serving_events import LogMissed
 from suffice.types import Pause
+from suffice.wiring import startup
 from tests.governor.loops import ROUTE, drive, episodes, local
 
 SAME = ["Danube"] * 5
@@ -55,12 +56,15 @@ def n_steps(gov: Governor) -> int:
         return len(drive(ep, SAME))
 
 
-@pytest.mark.parametrize(("left", "age_s", "n", "served"), [
-    (InForce(), 60.0, 2, "the last-good file is served"),
-    (PAUSED, 60.0, 5, "the last-good file is served"),
-    (InForce(), 7_200.0, 5, "everything runs in full"),
-    (None, 0.0, 5, "everything runs in full"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("left", "age_s", "n", "served"),
+    [
+        (InForce(), 60.0, 2, "the last-good file is served"),
+        (PAUSED, 60.0, 5, "the last-good file is served"),
+        (InForce(), 7_200.0, 5, "everything runs in full"),
+        (None, 0.0, 5, "everything runs in full"),
+    ],
+)
 def test_a_loop_whose_log_cannot_be_opened_goes_on_and_one_warning_says_by_what(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, left: InForce | None, age_s: float, n: int, served: str
 ) -> None:
@@ -80,7 +84,7 @@ def test_a_loop_whose_log_cannot_be_opened_goes_on_and_one_warning_says_by_what(
 
 
 def test_rows_of_a_loop_that_waited_are_written_when_the_log_is_let_go_and_it_says_again_what_acts(
-    tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     with held(tmp_path):
         gov = local(tmp_path)

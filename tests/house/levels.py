@@ -42,16 +42,22 @@ RAW: dict[str, Any] = {
     "keys": {"team": {"key_env": "TEAM_KEY"}},
     "upstreams": {
         "box": {
-            "url": "http://127.0.0.1:8080", "extra": {},
+            "url": "http://127.0.0.1:8080",
+            "extra": {},
             "prices": {"input_usd_per_mtok": 1, "output_usd_per_mtok": 2},
             "template": {"turn": "{content}", "generate": ""},
         },
     },
     "routes": {
         "math": {
-            "upstream": "box", "match": {}, "probe": {}, "steps": {}, "pressure": {"queue": 1},
+            "upstream": "box",
+            "match": {},
+            "probe": {},
+            "steps": {},
+            "pressure": {"queue": 1},
             "embeddings": {"url": "http://h", "model": "m"},
-            "judge": {"url": "http://h", "model": "m"}, "review": {},
+            "judge": {"url": "http://h", "model": "m"},
+            "review": {},
         },
     },
     "store": {},

@@ -13,14 +13,20 @@ from suffice.extras import how_to_install, packages_of
 ROOT = Path(__file__).parents[2]
 DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
-HINTS = sorted({
-    (str(file.relative_to(ROOT)), name)
-    for file in SOURCES for name in re.findall(r"how_to_install\(['\"](.+?)['\"]\)", file.read_text("utf-8"))
-})  # fmt: skip
+HINTS = sorted(
+    {
+        (str(file.relative_to(ROOT)), name)
+        for file in SOURCES
+        for name in re.findall(r"how_to_install\(['\"](.+?)['\"]\)", file.read_text("utf-8"))
+    }
+)
 TOLD = re.compile(r"suffice\[")
 PAGES = [
-    *SOURCES, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "bench").rglob("*.py")), ROOT / "README.md",
-]  # fmt: skip
+    *SOURCES,
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "bench").rglob("*.py")),
+    ROOT / "README.md",
+]
 
 
 def plain(requirement: str) -> str:

@@ -30,9 +30,7 @@ print(json.dumps(found), file=sys.stderr)
 def run_help(*arguments: str) -> tuple[dict[str, object], str]:
     """Run the command in a fresh interpreter; return what it used and what it printed."""
     script = RUN.replace("ARGS", repr(list(arguments)))
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
     return json.loads(done.stderr.splitlines()[-1]), done.stdout
 
 

@@ -52,14 +52,17 @@ def test_what_is_asked_for_with_an_extra_is_pinned_with_it() -> None:
     text = (ROOT / "requirements" / "dev.txt").read_text(encoding="utf-8")
     pinned = {
         (canonicalize_name(name), canonicalize_name(extra))
-        for name, extras in re.findall(r"^([\w.-]+)\[([\w,.-]+)\]==", text, re.MULTILINE) for extra in extras.split(",")
+        for name, extras in re.findall(r"^([\w.-]+)\[([\w,.-]+)\]==", text, re.MULTILINE)
+        for extra in extras.split(",")
     }
     asked = {
         (canonicalize_name(needed.name), canonicalize_name(extra))
         for name in pins(ROOT / "requirements" / "dev.txt")
-        for line in _requires(name) for needed in [Requirement(line)]
-        if needed.marker is None or needed.marker.evaluate({"extra": ""}) for extra in needed.extras
-    }  # fmt: skip
+        for line in _requires(name)
+        for needed in [Requirement(line)]
+        if needed.marker is None or needed.marker.evaluate({"extra": ""})
+        for extra in needed.extras
+    }
     assert ("coverage", "toml") in asked
     assert asked <= pinned
 
@@ -88,7 +91,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dist")
     subprocess.run(
         [sys.executable, "-m", "hatchling", "build", "--directory", str(folder)],
-        cwd=ROOT, check=True, capture_output=True, timeout=60,
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=60,
     )
     return folder
 

@@ -14,9 +14,7 @@ SRC = ROOT / "src" / "suffice"
 DOCS = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md")))
 NOT_OURS = {"dist", "build", "demo-out", "__pycache__"}
 HIDDEN_BUT_OURS = {".ci", ".gitignore"}
-BLOCK = re.compile(
-    r"(?P<mark><!-- no-run -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
-)
+BLOCK = re.compile(r"(?P<mark><!-- no-run -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +22,19 @@ class Block:
     """One fenced code block of a document."""
 
     path: Path
-    line: int        # of its first line of code
+    line: int  # of its first line of code
     language: str
     text: str
-    not_run: bool    # marked with <!-- no-run --> on the line before it
+    not_run: bool  # marked with <!-- no-run --> on the line before it
 
 
 def files() -> list[Path]:
     """Every file that is, or would be, under version control."""
     git = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, check=False,
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
     )
     if git.returncode == 0 and git.stdout:
         found = [ROOT / name for name in git.stdout.decode().split("\0") if name]

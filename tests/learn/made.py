@@ -15,7 +15,7 @@ from suffice.store.database.views import EpisodeWithLabels, StoredLabel
 from suffice.types import Episode, Feedback, Mode, Outcome, Query, Request, StepRecord, Usage
 
 GOLD = "42"
-BOLD = 0.9            # confidence from which the policy in force stops
+BOLD = 0.9  # confidence from which the policy in force stops
 STEP_TOKENS = 100
 ANSWER_TOKENS = 20
 PROBE_TOKENS = 4
@@ -26,13 +26,13 @@ LabelsOf = Literal["all", "audits", "disagreements", "none"]
 class World:
     """How runs go. Rates are fractions."""
 
-    p_astray: float = 0.25       # a run holds a wrong answer from its first step to its last but one
-    p_fails: float = 0.15        # the full run is wrong
+    p_astray: float = 0.25  # a run holds a wrong answer from its first step to its last but one
+    p_fails: float = 0.15  # the full run is wrong
     audit_share: float = 0.1
     mode: Mode = "enforce"
     labels: LabelsOf = "all"
-    n_prompts: int | None = None # None: each run has a prompt of its own
-    astray_class: str = ""       # class of the runs that are led astray; "": the same as of all others
+    n_prompts: int | None = None  # None: each run has a prompt of its own
+    astray_class: str = ""  # class of the runs that are led astray; "": the same as of all others
 
 
 def match(answer: str | None, gold: str) -> bool:
@@ -64,23 +64,45 @@ def _one(number: int, rng: random.Random, world: World) -> EpisodeWithLabels:
     taken = steps[:stop] if stopped else steps
     prompt = number if world.n_prompts is None else rng.randrange(world.n_prompts)
     request = Request(
-        episode_id=f"e{number}", route="r", kind="reasoning", mode=world.mode, model="m", stream=False, n_samples=1,
-        audit=audit, propensity=world.audit_share if audit else 1 - world.audit_share, policy_version="p-1",
-        certified=True, question_key=f"q{prompt}", ungoverned=None, received_at_s=float(number),
+        episode_id=f"e{number}",
+        route="r",
+        kind="reasoning",
+        mode=world.mode,
+        model="m",
+        stream=False,
+        n_samples=1,
+        audit=audit,
+        propensity=world.audit_share if audit else 1 - world.audit_share,
+        policy_version="p-1",
+        certified=True,
+        question_key=f"q{prompt}",
+        ungoverned=None,
+        received_at_s=float(number),
         query=Query(query_class=world.astray_class if astray else ""),
-    )  # fmt: skip
+    )
     thought = STEP_TOKENS * len(taken)
     outcome = Outcome(
-        episode_id=f"e{number}", end_reason="stopped" if stopped else "done", status=200,
-        answer=would if stopped else final, response_id=None,
+        episode_id=f"e{number}",
+        end_reason="stopped" if stopped else "done",
+        status=200,
+        answer=would if stopped else final,
+        response_id=None,
         usage=Usage(prompt_tokens=9, completion_tokens=thought + ANSWER_TOKENS, reasoning_tokens=thought),
-        stopped=stopped, stop_reason="suffices" if stop else None, stop_step=stop, would_answer=would, steps=taken,
-    )  # fmt: skip
+        stopped=stopped,
+        stop_reason="suffices" if stop else None,
+        stop_step=stop,
+        would_answer=would,
+        steps=taken,
+    )
     asked = {
-        "all": True, "none": False, "audits": audit or world.mode == "observe",
+        "all": True,
+        "none": False,
+        "audits": audit or world.mode == "observe",
         "disagreements": stop is not None and would != final,
-    }[world.labels]  # fmt: skip
-    label = StoredLabel(seq=10 * number + 5, feedback=Feedback(feedback_id=f"f{number}", gold=GOLD, source="exact-match"))
+    }[world.labels]
+    label = StoredLabel(
+        seq=10 * number + 5, feedback=Feedback(feedback_id=f"f{number}", gold=GOLD, source="exact-match")
+    )
     return EpisodeWithLabels(
         seq=10 * number, episode=Episode(request=request, outcome=outcome), labels=(label,) if asked else ()
     )
@@ -105,6 +127,13 @@ def _steps(rng: random.Random, *, astray: bool, fails: bool) -> tuple[tuple[Step
 
 def _step(index: int, answer: str, confidence: float) -> StepRecord:
     return StepRecord(
-        index=index, tokens=STEP_TOKENS, answer=answer, answer_source="probe", confidence=confidence, entropy=None,
-        probe_tokens=PROBE_TOKENS, action="continue", reason="",
-    )  # fmt: skip
+        index=index,
+        tokens=STEP_TOKENS,
+        answer=answer,
+        answer_source="probe",
+        confidence=confidence,
+        entropy=None,
+        probe_tokens=PROBE_TOKENS,
+        action="continue",
+        reason="",
+    )

@@ -18,9 +18,13 @@ def believing(_x: Floats, _good: Bools, _weight: Floats) -> PGood:
 
 
 def audits(
-    scores: Sequence[Sequence[float]], *, z: Sequence[Sequence[int]] | None = None,
-    d: Sequence[Sequence[bool]] | None = None, first: int = 0, label_at: float | None = None,
-) -> AuditRuns:  # fmt: skip
+    scores: Sequence[Sequence[float]],
+    *,
+    z: Sequence[Sequence[int]] | None = None,
+    d: Sequence[Sequence[bool]] | None = None,
+    first: int = 0,
+    label_at: float | None = None,
+) -> AuditRuns:
     """Runs of TOKENS a step: features are the score and the run's number, the last step is the full run.
 
     z, d      of each step; missing: nothing is lost, and z = 0 agrees
@@ -34,13 +38,20 @@ def audits(
     step = np.concatenate([np.arange(1.0, size + 1) for size in sizes])
     return AuditRuns(
         x=np.column_stack([np.concatenate([np.array(run, float) for run in scores]), np.repeat(number, sizes)]),
-        starts=starts, z=lost, d=np.concatenate([np.array(run, bool) for run in d]) if d else lost != 0,
-        may_stop=np.ones(starts[-1], dtype=bool), cost=TOKENS * step, per_step=np.full(starts[-1], TOKENS),
-        full=TOKENS * np.array(sizes, float), fold=(number % N_FOLDS).astype(np.int8), at=number.astype(float),
+        starts=starts,
+        z=lost,
+        d=np.concatenate([np.array(run, bool) for run in d]) if d else lost != 0,
+        may_stop=np.ones(starts[-1], dtype=bool),
+        cost=TOKENS * step,
+        per_step=np.full(starts[-1], TOKENS),
+        full=TOKENS * np.array(sizes, float),
+        fold=(number % N_FOLDS).astype(np.int8),
+        at=number.astype(float),
         share=np.ones(len(scores)),
         label_at=np.full(len(scores), label_at) if label_at is not None else number.astype(float),
-        query_class=np.zeros(len(scores), np.int64), abandoned=np.zeros(len(scores), dtype=bool),
-    )  # fmt: skip
+        query_class=np.zeros(len(scores), np.int64),
+        abandoned=np.zeros(len(scores), dtype=bool),
+    )
 
 
 def drawn(n: int, rng: np.random.Generator, *, longest: int = 6) -> AuditRuns:

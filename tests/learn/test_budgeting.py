@@ -33,14 +33,26 @@ def counts(lost: list[int]) -> Counts:
 
 
 def booked(
-    here: Spender, runs: AuditRuns, *, level: int, max_em_drop: float = 0.02, now: float = 0.0, timeout: float = 0.0,
+    here: Spender,
+    runs: AuditRuns,
+    *,
+    level: int,
+    max_em_drop: float = 0.02,
+    now: float = 0.0,
+    timeout: float = 0.0,
     label_free: bool = False,
-) -> Spender:  # fmt: skip
+) -> Spender:
     rows = SERVED.rows(runs)
     here.book(
-        runs, runs.d[rows], SERVED, level=level, max_em_drop=max_em_drop, now=now, timeout=timeout,
+        runs,
+        runs.d[rows],
+        SERVED,
+        level=level,
+        max_em_drop=max_em_drop,
+        now=now,
+        timeout=timeout,
         label_free=label_free,
-    )  # fmt: skip
+    )
     return here
 
 
@@ -63,12 +75,16 @@ def gap(here: Spender) -> float:
 @settings(max_examples=40, derandomize=True, deadline=None)
 @given(
     looks=st.lists(
-        st.tuples(st.lists(st.sampled_from(["same", "harmless", "lost", "silent"]), max_size=12), st.integers(1, 4),
-                  st.sampled_from([0.01, 0.02, 0.05])),
-        min_size=1, max_size=12,
+        st.tuples(
+            st.lists(st.sampled_from(["same", "harmless", "lost", "silent"]), max_size=12),
+            st.integers(1, 4),
+            st.sampled_from([0.01, 0.02, 0.05]),
+        ),
+        min_size=1,
+        max_size=12,
     ),
     first=st.integers(1, 4),
-)  # fmt: skip
+)
 def test_the_account_explains_itself_whatever_happens_and_however_the_budget_moves(
     looks: list[tuple[list[str], int, float]], first: int
 ) -> None:
@@ -107,8 +123,11 @@ def test_where_the_certificate_goes_the_level_goes_with_it() -> None:
     assert gap(here) == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize(("label_at", "now", "z", "waiting"), [
-    (0.0, 10.0, 0, 0), (np.inf, 10.0, None, 1), (np.inf, 99.0, 1, 0)], ids=["labelled", "waits", "late"])
+@pytest.mark.parametrize(
+    ("label_at", "now", "z", "waiting"),
+    [(0.0, 10.0, 0, 0), (np.inf, 10.0, None, 1), (np.inf, 99.0, 1, 0)],
+    ids=["labelled", "waits", "late"],
+)
 def test_a_label_settles_what_a_disagreement_cost_and_one_that_never_comes_is_a_loss(
     label_at: float, now: float, z: int | None, waiting: int
 ) -> None:
@@ -147,8 +166,16 @@ def test_audits_that_are_forgotten_while_they_wait_count_as_lost() -> None:
 
 # --------------------------------------------------------------------------- inside the keeper
 
-PLAN = Plan(max_em_drop=0.05, warm_up=300, burst=300, n_levels=9, refit_every=300, watches_signals=False,
-            watches_outcomes=False, cost_exponent=0.0)  # fmt: skip
+PLAN = Plan(
+    max_em_drop=0.05,
+    warm_up=300,
+    burst=300,
+    n_levels=9,
+    refit_every=300,
+    watches_signals=False,
+    watches_outcomes=False,
+    cost_exponent=0.0,
+)
 
 
 def traffic(n: int, seed: int) -> AuditRuns:

@@ -83,9 +83,17 @@ def test_behind_the_burst_audits_are_thin_as_soon_as_a_level_is_certified_or_whe
     assert {share for certified, share in shares if certified} == {0.5}
 
 
-@pytest.mark.parametrize(("max_em_drop", "horizon", "n"), [
-    (0.02, HORIZON, 1_200), (0.01, HORIZON, 2_400), (0.05, HORIZON, 480),  # by the budget alone
-    (0.001, 10_000, int(10_000 * BURST_PART)), (0.01, 1_000, int(1_000 * BURST_PART)), (0.02, 2, 1)])  # or by a part
+@pytest.mark.parametrize(
+    ("max_em_drop", "horizon", "n"),
+    [
+        (0.02, HORIZON, 1_200),
+        (0.01, HORIZON, 2_400),
+        (0.05, HORIZON, 480),  # by the budget alone
+        (0.001, 10_000, int(10_000 * BURST_PART)),
+        (0.01, 1_000, int(1_000 * BURST_PART)),
+        (0.02, 2, 1),
+    ],
+)  # or by a part
 def test_a_burst_is_as_long_as_the_budget_is_small_and_a_short_horizon_is_not_spent_on_it(
     max_em_drop: float, horizon: float, n: int
 ) -> None:

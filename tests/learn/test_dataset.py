@@ -107,13 +107,13 @@ def test_no_row_of_a_stopped_run_teaches_what_the_full_run_would_have_done(targe
 @pytest.mark.parametrize(
     ("label", "right"),
     [
-        ({"gold": GOLD}, [0, 1, 1, 1]),                   # a reference judges every answer
+        ({"gold": GOLD}, [0, 1, 1, 1]),  # a reference judges every answer
         ({"gold": "7"}, [0, 0, 0, 0]),
-        ({"correct": True}, [0, 1, 1, 1]),                # another answer than the right one is wrong
-        ({"correct": False}, [-1, 0, 0, 0]),              # another answer than a wrong one may be right
-        ({"thumbs": "down"}, [-1, -1, -1, -1]),           # taste is no label
+        ({"correct": True}, [0, 1, 1, 1]),  # another answer than the right one is wrong
+        ({"correct": False}, [-1, 0, 0, 0]),  # another answer than a wrong one may be right
+        ({"thumbs": "down"}, [-1, -1, -1, -1]),  # taste is no label
     ],
-)  # fmt: skip
+)
 def test_an_answer_is_right_wrong_or_unknown(label: dict[str, Any], right: list[int]) -> None:
     item = episodes(1, seed=0, world=replace(OBSERVED, p_astray=0.0, p_fails=0.0, labels="none"))[0]
     steps = tuple(
@@ -159,9 +159,13 @@ def test_a_decided_vote_is_measured_against_all_its_samples_and_paid_for_as_draw
     first = replace(item.episode.outcome.steps[0], tokens=10, answer="4", probe_tokens=0)
     usage = Usage(prompt_tokens=10, completion_tokens=55)
     item = changed(
-        item, steps=tuple(replace(first, index=at) for at in range(1, 6)), vote=(("4", 5),), answer="4", usage=usage,
+        item,
+        steps=tuple(replace(first, index=at) for at in range(1, 6)),
+        vote=(("4", 5),),
+        answer="4",
+        usage=usage,
         stop_step=None,
-    )  # fmt: skip
+    )
     request = replace(item.episode.request, kind="samples", n_samples=9)
     item = replace(item, episode=replace(item.episode, request=request))
     data = build([item], match=match, wave=3)

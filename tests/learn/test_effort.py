@@ -110,11 +110,13 @@ def test_independent_draws_certify_what_keeps_the_budget_and_hardly_ever_what_do
     rng, n = np.random.default_rng(3), 4_000
     certified = []
     for _ in range(60):
-        p_full = rng.beta(6, 1, size=(3, n))                      # many sure questions, some that flip
+        p_full = rng.beta(6, 1, size=(3, n))  # many sure questions, some that flip
         right = rng.random((3, n)) < p_full
         again = rng.random((3, n)) < np.clip(p_full - np.array([[0.0], [0.01], [EPS]]), 0, 1)
         z = right.astype(np.int64) - again
-        pairs = [PairedAudit(arm=arm + 1, disagrees=bool(one), z=int(one), due=0.0) for arm in range(3) for one in z[arm]]
+        pairs = [
+            PairedAudit(arm=arm + 1, disagrees=bool(one), z=int(one), due=0.0) for arm in range(3) for one in z[arm]
+        ]
         found = certify_arms(pairs, n_arms=4, max_em_drop=EPS, delta=DELTA, now=0.0, window=n)
         certified.append(found.in_force)
     assert np.mean(np.array(certified) == 3) <= DELTA, "its EM is lower by the whole budget"

@@ -121,7 +121,9 @@ def test_an_ensemble_is_the_mean_of_the_logits_of_parts_that_read_the_first_feat
 @pytest.mark.parametrize("parts", ["ensemble", "linear", "trees"])
 def test_a_fitted_stop_model_says_as_an_artefact_what_it_said_to_its_trainer(parts: Parts) -> None:
     matrix, label, seen = data()
-    chosen = FeatureSelection(("step", "tokens_used", "confidence"), ("agreement", "n_votes", "lead", "model=a", "model=b"))
+    chosen = FeatureSelection(
+        ("step", "tokens_used", "confidence"), ("agreement", "n_votes", "lead", "model=a", "model=b")
+    )
     examples = Examples(x=matrix, good={"as-good": label, "hopeless": np.ones(len(label), bool)})
     targets: tuple[Target, Target] = ("as-good", "hopeless")
     good, hopeless = (fit(examples, chosen, target, parts=parts) for target in targets)

@@ -17,8 +17,10 @@ from suffice.learn.price import PriceBounds
 from suffice.learn.promise import audit_odds, promise
 from suffice.learn.tuning import TuningBounds
 
-ARMS = tuple(TunedArm(name=name, expected_share=share) for name, share in
-             (("full", 1.0), ("half", 0.5), ("fifth", 0.2), ("none", 0.02)))  # fmt: skip
+ARMS = tuple(
+    TunedArm(name=name, expected_share=share)
+    for name, share in (("full", 1.0), ("half", 0.5), ("fifth", 0.2), ("none", 0.02))
+)
 TUNING = TuningBounds(arms=ARMS, classes=("all",), max_em_drop=0.05, largest_step=0.6)
 SHARES = np.array([1.0, 0.5, 0.2, 0.02])
 CLEAN, DIRTY = (0, 600, 0), (0, 540, 60)
@@ -81,9 +83,15 @@ def test_the_best_is_proved_now_worth_the_change_and_else_what_is_in_force() -> 
 def hopes(table: Counts, waiting: list[int], lost: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
     proof = prove(table, waiting, TUNING)
     found = promise(
-        table, np.zeros(4) if lost is None else lost, proof.log_e, 1 - SHARES, waiting, price=0.1, max_em_drop=0.05,
+        table,
+        np.zeros(4) if lost is None else lost,
+        proof.log_e,
+        1 - SHARES,
+        waiting,
+        price=0.1,
+        max_em_drop=0.05,
         delta=TUNING.cell_delta,
-    )  # fmt: skip
+    )
     return found.wanted
 
 
@@ -114,11 +122,20 @@ def test_evidence_pays_with_enough_requests_only() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"classes": ()}, {"classes": ("a", "a")}, {"max_em_drop": 0.0}, {"confidence": 1.0}, {"explore_floor": 0.5},
-        {"least_kept": 1.0}, {"largest_step": 0.0}, {"key_cap": 2.0}, {"window": 0}, {"half_life": 0.0},
-        {"least_gain": -1.0}, {"watch_share": 0.5, "burst_share": 0.2},
+        {"classes": ()},
+        {"classes": ("a", "a")},
+        {"max_em_drop": 0.0},
+        {"confidence": 1.0},
+        {"explore_floor": 0.5},
+        {"least_kept": 1.0},
+        {"largest_step": 0.0},
+        {"key_cap": 2.0},
+        {"window": 0},
+        {"half_life": 0.0},
+        {"least_gain": -1.0},
+        {"watch_share": 0.5, "burst_share": 0.2},
     ],
-)  # fmt: skip
+)
 def test_bounds_without_sense_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         replace(TUNING, **wrong)  # type: ignore[arg-type]

@@ -12,11 +12,13 @@ from suffice.learn.ope import LoggedDraws, PolicyValue, dr, dr_terms, ips, naive
 
 Floats = NDArray[np.float64]
 RATES = np.array([[0.90, 0.85, 0.60], [0.70, 0.72, 0.30]])  # by context and arm
-TARGET = (1, 0)                                             # arm by context
+TARGET = (1, 0)  # arm by context
 TRUTH = (RATES[0, 1] + RATES[1, 0]) / 2
 
 
-def log_of(rng: np.random.Generator, n: int, *, explores: float = 0.3, p_by_lot: float = 1.0) -> tuple[LoggedDraws, Floats]:
+def log_of(
+    rng: np.random.Generator, n: int, *, explores: float = 0.3, p_by_lot: float = 1.0
+) -> tuple[LoggedDraws, Floats]:
     """Draws of a policy that likes arm 0 in one context and arm 2 in the other, and the target's odds."""
     context = rng.integers(0, 2, n)
     odds = np.full((n, 3), explores / 3)
@@ -25,9 +27,13 @@ def log_of(rng: np.random.Generator, n: int, *, explores: float = 0.3, p_by_lot:
     reward = (rng.random(n) < RATES[context, arm]).astype(np.float64)
     by_lot = rng.random(n) < p_by_lot
     logged = LoggedDraws(
-        x=np.eye(2)[context], arm=arm, odds=odds, reward=np.where(by_lot, reward, np.nan), by_lot=by_lot,
+        x=np.eye(2)[context],
+        arm=arm,
+        odds=odds,
+        reward=np.where(by_lot, reward, np.nan),
+        by_lot=by_lot,
         p_by_lot=np.full(n, p_by_lot),
-    )  # fmt: skip
+    )
     return logged, np.eye(3)[np.array(TARGET)[context]]
 
 
@@ -112,9 +118,13 @@ def test_the_difference_of_two_targets_is_the_mean_difference_of_their_terms() -
 
 def test_without_rows_everything_is_possible() -> None:
     empty = LoggedDraws(
-        x=np.zeros((0, 1)), arm=np.zeros(0, dtype=np.int64), odds=np.zeros((0, 2)), reward=np.zeros(0),
-        by_lot=np.zeros(0, dtype=bool), p_by_lot=np.zeros(0),
-    )  # fmt: skip
+        x=np.zeros((0, 1)),
+        arm=np.zeros(0, dtype=np.int64),
+        odds=np.zeros((0, 2)),
+        reward=np.zeros(0),
+        by_lot=np.zeros(0, dtype=bool),
+        p_by_lot=np.zeros(0),
+    )
     found: PolicyValue = dr(empty, np.zeros((0, 2)))
     assert np.isnan(found.value)
     assert (found.low, found.high) == (0.0, 1.0)
@@ -144,9 +154,13 @@ def test_a_target_without_support_is_refused() -> None:
 )
 def test_a_log_that_contradicts_itself_is_refused(field: str, value: object, said: str) -> None:
     fields = {
-        "x": np.zeros((4, 1)), "arm": np.array([0, 0, 1, 1]), "odds": np.array([[1.0, 0], *[[0.5, 0.5]] * 3]),
-        "reward": np.array([0.0, 1, 1, 1]), "by_lot": np.ones(4, dtype=bool), "p_by_lot": np.ones(4),
-    }  # fmt: skip
+        "x": np.zeros((4, 1)),
+        "arm": np.array([0, 0, 1, 1]),
+        "odds": np.array([[1.0, 0], *[[0.5, 0.5]] * 3]),
+        "reward": np.array([0.0, 1, 1, 1]),
+        "by_lot": np.ones(4, dtype=bool),
+        "p_by_lot": np.ones(4),
+    }
     if field == "arm":
         fields["arm"] = np.array([1, 0, 1, 1])
         value = fields["arm"]

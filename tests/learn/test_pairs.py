@@ -14,9 +14,15 @@ from suffice.learn.pairs import CutRun, LineFormat, StopRecord, holds_secret, ma
 STOP = StopRecord(policy_version="p-1", certified=True, level=7, step=3, n_steps=9, seen="audit", model="m")
 CUT = CutRun(
     messages=({"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 6 * 7?"}),
-    thought="6 * 7 is 42.", rest=" Let me check: 42.", answer="It is 42.", stopped_answer="It is 42.",
-    full_answer="It is 42.", kept=True, labelled=True, stop=STOP,
-)  # fmt: skip
+    thought="6 * 7 is 42.",
+    rest=" Let me check: 42.",
+    answer="It is 42.",
+    stopped_answer="It is 42.",
+    full_answer="It is 42.",
+    kept=True,
+    labelled=True,
+    stop=STOP,
+)
 LOST = replace(CUT, thought="6 * 7 is 48?", stopped_answer="48", kept=False)
 PREFER = LineFormat(format="preference", val_share=0.0)
 
@@ -28,20 +34,29 @@ def asked(question: str, **changes: object) -> CutRun:
 def test_a_supervised_line_is_a_chat_that_common_trainers_read() -> None:
     (line,) = make_pairs([CUT], LineFormat(val_share=0.0)).train
     assert line["messages"] == [
-        *CUT.messages, {"role": "assistant", "content": "<think>\n6 * 7 is 42.\n</think>\n\nIt is 42."},
-    ]  # fmt: skip
+        *CUT.messages,
+        {"role": "assistant", "content": "<think>\n6 * 7 is 42.\n</think>\n\nIt is 42."},
+    ]
     (line,) = make_pairs([CUT], LineFormat(val_share=0.0, thought_as="field")).train
     assert line["messages"][-1] == {
-        "role": "assistant", "reasoning_content": "6 * 7 is 42.", "content": "It is 42.",
-    }  # fmt: skip
+        "role": "assistant",
+        "reasoning_content": "6 * 7 is 42.",
+        "content": "It is 42.",
+    }
 
 
 def test_every_line_says_who_stopped_it_where_and_on_what_proof() -> None:
     (line,) = make_pairs([CUT], LineFormat(val_share=0.0)).train
     assert line["stop"] == {
-        "policy_version": "p-1", "certified": True, "level": 7, "step": 3, "n_steps": 9, "seen": "audit", "model": "m",
+        "policy_version": "p-1",
+        "certified": True,
+        "level": 7,
+        "step": 3,
+        "n_steps": 9,
+        "seen": "audit",
+        "model": "m",
         "exact": True,
-    }  # fmt: skip
+    }
     assert (line["cut"], line["labelled"]) == ("kept", True)
 
 
@@ -71,13 +86,26 @@ def test_a_preference_needs_both_ways_and_says_so() -> None:
         (replace(CUT, thought="so </think> it is"), "a tag inside the thought"),
         (asked("my key is sk-abcdefghijklmnop1234"), "holds what looks like a key"),
         (replace(CUT, rest="password: hunter2hunter2"), "holds what looks like a key"),
-        (replace(CUT, messages=({"role": "user", "content": [{"type": "text", "text": "AKIAABCDEFGHIJKLMNOP"}]},)),
-         "holds what looks like a key"),
-        (replace(CUT, messages=({"role": "user", "content": "hi"}, {"role": "assistant", "content": None,
-                 "tool_calls": [{"function": {"arguments": '{"token": "ghp_abcdefghijklmnopqrstuv"}'}}]})),
-         "holds what looks like a key"),
+        (
+            replace(CUT, messages=({"role": "user", "content": [{"type": "text", "text": "AKIAABCDEFGHIJKLMNOP"}]},)),
+            "holds what looks like a key",
+        ),
+        (
+            replace(
+                CUT,
+                messages=(
+                    {"role": "user", "content": "hi"},
+                    {
+                        "role": "assistant",
+                        "content": None,
+                        "tool_calls": [{"function": {"arguments": '{"token": "ghp_abcdefghijklmnopqrstuv"}'}}],
+                    },
+                ),
+            ),
+            "holds what looks like a key",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_lesson_is_counted_with_its_reason(cut: CutRun, why: str) -> None:
     found = make_pairs([cut], LineFormat())
     assert (found.train, found.val) == ([], [])
@@ -87,12 +115,17 @@ def test_what_is_no_lesson_is_counted_with_its_reason(cut: CutRun, why: str) -> 
 @pytest.mark.parametrize(
     "text",
     [
-        "-----BEGIN RSA PRIVATE KEY-----", "Authorization: Bearer abcdefghijklmnopqrstuvwxyz", "api_key=abcdef123456",
-        r'{\"api_key\": \"abcdef123456\"}',
-        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abc", "AIzaSyA1234567890abcdefghijklmnopqrstuv",
-        '{"password": "correcthorse"}', "glpat-abcdefghijklmnopqrst", "xoxb-123456789012-abcdefg",
+        "-----BEGIN RSA PRIVATE KEY-----",
+        "Authorization: Bearer abcdefghijklmnopqrstuvwxyz",
+        "api_key=abcdef123456",
+        r"{\"api_key\": \"abcdef123456\"}",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abc",
+        "AIzaSyA1234567890abcdefghijklmnopqrstuv",
+        '{"password": "correcthorse"}',
+        "glpat-abcdefghijklmnopqrst",
+        "xoxb-123456789012-abcdefg",
     ],
-)  # fmt: skip
+)
 def test_keys_of_many_makes_are_seen(text: str) -> None:
     assert holds_secret(text)
 
@@ -110,8 +143,11 @@ def test_planted_duplicates_are_written_once_and_never_cross_the_split() -> None
     spellings = (str, str.upper, lambda q: f"  {q}\n", lambda q: q.replace(" ", "\u00a0 "))
     cuts = [
         asked(spell(f"What is {n} plus one?"), thought=f"thought {k}", answer=f"{n + 1}")
-        for n in range(200) for k in range(2) for spell in spellings for _ in range(2)
-    ]  # fmt: skip
+        for n in range(200)
+        for k in range(2)
+        for spell in spellings
+        for _ in range(2)
+    ]
     found = make_pairs(cuts, LineFormat(val_share=0.2))
     assert len(found.train) + len(found.val) == 400
     assert found.left_out == {"the same prompt, thought and answer again": len(cuts) - 400}

@@ -51,12 +51,12 @@ def version(proposal: VersionProposal) -> FoldedVersion:
     [
         (1_000, 50, None, "schedule"),
         (999, 50, None, None),
-        (5_000, 29, None, None),        # nothing new to learn from
+        (5_000, 29, None, None),  # nothing new to learn from
         (600, 0, 300, "drift"),
-        (5_000, 900, 299, None),        # after an alarm it waits for runs of the new world, schedule or not
-        (499, 400, 400, None),          # no two refits within 500 requests: no flapping
+        (5_000, 900, 299, None),  # after an alarm it waits for runs of the new world, schedule or not
+        (499, 400, 400, None),  # no two refits within 500 requests: no flapping
     ],
-)  # fmt: skip
+)
 def test_a_refit_is_due_on_schedule_and_after_drift_and_never_flaps(
     n_requests: int, n_new: int, since_alarm: int | None, reason: str | None
 ) -> None:
@@ -160,14 +160,15 @@ def test_no_model_has_seen_a_prompt_that_it_serves(version: FoldedVersion) -> No
     planted = build(episodes(900, seed=22, world=replace(WORLD, n_prompts=60)), match=match)
     coin = np.array([fold_of(key + "coin", 2) for key in planted.key])  # one toss a prompt
     number = np.array([int(key[1:]) for key in planted.key], dtype=np.float64)
-    marks = (number[:, None] == np.arange(60)).astype(np.float64)       # a feature that names each prompt
+    marks = (number[:, None] == np.arange(60)).astype(np.float64)  # a feature that names each prompt
     told = replace(
         planted,
         x=np.hstack([planted.x * 0.0, marks[planted.run_of_row]]),
         chosen=replace(planted.chosen, dense=(), marks=tuple([f"q{i}" for i in range(planted.x.shape[1] + 60)])),
-        same=(coin == 1)[planted.run_of_row], full_right=np.full(len(planted), -1, dtype=np.int8),
+        same=(coin == 1)[planted.run_of_row],
+        full_right=np.full(len(planted), -1, dtype=np.int8),
         right=np.full(len(planted.x), -1, dtype=np.int8),
-    )  # fmt: skip
+    )
     from suffice.learn.rows import examples
     from suffice.learn.stop_model import fit
 
@@ -182,7 +183,7 @@ def test_no_model_has_seen_a_prompt_that_it_serves(version: FoldedVersion) -> No
         unseen = inner & (told.fold == fold)[told.run_of_row]
         within.append(_skill(model.scores(told.x[seen]), told.same[seen]))
         across.append(_skill(model.scores(told.x[unseen]), told.same[unseen]))
-    assert min(within) > 0.95              # a split by run would have measured this
+    assert min(within) > 0.95  # a split by run would have measured this
     assert abs(np.mean(across)) < 0.05
 
 
@@ -258,9 +259,10 @@ def test_gains_in_one_class_do_not_hide_harm_in_another() -> None:
     learned = retrain(plain, max_em_drop=0.02, recipe=QUICKER).version
     assert learned is not None
     mixed = build(
-        episodes(1_500, seed=32, world=replace(WORLD, p_astray=0.16, p_fails=0.0)), match=match,
+        episodes(1_500, seed=32, world=replace(WORLD, p_astray=0.16, p_fails=0.0)),
+        match=match,
         also=learned.models[0].features,
-    )  # fmt: skip
+    )
     card = make_card(mixed, learned, None, max_em_drop=0.15, rng=np.random.default_rng(0))
     harm = {one.query_class: one for one in card.classes}
     assert harm[""].status == "within budget"

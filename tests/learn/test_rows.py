@@ -105,8 +105,8 @@ def test_stopped_runs_teach_what_stopping_pays_and_full_ones_what_going_on_does(
     assert going_on.sum() == data.full.sum()
     assert (~going_on).sum() == data.n_stopped
     last = runs.starts[1:] - 1
-    assert (runs.stop_weight[last[~going_on]] > 0).all()   # the stop itself decided something
-    assert (runs.stop_weight[last[going_on]] == 0).all()   # the end of a full run did not
+    assert (runs.stop_weight[last[~going_on]] > 0).all()  # the stop itself decided something
+    assert (runs.stop_weight[last[going_on]] == 0).all()  # the end of a full run did not
     assert (runs.go_on_weight[~going_on[of_run]] == 0).all()
 
 
@@ -127,8 +127,10 @@ def test_what_stopping_pays_is_learned_without_bias_from_a_mixture_of_audits_and
 
 def test_labels_of_a_few_stopped_runs_speak_for_all_of_them() -> None:
     """One in ten has a label, by lot; the others are known to be there by their number alone."""
-    few = [item if not item.episode.outcome.stopped or n % 10 == 0 else replace(item, labels=())
-           for n, item in enumerate(SEEN)]  # fmt: skip
+    few = [
+        item if not item.episode.outcome.stopped or n % 10 == 0 else replace(item, labels=())
+        for n, item in enumerate(SEEN)
+    ]
     data = build(few, match=match, stopped_labels=True)
     runs = trajectories(data, everyone(data))
     assert runs is not None
@@ -146,9 +148,7 @@ def test_evidence_is_the_same_as_the_log_says_of_the_policy_in_force() -> None:
     outcomes = [by_seq[int(seq)] for seq in data.seq]
     row = np.where(data.stop < 0, data.last, data.stop)
     d = [o.stop_step is not None and o.would_answer != o.answer for o in outcomes]
-    z = [
-        int(o.answer == "42") - int((o.answer if o.stop_step is None else o.would_answer) == "42") for o in outcomes
-    ]
+    z = [int(o.answer == "42") - int((o.answer if o.stop_step is None else o.would_answer) == "42") for o in outcomes]
     assert runs.d[row].tolist() == d
     assert runs.z[row].tolist() == z
     assert any(z)

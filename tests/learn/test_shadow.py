@@ -14,9 +14,15 @@ from suffice.assurance.label_precedence import TrustedLabel
 from suffice.learn.shadow import ShadowAudit, ShadowAudits, ShadowLog, count_losses
 
 AUDIT = ShadowAudit(
-    audit_id="a", query_class="easy", arm=1, odds=(0.0, 0.6, 0.4), disagrees=True, due_s=10.0, full_tokens=100.0,
+    audit_id="a",
+    query_class="easy",
+    arm=1,
+    odds=(0.0, 0.6, 0.4),
+    disagrees=True,
+    due_s=10.0,
+    full_tokens=100.0,
     arm_tokens=50.0,
-)  # fmt: skip
+)
 
 
 def log(n: int = 0, *, window: int = 100, key_cap: float = 0.1) -> ShadowLog:
@@ -68,8 +74,14 @@ def test_one_key_moves_a_guess_by_no_more_than_its_part(n_lies: int) -> None:
 @given(order=st.permutations(range(6)), twice=st.booleans())
 def test_the_evidence_depends_on_what_was_said_and_not_on_when_it_came(order: list[int], twice: bool) -> None:
     """F25, F27: doubled and reordered labels, some of them changed minds, come to the same."""
-    said = [label(0, 1, seq=1), label(0, 0, seq=2), label(1, -1, seq=3), label(2, 0, seq=4, key="u", trust=0),
-            label(2, 1, seq=5), label(1, -1, seq=6, key="s")]  # fmt: skip
+    said = [
+        label(0, 1, seq=1),
+        label(0, 0, seq=2),
+        label(1, -1, seq=3),
+        label(2, 0, seq=4, key="u", trust=0),
+        label(2, 1, seq=5),
+        label(1, -1, seq=6, key="s"),
+    ]
     made, reference = log(3), log(3)
     for one in said:
         reference.label(one)

@@ -17,12 +17,19 @@ from suffice.learn.shadow import ShadowAudit
 from suffice.learn.tuner import Tuner
 from suffice.learn.tuning import Tick, TuningBounds, TuningProposal
 
-ARMS = tuple(TunedArm(name=name, expected_share=share) for name, share in
-             (("full", 1.0), ("half", 0.5), ("third", 0.3), ("none", 0.02)))  # fmt: skip
+ARMS = tuple(
+    TunedArm(name=name, expected_share=share)
+    for name, share in (("full", 1.0), ("half", 0.5), ("third", 0.3), ("none", 0.02))
+)
 TUNING = TuningBounds(
-    arms=ARMS, classes=("easy", "hard"), max_em_drop=0.05, expected_requests=100_000,
-    price=PriceBounds(least=0.01, start=0.1, largest=0.1), largest_step=0.7, cool_down_s=100.0,
-)  # fmt: skip
+    arms=ARMS,
+    classes=("easy", "hard"),
+    max_em_drop=0.05,
+    expected_requests=100_000,
+    price=PriceBounds(least=0.01, start=0.1, largest=0.1),
+    largest_step=0.7,
+    cool_down_s=100.0,
+)
 SAFE = {"easy": (0.0, 0.0, 0.0, 0.0), "hard": (0.0, 0.0, 0.3, 0.5)}  # P(an arm loses) by class
 
 
@@ -41,18 +48,32 @@ class Life:
             name = self.rng.choice(self.tuner.tuning.classes)
             draw = self.tuner.draw_audit(name, self.rng.random())
             lose = self.rng.random() < lost[name][draw.arm]
-            self.tuner.audited(ShadowAudit(
-                audit_id=str(self.n), query_class=name, arm=draw.arm, odds=draw.odds, disagrees=lose,
-                due_s=self.now_s + wait_s, full_tokens=100.0, arm_tokens=100 * ARMS[draw.arm].expected_share,
-            ))  # fmt: skip
+            self.tuner.audited(
+                ShadowAudit(
+                    audit_id=str(self.n),
+                    query_class=name,
+                    arm=draw.arm,
+                    odds=draw.odds,
+                    disagrees=lose,
+                    due_s=self.now_s + wait_s,
+                    full_tokens=100.0,
+                    arm_tokens=100 * ARMS[draw.arm].expected_share,
+                )
+            )
             self.tuner.spent(name, 0, tokens=100.0)
             self.tuner.spent(name, draw.arm, tokens=100 * ARMS[draw.arm].expected_share)
             if lose:
                 trust = 3 if says is None else 0
-                self.tuner.labelled(TrustedLabel(
-                    audit=str(self.n), seq=self.n, source="reviewer" if trust else "user", key=f"k{trust}", trust=trust,
-                    verdict=1 if says is None else says,
-                ))  # fmt: skip
+                self.tuner.labelled(
+                    TrustedLabel(
+                        audit=str(self.n),
+                        seq=self.n,
+                        source="reviewer" if trust else "user",
+                        key=f"k{trust}",
+                        trust=trust,
+                        verdict=1 if says is None else says,
+                    )
+                )
 
     def tick(self, after_s: float = 1_000.0) -> Tick:
         self.now_s += after_s
@@ -187,9 +208,15 @@ def test_classes_that_are_not_tuned_run_in_full() -> None:
     assert life.tuner.audit_share("unheard") == 0.0
     life.tuner.spent("unheard", 0, tokens=1.0)
     audit = ShadowAudit(
-        audit_id="x", query_class="unheard", arm=1, odds=(0.0, 1.0, 0.0, 0.0), disagrees=False, due_s=0.0,
-        full_tokens=1.0, arm_tokens=1.0,
-    )  # fmt: skip
+        audit_id="x",
+        query_class="unheard",
+        arm=1,
+        odds=(0.0, 1.0, 0.0, 0.0),
+        disagrees=False,
+        due_s=0.0,
+        full_tokens=1.0,
+        arm_tokens=1.0,
+    )
     assert not life.tuner.audited(audit)
     assert life.tuner.audited(replace(audit, query_class="easy"))
     assert not life.tuner.audited(replace(audit, query_class="easy")), "known"

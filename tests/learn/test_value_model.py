@@ -27,8 +27,15 @@ def settling(n_runs: int, seed: int = 0, p_never: float = 0.2) -> tuple[Trajecto
     step = np.tile(np.arange(1, N_STEPS + 1), n_runs)
     when = np.repeat(settles, N_STEPS)
     ok = step >= when
-    x = np.column_stack([ok, when > N_STEPS, (N_STEPS - step) / N_STEPS, ok * (N_STEPS - step) / N_STEPS,
-                         (when > N_STEPS) * (N_STEPS - step) / N_STEPS]).astype(np.float64)  # fmt: skip
+    x = np.column_stack(
+        [
+            ok,
+            when > N_STEPS,
+            (N_STEPS - step) / N_STEPS,
+            ok * (N_STEPS - step) / N_STEPS,
+            (when > N_STEPS) * (N_STEPS - step) / N_STEPS,
+        ]
+    ).astype(np.float64)
     starts = np.arange(0, n_runs * N_STEPS + 1, N_STEPS)
     return Trajectories(x=x, starts=starts, ok=ok, tokens=step * STEP), settles
 
@@ -93,8 +100,8 @@ def test_it_is_worth_waiting_where_only_the_end_is_right(lam: float) -> None:
         tokens=step * STEP,
     )
     values = fit_values(t, lam=lam, sweeps=8)
-    assert (stopped_at(values, t, 0.3) == N_STEPS).all()   # the rest costs at most 0.25 and pays 1
-    assert (stopped_at(values, t, 10.0) == 1).all()        # it costs 8 and pays 1
+    assert (stopped_at(values, t, 0.3) == N_STEPS).all()  # the rest costs at most 0.25 and pays 1
+    assert (stopped_at(values, t, 10.0) == 1).all()  # it costs 8 and pays 1
 
 
 def test_the_bits_of_a_row_are_the_prices_at_which_it_stops() -> None:
@@ -143,11 +150,13 @@ def test_a_run_without_a_known_end_teaches_what_stopping_pays_and_nothing_of_goi
     row_in_run = np.tile(np.arange(N_STEPS), 2_000)
     garbled = np.where(row_in_run > 2, ~cut.ok, cut.ok)
     both = Trajectories(
-        x=np.vstack([known.x, cut.x]), starts=np.concatenate([known.starts, cut.starts[1:] + known.starts[-1]]),
-        ok=np.concatenate([known.ok, garbled]), tokens=np.concatenate([known.tokens, cut.tokens * 9]),
+        x=np.vstack([known.x, cut.x]),
+        starts=np.concatenate([known.starts, cut.starts[1:] + known.starts[-1]]),
+        ok=np.concatenate([known.ok, garbled]),
+        tokens=np.concatenate([known.tokens, cut.tokens * 9]),
         stop_weight=np.concatenate([row_in_run < N_STEPS - 1, row_in_run <= 2]).astype(np.float64),
         go_on_weight=np.repeat([1.0, 0.0], len(known.x)),
-    )  # fmt: skip
+    )
     found, alone = fit_values(both), fit_values(known)
     assert found.mean_tokens == alone.mean_tokens
     assert np.abs(found.go_on - alone.go_on).max() < 0.02  # through the value of later stops alone

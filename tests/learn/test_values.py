@@ -82,10 +82,18 @@ def audits(n: int, seed: int) -> ShadowAudits:
         arm = 1 if rng.random() < 0.7 else 2
         loss = int(rng.random() < (0.02 if arm == 1 else 0.3))
         lost.append(loss)
-        made.append(ShadowAudit(
-            audit_id=str(i), query_class="ab"[i % 2], arm=arm, odds=(0.0, 0.7, 0.3), disagrees=bool(loss), due_s=0.0,
-            full_tokens=200.0, arm_tokens=100.0 if arm == 1 else 20.0,
-        ))  # fmt: skip
+        made.append(
+            ShadowAudit(
+                audit_id=str(i),
+                query_class="ab"[i % 2],
+                arm=arm,
+                odds=(0.0, 0.7, 0.3),
+                disagrees=bool(loss),
+                due_s=0.0,
+                full_tokens=200.0,
+                arm_tokens=100.0 if arm == 1 else 20.0,
+            )
+        )
     return ShadowAudits(audits=made, proved=lost, guessed=lost)
 
 
@@ -93,9 +101,14 @@ def test_both_maps_are_estimated_without_bias_and_the_difference_with_its_error(
     values, errors = [], []
     for seed in range(60):
         change = compare(
-            audits(300, seed), {"a": 0, "b": 1}, {"a": 1, "b": 2}, n_arms=3, price=0.2, full_tokens=200.0,
+            audits(300, seed),
+            {"a": 0, "b": 1},
+            {"a": 1, "b": 2},
+            n_arms=3,
+            price=0.2,
+            full_tokens=200.0,
             confidence=0.9,
-        )  # fmt: skip
+        )
         values.append((change.before.value, change.after.value))
         errors.append(change.error)
         assert change.after.low < change.after.value < change.after.high
@@ -105,10 +118,12 @@ def test_both_maps_are_estimated_without_bias_and_the_difference_with_its_error(
 
 
 def test_a_change_for_the_worse_is_called_so() -> None:
-    worse = compare(audits(900, 1), {"a": 1, "b": 1}, {"a": 2, "b": 2}, n_arms=3, price=0.1, full_tokens=200.0,
-                    confidence=0.9)  # fmt: skip
-    better = compare(audits(900, 1), {"a": 0, "b": 0}, {"a": 1, "b": 1}, n_arms=3, price=0.1, full_tokens=200.0,
-                     confidence=0.9)  # fmt: skip
+    worse = compare(
+        audits(900, 1), {"a": 1, "b": 1}, {"a": 2, "b": 2}, n_arms=3, price=0.1, full_tokens=200.0, confidence=0.9
+    )
+    better = compare(
+        audits(900, 1), {"a": 0, "b": 0}, {"a": 1, "b": 1}, n_arms=3, price=0.1, full_tokens=200.0, confidence=0.9
+    )
     assert worse.is_worse
     assert not better.is_worse
     assert better.before.value == pytest.approx(0.0, abs=1e-12), "full runs gain nothing over themselves, for certain"

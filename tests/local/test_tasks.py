@@ -65,9 +65,7 @@ def test_three_hundred_distinct_questions_are_there(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @given(seed=seeds)
 @settings(max_examples=5)
-def test_the_same_seed_gives_the_same_prompts_and_a_short_run_is_the_start_of_a_long_one(
-    kind: str, seed: int
-) -> None:
+def test_the_same_seed_gives_the_same_prompts_and_a_short_run_is_the_start_of_a_long_one(kind: str, seed: int) -> None:
     long = questions(kind, 60, seed=seed)
     assert questions(kind, 60, seed=seed) == long
     assert questions(kind, 13, seed=seed) == long[:13]

@@ -111,9 +111,7 @@ def test_an_interrupted_fetch_goes_on_with_the_wheels_that_are_whole(
     assert not parts.exists()
 
 
-def test_a_missing_package_is_a_clear_error_and_what_came_is_kept_for_the_next_try(
-    tiny: Shelf, tmp_path: Path
-) -> None:
+def test_a_missing_package_is_a_clear_error_and_what_came_is_kept_for_the_next_try(tiny: Shelf, tmp_path: Path) -> None:
     gone = tiny.index / "tiny_part12-1.0-py3-none-any.whl"
     content = gone.read_bytes()
     gone.unlink()

@@ -59,9 +59,13 @@ def shelf(folder: Path, parts: Sequence[bytes]) -> Shelf:
     pins = folder / "tiny.txt"
     pins.write_text("\n".join(lines) + "\n", encoding="utf-8")
     weights = Weights(
-        name="tiny", title="Tiny", member=r"\w+/data/part\d+\.bin", sha256=hashlib.sha256(content).hexdigest(),
-        n_bytes=len(content), licence="none",
-    )  # fmt: skip
+        name="tiny",
+        title="Tiny",
+        member=r"\w+/data/part\d+\.bin",
+        sha256=hashlib.sha256(content).hexdigest(),
+        n_bytes=len(content),
+        licence="none",
+    )
     return Shelf(index=folder / "index", pins=pins, weights=weights, content=content)
 
 

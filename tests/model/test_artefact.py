@@ -41,10 +41,14 @@ def models(draw: st.DrawFn) -> StopModel:
         found=tuple(draw(st.lists(st.lists(TESTS, max_size=3).map(tuple), max_size=3))),
         cost=draw(st.builds(StepCost, st.floats(0, 4), st.floats(1e-6, 1e6))),
         trained=TrainingRecord(
-            n_episodes=draw(st.integers(0, 10**9)), n_questions=3, digest=draw(st.text(st.characters(), max_size=9)),
-            target="as-good", seed=0, versions=(("b", "2"), ("a", "1")),
+            n_episodes=draw(st.integers(0, 10**9)),
+            n_questions=3,
+            digest=draw(st.text(st.characters(), max_size=9)),
+            target="as-good",
+            seed=0,
+            versions=(("b", "2"), ("a", "1")),
         ),
-    )  # fmt: skip
+    )
 
 
 def plain() -> dict[str, Any]:
@@ -52,9 +56,14 @@ def plain() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     ensemble = Ensemble((Linear((0.5,) * N_FEATURES, 0.1), some_trees(rng, 2, 3)), Isotonic((0.5,), (0.5,)))
     return StopModel(
-        features=FEATURES, suffices=ensemble, hopeless=ensemble, classes=(("hard", 0.1),),
-        trained=TrainingRecord(n_episodes=9, n_questions=3, digest="d", target="as-good", seed=0, versions=(("numpy", "2"),)),
-    ).plain()  # fmt: skip
+        features=FEATURES,
+        suffices=ensemble,
+        hopeless=ensemble,
+        classes=(("hard", 0.1),),
+        trained=TrainingRecord(
+            n_episodes=9, n_questions=3, digest="d", target="as-good", seed=0, versions=(("numpy", "2"),)
+        ),
+    ).plain()
 
 
 @PROPERTY
@@ -85,9 +94,10 @@ def test_an_address_does_not_depend_on_how_the_same_model_was_put_together() -> 
 
 def test_addresses_in_logs_stay_what_they_were() -> None:
     model = StopModel(
-        features=("step",), suffices=Ensemble((Linear((0.1,), -1.0),)),
+        features=("step",),
+        suffices=Ensemble((Linear((0.1,), -1.0),)),
         trained=TrainingRecord(n_episodes=1, n_questions=1, digest="", target="as-good", seed=0),
-    )  # fmt: skip
+    )
     assert dump(model) == (
         b'{"classes":{},"cost":{"exponent":0.0,"scale":1.0},"features":["step"],"hopeless":null,"schema":1,'
         b'"suffices":{"calibration":null,"parts":[{"intercept":-1.0,"kind":"linear","weights":[0.1]}]},'
@@ -156,11 +166,27 @@ def test_what_may_not_stand_at_a_place_is_refused_with_it(path: str, value: obje
     assert len(str(refused.value)) < 300
 
 
-@pytest.mark.parametrize("path", [
-    "schema", "features", "suffices", "hopeless", "classes", "cost", "trained", "suffices.parts",
-    "suffices.calibration", "suffices.parts.0.kind", "suffices.parts.0.intercept", "suffices.parts.1.baseline",
-    "suffices.parts.1.trees.0.value", "suffices.calibration.scores", "cost.scale", "trained.digest",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "schema",
+        "features",
+        "suffices",
+        "hopeless",
+        "classes",
+        "cost",
+        "trained",
+        "suffices.parts",
+        "suffices.calibration",
+        "suffices.parts.0.kind",
+        "suffices.parts.0.intercept",
+        "suffices.parts.1.baseline",
+        "suffices.parts.1.trees.0.value",
+        "suffices.calibration.scores",
+        "cost.scale",
+        "trained.digest",
+    ],
+)
 def test_what_is_missing_is_named(path: str) -> None:
     content: Any = plain()
     *way, last = path.split(".")
@@ -199,10 +225,22 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4) | st.integers(), inner, max_size=3),
     max_leaves=8,
 )
-PATHS = st.sampled_from([
-    "schema", "features", "suffices", "classes", "cost", "trained", "suffices.parts", "suffices.parts.0",
-    "suffices.parts.1.trees.0", "suffices.parts.1.trees.0.feature", "suffices.calibration", "trained.versions",
-])  # fmt: skip
+PATHS = st.sampled_from(
+    [
+        "schema",
+        "features",
+        "suffices",
+        "classes",
+        "cost",
+        "trained",
+        "suffices.parts",
+        "suffices.parts.0",
+        "suffices.parts.1.trees.0",
+        "suffices.parts.1.trees.0.feature",
+        "suffices.calibration",
+        "trained.versions",
+    ]
+)
 
 
 def refusal_of(source: bytes | dict[str, Any]) -> str:

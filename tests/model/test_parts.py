@@ -82,9 +82,12 @@ def test_a_curve_is_straight_between_its_points_and_flat_beyond(curve: list[tupl
 
 
 STUMP: dict[str, Any] = {
-    "feature": (0, LEAF, LEAF), "threshold": (0.5, 0.0, 0.0), "left": (1, 0, 0), "right": (2, 0, 0),
+    "feature": (0, LEAF, LEAF),
+    "threshold": (0.5, 0.0, 0.0),
+    "left": (1, 0, 0),
+    "right": (2, 0, 0),
     "value": (0.0, 1.0, 2.0),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(

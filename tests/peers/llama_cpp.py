@@ -32,23 +32,50 @@ from suffice.settings import Settings, parse
 HERE = Path(__file__).parent
 TESTS = "vendor/llama.cpp/tools/server/tests"
 FILES = (
-    "test_basic", "test_chat_completion", "test_completion", "test_compat_anthropic", "test_compat_oai_responses",
-    "test_embedding", "test_ignore_eos", "test_infill", "test_security", "test_stream", "test_template",
+    "test_basic",
+    "test_chat_completion",
+    "test_completion",
+    "test_compat_anthropic",
+    "test_compat_oai_responses",
+    "test_embedding",
+    "test_ignore_eos",
+    "test_infill",
+    "test_security",
+    "test_stream",
+    "test_template",
     "test_tokenize",
-)  # fmt: skip
+)
 # Paths that these tests ask for and that are llama.cpp's own.
 RELAY = (
-    "GET /", "GET /health", "GET /props", "POST /props", "GET /slots", "GET /lora-adapters", "POST /lora-adapters",
-    "POST /completion", "POST /completions", "POST /embedding", "POST /embeddings", "POST /infill", "POST /rerank",
-    "POST /tokenize", "POST /detokenize", "POST /apply-template", "POST /chat/completions/input_tokens",
-    "OPTIONS /completions", "GET /v1/stream", "DELETE /v1/stream", "GET /sw.js",
-    "GET /manifest.webmanifest", "GET /_app/version.json",
-)  # fmt: skip
+    "GET /",
+    "GET /health",
+    "GET /props",
+    "POST /props",
+    "GET /slots",
+    "GET /lora-adapters",
+    "POST /lora-adapters",
+    "POST /completion",
+    "POST /completions",
+    "POST /embedding",
+    "POST /embeddings",
+    "POST /infill",
+    "POST /rerank",
+    "POST /tokenize",
+    "POST /detokenize",
+    "POST /apply-template",
+    "POST /chat/completions/input_tokens",
+    "OPTIONS /completions",
+    "GET /v1/stream",
+    "DELETE /v1/stream",
+    "GET /sw.js",
+    "GET /manifest.webmanifest",
+    "GET /_app/version.json",
+)
 TEST_TIMEOUT_S = 20
-RUN_TIMEOUT_S = 1_800   # of one file, in one way
-N_AGAIN = 3   # how often a test that differs is run again before it counts
+RUN_TIMEOUT_S = 1_800  # of one file, in one way
+N_AGAIN = 3  # how often a test that differs is run again before it counts
 
-Results = dict[str, str]   # test id → passed, failed, skipped
+Results = dict[str, str]  # test id → passed, failed, skipped
 
 
 def prepared(cache: Path) -> tuple[Path, Path]:
@@ -65,10 +92,19 @@ def prepared(cache: Path) -> tuple[Path, Path]:
     if found is None:
         pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input", "download"]
         subprocess.run(
-            [*pip, "--no-deps", "--no-binary", "llama-cpp-python", "--require-hashes", "--dest", str(folder),
-             "-r", str(HERE / "llama_cpp_source.txt")],
+            [
+                *pip,
+                "--no-deps",
+                "--no-binary",
+                "llama-cpp-python",
+                "--require-hashes",
+                "--dest",
+                str(folder),
+                "-r",
+                str(HERE / "llama_cpp_source.txt"),
+            ],
             check=True,
-        )  # fmt: skip
+        )
         with tarfile.open(next(folder.glob("*.tar.gz"))) as archive:
             wanted = [m for m in archive.getmembers() if f"/{TESTS}/" in m.name]
             archive.extractall(folder, members=wanted, filter="data")
@@ -81,12 +117,25 @@ async def run(tests: Path, python: Path, port: int, names: Iterable[str]) -> Res
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
         process = await asyncio.create_subprocess_exec(
-            str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "header_case", "-m", "not slow",
-            f"--timeout={TEST_TIMEOUT_S}", f"--junitxml={report}", f"--basetemp={scratch}/tmp", *names,
+            str(python),
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "header_case",
+            "-m",
+            "not slow",
+            f"--timeout={TEST_TIMEOUT_S}",
+            f"--junitxml={report}",
+            f"--basetemp={scratch}/tmp",
+            *names,
             cwd=tests,
             env={**os.environ, "PORT": str(port), "DEBUG_EXTERNAL": "1", "PYTHONPATH": f"{tests}{os.pathsep}{HERE}"},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             await asyncio.wait_for(process.wait(), RUN_TIMEOUT_S)
         except TimeoutError:
@@ -108,12 +157,14 @@ def read_report(report: Path) -> Results:
 
 def settings_for(upstream: str, mode: str, folder: Path) -> Settings:
     """A gateway in front of the server, with the engine's own paths listed."""
-    return parse({
-        "server": {"relay": list(RELAY)},
-        "upstreams": {"local": {"url": upstream, "driver": "llama.cpp", "slots": 2}},
-        "routes": {"all": {"upstream": "local", "mode": mode}},
-        "store": {"url": f"sqlite:///{folder / f'{mode}.db'}"},
-    })  # fmt: skip
+    return parse(
+        {
+            "server": {"relay": list(RELAY)},
+            "upstreams": {"local": {"url": upstream, "driver": "llama.cpp", "slots": 2}},
+            "routes": {"all": {"upstream": "local", "mode": mode}},
+            "store": {"url": f"sqlite:///{folder / f'{mode}.db'}"},
+        }
+    )
 
 
 def port_of(url: str) -> int:

@@ -24,9 +24,11 @@ def test_a_report_is_read_as_test_ids_and_their_ends(tmp_path: Path) -> None:
     report.write_text(REPORT)
     found = llama_cpp.read_report(report)
     assert found == {
-        "unit/test_a.py::test_passes": "passed", "unit/test_a.py::test_fails[x-1]": "failed",
-        "unit/test_a.py::test_breaks": "failed", "unit/test_b.py::test_waits": "skipped",
-    }  # fmt: skip
+        "unit/test_a.py::test_passes": "passed",
+        "unit/test_a.py::test_fails[x-1]": "failed",
+        "unit/test_a.py::test_breaks": "failed",
+        "unit/test_b.py::test_waits": "skipped",
+    }
     assert llama_cpp.n_passed(found) == 1
 
 

@@ -20,24 +20,34 @@ from suffice.upstream.drivers import driver_facts
 __all__ = ["serve"]
 
 THOUGHT = [
-    ("Is it three?", "Three"), (" It may be four.", "four"), (" So four.", "Four!"), (" Four it is.", "four"),
+    ("Is it three?", "Three"),
+    (" It may be four.", "four"),
+    (" So four.", "Four!"),
+    (" Four it is.", "four"),
     (" Is it five?", "five"),
-]  # fmt: skip
+]
 ROUTE = {
-    "mode": "enforce", "uncertified": True, "audit_share": 0.0, "scorer": "last-word", "probe": {},
+    "mode": "enforce",
+    "uncertified": True,
+    "audit_share": 0.0,
+    "scorer": "last-word",
+    "probe": {},
     "policy": {"policy": "settled", "streak": 2, "most_questions": 0.3},
     "steps": {"boundary": "sentence", "min_tokens": 2, "growth": 1.0},
-}  # fmt: skip
+}
 
 
 def test_all_five_are_loaded_and_none_was_refused() -> None:
     assert [(p.group, p.name, p.package, p.problem) for p in load_plugins()] == [
         (f"suffice.{group}", name, "suffice-example 1.0", None)
         for group, name in (
-            ("signals", "asking"), ("scorers", "last-word"), ("segmenters", "sentence"), ("drivers", "box"),
+            ("signals", "asking"),
+            ("scorers", "last-word"),
+            ("segmenters", "sentence"),
+            ("drivers", "box"),
             ("policies", "settled"),
         )
-    ]  # fmt: skip
+    ]
 
 
 def test_a_signal_of_its_own_stands_in_extra_beside_ours() -> None:

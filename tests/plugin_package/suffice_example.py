@@ -41,7 +41,7 @@ class Settled(ParameterChecks):
     """Stop once the answer has stood and the model no longer asks itself anything."""
 
     name: ClassVar[str] = "settled"
-    streak: Annotated[int, ParameterRange(1, 1_000)] = 2                # steps in a row with the same answer
+    streak: Annotated[int, ParameterRange(1, 1_000)] = 2  # steps in a row with the same answer
     most_questions: Annotated[float, ParameterRange(0.0, 100.0)] = 0.2  # on the moving mean
 
     @property

@@ -56,9 +56,13 @@ def run(installed: Path | None, *arguments: str, cwd: Path = ROOT) -> subprocess
     """Python with these arguments, where the package is installed, or is not."""
     path = os.pathsep.join(map(str, (*([installed] if installed else []), ROOT)))
     return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True,
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
 
 
 def test_settings_that_name_its_parts_are_fine_with_it_and_refused_without(installed: Path, tmp_path: Path) -> None:
@@ -79,9 +83,17 @@ def test_it_passes_the_contracts_and_governs_a_request(installed: Path) -> None:
     without = " and ".join(f"not {word}" for word in ("page", "doc", "row", "these_tests", "not_there"))
     asked = f"(asking or settled or last-word or inside) and {without}"
     done = run(
-        installed, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", asked, "tests/plugin_package/inside.py",
+        installed,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        asked,
+        "tests/plugin_package/inside.py",
         *(f"tests/contracts/test_{room}.py" for room in ("policies", "scorers", "signals")),
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None

@@ -68,9 +68,13 @@ def test_rules_that_contradict_each_other_continue() -> None:
     assert verdict(policy, answer_streak=2, degeneration=9.0) is None
     assert "another that the run is hopeless" in policy.decide(seen(answer_streak=2, degeneration=9.0)).reason
     columns = {
-        "step": np.array([5.0]), "tokens_used": np.array([100.0]), "answer": np.array([1.0]),
-        "answer_streak": np.array([2.0]), "confidence": np.array([0.5]), "degeneration": np.array([9.0]),
-    }  # fmt: skip
+        "step": np.array([5.0]),
+        "tokens_used": np.array([100.0]),
+        "answer": np.array([1.0]),
+        "answer_streak": np.array([2.0]),
+        "confidence": np.array([0.5]),
+        "degeneration": np.array([9.0]),
+    }
     assert stops_of(policy, columns).tolist() == decide_rows(policy, columns).tolist() == [0]
 
 
@@ -92,5 +96,7 @@ def test_any_of_stops_on_two_sides_and_says_on_which(known: dict[str, Any], reas
 def test_a_composition_needs_what_its_parts_need_each_once() -> None:
     inner = {"policy": "any-of", "policies": [CONFIDENT, GIVES_UP]}
     assert build("all-of", STABLE, CONFIDENT, inner).needs == (
-        "stability", "confidence", "degeneration(delta=0.55)",
-    )  # fmt: skip
+        "stability",
+        "confidence",
+        "degeneration(delta=0.55)",
+    )

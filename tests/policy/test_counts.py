@@ -27,17 +27,17 @@ def first_stop(policy: BetaVote, answers: str) -> int | None:
 @pytest.mark.parametrize(
     ("threshold", "answers", "stop"),
     [
-        (0.95, "aaaa", 4),         # 1 - 1/32 = 0.96875
-        (0.94, "aaaa", 4),         # 1 - 1/16 = 0.9375 is not enough
+        (0.95, "aaaa", 4),  # 1 - 1/32 = 0.96875
+        (0.94, "aaaa", 4),  # 1 - 1/16 = 0.9375 is not enough
         (0.93, "aaaa", 3),
-        (0.95, "abaaaaa", 7),      # 6 to 1: 1 - 9/256 = 0.9648; 5 to 1 is 0.9375
-        (0.95, "a.a.a.a", 7),      # no answer is no vote
+        (0.95, "abaaaaa", 7),  # 6 to 1: 1 - 9/256 = 0.9648; 5 to 1 is 0.9375
+        (0.95, "a.a.a.a", 7),  # no answer is no vote
         (0.95, "abababab", None),
-        (0.95, "abcaaaa", None),   # 5 to 1: 0.9375
-        (0.95, "abcaaaaa", 8),     # 6 to 1: the third answer counts for nothing
-        (0.99, "aaaaaa", 6),       # 1 - 1/128
+        (0.95, "abcaaaa", None),  # 5 to 1: 0.9375
+        (0.95, "abcaaaaa", 8),  # 6 to 1: the third answer counts for nothing
+        (0.99, "aaaaaa", 6),  # 1 - 1/128
     ],
-)  # fmt: skip
+)
 def test_sampling_stops_where_the_lead_is_safe(threshold: float, answers: str, stop: int | None) -> None:
     assert first_stop(BetaVote(threshold=threshold), answers) == stop
 

@@ -105,8 +105,11 @@ def test_a_found_class_is_told_by_the_models_own_rules_and_not_by_what_was_decla
     own = (("n_words > 20", 0.01), ("every query", 0.3))
     policy = LearnedPolicy(model=model(classes=own, found=FOUND), threshold=0.1)
     asked = {
-        "long": Query(n_words=30, query_class="every query"), "short": Query(n_words=5), "unread": Query(), "": None,
-    }  # fmt: skip
+        "long": Query(n_words=30, query_class="every query"),
+        "short": Query(n_words=5),
+        "unread": Query(),
+        "": None,
+    }
     for confidence, stopped in ((0.75, ["short", "unread"]), (0.95, ["short", "unread", ""]), (0.995, list(asked))):
         decided = {name: policy.decide(seen(confidence=confidence, query=query)) for name, query in asked.items()}
         assert [name for name, decision in decided.items() if decision.stop] == stopped
@@ -138,9 +141,11 @@ def test_the_first_step_that_passes_is_where_the_running_minimum_of_the_risk_wou
 
 @PROPERTY
 @given(
-    seed=st.integers(0, 2**32), on_hopeless=st.sampled_from(["stop", "continue"]), by_cost=st.booleans(),
+    seed=st.integers(0, 2**32),
+    on_hopeless=st.sampled_from(["stop", "continue"]),
+    by_cost=st.booleans(),
     found=st.booleans(),
-)  # fmt: skip
+)
 def test_columns_with_queries_are_decided_as_live(seed: int, on_hopeless: Any, by_cost: bool, found: bool) -> None:
     rng = np.random.default_rng(seed)
     changes: dict[str, Any] = {"classes": (("easy", 0.6),), "cost": StepCost(0.5 if by_cost else 0.0, 5.0)}
@@ -179,9 +184,12 @@ def test_a_threshold_that_is_a_risk_seen_in_replay_stops_that_very_step_live(see
     weights = tuple(rng.normal(size=4).tolist())
     picky = model(suffices=Ensemble((Linear(weights, 0.1), Linear(weights[::-1], -0.3))), hopeless=None)
     columns = {
-        "step": np.arange(1.0, 31), "tokens_used": rng.integers(1, 99, 30).cumsum().astype(float),
-        "answer": np.zeros(30), "confidence": rng.random(30), "agreement": rng.random(30),
-    }  # fmt: skip
+        "step": np.arange(1.0, 31),
+        "tokens_used": rng.integers(1, 99, 30).cumsum().astype(float),
+        "answer": np.zeros(30),
+        "confidence": rng.random(30),
+        "agreement": rng.random(30),
+    }
     risk = LearnedPolicy(model=picky).risks(columns).risk
     for at in range(30):
         policy = LearnedPolicy(model=picky, threshold=float(risk[at]))
@@ -210,17 +218,21 @@ def test_it_can_be_sent_to_another_process() -> None:
     ("change", "message"),
     [
         ({"schema": 7}, r"policy\.learned\.model\.schema: got 7; this version reads 1"),
-        ({"features": ["logit(confidense)", "step", "n_words", "lead"]},
-         r"policy\.learned\.model\.features\[0\]: unknown field 'confidense'; did you mean 'confidence'"),
-        ({"features": ["step", "tokens_used", "log1p(step)", "has_answer"]},
-         r"policy\.learned\.model\.features: got none that reads the run; at least one"),
-        ({"suffices": {"parts": [{"kind": "linear", "weights": [1.0], "intercept": 0.0}], "calibration": None}},
-         r"policy\.learned\.model\.suffices\.parts\[0\]\.weights: got 1; one for each of 4 features"),
+        (
+            {"features": ["logit(confidense)", "step", "n_words", "lead"]},
+            r"policy\.learned\.model\.features\[0\]: unknown field 'confidense'; did you mean 'confidence'",
+        ),
+        (
+            {"features": ["step", "tokens_used", "log1p(step)", "has_answer"]},
+            r"policy\.learned\.model\.features: got none that reads the run; at least one",
+        ),
+        (
+            {"suffices": {"parts": [{"kind": "linear", "weights": [1.0], "intercept": 0.0}], "calibration": None}},
+            r"policy\.learned\.model\.suffices\.parts\[0\]\.weights: got 1; one for each of 4 features",
+        ),
     ],
-)  # fmt: skip
-def test_a_model_that_cannot_be_used_is_refused_before_anything_is_served(
-    change: dict[str, Any], message: str
-) -> None:
+)
+def test_a_model_that_cannot_be_used_is_refused_before_anything_is_served(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^{message}"):
         build_policy({"policy": "learned", "model": {**model().plain(), **change}})
 

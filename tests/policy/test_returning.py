@@ -34,7 +34,7 @@ def test_last_is_the_latest_step_that_gave_an_answer() -> None:
 
 def test_the_most_frequent_answer_is_returned_where_it_stood_first() -> None:
     assert chosen("most-frequent", "abcb") == 2
-    assert chosen("most-frequent", "ab") == 1      # a tie goes to the answer seen first
+    assert chosen("most-frequent", "ab") == 1  # a tie goes to the answer seen first
     assert chosen("most-frequent", "abba") == 1
     assert chosen("most-frequent", ".b.") == 2
 

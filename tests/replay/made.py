@@ -57,13 +57,24 @@ def written(
         votes = [answer for answer in answers if answer is not None]
         voted = max(votes, key=lambda answer: (votes.count(answer), -votes.index(answer))) if votes else None
         full = voted if kind == "samples" else answers[-1]
-        made = [StepRow(tokens=tokens, answer=answer, correct=None if answer is None else answer == gold, **of_step)
-                for answer, tokens in steps]  # fmt: skip
+        made = [
+            StepRow(tokens=tokens, answer=answer, correct=None if answer is None else answer == gold, **of_step)
+            for answer, tokens in steps
+        ]
         found.append(
             RunRow(
-                dataset="made", setting=SETTING[kind], task="sums", model="m", run=str(number), question_id=question,
-                gold=gold, aggregation="majority_vote" if kind == "samples" else "last", full_answer=full,
-                full_em=full == gold, n_steps=len(steps), steps=made,
+                dataset="made",
+                setting=SETTING[kind],
+                task="sums",
+                model="m",
+                run=str(number),
+                question_id=question,
+                gold=gold,
+                aggregation="majority_vote" if kind == "samples" else "last",
+                full_answer=full,
+                full_em=full == gold,
+                n_steps=len(steps),
+                steps=made,
                 full_tokens=sum(step.tokens + (step.ctx_tokens or 0) for step in made),
             )
         )

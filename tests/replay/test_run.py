@@ -22,17 +22,35 @@ STABLE = build_policy({"policy": "stable-answer", "streak": 2})
 def episode(kind: Kind, answers: list[str | None], *, tokens: int = 10, probe_tokens: int = 0) -> Episode:
     """A full run whose every step costs the same."""
     request = Request(
-        episode_id="ep", route="r", kind=kind, mode="observe", model="m", stream=False, n_samples=len(answers),
-        audit=True, propensity=1.0, policy_version="p", certified=False, question_key="q", ungoverned=None,
+        episode_id="ep",
+        route="r",
+        kind=kind,
+        mode="observe",
+        model="m",
+        stream=False,
+        n_samples=len(answers),
+        audit=True,
+        propensity=1.0,
+        policy_version="p",
+        certified=False,
+        question_key="q",
+        ungoverned=None,
         received_at_s=0.0,
-    )  # fmt: skip
+    )
     steps = tuple(
         StepRecord(
-            index=i, tokens=tokens, answer=a, answer_source="probe" if kind == "reasoning" else "sample",
-            confidence=None, entropy=None, probe_tokens=probe_tokens, action="continue", reason="",
+            index=i,
+            tokens=tokens,
+            answer=a,
+            answer_source="probe" if kind == "reasoning" else "sample",
+            confidence=None,
+            entropy=None,
+            probe_tokens=probe_tokens,
+            action="continue",
+            reason="",
         )
         for i, a in enumerate(answers, start=1)
-    )  # fmt: skip
+    )
     thought = tokens * len(answers) if kind == "reasoning" else 0
     generated = tokens * len(answers) + 3 * (kind == "reasoning")
     usage = Usage(prompt_tokens=5, completion_tokens=generated, reasoning_tokens=thought)
@@ -99,14 +117,25 @@ def test_a_decision_depends_on_nothing_that_comes_later(answers: list[str | None
 FACTS = st.none() | st.sampled_from([0.0, 0.3, 0.96, 0.99, 1.0])
 LIVE = st.lists(
     st.builds(
-        Step, index=st.just(1), tokens=st.sampled_from([0, 10, 400]), answer=st.sampled_from(["a", "a", "b", None]),
-        answer_source=st.just("probe"), logprobs=st.sampled_from([(), (-0.01,), (-2.0, -0.1)]), entropy=FACTS,
+        Step,
+        index=st.just(1),
+        tokens=st.sampled_from([0, 10, 400]),
+        answer=st.sampled_from(["a", "a", "b", None]),
+        answer_source=st.just("probe"),
+        logprobs=st.sampled_from([(), (-0.01,), (-2.0, -0.1)]),
+        entropy=FACTS,
         text=st.sampled_from(["so it is a", "wait, but no", "one two three four five six seven eight nine ten"]),
-        confidence=FACTS, mass=FACTS, margin=FACTS, closed_entropy=FACTS, logprob=FACTS.map(lambda p: p and -p),
-        stated_confidence=FACTS, said_done=st.none() | st.booleans(),
+        confidence=FACTS,
+        mass=FACTS,
+        margin=FACTS,
+        closed_entropy=FACTS,
+        logprob=FACTS.map(lambda p: p and -p),
+        stated_confidence=FACTS,
+        said_done=st.none() | st.booleans(),
     ),
-    min_size=2, max_size=12,
-).map(lambda steps: [replace(step, index=index) for index, step in enumerate(steps, 1)])  # fmt: skip
+    min_size=2,
+    max_size=12,
+).map(lambda steps: [replace(step, index=index) for index, step in enumerate(steps, 1)])
 
 
 @settings(max_examples=60, derandomize=True, deadline=None)

@@ -12,10 +12,20 @@ NOON_S = 20_000 * 86_400.0 + 43_200.0
 
 def item(name: str = "ep_1", shows: Shows = "both", **changes: Any) -> ReviewItem:
     known: dict[str, Any] = {
-        "episode_id": name, "route": "r", "why": "disagreement", "because": "it disagrees", "shows": shows,
-        "full_answer": None if shows == "early" else "42", "early_answer": None if shows == "full" else "41",
-        "priority": 5.5, "day": 20_000, "n_reviewers": 1, "asked_at_s": 0.0, "author": "w", "lease_s": 100.0,
-    }  # fmt: skip
+        "episode_id": name,
+        "route": "r",
+        "why": "disagreement",
+        "because": "it disagrees",
+        "shows": shows,
+        "full_answer": None if shows == "early" else "42",
+        "early_answer": None if shows == "full" else "41",
+        "priority": 5.5,
+        "day": 20_000,
+        "n_reviewers": 1,
+        "asked_at_s": 0.0,
+        "author": "w",
+        "lease_s": 100.0,
+    }
     return ReviewItem(**(known | changes))
 
 

@@ -23,14 +23,21 @@ HELD = NO_HOLDS.after(PAUSE, 100.0)
 
 def now(**changes: Any) -> Now:
     known: dict[str, Any] = {
-        "route": "r", "holds": HELD, "epoch": EPOCH, "publication": publication(), "pause": PAUSE, "setup": "s",
+        "route": "r",
+        "holds": HELD,
+        "epoch": EPOCH,
+        "publication": publication(),
+        "pause": PAUSE,
+        "setup": "s",
         "settings": Route(upstream="u", mode="enforce", max_em_drop=changes.pop("max_em_drop", 0.02)),
-    }  # fmt: skip
+    }
     return Now(**(known | changes))
 
 
 def asked(decision: Any, **changes: Any) -> IncidentForm:
-    return IncidentForm(**({"incident": "r:p3", "decision": decision, "reason": "looked at it", "author": "ann"} | changes))
+    return IncidentForm(
+        **({"incident": "r:p3", "decision": decision, "reason": "looked at it", "author": "ann"} | changes)
+    )
 
 
 def decided(found: DecisionRows | str) -> DecisionRows:
@@ -118,9 +125,15 @@ def test_an_incident_is_decided_once_and_with_a_reason(decision: Any) -> None:
 
 def test_an_incident_without_a_pause_does_not_end_somebody_elses() -> None:
     by_hand = Incident(
-        incident="r:m1", route="r", cause="person", summary="units", evidence=(), pause=None, opened_at_s=1.0,
+        incident="r:m1",
+        route="r",
+        cause="person",
+        summary="units",
+        evidence=(),
+        pause=None,
+        opened_at_s=1.0,
         author="a",
-    )  # fmt: skip
+    )
     found = decided(decide(asked("resume", incident="r:m1"), now(holds=HELD.after(by_hand, 1.0)), now_s=2.0))
     assert found.resumption is None
 
@@ -133,9 +146,15 @@ def test_resuming_a_route_by_its_own_command_closes_its_incident() -> None:
 
 def test_what_opens_an_incident_says_more_than_its_pause() -> None:
     told = Incident(
-        incident="r:p3", route="r", cause="critical_em", summary="EM is too low", evidence=("29 of 60 right",), pause=3,
-        opened_at_s=100.0, author="w",
-    )  # fmt: skip
+        incident="r:p3",
+        route="r",
+        cause="critical_em",
+        summary="EM is too low",
+        evidence=("29 of 60 right",),
+        pause=3,
+        opened_at_s=100.0,
+        author="w",
+    )
     held = HELD.after(told, 100.0)
     assert [case.incident for case in held.cases] == [told]
     assert NO_HOLDS.after(told, 100.0).after(PAUSE, 100.0).cases == held.cases, "whichever row comes first"

@@ -43,8 +43,9 @@ def annotated(judged: ToJudge, verdict: str | None, **said: Any) -> Any:
     controls |= {name: {"rating": v} if isinstance(v, int) else {"text": [v]} for name, v in said.items()}
     event["annotation"]["result"] = [
         {"from_name": name, "to_name": "question", "type": "x", "value": value}
-        for name, value in controls.items() if value is not None
-    ]  # fmt: skip
+        for name, value in controls.items()
+        if value is not None
+    ]
     return read_event(event)
 
 
@@ -94,15 +95,24 @@ def test_the_documented_event_becomes_feedback() -> None:
     data, full_a = CREATED["task"]["data"], full_is_a("ep_known")
     assert told.n_ignored == 0
     assert row == {
-        "feedback_id": "label-studio:2:17:2026-01-02T13:52:48.536370Z", "episode_id": "ep_known", "source": "reviewer",
-        "user": "label-studio:1", "comment": "checked by hand", "reason": "Label Studio: A is right",
-        "correct": full_a, "gold": data["answer_a"], **({"rating": 4} if full_a else {}),
-    }  # fmt: skip
+        "feedback_id": "label-studio:2:17:2026-01-02T13:52:48.536370Z",
+        "episode_id": "ep_known",
+        "source": "reviewer",
+        "user": "label-studio:1",
+        "comment": "checked by hand",
+        "reason": "Label Studio: A is right",
+        "correct": full_a,
+        "gold": data["answer_a"],
+        **({"rating": 4} if full_a else {}),
+    }
 
 
 def test_an_update_is_another_word_and_the_same_event_again_is_not() -> None:
-    changed = {**CREATED, "action": "ANNOTATION_UPDATED",
-               "annotation": {**CREATED["annotation"], "updated_at": "2026-01-03T00:00:00Z"}}  # fmt: skip
+    changed = {
+        **CREATED,
+        "action": "ANNOTATION_UPDATED",
+        "annotation": {**CREATED["annotation"], "updated_at": "2026-01-03T00:00:00Z"},
+    }
     ids = [read_event(event).rows[0]["feedback_id"] for event in (CREATED, CREATED, changed)]  # type: ignore[index]
     assert ids[0] == ids[1] != ids[2]
 
@@ -136,8 +146,12 @@ def test_other_events_are_ignored(action: str) -> None:
 
 
 def test_many_at_once_are_read_one_by_one() -> None:
-    event = {**CREATED, "action": "ANNOTATIONS_CREATED", "annotation": [CREATED["annotation"]] * 2,
-             "task": [CREATED["task"], {"id": 3, "data": {"text": "no run of ours"}}]}  # fmt: skip
+    event = {
+        **CREATED,
+        "action": "ANNOTATIONS_CREATED",
+        "annotation": [CREATED["annotation"]] * 2,
+        "task": [CREATED["task"], {"id": 3, "data": {"text": "no run of ours"}}],
+    }
     good, bad = read_event(event).rows
     assert isinstance(good, dict)
     assert isinstance(bad, BadRequest)
@@ -147,10 +161,12 @@ def test_many_at_once_are_read_one_by_one() -> None:
 @pytest.mark.parametrize(
     ("event", "param"),
     [
-        ({}, "action"), ({"action": 1}, "action"), ({"action": "ANNOTATION_CREATED"}, "annotation"),
+        ({}, "action"),
+        ({"action": 1}, "action"),
+        ({"action": "ANNOTATION_CREATED"}, "annotation"),
         ({"action": "ANNOTATION_CREATED", "annotation": {"id": 1}}, "task"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_event_is_refused(event: dict[str, Any], param: str) -> None:
     with pytest.raises(BadRequest) as refused:
         read_event(event)

@@ -30,13 +30,19 @@ def rows(payload: Any) -> list[Any]:
 def test_a_page_of_the_api_becomes_feedback_row_by_row() -> None:
     thumb, stars, right, tone, unknown = rows(PAGE)
     assert thumb == {
-        "feedback_id": "langfuse:s-1:2026-01-02T03:04:05.000Z", "source": "user", "episode_id": "ep_known",
-        "thumbs": "up", "comment": "nice",
-    }  # fmt: skip
+        "feedback_id": "langfuse:s-1:2026-01-02T03:04:05.000Z",
+        "source": "user",
+        "episode_id": "ep_known",
+        "thumbs": "up",
+        "comment": "nice",
+    }
     assert stars == {
-        "feedback_id": "langfuse:s-2:2026-01-02T03:05:05.000Z", "source": "reviewer", "response_id": "chatcmpl-1",
-        "rating": 4, "user": "langfuse:u-7",
-    }  # fmt: skip
+        "feedback_id": "langfuse:s-2:2026-01-02T03:05:05.000Z",
+        "source": "reviewer",
+        "response_id": "chatcmpl-1",
+        "rating": 4,
+        "user": "langfuse:u-7",
+    }
     assert (right["answer"], right["episode_id"], right["source"]) == ("408", "ep_known", "reviewer")
     assert (tone["metrics"], tone["source"], tone["comment"]) == ({"tone": "warm"}, "judge", "because")
     assert isinstance(unknown, BadRequest)
@@ -84,12 +90,16 @@ GOOD: dict[str, Any] = {"id": "a", "name": "rating", "value": 4, "traceId": "ep_
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
-        ({"id": None}, "id"), ({"name": ""}, "name"), ({"traceId": None}, "traceId"), ({"traceId": 7}, "traceId"),
-        ({"source": "ORACLE"}, "source"), ({"value": "many"}, "value"),
+        ({"id": None}, "id"),
+        ({"name": ""}, "name"),
+        ({"traceId": None}, "traceId"),
+        ({"traceId": 7}, "traceId"),
+        ({"source": "ORACLE"}, "source"),
+        ({"value": "many"}, "value"),
         ({"name": "correct", "value": 0.5}, "value"),
         ({"name": "ok", "value": "maybe", "dataType": "BOOLEAN"}, "value"),
     ],
-)  # fmt: skip
+)
 def test_a_score_that_cannot_be_read_says_why(changes: dict[str, Any], param: str) -> None:
     row = read_score(GOOD | changes, {}, DECLARED)
     assert isinstance(row, BadRequest)
@@ -102,9 +112,11 @@ def test_a_score_that_cannot_be_read_says_why(changes: dict[str, Any], param: st
     [
         ({"suffice_episode_id": "ep_9"}, {"episode_id": "ep_9"}),
         ('{"suffice_response_id": "r-9"}', {"response_id": "r-9"}),
-        ("no json", {"episode_id": "ep_1"}), ({}, {"episode_id": "ep_1"}), (["x"], {"episode_id": "ep_1"}),
+        ("no json", {"episode_id": "ep_1"}),
+        ({}, {"episode_id": "ep_1"}),
+        (["x"], {"episode_id": "ep_1"}),
     ],
-)  # fmt: skip
+)
 def test_the_request_is_named_by_the_metadata_else_by_the_trace(metadata: Any, names: dict[str, str]) -> None:
     row = read_score(GOOD | {"metadata": metadata}, {}, {})
     assert isinstance(row, dict)

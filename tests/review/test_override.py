@@ -24,19 +24,36 @@ from suffice.types import Epoch, EvidenceSummary, Publication
 
 def override(number: int = 1, kind: str = "cap", **changes: Any) -> Override:
     known: dict[str, Any] = {
-        "route": "r", "number": number, "kind": kind, "reason": "why", "author": "ann", "set_at_s": 0.0,
-        "expires_at_s": 10 * DAY_S, "level": 3 if kind in ("cap", "pin") else None,
+        "route": "r",
+        "number": number,
+        "kind": kind,
+        "reason": "why",
+        "author": "ann",
+        "set_at_s": 0.0,
+        "expires_at_s": 10 * DAY_S,
+        "level": 3 if kind in ("cap", "pin") else None,
         "max_em_drop": 0.01 if kind == "budget" else None,
-    }  # fmt: skip
+    }
     return Override(**(known | changes))
 
 
 def publication(**changes: Any) -> Publication:
     known: dict[str, Any] = {
-        "route": "r", "number": 4, "epoch": 2, "at": 10, "version": "v", "fit": "f", "level": 5, "n_levels": 9,
-        "certified": True, "share": 0.1, "reason": "x", "author": "w", "setup": "s",
+        "route": "r",
+        "number": 4,
+        "epoch": 2,
+        "at": 10,
+        "version": "v",
+        "fit": "f",
+        "level": 5,
+        "n_levels": 9,
+        "certified": True,
+        "share": 0.1,
+        "reason": "x",
+        "author": "w",
+        "setup": "s",
         "evidence": EvidenceSummary(max_em_drop=0.02, confidence=0.95),
-    }  # fmt: skip
+    }
     return Publication(**(known | changes))
 
 
@@ -45,11 +62,17 @@ EPOCH = Epoch(route="r", number=2, at=0, since_seq=0, reason="another model", au
 levels = st.none() | st.integers(0, 9)
 overrides = st.lists(
     st.builds(
-        override, number=st.integers(1, 50), kind=st.sampled_from(["cap", "observe", "budget", "pin"]),
-        level=st.integers(0, 9), max_em_drop=st.floats(0.001, 0.5), expires_at_s=st.floats(0, 100),
+        override,
+        number=st.integers(1, 50),
+        kind=st.sampled_from(["cap", "observe", "budget", "pin"]),
+        level=st.integers(0, 9),
+        max_em_drop=st.floats(0.001, 0.5),
+        expires_at_s=st.floats(0, 100),
         query_class=st.none(),
-    ), max_size=8, unique_by=lambda one: one.number,
-)  # fmt: skip
+    ),
+    max_size=8,
+    unique_by=lambda one: one.number,
+)
 
 
 @given(held=overrides, now_s=st.floats(0, 120), more=overrides)
@@ -75,9 +98,10 @@ def test_of_caps_the_lowest_holds_and_of_pins_the_latest() -> None:
 
 
 def test_a_class_is_held_back_by_itself_and_with_its_route() -> None:
-    found = in_effect([
-        override(1, query_class="choice", level=4), override(2, "observe", query_class="what"), override(3, level=6)
-    ], 1.0)  # fmt: skip
+    found = in_effect(
+        [override(1, query_class="choice", level=4), override(2, "observe", query_class="what"), override(3, level=6)],
+        1.0,
+    )
     assert [found.ceiling_of(name) for name in ("choice", "what", "other")] == [4, 0, 6]
     assert found.observe is None
 
@@ -129,11 +153,22 @@ def test_a_publication_is_served_only_where_it_fits(changes: dict[str, Any], wro
 
 
 def test_words_say_what_is_held() -> None:
-    said = [words(one) for one in (
-        override(), override(query_class="choice"), override(kind="observe"), override(kind="budget"),
-        override(kind="pin"), override(kind="pin", pinned=publication()),
-    )]  # fmt: skip
+    said = [
+        words(one)
+        for one in (
+            override(),
+            override(query_class="choice"),
+            override(kind="observe"),
+            override(kind="budget"),
+            override(kind="pin"),
+            override(kind="pin", pinned=publication()),
+        )
+    ]
     assert said == [
-        "level 3 at most", "level 3 at most for the class 'choice'", "everything runs in full",
-        "an EM budget of 1 points", "level 3", "publication 4, level 3",
-    ]  # fmt: skip
+        "level 3 at most",
+        "level 3 at most for the class 'choice'",
+        "everything runs in full",
+        "an EM budget of 1 points",
+        "level 3",
+        "publication 4, level 3",
+    ]

@@ -31,9 +31,10 @@ def leased(place: ItemState, reviewer: str, now_s: float = 0.0) -> tuple[ItemSta
 
 def test_the_most_urgent_item_comes_first_and_asking_twice_is_asking_once() -> None:
     known = queue(
-        item("ep_low", priority=1.0), item("ep_late", priority=5.0, deadline_s=900.0),
+        item("ep_low", priority=1.0),
+        item("ep_late", priority=5.0, deadline_s=900.0),
         item("ep_soon", priority=5.0, deadline_s=500.0),
-    )  # fmt: skip
+    )
     found = next_for(known, "ann", now_s=0.0)
     assert found is not None
     lease, is_new = found
@@ -98,11 +99,16 @@ def test_sending_a_form_twice_is_one_verdict_and_saying_something_else_is_a_revi
 @pytest.mark.parametrize(
     ("shows", "word", "correct", "gold"),
     [
-        ("both", "both", True, "41"), ("both", "full", True, "42"), ("both", "early", False, "41"),
-        ("both", "neither", False, None), ("full", "right", True, "42"), ("full", "wrong", False, None),
-        ("early", "right", True, "41"), ("early", "wrong", False, None),
+        ("both", "both", True, "41"),
+        ("both", "full", True, "42"),
+        ("both", "early", False, "41"),
+        ("both", "neither", False, None),
+        ("full", "right", True, "42"),
+        ("full", "wrong", False, None),
+        ("early", "right", True, "41"),
+        ("early", "wrong", False, None),
     ],
-)  # fmt: skip
+)
 def test_a_settled_item_is_a_label_that_the_highest_trust_reads(
     shows: Shows, word: str, correct: bool, gold: str | None
 ) -> None:
@@ -216,10 +222,13 @@ def test_counts_and_caps_are_read_off_the_queue() -> None:
 
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["ann", "bob", "cas", "dee"]), st.sampled_from(["take", "say", "back"]),
-        st.sampled_from(["both", "full", "early", "neither", "unsure"]), st.integers(1, 120),
-    ), max_size=14,
-)  # fmt: skip
+        st.sampled_from(["ann", "bob", "cas", "dee"]),
+        st.sampled_from(["take", "say", "back"]),
+        st.sampled_from(["both", "full", "early", "neither", "unsure"]),
+        st.integers(1, 120),
+    ),
+    max_size=14,
+)
 
 
 @given(steps=steps, n_reviewers=st.integers(1, 3))

@@ -14,8 +14,14 @@ from suffice.types import BudgetAccount, EvidenceSummary, Pause
 from tests.review.test_override import EPOCH, override, publication
 
 SEEN = EvidenceSummary(
-    n_audits=400, n_lost=2, n_disagreeing=5, max_em_drop=0.02, confidence=0.95, window_start=1.0, window_end=401.0,
-)  # fmt: skip
+    n_audits=400,
+    n_lost=2,
+    n_disagreeing=5,
+    max_em_drop=0.02,
+    confidence=0.95,
+    window_start=1.0,
+    window_end=401.0,
+)
 MADE = publication(evidence=SEEN)
 ROUTE: dict[str, Any] = {"upstream": "u", "mode": "enforce", "scorer": "number"}
 OWN = {"policy": "stable-answer"}
@@ -54,12 +60,15 @@ CASES: list[tuple[str, GuaranteeInputs]] = [
     ("uncertified", standing({"policy": OWN, "uncertified": True})),
     ("uncertified", standing({"effort": "low", "uncertified": True}, publication=None)),
     ("certified", standing({"effort": "low"}, publication=replace(MADE, level=1, fit="", arm="effort=low"))),
-    ("budgeted", standing(
-        {"promise": "budgeted"}, publication=replace(MADE, certified=False, spending=AVERAGE))),
+    ("budgeted", standing({"promise": "budgeted"}, publication=replace(MADE, certified=False, spending=AVERAGE))),
     ("certified", standing({"promise": "budgeted"}, publication=replace(MADE, spending=replace(AVERAGE, floor=5)))),
-    ("budgeted", standing(
-        {"promise": "budgeted"}, publication=replace(MADE, certified=False, spending=replace(AVERAGE, floor=5)))),
-]  # fmt: skip
+    (
+        "budgeted",
+        standing(
+            {"promise": "budgeted"}, publication=replace(MADE, certified=False, spending=replace(AVERAGE, floor=5))
+        ),
+    ),
+]
 
 
 @pytest.mark.parametrize(("state", "one"), CASES)
@@ -80,18 +89,27 @@ def test_every_state_has_a_sentence() -> None:
 def test_a_certificate_says_everything_that_it_depends_on() -> None:
     said = guarantee_of(standing(classes={"law": 12})).sentence
     for part in (
-        "Route 'r', scorer 'number'", "all requests from number 1 to 400", "less than 2 points", "94 % confidence",
-        "400 audits with labels", "a silent loss of 3 points would be noticed", "unknown, with under 200 audits: law",
-    ):  # fmt: skip
+        "Route 'r', scorer 'number'",
+        "all requests from number 1 to 400",
+        "less than 2 points",
+        "94 % confidence",
+        "400 audits with labels",
+        "a silent loss of 3 points would be noticed",
+        "unknown, with under 200 audits: law",
+    ):
         assert part in said
     judged = standing(publication=replace(MADE, evidence=replace(SEEN, judge_charge=0.01)))
     assert "94 % confidence" not in guarantee_of(judged).sentence, "a judge's mistakes are a risk of their own"
-    assert "without labels" in guarantee_of(standing(
-        publication=replace(MADE, evidence=replace(SEEN, n_lost=5, window_start=None))
-    )).sentence  # fmt: skip
-    assert "is not known" in guarantee_of(standing(
-        publication=replace(MADE, evidence=replace(SEEN, n_disagreeing=None))
-    )).sentence  # fmt: skip
+    assert (
+        "without labels"
+        in guarantee_of(
+            standing(publication=replace(MADE, evidence=replace(SEEN, n_lost=5, window_start=None)))
+        ).sentence
+    )
+    assert (
+        "is not known"
+        in guarantee_of(standing(publication=replace(MADE, evidence=replace(SEEN, n_disagreeing=None)))).sentence
+    )
 
 
 def test_a_smaller_budget_of_a_person_is_the_one_that_is_promised() -> None:

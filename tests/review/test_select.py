@@ -32,9 +32,15 @@ from tests.review.made import after, item, says
 
 def candidate(name: str, why: str = "uncertain", urgency: float = 0.0, **more: object) -> ReviewCandidate:
     known = {
-        "episode_id": name, "route": "r", "why": why, "because": "x", "shows": "full", "full_answer": "1",
-        "early_answer": None, "urgency": urgency,
-    }  # fmt: skip
+        "episode_id": name,
+        "route": "r",
+        "why": why,
+        "because": "x",
+        "shows": "full",
+        "full_answer": "1",
+        "early_answer": None,
+        "urgency": urgency,
+    }
     return ReviewCandidate(**(known | more))  # type: ignore[arg-type]
 
 
@@ -58,8 +64,10 @@ def test_a_run_is_asked_about_once_for_its_most_urgent_reason() -> None:
     waiting.add(candidate("c", "uncertain", deadline_s=5.0))
     waiting.drop("nobody")
     assert [(one.episode_id, one.why) for one in waiting.choose(9)] == [
-        ("a", "disagreement"), ("c", "uncertain"), ("b", "uncertain")
-    ]  # fmt: skip
+        ("a", "disagreement"),
+        ("c", "uncertain"),
+        ("b", "uncertain"),
+    ]
     assert len(waiting) == 0
 
 
@@ -126,9 +134,16 @@ def test_what_is_drawn_is_what_has_the_smallest_points(points: list[float], k: i
 
 def drawing(number: int, n: int, names: tuple[str, ...]) -> ControlDraw:
     return ControlDraw(
-        route="r", number=number, day=1, since_seq=0, until_seq=1, n_candidates=n, drawn=names, drawn_at_s=0.0,
+        route="r",
+        number=number,
+        day=1,
+        since_seq=0,
+        until_seq=1,
+        n_candidates=n,
+        drawn=names,
+        drawn_at_s=0.0,
         author="w",
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.no_cover
@@ -209,12 +224,16 @@ def test_uncertain_is_what_had_not_settled(answers: tuple[str | None, ...], deli
 
 DEMANDS = st.lists(
     st.builds(
-        partial, st.just(Demand), n_chosen=st.integers(0, 20), n_drawn=st.integers(0, 20), drawable=st.integers(0, 8),
+        partial,
+        st.just(Demand),
+        n_chosen=st.integers(0, 20),
+        n_drawn=st.integers(0, 20),
+        drawable=st.integers(0, 8),
         priorities=st.lists(st.floats(1, 7), max_size=12).map(lambda found: sorted(found, reverse=True)),
         control_share=st.floats(0, 1),
     ),
     max_size=40,
-).map(lambda found: [make(route=f"r{number}") for number, make in enumerate(found)])  # fmt: skip
+).map(lambda found: [make(route=f"r{number}") for number, make in enumerate(found)])
 
 
 @given(st.integers(0, 300), DEMANDS, st.integers(0, 5))
@@ -250,8 +269,9 @@ def test_among_equals_what_is_worth_most_comes_first_and_names_take_turns_by_the
 def test_a_cap_that_binds_takes_nothing_from_the_control_share() -> None:
     n_chosen = n_drawn = 0
     for _ in range(50):  # one run at a time, as a cap opens in the course of a day
-        busy = Demand(route="r", n_chosen=n_chosen, n_drawn=n_drawn, drawable=3, priorities=[5.0] * 9,
-                      control_share=0.2)  # fmt: skip
+        busy = Demand(
+            route="r", n_chosen=n_chosen, n_drawn=n_drawn, drawable=3, priorities=[5.0] * 9, control_share=0.2
+        )
         picked, drawn = share_out(1, [busy], day=0)["r"]
         n_chosen, n_drawn = n_chosen + picked, n_drawn + drawn
     assert (n_chosen, n_drawn) == (40, 10)

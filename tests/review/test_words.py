@@ -18,9 +18,15 @@ LABEL = Feedback(feedback_id="review:a:ann:1", episode_id="a", correct=True, sou
 
 def effect(after: LabelEffect, **changes: Any) -> str:
     known: dict[str, Any] = {
-        "item": "a", "route": "r", "label": LABEL, "before": LOOK, "after": after, "level_in_force": 3,
-        "is_drawn": False, "in_window": True,
-    }  # fmt: skip
+        "item": "a",
+        "route": "r",
+        "label": LABEL,
+        "before": LOOK,
+        "after": after,
+        "level_in_force": 3,
+        "is_drawn": False,
+        "in_window": True,
+    }
     return Effect(**(known | changes)).said
 
 
@@ -58,11 +64,16 @@ def test_a_random_item_says_what_it_made_of_the_estimate() -> None:
     ("messages", "text"),
     [
         ([{"role": "user", "content": "2 + 2?"}], "2 + 2?"),
-        ([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}],
-         "system: Be brief.\n\nuser: 2 + 2?"),
+        (
+            [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}],
+            "system: Be brief.\n\nuser: 2 + 2?",
+        ),
         ([{"role": "user", "content": [{"type": "text", "text": "see"}, {"type": "image_url"}, "x"]}], "see"),
-        ([{"role": "user", "content": None}], ""), ([], ""), (["no message"], ""), ([{"content": 7}], ""),
+        ([{"role": "user", "content": None}], ""),
+        ([], ""),
+        (["no message"], ""),
+        ([{"content": 7}], ""),
     ],
-)  # fmt: skip
+)
 def test_a_question_reads_as_it_was_asked(messages: list[Any], text: str) -> None:
     assert written_out(messages) == text

@@ -19,9 +19,13 @@ LINEAGE = VersionLineage(parent=None, proposed_by="person:ann", why="the vote is
 def rule(threshold: float = 0.95, **changed: Any) -> Version:
     """A version that is a plain policy."""
     made: dict[str, Any] = {
-        "form": "policy", "body": {"policy": "beta", "threshold": threshold}, "kind": "samples", "scorer": "number",
-        "model_family": None, "lineage": LINEAGE,
-    }  # fmt: skip
+        "form": "policy",
+        "body": {"policy": "beta", "threshold": threshold},
+        "kind": "samples",
+        "scorer": "number",
+        "model_family": None,
+        "lineage": LINEAGE,
+    }
     made |= changed
     return make_version(made.pop("form"), made.pop("body"), **made)
 
@@ -30,24 +34,31 @@ def learned_body(weight: float = 0.5) -> dict[str, Any]:
     """What a learned version is, as plain data."""
     features = ("confidence", "logit(confidence)")
     model = StopModel(
-        features=features, suffices=Ensemble((Linear((weight,) * len(features), 0.1),)),
+        features=features,
+        suffices=Ensemble((Linear((weight,) * len(features), 0.1),)),
         trained=TrainingRecord(n_episodes=9, n_questions=3, digest="d", target="as-good", seed=0),
-    ).plain()  # fmt: skip
+    ).plain()
     return {"schema": 1, "models": [model, model], "levels": [[0.1, 0.2], [0.1, 0.3]], "values": None}
 
 
 def learned(body: dict[str, Any] | None = None, **changed: Any) -> Version:
     """A version that was learned."""
     made: dict[str, Any] = {
-        "kind": "reasoning", "scorer": "number", "model_family": "qwen3-8b",
-        "lineage": VersionLineage(parent=rule().address, proposed_by="job:retrain", why="drift", since_seq=1, to_seq=900),
+        "kind": "reasoning",
+        "scorer": "number",
+        "model_family": "qwen3-8b",
+        "lineage": VersionLineage(
+            parent=rule().address, proposed_by="job:retrain", why="drift", since_seq=1, to_seq=900
+        ),
         "report_card": {"saving": 0.31},
-    }  # fmt: skip
+    }
     made |= changed
     return make_version("learned", body or learned_body(), **made)
 
 
-def audited(evidence: RolloutEvidence, query_class: str, *, same: int = 0, lost: int = 0, gained: int = 0) -> RolloutEvidence:
+def audited(
+    evidence: RolloutEvidence, query_class: str, *, same: int = 0, lost: int = 0, gained: int = 0
+) -> RolloutEvidence:
     """With audits of a class, and as much traffic."""
     for z, n in ((0, same), (1, lost), (-1, gained)):
         for _ in range(n):

@@ -35,16 +35,29 @@ HALF = {"full": 0.5, "brisk": 0.5}
 
 def made(**changes: Any) -> RunningExperiment:
     known: dict[str, Any] = {
-        "name": "e", "run": 1, "routes": ("r",), "unit": "request", "layer": "default", "slots": ((0, 1_000),),
-        "arms": (Arm(name="full", weight=1, full=True), Arm(name="brisk", weight=1)), "control": "full",
+        "name": "e",
+        "run": 1,
+        "routes": ("r",),
+        "unit": "request",
+        "layer": "default",
+        "slots": ((0, 1_000),),
+        "arms": (Arm(name="full", weight=1, full=True), Arm(name="brisk", weight=1)),
+        "control": "full",
         "primary": TOKENS,
-    }  # fmt: skip
+    }
     return RunningExperiment(**(known | changes))
 
 
 def values(
-    n: int, seed: int, *, full: float, brisk: float, spread: float = 0.2, high: float = 1.0,
-    classes: tuple[str, ...] = ("",), warmup: int = 100,
+    n: int,
+    seed: int,
+    *,
+    full: float,
+    brisk: float,
+    spread: float = 0.2,
+    high: float = 1.0,
+    classes: tuple[str, ...] = ("",),
+    warmup: int = 100,
 ) -> list[Value]:
     """Values of two arms around their means."""
     rng = np.random.default_rng(seed)
@@ -53,9 +66,16 @@ def values(
         arm = NAMES[int(rng.integers(2))]
         mean = full if arm == "full" else brisk
         value = float(np.clip(mean + spread * rng.normal(), 0, high))
-        found.append(Value(
-            arm=arm, odds=HALF, query_class=classes[at % len(classes)], value=value, known=(0.0,), warmup=at < warmup
-        ))  # fmt: skip
+        found.append(
+            Value(
+                arm=arm,
+                odds=HALF,
+                query_class=classes[at % len(classes)],
+                value=value,
+                known=(0.0,),
+                warmup=at < warmup,
+            )
+        )
     return found
 
 
@@ -69,9 +89,13 @@ def material(found: dict[str, list[Value]], **changes: Any) -> Material:
 def audits(n: int, *, lost: int, gained: int = 0, pending: int = 0, query_class: str = "") -> list[AuditSeen]:
     def one(full: bool | None, brisk: bool | None, *, same: bool = False) -> AuditSeen:
         answers = ("4", "4") if same else ("4", "5")
-        return AuditSeen(query_class=query_class, arms={
-            "full": ArmEvidence(answer=answers[0], right=full), "brisk": ArmEvidence(answer=answers[1], right=brisk)
-        })  # fmt: skip
+        return AuditSeen(
+            query_class=query_class,
+            arms={
+                "full": ArmEvidence(answer=answers[0], right=full),
+                "brisk": ArmEvidence(answer=answers[1], right=brisk),
+            },
+        )
 
     differing = [one(True, False)] * lost + [one(False, True)] * gained + [one(None, None)] * pending
     return differing + [one(True, True, same=True)] * (n - len(differing))
@@ -117,6 +141,7 @@ def test_a_loss_beyond_the_margin_is_worse_whatever_was_saved() -> None:
 
 def test_too_little_is_inconclusive_and_says_how_much_is_missing() -> None:
     """What it says is missing is about what it takes: four times as many such requests are enough."""
+
     def look(n: int) -> ExperimentResult:
         return analyse(made(primary=SATISFACTION), material({SATISFACTION: values(n, 3, full=0.70, brisk=0.66)}))
 
@@ -153,9 +178,7 @@ def test_nothing_measured_is_inconclusive_and_said_so() -> None:
     assert lone.arms[0].of(TOKENS).effect is None
 
 
-@given(
-    low=st.floats(-1, 1), width=st.floats(0, 1), margin=st.none() | st.floats(0, 1), higher=st.booleans()
-)
+@given(low=st.floats(-1, 1), width=st.floats(0, 1), margin=st.none() | st.floats(0, 1), higher=st.booleans())
 @settings(max_examples=200, derandomize=True, deadline=None)
 def test_a_verdict_is_what_the_interval_proves(low: float, width: float, margin: float | None, higher: bool) -> None:
     metric = METRICS[EM] if higher else METRICS[TOKENS]
@@ -191,10 +214,14 @@ def test_more_arms_make_wider_intervals_and_each_is_compared_with_the_control() 
     arms = tuple(Arm(name=name, weight=1, full=name == "full") for name in third)
     rng = np.random.default_rng(6)
     found = [
-        Value(arm=name, odds=third, query_class="", value=float(np.clip({"full": 0.7, "brisk": 0.7, "bold": 0.5}[name]
-              + 0.1 * rng.normal(), 0, 1)))
+        Value(
+            arm=name,
+            odds=third,
+            query_class="",
+            value=float(np.clip({"full": 0.7, "brisk": 0.7, "bold": 0.5}[name] + 0.1 * rng.normal(), 0, 1)),
+        )
         for name in rng.choice(list(third), 6_000).tolist()
-    ]  # fmt: skip
+    ]
     result = analyse(made(arms=arms, primary=SATISFACTION), material({SATISFACTION: found}))
     assert {arm.arm: arm.verdict for arm in result.arms} == {"brisk": "inconclusive", "bold": "worse"}
     assert result.arms[0].of(SATISFACTION).confidence > 0.975
@@ -286,7 +313,10 @@ def test_simpson_is_shown_and_not_hidden() -> None:
 def test_a_split_that_does_not_fit_its_odds_withholds_everything() -> None:
     """F41: 53/47 where halves were drawn."""
     rng = np.random.default_rng(10)
-    drawn = [UnitAssignment(arm="brisk" if brisk else "full", odds=HALF, query_class="") for brisk in rng.random(20_000) < 0.53]
+    drawn = [
+        UnitAssignment(arm="brisk" if brisk else "full", odds=HALF, query_class="")
+        for brisk in rng.random(20_000) < 0.53
+    ]
     tokens = values(4_000, 1, full=900, brisk=600, spread=150, high=4_000)
     found = analyse(made(), material({TOKENS: tokens}, drawn=drawn))
     assert found.withheld is not None
@@ -315,9 +345,7 @@ def test_a_metric_that_one_arm_gives_more_often_is_withheld_alone() -> None:
 
 def test_the_warm_up_is_left_out() -> None:
     """F43: the first units look very good, and are not counted."""
-    first = [
-        Value(arm=NAMES[at % 2], odds=HALF, query_class="", value=float(at % 2), warmup=True) for at in range(200)
-    ]
+    first = [Value(arm=NAMES[at % 2], odds=HALF, query_class="", value=float(at % 2), warmup=True) for at in range(200)]
     steady = values(3_000, 12, full=0.7, brisk=0.7, warmup=0)
     novel = [Value(arm=one.arm, odds=one.odds, query_class="", value=one.value, warmup=one.warmup) for one in steady]
     found = analyse(made(primary=SATISFACTION), material({SATISFACTION: first + novel}))
@@ -363,10 +391,20 @@ def comparisons(draw: st.DrawFn, metric: str) -> ArmComparison:
         for name in draw(st.lists(st.sampled_from(["", "law"]), max_size=2, unique=True))
     )
     return ArmComparison(
-        arm="brisk", metric=metric, paired=draw(st.booleans()), n=draw(st.integers(0, 10**6)), effect=effect,
-        between=between, confidence=0.99, margin=margin, verdict=verdict, why="of a reason", control_mean=1.0,
-        plain=draw(st.none() | st.floats(-1, 1)) if measured else None, classes=classes,
-    )  # fmt: skip
+        arm="brisk",
+        metric=metric,
+        paired=draw(st.booleans()),
+        n=draw(st.integers(0, 10**6)),
+        effect=effect,
+        between=between,
+        confidence=0.99,
+        margin=margin,
+        verdict=verdict,
+        why="of a reason",
+        control_mean=1.0,
+        plain=draw(st.none() | st.floats(-1, 1)) if measured else None,
+        classes=classes,
+    )
 
 
 @given(data=st.data())
@@ -381,9 +419,17 @@ def test_a_reading_never_claims_more_than_its_verdicts(data: st.DataObject) -> N
     missing = data.draw(st.none() | st.integers(1, 10**6)) if verdict == "inconclusive" else None
     arm = ArmResult(arm="brisk", verdict=verdict, comparisons=found, n_missing=missing)
     result = ExperimentResult(
-        experiment="e", run=1, control="full", primary=TOKENS, confidence=0.95, n_requests=10, n_units=10,
-        n_by_arm={"full": 5, "brisk": 5}, withheld=None, arms=(arm,),
-    )  # fmt: skip
+        experiment="e",
+        run=1,
+        control="full",
+        primary=TOKENS,
+        confidence=0.95,
+        n_requests=10,
+        n_units=10,
+        n_by_arm={"full": 5, "brisk": 5},
+        withheld=None,
+        arms=(arm,),
+    )
     told = reading(result, arm)
     assert 1 <= len(told) <= 3
     assert all(sentence.endswith(".") and sentence[0] in "'BNAEIHST" for sentence in told), told

@@ -41,9 +41,7 @@ def test_a_lot_is_sticky_and_knows_its_own_odds(unit: str, salt: str, share: flo
 
 @PROPERTY
 @given(unit=ANY_TEXT, low=st.floats(0.0, 1.0), high=st.floats(0.0, 1.0))
-def test_whoever_is_drawn_at_a_small_share_is_drawn_at_a_larger_one(
-    unit: str, low: float, high: float
-) -> None:
+def test_whoever_is_drawn_at_a_small_share_is_drawn_at_a_larger_one(unit: str, low: float, high: float) -> None:
     low, high = sorted((low, high))
     assert assign_audit(unit, share=high, salt="s").audit >= assign_audit(unit, share=low, salt="s").audit
 

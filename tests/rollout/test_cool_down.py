@@ -70,10 +70,11 @@ def test_a_proposer_that_flaps_gets_a_handful_of_tries_in_a_week() -> None:
     for minute in range(0, 7 * 24 * 60, 10):
         now_s = 60.0 * minute
         past = [
-            one if one.ended_s is not None or one.began_s + 3_600 > now_s
+            one
+            if one.ended_s is not None or one.began_s + 3_600 > now_s
             else Past(candidate=one.candidate, began_s=one.began_s, ended_s=one.began_s + 3_600, rolled_back=True)
             for one in past
-        ]  # fmt: skip
+        ]
         if refusal(past, f"pv-{minute}", now_s=now_s, rules=RULES) is None:
             past.append(Past(candidate=f"pv-{minute}", began_s=now_s))
     assert 5 <= len(past) <= 12, f"{len(past)} rollouts in a week; unheld there would have been 168"

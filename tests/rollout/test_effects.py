@@ -14,15 +14,23 @@ from suffice.rollout.effects import PairCounts, UnitSeries, compare, guesses, la
 Floats = NDArray[np.float64]
 
 
-def units(n: int, seed: int, *, share: Floats | float = 0.5, n_arms: int = 2, high: float = 1.0, e: int = 1) -> UnitSeries:
+def units(
+    n: int, seed: int, *, share: Floats | float = 0.5, n_arms: int = 2, high: float = 1.0, e: int = 1
+) -> UnitSeries:
     rng = np.random.default_rng(seed)
     odds = np.broadcast_to(np.asarray(share), (e, n))
     arm = (rng.random((e, n)) < odds).astype(np.int64) + (n_arms - 2)
     return UnitSeries(
-        value=rng.random((e, n)) * high, arm=arm, propensity=np.where(arm == n_arms - 1, odds, 1 - odds),
-        least=np.minimum(odds, 1 - odds), x=np.concatenate([np.ones((e, n, 1)), rng.normal(size=(e, n, 1))], axis=2),
-        n_arms=n_arms, warmup=20, low=0.0, high=high,
-    )  # fmt: skip
+        value=rng.random((e, n)) * high,
+        arm=arm,
+        propensity=np.where(arm == n_arms - 1, odds, 1 - odds),
+        least=np.minimum(odds, 1 - odds),
+        x=np.concatenate([np.ones((e, n, 1)), rng.normal(size=(e, n, 1))], axis=2),
+        n_arms=n_arms,
+        warmup=20,
+        low=0.0,
+        high=high,
+    )
 
 
 def test_every_guess_comes_from_earlier_units_alone() -> None:
@@ -44,9 +52,16 @@ def test_the_mean_contribution_is_the_effect_whatever_was_guessed() -> None:
         arm = np.array([[0, *drawn]])
         odds = np.where(arm == 1, 0.3, 0.7)
         one = UnitSeries(
-            value=np.array([[0.5, both[0, drawn[0]], both[1, drawn[1]]]]), arm=arm, propensity=odds,
-            least=np.full((1, 3), 0.3), x=np.ones((1, 3, 1)), n_arms=2, warmup=1, low=0.0, high=1.0,
-        )  # fmt: skip
+            value=np.array([[0.5, both[0, drawn[0]], both[1, drawn[1]]]]),
+            arm=arm,
+            propensity=odds,
+            least=np.full((1, 3), 0.3),
+            x=np.ones((1, 3, 1)),
+            n_arms=2,
+            warmup=1,
+            low=0.0,
+            high=1.0,
+        )
         mean += float(np.prod(np.where(np.array(drawn) == 1, share, 1 - share))) * float(
             compare(one, told, 1, 0).effect[0, -1]
         )
@@ -101,9 +116,16 @@ def test_more_units_make_a_narrower_interval_and_none_make_none() -> None:
 def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(ValueError, match="warmup"):
         UnitSeries(
-            value=np.zeros((1, 1)), arm=np.zeros((1, 1), np.int64), propensity=np.ones((1, 1)), least=np.ones((1, 1)),
-            x=np.ones((1, 1, 1)), n_arms=1, warmup=0, low=0.0, high=1.0,
-        )  # fmt: skip
+            value=np.zeros((1, 1)),
+            arm=np.zeros((1, 1), np.int64),
+            propensity=np.ones((1, 1)),
+            least=np.ones((1, 1)),
+            x=np.ones((1, 1, 1)),
+            n_arms=1,
+            warmup=0,
+            low=0.0,
+            high=1.0,
+        )
 
 
 # --------------------------------------------------------------------------- audits

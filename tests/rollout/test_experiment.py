@@ -42,10 +42,16 @@ SALT = "salt"
 def made(weights: dict[str, float] | None = None, **changes: Any) -> RunningExperiment:
     arms = {"full": 0.9, "brisk": 0.1} if weights is None else weights
     known: dict[str, Any] = {
-        "name": "e", "run": 1, "routes": ("r",), "unit": "request", "layer": "default", "slots": WHOLE,
+        "name": "e",
+        "run": 1,
+        "routes": ("r",),
+        "unit": "request",
+        "layer": "default",
+        "slots": WHOLE,
         "arms": tuple(Arm(name=name, weight=weight, full=name == "full") for name, weight in arms.items()),
-        "control": "full", "primary": "tokens",
-    }  # fmt: skip
+        "control": "full",
+        "primary": "tokens",
+    }
     return RunningExperiment(**(known | changes))
 
 
@@ -113,9 +119,7 @@ def test_a_weight_that_is_raised_alone_moves_nobody_between_the_others() -> None
 
 
 @pytest.mark.no_cover
-@pytest.mark.parametrize(
-    ("before", "after"), [((5, 3, 2), (3, 3, 4)), ((8, 1, 1), (6, 3, 1)), ((1, 1, 8), (8, 1, 1))]
-)
+@pytest.mark.parametrize(("before", "after"), [((5, 3, 2), (3, 3, 4)), ((8, 1, 1), (6, 3, 1)), ((1, 1, 8), (8, 1, 1))])
 def test_no_change_moves_more_than_what_is_known_to_be_the_least(
     before: tuple[float, ...], after: tuple[float, ...]
 ) -> None:
@@ -162,7 +166,9 @@ def test_layers_are_independent() -> None:
     ]
     n, counts = 40_000, Counter[tuple[str, ...]]()
     for number in range(n):
-        found = {one.experiment: one.arm for one in draw(pair, route="r", units=UnitIds(request=f"u{number}"), salt=SALT)}
+        found = {
+            one.experiment: one.arm for one in draw(pair, route="r", units=UnitIds(request=f"u{number}"), salt=SALT)
+        }
         counts[found.get("first", "-"), found.get("second", "-")] += 1
     share = {"-": 0.5, "full": 0.25, "brisk": 0.25}
     chi2 = sum((counts[a, b] - n * share[a] * share[b]) ** 2 / (n * share[a] * share[b]) for a in share for b in share)
@@ -182,9 +188,7 @@ def test_a_layer_that_is_full_says_who_has_it() -> None:
     assert n_slots(allot(0.4, taken={"other": ((0, 600),)})) == 400
 
 
-@given(
-    st.lists(st.floats(0.001, 1), min_size=1, max_size=6), st.floats(0.001, 1)
-)
+@given(st.lists(st.floats(0.001, 1), min_size=1, max_size=6), st.floats(0.001, 1))
 @settings(max_examples=60, derandomize=True, deadline=None)
 def test_slots_never_overlap_and_a_ramp_keeps_its_own(shares: list[float], grown: float) -> None:
     taken: dict[str, Slots] = {}
@@ -300,7 +304,7 @@ def parsed(changes: dict[str, Any], **others: Any) -> Written:
         "routes": {"r": {"upstream": "u"}, "votes": {"upstream": "u", "kind": "samples"}},
         "metrics": {"solved": {"type": "boolean"}, "tone": {"type": "category", "values": ["warm", "cold"]}},
         "experiments": {"e": table, **others},
-    }  # fmt: skip
+    }
     return parse(raw).experiments["e"]
 
 
@@ -342,7 +346,7 @@ def test_a_level_belongs_to_what_is_certified() -> None:
         "upstreams": {"u": {"url": "http://h"}},
         "routes": {"r": {"upstream": "u", "policy": {"policy": "beta"}}},
         "experiments": {"e": {"routes": ["r"], "arms": {"a": {"level": 2}, "b": {}}}},
-    }  # fmt: skip
+    }
     with pytest.raises(ConfigError, match=r"arms\.a\.level: needs routes without a policy of their own"):
         parse(raw)
 

@@ -25,7 +25,7 @@ Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
 LAWS: dict[str, Draw] = {
     "lognormal": lambda rng, n: rng.lognormal(np.log(0.2) - 0.18, 0.6, n),
     "exponential": lambda rng, n: rng.exponential(0.2, n),
-    "heavy": lambda rng, n: 0.11 * (rng.pareto(2.2, n) + 1),          # no third moment
+    "heavy": lambda rng, n: 0.11 * (rng.pareto(2.2, n) + 1),  # no third moment
     "time-outs": lambda rng, n: np.where(rng.random(n) < 0.002, 60.0, rng.exponential(0.2, n)),
 }
 DRIFTS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
@@ -123,13 +123,17 @@ def test_a_slow_route_keeps_the_cap_that_was_set() -> None:
 def test_a_route_whose_clock_shows_nothing_divides_by_nothing() -> None:
     evidence = RolloutEvidence()
     for _ in range(50):
-        evidence = evidence.with_run("control", UnitRun(seconds=0.0), RULES).with_run("candidate", UnitRun(seconds=0.0), RULES)
+        evidence = evidence.with_run("control", UnitRun(seconds=0.0), RULES).with_run(
+            "candidate", UnitRun(seconds=0.0), RULES
+        )
     assert latency_of(evidence).said in ("fine", "open")
 
 
 def test_runs_above_the_cap_are_told() -> None:
     evidence = RolloutEvidence()
     for _ in range(50):
-        evidence = evidence.with_run("control", UnitRun(seconds=0.2), RULES).with_run("candidate", UnitRun(seconds=0.2), RULES)
+        evidence = evidence.with_run("control", UnitRun(seconds=0.2), RULES).with_run(
+            "candidate", UnitRun(seconds=0.2), RULES
+        )
     evidence = evidence.with_run("candidate", UnitRun(seconds=45.0), RULES)
     assert "(1 and 0 above 3.2 s, counted as that)" in latency_of(evidence).sentence

@@ -29,14 +29,20 @@ def test_a_number_that_is_none_is_refused_with_its_place(name: str, value: Any) 
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"shares": ()}, "at least one"), ({"shares": (0.5, 0.1)}, "each larger"),
+        ({"shares": ()}, "at least one"),
+        ({"shares": (0.5, 0.1)}, "each larger"),
         ({"shares": (0.1, 0.1)}, "each larger"),
-        ({"shares": (0.1, 0.6)}, "at most 0.5"), ({"shares": (0.0,)}, "above 0"), ({"shares": (math.nan,)}, "a finite"),
-        ({"required": ("mood",)}, "'mood'; some of latency"), ({"em_margin": 0}, "above 0 and below 1"),
-        ({"confidence": 0.5}, "above 0.5"), ({"most_a_day": 0}, "at least 1"), ({"audit_share": 1.5}, "from 0 to 1"),
+        ({"shares": (0.1, 0.6)}, "at most 0.5"),
+        ({"shares": (0.0,)}, "above 0"),
+        ({"shares": (math.nan,)}, "a finite"),
+        ({"required": ("mood",)}, "'mood'; some of latency"),
+        ({"em_margin": 0}, "above 0 and below 1"),
+        ({"confidence": 0.5}, "above 0.5"),
+        ({"most_a_day": 0}, "at least 1"),
+        ({"audit_share": 1.5}, "from 0 to 1"),
         ({"most_requests": 50}, "more than warmup_requests"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_meant_is_refused(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Rules(**wrong)
@@ -60,12 +66,14 @@ def test_a_route_has_the_deployments_rules_but_those_that_it_names() -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"em_margin": 2.0}, ".em_margin: got 2; above 0 and below 1"), ({"shares": []}, ".shares: got [];"),
+        ({"em_margin": 2.0}, ".em_margin: got 2; above 0 and below 1"),
+        ({"shares": []}, ".shares: got [];"),
         ({"latency_cap_s": math.nan}, ".latency_cap_s: got nan; a finite number"),
-        ({"required": ["mood"]}, "'mood'; allowed: latency, errors"), ({"em_margn": 1}, "did you mean 'em_margin'"),
+        ({"required": ["mood"]}, "'mood'; allowed: latency, errors"),
+        ({"em_margn": 1}, "did you mean 'em_margin'"),
         ({"warmup_requests": 20_000}, ".most_requests: got 20000; more than warmup_requests, 20000"),
     ],
-)  # fmt: skip
+)
 def test_a_setting_that_cannot_be_meant_is_refused_with_its_table(where: str, wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError) as refused:
         settings(*((wrong, {}) if where == "rollout" else ({}, wrong)))
@@ -97,5 +105,7 @@ def test_evidence_refuses_numbers_that_are_none() -> None:
             RolloutEvidence().with_run("control", UnitRun(seconds=wrong), Rules())
         with pytest.raises(ValueError, match="tokens"):
             RolloutEvidence().with_audit("a", 0, full=wrong)
-    assert RolloutEvidence().with_run("control", UnitRun(seconds=-5.0), Rules()).latency.control == 0.0, "a clock set back"
+    assert RolloutEvidence().with_run("control", UnitRun(seconds=-5.0), Rules()).latency.control == 0.0, (
+        "a clock set back"
+    )
     assert RolloutEvidence().with_run("control", UnitRun(), Rules()).latency.n_control == 0, "not measured is not zero"

@@ -35,11 +35,16 @@ RULES = Rules(least_stage_s=0.0, warmup_s=0.0, warmup_requests=0)
 COUNT = st.integers(0, 900)
 CLASSES = st.lists(
     st.builds(
-        ClassAudits, query_class=st.sampled_from(["a", "b", "c", "d", ""]), gained=st.integers(0, 3), same=COUNT,
-        lost=st.integers(0, 3), pending=st.integers(0, 1),
+        ClassAudits,
+        query_class=st.sampled_from(["a", "b", "c", "d", ""]),
+        gained=st.integers(0, 3),
+        same=COUNT,
+        lost=st.integers(0, 3),
+        pending=st.integers(0, 1),
     ),
-    unique_by=lambda one: one.query_class, max_size=5,
-)  # fmt: skip
+    unique_by=lambda one: one.query_class,
+    max_size=5,
+)
 
 
 def started(rules: Rules = RULES) -> State:
@@ -224,8 +229,9 @@ def test_stop_everything_never_leaves_shadow() -> None:
     move = step(started(), evidence)
     assert move is not None
     assert (move.stage, move.reason) == (
-        "rolled_back", "the candidate keeps 1.0% of the full runs' tokens, at least 5% must stay"
-    )  # fmt: skip
+        "rolled_back",
+        "the candidate keeps 1.0% of the full runs' tokens, at least 5% must stay",
+    )
     halved = RolloutEvidence()
     for _ in range(2_000):
         halved = halved.with_audit("a", 0, full=100, in_force=60, candidate=10)
@@ -249,8 +255,9 @@ def test_where_a_saving_is_all_that_is_missing_it_goes_back_sooner_and_only_ther
     move = step(started(), idle, at=5_000)
     assert move is not None
     assert (move.stage, move.reason) == (
-        "rolled_back", f"inconclusive: after 5,000 requests in this step all that is missing is a saving: {idle.idle}"
-    )  # fmt: skip
+        "rolled_back",
+        f"inconclusive: after 5,000 requests in this step all that is missing is a saving: {idle.idle}",
+    )
     for waits in (audited(idle, "a", lost=3), replace(idle, withheld="a person holds it")):
         assert step(started(), waits, at=5_000) is None
     held = started().after(hold(started(), by="ann", reason="wait", at=1, now_s=1.0))
@@ -448,9 +455,10 @@ def test_other_rollouts_salts_and_the_audit_lot_are_independent() -> None:
     state = at_step(3)
     own = arms(state)
     for other in (
-        arms(replace(state, rollout="r2")), arms(state, salt="t"),
+        arms(replace(state, rollout="r2")),
+        arms(state, salt="t"),
         [("control", "candidate")[assign_audit(f"conversation-{i}", share=0.5, salt="s").audit] for i in range(20_000)],
-    ):  # fmt: skip
+    ):
         agree = sum(mine == yours for mine, yours in zip(own, other, strict=True))
         assert abs(agree - 10_000) < 4 * sqrt(5_000)
 
@@ -477,9 +485,13 @@ def test_everything_is_plain_data_that_can_be_kept() -> None:
 
 @PROPERTY
 @given(
-    classes=CLASSES, at=st.integers(0, 30_000), n_steps=st.integers(0, 3), latest=st.none() | st.integers(2, 4),
-    n_candidate=st.integers(0, 30), n_control=st.integers(0, 30),
-)  # fmt: skip
+    classes=CLASSES,
+    at=st.integers(0, 30_000),
+    n_steps=st.integers(0, 3),
+    latest=st.none() | st.integers(2, 4),
+    n_candidate=st.integers(0, 30),
+    n_control=st.integers(0, 30),
+)
 def test_advance_is_pure_and_explains_itself(
     classes: list[ClassAudits], at: int, n_steps: int, latest: int | None, n_candidate: int, n_control: int
 ) -> None:

@@ -65,9 +65,15 @@ def test_a_learned_version_is_opened_equal_and_says_what_it_reads() -> None:
 
 def test_the_address_is_of_everything_that_a_version_is() -> None:
     made = [
-        rule(), rule(0.9), rule(kind="rounds"), rule(scorer="text"), rule(model_family="qwen3-8b"),
-        rule(lineage=replace(LINEAGE, why="else")), rule(report_card={"n": 1}), rule(body={"policy": "never"}),
-    ]  # fmt: skip
+        rule(),
+        rule(0.9),
+        rule(kind="rounds"),
+        rule(scorer="text"),
+        rule(model_family="qwen3-8b"),
+        rule(lineage=replace(LINEAGE, why="else")),
+        rule(report_card={"n": 1}),
+        rule(body={"policy": "never"}),
+    ]
     assert len({one.address for one in made}) == len(made)
     assert rule().address == rule().address == "pv-" + rule().address[3:]
     assert hash(rule()) == hash(rule())
@@ -135,8 +141,10 @@ def test_another_secret_and_another_address_are_refused_with_their_sentence() ->
 def signed(content: bytes) -> bytes:
     """Whatever it is, signed with the right secret: an attacker who has it, or a bug of ours."""
     return b"suffice-version/1 %b %b\n%b" % (
-        versions._address_of(content).encode(), versions._signature(content, SECRET), content
-    )  # fmt: skip
+        versions._address_of(content).encode(),
+        versions._signature(content, SECRET),
+        content,
+    )
 
 
 def pickled() -> bytes:
@@ -159,13 +167,18 @@ def numpy_archive() -> bytes:
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        (pickled, "a pickle"), (zipped, "a zip archive"), (lambda: zipped("../../etc/passwd"), "a zip archive"),
-        (numpy_archive, "npz"), (lambda: gzip.compress(b"0" * 10**7), "compressed"), (lambda: b"", "got nothing"),
-        (lambda: canonical(rule().plain()), "JSON without the line"), (lambda: b"suffice-version/1 x", "first line"),
+        (pickled, "a pickle"),
+        (zipped, "a zip archive"),
+        (lambda: zipped("../../etc/passwd"), "a zip archive"),
+        (numpy_archive, "npz"),
+        (lambda: gzip.compress(b"0" * 10**7), "compressed"),
+        (lambda: b"", "got nothing"),
+        (lambda: canonical(rule().plain()), "JSON without the line"),
+        (lambda: b"suffice-version/1 x", "first line"),
         (lambda: b"cos\nsystem\n(S'ls'\ntR.", "something else"),
         (lambda: b" " * (33 * 2**20), "at most"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_version_is_refused_before_anything_is_parsed(
     source: Callable[[], bytes], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,8 +190,19 @@ def test_what_is_no_version_is_refused_before_anything_is_parsed(
         open_version(source(), secret=SECRET)
 
 
-@pytest.mark.parametrize("name", ["../../etc/passwd", "pv-..", "", "pv-" + "0" * 31, "PV-" + "0" * 32, "pv-" + "0" * 33,
-                                  "pv-" + "0" * 32 + "\n", "pv-" + "g" * 32])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../etc/passwd",
+        "pv-..",
+        "",
+        "pv-" + "0" * 31,
+        "PV-" + "0" * 32,
+        "pv-" + "0" * 33,
+        "pv-" + "0" * 32 + "\n",
+        "pv-" + "g" * 32,
+    ],
+)
 def test_only_an_address_may_become_a_name(name: str) -> None:
     with pytest.raises(ConfigError, match="as an address"):
         check_address(name)
@@ -233,7 +257,7 @@ def weights(plain: dict[str, Any]) -> Any:
         (lambda p: p["report_card"].__setitem__("text", "x" * 3_000), "characters"),
         (lambda p: p.__setitem__("report_card", [1]), "a table"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_serve_is_refused_though_it_is_signed(
     change: Callable[[dict[str, Any]], object], says: str
 ) -> None:
@@ -250,8 +274,13 @@ def test_a_body_that_is_too_deep_or_holds_what_json_does_not_is_refused() -> Non
     deep: dict[str, Any] = {}
     for _ in range(100):
         deep = {"a": deep}
-    for card, says in ((deep, "at most 64 deep"), ({"x": {1, 2}}, "report_card.x"), ({"x": math.nan}, "report_card.x"),
-                       ({1: 2}, "as a key"), ({"x": [0] * 1_000_001}, "items")):  # fmt: skip
+    for card, says in (
+        (deep, "at most 64 deep"),
+        ({"x": {1, 2}}, "report_card.x"),
+        ({"x": math.nan}, "report_card.x"),
+        ({1: 2}, "as a key"),
+        ({"x": [0] * 1_000_001}, "items"),
+    ):
         with pytest.raises(ConfigError, match=says):
             rule(report_card=card)
     with pytest.raises(ConfigError, match="bytes; at most"):

@@ -64,10 +64,18 @@ def test_the_same_value_in_any_layout_is_the_same_answer(value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("one", "other", "same"),
-    [("1", "1.0", True), ("1e2", "100", True), ("1", '"1"', False), ("[1,2]", "[2,1]", False), ("true", "1", False),
-     ('"é"', '"e\u0301"', True), ('{"a":1,"b":2}', '{"b":2,"a":1}', True), ('"Paris"', "Paris", True),
-     ("0.1", "0.10000000000000001", False)],
-)  # fmt: skip
+    [
+        ("1", "1.0", True),
+        ("1e2", "100", True),
+        ("1", '"1"', False),
+        ("[1,2]", "[2,1]", False),
+        ("true", "1", False),
+        ('"é"', '"e\u0301"', True),
+        ('{"a":1,"b":2}', '{"b":2,"a":1}', True),
+        ('"Paris"', "Paris", True),
+        ("0.1", "0.10000000000000001", False),
+    ],
+)
 def test_equality_is_of_values(one: str, other: str, same: bool) -> None:
     assert SCORER.match(one, other) is same
 

@@ -118,8 +118,13 @@ def test_what_was_said(text: str, said: str | None) -> None:
 
 @pytest.mark.parametrize(
     ("one", "other", "same"),
-    [("x = 1\r\ny", "x = 1  \ny\n", True), ("Café", "Cafe\u0301", True), ("Paris", "paris", False), ("a.", "a", False),
-     ("x\n  y", "x\ny", False)],
-)  # fmt: skip
+    [
+        ("x = 1\r\ny", "x = 1  \ny\n", True),
+        ("Café", "Cafe\u0301", True),
+        ("Paris", "paris", False),
+        ("a.", "a", False),
+        ("x\n  y", "x\ny", False),
+    ],
+)
 def test_of_a_whole_text_every_character_counts(one: str, other: str, same: bool) -> None:
     assert WholeScorer().match(one, other) is same

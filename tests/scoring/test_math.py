@@ -59,9 +59,19 @@ def test_the_same_formula_in_other_dress_needs_no_judge(one: str, other: str) ->
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("2^{10}", "2^10"), ("12", "21"), ("1/3", "0.333"), (r"\frac{-1}{2}", r"\frac{1}{2}"), (r"\pi r", r"\pir"),
-     ("1 2", "12"), ("Evelyn", "Levyne"), ("50%", "50"), ("(1,2)", "(2,1)"), (r"\sqrt{12}", r"\sqrt12")],
-)  # fmt: skip
+    [
+        ("2^{10}", "2^10"),
+        ("12", "21"),
+        ("1/3", "0.333"),
+        (r"\frac{-1}{2}", r"\frac{1}{2}"),
+        (r"\pi r", r"\pir"),
+        ("1 2", "12"),
+        ("Evelyn", "Levyne"),
+        ("50%", "50"),
+        ("(1,2)", "(2,1)"),
+        (r"\sqrt{12}", r"\sqrt12"),
+    ],
+)
 def test_different_formulas_stay_different(one: str, other: str) -> None:
     assert not SCORER.match(one, other)
 

@@ -11,9 +11,26 @@ from hypothesis import strategies as st
 
 from suffice.scoring.pattern import READ_CHARS, BadPattern, compile_pattern
 
-ATOMS = st.sampled_from([
-    "a", "b", ".", "[ab]", "[^a]", r"\d", r"\w", r"\s", r"\n", "1", " ", "^", "$", r"\b", r"\B", r"\.",
-])  # fmt: skip
+ATOMS = st.sampled_from(
+    [
+        "a",
+        "b",
+        ".",
+        "[ab]",
+        "[^a]",
+        r"\d",
+        r"\w",
+        r"\s",
+        r"\n",
+        "1",
+        " ",
+        "^",
+        "$",
+        r"\b",
+        r"\B",
+        r"\.",
+    ]
+)
 QUANTIFIERS = st.sampled_from(["*", "+", "?", "{2}", "{1,}", "{0,2}", "*?", "+?", "??", "{1,2}?"])
 PATTERNS = st.recursive(
     ATOMS,

@@ -24,8 +24,13 @@ def test_every_type_can_be_declared_and_has_a_span() -> None:
     metrics = parse({"metrics": GOOD}).metrics
     spans = {name: span_of(metric) for name, metric in metrics.items()}
     assert spans == {
-        "solved": (0, 1), "effort": (1, 7), "minutes": (0, 60), "tone": None, "nps": (0, 10), "clear": (1, 5),
-    }  # fmt: skip
+        "solved": (0, 1),
+        "effort": (1, 7),
+        "minutes": (0, 60),
+        "tone": None,
+        "nps": (0, 10),
+        "clear": (1, 5),
+    }
     assert (metrics["clear"].level, metrics["clear"].direction) == ("request", "higher")
 
 

@@ -31,18 +31,23 @@ def fields(table: type[msgspec.Struct] = Settings, path: str = "") -> Iterator[t
 
 def marked() -> list[str]:
     return [
-        path for path, hint in fields()
+        path
+        for path, hint in fields()
         if any(isinstance(one, msgspec.Meta) and one.extra for one in getattr(hint, "__metadata__", ()))
-    ]  # fmt: skip
+    ]
 
 
 def test_every_setting_that_names_a_file_is_marked_as_one() -> None:
     named = {path for path, hint in fields() if NAMES_A_FILE.search(path.rpartition(".")[2]) and "str" in str(hint)}
     assert named - WORDS <= set(marked()), "give it the type FileName"
     assert set(marked()) == {
-        "server.kill_file", "store.url", "store.last_good_file", "audit.file", "routes.NAME.judge.questions",
+        "server.kill_file",
+        "store.url",
+        "store.last_good_file",
+        "audit.file",
+        "routes.NAME.judge.questions",
         "routes.NAME.review.questions",
-    }, "add the new one to the cases below, and to docs/reference/settings.md"  # fmt: skip
+    }, "add the new one to the cases below, and to docs/reference/settings.md"
 
 
 VALUES = {
@@ -50,10 +55,11 @@ VALUES = {
     "store.url": '[store]\nurl = "sqlite:///VALUE"\n',
     "store.last_good_file": '[store]\nlast_good_file = "VALUE"\n',
     "audit.file": '[audit]\nfile = "VALUE"\n',
-    "routes.NAME.judge.questions":
-        '[routes.r]\nupstream = "u"\n[routes.r.judge]\nurl = "http://127.0.0.1:9"\nmodel = "m"\nquestions = "VALUE"\n',
+    "routes.NAME.judge.questions": (
+        '[routes.r]\nupstream = "u"\n[routes.r.judge]\nurl = "http://127.0.0.1:9"\nmodel = "m"\nquestions = "VALUE"\n'
+    ),
     "routes.NAME.review.questions": '[routes.r]\nupstream = "u"\n[routes.r.review]\nquestions = "VALUE"\n',
-}  # fmt: skip
+}
 
 
 def read(settings: Settings, path: str) -> str:

@@ -8,14 +8,29 @@ from suffice.signals.base import Known, build_fold
 from suffice.types import Step
 
 
-def step(index: int = 1, answer: str | None = "a", *, text: str = "", tokens: int = 1, confidence: float | None = None,
-         entropy: float | None = None, closed_entropy: float | None = None,
-         vector: tuple[float, ...] = ()) -> Step:  # fmt: skip
+def step(
+    index: int = 1,
+    answer: str | None = "a",
+    *,
+    text: str = "",
+    tokens: int = 1,
+    confidence: float | None = None,
+    entropy: float | None = None,
+    closed_entropy: float | None = None,
+    vector: tuple[float, ...] = (),
+) -> Step:
     """A step with what one fold looks at."""
     return Step(
-        index=index, tokens=tokens, answer=answer, answer_source=None, text=text, confidence=confidence,
-        entropy=entropy, closed_entropy=closed_entropy, vector=vector,
-    )  # fmt: skip
+        index=index,
+        tokens=tokens,
+        answer=answer,
+        answer_source=None,
+        text=text,
+        confidence=confidence,
+        entropy=entropy,
+        closed_entropy=closed_entropy,
+        vector=vector,
+    )
 
 
 def seen(need: str, steps: Sequence[Step]) -> list[tuple[Known, ...]]:

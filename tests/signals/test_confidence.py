@@ -14,9 +14,7 @@ def values(
     logprobs: tuple[float, ...], *, answer: str | None = "a", entropy: float | None = None
 ) -> dict[str, float | None]:
     confidence = Confidence()
-    confidence.update(
-        Step(index=1, tokens=1, answer=answer, answer_source="probe", logprobs=logprobs, entropy=entropy)
-    )
+    confidence.update(Step(index=1, tokens=1, answer=answer, answer_source="probe", logprobs=logprobs, entropy=entropy))
     return confidence.values()
 
 

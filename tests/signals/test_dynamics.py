@@ -31,15 +31,20 @@ def test_the_entropys_mean_and_variance_are_those_of_eat(entropies: list[float],
 def test_the_trial_answers_entropy_stands_in_and_an_unknown_step_is_passed_over() -> None:
     steps = [
         step(1, entropy=1.0),
-        step(2, answer=None, entropy=5.0),       # of no answer: unknown
+        step(2, answer=None, entropy=5.0),  # of no answer: unknown
         step(3, closed_entropy=3.0, entropy=9.0),
         step(4, closed_entropy=math.nan),
-        step(5, closed_entropy=500.0),           # no vocabulary has so many words
+        step(5, closed_entropy=500.0),  # no vocabulary has so many words
         step(6, closed_entropy=2.0),
     ]
     assert seen("closing(alpha=0.5)", steps) == [
-        (None, 1.0, None), (None, *UNKNOWN), (3.0, 2.0, 0.5), (None, *UNKNOWN), (None, *UNKNOWN), (2.0, 2.0, 0.25),
-    ]  # fmt: skip
+        (None, 1.0, None),
+        (None, *UNKNOWN),
+        (3.0, 2.0, 0.5),
+        (None, *UNKNOWN),
+        (None, *UNKNOWN),
+        (2.0, 2.0, 0.25),
+    ]
 
 
 def test_the_trend_follows_the_known_confidences() -> None:
@@ -52,9 +57,7 @@ def test_the_trend_follows_the_known_confidences() -> None:
     run=st.lists(st.tuples(st.none() | st.floats(0.0, 1.0), st.integers(0, 500)), min_size=1, max_size=12),
     delta=st.sampled_from([0.0, 0.55, 1.2, 2.0]),
 )
-def test_degeneration_is_the_published_sum_and_never_falls(
-    run: list[tuple[float | None, int]], delta: float
-) -> None:
+def test_degeneration_is_the_published_sum_and_never_falls(run: list[tuple[float | None, int]], delta: float) -> None:
     steps = [step(i, confidence=c, tokens=t) for i, (c, t) in enumerate(run, 1)]
     used, known, highest = 0, list[tuple[float, int]](), 0.0
     for (confidence, tokens), (score,) in zip(run, seen(f"degeneration(delta={delta})", steps), strict=True):

@@ -57,9 +57,16 @@ RUNS = st.lists(
     max_size=8,
 )
 MARKS = [
-    found("class", 'a"b*c'), found("class", "hard"), found("ngram", 3), found("question_type", "yes-no"),
-    found("script", "latin"), mark("model", "x*y"), mark("model", "\ud800"), mark("class", "z"), mark("a=b", "z"),
-]  # fmt: skip
+    found("class", 'a"b*c'),
+    found("class", "hard"),
+    found("ngram", 3),
+    found("question_type", "yes-no"),
+    found("script", "latin"),
+    mark("model", "x*y"),
+    mark("model", "\ud800"),
+    mark("class", "z"),
+    mark("a=b", "z"),
+]
 
 
 def written(field: str, transform: str) -> str:
@@ -113,9 +120,17 @@ def test_what_is_unknown_is_0_behind_every_transform(value: float | None, transf
 
 
 SEEN = Signals(
-    step=4, tokens_used=1_000, answer="a", answer_streak=2, n_votes=3, top_votes=3, second_votes=0, confidence=0.9,
-    step_share=0.8, query=Query(planned_steps=5, n_words=7, metadata=(("model", "m"),)),
-)  # fmt: skip
+    step=4,
+    tokens_used=1_000,
+    answer="a",
+    answer_streak=2,
+    n_votes=3,
+    top_votes=3,
+    second_votes=0,
+    confidence=0.9,
+    step_share=0.8,
+    query=Query(planned_steps=5, n_words=7, metadata=(("model", "m"),)),
+)
 VALUES: dict[str, float] = {
     "tokens_per_step": 250.0,
     "streak_share": 0.5,
@@ -260,8 +275,9 @@ def test_another_packages_field_is_read_from_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(FOLDS, "moon", Moon)
     features = FeatureSet(["phase*step"])
     assert features.needs == ("moon",)
-    assert features.row(Observer(features.needs, "rounds").observe(Step(index=3, tokens=1, answer=None,
-                                                                          answer_source=None))) == (1.5,)  # fmt: skip
+    assert features.row(
+        Observer(features.needs, "rounds").observe(Step(index=3, tokens=1, answer=None, answer_source=None))
+    ) == (1.5,)
 
 
 def test_a_matrix_wants_one_query_for_each_run() -> None:

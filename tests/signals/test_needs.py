@@ -13,9 +13,11 @@ from tests.signals.steps import step
 
 PROPERTY = settings(max_examples=150, derandomize=True, deadline=None)
 VALUES = (
-    st.booleans() | st.integers(-(10**18), 10**18) | st.floats(allow_nan=False, allow_infinity=False)
+    st.booleans()
+    | st.integers(-(10**18), 10**18)
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.from_regex(r"[A-Za-z_][A-Za-z0-9_.:/-]{0,20}", fullmatch=True).filter(lambda w: w not in {"true", "false"})
-)  # fmt: skip
+)
 
 
 @PROPERTY

@@ -54,12 +54,26 @@ def test_the_question_type_is_that_of_the_sentence_that_asks(question: str, kind
 @pytest.mark.parametrize(
     ("text", "script"),
     [
-        ("hello", "latin"), ("Größe 5", "latin"), ("привет мир", "cyrillic"), ("γειά", "greek"), ("שלום", "hebrew"),
-        ("مرحبا", "arabic"), ("你好吗", "han"), ("東京はどこですか", "kana"), ("안녕하세요", "hangul"),
-        ("नमस्ते", "devanagari"), ("สวัสดี", "thai"), ("1 + 1 = ?", None), ("", None),
-        ("\ud800", None), ("好 is good", "latin"), ("ＡＢＣ", "latin"), ("ｱｲｳ", "kana"), ("漢字とかな", "kana"),
+        ("hello", "latin"),
+        ("Größe 5", "latin"),
+        ("привет мир", "cyrillic"),
+        ("γειά", "greek"),
+        ("שלום", "hebrew"),
+        ("مرحبا", "arabic"),
+        ("你好吗", "han"),
+        ("東京はどこですか", "kana"),
+        ("안녕하세요", "hangul"),
+        ("नमस्ते", "devanagari"),
+        ("สวัสดี", "thai"),
+        ("1 + 1 = ?", None),
+        ("", None),
+        ("\ud800", None),
+        ("好 is good", "latin"),
+        ("ＡＢＣ", "latin"),
+        ("ｱｲｳ", "kana"),
+        ("漢字とかな", "kana"),
     ],
-)  # fmt: skip
+)
 def test_the_script_is_that_of_most_letters(text: str, script: str | None) -> None:
     assert of(text).script == script
 

@@ -11,12 +11,19 @@ from suffice.types import Query, Step
 from tests.signals.steps import seen
 
 
-def said(stated: float | None = None, done: bool | None = None, action: str | None = None,
-         logprob: float | None = None) -> Step:  # fmt: skip
+def said(
+    stated: float | None = None, done: bool | None = None, action: str | None = None, logprob: float | None = None
+) -> Step:
     return Step(
-        index=1, tokens=1, answer=None, answer_source=None, stated_confidence=stated, said_done=done, action=action,
+        index=1,
+        tokens=1,
+        answer=None,
+        answer_source=None,
+        stated_confidence=stated,
+        said_done=done,
+        action=action,
         logprob=logprob,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(("stated", "kept"), [(0.0, 0.0), (1.0, 1.0), (5.0, None), (-0.1, None), (math.nan, None)])

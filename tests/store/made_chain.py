@@ -17,26 +17,58 @@ AUTHOR = "worker"
 
 
 def published(number: int, *, route: str = "math", level: int | None = None) -> PolicyPublished:
-    return PolicyPublished(Publication(
-        route=route, number=number, epoch=1, at=number, version=f"c-{number}", fit="f-1", level=level or number % 41,
-        n_levels=41, certified=True, share=0.1, reason="because", author=AUTHOR,
-    ))  # fmt: skip
+    return PolicyPublished(
+        Publication(
+            route=route,
+            number=number,
+            epoch=1,
+            at=number,
+            version=f"c-{number}",
+            fit="f-1",
+            level=level or number % 41,
+            n_levels=41,
+            certified=True,
+            share=0.1,
+            reason="because",
+            author=AUTHOR,
+        )
+    )
 
 
 def asked(name: str, **more: str) -> RequestSeen:
-    return RequestSeen(Request(
-        episode_id=name, route="math", kind="reasoning", mode="observe", model="m", stream=False, n_samples=1,
-        audit=False, propensity=1.0, policy_version="v", certified=False, question_key="", ungoverned=None,
-        received_at_s=0.0, **more,  # type: ignore[arg-type]
-    ))  # fmt: skip
+    return RequestSeen(
+        Request(
+            episode_id=name,
+            route="math",
+            kind="reasoning",
+            mode="observe",
+            model="m",
+            stream=False,
+            n_samples=1,
+            audit=False,
+            propensity=1.0,
+            policy_version="v",
+            certified=False,
+            question_key="",
+            ungoverned=None,
+            received_at_s=0.0,
+            **more,  # type: ignore[arg-type]
+        )
+    )
 
 
 def said(number: int) -> FeedbackGiven:
-    return FeedbackGiven(Feedback(
-        feedback_id=f"f{number}", episode_id=f"e{number}", correct=number % 2 == 0, rating=1 + number % 5,
-        gold=f"gold {number}" if number % 3 else None, comment=f"comment {number}" if number % 4 else None,
-        source="user",
-    ))  # fmt: skip
+    return FeedbackGiven(
+        Feedback(
+            feedback_id=f"f{number}",
+            episode_id=f"e{number}",
+            correct=number % 2 == 0,
+            rating=1 + number % 5,
+            gold=f"gold {number}" if number % 3 else None,
+            comment=f"comment {number}" if number % 4 else None,
+            source="user",
+        )
+    )
 
 
 def story(n: int) -> Iterable[Event]:
@@ -84,7 +116,9 @@ def edit(log: sqlite3.Connection, place: int) -> None:
     """Another author, level or verdict in the body."""
     log.execute(
         "UPDATE events SET body = replace(replace(replace(body, 'because', 'no reason'), 'rating\":', 'rating\":1'),"
-        " 'at\":', 'at\":1') WHERE seq = (SELECT seq FROM chain WHERE place = ?)", (place,))  # fmt: skip
+        " 'at\":', 'at\":1') WHERE seq = (SELECT seq FROM chain WHERE place = ?)",
+        (place,),
+    )
 
 
 def edit_when(log: sqlite3.Connection, place: int) -> None:
@@ -130,20 +164,28 @@ def reorder_events(log: sqlite3.Connection, place: int) -> None:
 def add_event(log: sqlite3.Connection, place: int) -> None:
     """A decision that nobody made, behind the writer's back."""
     row = to_row(published(1_000 + place))
-    log.execute("INSERT INTO events (kind, key, route, at_s, owner, body) VALUES (?, ?, ?, 1, 1, ?)",
-                (row.kind, row.key, row.route, row.body))  # fmt: skip
+    log.execute(
+        "INSERT INTO events (kind, key, route, at_s, owner, body) VALUES (?, ?, ?, 1, 1, ?)",
+        (row.kind, row.key, row.route, row.body),
+    )
 
 
 def erase_in_silence(log: sqlite3.Connection, place: int) -> None:
     """Words go and their salts too, and no erasure says so."""
     log.execute("UPDATE chain SET comments_salt = NULL, answers_salt = NULL WHERE place = ?", (place,))
-    log.execute("UPDATE events SET body = json_set(body, '$.feedback.comment', null, '$.feedback.gold', null)"
-                " WHERE seq = (SELECT seq FROM chain WHERE place = ?)", (place,))  # fmt: skip
+    log.execute(
+        "UPDATE events SET body = json_set(body, '$.feedback.comment', null, '$.feedback.gold', null)"
+        " WHERE seq = (SELECT seq FROM chain WHERE place = ?)",
+        (place,),
+    )
 
 
 def change_words(log: sqlite3.Connection, place: int) -> None:
-    log.execute("UPDATE events SET body = replace(body, 'comment ', 'praise ')"
-                " WHERE seq = (SELECT seq FROM chain WHERE place = ?)", (place,))  # fmt: skip
+    log.execute(
+        "UPDATE events SET body = replace(body, 'comment ', 'praise ')"
+        " WHERE seq = (SELECT seq FROM chain WHERE place = ?)",
+        (place,),
+    )
 
 
 def cut_tail(log: sqlite3.Connection, place: int) -> None:
@@ -157,7 +199,9 @@ def rebuild(log: sqlite3.Connection, place: int) -> None:
     edit(log, place)
     rows = log.execute(
         "SELECT e.seq, e.kind, e.key, e.episode_id, e.route, e.at_s, e.body FROM chain c JOIN events e ON e.seq = c.seq"
-        " WHERE c.place >= ? ORDER BY c.place", (place,)).fetchall()  # fmt: skip
+        " WHERE c.place >= ? ORDER BY c.place",
+        (place,),
+    ).fetchall()
     log.execute("DELETE FROM chain WHERE place >= ?", (place,))
     log.execute("BEGIN IMMEDIATE")
     appender = Appender(log, owner=1)
@@ -169,10 +213,16 @@ def rebuild(log: sqlite3.Connection, place: int) -> None:
 
 
 SEEN_ALONE: Mapping[str, Callable[[sqlite3.Connection, int], None]] = {
-    "edited": edit, "edited time": edit_when, "edited digest": edit_digest, "removed": remove,
-    "removed event": remove_event, "removed and closed up": remove_and_close_up, "reordered places": reorder_places,
-    "reordered events": reorder_events, "added": add_event,
-}  # fmt: skip
+    "edited": edit,
+    "edited time": edit_when,
+    "edited digest": edit_digest,
+    "removed": remove,
+    "removed event": remove_event,
+    "removed and closed up": remove_and_close_up,
+    "reordered places": reorder_places,
+    "reordered events": reorder_events,
+    "added": add_event,
+}
 SEEN_BY_HEADS: Mapping[str, Callable[[sqlite3.Connection, int], None]] = {"cut tail": cut_tail, "rebuilt": rebuild}
 
 

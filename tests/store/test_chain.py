@@ -36,7 +36,7 @@ from tests.store.made_chain import (
     write,
 )
 
-N = 24          # requests; 24 labels, 6 publications, an epoch, an alarm and the beginning: 33 places
+N = 24  # requests; 24 labels, 6 publications, an epoch, an alarm and the beginning: 33 places
 PLACES = 33
 Tamper = Callable[[sqlite3.Connection, int], None]
 
@@ -126,8 +126,10 @@ def test_a_beginning_that_is_edited_or_gone_is_named(whole: sqlite3.Connection) 
         "UPDATE chain SET note = 'nonsense' WHERE place = 1",
         "DELETE FROM chain WHERE place = 1",
         "DELETE FROM chain",
-        ("INSERT INTO chain SELECT 100, NULL, form, kept, whole, NULL, NULL, NULL, NULL, link, note FROM chain"
-         " WHERE place = 1"),
+        (
+            "INSERT INTO chain SELECT 100, NULL, form, kept, whole, NULL, NULL, NULL, NULL, link, note FROM chain"
+            " WHERE place = 1"
+        ),
     ):
         with closing(copied(whole)) as log:
             log.execute(statement)
@@ -153,7 +155,7 @@ def test_words_that_are_changed_or_go_in_silence_are_named(whole: sqlite3.Connec
 def test_a_field_that_is_there_twice_is_another_body(whole: sqlite3.Connection) -> None:
     seq = whole.execute("SELECT seq FROM events WHERE kind = 'feedback' AND body LIKE '%comment 3%'").fetchone()[0]
     with closing(copied(whole)) as log:
-        twice = "replace(body, '\"rating\":4', '\"rating\":1,\"rating\":4')"
+        twice = 'replace(body, \'"rating":4\', \'"rating":1,"rating":4\')'
         log.execute(f"UPDATE events SET body = {twice} WHERE seq = ?", (seq,))
         assert log.execute("SELECT rating FROM feedback WHERE seq = ?", (seq,)).fetchone() == (1,), "what SQL would see"
         bad = verify(log).bad
@@ -191,10 +193,14 @@ def other_than(before: Any) -> st.SearchStrategy[Any]:
     """Another value that the column takes: one character, one bit, one more, or none."""
     if isinstance(before, bytes):
         return st.integers(0, 8 * len(before) - 1).map(
-            lambda bit: bytes(one ^ (1 << bit % 8 if n == bit // 8 else 0) for n, one in enumerate(before)))
+            lambda bit: bytes(one ^ (1 << bit % 8 if n == bit // 8 else 0) for n, one in enumerate(before))
+        )
     if isinstance(before, str):
-        return st.integers(0, len(before) - 1).map(
-            lambda at: before[:at] + chr(ord(before[at]) ^ 1) + before[at + 1 :]).filter(lambda text: text != before)
+        return (
+            st.integers(0, len(before) - 1)
+            .map(lambda at: before[:at] + chr(ord(before[at]) ^ 1) + before[at + 1 :])
+            .filter(lambda text: text != before)
+        )
     if isinstance(before, float):
         return st.floats(0, 1e12).filter(lambda value: value != before)
     if isinstance(before, int):
@@ -213,9 +219,12 @@ def test_several_changes_at_once_hide_nothing(whole: sqlite3.Connection, seed: i
                 rng.choice(list(SEEN_ALONE.values()))(log, place)
             except (sqlite3.IntegrityError, TypeError):
                 continue  # the row that it wants is gone already
-        same = log.execute("SELECT * FROM events ORDER BY seq").fetchall() == whole.execute(
-            "SELECT * FROM events ORDER BY seq").fetchall() and log.execute("SELECT * FROM chain ORDER BY place"
-            ).fetchall() == whole.execute("SELECT * FROM chain ORDER BY place").fetchall()  # fmt: skip
+        same = (
+            log.execute("SELECT * FROM events ORDER BY seq").fetchall()
+            == whole.execute("SELECT * FROM events ORDER BY seq").fetchall()
+            and log.execute("SELECT * FROM chain ORDER BY place").fetchall()
+            == whole.execute("SELECT * FROM chain ORDER BY place").fetchall()
+        )
         assert verify(log).ok is same
 
 

@@ -50,11 +50,14 @@ def began(number: int) -> EpochBegan:
 def told(*more: Event) -> list[Event]:
     """Two publications of the epoch that runs, and a pause of the control loop's own."""
     return [
-        began(1), PolicyPublished(publication(number=1, epoch=1)), began(2),
+        began(1),
+        PolicyPublished(publication(number=1, epoch=1)),
+        began(2),
         PolicyPublished(publication(number=2, epoch=2, level=4)),
         PolicyPublished(publication(number=3, epoch=2, level=6)),
-        EnforcementPaused(Pause(route="r", number=1, cause="critical_em", reason="EM is low", author="w")), *more,
-    ]  # fmt: skip
+        EnforcementPaused(Pause(route="r", number=1, cause="critical_em", reason="EM is low", author="w")),
+        *more,
+    ]
 
 
 def asked(decision: Any, **changes: Any) -> IncidentForm:
@@ -149,7 +152,9 @@ def test_an_override_ends_by_a_person_or_by_itself(writer: Decisions, database: 
     assert "those that do: none" in str(end_override(writer, "r", ROUTE, 1, "x", "a", now_s=22.0))
     assert read_holds(database).of("r").in_effect(22.0).ceiling is None
     assert "unknown publication 9" in str(
-        set_override(writer, "r", ROUTE, OverrideForm(kind="pin", reason="x", author="a", days=1.0), now_s=1.0, publication=9)
+        set_override(
+            writer, "r", ROUTE, OverrideForm(kind="pin", reason="x", author="a", days=1.0), now_s=1.0, publication=9
+        )
     )
 
 
@@ -174,9 +179,7 @@ def test_what_can_be_rolled_back_to_is_named_with_its_reasons(writer: Decisions,
         now = read_now(connection, "r", ROUTE)
         able = fitting(connection, now, now_s=20.0)
         assert fitting(connection, read_now(connection, "other", ROUTE), now_s=20.0) == []
-    assert [(made.number, why) for made, why in able] == [
-        (4, "publication 4 certifies no level"), (3, None), (2, None)
-    ]  # fmt: skip
+    assert [(made.number, why) for made, why in able] == [(4, "publication 4 certifies no level"), (3, None), (2, None)]
 
 
 def test_only_what_is_new_is_read(writer: Decisions, database: Path) -> None:

@@ -56,10 +56,22 @@ def writer(database: Path, clock: Clock) -> Iterator[Callable[[], Decisions]]:
 
 
 def published(number: int, *, epoch: int = 1, level: int = 5, route: str = "r") -> PolicyPublished:
-    return PolicyPublished(Publication(
-        route=route, number=number, epoch=epoch, at=number, version=f"c-{number}", fit="f-1", level=level, n_levels=41,
-        certified=True, share=0.1, reason="because", author="worker",
-    ))  # fmt: skip
+    return PolicyPublished(
+        Publication(
+            route=route,
+            number=number,
+            epoch=epoch,
+            at=number,
+            version=f"c-{number}",
+            fit="f-1",
+            level=level,
+            n_levels=41,
+            certified=True,
+            share=0.1,
+            reason="because",
+            author="worker",
+        )
+    )
 
 
 def began(number: int, route: str = "r") -> EpochBegan:
@@ -155,9 +167,7 @@ def test_the_job_of_a_killed_worker_is_free_at_once_and_nothing_of_it_is_half_wr
     database: Path, query: Query
 ) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDS, str(database)], stdout=subprocess.PIPE, env=environment
-    )
+    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(database)], stdout=subprocess.PIPE, env=environment)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
@@ -231,8 +241,10 @@ def test_nothing_is_certified_without_a_test_that_accepted_it() -> None:
 
 ANY_EVENT = st.one_of(
     st.builds(published, st.integers(1, 6), epoch=st.integers(1, 3), level=st.integers(0, 40)),
-    st.builds(began, st.integers(1, 3)), st.builds(paused, st.integers(1, 3)), st.builds(resumed, st.integers(1, 3)),
-)  # fmt: skip
+    st.builds(began, st.integers(1, 3)),
+    st.builds(paused, st.integers(1, 3)),
+    st.builds(resumed, st.integers(1, 3)),
+)
 
 
 @given(events=st.lists(ANY_EVENT, max_size=20), cut=st.integers(0, 20))

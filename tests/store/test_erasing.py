@@ -45,14 +45,32 @@ Query_ = Callable[..., list[tuple[Any, ...]]]
 
 def ended(name: str, *, answer: str, would: str | None = None) -> RequestEnded:
     steps = tuple(
-        StepRecord(index=i, tokens=10 * i, answer=text, answer_source="probe", confidence=0.5, entropy=None,
-                   probe_tokens=3, action="continue", reason=f"step {i}")
+        StepRecord(
+            index=i,
+            tokens=10 * i,
+            answer=text,
+            answer_source="probe",
+            confidence=0.5,
+            entropy=None,
+            probe_tokens=3,
+            action="continue",
+            reason=f"step {i}",
+        )
         for i, text in enumerate((would or answer, None, answer), 1)
-    )  # fmt: skip
-    return RequestEnded(Outcome(
-        episode_id=name, end_reason="done", status=200, answer=answer, response_id=f"r-{name}", steps=steps,
-        usage=Usage(prompt_tokens=7, completion_tokens=30), would_answer=would, stop_step=1 if would else None,
-    ))  # fmt: skip
+    )
+    return RequestEnded(
+        Outcome(
+            episode_id=name,
+            end_reason="done",
+            status=200,
+            answer=answer,
+            response_id=f"r-{name}",
+            steps=steps,
+            usage=Usage(prompt_tokens=7, completion_tokens=30),
+            would_answer=would,
+            stop_step=1 if would else None,
+        )
+    )
 
 
 def fill(log: SqliteLog, names: list[str]) -> None:
@@ -61,10 +79,19 @@ def fill(log: SqliteLog, names: list[str]) -> None:
         request = asked(name, unit=f"unit-{name[0]}").request
         log.append(type(asked(name))(replace(request, query=Query(metadata=(("customer", f"{CANARY}-{name}"),)))))
         log.append(ended(name, answer=f"{CANARY}-{name} 408", would=f"{CANARY}-{name} 407"))
-        log.append(FeedbackGiven(Feedback(
-            feedback_id=f"f-{name}", episode_id=name, gold=f"{CANARY}-{name} gold", comment=f"{CANARY}-{name} says",
-            rating=4, source="user", reason=f"{CANARY}-{name} thinks so",
-        )))  # fmt: skip
+        log.append(
+            FeedbackGiven(
+                Feedback(
+                    feedback_id=f"f-{name}",
+                    episode_id=name,
+                    gold=f"{CANARY}-{name} gold",
+                    comment=f"{CANARY}-{name} says",
+                    rating=4,
+                    source="user",
+                    reason=f"{CANARY}-{name} thinks so",
+                )
+            )
+        )
         too = Feedback(feedback_id=f"g-{name}", response_id=f"r-{name}", comment=f"{CANARY}-{name} too")
         log.append(FeedbackGiven(too))
     assert log.drain()
@@ -134,7 +161,13 @@ def test_erasing_again_does_nothing_and_part_after_part_holds(
     fill(open_log(), ["a1", "b1"])
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
         parts: list[tuple[Part, int]] = [
-            ("comments", 2), ("comments", 0), ("answers", 2), ("metadata", 1), ("steps", 1), ("steps", 0)]
+            ("comments", 2),
+            ("comments", 0),
+            ("answers", 2),
+            ("metadata", 1),
+            ("steps", 1),
+            ("steps", 0),
+        ]
         for number, (part, n_rows) in enumerate(parts):
             tally = ErasureTally()
             one = replace(order((part,)), erasure_id=f"er {number}")
@@ -252,16 +285,16 @@ def test_an_erasure_covers_only_whom_it_names(open_log: Open, database: Path, wr
         connection.execute("UPDATE chain SET comments_salt = NULL WHERE seq = ?", (seq,))
         connection.execute(
             "UPDATE events SET body = json_set(body, '$.feedback.comment', null, '$.feedback.reason', null)"
-            " WHERE seq = ?", (seq,))  # fmt: skip
+            " WHERE seq = ?",
+            (seq,),
+        )
         bad = verify(connection).bad
     assert bad is not None
     assert bad.seq == seq
     assert "no erasure in the chain says so" in bad.what
 
 
-def test_where_the_erasure_itself_was_cut_off_a_head_says_so(
-    open_log: Open, database: Path, writer: Decisions
-) -> None:
+def test_where_the_erasure_itself_was_cut_off_a_head_says_so(open_log: Open, database: Path, writer: Decisions) -> None:
     fill(open_log(), ["a1", "b1"])
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
         erase(writer, order(), rows_of(connection, "a1"), ErasureTally())
@@ -324,25 +357,45 @@ def test_exports_from_before_are_named(open_log: Open, database: Path) -> None:
 
 @given(
     answers=st.lists(st.none() | st.sampled_from(["4", "5", "4.0", "a"]), min_size=2, max_size=6),
-    stop=st.integers(0, 5), correct=st.none() | st.booleans(),
-)  # fmt: skip
+    stop=st.integers(0, 5),
+    correct=st.none() | st.booleans(),
+)
 @settings(max_examples=60, derandomize=True, deadline=None)
 def test_evidence_without_references_is_what_it_was(answers: list[str | None], stop: int, correct: bool | None) -> None:
     at = min(stop, len(answers) - 1)
     steps = tuple(
-        StepRecord(index=i, tokens=10, answer=text, answer_source="probe" if text else None, confidence=None,
-                   entropy=None, probe_tokens=1, action="continue", reason="")
+        StepRecord(
+            index=i,
+            tokens=10,
+            answer=text,
+            answer_source="probe" if text else None,
+            confidence=None,
+            entropy=None,
+            probe_tokens=1,
+            action="continue",
+            reason="",
+        )
         for i, text in enumerate(answers, 1)
-    )  # fmt: skip
+    )
     outcome = Outcome(
-        episode_id="e", end_reason="done", status=200, answer=answers[-1], response_id=None, steps=steps,
-        usage=Usage(prompt_tokens=7, completion_tokens=30), would_answer=answers[at], stop_step=at + 1,
-    )  # fmt: skip
+        episode_id="e",
+        end_reason="done",
+        status=200,
+        answer=answers[-1],
+        response_id=None,
+        steps=steps,
+        usage=Usage(prompt_tokens=7, completion_tokens=30),
+        would_answer=answers[at],
+        stop_step=at + 1,
+    )
     label = Feedback(feedback_id="f", episode_id="e", correct=correct)
 
     def measured(one: Outcome) -> Any:
-        item = EpisodeWithLabels(seq=1, episode=Episode(request=asked("e").request, outcome=one),
-                        labels=(StoredLabel(seq=2, feedback=label),))  # fmt: skip
+        item = EpisodeWithLabels(
+            seq=1,
+            episode=Episode(request=asked("e").request, outcome=one),
+            labels=(StoredLabel(seq=2, feedback=label),),
+        )
         return measure_run(item, lambda answer, gold: answer == gold), fate(item.episode.request, one)
 
     bare = decode("outcome", without("outcome", to_row(RequestEnded(outcome)).body, ("answers",)))

@@ -108,11 +108,26 @@ def test_of_two_people_who_start_it_at_once_one_has_started_it(writer: Decisions
 
 def seen(number: int, experiments: tuple[Any, ...]) -> Event:
     arms = draw(experiments, route="math", units=UnitIds(request=f"u{number // 2}"), salt="s")
-    return RequestSeen(Request(
-        episode_id=f"ep{number}", route="math", kind="reasoning", mode="enforce", model="m", stream=False,
-        n_samples=1, audit=False, propensity=0.9, policy_version="v", certified=False, question_key="",
-        ungoverned=None, received_at_s=0.0, arms=arms, query=Query(n_words=number) if number % 3 else None,
-    ))  # fmt: skip
+    return RequestSeen(
+        Request(
+            episode_id=f"ep{number}",
+            route="math",
+            kind="reasoning",
+            mode="enforce",
+            model="m",
+            stream=False,
+            n_samples=1,
+            audit=False,
+            propensity=0.9,
+            policy_version="v",
+            certified=False,
+            question_key="",
+            ungoverned=None,
+            received_at_s=0.0,
+            arms=arms,
+            query=Query(n_words=number) if number % 3 else None,
+        )
+    )
 
 
 def test_draws_are_read_while_it_ran_and_of_its_run_alone(tmp_path: Path) -> None:

@@ -63,16 +63,30 @@ def start_sender(database: Path, run: str, n_feedback: int = 1_000_000) -> subpr
 
 
 def seen(episode_id: str) -> RequestSeen:
-    return RequestSeen(Request(
-        episode_id=episode_id, route="r", kind="reasoning", mode="observe", model="m", stream=False,
-        n_samples=1, audit=False, propensity=1.0, policy_version="v", certified=False, question_key="",
-        ungoverned=None, received_at_s=0.0,
-    ))
+    return RequestSeen(
+        Request(
+            episode_id=episode_id,
+            route="r",
+            kind="reasoning",
+            mode="observe",
+            model="m",
+            stream=False,
+            n_samples=1,
+            audit=False,
+            propensity=1.0,
+            policy_version="v",
+            certified=False,
+            question_key="",
+            ungoverned=None,
+            received_at_s=0.0,
+        )
+    )
 
 
 def ended(episode_id: str) -> RequestEnded:
-    return RequestEnded(Outcome(
-        episode_id=episode_id, end_reason="done", status=200, answer="4", response_id=None, usage=None))
+    return RequestEnded(
+        Outcome(episode_id=episode_id, end_reason="done", status=200, answer="4", response_id=None, usage=None)
+    )
 
 
 def said(feedback_id: str) -> FeedbackGiven:
@@ -127,8 +141,7 @@ def test_a_process_that_closed_in_order_may_leave_requests_too(open_log: Open, q
     assert second.recover() == 0, "two logs of one process do not touch each other's requests"
     first.close()
     assert second.recover() == 1
-    assert query("SELECT episode_id, end_reason FROM outcomes ORDER BY 1") == [
-        ("ended", "done"), ("open", "lost")]
+    assert query("SELECT episode_id, end_reason FROM outcomes ORDER BY 1") == [("ended", "done"), ("open", "lost")]
 
 
 def test_several_processes_write_one_file(database: Path, query: Query) -> None:
@@ -204,8 +217,10 @@ async def test_a_batch_that_fails_at_its_kth_row_is_written_once_in_the_end(
 ) -> None:
     log = open_log()
     with closing(sqlite3.connect(database)) as connection:
-        connection.execute(f"CREATE TRIGGER refuse BEFORE INSERT ON events WHEN new.key = 'e{k}' "
-                           "BEGIN SELECT RAISE(ABORT, 'the disk says no'); END")
+        connection.execute(
+            f"CREATE TRIGGER refuse BEFORE INSERT ON events WHEN new.key = 'e{k}' "
+            "BEGIN SELECT RAISE(ABORT, 'the disk says no'); END"
+        )
     for i in range(20):
         log.append(seen(f"e{i}"))
     with pytest.raises(StoreError, match="the disk says no"):
@@ -272,9 +287,7 @@ def test_closing_while_the_database_is_locked_is_bounded_and_counts_what_is_left
     assert (log.n_written, log.n_failed) == (0, 1)
 
 
-def test_a_log_that_is_locked_at_start_says_so(
-    database: Path, open_log: Open, locked: Callable[[], Any]
-) -> None:
+def test_a_log_that_is_locked_at_start_says_so(database: Path, open_log: Open, locked: Callable[[], Any]) -> None:
     open_log().close()
     with locked(), pytest.raises(StoreError, match="another process has held it for 3 s"):
         SqliteLog.open(Store(url=f"sqlite:///{database}"), now=time.time)

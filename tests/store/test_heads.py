@@ -33,8 +33,10 @@ def test_without_the_secret_nobody_says_that_a_signature_holds(file: Path) -> No
     assert [one.signed for one in read_heads(file, key=signing_key("another"))] == [False] * 3
 
 
-@pytest.mark.parametrize(("before", "after"), [("09:00", "08:00"), ('"place":5', '"place":6'), ('"seq":10', '"seq":11'),
-                                               ("05" * 32, "06" * 32)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("09:00", "08:00"), ('"place":5', '"place":6'), ('"seq":10', '"seq":11'), ("05" * 32, "06" * 32)],
+)
 def test_a_line_that_was_changed_is_not_signed_any_more(file: Path, before: str, after: str) -> None:
     lines = file.read_text().splitlines(keepends=True)
     lines[1] = lines[1].replace(before, after)

@@ -124,8 +124,9 @@ def test_a_roll_back_goes_to_the_version_before_it_and_then_to_the_owners_own(se
     assert not isinstance(first, str)
     assert not isinstance(second, str)
     assert (first.first.in_force, second.first.in_force) == (
-        version(VOTING).address, rollouts.own_version(ROUTE).address
-    )  # fmt: skip
+        version(VOTING).address,
+        rollouts.own_version(ROUTE).address,
+    )
     assert "came by no rollout" in str(back(serving))
 
 

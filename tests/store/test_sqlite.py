@@ -26,17 +26,32 @@ Query = Callable[..., list[tuple[Any, ...]]]
 
 def seen(episode_id: str, **changes: Any) -> RequestSeen:
     fields: dict[str, Any] = {
-        "episode_id": episode_id, "route": "math", "kind": "reasoning", "mode": "observe", "model": "m",
-        "stream": False, "n_samples": 1, "audit": False, "propensity": 0.9, "policy_version": "v1",
-        "certified": False, "question_key": "q", "ungoverned": None, "received_at_s": 1.0,
+        "episode_id": episode_id,
+        "route": "math",
+        "kind": "reasoning",
+        "mode": "observe",
+        "model": "m",
+        "stream": False,
+        "n_samples": 1,
+        "audit": False,
+        "propensity": 0.9,
+        "policy_version": "v1",
+        "certified": False,
+        "question_key": "q",
+        "ungoverned": None,
+        "received_at_s": 1.0,
     }
     return RequestSeen(Request(**(fields | changes)))
 
 
 def ended(episode_id: str, **changes: Any) -> RequestEnded:
     fields: dict[str, Any] = {
-        "episode_id": episode_id, "end_reason": "done", "status": 200, "answer": "4",
-        "response_id": f"r-{episode_id}", "usage": Usage(prompt_tokens=7, completion_tokens=30),
+        "episode_id": episode_id,
+        "end_reason": "done",
+        "status": 200,
+        "answer": "4",
+        "response_id": f"r-{episode_id}",
+        "usage": Usage(prompt_tokens=7, completion_tokens=30),
     }
     return RequestEnded(Outcome(**(fields | changes)))
 
@@ -45,25 +60,31 @@ def said(feedback_id: str, **fields: Any) -> FeedbackGiven:
     return FeedbackGiven(Feedback(feedback_id=feedback_id, **fields))
 
 
-@pytest.mark.parametrize(("url", "path"), [
-    ("sqlite:///suffice.db", Path("suffice.db")),
-    ("sqlite:///logs/suffice.db", Path("logs/suffice.db")),
-    ("sqlite:////var/lib/suffice.db", Path("/var/lib/suffice.db")),
-])
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("sqlite:///suffice.db", Path("suffice.db")),
+        ("sqlite:///logs/suffice.db", Path("logs/suffice.db")),
+        ("sqlite:////var/lib/suffice.db", Path("/var/lib/suffice.db")),
+    ],
+)
 def test_a_url_names_a_file(url: str, path: Path) -> None:
     assert database_path(url) == path
 
 
-@pytest.mark.parametrize(("url", "reason"), [
-    ("sqlite://", "writer thread"),
-    ("sqlite:///", "writer thread"),
-    ("sqlite:///:memory:", "writer thread"),
-    ("postgresql://host/name", "allowed: sqlite:///relative.db"),
-    ("postgresql:///name", "allowed: sqlite:///relative.db"),
-    ("suffice.db", "allowed: sqlite:///relative.db"),
-    ("sqlite://suffice.db", "allowed: sqlite:///relative.db"),
-    ("sqlite:///a.db?mode=ro", "without options"),
-])
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("sqlite://", "writer thread"),
+        ("sqlite:///", "writer thread"),
+        ("sqlite:///:memory:", "writer thread"),
+        ("postgresql://host/name", "allowed: sqlite:///relative.db"),
+        ("postgresql:///name", "allowed: sqlite:///relative.db"),
+        ("suffice.db", "allowed: sqlite:///relative.db"),
+        ("sqlite://suffice.db", "allowed: sqlite:///relative.db"),
+        ("sqlite:///a.db?mode=ro", "without options"),
+    ],
+)
 def test_a_url_that_cannot_work_is_refused_with_the_reason(url: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         database_path(url)
@@ -86,17 +107,30 @@ def test_every_kind_of_end_leaves_one_outcome_for_its_request(open_log: Open, qu
 def test_the_views_show_every_number_in_its_own_column(open_log: Open, query: Query) -> None:
     log = open_log()
     steps = tuple(
-        StepRecord(index=i, tokens=10 * i, answer="4", answer_source="probe", confidence=0.5, entropy=None,
-                   probe_tokens=3, action="continue", reason=f"step {i}") for i in (1, 2)
+        StepRecord(
+            index=i,
+            tokens=10 * i,
+            answer="4",
+            answer_source="probe",
+            confidence=0.5,
+            entropy=None,
+            probe_tokens=3,
+            action="continue",
+            reason=f"step {i}",
+        )
+        for i in (1, 2)
     )
     log.append(seen("e", audit=True, ungoverned=None))
     log.append(ended("e", steps=steps, stop_step=1, overhead=Overhead(probe_tokens=6, discarded_tokens=2)))
     assert log.drain()
     assert query("SELECT audit, propensity, mode, question_key FROM requests") == [(1, 0.9, "observe", "q")]
-    assert query("SELECT prompt_tokens, completion_tokens, probe_tokens, discarded_tokens, stop_step "
-                 "FROM outcomes") == [(7, 30, 6, 2, 1)]
+    assert query(
+        "SELECT prompt_tokens, completion_tokens, probe_tokens, discarded_tokens, stop_step FROM outcomes"
+    ) == [(7, 30, 6, 2, 1)]
     assert query("SELECT episode_id, step, tokens, reason FROM steps ORDER BY step") == [
-        ("e", 1, 10, "step 1"), ("e", 2, 20, "step 2")]
+        ("e", 1, 10, "step 1"),
+        ("e", 2, 20, "step 2"),
+    ]
 
 
 def test_costs_can_be_added_up_with_any_sql_tool(open_log: Open, query: Query) -> None:
@@ -105,8 +139,10 @@ def test_costs_can_be_added_up_with_any_sql_tool(open_log: Open, query: Query) -
         log.append(seen(name))
         log.append(ended(name, cost_usd=cost, overhead_usd=0.125, would_cost_usd=None, saved_usd_estimate=1.0))
     assert log.drain()
-    assert query("SELECT route, sum(cost_usd), count(cost_usd), count(*), sum(overhead_usd), max(saved_usd_estimate),"
-                 " count(would_cost_usd) FROM costs GROUP BY route") == [("math", 0.75, 2, 3, 0.375, 1.0, 0)]
+    assert query(
+        "SELECT route, sum(cost_usd), count(cost_usd), count(*), sum(overhead_usd), max(saved_usd_estimate),"
+        " count(would_cost_usd) FROM costs GROUP BY route"
+    ) == [("math", 0.75, 2, 3, 0.375, 1.0, 0)]
 
 
 def test_a_log_of_the_first_version_gets_the_later_views(open_log: Open, database: Path, query: Query) -> None:
@@ -141,10 +177,15 @@ def test_rows_of_one_key_are_written_once(open_log: Open, query: Query) -> None:
 @pytest.mark.parametrize(
     ("again", "conflict"),
     [
-        ({}, False), ({"door": "langfuse", "satisfaction": 0.5}, False), ({"comment": "bad"}, True),
-        ({"comment": None}, True), ({"rating": 4}, True), ({"gold": "5"}, True), ({"episode_id": "other"}, True),
+        ({}, False),
+        ({"door": "langfuse", "satisfaction": 0.5}, False),
+        ({"comment": "bad"}, True),
+        ({"comment": None}, True),
+        ({"rating": 4}, True),
+        ({"gold": "5"}, True),
+        ({"episode_id": "other"}, True),
     ],
-)  # fmt: skip
+)
 async def test_an_id_says_one_thing_of_its_sender(open_log: Open, again: dict[str, Any], conflict: bool) -> None:
     log = open_log()
     first: dict[str, Any] = {"episode_id": "e", "comment": "good", "rating": 5, "sender": "a", "door": "key"}
@@ -162,9 +203,7 @@ async def test_what_was_never_written_is_not_compared(database: Path) -> None:
     log.close()
 
 
-def test_feedback_of_a_log_whose_keys_had_no_sender_is_still_read(
-    open_log: Open, database: Path, query: Query
-) -> None:
+def test_feedback_of_a_log_whose_keys_had_no_sender_is_still_read(open_log: Open, database: Path, query: Query) -> None:
     log = open_log()
     log.append(said("old", episode_id="e", source="user", sender="a"))
     log.close()
@@ -218,7 +257,9 @@ async def test_feedback_finds_its_request_whenever_it_comes(open_log: Open, quer
     log.append(ended("e"))
     assert log.drain()
     assert query("SELECT feedback_id, episode_id, route, joined, correct, rating FROM feedback") == [
-        ("f", "e", "math", 1, 1, None), ("g", "e", "math", 1, None, 5)]
+        ("f", "e", "math", 1, 1, None),
+        ("g", "e", "math", 1, None, 5),
+    ]
 
 
 async def test_a_response_id_that_two_answers_share_joins_neither(open_log: Open, query: Query) -> None:
@@ -312,7 +353,7 @@ def test_a_damaged_file_is_refused(open_log: Open, database: Path) -> None:
     log.close()
     page = bytearray(database.read_bytes())
     for offset in range(4_096, len(page), 4_096):
-        page[offset:offset + 64] = b"\xff" * 64
+        page[offset : offset + 64] = b"\xff" * 64
     database.write_bytes(page)
     with pytest.raises(StoreError, match="damaged"):
         open_log()

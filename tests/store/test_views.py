@@ -41,17 +41,32 @@ Open = Callable[..., SqliteLog]
 
 
 def seen(episode_id: str, route: str = "math", mode: Mode = "observe") -> RequestSeen:
-    return RequestSeen(Request(
-        episode_id=episode_id, route=route, kind="reasoning", mode=mode, model="m", stream=False,
-        n_samples=1, audit=False, propensity=1.0, policy_version="v", certified=False, question_key="",
-        ungoverned=None, received_at_s=0.0,
-    ))
+    return RequestSeen(
+        Request(
+            episode_id=episode_id,
+            route=route,
+            kind="reasoning",
+            mode=mode,
+            model="m",
+            stream=False,
+            n_samples=1,
+            audit=False,
+            propensity=1.0,
+            policy_version="v",
+            certified=False,
+            question_key="",
+            ungoverned=None,
+            received_at_s=0.0,
+        )
+    )
 
 
 def ended(episode_id: str) -> RequestEnded:
-    return RequestEnded(Outcome(
-        episode_id=episode_id, end_reason="done", status=200, answer="4", response_id=f"r-{episode_id}",
-        usage=None))
+    return RequestEnded(
+        Outcome(
+            episode_id=episode_id, end_reason="done", status=200, answer="4", response_id=f"r-{episode_id}", usage=None
+        )
+    )
 
 
 def said(feedback_id: str, **fields: Any) -> FeedbackGiven:
@@ -93,9 +108,10 @@ def test_labels_join_in_the_order_received_wherever_their_episode_arrived(order:
     assert sorted(found) == ["a", "b"]
     for name, response in (("a", "r-a"), ("b", "r-b")):
         received = [
-            event.feedback.feedback_id for event in events
-            if isinstance(event, FeedbackGiven) and
-            (event.feedback.episode_id == name or event.feedback.response_id == response)
+            event.feedback.feedback_id
+            for event in events
+            if isinstance(event, FeedbackGiven)
+            and (event.feedback.episode_id == name or event.feedback.response_id == response)
         ]
         assert plain(found[name]) == (seen(name).request, ended(name).outcome, received)
         places = [label.seq for label in found[name].labels]
@@ -146,8 +162,16 @@ def test_an_episode_whose_request_came_last_is_not_passed_over(open_log: Open, d
 
 def test_requests_and_outcomes_are_counted_by_route(open_log: Open, database: Path) -> None:
     log = open_log()
-    for event in (seen("a"), ended("a"), seen("b"), seen("c", mode="enforce"), seen("d", route=""),
-                  said("1", episode_id="a"), said("2", response_id="r-a"), said("3", episode_id="b")):
+    for event in (
+        seen("a"),
+        ended("a"),
+        seen("b"),
+        seen("c", mode="enforce"),
+        seen("d", route=""),
+        said("1", episode_id="a"),
+        said("2", response_id="r-a"),
+        said("3", episode_id="b"),
+    ):
         log.append(event)
     assert log.drain()
     with reading(database) as connection:
@@ -163,7 +187,9 @@ def test_requests_are_counted_as_far_as_anybody_asks_and_those_without_rows_with
     for event in (seen("a"), seen("b"), seen("d", route="")):
         log.append(event)
     for number in range(2):
-        log.append(RequestsCounted(RequestCount(count_id=f"c{number}", route="math", n_requests=5, n_governed=5, cells=())))
+        log.append(
+            RequestsCounted(RequestCount(count_id=f"c{number}", route="math", n_requests=5, n_governed=5, cells=()))
+        )
     assert log.drain()
     assert n_requests_of(database, ("math", "none"), most=100) == {"math": 12, "none": 0}
     assert n_requests_of(database, ("math",), most=7) == {"math": 7}
@@ -194,8 +220,7 @@ def test_kinds_of_a_later_version_are_skipped(open_log: Open, database: Path) ->
     log.append(seen("a"))
     assert log.drain()
     with closing(sqlite3.connect(database)) as connection, connection:
-        connection.execute("INSERT INTO events (kind, key, at_s, owner, body) "
-                           "VALUES ('gossip', 'x', 0, 1, '{}')")
+        connection.execute("INSERT INTO events (kind, key, at_s, owner, body) VALUES ('gossip', 'x', 0, 1, '{}')")
     log.append(ended("a"))
     assert log.drain()
     assert [stored.seq for stored in log.read()] == [1, 3]
@@ -215,39 +240,119 @@ def test_the_latest_runs_come_oldest_first(open_log: Open, database: Path) -> No
 
 
 WHOLE = Feedback(
-    feedback_id="f", episode_id="a", response_id="r-a", correct=True, gold="4", answer="5", rating=4, thumbs="up",
-    comment="fine", source="user", reason="because", sender="k", asked_for="disagreement",
-    metrics=(("helpful", True), ("speed", 2.5)), satisfaction=0.75, event="abandon", user="u", propensity=0.5,
+    feedback_id="f",
+    episode_id="a",
+    response_id="r-a",
+    correct=True,
+    gold="4",
+    answer="5",
+    rating=4,
+    thumbs="up",
+    comment="fine",
+    source="user",
+    reason="because",
+    sender="k",
+    asked_for="disagreement",
+    metrics=(("helpful", True), ("speed", 2.5)),
+    satisfaction=0.75,
+    event="abandon",
+    user="u",
+    propensity=0.5,
     door="token",
-)  # fmt: skip
+)
 
 
 WHOLE_REQUEST = Request(
-    episode_id="a", route="math", kind="samples", mode="enforce", model="m-7", stream=True, n_samples=8, audit=True,
-    propensity=0.25, policy_version="v@3", certified=True, question_key="q", ungoverned="tools", received_at_s=7.5,
-    endpoint="/v1/completions", query=Query(query_class="sums", metadata=(("task", "add"),), n_chars=9, ngrams=(3, 4)),
-    unit="u", setup="s", promise="budgeted", sender="k", keep_rate=0.5, kept_by="lot",
+    episode_id="a",
+    route="math",
+    kind="samples",
+    mode="enforce",
+    model="m-7",
+    stream=True,
+    n_samples=8,
+    audit=True,
+    propensity=0.25,
+    policy_version="v@3",
+    certified=True,
+    question_key="q",
+    ungoverned="tools",
+    received_at_s=7.5,
+    endpoint="/v1/completions",
+    query=Query(query_class="sums", metadata=(("task", "add"),), n_chars=9, ngrams=(3, 4)),
+    unit="u",
+    setup="s",
+    promise="budgeted",
+    sender="k",
+    keep_rate=0.5,
+    kept_by="lot",
     arms=(ArmDraw(experiment="x", run=2, arm="b", propensity=0.5, others=(("a", 0.5),), unit="w"),),
-    delivery=2, conversation="c",
-)  # fmt: skip
+    delivery=2,
+    conversation="c",
+)
 WHOLE_STEP = StepRecord(
-    index=3, tokens=11, answer="4", answer_source="caller", confidence=0.5, entropy=0.25, probe_tokens=5, action="stop",
-    reason="enough", logprobs=(-0.5, -0.25), hedges=2, ctx_tokens=40, logprob=-0.125, stated_confidence=0.75,
-    said_done=True, caller_action="search", draft_distance=0.0625, hedge_rate=1.5, loop_share=0.375, margin=0.625,
-    mass=0.875, closed_entropy=0.03125, missing=True,
-)  # fmt: skip
+    index=3,
+    tokens=11,
+    answer="4",
+    answer_source="caller",
+    confidence=0.5,
+    entropy=0.25,
+    probe_tokens=5,
+    action="stop",
+    reason="enough",
+    logprobs=(-0.5, -0.25),
+    hedges=2,
+    ctx_tokens=40,
+    logprob=-0.125,
+    stated_confidence=0.75,
+    said_done=True,
+    caller_action="search",
+    draft_distance=0.0625,
+    hedge_rate=1.5,
+    loop_share=0.375,
+    margin=0.625,
+    mass=0.875,
+    closed_entropy=0.03125,
+    missing=True,
+)
 WHOLE_OUTCOME = Outcome(
-    episode_id="a", end_reason="stopped", status=200, answer="4", response_id="r-a",
+    episode_id="a",
+    end_reason="stopped",
+    status=200,
+    answer="4",
+    response_id="r-a",
     usage=Usage(prompt_tokens=7, completion_tokens=30, reasoning_tokens=20, cached_tokens=3),
     overhead=Overhead(
-        probe_tokens=6, extra_prompt_tokens=14, cached_prompt_tokens=5, discarded_tokens=8, n_extra_calls=2),
+        probe_tokens=6, extra_prompt_tokens=14, cached_prompt_tokens=5, discarded_tokens=8, n_extra_calls=2
+    ),
     calls=(UpstreamCall(purpose="main", prompt_tokens=7, cached_tokens=3, completion_tokens=31, source="counted"),),
-    stopped=True, stop_reason="suffices", stop_step=3, would_answer="5", decision="it is enough", finish_method="raw",
-    handover_ms=12.5, tokens_saved_estimate=90, estimate_method="median", cost_usd=0.5, overhead_usd=0.25,
-    would_cost_usd=0.375, saved_usd_estimate=0.125, degraded=("probe",), vote=(("4", 2), ("5", 1)), steps=(WHOLE_STEP,),
-    unclosed=True, duration_s=1.5, ttft_s=0.5, model="m-7", system_fingerprint="fp", finish_step=2, finish_answer="6",
-    pair_arm="full", pair_propensity=0.0625, pair_answer="9", pair_tokens=77,
-)  # fmt: skip
+    stopped=True,
+    stop_reason="suffices",
+    stop_step=3,
+    would_answer="5",
+    decision="it is enough",
+    finish_method="raw",
+    handover_ms=12.5,
+    tokens_saved_estimate=90,
+    estimate_method="median",
+    cost_usd=0.5,
+    overhead_usd=0.25,
+    would_cost_usd=0.375,
+    saved_usd_estimate=0.125,
+    degraded=("probe",),
+    vote=(("4", 2), ("5", 1)),
+    steps=(WHOLE_STEP,),
+    unclosed=True,
+    duration_s=1.5,
+    ttft_s=0.5,
+    model="m-7",
+    system_fingerprint="fp",
+    finish_step=2,
+    finish_answer="6",
+    pair_arm="full",
+    pair_propensity=0.0625,
+    pair_answer="9",
+    pair_tokens=77,
+)
 AT_FIRST = {"logprobs", "stopped", "decision", "unclosed", "duration_s", "calls", "degraded", "vote"}  # in every row
 SAID_BY_BOTH = {"route", "status", "answer"}  # of every run
 Row = dict[str, Any]
@@ -280,31 +385,46 @@ def rows_of(database: Path, view: str, record: Row) -> list[Row]:
     with closing(sqlite3.connect(database)) as connection:
         connection.row_factory = sqlite3.Row
         return [
-            {name: json.loads(value) if isinstance(record.get(name), list | dict) and value is not None else value
-             for name, value in dict(row).items()}
+            {
+                name: json.loads(value) if isinstance(record.get(name), list | dict) and value is not None else value
+                for name, value in dict(row).items()
+            }
             for row in connection.execute(SHOWN[view][1])
-        ]  # fmt: skip
+        ]
 
 
 def log_whole_and_bare(open_log: Open) -> dict[str, tuple[Row, Row]]:
     """Log a run that says everything and one that says nothing; of each view what its two rows have to show."""
     step = StepRecord(
-        index=1, tokens=0, answer=None, answer_source=None, confidence=None, entropy=None, probe_tokens=0,
-        action="continue", reason="",
-    )  # fmt: skip
+        index=1,
+        tokens=0,
+        answer=None,
+        answer_source=None,
+        confidence=None,
+        entropy=None,
+        probe_tokens=0,
+        action="continue",
+        reason="",
+    )
     request, outcome = seen("b").request, replace(ended("b").outcome, steps=(step,))
     plain = Feedback(feedback_id="g")
     log = open_log()
     for event in (
-        RequestSeen(WHOLE_REQUEST), RequestSeen(request), RequestEnded(WHOLE_OUTCOME), RequestEnded(outcome),
-        FeedbackGiven(WHOLE), FeedbackGiven(plain),
-    ):  # fmt: skip
+        RequestSeen(WHOLE_REQUEST),
+        RequestSeen(request),
+        RequestEnded(WHOLE_OUTCOME),
+        RequestEnded(outcome),
+        FeedbackGiven(WHOLE),
+        FeedbackGiven(plain),
+    ):
         assert log.append(event)
     assert log.drain()
     return {
-        "feedback": (told(WHOLE), told(plain)), "requests": (told(WHOLE_REQUEST), told(request)),
-        "outcomes": (told(WHOLE_OUTCOME), told(outcome)), "steps": (told(WHOLE_STEP), told(step)),
-    }  # fmt: skip
+        "feedback": (told(WHOLE), told(plain)),
+        "requests": (told(WHOLE_REQUEST), told(request)),
+        "outcomes": (told(WHOLE_OUTCOME), told(outcome)),
+        "steps": (told(WHOLE_STEP), told(step)),
+    }
 
 
 @pytest.mark.parametrize("view", sorted(SHOWN))

@@ -147,7 +147,9 @@ async def test_silence_may_end_in_a_close() -> None:
         assert proxy.links[0].end == "silence"
 
 
-@pytest.mark.parametrize(("line", "n_bytes"), [(LinkFaults(reset_after=100), 100), (LinkFaults(reset_after_s=0.05), None)])
+@pytest.mark.parametrize(
+    ("line", "n_bytes"), [(LinkFaults(reset_after=100), 100), (LinkFaults(reset_after_s=0.05), None)]
+)
 async def test_a_reset_is_seen_at_both_ends(line: LinkFaults, n_bytes: int | None) -> None:
     async with through(to_client=line) as (proxy, far):
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)

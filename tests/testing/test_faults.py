@@ -119,7 +119,7 @@ async def test_waiting_takes_time() -> None:
         start_s = time.monotonic()
         end, _, body = await outcome_of(fault)
         assert time.monotonic() - start_s >= 0.1
-        assert (end, body[-len(DONE):]) == ("200", DONE)
+        assert (end, body[-len(DONE) :]) == ("200", DONE)
 
 
 @pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"done_then_hang"}))

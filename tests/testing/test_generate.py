@@ -23,9 +23,16 @@ def request(path: str = "/chat/completions", nth: int = 0, nth_same: int = 0, **
     body.setdefault("messages", QUESTION)
     prefix = prefix_of_prompt(body["prompt"]) if "prompt" in body else prefix_of_message(body["messages"])
     return FakeRequest(
-        method="POST", path=path, target=path, headers=(), raw_body=b"", body=body,
-        nth=nth, nth_same=nth_same, prefix=prefix,
-    )  # fmt: skip
+        method="POST",
+        path=path,
+        target=path,
+        headers=(),
+        raw_body=b"",
+        body=body,
+        nth=nth,
+        nth_same=nth_same,
+        prefix=prefix,
+    )
 
 
 def run(seen: FakeRequest, says: Any = CHAIN, budget: int | None = None) -> tuple[Completion, list[Token]]:
@@ -58,10 +65,12 @@ def test_a_full_run_says_everything() -> None:
 
 
 THOUGHTS = {
-    "first": "3", "first I guess\n": "3", "first I guess\nthen I count": "3",
+    "first": "3",
+    "first I guess\n": "3",
+    "first I guess\nthen I count": "3",
     "first I guess\nthen I count to 4\n": "4",
     "first I guess\nthen I count to 4\nso I check it": "4!",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("thought", sorted(THOUGHTS))
@@ -140,8 +149,10 @@ def test_tool_calls_come_behind_the_text() -> None:
     call = ToolCall(id="t", name="f", arguments=('{"a":', "1}"))
     ended, tokens = run(request(), lambda _: Reply(answer=("hm",), tool_calls=(call,)))
     assert [(t.channel, t.text, t.opens_call) for t in tokens] == [
-        ("answer", "hm", False), ("tool", '{"a":', True), ("tool", "1}", False),
-    ]  # fmt: skip
+        ("answer", "hm", False),
+        ("tool", '{"a":', True),
+        ("tool", "1}", False),
+    ]
     assert ended.finish_reason == "tool_calls"
 
 
@@ -164,12 +175,15 @@ def test_faults_add_up_and_the_later_one_counts() -> None:
 
 
 messages = st.lists(
-    st.fixed_dictionaries({
-        "role": st.sampled_from(["system", "user"]),
-        "content": st.text("ab \n北", max_size=12) | st.just([{"type": "text", "text": "a b"}]) | st.none(),
-    }),
-    min_size=1, max_size=4,
-)  # fmt: skip
+    st.fixed_dictionaries(
+        {
+            "role": st.sampled_from(["system", "user"]),
+            "content": st.text("ab \n北", max_size=12) | st.just([{"type": "text", "text": "a b"}]) | st.none(),
+        }
+    ),
+    min_size=1,
+    max_size=4,
+)
 
 
 @settings(max_examples=80, derandomize=True, deadline=None)

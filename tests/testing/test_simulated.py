@@ -62,10 +62,17 @@ def test_classes_differ_in_accuracy_and_length_as_stated(usual: SimulatedTraffic
         assert float(mine.mean()) == pytest.approx(USUAL.classes[at].share, abs=0.01)
 
 
-@pytest.mark.parametrize(("name", "saving", "early_good"), [
-    ("usual", 0.72, 0.69), ("harsh", 0.72, 0.67), ("stealth", 0.705, 0.675), ("benign", 0.72, 0.72),
-    ("harder", 0.73, 0.64), ("swapped", 0.687, 0.767),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "saving", "early_good"),
+    [
+        ("usual", 0.72, 0.69),
+        ("harsh", 0.72, 0.67),
+        ("stealth", 0.705, 0.675),
+        ("benign", 0.72, 0.72),
+        ("harder", 0.73, 0.64),
+        ("swapped", 0.687, 0.767),
+    ],
+)
 def test_what_an_oracle_would_save_and_how_good_an_early_stop_is(name: str, saving: float, early_good: float) -> None:
     traffic = in_world(WORLDS[name], N, seed=2)
     assert oracle_saving(traffic) == pytest.approx(saving, abs=0.01)
@@ -151,7 +158,7 @@ def test_gradual_drift_goes_along_a_line_and_seasons_come_back() -> None:
     assert end == pytest.approx(1.63, abs=0.1)
     assert middle == pytest.approx((first + end) / 2, abs=0.1)
     seasonal = simulate(SCENARIOS["seasonal"], 10_000, seed=7)
-    hard = [float((seasonal.query_class[a:a + 1_000] == 2).mean()) for a in range(0, 10_000, 1_000)]
+    hard = [float((seasonal.query_class[a : a + 1_000] == 2).mean()) for a in range(0, 10_000, 1_000)]
     assert hard[2] > hard[0] + 0.1
     assert hard[2] > hard[4] + 0.1
     assert hard[7] > hard[9] + 0.1, "and again"
@@ -165,7 +172,9 @@ def test_many_small_classes_are_of_unequal_size() -> None:
 
 
 @pytest.mark.parametrize("law", ["fixed", "geometric"])
-def test_labels_come_late_and_mostly_for_wrong_answers(usual: SimulatedTraffic, law: Literal["fixed", "geometric"]) -> None:
+def test_labels_come_late_and_mostly_for_wrong_answers(
+    usual: SimulatedTraffic, law: Literal["fixed", "geometric"]
+) -> None:
     labels = LabelDelays(delay=law, mean_delay=500, p_when_right=0.05, p_when_wrong=0.4)
     times = label_times(usual, labels, seed=9)
     come = times != NEVER
@@ -187,13 +196,16 @@ def test_a_spike_multiplies_the_load_and_ends(rate: float, factor: float, seed: 
         assert abs(seen - expected) < 6 * np.sqrt(expected)
 
 
-@pytest.mark.parametrize("refused", [
-    lambda: simulate(SCENARIOS["none"], 0, seed=0),
-    lambda: arrival_times([ArrivalRate(seconds=0, requests_per_s=1)], seed=0),
-    lambda: label_times(in_world(USUAL, 5, seed=0), LabelDelays(mean_delay=-1), seed=0),
-    lambda: label_times(in_world(USUAL, 5, seed=0), LabelDelays(p_when_wrong=1.1), seed=0),
-    lambda: simulate(Scenario(name="x", says="", after=ClassWorld(classes=USUAL.classes[:2])), 5, seed=0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "refused",
+    [
+        lambda: simulate(SCENARIOS["none"], 0, seed=0),
+        lambda: arrival_times([ArrivalRate(seconds=0, requests_per_s=1)], seed=0),
+        lambda: label_times(in_world(USUAL, 5, seed=0), LabelDelays(mean_delay=-1), seed=0),
+        lambda: label_times(in_world(USUAL, 5, seed=0), LabelDelays(p_when_wrong=1.1), seed=0),
+        lambda: simulate(Scenario(name="x", says="", after=ClassWorld(classes=USUAL.classes[:2])), 5, seed=0),
+    ],
+)
 def test_what_cannot_be_is_refused(refused: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match=r"got|the same ones"):
         refused()

@@ -52,14 +52,20 @@ def test_what_is_no_sum_is_answered_all_the_same() -> None:
 
 def test_behind_the_gateway_a_policy_stops_its_checking(tmp_path: Any) -> None:
     route = {
-        "upstream": "local", "scorer": "number", "mode": "enforce", "uncertified": True, "audit_share": 0.0,
+        "upstream": "local",
+        "scorer": "number",
+        "mode": "enforce",
+        "uncertified": True,
+        "audit_share": 0.0,
         "policy": {"policy": "stable-answer", "streak": 2},
-    }  # fmt: skip
+    }
     with FakeUpstream.in_thread(SumsModel(), slots=4) as fake:
         settings = {
-            "upstreams": {"local": {"url": fake.url, "driver": "llama.cpp"}}, "routes": {"sums": route},
-            "control": {"enabled": False}, "console": {"enabled": False},
-        }  # fmt: skip
+            "upstreams": {"local": {"url": fake.url, "driver": "llama.cpp"}},
+            "routes": {"sums": route},
+            "control": {"enabled": False},
+            "console": {"enabled": False},
+        }
         with GatewayProcess.serving(tmp_path, settings) as gateway:
             reply = ask(gateway.url, "What is 17 * 24?")
     assert (reply["suffice"]["stopped"], reply["choices"][0]["message"]["content"].strip()) == (True, "408")

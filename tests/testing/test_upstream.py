@@ -47,8 +47,11 @@ async def test_it_speaks_openai_s_protocol_and_counts() -> None:
     async with FakeUpstream(REPLY, dialect="openai") as fake:
         answer = await answer_of(fake)
         assert answer["choices"][0]["message"] == {
-            "role": "assistant", "content": "four", "refusal": None, "reasoning_content": "two and two",
-        }  # fmt: skip
+            "role": "assistant",
+            "content": "four",
+            "refusal": None,
+            "reasoning_content": "two and two",
+        }
         assert answer["usage"]["prompt_tokens"] == 7
         assert answer["usage"]["completion_tokens"] == 5
         assert answer["usage"]["completion_tokens_details"] == {"reasoning_tokens": 3}
@@ -75,8 +78,11 @@ async def test_paths_with_and_without_v1_and_what_it_remembers() -> None:
             assert (response.status, (await response.json())["error"]["code"]) == (404, "not_found")
         seen = fake.calls[5]
         assert (seen.path, seen.raw_body, seen.body, seen.request.header("X-A")) == (
-            "/chat/completions", b"[1]", {}, "b",
-        )  # fmt: skip
+            "/chat/completions",
+            b"[1]",
+            {},
+            "b",
+        )
         assert fake.completions == [seen]
         assert seen.closed_at_s is not None
         assert seen.closed_at_s >= seen.opened_at_s
@@ -105,26 +111,36 @@ replies = st.builds(
     Reply,
     answer=st.lists(texts, max_size=4).map(tuple),
     reasoning=pieces,
-    reasoning_field=st.sampled_from(
-        ["reasoning", "reasoning_content", "thinking", "inline", "inline-opened"]
+    reasoning_field=st.sampled_from(["reasoning", "reasoning_content", "thinking", "inline", "inline-opened"]),
+    tool_calls=st.lists(st.builds(ToolCall, id=st.just("t"), name=st.just("f"), arguments=pieces), max_size=2).map(
+        tuple
     ),
-    tool_calls=st.lists(
-        st.builds(ToolCall, id=st.just("t"), name=st.just("f"), arguments=pieces), max_size=2
-    ).map(tuple),
     finish_reason=st.sampled_from(["stop", "length"]),
     usage=st.sampled_from(["last", "always", "with_finish", "every", "zero_first"]),
     count_reasoning=st.booleans(),
     extra=st.sampled_from([{}, {"service_tier": "x", "citations": ["u"]}]),
 )
-options = st.fixed_dictionaries({}, optional={
-    "logprobs": st.booleans(), "top_logprobs": st.integers(0, 3), "n": st.integers(1, 3),
-    "max_tokens": st.integers(1, 6), "stop": st.just("b"),
-})  # fmt: skip
+options = st.fixed_dictionaries(
+    {},
+    optional={
+        "logprobs": st.booleans(),
+        "top_logprobs": st.integers(0, 3),
+        "n": st.integers(1, 3),
+        "max_tokens": st.integers(1, 6),
+        "stop": st.just("b"),
+    },
+)
 
 
 @settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(reply=replies, body=options, dialect=st.sampled_from(["llama.cpp", "openai"]), raw=st.booleans(),
-       echo=st.booleans(), size=st.integers(1, 400))  # fmt: skip
+@given(
+    reply=replies,
+    body=options,
+    dialect=st.sampled_from(["llama.cpp", "openai"]),
+    raw=st.booleans(),
+    echo=st.booleans(),
+    size=st.integers(1, 400),
+)
 def test_the_reassembled_stream_is_the_direct_answer(
     reply: Reply, body: dict[str, Any], dialect: Any, raw: bool, echo: bool, size: int
 ) -> None:
@@ -140,7 +156,7 @@ def test_the_reassembled_stream_is_the_direct_answer(
             stream = await bytes_of(fake, path, stream_options={"include_usage": True}, **body)
         splitter, assembler = SseSplitter(), Assembler()
         for at in range(0, len(stream), size):
-            for frame in splitter.feed(stream[at:at + size]):
+            for frame in splitter.feed(stream[at : at + size]):
                 assert frame.data is not None
                 assembler.add(frame.data)
         return direct, assembler.result()
@@ -216,6 +232,7 @@ async def test_budget_cuts_the_thought() -> None:
 
 # ---- log-probabilities, caches, slots, keys
 
+
 async def test_log_probabilities_come_when_asked_for_in_the_shape_of_the_dialect() -> None:
     reply = Reply(answer=("a", "b"), answer_logprobs=(-0.1,))
     async with FakeUpstream(reply) as fake:
@@ -228,8 +245,10 @@ async def test_log_probabilities_come_when_asked_for_in_the_shape_of_the_dialect
     async with FakeUpstream(reply, dialect="openai") as fake:
         raw = (await answer_of(fake, RAW, prompt="x", logprobs=1))["choices"][0]["logprobs"]
         assert raw == {
-            "tokens": ["a", "b"], "token_logprobs": [-0.1, -0.5], "top_logprobs": [{"a": -0.1}, {"b": -0.5}],
-        }  # fmt: skip
+            "tokens": ["a", "b"],
+            "token_logprobs": [-0.1, -0.5],
+            "top_logprobs": [{"a": -0.1}, {"b": -0.5}],
+        }
 
 
 async def test_the_prefix_cache_counts_common_words() -> None:
@@ -260,8 +279,10 @@ async def test_the_key_is_checked() -> None:
 
 # ---- cross-talk and concurrency
 
+
 async def test_parallel_streams_carry_only_their_own_nonce() -> None:
     async with FakeUpstream(EchoNonce(delay_s=0.001)) as fake, aiohttp.ClientSession() as session:
+
         async def one(nonce: str) -> None:
             body = {"messages": [{"role": "user", "content": f"nonce={nonce}"}], "stream": True}
             async with session.post(fake.url + CHAT, json=body) as response:
@@ -283,7 +304,7 @@ async def test_a_connection_serves_many_requests_until_it_idles() -> None:
         chunked = b"POST /completions HTTP/1.1\r\ntransfer-encoding: chunked\r\nexpect: 100-continue\r\n\r\n"
         chunked += b'7\r\n{"promp\r\n7;x=y\r\nt":"x"}\r\n0\r\n\r\n'
         writer.write(ask + ask + chunked)  # pipelined
-        answered = await reader.read(-1)   # ends when the idle connection is closed
+        answered = await reader.read(-1)  # ends when the idle connection is closed
         assert answered.count(b"HTTP/1.1 200") == 3
         assert b"100 Continue" in answered
         assert [s.body for s in fake.calls] == [{"prompt": "x"}] * 3
@@ -292,11 +313,15 @@ async def test_a_connection_serves_many_requests_until_it_idles() -> None:
 
 @pytest.mark.parametrize(
     "sent",
-    [b"NONSENSE\r\n\r\n", b"GET / SPDY/3\r\n\r\n", b"x" * 70_000,
-     b"POST / HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
-     b"POST / HTTP/1.1\r\ncontent-length: 99999999999\r\n\r\n",
-     b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"],
-)  # fmt: skip
+    [
+        b"NONSENSE\r\n\r\n",
+        b"GET / SPDY/3\r\n\r\n",
+        b"x" * 70_000,
+        b"POST / HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\ncontent-length: 99999999999\r\n\r\n",
+        b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
 async def test_what_is_not_http_is_answered_with_400(sent: bytes) -> None:
     async with FakeUpstream(REPLY) as fake:
         reader, writer = await asyncio.open_connection(*address(fake))
@@ -307,6 +332,7 @@ async def test_what_is_not_http_is_answered_with_400(sent: bytes) -> None:
 
 
 # ---- hang-ups
+
 
 async def hang_up_of(reply: Reply, *, after_bytes: int, **body: Any) -> tuple[FakeCall, float]:
     """Hang up after some bytes; return what the fake saw, and how long it took to see it."""
@@ -337,7 +363,7 @@ async def hang_up_of(reply: Reply, *, after_bytes: int, **body: Any) -> tuple[Fa
     ids=["while it speaks", "while it is silent", "before the headers", "not streamed"],
 )
 async def test_a_hang_up_is_seen_within_50_ms(reply: Reply, after_bytes: int, body: dict[str, Any]) -> None:
-    for _ in range(3):   # a busy machine may take its time once
+    for _ in range(3):  # a busy machine may take its time once
         seen, took_s = await hang_up_of(reply, after_bytes=after_bytes, **body)
         assert seen.cancelled
         assert seen.n_tokens_sent < 500
@@ -385,6 +411,7 @@ async def test_a_client_that_never_reads_does_not_hold_up_the_end_of_a_test() ->
 
 
 # ---- in a thread, and when the test itself is wrong
+
 
 def test_it_runs_in_a_thread() -> None:
     with FakeUpstream.in_thread(REPLY) as fake:

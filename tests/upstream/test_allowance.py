@@ -54,7 +54,9 @@ def test_a_clock_that_steps_back_gives_nothing() -> None:
 
 
 @given(
-    slots=st.integers(1, 64), share=st.floats(0, 1), others=st.integers(0, 80),
+    slots=st.integers(1, 64),
+    share=st.floats(0, 1),
+    others=st.integers(0, 80),
     gaps=st.lists(st.booleans(), max_size=80),
 )
 def test_probes_take_their_share_of_the_slots_and_only_free_ones(

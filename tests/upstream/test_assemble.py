@@ -18,9 +18,13 @@ from suffice.upstream.wire import SseSplitter
 
 def chunk(delta: dict[str, Any], finish: str | None = None, **top: Any) -> dict[str, Any]:
     return {
-        "id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m",
-        "choices": [{"index": 0, "delta": delta, "finish_reason": finish}], **top,
-    }  # fmt: skip
+        "id": "c",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "m",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": finish}],
+        **top,
+    }
 
 
 def assembled(*chunks: dict[str, Any] | bytes) -> dict[str, Any]:
@@ -39,18 +43,36 @@ def message(*deltas: dict[str, Any], **top: Any) -> dict[str, Any]:
 def test_a_stream_becomes_the_direct_answer() -> None:
     assert assembled(
         chunk({"role": "assistant", "content": None}),
-        chunk({"reasoning_content": "2+"}), chunk({"reasoning_content": "2"}),
-        chunk({"content": "fo"}), chunk({"content": "ur"}), chunk({}, "stop"),
-        {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [],
-         "usage": {"prompt_tokens": 1, "completion_tokens": 4, "total_tokens": 5},
-         "timings": {"predicted_n": 4}},
+        chunk({"reasoning_content": "2+"}),
+        chunk({"reasoning_content": "2"}),
+        chunk({"content": "fo"}),
+        chunk({"content": "ur"}),
+        chunk({}, "stop"),
+        {
+            "id": "c",
+            "object": "chat.completion.chunk",
+            "created": 1,
+            "model": "m",
+            "choices": [],
+            "usage": {"prompt_tokens": 1, "completion_tokens": 4, "total_tokens": 5},
+            "timings": {"predicted_n": 4},
+        },
         b"[DONE]",
     ) == {
-        "id": "c", "object": "chat.completion", "created": 1, "model": "m", "timings": {"predicted_n": 4},
+        "id": "c",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "timings": {"predicted_n": 4},
         "usage": {"prompt_tokens": 1, "completion_tokens": 4, "total_tokens": 5},
-        "choices": [{"index": 0, "finish_reason": "stop", "message": {
-            "role": "assistant", "content": "four", "reasoning_content": "2+2"}}],
-    }  # fmt: skip
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": "stop",
+                "message": {"role": "assistant", "content": "four", "reasoning_content": "2+2"},
+            }
+        ],
+    }
 
 
 def call(index: int, name: str, arguments: str, **more: Any) -> dict[str, Any]:
@@ -63,7 +85,7 @@ CALL = {"tool_calls": [call(0, "f", "{}", id="t")]}
 @pytest.mark.parametrize(
     ("deltas", "top", "content"),
     [
-        ([{"role": "assistant", "content": None}, CALL], {}, None),             # as OpenAI answers
+        ([{"role": "assistant", "content": None}, CALL], {}, None),  # as OpenAI answers
         ([{"role": "assistant", "content": None}, CALL], {"timings": {}}, ""),  # as llama.cpp answers
         ([{"content": ""}, CALL], {}, ""),
         ([CALL], {}, None),
@@ -85,9 +107,13 @@ def test_tool_calls_are_put_together_by_index() -> None:
         {"role": "assistant", "content": None},
         {"tool_calls": [call(1, "g", "", id="b")]},
         {"tool_calls": [call(0, "f", "{", id="a")]},
-        {"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": '"x":1}'}},
-                        {"index": 1, "id": "", "function": {"name": None, "arguments": "[]"}}]},
-    )  # fmt: skip
+        {
+            "tool_calls": [
+                {"index": 0, "function": {"name": "f", "arguments": '"x":1}'}},
+                {"index": 1, "id": "", "function": {"name": None, "arguments": "[]"}},
+            ]
+        },
+    )
     assert found["tool_calls"] == [
         {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}},
         {"id": "b", "type": "function", "function": {"name": "g", "arguments": "[]"}},
@@ -110,11 +136,16 @@ def test_tool_calls_without_an_index_are_told_apart_by_their_id() -> None:
 def test_unknown_fields_are_carried_over() -> None:
     answer = assembled(
         chunk({"x_note": "a", "obfuscation": "zz"}, policy={"v": 1}, citations=["u"], prompt_progress={}),
-        {"choices": [{"index": 0, "delta": {"x_note": "b", "x_n": 1}, "stop_reason": None, "token_ids": [1]}],
-         "citations": ["u", "v"], "system_fingerprint": None},
-        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "stop_reason": 7, "token_ids": [2]}],
-         "policy": None},
-    )  # fmt: skip
+        {
+            "choices": [{"index": 0, "delta": {"x_note": "b", "x_n": 1}, "stop_reason": None, "token_ids": [1]}],
+            "citations": ["u", "v"],
+            "system_fingerprint": None,
+        },
+        {
+            "choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "stop_reason": 7, "token_ids": [2]}],
+            "policy": None,
+        },
+    )
     assert answer["policy"] == {"v": 1}
     assert answer["citations"] == ["u", "v"]
     assert answer["system_fingerprint"] is None
@@ -134,15 +165,24 @@ def test_log_probabilities_add_up_in_either_shape() -> None:
     def with_logprobs(part: Any, finish: str | None = None) -> dict[str, Any]:
         return {"choices": [{"index": 0, "delta": {}, "logprobs": part, "finish_reason": finish}]}
 
-    answer = assembled(with_logprobs({"content": [1], "refusal": None}), with_logprobs({"content": [2]}),
-                       with_logprobs(None, "stop"))  # fmt: skip
+    answer = assembled(
+        with_logprobs({"content": [1], "refusal": None}), with_logprobs({"content": [2]}), with_logprobs(None, "stop")
+    )
     assert answer["choices"][0]["logprobs"] == {"content": [1, 2], "refusal": None}
     assert assembled(with_logprobs(None, "stop"))["choices"][0]["logprobs"] is None
     old = assembled(
         {"choices": [{"index": 0, "text": "a", "logprobs": {"tokens": ["a"], "token_logprobs": [-1]}}]},
-        {"choices": [{"index": 0, "text": "b", "logprobs": {"tokens": ["b"], "token_logprobs": [-2]},
-                      "finish_reason": "length"}]},
-    )  # fmt: skip
+        {
+            "choices": [
+                {
+                    "index": 0,
+                    "text": "b",
+                    "logprobs": {"tokens": ["b"], "token_logprobs": [-2]},
+                    "finish_reason": "length",
+                }
+            ]
+        },
+    )
     assert old["object"] == "text_completion"
     assert old["choices"][0]["text"] == "ab"
     assert old["choices"][0]["logprobs"] == {"tokens": ["a", "b"], "token_logprobs": [-1, -2]}
@@ -181,9 +221,13 @@ def test_the_last_usage_that_is_given_counts(usages: list[Any]) -> None:
 
 
 BREAKS = {
-    "eof_no_finish": UpstreamProtocol, "done_no_finish": UpstreamProtocol, "truncated": UpstreamProtocol,
-    "badjson": UpstreamProtocol, "err_frame_done": UpstreamError, "err_event_done": UpstreamError,
-}  # fmt: skip
+    "eof_no_finish": UpstreamProtocol,
+    "done_no_finish": UpstreamProtocol,
+    "truncated": UpstreamProtocol,
+    "badjson": UpstreamProtocol,
+    "err_frame_done": UpstreamError,
+    "err_event_done": UpstreamError,
+}
 
 
 @pytest.mark.parametrize("name", sorted(SCRIPTS))
@@ -226,17 +270,44 @@ def test_an_error_frame_never_repeats_what_the_upstream_said() -> None:
 
 
 odd_values = st.none() | st.integers(-2, 2) | st.text(max_size=2) | st.lists(st.integers(), max_size=2)
-odd_chunk = st.fixed_dictionaries({}, optional={
-    "id": odd_values, "usage": odd_values,
-    "choices": odd_values | st.lists(odd_values | st.fixed_dictionaries({}, optional={
-        "index": odd_values, "finish_reason": odd_values, "logprobs": odd_values, "text": odd_values,
-        "delta": odd_values | st.fixed_dictionaries({}, optional={
-            "content": odd_values, "role": odd_values, "reasoning": odd_values, "function_call": odd_values,
-            "tool_calls": odd_values | st.lists(st.fixed_dictionaries({}, optional={
-                "index": odd_values, "id": odd_values, "function": odd_values}), max_size=2),
-        }),
-    }), max_size=2),
-})  # fmt: skip
+odd_chunk = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": odd_values,
+        "usage": odd_values,
+        "choices": odd_values
+        | st.lists(
+            odd_values
+            | st.fixed_dictionaries(
+                {},
+                optional={
+                    "index": odd_values,
+                    "finish_reason": odd_values,
+                    "logprobs": odd_values,
+                    "text": odd_values,
+                    "delta": odd_values
+                    | st.fixed_dictionaries(
+                        {},
+                        optional={
+                            "content": odd_values,
+                            "role": odd_values,
+                            "reasoning": odd_values,
+                            "function_call": odd_values,
+                            "tool_calls": odd_values
+                            | st.lists(
+                                st.fixed_dictionaries(
+                                    {}, optional={"index": odd_values, "id": odd_values, "function": odd_values}
+                                ),
+                                max_size=2,
+                            ),
+                        },
+                    ),
+                },
+            ),
+            max_size=2,
+        ),
+    },
+)
 
 
 @settings(max_examples=200, derandomize=True, deadline=None)

@@ -42,10 +42,17 @@ async def test_the_base_address_may_carry_v1_or_not(suffix: str) -> None:
 
 async def test_headers_of_the_connection_and_our_own_stay_here() -> None:
     given = [
-        ("Host", "evil"), ("Content-Length", "7"), ("Connection", "close"), ("Cookie", "c"), ("Expect", "100-continue"),
-        ("X-Suffice-Route", "r"), ("transfer-encoding", "chunked"), ("X-Mine", "1"), ("X-Mine", "2"),
+        ("Host", "evil"),
+        ("Content-Length", "7"),
+        ("Connection", "close"),
+        ("Cookie", "c"),
+        ("Expect", "100-continue"),
+        ("X-Suffice-Route", "r"),
+        ("transfer-encoding", "chunked"),
+        ("X-Mine", "1"),
+        ("X-Mine", "2"),
         ("Authorization", "Bearer client"),
-    ]  # fmt: skip
+    ]
     async with FakeUpstream(Reply()) as fake, client_of(fake.url) as client:
         async with client.open(PATH, BODY, given) as call:
             await call.read_all()
@@ -69,8 +76,10 @@ async def test_the_upstreams_own_key_takes_the_place_of_the_clients() -> None:
 def test_a_body_that_was_rewritten_is_declared_as_what_it_is() -> None:
     given = [("Content-Type", "text/x"), ("Accept-Encoding", "gzip"), ("Content-Encoding", "br"), ("x-a", "b")]
     assert governed_headers(given) == [
-        ("x-a", "b"), ("content-type", "application/json"), ("accept-encoding", "identity")
-    ]  # fmt: skip
+        ("x-a", "b"),
+        ("content-type", "application/json"),
+        ("accept-encoding", "identity"),
+    ]
 
 
 async def test_leaving_early_closes_the_call_at_once() -> None:

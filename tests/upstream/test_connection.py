@@ -263,10 +263,13 @@ async def test_headers_arrive_byte_for_byte() -> None:
         assert b"x-mine: \xc3\xa9\xff\r\n" in server.heads[0]
 
 
-@pytest.mark.parametrize(("headers", "sent"), [
-    ((), b"authorization: Basic bWU6c2VjcmV0\r\n"),
-    ((("authorization", "Bearer mine"),), b"authorization: Bearer mine\r\n"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("headers", "sent"),
+    [
+        ((), b"authorization: Basic bWU6c2VjcmV0\r\n"),
+        ((("authorization", "Bearer mine"),), b"authorization: Bearer mine\r\n"),
+    ],
+)
 async def test_a_login_in_the_address_is_sent_where_the_caller_has_none(
     headers: Sequence[tuple[str, str]], sent: bytes
 ) -> None:
@@ -278,11 +281,16 @@ async def test_a_login_in_the_address_is_sent_where_the_caller_has_none(
         assert b"me:secret" not in server.heads[0]
 
 
-@pytest.mark.parametrize(("url", "host", "port", "path", "authority"), [
-    ("http://h/v1", "h", 80, "", "h"), ("https://h", "h", 443, "", "h"), ("http://h:81/a/v1/", "h", 81, "/a", "h:81"),
-    ("http://[::1]:9", "::1", 9, "", "[::1]:9"), ("https://bücher.example./x", "xn--bcher-kva.example", 443, "/x",
-     "xn--bcher-kva.example"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("url", "host", "port", "path", "authority"),
+    [
+        ("http://h/v1", "h", 80, "", "h"),
+        ("https://h", "h", 443, "", "h"),
+        ("http://h:81/a/v1/", "h", 81, "/a", "h:81"),
+        ("http://[::1]:9", "::1", 9, "", "[::1]:9"),
+        ("https://bücher.example./x", "xn--bcher-kva.example", 443, "/x", "xn--bcher-kva.example"),
+    ],
+)
 def test_an_address_is_read_as_the_standards_have_it(url: str, host: str, port: int, path: str, authority: str) -> None:
     found = Address.of(url)
     assert (found.host, found.port, found.path, found.authority) == (host, port, path, authority)

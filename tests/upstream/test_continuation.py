@@ -24,9 +24,17 @@ from suffice.upstream.continuation import (
 
 PROMPT = Prompt(text="<|user|>2+2?<|assistant|><think>", n_tokens=5)
 CLIENT: dict[str, Any] = {
-    "model": "m", "messages": [{"role": "user", "content": "2+2?"}], "temperature": 0.5, "top_p": 0.9, "seed": 3,
-    "max_tokens": 700, "tools": [], "stream": False, "metadata": {"secret": "x"}, "user": "u",
-}  # fmt: skip
+    "model": "m",
+    "messages": [{"role": "user", "content": "2+2?"}],
+    "temperature": 0.5,
+    "top_p": 0.9,
+    "seed": 3,
+    "max_tokens": 700,
+    "tools": [],
+    "stream": False,
+    "metadata": {"secret": "x"},
+    "user": "u",
+}
 THOUGHT = Thought(
     text="so it is  \n", answer_prefix="The answer is ", reask_thought="I thought: {thought}", reask_ask="So?"
 )
@@ -155,8 +163,9 @@ LOWEST: dict[Driver, dict[str, Any]] = {
 def test_a_re_ask_tells_the_thought_and_asks_for_the_answer_with_least_effort(driver: Driver) -> None:
     made = written("re-ask", driver)
     assert made.body["messages"][1:] == [
-        {"role": "assistant", "content": "I thought: so it is"}, {"role": "user", "content": "So?"},
-    ]  # fmt: skip
+        {"role": "assistant", "content": "I thought: so it is"},
+        {"role": "user", "content": "So?"},
+    ]
     assert {k: made.body[k] for k in LOWEST[driver]} == LOWEST[driver]
     assert made.answer_prefix == made.prefill == ""
     assert made.added_chars == len("I thought: ") + len("So?")
@@ -189,8 +198,13 @@ def test_a_template_of_the_owner_writes_the_prompt() -> None:
 
 @pytest.mark.parametrize(
     ("text", "stop", "kept"),
-    [("4\nor 5", ("\n",), "4"), ("\n\n4\n", ("\n",), "\n\n4"), ("4", ("\n",), "4"), ("4\n", (), "4\n"),
-     ("", ("x",), "")],
+    [
+        ("4\nor 5", ("\n",), "4"),
+        ("\n\n4\n", ("\n",), "\n\n4"),
+        ("4", ("\n",), "4"),
+        ("4\n", (), "4\n"),
+        ("", ("x",), ""),
+    ],
 )
 def test_a_reader_cuts_where_an_engine_would_have(text: str, stop: tuple[str, ...], kept: str) -> None:
     assert cut_at(text, stop) == kept

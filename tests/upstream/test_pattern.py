@@ -144,12 +144,16 @@ def test_chunks_that_never_repeat_are_given_up() -> None:
 
 PIECES = st.one_of(
     st.builds(lambda text: frame(chunk("reasoning", text)), st.sampled_from([" so", "\n", '"', "\\", "é", ", ", "n"])),
-    st.sampled_from([
-        frame(chunk("content", " 4")), frame(chunk("reasoning", "")), frame(chunk("reasoning", " so", created=2)),
-        Frame(b": ping\n\n", None, None),
-        Frame(b'data: {"choices":[{"delta":{"reasoning":"a","x":"b"}}]}\n\n', None, None),
-    ]),
-)  # fmt: skip
+    st.sampled_from(
+        [
+            frame(chunk("content", " 4")),
+            frame(chunk("reasoning", "")),
+            frame(chunk("reasoning", " so", created=2)),
+            Frame(b": ping\n\n", None, None),
+            Frame(b'data: {"choices":[{"delta":{"reasoning":"a","x":"b"}}]}\n\n', None, None),
+        ]
+    ),
+)
 
 
 @given(st.lists(PIECES, max_size=12), st.integers(0, 40))

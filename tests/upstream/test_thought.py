@@ -18,7 +18,8 @@ MEANING = {
     ("<think>a</think>b", False): ("a", "b"),
     (" \n<think>a</think>\n\nb", False): ("a", "\n\nb"),
     ("<think>a<think>b</thin</think>c</think>d<think>e</think>", False): (
-        "a<think>b</thin", "c</think>d<think>e</think>",
+        "a<think>b</thin",
+        "c</think>d<think>e</think>",
     ),
     ("b <think>a</think>", False): ("", "b <think>a</think>"),
     (" <thin", False): ("", " <thin"),
@@ -33,7 +34,7 @@ MEANING = {
     ("a < b", True): ("a < b", ""),
     ("   ", True): ("   ", ""),
     ("   ", False): ("", "   "),
-}  # fmt: skip
+}
 
 
 def read(text: str, cuts: list[int], *, opened: bool) -> tuple[str, str]:
@@ -88,27 +89,43 @@ def test_other_tags_can_be_used_and_empty_ones_are_refused() -> None:
 @pytest.mark.parametrize(
     ("text", "cut"),
     [
-        ("abc", "abc"), ("", ""), ("a\ud83d", "a"), ("a\udc00\ud83d", "a"), ("👩\u200d", "👩"),
-        ("e\u0301", "e\u0301"),               # an accent that has its letter is complete
-        ("🇩🇪", "🇩🇪"), ("🇩🇪🇫", "🇩🇪"), ("क\u094d", "क"), ("北京", "北京"),
+        ("abc", "abc"),
+        ("", ""),
+        ("a\ud83d", "a"),
+        ("a\udc00\ud83d", "a"),
+        ("👩\u200d", "👩"),
+        ("e\u0301", "e\u0301"),  # an accent that has its letter is complete
+        ("🇩🇪", "🇩🇪"),
+        ("🇩🇪🇫", "🇩🇪"),
+        ("क\u094d", "क"),
+        ("北京", "北京"),
     ],
-)  # fmt: skip
+)
 def test_a_cut_never_leaves_an_open_character(text: str, cut: str) -> None:
     assert safe_cut(text) == cut
 
 
 @pytest.mark.parametrize(
     ("text", "following", "cut"),
-    [("cafe", "\u0301", "caf"), ("a👍", "🏽", "a"), ("a❤", "\ufe0f", "a"), ("a", "b", "a"),
-     ("a👩", "\u200d🚀", "a"), ("xe\u0302", "\u0301", "x"), ("\u0301", "\u0301", "")],
-)  # fmt: skip
+    [
+        ("cafe", "\u0301", "caf"),
+        ("a👍", "🏽", "a"),
+        ("a❤", "\ufe0f", "a"),
+        ("a", "b", "a"),
+        ("a👩", "\u200d🚀", "a"),
+        ("xe\u0302", "\u0301", "x"),
+        ("\u0301", "\u0301", ""),
+    ],
+)
 def test_a_letter_goes_with_its_accents_where_they_are_known(text: str, following: str, cut: str) -> None:
     assert safe_cut(text, following) == cut
 
 
 @few
-@given(text=st.text(st.characters() | st.sampled_from("e\u0301\u200d🇩👩\u094d\ud83d"), max_size=12),
-       following=st.text(max_size=2))  # fmt: skip
+@given(
+    text=st.text(st.characters() | st.sampled_from("e\u0301\u200d🇩👩\u094d\ud83d"), max_size=12),
+    following=st.text(max_size=2),
+)
 def test_a_cut_is_a_beginning_that_is_cut_already(text: str, following: str) -> None:
     cut = safe_cut(text, following)
     assert text.startswith(cut)

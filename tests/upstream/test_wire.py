@@ -98,9 +98,7 @@ def test_frames_say_what_the_standard_says(name: str) -> None:
 
 
 line_ends = st.sampled_from([b"\n", b"\r\n", b"\r"])
-lines = st.sampled_from(
-    [b"", b"data", b"data:", b"data: x", b"data:  y", b"data:z", b": c", b"event: e", b"id: 1"]
-)
+lines = st.sampled_from([b"", b"data", b"data:", b"data: x", b"data:  y", b"data:z", b": c", b"event: e", b"id: 1"])
 cut_places = st.lists(st.integers(0, 120), max_size=8)
 
 
@@ -149,7 +147,8 @@ def test_tiny_pieces_without_an_end_cost_linear_time(piece: bytes) -> None:
 
 EXPECTED: dict[str, tuple[str, list[str], bool]] = {
     # text before [DONE], finish reasons, was [DONE] seen
-    name: ("The answer is 42 北🙂", ["stop"], True) for name in SCRIPTS
+    name: ("The answer is 42 北🙂", ["stop"], True)
+    for name in SCRIPTS
 } | {
     "eof_no_done": ("The answer is 42 北🙂", ["stop"], False),
     "eof_no_finish": ("The answer is 42 北🙂", [], False),
@@ -224,7 +223,8 @@ ODD: dict[str, tuple[str, Chunk]] = {
     "choice is a word": ('{"choices":["x",{"index":2.0,"text":"t"}]}', Chunk(choices=[Choice(2, text="t")])),
     "numeric id": ('{"id":12,"model":false}', Chunk(id="12")),
     "finish is a number": (
-        '{"choices":[{"index":-1,"finish_reason":3}]}', Chunk(choices=[Choice(0, finish_reason="3")]),
+        '{"choices":[{"index":-1,"finish_reason":3}]}',
+        Chunk(choices=[Choice(0, finish_reason="3")]),
     ),
     "delta is a word": ('{"choices":[{"delta":"x","index":"y"}]}', Chunk(choices=[Choice()])),
     "parts": (
@@ -249,9 +249,19 @@ def test_odd_but_well_formed_chunks_are_read_as_far_as_they_go(name: str) -> Non
 
 @pytest.mark.parametrize(
     ("value", "read"),
-    [("5", 5), ("5.0", 5), ("5.7", 5), ("-1", None), ("-0.5", None), ('"5"', None), ("true", None),
-     ("null", None), ("1e300", None), ("[]", None)],
-)  # fmt: skip
+    [
+        ("5", 5),
+        ("5.0", 5),
+        ("5.7", 5),
+        ("-1", None),
+        ("-0.5", None),
+        ('"5"', None),
+        ("true", None),
+        ("null", None),
+        ("1e300", None),
+        ("[]", None),
+    ],
+)
 def test_token_counts_are_counts_or_unknown(value: str, read: int | None) -> None:
     details = f'{{"cached_tokens":{value},"reasoning_tokens":{value}}}'
     data = (
@@ -272,30 +282,66 @@ def test_usage_with_odd_details_keeps_the_rest() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"{oops", b'{"a":NaN}', b'{"a":1}x', b"\xff\xfe", b'{"id":"\xff"}', b"[" * 20_000, b"{'a':1}",
-     b'{"choices":[{"delta":{"content":"cut', b'{"n":' + b"9" * 5_000 + b"x}"],
-)  # fmt: skip
+    [
+        b"{oops",
+        b'{"a":NaN}',
+        b'{"a":1}x',
+        b"\xff\xfe",
+        b'{"id":"\xff"}',
+        b"[" * 20_000,
+        b"{'a':1}",
+        b'{"choices":[{"delta":{"content":"cut',
+        b'{"n":' + b"9" * 5_000 + b"x}",
+    ],
+)
 def test_what_is_not_json_is_refused_with_our_own_error(data: bytes) -> None:
     with pytest.raises(UpstreamProtocol, match="not JSON"):
         decode_chunk(data)
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=6) | st.characters(categories=["Cs"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=6)
+    | st.characters(categories=["Cs"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=6,
-)  # fmt: skip
-chunk_like = st.fixed_dictionaries({}, optional={
-    "id": json_values, "model": json_values, "usage": json_values, "error": json_values,
-    "choices": json_values | st.lists(st.fixed_dictionaries({}, optional={
-        "index": json_values, "text": json_values, "finish_reason": json_values, "logprobs": json_values,
-        "delta": json_values | st.fixed_dictionaries({}, optional={
-            "content": json_values, "reasoning": json_values, "thinking": json_values,
-            "tool_calls": json_values, "role": json_values,
-        }),
-    }), max_size=2),
-})  # fmt: skip
+)
+chunk_like = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": json_values,
+        "model": json_values,
+        "usage": json_values,
+        "error": json_values,
+        "choices": json_values
+        | st.lists(
+            st.fixed_dictionaries(
+                {},
+                optional={
+                    "index": json_values,
+                    "text": json_values,
+                    "finish_reason": json_values,
+                    "logprobs": json_values,
+                    "delta": json_values
+                    | st.fixed_dictionaries(
+                        {},
+                        optional={
+                            "content": json_values,
+                            "reasoning": json_values,
+                            "thinking": json_values,
+                            "tool_calls": json_values,
+                            "role": json_values,
+                        },
+                    ),
+                },
+            ),
+            max_size=2,
+        ),
+    },
+)
 
 
 @settings(max_examples=200, derandomize=True, deadline=None)
@@ -336,14 +382,23 @@ def test_both_shapes_of_log_probabilities_say_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"null", b"[]", b'{"content":null}', b'{"content":[3,{"token":"x"}]}', b'{"tokens":["a"]}',
-            b'{"tokens":["a"],"token_logprobs":[null]}'],
-)  # fmt: skip
+    "raw",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b'{"content":null}',
+        b'{"content":[3,{"token":"x"}]}',
+        b'{"tokens":["a"]}',
+        b'{"tokens":["a"],"token_logprobs":[null]}',
+    ],
+)
 def test_missing_log_probabilities_are_none_at_all(raw: bytes) -> None:
     assert logprobs_of(Choice(logprobs=msgspec.Raw(raw))) == ()
 
 
 # ---- writing
+
 
 @few
 @given(obj=json_values)

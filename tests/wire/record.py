@@ -29,12 +29,14 @@ QUESTION = [
 ]
 BASE = {"model": "local", "temperature": 0, "seed": 1}
 USAGE = {"stream": True, "stream_options": {"include_usage": True}}
-TOOL = {"type": "function", "function": {
-    "name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "number"}}}}}  # fmt: skip
+TOOL = {
+    "type": "function",
+    "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "number"}}}},
+}
 THOUGHT = "<think>30 + 4 = 34.\n</think>"
 
 
-Watch = Callable[[bytes], bool]   # sees what came so far and says whether to read on
+Watch = Callable[[bytes], bool]  # sees what came so far and says whether to read on
 
 
 def chat(**fields: Any) -> dict[str, Any]:
@@ -48,22 +50,29 @@ ASKED: dict[str, tuple[str, dict[str, Any]]] = {
     "chat_no_usage": (CHAT, chat(stream=True)),
     "chat_body": (CHAT, chat()),
     "chat_logprobs": (CHAT, chat(logprobs=True, top_logprobs=2, **(USAGE | {"max_tokens": 6}))),
-    "chat_prefill": (CHAT, chat(
-        **(USAGE | {"messages": [*QUESTION, {"role": "assistant", "content": THOUGHT}]}),
-        continue_final_message=True, add_generation_prompt=False)),
+    "chat_prefill": (
+        CHAT,
+        chat(
+            **(USAGE | {"messages": [*QUESTION, {"role": "assistant", "content": THOUGHT}]}),
+            continue_final_message=True,
+            add_generation_prompt=False,
+        ),
+    ),
     "chat_budget": (CHAT, chat(reasoning_budget_tokens=8, reasoning_budget_message="\n", **USAGE)),
     "chat_control": (CHAT, chat(reasoning_control=True, reasoning_budget_message="\n", **USAGE)),
     "chat_cancelled": (CHAT, chat(**(USAGE | {"max_tokens": 400}))),
     "completions_raw": ("/v1/completions", {**BASE, **USAGE, "max_tokens": 12}),
     "completions_body": ("/v1/completions", {**BASE, "prompt": "One, two, three,", "max_tokens": 8}),
-    "completion_native": ("/completion", {
-        "prompt": "One, two, three,", "n_predict": 8, "stream": True, "temperature": 0}),
+    "completion_native": (
+        "/completion",
+        {"prompt": "One, two, three,", "n_predict": 8, "stream": True, "temperature": 0},
+    ),
     "responses": ("/v1/responses", {**BASE, "input": "How much is 2 + 3?", "stream": True, "max_output_tokens": 40}),
     "responses_body": ("/v1/responses", {**BASE, "input": "How much is 2 + 3?", "max_output_tokens": 40}),
     "messages": ("/v1/messages", {**BASE, "messages": QUESTION[:1], "max_tokens": 40, "stream": True}),
     "messages_body": ("/v1/messages", {**BASE, "messages": QUESTION[:1], "max_tokens": 40}),
     "count_tokens": ("/v1/messages/count_tokens", {"model": "local", "messages": QUESTION[:1]}),
-}  # fmt: skip
+}
 
 
 def to_the_end(_: bytes) -> bool:
@@ -137,14 +146,17 @@ def main() -> int:
     spec = ServerSpec(model_path=model, template="think", alias="local", n_parallel=2)
     engine = f"llama.cpp, by xllamacpp {importlib.metadata.version('xllamacpp')}"
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+
     def record(port: int, name: str, path: str, body: dict[str, Any], template: str, watch: Watch) -> None:
         got = ask(port, path, body, watch)
         head = {
-            "engine": engine, "evidence": "recorded", "date": today,
+            "engine": engine,
+            "evidence": "recorded",
+            "date": today,
             "source": f"python -m tests.wire.record, SmolLM2-135M-Instruct with {template}",
             "request": f"POST {path} {json.dumps(body)}",
             "expect": json.dumps(expected(path, got), ensure_ascii=False),
-        }  # fmt: skip
+        }
         print(write(f"llama_cpp_{name}", head, got).name, len(got), head["expect"][:150])
 
     with LocalServer(spec) as server:

@@ -24,7 +24,7 @@ STOPPABLE = [name for name in GOVERNED if STREAMS[name].expect["thought"]]
 def script(stream: Stream, piece: int = 0) -> Script:
     """The body as it came, or in pieces of some bytes."""
     size = piece or len(stream.body)
-    pieces = tuple(stream.body[at:at + size] for at in range(0, len(stream.body), size))
+    pieces = tuple(stream.body[at : at + size] for at in range(0, len(stream.body), size))
     end: Any = "torn" if "cancelled" in stream.name else "whole"
     return Script(pieces=pieces, end=end, content_type="text/event-stream" if stream.is_events else "application/json")
 
@@ -70,7 +70,7 @@ async def test_in_off_the_bytes_are_equal_and_the_counts_are_right(serve: Serve,
     async with serve(fake=played(stream), route={"mode": "off"}, **relay) as g:
         answer = await send(g, stream)
         assert answer.status == 200
-        assert answer.raw[:len(stream.body)] == stream.body
+        assert answer.raw[: len(stream.body)] == stream.body
         outcome = await g.outcome()
         assert len(outcome.calls) == 1
         if "cancelled" in name:
@@ -125,10 +125,13 @@ def said(answer: Answer) -> tuple[str, str]:
 async def test_enforced_a_stop_ends_it_and_the_answer_is_the_continuations(serve: Serve, name: str) -> None:
     stream = STREAMS[name]
     route = {
-        "mode": "enforce", "uncertified": True, "audit_share": 0.0, "scorer": "number",
+        "mode": "enforce",
+        "uncertified": True,
+        "audit_share": 0.0,
+        "scorer": "number",
         "policy": {"policy": "fixed-budget", "max_tokens": 2},
         "steps": {"min_tokens": 2, "growth": 1.0, "boundary": "tokens"},
-    }  # fmt: skip
+    }
     async with serve(fake=played(stream, 200), route=route, upstream={"finish": ["raw"]}) as g:
         answer = await send(g, stream)
         text, thought = said(answer)

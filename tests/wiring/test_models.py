@@ -83,9 +83,18 @@ def test_a_model_that_cannot_be_used_is_named_with_its_file_and_both_places(
     assert said in checked.stderr
 
 
-@pytest.mark.parametrize("policy", ['"beta"', "[1]", "{ policy = 3 }", '{ policy = "learned" }',
-                                    '{ policy = "learned", model = 3 }', '{ policy = "any-of", policies = 3 }',
-                                    '{ policy = "guarded", inner = "learned" }'])  # fmt: skip
+@pytest.mark.parametrize(
+    "policy",
+    [
+        '"beta"',
+        "[1]",
+        "{ policy = 3 }",
+        '{ policy = "learned" }',
+        '{ policy = "learned", model = 3 }',
+        '{ policy = "any-of", policies = 3 }',
+        '{ policy = "guarded", inner = "learned" }',
+    ],
+)
 def test_what_is_no_policy_at_all_is_refused_as_before(tmp_path: Path, policy: str) -> None:
     with pytest.raises(ConfigError, match=r"routes\.r\.policy"):
         built(write(tmp_path, policy))

@@ -50,8 +50,10 @@ def made(folder: Path, n_episodes: int) -> Settings:
     with closing(sqlite3.connect(folder / "log.db")) as connection:
         connection.execute("PRAGMA synchronous = OFF")
         connection.executemany(INSERT, rows())
-        connection.execute("INSERT INTO owners (id, lock, pid, started_s, settled) VALUES (99, 'dead', 1, 1.0, ?)",
-                           (2 * n_episodes - 100,))
+        connection.execute(
+            "INSERT INTO owners (id, lock, pid, started_s, settled) VALUES (99, 'dead', 1, 1.0, ?)",
+            (2 * n_episodes - 100,),
+        )
         connection.commit()
     return told
 
@@ -127,8 +129,9 @@ def test_the_open_requests_of_a_dead_process_are_found_among_its_last_rows(
             took.append(count())
         later.close()
         lost = [
-            one.event.key for one in read_events(folder / "dead.db")
+            one.event.key
+            for one in read_events(folder / "dead.db")
             if isinstance(one.event, RequestEnded) and one.event.outcome.end_reason == "lost"
-        ]  # fmt: skip
+        ]
         assert lost == [f"e{n - 900:06}", f"e{n - 1:06}"]
     assert took[1] < 1.2 * took[0]

@@ -52,26 +52,31 @@ BROKEN: dict[str, tuple[str, tuple[str, ...]]] = {
     "unknown key in a route": (GOOD + 'scorrer = "text"\n', ("routes.math.scorrer: unknown key", "'scorer'")),
     "unknown key in an upstream": ('[upstreams.up]\nulr = "http://h"\n', ("upstreams.up.ulr: unknown key", "'url'")),
     "unknown key deep inside": (
-        GOOD + "[routes.math.probe]\nmax_token = 3\n", ("routes.math.probe.max_token", "'max_tokens'")
+        GOOD + "[routes.math.probe]\nmax_token = 3\n",
+        ("routes.math.probe.max_token", "'max_tokens'"),
     ),
     "unknown key in server": (GOOD + "[server]\nping = 1.0\n", ("server.ping: unknown key", "'ping_s'")),
     "wrong type": (GOOD + "samples = 'four'\n", ("routes.math.samples", "must be a whole number, got a text")),
     "no url": ("[upstreams.up]\n", ("upstreams", "url")),
     "unknown upstream": (
-        '[routes.math]\nupstream = "up"\n', ("routes.math.upstream: unknown upstream 'up'", "none is configured")
+        '[routes.math]\nupstream = "up"\n',
+        ("routes.math.upstream: unknown upstream 'up'", "none is configured"),
     ),
     "unknown scorer": (
-        GOOD.replace('"number"', '"numbre"'), ("routes.math.scorer: unknown name 'numbre'", "did you mean 'number'?")
+        GOOD.replace('"number"', '"numbre"'),
+        ("routes.math.scorer: unknown name 'numbre'", "did you mean 'number'?"),
     ),
     "unknown policy": (
-        GOOD + 'policy = { policy = "stable" }\n', ("routes.math.policy: unknown name 'stable'", "'stable-answer'")
+        GOOD + 'policy = { policy = "stable" }\n',
+        ("routes.math.policy: unknown name 'stable'", "'stable-answer'"),
     ),
     "unknown policy parameter": (
         GOOD + 'policy = { policy = "beta", treshold = 0.9 }\n',
         ("routes.math.policy.beta", "'treshold'", "'threshold'"),
     ),
     "policy parameter out of range": (
-        GOOD + 'policy = { policy = "beta", threshold = 2.0 }\n', ("routes.math.policy.beta.threshold",)
+        GOOD + 'policy = { policy = "beta", threshold = 2.0 }\n',
+        ("routes.math.policy.beta.threshold",),
     ),
     "percent for fraction": (GOOD + "max_em_drop = 2\n", ("routes.math.max_em_drop", "fraction")),
     "no TOML": ("[upstreams\n", ("suffice.toml", "line 1")),
@@ -222,9 +227,14 @@ async def test_enforce_without_a_certificate_observes_and_warns(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, uncertified: bool
 ) -> None:
     route = {
-        "mode": "enforce", "uncertified": uncertified, "scorer": "number", "audit_share": 0.0, "probe": {},
-        "policy": {"policy": "stable-answer", "streak": 2}, "steps": {"min_tokens": 1, "growth": 1.0},
-    }  # fmt: skip
+        "mode": "enforce",
+        "uncertified": uncertified,
+        "scorer": "number",
+        "audit_share": 0.0,
+        "probe": {},
+        "policy": {"policy": "stable-answer", "streak": 2},
+        "steps": {"min_tokens": 1, "growth": 1.0},
+    }
     slow = ScriptedThought(CHAIN.steps, "it is 5", reply=Reply(delay_s=0.01))
     with caplog.at_level(logging.WARNING, logger="suffice"):
         async with served(tmp_path, slow, upstream={"finish": ["raw"], "slots": 2}, route=route) as g:
@@ -239,10 +249,12 @@ async def test_enforce_without_a_certificate_observes_and_warns(
 
 
 def test_a_route_records_its_kinds_signals_and_those_its_policy_needs() -> None:
-    route = parse({
-        "upstreams": {"up": {"url": "http://h"}},
-        "routes": {"r": {"upstream": "up", "kind": "samples", "samples": 4, "policy": {"policy": "stable-answer"}}},
-    }).routes["r"]
+    route = parse(
+        {
+            "upstreams": {"up": {"url": "http://h"}},
+            "routes": {"r": {"upstream": "up", "kind": "samples", "samples": 4, "policy": {"policy": "stable-answer"}}},
+        }
+    ).routes["r"]
     built = wiring.build_route("r", route)
     assert built.needs == ("votes", "stability")
     assert built.certified is False
@@ -301,9 +313,7 @@ def test_an_empty_salt_is_refused_rather_than_used(tmp_path: Path) -> None:
         wiring.deployment_salt(salted(tmp_path))
 
 
-def test_a_salt_in_the_environment_wins_and_nothing_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_salt_in_the_environment_wins_and_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUFFICE_SALT", "pepper")
     assert wiring.deployment_salt(salted(tmp_path)) == "pepper"
     assert list(tmp_path.iterdir()) == []

@@ -65,8 +65,9 @@ def exact_binomial(k: int, n: int, confidence: float) -> Interval:
     return Interval(low, high)
 
 
-def mean_interval(mean: float, n: int, confidence: float, *, low: float = 0.0, high: float = 1.0,
-                  n_opt: int = 1_000) -> Interval:
+def mean_interval(
+    mean: float, n: int, confidence: float, *, low: float = 0.0, high: float = 1.0, n_opt: int = 1_000
+) -> Interval:
     """Confidence sequence for the mean of data in [low, high]: valid at all n at once.
 
     It may be watched after every observation and acted on at any moment. Data in an interval are

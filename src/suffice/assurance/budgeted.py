@@ -37,12 +37,12 @@ from suffice.assurance.certify import Counts
 class IntegratorState:
     """Where the integrator stands, and what it needs to account for itself."""
 
-    theta: float           # level, a real number; `level` is deployed
-    started: float         # theta before the first audit
+    theta: float  # level, a real number; `level` is deployed
+    started: float  # theta before the first audit
     n_audits: int = 0
-    n_waiting: int = 0     # disagreements whose label has not landed
-    lost: float = 0.0      # sum of Z, with what was guessed for those that wait
-    clipped: float = 0.0   # sum of all moves that the bounds made, levels
+    n_waiting: int = 0  # disagreements whose label has not landed
+    lost: float = 0.0  # sum of Z, with what was guessed for those that wait
+    clipped: float = 0.0  # sum of all moves that the bounds made, levels
 
     @property
     def level(self) -> int:
@@ -54,9 +54,9 @@ class IntegratorState:
 class Integrator:
     """How far theta moves for what was seen."""
 
-    max_em_drop: float                    # eps, a fraction in (0, 1)
-    eta: float = 4.0                      # levels that a whole lost answer costs, above 0
-    drop_per_disagreement: float = 0.45   # guess of Z where answers differ, until the label is there, [0, 1]
+    max_em_drop: float  # eps, a fraction in (0, 1)
+    eta: float = 4.0  # levels that a whole lost answer costs, above 0
+    drop_per_disagreement: float = 0.45  # guess of Z where answers differ, until the label is there, [0, 1]
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
@@ -70,9 +70,12 @@ class Integrator:
         """
         guess = self.drop_per_disagreement if disagrees else 0.0
         return replace(
-            state, theta=state.theta + self.eta * (self.max_em_drop - guess), n_audits=state.n_audits + 1,
-            n_waiting=state.n_waiting + disagrees, lost=state.lost + guess,
-        )  # fmt: skip
+            state,
+            theta=state.theta + self.eta * (self.max_em_drop - guess),
+            n_audits=state.n_audits + 1,
+            n_waiting=state.n_waiting + disagrees,
+            lost=state.lost + guess,
+        )
 
     def labelled(self, state: IntegratorState, *, z: int) -> IntegratorState:
         """The label of a disagreement landed, or its time-out passed and it counts as lost (z = 1).
@@ -87,7 +90,7 @@ class Integrator:
         surprise = z - self.drop_per_disagreement
         return replace(
             state, theta=state.theta - self.eta * surprise, n_waiting=state.n_waiting - 1, lost=state.lost + surprise
-        )  # fmt: skip
+        )
 
     def identity_gap(self, state: IntegratorState) -> float:
         """How far the identity of guarantee B is from holding: rounding, and nothing else. A fraction of EM."""

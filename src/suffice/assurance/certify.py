@@ -33,8 +33,8 @@ class Counts:
     """What audits showed at each of M levels: the sums that certificates are made of."""
 
     gained: Ints  # (M,): audits where the stop would have been right and the full run was wrong, Z = -1
-    same: Ints    # (M,): Z = 0
-    lost: Ints    # (M,): Z = +1
+    same: Ints  # (M,): Z = 0
+    lost: Ints  # (M,): Z = +1
 
     def __add__(self, other: Counts) -> Counts:
         """The counts of both: of two replicas, or of an old and a new batch."""
@@ -173,9 +173,13 @@ def audits_to_certify(drop: float, *, max_em_drop: float, delta: float, gained: 
 
 
 def log_bets(
-    gained: Ints | Floats, same: Ints | Floats, lost: Ints | Floats, max_em_drop: float, *,
+    gained: Ints | Floats,
+    same: Ints | Floats,
+    lost: Ints | Floats,
+    max_em_drop: float,
+    *,
     bets: Sequence[float] = BETS,
-) -> Floats:  # fmt: skip
+) -> Floats:
     """Log wealth of each bet alone, shape (bets, M): the product of 1 + nu (eps - Z).
 
     bets  fractions of the largest one
@@ -188,9 +192,14 @@ def log_bets(
 
 
 def log_bets_against(
-    gained: Ints | Floats, same: Ints | Floats, lost: Ints | Floats, drop: float | Floats, *, bets: Sequence[float],
+    gained: Ints | Floats,
+    same: Ints | Floats,
+    lost: Ints | Floats,
+    drop: float | Floats,
+    *,
+    bets: Sequence[float],
     weight: float = 1.0,
-) -> Floats:  # fmt: skip
+) -> Floats:
     """As `log_bets`, against "the drop is at least `drop`" for any drop above -1 and below 1: a gain is one below 0.
 
     weight  by which every bet is scaled, in (0, 1]

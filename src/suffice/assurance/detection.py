@@ -20,15 +20,15 @@ from suffice.assurance.bounds import exact_binomial
 from suffice.assurance.drift import ShiryaevRoberts
 
 RISES: Final = (1.0, 2.5, 6.0)  # of a rate above its reference, in budgets: the alternatives that are tested
-THRESHOLD: Final = 200.0        # of the wealth of a rate: a guaranteed mean number of audits to a false alarm
-QUANTILE: Final = 0.85          # of what the certifying audits leave possible as the normal rate
-HARMLESS: Final = 0.5           # part of the budget up to which a rate is never called a rise
-LARGEST_RATE: Final = 0.99      # that can be told from its alternatives
-DOUBT_BEGINS: Final = 0.25      # suspicion from which audits are drawn more often …
-DOUBT_ENDS: Final = 0.05        # … and at which they are not any more
-DOUBT_SHARE: Final = 0.5        # of requests that are audited in doubt
-LAW_FIT: Final = 0.87           # of the two delays of `detection_law`: a sum of medians is above the median of a sum
-LAW_HORIZON: Final = 20_000     # requests after which a drift counts as not noticed
+THRESHOLD: Final = 200.0  # of the wealth of a rate: a guaranteed mean number of audits to a false alarm
+QUANTILE: Final = 0.85  # of what the certifying audits leave possible as the normal rate
+HARMLESS: Final = 0.5  # part of the budget up to which a rate is never called a rise
+LARGEST_RATE: Final = 0.99  # that can be told from its alternatives
+DOUBT_BEGINS: Final = 0.25  # suspicion from which audits are drawn more often …
+DOUBT_ENDS: Final = 0.05  # … and at which they are not any more
+DOUBT_SHARE: Final = 0.5  # of requests that are audited in doubt
+LAW_FIT: Final = 0.87  # of the two delays of `detection_law`: a sum of medians is above the median of a sum
+LAW_HORIZON: Final = 20_000  # requests after which a drift counts as not noticed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class Reference:
     """
 
     n_disagreeing: int
-    n_lost: int         # audits with Z = +1
+    n_lost: int  # audits with Z = +1
     n: int
 
     def __post_init__(self) -> None:
@@ -146,9 +146,9 @@ def audit_share_in_doubt(watch: AuditWatch, base_share: float, cap: float) -> fl
 class DetectionLaw:
     """How soon `AuditWatch` notices a silent loss, and what is lost until then."""
 
-    drop: float                   # above the reference, a fraction
-    median_requests: int | None   # from the beginning of the loss to the alarm; None: longer than LAW_HORIZON
-    lost_requests: float          # number of answers lost until then; times 100: points x requests
+    drop: float  # above the reference, a fraction
+    median_requests: int | None  # from the beginning of the loss to the alarm; None: longer than LAW_HORIZON
+    lost_requests: float  # number of answers lost until then; times 100: points x requests
 
     def __str__(self) -> str:
         points = f"{100 * self.drop:g} point{'' if self.drop == 0.01 else 's'}"
@@ -179,9 +179,10 @@ def detection_law(
     shortest = min(_delay(drop, count, reference.n, max_em_drop, audit_share, cap) for count in counts)
     requests = min(float(LAW_HORIZON), shortest)
     return DetectionLaw(
-        drop=drop, median_requests=None if requests >= LAW_HORIZON else round(requests),
+        drop=drop,
+        median_requests=None if requests >= LAW_HORIZON else round(requests),
         lost_requests=drop * requests * (1 - audit_share),
-    )  # fmt: skip
+    )
 
 
 def _delay(drop: float, count: int, n: int, max_em_drop: float, share: float, cap: float) -> float:

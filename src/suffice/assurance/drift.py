@@ -33,12 +33,12 @@ Part = Literal["model", "system_fingerprint", "prompt", "sampling", "scorer", "i
 class Fingerprint:
     """What a certificate silently takes for granted. None: nobody told; that is no change and no promise."""
 
-    model: str | None = None               # the upstream's name for it
+    model: str | None = None  # the upstream's name for it
     system_fingerprint: str | None = None  # of the engine and the weights, where the upstream tells it
-    prompt: str | None = None              # version of the prompt or the chat template
-    sampling: str | None = None            # temperature, top_p and their like, in one canonical text
-    scorer: str | None = None              # version of the normaliser and the scorer
-    index: str | None = None               # version of the retriever and its index
+    prompt: str | None = None  # version of the prompt or the chat template
+    sampling: str | None = None  # temperature, top_p and their like, in one canonical text
+    scorer: str | None = None  # version of the normaliser and the scorer
+    index: str | None = None  # version of the retriever and its index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ def changed(before: Fingerprint, after: Fingerprint) -> tuple[PartChange, ...]:
 
 # --------------------------------------------------------------------------- signals of all traffic
 
-BATCH: Final = 100     # requests whose signals are averaged
+BATCH: Final = 100  # requests whose signals are averaged
 REFERENCE: Final = 15  # batches that say what is normal
 
 
@@ -99,7 +99,7 @@ class Cusum:
         """Forget everything: the next batches are the new reference."""
         self._means: list[Floats] = []
         self._within: list[Floats] = []  # variance of each batch's mean, if its requests are independent
-        self.up = np.zeros(self._n_features)    # sums towards larger means, shape (F,)
+        self.up = np.zeros(self._n_features)  # sums towards larger means, shape (F,)
         self.down = np.zeros(self._n_features)  # … towards smaller ones
 
     def add(self, batch: Floats) -> bool:

@@ -12,17 +12,17 @@ from functools import lru_cache
 
 from suffice.assurance.bounds import binomial_at_most
 
-RECENT_AUDITS = 100          # the rate at which audits come is read off so many of the latest
-MAX_AUDITS = 2**40           # beyond any log: a promise that needs more is refused
+RECENT_AUDITS = 100  # the rate at which audits come is read off so many of the latest
+MAX_AUDITS = 2**40  # beyond any log: a promise that needs more is refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEvidence:
     """What the audits of a route say so far, and what is missing for a first certificate."""
 
-    n_audits: int               # that ended and say whether the stop would have answered the same
-    n_disagreements: int        # among them: the stop would have answered otherwise
-    n_needed: int | None        # in all, if no further audit disagrees; None: no number is enough
+    n_audits: int  # that ended and say whether the stop would have answered the same
+    n_disagreements: int  # among them: the stop would have answered otherwise
+    n_needed: int | None  # in all, if no further audit disagrees; None: no number is enough
     audits_per_s: float | None  # at which they came lately; None: fewer than two came
 
     @property
@@ -92,9 +92,11 @@ def evidence(
     except ValueError:
         needed = None  # a drop of exactly 0, or certainty, is proved by no number
     return AuditEvidence(
-        n_audits=n_audits, n_disagreements=n_disagreements, n_needed=needed,
+        n_audits=n_audits,
+        n_disagreements=n_disagreements,
+        n_needed=needed,
         audits_per_s=rate_of(audits_at_s),
-    )  # fmt: skip
+    )
 
 
 def rate_of(at_s: Sequence[float]) -> float | None:

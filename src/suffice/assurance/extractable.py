@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-MIN_SHARE = 0.80   # of full runs with an answer that can be read
-MIN_RUNS = 30      # fewer say nothing yet
+MIN_SHARE = 0.80  # of full runs with an answer that can be read
+MIN_RUNS = 30  # fewer say nothing yet
 WINDOW_RUNS = 500  # the latest that count
 
 

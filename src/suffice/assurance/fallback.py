@@ -25,20 +25,20 @@ RETRY_AFTER_S: Final = (5, 15)  # who was turned away is spread over so long, or
 class Fallback:
     """A route whose brake has fired: what was in force, and what its owner wants to give way."""
 
-    level: int                    # in force when the brake fired
+    level: int  # in force when the brake fired
     on_fallback: OnFallback
-    capacity: float | None        # ratio, above 0; None: nobody said
-    loads: tuple[float, ...] = () # by level, from 0: tokens/s there, as a ratio, when it fired; (): unknown
+    capacity: float | None  # ratio, above 0; None: nobody said
+    loads: tuple[float, ...] = ()  # by level, from 0: tokens/s there, as a ratio, when it fired; (): unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
     """What becomes of one new request."""
 
-    level: int | None         # it runs at; 0 runs in full; None: it is turned away
-    certified: bool           # may the reply be called certified? Only of full runs, which keep the promise anyhow
+    level: int | None  # it runs at; 0 runs in full; None: it is turned away
+    certified: bool  # may the reply be called certified? Only of full runs, which keep the promise anyhow
     reason: str
-    retry_after_s: int = 0    # for one that is turned away
+    retry_after_s: int = 0  # for one that is turned away
 
 
 IN_FULL: Final = Admission(level=0, certified=True, reason="in full while the brake holds")
@@ -80,9 +80,11 @@ def admission(fallback: Fallback, *, ratio: float, queue: float | None, point: f
         return IN_FULL
     first_s, last_s = RETRY_AFTER_S
     return Admission(
-        level=None, certified=False, retry_after_s=first_s + int((last_s - first_s + 1) * point / share),
+        level=None,
+        certified=False,
+        retry_after_s=first_s + int((last_s - first_s + 1) * point / share),
         reason=f"full runs take {ratio:.2f} times the tokens/s, {fallback.capacity:g} times is the capacity",
-    )  # fmt: skip
+    )
 
 
 def safer_level(fallback: Fallback, ratio: float) -> int:

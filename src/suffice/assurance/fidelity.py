@@ -45,7 +45,7 @@ MOST_BANDS: Final = 4  # of levels, each with its own measurement
 # exceeds 2 % after 180, 480 and 1,130 stops at 5 % (medians, without the alarm).
 FIDELITY_WINDOW: Final = 2_000
 
-STOPS_TO_FALSE_ALARM: Final = 100_000.0        # on average at least, at the reference rate
+STOPS_TO_FALSE_ALARM: Final = 100_000.0  # on average at least, at the reference rate
 FINISH_RISES: Final = (0.02, 0.05, 0.15, 0.5)  # what the detector bets on: parts of the way from the reference to 1
 
 
@@ -53,9 +53,9 @@ FINISH_RISES: Final = (0.02, 0.05, 0.15, 0.5)  # what the detector bets on: part
 class Fidelity:
     """How often the finish changed the answer, with a bound."""
 
-    n: int            # stops whose delivered answer was compared with the trial answer
+    n: int  # stops whose delivered answer was compared with the trial answer
     n_differing: int
-    upper: float      # upper bound on the rate, [0, 1]
+    upper: float  # upper bound on the rate, [0, 1]
 
     @property
     def rate(self) -> float:
@@ -71,7 +71,7 @@ class Budget:
     """What is left to certify with."""
 
     max_em_drop: float  # fraction; 0: nothing may be certified
-    reason: str         # a sentence for a person
+    reason: str  # a sentence for a person
 
 
 def measured(n_differing: int, n: int, *, confidence: float, anytime: bool = True) -> Fidelity | None:
@@ -235,7 +235,7 @@ class FinishFidelity:
         near: list[bool] = []
         for above in self.bands[band:]:
             latest = list(above.latest)
-            near += latest[max(0, len(latest) - self.window + len(near)):]
+            near += latest[max(0, len(latest) - self.window + len(near)) :]
         if not near:
             return None
         n, n_differing, own = len(near), sum(near), self.bands[band].latest

@@ -29,34 +29,34 @@ from suffice.assurance.trend import MEMORY, Anchor, Floats, Priors, Series, Tren
 Bools = NDArray[np.bool_]
 Of = Literal["em_drop", "em"]
 
-HORIZON: Final = 3_000         # requests ahead: an alert says that the crossing is nearer
+HORIZON: Final = 3_000  # requests ahead: an alert says that the crossing is nearer
 MIN_WINDOWS: Final = 30
-SETTLED: Final = 45            # windows from which an alert is raised; what would be one before is doubt
-NEAR: Final = 3.0              # times the deployed level's disagreement: up to there levels are its neighbours
-DROP_PER_NEAR: Final = 0.6     # EM drop for each rise of disagreement among neighbours
+SETTLED: Final = 45  # windows from which an alert is raised; what would be one before is doubt
+NEAR: Final = 3.0  # times the deployed level's disagreement: up to there levels are its neighbours
+DROP_PER_NEAR: Final = 0.6  # EM drop for each rise of disagreement among neighbours
 DROP_PRIORS: Final = Priors(away=(0.05, 0.04), predicted=(1.0, 0.5), ramp=0.004)
 EM_PRIORS: Final = Priors(away=(0.0, 0.1), predicted=(1.0, 1.0), ramp=0.01)
-DROP_VARIANCE: Final = 0.02    # of Z of one audit: losses and gains are about so many
-LOW_SD: Final = 0.3            # lower end of the interval: six in ten that the truth is above
-HIGH_SD: Final = 1.25          # upper end: about nine in ten that it is below
-CALM_SD: Final = 0.6           # a standing alert ends when the mean and so much more stays below
-CALM_PART: Final = 0.9         # … so much of the limit: no flapping
+DROP_VARIANCE: Final = 0.02  # of Z of one audit: losses and gains are about so many
+LOW_SD: Final = 0.3  # lower end of the interval: six in ten that the truth is above
+HIGH_SD: Final = 1.25  # upper end: about nine in ten that it is below
+CALM_SD: Final = 0.6  # a standing alert ends when the mean and so much more stays below
+CALM_PART: Final = 0.9  # … so much of the limit: no flapping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForecastWindow:
     """What about 100 requests of one epoch showed, everything at the level deployed now: audits are replayed at it."""
 
-    until: int                    # number of the window's last request
+    until: int  # number of the window's last request
     n_requests: int
-    signals: tuple[float, ...]    # means over all traffic of what no stop selects, such as first steps; () for none
+    signals: tuple[float, ...]  # means over all traffic of what no stop selects, such as first steps; () for none
     predicted_drop: float | None  # mean over audits of what the stop model expects to lose; None: no audits, no model
     n_audits: int
-    near: float                   # sum of `near_share` over the audits
-    near_squares: float           # sum of its squares
-    n_settled: int                # audits whose drop is known or counted (`maturity`)
-    drop: int                     # sum of their Z
-    n_labelled: float = 0         # delivered runs that a label calls right or wrong, as many as tell as much (`worth`)
+    near: float  # sum of `near_share` over the audits
+    near_squares: float  # sum of its squares
+    n_settled: int  # audits whose drop is known or counted (`maturity`)
+    drop: int  # sum of their Z
+    n_labelled: float = 0  # delivered runs that a label calls right or wrong, as many as tell as much (`worth`)
     n_right: float = 0
 
 
@@ -76,13 +76,13 @@ class Forecast:
     of: Of
     limit: float
     now: float
-    per_1000: float    # change within the next 1,000 requests
-    ahead: float       # at the horizon, 3,000 requests from now
+    per_1000: float  # change within the next 1,000 requests
+    ahead: float  # at the horizon, 3,000 requests from now
     ahead_low: float
     ahead_high: float
     crossing: CrossingForecast
-    alert: bool        # even the end of the interval that is farther from harm crosses within the horizon
-    doubtful: bool     # the end that is nearer to it does: more audits now would tell
+    alert: bool  # even the end of the interval that is farther from harm crosses within the horizon
+    doubtful: bool  # the end that is nearer to it does: more audits now would tell
     reason: str
 
 
@@ -123,9 +123,11 @@ def forecast_drop(windows: Sequence[ForecastWindow], *, budget: float, alerted: 
         sum(window.drop for window in kept) / n_settled, DROP_VARIANCE / n_settled, mean=budget / 4, sd=budget / 4
     )
     series = _series(
-        windows, [window.n_audits for window in windows], [DROP_PER_NEAR * window.near for window in windows],
+        windows,
+        [window.n_audits for window in windows],
+        [DROP_PER_NEAR * window.near for window in windows],
         [DROP_PER_NEAR**2 * window.near_squares for window in windows],
-    )  # fmt: skip
+    )
     return _judged(trend(series, DROP_PRIORS, anchor), "em_drop", budget, windows, alerted=alerted)
 
 
@@ -162,8 +164,10 @@ def _series(
         n_requests=column([window.n_requests for window in windows]),
         signals=np.array([window.signals for window in windows], dtype=np.float64).reshape(len(windows), -1),
         predicted=_predicted(windows),
-        n=column(n), total=column(total), squares=column(squares),
-    )  # fmt: skip
+        n=column(n),
+        total=column(total),
+        squares=column(squares),
+    )
 
 
 def _predicted(windows: Sequence[ForecastWindow]) -> Floats | None:
@@ -188,19 +192,27 @@ def _judged(path: TrendForecast, of: Of, limit: float, windows: Sequence[Forecas
     if alerted and not alert:
         alert = bool((path.mean[near] + CALM_SD * path.sd[near] >= CALM_PART * harm).any())
     crossing = CrossingForecast(
-        earliest=_first(path, high, harm, now), expected=_first(path, path.mean, harm, now),
+        earliest=_first(path, high, harm, now),
+        expected=_first(path, path.mean, harm, now),
         latest=_first(path, low, harm, now),
-    )  # fmt: skip
+    )
     middle, better, worse = (path.mean, low, high) if of == "em_drop" else (1 - path.mean, 1 - low, 1 - high)
     at_horizon = int(np.flatnonzero(near)[-1])
     ends = sorted((float(better[at_horizon]), float(worse[at_horizon])))
     per_1000 = float(np.interp(1_000, path.ahead, middle) - middle[0])
     return Forecast(
-        of=of, limit=limit, now=float(middle[0]), per_1000=per_1000, ahead=float(middle[at_horizon]),
-        ahead_low=ends[0], ahead_high=ends[1], crossing=crossing, alert=alert,
+        of=of,
+        limit=limit,
+        now=float(middle[0]),
+        per_1000=per_1000,
+        ahead=float(middle[at_horizon]),
+        ahead_low=ends[0],
+        ahead_high=ends[1],
+        crossing=crossing,
+        alert=alert,
         doubtful=not alert and bool((high[near] >= harm).any()),
         reason=_said(of, limit, float(middle[0]), per_1000, crossing, now),
-    )  # fmt: skip
+    )
 
 
 def _first(path: TrendForecast, harm: Floats, limit: float, now: int) -> int | None:

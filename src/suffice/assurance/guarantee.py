@@ -21,13 +21,13 @@ class Guarantee:
 
     route: str
     scorer: str
-    max_em_drop: float     # epsilon, a fraction
-    confidence: float      # 1 - delta, a fraction
-    n_window: int          # audits that the certificate rests on
+    max_em_drop: float  # epsilon, a fraction
+    confidence: float  # 1 - delta, a fraction
+    n_window: int  # audits that the certificate rests on
     requests: tuple[int, int] | None  # numbers of the first and the last request that it is about; None: not known
     per: Literal["pooled", "class"]
     labels: Literal["labelled", "label-free"]
-    detection: str         # how soon a silent loss would be noticed, in a sentence's part; "": nobody knows
+    detection: str  # how soon a silent loss would be noticed, in a sentence's part; "": nobody knows
     classes: Mapping[str, int] = field(default_factory=dict)  # audits in the window, by class
     what: str = "at the level in force"  # under which the requests would have lost less
 
@@ -70,8 +70,8 @@ class Average:
 
     route: str
     scorer: str
-    max_em_drop: float     # epsilon, a fraction
-    level: int             # in force
+    max_em_drop: float  # epsilon, a fraction
+    level: int  # in force
     account: BudgetAccount
     labels: Literal["labelled", "label-free"]
 
@@ -80,9 +80,11 @@ def average_sentence(average: Average) -> str:
     """The promise of the budgeted mode for people: what is kept, how far it is kept, and what nobody promises."""
     account = average.account
     how = "with labels" if average.labels == "labelled" else "without labels (every other answer counts as lost)"
-    so_far = "nothing is booked yet" if account.em_drop is None else (
-        f"so far it is {100 * account.em_drop:.2f} points over {account.n_audits:,} audits"
-    )  # fmt: skip
+    so_far = (
+        "nothing is booked yet"
+        if account.em_drop is None
+        else (f"so far it is {100 * account.em_drop:.2f} points over {account.n_audits:,} audits")
+    )
     return (
         f"Route {average.route!r}, scorer {average.scorer!r}, budgeted: the mean EM drop of all audits of this epoch is"
         f" steered to {_points(average.max_em_drop)}, {how}; {so_far}. No confidence belongs to it: nothing is promised"

@@ -27,9 +27,9 @@ from suffice.assurance.drift import ShiryaevRoberts
 from suffice.assurance.ledger import KNOWN_AUDITS
 from suffice.assurance.sequence import SequenceState, mean_between
 
-FACTOR: Final = 2.0         # a class may lose this many budgets: small classes cannot prove less, and the pool does
-STEPS: Final = 3            # alarms from the top level to level 0
-MAX_CLASS_DROP: Final = 0.9 # the bets need room above what is put up with
+FACTOR: Final = 2.0  # a class may lose this many budgets: small classes cannot prove less, and the pool does
+STEPS: Final = 3  # alarms from the top level to level 0
+MAX_CLASS_DROP: Final = 0.9  # the bets need room above what is put up with
 
 Status = Literal["unknown", "watched", "held"]
 
@@ -39,12 +39,12 @@ class ClassReport:
     """What the audits of one class say of the level that it runs at; losses apart from gains, which would hide them."""
 
     query_class: str
-    status: Status     # unknown: too few audits; held: below the pooled level since its last alarm
+    status: Status  # unknown: too few audits; held: below the pooled level since its last alarm
     n_audits: int
     n_alarms: int
-    lost: float        # share of audits whose right answer the stop lost; 0 without audits
-    gained: float      # share of audits whose answer was right only because of the stop
-    lost_between: Interval    # valid at every look
+    lost: float  # share of audits whose right answer the stop lost; 0 without audits
+    gained: float  # share of audits whose answer was right only because of the stop
+    lost_between: Interval  # valid at every look
     gained_between: Interval
 
 
@@ -69,9 +69,7 @@ class ClassGuards:
     threshold    mean number of audits of a class to a false alarm
     """
 
-    def __init__(
-        self, n_levels: int, max_em_drop: float, *, delta: float = 0.05, threshold: float = 2_000.0
-    ) -> None:
+    def __init__(self, n_levels: int, max_em_drop: float, *, delta: float = 0.05, threshold: float = 2_000.0) -> None:
         if n_levels < 1 or not 0 < FACTOR * max_em_drop < MAX_CLASS_DROP or not 0 < delta < 1:
             raise ValueError(
                 f"need n_levels >= 1, 0 < max_em_drop < 0.45, 0 < delta < 1; got {n_levels=} {max_em_drop=} {delta=}"
@@ -157,17 +155,26 @@ class _Guard:
         n = self._lost.n
         status: Status = "held" if self.steps_down else "watched" if n >= KNOWN_AUDITS else "unknown"
         return ClassReport(
-            query_class=name, status=status, n_audits=n, n_alarms=self._n_alarms,
-            lost=self._lost.total / n, gained=self._gained.total / n,
-            lost_between=mean_between(self._lost, confidence), gained_between=mean_between(self._gained, confidence),
-        )  # fmt: skip
+            query_class=name,
+            status=status,
+            n_audits=n,
+            n_alarms=self._n_alarms,
+            lost=self._lost.total / n,
+            gained=self._gained.total / n,
+            lost_between=mean_between(self._lost, confidence),
+            gained_between=mean_between(self._gained, confidence),
+        )
 
     def state(self) -> ClassState:
         levels = np.stack([self.since.gained, self.since.same, self.since.lost], axis=1).tolist()
         return ClassState(
-            detector=self._detector.state(), steps_down=self.steps_down, n_alarms=self._n_alarms, lost=self._lost,
-            gained=self._gained, since=tuple((gained, same, lost) for gained, same, lost in levels),
-        )  # fmt: skip
+            detector=self._detector.state(),
+            steps_down=self.steps_down,
+            n_alarms=self._n_alarms,
+            lost=self._lost,
+            gained=self._gained,
+            since=tuple((gained, same, lost) for gained, same, lost in levels),
+        )
 
     def restore(self, state: ClassState) -> None:
         self._detector.restore(state.detector)

@@ -13,7 +13,7 @@ from typing import Final
 from suffice.assurance.bounds import exact_binomial
 
 JUDGE: Final = "judge"  # the source of its labels
-CHARGE_CONFIDENCE: Final = 0.995            # of each of the two bounds that a certificate's charge is made of …
+CHARGE_CONFIDENCE: Final = 0.995  # of each of the two bounds that a certificate's charge is made of …
 AT_RISK: Final = 2 * (1 - CHARGE_CONFIDENCE)  # … and their risks add up
 
 
@@ -21,12 +21,12 @@ AT_RISK: Final = 2 * (1 - CHARGE_CONFIDENCE)  # … and their risks add up
 class JudgeError:
     """How often a judge and people differ over one answer, and what that takes off the EM budget."""
 
-    n: int            # answers that both judged
-    n_wrong: int      # of them: the judge said otherwise than the person
-    n_ungraded: int   # left out: the judge gave no grade
-    rate: float       # n_wrong / n
-    upper: float      # upper bound on the rate, [0, 1]
-    charge: float     # to be subtracted from epsilon, a fraction of EM
+    n: int  # answers that both judged
+    n_wrong: int  # of them: the judge said otherwise than the person
+    n_ungraded: int  # left out: the judge gave no grade
+    rate: float  # n_wrong / n
+    upper: float  # upper bound on the rate, [0, 1]
+    charge: float  # to be subtracted from epsilon, a fraction of EM
 
 
 def judge_error_bound(
@@ -67,6 +67,10 @@ def judge_error_bound(
     # The upper end of a two-sided interval at 1 - 2 (1 - confidence); below one half there is none, so take half.
     upper = exact_binomial(n_wrong, n, max(2 * confidence - 1, 1e-9)).high
     return JudgeError(
-        n=n, n_wrong=n_wrong, n_ungraded=n_ungraded, rate=n_wrong / n, upper=upper,
+        n=n,
+        n_wrong=n_wrong,
+        n_ungraded=n_ungraded,
+        rate=n_wrong / n,
+        upper=upper,
         charge=min(1.0, 2 * disagreement * upper),
-    )  # fmt: skip
+    )

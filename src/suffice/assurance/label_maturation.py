@@ -24,18 +24,18 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Small = NDArray[np.int8]
 
-AHEAD: Final = 2      # levels above the deployed one whose disagreements are worth a label
+AHEAD: Final = 2  # levels above the deployed one whose disagreements are worth a label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Audits:
     """N audits of one epoch at M levels, as they are known now; level 0 never stops."""
 
-    z: Small                      # (N, M): EM drop, -1, 0 or +1; read only where labelled
-    disagrees: Bools              # (N, M): the answer at the level is not the full run's
-    labelled: Bools               # (N,): somebody who counts said what is right, see `trust`
-    age: Floats                   # (N,): since the run ended, in the unit of the time-out: seconds or requests
-    abandoned: Bools              # (N,): broken off or timed out
+    z: Small  # (N, M): EM drop, -1, 0 or +1; read only where labelled
+    disagrees: Bools  # (N, M): the answer at the level is not the full run's
+    labelled: Bools  # (N,): somebody who counts said what is right, see `trust`
+    age: Floats  # (N,): since the run ended, in the unit of the time-out: seconds or requests
+    abandoned: Bools  # (N,): broken off or timed out
     missing: Bools | None = None  # (N, M): the level's checkpoint was never recorded; None: all were
 
     def __post_init__(self) -> None:
@@ -55,7 +55,7 @@ class MatureAudits:
     """Which audits a certificate may look at, and what it sees."""
 
     enters: Bools  # (N,)
-    z: Small       # (N, M): what each counts as now, whether it enters or not
+    z: Small  # (N, M): what each counts as now, whether it enters or not
 
     @property
     def counted(self) -> Small:
@@ -67,7 +67,7 @@ class MatureAudits:
 class LabelNeeds:
     """Audits whose label could change what is certified, the most urgent first."""
 
-    rows: Ints    # (K,): numbers of the audits
+    rows: Ints  # (K,): numbers of the audits
     left: Floats  # (K,): until the audit counts as lost; at most 0: it does already, and a label still corrects it
 
 

@@ -37,16 +37,18 @@ import numpy as np
 from suffice.assurance.certify import Counts
 from suffice.types import Feedback
 
-MAX_SHARE: Final = 0.05   # of the audits that can use a label, for one key
-TRUSTED: Final = 2        # keys that speak with this trust or more are not capped
-INFERENCE_KEY: Final = "key"    # the door (`Feedback.door`) of keys that may ask the model
+MAX_SHARE: Final = 0.05  # of the audits that can use a label, for one key
+TRUSTED: Final = 2  # keys that speak with this trust or more are not capped
+INFERENCE_KEY: Final = "key"  # the door (`Feedback.door`) of keys that may ask the model
 BEHAVIOUR: Final = "behaviour"  # the source of what a user did without a word: asked again, left
-RANKS: Final[Mapping[str, int]] = MappingProxyType({
-    "reviewer": 3,     # a person whom the owner asked
-    "exact-match": 2,  # compared with a known reference by the owner's own system
-    "judge": 1,        # a judge model
-    BEHAVIOUR: -1,     # weaker than what anybody says, users included
-})
+RANKS: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "reviewer": 3,  # a person whom the owner asked
+        "exact-match": 2,  # compared with a known reference by the owner's own system
+        "judge": 1,  # a judge model
+        BEHAVIOUR: -1,  # weaker than what anybody says, users included
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +56,10 @@ class TrustedLabel:
     """One word about one audit."""
 
     audit: str
-    seq: int           # place in the log, unique; the order in which words were received
-    source: str        # "reviewer", "user" …
-    key: str           # who sent it
-    trust: int         # rank of that source, from this key, on this route; see `trust_of`
+    seq: int  # place in the log, unique; the order in which words were received
+    source: str  # "reviewer", "user" …
+    key: str  # who sent it
+    trust: int  # rank of that source, from this key, on this route; see `trust_of`
     verdict: Hashable  # what it makes of the audit; equal where it means the same, such as the audit's row of Z
 
 
@@ -66,9 +68,9 @@ class LabelSummary:
     """What the labels of a window come to."""
 
     verdicts: Mapping[str, Hashable]  # by audit; one that is not here is unlabelled
-    contested: frozenset[str]         # audits on which voices of equal trust contradict each other: ask again
-    set_aside: Mapping[str, int]      # by key: words beyond its share
-    allowed: int                      # audits that one capped key may speak for
+    contested: frozenset[str]  # audits on which voices of equal trust contradict each other: ask again
+    set_aside: Mapping[str, int]  # by key: words beyond its share
+    allowed: int  # audits that one capped key may speak for
 
 
 def trust_of(source: str, *, asks: bool = False) -> int:
@@ -110,7 +112,9 @@ def stand(
     verdicts, contested = _decide(kept)
     kept_words = set(kept)
     set_aside = Counter(label.key for label in words if label not in kept_words)
-    return LabelSummary(verdicts=verdicts, contested=contested, set_aside=dict(sorted(set_aside.items())), allowed=allowed)
+    return LabelSummary(
+        verdicts=verdicts, contested=contested, set_aside=dict(sorted(set_aside.items())), allowed=allowed
+    )
 
 
 def hardened(counts: Counts, n_lies: int) -> Counts:

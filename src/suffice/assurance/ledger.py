@@ -38,7 +38,7 @@ class LedgerEntry:
 
     route: str
     query_class: str  # "": none
-    version: str      # of the policy that was pinned for it
+    version: str  # of the policy that was pinned for it
     run: RunNumbers
 
 
@@ -47,18 +47,18 @@ class Account:
     """What is known of one route, or of one class or version in it. None: nothing to measure it on."""
 
     route: str
-    query_class: str | None       # None: all of them together
-    version: str | None           # None: all of them together
-    n_runs: int                   # those whose rows are not kept included, as the kept ones stand for them
-    n_audits: int                 # full runs that show what the stop would have answered
-    n_pending: int                # of them: it would have answered otherwise, and no label says what that cost
-    n_cut: int                    # runs with more tokens than the cap, counted as the cap
+    query_class: str | None  # None: all of them together
+    version: str | None  # None: all of them together
+    n_runs: int  # those whose rows are not kept included, as the kept ones stand for them
+    n_audits: int  # full runs that show what the stop would have answered
+    n_pending: int  # of them: it would have answered otherwise, and no label says what that cost
+    n_cut: int  # runs with more tokens than the cap, counted as the cap
     em_full: IntervalEstimate | None
-    em_stopped: IntervalEstimate | None   # stopped runs are the easy ones: not to be compared with `em_full`
-    em_drop: IntervalEstimate | None      # over audits, at the level deployed at each
+    em_stopped: IntervalEstimate | None  # stopped runs are the easy ones: not to be compared with `em_full`
+    em_drop: IntervalEstimate | None  # over audits, at the level deployed at each
     tokens_full: IntervalEstimate | None  # spent a run
     tokens_live: IntervalEstimate | None  # … of runs that are no audits, stopped or not
-    saving: IntervalEstimate | None       # of tokens, on the same audits: 1 - with the stop made / in full
+    saving: IntervalEstimate | None  # of tokens, on the same audits: 1 - with the stop made / in full
 
     @property
     def known(self) -> bool:
@@ -95,8 +95,11 @@ class _Teller:
         telling = [run for run in full if run.disagrees is not None]
         spent = [run.spent for run in runs if run.spent is not None]
         return Account(
-            route=route, query_class=query_class, version=version,
-            n_runs=round(sum(run.stands_for for run in runs)), n_audits=len(telling),
+            route=route,
+            query_class=query_class,
+            version=version,
+            n_runs=round(sum(run.stands_for for run in runs)),
+            n_audits=len(telling),
             n_pending=sum(_is_pending(run) for run in telling),
             n_cut=sum(tokens > self.cap_tokens for tokens in spent),
             em_full=self._em(full),
@@ -105,7 +108,7 @@ class _Teller:
             tokens_full=self._tokens(full),
             tokens_live=self._tokens([run for run in runs if run.enforce and not run.audit]),
             saving=self._saving(full),
-        )  # fmt: skip
+        )
 
     def _em(self, runs: Sequence[RunNumbers]) -> IntervalEstimate | None:
         marked = [run for run in runs if run.correct is not None]
@@ -115,9 +118,13 @@ class _Teller:
         mean, interval = self._between(marks, marked, high=1.0)
         n_left_out = len(runs) - len(marked)
         return IntervalEstimate(
-            value=mean, low=interval.low, high=interval.high, n=len(marked), method=METHOD,
+            value=mean,
+            low=interval.low,
+            high=interval.high,
+            n=len(marked),
+            method=METHOD,
             note=f"{n_left_out} runs without a label are left out" if n_left_out else None,
-        )  # fmt: skip
+        )
 
     def _drop(self, audits: Sequence[RunNumbers]) -> IntervalEstimate | None:
         """Unlabelled disagreement counts as lost, and at the lower end as gained: the truth lies between."""
@@ -127,10 +134,13 @@ class _Teller:
         best = np.array([_drop_of(run, pending=-1) for run in audits], dtype=np.float64)
         n_pending, alpha = int((worst != best).sum()), (1 - self.confidence) / 2
         return IntervalEstimate(
-            value=float(worst.mean()), n=len(audits), method=METHOD,
-            low=mean_above(watch(best, low=-1), alpha, low=-1), high=mean_below(watch(worst, low=-1), alpha, low=-1),
+            value=float(worst.mean()),
+            n=len(audits),
+            method=METHOD,
+            low=mean_above(watch(best, low=-1), alpha, low=-1),
+            high=mean_below(watch(worst, low=-1), alpha, low=-1),
             note=f"{n_pending} audits without a label count as lost" if n_pending else None,
-        )  # fmt: skip
+        )
 
     def _tokens(self, runs: Sequence[RunNumbers]) -> IntervalEstimate | None:
         counted = [run for run in runs if run.spent is not None]
@@ -148,18 +158,22 @@ class _Teller:
 
     def _saving(self, full: Sequence[RunNumbers]) -> IntervalEstimate | None:
         pairs = [
-            (run.would_spend, run.baseline_tokens) for run in full
+            (run.would_spend, run.baseline_tokens)
+            for run in full
             if run.would_spend is not None and run.baseline_tokens is not None
-        ]  # fmt: skip
+        ]
         whole = self._cut([delivered for _, delivered in pairs])
         if not whole.sum():
             return None
         part = self._cut([would_spend for would_spend, _ in pairs])
         interval = ratio_between(watch_pairs(part, whole, cap=self.cap_tokens), self.confidence)
         return IntervalEstimate(
-            value=1 - float(part.sum() / whole.sum()), low=1 - interval.high, high=1 - interval.low, n=len(pairs),
+            value=1 - float(part.sum() / whole.sum()),
+            low=1 - interval.high,
+            high=1 - interval.low,
+            n=len(pairs),
             method=METHOD,
-        )  # fmt: skip
+        )
 
     def _cut(self, tokens: Sequence[float]) -> Floats:
         return np.minimum(np.array(tokens, dtype=np.float64), self.cap_tokens)
@@ -184,7 +198,7 @@ class NextLevel:
     """The first level that the certificate does not allow yet, and what it takes."""
 
     level: int
-    drop: float | None     # seen at it, a fraction; None: no audits
+    drop: float | None  # seen at it, a fraction; None: no audits
     n_audits: int
     n_missing: int | None  # audits, if they go on as they have; None: so many do not fit into the window
     reason: str
@@ -212,16 +226,25 @@ def next_level(counts: Counts, *, max_em_drop: float, delta: float, window: int)
         needed = audits_to_certify(drop or 0.0, max_em_drop=max_em_drop, delta=delta, gained=gained)
     except ValueError:
         return NextLevel(
-            level=level, drop=drop, n_audits=n, n_missing=None,
+            level=level,
+            drop=drop,
+            n_audits=n,
+            n_missing=None,
             reason=f"level {level} loses {drop:.2%} so far, too near to the {max_em_drop:.2%} allowed, or more",
-        )  # fmt: skip
+        )
     if needed > window:
         return NextLevel(
-            level=level, drop=drop, n_audits=n, n_missing=None,
+            level=level,
+            drop=drop,
+            n_audits=n,
+            n_missing=None,
             reason=f"level {level} would take {needed:,} audits like those so far; the window holds {window:,}",
-        )  # fmt: skip
+        )
     missing = max(1, needed - n)
     return NextLevel(
-        level=level, drop=drop, n_audits=n, n_missing=missing,
+        level=level,
+        drop=drop,
+        n_audits=n,
+        n_missing=missing,
         reason=f"level {level} passes after about {missing:,} more audits like those so far",
-    )  # fmt: skip
+    )

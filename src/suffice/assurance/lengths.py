@@ -21,8 +21,8 @@ from itertools import accumulate
 from suffice.types import Outcome, Request, Usage
 
 WINDOW_RUNS = 1_024  # recent full runs that are kept: old ones go, so that a change shows
-MIN_RUNS = 20        # full runs seen before anything is expected from them
-MIN_LONGER = 5       # runs that thought longer; from fewer nothing is expected
+MIN_RUNS = 20  # full runs seen before anything is expected from them
+MIN_LONGER = 5  # runs that thought longer; from fewer nothing is expected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +30,8 @@ class RemainingTokens:
     """What a run that is still thinking is expected to generate from here. Tokens."""
 
     thought_tokens: float  # until it closes its thought by itself
-    answer_tokens: float   # after that
-    n: int                 # full runs behind it: those that thought longer
+    answer_tokens: float  # after that
+    n: int  # full runs behind it: those that thought longer
 
     @property
     def tokens(self) -> float:
@@ -43,10 +43,10 @@ class RemainingTokens:
 class RunLengths:
     """Recent full runs of one route, and what they say about a run that has not ended."""
 
-    n: int = 0                        # ever seen
-    mean_prompt_tokens: float = 0.0   # running mean over all
+    n: int = 0  # ever seen
+    mean_prompt_tokens: float = 0.0  # running mean over all
     _recent: deque[tuple[int, int]] = field(default_factory=deque)  # (thought, answer), oldest first
-    _ordered: list[tuple[int, int]] = field(default_factory=list)   # the same by length of thought
+    _ordered: list[tuple[int, int]] = field(default_factory=list)  # the same by length of thought
     # Sums of `_ordered` from a place to its end; []: a run was added since.
     _thoughts: list[int] = field(default_factory=list)
     _answers: list[int] = field(default_factory=list)
@@ -89,10 +89,10 @@ class HandOvers:
     """
 
     memory: int = 200
-    _prompts: float = 0.0        # tokens sent again
-    _cached: float = 0.0         # part of them that a cache served
-    _n: float = 0.0              # hand-overs
-    _overlap: float = 0.0        # tokens that the originals wrote behind the step of the stop
+    _prompts: float = 0.0  # tokens sent again
+    _cached: float = 0.0  # part of them that a cache served
+    _n: float = 0.0  # hand-overs
+    _overlap: float = 0.0  # tokens that the originals wrote behind the step of the stop
 
     @property
     def cached_share(self) -> float:

@@ -25,7 +25,7 @@ MTOK = 1_000_000  # prices are for a million tokens
 class TokenCost:
     """Money by the kind of token that it was spent on. In US dollars, never negative."""
 
-    input_usd: float = 0.0          # prompts that no cache served
+    input_usd: float = 0.0  # prompts that no cache served
     cached_input_usd: float = 0.0
     output_usd: float = 0.0
 
@@ -67,9 +67,11 @@ def cost_of_call(prices: Prices, call: UpstreamCall) -> TokenCost | None:
     if call.prompt_tokens is None:
         return None
     return cost_of(
-        prices, prompt_tokens=call.prompt_tokens, cached_tokens=call.cached_tokens,
+        prices,
+        prompt_tokens=call.prompt_tokens,
+        cached_tokens=call.cached_tokens,
         completion_tokens=call.completion_tokens,
-    )  # fmt: skip
+    )
 
 
 def total(costs: Iterable[TokenCost | None]) -> TokenCost | None:
@@ -90,12 +92,12 @@ class Finish:
     """What closing a thought now is expected to take. Tokens; fractions are expectations."""
 
     method: FinishMethod
-    prompt_tokens: float       # of the client's prompt
-    thought_tokens: float      # so far: sent again, unless the engine closes the thought in place
-    answer_tokens: float       # still to be generated
+    prompt_tokens: float  # of the client's prompt
+    thought_tokens: float  # so far: sent again, unless the engine closes the thought in place
+    answer_tokens: float  # still to be generated
     overlap_tokens: float = 0  # that the original still generates until it is cancelled
     closing_tokens: float = 0  # closing text and tag
-    cached_share: float = 0    # part of what is sent again that a prefix cache serves, [0, 1]
+    cached_share: float = 0  # part of what is sent again that a prefix cache serves, [0, 1]
 
 
 def finishing_cost(prices: Prices, finish: Finish) -> TokenCost:
@@ -109,9 +111,11 @@ def finishing_cost(prices: Prices, finish: Finish) -> TokenCost:
         return cost_of(prices, completion_tokens=finish.answer_tokens)
     sent = finish.prompt_tokens + finish.thought_tokens + finish.closing_tokens
     return cost_of(
-        prices, prompt_tokens=sent, cached_tokens=finish.cached_share * sent,
+        prices,
+        prompt_tokens=sent,
+        cached_tokens=finish.cached_share * sent,
         completion_tokens=finish.answer_tokens + finish.overlap_tokens,
-    )  # fmt: skip
+    )
 
 
 def closing_cost(prices: Prices, finish: Finish) -> TokenCost:

@@ -89,9 +89,9 @@ def pairs_to_certify(drop: float, flips: float, *, max_em_drop: float, delta: fl
 class Repeats:
     """Pairs of two full runs of the same question: how much of any difference is no difference between arms."""
 
-    n: int               # pairs
-    n_disagree: int      # with different answers
-    n_flips: int = 0     # with labels: one right and one wrong; 0 where there are none
+    n: int  # pairs
+    n_disagree: int  # with different answers
+    n_flips: int = 0  # with labels: one right and one wrong; 0 where there are none
 
     @property
     def disagreement(self) -> float:
@@ -112,15 +112,15 @@ class Repeats:
 class PairedView:
     """What double calls say of one arm, with the noise beside it: for people, at one look."""
 
-    n: int                         # pairs
-    drop: float                    # mean of Z; not a number without pairs
-    drop_high: float               # smallest drop that is refuted at the confidence, at every look
-    disagreement: float            # rate of other answers than the full run's; an upper bound of the drop
-    repeats: Repeats               # the same between two full runs
-    saved_share: float | None      # 1 - tokens of the arm / tokens of the full runs; None: not counted
-    n_disagree: int = 0            # pairs with different answers
-    n_gained: int = 0              # pairs in which the arm alone was right
-    n_lost: int = 0                # pairs in which it lost the right answer, or is held to have lost it
+    n: int  # pairs
+    drop: float  # mean of Z; not a number without pairs
+    drop_high: float  # smallest drop that is refuted at the confidence, at every look
+    disagreement: float  # rate of other answers than the full run's; an upper bound of the drop
+    repeats: Repeats  # the same between two full runs
+    saved_share: float | None  # 1 - tokens of the arm / tokens of the full runs; None: not counted
+    n_disagree: int = 0  # pairs with different answers
+    n_gained: int = 0  # pairs in which the arm alone was right
+    n_lost: int = 0  # pairs in which it lost the right answer, or is held to have lost it
 
     def sentence(self, arm: str) -> str:
         """One sentence that does not let noise pass for loss, nor loss for noise."""

@@ -26,17 +26,17 @@ SPIKE_FROM: Final = 1.0
 SPIKE_UNTIL: Final = 0.7
 SLACK_UNTIL: Final = 0.6
 SLACK_FROM: Final = 0.3
-RAISE_AFTER_S: Final = 2.0   # a load must ask for the thrifty side so long
-BLIND_S: Final = 5.0         # after a longer pause nobody knows what the load did meanwhile
-MOST_DOUBLINGS: Final = 4    # of `hold_s`
+RAISE_AFTER_S: Final = 2.0  # a load must ask for the thrifty side so long
+BLIND_S: Final = 5.0  # after a longer pause nobody knows what the load did meanwhile
+MOST_DOUBLINGS: Final = 4  # of `hold_s`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadSample:
     """What was measured. None: unknown, which is neither pressure nor slack."""
 
-    queue: float | None = None          # calls open at the upstream, over its slots
-    latency_s: float | None = None      # 95th percentile
+    queue: float | None = None  # calls open at the upstream, over its slots
+    latency_s: float | None = None  # 95th percentile
     tokens_per_s: float | None = None
     usd_per_hour: float | None = None
 
@@ -44,8 +44,8 @@ class LoadSample:
 class Strain(NamedTuple):
     """The load that is nearest to its target, or farthest above it."""
 
-    share: float     # measured over target, at least 0
-    name: str        # a field of `LoadSample`
+    share: float  # measured over target, at least 0
+    name: str  # a field of `LoadSample`
     measured: float
     target: float
 
@@ -60,11 +60,11 @@ class Operation:
     stance: Stance = "usual"
     reason: str = "no load was measured yet"
     n_moves: int = 0
-    at_s: float = 0.0                  # of the last look
+    at_s: float = 0.0  # of the last look
     more_since_s: float | None = None  # the load has asked for the thrifty side since; None: it does not
     less_since_s: float | None = None  # … for the safe side
-    lowered_s: float | None = None     # when the last move was made, if it was to the safe side; else None
-    n_doublings: int = 0               # how often the hold was doubled, because such a move came too early
+    lowered_s: float | None = None  # when the last move was made, if it was to the safe side; else None
+    n_doublings: int = 0  # how often the hold was doubled, because such a move came too early
 
 
 def strain(targets: Pressure, load: LoadSample) -> Strain | None:
@@ -73,8 +73,9 @@ def strain(targets: Pressure, load: LoadSample) -> Strain | None:
         Strain(measured / target, name, measured, target)
         for name in ("queue", "latency_s", "tokens_per_s", "usd_per_hour")
         if (target := getattr(targets, name)) is not None
-        and (measured := getattr(load, name)) is not None and isfinite(measured)
-    ]  # fmt: skip
+        and (measured := getattr(load, name)) is not None
+        and isfinite(measured)
+    ]
     return max(found, default=None)
 
 
@@ -88,10 +89,11 @@ def look(before: Operation, targets: Pressure, load: LoadSample, *, now_s: float
     seen, blind = strain(targets, load), now_s - before.at_s > BLIND_S
     more, less = _asks(before.stance, targets, seen)
     since = replace(
-        before, at_s=now_s,
+        before,
+        at_s=now_s,
         more_since_s=_since(before.more_since_s, now_s, asks=more, blind=blind),
         less_since_s=_since(before.less_since_s, now_s, asks=less, blind=blind),
-    )  # fmt: skip
+    )
     if more and seen is not None and _for(since.more_since_s, now_s) >= RAISE_AFTER_S:
         return _raised(since, targets, seen)
     hold_s = targets.hold_s * 2**since.n_doublings
@@ -146,17 +148,26 @@ def _raised(now: Operation, targets: Pressure, seen: Strain) -> Operation:
         early = now.at_s - now.lowered_s < 2 * targets.hold_s * 2**n_doublings
         n_doublings = min(MOST_DOUBLINGS, n_doublings + 1) if early else 0
     return replace(
-        now, stance="spike" if seen.share >= SPIKE_FROM else "usual", n_moves=now.n_moves + 1,
-        reason=f"{seen} for {RAISE_AFTER_S:g} s", more_since_s=None, less_since_s=None, lowered_s=None,
+        now,
+        stance="spike" if seen.share >= SPIKE_FROM else "usual",
+        n_moves=now.n_moves + 1,
+        reason=f"{seen} for {RAISE_AFTER_S:g} s",
+        more_since_s=None,
+        less_since_s=None,
+        lowered_s=None,
         n_doublings=n_doublings,
-    )  # fmt: skip
+    )
 
 
 def _lowered(now: Operation, seen: Strain | None, hold_s: float) -> Operation:
     """One move to the safe side."""
     last = "no load was measured" if seen is None else str(seen)
     return replace(
-        now, stance="usual" if now.stance == "spike" else "slack", n_moves=now.n_moves + 1,
-        reason=f"the load was low for {hold_s:g} s; at last {last}", more_since_s=None, less_since_s=None,
+        now,
+        stance="usual" if now.stance == "spike" else "slack",
+        n_moves=now.n_moves + 1,
+        reason=f"the load was low for {hold_s:g} s; at last {last}",
+        more_since_s=None,
+        less_since_s=None,
         lowered_s=now.at_s,
-    )  # fmt: skip
+    )

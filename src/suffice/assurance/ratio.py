@@ -28,7 +28,7 @@ class WatchedPairs:
     n: int = 0
     part: float = 0.0
     whole: float = 0.0
-    part_deviation: float = 0.0   # squared, each from the mean of those before it
+    part_deviation: float = 0.0  # squared, each from the mean of those before it
     cross_deviation: float = 0.0  # products of both
     whole_deviation: float = 0.0
 
@@ -60,11 +60,13 @@ def watch_pairs(
     squares = away.T @ away
     total = so_far + scaled.sum(axis=0)
     return WatchedPairs(
-        n=start.n + len(scaled), part=float(total[0]), whole=float(total[1]),
+        n=start.n + len(scaled),
+        part=float(total[0]),
+        whole=float(total[1]),
         part_deviation=start.part_deviation + float(squares[0, 0]),
         cross_deviation=start.cross_deviation + float(squares[0, 1]),
         whole_deviation=start.whole_deviation + float(squares[1, 1]),
-    )  # fmt: skip
+    )
 
 
 def ratio_between(watched: WatchedPairs, confidence: float, *, v_opt: float = V_OPT) -> Interval:
@@ -81,9 +83,14 @@ def ratio_between(watched: WatchedPairs, confidence: float, *, v_opt: float = V_
 
 
 def weighted_between(
-    values: NDArray[np.float64], weights: NDArray[np.float64], confidence: float, *,
-    most_weight: float, low: float = 0.0, high: float = 1.0,
-) -> tuple[float, Interval]:  # fmt: skip
+    values: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    confidence: float,
+    *,
+    most_weight: float,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> tuple[float, Interval]:
     """A weighted mean of values in [low, high] and its confidence sequence, valid at every look.
 
     values, weights  shape (n,), at least one, in the order in which they came; a weight is fixed before its value is

@@ -21,17 +21,19 @@ class Outlook:
     """One route at one look."""
 
     route: str
-    at: int                       # requests of the route so far
-    epoch: int                    # 0: no control loop has begun with it
-    since: int                    # requests of the route when the accounts began
-    confidence: float             # of each interval by itself, in (0, 1)
-    cap_tokens: float | None      # that a run can count with in the accounts; None: they have not begun
+    at: int  # requests of the route so far
+    epoch: int  # 0: no control loop has begun with it
+    since: int  # requests of the route when the accounts began
+    confidence: float  # of each interval by itself, in (0, 1)
+    cap_tokens: float | None  # that a run can count with in the accounts; None: they have not begun
     accounts: tuple[Account, ...] = ()
     drop: Forecast | None = None  # of the EM drop at the deployed level; None: too little is known
-    em: Forecast | None = None    # of the EM of delivered answers; None: no critical EM, or too little is known
-    alerts: tuple[Of, ...] = ()   # that stand
+    em: Forecast | None = None  # of the EM of delivered answers; None: no critical EM, or too little is known
+    alerts: tuple[Of, ...] = ()  # that stand
     author: str = ""
-    likings: tuple[SatisfactionEffect, ...] = ()  # what people say of the same runs, by measure; (): nobody said anything
+    likings: tuple[
+        SatisfactionEffect, ...
+    ] = ()  # what people say of the same runs, by measure; (): nobody said anything
 
     @property
     def whole(self) -> Account | None:
@@ -66,9 +68,9 @@ class Alert:
 
     route: str
     epoch: int
-    at: int                # requests of the route when it was raised
+    at: int  # requests of the route when it was raised
     of: Of
-    limit: float           # a fraction: the budget, or the critical EM
-    expected: int | None   # number of the request at which the forecast crosses; None: only its worse end does
-    reason: str            # the forecast's sentence
+    limit: float  # a fraction: the budget, or the critical EM
+    expected: int | None  # number of the request at which the forecast crosses; None: only its worse end does
+    reason: str  # the forecast's sentence
     author: str = ""

@@ -18,7 +18,7 @@ from suffice.types import Episode, Feedback, Outcome, Request
 UNKNOWN_ENDS = ("rejected", "shutdown", "lost")  # nothing was asked of the model, or nobody knows what came back
 ABANDONED_ENDS = ("client_left", "timeout")  # an audit that ends so counts as a loss (CONTRACT.md §3)
 FINISHED_ENDS = ("done", "truncated")  # a full run that shows what the model answers
-ENDED = (*FINISHED_ENDS, "stopped")     # any run that came to an answer, or to none, by itself or by a stop
+ENDED = (*FINISHED_ENDS, "stopped")  # any run that came to an answer, or to none, by itself or by a stop
 # What labels were asked for that say something of the average answer: nothing, or a draw at random. Runs that people
 # were asked about because they were doubtful are worse than the average one.
 REPRESENTATIVE = ("", "control")
@@ -58,29 +58,29 @@ class LabelledEpisode(Protocol):
 class RunNumbers:
     """One governed request, boiled down to the numbers that the report needs."""
 
-    group: str                # runs of one question are not independent
+    group: str  # runs of one question are not independent
     full: bool
     enforce: bool
     audit: bool
-    weight: float             # 1/P(lot): makes the two arms comparable when the audit share moved
+    weight: float  # 1/P(lot): makes the two arms comparable when the audit share moved
     stopped: bool
     would_stop: bool
-    spent: float | None       # tokens generated for the delivered run, in probes, and discarded
-    processed: float | None   # the same with prompts that no cache served
+    spent: float | None  # tokens generated for the delivered run, in probes, and discarded
+    processed: float | None  # the same with prompts that no cache served
     # What the run alone would have taken; where a vote was decided early, all of its samples (`lengths`).
     baseline_tokens: float | None
     baseline_processed: float | None
     would_spend: float | None
-    cost_usd: float | None    # of everything, at the prices of its time; None: unknown
+    cost_usd: float | None  # of everything, at the prices of its time; None: unknown
     baseline_usd: float | None  # what the run alone would have cost, as `baseline_tokens`
     would_cost_usd: float | None  # with the shadow stop made
-    correct: bool | None      # None: no label says so, it was picked on purpose, or nobody knows the answer
-    disagrees: bool | None    # None: this run says nothing about it
-    drop: int | None          # -1, 0, +1; None: as above, or no label
-    abandoned_audit: bool     # counted as a loss, labelled or not
+    correct: bool | None  # None: no label says so, it was picked on purpose, or nobody knows the answer
+    disagrees: bool | None  # None: this run says nothing about it
+    drop: int | None  # -1, 0, +1; None: as above, or no label
+    abandoned_audit: bool  # counted as a loss, labelled or not
     undrawn_tokens: float = 0.0  # estimate: of the samples that a decided vote did not draw
     undrawn_usd: float = 0.0  # … and what these would have cost; 0 where prices are unknown
-    stands_for: float = 1.0   # so many runs like it, those whose rows are not kept included (`sampling.weight_of`)
+    stands_for: float = 1.0  # so many runs like it, those whose rows are not kept included (`sampling.weight_of`)
 
     @property
     def would_save_usd(self) -> float | None:

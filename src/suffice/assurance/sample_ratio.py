@@ -24,9 +24,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-WEIGHT: Final = 100.0          # requests that the alternative is worth: at 5 % it looks for shares of 2 to 10 %
+WEIGHT: Final = 100.0  # requests that the alternative is worth: at 5 % it looks for shares of 2 to 10 %
 LOG_ALARM: Final = log(1_000)  # a healthy lottery ever reaches it with probability at most 1/1000
-_DIGITS: Final = 9             # 1 - (1 - 0.05) is not 0.05; shares that are equal to nine digits are one share
+_DIGITS: Final = 9  # 1 - (1 - 0.05) is not 0.05; shares that are equal to nine digits are one share
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,9 +32,9 @@ from typing import Final
 from suffice.types import EndReason, Outcome, Request
 
 BAD_ENDS: Final = frozenset({"upstream_error", "timeout", "internal_error"})
-LEAST_LIVE: Final = 0.1    # of the rate that was asked for: live runs keep that much, however many audits there are
+LEAST_LIVE: Final = 0.1  # of the rate that was asked for: live runs keep that much, however many audits there are
 LEAST_CLASS: Final = 0.25  # of the rate of all live runs: no class is kept at less, whatever the others need
-PRIOR_RUNS: Final = 50.0   # a class is held to be as uncertain as all of them, until so many of its runs say otherwise
+PRIOR_RUNS: Final = 50.0  # a class is held to be as uncertain as all of them, until so many of its runs say otherwise
 
 
 # --------------------------------------------------------------------------- what has rows, and its weight
@@ -89,25 +89,25 @@ def worth(weights: Sequence[float]) -> float:
 class Unkept:
     """The requests of one class and version that ended without rows, all of them governed or all for one reason not."""
 
-    query_class: str               # "": none
-    version: str                   # of the policy, with its level
-    ungoverned: str                # why they passed through; "": they were governed, and could be stopped
+    query_class: str  # "": none
+    version: str  # of the policy, with its level
+    ungoverned: str  # why they passed through; "": they were governed, and could be stopped
     n: int
     ends: tuple[tuple[EndReason, int], ...]
     n_stopped: int = 0
-    n_counted: int = 0             # whose tokens are known
-    prompt_tokens: int = 0         # of the clients, each prompt once
-    completion_tokens: int = 0     # of delivered runs
-    cached_tokens: int = 0         # part of `prompt_tokens` that a prefix cache served
+    n_counted: int = 0  # whose tokens are known
+    prompt_tokens: int = 0  # of the clients, each prompt once
+    completion_tokens: int = 0  # of delivered runs
+    cached_tokens: int = 0  # part of `prompt_tokens` that a prefix cache served
     probe_tokens: int = 0
-    extra_prompt_tokens: int = 0   # prompts sent again
+    extra_prompt_tokens: int = 0  # prompts sent again
     cached_prompt_tokens: int = 0  # part of them that a prefix cache served
-    discarded_tokens: int = 0      # generated, paid for, not delivered
-    saved_tokens: int = 0          # estimated, over stopped runs
-    n_priced: int = 0              # whose cost is known
+    discarded_tokens: int = 0  # generated, paid for, not delivered
+    saved_tokens: int = 0  # estimated, over stopped runs
+    n_priced: int = 0  # whose cost is known
     cost_usd: float = 0.0
     overhead_usd: float = 0.0
-    saved_usd: float = 0.0         # estimated, over stopped runs
+    saved_usd: float = 0.0  # estimated, over stopped runs
     duration_s: float = 0.0
 
 
@@ -118,8 +118,8 @@ class Unkept:
 class Rates:
     """At which rates live requests of one route are kept, each in (0, 1]."""
 
-    other: float                                   # of classes that are not named
-    by_class: tuple[tuple[str, float], ...] = ()   # sorted by class
+    other: float  # of classes that are not named
+    by_class: tuple[tuple[str, float], ...] = ()  # sorted by class
 
     def of(self, query_class: str) -> float:
         """The rate of a class; "": of requests without one."""
@@ -143,10 +143,10 @@ class Stratum:
     """What kept live runs of one class have shown."""
 
     query_class: str
-    n_requests: float        # live ones of the class, kept or not
-    n_runs: float = 0.0      # kept ones with known tokens …
-    tokens: float = 0.0      # … their sum
-    squares: float = 0.0     # … and the sum of their squares
+    n_requests: float  # live ones of the class, kept or not
+    n_runs: float = 0.0  # kept ones with known tokens …
+    tokens: float = 0.0  # … their sum
+    squares: float = 0.0  # … and the sum of their squares
     n_labelled: float = 0.0
     n_right: float = 0.0
 

@@ -23,9 +23,9 @@ from suffice.settings import Metric
 from suffice.settings.feedback import span_of
 from suffice.types import Feedback
 
-BETS: Final = (0.1, 0.3, 0.6, 0.9)   # parts of the wealth; small ones find small falls, large ones large falls quickly
-START_EVERY: Final = 50              # pairs after which new bets begin, so that a long peace costs no old wealth
-MEMORY_RATINGS: Final = 200          # of stopped runs: the mean that is compared with the floor forgets older ones
+BETS: Final = (0.1, 0.3, 0.6, 0.9)  # parts of the wealth; small ones find small falls, large ones large falls quickly
+START_EVERY: Final = 50  # pairs after which new bets begin, so that a long peace costs no old wealth
+MEMORY_RATINGS: Final = 200  # of stopped runs: the mean that is compared with the floor forgets older ones
 MOST_WEALTH: Final = 1e100
 
 
@@ -34,7 +34,7 @@ class RatedRun:
     """One rated run that the lottery could have made an audit, and that was stopped if it was none."""
 
     audit: bool
-    satisfaction: float   # [0, 1]
+    satisfaction: float  # [0, 1]
     stands_for: float = 1.0  # so many runs like it, at least 1 (`sampling`)
 
 
@@ -42,12 +42,12 @@ class RatedRun:
 class SatisfactionVerdict:
     """What the ratings say of stopping."""
 
-    safer: bool               # take the next safer level
+    safer: bool  # take the next safer level
     reason: str
     n_pairs: int
-    drop: float | None        # mean satisfaction of audits minus that of stopped runs, over pairs; None: no pair
-    stopped: float | None     # mean satisfaction of the latest stopped runs; None: none was rated
-    e_value: float            # evidence against "stopped runs are rated as well"; 1/delta proves a fall
+    drop: float | None  # mean satisfaction of audits minus that of stopped runs, over pairs; None: no pair
+    stopped: float | None  # mean satisfaction of the latest stopped runs; None: none was rated
+    e_value: float  # evidence against "stopped runs are rated as well"; 1/delta proves a fall
 
 
 def satisfaction_of(feedback: Feedback) -> float | None:
@@ -123,8 +123,8 @@ class _Mean:
 class RatingPairs:
     """Audits against the stopped runs between them, in the order in which they came."""
 
-    _audits: _Mean = field(default_factory=_Mean)      # that wait for a partner
-    _partners: _Mean = field(default_factory=_Mean)    # stopped runs since the last pair
+    _audits: _Mean = field(default_factory=_Mean)  # that wait for a partner
+    _partners: _Mean = field(default_factory=_Mean)  # stopped runs since the last pair
 
     def add(self, value: float, *, audit: bool, weight: float = 1.0) -> tuple[float, float] | None:
         """Take the next run in: the pair that it completes, as audits minus partners, and its weight; None: none yet.
@@ -156,9 +156,9 @@ class SatisfactionTest:
     drops: _Mean = field(default_factory=_Mean)
     _pairing: RatingPairs = field(default_factory=RatingPairs)
     _wealth: list[float] = field(default_factory=lambda: [0.0] * len(BETS))  # of the bets that have begun
-    _unspent: float = 1.0                              # weight of those that have not
+    _unspent: float = 1.0  # weight of those that have not
     _n_stopped: int = 0
-    _mean_weight: float = 0.0                          # of the latest stopped runs
+    _mean_weight: float = 0.0  # of the latest stopped runs
 
     def __post_init__(self) -> None:
         """Check the parameters."""
@@ -192,9 +192,13 @@ class SatisfactionTest:
         if self.e_value >= 1 / self.delta:
             reason = f"rated worse than audits, but not below {self.floor:.2f}"
         return SatisfactionVerdict(
-            safer=self.asks is not None, reason=self.asks or reason, n_pairs=self.n_pairs, drop=self.drop,
-            stopped=self.stopped, e_value=self.e_value,
-        )  # fmt: skip
+            safer=self.asks is not None,
+            reason=self.asks or reason,
+            n_pairs=self.n_pairs,
+            drop=self.drop,
+            stopped=self.stopped,
+            e_value=self.e_value,
+        )
 
     def _add(self, rated: RatedRun) -> None:
         if not (isfinite(rated.satisfaction) and 0 <= rated.satisfaction <= 1):

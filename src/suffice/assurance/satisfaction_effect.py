@@ -58,12 +58,12 @@ class Measure:
 class FeedbackValue:
     """One piece of feedback on one run, boiled down."""
 
-    seq: int                        # place in the log: the order in which words were received
-    voice: str                      # who says it: a later word of the same voice replaces an earlier one
+    seq: int  # place in the log: the order in which words were received
+    voice: str  # who says it: a later word of the same voice replaces an earlier one
     values: tuple[tuple[str, float], ...]  # measure and value, in the measure's own unit
-    capped: bool = False            # its key speaks for a share of the runs at most
-    weight: float = 1.0             # one over the share of people who were asked, at least 1
-    user: str = ""                  # the person, where named
+    capped: bool = False  # its key speaks for a share of the runs at most
+    weight: float = 1.0  # one over the share of people who were asked, at least 1
+    user: str = ""  # the person, where named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +72,13 @@ class Heard:
 
     query_class: str
     version: str
-    full: bool              # it ran in full by design
-    stopped: bool           # the policy ended it early
-    drawn: bool             # a stop was asked for, and the lottery could have made it an audit or none
+    full: bool  # it ran in full by design
+    stopped: bool  # the policy ended it early
+    drawn: bool  # a stop was asked for, and the lottery could have made it an audit or none
     audit: bool
-    conversation: str       # that the run belongs to, or the run itself
+    conversation: str  # that the run belongs to, or the run itself
     words: tuple[FeedbackValue, ...] = ()
-    stands_for: float = 1.0 # so many runs like it, those whose rows are not kept included
+    stands_for: float = 1.0  # so many runs like it, those whose rows are not kept included
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,17 +87,17 @@ class SatisfactionEffect:
 
     measure: str
     better: Literal["higher", "lower"]
-    query_class: str | None         # None: all of them together
-    version: str | None             # None: all of them together
+    query_class: str | None  # None: all of them together
+    version: str | None  # None: all of them together
     n_runs: int
-    n_heard: int                    # of them: somebody said something of the kind
-    everybody: IntervalEstimate | None      # full and stopped runs together
+    n_heard: int  # of them: somebody said something of the kind
+    everybody: IntervalEstimate | None  # full and stopped runs together
     full: IntervalEstimate | None
-    stopped: IntervalEstimate | None        # stopped runs are the easy ones: not to be compared with `full`
-    effect: IntervalEstimate | None         # stopped minus full, paired; None: no pair, or the measure speaks of users
-    rated_audits: float | None      # share of drawn audits of which something was said; None: there was none
-    rated_stopped: float | None     # likewise, of the runs that were stopped in their place
-    n_set_aside: int = 0            # words beyond the share of one key
+    stopped: IntervalEstimate | None  # stopped runs are the easy ones: not to be compared with `full`
+    effect: IntervalEstimate | None  # stopped minus full, paired; None: no pair, or the measure speaks of users
+    rated_audits: float | None  # share of drawn audits of which something was said; None: there was none
+    rated_stopped: float | None  # likewise, of the runs that were stopped in their place
+    n_set_aside: int = 0  # words beyond the share of one key
 
 
 def likings(
@@ -200,14 +200,19 @@ class _Teller:
         of_users = self._measure.level == "user"
         effect = None if of_users else self._effect([(run.audit, one) for run, one in said if run.drawn], drawn)
         return SatisfactionEffect(
-            measure=self._measure.name, better=self._measure.better, query_class=query_class, version=version,
-            n_runs=len(members), n_heard=n_heard,
+            measure=self._measure.name,
+            better=self._measure.better,
+            query_class=query_class,
+            version=version,
+            n_runs=len(members),
+            n_heard=n_heard,
             everybody=self._mean([one for _, one in said]),
             full=None if of_users else self._mean([one for run, one in said if run.full]),
             stopped=None if of_users else self._mean([one for run, one in said if run.stopped]),
-            effect=effect, rated_audits=_share([heard for audit, heard in drawn if audit]),
+            effect=effect,
+            rated_audits=_share([heard for audit, heard in drawn if audit]),
             rated_stopped=_share([heard for audit, heard in drawn if not audit]),
-        )  # fmt: skip
+        )
 
     def _of_silence(self, run: Heard) -> _Value | None:
         """What a run says of which nobody says anything; None: nothing."""
@@ -221,9 +226,13 @@ class _Teller:
         n_silent, span = len(values) - len(known), self._measure.high - self._measure.low
         start = self._measure.low
         return IntervalEstimate(
-            value=start + span * mean, low=start + span * low, high=start + span * high, n=len(known), method=METHOD,
+            value=start + span * mean,
+            low=start + span * low,
+            high=start + span * high,
+            n=len(known),
+            method=METHOD,
             note=f"of those who spoke; {n_silent:,} runs without a word are left out" if n_silent else None,
-        )  # fmt: skip
+        )
 
     def _effect(
         self, drawn: Sequence[tuple[bool, _Value | None]], heard: Sequence[tuple[bool, bool]]
@@ -232,18 +241,23 @@ class _Teller:
         pairing = RatingPairs()
         scaled = self._scaled([one for _, one in known])
         pairs = [
-            pair for (audit, one), value in zip(known, scaled.tolist(), strict=True)
+            pair
+            for (audit, one), value in zip(known, scaled.tolist(), strict=True)
             if (pair := pairing.add(value, audit=audit, weight=one.weight)) is not None
-        ]  # fmt: skip
+        ]
         if not pairs:
             return None
         drops, weights = (np.array(column, dtype=np.float64) for column in zip(*pairs, strict=True))
         mean, low, high = self._between(-drops, weights, least=-1.0)
         span = self._measure.high - self._measure.low
         return IntervalEstimate(
-            value=span * mean, low=span * low, high=span * high, n=len(pairs), method=PAIRED,
+            value=span * mean,
+            low=span * low,
+            high=span * high,
+            n=len(pairs),
+            method=PAIRED,
             note=None if self._silent is not None else self._who_votes(heard),
-        )  # fmt: skip
+        )
 
     def _who_votes(self, heard: Sequence[tuple[bool, bool]]) -> str | None:
         """A warning where audits and stopped runs are surely not rated alike often."""

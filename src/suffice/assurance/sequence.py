@@ -67,12 +67,15 @@ def watch(
         guesses[0] = start.mean
         guesses[1:] = totals[:-1] / (start.n + np.arange(1, len(scaled)))
     return SequenceState(
-        n=start.n + len(scaled), total=start.total + float(scaled.sum()),
+        n=start.n + len(scaled),
+        total=start.total + float(scaled.sum()),
         deviation=start.deviation + float(((scaled - guesses) ** 2).sum()),
-    )  # fmt: skip
+    )
 
 
-def mean_below(watched: SequenceState, alpha: float, *, low: float = 0.0, high: float = 1.0, v_opt: float = V_OPT) -> float:
+def mean_below(
+    watched: SequenceState, alpha: float, *, low: float = 0.0, high: float = 1.0, v_opt: float = V_OPT
+) -> float:
     """Upper bound: the chance that it is ever below the running mean is at most `alpha`.
 
     Conjugate-mixture empirical Bernstein: a gamma-exponential mixture over S_t = sum of (X - mean) with V_t the squared
@@ -85,7 +88,9 @@ def mean_below(watched: SequenceState, alpha: float, *, low: float = 0.0, high: 
     return low + (high - low) * min(1.0, watched.mean + _radius(watched, alpha, v_opt))
 
 
-def mean_above(watched: SequenceState, alpha: float, *, low: float = 0.0, high: float = 1.0, v_opt: float = V_OPT) -> float:
+def mean_above(
+    watched: SequenceState, alpha: float, *, low: float = 0.0, high: float = 1.0, v_opt: float = V_OPT
+) -> float:
     """Lower bound, as `mean_below`."""
     return low + (high - low) * max(0.0, watched.mean - _radius(watched, alpha, v_opt))
 

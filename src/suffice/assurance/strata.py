@@ -17,7 +17,7 @@ from typing import Final
 
 from suffice.assurance.ledger import KNOWN_AUDITS
 
-MIN_STRATUM: Final = 20        # audits of a class; smaller classes are taken together
+MIN_STRATUM: Final = 20  # audits of a class; smaller classes are taken together
 POST_CONFIDENCE: Final = 0.99  # of the lower bound: it is looked at again and again
 
 
@@ -28,7 +28,7 @@ class Cell:
     query_class: str
     n_full: int
     n_full_right: int
-    n_stopping: int        # of the side that stops, whether this run was stopped or not
+    n_stopping: int  # of the side that stops, whether this run was stopped or not
     n_stopping_right: int
 
     @property
@@ -53,10 +53,10 @@ class Cell:
 class StandardisedDrop:
     """The same comparison made twice. Believe the second."""
 
-    pooled_drop: float | None        # all runs of one side against all of the other
+    pooled_drop: float | None  # all runs of one side against all of the other
     standardised_drop: float | None  # drops of the classes, weighted by their part of all runs; None: not for each
-    harmed: tuple[str, ...]          # known classes that lose more than the margin
-    unknown: tuple[str, ...]         # classes with under 200 runs on a side
+    harmed: tuple[str, ...]  # known classes that lose more than the margin
+    unknown: tuple[str, ...]  # classes with under 200 runs on a side
 
     @property
     def misleading(self) -> bool:
@@ -71,10 +71,12 @@ def standardise(cells: Sequence[Cell], *, margin: float = 0.0) -> StandardisedDr
     margin  EM that a class may lose, a fraction; point estimates are compared, no interval is made
     """
     everything = Cell(
-        query_class="", n_full=sum(cell.n_full for cell in cells),
-        n_full_right=sum(cell.n_full_right for cell in cells), n_stopping=sum(cell.n_stopping for cell in cells),
+        query_class="",
+        n_full=sum(cell.n_full for cell in cells),
+        n_full_right=sum(cell.n_full_right for cell in cells),
+        n_stopping=sum(cell.n_stopping for cell in cells),
         n_stopping_right=sum(cell.n_stopping_right for cell in cells),
-    )  # fmt: skip
+    )
     filled = [cell for cell in cells if cell.n]
     drops = [(cell, cell.drop) for cell in filled]
     weighted = [cell.n * drop for cell, drop in drops if drop is not None]
@@ -93,15 +95,15 @@ class Outcomes:
 
     n: int
     n_gained: int  # Z = -1
-    n_lost: int    # Z = +1
+    n_lost: int  # Z = +1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostStratifiedDrop:
     """The drop of a mix of classes, from audits of another mix."""
 
-    drop: float    # fraction, of the classes that audits know
-    low: float     # lower confidence bound of the drop, at least 0
+    drop: float  # fraction, of the classes that audits know
+    low: float  # lower confidence bound of the drop, at least 0
     unseen: float  # part of the mix in classes without audits, [0, 1]; 1: nothing is known and the drop is 0
 
     def alarm(self, max_em_drop: float) -> str | None:
@@ -147,6 +149,4 @@ def post_stratify(
         return PostStratifiedDrop(drop=mean / (1 - unseen) if unseen < 1 else 0.0, low=0.0, unseen=min(1.0, unseen))
     nine = 9 * mean * mean / variance
     root = 1 - 1 / nine - NormalDist().inv_cdf(confidence) / sqrt(nine)
-    return PostStratifiedDrop(
-        drop=mean / (1 - unseen), low=mean / (1 - unseen) * max(0.0, root) ** 3, unseen=unseen
-    )
+    return PostStratifiedDrop(drop=mean / (1 - unseen), low=mean / (1 - unseen) * max(0.0, root) ** 3, unseen=unseen)

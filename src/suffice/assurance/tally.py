@@ -23,27 +23,27 @@ from suffice.assurance.runs import FINISHED_ENDS, RunNumbers
 from suffice.assurance.sampling import Unkept
 from suffice.types import Outcome, Request, Usage
 
-N_GROUPS: Final = 32     # of questions, by a hash of their key
+N_GROUPS: Final = 32  # of questions, by a hash of their key
 MOST_VERSIONS: Final = 50  # of policies that are named, the first ones
 
 
 class Tally(msgspec.Struct, kw_only=True):
     """Everything a report is made of. Plain data: it is kept as JSON."""
 
-    scorer: str = ""            # by which answers were compared with labels
-    n_asked: int = 0            # requests, ended or not
-    certified: bool = True      # every governed request ran under a certified policy
-    kinds: list[str] = []       # seen, oldest first
+    scorer: str = ""  # by which answers were compared with labels
+    n_asked: int = 0  # requests, ended or not
+    certified: bool = True  # every governed request ran under a certified policy
+    kinds: list[str] = []  # seen, oldest first
     modes: list[str] = []
     versions: list[str] = []
     ends: dict[str, int] = {}
     degraded: dict[str, int] = {}
     ungoverned: dict[str, int] = {}
-    tokens: dict[str, int] = {}        # by field of `TokenTotals`
-    money: dict[str, float] = {}       # by field of `MoneyTotals`
-    counts: dict[str, int] = {}        # of governed runs, by name
-    audits_at_s: list[float] = []      # the latest, oldest first
-    extracted: str = ""                # of the latest full runs, oldest first: "1", its answer could be read, or "0"
+    tokens: dict[str, int] = {}  # by field of `TokenTotals`
+    money: dict[str, float] = {}  # by field of `MoneyTotals`
+    counts: dict[str, int] = {}  # of governed runs, by name
+    audits_at_s: list[float] = []  # the latest, oldest first
+    extracted: str = ""  # of the latest full runs, oldest first: "1", its answer could be read, or "0"
     rates: dict[str, list[float]] = {}  # by name: marked runs, sums of weights, of weights of true marks, of squares
     groups: dict[str, dict[int, list[float]]] = {}  # by name and group of questions: runs, then sums
 
@@ -98,19 +98,27 @@ class Tally(msgspec.Struct, kw_only=True):
         self._pay("governed_usd", cell.cost_usd)
         self._pay("overhead_usd", cell.overhead_usd)
         for name, n in (
-            ("n_unknown", cell.n - cell.n_counted), ("client_prompt", cell.prompt_tokens),
-            ("client_completion", cell.completion_tokens), ("client_cached", cell.cached_tokens),
-            ("probe", cell.probe_tokens), ("extra_prompt", cell.extra_prompt_tokens),
-            ("cached_prompt", cell.cached_prompt_tokens), ("discarded", cell.discarded_tokens),
-        ):  # fmt: skip
+            ("n_unknown", cell.n - cell.n_counted),
+            ("client_prompt", cell.prompt_tokens),
+            ("client_completion", cell.completion_tokens),
+            ("client_cached", cell.cached_tokens),
+            ("probe", cell.probe_tokens),
+            ("extra_prompt", cell.extra_prompt_tokens),
+            ("cached_prompt", cell.cached_prompt_tokens),
+            ("discarded", cell.discarded_tokens),
+        ):
             _count(self.tokens, name, n)
 
     def _add_counts(self, request: Request, outcome: Outcome, run: RunNumbers) -> None:
         for name, holds in (
-            ("governed", True), ("stopped", outcome.stopped), ("audits", run.audit),
-            ("abandoned", run.abandoned_audit), ("telling", run.audit and run.disagrees is not None),
-            ("disagreeing", run.audit and run.disagrees is True), ("would_stop", run.full and run.would_stop),
-        ):  # fmt: skip
+            ("governed", True),
+            ("stopped", outcome.stopped),
+            ("audits", run.audit),
+            ("abandoned", run.abandoned_audit),
+            ("telling", run.audit and run.disagrees is not None),
+            ("disagreeing", run.audit and run.disagrees is True),
+            ("would_stop", run.full and run.would_stop),
+        ):
             if holds:
                 _count(self.counts, name)
         whole = outcome.end_reason in FINISHED_ENDS and not outcome.stopped
@@ -125,11 +133,15 @@ class Tally(msgspec.Struct, kw_only=True):
     def _add_tokens(self, outcome: Outcome) -> None:
         usage, overhead = outcome.usage or Usage(prompt_tokens=0, completion_tokens=0), outcome.overhead
         for name, n in (
-            ("n_unknown", int(outcome.usage is None)), ("client_prompt", usage.prompt_tokens),
-            ("client_completion", usage.completion_tokens), ("client_cached", usage.cached_tokens),
-            ("probe", overhead.probe_tokens), ("extra_prompt", overhead.extra_prompt_tokens),
-            ("cached_prompt", overhead.cached_prompt_tokens), ("discarded", overhead.discarded_tokens),
-        ):  # fmt: skip
+            ("n_unknown", int(outcome.usage is None)),
+            ("client_prompt", usage.prompt_tokens),
+            ("client_completion", usage.completion_tokens),
+            ("client_cached", usage.cached_tokens),
+            ("probe", overhead.probe_tokens),
+            ("extra_prompt", overhead.extra_prompt_tokens),
+            ("cached_prompt", overhead.cached_prompt_tokens),
+            ("discarded", overhead.discarded_tokens),
+        ):
             _count(self.tokens, name, n)
 
     def _add_money(self, request: Request, outcome: Outcome) -> None:
@@ -151,8 +163,10 @@ class Tally(msgspec.Struct, kw_only=True):
         correct = run.correct
         _count(self.counts, "labelled", sign * (correct is not None))
         for name, holds in (
-            ("em_full", run.full), ("em_stopped", run.stopped), ("em_live", run.enforce and not run.audit)
-        ):  # fmt: skip
+            ("em_full", run.full),
+            ("em_stopped", run.stopped),
+            ("em_live", run.enforce and not run.audit),
+        ):
             if holds:
                 self._add_rate(name, correct, run.stands_for, sign=sign)
         if run.full and run.drop is not None:
@@ -172,15 +186,18 @@ class Tally(msgspec.Struct, kw_only=True):
         """What means and ratios are made of."""
         w = run.stands_for
         for name, holds, cost in (
-            ("tokens_full", run.full, run.spent), ("tokens_stopped", run.stopped, run.spent),
-            ("cost_full", run.full, run.cost_usd), ("cost_stopped", run.stopped, run.cost_usd),
-        ):  # fmt: skip
+            ("tokens_full", run.full, run.spent),
+            ("tokens_stopped", run.stopped, run.spent),
+            ("cost_full", run.full, run.cost_usd),
+            ("cost_stopped", run.stopped, run.cost_usd),
+        ):
             if holds and cost is not None:
                 self._add_group(name, run, w * cost, w)
         if run.enforce:
             for name, cost, alone in (
-                ("saving", run.spent, run.baseline_tokens), ("saving_usd", run.cost_usd, run.baseline_usd)
-            ):  # fmt: skip
+                ("saving", run.spent, run.baseline_tokens),
+                ("saving_usd", run.cost_usd, run.baseline_usd),
+            ):
                 if cost is not None and alone is not None:
                     drawn = run.weight if run.audit else 0.0
                     self._add_group(name, run, w * cost, w, drawn * alone, drawn, float(run.audit))

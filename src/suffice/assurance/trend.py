@@ -20,35 +20,35 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-REFERENCE: Final = 15      # windows, from the beginning of the epoch, that say where its signals were
-MEMORY: Final = 200        # latest windows that are fitted
-RECENT: Final = 10         # windows that say where signals are now
-TREND: Final = 25          # windows over which the trend of a signal is taken
-RAMP: Final = 4.0          # thousand requests: how long a drift that no signal shows may have been under way
-FARTHEST: Final = 20_000   # requests ahead
-EVERY: Final = 100         # requests between two points of the path ahead
+REFERENCE: Final = 15  # windows, from the beginning of the epoch, that say where its signals were
+MEMORY: Final = 200  # latest windows that are fitted
+RECENT: Final = 10  # windows that say where signals are now
+TREND: Final = 25  # windows over which the trend of a signal is taken
+RAMP: Final = 4.0  # thousand requests: how long a drift that no signal shows may have been under way
+FARTHEST: Final = 20_000  # requests ahead
+EVERY: Final = 100  # requests between two points of the path ahead
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Series:
     """The windows of one epoch, oldest first, W of them."""
 
-    until: Floats             # (W,): number of the last request
-    n_requests: Floats        # (W,)
-    signals: Floats           # (W, F): means over all traffic; F may be 0
+    until: Floats  # (W,): number of the last request
+    n_requests: Floats  # (W,)
+    signals: Floats  # (W, F): means over all traffic; F may be 0
     predicted: Floats | None  # (W,): mean harm that the stop model predicts; None: no model
-    n: Floats                 # (W,): outcomes
-    total: Floats             # (W,): their sum
-    squares: Floats           # (W,): sum of their squares
+    n: Floats  # (W,): outcomes
+    total: Floats  # (W,): their sum
+    squares: Floats  # (W,): sum of their squares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Priors:
     """What is believed of each slope before outcomes say anything."""
 
-    away: tuple[float, float]       # mean and sd, for one sd (of single requests) that the signals are away
+    away: tuple[float, float]  # mean and sd, for one sd (of single requests) that the signals are away
     predicted: tuple[float, float]  # mean and sd, for each point that the stop model predicts
-    ramp: float                     # sd, for 1,000 requests; its mean is 0
+    ramp: float  # sd, for 1,000 requests; its mean is 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ class _Cause:
 
     values: Floats
     prior: tuple[float, float]
-    path: Floats      # where it leads
+    path: Floats  # where it leads
     variance: Floats  # … and how well that is known
 
 
@@ -108,9 +108,7 @@ def trend(series: Series, priors: Priors, anchor: Anchor) -> TrendForecast:
 
 def _ramp(priors: Priors, at: Floats, ahead: Floats) -> _Cause:
     """A drift that nothing shows: none until 4,000 requests ago, then steady, and it goes on."""
-    return _Cause(
-        values=np.maximum(0.0, at + RAMP), prior=(0.0, priors.ramp), path=RAMP + ahead, variance=0 * ahead
-    )
+    return _Cause(values=np.maximum(0.0, at + RAMP), prior=(0.0, priors.ramp), path=RAMP + ahead, variance=0 * ahead)
 
 
 def _of_signals(series: Series, priors: Priors, at: Floats, ahead: Floats) -> list[_Cause]:

@@ -27,13 +27,13 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 WINDOW_LAW: Final = 16.0  # audits that a certificate looks back on, times the budget
-STRETCH: Final = 1.5      # by which a window may be longer before it forgets: what a burst gathers is one window
-STARTS: Final = 8         # of windows, in the time that one takes to gather its audits
-RISE: Final = 2.0         # by which a share grows before its audits get a window of their own
+STRETCH: Final = 1.5  # by which a window may be longer before it forgets: what a burst gathers is one window
+STARTS: Final = 8  # of windows, in the time that one takes to gather its audits
+RISE: Final = 2.0  # by which a share grows before its audits get a window of their own
 LEAST_DELTA_SHARE: Final = 1e-6  # of delta, for an epoch that begins at once behind another
 LEAST_REQUESTS: Final = 10  # of a closed window: while a share changes, requests of both shares are on their way
 MOST_WINDOWS: Final = 32  # that are remembered: doubt opens and closes one each time
-SAME_SHARE: Final = 1e-9       # shares that are equal but for rounding
+SAME_SHARE: Final = 1e-9  # shares that are equal but for rounding
 
 
 def window_audits(max_em_drop: float) -> int:
@@ -51,8 +51,8 @@ class Window:
     """Requests start <= t < end, each audited with probability `share` or more."""
 
     start: float
-    share: float       # c, in (0, 1]
-    end: float = inf   # infinite: the window is open
+    share: float  # c, in (0, 1]
+    end: float = inf  # infinite: the window is open
 
     def holds(self, at: Floats) -> Bools:
         """Which of these requests are inside, shape (n,)."""
@@ -165,6 +165,4 @@ def restart_share(n_requests: float, longest: float) -> float:
 
 def read_windows(written: Sequence[tuple[float, float, float | None]]) -> Windows:
     """Windows as an epoch of the log writes them: (start, share, end) each; an end of None is open."""
-    return Windows([
-        Window(start=start, share=share, end=inf if end is None else end) for start, share, end in written
-    ])
+    return Windows([Window(start=start, share=share, end=inf if end is None else end) for start, share, end in written])

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from suffice.store.database.decisions import Decisions
     from suffice.store.database.presence import Presence
 
-UNCONFIRMED: Final = 3   # exit status: it is decided, and a gateway that should act on it has not confirmed
+UNCONFIRMED: Final = 3  # exit status: it is decided, and a gateway that should act on it has not confirmed
 MOST_WAIT_S: Final = 3_600
-_LOOK_S: Final = 0.02    # between two looks at what gateways say
+_LOOK_S: Final = 0.02  # between two looks at what gateways say
 
 CONFIG = shell.CONFIG
 REASON = click.option("--reason", required=True, help="Why; it stays in the log.")
@@ -36,7 +36,13 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, value: float)
 
 
 WAIT = click.option(
-    "--wait", "wait_s", type=float, callback=_seconds, default=5.0, show_default=True, metavar="SECONDS",
+    "--wait",
+    "wait_s",
+    type=float,
+    callback=_seconds,
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
     help="How long running gateways have to confirm; 0 asks for no confirmation.",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -99,9 +105,7 @@ def setup_of(settings: Settings, name: str) -> str:
     from suffice import wiring
 
     route = settings.routes[name]
-    return wiring.build_route(
-        name, route, wiring.read_evidence(settings), settings.upstreams.get(route.upstream)
-    ).setup
+    return wiring.build_route(name, route, wiring.read_evidence(settings), settings.upstreams.get(route.upstream)).setup
 
 
 def confirm(command: str, switches: Sequence[Path], has_taken: Callable[[Presence], bool], *, wait_s: float) -> None:
@@ -130,8 +134,9 @@ def confirm(command: str, switches: Sequence[Path], has_taken: Callable[[Presenc
         where = " or ".join(dict.fromkeys(str(one.parent.absolute()) for one in switches))
         click.echo(
             f"suffice {command}: no gateway confirmed: none is running that announces itself in {where};"
-            " one that starts on this deployment will act on it", err=True,
-        )  # fmt: skip
+            " one that starts on this deployment will act on it",
+            err=True,
+        )
     if late or not there:
         raise SystemExit(UNCONFIRMED)
 

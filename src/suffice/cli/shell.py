@@ -15,12 +15,18 @@ _HELP = "Settings, TOML or YAML."
 # The same option twice, for functions that call it `path` and for those that need a Path.
 CONFIG = click.option("--config", "path", metavar="FILE", default="suffice.toml", show_default=True, help=_HELP)
 CONFIG_FILE = click.option(
-    "--config", type=click.Path(path_type=Path), metavar="FILE", default=Path("suffice.toml"), show_default=True,
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    default=Path("suffice.toml"),
+    show_default=True,
     help=_HELP,
-)  # fmt: skip
+)
 INSECURE_OPEN = click.option(
-    "--insecure-open", is_flag=True, help="Serve other machines although no keys are asked for.",
-)  # fmt: skip
+    "--insecure-open",
+    is_flag=True,
+    help="Serve other machines although no keys are asked for.",
+)
 JSON_LINES = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 JSON_OBJECT = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 

@@ -30,9 +30,12 @@ EXPERIMENTS: Final = "/console/experiments"
 POLICIES: Final = "/console/policies"
 # What the fields of a change mean, said once; a change says itself what only it asks for.
 FIELDS: Final[Mapping[str, str]] = {
-    "route": "its name", "reason": "why; it stays in the log", "item": "its episode", "said": "in your own words",
+    "route": "its name",
+    "reason": "why; it stays in the log",
+    "item": "its episode",
+    "said": "in your own words",
     "name": "as the settings have it",
-}  # fmt: skip
+}
 T = TypeVar("T")
 
 
@@ -123,10 +126,17 @@ def _text(asked: ConsoleRequest, field: str) -> str:
 
 def _open_incident(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
     name = route_of(desk, asked)
-    found = done(open_incident(
-        desk.decisions(), name, desk.settings.routes[name], reason_of(asked), visitor.name, now_s=desk.now(),
-        pauses=asked.form.get("pauses", "") not in ("", "false", "no", "0"),
-    ))  # fmt: skip
+    found = done(
+        open_incident(
+            desk.decisions(),
+            name,
+            desk.settings.routes[name],
+            reason_of(asked),
+            visitor.name,
+            now_s=desk.now(),
+            pauses=asked.form.get("pauses", "") not in ("", "false", "no", "0"),
+        )
+    )
     return ActionResult(said=f"Incident {found.incident} is open.", goes_to=INCIDENTS)
 
 
@@ -162,9 +172,11 @@ def _decide_incident(desk: ConsoleContext, asked: ConsoleRequest, visitor: Princ
 
 def _end_override(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
     name, number = route_of(desk, asked), _count(asked, "number") or 0
-    ended = done(end_override(
-        desk.decisions(), name, desk.settings.routes[name], number, reason_of(asked), visitor.name, now_s=desk.now()
-    ))  # fmt: skip
+    ended = done(
+        end_override(
+            desk.decisions(), name, desk.settings.routes[name], number, reason_of(asked), visitor.name, now_s=desk.now()
+        )
+    )
     return ActionResult(said=f"Override {number} of {name} is over. Now: {ended.after}", goes_to=INCIDENTS)
 
 
@@ -252,64 +264,104 @@ def _count(asked: ConsoleRequest, field: str) -> int | None:
 
 DEEDS: Final[tuple[Action, ...]] = (
     Action(
-        path="/review/next", needs="reviewer", do=_take, summary="take the next item",
+        path="/review/next",
+        needs="reviewer",
+        do=_take,
+        summary="take the next item",
         asks=asks(route="only of this one"),
     ),
     Action(
-        path="/review/say", needs="reviewer", do=_say, summary="say what is right of an item",
+        path="/review/say",
+        needs="reviewer",
+        do=_say,
+        summary="say what is right of an item",
         asks=asks(
-            "item", verdict="both, full, early, neither; right, wrong; unsure",
-            corrected="the right answer, if you know it", reason=FIELDS["said"],
+            "item",
+            verdict="both, full, early, neither; right, wrong; unsure",
+            corrected="the right answer, if you know it",
+            reason=FIELDS["said"],
         ),
     ),
     Action(
-        path="/review/skip", needs="reviewer", do=_give_back, summary="give an item back",
+        path="/review/skip",
+        needs="reviewer",
+        do=_give_back,
+        summary="give an item back",
         asks=asks("item", reason=FIELDS["said"]),
     ),
     Action(
-        path="/incidents/open", needs="admin", do=_open_incident, summary="open an incident",
+        path="/incidents/open",
+        needs="admin",
+        do=_open_incident,
+        summary="open an incident",
         asks=asks("route", "reason", pauses="true: everything runs in full until it is decided"),
     ),
     Action(
-        path="/incidents/decide", needs="admin", do=_decide_incident, summary="decide an incident",
+        path="/incidents/decide",
+        needs="admin",
+        do=_decide_incident,
+        summary="decide an incident",
         asks=asks(
-            "reason", incident="its name", decision=", ".join(DECISIONS), level="tighten: none above it",
-            max_em_drop="tighten: a smaller budget, a fraction", publication="roll_back: to this one",
+            "reason",
+            incident="its name",
+            decision=", ".join(DECISIONS),
+            level="tighten: none above it",
+            max_em_drop="tighten: a smaller budget, a fraction",
+            publication="roll_back: to this one",
             days="until it ends by itself",
         ),
     ),
     Action(
-        path="/rollouts/move", needs="admin", do=_move_rollout,
+        path="/rollouts/move",
+        needs="admin",
+        do=_move_rollout,
         summary="move the rollout that runs on a route, or take back what the last one brought",
         asks=asks("route", "reason", move=", ".join(rollouts.STEPS)),
     ),
     Action(
-        path="/rollouts/propose", needs="admin", do=_propose, summary="try what a refit has proposed, in steps",
+        path="/rollouts/propose",
+        needs="admin",
+        do=_propose,
+        summary="try what a refit has proposed, in steps",
         asks=asks("route", "reason", address="of the proposal, v- and twelve digits"),
     ),
     Action(
-        path="/experiments/start", needs="admin", do=_start_experiment,
-        summary="start an experiment, or give it its new weights", asks=asks("name", "reason"),
-    ),
-    Action(
-        path="/experiments/stop", needs="admin", do=_stop_experiment, summary="stop an experiment",
+        path="/experiments/start",
+        needs="admin",
+        do=_start_experiment,
+        summary="start an experiment, or give it its new weights",
         asks=asks("name", "reason"),
     ),
     Action(
-        path="/overrides/end", needs="admin", do=_end_override, summary="end an override",
+        path="/experiments/stop",
+        needs="admin",
+        do=_stop_experiment,
+        summary="stop an experiment",
+        asks=asks("name", "reason"),
+    ),
+    Action(
+        path="/overrides/end",
+        needs="admin",
+        do=_end_override,
+        summary="end an override",
         asks=asks("route", "reason", number="of the override"),
     ),
     Action(
-        path="/routes/pause", needs="admin", summary="let every request of a route run in full",
+        path="/routes/pause",
+        needs="admin",
+        summary="let every request of a route run in full",
         asks=asks("route", "reason"),
         do=_on_route(
             lambda writer, route, reason, author: pausing.pause(writer, route, reason=reason, author=author), "paused"
         ),
     ),
     Action(
-        path="/routes/resume", needs="admin", summary="end a pause of a route", asks=asks("route", "reason"),
+        path="/routes/resume",
+        needs="admin",
+        summary="end a pause of a route",
+        asks=asks("route", "reason"),
         do=_on_route(
             lambda writer, route, reason, author: pausing.resume(writer, route, reason=reason, author=author), "resumed"
         ),
     ),
-)  # fmt: skip
+)

@@ -64,9 +64,15 @@ class ConsoleAuth:
     """
 
     def __init__(
-        self, *, roster: Callable[[], Roster | None], browsers: BrowserPolicy, session_s: float,
-        random_bytes: Callable[[int], bytes], now: Callable[[], float], monotonic_s: Callable[[], float],
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        roster: Callable[[], Roster | None],
+        browsers: BrowserPolicy,
+        session_s: float,
+        random_bytes: Callable[[int], bytes],
+        now: Callable[[], float],
+        monotonic_s: Callable[[], float],
+    ) -> None:
         self.roster = roster
         self._browsers = browsers
         self._session_s, self._random, self._now, self._monotonic_s = session_s, random_bytes, now, monotonic_s
@@ -84,7 +90,9 @@ class ConsoleAuth:
         if needs == "nobody":
             return visitor
         if visitor.person is None:
-            raise AccessDeniedError("log in first, or send 'authorization: Bearer SECRET'", status=401, code="not_logged_in")
+            raise AccessDeniedError(
+                "log in first, or send 'authorization: Bearer SECRET'", status=401, code="not_logged_in"
+            )
         if not people.may(visitor.person.role, needs):
             message = f"this needs the role {needs}; {visitor.name} has the role {visitor.role}"
             raise AccessDeniedError(message, status=403, code="role")
@@ -119,7 +127,9 @@ class ConsoleAuth:
         now_s = self._monotonic_s()
         wait_s = self._attempts.wait_s(address, now_s=now_s)
         if wait_s:
-            raise AccessDeniedError(f"too many wrong secrets; try again in {wait_s} s", status=429, code="too_many_attempts")
+            raise AccessDeniedError(
+                f"too many wrong secrets; try again in {wait_s} s", status=429, code="too_many_attempts"
+            )
         self._attempts.failed(address, now_s=now_s)
         LOG.warning("console: a wrong secret from %s", address)
         return None
@@ -150,10 +160,14 @@ class ConsoleAuth:
             person_id=person.id, expires_s=int(self._now() + self._session_s), nonce=self._random(16).hex()
         )
         LOG.info("console: %s logged in", person.name)
-        return Answer(headers=(
-            cookie(SESSION, sessions.write(session, roster.key), age_s=int(self._session_s), secure=asked.behind_tls),
-            cookie(LOGIN, "", age_s=0, secure=asked.behind_tls),
-        ))  # fmt: skip
+        return Answer(
+            headers=(
+                cookie(
+                    SESSION, sessions.write(session, roster.key), age_s=int(self._session_s), secure=asked.behind_tls
+                ),
+                cookie(LOGIN, "", age_s=0, secure=asked.behind_tls),
+            )
+        )
 
     def logout(self, visitor: Principal, asked: ConsoleRequest) -> tuple[str, str]:
         """End a session, here and in the browser."""

@@ -85,10 +85,17 @@ class ConsoleContext:
             end_s = self.monotonic_s() + LONGEST_READ_S
             connection.set_progress_handler(lambda: self.monotonic_s() > end_s, 20_000)
             try:
-                return view(ViewContext(
-                    connection=connection, settings=self.settings, path=self.path, now_s=self.now(),
-                    monotonic_s=self.monotonic_s, begun_s=self._begun_s, killed=self.killed(),
-                ))  # fmt: skip
+                return view(
+                    ViewContext(
+                        connection=connection,
+                        settings=self.settings,
+                        path=self.path,
+                        now_s=self.now(),
+                        monotonic_s=self.monotonic_s,
+                        begun_s=self._begun_s,
+                        killed=self.killed(),
+                    )
+                )
             except sqlite3.OperationalError as error:
                 if "interrupted" not in str(error):
                     raise

@@ -112,9 +112,13 @@ def read_head(scope: Scope) -> ConsoleRequest:
         headers[name] = f"{headers[name]}, {text}" if name in headers else text
     client = scope.get("client") or ("", 0)
     return ConsoleRequest(
-        method=scope["method"], path=scope["path"], headers=headers, address=str(client[0]),
-        query=_pairs(scope.get("query_string", b"").decode("latin-1")), form={},
-    )  # fmt: skip
+        method=scope["method"],
+        path=scope["path"],
+        headers=headers,
+        address=str(client[0]),
+        query=_pairs(scope.get("query_string", b"").decode("latin-1")),
+        form={},
+    )
 
 
 async def read_form(asked: ConsoleRequest, receive: Receive) -> ConsoleRequest:

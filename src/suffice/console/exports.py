@@ -20,15 +20,46 @@ async def _episodes(desk: ConsoleContext, asked: ConsoleRequest, visitor: Princi
     wanted = replace(asked, query={**asked.query, "limit": str(MOST_PAGE)})
     lines = (await desk.read(lambda look: episodes(look, wanted, visitor))).lines
     body = csv_export.table(
-        ("episode", "at (UTC)", "route", "class", "kind", "end", "stopped", "audit", "steps", "stop step", "answer",
-         "answer at the stop", "differs", "right", "tokens", "tokens saved"),
         (
-            (one.episode_id, formatting.when(one.at_s), one.route, one.query_class, one.kind, one.end_reason, one.stopped,
-             one.audit, one.n_steps, one.stop_step, one.answer, one.would_answer, one.differs, one.correct, one.tokens,
-             one.saved_tokens)
+            "episode",
+            "at (UTC)",
+            "route",
+            "class",
+            "kind",
+            "end",
+            "stopped",
+            "audit",
+            "steps",
+            "stop step",
+            "answer",
+            "answer at the stop",
+            "differs",
+            "right",
+            "tokens",
+            "tokens saved",
+        ),
+        (
+            (
+                one.episode_id,
+                formatting.when(one.at_s),
+                one.route,
+                one.query_class,
+                one.kind,
+                one.end_reason,
+                one.stopped,
+                one.audit,
+                one.n_steps,
+                one.stop_step,
+                one.answer,
+                one.would_answer,
+                one.differs,
+                one.correct,
+                one.tokens,
+                one.saved_tokens,
+            )
             for one in lines
         ),
-    )  # fmt: skip
+    )
     return await _file(desk, visitor, "episodes.csv", body, len(lines))
 
 

@@ -174,8 +174,23 @@ def is_rate(liking: SatisfactionEffect) -> bool:
 
 
 FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
-    "percent": percent, "points": points, "whole": whole, "short": short, "money": money, "number": number,
-    "when": when, "iso": iso, "date": date, "lasted": lasted, "ago": ago, "size": size,
-    "named": named, "difference": difference, "query": query, "plural": plural, "verdict": verdict,
-    "between": between, "is_rate": is_rate,
-}  # fmt: skip
+    "percent": percent,
+    "points": points,
+    "whole": whole,
+    "short": short,
+    "money": money,
+    "number": number,
+    "when": when,
+    "iso": iso,
+    "date": date,
+    "lasted": lasted,
+    "ago": ago,
+    "size": size,
+    "named": named,
+    "difference": difference,
+    "query": query,
+    "plural": plural,
+    "verdict": verdict,
+    "between": between,
+    "is_rate": is_rate,
+}

@@ -30,9 +30,13 @@ class Live:
     """
 
     def __init__(
-        self, *, look: Callable[[str], Awaitable[object]], part: Callable[[str], Awaitable[bytes]], every_s: float,
+        self,
+        *,
+        look: Callable[[str], Awaitable[object]],
+        part: Callable[[str], Awaitable[bytes]],
+        every_s: float,
         closing: Callable[[], bool],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._look, self._part, self._every_s, self._closing = look, part, every_s, closing
         self._watchers: dict[asyncio.Queue[bytes | None], str] = {}
         self._marks: dict[str, object] = {}

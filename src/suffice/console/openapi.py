@@ -26,15 +26,19 @@ _REF: Final = "#/components/schemas/{name}"
 _ERROR: Final[Mapping[str, Any]] = {
     "type": "object",
     "required": ["error"],
-    "properties": {"error": {
-        "type": "object",
-        "required": ["message", "type", "code"],
-        "properties": {
-            "message": {"type": "string"}, "type": {"type": "string"}, "param": {"type": ["string", "null"]},
-            "code": {"type": ["string", "null"]},
-        },
-    }},
-}  # fmt: skip
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
 
 
 def document(doors: Iterable[ConsoleEndpoint]) -> dict[str, Any]:
@@ -49,7 +53,8 @@ def document(doors: Iterable[ConsoleEndpoint]) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {
-            "title": "Suffice", "version": VERSION,
+            "title": "Suffice",
+            "version": VERSION,
             "description": "What the console shows and does, for programs. Fractions are fractions, times are Unix"
             " seconds, tokens are tokens, money is in US dollars; null is unknown, never 0.",
         },
@@ -59,7 +64,7 @@ def document(doors: Iterable[ConsoleEndpoint]) -> dict[str, Any]:
             "securitySchemes": {"secret": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{"secret": []}],
-    }  # fmt: skip
+    }
 
 
 def _operation(door: ConsoleEndpoint, by_record: Mapping[type, Any]) -> dict[str, Any]:
@@ -74,22 +79,32 @@ def _operation(door: ConsoleEndpoint, by_record: Mapping[type, Any]) -> dict[str
                 "content": {"application/json": {"schema": {"$ref": _REF.format(name="Error")}}},
             },
         },
-    }  # fmt: skip
+    }
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in re.findall(r"\{(\w+)\}", door.path)
     ]
     parameters += [
         {"name": name, "in": "query", "description": said, "schema": {"type": "string"}}
-        for name, said in door.asks.items() if door.method == "GET"
-    ]  # fmt: skip
+        for name, said in door.asks.items()
+        if door.method == "GET"
+    ]
     if parameters:
         told["parameters"] = parameters
     if door.method != "GET":
-        told["requestBody"] = {"required": True, "content": {"application/json": {"schema": {
-            "type": "object",
-            "properties": {name: {"type": "string", "description": said} for name, said in door.asks.items()},
-        }}}}  # fmt: skip
+        told["requestBody"] = {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "properties": {
+                            name: {"type": "string", "description": said} for name, said in door.asks.items()
+                        },
+                    }
+                }
+            },
+        }
     if door.needs == "nobody":
         told["security"] = []
     return told

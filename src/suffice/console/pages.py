@@ -41,35 +41,59 @@ class NavEntry:
     is_here: bool
 
 
-def doors_of(views: tuple[View, ...], deeds: tuple[Action, ...], more: tuple[ConsoleEndpoint, ...] = ()) -> tuple[ConsoleEndpoint, ...]:
+def doors_of(
+    views: tuple[View, ...], deeds: tuple[Action, ...], more: tuple[ConsoleEndpoint, ...] = ()
+) -> tuple[ConsoleEndpoint, ...]:
     """The whole table."""
     return (
         *_always(),
         *(door for view in views for door in _of_view(view, views)),
         *(door for deed in deeds for door in _of_deed(deed)),
         *more,
-    )  # fmt: skip
+    )
 
 
 def _always() -> tuple[ConsoleEndpoint, ...]:
     """What there is whatever is shown: files, coming and going, the first page live, the API's description."""
     return (
         ConsoleEndpoint(
-            method="GET", path="/console/static/{version}/{name}", needs="nobody", run=_static, summary="a file",
+            method="GET",
+            path="/console/static/{version}/{name}",
+            needs="nobody",
+            run=_static,
+            summary="a file",
             gives="*/*",
         ),
-        ConsoleEndpoint(method="GET", path="/console/login", needs="nobody", run=_login_page, summary="the login", gives=HTML),
         ConsoleEndpoint(
-            method="POST", path="/console/login", needs="nobody", run=_login, summary="log in", gives=HTML,
+            method="GET", path="/console/login", needs="nobody", run=_login_page, summary="the login", gives=HTML
         ),
-        ConsoleEndpoint(method="POST", path="/console/logout", needs="reviewer", run=_logout, summary="log out", gives=HTML),
         ConsoleEndpoint(
-            method="GET", path="/console/review/changed", needs="reviewer", run=_changed, gives=HTML,
-            summary="what a verdict changed", asks={"item": "its episode"},
+            method="POST",
+            path="/console/login",
+            needs="nobody",
+            run=_login,
+            summary="log in",
+            gives=HTML,
         ),
-        ConsoleEndpoint(method="GET", path="/console/live", needs="reviewer", run=_live, summary="the first page live", gives=SSE),
-        ConsoleEndpoint(method="GET", path="/api/openapi.json", needs="reviewer", run=_no_table, summary="this description"),
-    )  # fmt: skip
+        ConsoleEndpoint(
+            method="POST", path="/console/logout", needs="reviewer", run=_logout, summary="log out", gives=HTML
+        ),
+        ConsoleEndpoint(
+            method="GET",
+            path="/console/review/changed",
+            needs="reviewer",
+            run=_changed,
+            gives=HTML,
+            summary="what a verdict changed",
+            asks={"item": "its episode"},
+        ),
+        ConsoleEndpoint(
+            method="GET", path="/console/live", needs="reviewer", run=_live, summary="the first page live", gives=SSE
+        ),
+        ConsoleEndpoint(
+            method="GET", path="/api/openapi.json", needs="reviewer", run=_no_table, summary="this description"
+        ),
+    )
 
 
 def _of_view(view: View, views: tuple[View, ...]) -> tuple[ConsoleEndpoint, ConsoleEndpoint]:
@@ -91,11 +115,19 @@ def _of_view(view: View, views: tuple[View, ...]) -> tuple[ConsoleEndpoint, Cons
 
     page, api = f"{HOME}{view.path}", f"/api{view.api_path if view.api_path is not None else view.path}"
     return (
-        ConsoleEndpoint(method="GET", path=page, needs=view.needs, run=show, summary=view.title, asks=view.asks, gives=HTML),
         ConsoleEndpoint(
-            method="GET", path=api, needs=view.needs, run=tell, summary=view.title, asks=view.asks, record=view.record,
+            method="GET", path=page, needs=view.needs, run=show, summary=view.title, asks=view.asks, gives=HTML
         ),
-    )  # fmt: skip
+        ConsoleEndpoint(
+            method="GET",
+            path=api,
+            needs=view.needs,
+            run=tell,
+            summary=view.title,
+            asks=view.asks,
+            record=view.record,
+        ),
+    )
 
 
 def _of_deed(deed: Action) -> tuple[ConsoleEndpoint, ConsoleEndpoint]:
@@ -116,14 +148,23 @@ def _of_deed(deed: Action) -> tuple[ConsoleEndpoint, ConsoleEndpoint]:
 
     return (
         ConsoleEndpoint(
-            method="POST", path=f"{HOME}{deed.path}", needs=deed.needs, run=from_form, summary=deed.summary,
-            asks=deed.asks, gives=HTML,
+            method="POST",
+            path=f"{HOME}{deed.path}",
+            needs=deed.needs,
+            run=from_form,
+            summary=deed.summary,
+            asks=deed.asks,
+            gives=HTML,
         ),
         ConsoleEndpoint(
-            method="POST", path=f"/api{deed.path}", needs=deed.needs, run=from_program, summary=deed.summary,
+            method="POST",
+            path=f"/api{deed.path}",
+            needs=deed.needs,
+            run=from_program,
+            summary=deed.summary,
             asks=deed.asks,
         ),
-    )  # fmt: skip
+    )
 
 
 def places(views: tuple[View, ...], visitor: Principal, here: str) -> tuple[NavEntry, ...]:
@@ -141,15 +182,26 @@ def places(views: tuple[View, ...], visitor: Principal, here: str) -> tuple[NavE
     )
 
 
-def _values(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal, title: str, navigation: tuple[NavEntry, ...]) -> dict[str, Any]:
+def _values(
+    desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal, title: str, navigation: tuple[NavEntry, ...]
+) -> dict[str, Any]:
     """What every template may use. Any: templates take records of every kind."""
     query = asked.query
     return {
-        "title": title, "first": (), "places": navigation, "visitor": visitor, "told": desk.told_to(visitor),
-        "now_s": desk.now(), "here": asked.path, "query": query, "csrf": visitor.token, "windows": tuple(WINDOWS),
+        "title": title,
+        "first": (),
+        "places": navigation,
+        "visitor": visitor,
+        "told": desk.told_to(visitor),
+        "now_s": desk.now(),
+        "here": asked.path,
+        "query": query,
+        "csrf": visitor.token,
+        "windows": tuple(WINDOWS),
         "version": VERSION,
-        "is_admin": visitor.role == ROLES[-1], "here_whole": _here(asked),
-    }  # fmt: skip
+        "is_admin": visitor.role == ROLES[-1],
+        "here_whole": _here(asked),
+    }
 
 
 def _here(asked: ConsoleRequest) -> str:
@@ -252,9 +304,10 @@ async def _live(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal)
     if session is None:
         raise BadRequest("only a page may watch", status=403, code="no_session")
     return Answer(
-        kind=SSE, stream=desk.live.watch(window, lambda: desk.doors.holds(session)),
+        kind=SSE,
+        stream=desk.live.watch(window, lambda: desk.doors.holds(session)),
         headers=(("x-accel-buffering", "no"),),
-    )  # fmt: skip
+    )
 
 
 async def mark_of(desk: ConsoleContext, window: str) -> object:

@@ -29,7 +29,7 @@ STATIC: Final[Mapping[str, str]] = {
     "htmx.min.js": "text/javascript; charset=utf-8",
     "uplot.iife.min.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
-}  # fmt: skip
+}
 
 
 def can_render() -> bool:
@@ -57,9 +57,13 @@ def _environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     made = Environment(
-        autoescape=True, undefined=StrictUndefined, loader=FileSystemLoader(HERE / "templates"), auto_reload=False,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        autoescape=True,
+        undefined=StrictUndefined,
+        loader=FileSystemLoader(HERE / "templates"),
+        auto_reload=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     made.filters.update(formatting.FILTERS)
     made.globals["static"] = address_of
     return made

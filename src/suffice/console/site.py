@@ -36,40 +36,76 @@ RUNS: Final = {
 # In the order of the navigation; a view without a place of its own stands below another one.
 FIRST: Final = (
     View(
-        path="/routes", read=routes, record=Routes, template="routes.html", title="Routes & classes",
-        place="Routes & classes", asks=DAYS,
+        path="/routes",
+        read=routes,
+        record=Routes,
+        template="routes.html",
+        title="Routes & classes",
+        place="Routes & classes",
+        asks=DAYS,
     ),
     View(
-        path="/route", read=route, record=RoutePage, template="route.html", title="Route", place="Routes & classes",
+        path="/route",
+        read=route,
+        record=RoutePage,
+        template="route.html",
+        title="Route",
+        place="Routes & classes",
         asks={"name": "of the route", **DAYS},
     ),
     View(
-        path="/episodes", read=episodes, record=Episodes, template="episodes.html", title="Episodes",
-        place="Episodes", asks=RUNS,
+        path="/episodes",
+        read=episodes,
+        record=Episodes,
+        template="episodes.html",
+        title="Episodes",
+        place="Episodes",
+        asks=RUNS,
     ),
     View(
-        path="/episodes/{id}", read=episode, record=EpisodePage, template="episode.html", title="Episode",
+        path="/episodes/{id}",
+        read=episode,
+        record=EpisodePage,
+        template="episode.html",
+        title="Episode",
         place="Episodes",
     ),
     View(
-        path="/policies", read=policies, record=PoliciesView, template="policies.html", title="Policies & rollouts",
+        path="/policies",
+        read=policies,
+        record=PoliciesView,
+        template="policies.html",
+        title="Policies & rollouts",
         place="Policies & rollouts",
     ),
     View(
-        path="/experiments", read=experiments, record=Experiments, template="experiments.html", title="Experiments",
+        path="/experiments",
+        read=experiments,
+        record=Experiments,
+        template="experiments.html",
+        title="Experiments",
         place="Experiments",
     ),
-)  # fmt: skip
+)
 LAST: Final = (
     View(
-        path="/incidents", read=incidents, record=Incidents, template="incidents.html", title="Incidents",
+        path="/incidents",
+        read=incidents,
+        record=Incidents,
+        template="incidents.html",
+        title="Incidents",
         place="Incidents",
     ),
     View(
-        path="/changes", read=changes, record=Changes, template="changes.html", title="Audit log", place="Audit log",
+        path="/changes",
+        read=changes,
+        record=Changes,
+        template="changes.html",
+        title="Audit log",
+        place="Audit log",
         asks={"kind": "of change", "route": "only this one", "before": "place in the log"},
     ),
-)  # fmt: skip
+)
 
 
 def table(
@@ -84,28 +120,58 @@ def table(
     told       reads who was told of which alert
     """
     first = View(
-        path="", api_path="/overview", read=overview(told), record=Overview, template="overview.html", title="Overview",
-        place="Overview", asks=DAYS,
-    )  # fmt: skip
+        path="",
+        api_path="/overview",
+        read=overview(told),
+        record=Overview,
+        template="overview.html",
+        title="Overview",
+        place="Overview",
+        asks=DAYS,
+    )
     made = (
         View(
-            path="/policies/weighed", read=weighed(evidence), record=RolloutAssessment, template="_weighed.html",
-            title="What the evidence says of a rollout", place="Policies & rollouts", asks={"route": "of the rollout"},
+            path="/policies/weighed",
+            read=weighed(evidence),
+            record=RolloutAssessment,
+            template="_weighed.html",
+            title="What the evidence says of a rollout",
+            place="Policies & rollouts",
+            asks={"route": "of the rollout"},
         ),
         View(
-            path="/experiments/shown", read=shown(analyse), record=ExperimentView, template="_experiment.html",
-            title="What an experiment shows", place="Experiments", asks={"name": "of the experiment"},
+            path="/experiments/shown",
+            read=shown(analyse),
+            record=ExperimentView,
+            template="_experiment.html",
+            title="What an experiment shows",
+            place="Experiments",
+            asks={"name": "of the experiment"},
         ),
         View(
-            path="/review", read=Reader(from_file).page, record=ReviewPage, template="review.html", title="Review",
+            path="/review",
+            read=Reader(from_file).page,
+            record=ReviewPage,
+            template="review.html",
+            title="Review",
             place="Review",
         ),
-    )  # fmt: skip
+    )
     alerts = View(
-        path="/alerts", read=told.page, record=AlertsPage, template="alerts.html", title="Alerts", place="Alerts",
-    )  # fmt: skip
+        path="/alerts",
+        read=told.page,
+        record=AlertsPage,
+        template="alerts.html",
+        title="Alerts",
+        place="Alerts",
+    )
     settings = View(
-        path="/settings", read=settings_page(roster), record=SettingsPage, template="settings.html", title="Settings",
-        place="Settings", needs="admin",
-    )  # fmt: skip
+        path="/settings",
+        read=settings_page(roster),
+        record=SettingsPage,
+        template="settings.html",
+        title="Settings",
+        place="Settings",
+        needs="admin",
+    )
     return with_description(doors_of((first, *FIRST, *made, alerts, *LAST, settings), DEEDS, exports.DOORS))

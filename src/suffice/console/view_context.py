@@ -54,7 +54,9 @@ class TimeRange:
         )
 
 
-def page_of(look: ViewContext, found: Iterable[tuple[int, T | None]], limit: int) -> tuple[tuple[T, ...], int | None, bool]:
+def page_of(
+    look: ViewContext, found: Iterable[tuple[int, T | None]], limit: int
+) -> tuple[tuple[T, ...], int | None, bool]:
     """What fits, up to `limit`; the place to go on from, None: nothing is older; and whether time ran out first.
 
     found  places, newest first, each with what fits there; None: nothing

@@ -22,9 +22,9 @@ import msgspec
 from suffice.settings import Settings
 from suffice.telemetry import LOG
 
-FIRST_S: Final = 5.0          # before the first start: a gateway that has just begun has nothing to decide
+FIRST_S: Final = 5.0  # before the first start: a gateway that has just begun has nothing to decide
 AGAIN_S: Final = (1.0, 60.0)  # before another start, doubling; a child that lived longer than the last begins anew
-END_S: Final = 5.0            # that a child has to end by itself
+END_S: Final = 5.0  # that a child has to end by itself
 _ENTRY: Final = "from suffice.cli.server.worker_main import main; main()"
 
 

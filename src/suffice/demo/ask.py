@@ -33,7 +33,7 @@ class Pass:
 
     route: str
     model: str
-    extra: Mapping[str, Any]      # fields added to every request
+    extra: Mapping[str, Any]  # fields added to every request
     stream: bool = False
     n_at_once: int = 2
 
@@ -84,10 +84,13 @@ async def _ask(session: aiohttp.ClientSession, url: str, question: TaskQuestion,
         body = await reply.json()
     choice = body["choices"][0]
     return DemoAnswer(
-        question=question, episode_id=episode_id, text=choice["message"].get("content") or "",
-        finish_reason=choice.get("finish_reason"), completion_tokens=body["usage"]["completion_tokens"],
+        question=question,
+        episode_id=episode_id,
+        text=choice["message"].get("content") or "",
+        finish_reason=choice.get("finish_reason"),
+        completion_tokens=body["usage"]["completion_tokens"],
         stopped=bool(body.get("suffice", {}).get("stopped")),
-    )  # fmt: skip
+    )
 
 
 async def _read_stream(reply: aiohttp.ClientResponse, question: TaskQuestion, episode_id: str) -> DemoAnswer:
@@ -105,23 +108,34 @@ async def _read_stream(reply: aiohttp.ClientResponse, question: TaskQuestion, ep
             text += choice["delta"].get("content") or ""
             finish = choice.get("finish_reason") or finish
     return DemoAnswer(
-        question=question, episode_id=episode_id, text=text, finish_reason=finish, completion_tokens=tokens,
+        question=question,
+        episode_id=episode_id,
+        text=text,
+        finish_reason=finish,
+        completion_tokens=tokens,
         stopped=stopped,
-    )  # fmt: skip
+    )
 
 
 def _failed(question: TaskQuestion, episode_id: str, error: str) -> DemoAnswer:
     return DemoAnswer(
-        question=question, episode_id=episode_id, text="", finish_reason=None, completion_tokens=0,
-        stopped=False, error=error,
-    )  # fmt: skip
+        question=question,
+        episode_id=episode_id,
+        text="",
+        finish_reason=None,
+        completion_tokens=0,
+        stopped=False,
+        error=error,
+    )
 
 
 async def _label(session: aiohttp.ClientSession, url: str, answered: DemoAnswer) -> None:
     """Send the right answer as feedback, as a customer with a gold set would."""
     body = {
-        "feedback_id": f"gold:{answered.episode_id}", "episode_id": answered.episode_id,
-        "gold": answered.question.gold, "source": "exact-match",
-    }  # fmt: skip
+        "feedback_id": f"gold:{answered.episode_id}",
+        "episode_id": answered.episode_id,
+        "gold": answered.question.gold,
+        "source": "exact-match",
+    }
     async with session.post(f"{url}/v1/feedback", json=body) as reply:
         await reply.read()

@@ -36,15 +36,17 @@ def settings(
         governed |= {"scorer": "number", "policy": REASONING_POLICY, "steps": STEPS, "probe": PROBE}
         if mode == "observe":
             governed["audit_share"] = 1.0  # every request is a probing audit, so that all can be replayed
-    return parse({
-        "upstreams": {
-            "local": {"url": upstream, "driver": driver, "slots": slots, "finish": ["raw"]}
-            if driver == "llama.cpp"
-            else {"url": upstream, "driver": driver, "slots": slots}
-        },
-        "routes": {
-            kind: governed,
-            "plain": {"upstream": "local", "mode": "off", "match": {"header": "plain"}},
-        },
-        "store": {"url": f"sqlite:///{database}"},
-    })  # fmt: skip
+    return parse(
+        {
+            "upstreams": {
+                "local": {"url": upstream, "driver": driver, "slots": slots, "finish": ["raw"]}
+                if driver == "llama.cpp"
+                else {"url": upstream, "driver": driver, "slots": slots}
+            },
+            "routes": {
+                kind: governed,
+                "plain": {"upstream": "local", "mode": "off", "match": {"header": "plain"}},
+            },
+            "store": {"url": f"sqlite:///{database}"},
+        }
+    )

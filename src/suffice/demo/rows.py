@@ -28,10 +28,10 @@ class TableRow:
     """One line of the table."""
 
     name: str
-    how: str                  # "live" or "replay": where the figures come from
+    how: str  # "live" or "replay": where the figures come from
     comparison: ReplayComparison
-    note: str = ""            # half a sentence that a reader of the table needs
-    acts: bool = False        # is it a policy that stops?
+    note: str = ""  # half a sentence that a reader of the table needs
+    acts: bool = False  # is it a policy that stops?
 
     @property
     def title(self) -> str:
@@ -73,8 +73,13 @@ def spent(episode: Episode) -> int:
 
 
 def row(
-    name: str, how: str, full: Mapping[str, Full], found: Mapping[str, tuple[bool, int]], note: str = "",
-    *, acts: bool = False,
+    name: str,
+    how: str,
+    full: Mapping[str, Full],
+    found: Mapping[str, tuple[bool, int]],
+    note: str = "",
+    *,
+    acts: bool = False,
 ) -> TableRow:
     """Compare (correct, tokens) by question id with the full runs of the same questions."""
     pairs = [
@@ -82,7 +87,9 @@ def row(
         for q, f in full.items()
         if q in found
     ]
-    return TableRow(name=name, how=how, comparison=compare(pairs, rng=np.random.default_rng(SEED)), note=note, acts=acts)
+    return TableRow(
+        name=name, how=how, comparison=compare(pairs, rng=np.random.default_rng(SEED)), note=note, acts=acts
+    )
 
 
 def replayed(full: Mapping[str, Full], policy: Policy, *, wave: int) -> dict[str, ReplayedRun]:
@@ -91,13 +98,9 @@ def replayed(full: Mapping[str, Full], policy: Policy, *, wave: int) -> dict[str
     return {q: r for q, r in runs.items() if r is not None}
 
 
-def judged(
-    runs: Mapping[str, ReplayedRun], full: Mapping[str, Full], scorer: Scorer
-) -> dict[str, tuple[bool, int]]:
+def judged(runs: Mapping[str, ReplayedRun], full: Mapping[str, Full], scorer: Scorer) -> dict[str, tuple[bool, int]]:
     """(correct, tokens) of replayed runs by question id; a run that was not stopped is the full run."""
-    return {
-        q: (_right(r, full[q], scorer), r.tokens) for q, r in runs.items()
-    }
+    return {q: (_right(r, full[q], scorer), r.tokens) for q, r in runs.items()}
 
 
 def equal_budget(full: Mapping[str, Full], runs: Mapping[str, ReplayedRun]) -> tuple[int, dict[str, ReplayedRun]]:

@@ -33,8 +33,8 @@ Progress = Callable[[str, int], Callable[[DemoAnswer], None]]  # (title, total) 
 class Stage:
     """One route of the demonstration."""
 
-    kind: str                      # "samples" or "reasoning"
-    model: str                     # name on the wire
+    kind: str  # "samples" or "reasoning"
+    model: str  # name on the wire
     upstream: str
     driver: str
     slots: int
@@ -50,9 +50,9 @@ class StageResult:
 
     stage: Stage
     rows: list[TableRow] = field(default_factory=list)
-    facts: list[str] = field(default_factory=list)      # sentences under the table
+    facts: list[str] = field(default_factory=list)  # sentences under the table
     stops: dict[str, int] = field(default_factory=dict)  # the policy's sentence: how often
-    pays: bool = True              # reasoning beats not reasoning, or does not apply
+    pays: bool = True  # reasoning beats not reasoning, or does not apply
     errors: list[str] = field(default_factory=list)
 
 
@@ -74,9 +74,14 @@ async def run_pass(
     """One pass over all questions; returns answers, their episodes by id, and a line on the token count."""
     database = stage.folder / f"{stage.kind}-{mode}.db"
     configured = routes.settings(
-        stage.kind, upstream=stage.upstream, slots=stage.slots, mode=mode, database=database,
-        n_samples=stage.n_samples, driver=stage.driver,
-    )  # fmt: skip
+        stage.kind,
+        upstream=stage.upstream,
+        slots=stage.slots,
+        mode=mode,
+        database=database,
+        n_samples=stage.n_samples,
+        driver=stage.driver,
+    )
     before = await asyncio.to_thread(predicted_tokens, stage.upstream)
     async with serving(configured) as url:
         answers = await ask_all(url, stage.questions, how, progress(title, len(stage.questions)))
@@ -124,9 +129,12 @@ async def observe(stage: Stage, scorer: Scorer, progress: Progress, result: Stag
 async def enforce(stage: Stage, progress: Progress, result: StageResult) -> dict[str, Episode]:
     """The live pass; its row is added to the result. Returns its episodes by question id."""
     how = Pass(
-        route=stage.kind, model=stage.model, extra=extra(stage), n_at_once=stage.n_at_once,
+        route=stage.kind,
+        model=stage.model,
+        extra=extra(stage),
+        n_at_once=stage.n_at_once,
         stream=stage.kind == "reasoning",
-    )  # fmt: skip
+    )
     answers, episodes, line = await run_pass(stage, "enforce", how, f"{stage.kind}: enforce", progress)
     result.facts.append(line)
     result.errors += [a.error for a in answers if a.error is not None]
@@ -165,9 +173,7 @@ async def samples(stage: Stage, progress: Progress) -> StageResult:
     result.rows.insert(2, rows.row("one greedy answer", "live", full, greedy))
     result.pays = result.rows[2].comparison.em < result.rows[0].comparison.em
     live = await enforce(stage, progress, result)
-    result.rows.append(
-        rows.row("beta 0.95", "live", full, _live_rows(live, full, scorer), LIVE_NOTE, acts=True)
-    )
+    result.rows.append(rows.row("beta 0.95", "live", full, _live_rows(live, full, scorer), LIVE_NOTE, acts=True))
     mean = sum(drawn) / max(1, len(drawn))
     result.facts.append(f"mean samples seen at the end of a run: {mean:.1f} of {stage.n_samples}")
     result.facts.append(_agreement(live, runs))
@@ -196,9 +202,7 @@ async def reasoning(stage: Stage, progress: Progress) -> StageResult:
     policy = build_policy(routes.REASONING_POLICY)
     full = await observe(stage, scorer, progress, result)
     runs = rows.replayed(full, policy, wave=1)
-    result.rows.append(
-        rows.row("full thought", "live", full, {q: (f.correct, f.tokens) for q, f in full.items()})
-    )
+    result.rows.append(rows.row("full thought", "live", full, {q: (f.correct, f.tokens) for q, f in full.items()}))
     off = {"chat_template_kwargs": {"enable_thinking": False}}
     none = await _plain(stage, off, "reasoning: no thinking", scorer, progress, result)
     result.rows.append(rows.row("no thinking", "live", full, none))
@@ -211,9 +215,7 @@ async def reasoning(stage: Stage, progress: Progress) -> StageResult:
         rows.row("confidence 0.95", "replay", full, rows.judged(runs, full, scorer), "probes charged", acts=True),
     ]
     live = await enforce(stage, progress, result)
-    result.rows.append(
-        rows.row("confidence 0.95", "live", full, _live_rows(live, full, scorer), LIVE_NOTE, acts=True)
-    )
+    result.rows.append(rows.row("confidence 0.95", "live", full, _live_rows(live, full, scorer), LIVE_NOTE, acts=True))
     result.pays = result.rows[1].comparison.em < result.rows[0].comparison.em
     result.facts.append(_agreement(live, runs))
     result.facts.append(_fidelity(live))
@@ -235,9 +237,7 @@ async def _plain(
     how = Pass(route="plain", model=stage.model, extra=fields, n_at_once=stage.n_at_once)
     answers, _, _ = await run_pass(stage, "observe", how, title, progress)
     result.errors += [a.error for a in answers if a.error is not None]
-    return {
-        a.question.id: (rows.correct(a, scorer), a.completion_tokens) for a in answers if a.error is None
-    }
+    return {a.question.id: (rows.correct(a, scorer), a.completion_tokens) for a in answers if a.error is None}
 
 
 def to_json(result: StageResult) -> dict[str, Any]:

@@ -37,11 +37,13 @@ def table(result: StageResult) -> Table:
     for index, row in enumerate(result.rows):
         shown.add_row(*_cells(row, is_full=index == 0), style="bold" if row.acts else "")
     notes = [f"{row.title}: {row.note}." for row in result.rows if row.note]
-    shown.caption = "\n".join((
-        "EM: Exact Match; its change in points, paired; -/+: answers made wrong, made right.",
-        "tokens: generated for a question, probes and cancelled samples included, prompts not.",
-        *notes,
-    ))  # fmt: skip
+    shown.caption = "\n".join(
+        (
+            "EM: Exact Match; its change in points, paired; -/+: answers made wrong, made right.",
+            "tokens: generated for a question, probes and cancelled samples included, prompts not.",
+            *notes,
+        )
+    )
     return shown
 
 
@@ -147,10 +149,19 @@ def picture(results: Sequence[StageResult], path: Path) -> None:
             low, high = _em_span(row)
             colour, marker = _style(row, index)
             axis.errorbar(
-                c.tokens, c.em, yerr=[[c.em - low], [high - c.em]], fmt=marker, color=colour, capsize=3,
-                markersize=9, linewidth=1, markerfacecolor=colour if row.how == "live" else "white", label=row.title,
-                clip_on=False, zorder=3 + index,
-            )  # fmt: skip
+                c.tokens,
+                c.em,
+                yerr=[[c.em - low], [high - c.em]],
+                fmt=marker,
+                color=colour,
+                capsize=3,
+                markersize=9,
+                linewidth=1,
+                markerfacecolor=colour if row.how == "live" else "white",
+                label=row.title,
+                clip_on=False,
+                zorder=3 + index,
+            )
         first = result.rows[0].comparison
         axis.axhline(first.em, color="#24292f", linewidth=0.6, linestyle=":")
         axis.set_title(f"{result.stage.kind} · {result.stage.model} · {first.n} questions", loc="left", fontsize=11)
@@ -164,8 +175,10 @@ def picture(results: Sequence[StageResult], path: Path) -> None:
     figure.suptitle(
         "Filled: measured live; hollow: replayed on the recorded full runs."
         " Bars: 95 % interval of the paired EM change against the full run.",
-        x=0.01, ha="left", fontsize=9,
-    )  # fmt: skip
+        x=0.01,
+        ha="left",
+        fontsize=9,
+    )
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)

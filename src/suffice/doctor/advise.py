@@ -34,10 +34,10 @@ class Advice:
     """What follows from an examination."""
 
     driver: Driver
-    finish: tuple[str, ...]       # ways to close a thought, best first; (): none
-    may_probe: bool               # does it continue a text and cache prefixes?
-    sentences: tuple[str, ...]    # for a person, in plain words
-    settings: str                 # a block for suffice.toml
+    finish: tuple[str, ...]  # ways to close a thought, best first; (): none
+    may_probe: bool  # does it continue a text and cache prefixes?
+    sentences: tuple[str, ...]  # for a person, in plain words
+    settings: str  # a block for suffice.toml
 
 
 def advise(findings: Findings, *, name: str, url: str, driver: Driver | None) -> Advice:
@@ -49,10 +49,12 @@ def advise(findings: Findings, *, name: str, url: str, driver: Driver | None) ->
     chosen = driver or _driver(findings)
     may_probe = allows_probes(findings)
     return Advice(
-        driver=chosen, finish=findings.finish, may_probe=may_probe,
+        driver=chosen,
+        finish=findings.finish,
+        may_probe=may_probe,
         sentences=(_stops(findings), _probes(findings), *_added(findings), *_cautions(findings, chosen)),
         settings=_settings(findings, name, url, chosen),
-    )  # fmt: skip
+    )
 
 
 def _driver(findings: Findings) -> Driver:
@@ -85,7 +87,8 @@ def _probes(findings: Findings) -> str:
 
 def _added(findings: Findings) -> list[str]:
     fields = {
-        "stream_options.include_usage": "stream_usage", "logprobs": "logprobs_stream",
+        "stream_options.include_usage": "stream_usage",
+        "logprobs": "logprobs_stream",
         "cache_prompt": "cache_prompt",
     }
     may = [field for field, experiment in fields.items() if honoured(findings, experiment)]

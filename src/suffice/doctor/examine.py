@@ -65,12 +65,16 @@ async def examine(
         if name == "reachable" and saw.verdict != "yes":
             break
     return Findings(
-        examination_id=examination_id, upstream=upstream, url_key=url_key(talk.settings.url),
-        model=talk.model, at_s=at_s,
+        examination_id=examination_id,
+        upstream=upstream,
+        url_key=url_key(talk.settings.url),
+        model=talk.model,
+        at_s=at_s,
         findings=tuple(found.values()),
-        n_slots=facts.n_slots, context_tokens=facts.context_tokens,
+        n_slots=facts.n_slots,
+        context_tokens=facts.context_tokens,
         finish=ways_to_finish(found),
-    )  # fmt: skip
+    )
 
 
 async def _within(talk: Talk, experiment: Experiment, facts: Facts) -> Saw:

@@ -17,9 +17,9 @@ LIST = "Write the whole numbers from 1 to 12 on one line, separated by commas."
 BEGUN = "In order: 1, 2, 3, 4, 5,"  # no model begins its own answer with these words
 NEXT = "6"
 BUDGET_TOKENS = 8
-MIN_THOUGHT = 3 * BUDGET_TOKENS     # pieces: a shorter thought cannot show a budget
-CONTROL_AFTER = 6                   # pieces of thought before it is told to end
-SLACK = 12                          # pieces that may still be on their way, a closing message included
+MIN_THOUGHT = 3 * BUDGET_TOKENS  # pieces: a shorter thought cannot show a budget
+CONTROL_AFTER = 6  # pieces of thought before it is told to end
+SLACK = 12  # pieces that may still be on their way, a closing message included
 
 
 async def prefill(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001 - an experiment's signature
@@ -68,9 +68,12 @@ async def _continuation(talk: Talk, method: Any, *, prompt: Prompt | None) -> Co
     begun = await talk.stream(talk.body(LIST, 24), enough=lambda s: s.n_pieces >= 8)
     thought = begun.thought or begun.content.partition(settings.think_open)[2]
     closed = Thought(
-        text=thought.partition(settings.think_close)[0], answer_prefix=BEGUN, opened=settings.think_opened,
-        think_open=settings.think_open, think_close=settings.think_close,
-    )  # fmt: skip
+        text=thought.partition(settings.think_close)[0],
+        answer_prefix=BEGUN,
+        opened=settings.think_opened,
+        think_open=settings.think_open,
+        think_close=settings.think_close,
+    )
     body = {"model": talk.model, "messages": [{"role": "user", "content": LIST}], "temperature": 0}
     # A server whose driver names no way to continue a message is tried in the way that most have.
     driver = settings.driver if DRIVERS[settings.driver].prefill is not None else "llama.cpp"
@@ -89,9 +92,7 @@ async def native_end(talk: Talk, facts: Facts) -> Saw:
         async for _ in talk.pieces(call, seen, start_s):
             if seen.n_thought_pieces >= CONTROL_AFTER and not told_at:
                 told_at = seen.n_thought_pieces
-                answer = await talk.whole(
-                    {"id": seen.completion_id, "action": "reasoning_end"}, f"{CHAT}/control"
-                )
+                answer = await talk.whole({"id": seen.completion_id, "action": "reasoning_end"}, f"{CHAT}/control")
                 status, success = answer.status, within(answer.body, "success") is True
                 if not success:
                     break
@@ -132,5 +133,3 @@ async def native_budget(talk: Talk, facts: Facts) -> Saw:
 
 def _length(base: StreamTranscript | None) -> str:
     return "none was seen" if base is None else f"it had {base.n_thought_pieces} pieces"
-
-

@@ -12,12 +12,16 @@ from suffice.doctor.seen import COUNT, THINK, THINK_CAP, Facts, Saw, ms, number,
 from suffice.doctor.talk import StreamTranscript, Talk
 from suffice.upstream.wire import REASONING_FIELDS
 
-CAP = 4        # tokens: small enough that a model that counts to 200 must pass it
+CAP = 4  # tokens: small enough that a model that counts to 200 must pass it
 FAR_OVER = 24  # pieces: no cap of 4 tokens makes so many
-_TOOL = {"type": "function", "function": {
-    "name": "get_weather", "description": "Tells the weather in a city.",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-}}  # fmt: skip
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Tells the weather in a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
 
 
 async def models(talk: Talk, facts: Facts) -> Saw:
@@ -171,8 +175,10 @@ async def seed(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
     drawn = [await text(seed=s, temperature=1.5) for s in (7, 7, 8)]
     cold = f"temperature 0: two runs {'the same' if greedy[0] == greedy[1] else 'differ'}"
     if drawn[0] != drawn[1]:
-        return Saw("ignored", f"temperature 1.5: the same seed gave {quoted(drawn[0] or '')} and "
-                              f"{quoted(drawn[1] or '')}; {cold}")
+        return Saw(
+            "ignored",
+            f"temperature 1.5: the same seed gave {quoted(drawn[0] or '')} and {quoted(drawn[1] or '')}; {cold}",
+        )
     if drawn[0] == drawn[2]:
         return Saw("unclear", f"temperature 1.5: another seed gave the same text too; {cold}")
     return Saw("yes", f"temperature 1.5: the same seed gave the same text, another seed another; {cold}")
@@ -183,9 +189,7 @@ async def slots(talk: Talk, facts: Facts) -> Saw:
     status, props = await talk.get("/props")
     if status == 200:
         facts.n_slots = number(within(props, "total_slots"))
-        facts.context_tokens = facts.context_tokens or number(
-            within(props, "default_generation_settings", "n_ctx")
-        )
+        facts.context_tokens = facts.context_tokens or number(within(props, "default_generation_settings", "n_ctx"))
     status, listed = await talk.get("/slots")
     if status == 200 and isinstance(listed, list) and listed:
         facts.can_list_slots = True

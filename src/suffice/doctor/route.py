@@ -30,9 +30,9 @@ class FullRunCounts:
 
     n_runs: int = 0
     n_extractable: int = 0
-    n_repeats: int = 0       # questions, or pairs of runs of one question, that were compared
+    n_repeats: int = 0  # questions, or pairs of runs of one question, that were compared
     n_agreeing: int = 0
-    n_failed: int = 0        # live runs that the server did not answer; not among `n_runs`
+    n_failed: int = 0  # live runs that the server did not answer; not among `n_runs`
     answers: list[str | None] = field(default_factory=list)
 
     def add(self, answer: str | None) -> None:
@@ -115,7 +115,7 @@ async def run_live(
         if answered:
             found.add(text)
     found.n_failed = sum(not answered for answered, _ in ended)
-    for (answered, one), (again, other) in zip(ended, ended[len(bodies):], strict=False):
+    for (answered, one), (again, other) in zip(ended, ended[len(bodies) :], strict=False):
         if answered and again:
             found.compare(one, other, scorer)
     return found
@@ -143,11 +143,15 @@ async def _run(talk: Talk, body: Mapping[str, Any], scorer: Scorer) -> tuple[boo
     return True, scorer.extract(text)
 
 
-def as_findings(
-    found: FullRunCounts, *, examination_id: str, route: str, scorer: str, at_s: float
-) -> RouteFindings:
+def as_findings(found: FullRunCounts, *, examination_id: str, route: str, scorer: str, at_s: float) -> RouteFindings:
     """The record of live runs, as the log keeps it."""
     return RouteFindings(
-        examination_id=examination_id, route=route, scorer=scorer, at_s=at_s, n_runs=found.n_runs,
-        n_extractable=found.n_extractable, n_repeats=found.n_repeats, n_agreeing=found.n_agreeing,
-    )  # fmt: skip
+        examination_id=examination_id,
+        route=route,
+        scorer=scorer,
+        at_s=at_s,
+        n_runs=found.n_runs,
+        n_extractable=found.n_extractable,
+        n_repeats=found.n_repeats,
+        n_agreeing=found.n_agreeing,
+    )

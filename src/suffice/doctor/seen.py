@@ -13,7 +13,7 @@ THINK = (
     "A shop sells 3 boxes of 12 pens each day from Monday to Friday. How many pens is that?"
     " Think step by step, then write only the final number."
 )
-THINK_CAP = 96   # tokens: enough to see a thought, and to see that it is cut short
+THINK_CAP = 96  # tokens: enough to see a thought, and to see that it is cut short
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,12 @@ class Saw:
 class Facts:
     """What later experiments build on. None: not seen, or not looked for yet."""
 
-    owned_by: str = ""                  # who serves the model, as the list of models says
+    owned_by: str = ""  # who serves the model, as the list of models says
     n_slots: int | None = None
     context_tokens: int | None = None
-    thought: StreamTranscript | None = None     # the run without any budget, to compare with
+    thought: StreamTranscript | None = None  # the run without any budget, to compare with
     can_list_slots: bool = False
-    reports_cache: bool = False         # does usage say what a cache served?
+    reports_cache: bool = False  # does usage say what a cache served?
 
 
 def number(value: object) -> int | None:

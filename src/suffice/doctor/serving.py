@@ -13,14 +13,14 @@ from typing import Any
 from suffice.doctor.seen import COUNT, Facts, Saw, ms, within
 from suffice.doctor.talk import CHAT, StreamTranscript, Talk
 
-N_WORDS = 1_200        # of a long prompt: hosted services cache from 1,024 tokens on
-FEW_WORDS = 128        # of one whose cached tokens are only counted
-ROUNDS = 3             # of the time to first token, for its median
-SEEN_SHARE = 0.5       # of the prompt that a cache must serve to be of use
-FASTER = 0.5           # warm time over cold time that shows a cache where nothing is reported
-CLEAR_S = 0.05         # time differences below are noise
+N_WORDS = 1_200  # of a long prompt: hosted services cache from 1,024 tokens on
+FEW_WORDS = 128  # of one whose cached tokens are only counted
+ROUNDS = 3  # of the time to first token, for its median
+SEEN_SHARE = 0.5  # of the prompt that a cache must serve to be of use
+FASTER = 0.5  # warm time over cold time that shows a cache where nothing is reported
+CLEAR_S = 0.05  # time differences below are noise
 CANCEL_WITHIN_S = 3.0  # a cancelled slot must be free by then
-LONG_CAP = 1_024       # tokens of a run that is hung up on
+LONG_CAP = 1_024  # tokens of a run that is hung up on
 _WORDS = ("river", "stone", "lamp", "garden", "winter", "paper", "music", "bridge", "morning", "table")
 _RUNNING = re.compile(r"^(?:llamacpp:requests_processing|vllm:num_requests_running)\S* ([\d.]+)", re.MULTILINE)
 

@@ -65,14 +65,14 @@ class StreamTranscript:
     completion_id: str = ""
     content: str = ""
     thought: str = ""
-    thought_field: str = ""       # "" when no field carried a thought
-    n_pieces: int = 0             # chunks with text of any kind: about as many tokens
+    thought_field: str = ""  # "" when no field carried a thought
+    n_pieces: int = 0  # chunks with text of any kind: about as many tokens
     n_thought_pieces: int = 0
     n_logprobs: int = 0
-    n_rivals: int = 0             # listed beside the first token
+    n_rivals: int = 0  # listed beside the first token
     n_tool_pieces: int = 0
     usage: Mapping[str, Any] | None = None
-    null_usage: bool = False      # did other chunks carry `usage: null`?
+    null_usage: bool = False  # did other chunks carry `usage: null`?
     timings: Mapping[str, Any] | None = None
     finish_reason: str | None = None
     first_s: float | None = None  # from the request to the first piece
@@ -120,13 +120,18 @@ class Talk:
     """
 
     def __init__(
-        self, client: UpstreamClient, *, model: str, timeout_s: float,
-        clock_s: Callable[[], float], nonce: Callable[[], str],
-    ) -> None:  # fmt: skip
+        self,
+        client: UpstreamClient,
+        *,
+        model: str,
+        timeout_s: float,
+        clock_s: Callable[[], float],
+        nonce: Callable[[], str],
+    ) -> None:
         self.client, self.model, self.timeout_s = client, model, timeout_s
         self.clock_s, self.nonce = clock_s, nonce
-        self.cap_field = "max_tokens"       # the one that this server takes
-        self.headers: dict[str, str] = {}   # of all answers, lower case; the latest value
+        self.cap_field = "max_tokens"  # the one that this server takes
+        self.headers: dict[str, str] = {}  # of all answers, lower case; the latest value
         self.n_calls = 0
 
     @property

@@ -23,9 +23,9 @@ from suffice.signals.drafts import Embedder
 from suffice.telemetry import LOG
 from suffice.types import Step
 
-_BATCH = 64                     # texts in one request
-_MOST_BYTES = 64 * 2**20        # of one reply
-_MOST_NUMBERS = 65_536          # of one vector
+_BATCH = 64  # texts in one request
+_MOST_BYTES = 64 * 2**20  # of one reply
+_MOST_NUMBERS = 65_536  # of one vector
 
 Vector = tuple[float, ...]
 
@@ -51,9 +51,16 @@ class HttpEmbedder:
     """
 
     def __init__(
-        self, url: str, *, model: str, api_key: str | None = None, n_numbers: int | None = None,
-        timeout_s: float = 10.0, pause_s: float = 30.0, n_kept: int = 4_096,
-    ) -> None:  # fmt: skip
+        self,
+        url: str,
+        *,
+        model: str,
+        api_key: str | None = None,
+        n_numbers: int | None = None,
+        timeout_s: float = 10.0,
+        pause_s: float = 30.0,
+        n_kept: int = 4_096,
+    ) -> None:
         """Raises ConfigError for an address or a limit that cannot be used."""
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"embedder.url: got {url!r:.200}; need http://host[:port][/path]")

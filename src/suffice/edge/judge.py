@@ -17,9 +17,9 @@ from typing import Any, Self
 
 import aiohttp
 
-MAX_CHARS = 20_000          # of a question, an answer or a reference: more is cut in its middle
+MAX_CHARS = 20_000  # of a question, an answer or a reference: more is cut in its middle
 MAX_REPLY_BYTES = 2**20
-MAX_KEPT = 100_000          # grades that are remembered
+MAX_KEPT = 100_000  # grades that are remembered
 _BUSY = frozenset({408, 409, 429})
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL | re.IGNORECASE)
 _GRADE = re.compile(r"\bgrade\b[\s\"'*_`:=]{1,12}([+-−]?\d{1,3}(?:\.\d{1,12})?)(?![\d.]*\d|\s?[/%])", re.IGNORECASE)
@@ -45,11 +45,11 @@ REMINDER = "\n\nEnd with the line Grade: X and nothing behind it, where X is a n
 class Grade:
     """What a judge said of one answer, and what it cost."""
 
-    value: float | None         # in [-1, 1], above 0 is right; None: there is no grade
-    said: str = ""              # the end of what it wrote, at most 500 characters
-    problem: str = ""           # why there is no grade
-    n_calls: int = 0            # calls to the model, failed ones too
-    prompt_tokens: int = 0      # as the server counts them; 0 where it does not
+    value: float | None  # in [-1, 1], above 0 is right; None: there is no grade
+    said: str = ""  # the end of what it wrote, at most 500 characters
+    problem: str = ""  # why there is no grade
+    n_calls: int = 0  # calls to the model, failed ones too
+    prompt_tokens: int = 0  # as the server counts them; 0 where it does not
     completion_tokens: int = 0
 
 
@@ -129,9 +129,12 @@ class JudgeModel:
 
     async def _grade(self, question: str, answer: str, gold: str | None) -> Grade:
         body: dict[str, Any] = {
-            "model": self.model, "temperature": 0, "max_tokens": self._max_tokens, "stream": False,
+            "model": self.model,
+            "temperature": 0,
+            "max_tokens": self._max_tokens,
+            "stream": False,
             "messages": messages(question, answer, gold),
-        }  # fmt: skip
+        }
         spent, pause_s = Grade(value=None), self._pause_s
         for attempt in range(self._retries + 1):
             async with self._slots:
@@ -169,9 +172,7 @@ class JudgeModel:
 def messages(question: str, answer: str, gold: str | None, *, reminder: str = "") -> list[dict[str, str]]:
     """What the judge is asked, in OpenAI's form."""
     parts = {"question": question, "reference": gold, "answer": answer}
-    told = "\n\n".join(
-        f"<{tag}>\n{_contained(text, tag)}\n</{tag}>" for tag, text in parts.items() if text is not None
-    )
+    told = "\n\n".join(f"<{tag}>\n{_contained(text, tag)}\n</{tag}>" for tag, text in parts.items() if text is not None)
     return [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": told + reminder}]
 
 

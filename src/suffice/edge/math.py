@@ -60,8 +60,8 @@ class MathWorkers:
         self._closed = threading.Event()
         for _ in range(n_workers):
             self._free.put(None)
-        self.n_judged = 0   # verdicts given by a worker
-        self.n_killed = 0   # workers that took too long or died
+        self.n_judged = 0  # verdicts given by a worker
+        self.n_killed = 0  # workers that took too long or died
         self.n_refused = 0  # questions asked on an event loop, which are not answered
 
     def __enter__(self) -> Self:
@@ -144,8 +144,12 @@ class _Worker:
     def __init__(self, memory_bytes: int) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "suffice.edge.math_worker", str(memory_bytes)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8",
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+        )
         self._said: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, name="math judge", daemon=True)
         self._reader.start()

@@ -205,14 +205,20 @@ class Continuer:
         if method == "raw" and prompt is None:
             raise UpstreamProtocol(f"raw continuation: driver {self.settings.driver!r} writes no template")
         limits = Limits(
-            max_tokens=max_tokens, stop=self._probe.stop if trial else (),
+            max_tokens=max_tokens,
+            stop=self._probe.stop if trial else (),
             logprobs=N_RIVALS if trial else 0,
         )
         try:
             request = continuation.build(
-                method, self._body, self._thought(thought), driver=self.settings.driver, prompt=prompt,
-                limits=limits, lowest_effort=self.settings.lowest_effort,
-            )  # fmt: skip
+                method,
+                self._body,
+                self._thought(thought),
+                driver=self.settings.driver,
+                prompt=prompt,
+                limits=limits,
+                lowest_effort=self.settings.lowest_effort,
+            )
         except ValueError as error:
             raise UpstreamProtocol(str(error)) from None
         if verdict(self._client.findings, "stream_usage") == "no":
@@ -222,10 +228,15 @@ class Continuer:
     def _thought(self, text: str) -> Thought:
         probe, settings = self._probe, self.settings
         return Thought(
-            text=text, closing=probe.closing, answer_prefix=probe.answer_prefix,
-            think_open=settings.think_open, think_close=settings.think_close, opened=settings.think_opened,
-            reask_thought=probe.reask_thought, reask_ask=probe.reask_ask,
-        )  # fmt: skip
+            text=text,
+            closing=probe.closing,
+            answer_prefix=probe.answer_prefix,
+            think_open=settings.think_open,
+            think_close=settings.think_close,
+            opened=settings.think_opened,
+            reask_thought=probe.reask_thought,
+            reask_ask=probe.reask_ask,
+        )
 
     @asynccontextmanager
     async def open(
@@ -254,9 +265,7 @@ class Continuer:
                 answered = f"{call.status} {call.content_type}"
                 raise UpstreamProtocol(f"{request.path}: the upstream answered {answered} to a continuation")
             account.began = True
-            answer = pieces(
-                call, account, prefill=request.prefill, tags=request.tags, opened=request.opened
-            )
+            answer = pieces(call, account, prefill=request.prefill, tags=request.tags, opened=request.opened)
             async with aclosing(answer) as reply:
                 yield reply, account
 

@@ -30,8 +30,8 @@ from suffice.upstream.wire import (
     reasoning_of,
 )
 
-MOST_EVENTS = 250_000        # of an answer that nobody sees before its end
-ANSWER_LIMIT_CHARS = 2**20   # of a continuation: far beyond what a model can answer
+MOST_EVENTS = 250_000  # of an answer that nobody sees before its end
+ANSWER_LIMIT_CHARS = 2**20  # of a continuation: far beyond what a model can answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +39,8 @@ class Piece:
     """One piece of a continuation's reply."""
 
     text: str
-    logprobs: tuple[float, ...] = ()   # natural log, of the tokens in `text`
-    entropy: float | None = None       # nats, of the first token's listed rivals
+    logprobs: tuple[float, ...] = ()  # natural log, of the tokens in `text`
+    entropy: float | None = None  # nats, of the first token's listed rivals
     finish_reason: str | None = None
     tokens: tuple[TokenLogprob, ...] = ()  # with their listed rivals; (): unknown
 
@@ -84,9 +84,7 @@ def margin_of(token: TokenLogprob) -> float | None:
     return min(1.0, exp(token.logprob)) - exp(max(rivals))
 
 
-async def chunks(
-    call: Call, account: CallAccount, *, inside: str
-) -> AsyncGenerator[tuple[Chunk, bytes], None]:
+async def chunks(call: Call, account: CallAccount, *, inside: str) -> AsyncGenerator[tuple[Chunk, bytes], None]:
     """Read a stream up to its [DONE]: each chunk, and its bytes. Usage is noted in the account.
 
     inside  what is being read, for the message of an error

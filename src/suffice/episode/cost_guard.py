@@ -24,9 +24,7 @@ CLOSING_TOKENS = 4  # a line end and a tag, in the tokenizers that we have met; 
 class WorthIt:
     """A policy whose stops are made only where they are worth their price."""
 
-    def __init__(
-        self, policy: Decides, against: Callable[[Signals], str | None], skipped: Callable[[], None]
-    ) -> None:
+    def __init__(self, policy: Decides, against: Callable[[Signals], str | None], skipped: Callable[[], None]) -> None:
         self._policy, self._against, self._skipped = policy, against, skipped
 
     def decide(self, s: Signals) -> Decision:
@@ -40,9 +38,12 @@ class WorthIt:
         self._skipped()
         # Whatever the policy had drawn, the run would have gone on: the odds of that are 1.
         return replace(
-            decision, action="continue", reason=f"{why}; the policy said: {decision.reason}",
-            stop_reason=None, propensity=1.0,
-        )  # fmt: skip
+            decision,
+            action="continue",
+            reason=f"{why}; the policy said: {decision.reason}",
+            stop_reason=None,
+            propensity=1.0,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +51,8 @@ class Price:
     """What a stop of this run would cost now, from all that is known."""
 
     ledger: Ledger
-    method: FinishMethod | None    # the way that would be tried first; None: there is none
-    full_runs: RunLengths | None     # of the route; None: none was seen yet
+    method: FinishMethod | None  # the way that would be tried first; None: there is none
+    full_runs: RunLengths | None  # of the route; None: none was seen yet
     hand_overs: HandOvers | None
 
     def against(self, s: Signals) -> str | None:

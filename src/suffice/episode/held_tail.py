@@ -41,8 +41,8 @@ class OwnEnd:
     """What the upstream sent from its finish reason on: delivered as it is, or an answer in its place."""
 
     def __init__(self) -> None:
-        self.wanted = False                      # should such an end be kept back?
-        self.kept: list[Frame] | None = None     # … and here it is, from the finish reason on
+        self.wanted = False  # should such an end be kept back?
+        self.kept: list[Frame] | None = None  # … and here it is, from the finish reason on
 
     def begin(self, *, has_answer: bool) -> None:
         """The finish reason has come; what follows is kept if the run has no answer and somebody wants it."""

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from suffice.episode.loop import Decides
 from suffice.types import Decision, Signals, Step
 
-STEP_BUDGET_S = 0.05   # of signals and policy together; a usual step takes well under a millisecond
-SLOW_STEPS = 3         # so many over the budget in a row end it
-HANG_S = 0.5           # a single step that takes so long ends it at once
+STEP_BUDGET_S = 0.05  # of signals and policy together; a usual step takes well under a millisecond
+SLOW_STEPS = 3  # so many over the budget in a row end it
+HANG_S = 0.5  # a single step that takes so long ends it at once
 
 
 class Pace:

@@ -28,8 +28,8 @@ PAIR_TIMEOUT_S = 600.0  # of a whole second run
 class CallArm:
     """What the second call is asked with."""
 
-    name: str                   # "effort=low", "budget_tokens=512"; "full": nothing else
-    fields: Mapping[str, Any]   # of the upstream, added to the client's own
+    name: str  # "effort=low", "budget_tokens=512"; "full": nothing else
+    fields: Mapping[str, Any]  # of the upstream, added to the client's own
     propensity: float
 
 

@@ -27,11 +27,11 @@ class TrialAnswer:
     """What the model said when its thought was closed."""
 
     text: str
-    logprobs: tuple[float, ...]    # natural log, of the answer's tokens
-    entropy: float | None          # nats, of the first token
-    margin: float | None           # of the first token over its strongest rival, [0, 1]
-    closed_entropy: float | None   # nats, of the first token behind the closed thought; None: words of ours are
-    tokens: int                    # generated for it
+    logprobs: tuple[float, ...]  # natural log, of the answer's tokens
+    entropy: float | None  # nats, of the first token
+    margin: float | None  # of the first token over its strongest rival, [0, 1]
+    closed_entropy: float | None  # nats, of the first token behind the closed thought; None: words of ours are
+    tokens: int  # generated for it
 
 
 class Prober:
@@ -118,9 +118,10 @@ class Prober:
                 request = await self._continuer.prepare(
                     method, thought, purpose="probe", max_tokens=self._continuer.trial_tokens
                 )
-                async with self._continuer.open(
-                    request, thought_tokens=thought_tokens, purpose="probe"
-                ) as (reply, account):
+                async with self._continuer.open(request, thought_tokens=thought_tokens, purpose="probe") as (
+                    reply,
+                    account,
+                ):
                     async for piece in reply:
                         text += piece.text
                         logprobs.extend(piece.logprobs)
@@ -144,9 +145,7 @@ class Prober:
 
 def missing(point: Checkpoint) -> Step:
     """A step whose trial answer is unknown."""
-    return Step(
-        index=point.index, tokens=point.tokens, answer=None, answer_source=None, text=point.text, missing=True
-    )  # fmt: skip
+    return Step(index=point.index, tokens=point.tokens, answer=None, answer_source=None, text=point.text, missing=True)
 
 
 def visible(point: Checkpoint, found: str | None, before: str | None) -> Step:
@@ -157,6 +156,9 @@ def visible(point: Checkpoint, found: str | None, before: str | None) -> Step:
     """
     answer = before if found is None else found
     return Step(
-        index=point.index, tokens=point.tokens, answer=answer,
-        answer_source=None if answer is None else "text", text=point.text,
-    )  # fmt: skip
+        index=point.index,
+        tokens=point.tokens,
+        answer=answer,
+        answer_source=None if answer is None else "text",
+        text=point.text,
+    )

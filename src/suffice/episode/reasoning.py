@@ -42,8 +42,8 @@ from suffice.upstream.wire import (
 )
 
 ANSWER_LIMIT_CHARS = 256 * 1024  # what is kept of an answer to score it
-THOUGHT_LIMIT_CHARS = 2**20      # a longer thought passes on unwatched: what is kept of it has an end
-BUDGET_SLACK_TOKENS = 32         # an engine that is this far beyond its budget does not know budgets
+THOUGHT_LIMIT_CHARS = 2**20  # a longer thought passes on unwatched: what is kept of it has an end
+BUDGET_SLACK_TOKENS = 32  # an engine that is this far beyond its budget does not know budgets
 
 DONE_FRAME = Frame(raw=DONE, data=DONE_DATA, event=None)
 _NOTHING = Frame(raw=b"", data=None, event=None)
@@ -71,30 +71,30 @@ class ReasoningRun:
         self.call, self.account, self.ledger, self.delivery = call, account, ledger, delivery
         self.seen = StreamState()
         self.wants = wants
-        self.hidden_thought = False    # rerun: the client has already seen a thought
+        self.hidden_thought = False  # rerun: the client has already seen a thought
         self._segmenter, self._scorer, self._prober, self._vectors = segmenter, scorer, prober, vectors
         self._think, self._close_tag = ThinkTag(*tags, opened=opened), tags[1]
         self._prober_broke = False
-        self._drain = drain            # audit: every scheduled step is probed, even after the end
+        self._drain = drain  # audit: every scheduled step is probed, even after the end
         self._splitter = SseSplitter()
         self._pattern = TextPattern()  # what nearly every chunk of this stream looks like
         self._reading: asyncio.Task[bytes] | None = None
-        self._points: list[Checkpoint] = []    # reached in what was passed on at once
-        self._n_passed = 0             # bytes of the next read that the client has already
-        self._blind = False            # our own reading failed: pass everything on unseen
-        self._unplaced_tokens = 0      # of an inline thought, whose text is held back for now
-        self._last: dict[str, Any] | None = None   # held until usage, if any, can go into its object
-        self._tail = ""                # end of an inline thought: may hold half of its closing tag
+        self._points: list[Checkpoint] = []  # reached in what was passed on at once
+        self._n_passed = 0  # bytes of the next read that the client has already
+        self._blind = False  # our own reading failed: pass everything on unseen
+        self._unplaced_tokens = 0  # of an inline thought, whose text is held back for now
+        self._last: dict[str, Any] | None = None  # held until usage, if any, can go into its object
+        self._tail = ""  # end of an inline thought: may hold half of its closing tag
         self._answer: list[str] = []
         self._answer_chars = self._thought_chars = 0
         self._visible: str | None = None
-        self._cuts: dict[int, StepEnd] = {}        # by step
-        self.budget_is_policy = False          # … and whose passing is all that the policy waits for
+        self._cuts: dict[int, StepEnd] = {}  # by step
+        self.budget_is_policy = False  # … and whose passing is all that the policy waits for
         self.budget_slack_tokens = BUDGET_SLACK_TOKENS
-        self.alias: StreamState | None = None         # rerun: the run whose id and time the client knows
-        self.budget: int | None = None         # thought tokens after which the engine itself closes it
-        self.failure: UpstreamError | None = None   # why the original can give nothing more
-        self.held: list[Frame] | None = None   # frames kept back during a hand-over
+        self.alias: StreamState | None = None  # rerun: the run whose id and time the client knows
+        self.budget: int | None = None  # thought tokens after which the engine itself closes it
+        self.failure: UpstreamError | None = None  # why the original can give nothing more
+        self.held: list[Frame] | None = None  # frames kept back during a hand-over
         self.held_bytes = 0
         self.own_end = OwnEnd()
 
@@ -453,9 +453,7 @@ class ReasoningRun:
         ledger.stopped, ledger.stop_reason, ledger.finish_method = True, "budget", "budget"
         ledger.decision = ledger.decision or f"budget of {self.budget} tokens, kept by the engine"
 
-    def _edited(
-        self, frame: Frame, chunk: Chunk, choice: Choice | None, said: str | None = None
-    ) -> Frame | None:
+    def _edited(self, frame: Frame, chunk: Chunk, choice: Choice | None, said: str | None = None) -> Frame | None:
         """The frame as the client is to see it: as it came, unless something must be put in or taken out."""
         ends = choice is not None and choice.finish_reason is not None
         adds_object = ends and (self.wants.object or self.ledger.stopped)
@@ -566,7 +564,7 @@ class ReasoningRun:
                 said += text
         if self.seen.inline and not self._think.inside:
             self.seen.phase = "answering"  # the closing tag is out, even if no word of the answer is yet
-        self._tail = (self._tail + content)[1 - len(self._close_tag):] if self._think.inside else ""
+        self._tail = (self._tail + content)[1 - len(self._close_tag) :] if self._think.inside else ""
         return said
 
     def _thinks(self, texts: Sequence[str], tokens: int, points: list[Checkpoint]) -> None:

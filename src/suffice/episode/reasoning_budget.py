@@ -19,8 +19,8 @@ class Ahead:
     """Fields to be added to a request."""
 
     fields: Mapping[str, Any]
-    budget_tokens: int | None = None   # of thought, which the engine was told to keep
-    has_effort: bool = False           # a level of effort is among the fields
+    budget_tokens: int | None = None  # of thought, which the engine was told to keep
+    has_effort: bool = False  # a level of effort is among the fields
 
     @property
     def name(self) -> str:

@@ -25,8 +25,8 @@ from suffice.scoring.base import Scorer
 from suffice.signals.observe import Observer
 from suffice.types import AnswerSource, Decision, Signals, Step, Usage
 
-MAX_STEPS = 2_000          # of one run; what comes after them is counted and goes on
-MAX_CHARS = 256 * 1024     # of all answers of one run; likewise
+MAX_STEPS = 2_000  # of one run; what comes after them is counted and goes on
+MAX_CHARS = 256 * 1024  # of all answers of one run; likewise
 GOES_ON = "the run goes on"
 
 Returning = Callable[[Sequence[str | None], Sequence[float | None]], int]  # answers, confidences → step to use, from 1
@@ -36,18 +36,18 @@ Returning = Callable[[Sequence[str | None], Sequence[float | None]], int]  # ans
 class StepReport:
     """What a caller says of one step of its loop."""
 
-    answer: str | None = None              # as it would be used now; None: read from `text` by the route's scorer
-    tokens: int                            # generated in this step alone
-    text: str = ""                         # the step's own text; read by signals, kept only for reviewers
-    sources: tuple[str, ...] = ()          # passages that the step read; no signal looks at them, kept likewise
-    confidence: float | None = None        # probability of the answer, [0, 1]
-    logprobs: tuple[float, ...] = ()       # of the answer's tokens, natural log
-    entropy: float | None = None           # nats, of the answer's first token
-    logprob: float | None = None           # mean log-probability of the step's own tokens
-    stated_confidence: float | None = None # what the model said of itself, [0, 1]
-    said_done: bool | None = None          # the model's own flag that it is done
-    action: str | None = None              # what this kind of step is called: "search", "revise", "tool" …
-    ctx_tokens: int = 0                    # prompt tokens read at this step
+    answer: str | None = None  # as it would be used now; None: read from `text` by the route's scorer
+    tokens: int  # generated in this step alone
+    text: str = ""  # the step's own text; read by signals, kept only for reviewers
+    sources: tuple[str, ...] = ()  # passages that the step read; no signal looks at them, kept likewise
+    confidence: float | None = None  # probability of the answer, [0, 1]
+    logprobs: tuple[float, ...] = ()  # of the answer's tokens, natural log
+    entropy: float | None = None  # nats, of the answer's first token
+    logprob: float | None = None  # mean log-probability of the step's own tokens
+    stated_confidence: float | None = None  # what the model said of itself, [0, 1]
+    said_done: bool | None = None  # the model's own flag that it is done
+    action: str | None = None  # what this kind of step is called: "search", "revise", "tool" …
+    ctx_tokens: int = 0  # prompt tokens read at this step
 
     def __post_init__(self) -> None:
         """Refuse what could only be a mistake; a number that is no probability is merely unknown."""
@@ -69,11 +69,11 @@ class StepReport:
 class StepRecordBrief:
     """One step that was taken, and what was decided. Its text is not kept."""
 
-    told: str | None            # the answer as the caller told it
+    told: str | None  # the answer as the caller told it
     tokens: int
-    answer: str | None          # in the scorer's normal form
+    answer: str | None  # in the scorer's normal form
     confidence: float | None
-    decision: Decision          # as the caller got it
+    decision: Decision  # as the caller got it
 
 
 class Governs(Protocol):
@@ -109,8 +109,8 @@ class RoundsRun:
     returning: Returning
     monotonic_s: Callable[[], float]
     resting: Callable[[], bool] = lambda: False  # has everything been told not to act, since the run began?
-    vectors: Vectors | None = None         # who may be asked for them; this class asks nobody
-    shelf: Shelf | None = None             # takes the steps' texts for reviewers; None: they are dropped
+    vectors: Vectors | None = None  # who may be asked for them; this class asks nobody
+    shelf: Shelf | None = None  # takes the steps' texts for reviewers; None: they are dropped
     seen: list[StepRecordBrief] = field(default_factory=list)
     is_over: bool = False
     _observer: Observer | None = None
@@ -209,8 +209,10 @@ class RoundsRun:
             raise BadRequest(
                 f"step.index: step {index} was told before with another answer or token count;"
                 f" the next step of this run is {len(self.seen) + 1}",
-                status=409, param="step.index", code="step_conflict",
-            )  # fmt: skip
+                status=409,
+                param="step.index",
+                code="step_conflict",
+            )
         return before.decision
 
     def _beyond(self, told: StepReport) -> Decision:
@@ -226,20 +228,29 @@ class RoundsRun:
         answer = self._normal(told)
         self._n_chars += len(told.answer or "") + len(answer or "")
         return Step(
-            index=index, tokens=told.tokens, answer=answer, answer_source=None if answer is None else source,
-            logprobs=_numbers(told.logprobs), entropy=_finite(told.entropy), text=told.text,
+            index=index,
+            tokens=told.tokens,
+            answer=answer,
+            answer_source=None if answer is None else source,
+            logprobs=_numbers(told.logprobs),
+            entropy=_finite(told.entropy),
+            text=told.text,
             ctx_tokens=told.ctx_tokens,
-            confidence=_probability(told.confidence), logprob=_finite(told.logprob),
-            stated_confidence=_probability(told.stated_confidence), action=told.action,
-            said_done=told.said_done if isinstance(told.said_done, bool) else None, vector=vector,
-        )  # fmt: skip
+            confidence=_probability(told.confidence),
+            logprob=_finite(told.logprob),
+            stated_confidence=_probability(told.stated_confidence),
+            action=told.action,
+            said_done=told.said_done if isinstance(told.said_done, bool) else None,
+            vector=vector,
+        )
 
     def _spend(self, told: StepReport) -> None:
         spent = self.ledger.told_usage or Usage(prompt_tokens=0, completion_tokens=0)
         self.ledger.told_usage = replace(
-            spent, prompt_tokens=spent.prompt_tokens + told.ctx_tokens,
+            spent,
+            prompt_tokens=spent.prompt_tokens + told.ctx_tokens,
             completion_tokens=spent.completion_tokens + told.tokens,
-        )  # fmt: skip
+        )
 
     def _normal(self, told: StepReport) -> str | None:
         try:

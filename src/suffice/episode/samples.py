@@ -30,9 +30,7 @@ ANSWER_LIMIT_CHARS = 256 * 1024  # of a sample's end, which is scored
 class SampleRefusal(UpstreamError):
     """The upstream answered with an error of its own, which is relayed as it came."""
 
-    def __init__(
-        self, http_status: int, content_type: str, body: bytes, headers: Headers = ()
-    ) -> None:
+    def __init__(self, http_status: int, content_type: str, body: bytes, headers: Headers = ()) -> None:
         super().__init__(f"the upstream answered {http_status}")
         self.http_status, self.content_type, self.body = http_status, content_type, body
         self.headers = [(k, v) for k, v in headers if k.lower() not in ("content-type", "content-length")]
@@ -42,8 +40,8 @@ class SampleRefusal(UpstreamError):
 class Sample:
     """One finished sample."""
 
-    index: int                         # launch index, from 1
-    body: dict[str, Any] | None        # the completion as a direct answer; None: it failed
+    index: int  # launch index, from 1
+    body: dict[str, Any] | None  # the completion as a direct answer; None: it failed
     answer: str | None
     tokens: int
     failure: UpstreamError | None = None
@@ -55,16 +53,16 @@ class SampleRun:
 
     client: UpstreamClient
     path: str
-    body: Mapping[str, Any]            # the client's body, as sent upstream
+    body: Mapping[str, Any]  # the client's body, as sent upstream
     headers: Headers
     ledger: Ledger
     scorer: Scorer
     n_samples: int
     wave: int
-    max_bytes: int = LIMIT_BYTES       # in memory, of each sample
+    max_bytes: int = LIMIT_BYTES  # in memory, of each sample
     continues_after_failure: bool = False  # observe and audits: more samples are drawn behind a failed one
-    seen: list[Sample] = field(default_factory=list)   # in launch order
-    _encoded: bytes = b""                              # the body of all samples, where it is one
+    seen: list[Sample] = field(default_factory=list)  # in launch order
+    _encoded: bytes = b""  # the body of all samples, where it is one
 
     def is_decided(self) -> bool:
         """Can no further sample change the answer or its text?"""
@@ -91,7 +89,7 @@ class SampleRun:
                         break
                 if all(s.failure is not None for s in self.seen):
                     return  # nothing but failures: the first one is the answer
-                if any(s.failure is not None for s in self.seen[first - 1:]):
+                if any(s.failure is not None for s in self.seen[first - 1 :]):
                     self.ledger.fail_open("sample")
                     if not self.continues_after_failure:
                         return  # a struggling upstream is not asked for more; the vote stands on what came
@@ -166,9 +164,12 @@ class SampleRun:
 
 def _step(sample: Sample) -> Step:
     return Step(
-        index=sample.index, tokens=sample.tokens, answer=sample.answer, answer_source="sample",
+        index=sample.index,
+        tokens=sample.tokens,
+        answer=sample.answer,
+        answer_source="sample",
         missing=sample.failure is not None,
-    )  # fmt: skip
+    )
 
 
 async def _assemble(call: Call, account: CallAccount, max_bytes: int) -> dict[str, Any]:

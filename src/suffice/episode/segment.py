@@ -23,11 +23,11 @@ Phase = Literal["start", "thinking", "answering"]
 class Checkpoint:
     """A place where the thought may be closed."""
 
-    index: int          # 1 is the first
-    tokens: int         # generated since the checkpoint before
-    tokens_used: int    # generated up to here
-    text: str           # the thought since the checkpoint before
-    prefix: str         # the whole thought up to here
+    index: int  # 1 is the first
+    tokens: int  # generated since the checkpoint before
+    tokens_used: int  # generated up to here
+    text: str  # the thought since the checkpoint before
+    prefix: str  # the whole thought up to here
 
 
 class StepCutter(Protocol):
@@ -58,9 +58,9 @@ class Segmenter:
         self._mark = {"line": "\n", "paragraph": "\n\n"}.get(settings.boundary, "")
         self._need = float(settings.min_tokens)
         self._limit = settings.min_tokens if settings.boundary == "tokens" else settings.max_tokens
-        self._done = ""        # the thought up to the last checkpoint
-        self._text = ""        # the thought since then
-        self._tokens = 0       # … and its tokens
+        self._done = ""  # the thought up to the last checkpoint
+        self._text = ""  # the thought since then
+        self._tokens = 0  # … and its tokens
         self._used = 0
         self._index = 0
 
@@ -82,7 +82,7 @@ class Segmenter:
             self._tokens = tokens
             return point
         before = len(self._text)
-        whole, self._text = self._text, ""   # held by one name alone, it grows in place
+        whole, self._text = self._text, ""  # held by one name alone, it grows in place
         whole += text
         self._text = whole
         self._tokens += tokens
@@ -138,9 +138,7 @@ class Segmenter:
         self._used += self._tokens
         done, self._text = self._text[:end], self._text[end:]
         self._done += done
-        point = Checkpoint(
-            index=self._index, tokens=self._tokens, tokens_used=self._used, text=done, prefix=self._done
-        )
+        point = Checkpoint(index=self._index, tokens=self._tokens, tokens_used=self._used, text=done, prefix=self._done)
         self._tokens = 0
         self._need *= self._settings.growth
         return point

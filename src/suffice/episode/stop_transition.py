@@ -36,14 +36,14 @@ from suffice.settings import FinishMethod
 from suffice.upstream.continuation import Continuation
 from suffice.upstream.wire import Frame
 
-SLOT_TOKENS, SLOT_S = 4.0, 0.25   # how long an engine may take to see a call cancelled: in tokens' time, at most
+SLOT_TOKENS, SLOT_S = 4.0, 0.25  # how long an engine may take to see a call cancelled: in tokens' time, at most
 
 
 @dataclass(frozen=True, slots=True)
 class OpenContinuation:
     """A continuation that has begun to answer."""
 
-    first: Piece                            # with the first text that is not white space
+    first: Piece  # with the first text that is not white space
     rest: AsyncGenerator[Piece, None]
     account: CallAccount
 
@@ -59,13 +59,13 @@ class HandOver:
     run: ReasoningRun
     continuer: Continuer
     ledger: Ledger
-    rerun: Rerun              # opens the client's request once more; the caller owns its call
-    max_tokens: int | None    # the client's cap on all generated tokens; None: none
+    rerun: Rerun  # opens the client's request once more; the caller owns its call
+    max_tokens: int | None  # the client's cap on all generated tokens; None: none
     handover_ms: int
     buffer_bytes: int
     monotonic_s: Clock
     _began_s: float = field(init=False)
-    _overlaps: bool = False   # does the original run on beside the continuation that is being opened?
+    _overlaps: bool = False  # does the original run on beside the continuation that is being opened?
 
     def __post_init__(self) -> None:
         self._began_s = self.monotonic_s()
@@ -167,9 +167,7 @@ class HandOver:
                 await self._rerun(error)
         return True
 
-    async def _prepared(
-        self, method: FinishMethod, thought: str, max_tokens: int | None
-    ) -> Continuation | None:
+    async def _prepared(self, method: FinishMethod, thought: str, max_tokens: int | None) -> Continuation | None:
         """The request that would answer; None: no call is left for it, or the upstream cannot be asked so."""
         if not self.continuer.may_call(keep=0):
             return None

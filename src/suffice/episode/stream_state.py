@@ -11,9 +11,9 @@ from suffice.episode.segment import Phase
 class Wants:
     """What the client asked to see."""
 
-    usage: bool        # a usage chunk, or usage in the body
-    object: bool       # the `suffice` object even when nothing was stopped
-    joined: bool = False   # chunks that differ in their text alone may reach it as one frame
+    usage: bool  # a usage chunk, or usage in the body
+    object: bool  # the `suffice` object even when nothing was stopped
+    joined: bool = False  # chunks that differ in their text alone may reach it as one frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +29,12 @@ class StreamState:
     """What the stream has shown so far."""
 
     phase: Phase = "start"
-    inline: bool = False           # the thought stands in `content`, between tags
+    inline: bool = False  # the thought stands in `content`, between tags
     field: str = "reasoning_content"
     id: str | None = None
     model: str | None = None
     created: int | None = None
     finish_reason: str | None = None
-    failed: bool = False           # the upstream sent an error frame
-    done: bool = False             # [DONE] was seen
-    ended: bool = False            # nothing more will come
+    failed: bool = False  # the upstream sent an error frame
+    done: bool = False  # [DONE] was seen
+    ended: bool = False  # nothing more will come

@@ -12,7 +12,7 @@ from suffice.episode.ledger import Ledger
 from suffice.signals.drafts import Embedder
 from suffice.types import Step
 
-SITE = "embedder"       # under which a run says that its drafts were compared by words for want of vectors
+SITE = "embedder"  # under which a run says that its drafts were compared by words for want of vectors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +21,8 @@ class Vectors:
 
     embedder: Embedder
     ledger: Ledger
-    max_calls: int      # extra calls of the run, those of other kinds included
-    keep: int = 0       # of them left over for what may have to follow
+    max_calls: int  # extra calls of the run, those of other kinds included
+    keep: int = 0  # of them left over for what may have to follow
 
     async def of(self, text: str) -> tuple[float, ...]:
         """The vector of a draft; () where there is none, for whatever reason: then words are compared."""

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 class Vote:
     """The result of a vote."""
 
-    answer: str | None                      # None: no sample gave an answer
-    winner: int                             # launch index of the delivered sample, from 1
-    counts: tuple[tuple[str, int], ...]     # answers and votes, leader first, ties by first seen
+    answer: str | None  # None: no sample gave an answer
+    winner: int  # launch index of the delivered sample, from 1
+    counts: tuple[tuple[str, int], ...]  # answers and votes, leader first, ties by first seen
 
 
 def count(answers: Sequence[str | None]) -> Vote:

@@ -30,17 +30,17 @@ Beside = Callable[[Scope, Receive, Send], Awaitable[None]]  # another applicatio
 class Endpoint:
     """One thing the gateway does, and who may ask for it."""
 
-    path: str              # `{id}` stands for an id
+    path: str  # `{id}` stands for an id
     method: str
     handler: Handler
-    public: bool = False   # without a key; only for what says nothing
+    public: bool = False  # without a key; only for what says nothing
     guarded_inside: bool = False  # its handler asks for a key, or for something else that proves as much
-    exchange: type[Exchange] = Exchange   # writes this API's errors
-    x_api_key: bool = False               # the key may come in this header too
-    takes_feedback: bool = False          # a key that is for feedback alone opens it as well
-    takes_tokens: bool = False            # a stranger's page may ask, with the token of an answer
-    spends: bool = False                  # it may cost tokens of its key's budget
-    shows_all: bool = False               # it shows what all keys do
+    exchange: type[Exchange] = Exchange  # writes this API's errors
+    x_api_key: bool = False  # the key may come in this header too
+    takes_feedback: bool = False  # a key that is for feedback alone opens it as well
+    takes_tokens: bool = False  # a stranger's page may ask, with the token of an answer
+    spends: bool = False  # it may cost tokens of its key's budget
+    shows_all: bool = False  # it shows what all keys do
 
 
 def _passed(method: str, path: str, api: Api) -> Endpoint:
@@ -207,9 +207,7 @@ class App:
 
         return send_last
 
-    def _verdict(
-        self, scope: Scope, by_method: Mapping[str, Endpoint], endpoint: Endpoint | None
-    ) -> BadRequest | None:
+    def _verdict(self, scope: Scope, by_method: Mapping[str, Endpoint], endpoint: Endpoint | None) -> BadRequest | None:
         """Default: refused. Path, then method, host and page, key, and what the key permits. None: its caller is in."""
         if not by_method:
             known = "allowed: the API below /v1, /healthz, /readyz, /metrics, and what [server] relay lists"
@@ -270,9 +268,10 @@ _HEADER_NAMES = re.compile(r"[a-z0-9_-]{1,80}([ \t]*,[ \t]*[a-z0-9_-]{1,80}){0,5
 def _with_cors(send: Send, origin: str) -> Send:
     """Let a page of this origin read the answer. Cookies are not sent with such requests, and not asked for."""
     allow = [
-        (b"access-control-allow-origin", origin.encode("latin-1")), (b"access-control-expose-headers", b"*"),
+        (b"access-control-allow-origin", origin.encode("latin-1")),
+        (b"access-control-expose-headers", b"*"),
         (b"vary", b"origin"),
-    ]  # fmt: skip
+    ]
 
     async def send_shared(message: Message) -> None:
         if message["type"] == "http.response.start":

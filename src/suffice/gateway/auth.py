@@ -31,9 +31,9 @@ class Caller:
     are safe for anybody to choose: no route that is off, and none that acts uncertified.
     """
 
-    id: str = ""               # keyed hash, as `Request.sender`; "": no key was asked for
-    name: str = ""             # of its key in the settings; "": its key has no table of its own
-    namespace: str = ""        # tells the ids that clients choose apart
+    id: str = ""  # keyed hash, as `Request.sender`; "": no key was asked for
+    name: str = ""  # of its key in the settings; "": its key has no table of its own
+    namespace: str = ""  # tells the ids that clients choose apart
     permits: Key = field(default=_PLAIN)
     only_feedback: bool = False  # its key sends feedback, from any source, and nothing else
 
@@ -96,9 +96,7 @@ class KeyRing:
         known = (self._by_digest.get(_digest(key)) for key in given if key and " " not in key)
         return next((caller for caller in known if caller is not None), None)
 
-    def require(
-        self, headers: list[tuple[str, str]], *, feedback: bool = False, x_api_key: bool = False
-    ) -> Caller:
+    def require(self, headers: list[tuple[str, str]], *, feedback: bool = False, x_api_key: bool = False) -> Caller:
         """Who sends a request. Raises BadRequest 401 where a key is needed and none of this gateway's is there.
 
         feedback   of a path that keys for feedback open as well

@@ -22,8 +22,8 @@ class Breaker:
     """Counts the failures of one route's controller. Times are monotonic, in seconds."""
 
     failed_at_s: deque[float] = field(default_factory=lambda: deque(maxlen=N_FAILURES))
-    open_until_s: float | None = None   # None: closed
-    tries: bool = False                 # one request is on its way to see whether it works again
+    open_until_s: float | None = None  # None: closed
+    tries: bool = False  # one request is on its way to see whether it works again
 
     def allows(self, now_s: float) -> bool:
         """May the next request be governed?"""

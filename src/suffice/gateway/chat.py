@@ -57,14 +57,14 @@ class AdmittedRequest:
     """A request that was understood: where it goes, and whether it is an audit."""
 
     intake: Intake
-    headers: list[tuple[str, str]]   # fit to be sent upstream
+    headers: list[tuple[str, str]]  # fit to be sent upstream
     route: BuiltRoute | None
     upstream: str
     request: Request
-    turned_away: Admission | None = None   # there is no room for it, and when there may be
+    turned_away: Admission | None = None  # there is no room for it, and when there may be
 
 
-Admit = Callable[[str], Awaitable[AdmittedRequest]]   # given the episode id
+Admit = Callable[[str], Awaitable[AdmittedRequest]]  # given the episode id
 Answer = Callable[[Gateway, AdmittedRequest, Ledger, Exchange], Coroutine[Any, Any, None]]
 
 
@@ -178,8 +178,9 @@ async def _answer(gw: Gateway, admitted: AdmittedRequest, ledger: Ledger, exchan
         gw.metrics.inc("suffice_shed_total", request.route)
         raise OverloadError(
             "this route has to run everything in full for a while, and its model server has no room for more;"
-            " come again", retry_after_s=admitted.turned_away.retry_after_s,
-        )  # fmt: skip
+            " come again",
+            retry_after_s=admitted.turned_away.retry_after_s,
+        )
     client = gw.upstreams[admitted.upstream]
     body = forwarded(intake.raw, intake.body, changed=intake.changed)
     if request.ungoverned is not None or admitted.route is None:
@@ -193,9 +194,14 @@ async def _answer(gw: Gateway, admitted: AdmittedRequest, ledger: Ledger, exchan
         headers = [(k, v) for k, v in headers if k != "x-conversation-id"]
     headers = marked(headers, client.settings.affinity_header, run)
     job = govern.GovernedRequest(
-        gw=gw, route=admitted.route, client=client, intake=intake, headers=headers,
-        ledger=ledger, exchange=exchange,
-    )  # fmt: skip
+        gw=gw,
+        route=admitted.route,
+        client=client,
+        intake=intake,
+        headers=headers,
+        ledger=ledger,
+        exchange=exchange,
+    )
     try:
         await (govern.samples if request.kind == "samples" else govern.reasoning)(job)
     except UpstreamError:
@@ -236,9 +242,13 @@ def admit(
     upstream = (found.settings.upstream if found is not None else "") or gw.fallback_upstream()
     kept = gw.keys.without_keys(headers)
     return AdmittedRequest(
-        intake=intake, headers=kept, route=found, upstream=upstream, request=request,
+        intake=intake,
+        headers=kept,
+        route=found,
+        upstream=upstream,
+        request=request,
         turned_away=place if place is not None and place.level is None else None,
-    )  # fmt: skip
+    )
 
 
 def find_route(gw: Gateway, model: str, named: dict[str, str], caller: Caller) -> BuiltRoute | None:
@@ -275,8 +285,9 @@ def _check_version(intake: Intake, named: dict[str, str], found: BuiltRoute | No
     if str(asked).partition("@")[0] != known:  # where it operates between its levels is no choice of a client
         raise BadRequest(
             f"policy version {str(asked)[:80]!r} is not in force on this route; in force: {known}",
-            param="policy_version", code="unknown_policy_version",
-        )  # fmt: skip
+            param="policy_version",
+            code="unknown_policy_version",
+        )
 
 
 def _reason(
@@ -307,8 +318,16 @@ def _reason(
 
 
 def _request(
-    gw: Gateway, episode_id: str, intake: Intake, caller: Caller, named: dict[str, str], found: BuiltRoute | None,
-    reason: str | None, question: str, assigned: AuditAssignment, arms: tuple[ArmDraw, ...],
+    gw: Gateway,
+    episode_id: str,
+    intake: Intake,
+    caller: Caller,
+    named: dict[str, str],
+    found: BuiltRoute | None,
+    reason: str | None,
+    question: str,
+    assigned: AuditAssignment,
+    arms: tuple[ArmDraw, ...],
 ) -> Request:
     """Write down what was asked, and the audit draw with its odds."""
     if found is None:
@@ -316,32 +335,51 @@ def _request(
     samples = route.n_samples(found, intake.options)
     gw.n_requests[found.name] = gw.n_requests.get(found.name, 0) + 1
     return Request(
-        episode_id=episode_id, route=found.name, kind=found.settings.kind, mode=found.settings.mode,
-        model=intake.model, stream=intake.stream, n_samples=samples, audit=assigned.audit,
-        propensity=assigned.propensity, policy_version=found.policy_version, certified=found.certified,
+        episode_id=episode_id,
+        route=found.name,
+        kind=found.settings.kind,
+        mode=found.settings.mode,
+        model=intake.model,
+        stream=intake.stream,
+        n_samples=samples,
+        audit=assigned.audit,
+        propensity=assigned.propensity,
+        policy_version=found.policy_version,
+        certified=found.certified,
         question_key=question,
-        ungoverned=reason, received_at_s=gw.wall_s(),
+        ungoverned=reason,
+        received_at_s=gw.wall_s(),
         query=query_of(intake.body, found.settings.kind, samples) if reason is None else None,
-        unit=assigned.unit, setup=found.setup, promise=found.promise, arms=arms, sender=caller.id,
-        delivery=assigned.delivery, conversation=gw.conversation(caller.id, _conversation(named, intake)),
-    )  # fmt: skip
+        unit=assigned.unit,
+        setup=found.setup,
+        promise=found.promise,
+        arms=arms,
+        sender=caller.id,
+        delivery=assigned.delivery,
+        conversation=gw.conversation(caller.id, _conversation(named, intake)),
+    )
 
 
 def _request_key(found: BuiltRoute, intake: Intake, caller: Caller, named: dict[str, str]) -> RequestKey:
     return RequestKey(
-        route=found.name, caller=caller.namespace, body=intake.identity,
-        conversation=_conversation(named, intake), idempotency_key=named.get("idempotency-key"),
-    )  # fmt: skip
+        route=found.name,
+        caller=caller.namespace,
+        body=intake.identity,
+        conversation=_conversation(named, intake),
+        idempotency_key=named.get("idempotency-key"),
+    )
 
 
 def _units(intake: Intake, caller: Caller, named: dict[str, str], assigned: AuditAssignment) -> UnitIds:
     """What the request belongs to, by the names that it came with; repeated deliveries are one request."""
     user = intake.body.get("user") or intake.body.get("safety_identifier")
     return units_of(
-        caller.id, request=assigned.unit, conversation=_conversation(named, intake),
+        caller.id,
+        request=assigned.unit,
+        conversation=_conversation(named, intake),
         user=named.get("x-suffice-user") or (user if isinstance(user, str) else None),
         tenant=named.get("x-suffice-tenant"),
-    )  # fmt: skip
+    )
 
 
 def _question(gw: Gateway, intake: Intake) -> str:
@@ -364,11 +402,23 @@ def blank(
 ) -> Request:
     """The record of a request that no route claims, or that could not be read."""
     return Request(
-        episode_id=episode_id, route="", kind="reasoning", mode="off",
-        model=intake.model if intake else "", stream=bool(intake and intake.stream), n_samples=1,
-        audit=False, propensity=1.0, policy_version="", certified=False, question_key="",
-        ungoverned=reason, received_at_s=gw.wall_s(), endpoint=endpoint, sender=sender,
-    )  # fmt: skip
+        episode_id=episode_id,
+        route="",
+        kind="reasoning",
+        mode="off",
+        model=intake.model if intake else "",
+        stream=bool(intake and intake.stream),
+        n_samples=1,
+        audit=False,
+        propensity=1.0,
+        policy_version="",
+        certified=False,
+        question_key="",
+        ungoverned=reason,
+        received_at_s=gw.wall_s(),
+        endpoint=endpoint,
+        sender=sender,
+    )
 
 
 def _reply_headers(request: Request) -> list[tuple[str, str]]:

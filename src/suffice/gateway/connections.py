@@ -15,8 +15,8 @@ from typing import Protocol
 class ConnectionPhase(IntEnum):
     """What a connection waits for."""
 
-    HEAD = 0    # the client: the head of a request, or its first byte
-    BODY = 1    # the client: the rest of a body
+    HEAD = 0  # the client: the head of a request, or its first byte
+    BODY = 1  # the client: the rest of a body
     ANSWER = 2  # us
 
 
@@ -40,7 +40,7 @@ class Connections:
         self.most, self.most_per_address = most, most_per_address
         self._address_of: dict[Peer, str | bytes] = {}
         self._by_address: dict[str | bytes, dict[Peer, None]] = {}  # the one that has waited longest is first
-        self._waiting: tuple[dict[Peer, None], ...] = ({}, {})      # by phase; likewise
+        self._waiting: tuple[dict[Peer, None], ...] = ({}, {})  # by phase; likewise
 
     def __len__(self) -> int:
         return len(self._address_of)

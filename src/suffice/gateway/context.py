@@ -37,9 +37,9 @@ from suffice.types import Outcome, Request
 from suffice.upstream.client import UpstreamClient
 
 CHECK_RUNS = 100  # full runs after which a route is asked again whether its answers can be read
-OPEN_RUNS = 10_000       # loops that clients drive, at once; the one that was idle longest makes room
-IDLE_RUN_S = 1_800.0     # a loop that tells nothing for so long has been left
-SPOKEN_ENTRIES = 50_000    # answers whose pieces of feedback with a token are counted
+OPEN_RUNS = 10_000  # loops that clients drive, at once; the one that was idle longest makes room
+IDLE_RUN_S = 1_800.0  # a loop that tells nothing for so long has been left
+SPOKEN_ENTRIES = 50_000  # answers whose pieces of feedback with a token are counted
 
 
 Named = tuple[str | None, str | None]  # a request: by its episode id, or by its response id
@@ -144,39 +144,39 @@ class Gateway:
     embedders: Mapping[str, Embedder] = field(default_factory=dict)  # by route; `wiring` or the library opens them
     log: EventLog
     metrics: Metrics
-    keys: KeyRing = field(default_factory=KeyRing)   # accepted from clients; none: open
-    salt: str                              # of the lottery and of question keys; secret, stable
+    keys: KeyRing = field(default_factory=KeyRing)  # accepted from clients; none: open
+    salt: str  # of the lottery and of question keys; secret, stable
     new_id: Callable[[], str]
     wall_s: Callable[[], float]
     monotonic_s: Callable[[], float]
     deliveries: DeliveryMemory = field(default_factory=DeliveryMemory)
-    n_requests: dict[str, int] = field(default_factory=dict)   # by route, the log's history included
+    n_requests: dict[str, int] = field(default_factory=dict)  # by route, the log's history included
     full_runs: dict[str, RunLengths] = field(default_factory=dict)
     hand_overs: dict[str, HandOvers] = field(default_factory=dict)
     extracted: dict[str, deque[bool]] = field(default_factory=dict)  # by route: could full runs be read?
-    n_since_check: dict[str, int] = field(default_factory=dict)      # by route: full runs since then
+    n_since_check: dict[str, int] = field(default_factory=dict)  # by route: full runs since then
     objects: Objects = field(default_factory=Objects)  # that upstreams keep, and who made them
     # Whose the answers are that feedback names, as the log knows it; called in a thread, raises StoreError.
     senders_of: Callable[[Sequence[Named]], list[frozenset[str]]] = lambda named: [frozenset()] * len(named)
-    breakers: dict[str, Breaker] = field(default_factory=dict)   # by route
-    operating: LoadControl = field(default_factory=LoadControl)      # where routes operate inside what is certified
-    kill: KillSwitch = field(default_factory=KillSwitch)         # takes enforcement away from every route
-    runs: OpenRuns = field(default_factory=OpenRuns)             # loops that callers drive through /v1/decide
+    breakers: dict[str, Breaker] = field(default_factory=dict)  # by route
+    operating: LoadControl = field(default_factory=LoadControl)  # where routes operate inside what is certified
+    kill: KillSwitch = field(default_factory=KillSwitch)  # takes enforcement away from every route
+    runs: OpenRuns = field(default_factory=OpenRuns)  # loops that callers drive through /v1/decide
     words: FeedbackByToken = field(default_factory=FeedbackByToken)
-    langfuse_secret: str | None = None     # that signs what Langfuse sends; None: nothing is signed
-    refresh: Callable[[], None] = lambda: None   # sees what was decided, where no timer does
-    told: Callable[[], None] = lambda: None      # something was decided just now: look at once
-    without_log: str | None = None   # why the log cannot be used, as it could not be opened; None: it can
+    langfuse_secret: str | None = None  # that signs what Langfuse sends; None: nothing is signed
+    refresh: Callable[[], None] = lambda: None  # sees what was decided, where no timer does
+    told: Callable[[], None] = lambda: None  # something was decided just now: look at once
+    without_log: str | None = None  # why the log cannot be used, as it could not be opened; None: it can
     serves: Literal["", "last good", "full"] = ""  # while the log cannot be read: by what; "": it can
-    watches_runs: bool = False   # a look for loops that were left is due
+    watches_runs: bool = False  # a look for loops that were left is due
     ready: bool = False
-    draining: bool = False   # shutdown has begun: connections are closed behind their answer
-    n_live: int = 0          # handlers that have not ended, whatever the path
+    draining: bool = False  # shutdown has begun: connections are closed behind their answer
+    n_live: int = 0  # handlers that have not ended, whatever the path
     variants: Variants = field(init=False)  # arms of experiments, and candidates of rollouts
     sampling: LogSampler = field(init=False)  # which requests have rows in the log
     classes: dict[str, Mapping[str, int]] = field(default_factory=dict)  # audits by class, by route, as last seen
     _promised: dict[str, str] = field(default_factory=dict)  # by route: the state that /metrics has now
-    limits: KeyLimits = field(init=False)   # of keys
+    limits: KeyLimits = field(init=False)  # of keys
 
     def __post_init__(self) -> None:
         """Nothing runs on any route until the log has been read."""
@@ -191,9 +191,13 @@ class Gateway:
     def assign(self, route: BuiltRoute, key: RequestKey, episode_id: str) -> AuditAssignment:
         """Draw whether a request is an audit, or find the draw of the delivery that this one repeats."""
         assigned = self.deliveries.assign(
-            key, episode_id=episode_id, share=self.share(route), salt=self.salt,
-            window_s=self.settings.server.retry_window_s, now_s=self.monotonic_s(),
-        )  # fmt: skip
+            key,
+            episode_id=episode_id,
+            share=self.share(route),
+            salt=self.salt,
+            window_s=self.settings.server.retry_window_s,
+            now_s=self.monotonic_s(),
+        )
         if assigned.audit and assigned.delivery == 1:
             self.metrics.inc("suffice_audits_total", route.name)
         return assigned
@@ -263,9 +267,12 @@ class Gateway:
 
     def _guarantee(self, route: BuiltRoute) -> Callable[[], RouteGuarantee]:
         return partial(
-            route.guarantee, killed=self.kill.on, unread=self.serves == "full", classes=self.classes.get(route.name),
+            route.guarantee,
+            killed=self.kill.on,
+            unread=self.serves == "full",
+            classes=self.classes.get(route.name),
             beside=beside(self.variants.experiments, self.variants.trials).get(route.name, ()),
-        )  # fmt: skip
+        )
 
     def export_promises(self) -> None:
         """Write the state of each route's promise into its gauge."""

@@ -32,19 +32,36 @@ from suffice.telemetry import LOG
 from suffice.types import Decision
 
 LIMIT_BYTES = 2 * 2**20
-LOOK_S = 60.0            # how often runs that were left are looked for
+LOOK_S = 60.0  # how often runs that were left are looked for
 ID_CHARS = 200
 MAX_METADATA = 32
 MAX_LOGPROBS = 10_000
 
 FIELDS = (
-    "route", "episode_id", "question", "step", "done", "aborted", "key", "model", "metadata", "query_class",
+    "route",
+    "episode_id",
+    "question",
+    "step",
+    "done",
+    "aborted",
+    "key",
+    "model",
+    "metadata",
+    "query_class",
     "planned_steps",
-)  # fmt: skip
+)
 STEP_FIELDS = ("index", "answer", "tokens", "signals", "sources")
 SIGNAL_FIELDS = (
-    "text", "confidence", "logprobs", "entropy", "logprob", "stated_confidence", "said_done", "action", "ctx_tokens",
-)  # fmt: skip
+    "text",
+    "confidence",
+    "logprobs",
+    "entropy",
+    "logprob",
+    "stated_confidence",
+    "said_done",
+    "action",
+    "ctx_tokens",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +71,11 @@ class DecideRequest:
     route: str
     episode_id: str | None
     question: str | None
-    index: int | None            # None: no step is told
+    index: int | None  # None: no step is told
     told: StepReport | None
     done: bool
     aborted: bool
-    key: str | None              # as the header x-conversation-id
+    key: str | None  # as the header x-conversation-id
     model: str
     metadata: Mapping[str, str]
     query_class: str
@@ -92,9 +109,12 @@ async def decide(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> Non
     request = run.ledger.request
     gw.metrics.inc("suffice_decisions_total", request.route, decision.action)
     exchange.own_headers += [
-        ("x-suffice-episode-id", run.id), ("x-suffice-route", request.route), ("x-suffice-mode", request.mode),
-        ("x-suffice-policy-version", request.policy_version), *feedback_token.header(run.ledger.feedback_token),
-    ]  # fmt: skip
+        ("x-suffice-episode-id", run.id),
+        ("x-suffice-route", request.route),
+        ("x-suffice-mode", request.mode),
+        ("x-suffice-policy-version", request.policy_version),
+        *feedback_token.header(run.ledger.feedback_token),
+    ]
     _watch(gw)
     await exchange.json(200, msgspec.json.encode(_answer(run, decision)))
 
@@ -124,19 +144,22 @@ def _opening_key(caller: Caller, headers: Mapping[str, str]) -> str | None:
     return joined(caller.namespace, key) if key else None
 
 
-def _open(
-    gw: Gateway, route: BuiltRoute, said: DecideRequest, caller: Caller, headers: Mapping[str, str]
-) -> RoundsRun:
+def _open(gw: Gateway, route: BuiltRoute, said: DecideRequest, caller: Caller, headers: Mapping[str, str]) -> RoundsRun:
     if said.question is None:
         raise BadRequest("question: is needed when a run begins, and episode_id after that", param="question")
     if said.index not in (None, 1):
         message = f"step.index: got {said.index}; the first step of a run is 1, and episode_id names one that is open"
         raise BadRequest(message, status=409, param="step.index", code="step_gap")
     asked = rounds_service.RoundsRequest(
-        question=said.question, key=said.key or headers.get("x-conversation-id"),
-        caller=caller, idempotency_key=headers.get("idempotency-key"),
-        model=said.model, metadata=said.metadata, query_class=said.query_class, planned_steps=said.planned_steps,
-    )  # fmt: skip
+        question=said.question,
+        key=said.key or headers.get("x-conversation-id"),
+        caller=caller,
+        idempotency_key=headers.get("idempotency-key"),
+        model=said.model,
+        metadata=said.metadata,
+        query_class=said.query_class,
+        planned_steps=said.planned_steps,
+    )
     run = rounds_service.open_run(gw, route, asked)
     gw.runs.put(run, key=_opening_key(caller, headers), now_s=gw.monotonic_s())
     rounds_service.close_old(gw)
@@ -198,12 +221,19 @@ def read_decide(body: dict[str, Any]) -> DecideRequest:
         if not isinstance(body.get(name), bool | None):
             raise BadRequest(f"{name}: must be true or false", param=name)
     said = DecideRequest(
-        route=route, episode_id=_text(body, "episode_id", ID_CHARS), question=_text(body, "question", LIMIT_BYTES),
-        index=index, told=told, key=_text(body, "key", 1_000),
-        done=body.get("done") is True, aborted=body.get("aborted") is True,
-        model=_text(body, "model", ID_CHARS) or "", metadata=_metadata(body.get("metadata")),
-        query_class=_text(body, "query_class", ID_CHARS) or "", planned_steps=_planned(body.get("planned_steps")),
-    )  # fmt: skip
+        route=route,
+        episode_id=_text(body, "episode_id", ID_CHARS),
+        question=_text(body, "question", LIMIT_BYTES),
+        index=index,
+        told=told,
+        key=_text(body, "key", 1_000),
+        done=body.get("done") is True,
+        aborted=body.get("aborted") is True,
+        model=_text(body, "model", ID_CHARS) or "",
+        metadata=_metadata(body.get("metadata")),
+        query_class=_text(body, "query_class", ID_CHARS) or "",
+        planned_steps=_planned(body.get("planned_steps")),
+    )
     if said.told is None and said.episode_id is None and said.question is None:
         raise BadRequest("step: is needed, or question to begin a run, or episode_id with done", param="step")
     return said
@@ -252,9 +282,10 @@ def _text(body: dict[str, Any], key: str, limit: int) -> str | None:
 
 def _metadata(given: Any) -> Mapping[str, str]:
     fits = given is None or (
-        isinstance(given, dict) and len(given) <= MAX_METADATA
+        isinstance(given, dict)
+        and len(given) <= MAX_METADATA
         and all(isinstance(v, str) and len(k) + len(v) <= 1_000 for k, v in given.items())
-    )  # fmt: skip
+    )
     if not fits:
         raise BadRequest(f"metadata: must be an object of at most {MAX_METADATA} short strings", param="metadata")
     return cast("dict[str, str]", given or {})

@@ -9,7 +9,7 @@ from suffice.gateway.exchange import Exchange
 from suffice.upstream.assemble import Assembler
 from suffice.upstream.wire import DONE_DATA, Frame, encode_json
 
-BODY_LIMIT_BYTES = 32 * 2**20   # of an answer that is put together, as it is kept
+BODY_LIMIT_BYTES = 32 * 2**20  # of an answer that is put together, as it is kept
 
 
 class StreamDelivery:
@@ -17,7 +17,7 @@ class StreamDelivery:
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
-        self.frame_now = exchange.body_now   # bytes of whole frames, where one stands: no layer of ours in between
+        self.frame_now = exchange.body_now  # bytes of whole frames, where one stands: no layer of ours in between
 
     def frames(self, frames: Sequence[Frame]) -> Coroutine[Any, Any, None]:
         """Send whole frames. Gives the send itself to be awaited: one layer less for each read."""

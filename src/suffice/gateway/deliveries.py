@@ -14,7 +14,7 @@ from typing import Final
 
 from suffice.rollout.assign import AuditAssignment, assign_audit, joined
 
-KEY_WINDOW_S: Final = 600.0     # for which an idempotency key is remembered at least, whatever the settings say
+KEY_WINDOW_S: Final = 600.0  # for which an idempotency key is remembered at least, whatever the settings say
 MOST_DELIVERIES: Final = 500_000  # requests that are remembered; the oldest is forgotten first
 
 

@@ -52,10 +52,14 @@ class LevelPolicies(Sequence[Policy]):
         return self._built[at]
 
     def _of(self, level: int) -> Policy:
-        return build_policy({
-            "policy": LearnedPolicy.name, "model": self._version.models[self._fold],
-            "threshold": self._version.levels[self._fold][level - 1], "on_hopeless": "stop",
-        })  # fmt: skip
+        return build_policy(
+            {
+                "policy": LearnedPolicy.name,
+                "model": self._version.models[self._fold],
+                "threshold": self._version.levels[self._fold][level - 1],
+                "on_hopeless": "stop",
+            }
+        )
 
     def __iter__(self) -> Iterator[Policy]:
         return (self[at] for at in range(self._n))

@@ -20,13 +20,13 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = Iterable[tuple[str, str]]
-TellHangUp = Callable[[Callable[[], None]], Callable[[], object]]   # call this one; and what ends that
+TellHangUp = Callable[[Callable[[], None]], Callable[[], object]]  # call this one; and what ends that
 
-WriteNow = Callable[[bytes], bool]   # a part of an answer's body; False: not now, it is to be sent as any other
+WriteNow = Callable[[bytes], bool]  # a part of an answer's body; False: not now, it is to be sent as any other
 
-HANG_UP = "suffice.hang_up"    # our server's extensions of ASGI: tells who asks when the client leaves
-WRITE_NOW = "suffice.write_now"   # … and writes a part of a begun body without waiting
-FOREIGN_PAGE = "suffice.foreign_page"   # of the scope: why a request that came from a stranger's page may be refused
+HANG_UP = "suffice.hang_up"  # our server's extensions of ASGI: tells who asks when the client leaves
+WRITE_NOW = "suffice.write_now"  # … and writes a part of a begun body without waiting
+FOREIGN_PAGE = "suffice.foreign_page"  # of the scope: why a request that came from a stranger's page may be refused
 MAX_HEADERS = 256
 _HEADERS = "suffice.headers"  # where the scope keeps what was read of them
 _REFUSAL_KINDS = {401: "authentication_error", 429: "rate_limit_error"}
@@ -106,15 +106,19 @@ class Exchange:
     """The client's side of one request."""
 
     def __init__(
-        self, send: Send, own_headers: Headers, monotonic_s: Callable[[], float], hang_up: TellHangUp | None = None,
+        self,
+        send: Send,
+        own_headers: Headers,
+        monotonic_s: Callable[[], float],
+        hang_up: TellHangUp | None = None,
         write_now: WriteNow | None = None,
     ) -> None:
         self._send, self._write_now = send, write_now
         self.hang_up = hang_up
         self.own_headers = list(own_headers)
         self._now = monotonic_s
-        self.status = 0                 # 0: nothing was sent
-        self.events = False             # the body is a stream of server-sent events
+        self.status = 0  # 0: nothing was sent
+        self.events = False  # the body is a stream of server-sent events
         self.complete = False
         self.first_byte_s: float | None = None
         self.last_sent_s = monotonic_s()

@@ -39,27 +39,27 @@ from suffice.upstream.wire import error_body
 
 LIMIT_BYTES: Final = 256 * 1024
 BATCH_LIMIT_BYTES: Final = 8 * 2**20
-UNKEYED_LIMIT_BYTES: Final = 64 * 1024   # that are read to look for a token; a browser's beacon sends no more
+UNKEYED_LIMIT_BYTES: Final = 64 * 1024  # that are read to look for a token; a browser's beacon sends no more
 MOST_ROWS: Final = 1_000
-MOST_WORDS: Final = 20        # that one token may have written down
-SETTLE_S: Final = 0.02        # between two looks whether a run that is labelled has ended
-SETTLE_LOOKS: Final = 50      # after which a label of a run that goes on is stored without it
+MOST_WORDS: Final = 20  # that one token may have written down
+SETTLE_S: Final = 0.02  # between two looks whether a run that is labelled has ended
+SETTLE_LOOKS: Final = 50  # after which a label of a run that goes on is stored without it
 USER: Final = "user"
 
 T = TypeVar("T")
 _TOKEN = re.compile(rb'"token"\s*:\s*"([^"\\]{0,400})"')
 
-Row = Feedback | BadRequest   # a piece of feedback that can be stored, or why not
+Row = Feedback | BadRequest  # a piece of feedback that can be stored, or why not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Voice:
     """Who sends feedback, and of what."""
 
-    sender: str                # a name for the key, meaningless without the salt; "": none was asked for
-    door: str                  # as `Feedback.door`
-    episode: str | None = None # the only one that may be spoken of; None: any
-    caller: Caller = ANYONE    # whose key it came with: what that may say
+    sender: str  # a name for the key, meaningless without the salt; "": none was asked for
+    door: str  # as `Feedback.door`
+    episode: str | None = None  # the only one that may be spoken of; None: any
+    caller: Caller = ANYONE  # whose key it came with: what that may say
 
 
 # --------------------------------------------------------------------------- the doors
@@ -124,8 +124,9 @@ async def from_langfuse(gw: Gateway, scope: Scope, receive: Receive, send: Send)
         rules = gw.settings.feedback.langfuse
         told = await read_aside(
             lambda raw, limits: langfuse.read_scores(parse_json(raw, limits), rules.scores, gw.settings.metrics),
-            raw, gw.settings.server,
-        )  # fmt: skip
+            raw,
+            gw.settings.server,
+        )
         voice = voice_of(gw, headers, None, door="langfuse", signed=signed)
         await _store(gw, exchange, voice, told.rows, told.n_ignored)
 
@@ -266,9 +267,7 @@ async def _body_and_token(
     return body, token
 
 
-async def _store(
-    gw: Gateway, exchange: Exchange, voice: Voice, bodies: Sequence[Any], n_ignored: int = 0
-) -> None:
+async def _store(gw: Gateway, exchange: Exchange, voice: Voice, bodies: Sequence[Any], n_ignored: int = 0) -> None:
     """Store what can be stored, all at once, and answer with a result for each row."""
     if len(bodies) > MOST_ROWS:
         raise _row_count_refused(len(bodies))
@@ -289,8 +288,9 @@ async def _store(
     counts = {
         "accepted": sum(one["accepted"] for one in results),
         "duplicates": sum(one.get("duplicate", False) for one in results),
-        "refused": sum(not one["accepted"] for one in results), "ignored": n_ignored,
-    }  # fmt: skip
+        "refused": sum(not one["accepted"] for one in results),
+        "ignored": n_ignored,
+    }
     retry = [("retry-after", "5")] if failure is not None else []
     status = 200 if failure is None else _status(failure)
     await exchange.json(status, msgspec.json.encode({**counts, "results": results}), retry)
@@ -316,14 +316,18 @@ def _result(gw: Gateway, voice: Voice, body: Any, outcome: Receipt | BadRequest 
     if isinstance(outcome, Receipt):
         _note(gw, voice, outcome)
         return {
-            "feedback_id": named, "accepted": True, "duplicate": outcome.duplicate, "joined": outcome.joined,
-        }  # fmt: skip
+            "feedback_id": named,
+            "accepted": True,
+            "duplicate": outcome.duplicate,
+            "joined": outcome.joined,
+        }
     refused = isinstance(outcome, BadRequest)
     gw.metrics.inc("suffice_feedback_total", "rejected" if refused else "failed")
     error = {
-        "message": str(outcome), "param": outcome.param if isinstance(outcome, BadRequest) else None,
+        "message": str(outcome),
+        "param": outcome.param if isinstance(outcome, BadRequest) else None,
         "code": outcome.code if isinstance(outcome, BadRequest) else "store_error",
-    }  # fmt: skip
+    }
     return {"feedback_id": named if isinstance(named, str) else None, "accepted": False, "error": error}
 
 

@@ -18,19 +18,26 @@ import msgspec
 from suffice.errors import BadRequest, ConfigError
 from suffice.gateway.feedback_form import FIELDS, Declared
 
-METRICS: Final = "metrics."   # how a field begins that is a metric
+METRICS: Final = "metrics."  # how a field begins that is a metric
 _FLAGS: Final[Mapping[str, bool]] = {
-    "true": True, "yes": True, "1": True, "1.0": True, "false": False, "no": False, "0": False, "0.0": False,
-}  # fmt: skip
+    "true": True,
+    "yes": True,
+    "1": True,
+    "1.0": True,
+    "false": False,
+    "no": False,
+    "0": False,
+    "0.0": False,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedbackMapping:
     """Where the fields of feedback come from."""
 
-    columns: Mapping[str, str]   # field: column
-    fixed: Mapping[str, str]     # field: the same cell for every row
-    unused: tuple[str, ...]      # columns that are no field
+    columns: Mapping[str, str]  # field: column
+    fixed: Mapping[str, str]  # field: the same cell for every row
+    unused: tuple[str, ...]  # columns that are no field
 
     def column_of(self, field: str | None) -> str | None:
         """The column behind a field that an error names."""
@@ -132,5 +139,8 @@ def _text(cell: Any) -> str:
 
 
 _READ: Final[Mapping[str, Callable[[str, Any], Any]]] = {
-    "correct": _flag, "rating": _whole, "propensity": _number, "thumbs": _thumbs,
-}  # fmt: skip
+    "correct": _flag,
+    "rating": _whole,
+    "propensity": _number,
+    "thumbs": _thumbs,
+}

@@ -22,9 +22,22 @@ from suffice.settings.feedback import span_of
 from suffice.types import Feedback
 
 FIELDS: Final = (
-    "feedback_id", "episode_id", "response_id", "correct", "gold", "answer", "rating", "thumbs", "comment", "source",
-    "reason", "metrics", "event", "user", "propensity",
-)  # fmt: skip
+    "feedback_id",
+    "episode_id",
+    "response_id",
+    "correct",
+    "gold",
+    "answer",
+    "rating",
+    "thumbs",
+    "comment",
+    "source",
+    "reason",
+    "metrics",
+    "event",
+    "user",
+    "propensity",
+)
 WORDS: Final = ("correct", "gold", "answer", "rating", "thumbs", "comment", "metrics", "event")
 TEXTS: Final = ("feedback_id", "episode_id", "response_id", "gold", "answer", "comment", "source", "reason", "user")
 NAMES: Final = ("feedback_id", "episode_id", "response_id", "source", "user")  # short ones
@@ -164,9 +177,12 @@ def _number(where: str, value: Any, metric: Metric) -> float:
     low, high = span_of(metric) or (0.0, 0.0)
     whole = metric.type == "rating"
     fits = (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        and low <= value <= high and (not whole or float(value).is_integer())
-    )  # fmt: skip
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and low <= value <= high
+        and (not whole or float(value).is_integer())
+    )
     if not fits:
         kind = "a whole number" if whole else "a number"
         raise BadRequest(f"{where}: must be {kind} from {low:g} to {high:g}", param=where)

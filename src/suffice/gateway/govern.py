@@ -97,14 +97,20 @@ async def reasoning(job: GovernedRequest) -> None:
     route, ledger = job.route.settings, job.ledger
     ledger.tells_probes = job.route.acts or route.probe is None
     continuer = Continuer(
-        client=job.client, probe=route.probe or Probe(), body=job.intake.body, headers=job.headers,
-        ledger=ledger, max_extra_calls=route.max_extra_calls,
-    )  # fmt: skip
+        client=job.client,
+        probe=route.probe or Probe(),
+        body=job.intake.body,
+        headers=job.headers,
+        ledger=ledger,
+        max_extra_calls=route.max_extra_calls,
+    )
     ahead = _ahead(job, continuer)
     price = Price(
-        ledger=ledger, method=next(iter(continuer.methods), None),
-        full_runs=job.gw.full_runs.get(job.route.name), hand_overs=job.gw.hand_overs.get(job.route.name),
-    )  # fmt: skip
+        ledger=ledger,
+        method=next(iter(continuer.methods), None),
+        full_runs=job.gw.full_runs.get(job.route.name),
+        hand_overs=job.gw.hand_overs.get(job.route.name),
+    )
     worth_it = WorthIt(job.route.policy, price.against, lambda: _skipped(job))
     pace = Pace(lambda: ledger.fail_open("slow"), job.gw.monotonic_s)
     policy = pace.deciding(FailOpen(worth_it, ledger.fail_open))
@@ -115,12 +121,15 @@ async def reasoning(job: GovernedRequest) -> None:
 
         cap = job.intake.body.get("max_completion_tokens") or job.intake.body.get("max_tokens")
         hand_over = HandOver(
-            run=run, continuer=continuer, ledger=ledger,
+            run=run,
+            continuer=continuer,
+            ledger=ledger,
             rerun=lambda: _open_run(job, ahead, continuer, purpose="rerun"),
             max_tokens=cap if isinstance(cap, int) and cap > 0 else None,
-            handover_ms=route.handover_ms, buffer_bytes=route.handover_buffer_bytes,
+            handover_ms=route.handover_ms,
+            buffer_bytes=route.handover_buffer_bytes,
             monotonic_s=job.gw.monotonic_s,
-        )  # fmt: skip
+        )
         # An audit as well: its client gets what the client of any run gets that goes to its end.
         run.own_end.wanted = job.route.acts and not job.gw.kill.on and route.finish_unclosed
         verdict = await run_episode(run.steps(), pace.observing(observer(job)), policy, recorder(job, may_stop))
@@ -137,9 +146,7 @@ async def reasoning(job: GovernedRequest) -> None:
         await _ask_twice(job, continuer)
 
 
-async def _after_full_run(
-    job: GovernedRequest, run: ReasoningRun, continuer: Continuer, hand_over: HandOver
-) -> None:
+async def _after_full_run(job: GovernedRequest, run: ReasoningRun, continuer: Continuer, hand_over: HandOver) -> None:
     """A run that was cut inside its thought is answered: for the client if the route says so, else on record.
 
     The record asks as a probe does, so that the full arm and the stopped arm are closed in one way.
@@ -218,17 +225,23 @@ async def _open_run(
         )
         probing = job.route.settings.probe is not None and _probes(job)
         run = ReasoningRun(
-            call, account, ledger=ledger, delivery=delivery, segmenter=_segmenter(job),
+            call,
+            account,
+            ledger=ledger,
+            delivery=delivery,
+            segmenter=_segmenter(job),
             scorer=job.route.scorer,
-            prober=Prober(continuer, job.route.scorer, ledger) if probing else None, vectors=_vectors(job),
+            prober=Prober(continuer, job.route.scorer, ledger) if probing else None,
+            vectors=_vectors(job),
             tags=(settings.think_open, settings.think_close),
             wants=Wants(
-                usage=job.intake.wants_usage or not job.intake.stream, object=job.intake.has_options,
+                usage=job.intake.wants_usage or not job.intake.stream,
+                object=job.intake.has_options,
                 joined=job.intake.stream,
             ),
             drain=is_measured(ledger.request),
             opened=settings.think_opened and not thinking_is_off(with_fields(job.intake.body, took.fields)),
-        )  # fmt: skip
+        )
         continuer.thinks_inline = lambda: run.seen.inline
         run.hidden_thought = purpose == "rerun" and job.intake.stream
         run.budget, run.budget_is_policy = took.budget_tokens, isinstance(job.route.policy, FixedBudget)
@@ -315,9 +328,12 @@ def _ahead(job: GovernedRequest, continuer: Continuer) -> Ahead:
         return NOTHING
     policy = job.route.policy
     ahead = choose(
-        job.route.settings, job.client.settings, job.intake.body, methods=continuer.methods,
+        job.route.settings,
+        job.client.settings,
+        job.intake.body,
+        methods=continuer.methods,
         policy_budget_tokens=policy.max_tokens if isinstance(policy, FixedBudget) else None,
-    )  # fmt: skip
+    )
     if job.route.arm and ahead.arm(job.route.settings) not in ("", job.route.arm):
         return NOTHING  # the driver is another one since: what it would ask for now was never proved
     if ahead.budget_tokens is not None:
@@ -371,11 +387,17 @@ async def samples(job: GovernedRequest) -> None:
         n = 1
         ledger.warnings.append("temperature is 0: every sample would be the same, one was drawn")
     run = SampleRun(
-        client=job.client, path=CHAT_PATH, body=_upstream_body(job), headers=job.headers, ledger=ledger,
-        scorer=job.route.scorer, n_samples=n, wave=job.route.settings.wave,
+        client=job.client,
+        path=CHAT_PATH,
+        body=_upstream_body(job),
+        headers=job.headers,
+        ledger=ledger,
+        scorer=job.route.scorer,
+        n_samples=n,
+        wave=job.route.settings.wave,
         max_bytes=job.gw.settings.server.max_sample_bytes,
         continues_after_failure=not job.may_act,
-    )  # fmt: skip
+    )
     pace = Pace(lambda: ledger.fail_open("slow"), job.gw.monotonic_s)
     policy = pace.deciding(FailOpen(job.route.policy, ledger.fail_open))
     async with _pinged(job):
@@ -421,9 +443,7 @@ def as_chunks(body: dict[str, Any], *, wants_usage: bool) -> list[bytes]:
     # A thought goes before its answer: clients that show both in the order of arrival would turn them round.
     said = sorted(message.items(), key=lambda item: item[0] not in REASONING_FIELDS)
     deltas += [{k: v} for k, v in said if v not in (None, "")]
-    frames = [
-        head | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas
-    ]
+    frames = [head | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
     last = head | {"choices": [{"index": 0, "delta": {}, "finish_reason": choice.get("finish_reason")}]}
     if "suffice" in body:
         last["suffice"] = body["suffice"]

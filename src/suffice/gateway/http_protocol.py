@@ -31,10 +31,10 @@ from suffice.telemetry import ACCESS
 from suffice.upstream.wire import error_body
 
 UNFINISHED_HEAD_BYTES = 128 * 1024
-BODY_BYTES_PER_S = 16 * 1024   # what buys a body one more second
-MOST_PIPELINED = 64            # requests that wait behind one another on a connection
-LINGER_S = 1.0                 # how long a client may take to read why it is closed
-MOST_PATH_CHARS = 200          # of a path, in the access log
+BODY_BYTES_PER_S = 16 * 1024  # what buys a body one more second
+MOST_PIPELINED = 64  # requests that wait behind one another on a connection
+LINGER_S = 1.0  # how long a client may take to read why it is closed
+MOST_PATH_CHARS = 200  # of a path, in the access log
 _NAMED = re.compile(rb"\r?\n?x-suffice-(route|episode-id): ([\x21-\x7e]+)", re.IGNORECASE)
 _CODES = {408: "request_timeout", 431: "headers_too_large", 503: "too_many_connections", 505: "http_version"}
 
@@ -45,7 +45,7 @@ class ClientLimits:
 
     head_s: float = inf
     body_s: float = inf
-    idle_s: float = inf   # between two requests
+    idle_s: float = inf  # between two requests
     connections: Connections = field(default_factory=Connections)
 
     @classmethod
@@ -59,9 +59,11 @@ class ClientLimits:
             most=min(wanted, default=None), most_per_address=server.max_connections_per_address or None
         )
         return cls(
-            head_s=server.head_timeout_s or inf, body_s=server.body_timeout_s or inf,
-            idle_s=server.keepalive_s or inf, connections=counted,
-        )  # fmt: skip
+            head_s=server.head_timeout_s or inf,
+            body_s=server.body_timeout_s or inf,
+            idle_s=server.keepalive_s or inf,
+            connections=counted,
+        )
 
 
 class _Refused(Exception):
@@ -81,15 +83,15 @@ class LimitedHttp(HttpToolsProtocol):
         self.limits = limits or ClientLimits()
         self.phase = ConnectionPhase.HEAD
         self._in_head = True
-        self._has_begun = False      # has a byte of this head come?
-        self._n_bytes = 0            # of the head or the body that is being read
-        self._n_requests = 0         # whose head has come whole
-        self._n_read = 0             # that have come whole
-        self._seen: object = None    # what it waited for at the last look
-        self._since_s = 0.0          # by the clock of the looks
-        self._active: RequestResponseCycle | None = None   # whose handler runs, or ran last
+        self._has_begun = False  # has a byte of this head come?
+        self._n_bytes = 0  # of the head or the body that is being read
+        self._n_requests = 0  # whose head has come whole
+        self._n_read = 0  # that have come whole
+        self._seen: object = None  # what it waited for at the last look
+        self._since_s = 0.0  # by the clock of the looks
+        self._active: RequestResponseCycle | None = None  # whose handler runs, or ran last
         self._refusal: tuple[int, str] | None = None
-        self._is_refused = False     # nothing more is read
+        self._is_refused = False  # nothing more is read
 
     # ---- what the event loop tells
 
@@ -294,10 +296,15 @@ def _log(cycle: RequestResponseCycle) -> None:
     raw: bytes = cycle.scope.get("raw_path") or b"-"
     named = {name.lower(): value.decode() for name, value in _NAMED.findall(written.head)}
     ACCESS.info(
-        "%s %s %s %d ms %d bytes route=%s id=%s", cycle.scope["method"],
-        raw[:MOST_PATH_CHARS].decode("ascii", "backslashreplace"), written.head[9:12].decode() or "-",
-        1e3 * written.age_s, written.n_bytes, named.get(b"route", "-"), named.get(b"episode-id", "-"),
-    )  # fmt: skip
+        "%s %s %s %d ms %d bytes route=%s id=%s",
+        cycle.scope["method"],
+        raw[:MOST_PATH_CHARS].decode("ascii", "backslashreplace"),
+        written.head[9:12].decode() or "-",
+        1e3 * written.age_s,
+        written.n_bytes,
+        named.get(b"route", "-"),
+        named.get(b"episode-id", "-"),
+    )
 
 
 async def _unchunked(cycle: RequestResponseCycle, app: Any, scope: Scope, receive: Receive, send: Send) -> None:
@@ -366,7 +373,7 @@ class HeadWithBody:
         self._held = b""
         self._is_begun = False
         self._began_s = loop.time()
-        self.head, self.n_bytes = b"", 0   # what was sent, for the access log
+        self.head, self.n_bytes = b"", 0  # what was sent, for the access log
         self.is_closing = transport.is_closing
 
     @property

@@ -38,9 +38,9 @@ class _Use:
 
     began_s: deque[float] = field(default_factory=deque)  # monotonic: its requests of the last minute
     n_live: int = 0
-    day: str = ""          # UTC, that the tokens are of
+    day: str = ""  # UTC, that the tokens are of
     n_tokens: int = 0
-    n_unwritten: int = 0   # of them, those that the log does not know yet
+    n_unwritten: int = 0  # of them, those that the log does not know yet
 
 
 class KeyLimits:
@@ -102,8 +102,9 @@ class KeyLimits:
         """What was used since this was asked last."""
         found = [
             KeyUsage(usage_id="", sender=sender, day=use.day, n_tokens=use.n_unwritten)
-            for sender, use in self._uses.items() if use.n_unwritten
-        ]  # fmt: skip
+            for sender, use in self._uses.items()
+            if use.n_unwritten
+        ]
         for use in self._uses.values():
             use.n_unwritten = 0
         return found

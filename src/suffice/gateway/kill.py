@@ -22,15 +22,19 @@ from suffice.store.rows.kill_events import KillSwitched, KillSwitchState
 from suffice.telemetry import LOG
 
 LOOK_S: Final = 0.5
-VARIABLE: Final = "SUFFICE_KILL"   # in the environment of a gateway that starts: anything but "" and "0" pulls it
-REASON: Final = "kill_switch"      # why a request passes through, as it is counted
+VARIABLE: Final = "SUFFICE_KILL"  # in the environment of a gateway that starts: anything but "" and "0" pulls it
+REASON: Final = "kill_switch"  # why a request passes through, as it is counted
 
 
 class KillSwitch:
     """One gateway's view of the switch. `on` is what requests read; `look` belongs to a timer."""
 
     def __init__(
-        self, file: Path | None = None, *, environment: str = "", told: Callable[[KillSwitched], object] = lambda _: 0,
+        self,
+        file: Path | None = None,
+        *,
+        environment: str = "",
+        told: Callable[[KillSwitched], object] = lambda _: 0,
         presence: Announcement | None = None,
     ) -> None:
         """Look once.
@@ -42,7 +46,7 @@ class KillSwitch:
         """
         self._file, self._told, self.presence = file, told, presence
         self._by_environment = environment.strip() not in ("", "0")
-        self._stamp: int | None = None   # when the file that is known was written, ns
+        self._stamp: int | None = None  # when the file that is known was written, ns
         self.on = False
         self.reason = ""
         if self._by_environment:

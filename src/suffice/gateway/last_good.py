@@ -39,13 +39,13 @@ _FIRST_LINE: Final = re.compile(rb"suffice-last-good/1 ([0-9a-f]{64}) ([0-9a-f]{
 class GoodRoute:
     """What one route was served by."""
 
-    held: InForce                                  # with the publication that was really served
-    overrides: tuple[Override, ...] = ()           # that nobody had ended; each ends in its own time
-    standing: Mapping[str, Any] | None = None      # the policy that a rollout has brought to everybody; None: none has
-    stands: str = ""                               # address of that policy
-    instead_of: str = ""                           # address of the settings' own, in whose place it stands
-    refused: str | None = None                     # why it must not be enforced; None: it may
-    n_requests: int = 0                            # that it had had
+    held: InForce  # with the publication that was really served
+    overrides: tuple[Override, ...] = ()  # that nobody had ended; each ends in its own time
+    standing: Mapping[str, Any] | None = None  # the policy that a rollout has brought to everybody; None: none has
+    stands: str = ""  # address of that policy
+    instead_of: str = ""  # address of the settings' own, in whose place it stands
+    refused: str | None = None  # why it must not be enforced; None: it may
+    n_requests: int = 0  # that it had had
 
     @property
     def matters(self) -> bool:
@@ -57,11 +57,11 @@ class GoodRoute:
 class LastGood:
     """What a gateway needs to serve as it did."""
 
-    at_s: float                                    # Unix time at which the log last said so
-    seq: int                                       # place in the log of the newest decision in it
+    at_s: float  # Unix time at which the log last said so
+    seq: int  # place in the log of the newest decision in it
     routes: Mapping[str, GoodRoute] = field(default_factory=dict)
-    versions: Mapping[str, Any] = field(default_factory=dict)      # by address, as `learn.version` writes them
-    findings: Mapping[str, Findings] = field(default_factory=dict) # of upstreams, by name
+    versions: Mapping[str, Any] = field(default_factory=dict)  # by address, as `learn.version` writes them
+    findings: Mapping[str, Findings] = field(default_factory=dict)  # of upstreams, by name
 
     @property
     def matters(self) -> bool:
@@ -172,8 +172,11 @@ class LastGoodWriter:
                 self.file.unlink(missing_ok=True)
         if why != self._said:
             self._said = why
-            LOG.error("last-good file %s: cannot be written (%s); a gateway that starts without its log runs in full",
-                      self.file, why)
+            LOG.error(
+                "last-good file %s: cannot be written (%s); a gateway that starts without its log runs in full",
+                self.file,
+                why,
+            )
 
 
 def _signature(content: bytes, secret: str) -> bytes:

@@ -18,12 +18,12 @@ from typing import Final
 from suffice.assurance.pressure import LoadSample
 from suffice.types import Outcome, Request
 
-QUEUE_S: Final = 2.0       # over which each measurement is smoothed
+QUEUE_S: Final = 2.0  # over which each measurement is smoothed
 RATE_S: Final = 10.0
 RATIO_S: Final = 300.0
-LATENCY_S: Final = 60.0    # runs that ended earlier do not count
+LATENCY_S: Final = 60.0  # runs that ended earlier do not count
 LATENCY_RUNS: Final = 512
-LEAST_AGE_S: Final = 1.0   # a rate is not computed over less
+LEAST_AGE_S: Final = 1.0  # a rate is not computed over less
 
 
 @dataclass(slots=True)
@@ -73,15 +73,15 @@ class Smooth:
 class RouteLoad:
     """What one route asks of its upstream."""
 
-    asked: Rate = field(default_factory=lambda: Rate(RATE_S))         # governed requests, those turned away too
-    tokens: Rate = field(default_factory=lambda: Rate(RATE_S))        # generated, whatever for
+    asked: Rate = field(default_factory=lambda: Rate(RATE_S))  # governed requests, those turned away too
+    tokens: Rate = field(default_factory=lambda: Rate(RATE_S))  # generated, whatever for
     usd: Rate = field(default_factory=lambda: Rate(RATE_S))
-    spent: Rate = field(default_factory=lambda: Rate(RATIO_S))        # tokens of governed runs as they were
-    in_full: Rate = field(default_factory=lambda: Rate(RATIO_S))      # the same runs, if nothing had stopped them
-    lengths: Rate = field(default_factory=lambda: Rate(RATIO_S))      # likewise, those under the brake too
-    runs: Rate = field(default_factory=lambda: Rate(RATIO_S))         # how many those were
+    spent: Rate = field(default_factory=lambda: Rate(RATIO_S))  # tokens of governed runs as they were
+    in_full: Rate = field(default_factory=lambda: Rate(RATIO_S))  # the same runs, if nothing had stopped them
+    lengths: Rate = field(default_factory=lambda: Rate(RATIO_S))  # likewise, those under the brake too
+    runs: Rate = field(default_factory=lambda: Rate(RATIO_S))  # how many those were
     n_runs: int = 0
-    priced: bool = False                                              # was a cost ever known?
+    priced: bool = False  # was a cost ever known?
     _ended: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=LATENCY_RUNS))  # (when, duration)
 
     def note(self, request: Request, outcome: Outcome, *, now_s: float, falls_back: bool) -> None:
@@ -140,7 +140,8 @@ class RouteLoad:
     def measured(self, now_s: float, *, queue: float | None) -> LoadSample:
         """All of it, for the operating point."""
         return LoadSample(
-            queue=queue, latency_s=self.latency_s(now_s, idle=queue is not None and queue < 0.01),
+            queue=queue,
+            latency_s=self.latency_s(now_s, idle=queue is not None and queue < 0.01),
             tokens_per_s=self.tokens.per_s(now_s),
             usd_per_hour=3_600 * self.usd.per_s(now_s) if self.priced else None,
-        )  # fmt: skip
+        )

@@ -23,8 +23,8 @@ from suffice.types import Outcome, Request
 from suffice.upstream.client import UpstreamClient
 
 LOOK_S: Final = 0.5
-ALERT_RUNS: Final = 50      # governed runs before a load ratio is worth an alert
-ALERT_UNTIL: Final = 0.9    # of the capacity: an alert ends below that
+ALERT_RUNS: Final = 50  # governed runs before a load ratio is worth an alert
+ALERT_UNTIL: Final = 0.9  # of the capacity: an alert ends below that
 
 
 @dataclass(slots=True)
@@ -35,8 +35,8 @@ class RouteOperation:
     settings: Route
     load: RouteLoad = field(default_factory=RouteLoad)
     operation: Operation = field(default_factory=Operation)
-    certified: int = 0                 # the most aggressive level that may be used; 0 never stops
-    fallback: Fallback | None = None   # None: the brake does not hold
+    certified: int = 0  # the most aggressive level that may be used; 0 never stops
+    fallback: Fallback | None = None  # None: the brake does not hold
     alerted: bool = False
     _before_tokens_per_s: float = 0.0  # of governed runs, when the brake fired
     _before_ratio: float = 1.0
@@ -58,9 +58,11 @@ class RouteOperation:
         self._before_tokens_per_s = self.load.spent.per_s(now_s)
         self._before_ratio = self.load.ratio(now_s) or 1.0
         self.fallback = Fallback(
-            level=self.level, on_fallback=self.settings.on_fallback, capacity=self.settings.fallback_capacity,
+            level=self.level,
+            on_fallback=self.settings.on_fallback,
+            capacity=self.settings.fallback_capacity,
             loads=loads,
-        )  # fmt: skip
+        )
 
     def resume(self) -> None:
         """The brake is released: what is certified may be used again."""
@@ -150,8 +152,12 @@ class LoadControl:
             metrics.inc("suffice_operating_moves_total", route.name, stance)
             LOG.info(
                 "routes.%s: operates as in %s, at level %d of %d: %s",
-                route.name, stance, route.level, route.certified, route.operation.reason,
-            )  # fmt: skip
+                route.name,
+                stance,
+                route.level,
+                route.certified,
+                route.operation.reason,
+            )
 
 
 def placed(route: BuiltRoute, place: Admission) -> BuiltRoute:
@@ -167,10 +173,13 @@ def placed(route: BuiltRoute, place: Admission) -> BuiltRoute:
     level = wanted if route.ceiling is None else min(wanted, route.ceiling)
     beyond = route.floor is not None and level > route.floor
     return replace(
-        route, policy=route.levels[level], policy_version=f"{route.policy_version}@{level}",
-        certified=route.certified and place.certified and not beyond, risks=not place.certified,
+        route,
+        policy=route.levels[level],
+        policy_version=f"{route.policy_version}@{level}",
+        certified=route.certified and place.certified and not beyond,
+        risks=not place.certified,
         promise="budgeted" if beyond and place.certified else "certified",
-    )  # fmt: skip
+    )
 
 
 def warnings(where: str, route: Route, upstream: Upstream | None) -> Iterator[str]:
@@ -211,8 +220,10 @@ def _alert(route: RouteOperation, now_s: float) -> None:
     if ratio > capacity and not route.alerted:
         LOG.warning(
             "routes.%s: if all ran in full, it would take %.2f times the tokens/s, and fallback_capacity is %g",
-            route.name, ratio, capacity,
-        )  # fmt: skip
+            route.name,
+            ratio,
+            capacity,
+        )
         route.alerted = True
     elif ratio < ALERT_UNTIL * capacity and route.alerted:
         LOG.warning("routes.%s: full runs would fit fallback_capacity again", route.name)

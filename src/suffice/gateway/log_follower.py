@@ -61,9 +61,17 @@ LOOK_S: Final = 1.0  # between two glances at the log; whoever is told looks at 
 GAUGES_S: Final = 5.0  # after which the gauges are brought up to what the worker has summed up, in any case
 AGAIN_S: Final = 60.0  # between two lines that say the same
 _OF_REQUESTS: Final = frozenset({RequestSeen.kind, RequestEnded.kind})  # most rows by far, and they decide nothing
-_VARYING: Final = tuple(event.kind for event in (
-    ExperimentStarted, ExperimentChanged, ExperimentStopped, RolloutBegun, RolloutMoved, RolloutUndone,
-))  # fmt: skip
+_VARYING: Final = tuple(
+    event.kind
+    for event in (
+        ExperimentStarted,
+        ExperimentChanged,
+        ExperimentStopped,
+        RolloutBegun,
+        RolloutMoved,
+        RolloutUndone,
+    )
+)
 
 
 class Follower:
@@ -95,9 +103,9 @@ class Follower:
         self._told = asyncio.Event()
         self._looked_s: float | None = None
         self._read_s = gw.monotonic_s()  # when the log last said what is in force
-        self._in_full = False            # it could not be read for too long: nothing acts
-        self._anew = False               # what is served came from elsewhere: all is built again from the log
-        self._said = ("", 0.0)           # the latest complaint, and when
+        self._in_full = False  # it could not be read for too long: nothing acts
+        self._anew = False  # what is served came from elsewhere: all is built again from the log
+        self._said = ("", 0.0)  # the latest complaint, and when
         self._refused: set[tuple[str, str]] = set()  # routes and versions that rollouts brought, which was said of
         self._in_force: dict[str, InForce] = {
             name: one.held for name, one in (good.routes if good is not None else {}).items()
@@ -140,7 +148,11 @@ class Follower:
             return
         experiments, held = running(read_experiments(connection)), read_rollouts(connection)
         tried = running_rollouts(held)
-        trials, standing, stands = dict[str, RolloutTrial](), dict[str, Mapping[str, object]](), dict[str, tuple[str, str]]()
+        trials, standing, stands = (
+            dict[str, RolloutTrial](),
+            dict[str, Mapping[str, object]](),
+            dict[str, tuple[str, str]](),
+        )
         for name, base in self._base.items():
             if base.settings.is_learned and name in tried and tried[name].state.fit:
                 trial = self._learned(connection, tried[name].state)
@@ -385,16 +397,22 @@ class Follower:
         for name in self._base:
             own, stands = self._stands.get(name, ("", ""))
             routes[name] = GoodRoute(
-                held=self._in_force.get(name, NOTHING), overrides=self._holds.of(name).overrides,
-                standing=self._standing.get(name), stands=stands, instead_of=own, refused=now[name].refused,
+                held=self._in_force.get(name, NOTHING),
+                overrides=self._holds.of(name).overrides,
+                standing=self._standing.get(name),
+                stands=stands,
+                instead_of=own,
+                refused=now[name].refused,
                 n_requests=gw.n_requests.get(name, 0),
             )
         acting = {one.held.publication.fit for one in routes.values() if one.held.publication and one.held.level}
         return LastGood(
-            at_s=gw.wall_s(), seq=self._decided.seq, routes=routes,
+            at_s=gw.wall_s(),
+            seq=self._decided.seq,
+            routes=routes,
             versions={fit: one.plain() for fit, one in self._versions.items() if fit in acting},
             findings={name: one.findings for name, one in gw.upstreams.items() if one.findings is not None},
-        )  # fmt: skip
+        )
 
     def refresh(self) -> None:
         """Look and take, at most once a second: for a process without an event loop. Raises nothing."""

@@ -23,17 +23,46 @@ MOST_ID_CHARS: Final = 200
 MOST_REFERENCES: Final = 1_000  # in one body: each is looked up
 LARGE_BYTES: Final = 32 * 1024  # a body that is walked through in a thread
 # Collections of OpenAI's and Anthropic's APIs. Their names stand in paths, in front of an object's id.
-_COLLECTIONS: Final = frozenset({
-    "assistants", "batches", "containers", "conversations", "evals", "files", "responses", "skills", "threads",
-    "uploads", "vector_stores", "videos", "chat/completions", "fine_tuning/jobs",
-})  # fmt: skip
+_COLLECTIONS: Final = frozenset(
+    {
+        "assistants",
+        "batches",
+        "containers",
+        "conversations",
+        "evals",
+        "files",
+        "responses",
+        "skills",
+        "threads",
+        "uploads",
+        "vector_stores",
+        "videos",
+        "chat/completions",
+        "fine_tuning/jobs",
+    }
+)
 _CALLS: Final = frozenset({"compact", "input_tokens", "runs", "count_tokens"})  # stand where an id does, and are none
 # Fields of request bodies that name objects, wherever they stand.
-_REFERENCES: Final = frozenset({
-    "assistant_id", "batch_id", "container", "container_id", "conversation", "conversation_id", "file_id", "file_ids",
-    "input_file_id", "previous_response_id", "response_id", "thread_id", "training_file",
-    "validation_file", "vector_store_id", "vector_store_ids",
-})  # fmt: skip
+_REFERENCES: Final = frozenset(
+    {
+        "assistant_id",
+        "batch_id",
+        "container",
+        "container_id",
+        "conversation",
+        "conversation_id",
+        "file_id",
+        "file_ids",
+        "input_file_id",
+        "previous_response_id",
+        "response_id",
+        "thread_id",
+        "training_file",
+        "validation_file",
+        "vector_store_id",
+        "vector_store_ids",
+    }
+)
 # What callers and models write freely: words there name nothing.
 _FREE: Final = frozenset({"metadata", "parameters", "schema", "input_schema", "json_schema", "arguments"})
 _MAY_NAME: Final = (b"_id", b"_file", b"conversation", b"container", b"item_reference", b"\\u")  # in a body's bytes

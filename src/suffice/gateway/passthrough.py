@@ -50,16 +50,21 @@ HEAD_BYTES = 16 * 1024
 _QUERY = re.compile(rb"[!$-~]{0,8192}")  # what may stand in a request line, and no fragment
 _SEQUENCE = re.compile(rb'"sequence_number":\s*(\d{1,15})')
 _MESSAGES_KINDS = {
-    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 413: "request_too_large",
-    429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error",
-}  # fmt: skip
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
 class PassingExchange(Exchange):
     """The client's side of a relayed answer; errors in OpenAI's shape."""
 
-    head: bytes = b""    # the first bytes of the answer
-    last: bytes = b""    # the last part that was sent, whole events of a stream
+    head: bytes = b""  # the first bytes of the answer
+    last: bytes = b""  # the last part that was sent, whole events of a stream
     on_head: Callable[[bytes], bool] | None = None  # gets the head of a stream as it grows, until it says True
 
     async def body(self, data: bytes, *, more: bool = True) -> None:
@@ -112,9 +117,9 @@ class Api:
     """What differs between the APIs that pass through."""
 
     exchange: type[PassingExchange] = PassingExchange
-    mark: bytes = b'"delta"'        # stands once in each event that carries text
-    x_api_key: bool = False         # this API's clients bring their key in `x-api-key`
-    is_json: bool = True            # the body is read as far as model and stream; otherwise it is not read
+    mark: bytes = b'"delta"'  # stands once in each event that carries text
+    x_api_key: bool = False  # this API's clients bring their key in `x-api-key`
+    is_json: bool = True  # the body is read as far as model and stream; otherwise it is not read
 
 
 COMPLETIONS = Api(mark=b'"text"')
@@ -139,9 +144,7 @@ class Passthrough:
         ask = _Ask(
             api=self.api, method=self.method, endpoint=self.path, stored_id=stored_id, gw=gw, caller=caller_of(scope)
         )
-        await one_request(
-            gw, receive, exchange, partial(ask.admitted, scope, receive), ask.answer, endpoint=self.path
-        )
+        await one_request(gw, receive, exchange, partial(ask.admitted, scope, receive), ask.answer, endpoint=self.path)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -170,9 +173,11 @@ class _Ask:
         count_stripped(gw, intake)
         return AdmittedRequest(
             intake=for_route(intake, found) if self.api.is_json else intake,
-            headers=gw.keys.without_keys(headers), route=found, upstream=self._upstream(found, named, kept),
+            headers=gw.keys.without_keys(headers),
+            route=found,
+            upstream=self._upstream(found, named, kept),
             request=self._request(episode_id, intake, found),
-        )  # fmt: skip
+        )
 
     def _route(self, intake: Intake, named: dict[str, str], kept: StoredObject | None) -> BuiltRoute | None:
         """The request's route. An object is its owner's, whatever the routes that its key may use match."""
@@ -242,12 +247,23 @@ class _Ask:
             return blank(gw, episode_id, intake, "no_route", self.endpoint, sender=self.caller.id)
         gw.n_requests[found.name] = gw.n_requests.get(found.name, 0) + 1
         return Request(
-            episode_id=episode_id, route=found.name, kind=found.settings.kind, mode=found.settings.mode,
-            model=intake.model, stream=intake.stream, n_samples=1, audit=False, propensity=1.0,
-            policy_version=found.policy_version, certified=found.certified, question_key="",
-            ungoverned="endpoint", received_at_s=gw.wall_s(), endpoint=self.endpoint,
+            episode_id=episode_id,
+            route=found.name,
+            kind=found.settings.kind,
+            mode=found.settings.mode,
+            model=intake.model,
+            stream=intake.stream,
+            n_samples=1,
+            audit=False,
+            propensity=1.0,
+            policy_version=found.policy_version,
+            certified=found.certified,
+            question_key="",
+            ungoverned="endpoint",
+            received_at_s=gw.wall_s(),
+            endpoint=self.endpoint,
             sender=self.caller.id,
-        )  # fmt: skip
+        )
 
     async def answer(self, gw: Gateway, admitted: AdmittedRequest, ledger: Ledger, exchange: Exchange) -> None:
         """Relay the answer."""
@@ -259,18 +275,25 @@ class _Ask:
         # vLLM's own check of keys reads `authorization` alone, whatever the API.
         wants_own = self.api.x_api_key and client.settings.driver != "vllm"
         foreign = Foreign(
-            method=self.method, mark=self.api.mark, key_header="x-api-key" if wants_own else "authorization",
+            method=self.method,
+            mark=self.api.mark,
+            key_header="x-api-key" if wants_own else "authorization",
             note=partial(_note, exchange),
-        )  # fmt: skip
+        )
         if self._makes:
             exchange.on_head = lambda head: self._note_made(
                 ledger, admitted.upstream, exchange.status, read_answer(head, b"", events=True).response_id
             )
         try:
             await pass_through(
-                exchange, client, self._target(), body or (None if self.method in ("GET", "DELETE") else b""),
-                admitted.headers, ledger, foreign=foreign,
-            )  # fmt: skip
+                exchange,
+                client,
+                self._target(),
+                body or (None if self.method in ("GET", "DELETE") else b""),
+                admitted.headers,
+                ledger,
+                foreign=foreign,
+            )
         finally:
             _note_opening(exchange, ledger)
             if self._makes:
@@ -296,9 +319,16 @@ def _unread(raw: bytes) -> Intake:
             model = msgspec.json.decode(found.model, type=str) if len(found.model) <= MOST_NAME_CHARS else ""
             stream = found.stream == b"true"
     return Intake(
-        raw=raw, body={}, changed=False, stripped=(), options={}, has_options=False,
-        model=model, stream=stream, wants_usage=False,
-    )  # fmt: skip
+        raw=raw,
+        body={},
+        changed=False,
+        stripped=(),
+        options={},
+        has_options=False,
+        model=model,
+        stream=stream,
+        wants_usage=False,
+    )
 
 
 class _Named(msgspec.Struct):

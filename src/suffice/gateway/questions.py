@@ -37,9 +37,12 @@ def keep_sources(gw: Gateway, ledger: Ledger, found: Shelf | None) -> None:
         return
     request = ledger.request
     kept = Sources(
-        episode_id=request.episode_id, route=request.route, sources=tuple(found.sources), is_cut=found.is_cut,
+        episode_id=request.episode_id,
+        route=request.route,
+        sources=tuple(found.sources),
+        is_cut=found.is_cut,
         expires_at_s=found.until_s,
-    )  # fmt: skip
+    )
     request_log.append(gw, SourcesKept(kept), ledger)
 
 

@@ -29,10 +29,10 @@ _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 class Foreign:
     """How a call of another API is made and what is read of its answer."""
 
-    note: Callable[[CallAccount, Ledger, bytes, bool], None]   # reads the answer's last bytes
+    note: Callable[[CallAccount, Ledger, bytes, bool], None]  # reads the answer's last bytes
     method: str = "POST"
-    key_header: str = "authorization"   # where the upstream wants its key
-    mark: bytes = b'"delta"'            # stands once in each event that carries text
+    key_header: str = "authorization"  # where the upstream wants its key
+    mark: bytes = b'"delta"'  # stands once in each event that carries text
 
 
 async def pass_through(
@@ -52,9 +52,7 @@ async def pass_through(
     """
     account = ledger.open_call(purpose)
     how, extra = foreign or _CHAT, purpose == "rerun"
-    async with client.open(
-        path, body, headers, method=how.method, key_header=how.key_header, extra=extra
-    ) as call:
+    async with client.open(path, body, headers, method=how.method, key_header=how.key_header, extra=extra) as call:
         if not (200 <= call.status < 300 or 400 <= call.status < 600):
             raise UpstreamProtocol(f"the upstream answered {call.status}; redirects are not followed")
         account.began = True
@@ -165,7 +163,7 @@ def _whole_or_usage(tail: bytes) -> Chunk:
     text = tail.decode("utf-8", "replace")
     at = text.rfind('"usage":')
     try:
-        usage, _ = json.JSONDecoder().raw_decode(text[at + 8:].lstrip()) if at >= 0 else (None, 0)
+        usage, _ = json.JSONDecoder().raw_decode(text[at + 8 :].lstrip()) if at >= 0 else (None, 0)
         return decode_chunk(encode_json({"usage": usage}))
     except (ValueError, RecursionError, UpstreamProtocol):
         return Chunk()

@@ -86,7 +86,9 @@ def close(gw: Gateway, ledger: Ledger, end: EndReason) -> None:
     cost = ledger.cost()
     if cost is not None:
         for kind, spent_usd in (
-            ("input", cost.input_usd), ("cached_input", cost.cached_input_usd), ("output", cost.output_usd)
+            ("input", cost.input_usd),
+            ("cached_input", cost.cached_input_usd),
+            ("output", cost.output_usd),
         ):
             metrics.inc("suffice_cost_usd_total", request.route, kind, by=spent_usd)
     _note_breaker(gw, ledger)

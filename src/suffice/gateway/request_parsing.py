@@ -26,11 +26,11 @@ from suffice.upstream.wire import MOST_DIGITS, count_items, encode_json, finite
 T = TypeVar("T")
 
 OVERRIDES = ("api_base", "base_url", "api_key", "extra_headers", "user_config", "custom_llm_provider")
-MAX_HEAD_CHARS = 64 * 1024   # names and values together
+MAX_HEAD_CHARS = 64 * 1024  # names and values together
 KNOWN_OPTIONS = ("samples", "policy_version", "conversation_id")
-AT_ONCE_BYTES = 64 * 1024        # a longer body is read in a thread
-MOST_ESCAPES = 2_000_000         # backslashes: each costs as much as 30 other characters
-MOST_NAME_CHARS = 1_000          # of a model's or a conversation's name, as the log keeps it
+AT_ONCE_BYTES = 64 * 1024  # a longer body is read in a thread
+MOST_ESCAPES = 2_000_000  # backslashes: each costs as much as 30 other characters
+MOST_NAME_CHARS = 1_000  # of a model's or a conversation's name, as the log keeps it
 _READER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="suffice-intake")
 
 
@@ -38,17 +38,17 @@ _READER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="suffice-intake")
 class Intake:
     """A chat request as far as the gateway reads it."""
 
-    raw: bytes                     # as it came
-    body: dict[str, Any]           # parsed, without `suffice` and without override fields
-    changed: bool                  # was anything taken out? Then `raw` may not be forwarded
-    stripped: tuple[str, ...]      # override fields that were taken out
-    options: Mapping[str, Any]     # the object `suffice`
+    raw: bytes  # as it came
+    body: dict[str, Any]  # parsed, without `suffice` and without override fields
+    changed: bool  # was anything taken out? Then `raw` may not be forwarded
+    stripped: tuple[str, ...]  # override fields that were taken out
+    options: Mapping[str, Any]  # the object `suffice`
     has_options: bool
     model: str
     stream: bool
-    wants_usage: bool              # a usage chunk in the stream
-    identity: bytes = b""          # equal for equal bodies: `raw`, or a digest of a long one
-    prompt: str | None = None      # stands for messages that are long; None: they are short
+    wants_usage: bool  # a usage chunk in the stream
+    identity: bytes = b""  # equal for equal bodies: `raw`, or a digest of a long one
+    prompt: str | None = None  # stands for messages that are long; None: they are short
 
 
 def check_head(headers: list[tuple[str, str]]) -> None:
@@ -65,8 +65,9 @@ def check_head(headers: list[tuple[str, str]]) -> None:
     if len(headers) > MAX_HEADERS or n_chars > MAX_HEAD_CHARS:
         raise BadRequest(
             f"headers: at most {MAX_HEADERS} and {MAX_HEAD_CHARS} characters are accepted",
-            status=431, code="headers_too_large",
-        )  # fmt: skip
+            status=431,
+            code="headers_too_large",
+        )
 
 
 def check_body_headers(headers: list[tuple[str, str]], limit_bytes: int) -> None:
@@ -75,8 +76,9 @@ def check_body_headers(headers: list[tuple[str, str]], limit_bytes: int) -> None
     if named.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise BadRequest(
             "content-encoding: compressed request bodies are not accepted; send the JSON as it is",
-            status=415, code="unsupported_encoding",
-        )  # fmt: skip
+            status=415,
+            code="unsupported_encoding",
+        )
     length = named.get("content-length", "0")
     if length.isdecimal() and int(length[:20]) > limit_bytes:
         raise TooLarge(f"body: longer than {limit_bytes} bytes")
@@ -142,9 +144,12 @@ def _decode_slowly(raw: bytes) -> Any:
         raise BadRequest("body: begins with a byte order mark; send plain UTF-8", code="bad_encoding")
     try:
         return json.loads(
-            text, object_pairs_hook=_unique,
-            parse_constant=_no_constant, parse_float=_finite, parse_int=_bounded,
-        )  # fmt: skip
+            text,
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_bounded,
+        )
     except RecursionError:
         raise BadRequest("body: is nested too deeply", code="too_deep") from None
     except json.JSONDecodeError as error:

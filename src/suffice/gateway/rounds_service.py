@@ -30,12 +30,12 @@ class RoundsRequest:
     """What a caller says when its loop begins."""
 
     question: str
-    key: str | None = None      # the conversation that the run belongs to
-    caller: Caller = ANYONE     # whose question it is
+    key: str | None = None  # the conversation that the run belongs to
+    caller: Caller = ANYONE  # whose question it is
     idempotency_key: str | None = None  # of the call that begins the run
     model: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    query_class: str = ""       # declared; "": none
+    query_class: str = ""  # declared; "": none
     planned_steps: int | None = None
     endpoint: str = "/v1/decide"
 
@@ -66,11 +66,15 @@ def open_run(gw: Gateway, route: BuiltRoute, asked: RoundsRequest) -> RoundsRun:
         gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned)
     embedder, most = gw.embedders.get(route.name), route.settings.max_extra_calls
     return RoundsRun(
-        ledger=ledger, route=route, may_act=may_stop(request, route),
-        returning=route.returning, monotonic_s=gw.monotonic_s, resting=lambda: gw.kill.on,
+        ledger=ledger,
+        route=route,
+        may_act=may_stop(request, route),
+        returning=route.returning,
+        monotonic_s=gw.monotonic_s,
+        resting=lambda: gw.kill.on,
         vectors=None if embedder is None else Vectors(embedder=embedder, ledger=ledger, max_calls=most),
         shelf=questions.shelf(route, ledger),
-    )  # fmt: skip
+    )
 
 
 def close_run(gw: Gateway, run: RoundsRun, end: EndReason = "done") -> None:
@@ -115,7 +119,10 @@ def _ungoverned(gw: Gateway, route: BuiltRoute) -> str | None:
 def _request_key(route: BuiltRoute, asked: RoundsRequest) -> RequestKey:
     body = joined(asked.model, asked.question).encode("utf-8", "surrogatepass")
     return RequestKey(
-        route=route.name, caller=asked.caller.namespace, body=body, conversation=asked.key,
+        route=route.name,
+        caller=asked.caller.namespace,
+        body=body,
+        conversation=asked.key,
         idempotency_key=asked.idempotency_key,
     )
 
@@ -129,22 +136,42 @@ def _units(asked: RoundsRequest, assigned: AuditAssignment) -> UnitIds:
 
 
 def _request(
-    gw: Gateway, episode_id: str, route: BuiltRoute, asked: RoundsRequest, question: str, reason: str | None,
-    assigned: AuditAssignment, arms: tuple[ArmDraw, ...],
+    gw: Gateway,
+    episode_id: str,
+    route: BuiltRoute,
+    asked: RoundsRequest,
+    question: str,
+    reason: str | None,
+    assigned: AuditAssignment,
+    arms: tuple[ArmDraw, ...],
 ) -> Request:
     settings = route.settings
     gw.n_requests[route.name] = gw.n_requests.get(route.name, 0) + 1
     return Request(
-        episode_id=episode_id, route=route.name, kind=settings.kind, mode=settings.mode,
-        model=asked.model or settings.model or "", stream=False,
+        episode_id=episode_id,
+        route=route.name,
+        kind=settings.kind,
+        mode=settings.mode,
+        model=asked.model or settings.model or "",
+        stream=False,
         n_samples=settings.samples if settings.kind == "samples" else 1,
-        audit=assigned.audit, propensity=assigned.propensity, policy_version=route.policy_version,
-        certified=route.certified, question_key=question if reason is None else "", ungoverned=reason,
+        audit=assigned.audit,
+        propensity=assigned.propensity,
+        policy_version=route.policy_version,
+        certified=route.certified,
+        question_key=question if reason is None else "",
+        ungoverned=reason,
         received_at_s=gw.wall_s(),
-        endpoint=asked.endpoint, query=_query(asked) if reason is None else None,
-        unit=assigned.unit, setup=route.setup, promise=route.promise, arms=arms, sender=asked.caller.id,
-        delivery=assigned.delivery, conversation=gw.conversation(asked.caller.id, asked.key),
-    )  # fmt: skip
+        endpoint=asked.endpoint,
+        query=_query(asked) if reason is None else None,
+        unit=assigned.unit,
+        setup=route.setup,
+        promise=route.promise,
+        arms=arms,
+        sender=asked.caller.id,
+        delivery=assigned.delivery,
+        conversation=gw.conversation(asked.caller.id, asked.key),
+    )
 
 
 def _query(asked: RoundsRequest) -> Query:

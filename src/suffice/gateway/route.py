@@ -75,20 +75,20 @@ class BuiltRoute:
     policy: Policy
     policy_version: str
     certified: bool
-    needs: tuple[str, ...]      # signals to compute
+    needs: tuple[str, ...]  # signals to compute
     findings: Findings | None = None  # what doctor saw at the upstream; None: nothing is known
     refused: str | None = None  # why it must not be enforced, whatever the settings say; None: it may
-    setup: str = ""             # what evidence rests on, see `setup_of`
-    levels: Sequence[Policy] = ()    # the policy at each level, 0 never stops; (): one policy, and no levels
+    setup: str = ""  # what evidence rests on, see `setup_of`
+    levels: Sequence[Policy] = ()  # the policy at each level, 0 never stops; (): one policy, and no levels
     folds: tuple[Sequence[Policy], ...] = ()  # `levels` by fold of the prompt; (): nothing learned is in force
-    in_force: InForce = NOTHING      # what the control loop has said of it
-    in_burst: bool = False           # everything runs in full now, and is an audit
-    arm: str = ""               # the effort or budget that is certified and in force, as outcomes name it; "": none
+    in_force: InForce = NOTHING  # what the control loop has said of it
+    in_burst: bool = False  # everything runs in full now, and is an audit
+    arm: str = ""  # the effort or budget that is certified and in force, as outcomes name it; "": none
     ceiling: int | None = None  # the highest level for this prompt's class; None: its class is not held back
-    floor: int | None = None    # budgeted mode: levels above it are certified by nothing; None: certified mode
+    floor: int | None = None  # budgeted mode: levels above it are certified by nothing; None: certified mode
     promise: Promise = "certified"  # by which this request's level was chosen
-    risks: bool = False         # the brake holds, and its owner lets an uncertified level act rather than turn away
-    holding: InEffect = NO_OVERRIDES # what people hold on it for a while
+    risks: bool = False  # the brake holds, and its owner lets an uncertified level act rather than turn away
+    holding: InEffect = NO_OVERRIDES  # what people hold on it for a while
 
     @property
     def acts(self) -> bool:
@@ -134,9 +134,13 @@ class BuiltRoute:
         )
 
     def guarantee(
-        self, *, killed: bool = False, unread: bool = False, classes: Mapping[str, int] | None = None,
+        self,
+        *,
+        killed: bool = False,
+        unread: bool = False,
+        classes: Mapping[str, int] | None = None,
         beside: tuple[str, ...] = (),
-    ) -> RouteGuarantee:  # fmt: skip
+    ) -> RouteGuarantee:
         """What is promised on the route, or to one request where this is the route as that request gets it.
 
         killed   is the kill switch on?
@@ -144,11 +148,25 @@ class BuiltRoute:
         classes  audits by class of questions, as the job `monitor` has seen them
         beside   what serves a part of its requests in another way
         """
-        found, made = guarantee_of(GuaranteeInputs(
-            name=self.name, settings=self.settings, epoch=self.in_force.epoch, publication=self.in_force.publication,
-            pause=self.in_force.pause, holding=self.holding, setup=self.setup, killed=killed, unread=unread,
-            unreadable=self.refused is not None, classes=classes or {}, beside=beside,
-        )), self.in_force.publication  # fmt: skip
+        found, made = (
+            guarantee_of(
+                GuaranteeInputs(
+                    name=self.name,
+                    settings=self.settings,
+                    epoch=self.in_force.epoch,
+                    publication=self.in_force.publication,
+                    pause=self.in_force.pause,
+                    holding=self.holding,
+                    setup=self.setup,
+                    killed=killed,
+                    unread=unread,
+                    unreadable=self.refused is not None,
+                    classes=classes or {},
+                    beside=beside,
+                )
+            ),
+            self.in_force.publication,
+        )
         if found.state not in ("certified", "budgeted"):
             return RouteGuarantee(state="uncertified") if self.risks and not killed and self.acts else found
         if not (self.certified or self.promise == "budgeted"):
@@ -206,9 +224,7 @@ def usable(routes: tuple[BuiltRoute, ...], caller: Caller, *, by_name: bool) -> 
     return tuple(one for one in routes if caller.may_use(one.name, one.settings, by_name=by_name))
 
 
-def named_route_refused(
-    routes: tuple[BuiltRoute, ...], caller: Caller, asked: str, *, where: str
-) -> BadRequest:
+def named_route_refused(routes: tuple[BuiltRoute, ...], caller: Caller, asked: str, *, where: str) -> BadRequest:
     """Why a request may not go to the route that it names: there is none, or the caller's key may not use it."""
     known = usable(routes, caller, by_name=True)
     names, param = ", ".join(one.name for one in known) or "none", None if where.startswith("x-") else where

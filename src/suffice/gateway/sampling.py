@@ -23,14 +23,14 @@ from suffice.signals.query import class_of
 from suffice.store.rows.sampling_events import RequestCount, RowRates
 from suffice.types import EndReason, Feedback, Outcome, RecalledRun, Request
 
-COUNT_S: Final = 60.0        # that counts wait at most …
+COUNT_S: Final = 60.0  # that counts wait at most …
 COUNT_REQUESTS: Final = 1_000  # … and requests of a route behind them
-LOOK_S: Final = 5.0          # between two looks whether counts are due
-MOST_CELLS: Final = 200      # of one count; what more there are is counted under OTHER
+LOOK_S: Final = 5.0  # between two looks whether counts are due
+MOST_CELLS: Final = 200  # of one count; what more there are is counted under OTHER
 OTHER: Final = "(others)"
 MOST_SENDERS: Final = 100_000  # that are known to have been told
 MOST_RECALLED: Final = 20_000  # live runs that a label may find
-MOST_ANSWER_CHARS: Final = 500 # of a run that is remembered; one with a longer answer is not, drawn or not
+MOST_ANSWER_CHARS: Final = 500  # of a run that is remembered; one with a longer answer is not, drawn or not
 
 _PURPOSE: Final = b"kept-rows"
 
@@ -91,12 +91,12 @@ class _Tally:
 class _Count:
     """What one route's requests come to since its counts were last written."""
 
-    since_s: float                 # monotonic, of the first of them
+    since_s: float  # monotonic, of the first of them
     tallies: dict[tuple[str, str, str], _Tally] = field(default_factory=dict)  # by class, version, why ungoverned
     senders: list[str] = field(default_factory=list)
     n: int = 0
     audit_share: float | None = None  # the lowest at which a governed one of them was drawn
-    last: str = ""                 # episode that was counted last; it names the count
+    last: str = ""  # episode that was counted last; it names the count
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,9 +114,9 @@ class LogSampler:
     _told: dict[str, None] = field(default_factory=dict)  # senders, the oldest first
     _even: dict[tuple[float, float], float] = field(default_factory=dict)  # rates, by sample rate and audit share
     _by_class: dict[str, tuple[RowRates, dict[str, float]]] = field(default_factory=dict)
-    _open: set[str] = field(default_factory=set)                        # runs of the lottery that have not ended
-    _recent: dict[str, RecalledRun] = field(default_factory=dict)       # by episode, the oldest first
-    _answered: dict[str, str | None] = field(default_factory=dict)      # episodes by response id; None: two had it
+    _open: set[str] = field(default_factory=set)  # runs of the lottery that have not ended
+    _recent: dict[str, RecalledRun] = field(default_factory=dict)  # by episode, the oldest first
+    _answered: dict[str, str | None] = field(default_factory=dict)  # episodes by response id; None: two had it
 
     def drawn(self, request: Request) -> tuple[Request, bool]:
         """The request as its row has it, and whether it has rows, as far as its beginning tells.
@@ -170,10 +170,16 @@ class LogSampler:
         if len(outcome.answer or "") > MOST_ANSWER_CHARS:
             return
         self._recent[name] = RecalledRun(
-            episode_id=name, response_id=response, route=request.route, query_class=class_of(request.query),
-            policy_version=request.policy_version, stopped=outcome.stopped, end_reason=outcome.end_reason,
-            answer=outcome.answer, ended_at_s=now_s,
-        )  # fmt: skip
+            episode_id=name,
+            response_id=response,
+            route=request.route,
+            query_class=class_of(request.query),
+            policy_version=request.policy_version,
+            stopped=outcome.stopped,
+            end_reason=outcome.end_reason,
+            answer=outcome.answer,
+            ended_at_s=now_s,
+        )
         if response is not None:
             self._answered[response] = None if response in self._answered else name
         for kept in (self._recent, self._answered):
@@ -228,7 +234,11 @@ class LogSampler:
         count = self._counts.pop(route)
         cells = tuple(tally.cell(*key) for key, tally in count.tallies.items())
         return RequestCount(
-            count_id=count.last, route=route, n_requests=count.n,
-            n_governed=sum(cell.n for cell in cells if not cell.ungoverned), cells=cells,
-            senders=tuple(count.senders), audit_share=count.audit_share,
-        )  # fmt: skip
+            count_id=count.last,
+            route=route,
+            n_requests=count.n,
+            n_governed=sum(cell.n for cell in cells if not cell.ungoverned),
+            cells=cells,
+            senders=tuple(count.senders),
+            audit_share=count.audit_share,
+        )

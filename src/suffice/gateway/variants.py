@@ -49,7 +49,7 @@ class Variants:
 
     salt: str
     metrics: Metrics
-    experiments: tuple[RunningExperiment, ...] = ()                 # that run now
+    experiments: tuple[RunningExperiment, ...] = ()  # that run now
     trials: Mapping[str, RolloutTrial] = field(default_factory=dict)  # by route; at most one runs on each
     standing: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # policies that rollouts have brought
     _built: dict[tuple[str, str], BuiltRoute | None] = field(default_factory=dict)
@@ -103,11 +103,16 @@ class Variants:
             route = varied
         share = trial.state.share
         others = (("candidate", share), ("control", share), ("", 1 - 2 * share)) if share < 1 else ()
-        return route, (ArmDraw(
-            experiment=f"rollout {trial.state.rollout}", run=1, arm=placed.arm, propensity=placed.propensity,
-            others=tuple(one for one in others if one[0] != placed.arm and one[1] > 0),
-            unit=keyed(unit, salt=self.salt, purpose=b"experiment-unit", n_bytes=8).hex(),
-        ),)  # fmt: skip
+        return route, (
+            ArmDraw(
+                experiment=f"rollout {trial.state.rollout}",
+                run=1,
+                arm=placed.arm,
+                propensity=placed.propensity,
+                others=tuple(one for one in others if one[0] != placed.arm and one[1] > 0),
+                unit=keyed(unit, salt=self.salt, purpose=b"experiment-unit", n_bytes=8).hex(),
+            ),
+        )
 
     def _candidate(self, route: BuiltRoute, trial: RolloutTrial, question: str) -> BuiltRoute | None:
         """The route as a rollout's candidate serves it; None: it cannot be built."""
@@ -155,9 +160,16 @@ class Variants:
             return None
         settings = msgspec.structs.replace(route.settings, policy=built.settings.policy)
         return replace(
-            route, settings=settings, policy=built.policy, policy_version=built.policy_version, needs=built.needs,
-            certified=False, folds=(), levels=(), risks=False,
-        )  # fmt: skip
+            route,
+            settings=settings,
+            policy=built.policy,
+            policy_version=built.policy_version,
+            needs=built.needs,
+            certified=False,
+            folds=(),
+            levels=(),
+            risks=False,
+        )
 
     def _build(self, route: BuiltRoute, policy: dict[str, object]) -> BuiltRoute | None:
         try:

@@ -31,8 +31,8 @@ class RunStart:
 class LabelReceipt:
     """A label's receipt: it is on disk, and stays there."""
 
-    duplicate: bool   # a label with this `feedback_id` was there before, and this one changed nothing
-    joined: bool      # the run that it names is known; if not, it joins when that arrives
+    duplicate: bool  # a label with this `feedback_id` was there before, and this one changed nothing
+    joined: bool  # the run that it names is known; if not, it joins when that arrives
 
 
 class BackendRun(Protocol):

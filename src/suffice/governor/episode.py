@@ -26,12 +26,12 @@ T = TypeVar("T")
 class RoundRecord:
     """One step as the caller told it, and what was decided after it."""
 
-    index: int              # 1 is the first
+    index: int  # 1 is the first
     answer: str | None
     tokens: int
     ctx_tokens: int
     text: str
-    action: str | None      # what the caller calls this kind of step
+    action: str | None  # what the caller calls this kind of step
     decision: Decision
 
 
@@ -44,7 +44,7 @@ class Core:
     def __init__(self, run: BackendRun, usable: Callable[[], None]) -> None:
         self.run, self.usable = run, usable
         self.history: tuple[RoundRecord, ...] = ()
-        self.ended: str | None = None     # why; None: the run is open
+        self.ended: str | None = None  # why; None: the run is open
         self._lock = threading.Lock()
 
     def take(self, told: StepReport, *, done: bool) -> Decision:
@@ -55,10 +55,17 @@ class Core:
                 raise ClosedError(f"episode.step: this run is over: {self.ended}; open the next one with gov.episode()")
             index = len(self.history) + 1
             decision = self._judged(index, told, done=done)
-            self.history += (RoundRecord(
-                index=index, answer=told.answer, tokens=told.tokens, ctx_tokens=told.ctx_tokens, text=told.text,
-                action=told.action, decision=decision,
-            ),)  # fmt: skip
+            self.history += (
+                RoundRecord(
+                    index=index,
+                    answer=told.answer,
+                    tokens=told.tokens,
+                    ctx_tokens=told.ctx_tokens,
+                    text=told.text,
+                    action=told.action,
+                    decision=decision,
+                ),
+            )
             if done:
                 self.ended = f"step {index} was its last"
             return decision
@@ -167,11 +174,22 @@ class Episode(_Face):
     """One run; made by `with gov.episode(question) as ep`."""
 
     def step(
-        self, *, tokens: int, answer: str | None = None, text: str = "", confidence: float | None = None,
-        logprobs: Sequence[float] = (), entropy: float | None = None, logprob: float | None = None,
-        stated_confidence: float | None = None, said_done: bool | None = None, action: str | None = None,
-        ctx_tokens: int = 0, sources: Sequence[str] = (), done: bool = False,
-    ) -> Decision:  # fmt: skip
+        self,
+        *,
+        tokens: int,
+        answer: str | None = None,
+        text: str = "",
+        confidence: float | None = None,
+        logprobs: Sequence[float] = (),
+        entropy: float | None = None,
+        logprob: float | None = None,
+        stated_confidence: float | None = None,
+        said_done: bool | None = None,
+        action: str | None = None,
+        ctx_tokens: int = 0,
+        sources: Sequence[str] = (),
+        done: bool = False,
+    ) -> Decision:
         """Tell one step of the loop; `.stop` says whether to leave it.
 
         tokens             generated in this step
@@ -190,10 +208,19 @@ class Episode(_Face):
         else goes wrong continues the loop.
         """
         told = StepReport(
-            answer=answer, tokens=tokens, text=text, confidence=confidence, logprobs=tuple(logprobs), entropy=entropy,
-            logprob=logprob, stated_confidence=stated_confidence, said_done=said_done, action=action,
-            ctx_tokens=ctx_tokens, sources=_passages(sources),
-        )  # fmt: skip
+            answer=answer,
+            tokens=tokens,
+            text=text,
+            confidence=confidence,
+            logprobs=tuple(logprobs),
+            entropy=entropy,
+            logprob=logprob,
+            stated_confidence=stated_confidence,
+            said_done=said_done,
+            action=action,
+            ctx_tokens=ctx_tokens,
+            sources=_passages(sources),
+        )
         return self._core.take(told, done=done)
 
 
@@ -205,17 +232,37 @@ class AsyncEpisode(_Face):
         self._threads = threads
 
     async def step(
-        self, *, tokens: int, answer: str | None = None, text: str = "", confidence: float | None = None,
-        logprobs: Sequence[float] = (), entropy: float | None = None, logprob: float | None = None,
-        stated_confidence: float | None = None, said_done: bool | None = None, action: str | None = None,
-        ctx_tokens: int = 0, sources: Sequence[str] = (), done: bool = False,
-    ) -> Decision:  # fmt: skip
+        self,
+        *,
+        tokens: int,
+        answer: str | None = None,
+        text: str = "",
+        confidence: float | None = None,
+        logprobs: Sequence[float] = (),
+        entropy: float | None = None,
+        logprob: float | None = None,
+        stated_confidence: float | None = None,
+        said_done: bool | None = None,
+        action: str | None = None,
+        ctx_tokens: int = 0,
+        sources: Sequence[str] = (),
+        done: bool = False,
+    ) -> Decision:
         """As `Episode.step`; a server is asked in a thread, so the event loop never waits."""
         told = StepReport(
-            answer=answer, tokens=tokens, text=text, confidence=confidence, logprobs=tuple(logprobs), entropy=entropy,
-            logprob=logprob, stated_confidence=stated_confidence, said_done=said_done, action=action,
-            ctx_tokens=ctx_tokens, sources=_passages(sources),
-        )  # fmt: skip
+            answer=answer,
+            tokens=tokens,
+            text=text,
+            confidence=confidence,
+            logprobs=tuple(logprobs),
+            entropy=entropy,
+            logprob=logprob,
+            stated_confidence=stated_confidence,
+            said_done=said_done,
+            action=action,
+            ctx_tokens=ctx_tokens,
+            sources=_passages(sources),
+        )
         return await in_thread(self._threads, lambda: self._core.take(told, done=done))
 
 

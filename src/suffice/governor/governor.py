@@ -25,8 +25,8 @@ from suffice.governor.remote import RemoteDesk
 from suffice.settings import Settings
 from suffice.wiring import load_settings
 
-N_THREADS = 16       # in which an event loop's episodes ask a server
-TIMEOUT_S = 2.0      # a server that takes longer for one step is left alone for the rest of the run
+N_THREADS = 16  # in which an event loop's episodes ask a server
+TIMEOUT_S = 2.0  # a server that takes longer for one step is left alone for the rest of the run
 
 
 class RunContext:
@@ -102,9 +102,15 @@ class Governor:
         return self._desk.failed_open
 
     def episode(
-        self, question: str, *, key: str | None = None, metadata: Mapping[str, str] | None = None,
-        query_class: str = "", planned_steps: int | None = None, model: str = "",
-    ) -> RunContext:  # fmt: skip
+        self,
+        question: str,
+        *,
+        key: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        query_class: str = "",
+        planned_steps: int | None = None,
+        model: str = "",
+    ) -> RunContext:
         """One run on a question, for a `with` or an `async with` block.
 
         The audit is drawn when the block is entered, before the first step. Leaving the block ends the
@@ -118,10 +124,17 @@ class Governor:
         planned_steps  at which the loop ends by itself; None: open
         model          name of the model that answers
         """
-        return RunContext(self, RunStart(
-            question=question, key=key, model=model, query_class=query_class, planned_steps=planned_steps,
-            metadata={str(k): str(v) for k, v in (metadata or {}).items()},
-        ))  # fmt: skip
+        return RunContext(
+            self,
+            RunStart(
+                question=question,
+                key=key,
+                model=model,
+                query_class=query_class,
+                planned_steps=planned_steps,
+                metadata={str(k): str(v) for k, v in (metadata or {}).items()},
+            ),
+        )
 
     def begin(self, opening: RunStart) -> Core:
         """What `episode` does when its block is entered. Raises NotOpen."""
@@ -129,11 +142,23 @@ class Governor:
         return Core(self._desk.open(opening), self._usable)
 
     def feedback(
-        self, episode_id: str, *, source: str, correct: bool | None = None, gold: str | None = None,
-        answer: str | None = None, rating: int | None = None, thumbs: str | None = None, comment: str | None = None,
-        reason: str | None = None, metrics: Mapping[str, bool | float | str] | None = None, event: str | None = None,
-        user: str | None = None, propensity: float | None = None, feedback_id: str | None = None,
-    ) -> LabelReceipt:  # fmt: skip
+        self,
+        episode_id: str,
+        *,
+        source: str,
+        correct: bool | None = None,
+        gold: str | None = None,
+        answer: str | None = None,
+        rating: int | None = None,
+        thumbs: str | None = None,
+        comment: str | None = None,
+        reason: str | None = None,
+        metrics: Mapping[str, bool | float | str] | None = None,
+        event: str | None = None,
+        user: str | None = None,
+        propensity: float | None = None,
+        feedback_id: str | None = None,
+    ) -> LabelReceipt:
         """Say how good a run's answer was, at any time; returns when that is on disk.
 
         source       who says so: "user", "exact-match", "reviewer" …; "behaviour" for an event
@@ -148,11 +173,21 @@ class Governor:
         """
         self._usable()
         given = {
-            "feedback_id": feedback_id, "episode_id": episode_id, "source": source, "correct": correct, "gold": gold,
-            "answer": answer, "rating": rating, "thumbs": thumbs, "comment": comment, "reason": reason,
-            "metrics": None if metrics is None else dict(metrics), "event": event, "user": user,
+            "feedback_id": feedback_id,
+            "episode_id": episode_id,
+            "source": source,
+            "correct": correct,
+            "gold": gold,
+            "answer": answer,
+            "rating": rating,
+            "thumbs": thumbs,
+            "comment": comment,
+            "reason": reason,
+            "metrics": None if metrics is None else dict(metrics),
+            "event": event,
+            "user": user,
             "propensity": propensity,
-        }  # fmt: skip
+        }
         (taken,) = self.feedback_batch([given])
         return taken
 
@@ -176,17 +211,41 @@ class Governor:
         return self._desk.feedback(said)
 
     async def afeedback(
-        self, episode_id: str, *, source: str, correct: bool | None = None, gold: str | None = None,
-        answer: str | None = None, rating: int | None = None, thumbs: str | None = None, comment: str | None = None,
-        reason: str | None = None, metrics: Mapping[str, bool | float | str] | None = None, event: str | None = None,
-        user: str | None = None, propensity: float | None = None, feedback_id: str | None = None,
-    ) -> LabelReceipt:  # fmt: skip
+        self,
+        episode_id: str,
+        *,
+        source: str,
+        correct: bool | None = None,
+        gold: str | None = None,
+        answer: str | None = None,
+        rating: int | None = None,
+        thumbs: str | None = None,
+        comment: str | None = None,
+        reason: str | None = None,
+        metrics: Mapping[str, bool | float | str] | None = None,
+        event: str | None = None,
+        user: str | None = None,
+        propensity: float | None = None,
+        feedback_id: str | None = None,
+    ) -> LabelReceipt:
         """As `feedback`, without holding up the event loop."""
         return await asyncio.to_thread(
-            self.feedback, episode_id, source=source, correct=correct, gold=gold, answer=answer, rating=rating,
-            thumbs=thumbs, comment=comment, reason=reason, metrics=metrics, event=event, user=user,
-            propensity=propensity, feedback_id=feedback_id,
-        )  # fmt: skip
+            self.feedback,
+            episode_id,
+            source=source,
+            correct=correct,
+            gold=gold,
+            answer=answer,
+            rating=rating,
+            thumbs=thumbs,
+            comment=comment,
+            reason=reason,
+            metrics=metrics,
+            event=event,
+            user=user,
+            propensity=propensity,
+            feedback_id=feedback_id,
+        )
 
     async def afeedback_batch(self, rows: Sequence[Mapping[str, Any]]) -> tuple[LabelReceipt, ...]:
         """As `feedback_batch`, without holding up the event loop."""

@@ -30,9 +30,7 @@ from suffice.wiring import embedders, library
 class LocalRun:
     """One run in this process."""
 
-    def __init__(
-        self, run: RoundsRun, close: Callable[[RoundsRun, EndReason], None], embedder: Beside | None
-    ) -> None:
+    def __init__(self, run: RoundsRun, close: Callable[[RoundsRun, EndReason], None], embedder: Beside | None) -> None:
         self._run, self._close, self._embedder = run, close, embedder
         self._lock = threading.Lock()
         self._request = run.ledger.request
@@ -127,9 +125,14 @@ class LocalDesk:
     def open(self, opening: RunStart) -> LocalRun:
         """Begin a run."""
         asked = rounds_service.RoundsRequest(
-            question=opening.question, key=opening.key, model=opening.model, metadata=opening.metadata,
-            query_class=opening.query_class, planned_steps=opening.planned_steps, endpoint="library",
-        )  # fmt: skip
+            question=opening.question,
+            key=opening.key,
+            model=opening.model,
+            metadata=opening.metadata,
+            query_class=opening.query_class,
+            planned_steps=opening.planned_steps,
+            endpoint="library",
+        )
         with self._lock:
             route = next(r for r in self._gw.routes if r.name == self._route)
             run = LocalRun(rounds_service.open_run(self._gw, route, asked), self._close_run, self._embedder)

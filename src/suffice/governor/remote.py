@@ -28,9 +28,9 @@ from suffice.settings import Metric
 from suffice.telemetry import LOG
 from suffice.types import Decision, Feedback, Mode
 
-MAX_IDLE = 16                       # connections that are kept for the next call
+MAX_IDLE = 16  # connections that are kept for the next call
 REPLY_LIMIT_BYTES = 1024 * 1024
-FEEDBACK_TIMEOUT_S = 10.0           # the server promises a label's receipt within 5 s
+FEEDBACK_TIMEOUT_S = 10.0  # the server promises a label's receipt within 5 s
 
 
 class ServerUnavailable(Exception):
@@ -131,8 +131,8 @@ class RemoteRun:
 
     def __init__(self, desk: RemoteDesk, opening: RunStart) -> None:
         self._desk = desk
-        self._answers: list[str | None] = []     # told so far: whose last one counts if the server is lost
-        self._told: dict[str, Any] = {}          # what the server said last
+        self._answers: list[str | None] = []  # told so far: whose last one counts if the server is lost
+        self._told: dict[str, Any] = {}  # what the server said last
         self._lost, self._over = False, False
         self._ask(asdict(opening), {"idempotency-key": uuid.uuid4().hex})
         self._id = str(self._told.get("episode_id") or f"ep_{int(time.time() * 1e3):011x}{uuid.uuid4().hex[:16]}")
@@ -218,10 +218,16 @@ class RemoteRun:
 def step_json(index: int, told: StepReport) -> dict[str, Any]:
     """A step as `/v1/decide` reads it."""
     signals = {
-        "text": told.text or None, "confidence": told.confidence, "logprobs": list(told.logprobs) or None,
-        "entropy": told.entropy, "logprob": told.logprob, "stated_confidence": told.stated_confidence,
-        "said_done": told.said_done, "action": told.action, "ctx_tokens": told.ctx_tokens or None,
-    }  # fmt: skip
+        "text": told.text or None,
+        "confidence": told.confidence,
+        "logprobs": list(told.logprobs) or None,
+        "entropy": told.entropy,
+        "logprob": told.logprob,
+        "stated_confidence": told.stated_confidence,
+        "said_done": told.said_done,
+        "action": told.action,
+        "ctx_tokens": told.ctx_tokens or None,
+    }
     given = {k: v for k, v in signals.items() if v is not None}
     step = {"index": index, "answer": told.answer, "tokens": told.tokens, "signals": given}
     sources = _within(told.sources)
@@ -249,7 +255,7 @@ class RemoteDesk:
     """One route of one server. Raises ConfigError for an address that cannot be one."""
 
     blocks = True
-    declared: Mapping[str, Metric] | None = None   # the server knows them
+    declared: Mapping[str, Metric] | None = None  # the server knows them
 
     def __init__(self, url: str, route: str, *, api_key: str | None, timeout_s: float) -> None:
         self._route = route

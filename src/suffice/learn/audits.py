@@ -27,20 +27,20 @@ Small: TypeAlias = NDArray[np.int8]
 class AuditRuns(RaggedRuns):
     """N full runs with T checkpoints in all; run i has the rows starts[i] … starts[i + 1] - 1, its last is its end."""
 
-    x: Floats          # (T, P): features, see `signals.features`
-    starts: Ints       # (N + 1,)
-    z: Small           # (T,): EM drop if the run were stopped after the row, -1, 0 or +1; trusted once labelled
-    d: Bools           # (T,): the answer after the row is not the full run's; a missing checkpoint disagrees
-    may_stop: Bools    # (T,): there is something to deliver
-    cost: Floats       # (T,): tokens if stopped after the row, its probes and the written answer among them
-    per_step: Floats   # (T,): tokens that a step of this run costs so far, at least 1
-    full: Floats       # (N,): tokens of the full run alone
-    fold: Small        # (N,): 0 … N_FOLDS - 1 by hash of the unit: which model serves and judges the run
-    at: Floats         # (N,): when it began: number of the request, or seconds; runs stand in the order of their ends
-    share: Floats      # (N,): P(audit) when it was drawn, in (0, 1]
-    label_at: Floats   # (N,): when its label came, same unit; infinite: none yet
+    x: Floats  # (T, P): features, see `signals.features`
+    starts: Ints  # (N + 1,)
+    z: Small  # (T,): EM drop if the run were stopped after the row, -1, 0 or +1; trusted once labelled
+    d: Bools  # (T,): the answer after the row is not the full run's; a missing checkpoint disagrees
+    may_stop: Bools  # (T,): there is something to deliver
+    cost: Floats  # (T,): tokens if stopped after the row, its probes and the written answer among them
+    per_step: Floats  # (T,): tokens that a step of this run costs so far, at least 1
+    full: Floats  # (N,): tokens of the full run alone
+    fold: Small  # (N,): 0 … N_FOLDS - 1 by hash of the unit: which model serves and judges the run
+    at: Floats  # (N,): when it began: number of the request, or seconds; runs stand in the order of their ends
+    share: Floats  # (N,): P(audit) when it was drawn, in (0, 1]
+    label_at: Floats  # (N,): when its label came, same unit; infinite: none yet
     query_class: Ints  # (N,): number of its class
-    abandoned: Bools   # (N,): broken off or timed out, which counts as a loss at every level
+    abandoned: Bools  # (N,): broken off or timed out, which counts as a loss at every level
 
     def __len__(self) -> int:
         return len(self.full)

@@ -29,17 +29,25 @@ _RULE: Final = Integrator(max_em_drop=0.5)  # a label that lands moves theta ali
 class Spender:
     """One account of the budgeted mode."""
 
-    state: IntegratorState | None = None   # None: nothing has been certified yet
-    allowed: float = 0.0              # sum of the budgets under which audits were booked
-    floor: int = 0                    # certified at the last look
-    affordable: int = 0               # at the last look
-    _n_seen: int = 0                  # audits that were looked at, of those the keeper has
+    state: IntegratorState | None = None  # None: nothing has been certified yet
+    allowed: float = 0.0  # sum of the budgets under which audits were booked
+    floor: int = 0  # certified at the last look
+    affordable: int = 0  # at the last look
+    _n_seen: int = 0  # audits that were looked at, of those the keeper has
     _waiting: dict[int, int] = field(default_factory=dict)  # by audit: checkpoint, from 0, where its level ends it
 
     def book(
-        self, runs: AuditRuns, d: Bools | None, served: FoldedModels | None, *, level: int, max_em_drop: float, now: float,
-        timeout: float, label_free: bool,
-    ) -> None:  # fmt: skip
+        self,
+        runs: AuditRuns,
+        d: Bools | None,
+        served: FoldedModels | None,
+        *,
+        level: int,
+        max_em_drop: float,
+        now: float,
+        timeout: float,
+        label_free: bool,
+    ) -> None:
         """Take in the audits since the last look, and labels that have landed since, or never will.
 
         runs     all that the keeper has, oldest first
@@ -111,9 +119,11 @@ class Spender:
         state = self.state
         n = 0 if state is None else state.n_audits
         return BudgetAccount(
-            floor=self.floor, affordable=max(self.floor, self.affordable), n_audits=n,
+            floor=self.floor,
+            affordable=max(self.floor, self.affordable),
+            n_audits=n,
             n_waiting=0 if state is None else state.n_waiting,
             em_drop=None if state is None or not n else state.lost / n,
             max_em_drop=self.allowed / n if n else None,
             clipped=0.0 if state is None else state.clipped,
-        )  # fmt: skip
+        )

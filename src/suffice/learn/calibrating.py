@@ -32,11 +32,11 @@ _MOST_KNOTS: Final = 20  # of the curve that is shown to people
 class Bin:
     """Rows of about equal probability."""
 
-    low: float        # the first and the last probability in the bin
+    low: float  # the first and the last probability in the bin
     high: float
-    n: int            # rows
-    said: float       # mean probability
-    seen: IntervalEstimate    # share of rows where it came true
+    n: int  # rows
+    said: float  # mean probability
+    seen: IntervalEstimate  # share of rows where it came true
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +44,9 @@ class Calibration:
     """How far a model's probability can be taken at its word."""
 
     bins: tuple[Bin, ...]
-    ece: IntervalEstimate             # expected calibration error: mean |said - seen| over the bins, weighted by their rows
-    bias: IntervalEstimate            # mean said - mean seen: above 0 the model is too sure
-    shown: Isotonic | None    # from what the model says to what was seen: for people; thresholds do not need it
+    ece: IntervalEstimate  # expected calibration error: mean |said - seen| over the bins, weighted by their rows
+    bias: IntervalEstimate  # mean said - mean seen: above 0 the model is too sure
+    shown: Isotonic | None  # from what the model says to what was seen: for people; thresholds do not need it
 
 
 def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.random.Generator) -> Calibration:
@@ -66,11 +66,15 @@ def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.ra
     for b in np.unique(number):
         here = number == b
         n = int(here.sum())
-        bins.append(Bin(
-            low=float(p[here].min()), high=float(p[here].max()), n=n,
-            said=float(np.average(p[here], weights=weight[here])),
-            seen=draws.rate(sums, N_BINS + int(b), 2 * N_BINS + int(b), n=n),
-        ))  # fmt: skip
+        bins.append(
+            Bin(
+                low=float(p[here].min()),
+                high=float(p[here].max()),
+                n=n,
+                said=float(np.average(p[here], weights=weight[here])),
+                seen=draws.rate(sums, N_BINS + int(b), 2 * N_BINS + int(b), n=n),
+            )
+        )
     ece = draws.estimate(sums, _ece, n=len(rows), pivot=True)
     bias = draws.estimate(sums, _bias, n=len(rows))
     return Calibration(bins=tuple(bins), ece=ece, bias=bias, shown=_isotonic(p, good, weight))

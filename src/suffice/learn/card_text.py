@@ -82,9 +82,7 @@ def _class(harm: ClassHarm) -> Sequence[str]:
 
 
 def _calibration(what: str, found: Calibration) -> list[str]:
-    rows = [
-        (f"{b.low:.3f} to {b.high:.3f}", f"{b.n:,}", f"{b.said:.3f}", _share(b.seen)) for b in found.bins
-    ]
+    rows = [(f"{b.low:.3f} to {b.high:.3f}", f"{b.n:,}", f"{b.said:.3f}", _share(b.seen)) for b in found.bins]
     return [
         f"{what}: calibration error {_share(found.ece)}, too sure by {_signed(found.bias)}",
         *_table(("said between", "rows", "said", "seen"), rows),
@@ -108,9 +106,10 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     table = [header, *rows]
     widths = [max(len(row[at]) for row in table) for at in range(len(header))]
     return [
-        "  " + "  ".join(
+        "  "
+        + "  ".join(
             cell.ljust(width) if at == 0 else cell.rjust(width)
             for at, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in table
-    ]  # fmt: skip
+    ]

@@ -34,13 +34,13 @@ from suffice.assurance.sampling import p_kept
 from suffice.types import Outcome, Request
 
 Fate: TypeAlias = Literal[
-    "full",        # ran to its own end, and is seen in full by design or because the policy let it run
-    "stopped",     # ended by the policy
-    "abandoned",   # an audit that the client left or that timed out: a loss wherever it would have been stopped
+    "full",  # ran to its own end, and is seen in full by design or because the policy let it run
+    "stopped",  # ended by the policy
+    "abandoned",  # an audit that the client left or that timed out: a loss wherever it would have been stopped
     "ungoverned",  # nothing was observed
-    "unprobed",    # ran to its end, and nobody asked it for a trial answer on the way
+    "unprobed",  # ran to its end, and nobody asked it for a trial answer on the way
     "by failure",  # live, should have been stopped and could not be: no lot let it run
-    "broken",      # no end that says anything, or the run repeats a delivery: it speaks for no request of its own
+    "broken",  # no end that says anything, or the run repeats a delivery: it speaks for no request of its own
 ]
 
 

@@ -29,12 +29,12 @@ from suffice.learn.served import MOST_AUDITS, N_LEVELS, FoldedModels, Learner, S
 from suffice.types import Promise
 
 ChangeKind: TypeAlias = Literal["epoch", "refit", "certified", "alarm"]
-KEPT_BEFORE: Final = 300      # requests before an alarm on signals whose audits are kept: all had changed already
-BURST_LAW: Final = 24.0       # full runs of an epoch's beginning, times the budget
-HORIZON: Final = 20_000       # requests over which the full runs of a live route shall pay for themselves
-BURST_PART: Final = 0.4       # of the horizon: more full runs than that do not pay for themselves
-MOST_DURATIONS: Final = 500   # latest audits that say how long a run takes
-SLOW_RUN: Final = 0.99        # of them that have returned within the run time-out, before its margin
+KEPT_BEFORE: Final = 300  # requests before an alarm on signals whose audits are kept: all had changed already
+BURST_LAW: Final = 24.0  # full runs of an epoch's beginning, times the budget
+HORIZON: Final = 20_000  # requests over which the full runs of a live route shall pay for themselves
+BURST_PART: Final = 0.4  # of the horizon: more full runs than that do not pay for themselves
+MOST_DURATIONS: Final = 500  # latest audits that say how long a run takes
+SLOW_RUN: Final = 0.99  # of them that have returned within the run time-out, before its margin
 SLOW_MARGIN: Final = 1.25
 
 
@@ -45,19 +45,19 @@ class Plan:
     Live routes take it from `control.loop.starting.live_plan`, replays from `replay.online.protocol`, by the same laws.
     """
 
-    max_em_drop: float = 0.02       # fraction
-    confidence: float = 0.95        # fraction
+    max_em_drop: float = 0.02  # fraction
+    confidence: float = 0.95  # fraction
     promise: Promise = "certified"  # or "budgeted": an average, see `learn.budgeting`
-    label_free: bool = False        # disagreement instead of the drop: needs no label, costs half the saving
+    label_free: bool = False  # disagreement instead of the drop: needs no label, costs half the saving
     split: Split = "folds"
-    warm_up: float = 1_000          # full runs at a cold start
-    burst: float = 1_000            # full runs after an alarm
-    window: int = 800               # audits that a certificate looks back on
-    share: float = 0.05             # of requests that are audited once there is evidence, in quiet times
-    most_share: float = 0.5         # of requests that are audited while audits look worse than they did
-    free_audits: bool = True        # while nothing is certified all requests are audits: they run in full anyway
+    warm_up: float = 1_000  # full runs at a cold start
+    burst: float = 1_000  # full runs after an alarm
+    window: int = 800  # audits that a certificate looks back on
+    share: float = 0.05  # of requests that are audited once there is evidence, in quiet times
+    most_share: float = 0.5  # of requests that are audited while audits look worse than they did
+    free_audits: bool = True  # while nothing is certified all requests are audits: they run in full anyway
     refit_every: float = 1_000
-    label_timeout: float = 0.0      # behind an audit's return: it counts then, whether its label has come or not
+    label_timeout: float = 0.0  # behind an audit's return: it counts then, whether its label has come or not
     n_levels: int = N_LEVELS
     cost_exponent: float = 0.5
     watches_signals: bool = True
@@ -89,7 +89,7 @@ def full_runs(max_em_drop: float, horizon: float) -> int:
 class PendingAudits:
     """Audits that have begun and not returned."""
 
-    at: Floats     # (K,): when each began, in the unit of `AuditRuns.at`
+    at: Floats  # (K,): when each began, in the unit of `AuditRuns.at`
     share: Floats  # (K,): P(audit) when it was drawn
 
     def lost(self, n_levels: int) -> Small:
@@ -121,22 +121,22 @@ class KeeperDecision:
 
     kind: ChangeKind
     at: float
-    level: int          # in force from now on
-    reason: str         # a short sentence for the log
-    version: int = 0    # number of the fit in force; 0: none
+    level: int  # in force from now on
+    reason: str  # a short sentence for the log
+    version: int = 0  # number of the fit in force; 0: none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Certificate:
     """What the audits of one window prove."""
 
-    level: int             # the last of the unbroken run of levels that pass
-    log_e: Floats          # (M,): log wealth of each level
-    z: Small               # (n, M): what each audit counts as, those that have not returned among them
-    weight: Floats         # (n,): c/rho
-    inside: Bools          # (N,): which audits of the epoch these are; pending ones come behind them
+    level: int  # the last of the unbroken run of levels that pass
+    log_e: Floats  # (M,): log wealth of each level
+    z: Small  # (n, M): what each audit counts as, those that have not returned among them
+    weight: Floats  # (n,): c/rho
+    inside: Bools  # (N,): which audits of the epoch these are; pending ones come behind them
     window: Window | None  # None: no audit has begun
-    until: float           # the claim is about the requests of the window that began before
+    until: float  # the claim is about the requests of the window that began before
 
     @property
     def n_pending(self) -> int:
@@ -148,9 +148,9 @@ class Certificate:
 class _Judged:
     """The audits of the epoch as one version's levels see them."""
 
-    z: Small        # (N, M)
-    d: Bools        # (N, M)
-    saved: Floats   # (N, M): tokens
+    z: Small  # (N, M)
+    d: Bools  # (N, M)
+    saved: Floats  # (N, M): tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -165,12 +165,12 @@ class _Epoch:
     served: FoldedModels | None = None
     judged: _Judged | None = None
     refit_at: float = 0.0
-    n_seen: int = 0         # audits that the detectors have had
+    n_seen: int = 0  # audits that the detectors have had
     watched_from: float = 0.0  # they have only those that began later
     unheard: list[int] = field(default_factory=list)  # those of them whose outcome the watch has not had yet
     spender: Spender = field(default_factory=Spender)
-    watch: AuditWatch | None = None           # since a level was first certified
-    certifying: AuditRuns | None = None       # the audits that certified it: what is normal is read off them for good
+    watch: AuditWatch | None = None  # since a level was first certified
+    certifying: AuditRuns | None = None  # the audits that certified it: what is normal is read off them for good
     watched: tuple[FoldedModels | None, int] = (None, 0)  # version and level that the watch compares with
 
 
@@ -181,13 +181,13 @@ class Certifier:
     plan: Plan
     learner: Learner
     fit: Callable[..., FoldedModels | None] = fit_served
-    level: int = 0                  # in force; 0 never stops
-    version: int = 0                # fits so far
+    level: int = 0  # in force; 0 never stops
+    version: int = 0  # fits so far
     now: float = 0.0
     n_epochs: int = 0
-    first: float = 0.0              # number of the first request of all
+    first: float = 0.0  # number of the first request of all
     pending: PendingAudits = NO_PENDING
-    charge: float | Floats = 0.0    # part of the budget that is spent otherwise, of all levels or of each, (M,)
+    charge: float | Floats = 0.0  # part of the budget that is spent otherwise, of all levels or of each, (M,)
     certificate: Certificate | None = None  # of the last look; None: there was nothing to look at
     _epoch: _Epoch = field(init=False)
     _durations: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_DURATIONS))
@@ -266,9 +266,15 @@ class Certifier:
         if epoch.served is not None:
             new = _judge(epoch.served, runs)
             old = epoch.judged
-            epoch.judged = new if old is None else _Judged(
-                np.concatenate([old.z, new.z]), np.concatenate([old.d, new.d]), np.concatenate([old.saved, new.saved])
-            )  # fmt: skip
+            epoch.judged = (
+                new
+                if old is None
+                else _Judged(
+                    np.concatenate([old.z, new.z]),
+                    np.concatenate([old.d, new.d]),
+                    np.concatenate([old.saved, new.saved]),
+                )
+            )
 
     @property
     def label_age(self) -> float:
@@ -333,9 +339,15 @@ class Certifier:
         if plan.promise == "budgeted" and epoch.runs is not None:
             d = None if epoch.judged is None else epoch.judged.d
             epoch.spender.book(
-                epoch.runs, d, epoch.served, level=self.level, max_em_drop=plan.max_em_drop, now=self.now,
-                timeout=self.label_age, label_free=plan.label_free,
-            )  # fmt: skip
+                epoch.runs,
+                d,
+                epoch.served,
+                level=self.level,
+                max_em_drop=plan.max_em_drop,
+                now=self.now,
+                timeout=self.label_age,
+                label_free=plan.label_free,
+            )
 
     def _change(self, kind: ChangeKind, reason: str) -> KeeperDecision:
         return KeeperDecision(kind=kind, at=self.now, level=self.level, reason=reason, version=self.version)
@@ -346,9 +358,14 @@ class Certifier:
         assert epoch.runs is not None
         self._forget_old()
         served = self.fit(
-            epoch.runs, self.learner, now=self.now, label_free=plan.label_free, split=plan.split,
-            n_levels=plan.n_levels, cost_exponent=plan.cost_exponent,
-        )  # fmt: skip
+            epoch.runs,
+            self.learner,
+            now=self.now,
+            label_free=plan.label_free,
+            split=plan.split,
+            n_levels=plan.n_levels,
+            cost_exponent=plan.cost_exponent,
+        )
         if served is None:
             return []
         judged = _judge(served, epoch.runs)
@@ -411,9 +428,14 @@ class Certifier:
         z = np.concatenate([z, pending.lost(z.shape[1])[late]])
         wealth = weighted_log_wealth(z, weight, max_em_drop=plan.max_em_drop - self.charge)
         return Certificate(
-            level=certified_level(wealth, delta=plan.delta * self._epoch.delta_share), log_e=wealth, z=z,
-            weight=weight, inside=inside, window=window, until=until,
-        )  # fmt: skip
+            level=certified_level(wealth, delta=plan.delta * self._epoch.delta_share),
+            log_e=wealth,
+            z=z,
+            weight=weight,
+            inside=inside,
+            window=window,
+            until=until,
+        )
 
     def _saving(self, judged: _Judged) -> float:
         """Tokens that the certified level saves on its window."""
@@ -484,7 +506,7 @@ class Certifier:
 
 
 def counted(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan) -> Small:
-    """What each audit counts as at M levels now, level 0 first, shape (N, M); see `assurance.label_maturation.counted_as`."""
+    """What each audit counts as at M levels now, level 0 first, shape (N, M)."""
     return counted_as(_audits(z, d, runs, now), label_free=plan.label_free)
 
 
@@ -504,4 +526,3 @@ def _audits(z: Small, d: Bools, runs: AuditRuns, now: float) -> Audits:
 def _judge(served: FoldedModels, runs: AuditRuns) -> _Judged:
     rows = served.rows(runs)
     return _Judged(z=runs.z[rows], d=runs.d[rows], saved=runs.full[:, None] - runs.cost[rows])
-

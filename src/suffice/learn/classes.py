@@ -20,7 +20,7 @@ from suffice.signals.classes import Classes, FeatureTest, Rule
 from suffice.signals.features import FeatureSet, found, mark
 from suffice.types import Query
 
-MIN_RUNS = 200   # below it a class is "unknown" and pooled
+MIN_RUNS = 200  # below it a class is "unknown" and pooled
 MAX_CLASSES = 8
 _NUMBERS = ("n_words", "n_numbers", "n_operators")
 

@@ -38,9 +38,9 @@ Ints: TypeAlias = NDArray[np.int64]
 Small: TypeAlias = NDArray[np.int8]
 LabelOf: TypeAlias = Callable[[Sequence[SequencedLabel]], Feedback | None]
 
-WAVE: Final = 4                  # samples that are launched together
-MOST_LIVE: Final = 1_000         # of live runs that were not stopped: more only take time
-_MOST_UNPROBED: Final = 0.1      # of live runs that were not stopped; above it they stand for nothing
+WAVE: Final = 4  # samples that are launched together
+MOST_LIVE: Final = 1_000  # of live runs that were not stopped: more only take time
+_MOST_UNPROBED: Final = 0.1  # of live runs that were not stopped; above it they stand for nothing
 UNPROBED: Final = "live, unprobed"  # reasons under which runs are counted
 MOST_ARE_UNPROBED: Final = "live, not stopped, most of them unprobed"
 _OF_THE_TEXT: Final = ("hedges", "hedge_rate", "loop_share", "draft_distance")  # kept as signals, for the text is not
@@ -65,30 +65,30 @@ class Dataset(RaggedRuns):
 
     kind: Kind
     chosen: FeatureSelection
-    x: Floats           # (T, P + E): features, in the order of `chosen.names`, and behind them of `also`
-    starts: Ints        # (N + 1,)
-    same: Bools         # (T,): the answer after the row is the full run's; False where that is hidden
-    right: Small        # (T,): 1 the answer after the row is right, 0 it is not, -1 nobody knows
-    may_stop: Bools     # (T,): there is an answer to deliver
-    cost: Floats        # (T,): tokens if stopped after the row, its probes and the written answer among them
-    per_step: Floats    # (T,): tokens of a step so far, at least 1
-    full: Bools         # (N,): seen to its own end
-    abandoned: Bools    # (N,): an audit that was broken off; a loss wherever it would have been stopped
-    by_design: Bools    # (N,): run in full whatever the policy says: these may be certified on
-    p_full: Floats      # (N,): P(a run that goes so is seen in full); not a number where it is hidden
-    stop: Ints          # (N,): row of the policy's stop, made or not; -1: it made none
-    full_right: Small   # (N,): 1, 0 or -1 as `right`, of the full run's answer
-    full_tokens: Floats # (N,): of the full run alone, a vote with all its samples; not a number where it is hidden
-    age: Floats         # (N,): runs by design that came after it
-    seq: Ints           # (N,): place in the log, rising
-    at_s: Floats        # (N,): when it came, Unix time; informative
-    fold: Small         # (N,): of its prompt: runs of one prompt are in one fold, in every version
-    key: tuple[str, ...]          # (N,): hash of the prompt
+    x: Floats  # (T, P + E): features, in the order of `chosen.names`, and behind them of `also`
+    starts: Ints  # (N + 1,)
+    same: Bools  # (T,): the answer after the row is the full run's; False where that is hidden
+    right: Small  # (T,): 1 the answer after the row is right, 0 it is not, -1 nobody knows
+    may_stop: Bools  # (T,): there is an answer to deliver
+    cost: Floats  # (T,): tokens if stopped after the row, its probes and the written answer among them
+    per_step: Floats  # (T,): tokens of a step so far, at least 1
+    full: Bools  # (N,): seen to its own end
+    abandoned: Bools  # (N,): an audit that was broken off; a loss wherever it would have been stopped
+    by_design: Bools  # (N,): run in full whatever the policy says: these may be certified on
+    p_full: Floats  # (N,): P(a run that goes so is seen in full); not a number where it is hidden
+    stop: Ints  # (N,): row of the policy's stop, made or not; -1: it made none
+    full_right: Small  # (N,): 1, 0 or -1 as `right`, of the full run's answer
+    full_tokens: Floats  # (N,): of the full run alone, a vote with all its samples; not a number where it is hidden
+    age: Floats  # (N,): runs by design that came after it
+    seq: Ints  # (N,): place in the log, rising
+    at_s: Floats  # (N,): when it came, Unix time; informative
+    fold: Small  # (N,): of its prompt: runs of one prompt are in one fold, in every version
+    key: tuple[str, ...]  # (N,): hash of the prompt
     query_class: tuple[str, ...]  # (N,): "" for none
-    n_stopped: int                # runs that were stopped in the same time, with or without a label
-    also: tuple[str, ...]         # E further features, for versions that read others
-    last_seq: int                 # of the log's rows behind it, labels among them
-    left_out: Mapping[str, int]   # reason: runs that teach nothing here
+    n_stopped: int  # runs that were stopped in the same time, with or without a label
+    also: tuple[str, ...]  # E further features, for versions that read others
+    last_seq: int  # of the log's rows behind it, labels among them
+    left_out: Mapping[str, int]  # reason: runs that teach nothing here
 
     def __len__(self) -> int:
         return len(self.full)
@@ -124,10 +124,17 @@ class Dataset(RaggedRuns):
 
 
 def build(
-    episodes: Iterable[RecordedRun], *, match: Match, chosen: FeatureSelection | None = None, also: Sequence[str] = (),
-    wave: int = WAVE, most_audits: int = MOST_AUDITS, most_live: int = MOST_LIVE, label_of: LabelOf = current_label,
+    episodes: Iterable[RecordedRun],
+    *,
+    match: Match,
+    chosen: FeatureSelection | None = None,
+    also: Sequence[str] = (),
+    wave: int = WAVE,
+    most_audits: int = MOST_AUDITS,
+    most_live: int = MOST_LIVE,
+    label_of: LabelOf = current_label,
     stopped_labels: bool = False,
-) -> Dataset:  # fmt: skip
+) -> Dataset:
     """Make columns of the episodes of one route, in any order.
 
     match           does an answer equal a reference? The route's scorer; never asked about None
@@ -242,10 +249,7 @@ def _live_share(runs: Sequence[_Run], most_live: int, *, n_unprobed: int) -> flo
 
 def _drawn(runs: list[_Run], left: Counter[str], *, live_share: float) -> list[_Run]:
     """With that share of the live runs, drawn by hash; the others are counted as left out."""
-    kept = [
-        run for run in runs
-        if not _is_live(run) or place_of(run.request.episode_id, purpose="live") < live_share
-    ]  # fmt: skip
+    kept = [run for run in runs if not _is_live(run) or place_of(run.request.episode_id, purpose="live") < live_share]
     left["live, not stopped, enough others are there" if live_share else MOST_ARE_UNPROBED] += len(runs) - len(kept)
     return kept
 

@@ -26,11 +26,11 @@ WINDOW: Final = 2_000  # latest pairs of an arm that count
 class PairedAudit:
     """One audit that was asked twice."""
 
-    arm: int                 # of the second call; 0: a second full run
-    disagrees: bool          # do the two answers differ?
-    z: int | None            # full right - arm right; None: they differ, and no label says who is right
-    due: float               # when a label that is still missing counts as a loss, in any unit of time
-    weight: float = 1.0      # c/rho of its audit, see `assurance.windows`
+    arm: int  # of the second call; 0: a second full run
+    disagrees: bool  # do the two answers differ?
+    z: int | None  # full right - arm right; None: they differ, and no label says who is right
+    due: float  # when a label that is still missing counts as a loss, in any unit of time
+    weight: float = 1.0  # c/rho of its audit, see `assurance.windows`
     full_tokens: int = 0
     arm_tokens: int = 0
 
@@ -39,9 +39,9 @@ class PairedAudit:
 class CertifiedArms:
     """What is proved of a route's arms."""
 
-    in_force: int                  # the most aggressive arm that is certified; 0: the full run
+    in_force: int  # the most aggressive arm that is certified; 0: the full run
     views: tuple[PairedView, ...]  # one for each arm behind the full run
-    log_e: tuple[float, ...]       # evidence against "loses the budget or more", likewise
+    log_e: tuple[float, ...]  # evidence against "loses the budget or more", likewise
     repeats: Repeats
 
 
@@ -132,5 +132,6 @@ def _view(pairs: Sequence[PairedAudit], high: float, repeats: Repeats) -> Paired
         repeats=repeats,
         saved_share=1 - sum(pair.arm_tokens for pair in pairs) / full if full else None,
         n_disagree=sum(pair.disagrees for pair in pairs),
-        n_gained=sum(_loss(pair) < 0 for pair in pairs), n_lost=sum(_loss(pair) > 0 for pair in pairs),
-    )  # fmt: skip
+        n_gained=sum(_loss(pair) < 0 for pair in pairs),
+        n_lost=sum(_loss(pair) > 0 for pair in pairs),
+    )

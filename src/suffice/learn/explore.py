@@ -15,10 +15,17 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+
 def inverse_gap(
-    values: Sequence[float], in_play: Sequence[int], incumbent: int, *, n_draws: float, floor: float, ceiling: float,
+    values: Sequence[float],
+    in_play: Sequence[int],
+    incumbent: int,
+    *,
+    n_draws: float,
+    floor: float,
+    ceiling: float,
     sharpness: float = 4.0,
-) -> tuple[float, ...]:  # fmt: skip
+) -> tuple[float, ...]:
     """Odds of each arm for a live request, shape (K,): the incumbent, and a bounded share of arms that look good.
 
     Inverse gap weighting (SquareCB: Foster and Rakhlin 2020, arXiv:2002.04926): of the share that explores, an arm

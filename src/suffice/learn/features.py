@@ -14,38 +14,73 @@ from dataclasses import dataclass
 from suffice.signals.features import found, mark, product
 from suffice.types import Kind, Query
 
-MIN_RUNS = 10          # a mark that fewer runs carry says nothing that can be learned
+MIN_RUNS = 10  # a mark that fewer runs carry says nothing that can be learned
 MAX_MARKS = 200
 MARKED = ("model", "task")
 
 _EVERY = (
-    "has_answer", "log1p(step)", "step_share", "log1p(tokens_used)", "log1p(tokens_per_step)",
-    "log1p(answer_streak)", "streak_share", "log1p(n_flips)", "log1p(n_distinct)",
-    "agreement", "vote_share", "log1p(top_votes)", "log1p(second_votes)", "log1p(third_votes)",
-    "logit(p_majority)", "vote_entropy",
-)  # fmt: skip
+    "has_answer",
+    "log1p(step)",
+    "step_share",
+    "log1p(tokens_used)",
+    "log1p(tokens_per_step)",
+    "log1p(answer_streak)",
+    "streak_share",
+    "log1p(n_flips)",
+    "log1p(n_distinct)",
+    "agreement",
+    "vote_share",
+    "log1p(top_votes)",
+    "log1p(second_votes)",
+    "log1p(third_votes)",
+    "logit(p_majority)",
+    "vote_entropy",
+)
 _PROBED = (
-    "logit(confidence)", "unknown(confidence)", "logit(mass)", "unknown(mass)", "log1p(entropy)",
-    "unknown(entropy)", "confidence_slope", "logit(confidence_ema)",
-)  # fmt: skip
+    "logit(confidence)",
+    "unknown(confidence)",
+    "logit(mass)",
+    "unknown(mass)",
+    "log1p(entropy)",
+    "unknown(entropy)",
+    "confidence_slope",
+    "logit(confidence_ema)",
+)
 _PRODUCTS = (
-    "agreement*step_share", "logit(p_majority)*step_share", "log1p(answer_streak)*step_share",
+    "agreement*step_share",
+    "logit(p_majority)*step_share",
+    "log1p(answer_streak)*step_share",
     "log1p(answer_streak)*agreement",
-)  # fmt: skip
+)
 
 DENSE: Mapping[Kind, tuple[str, ...]] = {
     "samples": (*_EVERY, "settled", "lead_share", *_PRODUCTS),
     "reasoning": (
-        *_EVERY, *_PROBED, *_PRODUCTS,
-        "logit(confidence)*log1p(answer_streak)", "logit(confidence)*step_share", "sqrt(hedges)", "sqrt(hedge_rate)",
-        "log1p(closed_entropy)", "unknown(closed_entropy)",
+        *_EVERY,
+        *_PROBED,
+        *_PRODUCTS,
+        "logit(confidence)*log1p(answer_streak)",
+        "logit(confidence)*step_share",
+        "sqrt(hedges)",
+        "sqrt(hedge_rate)",
+        "log1p(closed_entropy)",
+        "unknown(closed_entropy)",
     ),
     "rounds": (
-        *_EVERY, *_PROBED, *_PRODUCTS,
-        "logit(stated_confidence)", "unknown(stated_confidence)", "step_logprob", "unknown(step_logprob)", "said_done",
-        "unknown(said_done)", "action_code", "draft_distance", "logit(stated_confidence)*log1p(answer_streak)",
+        *_EVERY,
+        *_PROBED,
+        *_PRODUCTS,
+        "logit(stated_confidence)",
+        "unknown(stated_confidence)",
+        "step_logprob",
+        "unknown(step_logprob)",
+        "said_done",
+        "unknown(said_done)",
+        "action_code",
+        "draft_distance",
+        "logit(stated_confidence)*log1p(answer_streak)",
     ),
-}  # fmt: skip
+}
 
 # What a mark may change the weight of: how much agreement, or confidence, is worth with this model or task.
 _MARKED_PRODUCTS: Mapping[Kind, tuple[str, ...]] = {
@@ -60,8 +95,8 @@ _OF_THE_QUESTION = ("log1p(n_words)", "log1p(n_numbers)", "log1p(n_operators)")
 class FeatureSelection:
     """The features of a model."""
 
-    dense: tuple[str, ...]   # read by every part
-    marks: tuple[str, ...]   # read by the linear part
+    dense: tuple[str, ...]  # read by every part
+    marks: tuple[str, ...]  # read by the linear part
 
     @property
     def names(self) -> tuple[str, ...]:

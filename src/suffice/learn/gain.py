@@ -24,7 +24,7 @@ class GainComparison:
 
     before: PolicyValue
     after: PolicyValue
-    error: float      # standard error of the difference, for one look; the intervals hold at every look
+    error: float  # standard error of the difference, for one look; the intervals hold at every look
 
     @property
     def value(self) -> float:
@@ -38,9 +38,15 @@ class GainComparison:
 
 
 def compare(
-    evidence: ShadowAudits, before: Mapping[str, int], after: Mapping[str, int], *, n_arms: int, price: float,
-    full_tokens: float, confidence: float,
-) -> GainComparison:  # fmt: skip
+    evidence: ShadowAudits,
+    before: Mapping[str, int],
+    after: Mapping[str, int],
+    *,
+    n_arms: int,
+    price: float,
+    full_tokens: float,
+    confidence: float,
+) -> GainComparison:
     """Estimate both maps; the classes are as mixed as in the audits.
 
     evidence     at least one audit; losses as proofs count them

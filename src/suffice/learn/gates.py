@@ -29,7 +29,7 @@ class Proof:
     """What the audits of one class prove, by arm."""
 
     counts: Counts
-    log_e: Floats         # (K,): against "this arm loses the budget or more"
+    log_e: Floats  # (K,): against "this arm loses the budget or more"
     n_waiting: Sequence[int]  # audits of each arm that do not count yet
 
     def passes(self, delta: float) -> Bools:

@@ -32,21 +32,21 @@ Bools: TypeAlias = NDArray[np.bool_]
 Method: TypeAlias = Literal["naive", "ips", "snips", "dr"]
 
 FIRST_FIT: Final = 32  # rows before the first guess is fitted; refitted whenever they have doubled
-REACH: Final = 8.0     # weight up to which the guess is used in full; any fixed number gives a valid interval
+REACH: Final = 8.0  # weight up to which the guess is used in full; any fixed number gives a valid interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LoggedDraws:
     """N draws in the order in which they were made."""
 
-    x: Floats              # (N, d): contexts, as a reward model reads them; no intercept
-    arm: Ints              # (N,): what was drawn, 0 … K - 1
-    odds: Floats           # (N, K): P(arm) of every arm under the lottery that drew; rows sum to 1
-    reward: Floats         # (N,): not a number: unknown
-    by_lot: Bools          # (N,): was the reward learned because a lot chose this row? False for who complained
-    p_by_lot: Floats       # (N,): the odds of that lot, the same whatever the arm, in (0, 1]; 1: always learned
-    low: float = 0.0       # smallest reward there can be
-    high: float = 1.0      # largest
+    x: Floats  # (N, d): contexts, as a reward model reads them; no intercept
+    arm: Ints  # (N,): what was drawn, 0 … K - 1
+    odds: Floats  # (N, K): P(arm) of every arm under the lottery that drew; rows sum to 1
+    reward: Floats  # (N,): not a number: unknown
+    by_lot: Bools  # (N,): was the reward learned because a lot chose this row? False for who complained
+    p_by_lot: Floats  # (N,): the odds of that lot, the same whatever the arm, in (0, 1]; 1: always learned
+    low: float = 0.0  # smallest reward there can be
+    high: float = 1.0  # largest
 
     def __post_init__(self) -> None:
         n = len(self.odds)
@@ -78,12 +78,12 @@ class PolicyValue:
     """What a policy would have earned, in the unit of the rewards."""
 
     method: Method
-    value: float          # not a number: no row says anything
-    low: float            # with `confidence` the mean lies between the two, at every look
+    value: float  # not a number: no row says anything
+    low: float  # with `confidence` the mean lies between the two, at every look
     high: float
     confidence: float
-    n: int                # rows
-    n_effective: float    # Kish: (sum of weights)^2 / sum of squares; few of many: the interval rests on few rows
+    n: int  # rows
+    n_effective: float  # Kish: (sum of weights)^2 / sum of squares; few of many: the interval rests on few rows
     largest_weight: float
     clipped_share: float = 0.0  # of the weight, cut off by `clip`: bias of the value, never of the interval
 
@@ -100,9 +100,15 @@ def naive(logged: LoggedDraws, target: Floats, *, confidence: float = 0.95) -> P
     value = float(share @ reward / share.sum()) if share.sum() else float("nan")
     spread = 2 * float(np.sqrt(share**2 @ (reward - value) ** 2) / share.sum()) if share.sum() else float("nan")
     return PolicyValue(
-        method="naive", value=value, low=value - spread, high=value + spread, confidence=confidence, n=len(logged),
-        n_effective=_effective(share), largest_weight=float(share.max(initial=0.0)),
-    )  # fmt: skip
+        method="naive",
+        value=value,
+        low=value - spread,
+        high=value + spread,
+        confidence=confidence,
+        n=len(logged),
+        n_effective=_effective(share),
+        largest_weight=float(share.max(initial=0.0)),
+    )
 
 
 def ips(
@@ -244,15 +250,27 @@ def _low(logged: LoggedDraws, target: Floats, weights: Floats, guess: Floats, al
 
 
 def _estimate(
-    method: Method, mean: float, bounds: tuple[float, float], logged: LoggedDraws, weights: Floats, clipped: float,
+    method: Method,
+    mean: float,
+    bounds: tuple[float, float],
+    logged: LoggedDraws,
+    weights: Floats,
+    clipped: float,
     confidence: float,
-) -> PolicyValue:  # fmt: skip
+) -> PolicyValue:
     width = logged.high - logged.low
     value, low, high = (logged.low + width * number for number in (mean, *bounds))
     return PolicyValue(
-        method=method, value=value, low=low, high=high, confidence=confidence, n=len(logged),
-        n_effective=_effective(weights), largest_weight=float(weights.max(initial=0.0)), clipped_share=clipped,
-    )  # fmt: skip
+        method=method,
+        value=value,
+        low=low,
+        high=high,
+        confidence=confidence,
+        n=len(logged),
+        n_effective=_effective(weights),
+        largest_weight=float(weights.max(initial=0.0)),
+        clipped_share=clipped,
+    )
 
 
 def _effective(weights: Floats) -> float:

@@ -24,7 +24,7 @@ from suffice.learn.groups import place_of
 Format: TypeAlias = Literal["supervised", "preference"]
 ThoughtAs: TypeAlias = Literal["tags", "field"]
 Seen: TypeAlias = Literal["audit", "observed", "stopped", "recorded"]
-Line: TypeAlias = Mapping[str, Any]     # one JSON object; each key has its own type
+Line: TypeAlias = Mapping[str, Any]  # one JSON object; each key has its own type
 Message: TypeAlias = Mapping[str, Any]  # as OpenAI's API has it
 
 # What keys and passwords look like. A prompt that only speaks of keys is no loss; a key in a model's weights is one.
@@ -42,13 +42,13 @@ class StopRecord:
     """Where a thought was cut and who decided it: what travels with every line."""
 
     policy_version: str
-    certified: bool           # was that version certified at that level when it stopped, or would have
-    level: int | None         # None: the version has no levels
-    step: int                 # 1 is the first
-    n_steps: int | None       # of the full run; None: it was stopped, so nobody knows
-    seen: Seen                # how the run is known
+    certified: bool  # was that version certified at that level when it stopped, or would have
+    level: int | None  # None: the version has no levels
+    step: int  # 1 is the first
+    n_steps: int | None  # of the full run; None: it was stopped, so nobody knows
+    seen: Seen  # how the run is known
     model: str
-    exact: bool = True        # False: the place of the cut in the text was estimated from token counts
+    exact: bool = True  # False: the place of the cut in the text was estimated from token counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +56,13 @@ class CutRun:
     """One run with its thought cut at the stop, and what is known of the answers on both ways."""
 
     messages: tuple[Message, ...]  # the prompt
-    thought: str                   # up to the cut
-    rest: str | None               # behind it; None: it was never written, or is not at hand
-    answer: str                    # the right one to teach, in full words where they are at hand
-    stopped_answer: str | None     # what closing at the cut gives; None: not at hand
-    full_answer: str | None        # what the full run gives; None: hidden by the stop
-    kept: bool                     # the stop's answer stands
-    labelled: bool                 # a label says so; else it agrees with the full run's
+    thought: str  # up to the cut
+    rest: str | None  # behind it; None: it was never written, or is not at hand
+    answer: str  # the right one to teach, in full words where they are at hand
+    stopped_answer: str | None  # what closing at the cut gives; None: not at hand
+    full_answer: str | None  # what the full run gives; None: hidden by the stop
+    kept: bool  # the stop's answer stands
+    labelled: bool  # a label says so; else it agrees with the full run's
     stop: StopRecord
 
 
@@ -71,10 +71,10 @@ class LineFormat:
     """How lines look."""
 
     format: Format = "supervised"
-    thought_as: ThoughtAs = "tags"      # inside the content, or as `reasoning_content` beside it
+    thought_as: ThoughtAs = "tags"  # inside the content, or as `reasoning_content` beside it
     think_open: str = "<think>\n"
     think_close: str = "\n</think>\n\n"
-    val_share: float = 0.1              # of prompts, in [0, 1)
+    val_share: float = 0.1  # of prompts, in [0, 1)
 
 
 @dataclass(slots=True)

@@ -21,21 +21,21 @@ from suffice.learn.explore import proportional
 
 Floats = NDArray[np.float64]
 
-PAYBACK: Final = 3.0        # the hopes are optimistic, and not every arm that is tried is certified
-NEVER: Final = 1e6          # pairs, for an arm that could not be certified if it went on as it is expected to
-FEWEST: Final = 20.0        # still needed, for an arm that is almost there
-WATCHED: Final = 0.3        # of a class's audits ask its arm in force while others promise something
+PAYBACK: Final = 3.0  # the hopes are optimistic, and not every arm that is tried is certified
+NEVER: Final = 1e6  # pairs, for an arm that could not be certified if it went on as it is expected to
+FEWEST: Final = 20.0  # still needed, for an arm that is almost there
+WATCHED: Final = 0.3  # of a class's audits ask its arm in force while others promise something
 WATCHED_ALONE: Final = 0.8  # … and while none does
 SHADOW_FLOOR: Final = 0.03  # least share of the other audits that each other arm gets
 LEAST_PROMISE: Final = 1e-12  # of an arm that promises nothing: it keeps the floor, in case the world changes
-FLIPS_PRIOR: Final = 10.0   # audits without a gain that stand before the first
+FLIPS_PRIOR: Final = 10.0  # audits without a gain that stand before the first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ArmPotential:
     """What each arm of a class may bring, shape (K,) each; 0 gain: nothing to hope for."""
 
-    gain: Floats    # EM value a request over the arm in force, if the arm is as good as it may still be
+    gain: Floats  # EM value a request over the arm in force, if the arm is as good as it may still be
     needed: Floats  # audits still to be made for its certificate
 
     @property
@@ -61,9 +61,16 @@ class ArmPotential:
 
 
 def promise(
-    counts: Counts, expected_loss: Floats, log_e: Floats, saved: Floats, n_waiting: Sequence[int], *, price: float,
-    max_em_drop: float, delta: float,
-) -> ArmPotential:  # fmt: skip
+    counts: Counts,
+    expected_loss: Floats,
+    log_e: Floats,
+    saved: Floats,
+    n_waiting: Sequence[int],
+    *,
+    price: float,
+    max_em_drop: float,
+    delta: float,
+) -> ArmPotential:
     """What may be hoped of each arm of a class.
 
     counts         of the class, of each arm

@@ -28,20 +28,20 @@ Verdict: TypeAlias = Literal["better", "worse", "inconclusive", "first"]
 ClassStatus: TypeAlias = Literal["unknown", "within budget", "unclear", "harmed"]
 
 TARGETS: Final = (0.005, 0.01, 0.02)  # EM drops at which a frontier is read, beside the route's own
-_STRIDE: Final = 2                     # of the levels that two versions are compared at
-LEAST_CLASS_RUNS: Final = 200         # below it a class is unknown (CONTRACT.md §8)
+_STRIDE: Final = 2  # of the levels that two versions are compared at
+LEAST_CLASS_RUNS: Final = 200  # below it a class is unknown (CONTRACT.md §8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontierPoint:
     """One place on a frontier."""
 
-    max_em_drop: float        # that was aimed at, a fraction
-    levels: tuple[int, ...]   # picked for each fold on the runs of the others
-    saving: IntervalEstimate          # token reduction, probes counted
-    drop: IntervalEstimate            # EM(full) - EM(stopped)
-    lost: IntervalEstimate            # share of runs that the stop makes wrong
-    gained: IntervalEstimate          # … and right
+    max_em_drop: float  # that was aimed at, a fraction
+    levels: tuple[int, ...]  # picked for each fold on the runs of the others
+    saving: IntervalEstimate  # token reduction, probes counted
+    drop: IntervalEstimate  # EM(full) - EM(stopped)
+    lost: IntervalEstimate  # share of runs that the stop makes wrong
+    gained: IntervalEstimate  # … and right
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ class ClassHarm:
     saving: IntervalEstimate
     drop: IntervalEstimate
     lost: IntervalEstimate
-    gained: IntervalEstimate          # gains do not pay for losses of others, so both are told
+    gained: IntervalEstimate  # gains do not pay for losses of others, so both are told
     status: ClassStatus
 
 
@@ -62,10 +62,10 @@ class ClassHarm:
 class ParentComparison:
     """Against the parent on the same runs, at the route's own target: paired by prompt."""
 
-    parent: str               # its address
-    gain: IntervalEstimate            # saving of the version minus the parent's, at drops that are no larger
-    saving: IntervalEstimate          # the same of the two as they were picked
-    drop: IntervalEstimate            # likewise
+    parent: str  # its address
+    gain: IntervalEstimate  # saving of the version minus the parent's, at drops that are no larger
+    saving: IntervalEstimate  # the same of the two as they were picked
+    drop: IntervalEstimate  # likewise
     parent_point: FrontierPoint
     newly_harmed: tuple[str, ...]  # classes that the parent does not harm
     verdict: Verdict
@@ -77,17 +77,17 @@ class ReportCard:
     """What one version did on prompts that it had not seen. Plain data."""
 
     version: str
-    max_em_drop: float        # the route's own target
-    n_runs: int               # full runs, and audits that were broken off
+    max_em_drop: float  # the route's own target
+    n_runs: int  # full runs, and audits that were broken off
     n_prompts: int
-    n_labelled: int           # of the others a stop is judged by agreement, which can only look worse
+    n_labelled: int  # of the others a stop is judged by agreement, which can only look worse
     calibration: Calibration  # of P(as good)
-    failing: Calibration | None   # of P(the full run fails); None: not learned
+    failing: Calibration | None  # of P(the full run fails); None: not learned
     curve: tuple[tuple[float, float], ...]  # (saving, drop) of each level, safe first; no interval
     frontier: tuple[FrontierPoint, ...]
     value: tuple[FrontierPoint, ...]  # of the value model at its price; () without one
     classes: tuple[ClassHarm, ...]
-    compared: ParentComparison | None # None: there is no parent, or it cannot read these runs
+    compared: ParentComparison | None  # None: there is no parent, or it cannot read these runs
 
 
 def make_card(
@@ -124,7 +124,7 @@ def make_card(
 class _Outcome:
     """What each level does with each run: n runs, M levels, level 0 among them."""
 
-    z: Floats     # (n, M): EM drop
+    z: Floats  # (n, M): EM drop
     cost: Floats  # (n, M): tokens
 
 
@@ -186,11 +186,18 @@ class _Judge:
         for name in names[np.argsort(-sizes, kind="stable")]:
             member = self.classes_of == name
             point = self._measured(z, cost, member, self.max_em_drop, levels)
-            found.append(ClassHarm(
-                query_class=str(name), n_runs=int(member.sum()),
-                n_prompts=len({self.data.key[i] for i in self.which[member]}), saving=point.saving, drop=point.drop,
-                lost=point.lost, gained=point.gained, status=_status(int(member.sum()), point.drop, self.max_em_drop),
-            ))  # fmt: skip
+            found.append(
+                ClassHarm(
+                    query_class=str(name),
+                    n_runs=int(member.sum()),
+                    n_prompts=len({self.data.key[i] for i in self.which[member]}),
+                    saving=point.saving,
+                    drop=point.drop,
+                    lost=point.lost,
+                    gained=point.gained,
+                    status=_status(int(member.sum()), point.drop, self.max_em_drop),
+                )
+            )
         return tuple(found)
 
     def compared(self, outcome: _Outcome, own: FrontierPoint, parent: FoldedVersion) -> ParentComparison | None:
@@ -214,9 +221,15 @@ class _Judge:
         gain = self.gain(outcome, before)
         verdict, why = _verdict(gain, newly)
         return ParentComparison(
-            parent=parent.address, gain=gain, saving=saving, drop=drop, parent_point=theirs, newly_harmed=newly,
-            verdict=verdict, why=why,
-        )  # fmt: skip
+            parent=parent.address,
+            gain=gain,
+            saving=saving,
+            drop=drop,
+            parent_point=theirs,
+            newly_harmed=newly,
+            verdict=verdict,
+            why=why,
+        )
 
     def gain(self, outcome: _Outcome, before: _Outcome) -> IntervalEstimate:
         """Saving of one minus the other at equal harm: the best level within a drop, mean over drops up to the target.

@@ -21,15 +21,15 @@ Statistic: TypeAlias = Callable[[Floats], Floats]  # column sums, (draws, d) →
 
 N_DRAWS: Final = 400
 _LEAST_DEFINED: Final = 0.99  # of the draws; below it there is no interval
-_FEW: Final = 20              # prompts below which an interval is a sketch
+_FEW: Final = 20  # prompts below which an interval is a sketch
 
 
 class BootstrapSums(NamedTuple):
     """Column sums."""
 
     by_group: Floats  # (prompts, d)
-    seen: Floats      # (1, d)
-    again: Floats     # (draws, d)
+    seen: Floats  # (1, d)
+    again: Floats  # (draws, d)
 
 
 class Resamples:

@@ -39,9 +39,9 @@ class Schedule:
     """When a route's models are refitted (ASSURANCE.md §3.8)."""
 
     every_requests: int = 1_000  # since the last refit
-    least_new_runs: int = 30     # full runs since then; with fewer a refit would find what it found
-    burst_runs: int = 300        # full runs since an alarm that a refit on drift waits for
-    rest_requests: int = 500     # between two refits, whatever happens: no flapping
+    least_new_runs: int = 30  # full runs since then; with fewer a refit would find what it found
+    burst_runs: int = 300  # full runs since an alarm that a refit on drift waits for
+    rest_requests: int = 500  # between two refits, whatever happens: no flapping
 
 
 def due(
@@ -70,41 +70,41 @@ class FitRecipe:
     """How models are fitted: part of the lineage."""
 
     parts: Parts = "ensemble"
-    half_life: float = HALF_LIFE   # in audits
-    cost_exponent: float = 0.5     # of the tokens of a step, in the risk
-    n_levels: int = N_LEVELS       # level 0 among them
+    half_life: float = HALF_LIFE  # in audits
+    cost_exponent: float = 0.5  # of the tokens of a step, in the risk
+    n_levels: int = N_LEVELS  # level 0 among them
     with_values: bool = True
-    seed: int = 0                  # of trees and bootstrap
+    seed: int = 0  # of trees and bootstrap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitLineage:
     """Where a version comes from: enough to make it again, and to see that it is the same."""
 
-    parent: str | None                         # address of the version in force; None: none was
+    parent: str | None  # address of the version in force; None: none was
     reason: Reason
-    digest: str                                # of the dataset
-    first_seq: int                             # of the log's rows behind it
+    digest: str  # of the dataset
+    first_seq: int  # of the log's rows behind it
     last_seq: int
-    n_runs: int                                # that were learned from
-    n_by_design: int                           # observed runs and audits among them
-    n_stopped: int                             # stopped runs that took part, for what stopping pays alone
+    n_runs: int  # that were learned from
+    n_by_design: int  # observed runs and audits among them
+    n_stopped: int  # stopped runs that took part, for what stopping pays alone
     n_prompts: int
     n_labelled: int
-    left_out: tuple[tuple[str, int], ...]      # reason and number of the runs that teach nothing, sorted
+    left_out: tuple[tuple[str, int], ...]  # reason and number of the runs that teach nothing, sorted
     recipe: FitRecipe
-    versions: tuple[tuple[str, str], ...]      # package and version, sorted
+    versions: tuple[tuple[str, str], ...]  # package and version, sorted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionProposal:
     """What a refit found. It takes effect nowhere by itself: a rollout may take it up, and a certificate must."""
 
-    version: FoldedVersion | None   # None: there was too little to learn from
+    version: FoldedVersion | None  # None: there was too little to learn from
     lineage: FitLineage
-    card: ReportCard | None   # None with `version`
-    verdict: Verdict          # against the parent; "inconclusive" without a version
-    why: str                  # one sentence
+    card: ReportCard | None  # None with `version`
+    verdict: Verdict  # against the parent; "inconclusive" without a version
+    why: str  # one sentence
 
     def plain(self) -> dict[str, Any]:
         """The proposal as JSON has it; Any, because each key has its own type."""
@@ -119,9 +119,13 @@ class VersionProposal:
 
 
 def retrain(
-    data: Dataset, parent: FoldedVersion | None = None, *, max_em_drop: float, reason: Reason = "schedule",
+    data: Dataset,
+    parent: FoldedVersion | None = None,
+    *,
+    max_em_drop: float,
+    reason: Reason = "schedule",
     recipe: FitRecipe | None = None,
-) -> VersionProposal:  # fmt: skip
+) -> VersionProposal:
     """Refit stop, hopeless and value models, and propose them with their report card.
 
     The same data, parent and recipe give the same proposal on the same packages. Raises ConfigError when

@@ -17,7 +17,7 @@ Ints: TypeAlias = NDArray[np.int64]
 ModelKind: TypeAlias = Literal["ridge", "logistic"]
 Guess: TypeAlias = Callable[[Floats], Floats]  # (n, d) contexts → (n, K) guessed rewards in [0, 1]
 
-RIDGE: Final = 4.0       # in rows: what an arm's own part must outweigh
+RIDGE: Final = 4.0  # in rows: what an arm's own part must outweigh
 _NEWTON_STEPS: Final = 12
 _LARGEST_LOGIT: Final = 12.0
 

@@ -26,7 +26,7 @@ from suffice.learn.stop_model import Examples, Target
 from suffice.learn.value_model import Trajectories
 
 LEAST_LABELS: Final = 20  # of a group of runs, if it is to speak for those without a label
-_RARE: Final = 0.01       # of all full runs: a smaller group may go without
+_RARE: Final = 0.01  # of all full runs: a smaller group may go without
 
 
 def full_weights(data: Dataset) -> Floats:
@@ -147,9 +147,13 @@ def _trajectories(data: Dataset, rows: Ints, stop: Floats, go_on: Floats) -> Tra
     run = data.run_of_row[rows]
     starts = np.concatenate([np.flatnonzero(np.diff(run, prepend=-1)), [len(rows)]])
     return Trajectories(
-        x=data.own[rows], starts=starts.astype(np.int64), ok=data.right[rows] == 1, tokens=data.cost[rows],
-        stop_weight=stop[rows], go_on_weight=go_on[rows],
-    )  # fmt: skip
+        x=data.own[rows],
+        starts=starts.astype(np.int64),
+        ok=data.right[rows] == 1,
+        tokens=data.cost[rows],
+        stop_weight=stop[rows],
+        go_on_weight=go_on[rows],
+    )
 
 
 def _scaled(stands_for: Floats, fading: Floats) -> Floats:

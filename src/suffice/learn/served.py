@@ -19,12 +19,12 @@ from suffice.learn.ragged import first_passages
 
 N_FOLDS: Final = 5
 N_LEVELS: Final = 41
-LEAST_AUDITS: Final = 40    # to learn from
-N_CANDIDATES: Final = 400   # thresholds that levels are picked from
-HALF_LIFE: Final = 800.0    # audits after which a row weighs half
+LEAST_AUDITS: Final = 40  # to learn from
+N_CANDIDATES: Final = 400  # thresholds that levels are picked from
+HALF_LIFE: Final = 800.0  # audits after which a row weighs half
 MOST_AUDITS: Final = 3_000  # that a fit looks back on
 
-PGood: TypeAlias = Callable[[Floats], Floats]                  # rows of features → P(stopping is as good), (R,)
+PGood: TypeAlias = Callable[[Floats], Floats]  # rows of features → P(stopping is as good), (R,)
 Learner: TypeAlias = Callable[[Floats, Bools, Floats], PGood]  # rows, good, weights → the fitted model
 Split: TypeAlias = Literal["folds", "half"]
 
@@ -34,8 +34,8 @@ class FoldedModels:
     """The models with their levels: fold f is served by models[f], which was fitted on all others."""
 
     models: tuple[PGood, ...]  # K
-    levels: Floats             # (K, M): risks at or below which a run of that fold stops; level 0 is below all
-    cost_exponent: float       # the risk is 1 - P over the tokens of a step to this power
+    levels: Floats  # (K, M): risks at or below which a run of that fold stops; level 0 is below all
+    cost_exponent: float  # the risk is 1 - P over the tokens of a step to this power
 
     @property
     def n_levels(self) -> int:
@@ -95,9 +95,15 @@ def risk_of(one_minus_p: Floats, runs: AuditRuns, exponent: float) -> Floats:
 
 
 def fit_served(
-    runs: AuditRuns, learner: Learner, *, now: float, label_free: bool = False, split: Split = "folds",
-    n_levels: int = N_LEVELS, cost_exponent: float = 0.5,
-) -> FoldedModels | None:  # fmt: skip
+    runs: AuditRuns,
+    learner: Learner,
+    *,
+    now: float,
+    label_free: bool = False,
+    split: Split = "folds",
+    n_levels: int = N_LEVELS,
+    cost_exponent: float = 0.5,
+) -> FoldedModels | None:
     """Fit the models and cut their levels; None while there is too little to learn from.
 
     The target is "stopping here is as good as the full run": the drop is not positive where a label has come, else

@@ -30,10 +30,10 @@ class ShadowAudit:
 
     audit_id: str
     query_class: str
-    arm: int                   # 1 … K - 1
-    odds: tuple[float, ...]    # of every arm in the lottery that drew this one; the full run has 0
-    disagrees: bool            # does the arm answer otherwise than the full run? True where either was broken off
-    due_s: float               # from when on it counts; without a label, as lost where it disagrees
+    arm: int  # 1 … K - 1
+    odds: tuple[float, ...]  # of every arm in the lottery that drew this one; the full run has 0
+    disagrees: bool  # does the arm answer otherwise than the full run? True where either was broken off
+    due_s: float  # from when on it counts; without a label, as lost where it disagrees
     full_tokens: float
     arm_tokens: float
 
@@ -43,8 +43,8 @@ class ShadowAudits:
     """Audits that count now, oldest first, with what each lost: -1, 0 or +1."""
 
     audits: Sequence[ShadowAudit]
-    proved: Sequence[int]      # by trusted labels; what nobody trusted has spoken of is lost
-    guessed: Sequence[int]     # by all labels that are believed
+    proved: Sequence[int]  # by trusted labels; what nobody trusted has spoken of is lost
+    guessed: Sequence[int]  # by all labels that are believed
 
 
 class ShadowLog:

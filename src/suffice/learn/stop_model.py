@@ -33,17 +33,21 @@ Parts: TypeAlias = Literal["ensemble", "linear", "trees"]
 LINEAR_C = 0.02
 # Small trees, many rows a leaf: a few hundred questions do not carry more (ASSURANCE 4.1 found the same).
 TREES: Mapping[str, float] = {
-    "max_iter": 60, "learning_rate": 0.06, "max_leaf_nodes": 6, "min_samples_leaf": 100, "l2_regularization": 20.0,
-}  # fmt: skip
-MAX_ROWS = 40_000   # more rows are thinned evenly: they repeat questions, and fitting time is bounded
-_CLIP = 1e-4        # of a part's probability, before logits are averaged
+    "max_iter": 60,
+    "learning_rate": 0.06,
+    "max_leaf_nodes": 6,
+    "min_samples_leaf": 100,
+    "l2_regularization": 20.0,
+}
+MAX_ROWS = 40_000  # more rows are thinned evenly: they repeat questions, and fitting time is bounded
+_CLIP = 1e-4  # of a part's probability, before logits are averaged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:
     """Checkpoints of full runs, one row each; the last step of a run is none, for stopping there is the full run."""
 
-    x: Floats          # (R, P): features, the dense ones first
+    x: Floats  # (R, P): features, the dense ones first
     good: Mapping[Target, Bools]  # R each
     weight: Floats | None = None  # R, at least 0: how many rows each stands for; None: one
 
@@ -56,7 +60,7 @@ class FitResult:
     """A fitted model: its parts as the trainer left them, each from rows to probabilities of `good`."""
 
     parts: tuple[Callable[[Floats], Floats], ...]  # (R, P) → (R,)
-    trained: tuple[object, ...]                    # the trainer's own objects, for `learn.export`; () for a constant
+    trained: tuple[object, ...]  # the trainer's own objects, for `learn.export`; () for a constant
 
     def scores(self, x: Floats) -> Floats:
         """P(good) of each row: the mean of the parts' logits, as a probability, shape (R,)."""
@@ -66,7 +70,9 @@ class FitResult:
         return mean
 
 
-def fit(examples: Examples, chosen: FeatureSelection, target: Target, *, parts: Parts = "ensemble", seed: int = 0) -> FitResult:
+def fit(
+    examples: Examples, chosen: FeatureSelection, target: Target, *, parts: Parts = "ensemble", seed: int = 0
+) -> FitResult:
     """Fit P(good).
 
     The default is a penalised logistic regression on all features beside small boosted trees on the dense

@@ -254,15 +254,26 @@ class Tuner:
         for at, proof in enumerate(proofs):
             shares, in_force = all_shares[at], self._in_force[at]
             self._live[at] = inverse_gap(
-                values[at].tolist(), self._in_play[at], in_force, n_draws=self._costs.n_draws(at),
-                floor=tuning.explore_floor, ceiling=tuning.explore_ceiling, sharpness=tuning.explore_sharpness,
-            )  # fmt: skip
+                values[at].tolist(),
+                self._in_play[at],
+                in_force,
+                n_draws=self._costs.n_draws(at),
+                floor=tuning.explore_floor,
+                ceiling=tuning.explore_ceiling,
+                sharpness=tuning.explore_sharpness,
+            )
             within = within_a_step(shares, in_force, tuning)
             saved = np.where(within, min(shares[arm] for arm in self._in_play[at] if within[arm]) - shares, 0.0)
             hopes = promise(
-                proof.counts, lost[at], proof.log_e, saved, proof.n_waiting, price=self._price,
-                max_em_drop=tuning.max_em_drop, delta=tuning.cell_delta,
-            )  # fmt: skip
+                proof.counts,
+                lost[at],
+                proof.log_e,
+                saved,
+                proof.n_waiting,
+                price=self._price,
+                max_em_drop=tuning.max_em_drop,
+                delta=tuning.cell_delta,
+            )
             self._pays[at] = hopes.pays(
                 n_requests=tuning.lasting_requests * self._costs.class_share(at),
                 audit_cost=self._price * np.maximum(0.0, shares[0] - shares[in_force] + shares),
@@ -287,19 +298,30 @@ class Tuner:
             return "day_is_full"
         before_map, after_map = self.in_force, dict(zip(tuning.classes, after, strict=True))
         change = compare(
-            evidence, before_map, after_map, n_arms=self._n_arms, price=self._price,
-            full_tokens=self._costs.full_tokens, confidence=tuning.confidence,
-        )  # fmt: skip
+            evidence,
+            before_map,
+            after_map,
+            n_arms=self._n_arms,
+            price=self._price,
+            full_tokens=self._costs.full_tokens,
+            confidence=tuning.confidence,
+        )
         if change.is_worse:
             return "not_shown"
         self._n_proposals += 1
         self._proposed_at_s = [*self._proposed_at_s[-tuning.proposals_a_day :], now_s]
         return TuningProposal(
-            number=self._n_proposals, before=before_map, after=after_map,
+            number=self._n_proposals,
+            before=before_map,
+            after=after_map,
             log_e={tuning.classes[at]: float(proofs[at].log_e[after[at]]) for at in changed if after[at]},
             n_audits={tuning.classes[at]: int(proofs[at].counts.n[after[at]]) for at in changed if after[at]},
-            change=change, price=self._price, epoch=self._epoch, at_s=now_s, reason=self._sentence(changed, after),
-        )  # fmt: skip
+            change=change,
+            price=self._price,
+            epoch=self._epoch,
+            at_s=now_s,
+            reason=self._sentence(changed, after),
+        )
 
     def _sentence(self, changed: Sequence[int], after: Sequence[int]) -> str:
         names = [arm.name for arm in self.tuning.arms]

@@ -17,9 +17,9 @@ OFF_BELOW_REQUESTS: Final = 20_000  # measured: with 10,000 the evidence costs w
 
 Refusal = Literal[
     "cooling_down",  # too soon after the last proposal
-    "day_is_full",   # as many proposals as a day may have
-    "none_better",   # no certified arm is worth more than those in force
-    "not_shown",     # off-policy evaluation does not say that the change is one for the better
+    "day_is_full",  # as many proposals as a day may have
+    "none_better",  # no certified arm is worth more than those in force
+    "not_shown",  # off-policy evaluation does not say that the change is one for the better
 ]
 
 
@@ -27,26 +27,26 @@ Refusal = Literal[
 class TuningBounds:
     """The bounds within which a route's arms are tuned."""
 
-    arms: tuple[TunedArm, ...]              # 0 is the full run, the others in order from the safe end
-    classes: tuple[str, ...]           # query classes that may have an arm of their own; others run in full
-    max_em_drop: float = 0.02          # of every class, a fraction
-    confidence: float = 0.95           # that no class loses more
-    expected_requests: int = 0         # over which a change is expected to last; below OFF_BELOW_REQUESTS: off
-    burst_share: float = 1.0           # of requests that are audits while evidence pays
-    watch_share: float = 0.03          # of requests that are audits while it does not
+    arms: tuple[TunedArm, ...]  # 0 is the full run, the others in order from the safe end
+    classes: tuple[str, ...]  # query classes that may have an arm of their own; others run in full
+    max_em_drop: float = 0.02  # of every class, a fraction
+    confidence: float = 0.95  # that no class loses more
+    expected_requests: int = 0  # over which a change is expected to last; below OFF_BELOW_REQUESTS: off
+    burst_share: float = 1.0  # of requests that are audits while evidence pays
+    watch_share: float = 0.03  # of requests that are audits while it does not
     price: PriceBounds = field(default_factory=PriceBounds)
-    latency_price: float = 0.0         # EM that a second is worth, a fraction
-    explore_floor: float = 0.02        # least share of live requests of an arm in play
-    explore_ceiling: float = 0.15      # largest share of live requests that do not get the arm in force
-    explore_sharpness: float = 4.0     # how much better arms are preferred in exploring; 0: all alike
-    least_kept: float = 0.1            # arms that keep a smaller part of the tokens are never shown to a client
-    largest_step: float = 0.6          # part of a class's full runs' tokens that one proposal may take off it
-    least_gain: float = 0.002          # EM value that a change of arm must promise, a fraction
-    window: int = 1_500                # audits of a class and arm that count
-    half_life: float = 4_000.0         # draws after which a cost counts half
-    least_audits: int = 200            # of a class and arm before it may be in play
-    key_cap: float = 0.05              # part of the labels that one untrusted key may account for
-    cool_down_s: float = 3_600.0       # between two proposals
+    latency_price: float = 0.0  # EM that a second is worth, a fraction
+    explore_floor: float = 0.02  # least share of live requests of an arm in play
+    explore_ceiling: float = 0.15  # largest share of live requests that do not get the arm in force
+    explore_sharpness: float = 4.0  # how much better arms are preferred in exploring; 0: all alike
+    least_kept: float = 0.1  # arms that keep a smaller part of the tokens are never shown to a client
+    largest_step: float = 0.6  # part of a class's full runs' tokens that one proposal may take off it
+    least_gain: float = 0.002  # EM value that a change of arm must promise, a fraction
+    window: int = 1_500  # audits of a class and arm that count
+    half_life: float = 4_000.0  # draws after which a cost counts half
+    least_audits: int = 200  # of a class and arm before it may be in play
+    key_cap: float = 0.05  # part of the labels that one untrusted key may account for
+    cool_down_s: float = 3_600.0  # between two proposals
     proposals_a_day: int = 6
 
     def __post_init__(self) -> None:
@@ -96,16 +96,16 @@ class TuningDraw:
 class TuningProposal:
     """A change that the tuner would make. It is in force only after somebody accepted it."""
 
-    number: int                         # of this tuner's proposals, from 1
-    before: Mapping[str, int]           # arm in force by class: what this follows, and is void without
+    number: int  # of this tuner's proposals, from 1
+    before: Mapping[str, int]  # arm in force by class: what this follows, and is void without
     after: Mapping[str, int]
-    log_e: Mapping[str, float]          # of each changed class: evidence that its arm keeps the budget
-    n_audits: Mapping[str, int]         # behind it
-    change: GainComparison                      # what it is worth by off-policy evaluation
-    price: float                        # EM that the tokens of a mean full run were worth
-    epoch: int                          # how often evidence had been forgotten; another one voids this
+    log_e: Mapping[str, float]  # of each changed class: evidence that its arm keeps the budget
+    n_audits: Mapping[str, int]  # behind it
+    change: GainComparison  # what it is worth by off-policy evaluation
+    price: float  # EM that the tokens of a mean full run were worth
+    epoch: int  # how often evidence had been forgotten; another one voids this
     at_s: float
-    reason: str                         # one sentence
+    reason: str  # one sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +116,7 @@ class Withdrawal:
     arm: int
     to: int
     at_s: float
-    reason: str                         # one sentence
+    reason: str  # one sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +124,6 @@ class Tick:
     """What one look at the evidence came to."""
 
     proposal: TuningProposal | None = None
-    refusal: Refusal | None = None      # why there is none
+    refusal: Refusal | None = None  # why there is none
     withdrawn: tuple[Withdrawal, ...] = ()
     in_play: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # arms that clients may get, by class

@@ -29,21 +29,21 @@ Bits = NDArray[np.uint64]
 
 # EM that the tokens of one mean full run are worth: from "hardly anything" to "more than any answer".
 PRICES: Floats = np.geomspace(0.01, 10.0, 61)
-LAMBDA = 0.8        # near 1: long looks ahead on recorded ends; near 0: one step, then the model's own word
-N_SWEEPS = 4        # of policy improvement; the targets hardly move after the third
+LAMBDA = 0.8  # near 1: long looks ahead on recorded ends; near 0: one step, then the model's own word
+N_SWEEPS = 4  # of policy improvement; the targets hardly move after the third
 MAX_ROWS = 120_000  # that are worth fitting on: each is held once for every price, several times over
-RIDGE = 300.0       # in rows: with standardised features, about one question's worth
+RIDGE = 300.0  # in rows: with standardised features, about one question's worth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectories:
     """Full runs as arrays: R rows in all, run after run, the last row of each being its end."""
 
-    x: Floats                   # (R, P): features
-    starts: NDArray[np.int64]   # (runs + 1,)
-    ok: NDArray[np.bool_]       # R: would the answer be right if the run were stopped after the step
-    tokens: Floats              # R: spent up to and with the step
-    stop_weight: Floats | None = None   # R, at least 0: of what stopping pays; None: 1, and 0 at the ends
+    x: Floats  # (R, P): features
+    starts: NDArray[np.int64]  # (runs + 1,)
+    ok: NDArray[np.bool_]  # R: would the answer be right if the run were stopped after the step
+    tokens: Floats  # R: spent up to and with the step
+    stop_weight: Floats | None = None  # R, at least 0: of what stopping pays; None: 1, and 0 at the ends
     go_on_weight: Floats | None = None  # R, at least 0: of what going on pays; a run without any has no known end
 
 
@@ -51,10 +51,10 @@ class Trajectories:
 class Values:
     """Fitted linear Q for each price: plain arrays."""
 
-    mean: Floats        # P
-    scale: Floats       # P
-    stop: Floats        # (P + 1, 1): P(right) if stopped; the last weight is the constant
-    go_on: Floats       # (P + 1, prices): EM to come minus the price of the tokens still to come, if continued
+    mean: Floats  # P
+    scale: Floats  # P
+    stop: Floats  # (P + 1, 1): P(right) if stopped; the last weight is the constant
+    go_on: Floats  # (P + 1, prices): EM to come minus the price of the tokens still to come, if continued
     mean_tokens: float  # of a full run: the unit of prices
     prices: Floats
 
@@ -109,10 +109,10 @@ def _fit(t: Trajectories, prices: Floats, lam: float, sweeps: int) -> Values:
     mean, scale = _moments(t.x[rows], go_on_weight[rows])
     z = _with_one((t.x - mean) / scale)
     solve = _solver(z[rows], go_on_weight[rows])
-    spent = np.outer(t.tokens / mean_tokens, prices)             # (R, prices)
-    reward = t.ok[:, None] - spent                               # what stopping after the row pays
+    spent = np.outer(t.tokens / mean_tokens, prices)  # (R, prices)
+    reward = t.ok[:, None] - spent  # what stopping after the row pays
     stop = _solver(z[stops], stop_weight[stops])(t.ok[stops].astype(np.float64)[:, None])
-    value = reward.copy()                                        # of each row as its successor sees it
+    value = reward.copy()  # of each row as its successor sees it
     go_on = np.zeros((z.shape[1], len(prices)))
     for sweep in range(sweeps):
         if sweep:
@@ -150,7 +150,7 @@ def _targets(value: Floats, reward: Floats, starts: NDArray[np.int64], lam: floa
     """
     target = np.zeros_like(value)
     last = starts[1:] - 1
-    later = reward[last]                       # a run's end pays what it pays
+    later = reward[last]  # a run's end pays what it pays
     longest = int(np.diff(starts).max())
     for back in range(1, longest):
         runs = np.flatnonzero(last - back >= starts[:-1])

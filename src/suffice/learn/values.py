@@ -19,7 +19,7 @@ from suffice.learn.arms import TunedArm
 
 Floats = NDArray[np.float64]
 
-PRIOR_LOSS: Final = 0.1     # EM lost by an arm that saves everything, in proportion: the guess before audits
+PRIOR_LOSS: Final = 0.1  # EM lost by an arm that saves everything, in proportion: the guess before audits
 PRIOR_AUDITS: Final = 10.0  # that the guess is worth against the arm's own
 CLASS_AUDITS: Final = 30.0  # that the arm's mean is worth against the class's own
 

@@ -13,8 +13,28 @@ from dataclasses import dataclass
 
 from suffice.local.facts import CAPITALS, FAMILIES, NEGATIVE_REVIEWS, POSITIVE_REVIEWS, WORDS
 
-NAMES = ("Ann", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry", "Ida", "Jack", "Kate", "Leo",
-         "Mary", "Nick", "Olga", "Paul", "Rosa", "Sam", "Tina", "Victor")
+NAMES = (
+    "Ann",
+    "Ben",
+    "Clara",
+    "David",
+    "Emma",
+    "Frank",
+    "Grace",
+    "Henry",
+    "Ida",
+    "Jack",
+    "Kate",
+    "Leo",
+    "Mary",
+    "Nick",
+    "Olga",
+    "Paul",
+    "Rosa",
+    "Sam",
+    "Tina",
+    "Victor",
+)
 THINGS = ("apples", "pencils", "books", "eggs", "coins", "stickers", "cookies", "marbles", "cards", "shells")
 BOXES = ("boxes", "bags", "baskets", "packs", "trays")
 
@@ -23,8 +43,8 @@ BOXES = ("boxes", "bags", "baskets", "packs", "trays")
 class DemoQuestion:
     """One question and its only right answer."""
 
-    id: str    # unique among all families, stable over seeds where the family is a fixed list
-    ask: str   # what the user writes
+    id: str  # unique among all families, stable over seeds where the family is a fixed list
+    ask: str  # what the user writes
     gold: str  # the only right answer, before any scorer's normal form
 
 
@@ -69,13 +89,18 @@ def lists(rng: random.Random) -> Iterator[DemoQuestion]:
         options = [member, *(rng.choice(FAMILIES[other]) for other in others)]
         rng.shuffle(options)
         article = "an" if family[0] in "aeiou" else "a"
-        yield DemoQuestion(id=f"lists-{family}-{member}",
-                   ask=f"Which of these is {article} {family}: {options[0]}, {options[1]} or {options[2]}?",
-                   gold=member)
+        yield DemoQuestion(
+            id=f"lists-{family}-{member}",
+            ask=f"Which of these is {article} {family}: {options[0]}, {options[1]} or {options[2]}?",
+            gold=member,
+        )
         low, high = sorted(rng.sample(range(10, 100), 2))
         first, second = (low, high) if rng.random() < 0.5 else (high, low)
-        yield DemoQuestion(id=f"lists-larger-{number:02d}-{first}-{second}",
-                   ask=f"Which number is larger, {first} or {second}?", gold=str(high))
+        yield DemoQuestion(
+            id=f"lists-larger-{number:02d}-{first}-{second}",
+            ask=f"Which number is larger, {first} or {second}?",
+            gold=str(high),
+        )
 
 
 def chains(rng: random.Random) -> Iterator[DemoQuestion]:
@@ -99,72 +124,94 @@ def _packed_minus(rng: random.Random) -> tuple[str, int]:
     name, box, thing = rng.choice(NAMES), rng.choice(BOXES), rng.choice(THINGS)
     n, each = rng.randint(2, 9), rng.randint(3, 12)
     gone = rng.randint(2, n * each - 1)
-    return (f"{name} has {n} {box} with {each} {thing} each and gives away {gone} {thing}. "
-            f"How many {thing} are left?"), n * each - gone
+    return (
+        f"{name} has {n} {box} with {each} {thing} each and gives away {gone} {thing}. How many {thing} are left?"
+    ), n * each - gone
 
 
 def _packed_plus(rng: random.Random) -> tuple[str, int]:
     name, box, thing = rng.choice(NAMES), rng.choice(BOXES), rng.choice(THINGS)
     n, each, more = rng.randint(2, 9), rng.randint(3, 12), rng.randint(2, 30)
-    return (f"{name} buys {n} {box} with {each} {thing} each and already has {more} {thing} at home. "
-            f"How many {thing} does {name} have in total?"), n * each + more
+    return (
+        f"{name} buys {n} {box} with {each} {thing} each and already has {more} {thing} at home. "
+        f"How many {thing} does {name} have in total?"
+    ), n * each + more
 
 
 def _buy_and_give(rng: random.Random) -> tuple[str, int]:
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
     start, more = rng.randint(8, 40), rng.randint(5, 30)
     gone = rng.randint(3, start + more - 1)
-    return (f"{name} has {start} {thing}, finds {more} more and then loses {gone}. "
-            f"How many {thing} does {name} have now?"), start + more - gone
+    return (
+        f"{name} has {start} {thing}, finds {more} more and then loses {gone}. How many {thing} does {name} have now?"
+    ), start + more - gone
 
 
 def _share(rng: random.Random) -> tuple[str, int]:
     name, thing = rng.choice(NAMES), rng.choice(THINGS)
     friends, each = rng.randint(2, 8), rng.randint(3, 10)
     first = rng.randint(2, friends * each - 2)
-    return (f"{name} has {first} {thing} and gets {friends * each - first} more. {name} shares all of them "
-            f"equally among {friends} friends. How many {thing} does each friend get?"), each
+    return (
+        f"{name} has {first} {thing} and gets {friends * each - first} more. {name} shares all of them "
+        f"equally among {friends} friends. How many {thing} does each friend get?"
+    ), each
 
 
 def _earn(rng: random.Random) -> tuple[str, int]:
     name = rng.choice(NAMES)
     hours, wage = rng.randint(3, 9), rng.randint(6, 15)
     spent = rng.randint(5, hours * wage - 5)
-    return (f"{name} works {hours} hours for {wage} dollars an hour and then spends {spent} dollars. "
-            f"How many dollars are left?"), hours * wage - spent
+    return (
+        f"{name} works {hours} hours for {wage} dollars an hour and then spends {spent} dollars. "
+        f"How many dollars are left?"
+    ), hours * wage - spent
 
 
 def _ages(rng: random.Random) -> tuple[str, int]:
     young, old = rng.sample(NAMES, 2)
     age, gap, years = rng.randint(5, 30), rng.randint(2, 12), rng.randint(3, 15)
-    return (f"{young} is {age} years old. {old} is {gap} years older than {young}. "
-            f"How old will {old} be in {years} years?"), age + gap + years
+    return (
+        f"{young} is {age} years old. {old} is {gap} years older than {young}. How old will {old} be in {years} years?"
+    ), age + gap + years
 
 
 def _two_prices(rng: random.Random) -> tuple[str, int]:
     name, (one, two) = rng.choice(NAMES), rng.sample(THINGS, 2)
     n, price, m, other = (rng.randint(2, 9) for _ in range(4))
-    return (f"{name} buys {n} {one} for {price} dollars each and {m} {two} for {other} dollars each. "
-            f"How many dollars does {name} pay?"), n * price + m * other
+    return (
+        f"{name} buys {n} {one} for {price} dollars each and {m} {two} for {other} dollars each. "
+        f"How many dollars does {name} pay?"
+    ), n * price + m * other
 
 
 def _rows(rng: random.Random) -> tuple[str, int]:
     rows, seats = rng.randint(3, 12), rng.randint(4, 12)
     taken = rng.randint(3, rows * seats - 2)
-    return (f"A hall has {rows} rows of {seats} seats. {taken} seats are taken. "
-            f"How many seats are free?"), rows * seats - taken
+    return (
+        f"A hall has {rows} rows of {seats} seats. {taken} seats are taken. How many seats are free?"
+    ), rows * seats - taken
 
 
 def _pages(rng: random.Random) -> tuple[str, int]:
     name = rng.choice(NAMES)
     a_day, days = rng.randint(5, 20), rng.randint(3, 9)
     rest = rng.randint(5, 60)
-    return (f"{name} reads {a_day} pages a day of a book with {a_day * days + rest} pages. "
-            f"How many pages are left after {days} days?"), rest
+    return (
+        f"{name} reads {a_day} pages a day of a book with {a_day * days + rest} pages. "
+        f"How many pages are left after {days} days?"
+    ), rest
 
 
 STORIES: tuple[Callable[[random.Random], tuple[str, int]], ...] = (
-    _packed_minus, _packed_plus, _buy_and_give, _share, _earn, _ages, _two_prices, _rows, _pages,
+    _packed_minus,
+    _packed_plus,
+    _buy_and_give,
+    _share,
+    _earn,
+    _ages,
+    _two_prices,
+    _rows,
+    _pages,
 )
 
 
@@ -189,8 +236,11 @@ def largest(rng: random.Random) -> Iterator[DemoQuestion]:
         if listed not in seen:
             seen.add(listed)
             text = ", ".join(map(str, listed[:-1])) + f" or {listed[-1]}"
-            yield DemoQuestion(id=f"largest-{'-'.join(map(str, listed))}", ask=f"Which number is the largest: {text}?",
-                       gold=str(max(listed)))
+            yield DemoQuestion(
+                id=f"largest-{'-'.join(map(str, listed))}",
+                ask=f"Which number is the largest: {text}?",
+                gold=str(max(listed)),
+            )
 
 
 def series(rng: random.Random) -> Iterator[DemoQuestion]:
@@ -202,11 +252,21 @@ def series(rng: random.Random) -> Iterator[DemoQuestion]:
         listed = tuple(first + step * k for k in range(4))
         if listed not in seen:
             seen.add(listed)
-            yield DemoQuestion(id=f"series-{'-'.join(map(str, listed))}",
-                       ask=f"Which number comes next: {', '.join(map(str, listed))}?", gold=str(first + 4 * step))
+            yield DemoQuestion(
+                id=f"series-{'-'.join(map(str, listed))}",
+                ask=f"Which number comes next: {', '.join(map(str, listed))}?",
+                gold=str(first + 4 * step),
+            )
 
 
 FAMILIES_OF_QUESTIONS: Mapping[str, Callable[[random.Random], Iterator[DemoQuestion]]] = {
-    "capitals": capitals, "sentiment": sentiment, "sums": sums, "letters": letters, "lists": lists,
-    "chains": chains, "stories": stories, "largest": largest, "series": series,
+    "capitals": capitals,
+    "sentiment": sentiment,
+    "sums": sums,
+    "letters": letters,
+    "lists": lists,
+    "chains": chains,
+    "stories": stories,
+    "largest": largest,
+    "series": series,
 }

@@ -41,12 +41,12 @@ class ServerSpec:
     """What to serve and how."""
 
     model_path: Path
-    template: str | None = None       # name of a file in templates/ without ".jinja"; None: the model's own
-    alias: str = "local"              # the model's name on the wire
-    n_parallel: int = 4               # slots: requests that are served at once
-    ctx_tokens_per_slot: int = 2048   # prompt and answer together
-    port: int = 0                     # 0: one that is free
-    n_threads: int = 1                # threads wait for each other: one too many is far slower than one too few
+    template: str | None = None  # name of a file in templates/ without ".jinja"; None: the model's own
+    alias: str = "local"  # the model's name on the wire
+    n_parallel: int = 4  # slots: requests that are served at once
+    ctx_tokens_per_slot: int = 2048  # prompt and answer together
+    port: int = 0  # 0: one that is free
+    n_threads: int = 1  # threads wait for each other: one too many is far slower than one too few
 
 
 def template_names() -> tuple[str, ...]:
@@ -71,9 +71,7 @@ def check_spec(spec: ServerSpec) -> None:
         if getattr(spec, field) < 1:
             raise LocalModelError(f"local server: {field}: got {getattr(spec, field)}; at least 1")
     if importlib.util.find_spec("xllamacpp") is None:
-        raise LocalModelError(
-            f"local server: the package xllamacpp is not installed: {how_to_install('local')}"
-        )
+        raise LocalModelError(f"local server: the package xllamacpp is not installed: {how_to_install('local')}")
 
 
 class LocalServer:
@@ -115,8 +113,12 @@ class LocalServer:
         deadline = time.monotonic() + self.start_timeout_s
         with self.log_path.open("wb") as log:
             self._child = subprocess.Popen(
-                child_command(self.spec), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                env=child_environment(os.environ), start_new_session=True,  # Ctrl-C ends us first, then it
+                child_command(self.spec),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=child_environment(os.environ),
+                start_new_session=True,  # Ctrl-C ends us first, then it
             )
         try:
             self._url = self._wait_for_address(deadline)
@@ -197,10 +199,23 @@ def _read_line(pipe: IO[bytes], deadline: float) -> str:
 def child_command(spec: ServerSpec) -> list[str]:
     """The command line that starts the child."""
     return [
-        sys.executable, "-m", "suffice.local.server", "--model", str(spec.model_path), "--alias", spec.alias,
-        "--template", spec.template or "", "--n-parallel", str(spec.n_parallel),
-        "--ctx", str(spec.ctx_tokens_per_slot), "--threads", str(spec.n_threads),
-        "--port", str(spec.port),
+        sys.executable,
+        "-m",
+        "suffice.local.server",
+        "--model",
+        str(spec.model_path),
+        "--alias",
+        spec.alias,
+        "--template",
+        spec.template or "",
+        "--n-parallel",
+        str(spec.n_parallel),
+        "--ctx",
+        str(spec.ctx_tokens_per_slot),
+        "--threads",
+        str(spec.n_threads),
+        "--port",
+        str(spec.port),
     ]
 
 

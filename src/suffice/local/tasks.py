@@ -44,8 +44,8 @@ class TaskQuestion:
     """One question as it is sent."""
 
     id: str
-    task: str                       # the family that it comes from
-    messages: tuple[Message, ...]   # system, worked examples, user
+    task: str  # the family that it comes from
+    messages: tuple[Message, ...]  # system, worked examples, user
     gold: str
     scorer: str
     max_tokens: int

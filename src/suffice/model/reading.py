@@ -15,7 +15,7 @@ from suffice.model.numbers import shown
 
 MOST_BYTES: Final = 32 * 2**20
 MOST_ITEMS: Final = 1_000_000  # of one list or table
-MOST_CHARS: Final = 2_000      # of one text
+MOST_CHARS: Final = 2_000  # of one text
 
 
 class ModelTable:

@@ -24,7 +24,7 @@ SCHEMA: Final = 1
 MOST_FEATURES: Final = 20_000
 MOST_CLASSES: Final = 1_000
 MOST_RULES: Final = 64
-MOST_TESTS: Final = 16         # of one rule
+MOST_TESTS: Final = 16  # of one rule
 MOST_RISK: Final = 1_000.0
 _MOST_COUNT: Final = 10**12
 
@@ -34,7 +34,7 @@ class StepCost:
     """What a further step costs, so that cheap steps are not risked for: tokens_per_step ** exponent / scale."""
 
     exponent: float = 0.0  # 0: every step costs 1 / scale; 1: as many as its tokens
-    scale: float = 1.0     # makes the usual cost about 1
+    scale: float = 1.0  # makes the usual cost about 1
 
     def __post_init__(self) -> None:
         """Refuse what could not be divided by. Raises ConfigError."""
@@ -56,8 +56,8 @@ class TrainingRecord:
 
     n_episodes: int
     n_questions: int
-    digest: str                               # of the data, in the fitting program's own words
-    target: str                               # what the probability is of
+    digest: str  # of the data, in the fitting program's own words
+    target: str  # what the probability is of
     seed: int
     versions: tuple[tuple[str, str], ...] = ()  # package and version, sorted: what fitted it
 

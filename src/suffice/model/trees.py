@@ -18,11 +18,11 @@ from suffice.model.bits import MOST_LEAVES, Bits, Leafed, TreeSplit
 from suffice.model.numbers import number, numbers, whole
 
 MOST_TREES: Final = 2_000
-MOST_NODES: Final = 2_047    # of one tree
+MOST_NODES: Final = 2_047  # of one tree
 MOST_DEPTH: Final = 64
 _MOST_FEATURES: Final = 1_000_000
 COLUMNS: Final = ("feature", "threshold", "left", "right", "value")
-LEAF: Final = -1             # in the place of a feature
+LEAF: Final = -1  # in the place of a feature
 
 Nested: TypeAlias = tuple[int, float, "Nested | None", "Nested | None"]  # feature, threshold or value, left, right
 

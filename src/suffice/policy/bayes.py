@@ -37,9 +37,9 @@ class BayesVote(ParameterChecks):
     name: ClassVar[str] = "bayes"
     shapes: Annotated[
         Shapes, ParameterRange(0.0, 1.0, low_open=True), Length(1, 64), Length(1, 32)
-    ]                                                                   # from `learn.prior`
+    ]  # from `learn.prior`
     threshold: Annotated[float, ParameterRange(0.0, 1.0, low_open=True)] = 0.95  # on P(the leader is the mode)
-    min_samples: Annotated[int, ParameterRange(1, 1_000_000)] = 2                # that gave an answer
+    min_samples: Annotated[int, ParameterRange(1, 1_000_000)] = 2  # that gave an answer
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -102,8 +102,8 @@ class _Prior(NamedTuple):
     """The shapes as arrays, each scaled so that its largest probability is 1: then little underflows."""
 
     probabilities: Floats  # falling, over the largest, shape (n shapes, n answers)
-    log_largest: Floats    # of the largest probability, shape (n shapes,)
-    log_weight: Floats     # of the shape, shape (n shapes,)
+    log_largest: Floats  # of the largest probability, shape (n shapes,)
+    log_weight: Floats  # of the shape, shape (n shapes,)
 
 
 @lru_cache(maxsize=64)

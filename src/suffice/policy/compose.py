@@ -34,11 +34,11 @@ class RunBounds(ParameterChecks):
 
     name: ClassVar[str] = "guarded"
     inner: Nested
-    min_steps: Annotated[int, STEPS] = 0        # never stop before this step
-    min_tokens: Annotated[int, TOKENS] = 0      # never stop before as many are generated
-    max_steps: Annotated[int, STEPS] = 0        # always stop at this step; 0: no limit
-    max_tokens: Annotated[int, TOKENS] = 0      # always stop once as many are generated; 0: no limit
-    returns: Returns = "last"                   # which round's answer a run returns
+    min_steps: Annotated[int, STEPS] = 0  # never stop before this step
+    min_tokens: Annotated[int, TOKENS] = 0  # never stop before as many are generated
+    max_steps: Annotated[int, STEPS] = 0  # always stop at this step; 0: no limit
+    max_tokens: Annotated[int, TOKENS] = 0  # always stop once as many are generated; 0: no limit
+    returns: Returns = "last"  # which round's answer a run returns
 
     def __post_init__(self) -> None:
         """Refuse an inner policy that also says which answer is returned."""

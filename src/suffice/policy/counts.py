@@ -31,7 +31,7 @@ class BetaVote(ParameterChecks):
 
     name: ClassVar[str] = "beta"
     threshold: Annotated[float, ParameterRange(0.5, 1.0, low_open=True)] = 0.95  # on Signals.p_majority
-    min_samples: Annotated[int, ParameterRange(1, 1_000_000)] = 2                # that gave an answer
+    min_samples: Annotated[int, ParameterRange(1, 1_000_000)] = 2  # that gave an answer
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -104,7 +104,7 @@ class VoteShare(ParameterChecks):
 
     name: ClassVar[str] = "vote-share"
     threshold: Annotated[float, ParameterRange(0.0, 1.0, low_open=True)] = 0.8  # on votes of the leader over all votes
-    min_samples: Annotated[int, ParameterRange(1, 1_000_000)] = 2               # that gave an answer
+    min_samples: Annotated[int, ParameterRange(1, 1_000_000)] = 2  # that gave an answer
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -140,8 +140,8 @@ class Esc(ParameterChecks):
     """
 
     name: ClassVar[str] = "esc"
-    window: Annotated[int, ParameterRange(1, 1_000_000)] = 5     # samples
-    sliding: bool = False                               # windows may begin anywhere
+    window: Annotated[int, ParameterRange(1, 1_000_000)] = 5  # samples
+    sliding: bool = False  # windows may begin anywhere
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -180,7 +180,7 @@ class Momentum(ParameterChecks):
     """
 
     name: ClassVar[str] = "momentum"
-    dial: Annotated[float, ParameterRange(0.0, 1.0)] = 0.5       # 0 stops early, 1 nearly never
+    dial: Annotated[float, ParameterRange(0.0, 1.0)] = 0.5  # 0 stops early, 1 nearly never
 
     @property
     def needs(self) -> tuple[str, ...]:

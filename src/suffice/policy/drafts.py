@@ -27,8 +27,8 @@ class SemanticDistance(ParameterChecks):
     """
 
     name: ClassVar[str] = "semantic-distance"
-    epsilon: Annotated[float, SHARE] = 0.1              # on the distance of a draft from the one before
-    patience: Annotated[int, AT_LEAST_ONE] = 2          # rounds in a row
+    epsilon: Annotated[float, SHARE] = 0.1  # on the distance of a draft from the one before
+    patience: Annotated[int, AT_LEAST_ONE] = 2  # rounds in a row
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -31,8 +31,8 @@ class Eat(ParameterChecks):
 
     name: ClassVar[str] = "eat"
     delta: Annotated[float, ParameterRange(0.0, 100.0, low_open=True)] = 1e-4  # on Signals.entropy_emv, nats squared
-    alpha: Annotated[float, ParameterRange(0.001, 1.0)] = 0.2                  # weight of the newest entropy
-    warm_up_steps: Annotated[int, STEPS] = 0                          # no stop before this step; 0: 4 / alpha
+    alpha: Annotated[float, ParameterRange(0.001, 1.0)] = 0.2  # weight of the newest entropy
+    warm_up_steps: Annotated[int, STEPS] = 0  # no stop before this step; 0: 4 / alpha
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ class Risks(NamedTuple):
     """What a model says of many steps, before any threshold; each of shape (n rows,)."""
 
     risk: NDArray[np.float64]  # of stopping, over the cost of a step; not a number: no stop, whatever the threshold
-    code: Stops                # what a stop would be called: SUFFICES or HOPELESS
+    code: Stops  # what a stop would be called: SUFFICES or HOPELESS
 
 
 @dataclass(frozen=True)  # without slots: the features are compiled once and kept beside the parameters
@@ -48,10 +48,12 @@ class LearnedPolicy(ParameterChecks):
     """
 
     name: ClassVar[str] = "learned"
-    model: StopModel                                          # written as a table, or a built one
-    threshold: Annotated[float, ParameterRange(0.0, MOST_RISK)] = 0.02 # on the risk; a class's own in the model replaces it
-    on_hopeless: Literal["continue", "stop"] = "continue"     # stop runs that will fail anyway?
-    min_steps: Annotated[int, STEPS] = 0                      # never stop before this step
+    model: StopModel  # written as a table, or a built one
+    threshold: Annotated[float, ParameterRange(0.0, MOST_RISK)] = (
+        0.02  # on the risk; a class's own in the model replaces it
+    )
+    on_hopeless: Literal["continue", "stop"] = "continue"  # stop runs that will fail anyway?
+    min_steps: Annotated[int, STEPS] = 0  # never stop before this step
 
     def __post_init__(self) -> None:
         """Refuse features that do not exist, and a model that reads nothing of the run. Raises ConfigError."""

@@ -81,13 +81,13 @@ class Parameter:
     """One parameter as its policy declares it."""
 
     name: str
-    type: type                    # bool, int, float, str (a word), Policy or StopModel: of the value or each item
-    default: Any                  # dataclasses.MISSING: it must be given
-    range: ParameterRange | None = None    # of a number
-    words: tuple[str, ...] = ()   # of a word
+    type: type  # bool, int, float, str (a word), Policy or StopModel: of the value or each item
+    default: Any  # dataclasses.MISSING: it must be given
+    range: ParameterRange | None = None  # of a number
+    words: tuple[str, ...] = ()  # of a word
     length: Length | None = None  # of a list; None: it is none
-    inner: Length | None = None   # of each list in a list of lists; None: items are no lists
-    later: bool = False           # left out of the version at its default
+    inner: Length | None = None  # of each list in a list of lists; None: items are no lists
+    later: bool = False  # left out of the version at its default
 
     @property
     def required(self) -> bool:

@@ -72,8 +72,8 @@ class Deer(ParameterChecks):
     """
 
     name: ClassVar[str] = "deer"
-    threshold: Annotated[float, SHARE] = 0.95                         # must be exceeded
-    mean: Literal["arithmetic", "geometric"] = "arithmetic"           # of Signals.confidence_mean, or .confidence
+    threshold: Annotated[float, SHARE] = 0.95  # must be exceeded
+    mean: Literal["arithmetic", "geometric"] = "arithmetic"  # of Signals.confidence_mean, or .confidence
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -108,11 +108,11 @@ class CodeStop(ParameterChecks):
     """
 
     name: ClassVar[str] = "code-stop"
-    start: Annotated[float, SHARE] = 0.9                # bar on Signals.confidence before the first step
-    top: Annotated[float, SHARE_ABOVE_0] = 0.95         # bar from step `ramp_steps` on, and never more
-    ramp_steps: Annotated[int, AT_LEAST_ONE] = 2        # steps over which the bar rises
+    start: Annotated[float, SHARE] = 0.9  # bar on Signals.confidence before the first step
+    top: Annotated[float, SHARE_ABOVE_0] = 0.95  # bar from step `ramp_steps` on, and never more
+    ramp_steps: Annotated[int, AT_LEAST_ONE] = 2  # steps over which the bar rises
     give_up: Annotated[float, ParameterRange(0.0, 1_000_000.0)] = 0.0  # on Signals.degeneration; 0: never give up
-    delta: Annotated[float, ParameterRange(0.0, 2.0)] = 0.55     # below it confidence counts as low
+    delta: Annotated[float, ParameterRange(0.0, 2.0)] = 0.55  # below it confidence counts as low
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -156,11 +156,13 @@ class Tasr(ParameterChecks):
     """
 
     name: ClassVar[str] = "tasr"
-    streak: Annotated[int, AT_LEAST_ONE] = 2            # rounds in a row with the same answer
-    margin: Annotated[float, ParameterRange(-1.0, 1.0)] = 0.25   # on the calibrated Signals.confidence_margin, to be exceeded
+    streak: Annotated[int, AT_LEAST_ONE] = 2  # rounds in a row with the same answer
+    margin: Annotated[float, ParameterRange(-1.0, 1.0)] = (
+        0.25  # on the calibrated Signals.confidence_margin, to be exceeded
+    )
     calibration: Annotated[
         tuple[tuple[float, ...], ...], ParameterRange(-1_000.0, 1_000.0), Length(0, 200), Length(2, 2)
-    ] = ()                                              # points (margin, calibrated), rising; straight in between
+    ] = ()  # points (margin, calibrated), rising; straight in between
 
     def __post_init__(self) -> None:
         """Refuse a calibration that is not rising."""

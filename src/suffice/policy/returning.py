@@ -13,7 +13,7 @@ from typing import Literal, Protocol, TypeAlias
 from suffice.policy.protocol import Policy
 
 Returns: TypeAlias = Literal["last", "most-frequent", "most-confident"]
-Answers: TypeAlias = Sequence[str | None]        # of the steps so far, normalised; None: that step gave none
+Answers: TypeAlias = Sequence[str | None]  # of the steps so far, normalised; None: that step gave none
 Confidences: TypeAlias = Sequence[float | None]  # of those answers, as `Signals.confidence`; None: unknown
 
 

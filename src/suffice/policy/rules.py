@@ -107,11 +107,11 @@ class StableAnswer(ParameterChecks):
     """
 
     name: ClassVar[str] = "stable-answer"
-    streak: Annotated[int, AT_LEAST_ONE] = 3            # steps in a row with the same answer
-    min_tokens: Annotated[int, TOKENS] = 0              # never stop before as many are generated
-    min_steps: Annotated[int, STEPS] = 0                # never stop before this step
-    no_hedges: bool = False                             # the last step must be free of "wait", "hmm" …
-    min_share: Annotated[float, SHARE, Later] = 0.0     # of the planned steps; above 0, no plan means no stop
+    streak: Annotated[int, AT_LEAST_ONE] = 3  # steps in a row with the same answer
+    min_tokens: Annotated[int, TOKENS] = 0  # never stop before as many are generated
+    min_steps: Annotated[int, STEPS] = 0  # never stop before this step
+    no_hedges: bool = False  # the last step must be free of "wait", "hmm" …
+    min_share: Annotated[float, SHARE, Later] = 0.0  # of the planned steps; above 0, no plan means no stop
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -171,9 +171,9 @@ class ConfidenceThreshold(ParameterChecks):
     """
 
     name: ClassVar[str] = "confidence-threshold"
-    threshold: Annotated[float, SHARE_ABOVE_0] = 0.95   # on Signals.confidence
-    patience: Annotated[int, AT_LEAST_ONE] = 1          # steps in a row that must agree
-    min_mass: Annotated[float, SHARE, Later] = 0.0      # on Signals.mass; above 0, an unknown mass continues
+    threshold: Annotated[float, SHARE_ABOVE_0] = 0.95  # on Signals.confidence
+    patience: Annotated[int, AT_LEAST_ONE] = 1  # steps in a row that must agree
+    min_mass: Annotated[float, SHARE, Later] = 0.0  # on Signals.mass; above 0, an unknown mass continues
 
     @property
     def needs(self) -> tuple[str, ...]:

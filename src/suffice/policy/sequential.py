@@ -36,8 +36,8 @@ class Sprt(ParameterChecks):
 
     name: ClassVar[str] = "sprt"
     p1: Annotated[float, ParameterRange(0.5, 0.999, low_open=True)] = 0.5001  # the leader's share if it leads
-    alpha: Annotated[float, _ERROR] = 0.05                           # P(leads is said | alike)
-    beta: Annotated[float, _ERROR] = 0.949976                        # P(alike is said | leads); 1 - alpha - 0.000024
+    alpha: Annotated[float, _ERROR] = 0.05  # P(leads is said | alike)
+    beta: Annotated[float, _ERROR] = 0.949976  # P(alike is said | leads); 1 - alpha - 0.000024
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -69,8 +69,8 @@ class MixtureSprt(ParameterChecks):
     name: ClassVar[str] = "msprt"
     prior_top: Annotated[float, ParameterRange(0.5, 1e9)] = 1e6
     prior_second: Annotated[float, ParameterRange(0.5, 1e9)] = 1e6
-    alpha: Annotated[float, _ERROR] = 0.05                           # P(leads is said | alike)
-    beta: Annotated[float, _ERROR] = 0.94994                         # P(alike is said | leads); 1 - alpha - 0.00006
+    alpha: Annotated[float, _ERROR] = 0.05  # P(leads is said | alike)
+    beta: Annotated[float, _ERROR] = 0.94994  # P(alike is said | leads); 1 - alpha - 0.00006
 
     @property
     def needs(self) -> tuple[str, ...]:

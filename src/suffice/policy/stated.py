@@ -25,8 +25,8 @@ class StatedConfidence(ParameterChecks):
     """
 
     name: ClassVar[str] = "stated-confidence"
-    threshold: Annotated[float, SHARE_ABOVE_0] = 0.9   # on Signals.stated_confidence
-    patience: Annotated[int, AT_LEAST_ONE] = 2         # steps in a row that must agree
+    threshold: Annotated[float, SHARE_ABOVE_0] = 0.9  # on Signals.stated_confidence
+    patience: Annotated[int, AT_LEAST_ONE] = 2  # steps in a row that must agree
 
     @property
     def needs(self) -> tuple[str, ...]:

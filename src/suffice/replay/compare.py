@@ -25,7 +25,7 @@ class QuestionPair:
     full_correct: bool
     correct: bool
     full_tokens: int
-    tokens: int         # everything spent on the other way, probes included
+    tokens: int  # everything spent on the other way, probes included
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +35,13 @@ class ReplayComparison:
     n: int
     full_em: float
     em: float
-    n_lost: int                       # right in full, wrong otherwise
-    n_gained: int                     # wrong in full, right otherwise
-    em_change: float                  # em - full_em: negative is a drop
+    n_lost: int  # right in full, wrong otherwise
+    n_gained: int  # wrong in full, right otherwise
+    em_change: float  # em - full_em: negative is a drop
     em_change_interval: Interval | None
-    full_tokens: float                # mean a question
+    full_tokens: float  # mean a question
     tokens: float
-    token_reduction: float            # 1 - tokens / full_tokens
+    token_reduction: float  # 1 - tokens / full_tokens
     token_reduction_interval: Interval | None
 
 
@@ -49,9 +49,7 @@ def compare(pairs: Sequence[QuestionPair], *, rng: np.random.Generator, confiden
     """Compare pair by pair. Raises ValueError without pairs."""
     if not pairs:
         raise ValueError("compare: needs at least one pair")
-    values = np.array(
-        [[1.0, p.full_correct, p.correct, p.full_tokens, p.tokens] for p in pairs], dtype=np.float64
-    )
+    values = np.array([[1.0, p.full_correct, p.correct, p.full_tokens, p.tokens] for p in pairs], dtype=np.float64)
     groups = [p.question for p in pairs]
     sums = values.sum(axis=0)
 

@@ -25,13 +25,13 @@ class ReplayedRun:
 
     episode_id: str
     question_key: str
-    stop_step: int | None           # None: the policy never stopped it
+    stop_step: int | None  # None: the policy never stopped it
     stop_reason: StopReason | None
-    answer: str | None              # what a client would have got
-    tokens: int                     # generated, probes included
-    probe_tokens: int               # part of `tokens`
+    answer: str | None  # what a client would have got
+    tokens: int  # generated, probes included
+    probe_tokens: int  # part of `tokens`
     full_answer: str | None
-    full_tokens: int                # of the full run alone, without probes; of a decided vote all samples, estimated
+    full_tokens: int  # of the full run alone, without probes; of a decided vote all samples, estimated
 
 
 def replay(episode: Episode, policy: Policy, *, wave: int = 1) -> ReplayedRun | None:

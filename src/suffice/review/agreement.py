@@ -29,11 +29,11 @@ LEAST_ITEMS: Final = 20  # below so many an interval by large samples says more 
 class Kappa:
     """Agreement beyond chance, and how far it may be from the truth."""
 
-    value: float | None   # None: everybody always said the same thing, and chance alone would explain it
-    low: float | None     # ends of the interval; None: too few items
+    value: float | None  # None: everybody always said the same thing, and chance alone would explain it
+    low: float | None  # ends of the interval; None: too few items
     high: float | None
-    error: float | None   # standard error; None: as `value`
-    observed: float       # share of pairs of verdicts that are equal
+    error: float | None  # standard error; None: as `value`
+    observed: float  # share of pairs of verdicts that are equal
     n_items: int
     n_raters: int
     method: str
@@ -43,9 +43,9 @@ class Kappa:
 class Agreement:
     """How far the reviewers of a log, or of one route, agree."""
 
-    overall: Kappa | None                       # Fleiss; None: no item has two verdicts
-    pairs: tuple[tuple[str, str, Kappa], ...]   # Cohen, for each two who judged the same items, the most items first
-    n_contradicted: int                         # items that a third person had or has to decide
+    overall: Kappa | None  # Fleiss; None: no item has two verdicts
+    pairs: tuple[tuple[str, str, Kappa], ...]  # Cohen, for each two who judged the same items, the most items first
+    n_contradicted: int  # items that a third person had or has to decide
 
 
 def cohen(table: Sequence[Sequence[float]], *, confidence: float = 0.95) -> Kappa:
@@ -124,7 +124,7 @@ def agreement(places: Iterable[ItemState], *, confidence: float = 0.95) -> Agree
         overall=fleiss(counts, confidence=confidence) if counts else None,
         pairs=tuple(sorted(pairs, key=lambda pair: -pair[2].n_items)),
         n_contradicted=sum(one.needs_third for one in judged),
-    )  # fmt: skip
+    )
 
 
 def _kappa(
@@ -133,10 +133,15 @@ def _kappa(
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     known = error is not None and n >= LEAST_ITEMS
     return Kappa(
-        value=value, error=error, observed=observed, n_items=n, n_raters=n_raters, method=method,
+        value=value,
+        error=error,
+        observed=observed,
+        n_items=n,
+        n_raters=n_raters,
+        method=method,
         low=max(-1.0, value - z * error) if known and error is not None else None,
         high=min(1.0, value + z * error) if known and error is not None else None,
-    )  # fmt: skip
+    )
 
 
 def _unknown(observed: float, n: int, n_raters: int, method: str) -> Kappa:

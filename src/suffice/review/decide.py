@@ -26,9 +26,9 @@ class Now:
     holds: RouteHolds
     settings: Route
     epoch: Epoch | None = None
-    publication: Publication | None = None   # in force; None: nothing is
-    pause: Pause | None = None    # that stands
-    setup: str = ""               # of the route as it runs; "": not known
+    publication: Publication | None = None  # in force; None: nothing is
+    pause: Pause | None = None  # that stands
+    setup: str = ""  # of the route as it runs; "": not known
 
     @property
     def level(self) -> int:
@@ -38,10 +38,17 @@ class Now:
 
     def promise(self, *, now_s: float) -> str:
         """What is promised now, in the sentence that stands everywhere."""
-        return guarantee_of(GuaranteeInputs(
-            name=self.route, settings=self.settings, epoch=self.epoch, publication=self.publication, pause=self.pause,
-            holding=self.holds.in_effect(now_s), setup=self.setup or None,
-        )).sentence  # fmt: skip
+        return guarantee_of(
+            GuaranteeInputs(
+                name=self.route,
+                settings=self.settings,
+                epoch=self.epoch,
+                publication=self.publication,
+                pause=self.pause,
+                holding=self.holds.in_effect(now_s),
+                setup=self.setup or None,
+            )
+        ).sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +58,11 @@ class OverrideForm:
     kind: OverrideKind
     reason: str
     author: str
-    days: float                          # until it ends, above 0 and at most 30
-    query_class: str | None = None       # None: the whole route
-    level: int | None = None             # pin, cap
-    max_em_drop: float | None = None     # budget
-    pinned: Publication | None = None    # pin: an earlier publication; None: what is in force, at `level`
+    days: float  # until it ends, above 0 and at most 30
+    query_class: str | None = None  # None: the whole route
+    level: int | None = None  # pin, cap
+    max_em_drop: float | None = None  # budget
+    pinned: Publication | None = None  # pin: an earlier publication; None: what is in force, at `level`
     incident: str = ""
 
 
@@ -65,12 +72,20 @@ def override_of(wanted: OverrideForm, now: Now, *, now_s: float) -> Override | s
     if wanted.kind == "pin" and wanted.pinned is not None:
         level = wanted.pinned.level if level is None else level
     made = Override(
-        route=now.route, number=now.holds.n_overrides + 1, kind=wanted.kind, reason=wanted.reason.strip(),
-        author=wanted.author.strip(), set_at_s=now_s, expires_at_s=now_s + wanted.days * DAY_S,
-        query_class=wanted.query_class, level=level if wanted.kind in ("pin", "cap") else None,
-        max_em_drop=wanted.max_em_drop if wanted.kind == "budget" else None, pinned=wanted.pinned,
-        incident=wanted.incident, before=in_words(now, now_s=now_s),
-    )  # fmt: skip
+        route=now.route,
+        number=now.holds.n_overrides + 1,
+        kind=wanted.kind,
+        reason=wanted.reason.strip(),
+        author=wanted.author.strip(),
+        set_at_s=now_s,
+        expires_at_s=now_s + wanted.days * DAY_S,
+        query_class=wanted.query_class,
+        level=level if wanted.kind in ("pin", "cap") else None,
+        max_em_drop=wanted.max_em_drop if wanted.kind == "budget" else None,
+        pinned=wanted.pinned,
+        incident=wanted.incident,
+        before=in_words(now, now_s=now_s),
+    )
     wrong = problem(made) or _unfit(made, now, now_s=now_s)
     if wrong is not None:
         return wrong
@@ -115,10 +130,10 @@ class IncidentForm:
     decision: DecisionKind
     reason: str
     author: str
-    days: float = float(MOST_DAYS)       # tighten, roll back, accept: until it ends
-    level: int | None = None             # tighten: no level above this one
-    max_em_drop: float | None = None     # tighten: a smaller EM budget
-    pinned: Publication | None = None    # roll back: to this publication
+    days: float = float(MOST_DAYS)  # tighten, roll back, accept: until it ends
+    level: int | None = None  # tighten: no level above this one
+    max_em_drop: float | None = None  # tighten: a smaller EM budget
+    pinned: Publication | None = None  # roll back: to this publication
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,10 +167,17 @@ def decide(asked: IncidentForm, now: Now, *, now_s: float) -> DecisionRows | str
         )
     until_s = now_s + asked.days * DAY_S if asked.decision == "accept" else None
     decision = IncidentDecision(
-        incident=asked.incident, route=now.route, decision=asked.decision, reason=asked.reason.strip(),
-        author=asked.author.strip(), decided_at_s=now_s, override=None if override is None else override.number,
-        until_s=until_s, before=in_words(now, now_s=now_s), after=_after(asked, now, override, resumption, now_s),
-    )  # fmt: skip
+        incident=asked.incident,
+        route=now.route,
+        decision=asked.decision,
+        reason=asked.reason.strip(),
+        author=asked.author.strip(),
+        decided_at_s=now_s,
+        override=None if override is None else override.number,
+        until_s=until_s,
+        before=in_words(now, now_s=now_s),
+        after=_after(asked, now, override, resumption, now_s),
+    )
     return DecisionRows(decision=decision, override=override, resumption=resumption)
 
 
@@ -189,12 +211,20 @@ def _wanted(asked: IncidentForm) -> OverrideForm | str | None:
         return None
     rolls = asked.decision == "roll_back"
     return OverrideForm(
-        kind=kind, reason=asked.reason, author=asked.author, days=asked.days, incident=asked.incident,
-        level=None if rolls else asked.level, max_em_drop=asked.max_em_drop, pinned=asked.pinned if rolls else None,
-    )  # fmt: skip
+        kind=kind,
+        reason=asked.reason,
+        author=asked.author,
+        days=asked.days,
+        incident=asked.incident,
+        level=None if rolls else asked.level,
+        max_em_drop=asked.max_em_drop,
+        pinned=asked.pinned if rolls else None,
+    )
 
 
-def _after(asked: IncidentForm, now: Now, override: Override | None, resumption: Resumption | None, now_s: float) -> str:
+def _after(
+    asked: IncidentForm, now: Now, override: Override | None, resumption: Resumption | None, now_s: float
+) -> str:
     """What holds once the decision is carried out."""
     then = now if resumption is None else replace(now, pause=None)
     said = [] if override is None else [f"{words(override)} for {asked.days:g} days"]

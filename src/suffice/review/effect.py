@@ -17,11 +17,11 @@ from suffice.types import Feedback
 class LabelEffect:
     """What is known of a route, with some labels and not with others."""
 
-    n_audits: int            # that count
-    n_pending: int           # of them: they disagree at a level in play, and no label says what that cost
-    level: int               # that these audits certify; 0 never stops
-    n_missing: int | None    # audits to the next level, at the rates seen; None: no number, or there is no next level
-    em: IntervalEstimate | None      # of delivered answers, from the random control share; None: no drawing is through
+    n_audits: int  # that count
+    n_pending: int  # of them: they disagree at a level in play, and no label says what that cost
+    level: int  # that these audits certify; 0 never stops
+    n_missing: int | None  # audits to the next level, at the rates seen; None: no number, or there is no next level
+    em: IntervalEstimate | None  # of delivered answers, from the random control share; None: no drawing is through
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,13 +30,13 @@ class Effect:
 
     item: str
     route: str
-    label: Feedback | None   # that came of them; None: none yet
+    label: Feedback | None  # that came of them; None: none yet
     before: LabelEffect
     after: LabelEffect
-    level_in_force: int      # as published; the worker looks at every hundredth request of the route
-    is_drawn: bool           # is it of the random control share, which alone moves the EM estimate?
-    in_window: bool          # is the run among the audits that certify now?
-    waits: bool = False      # nothing is learned in this epoch yet: the label is read when something is
+    level_in_force: int  # as published; the worker looks at every hundredth request of the route
+    is_drawn: bool  # is it of the random control share, which alone moves the EM estimate?
+    in_window: bool  # is the run among the audits that certify now?
+    waits: bool = False  # nothing is learned in this epoch yet: the label is read when something is
 
     @property
     def said(self) -> str:

@@ -67,7 +67,10 @@ def estimate_em(
     spread = sum((n / n_runs) ** 2 / len(known) for n, known in whole)
     radius = sqrt(log(2 / (1 - confidence)) / 2 * spread)
     return IntervalEstimate(
-        value=value, low=max(0.0, value - radius), high=min(1.0, value + radius),
-        n=sum(len(known) for _, known in whole), method=METHOD,
+        value=value,
+        low=max(0.0, value - radius),
+        high=min(1.0, value + radius),
+        n=sum(len(known) for _, known in whole),
+        method=METHOD,
         note=f"{n_pending} drawings wait for reviewers and are left out" if n_pending else None,
-    )  # fmt: skip
+    )

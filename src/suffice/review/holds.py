@@ -24,10 +24,10 @@ class RouteHolds:
 
     overrides: tuple[Override, ...] = ()  # that nobody has ended, whether or not their time has come; oldest first
     ended: tuple[tuple[Override, OverrideEnd], ...] = ()  # that a person ended
-    cases: tuple[Case, ...] = ()          # oldest first
-    n_overrides: int = 0                  # numbers that are taken
-    n_by_hand: int = 0                    # incidents that people opened
-    pause: Pause | None = None            # that has not ended
+    cases: tuple[Case, ...] = ()  # oldest first
+    n_overrides: int = 0  # numbers that are taken
+    n_by_hand: int = 0  # incidents that people opened
+    pause: Pause | None = None  # that has not ended
 
     def in_effect(self, now_s: float) -> InEffect:
         """What the overrides come to at that time."""
@@ -49,10 +49,13 @@ class RouteHolds:
     def accepted(self, now_s: float) -> IncidentDecision | None:
         """The decision by which a critical EM is accepted at that time; None: it is not."""
         found = [
-            one.decision for one in self.cases
-            if one.decision is not None and one.decision.decision == "accept"
-            and one.decision.until_s is not None and now_s < one.decision.until_s
-        ]  # fmt: skip
+            one.decision
+            for one in self.cases
+            if one.decision is not None
+            and one.decision.decision == "accept"
+            and one.decision.until_s is not None
+            and now_s < one.decision.until_s
+        ]
         return found[-1] if found else None
 
     def after(self, record: Held, at_s: float) -> RouteHolds:
@@ -96,17 +99,19 @@ class RouteHolds:
     def _decided(self, decision: IncidentDecision) -> RouteHolds:
         cases = tuple(
             replace(one, decision=decision)
-            if one.incident.incident == decision.incident and one.decision is None else one
+            if one.incident.incident == decision.incident and one.decision is None
+            else one
             for one in self.cases
-        )  # fmt: skip
+        )
         return replace(self, cases=cases)
 
     def _resumed(self, end: Resumption) -> RouteHolds:
         cases = tuple(
             replace(one, resumed=end)
-            if one.is_open and one.incident.pause is not None and one.incident.pause <= end.number else one
+            if one.is_open and one.incident.pause is not None and one.incident.pause <= end.number
+            else one
             for one in self.cases
-        )  # fmt: skip
+        )
         pause = self.pause if self.pause is not None and self.pause.number > end.number else None
         return replace(self, cases=cases, pause=pause)
 

@@ -14,21 +14,21 @@ from typing import Final, Literal, TypeAlias, get_args
 
 Why: TypeAlias = Literal[
     "disagreement",  # an audit whose stop would have answered otherwise, at a level in play
-    "class_below",   # a class of questions that stopping harms more than the budget
-    "drift",         # the world has changed, and this is one of the first runs of the new one
-    "uncertain",     # it was stopped although its trial answers had not settled
-    "control",       # drawn at random from all of them
-    "person",        # somebody asked for it
+    "class_below",  # a class of questions that stopping harms more than the budget
+    "drift",  # the world has changed, and this is one of the first runs of the new one
+    "uncertain",  # it was stopped although its trial answers had not settled
+    "control",  # drawn at random from all of them
+    "person",  # somebody asked for it
 ]
 Shows: TypeAlias = Literal[
-    "both",   # a full run and the other answer that a stop would have given
-    "full",   # a full run; a stop would have answered the same, or there was none
+    "both",  # a full run and the other answer that a stop would have given
+    "full",  # a full run; a stop would have answered the same, or there was none
     "early",  # a stopped run: nobody knows what the full run would have said
 ]
 WHYS: Final[tuple[Why, ...]] = get_args(Why)
-ADJUDICATOR: Final = 0       # the slot of whoever decides where the others contradict each other
+ADJUDICATOR: Final = 0  # the slot of whoever decides where the others contradict each other
 DAY_S: Final = 86_400.0
-MOST_TEXT: Final = 4_000     # characters of a reason or a corrected answer
+MOST_TEXT: Final = 4_000  # characters of a reason or a corrected answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,22 +38,22 @@ class ReviewItem:
     episode_id: str
     route: str
     why: Why
-    because: str               # a sentence for the reviewer: why this one
-    shows: Shows               # which answers there are to judge
-    full_answer: str | None    # normalised, as the log has it; None: no answer, or there is no full run
-    early_answer: str | None   # what the stop delivered, or would have
-    priority: float            # higher comes first
-    day: int                   # days since 1970-01-01 UTC in whose cap it was counted
-    n_reviewers: int           # independent verdicts that it takes, at least 1
-    asked_at_s: float          # Unix time
-    author: str                # who asked: a worker, or a person
+    because: str  # a sentence for the reviewer: why this one
+    shows: Shows  # which answers there are to judge
+    full_answer: str | None  # normalised, as the log has it; None: no answer, or there is no full run
+    early_answer: str | None  # what the stop delivered, or would have
+    priority: float  # higher comes first
+    day: int  # days since 1970-01-01 UTC in whose cap it was counted
+    n_reviewers: int  # independent verdicts that it takes, at least 1
+    asked_at_s: float  # Unix time
+    author: str  # who asked: a worker, or a person
     deadline_s: float | None = None  # Unix time after which its label counts as missing; None: there is none
-    lease_s: float = 900.0     # how long a reviewer has it for
+    lease_s: float = 900.0  # how long a reviewer has it for
     open_until_s: float | None = None  # Unix time after which nobody is asked any more; None: for ever
-    propensity: float | None = None    # P(drawn) under the lottery of the control share; None: picked on purpose
-    drawing: int | None = None # number of that drawing on the route
-    question_key: str = ""     # as in the request's row
-    query_class: str = ""      # as in the request's row
+    propensity: float | None = None  # P(drawn) under the lottery of the control share; None: picked on purpose
+    drawing: int | None = None  # number of that drawing on the route
+    question_key: str = ""  # as in the request's row
+    query_class: str = ""  # as in the request's row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +61,13 @@ class ControlDraw:
     """One draw of the control share: so many of all runs that ended in one stretch of the log, each with equal odds."""
 
     route: str
-    number: int                # of the route's drawings, from 1
-    day: int                   # days since 1970-01-01 UTC
-    since_seq: int             # runs whose outcome stands behind this place …
-    until_seq: int             # … and up to this one were candidates
+    number: int  # of the route's drawings, from 1
+    day: int  # days since 1970-01-01 UTC
+    since_seq: int  # runs whose outcome stands behind this place …
+    until_seq: int  # … and up to this one were candidates
     n_candidates: int
-    drawn: tuple[str, ...]     # episodes
-    drawn_at_s: float          # Unix time
+    drawn: tuple[str, ...]  # episodes
+    drawn_at_s: float  # Unix time
     author: str
 
     @property
@@ -80,13 +80,13 @@ class ControlDraw:
 class ReviewLease:
     """A reviewer has an item, until then."""
 
-    item: str                  # episode
+    item: str  # episode
     route: str
-    slot: int                  # 1 … n_reviewers; ADJUDICATOR: the third one
-    turn: int                  # of that slot, from 1: two people cannot take the same one
+    slot: int  # 1 … n_reviewers; ADJUDICATOR: the third one
+    turn: int  # of that slot, from 1: two people cannot take the same one
     reviewer: str
-    leased_at_s: float         # Unix time
-    until_s: float             # Unix time
+    leased_at_s: float  # Unix time
+    until_s: float  # Unix time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +99,7 @@ class ItemReturn:
     turn: int
     reviewer: str
     reason: str
-    returned_at_s: float       # Unix time
+    returned_at_s: float  # Unix time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,10 +108,10 @@ class VerdictForm:
 
     item: str
     reviewer: str
-    full_right: bool | None = None   # None: there is no full answer, or nobody can say
+    full_right: bool | None = None  # None: there is no full answer, or nobody can say
     early_right: bool | None = None  # likewise
-    corrected: str | None = None     # the right answer, where the reviewer knows it
-    unsure: bool = False             # the reviewer cannot say; then nothing above counts
+    corrected: str | None = None  # the right answer, where the reviewer knows it
+    unsure: bool = False  # the reviewer cannot say; then nothing above counts
     reason: str = ""
 
 
@@ -122,17 +122,17 @@ class Verdict:
     item: str
     route: str
     reviewer: str
-    revision: int              # of this reviewer's words on the item, from 1
-    slot: int | None           # that it fills; None: none was free, and it is kept beside the others
-    turn: int                  # of the lease that it was given under; 0: none
+    revision: int  # of this reviewer's words on the item, from 1
+    slot: int | None  # that it fills; None: none was free, and it is kept beside the others
+    turn: int  # of the lease that it was given under; 0: none
     full_right: bool | None
     early_right: bool | None
     corrected: str | None
     unsure: bool
     reason: str
-    given_at_s: float          # Unix time
-    late: bool = False         # the lease was over
-    before: str = ""           # what the reviewer had said before, as `category`; "": nothing
+    given_at_s: float  # Unix time
+    late: bool = False  # the lease was over
+    before: str = ""  # what the reviewer had said before, as `category`; "": nothing
 
     @property
     def category(self) -> str:
@@ -177,6 +177,11 @@ def said_of(
         early = word == "right"
     unsure = word == "unsure"
     return VerdictForm(
-        item=item.episode_id, reviewer=reviewer, full_right=None if unsure else full,
-        early_right=None if unsure else early, corrected=corrected, unsure=unsure, reason=reason,
-    )  # fmt: skip
+        item=item.episode_id,
+        reviewer=reviewer,
+        full_right=None if unsure else full,
+        early_right=None if unsure else early,
+        corrected=corrected,
+        unsure=unsure,
+        reason=reason,
+    )

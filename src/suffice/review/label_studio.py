@@ -20,7 +20,7 @@ from suffice.errors import BadRequest
 SOURCE: Final = "reviewer"
 NO_ANSWER: Final = "(no answer)"
 NO_QUESTION: Final = "(the log keeps no question; give a file of questions when tasks are exported)"
-EPISODE: Final = "suffice_episode"   # the field of a task's data that names the run
+EPISODE: Final = "suffice_episode"  # the field of a task's data that names the run
 VERDICTS: Final = ("A is right", "B is right", "Both are right", "Neither is right", "I cannot tell")
 READ: Final = frozenset({"ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED"})
 LABEL_CONFIG: Final = """\
@@ -56,10 +56,10 @@ class ToJudge:
 
     episode_id: str
     route: str
-    question: str | None      # None: nobody brought it
-    answer: str | None        # of the full run, as it was delivered
+    question: str | None  # None: nobody brought it
+    answer: str | None  # of the full run, as it was delivered
     would_answer: str | None  # what the stop would have delivered
-    why: str                  # a sentence
+    why: str  # a sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ class ImportedRows:
     """What a payload comes to."""
 
     rows: tuple[dict[str, Any] | BadRequest, ...]  # feedback as /v1/feedback takes it, or why a row is none
-    n_ignored: int = 0                             # annotations without a word, and what is no annotation
+    n_ignored: int = 0  # annotations without a word, and what is no annotation
 
 
 def full_is_a(episode_id: str) -> bool:
@@ -81,10 +81,14 @@ def task(run: ToJudge) -> dict[str, Any]:
     first, second = (full, stopped) if full_is_a(run.episode_id) else (stopped, full)
     return {
         "data": {
-            EPISODE: run.episode_id, "route": run.route, "question": run.question or NO_QUESTION,
-            "answer_a": first, "answer_b": second, "why": run.why,
+            EPISODE: run.episode_id,
+            "route": run.route,
+            "question": run.question or NO_QUESTION,
+            "answer_a": first,
+            "answer_b": second,
+            "why": run.why,
         },
-    }  # fmt: skip
+    }
 
 
 def episodes_of(tasks: Any) -> set[str]:
@@ -119,10 +123,13 @@ def read_export(tasks: Any) -> ImportedRows:
         raise BadRequest("export: must be a list of tasks; export the project in the format JSON")
     if tasks and not any("annotations" in one for one in tasks):
         raise BadRequest("annotations: no task has any; export the project in the format JSON, not JSON_MIN")
-    return _told([
-        _row(_data(one), annotation, one.get("project"))
-        for one in tasks for annotation in _listed(one.get("annotations"))
-    ])  # fmt: skip
+    return _told(
+        [
+            _row(_data(one), annotation, one.get("project"))
+            for one in tasks
+            for annotation in _listed(one.get("annotations"))
+        ]
+    )
 
 
 def _told(found: Sequence[dict[str, Any] | BadRequest | None]) -> ImportedRows:
@@ -154,10 +161,15 @@ def _row(data: Mapping[str, Any], annotation: Any, project: Any) -> dict[str, An
         return row or None
     who = annotation.get("completed_by")
     who = who.get("id") if isinstance(who, dict) else who
-    return row | {
-        "feedback_id": f"label-studio:{project}:{annotation['id']}:{annotation.get('updated_at', '')}",
-        "episode_id": episode, "source": SOURCE,
-    } | ({} if who is None else {"user": f"label-studio:{who}"})  # fmt: skip
+    return (
+        row
+        | {
+            "feedback_id": f"label-studio:{project}:{annotation['id']}:{annotation.get('updated_at', '')}",
+            "episode_id": episode,
+            "source": SOURCE,
+        }
+        | ({} if who is None else {"user": f"label-studio:{who}"})
+    )
 
 
 def _results(result: Any) -> Iterator[tuple[str, Any]]:

@@ -84,9 +84,11 @@ def _feedback(score: Any, fields: Mapping[str, str], declared: Mapping[str, Metr
     kind = str(_of(score, "dataType", "data_type") or "NUMERIC").upper()
     field, value = _field(name, kind, fields, declared), _value(score, kind)
     row: dict[str, Any] = {
-        "feedback_id": f"langfuse:{number}:{_of(score, 'updatedAt', 'updated_at') or ''}", "source": source,
-        **_named(score), **_said(field, value, declared),
-    }  # fmt: skip
+        "feedback_id": f"langfuse:{number}:{_of(score, 'updatedAt', 'updated_at') or ''}",
+        "source": source,
+        **_named(score),
+        **_said(field, value, declared),
+    }
     comment = score.get("comment")
     if isinstance(comment, str) and comment:
         row.setdefault("comment", comment)

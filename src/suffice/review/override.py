@@ -16,10 +16,10 @@ from typing import Final, Literal, TypeAlias
 from suffice.types import Epoch, Publication
 
 OverrideKind: TypeAlias = Literal[
-    "pin",      # serve this level, or this earlier publication
-    "cap",      # no level above this one
+    "pin",  # serve this level, or this earlier publication
+    "cap",  # no level above this one
     "observe",  # everything runs in full
-    "budget",   # a smaller EM budget than the settings have
+    "budget",  # a smaller EM budget than the settings have
 ]
 DAY_S: Final = 86_400.0
 MOST_DAYS: Final = 30
@@ -31,19 +31,19 @@ class Override:
     """One thing that a person decided to hold, and until when."""
 
     route: str
-    number: int                    # of the route's overrides, from 1
+    number: int  # of the route's overrides, from 1
     kind: OverrideKind
     reason: str
     author: str
-    set_at_s: float                # Unix time
-    expires_at_s: float            # Unix time, at most 30 days later
-    query_class: str | None = None # of questions that it is about; None: the whole route
-    level: int | None = None       # pin, cap
-    max_em_drop: float | None = None     # budget: a fraction
-    pinned: Publication | None = None    # pin: what is served; None: whatever is in force, at `level`
-    incident: str = ""             # that it was decided in; "": none
-    before: str = ""               # what held there before, in words
-    after: str = ""                # what holds now, in words
+    set_at_s: float  # Unix time
+    expires_at_s: float  # Unix time, at most 30 days later
+    query_class: str | None = None  # of questions that it is about; None: the whole route
+    level: int | None = None  # pin, cap
+    max_em_drop: float | None = None  # budget: a fraction
+    pinned: Publication | None = None  # pin: what is served; None: whatever is in force, at `level`
+    incident: str = ""  # that it was decided in; "": none
+    before: str = ""  # what held there before, in words
+    after: str = ""  # what holds now, in words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,21 +54,21 @@ class OverrideEnd:
     number: int
     reason: str
     author: str
-    ended_at_s: float              # Unix time
-    before: str = ""               # what it held, in words
-    after: str = ""                # what holds now, in words
+    ended_at_s: float  # Unix time
+    before: str = ""  # what it held, in words
+    after: str = ""  # what holds now, in words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InEffect:
     """What all overrides of a route come to at one moment."""
 
-    observe: str | None = None                     # why everything runs in full; None: nothing says so
-    ceiling: int | None = None                     # the highest level that may be served; None: no cap
+    observe: str | None = None  # why everything runs in full; None: nothing says so
+    ceiling: int | None = None  # the highest level that may be served; None: no cap
     classes: Mapping[str, int] = field(default_factory=dict)  # ceilings of classes; 0: they run in full
-    pin: Override | None = None                    # of the whole route, the latest
-    max_em_drop: float | None = None               # the smallest budget; None: the settings' own
-    until_s: float | None = None                   # when the first of them ends; None: there are none
+    pin: Override | None = None  # of the whole route, the latest
+    max_em_drop: float | None = None  # the smallest budget; None: the settings' own
+    until_s: float | None = None  # when the first of them ends; None: there are none
 
     def ceiling_of(self, query_class: str) -> int | None:
         """The highest level for questions of a class; None: nothing is held back."""
@@ -117,14 +117,16 @@ def in_effect(overrides: Iterable[Override], now_s: float) -> InEffect:
     if pin is not None:
         ceiling = lowest(ceiling, pin.level)
     return InEffect(
-        observe=observe, ceiling=ceiling, classes=classes, pin=pin, max_em_drop=budget,
+        observe=observe,
+        ceiling=ceiling,
+        classes=classes,
+        pin=pin,
+        max_em_drop=budget,
         until_s=min(one.expires_at_s for one in live),
-    )  # fmt: skip
+    )
 
 
-def why_not(
-    made: Publication, *, epoch: Epoch | None, max_em_drop: float, confidence: float, setup: str
-) -> str | None:
+def why_not(made: Publication, *, epoch: Epoch | None, max_em_drop: float, confidence: float, setup: str) -> str | None:
     """Why a publication may not be served here and now, as a sentence; None: it may.
 
     setup  of the route as it runs; "": not known, and then it is not compared

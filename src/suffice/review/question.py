@@ -17,7 +17,7 @@ MOST_SOURCES: Final = 1_000  # of one step
 class Source:
     """A text that one step of a loop read or wrote."""
 
-    step: int                       # of the run, from 1
+    step: int  # of the run, from 1
     what: Literal["read", "wrote"]  # a passage that was found for it, or its own text
     text: str
 

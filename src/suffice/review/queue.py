@@ -29,12 +29,12 @@ from suffice.review.items import (
 from suffice.types import Feedback
 
 State: TypeAlias = Literal[
-    "open",       # somebody can take it
-    "leased",     # every slot that is still empty is taken
-    "third",      # those who were asked contradict each other: a third person has to decide
-    "settled",    # what is right is known
+    "open",  # somebody can take it
+    "leased",  # every slot that is still empty is taken
+    "third",  # those who were asked contradict each other: a third person has to decide
+    "settled",  # what is right is known
     "undecided",  # the third person could not say either
-    "lapsed",     # its time is over, and nobody is asked any more
+    "lapsed",  # its time is over, and nobody is asked any more
 ]
 Record: TypeAlias = ReviewItem | ControlDraw | ReviewLease | ItemReturn | Verdict
 REVIEWER: Final = "reviewer"  # the source of labels that come of verdicts, as `assurance.label_precedence` ranks it
@@ -48,9 +48,9 @@ class Settlement:
     early_right: bool | None
     corrected: str | None
     reason: str
-    by: tuple[str, ...]       # reviewers who said so
-    adjudicated: bool         # a third person decided
-    deciding: Verdict         # the one that made it complete
+    by: tuple[str, ...]  # reviewers who said so
+    adjudicated: bool  # a third person decided
+    deciding: Verdict  # the one that made it complete
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +58,8 @@ class ItemState:
     """One item as far as it has come."""
 
     item: ReviewItem
-    verdicts: tuple[Verdict, ...] = ()             # the latest of each reviewer, in the order of their first ones
-    leases: tuple[ReviewLease, ...] = ()                 # all of them, oldest first
+    verdicts: tuple[Verdict, ...] = ()  # the latest of each reviewer, in the order of their first ones
+    leases: tuple[ReviewLease, ...] = ()  # all of them, oldest first
     returned: frozenset[tuple[int, int]] = frozenset()  # (slot, turn) that were given back
 
     # ---- what holds ------------------------------------------------------------------------------
@@ -169,9 +169,9 @@ class ItemState:
 class Queue:
     """All items of a log, and where each stands. A snapshot: it does not change."""
 
-    places: Mapping[str, ItemState] = field(default_factory=dict)        # by episode, in the order in which they were asked
+    places: Mapping[str, ItemState] = field(default_factory=dict)  # by episode, in the order in which they were asked
     drawings: Mapping[str, tuple[ControlDraw, ...]] = field(default_factory=dict)  # by route, oldest first
-    done: Mapping[str, State] = field(default_factory=dict)          # places that no time changes any more, and theirs
+    done: Mapping[str, State] = field(default_factory=dict)  # places that no time changes any more, and theirs
 
     def after(self, records: Iterable[Record]) -> Queue:
         """The queue after these rows, in their order."""
@@ -202,9 +202,10 @@ class Queue:
     def waiting(self, *, now_s: float, route: str | None = None, reviewer: str | None = None) -> list[ItemState]:
         """What can be taken now, the most urgent first; with a reviewer, by them."""
         found = [
-            one for one in self.unfinished(route)
+            one
+            for one in self.unfinished(route)
             if (one.state(now_s) in ("open", "third") if reviewer is None else one.may_take(reviewer, now_s))
-        ]  # fmt: skip
+        ]
         return sorted(found, key=_urgency)
 
     def counts(self, *, now_s: float, route: str | None = None) -> dict[State, int]:
@@ -259,9 +260,14 @@ def take(place: ItemState, reviewer: str, *, now_s: float) -> ReviewLease | None
         return None
     before = place.lease_of(slot)
     return ReviewLease(
-        item=place.item.episode_id, route=place.item.route, slot=slot, turn=1 if before is None else before.turn + 1,
-        reviewer=reviewer, leased_at_s=now_s, until_s=now_s + place.item.lease_s,
-    )  # fmt: skip
+        item=place.item.episode_id,
+        route=place.item.route,
+        slot=slot,
+        turn=1 if before is None else before.turn + 1,
+        reviewer=reviewer,
+        leased_at_s=now_s,
+        until_s=now_s + place.item.lease_s,
+    )
 
 
 def give_back(place: ItemState, reviewer: str, reason: str, *, now_s: float) -> ItemReturn | None:
@@ -270,19 +276,24 @@ def give_back(place: ItemState, reviewer: str, reason: str, *, now_s: float) -> 
     if held is None:
         return None
     return ItemReturn(
-        item=held.item, route=held.route, slot=held.slot, turn=held.turn, reviewer=reviewer, reason=reason,
+        item=held.item,
+        route=held.route,
+        slot=held.slot,
+        turn=held.turn,
+        reviewer=reviewer,
+        reason=reason,
         returned_at_s=now_s,
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
     """What becomes of what a reviewer said."""
 
-    told: str                       # to the reviewer, in one sentence
+    told: str  # to the reviewer, in one sentence
     verdict: Verdict | None = None  # None: it was said before, and nothing is new
-    lease: ReviewLease | None = None      # of a slot that was free, taken with it
-    label: Feedback | None = None   # what is known to be right now; None: not yet, or it was before
+    lease: ReviewLease | None = None  # of a slot that was free, taken with it
+    label: Feedback | None = None  # what is known to be right now; None: not yet, or it was before
 
 
 def submit(place: ItemState, said: VerdictForm, *, now_s: float) -> Submission | str:
@@ -295,12 +306,21 @@ def submit(place: ItemState, said: VerdictForm, *, now_s: float) -> Submission |
         return Submission(told="you have said so before; nothing changed")
     lease, slot, turn, late, told = _slot_for(place, said.reviewer, before, now_s)
     verdict = Verdict(
-        item=place.item.episode_id, route=place.item.route, reviewer=said.reviewer,
-        revision=1 if before is None else before.revision + 1, slot=slot, turn=turn,
-        full_right=None if said.unsure else said.full_right, early_right=None if said.unsure else said.early_right,
-        corrected=None if said.unsure else _text(said.corrected), unsure=said.unsure, reason=said.reason.strip(),
-        given_at_s=now_s, late=late, before="" if before is None else before.category,
-    )  # fmt: skip
+        item=place.item.episode_id,
+        route=place.item.route,
+        reviewer=said.reviewer,
+        revision=1 if before is None else before.revision + 1,
+        slot=slot,
+        turn=turn,
+        full_right=None if said.unsure else said.full_right,
+        early_right=None if said.unsure else said.early_right,
+        corrected=None if said.unsure else _text(said.corrected),
+        unsure=said.unsure,
+        reason=said.reason.strip(),
+        given_at_s=now_s,
+        late=late,
+        before="" if before is None else before.category,
+    )
     then = place.after(verdict)
     label = label_of(then) if _differs(place.settlement, then.settlement) else None
     return Submission(told=f"{told}; {_next_step(then, label)}", verdict=verdict, lease=lease, label=label)
@@ -322,9 +342,9 @@ def _slot_for(
     if lease is not None:
         free = f"{over}, and nobody had taken the item: it counts" if over else "taken, without a lease"
         return lease, lease.slot, lease.turn, late, free
-    others = ", ".join(sorted(
-        ({one.reviewer for one in place.leases} | {one.reviewer for one in place.independent}) - {reviewer}
-    ))  # fmt: skip
+    others = ", ".join(
+        sorted(({one.reviewer for one in place.leases} | {one.reviewer for one in place.independent}) - {reviewer})
+    )
     why = f"{over}, and the item has gone to {others}" if over and others else over or "no slot of the item is free"
     return None, None, own.turn if own is not None else 0, late, f"{why}: your verdict is kept beside the others"
 
@@ -375,11 +395,14 @@ def _agree(said: Sequence[Verdict]) -> bool:
 def _settled(said: Sequence[Verdict], *, adjudicated: bool) -> Settlement:
     deciding = max(said, key=lambda one: one.given_at_s)
     return Settlement(
-        full_right=said[0].full_right, early_right=said[0].early_right,
+        full_right=said[0].full_right,
+        early_right=said[0].early_right,
         corrected=next((one.corrected for one in said if one.corrected is not None), None),
-        reason="; ".join(one.reason for one in said if one.reason), by=tuple(one.reviewer for one in said),
-        adjudicated=adjudicated, deciding=deciding,
-    )  # fmt: skip
+        reason="; ".join(one.reason for one in said if one.reason),
+        by=tuple(one.reviewer for one in said),
+        adjudicated=adjudicated,
+        deciding=deciding,
+    )
 
 
 def _differs(before: Settlement | None, after: Settlement | None) -> bool:
@@ -387,8 +410,10 @@ def _differs(before: Settlement | None, after: Settlement | None) -> bool:
     if after is None:
         return False
     return before is None or (before.full_right, before.early_right, before.corrected) != (
-        after.full_right, after.early_right, after.corrected
-    )  # fmt: skip
+        after.full_right,
+        after.early_right,
+        after.corrected,
+    )
 
 
 def label_of(place: ItemState) -> Feedback | None:
@@ -409,10 +434,17 @@ def label_of(place: ItemState) -> Feedback | None:
     names = ", ".join(found.by)
     return Feedback(
         feedback_id=f"review:{item.episode_id}:{found.deciding.reviewer}:{found.deciding.revision}",
-        episode_id=item.episode_id, correct=right, gold=known, answer=found.corrected, source=REVIEWER,
-        reason=found.reason or None, comment=f"adjudicated by {names}" if found.adjudicated else f"reviewed by {names}",
-        sender="review", asked_for=item.why, door="review",
-    )  # fmt: skip
+        episode_id=item.episode_id,
+        correct=right,
+        gold=known,
+        answer=found.corrected,
+        source=REVIEWER,
+        reason=found.reason or None,
+        comment=f"adjudicated by {names}" if found.adjudicated else f"reviewed by {names}",
+        sender="review",
+        asked_for=item.why,
+        door="review",
+    )
 
 
 def _urgency(place: ItemState) -> tuple[bool, float, float, float]:

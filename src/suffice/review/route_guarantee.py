@@ -25,14 +25,30 @@ from suffice.settings import Route
 from suffice.types import Epoch, EvidenceSummary, Pause, Publication
 
 State: TypeAlias = Literal[
-    "off", "killed", "observe", "unread", "paused", "held", "unreadable", "idle", "unattended", "burst", "searching",
-    "void", "unknown", "uncovered", "candidate", "uncertified", "budgeted", "certified",
+    "off",
+    "killed",
+    "observe",
+    "unread",
+    "paused",
+    "held",
+    "unreadable",
+    "idle",
+    "unattended",
+    "burst",
+    "searching",
+    "void",
+    "unknown",
+    "uncovered",
+    "candidate",
+    "uncertified",
+    "budgeted",
+    "certified",
 ]
 STATES: Final[tuple[State, ...]] = get_args(State)
 
-NOTICED_DROP: Final = 0.03     # the silent loss that a promise names the delay of …
-NOTICED_BUDGETS: Final = 1.5   # … or so many budgets, if that is more
-_ALMOST: Final = 1e-12         # a promise that was written and read again
+NOTICED_DROP: Final = 0.03  # the silent loss that a promise names the delay of …
+NOTICED_BUDGETS: Final = 1.5  # … or so many budgets, if that is more
+_ALMOST: Final = 1e-12  # a promise that was written and read again
 
 _IN_FULL: Final = "every request runs in full"
 _SENTENCES: Final[Mapping[State, str]] = {
@@ -63,10 +79,10 @@ class RouteGuarantee:
     """What is promised."""
 
     state: State
-    claim: Guarantee | None = None       # state "certified"
-    average: Average | None = None   # state "budgeted"
-    sheds_safety: bool = False       # while all should run in full, load may let an uncertified level act
-    beside: tuple[str, ...] = ()     # experiments and rollouts that serve a part of the requests in another way
+    claim: Guarantee | None = None  # state "certified"
+    average: Average | None = None  # state "budgeted"
+    sheds_safety: bool = False  # while all should run in full, load may let an uncertified level act
+    beside: tuple[str, ...] = ()  # experiments and rollouts that serve a part of the requests in another way
 
     @property
     def stops(self) -> bool:
@@ -93,14 +109,14 @@ class GuaranteeInputs:
 
     name: str
     settings: Route
-    epoch: Epoch | None = None              # the latest; None: no worker has begun
+    epoch: Epoch | None = None  # the latest; None: no worker has begun
     publication: Publication | None = None  # of this epoch, as published; None: nothing was
     pause: Pause | None = None
-    holding: InEffect = NO_OVERRIDES        # what people hold now
-    setup: str | None = None                # of the route as it runs; None: not known, and then it is not compared
+    holding: InEffect = NO_OVERRIDES  # what people hold now
+    setup: str | None = None  # of the route as it runs; None: not known, and then it is not compared
     killed: bool = False
-    unread: bool = False                    # the log could not be read for too long, and nothing acts
-    unreadable: bool = False                # too few answers can be read: it must not act
+    unread: bool = False  # the log could not be read for too long, and nothing acts
+    unreadable: bool = False  # too few answers can be read: it must not act
     classes: Mapping[str, int] = field(default_factory=dict)  # audits by class, as `monitor` saw them
     beside: tuple[str, ...] = ()
 
@@ -118,20 +134,39 @@ def guarantee_of(one: GuaranteeInputs) -> RouteGuarantee:
     labelled = made.evidence.n_gained > 0 or _is_labelled(made.evidence)
     labels: Literal["labelled", "label-free"] = "labelled" if labelled else "label-free"
     if made.spending is not None and state == "budgeted":
-        return RouteGuarantee(state=state, beside=one.beside, average=Average(
-            route=one.name, scorer=scorer, max_em_drop=budget, level=_level(made, one.holding), account=made.spending,
-            labels=labels,
-        ))  # fmt: skip
+        return RouteGuarantee(
+            state=state,
+            beside=one.beside,
+            average=Average(
+                route=one.name,
+                scorer=scorer,
+                max_em_drop=budget,
+                level=_level(made, one.holding),
+                account=made.spending,
+                labels=labels,
+            ),
+        )
     evidence = made.evidence
     # What the finish changes is bounded at its own confidence, and risks add up.
     at_risk = FIDELITY_RISK if route.kind == "reasoning" and not made.arm else 0.0
     at_risk += AT_RISK if evidence.judge_charge else 0.0
-    return RouteGuarantee(state=state, beside=one.beside, claim=Guarantee(
-        route=one.name, scorer=scorer, max_em_drop=budget, confidence=round((evidence.confidence or 0) - at_risk, 6),
-        n_window=evidence.n_audits, requests=window_of(evidence), per="pooled", labels=labels,
-        detection=_detection(route, budget, made, labelled=labelled), classes=one.classes,
-        what=f"asked with {made.arm}" if made.arm else "at the level in force",
-    ))  # fmt: skip
+    return RouteGuarantee(
+        state=state,
+        beside=one.beside,
+        claim=Guarantee(
+            route=one.name,
+            scorer=scorer,
+            max_em_drop=budget,
+            confidence=round((evidence.confidence or 0) - at_risk, 6),
+            n_window=evidence.n_audits,
+            requests=window_of(evidence),
+            per="pooled",
+            labels=labels,
+            detection=_detection(route, budget, made, labelled=labelled),
+            classes=one.classes,
+            what=f"asked with {made.arm}" if made.arm else "at the level in force",
+        ),
+    )
 
 
 def _state(one: GuaranteeInputs, made: Publication | None, budget: float) -> State:
@@ -240,14 +275,23 @@ def _detection(route: Route, budget: float, made: Publication, *, labelled: bool
     if seen.n_disagreeing is None or not seen.n_audits or not made.share or made.share >= 1:
         return ""
     return _law(
-        budget, Reference(n_disagreeing=seen.n_disagreeing, n_lost=seen.n_lost, n=seen.n_audits),
-        route.later_audit_share, route.most_audit_share, labelled,
-    )  # fmt: skip
+        budget,
+        Reference(n_disagreeing=seen.n_disagreeing, n_lost=seen.n_lost, n=seen.n_audits),
+        route.later_audit_share,
+        route.most_audit_share,
+        labelled,
+    )
 
 
 @lru_cache(maxsize=1_024)
 def _law(budget: float, reference: Reference, audit_share: float, cap: float, labels: bool) -> str:
-    return str(detection_law(
-        max(NOTICED_DROP, NOTICED_BUDGETS * budget), max_em_drop=budget, reference=reference, audit_share=audit_share,
-        cap=cap, labels=labels,
-    ))  # fmt: skip
+    return str(
+        detection_law(
+            max(NOTICED_DROP, NOTICED_BUDGETS * budget),
+            max_em_drop=budget,
+            reference=reference,
+            audit_share=audit_share,
+            cap=cap,
+            labels=labels,
+        )
+    )

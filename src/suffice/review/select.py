@@ -24,16 +24,18 @@ from suffice.settings import Review as ReviewRules
 from suffice.signals.query import class_of
 from suffice.types import Outcome, Request
 
-WEIGHTS: Final[Mapping[Why, int]] = MappingProxyType({
-    "person": 6,        # somebody waits for it
-    "disagreement": 5,  # without a label it counts as a loss
-    "class_below": 4,   # one class pays for the others
-    "drift": 3,         # is the new world as the old one was?
-    "control": 2,       # the only ones that say how good the average answer is
-    "uncertain": 1,
-})
-MOST_DRAWINGS: Final = 24     # a day: each stretch of the log is drawn from once
-MOST_WAITING: Final = 1_000   # candidates that wait for room
+WEIGHTS: Final[Mapping[Why, int]] = MappingProxyType(
+    {
+        "person": 6,  # somebody waits for it
+        "disagreement": 5,  # without a label it counts as a loss
+        "class_below": 4,  # one class pays for the others
+        "drift": 3,  # is the new world as the old one was?
+        "control": 2,  # the only ones that say how good the average answer is
+        "uncertain": 1,
+    }
+)
+MOST_DRAWINGS: Final = 24  # a day: each stretch of the log is drawn from once
+MOST_WAITING: Final = 1_000  # candidates that wait for room
 LEAST_UNCERTAIN: Final = 0.5  # share of the steps before a stop that gave another answer
 
 
@@ -44,11 +46,11 @@ class ReviewCandidate:
     episode_id: str
     route: str
     why: Why
-    because: str               # a sentence for the reviewer
+    because: str  # a sentence for the reviewer
     shows: Shows
     full_answer: str | None
     early_answer: str | None
-    urgency: float = 0.0       # among those of its kind, in [0, 1)
+    urgency: float = 0.0  # among those of its kind, in [0, 1)
     deadline_s: float | None = None
     question_key: str = ""
     query_class: str = ""
@@ -63,7 +65,7 @@ class ReviewCandidate:
 class Cap:
     """How much of people's time a route may take in a day."""
 
-    per_day: int          # items, at most
+    per_day: int  # items, at most
     control_share: float  # part of them that is drawn at random, [0, 1]
 
     @property
@@ -117,9 +119,9 @@ class Demand:
     """What one route could ask about now, and what it has asked about today."""
 
     route: str
-    n_chosen: int                # today, picked on purpose
-    n_drawn: int                 # … and at random
-    drawable: int                # runs that its control share may draw now
+    n_chosen: int  # today, picked on purpose
+    n_drawn: int  # … and at random
+    drawable: int  # runs that its control share may draw now
     priorities: Sequence[float]  # of the runs that it may pick now, the most urgent first
     control_share: float
 
@@ -249,15 +251,21 @@ def uncertainty(answers: Iterable[str | None], delivered: str | None) -> float:
     return sum(one != delivered for one in told) / len(told) if told else 0.0
 
 
-def of_run(
-    request: Request, outcome: Outcome, why: Why, because: str, *, urgency: float = 0.0
-) -> ReviewCandidate:
+def of_run(request: Request, outcome: Outcome, why: Why, because: str, *, urgency: float = 0.0) -> ReviewCandidate:
     """A run as a candidate, with the answers that there are to judge."""
     shows, full, early = answers_of(outcome)
     return ReviewCandidate(
-        episode_id=request.episode_id, route=request.route, why=why, because=because, shows=shows, full_answer=full,
-        early_answer=early, urgency=urgency, question_key=request.question_key, query_class=class_of(request.query),
-    )  # fmt: skip
+        episode_id=request.episode_id,
+        route=request.route,
+        why=why,
+        because=because,
+        shows=shows,
+        full_answer=full,
+        early_answer=early,
+        urgency=urgency,
+        question_key=request.question_key,
+        query_class=class_of(request.query),
+    )
 
 
 def answers_of(outcome: Outcome) -> tuple[Shows, str | None, str | None]:
@@ -274,10 +282,23 @@ def item_of(
 ) -> ReviewItem:
     """What is asked about a candidate."""
     return ReviewItem(
-        episode_id=one.episode_id, route=one.route, why=one.why, because=one.because, shows=one.shows,
-        full_answer=one.full_answer, early_answer=one.early_answer, priority=one.priority, day=day_of(now_s),
-        n_reviewers=rules.reviewers, asked_at_s=now_s, author=author, deadline_s=one.deadline_s, lease_s=rules.lease_s,
-        open_until_s=now_s + rules.open_days * DAY_S, propensity=None if drawing is None else drawing.propensity,
-        drawing=None if drawing is None else drawing.number, question_key=one.question_key,
+        episode_id=one.episode_id,
+        route=one.route,
+        why=one.why,
+        because=one.because,
+        shows=one.shows,
+        full_answer=one.full_answer,
+        early_answer=one.early_answer,
+        priority=one.priority,
+        day=day_of(now_s),
+        n_reviewers=rules.reviewers,
+        asked_at_s=now_s,
+        author=author,
+        deadline_s=one.deadline_s,
+        lease_s=rules.lease_s,
+        open_until_s=now_s + rules.open_days * DAY_S,
+        propensity=None if drawing is None else drawing.propensity,
+        drawing=None if drawing is None else drawing.number,
+        question_key=one.question_key,
         query_class=one.query_class,
-    )  # fmt: skip
+    )

@@ -41,9 +41,9 @@ from suffice.rollout.results import (
     Verdict,
 )
 
-CAP_TIMES: Final = 2.0         # a run can cost so many times the largest of the warm-up; what costs more is cut
-LEAST_TAUGHT: Final = 20       # values that teach the guesses before one counts
-MOST_CLASSES: Final = 8        # that are shown, in the order in which they came
+CAP_TIMES: Final = 2.0  # a run can cost so many times the largest of the warm-up; what costs more is cut
+LEAST_TAUGHT: Final = 20  # values that teach the guesses before one counts
+MOST_CLASSES: Final = 8  # that are shown, in the order in which they came
 MOST_REQUESTS: Final = 10_000_000  # more missing requests than these are no number
 _REST: Final = "\x00rest"  # no class of anybody's
 
@@ -55,11 +55,17 @@ def analyse(one: RunningExperiment, material: Material) -> ExperimentResult:
     withheld = _unfit_split(material.drawn, "units")
     judged = _Judge(one, material, alphas(one), withheld)
     return ExperimentResult(
-        experiment=one.name, run=one.run, control=one.control, primary=one.primary, confidence=one.confidence,
-        n_requests=material.n_requests, n_units=len(material.drawn),
-        n_by_arm=dict(Counter(unit.arm for unit in material.drawn)), withheld=withheld,
+        experiment=one.name,
+        run=one.run,
+        control=one.control,
+        primary=one.primary,
+        confidence=one.confidence,
+        n_requests=material.n_requests,
+        n_units=len(material.drawn),
+        n_by_arm=dict(Counter(unit.arm for unit in material.drawn)),
+        withheld=withheld,
         arms=tuple(judged.arm(name) for name in others),
-    )  # fmt: skip
+    )
 
 
 def watched(one: RunningExperiment) -> tuple[str, ...]:
@@ -142,17 +148,29 @@ class _Judge:
             ratio = told.effect / lost.effect if per_point is not None else None
         verdict, n_missing = _whole(found)
         return ArmResult(
-            arm=name, verdict=verdict, comparisons=found, n_missing=n_missing, per_point=ratio,
+            arm=name,
+            verdict=verdict,
+            comparisons=found,
+            n_missing=n_missing,
+            per_point=ratio,
             per_point_between=per_point,
-        )  # fmt: skip
+        )
 
     def _compared(self, arm: str, metric: RunMetric) -> ArmComparison:
         paired = metric.name == EM and {arm, self.one.control} <= self.material.paired
         alpha, margin = self.alphas[metric.name], dict(self.one.margins).get(metric.name)
         base = ArmComparison(
-            arm=arm, metric=metric.name, paired=paired, n=0, effect=None, between=None, confidence=1 - alpha / 2,
-            margin=margin, verdict="inconclusive", why="nothing was measured yet",
-        )  # fmt: skip
+            arm=arm,
+            metric=metric.name,
+            paired=paired,
+            n=0,
+            effect=None,
+            between=None,
+            confidence=1 - alpha / 2,
+            margin=margin,
+            verdict="inconclusive",
+            why="nothing was measured yet",
+        )
         if self.withheld is not None:
             return replace(base, verdict="withheld", why=self.withheld)
         if paired:
@@ -177,10 +195,18 @@ class _Judge:
 
         return self._told(
             replace(
-                base, n=pairs.n, effect=-pairs.drop, n_pending=pairs.pending, classes=tuple(classes), why="",
+                base,
+                n=pairs.n,
+                effect=-pairs.drop,
+                n_pending=pairs.pending,
+                classes=tuple(classes),
+                why="",
                 stratified=-pairs.drop,
-            ), metric, at, self.material.n_requests,
-        )  # fmt: skip
+            ),
+            metric,
+            at,
+            self.material.n_requests,
+        )
 
     def _pairs(self, seen: Sequence[AuditSeen], arm: str) -> PairCounts:
         marks = Counter(_pair(one.arms[self.one.control], one.arms[arm]) for one in seen)
@@ -212,15 +238,31 @@ class _Judge:
 
         return self._told(
             replace(
-                base, n=n, effect=whole.effect, plain=means[0] - means[1], control_mean=means[1], classes=classes,
-                stratified=stratified, n_cut=sum(one.value > cap for one in counted), why="",
-            ), metric, at, self.material.n_requests,
-        )  # fmt: skip
+                base,
+                n=n,
+                effect=whole.effect,
+                plain=means[0] - means[1],
+                control_mean=means[1],
+                classes=classes,
+                stratified=stratified,
+                n_cut=sum(one.value > cap for one in counted),
+                why="",
+            ),
+            metric,
+            at,
+            self.material.n_requests,
+        )
 
     def _by_class(
-        self, base: ArmComparison, metric: RunMetric, alpha: float, units: UnitSeries, told: NDArray[np.float64],
-        values: Sequence[Value], n_warm: int,
-    ) -> tuple[tuple[ClassEffect, ...], float | None]:  # fmt: skip
+        self,
+        base: ArmComparison,
+        metric: RunMetric,
+        alpha: float,
+        units: UnitSeries,
+        told: NDArray[np.float64],
+        values: Sequence[Value],
+        n_warm: int,
+    ) -> tuple[tuple[ClassEffect, ...], float | None]:
         """The larger classes, and the mean of all classes' effects, each by its part of the units."""
         names = [arm.name for arm in self.one.arms]
         a, b = names.index(base.arm), names.index(self.one.control)
@@ -287,9 +329,7 @@ def _whole(found: Sequence[ArmComparison]) -> tuple[Verdict, int | None]:
 def _in_class(
     name: str, n: int, effect: float, between: Interval, metric: RunMetric, margin: float | None
 ) -> ClassEffect:
-    return ClassEffect(
-        query_class=name, n=n, effect=effect, between=between, verdict=judge(between, metric, margin)
-    )
+    return ClassEffect(query_class=name, n=n, effect=effect, between=between, verdict=judge(between, metric, margin))
 
 
 def _pair(control: ArmEvidence, arm: ArmEvidence) -> int | None:
@@ -342,9 +382,12 @@ def _units(values: Sequence[Value], names: Sequence[str], n_warm: int, cap: floa
         arm=np.array([[names.index(one.arm) for one in values]]),
         propensity=np.array([[one.odds[one.arm] for one in values]]),
         least=np.array([[min(share for share in one.odds.values() if share > 0) for one in values]]),
-        x=np.concatenate([np.ones((len(values), 1)), scaled, dummies], axis=1)[np.newaxis], n_arms=len(names),
-        warmup=n_warm, low=0.0, high=cap,
-    )  # fmt: skip
+        x=np.concatenate([np.ones((len(values), 1)), scaled, dummies], axis=1)[np.newaxis],
+        n_arms=len(names),
+        warmup=n_warm,
+        low=0.0,
+        high=cap,
+    )
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -21,10 +21,10 @@ FIRST_SHARE = 0.10
 class AuditAssignment:
     """Whether a request is an audit, with the odds of that draw."""
 
-    audit: bool        # run in full, every checkpoint recorded
+    audit: bool  # run in full, every checkpoint recorded
     propensity: float  # P(this value of `audit`), in (0, 1]
-    point: float       # where the unit fell, in [0, 1); an audit is a point below the share
-    unit: str = ""     # a name for the unit, 16 hexadecimal digits, meaningless without the salt
+    point: float  # where the unit fell, in [0, 1); an audit is a point below the share
+    unit: str = ""  # a name for the unit, 16 hexadecimal digits, meaningless without the salt
     delivery: int = 1  # n: the n-th delivery of the same request; all deliveries share the draw of the first
 
 

@@ -18,8 +18,8 @@ DAY_S: Final = 86_400.0
 class Past:
     """One rollout of a route that has begun."""
 
-    candidate: str              # address of the version
-    began_s: float              # Unix time
+    candidate: str  # address of the version
+    began_s: float  # Unix time
     ended_s: float | None = None  # None: it is running
     rolled_back: bool = False
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from suffice.model.stop import canonical
 from suffice.rollout.versions import Version
 
-_SHORT_LIST: Final = 8   # items up to which a list of numbers is written out
+_SHORT_LIST: Final = 8  # items up to which a list of numbers is written out
 _MOST_CHARS: Final = 80  # of one value
 _NOTHING: Final = "nothing"
 _SIGNALS: Final = "signals"
@@ -30,8 +30,9 @@ def diff_plain(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str
     places = [*old, *(place for place in new if place not in old)]
     return tuple(
         f"{place}: {old.get(place, _NOTHING)} → {new.get(place, _NOTHING)}"
-        for place in places if old.get(place) != new.get(place)
-    )  # fmt: skip
+        for place in places
+        if old.get(place) != new.get(place)
+    )
 
 
 def _leaves(where: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -37,8 +37,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 PLANNED_UNITS: Final = 10_000  # at which an interval is tightest; any number is valid
-GROWTH: Final = 1.2            # guesses are fitted anew whenever there are that many times more units
-RIDGE: Final = 1.0             # units that the pooled mean is worth beside an arm's own
+GROWTH: Final = 1.2  # guesses are fitted anew whenever there are that many times more units
+RIDGE: Final = 1.0  # units that the pooled mean is worth beside an arm's own
 _ALMOST_ONE: Final = 1 - 1e-9
 
 
@@ -49,11 +49,11 @@ class UnitSeries:
     The first `warmup` only teach the guesses. Values lie in [low, high].
     """
 
-    value: Floats       # (E, n)
-    arm: Ints           # (E, n): 0 … n_arms - 1
+    value: Floats  # (E, n)
+    arm: Ints  # (E, n): 0 … n_arms - 1
     propensity: Floats  # (E, n): P(that arm), when it was drawn
-    least: Floats       # (E, n): P of the rarest arm then
-    x: Floats           # (E, n, d): known before the first token; the first column is 1
+    least: Floats  # (E, n): P of the rarest arm then
+    x: Floats  # (E, n, d): known before the first token; the first column is 1
     n_arms: int
     warmup: int
     low: float
@@ -103,14 +103,16 @@ def _blocks(warmup: int, n: int) -> Iterator[tuple[int, int]]:
 class SequentialComparison:
     """The comparison of two arms after each unit behind the warm-up, shape (E, n - warmup) each."""
 
-    effect: Floats     # weighted mean of the contributions so far
-    weight: Floats     # sum of the weights so far
+    effect: Floats  # weighted mean of the contributions so far
+    weight: Floats  # sum of the weights so far
     deviation: Floats  # squared, of contributions scaled to [0, 1], each from the effect before it
-    width: float       # of the metric's range
-    v_opt: Floats      # (E,): deviation at which the interval is tightest, a power of 2, known behind the warm-up
+    width: float  # of the metric's range
+    v_opt: Floats  # (E,): deviation at which the interval is tightest, a power of 2, known behind the warm-up
 
 
-def compare(units: UnitSeries, told: Floats, a: int, b: int, where: NDArray[np.bool_] | None = None) -> SequentialComparison:
+def compare(
+    units: UnitSeries, told: Floats, a: int, b: int, where: NDArray[np.bool_] | None = None
+) -> SequentialComparison:
     """Arm a minus arm b, in the metric's unit.
 
     told   of `guesses`
@@ -128,9 +130,12 @@ def compare(units: UnitSeries, told: Floats, a: int, b: int, where: NDArray[np.b
     before = np.concatenate([np.zeros((len(effect), 1)), effect[:, :-1]], axis=1)[:, : effect.shape[1]]
     off = np.abs(each - np.clip(weight * before, -units.width, units.width)) / (2 * units.width)
     return SequentialComparison(
-        effect=effect, weight=weights, deviation=np.cumsum(np.where(weight > 0, off * off, 0.0), axis=1),
-        width=units.width, v_opt=_planned(units, away),
-    )  # fmt: skip
+        effect=effect,
+        weight=weights,
+        deviation=np.cumsum(np.where(weight > 0, off * off, 0.0), axis=1),
+        width=units.width,
+        v_opt=_planned(units, away),
+    )
 
 
 def _planned(units: UnitSeries, told: Floats) -> Floats:
@@ -173,9 +178,13 @@ def latest(running: SequentialComparison, n: int) -> ComparisonState | None:
     if not n or not running.effect.shape[1]:
         return None
     return ComparisonState(
-        n=n, effect=float(running.effect[0, -1]), weight=float(running.weight[0, -1]),
-        deviation=float(running.deviation[0, -1]), width=running.width, v_opt=float(running.v_opt[0]),
-    )  # fmt: skip
+        n=n,
+        effect=float(running.effect[0, -1]),
+        weight=float(running.weight[0, -1]),
+        deviation=float(running.deviation[0, -1]),
+        width=running.width,
+        v_opt=float(running.v_opt[0]),
+    )
 
 
 # --------------------------------------------------------------------------- paired by audits
@@ -185,9 +194,9 @@ def latest(running: SequentialComparison, n: int) -> ComparisonState | None:
 class PairCounts:
     """Audits that show two arms at once, counted by what the second one did to the answer of the first."""
 
-    gained: int   # wrong with the first, right with the second
+    gained: int  # wrong with the first, right with the second
     same: int
-    lost: int     # right with the first, wrong with the second
+    lost: int  # right with the first, wrong with the second
     pending: int  # the answers differ, and nobody has said yet which is right
 
     @property

@@ -29,8 +29,8 @@ ArmName: TypeAlias = Literal["candidate", "control"]
 Z: TypeAlias = Literal[-1, 0, 1]
 
 NO_CLASS: Final = ""
-SCALE_RUNS: Final = 20    # of the control, after which its mean sets the cap
-CAP_MEANS: Final = 16.0   # the cap, in means of the control
+SCALE_RUNS: Final = 20  # of the control, after which its mean sets the cap
+CAP_MEANS: Final = 16.0  # the cap, in means of the control
 _NOBODY: Final = SequenceState()
 _OUTCOMES: Final[dict[Z | None, str]] = {-1: "gained", 0: "same", 1: "lost", None: "pending"}
 
@@ -39,11 +39,11 @@ _OUTCOMES: Final[dict[Z | None, str]] = {-1: "gained", 0: "same", 1: "lost", Non
 class ClassAudits:
     """Audits of one class of questions, by what the candidate changes against the version in force."""
 
-    query_class: str   # "": none
-    gained: int = 0    # the candidate's answer is right and the other's was wrong
+    query_class: str  # "": none
+    gained: int = 0  # the candidate's answer is right and the other's was wrong
     same: int = 0
-    lost: int = 0      # the other's was right
-    pending: int = 0   # the answers differ and no label says how: lost for a proof, and no evidence of harm
+    lost: int = 0  # the other's was right
+    pending: int = 0  # the answers differ and no label says how: lost for a proof, and no evidence of harm
 
     @property
     def n(self) -> int:
@@ -67,9 +67,9 @@ class Contrast:
 
     n_candidate: int = 0
     n_control: int = 0
-    candidate: float = 0.0     # sum, each run as at most the cap of its time
-    control: float = 0.0       # …
-    apart: SequenceState = _NOBODY   # half of candidate minus control, scaled from [-1, 1]
+    candidate: float = 0.0  # sum, each run as at most the cap of its time
+    control: float = 0.0  # …
+    apart: SequenceState = _NOBODY  # half of candidate minus control, scaled from [-1, 1]
     beyond: SequenceState = _NOBODY  # … minus (1 + margin) times control, scaled from [-1 - margin, 1]; for latency
     n_candidate_over: int = 0  # runs above the cap
     n_control_over: int = 0
@@ -99,18 +99,22 @@ class Contrast:
         part, guess = capped / cap, min(1.0, (self.candidate + self.control) / n / cap) if n else 0.0
         if arm == "candidate":
             return replace(
-                self, n_candidate=self.n_candidate + 1, candidate=self.candidate + capped,
+                self,
+                n_candidate=self.n_candidate + 1,
+                candidate=self.candidate + capped,
                 apart=self.apart.plus((part - guess + 1) / 2),
                 beyond=self.beyond.plus((part - guess + 1 + margin) / (2 + margin)),
                 n_candidate_over=self.n_candidate_over + (value > cap),
-            )  # fmt: skip
+            )
         beyond = guess - (1 + margin) * part
         return replace(
-            self, n_control=self.n_control + 1, control=self.control + capped,
+            self,
+            n_control=self.n_control + 1,
+            control=self.control + capped,
             apart=self.apart.plus((guess - part + 1) / 2),
             beyond=self.beyond.plus((beyond + 1 + margin) / (2 + margin)),
             n_control_over=self.n_control_over + (value > cap),
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,9 +122,9 @@ class UnitRun:
     """The first live request of a unit since it is in an arm; no audit, and none of a warm-up (`State.counts`)."""
 
     query_class: str = NO_CLASS
-    seconds: float | None = None    # to the last byte; None: not measured
-    error: bool = False             # the client got an error
-    no_answer: bool = False         # it ended without an answer
+    seconds: float | None = None  # to the last byte; None: not measured
+    error: bool = False  # the client got an error
+    no_answer: bool = False  # it ended without an answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,19 +140,19 @@ class ClassUnits:
 class RolloutEvidence:
     """Everything that a rollout stands on. Empty at its start; cumulative over its steps."""
 
-    audits: tuple[ClassAudits, ...] = ()      # by class, sorted
-    traffic: tuple[tuple[str, int], ...] = () # requests of the route since the rollout began, by class, sorted
+    audits: tuple[ClassAudits, ...] = ()  # by class, sorted
+    traffic: tuple[tuple[str, int], ...] = ()  # requests of the route since the rollout began, by class, sorted
     kept: TokensKept = TokensKept()
-    units: tuple[ClassUnits, ...] = ()        # by class, sorted
-    latency: Contrast = Contrast()            # seconds over `Rules.latency_cap_s`
+    units: tuple[ClassUnits, ...] = ()  # by class, sorted
+    latency: Contrast = Contrast()  # seconds over `Rules.latency_cap_s`
     errors: Contrast = Contrast()
     no_answer: Contrast = Contrast()
-    satisfaction: Contrast = Contrast()       # 1 - satisfaction, of those that were rated
-    labelled: tuple[Cell, ...] = ()           # live runs with labels, by class; `full` is the control
-    latest: int | None = None                 # number of the route's latest publication; None: nobody has looked
-    withheld: str = ""                        # why nothing may be promoted now, such as a new epoch; "": nothing
-    idle: str = ""                            # why a learned candidate would save nothing as it stands; "": it would
-    void: str = ""                            # why a learned candidate can stop nobody any more, or ever; "": it may
+    satisfaction: Contrast = Contrast()  # 1 - satisfaction, of those that were rated
+    labelled: tuple[Cell, ...] = ()  # live runs with labels, by class; `full` is the control
+    latest: int | None = None  # number of the route's latest publication; None: nobody has looked
+    withheld: str = ""  # why nothing may be promoted now, such as a new epoch; "": nothing
+    idle: str = ""  # why a learned candidate would save nothing as it stands; "": it would
+    void: str = ""  # why a learned candidate can stop nobody any more, or ever; "": it may
 
     @property
     def n_audits(self) -> int:
@@ -187,9 +191,11 @@ class RolloutEvidence:
         candidate  … the candidate
         """
         kept = TokensKept(
-            n=self.kept.n + 1, full=self.kept.full + _tokens(full),
-            in_force=self.kept.in_force + _tokens(in_force), candidate=self.kept.candidate + _tokens(candidate),
-        )  # fmt: skip
+            n=self.kept.n + 1,
+            full=self.kept.full + _tokens(full),
+            in_force=self.kept.in_force + _tokens(in_force),
+            candidate=self.kept.candidate + _tokens(candidate),
+        )
         return replace(self, audits=self._moved(query_class, {_OUTCOMES[z]: 1}), kept=kept)
 
     def with_label(self, query_class: str, z: Z) -> RolloutEvidence:
@@ -209,9 +215,12 @@ class RolloutEvidence:
             part = _part(run.seconds, rules.latency_cap_s)
             latency = latency.plus(arm, part, margin=rules.latency_margin, cap=latency.adapted_cap)
         return replace(
-            self, units=tuple(classes[name] for name in sorted(classes)), latency=latency,
-            errors=self.errors.plus(arm, float(run.error)), no_answer=self.no_answer.plus(arm, float(run.no_answer)),
-        )  # fmt: skip
+            self,
+            units=tuple(classes[name] for name in sorted(classes)),
+            latency=latency,
+            errors=self.errors.plus(arm, float(run.error)),
+            no_answer=self.no_answer.plus(arm, float(run.no_answer)),
+        )
 
     def with_rating(self, arm: ArmName, satisfaction: float) -> RolloutEvidence:
         """After somebody said how satisfied he was, [0, 1], with a run that counts. One rating a unit."""

@@ -40,14 +40,14 @@ class Arm:
     """What is done with the requests of an arm. With nothing but a name it is the route as it is."""
 
     name: str
-    weight: float                    # relative to the other arms', at least 0
-    full: bool = False               # nothing is stopped and nothing asked for before the call
-    policy: str = ""                 # JSON of a policy, as settings write it; "": the route's own
-    threshold: float | None = None   # in place of the one of the route's own policy
-    level: int | None = None         # the highest level of what is certified; 0 never stops
-    effort: Effort | None = None     # asked for before the call
-    budget_tokens: int | None = None # of thought, kept by the engine
-    uncertified: bool = False        # may its own policy act though nobody has certified it?
+    weight: float  # relative to the other arms', at least 0
+    full: bool = False  # nothing is stopped and nothing asked for before the call
+    policy: str = ""  # JSON of a policy, as settings write it; "": the route's own
+    threshold: float | None = None  # in place of the one of the route's own policy
+    level: int | None = None  # the highest level of what is certified; 0 never stops
+    effort: Effort | None = None  # asked for before the call
+    budget_tokens: int | None = None  # of thought, kept by the engine
+    uncertified: bool = False  # may its own policy act though nobody has certified it?
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,18 +55,18 @@ class RunningExperiment:
     """An experiment as it was started: what stands in the settings later changes nothing."""
 
     name: str
-    run: int                          # of this name; 1 is the first
+    run: int  # of this name; 1 is the first
     routes: tuple[str, ...]
     unit: ExperimentUnit
     layer: str
-    slots: Slots                      # of the layer's thousand
+    slots: Slots  # of the layer's thousand
     arms: tuple[Arm, ...]
-    control: str                      # the arm that the others are compared with
-    primary: str                      # the metric that decides
+    control: str  # the arm that the others are compared with
+    primary: str  # the metric that decides
     margins: tuple[tuple[str, float], ...] = ()  # metric: loss against the control that is put up with, in its unit
-    confidence: float = 0.95          # of all that is said of it, together
-    warmup_units: int = 100           # first units, which are left out
-    max_tokens: float | None = None   # a run with more counts as this; None: learnt from the warm-up
+    confidence: float = 0.95  # of all that is said of it, together
+    warmup_units: int = 100  # first units, which are left out
+    max_tokens: float | None = None  # a run with more counts as this; None: learnt from the warm-up
     max_latency_s: float | None = None
 
     @property
@@ -95,7 +95,7 @@ class RunningExperiment:
 class UnitIds:
     """What one request belongs to, by the names that it came with. None or "": it named none."""
 
-    request: str                   # what its retries share
+    request: str  # what its retries share
     conversation: str | None = None
     user: str | None = None
     tenant: str | None = None
@@ -109,9 +109,7 @@ class UnitIds:
         return (self.user if unit == "user" else self.tenant) or None
 
 
-def units_of(
-    sender: str, *, request: str, conversation: str | None, user: str | None, tenant: str | None
-) -> UnitIds:
+def units_of(sender: str, *, request: str, conversation: str | None, user: str | None, tenant: str | None) -> UnitIds:
     """What a request belongs to. A name that its client chose is the client's own: another sender's is another unit.
 
     sender  keyed hash of its API key; "": no key was asked for
@@ -120,7 +118,9 @@ def units_of(
     def own(name: str | None) -> str | None:
         return joined(sender, name) if sender and name else name
 
-    return UnitIds(request=request, conversation=own(conversation), user=own(user), tenant=own(tenant) or sender or None)
+    return UnitIds(
+        request=request, conversation=own(conversation), user=own(user), tenant=own(tenant) or sender or None
+    )
 
 
 def draw(running: Iterable[RunningExperiment], *, route: str, units: UnitIds, salt: str) -> tuple[ArmDraw, ...]:
@@ -151,14 +151,18 @@ def draw_arm(one: RunningExperiment, unit: str, *, salt: str) -> ArmDraw:
     # By the arm's name and not by its place: an arm that is added moves units into itself alone.
     race = {
         name: -log(1.0 - point_of(f"{name}/{unit}", salt=own_salt, purpose=b"arm")) / share
-        for name, share in odds.items() if share > 0
-    }  # fmt: skip
+        for name, share in odds.items()
+        if share > 0
+    }
     arm = min(race, key=race.__getitem__)
     return ArmDraw(
-        experiment=one.name, run=one.run, arm=arm, propensity=odds[arm],
+        experiment=one.name,
+        run=one.run,
+        arm=arm,
+        propensity=odds[arm],
         others=tuple((name, share) for name, share in odds.items() if name != arm),
         unit=keyed(unit, salt=salt, purpose=b"experiment-unit", n_bytes=8).hex(),
-    )  # fmt: skip
+    )
 
 
 def with_arm(route: Route, arm: Arm) -> Route:
@@ -195,11 +199,21 @@ def _policy_of(written: str) -> Mapping[str, object]:
 def define(name: str, written: Written, *, run: int, slots: Slots) -> RunningExperiment:
     """An experiment as the settings have it now, for the log to keep."""
     return RunningExperiment(
-        name=name, run=run, routes=written.routes, unit=written.unit, layer=written.layer, slots=slots,
-        arms=tuple(arm_of(arm, table) for arm, table in written.arms.items()), control=control_of(written),
-        primary=written.primary, margins=tuple(sorted(written.margins.items())), confidence=written.confidence,
-        warmup_units=written.warmup_units, max_tokens=written.max_tokens, max_latency_s=written.max_latency_s,
-    )  # fmt: skip
+        name=name,
+        run=run,
+        routes=written.routes,
+        unit=written.unit,
+        layer=written.layer,
+        slots=slots,
+        arms=tuple(arm_of(arm, table) for arm, table in written.arms.items()),
+        control=control_of(written),
+        primary=written.primary,
+        margins=tuple(sorted(written.margins.items())),
+        confidence=written.confidence,
+        warmup_units=written.warmup_units,
+        max_tokens=written.max_tokens,
+        max_latency_s=written.max_latency_s,
+    )
 
 
 def control_of(written: Written) -> str:
@@ -254,9 +268,16 @@ def arm_of(name: str, table: ExperimentArm) -> Arm:
     """An arm as the settings have it."""
     policy = json.dumps(table.policy, sort_keys=True, separators=(",", ":")) if table.policy else ""
     return Arm(
-        name=name, weight=table.weight, full=table.full, policy=policy, threshold=table.threshold, level=table.level,
-        effort=table.effort, budget_tokens=table.budget_tokens, uncertified=table.uncertified,
-    )  # fmt: skip
+        name=name,
+        weight=table.weight,
+        full=table.full,
+        policy=policy,
+        threshold=table.threshold,
+        level=table.level,
+        effort=table.effort,
+        budget_tokens=table.budget_tokens,
+        uncertified=table.uncertified,
+    )
 
 
 def _without_weights(one: RunningExperiment) -> dict[str, object]:

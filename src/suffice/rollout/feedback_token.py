@@ -18,8 +18,8 @@ from suffice.errors import BadRequest
 
 HEADER = "x-suffice-feedback-token"
 VERSION = "v1"
-MOST_CHARS = 400   # a longer one is none of ours
-_MAC_CHARS = 32    # hexadecimal digits that are kept
+MOST_CHARS = 400  # a longer one is none of ours
+_MAC_CHARS = 32  # hexadecimal digits that are kept
 
 
 def sign(episode_id: str, *, until_s: int, salt: str) -> str:

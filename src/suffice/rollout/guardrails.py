@@ -41,11 +41,11 @@ class GuardrailValue:
     """What one guard-rail says."""
 
     rail: RailName
-    about: str | None      # a class of questions, or "3 rare classes"; None: the whole
-    n: int                 # audits; for live rails requests of the candidate
-    n_control: int         # requests of the control; 0 for EM, where both are known on each audit
-    worse: float | None    # its loss: EM or rate as a fraction, latency as a part of the control's; None: unknown
-    margin: float          # of the same
+    about: str | None  # a class of questions, or "3 rare classes"; None: the whole
+    n: int  # audits; for live rails requests of the candidate
+    n_control: int  # requests of the control; 0 for EM, where both are known on each audit
+    worse: float | None  # its loss: EM or rate as a fraction, latency as a part of the control's; None: unknown
+    margin: float  # of the same
     said: Said
     sentence: str
     n_missing: int | None = None  # for EM: audits until it is proved, at the rates seen; None: not known
@@ -63,7 +63,7 @@ class ClassGroup:
     name: str
     audits: ClassAudits
     share: float  # of the traffic
-    rare: bool    # several classes, each too small to be judged alone
+    rare: bool  # several classes, each too small to be judged alone
 
 
 # --------------------------------------------------------------------------- EM, on audits
@@ -117,9 +117,11 @@ def _audits(audits: dict[str, ClassAudits], names: Sequence[str]) -> ClassAudits
     mine = [audits[name] for name in names if name in audits]
     return ClassAudits(
         query_class=names[0] if len(names) == 1 else "",
-        gained=sum(one.gained for one in mine), same=sum(one.same for one in mine),
-        lost=sum(one.lost for one in mine), pending=sum(one.pending for one in mine),
-    )  # fmt: skip
+        gained=sum(one.gained for one in mine),
+        same=sum(one.same for one in mine),
+        lost=sum(one.lost for one in mine),
+        pending=sum(one.pending for one in mine),
+    )
 
 
 def _drop(audits: ClassAudits) -> float:
@@ -142,13 +144,21 @@ def _read_one(about: str | None, audits: ClassAudits, margin: float, delta: floa
     name = "EM" if about is None else f"EM of {about or NO_NAME}"
     seen = "no audits yet" if drop is None else f"{_by(drop)} on {audits.n:,} audits"
     ends = {
-        "fine": f"surely less than {points(margin)} lower", "harm": "surely lower",
+        "fine": f"surely less than {points(margin)} lower",
+        "harm": "surely lower",
         "open": f"{points(margin)} lower is not ruled out",
-    }  # fmt: skip
+    }
     return GuardrailValue(
-        rail="em", about=about, n=audits.n, n_control=0, worse=drop, margin=margin, said=said,
-        sentence=f"{name}: {seen}, {ends[said]}", n_missing=None if said != "open" else _missing(audits, margin, delta),
-    )  # fmt: skip
+        rail="em",
+        about=about,
+        n=audits.n,
+        n_control=0,
+        worse=drop,
+        margin=margin,
+        said=said,
+        sentence=f"{name}: {seen}, {ends[said]}",
+        n_missing=None if said != "open" else _missing(audits, margin, delta),
+    )
 
 
 def _one(gained: int, same: int, lost: int) -> Counts:
@@ -203,9 +213,15 @@ def _read_live(rail: LiveRail, seen: Contrast, rules: Rules) -> GuardrailValue:
     enough = min(n_candidate, n_control) >= _LEAST_SEEN
     worse = _worse(rail, seen) if enough else None
     return GuardrailValue(
-        rail=rail, about=None, n=n_candidate, n_control=n_control, worse=worse, margin=margin, said=said,
+        rail=rail,
+        about=None,
+        n=n_candidate,
+        n_control=n_control,
+        worse=worse,
+        margin=margin,
+        said=said,
         sentence=_live_sentence(rail, seen, worse, margin, said, rules),
-    )  # fmt: skip
+    )
 
 
 def _surely_apart(side: Literal[-1, 1], seen: SequenceState, mean: float, alpha: float) -> bool:
@@ -236,11 +252,13 @@ def _worse(rail: LiveRail, seen: Contrast) -> float | None:
     return apart / control if control > 0 else None
 
 
-def _live_sentence(
-    rail: LiveRail, seen: Contrast, worse: float | None, margin: float, said: Said, rules: Rules
-) -> str:
-    name = {"latency": "latency", "errors": "errors", "no_answer": "runs without an answer",
-            "satisfaction": "satisfaction"}[rail]  # fmt: skip
+def _live_sentence(rail: LiveRail, seen: Contrast, worse: float | None, margin: float, said: Said, rules: Rules) -> str:
+    name = {
+        "latency": "latency",
+        "errors": "errors",
+        "no_answer": "runs without an answer",
+        "satisfaction": "satisfaction",
+    }[rail]
     n = f"{seen.n_candidate:,} and {seen.n_control:,} runs"
     if worse is None:
         return f"{name}: too few to say anything, {n}"
@@ -257,9 +275,10 @@ def _live_sentence(
     worse_word = {"latency": "slower", "satisfaction": "lower"}.get(rail, "more")
     allowed = f"{100 * margin:g} %" if rail == "latency" else points(margin)
     ends = {
-        "fine": f"surely less than {allowed} {worse_word}", "harm": f"surely {worse_word}",
+        "fine": f"surely less than {allowed} {worse_word}",
+        "harm": f"surely {worse_word}",
         "open": f"{allowed} {worse_word} is not ruled out",
-    }  # fmt: skip
+    }
     return f"{name}: {shown} on {n}, {ends[said]}"
 
 

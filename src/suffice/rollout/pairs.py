@@ -10,14 +10,14 @@ from itertools import accumulate
 from typing import Final
 
 REPEAT_SHARE: Final = 0.1  # of the pairs: second full runs, which say how often the model differs from itself
-WATCH_SHARE: Final = 0.3   # of the rest: arms that are certified already, half of it the one in force
+WATCH_SHARE: Final = 0.3  # of the rest: arms that are certified already, half of it the one in force
 
 
 @dataclass(frozen=True, slots=True)
 class PairDraw:
     """Which second call an audit makes."""
 
-    arm: int           # 0: a second full run
+    arm: int  # 0: a second full run
     propensity: float  # P(this arm), in (0, 1]
 
 

@@ -13,9 +13,9 @@ from suffice.assurance.bounds import Interval
 
 Verdict: TypeAlias = Literal[
     "better",
-    "no worse",      # its loss is within the margin
+    "no worse",  # its loss is within the margin
     "worse",
-    "mixed",         # of an arm: not worse on the whole, and worse in a class of questions
+    "mixed",  # of an arm: not worse on the whole, and worse in a class of questions
     "inconclusive",
     "withheld",
 ]
@@ -39,7 +39,7 @@ class Value:
     query_class: str
     value: float
     known: tuple[float, ...] = ()  # of the question, before the first token; as many for all
-    warmup: bool = False           # one of the first units
+    warmup: bool = False  # one of the first units
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +47,8 @@ class ArmEvidence:
     """What an audit shows of one arm."""
 
     answer: str | None
-    right: bool | None   # None: nobody says
-    seen: bool = True    # False: a checkpoint is missing, or the run was broken off: the answer is not known
+    right: bool | None  # None: nobody says
+    seen: bool = True  # False: a checkpoint is missing, or the run was broken off: the answer is not known
     tokens: float = 0.0  # that the arm would have generated for it; 0: not counted
 
 
@@ -66,9 +66,9 @@ class Material:
 
     n_requests: int
     drawn: Sequence[UnitAssignment]
-    values: Mapping[str, Sequence[Value]]     # by metric
+    values: Mapping[str, Sequence[Value]]  # by metric
     audits: Sequence[AuditSeen] = ()
-    paired: frozenset[str] = frozenset()      # arms whose answers audits show
+    paired: frozenset[str] = frozenset()  # arms whose answers audits show
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,19 +88,19 @@ class ArmComparison:
 
     arm: str
     metric: str
-    paired: bool                  # by audits that show both
-    n: int                        # units, or audits
-    effect: float | None          # arm minus control, in the metric's unit
+    paired: bool  # by audits that show both
+    n: int  # units, or audits
+    effect: float | None  # arm minus control, in the metric's unit
     between: Interval | None
-    confidence: float             # of this interval by itself
-    margin: float | None          # loss that is put up with; None: none was named
+    confidence: float  # of this interval by itself
+    margin: float | None  # loss that is put up with; None: none was named
     verdict: Verdict
-    why: str = ""                 # why it is withheld or not measured
+    why: str = ""  # why it is withheld or not measured
     control_mean: float | None = None
-    plain: float | None = None    # difference of the two means as they are, which a mix of classes may spoil
+    plain: float | None = None  # difference of the two means as they are, which a mix of classes may spoil
     stratified: float | None = None  # mean of the classes' effects, each by its part of all
-    n_pending: int = 0            # audits without a label whose answers differ
-    n_cut: int = 0                # values above the cap, counted as the cap
+    n_pending: int = 0  # audits without a label whose answers differ
+    n_cut: int = 0  # values above the cap, counted as the cap
     n_missing: int | None = None  # further requests until it is conclusive, if all goes on so; None: no number
     classes: tuple[ClassEffect, ...] = ()
 
@@ -124,8 +124,8 @@ class ArmResult:
     arm: str
     verdict: Verdict
     comparisons: tuple[ArmComparison, ...]  # the primary metric first
-    n_missing: int | None                # further requests; None: nothing is missing, or there is no number
-    per_point: float | None = None       # satisfaction points lost for each EM point lost
+    n_missing: int | None  # further requests; None: nothing is missing, or there is no number
+    per_point: float | None = None  # satisfaction points lost for each EM point lost
     per_point_between: Interval | None = None
 
     def of(self, metric: str) -> ArmComparison:
@@ -145,5 +145,5 @@ class ExperimentResult:
     n_requests: int
     n_units: int
     n_by_arm: Mapping[str, int]
-    withheld: str | None      # why nothing is said; None: the split fits the odds
+    withheld: str | None  # why nothing is said; None: the split fits the odds
     arms: tuple[ArmResult, ...] = ()

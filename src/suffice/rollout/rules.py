@@ -31,9 +31,11 @@ class Rules(Rollout, frozen=True, kw_only=True, forbid_unknown_fields=False):
     def margin(self, rail: LiveRail) -> float:
         """What may be lost on a live guard-rail."""
         margins: dict[LiveRail, float] = {
-            "latency": self.latency_margin, "errors": self.error_margin, "no_answer": self.no_answer_margin,
+            "latency": self.latency_margin,
+            "errors": self.error_margin,
+            "no_answer": self.no_answer_margin,
             "satisfaction": self.satisfaction_margin,
-        }  # fmt: skip
+        }
         return margins[rail]
 
 

@@ -44,24 +44,24 @@ EVIDENCE: Final = "evidence"  # `Transition.by` where no person was asked
 class State:
     """Where a rollout stands. It changes by transitions only (`after`)."""
 
-    rollout: str               # its name, one of its own for every attempt; also the salt of its assignment
+    rollout: str  # its name, one of its own for every attempt; also the salt of its assignment
     route: str
-    candidate: str             # address of the version that is tried
-    in_force: str              # address of the version that serves the others
-    follows: int               # number of the publication that was the latest when it began; 0: none
+    candidate: str  # address of the version that is tried
+    in_force: str  # address of the version that serves the others
+    follows: int  # number of the publication that was the latest when it began; 0: none
     stage: Stage
-    step: int                  # steps taken forward: 0 in shadow, 1 in the canary, then the ramp's
-    share: float               # of new units that the candidate serves now, [0, 1]; while something is wrong, 0
+    step: int  # steps taken forward: 0 in shadow, 1 in the canary, then the ramp's
+    share: float  # of new units that the candidate serves now, [0, 1]; while something is wrong, 0
     audit_share: float | None  # of requests to audit that it asks for; None: EM is proved, the route's own is enough
-    began_at: int              # requests of the route when it began
-    began_s: float             # Unix time
-    since_at: int              # … when this step began, or was resumed
+    began_at: int  # requests of the route when it began
+    began_s: float  # Unix time
+    since_at: int  # … when this step began, or was resumed
     since_s: float
-    paused: str = ""           # why nothing goes forward; "": it is not paused
-    paused_by: str = ""        # a person, or "evidence"
-    n_moves: int = 0           # transitions so far
-    fit: str = ""              # address of the learned models that the candidate is; "": it is a policy
-    level: int = 0             # learned: the highest level that its own certificate lets act; 0: it stops nobody
+    paused: str = ""  # why nothing goes forward; "": it is not paused
+    paused_by: str = ""  # a person, or "evidence"
+    n_moves: int = 0  # transitions so far
+    fit: str = ""  # address of the learned models that the candidate is; "": it is a policy
+    level: int = 0  # learned: the highest level that its own certificate lets act; 0: it stops nobody
 
     @property
     def over(self) -> bool:
@@ -87,10 +87,18 @@ class State:
             return replace(self, level=move.level, n_moves=move.number)
         held = move.move == "pause"
         return replace(
-            self, stage=move.stage, level=move.level, step=move.step, share=move.share, audit_share=move.audit_share,
-            since_at=self.since_at if held else move.at, since_s=self.since_s if held else move.now_s,
-            paused=move.reason if held else "", paused_by=move.by if held else "", n_moves=move.number,
-        )  # fmt: skip
+            self,
+            stage=move.stage,
+            level=move.level,
+            step=move.step,
+            share=move.share,
+            audit_share=move.audit_share,
+            since_at=self.since_at if held else move.at,
+            since_s=self.since_s if held else move.now_s,
+            paused=move.reason if held else "",
+            paused_by=move.by if held else "",
+            n_moves=move.number,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,18 +106,18 @@ class Transition:
     """One move of a rollout, with everything that explains it later."""
 
     rollout: str
-    number: int                # 1 is the first: of two that claim the same number only one can be written
+    number: int  # 1 is the first: of two that claim the same number only one can be written
     move: Move
-    stage: Stage               # behind it
+    stage: Stage  # behind it
     step: int
     share: float
     audit_share: float | None
-    at: int                    # requests of the route
-    now_s: float               # Unix time
-    by: str                    # "evidence", or a person
-    reason: str                # a sentence
+    at: int  # requests of the route
+    now_s: float  # Unix time
+    by: str  # "evidence", or a person
+    reason: str  # a sentence
     readings: tuple[GuardrailValue, ...] = ()  # the evidence that it stood on
-    level: int = 0             # of a learned candidate that is certified; it acts up to there
+    level: int = 0  # of a learned candidate that is certified; it acts up to there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +125,7 @@ class ArmAssignment:
     """Which arm of a rollout a unit belongs to."""
 
     arm: ArmName | None  # None: neither; the version in force serves it and nothing is compared
-    propensity: float    # P(this arm), in (0, 1]
+    propensity: float  # P(this arm), in (0, 1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,9 +133,9 @@ class RolloutState:
     """What the evidence says of a rollout now, whether something follows from it or not."""
 
     readings: tuple[GuardrailValue, ...]
-    ends: str                  # why it goes back now; "": nothing speaks for that
-    broken: str                # why the arms cannot be compared; "": they can
-    missing: tuple[str, ...]   # what is not there yet for the next step, each a sentence; (): nothing
+    ends: str  # why it goes back now; "": nothing speaks for that
+    broken: str  # why the arms cannot be compared; "": they can
+    missing: tuple[str, ...]  # what is not there yet for the next step, each a sentence; (): nothing
 
     @property
     def word(self) -> Literal["goes back", "broken", "not enough data", "ready"]:
@@ -143,14 +151,34 @@ class RolloutState:
 
 
 def begin(
-    rollout: str, *, route: str, candidate: str, in_force: str, follows: int, at: int, now_s: float, rules: Rules,
+    rollout: str,
+    *,
+    route: str,
+    candidate: str,
+    in_force: str,
+    follows: int,
+    at: int,
+    now_s: float,
+    rules: Rules,
     fit: str = "",
-) -> State:  # fmt: skip
+) -> State:
     """A rollout at its start, in shadow. Whether it may begin at all is for `pace.refusal`."""
     return State(
-        rollout=rollout, route=route, candidate=candidate, in_force=in_force, follows=follows, stage="shadow", step=0,
-        share=0.0, audit_share=rules.audit_share, began_at=at, began_s=now_s, since_at=at, since_s=now_s, fit=fit,
-    )  # fmt: skip
+        rollout=rollout,
+        route=route,
+        candidate=candidate,
+        in_force=in_force,
+        follows=follows,
+        stage="shadow",
+        step=0,
+        share=0.0,
+        audit_share=rules.audit_share,
+        began_at=at,
+        began_s=now_s,
+        since_at=at,
+        since_s=now_s,
+        fit=fit,
+    )
 
 
 def advance(state: State, evidence: RolloutEvidence, rules: Rules, *, at: int, now_s: float) -> Transition | None:
@@ -168,15 +196,26 @@ def advance(state: State, evidence: RolloutEvidence, rules: Rules, *, at: int, n
         return None
     if standing.broken:
         return _move(
-            state, "pause", at=at, now_s=now_s, by=EVIDENCE, reason=standing.broken, readings=standing.readings,
+            state,
+            "pause",
+            at=at,
+            now_s=now_s,
+            by=EVIDENCE,
+            reason=standing.broken,
+            readings=standing.readings,
             share=0.0,
-        )  # fmt: skip
+        )
     if standing.missing:
         return None
     return _forward(
-        state, rules, at=at, now_s=now_s, by=EVIDENCE, reason=_why_forward(state, evidence, rules),
+        state,
+        rules,
+        at=at,
+        now_s=now_s,
+        by=EVIDENCE,
+        reason=_why_forward(state, evidence, rules),
         readings=standing.readings,
-    )  # fmt: skip
+    )
 
 
 def certify(state: State, level: int, *, reason: str, at: int, now_s: float) -> Transition:
@@ -249,9 +288,11 @@ def look(state: State, evidence: RolloutEvidence, rules: Rules, *, at: int, now_
         missing = [*_missing_proof(evidence, rules, em), *missing]
     missing += _missing_always(state, evidence, rules, at=at, now_s=now_s)
     return RolloutState(
-        readings=(*em, *others), broken=broken, missing=tuple(missing),
+        readings=(*em, *others),
+        broken=broken,
+        missing=tuple(missing),
         ends=harm or _why_over(state, rules, evidence.idle, missing, at=at),
-    )  # fmt: skip
+    )
 
 
 def _why_forward(state: State, evidence: RolloutEvidence, rules: Rules) -> str:
@@ -308,7 +349,11 @@ def _missing_proof(evidence: RolloutEvidence, rules: Rules, em: tuple[GuardrailV
 
 
 def _missing_live(
-    state: State, evidence: RolloutEvidence, rules: Rules, em: tuple[GuardrailValue, ...], live: tuple[GuardrailValue, ...]
+    state: State,
+    evidence: RolloutEvidence,
+    rules: Rules,
+    em: tuple[GuardrailValue, ...],
+    live: tuple[GuardrailValue, ...],
 ) -> list[str]:
     """Before more are served: runs enough of both arms, nothing that looks worse; before all are, proof."""
     missing, least = [], rules.least_requests * state.step
@@ -316,9 +361,10 @@ def _missing_live(
         if n < least:
             missing.append(f"{name}: {n:,} of {least:,} new units")
     missing += [
-        f"{reading.sentence}; it looks worse than that" for reading in (em[0], *live)
+        f"{reading.sentence}; it looks worse than that"
+        for reading in (em[0], *live)
         if reading.looks_worse and reading.said == "open"
-    ]  # fmt: skip
+    ]
     if state.step == rules.n_steps - 1:
         missing += [one.sentence for one in live if one.rail in rules.required and one.said != "fine"]
     return missing
@@ -359,9 +405,11 @@ def _forward(
     share = _share_of(step, rules)
     return replace(
         _move(state, "promote", at=at, now_s=now_s, by=by, reason=reason, readings=readings),
-        stage=stage, step=step, share=share,
+        stage=stage,
+        step=step,
+        share=share,
         audit_share=None if by == EVIDENCE or stage == "full" else state.audit_share,
-    )  # fmt: skip
+    )
 
 
 def _back(
@@ -372,15 +420,32 @@ def _back(
 
 
 def _move(
-    state: State, move: Move, *, at: int, now_s: float, by: str, reason: str, readings: tuple[GuardrailValue, ...] = (),
+    state: State,
+    move: Move,
+    *,
+    at: int,
+    now_s: float,
+    by: str,
+    reason: str,
+    readings: tuple[GuardrailValue, ...] = (),
     share: float | None = None,
-) -> Transition:  # fmt: skip
+) -> Transition:
     """A move that stays at its step."""
     return Transition(
-        rollout=state.rollout, number=state.n_moves + 1, move=move, stage=state.stage, step=state.step,
-        share=state.share if share is None else share, audit_share=state.audit_share, at=at, now_s=now_s, by=by,
-        reason=reason, readings=readings, level=state.level,
-    )  # fmt: skip
+        rollout=state.rollout,
+        number=state.n_moves + 1,
+        move=move,
+        stage=state.stage,
+        step=state.step,
+        share=state.share if share is None else share,
+        audit_share=state.audit_share,
+        at=at,
+        now_s=now_s,
+        by=by,
+        reason=reason,
+        readings=readings,
+        level=state.level,
+    )
 
 
 def _check_running(state: State, what: str) -> None:

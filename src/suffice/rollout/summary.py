@@ -31,9 +31,10 @@ def reading(result: ExperimentResult, arm: ArmResult) -> tuple[str, ...]:
             UNFAIR,
         )
     others = [
-        one for one in arm.comparisons[1:]
+        one
+        for one in arm.comparisons[1:]
         if one.effect is not None or one.margin is not None or one.verdict == "withheld"
-    ]  # fmt: skip
+    ]
     told = [_headline(result, arm), _others(others)]
     last = _last(arm)
     return tuple(sentence for sentence in (*told, last) if sentence)
@@ -140,9 +141,7 @@ def _between(metric: RunMetric, between: Interval) -> str:
     low, high = sorted((between.low, between.high), key=abs)
     if metric.way(low) == metric.way(high):
         return f"between {metric.size(low)} and {metric.size(high)}"
-    return (
-        f"between {metric.size(between.low)} {metric.less} and {metric.size(between.high)} {metric.more}"
-    )
+    return f"between {metric.size(between.low)} {metric.less} and {metric.size(between.high)} {metric.more}"
 
 
 def _part(one: ArmComparison) -> str:

@@ -29,7 +29,7 @@ from suffice.signals.features import FeatureSet
 from suffice.types import Kind
 
 Form: TypeAlias = Literal[
-    "policy",   # {"policy": name, **parameters}, as `policy.base.build_policy` takes it
+    "policy",  # {"policy": name, **parameters}, as `policy.base.build_policy` takes it
     "learned",  # models with their levels, as `learn.version.Version.plain` writes them
 ]
 
@@ -55,11 +55,11 @@ _LOOKS: Final = (
 class VersionLineage:
     """Where a version comes from."""
 
-    parent: str | None            # address of the version that it is to replace; None: the first
-    proposed_by: str              # a job or a person
-    why: str                      # a sentence
+    parent: str | None  # address of the version that it is to replace; None: the first
+    proposed_by: str  # a job or a person
+    why: str  # a sentence
     since_seq: int | None = None  # first row of the log that it was learned from; None: it was not learned
-    to_seq: int | None = None     # last row
+    to_seq: int | None = None  # last row
     proposed_s: float | None = None  # Unix time; informative
 
     def plain(self) -> dict[str, Any]:
@@ -72,9 +72,9 @@ class VersionLineage:
 class SignalSchema:
     """One signal that a version reads, as it was when the version was made."""
 
-    name: str                                   # of the fold
+    name: str  # of the fold
     parameters: tuple[tuple[str, bool | int | float | str], ...]  # with their defaults, sorted by name
-    fields: tuple[str, ...]                     # of Signals that it fills
+    fields: tuple[str, ...]  # of Signals that it fills
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -86,7 +86,7 @@ class Here:
     """What a version must fit to serve on a route."""
 
     kind: Kind
-    scorer: str        # label of the route's scorer
+    scorer: str  # label of the route's scorer
     model_family: str  # of the route's upstream, such as "qwen3-8b"
 
 
@@ -147,15 +147,27 @@ class Version:
 
 
 def make_version(
-    form: Form, body: Mapping[str, Any], *, kind: Kind, scorer: str, model_family: str | None, lineage: VersionLineage,
+    form: Form,
+    body: Mapping[str, Any],
+    *,
+    kind: Kind,
+    scorer: str,
+    model_family: str | None,
+    lineage: VersionLineage,
     report_card: Mapping[str, Any] | None = None,
-) -> Version:  # fmt: skip
+) -> Version:
     """A new version, its signals found in its body. Raises ConfigError as `Version` does."""
     _check_plain("version.body", body, MOST_DEPTH)
     return Version(
-        form=form, body=body, kind=kind, scorer=scorer, model_family=model_family, lineage=lineage,
-        signals=_schema_of(_needs_of(form, body)), report_card=report_card or {},
-    )  # fmt: skip
+        form=form,
+        body=body,
+        kind=kind,
+        scorer=scorer,
+        model_family=model_family,
+        lineage=lineage,
+        signals=_schema_of(_needs_of(form, body)),
+        report_card=report_card or {},
+    )
 
 
 # --------------------------------------------------------------------------- bytes

@@ -23,9 +23,7 @@ _NO_WORD = r"(?![\w'’-])"
 # Upper case stands alone or closed. Lower case needs something that closes it: "a dog" is no option.
 _LETTER = rf"(?:(?P<upper>{_UPPER}){_NO_WORD}|(?P<closed>{_LOWER}){_CLOSE}{_NO_WORD})"
 _ANNOUNCED = AnnouncementPattern(lambda announcement: rf"{announcement}{_OPEN}{_NAMED}{_OPEN}{_LETTER}")
-_LEADING = re.compile(
-    rf"{_OPEN}{_NAMED}{_OPEN}(?:(?P<upper>{_UPPER})|(?P<closed>{_LOWER})){_CLOSE}{_NO_WORD}"
-)
+_LEADING = re.compile(rf"{_OPEN}{_NAMED}{_OPEN}(?:(?P<upper>{_UPPER})|(?P<closed>{_LOWER})){_CLOSE}{_NO_WORD}")
 _LONE = re.compile(
     rf"{_OPEN}{_NAMED}{_OPEN}(?:(?P<upper>{_UPPER})|(?P<closed>{_LOWER}))[\s)\]}}）】*_.:;,：、$\"'`!]{{0,6}}"
 )

@@ -13,13 +13,39 @@ from suffice.scoring.normal import MAX_ANSWER_CHARS, digest, is_digest, readable
 from suffice.scoring.number import exact_number
 from suffice.scoring.text import TextScorer
 
-_SIGNS = str.maketrans({
-    "−": "-", "–": "-", "‐": "-", "‑": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "÷": "/",
-    "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ",
-    "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "°": "", "′": "'", "\u2061": "", "\u2062": "", "$": " ",
-    **{chr(code): rf"\frac{{{a}}}{{{b}}}" for code in (0xBC, 0xBD, 0xBE, *range(0x2150, 0x215F))
-       for a, _, b in [unicodedata.normalize("NFKC", chr(code)).partition("\u2044")]},
-})  # fmt: skip
+_SIGNS = str.maketrans(
+    {
+        "−": "-",
+        "–": "-",
+        "‐": "-",
+        "‑": "-",
+        "×": r"\times ",
+        "·": r"\cdot ",
+        "⋅": r"\cdot ",
+        "∙": r"\cdot ",
+        "÷": "/",
+        "π": r"\pi ",
+        "∞": r"\infty ",
+        "√": r"\sqrt ",
+        "≤": r"\le ",
+        "≥": r"\ge ",
+        "≠": r"\ne ",
+        "∪": r"\cup ",
+        "∩": r"\cap ",
+        "∈": r"\in ",
+        "∅": r"\emptyset ",
+        "°": "",
+        "′": "'",
+        "\u2061": "",
+        "\u2062": "",
+        "$": " ",
+        **{
+            chr(code): rf"\frac{{{a}}}{{{b}}}"
+            for code in (0xBC, 0xBD, 0xBE, *range(0x2150, 0x215F))
+            for a, _, b in [unicodedata.normalize("NFKC", chr(code)).partition("\u2044")]
+        },
+    }
+)
 _RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n", strict=True))
 _LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎", "0123456789+-()", strict=True))
 _RAISED_RUN = re.compile(f"[{''.join(_RAISED)}]+")

@@ -18,9 +18,9 @@ from suffice.scoring.normal import ByNormalForm
 from suffice.scoring.spec import check_word
 
 MAX_DIGITS = 1_000
-_MAX_FRACTION_DIGITS = 18   # longer ones are compared as written
-_MAX_ANNOUNCED_GAP = 80     # characters between "answer is" and its number
-_MAX_OPERATOR_GAP = 24      # characters between two numbers of one sum
+_MAX_FRACTION_DIGITS = 18  # longer ones are compared as written
+_MAX_ANNOUNCED_GAP = 80  # characters between "answer is" and its number
+_MAX_OPERATOR_GAP = 24  # characters between two numbers of one sum
 _MINUS = {ord(dash): "-" for dash in "−–‐‑－﹣"}
 
 # The groups give back one when a digit too many follows; possessive, they would start all over
@@ -47,8 +47,10 @@ _OPERATORS = re.compile(r"[\s$€£¥+*/×÷·()^=\\-]*+")
 _BRACED = r"\s{0,4}\{\s{0,4}([+-]?\d++)\s{0,4}\}\s{0,4}"
 _LATEX_FRACTION = re.compile(rf"(?P<glued>(?<=\d)\s?)?\\[dt]?frac(?:{_BRACED}{_BRACED}|\s?(\d)\s?(\d))")
 _MIXED = re.compile(r"(?<![\w.,/])(\d{1,9}) (\d{1,9})/(\d{1,9})(?![\w/]|[.,]\d)")
-_VULGAR = {chr(code): unicodedata.normalize("NFKC", chr(code)).replace("\u2044", "/")
-           for code in (0xBC, 0xBD, 0xBE, *range(0x2150, 0x215F))}
+_VULGAR = {
+    chr(code): unicodedata.normalize("NFKC", chr(code)).replace("\u2044", "/")
+    for code in (0xBC, 0xBD, 0xBE, *range(0x2150, 0x215F))
+}
 _VULGAR_SIGN = re.compile(f"(?P<glued>(?<=\\d))?([{''.join(_VULGAR)}])")
 
 

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-READ_CHARS = 4_000       # the end of a text, where its answer stands; bounds the time together with the next
-MAX_INSTRUCTIONS = 200   # of the compiled pattern; `{2,5}` counts as five copies
-_MAX_DEPTH = 20          # brackets inside brackets
+READ_CHARS = 4_000  # the end of a text, where its answer stands; bounds the time together with the next
+MAX_INSTRUCTIONS = 200  # of the compiled pattern; `{2,5}` counts as five copies
+_MAX_DEPTH = 20  # brackets inside brackets
 _MAX_PATTERN_CHARS = 1_000
 
 _QUANTIFIER = re.compile(r"(?:([*+?])|\{(\d{1,3})(?:(,)(\d{1,3})?)?\})(\?)?")
@@ -65,7 +65,7 @@ class _Choice:
 class _Repeat:
     inner: _Node
     low: int
-    high: int | None    # None: without end
+    high: int | None  # None: without end
     greedy: bool
 
 
@@ -77,8 +77,8 @@ class _Instruction:
     """One step of the matcher."""
 
     kind: Literal["item", "edge", "split", "open", "close", "done"]
-    test: re.Pattern[str] | None = None         # of an item or an edge
-    then: tuple[int, ...] = ()                  # of a split: where to go on, the preferred way first
+    test: re.Pattern[str] | None = None  # of an item or an edge
+    then: tuple[int, ...] = ()  # of a split: where to go on, the preferred way first
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +118,7 @@ class Pattern:
                 yield group
             at = max(end, at + 1)
 
-    def _match(
-        self, text: str, start: int, reached: dict[int, int]
-    ) -> tuple[int, tuple[int, int] | None] | None:
+    def _match(self, text: str, start: int, reached: dict[int, int]) -> tuple[int, tuple[int, int] | None] | None:
         """The match that begins at `start`: (its end, the group's place); None: there is none."""
         program, width = self._program, len(text) + 1
         todo = [(0, start, -1, -1, -1)]  # instruction, place, reached from, where the group began and ended
@@ -348,9 +346,7 @@ def _emit(node: _Node, program: list[_Instruction], wanted: int, flags: re.Regex
             _emit_repeat(node, program, wanted, flags)
 
 
-def _emit_choice(
-    options: tuple[_Node, ...], program: list[_Instruction], wanted: int, flags: re.RegexFlag
-) -> None:
+def _emit_choice(options: tuple[_Node, ...], program: list[_Instruction], wanted: int, flags: re.RegexFlag) -> None:
     split = _Instruction("split")
     program.append(split)
     begins, leaves = [], []
@@ -364,9 +360,7 @@ def _emit_choice(
         leave.then = (len(program),)
 
 
-def _emit_repeat(
-    node: _Repeat, program: list[_Instruction], wanted: int, flags: re.RegexFlag
-) -> None:
+def _emit_repeat(node: _Repeat, program: list[_Instruction], wanted: int, flags: re.RegexFlag) -> None:
     for _ in range(node.low):
         _emit(node.inner, program, wanted, flags)
     splits = []

@@ -16,21 +16,61 @@ from suffice.scoring.number import chosen_number, shifted, value_of
 
 _PREFIXES = {"n": -9, "µ": -6, "μ": -6, "m": -3, "c": -2, "d": -1, "k": 3, "M": 6, "G": 9, "T": 12}
 _PREFIX_WORDS = {
-    "nano": -9, "micro": -6, "milli": -3, "centi": -2, "deci": -1, "kilo": 3, "mega": 6, "giga": 9, "tera": 12,
-}  # fmt: skip
+    "nano": -9,
+    "micro": -6,
+    "milli": -3,
+    "centi": -2,
+    "deci": -1,
+    "kilo": 3,
+    "mega": 6,
+    "giga": 9,
+    "tera": 12,
+}
 # Symbol: the words for it. These take prefixes.
 _METRIC = {
-    "m": "metre meter", "g": "gram gramme", "s": "second sec", "L": "litre liter l", "W": "watt", "V": "volt",
-    "J": "joule", "N": "newton", "Pa": "pascal", "Hz": "hertz", "A": "ampere amp", "Ω": "ohm", "B": "byte",
-    "eV": "electronvolt", "mol": "mole", "cal": "calorie",
-}  # fmt: skip
+    "m": "metre meter",
+    "g": "gram gramme",
+    "s": "second sec",
+    "L": "litre liter l",
+    "W": "watt",
+    "V": "volt",
+    "J": "joule",
+    "N": "newton",
+    "Pa": "pascal",
+    "Hz": "hertz",
+    "A": "ampere amp",
+    "Ω": "ohm",
+    "B": "byte",
+    "eV": "electronvolt",
+    "mol": "mole",
+    "cal": "calorie",
+}
 # These do not. One-letter words of English are not among them: "in" is no inch, "a" no year.
 _PLAIN = {
-    "min": "minute min", "h": "hour hr h", "day": "day", "week": "week", "month": "month", "year": "year yr",
-    "inch": "inch inches", "ft": "foot feet ft", "yd": "yard yd", "mi": "mile mi", "lb": "pound lb", "oz": "ounce oz",
-    "K": "kelvin K", "°C": "°C celsius", "°F": "°F fahrenheit", "°": "° degree", "t": "tonne", "bar": "bar",
-    "$": "$ dollar USD", "€": "€ euro EUR", "£": "£ GBP", "¥": "¥ yen JPY", "cent": "cent",
-}  # fmt: skip
+    "min": "minute min",
+    "h": "hour hr h",
+    "day": "day",
+    "week": "week",
+    "month": "month",
+    "year": "year yr",
+    "inch": "inch inches",
+    "ft": "foot feet ft",
+    "yd": "yard yd",
+    "mi": "mile mi",
+    "lb": "pound lb",
+    "oz": "ounce oz",
+    "K": "kelvin K",
+    "°C": "°C celsius",
+    "°F": "°F fahrenheit",
+    "°": "° degree",
+    "t": "tonne",
+    "bar": "bar",
+    "$": "$ dollar USD",
+    "€": "€ euro EUR",
+    "£": "£ GBP",
+    "¥": "¥ yen JPY",
+    "cent": "cent",
+}
 
 
 def _units() -> dict[str, tuple[str, int]]:

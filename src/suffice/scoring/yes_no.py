@@ -16,9 +16,7 @@ from suffice.scoring.normal import ByNormalForm
 _YES = "yes true correct oui vrai ja wahr sí si sim verdadero vero да 是 是的 对 对的 はい 예 네 نعم हाँ हां evet tak"
 _NO = "no false incorrect non faux nein falsch não falso нет 否 不 不是 不对 いいえ 아니요 아니오 لا नहीं hayır nie nee"
 _WORDS = {
-    unicodedata.normalize("NFKC", word): said
-    for said, words in (("yes", _YES), ("no", _NO))
-    for word in words.split()
+    unicodedata.normalize("NFKC", word): said for said, words in (("yes", _YES), ("no", _NO)) for word in words.split()
 }
 _MARKS = r"\s\"'“”‘’*_`(){}\[\].,:;!?¿¡。，、！？：；「」『』（）【】$\\-"
 _FIRST = re.compile(rf"[{_MARKS}]{{0,20}}([^{_MARKS}]{{1,20}})(?=[{_MARKS}]|\Z)")

@@ -24,15 +24,24 @@ _HTTP_URL: Final = re.compile(r"https?://[!-.0-?A-~]+(/[!-~]*)?")  # before the 
 
 # Types as people who write a settings file call them.
 _KINDS = {
-    "str": "a text in quotes", "int": "a whole number", "float": "a number", "bool": "true or false", "array": "a list",
-    "object": "a table", "null": "nothing",
-}  # fmt: skip
+    "str": "a text in quotes",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+    "null": "nothing",
+}
 
 
 # Tables whose tables have names of their owner's.
 _TABLES: Mapping[str, type[msgspec.Struct]] = {
-    "keys": Key, "upstreams": Upstream, "routes": Route, "experiments": Experiment, "metrics": Metric,
-}  # fmt: skip
+    "keys": Key,
+    "upstreams": Upstream,
+    "routes": Route,
+    "experiments": Experiment,
+    "metrics": Metric,
+}
 
 
 def parse(raw: Mapping[str, Any]) -> Settings:

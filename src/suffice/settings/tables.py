@@ -25,9 +25,9 @@ Direction = Literal["higher", "lower"]
 MetricType = Literal["boolean", "rating", "number", "category"]
 MetricLevel = Literal["request", "conversation", "user"]
 MailTls = Literal[
-    "required",       # a mail server without TLS gets nothing
+    "required",  # a mail server without TLS gets nothing
     "opportunistic",  # TLS where it is offered: whoever can take the offer out of the line reads the mail
-    "off",            # not asked for
+    "off",  # not asked for
 ]
 
 
@@ -36,25 +36,25 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     host: str = "127.0.0.1"
     port: int = 8400
-    api_keys_env: str = ""            # environment variable with comma-separated keys; "": open
-    feedback_keys_env: str = ""       # likewise, for keys that may label as reviewers and ask for nothing else
-    allowed_hosts: tuple[str, ...] = ()    # names that browsers may call it by, beside localhost and IP addresses
+    api_keys_env: str = ""  # environment variable with comma-separated keys; "": open
+    feedback_keys_env: str = ""  # likewise, for keys that may label as reviewers and ask for nothing else
+    allowed_hosts: tuple[str, ...] = ()  # names that browsers may call it by, beside localhost and IP addresses
     allowed_origins: tuple[str, ...] = ()  # other sites whose pages may call the API, as "https://app.example.com"
     max_body_bytes: int = 20 * 2**20  # larger bodies are refused with 413
-    max_depth: int = 128              # JSON nesting
-    max_items: int = 300_000          # values in one JSON body: numbers, texts, lists, objects
-    max_sample_bytes: int = 8 * 2**20 # of each repeated sample, in memory
-    ping_s: float = 15.0              # comment line on a silent stream
-    grace_s: float = 10.0             # how long live streams may finish at shutdown
-    head_timeout_s: float = 30.0      # for a request's head, and for the first byte of a new connection
-    body_timeout_s: float = 30.0      # for a request's body; each 16 KiB of it buy one second more
-    keepalive_s: float = 75.0         # how long a connection may wait for its next request
+    max_depth: int = 128  # JSON nesting
+    max_items: int = 300_000  # values in one JSON body: numbers, texts, lists, objects
+    max_sample_bytes: int = 8 * 2**20  # of each repeated sample, in memory
+    ping_s: float = 15.0  # comment line on a silent stream
+    grace_s: float = 10.0  # how long live streams may finish at shutdown
+    head_timeout_s: float = 30.0  # for a request's head, and for the first byte of a new connection
+    body_timeout_s: float = 30.0  # for a request's body; each 16 KiB of it buy one second more
+    keepalive_s: float = 75.0  # how long a connection may wait for its next request
     max_connections: int | None = None  # at once; None: as many as the process may have descriptors for
     max_connections_per_address: int = 1024  # at once from one address, or one /64 of IPv6; 0: no limit
     client_idle_timeout_s: float = 300.0  # a client that takes nothing for so long though bytes wait is cut off
-    retry_window_s: float = 600.0     # after which a repeated body is a new request; 0: only idempotency keys repeat
-    kill_file: FileName = ""               # as long as it exists nothing is stopped; "": beside the log, `.kill`
-    relay: tuple[str, ...] = ()       # further paths of the engine that are relayed, such as "POST /tokenize"
+    retry_window_s: float = 600.0  # after which a repeated body is a new request; 0: only idempotency keys repeat
+    kill_file: FileName = ""  # as long as it exists nothing is stopped; "": beside the log, `.kill`
+    relay: tuple[str, ...] = ()  # further paths of the engine that are relayed, such as "POST /tokenize"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -65,23 +65,23 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One API key, or several of one owner while one replaces another, and what it permits."""
 
-    key_env: str                      # environment variable with the key; several are separated by commas
-    routes: tuple[str, ...] | None = None   # that it may use; (): none, it only sends feedback; None: see `auth.Caller`
+    key_env: str  # environment variable with the key; several are separated by commas
+    routes: tuple[str, ...] | None = None  # that it may use; (): none, it only sends feedback; None: see `auth.Caller`
     sources: tuple[str, ...] | None = None  # of feedback that it may send; None: all but those of reviewers and judges
-    all_objects: bool = False         # may use, list and rate what other keys have made
+    all_objects: bool = False  # may use, list and rate what other keys have made
     requests_per_minute: int | None = None  # None: no limit
-    concurrency: int | None = None    # requests at once; None: no limit
-    tokens_per_day: int | None = None # prompt and answer, of a UTC day; None: no limit
+    concurrency: int | None = None  # requests at once; None: no limit
+    tokens_per_day: int | None = None  # prompt and answer, of a UTC day; None: no limit
 
 
 class Extra(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What extra calls (probes, above all) may take of an upstream, over all requests of this process."""
 
-    calls_per_s: float | None = None    # probes a second; None: only the shares below limit them
-    tokens_per_s: float | None = None   # read anew and generated by probes, a second; None: likewise
-    concurrency_share: float = 0.5      # fraction of `slots` that probes may take at once; at least one
-    when_busy: Literal["skip", "queue"] = "skip"   # a probe while all slots are taken: never sent, or it waits
-    rate_limit_share: float = 0.2       # fraction of the rate limits that its headers tell
+    calls_per_s: float | None = None  # probes a second; None: only the shares below limit them
+    tokens_per_s: float | None = None  # read anew and generated by probes, a second; None: likewise
+    concurrency_share: float = 0.5  # fraction of `slots` that probes may take at once; at least one
+    when_busy: Literal["skip", "queue"] = "skip"  # a probe while all slots are taken: never sent, or it waits
+    rate_limit_share: float = 0.2  # fraction of the rate limits that its headers tell
 
 
 class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -95,44 +95,44 @@ class Prices(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class Template(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How the model's own chat template writes a conversation, for `raw` where the server does not say."""
 
-    turn: str                         # one message, around {role} and {content}
-    generate: str                     # where generation begins, with the opening tag if the template writes it
-    begin: str = ""                   # before the first message
+    turn: str  # one message, around {role} and {content}
+    generate: str  # where generation begins, with the opening tag if the template writes it
+    begin: str = ""  # before the first message
 
 
 class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One model server that speaks OpenAI's protocol."""
 
-    url: str                                  # base, with or without /v1
-    driver: Driver = "openai"                 # what may be tried beyond the plain protocol
-    api_key_env: str = ""                     # environment variable; "": the client's own header goes on
-    slots: int = 1                            # requests that it serves at once; 1: cancel before hand-over
+    url: str  # base, with or without /v1
+    driver: Driver = "openai"  # what may be tried beyond the plain protocol
+    api_key_env: str = ""  # environment variable; "": the client's own header goes on
+    slots: int = 1  # requests that it serves at once; 1: cancel before hand-over
     connect_timeout_s: float = 5.0
-    first_byte_timeout_s: float = 600.0       # until an answer's head has come whole; 0: for ever
-    idle_timeout_s: float = 300.0             # silence on an open response
-    keepalive_s: float = 4.0                  # llama.cpp closes idle connections after 5 s
-    retries: int = 1                          # only while nothing has reached the client
-    finish: tuple[FinishMethod, ...] = ()     # ways to close a thought, best first; (): the driver's
+    first_byte_timeout_s: float = 600.0  # until an answer's head has come whole; 0: for ever
+    idle_timeout_s: float = 300.0  # silence on an open response
+    keepalive_s: float = 4.0  # llama.cpp closes idle connections after 5 s
+    retries: int = 1  # only while nothing has reached the client
+    finish: tuple[FinishMethod, ...] = ()  # ways to close a thought, best first; (): the driver's
     think_open: str = "<think>"
     think_close: str = "</think>"
-    think_opened: bool = False                # the chat template opens the thought: content begins inside it
-    lowest_effort: Effort | None = None       # at which a re-ask may think; None: the driver's lowest
-    template: Template | None = None          # None: the server is asked where it can say
-    extra: Extra = Extra()                    # what probes may take of it
-    affinity_header: str = ""                 # tells a router in front of replicas which calls belong together
-    prices: Prices | None = None              # None: unknown, so money is left out everywhere
+    think_opened: bool = False  # the chat template opens the thought: content begins inside it
+    lowest_effort: Effort | None = None  # at which a re-ask may think; None: the driver's lowest
+    template: Template | None = None  # None: the server is asked where it can say
+    extra: Extra = Extra()  # what probes may take of it
+    affinity_header: str = ""  # tells a router in front of replicas which calls belong together
+    prices: Prices | None = None  # None: unknown, so money is left out everywhere
 
 
 class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How trial answers are asked for while a thought is running."""
 
-    max_tokens: int = 16              # of the trial answer
-    closing: str = "\n"               # text written before the closing tag; must not end in a space
-    answer_prefix: str = ""           # text written after the closing tag
-    stop: tuple[str, ...] = ("\n",)   # where a trial answer ends
-    timeout_s: float = 30.0           # a trial answer that takes longer is missing
-    reask_thought: str = "My reasoning so far:\n\n{thought}"   # `re-ask`: the assistant's message
-    reask_ask: str = (                # `re-ask`: the user's message behind it
+    max_tokens: int = 16  # of the trial answer
+    closing: str = "\n"  # text written before the closing tag; must not end in a space
+    answer_prefix: str = ""  # text written after the closing tag
+    stop: tuple[str, ...] = ("\n",)  # where a trial answer ends
+    timeout_s: float = 30.0  # a trial answer that takes longer is missing
+    reask_thought: str = "My reasoning so far:\n\n{thought}"  # `re-ask`: the assistant's message
+    reask_ask: str = (  # `re-ask`: the user's message behind it
         "Stop reasoning here. Give only the final answer to my question, in the form that it asked for."
     )
     verified_by: VerifiedBy = "doctor"  # who saw that the upstream continues a text and caches prefixes
@@ -141,20 +141,20 @@ class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where a chain of thought is cut into steps."""
 
-    boundary: str = "line"            # where a step may end: a name of `episode.segment.SEGMENTERS`
-    min_tokens: int = 24              # a step is at least this long
-    growth: float = 1.15              # each step is that much longer than the last: geometric probing
-    max_tokens: int = 512             # a step that sees no boundary ends here, between words
+    boundary: str = "line"  # where a step may end: a name of `episode.segment.SEGMENTERS`
+    min_tokens: int = 24  # a step is at least this long
+    growth: float = 1.15  # each step is that much longer than the last: geometric probing
+    max_tokens: int = 512  # a step that sees no boundary ends here, between words
 
 
 class Embeddings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which server turns drafts into vectors, so that they are compared by meaning and not by their words."""
 
-    url: str                          # base of a server with OpenAI's /v1/embeddings, with or without /v1
-    model: str                        # as that server calls it
-    api_key_env: str = ""             # environment variable; "": no key is sent
-    timeout_s: float = 1.0            # a vector that takes longer is missing: words are compared
-    pause_s: float = 30.0             # after a failure, nothing is asked for so long
+    url: str  # base of a server with OpenAI's /v1/embeddings, with or without /v1
+    model: str  # as that server calls it
+    api_key_env: str = ""  # environment variable; "": no key is sent
+    timeout_s: float = 1.0  # a vector that takes longer is missing: words are compared
+    pause_s: float = 30.0  # after a failure, nothing is asked for so long
 
 
 class Pressure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -164,88 +164,88 @@ class Pressure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     0 never stops, 1 saves the most.
     """
 
-    queue: float | None = None          # target: calls open at the upstream, over its `slots`
-    latency_s: float | None = None      # target: 95th percentile of the route's runs that may be stopped
-    tokens_per_s: float | None = None   # target: generated for the route
-    usd_per_hour: float | None = None   # target: spent by the route; needs `prices`
-    operating_point: float = 1.0        # usual place; under pressure it is 1
-    slack_point: float | None = None    # place while the load is far below every target; None: `operating_point`
-    hold_s: float = 30.0                # how long the load must be low before the next move to the safer side
+    queue: float | None = None  # target: calls open at the upstream, over its `slots`
+    latency_s: float | None = None  # target: 95th percentile of the route's runs that may be stopped
+    tokens_per_s: float | None = None  # target: generated for the route
+    usd_per_hour: float | None = None  # target: spent by the route; needs `prices`
+    operating_point: float = 1.0  # usual place; under pressure it is 1
+    slack_point: float | None = None  # place while the load is far below every target; None: `operating_point`
+    hold_s: float = 30.0  # how long the load must be low before the next move to the safer side
 
 
 class Judge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which model may say whether an answer is right, where nobody else does; asked by `suffice feedback judge`."""
 
-    url: str                          # base of an OpenAI-compatible server, with or without /v1
-    model: str                        # as that server calls it
-    api_key_env: str = ""             # environment variable; "": no key is sent
-    questions: FileName = ""          # file of the route's questions; "": named when asked
-    timeout_s: float = 60.0           # for one grade
-    max_tokens: int = 1_024           # of one grade; a model that thinks needs more
+    url: str  # base of an OpenAI-compatible server, with or without /v1
+    model: str  # as that server calls it
+    api_key_env: str = ""  # environment variable; "": no key is sent
+    questions: FileName = ""  # file of the route's questions; "": named when asked
+    timeout_s: float = 60.0  # for one grade
+    max_tokens: int = 1_024  # of one grade; a model that thinks needs more
 
 
 class Review(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which runs people are asked about, and how."""
 
-    per_day: int = 50                 # runs that are asked about in a day of UTC, at most; 0: nobody is asked
-    control_share: float = 0.2        # fraction of these drawn at random from all runs; the others tell more
-    reviewers: int = 1                # people who judge a run independently of each other; a further one decides
-    lease_s: float = 900.0            # how long a reviewer has a run before it goes back
-    open_days: float = 14.0           # after which nobody is asked about a run any more
-    questions: FileName = ""          # file of the route's questions; "": the judge's
-    keep_text: bool = False           # keep texts in the log for reviewers: the question, a loop's sources
-    text_days: float = 30.0           # how long a kept text is shown
+    per_day: int = 50  # runs that are asked about in a day of UTC, at most; 0: nobody is asked
+    control_share: float = 0.2  # fraction of these drawn at random from all runs; the others tell more
+    reviewers: int = 1  # people who judge a run independently of each other; a further one decides
+    lease_s: float = 900.0  # how long a reviewer has a run before it goes back
+    open_days: float = 14.0  # after which nobody is asked about a run any more
+    questions: FileName = ""  # file of the route's questions; "": the judge's
+    keep_text: bool = False  # keep texts in the log for reviewers: the question, a loop's sources
+    text_days: float = 30.0  # how long a kept text is shown
 
 
 class ReviewCap(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How much of people's time all routes together may take."""
 
-    per_day: int = 200                # runs that are asked about in a day of UTC, at most; 0: nobody is asked
+    per_day: int = 200  # runs that are asked about in a day of UTC, at most; 0: nobody is asked
 
 
 class Match(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which requests belong to a route. All given conditions must hold; none: every request."""
 
-    model: str = ""                   # shell pattern on the request's model, "" = any
-    header: str = ""                  # value of x-suffice-route, "" = any
+    model: str = ""  # shell pattern on the request's model, "" = any
+    header: str = ""  # value of x-suffice-route, "" = any
 
 
 class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is governed, how, and with which promise."""
 
-    upstream: str = ""                # name of an upstream; "": only where the caller runs the loop (kind "rounds")
+    upstream: str = ""  # name of an upstream; "": only where the caller runs the loop (kind "rounds")
     match: Match = Match()
     kind: Kind = "reasoning"
     mode: Mode = "observe"
     scorer: str | dict[str, Any] = "text"  # a name, or {"scorer": name, **parameters}
-    policy: dict[str, Any] = {}       # {"policy": name, **parameters}; empty: learned, and certified before it acts
-    uncertified: bool = False         # let an uncertified policy act; everything says so
-    max_em_drop: float = 0.02         # fraction: the largest EM drop that the owner accepts
-    confidence: float = 0.95          # fraction: how sure the promise must be
-    promise: Promise = "certified"    # "budgeted": the drop keeps to max_em_drop on average, with no confidence
+    policy: dict[str, Any] = {}  # {"policy": name, **parameters}; empty: learned, and certified before it acts
+    uncertified: bool = False  # let an uncertified policy act; everything says so
+    max_em_drop: float = 0.02  # fraction: the largest EM drop that the owner accepts
+    confidence: float = 0.95  # fraction: how sure the promise must be
+    promise: Promise = "certified"  # "budgeted": the drop keeps to max_em_drop on average, with no confidence
     label_timeout_s: float | None = None  # longest normal delay of a label; None: learnt from those that came
     critical_em: float | None = None  # fraction: below it a person decides
     min_satisfaction: float | None = None  # fraction, or above 1 a rating up to 5; None: ratings do not steer
     audit_share: float | None = None  # fraction; None: 0.05 once something is certified, see `rollout.assign`
-    most_audit_share: float = 0.5     # fraction: audits are drawn at up to this share while they look worse than before
+    most_audit_share: float = 0.5  # fraction: audits are drawn at up to this share while they look worse than before
     sample_rate: float | None = None  # fraction of its requests that have rows in the log; None: `monitoring`'s
-    model: str | None = None          # model name to send upstream; None: the client's
-    samples: int = 1                  # kind "samples": answers in a full run; 1 = pass-through
-    wave: int = 4                     # kind "samples": answers drawn at once
-    max_extra_calls: int = 32         # a request: probes, further samples, continuation, reruns together
-    probe: Probe | None = None        # None: no upstream call is ever added while observing
+    model: str | None = None  # model name to send upstream; None: the client's
+    samples: int = 1  # kind "samples": answers in a full run; 1 = pass-through
+    wave: int = 4  # kind "samples": answers drawn at once
+    max_extra_calls: int = 32  # a request: probes, further samples, continuation, reruns together
+    probe: Probe | None = None  # None: no upstream call is ever added while observing
     steps: Steps = Steps()
     embeddings: Embeddings | None = None  # None: drafts are compared by their words
-    judge: Judge | None = None        # None: no model ever judges an answer
-    review: Review = Review()         # which runs people are asked about
-    rollout: Rollout = Rollout()      # how another version reaches its traffic: the deployment's rules, some replaced
-    effort: Effort | None = None      # asked for before the call, where the route acts; None: the client's
+    judge: Judge | None = None  # None: no model ever judges an answer
+    review: Review = Review()  # which runs people are asked about
+    rollout: Rollout = Rollout()  # how another version reaches its traffic: the deployment's rules, some replaced
+    effort: Effort | None = None  # asked for before the call, where the route acts; None: the client's
     budget_tokens: int | None = None  # of thought, kept by the engine, where the route acts; None: none
     pressure: Pressure | None = None  # None: always the most aggressive certified level
     fallback_capacity: float | None = None  # tokens/s that the upstream bears for it, over those now; None: unknown
     on_fallback: OnFallback = "quality_first"  # what gives way when all must run in full and that is too much
-    finish_unclosed: bool = False     # a run cut inside its thought: give the client a forced answer
-    handover_ms: int = 5_000          # a continuation that takes longer is dropped
+    finish_unclosed: bool = False  # a run cut inside its thought: give the client a forced answer
+    handover_ms: int = 5_000  # a continuation that takes longer is dropped
     handover_buffer_bytes: int = 256 * 1024
 
     @property
@@ -289,30 +289,30 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 class ExperimentArm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is done with the requests of one arm; with a weight alone it is the route as it is."""
 
-    weight: float = 1.0               # relative to the other arms'; raised alone, it moves units into this arm only
-    full: bool = False                # the full run: nothing is stopped, nothing is asked for before the call
-    policy: dict[str, Any] = {}       # as a route's; empty: the route's own
-    threshold: float | None = None    # in place of the `threshold` of the route's own policy
-    level: int | None = None          # the highest level used of those that are certified; 0 never stops
-    effort: Effort | None = None      # asked for before the call, in place of the route's
+    weight: float = 1.0  # relative to the other arms'; raised alone, it moves units into this arm only
+    full: bool = False  # the full run: nothing is stopped, nothing is asked for before the call
+    policy: dict[str, Any] = {}  # as a route's; empty: the route's own
+    threshold: float | None = None  # in place of the `threshold` of the route's own policy
+    level: int | None = None  # the highest level used of those that are certified; 0 never stops
+    effort: Effort | None = None  # asked for before the call, in place of the route's
     budget_tokens: int | None = None  # of thought, kept by the engine, in place of the route's
-    uncertified: bool = False         # let this arm's own policy act, though nobody has certified it
+    uncertified: bool = False  # let this arm's own policy act, though nobody has certified it
 
 
 class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Two or more ways to serve the same requests, compared. It begins and ends by `suffice experiment`."""
 
-    routes: tuple[str, ...]           # whose requests take part
-    arms: dict[str, ExperimentArm]    # by name; two or more
+    routes: tuple[str, ...]  # whose requests take part
+    arms: dict[str, ExperimentArm]  # by name; two or more
     unit: ExperimentUnit = "request"  # what always gets the same arm
-    layer: str = "default"            # experiments of one layer exclude each other, those of two are independent
-    share: float = 1.0                # fraction of the layer's units that take part; raised, it only adds units
-    control: str = ""                 # arm that the others are compared with; "": the full run, else the first
-    primary: str = "tokens"           # metric that decides: tokens, latency, satisfaction, em, or a declared one
-    margins: dict[str, float] = {}    # metric: loss against the control that is put up with, in the metric's unit
-    confidence: float = 0.95          # fraction: of all that is said of its arms and metrics, together
-    warmup_units: int = 100           # the first units, which are left out
-    max_tokens: float | None = None   # a run with more counts as this; None: learnt from the warm-up
+    layer: str = "default"  # experiments of one layer exclude each other, those of two are independent
+    share: float = 1.0  # fraction of the layer's units that take part; raised, it only adds units
+    control: str = ""  # arm that the others are compared with; "": the full run, else the first
+    primary: str = "tokens"  # metric that decides: tokens, latency, satisfaction, em, or a declared one
+    margins: dict[str, float] = {}  # metric: loss against the control that is put up with, in the metric's unit
+    confidence: float = 0.95  # fraction: of all that is said of its arms and metrics, together
+    warmup_units: int = 100  # the first units, which are left out
+    max_tokens: float | None = None  # a run with more counts as this; None: learnt from the warm-up
     max_latency_s: float | None = None  # likewise
 
 
@@ -320,27 +320,27 @@ class Metric(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """What a value that people or programs send about answers means; feedback gives it as `metrics`."""
 
     type: MetricType
-    level: MetricLevel = "request"     # what one value speaks of, so that it counts once
-    direction: Direction = "higher"    # which way of it is better
+    level: MetricLevel = "request"  # what one value speaks of, so that it counts once
+    direction: Direction = "higher"  # which way of it is better
     range: tuple[float, float] | None = None  # smallest and largest value; None: 1 to 5 of a rating
-    values: tuple[str, ...] = ()       # of a category: the words that are allowed
-    survey: str = ""                   # the survey that it is a question of; "": none
-    question: str = ""                 # its words, for whoever shows the survey
+    values: tuple[str, ...] = ()  # of a category: the words that are allowed
+    survey: str = ""  # the survey that it is a question of; "": none
+    question: str = ""  # its words, for whoever shows the survey
 
 
 class Langfuse(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How scores of Langfuse are read."""
 
-    secret_env: str = ""               # environment variable with the secret that signs what it sends; "": none
-    scores: dict[str, str] = {}        # name of a score: the field of feedback that it is, or "metrics.NAME"
+    secret_env: str = ""  # environment variable with the secret that signs what it sends; "": none
+    scores: dict[str, str] = {}  # name of a score: the field of feedback that it is, or "metrics.NAME"
 
 
 class FeedbackRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What holds for all feedback."""
 
-    token_hours: float = 720.0         # how long the token of an answer lets its holder rate it; 0: none is sent
-    park_days: float = 30.0            # feedback whose request has not come by then is a dead letter
-    least_propensity: float = 1.0      # fraction: a smaller share of people who were asked counts as this one
+    token_hours: float = 720.0  # how long the token of an answer lets its holder rate it; 0: none is sent
+    park_days: float = 30.0  # feedback whose request has not come by then is a dead letter
+    least_propensity: float = 1.0  # fraction: a smaller share of people who were asked counts as this one
     langfuse: Langfuse = Langfuse()
 
 
@@ -348,41 +348,41 @@ class Store(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Where events go."""
 
     url: FileUrl = "sqlite:///suffice.db"
-    queue_rows: int = 50_000          # waiting for the writer; more: outcomes are counted as dropped
-    flush_ms: int = 20                # the writer gathers this long before it commits
-    last_good_file: FileName = ""     # file with what is served while the log cannot be read; "": beside it, `.good`
-    last_good_s: float = 3_600.0      # for how long it is; then all runs in full; 0: not at all, and no file is written
+    queue_rows: int = 50_000  # waiting for the writer; more: outcomes are counted as dropped
+    flush_ms: int = 20  # the writer gathers this long before it commits
+    last_good_file: FileName = ""  # file with what is served while the log cannot be read; "": beside it, `.good`
+    last_good_s: float = 3_600.0  # for how long it is; then all runs in full; 0: not at all, and no file is written
 
 
 class Control(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The loop that certifies, watches and brakes; numbers of ASSURANCE.md, section 3.9."""
 
-    enabled: bool = True              # a worker runs beside `suffice serve`; False: only where `suffice worker` runs
-    period_s: float = 2.0             # between two looks at the log
-    tick_requests: int = 100          # of a route, between two looks at its evidence
+    enabled: bool = True  # a worker runs beside `suffice serve`; False: only where `suffice worker` runs
+    period_s: float = 2.0  # between two looks at the log
+    tick_requests: int = 100  # of a route, between two looks at its evidence
     burst_requests: int | None = None  # that run in full at a cold start and after an alarm; None: 24 / max_em_drop
-    refit_requests: int = 1_000       # between two fits
+    refit_requests: int = 1_000  # between two fits
     window_audits: int | None = None  # that a certificate looks back on; None: 16 / max_em_drop
-    tune: bool = False                # propose a route's effort or budget from audits that were asked twice
+    tune: bool = False  # propose a route's effort or budget from audits that were asked twice
 
 
 class Console(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Pages for people, and the control API, beside the gateway."""
 
-    enabled: bool = True              # False: `/console` and `/api` do not exist
-    host: str = ""                    # address of a listener of its own; "": `server.host`
-    port: int | None = None           # port of a listener of its own; None: it is served on the gateway's
-    session_s: float = 43_200.0       # how long a login lasts
-    live_s: float = 5.0               # between two looks at the log while somebody watches the first page
+    enabled: bool = True  # False: `/console` and `/api` do not exist
+    host: str = ""  # address of a listener of its own; "": `server.host`
+    port: int | None = None  # port of a listener of its own; None: it is served on the gateway's
+    session_s: float = 43_200.0  # how long a login lasts
+    live_s: float = 5.0  # between two looks at the log while somebody watches the first page
 
 
 class AuditLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where the head of the audit log's chain is exported to, so that a cut or rebuilt chain can be told."""
 
-    file: FileName = ""               # signed heads are added to it, a line each; "": to no file
-    webhook_env: str = ""             # environment variable with an address that heads are sent to; "": to none
-    every_s: float = 3_600.0          # between two exports; a head that has not moved is not exported again
-    timeout_s: float = 10.0           # for the webhook
+    file: FileName = ""  # signed heads are added to it, a line each; "": to no file
+    webhook_env: str = ""  # environment variable with an address that heads are sent to; "": to none
+    every_s: float = 3_600.0  # between two exports; a head that has not moved is not exported again
+    timeout_s: float = 10.0  # for the webhook
 
     @property
     def is_exported(self) -> bool:
@@ -393,52 +393,63 @@ class AuditLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How long the log keeps what people said, and what it never keeps. None: for ever."""
 
-    answers_days: float | None = None    # trial and final answers, votes, references, corrections
-    comments_days: float | None = None   # what people wrote: comments and reasons of labels and reviews
+    answers_days: float | None = None  # trial and final answers, votes, references, corrections
+    comments_days: float | None = None  # what people wrote: comments and reasons of labels and reviews
     questions_days: float | None = None  # texts of questions, where a route keeps them for reviewers
-    metadata_days: float | None = None   # what callers declared of a question
-    steps_days: float | None = None      # steps of runs, numbers and all
-    redact: tuple[TextPart, ...] = ()    # never written at all
-    every_s: float = 86_400.0            # between two looks for what is old enough
+    metadata_days: float | None = None  # what callers declared of a question
+    steps_days: float | None = None  # steps of runs, numbers and all
+    redact: tuple[TextPart, ...] = ()  # never written at all
+    every_s: float = 86_400.0  # between two looks for what is old enough
 
     @property
     def days(self) -> dict[str, float]:
         """The parts of rows that go, and after how many days."""
         found = {
-            "answers": self.answers_days, "comments": self.comments_days, "questions": self.questions_days,
-            "metadata": self.metadata_days, "steps": self.steps_days,
-        }  # fmt: skip
+            "answers": self.answers_days,
+            "comments": self.comments_days,
+            "questions": self.questions_days,
+            "metadata": self.metadata_days,
+            "steps": self.steps_days,
+        }
         return {part: days for part, days in found.items() if days is not None}
 
 
 AlertKind: TypeAlias = Literal[
-    "budget_nearly_spent", "breach_forecast", "drift", "incident", "rollback", "sample_ratio", "fail_open",
-    "kill_switch", "version_refused", "log_missed",
-]  # fmt: skip
+    "budget_nearly_spent",
+    "breach_forecast",
+    "drift",
+    "incident",
+    "rollback",
+    "sample_ratio",
+    "fail_open",
+    "kill_switch",
+    "version_refused",
+    "log_missed",
+]
 
 
 class SamplingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is kept of requests in the log, where keeping all of them is too much."""
 
-    sample_rate: float = 1.0          # fraction of requests that have rows, audits among them; the others are counted
-    adapt: bool = True                # spread it over classes of live requests by what is uncertain; False: evenly
+    sample_rate: float = 1.0  # fraction of requests that have rows, audits among them; the others are counted
+    adapt: bool = True  # spread it over classes of live requests by what is uncertain; False: evenly
 
 
 class Alerts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Who is told when something goes wrong. Addresses of webhooks and passwords stand in the environment."""
 
-    webhook_url_env: str = ""         # environment variable with the address, as Slack gives one; "": none
-    email_to: tuple[str, ...] = ()    # (): no e-mail
+    webhook_url_env: str = ""  # environment variable with the address, as Slack gives one; "": none
+    email_to: tuple[str, ...] = ()  # (): no e-mail
     email_from: str = ""
     smtp_host: str = ""
-    smtp_port: int = 587              # 465 begins with TLS; others are asked for it
-    smtp_tls: MailTls | None = None   # None: "required" where there is a login, else "opportunistic"
-    smtp_user_env: str = ""           # environment variable; "": the server asks for none
+    smtp_port: int = 587  # 465 begins with TLS; others are asked for it
+    smtp_tls: MailTls | None = None  # None: "required" where there is a login, else "opportunistic"
+    smtp_user_env: str = ""  # environment variable; "": the server asks for none
     smtp_password_env: str = ""
     kinds: tuple[AlertKind, ...] = get_args(AlertKind)
-    repeat_s: float = 3_600.0         # the same alert is told again after so long
-    tell_over: bool = True            # say, too, when what was told is over
-    link: str | None = None           # address that people reach the console's server by; None: no links
+    repeat_s: float = 3_600.0  # the same alert is told again after so long
+    tell_over: bool = True  # say, too, when what was told is over
+    link: str | None = None  # address that people reach the console's server by; None: no links
 
     @property
     def are_told(self) -> bool:

@@ -77,7 +77,7 @@ FOLDS: dict[str, Callable[..., Fold]] = {
 class FoldSpec:
     """One fold as it was asked for, checked."""
 
-    need: str                              # as it was written
+    need: str  # as it was written
     name: str
     build: Callable[[], Fold]
     parameters: tuple[tuple[str, Value], ...]  # with their defaults, sorted by name
@@ -144,9 +144,12 @@ def order(need: str) -> FoldSpec:
         raise ConfigError(f"needs: {name}: cannot be built: {type(error).__name__}: {error}") from error
     bound = {key: given.get(key, parameter.default) for key, parameter in declared.items()}
     return FoldSpec(
-        need=need, name=name, build=build if given else factory,
-        parameters=tuple(sorted(bound.items())), fields=fields,
-    )  # fmt: skip
+        need=need,
+        name=name,
+        build=build if given else factory,
+        parameters=tuple(sorted(bound.items())),
+        fields=fields,
+    )
 
 
 def _way_out(wrong: str, known: Iterable[str]) -> str:

@@ -24,7 +24,7 @@ _MOST_QUERIES = 256  # whose class is remembered
 class FeatureTest:
     """One comparison: the feature is above the value, or at most the value."""
 
-    feature: str   # as `signals.features` names it, of the query alone
+    feature: str  # as `signals.features` names it, of the query alone
     above: bool
     value: float
 

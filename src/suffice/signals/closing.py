@@ -28,7 +28,7 @@ class ClosingEntropy:
     def __init__(self, *, alpha: float = 0.2) -> None:
         self._alpha = number("closing.alpha", alpha, most=1.0)
         self._closed: float | None = None
-        self._known = False        # had the last step an entropy?
+        self._known = False  # had the last step an entropy?
         self._n_known = 0
         self._mean = 0.0
         self._variance = 0.0

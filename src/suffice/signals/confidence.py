@@ -17,8 +17,13 @@ class Confidence:
     """Confidence in the last step's trial answer; a step without an answer has none."""
 
     fields: tuple[str, ...] = (
-        "confidence", "confidence_min", "confidence_mean", "confidence_margin", "mass", "entropy",
-    )  # fmt: skip
+        "confidence",
+        "confidence_min",
+        "confidence_mean",
+        "confidence_margin",
+        "mass",
+        "entropy",
+    )
 
     def __init__(self) -> None:
         self._step: Step | None = None

@@ -87,25 +87,35 @@ DERIVED: Final[Mapping[str, DerivedField]] = {
     ),
     "streak_share": DerivedField(
         "Steps in a row with the same trial answer over the steps so far.",
-        ("answer_streak", "step"), _over_step, _over_steps,
+        ("answer_streak", "step"),
+        _over_step,
+        _over_steps,
     ),
     "vote_share": DerivedField(
         "Steps that gave an answer over the steps so far.", ("n_votes", "step"), _over_step, _over_steps
     ),
     "lead": DerivedField(
         "Votes of the leading answer minus those of the runner-up.",
-        ("top_votes", "second_votes"), lambda top, second: top - second, lambda top, second: top - second,
+        ("top_votes", "second_votes"),
+        lambda top, second: top - second,
+        lambda top, second: top - second,
     ),
     "remaining_steps": DerivedField(
         "Planned steps that are still to come; unknown without a plan.",
-        ("step", "step_share"), _remaining, _remaining_many,
+        ("step", "step_share"),
+        _remaining,
+        _remaining_many,
     ),
     "lead_share": DerivedField(
         "The lead over the planned steps that remain, at most 3, and 3 where none remain; unknown without a plan.",
-        ("top_votes", "second_votes", "step", "step_share"), _lead_share, _lead_share_many,
+        ("top_votes", "second_votes", "step", "step_share"),
+        _lead_share,
+        _lead_share_many,
     ),
     "settled": DerivedField(
         "1 where the runner-up cannot draw level in the planned steps that remain, else 0; unknown without a plan.",
-        ("top_votes", "second_votes", "step", "step_share"), _settled, _settled_many,
+        ("top_votes", "second_votes", "step", "step_share"),
+        _settled,
+        _settled_many,
     ),
-}  # fmt: skip
+}

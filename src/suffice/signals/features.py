@@ -34,11 +34,11 @@ QUERY_FIELDS: Final = ("n_chars", "n_words", "n_numbers", "n_operators", "planne
 HAS_ANSWER: Final = "has_answer"  # 1 where there is an answer to deliver, else 0; never unknown
 _COUNTED: Final = ("step", "tokens_used")
 _BEFORE: Final = ("query", "step_share")  # known before the first token: no evidence of how the run went
-_LEAST_P: Final = 1e-4            # logit is cut here …
-_MOST_P: Final = 1.0 - _LEAST_P   # … and here
+_LEAST_P: Final = 1e-4  # logit is cut here …
+_MOST_P: Final = 1.0 - _LEAST_P  # … and here
 _LOGIT_LEAST: Final = log(_LEAST_P / _MOST_P)
 _LOGIT_MOST: Final = log(_MOST_P / (1.0 - _MOST_P))
-_MOST_QUERIES: Final = 256        # whose part of a row is remembered
+_MOST_QUERIES: Final = 256  # whose part of a row is remembered
 _BUCKET: Final = re.compile("0|[1-9][0-9]{0,8}")
 
 
@@ -183,7 +183,7 @@ class FeatureSet:
 class _Prepared(NamedTuple):
     """What of a row is settled by its query."""
 
-    tail: list[float]                 # its factors, and a 0 for each product
+    tail: list[float]  # its factors, and a 0 for each product
     live: list[tuple[int, int, int]]  # products that are not 0 for it: place in the row, and what is multiplied
 
 
@@ -276,11 +276,15 @@ def _sqrt(given: Iterable[Known]) -> list[float]:
 
 def _logit(given: Iterable[Known]) -> list[float]:
     return [
-        0.0 if p is None or p - p
-        else log(p / (1.0 - p)) if _LEAST_P < p < _MOST_P
-        else _LOGIT_MOST if p > 0.5 else _LOGIT_LEAST
+        0.0
+        if p is None or p - p
+        else log(p / (1.0 - p))
+        if _LEAST_P < p < _MOST_P
+        else _LOGIT_MOST
+        if p > 0.5
+        else _LOGIT_LEAST
         for p in given
-    ]  # fmt: skip
+    ]
 
 
 def _unknown(given: Iterable[Known]) -> list[float]:
@@ -288,8 +292,12 @@ def _unknown(given: Iterable[Known]) -> list[float]:
 
 
 _TRANSFORMED: Final[Mapping[Transform, Callable[[Iterable[Known]], list[float]]]] = {
-    "": _plain, "log1p": _log1p, "sqrt": _sqrt, "logit": _logit, "unknown": _unknown,
-}  # fmt: skip
+    "": _plain,
+    "log1p": _log1p,
+    "sqrt": _sqrt,
+    "logit": _logit,
+    "unknown": _unknown,
+}
 
 
 def _picker(places: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:

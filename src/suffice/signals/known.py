@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from suffice.errors import ConfigError
 
-ROUNDING = 1e-3     # engines report probabilities of 1 as logarithms a little above 0
+ROUNDING = 1e-3  # engines report probabilities of 1 as logarithms a little above 0
 _MOST_NATS = 100.0  # of one token: e^100 tokens are in no vocabulary
 
 

@@ -16,10 +16,10 @@ from zlib import crc32
 
 from suffice.types import Query
 
-N_BUCKETS = 4_096            # of the hashed n-grams
-MAX_NGRAMS = 512             # different buckets that are kept, those first met
-MOST_CHARS = 32_768          # that are read: of a longer text the first and the last half of them
-_MAX_WORDS = 256             # that are hashed: of a longer text the first and the last half of them
+N_BUCKETS = 4_096  # of the hashed n-grams
+MAX_NGRAMS = 512  # different buckets that are kept, those first met
+MOST_CHARS = 32_768  # that are read: of a longer text the first and the last half of them
+_MAX_WORDS = 256  # that are hashed: of a longer text the first and the last half of them
 _WORD = re.compile(r"[^\W_]+")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 # A hyphen counts as minus behind a digit, a bracket or a space only; half of LaTeX's operators are words.
@@ -31,23 +31,41 @@ _OPTION = re.compile(r"^\s{0,8}\(?[A-J1-9][).:]\s", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
 _ASKS = re.compile(r"\b(?:what|which|who|whom|whose|when|where|why|how)\b")
 _TYPES = (  # the first that fits; looked for in the folded sentence that asks
-    ("yes-no", re.compile(
-        r"\b(?:true or false|yes or no)\b|^\W{0,8}(?:is|are|was|were|do|does|did|can|could|will|has|have)\b"
-    )),
-    ("number", re.compile(
-        r"\bhow (?:many|much|long|far|old|often|tall|fast)\b|\b(?:calculate|compute|evaluate|simplify|solve)\b"
-        r"|\b(?:the|a) (?:number|value|sum|product|area|volume|length|probability|remainder|average|total) of\b"
-    )),
+    (
+        "yes-no",
+        re.compile(
+            r"\b(?:true or false|yes or no)\b|^\W{0,8}(?:is|are|was|were|do|does|did|can|could|will|has|have)\b"
+        ),
+    ),
+    (
+        "number",
+        re.compile(
+            r"\bhow (?:many|much|long|far|old|often|tall|fast)\b|\b(?:calculate|compute|evaluate|simplify|solve)\b"
+            r"|\b(?:the|a) (?:number|value|sum|product|area|volume|length|probability|remainder|average|total) of\b"
+        ),
+    ),
     ("proof", re.compile(r"\b(?:prove|show that)\b")),
-    ("task", re.compile(
-        r"^\W{0,8}(?:write|implement|translate|summari[sz]e|explain|describe|list|give|create|generate)\b"
-    )),
-)  # fmt: skip
+    (
+        "task",
+        re.compile(r"^\W{0,8}(?:write|implement|translate|summari[sz]e|explain|describe|list|give|create|generate)\b"),
+    ),
+)
 _UNSPACED = frozenset({"han", "kana", "thai", "lao", "khmer", "myanmar", "tibetan"})
 QUESTION_TYPES = (
-    "choice", "number", "yes-no", "proof", "task",
-    "what", "which", "who", "when", "where", "why", "how", "other",
-)  # fmt: skip
+    "choice",
+    "number",
+    "yes-no",
+    "proof",
+    "task",
+    "what",
+    "which",
+    "who",
+    "when",
+    "where",
+    "why",
+    "how",
+    "other",
+)
 
 
 def query_signals(

@@ -53,7 +53,7 @@ class Number:
 class Mark:
     """A factor that is 1 where something was declared or found before the first token, else 0."""
 
-    key: str        # one of OF_THE_QUERY, or a key of the metadata
+    key: str  # one of OF_THE_QUERY, or a key of the metadata
     word: str
     declared: bool  # the key is one of the metadata
 

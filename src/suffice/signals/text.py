@@ -61,9 +61,9 @@ class Loops:
     fields: tuple[str, ...] = ("loop_share",)
 
     def __init__(self) -> None:
-        self._tail: list[str] = []     # the last words, one fewer than a gram has
+        self._tail: list[str] = []  # the last words, one fewer than a gram has
         self._young: set[int] = set()  # when half of what may be remembered is here, it becomes the old …
-        self._old: set[int] = set()    # … and the old is forgotten
+        self._old: set[int] = set()  # … and the old is forgotten
         self._share: float | None = None
 
     def update(self, step: Step) -> None:

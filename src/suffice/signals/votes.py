@@ -18,18 +18,24 @@ class Votes:
     """Count one vote for each step's answer."""
 
     fields: tuple[str, ...] = (
-        "n_votes", "top_votes", "second_votes", "third_votes", "p_majority", "agreement", "vote_entropy",
-    )  # fmt: skip
+        "n_votes",
+        "top_votes",
+        "second_votes",
+        "third_votes",
+        "p_majority",
+        "agreement",
+        "vote_entropy",
+    )
 
     def __init__(self) -> None:
-        self._counts: dict[str, int] = {}      # in the order in which answers were first seen
+        self._counts: dict[str, int] = {}  # in the order in which answers were first seen
         self._first_step: dict[str, int] = {}  # index of the step that gave the answer first
         self._n_steps = 0
         self._n_votes = 0
         self._top_votes = 0
         self._second_votes = 0
         self._leader: str | None = None
-        self._weighted = 0.0                   # sum over the answers of votes · ln(votes)
+        self._weighted = 0.0  # sum over the answers of votes · ln(votes)
 
     def update(self, step: Step) -> None:
         """Take the next step in. O(1) beside hashing the answer."""

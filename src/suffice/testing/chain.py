@@ -24,7 +24,7 @@ class At:
 
     text: str
     answer: str
-    p: float = 0.6   # probability of each answer token, in (0, 1]
+    p: float = 0.6  # probability of each answer token, in (0, 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,12 @@ class ScriptedThought:
         tokens = [token for step in self._steps for token in cut(step.text)]
         answer = _spoken(self.final_answer, self.final_p)
         return replace(
-            self.reply, reasoning=tuple(tokens), answer=answer.tokens, answer_logprobs=answer.logprobs,
+            self.reply,
+            reasoning=tuple(tokens),
+            answer=answer.tokens,
+            answer_logprobs=answer.logprobs,
             answer_after=self.answer_after,
-        )  # fmt: skip
+        )
 
     @property
     def _steps(self) -> list[At]:
@@ -117,9 +120,11 @@ class EchoNonce:
         """The nonce, again and again."""
         token = seen.nonce + " "
         return Reply(
-            reasoning=(token,) * self.n_reasoning, answer=(token,) * self.n_answer,
-            delay_s=self.delay_s, extra={"nonce": seen.nonce},
-        )  # fmt: skip
+            reasoning=(token,) * self.n_reasoning,
+            answer=(token,) * self.n_answer,
+            delay_s=self.delay_s,
+            extra={"nonce": seen.nonce},
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,20 +16,40 @@ from suffice.testing.reply import Dialect, FakeRequest
 # Fields beyond OpenAI's that some engine here has; a dialect takes its own and refuses the others'.
 _TAKES: Mapping[Dialect, frozenset[str]] = {
     "openai": frozenset({"reasoning_effort"}),
-    "llama.cpp": frozenset({
-        "reasoning_effort", "reasoning_control", "reasoning_budget_tokens", "thinking_budget_tokens",
-        "reasoning_budget_message", "continue_final_message", "add_generation_prompt", "chat_template_kwargs",
-    }),
-    "vllm": frozenset({
-        "reasoning_effort", "continue_final_message", "add_generation_prompt", "chat_template_kwargs",
-        "thinking_token_budget", "add_special_tokens",
-    }),
-    "sglang": frozenset({
-        "reasoning_effort", "continue_final_message", "separate_reasoning", "chat_template_kwargs", "custom_params",
-    }),
+    "llama.cpp": frozenset(
+        {
+            "reasoning_effort",
+            "reasoning_control",
+            "reasoning_budget_tokens",
+            "thinking_budget_tokens",
+            "reasoning_budget_message",
+            "continue_final_message",
+            "add_generation_prompt",
+            "chat_template_kwargs",
+        }
+    ),
+    "vllm": frozenset(
+        {
+            "reasoning_effort",
+            "continue_final_message",
+            "add_generation_prompt",
+            "chat_template_kwargs",
+            "thinking_token_budget",
+            "add_special_tokens",
+        }
+    ),
+    "sglang": frozenset(
+        {
+            "reasoning_effort",
+            "continue_final_message",
+            "separate_reasoning",
+            "chat_template_kwargs",
+            "custom_params",
+        }
+    ),
     "deepseek": frozenset({"thinking"}),
     "mistral": frozenset({"reasoning_effort"}),
-}  # fmt: skip
+}
 _KNOWN = frozenset().union(*_TAKES.values())
 _PREFIXED: tuple[Dialect, ...] = ("deepseek", "mistral")
 

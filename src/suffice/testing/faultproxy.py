@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal, Self, TypeAlias
 
-READ_BYTES = 16 * 1024   # read at once; what the proxy holds of a connection is a few times this
-WAITING_READS = 16       # read ahead while a delay runs; then the sender has to wait
-WIDTH_STEP_S = 0.05      # a narrow line passes on as much as fits into this, then waits
-ACCEPT_STEPS = 4         # turns of the loop between a connection's arrival and its first task
-CLOSE_S = 1.0            # an end that does not take what is left is cut off
-POLL_S = 0.005           # how soon a line that was replaced is noticed
+READ_BYTES = 16 * 1024  # read at once; what the proxy holds of a connection is a few times this
+WAITING_READS = 16  # read ahead while a delay runs; then the sender has to wait
+WIDTH_STEP_S = 0.05  # a narrow line passes on as much as fits into this, then waits
+ACCEPT_STEPS = 4  # turns of the loop between a connection's arrival and its first task
+CLOSE_S = 1.0  # an end that does not take what is left is cut off
+POLL_S = 0.005  # how soon a line that was replaced is noticed
 
 End: TypeAlias = Literal["", "closed", "reset", "limit", "silence", "down"]
 
@@ -67,10 +67,10 @@ class Link:
     opened_at_s: float
     bytes_to_upstream: int = 0
     bytes_to_client: int = 0
-    client_closed_at_s: float | None = None     # the client ended its side
-    upstream_closed_at_s: float | None = None   # the upstream ended its side
-    closed_at_s: float | None = None            # nothing is left of it
-    end: End = ""                               # what ended it; "": still open
+    client_closed_at_s: float | None = None  # the client ended its side
+    upstream_closed_at_s: float | None = None  # the upstream ended its side
+    closed_at_s: float | None = None  # nothing is left of it
+    end: End = ""  # what ended it; "": still open
 
 
 class _Broken(Exception):
@@ -105,7 +105,12 @@ class FaultProxy:
     """
 
     def __init__(
-        self, upstream: str, *, to_upstream: LinkFaults | None = None, to_client: LinkFaults | None = None, seed: int = 0
+        self,
+        upstream: str,
+        *,
+        to_upstream: LinkFaults | None = None,
+        to_client: LinkFaults | None = None,
+        seed: int = 0,
     ) -> None:
         host, _, port = upstream.removeprefix("http://").rstrip("/").rpartition(":")
         if not host or not port.isdigit():

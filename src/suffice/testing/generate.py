@@ -35,7 +35,7 @@ class Token:
     channel: Literal["reasoning", "tag", "answer", "tool"]
     text: str
     logprob: float
-    call: int = -1           # position of the tool call it belongs to
+    call: int = -1  # position of the tool call it belongs to
     opens_call: bool = False
 
 
@@ -49,16 +49,16 @@ class Completion:
     def __init__(self, reply: Reply, request: FakeRequest, *, index: int, budget_tokens: int | None) -> None:
         self.index = index
         self.reply = reply
-        self.shown: list[Token] = []             # tokens with text, as the client gets them
+        self.shown: list[Token] = []  # tokens with text, as the client gets them
         self.n_tokens = 0
         self.n_reasoning_tokens = 0
         self.finish_reason: str | None = None
-        self.cut_by: str | None = None           # "control", "budget": who closed the thought
+        self.cut_by: str | None = None  # "control", "budget": who closed the thought
         self._request = request
         self._budget = budget_tokens
         self._max_tokens = _cap(request)
         self._stops = _stop_words(request)
-        self._text = ""                          # what stop words are looked for in
+        self._text = ""  # what stop words are looked for in
         self._tagged = request.is_raw or reply.reasoning_field.startswith("inline")
         self._thought, self._answer = self._plan(request.prefix or _NO_PREFIX, carried=bool(request.prefix))
 
@@ -99,13 +99,12 @@ class Completion:
             spoken = self.reply.answer_after(self._said)
         if begun.strip() and same_beginning("".join(spoken.tokens), begun):
             left = without_beginning(spoken.tokens, begun)
-            spoken = AnswerTokens(left, spoken.logprobs[len(spoken.tokens) - len(left):])
+            spoken = AnswerTokens(left, spoken.logprobs[len(spoken.tokens) - len(left) :])
         return self._spoken(spoken)
 
     def _spoken(self, spoken: AnswerTokens) -> deque[Token]:
         tokens = deque(
-            Token(channel="answer", text=text, logprob=_at(spoken.logprobs, n))
-            for n, text in enumerate(spoken.tokens)
+            Token(channel="answer", text=text, logprob=_at(spoken.logprobs, n)) for n, text in enumerate(spoken.tokens)
         )
         for n, call in enumerate(() if self._request.is_raw else self.reply.tool_calls):
             for position, text in enumerate(call.arguments or ("",)):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 HEAD_LIMIT_BYTES = 64 * 1024
 BODY_LIMIT_BYTES = 64 * 2**20
-CLOSE_S = 1.0   # how long a client may take to read what is left
+CLOSE_S = 1.0  # how long a client may take to read what is left
 
 
 class BadHttp(ValueError):
@@ -99,9 +99,7 @@ class ClientConnection:
         request = HttpRequest(method=parts[0], target=parts[1], headers=headers, body=b"")
         if request.header("expect").lower() == "100-continue":
             self.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return HttpRequest(
-            method=parts[0], target=parts[1], headers=headers, body=await self._body(request)
-        )
+        return HttpRequest(method=parts[0], target=parts[1], headers=headers, body=await self._body(request))
 
     async def _body(self, request: HttpRequest) -> bytes:
         if "chunked" in request.header("transfer-encoding").lower():
@@ -181,7 +179,7 @@ class Response:
         """Send a part of the body, and let others run."""
         size = self._piece_bytes or max(1, len(data))
         for at in range(0, len(data), size):
-            self._write_chunk(data[at:at + size])
+            self._write_chunk(data[at : at + size])
             await self._flush()
             await asyncio.sleep(0)
 

@@ -69,9 +69,16 @@ class FakeLabelStudio:
         self._thread.join(5)
 
     def annotate(
-        self, task: int, said: Mapping[str, Any], *, project: int = 1, by: int = 1, when: str = WHEN,
-        skipped: bool = False, annotation: int | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+        self,
+        task: int,
+        said: Mapping[str, Any],
+        *,
+        project: int = 1,
+        by: int = 1,
+        when: str = WHEN,
+        skipped: bool = False,
+        annotation: int | None = None,
+    ) -> dict[str, Any]:
         """A person fills in the form of a task: what a webhook would tell of it.
 
         said        by control: a list is a choice, a string a text, a number a rating
@@ -82,10 +89,18 @@ class FakeLabelStudio:
             if annotation is None:
                 self._n_annotations += 1
             made = {
-                "id": annotation or self._n_annotations, "completed_by": by, "result": _result(said), "task": task,
-                "was_cancelled": skipped, "ground_truth": False, "created_at": WHEN, "updated_at": when,
-                "lead_time": 4.2, "prediction": {}, "result_count": len(said),
-            }  # fmt: skip
+                "id": annotation or self._n_annotations,
+                "completed_by": by,
+                "result": _result(said),
+                "task": task,
+                "was_cancelled": skipped,
+                "ground_truth": False,
+                "created_at": WHEN,
+                "updated_at": when,
+                "lead_time": 4.2,
+                "prediction": {},
+                "result_count": len(said),
+            }
             of["annotations"] = [one for one in of["annotations"] if one["id"] != made["id"]] + [made]
         action = "ANNOTATION_CREATED" if annotation is None else "ANNOTATION_UPDATED"
         shown = {key: value for key, value in of.items() if key != "annotations"}
@@ -120,14 +135,28 @@ class FakeLabelStudio:
                 self._n_tasks += 1
                 data = one.get("data", one)
                 project.tasks[self._n_tasks] = {
-                    "id": self._n_tasks, "data": data, "meta": one.get("meta", {}), "project": project.id,
-                    "created_at": WHEN, "updated_at": WHEN, "annotations": [], "predictions": [], "drafts": [],
-                    "is_labeled": False, "overlap": 1,
-                }  # fmt: skip
+                    "id": self._n_tasks,
+                    "data": data,
+                    "meta": one.get("meta", {}),
+                    "project": project.id,
+                    "created_at": WHEN,
+                    "updated_at": WHEN,
+                    "annotations": [],
+                    "predictions": [],
+                    "drafts": [],
+                    "is_labeled": False,
+                    "overlap": 1,
+                }
         return 201, {
-            "task_count": len(tasks), "annotation_count": 0, "prediction_count": 0, "duration": 0.01,
-            "file_upload_ids": [], "could_be_tasks_list": False, "found_formats": [], "data_columns": [],
-        }  # fmt: skip
+            "task_count": len(tasks),
+            "annotation_count": 0,
+            "prediction_count": 0,
+            "duration": 0.01,
+            "file_upload_ids": [],
+            "could_be_tasks_list": False,
+            "found_formats": [],
+            "data_columns": [],
+        }
 
 
 def _result(said: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -135,14 +164,22 @@ def _result(said: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = []
     for number, (name, value) in enumerate(said.items()):
         kind, inner = (
-            ("rating", {"rating": value}) if isinstance(value, int)
-            else ("choices", {"choices": value}) if isinstance(value, list)
+            ("rating", {"rating": value})
+            if isinstance(value, int)
+            else ("choices", {"choices": value})
+            if isinstance(value, list)
             else ("textarea", {"text": [value]})
-        )  # fmt: skip
-        found.append({
-            "id": f"r{number}", "from_name": name, "to_name": "question", "type": kind, "origin": "manual",
-            "value": inner,
-        })  # fmt: skip
+        )
+        found.append(
+            {
+                "id": f"r{number}",
+                "from_name": name,
+                "to_name": "question",
+                "type": kind,
+                "origin": "manual",
+                "value": inner,
+            }
+        )
     return found
 
 
@@ -162,7 +199,7 @@ def _handler(studio: FakeLabelStudio) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(told)
 
-        do_GET = _serve   # noqa: N815 - http.server's own names
+        do_GET = _serve  # noqa: N815 - http.server's own names
         do_POST = _serve  # noqa: N815
 
         def log_message(self, *_: object) -> None:

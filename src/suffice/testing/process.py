@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-START_S = 60.0   # a busy machine takes its time to import
+START_S = 60.0  # a busy machine takes its time to import
 _ENTRY = "from suffice.cli.main import main; main()"
 
 
@@ -47,8 +47,13 @@ class GatewayProcess:
     @classmethod
     @contextlib.contextmanager
     def serving(
-        cls, folder: str | Path, settings: Mapping[str, Any], *,
-        port: int = 0, log_level: str = "info", environment: Mapping[str, str] | None = None,
+        cls,
+        folder: str | Path,
+        settings: Mapping[str, Any],
+        *,
+        port: int = 0,
+        log_level: str = "info",
+        environment: Mapping[str, str] | None = None,
     ) -> Iterator[GatewayProcess]:
         """Start a gateway, wait until it is ready, and end it with SIGTERM; kill it when it does not end.
 

@@ -75,10 +75,10 @@ def apply_template(messages: Sequence[Any], *, continue_last: bool, opens_though
 class Prefix:
     """The part of a reply that the request itself carries, so that the model goes on from there."""
 
-    reasoning: str   # thought so far, without tags
-    closed: bool     # the closing tag stands behind it
-    answer: str      # answer text behind the closing tag
-    text: str        # all of it, as the request wrote it
+    reasoning: str  # thought so far, without tags
+    closed: bool  # the closing tag stands behind it
+    answer: str  # answer text behind the closing tag
+    text: str  # all of it, as the request wrote it
 
 
 def prefix_of_message(messages: Sequence[Any]) -> Prefix | None:
@@ -142,7 +142,7 @@ def without_beginning(tokens: Sequence[str], beginning: str) -> tuple[str, ...]:
         if size <= missing:
             missing -= size
             continue
-        return (_drop_visible(token, missing), *tokens[position + 1:])
+        return (_drop_visible(token, missing), *tokens[position + 1 :])
     return ()
 
 

@@ -13,17 +13,19 @@ from typing import Any, Literal, TypeAlias
 from suffice.testing.prompt import Prefix, text_of
 
 ReasoningField: TypeAlias = Literal[
-    "reasoning", "reasoning_content", "thinking",
-    "inline",         # in the content, between tags
+    "reasoning",
+    "reasoning_content",
+    "thinking",
+    "inline",  # in the content, between tags
     "inline-opened",  # in the content, without the opening tag: the chat template wrote it
 ]
 UsageStyle: TypeAlias = Literal[
-    "last",         # one chunk with `choices: []`, when the request asked for it
-    "always",       # the same, asked for or not
+    "last",  # one chunk with `choices: []`, when the request asked for it
+    "always",  # the same, asked for or not
     "with_finish",  # in the chunk with the finish reason
-    "every",        # so far, in every chunk
-    "zero_first",   # zeros in the first chunk, the truth in the last
-    "none",         # never, not even in the non-streamed answer
+    "every",  # so far, in every chunk
+    "zero_first",  # zeros in the first chunk, the truth in the last
+    "none",  # never, not even in the non-streamed answer
 ]
 Dialect: TypeAlias = Literal["llama.cpp", "openai", "vllm", "sglang", "deepseek", "mistral"]
 Death: TypeAlias = Literal["rst", "fin", "error_frame"]
@@ -33,21 +35,21 @@ Death: TypeAlias = Literal["rst", "fin", "error_frame"]
 class Fault:
     """One thing that goes wrong. Made by the functions below; several add up."""
 
-    die_after: int | None = None         # generated tokens; 0: headers only
+    die_after: int | None = None  # generated tokens; 0: headers only
     die_how: Death = "rst"
-    stall_after: int | None = None       # generated tokens
+    stall_after: int | None = None  # generated tokens
     stall_s: float = 0.0
     stall_until_cut: bool = False
-    status: int | None = None            # answered instead of a reply
+    status: int | None = None  # answered instead of a reply
     status_body: bytes | None = None
     status_headers: tuple[tuple[str, str], ...] = ()
-    finish: bool = True                  # is the finish reason sent?
-    done: bool = True                    # is [DONE] sent?
+    finish: bool = True  # is the finish reason sent?
+    done: bool = True  # is [DONE] sent?
     header_delay_s: float = 0.0
-    piece_bytes: int | None = None       # size of the HTTP chunks that frames are cut into
+    piece_bytes: int | None = None  # size of the HTTP chunks that frames are cut into
     html: bool = False
     force: Literal["sse", "json"] | None = None
-    bad_frame_after: int | None = None   # generated tokens
+    bad_frame_after: int | None = None  # generated tokens
 
 
 def die_after(n_tokens: int, how: Death = "rst") -> Fault:
@@ -118,7 +120,8 @@ def merged(faults: tuple[Fault, ...]) -> Fault:
     plain = Fault()
     changed = {
         f.name: getattr(fault, f.name)
-        for fault in faults for f in fields(Fault)
+        for fault in faults
+        for f in fields(Fault)
         if getattr(fault, f.name) != getattr(plain, f.name)
     }
     return Fault(**changed)
@@ -129,7 +132,7 @@ class AnswerTokens:
     """An answer, token by token."""
 
     tokens: tuple[str, ...]
-    logprobs: tuple[float, ...] = ()   # natural log; shorter than `tokens`: the rest is -0.5
+    logprobs: tuple[float, ...] = ()  # natural log; shorter than `tokens`: the rest is -0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,16 +155,16 @@ class Reply:
     reasoning: tuple[str, ...] = ()
     reasoning_field: ReasoningField = "reasoning_content"
     answer_after: Callable[[str], AnswerTokens] | None = None  # answer when the thought is closed here
-    rethinks: tuple[str, ...] = ()                       # before it answers a re-ask, unless thinking is off
-    answer_logprobs: tuple[float, ...] = ()              # natural log; shown when asked for
+    rethinks: tuple[str, ...] = ()  # before it answers a re-ask, unless thinking is off
+    answer_logprobs: tuple[float, ...] = ()  # natural log; shown when asked for
     reasoning_logprobs: tuple[float, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     finish_reason: str = "stop"
-    delay_s: float = 0.0                                 # before each token
-    first_delay_s: float = 0.0                           # before the first one, in addition
+    delay_s: float = 0.0  # before each token
+    first_delay_s: float = 0.0  # before the first one, in addition
     usage: UsageStyle = "last"
-    count_reasoning: bool = True                         # does usage tell reasoning tokens?
-    headers: tuple[tuple[str, str], ...] = ()            # of a streamed answer, beside the usual ones
+    count_reasoning: bool = True  # does usage tell reasoning tokens?
+    headers: tuple[tuple[str, str], ...] = ()  # of a streamed answer, beside the usual ones
     extra: Mapping[str, Any] = field(default_factory=dict)  # top-level fields of every chunk
     faults: tuple[Fault, ...] = ()
 
@@ -171,14 +174,14 @@ class FakeRequest:
     """One request as the fake read it."""
 
     method: str
-    path: str                       # without the query and without /v1
-    target: str                     # as it came
+    path: str  # without the query and without /v1
+    target: str  # as it came
     headers: tuple[tuple[str, str], ...]
     raw_body: bytes
-    body: Mapping[str, Any]         # {} when the body is no JSON object
-    nth: int                        # how many requests of any kind came before
-    nth_same: int                   # how many completions with the same prompt came before
-    prefix: Prefix | None           # the part of the reply that the request carries already
+    body: Mapping[str, Any]  # {} when the body is no JSON object
+    nth: int  # how many requests of any kind came before
+    nth_same: int  # how many completions with the same prompt came before
+    prefix: Prefix | None  # the part of the reply that the request carries already
 
     def header(self, name: str) -> str | None:
         """A header's value, by its name in any case; None: it was not sent."""
@@ -224,17 +227,17 @@ class FakeCall:
     """One call and how it went. Filled while it runs; read it when `closed_at_s` is set."""
 
     request: FakeRequest
-    opened_at_s: float                   # monotonic clock
-    closed_at_s: float | None = None     # monotonic clock; None: still running
-    status: int | None = None            # None: no status line was sent
-    cancelled: bool = False              # the client hung up before the answer was complete
-    prompt_tokens: int = 0               # 0 until generation began
+    opened_at_s: float  # monotonic clock
+    closed_at_s: float | None = None  # monotonic clock; None: still running
+    status: int | None = None  # None: no status line was sent
+    cancelled: bool = False  # the client hung up before the answer was complete
+    prompt_tokens: int = 0  # 0 until generation began
     cached_tokens: int = 0
-    n_tokens_sent: int = 0               # generated so far, whether or not the client read them
-    n_reasoning_tokens: int = 0          # part of them
-    n_bytes_sent: int = 0                # of the body, as far as it was handed to the socket
+    n_tokens_sent: int = 0  # generated so far, whether or not the client read them
+    n_reasoning_tokens: int = 0  # part of them
+    n_bytes_sent: int = 0  # of the body, as far as it was handed to the socket
     thought_ended_by: str | None = None  # "control", "budget": the thought was cut short
-    error: str | None = None             # why the fake itself refused the call
+    error: str | None = None  # why the fake itself refused the call
 
     @property
     def path(self) -> str:

@@ -20,7 +20,7 @@ from suffice.upstream.wire import DONE, encode_frame, encode_json, error_body, e
 Tokens: TypeAlias = AsyncGenerator[tuple[Completion, Token], None]
 
 _JSON = {"content-type": "application/json"}
-_LOOKS_S = 0.003   # between two looks at whether a silence is over
+_LOOKS_S = 0.003  # between two looks at whether a silence is over
 _SSE = {"content-type": "text/event-stream", "cache-control": "no-cache"}
 _BAD_FRAME = b"data: {oops\n\n"
 
@@ -33,9 +33,7 @@ class Dies(Exception):
         self.how = how
 
 
-async def generate(
-    seen: FakeCall, reply: Reply, fault: Fault, runs: list[Completion]
-) -> Tokens:
+async def generate(seen: FakeCall, reply: Reply, fault: Fault, runs: list[Completion]) -> Tokens:
     """Generate all choices in turn, token by token; count each before anybody can see it.
 
     Raises Dies where the fault says so.

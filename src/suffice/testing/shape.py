@@ -164,9 +164,13 @@ class ReplyShape:
         if chunk and not self._request.is_raw:
             kind += ".chunk"
         return {
-            "id": self._id, "object": kind, "created": CREATED, "model": self._request.model,
-            "system_fingerprint": "fake-1", **self._reply.extra,
-        }  # fmt: skip
+            "id": self._id,
+            "object": kind,
+            "created": CREATED,
+            "model": self._request.model,
+            "system_fingerprint": "fake-1",
+            **self._reply.extra,
+        }
 
     def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
         n_top = self._n_top or 0
@@ -176,16 +180,20 @@ class ReplyShape:
                 "token_logprobs": [t.logprob for t in tokens],
                 "top_logprobs": [dict(_rivals(t, n_top)) for t in tokens],
             }
-        return {"content": [
-            {
-                "token": t.text, "logprob": t.logprob, "bytes": list(t.text.encode()),
-                "top_logprobs": [
-                    {"token": text, "logprob": value, "bytes": list(text.encode())}
-                    for text, value in _rivals(t, n_top)
-                ],
-            }
-            for t in tokens
-        ]}  # fmt: skip
+        return {
+            "content": [
+                {
+                    "token": t.text,
+                    "logprob": t.logprob,
+                    "bytes": list(t.text.encode()),
+                    "top_logprobs": [
+                        {"token": text, "logprob": value, "bytes": list(text.encode())}
+                        for text, value in _rivals(t, n_top)
+                    ],
+                }
+                for t in tokens
+            ]
+        }
 
 
 def _rivals(token: Token, n_top: int) -> list[tuple[str, float]]:

@@ -25,10 +25,10 @@ class Script:
     pieces: tuple[bytes, ...]
     end: Literal["whole", "torn", "hang"] = "whole"
     hang_s: float = 0.0
-    delay_s: float = 0.0              # before each piece
+    delay_s: float = 0.0  # before each piece
     status: int = 200
     content_type: str = "text/event-stream"
-    keep_alive: bool = False          # may the connection be used again?
+    keep_alive: bool = False  # may the connection be used again?
 
     @property
     def body(self) -> bytes:
@@ -53,16 +53,21 @@ class Replay:
         body = self.source if isinstance(self.source, bytes) else Path(self.source).read_bytes()
         size = self.piece_bytes or max(1, len(body))
         return Script(
-            pieces=tuple(body[at:at + size] for at in range(0, len(body), size)),
-            delay_s=self.delay_s, content_type=self.content_type,
-        )  # fmt: skip
+            pieces=tuple(body[at : at + size] for at in range(0, len(body), size)),
+            delay_s=self.delay_s,
+            content_type=self.content_type,
+        )
 
 
 def _chunk(delta: Mapping[str, Any], finish_reason: str | None = None, **top: Any) -> bytes:
     body = {
-        "id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m",
-        "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}], **top,
-    }  # fmt: skip
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "created": 1,
+        "model": "m",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}],
+        **top,
+    }
     return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
 
 
@@ -74,13 +79,9 @@ _USAGE = (
     b'"usage":{"prompt_tokens":5,"completion_tokens":9,"total_tokens":14}}\n\n'
 )
 _DONE = b"data: [DONE]\n\n"
-_ERROR = (
-    b'data: {"error":{"message":"upstream died","type":"upstream_error","param":null,'
-    b'"code":"upstream_error"}}\n\n'
-)
+_ERROR = b'data: {"error":{"message":"upstream died","type":"upstream_error","param":null,"code":"upstream_error"}}\n\n'
 _NULL_CHOICES = (
-    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":null,'
-    b'"usage":null}\n\n'
+    b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":null,"usage":null}\n\n'
 )
 _PLAIN = (_ROLE, _TEXT, _FINISH, _DONE)
 

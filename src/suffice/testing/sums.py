@@ -53,15 +53,21 @@ class SumsModel:
         told = f" {answer}"  # as a model goes on behind words
         return ScriptedThought(
             [
-                At(f"The question asks for {left} {sign} {right}, so let me begin with a rough guess of the size.\n",
-                   f" {answer - 8}", p=0.4),
+                At(
+                    f"The question asks for {left} {sign} {right}, so let me begin with a rough guess of the size.\n",
+                    f" {answer - 8}",
+                    p=0.4,
+                ),
                 At(f"Worked out step by step, {left} {sign} {right} comes to {answer}.\n", told),
-                *(At(_CHECKS[n % len(_CHECKS)].format(answer=answer) + "\n", told, p=min(0.99, 0.7 + n / 40))
-                  for n in range(self.n_checks)),
+                *(
+                    At(_CHECKS[n % len(_CHECKS)].format(answer=answer) + "\n", told, p=min(0.99, 0.7 + n / 40))
+                    for n in range(self.n_checks)
+                ),
             ],
-            str(answer), 0.99, Reply(delay_s=self.delay_s),
-        )(seen)  # fmt: skip
-
+            str(answer),
+            0.99,
+            Reply(delay_s=self.delay_s),
+        )(seen)
 
     def _no_sum(self, seen: FakeRequest) -> Reply:
         count, answer = _COUNT.search(seen.text), "I only do sums, such as 17 * 24."

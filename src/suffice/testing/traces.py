@@ -35,10 +35,10 @@ _TASKS: Final = ("arithmetic", "reading")
 class _Steps:
     """Made steps of E runs as tables of E rows; a step that its run does not have is cut away later."""
 
-    answer: NDArray[np.int32]         # number of a choice, -1: none
+    answer: NDArray[np.int32]  # number of a choice, -1: none
     tokens: NDArray[np.int64]
     ctx_tokens: NDArray[np.int64]
-    confidence: NDArray[np.float64]   # NaN: unknown
+    confidence: NDArray[np.float64]  # NaN: unknown
     stop_flag: NDArray[np.int8]
 
 
@@ -59,10 +59,10 @@ class Synthetic:
     seed: int
     n_questions: int = 200
     n_models: int = 3
-    n_steps: int = 8             # of every run for samples and rounds, at most for reasoning
+    n_steps: int = 8  # of every run for samples and rounds, at most for reasoning
     overconfidence: float = 0.0  # at least 0; 0: the confidence is calibrated
-    p_no_answer: float = 0.02    # of a single step
-    name: str = "synthetic"      # of the set
+    p_no_answer: float = 0.02  # of a single step
+    name: str = "synthetic"  # of the set
 
     def batches(self, *, batch_rows: int = 20_000) -> Iterator[Batch]:
         """All runs, a batch at a time; the same for the same seed and batch size."""

@@ -99,7 +99,7 @@ class FakeUpstream:
         self._answerer: Answerer = told if callable(told) else lambda _: told
         self._scripts, self._paths = scripts or {}, paths or {}
         self._dialect, self._opens_thought, self._keeps_budgets = dialect, opens_thought, keeps_budgets
-        self._texts: dict[tuple[int, ...], str] = {}   # vLLM: what /tokenize has written
+        self._texts: dict[tuple[int, ...], str] = {}  # vLLM: what /tokenize has written
         self._prefill_echo, self._models, self._api_key = prefill_echo, tuple(models), api_key
         self._idle_close_s, self._address = idle_close_s, (host, port)
         self._ignores, self._cancels = frozenset(ignores), cancels
@@ -112,8 +112,8 @@ class FakeUpstream:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failures: list[Exception] = []
         self.calls: list[FakeCall] = []
-        self.in_flight = 0       # completions being answered now
-        self.max_in_flight = 0   # the most at once so far
+        self.in_flight = 0  # completions being answered now
+        self.max_in_flight = 0  # the most at once so far
         self._routes: dict[tuple[str, str], Callable[[FakeCall, Response], Awaitable[None]]] = {
             ("POST", "/chat/completions"): self._complete,
             ("POST", "/completions"): self._complete,
@@ -278,9 +278,16 @@ class FakeUpstream:
             nth_same = self._prompts.get(key, 0)
             self._prompts[key] = nth_same + 1
         request = FakeRequest(
-            method=http.method, path=path, target=http.target, headers=http.headers,
-            raw_body=http.body, body=body, nth=len(self.calls), nth_same=nth_same, prefix=None,
-        )  # fmt: skip
+            method=http.method,
+            path=path,
+            target=http.target,
+            headers=http.headers,
+            raw_body=http.body,
+            body=body,
+            nth=len(self.calls),
+            nth_same=nth_same,
+            prefix=None,
+        )
         seen = FakeCall(request=replace(request, prefix=self._prefix(request)), opened_at_s=time.monotonic())
         self.calls.append(seen)
         return seen
@@ -369,9 +376,12 @@ class FakeUpstream:
             return
         completion_id = f"{'cmpl' if seen.request.is_raw else 'chatcmpl'}-fake-{seen.request.nth}"
         shape = ReplyShape(
-            seen, reply, dialect=self._dialect, completion_id=completion_id,
+            seen,
+            reply,
+            dialect=self._dialect,
+            completion_id=completion_id,
             prefill_echo=self._prefill_echo or self._dialect == "mistral",
-        )  # fmt: skip
+        )
         self._live[completion_id] = (seen, runs)
         try:
             streams = fault.force == "sse" or (seen.request.stream and fault.force is None)
@@ -397,9 +407,7 @@ class FakeUpstream:
         if request.is_raw:
             return request.text
         continues = self._goes_on(request)
-        return prompt.apply_template(
-            request.messages, continue_last=continues, opens_thought=self._opens_thought
-        )
+        return prompt.apply_template(request.messages, continue_last=continues, opens_thought=self._opens_thought)
 
     # ---- llama.cpp's own routes, and lists
 

@@ -20,10 +20,10 @@ from suffice.upstream.limits import LimitKind, LimitWindow, read_limits, retry_a
 
 Refusal = Literal["paused", "slots", "concurrency", "calls_per_s", "tokens_per_s", "rate_limit"]
 
-FIRST_PAUSE_S = 10.0      # after a 429 that does not say for how long
+FIRST_PAUSE_S = 10.0  # after a 429 that does not say for how long
 LONGEST_OWN_PAUSE_S = 300.0
 LONGEST_PAUSE_S = 3_600.0  # a server that asks for more is asked again after an hour
-MEMORY_S = 60.0           # a limit that does not say when it is full again is believed so long
+MEMORY_S = 60.0  # a limit that does not say when it is full again is believed so long
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class Bucket:
     rate_per_s: float
     size: float
     level: float
-    at_s: float | None = None   # when `level` was true; None: never touched
+    at_s: float | None = None  # when `level` was true; None: never touched
 
     @classmethod
     def full(cls, rate_per_s: float) -> Bucket:
@@ -59,10 +59,10 @@ class KnownLimit:
     """One rate limit as it was told last, and what extra calls took since its window began."""
 
     window: LimitWindow
-    known_until_s: float    # what was told is not believed from here on
-    ends_s: float           # `used` begins anew from here on
-    used_before: float      # taken by extra calls in this window up to when it was told
-    used: float             # … and up to now
+    known_until_s: float  # what was told is not believed from here on
+    ends_s: float  # `used` begins anew from here on
+    used_before: float  # taken by extra calls in this window up to when it was told
+    used: float  # … and up to now
 
     def is_known(self, now_s: float) -> bool:
         """Is what was told still worth anything?"""
@@ -79,7 +79,7 @@ class Allowance:
 
     settings: Extra
     slots: int
-    n_open: int = 0                      # extra calls that run now
+    n_open: int = 0  # extra calls that run now
     paused_until_s: float = float("-inf")
     next_pause_s: float = FIRST_PAUSE_S
     limits: dict[LimitKind, KnownLimit] = field(default_factory=dict)

@@ -18,9 +18,9 @@ _STREAM_ONLY = frozenset({"obfuscation", "prompt_progress"})
 _FIRST_WINS = frozenset({"id", "model"})
 _LISTED = ("choices", "object", "usage", "error")
 LIMIT_BYTES = 8 * 2**20
-MOST_CALLS = 1_024      # tool calls of one message
-_MOST_PIECES = 4_096    # of a text, before they are joined: a piece of one character takes 60 bytes
-_OBJECT_FACTOR = 4      # bytes in memory for a byte of JSON, about
+MOST_CALLS = 1_024  # tool calls of one message
+_MOST_PIECES = 4_096  # of a text, before they are joined: a piece of one character takes 60 bytes
+_OBJECT_FACTOR = 4  # bytes in memory for a byte of JSON, about
 _NEW_KEY_BYTES = 1_024
 _NEW_CHOICE_BYTES = 2_048
 
@@ -186,7 +186,7 @@ class _ChoiceParts:
         self._room = room
         self._text = _Text(room)
         self._message = _Message(room)
-        self._logprobs: list[bytes] = []   # as they came: as objects they would take six times the memory
+        self._logprobs: list[bytes] = []  # as they came: as objects they would take six times the memory
         self._has_logprobs = False
         self._others: dict[str, Any] = {}
 
@@ -236,12 +236,12 @@ class _Message:
     def __init__(self, room: _Room) -> None:
         self._room = room
         self._strings: dict[str, _Text] = {}
-        self._content_parts: list[Any] | None = None   # content as a list of parts, as some vendors send it
+        self._content_parts: list[Any] | None = None  # content as a list of parts, as some vendors send it
         self._others: dict[str, Any] = {}
         self._calls: list[dict[str, Any]] = []
         self._has_calls = False
         self._call_of: dict[int, dict[str, Any]] = {}
-        self._function: dict[str, Any] | None = None   # its texts as `_Text`
+        self._function: dict[str, Any] | None = None  # its texts as `_Text`
 
     def add(self, delta: Mapping[str, Any]) -> None:
         for key, value in delta.items():
@@ -354,9 +354,14 @@ class _Message:
 
 
 def _keep(
-    room: _Room | None, known: dict[str, Any], key: str, value: Any, *, first_wins: bool = False,
+    room: _Room | None,
+    known: dict[str, Any],
+    key: str,
+    value: Any,
+    *,
+    first_wins: bool = False,
     join_lists: bool = True,
-) -> None:  # fmt: skip
+) -> None:
     """Lists add up; of other values the last that is not null counts, or the first that says something.
 
     room  None: it was taken before
@@ -368,7 +373,7 @@ def _keep(
         if room is not None:
             room.take_for(value)
         if not isinstance(before, list):
-            known[key] = []   # ours, so that it may grow in place
+            known[key] = []  # ours, so that it may grow in place
         known[key].extend(value)
     elif (not before) if first_wins else (value is not None or key not in known):
         if room is not None and value is not before:

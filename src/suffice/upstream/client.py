@@ -28,10 +28,19 @@ from suffice.upstream.reachability import Reachability
 
 Headers = Iterable[tuple[str, str]]
 
-HOP_BY_HOP = frozenset({
-    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection",
-    "te", "trailer", "transfer-encoding", "upgrade",
-})  # fmt: skip
+HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
 NEVER_SENT_UP = HOP_BY_HOP | {"host", "content-length", "expect", "cookie"}
 # Headers of an answer that its client may see: how to read it, when to come again, and the name of the request in
 # other people's logs. Nothing that a browser or a proxy acts on.
@@ -41,11 +50,11 @@ _RELAYED = re.compile(
 )
 KEY_HEADERS = ("authorization", "x-api-key", "api-key")  # where clients of the APIs put a key
 GENERATES = ("completions", "/responses", "/messages")  # ends of the paths whose calls occupy a slot
-SETTLE_S = 0.05                 # how long a finished answer may take to say that it is
-CROWDED_S = (60.0, 600.0)       # how long a lost place is remembered, doubling
+SETTLE_S = 0.05  # how long a finished answer may take to say that it is
+CROWDED_S = (60.0, 600.0)  # how long a lost place is remembered, doubling
 SHORT_ANSWER_BYTES = 16 * 2**20
 PROBE_PATH = "/v1/models"
-PROBE_S = 2.0                   # how long a probe for reachability may take
+PROBE_S = 2.0  # how long a probe for reachability may take
 
 
 class Call:
@@ -53,10 +62,10 @@ class Call:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._is_behind = False   # more had come than the last read gave
+        self._is_behind = False  # more had come than the last read gave
         self.status = connection.status
-        self.headers: list[tuple[str, str]] = []   # those that the client may see, in order
-        self.told_limits: list[tuple[str, str]] = []   # those that may speak of rate limits
+        self.headers: list[tuple[str, str]] = []  # those that the client may see, in order
+        self.told_limits: list[tuple[str, str]] = []  # those that may speak of rate limits
         self.content_type, encoding = "application/octet-stream", "identity"
         head = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in connection.head]
         nominated = hop_by_hop(head)
@@ -132,9 +141,7 @@ class CallContext:
 
     __slots__ = ("_body", "_client", "_connection", "_extra", "_head", "_takes_slot")
 
-    def __init__(
-        self, client: UpstreamClient, head: str, body: bytes | None, *, extra: bool, takes_slot: bool
-    ) -> None:
+    def __init__(self, client: UpstreamClient, head: str, body: bytes | None, *, extra: bool, takes_slot: bool) -> None:
         self._client, self._head, self._body = client, head, body
         self._extra, self._takes_slot = extra, takes_slot
         self._connection: Connection | None = None
@@ -176,19 +183,21 @@ class UpstreamClient:
         self._address = Address.of(settings.url)
         self._login = _login(settings.url)
         self._pool: ConnectionPool | None = None
-        self.n_open = 0                     # completions asked of it and not yet over, whoever asked
-        self.refuses: set[str] = set()      # fields of ours that it answered with an error
-        self._crowded_s = CROWDED_S[0]      # that a lost place is remembered for, the next time
+        self.n_open = 0  # completions asked of it and not yet over, whoever asked
+        self.refuses: set[str] = set()  # fields of ours that it answered with an error
+        self._crowded_s = CROWDED_S[0]  # that a lost place is remembered for, the next time
         self._crowded_until_s = float("-inf")
         self.reachability = Reachability(name, f"{self._address.host}:{self._address.port}", self._now_s)
 
     async def __aenter__(self) -> Self:
         settings = self.settings
         self._pool = ConnectionPool(
-            self._address, connect_timeout_s=settings.connect_timeout_s,
-            first_byte_timeout_s=settings.first_byte_timeout_s, idle_timeout_s=settings.idle_timeout_s,
+            self._address,
+            connect_timeout_s=settings.connect_timeout_s,
+            first_byte_timeout_s=settings.first_byte_timeout_s,
+            idle_timeout_s=settings.idle_timeout_s,
             keep_s=settings.keepalive_s,
-        )  # fmt: skip
+        )
         return self
 
     async def __aexit__(
@@ -372,9 +381,7 @@ class UpstreamClient:
         error.address = f"{self._address.host}:{self._address.port}"
         return error
 
-    async def post_json(
-        self, path: str, body: bytes, *, timeout_s: float, headers: Headers = ()
-    ) -> tuple[int, bytes]:
+    async def post_json(self, path: str, body: bytes, *, timeout_s: float, headers: Headers = ()) -> tuple[int, bytes]:
         """A short call: (status, body). Raises UpstreamError; never takes longer than `timeout_s`."""
         return await self._short("POST", path, body, _json_headers(headers), timeout_s)
 

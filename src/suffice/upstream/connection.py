@@ -19,15 +19,15 @@ from typing import TypeAlias, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-HEADER_LIMIT_BYTES = 32 * 1024   # an upstream's header line beyond this is its fault, not ours
-HEAD_LIMIT_BYTES = 128 * 1024    # … and so is a head, a trailer, or whatever else is no body
-HELD_BYTES = 128 * 1024          # of an answer that nobody reads; beyond it the server is made to wait
-PIECE_BYTES = 64 * 1024          # a long body is sent in pieces, so that other requests are served meanwhile
-READ_BYTES = 32 * 1024           # … and so is an answer read
+HEADER_LIMIT_BYTES = 32 * 1024  # an upstream's header line beyond this is its fault, not ours
+HEAD_LIMIT_BYTES = 128 * 1024  # … and so is a head, a trailer, or whatever else is no body
+HELD_BYTES = 128 * 1024  # of an answer that nobody reads; beyond it the server is made to wait
+PIECE_BYTES = 64 * 1024  # a long body is sent in pieces, so that other requests are served meanwhile
+READ_BYTES = 32 * 1024  # … and so is an answer read
 LONG_BODY_BYTES = 256 * 1024
-LOOK_AGAIN_S = 0.05               # where a wait is over time although nobody waits at this moment
+LOOK_AGAIN_S = 0.05  # where a wait is over time although nobody waits at this moment
 
-TakesAtOnce: TypeAlias = Callable[[bytes], bool]   # of a body: True: it has taken them; must not raise, nor wait
+TakesAtOnce: TypeAlias = Callable[[bytes], bool]  # of a body: True: it has taken them; must not raise, nor wait
 
 
 class ConnectionBroken(Exception):
@@ -51,31 +51,31 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, *, first_byte_timeout_s: float, idle_timeout_s: float, keep: bool = True) -> None:
         self.keep = keep
-        self.closed = False             # it can carry nothing more
-        self.status = 0                 # of the answer; 0: its head has not come
-        self.head: list[tuple[bytes, bytes]] = []   # header names and values as they came
-        self.complete = True            # no answer is awaited
-        self.lost_s = 0.0               # when it was found closed, by the event loop's clock
+        self.closed = False  # it can carry nothing more
+        self.status = 0  # of the answer; 0: its head has not come
+        self.head: list[tuple[bytes, bytes]] = []  # header names and values as they came
+        self.complete = True  # no answer is awaited
+        self.lost_s = 0.0  # when it was found closed, by the event loop's clock
         self._first_byte_s = first_byte_timeout_s or inf
         self._idle_s = idle_timeout_s or inf
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._error: Exception | None = None
-        self._n_bytes = 0               # of the answer, its head included
-        self._n_framing_bytes = 0       # since the last part of its body
+        self._n_bytes = 0  # of the answer, its head included
+        self._n_framing_bytes = 0  # since the last part of its body
         self._held_bytes = 0
-        self._parts: list[bytes] = []   # of the body, not yet read
-        self.on_body = self._parts.append   # the parser calls it with every part: no frame of ours in between
+        self._parts: list[bytes] = []  # of the body, not yet read
+        self.on_body = self._parts.append  # the parser calls it with every part: no frame of ours in between
         self._parser: HttpResponseParser | None = HttpResponseParser(self)
         # What real servers and proxies send and other clients accept: odd characters in values, bare line feeds.
         self._parser.set_dangerous_leniencies(
             lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
         )
-        self._spoiled = False           # bytes came that belong to no request
+        self._spoiled = False  # bytes came that belong to no request
         self._sent_all = True
         self._reading_paused = self._writing_paused = False
         self._waiter: asyncio.Future[None] | None = None
-        self._at_once: TakesAtOnce | None = None    # is asked before the waiter is woken
+        self._at_once: TakesAtOnce | None = None  # is asked before the waiter is woken
         self._asked_s = self._waits_since_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -222,8 +222,11 @@ class Connection(asyncio.Protocol):
                 self.complete = True
                 self._wake()
             else:
-                self._fail(ConnectionBroken(f"disconnected ({type(exc).__name__})" if exc else "disconnected",
-                                  began=self._n_bytes > 0))
+                self._fail(
+                    ConnectionBroken(
+                        f"disconnected ({type(exc).__name__})" if exc else "disconnected", began=self._n_bytes > 0
+                    )
+                )
         self._parser = None  # it refers to us: without this, both wait for the garbage collector
 
     def pause_writing(self) -> None:

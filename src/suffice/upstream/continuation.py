@@ -23,9 +23,18 @@ from suffice.upstream.drivers import CHAT_PATH, DRIVERS, thinking_is_off, with_f
 DRIVER_METHODS: dict[Driver, tuple[FinishMethod, ...]] = {name: d.methods for name, d in DRIVERS.items()}
 # Fields that shape the sampling and so belong to the continuation too.
 SAMPLING = (
-    "temperature", "top_p", "top_k", "min_p", "seed", "random_seed", "presence_penalty", "frequency_penalty",
-    "repeat_penalty", "logit_bias", "user",
-)  # fmt: skip
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "random_seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "repeat_penalty",
+    "logit_bias",
+    "user",
+)
 # The same for what chooses the chat template's variant and the provider behind a broker.
 CHAT_ONLY = ("chat_template_kwargs", "provider")
 
@@ -34,7 +43,7 @@ CHAT_ONLY = ("chat_template_kwargs", "provider")
 class Prompt:
     """The client's prompt as the engine's own template writes it."""
 
-    text: str | None      # ends where generation begins, inside the opened thought; None: not asked for
+    text: str | None  # ends where generation begins, inside the opened thought; None: not asked for
     n_tokens: int | None  # None: the engine has no tokenizer endpoint
 
 
@@ -47,9 +56,9 @@ class Thought:
     think_open: str = "<think>"
     think_close: str = "</think>"
     answer_prefix: str = ""
-    opened: bool = False       # the chat template writes the opening tag itself
-    reask_thought: str = ""    # an assistant's message around {thought}
-    reask_ask: str = ""        # the user's message behind it
+    opened: bool = False  # the chat template writes the opening tag itself
+    reask_thought: str = ""  # an assistant's message around {thought}
+    reask_ask: str = ""  # the user's message behind it
 
     @property
     def ended(self) -> str:
@@ -83,12 +92,12 @@ class Continuation:
     method: FinishMethod
     path: str
     body: dict[str, Any]
-    prefill: str = ""          # text that some engines repeat at the start of the reply
-    answer_prefix: str = ""    # words that begin the answer and are no part of the reply
-    stop: tuple[str, ...] = () # words that the reader must stop at, because the engine was not told
-    added_chars: int = 0       # of our own text in the prompt, beside the thought
+    prefill: str = ""  # text that some engines repeat at the start of the reply
+    answer_prefix: str = ""  # words that begin the answer and are no part of the reply
+    stop: tuple[str, ...] = ()  # words that the reader must stop at, because the engine was not told
+    added_chars: int = 0  # of our own text in the prompt, beside the thought
     tags: tuple[str, str] = field(default=("<think>", "</think>"))
-    opened: bool = False       # the reply begins inside a thought of its own
+    opened: bool = False  # the reply begins inside a thought of its own
 
 
 def build(
@@ -127,9 +136,7 @@ def _names_completion(client_body: Mapping[str, Any], method: FinishMethod) -> b
     return method != "raw" and client_body.get("max_completion_tokens") is not None
 
 
-def _raw(
-    body: dict[str, Any], thought: Thought, driver: Driver, prompt: Prompt | None, limits: Limits
-) -> Continuation:
+def _raw(body: dict[str, Any], thought: Thought, driver: Driver, prompt: Prompt | None, limits: Limits) -> Continuation:
     if prompt is None or prompt.text is None:
         raise ValueError("raw continuation: needs the prompt as the engine's template writes it")
     if limits.logprobs:
@@ -142,9 +149,12 @@ def _raw(
     opened = "" if prompt.text.rstrip().endswith(thought.think_open) else thought.think_open
     body["prompt"] = prompt.text + opened + thought.closed
     return Continuation(
-        method="raw", path="/v1/completions", body=body, answer_prefix=thought.answer_prefix,
+        method="raw",
+        path="/v1/completions",
+        body=body,
+        answer_prefix=thought.answer_prefix,
         tags=(thought.think_open, thought.think_close),
-    )  # fmt: skip
+    )
 
 
 def _prefill(
@@ -172,9 +182,13 @@ def _prefill(
         message |= {"content": last, "reasoning_content": thought.ended.rstrip(), "prefix": True}
     body["messages"] = [*messages, message]
     return Continuation(
-        method="prefill", path=facts.prefill_path, body=body, prefill=last, answer_prefix=thought.answer_prefix,
+        method="prefill",
+        path=facts.prefill_path,
+        body=body,
+        prefill=last,
+        answer_prefix=thought.answer_prefix,
         tags=(thought.think_open, thought.think_close),
-    )  # fmt: skip
+    )
 
 
 def _reask(
@@ -189,14 +203,20 @@ def _reask(
     facts = DRIVERS[driver]
     told = thought.reask_thought.replace("{thought}", thought.text.strip())
     body["messages"] = [
-        *messages, {"role": "assistant", "content": told}, {"role": "user", "content": thought.reask_ask},
-    ]  # fmt: skip
+        *messages,
+        {"role": "assistant", "content": told},
+        {"role": "user", "content": thought.reask_ask},
+    ]
     body = with_fields(body, facts.effort(lowest or facts.lowest) or {})
     return Continuation(
-        method="re-ask", path=CHAT_PATH, body=body, stop=limits.stop,
+        method="re-ask",
+        path=CHAT_PATH,
+        body=body,
+        stop=limits.stop,
         added_chars=len(told) - len(thought.text.strip()) + len(thought.reask_ask),
-        tags=(thought.think_open, thought.think_close), opened=thought.opened and not thinking_is_off(body),
-    )  # fmt: skip
+        tags=(thought.think_open, thought.think_close),
+        opened=thought.opened and not thinking_is_off(body),
+    )
 
 
 def write_prompt(template: Template, messages: Sequence[Any]) -> str:
@@ -244,7 +264,7 @@ class PrefillStripper:
         self._held += text
         if self._held.startswith(self._prefill):
             self._done = True
-            return self._held[len(self._prefill):]
+            return self._held[len(self._prefill) :]
         if self._prefill.startswith(self._held):
             return ""
         self._done = True

@@ -17,17 +17,25 @@ from suffice.settings import Driver, Effort, FinishMethod
 
 Fields = dict[str, Any]
 Prefill = Literal[
-    "continue",          # continue_final_message and add_generation_prompt
-    "continue-behind",   # continue_final_message; the text is put behind the generation prompt
-    "prefix",            # `prefix: true` on the last message
+    "continue",  # continue_final_message and add_generation_prompt
+    "continue-behind",  # continue_final_message; the text is put behind the generation prompt
+    "prefix",  # `prefix: true` on the last message
     "prefix-reasoning",  # the same, with the thought in `reasoning_content`
 ]
 CHAT_PATH = "/v1/chat/completions"
 # Fields by which a client itself says how long the model may think. One of them given: ours stay away.
 THINKING_FIELDS = (
-    "reasoning_effort", "reasoning", "thinking", "thinking_token_budget", "thinking_budget_tokens",
-    "reasoning_budget_tokens", "reasoning_budget", "thinking_budget", "enable_thinking", "prompt_mode",
-)  # fmt: skip
+    "reasoning_effort",
+    "reasoning",
+    "thinking",
+    "thinking_token_budget",
+    "thinking_budget_tokens",
+    "reasoning_budget_tokens",
+    "reasoning_budget",
+    "thinking_budget",
+    "enable_thinking",
+    "prompt_mode",
+)
 NESTED_THINKING_FIELDS: Mapping[str, tuple[str, ...]] = {
     "chat_template_kwargs": ("enable_thinking", "thinking", "thinking_budget", "reasoning_effort"),
     "custom_params": ("thinking_budget",),
@@ -55,9 +63,9 @@ class DriverFacts:
     effort: Callable[[Effort], Fields | None]
     lowest: Effort = "none"
     writes_prompt: Literal["apply-template", "tokenize"] | None = None
-    has_control: bool = False      # llama.cpp's POST …/chat/completions/control
-    counts_prompts: bool = False   # POST /tokenize {"prompt"} → {"count"}
-    caches_by_slot: bool = False   # what a run has read is at hand in the slot that it left, once it has left it
+    has_control: bool = False  # llama.cpp's POST …/chat/completions/control
+    counts_prompts: bool = False  # POST /tokenize {"prompt"} → {"count"}
+    caches_by_slot: bool = False  # what a run has read is at hand in the slot that it left, once it has left it
 
 
 def _plain_effort(level: Effort) -> Fields:
@@ -137,7 +145,7 @@ DRIVERS: dict[Driver, DriverFacts] = {
         budget=lambda n, _: {"thinking": {"type": "enabled", "budget_tokens": max(1024, n)}},
         effort=_switch,
     ),
-}  # fmt: skip
+}
 
 
 def driver_facts(name: Driver) -> DriverFacts:

@@ -22,30 +22,46 @@ from typing import Literal
 
 LimitKind = Literal["requests", "tokens"]
 MAX_COUNT = 10**15
-MAX_RESET_S = 30 * 86_400.0   # longer windows are not believed
+MAX_RESET_S = 30 * 86_400.0  # longer windows are not believed
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|s|m|h|d)")
 _UNIT_S: Mapping[str, float] = {
-    "ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0,
-}  # fmt: skip
+    "ns": 1e-9,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3_600.0,
+    "d": 86_400.0,
+}
 _PAIR = re.compile(r"\b(limit|remaining|reset|r|t|q)\s*=\s*(\d+(?:\.\d+)?)")
 # For each kind, spellings of (limit, remaining, reset), the more particular ones first.
 _SPELLINGS: Mapping[LimitKind, tuple[tuple[str, str, str], ...]] = {
     "requests": (
         ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
-        ("anthropic-ratelimit-requests-limit", "anthropic-ratelimit-requests-remaining",
-         "anthropic-ratelimit-requests-reset"),
+        (
+            "anthropic-ratelimit-requests-limit",
+            "anthropic-ratelimit-requests-remaining",
+            "anthropic-ratelimit-requests-reset",
+        ),
         ("ratelimit-limit", "ratelimit-remaining", "ratelimit-reset"),
         ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"),
     ),
     "tokens": (
         ("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
-        ("anthropic-ratelimit-tokens-limit", "anthropic-ratelimit-tokens-remaining",
-         "anthropic-ratelimit-tokens-reset"),
-        ("anthropic-ratelimit-input-tokens-limit", "anthropic-ratelimit-input-tokens-remaining",
-         "anthropic-ratelimit-input-tokens-reset"),
+        (
+            "anthropic-ratelimit-tokens-limit",
+            "anthropic-ratelimit-tokens-remaining",
+            "anthropic-ratelimit-tokens-reset",
+        ),
+        (
+            "anthropic-ratelimit-input-tokens-limit",
+            "anthropic-ratelimit-input-tokens-remaining",
+            "anthropic-ratelimit-input-tokens-reset",
+        ),
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +70,7 @@ class LimitWindow:
 
     remaining: int
     limit: int | None = None
-    reset_s: float | None = None   # seconds until it is full again
+    reset_s: float | None = None  # seconds until it is full again
 
 
 def read_limits(headers: Iterable[tuple[str, str]], *, wall_s: float) -> dict[LimitKind, LimitWindow]:
@@ -72,9 +88,10 @@ def read_limits(headers: Iterable[tuple[str, str]], *, wall_s: float) -> dict[Li
             left = _count(given.get(remaining))
             if left is not None:
                 found[kind] = LimitWindow(
-                    remaining=left, limit=_count(given.get(limit)),
+                    remaining=left,
+                    limit=_count(given.get(limit)),
                     reset_s=duration_s(given.get(reset), wall_s=wall_s),
-                )  # fmt: skip
+                )
                 break
     if "requests" not in found and "ratelimit" in given:
         window = _structured(given["ratelimit"], given.get("ratelimit-policy", ""))
@@ -95,9 +112,10 @@ def _structured(value: str, policy: str) -> LimitWindow | None:
     limit = pairs.get("limit", None if quota is None else float(quota))
     reset = pairs.get("reset", pairs.get("t"))
     return LimitWindow(
-        remaining=int(left), limit=None if limit is None or limit > MAX_COUNT else int(limit),
+        remaining=int(left),
+        limit=None if limit is None or limit > MAX_COUNT else int(limit),
         reset_s=None if reset is None or reset > MAX_RESET_S else reset,
-    )  # fmt: skip
+    )
 
 
 def retry_after_s(headers: Iterable[tuple[str, str]], *, wall_s: float) -> float | None:

@@ -16,10 +16,10 @@ from msgspec.structs import replace
 
 from suffice.upstream.wire import REASONING_FIELDS, Chunk, Frame, decode_chunk, decode_json, is_given
 
-_NEVER = b"\x00"       # begins no event
-_MAX_TRIES = 4         # patterns in a row that matched nothing: the chunks of this upstream do not repeat
+_NEVER = b"\x00"  # begins no event
+_MAX_TRIES = 4  # patterns in a row that matched nothing: the chunks of this upstream do not repeat
 _NO_USAGE = b'"usage":null'
-WINDOW_BYTES = 16 * 1024   # of a read that holds many chunks, how much is looked at in one go
+WINDOW_BYTES = 16 * 1024  # of a read that holds many chunks, how much is looked at in one go
 
 _string: Callable[[bytes], str] = msgspec.json.Decoder(str).decode
 _strings: Callable[[bytes], list[str]] = msgspec.json.Decoder(list[str]).decode
@@ -32,13 +32,22 @@ class TextPattern:
     """
 
     __slots__ = (
-        "_after", "_before", "_between", "_matched", "_n_after", "_n_around", "_n_before", "_shown", "_tries", "field",
-    )  # fmt: skip
+        "_after",
+        "_before",
+        "_between",
+        "_matched",
+        "_n_after",
+        "_n_around",
+        "_n_before",
+        "_shown",
+        "_tries",
+        "field",
+    )
 
     def __init__(self) -> None:
         self._before = self._after = self._between = _NEVER
         self._n_before = self._n_after = self._n_around = 1
-        self._shown: tuple[bytes, bytes] | None = None   # what the client gets around the text; None: the same
+        self._shown: tuple[bytes, bytes] | None = None  # what the client gets around the text; None: the same
         self._matched = False
         self._tries = 0
         self.field = ""
@@ -166,8 +175,9 @@ def _holds(cut: tuple[bytes, bytes], chunk: Chunk, field: str, text: str) -> boo
     other = "!" if text == "?" else "?"
     expected = [
         replace(choice, delta=replace(choice.delta, **{field: other}))
-        for choice in chunk.choices or () if choice.delta is not None
-    ]  # fmt: skip
+        for choice in chunk.choices or ()
+        if choice.delta is not None
+    ]
     return decode_chunk(_data(cut, other.encode())) == replace(chunk, choices=expected)
 
 

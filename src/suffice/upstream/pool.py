@@ -17,8 +17,8 @@ from yarl import URL
 
 from suffice.upstream.connection import Connection
 
-REST_S = 0.02           # a server that closes behind an answer without saying so has done it by then
-NEXT_ADDRESS_S = 0.25   # a server's next address is tried beside a silent one after this long (RFC 8305)
+REST_S = 0.02  # a server that closes behind an answer without saying so has done it by then
+NEXT_ADDRESS_S = 0.25  # a server's next address is tried beside a silent one after this long (RFC 8305)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +28,20 @@ class Address:
     host: str
     port: int
     tls: bool
-    path: str        # what stands before every path; "" or "/…"
-    authority: str   # what the Host header says
+    path: str  # what stands before every path; "" or "/…"
+    authority: str  # what the Host header says
 
     @classmethod
     def of(cls, url: str) -> Address:
         """From a base address, its `/v1` left out."""
         parsed = URL(url.rstrip("/").removesuffix("/v1"))
         return cls(
-            host=(parsed.raw_host or "").rstrip("."), port=parsed.port or 80, tls=parsed.scheme == "https",
-            path=parsed.raw_path.rstrip("/"), authority=parsed.host_port_subcomponent or "",
-        )  # fmt: skip
+            host=(parsed.raw_host or "").rstrip("."),
+            port=parsed.port or 80,
+            tls=parsed.scheme == "https",
+            path=parsed.raw_path.rstrip("/"),
+            authority=parsed.host_port_subcomponent or "",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class _Kept:
 
     connection: Connection
     since_s: float
-    behind_stream: bool   # its last answer came in chunks
+    behind_stream: bool  # its last answer came in chunks
 
 
 class ConnectionPool:
@@ -59,15 +62,20 @@ class ConnectionPool:
     """
 
     def __init__(
-        self, address: Address, *, connect_timeout_s: float, first_byte_timeout_s: float, idle_timeout_s: float,
+        self,
+        address: Address,
+        *,
+        connect_timeout_s: float,
+        first_byte_timeout_s: float,
+        idle_timeout_s: float,
         keep_s: float,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._address = address
         self._connect_timeout_s, self._keep_s = connect_timeout_s, keep_s
         self._made = partial(Connection, first_byte_timeout_s=first_byte_timeout_s, idle_timeout_s=idle_timeout_s)
-        self._kept: deque[_Kept] = deque()   # the latest stands last
+        self._kept: deque[_Kept] = deque()  # the latest stands last
         self._held: set[Connection] = set()
-        self._keeps = {True: False, False: True}   # is one known to stay open, behind a stream and behind a body?
+        self._keeps = {True: False, False: True}  # is one known to stay open, behind a stream and behind a body?
         self._sweep: asyncio.TimerHandle | None = None
         self._tls = ssl.create_default_context() if address.tls else None
         if self._tls is not None:
@@ -148,9 +156,11 @@ class ConnectionPool:
             )
             try:
                 _, made = await loop.create_connection(
-                    partial(self._made, keep=keep), sock=sock, ssl=self._tls,
+                    partial(self._made, keep=keep),
+                    sock=sock,
+                    ssl=self._tls,
                     server_hostname=address.host if self._tls is not None else None,
-                )  # fmt: skip
+                )
             except BaseException:
                 sock.close()
                 raise

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from suffice.telemetry import LOG
 
-KNOWN_S: Final = 5.0   # how long an answer or a failure is believed; readiness asks the server no more often
-LOG_EVERY_S: Final = 30.0   # between two lines in the log about the same server
+KNOWN_S: Final = 5.0  # how long an answer or a failure is believed; readiness asks the server no more often
+LOG_EVERY_S: Final = 30.0  # between two lines in the log about the same server
 
 
 class Reachability:
@@ -20,9 +20,9 @@ class Reachability:
 
     def __init__(self, name: str, address: str, monotonic_s: Callable[[], float]) -> None:
         self._name, self._address, self._now_s = name, address, monotonic_s
-        self._answers: bool | None = None        # None: nobody has called it yet
+        self._answers: bool | None = None  # None: nobody has called it yet
         self._answered_s = self._probed_s = self._logged_s = float("-inf")
-        self._n_unlogged = 0                     # failures since the last line in the log
+        self._n_unlogged = 0  # failures since the last line in the log
         self._outage_logged = False
         self._probing: asyncio.Task[None] | None = None
 

@@ -16,8 +16,8 @@ class AnswerShape:
     """One way in which an engine answers."""
 
     engine: str
-    name: str                                      # of the file, without its ending
-    shape: str                                     # for a person
+    name: str  # of the file, without its ending
+    shape: str  # for a person
     evidence: Literal["recorded", "synthetic"]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from suffice.errors import UpstreamProtocol
 from suffice.upstream.wire import SseSplitter, decode_json, last_events
 
-LAST_EVENTS = 6       # usage, end and error stand in the last few events of every API's stream
+LAST_EVENTS = 6  # usage, end and error stand in the last few events of every API's stream
 _ID = re.compile(r'^\s*\{\s*"id"\s*:\s*"([^"\\]{1,200})"')
 _COUNT_LIMIT = 2**53  # a larger count is no count
 # Where each API puts its counts; the first name that is there counts.
@@ -33,13 +33,13 @@ _BESIDE_INPUT = ("cache_read_input_tokens", "cache_creation_input_tokens")
 class AnswerFacts:
     """What an answer said of itself. None: nothing."""
 
-    prompt_tokens: int | None = None       # all of the prompt, cached parts included
+    prompt_tokens: int | None = None  # all of the prompt, cached parts included
     cached_tokens: int | None = None
-    completion_tokens: int | None = None   # everything generated, the thought included
+    completion_tokens: int | None = None  # everything generated, the thought included
     reasoning_tokens: int | None = None
     response_id: str | None = None
-    truncated: bool = False                # a token cap cut it
-    failed: bool = False                   # the upstream's own error, inside an answer that had begun
+    truncated: bool = False  # a token cap cut it
+    failed: bool = False  # the upstream's own error, inside an answer that had begun
 
 
 def read_answer(head: bytes, tail: bytes, *, events: bool) -> AnswerFacts:
@@ -88,7 +88,7 @@ def _usage_alone(tail: bytes) -> Iterator[Any]:
     if at < 0:
         return
     try:
-        usage, _ = json.JSONDecoder().raw_decode(text[at + 8:].lstrip())
+        usage, _ = json.JSONDecoder().raw_decode(text[at + 8 :].lstrip())
     except (ValueError, RecursionError):
         return
     yield {"usage": usage}
@@ -118,9 +118,10 @@ def _usage_in(value: Any) -> Mapping[str, Any] | None:
         timings = value.get("timings")
         cached = timings.get("cache_n") if isinstance(timings, Mapping) else None
         return {
-            "prompt_tokens": value.get("tokens_evaluated"), "completion_tokens": value["tokens_predicted"],
+            "prompt_tokens": value.get("tokens_evaluated"),
+            "completion_tokens": value["tokens_predicted"],
             "prompt_tokens_details": {"cached_tokens": cached},
-        }  # fmt: skip
+        }
     return None
 
 

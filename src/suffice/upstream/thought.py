@@ -10,7 +10,7 @@ import unicodedata
 from typing import Literal, TypeAlias
 
 MOST_CUT_CHARS = 64
-MOST_SPACE_CHARS = 4_096   # at the start, that are held back: behind more no tag opens a thought
+MOST_SPACE_CHARS = 4_096  # at the start, that are held back: behind more no tag opens a thought
 Piece: TypeAlias = tuple[Literal["reasoning", "answer"], str]
 
 
@@ -25,15 +25,13 @@ class ThinkTag:
 
     __slots__ = ("_close_tag", "_held", "_open_tag", "_space", "_state")
 
-    def __init__(
-        self, open_tag: str = "<think>", close_tag: str = "</think>", *, opened: bool = False
-    ) -> None:
+    def __init__(self, open_tag: str = "<think>", close_tag: str = "</think>", *, opened: bool = False) -> None:
         if not open_tag or not close_tag:
             raise ValueError(f"ThinkTag: got {open_tag=} {close_tag=}; both need at least one character")
         self._open_tag, self._close_tag = open_tag, close_tag
         self._state: Literal["start", "opened", "inside", "after"] = "opened" if opened else "start"
-        self._space = ""              # white space at the start, until we know what it belongs to
-        self._held = ""               # the beginning of a tag, perhaps
+        self._space = ""  # white space at the start, until we know what it belongs to
+        self._held = ""  # the beginning of a tag, perhaps
 
     @property
     def inside(self) -> bool:
@@ -72,7 +70,7 @@ class ThinkTag:
             self._space = self._space + text[: len(text) - len(tail)]
         if tail.startswith(self._open_tag):
             self._space, self._state = "", "inside"
-            return tail[len(self._open_tag):]
+            return tail[len(self._open_tag) :]
         if self._open_tag.startswith(tail) and len(self._space) <= MOST_SPACE_CHARS:
             self._held = tail
             return ""
@@ -97,7 +95,7 @@ class ThinkTag:
 def _overlap(text: str, tag: str) -> int:
     """How many characters at the end of `text` may be the beginning of `tag`."""
     longest = min(len(tag) - 1, len(text))
-    if tag[0] not in text[len(text) - longest:]:
+    if tag[0] not in text[len(text) - longest :]:
         return 0
     return next((n for n in range(longest, 0, -1) if text.endswith(tag[:n])), 0)
 

@@ -22,10 +22,10 @@ DONE = b"data: [DONE]\n\n"
 DONE_DATA = b"[DONE]"
 PING = b": ping\n\n"
 FRAME_LIMIT_BYTES = 8 * 2**20
-LINES_LIMIT = 10_000    # of one event
-MOST_ITEMS = 50_000     # values in one JSON text of an upstream
-MOST_DIGITS = 64        # of a number: none that somebody means is longer, and reading longer ones takes long
-MOST_CHOICES = 128      # in one event, and in one answer: OpenAI's own limit for `n`
+LINES_LIMIT = 10_000  # of one event
+MOST_ITEMS = 50_000  # values in one JSON text of an upstream
+MOST_DIGITS = 64  # of a number: none that somebody means is longer, and reading longer ones takes long
+MOST_CHOICES = 128  # in one event, and in one answer: OpenAI's own limit for `n`
 REASONING_FIELDS = ("reasoning", "reasoning_content", "thinking")
 
 _BOM = b"\xef\xbb\xbf"
@@ -39,9 +39,9 @@ _LONGEST_END = 4
 class Frame(msgspec.Struct, frozen=True, gc=False):
     """One server-sent event, or a comment between events."""
 
-    raw: bytes            # exact bytes, blank line included; all of them joined give the input
-    data: bytes | None    # data lines joined by "\n"; None: there is none (comment, retry, id)
-    event: bytes | None   # None: the default event
+    raw: bytes  # exact bytes, blank line included; all of them joined give the input
+    data: bytes | None  # data lines joined by "\n"; None: there is none (comment, retry, id)
+    event: bytes | None  # None: the default event
 
 
 class SseSplitter:
@@ -57,9 +57,9 @@ class SseSplitter:
 
     def __init__(self, limit_bytes: int = FRAME_LIMIT_BYTES) -> None:
         self._limit = limit_bytes
-        self._rest = bytearray()   # grows in place: many tiny pieces must not be copied each time
-        self._has_cr = False       # one "\r" seen: from then on the thorough pattern is used
-        self._at_start = True      # no frame was cut yet, so a byte-order mark may still come
+        self._rest = bytearray()  # grows in place: many tiny pieces must not be copied each time
+        self._has_cr = False  # one "\r" seen: from then on the thorough pattern is used
+        self._at_start = True  # no frame was cut yet, so a byte-order mark may still come
 
     @property
     def holds(self) -> bool:
@@ -106,7 +106,7 @@ class SseSplitter:
         for found in _FRAME_END.finditer(data):
             end = found.end()
             if end == len(data) and found.group() != b"\r\r" and data.endswith(b"\r"):
-                break              # its "\n" may still be on the way
+                break  # its "\n" may still be on the way
             raws.append(data[cut:end])
             cut = end
         del self._rest[:cut]
@@ -170,7 +170,7 @@ def _parse_lines(raw: bytes, body: bytes) -> Frame:
 
 # --------------------------------------------------------------------------- bounds
 
-_UNCOUNTED_BYTES = 32 * 1024   # a shorter JSON text is cheap to decode whatever it holds
+_UNCOUNTED_BYTES = 32 * 1024  # a shorter JSON text is cheap to decode whatever it holds
 _SLICE_BYTES = 256 * 1024
 _DIGITS_AS_ZERO = bytes.maketrans(b"123456789", b"000000000")
 _LONG_NUMBER = b"0" * (MOST_DIGITS + 1)
@@ -262,7 +262,7 @@ class Delta(msgspec.Struct, frozen=True, gc=False):
     reasoning_content: str | None = None
     thinking: str | None = None
     refusal: str | None = None
-    tool_calls: msgspec.Raw = _NOTHING      # b"": absent; see `is_given`
+    tool_calls: msgspec.Raw = _NOTHING  # b"": absent; see `is_given`
     function_call: msgspec.Raw = _NOTHING
 
     @property
@@ -278,7 +278,7 @@ class Choice(msgspec.Struct, frozen=True, gc=False):
     delta: Delta | None = None
     text: str | None = None
     finish_reason: str | None = None
-    logprobs: msgspec.Raw = _NOTHING        # read with `logprobs_of`
+    logprobs: msgspec.Raw = _NOTHING  # read with `logprobs_of`
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):
@@ -289,7 +289,7 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
     choices: list[Choice] | None = None
     usage: WireUsage | None = None
-    error: msgspec.Raw = _NOTHING           # b"": none; else the upstream's own words
+    error: msgspec.Raw = _NOTHING  # b"": none; else the upstream's own words
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
@@ -334,9 +334,9 @@ def decode_json(data: bytes) -> Any:
     except _UNREADABLE:
         pass
     try:
-        return _clean(json.loads(
-            data.decode(), parse_constant=_refuse, parse_float=finite, object_pairs_hook=_clean_object
-        ))  # fmt: skip
+        return _clean(
+            json.loads(data.decode(), parse_constant=_refuse, parse_float=finite, object_pairs_hook=_clean_object)
+        )
     except (ValueError, RecursionError):
         raise UpstreamProtocol(
             f"upstream: an event of {len(data)} bytes is not JSON; every event must be one JSON value"
@@ -384,7 +384,8 @@ def _decode_tolerant(data: bytes) -> Chunk:
         object=_text(raw.get("object")),
         model=_text(raw.get("model")),
         choices=[_choice(c) for c in choices[:MOST_CHOICES] if isinstance(c, Mapping)]
-        if isinstance(choices, list) else None,
+        if isinstance(choices, list)
+        else None,
         usage=_usage(usage) if isinstance(usage, Mapping) else None,
         error=_raw(raw, "error"),
     )
@@ -442,8 +443,7 @@ def _usage(raw: Mapping[str, Any]) -> WireUsage:
             PromptDetails(_count(prompt.get("cached_tokens"))) if isinstance(prompt, Mapping) else None
         ),
         completion_tokens_details=(
-            CompletionDetails(_count(completion.get("reasoning_tokens")))
-            if isinstance(completion, Mapping) else None
+            CompletionDetails(_count(completion.get("reasoning_tokens"))) if isinstance(completion, Mapping) else None
         ),
     )
 
@@ -513,7 +513,8 @@ def _chat_logprob(item: Any) -> TokenLogprob | None:
     top = item.get("top_logprobs")
     rivals = [t for t in top if isinstance(t, Mapping)] if isinstance(top, list) else []
     return TokenLogprob(
-        str(item.get("token", "")), float(item["logprob"]),
+        str(item.get("token", "")),
+        float(item["logprob"]),
         _pairs((t.get("token"), t.get("logprob")) for t in rivals),
     )
 
@@ -528,6 +529,7 @@ def _is_number(value: Any) -> bool:
 
 
 # --------------------------------------------------------------------------- writing
+
 
 def encode_json(obj: Any) -> bytes:
     """JSON as we send it: compact UTF-8; lone surrogates stay escapes instead of failing."""

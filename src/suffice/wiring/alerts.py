@@ -25,7 +25,7 @@ _OF: Final = "SELECT kind, body FROM events WHERE seq = ?"
 class SentNotice:
     """A notice that a sink took."""
 
-    at_s: float     # Unix time at which it was told
+    at_s: float  # Unix time at which it was told
     about_s: float  # … at which the log took the event
     sink: str
     notice: Notice
@@ -49,9 +49,12 @@ def sinks_of(alerts: Alerts) -> tuple[Sink, ...]:
 def notifier(settings: Settings, path: Path) -> Notify:
     """The job `notify`. Raises ConfigError where a secret is missing."""
     return Notify(
-        settings=settings.alerts, path=path, sinks=sinks_of(settings.alerts), now=time.time,
+        settings=settings.alerts,
+        path=path,
+        sinks=sinks_of(settings.alerts),
+        now=time.time,
         monotonic_s=time.monotonic,
-    )  # fmt: skip
+    )
 
 
 def sent(path: Path, n: int) -> list[SentNotice]:

@@ -30,7 +30,7 @@ from suffice.store.rows.audit_events import ConfigChange, ConfigChanged, Export,
 from suffice.wiring.alerts import notifier
 from suffice.wiring.keys import deployment_salt, has_secret, secret
 
-MOST_TEXT: Final = 2_000     # characters of a value that are recorded; a longer one is a digest
+MOST_TEXT: Final = 2_000  # characters of a value that are recorded; a longer one is a digest
 HIDDEN: Final = '"(hidden)"'
 _LAST: Final = "SELECT seq, body FROM events WHERE kind = 'config_changed' ORDER BY key DESC LIMIT 1"
 _SECRET: Final = re.compile(r"(secret|password|passwd|token|api_key|credential|webhook)s?$")
@@ -69,39 +69,65 @@ def config_change(settings: Settings, path: Path, *, process: str) -> ConfigChan
     changes = () if known is None else differences(known, told)
     user = user_name()
     reason = "the first settings that were recorded" if known is None else f"{process} started with other settings"
-    return ConfigChanged(ConfigChange(
-        number=1 if before is None else before.number + 1, author=f"{process}, {user}" if user else "file",
-        reason=reason, changes=changes, settings=told,
-    ))  # fmt: skip
+    return ConfigChanged(
+        ConfigChange(
+            number=1 if before is None else before.number + 1,
+            author=f"{process}, {user}" if user else "file",
+            reason=reason,
+            changes=changes,
+            settings=told,
+        )
+    )
 
 
 def differences(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[SettingChange, ...]:
     """What changed from one to the other, by path."""
     return tuple(
         SettingChange(path=path, before=before.get(path), after=after.get(path))
-        for path in sorted(before.keys() | after.keys()) if before.get(path) != after.get(path)
-    )  # fmt: skip
+        for path in sorted(before.keys() | after.keys())
+        if before.get(path) != after.get(path)
+    )
 
 
 def upkeep(settings: Settings, writer: Decisions, author: str) -> tuple[Job, ...]:
     """The jobs that look after the log itself. Raises ConfigError where a secret is missing."""
     audit = ExportHeads(
-        settings=settings.audit, path=writer.path, key=signing_key(deployment_salt(settings)),
-        webhook=audit_webhook(settings), now=time.time, monotonic_s=time.monotonic,
-    )  # fmt: skip
+        settings=settings.audit,
+        path=writer.path,
+        key=signing_key(deployment_salt(settings)),
+        webhook=audit_webhook(settings),
+        now=time.time,
+        monotonic_s=time.monotonic,
+    )
     retain = Retain(
-        settings=settings, writer=writer, path=writer.path, author=author, now=time.time, monotonic_s=time.monotonic,
+        settings=settings,
+        writer=writer,
+        path=writer.path,
+        author=author,
+        now=time.time,
+        monotonic_s=time.monotonic,
         new_id=lambda: f"er_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}",
-    )  # fmt: skip
+    )
     return audit, retain, notifier(settings, writer.path)
 
 
 def note_export(writer: Decisions, *, what: str, where: str, n_rows: int, author: str | None, reason: str) -> None:
     """Say in the log that data left it; no author is the user of this computer. Raises StoreError."""
-    writer.write(None, [Exported(Export(
-        export_id=f"ex_{secrets.token_hex(8)}", author=author or user_name() or "unknown", reason=reason, what=what,
-        where=where, n_rows=n_rows,
-    ))])  # fmt: skip
+    writer.write(
+        None,
+        [
+            Exported(
+                Export(
+                    export_id=f"ex_{secrets.token_hex(8)}",
+                    author=author or user_name() or "unknown",
+                    reason=reason,
+                    what=what,
+                    where=where,
+                    n_rows=n_rows,
+                )
+            )
+        ],
+    )
 
 
 def _recorded(connection: sqlite3.Connection) -> ConfigChange | None:

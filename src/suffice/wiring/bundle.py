@@ -62,9 +62,10 @@ def sealed(
             raise StoreError(f"store {path}: has no chain")
         tail = [*rows(connection, {*found.rows, exported}), *links(connection, min(found.rows))]
     signed = line_of(
-        end, at=datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        end,
+        at=datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         key=signing_key(deployment_salt(settings)),
-    )  # fmt: skip
+    )
     if settings.audit.file:
         append_line(Path(settings.audit.file), signed)
     tail.append({"type": "head", "head": msgspec.json.decode(signed)})

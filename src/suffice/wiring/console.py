@@ -61,17 +61,30 @@ def console(
     with ExitStack() as stack:
         writer = _Once(stack, decisions)
         desk = ConsoleContext(
-            settings=settings, path=path, told=told, closing=closing, now=time.time, monotonic_s=time.monotonic,
+            settings=settings,
+            path=path,
+            told=told,
+            closing=closing,
+            now=time.time,
+            monotonic_s=time.monotonic,
             killed=lambda: switch_reason(kill_file(settings)) is not None,
             first=lambda: condition(settings, checks=False).sentences,
-            decisions=writer, note_export=lambda name, n_rows, who: note_export(
+            decisions=writer,
+            note_export=lambda name, n_rows, who: note_export(
                 writer(), what=name, where="the console", n_rows=n_rows, author=who, reason="asked for in the console"
-            ), setup_of=lambda name: _setup(settings, name),
+            ),
+            setup_of=lambda name: _setup(settings, name),
             effect_of=lambda item: _effect(settings, path, item),
             check_experiment=lambda name: check_experiment(settings, name),
             propose=lambda name, address, reason, who: propose_learned(
-                writer(), name, settings.routes[name], address, author=who, reason=reason,
-                rollout=f"{name}-{secrets.token_hex(4)}", secret=deployment_salt(settings),
+                writer(),
+                name,
+                settings.routes[name],
+                address,
+                author=who,
+                reason=reason,
+                rollout=f"{name}-{secrets.token_hex(4)}",
+                secret=deployment_salt(settings),
             ),
             take_back=lambda name, reason, who: take_back(
                 writer(), name, settings.routes[name], author=who, reason=reason, secret=deployment_salt(settings)
@@ -79,10 +92,12 @@ def console(
             doors=ConsoleAuth(
                 roster=people.now,
                 browsers=BrowserPolicy(hosts=(settings.console.host or settings.server.host, *settings.server.names)),
-                random_bytes=secrets.token_bytes, session_s=settings.console.session_s, now=time.time,
+                random_bytes=secrets.token_bytes,
+                session_s=settings.console.session_s,
+                now=time.time,
                 monotonic_s=time.monotonic,
             ),
-        )  # fmt: skip
+        )
         desk.live = Live(
             look=lambda window: mark_of(desk, window),
             part=lambda window: live_part(desk, window, alerts),
@@ -114,9 +129,14 @@ def _standing(settings: Settings, path: Path, name: str, held: RolloutRun) -> Ro
     """What the evidence says of a rollout. Raises StoreError and ConfigError."""
     with reading(path) as connection:
         return standing_of(
-            connection, held, settings.routes[name], settings.control, matching, secret=deployment_salt(settings),
+            connection,
+            held,
+            settings.routes[name],
+            settings.control,
+            matching,
+            secret=deployment_salt(settings),
             now_s=time.time(),
-        ).standing  # fmt: skip
+        ).standing
 
 
 def _effect(settings: Settings, path: Path, item: str) -> str:

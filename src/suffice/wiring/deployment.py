@@ -63,6 +63,9 @@ def condition(settings: Settings, *, checks: bool = True) -> Condition:
     checks  read a small log through for damage
     """
     return read_condition(
-        database_path(settings.store.url), kill_file(settings), presence_files(settings), routes=settings.routes,
+        database_path(settings.store.url),
+        kill_file(settings),
+        presence_files(settings),
+        routes=settings.routes,
         checks=checks,
-    )  # fmt: skip
+    )

@@ -114,9 +114,10 @@ def _with_models(raw: Any, folder: Path) -> Any:
     if isinstance(experiments, Mapping):
         read["experiments"] = {
             name: {**one, "arms": _policies_with_models(f"experiments.{name}.arms", one["arms"], folder)}
-            if isinstance(one, Mapping) and "arms" in one else one
+            if isinstance(one, Mapping) and "arms" in one
+            else one
             for name, one in experiments.items()
-        }  # fmt: skip
+        }
     return read
 
 
@@ -126,9 +127,10 @@ def _policies_with_models(where: str, tables: Any, folder: Path) -> Any:
         return tables
     return {
         name: {**table, "policy": policy_with_models(f"{where}.{name}.policy", table["policy"], folder)}
-        if isinstance(table, Mapping) and "policy" in table else table
+        if isinstance(table, Mapping) and "policy" in table
+        else table
         for name, table in tables.items()
-    }  # fmt: skip
+    }
 
 
 def policy_with_models(where: str, spec: Any, folder: Path, depth: int = MOST_DEEP) -> Any:

@@ -47,7 +47,7 @@ from suffice.wiring.routes import build_route, check
 from suffice.wiring.startup import LogKnowledge, StartState, begin, keeper, waiting
 from suffice.wiring.worker import decisions
 
-MOST_CHECK_S = 600.0   # for reading the log through after a start
+MOST_CHECK_S = 600.0  # for reading the log through after a start
 HANDLERS_END_S = 5.0  # at the end: how long a handler that was cut off has to write its outcome
 
 
@@ -59,24 +59,33 @@ async def _handlers_end(gw: Gateway) -> None:
 
 
 def _running(
-    settings: Settings, begun: StartState, clients: Mapping[str, UpstreamClient], vectors: Mapping[str, Embedder],
-    presence: Announcement, found: Preflight | None = None,
+    settings: Settings,
+    begun: StartState,
+    clients: Mapping[str, UpstreamClient],
+    vectors: Mapping[str, Embedder],
+    presence: Announcement,
+    found: Preflight | None = None,
 ) -> Gateway:
     """All that handlers need, with what the log's history teaches. found: None where no clients are served."""
     log = begun.log
     gw = Gateway(
-        settings=settings, routes=_routes(settings, begun.known), upstreams=clients, embedders=vectors, log=log,
+        settings=settings,
+        routes=_routes(settings, begun.known),
+        upstreams=clients,
+        embedders=vectors,
+        log=log,
         metrics=Metrics(),
         keys=key_ring(settings, begun.secret) if found is not None else KeyRing(),
-        salt=begun.secret, new_id=new_id, wall_s=time.time, monotonic_s=time.monotonic,
+        salt=begun.secret,
+        new_id=new_id,
+        wall_s=time.time,
+        monotonic_s=time.monotonic,
         langfuse_secret=found.langfuse_secret if found is not None else None,
-    )  # fmt: skip
+    )
     _read_log(settings, gw)
     _teach(gw, begun.known)
     file = kill_file(settings)
-    gw.kill = KillSwitch(
-        file, environment=os.environ.get(kill.VARIABLE, ""), told=log.append, presence=presence
-    )
+    gw.kill = KillSwitch(file, environment=os.environ.get(kill.VARIABLE, ""), told=log.append, presence=presence)
     gw.without_log = begun.problem
     if begun.problem is not None and begun.good is not None:
         known = begun.good.routes
@@ -90,7 +99,7 @@ def _routes(settings: Settings, known: LogKnowledge) -> tuple[BuiltRoute, ...]:
     return tuple(
         build_route(name, route, known.evidence, settings.upstreams.get(route.upstream))
         for name, route in settings.routes.items()
-    )  # fmt: skip
+    )
 
 
 def _teach(gw: Gateway, known: LogKnowledge) -> None:
@@ -180,17 +189,22 @@ def _beside(settings: Settings, log: EventLog, gw: Gateway, stack: AsyncExitStac
     """What answers beside the gateway: the console and the control API, where the settings want them."""
     if not settings.console.enabled or not isinstance(log, SqliteLog):
         return {}
-    site = stack.enter_context(console(
-        settings, log.path, decisions=lambda: decisions(settings, create=False), told=gw.told,
-        closing=lambda: not gw.ready,
-    ))  # fmt: skip
+    site = stack.enter_context(
+        console(
+            settings,
+            log.path,
+            decisions=lambda: decisions(settings, create=False),
+            told=gw.told,
+            closing=lambda: not gw.ready,
+        )
+    )
     return dict.fromkeys(MOUNTS, site)
 
 
 @asynccontextmanager
 async def gateway(
     settings: Settings, *, log: EventLog | None = None, found: Preflight | None = None
-) -> AsyncIterator[App]:  # fmt: skip
+) -> AsyncIterator[App]:
     """Open the log and the upstreams, and give the ASGI application; close them all afterwards.
 
     A log that cannot be opened keeps nobody from being served: by the last-good file, or in full, until it can. One
@@ -207,11 +221,15 @@ async def gateway(
     try:
         clients = {
             name: UpstreamClient(
-                name, upstream, found.upstream_keys[name], begun.known.evidence.upstreams.get(name),
-                monotonic_s=time.monotonic, wall_s=time.time,
+                name,
+                upstream,
+                found.upstream_keys[name],
+                begun.known.evidence.upstreams.get(name),
+                monotonic_s=time.monotonic,
+                wall_s=time.time,
             )
             for name, upstream in settings.upstreams.items()
-        }  # fmt: skip
+        }
         gw = _running(settings, begun, clients, found.embedders, presence, found)
         async with AsyncExitStack() as stack:
             for client in clients.values():
@@ -222,7 +240,9 @@ async def gateway(
             stack.enter_context(watched(gw.look_at_kill, gw.metrics, site="kill", every_s=kill.LOOK_S))
             gw.metrics.filled_by(gw.export_load)
             gw.metrics.filled_by(gw.export_promises)
-            stack.enter_context(watched(partial(request_log.tell_counts, gw), gw.metrics, site="counts", every_s=COUNTS_S))
+            stack.enter_context(
+                watched(partial(request_log.tell_counts, gw), gw.metrics, site="counts", every_s=COUNTS_S)
+            )
             app = App(gw)
             await _followed(settings, gw, begun, app, stack)
             app.beside |= _beside(settings, begun.log, gw, stack)

@@ -28,7 +28,13 @@ class Again:
     """Tries until the log is open or the process ends."""
 
     def __init__(
-        self, settings: Settings, gw: Gateway, begun: StartState, came: Callable[[LogKnowledge], None], *, lock: threading.Lock
+        self,
+        settings: Settings,
+        gw: Gateway,
+        begun: StartState,
+        came: Callable[[LogKnowledge], None],
+        *,
+        lock: threading.Lock,
     ) -> None:
         """Begin.
 

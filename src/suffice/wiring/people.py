@@ -165,7 +165,13 @@ class People:
 def access_changed(people: People, name: str, what: Literal["added", "reset", "removed"]) -> AccessChanged:
     """The row of the audit log that says so. Raises ConfigError for a file that cannot be read."""
     role = next((one.role for one in people.listed() if one.name == name), "")
-    return AccessChanged(AccessGrant(
-        access_id=f"ac_{secrets.token_hex(8)}", name=name, what=what, role=role, author=user_name() or "unknown",
-        reason="asked for by suffice admin" if what != "added" or name != ADMIN else "the first run",
-    ))  # fmt: skip
+    return AccessChanged(
+        AccessGrant(
+            access_id=f"ac_{secrets.token_hex(8)}",
+            name=name,
+            what=what,
+            role=role,
+            author=user_name() or "unknown",
+            reason="asked for by suffice admin" if what != "added" or name != ADMIN else "the first run",
+        )
+    )

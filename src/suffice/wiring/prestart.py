@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 class Preflight:
     """What a gateway needs besides its settings, and what its owner should know."""
 
-    upstream_keys: Mapping[str, str | None]   # by upstream
+    upstream_keys: Mapping[str, str | None]  # by upstream
     langfuse_secret: str | None
-    embedders: Mapping[str, HttpEmbedder]     # by route; not open yet
+    embedders: Mapping[str, HttpEmbedder]  # by route; not open yet
     warnings: tuple[str, ...]
 
 
@@ -44,8 +44,9 @@ def preflight(settings: Settings, *, host: str = "127.0.0.1", insecure_open: boo
     found = Preflight(
         upstream_keys={name: api_key(name, upstream) for name, upstream in settings.upstreams.items()},
         langfuse_secret=secret("feedback.langfuse.secret_env", settings.feedback.langfuse.secret_env),
-        embedders=embedders(settings), warnings=(*check(settings), *_missing_packages(settings)),
-    )  # fmt: skip
+        embedders=embedders(settings),
+        warnings=(*check(settings), *_missing_packages(settings)),
+    )
     sinks_of(settings.alerts)  # here and now, not by a worker that could only end; as below
     audit_webhook(settings)
     if has_secret(settings):
@@ -69,11 +70,15 @@ def embedders(settings: Settings) -> dict[str, HttpEmbedder]:
 
     return {
         name: HttpEmbedder(
-            one.url, model=one.model, timeout_s=one.timeout_s, pause_s=one.pause_s,
+            one.url,
+            model=one.model,
+            timeout_s=one.timeout_s,
+            pause_s=one.pause_s,
             api_key=secret(f"routes.{name}.embeddings.api_key_env", one.api_key_env),
         )
-        for name, one in given.items() if one is not None
-    }  # fmt: skip
+        for name, one in given.items()
+        if one is not None
+    }
 
 
 def _missing_packages(settings: Settings) -> list[str]:

@@ -20,7 +20,7 @@ def question_texts(file: Path, settings: Settings) -> Mapping[str, str]:
     for body in read_questions(file.read_text("utf-8").splitlines(), str(file)):
         text = written_out(body["messages"])
         found[question_key(encode_json(body["messages"]).decode(), salt=salt)] = text  # as a chat
-        found[question_key(text, salt=salt)] = text                                    # as a loop of the caller's
+        found[question_key(text, salt=salt)] = text  # as a loop of the caller's
     return found
 
 

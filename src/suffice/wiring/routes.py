@@ -40,7 +40,7 @@ RECORDED: Mapping[str, tuple[str, ...]] = {
 class StartupEvidence:
     """What the log already says about upstreams and routes; empty when there is no log yet."""
 
-    upstreams: Mapping[str, Findings] = field(default_factory=dict)          # by name, same address only
+    upstreams: Mapping[str, Findings] = field(default_factory=dict)  # by name, same address only
     extracted: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)  # by route, oldest first
 
 
@@ -55,13 +55,12 @@ def read_evidence(settings: Settings, database: Path | None = None) -> StartupEv
     examined = route_findings(path)
     return StartupEvidence(
         upstreams={
-            name: found for name, found in upstream_findings(path).items()
+            name: found
+            for name, found in upstream_findings(path).items()
             if name in settings.upstreams and found.url_key == url_key(settings.upstreams[name].url)
         },
-        extracted={
-            name: extracted(path, name, route, examined) for name, route in settings.routes.items()
-        },
-    )  # fmt: skip
+        extracted={name: extracted(path, name, route, examined) for name, route in settings.routes.items()},
+    )
 
 
 def evidence_warnings(settings: Settings, evidence: StartupEvidence) -> list[str]:
@@ -168,8 +167,9 @@ def _check_arms(settings: Settings, name: str) -> list[str]:
     return [
         f"experiments.{name}.routes: {route} is in {settings.routes[route].mode!r}, where no arm acts; write"
         ' mode = "enforce"'
-        for route in one.routes if settings.routes[route].mode != "enforce"
-    ]  # fmt: skip
+        for route in one.routes
+        if settings.routes[route].mode != "enforce"
+    ]
 
 
 def promise_warnings(where: str, route: Route) -> list[str]:

@@ -45,9 +45,9 @@ from suffice.wiring.keys import deployment_salt, good_file, has_secret, salt_fil
 from suffice.wiring.people import People
 from suffice.wiring.routes import StartupEvidence, evidence_warnings, read_evidence
 
-LEARNT_RUNS: Final = 2_000       # of the log's latest runs: what they teach is known again after a restart
-AGAIN_S: Final = (1.0, 30.0)     # before another try to open the log, doubling
-KEEP_S: Final = 60.0             # the last-good file is never older than this, while the log can be read
+LEARNT_RUNS: Final = 2_000  # of the log's latest runs: what they teach is known again after a restart
+AGAIN_S: Final = (1.0, 30.0)  # before another try to open the log, doubling
+KEEP_S: Final = 60.0  # the last-good file is never older than this, while the log can be read
 Process = Literal["serve", "library"]  # which one starts: a gateway, or a caller's own loop
 
 
@@ -57,8 +57,8 @@ class LogKnowledge:
 
     evidence: StartupEvidence = field(default_factory=StartupEvidence)
     n_requests: Mapping[str, int] = field(default_factory=dict)  # by route, as far as it matters
-    recent: tuple[Episode, ...] = ()                             # the latest runs
-    used: tuple[KeyUsage, ...] = ()                                 # today, by keys with a budget
+    recent: tuple[Episode, ...] = ()  # the latest runs
+    used: tuple[KeyUsage, ...] = ()  # today, by keys with a budget
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,10 +67,10 @@ class StartState:
 
     log: EventLog
     known: LogKnowledge
-    secret: str                    # of the deployment; of this process alone where it cannot be had
-    good: LastGood | None = None   # that may be served, or that a version may be taken from
-    problem: str | None = None     # why there is no log yet; None: there is
-    since_s: float = 0.0           # Unix time
+    secret: str  # of the deployment; of this process alone where it cannot be had
+    good: LastGood | None = None  # that may be served, or that a version may be taken from
+    problem: str | None = None  # why there is no log yet; None: there is
+    since_s: float = 0.0  # Unix time
 
     @property
     def age_s(self) -> float:
@@ -130,9 +130,11 @@ def recovered(settings: Settings, log: EventLog, process: Process) -> LogKnowled
     counts = n_requests_of(path, settings.routes, most=FIRST_REQUESTS)
     has_budgets = any(key.tokens_per_day is not None for key in settings.keys.values())
     return LogKnowledge(
-        evidence=evidence, n_requests=counts, recent=tuple(read_recent(path, LEARNT_RUNS)),
+        evidence=evidence,
+        n_requests=counts,
+        recent=tuple(read_recent(path, LEARNT_RUNS)),
         used=tuple(used_on(path, day_of(time.time()))) if has_budgets else (),
-    )  # fmt: skip
+    )
 
 
 def begin(settings: Settings, given: EventLog | None = None, *, process: Process = "serve") -> StartState:
@@ -174,7 +176,8 @@ def _without(settings: Settings, problem: str, process: Process) -> StartState:
         here = {name: url_key(one.url) for name, one in settings.upstreams.items()}
         found = {name: one for name, one in good.findings.items() if here.get(name) == one.url_key}
         known = LogKnowledge(
-            evidence=StartupEvidence(upstreams=found), n_requests={name: one.n_requests for name, one in good.routes.items()}
+            evidence=StartupEvidence(upstreams=found),
+            n_requests={name: one.n_requests for name, one in good.routes.items()},
         )
     serves = "the last-good file is served" if good is not None else "everything runs in full"
     if process == "library":  # whoever drives the loop is there to read it
@@ -227,7 +230,9 @@ def keeper(settings: Settings, secret: str) -> LastGoodWriter | None:
     most_s = settings.store.last_good_s
     if not most_s:
         return None
-    return LastGoodWriter(good_file(settings), secret=secret, monotonic_s=time.monotonic, every_s=min(KEEP_S, most_s / 10))
+    return LastGoodWriter(
+        good_file(settings), secret=secret, monotonic_s=time.monotonic, every_s=min(KEEP_S, most_s / 10)
+    )
 
 
 @asynccontextmanager
@@ -281,9 +286,17 @@ def attach(begun: StartState, late: LateLog, log: SqliteLog, *, serves: str) -> 
     serves  by what everything was served meanwhile, as `Gateway` has it
     """
     n_dropped, n_rows = late.n_dropped, late.attach(log)
-    late.append(LogMissed(LogOutage(
-        gateway=secrets.token_hex(6), since_s=begun.since_s, until_s=time.time(), reason=begun.problem or "",
-        after="the last-good file" if serves == "last good" else "everything in full", n_rows=n_rows,
-        n_dropped=n_dropped,
-    )))  # fmt: skip
+    late.append(
+        LogMissed(
+            LogOutage(
+                gateway=secrets.token_hex(6),
+                since_s=begun.since_s,
+                until_s=time.time(),
+                reason=begun.problem or "",
+                after="the last-good file" if serves == "last good" else "everything in full",
+                n_rows=n_rows,
+                n_dropped=n_dropped,
+            )
+        )
+    )
     LOG.warning("store %s: is open; %d rows that waited are written, %d had no place", log.path, n_rows, n_dropped)

@@ -37,9 +37,12 @@ def decisions(settings: Settings, *, create: bool = True) -> Decisions:
     if gone is not None:
         raise StoreError(gone)
     return Decisions.open(
-        database_path(settings.store.url), now=time.time, monotonic_s=time.monotonic, redact=settings.retention.redact,
+        database_path(settings.store.url),
+        now=time.time,
+        monotonic_s=time.monotonic,
+        redact=settings.retention.redact,
         create=create,
-    )  # fmt: skip
+    )
 
 
 @contextmanager
@@ -54,10 +57,13 @@ def worker(settings: Settings, *, learning: bool = True, create: bool = True) ->
         learners = _learners(settings, writer.path, author, salt, stack) if learning else ()
         keepers = _keepers(settings, writer.path, author, salt, stack)
         yield Worker(
-            decisions=writer, author=author, jobs=(*learners, *keepers, *upkeep(settings, writer, author)),
-            now=time.time, monotonic_s=time.monotonic,
+            decisions=writer,
+            author=author,
+            jobs=(*learners, *keepers, *upkeep(settings, writer, author)),
+            now=time.time,
+            monotonic_s=time.monotonic,
             new_id=lambda: f"jr_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}",
-        )  # fmt: skip
+        )
 
 
 def _learners(settings: Settings, path: Path, author: str, salt: str, stack: ExitStack) -> tuple[Job, ...]:
@@ -65,9 +71,14 @@ def _learners(settings: Settings, path: Path, author: str, salt: str, stack: Exi
     certify = Certify(settings=settings, path=path, author=author, matches=matching, monotonic_s=time.monotonic)
     monitor = Monitor(settings=settings, path=path, author=author, matches=matching, monotonic_s=time.monotonic)
     retrain = Retrain(
-        settings=settings, path=path, author=author, matches=matching, secret=salt, now=time.time,
+        settings=settings,
+        path=path,
+        author=author,
+        matches=matching,
+        secret=salt,
+        now=time.time,
         monotonic_s=time.monotonic,
-    )  # fmt: skip
+    )
     tune = Tune(
         settings=settings, path=path, author=author, matches=matching, monotonic_s=time.monotonic, now=time.time
     )
@@ -80,9 +91,14 @@ def _keepers(settings: Settings, path: Path, author: str, salt: str, stack: Exit
     """The jobs that sum up, bring versions into traffic, ask people, and pause what falls too low."""
     rollup = Rollup(settings=settings, path=path, matches=matching, monotonic_s=time.monotonic, now=time.time)
     advance = Advance(
-        settings=settings, path=path, author=author, matches=matching, secret=salt, now=time.time,
+        settings=settings,
+        path=path,
+        author=author,
+        matches=matching,
+        secret=salt,
+        now=time.time,
         monotonic_s=time.monotonic,
-    )  # fmt: skip
+    )
     review = ReviewJob(settings=settings, path=path, author=author, salt=salt, now=time.time)
     critical = Critical(settings=settings, path=path, author=author, matches=matching, monotonic_s=time.monotonic)
     sample = SamplingJob(settings=settings, path=path, author=author, matches=matching, monotonic_s=time.monotonic)

@@ -35,9 +35,9 @@ class Row:
     client: str
     version: str = "–"
     pairs: list[Pair] = field(default_factory=list)
-    sittings: list[Sitting] = field(default_factory=list)   # of a tool that measures Exact Match
-    broke: str | None = None      # why nothing could be compared
-    not_run: str | None = None    # what is not installed here
+    sittings: list[Sitting] = field(default_factory=list)  # of a tool that measures Exact Match
+    broke: str | None = None  # why nothing could be compared
+    not_run: str | None = None  # what is not installed here
     seconds: float = 0.0
 
     @property

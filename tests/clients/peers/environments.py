@@ -17,11 +17,18 @@ from tests.clients.peers.roster import HERE, ROOT, Client
 
 CACHE = ROOT / "build" / "clients"
 QUIET = {
-    "AI_SDK_LOG_WARNINGS": "false", "ANONYMIZED_TELEMETRY": "false", "DO_NOT_TRACK": "1", "DSPY_CACHEDIR": "dspy",
-    "HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-    "OPENAI_AGENTS_DISABLE_TRACING": "1", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore",
+    "AI_SDK_LOG_WARNINGS": "false",
+    "ANONYMIZED_TELEMETRY": "false",
+    "DO_NOT_TRACK": "1",
+    "DSPY_CACHEDIR": "dspy",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "OPENAI_AGENTS_DISABLE_TRACING": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONWARNINGS": "ignore",
     "TRANSFORMERS_OFFLINE": "1",
-}  # fmt: skip
+}
 KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "SUFFICE_PEERS_TRACEBACK")
 
 
@@ -103,10 +110,17 @@ def _tool(command: list[str], cwd: Path | None = None) -> None:
 def clean_environment(home: Path) -> dict[str, str]:
     """What a client finds around it: no proxy, no key and no settings of whoever runs this."""
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-    return kept | QUIET | {
-        "HOME": str(home), "DSPY_CACHEDIR": str(home / "dspy"), "OPENAI_API_KEY": "unused",
-        "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
-    }  # fmt: skip
+    return (
+        kept
+        | QUIET
+        | {
+            "HOME": str(home),
+            "DSPY_CACHEDIR": str(home / "dspy"),
+            "OPENAI_API_KEY": "unused",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
+    )
 
 
 def version_of(client: Client, folder: Path) -> str:

@@ -76,9 +76,9 @@ def answers(seen: FakeRequest) -> Reply:
 class Sitting:
     """One exam in one mode."""
 
-    mode: Mode | None          # None: direct
-    em: float                  # as the tool says
-    em_status: float | None    # as `suffice status` says; None: direct, or nothing was governed
+    mode: Mode | None  # None: direct
+    em: float  # as the tool says
+    em_status: float | None  # as `suffice status` says; None: direct, or nothing was governed
     n_stopped: int
     wrong: list[str]
 
@@ -87,13 +87,20 @@ def examined(tool: Client, folder: Path, home: Path) -> list[Sitting]:
     """The tool's sittings: direct, off, observe, enforce. Raises ClientBroke as `matrix.compared` does."""
     with staged(home, answers) as stage:
         plans = [(None, stage.url("direct"), "observe"), *((mode, stage.url("gateway"), mode) for mode in MODES)]
-        told = _run(tool, folder, home, [
-            {
-                "base_url": url, "model": model_name(mode_named, "exam"), "n_at_once": N_AT_ONCE,
-                "items": [{"question": q.text, "gold": str(q.gold)} for q in QUESTIONS],
-            }
-            for _, url, mode_named in plans
-        ])  # fmt: skip
+        told = _run(
+            tool,
+            folder,
+            home,
+            [
+                {
+                    "base_url": url,
+                    "model": model_name(mode_named, "exam"),
+                    "n_at_once": N_AT_ONCE,
+                    "items": [{"question": q.text, "gold": str(q.gold)} for q in QUESTIONS],
+                }
+                for _, url, mode_named in plans
+            ],
+        )
         n_stopped = _label(stage)
         status = _status(stage)
     return [_sitting(plan[0], result, status, n_stopped) for plan, result in zip(plans, told, strict=True)]
@@ -119,10 +126,15 @@ def _sitting(mode: Mode | None, told: dict[str, Any], status: dict[str, Any], n_
 
 def _run(tool: Client, folder: Path, home: Path, exams: list[dict[str, Any]]) -> list[dict[str, Any]]:
     done = subprocess.run(
-        [str(folder / "bin" / "python"), "-m", f"{PROGRAMS}.{tool.program}"], cwd=ROOT, env=clean_environment(home),
-        input="".join(json.dumps(exam) + "\n" for exam in exams), capture_output=True, text=True, check=False,
+        [str(folder / "bin" / "python"), "-m", f"{PROGRAMS}.{tool.program}"],
+        cwd=ROOT,
+        env=clean_environment(home),
+        input="".join(json.dumps(exam) + "\n" for exam in exams),
+        capture_output=True,
+        text=True,
+        check=False,
         timeout=CLIENT_TIMEOUT_S,
-    )  # fmt: skip
+    )
     seen = [json.loads(line[5:]) for line in done.stdout.splitlines() if line.startswith("SEEN ")]
     if done.returncode != 0 or len(seen) != len(exams):
         raise ClientBroke(f"{len(seen)} of {len(exams)} exams, exit {done.returncode}: {done.stderr[-1500:]}")
@@ -138,9 +150,11 @@ def _label(stage: Stage) -> dict[str, int]:
             raise ClientBroke(f"an episode without the upstream's id: {episode.outcome.response_id!r}")
         q = asked(stage.fake.calls[int(found[1])].request)
         label = {
-            "feedback_id": episode.request.episode_id, "episode_id": episode.request.episode_id,
-            "gold": str(q.gold), "source": "exact-match",
-        }  # fmt: skip
+            "feedback_id": episode.request.episode_id,
+            "episode_id": episode.request.episode_id,
+            "gold": str(q.gold),
+            "source": "exact-match",
+        }
         request = urllib.request.Request(
             stage.url("gateway") + "/feedback", json.dumps(label).encode(), {"content-type": "application/json"}
         )
@@ -154,7 +168,9 @@ def _status(stage: Stage) -> dict[str, Any]:
     code = "from suffice.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "status", "--config", str(stage.config), "--json"],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     reports = [json.loads(line) for line in done.stdout.splitlines()]
     return {report["route"]: report for report in reports}

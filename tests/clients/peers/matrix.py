@@ -20,7 +20,7 @@ from tests.clients.peers.roster import PROGRAMS, ROOT, Client
 from tests.clients.peers.stage import MODES, Mode, Scene, Stage, model_name
 
 CASE_TIMEOUT_S = 30.0
-CLIENT_TIMEOUT_S = 600.0   # a busy machine takes its time
+CLIENT_TIMEOUT_S = 600.0  # a busy machine takes its time
 Place = Literal["direct", "gateway"]
 PLACES: tuple[Place, Place] = ("direct", "gateway")
 
@@ -52,8 +52,9 @@ class _Case:
 def compared(client: Client, folder: Path, stage: Stage, home: Path) -> list[Pair]:
     """Run one client. Raises ClientBroke when its program does not answer every case."""
     n_before = len(stage.episodes())
-    cases = [_Case(mode=mode, scene=scene, place=place)
-             for mode in MODES for scene in client.asked() for place in PLACES]  # fmt: skip
+    cases = [
+        _Case(mode=mode, scene=scene, place=place) for mode in MODES for scene in client.asked() for place in PLACES
+    ]
     seen = _run(client, folder, home, [_asked(case, stage) for case in cases])
     written = at_rest(stage, n_before)
     pairs = []
@@ -65,18 +66,28 @@ def compared(client: Client, folder: Path, stage: Stage, home: Path) -> list[Pai
         wrong = unlike(seen[n], expected=expected, says=told)
         wrong += differences(seen[n], seen[n + 1], rule=case.scene.rule, stopped=stopped)
         wrong += _on_record(case, [e for e in written if e.request.model == model], stopped=stopped)
-        pairs.append(Pair(
-            client=client.name, mode=case.mode, scene=case.scene.name, direct=seen[n], through=seen[n + 1],
-            stopped=stopped, wrong=wrong,
-        ))  # fmt: skip
+        pairs.append(
+            Pair(
+                client=client.name,
+                mode=case.mode,
+                scene=case.scene.name,
+                direct=seen[n],
+                through=seen[n + 1],
+                stopped=stopped,
+                wrong=wrong,
+            )
+        )
     return pairs
 
 
 def _asked(case: _Case, stage: Stage) -> dict[str, Any]:
     return {
-        "base_url": stage.url(case.place), "model": model_name(case.mode, case.scene.name),
-        "stream": case.scene.stream, "tool": case.scene.tool, "timeout_s": CASE_TIMEOUT_S,
-    }  # fmt: skip
+        "base_url": stage.url(case.place),
+        "model": model_name(case.mode, case.scene.name),
+        "stream": case.scene.stream,
+        "tool": case.scene.tool,
+        "timeout_s": CASE_TIMEOUT_S,
+    }
 
 
 def _run(client: Client, folder: Path, home: Path, cases: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -85,9 +96,15 @@ def _run(client: Client, folder: Path, home: Path, cases: Sequence[dict[str, Any
     else:
         command, cwd = [str(folder / "bin" / "python"), "-m", f"{PROGRAMS}.{client.program}"], ROOT
     done = subprocess.run(
-        command, cwd=cwd, env=clean_environment(home), input="".join(json.dumps(c) + "\n" for c in cases),
-        capture_output=True, text=True, check=False, timeout=CLIENT_TIMEOUT_S,
-    )  # fmt: skip
+        command,
+        cwd=cwd,
+        env=clean_environment(home),
+        input="".join(json.dumps(c) + "\n" for c in cases),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=CLIENT_TIMEOUT_S,
+    )
     seen = [json.loads(line[5:]) for line in done.stdout.splitlines() if line.startswith("SEEN ")]
     if done.returncode != 0 or len(seen) != len(cases):
         raise ClientBroke(f"{len(seen)} of {len(cases)} cases, exit {done.returncode}: {done.stderr[-1500:]}")

@@ -32,11 +32,16 @@ Mode = Literal["off", "observe", "enforce"]
 MODES: tuple[Mode, ...] = ("off", "observe", "enforce")
 ANSWER = "The answer is 408 – 北🙂."
 STEPS = (
-    "17 * 24 is 17 * 20 and 17 * 4\n", "that is 340 and 68, so 408\n", "again: 340 plus 68 makes 408\n",
-    "or 24 * 17 is 24 * 10 and 24 * 7\n", "that is 240 and 168, so 408\n", "wait, let me look once more\n",
-    "400 would be 17 * 23.5, so it is more – 北🙂\n", "yes, it stays with 408\n",
-)  # fmt: skip
-TOKEN_DELAY_S = 0.012   # a stop that comes after the second step has half a second of thought left to save
+    "17 * 24 is 17 * 20 and 17 * 4\n",
+    "that is 340 and 68, so 408\n",
+    "again: 340 plus 68 makes 408\n",
+    "or 24 * 17 is 24 * 10 and 24 * 7\n",
+    "that is 240 and 168, so 408\n",
+    "wait, let me look once more\n",
+    "400 would be 17 * 23.5, so it is more – 北🙂\n",
+    "yes, it stays with 408\n",
+)
+TOKEN_DELAY_S = 0.012  # a stop that comes after the second step has half a second of thought left to save
 CHAIN = ScriptedThought([(step, ANSWER) for step in STEPS], ANSWER, reply=Reply(delay_s=TOKEN_DELAY_S))
 PLAIN = Reply(answer=cut(ANSWER))
 
@@ -52,7 +57,7 @@ class Scene:
     name: str
     stream: bool
     tool: bool = False
-    thinks: bool = False      # a policy may end it
+    thinks: bool = False  # a policy may end it
     rule: Literal["equal", "heard"] = "equal"
 
     @property
@@ -111,14 +116,18 @@ def _broken(fault: Any) -> Reply:
 
 
 SAYS: Mapping[str, Reply | ScriptedThought | Callable[[FakeRequest], Reply]] = {
-    "body": CHAIN, "stream": CHAIN,
+    "body": CHAIN,
+    "stream": CHAIN,
     "tool": _tool_reply,
-    "400": _error(400), "401": _error(401), "429": _error(429), "500": _error(500),
+    "400": _error(400),
+    "401": _error(401),
+    "429": _error(429),
+    "500": _error(500),
     "told": _broken(die_after(3, "error_frame")),
     "torn": _broken(die_after(3, "fin")),
     "reset": _broken(die_after(3, "rst")),
     "unfinished": _broken(no_finish()),
-}  # fmt: skip
+}
 
 
 def says(seen: FakeRequest) -> Reply:
@@ -152,8 +161,10 @@ def settings(fake_url: str, database: Path) -> dict[str, Any]:
     """Three routes that differ in their mode alone; the last one acts, without a certificate."""
     shared = {"upstream": "fake", "scorer": "number", "audit_share": 0.0, "steps": {"min_tokens": 4, "growth": 1.0}}
     acting = {
-        "uncertified": True, "probe": {"max_tokens": 16}, "policy": {"policy": "stable-answer", "streak": 2},
-    }  # fmt: skip
+        "uncertified": True,
+        "probe": {"max_tokens": 16},
+        "policy": {"policy": "stable-answer", "streak": 2},
+    }
     return {
         "upstreams": {"fake": {"url": fake_url, "driver": "llama.cpp", "finish": ["raw"], "slots": 4}},
         "routes": {
@@ -161,7 +172,7 @@ def settings(fake_url: str, database: Path) -> dict[str, Any]:
             for mode in MODES
         },
         "store": {"url": f"sqlite:///{database}", "flush_ms": 5},
-    }  # fmt: skip
+    }
 
 
 @contextlib.contextmanager

@@ -26,30 +26,34 @@ from suffice.signals.observe import Observer
 from suffice.types import Step
 
 NUMBER = build_scorer("number")
-NO_TRAFFIC = LogTraffic(
-    n_calls=0, n_requests=0, span_s=None, requests_per_day=None, completion_share=None, n_counted=0
-)
+NO_TRAFFIC = LogTraffic(n_calls=0, n_requests=0, span_s=None, requests_per_day=None, completion_share=None, n_counted=0)
 
 
 def votes(question: str, answers: Sequence[str], *, tokens: int = 10, gold: str | None = None) -> LogRun:
     from suffice.episode import vote
 
-    steps = tuple(
-        Step(index=k, tokens=tokens, answer=a, answer_source="sample") for k, a in enumerate(answers, 1)
-    )
+    steps = tuple(Step(index=k, tokens=tokens, answer=a, answer_source="sample") for k, a in enumerate(answers, 1))
     return LogRun(
-        question=question, kind="samples", steps=steps, full_answer=vote.count(list(answers)).answer,
-        full_tokens=tokens * len(answers), gold=gold,
-    )  # fmt: skip
+        question=question,
+        kind="samples",
+        steps=steps,
+        full_answer=vote.count(list(answers)).answer,
+        full_tokens=tokens * len(answers),
+        gold=gold,
+    )
 
 
 def estimated(runs: list[LogRun], seed: int = 0, traffic: LogTraffic = NO_TRAFFIC, **changes: float) -> LogEstimate:
     given = {"max_em_drop": 0.02, "confidence": 0.95, "audit_share": 0.1, "most_audits": 800} | changes
     return estimate(
-        replay_ladder(LogRuns(runs=runs, kind=runs[0].kind), NUMBER), traffic, rng=np.random.default_rng(seed),
-        max_em_drop=given["max_em_drop"], confidence=given["confidence"], audit_share=given["audit_share"],
+        replay_ladder(LogRuns(runs=runs, kind=runs[0].kind), NUMBER),
+        traffic,
+        rng=np.random.default_rng(seed),
+        max_em_drop=given["max_em_drop"],
+        confidence=given["confidence"],
+        audit_share=given["audit_share"],
         most_audits=int(given["most_audits"]),
-    )  # fmt: skip
+    )
 
 
 # --------------------------------------------------------------------------- audits
@@ -76,9 +80,7 @@ def test_a_level_at_its_budget_or_above_is_never_certified(eps: float) -> None:
     assert np.isinf(audits_to_certify(risks, max_em_drop=eps, confidence=0.95)).all()
 
 
-@given(
-    eps=st.floats(0.002, 0.3), share=st.floats(0, 0.7), more=st.floats(0, 0.2), confidence=st.floats(0.5, 0.999)
-)
+@given(eps=st.floats(0.002, 0.3), share=st.floats(0, 0.7), more=st.floats(0, 0.2), confidence=st.floats(0.5, 0.999))
 def test_more_risk_a_smaller_budget_and_more_confidence_take_more_audits(
     eps: float, share: float, more: float, confidence: float
 ) -> None:
@@ -126,7 +128,7 @@ def test_unanimous_votes_save_what_is_plain_by_hand() -> None:
     found = estimated([votes(f"q{i}", ["4"] * 16) for i in range(200)])
     by_name = {level.name: level for level in found.levels}
     # Half a run that stops and half a run that does not are added to the two hundred.
-    assert by_name["beta 0.95"].saving.middle == pytest.approx(0.75, abs=0.003)   # four of sixteen
+    assert by_name["beta 0.95"].saving.middle == pytest.approx(0.75, abs=0.003)  # four of sixteen
     assert by_name["beta 0.999"].saving.middle == pytest.approx(0.25, abs=0.003)  # ten equal ones, so twelve are drawn
     agreement = found.promises[0]
     assert agreement.saving.middle == pytest.approx(0.75, abs=0.003)
@@ -204,20 +206,26 @@ def test_with_references_what_a_differing_answer_costs_is_measured() -> None:
     rng = random.Random(11)
     answers = [[rng.choice("44456") for _ in range(8)] for _ in range(120)]
     wrong = estimated([votes(f"q{i}", a, gold="9") for i, a in enumerate(answers)])
-    assert wrong.drop_per_disagreement.middle == pytest.approx(0.05)   # nothing can be lost; a floor is kept
+    assert wrong.drop_per_disagreement.middle == pytest.approx(0.05)  # nothing can be lost; a floor is kept
     runs = [votes(f"q{i}", a) for i, a in enumerate(answers)]
     right = estimated([votes(r.question, a, gold=r.full_answer) for r, a in zip(runs, answers, strict=True)])
-    assert right.drop_per_disagreement.middle == pytest.approx(1.0)    # every differing answer is a loss
+    assert right.drop_per_disagreement.middle == pytest.approx(1.0)  # every differing answer is a loss
 
 
 # --------------------------------------------------------------------------- calls
 
 
-def call(prompt: str, *texts: str, thoughts: tuple[str, ...] = (), at_s: float | None = None, tokens: int = 40) -> LoggedCall:
+def call(
+    prompt: str, *texts: str, thoughts: tuple[str, ...] = (), at_s: float | None = None, tokens: int = 40
+) -> LoggedCall:
     return LoggedCall(
-        prompt=prompt, texts=texts, thoughts=thoughts or ("",) * len(texts), prompt_tokens=60,
-        completion_tokens=tokens, at_s=at_s,
-    )  # fmt: skip
+        prompt=prompt,
+        texts=texts,
+        thoughts=thoughts or ("",) * len(texts),
+        prompt_tokens=60,
+        completion_tokens=tokens,
+        at_s=at_s,
+    )
 
 
 def test_calls_of_one_prompt_become_one_vote_in_the_order_of_their_times() -> None:

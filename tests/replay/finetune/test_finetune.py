@@ -29,8 +29,9 @@ def texts_for(items: list[EpisodeWithLabels], **fields: Any) -> Texts:
     for item in items:
         outcome = item.episode.outcome
         steps = tuple(f"step {step.index}. " for step in outcome.steps)
-        text = Text(messages=({"role": "user", "content": f"question {item.seq}"},), steps=steps,
-                    answer=f"So: {outcome.answer}")  # fmt: skip
+        text = Text(
+            messages=({"role": "user", "content": f"question {item.seq}"},), steps=steps, answer=f"So: {outcome.answer}"
+        )
         texts.by_id[f"episode_id {outcome.episode_id}"] = replace(text, **fields)
     return texts
 
@@ -148,17 +149,17 @@ def test_steps_that_are_too_few_are_another_runs() -> None:
 @pytest.mark.parametrize(
     ("consent", "said_so", "given"),
     [
-        (Consent(), None, False),                                      # silence is no consent
+        (Consent(), None, False),  # silence is no consent
         (Consent(), True, True),
         (Consent(), False, False),
         (Consent(everybody=True), None, True),
-        (Consent(everybody=True), False, False),                       # who refuses is heard
+        (Consent(everybody=True), False, False),  # who refuses is heard
         (Consent(listed={"e1": True}), None, True),
-        (Consent(listed={"e1": False}), True, False),                  # a withdrawal beats an agreement …
+        (Consent(listed={"e1": False}), True, False),  # a withdrawal beats an agreement …
         (Consent(everybody=True, listed={"q1": False}), True, False),  # … by whichever id it names the run
         (Consent(listed={"e2": True}), None, False),
     ],
-)  # fmt: skip
+)
 def test_only_who_agreed_is_learned_from(consent: Consent, said_so: bool | None, given: bool) -> None:
     assert consent.given(said_so, ("e1", None, "q1")) is given
 
@@ -187,13 +188,19 @@ def write(folder: Path, *items: dict[str, Any]) -> Path:
 
 
 def test_texts_are_found_by_episode_by_response_and_prompts_by_their_key(tmp_path: Path) -> None:
-    texts = read_texts([write(
-        tmp_path,
-        {"episode_id": "e1", "thought": "t", "answer": "a", "consent": True},
-        {"question_key": "q1", "prompt": "How many?"},
-        {"request": {"messages": [{"role": "user", "content": "Why?"}], "metadata": {"consent": "true"}},
-         "response": {"id": "r9", "choices": [{"message": {"content": "So.", "reasoning_content": "hmm"}}]}},
-    )])  # fmt: skip
+    texts = read_texts(
+        [
+            write(
+                tmp_path,
+                {"episode_id": "e1", "thought": "t", "answer": "a", "consent": True},
+                {"question_key": "q1", "prompt": "How many?"},
+                {
+                    "request": {"messages": [{"role": "user", "content": "Why?"}], "metadata": {"consent": "true"}},
+                    "response": {"id": "r9", "choices": [{"message": {"content": "So.", "reasoning_content": "hmm"}}]},
+                },
+            )
+        ]
+    )
     own = texts.of(episode_id="e1", response_id=None, question_key="q1")
     assert own == Text(messages=({"role": "user", "content": "How many?"},), thought="t", answer="a", consent=True)
     logged = texts.of(episode_id="e2", response_id="r9", question_key="")
@@ -204,10 +211,15 @@ def test_texts_are_found_by_episode_by_response_and_prompts_by_their_key(tmp_pat
 
 
 def test_a_refusal_of_the_prompt_or_of_the_run_is_a_refusal(tmp_path: Path) -> None:
-    texts = read_texts([write(
-        tmp_path, {"episode_id": "e1", "thought": "t", "consent": True},
-        {"question_key": "q1", "prompt": "p", "consent": False},
-    )])  # fmt: skip
+    texts = read_texts(
+        [
+            write(
+                tmp_path,
+                {"episode_id": "e1", "thought": "t", "consent": True},
+                {"question_key": "q1", "prompt": "p", "consent": False},
+            )
+        ]
+    )
     own = texts.of(episode_id="e1", response_id=None, question_key="q1")
     assert own is not None
     assert own.consent is False

@@ -51,10 +51,13 @@ class Asked:
     def response(self) -> dict[str, Any]:
         usage = {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}
         return {
-            "id": "c1", "object": "chat.completion", "model": "m", "created": int(self.at_s),
+            "id": "c1",
+            "object": "chat.completion",
+            "model": "m",
+            "created": int(self.at_s),
             "choices": [{"index": 0, "message": self.message, "finish_reason": "stop"}],
             "usage": usage | {"total_tokens": sum(usage.values())},
-        }  # fmt: skip
+        }
 
     @property
     def iso(self) -> str:
@@ -64,7 +67,7 @@ class Asked:
 TRAFFIC = (
     Asked("2 + 2?", "4"),
     Asked("2 + 2?", "5", completion_tokens=9, at_s=AT_S + 10),
-    Asked("It's \"3\"\nor 4?", "it's\n\"3\"", thought="first 4\nno: 3\n", completion_tokens=30, at_s=AT_S + 4000),
+    Asked('It\'s "3"\nor 4?', 'it\'s\n"3"', thought="first 4\nno: 3\n", completion_tokens=30, at_s=AT_S + 4000),
 )
 
 
@@ -84,36 +87,73 @@ def openai_batch(a: Asked) -> str:
 
 
 def litellm_payload(a: Asked) -> str:
-    return line({
-        "id": "c1", "trace_id": "t", "call_type": "acompletion", "response_cost": 0.0, "status": "success",
-        "total_tokens": a.prompt_tokens + a.completion_tokens, "prompt_tokens": a.prompt_tokens,
-        "completion_tokens": a.completion_tokens, "startTime": a.at_s, "endTime": a.at_s + 1, "model": "m",
-        "cache_hit": False, "messages": a.messages, "response": a.response,
-    })  # fmt: skip
+    return line(
+        {
+            "id": "c1",
+            "trace_id": "t",
+            "call_type": "acompletion",
+            "response_cost": 0.0,
+            "status": "success",
+            "total_tokens": a.prompt_tokens + a.completion_tokens,
+            "prompt_tokens": a.prompt_tokens,
+            "completion_tokens": a.completion_tokens,
+            "startTime": a.at_s,
+            "endTime": a.at_s + 1,
+            "model": "m",
+            "cache_hit": False,
+            "messages": a.messages,
+            "response": a.response,
+        }
+    )
 
 
 def litellm_spend(a: Asked) -> str:
-    return line({
-        "request_id": "c1", "call_type": "acompletion", "spend": 0.0, "startTime": a.iso, "endTime": a.iso,
-        "prompt_tokens": a.prompt_tokens, "completion_tokens": a.completion_tokens, "model": "m", "cache_hit": "False",
-        "messages": json.dumps(a.messages), "response": json.dumps(a.response),
-    })  # fmt: skip
+    return line(
+        {
+            "request_id": "c1",
+            "call_type": "acompletion",
+            "spend": 0.0,
+            "startTime": a.iso,
+            "endTime": a.iso,
+            "prompt_tokens": a.prompt_tokens,
+            "completion_tokens": a.completion_tokens,
+            "model": "m",
+            "cache_hit": "False",
+            "messages": json.dumps(a.messages),
+            "response": json.dumps(a.response),
+        }
+    )
 
 
 def langfuse_api(a: Asked) -> str:
-    return line({
-        "id": "o", "traceId": "t", "type": "GENERATION", "startTime": a.iso, "model": "m", "input": a.messages,
-        "output": a.message, "usageDetails": {"input": a.prompt_tokens, "output": a.completion_tokens},
-    })  # fmt: skip
+    return line(
+        {
+            "id": "o",
+            "traceId": "t",
+            "type": "GENERATION",
+            "startTime": a.iso,
+            "model": "m",
+            "input": a.messages,
+            "output": a.message,
+            "usageDetails": {"input": a.prompt_tokens, "output": a.completion_tokens},
+        }
+    )
 
 
 def langfuse_export(a: Asked) -> str:
     started = datetime.fromtimestamp(a.at_s, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
-    return line({
-        "id": "o", "trace_id": "t", "type": "GENERATION", "start_time": started, "model": "m",
-        "input": json.dumps({"messages": a.messages}), "output": json.dumps(a.message),
-        "usage_details": {"input": a.prompt_tokens, "output": a.completion_tokens, "total": 1},
-    })  # fmt: skip
+    return line(
+        {
+            "id": "o",
+            "trace_id": "t",
+            "type": "GENERATION",
+            "start_time": started,
+            "model": "m",
+            "input": json.dumps({"messages": a.messages}),
+            "output": json.dumps(a.message),
+            "usage_details": {"input": a.prompt_tokens, "output": a.completion_tokens, "total": 1},
+        }
+    )
 
 
 JSON_LOGS: dict[str, tuple[str, Callable[[Asked], str]]] = {
@@ -225,17 +265,37 @@ def test_a_file_that_is_not_there_is_an_error_that_names_it(tmp_path: Path) -> N
         read_logs([tmp_path / "none.jsonl"])
 
 
-KEYS = ["request", "response", "choices", "message", "content", "usage", "prompt_tokens", "type", "input", "output",
-        "messages", "startTime", "status", "cache_hit", "usageDetails", "body", "reasoning"]  # fmt: skip
+KEYS = [
+    "request",
+    "response",
+    "choices",
+    "message",
+    "content",
+    "usage",
+    "prompt_tokens",
+    "type",
+    "input",
+    "output",
+    "messages",
+    "startTime",
+    "status",
+    "cache_hit",
+    "usageDetails",
+    "body",
+    "reasoning",
+]
 json_values = st.recursive(
     st.none() | st.booleans() | st.floats(allow_nan=False) | st.integers() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(KEYS),
-        inner, max_size=4,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(KEYS),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=12,
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -255,9 +315,16 @@ def test_every_format_that_the_command_offers_is_read() -> None:
 @pytest.mark.parametrize(
     ("given_as", "seconds"),
     [
-        (AT_S, AT_S), (AT_S * 1000, AT_S), ("2025-10-09T08:53:20Z", AT_S), ("2025-10-09 08:53:20.000000", AT_S),
-        ("2025-10-09T10:53:20+02:00", AT_S), ("yesterday", None), (None, None), (True, None), (-1, None),
+        (AT_S, AT_S),
+        (AT_S * 1000, AT_S),
+        ("2025-10-09T08:53:20Z", AT_S),
+        ("2025-10-09 08:53:20.000000", AT_S),
+        ("2025-10-09T10:53:20+02:00", AT_S),
+        ("yesterday", None),
+        (None, None),
+        (True, None),
+        (-1, None),
     ],
-)  # fmt: skip
+)
 def test_a_moment_may_be_written_in_many_ways(given_as: object, seconds: float | None) -> None:
     assert moment(given_as) == seconds

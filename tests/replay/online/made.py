@@ -25,9 +25,13 @@ def traffic_of(runs: AuditRuns, *, question: tuple[str, ...] | None = None) -> R
     asked = np.minimum(step, np.diff(runs.starts)[runs.run_of_row] - 1)
     probes = PROBE * asked
     return RecordedTraffic(
-        runs=replace(runs, cost=runs.cost + probes), probes=probes, early=np.zeros((len(runs), 2)), chosen=CHOSEN,
-        question=question or tuple(f"q{number}" for number in range(len(runs))), duration=np.zeros(len(runs)),
-    )  # fmt: skip
+        runs=replace(runs, cost=runs.cost + probes),
+        probes=probes,
+        early=np.zeros((len(runs), 2)),
+        chosen=CHOSEN,
+        question=question or tuple(f"q{number}" for number in range(len(runs))),
+        duration=np.zeros(len(runs)),
+    )
 
 
 def made_up(n: int, seed: int) -> RecordedTraffic:
@@ -35,8 +39,15 @@ def made_up(n: int, seed: int) -> RecordedTraffic:
     return traffic_of(drawn(n, np.random.default_rng(seed)))
 
 
-def surveyed(folder: Path, *, kind: Kind = "samples", n_runs: int = 400, n_questions: int = 80, seed: int = 3,
-             name: str = "made.parquet") -> Survey:  # fmt: skip
+def surveyed(
+    folder: Path,
+    *,
+    kind: Kind = "samples",
+    n_runs: int = 400,
+    n_questions: int = 80,
+    seed: int = 3,
+    name: str = "made.parquet",
+) -> Survey:
     """A set of made-up runs of three models on two tasks."""
     path = folder / name
     Synthetic(kind=kind, n_runs=n_runs, seed=seed, n_questions=n_questions).write(path)

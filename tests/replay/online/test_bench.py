@@ -14,8 +14,9 @@ from tests.learn.runs_made import audits
 from tests.replay.online.made import traffic_of
 
 
-def test_without_traces_it_says_what_it_needs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-                                              tmp_path: Path) -> None:  # fmt: skip
+def test_without_traces_it_says_what_it_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     monkeypatch.delenv("SUFFICE_TRACES", raising=False)
     assert online.main([]) == 2
     assert "set SUFFICE_TRACES" in capsys.readouterr().err

@@ -25,9 +25,12 @@ def traffic() -> RecordedTraffic:
     model = [(STRONG, MIDDLE, WEAK)[i % 3] for i in number]
     right = [name == STRONG or (name == MIDDLE and i % 2 == 0) for i, name in zip(number, model, strict=True)]
     return replace(
-        made_up(N, 0), model=tuple(model), full_ok=tuple(right), question=tuple(f"q{i // 4}" for i in number),
+        made_up(N, 0),
+        model=tuple(model),
+        full_ok=tuple(right),
+        question=tuple(f"q{i // 4}" for i in number),
         query_class=tuple("hard" if i % 4 == 0 else "easy" for i in number),
-    )  # fmt: skip
+    )
 
 
 def drawn(traffic: RecordedTraffic, text: str, *, seed: int = 0) -> tuple[Ints, int]:
@@ -38,7 +41,9 @@ def drawn(traffic: RecordedTraffic, text: str, *, seed: int = 0) -> tuple[Ints, 
 @pytest.mark.parametrize(
     "text", ["em=0.5@0.5", "model=gpt-4*>gpt-3.5@0.4", "class=hard:0.8@0.25", "relabel=0.3@0.5", "class=hard:0@0.5"]
 )
-def test_each_request_comes_at_most_once_and_the_drift_lies_where_it_was_asked(traffic: RecordedTraffic, text: str) -> None:
+def test_each_request_comes_at_most_once_and_the_drift_lies_where_it_was_asked(
+    traffic: RecordedTraffic, text: str
+) -> None:
     which, at = drawn(traffic, text)
     assert len(set(which.tolist())) == len(which)
     if not text.startswith("class"):
@@ -81,7 +86,9 @@ def test_class_has_its_share_from_then_on_and_its_own_before(traffic: RecordedTr
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_relabel_loses_what_differs_on_whole_questions_and_only_from_then_on(traffic: RecordedTraffic, share: float) -> None:
+def test_relabel_loses_what_differs_on_whole_questions_and_only_from_then_on(
+    traffic: RecordedTraffic, share: float
+) -> None:
     which, at = drawn(traffic, f"relabel={share:g}@0.5")
     # What differs gained here; the new labels say it is wrong.
     runs = traffic.runs
@@ -110,10 +117,28 @@ def test_set_has_the_requests_of_the_other_file_from_then_on(traffic: RecordedTr
 
 
 BAD = (
-    "", "em", "em=0.5", "em=0.5@0", "em=0.5@1", "em=0.5@1.5", "em=high@0.5", "em=2@0.5", "em=-0.1@0.5", "model=a@0.5",
-    "model=a>b>c@0.5", "class=hard@0.5", "class=hard:2@0.5", "relabel=1.5@0.5", "relabel=@0.5", "weather=bad@0.5",
-    "em=0.5@nan", "em=nan@0.5", "EM=0.5@0.5", "em=0.5 @ 0.5", "set=@0.5",
-)  # fmt: skip
+    "",
+    "em",
+    "em=0.5",
+    "em=0.5@0",
+    "em=0.5@1",
+    "em=0.5@1.5",
+    "em=high@0.5",
+    "em=2@0.5",
+    "em=-0.1@0.5",
+    "model=a@0.5",
+    "model=a>b>c@0.5",
+    "class=hard@0.5",
+    "class=hard:2@0.5",
+    "relabel=1.5@0.5",
+    "relabel=@0.5",
+    "weather=bad@0.5",
+    "em=0.5@nan",
+    "em=nan@0.5",
+    "EM=0.5@0.5",
+    "em=0.5 @ 0.5",
+    "set=@0.5",
+)
 
 
 @pytest.mark.parametrize("text", BAD)
@@ -124,10 +149,15 @@ def test_what_cannot_be_read_is_answered_with_every_form_that_is_allowed(text: s
         assert f"{kind}=" in str(raised.value).partition("allowed: ")[2]
 
 
-@pytest.mark.parametrize(("text", "when"), [
-    ("em=0.0@0.5", "after"), ("em=1@0.5", "before"), ("model=claude>llama@0.5", "before"),
-    ("model=llama>claude@0.5", "after"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "when"),
+    [
+        ("em=0.0@0.5", "after"),
+        ("em=1@0.5", "before"),
+        ("model=claude>llama@0.5", "before"),
+        ("model=llama>claude@0.5", "after"),
+    ],
+)
 def test_a_drift_without_requests_on_one_side_says_on_which(traffic: RecordedTraffic, text: str, when: str) -> None:
     everything = replace(traffic, full_ok=(True,) * N) if text == "em=0.0@0.5" else traffic
     drift = parse_drift(text)

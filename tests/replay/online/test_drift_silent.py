@@ -27,9 +27,11 @@ def harmless() -> RecordedTraffic:
     traffic = traffic.take(np.flatnonzero(np.diff(traffic.runs.starts) > 1)[:N])
     runs = replace(traffic.runs, z=np.zeros_like(traffic.runs.z), d=np.zeros_like(traffic.runs.d))
     return replace(
-        traffic, runs=runs, question=tuple(f"q{i // 40}" for i in range(N)),
+        traffic,
+        runs=runs,
+        question=tuple(f"q{i // 40}" for i in range(N)),
         query_class=tuple("hard" if i % 2 else "easy" for i in range(N)),
-    )  # fmt: skip
+    )
 
 
 def losers(traffic: RecordedTraffic, text: str, at: int = AT) -> Bools:
@@ -162,11 +164,28 @@ def test_mix_names_the_classes_that_there_are(harmless: RecordedTraffic) -> None
 
 
 BAD = (
-    "silent=0.06", "silent=1.5@0.5", "silent=-0.1@0.5", "silent=often@0.5", "ramp=0.08@1", "ramp=@0.5",
-    "oscillate=2@0.5", "oscillate=0.08@0", "mix=a:0.8@0.5", "mix=a>b@0.5", "mix=a>b:2@0.5", "mix=a>a:0.8@0.5",
-    "mix=a>b>c:0.8@0.5", "mix=a>b:0.8", "turns=1:0.06", "turns=0", "turns=5:2", "turns=5:0.06@0.5", "turns=five",
-    "turns=-5", "turns=5@0.0",
-)  # fmt: skip
+    "silent=0.06",
+    "silent=1.5@0.5",
+    "silent=-0.1@0.5",
+    "silent=often@0.5",
+    "ramp=0.08@1",
+    "ramp=@0.5",
+    "oscillate=2@0.5",
+    "oscillate=0.08@0",
+    "mix=a:0.8@0.5",
+    "mix=a>b@0.5",
+    "mix=a>b:2@0.5",
+    "mix=a>a:0.8@0.5",
+    "mix=a>b>c:0.8@0.5",
+    "mix=a>b:0.8",
+    "turns=1:0.06",
+    "turns=0",
+    "turns=5:2",
+    "turns=5:0.06@0.5",
+    "turns=five",
+    "turns=-5",
+    "turns=5@0.0",
+)
 
 
 @pytest.mark.parametrize("text", BAD)

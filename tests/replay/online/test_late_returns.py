@@ -19,7 +19,9 @@ from tests.replay.online.made import made_up
 PLAN = Plan(max_em_drop=0.05, warm_up=200, burst=200, refit_every=200, window=320, n_levels=9, watches_signals=False)
 
 
-def timed(traffic: RecordedTraffic, run_time: float, label_delay: tuple[int, int] = (0, 0), seed: int = 0) -> RecordedTraffic:
+def timed(
+    traffic: RecordedTraffic, run_time: float, label_delay: tuple[int, int] = (0, 0), seed: int = 0
+) -> RecordedTraffic:
     return with_times(traffic, run_time=run_time, label_delay=label_delay, rng=np.random.default_rng(seed))
 
 

@@ -147,9 +147,10 @@ def test_runs_that_take_long_count_as_lost_until_they_are_back() -> None:
     for slow in (0.0, 300.0):
         traffic = made_up(1_000, 5)
         traffic = replace(
-            traffic, duration=np.where(np.arange(1_000) % 20 == 0, slow, 1.0 if slow else 0.0),
+            traffic,
+            duration=np.where(np.arange(1_000) % 20 == 0, slow, 1.0 if slow else 0.0),
             runs=replace(traffic.runs, z=np.zeros_like(traffic.runs.z), d=np.zeros_like(traffic.runs.d)),
-        )  # fmt: skip
+        )
         stream, _ = streamed(traffic, replace(PLAN, max_em_drop=0.05))
         first.append(int(np.flatnonzero(stream.level)[0]))
     assert first[0] == 200
@@ -165,9 +166,7 @@ def test_hard_runs_that_are_slow_are_heard_before_their_level_is_served() -> Non
     lost = (hard[runs.run_of_row] & ~ends).astype(np.int8)
     x = runs.x.copy()
     x[:, 0] = 0.9  # no model can tell
-    slow = replace(
-        traffic, duration=np.where(hard, 400.0, 1.0), runs=replace(runs, x=x, z=lost, d=lost != 0)
-    )
+    slow = replace(traffic, duration=np.where(hard, 400.0, 1.0), runs=replace(runs, x=x, z=lost, d=lost != 0))
     stream, _ = streamed(slow, replace(PLAN, max_em_drop=0.05))
     assert not stream.level.any()
     assert not stream.z.any()

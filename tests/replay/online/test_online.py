@@ -19,9 +19,15 @@ from suffice.replay.traces.own import own_traces
 from suffice.replay.traces.survey import survey
 
 KEYS = {
-    "set", "max_em_drop", "confidence", "seeds", "token_reduction", "token_reduction_second_half",
-    "em_drop_second_half", "violations",
-}  # fmt: skip
+    "set",
+    "max_em_drop",
+    "confidence",
+    "seeds",
+    "token_reduction",
+    "token_reduction_second_half",
+    "em_drop_second_half",
+    "violations",
+}
 ASKED = OnlineOptions(max_em_drop=0.2, n_seeds=2, n_processes=1, warm_up=30)
 
 

@@ -42,9 +42,7 @@ def job(traffic: RecordedTraffic, **asked: Any) -> _Job:
 
 def test_the_same_seed_gives_the_same_bytes_with_one_process_and_with_two(tmp_path: Path) -> None:
     data = surveyed(tmp_path, n_runs=250, n_questions=50)
-    found = [
-        json.dumps(replay_online(data, replace(ASKED, max_em_drop=0.3, n_processes=n)).plain()) for n in (1, 2)
-    ]
+    found = [json.dumps(replay_online(data, replace(ASKED, max_em_drop=0.3, n_processes=n)).plain()) for n in (1, 2)]
     assert found[0] == found[1]
     plain = json.loads(found[0])
     assert plain["token_reduction_second_half"] > 0.1, "something was stopped in it"
@@ -120,9 +118,18 @@ def test_the_numbers_are_those_of_the_live_loop_but_for_a_short_stream() -> None
     for max_em_drop in (0.01, 0.02, 0.05):
         route = Route(upstream="up", kind="samples", samples=8, mode="enforce", max_em_drop=max_em_drop)
         epoch = Epoch(
-            route="r", number=1, at=0, since_seq=0, reason="", author="", kept=(), burst=burst_of(route, control),
-            max_em_drop=max_em_drop, confidence=0.95, promise="certified",
-        )  # fmt: skip
+            route="r",
+            number=1,
+            at=0,
+            since_seq=0,
+            reason="",
+            author="",
+            kept=(),
+            burst=burst_of(route, control),
+            max_em_drop=max_em_drop,
+            confidence=0.95,
+            promise="certified",
+        )
         assert job(uneven(), max_em_drop=max_em_drop, warm_up=None).plan(long) == live_plan(route, control, epoch)
 
 
@@ -179,9 +186,7 @@ class _Level:
 
 def test_recovery_counts_from_the_drift_to_the_last_time_that_the_budget_was_broken() -> None:
     runs = audits([[0.9, 0.9]] * 400, z=[[0, 0]] * 200 + [[1, 0]] * 200)
-    served = FoldedModels(
-        models=(lambda x: x[:, 0],) * 5, levels=np.tile([-np.inf, 1.0], (5, 1)), cost_exponent=0.0
-    )
+    served = FoldedModels(models=(lambda x: x[:, 0],) * 5, levels=np.tile([-np.inf, 1.0], (5, 1)), cost_exponent=0.0)
 
     def recovery(*looks: tuple[float, int], at: int = 200) -> int | None:
         truth = _Truth(traffic_of(runs), at)
@@ -201,9 +206,15 @@ def report(*recoveries: int | None, drop: float = 0.0) -> OnlineReport:
     (seed,) = [job(uneven(10), warm_up=10_000).run(0)[0]]
     seeds: tuple[Seed, ...] = tuple(replace(seed, recovery=one, drop_late=drop) for one in recoveries)
     return OnlineReport(
-        set="made", max_em_drop=0.02, confidence=0.95, n_rows=2_000, n_questions=60, seeds=seeds, drift="em=0.5@0.5",
+        set="made",
+        max_em_drop=0.02,
+        confidence=0.95,
+        n_rows=2_000,
+        n_questions=60,
+        seeds=seeds,
+        drift="em=0.5@0.5",
         drift_at=10,
-    )  # fmt: skip
+    )
 
 
 def test_seeds_that_never_come_back_are_not_left_out_of_the_median() -> None:
@@ -221,8 +232,14 @@ def test_violations_are_seeds_over_the_budget_and_a_drop_of_just_the_budget_is_n
     assert over["violations_interval"] == pytest.approx([0.00631, 0.80588], abs=1e-4), "Clopper-Pearson of 1 in 4"
 
 
-@pytest.mark.parametrize(("rows", "questions", "small"), [
-    (999, 60, True), (1_000, 49, True), (1_000, 50, False), (50_000, 49, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rows", "questions", "small"),
+    [
+        (999, 60, True),
+        (1_000, 49, True),
+        (1_000, 50, False),
+        (50_000, 49, True),
+    ],
+)
 def test_too_small_begins_below_1000_rows_or_50_questions(rows: int, questions: int, *, small: bool) -> None:
     assert replace(report(0), n_rows=rows, n_questions=questions).too_small is small

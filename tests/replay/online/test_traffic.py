@@ -19,10 +19,10 @@ from suffice.types import Kind
 from tests.replay.made import batch_of, written
 
 CHAINS: list[tuple[str, str, list[tuple[str | None, int]]]] = [
-    ("q1", "7", [("3", 100), ("7", 50), ("7", 60), ("9", 40)]),   # right in the middle, lost at the end
-    ("q2", "7", [("7", 100), (None, 50), ("7", 30)]),             # right from the start, once without an answer
-    ("q1", "7", [("1", 20), ("1", 20)]),                          # wrong all along
-]  # fmt: skip
+    ("q1", "7", [("3", 100), ("7", 50), ("7", 60), ("9", 40)]),  # right in the middle, lost at the end
+    ("q2", "7", [("7", 100), (None, 50), ("7", 30)]),  # right from the start, once without an answer
+    ("q1", "7", [("1", 20), ("1", 20)]),  # wrong all along
+]
 
 
 @pytest.fixture

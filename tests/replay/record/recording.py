@@ -20,19 +20,27 @@ from suffice.upstream.client import UpstreamClient
 STEPS = Steps(boundary="line", min_tokens=2, growth=1.0)
 CHAIN = ScriptedThought(
     [
-        At("first we guess\n", "3", 0.5), At("then we count\n", "4", 0.7), At("wait, let me check\n", "7", 0.6),
+        At("first we guess\n", "3", 0.5),
+        At("then we count\n", "4", 0.7),
+        At("wait, let me check\n", "7", 0.6),
         At("no, it was four\n", "4", 0.95),
     ],
-    final_answer="4", final_p=0.99,
-)  # fmt: skip
+    final_answer="4",
+    final_p=0.99,
+)
 
 
 def recipe(kind: str = "reasoning", **changes: Any) -> RecordingRecipe:
     known: dict[str, Any] = {
-        "kind": kind, "model": "m", "scorer": "number", "driver": "llama.cpp",
-        "finish": "raw" if kind == "reasoning" else None, "n_samples": 5 if kind == "samples" else 1,
-        "steps": STEPS, "probe": Probe(max_tokens=6),
-    }  # fmt: skip
+        "kind": kind,
+        "model": "m",
+        "scorer": "number",
+        "driver": "llama.cpp",
+        "finish": "raw" if kind == "reasoning" else None,
+        "n_samples": 5 if kind == "samples" else 1,
+        "steps": STEPS,
+        "probe": Probe(max_tokens=6),
+    }
     return RecordingRecipe(**known | changes)
 
 
@@ -56,18 +64,31 @@ class Told:
 
 
 async def recorded(
-    fake: FakeUpstream, out: Path, questions: Sequence[QuestionLine], how: RecordingRecipe, *,
-    told: Told | None = None, concurrency: int = 4, sleep: Callable[[float], Awaitable[None]] | None = None,
-) -> Progress:  # fmt: skip
+    fake: FakeUpstream,
+    out: Path,
+    questions: Sequence[QuestionLine],
+    how: RecordingRecipe,
+    *,
+    told: Told | None = None,
+    concurrency: int = 4,
+    sleep: Callable[[float], Awaitable[None]] | None = None,
+) -> Progress:
     """Record at a fake, without ever waiting between tries."""
     told = told or Told()
     upstream = upstream_for_recording(Upstream(url=fake.url, driver="llama.cpp"), concurrency=concurrency)
     async with UpstreamClient("up", upstream, None) as client:
         with RecordingFile(out, how) as recording:
             return await record(
-                questions, recording, client=client, recipe=how, scorer=build_scorer(how.scorer), dataset="fakes",
-                concurrency=concurrency, tell=told.tell, sleep=sleep or told.sleep,
-            )  # fmt: skip
+                questions,
+                recording,
+                client=client,
+                recipe=how,
+                scorer=build_scorer(how.scorer),
+                dataset="fakes",
+                concurrency=concurrency,
+                tell=told.tell,
+                sleep=sleep or told.sleep,
+            )
 
 
 def ids(lines: Iterable[bytes]) -> list[str]:

@@ -23,9 +23,12 @@ from tests.gateway.served import chat, served
 from tests.replay.record.recording import CHAIN, Told, asked, recipe, recorded
 
 ROUTE: dict[str, Any] = {
-    "kind": "reasoning", "scorer": "number", "steps": {"min_tokens": 2, "growth": 1.0},
-    "probe": {"max_tokens": 6, "verified_by": "owner"}, "max_extra_calls": 60,
-}  # fmt: skip
+    "kind": "reasoning",
+    "scorer": "number",
+    "steps": {"min_tokens": 2, "growth": 1.0},
+    "probe": {"max_tokens": 6, "verified_by": "owner"},
+    "max_extra_calls": 60,
+}
 
 
 def only(path: Path) -> Batch:
@@ -67,9 +70,11 @@ async def test_a_trial_answer_is_what_a_stop_there_delivers(step: int, tmp_path:
     slow = dataclasses.replace(CHAIN, reply=Reply(delay_s=0.004))
     budget = sum(s.tokens for s in run.steps[:step])
     acts = ROUTE | {
-        "mode": "enforce", "uncertified": True, "audit_share": 0.0,
+        "mode": "enforce",
+        "uncertified": True,
+        "audit_share": 0.0,
         "policy": {"policy": "fixed-budget", "max_tokens": budget},
-    }  # fmt: skip
+    }
     how = {"slots": 8, "finish": ["raw"]}
     async with served(tmp_path, slow, fake={"slots": 8}, upstream=how, route=acts) as s:
         answer = await s.ask(chat(stream=True, suffice={}))
@@ -153,7 +158,7 @@ async def test_a_sample_that_breaks_off_is_drawn_again_alone_and_seeds_are_the_g
     async with FakeUpstream(model, slots=8) as fake:
         await recorded(fake, tmp_path / "t.jsonl", asked(1), recipe("samples"), concurrency=1)
         seeds = [c.request.body["seed"] for c in fake.calls]
-    assert len(seeds) == 6                       # five samples, and the first one twice
+    assert len(seeds) == 6  # five samples, and the first one twice
     assert seeds[1:] == [seeds[0] + k for k in range(5)]
 
 
@@ -165,7 +170,7 @@ async def test_a_question_that_the_server_refuses_is_left_and_the_others_are_rec
     assert progress.n_recorded == 2
     assert progress.n_left == 1
     assert progress.failed == {"q1": "the upstream answered 400"}
-    assert told.pauses_s == []           # what is refused for what it says is not asked again
+    assert told.pauses_s == []  # what is refused for what it says is not asked again
     assert told.n_calls == 3
     async with FakeUpstream(CHAIN, slots=8) as fake:
         progress = await recorded(fake, tmp_path / "t.jsonl", asked(3), recipe())

@@ -27,11 +27,19 @@ from tests.replay.record.recording import CHAIN, asked, ids, recipe, recorded
 def row(question: str, text: str = "") -> RunRow:
     how = recipe()
     return RunRow(
-        dataset="d", setting="reasoning", aggregation="last", task="t", model=how.model, run=how.hash,
+        dataset="d",
+        setting="reasoning",
+        aggregation="last",
+        task="t",
+        model=how.model,
+        run=how.hash,
         question_id=question,
-        full_answer="4", full_em=True, full_tokens=3, steps=[StepRow(tokens=3, answer="4", text=text)],
+        full_answer="4",
+        full_em=True,
+        full_tokens=3,
+        steps=[StepRow(tokens=3, answer="4", text=text)],
         meta=json.dumps({"recorded_with": how.as_data()}),
-    )  # fmt: skip
+    )
 
 
 @given(n_rows=st.integers(1, 5), cut=st.floats(0, 1), text=st.text(max_size=20))
@@ -170,10 +178,25 @@ def test_a_recorder_that_is_ended_in_the_middle_resumes_without_a_lost_or_double
     model = ScriptedThought(CHAIN.steps, "4", reply=Reply(delay_s=0.002))
     with FakeUpstream.in_thread(model, slots=4) as fake:
         run = [
-            sys.executable, "-c", "from suffice.cli.main import main; main()", "record", str(questions), "--upstream",
-            fake.url, "--model", "m", "--kind", "reasoning", "--scorer", "number", "--driver", "llama.cpp",
-            "--out", str(out), "--json",
-        ]  # fmt: skip
+            sys.executable,
+            "-c",
+            "from suffice.cli.main import main; main()",
+            "record",
+            str(questions),
+            "--upstream",
+            fake.url,
+            "--model",
+            "m",
+            "--kind",
+            "reasoning",
+            "--scorer",
+            "number",
+            "--driver",
+            "llama.cpp",
+            "--out",
+            str(out),
+            "--json",
+        ]
         part = out.with_name("t.jsonl.gz.part")
         with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
             deadline = time.monotonic() + 20

@@ -32,9 +32,22 @@ from tests.replay.report.sample import a_line, a_report
 
 HOSTILE = '<script>alert("x")</script>&amp;\'[red]$x_1$\x1b[31m\u202e_=cmd'
 KEYS = [
-    "set", "policy", "n_episodes", "n_questions", "full_em", "em", "em_drop", "lost", "gained", "full_tokens", "tokens",
-    "token_reduction", "token_reduction_without_probes", "em_drop_interval", "frozen",
-]  # fmt: skip
+    "set",
+    "policy",
+    "n_episodes",
+    "n_questions",
+    "full_em",
+    "em",
+    "em_drop",
+    "lost",
+    "gained",
+    "full_tokens",
+    "tokens",
+    "token_reduction",
+    "token_reduction_without_probes",
+    "em_drop_interval",
+    "frozen",
+]
 VOID = {"meta", "br", "link"}
 
 
@@ -75,12 +88,20 @@ class Page(HTMLParser):
 def renamed(report: SetReport, name: str) -> SetReport:
     """The same result with every name replaced."""
     lines = tuple(replace(line, set=name, policy=f"{name} {k}", note=name) for k, line in enumerate(report.lines))
-    parts = (SetPart(name=name, n_episodes=3, n_questions=2, full_em=1, em_drop=0, lost=0, gained=0, token_reduction=0.5),)
+    parts = (
+        SetPart(name=name, n_episodes=3, n_questions=2, full_em=1, em_drop=0, lost=0, gained=0, token_reduction=0.5),
+    )
     own = {lines[1].policy: parts}
     return replace(
-        report, set=name, lines=lines, by_class=own, by_step=own, notes=(name,), fitted_on=(name,),
+        report,
+        set=name,
+        lines=lines,
+        by_class=own,
+        by_step=own,
+        notes=(name,),
+        fitted_on=(name,),
         frontier={name: report.frontier["ours"]},
-    )  # fmt: skip
+    )
 
 
 def page_of(reports: list[SetReport], folder: Path, **options: Any) -> str:

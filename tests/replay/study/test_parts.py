@@ -64,9 +64,15 @@ def test_steps_stand_in_their_order_and_name_the_step_that_was_last() -> None:
     parts = Parts(["some"])
     parts.add(runs, {"some": (Halts(row, np.ones(9, dtype=np.int8)), True)})
     assert [(part.name, part.n_episodes) for part in parts.by_step()["some"]] == [
-        ("step 1", 1), ("step 2", 1), ("steps 3–4", 2), ("steps 5–8", 1), ("steps 9–16", 1), ("steps 17–32", 1),
-        ("steps 33–64", 1), ("to the end", 1),
-    ]  # fmt: skip
+        ("step 1", 1),
+        ("step 2", 1),
+        ("steps 3–4", 2),
+        ("steps 5–8", 1),
+        ("steps 9–16", 1),
+        ("steps 17–32", 1),
+        ("steps 33–64", 1),
+        ("to the end", 1),
+    ]
 
 
 def test_a_class_is_task_and_model_and_one_class_alone_is_not_shown() -> None:

@@ -152,8 +152,8 @@ def test_what_a_step_costs_and_delivers_by_hand(tmp_path: Path) -> None:
     )
     runs = runs_of(batch, probe_tokens=3)
     assert runs.cost.tolist() == [10, 30, 60, 4, 10]
-    assert runs.probes.tolist() == [3, 6, 6, 3, 3]      # behind the last step nobody asks
-    assert runs.resent.tolist() == [10, 40, 40, 4, 4]   # each probe sends what came before it again
+    assert runs.probes.tolist() == [3, 6, 6, 3, 3]  # behind the last step nobody asks
+    assert runs.resent.tolist() == [10, 40, 40, 4, 4]  # each probe sends what came before it again
     assert runs.ok.tolist() == [False, True, True, False, False]
     assert runs.same.tolist() == [False, True, True, False, True]
     assert runs.full_ok.tolist() == [True, False]
@@ -176,10 +176,15 @@ def test_a_vote_delivers_its_leader_and_is_judged_by_the_samples_that_gave_it(tm
 
 def test_a_vote_ends_at_the_sample_that_decides_it_and_is_measured_against_all(tmp_path: Path) -> None:
     """Three of five agree; the other vote is open until its end, for a tie would go to the answer seen first."""
-    batch = written(tmp_path, "samples", [
-        ("q1", "7", [("7", 10), ("5", 20), ("7", 30), ("7", 40), ("7", 50)]),
-        ("q2", "7", [("5", 1), ("7", 1), ("7", 1), ("5", 1)]),
-    ], probe_tokens=4)  # fmt: skip
+    batch = written(
+        tmp_path,
+        "samples",
+        [
+            ("q1", "7", [("7", 10), ("5", 20), ("7", 30), ("7", 40), ("7", 50)]),
+            ("q2", "7", [("5", 1), ("7", 1), ("7", 1), ("5", 1)]),
+        ],
+        probe_tokens=4,
+    )
     runs = runs_of(batch, needs=FeatureSet(DENSE["samples"]).needs)
     assert runs.n_steps.tolist() == [4, 4]
     assert runs.cost.tolist() == [10, 30, 60, 100, 1, 2, 3, 4]

@@ -73,8 +73,16 @@ def test_the_lines_that_a_replay_promises_are_there_in_their_order(report: SetRe
     names = [line.policy for line in report.lines]
     rules = list(dict.fromkeys(family_of(ladder.name) for ladder in published("reasoning", longest=8)))
     assert names == [
-        "full", "ours", "published", *rules, "ours_hindsight", "hindsight", *GIVEN, "oracle_agree", "oracle_correct"
-    ]  # fmt: skip
+        "full",
+        "ours",
+        "published",
+        *rules,
+        "ours_hindsight",
+        "hindsight",
+        *GIVEN,
+        "oracle_agree",
+        "oracle_correct",
+    ]
     for line in report.lines:
         if line.policy in FAMILIES:
             assert (line.family, line.choice) == FAMILIES[line.policy]
@@ -132,8 +140,12 @@ def test_a_set_too_long_for_memory_is_judged_in_full(file: Path, report: SetRepo
     for name in ("full", "oracle_agree", "oracle_correct", *GIVEN):
         a, b = streamed[name], whole[name]
         assert (a.tokens, a.lost, a.gained, a.stopped, a.n_questions) == (
-            b.tokens, b.lost, b.gained, b.stopped, b.n_questions
-        )  # fmt: skip
+            b.tokens,
+            b.lost,
+            b.gained,
+            b.stopped,
+            b.n_questions,
+        )
     for line in streamed.values():
         assert line.n_episodes == 400
         assert line.full_tokens == whole["full"].full_tokens

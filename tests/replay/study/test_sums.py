@@ -34,8 +34,14 @@ def test_a_policy_that_reads_answers_pays_for_every_probe_up_to_its_stop(tmp_pat
     runs = runs_of(written(tmp_path, "reasoning", CHAIN), probe_tokens=3)
     found = counted(runs, 1, asks=True)
     assert found == {
-        "lost": 0, "gained": 0, "tokens": 30 + 2 * 3, "probes": 6, "resent": 10 + 30, "stopped": 1, "hopeless": 0
-    }  # fmt: skip
+        "lost": 0,
+        "gained": 0,
+        "tokens": 30 + 2 * 3,
+        "probes": 6,
+        "resent": 10 + 30,
+        "stopped": 1,
+        "hopeless": 0,
+    }
 
 
 def test_a_policy_that_reads_none_asks_once_where_it_stops(tmp_path: Path) -> None:

@@ -75,9 +75,10 @@ def test_what_does_not_fit_is_thinned_to_whole_questions_and_more_memory_only_ad
     (larger,) = survey([path], most_steps=3_200)
     assert small.share == pytest.approx(1_600 / small.n_steps)
     everything, few, more = (
-        ids(list(small.batches())), ids(list(small.batches(share=small.share))),
+        ids(list(small.batches())),
+        ids(list(small.batches(share=small.share))),
         ids(list(larger.batches(share=larger.share))),
-    )  # fmt: skip
+    )
     questions = {q for *_, q in few}
     assert 5 < len(questions) < 30
     assert few == [run for run in everything if run[2] in questions]

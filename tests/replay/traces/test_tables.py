@@ -26,13 +26,15 @@ def test_three_formats_say_the_same(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "t.parquet")
     assert list(read_rows(tmp_path / "t.jsonl")) == list(read_rows(tmp_path / "t.parquet")) == list(enumerate(ROWS, 1))
     assert list(read_rows(tmp_path / "t.csv")) == [
-        (1, {"id": "a", "gold": "4", "rating": "5"}), (2, {"id": "b", "gold": "", "rating": ""}),
-    ]  # fmt: skip
+        (1, {"id": "a", "gold": "4", "rating": "5"}),
+        (2, {"id": "b", "gold": "", "rating": ""}),
+    ]
 
 
 WORDS = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=12)
-MANY = settings(max_examples=100, derandomize=True, deadline=None,
-                suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+MANY = settings(
+    max_examples=100, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @MANY

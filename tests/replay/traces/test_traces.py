@@ -143,9 +143,7 @@ def test_the_set_is_the_file_without_its_suffixes() -> None:
         assert set_name(name) == "a.b"
 
 
-@given(
-    runs=st.lists(st.lists(st.none() | st.sampled_from("ABC"), min_size=1, max_size=9), min_size=1, max_size=6)
-)
+@given(runs=st.lists(st.lists(st.none() | st.sampled_from("ABC"), min_size=1, max_size=9), min_size=1, max_size=6))
 def test_the_vote_of_columns_is_the_vote_of_the_gateway(runs: list[list[str | None]]) -> None:
     codes = np.array([-1 if a is None else "CAB".index(a) for run in runs for a in run], dtype=np.int32)
     offset = np.concatenate([[0], np.cumsum([len(run) for run in runs])])
@@ -184,10 +182,19 @@ def a_row(**changes: Any) -> dict[str, Any]:
     """One good run as plain data, with changes; `steps` is replaced as a whole, None drops a column."""
     step = {"tokens": 5, "ctx_tokens": None, "answer": "4", "correct": True, "confidence": 0.5}
     row = {
-        "dataset": "d", "setting": "reasoning", "task": "t", "model": "m", "run": "r", "question_id": "q",
-        "aggregation": "last", "n_steps": 2, "full_answer": "4", "full_em": True, "full_tokens": 10,
+        "dataset": "d",
+        "setting": "reasoning",
+        "task": "t",
+        "model": "m",
+        "run": "r",
+        "question_id": "q",
+        "aggregation": "last",
+        "n_steps": 2,
+        "full_answer": "4",
+        "full_em": True,
+        "full_tokens": 10,
         "steps": [dict(step), dict(step)],
-    }  # fmt: skip
+    }
     row.update(changes)
     return {name: value for name, value in row.items() if value != "drop"}
 

@@ -76,7 +76,9 @@ def frozen_halts(bench: Bench, spec: Mapping[str, Any]) -> tuple[Runs, Halts, An
     return runs, first_stops(codes[rows], runs), columns[risk_column(name)][rows]
 
 
-def live_halts(proposal: PolicyProposal, kind: Kind, runs: Runs, batches: list[Batch]) -> tuple[Halts, list[float | None]]:
+def live_halts(
+    proposal: PolicyProposal, kind: Kind, runs: Runs, batches: list[Batch]
+) -> tuple[Halts, list[float | None]]:
     """The same, one run after the other through the observer, and the score that each decision names."""
     policy = proposal.policy()
     planned = int(max(np.diff(batch.offset).max() for batch in batches))
@@ -149,10 +151,17 @@ def test_what_a_study_froze_ends_unseen_runs_live_where_the_study_says(
     pools = [LadderPool(name="ours", ladders=(score.name,)), LadderPool(name="published", ladders=("fixed-rounds",))]
     frozen = study.freeze(pools, None)
     levels = [rung.level for rung in study.lay(None).rungs if isinstance(rung, RiskRung)]
-    frozen = replace(frozen, rungs={
-        "published": frozen.rungs["published"], "none": None,
-        **{f"level {at}": RiskRung(score=score.name, level=levels[at], label="") for at in range(5, len(levels), 20)},
-    })  # fmt: skip
+    frozen = replace(
+        frozen,
+        rungs={
+            "published": frozen.rungs["published"],
+            "none": None,
+            **{
+                f"level {at}": RiskRung(score=score.name, level=levels[at], label="")
+                for at in range(5, len(levels), 20)
+            },
+        },
+    )
     for pool in frozen.rungs:
         expected = study.halts(frozen, unseen)[pool]
         found, _ = live_halts(propose_frozen(study, frozen, pool), kind, unseen, batches)

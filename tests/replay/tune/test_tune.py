@@ -103,9 +103,14 @@ CLASSES = ("n_words > 20", "every query")
 
 def size_of(kind: Kind, longest: int, classes: tuple[str, ...] = ()) -> Size:
     return Size(
-        kind=kind, longest=longest, few_tokens=40, many_tokens=900, models=tuple(names_of(SCORES)),
-        level=lambda _, share, name: share if name is None else 2 * share, classes=classes,
-    )  # fmt: skip
+        kind=kind,
+        longest=longest,
+        few_tokens=40,
+        many_tokens=900,
+        models=tuple(names_of(SCORES)),
+        level=lambda _, share, name: share if name is None else 2 * share,
+        classes=classes,
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -206,7 +211,9 @@ def test_on_pure_noise_the_search_promises_more_than_unseen_questions_keep(tmp_p
 
 
 def test_nothing_of_an_unseen_question_reaches_the_search_that_must_not_see_it(tmp_path: Path) -> None:
-    asked = TuneOptions(trials=40, max_em_drop=0.02, scores=LINEAR, n_draws=50, policies=("learned", "beta", "fixed-rounds"))
+    asked = TuneOptions(
+        trials=40, max_em_drop=0.02, scores=LINEAR, n_draws=50, policies=("learned", "beta", "fixed-rounds")
+    )
     bench = bench_of(tmp_path, asked, n_runs=600)
     fold = folds_of(bench.runs)
     other = with_scores(spoilt(bench.runs, fold == 1), asked, bench.names)

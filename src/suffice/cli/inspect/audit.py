@@ -29,8 +29,9 @@ _WIDTH = 100  # of a line of words
 
 def _log_options(command: F) -> F:
     """Which log: the settings', or one that is named."""
-    named = click.option("--db", type=click.Path(path_type=Path), metavar="FILE",
-                         help="This log instead of the settings'.")
+    named = click.option(
+        "--db", type=click.Path(path_type=Path), metavar="FILE", help="This log instead of the settings'."
+    )
     return CONFIG_FILE(named(command))
 
 
@@ -41,8 +42,14 @@ def audit() -> None:
 
 @audit.command()
 @_log_options
-@click.option("--head", "heads", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
-              help="Heads that were exported; repeatable. [default: the settings' audit.file, if it is there]")
+@click.option(
+    "--head",
+    "heads",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Heads that were exported; repeatable. [default: the settings' audit.file, if it is there]",
+)
 @JSON_OBJECT
 def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool) -> None:
     """Walk the whole chain and name the first row that is not what was written.
@@ -113,8 +120,10 @@ def _print_verdict(
         click.echo(f"BAD: {_place(verdict.bad)}: {verdict.bad.what}")
     beginning, head = verdict.beginning, verdict.head
     if beginning is not None and beginning.n_before:
-        click.echo(f"{beginning.n_before:,} rows up to row {beginning.after_seq:,} of the log were written before there"
-                   " was a chain; nothing vouches for them")  # fmt: skip
+        click.echo(
+            f"{beginning.n_before:,} rows up to row {beginning.after_seq:,} of the log were written before there"
+            " was a chain; nothing vouches for them"
+        )
     found = "checked" if not verdict.ok else "are what was written"
     click.echo(f"{verdict.n_rows:,} rows of the chain {found}" + _erased(verdict))
     if head is not None:
@@ -139,16 +148,16 @@ def _place(bad: BadRow) -> str:
     return ", ".join(parts)
 
 
-def _print_json(
-    verdict: ChainCheck, forged: list[tuple[Path, KeptHead]], damage: str, *, signatures: bool
-) -> None:
+def _print_json(verdict: ChainCheck, forged: list[tuple[Path, KeptHead]], damage: str, *, signatures: bool) -> None:
     import msgspec
 
     plain = {
-        "ok": verdict.ok and not forged and not damage, **msgspec.to_builtins(verdict), "damage": damage,
+        "ok": verdict.ok and not forged and not damage,
+        **msgspec.to_builtins(verdict),
+        "damage": damage,
         "signatures_checked": signatures,
         "bad_heads": [{"file": str(file), "line": one.line} for file, one in forged],
-    }  # fmt: skip
+    }
     click.echo(msgspec.json.encode(plain).decode())
 
 
@@ -217,15 +226,27 @@ def _row_of(entry: AuditEntry) -> dict[str, Any]:
 @_log_options
 @click.option("--since", metavar="TIME", help="Only rows from then on: 2026-11-26, or 2026-11-26T09:00:00+01:00.")
 @click.option("--route", help="Only of this route.")
-@click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True,
-              help="JSON lines, or a table.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["jsonl", "csv"]),
+    default="jsonl",
+    show_default=True,
+    help="JSON lines, or a table.",
+)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write here. [default: standard output]")
 @click.option("--author", default=None, help="Who takes it. [default: the user of this computer]")
 @click.option("--reason", default="", help="What for; it stays in the log.")
 def export(
-    config: Path, db: Path | None, since: str | None, route: str | None, form: Literal["jsonl", "csv"],
-    out: Path | None, author: str | None, reason: str,
-) -> None:  # fmt: skip
+    config: Path,
+    db: Path | None,
+    since: str | None,
+    route: str | None,
+    form: Literal["jsonl", "csv"],
+    out: Path | None,
+    author: str | None,
+    reason: str,
+) -> None:
     """Write the audit log's rows for other programs. The export is a row of the audit log itself."""
     from suffice import wiring
     from suffice.errors import SufficeError
@@ -304,9 +325,7 @@ def _write_csv(rows: Iterator[AuditEntry], target: IO[str]) -> int:
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write here. [default: standard output]")
 @click.option("--author", default=None, help="Who takes it. [default: the user of this computer]")
 @click.option("--reason", default="", help="What for; it stays in the log.")
-def bundle(
-    route: str, config: Path, number: int | None, out: Path | None, author: str | None, reason: str
-) -> None:
+def bundle(route: str, config: Path, number: int | None, out: Path | None, author: str | None, reason: str) -> None:
     """Export everything that a certificate rests on, for somebody who checks it without trusting us.
 
     Check the file with tools/verify_bundle.py. The export is a row of the audit log, and the log's head behind it is

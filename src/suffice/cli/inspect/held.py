@@ -20,8 +20,8 @@ class RouteHoldings:
 
     overrides: tuple[str, ...]  # that hold now, in words, with who and until when
     incidents: tuple[str, ...]  # that wait for a decision: name and summary
-    n_to_review: int            # items that a reviewer can take now
-    n_contradicted: int         # of them: reviewers contradict each other
+    n_to_review: int  # items that a reviewer can take now
+    n_contradicted: int  # of them: reviewers contradict each other
 
 
 def read_held(connection: sqlite3.Connection, holds: Holds, *, now_s: float) -> dict[str, RouteHoldings]:
@@ -37,8 +37,9 @@ def read_held(connection: sqlite3.Connection, holds: Holds, *, now_s: float) -> 
         found[name] = RouteHoldings(
             overrides=override_words(held.overrides, now_s),
             incidents=tuple(f"{case.incident.incident}: {case.incident.summary}" for case in held.open_cases),
-            n_to_review=len(mine), n_contradicted=sum(one.needs_third for one in mine),
-        )  # fmt: skip
+            n_to_review=len(mine),
+            n_contradicted=sum(one.needs_third for one in mine),
+        )
     return found
 
 

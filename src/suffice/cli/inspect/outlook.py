@@ -34,9 +34,11 @@ def proposal_lines(one: ProposedVersion | None) -> list[tuple[str, str]]:
     """The newest version that a refit proposed; [] where there is none."""
     if one is None:
         return []
-    at = "" if one.saving is None or one.drop is None else (
-        f"; at the route's budget it saves {one.saving.value:.1%} at a drop of {_points(one.drop.value)}"
-    )  # fmt: skip
+    at = (
+        ""
+        if one.saving is None or one.drop is None
+        else (f"; at the route's budget it saves {one.saving.value:.1%} at a drop of {_points(one.drop.value)}")
+    )
     parent = f", beside {one.parent}" if one.parent else ""
     return [("proposal", f"{one.address} ({one.reason}{parent}): {one.verdict}, {one.why}{at}; in force nowhere")]
 

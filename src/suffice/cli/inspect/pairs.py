@@ -26,14 +26,14 @@ class PairStatus:
     """What audits that were asked twice say by now; one that differs and has no label counts as lost."""
 
     arm: str
-    n: int                        # pairs with the arm; audits that their client left are among them, as lost
+    n: int  # pairs with the arm; audits that their client left are among them, as lost
     n_disagree: int
-    em_drop: float | None         # mean of Z; None: there is no pair
-    em_drop_high: float | None    # the smallest drop that the pairs refute, at every look
-    n_missing: int | None         # pairs to the certificate at the rates seen; 0: enough; None: no number would do
-    n_repeats: int                # pairs of two full runs
+    em_drop: float | None  # mean of Z; None: there is no pair
+    em_drop_high: float | None  # the smallest drop that the pairs refute, at every look
+    n_missing: int | None  # pairs to the certificate at the rates seen; 0: enough; None: no number would do
+    n_repeats: int  # pairs of two full runs
     n_repeats_disagree: int
-    max_em_drop: float            # fraction: what is to be proved
+    max_em_drop: float  # fraction: what is to be proved
     confidence: float
 
 
@@ -77,11 +77,17 @@ def _audits(items: Iterable[EpisodeWithLabels], arms: Sequence[str]) -> tuple[li
 def _status(arm: str, found: CertifiedArms, route: Route, *, n_missing: int | None) -> PairStatus:
     view = found.views[0]
     return PairStatus(
-        arm=arm, n=view.n, n_disagree=view.n_disagree, em_drop=view.drop if view.n else None,
-        em_drop_high=view.drop_high if view.n else None, n_missing=n_missing,
-        n_repeats=found.repeats.n, n_repeats_disagree=found.repeats.n_disagree,
-        max_em_drop=route.max_em_drop, confidence=route.confidence,
-    )  # fmt: skip
+        arm=arm,
+        n=view.n,
+        n_disagree=view.n_disagree,
+        em_drop=view.drop if view.n else None,
+        em_drop_high=view.drop_high if view.n else None,
+        n_missing=n_missing,
+        n_repeats=found.repeats.n,
+        n_repeats_disagree=found.repeats.n_disagree,
+        max_em_drop=route.max_em_drop,
+        confidence=route.confidence,
+    )
 
 
 def pair_lines(one: PairStatus, phase: Phase, *, promise_state: str) -> list[tuple[str, str]]:

@@ -47,30 +47,35 @@ class RouteStatus:
     """One route's report with what a reader needs beside it."""
 
     report: RouteReport
-    mode: str             # of the newest request
-    policy_version: str   # of the newest request
+    mode: str  # of the newest request
+    policy_version: str  # of the newest request
     n_without_outcome: int
     scorer: str
-    confidence: float     # of every interval
-    max_em_drop: float    # fraction: what a certificate would have to promise
-    evidence: AuditEvidence    # what is missing for it
-    refused: str | None   # why the settings' "enforce" is not obeyed; None: it is, or was not asked for
+    confidence: float  # of every interval
+    max_em_drop: float  # fraction: what a certificate would have to promise
+    evidence: AuditEvidence  # what is missing for it
+    refused: str | None  # why the settings' "enforce" is not obeyed; None: it is, or was not asked for
     certifies: bool | None  # does a control loop certify what acts here? None: the settings are not known
     control: Phase | None = None  # where it stands with its certificate; None: no control loop is meant for it
     outlook: Outlook | None = None  # the latest look of the job `monitor`; None: nobody has looked
     proposal: ProposedVersion | None = None  # the newest of the job `retrain`
     tuner: ArmWorth | None = None  # the latest proposal of the job `tune`
-    promise: str = ""     # in one sentence, with all that it depends on
+    promise: str = ""  # in one sentence, with all that it depends on
     promise_state: str = ""  # … and in one word, as /metrics has it
     pairs: PairStatus | None = None  # of an effort or a budget that is proved by asking twice
     held: RouteHoldings | None = None  # what people hold on it, and what waits for them; None: nothing
 
 
 @click.command()
-@click.option("--config", type=click.Path(path_type=Path), metavar="FILE",
-              help="Settings, TOML or YAML. [default: suffice.toml]")
-@click.option("--db", type=click.Path(path_type=Path), metavar="FILE",
-              help="Read this log; without --config answers are compared as strings.")
+@click.option(
+    "--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings, TOML or YAML. [default: suffice.toml]"
+)
+@click.option(
+    "--db",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Read this log; without --config answers are compared as strings.",
+)
 @click.option("--route", help="Show only this route.")
 @JSON_LINES
 def status(config: Path | None, db: Path | None, route: str | None, as_json: bool) -> None:
@@ -148,10 +153,13 @@ def statuses_of(
         held = read_held(connection, promises.holds, now_s=now_s)
         return [
             _status(
-                _Seen(connection, name, settings, tallies[name], request, scorers.of(name)), promises, phases.get(name),
+                _Seen(connection, name, settings, tallies[name], request, scorers.of(name)),
+                promises,
+                phases.get(name),
                 held.get(name),
             )
-            for name, request in newest.items() if route in (None, name)
+            for name, request in newest.items()
+            if route in (None, name)
         ]
 
 
@@ -290,17 +298,25 @@ def _status(seen: _Seen, promises: Promises, control: Phase | None, held: RouteH
         confidence=confidence,
         max_em_drop=max_em_drop,
         evidence=evidence(
-            max_em_drop=max_em_drop, confidence=confidence, n_audits=report.n_telling_audits,
-            n_disagreements=report.n_audit_disagreements, audits_at_s=report.audits_at_s,
+            max_em_drop=max_em_drop,
+            confidence=confidence,
+            n_audits=report.n_telling_audits,
+            n_disagreements=report.n_audit_disagreements,
+            audits_at_s=report.audits_at_s,
         ),
-        refused=refused, certifies=certifies, control=control, outlook=outlook,
-        proposal=newest_proposal(seen.connection, seen.name), tuner=newest_arm(seen.connection, seen.name),
-        promise=promise.sentence, promise_state=promise.state,
-        pairs=None if configured is None else read_pairs(
-            seen.connection, seen.name, configured, seen.scoring.match, promises.decided.of(seen.name)
-        ),
+        refused=refused,
+        certifies=certifies,
+        control=control,
+        outlook=outlook,
+        proposal=newest_proposal(seen.connection, seen.name),
+        tuner=newest_arm(seen.connection, seen.name),
+        promise=promise.sentence,
+        promise_state=promise.state,
+        pairs=None
+        if configured is None
+        else read_pairs(seen.connection, seen.name, configured, seen.scoring.match, promises.decided.of(seen.name)),
         held=held,
-    )  # fmt: skip
+    )
 
 
 def _promise(seen: _Seen, promises: Promises, outlook: Outlook | None, refused: str | None) -> RouteGuarantee:

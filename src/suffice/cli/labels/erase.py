@@ -29,18 +29,34 @@ _DAY_S = 86_400.0
 @click.command()
 @CONFIG_FILE
 @click.option("--episode", "episodes", multiple=True, metavar="ID", help="This episode; repeatable.")
-@click.option("--unit", "units", multiple=True, metavar="UNIT",
-              help="All of this conversation: its id as clients send it, or its name in the log; repeatable.")
+@click.option(
+    "--unit",
+    "units",
+    multiple=True,
+    metavar="UNIT",
+    help="All of this conversation: its id as clients send it, or its name in the log; repeatable.",
+)
 @click.option("--older-than", metavar="TIME", help="Everything that is older: 90d, 12h, 2026-01-31.")
-@click.option("--part", "parts", multiple=True, type=click.Choice(_PARTS),
-              help="What goes; repeatable. [default: all words; steps only where they are named]")
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    type=click.Choice(_PARTS),
+    help="What goes; repeatable. [default: all words; steps only where they are named]",
+)
 @REASON
 @AUTHOR
 @click.option("--dry-run", is_flag=True, help="Say how many rows would be looked at, and change nothing.")
 def erase(
-    config: Path, episodes: tuple[str, ...], units: tuple[str, ...], older_than: str | None, parts: tuple[str, ...],
-    reason: str, author: str | None, dry_run: bool,
-) -> None:  # fmt: skip
+    config: Path,
+    episodes: tuple[str, ...],
+    units: tuple[str, ...],
+    older_than: str | None,
+    parts: tuple[str, ...],
+    reason: str,
+    author: str | None,
+    dry_run: bool,
+) -> None:
     """Take words of people out of the log: out of its rows, its file and its write-ahead log, for good.
 
     Ids, counts, tokens, verdicts and digests stay, and the audit log still verifies: it says what was erased, by whom
@@ -99,9 +115,7 @@ def _order(what: str, parts: tuple[str, ...], author: str, reason: str) -> Erasu
     return ErasureOrder(erasure_id=f"er_{secrets.token_hex(8)}", what=what, parts=known, author=author, reason=reason)
 
 
-def _rows(
-    writer: Decisions, episodes: tuple[str, ...], units: tuple[str, ...], limit_s: float | None
-) -> list[int]:
+def _rows(writer: Decisions, episodes: tuple[str, ...], units: tuple[str, ...], limit_s: float | None) -> list[int]:
     """The rows that are meant, in order."""
     from suffice.store.database.erasing import episodes_of, rows_of
     from suffice.store.database.views import reading

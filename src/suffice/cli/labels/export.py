@@ -65,8 +65,12 @@ export.add_command(feedback_table)
 
 @export.command("finetune")
 @click.argument("traces", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--config", type=click.Path(path_type=Path), metavar="FILE",
-              help="Settings, TOML or YAML. [default: suffice.toml, if it is there]")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Settings, TOML or YAML. [default: suffice.toml, if it is there]",
+)
 @click.option("--db", type=click.Path(path_type=Path), help="Read this event log. [default: the settings']")
 @click.option("--route", help="Whose runs, or whose policy. [default: the only route of kind reasoning]")
 @click.option("--texts", multiple=True, type=click.Path(path_type=Path), help="Texts of the log's runs; repeatable.")
@@ -76,16 +80,32 @@ export.add_command(feedback_table)
 @click.option("--consented", is_flag=True, help="You say that everybody agreed who did not refuse.")
 @click.option("--uncertified", is_flag=True, help="Also stops that nothing vouched for; their lines say so.")
 @click.option("--estimate-cuts", is_flag=True, help="Also cuts estimated from token counts; their lines say so.")
-@click.option("--format", type=click.Choice(["supervised", "preference"]), default="supervised", show_default=True,
-              help="Lines to learn from, or pairs of a kept and a rejected one.")
-@click.option("--thought-as", type=click.Choice(["tags", "field"]), default="tags", show_default=True,
-              help="The thought inside the content, or as reasoning_content.")
+@click.option(
+    "--format",
+    type=click.Choice(["supervised", "preference"]),
+    default="supervised",
+    show_default=True,
+    help="Lines to learn from, or pairs of a kept and a rejected one.",
+)
+@click.option(
+    "--thought-as",
+    type=click.Choice(["tags", "field"]),
+    default="tags",
+    show_default=True,
+    help="The thought inside the content, or as reasoning_content.",
+)
 @click.option("--think-open", help="Before a thought. [default: the upstream's tag, else <think>, and a line end]")
 @click.option("--think-close", help="Behind a thought. [default: likewise]")
 @click.option("--answer", default="{answer}", show_default=True, help="Words around an answer known in short alone.")
 @click.option("--val-share", type=click.FloatRange(0, 0.5), default=0.1, show_default=True, help="Of prompts.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path("finetune"), show_default=True,
-              metavar="FOLDER", help="Where train.jsonl, val.jsonl and manifest.json go.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("finetune"),
+    show_default=True,
+    metavar="FOLDER",
+    help="Where train.jsonl, val.jsonl and manifest.json go.",
+)
 @JSON_OBJECT
 def finetune(traces: tuple[Path, ...], **options: Any) -> None:
     """Write training lines for a language model from runs cut at their stop, so that its answers survive stopping.
@@ -124,9 +144,11 @@ def _pairs(traces: tuple[Path, ...], given: FinetuneOptions) -> tuple[TrainingPa
     for path in given.consent:
         listed |= read_consent(path)
     terms = Terms(
-        consent=Consent(everybody=given.consented, listed=listed), uncertified=given.uncertified,
-        estimate_cuts=given.estimate_cuts, answer=given.answer,
-    )  # fmt: skip
+        consent=Consent(everybody=given.consented, listed=listed),
+        uncertified=given.uncertified,
+        estimate_cuts=given.estimate_cuts,
+        answer=given.answer,
+    )
     settings = _settings(given)
     left_out, shape = Counter[str](), _shape(settings, given)
     pairs = make_pairs(_cuts(traces, settings, terms, given, left_out), shape)
@@ -180,10 +202,12 @@ def _shape(settings: Settings | None, given: FinetuneOptions) -> LineFormat:
         upstream = settings.upstreams.get(_route(settings, given)[1].upstream)
     opened, closed = ("<think>", "</think>") if upstream is None else (upstream.think_open, upstream.think_close)
     return LineFormat(
-        format=given.format, thought_as=given.thought_as, val_share=given.val_share,
+        format=given.format,
+        thought_as=given.thought_as,
+        val_share=given.val_share,
         think_open=f"{opened}\n" if given.think_open is None else given.think_open,
         think_close=f"\n{closed}\n\n" if given.think_close is None else given.think_close,
-    )  # fmt: skip
+    )
 
 
 def _database(settings: Settings | None, given: FinetuneOptions) -> Path:

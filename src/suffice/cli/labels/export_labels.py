@@ -24,31 +24,72 @@ if TYPE_CHECKING:
     from suffice.settings import Settings
 
 COLUMNS: Final = (
-    "feedback_id", "episode_id", "response_id", "route", "joined", "source", "correct", "gold", "answer", "rating",
-    "thumbs", "comment", "reason", "event", "propensity", "door",
-)  # fmt: skip
+    "feedback_id",
+    "episode_id",
+    "response_id",
+    "route",
+    "joined",
+    "source",
+    "correct",
+    "gold",
+    "answer",
+    "rating",
+    "thumbs",
+    "comment",
+    "reason",
+    "event",
+    "propensity",
+    "door",
+)
 
 
 @click.command("label-studio")
 @CONFIG_FILE
 @click.option("--route", required=True, help="Whose runs.")
-@click.option("--which", type=click.Choice(["wanted", "differing"]), default="wanted", show_default=True,
-              help="Labels that are asked for, or all full runs whose stop would have answered otherwise.")
-@click.option("--questions", type=click.Path(path_type=Path), metavar="FILE",
-              help="JSON lines with `question` or `messages`: the log holds none.")
+@click.option(
+    "--which",
+    type=click.Choice(["wanted", "differing"]),
+    default="wanted",
+    show_default=True,
+    help="Labels that are asked for, or all full runs whose stop would have answered otherwise.",
+)
+@click.option(
+    "--questions",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="JSON lines with `question` or `messages`: the log holds none.",
+)
 @click.option("--most", type=click.IntRange(1, 100_000), default=1_000, show_default=True, metavar="N", help="Tasks.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the tasks as JSON.")
 @click.option("--url", help="Or add them to a project of this server.")
 @click.option("--project", type=int, help="Number of that project.")
-@click.option("--api-key-env", default="LABEL_STUDIO_API_KEY", show_default=True,
-              help="Environment variable with the server's access token.")
-@click.option("--label-config", type=click.Path(path_type=Path), metavar="FILE",
-              help="Write the labeling interface that the project needs.")
+@click.option(
+    "--api-key-env",
+    default="LABEL_STUDIO_API_KEY",
+    show_default=True,
+    help="Environment variable with the server's access token.",
+)
+@click.option(
+    "--label-config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the labeling interface that the project needs.",
+)
 @JSON_OBJECT
 def label_studio(
-    config: Path, route: str, which: Which, questions: Path | None, most: int, out: Path | None, url: str | None,
-    project: int | None, api_key_env: str, label_config: Path | None, *, as_json: bool,
-) -> None:  # fmt: skip
+    config: Path,
+    route: str,
+    which: Which,
+    questions: Path | None,
+    most: int,
+    out: Path | None,
+    url: str | None,
+    project: int | None,
+    api_key_env: str,
+    label_config: Path | None,
+    *,
+    as_json: bool,
+) -> None:
     """Write runs that somebody should judge as tasks of Label Studio, with both answers in an order that tells nothing.
 
     To a file, or to a project, where runs that are tasks already are left out. The annotations come back with
@@ -79,9 +120,13 @@ def label_studio(
         fail("export label-studio", error)
     n_bare = sum(run.question is None for run in runs)
     told = {
-        "route": route, "which": which, "n_runs": len(runs), "n_added": n_added, "n_without_question": n_bare,
+        "route": route,
+        "which": which,
+        "n_runs": len(runs),
+        "n_added": n_added,
+        "n_without_question": n_bare,
         "to": where,
-    }  # fmt: skip
+    }
     if as_json:
         click.echo(json.dumps(told))
         return

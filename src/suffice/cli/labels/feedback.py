@@ -36,10 +36,20 @@ feedback.add_command(parked)
 @feedback.command()
 @click.option("--route", required=True, help="Name of a route with a [judge] table in the settings.")
 @CONFIG_FILE
-@click.option("--questions", type=click.Path(path_type=Path), metavar="FILE",
-              help="JSON lines with `question` or `messages`: the log holds none. [default: the table's]")
-@click.option("--most", type=click.IntRange(2, 1_000_000), default=200, show_default=True, metavar="N",
-              help="Answers to grade, at most.")
+@click.option(
+    "--questions",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="JSON lines with `question` or `messages`: the log holds none. [default: the table's]",
+)
+@click.option(
+    "--most",
+    type=click.IntRange(2, 1_000_000),
+    default=200,
+    show_default=True,
+    metavar="N",
+    help="Answers to grade, at most.",
+)
 @JSON_OBJECT
 def judge(route: str, config: Path, questions: Path | None, most: int, *, as_json: bool) -> None:
     """Grade full runs whose stop would have answered otherwise, and label them if the judge is good enough.
@@ -96,10 +106,15 @@ async def _judge(settings: Settings, name: str, questions: Path, most: int) -> J
         async with model:
             with yardstick(route.scorer) as scorer:
                 return await judge_labels(
-                    episodes, model, lambda given: log.append_durable(FeedbackGiven(given)), questions=texts,
-                    match=scorer.match, max_em_drop=route.max_em_drop, confidence=(1 + route.confidence) / 2,
+                    episodes,
+                    model,
+                    lambda given: log.append_durable(FeedbackGiven(given)),
+                    questions=texts,
+                    match=scorer.match,
+                    max_em_drop=route.max_em_drop,
+                    confidence=(1 + route.confidence) / 2,
                     most_calls=most,
-                )  # fmt: skip
+                )
     finally:
         log.close()
 

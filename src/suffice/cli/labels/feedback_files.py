@@ -40,11 +40,11 @@ class ImportResult:
     source: str
     dry_run: bool
     n_rows: int = 0
-    n_ignored: int = 0       # annotations without a word
+    n_ignored: int = 0  # annotations without a word
     n_new: int = 0
-    n_known: int = 0         # counted before, under the same id
-    n_conflicts: int = 0     # of these, rows that say something else than the log has under their id
-    n_joined: int = 0        # of all rows: their request is in the log
+    n_known: int = 0  # counted before, under the same id
+    n_conflicts: int = 0  # of these, rows that say something else than the log has under their id
+    n_joined: int = 0  # of all rows: their request is in the log
     unused: tuple[str, ...] = ()
     by: FeedbackMapping | None = field(default=None, repr=False)
 
@@ -62,15 +62,26 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--form", type=click.Choice(["suffice", "label-studio", "langfuse"]), default="suffice",
-              show_default=True, help="Whose columns or annotations they are.")
+@click.option(
+    "--form",
+    type=click.Choice(["suffice", "label-studio", "langfuse"]),
+    default="suffice",
+    show_default=True,
+    help="Whose columns or annotations they are.",
+)
 @click.option("--map", "mapped", multiple=True, metavar="FIELD=COLUMN", help="The column of a field; repeatable.")
 @click.option("--set", "fixed", multiple=True, metavar="FIELD=VALUE", help="The same for every row; repeatable.")
 @_options
 def import_file(
-    file: Path, form: Form, mapped: tuple[str, ...], fixed: tuple[str, ...], config: Path, *, dry_run: bool,
+    file: Path,
+    form: Form,
+    mapped: tuple[str, ...],
+    fixed: tuple[str, ...],
+    config: Path,
+    *,
+    dry_run: bool,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Read labels, ratings and other feedback from FILE (.csv, .jsonl, .parquet; .json of Label Studio or Langfuse).
 
     Columns are fields by their names, or by --map. All rows are checked before any is written; a mistake names the row
@@ -86,8 +97,12 @@ def import_file(
 @click.command("label-studio")
 @click.option("--url", required=True, help="Address of the server.")
 @click.option("--project", required=True, type=int, help="Number of the project.")
-@click.option("--api-key-env", default="LABEL_STUDIO_API_KEY", show_default=True,
-              help="Environment variable with its access token.")
+@click.option(
+    "--api-key-env",
+    default="LABEL_STUDIO_API_KEY",
+    show_default=True,
+    help="Environment variable with its access token.",
+)
 @_options
 def pull(url: str, project: int, api_key_env: str, config: Path, *, dry_run: bool, as_json: bool) -> None:
     """Read the annotations of a Label Studio project, as `suffice export label-studio` has made it."""
@@ -100,9 +115,14 @@ def pull(url: str, project: int, api_key_env: str, config: Path, *, dry_run: boo
 
 
 def _run(
-    name: str, source: str, config: Path, bodies: Callable[[Settings, ImportResult], Iterator[Body]], *, dry_run: bool,
+    name: str,
+    source: str,
+    config: Path,
+    bodies: Callable[[Settings, ImportResult], Iterator[Body]],
+    *,
+    dry_run: bool,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     from suffice.errors import SufficeError
     from suffice.wiring import load_deployment
 
@@ -177,9 +197,10 @@ def _scores(file: Path) -> Iterator[tuple[int, Any]]:
     said = _read_json(file)
     pages = said if isinstance(said, list) else [said]
     found = [
-        score for page in pages
+        score
+        for page in pages
         for score in (page["data"] if isinstance(page, dict) and isinstance(page.get("data"), list) else [page])
-    ]  # fmt: skip
+    ]
     yield from enumerate(found, 1)
 
 

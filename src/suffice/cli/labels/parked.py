@@ -56,9 +56,13 @@ def parked(config: Path, days: float | None, out: Path | None, *, as_json: bool)
 def _told(one: UnmatchedFeedback, now_s: float, limit_s: float) -> dict[str, Any]:
     age_s = max(0.0, now_s - one.at_s)  # a clock that was set back makes nobody younger than new
     return {
-        "feedback_id": one.feedback_id, "episode_id": one.episode_id, "response_id": one.response_id,
-        "source": one.source, "age_days": round(age_s / DAY_S, 3), "dead": age_s > limit_s,
-    }  # fmt: skip
+        "feedback_id": one.feedback_id,
+        "episode_id": one.episode_id,
+        "response_id": one.response_id,
+        "source": one.source,
+        "age_days": round(age_s / DAY_S, 3),
+        "dead": age_s > limit_s,
+    }
 
 
 def _write(out: Path, rows: list[dict[str, Any]]) -> None:

@@ -24,13 +24,22 @@ if TYPE_CHECKING:
 
 _REVIEWER = click.option("--reviewer", default=None, help="Who looks. [default: the user of this computer]")
 _ROUTE = click.option("--route", help="Only this route.")
-_QUESTIONS = click.option("--questions", type=click.Path(path_type=Path), metavar="FILE",
-                          help="JSON lines with `question` or `messages`  [default: the route's own]")
+_QUESTIONS = click.option(
+    "--questions",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="JSON lines with `question` or `messages`  [default: the route's own]",
+)
 _KEYS = {
-    "both": (("b", "both", "both right"), ("f", "full", "only the full answer"), ("e", "early", "only the early one"),
-             ("n", "neither", "neither"), ("u", "unsure", "unsure")),
+    "both": (
+        ("b", "both", "both right"),
+        ("f", "full", "only the full answer"),
+        ("e", "early", "only the early one"),
+        ("n", "neither", "neither"),
+        ("u", "unsure", "unsure"),
+    ),
     "one": (("y", "right", "right"), ("n", "wrong", "wrong"), ("u", "unsure", "unsure")),
-}  # fmt: skip
+}
 _MORE = (("c", "say what is right"), ("r", "add a reason"), ("s", "skip"), ("q", "quit"))
 
 
@@ -94,9 +103,9 @@ def adjudicate(route: str | None, reviewer: str | None, questions: Path | None, 
 
 @review.command()
 @click.argument("item")
-@click.argument("word", metavar="VERDICT", type=click.Choice(
-    ["both", "full", "early", "neither", "right", "wrong", "unsure"]
-))
+@click.argument(
+    "word", metavar="VERDICT", type=click.Choice(["both", "full", "early", "neither", "right", "wrong", "unsure"])
+)
 @click.option("--corrected", metavar="TEXT", help="The right answer, if you know it.")
 @click.option("--reason", default="", metavar="TEXT", help="In your own words.")
 @_REVIEWER
@@ -179,10 +188,17 @@ def stats(route: str | None, path: str, *, as_json: bool) -> None:
         counts, agree = queue.counts(now_s=time.time(), route=name), agreement(queue.of(name))
         em, drawings = em_of(queue, name), queue.drawings.get(name, ())
         if as_json:
-            click.echo(msgspec.json.encode({
-                "route": name, "items": counts, "agreement": msgspec.to_builtins(agree),
-                "em": msgspec.to_builtins(em), "n_drawings": len(drawings),
-            }).decode())  # fmt: skip
+            click.echo(
+                msgspec.json.encode(
+                    {
+                        "route": name,
+                        "items": counts,
+                        "agreement": msgspec.to_builtins(agree),
+                        "em": msgspec.to_builtins(em),
+                        "n_drawings": len(drawings),
+                    }
+                ).decode()
+            )
             continue
         click.echo(f"route {name}")
         click.echo("  items      " + ", ".join(f"{n:,} {state}" for state, n in counts.items()))
@@ -192,8 +208,10 @@ def stats(route: str | None, path: str, *, as_json: bool) -> None:
         if em is None:
             click.echo(f"  EM         unknown: none of {len(drawings):,} drawings is through")
         else:
-            click.echo(f"  EM         {em.value:.1%} [{em.low or 0:.1%}, {em.high or 0:.1%}] of delivered answers, "
-                       f"from {em.n:,} drawn at random" + (f" ({em.note})" if em.note else ""))
+            click.echo(
+                f"  EM         {em.value:.1%} [{em.low or 0:.1%}, {em.high or 0:.1%}] of delivered answers, "
+                f"from {em.n:,} drawn at random" + (f" ({em.note})" if em.note else "")
+            )
 
 
 def _kappa(kappa: Kappa | None) -> str:
@@ -212,7 +230,6 @@ def _go_through(
     path: str, route: str | None, reviewer: str | None, questions: Path | None, *, as_json: bool, third: bool
 ) -> None:
     import sys
-
 
     name, command = who(reviewer), "review adjudicate" if third else "review next"
     with failing_with(command, again="Your item goes back by itself."), log_of(path) as (told, writer):

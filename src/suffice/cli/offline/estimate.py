@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from suffice.replay.estimate.runs import LogRuns
     from suffice.replay.logs.read import Log
 
-SEED = 0                   # of the draws: the same log gives the same figures
+SEED = 0  # of the draws: the same log gives the same figures
 FORMATS = ("openai", "litellm", "langfuse", "vllm")
 HOUR_S, DAY_S = 3_600.0, 86_400.0
-_WIDTH = 120               # of sentences
+_WIDTH = 120  # of sentences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,18 +44,52 @@ class EstimateOptions:
 
 @click.command()
 @click.argument("logs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--max-em-drop", type=float, default=0.02, show_default=True, metavar="E",
-              help="Largest EM drop: a fraction, 0.01 is one point.")
-@click.option("--confidence", type=float, default=0.95, show_default=True, metavar="C",
-              help="How sure the promise must be: a fraction.")
-@click.option("--scorer", default="text", show_default=True, metavar="NAME",
-              help="How answers are read and compared, as in the settings.")
-@click.option("--like", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
-              help="Recorded traces of similar traffic to judge stops by; repeatable.")
-@click.option("--audit-share", type=float, default=0.1, show_default=True, metavar="S",
-              help="Fraction of the requests that runs in full.")
-@click.option("--audits", type=click.IntRange(1), default=800, show_default=True, metavar="N",
-              help="Audits that a certificate rests on, at most.")
+@click.option(
+    "--max-em-drop",
+    type=float,
+    default=0.02,
+    show_default=True,
+    metavar="E",
+    help="Largest EM drop: a fraction, 0.01 is one point.",
+)
+@click.option(
+    "--confidence",
+    type=float,
+    default=0.95,
+    show_default=True,
+    metavar="C",
+    help="How sure the promise must be: a fraction.",
+)
+@click.option(
+    "--scorer",
+    default="text",
+    show_default=True,
+    metavar="NAME",
+    help="How answers are read and compared, as in the settings.",
+)
+@click.option(
+    "--like",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Recorded traces of similar traffic to judge stops by; repeatable.",
+)
+@click.option(
+    "--audit-share",
+    type=float,
+    default=0.1,
+    show_default=True,
+    metavar="S",
+    help="Fraction of the requests that runs in full.",
+)
+@click.option(
+    "--audits",
+    type=click.IntRange(1),
+    default=800,
+    show_default=True,
+    metavar="N",
+    help="Audits that a certificate rests on, at most.",
+)
 @click.option("--format", "as_format", type=click.Choice(FORMATS), help="Format of the logs. [default: told from each]")
 @JSON_OBJECT
 def estimate(logs: tuple[Path, ...], **options: object) -> None:
@@ -108,10 +142,15 @@ def _estimate(paths: tuple[Path, ...], given: EstimateOptions) -> tuple[LogEstim
     n_requests = len(log.calls) if own.kind != "samples" else len(own.runs) + own.n_unfit
     traffic = traffic_of(log.calls, n_requests, rng)
     found = run(
-        replay_ladder(judged, scorer), traffic, max_em_drop=given.max_em_drop, confidence=given.confidence,
-        audit_share=given.audit_share, most_audits=given.audits, rng=rng,
+        replay_ladder(judged, scorer),
+        traffic,
+        max_em_drop=given.max_em_drop,
+        confidence=given.confidence,
+        audit_share=given.audit_share,
+        most_audits=given.audits,
+        rng=rng,
         assumed=_assumed(given, own, judged, traffic.span_s),
-    )  # fmt: skip
+    )
     return found, log
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from suffice.settings import Route, Settings, Upstream
 
 SETTINGS = Path("suffice.toml")
-PLAIN_LINE_S = 10.0   # between two lines of progress where nobody watches a bar
+PLAIN_LINE_S = 10.0  # between two lines of progress where nobody watches a bar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +54,12 @@ class RecordOptions:
 @click.command()
 @click.argument("questions", type=click.Path(path_type=Path))
 @click.option("--upstream", help="Address of a model server, or its name in the settings.")
-@click.option("--config", type=click.Path(path_type=Path), metavar="FILE",
-              help="Settings, for --route and names of upstreams. [default: suffice.toml, if it is there]")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Settings, for --route and names of upstreams. [default: suffice.toml, if it is there]",
+)
 @click.option("--route", help="Take kind, scorer, steps, probe, samples and upstream from this route.")
 @click.option("--model", help="Model to ask for. [default: the route's]")
 @click.option("--kind", type=click.Choice(["reasoning", "samples"]), help="What a run is. [default: the route's]")
@@ -115,9 +119,15 @@ async def _record(questions: Path, given: RecordOptions) -> Progress:
         async with client:
             with _telling(asked, given) as tell:
                 return await run(
-                    asked, recording, client=client, recipe=recipe, scorer=scorer, tell=tell,
-                    dataset=questions.name.removesuffix(".jsonl"), concurrency=given.concurrency,
-                )  # fmt: skip
+                    asked,
+                    recording,
+                    client=client,
+                    recipe=recipe,
+                    scorer=scorer,
+                    tell=tell,
+                    dataset=questions.name.removesuffix(".jsonl"),
+                    concurrency=given.concurrency,
+                )
 
 
 def _lines(questions: Path) -> list[str]:
@@ -270,11 +280,19 @@ def _clock(seconds: float) -> str:
 
 def _show(progress: Progress, given: RecordOptions) -> None:
     summary = {
-        "out": str(given.out), "n_questions": progress.n_questions, "n_before": progress.n_before,
-        "n_recorded": progress.n_recorded, "n_left": progress.n_left, "n_right": progress.n_right,
-        "n_steps": progress.n_steps, "run_tokens": progress.run_tokens, "probe_tokens": progress.probe_tokens,
-        "n_unclosed": progress.n_unclosed, "n_unread": progress.n_unread, "failed": progress.failed,
-    }  # fmt: skip
+        "out": str(given.out),
+        "n_questions": progress.n_questions,
+        "n_before": progress.n_before,
+        "n_recorded": progress.n_recorded,
+        "n_left": progress.n_left,
+        "n_right": progress.n_right,
+        "n_steps": progress.n_steps,
+        "run_tokens": progress.run_tokens,
+        "probe_tokens": progress.probe_tokens,
+        "n_unclosed": progress.n_unclosed,
+        "n_unread": progress.n_unread,
+        "failed": progress.failed,
+    }
     if given.as_json:
         print(json.dumps(summary))
         return

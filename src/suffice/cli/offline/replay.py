@@ -23,34 +23,87 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--fit", "fit_files", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
-              help="Fit models and pick points on these files, and freeze both; may be given several times.")
+@click.option(
+    "--fit",
+    "fit_files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Fit models and pick points on these files, and freeze both; may be given several times.",
+)
 @click.option("--where", metavar="CONDITIONS", help="Take only some runs: 'task=mmlu_pro,model!=gpt*'.")
-@click.option("--min-run-em", type=click.FloatRange(0, 1, max_open=True), metavar="EM",
-              help="Leave out a model's run whose full EM over the set is not above this.")
-@click.option("--max-em-drop", type=click.FloatRange(0, 1), default=0.01, show_default=True, metavar="E",
-              help="The target: a fraction, 0.01 is one point.")
-@click.option("--probe-tokens", type=click.IntRange(0, 100_000), metavar="T",
-              help="Charged for each probe. [default: as recorded, else 15 for reasoning and 0 elsewhere]")
-@click.option("--policies", metavar="NAMES",
-              help="Only these rules of the grid, comma-separated; 'learned' stands for the learned scores.")
-@click.option("--policy", "given", multiple=True, metavar="JSON",
-              help="""Also a policy of yours, such as '{"policy": "beta", "threshold": 0.97}'.""")
-@click.option("--classes", type=click.IntRange(2, 64), metavar="N",
-              help="Also ours with a level for each of at most N classes that are found in the data.")
-@click.option("--margin", type=click.FloatRange(0, 10), metavar="Z",
-              help="Standard errors that a frozen point keeps from the target. [default: 1]")
+@click.option(
+    "--min-run-em",
+    type=click.FloatRange(0, 1, max_open=True),
+    metavar="EM",
+    help="Leave out a model's run whose full EM over the set is not above this.",
+)
+@click.option(
+    "--max-em-drop",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    metavar="E",
+    help="The target: a fraction, 0.01 is one point.",
+)
+@click.option(
+    "--probe-tokens",
+    type=click.IntRange(0, 100_000),
+    metavar="T",
+    help="Charged for each probe. [default: as recorded, else 15 for reasoning and 0 elsewhere]",
+)
+@click.option(
+    "--policies",
+    metavar="NAMES",
+    help="Only these rules of the grid, comma-separated; 'learned' stands for the learned scores.",
+)
+@click.option(
+    "--policy",
+    "given",
+    multiple=True,
+    metavar="JSON",
+    help="""Also a policy of yours, such as '{"policy": "beta", "threshold": 0.97}'.""",
+)
+@click.option(
+    "--classes",
+    type=click.IntRange(2, 64),
+    metavar="N",
+    help="Also ours with a level for each of at most N classes that are found in the data.",
+)
+@click.option(
+    "--margin",
+    type=click.FloatRange(0, 10),
+    metavar="Z",
+    help="Standard errors that a frozen point keeps from the target. [default: 1]",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of splits, bootstrap and trees.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
-              help="Where the report goes. [default: replay-report]")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Where the report goes. [default: replay-report]",
+)
 @click.option("--no-report", is_flag=True, help="Write no report.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line for each set and policy, and nothing else.")
 @online_options
 def replay(
-    files: tuple[Path, ...], fit_files: tuple[Path, ...], where: str | None, min_run_em: float | None,
-    max_em_drop: float, probe_tokens: int | None, policies: str | None, given: tuple[str, ...], classes: int | None,
-    margin: float | None, seed: int, out: Path | None, *, no_report: bool, as_json: bool, **traffic: Any,
-) -> None:  # fmt: skip
+    files: tuple[Path, ...],
+    fit_files: tuple[Path, ...],
+    where: str | None,
+    min_run_em: float | None,
+    max_em_drop: float,
+    probe_tokens: int | None,
+    policies: str | None,
+    given: tuple[str, ...],
+    classes: int | None,
+    margin: float | None,
+    seed: int,
+    out: Path | None,
+    *,
+    no_report: bool,
+    as_json: bool,
+    **traffic: Any,
+) -> None:
     """Replay stopping policies over recorded runs (Parquet or JSON lines).
 
     Prints the frontier table: full runs, ours and the published rules, each with its point picked on other
@@ -64,9 +117,17 @@ def replay(
     try:
         if traffic.pop("online"):
             run_online(
-                files, where=where, min_run_em=min_run_em, max_em_drop=max_em_drop, probe_tokens=probe_tokens,
-                seed=seed, out=out, no_report=no_report, as_json=as_json, given=traffic,
-            )  # fmt: skip
+                files,
+                where=where,
+                min_run_em=min_run_em,
+                max_em_drop=max_em_drop,
+                probe_tokens=probe_tokens,
+                seed=seed,
+                out=out,
+                no_report=no_report,
+                as_json=as_json,
+                given=traffic,
+            )
             return
         asked = _asked(max_em_drop, probe_tokens, policies, given, classes, margin, seed)
         reports = _replay(files, fit_files, where, min_run_em, asked, quiet=as_json)
@@ -76,9 +137,14 @@ def replay(
 
 
 def _asked(
-    max_em_drop: float, probe_tokens: int | None, policies: str | None, given: Sequence[str], classes: int | None,
-    margin: float | None, seed: int,
-) -> ReplayOptions:  # fmt: skip
+    max_em_drop: float,
+    probe_tokens: int | None,
+    policies: str | None,
+    given: Sequence[str],
+    classes: int | None,
+    margin: float | None,
+    seed: int,
+) -> ReplayOptions:
     from suffice.replay.study.points import MARGIN
     from suffice.replay.study.sets import ReplayOptions
 
@@ -116,9 +182,14 @@ def _label(spec: dict[str, Any]) -> str:
 
 
 def _replay(
-    files: Sequence[Path], fit_files: Sequence[Path], where: str | None, min_run_em: float | None, asked: ReplayOptions, *,
+    files: Sequence[Path],
+    fit_files: Sequence[Path],
+    where: str | None,
+    min_run_em: float | None,
+    asked: ReplayOptions,
+    *,
     quiet: bool,
-) -> list[SetReport]:  # fmt: skip
+) -> list[SetReport]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -134,6 +205,7 @@ def _replay(
         fits = survey(fit_files, where=where, min_run_em=min_run_em) if fit_files else []
         reports = []
         for data in sets:
+
             def tick(what: str, name: str = data.set) -> None:
                 progress.update(task, description=f"{name}: {what}", advance=1)
 

@@ -20,35 +20,92 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 OPTIONS = (
     click.option("--online", is_flag=True, help="Replay as traffic: observe, certify, enforce, watch; many seeds."),
-    click.option("--confidence", type=click.FloatRange(0.5, 1, max_open=True), default=0.95, show_default=True,
-                 metavar="C", help="Online: how sure the promise must be."),
-    click.option("--seeds", type=click.IntRange(1, 10_000), default=20, show_default=True, metavar="N",
-                 help="Online: streams, each in an order of its own."),
-    click.option("--warm-up", type=click.IntRange(0), metavar="N",
-                 help="Online: full runs at the start. [default: 24/budget, at most 35 % of the stream]"),
-    click.option("--run-time", type=click.IntRange(0), default=0, show_default=True, metavar="N",
-                 help="Online: requests that begin while a full run goes on, on average; more tokens take longer."),
-    click.option("--label-delay", default="0", show_default=True, metavar="N|A-B",
-                 help="Online: requests between the end of a run and its label; A-B: evenly from A to B."),
-    click.option("--audit-share", type=click.FloatRange(0, 1), default=0.05, show_default=True, metavar="S",
-                 help="Online: share of the requests that is audited once there is evidence."),
-    click.option("--resample", type=click.IntRange(100), metavar="N",
-                 help="Online: draw N requests, whole questions with replacement."),
-    click.option("--disjoint", is_flag=True,
-                 help="Online: fit and certify on one half of the questions, measure on the other."),
-    click.option("--drift", metavar="SPEC",
-                 help="Online: what changes and when: em=0.5@0.5, model=A*>B*@0.5, class=C:0.8@0.5, mix=A>B:0.8@0.5,"
-                      " relabel=0.1@0.5, silent=0.06@0.5, ramp=0.08@0.5, oscillate=0.08@0.5, turns=5:0.06,"
-                      " set=FILE@0.5."),
-    click.option("--promise", type=click.Choice(("certified", "budgeted")), default="certified", show_default=True,
-                 help="Online: budgeted keeps the drop on average over audits, with no confidence in any level."),
+    click.option(
+        "--confidence",
+        type=click.FloatRange(0.5, 1, max_open=True),
+        default=0.95,
+        show_default=True,
+        metavar="C",
+        help="Online: how sure the promise must be.",
+    ),
+    click.option(
+        "--seeds",
+        type=click.IntRange(1, 10_000),
+        default=20,
+        show_default=True,
+        metavar="N",
+        help="Online: streams, each in an order of its own.",
+    ),
+    click.option(
+        "--warm-up",
+        type=click.IntRange(0),
+        metavar="N",
+        help="Online: full runs at the start. [default: 24/budget, at most 35 % of the stream]",
+    ),
+    click.option(
+        "--run-time",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Online: requests that begin while a full run goes on, on average; more tokens take longer.",
+    ),
+    click.option(
+        "--label-delay",
+        default="0",
+        show_default=True,
+        metavar="N|A-B",
+        help="Online: requests between the end of a run and its label; A-B: evenly from A to B.",
+    ),
+    click.option(
+        "--audit-share",
+        type=click.FloatRange(0, 1),
+        default=0.05,
+        show_default=True,
+        metavar="S",
+        help="Online: share of the requests that is audited once there is evidence.",
+    ),
+    click.option(
+        "--resample",
+        type=click.IntRange(100),
+        metavar="N",
+        help="Online: draw N requests, whole questions with replacement.",
+    ),
+    click.option(
+        "--disjoint", is_flag=True, help="Online: fit and certify on one half of the questions, measure on the other."
+    ),
+    click.option(
+        "--drift",
+        metavar="SPEC",
+        help="Online: what changes and when: em=0.5@0.5, model=A*>B*@0.5, class=C:0.8@0.5, mix=A>B:0.8@0.5,"
+        " relabel=0.1@0.5, silent=0.06@0.5, ramp=0.08@0.5, oscillate=0.08@0.5, turns=5:0.06,"
+        " set=FILE@0.5.",
+    ),
+    click.option(
+        "--promise",
+        type=click.Choice(("certified", "budgeted")),
+        default="certified",
+        show_default=True,
+        help="Online: budgeted keeps the drop on average over audits, with no confidence in any level.",
+    ),
     click.option("--label-free", is_flag=True, help="Online: certify by disagreement, without labels."),
-)  # fmt: skip
+)
 
-_ONLINE = frozenset({
-    "confidence", "seeds", "warm_up", "run_time", "label_delay", "audit_share", "resample", "disjoint", "drift",
-    "label_free", "promise",
-})  # fmt: skip
+_ONLINE = frozenset(
+    {
+        "confidence",
+        "seeds",
+        "warm_up",
+        "run_time",
+        "label_delay",
+        "audit_share",
+        "resample",
+        "disjoint",
+        "drift",
+        "label_free",
+        "promise",
+    }
+)
 _OFFLINE = {"fit_files": "fit", "policies": "policies", "given": "policy", "classes": "classes", "margin": "margin"}
 
 
@@ -81,9 +138,18 @@ def _refuse(context: click.Context, *, online: bool) -> None:
 
 
 def run_online(
-    files: Sequence[Path], *, where: str | None, min_run_em: float | None, max_em_drop: float,
-    probe_tokens: int | None, seed: int, out: Path | None, no_report: bool, as_json: bool, given: dict[str, Any],
-) -> None:  # fmt: skip
+    files: Sequence[Path],
+    *,
+    where: str | None,
+    min_run_em: float | None,
+    max_em_drop: float,
+    probe_tokens: int | None,
+    seed: int,
+    out: Path | None,
+    no_report: bool,
+    as_json: bool,
+    given: dict[str, Any],
+) -> None:
     """Replay files as traffic and show what came of it. Raises ConfigError and TraceError.
 
     given  the options of the table, by name
@@ -125,12 +191,22 @@ def _asked(max_em_drop: float, probe_tokens: int | None, seed: int, given: dict[
         raise ConfigError(f"{' and '.join(ways)}: choose one")
     least, most = _label_delay(given["label_delay"])
     return OnlineOptions(
-        max_em_drop=max_em_drop, confidence=given["confidence"], n_seeds=given["seeds"], warm_up=given["warm_up"],
-        run_time=given["run_time"], label_delay=least, label_delay_most=most,
-        audit_share=given["audit_share"], resample=given["resample"],
-        disjoint=given["disjoint"], drift=parse_drift(given["drift"]) if given["drift"] else None,
-        label_free=given["label_free"], promise=given["promise"], probe_tokens=probe_tokens, seed=seed,
-    )  # fmt: skip
+        max_em_drop=max_em_drop,
+        confidence=given["confidence"],
+        n_seeds=given["seeds"],
+        warm_up=given["warm_up"],
+        run_time=given["run_time"],
+        label_delay=least,
+        label_delay_most=most,
+        audit_share=given["audit_share"],
+        resample=given["resample"],
+        disjoint=given["disjoint"],
+        drift=parse_drift(given["drift"]) if given["drift"] else None,
+        label_free=given["label_free"],
+        promise=given["promise"],
+        probe_tokens=probe_tokens,
+        seed=seed,
+    )
 
 
 def _label_delay(text: str) -> tuple[int, int]:

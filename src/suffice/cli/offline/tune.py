@@ -28,33 +28,83 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--max-em-drop", type=click.FloatRange(0, 1), default=0.01, show_default=True, metavar="E",
-              help="The target: a fraction, 0.01 is one point.")
-@click.option("--trials", type=click.IntRange(1, 100_000), default=200, show_default=True, metavar="N",
-              help="Of each of the six searches.")
-@click.option("--time-limit", type=click.FloatRange(0, min_open=True), metavar="S",
-              help="Seconds for all searches together; results then depend on the machine. [default: none]")
-@click.option("--policies", metavar="NAMES",
-              help="Search among these alone, comma-separated; 'learned' stands for the learned scores.")
-@click.option("--classes", type=click.IntRange(2, 64), metavar="N",
-              help="Learned scores may have a level for each of at most N classes that are found in the data.")
+@click.option(
+    "--max-em-drop",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    metavar="E",
+    help="The target: a fraction, 0.01 is one point.",
+)
+@click.option(
+    "--trials",
+    type=click.IntRange(1, 100_000),
+    default=200,
+    show_default=True,
+    metavar="N",
+    help="Of each of the six searches.",
+)
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(0, min_open=True),
+    metavar="S",
+    help="Seconds for all searches together; results then depend on the machine. [default: none]",
+)
+@click.option(
+    "--policies",
+    metavar="NAMES",
+    help="Search among these alone, comma-separated; 'learned' stands for the learned scores.",
+)
+@click.option(
+    "--classes",
+    type=click.IntRange(2, 64),
+    metavar="N",
+    help="Learned scores may have a level for each of at most N classes that are found in the data.",
+)
 @click.option("--where", metavar="CONDITIONS", help="Take only some runs: 'task=mmlu_pro,model!=gpt*'.")
-@click.option("--min-run-em", type=click.FloatRange(0, 1, max_open=True), metavar="EM",
-              help="Leave out a model's run whose full EM over the set is not above this.")
-@click.option("--probe-tokens", type=click.IntRange(0, 100_000), metavar="T",
-              help="Charged for each probe. [default: as recorded, else 15 for reasoning and 0 elsewhere]")
-@click.option("--margin", type=click.FloatRange(0, 10), metavar="Z",
-              help="Standard errors that a drop keeps from the target in the search. [default: 1]")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True,
-              help="Of the searches, the models and the bootstrap.")
+@click.option(
+    "--min-run-em",
+    type=click.FloatRange(0, 1, max_open=True),
+    metavar="EM",
+    help="Leave out a model's run whose full EM over the set is not above this.",
+)
+@click.option(
+    "--probe-tokens",
+    type=click.IntRange(0, 100_000),
+    metavar="T",
+    help="Charged for each probe. [default: as recorded, else 15 for reasoning and 0 elsewhere]",
+)
+@click.option(
+    "--margin",
+    type=click.FloatRange(0, 10),
+    metavar="Z",
+    help="Standard errors that a drop keeps from the target in the search. [default: 1]",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Of the searches, the models and the bootstrap.",
+)
 @click.option("--route", default="tuned", show_default=True, metavar="NAME", help="Name of the route that is written.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
-              help="Where policy.toml and stop-model.json go. [default: tuned]")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Where policy.toml and stop-model.json go. [default: tuned]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; write files only with --out.")
 def tune(
-    files: tuple[Path, ...], where: str | None, min_run_em: float | None, out: Path | None, route: str, *,
-    as_json: bool, **options: Any,
-) -> None:  # fmt: skip
+    files: tuple[Path, ...],
+    where: str | None,
+    min_run_em: float | None,
+    out: Path | None,
+    route: str,
+    *,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Search among all policies and their parameters on recorded runs (Parquet or JSON lines) of one set.
 
     The search is repeated five times without a fifth of the questions, and each winner judged on those: what it
@@ -77,9 +127,15 @@ def tune(
 
 
 def _tuning(
-    max_em_drop: float, trials: int, time_limit: float | None, policies: str | None, classes: int | None,
-    probe_tokens: int | None, margin: float | None, seed: int,
-) -> TuneOptions:  # fmt: skip
+    max_em_drop: float,
+    trials: int,
+    time_limit: float | None,
+    policies: str | None,
+    classes: int | None,
+    probe_tokens: int | None,
+    margin: float | None,
+    seed: int,
+) -> TuneOptions:
     from suffice.replay.study.points import MARGIN
     from suffice.replay.tune.tune import TuneOptions
 
@@ -205,9 +261,13 @@ def _show_folds(tuned: TunedSet, console: Console) -> None:
     for fold in tuned.folds:
         seen, unseen = fold.in_search, fold.unseen
         table.add_row(
-            f"{fold.fold + 1} ({fold.n_questions})", title_of(fold.spec), percent(seen.token_reduction),
-            percent(unseen.token_reduction), percent(seen.em_drop, 2), percent(unseen.em_drop, 2),
-        )  # fmt: skip
+            f"{fold.fold + 1} ({fold.n_questions})",
+            title_of(fold.spec),
+            percent(seen.token_reduction),
+            percent(unseen.token_reduction),
+            percent(seen.em_drop, 2),
+            percent(unseen.em_drop, 2),
+        )
     console.print(table)
 
 

@@ -181,11 +181,17 @@ def _of_settings(settings: Settings, name: str) -> Experiment:
 def _state(one: ExperimentRun) -> dict[str, object]:
     ended = one.ended
     return {
-        "experiment": one.experiment.name, "run": one.experiment.run, "state": "running" if one.runs else "stopped",
-        "started_at_s": one.started_at_s, "author": one.author, "reason": one.reason, "revision": one.revision,
-        "ended_at_s": one.ended_at_s, "ended_by": ended.author if ended else None,
+        "experiment": one.experiment.name,
+        "run": one.experiment.run,
+        "state": "running" if one.runs else "stopped",
+        "started_at_s": one.started_at_s,
+        "author": one.author,
+        "reason": one.reason,
+        "revision": one.revision,
+        "ended_at_s": one.ended_at_s,
+        "ended_by": ended.author if ended else None,
         "ended_because": ended.reason if ended else None,
-    }  # fmt: skip
+    }
 
 
 def _listed(name: str, settings: Settings, latest: dict[str, ExperimentRun]) -> dict[str, object]:
@@ -204,10 +210,16 @@ def _listed(name: str, settings: Settings, latest: dict[str, ExperimentRun]) -> 
     at_s = None if held is None else held.started_at_s if held.runs else held.ended_at_s
     by = (ended.author, ended.reason) if ended else (held.author, held.reason) if held else (None, None)
     return {
-        "state": state, "run": held.experiment.run if held else None, "since": date(at_s) if at_s else None,
-        "author": by[0], "reason": by[1], "arms": ", ".join(f"{arm} {part:.1%}" for arm, part in arms.items()),
-        "primary": primary, "layer": layer, "share": share,
-    }  # fmt: skip
+        "state": state,
+        "run": held.experiment.run if held else None,
+        "since": date(at_s) if at_s else None,
+        "author": by[0],
+        "reason": by[1],
+        "arms": ", ".join(f"{arm} {part:.1%}" for arm, part in arms.items()),
+        "primary": primary,
+        "layer": layer,
+        "share": share,
+    }
 
 
 def _print(one: ExperimentRun, result: ExperimentResult) -> None:
@@ -251,16 +263,24 @@ def _row(one: ArmComparison) -> tuple[str, ...]:
     notes = [f"{one.n_pending:,} without a label"] if one.n_pending else []
     notes += [f"{one.n_cut:,} above the cap"] if one.n_cut else []
     return (
-        _named(one.metric), _number(one.metric, one.effect), _ends(one.metric, one.between.low, one.between.high),
-        _allowed(one), one.verdict, ", ".join([stands, *notes]),
-    )  # fmt: skip
+        _named(one.metric),
+        _number(one.metric, one.effect),
+        _ends(one.metric, one.between.low, one.between.high),
+        _allowed(one),
+        one.verdict,
+        ", ".join([stands, *notes]),
+    )
 
 
 def _class_row(one: ArmComparison, part: ClassEffect) -> tuple[str, ...]:
     return (
-        f"  class {part.query_class or 'none'}", _number(one.metric, part.effect),
-        _ends(one.metric, part.between.low, part.between.high), "", part.verdict, f"{part.n:,}",
-    )  # fmt: skip
+        f"  class {part.query_class or 'none'}",
+        _number(one.metric, part.effect),
+        _ends(one.metric, part.between.low, part.between.high),
+        "",
+        part.verdict,
+        f"{part.n:,}",
+    )
 
 
 def _named(metric: str) -> str:

@@ -35,9 +35,11 @@ def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> 
             route_of(told, route)
         holds = read_holds(writer.path)
     found = [
-        case for name, held in sorted(holds.routes.items()) if route in (None, name)
+        case
+        for name, held in sorted(holds.routes.items())
+        if route in (None, name)
         for case in (held.cases if all_of_them else held.open_cases)
-    ]  # fmt: skip
+    ]
     for case in sorted(found, key=lambda case: case.incident.opened_at_s):
         if as_json:
             click.echo(msgspec.json.encode(_plain(case)).decode())
@@ -97,16 +99,31 @@ def show(name: str, path: str, *, as_json: bool) -> None:
 @click.option("--level", type=click.IntRange(0), metavar="N", help="tighten: no level above this one.")
 @click.option("--max-em-drop", type=float, metavar="E", help="tighten: a smaller EM budget, a fraction.")
 @click.option("--publication", type=click.IntRange(1), metavar="N", help="roll_back: to this publication.")
-@click.option("--days", type=float, default=30.0, show_default=True, metavar="D",
-              help="tighten, roll_back, accept: until it ends by itself.")
+@click.option(
+    "--days",
+    type=float,
+    default=30.0,
+    show_default=True,
+    metavar="D",
+    help="tighten, roll_back, accept: until it ends by itself.",
+)
 @REASON
 @AUTHOR
 @CONFIG
 @JSON
 def decide(
-    name: str, decision: DecisionKind, level: int | None, max_em_drop: float | None, publication: int | None,
-    days: float, reason: str, author: str | None, path: str, *, as_json: bool,
-) -> None:  # fmt: skip
+    name: str,
+    decision: DecisionKind,
+    level: int | None,
+    max_em_drop: float | None,
+    publication: int | None,
+    days: float,
+    reason: str,
+    author: str | None,
+    path: str,
+    *,
+    as_json: bool,
+) -> None:
     """Decide incident NAME, and carry the decision out."""
     import time
 
@@ -119,9 +136,14 @@ def decide(
         route, _ = _found(writer.path, name)
         settings = route_of(told, route)
         asked = IncidentForm(
-            incident=name, decision=decision, reason=reason, author=who(author), days=days, level=level,
+            incident=name,
+            decision=decision,
+            reason=reason,
+            author=who(author),
+            days=days,
+            level=level,
             max_em_drop=max_em_drop,
-        )  # fmt: skip
+        )
         found = decide_incident(
             writer, settings, route, asked, now_s=time.time(), publication=publication, setup=setup_of(told, route)
         )
@@ -190,6 +212,8 @@ def _plain(case: Case) -> dict[str, Any]:
     import msgspec
 
     return {
-        **msgspec.to_builtins(case.incident), "is_open": case.is_open,
-        "decision": msgspec.to_builtins(case.decision), "resumed": msgspec.to_builtins(case.resumed),
-    }  # fmt: skip
+        **msgspec.to_builtins(case.incident),
+        "is_open": case.is_open,
+        "decision": msgspec.to_builtins(case.decision),
+        "resumed": msgspec.to_builtins(case.resumed),
+    }

@@ -31,9 +31,19 @@ def override() -> None:
 @CONFIG
 @JSON
 def set_(
-    route: str, kind: OverrideKind, level: int | None, publication: int | None, max_em_drop: float | None,
-    query_class: str | None, days: float, reason: str, author: str | None, path: str, *, as_json: bool,
-) -> None:  # fmt: skip
+    route: str,
+    kind: OverrideKind,
+    level: int | None,
+    publication: int | None,
+    max_em_drop: float | None,
+    query_class: str | None,
+    days: float,
+    reason: str,
+    author: str | None,
+    path: str,
+    *,
+    as_json: bool,
+) -> None:
     """Hold ROUTE until a date: `pin` it, `cap` it, let it `observe`, or keep a smaller `budget`.
 
     It can only make things safer, unless what it pins is certified there now. A running gateway follows within a
@@ -49,9 +59,14 @@ def set_(
     with failing_with("override set", again=again), log_of(path) as (told, writer):
         settings = route_of(told, route)
         wanted = OverrideForm(
-            kind=kind, reason=reason, author=who(author), days=days, query_class=query_class, level=level,
+            kind=kind,
+            reason=reason,
+            author=who(author),
+            days=days,
+            query_class=query_class,
+            level=level,
             max_em_drop=max_em_drop,
-        )  # fmt: skip
+        )
         found = set_override(
             writer, route, settings, wanted, now_s=time.time(), publication=publication, setup=setup_of(told, route)
         )
@@ -111,9 +126,7 @@ def end(route: str, number: int, reason: str, author: str | None, path: str, *, 
     from suffice.store.people.deciding import end_override
 
     with failing_with("override end", again="It still holds."), log_of(path) as (told, writer):
-        found = end_override(
-            writer, route, route_of(told, route), number, reason, who(author), now_s=time.time()
-        )
+        found = end_override(writer, route, route_of(told, route), number, reason, who(author), now_s=time.time())
     if isinstance(found, str):
         refused("override end", found)
     say(found, as_json=as_json, text=f"route {route}: override {number} has ended; now: {found.after}")

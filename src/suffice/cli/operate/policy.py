@@ -135,10 +135,11 @@ def propose(route: str, candidate: str, path: str, reason: str, author: str | No
     if isinstance(found, str):
         refused("policy propose", found)
     say(
-        found.state, as_json=as_json,
+        found.state,
+        as_json=as_json,
         text=f"route {route}: {found.state.candidate} is tried from here on, in shadow; `suffice policy show {route}`"
         " says what is missing",
-    )  # fmt: skip
+    )
 
 
 def _propose_policy(
@@ -207,8 +208,12 @@ def rollback(route: str, path: str, reason: str, author: str | None, *, as_json:
     with failing_with("policy rollback", again="`suffice kill` needs no database."), log_of(path) as (settings, writer):
         told = route_of(settings, route)
         runs = route in rollouts.running(rollouts.read_rollouts(writer.path))
-        undone = None if runs else take_back(
-            writer, route, told, author=who(author), reason=reason, secret=wiring.deployment_salt(settings)
+        undone = (
+            None
+            if runs
+            else take_back(
+                writer, route, told, author=who(author), reason=reason, secret=wiring.deployment_salt(settings)
+            )
         )
     if undone is None:
         _step("rollback", route, path=path, reason=reason, author=author, as_json=as_json)
@@ -275,9 +280,14 @@ def _look(settings: Settings, route: str, held: RolloutRun, path: Any) -> Assess
 
     with reading(path) as connection:
         return standing_of(
-            connection, held, settings.routes[route], settings.control, matching,
-            secret=wiring.deployment_salt(settings), now_s=time.time(),
-        )  # fmt: skip
+            connection,
+            held,
+            settings.routes[route],
+            settings.control,
+            matching,
+            secret=wiring.deployment_salt(settings),
+            now_s=time.time(),
+        )
 
 
 def _row(held: RolloutRun | None) -> dict[str, Any] | None:
@@ -285,11 +295,19 @@ def _row(held: RolloutRun | None) -> dict[str, Any] | None:
         return None
     state = held.state
     return {
-        "rollout": state.rollout, "candidate": state.candidate, "in_force": state.in_force, "stage": state.stage,
-        "fit": state.fit, "level": state.level,
-        "share": state.share, "paused": state.paused, "paused_by": state.paused_by, "began_s": state.began_s,
-        "author": held.author, "reason": held.reason,
-    }  # fmt: skip
+        "rollout": state.rollout,
+        "candidate": state.candidate,
+        "in_force": state.in_force,
+        "stage": state.stage,
+        "fit": state.fit,
+        "level": state.level,
+        "share": state.share,
+        "paused": state.paused,
+        "paused_by": state.paused_by,
+        "began_s": state.began_s,
+        "author": held.author,
+        "reason": held.reason,
+    }
 
 
 def _serves(row: dict[str, Any]) -> str:

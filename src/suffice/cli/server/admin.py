@@ -69,9 +69,7 @@ def people(path: str) -> None:
         click.echo("nobody yet: suffice admin reset-secret makes an admin")
 
 
-def _show(
-    command: str, path: str, make: Callable[[People], str], name: str, what: Literal["added", "reset"]
-) -> None:
+def _show(command: str, path: str, make: Callable[[People], str], name: str, what: Literal["added", "reset"]) -> None:
     """Print a new secret where only a person sees it."""
     secret = _done(command, path, make)
     _noted(command, path, name, what)

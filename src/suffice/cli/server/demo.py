@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Requests that a local server works on at once. Two for samples: the same prompt comes eight times, and each
 # slot reads it once. Eight for reasoning: four runs, and their probes beside them.
 SLOTS = {"samples": 2, "reasoning": 8}
-AT_ONCE = {"samples": 1, "reasoning": 4}   # questions
+AT_ONCE = {"samples": 1, "reasoning": 4}  # questions
 
 
 @click.command()
@@ -34,16 +34,36 @@ AT_ONCE = {"samples": 1, "reasoning": 4}   # questions
 @click.option("--model", default="qwen0.5b", show_default=True, help="Reasoning route: qwen0.5b or qwen1.5b.")
 @click.option("--upstream", default=None, help="Use a running server instead, e.g. http://127.0.0.1:8080.")
 @click.option("--upstream-model", default="", help="Model name to ask that server for.")
-@click.option("--driver", default="llama.cpp", type=click.Choice(["llama.cpp", "vllm", "openai"]), show_default=True,
-              help="What that server can do beyond the plain protocol.")
+@click.option(
+    "--driver",
+    default="llama.cpp",
+    type=click.Choice(["llama.cpp", "vllm", "openai"]),
+    show_default=True,
+    help="What that server can do beyond the plain protocol.",
+)
 @click.option("--questions", type=click.IntRange(4, 300), default=None, help="Questions a route. [default: 120 and 40]")
 @click.option("--samples", type=click.IntRange(2, 64), default=None, help="Samples in a full run. [default: 8]")
-@click.option("--out", default="demo-out", show_default=True, metavar="FOLDER",
-              help="Folder for the report, the picture and the logs.")
+@click.option(
+    "--out",
+    default="demo-out",
+    show_default=True,
+    metavar="FOLDER",
+    help="Folder for the report, the picture and the logs.",
+)
 def demo(
-    small: bool, online: bool, as_console: bool, port: int, full: bool, model: str, upstream: str | None,
-    upstream_model: str, driver: str, questions: int | None, samples: int | None, out: str,
-) -> None:  # fmt: skip
+    small: bool,
+    online: bool,
+    as_console: bool,
+    port: int,
+    full: bool,
+    model: str,
+    upstream: str | None,
+    upstream_model: str,
+    driver: str,
+    questions: int | None,
+    samples: int | None,
+    out: str,
+) -> None:
     """Run a real local model through the gateway and show what stopping saves.
 
     SUFFICE_MODEL=/path/x.gguf uses a model file of your own on the reasoning route.
@@ -72,9 +92,14 @@ def demo(
     plan = _Plan(
         n_samples_questions=questions or (300 if full else 120),
         n_reasoning_questions=questions or (300 if full else 40),
-        n_samples=samples or (16 if full else 8), folder=folder, model=model, driver=driver,
-        upstream=upstream, upstream_model=upstream_model, small=small,
-    )  # fmt: skip
+        n_samples=samples or (16 if full else 8),
+        folder=folder,
+        model=model,
+        driver=driver,
+        upstream=upstream,
+        upstream_model=upstream_model,
+        small=small,
+    )
     try:
         with plan.stages(console) as stages:
             results = _run(console, stages)
@@ -124,9 +149,18 @@ class _Plan:
     """Which stages to run, and the servers under them."""
 
     def __init__(
-        self, *, n_samples_questions: int, n_reasoning_questions: int, n_samples: int, folder: Path, model: str,
-        driver: str, upstream: str | None, upstream_model: str, small: bool,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        n_samples_questions: int,
+        n_reasoning_questions: int,
+        n_samples: int,
+        folder: Path,
+        model: str,
+        driver: str,
+        upstream: str | None,
+        upstream_model: str,
+        small: bool,
+    ) -> None:
         self.n_samples_questions, self.n_reasoning_questions = n_samples_questions, n_reasoning_questions
         self.n_samples, self.folder, self.model, self.driver = n_samples, folder, model, driver
         self.upstream, self.upstream_model, self.small = upstream, upstream_model, small
@@ -147,9 +181,12 @@ class _Plan:
             for kind in kinds:
                 name = "smol" if kind == "samples" else self.model
                 spec = ServerSpec(
-                    model_path=files[kind], alias=name, n_parallel=SLOTS[kind], ctx_tokens_per_slot=1024,
+                    model_path=files[kind],
+                    alias=name,
+                    n_parallel=SLOTS[kind],
+                    ctx_tokens_per_slot=1024,
                     template=None if kind == "samples" else "think",
-                )  # fmt: skip
+                )
                 server = servers.enter_context(LocalServer(spec, log_path=self.folder / f"{name}-server.log"))
                 stages.append(self._stage(kind, name, server.url, slots=SLOTS[kind]))
             yield stages
@@ -161,9 +198,16 @@ class _Plan:
         at_once = min(AT_ONCE[kind], max(1, slots // 2))  # a probe is sent to a free slot only
         n = self.n_samples_questions if kind == "samples" else self.n_reasoning_questions
         return Stage(
-            kind=kind, model=model, upstream=url, driver=self.driver, slots=slots, n_samples=self.n_samples,
-            questions=tasks.questions(kind, n), folder=self.folder, n_at_once=at_once,
-        )  # fmt: skip
+            kind=kind,
+            model=model,
+            upstream=url,
+            driver=self.driver,
+            slots=slots,
+            n_samples=self.n_samples,
+            questions=tasks.questions(kind, n),
+            folder=self.folder,
+            n_at_once=at_once,
+        )
 
 
 def _run(console: Console, stages: list[Stage]) -> list[StageResult]:
@@ -177,9 +221,12 @@ def _run(console: Console, stages: list[Stage]) -> list[StageResult]:
     from suffice.scoring.base import build_scorer
 
     columns = (
-        TextColumn("{task.description:<22}"), BarColumn(14), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.description:<22}"),
+        BarColumn(14),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
         TextColumn("{task.fields[live]}"),
-    )  # fmt: skip
+    )
     with Progress(*columns, console=console) as bars:
 
         def progress(title: str, total: int) -> Callable[[DemoAnswer], None]:

@@ -76,7 +76,11 @@ def made_up(console: Console, folder: Path, *, small: bool) -> Settings:
     with (
         console.status("drawing"),
         month(
-            settings, database, begin_s=now_s - DAYS * DAY_S, seed=SEED, secret=deployment_salt(settings),
+            settings,
+            database,
+            begin_s=now_s - DAYS * DAY_S,
+            seed=SEED,
+            secret=deployment_salt(settings),
             monotonic_s=time.monotonic,
         ) as made,
     ):

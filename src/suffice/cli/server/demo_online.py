@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from suffice.demo.online.course import Figures, Period
     from suffice.demo.online.story import DemoReport, DemoWorld, Snapshot
 
-SLOTS = 2          # of the model server: each reads a prompt once
+SLOTS = 2  # of the model server: each reads a prompt once
 N_QUESTIONS = 300  # in the pool
-PRINT_EACH = 20    # requests between two lines where nobody sees a screen
+PRINT_EACH = 20  # requests between two lines where nobody sees a screen
 ALIASES = ("smol-a", "smol-b")  # as the model server calls itself before and behind the swap
 
 
@@ -59,9 +59,7 @@ def local_world(console: Console, folder: Path) -> Iterator[DemoWorld]:
     from suffice.demo.online.story import DemoWorld
     from suffice.local.server import LocalServer, ServerSpec
 
-    spec = ServerSpec(
-        model_path=fetched(console, "smol"), alias=ALIASES[0], n_parallel=SLOTS, ctx_tokens_per_slot=1024
-    )
+    spec = ServerSpec(model_path=fetched(console, "smol"), alias=ALIASES[0], n_parallel=SLOTS, ctx_tokens_per_slot=1024)
     running = [LocalServer(spec, log_path=folder / f"{ALIASES[0]}-server.log").__enter__()]
 
     def swap() -> None:
@@ -173,7 +171,10 @@ def _tokens(figures: Mapping[Period, Figures]) -> str:
 def _em(now: Snapshot, figures: Mapping[Period, Figures]) -> str:
     full = [run.correct for run in now.runs if not run.episode.outcome.stopped]
     stopped = [run.correct for run in now.runs if run.episode.outcome.stopped]
-    said = [f"{sum(part) / len(part):.3f} {name} ({len(part)})" for part, name in
-            ((full, "full runs"), (stopped, "stopped runs")) if part]  # fmt: skip
+    said = [
+        f"{sum(part) / len(part):.3f} {name} ({len(part)})"
+        for part, name in ((full, "full runs"), (stopped, "stopped runs"))
+        if part
+    ]
     one = figures.get("certified")
     return ", ".join(said + ([f"{one.em:.3f} all under the certificate"] if one is not None else [])) or "–"

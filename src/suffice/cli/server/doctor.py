@@ -52,13 +52,21 @@ class DoctorOptions:
 @click.command()
 @click.option("--upstream", help="Address of a model server, or its name in the settings: examine it.")
 @click.option("--route", help="Name of a route in the settings: see what its full runs say.")
-@click.option("--config", type=click.Path(path_type=Path), metavar="FILE",
-              help="Settings, TOML or YAML. [default: suffice.toml, if it is there]")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Settings, TOML or YAML. [default: suffice.toml, if it is there]",
+)
 @click.option("--model", help="Model to ask for. [default: the route's, else the first that is listed]")
 @click.option("--driver", help="Examine and suggest settings for this one, as in the settings.")
 @click.option("--api-key-env", default="", help="Environment variable with the server's key, for an address.")
-@click.option("--questions", type=click.Path(path_type=Path), metavar="FILE",
-              help="JSON lines with `question`: run them on the route.")
+@click.option(
+    "--questions",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="JSON lines with `question`: run them on the route.",
+)
 @click.option("--repeats", default=10, show_default=True, help="How many of them are run twice.")
 @click.option("--timeout", "timeout_s", default=30.0, show_default=True, help="Seconds for an experiment or a run.")
 @JSON_OBJECT
@@ -108,9 +116,7 @@ async def _examine_upstream(settings: Settings | None, asked: DoctorOptions, tar
     async with _client(name, upstream) as client:
         talk = await _talk(client, asked, asked.model)
         with _progress(asked) as tell:
-            found = await examine(
-                talk, upstream=name, examination_id=_new_id(), at_s=time.time(), tell=tell
-            )
+            found = await examine(talk, upstream=name, examination_id=_new_id(), at_s=time.time(), tell=tell)
     kept = await _keep_findings(settings, name, found)
     advice = advise(found, name=name or "local", url=upstream.url, driver=asked.driver)
     show_upstream(found, advice, url=upstream.url, n_calls=talk.n_calls, kept=kept, as_json=asked.as_json)
@@ -213,10 +219,16 @@ def _examine_route(settings: Settings | None, asked: DoctorOptions, name: str) -
     logged = _logged(settings, name, route)
     live = asyncio.run(_run_questions(settings, asked, name, route)) if asked.questions is not None else None
     show_route(
-        RouteDiagnosis(name=name, route=route, status=_status(settings, name), logged=logged, live=live,
-                    refused=_refused(settings, name, route)),
+        RouteDiagnosis(
+            name=name,
+            route=route,
+            status=_status(settings, name),
+            logged=logged,
+            live=live,
+            refused=_refused(settings, name, route),
+        ),
         as_json=asked.as_json,
-    )  # fmt: skip
+    )
 
 
 def _logged(settings: Settings, name: str, route: Route) -> FullRunCounts:

@@ -34,16 +34,14 @@ class RouteDiagnosis:
     route: Route
     status: RouteStatus | None  # None: the log has no request of the route
     logged: FullRunCounts
-    live: FullRunCounts | None       # None: no questions were run
-    refused: str | None         # why the route is not enforced
+    live: FullRunCounts | None  # None: no questions were run
+    refused: str | None  # why the route is not enforced
 
 
 # --------------------------------------------------------------------------- an upstream
 
 
-def show_upstream(
-    found: Findings, advice: Advice, *, url: str, n_calls: int, kept: str, as_json: bool
-) -> None:
+def show_upstream(found: Findings, advice: Advice, *, url: str, n_calls: int, kept: str, as_json: bool) -> None:
     """Print findings and what follows from them."""
     if as_json:
         _print_json(found, advice, url=url, kept=kept)
@@ -216,21 +214,30 @@ def _print_route_json(report: RouteDiagnosis) -> None:
 
     status = report.status
     plain: dict[str, object] = {
-        "route": report.name, "mode": report.route.mode, "scorer": scorer_label(report.route.scorer),
+        "route": report.name,
+        "mode": report.route.mode,
+        "scorer": scorer_label(report.route.scorer),
         "refused": report.refused,
-        "logged": _runs_json(report.logged), "live": None if report.live is None else _runs_json(report.live),
+        "logged": _runs_json(report.logged),
+        "live": None if report.live is None else _runs_json(report.live),
         "governed_share": None if status is None else status.report.governed_share,
         "ungoverned": {} if status is None else dict(status.report.ungoverned),
-        "audits": None if status is None else {
+        "audits": None
+        if status is None
+        else {
             **msgspec.to_builtins(status.evidence),
-            "n_missing": status.evidence.n_missing, "wait_s": status.evidence.wait_s,
+            "n_missing": status.evidence.n_missing,
+            "wait_s": status.evidence.wait_s,
         },
-    }  # fmt: skip
+    }
     click.echo(msgspec.json.encode(plain).decode())
 
 
 def _runs_json(runs: FullRunCounts) -> dict[str, int]:
     return {
-        "n_runs": runs.n_runs, "n_extractable": runs.n_extractable, "n_repeats": runs.n_repeats,
-        "n_agreeing": runs.n_agreeing, "n_failed": runs.n_failed,
-    }  # fmt: skip
+        "n_runs": runs.n_runs,
+        "n_extractable": runs.n_extractable,
+        "n_repeats": runs.n_repeats,
+        "n_agreeing": runs.n_agreeing,
+        "n_failed": runs.n_failed,
+    }

@@ -11,9 +11,9 @@ from collections import deque
 from typing import Final
 
 MOST_LINES: Final = 10_000  # that wait to be written; beyond it the newest are left out, and counted
-PAUSE_S: Final = 0.02       # lines that come within it are written together
+PAUSE_S: Final = 0.02  # lines that come within it are written together
 STDERR: Final = 2
-FLUSH_S: Final = 2.0        # at the end of the process: how long what waits may take
+FLUSH_S: Final = 2.0  # at the end of the process: how long what waits may take
 
 
 class BackgroundHandler(logging.Handler):

@@ -24,9 +24,12 @@ Open /console on the address below and log in with it. Lost it? suffice admin re
 @click.option("--host", default=None, help="Address to listen on; overrides the settings.")
 @click.option("--port", type=int, default=None, help="Port to listen on; 0 picks a free one.")
 @click.option(
-    "--log-level", default="info", show_default=True, type=click.Choice(["debug", "info", "warning", "error"]),
+    "--log-level",
+    default="info",
+    show_default=True,
+    type=click.Choice(["debug", "info", "warning", "error"]),
     help="How much is told on standard error; debug may quote what clients sent.",
-)  # fmt: skip
+)
 @click.option("--no-access-log", is_flag=True, help="Leave out the line for each request.")
 @INSECURE_OPEN
 def serve(
@@ -42,9 +45,10 @@ def serve(
     from suffice.wiring import load_settings
 
     logging.basicConfig(
-        level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        level=log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         handlers=[BackgroundHandler()],
-    )  # fmt: skip
+    )
     if no_access_log:
         ACCESS.setLevel("WARNING")
     try:

@@ -118,10 +118,19 @@ def _line(one: OpenAlert, told: AlertLog, look: ViewContext) -> AlertLine:
     wanted = notice.kind in alerts.kinds
     waits = [name for name in configured(alerts) if wanted and name not in took and _heard(told.sinks.get(name), one)]
     return AlertLine(
-        seq=one.seq, at_s=one.at_s, kind=notice.kind, route=notice.route, sentence=notice.sentence,
-        href=f"/console{notice.path}", taken=one.taken, waits_for=tuple(waits), wanted=wanted, n_again=one.n_again,
-        latest_at_s=one.latest_at_s, over=one.over(look.now_s),
-    )  # fmt: skip
+        seq=one.seq,
+        at_s=one.at_s,
+        kind=notice.kind,
+        route=notice.route,
+        sentence=notice.sentence,
+        href=f"/console{notice.path}",
+        taken=one.taken,
+        waits_for=tuple(waits),
+        wanted=wanted,
+        n_again=one.n_again,
+        latest_at_s=one.latest_at_s,
+        over=one.over(look.now_s),
+    )
 
 
 def _heard(sink: SinkState | None, one: OpenAlert) -> bool:
@@ -134,11 +143,14 @@ def _sink(name: str, told: AlertLog, alerts: Alerts, lines: list[AlertLine], pro
     took = [each.at_s for one in told.raised for each in one.taken if each.sink == name]
     n_waiting = sum(name in one.waits_for for one in lines)
     return SinkLine(
-        sink=name, configured=name in configured(alerts),
+        sink=name,
+        configured=name in configured(alerts),
         since_s=known.since_s if known is not None and known.since_seq else None,
-        n_taken=len(took), n_waiting=n_waiting, latest_s=max(took) if took else None,
+        n_taken=len(took),
+        n_waiting=n_waiting,
+        latest_s=max(took) if took else None,
         problem=problem if n_waiting else "",
-    )  # fmt: skip
+    )
 
 
 def _problems(look: ViewContext) -> dict[str, str]:
@@ -149,4 +161,3 @@ def _problems(look: ViewContext) -> dict[str, str]:
         if run.job == "notify" and not run.ok:
             found[name] = said
     return found
-

@@ -20,12 +20,27 @@ from suffice.store.rows.events import EVENTS, FeedbackGiven
 PAGE: Final = 50
 CHUNK: Final = 500
 # What the log is full of, and nobody decides: it has pages of its own, or says nothing to a person …
-HIDDEN: Final = frozenset({
-    "request", "outcome", "feedback", "route_monitored", "job_ran", "label_wanted", "requests_counted",
-})  # fmt: skip
+HIDDEN: Final = frozenset(
+    {
+        "request",
+        "outcome",
+        "feedback",
+        "route_monitored",
+        "job_ran",
+        "label_wanted",
+        "requests_counted",
+    }
+)
 # … and what is shown where somebody asks for it.
-QUIET: Final = HIDDEN | {"review_asked", "review_drawn", "review_leased", "review_returned", "question_kept",
-                  "sources_kept", "alert_sent"}  # fmt: skip
+QUIET: Final = HIDDEN | {
+    "review_asked",
+    "review_drawn",
+    "review_leased",
+    "review_returned",
+    "question_kept",
+    "sources_kept",
+    "alert_sent",
+}
 MOST_BODY_CHARS: Final = 6_000
 
 _CHAINED: Final = """
@@ -75,9 +90,15 @@ def changes(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Ch
     before = whole_of(asked.query, "before", 0, most=2**53)
     lines, older, cut_short = page_of(look, _looked_through(look, before or 2**62, kind, route), PAGE)
     return Changes(
-        lines=lines, older=older, cut_short=cut_short, kind=kind, route=route, kinds=kinds,
-        routes=tuple(look.settings.routes), head=head(look.connection),
-    )  # fmt: skip
+        lines=lines,
+        older=older,
+        cut_short=cut_short,
+        kind=kind,
+        route=route,
+        kinds=kinds,
+        routes=tuple(look.settings.routes),
+        head=head(look.connection),
+    )
 
 
 def _looked_through(look: ViewContext, before: int, kind: str, route: str) -> Iterator[tuple[int, AuditRow | None]]:

@@ -33,8 +33,11 @@ ENDS: Final[Mapping[str, str]] = {
     "degraded": "Suffice failed open",
 }
 SAID: Final[Mapping[str, str]] = {
-    "": "labelled or not", "labelled": "labelled", "unlabelled": "not labelled", "wrong": "labelled wrong",
-}  # fmt: skip
+    "": "labelled or not",
+    "labelled": "labelled",
+    "unlabelled": "not labelled",
+    "wrong": "labelled wrong",
+}
 
 # Written so that SQLite goes back through the log: left to itself, it would sort all of it.
 _PAGE: Final = """
@@ -136,9 +139,7 @@ def episodes(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> E
     wanted = filter_of(asked.query)
     limit = whole_of(asked.query, "limit", PAGE, most=MOST_PAGE)
     lines, older, cut_short = page_of(look, _looked_through(look, wanted, _Right(look)), limit)
-    return Episodes(
-        wanted=wanted, lines=lines, older=older, cut_short=cut_short, routes=tuple(look.settings.routes)
-    )
+    return Episodes(wanted=wanted, lines=lines, older=older, cut_short=cut_short, routes=tuple(look.settings.routes))
 
 
 def filter_of(query: Mapping[str, str]) -> Filter:
@@ -149,9 +150,12 @@ def filter_of(query: Mapping[str, str]) -> Filter:
             raise BadRequest(f"{name}: got {query[name][:40]!r}; allowed: {known}", param=name)
     route = query.get("route")
     return Filter(
-        route=None if route in (None, "*") else route, end=query.get("end", ""), said=query.get("said", ""),
-        query_class=query.get("class", ""), before=whole_of(query, "before", 0, most=2**53),
-    )  # fmt: skip
+        route=None if route in (None, "*") else route,
+        end=query.get("end", ""),
+        said=query.get("said", ""),
+        query_class=query.get("class", ""),
+        before=whole_of(query, "before", 0, most=2**53),
+    )
 
 
 def whole_of(query: Mapping[str, str], name: str, usual: int, *, most: int) -> int:
@@ -204,13 +208,24 @@ def _differs(outcome: Outcome) -> bool:
 
 def _line(request: Request, outcome: Outcome, at_s: float, correct: bool | None) -> EpisodeRow:
     return EpisodeRow(
-        episode_id=request.episode_id, at_s=at_s, route=request.route, query_class=class_of(request.query),
-        kind=request.kind, end_reason=outcome.end_reason, stopped=outcome.stopped, audit=request.audit,
-        n_steps=len(outcome.steps), stop_step=outcome.stop_step, answer=outcome.answer,
-        would_answer=outcome.would_answer, differs=_differs(outcome), correct=correct,
+        episode_id=request.episode_id,
+        at_s=at_s,
+        route=request.route,
+        query_class=class_of(request.query),
+        kind=request.kind,
+        end_reason=outcome.end_reason,
+        stopped=outcome.stopped,
+        audit=request.audit,
+        n_steps=len(outcome.steps),
+        stop_step=outcome.stop_step,
+        answer=outcome.answer,
+        would_answer=outcome.would_answer,
+        differs=_differs(outcome),
+        correct=correct,
         tokens=outcome.usage.completion_tokens if outcome.usage is not None else None,
-        saved_tokens=outcome.tokens_saved_estimate, degraded=outcome.degraded,
-    )  # fmt: skip
+        saved_tokens=outcome.tokens_saved_estimate,
+        degraded=outcome.degraded,
+    )
 
 
 class _Right:
@@ -259,14 +274,18 @@ def episode(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Ep
     right = _Right(look)
     match, route = right.match(request.route), look.route(request.route)
     return EpisodePage(
-        at_s=seen[1], request=request, outcome=outcome,
-        labels=tuple(FeedbackRow(seq=one.seq, feedback=one.feedback, counts=one.feedback is counting) for one in labels),
+        at_s=seen[1],
+        request=request,
+        outcome=outcome,
+        labels=tuple(
+            FeedbackRow(seq=one.seq, feedback=one.feedback, counts=one.feedback is counting) for one in labels
+        ),
         scorer=scorer_label(route.scorer) if route is not None else "text",
         correct=_correct(request, outcome, labels, match),
         would_be_correct=_would_be(outcome, counting, match),
         differs=outcome is not None and _differs(outcome),
         wanted=_wanted(look, name),
-    )  # fmt: skip
+    )
 
 
 def _correct(
@@ -274,7 +293,9 @@ def _correct(
 ) -> bool | None:
     if outcome is None:
         return None
-    return measure_run(EpisodeWithLabels(seq=0, episode=Episode(request=request, outcome=outcome), labels=labels), match).correct
+    return measure_run(
+        EpisodeWithLabels(seq=0, episode=Episode(request=request, outcome=outcome), labels=labels), match
+    ).correct
 
 
 def _would_be(outcome: Outcome | None, label: Feedback | None, match: Callable[[str | None, str], bool]) -> bool | None:

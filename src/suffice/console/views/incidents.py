@@ -51,13 +51,14 @@ def incidents(look: ViewContext, _asked: ConsoleRequest, _visitor: Principal) ->
     done = sorted((one for one in cases if not one.is_open), key=lambda one: -one.incident.opened_at_s)
     return Incidents(
         open=tuple(
-            _open(look, case) for case in sorted(cases, key=lambda one: one.incident.opened_at_s)
+            _open(look, case)
+            for case in sorted(cases, key=lambda one: one.incident.opened_at_s)
             if case.is_open and case.incident.route in look.settings.routes
         ),
         closed=tuple(done[:50]),
         overrides=tuple(sorted(overrides, key=lambda one: one.expires_at_s)),
         routes=tuple(name for name, route in look.settings.routes.items() if route.mode != "off"),
-    )  # fmt: skip
+    )
 
 
 def _open(look: ViewContext, case: Case) -> OpenCase:

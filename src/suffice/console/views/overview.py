@@ -102,7 +102,7 @@ def overview_of(look: ViewContext, asked: ConsoleRequest, alerts: tuple[AlertLin
         alerts=alerts,
         is_empty=not total.n_requests and look.connection.execute(_ANY).fetchone() is None,
         liked=min((one for one in found if one.liking_effect), key=_effect_of, default=None),
-    )  # fmt: skip
+    )
 
 
 def _effect_of(one: RouteState) -> float:
@@ -118,12 +118,20 @@ def days_of(look: ViewContext, window: TimeRange, route: str | None = None) -> t
 def _day(day: int, one: RollupSums) -> Day:
     full, stopped = _band(one.n_full_right, one.n_full_marked), _band(*one.stopped_marks)
     return Day(
-        day=day, n_requests=one.n_requests, n_stopped=one.n_stopped, saved_tokens=one.saved_tokens,
-        spent_tokens=one.completion_tokens + one.overhead_tokens, saved_usd=one.saved_usd,
-        em_full=full[0], em_full_low=full[1], em_full_high=full[2],
-        em_stopped=stopped[0], em_stopped_low=stopped[1], em_stopped_high=stopped[2],
+        day=day,
+        n_requests=one.n_requests,
+        n_stopped=one.n_stopped,
+        saved_tokens=one.saved_tokens,
+        spent_tokens=one.completion_tokens + one.overhead_tokens,
+        saved_usd=one.saved_usd,
+        em_full=full[0],
+        em_full_low=full[1],
+        em_full_high=full[2],
+        em_stopped=stopped[0],
+        em_stopped_low=stopped[1],
+        em_stopped_high=stopped[2],
         drop=(one.n_lost + one.n_pending - one.n_gained) / one.n_audits if one.n_audits else None,
-    )  # fmt: skip
+    )
 
 
 def _band(k: int, n: int) -> tuple[float | None, float | None, float | None]:
@@ -142,7 +150,9 @@ def notices(
         place = route_url(one.name)
         if one.phase.phase == "paused":
             told.append(
-                OverviewNotice(level="alarm", text=f"{one.name} is paused: {one.phase.reason}", href=place, action="Decide")
+                OverviewNotice(
+                    level="alarm", text=f"{one.name} is paused: {one.phase.reason}", href=place, action="Decide"
+                )
             )
         told += [
             OverviewNotice(level="warn", text=f"{one.name}: {alert}", href=place, action="See the forecast")
@@ -151,19 +161,32 @@ def notices(
         route = look.route(one.name)
         alone = route is not None and route.certifies_itself and not one.phase.attended and one.sums.n_requests
         if alone and look.now_s - look.begun_s > STARTS_S:
-            told.append(OverviewNotice(
-                level="warn", text=f"{one.name}: no control loop looks after it now", href=place, action="See why",
-            ))  # fmt: skip
+            told.append(
+                OverviewNotice(
+                    level="warn",
+                    text=f"{one.name}: no control loop looks after it now",
+                    href=place,
+                    action="See why",
+                )
+            )
         if one.phase.n_labels_wanted:
-            told.append(OverviewNotice(
-                level="info", text=f"{one.name}: {wait_for(one.phase.n_labels_wanted)}",
-                href="/console/review", action="Review",
-            ))  # fmt: skip
+            told.append(
+                OverviewNotice(
+                    level="info",
+                    text=f"{one.name}: {wait_for(one.phase.n_labels_wanted)}",
+                    href="/console/review",
+                    action="Review",
+                )
+            )
     if read_to.n_behind > 50_000:
-        told.append(OverviewNotice(
-            level="info", text=f"Figures are {read_to.n_behind:,} rows of the log behind; the worker is summing up",
-            href="/console/settings", action="See jobs",
-        ))  # fmt: skip
+        told.append(
+            OverviewNotice(
+                level="info",
+                text=f"Figures are {read_to.n_behind:,} rows of the log behind; the worker is summing up",
+                href="/console/settings",
+                action="See jobs",
+            )
+        )
     order = {"alarm": 0, "warn": 1, "info": 2}
     return tuple(sorted(told, key=lambda one: order[one.level]))
 

@@ -21,7 +21,9 @@ from suffice.types import Publication
 MOST_PUBLICATIONS: Final = 20  # of a route
 MOST_DECISIONS: Final = 200
 MOST_PAST: Final = 10  # rollouts of a route that have ended
-Evidence = Callable[[str, RolloutRun], RolloutState]  # what the evidence says of a route's rollout now; it takes a while
+Evidence = Callable[
+    [str, RolloutRun], RolloutState
+]  # what the evidence says of a route's rollout now; it takes a while
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,12 +21,18 @@ from suffice.store.rows.events import RequestEnded, RequestSeen
 MOST_WAITING: Final = 30  # that are listed
 MOST_SETTLED: Final = 15
 WORDS: Final[Mapping[str, tuple[str, str]]] = {
-    "both": ("b", "Both are right"), "full": ("f", "Only the full answer"), "early": ("e", "Only the early answer"),
-    "neither": ("n", "Neither is right"), "right": ("y", "It is right"), "wrong": ("n", "It is wrong"),
+    "both": ("b", "Both are right"),
+    "full": ("f", "Only the full answer"),
+    "early": ("e", "Only the early answer"),
+    "neither": ("n", "Neither is right"),
+    "right": ("y", "It is right"),
+    "wrong": ("n", "It is wrong"),
     "unsure": ("u", "I cannot say"),
-}  # fmt: skip
+}
 _ROW: Final = "SELECT seq, body FROM events WHERE kind = ? AND key = ?"
-FileOf = Callable[[ReviewItem], str | None]  # the text of an item's question from the route's own file; None: it is in none
+FileOf = Callable[
+    [ReviewItem], str | None
+]  # the text of an item's question from the route's own file; None: it is in none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,12 +130,15 @@ class Reader:
             settled=tuple(_listed(one, look.now_s) for one in reversed(settled[-MOST_SETTLED:])),
             routes=tuple(
                 RouteReviews(
-                    route=name, counts=queue.counts(now_s=look.now_s, route=name),
-                    kappa=agreement(queue.of(name)).overall, em=em_of(queue, name),
+                    route=name,
+                    counts=queue.counts(now_s=look.now_s, route=name),
+                    kappa=agreement(queue.of(name)).overall,
+                    em=em_of(queue, name),
                 )
-                for name in look.settings.routes if any(True for _ in queue.of(name))
+                for name in look.settings.routes
+                if any(True for _ in queue.of(name))
             ),
-        )  # fmt: skip
+        )
 
     def queue(self, look: ViewContext) -> Queue:
         """All items. Raises StoreError."""
@@ -176,12 +185,14 @@ def _loop(look: ViewContext, item: ReviewItem) -> LoopView | None:
     told = kept.sources if kept is not None else ()
     steps = tuple(
         LoopStep(
-            step=one.index, action=one.caller_action or "", answer=one.answer,
+            step=one.index,
+            action=one.caller_action or "",
+            answer=one.answer,
             read=tuple(each.text for each in told if each.step == one.index and each.what == "read"),
             wrote="".join(each.text for each in told if each.step == one.index and each.what == "wrote"),
         )
         for one in decoded(ended[0], RequestEnded, ended[1]).outcome.steps
-    )  # fmt: skip
+    )
     if kept is None:
         where = f"the log holds none of their texts; routes.{item.route}.review.keep_text keeps those to come"
         return LoopView(steps=steps, sources_from=where, is_cut=False)

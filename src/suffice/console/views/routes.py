@@ -139,8 +139,11 @@ def route(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Rout
     proposal = newest_proposal(connection, name)
     held = dict(found.phase.classes)
     return RoutePage(
-        window=window, route=found, days=days_of(look, window, name),
-        frontier=_curve(proposal), frontier_of=proposal.address if proposal is not None else "",
+        window=window,
+        route=found,
+        days=days_of(look, window, name),
+        frontier=_curve(proposal),
+        frontier_of=proposal.address if proposal is not None else "",
         operating=_operating(read_decided(connection).of(name)),
         thresholds=_thresholds(connection, name),
         classes=_groups(connection, name, window, "query_class", _by_class(outlook), held, _liked(outlook, "class")),
@@ -151,7 +154,7 @@ def route(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Rout
         alerts=tuple(one.reason for one in recent_alerts(connection, name, 20)),
         likings=outlook.whole_likings if outlook is not None else (),
         confidence=outlook.confidence if outlook is not None else found.confidence,
-    )  # fmt: skip
+    )
 
 
 def _curve(proposal: ProposedVersion | None) -> tuple[LevelRow, ...]:
@@ -176,9 +179,13 @@ def _operating(held: InForce) -> OperatingLevel | None:
 def _thresholds(connection: sqlite3.Connection, name: str) -> tuple[float, ...]:
     """The levels of what is in force, as the first fold of prompts has them."""
     made = next(
-        (stored.event.publication for stored in decisions_of(connection, name, MOST_DECISIONS)
-         if isinstance(stored.event, PolicyPublished)), None,
-    )  # fmt: skip
+        (
+            stored.event.publication
+            for stored in decisions_of(connection, name, MOST_DECISIONS)
+            if isinstance(stored.event, PolicyPublished)
+        ),
+        None,
+    )
     body = read_artefact(connection, made.fit) if made is not None and made.fit else None
     try:
         levels = json.loads(body or "{}").get("levels") or [[]]
@@ -216,7 +223,10 @@ def _groups(
     found = rollups.read(connection, (by,), route=name, since_hour=window.since_hour)
     groups = [
         RouteBreakdown(
-            name=str(key[0]), sums=one, account=accounts.get(str(key[0])), level=held.get(str(key[0])),
+            name=str(key[0]),
+            sums=one,
+            account=accounts.get(str(key[0])),
+            level=held.get(str(key[0])),
             liking=liked.get(str(key[0])) or (liked.get("") if len(found) == len(liked) == 1 else None),
         )
         for key, one in found.items()
@@ -227,10 +237,13 @@ def _groups(
 def _seen(one: Outlook) -> MonitorState:
     drop = one.whole.em_drop if one.whole is not None else None
     return MonitorState(
-        at=one.at, epoch=one.epoch, drop=drop.value if drop is not None else None,
-        drop_low=drop.low if drop is not None else None, drop_high=drop.high if drop is not None else None,
+        at=one.at,
+        epoch=one.epoch,
+        drop=drop.value if drop is not None else None,
+        drop_low=drop.low if drop is not None else None,
+        drop_high=drop.high if drop is not None else None,
         forecast=one.drop.ahead if one.drop is not None else None,
-    )  # fmt: skip
+    )
 
 
 def _decided(stored: StoredEvent) -> RouteDecision:

@@ -65,20 +65,24 @@ class SettingsPage:
     people: tuple[AccessEntry, ...]  # () for those who are no admins
 
 
-def settings_page(roster: Callable[[], Roster | None]) -> Callable[[ViewContext, ConsoleRequest, Principal], SettingsPage]:
+def settings_page(
+    roster: Callable[[], Roster | None],
+) -> Callable[[ViewContext, ConsoleRequest, Principal], SettingsPage]:
     """The view, which reads the people from `roster`."""
 
     def view(look: ViewContext, _asked: ConsoleRequest, visitor: Principal) -> SettingsPage:
         found = roster() if visitor.role == "admin" else None
         people = sorted(found.people, key=lambda one: one.name) if found is not None else ()
         return SettingsPage(
-            version=VERSION, log=look.path.name, log_bytes=look.path.stat().st_size,
+            version=VERSION,
+            log=look.path.name,
+            log_bytes=look.path.stat().st_size,
             attended=is_attended(look.connection, look.path),
             sections=tuple(sections(look.settings)),
             upstreams=tuple(upstream_findings(look.connection).values()),
             jobs=tuple(reversed(job_history(look.path, n=N_JOBS))),
             people=tuple(AccessEntry(name=one.name, role=one.role, since_s=one.since_s) for one in people),
-        )  # fmt: skip
+        )
 
     return view
 

@@ -80,13 +80,13 @@ def standings(look: ViewContext, window: TimeRange) -> tuple[RouteState, ...]:
     promises = read_promises(connection, now_s=look.now_s, killed=look.killed)
     attended = is_attended(connection, look.path)
     seen = _AllRoutes(
-        promises=promises, tallies=rollups.read_tallies(connection), attended=attended,
+        promises=promises,
+        tallies=rollups.read_tallies(connection),
+        attended=attended,
         phases=read_phases(connection, promises.decided, attended=attended),
-    )  # fmt: skip
-    names = dict.fromkeys([*look.settings.routes, *sorted(sums)])
-    return tuple(
-        _standing(look, name, seen, sums.get(name, rollups.NOTHING), recent.get(name)) for name in names
     )
+    names = dict.fromkeys([*look.settings.routes, *sorted(sums)])
+    return tuple(_standing(look, name, seen, sums.get(name, rollups.NOTHING), recent.get(name)) for name in names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +99,9 @@ class _AllRoutes:
     attended: bool
 
 
-def _standing(look: ViewContext, name: str, seen: _AllRoutes, sums: RollupSums, recent: RollupSums | None) -> RouteState:
+def _standing(
+    look: ViewContext, name: str, seen: _AllRoutes, sums: RollupSums, recent: RollupSums | None
+) -> RouteState:
     route = look.route(name)
     outlook = newest_outlook(look.connection, name)
     phase = seen.phases.get(name) or phase_of(NOTHING, attended=seen.attended)
@@ -131,7 +133,7 @@ def _standing(look: ViewContext, name: str, seen: _AllRoutes, sums: RollupSums, 
         sums=sums,
         audits_a_day=per_day,
         missing=missing(phase, route, per_day),
-    )  # fmt: skip
+    )
 
 
 def _promise(
@@ -142,9 +144,12 @@ def _promise(
     newest = newest_request(look.connection, name)
     refused = seen.promises.refusal(look.connection, name, route, seen.tallies.get(name))
     return seen.promises.of(
-        name, route, outlook, setup=newest.setup or None if newest is not None else None,
+        name,
+        route,
+        outlook,
+        setup=newest.setup or None if newest is not None else None,
         unreadable=refused is not None,
-    )  # fmt: skip
+    )
 
 
 def _rate(k: int, n: int) -> IntervalEstimate | None:

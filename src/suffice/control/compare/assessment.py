@@ -40,10 +40,10 @@ class Assessment:
     held: RolloutRun
     evidence: RolloutEvidence
     standing: RolloutState
-    at: int              # governed requests of the route since it began
-    now_s: float         # Unix time
+    at: int  # governed requests of the route since it began
+    now_s: float  # Unix time
     certificate: CandidateCertificate | None = None  # None: nothing could be tested, and nothing acts
-    wanted: tuple[LabelRequest, ...] = ()   # labels that are worth asking for, and were not
+    wanted: tuple[LabelRequest, ...] = ()  # labels that are worth asking for, and were not
 
     @property
     def moves(self) -> tuple[Transition, ...]:
@@ -79,9 +79,14 @@ class RolloutAssessor:
         return cls(of_route=of_route, sides=sides, gathering=gathering, asked=asked)
 
     def see(
-        self, connection: sqlite3.Connection, held: RolloutRun, decided: InForce, *, now_s: float,
+        self,
+        connection: sqlite3.Connection,
+        held: RolloutRun,
+        decided: InForce,
+        *,
+        now_s: float,
         reading: Callable[[], None] = lambda: None,
-    ) -> Assessment:  # fmt: skip
+    ) -> Assessment:
         """Read what is new, and judge it all.
 
         held     the rollout as it stands now
@@ -107,9 +112,15 @@ class RolloutAssessor:
 
 
 def weighed(
-    held: RolloutRun, found: RolloutEvidence, certificate: CandidateCertificate | None, *, withheld: str, latest: int | None,
-    at: int, now_s: float,
-) -> Assessment:  # fmt: skip
+    held: RolloutRun,
+    found: RolloutEvidence,
+    certificate: CandidateCertificate | None,
+    *,
+    withheld: str,
+    latest: int | None,
+    at: int,
+    now_s: float,
+) -> Assessment:
     """A rollout by what was found of it.
 
     certificate  of a learned candidate; None: it has none, or nothing can be tested now
@@ -118,19 +129,33 @@ def weighed(
     at           governed requests of the route since it began
     """
     evidence = replace(
-        found, withheld=withheld or _unproved(held, certificate), latest=latest, void=_void(held, certificate),
+        found,
+        withheld=withheld or _unproved(held, certificate),
+        latest=latest,
+        void=_void(held, certificate),
         idle=_idle(held, found, certificate),
-    )  # fmt: skip
+    )
     standing = look(held.state, evidence, held.rules, at=at, now_s=now_s)
     return Assessment(
-        held=held, evidence=evidence, standing=standing, at=at, now_s=now_s, certificate=certificate,
-    )  # fmt: skip
+        held=held,
+        evidence=evidence,
+        standing=standing,
+        at=at,
+        now_s=now_s,
+        certificate=certificate,
+    )
 
 
 def standing_of(
-    connection: sqlite3.Connection, held: RolloutRun, route: Route, control: Control, matches: Matches, *, secret: str,
+    connection: sqlite3.Connection,
+    held: RolloutRun,
+    route: Route,
+    control: Control,
+    matches: Matches,
+    *,
+    secret: str,
     now_s: float,
-) -> Assessment:  # fmt: skip
+) -> Assessment:
     """What the log says of a rollout now, for a person who asks.
 
     Raises ConfigError for a version that cannot be read, and StoreError.

@@ -45,12 +45,12 @@ MOST_KEPT: Final = 4_000  # audits that are remembered
 class CandidateCertificate:
     """What audits say of a candidate."""
 
-    level: int           # that may act; 0: none
-    n: int               # audits that counted
-    n_lost: int          # of them, at that level, or at the first where none may act
+    level: int  # that may act; 0: none
+    n: int  # audits that counted
+    n_lost: int  # of them, at that level, or at the first where none may act
     n_gained: int
     n_missing: int | None  # audits to the next level, at the rates seen; None: no number, or there is no next one
-    max_em_drop: float   # the budget that was tested
+    max_em_drop: float  # the budget that was tested
     delta: float
     surely_over: bool = False  # even its safest level surely breaks the budget: no audit to come will certify it
 
@@ -74,9 +74,9 @@ class _Seen:
     """One audit as the candidate's levels see it."""
 
     audit: Audit
-    disagrees: Bools     # (M,)
-    z: Small             # (M,): as it counts now
-    told: bool = False   # somebody has said which answer is right
+    disagrees: Bools  # (M,)
+    z: Small  # (M,): as it counts now
+    told: bool = False  # somebody has said which answer is right
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -137,11 +137,16 @@ class CandidateEvidence:
         seen = list(self._seen.values())
         found = certified(
             np.stack([one.z for one in seen]) if seen else np.zeros((0, self.version.n_levels), np.int8),
-            np.array([one.audit.at for one in seen], dtype=np.float64), np.array([one.audit.share for one in seen]),
-            np.array([one.told for one in seen], dtype=np.bool_), pending, windows, window=self.window,
+            np.array([one.audit.at for one in seen], dtype=np.float64),
+            np.array([one.audit.share for one in seen]),
+            np.array([one.told for one in seen], dtype=np.bool_),
+            pending,
+            windows,
+            window=self.window,
             max_em_drop=max_em_drop,
-            delta=spent_delta(1 - confidence, 1 + self.number), harm_delta=1 - harm_confidence,
-        )  # fmt: skip
+            delta=spent_delta(1 - confidence, 1 + self.number),
+            harm_delta=1 - harm_confidence,
+        )
         self._level = found.level
         return found
 
@@ -176,9 +181,18 @@ def unheard(z: Small, disagrees: Bools) -> Small:
 
 
 def certified(
-    z: Small, at: Floats, share: Floats, told: Bools, pending: PendingAudits, windows: Windows, *, window: int,
-    max_em_drop: float, delta: float, harm_delta: float,
-) -> CandidateCertificate:  # fmt: skip
+    z: Small,
+    at: Floats,
+    share: Floats,
+    told: Bools,
+    pending: PendingAudits,
+    windows: Windows,
+    *,
+    window: int,
+    max_em_drop: float,
+    delta: float,
+    harm_delta: float,
+) -> CandidateCertificate:
     """What audits say of a candidate's levels.
 
     z           EM drop of each audit at each level as it counts now, in the order of their returns, shape (n, M)
@@ -204,9 +218,15 @@ def certified(
     over = not level and _surely_over(np.where(told, known[:, 1], 0), max_em_drop, harm_delta)
     shown_at, z = max(1, level), known if over else z[inside]
     return CandidateCertificate(
-        level=level, n=len(z), n_lost=int((z[:, shown_at] > 0).sum()), n_gained=int((z[:, shown_at] < 0).sum()),
-        n_missing=_missing(z, level + 1, max_em_drop, delta), max_em_drop=max_em_drop, delta=delta, surely_over=over,
-    )  # fmt: skip
+        level=level,
+        n=len(z),
+        n_lost=int((z[:, shown_at] > 0).sum()),
+        n_gained=int((z[:, shown_at] < 0).sum()),
+        n_missing=_missing(z, level + 1, max_em_drop, delta),
+        max_em_drop=max_em_drop,
+        delta=delta,
+        surely_over=over,
+    )
 
 
 def _surely_over(z: Small, max_em_drop: float, delta: float) -> bool:

@@ -60,9 +60,12 @@ def sides_of(
     candidate = version_at(connection, held.state.candidate, secret=secret)
     if held.state.fit:
         trying = CandidateEvidence(
-            version=as_served_version(models_of(candidate)), match=of_route.match, wave=of_route.route.wave,
-            number=held.number, window=window_of(control, of_route.route.max_em_drop),
-        )  # fmt: skip
+            version=as_served_version(models_of(candidate)),
+            match=of_route.match,
+            wave=of_route.route.wave,
+            number=held.number,
+            window=window_of(control, of_route.route.max_em_drop),
+        )
         return LearnedVersions(held=held, of_route=of_route, trying=trying)
     in_force = version_at(connection, held.state.in_force, secret=secret)
     bodies = (json.dumps(one.plain()["body"], sort_keys=True) for one in (candidate, in_force))
@@ -109,9 +112,10 @@ class LearnedVersions:
     def begin(self, connection: sqlite3.Connection) -> None:
         """Know what was in force when."""
         self.of_route = replace(
-            self.of_route, published=published_on(connection, self.held.state.route),
+            self.of_route,
+            published=published_on(connection, self.held.state.route),
             load=loader(connection, self._known),
-        )  # fmt: skip
+        )
 
     def replay(self, witnesses: Sequence[Witness]) -> list[Both | None]:
         """As `Sides` has it."""
@@ -137,10 +141,12 @@ class LearnedVersions:
             return None
         # The epoch's confidence: a publication's is the loop's own part of delta, which is no measure of this one's.
         return self.trying.certificate(
-            pending=gathering.pending, windows=gathering.windows, max_em_drop=min(budget, made.evidence.max_em_drop),
+            pending=gathering.pending,
+            windows=gathering.windows,
+            max_em_drop=min(budget, made.evidence.max_em_drop),
             confidence=max(epoch.confidence, self.of_route.route.confidence),
             harm_confidence=self.held.rules.harm_confidence,
-        )  # fmt: skip
+        )
 
     def wanted(self, gathering: EvidenceFold, asked: Collection[str]) -> list[LabelRequest]:
         """As `Sides` has it."""

@@ -14,7 +14,10 @@ from suffice.types import LabelRequest
 
 
 def worth_a_label(
-    gathering: EvidenceFold, asked: Collection[str], of_route: OfRoute | None = None, trying: CandidateEvidence | None = None
+    gathering: EvidenceFold,
+    asked: Collection[str],
+    of_route: OfRoute | None = None,
+    trying: CandidateEvidence | None = None,
 ) -> Iterator[LabelRequest]:
     """Each audit that nobody has said anything of, once.
 
@@ -30,7 +33,11 @@ def worth_a_label(
         answer = audit.episode.outcome.answer
         other = both.candidate.answer if both.candidate.answer != answer else both.in_force.answer
         yield LabelRequest(
-            episode_id=audit.id, route=route, level=1, would_answer=other, answer=answer,
+            episode_id=audit.id,
+            route=route,
+            level=1,
+            would_answer=other,
+            answer=answer,
             why="the version that is tried would have answered otherwise than the one in force",
         )
     if of_route is None or trying is None:
@@ -40,7 +47,10 @@ def worth_a_label(
             continue
         (shown,) = of_route.at_level(trying.version, level, [audit])
         yield LabelRequest(
-            episode_id=audit.id, route=route, level=level, would_answer=shown.answer,
+            episode_id=audit.id,
+            route=route,
+            level=level,
+            would_answer=shown.answer,
             answer=audit.episode.outcome.answer,
             why=f"level {level} of the version that is tried would have answered otherwise than the full run",
         )

@@ -38,7 +38,9 @@ from suffice.store.routes.experiments import ExperimentRun, read_draws, read_run
 from suffice.types import ArmDraw, Feedback, Query
 
 
-def look(path_or_connection: Path | str | sqlite3.Connection, held: ExperimentRun, settings: Settings) -> ExperimentResult:
+def look(
+    path_or_connection: Path | str | sqlite3.Connection, held: ExperimentRun, settings: Settings
+) -> ExperimentResult:
     """What a run of an experiment shows now. Raises ConfigError for a route that is gone, and StoreError."""
     with reading(path_or_connection) as connection:
         return analyse(held.experiment, gather(connection, held, settings))
@@ -56,11 +58,13 @@ def gather(connection: sqlite3.Connection, held: ExperimentRun, settings: Settin
     with ExitStack() as stack:
         routes = {
             name: OfRoute(
-                route=settings.routes[name], match=stack.enter_context(matching(settings.routes[name])),
-                published=published_on(connection, name), load=loader(connection),
+                route=settings.routes[name],
+                match=stack.enter_context(matching(settings.routes[name])),
+                published=published_on(connection, name),
+                load=loader(connection),
             )
             for name in one.routes
-        }  # fmt: skip
+        }
         taken.declared = {name: metric for name, metric in settings.metrics.items() if metric.type != "category"}
         for item in read_runs(connection, held):
             # An audit tells of the experiment for as long as it ran, whoever took part in it.
@@ -99,10 +103,10 @@ class _Taken:
     one: RunningExperiment
     declared: Mapping[str, Metric] = field(default_factory=dict)
     n_requests: int = 0
-    _first: dict[str, UnitAssignment] = field(default_factory=dict)               # by unit
-    _warm: set[str] = field(default_factory=set)                         # the first units
-    _values: dict[str, list[_Told]] = field(default_factory=dict)        # by metric
-    _callers: set[str] = field(default_factory=set)                      # senders that ask the model
+    _first: dict[str, UnitAssignment] = field(default_factory=dict)  # by unit
+    _warm: set[str] = field(default_factory=set)  # the first units
+    _values: dict[str, list[_Told]] = field(default_factory=dict)  # by metric
+    _callers: set[str] = field(default_factory=set)  # senders that ask the model
     _audits: list[Audit] = field(default_factory=list)
 
     def drew(self, unit: str, drawn: UnitAssignment) -> None:
@@ -153,13 +157,14 @@ class _Taken:
             for told in sorted(found, key=lambda told: told.seq):
                 first.setdefault(told.unit, told)
             values[metric] = _within_share(list(first.values()))
-        paired = frozenset(
-            arm.name for arm in self.one.arms if all(route.replayable(arm) for route in routes.values())
-        )
+        paired = frozenset(arm.name for arm in self.one.arms if all(route.replayable(arm) for route in routes.values()))
         return Material(
-            n_requests=self.n_requests, drawn=list(self._first.values()), values=values,
-            audits=self._seen(routes, paired), paired=paired,
-        )  # fmt: skip
+            n_requests=self.n_requests,
+            drawn=list(self._first.values()),
+            values=values,
+            audits=self._seen(routes, paired),
+            paired=paired,
+        )
 
     def _seen(self, routes: Mapping[str, OfRoute], paired: frozenset[str]) -> list[AuditSeen]:
         """Audits as each arm would have ended them, in their order."""
@@ -196,10 +201,21 @@ class _Taken:
         self, metric: str, seq: int, draw: ArmDraw, item: EpisodeWithLabels, value: float, voice: str | None = None
     ) -> None:
         query = item.episode.request.query
-        self._values.setdefault(metric, []).append(_Told(seq=seq, unit=draw.unit, voice=voice, value=Value(
-            arm=draw.arm, odds=_odds(draw), query_class=class_of(query),
-            value=value, known=_known(query), warmup=draw.unit in self._warm,
-        )))  # fmt: skip
+        self._values.setdefault(metric, []).append(
+            _Told(
+                seq=seq,
+                unit=draw.unit,
+                voice=voice,
+                value=Value(
+                    arm=draw.arm,
+                    odds=_odds(draw),
+                    query_class=class_of(query),
+                    value=value,
+                    known=_known(query),
+                    warmup=draw.unit in self._warm,
+                ),
+            )
+        )
 
     def _said(self, given: Feedback) -> Iterator[tuple[str, float]]:
         """What a person, or a program, measured of an answer, from 0 to 1."""

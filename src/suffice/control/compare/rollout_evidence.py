@@ -62,7 +62,9 @@ class Witness:
 
 Replay: TypeAlias = Callable[[Sequence[Witness]], Sequence[Both | None]]  # None: it is no pair
 Watch: TypeAlias = Callable[[Sequence[Audit]], set[str]]  # episodes whose labels somebody else wants to hear of
-Judge: TypeAlias = Callable[[Sequence[Audit], dict[str, dict[str, ArmEvidence]], set[str]], dict[str, dict[str, ArmEvidence]]]
+Judge: TypeAlias = Callable[
+    [Sequence[Audit], dict[str, dict[str, ArmEvidence]], set[str]], dict[str, dict[str, ArmEvidence]]
+]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -95,14 +97,14 @@ class EvidenceFold:
     _started: StartOrder = field(default_factory=StartOrder)
     _states: dict[str, State] = field(default_factory=dict)  # of the rollout when a run began, by episode
     _joining: LabelJoin = field(default_factory=LabelJoin)
-    callers: set[str] = field(default_factory=set)           # senders that asked the model, on whatever route
-    _units: set[str] = field(default_factory=set)            # of the arms
+    callers: set[str] = field(default_factory=set)  # senders that asked the model, on whatever route
+    _units: set[str] = field(default_factory=set)  # of the arms
     _rated: set[str] = field(default_factory=set)
-    _live: dict[str, _Live] = field(default_factory=dict)    # by episode
+    _live: dict[str, _Live] = field(default_factory=dict)  # by episode
     _right: dict[str, tuple[str, ArmName, str, bool]] = field(default_factory=dict)  # by unit: episode, arm, class
-    windows: Windows = field(default_factory=Windows)        # of the requests since the rollout began
-    _new: dict[str, Witness] = field(default_factory=dict)   # audits that were not replayed yet, by episode
-    _apart: dict[str, Both] = field(default_factory=dict)    # on which the versions answer differently
+    windows: Windows = field(default_factory=Windows)  # of the requests since the rollout began
+    _new: dict[str, Witness] = field(default_factory=dict)  # audits that were not replayed yet, by episode
+    _apart: dict[str, Both] = field(default_factory=dict)  # on which the versions answer differently
     watched: dict[str, Audit] = field(default_factory=dict)  # that a label may still change something of, by episode
 
     def __post_init__(self) -> None:
@@ -250,9 +252,12 @@ class EvidenceFold:
             full = outcome.usage.completion_tokens if outcome.usage is not None else 0
             z = loss(both.candidate, both.in_force)
             self._evidence = self._evidence.with_audit(
-                class_of(audit.episode.request.query), z, full=full + undrawn_tokens(audit.episode.request, outcome),
-                in_force=both.in_force.tokens, candidate=both.candidate.tokens,
-            )  # fmt: skip
+                class_of(audit.episode.request.query),
+                z,
+                full=full + undrawn_tokens(audit.episode.request, outcome),
+                in_force=both.in_force.tokens,
+                candidate=both.candidate.tokens,
+            )
             if z is None:
                 self.watched[audit.id], self._apart[audit.id] = audit, both
 
@@ -279,8 +284,10 @@ def _run(episode: Episode) -> UnitRun:
     outcome = episode.outcome
     ended = outcome.end_reason in ENDED
     return UnitRun(
-        query_class=class_of(episode.request.query), seconds=outcome.duration_s if ended else None,
-        error=outcome.end_reason in BAD_ENDS, no_answer=ended and outcome.answer is None,
+        query_class=class_of(episode.request.query),
+        seconds=outcome.duration_s if ended else None,
+        error=outcome.end_reason in BAD_ENDS,
+        no_answer=ended and outcome.answer is None,
     )
 
 

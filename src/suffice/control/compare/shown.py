@@ -83,8 +83,9 @@ class OfRoute:
                 arm: replace(one, right=is_right(one.answer, audit.episode.outcome.answer, label, self.match))
                 for arm, one in shown[audit.id].items()
             }
-            for audit in differing if (label := counts.get(audit.id)) is not None
-        }  # fmt: skip
+            for audit in differing
+            if (label := counts.get(audit.id)) is not None
+        }
 
     # ---- effort and budget: asked twice ----------------------------------------------------------
 
@@ -153,7 +154,7 @@ class OfRoute:
             audit.id: (int(step), answer_of(columns.answer[start + step], columns.answers))
             for audit, step, start, end in zip(audits, steps, columns.starts[:-1], columns.starts[1:], strict=True)
             if start + step < end - 1
-        }  # fmt: skip
+        }
 
 
 def _generated(audit: Audit, stop: int | None) -> float:

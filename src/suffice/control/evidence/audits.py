@@ -48,13 +48,13 @@ class GivenLabel:
 class Audit:
     """A run that nothing could stop, with what was said about it so far."""
 
-    seq: int                       # place in the log of its outcome
-    at: int                        # number of the request when it began, among those of its route
-    ended_at_s: float              # Unix time; informative, and for deadlines of labels
+    seq: int  # place in the log of its outcome
+    at: int  # number of the request when it began, among those of its route
+    ended_at_s: float  # Unix time; informative, and for deadlines of labels
     episode: Episode
     labels: tuple[GivenLabel, ...] = ()  # oldest first
-    label_at: float = _NEVER       # requests of the route when the verdict came; infinite: there is none
-    only_drawn: bool = False       # is only what was drawn seen in full, in observe too? See `sees_only_drawn`
+    label_at: float = _NEVER  # requests of the route when the verdict came; infinite: there is none
+    only_drawn: bool = False  # is only what was drawn seen in full, in observe too? See `sees_only_drawn`
 
     @property
     def id(self) -> str:
@@ -118,10 +118,13 @@ def is_evidence(request: Request, outcome: Outcome, *, probes: bool) -> bool:
 
 
 def verdicts(
-    audits: Iterable[Audit], match: Match, *, callers: Collection[str] = (),
+    audits: Iterable[Audit],
+    match: Match,
+    *,
+    callers: Collection[str] = (),
     hears: Callable[[Feedback], bool] = lambda _: False,
-) -> tuple[Verdicts, frozenset[str]]:  # fmt: skip
-    """What counts as said of each audit (`assurance.label_precedence`), and those on which trusted voices contradict each other.
+) -> tuple[Verdicts, frozenset[str]]:
+    """Return the label that counts for each audit (`assurance.label_precedence`), and the audits in contradiction.
 
     audits  of the window whose answers differ somewhere in play: words about others change nothing
     match   does an answer equal a reference? Two references that judge an audit alike are one verdict
@@ -131,19 +134,22 @@ def verdicts(
     found = {audit.id: audit for audit in audits}
     said = {
         (audit.id, one.seq): one.feedback
-        for audit in found.values() for one in audit.labels
+        for audit in found.values()
+        for one in audit.labels
         if _tells(one) and (one.feedback.source != JUDGE or hears(one.feedback))
-    }  # fmt: skip
+    }
     words = [
         label_precedence.TrustedLabel(
-            audit=name, seq=seq, source=one.source,
+            audit=name,
+            seq=seq,
+            source=one.source,
             # What a judge may get wrong is charged; a cap on its words would only silence it.
             key=f"{JUDGE} {name}" if one.source == JUDGE else _key(one, callers),
             trust=label_precedence.rank_of(one, callers),
             verdict=_meaning(found[name], one, match),
         )
         for (name, seq), one in said.items()
-    ]  # fmt: skip
+    ]
     standing = label_precedence.stand(words, differing=found)
     counts = {
         word.audit: said[word.audit, word.seq]
@@ -208,7 +214,9 @@ class _Recorded:
     labels: Sequence[SequencedLabel]
 
 
-def _whole(audits: Sequence[Audit], *, chosen: FeatureSelection, match: Match, wave: int, counts: Verdicts) -> AuditRuns:
+def _whole(
+    audits: Sequence[Audit], *, chosen: FeatureSelection, match: Match, wave: int, counts: Verdicts
+) -> AuditRuns:
     """Runs that were seen to their end, in order of `seq`, which is the order of the audits."""
     recorded = [
         _Recorded(n, audit.episode, (GivenLabel(audit.seq, counts[audit.id]),) if audit.id in counts else ())
@@ -222,11 +230,15 @@ def _whole(audits: Sequence[Audit], *, chosen: FeatureSelection, match: Match, w
     z[gap], d[gap], may_stop[gap] = 1, True, True
     z[runs.last], d[runs.last] = 0, False  # a stop at the end is the full run
     return replace(
-        runs, z=z, d=d, may_stop=may_stop, fold=_folds(audits),
+        runs,
+        z=z,
+        d=d,
+        may_stop=may_stop,
+        fold=_folds(audits),
         at=np.array([audit.at for audit in audits], dtype=np.float64),
         share=np.array([audit.share for audit in audits]),
         label_at=np.array([audit.label_at if audit.id in counts else _NEVER for audit in audits]),
-    )  # fmt: skip
+    )
 
 
 def behind_a_gap(audits: Sequence[Audit], starts: Ints) -> Bools:
@@ -249,9 +261,18 @@ def _single(audit: Audit, n_features: int) -> AuditRuns:
     tokens = float(outcome.usage.completion_tokens if outcome.usage is not None else 0)
     full = tokens + undrawn_tokens(audit.episode.request, outcome)
     return AuditRuns(
-        x=np.zeros((1, n_features)), starts=np.array([0, 1]), z=np.zeros(1, np.int8), d=np.zeros(1, bool),
-        may_stop=np.zeros(1, bool), cost=np.array([tokens]), per_step=np.array([max(1.0, tokens)]),
-        full=np.array([full]), fold=_folds([audit]), at=np.array([float(audit.at)]),
-        share=np.array([audit.share]), label_at=np.array([_NEVER]),
-        query_class=np.zeros(1, np.int64), abandoned=np.array([audit.is_lost]),
-    )  # fmt: skip
+        x=np.zeros((1, n_features)),
+        starts=np.array([0, 1]),
+        z=np.zeros(1, np.int8),
+        d=np.zeros(1, bool),
+        may_stop=np.zeros(1, bool),
+        cost=np.array([tokens]),
+        per_step=np.array([max(1.0, tokens)]),
+        full=np.array([full]),
+        fold=_folds([audit]),
+        at=np.array([float(audit.at)]),
+        share=np.array([audit.share]),
+        label_at=np.array([_NEVER]),
+        query_class=np.zeros(1, np.int64),
+        abandoned=np.array([audit.is_lost]),
+    )

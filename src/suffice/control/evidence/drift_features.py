@@ -35,14 +35,14 @@ from suffice.signals.query import class_of
 from suffice.types import Episode
 
 SIGNALS: Final = ("log1p(tokens_used)", "has_answer", "logit(confidence)", "log1p(n_words)")
-LEAST_SD: Final = 1e-3     # of a batch mean, over 1 plus its mean
-N_CLASSES: Final = 5       # query classes with a column of their own
+LEAST_SD: Final = 1e-3  # of a batch mean, over 1 plus its mean
+N_CLASSES: Final = 5  # query classes with a column of their own
 N_COLUMNS: Final = len(SIGNALS) + N_CLASSES + 2
 CLASS_SPREAD: Final = 0.5  # smallest sd of a class indicator, the largest there is: rare classes come and go
-STEP_SPREAD: Final = 0.1   # smallest sd of log steps: full runs may all be equally long
+STEP_SPREAD: Final = 0.1  # smallest sd of log steps: full runs may all be equally long
 MOST_CONVERSATIONS: Final = 20_000  # that are remembered
-MOST_REPEATS: Final = 900           # that a batch passes over: a route with few prompts has batches, too
-MOST_WAITING: Final = 2_000         # requests that a run may last
+MOST_REPEATS: Final = 900  # that a batch passes over: a route with few prompts has batches, too
+MOST_WAITING: Final = 2_000  # requests that a run may last
 _ALTERNATING: Final = np.resize([1.0, -1.0], BATCH)  # mean 0 and sd 1 over a batch
 
 
@@ -99,9 +99,9 @@ class Early:
     _line: dict[str, tuple[int, Episode | None]] = field(default_factory=dict)  # number, and the run when it has ended
     _firsts: list[_First] = field(default_factory=list)
     _prompts: set[str] = field(default_factory=set)  # of these requests
-    _n_repeats: int = 0                              # of them that the batch has passed over
+    _n_repeats: int = 0  # of them that the batch has passed over
     _reference: list[Floats] = field(default_factory=list)  # means of a batch
-    _classes: tuple[str, ...] = ()                          # with a column of their own, chosen at the first batch
+    _classes: tuple[str, ...] = ()  # with a column of their own, chosen at the first batch
     _conversations: dict[str, None] = field(default_factory=dict)
     _mix: _Part = field(default_factory=lambda: _Part(CLASS_SPREAD))
     _steps: _Part = field(default_factory=lambda: _Part(STEP_SPREAD))

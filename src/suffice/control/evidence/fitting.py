@@ -47,7 +47,7 @@ class LiveLearner:
 
     chosen: FeatureSelection
     cost_exponent: float
-    n_runs: int = 0            # that the rows come from
+    n_runs: int = 0  # that the rows come from
     parts: Parts = "ensemble"
 
     def __call__(self, x: Floats, good: Bools, weight: Floats) -> ModelScores:
@@ -60,18 +60,31 @@ class LiveLearner:
         trained = TrainingRecord(
             n_episodes=self.n_runs, n_questions=0, digest=f"rows:{digest.hexdigest()}", target="as-good", seed=SEED
         )
-        return ModelScores(export_stop_model(self.chosen, fitted, trained=trained, cost=StepCost(exponent=self.cost_exponent)))
+        return ModelScores(
+            export_stop_model(self.chosen, fitted, trained=trained, cost=StepCost(exponent=self.cost_exponent))
+        )
 
 
 def fit_version(
-    runs: AuditRuns, learner: LiveLearner, *, now: float, label_free: bool, split: Split, n_levels: int,
+    runs: AuditRuns,
+    learner: LiveLearner,
+    *,
+    now: float,
+    label_free: bool,
+    split: Split,
+    n_levels: int,
     cost_exponent: float,
-) -> ServedVersion | None:  # fmt: skip
+) -> ServedVersion | None:
     """Fit a version on the audits; None while there is too little to learn from. As `learn.served.fit_served`."""
     fitted = fit_served(
-        runs, replace(learner, n_runs=len(runs)), now=now, label_free=label_free, split=split, n_levels=n_levels,
+        runs,
+        replace(learner, n_runs=len(runs)),
+        now=now,
+        label_free=label_free,
+        split=split,
+        n_levels=n_levels,
         cost_exponent=cost_exponent,
-    )  # fmt: skip
+    )
     if fitted is None or not np.isfinite(fitted.levels[:, 1:]).all():
         return None
     models = tuple(model.model for model in fitted.models if isinstance(model, ModelScores))
@@ -81,9 +94,7 @@ def fit_version(
 def as_served_version(version: FoldedVersion) -> ServedVersion:
     """The version, ready to judge audits."""
     made = served(version)
-    return ServedVersion(
-        models=made.models, levels=made.levels, cost_exponent=made.cost_exponent, version=version
-    )
+    return ServedVersion(models=made.models, levels=made.levels, cost_exponent=made.cost_exponent, version=version)
 
 
 def written(version: FoldedVersion) -> str:

@@ -31,10 +31,14 @@ class JudgeGrades:
         full, stopped = self.full > 0, self.stopped > 0
         gold = outcome.would_answer if counts and stopped and not full else None
         return Feedback(
-            feedback_id=f"{JUDGE}:{model}:{outcome.episode_id}", episode_id=outcome.episode_id, source=JUDGE,
-            correct=full if counts and gold is None else None, gold=gold, reason=f"graded by {model}",
+            feedback_id=f"{JUDGE}:{model}:{outcome.episode_id}",
+            episode_id=outcome.episode_id,
+            source=JUDGE,
+            correct=full if counts and gold is None else None,
+            gold=gold,
+            reason=f"graded by {model}",
             comment=json.dumps({"model": model, "full": self.full, "stopped": self.stopped}),
-        )  # fmt: skip
+        )
 
 
 def told_of(said: Feedback, model: str) -> JudgeGrades | None:
@@ -63,7 +67,9 @@ def persons_word(labels: Sequence[SequencedLabel]) -> Feedback | None:
     return current_label([label for label in labels if label.feedback.source != JUDGE])
 
 
-def compared(outcome: Outcome, word: Feedback | None, told: JudgeGrades | None, match: Match) -> list[tuple[float, bool]]:
+def compared(
+    outcome: Outcome, word: Feedback | None, told: JudgeGrades | None, match: Match
+) -> list[tuple[float, bool]]:
     """The judge's grades beside a person's word: of both answers where that names the right one, else of one."""
     if word is None or told is None:
         return []

@@ -1,7 +1,7 @@
 """How late a label normally is: as the owner says, else as those that came; in seconds, and in requests of the route.
 
-Audits count by age alone (`assurance.label_maturation`), and the loop's time is the number of requests, so the delay is read
-off the times at which requests came. Those are the log's own; where its clock stepped back they stand still.
+Audits count by age alone (`assurance.label_maturation`), and the loop's time is the number of requests, so the delay is
+read off the times at which requests came. Those are the log's own; where its clock stepped back they stand still.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 MOST_DELAYS: Final = 500  # latest labels that are looked at
-SHARE: Final = 0.95       # of them that come within the time-out, before its margin
+SHARE: Final = 0.95  # of them that come within the time-out, before its margin
 MARGIN: Final = 1.25
 
 
@@ -25,7 +25,7 @@ class Lateness:
     told_s: float | None = None  # as the owner says; None: it is learnt
     _delays_s: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_DELAYS))
     _at_s: list[float] = field(default_factory=list)  # rising
-    _n: list[int] = field(default_factory=list)       # requests of the route at that time
+    _n: list[int] = field(default_factory=list)  # requests of the route at that time
 
     def note_look(self, at_s: float, n: int) -> None:
         """So many requests had come by then."""

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 from suffice.control.evidence.audits import GivenLabel
 from suffice.types import Feedback, Outcome
 
-MOST_RUNS: Final = 50_000     # whose delivered answer is remembered
+MOST_RUNS: Final = 50_000  # whose delivered answer is remembered
 MOST_WAITING: Final = 10_000  # names that labels wait under
 
 V = TypeVar("V")

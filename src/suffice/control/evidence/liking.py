@@ -35,7 +35,9 @@ def measures(declared: Mapping[str, Metric]) -> tuple[Measure, ...]:
     return tuple(found)
 
 
-def heard(episode: Episode, labels: Iterable[GivenLabel], declared: Mapping[str, Metric], *, uncertified: bool) -> Heard:
+def heard(
+    episode: Episode, labels: Iterable[GivenLabel], declared: Mapping[str, Metric], *, uncertified: bool
+) -> Heard:
     """One governed run with what was said of it.
 
     uncertified  the route's policy acts without a certificate
@@ -43,14 +45,17 @@ def heard(episode: Episode, labels: Iterable[GivenLabel], declared: Mapping[str,
     request, outcome = episode.request, episode.outcome
     acts = request.mode == "enforce" and (request.certified or uncertified)
     return Heard(
-        query_class=class_of(request.query), version=request.policy_version,
-        full=request.mode == "observe" or request.audit, stopped=outcome.stopped,
+        query_class=class_of(request.query),
+        version=request.policy_version,
+        full=request.mode == "observe" or request.audit,
+        stopped=outcome.stopped,
         # What picks them lies before the draw shows: how the run ended lies behind it.
         drawn=acts and 0 < request.propensity < 1 and outcome.stop_step is not None and request.delivery == 1,
-        audit=request.audit, conversation=request.conversation or request.episode_id,
+        audit=request.audit,
+        conversation=request.conversation or request.episode_id,
         words=tuple(word for said in labels if (word := _word(said, declared)) is not None),
         stands_for=weight_of(request, outcome),
-    )  # fmt: skip
+    )
 
 
 def _word(said: GivenLabel, declared: Mapping[str, Metric]) -> FeedbackValue | None:
@@ -60,9 +65,13 @@ def _word(said: GivenLabel, declared: Mapping[str, Metric]) -> FeedbackValue | N
     if not values:
         return None
     return FeedbackValue(
-        seq=said.seq, voice=f"{given.sender} {given.user}", values=values, capped=given.door == INFERENCE_KEY,
-        weight=1.0 if given.propensity is None or given.event is not None else 1 / given.propensity, user=given.user,
-    )  # fmt: skip
+        seq=said.seq,
+        voice=f"{given.sender} {given.user}",
+        values=values,
+        capped=given.door == INFERENCE_KEY,
+        weight=1.0 if given.propensity is None or given.event is not None else 1 / given.propensity,
+        user=given.user,
+    )
 
 
 def _values(given: Feedback, declared: Mapping[str, Metric]) -> Iterable[tuple[str, float]]:

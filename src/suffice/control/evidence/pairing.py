@@ -23,7 +23,7 @@ from suffice.control.evidence.audits import Audit
 from suffice.learn.effort import PairedAudit, judge_pair
 from suffice.types import Feedback, Outcome, Request
 
-FULL: Final = "full"         # how outcomes name a second full run
+FULL: Final = "full"  # how outcomes name a second full run
 MOST_MATCHES: Final = 20_000  # verdicts of the route's scorer that are remembered
 
 
@@ -65,12 +65,17 @@ class AuditPairs:
         differing = {audit.id: audit for audit in audits if _differs(audit.episode.outcome)}
         words = [
             TrustedLabel(
-                audit=name, seq=said.seq, source=said.feedback.source, key=said.feedback.sender,
-                trust=rank_of(said.feedback, callers), verdict=z,
+                audit=name,
+                seq=said.seq,
+                source=said.feedback.source,
+                key=said.feedback.sender,
+                trust=rank_of(said.feedback, callers),
+                verdict=z,
             )
-            for name, audit in differing.items() for said in audit.labels
+            for name, audit in differing.items()
+            for said in audit.labels
             if (z := self._lost(audit.episode.outcome, said.feedback)) is not None
-        ]  # fmt: skip
+        ]
         found = stand(words, differing=differing)
         return {name: z for name, z in found.verdicts.items() if isinstance(z, int)}
 
@@ -104,7 +109,10 @@ def _pair(audit: Audit, z: int | None, *, due: float) -> PairedAudit:
         return PairedAudit(arm=1, disagrees=True, z=1, due=due)
     disagrees = _differs(outcome)
     return PairedAudit(
-        arm=0 if outcome.pair_arm == FULL else 1, disagrees=disagrees, z=z if disagrees else 0, due=due,
+        arm=0 if outcome.pair_arm == FULL else 1,
+        disagrees=disagrees,
+        z=z if disagrees else 0,
+        due=due,
         full_tokens=outcome.usage.completion_tokens if outcome.usage is not None else 0,
         arm_tokens=outcome.pair_tokens or 0,
-    )  # fmt: skip
+    )

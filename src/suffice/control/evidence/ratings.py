@@ -5,7 +5,8 @@
 Only runs that the lottery could have made the other kind, and in which a certified level asked for a stop: audits went
 on from there, the others stopped, where nothing failed. Both are alike in all but that, for what picks them lies before
 it; how a run ended lies behind, and picks nothing. Turns of one conversation drew one lot and are one witness, by its
-first rating. A key that may ask for answers speaks for a share of the runs at most, as `assurance.label_precedence` has it.
+first rating. A key that may ask for answers speaks for a share of the runs at most, as `assurance.label_precedence` has
+it.
 
 Knows records of the log; refuses to know levels. Whoever rates can only make a route safer, never bolder.
 """
@@ -23,7 +24,7 @@ from suffice.assurance.satisfaction import RatedRun, SatisfactionTest, Satisfact
 from suffice.settings import Route
 from suffice.types import Episode, Feedback
 
-MOST_RUNS: Final = 50_000   # that wait for a rating
+MOST_RUNS: Final = 50_000  # that wait for a rating
 
 
 @dataclass(slots=True, kw_only=True)

@@ -25,8 +25,8 @@ from suffice.learn.features import FeatureSelection
 class AuditAtLevel:
     """One audit at the level deployed now."""
 
-    near: float      # part of the neighbouring levels at which a stop would have answered otherwise
-    z: int           # -1, 0 or +1; without a label a disagreement counts as lost
+    near: float  # part of the neighbouring levels at which a stop would have answered otherwise
+    z: int  # -1, 0 or +1; without a label a disagreement counts as lost
     expected: float | None = None  # what the stop model expects it to lose there; None: there is no model
 
 
@@ -42,7 +42,7 @@ class ReplayedAudits:
     served: ServedVersion | None = None
     level: int = 0
     _seen: dict[str, AuditAtLevel] = field(default_factory=dict)
-    _near: range | None = None        # levels that count as neighbours; chosen when the level is deployed
+    _near: range | None = None  # levels that count as neighbours; chosen when the level is deployed
     _counts: Verdicts = field(default_factory=dict)
 
     def deploy(self, served: ServedVersion | None, level: int) -> None:

@@ -57,9 +57,14 @@ class Advance(ByRoute):
         return route.mode != "off" and (bool(route.policy) or route.is_learned)
 
     def propose(
-        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: JobWriter,
+        self,
+        name: str,
+        route: Route,
+        held: InForce,
+        connection: sqlite3.Connection,
+        desk: JobWriter,
         until: int,  # noqa: ARG002 - a look reads to the end of the log
-    ) -> str | None:  # fmt: skip
+    ) -> str | None:
         """Take the step that the evidence calls for; what was done, or "". None: no rollout runs there."""
         trial = running(read_rollouts(connection)).get(name)
         if trial is None:

@@ -74,9 +74,9 @@ def arm_of(route: Route) -> str | None:
 def look(name: str, route: Route, items: Iterator[EpisodeWithLabels], match: Match, *, now_s: float) -> ArmWorth:
     """What the tuner proposes on these runs: the route's arm where it is proved and worth it, else full runs."""
     arms = effort_arms((route.effort,)) if route.effort is not None else effort_arms((), (route.budget_tokens or 1,))
-    tuner = Tuner(TuningBounds(
-        arms=arms, classes=(EVERYBODY,), max_em_drop=route.max_em_drop, confidence=route.confidence
-    ))  # fmt: skip
+    tuner = Tuner(
+        TuningBounds(arms=arms, classes=(EVERYBODY,), max_em_drop=route.max_em_drop, confidence=route.confidence)
+    )
     words, callers, n_pairs = list[_Word](), set[str](), 0
     for item in items:
         callers.add(item.episode.request.sender)
@@ -90,9 +90,16 @@ def look(name: str, route: Route, items: Iterator[EpisodeWithLabels], match: Mat
         why = f"not proposed on {n_pairs:,} pairs: {tick.refusal}"
         return ArmWorth(route=name, arm=FULL, before=arms[1].name, n_pairs=n_pairs, reason=why)
     return ArmWorth(
-        route=name, arm=arms[1].name, before=FULL, n_pairs=n_pairs, reason=made.reason,
-        log_e=made.log_e[EVERYBODY], gain=made.change.value, gain_error=made.change.error, price=made.price,
-    )  # fmt: skip
+        route=name,
+        arm=arms[1].name,
+        before=FULL,
+        n_pairs=n_pairs,
+        reason=made.reason,
+        log_e=made.log_e[EVERYBODY],
+        gain=made.change.value,
+        gain_error=made.change.error,
+        price=made.price,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +114,13 @@ class _Word:
     def label(self, callers: Collection[str]) -> TrustedLabel:
         """The word with its weight. callers: senders that are users whatever they call themselves."""
         return TrustedLabel(
-            audit=self.audit, seq=self.seq, source=self.said.source, key=self.said.sender,
-            trust=rank_of(self.said, callers), verdict=self.z,
-        )  # fmt: skip
+            audit=self.audit,
+            seq=self.seq,
+            source=self.said.source,
+            key=self.said.sender,
+            trust=rank_of(self.said, callers),
+            verdict=self.z,
+        )
 
 
 def _words(item: EpisodeWithLabels, match: Match) -> list[_Word]:
@@ -133,10 +144,18 @@ def _take(tuner: Tuner, item: EpisodeWithLabels, arm: str, timeout_s: float) -> 
     short = float(outcome.pair_tokens or 0)
     disagrees = outcome.answer != outcome.pair_answer
     # The full run has odds 0 in a pair, and the lot knows one arm: given that it was no repeat, it was this one.
-    tuner.audited(ShadowAudit(
-        audit_id=request.episode_id, query_class=EVERYBODY, arm=1, odds=(0.0, 1.0), disagrees=disagrees,
-        due_s=request.received_at_s + outcome.duration_s + timeout_s, full_tokens=full, arm_tokens=short,
-    ))  # fmt: skip
+    tuner.audited(
+        ShadowAudit(
+            audit_id=request.episode_id,
+            query_class=EVERYBODY,
+            arm=1,
+            odds=(0.0, 1.0),
+            disagrees=disagrees,
+            due_s=request.received_at_s + outcome.duration_s + timeout_s,
+            full_tokens=full,
+            arm_tokens=short,
+        )
+    )
     tuner.spent(EVERYBODY, 0, tokens=full)
     tuner.spent(EVERYBODY, 1, tokens=short)
     return True

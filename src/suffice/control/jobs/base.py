@@ -3,8 +3,8 @@
     Worker.round ──▶ lease ──▶ job.run(Desk) ──▶ events under the lease ──▶ JobRan
 
 A job keeps what it knows in memory for as long as it holds its lease, and finds out again from the log when it does
-not. It writes through its `JobWriter` alone; when the lease is lost nothing of a decision is written, and the job is told
-to forget. Knows leases and history; refuses to know what jobs do.
+not. It writes through its `JobWriter` alone; when the lease is lost nothing of a decision is written, and the job is
+told to forget. Knows leases and history; refuses to know what jobs do.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class LeaseLost(SufficeError):
 class JobReport:
     """What a run of a job did."""
 
-    said: str              # in one sentence; "": there was nothing to do
-    route: str = ""        # "": about all of them
+    said: str  # in one sentence; "": there was nothing to do
+    route: str = ""  # "": about all of them
     ok: bool = True
-    read_to_seq: int = 0   # place in the log that it has read up to
-    at: int = 0            # requests of the route up to which everything is decided
+    read_to_seq: int = 0  # place in the log that it has read up to
+    at: int = 0  # requests of the route up to which everything is decided
 
 
 class JobWriter(Protocol):
@@ -80,7 +80,7 @@ class _Held:
 
     job: Job
     lease: JobLease | None = None
-    renewed_s: float = 0.0   # monotonic
+    renewed_s: float = 0.0  # monotonic
 
 
 @dataclass(slots=True)
@@ -198,8 +198,17 @@ class Worker:
         return told
 
     def _history(self, held: _Held, report: JobReport, began_at_s: float, duration_s: float) -> JobRan:
-        return JobRan(JobRun(
-            run_id=self.new_id(), job=held.job.name, route=report.route, author=self.author, began_at_s=began_at_s,
-            duration_s=duration_s, ok=report.ok, said=report.said or "nothing to do", read_to_seq=report.read_to_seq,
-            at=report.at,
-        ))  # fmt: skip
+        return JobRan(
+            JobRun(
+                run_id=self.new_id(),
+                job=held.job.name,
+                route=report.route,
+                author=self.author,
+                began_at_s=began_at_s,
+                duration_s=duration_s,
+                ok=report.ok,
+                said=report.said or "nothing to do",
+                read_to_seq=report.read_to_seq,
+                at=report.at,
+            )
+        )

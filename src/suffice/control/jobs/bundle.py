@@ -49,7 +49,7 @@ class Bundle:
 
     header: Line
     requests: Sequence[Line]  # of the window, in the order in which they began
-    rows: frozenset[int]      # places in the log of chained rows: the epoch, the publication, labels that count
+    rows: frozenset[int]  # places in the log of chained rows: the epoch, the publication, labels that count
 
 
 def evidence_of(
@@ -134,21 +134,37 @@ class _View:
         loop, found, epoch = self._loop, self._certificate, self._loop.epoch
         window, plan = found.window, loop.keeper.plan
         return {
-            "type": "header", "form": FORM, "route": loop.name, "kind": loop.route.kind,
-            "scorer": msgspec.to_builtins(loop.route.scorer), "observed_are_audits": loop.route.probe is None,
-            "epoch": epoch.number, "publication": made.number, "at": made.at, "fit": made.fit, "level": made.level,
-            "certified_level": found.level, "n_levels": len(found.log_e),
+            "type": "header",
+            "form": FORM,
+            "route": loop.name,
+            "kind": loop.route.kind,
+            "scorer": msgspec.to_builtins(loop.route.scorer),
+            "observed_are_audits": loop.route.probe is None,
+            "epoch": epoch.number,
+            "publication": made.number,
+            "at": made.at,
+            "fit": made.fit,
+            "level": made.level,
+            "certified_level": found.level,
+            "n_levels": len(found.log_e),
             "promise": {
-                "max_em_drop": epoch.max_em_drop, "confidence": epoch.confidence, "delta_share": epoch.delta_share,
+                "max_em_drop": epoch.max_em_drop,
+                "confidence": epoch.confidence,
+                "delta_share": epoch.delta_share,
                 "delta": plan.delta,
             },
-            "charges": self._charges(), "bets": list(BETS),
-            "window": None if window is None else {
-                "start": window.start, "end": None if window.end == inf else window.end, "share": window.share,
+            "charges": self._charges(),
+            "bets": list(BETS),
+            "window": None
+            if window is None
+            else {
+                "start": window.start,
+                "end": None if window.end == inf else window.end,
+                "share": window.share,
                 "until": found.until,
             },
             "log_wealth": [round(one, 9) for one in found.log_e.tolist()],
-        }  # fmt: skip
+        }
 
     def _charges(self) -> Line:
         """What is taken off the budget: the finish by runs of levels, from the first one on, and a judge's mistakes."""
@@ -183,10 +199,16 @@ class _View:
                 last, low, high = last - counted.n_governed, last - counted.n_governed + 1, last
                 low, high = max(low, first), min(high, ceil(behind) - 1)
                 if low <= high:
-                    found.append({
-                        "type": "unrecorded", "n": low, "count": high - low + 1, "audit_share": counted.audit_share,
-                        "seq": entry.seq, "digest": entry.digest,
-                    })  # fmt: skip
+                    found.append(
+                        {
+                            "type": "unrecorded",
+                            "n": low,
+                            "count": high - low + 1,
+                            "audit_share": counted.audit_share,
+                            "seq": entry.seq,
+                            "digest": entry.digest,
+                        }
+                    )
                 continue
             request = decoded(entry.seq, RequestSeen, entry.body).request
             if request.ungoverned is None:
@@ -197,14 +219,22 @@ class _View:
 
     def _request(self, connection: sqlite3.Connection, number: int, entry: ExtractRow, request: Request) -> Line:
         line: Line = {
-            "type": "request", "n": number, "id": request.episode_id, "seq": entry.seq, "digest": entry.digest,
-            "audit": request.audit, "p": request.propensity,
-        }  # fmt: skip
+            "type": "request",
+            "n": number,
+            "id": request.episode_id,
+            "seq": entry.seq,
+            "digest": entry.digest,
+            "audit": request.audit,
+            "p": request.propensity,
+        }
         whole = request.mode != "enforce" or bool(request.arms)
         told = {
-            "mode": (request.mode, "enforce"), "delivery": (request.delivery, 1), "kept_by": (request.kept_by, ""),
-            "keep_rate": (1.0 if whole else request.keep_rate, 1.0), "unit": (bool(request.unit), True),
-        }  # fmt: skip
+            "mode": (request.mode, "enforce"),
+            "delivery": (request.delivery, 1),
+            "kept_by": (request.kept_by, ""),
+            "keep_rate": (1.0 if whole else request.keep_rate, 1.0),
+            "unit": (bool(request.unit), True),
+        }
         line |= {name: value for name, (value, usual) in told.items() if value != usual}
         # An audit that was given up at a change of promise counts as lost, whatever it came to later.
         given_up = number in {n for n, _ in self._loop.epoch.pending}

@@ -50,9 +50,10 @@ class ByRoute(ComparisonJob, ABC):
         """Look at what is due. Raises LeaseLost and StoreError."""
         now_s = self.monotonic_s()
         routes = {
-            name: route for name, route in self.settings.routes.items()
+            name: route
+            for name, route in self.settings.routes.items()
             if self.concerns(route) and self._rests.get(name, now_s) <= now_s
-        }  # fmt: skip
+        }
         if not routes or not self.path.is_file():
             return ()
         reports = list[JobReport | None]()

@@ -42,7 +42,7 @@ class Watch:
     name: str
     floor: Floor
     match: Match
-    seq: int                                             # place of the last row that was read
+    seq: int  # place of the last row that was read
     _joining: LabelJoin = field(default_factory=LabelJoin)
     _open: dict[str, Request] = field(default_factory=dict)
 
@@ -108,7 +108,9 @@ class Critical(ComparisonJob):
                     why = self._why(name, self._holds.of(name), at_s)
                     if why is not None:
                         self._pause(name, why, decided.of(name).n_pauses + 1, at_s, desk)
-                reports.append(JobReport(said=f"enforcement paused ({why})" if why else "", route=name, read_to_seq=last))
+                reports.append(
+                    JobReport(said=f"enforcement paused ({why})" if why else "", route=name, read_to_seq=last)
+                )
         return reports
 
     def _built(self, name: str, route: Route, connection: sqlite3.Connection) -> Watch:

@@ -39,7 +39,7 @@ class ExportHeads:
     name: str = "audit"
     _rests_until_s: float = field(default=float("-inf"))  # monotonic
     _in_file: Head | None = None
-    _told: Head | None = None                             # the webhook
+    _told: Head | None = None  # the webhook
 
     def forget(self) -> None:
         """Another worker may have exported since: the file says what."""

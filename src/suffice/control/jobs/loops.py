@@ -81,9 +81,10 @@ class Certify(ComparisonJob):
         """Read what is new and decide. Raises LeaseLost and StoreError."""
         now_s = self.monotonic_s()
         routes = {
-            name: route for name, route in self.settings.routes.items()
+            name: route
+            for name, route in self.settings.routes.items()
             if route.certifies_itself and (name not in self._rests or self._rests[name].until_s <= now_s)
-        }  # fmt: skip
+        }
         if not routes or not self.path.is_file():
             return ()
         with reading(self.path) as connection:
@@ -137,18 +138,33 @@ class Certify(ComparisonJob):
         if held.epoch is None:
             held = self._begin(name, held, here, place_before(connection, name, LOOK_BACK), "cold start", at=0)
         return loop_of(
-            name, route, held, connection, control=self.settings.control,
-            match=self._matched.of(name, route, self.matches), load=self._load, author=self.author,
-        )  # fmt: skip
+            name,
+            route,
+            held,
+            connection,
+            control=self.settings.control,
+            match=self._matched.of(name, route, self.matches),
+            load=self._load,
+            author=self.author,
+        )
 
     def _begin(self, name: str, held: InForce, here: _Round, since_seq: int, reason: str, *, at: int) -> InForce:
         route = self.settings.routes[name]
         budget = self._holds.of(name).in_effect(self._at_s).budget(route.max_em_drop)
-        began = EpochBegan(Epoch(
-            route=name, number=held.n_epochs + 1, at=at, since_seq=since_seq, reason=reason, author=self.author,
-            burst=burst_of(route, self.settings.control), max_em_drop=budget, confidence=route.confidence,
-            promise=route.promise,
-        ))  # fmt: skip
+        began = EpochBegan(
+            Epoch(
+                route=name,
+                number=held.n_epochs + 1,
+                at=at,
+                since_seq=since_seq,
+                reason=reason,
+                author=self.author,
+                burst=burst_of(route, self.settings.control),
+                max_em_drop=budget,
+                confidence=route.confidence,
+                promise=route.promise,
+            )
+        )
         here.write(name, Resolution((began,)))
         return held.after(began)
 
@@ -180,9 +196,16 @@ class Certify(ComparisonJob):
 
 
 def loop_of(
-    name: str, route: Route, held: InForce, connection: sqlite3.Connection, *, control: Control, match: Match,
-    load: Callable[[str], ServedVersion], author: str,
-) -> RouteLoop:  # fmt: skip
+    name: str,
+    route: Route,
+    held: InForce,
+    connection: sqlite3.Connection,
+    *,
+    control: Control,
+    match: Match,
+    load: Callable[[str], ServedVersion],
+    author: str,
+) -> RouteLoop:
     """A route's loop at the beginning of an epoch, with what was published in it still to come. Raises StoreError.
 
     held  what is in force, with the epoch
@@ -190,8 +213,15 @@ def loop_of(
     epoch = held.epoch
     assert epoch is not None
     return _kind_of(route)(
-        name=name, route=route, control=control, held=held, match=match, load=load, author=author,
-        expected=deque(publications(connection, name, epoch.number)), kept=_kept(connection, epoch, route),
+        name=name,
+        route=route,
+        control=control,
+        held=held,
+        match=match,
+        load=load,
+        author=author,
+        expected=deque(publications(connection, name, epoch.number)),
+        kept=_kept(connection, epoch, route),
         asked=labels_wanted(connection, name),
     )
 
@@ -212,10 +242,12 @@ def _kept(connection: sqlite3.Connection, epoch: Epoch, route: Route) -> list[Au
         assert isinstance(asked.event, RequestSeen)
         assert isinstance(ended.event, RequestEnded)
         audit = Audit(
-            seq=ended.seq, at=numbers[asked.event.request.episode_id], ended_at_s=ended.at_s,
+            seq=ended.seq,
+            at=numbers[asked.event.request.episode_id],
+            ended_at_s=ended.at_s,
             episode=Episode(request=asked.event.request, outcome=ended.event.outcome),
             only_drawn=sees_only_drawn(route),
-        )  # fmt: skip
+        )
         for label in labels:
             assert isinstance(label.event, FeedbackGiven)
             audit = audit.with_label(GivenLabel(label.seq, label.event.feedback, label.at_s), epoch.at)

@@ -45,9 +45,10 @@ class Monitor(ComparisonJob):
         """Read what is new and tell. Raises LeaseLost and StoreError."""
         now_s = self.monotonic_s()
         routes = {
-            name: route for name, route in self.settings.routes.items()
+            name: route
+            for name, route in self.settings.routes.items()
             if route.mode != "off" and self._rests.get(name, now_s) <= now_s
-        }  # fmt: skip
+        }
         if not routes or not self.path.is_file():
             return ()
         failed = dict[str, str]()
@@ -78,9 +79,12 @@ class Monitor(ComparisonJob):
             except Exception as error:  # noqa: BLE001 - as above
                 failed[name] = self._left(name, error)
         return JobReport(
-            said=failed.get(name, said), route=name, ok=name not in failed, read_to_seq=last,
+            said=failed.get(name, said),
+            route=name,
+            ok=name not in failed,
+            read_to_seq=last,
             at=watch.n if watch is not None else 0,
-        )  # fmt: skip
+        )
 
     def _look(self, watch: RouteWatch, desk: JobWriter) -> str:
         before = watch.alerts
@@ -105,12 +109,19 @@ class Monitor(ComparisonJob):
             n_all, n_left = (requests_since(connection, name, seq) for seq in (epoch.since_seq, since))
             n = epoch.at + n_all - n_left
         return RouteWatch(
-            name=name, route=route, match=self._matched.of(name, route, self.matches), load=self._load,
-            epoch=held.n_epochs, n=n, seq=since, made=held.publication,
+            name=name,
+            route=route,
+            match=self._matched.of(name, route, self.matches),
+            load=self._load,
+            epoch=held.n_epochs,
+            n=n,
+            seq=since,
+            made=held.publication,
             alerts=before.alerts if before is not None and same else (),
             looked_at=before.at if before is not None and same else -1,
-            metrics=self.settings.metrics, feedback=self.settings.feedback,
-        )  # fmt: skip
+            metrics=self.settings.metrics,
+            feedback=self.settings.feedback,
+        )
 
     def _load(self, address: str) -> ServedVersion | None:
         with reading(self.path) as connection:

@@ -28,13 +28,13 @@ from suffice.store.rows.alert_events import AlertDelivery, AlertSent, FailedOpen
 from suffice.store.rows.events import EVENTS
 from suffice.telemetry import LOG
 
-BATCH: Final = 100           # rows that are read at once for a sink
-MOST_TOLD: Final = 1_000     # notices of a sink that are remembered, to tell nothing again too early
-FIRST_REST_S: Final = 5.0    # after a sink failed; doubled up to
+BATCH: Final = 100  # rows that are read at once for a sink
+MOST_TOLD: Final = 1_000  # notices of a sink that are remembered, to tell nothing again too early
+FIRST_REST_S: Final = 5.0  # after a sink failed; doubled up to
 LAST_REST_S: Final = 600.0
-FAIL_OPEN: Final = 0.05      # of the runs of a route in an hour
-LEAST_RUNS: Final = 50       # … of at least so many
-LOOK_S: Final = 30.0         # between two looks at that
+FAIL_OPEN: Final = 0.05  # of the runs of a route in an hour
+LEAST_RUNS: Final = 50  # … of at least so many
+LOOK_S: Final = 30.0  # between two looks at that
 _MARKS: Final = ", ".join("?" * len(READS))
 # The index of kinds: rows of these kinds are few, and what stands between them is not looked at.
 _ROWS: Final = (
@@ -80,7 +80,7 @@ class _Place:
     """What a sink knows."""
 
     seq: int
-    told: dict[str, float]           # what it was told, and the Unix time of that event
+    told: dict[str, float]  # what it was told, and the Unix time of that event
     flight: _Flight | None = None
     fails: int = 0
     rests_until_s: float = float("-inf")  # monotonic
@@ -181,8 +181,13 @@ class Notify:
     def _told(self, name: str, place: _Place, flight: _Flight, desk: JobWriter) -> None:
         notice = flight.notice
         telling = AlertDelivery(
-            sink=name, read_to_seq=flight.seq, of=notice.kind, same=notice.same, about_s=flight.at_s, over=flight.over,
-        )  # fmt: skip
+            sink=name,
+            read_to_seq=flight.seq,
+            of=notice.kind,
+            same=notice.same,
+            about_s=flight.at_s,
+            over=flight.over,
+        )
         desk.write([AlertSent(telling)])
         place.seq, place.fails = flight.seq, 0
         if flight.over:
@@ -209,8 +214,10 @@ class Notify:
             return
         self._looks_at_s = self.monotonic_s() + LOOK_S
         hour = int(self.now() // HOUR_S)
-        found = [FailedOpen(route=route, hour=hour, n_runs=n_runs, n_degraded=n_degraded)
-                 for route, n_runs, n_degraded in connection.execute(_DEGRADED, (hour,))
-                 if n_runs >= LEAST_RUNS and n_degraded >= FAIL_OPEN * n_runs]  # fmt: skip
+        found = [
+            FailedOpen(route=route, hour=hour, n_runs=n_runs, n_degraded=n_degraded)
+            for route, n_runs, n_degraded in connection.execute(_DEGRADED, (hour,))
+            if n_runs >= LEAST_RUNS and n_degraded >= FAIL_OPEN * n_runs
+        ]
         if found:
             desk.write([FailOpenHigh(one) for one in found])

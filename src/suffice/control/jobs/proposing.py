@@ -74,9 +74,12 @@ class Retrain(ByRoute):
         desk.renew()
         with self.matches(route) as match:
             data = build(
-                read_episodes(connection, name, since(name, held, connection)), match=match, wave=route.wave,
-                also=() if parent is None else parent.models[0].features, label_of=_of_people,
-            )  # fmt: skip
+                read_episodes(connection, name, since(name, held, connection)),
+                match=match,
+                wave=route.wave,
+                also=() if parent is None else parent.models[0].features,
+                label_of=_of_people,
+            )
         found = retrain(data, parent, max_em_drop=route.max_em_drop, reason=reason)
         desk.renew()
         if found.version is None:
@@ -89,7 +92,13 @@ class Retrain(ByRoute):
         return said
 
     def _try(
-        self, name: str, route: Route, proposed: ProposedVersion, body: str, connection: sqlite3.Connection, desk: JobWriter
+        self,
+        name: str,
+        route: Route,
+        proposed: ProposedVersion,
+        body: str,
+        connection: sqlite3.Connection,
+        desk: JobWriter,
     ) -> str:
         """Begin a rollout of a proposal, where nothing speaks against it; what became of it."""
         held, now_s = read_decided(connection).of(name), self.now()
@@ -97,10 +106,16 @@ class Retrain(ByRoute):
         if isinstance(one, str):
             return f"not tried: {one}"
         event = beginning(
-            read_rollouts(connection), one, author=self.author, reason=proposed.why,
-            name=f"{name}-{proposed.read_to_seq}", rules=rules_of(route), now_s=now_s, by_person=False,
+            read_rollouts(connection),
+            one,
+            author=self.author,
+            reason=proposed.why,
+            name=f"{name}-{proposed.read_to_seq}",
+            rules=rules_of(route),
+            now_s=now_s,
+            by_person=False,
             held_by=barred(held, read_holds(connection).of(name), now_s=now_s),
-        )  # fmt: skip
+        )
         if isinstance(event, str):
             return f"not tried: {event}"
         desk.write([event], kept_with(one, secret=self.secret))
@@ -117,18 +132,20 @@ class Retrain(ByRoute):
             n_since_alarm = counts_since(connection, name, epoch.since_seq)[1]
         return due(
             schedule_of(self.settings.control, self.settings.routes[name].max_em_drop),
-            n_requests=n_requests, n_new_runs=n_full,
+            n_requests=n_requests,
+            n_new_runs=n_full,
             n_runs_since_alarm=n_since_alarm,
-        )  # fmt: skip
+        )
 
 
 def schedule_of(control: Control, max_em_drop: float) -> Schedule:
     """When a refit is due, by the settings: as often as the certify loop fits, and behind a burst."""
     usual, burst = Schedule(), burst_requests(control, max_em_drop)
     return Schedule(
-        every_requests=control.refit_requests, burst_runs=min(usual.burst_runs, burst),
+        every_requests=control.refit_requests,
+        burst_runs=min(usual.burst_runs, burst),
         rest_requests=min(usual.rest_requests, control.refit_requests),
-    )  # fmt: skip
+    )
 
 
 def _parent(held: InForce, connection: sqlite3.Connection) -> FoldedVersion | None:
@@ -152,8 +169,17 @@ def _plain(name: str, found: VersionProposal, until: int, author: str) -> Propos
     assert version is not None
     own = None if card is None else next(p for p in card.frontier if p.max_em_drop == card.max_em_drop)
     return ProposedVersion(
-        route=name, read_to_seq=until, address=version.address, parent=found.lineage.parent,
-        reason=found.lineage.reason, verdict=found.verdict, why=found.why, n_runs=found.lineage.n_runs,
-        saving=None if own is None else own.saving, drop=None if own is None else own.drop,
-        lineage=asdict(found.lineage), card=None if card is None else asdict(card), author=author,
-    )  # fmt: skip
+        route=name,
+        read_to_seq=until,
+        address=version.address,
+        parent=found.lineage.parent,
+        reason=found.lineage.reason,
+        verdict=found.verdict,
+        why=found.why,
+        n_runs=found.lineage.n_runs,
+        saving=None if own is None else own.saving,
+        drop=None if own is None else own.drop,
+        lineage=asdict(found.lineage),
+        card=None if card is None else asdict(card),
+        author=author,
+    )

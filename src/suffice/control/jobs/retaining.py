@@ -53,7 +53,7 @@ class Retain:
     name: str = "retain"
     _rests_until_s: float = field(default=float("-inf"))  # monotonic
     _done: dict[Part, int] = field(default_factory=dict)  # place in the log up to which each part is erased
-    _unpurged: bool = False                               # rows were erased, and the file still has to be written anew
+    _unpurged: bool = False  # rows were erased, and the file still has to be written anew
 
     def forget(self) -> None:
         """Another worker may have erased since: the log says how far."""
@@ -79,9 +79,12 @@ class Retain:
     def _retain(self, part: Part, days: float, desk: JobWriter) -> JobReport:
         what = f"{part} older than {days:g} days"
         order = ErasureOrder(
-            erasure_id=self.new_id(), what=what, parts=(part,), author=self.author,
+            erasure_id=self.new_id(),
+            what=what,
+            parts=(part,),
+            author=self.author,
             reason=f"retention.{part}_days is {days:g}",
-        )  # fmt: skip
+        )
         tally = ErasureTally()
         for until, rows in self._batches(part, what, self.now() - days * DAY_S):
             desk.renew()

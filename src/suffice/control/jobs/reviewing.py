@@ -69,7 +69,7 @@ class ReviewJob:
         """Ask about what is worth it, as far as there is room. Raises LeaseLost and StoreError."""
         routes = {
             name: route for name, route in self.settings.routes.items() if route.mode != "off" and route.review.per_day
-        }  # fmt: skip
+        }
         if not routes or not self.settings.review.per_day or not self.path.is_file():
             return ()
         with reading(self.path) as connection:
@@ -101,10 +101,13 @@ class ReviewJob:
         drawings = self._reviews.queue.drawings.get(name, ())
         last_at_s = drawings[-1].drawn_at_s if drawings else None
         return Demand(
-            route=name, n_chosen=n_chosen, n_drawn=n_drawn, control_share=cap.control_share,
+            route=name,
+            n_chosen=n_chosen,
+            n_drawn=n_drawn,
+            control_share=cap.control_share,
             drawable=min(here.urn.n, due(cap, drawn=n_drawn, last_at_s=last_at_s, now_s=now_s)),
             priorities=here.waiting.priorities(open_now(cap.n_chosen, n_chosen, now_s=now_s)),
-        )  # fmt: skip
+        )
 
     def _built(self, name: str, route: Route, connection: sqlite3.Connection) -> Candidates:
         """What has happened since the route's last drawing, or in its latest 20,000 requests, and labels wanted."""
@@ -112,9 +115,12 @@ class ReviewJob:
         looked_back = place_before(connection, name, LOOK_BACK)
         since = max(drawings[-1].until_seq, looked_back) if drawings else looked_back
         made = Candidates(
-            name=name, most_drawn=max(1, 2 * ceil(cap.n_control / max(1, cap.drawings))), since_seq=since,
-            point=self._point, asked=self._reviews.queue.places,
-        )  # fmt: skip
+            name=name,
+            most_drawn=max(1, 2 * ceil(cap.n_control / max(1, cap.drawings))),
+            since_seq=since,
+            point=self._point,
+            asked=self._reviews.queue.places,
+        )
         # Requests from before that place may end behind it: those that are still open are found on the way.
         made.seq = looked_back
         for wanted in labels_wanted(connection, name):
@@ -134,9 +140,15 @@ class ReviewJob:
         return last
 
     def _asked(
-        self, name: str, route: Route, connection: sqlite3.Connection, desk: JobWriter, last: int,
-        granted: tuple[int, int], now_s: float,
-    ) -> JobReport:  # fmt: skip
+        self,
+        name: str,
+        route: Route,
+        connection: sqlite3.Connection,
+        desk: JobWriter,
+        last: int,
+        granted: tuple[int, int],
+        now_s: float,
+    ) -> JobReport:
         """Ask about one route's runs, as many as were granted."""
         here, rules, (n_chosen, n_drawn) = self._routes[name], route.review, granted
         drawing, drawn = self._draw(here, n_drawn, now_s, last)
@@ -149,7 +161,7 @@ class ReviewJob:
         events += [
             ReviewAsked(item_of(one, rules, now_s=now_s, author=self.author, drawing=drawing if one in drawn else None))
             for one in (*drawn, *chosen)
-        ]  # fmt: skip
+        ]
         desk.write(events)
         if drawing is not None:
             here.drawn(last)
@@ -157,7 +169,9 @@ class ReviewJob:
         of = "" if drawing is None else f", {len(drawn)} of them drawn from {drawing.n_candidates:,}"
         return JobReport(said=f"{plural(len(drawn) + len(chosen), 'run')} to look at{of}", route=name, read_to_seq=last)
 
-    def _draw(self, here: Candidates, n: int, now_s: float, last: int) -> tuple[ControlDraw | None, list[ReviewCandidate]]:
+    def _draw(
+        self, here: Candidates, n: int, now_s: float, last: int
+    ) -> tuple[ControlDraw | None, list[ReviewCandidate]]:
         """Draw the control share from what has ended since the last drawing."""
         n_candidates = here.urn.n
         if not n:
@@ -165,10 +179,16 @@ class ReviewJob:
         drawn = here.urn.draw(n)
         drawings = self._reviews.queue.drawings.get(here.name, ())
         drawing = ControlDraw(
-            route=here.name, number=len(drawings) + 1, day=day_of(now_s), since_seq=here.since_seq, until_seq=last,
-            n_candidates=n_candidates, drawn=tuple(one.episode_id for one in drawn), drawn_at_s=now_s,
+            route=here.name,
+            number=len(drawings) + 1,
+            day=day_of(now_s),
+            since_seq=here.since_seq,
+            until_seq=last,
+            n_candidates=n_candidates,
+            drawn=tuple(one.episode_id for one in drawn),
+            drawn_at_s=now_s,
             author=self.author,
-        )  # fmt: skip
+        )
         return drawing, drawn
 
 
@@ -195,10 +215,13 @@ def below(held: InForce, connection: sqlite3.Connection, name: str, route: Route
         if account.query_class is None or not account.known or drop is None or drop.low is None:
             continue
         if drop.low > route.max_em_drop:
-            found.setdefault(account.query_class, (
-                f"the class {account.query_class or 'without a name'!r} loses at least {100 * drop.low:.1f} points,"
-                f" and the route's budget is {100 * route.max_em_drop:g}"
-            ))  # fmt: skip
+            found.setdefault(
+                account.query_class,
+                (
+                    f"the class {account.query_class or 'without a name'!r} loses at least {100 * drop.low:.1f} points,"
+                    f" and the route's budget is {100 * route.max_em_drop:g}"
+                ),
+            )
     return found
 
 

@@ -53,6 +53,7 @@ MOST_CLASSES: Final = 100  # of a route; what more there are is booked as OTHER
 OTHER: Final = "(others)"
 EVERY_S: Final = 2.0  # between two rounds: each is a synced transaction
 
+
 @dataclass(slots=True)
 class _Batch:
     """What one stretch of the log adds."""
@@ -163,9 +164,11 @@ class Rollup:
         """Somebody said something of a run that was only counted, and that its gateway still knew."""
         about = change.about
         place = RollupKey(
-            about.route, self._class(about.route, about.query_class), about.policy_version,
+            about.route,
+            self._class(about.route, about.query_class),
+            about.policy_version,
             int(about.ended_at_s // HOUR_S),
-        )  # fmt: skip
+        )
         for sign, item in ((-1, change.before), (1, change.after)):
             if first_about(item.labels) is not None:
                 batch.add(place, added_by_label(item, self._match(about.route)), sign=sign)
@@ -311,6 +314,8 @@ def _rated(run: RunNumbers, labels: Sequence[StoredLabel], weight: float) -> Rol
     if not rated:
         return NOTHING
     return RollupSums(
-        n_full_rated=int(run.full), full_rated=rated[-1] if run.full else 0.0,
-        n_stopped_rated=weight if run.stopped else 0, stopped_rated=weight * rated[-1] if run.stopped else 0.0,
-    )  # fmt: skip
+        n_full_rated=int(run.full),
+        full_rated=rated[-1] if run.full else 0.0,
+        n_stopped_rated=weight if run.stopped else 0,
+        stopped_rated=weight * rated[-1] if run.stopped else 0.0,
+    )

@@ -11,9 +11,9 @@ from suffice.errors import SufficeError
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import read_events
 
-LOOK_BACK: Final = 20_000      # requests of a route that a cold start looks back on
-RENEW_ROWS: Final = 1_000      # read between two renewals of the lease
-FIRST_REST_S: Final = 5.0      # of a route whose work failed, doubling …
+LOOK_BACK: Final = 20_000  # requests of a route that a cold start looks back on
+RENEW_ROWS: Final = 1_000  # read between two renewals of the lease
+FIRST_REST_S: Final = 5.0  # of a route whose work failed, doubling …
 LONGEST_REST_S: Final = 600.0  # … up to this
 
 

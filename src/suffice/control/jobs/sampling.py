@@ -28,10 +28,10 @@ from suffice.store.routes.windows import place_before, requests_since
 from suffice.store.rows.sampling_events import RatesSet, RowRates
 
 STEP_REQUESTS: Final = 1_000  # of a route between two looks
-LOOK_BACK: Final = 1_000      # requests with rows that the first look reads
-FADING: Final = 0.7           # that each look leaves of what earlier ones saw: what is uncertain moves with the traffic
-MOVED: Final = 0.15           # part of a rate that it must move by to be set anew
-MOST_CLASSES: Final = 50      # that have a rate of their own, the largest ones
+LOOK_BACK: Final = 1_000  # requests with rows that the first look reads
+FADING: Final = 0.7  # that each look leaves of what earlier ones saw: what is uncertain moves with the traffic
+MOVED: Final = 0.15  # part of a rate that it must move by to be set anew
+MOST_CLASSES: Final = 50  # that have a rate of their own, the largest ones
 
 
 @dataclass(slots=True)
@@ -39,16 +39,17 @@ class _Seen:
     """What looks add up, by class; earlier ones fade."""
 
     classes: dict[str, dict[str, float]] = field(default_factory=dict)
-    n_live: float = 0.0     # runs
-    shares: float = 0.0     # of audits, as their lots were drawn: summed over runs
+    n_live: float = 0.0  # runs
+    shares: float = 0.0  # of audits, as their lots were drawn: summed over runs
 
     def fade(self, part: float) -> None:
         """Leave a part of all that was added up."""
         self.n_live, self.shares = part * self.n_live, part * self.shares
         self.classes = {
             name: {key: part * value for key, value in sums.items()}
-            for name, sums in self.classes.items() if sums["n_requests"] >= 1
-        }  # fmt: skip
+            for name, sums in self.classes.items()
+            if sums["n_requests"] >= 1
+        }
 
     @property
     def audit_share(self) -> float:
@@ -92,8 +93,8 @@ class _Looks:
     """How far a route was read."""
 
     seen: _Seen
-    read_to: int   # place in the log up to which runs were taken in
-    looked_to: int # … up to which the log had come at the last look
+    read_to: int  # place in the log up to which runs were taken in
+    looked_to: int  # … up to which the log had come at the last look
 
 
 @dataclass(slots=True, kw_only=True)
@@ -116,8 +117,14 @@ class SamplingJob(ByRoute):
         return self.settings.monitoring.adapt and route.mode == "enforce" and self.settings.sample_rate_on(route) < 1
 
     def propose(
-        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: JobWriter, until: int,  # noqa: ARG002
-    ) -> str | None:  # fmt: skip
+        self,
+        name: str,
+        route: Route,
+        held: InForce,  # noqa: ARG002
+        connection: sqlite3.Connection,
+        desk: JobWriter,
+        until: int,
+    ) -> str | None:
         """Look at what is new, and set rates that have moved; None: too little is new."""
         looks = self._looks.get(name)
         if looks is None:
@@ -144,9 +151,21 @@ class SamplingJob(ByRoute):
         if not moved(was, rates, by=MOVED):
             return ""
         told = f"{sample_rate:.1%} of requests have rows, audits ({seen.audit_share:.1%}) among them"
-        desk.write([RatesSet(RowRates(
-            route=name, number=number, sample_rate=sample_rate, read_to_seq=until,
-            other=rates.other, after=rates.by_class, before=was.by_class, author=self.author,
-            reason=f"{told}; classes by what is uncertain in the latest {seen.n_live:,.0f} live runs",
-        ))])  # fmt: skip
+        desk.write(
+            [
+                RatesSet(
+                    RowRates(
+                        route=name,
+                        number=number,
+                        sample_rate=sample_rate,
+                        read_to_seq=until,
+                        other=rates.other,
+                        after=rates.by_class,
+                        before=was.by_class,
+                        author=self.author,
+                        reason=f"{told}; classes by what is uncertain in the latest {seen.n_live:,.0f} live runs",
+                    )
+                )
+            ]
+        )
         return f"rates of {len(rates.by_class)} classes set: {told}"

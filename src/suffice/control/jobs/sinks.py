@@ -51,9 +51,15 @@ class WebhookSink:
         for sign, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):  # else Slack makes links of it
             text = text.replace(sign, written)
         body = {
-            "text": f"{text}\n{link}" if link else text, "mrkdwn": False, "kind": notice.kind, "route": notice.route,
-            "sentence": notice.sentence, "over": notice.over, "at": when(at_s), "link": link,
-        }  # fmt: skip
+            "text": f"{text}\n{link}" if link else text,
+            "mrkdwn": False,
+            "kind": notice.kind,
+            "route": notice.route,
+            "sentence": notice.sentence,
+            "over": notice.over,
+            "at": when(at_s),
+            "link": link,
+        }
         return post_json(self.url, msgspec.json.encode(body), timeout_s=TIMEOUT_S)
 
 
@@ -71,9 +77,7 @@ class MailSink:
         about = f" on {notice.route}" if notice.route else ""
         text = f"{headline(notice)}\n\n{when(at_s)}\n{link or ''}"
         subject = f"Suffice: {'over: ' if notice.over else ''}{notice.kind.replace('_', ' ')}{about}"
-        return send_mail(
-            self.server, sender=self.sender, to=self.to, subject=subject, text=text, timeout_s=TIMEOUT_S
-        )
+        return send_mail(self.server, sender=self.sender, to=self.to, subject=subject, text=text, timeout_s=TIMEOUT_S)
 
 
 def headline(notice: Notice) -> str:

@@ -41,11 +41,11 @@ from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.rows.sampling_events import RequestsCounted
 from suffice.types import Episode, Feedback, Outcome, Publication, Request
 
-CAP_RUNS: Final = 100       # that say what a run can cost …
-CAP_TIMES: Final = 4.0      # … the largest of them, times this
-MOST_RUNS: Final = 20_000   # that an account counts before it begins anew
-MOST_CLASSES: Final = 50    # that are shown, the largest ones
-MOST_VERSIONS: Final = 8    # that are shown, the latest ones
+CAP_RUNS: Final = 100  # that say what a run can cost …
+CAP_TIMES: Final = 4.0  # … the largest of them, times this
+MOST_RUNS: Final = 20_000  # that an account counts before it begins anew
+MOST_CLASSES: Final = 50  # that are shown, the largest ones
+MOST_VERSIONS: Final = 8  # that are shown, the latest ones
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ class RouteWatch:
     feedback: FeedbackRules = field(default_factory=FeedbackRules)
     made: Publication | None = None  # in force
     alerts: tuple[Of, ...] = ()  # that stand
-    looked_at: int = -1          # requests of the route at the last look; -1: there was none
+    looked_at: int = -1  # requests of the route at the last look; -1: there was none
     since: int = field(init=False)
     cap_tokens: float | None = None
     _first: list[_Kept] = field(default_factory=list)
@@ -99,8 +99,8 @@ class RouteWatch:
     _windows: deque[_Open] = field(default_factory=lambda: deque(maxlen=MEMORY))
     _window: _Open = field(default_factory=_Open)
     _open: dict[str, Request] = field(default_factory=dict)
-    _by_name: dict[str, _Kept] = field(default_factory=dict)   # runs that a label may still come to, by episode
-    _window_of: dict[str, _Open] = field(default_factory=dict) # of audits, by episode
+    _by_name: dict[str, _Kept] = field(default_factory=dict)  # runs that a label may still come to, by episode
+    _window_of: dict[str, _Open] = field(default_factory=dict)  # of audits, by episode
     _early: Early = field(default_factory=Early)
     _joining: LabelJoin = field(default_factory=LabelJoin)
     _lateness: Lateness = field(init=False)
@@ -165,9 +165,11 @@ class RouteWatch:
     def _kept(self, episode: Episode, labels: tuple[GivenLabel, ...]) -> _Kept:
         slim = replace(episode.outcome, steps=())
         kept = _Kept(
-            run=measure_run(_Recorded(episode), self.match), episode=replace(episode, outcome=slim),
-            version=episode.request.policy_version, query_class=class_of(episode.request.query),
-        )  # fmt: skip
+            run=measure_run(_Recorded(episode), self.match),
+            episode=replace(episode, outcome=slim),
+            version=episode.request.policy_version,
+            query_class=class_of(episode.request.query),
+        )
         return self._with_labels(kept, labels) if labels else kept
 
     def _with_labels(self, kept: _Kept, labels: tuple[GivenLabel, ...]) -> _Kept:
@@ -222,17 +224,33 @@ class RouteWatch:
         found = tuple(one for one in (drop, em) if one is not None and one.alert)
         new = tuple(
             Alert(
-                route=self.name, epoch=self.epoch, at=self.n, of=one.of, limit=one.limit,
-                expected=one.crossing.expected, reason=one.reason, author=author,
+                route=self.name,
+                epoch=self.epoch,
+                at=self.n,
+                of=one.of,
+                limit=one.limit,
+                expected=one.crossing.expected,
+                reason=one.reason,
+                author=author,
             )
-            for one in found if one.of not in self.alerts
-        )  # fmt: skip
+            for one in found
+            if one.of not in self.alerts
+        )
         self.alerts = tuple(one.of for one in found)
         outlook = Outlook(
-            route=self.name, at=self.n, epoch=self.epoch, since=self.since, confidence=self.route.confidence,
-            cap_tokens=self.cap_tokens, accounts=self._accounts(), drop=drop, em=em, alerts=self.alerts, author=author,
+            route=self.name,
+            at=self.n,
+            epoch=self.epoch,
+            since=self.since,
+            confidence=self.route.confidence,
+            cap_tokens=self.cap_tokens,
+            accounts=self._accounts(),
+            drop=drop,
+            em=em,
+            alerts=self.alerts,
+            author=author,
             likings=self._likings(),
-        )  # fmt: skip
+        )
         return outlook, new
 
     def _accounts(self) -> tuple[Account, ...]:
@@ -241,34 +259,30 @@ class RouteWatch:
         entries = [
             LedgerEntry(route=self.name, query_class=one.query_class, version=one.version, run=one.run)
             for one in self._runs.values()
-        ]  # fmt: skip
+        ]
         found = accounts(entries, cap_tokens=self.cap_tokens, confidence=self.route.confidence)
         latest = set(list(dict.fromkeys(one.version for one in reversed(entries)))[:MOST_VERSIONS])
         of_classes = [one for one in found if one.query_class is not None and one.version is None]
         largest = {one.query_class for one in sorted(of_classes, key=lambda one: -one.n_runs)[:MOST_CLASSES]}
-        return tuple(
-            one for one in found
-            if one.version in {None, *latest} and one.query_class in {None, *largest}
-        )  # fmt: skip
+        return tuple(one for one in found if one.version in {None, *latest} and one.query_class in {None, *largest})
 
     def _likings(self) -> tuple[SatisfactionEffect, ...]:
         """What people say of the runs that the accounts count."""
         runs = [
             heard(one.episode, one.labels, self.metrics, uncertified=self.route.uncertified)
             for one in self._runs.values()
-        ]  # fmt: skip
+        ]
         if not any(run.words for run in runs):
             return ()
         found = likings(
-            runs, measures(self.metrics), confidence=self.route.confidence,
+            runs,
+            measures(self.metrics),
+            confidence=self.route.confidence,
             most_weight=1 / self.feedback.least_propensity,
-        )  # fmt: skip
+        )
         latest = set(list(dict.fromkeys(run.version for run in reversed(runs)))[:MOST_VERSIONS])
         largest = {name for name, _ in Counter(run.query_class for run in runs).most_common(MOST_CLASSES)}
-        return tuple(
-            one for one in found
-            if one.version in {None, *latest} and one.query_class in {None, *largest}
-        )  # fmt: skip
+        return tuple(one for one in found if one.version in {None, *latest} and one.query_class in {None, *largest})
 
     def _forecasts(self) -> tuple[Forecast | None, Forecast | None]:
         windows = self._told_windows()
@@ -301,13 +315,18 @@ class RouteWatch:
         n_marks = worth([run.stands_for for run in marked])
         right = sum(run.stands_for for run in marked if run.correct)
         return ForecastWindow(
-            until=window.until, n_requests=len(window.runs), signals=window.signals,
+            until=window.until,
+            n_requests=len(window.runs),
+            signals=window.signals,
             predicted_drop=sum(expected) / len(expected) if expected else None,
-            n_audits=len(found), near=sum(one.near for _, one in found),
-            near_squares=sum(one.near**2 for _, one in found), n_settled=len(settled),
-            drop=sum(one.z for one in settled), n_labelled=n_marks,
+            n_audits=len(found),
+            near=sum(one.near for _, one in found),
+            near_squares=sum(one.near**2 for _, one in found),
+            n_settled=len(settled),
+            drop=sum(one.z for one in settled),
+            n_labelled=n_marks,
             n_right=n_marks * right / sum(run.stands_for for run in marked) if marked else 0.0,
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True, slots=True)

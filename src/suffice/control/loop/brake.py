@@ -28,12 +28,12 @@ from suffice.learn.certifier import Certificate
 from suffice.signals.query import class_of
 from suffice.types import Feedback, Outcome, PauseCause, Request
 
-MOST_UPSTREAMS: Final = 50      # different answers to "who are you" that one epoch keeps in mind
-STRANGERS: Final = 1_000        # latest requests among which …
-MOST_STRANGERS: Final = 0.05    # … so many may ask for models that the evidence does not know
-FLOOR_LABELS: Final = 500       # latest labels that an EM below the critical one is read from
+MOST_UPSTREAMS: Final = 50  # different answers to "who are you" that one epoch keeps in mind
+STRANGERS: Final = 1_000  # latest requests among which …
+MOST_STRANGERS: Final = 0.05  # … so many may ask for models that the evidence does not know
+FLOOR_LABELS: Final = 500  # latest labels that an EM below the critical one is read from
 LEAST_LABELS: Final = 30
-MIX_REQUESTS: Final = 1_000     # latest requests whose classes are the mix of the traffic
+MIX_REQUESTS: Final = 1_000  # latest requests whose classes are the mix of the traffic
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +94,7 @@ class Upstreams:
 
     def knows(self, who: UpstreamIdentity) -> bool:
         """Does the evidence speak of whoever answered here?"""
-        return any(
-            one.asked == who.asked and not changed(one.fingerprint, who.fingerprint) for one in self.known
-        )
+        return any(one.asked == who.asked and not changed(one.fingerprint, who.fingerprint) for one in self.known)
 
     def plain(self) -> tuple[tuple[str, str, str], ...]:
         """As a publication writes it."""
@@ -144,9 +142,7 @@ class ClassMix:
             if not cell.ungoverned:
                 self._latest.extend([cell.query_class] * min(cell.n, MIX_REQUESTS))
 
-    def alarm(
-        self, certificate: Certificate, level: int, audits: Sequence[Audit], max_em_drop: float
-    ) -> str | None:
+    def alarm(self, certificate: Certificate, level: int, audits: Sequence[Audit], max_em_drop: float) -> str | None:
         """Why a level breaks the budget at the present mix of classes, or None.
 
         audits  of the epoch, those of the certificate among them
@@ -157,8 +153,9 @@ class ClassMix:
         z = certificate.z[: len(classes), level]
         of_class = {
             name: Outcomes(n=len(seen), n_gained=int((seen < 0).sum()), n_lost=int((seen > 0).sum()))
-            for name in set(classes) for seen in [z[[at for at, one in enumerate(classes) if one == name]]]
-        }  # fmt: skip
+            for name in set(classes)
+            for seen in [z[[at for at, one in enumerate(classes) if one == name]]]
+        }
         return post_stratify(of_class, Counter(self._latest)).alarm(max_em_drop)
 
 

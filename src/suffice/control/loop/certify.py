@@ -115,14 +115,14 @@ class RouteLoop:
     ceiling: int | None = field(init=False)
     epoch: Epoch = field(init=False)
     keeper: LiveKeeper = field(init=False)
-    audits: list[Audit] = field(init=False)     # as the keeper has them, then those that it has not seen yet
-    chosen: FeatureSelection | None = field(init=False)   # features; None: not before the burst is over
+    audits: list[Audit] = field(init=False)  # as the keeper has them, then those that it has not seen yet
+    chosen: FeatureSelection | None = field(init=False)  # features; None: not before the burst is over
     lottery: Lottery = field(init=False)
     floor: Floor = field(init=False)
     _setup: str = ""
-    _n_taken: int = field(init=False)           # audits that the keeper has
-    _counts: Verdicts = field(init=False)       # what counts as said, as the keeper knows it
-    _places: dict[str, int] = field(init=False) # of audits, by episode
+    _n_taken: int = field(init=False)  # audits that the keeper has
+    _counts: Verdicts = field(init=False)  # what counts as said, as the keeper knows it
+    _places: dict[str, int] = field(init=False)  # of audits, by episode
     _upstreams: Upstreams = field(init=False)
     _early: Early = field(init=False)
     _finish: FinishLog = field(init=False)
@@ -133,7 +133,7 @@ class RouteLoop:
     _ratings: Ratings = field(init=False)
     _guards: LiveGuards = field(init=False)
     _judge: JudgeCharge = field(init=False)
-    _brought: RolloutTransition = field(init=False)      # by rollouts
+    _brought: RolloutTransition = field(init=False)  # by rollouts
     _serves: FoldedVersion | None = field(init=False)  # the version that one has brought; None: the loop's own serves
     _callers: set[str] = field(init=False)  # senders that asked the model, on whatever route
 
@@ -207,9 +207,7 @@ class RouteLoop:
         self._mix.note(request)
         self.lottery.note(request)
         self._early.began(request.episode_id, self.n + 1)
-        self._started.began(
-            request, self.n + 1, probes=self.route.probe is not None, windows=self.keeper.windows
-        )  # fmt: skip
+        self._started.began(request, self.n + 1, probes=self.route.probe is not None, windows=self.keeper.windows)
         return self._passed(1, stored)
 
     def _counted(self, event: RequestsCounted, stored: StoredEvent) -> Resolution | None:
@@ -245,9 +243,12 @@ class RouteLoop:
         if self._is_evidence(request, outcome):
             self.keeper.returned([self.n + 1.0 - number])
             audit = Audit(
-                seq=stored.seq, at=number, ended_at_s=stored.at_s, episode=episode,
+                seq=stored.seq,
+                at=number,
+                ended_at_s=stored.at_s,
+                episode=episode,
                 only_drawn=sees_only_drawn(self.route),
-            )  # fmt: skip
+            )
             self._keep(reduce(lambda known, said: known.with_label(said, self.n), waiting, audit))
         return None
 
@@ -303,9 +304,10 @@ class RouteLoop:
             return None
         self._judge.look(self.audits, self.epoch.max_em_drop, self._callers)
         keeper.plan = replace(
-            keeper.plan, confidence=1 - self._brought.loops_share(self._delta),
+            keeper.plan,
+            confidence=1 - self._brought.loops_share(self._delta),
             label_timeout=self._lateness.timeout_requests(since=self.epoch.at),
-        )  # fmt: skip
+        )
         keeper.pending = self._started.pending_with(self.epoch.pending)
         self._take()
         self._look_at_finish(keeper.served)
@@ -399,11 +401,13 @@ class RouteLoop:
         """Find out what counts as said; the keeper sees again what that changes."""
         apart = self.keeper.disagreeing()
         differing = [
-            audit for place, audit in enumerate(self.audits)
+            audit
+            for place, audit in enumerate(self.audits)
             if (apart[place] if place < len(apart) and self.keeper.served is not None else _differs(audit))
-        ]  # fmt: skip
-        before, (self._counts, _) = self._counts, verdicts(
-            differing, self.match, callers=self._callers, hears=self._judge.hears
+        ]
+        before, (self._counts, _) = (
+            self._counts,
+            verdicts(differing, self.match, callers=self._callers, hears=self._judge.hears),
         )
         changed = {name for name in {*before, *self._counts} if before.get(name) != self._counts.get(name)}
         places = sorted(self._places[name] for name in changed if self._places.get(name, self._n_taken) < self._n_taken)
@@ -455,15 +459,25 @@ class RouteLoop:
         if said is not None and (said.fit, said.level, said.share, said.classes) == (address, self.level, share, held):
             return None
         made = Publication(
-            route=self.name, number=self.held.n_publications + 1, epoch=self.epoch.number, at=self.n,
-            version=f"{address}@{self.level}" if address else "", fit=address, level=self.level,
+            route=self.name,
+            number=self.held.n_publications + 1,
+            epoch=self.epoch.number,
+            at=self.n,
+            version=f"{address}@{self.level}" if address else "",
+            fit=address,
+            level=self.level,
             n_levels=served.n_levels if served is not None else self.keeper.plan.n_levels,
-            certified=0 < self.level <= self.keeper.floor, spending=self.keeper.spending if self.level else None,
-            share=share, reason=reason or self._why(changes), author=self.author,
+            certified=0 < self.level <= self.keeper.floor,
+            spending=self.keeper.spending if self.level else None,
+            share=share,
+            reason=reason or self._why(changes),
+            author=self.author,
             evidence=replace(self.keeper.evidence(most=self.ceiling), judge_charge=self._judge.charge),
-            setup=self._setup, upstream=self._upstreams.plain(),
-            ceiling=self.ceiling, classes=held,
-        )  # fmt: skip
+            setup=self._setup,
+            upstream=self._upstreams.plain(),
+            ceiling=self.ceiling,
+            classes=held,
+        )
         return self._say(made, {address: written(served.version)} if isinstance(served, ServedVersion) else {})
 
     def _say(self, made: Publication, artefacts: Mapping[str, str]) -> Resolution | None:
@@ -505,19 +519,36 @@ class RouteLoop:
         part = self.keeper.plan.restart_share(self.n - self.epoch.at) if by_audits else 1.0
         return self._start(
             reason, stored.seq, kept, burst=burst_of(self.route, self.control), alarm=alarm, delta_share=part
-        )  # fmt: skip
+        )
 
     def _start(
-        self, reason: str, seq: int, kept: Sequence[Audit], *, burst: int, alarm: Alarm | None = None,
-        delta_share: float = 1.0, windows: Windows | None = None,
-    ) -> Resolution:  # fmt: skip
+        self,
+        reason: str,
+        seq: int,
+        kept: Sequence[Audit],
+        *,
+        burst: int,
+        alarm: Alarm | None = None,
+        delta_share: float = 1.0,
+        windows: Windows | None = None,
+    ) -> Resolution:
         epoch = Epoch(
-            route=self.name, number=self.held.n_epochs + 1, at=self.n, since_seq=seq, reason=reason,
-            author=self.author, kept=tuple(audit.id for audit in kept), kept_at=tuple(audit.at for audit in kept),
-            burst=burst, max_em_drop=self._max_em_drop, confidence=self.route.confidence, promise=self.route.promise,
-            delta_share=delta_share, windows=() if windows is None else windows.plain(),
+            route=self.name,
+            number=self.held.n_epochs + 1,
+            at=self.n,
+            since_seq=seq,
+            reason=reason,
+            author=self.author,
+            kept=tuple(audit.id for audit in kept),
+            kept_at=tuple(audit.at for audit in kept),
+            burst=burst,
+            max_em_drop=self._max_em_drop,
+            confidence=self.route.confidence,
+            promise=self.route.promise,
+            delta_share=delta_share,
+            windows=() if windows is None else windows.plain(),
             pending=() if windows is None else self._started.pending_with(self.epoch.pending).plain(),
-        )  # fmt: skip
+        )
         events: tuple[Event, ...] = (EpochBegan(epoch),) if alarm is None else (AlarmRaised(alarm), EpochBegan(epoch))
         for event in events:
             self.held = self.held.after(event)
@@ -530,14 +561,20 @@ class RouteLoop:
         A promise that the owner changed, a pause that is due, labels that are worth asking for. Raises Diverged.
         """
         if self.expected:
-            raise ReplayMismatch(f"route {self.name}: publication {self.expected[0].number} does not follow from the log")
+            raise ReplayMismatch(
+                f"route {self.name}: publication {self.expected[0].number} does not follow from the log"
+            )
         promise = self._max_em_drop, self.route.confidence, self.route.promise
         if promise != (self.epoch.max_em_drop, self.epoch.confidence, self.epoch.promise):
             how = f"at {promise[1]:g}" if promise[2] == "certified" else "on average"
             return self._start(
-                f"the promise is {promise[0]:g} {how} now", self.seq, self.audits, burst=0,
-                delta_share=self.epoch.delta_share, windows=self.keeper.windows,
-            )  # fmt: skip
+                f"the promise is {promise[0]:g} {how} now",
+                self.seq,
+                self.audits,
+                burst=0,
+                delta_share=self.epoch.delta_share,
+                windows=self.keeper.windows,
+            )
         events = self._wanted()
         pause = self._pause()
         if pause is not None:

@@ -40,7 +40,7 @@ class LiveGuards:
     delta: float
     _guards: ClassGuards | None = None
     _served: FoldedModels | None = None
-    _n_shown: int = 0                                   # audits that the guards have had, of those the keeper has
+    _n_shown: int = 0  # audits that the guards have had, of those the keeper has
     _moved: dict[str, int] = field(default_factory=dict)  # place in the log of the audit behind which a class moved
 
     def look(self, keeper: LiveKeeper, audits: Sequence[Audit], *, pooled: int) -> list[str]:
@@ -94,9 +94,10 @@ class LiveGuards:
         shown = audits[: self._n_shown]
         for name, moved in self._moved.items():
             rows = [
-                place for place, audit in enumerate(shown)
+                place
+                for place, audit in enumerate(shown)
                 if audit.seq > moved and class_of(audit.episode.request.query) == name
-            ]  # fmt: skip
+            ]
             seen = count(z[rows])
             levels = np.stack([seen.gained, seen.same, seen.lost], axis=1).tolist()
             state[name] = replace(state[name], since=tuple((gained, same, lost) for gained, same, lost in levels))

@@ -29,11 +29,19 @@ def wanted(
             continue
         asked.add(audit.id)
         level = keeper.first_disagreement(place)
-        found.append(LabelWanted(LabelRequest(
-            episode_id=audit.id, route=route, level=level, would_answer=_answer_at(audit, keeper.row_at(place, level)),
-            answer=audit.episode.outcome.answer, why=f"a stop at level {level} would have answered otherwise",
-            deadline_s=audit.ended_at_s + timeout_s if timeout_s else None,
-        )))  # fmt: skip
+        found.append(
+            LabelWanted(
+                LabelRequest(
+                    episode_id=audit.id,
+                    route=route,
+                    level=level,
+                    would_answer=_answer_at(audit, keeper.row_at(place, level)),
+                    answer=audit.episode.outcome.answer,
+                    why=f"a stop at level {level} would have answered otherwise",
+                    deadline_s=audit.ended_at_s + timeout_s if timeout_s else None,
+                )
+            )
+        )
     return found
 
 

@@ -20,7 +20,7 @@ from suffice.learn.certifier import Certifier, KeeperDecision, matured
 from suffice.learn.served import FoldedModels
 from suffice.types import BudgetAccount, EvidenceSummary
 
-_MOST_LOG: Final = 700.0    # whose exponential is still a number
+_MOST_LOG: Final = 700.0  # whose exponential is still a number
 
 
 @dataclass(slots=True, eq=False)
@@ -171,9 +171,7 @@ class LiveKeeper(Certifier):
         """What stands behind the level that passes, or behind `most` where no higher one may be used."""
         plan, judged, runs, found = self.plan, self._epoch.judged, self._epoch.runs, self.certificate
         if judged is None or runs is None or found is None:
-            return EvidenceSummary(
-                n_audits=self.n_audits, max_em_drop=plan.max_em_drop, confidence=plan.confidence
-            )
+            return EvidenceSummary(n_audits=self.n_audits, max_em_drop=plan.max_em_drop, confidence=plan.confidence)
         level = self.level if most is None else min(self.level, most)
         at, window = found.z[:, level], found.window
         full = float(runs.full[found.inside].sum())

@@ -48,9 +48,13 @@ class OwnLoop(RouteLoop):
 
     def _rows(self, audits: Sequence[Audit]) -> AuditRuns | None:
         return owned_rows(
-            audits, policy=self.policy, kind=self.route.kind, match=self.match, wave=self.route.wave,
+            audits,
+            policy=self.policy,
+            kind=self.route.kind,
+            match=self.match,
+            wave=self.route.wave,
             counts=self._counts,
-        )  # fmt: skip
+        )
 
     def _say(self, made: Publication, artefacts: Mapping[str, str]) -> Resolution | None:
         if self.expected and self.expected[0].version != self.address:

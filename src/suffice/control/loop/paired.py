@@ -41,8 +41,8 @@ from suffice.types import (
 )
 
 MOST_KEPT: Final = WINDOW + WINDOW // 4  # audits: those of the window, second full runs, and some that wait
-COMES_BACK: Final = 10.0                 # part of delta that an arm which lost its proof may use
-_MOST_LOG: Final = 700.0                 # whose exponential is still a number
+COMES_BACK: Final = 10.0  # part of delta that an arm which lost its proof may use
+_MOST_LOG: Final = 700.0  # whose exponential is still a number
 
 
 @dataclass(slots=True)
@@ -100,7 +100,7 @@ class ArmLoop(RouteLoop):
             return self._new_epoch(*alarm, stored)
         found = certify_arms(
             self._windowed(), n_arms=2, max_em_drop=self.epoch.max_em_drop, delta=self._arm_delta, now=now
-        )  # fmt: skip
+        )
         self._fell, self.level = self._fell or found.in_force < self.level, found.in_force
         if self.level and self._watch is None:
             self._watch = self._begun_watch(found)
@@ -113,7 +113,7 @@ class ArmLoop(RouteLoop):
         share = np.array([audit.share for audit in self.audits])
         window = self.keeper.windows.chosen(
             np.concatenate([at, pending.at]), np.concatenate([share, pending.share]), wanted=WINDOW
-        )  # fmt: skip
+        )
         if window is None:
             return []
         inside = [audit for audit, here in zip(self.audits, window.holds(at), strict=True) if here]
@@ -153,25 +153,46 @@ class ArmLoop(RouteLoop):
             return None
         view = found.views[0]
         reason = view.sentence(arm) if self.level else f"{arm} is not proved any more: {view.sentence(arm)}"
-        return self._say(Publication(
-            route=self.name, number=self.held.n_publications + 1, epoch=self.epoch.number, at=self.n,
-            version=arm if self.level else "", fit="", level=self.level, n_levels=2, certified=self.level > 0,
-            share=audit_share(self.n, self.route.audit_share), reason=reason, author=self.author,
-            evidence=self._summary(found), setup=self._setup, upstream=self._upstreams.plain(), arm=arm,
-            pairs=PairSummary(
-                n=view.n, n_disagree=round(view.disagreement * view.n) if view.n else 0,
-                n_repeats=found.repeats.n, n_repeats_disagree=found.repeats.n_disagree,
+        return self._say(
+            Publication(
+                route=self.name,
+                number=self.held.n_publications + 1,
+                epoch=self.epoch.number,
+                at=self.n,
+                version=arm if self.level else "",
+                fit="",
+                level=self.level,
+                n_levels=2,
+                certified=self.level > 0,
+                share=audit_share(self.n, self.route.audit_share),
+                reason=reason,
+                author=self.author,
+                evidence=self._summary(found),
+                setup=self._setup,
+                upstream=self._upstreams.plain(),
+                arm=arm,
+                pairs=PairSummary(
+                    n=view.n,
+                    n_disagree=round(view.disagreement * view.n) if view.n else 0,
+                    n_repeats=found.repeats.n,
+                    n_repeats_disagree=found.repeats.n_disagree,
+                ),
             ),
-        ), {})  # fmt: skip
+            {},
+        )
 
     def _summary(self, found: CertifiedArms) -> EvidenceSummary:
         view = found.views[0]
         return EvidenceSummary(
-            n_audits=view.n, n_gained=view.n_gained, n_lost=view.n_lost,
-            e_value=exp(min(_MOST_LOG, found.log_e[0])), share=view.saved_share, n_missing=pairs_missing(
-                found, max_em_drop=self.epoch.max_em_drop, delta=self._arm_delta
-            ), max_em_drop=self.epoch.max_em_drop, confidence=self.epoch.confidence,
-        )  # fmt: skip
+            n_audits=view.n,
+            n_gained=view.n_gained,
+            n_lost=view.n_lost,
+            e_value=exp(min(_MOST_LOG, found.log_e[0])),
+            share=view.saved_share,
+            n_missing=pairs_missing(found, max_em_drop=self.epoch.max_em_drop, delta=self._arm_delta),
+            max_em_drop=self.epoch.max_em_drop,
+            confidence=self.epoch.confidence,
+        )
 
     def _arm(self) -> str:
         """The arm as the latest pair was asked with it: with an effort and a budget it is what the upstream takes."""
@@ -188,9 +209,17 @@ class ArmLoop(RouteLoop):
             if outcome.answer == outcome.pair_answer:
                 continue
             self.asked.add(audit.id)
-            found.append(LabelWanted(LabelRequest(
-                episode_id=audit.id, route=self.name, level=1, would_answer=outcome.pair_answer,
-                answer=outcome.answer, why=f"asked with {outcome.pair_arm} it was answered otherwise",
-                deadline_s=audit.ended_at_s + timeout_s if timeout_s else None,
-            )))  # fmt: skip
+            found.append(
+                LabelWanted(
+                    LabelRequest(
+                        episode_id=audit.id,
+                        route=self.name,
+                        level=1,
+                        would_answer=outcome.pair_answer,
+                        answer=outcome.answer,
+                        why=f"asked with {outcome.pair_arm} it was answered otherwise",
+                        deadline_s=audit.ended_at_s + timeout_s if timeout_s else None,
+                    )
+                )
+            )
         return found

@@ -19,11 +19,11 @@ from suffice.store.rows.rollout_events import RolloutBegun, RolloutMoved, Rollou
 class RolloutTransition:
     """The rollouts of one route in one epoch."""
 
-    why: str = ""      # that a version was taken over since somebody last asked; "": none was
+    why: str = ""  # that a version was taken over since somebody last asked; "": none was
     _running: str = ""  # the rollout that runs; "": none does
     _stands: str = ""  # the one whose version serves; "": the loop's own does
     _fits: dict[str, tuple[str, str]] = field(default_factory=dict)  # by rollout: its candidate's, and the one before
-    _stood: dict[str, str] = field(default_factory=dict)             # by rollout: whose version served before it
+    _stood: dict[str, str] = field(default_factory=dict)  # by rollout: whose version served before it
 
     @property
     def rests(self) -> bool:

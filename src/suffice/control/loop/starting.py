@@ -20,16 +20,16 @@ from suffice.rollout.assign import audit_share
 from suffice.settings import Control, Route
 from suffice.types import Epoch
 
-USUAL_PART: Final = 0.25       # of the budget: what a certified level loses or so
-PATIENCE: Final = 100_000      # requests to the first certificate that are worth a warning
+USUAL_PART: Final = 0.25  # of the budget: what a certified level loses or so
+PATIENCE: Final = 100_000  # requests to the first certificate that are worth a warning
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
     """What a first certificate takes."""
 
-    n_audits: int        # that prove a level which loses a quarter of the budget; `MOST_AUDITS`: none would do
-    n_requests: float    # to get them; infinite: they never count all at once
+    n_audits: int  # that prove a level which loses a quarter of the budget; `MOST_AUDITS`: none would do
+    n_requests: float  # to get them; infinite: they never count all at once
 
     @property
     def is_long(self) -> bool:
@@ -51,12 +51,17 @@ def live_plan(route: Route, control: Control, epoch: Epoch) -> Plan:
     if not route.is_replayed:  # its share is the gateway's own, whatever the loop publishes
         share = audit_share(epoch.at, route.audit_share)
     return Plan(
-        max_em_drop=epoch.max_em_drop, confidence=epoch.confidence, promise=epoch.promise,
-        warm_up=epoch.at + epoch.burst, burst=epoch.burst, window=window_of(control, epoch.max_em_drop),
+        max_em_drop=epoch.max_em_drop,
+        confidence=epoch.confidence,
+        promise=epoch.promise,
+        warm_up=epoch.at + epoch.burst,
+        burst=epoch.burst,
+        window=window_of(control, epoch.max_em_drop),
         refit_every=control.refit_requests,
         share=share,
-        most_share=route.most_audit_share, free_audits=route.audit_share is None and route.probe is None,
-    )  # fmt: skip
+        most_share=route.most_audit_share,
+        free_audits=route.audit_share is None and route.probe is None,
+    )
 
 
 def first_certificate(route: Route, control: Control) -> Start:

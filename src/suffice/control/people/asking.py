@@ -21,9 +21,12 @@ DIFFERS = "the stop would have answered otherwise"
 
 
 def to_judge(
-    episodes: Iterable[LabelledEpisode], wanted: Mapping[str, LabelRequest], *, which: Which,
+    episodes: Iterable[LabelledEpisode],
+    wanted: Mapping[str, LabelRequest],
+    *,
+    which: Which,
     questions: Mapping[str, str],
-) -> Iterator[ToJudge]:  # fmt: skip
+) -> Iterator[ToJudge]:
     """Runs of which nobody but a model has said what is right, in the order in which they ended.
 
     wanted     labels that were asked for, by episode
@@ -38,7 +41,10 @@ def to_judge(
         if persons_word(item.labels) is not None:
             continue
         yield ToJudge(
-            episode_id=request.episode_id, route=request.route, question=questions.get(request.question_key),
-            answer=outcome.answer, would_answer=outcome.would_answer if asked is None else asked.would_answer,
+            episode_id=request.episode_id,
+            route=request.route,
+            question=questions.get(request.question_key),
+            answer=outcome.answer,
+            would_answer=outcome.would_answer if asked is None else asked.would_answer,
             why=DIFFERS if asked is None else asked.why,
-        )  # fmt: skip
+        )

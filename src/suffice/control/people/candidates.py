@@ -20,7 +20,7 @@ from suffice.store.rows.control_events import EpochBegan, LabelWanted
 from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Feedback, LabelRequest, Outcome, Request
 
-DRIFT_RUNS: Final = 100          # the first of a new world that are candidates
+DRIFT_RUNS: Final = 100  # the first of a new world that are candidates
 REVIEWABLE: Final = ("done", "stopped", "truncated")  # ends that show what a client got
 
 
@@ -42,9 +42,9 @@ class Candidates:
     below: dict[str, str] = field(default_factory=dict)  # classes that stopping harms, and how that is known
     waiting: CandidateQueue = field(default_factory=CandidateQueue)
     urn: Urn = field(init=False)
-    seq: int = 0                                         # place of the last row that was read
+    seq: int = 0  # place of the last row that was read
     _open: dict[str, Request] = field(default_factory=dict)
-    _n_new: int = 0                                      # runs of a new world that are candidates still
+    _n_new: int = 0  # runs of a new world that are candidates still
     _new_because: str = ""
 
     def __post_init__(self) -> None:
@@ -87,11 +87,19 @@ class Candidates:
     def want(self, wanted: LabelRequest) -> None:
         """An audit disagrees at a level in play."""
         if wanted.episode_id not in self.asked:
-            self.waiting.add(ReviewCandidate(
-                episode_id=wanted.episode_id, route=self.name, why="disagreement", shows="both",
-                because=f"{wanted.why}; without a label it counts as a loss", full_answer=wanted.answer,
-                early_answer=wanted.would_answer, urgency=1 / (1 + wanted.level), deadline_s=wanted.deadline_s,
-            ))  # fmt: skip
+            self.waiting.add(
+                ReviewCandidate(
+                    episode_id=wanted.episode_id,
+                    route=self.name,
+                    why="disagreement",
+                    shows="both",
+                    because=f"{wanted.why}; without a label it counts as a loss",
+                    full_answer=wanted.answer,
+                    early_answer=wanted.would_answer,
+                    urgency=1 / (1 + wanted.level),
+                    deadline_s=wanted.deadline_s,
+                )
+            )
 
     def _ended(self, request: Request, outcome: Outcome) -> None:
         name = request.episode_id

@@ -64,13 +64,16 @@ def what_it_changed(path: Path | str, item: str, route: Route, match: Match, *, 
     with_it, without = episodes, [_without(one, item) for one in episodes]
     made = held.publication
     return Effect(
-        item=item, route=name, label=label_of(place),
+        item=item,
+        route=name,
+        label=label_of(place),
         before=_look(without, route, held, served, match, window, em=em_of(_unsaid(queue, place), name)),
         after=_look(with_it, route, held, served, match, window, em=em_of(queue, name)),
-        level_in_force=held.level if made is not None else 0, is_drawn=_is_drawn(queue, place),
+        level_in_force=held.level if made is not None else 0,
+        is_drawn=_is_drawn(queue, place),
         waits=served is None and route.is_learned,
         in_window=any(audit.id == item for audit in _audits(episodes, route)[-window:]),
-    )  # fmt: skip
+    )
 
 
 def _served(held: InForce, connection: sqlite3.Connection) -> ServedVersion | None:
@@ -105,9 +108,15 @@ def _is_drawn(queue: Queue, place: ItemState) -> bool:
 
 
 def _look(
-    episodes: Sequence[EpisodeWithLabels], route: Route, held: InForce, served: ServedVersion | None, match: Match, window: int,
-    *, em: IntervalEstimate | None,
-) -> LabelEffect:  # fmt: skip
+    episodes: Sequence[EpisodeWithLabels],
+    route: Route,
+    held: InForce,
+    served: ServedVersion | None,
+    match: Match,
+    window: int,
+    *,
+    em: IntervalEstimate | None,
+) -> LabelEffect:
     if served is None:
         return replace(_by_policy(episodes, route, match), em=em)
     audits = _audits(episodes, route)[-window:]
@@ -128,9 +137,12 @@ def _look(
     following = next_level(sums, max_em_drop=budget, delta=delta, window=window)
     in_play = runs.d[rows][:, 1 : level + AHEAD + 1].any(axis=1)
     return LabelEffect(
-        n_audits=len(runs), n_pending=int((in_play & ~labelled).sum()), level=level,
-        n_missing=None if following is None else following.n_missing, em=em,
-    )  # fmt: skip
+        n_audits=len(runs),
+        n_pending=int((in_play & ~labelled).sum()),
+        level=level,
+        n_missing=None if following is None else following.n_missing,
+        em=em,
+    )
 
 
 def _audits(episodes: Sequence[EpisodeWithLabels], route: Route) -> list[Audit]:
@@ -153,8 +165,10 @@ def _by_policy(episodes: Sequence[EpisodeWithLabels], route: Route, match: Match
     telling = [run for run in runs if run.disagrees is not None]
     n_lost = sum(run.drop if run.drop is not None else int(bool(run.disagrees)) for run in telling)
     found = evidence(
-        max_em_drop=route.max_em_drop, confidence=route.confidence, n_audits=len(telling),
+        max_em_drop=route.max_em_drop,
+        confidence=route.confidence,
+        n_audits=len(telling),
         n_disagreements=max(0, n_lost),
-    )  # fmt: skip
+    )
     n_pending = sum(run.drop is None and run.disagrees is True for run in telling)
     return LabelEffect(n_audits=len(telling), n_pending=n_pending, level=0, n_missing=found.n_missing, em=None)

@@ -25,7 +25,7 @@ from suffice.control.evidence.grades import JudgeGrades, compared, graded, perso
 from suffice.edge.judge import Grade
 from suffice.types import Feedback
 
-MOST_CALLS = 200    # answers that are graded in one go
+MOST_CALLS = 200  # answers that are graded in one go
 
 
 class Grades(Protocol):
@@ -45,22 +45,29 @@ class Grades(Protocol):
 class JudgingResult:
     """What came of one go."""
 
-    n_full: int                  # full runs of the route
-    n_differing: int             # of them: the stop would have answered otherwise, or not at all
-    n_unknown: int               # of these: their question was not among those that were brought
-    n_graded: int                # runs graded in this go
-    n_ungraded: int              # runs for which the judge gave no grade: asked again next time
-    n_labelled: int              # labels written in this go
-    error: JudgeError | None     # against people, over the whole log; None: no run has both words
-    disagreement: float          # upper bound on the rate, that the charge was computed with
-    may_count: bool              # are its labels worth anything now?
-    reason: str                  # a sentence for a person
+    n_full: int  # full runs of the route
+    n_differing: int  # of them: the stop would have answered otherwise, or not at all
+    n_unknown: int  # of these: their question was not among those that were brought
+    n_graded: int  # runs graded in this go
+    n_ungraded: int  # runs for which the judge gave no grade: asked again next time
+    n_labelled: int  # labels written in this go
+    error: JudgeError | None  # against people, over the whole log; None: no run has both words
+    disagreement: float  # upper bound on the rate, that the charge was computed with
+    may_count: bool  # are its labels worth anything now?
+    reason: str  # a sentence for a person
 
 
 async def judge_labels(
-    episodes: Iterable[LabelledEpisode], judge: Grades, append: Callable[[Feedback], Awaitable[object]], *,
-    questions: Mapping[str, str], match: Match, max_em_drop: float, confidence: float, most_calls: int = MOST_CALLS,
-) -> JudgingResult:  # fmt: skip
+    episodes: Iterable[LabelledEpisode],
+    judge: Grades,
+    append: Callable[[Feedback], Awaitable[object]],
+    *,
+    questions: Mapping[str, str],
+    match: Match,
+    max_em_drop: float,
+    confidence: float,
+    most_calls: int = MOST_CALLS,
+) -> JudgingResult:
     """Measure a judge on the runs of one route that people labelled, and let it label the others if it is good enough.
 
     append       puts a row into the log; waits until it is there
@@ -90,10 +97,17 @@ async def judge_labels(
     if may_count:
         labelled = await grading.each([item for item in known if persons_word(item.labels) is None], counts=True)
     return JudgingResult(
-        n_full=len(runs), n_differing=len(differing), n_unknown=len(differing) - len(known),
-        n_graded=len(said) + len(labelled), n_ungraded=grading.n_ungraded, n_labelled=len(labelled), error=error,
-        disagreement=disagreement, may_count=may_count, reason=_reason(error, max_em_drop),
-    )  # fmt: skip
+        n_full=len(runs),
+        n_differing=len(differing),
+        n_unknown=len(differing) - len(known),
+        n_graded=len(said) + len(labelled),
+        n_ungraded=grading.n_ungraded,
+        n_labelled=len(labelled),
+        error=error,
+        disagreement=disagreement,
+        may_count=may_count,
+        reason=_reason(error, max_em_drop),
+    )
 
 
 class _Grading:

@@ -27,14 +27,22 @@ def stopped(outcome: Outcome, replayed: ReplayedRun | None, full_tokens: Sequenc
     saved = max(0, round(sum(lately) / max(1, len(lately)) - replayed.tokens))
     steps = outcome.steps[: replayed.stop_step]
     return replace(
-        outcome, end_reason="stopped", stopped=True, stop_reason="suffices", stop_step=replayed.stop_step,
-        answer=replayed.answer, would_answer=replayed.answer, finish_method="vote", decision=because,
+        outcome,
+        end_reason="stopped",
+        stopped=True,
+        stop_reason="suffices",
+        stop_step=replayed.stop_step,
+        answer=replayed.answer,
+        would_answer=replayed.answer,
+        finish_method="vote",
+        decision=because,
         usage=replace(outcome.usage, completion_tokens=replayed.tokens),
         steps=(*steps[:-1], replace(steps[-1], action="stop", reason=because)),
-        tokens_saved_estimate=saved, estimate_method=f"mean of {len(lately)} full runs of this route",
+        tokens_saved_estimate=saved,
+        estimate_method=f"mean of {len(lately)} full runs of this route",
         vote=_counted([step.answer for step in steps if step.answer]),
         duration_s=round(outcome.duration_s * replayed.tokens / outcome.usage.completion_tokens, 3),
-    )  # fmt: skip
+    )
 
 
 def noted(outcome: Outcome, replayed: ReplayedRun | None) -> Outcome:
@@ -52,9 +60,12 @@ def priced(outcome: Outcome) -> Outcome:
     ).total_usd
     saved = (outcome.tokens_saved_estimate or 0) * PRICES.output_usd_per_mtok / 1e6
     return replace(
-        outcome, cost_usd=cost, overhead_usd=0.0, saved_usd_estimate=saved if outcome.stopped else None,
+        outcome,
+        cost_usd=cost,
+        overhead_usd=0.0,
+        saved_usd_estimate=saved if outcome.stopped else None,
         would_cost_usd=cost if outcome.stop_step is not None and not outcome.stopped else None,
-    )  # fmt: skip
+    )
 
 
 def _counted(answers: list[str]) -> tuple[tuple[str, int], ...]:

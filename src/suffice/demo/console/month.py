@@ -53,35 +53,54 @@ WEBHOOK: Final = "SUFFICE_DEMO_WEBHOOK"  # environment variable with the address
 TABLES: Final[dict[str, Any]] = {
     "routes": {
         ROUTE: {
-            "upstream": "house", "kind": "samples", "samples": people.N_SAMPLES, "scorer": "number", "mode": "enforce",
-            "max_em_drop": 0.04, "confidence": 0.95, "audit_share": SHARE, "match": {"header": ROUTE},
+            "upstream": "house",
+            "kind": "samples",
+            "samples": people.N_SAMPLES,
+            "scorer": "number",
+            "mode": "enforce",
+            "max_em_drop": 0.04,
+            "confidence": 0.95,
+            "audit_share": SHARE,
+            "match": {"header": ROUTE},
             "max_extra_calls": 48,
         },
         **tries.TABLES["routes"],
         "support": {
-            "upstream": "house", "kind": "samples", "samples": people.N_SAMPLES, "scorer": "number", "mode": "observe",
-            "match": {"header": "support"}, "max_extra_calls": 48,
+            "upstream": "house",
+            "kind": "samples",
+            "samples": people.N_SAMPLES,
+            "scorer": "number",
+            "mode": "observe",
+            "match": {"header": "support"},
+            "max_extra_calls": 48,
         },
         "embeddings": {"upstream": "house", "mode": "off", "match": {"header": "embeddings"}},
         loops.ROUTE: {
-            "kind": "rounds", "scorer": "text", "mode": "observe", "match": {"header": loops.ROUTE},
-            "policy": {"policy": "stable-answer", "streak": 2}, "review": {"keep_text": True, "text_days": 60.0},
+            "kind": "rounds",
+            "scorer": "text",
+            "mode": "observe",
+            "match": {"header": loops.ROUTE},
+            "policy": {"policy": "stable-answer", "streak": 2},
+            "review": {"keep_text": True, "text_days": 60.0},
         },
     },
     "experiments": tries.TABLES["experiments"],
     "alerts": {"webhook_url_env": WEBHOOK},
     "control": {"tick_requests": 20, "burst_requests": 400, "refit_requests": 600, "window_audits": 800},
-}  # fmt: skip
+}
 
 
 def settings_for(database: Path, *, upstream: str = "http://127.0.0.1:9") -> Settings:
     """The settings that the month is lived under."""
     own = ends.PRICES
     prices = {"input_usd_per_mtok": own.input_usd_per_mtok, "output_usd_per_mtok": own.output_usd_per_mtok}
-    return parse({
-        **TABLES, "upstreams": {"house": {"url": upstream, "slots": 8, "prices": prices}},
-        "store": {"url": f"sqlite:///{database}"},
-    })  # fmt: skip
+    return parse(
+        {
+            **TABLES,
+            "upstreams": {"house": {"url": upstream, "slots": 8, "prices": prices}},
+            "store": {"url": f"sqlite:///{database}"},
+        }
+    )
 
 
 @dataclass(slots=True)
@@ -124,10 +143,17 @@ class Month:
         made = self.held.publication
         version = made.version if made is not None and level else ""
         request, outcome, right = people.full_run(
-            self.n, people.drawn_from(people.MATH, self.rng), self.rng, route=ROUTE, audit=audit, version=version,
-            propensity=1.0 if self.held.in_burst else SHARE if audit else 1 - SHARE, certified=level > 0, setup="demo",
+            self.n,
+            people.drawn_from(people.MATH, self.rng),
+            self.rng,
+            route=ROUTE,
+            audit=audit,
+            version=version,
+            propensity=1.0 if self.held.in_burst else SHARE if audit else 1 - SHARE,
+            certified=level > 0,
+            setup="demo",
             at_s=self.clock.at_s,
-        )  # fmt: skip
+        )
         self.n += 1
         replayed = self._replayed(request, outcome, level)
         if audit:
@@ -141,9 +167,17 @@ class Month:
         """One request on the route that only observes: all of them run in full, and some are drawn as audits."""
         audit = self.rng.random() < SHARE
         request, outcome, right = people.full_run(
-            self.n, people.drawn_from(people.SUPPORT, self.rng), self.rng, route="support", audit=audit, version="",
-            propensity=SHARE if audit else 1 - SHARE, certified=False, setup="demo", at_s=self.clock.at_s,
-        )  # fmt: skip
+            self.n,
+            people.drawn_from(people.SUPPORT, self.rng),
+            self.rng,
+            route="support",
+            audit=audit,
+            version="",
+            propensity=SHARE if audit else 1 - SHARE,
+            certified=False,
+            setup="demo",
+            at_s=self.clock.at_s,
+        )
         self.n += 1
         self._write(replace(request, mode="observe"), ends.priced(outcome), right)
 
@@ -157,9 +191,17 @@ class Month:
     def pass_on(self) -> None:
         """One request that nobody governs."""
         request, outcome, _ = people.full_run(
-            self.n, people.SUPPORT[0], self.rng, route="embeddings", audit=False, version="", propensity=1.0,
-            certified=False, setup="", at_s=self.clock.at_s,
-        )  # fmt: skip
+            self.n,
+            people.SUPPORT[0],
+            self.rng,
+            route="embeddings",
+            audit=False,
+            version="",
+            propensity=1.0,
+            certified=False,
+            setup="",
+            at_s=self.clock.at_s,
+        )
         self.n += 1
         self._append(RequestSeen(replace(request, mode="off", ungoverned="off", query=None, n_samples=1, unit="")))
         self._append(RequestEnded(replace(ends.priced(outcome), steps=(), vote=(), answer=None)))
@@ -186,9 +228,7 @@ class Month:
 
     def complain(self, summary: str) -> str:
         """Somebody opens an incident; its name."""
-        found = open_incident(
-            self.writer, ROUTE, self.settings.routes[ROUTE], summary, "ann", now_s=self.clock.at_s
-        )  # fmt: skip
+        found = open_incident(self.writer, ROUTE, self.settings.routes[ROUTE], summary, "ann", now_s=self.clock.at_s)
         if isinstance(found, str):
             raise SufficeError(f"demo: {found}")
         self._told()
@@ -269,26 +309,39 @@ def month(
         certify, monitor = Certify(author=AUTHOR, **common), Monitor(author=AUTHOR, **common)
         rollup = Rollup(now=clock, **common)
         told = Notify(
-            settings=settings.alerts, path=writer.path, sinks=(Took("log"), Took("webhook")), now=clock,
+            settings=settings.alerts,
+            path=writer.path,
+            sinks=(Took("log"), Took("webhook")),
+            now=clock,
             monotonic_s=monotonic_s,
-        )  # fmt: skip
+        )
         retrain = Retrain(author=AUTHOR, secret=secret, now=clock, **common)
         # It rests between two looks, in time that passes as the log says.
         advance = Advance(author=AUTHOR, secret=secret, now=clock, **(common | {"monotonic_s": clock}))
         ids = iter(range(10**9))
         works: dict[str, Any] = {
-            "decisions": writer, "author": AUTHOR, "now": clock, "monotonic_s": monotonic_s,
+            "decisions": writer,
+            "author": AUTHOR,
+            "now": clock,
+            "monotonic_s": monotonic_s,
             "new_id": lambda: f"jr_{next(ids):011x}",
-        }  # fmt: skip
+        }
         jobs: tuple[Job, ...] = (certify, retrain, advance, told, rollup)
         try:
             yield Month(
-                settings=settings, path=writer.path, log=log, writer=writer, worker=Worker(jobs=jobs, **works),
-                watcher=Worker(jobs=(monitor,), **works), clock=clock, rng=rng, aside=random.Random(seed + 1),
+                settings=settings,
+                path=writer.path,
+                log=log,
+                writer=writer,
+                worker=Worker(jobs=jobs, **works),
+                watcher=Worker(jobs=(monitor,), **works),
+                clock=clock,
+                rng=rng,
+                aside=random.Random(seed + 1),
                 tries=tries.Tries(
                     settings=settings, writer=writer, secret=secret, salt=f"month {seed}", rng=random.Random(seed + 2)
                 ),
-            )  # fmt: skip
+            )
         finally:
             for job in (certify, monitor, advance, rollup):
                 job.close()

@@ -13,9 +13,14 @@ P_MISLED: Final = 0.2  # of questions that are not easy
 N_MISLED: Final = 3
 MODEL: Final = "house-8b"
 COMMENTS: Final = (
-    "Right, and quick.", "I had to read it twice.", "Exactly what I needed.", "The unit is missing.",
-    "It answered another question than mine.", "Good, thanks.", "=SUM(A1:A9) is what I meant, not the mean.",
-)  # fmt: skip
+    "Right, and quick.",
+    "I had to read it twice.",
+    "Exactly what I needed.",
+    "The unit is missing.",
+    "It answered another question than mine.",
+    "Good, thanks.",
+    "=SUM(A1:A9) is what I meant, not the mean.",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +53,18 @@ def drawn_from(kinds: tuple[Kind, ...], rng: random.Random) -> Kind:
 
 
 def full_run(
-    number: int, kind: Kind, rng: random.Random, *, route: str, audit: bool, propensity: float, version: str,
-    certified: bool, setup: str, at_s: float,
-) -> tuple[Request, Outcome, str]:  # fmt: skip
+    number: int,
+    kind: Kind,
+    rng: random.Random,
+    *,
+    route: str,
+    audit: bool,
+    propensity: float,
+    version: str,
+    certified: bool,
+    setup: str,
+    at_s: float,
+) -> tuple[Request, Outcome, str]:
     """A question, its full run of samples, and the right answer."""
     right, easy = str(rng.randrange(2, 400)), rng.random() < kind.p_easy
     held = right if rng.random() < (0.985 if easy else kind.p_right) else str(rng.randrange(2, 400))
@@ -62,27 +76,53 @@ def full_run(
     name = f"ep_{int(at_s * 1e3):011x}{number:08x}{rng.randrange(2**32):08x}"
     steps = tuple(
         StepRecord(
-            index=at + 1, tokens=rng.randrange(90, 260) if easy else rng.randrange(180, 520), answer=answer,
-            answer_source="sample", confidence=None, entropy=None, probe_tokens=0, action="continue",
+            index=at + 1,
+            tokens=rng.randrange(90, 260) if easy else rng.randrange(180, 520),
+            answer=answer,
+            answer_source="sample",
+            confidence=None,
+            entropy=None,
+            probe_tokens=0,
+            action="continue",
             reason=f"{votes_so_far(answers[: at + 1])} of {at + 1} samples agree",
         )
         for at, answer in enumerate(answers)
-    )  # fmt: skip
+    )
     n_words = max(4, int(rng.gauss(kind.n_words, kind.n_words / 4)))
     request = Request(
-        episode_id=name, route=route, kind="samples", mode="enforce", model=MODEL, stream=rng.random() < 0.5,
-        n_samples=N_SAMPLES, audit=audit, propensity=propensity, policy_version=version, certified=certified,
-        question_key=f"{rng.randrange(2**64):016x}", ungoverned=None, received_at_s=at_s,
-        unit=f"{rng.randrange(2**64):016x}", setup=setup,
+        episode_id=name,
+        route=route,
+        kind="samples",
+        mode="enforce",
+        model=MODEL,
+        stream=rng.random() < 0.5,
+        n_samples=N_SAMPLES,
+        audit=audit,
+        propensity=propensity,
+        policy_version=version,
+        certified=certified,
+        question_key=f"{rng.randrange(2**64):016x}",
+        ungoverned=None,
+        received_at_s=at_s,
+        unit=f"{rng.randrange(2**64):016x}",
+        setup=setup,
         query=Query(query_class=kind.name, planned_steps=N_SAMPLES, n_words=n_words, n_chars=6 * n_words),
-    )  # fmt: skip
+    )
     outcome = Outcome(
-        episode_id=name, end_reason="done", status=200, answer=leader, response_id=f"chatcmpl-{name[3:]}", steps=steps,
+        episode_id=name,
+        end_reason="done",
+        status=200,
+        answer=leader,
+        response_id=f"chatcmpl-{name[3:]}",
+        steps=steps,
         usage=Usage(prompt_tokens=4 * n_words + 60, completion_tokens=sum(step.tokens for step in steps)),
-        vote=tuple(sorted(votes.items(), key=lambda one: -one[1])), model=MODEL, system_fingerprint="fp_7c1",
-        duration_s=round(rng.uniform(1.4, 4.8), 3), ttft_s=round(rng.uniform(0.9, 2.2), 3),
+        vote=tuple(sorted(votes.items(), key=lambda one: -one[1])),
+        model=MODEL,
+        system_fingerprint="fp_7c1",
+        duration_s=round(rng.uniform(1.4, 4.8), 3),
+        ttft_s=round(rng.uniform(0.9, 2.2), 3),
         decision="nothing is stopped in an audit" if audit else "",
-    )  # fmt: skip
+    )
     return request, outcome, right
 
 
@@ -99,8 +139,13 @@ def said(outcome: Outcome, right: str, rng: random.Random) -> list[Feedback]:
         told.append(Feedback(feedback_id=f"gold:{name}", episode_id=name, gold=right, source="exact-match"))
     if rng.random() < 0.2:
         pleased = outcome.answer == right and rng.random() < 0.9
-        told.append(Feedback(
-            feedback_id=f"user:{name}", episode_id=name, rating=rng.choice((4, 5) if pleased else (1, 2, 3)),
-            comment=rng.choice(COMMENTS) if rng.random() < 0.3 else None, source="user",
-        ))  # fmt: skip
+        told.append(
+            Feedback(
+                feedback_id=f"user:{name}",
+                episode_id=name,
+                rating=rng.choice((4, 5) if pleased else (1, 2, 3)),
+                comment=rng.choice(COMMENTS) if rng.random() < 0.3 else None,
+                source="user",
+            )
+        )
     return told

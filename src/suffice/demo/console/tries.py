@@ -47,31 +47,56 @@ KINDS: Final = (
 TABLES: Final[dict[str, Any]] = {
     "routes": {
         ROUTE: {
-            "upstream": "house", "kind": "samples", "samples": 8, "scorer": "number", "mode": "enforce",
-            "policy": OWN, "uncertified": True, "audit_share": SHARE, "match": {"header": ROUTE},
-            "max_extra_calls": 48, "wave": 1,
+            "upstream": "house",
+            "kind": "samples",
+            "samples": 8,
+            "scorer": "number",
+            "mode": "enforce",
+            "policy": OWN,
+            "uncertified": True,
+            "audit_share": SHARE,
+            "match": {"header": ROUTE},
+            "max_extra_calls": 48,
+            "wave": 1,
             # So that a month of so few requests shows a rollout from its beginning to its end.
             "rollout": {
-                "shares": [0.25, 0.5], "em_margin": 0.05, "class_em_margin": 0.12, "latency_margin": 0.5,
-                "error_margin": 0.1, "no_answer_margin": 0.1, "least_audits": 120, "least_class_audits": 30,
-                "least_requests": 20, "warmup_requests": 20, "most_requests": 2_000, "latency_cap_s": 6,
+                "shares": [0.25, 0.5],
+                "em_margin": 0.05,
+                "class_em_margin": 0.12,
+                "latency_margin": 0.5,
+                "error_margin": 0.1,
+                "no_answer_margin": 0.1,
+                "least_audits": 120,
+                "least_class_audits": 30,
+                "least_requests": 20,
+                "warmup_requests": 20,
+                "most_requests": 2_000,
+                "latency_cap_s": 6,
             },
         },
     },
     "experiments": {
         FIRST: {
-            "routes": [ROUTE], "primary": "tokens", "margins": {"em": 0.05}, "warmup_units": 50,
-            "max_tokens": 2_500, "max_latency_s": 6,
+            "routes": [ROUTE],
+            "primary": "tokens",
+            "margins": {"em": 0.05},
+            "warmup_units": 50,
+            "max_tokens": 2_500,
+            "max_latency_s": 6,
             "arms": {"full": {"full": True}, FIRST: {"weight": 1.0}},
         },
         SECOND: {
-            "routes": [ROUTE], "primary": "tokens", "margins": {"em": 0.02, "satisfaction": 0.1}, "warmup_units": 50,
-            "max_tokens": 2_500, "max_latency_s": 6,
+            "routes": [ROUTE],
+            "primary": "tokens",
+            "margins": {"em": 0.02, "satisfaction": 0.1},
+            "warmup_units": 50,
+            "max_tokens": 2_500,
+            "max_latency_s": 6,
             "control": "five",
             "arms": {"five": {}, "six": {"policy": {"policy": "stable-answer", "streak": 6}}},
         },
     },
-}  # fmt: skip
+}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -136,9 +161,17 @@ class Tries:
         share = max(SHARE, self.variants.audit_share(ROUTE))
         audit = self.rng.random() < share
         request, outcome, right = full_run(
-            number, drawn_from(KINDS, self.rng), self.rng, route=ROUTE, audit=audit, version="",
-            propensity=share if audit else 1 - share, certified=False, setup=self.base.setup, at_s=at_s,
-        )  # fmt: skip
+            number,
+            drawn_from(KINDS, self.rng),
+            self.rng,
+            route=ROUTE,
+            audit=audit,
+            version="",
+            propensity=share if audit else 1 - share,
+            certified=False,
+            setup=self.base.setup,
+            at_s=at_s,
+        )
         served, arms = self.variants.place(self.base, lambda: UnitIds(request=request.unit))
         request = replace(request, mode=served.settings.mode, policy_version=served.policy_version, arms=arms)
         replayed = replay(Episode(request=request, outcome=outcome), served.policy, wave=self.base.settings.wave)
@@ -161,17 +194,22 @@ class Tries:
     def _propose(self, table: dict[str, Any], reason: str) -> None:
         route, held = self.base.settings, rollouts.read_rollouts(self.writer.path)
         own = rollouts.own_version(route)
-        version = rollouts.proposed_version(
-            held, ROUTE, route, table, author=WHO, why=reason, now_s=self.writer.now()
-        )
+        version = rollouts.proposed_version(held, ROUTE, route, table, author=WHO, why=reason, now_s=self.writer.now())
         one = rollouts.own_candidate(held, version, route=ROUTE, own=own)
         if isinstance(one, str):
             raise SufficeError(f"demo: {one}")
         self._tables[version.address] = table
-        _done(rollouts.propose(
-            self.writer, one, author=WHO, reason=reason, name=f"{ROUTE}-{len(held) + 1}", rules=rules_of(route),
-            secret=self.secret,
-        ))  # fmt: skip
+        _done(
+            rollouts.propose(
+                self.writer,
+                one,
+                author=WHO,
+                reason=reason,
+                name=f"{ROUTE}-{len(held) + 1}",
+                rules=rules_of(route),
+                secret=self.secret,
+            )
+        )
 
     def _go_back(self, reason: str) -> None:
         """What has not ended by now is ended by a person."""

@@ -29,10 +29,10 @@ class CourseRun:
     """One request that ended, and whether its answer was right."""
 
     period: Period
-    question: str      # in the pool
+    question: str  # in the pool
     episode: Episode
-    correct: bool      # what the client got
-    first_correct: bool = False       # would its first sample alone have been right?
+    correct: bool  # what the client got
+    first_correct: bool = False  # would its first sample alone have been right?
     stop_correct: bool | None = None  # audits: what a stop would have delivered; None: it would not have stopped
 
     @property
@@ -53,11 +53,11 @@ class Figures:
     period: Period
     n: int
     n_stopped: int
-    n_audits: int                        # ran in full by design
-    em: float                            # of what clients got
-    em_first: float                      # of each request's first sample
-    tokens: float                        # mean a request
-    em_change: float | None = None       # against the full runs before
+    n_audits: int  # ran in full by design
+    em: float  # of what clients got
+    em_first: float  # of each request's first sample
+    tokens: float  # mean a request
+    em_change: float | None = None  # against the full runs before
     em_change_interval: Interval | None = None
     saved: float | None = None
     saved_interval: Interval | None = None
@@ -68,8 +68,8 @@ class AuditTally:
     """The certificate's own audits: each shows the full run and the stop that was not made."""
 
     n: int
-    n_stops: int   # of them: would have stopped
-    n_lost: int    # right in full, wrong if stopped
+    n_stops: int  # of them: would have stopped
+    n_lost: int  # right in full, wrong if stopped
     n_gained: int
 
 
@@ -92,10 +92,11 @@ def audited(runs: Iterable[CourseRun]) -> AuditTally:
     found = [run for run in runs if run.period == "certified" and run.by_lot]
     stops = [(run.correct, run.stop_correct) for run in found if run.stop_correct is not None]
     return AuditTally(
-        n=len(found), n_stops=len(stops),
+        n=len(found),
+        n_stops=len(stops),
         n_lost=sum(full and not stop for full, stop in stops),
         n_gained=sum(bool(stop) and not full for full, stop in stops),
-    )  # fmt: skip
+    )
 
 
 def all_figures(runs: Sequence[CourseRun], *, sure: bool = False) -> Mapping[Period, Figures]:
@@ -115,13 +116,18 @@ def _figures(period: Period, runs: Sequence[CourseRun], full: Sequence[CourseRun
         saved_interval = bootstrap_interval(values, groups, _saved, 0.95, N_DRAWS, rng)
         em_interval = bootstrap_interval(values, groups, _em_change, 0.95, N_DRAWS, rng)
     return Figures(
-        period=period, n=len(runs), n_stopped=sum(run.episode.outcome.stopped for run in runs),
+        period=period,
+        n=len(runs),
+        n_stopped=sum(run.episode.outcome.stopped for run in runs),
         n_audits=sum(run.episode.request.audit for run in runs),
-        em=float(np.mean([run.correct for run in runs])), em_first=float(np.mean([run.first_correct for run in runs])),
+        em=float(np.mean([run.correct for run in runs])),
+        em_first=float(np.mean([run.first_correct for run in runs])),
         tokens=float(np.mean([run.tokens for run in runs])),
-        em_change=_em_change(sums) if compared else None, em_change_interval=em_interval,
-        saved=_saved(sums) if compared else None, saved_interval=saved_interval,
-    )  # fmt: skip
+        em_change=_em_change(sums) if compared else None,
+        em_change_interval=em_interval,
+        saved=_saved(sums) if compared else None,
+        saved_interval=saved_interval,
+    )
 
 
 def _row(run: CourseRun, at: int) -> list[float]:

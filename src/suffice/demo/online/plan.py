@@ -15,22 +15,22 @@ from typing import Final
 from suffice.local.tasks import TaskQuestion
 
 ROUTE: Final = "quiz"
-MODEL: Final = "quiz-model"   # what clients ask for, whoever stands behind it
+MODEL: Final = "quiz-model"  # what clients ask for, whoever stands behind it
 SEED: Final = 20_26
-EACH: Final = 5               # questions between two looks at the log
+EACH: Final = 5  # questions between two looks at the log
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoPlan:
     """Lengths in requests, and the promise."""
 
-    burst: int = 340            # full runs before anything may be learned: audits are dense until 16/max_em_drop
-    most: int = 600             # … and how long a certificate is waited for
-    n_certified: int = 200      # asked under the certificate
-    n_swapped: int = 50         # asked behind the swap
-    max_em_drop: float = 0.05   # fraction
+    burst: int = 340  # full runs before anything may be learned: audits are dense until 16/max_em_drop
+    most: int = 600  # … and how long a certificate is waited for
+    n_certified: int = 200  # asked under the certificate
+    n_swapped: int = 50  # asked behind the swap
+    max_em_drop: float = 0.05  # fraction
     confidence: float = 0.95
-    tick: int = 20              # requests between two looks of the control loop
+    tick: int = 20  # requests between two looks of the control loop
     n_samples: int = 8
     wave: int = 2
     period_s: float = 1.0

@@ -32,7 +32,7 @@ from suffice.wiring import load_settings
 
 FOLLOWED_S = 1.5  # within which the gateway, which looks once a second, does as the log says
 DECIDED_S = 30.0  # that the worker, which has other jobs on a machine with other work, may take to decide at the most
-WRITTEN_S = 5.0   # within which the log has the outcome of a request that was answered
+WRITTEN_S = 5.0  # within which the log has the outcome of a request that was answered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class DemoWorld:
     driver: str
     slots: int
     swap: Callable[[], None]
-    behind: str = "another model"   # what answers behind the swap, in plain words
+    behind: str = "another model"  # what answers behind the swap, in plain words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +53,8 @@ class Snapshot:
     held: InForce
     runs: Sequence[CourseRun]
     n_asked: int
-    n_until: int       # requests at which this part of the story ends
-    ends: bool         # is this the last look of the part?
+    n_until: int  # requests at which this part of the story ends
+    ends: bool  # is this the last look of the part?
 
 
 class Screen(Protocol):
@@ -75,9 +75,9 @@ class DemoReport:
 
     plan: DemoPlan
     runs: Sequence[CourseRun]
-    held: InForce                     # at the end
-    certified: InForce | None         # when the swap was made; None: nothing was certified
-    n_predicted: int | None           # generated tokens as the model servers count them; None: they do not say
+    held: InForce  # at the end
+    certified: InForce | None  # when the swap was made; None: nothing was certified
+    n_predicted: int | None  # generated tokens as the model servers count them; None: they do not say
     errors: Sequence[str]
 
 
@@ -129,9 +129,7 @@ class _Client:
             await asyncio.to_thread(self._read)
 
     def _show(self, end: int, *, ends: bool) -> None:
-        self.screen.look(
-            Snapshot(held=self.held, runs=tuple(self.runs), n_asked=self.n_asked, n_until=end, ends=ends)
-        )
+        self.screen.look(Snapshot(held=self.held, runs=tuple(self.runs), n_asked=self.n_asked, n_until=end, ends=ends))
 
     def _read(self) -> None:
         for found in read_episodes(self.database, ROUTE, since_seq=self._seq):
@@ -169,7 +167,13 @@ def news(before: InForce, now: InForce) -> list[str]:
 
 
 async def run(
-    plan: DemoPlan, world: DemoWorld, folder: Path, pool: Sequence[TaskQuestion], screen: Screen, *, first_s: float = 1.0
+    plan: DemoPlan,
+    world: DemoWorld,
+    folder: Path,
+    pool: Sequence[TaskQuestion],
+    screen: Screen,
+    *,
+    first_s: float = 1.0,
 ) -> DemoReport:
     """Run the whole story. Raises LocalModelError without scikit-learn, and what the gateway raises.
 
@@ -199,9 +203,13 @@ async def run(
             await client.heard(lambda: client.held.in_burst, within_s=max(DECIDED_S, 10 * plan.period_s))
         counted.append(await _count(world, 1))
     return DemoReport(
-        plan=plan, runs=tuple(client.runs), held=client.held, certified=certified, errors=tuple(client.errors),
+        plan=plan,
+        runs=tuple(client.runs),
+        held=client.held,
+        certified=certified,
+        errors=tuple(client.errors),
         n_predicted=None if None in counted else sum(one for one in counted if one is not None),
-    )  # fmt: skip
+    )
 
 
 async def _count(world: DemoWorld, sign: int) -> int | None:

@@ -17,9 +17,9 @@ from suffice.replay.estimate.runs import LevelOutcomes
 from suffice.replay.logs.formats import LoggedCall
 
 N_DRAWS = 1_000
-INTERVAL = 0.9               # of every interval that is printed
+INTERVAL = 0.9  # of every interval that is printed
 BETS = (0.25, 0.45, 0.65, 0.85)
-MOST_AUDITS = 2.0**23       # more are out of reach
+MOST_AUDITS = 2.0**23  # more are out of reach
 # In simulations of stopped runs the EM drop was this part of the disagreement with the full run.
 DROP_PER_DISAGREEMENT = (0.25, 0.45)
 DAY_S = 86_400.0
@@ -39,24 +39,24 @@ class LevelEstimate:
     """One level of the ladder on the runs of the log."""
 
     name: str
-    stopped: float               # share of runs that it stops
-    saving: QuantityInterval                # share of the full runs' generated tokens, probes paid
-    disagreement: QuantityInterval          # share of runs that it answers otherwise
-    audits: float | None         # full runs that a certificate takes at the middle disagreement; None: out of reach
+    stopped: float  # share of runs that it stops
+    saving: QuantityInterval  # share of the full runs' generated tokens, probes paid
+    disagreement: QuantityInterval  # share of runs that it answers otherwise
+    audits: float | None  # full runs that a certificate takes at the middle disagreement; None: out of reach
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertifiableLevel:
     """What can be certified in one way of judging a stop."""
 
-    judged_by: str               # "agreement" or "labels"
-    p_any: float                 # chance that any level at all is certified with the audits allowed
-    level: str | None            # the level certified most often among the draws; None: none
-    saving: QuantityInterval                # of a request that is no audit; 0 where nothing is certified
-    audits: QuantityInterval | None         # that the certificate takes, where there is one
-    days: QuantityInterval | None           # to gather them; None: no certificate, or no times in the log
-    audit_cost: QuantityInterval            # share of tokens: what audits forgo, and their probes
-    net_saving: QuantityInterval            # of all traffic, audits counted
+    judged_by: str  # "agreement" or "labels"
+    p_any: float  # chance that any level at all is certified with the audits allowed
+    level: str | None  # the level certified most often among the draws; None: none
+    saving: QuantityInterval  # of a request that is no audit; 0 where nothing is certified
+    audits: QuantityInterval | None  # that the certificate takes, where there is one
+    days: QuantityInterval | None  # to gather them; None: no certificate, or no times in the log
+    audit_cost: QuantityInterval  # share of tokens: what audits forgo, and their probes
+    net_saving: QuantityInterval  # of all traffic, audits counted
     net_saving_of_all_tokens: QuantityInterval | None  # prompts counted as well; None: the log has no prompt counts
 
 
@@ -65,11 +65,11 @@ class LogTraffic:
     """How much there is. None: the log does not say."""
 
     n_calls: int
-    n_requests: int              # full runs that they stand for
-    span_s: float | None         # from the first call to the last
+    n_requests: int  # full runs that they stand for
+    span_s: float | None  # from the first call to the last
     requests_per_day: QuantityInterval | None
-    completion_share: float | None   # generated tokens among all tokens
-    n_counted: int               # calls with their tokens counted
+    completion_share: float | None  # generated tokens among all tokens
+    n_counted: int  # calls with their tokens counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +90,7 @@ class LogEstimate:
     assumed: tuple[str, ...]
 
 
-def audits_to_certify(
-    risk: NDArray[np.float64], *, max_em_drop: float, confidence: float
-) -> NDArray[np.float64]:
+def audits_to_certify(risk: NDArray[np.float64], *, max_em_drop: float, confidence: float) -> NDArray[np.float64]:
     """Audits after which a count e-process is expected to certify a level; infinite where it never does.
 
     risk  true share of runs that the stop loses, in [0, 1]; any shape
@@ -183,9 +181,7 @@ def estimate(
     )
 
 
-def _weights(
-    questions: Sequence[str], rng: np.random.Generator
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _weights(questions: Sequence[str], rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weights of runs (draws x runs), equal within a question; and of half a disagreement and half an agreement."""
     names = {question: place for place, question in enumerate(dict.fromkeys(questions))}
     each = rng.gamma(1.0, size=(N_DRAWS, len(names)))
@@ -194,9 +190,7 @@ def _weights(
     return each[:, place], extra
 
 
-def _savings(
-    evidence: LevelOutcomes, weights: NDArray[np.float64], rng: np.random.Generator
-) -> NDArray[np.float64]:
+def _savings(evidence: LevelOutcomes, weights: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
     """Share of the full runs' tokens that each level saves, drawn (draws x levels).
 
     A safe level stops few runs, and its interval must not rest on those alone. So half a run is added that every

@@ -26,33 +26,31 @@ from suffice.settings import Probe, Steps
 from suffice.signals.observe import Observer
 from suffice.types import Kind, Step
 
-WAVE = 4                # samples drawn at once: a stop inside a wave pays for all of it
-LEAST_SAMPLES = 3       # answers to one prompt from which a vote can be thought
+WAVE = 4  # samples drawn at once: a stop inside a wave pays for all of it
+LEAST_SAMPLES = 3  # answers to one prompt from which a vote can be thought
 MOST_SAMPLES = 64
-CHARS_A_TOKEN = 4.0     # of a thought whose tokens were not counted
+CHARS_A_TOKEN = 4.0  # of a thought whose tokens were not counted
 
 # From the safe end. A certificate is tested in this order and ends at the first level that fails.
 LADDERS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
-    "votes": tuple(
-        {"policy": "beta", "threshold": t} for t in (0.999, 0.995, 0.99, 0.975, 0.95, 0.9, 0.8, 0.7)
-    ),
+    "votes": tuple({"policy": "beta", "threshold": t} for t in (0.999, 0.995, 0.99, 0.975, 0.95, 0.9, 0.8, 0.7)),
     "visible answers": tuple({"policy": "stable-answer", "streak": n} for n in (8, 6, 5, 4, 3, 2, 1)),
     "trial answers": tuple(
         {"policy": "confidence-threshold", "threshold": t} for t in (0.999, 0.995, 0.99, 0.98, 0.95, 0.9, 0.8)
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogRun:
     """One full run, as far as it can be replayed."""
 
-    question: str            # groups runs of the same question
+    question: str  # groups runs of the same question
     kind: Kind
     steps: tuple[Step, ...]
     full_answer: str | None
-    full_tokens: int         # generated
-    answer_tokens: int = 0   # of them written behind the thought: a stop writes them, too
+    full_tokens: int  # generated
+    answer_tokens: int = 0  # of them written behind the thought: a stop writes them, too
     gold: str | None = None
 
 
@@ -61,14 +59,14 @@ class LevelOutcomes:
     """What each level would have done with each run: R runs, L levels from the safe end."""
 
     ladder: str
-    levels: tuple[str, ...]              # names for people
-    question: tuple[str, ...]            # R
-    full_tokens: NDArray[np.float64]     # R
-    tokens: NDArray[np.float64]          # R x L: spent under the level, probes included
-    differs: NDArray[np.bool_]           # R x L: answered otherwise than the full run, or not at all
-    stopped: NDArray[np.bool_]           # R x L
-    probe_tokens: NDArray[np.float64]    # R: of an audit that probes at every step
-    drop: NDArray[np.float64] | None     # R x L: right in full minus right when stopped; None: no references
+    levels: tuple[str, ...]  # names for people
+    question: tuple[str, ...]  # R
+    full_tokens: NDArray[np.float64]  # R
+    tokens: NDArray[np.float64]  # R x L: spent under the level, probes included
+    differs: NDArray[np.bool_]  # R x L: answered otherwise than the full run, or not at all
+    stopped: NDArray[np.bool_]  # R x L
+    probe_tokens: NDArray[np.float64]  # R: of an audit that probes at every step
+    drop: NDArray[np.float64] | None  # R x L: right in full minus right when stopped; None: no references
 
     @property
     def n_runs(self) -> int:
@@ -82,7 +80,7 @@ class LogRuns:
 
     runs: list[LogRun] = field(default_factory=list)
     kind: Kind | None = None
-    n_unfit: int = 0         # calls, or prompts, that show too little to be replayed
+    n_unfit: int = 0  # calls, or prompts, that show too little to be replayed
 
 
 def runs_of_calls(calls: Sequence[LoggedCall], scorer: Scorer) -> LogRuns:
@@ -105,17 +103,22 @@ def _vote_run(prompt: str, calls: Sequence[LoggedCall], scorer: Scorer) -> LogRu
             tokens = (call.completion_tokens or 0) / len(call.texts) or len(text) / CHARS_A_TOKEN
             steps.append(
                 Step(
-                    index=len(steps) + 1, tokens=max(1, round(tokens)), answer=scorer.extract(text),
+                    index=len(steps) + 1,
+                    tokens=max(1, round(tokens)),
+                    answer=scorer.extract(text),
                     answer_source="sample",
                 )
-            )  # fmt: skip
+            )
     if len(steps) < LEAST_SAMPLES:
         return None
     kept = tuple(steps[:MOST_SAMPLES])
     return LogRun(
-        question=prompt, kind="samples", steps=kept, full_answer=vote.count([s.answer for s in kept]).answer,
+        question=prompt,
+        kind="samples",
+        steps=kept,
+        full_answer=vote.count([s.answer for s in kept]).answer,
         full_tokens=sum(s.tokens for s in kept),
-    )  # fmt: skip
+    )
 
 
 def _thought_runs(call: LoggedCall, scorer: Scorer) -> Iterator[LogRun]:
@@ -130,10 +133,13 @@ def _thought_runs(call: LoggedCall, scorer: Scorer) -> Iterator[LogRun]:
         thinking = full * share if call.reasoning_tokens is None else min(full, call.reasoning_tokens / n)
         steps = tuple(_visible_steps(thought, thinking, scorer))
         yield LogRun(
-            question=call.prompt or text[:200], kind="reasoning", steps=steps,
-            full_answer=scorer.extract(text), full_tokens=max(1, round(full)),
+            question=call.prompt or text[:200],
+            kind="reasoning",
+            steps=steps,
+            full_answer=scorer.extract(text),
+            full_tokens=max(1, round(full)),
             answer_tokens=max(0, round(full - thinking)),
-        )  # fmt: skip
+        )
 
 
 def _visible_steps(thought: str, tokens: float, scorer: Scorer) -> Iterator[Step]:
@@ -165,11 +171,15 @@ def runs_of_traces(batches: Iterable[Batch]) -> LogRuns:
             tail = 0 if batch.kind == "samples" else _tail_tokens(batch.meta[i])
             found.runs.append(
                 LogRun(
-                    question=batch.question_id[i], kind=batch.kind,
-                    steps=steps if batch.kind == "samples" else steps[:-1], full_answer=batch.full_answer[i],
-                    full_tokens=int(batch.full_tokens[i]), answer_tokens=tail, gold=batch.gold[i],
+                    question=batch.question_id[i],
+                    kind=batch.kind,
+                    steps=steps if batch.kind == "samples" else steps[:-1],
+                    full_answer=batch.full_answer[i],
+                    full_tokens=int(batch.full_tokens[i]),
+                    answer_tokens=tail,
+                    gold=batch.gold[i],
                 )
-            )  # fmt: skip
+            )
     return found
 
 

@@ -38,9 +38,9 @@ class Terms:
     """On which terms runs are taken."""
 
     consent: Consent
-    uncertified: bool = False      # also stops that nothing vouched for; their lines say so
-    estimate_cuts: bool = False    # also thoughts whose cut is estimated from token counts; their lines say so
-    answer: str = ANSWER           # words around an answer whose own words are not at hand
+    uncertified: bool = False  # also stops that nothing vouched for; their lines say so
+    estimate_cuts: bool = False  # also thoughts whose cut is estimated from token counts; their lines say so
+    answer: str = ANSWER  # words around an answer whose own words are not at hand
 
     def say(self, answer: str) -> str:
         """An answer in words."""
@@ -96,9 +96,7 @@ def _of_run(item: EpisodeWithLabels, texts: Texts, terms: Terms, match: Match) -
     judged = _judged(item, match)
     if isinstance(judged, str):
         return judged
-    text = texts.of(
-        episode_id=request.episode_id, response_id=outcome.response_id, question_key=request.question_key
-    )
+    text = texts.of(episode_id=request.episode_id, response_id=outcome.response_id, question_key=request.question_key)
     if text is None:
         return "no text"
     ids = (request.episode_id, outcome.response_id, request.question_key or None)
@@ -112,7 +110,7 @@ class _Judged:
     """What a stop did to an answer."""
 
     kept: bool
-    gained: bool    # … and the full run would have been wrong
+    gained: bool  # … and the full run would have been wrong
     labelled: bool
 
 
@@ -155,11 +153,16 @@ def _with_text(request: Request, outcome: Outcome, text: Text, judged: _Judged, 
         kept=judged.kept,
         labelled=judged.labelled,
         stop=StopRecord(
-            policy_version=version, certified=request.certified, level=int(level) if level.isdecimal() else None,
-            step=outcome.stop_step or 0, n_steps=None if outcome.stopped else len(outcome.steps),
-            seen=_seen(request, outcome), model=outcome.model or request.model, exact=exact,
+            policy_version=version,
+            certified=request.certified,
+            level=int(level) if level.isdecimal() else None,
+            step=outcome.stop_step or 0,
+            n_steps=None if outcome.stopped else len(outcome.steps),
+            seen=_seen(request, outcome),
+            model=outcome.model or request.model,
+            exact=exact,
         ),
-    )  # fmt: skip
+    )
 
 
 def _seen(request: Request, outcome: Outcome) -> Seen:
@@ -244,10 +247,22 @@ def _of_trace(batch: Batch, i: int, chooses: Chooses, terms: Terms) -> CutRun | 
     judged = _judged_trace(batch, i, at)
     if isinstance(judged, str):
         return judged
-    return _trace_cut(batch, i, at, judged, terms, StopRecord(
-        policy_version=acting.version, certified=certified, level=acting.level, step=at + 1,
-        n_steps=int(batch.offset[i + 1] - batch.offset[i]), seen="recorded", model=batch.model[i],
-    ))  # fmt: skip
+    return _trace_cut(
+        batch,
+        i,
+        at,
+        judged,
+        terms,
+        StopRecord(
+            policy_version=acting.version,
+            certified=certified,
+            level=acting.level,
+            step=at + 1,
+            n_steps=int(batch.offset[i + 1] - batch.offset[i]),
+            seen="recorded",
+            model=batch.model[i],
+        ),
+    )
 
 
 def _stop_of(batch: Batch, i: int, policy: Policy) -> int | str:

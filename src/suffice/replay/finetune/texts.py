@@ -27,10 +27,10 @@ class Text:
     """What its owner kept of one run, or of one prompt. None: not kept."""
 
     messages: tuple[Mapping[str, Any], ...] | None = None  # as OpenAI's API has them
-    thought: str | None = None                             # all that was shown of it
-    steps: tuple[str, ...] | None = None                   # the same, cut as the gateway cut it
-    answer: str | None = None                              # in full words
-    consent: bool | None = None                            # may it be learned from? None: it does not say
+    thought: str | None = None  # all that was shown of it
+    steps: tuple[str, ...] | None = None  # the same, cut as the gateway cut it
+    answer: str | None = None  # in full words
+    consent: bool | None = None  # may it be learned from? None: it does not say
 
 
 @dataclass(slots=True)
@@ -50,9 +50,13 @@ class Texts:
             return prompt
         if prompt is None:
             return own
-        agreed = own.consent if prompt.consent is None else prompt.consent if own.consent is None else (
-            own.consent and prompt.consent
-        )  # fmt: skip
+        agreed = (
+            own.consent
+            if prompt.consent is None
+            else prompt.consent
+            if own.consent is None
+            else (own.consent and prompt.consent)
+        )
         return replace(own, messages=own.messages or prompt.messages, consent=agreed)
 
 

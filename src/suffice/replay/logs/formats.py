@@ -30,14 +30,14 @@ FINISHED = frozenset({"success", "completed", "200", ""})
 class LoggedCall:
     """One finished call of a model. None: the log does not say."""
 
-    prompt: str                    # hash: the same for calls that asked the same; "": unknown
-    texts: tuple[str, ...]         # the visible answer of each choice
-    thoughts: tuple[str, ...]      # the thought that was shown with it; "": none
+    prompt: str  # hash: the same for calls that asked the same; "": unknown
+    texts: tuple[str, ...]  # the visible answer of each choice
+    thoughts: tuple[str, ...]  # the thought that was shown with it; "": none
     model: str = ""
     prompt_tokens: int | None = None
-    completion_tokens: int | None = None   # of all choices together, thoughts included
-    reasoning_tokens: int | None = None    # part of them
-    at_s: float | None = None              # Unix time at which it began
+    completion_tokens: int | None = None  # of all choices together, thoughts included
+    reasoning_tokens: int | None = None  # part of them
+    at_s: float | None = None  # Unix time at which it began
 
 
 def prompt_key(asked: object) -> str:
@@ -100,8 +100,10 @@ def langfuse(item: Mapping[str, Any]) -> LoggedCall | None:
 
 
 READERS: Mapping[str, Callable[[Mapping[str, Any]], LoggedCall | None]] = {
-    "openai": openai, "litellm": litellm, "langfuse": langfuse,
-}  # fmt: skip
+    "openai": openai,
+    "litellm": litellm,
+    "langfuse": langfuse,
+}
 
 
 def format_of(item: Mapping[str, Any]) -> str | None:

@@ -20,7 +20,7 @@ from suffice.replay.logs import vllm
 from suffice.replay.logs.formats import READERS, LoggedCall, format_of
 
 FORMATS = (*READERS, "vllm")
-LOOKED_AT = 200       # lines at the head of a file from which its format is told
+LOOKED_AT = 200  # lines at the head of a file from which its format is told
 
 
 @dataclass(slots=True)
@@ -28,9 +28,9 @@ class Log:
     """What files of logs hold."""
 
     calls: list[LoggedCall] = field(default_factory=list)
-    formats: list[str] = field(default_factory=list)   # of the files, in their order
-    n_records: int = 0     # lines, or records of an array, that were looked at
-    n_left_out: int = 0    # of them: failed, cached, no answer in it, or unreadable
+    formats: list[str] = field(default_factory=list)  # of the files, in their order
+    n_records: int = 0  # lines, or records of an array, that were looked at
+    n_left_out: int = 0  # of them: failed, cached, no answer in it, or unreadable
 
 
 def read_logs(paths: Sequence[Path], *, as_format: str | None = None) -> Log:

@@ -64,7 +64,7 @@ class Drift:
     text: str
     kind: Kind
     value: str
-    at: float   # part of the stream, in (0, 1); 0 for turns, which are there from the start
+    at: float  # part of the stream, in (0, 1); 0 for turns, which are there from the start
 
     @property
     def file(self) -> Path | None:
@@ -78,9 +78,12 @@ def parse_drift(text: str) -> Drift:
     kind = cast("Kind", match[1]) if match else "em"
     at = float(match[3] or 0) if match else 0.0
     if (
-        match is None or kind not in _FORMS or (at == 0) != (kind == "turns") or (kind == "turns" and match[3])
+        match is None
+        or kind not in _FORMS
+        or (at == 0) != (kind == "turns")
+        or (kind == "turns" and match[3])
         or not re.fullmatch(_FORMS[kind][1], match[2], re.DOTALL)
-    ):  # fmt: skip
+    ):
         raise ConfigError(f"--drift: got {text!r:.100}; allowed: {_ALLOWED}")
     return Drift(text=text, kind=kind, value=match[2], at=at)
 
@@ -107,7 +110,9 @@ def worlds(traffic: RecordedTraffic, drift: Drift, from_file: Bools | None = Non
     return before, after
 
 
-def order(traffic: RecordedTraffic, drift: Drift, before: Bools, after: Bools, rng: np.random.Generator) -> tuple[Ints, int]:
+def order(
+    traffic: RecordedTraffic, drift: Drift, before: Bools, after: Bools, rng: np.random.Generator
+) -> tuple[Ints, int]:
     """Requests in a random order, the world before in front, and the number of the first of the world after.
 
     As many as there are, so that each comes once and the drift lies at its part of the stream.

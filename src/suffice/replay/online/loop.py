@@ -62,13 +62,13 @@ D = TypeVar("D", bound=Design)
 class Stream:
     """What happened to each of N requests, in the order in which they came."""
 
-    audit: Bools          # (N,): ran in full by lot, or because all did
-    burst: Bools          # (N,): all requests ran in full then
-    level: Ints           # (N,): in force when the request came
-    z: Small              # (N,): EM drop; 0 for audits
-    tokens: Floats        # (N,): spent, everything in
-    probes: Floats        # (N,): the part of them that probes took
-    full: Floats          # (N,): what the full run alone takes
+    audit: Bools  # (N,): ran in full by lot, or because all did
+    burst: Bools  # (N,): all requests ran in full then
+    level: Ints  # (N,): in force when the request came
+    z: Small  # (N,): EM drop; 0 for audits
+    tokens: Floats  # (N,): spent, everything in
+    probes: Floats  # (N,): the part of them that probes took
+    full: Floats  # (N,): what the full run alone takes
     changes: tuple[KeeperDecision, ...]
 
     def reduction(self, part: slice, *, probes: bool = True) -> float:
@@ -116,9 +116,14 @@ class _Waiting:
 
 
 def run_stream(
-    traffic: RecordedTraffic, design: D, rng: np.random.Generator, *, period: int = PERIOD, learns: Bools | None = None,
+    traffic: RecordedTraffic,
+    design: D,
+    rng: np.random.Generator,
+    *,
+    period: int = PERIOD,
+    learns: Bools | None = None,
     watch: Callable[[D], None] = _nothing,
-) -> Stream:  # fmt: skip
+) -> Stream:
     """Serve the requests of `traffic` in their order.
 
     design  decides, from its cold start on
@@ -154,6 +159,12 @@ def run_stream(
             waiting.forget()
         watch(design)
     return Stream(
-        audit=audit, burst=burst, level=level, z=runs.z[row], tokens=runs.cost[row], probes=traffic.probes[row],
-        full=runs.full, changes=tuple(changes),
-    )  # fmt: skip
+        audit=audit,
+        burst=burst,
+        level=level,
+        z=runs.z[row],
+        tokens=runs.cost[row],
+        probes=traffic.probes[row],
+        full=runs.full,
+        changes=tuple(changes),
+    )

@@ -15,15 +15,20 @@ from suffice.replay.online.traffic import RecordedTraffic
 class StreamOrder(NamedTuple):
     """One stream as it will come."""
 
-    which: Ints            # (n,): numbers of recorded runs
-    drift_at: int | None   # first request of the world after a drift; None: there is none
-    learns: Bools | None   # (n,): requests whose audits are evidence; None: all
+    which: Ints  # (n,): numbers of recorded runs
+    drift_at: int | None  # first request of the world after a drift; None: there is none
+    learns: Bools | None  # (n,): requests whose audits are evidence; None: all
 
 
 def draw_order(
-    traffic: RecordedTraffic, rng: np.random.Generator, *, drift: Drift | None = None,
-    worlds: tuple[Bools, Bools] | None = None, disjoint: bool = False, resample: int | None = None,
-) -> StreamOrder:  # fmt: skip
+    traffic: RecordedTraffic,
+    rng: np.random.Generator,
+    *,
+    drift: Drift | None = None,
+    worlds: tuple[Bools, Bools] | None = None,
+    disjoint: bool = False,
+    resample: int | None = None,
+) -> StreamOrder:
     """Draw a stream: each run once in a random order, unless one of the harder questions is asked.
 
     worlds    which runs belong before a drift and which after it, see `drift.worlds`

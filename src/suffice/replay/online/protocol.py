@@ -30,8 +30,8 @@ from suffice.replay.traces.survey import Survey
 from suffice.signals.features import FeatureSet
 from suffice.types import Promise
 
-N_BLOCKS: Final = 60          # of the course that is drawn
-MOST_JUDGED: Final = 2_000    # requests of the world after a drift that say what a level loses there
+N_BLOCKS: Final = 60  # of the course that is drawn
+MOST_JUDGED: Final = 2_000  # requests of the world after a drift that say what a level loses there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +42,12 @@ class OnlineOptions:
     confidence: float = 0.95
     n_seeds: int = 20
     warm_up: int | None = None
-    run_time: int = 0               # mean of a full run, in requests that begin meanwhile
-    label_delay: int = 0            # requests between the end of a run and its label, at least …
+    run_time: int = 0  # mean of a full run, in requests that begin meanwhile
+    label_delay: int = 0  # requests between the end of a run and its label, at least …
     label_delay_most: int | None = None  # … and at most; None: always the same
-    audit_share: float = 0.05       # once there is evidence
-    resample: int | None = None     # requests drawn by question-level bootstrap
-    disjoint: bool = False          # evidence from one half of the questions, figures from the other
+    audit_share: float = 0.05  # once there is evidence
+    resample: int | None = None  # requests drawn by question-level bootstrap
+    disjoint: bool = False  # evidence from one half of the questions, figures from the other
     drift: Drift | None = None
     probe_tokens: int | None = None
     label_free: bool = False
@@ -84,12 +84,19 @@ def replay_online(
                 found.append(one)
                 tick()
     return OnlineReport(
-        set=data.set, max_em_drop=asked.max_em_drop, confidence=asked.confidence, n_rows=len(traffic),
-        n_questions=len(set(traffic.question)), seeds=tuple(seed for seed, _ in found),
-        resampled=asked.resample is not None, disjoint=asked.disjoint,
-        drift=asked.drift.text if asked.drift else None, drift_at=found[0][1],
-        warm_up=int(job.plan(found[0][0].n).warm_up), promise=asked.promise,
-    )  # fmt: skip
+        set=data.set,
+        max_em_drop=asked.max_em_drop,
+        confidence=asked.confidence,
+        n_rows=len(traffic),
+        n_questions=len(set(traffic.question)),
+        seeds=tuple(seed for seed, _ in found),
+        resampled=asked.resample is not None,
+        disjoint=asked.disjoint,
+        drift=asked.drift.text if asked.drift else None,
+        drift_at=found[0][1],
+        warm_up=int(job.plan(found[0][0].n).warm_up),
+        promise=asked.promise,
+    )
 
 
 _job: _Job | None = None  # of this worker process
@@ -108,18 +115,24 @@ def _run(seed: int) -> tuple[Seed, int | None]:
 def _runs(data: Survey, asked: OnlineOptions, longest: int) -> Runs:
     needs = FeatureSet(DENSE[data.kind]).needs
     batches = data.batches(share=data.share)
-    return concatenate([
-        make_runs([batch], needs, probe_tokens=asked.probe_tokens, planned_steps=longest) for batch in batches
-    ])
+    return concatenate(
+        [make_runs([batch], needs, probe_tokens=asked.probe_tokens, planned_steps=longest) for batch in batches]
+    )
 
 
 def stream_plan(asked: OnlineOptions, traffic: RecordedTraffic, n: int) -> Plan:
     """The numbers of the control loop for a stream of n requests whose audits count, but for its labels' delay."""
     burst = full_runs(asked.max_em_drop, n)
     return Plan(
-        max_em_drop=asked.max_em_drop, confidence=asked.confidence, label_free=asked.label_free, promise=asked.promise,
-        warm_up=burst if asked.warm_up is None else asked.warm_up, burst=burst,
-        window=window_audits(asked.max_em_drop), share=asked.audit_share, free_audits=not traffic.probes.any(),
+        max_em_drop=asked.max_em_drop,
+        confidence=asked.confidence,
+        label_free=asked.label_free,
+        promise=asked.promise,
+        warm_up=burst if asked.warm_up is None else asked.warm_up,
+        burst=burst,
+        window=window_audits(asked.max_em_drop),
+        share=asked.audit_share,
+        free_audits=not traffic.probes.any(),
     )
 
 
@@ -160,9 +173,13 @@ class _Job:
         n_evidence = None if learns is None else int(learns.sum())
         plan = self.plan(len(traffic), n_evidence)
         stream = run_stream(
-            traffic, Certifier(plan, learner_of(traffic.chosen, seed=seed)), rng, period=asked.period, learns=learns,
+            traffic,
+            Certifier(plan, learner_of(traffic.chosen, seed=seed)),
+            rng,
+            period=asked.period,
+            learns=learns,
             watch=truth.look if truth else lambda _: None,
-        )  # fmt: skip
+        )
         late = len(traffic) // 2 if n_evidence is None else n_evidence  # halves of the questions are not of one length
         return _summed(seed, stream, late, drift_at, truth, plan), drift_at
 
@@ -180,9 +197,9 @@ class _Truth:
         self._losing = np.zeros(len(traffic)) if losing is None else losing
         self._met: tuple[FoldedModels | None, int] = (None, 0)  # by the requests until the next look
         self._judged: tuple[FoldedModels | None, int] = self._met
-        self._drops = 0.0, 0.0                            # of the level that was judged last
+        self._drops = 0.0, 0.0  # of the level that was judged last
         self._at = self._until = drift_at
-        self.drop = np.zeros(len(traffic))                # (N,): 0 before the drift
+        self.drop = np.zeros(len(traffic))  # (N,): 0 before the drift
 
     @classmethod
     def of(cls, traffic: RecordedTraffic, drift: Drift, at: int) -> _Truth:
@@ -229,21 +246,25 @@ class _Truth:
         return float(100 * np.maximum(0.0, self.drop[served] - max_em_drop).sum())
 
 
-def _summed(
-    seed: int, stream: Stream, late_from: int, drift_at: int | None, truth: _Truth | None, plan: Plan
-) -> Seed:
+def _summed(seed: int, stream: Stream, late_from: int, drift_at: int | None, truth: _Truth | None, plan: Plan) -> Seed:
     n, late = len(stream.z), slice(late_from, None)
     alarms = [(int(change.at), change.reason) for change in stream.changes if change.kind == "alarm"]
     after = [at - drift_at for at, _ in alarms if drift_at is not None and at >= drift_at]
     return Seed(
-        seed=seed, n=n, reduction=stream.reduction(slice(None)), reduction_late=stream.reduction(late),
-        reduction_late_free=stream.reduction(late, probes=False), drop_late=stream.drop(late),
-        audits=int(stream.audit.sum()), alarms=len(alarms), alarm_delay=after[0] if after else None,
+        seed=seed,
+        n=n,
+        reduction=stream.reduction(slice(None)),
+        reduction_late=stream.reduction(late),
+        reduction_late_free=stream.reduction(late, probes=False),
+        drop_late=stream.drop(late),
+        audits=int(stream.audit.sum()),
+        alarms=len(alarms),
+        alarm_delay=after[0] if after else None,
         false_alarms=None if drift_at is None else len(alarms) - len(after),
         recovery=truth.recovery(plan.max_em_drop) if truth else None,
         loss_above_budget=truth.loss_above_budget(~stream.audit, plan.max_em_drop) if truth else None,
         course=_course(stream, alarms, max(1, plan.n_levels - 1)),
-    )  # fmt: skip
+    )
 
 
 def _course(stream: Stream, alarms: list[tuple[int, str]], top: int) -> Course:

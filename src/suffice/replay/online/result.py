@@ -17,13 +17,13 @@ TOO_SMALL_ROWS, TOO_SMALL_QUESTIONS = 1_000, 50
 class Course:
     """One stream over time, in blocks of requests; each tuple has one number a block."""
 
-    requests: tuple[int, ...]      # requests so far, at the block's end
-    level: tuple[float, ...]       # in force, as part of the most aggressive one
-    reduction: tuple[float, ...]   # token reduction of the block
-    drop: tuple[float, ...]        # mean EM drop of the block
-    audits: tuple[float, ...]      # part of the block that was audited
-    alarms: tuple[tuple[int, str], ...]   # request, reason
-    bursts: tuple[tuple[int, int], ...]   # first request, end
+    requests: tuple[int, ...]  # requests so far, at the block's end
+    level: tuple[float, ...]  # in force, as part of the most aggressive one
+    reduction: tuple[float, ...]  # token reduction of the block
+    drop: tuple[float, ...]  # mean EM drop of the block
+    audits: tuple[float, ...]  # part of the block that was audited
+    alarms: tuple[tuple[int, str], ...]  # request, reason
+    bursts: tuple[tuple[int, int], ...]  # first request, end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,15 +33,15 @@ class Seed:
     seed: int
     n: int
     reduction: float
-    reduction_late: float           # second half; with `disjoint` the other half of the questions
-    reduction_late_free: float      # … without probes
-    drop_late: float                # EM drop of all requests of the second half, audits as 0
+    reduction_late: float  # second half; with `disjoint` the other half of the questions
+    reduction_late_free: float  # … without probes
+    drop_late: float  # EM drop of all requests of the second half, audits as 0
     audits: int
     alarms: int
-    alarm_delay: int | None         # requests from the drift to the first alarm; None: none came, or no drift
-    false_alarms: int | None        # before the drift; None: there is none
-    recovery: int | None            # requests from the drift until the deployed level keeps the budget for good
-    loss_above_budget: float | None # after the drift, of all requests that were no audits; points x requests
+    alarm_delay: int | None  # requests from the drift to the first alarm; None: none came, or no drift
+    false_alarms: int | None  # before the drift; None: there is none
+    recovery: int | None  # requests from the drift until the deployed level keeps the budget for good
+    loss_above_budget: float | None  # after the drift, of all requests that were no audits; points x requests
     course: Course
 
 
@@ -58,7 +58,7 @@ class OnlineReport:
     resampled: bool = False
     disjoint: bool = False
     drift: str | None = None
-    drift_at: int | None = None     # request
+    drift_at: int | None = None  # request
     warm_up: int = 0
     promise: Promise = "certified"
 
@@ -116,22 +116,36 @@ class OnlineReport:
         """The JSON object of the set."""
         ends = self.violations_interval
         found: dict[str, object] = {
-            "set": self.set, "max_em_drop": self.max_em_drop, "confidence": self.confidence,
-            "seeds": len(self.seeds), "token_reduction": self.mean("reduction"),
-            "token_reduction_second_half": self.mean("reduction_late"), "em_drop_second_half": self.mean("drop_late"),
-            "violations": self.n_violations / len(self.seeds), "violations_interval": [ends.low, ends.high],
+            "set": self.set,
+            "max_em_drop": self.max_em_drop,
+            "confidence": self.confidence,
+            "seeds": len(self.seeds),
+            "token_reduction": self.mean("reduction"),
+            "token_reduction_second_half": self.mean("reduction_late"),
+            "em_drop_second_half": self.mean("drop_late"),
+            "violations": self.n_violations / len(self.seeds),
+            "violations_interval": [ends.low, ends.high],
             "token_reduction_second_half_without_probes": self.mean("reduction_late_free"),
-            "n_requests": self.seeds[0].n, "n_rows": self.n_rows, "n_questions": self.n_questions,
-            "too_small": self.too_small, "resampled": self.resampled, "disjoint": self.disjoint,
-            "warm_up": self.warm_up, "promise": self.promise, "audits": self.mean("audits"),
+            "n_requests": self.seeds[0].n,
+            "n_rows": self.n_rows,
+            "n_questions": self.n_questions,
+            "too_small": self.too_small,
+            "resampled": self.resampled,
+            "disjoint": self.disjoint,
+            "warm_up": self.warm_up,
+            "promise": self.promise,
+            "audits": self.mean("audits"),
             "alarms": self.mean("alarms"),
-        }  # fmt: skip
+        }
         if self.drift is not None:
             found |= {
-                "drift": self.drift, "drift_at": self.drift_at,
-                "recovery_requests": self.recovery, "recovered": len(self.values("recovery")) / len(self.seeds),
+                "drift": self.drift,
+                "drift_at": self.drift_at,
+                "recovery_requests": self.recovery,
+                "recovered": len(self.values("recovery")) / len(self.seeds),
                 "alarm_delay_requests": self.median("alarm_delay"),
                 "alarmed": len(self.values("alarm_delay")) / len(self.seeds),
-                "false_alarms": self.false_alarms, "loss_above_budget": self.loss_above_budget,
-            }  # fmt: skip
+                "false_alarms": self.false_alarms,
+                "loss_above_budget": self.loss_above_budget,
+            }
         return found

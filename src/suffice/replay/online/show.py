@@ -39,22 +39,29 @@ def print_online(reports: Sequence[OnlineReport], console: Console) -> None:
     for one in reports:
         ends = one.violations_interval
         table.add_row(
-            Text(printable(one.set)), f"{one.seeds[0].n:,}", percent(one.mean("reduction")),
-            percent(one.mean("reduction_late")), percent(one.mean("reduction_late_free")),
-            _signed(one.mean("drop_late")), f"{one.n_violations}/{len(one.seeds)} {_between(ends)}",
-            f"{one.mean('audits'):,.0f}", f"{one.mean('alarms'):.2f}",
-        )  # fmt: skip
+            Text(printable(one.set)),
+            f"{one.seeds[0].n:,}",
+            percent(one.mean("reduction")),
+            percent(one.mean("reduction_late")),
+            percent(one.mean("reduction_late_free")),
+            _signed(one.mean("drop_late")),
+            f"{one.n_violations}/{len(one.seeds)} {_between(ends)}",
+            f"{one.mean('audits'):,.0f}",
+            f"{one.mean('alarms'):.2f}",
+        )
     budget = f"{promised(first)} of EM, {sureness(first)}"
     console.print(Text(f"As traffic, from a cold start: {budget}, {plural(len(first.seeds), 'seed')}", style="bold"))
     console.print(table)
     for one in reports:
         for note in notes(one):
             console.print(Text(note, style="yellow"))
-    console.print(Text(
-        "late: the second half of the stream, audits and probes paid. late drop: points of EM, audits as 0."
-        " over budget: seeds whose late drop exceeds the budget, with the exact 95 % interval of that share.",
-        style="dim",
-    ))  # fmt: skip
+    console.print(
+        Text(
+            "late: the second half of the stream, audits and probes paid. late drop: points of EM, audits as 0."
+            " over budget: seeds whose late drop exceeds the budget, with the exact 95 % interval of that share.",
+            style="dim",
+        )
+    )
 
 
 def promised(report: OnlineReport) -> str:

@@ -29,11 +29,11 @@ class RecordedTraffic:
     """Requests in the order of their recording; a stream takes them in another."""
 
     runs: AuditRuns
-    probes: Floats                # (T,): the part of `runs.cost` that probes cost
-    early: Floats                 # (N, F): early signals, seen of every request
-    question: tuple[str, ...]     # (N,): requests of one question are not independent
-    chosen: FeatureSelection                # the columns of `runs.x`
-    duration: Floats              # (N,): requests that begin while it runs, it among them; 0: it ends at once
+    probes: Floats  # (T,): the part of `runs.cost` that probes cost
+    early: Floats  # (N, F): early signals, seen of every request
+    question: tuple[str, ...]  # (N,): requests of one question are not independent
+    chosen: FeatureSelection  # the columns of `runs.x`
+    duration: Floats  # (N,): requests that begin while it runs, it among them; 0: it ends at once
     # What a drift may tell apart, (N,) each; () where nobody told.
     query_class: tuple[str, ...] = ()
     model: tuple[str, ...] = ()
@@ -76,9 +76,18 @@ def make_traffic(runs: Runs, chosen: FeatureSelection | None = None) -> Recorded
     classes = {name: i for i, name in enumerate(sorted({query.query_class for query in runs.queries}))}
     return RecordedTraffic(
         runs=AuditRuns(
-            x=x, starts=runs.starts, z=z, d=d, may_stop=answered, cost=runs.cost + runs.probes + finish,
-            per_step=per_step, full=runs.full_tokens, fold=np.array([fold[q] for q in runs.question], np.int8),
-            at=at, share=np.ones(len(runs)), label_at=at.copy(),
+            x=x,
+            starts=runs.starts,
+            z=z,
+            d=d,
+            may_stop=answered,
+            cost=runs.cost + runs.probes + finish,
+            per_step=per_step,
+            full=runs.full_tokens,
+            fold=np.array([fold[q] for q in runs.question], np.int8),
+            at=at,
+            share=np.ones(len(runs)),
+            label_at=at.copy(),
             query_class=np.array([classes[q.query_class] for q in runs.queries], np.int64),
             abandoned=np.zeros(len(runs), dtype=bool),
         ),
@@ -90,7 +99,7 @@ def make_traffic(runs: Runs, chosen: FeatureSelection | None = None) -> Recorded
         model=tuple(dict(query.metadata).get("model", "") for query in runs.queries),
         full_ok=tuple(runs.full_ok.tolist()),
         chosen=chosen,
-    )  # fmt: skip
+    )
 
 
 def with_times(

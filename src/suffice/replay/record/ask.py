@@ -22,8 +22,14 @@ from suffice.settings import Probe, Steps
 RecordKind = Literal["reasoning", "samples"]
 # Fields of a question's line that go into its request; those of the command come first.
 SENT_ALONG = (
-    "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "seed", "chat_template_kwargs",
-)  # fmt: skip
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "chat_template_kwargs",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +37,10 @@ class QuestionLine:
     """One line of the question file."""
 
     id: str
-    task: str                        # "": the line names none
-    question: str                    # what the user wrote last
-    gold: str                        # the right answer, as it is written
-    body: Mapping[str, Any]          # messages, and the sampling fields that stood beside them
+    task: str  # "": the line names none
+    question: str  # what the user wrote last
+    gold: str  # the right answer, as it is written
+    body: Mapping[str, Any]  # messages, and the sampling fields that stood beside them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +51,12 @@ class RecordingRecipe:
     model: str
     scorer: Spec
     driver: str
-    finish: str | None               # how a thought is closed for a probe; None: nothing is probed
-    n_samples: int = 1               # kind "samples": answers a question
-    temperature: float | None = None # None: the question's own, else the server's default
-    max_tokens: int | None = None    # None: likewise
-    logprobs: bool = True            # ask for the log-probabilities of the run's own tokens
-    top_logprobs: int = N_RIVALS     # rivals listed at each token of a probe, as live
+    finish: str | None  # how a thought is closed for a probe; None: nothing is probed
+    n_samples: int = 1  # kind "samples": answers a question
+    temperature: float | None = None  # None: the question's own, else the server's default
+    max_tokens: int | None = None  # None: likewise
+    logprobs: bool = True  # ask for the log-probabilities of the run's own tokens
+    top_logprobs: int = N_RIVALS  # rivals listed at each token of a probe, as live
     steps: Steps = field(default_factory=Steps)
     probe: Probe = field(default_factory=Probe)
 

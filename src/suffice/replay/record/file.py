@@ -35,7 +35,7 @@ class RecordingFile:
     def __init__(self, out: Path, recipe: RecordingRecipe) -> None:
         self.out, self.part = out, out.with_name(out.name + ".part")
         self.done: set[str] = set()
-        self.torn = False              # had a crash cut the last line short?
+        self.torn = False  # had a crash cut the last line short?
         self._recipe = recipe
         self._open = ExitStack()
         self._log: RunLog | None = None

@@ -40,7 +40,7 @@ from suffice.upstream.wire import DONE_DATA, Frame, TokenLogprob, decode_chunk, 
 
 Again = Callable[[Callable[[], Awaitable[Any]]], Awaitable[Any]]  # calls it, and calls it again where that may help
 NO_LIMIT = 2**31
-RUN_TIMEOUT_S = 600.0              # of one chain: nothing may hang for ever
+RUN_TIMEOUT_S = 600.0  # of one chain: nothing may hang for ever
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +51,8 @@ class Recorder:
     recipe: RecordingRecipe
     scorer: Scorer
     again: Again
-    wave: int = 4                  # kind "samples": answers drawn at once
-    dataset: str = ""              # what the questions are called
+    wave: int = 4  # kind "samples": answers drawn at once
+    dataset: str = ""  # what the questions are called
 
     async def run(self, asked: QuestionLine) -> RunRow:
         """The line of one question. Raises UpstreamError when the upstream fails for good."""
@@ -75,16 +75,23 @@ class Recorder:
         samples = [run.seen[0] for run in drawn]
         steps = [
             _step(
-                tokens=s.tokens, answer=s.answer, correct=self._is_right(s.answer, asked),
-                logprob=_mean(_logprobs_in(s.body or {})), text=text_of(s.body or {}),
+                tokens=s.tokens,
+                answer=s.answer,
+                correct=self._is_right(s.answer, asked),
+                logprob=_mean(_logprobs_in(s.body or {})),
+                text=text_of(s.body or {}),
             )
             for s in samples
-        ]  # fmt: skip
+        ]
         counted = all(c.reported_tokens is not None for run in drawn for c in run.ledger.calls)
         return self._row(
-            asked, steps, answer=vote.count([s.answer for s in samples]).answer, counted=counted,
-            ledger=drawn[0].ledger, extra={"truncated": any(run.ledger.truncated for run in drawn)},
-        )  # fmt: skip
+            asked,
+            steps,
+            answer=vote.count([s.answer for s in samples]).answer,
+            counted=counted,
+            ledger=drawn[0].ledger,
+            extra={"truncated": any(run.ledger.truncated for run in drawn)},
+        )
 
     async def _draw(self, asked: QuestionLine, index: int) -> SampleRun:
         """One sample, with the seed that the gateway would give it. Each is a call of its own right.
@@ -95,9 +102,16 @@ class Recorder:
         if isinstance(body.get("seed"), int):
             body["seed"] += index - 1
         run = SampleRun(
-            client=self.client, path=CHAT_PATH, body=body, headers=[], ledger=Ledger(self._request(asked), 0.0),
-            scorer=self.scorer, n_samples=1, wave=1, continues_after_failure=True,
-        )  # fmt: skip
+            client=self.client,
+            path=CHAT_PATH,
+            body=body,
+            headers=[],
+            ledger=Ledger(self._request(asked), 0.0),
+            scorer=self.scorer,
+            n_samples=1,
+            wave=1,
+            continues_after_failure=True,
+        )
         async with aclosing(run.steps()) as steps:
             async for _ in steps:
                 failure = run.seen[0].failure
@@ -129,12 +143,17 @@ class Recorder:
                 _step(tokens=left, answer=chain.answer, correct=correct, logprob=logprob, text=rest + chain.answer_text)
             )
         return self._row(
-            asked, steps, answer=steps[-1].answer, counted=chain.counted, ledger=chain.ledger,
+            asked,
+            steps,
+            answer=steps[-1].answer,
+            counted=chain.counted,
+            ledger=chain.ledger,
             extra={
-                "unclosed": chain.unclosed, "truncated": chain.ledger.truncated,
+                "unclosed": chain.unclosed,
+                "truncated": chain.ledger.truncated,
                 "answer_tokens": max(0, chain.full_tokens - chain.reasoning_tokens),
             },
-        )  # fmt: skip
+        )
 
     async def _read_chain(self, asked: QuestionLine) -> FullChain:
         """Read one chain to its end. Raises UpstreamError."""
@@ -150,11 +169,18 @@ class Recorder:
                     raise await refusal(call)
                 account.began = True
                 run = ReasoningRun(
-                    call, account, ledger=ledger, delivery=tap, segmenter=build_segmenter(self.recipe.steps),
-                    scorer=self.scorer, prober=None, tags=(settings.think_open, settings.think_close),
-                    wants=Wants(usage=True, object=False), drain=True,
+                    call,
+                    account,
+                    ledger=ledger,
+                    delivery=tap,
+                    segmenter=build_segmenter(self.recipe.steps),
+                    scorer=self.scorer,
+                    prober=None,
+                    tags=(settings.think_open, settings.think_close),
+                    wants=Wants(usage=True, object=False),
+                    drain=True,
                     opened=settings.think_opened and not thinking_is_off(body),
-                )  # fmt: skip
+                )
                 points: list[Checkpoint] = []
                 async with aclosing(run):
                     while not run.seen.ended:
@@ -163,17 +189,28 @@ class Recorder:
         except TimeoutError:
             raise UpstreamProtocol(f"a chain took longer than {RUN_TIMEOUT_S:g} s") from None
         return FullChain(
-            points=points, thought=run.thought, answer=ledger.answer, answer_text=run.answer_text,
-            full_tokens=account.completion_tokens, reasoning_tokens=account.reasoning_tokens,
-            counted=account.reported_tokens is not None, unclosed=ledger.unclosed, inline=run.seen.inline,
-            logprobs=tap.logprobs, ledger=ledger,
-        )  # fmt: skip
+            points=points,
+            thought=run.thought,
+            answer=ledger.answer,
+            answer_text=run.answer_text,
+            full_tokens=account.completion_tokens,
+            reasoning_tokens=account.reasoning_tokens,
+            counted=account.reported_tokens is not None,
+            unclosed=ledger.unclosed,
+            inline=run.seen.inline,
+            logprobs=tap.logprobs,
+            ledger=ledger,
+        )
 
     def _continuer(self, asked: QuestionLine, chain: FullChain) -> Continuer:
         continuer = Continuer(
-            client=self.client, probe=self.recipe.probe, max_extra_calls=NO_LIMIT, body=self.recipe.body(asked),
-            headers=[], ledger=chain.ledger,
-        )  # fmt: skip
+            client=self.client,
+            probe=self.recipe.probe,
+            max_extra_calls=NO_LIMIT,
+            body=self.recipe.body(asked),
+            headers=[],
+            ledger=chain.ledger,
+        )
         continuer.thinks_inline = lambda: chain.inline
         return continuer
 
@@ -191,9 +228,7 @@ class Recorder:
         trial = RecordedTrial()
         try:
             async with asyncio.timeout(continuer.timeout_s):
-                request = await continuer.prepare(
-                    method, thought, purpose="probe", max_tokens=continuer.trial_tokens
-                )
+                request = await continuer.prepare(method, thought, purpose="probe", max_tokens=continuer.trial_tokens)
                 opened = continuer.open(request, thought_tokens=thought_tokens, purpose="probe")
                 async with opened as (reply, account):
                     async for piece in reply:
@@ -206,15 +241,15 @@ class Recorder:
         trial.text = request.answer_prefix + cut_at(trial.text, request.stop)
         return trial
 
-    def _probed(self, trial: RecordedTrial | None, asked: QuestionLine, *, tokens: int, text: str, logprob: float | None) -> StepRow:
+    def _probed(
+        self, trial: RecordedTrial | None, asked: QuestionLine, *, tokens: int, text: str, logprob: float | None
+    ) -> StepRow:
         """A step with the answer that a stop behind it would deliver."""
         if trial is None:
             return _step(tokens=tokens, answer=None, correct=None, logprob=logprob, text=text)
         answer = self.scorer.extract(trial.text)
         correct = self._is_right(answer, asked)
-        return _step(
-            tokens=tokens, answer=answer, correct=correct, logprob=logprob, text=text, trial=trial
-        )
+        return _step(tokens=tokens, answer=answer, correct=correct, logprob=logprob, text=text, trial=trial)
 
     # ---- both
 
@@ -224,15 +259,32 @@ class Recorder:
 
     def _request(self, asked: QuestionLine) -> Request:
         return Request(
-            episode_id=asked.id, route="", kind=self.recipe.kind, mode="observe", model=self.recipe.model,
-            stream=True, n_samples=self.recipe.n_samples, audit=True, propensity=1.0, policy_version="",
-            certified=False, question_key=asked.id, ungoverned=None, received_at_s=0.0,
-        )  # fmt: skip
+            episode_id=asked.id,
+            route="",
+            kind=self.recipe.kind,
+            mode="observe",
+            model=self.recipe.model,
+            stream=True,
+            n_samples=self.recipe.n_samples,
+            audit=True,
+            propensity=1.0,
+            policy_version="",
+            certified=False,
+            question_key=asked.id,
+            ungoverned=None,
+            received_at_s=0.0,
+        )
 
     def _row(
-        self, asked: QuestionLine, steps: list[StepRow], *, answer: str | None, counted: bool, ledger: Ledger,
+        self,
+        asked: QuestionLine,
+        steps: list[StepRow],
+        *,
+        answer: str | None,
+        counted: bool,
+        ledger: Ledger,
         extra: Mapping[str, Any],
-    ) -> RunRow:  # fmt: skip
+    ) -> RunRow:
         recipe = self.recipe
         meta = {"prompt_tokens": ledger.client_prompt_tokens(), **extra, "recorded_with": recipe.as_data()}
         return RunRow(
@@ -261,14 +313,14 @@ class FullChain:
 
     points: Sequence[Checkpoint]
     thought: str
-    answer: str | None             # normalised; None: there is none, or the thought was never closed
+    answer: str | None  # normalised; None: there is none, or the thought was never closed
     answer_text: str
     full_tokens: int
     reasoning_tokens: int
-    counted: bool                  # by the provider
-    unclosed: bool                 # the cap was reached inside the thought
-    inline: bool                   # the thought stood between tags in the content
-    logprobs: Sequence[float]      # of all generated tokens, in order; shorter or empty where not given
+    counted: bool  # by the provider
+    unclosed: bool  # the cap was reached inside the thought
+    inline: bool  # the thought stood between tags in the content
+    logprobs: Sequence[float]  # of all generated tokens, in order; shorter or empty where not given
     ledger: Ledger
 
 
@@ -279,7 +331,7 @@ class RecordedTrial:
     text: str = ""
     tokens: list[TokenLogprob] = field(default_factory=list)
     n_tokens: int = 0
-    has_prefix: bool = False       # words of ours began the answer
+    has_prefix: bool = False  # words of ours began the answer
 
 
 class Tap(Delivery):
@@ -308,9 +360,14 @@ class Tap(Delivery):
 
 
 def _step(
-    *, tokens: int, answer: str | None, correct: bool | None, logprob: float | None, text: str,
+    *,
+    tokens: int,
+    answer: str | None,
+    correct: bool | None,
+    logprob: float | None,
+    text: str,
     trial: RecordedTrial | None = None,
-) -> StepRow:  # fmt: skip
+) -> StepRow:
     """One step, with what its trial answer shows where one was asked for."""
     marks = Hedges()
     marks.update(Step(index=1, tokens=tokens, answer=answer, answer_source=None, text=text))

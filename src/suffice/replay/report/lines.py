@@ -16,9 +16,22 @@ from suffice.cells import computes
 from suffice.replay.study.result import PolicyResult, SetReport
 
 FIRST: Final = (
-    "set", "policy", "n_episodes", "n_questions", "full_em", "em", "em_drop", "lost", "gained", "full_tokens",
-    "tokens", "token_reduction", "token_reduction_without_probes", "em_drop_interval", "frozen",
-)  # fmt: skip
+    "set",
+    "policy",
+    "n_episodes",
+    "n_questions",
+    "full_em",
+    "em",
+    "em_drop",
+    "lost",
+    "gained",
+    "full_tokens",
+    "tokens",
+    "token_reduction",
+    "token_reduction_without_probes",
+    "em_drop_interval",
+    "frozen",
+)
 
 
 def line_object(line: PolicyResult) -> dict[str, Any]:

@@ -23,19 +23,19 @@ from suffice.replay.report.wording import letters, percent, points
 from suffice.replay.study.result import PlotPoint, PolicyResult, SetPart, SetReport
 from suffice.sanitize import plural, printable
 
-INK: Final = "#22272e"      # text and axes; the page puts its own colours in the place of these three
-FAINT: Final = "#8a929c"    # axes and grid
-PAPER: Final = "#fefefe"    # around and inside markers
+INK: Final = "#22272e"  # text and axes; the page puts its own colours in the place of these three
+FAINT: Final = "#8a929c"  # axes and grid
+PAPER: Final = "#fefefe"  # around and inside markers
 COLOURS: Final = {"ours": "#d55e00", "published": "#0072b2", "given": "#009e73", "oracle": "#a3568a"}
 _MARKERS: Final = {"ours": "o", "published": "s", "given": "D", "oracle": "*", "full": "X"}
 _SPARE: Final = ("#cc79a7", "#56b4e9", "#e69f00", "#999999")
 _MOST_CLASSES: Final = 20
-_FEW: Final = 10            # lines of a table up to which each is drawn with its intervals
+_FEW: Final = 10  # lines of a table up to which each is drawn with its intervals
 _SETTINGS: Final[dict[str, Any]] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica", "sans-serif"],
     "font.size": 10,
-    "text.parse_math": False,   # a name may hold a dollar sign
+    "text.parse_math": False,  # a name may hold a dollar sign
     "text.color": INK,
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
@@ -47,7 +47,7 @@ _SETTINGS: Final[dict[str, Any]] = {
     "grid.color": FAINT,
     "grid.alpha": 0.25,
     "legend.frameon": False,
-    "svg.fonttype": "none",     # text stays text: it can be read aloud, searched and copied
+    "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and copied
 }
 
 # matplotlib has no types: figures and axes are Any.

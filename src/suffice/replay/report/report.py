@@ -22,9 +22,19 @@ from suffice.replay.study.result import PolicyResult, SetPart, SetReport
 from suffice.sanitize import plural
 
 _HEADS: Final = (
-    "policy", "tokens saved %", "drop", "95 %", "misses %", "EM %", "lost", "gained", "saved, 95 %",
-    "saved without probes %", "stopped %", "hopeless %",
-)  # fmt: skip
+    "policy",
+    "tokens saved %",
+    "drop",
+    "95 %",
+    "misses %",
+    "EM %",
+    "lost",
+    "gained",
+    "saved, 95 %",
+    "saved without probes %",
+    "stopped %",
+    "hopeless %",
+)
 _KINDS: Final = {"samples": "repeated samples", "reasoning": "chains of thought", "rounds": "rounds"}
 
 
@@ -33,7 +43,7 @@ class _Drawn:
     """A set with its figures."""
 
     report: SetReport
-    name: str                 # of its files, without suffix
+    name: str  # of its files, without suffix
     frontier: PlotFiles
     classes: PlotFiles | None
 
@@ -117,15 +127,27 @@ def _overview(drawn: Sequence[_Drawn]) -> list[Html]:
         frozen, hindsight = headline(report, "published", "frozen"), headline(report, "published", "hindsight")
         oracle = next((line for line in report.lines if line.policy == "oracle_agree"), None)
         first = report.lines[0] if report.lines else None
-        rows.append([
-            tag("a", report.set, href=f"#{one.name}"),
-            f"{first.n_episodes:,}" if first else "",
-            percent(first.full_em if first else None),
-            *(text for line in (ours, frozen, hindsight) for text in _saved_and_drop(line, report.max_em_drop)),
-            percent(oracle.token_reduction if oracle else None),
-        ])
-    heads = ["set", "runs", "full EM %", "ours saves %", "drop", "published, frozen, saves %", "drop",
-             "published, hindsight, saves %", "drop", "oracle_agree saves %"]  # fmt: skip
+        rows.append(
+            [
+                tag("a", report.set, href=f"#{one.name}"),
+                f"{first.n_episodes:,}" if first else "",
+                percent(first.full_em if first else None),
+                *(text for line in (ours, frozen, hindsight) for text in _saved_and_drop(line, report.max_em_drop)),
+                percent(oracle.token_reduction if oracle else None),
+            ]
+        )
+    heads = [
+        "set",
+        "runs",
+        "full EM %",
+        "ours saves %",
+        "drop",
+        "published, frozen, saves %",
+        "drop",
+        "published, hindsight, saves %",
+        "drop",
+        "oracle_agree saves %",
+    ]
     return [tag("h3", "All sets"), table(heads, rows, caption="Drops in points of Exact Match.")]
 
 

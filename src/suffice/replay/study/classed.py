@@ -24,8 +24,8 @@ from suffice.replay.study.study import ScoreLevels, Study, lay
 from suffice.replay.study.sums import SumsFold
 from suffice.signals.classes import Classes
 
-MIN_QUESTIONS: Final = 20   # of a class: runs of one question are not independent
-NEVER: Final = 0.0          # a level that no risk reaches
+MIN_QUESTIONS: Final = 20  # of a class: runs of one question are not independent
+NEVER: Final = 0.0  # a level that no risk reaches
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Target:
     """What a pick has to keep."""
 
     max_em_drop: float
-    margin: float        # standard errors
+    margin: float  # standard errors
 
     def keeps(self, at: PolicyPoints) -> bool:
         """Does a single policy, seen on one set of questions, keep it?"""
@@ -53,18 +53,19 @@ def large_classes(runs: Runs, classes: Classes) -> dict[str, Bools]:
     questions = np.array(runs.question)
     found = {name: names == name for name in dict.fromkeys(names.tolist())}
     return {
-        name: mine for name, mine in found.items()
+        name: mine
+        for name, mine in found.items()
         if mine.sum() >= MIN_RUNS and len(set(questions[mine].tolist())) >= MIN_QUESTIONS
-    }  # fmt: skip
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundClasses:
     """The found classes that are large enough, with what says a query's class."""
 
-    classes: Classes | None      # None: there are none
-    names: tuple[str, ...]       # of the large ones
-    number: Floats               # E: place of each run's class in `names`; not a number: a small class, or none
+    classes: Classes | None  # None: there are none
+    names: tuple[str, ...]  # of the large ones
+    number: Floats  # E: place of each run's class in `names`; not a number: a small class, or none
 
 
 def found_classes(runs: Runs, keep: Bools, most: int) -> FoundClasses:
@@ -107,9 +108,15 @@ def pick_classed(
 
 
 def _by_class(
-    study: Study, score: Score, v: int | None, train: Bools, classes: Classes, large: Mapping[str, Bools],
-    training: Runs, target: Target,
-) -> tuple[ClassedRung, float] | None:  # fmt: skip
+    study: Study,
+    score: Score,
+    v: int | None,
+    train: Bools,
+    classes: Classes,
+    large: Mapping[str, Bools],
+    training: Runs,
+    target: Target,
+) -> tuple[ClassedRung, float] | None:
     """One score's level on all training runs and on those of each large class, and what they save there together."""
     if score.target == "value":
         return None  # each of its levels is a model of its own, and a route carries one

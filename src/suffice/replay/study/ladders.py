@@ -50,7 +50,7 @@ class PolicyRung:
 class RiskRung:
     """A learned score at one level: a risk at or below which it stops, or for the value model a price of tokens."""
 
-    score: str      # which of the scores that a study has computed
+    score: str  # which of the scores that a study has computed
     level: float
     label: str
     spec: Mapping[str, Any] | None = None
@@ -70,8 +70,8 @@ class ClassedRung:
     """A learned score with a level of its own for some classes of queries."""
 
     score: str
-    level: float                 # of queries of every other class
-    classes: Classes             # what says a query's class
+    level: float  # of queries of every other class
+    classes: Classes  # what says a query's class
     levels: Mapping[str, float]  # by class
     label: str
     spec: Mapping[str, Any] | None = None

@@ -24,19 +24,19 @@ from suffice.replay.traces.survey import Survey
 from suffice.signals.features import FeatureSet
 
 
-def open_study(
-    data: Survey, *, scores: Sequence[Score], probe_tokens: int | None = None, seed: int = 0
-) -> Study:
+def open_study(data: Survey, *, scores: Sequence[Score], probe_tokens: int | None = None, seed: int = 0) -> Study:
     """The study that `suffice replay` makes of a set with every published rule; a set too long for memory is thinned.
 
     Raises TraceError as reading does, and ConfigError for a missing package.
     """
     ladders = published(data.kind, longest=data.longest)
     needs = tuple(dict.fromkeys([*needs_of(ladders), *(FeatureSet(DENSE[data.kind]).needs if scores else ())]))
-    runs = concatenate([
-        make_runs([batch], needs, probe_tokens=probe_tokens, planned_steps=data.longest)
-        for batch in data.batches(share=data.share)
-    ])
+    runs = concatenate(
+        [
+            make_runs([batch], needs, probe_tokens=probe_tokens, planned_steps=data.longest)
+            for batch in data.batches(share=data.share)
+        ]
+    )
     return Study(runs, ladders, StudyOptions(scores=tuple(scores), seed=seed))
 
 
@@ -45,7 +45,7 @@ class NestedRungs:
     """Every rung as each fold may know it, and as all folds together do."""
 
     by_fold: tuple[Laid, ...]  # place v: learned rungs as outer fold v may use them
-    all: Laid                  # learned rungs out of fold
+    all: Laid  # learned rungs out of fold
 
     @property
     def base(self) -> Floats:
@@ -106,9 +106,9 @@ def never(sums: QuestionSums) -> QuestionSums:
 class Difference:
     """What another way saves and loses beyond a first one, on the same questions. Fractions."""
 
-    saved: float               # token reduction of the other minus that of the first
-    drop: float                # EM drop likewise
-    saved_interval: Interval   # 95 %, whole questions drawn, both ways judged on the same draw
+    saved: float  # token reduction of the other minus that of the first
+    drop: float  # EM drop likewise
+    saved_interval: Interval  # 95 %, whole questions drawn, both ways judged on the same draw
     drop_interval: Interval
 
 

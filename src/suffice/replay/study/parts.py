@@ -14,7 +14,7 @@ from suffice.replay.study.result import SetPart
 from suffice.replay.study.runs import Bools, Floats, Halts, Runs
 from suffice.replay.study.sums import columns_of
 
-MOST_CLASSES = 24            # the largest ones are shown
+MOST_CLASSES = 24  # the largest ones are shown
 _STEP_EDGES = (1, 2, 4, 8, 16, 32, 64, 128)
 _FIELDS = ("n", "full_ok", "full_tokens", "lost", "gained", "tokens")
 
@@ -47,9 +47,7 @@ class Parts:
         made = {policy: self._parts(policy, "step") for policy in self._policies}
         return {policy: tuple(sorted(parts, key=_step_order)) for policy, parts in made.items()}
 
-    def _add(
-        self, policy: str, what: str, names: NDArray[np.str_], table: Floats, questions: Sequence[str]
-    ) -> None:
+    def _add(self, policy: str, what: str, names: NDArray[np.str_], table: Floats, questions: Sequence[str]) -> None:
         different, which = np.unique(names, return_inverse=True)
         sums = np.zeros((len(different), len(_FIELDS)))
         np.add.at(sums, which, table)
@@ -79,8 +77,10 @@ def _halt_names(runs: Runs, halt: Halts) -> NDArray[np.str_]:
     step = halt.row - runs.starts[:-1] + 1
     edges = np.array(_STEP_EDGES)
     place = np.searchsorted(edges, step)  # the first edge at or above the step
-    names = [f"step {low}" if low == high else f"steps {low}–{high}"
-             for low, high in zip((1, *(edge + 1 for edge in _STEP_EDGES)), _STEP_EDGES, strict=False)]  # fmt: skip
+    names = [
+        f"step {low}" if low == high else f"steps {low}–{high}"
+        for low, high in zip((1, *(edge + 1 for edge in _STEP_EDGES)), _STEP_EDGES, strict=False)
+    ]
     names.append(f"steps above {_STEP_EDGES[-1]}")
     return np.where(halt.row < runs.last, np.array(names)[place], "to the end")
 

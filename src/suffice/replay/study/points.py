@@ -33,8 +33,8 @@ class PolicyPoints(NamedTuple):
     """What some sets of questions show of each policy, shape (R, C) each: R sets, C policies."""
 
     drop: Floats
-    error: Floats      # standard error of the drop, clustered by question, with PSEUDO_LOSSES
-    saved: Floats      # token reduction
+    error: Floats  # standard error of the drop, clustered by question, with PSEUDO_LOSSES
+    saved: Floats  # token reduction
 
 
 def seen(sums: QuestionSums, weights: Floats) -> PolicyPoints:

@@ -40,18 +40,18 @@ class Runs(RaggedRuns):
 
     set: str
     kind: Kind
-    columns: SignalColumns            # T rows: what a policy may read
+    columns: SignalColumns  # T rows: what a policy may read
     queries: tuple[Query, ...]  # E: what was known before the first token
-    question: tuple[str, ...]   # E: questions group runs that are not independent
-    starts: NDArray[np.int64]   # E + 1
-    cost: Floats                # T: tokens of the run up to and with the step, context read again included
-    probes: Floats              # T: tokens of the probes up to and with the step, if every checkpoint is asked
-    resent: Floats              # T: prefix tokens that those probes send again
-    ok: Bools                   # T: the answer that would be delivered after the step is right
-    same: Bools                 # T: it is the full run's answer
-    full_ok: Bools              # E
-    full_tokens: Floats         # E: of all recorded steps, those behind the sample that decides a vote included
-    finish: Floats              # E: tokens of the answer that a stop still writes, where the recording tells them
+    question: tuple[str, ...]  # E: questions group runs that are not independent
+    starts: NDArray[np.int64]  # E + 1
+    cost: Floats  # T: tokens of the run up to and with the step, context read again included
+    probes: Floats  # T: tokens of the probes up to and with the step, if every checkpoint is asked
+    resent: Floats  # T: prefix tokens that those probes send again
+    ok: Bools  # T: the answer that would be delivered after the step is right
+    same: Bools  # T: it is the full run's answer
+    full_ok: Bools  # E
+    full_tokens: Floats  # E: of all recorded steps, those behind the sample that decides a vote included
+    finish: Floats  # E: tokens of the answer that a stop still writes, where the recording tells them
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -65,8 +65,8 @@ class Runs(RaggedRuns):
 class Halts(NamedTuple):
     """Where each run ends under one policy."""
 
-    row: NDArray[np.int64]   # E: its last row that is run
-    code: NDArray[np.int8]   # E: why, as in `policy.columns`; CONTINUE: it ran in full
+    row: NDArray[np.int64]  # E: its last row that is run
+    code: NDArray[np.int8]  # E: why, as in `policy.columns`; CONTINUE: it ran in full
     returned: NDArray[np.int64] | None = None  # E: the row whose answer a stopped run returns; None: its last
 
 

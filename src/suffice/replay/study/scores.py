@@ -29,7 +29,7 @@ class Score:
 
     name: str
     target: Target | Literal["value"]
-    cost: float = 0.0       # exponent of the tokens a step costs: risk is taken where it saves much
+    cost: float = 0.0  # exponent of the tokens a step costs: risk is taken where it saves much
     parts: Parts = "ensemble"
     query_signals: bool = True
 
@@ -50,9 +50,9 @@ class ExampleTable:
     """The runs' features with the rows that are examples: computed once for all scores of one feature choice."""
 
     chosen: FeatureSelection
-    x: Floats                  # (T, P)
+    x: Floats  # (T, P)
     example: NDArray[np.int64]  # rows that are no last step
-    fold: NDArray[np.int64]    # of each example
+    fold: NDArray[np.int64]  # of each example
     run_fold: NDArray[np.int64]  # of each run
 
 
@@ -93,8 +93,9 @@ def fit_on(runs: Runs, table: ExampleTable, key: Key, left_out: Sequence[int], s
         n = int((runs.n_steps > 1).sum())
         raise TraceError(
             f"runs of two steps or more: {n}, on too few questions to learn a score on some and judge it on others;"
-            f" record more, or leave learned scores out: --policies {WITHOUT_SCORES}", file=runs.set,
-        )  # fmt: skip
+            f" record more, or leave learned scores out: --policies {WITHOUT_SCORES}",
+            file=runs.set,
+        )
     if target == "value":
         kept = _thinned(~np.isin(table.run_fold, list(left_out)), runs)
         those = take(runs, kept)

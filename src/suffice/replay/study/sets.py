@@ -54,14 +54,19 @@ from suffice.types import Kind
 N_DRAWS = 1_000
 # Published rules that ours may fall back on: one ladder a rule. Near twins would only add chances for a fluke.
 FALLBACKS = (
-    "fixed-rounds", "stable-answer", "beta", "esc", "confidence-threshold", "stated-confidence, patience 2",
-)  # fmt: skip
+    "fixed-rounds",
+    "stable-answer",
+    "beta",
+    "esc",
+    "confidence-threshold",
+    "stated-confidence, patience 2",
+)
 TOO_SMALL_RUNS, TOO_SMALL_QUESTIONS = 1_000, 50
 
 LEARNED = "learned"
 OURS, BY_CLASS = "ours", "ours_by_class"
 HINDSIGHT = {"published": "hindsight", "ours": "ours_hindsight"}  # pool → its line picked after the fact
-DETAILED = ("ours", "published", "hindsight")                     # lines that are shown by class and by step
+DETAILED = ("ours", "published", "hindsight")  # lines that are shown by class and by step
 FAMILIES: Mapping[str, tuple[Family, Choice]] = {
     "full": ("full", "fixed"),
     OURS: ("ours", "frozen"),
@@ -80,18 +85,20 @@ Tick = Callable[[str], None]
 class ReplayOptions:
     """What the user asked for."""
 
-    max_em_drop: float = 0.01                      # fraction
-    probe_tokens: int | None = None                # a probe; None: as recorded, else 15 for `reasoning`
-    margin: float = MARGIN                         # standard errors between a frozen point and the target
-    families: tuple[str, ...] = ()                 # published rules and "learned"; (): all
+    max_em_drop: float = 0.01  # fraction
+    probe_tokens: int | None = None  # a probe; None: as recorded, else 15 for `reasoning`
+    margin: float = MARGIN  # standard errors between a frozen point and the target
+    families: tuple[str, ...] = ()  # published rules and "learned"; (): all
     policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # given ones, by label
     scores: tuple[Score, ...] = SCORES
-    classes: int = 0                               # found in the data, at most, each with its own level; 0: none
+    classes: int = 0  # found in the data, at most, each with its own level; 0: none
     seed: int = 0
     n_draws: int = N_DRAWS
 
 
-def replay_set(data: Survey, asked: ReplayOptions, *, fit: Sequence[Survey] = (), tick: Tick = lambda _: None) -> SetReport:
+def replay_set(
+    data: Survey, asked: ReplayOptions, *, fit: Sequence[Survey] = (), tick: Tick = lambda _: None
+) -> SetReport:
     """Replay one set. Raises TraceError for data, ConfigError for policies or a missing package.
 
     fit  other sets: models and points come from them alone and are frozen; (): folds of this set
@@ -153,9 +160,9 @@ class _Case:
     asked: ReplayOptions
     study: Study
     pools: tuple[LadderPool, ...]
-    frozen: list[FoldChoice]   # one for each fold, or one for all
+    frozen: list[FoldChoice]  # one for each fold, or one for all
     sample: Runs
-    longest: int           # steps of the longest run
+    longest: int  # steps of the longest run
 
     @property
     def by_fold(self) -> bool:
@@ -263,7 +270,7 @@ def _order(case: _Case) -> list[str]:
     by_class = [BY_CLASS] if BY_CLASS in case.frozen[0].rungs else []
     late = [name for name in case.frozen[0].rungs if name not in (*pools, BY_CLASS)]
     first = [name for name in pools if name == OURS]
-    return ["full", *first, *by_class, *pools[len(first):], *late, "oracle_agree", "oracle_correct"]
+    return ["full", *first, *by_class, *pools[len(first) :], *late, "oracle_agree", "oracle_correct"]
 
 
 def _halts(case: _Case, runs: Runs) -> dict[str, tuple[Halts, Bools]]:
@@ -315,7 +322,12 @@ def _misses(case: _Case) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def _line(
-    case: _Case, name: str, sums: QuestionSums, intervals: tuple[Interval, Interval], missed: float | None, n_questions: int
+    case: _Case,
+    name: str,
+    sums: QuestionSums,
+    intervals: tuple[Interval, Interval],
+    missed: float | None,
+    n_questions: int,
 ) -> PolicyResult:
     n, full_ok, full_tokens = (float(value) for value in sums.base.sum(axis=0))
     lost, gained, tokens, probes, resent, stopped, hopeless = (float(x) for x in sums.values[:, 0].sum(axis=0))
@@ -404,8 +416,10 @@ def _notes(case: _Case, n_questions: int, count: Counter[str], plain: Mapping[st
         )
     if "published" in plain:
         shares = ", ".join(f"{name} {plain[name]:.0%}" for name in ("ours", "published") if name in plain)
-        notes.append(f"tuned plainly, the best of all settings on one half of the questions misses the target on the"
-                     f" other in this share of 200 splits: {shares}")  # fmt: skip
+        notes.append(
+            f"tuned plainly, the best of all settings on one half of the questions misses the target on the"
+            f" other in this share of 200 splits: {shares}"
+        )
     if count["answered"] < 0.8 * count["runs"]:
         share = count["answered"] / max(1, count["runs"])
         notes.append(f"only {share:.0%} of the full runs gave an answer; the others count as wrong")

@@ -47,7 +47,7 @@ Tick = Callable[[], None]
 class StudyOptions:
     """What a study is asked for."""
 
-    max_em_drop: float = 0.01       # fraction: the target
+    max_em_drop: float = 0.01  # fraction: the target
     scores: tuple[Score, ...] = ()  # learned scores; () leaves out everything that needs training
     margin: float = MARGIN
     seed: int = 0
@@ -66,7 +66,7 @@ class FoldChoice:
     """What one fold, or the runs of the `fit` files, settled on: a rung for each pool, and the models it needs."""
 
     rungs: Mapping[str, PolicyRung | RiskRung | ClassedRung | None]  # by pool; None: never stop
-    saved: Mapping[str, float] = field(default_factory=dict)   # by pool: token reduction where the point was picked
+    saved: Mapping[str, float] = field(default_factory=dict)  # by pool: token reduction where the point was picked
     models: Mapping[str, Model] = field(default_factory=dict)  # by score, and "hopeless"
 
 
@@ -214,15 +214,16 @@ class Study:
     def score_others(self, name: str, frozen: FoldChoice, runs: Runs) -> tuple[Says, NDArray[np.int8]]:
         """Risk and stop codes of other runs by frozen models."""
         score = next(score for score in self.options.scores if score.name == name)
-        x = {asked: features_of(runs, table.chosen)
-             for asked, table in self._tables.items() if asked or asked == score.query_signals}  # fmt: skip
+        x = {
+            asked: features_of(runs, table.chosen)
+            for asked, table in self._tables.items()
+            if asked or asked == score.query_signals
+        }
         hopeless = score_rows(frozen.models["hopeless"], x[True])
         return risk_and_codes(score, score_rows(frozen.models[name], x[score.query_signals]), hopeless, runs)
 
 
-def risk_and_codes(
-    score: Score, p: Says, p_hopeless: Floats, runs: Runs
-) -> tuple[Says, NDArray[np.int8]]:
+def risk_and_codes(score: Score, p: Says, p_hopeless: Floats, runs: Runs) -> tuple[Says, NDArray[np.int8]]:
     """From what a model says to what levels cut, and what a stop would be called, shape (T,) each."""
     may_lack_answer = p_hopeless >= 0.5
     if p.dtype == np.uint64:  # prices at which it stops: at none where there is nothing to deliver

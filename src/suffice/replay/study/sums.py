@@ -28,9 +28,9 @@ FIELDS = ("lost", "gained", "tokens", "probes", "resent", "stopped", "hopeless")
 class QuestionSums:
     """Sums over the runs of each question (G of them) for each policy (C of them)."""
 
-    fold: NDArray[np.int64]    # G: 0 … N_FOLDS - 1
-    base: Floats               # (G, 3): runs, right in full, tokens in full
-    values: Floats             # (G, C, 7): see FIELDS; tokens include probes
+    fold: NDArray[np.int64]  # G: 0 … N_FOLDS - 1
+    base: Floats  # (G, 3): runs, right in full, tokens in full
+    values: Floats  # (G, C, 7): see FIELDS; tokens include probes
 
     def of(self, field: str) -> Floats:
         """One field, shape (G, C)."""

@@ -42,9 +42,9 @@ class Batch:
     set: str
     kind: Kind
     file: str
-    row: NDArray[np.int64]            # E: number of the run's row in its file, 1 is the first
-    vote: bool                        # the answer is the steps' vote; otherwise it is the last step's
-    stated: bool                      # `confidence` is what the model said of itself
+    row: NDArray[np.int64]  # E: number of the run's row in its file, 1 is the first
+    vote: bool  # the answer is the steps' vote; otherwise it is the last step's
+    stated: bool  # `confidence` is what the model said of itself
     dataset: list[str]
     setting: list[str]
     task: list[str]
@@ -55,30 +55,30 @@ class Batch:
     gold: list[str | None]
     token_source: list[str | None]
     meta: list[str | None]
-    offset: NDArray[np.int64]         # E + 1
+    offset: NDArray[np.int64]  # E + 1
     full_answer: list[str | None]
-    full_code: NDArray[np.int32]      # E: place in `answers`; -1: no answer, -2: one that no step gave
-    full_em: NDArray[np.bool_]        # E
-    full_tokens: NDArray[np.int64]    # E: sum of tokens and ctx_tokens
-    differs: NDArray[np.bool_]        # E: the steps' vote, or the last step's answer, is not `full_answer`
-    tokens: NDArray[np.int64]         # T: generated in the step
-    ctx_tokens: NDArray[np.int64]     # T: 0 where null
-    answers: tuple[str, ...]          # each different trial answer of the batch, once
-    answer_code: NDArray[np.int32]    # T: place in `answers`; -1: none
-    answer: list[str | None]          # T
-    correct: NDArray[np.int8]         # T
-    confidence: NDArray[np.float64]   # T
-    mass: NDArray[np.float64]         # T
-    logprob: NDArray[np.float64]      # T
-    entropy: NDArray[np.float64]      # T
-    stop_flag: NDArray[np.int8]       # T
-    action: list[str | None]          # T
-    probe_tokens: NDArray[np.int64]   # T: as recorded; -1: the file does not say
+    full_code: NDArray[np.int32]  # E: place in `answers`; -1: no answer, -2: one that no step gave
+    full_em: NDArray[np.bool_]  # E
+    full_tokens: NDArray[np.int64]  # E: sum of tokens and ctx_tokens
+    differs: NDArray[np.bool_]  # E: the steps' vote, or the last step's answer, is not `full_answer`
+    tokens: NDArray[np.int64]  # T: generated in the step
+    ctx_tokens: NDArray[np.int64]  # T: 0 where null
+    answers: tuple[str, ...]  # each different trial answer of the batch, once
+    answer_code: NDArray[np.int32]  # T: place in `answers`; -1: none
+    answer: list[str | None]  # T
+    correct: NDArray[np.int8]  # T
+    confidence: NDArray[np.float64]  # T
+    mass: NDArray[np.float64]  # T
+    logprob: NDArray[np.float64]  # T
+    entropy: NDArray[np.float64]  # T
+    stop_flag: NDArray[np.int8]  # T
+    action: list[str | None]  # T
+    probe_tokens: NDArray[np.int64]  # T: as recorded; -1: the file does not say
     logprobs: Sequence[tuple[float, ...]] | None  # T: of the trial answer's tokens; None: the file has none
-    margin: NDArray[np.float64]       # T
+    margin: NDArray[np.float64]  # T
     closed_entropy: NDArray[np.float64]  # T
-    hedges: NDArray[np.int64]         # T
-    text: list[str | None] | None     # T: None: the file has none
+    hedges: NDArray[np.int64]  # T
+    text: list[str | None] | None  # T: None: the file has none
 
     def __len__(self) -> int:
         return len(self.row)
@@ -134,10 +134,24 @@ class Batch:
                 action=action,
             )
             for (
-                index, tokens, answer, logprobs, entropy, text, probe_tokens, ctx_tokens, said, mass, margin,
-                closed_entropy, logprob, stated, said_done, action,
+                index,
+                tokens,
+                answer,
+                logprobs,
+                entropy,
+                text,
+                probe_tokens,
+                ctx_tokens,
+                said,
+                mass,
+                margin,
+                closed_entropy,
+                logprob,
+                stated,
+                said_done,
+                action,
             ) in columns
-        ]  # fmt: skip
+        ]
 
     def query(self, i: int) -> Query:
         """What was known of run i before its first token.

@@ -25,7 +25,7 @@ Numbers: TypeAlias = NDArray[Any]  # int64, float64 or int8, as the column's typ
 class TextColumn:
     """A column of text: each different text once, and for each place its number."""
 
-    codes: NDArray[np.int32]   # -1: null
+    codes: NDArray[np.int32]  # -1: null
     words: tuple[str, ...]
 
     @classmethod
@@ -52,10 +52,10 @@ class TraceColumns:
     """
 
     file: str
-    row: NDArray[np.int64]     # E: number of the row in its file, 1 is the first
+    row: NDArray[np.int64]  # E: number of the row in its file, 1 is the first
     offset: NDArray[np.int64]  # E + 1: steps of run i are offset[i] … offset[i + 1] - 1
-    texts: Mapping[str, TextColumn]                          # of runs
-    numbers: Mapping[str, Numbers]          # of runs: whole numbers and flags
+    texts: Mapping[str, TextColumn]  # of runs
+    numbers: Mapping[str, Numbers]  # of runs: whole numbers and flags
     step_texts: Mapping[str, TextColumn]
     step_numbers: Mapping[str, Numbers]
     logprobs: Sequence[tuple[float, ...]] | None = None  # T

@@ -15,8 +15,8 @@ from suffice.types import Kind
 
 Type: TypeAlias = Literal["text", "integer", "number", "flag", "numbers"]
 
-NO_ANSWER: Final = "?"          # written by some sources where a model gave no answer
-NULL: Final = -(2**63)          # stands for null in a column of whole numbers
+NO_ANSWER: Final = "?"  # written by some sources where a model gave no answer
+NULL: Final = -(2**63)  # stands for null in a column of whole numbers
 MAJORITY_VOTE: Final = "majority_vote"
 LAST: Final = "last"
 STATED: Final = "self_revision"  # the setting whose `confidence` is what the model said of itself
@@ -33,13 +33,15 @@ KIND_OF_SETTING: Final[Mapping[str, Kind]] = MappingProxyType(
         "rounds": "rounds",
     }
 )
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """One column of the form."""
 
     type: Type
     meaning: str
-    required: bool = False    # must the file have it?
+    required: bool = False  # must the file have it?
     never_null: bool = False  # a null is an error
     least: int | None = None  # smallest value allowed, for whole numbers
 

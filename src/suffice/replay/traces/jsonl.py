@@ -245,9 +245,7 @@ def _columns(rows: Sequence[RunRow], numbers: Sequence[int], file: str) -> Trace
     lengths = [len(row.steps) for row in rows]
     declared = [row.n_steps for row in rows]
     by_run = {name: [getattr(row, name) for row in rows] for name in RUN_COLUMNS}
-    by_run["n_steps"] = [
-        length if stated is None else stated for stated, length in zip(declared, lengths, strict=True)
-    ]
+    by_run["n_steps"] = [length if stated is None else stated for stated, length in zip(declared, lengths, strict=True)]
     by_step = {name: [getattr(step, name) for step in steps] for name in STEP_COLUMNS}
     return TraceColumns(
         file=file,

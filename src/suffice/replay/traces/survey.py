@@ -36,7 +36,7 @@ class Survey:
     kind: Kind
     n_runs: int
     n_steps: int
-    longest: int               # steps of the longest run: the cap that a live route would declare
+    longest: int  # steps of the longest run: the cap that a live route would declare
     good_runs: frozenset[tuple[str, str]] | None  # (model, run) whose EM is high enough; None: all
     most_steps: int = MOST_STEPS  # that may be held in memory
 
@@ -83,9 +83,7 @@ def survey(
     by_set: dict[str, list[Path]] = {}
     for file in files:
         by_set.setdefault(set_name(file), []).append(Path(file))
-    return [
-        replace(_survey(name, paths, where, min_run_em), most_steps=most_steps) for name, paths in by_set.items()
-    ]
+    return [replace(_survey(name, paths, where, min_run_em), most_steps=most_steps) for name, paths in by_set.items()]
 
 
 def _survey(name: str, files: Sequence[Path], where: str | None, min_run_em: float | None) -> Survey:

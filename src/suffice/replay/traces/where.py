@@ -25,7 +25,7 @@ class Where:
     """A parsed selection."""
 
     text: str
-    wanted: Mapping[str, tuple[str, ...]]    # column → alternatives
+    wanted: Mapping[str, tuple[str, ...]]  # column → alternatives
     unwanted: Mapping[str, tuple[str, ...]]  # column → what it must not be
 
     def holds(self, columns: TraceColumns) -> NDArray[np.bool_]:

@@ -39,8 +39,8 @@ POLICY_FILE: Final = "policy.toml"
 class PolicyProposal:
     """A policy for a route. Any: parameters differ in type."""
 
-    spec: Mapping[str, Any]      # what a settings file says: a model is named by its file
-    model: StopModel | None      # None: nothing in the policy is learned
+    spec: Mapping[str, Any]  # what a settings file says: a model is named by its file
+    model: StopModel | None  # None: nothing in the policy is learned
 
     def policy(self) -> Policy:
         """The live policy, as `wiring` builds it."""
@@ -51,9 +51,12 @@ class PolicyProposal:
 
 
 def propose(
-    spec: Mapping[str, Any] | None, scores: ScoreTable | None, *, classes: Classes | None = None,
+    spec: Mapping[str, Any] | None,
+    scores: ScoreTable | None,
+    *,
+    classes: Classes | None = None,
     left_out: Sequence[int] = (),
-) -> PolicyProposal:  # fmt: skip
+) -> PolicyProposal:
     """The live form of what a search chose; None is `never`.
 
     scores    where the model that the spec names comes from

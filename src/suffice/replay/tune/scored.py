@@ -41,7 +41,7 @@ class ScoredPolicy:
     """The policy `learned` over a score that was computed before: see `policy.learned` for what it means."""
 
     name: ClassVar[str] = "scored"
-    score: str                 # which columns: the risk, and where the run is thought lost
+    score: str  # which columns: the risk, and where the run is thought lost
     threshold: float
     on_hopeless: str = "continue"
     min_steps: int = 0
@@ -64,7 +64,6 @@ class ScoredPolicy:
         passed = may & (known(columns, risk_column(self.score)) <= self._thresholds(columns))
         return np.where(passed, np.where(lost, np.int8(HOPELESS), np.int8(SUFFICES)), np.int8(CONTINUE))
 
-
     def _thresholds(self, columns: Columns) -> Floats | float:
         if not self.classes:
             return self.threshold
@@ -79,7 +78,7 @@ class ScoreChoice:
     """A score that a trial may name."""
 
     score: Score
-    price: int = -1      # target "value": number of the price; -1 otherwise
+    price: int = -1  # target "value": number of the price; -1 otherwise
 
 
 def names_of(scores: Sequence[Score]) -> dict[str, ScoreChoice]:
@@ -111,9 +110,14 @@ class ScoreTable:
     """
 
     def __init__(
-        self, runs: Runs, fold: NDArray[np.int64], scores: Sequence[Score], *, seed: int,
+        self,
+        runs: Runs,
+        fold: NDArray[np.int64],
+        scores: Sequence[Score],
+        *,
+        seed: int,
         tick: Callable[[], None] = lambda: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.runs, self.seed = runs, seed
         self.names: Mapping[str, ScoreChoice] = names_of(scores)
         self.chosen = features_for(runs, query_signals=True)

@@ -58,13 +58,13 @@ class Size:
     """What the runs are like, so that nothing is tried beyond them."""
 
     kind: Kind
-    longest: int               # steps of the longest run
-    few_tokens: int            # of a short run …
-    many_tokens: int           # … and of a long one
-    models: tuple[str, ...] = ()                       # words for learned models, see `replay.tune.scored`
+    longest: int  # steps of the longest run
+    few_tokens: int  # of a short run …
+    many_tokens: int  # … and of a long one
+    models: tuple[str, ...] = ()  # words for learned models, see `replay.tune.scored`
     # The risk at or below which a share of a model's steps is: of all runs, or of those of one of `classes`.
     level: Callable[[str, float, str | None], float] | None = None
-    classes: tuple[str, ...] = ()                      # found ones that are large enough for a level of their own
+    classes: tuple[str, ...] = ()  # found ones that are large enough for a level of their own
 
 
 Draw: TypeAlias = Callable[[ParameterSource, str, Size], Any]  # with the name under which the value is drawn
@@ -126,7 +126,8 @@ SPACE: Final[Mapping[str, Family]] = {
     "stated-confidence": Family(kinds=("rounds",), draws={"threshold": _near_1(0.4), "patience": _whole(1, 8)}),
     "dynasor": Family(kinds=("reasoning",), draws={"effort": _one_of("mild", "low", "mid", "high", "crazy")}),
     "deer": Family(
-        kinds=("reasoning",), draws={"threshold": _near_1(0.4), "mean": _one_of("arithmetic", "geometric")},
+        kinds=("reasoning",),
+        draws={"threshold": _near_1(0.4), "mean": _one_of("arithmetic", "geometric")},
     ),
     "code-stop": Family(
         kinds=("reasoning",),
@@ -141,24 +142,28 @@ SPACE: Final[Mapping[str, Family]] = {
     "sprt": Family(
         kinds=("samples",),
         draws={
-            "p1": _between(0.5001, 0.9), "alpha": _between(1e-4, 0.3, log=True), "beta": _between(1e-4, 0.6, log=True)
+            "p1": _between(0.5001, 0.9),
+            "alpha": _between(1e-4, 0.3, log=True),
+            "beta": _between(1e-4, 0.6, log=True),
         },
     ),
     "msprt": Family(
         kinds=("samples",),
         draws={
-            "prior_top": _between(0.5, 1e6, log=True), "prior_second": _between(0.5, 1e6, log=True),
-            "alpha": _between(1e-4, 0.3, log=True), "beta": _between(1e-4, 0.6, log=True),
+            "prior_top": _between(0.5, 1e6, log=True),
+            "prior_second": _between(0.5, 1e6, log=True),
+            "alpha": _between(1e-4, 0.3, log=True),
+            "beta": _between(1e-4, 0.6, log=True),
         },
     ),
     "momentum": Family(kinds=("samples",)),
     "tasr": Family(kinds=("rounds",), draws={"streak": _whole(1), "margin": _between(-0.5, 0.9)}),
     "semantic-distance": Family(kinds=("rounds",), draws={"patience": _whole(1, 8)}),
-}  # fmt: skip
+}
 
 SHAPES: Final = ("one", "guarded", "all-of", "any-of")
 LEARNED: Final = "learned"
-VALUE: Final = "value"          # the learned models that differ in their price alone, as one choice
+VALUE: Final = "value"  # the learned models that differ in their price alone, as one choice
 # Shares of the steps whose risk is at or below a level; the first and the last bound what is drawn.
 _SHARES: Final = (3e-4, 0.003, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 0.999)
 
@@ -186,9 +191,7 @@ def first_tries(size: Size, names: Sequence[str]) -> list[dict[str, Any]]:
         return tries
     learned = {**alone, "first": LEARNED, "first.on_hopeless": "stop"}
     words, prices = _words(size)
-    scattered = [
-        {**learned, "first.model": word, f"first.{word}.share": share} for share in _SHARES for word in words
-    ]
+    scattered = [{**learned, "first.model": word, f"first.{word}.share": share} for share in _SHARES for word in words]
     if size.classes:
         scattered += [_by_class(learned, word, share, len(size.classes)) for share in _SHARES[::2] for word in words]
     if prices:
@@ -233,8 +236,10 @@ def _maybe(draw: Draw) -> Draw:
 
 
 _GUARDS: Final[Mapping[str, Draw]] = {
-    "min_steps": _whole(1), "min_tokens": _maybe(_tokens), "max_tokens": _maybe(_tokens),
-}  # fmt: skip
+    "min_steps": _whole(1),
+    "min_tokens": _maybe(_tokens),
+    "max_tokens": _maybe(_tokens),
+}
 
 
 def _draw_family(trial: ParameterSource, place: str, name: str, size: Size) -> dict[str, Any]:

@@ -41,32 +41,32 @@ from suffice.signals.features import FeatureSet
 Spec = Mapping[str, Any]  # what `build_policy` takes, a model named by a word. Any: parameters differ in type
 Tick = Callable[[str], None]
 
-_AS_MUCH = 0.001    # of token reduction: not worth a second rule
-_INFEASIBLE = 2.0   # below every saving: what misses the target ranks by how far
+_AS_MUCH = 0.001  # of token reduction: not worth a second rule
+_INFEASIBLE = 2.0  # below every saving: what misses the target ranks by how far
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneOptions:
     """What the user asked for."""
 
-    max_em_drop: float = 0.01        # fraction
-    margin: float = MARGIN           # standard errors that a drop keeps from the target on the training questions
-    trials: int = 200                # of each of the searches, one a fold and one on everything
+    max_em_drop: float = 0.01  # fraction
+    margin: float = MARGIN  # standard errors that a drop keeps from the target on the training questions
+    trials: int = 200  # of each of the searches, one a fold and one on everything
     time_limit_s: float | None = None  # for all searches together; None: only trials count
-    policies: tuple[str, ...] = ()   # names to search among, "learned" for the learned scores; (): all that make sense
+    policies: tuple[str, ...] = ()  # names to search among, "learned" for the learned scores; (): all that make sense
     scores: tuple[Score, ...] = SCORES
-    classes: int = 0                 # found in the data, at most, for levels of their own; 0: none
+    classes: int = 0  # found in the data, at most, for levels of their own; 0: none
     probe_tokens: int | None = None  # a probe; None: as recorded, else 15 for `reasoning`
     seed: int = 0
-    n_draws: int = 1_000             # of the bootstrap
+    n_draws: int = 1_000  # of the bootstrap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
     """One search's winner with its sums by question, and how many trials were made."""
 
-    spec: Spec | None    # None: nothing met the target and saved anything
-    sums: QuestionSums           # of this policy alone
+    spec: Spec | None  # None: nothing met the target and saved anything
+    sums: QuestionSums  # of this policy alone
     n_trials: int
 
 
@@ -77,9 +77,9 @@ class Bench:
     runs: Runs
     asked: TuneOptions
     scores: ScoreTable | None
-    names: tuple[str, ...]                 # policies that are tried
-    share: float = 1.0                     # of the set's questions that these runs are
-    fold: NDArray[np.int64] = field(init=False)   # of each question
+    names: tuple[str, ...]  # policies that are tried
+    share: float = 1.0  # of the set's questions that these runs are
+    fold: NDArray[np.int64] = field(init=False)  # of each question
     group: NDArray[np.int64] = field(init=False)  # question of each run
     base: Floats = field(init=False)
     _readable: AskedColumns = field(init=False)
@@ -243,10 +243,9 @@ def make_bench(data: Survey, asked: TuneOptions, tick: Tick = lambda _: None) ->
     needs = tuple(dict.fromkeys((*needs_of(names), *learned)))
     tick("reading")
     batches = data.batches(share=data.share)
-    runs = concatenate([
-        make_runs([batch], needs, probe_tokens=asked.probe_tokens, planned_steps=data.longest)
-        for batch in batches
-    ])  # fmt: skip
+    runs = concatenate(
+        [make_runs([batch], needs, probe_tokens=asked.probe_tokens, planned_steps=data.longest) for batch in batches]
+    )
     scores = None
     if LEARNED in names:
         scores = ScoreTable(runs, folds_of(runs), asked.scores, seed=asked.seed, tick=lambda: tick("fitting"))
@@ -254,9 +253,15 @@ def make_bench(data: Survey, asked: TuneOptions, tick: Tick = lambda _: None) ->
 
 
 def search(
-    bench: Bench, v: int | None, *, until: float | None, clock: Callable[[], float], tick: Callable[[], None],
-    by_class: bool = False, also: Sequence[Spec] = (),
-) -> Search:  # fmt: skip
+    bench: Bench,
+    v: int | None,
+    *,
+    until: float | None,
+    clock: Callable[[], float],
+    tick: Callable[[], None],
+    by_class: bool = False,
+    also: Sequence[Spec] = (),
+) -> Search:
     """Search on the questions outside fold `v`, or on all: of what meets the target, what saves most.
 
     by_class  learned scores may have a level for each found class

@@ -28,7 +28,7 @@ class PolicyFigures:
 
     token_reduction: float
     em_drop: float
-    error: float           # standard error of the drop, clustered by question
+    error: float  # standard error of the drop, clustered by question
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +49,10 @@ class Optimism:
 
     token_reduction_in_search: IntervalValue
     token_reduction_unseen: IntervalValue
-    token_reduction: IntervalValue   # in search - unseen: above 0, the search promised too much
+    token_reduction: IntervalValue  # in search - unseen: above 0, the search promised too much
     em_drop_in_search: IntervalValue
     em_drop_unseen: IntervalValue
-    em_drop: IntervalValue           # unseen - in search: likewise
+    em_drop: IntervalValue  # unseen - in search: likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +60,8 @@ class OuterFold:
     """One outer fold: the winner of the search without it, and what that does on it."""
 
     fold: int
-    n_questions: int                  # unseen ones
-    spec: Mapping[str, Any] | None    # a model named by a word; None: never stop
+    n_questions: int  # unseen ones
+    spec: Mapping[str, Any] | None  # a model named by a word; None: never stop
     in_search: PolicyFigures
     unseen: PolicyFigures
     n_trials: int
@@ -75,16 +75,16 @@ class TunedSet:
     kind: Kind
     n_episodes: int
     n_questions: int
-    share: float                      # of the set's questions: 1, or what of a set too long for memory was searched on
+    share: float  # of the set's questions: 1, or what of a set too long for memory was searched on
     full_em: float
-    max_em_drop: float                # the target
+    max_em_drop: float  # the target
     margin: float
     seed: int
     folds: tuple[OuterFold, ...]
     optimism: Optimism
     proposal: Mapping[str, Any] | None  # the winner on all questions, a model named by a word; None: never stop
     proposal_in_search: PolicyFigures
-    n_trials: int                     # of that search
+    n_trials: int  # of that search
     n_trials_in_all: int
     n_searches: int
     by_class: Difference | None = None  # unseen: less what as many trials without levels by class find; None: no level

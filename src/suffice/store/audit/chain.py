@@ -27,8 +27,8 @@ from suffice.errors import StoreError
 from suffice.store.audit.personal import BodySplit, Part, redacted, split, without
 from suffice.store.rows.events import UNCHAINED, FeedbackGiven, Row
 
-FORM: Final = 1            # how rows are digested; another way gets another number, and both stay readable
-NOTHING: Final = bytes(32) # the link before the first row, and the digest of what is not there
+FORM: Final = 1  # how rows are digested; another way gets another number, and both stay readable
+NOTHING: Final = bytes(32)  # the link before the first row, and the digest of what is not there
 SALT_BYTES: Final = 16
 NO_SALT: Final = bytes(SALT_BYTES)
 CHAINED_PARTS: Final[tuple[Part, Part]] = ("answers", "comments")
@@ -47,20 +47,20 @@ _PLACES: Final = struct.Struct(">QQB").pack
 class Head:
     """The end of the chain at some time: whoever kept it can tell later whether the chain still leads there."""
 
-    begin: str    # link of the chain's first row, hexadecimal: which chain it is
-    place: int    # of the last row
-    seq: int      # of its event in the log; 0: the chain has only just begun
-    link: str     # of the last row, hexadecimal
+    begin: str  # link of the chain's first row, hexadecimal: which chain it is
+    place: int  # of the last row
+    seq: int  # of its event in the log; 0: the chain has only just begun
+    link: str  # of the last row, hexadecimal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainStart:
     """What the first row of a chain says."""
 
-    chain: str        # a fresh name, so that no two chains begin alike
-    at_s: float       # Unix time; informative
-    after_seq: int    # rows of the log up to here were written before the chain, and it does not vouch for them
-    n_before: int     # of them, rows of kinds that would be chained
+    chain: str  # a fresh name, so that no two chains begin alike
+    at_s: float  # Unix time; informative
+    after_seq: int  # rows of the log up to here were written before the chain, and it does not vouch for them
+    n_before: int  # of them, rows of kinds that would be chained
 
 
 def is_chained(kind: str) -> bool:
@@ -152,10 +152,12 @@ class Appender:
         last = int(self._connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0])
         after_seq = last if before_seq is None else before_seq - 1
         marks = ", ".join("?" * len(UNCHAINED))
-        n_before = int(self._connection.execute(
-            f"SELECT count(*) FROM events WHERE seq <= ? AND kind NOT IN ({marks})",  # noqa: S608 - only marks
-            (after_seq, *sorted(UNCHAINED)),
-        ).fetchone()[0])  # fmt: skip
+        n_before = int(
+            self._connection.execute(
+                f"SELECT count(*) FROM events WHERE seq <= ? AND kind NOT IN ({marks})",  # noqa: S608 - only marks
+                (after_seq, *sorted(UNCHAINED)),
+            ).fetchone()[0]
+        )
         note = _ENCODE(ChainStart(chain=os.urandom(8).hex(), at_s=now_s, after_seq=after_seq, n_before=n_before))
         kept = sha256(note).digest()
         link = link_of(NOTHING, 1, 0, kept, None, None, None)

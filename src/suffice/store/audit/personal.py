@@ -32,7 +32,7 @@ class PersonalField:
 
     path: tuple[str, ...]  # the record, then its fields; a list on the way stands for each of its items
     part: Part
-    blank: str | None      # what stands there without them
+    blank: str | None  # what stands there without them
 
 
 # Every field that may hold a person's words, by kind. Of a chained kind no released line is edited: a row in the chain

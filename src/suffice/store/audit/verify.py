@@ -44,7 +44,7 @@ _ROWS: Final = """
            c.note, e.kind, e.key, e.episode_id, e.route, e.at_s, e.body
     FROM chain c LEFT JOIN events e ON e.seq = c.seq ORDER BY c.place"""
 _MAX: Final = 2**63 - 1
-_NO_WORDS: Final = (None,) * 4    # digests and salts of a row that holds none
+_NO_WORDS: Final = (None,) * 4  # digests and salts of a row that holds none
 _KNOWN: Final = frozenset(kind for kind in EVENTS if is_chained(kind))
 
 
@@ -52,22 +52,22 @@ _KNOWN: Final = frozenset(kind for kind in EVENTS if is_chained(kind))
 class BadRow:
     """The first row that is not what it was."""
 
-    place: int | None   # in the chain; None: it stands in none
-    seq: int | None     # of the event in the log; None: unknown
-    kind: str | None    # of the event; None: unknown
-    what: str           # what is wrong with it, in a sentence
+    place: int | None  # in the chain; None: it stands in none
+    seq: int | None  # of the event in the log; None: unknown
+    kind: str | None  # of the event; None: unknown
+    what: str  # what is wrong with it, in a sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainCheck:
     """What a walk over the chain found."""
 
-    n_rows: int                   # of the chain, its beginning among them
-    n_erased: int                 # parts of rows whose words are gone by an erasure that stands in the chain
-    n_heads: int                  # exported heads that the chain was compared with
-    beginning: ChainStart | None   # None: there is no chain, or it does not begin as a chain does
-    head: Head | None             # where it ends; None: there is no chain
-    bad: BadRow | None            # None: every row is what was written
+    n_rows: int  # of the chain, its beginning among them
+    n_erased: int  # parts of rows whose words are gone by an erasure that stands in the chain
+    n_heads: int  # exported heads that the chain was compared with
+    beginning: ChainStart | None  # None: there is no chain, or it does not begin as a chain does
+    head: Head | None  # where it ends; None: there is no chain
+    bad: BadRow | None  # None: every row is what was written
 
     @property
     def ok(self) -> bool:
@@ -83,14 +83,14 @@ class _Walk:
     seq: int = 0
     link: bytes = NOTHING
     n_rows: int = 0
-    n_known: int = 0     # of kinds that this version knows
+    n_known: int = 0  # of kinds that this version knows
     n_erased: int = 0
     first: bytes = b""
     beginning: ChainStart | None = None
     bad: BadRow | None = None
-    is_silent: bool = False   # is `bad` a row whose words are gone without an erasure, which may have been cut off?
+    is_silent: bool = False  # is `bad` a row whose words are gone without an erasure, which may have been cut off?
     silent: dict[tuple[int, str], tuple[int, str]] = field(default_factory=dict)  # (seq, part): place, kind
-    links: dict[int, bytes | None] = field(default_factory=dict)                  # of places that heads name
+    links: dict[int, bytes | None] = field(default_factory=dict)  # of places that heads name
 
     def blame(self, place: int | None, seq: int | None, kind: str | None, what: str) -> None:
         """Remember the first bad row."""
@@ -183,7 +183,10 @@ class _Walk:
         return True
 
     def _compare_words(
-        self, row: Sequence[Any], words: Mapping[Part, bytes], digests: Sequence[bytes | None],
+        self,
+        row: Sequence[Any],
+        words: Mapping[Part, bytes],
+        digests: Sequence[bytes | None],
         salts: Sequence[bytes | None],
     ) -> None:
         """Compare the words of people, part by part; where they are gone an erasure has to say so."""
@@ -231,9 +234,13 @@ def verify(connection: sqlite3.Connection, heads: Sequence[Head] = ()) -> ChainC
     _compare_heads(walk, heads)
     head = Head(begin=walk.first.hex(), place=walk.place, seq=walk.seq, link=walk.link.hex()) if walk.n_rows else None
     return ChainCheck(
-        n_rows=walk.n_rows, n_erased=walk.n_erased, n_heads=len(heads), beginning=walk.beginning, head=head,
+        n_rows=walk.n_rows,
+        n_erased=walk.n_erased,
+        n_heads=len(heads),
+        beginning=walk.beginning,
+        head=head,
         bad=walk.bad,
-    )  # fmt: skip
+    )
 
 
 def _go(connection: sqlite3.Connection, walk: _Walk) -> None:
@@ -264,8 +271,9 @@ def _find_added(connection: sqlite3.Connection, walk: _Walk) -> None:
         return  # every row that is there was met in the chain
     found = connection.execute(
         f"SELECT e.seq, e.kind FROM events e WHERE {wanted}"  # noqa: S608 - only marks
-        " AND NOT EXISTS (SELECT 1 FROM chain c WHERE c.seq = e.seq) ORDER BY e.seq LIMIT 1", values,
-    ).fetchone()  # fmt: skip
+        " AND NOT EXISTS (SELECT 1 FROM chain c WHERE c.seq = e.seq) ORDER BY e.seq LIMIT 1",
+        values,
+    ).fetchone()
     if found is not None and (walk.bad is None or (walk.bad.seq or _MAX) > found[0]):
         walk.bad = BadRow(place=None, seq=found[0], kind=found[1], what="added: it stands in the log and in no chain")
 

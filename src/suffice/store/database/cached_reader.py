@@ -15,7 +15,7 @@ from typing import Final
 
 from suffice.store.database.views import opened, readable
 
-_FEW_ROWS: Final = 64     # that are gone through to see of which kinds they are: more are looked at in any case
+_FEW_ROWS: Final = 64  # that are gone through to see of which kinds they are: more are looked at in any case
 _NEWER: Final = "SELECT seq, kind FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
 _NEWEST: Final = "SELECT max(seq) FROM events"
 _WAITS_MS: Final = 5_000  # for another process that holds the file, in a look; `has_new` waits for nobody
@@ -32,9 +32,9 @@ class KeptReader:
         self._path, self._besides = path, besides
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
-        self._file: tuple[int, int] | None = None   # the one that is open, as the file system numbers it
-        self._commits = -1                          # SQLite's number of what the latest look saw
-        self._seq = 0                               # the newest row then
+        self._file: tuple[int, int] | None = None  # the one that is open, as the file system numbers it
+        self._commits = -1  # SQLite's number of what the latest look saw
+        self._seq = 0  # the newest row then
 
     @property
     def seq(self) -> int:

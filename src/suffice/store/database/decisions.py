@@ -25,8 +25,8 @@ from suffice.store.database import process_locks
 from suffice.store.database.sqlite import enter, unusable
 from suffice.store.rows.events import Event, to_row
 
-LEASE_S: Final = 30.0   # without a renewal, after which a waiting worker takes a job over
-_BUSY_S: Final = 5.0    # one attempt waits this long for another process's transaction
+LEASE_S: Final = 30.0  # without a renewal, after which a waiting worker takes a job over
+_BUSY_S: Final = 5.0  # one attempt waits this long for another process's transaction
 
 _SEEN = "SELECT owner, token, beat, held FROM leases WHERE job = ?"
 _TAKE = """INSERT INTO leases (job, owner, token, beat, held, until_s) VALUES (:job, :owner, 1, 0, 1, :until_s)
@@ -57,8 +57,15 @@ class Decisions:
     """One writer of decisions on one log. Open it with `Decisions.open`, close it when done."""
 
     def __init__(
-        self, path: Path, claim: process_locks.ProcessLock, owner: int,
-        *, now: Callable[[], float], monotonic_s: Callable[[], float], lease_s: float, redact: tuple[Part, ...] = (),
+        self,
+        path: Path,
+        claim: process_locks.ProcessLock,
+        owner: int,
+        *,
+        now: Callable[[], float],
+        monotonic_s: Callable[[], float],
+        lease_s: float,
+        redact: tuple[Part, ...] = (),
     ) -> None:
         self.path, self.owner, self._redact = path, owner, redact
         self.now = now
@@ -69,8 +76,14 @@ class Decisions:
 
     @classmethod
     def open(
-        cls, path: Path, *, now: Callable[[], float], monotonic_s: Callable[[], float], lease_s: float = LEASE_S,
-        redact: tuple[Part, ...] = (), create: bool = True,
+        cls,
+        path: Path,
+        *,
+        now: Callable[[], float],
+        monotonic_s: Callable[[], float],
+        lease_s: float = LEASE_S,
+        redact: tuple[Part, ...] = (),
+        create: bool = True,
     ) -> Self:
         """Open or create the log at `path` for writing decisions.
 
@@ -150,8 +163,12 @@ class Decisions:
     # ── decisions ────────────────────────────────────────────────────────────────────────────────
 
     def write(
-        self, lease: JobLease | None, events: Iterable[Event], artefacts: Mapping[str, str] | None = None,
-        *, all_new: bool = False,
+        self,
+        lease: JobLease | None,
+        events: Iterable[Event],
+        artefacts: Mapping[str, str] | None = None,
+        *,
+        all_new: bool = False,
     ) -> list[bool] | None:
         """Write all of it in one synced transaction; for each event whether its row is new.
 

@@ -25,7 +25,7 @@ from suffice.store.rows.audit_events import Erasure, WordsErased
 from suffice.store.rows.events import to_row
 
 BATCH_ROWS: Final = 2_000  # in one transaction: whoever else writes waits for so long
-PURGE_BUSY_S: Final = 30.0 # how long writing the file anew waits for others
+PURGE_BUSY_S: Final = 30.0  # how long writing the file anew waits for others
 
 # Kinds whose key is the episode.
 _BY_KEY: Final = ("request", "outcome", "label_wanted", "review_asked", "question_kept", "sources_kept")
@@ -61,7 +61,7 @@ class ErasureOrder:
     """What is to be erased, and in whose name."""
 
     erasure_id: str
-    what: str                  # which rows are meant, for people
+    what: str  # which rows are meant, for people
     parts: tuple[Part, ...]
     author: str
     reason: str
@@ -71,8 +71,8 @@ class ErasureOrder:
 class ErasureTally:
     """What an erasure has done so far."""
 
-    n_rows: int = 0       # that were changed
-    n_written: int = 0    # `erased` rows
+    n_rows: int = 0  # that were changed
+    n_written: int = 0  # `erased` rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,9 @@ def aged(connection: sqlite3.Connection, limit_s: float, *, after_seq: int, unti
     return found
 
 
-def erase(writer: Decisions, order: ErasureOrder, rows: Sequence[int], tally: ErasureTally, *, until_seq: int = 0) -> None:
+def erase(
+    writer: Decisions, order: ErasureOrder, rows: Sequence[int], tally: ErasureTally, *, until_seq: int = 0
+) -> None:
     """Take the words out of these rows, batch by batch. Raises StoreError; what was done until then stays done.
 
     rows       places in the log; those without such words are left alone
@@ -134,7 +136,9 @@ def erase(writer: Decisions, order: ErasureOrder, rows: Sequence[int], tally: Er
         _erase_batch(writer, order, batch, tally, until_seq if is_last else 0)
 
 
-def _erase_batch(writer: Decisions, order: ErasureOrder, batch: Sequence[int], tally: ErasureTally, until_seq: int) -> None:
+def _erase_batch(
+    writer: Decisions, order: ErasureOrder, batch: Sequence[int], tally: ErasureTally, until_seq: int
+) -> None:
     with writer.transaction() as connection:
         connection.execute("PRAGMA secure_delete = ON")
         chained, n_rows = list[int](), 0
@@ -153,9 +157,16 @@ def _erase_batch(writer: Decisions, order: ErasureOrder, batch: Sequence[int], t
             return
         tally.n_written += 1
         told = Erasure(
-            erasure_id=order.erasure_id, number=tally.n_written, author=order.author, reason=order.reason,
-            what=order.what, parts=order.parts, n_rows=n_rows, chained=tuple(chained), until_seq=until_seq,
-        )  # fmt: skip
+            erasure_id=order.erasure_id,
+            number=tally.n_written,
+            author=order.author,
+            reason=order.reason,
+            what=order.what,
+            parts=order.parts,
+            n_rows=n_rows,
+            chained=tuple(chained),
+            until_seq=until_seq,
+        )
         Appender(connection, owner=writer.owner).add(to_row(WordsErased(told)), writer.now())
     tally.n_rows += n_rows
 

@@ -18,9 +18,9 @@ from suffice.store.rows.events import Event
 class Receipt:
     """Proof that a row is on disk."""
 
-    seq: int         # the row's place in the log; of the first row when this one is a duplicate
+    seq: int  # the row's place in the log; of the first row when this one is a duplicate
     duplicate: bool  # a row with this key was there already, and this one changed nothing
-    joined: bool     # the episode that it names is known now; if not, it joins when that arrives
+    joined: bool  # the episode that it names is known now; if not, it joins when that arrives
     conflict: bool = False  # it is a duplicate that says something else than the row that is there
 
 
@@ -28,8 +28,8 @@ class Receipt:
 class StoredEvent:
     """One event with its place in the log."""
 
-    seq: int      # grows with every row; the only order there is
-    at_s: float   # Unix time at which the log took it; informative
+    seq: int  # grows with every row; the only order there is
+    at_s: float  # Unix time at which the log took it; informative
     event: Event
 
 

@@ -33,11 +33,11 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True):
     """What one running process says of itself."""
 
     pid: int
-    process: str = "serve"          # "serve" a gateway, "library" a caller's own loop
-    killed: bool = False            # does it hold every route back, because of the kill switch?
-    kill_stamp: int | None = None   # when the switch's file that it knows was written, ns; None: it knows none
-    decided: int = 0                # place in the log up to which it acts on decisions
-    damage: str = ""                # what its check of the log's pages found; "": nothing, or not finished
+    process: str = "serve"  # "serve" a gateway, "library" a caller's own loop
+    killed: bool = False  # does it hold every route back, because of the kill switch?
+    kill_stamp: int | None = None  # when the switch's file that it knows was written, ns; None: it knows none
+    decided: int = 0  # place in the log up to which it acts on decisions
+    damage: str = ""  # what its check of the log's pages found; "": nothing, or not finished
 
     @property
     def name(self) -> str:
@@ -82,7 +82,8 @@ class Announcement:
                     self._has_warned = True
                     LOG.warning(
                         "kill switch: no file can be written beside %s (%s): commands work, and cannot confirm it",
-                        self._switches[0], error.strerror,
+                        self._switches[0],
+                        error.strerror,
                     )
 
     def release(self) -> None:

@@ -56,8 +56,8 @@ else:
 class ProcessLock:
     """A held lock: this process is alive."""
 
-    name: str        # unique for ever
-    path: Path       # the lock file
+    name: str  # unique for ever
+    path: Path  # the lock file
     descriptor: int  # open for as long as the lock is held
 
     def release(self) -> None:

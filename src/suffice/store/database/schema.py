@@ -15,7 +15,7 @@ import time
 from suffice.errors import StoreError
 
 APPLICATION_ID = 0x53554646  # "SUFF": tells our files from anybody else's
-_LOOKS_S = 0.01                 # between two tries for a new file that others open too
+_LOOKS_S = 0.01  # between two tries for a new file that others open too
 QUICK_CHECK_BYTES = 64 * 2**20  # larger files are not read through at start-up
 
 # A released migration is never edited: a change of shape is one more entry at the end.

@@ -41,14 +41,14 @@ from suffice.types import Outcome
 
 log = logging.getLogger("suffice.store")
 
-BATCH_ROWS = 1_000           # at most in one transaction
-DURABLE_TIMEOUT_S = 4.5      # a durable append fails after this long; 5 s is promised
-_BUSY_S = 0.2                # one attempt waits this long for another process's transaction
-_OPEN_BUSY_S = 3.0           # at start-up we can wait longer
+BATCH_ROWS = 1_000  # at most in one transaction
+DURABLE_TIMEOUT_S = 4.5  # a durable append fails after this long; 5 s is promised
+_BUSY_S = 0.2  # one attempt waits this long for another process's transaction
+_OPEN_BUSY_S = 3.0  # at start-up we can wait longer
 _PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0)  # between attempts; the last one repeats
 _WAITING_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}  # somebody else writes: just wait
 
-_SETTLED_ROWS = 1_000         # after which the place is written up to which no request of ours is open
+_SETTLED_ROWS = 1_000  # after which the place is written up to which no request of ours is open
 
 _UNFINISHED = """SELECT r.key FROM events r INDEXED BY requests_by_owner
                  WHERE r.kind = 'request' AND r.owner = ? AND r.seq > ?
@@ -65,8 +65,8 @@ class _Item:
     event: Event
     at_s: float
     done: Future[Receipt] | None  # None: nobody waits for it
-    row: Row | None = None        # filled by the writer
-    given_up: bool = False        # unreadable, or its sender was told that it failed
+    row: Row | None = None  # filled by the writer
+    given_up: bool = False  # unreadable, or its sender was told that it failed
 
 
 def database_path(url: str) -> Path:
@@ -107,10 +107,12 @@ def enter(path: Path, *, now_s: float, create: bool = True) -> tuple[process_loc
             schema.migrate(connection, str(path))
             begin_chain(connection, now_s)
             claim = process_locks.claim(path)
-            owner = int(connection.execute(
-                "INSERT INTO owners (lock, pid, started_s) VALUES (?, ?, ?) RETURNING id",
-                (claim.name, os.getpid(), now_s),
-            ).fetchone()[0])
+            owner = int(
+                connection.execute(
+                    "INSERT INTO owners (lock, pid, started_s) VALUES (?, ?, ?) RETURNING id",
+                    (claim.name, os.getpid(), now_s),
+                ).fetchone()[0]
+            )
     except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # the last one: damaged names in the file's schema
         raise unusable(path, error) from error
     return claim, owner
@@ -133,25 +135,31 @@ class SqliteLog:
     """An EventLog in one SQLite file. Open it with `SqliteLog.open`; close it when done."""
 
     def __init__(
-        self, path: Path, settings: Store, now: Callable[[], float], claim: process_locks.ProcessLock, owner: int,
-        *, redact: tuple[Part, ...] = (),
+        self,
+        path: Path,
+        settings: Store,
+        now: Callable[[], float],
+        claim: process_locks.ProcessLock,
+        owner: int,
+        *,
+        redact: tuple[Part, ...] = (),
     ) -> None:
         self.path, self._redact = path, redact
         self._settings, self._now, self._claim, self._owner = settings, now, claim, owner
         lock = threading.Lock()
-        self._wake = threading.Condition(lock)     # the writer waits on this one
+        self._wake = threading.Condition(lock)  # the writer waits on this one
         self._settled = threading.Condition(lock)  # `drain` waits on this one
         self._queue: deque[_Item] = deque()
-        self._n_durable = 0                        # items in the queue that somebody waits for
-        self._unlogged: set[str] = set()           # episodes whose request was dropped: no outcome either
+        self._n_durable = 0  # items in the queue that somebody waits for
+        self._unlogged: set[str] = set()  # episodes whose request was dropped: no outcome either
         self._n_accepted = self._n_settled = 0
         self._n_written = self._n_dropped = self._n_failed = self._n_retries = 0
         self._closing = False
-        self._deadline_s = 0.0                     # monotonic; set by `close`
+        self._deadline_s = 0.0  # monotonic; set by `close`
         self._connection: sqlite3.Connection | None = None
         self._synchronous = ""
         self._unfinished = OpenRequests()
-        self._settled_to = 0                       # place that is written beside our name
+        self._settled_to = 0  # place that is written beside our name
         self._writer = threading.Thread(target=self._work, name="suffice-store", daemon=True)
         self._writer.start()
 
@@ -443,9 +451,7 @@ class SqliteLog:
 
 def _lost(episode_id: str) -> Outcome:
     """What is known about a request whose process died: nothing but that."""
-    return Outcome(
-        episode_id=episode_id, end_reason="lost", status=0, answer=None, response_id=None, usage=None
-    )
+    return Outcome(episode_id=episode_id, end_reason="lost", status=0, answer=None, response_id=None, usage=None)
 
 
 def _connect(path: Path, busy_s: float, *, create: bool = True) -> sqlite3.Connection:
@@ -471,8 +477,9 @@ def unusable(path: Path, error: sqlite3.Error | OSError | UnicodeDecodeError) ->
     if code in _WAITING_CODES:
         return StoreError(f"store {path}: another process has held it for {_OPEN_BUSY_S:.0f} s; try again")
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT) or isinstance(error, UnicodeDecodeError):
-        return StoreError(f"store {path}: the file is damaged or no SQLite database ({error}); "
-                          "restore a backup or name a new file")
+        return StoreError(
+            f"store {path}: the file is damaged or no SQLite database ({error}); restore a backup or name a new file"
+        )
     if code == sqlite3.SQLITE_FULL:
         return StoreFull(f"store {path}: no space is left on the disk")
     return StoreError(f"store {path}: cannot be used: {error}")

@@ -99,7 +99,7 @@ _EXTRACTED = """
 class StoredLabel:
     """One piece of feedback with its place in the log."""
 
-    seq: int                          # a later one replaces an earlier one
+    seq: int  # a later one replaces an earlier one
     feedback: Feedback
     about: RecalledRun | None = None  # its run, where it is one of the lottery of rows that its gateway still knew
 
@@ -108,7 +108,7 @@ class StoredLabel:
 class EpisodeWithLabels:
     """One whole run and all that was said about it since."""
 
-    seq: int                   # of the later of its two rows; go on reading after the largest seen
+    seq: int  # of the later of its two rows; go on reading after the largest seen
     episode: Episode
     labels: tuple[StoredLabel, ...]  # oldest first; (): nobody said anything
 
@@ -135,9 +135,12 @@ def newest_of(connection: sqlite3.Connection, kinds: Collection[str]) -> int:
 
 
 def read_episodes(
-    path_or_connection: Path | str | sqlite3.Connection, route: str | None = None, since_seq: int = 0, *,
+    path_or_connection: Path | str | sqlite3.Connection,
+    route: str | None = None,
+    since_seq: int = 0,
+    *,
     ended_after: int = 0,
-) -> Iterator[EpisodeWithLabels]:  # fmt: skip
+) -> Iterator[EpisodeWithLabels]:
     """Yield every run that has both its rows, in the order in which the runs ended.
 
     route      only this route; "" for requests that matched none; None for all

@@ -45,10 +45,10 @@ class Trouble:
     """What stands from an alert on."""
 
     of: What
-    route: str = ""                # "": of all of them
-    name: str = ""                 # of the one, where several of them may stand
-    number: int = 0                # of the epoch that it ended
-    until_s: float | None = None   # Unix time at which it is over by itself; None: a row has to say so
+    route: str = ""  # "": of all of them
+    name: str = ""  # of the one, where several of them may stand
+    number: int = 0  # of the epoch that it ended
+    until_s: float | None = None  # Unix time at which it is over by itself; None: a row has to say so
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +57,10 @@ class AlertResolution:
 
     of: What
     route: str
-    because: str                   # one line of plain text
-    name: str | None = None        # of the one that is over; None: all of them
-    before: int | None = None      # those of a smaller number; None: all of them
-    replaced: bool = False         # something else stands in its place, which is told by itself
+    because: str  # one line of plain text
+    name: str | None = None  # of the one that is over; None: all of them
+    before: int | None = None  # those of a smaller number; None: all of them
+    replaced: bool = False  # something else stands in its place, which is told by itself
 
     def ends(self, trouble: Trouble) -> bool:
         """Is this what is over?"""
@@ -141,8 +141,9 @@ def _after_look(outlook: Outlook) -> tuple[AlertResolution, ...]:
     """A look that forecasts a breach no more, or that does not find the budget nearly spent."""
     found = [
         _over("forecast", outlook.route, "the forecast crosses the limit no more", name=of)
-        for of in get_args(Of) if of not in outlook.alerts
-    ]  # fmt: skip
+        for of in get_args(Of)
+        if of not in outlook.alerts
+    ]
     if alerts_of(RouteMonitored(outlook)) is None:
         drop = outlook.drop
         if drop is None:

@@ -47,8 +47,8 @@ class SinkReceipt:
 class Over:
     """What an alert told of is over."""
 
-    at_s: float     # Unix time
-    because: str    # one line of plain text; "": it was over as it was told
+    at_s: float  # Unix time
+    because: str  # one line of plain text; "": it was over as it was told
     replaced: bool = False  # something else stands in its place, which is told by itself
 
 
@@ -165,9 +165,12 @@ def after(known: AlertLog, rows: Iterable[tuple[int, float, Event]]) -> AlertLog
     kept = _kept(raised)
     names = {one.seq for one in kept}
     return AlertLog(
-        repeat_s=known.repeat_s, seq=last, raised=kept, sinks=sinks,
+        repeat_s=known.repeat_s,
+        seq=last,
+        raised=kept,
+        sinks=sinks,
         of={seq: place for seq, place in of.items() if place in names},
-    )  # fmt: skip
+    )
 
 
 def _kept(raised: Mapping[int, OpenAlert]) -> tuple[OpenAlert, ...]:
@@ -208,6 +211,7 @@ def _take(
         raised[about.seq] = replace(about, told_over=(*about.told_over, telling.sink))
         return
     raised[about.seq] = replace(
-        about, taken=(*about.taken, SinkReceipt(sink=telling.sink, at_s=at_s)),
+        about,
+        taken=(*about.taken, SinkReceipt(sink=telling.sink, at_s=at_s)),
         told_over=tuple(one for one in about.told_over if one != telling.sink),
-    )  # fmt: skip
+    )

@@ -51,18 +51,18 @@ _MOST_TEXT: Final = 300  # characters of a state in words
 class AuditEntry:
     """One row of the audit log, in words."""
 
-    place: int           # in the chain
-    seq: int             # in the log
-    at_s: float          # Unix time
+    place: int  # in the chain
+    seq: int  # in the log
+    at_s: float  # Unix time
     kind: str
     route: str | None
     episode_id: str | None
-    who: str             # "": nobody is named
-    before: str          # "": there was nothing, or it is in no row
+    who: str  # "": nobody is named
+    before: str  # "": there was nothing, or it is in no row
     after: str
     why: str
-    link: str            # hexadecimal
-    body: str            # the whole event as JSON: with the evidence that it stood on
+    link: str  # hexadecimal
+    body: str  # the whole event as JSON: with the evidence that it stood on
 
 
 def latest(
@@ -76,9 +76,13 @@ def latest(
 
 
 def entries(
-    path_or_connection: Path | str | sqlite3.Connection, *, after: int = 0, since_s: float | None = None,
-    route: str | None = None, kind: str | None = None,
-) -> Iterator[AuditEntry]:  # fmt: skip
+    path_or_connection: Path | str | sqlite3.Connection,
+    *,
+    after: int = 0,
+    since_s: float | None = None,
+    route: str | None = None,
+    kind: str | None = None,
+) -> Iterator[AuditEntry]:
     """Yield the rows of the audit log behind a place in its chain, in order. Raises StoreError.
 
     since_s  Unix time: only rows from then on
@@ -106,9 +110,19 @@ def entry_of(connection: sqlite3.Connection, row: tuple[Any, ...]) -> AuditEntry
         who, why = _first(record, _WHO), _first(record, _WHY)
         before, after = _states(connection, event, record)
     return AuditEntry(
-        place=place, seq=seq, at_s=at_s, kind=kind, route=route, episode_id=episode_id, who=who, before=before,
-        after=after, why=why, link=bytes(link).hex(), body=body,
-    )  # fmt: skip
+        place=place,
+        seq=seq,
+        at_s=at_s,
+        kind=kind,
+        route=route,
+        episode_id=episode_id,
+        who=who,
+        before=before,
+        after=after,
+        why=why,
+        link=bytes(link).hex(),
+        body=body,
+    )
 
 
 def record_of(event: Event) -> Any:
@@ -226,4 +240,3 @@ def _words(value: Any) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= _MOST_TEXT else f"{text[: _MOST_TEXT - 1]}…"
-

@@ -44,9 +44,14 @@ def read_now(connection: sqlite3.Connection, route: str, settings: Route, *, set
     held = read_decided(connection).of(route)
     known = held.last.setup if held.last is not None else ""
     return Now(
-        route=route, holds=read_holds(connection).of(route), settings=settings, epoch=held.epoch,
-        publication=held.publication, pause=held.pause, setup=setup or known,
-    )  # fmt: skip
+        route=route,
+        holds=read_holds(connection).of(route),
+        settings=settings,
+        epoch=held.epoch,
+        publication=held.publication,
+        pause=held.pause,
+        setup=setup or known,
+    )
 
 
 def read_publication(connection: sqlite3.Connection, route: str, number: int) -> Publication | None:
@@ -64,17 +69,21 @@ def fitting(connection: sqlite3.Connection, now: Now, *, now_s: float) -> list[t
         return []
     budget = now.holds.in_effect(now_s).budget(now.settings.max_em_drop)
     return [
-        (made, why_not(
-            made, epoch=now.epoch, max_em_drop=budget, confidence=now.settings.confidence, setup=now.setup
-        ))
+        (made, why_not(made, epoch=now.epoch, max_em_drop=budget, confidence=now.settings.confidence, setup=now.setup))
         for made in reversed(publications(connection, now.route, now.epoch.number))
-    ]  # fmt: skip
+    ]
 
 
 def set_override(
-    writer: Decisions, route: str, settings: Route, wanted: OverrideForm, *, now_s: float, publication: int | None = None,
+    writer: Decisions,
+    route: str,
+    settings: Route,
+    wanted: OverrideForm,
+    *,
+    now_s: float,
+    publication: int | None = None,
     setup: str = "",
-) -> Override | str:  # fmt: skip
+) -> Override | str:
     """Hold a route or a class of its questions; a sentence where it cannot be held so.
 
     publication  pin: number of the earlier publication to be served; None: what is in force
@@ -108,22 +117,34 @@ def end_override(
         if found is None or now_s >= found.expires_at_s:
             live = ", ".join(str(one.number) for one in now.holds.overrides if now_s < one.expires_at_s) or "none"
             return f"no override {number} holds on route {route}; those that do: {live}"
-        left = replace(now, holds=replace(now.holds, overrides=tuple(
-            one for one in now.holds.overrides if one.number != number
-        )))  # fmt: skip
+        left = replace(
+            now, holds=replace(now.holds, overrides=tuple(one for one in now.holds.overrides if one.number != number))
+        )
         end = OverrideEnd(
-            route=route, number=number, reason=reason.strip(), author=author.strip(), ended_at_s=now_s,
-            before=words(found), after=in_words(left, now_s=now_s),
-        )  # fmt: skip
+            route=route,
+            number=number,
+            reason=reason.strip(),
+            author=author.strip(),
+            ended_at_s=now_s,
+            before=words(found),
+            after=in_words(left, now_s=now_s),
+        )
         return [OverrideEnded(end)], end
 
     return _step(writer, step)
 
 
 def open_incident(
-    writer: Decisions, route: str, settings: Route, summary: str, author: str, *, now_s: float,
-    evidence: tuple[str, ...] = (), pauses: bool = False,
-) -> Incident | str:  # fmt: skip
+    writer: Decisions,
+    route: str,
+    settings: Route,
+    summary: str,
+    author: str,
+    *,
+    now_s: float,
+    evidence: tuple[str, ...] = (),
+    pauses: bool = False,
+) -> Incident | str:
     """Open an incident by hand; a sentence where it cannot be.
 
     pauses  let everything run in full until somebody decides
@@ -144,19 +165,30 @@ def open_incident(
             events.append(EnforcementPaused(pause))
         now = read_now(connection, route, settings)
         incident = Incident(
-            incident=name_by_hand(route, now.holds.n_by_hand + 1), route=route, cause="person",
-            summary=summary.strip(), evidence=(*evidence, f"held then: {in_words(now, now_s=now_s)}"),
-            pause=pause.number if pauses and pause is not None else None, opened_at_s=now_s, author=author.strip(),
-        )  # fmt: skip
+            incident=name_by_hand(route, now.holds.n_by_hand + 1),
+            route=route,
+            cause="person",
+            summary=summary.strip(),
+            evidence=(*evidence, f"held then: {in_words(now, now_s=now_s)}"),
+            pause=pause.number if pauses and pause is not None else None,
+            opened_at_s=now_s,
+            author=author.strip(),
+        )
         return [*events, IncidentOpened(incident)], incident
 
     return _step(writer, step)
 
 
 def decide_incident(
-    writer: Decisions, settings: Route, route: str, asked: IncidentForm, *, now_s: float, publication: int | None = None,
+    writer: Decisions,
+    settings: Route,
+    route: str,
+    asked: IncidentForm,
+    *,
+    now_s: float,
+    publication: int | None = None,
     setup: str = "",
-) -> DecisionRows | str:  # fmt: skip
+) -> DecisionRows | str:
     """Decide an incident and carry the decision out; a sentence where it cannot be.
 
     publication  roll back: number of the publication to go back to
@@ -170,9 +202,7 @@ def decide_incident(
             pinned = read_publication(connection, route, publication)
             if pinned is None:
                 return f"unknown publication {publication} of route {route}"
-        found = decide(
-            replace(asked, pinned=pinned), read_now(connection, route, settings, setup=setup), now_s=now_s
-        )
+        found = decide(replace(asked, pinned=pinned), read_now(connection, route, settings, setup=setup), now_s=now_s)
         if isinstance(found, str):
             return found
         events: list[Event] = [IncidentDecided(found.decision)]

@@ -35,10 +35,10 @@ _ANSWERED: Final = """
 class UnmatchedFeedback:
     """One piece of feedback that belongs to no request of the log."""
 
-    seq: int                 # place in the log
-    at_s: float              # Unix time at which the log took it
+    seq: int  # place in the log
+    at_s: float  # Unix time at which the log took it
     feedback_id: str
-    episode_id: str | None   # as its sender named the request
+    episode_id: str | None  # as its sender named the request
     response_id: str | None
     source: str
 
@@ -48,7 +48,7 @@ class FeedbackRecord:
     """One piece of feedback with what the log knows of its request."""
 
     feedback: Feedback
-    route: str | None        # of its request; None: that is not there
+    route: str | None  # of its request; None: that is not there
     joined: bool
 
 
@@ -57,9 +57,13 @@ def parked(path: Path) -> Iterator[UnmatchedFeedback]:
     with reading(path) as connection:
         for seq, at_s, feedback_id, episode_id, response_id, source in connection.execute(_PARKED):
             yield UnmatchedFeedback(
-                seq=seq, at_s=at_s, feedback_id=feedback_id, episode_id=episode_id, response_id=response_id,
+                seq=seq,
+                at_s=at_s,
+                feedback_id=feedback_id,
+                episode_id=episode_id,
+                response_id=response_id,
                 source=source or "",
-            )  # fmt: skip
+            )
 
 
 def said(path: Path) -> Iterator[FeedbackRecord]:

@@ -24,13 +24,22 @@ from suffice.store.rows.kill_events import KillSwitched
 from suffice.store.rows.rollout_events import RolloutMoved, RolloutUndone
 from suffice.store.rows.serving_events import LogMissed, VersionRefused
 
-NEARLY: Final = 0.8      # of the budget: from there on it is nearly spent
-MOST_TEXT: Final = 600   # characters of a sentence
-MOST_NAME: Final = 120   # … of a route's name
+NEARLY: Final = 0.8  # of the budget: from there on it is nearly spent
+MOST_TEXT: Final = 600  # characters of a sentence
+MOST_NAME: Final = 120  # … of a route's name
 READS: Final = (
-    RouteMonitored.kind, AlertRaised.kind, AlarmRaised.kind, EnforcementPaused.kind, IncidentOpened.kind,
-    KillSwitched.kind, RolloutMoved.kind, RolloutUndone.kind, FailOpenHigh.kind, VersionRefused.kind, LogMissed.kind,
-)  # fmt: skip
+    RouteMonitored.kind,
+    AlertRaised.kind,
+    AlarmRaised.kind,
+    EnforcementPaused.kind,
+    IncidentOpened.kind,
+    KillSwitched.kind,
+    RolloutMoved.kind,
+    RolloutUndone.kind,
+    FailOpenHigh.kind,
+    VersionRefused.kind,
+    LogMissed.kind,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,10 +47,10 @@ class Notice:
     """What somebody is told."""
 
     kind: AlertKind | Literal["test"]  # a test is told by hand only
-    route: str     # "": about all of them
+    route: str  # "": about all of them
     sentence: str  # one line of plain text
-    same: str      # two notices with the same one are the same alert again
-    path: str      # of the console's page about it
+    same: str  # two notices with the same one are the same alert again
+    path: str  # of the console's page about it
     over: bool = False  # it says that such an alert is over, and why
 
 

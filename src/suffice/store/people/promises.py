@@ -40,7 +40,7 @@ class Promises:
     decided: DeploymentState
     holds: Holds
     beside: Mapping[str, tuple[str, ...]]  # experiments and rollouts that run, by route
-    now_s: float                           # Unix time
+    now_s: float  # Unix time
     killed: bool
     examined: Mapping[str, tuple[int, RouteFindings]]  # the latest `suffice doctor --route`, and its place in the log
 
@@ -60,11 +60,21 @@ class Promises:
         unreadable  too few of its answers can be read, and it must not act
         """
         held = self.decided.of(name)
-        return guarantee_of(GuaranteeInputs(
-            name=name, settings=route, epoch=held.epoch, publication=held.publication, pause=held.pause,
-            holding=self.holds.of(name).in_effect(self.now_s), setup=setup, killed=self.killed, unreadable=unreadable,
-            classes=audits_by_class(outlook), beside=self.beside.get(name, ()),
-        ))  # fmt: skip
+        return guarantee_of(
+            GuaranteeInputs(
+                name=name,
+                settings=route,
+                epoch=held.epoch,
+                publication=held.publication,
+                pause=held.pause,
+                holding=self.holds.of(name).in_effect(self.now_s),
+                setup=setup,
+                killed=self.killed,
+                unreadable=unreadable,
+                classes=audits_by_class(outlook),
+                beside=self.beside.get(name, ()),
+            )
+        )
 
 
 def read_promises(connection: sqlite3.Connection, *, now_s: float, killed: bool) -> Promises:
@@ -74,10 +84,13 @@ def read_promises(connection: sqlite3.Connection, *, now_s: float, killed: bool)
     killed  is the kill switch on?
     """
     return Promises(
-        decided=read_decided(connection), holds=read_holds(connection), now_s=now_s, killed=killed,
+        decided=read_decided(connection),
+        holds=read_holds(connection),
+        now_s=now_s,
+        killed=killed,
         examined=route_findings(connection),
         beside=beside(running_experiments(read_experiments(connection)), running_rollouts(read_rollouts(connection))),
-    )  # fmt: skip
+    )
 
 
 def beside(experiments: Iterable[RunningExperiment], rollouts: Iterable[str]) -> dict[str, tuple[str, ...]]:

@@ -37,7 +37,7 @@ from suffice.store.rows.review_events import (
 )
 
 SINCE_SCHEMA: Final = 1 + next(at for at, one in enumerate(MIGRATIONS) if "INDEX reviews" in one)
-_TRIES: Final = 20       # steps that are decided anew because somebody else was quicker
+_TRIES: Final = 20  # steps that are decided anew because somebody else was quicker
 _NEW: Final = """
     SELECT seq, kind, body FROM events INDEXED BY reviews WHERE seq > ? AND kind IN
         ('review_asked', 'review_drawn', 'review_leased', 'review_returned', 'review_verdict')
@@ -79,9 +79,7 @@ def _records(rows: Iterable[tuple[int, str, str]]) -> Iterator[Record]:
             yield event.verdict
 
 
-def kept_question(
-    path_or_connection: Path | str | sqlite3.Connection, episode_id: str, *, now_s: float
-) -> str | None:
+def kept_question(path_or_connection: Path | str | sqlite3.Connection, episode_id: str, *, now_s: float) -> str | None:
     """The text of a run's question, where its route keeps it and its time is not over; else None. Raises StoreError."""
     with reading(path_or_connection) as connection:
         found = connection.execute(_KEPT, (QuestionKept.kind, episode_id)).fetchone()

@@ -43,9 +43,16 @@ _PROPOSED: Final = """
 
 
 def learned_candidate(
-    connection: sqlite3.Connection, name: str, route: Route, held: InForce, address: str, *, by: str, why: str,
+    connection: sqlite3.Connection,
+    name: str,
+    route: Route,
+    held: InForce,
+    address: str,
+    *,
+    by: str,
+    why: str,
     now_s: float,
-) -> RolloutCandidate | str:  # fmt: skip
+) -> RolloutCandidate | str:
     """A refit's version that is to be tried on a route; a sentence where it cannot be.
 
     held     what is in force there
@@ -74,18 +81,30 @@ def propose_learned(
     """
     with reading(writer.path) as connection:
         one = learned_candidate(
-            connection, name, route, read_decided(connection).of(name), address, by=f"person:{author}", why=reason,
+            connection,
+            name,
+            route,
+            read_decided(connection).of(name),
+            address,
+            by=f"person:{author}",
+            why=reason,
             now_s=writer.now(),
-        )  # fmt: skip
+        )
     if isinstance(one, str):
         return one
-    return propose(
-        writer, one, author=author, reason=reason, name=rollout, rules=rules_of(route), secret=secret
-    )
+    return propose(writer, one, author=author, reason=reason, name=rollout, rules=rules_of(route), secret=secret)
 
 
 def as_candidate(
-    name: str, route: Route, held: InForce, proposal: ProposedVersion, body: str | None, *, by: str, why: str, now_s: float
+    name: str,
+    route: Route,
+    held: InForce,
+    proposal: ProposedVersion,
+    body: str | None,
+    *,
+    by: str,
+    why: str,
+    now_s: float,
 ) -> RolloutCandidate | str:
     """The same of a proposal at hand.
 
@@ -100,13 +119,21 @@ def as_candidate(
         return f"{proposal.address} was learned before epoch {epoch.number} began: {epoch.reason}"
     models = read_version(proposal.address, body)
     version = make_version(
-        "learned", models.plain(), kind=route.kind, scorer=scorer_label(route.scorer),
-        model_family=_family(made), report_card={"proposed": proposal.lineage, "card": proposal.card},
+        "learned",
+        models.plain(),
+        kind=route.kind,
+        scorer=scorer_label(route.scorer),
+        model_family=_family(made),
+        report_card={"proposed": proposal.lineage, "card": proposal.card},
         lineage=VersionLineage(
-            parent=None, proposed_by=by, why=why, since_seq=proposal.lineage.get("first_seq"),
-            to_seq=proposal.lineage.get("last_seq"), proposed_s=now_s,
+            parent=None,
+            proposed_by=by,
+            why=why,
+            since_seq=proposal.lineage.get("first_seq"),
+            to_seq=proposal.lineage.get("last_seq"),
+            proposed_s=now_s,
         ),
-    )  # fmt: skip
+    )
     return RolloutCandidate(route=name, version=version, in_force=made.fit, follows=made.number, fit=proposal.address)
 
 
@@ -133,9 +160,7 @@ def _kept_at(connection: sqlite3.Connection, address: str, *, secret: str) -> Mo
     return version_at(connection, address, secret=secret)
 
 
-def take_back(
-    writer: Decisions, name: str, route: Route, *, author: str, reason: str, secret: str
-) -> RolloutRun | str:
+def take_back(writer: Decisions, name: str, route: Route, *, author: str, reason: str, secret: str) -> RolloutRun | str:
     """Take back the version that serves all of a route; a sentence where no rollout has brought it.
 
     A sentence, too, where the version before it could not serve any more: its signals are gone, or the route has

@@ -19,7 +19,7 @@ from suffice.store.rows.events import EVENTS
 from suffice.types import Pause
 
 MOST_PAUSES: Final = 5  # that are named one by one
-CHECK_S: Final = 0.3    # for reading a log through that no gateway has read through
+CHECK_S: Final = 0.3  # for reading a log through that no gateway has read through
 _PAUSES: Final = "SELECT seq, kind, body FROM events WHERE kind IN (?, ?) ORDER BY seq"
 
 
@@ -27,10 +27,10 @@ _PAUSES: Final = "SELECT seq, kind, body FROM events WHERE kind IN (?, ?) ORDER 
 class Condition:
     """What holds on the whole of a deployment."""
 
-    kill_reason: str | None            # as the kill switch's file says; None: there is no such file
-    pauses: tuple[Pause, ...]          # that have not ended, by route
-    processes: tuple[Presence, ...]    # that serve now
-    damage: str                        # of the log; "": none is known
+    kill_reason: str | None  # as the kill switch's file says; None: there is no such file
+    pauses: tuple[Pause, ...]  # that have not ended, by route
+    processes: tuple[Presence, ...]  # that serve now
+    damage: str  # of the log; "": none is known
 
     @property
     def sentences(self) -> tuple[str, ...]:

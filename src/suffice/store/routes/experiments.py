@@ -48,13 +48,13 @@ _DRAWS: Final = """
 class ExperimentRun:
     """One run of an experiment."""
 
-    experiment: RunningExperiment        # with its latest weights
+    experiment: RunningExperiment  # with its latest weights
     revision: int
-    seq: int                      # place in the log of its start
-    started_at_s: float           # Unix time; informative
+    seq: int  # place in the log of its start
+    started_at_s: float  # Unix time; informative
     author: str
     reason: str
-    ended: ExperimentEnd | None = None    # None: it runs
+    ended: ExperimentEnd | None = None  # None: it runs
     end_seq: int | None = None
     ended_at_s: float | None = None
 
@@ -86,16 +86,26 @@ def read_experiments(path_or_connection: Path | str | sqlite3.Connection) -> tup
         if isinstance(event, ExperimentStarted):
             begun = event.begun
             one = ExperimentRun(
-                experiment=begun.experiment, revision=begun.revision, seq=seq, started_at_s=at_s, author=begun.author,
+                experiment=begun.experiment,
+                revision=begun.revision,
+                seq=seq,
+                started_at_s=at_s,
+                author=begun.author,
                 reason=begun.reason,
             )
             rival = _rival(begun.experiment, found.values())
-            void = None if rival is None else ExperimentEnd(
-                experiment=begun.experiment.name, run=begun.experiment.run, author=begun.author,
-                reason=f"never ran: {rival} had taken its part of the layer at the same moment",
+            void = (
+                None
+                if rival is None
+                else ExperimentEnd(
+                    experiment=begun.experiment.name,
+                    run=begun.experiment.run,
+                    author=begun.author,
+                    reason=f"never ran: {rival} had taken its part of the layer at the same moment",
+                )
             )
-            found[_at(begun.experiment)] = one if void is None else replace(
-                one, ended=void, end_seq=seq, ended_at_s=at_s
+            found[_at(begun.experiment)] = (
+                one if void is None else replace(one, ended=void, end_seq=seq, ended_at_s=at_s)
             )
         elif isinstance(event, ExperimentChanged) and found[_at(event.begun.experiment)].runs:
             before, wanted = found[_at(event.begun.experiment)], event.begun.experiment
@@ -136,10 +146,13 @@ def read_draws(path_or_connection: Path | str | sqlite3.Connection, one: Experim
         for seq, episode_id, body, query in connection.execute(_DRAWS, wanted):
             told = msgspec.json.decode(body, type=ArmDraw)
             yield UnitDraw(
-                seq=seq, episode_id=episode_id, unit=told.unit, arm=told.arm,
+                seq=seq,
+                episode_id=episode_id,
+                unit=told.unit,
+                arm=told.arm,
                 odds=((told.arm, told.propensity), *told.others),
                 query=None if query is None else msgspec.json.decode(query, type=Query),
-            )  # fmt: skip
+            )
 
 
 def read_runs(path_or_connection: Path | str | sqlite3.Connection, one: ExperimentRun) -> Iterator[EpisodeWithLabels]:
@@ -167,7 +180,9 @@ def start(writer: Decisions, name: str, written: Written, *, author: str, reason
     slots = allot(written.share, own=own, taken={mate.name: mate.slots for mate in mates})
     if now is None:
         run = 1 + sum(one.experiment.name == name for one in held)
-        begun = ExperimentStart(experiment=define(name, written, run=run, slots=slots), revision=0, author=author, reason=reason)
+        begun = ExperimentStart(
+            experiment=define(name, written, run=run, slots=slots), revision=0, author=author, reason=reason
+        )
         return _written(writer, ExperimentStarted(begun), begun)
     wanted = define(name, written, run=now.experiment.run, slots=slots)
     if wanted == now.experiment:
@@ -193,7 +208,9 @@ def stop(writer: Decisions, name: str, *, author: str, reason: str, said: tuple[
 _AT_ONCE: Final = "was decided on by somebody else at the same moment; look again"
 
 
-def _written(writer: Decisions, event: ExperimentStarted | ExperimentChanged, begun: ExperimentStart) -> ExperimentStart | str:
+def _written(
+    writer: Decisions, event: ExperimentStarted | ExperimentChanged, begun: ExperimentStart
+) -> ExperimentStart | str:
     if writer.write(None, [event]) != [True]:
         return _AT_ONCE
     now = next((one for one in read_experiments(writer.path) if _at(one.experiment) == _at(begun.experiment)), None)

@@ -37,12 +37,12 @@ _NEW: Final = """
 class InForce:
     """What holds on one route."""
 
-    epoch: Epoch | None = None              # the latest; None: no worker has begun with this route
+    epoch: Epoch | None = None  # the latest; None: no worker has begun with this route
     publication: Publication | None = None  # the latest of this epoch; None: nothing was published in it
-    last: Publication | None = None         # the latest of any epoch
-    pause: Pause | None = None              # that has not ended
-    alarm: Alarm | None = None              # the latest
-    n_publications: int = 0                 # numbers that are taken
+    last: Publication | None = None  # the latest of any epoch
+    pause: Pause | None = None  # that has not ended
+    alarm: Alarm | None = None  # the latest
+    n_publications: int = 0  # numbers that are taken
     n_pauses: int = 0
     n_epochs: int = 0
 
@@ -98,7 +98,9 @@ class DeploymentState:
 NOTHING_DECIDED: Final = DeploymentState(0, {})
 
 
-def read_decided(path_or_connection: Path | str | sqlite3.Connection, known: DeploymentState = NOTHING_DECIDED) -> DeploymentState:
+def read_decided(
+    path_or_connection: Path | str | sqlite3.Connection, known: DeploymentState = NOTHING_DECIDED
+) -> DeploymentState:
     """What holds now, given what was known before; the same object where nothing is new. Raises StoreError."""
     rows = newer(path_or_connection, _NEW, known.seq, schema=_SINCE_SCHEMA)
     if not rows:

@@ -35,34 +35,37 @@ class Phase:
     """Where a route stands."""
 
     phase: PhaseName
-    epoch: int                    # 0: no worker has begun with it
-    level: int                    # in force; 0 never stops
-    n_levels: int                 # above level 0; 0: nothing is learned yet
-    n_requests: int               # governed ones of this epoch, counted up to `n_burst`
-    n_burst: int                  # of them that run in full at least
-    n_audits: int                 # behind the latest publication
-    n_missing: int | None         # audits to the next level, at the rates seen
-    share: float | None           # of tokens that the level would have saved on these audits
+    epoch: int  # 0: no worker has begun with it
+    level: int  # in force; 0 never stops
+    n_levels: int  # above level 0; 0: nothing is learned yet
+    n_requests: int  # governed ones of this epoch, counted up to `n_burst`
+    n_burst: int  # of them that run in full at least
+    n_audits: int  # behind the latest publication
+    n_missing: int | None  # audits to the next level, at the rates seen
+    share: float | None  # of tokens that the level would have saved on these audits
     e_value: float | None
-    max_em_drop: float | None     # what is proved: a drop below this
+    max_em_drop: float | None  # what is proved: a drop below this
     confidence: float | None
-    reason: str                   # the latest publication's, pause's or epoch's own sentence
-    alarm: str | None             # the latest, with its cause
+    reason: str  # the latest publication's, pause's or epoch's own sentence
+    alarm: str | None  # the latest, with its cause
     n_labels_wanted: int
-    attended: bool = False        # does a living worker look after it?
-    ceiling: int | None = None    # the highest level that people's ratings allow; None: they take nothing off
+    attended: bool = False  # does a living worker look after it?
+    ceiling: int | None = None  # the highest level that people's ratings allow; None: they take nothing off
     classes: tuple[tuple[str, int], ...] = ()  # classes of questions that the guard-rails hold, and their levels
     spending: BudgetAccount | None = None  # the account of the budgeted mode; None: the route is not in it
-    judge_charge: float = 0.0     # fraction of EM that a judge model's mistakes took off the budget; 0: it is not heard
+    judge_charge: float = 0.0  # fraction of EM that a judge model's mistakes took off the budget; 0: it is not heard
     window: tuple[int, int] | None = None  # numbers of the first and last request that the certificate is about
-    n_lost: int = 0               # of the audits, at the level
+    n_lost: int = 0  # of the audits, at the level
     n_disagreeing: int | None = None  # of the audits, at the level; None: unknown
     audit_share: float | None = None  # of the next requests
-    arm: str = ""                 # the effort or budget that is level 1; "": levels are stops
+    arm: str = ""  # the effort or budget that is level 1; "": levels are stops
 
 
 def read_phases(
-    path_or_connection: Path | str | sqlite3.Connection, decided: DeploymentState | None = None, *, attended: bool = False
+    path_or_connection: Path | str | sqlite3.Connection,
+    decided: DeploymentState | None = None,
+    *,
+    attended: bool = False,
 ) -> dict[str, Phase]:
     """Every route with which a control loop has begun. Raises StoreError.
 
@@ -91,13 +94,18 @@ def phase_of(held: InForce, *, n_requests: int = 0, n_labels_wanted: int = 0, at
     made, epoch = held.publication, held.epoch
     evidence = made.evidence if made is not None else None
     phase: PhaseName = (
-        "paused" if held.pause is not None
-        else "unattended" if epoch is None
-        else ("cold start" if epoch.number == 1 else "burst") if made is None
-        else "budgeted" if held.level and made.spending is not None
-        else "certified" if held.level
+        "paused"
+        if held.pause is not None
+        else "unattended"
+        if epoch is None
+        else ("cold start" if epoch.number == 1 else "burst")
+        if made is None
+        else "budgeted"
+        if held.level and made.spending is not None
+        else "certified"
+        if held.level
         else "searching"
-    )  # fmt: skip
+    )
     said = held.pause or made or epoch
     return Phase(
         phase=phase,

@@ -45,23 +45,23 @@ class StepOrder(TypedDict):
 
     by: str
     reason: str
-    at: int          # governed requests of the route since the rollout began
-    now_s: float     # Unix time
+    at: int  # governed requests of the route since the rollout began
+    now_s: float  # Unix time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutRun:
     """One rollout."""
 
-    state: State                          # where it stands now
-    first: State                          # where it began
-    number: int                           # of the route's rollouts
-    seq: int                              # place in the log of its start
+    state: State  # where it stands now
+    first: State  # where it began
+    number: int  # of the route's rollouts
+    seq: int  # place in the log of its start
     author: str
     reason: str
-    rules: Rules                          # that it began with
+    rules: Rules  # that it began with
     moves: tuple[Transition, ...] = ()
-    undone: RolloutUndo | None = None         # it had reached everybody, and was taken back
+    undone: RolloutUndo | None = None  # it had reached everybody, and was taken back
 
     @property
     def serves_all(self) -> bool:
@@ -79,9 +79,14 @@ def read_rollouts(path_or_connection: Path | str | sqlite3.Connection) -> tuple[
         if isinstance(event, RolloutBegun):
             made = event.beginning
             found[made.state.rollout] = RolloutRun(
-                state=made.state, first=made.state, number=made.number, seq=seq, author=made.author,
-                reason=made.reason, rules=made.rules,
-            )  # fmt: skip
+                state=made.state,
+                first=made.state,
+                number=made.number,
+                seq=seq,
+                author=made.author,
+                reason=made.reason,
+                rules=made.rules,
+            )
         elif isinstance(event, RolloutMoved):
             move = event.moved.transition
             before = found[move.rollout]
@@ -118,13 +123,24 @@ def own_version(route: Route) -> Version:
     if not route.policy:
         raise ConfigError("policy: its owner wrote none down; what the control loop has learned needs no rollout")
     return make_version(
-        "policy", route.policy, kind=route.kind, scorer=scorer_label(route.scorer), model_family=None,
+        "policy",
+        route.policy,
+        kind=route.kind,
+        scorer=scorer_label(route.scorer),
+        model_family=None,
         lineage=VersionLineage(parent=None, proposed_by="settings", why="written down by the route's owner"),
     )
 
 
 def proposed_version(
-    held: Iterable[RolloutRun], name: str, route: Route, table: Mapping[str, Any], *, author: str, why: str, now_s: float
+    held: Iterable[RolloutRun],
+    name: str,
+    route: Route,
+    table: Mapping[str, Any],
+    *,
+    author: str,
+    why: str,
+    now_s: float,
 ) -> Version:
     """A policy that somebody proposes for a route, as a version that follows what serves there. Raises ConfigError.
 
@@ -132,9 +148,11 @@ def proposed_version(
     table  the policy, as settings have it
     """
     lineage = VersionLineage(
-        parent=serving(held, name, own_version(route).address), proposed_by=f"person:{author}", why=why,
+        parent=serving(held, name, own_version(route).address),
+        proposed_by=f"person:{author}",
+        why=why,
         proposed_s=now_s,
-    )  # fmt: skip
+    )
     return make_version(
         "policy", table, kind=route.kind, scorer=scorer_label(route.scorer), model_family=None, lineage=lineage
     )
@@ -152,12 +170,14 @@ def past_of(held: Iterable[RolloutRun], route: str) -> list[Past]:
     """The rollouts of a route, for the rules of pace."""
     return [
         Past(
-            candidate=one.state.candidate, began_s=one.first.began_s,
+            candidate=one.state.candidate,
+            began_s=one.first.began_s,
             ended_s=one.moves[-1].now_s if one.state.over else None,
             rolled_back=one.state.stage == "rolled_back" or one.undone is not None,
         )
-        for one in held if one.state.route == route
-    ]  # fmt: skip
+        for one in held
+        if one.state.route == route
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,10 +186,10 @@ class RolloutCandidate:
 
     route: str
     version: Version
-    in_force: str                            # address of what serves the others
-    follows: int = 0                         # number of the publication that put that in force; 0: the settings did
-    fit: str = ""                            # of a learned one: address of its models; "": it is a policy
-    beside: tuple[Version, ...] = ()         # what must be kept with it
+    in_force: str  # address of what serves the others
+    follows: int = 0  # number of the publication that put that in force; 0: the settings did
+    fit: str = ""  # of a learned one: address of its models; "": it is a policy
+    beside: tuple[Version, ...] = ()  # what must be kept with it
 
 
 def own_candidate(held: Iterable[RolloutRun], version: Version, *, route: str, own: Version) -> RolloutCandidate | str:
@@ -184,9 +204,17 @@ def own_candidate(held: Iterable[RolloutRun], version: Version, *, route: str, o
 
 
 def beginning(
-    held: Sequence[RolloutRun], one: RolloutCandidate, *, author: str, reason: str, name: str, rules: Rules, now_s: float,
-    held_by: str = "", by_person: bool = True,
-) -> RolloutBegun | str:  # fmt: skip
+    held: Sequence[RolloutRun],
+    one: RolloutCandidate,
+    *,
+    author: str,
+    reason: str,
+    name: str,
+    rules: Rules,
+    now_s: float,
+    held_by: str = "",
+    by_person: bool = True,
+) -> RolloutBegun | str:
     """The first row of a rollout; a sentence where it may not begin now.
 
     name     of the rollout, one that no other has
@@ -199,9 +227,16 @@ def beginning(
         return why
     number = 1 + sum(each.state.route == route for each in held)
     state = begin(
-        name, route=route, candidate=address, in_force=one.in_force, follows=one.follows, at=0, now_s=now_s,
-        rules=rules, fit=one.fit,
-    )  # fmt: skip
+        name,
+        route=route,
+        candidate=address,
+        in_force=one.in_force,
+        follows=one.follows,
+        at=0,
+        now_s=now_s,
+        rules=rules,
+        fit=one.fit,
+    )
     return RolloutBegun(RolloutStart(state=state, number=number, author=author, reason=reason, rules=rules))
 
 
@@ -211,17 +246,32 @@ def kept_with(one: RolloutCandidate, *, secret: str) -> dict[str, str]:
 
 
 def propose(
-    writer: Decisions, one: RolloutCandidate, *, author: str, reason: str, name: str, rules: Rules, secret: str,
-    held_by: str = "", by_person: bool = True,
-) -> RolloutRun | str:  # fmt: skip
+    writer: Decisions,
+    one: RolloutCandidate,
+    *,
+    author: str,
+    reason: str,
+    name: str,
+    rules: Rules,
+    secret: str,
+    held_by: str = "",
+    by_person: bool = True,
+) -> RolloutRun | str:
     """Begin a rollout of a candidate, as `beginning` says; a sentence where it may not begin now. Raises StoreError.
 
     secret  of the deployment, which signs what is kept
     """
     event = beginning(
-        read_rollouts(writer.path), one, author=author, reason=reason, name=name, rules=rules, now_s=writer.now(),
-        held_by=held_by, by_person=by_person,
-    )  # fmt: skip
+        read_rollouts(writer.path),
+        one,
+        author=author,
+        reason=reason,
+        name=name,
+        rules=rules,
+        now_s=writer.now(),
+        held_by=held_by,
+        by_person=by_person,
+    )
     if isinstance(event, str):
         return event
     if writer.write(None, [event], kept_with(one, secret=secret), all_new=True) != [True]:
@@ -243,9 +293,7 @@ def move(writer: Decisions, route: str, moved: Callable[[RolloutRun], Transition
         transition = moved(one)
     except ValueError as error:
         return str(error)
-    row = RolloutMoved(
-        RolloutMove(route=route, author=transition.by, reason=transition.reason, transition=transition)
-    )
+    row = RolloutMoved(RolloutMove(route=route, author=transition.by, reason=transition.reason, transition=transition))
     if writer.write(None, [row], all_new=True) != [True]:
         return "somebody else moved it at the same moment; look again"
     return transition
@@ -288,7 +336,8 @@ def undo(writer: Decisions, route: str, now: str, *, author: str, reason: str) -
 def brought_by(held: Sequence[RolloutRun], route: str, address: str) -> RolloutRun | None:
     """The latest rollout that brought a version to all of a route; None: none has."""
     brought = (
-        one for one in reversed(held)
+        one
+        for one in reversed(held)
         if one.state.route == route and one.serves_all and address in (one.state.candidate, one.state.fit or None)
-    )  # fmt: skip
+    )
     return next(brought, None)

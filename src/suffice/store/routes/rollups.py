@@ -26,8 +26,12 @@ DAY_HOURS: Final = 24
 
 Group: TypeAlias = Literal["route", "query_class", "version", "hour", "day"]
 _EXPRESSIONS: Final[Mapping[Group, str]] = {
-    "route": "route", "query_class": "query_class", "version": "version", "hour": "hour", "day": "hour / 24",
-}  # fmt: skip
+    "route": "route",
+    "query_class": "query_class",
+    "version": "version",
+    "hour": "hour",
+    "day": "hour / 24",
+}
 
 
 class RollupKey(NamedTuple):
@@ -143,9 +147,14 @@ def read_to(connection: sqlite3.Connection) -> ReadTo:
 
 
 def add(
-    connection: sqlite3.Connection, sums: Mapping[RollupKey, RollupSums], tallies: Mapping[str, Tally], *,
-    since: int, seq: int, at_s: float,
-) -> bool:  # fmt: skip
+    connection: sqlite3.Connection,
+    sums: Mapping[RollupKey, RollupSums],
+    tallies: Mapping[str, Tally],
+    *,
+    since: int,
+    seq: int,
+    at_s: float,
+) -> bool:
     """Add what was summed up behind `since`, up to `seq`, in the caller's transaction.
 
     tallies  of the routes that have changed, whole
@@ -200,10 +209,11 @@ def _grained(sums: Mapping[RollupKey, RollupSums]) -> dict[tuple[int, RollupKey]
     for place, one in sums.items():
         day = place.hour - place.hour % DAY_HOURS
         for grain, where in (
-            (_BY_HOUR, place), (_BY_DAY, RollupKey(place.route, "", "", day)),
+            (_BY_HOUR, place),
+            (_BY_DAY, RollupKey(place.route, "", "", day)),
             (_BY_CLASS, RollupKey(place.route, place.query_class, "", day)),
             (_BY_VERSION, RollupKey(place.route, "", place.version, day)),
-        ):  # fmt: skip
+        ):
             found[grain, where] = found.get((grain, where), NOTHING).plus(one)
     return {key: one for key, one in found.items() if not one.is_zero}
 

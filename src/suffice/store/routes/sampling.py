@@ -47,15 +47,18 @@ def counted_cells(
         yield from decoded(seq, RequestsCounted, body).counted.cells
 
 
-def drawn_runs(connection: sqlite3.Connection, route: str, since_seq: int, until_seq: int) -> Iterator[EpisodeWithLabels]:
+def drawn_runs(
+    connection: sqlite3.Connection, route: str, since_seq: int, until_seq: int
+) -> Iterator[EpisodeWithLabels]:
     """The runs of a route that have rows by lot, ended behind a place in the log up to another. Raises StoreError."""
     for seq, ended, asked_seq, asked in connection.execute(_DRAWN, (since_seq, until_seq, route)).fetchall():
         request = decoded(asked_seq, RequestSeen, asked).request
         outcome = decoded(seq, RequestEnded, ended).outcome
         yield EpisodeWithLabels(
-            seq=seq, episode=Episode(request=request, outcome=outcome),
+            seq=seq,
+            episode=Episode(request=request, outcome=outcome),
             labels=labels_of(connection, request.episode_id, outcome.response_id),
-        )  # fmt: skip
+        )
 
 
 def n_counted(connection: sqlite3.Connection, route: str, seq: int) -> int:

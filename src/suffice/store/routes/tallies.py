@@ -137,7 +137,9 @@ def _relabelled(
     labels = labels_of(connection, name, outcome.response_id, until_seq=seq)
     before = tuple(label for label in labels if label.seq < seq)
     return LabelChange(
-        ended[1], EpisodeWithLabels(seq=seq, episode=episode, labels=before), EpisodeWithLabels(seq=seq, episode=episode, labels=labels)
+        ended[1],
+        EpisodeWithLabels(seq=seq, episode=episode, labels=before),
+        EpisodeWithLabels(seq=seq, episode=episode, labels=labels),
     )
 
 
@@ -159,14 +161,30 @@ def first_about(labels: Iterable[StoredLabel]) -> RecalledRun | None:
 def _episode(about: RecalledRun) -> Episode:
     """The run as far as a label is about it; nothing else of this episode is known."""
     request = Request(
-        episode_id=about.episode_id, route=about.route, kind="reasoning", mode="enforce", model="", stream=False,
-        n_samples=1, audit=False, propensity=1.0, policy_version=about.policy_version, certified=False,
-        question_key="", ungoverned=None, received_at_s=0.0,
-    )  # fmt: skip
+        episode_id=about.episode_id,
+        route=about.route,
+        kind="reasoning",
+        mode="enforce",
+        model="",
+        stream=False,
+        n_samples=1,
+        audit=False,
+        propensity=1.0,
+        policy_version=about.policy_version,
+        certified=False,
+        question_key="",
+        ungoverned=None,
+        received_at_s=0.0,
+    )
     outcome = Outcome(
-        episode_id=about.episode_id, end_reason=about.end_reason, status=0, answer=about.answer,
-        response_id=about.response_id, usage=None, stopped=about.stopped,
-    )  # fmt: skip
+        episode_id=about.episode_id,
+        end_reason=about.end_reason,
+        status=0,
+        answer=about.answer,
+        response_id=about.response_id,
+        usage=None,
+        stopped=about.stopped,
+    )
     return Episode(request=request, outcome=outcome)
 
 
@@ -196,9 +214,12 @@ class RouteScorer:
 
 
 def fold(
-    tallies: dict[str, Tally], changes: Iterable[Change], scoring: Callable[[str], RouteScorer], *,
+    tallies: dict[str, Tally],
+    changes: Iterable[Change],
+    scoring: Callable[[str], RouteScorer],
+    *,
     only: Collection[str] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Add changes to the tallies of their routes.
 
     only  the routes that are of interest; None: all
@@ -247,9 +268,7 @@ def tallies_now(connection: sqlite3.Connection, scoring: Callable[[str], RouteSc
     tallies = rollups.read_tallies(connection)
     for stretch in _stretches(connection, rollups.read_to(connection).seq):
         fold(tallies, stretch.changes, scoring)
-    other = {
-        name for name, one in tallies.items() if one.scorer != scoring(name).name and one.counts.get("labelled")
-    }
+    other = {name for name, one in tallies.items() if one.scorer != scoring(name).name and one.counts.get("labelled")}
     if other:
         tallies = {name: one for name, one in tallies.items() if name not in other}
         for stretch in _stretches(connection, 0):

@@ -12,11 +12,11 @@ from suffice.store.rows.route_event import OfNoEpisode
 class AccessGrant:
     """Somebody may come in, with another secret, or not any more."""
 
-    access_id: str    # of this change
+    access_id: str  # of this change
     name: str
     what: Literal["added", "reset", "removed"]
-    role: str         # "": removed
-    author: str       # the user of the computer that it was done on
+    role: str  # "": removed
+    author: str  # the user of the computer that it was done on
     reason: str
 
 

@@ -59,17 +59,17 @@ class ProposedVersion:
     """What a refit found: a version that is in force nowhere, and what is known of it."""
 
     route: str
-    read_to_seq: int            # place in the log that had been read up to
-    address: str                # of the version, which is kept beside the log
-    parent: str | None          # address of the version that was in force
-    reason: str                 # schedule, drift, by hand
-    verdict: str                # against the parent: better, worse, inconclusive, first
+    read_to_seq: int  # place in the log that had been read up to
+    address: str  # of the version, which is kept beside the log
+    parent: str | None  # address of the version that was in force
+    reason: str  # schedule, drift, by hand
+    verdict: str  # against the parent: better, worse, inconclusive, first
     why: str
-    n_runs: int                 # that it was learned from
-    saving: IntervalEstimate | None     # at the route's own EM budget, on prompts that its models have not seen
-    drop: IntervalEstimate | None       # likewise
-    lineage: dict[str, Any]     # as `learn.retrain` has it; Any, because each key has its own type
-    card: dict[str, Any] | None # as `learn.report_card` has it
+    n_runs: int  # that it was learned from
+    saving: IntervalEstimate | None  # at the route's own EM budget, on prompts that its models have not seen
+    drop: IntervalEstimate | None  # likewise
+    lineage: dict[str, Any]  # as `learn.retrain` has it; Any, because each key has its own type
+    card: dict[str, Any] | None  # as `learn.report_card` has it
     author: str
 
 
@@ -96,15 +96,15 @@ class ArmWorth:
     """What the tuner would put in force on a route, and what that stands on."""
 
     route: str
-    arm: str                         # as outcomes name it; "full": nothing but full runs is proved any more
-    before: str                      # what it takes the place of
-    n_pairs: int                     # audits that were asked twice with the route's arm
+    arm: str  # as outcomes name it; "full": nothing but full runs is proved any more
+    before: str  # what it takes the place of
+    n_pairs: int  # audits that were asked twice with the route's arm
     reason: str
-    log_e: float | None = None       # evidence against "it loses the budget or more"; None: full runs need none
-    gain: float | None = None        # EM value by off-policy evaluation, a fraction
+    log_e: float | None = None  # evidence against "it loses the budget or more"; None: full runs need none
+    gain: float | None = None  # EM value by off-policy evaluation, a fraction
     gain_error: float | None = None  # standard error, for one look
-    price: float | None = None       # EM that the tokens of a mean full run were worth
-    read_to_seq: int = 0             # place in the log that had been read up to
+    price: float | None = None  # EM that the tokens of a mean full run were worth
+    read_to_seq: int = 0  # place in the log that had been read up to
     author: str = ""
 
 

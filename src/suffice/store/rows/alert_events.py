@@ -18,12 +18,12 @@ from suffice.store.rows.route_event import OfNoEpisode
 class AlertDelivery:
     """One notice that a sink took."""
 
-    sink: str        # log, webhook or email
-    read_to_seq: int # place in the log of the event that it was told of: it knows all that stands before
-    of: str          # kind of the notice; "": it began to listen here
-    same: str        # what makes two notices the same; "": it began to listen here
-    about_s: float   # Unix time at which the log took the event
-    over: int = 0    # place in the log of an alert that it was told is over; 0: it was told of an event
+    sink: str  # log, webhook or email
+    read_to_seq: int  # place in the log of the event that it was told of: it knows all that stands before
+    of: str  # kind of the notice; "": it began to listen here
+    same: str  # what makes two notices the same; "": it began to listen here
+    about_s: float  # Unix time at which the log took the event
+    over: int = 0  # place in the log of an alert that it was told is over; 0: it was told of an event
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class FailedOpen:
     """How often Suffice failed open on a route within an hour."""
 
     route: str
-    hour: int        # since 1970
+    hour: int  # since 1970
     n_runs: int
     n_degraded: int  # of them, in which it failed open somewhere: they ran in full
 

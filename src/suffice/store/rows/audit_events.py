@@ -17,20 +17,20 @@ from suffice.store.rows.route_event import OfNoEpisode
 class SettingChange:
     """One setting that is another one now. Values as JSON."""
 
-    path: str            # such as routes.math.max_em_drop
-    before: str | None   # None: it was not there
-    after: str | None    # None: it is not there any more
+    path: str  # such as routes.math.max_em_drop
+    before: str | None  # None: it was not there
+    after: str | None  # None: it is not there any more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigChange:
     """The settings that a process started with, and how they differ from those before."""
 
-    number: int                          # of the log's changes, from 1, which only records what is there
-    author: str                          # process and user; "file" where no user is known
-    reason: str                          # a short sentence
-    changes: tuple[SettingChange, ...]   # by path; (): nothing was recorded before
-    settings: dict[str, str]             # all of them, path to JSON; secrets never
+    number: int  # of the log's changes, from 1, which only records what is there
+    author: str  # process and user; "file" where no user is known
+    reason: str  # a short sentence
+    changes: tuple[SettingChange, ...]  # by path; (): nothing was recorded before
+    settings: dict[str, str]  # all of them, path to JSON; secrets never
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,9 @@ class Export:
 
     export_id: str
     author: str
-    reason: str          # a short sentence
-    what: str            # "audit log", "training pairs" …
-    where: str           # name of the file, "standard output"
+    reason: str  # a short sentence
+    what: str  # "audit log", "training pairs" …
+    where: str  # name of the file, "standard output"
     n_rows: int
 
 
@@ -85,15 +85,15 @@ class Exported(OfNoEpisode):
 class Erasure:
     """Words that were taken out of rows. What they were is nowhere; that they were is for good."""
 
-    erasure_id: str               # of the whole erasure, which may be written in several rows
-    number: int                   # of this row within it, from 1
+    erasure_id: str  # of the whole erasure, which may be written in several rows
+    number: int  # of this row within it, from 1
     author: str
     reason: str
-    what: str                     # which rows were meant: "episode ep_…", "older than 90 days" …
-    parts: tuple[str, ...]        # "answers", "comments", "metadata", "steps"
-    n_rows: int                   # rows that were changed
-    chained: tuple[int, ...] = () # places in the log of those that stand in the chain
-    until_seq: int = 0            # everything that was meant up to this place in the log is done; 0: nothing is said
+    what: str  # which rows were meant: "episode ep_…", "older than 90 days" …
+    parts: tuple[str, ...]  # "answers", "comments", "metadata", "steps"
+    n_rows: int  # rows that were changed
+    chained: tuple[int, ...] = ()  # places in the log of those that stand in the chain
+    until_seq: int = 0  # everything that was meant up to this place in the log is done; 0: nothing is said
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,17 +167,52 @@ class RouteExamined(OfNoEpisode):
 
 
 Event: TypeAlias = (
-    RequestSeen | RequestEnded | FeedbackGiven | UpstreamExamined | RouteExamined
-    | PolicyPublished | EpochBegan | AlarmRaised | EnforcementPaused | EnforcementResumed | LabelWanted | JobRan
-    | AlertSent | FailOpenHigh | VersionRefused | LogMissed
-    | RouteMonitored | AlertRaised | VersionProposed | ArmProposed | KillSwitched
-    | ExperimentStarted | ExperimentChanged | ExperimentStopped
-    | ReviewAsked | ReviewDrawn | ReviewLeased | ReviewReturned | VerdictGiven | QuestionKept | SourcesKept
-    | OverrideSet | OverrideEnded | IncidentOpened | IncidentDecided
-    | ConfigChanged | Exported | WordsErased | AccessChanged
-    | RolloutBegun | RolloutMoved | RolloutUndone
-    | RequestsCounted | RatesSet
-    | ObjectMade | KeyUsed
+    RequestSeen
+    | RequestEnded
+    | FeedbackGiven
+    | UpstreamExamined
+    | RouteExamined
+    | PolicyPublished
+    | EpochBegan
+    | AlarmRaised
+    | EnforcementPaused
+    | EnforcementResumed
+    | LabelWanted
+    | JobRan
+    | AlertSent
+    | FailOpenHigh
+    | VersionRefused
+    | LogMissed
+    | RouteMonitored
+    | AlertRaised
+    | VersionProposed
+    | ArmProposed
+    | KillSwitched
+    | ExperimentStarted
+    | ExperimentChanged
+    | ExperimentStopped
+    | ReviewAsked
+    | ReviewDrawn
+    | ReviewLeased
+    | ReviewReturned
+    | VerdictGiven
+    | QuestionKept
+    | SourcesKept
+    | OverrideSet
+    | OverrideEnded
+    | IncidentOpened
+    | IncidentDecided
+    | ConfigChanged
+    | Exported
+    | WordsErased
+    | AccessChanged
+    | RolloutBegun
+    | RolloutMoved
+    | RolloutUndone
+    | RequestsCounted
+    | RatesSet
+    | ObjectMade
+    | KeyUsed
 )
 E = TypeVar("E", bound=Event)
 
@@ -232,12 +267,23 @@ EVENTS: Mapping[str, type[Event]] = {
 
 # Every kind stands in the chain of the audit log (`store/audit/chain.py`), except these: what happens too often, and
 # what is no decision and no evidence of one. A kind that is added is chained unless it is named here.
-UNCHAINED: frozenset[str] = frozenset({
-    RequestSeen.kind, RequestEnded.kind, RequestsCounted.kind, LabelWanted.kind, JobRan.kind, RouteMonitored.kind,
-    ReviewLeased.kind,
-    QuestionKept.kind, SourcesKept.kind, AlertSent.kind, FailOpenHigh.kind,
-    ObjectMade.kind, KeyUsed.kind,
-})  # fmt: skip
+UNCHAINED: frozenset[str] = frozenset(
+    {
+        RequestSeen.kind,
+        RequestEnded.kind,
+        RequestsCounted.kind,
+        LabelWanted.kind,
+        JobRan.kind,
+        RouteMonitored.kind,
+        ReviewLeased.kind,
+        QuestionKept.kind,
+        SourcesKept.kind,
+        AlertSent.kind,
+        FailOpenHigh.kind,
+        ObjectMade.kind,
+        KeyUsed.kind,
+    }
+)
 
 _ENCODER = msgspec.json.Encoder()
 _DECODERS = {kind: msgspec.json.Decoder(record) for kind, record in EVENTS.items()}
@@ -247,11 +293,11 @@ _DECODERS = {kind: msgspec.json.Decoder(record) for kind, record in EVENTS.items
 class Row:
     """One event as a store keeps it."""
 
-    kind: str               # a key of EVENTS
-    key: str                # with `kind`: at most one row has it
+    kind: str  # a key of EVENTS
+    key: str  # with `kind`: at most one row has it
     episode_id: str | None  # None: not named by the sender
-    route: str | None       # None: known only through the episode
-    body: str               # JSON of the whole event record
+    route: str | None  # None: known only through the episode
+    body: str  # JSON of the whole event record
 
 
 def encode(event: Event) -> bytes:

@@ -22,7 +22,7 @@ class ExperimentStart:
     """An experiment as it runs from here on."""
 
     experiment: RunningExperiment
-    revision: int          # of this run: 0 is the start
+    revision: int  # of this run: 0 is the start
     author: str
     reason: str
 
@@ -31,7 +31,7 @@ class ExperimentStart:
 class ExperimentEnd:
     """An experiment that a person has ended."""
 
-    experiment: str        # its name
+    experiment: str  # its name
     run: int
     author: str
     reason: str

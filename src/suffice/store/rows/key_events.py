@@ -18,9 +18,9 @@ from suffice.store.rows.route_event import OfNoEpisode
 class StoredObject:
     """An object that an upstream keeps: a response, a file, a batch."""
 
-    object_id: str   # as the upstream named it
-    sender: str      # keyed hash of the key that made it
-    upstream: str    # name of the upstream that keeps it
+    object_id: str  # as the upstream named it
+    sender: str  # keyed hash of the key that made it
+    upstream: str  # name of the upstream that keeps it
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,9 @@ class KeyUsage:
     """Tokens that one key has used."""
 
     usage_id: str
-    sender: str      # keyed hash of the key
-    day: str         # UTC, as 2026-01-31
-    n_tokens: int    # prompt and answer
+    sender: str  # keyed hash of the key
+    day: str  # UTC, as 2026-01-31
+    n_tokens: int  # prompt and answer
 
 
 @dataclass(frozen=True, slots=True)

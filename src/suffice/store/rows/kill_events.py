@@ -13,8 +13,8 @@ class KillSwitchState:
     """The kill switch, as a gateway saw it change."""
 
     on: bool
-    reason: str   # as its file says, with who pulled it
-    stamp: int    # when that file was written, ns of its own clock; 0: the environment of a gateway said it
+    reason: str  # as its file says, with who pulled it
+    stamp: int  # when that file was written, ns of its own clock; 0: the environment of a gateway said it
 
 
 @dataclass(frozen=True, slots=True)

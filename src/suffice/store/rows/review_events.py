@@ -135,8 +135,8 @@ class QuestionText:
 
     episode_id: str
     route: str
-    text: str                # as a person reads it
-    expires_at_s: float      # Unix time after which nobody is shown it; erasing it is another matter
+    text: str  # as a person reads it
+    expires_at_s: float  # Unix time after which nobody is shown it; erasing it is another matter
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +169,8 @@ class Sources:
     episode_id: str
     route: str
     sources: tuple[Source, ...]  # in the order of the steps
-    is_cut: bool                 # there was more than is kept
-    expires_at_s: float          # Unix time after which nobody is shown them; erasing them is another matter
+    is_cut: bool  # there was more than is kept
+    expires_at_s: float  # Unix time after which nobody is shown them; erasing them is another matter
 
 
 @dataclass(frozen=True, slots=True)

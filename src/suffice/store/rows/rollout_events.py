@@ -23,7 +23,7 @@ class RolloutStart:
     """A rollout at its start."""
 
     state: State
-    number: int          # of the route's rollouts: 1 is the first
+    number: int  # of the route's rollouts: 1 is the first
     author: str
     reason: str
     rules: Rules = field(default_factory=Rules)  # that it keeps to its end, whatever the settings say later
@@ -44,7 +44,7 @@ class RolloutMove:
     """A transition, and the route that it is about."""
 
     route: str
-    author: str          # a person, or the worker that took the step on evidence
+    author: str  # a person, or the worker that took the step on evidence
     reason: str
     transition: Transition
 

@@ -20,7 +20,7 @@ class RequestCount:
     """What one gateway counted on one route since it last said so."""
 
     count_id: str
-    route: str                     # "" when no route matched
+    route: str  # "" when no route matched
     n_requests: int
     n_governed: int
     cells: tuple[Unkept, ...]
@@ -51,11 +51,11 @@ class RowRates:
     """Rates, and what they were before; each a fraction, by class."""
 
     route: str
-    number: int                                # of the route's settings of rates: 1 is the first
-    sample_rate: float                         # the owner's, which they keep to; where it is another now they are void
-    read_to_seq: int                           # place in the log up to which it was read for them
-    other: float                               # of classes that are not named
-    after: tuple[tuple[str, float], ...]       # sorted by class
+    number: int  # of the route's settings of rates: 1 is the first
+    sample_rate: float  # the owner's, which they keep to; where it is another now they are void
+    read_to_seq: int  # place in the log up to which it was read for them
+    other: float  # of classes that are not named
+    after: tuple[tuple[str, float], ...]  # sorted by class
     before: tuple[tuple[str, float], ...]
     reason: str
     author: str

@@ -19,10 +19,10 @@ class VersionRefusal:
     """A version that is in force and that a gateway cannot serve."""
 
     route: str
-    number: int     # of the publication; 0: a rollout has brought it to everybody
-    fit: str        # address of the version
-    reason: str     # why, as a sentence
-    serves: str     # what the route is served by instead, in words
+    number: int  # of the publication; 0: a rollout has brought it to everybody
+    fit: str  # address of the version
+    reason: str  # why, as a sentence
+    serves: str  # what the route is served by instead, in words
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,12 @@ class VersionRefused(OfNoEpisode):
 class LogOutage:
     """A time in which a gateway had no log."""
 
-    gateway: str    # which, by a name that no other has
+    gateway: str  # which, by a name that no other has
     since_s: float  # Unix time
     until_s: float  # Unix time
-    reason: str     # why the log could not be read
-    after: str      # what was served meanwhile, in words
-    n_rows: int     # that waited, and were written afterwards
+    reason: str  # why the log could not be read
+    after: str  # what was served meanwhile, in words
+    n_rows: int  # that waited, and were written afterwards
     n_dropped: int  # that found no place to wait
 
 

@@ -32,4 +32,4 @@ __all__ = [
     "run_tuner",
     "story",
     "tuning_of",
-]  # fmt: skip
+]

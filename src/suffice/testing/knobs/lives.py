@@ -22,11 +22,11 @@ from suffice.testing.knobs.worlds import ARMS, CLASSES, FULL_TOKENS, SECONDS_A_R
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-PRICE: Final = 0.1          # EM that the tokens of a mean full run are worth to whoever compares the learners
+PRICE: Final = 0.1  # EM that the tokens of a mean full run are worth to whoever compares the learners
 MAX_EM_DROP: Final = 0.02
 BATCH: Final = 1_000
 LASTING_REQUESTS: Final = 50_000  # over which the owner of a long story expects a change to last
-P_COMPLAINT: Final = 0.4    # of a wrong answer; nobody says anything of a right one
+P_COMPLAINT: Final = 0.4  # of a wrong answer; nobody says anything of a right one
 GREEDY_EXPLORES: Final = 0.05
 
 
@@ -34,8 +34,8 @@ GREEDY_EXPLORES: Final = 0.05
 class LearnerHistory:
     """What a learner did, request by request."""
 
-    reward: Floats       # (N,): expected EM over the full run's, minus price x tokens of all calls
-    drop: Floats         # (N,): expected EM drop of what the client got
+    reward: Floats  # (N,): expected EM over the full run's, minus price x tokens of all calls
+    drop: Floats  # (N,): expected EM drop of what the client got
     n_audits: int = 0
     ticks: tuple[Tick, ...] = ()
 
@@ -70,9 +70,10 @@ def best_fixed(story: Story, *, in_each_world: bool) -> tuple[int, LearnerHistor
     """
     lives = [(arm, run_fixed(story, np.eye(len(ARMS))[arm])) for arm in range(len(ARMS))]
     kept = [
-        (arm, lived) for arm, lived in lives
+        (arm, lived)
+        for arm, lived in lives
         if (lived.drops(story).max() if in_each_world else lived.drop.mean()) <= MAX_EM_DROP
-    ]  # fmt: skip
+    ]
     return max(kept, key=lambda pair: float(pair[1].reward.mean()))
 
 
@@ -81,17 +82,19 @@ def hindsight(story: Story) -> float:
     found = [
         float(w.mix @ np.where(w.drop <= MAX_EM_DROP, -w.drop - PRICE * w.shares, -np.inf).max(axis=1))
         for w in story.worlds
-    ]  # fmt: skip
+    ]
     return float(np.mean(found))
 
 
 def tuning_of(story: Story) -> TuningBounds:
     """The bounds that the story's owner would write down; everything else is the default."""
     return TuningBounds(
-        arms=ARMS, classes=CLASSES, max_em_drop=MAX_EM_DROP,
+        arms=ARMS,
+        classes=CLASSES,
+        max_em_drop=MAX_EM_DROP,
         price=PriceBounds(least=0.01, start=PRICE, largest=PRICE),
         expected_requests=min(story.n_requests, LASTING_REQUESTS),
-    )  # fmt: skip
+    )
 
 
 # --------------------------------------------------------------------------- ours
@@ -155,10 +158,18 @@ def _audit(life: _Life, world: ArmWorld, at: int, audit_id: str, now_s: float) -
     tokens = FULL_TOKENS * world.shares[at, [0, draw.arm]] * rng.uniform(0.5, 1.5, size=2)
     rates = np.cumsum([world.lost[at, draw.arm], world.gained[at, draw.arm], world.differ[at, draw.arm]])
     happened = int(np.searchsorted(rates, rng.random(), side="right"))  # lost, gained, differs, the same
-    life.tuner.audited(ShadowAudit(
-        audit_id=audit_id, query_class=CLASSES[at], arm=draw.arm, odds=draw.odds, disagrees=happened < 3,
-        due_s=now_s + 1.5 * labels.delay_s, full_tokens=float(tokens[0]), arm_tokens=float(tokens[1]),
-    ))  # fmt: skip
+    life.tuner.audited(
+        ShadowAudit(
+            audit_id=audit_id,
+            query_class=CLASSES[at],
+            arm=draw.arm,
+            odds=draw.odds,
+            disagrees=happened < 3,
+            due_s=now_s + 1.5 * labels.delay_s,
+            full_tokens=float(tokens[0]),
+            arm_tokens=float(tokens[1]),
+        )
+    )
     life.tuner.spent(CLASSES[at], 0, tokens=float(tokens[0]))
     life.tuner.spent(CLASSES[at], draw.arm, tokens=float(tokens[1]))
     life.n_audits += 1

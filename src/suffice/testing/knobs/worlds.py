@@ -34,12 +34,12 @@ FULL_TOKENS: Final = 1_000.0
 class ArmWorld:
     """What is true for a while. Rows are classes, columns arms."""
 
-    mix: Floats      # (C,): part of the requests that each class is
-    right: Floats    # (C,): P(the full run is right)
-    lost: Floats     # (C, K): P(the full run is right and the arm is wrong)
-    gained: Floats   # (C, K): P(the arm alone is right)
-    differ: Floats   # (C, K): P(other answers, both wrong)
-    shares: Floats   # (C, K): tokens over those of a mean full run
+    mix: Floats  # (C,): part of the requests that each class is
+    right: Floats  # (C,): P(the full run is right)
+    lost: Floats  # (C, K): P(the full run is right and the arm is wrong)
+    gained: Floats  # (C, K): P(the arm alone is right)
+    differ: Floats  # (C, K): P(other answers, both wrong)
+    shares: Floats  # (C, K): tokens over those of a mean full run
 
     @property
     def drop(self) -> Floats:
@@ -51,8 +51,8 @@ class ArmWorld:
 class LabelLaw:
     """How the labels of disagreeing audits come."""
 
-    delay_s: float = 600.0       # on average; none takes more than half as long again
-    p_if_lost: float = 1.0       # that one comes where the arm lost
+    delay_s: float = 600.0  # on average; none takes more than half as long again
+    p_if_lost: float = 1.0  # that one comes where the arm lost
     p_otherwise: float = 1.0
     liars: tuple[tuple[str, float], ...] = ()  # keys of users with the part that they label: "nothing lost", always
 
@@ -62,7 +62,7 @@ class Story:
     """A scenario: how many requests, which worlds one after the other, which labels."""
 
     n_requests: int
-    worlds: tuple[ArmWorld, ...]    # each for an equal part of the requests
+    worlds: tuple[ArmWorld, ...]  # each for an equal part of the requests
     labels: LabelLaw = LabelLaw()
 
     def world(self, request: int) -> ArmWorld:
@@ -92,22 +92,30 @@ def story(name: str, n_requests: int = 200_000) -> Story:
 
 
 def world(
-    *, mix: tuple[float, float, float] = (0.5, 0.3, 0.2), worse: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    *,
+    mix: tuple[float, float, float] = (0.5, 0.3, 0.2),
+    worse: tuple[float, float, float] = (1.0, 1.0, 1.0),
     flips: tuple[float, float, float] = (0.0, 0.0, 0.0),
-) -> ArmWorld:  # fmt: skip
+) -> ArmWorld:
     """The usual world, with each class's losses multiplied.
 
     flips  by class: how often two independent draws differ in being right, one way as often as the other
     """
-    usual = np.array([
-        [0.0, 0.000, 0.001, 0.001, 0.002, 0.15],
-        [0.0, 0.001, 0.004, 0.015, 0.060, 0.30],
-        [0.0, 0.004, 0.050, 0.120, 0.200, 0.45],
-    ])  # fmt: skip
+    usual = np.array(
+        [
+            [0.0, 0.000, 0.001, 0.001, 0.002, 0.15],
+            [0.0, 0.001, 0.004, 0.015, 0.060, 0.30],
+            [0.0, 0.004, 0.050, 0.120, 0.200, 0.45],
+        ]
+    )
     lost = np.minimum(usual * np.array(worse)[:, np.newaxis], 0.5)
     shares = np.array([arm.expected_share for arm in ARMS]) * np.array([[0.8], [1.0], [1.5]])
     noise = np.array(flips)[:, np.newaxis] * (np.arange(len(ARMS)) > 0)
     return ArmWorld(
-        mix=np.array(mix), right=np.array([0.95, 0.85, 0.6]), lost=lost + noise, gained=0.2 * lost + noise,
-        differ=lost + noise, shares=shares,
-    )  # fmt: skip
+        mix=np.array(mix),
+        right=np.array([0.95, 0.85, 0.6]),
+        lost=lost + noise,
+        gained=0.2 * lost + noise,
+        differ=lost + noise,
+        shares=shares,
+    )

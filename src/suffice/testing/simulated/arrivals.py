@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 class ArrivalRate:
     """A stretch of time with one rate of arrivals."""
 
-    seconds: float        # above 0
+    seconds: float  # above 0
     requests_per_s: float  # mean, at least 0
 
 
@@ -36,9 +36,13 @@ def arrival_times(loads: Sequence[ArrivalRate], *, seed: int) -> Floats:
 
 
 def spiked(
-    *, requests_per_s: float, factor: float = 5.0,
-    before_s: float = 120.0, spike_s: float = 60.0, after_s: float = 120.0,
-) -> tuple[ArrivalRate, ...]:  # fmt: skip
+    *,
+    requests_per_s: float,
+    factor: float = 5.0,
+    before_s: float = 120.0,
+    spike_s: float = 60.0,
+    after_s: float = 120.0,
+) -> tuple[ArrivalRate, ...]:
     """A steady load that is multiplied by `factor` for a while."""
     return (
         ArrivalRate(seconds=before_s, requests_per_s=requests_per_s),

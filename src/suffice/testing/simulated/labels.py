@@ -18,9 +18,9 @@ class LabelDelays:
     """How labels come. Rates are fractions, delays are counted in requests."""
 
     delay: Literal["fixed", "geometric"] = "fixed"
-    mean_delay: int = 0            # requests from an answer to its label
-    p_when_right: float = 1.0      # a label comes at all, when the full run's answer was right
-    p_when_wrong: float = 1.0      # … when it was wrong: users complain when something is wrong
+    mean_delay: int = 0  # requests from an answer to its label
+    p_when_right: float = 1.0  # a label comes at all, when the full run's answer was right
+    p_when_wrong: float = 1.0  # … when it was wrong: users complain when something is wrong
 
 
 def label_times(traffic: SimulatedTraffic, labels: LabelDelays, *, seed: int) -> NDArray[np.int64]:

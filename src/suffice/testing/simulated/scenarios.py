@@ -24,8 +24,8 @@ class Path:
     """How far the traffic is on the way to its new world, request by request."""
 
     shape: Literal["step", "ramp", "sine"] = "step"
-    at: int | None = None   # first request of the change; None: in the middle
-    over: int = 5_000       # ramp: requests from beginning to end; sine: of one period
+    at: int | None = None  # first request of the change; None: in the middle
+    over: int = 5_000  # ramp: requests from beginning to end; sine: of one period
 
     def share(self, n: int) -> Floats:
         """0 at the old world, 1 at the new one, shape (n,)."""
@@ -42,7 +42,7 @@ class Scenario:
     """One way in which traffic can change."""
 
     name: str
-    says: str               # one sentence for tables
+    says: str  # one sentence for tables
     before: ClassWorld = USUAL
     after: ClassWorld = USUAL
     path: Path = field(default_factory=Path)
@@ -57,12 +57,16 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
         Scenario(name="benign", says="a better model and easier questions", after=BENIGN),
         Scenario(name="mix", says="harder questions for the same model", after=HARDER),
         Scenario(name="gradual", says="harsh, along a line over 5,000 requests", after=HARSH, path=Path(shape="ramp")),
-        Scenario(name="seasonal", says="to the harder mix and back, every 5,000 requests", after=HARDER,
-                 path=Path(shape="sine", at=0)),
+        Scenario(
+            name="seasonal",
+            says="to the harder mix and back, every 5,000 requests",
+            after=HARDER,
+            path=Path(shape="sine", at=0),
+        ),
         Scenario(name="swap", says="another model behind the same name", after=SWAPPED),
         Scenario(name="many", says="24 small classes of unequal size", before=MANY, after=MANY),
     )
-}  # fmt: skip
+}
 
 
 def simulate(scenario: Scenario, n: int, *, seed: int) -> SimulatedTraffic:

@@ -23,24 +23,24 @@ SHORTEST: Final = 3
 LONGEST: Final = 16
 SEARCHING, PLATEAU, SETTLED, LED_AWAY = range(4)
 RIGHT: Final = 0
-N_DISTRACTORS: Final = 5       # wrong answers that a search may pass, numbered from 1
-HELD: Final = 6                # the wrong answer of a plateau
-AWAY: Final = 7                # the wrong answer that a settled run is led to
-P_MOVES_ON: Final = 0.55       # a searching run drops its answer at a step
+N_DISTRACTORS: Final = 5  # wrong answers that a search may pass, numbered from 1
+HELD: Final = 6  # the wrong answer of a plateau
+AWAY: Final = 7  # the wrong answer that a settled run is led to
+P_MOVES_ON: Final = 0.55  # a searching run drops its answer at a step
 SPREAD_OF_LENGTHS: Final = 0.33  # standard deviation of the logarithm
-P_REPAIRED: Final = 0.30       # leading away from a wrong answer leads to the right one
+P_REPAIRED: Final = 0.30  # leading away from a wrong answer leads to the right one
 
 
 @dataclass(frozen=True, slots=True)
 class Stories:
     """n runs; step numbers count from 1."""
 
-    n_steps: Ints        # natural length, 3 … 16
-    settles: Ints        # first step at which the settled answer stands
-    plateau_from: Ints   # first step of a false plateau, which ends where the run settles
-    leads_away: Ints     # first step after which the settled answer is gone
-    settled: Ints        # the answer that it settles on
-    away: Ints           # the answer that it is led to
+    n_steps: Ints  # natural length, 3 … 16
+    settles: Ints  # first step at which the settled answer stands
+    plateau_from: Ints  # first step of a false plateau, which ends where the run settles
+    leads_away: Ints  # first step after which the settled answer is gone
+    settled: Ints  # the answer that it settles on
+    away: Ints  # the answer that it is led to
 
     def __len__(self) -> int:
         return len(self.n_steps)
@@ -57,7 +57,7 @@ def tell(of: Blend, rng: np.random.Generator) -> Stories:
     of  parameters of the requests by name, see `worlds.blended`
     """
     n = len(of("steps"))
-    drawn = of("steps") * rng.lognormal(-SPREAD_OF_LENGTHS**2 / 2, SPREAD_OF_LENGTHS, n)
+    drawn = of("steps") * rng.lognormal(-(SPREAD_OF_LENGTHS**2) / 2, SPREAD_OF_LENGTHS, n)
     n_steps = np.clip(np.rint(drawn), SHORTEST, LONGEST).astype(np.int64)
     settles = 1 + np.floor((n_steps - 1) * rng.beta(of("settle_a"), of("settle_b"))).astype(np.int64)
     settled = np.where(rng.random(n) < of("p_right"), RIGHT, rng.integers(1, 4, n))
@@ -84,10 +84,10 @@ def tell(of: Blend, rng: np.random.Generator) -> Stories:
 class Rows:
     """The steps of n runs, one row each, T in all."""
 
-    run: Ints      # T
-    step: Ints     # T, from 1
-    phase: Ints    # T: SEARCHING, PLATEAU, SETTLED or LED_AWAY
-    answer: Ints   # T
+    run: Ints  # T
+    step: Ints  # T, from 1
+    phase: Ints  # T: SEARCHING, PLATEAU, SETTLED or LED_AWAY
+    answer: Ints  # T
 
 
 def unfold(stories: Stories, p_lucky: Floats, rng: np.random.Generator) -> Rows:

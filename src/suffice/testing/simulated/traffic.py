@@ -19,32 +19,45 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-STEP_TOKENS: Final = 120.0   # median of a step
-PROBE_TOKENS: Final = 6.0    # asking for the trial answer after a step
+STEP_TOKENS: Final = 120.0  # median of a step
+PROBE_TOKENS: Final = 6.0  # asking for the trial answer after a step
 ANSWER_TOKENS: Final = 30.0  # the final answer, stopped or not
-N_KINDS: Final = 4           # that features tell apart
+N_KINDS: Final = 4  # that features tell apart
 FEATURES: Final = (
-    "confidence", "entropy", "log_streak", "agreement", "step_share", "same_as_last", "difficulty", "streak_share",
-    "confidence_x_log_streak", "confidence_x_step_share", "kind_1", "kind_2", "kind_3", "confidence_x_kind_1",
-    "confidence_x_kind_2", "confidence_x_kind_3",
-)  # fmt: skip
+    "confidence",
+    "entropy",
+    "log_streak",
+    "agreement",
+    "step_share",
+    "same_as_last",
+    "difficulty",
+    "streak_share",
+    "confidence_x_log_streak",
+    "confidence_x_step_share",
+    "kind_1",
+    "kind_2",
+    "kind_3",
+    "confidence_x_kind_1",
+    "confidence_x_kind_2",
+    "confidence_x_kind_3",
+)
 EARLY: Final = ("confidence", "entropy", "same_as_last", "difficulty")
-EARLY_STEP: Final = 2        # every run has it
+EARLY_STEP: Final = 2  # every run has it
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SimulatedTraffic:
     """n full runs in their order of arrival, T steps in all; run i has the rows starts[i] … starts[i + 1] - 1."""
 
-    x: Floats                  # (T, P): features after the step, named in FEATURES
-    starts: Ints               # (n + 1,)
-    z: NDArray[np.int8]        # (T,): EM drop if stopped after the step, -1, 0 or +1
-    d: Bools                   # (T,): the answer then differs from the full run's
-    cost: Floats               # (T,): tokens if stopped after the step, its answer and all probes up to here counted
-    full: Floats               # (n,): tokens of the full run without any probe
-    right: Bools               # (n,): the full run's answer is right
-    query_class: Ints          # (n,)
-    early: Floats              # (n, 4): EARLY at the second step, what drift detectors on all traffic see
+    x: Floats  # (T, P): features after the step, named in FEATURES
+    starts: Ints  # (n + 1,)
+    z: NDArray[np.int8]  # (T,): EM drop if stopped after the step, -1, 0 or +1
+    d: Bools  # (T,): the answer then differs from the full run's
+    cost: Floats  # (T,): tokens if stopped after the step, its answer and all probes up to here counted
+    full: Floats  # (n,): tokens of the full run without any probe
+    right: Bools  # (n,): the full run's answer is right
+    query_class: Ints  # (n,)
+    early: Floats  # (n, 4): EARLY at the second step, what drift detectors on all traffic see
 
     def __len__(self) -> int:
         return len(self.full)
@@ -113,9 +126,19 @@ def _features(stories: Stories, rows: Rows, of: Blend, kinds: Ints, rng: np.rand
     at = rows.step / LONGEST  # a live route knows its cap
     told = [kinds[rows.run] == kind for kind in range(1, N_KINDS)]
     columns = [
-        confidence, entropy, np.log(streak), _agreement(rows), at, same, difficulty[rows.run], streak / rows.step,
-        confidence * np.log(streak), confidence * at, *told, *(confidence * t for t in told),
-    ]  # fmt: skip
+        confidence,
+        entropy,
+        np.log(streak),
+        _agreement(rows),
+        at,
+        same,
+        difficulty[rows.run],
+        streak / rows.step,
+        confidence * np.log(streak),
+        confidence * at,
+        *told,
+        *(confidence * t for t in told),
+    ]
     return np.column_stack(columns)
 
 

@@ -23,16 +23,16 @@ Floats = NDArray[np.float64]
 class QueryClass:
     """One kind of question, as this model meets it. Rates are fractions, confidences are logits."""
 
-    share: float              # of traffic; shares are scaled to sum to 1
-    p_right: float            # the answer it settles on is right
-    steps: float              # mean natural length, before it is cut to 3 … 16
+    share: float  # of traffic; shares are scaled to sum to 1
+    p_right: float  # the answer it settles on is right
+    steps: float  # mean natural length, before it is cut to 3 … 16
     settles: tuple[float, float]  # a and b of the Beta law of (settling step - 1) / (length - 1)
-    p_lucky: float            # an answer drawn while searching is the one it will settle on
-    p_plateau: float          # a wrong answer is held confidently until three quarters of the run
-    p_overthink: float        # more thought leads away from the settled answer
-    boldness: float = 0.0     # bias of the confidence at every step
+    p_lucky: float  # an answer drawn while searching is the one it will settle on
+    p_plateau: float  # a wrong answer is held confidently until three quarters of the run
+    p_overthink: float  # more thought leads away from the settled answer
+    boldness: float = 0.0  # bias of the confidence at every step
     false_boldness: float = 0.0  # added while it is still searching
-    kind: int = 0             # which of the first four classes it resembles: the class that features tell
+    kind: int = 0  # which of the first four classes it resembles: the class that features tell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class ClassWorld:
     classes: tuple[QueryClass, ...]
     searching: float = -0.4
     on_plateau: float = 1.2
-    shift: float = 0.0        # of every confidence
+    shift: float = 0.0  # of every confidence
 
     def table(self) -> dict[str, Floats]:
         """Each parameter as a column over the classes; `settles` as two of them. Shares sum to 1."""
@@ -64,22 +64,64 @@ def _with(world: ClassWorld, **columns: tuple[float, ...]) -> ClassWorld:
 
 USUAL: Final = ClassWorld(
     classes=(
-        QueryClass(share=0.40, p_right=0.96, steps=6.0, settles=(1.6, 3.6), p_lucky=0.45, p_plateau=0.010,
-                   p_overthink=0.005, boldness=0.5, false_boldness=-0.2, kind=0),
-        QueryClass(share=0.30, p_right=0.84, steps=9.0, settles=(2.2, 3.0), p_lucky=0.30, p_plateau=0.025,
-                   p_overthink=0.01, boldness=0.1, false_boldness=0.2, kind=1),
-        QueryClass(share=0.20, p_right=0.60, steps=12.5, settles=(3.0, 2.6), p_lucky=0.20, p_plateau=0.06,
-                   p_overthink=0.02, boldness=-0.4, false_boldness=0.9, kind=2),
-        QueryClass(share=0.10, p_right=0.80, steps=11.0, settles=(1.8, 3.4), p_lucky=0.35, p_plateau=0.025,
-                   p_overthink=0.12, boldness=0.4, false_boldness=0.5, kind=3),
+        QueryClass(
+            share=0.40,
+            p_right=0.96,
+            steps=6.0,
+            settles=(1.6, 3.6),
+            p_lucky=0.45,
+            p_plateau=0.010,
+            p_overthink=0.005,
+            boldness=0.5,
+            false_boldness=-0.2,
+            kind=0,
+        ),
+        QueryClass(
+            share=0.30,
+            p_right=0.84,
+            steps=9.0,
+            settles=(2.2, 3.0),
+            p_lucky=0.30,
+            p_plateau=0.025,
+            p_overthink=0.01,
+            boldness=0.1,
+            false_boldness=0.2,
+            kind=1,
+        ),
+        QueryClass(
+            share=0.20,
+            p_right=0.60,
+            steps=12.5,
+            settles=(3.0, 2.6),
+            p_lucky=0.20,
+            p_plateau=0.06,
+            p_overthink=0.02,
+            boldness=-0.4,
+            false_boldness=0.9,
+            kind=2,
+        ),
+        QueryClass(
+            share=0.10,
+            p_right=0.80,
+            steps=11.0,
+            settles=(1.8, 3.4),
+            p_lucky=0.35,
+            p_plateau=0.025,
+            p_overthink=0.12,
+            boldness=0.4,
+            false_boldness=0.5,
+            kind=3,
+        ),
     )
-)  # fmt: skip
+)
 
 # Bolder, two to three times the false plateaus, harder questions: what the signals show at once.
 HARSH: Final = replace(
     _with(USUAL, share=(0.28, 0.30, 0.32, 0.10), p_right=(0.95, 0.80, 0.52, 0.76), p_plateau=(0.025, 0.07, 0.15, 0.06)),
-    searching=0.5, on_plateau=1.8, shift=0.25,
-)  # fmt: skip
+    searching=0.5,
+    on_plateau=1.8,
+    shift=0.25,
+)
 
 # Three times the false plateaus and nothing else: the signals look as before, and mean less.
 STEALTH: Final = _with(USUAL, p_plateau=(0.03, 0.09, 0.20, 0.08))
@@ -94,10 +136,18 @@ HARDER: Final = _with(USUAL, share=(0.20, 0.25, 0.40, 0.15))
 
 # Another, smaller model behind the same name: shorter thoughts, worse answers, its confidence on another scale.
 SWAPPED: Final = replace(
-    _with(USUAL, steps=(4.5, 7.0, 10.0, 8.5), p_right=(0.92, 0.74, 0.42, 0.66), p_plateau=(0.03, 0.08, 0.14, 0.08),
-          p_lucky=(0.40, 0.26, 0.16, 0.28), false_boldness=(0.3, 0.7, 1.3, 1.0)),
-    searching=0.0, on_plateau=1.7, shift=0.4,
-)  # fmt: skip
+    _with(
+        USUAL,
+        steps=(4.5, 7.0, 10.0, 8.5),
+        p_right=(0.92, 0.74, 0.42, 0.66),
+        p_plateau=(0.03, 0.08, 0.14, 0.08),
+        p_lucky=(0.40, 0.26, 0.16, 0.28),
+        false_boldness=(0.3, 0.7, 1.3, 1.0),
+    ),
+    searching=0.0,
+    on_plateau=1.7,
+    shift=0.4,
+)
 
 N_TENANTS = 24  # of the world `many`
 
@@ -109,22 +159,29 @@ def _tenants(world: ClassWorld, n: int, *, seed: int) -> ClassWorld:
     classes = []
     for at in range(n):
         like = world.classes[at % len(world.classes)]
-        classes.append(replace(
-            like,
-            share=like.share * float(sizes[at]),
-            p_right=float(np.clip(like.p_right + rng.normal(0, 0.04), 0.1, 0.99)),
-            p_plateau=like.p_plateau * float(rng.lognormal(0, 0.4)),
-            boldness=like.boldness + float(rng.normal(0, 0.2)),
-        ))  # fmt: skip
+        classes.append(
+            replace(
+                like,
+                share=like.share * float(sizes[at]),
+                p_right=float(np.clip(like.p_right + rng.normal(0, 0.04), 0.1, 0.99)),
+                p_plateau=like.p_plateau * float(rng.lognormal(0, 0.4)),
+                boldness=like.boldness + float(rng.normal(0, 0.2)),
+            )
+        )
     return replace(world, classes=tuple(classes))
 
 
 MANY: Final = _tenants(USUAL, N_TENANTS, seed=24)
 
 WORLDS: Final[Mapping[str, ClassWorld]] = {
-    "usual": USUAL, "harsh": HARSH, "stealth": STEALTH, "benign": BENIGN, "harder": HARDER, "swapped": SWAPPED,
+    "usual": USUAL,
+    "harsh": HARSH,
+    "stealth": STEALTH,
+    "benign": BENIGN,
+    "harder": HARDER,
+    "swapped": SWAPPED,
     "many": MANY,
-}  # fmt: skip
+}
 
 Blend = Callable[[str], Floats]
 

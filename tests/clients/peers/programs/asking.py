@@ -19,10 +19,14 @@ from typing import Any
 
 QUESTION = "What is 17 * 24? Answer with the number."
 TOOL = {
-    "name": "keep", "description": "Keep a number.", "parameters": {
-        "type": "object", "properties": {"value": {"type": "integer"}}, "required": ["value"],
+    "name": "keep",
+    "description": "Keep a number.",
+    "parameters": {
+        "type": "object",
+        "properties": {"value": {"type": "integer"}},
+        "required": ["value"],
     },
-}  # fmt: skip
+}
 KEY = "unused"
 
 
@@ -30,10 +34,10 @@ KEY = "unused"
 class Case:
     """One question to one address."""
 
-    base_url: str     # with /v1
+    base_url: str  # with /v1
     model: str
     stream: bool
-    tool: bool        # offer the tool, and expect a call of it
+    tool: bool  # offer the tool, and expect a call of it
     timeout_s: float
 
 
@@ -42,11 +46,11 @@ class Seen:
     """What a user of the client saw; filled while the answer arrives, so that a broken one is kept."""
 
     text: str = ""
-    reasoning: str | None = None       # None: the client does not show it
-    finish: str | None = None          # None: the client does not show it, or none came
+    reasoning: str | None = None  # None: the client does not show it
+    finish: str | None = None  # None: the client does not show it, or none came
     usage: dict[str, Any] | None = None  # prompt, completion, total, reasoning; null: not told
-    tools: list[dict[str, Any]] = field(default_factory=list)   # name and arguments
-    parts: list[str] = field(default_factory=list)   # kinds of events in order, repeats left out; []: it has none
+    tools: list[dict[str, Any]] = field(default_factory=list)  # name and arguments
+    parts: list[str] = field(default_factory=list)  # kinds of events in order, repeats left out; []: it has none
     error: dict[str, Any] | None = None
 
     def thinks(self, text: str | None) -> None:
@@ -61,9 +65,11 @@ class Seen:
         told = usage if isinstance(usage, dict) else usage.model_dump()
         inner = told.get("completion_tokens_details") or {}
         self.usage = {
-            "prompt": told.get("prompt_tokens"), "completion": told.get("completion_tokens"),
-            "total": told.get("total_tokens"), "reasoning": inner.get("reasoning_tokens"),
-        }  # fmt: skip
+            "prompt": told.get("prompt_tokens"),
+            "completion": told.get("completion_tokens"),
+            "total": told.get("total_tokens"),
+            "reasoning": inner.get("reasoning_tokens"),
+        }
 
     def calls(self, name: str, arguments: Any) -> None:
         """Note a tool call; arguments as an object, or as the JSON that the model wrote."""

@@ -9,9 +9,13 @@ from tests.clients.peers.programs.asking import KEY, QUESTION, Case, Seen, run
 
 def ask(case: Case, seen: Seen) -> None:
     model = dspy.LM(
-        f"openai/{case.model}", api_base=case.base_url, api_key=KEY, cache=False, num_retries=0,
+        f"openai/{case.model}",
+        api_base=case.base_url,
+        api_key=KEY,
+        cache=False,
+        num_retries=0,
         timeout=case.timeout_s,
-    )  # fmt: skip
+    )
     told = model(QUESTION)[0]
     if isinstance(told, str):
         seen.text = told

@@ -19,8 +19,9 @@ from tests.clients.peers.programs.asking import KEY
 def measured(exam: dict[str, Any]) -> dict[str, Any]:
     task = inspect_ai.Task(
         dataset=[Sample(input=item["question"], target=item["gold"]) for item in exam["items"]],
-        solver=[generate()], scorer=match(location="end"),
-    )  # fmt: skip
+        solver=[generate()],
+        scorer=match(location="end"),
+    )
     model = get_model(f"openai-api/gw/{exam['model']}", base_url=exam["base_url"], api_key=KEY, memoize=False)
     with tempfile.TemporaryDirectory() as folder:
         log = inspect_ai.eval(task, model=model, display="none", log_dir=folder, max_connections=exam["n_at_once"])[0]

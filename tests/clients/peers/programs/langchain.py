@@ -11,9 +11,13 @@ from tests.clients.peers.programs.asking import KEY, QUESTION, TOOL, Case, Seen,
 
 def ask(case: Case, seen: Seen) -> None:
     model: Any = ChatOpenAI(
-        model=case.model, base_url=case.base_url, api_key=KEY, max_retries=0, timeout=case.timeout_s,
+        model=case.model,
+        base_url=case.base_url,
+        api_key=KEY,
+        max_retries=0,
+        timeout=case.timeout_s,
         stream_usage=True,
-    )  # fmt: skip
+    )
     if case.tool:
         model = model.bind_tools([{"type": "function", "function": TOOL}])
     message = None
@@ -31,9 +35,11 @@ def ask(case: Case, seen: Seen) -> None:
     told = message.usage_metadata
     if told is not None:
         seen.usage = {
-            "prompt": told["input_tokens"], "completion": told["output_tokens"], "total": told["total_tokens"],
+            "prompt": told["input_tokens"],
+            "completion": told["output_tokens"],
+            "total": told["total_tokens"],
             "reasoning": told.get("output_token_details", {}).get("reasoning"),
-        }  # fmt: skip
+        }
     for call in message.tool_calls:
         seen.calls(call["name"], call["args"])
 

@@ -11,9 +11,14 @@ from tests.clients.peers.programs.asking import KEY, QUESTION, TOOL, Case, Seen,
 
 def ask(case: Case, seen: Seen) -> None:
     asked: dict[str, Any] = {
-        "model": f"openai/{case.model}", "api_base": case.base_url, "api_key": KEY, "num_retries": 0,
-        "max_retries": 0, "timeout": case.timeout_s, "messages": [{"role": "user", "content": QUESTION}],
-    }  # fmt: skip
+        "model": f"openai/{case.model}",
+        "api_base": case.base_url,
+        "api_key": KEY,
+        "num_retries": 0,
+        "max_retries": 0,
+        "timeout": case.timeout_s,
+        "messages": [{"role": "user", "content": QUESTION}],
+    }
     if case.tool:
         asked["tools"] = [{"type": "function", "function": TOOL}]
     if not case.stream:

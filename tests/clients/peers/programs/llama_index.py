@@ -12,10 +12,15 @@ from tests.clients.peers.programs.asking import KEY, QUESTION, TOOL, Case, Seen,
 
 def ask(case: Case, seen: Seen) -> None:
     model = OpenAILike(
-        model=case.model, api_base=case.base_url, api_key=KEY, is_chat_model=True, is_function_calling_model=True,
-        max_retries=0, timeout=case.timeout_s,
+        model=case.model,
+        api_base=case.base_url,
+        api_key=KEY,
+        is_chat_model=True,
+        is_function_calling_model=True,
+        max_retries=0,
+        timeout=case.timeout_s,
         additional_kwargs={"stream_options": {"include_usage": True}} if case.stream else {},
-    )  # fmt: skip
+    )
     messages = [ChatMessage(role="user", content=QUESTION)]
     offered = {"tools": [{"type": "function", "function": TOOL}]} if case.tool else {}
     last: Any = None

@@ -24,9 +24,7 @@ def ask(case: Case, seen: Seen) -> None:
     os.environ["LLM_USER_PATH"] = str(folder)
     model = {"model_id": "gw", "model_name": case.model, "api_base": case.base_url, "api_key_name": "gw"}
     (folder / "extra-openai-models.yaml").write_text(json.dumps([model]), encoding="utf-8")
-    done: Any = CliRunner().invoke(
-        cli, ["-m", "gw", "--key", KEY, *([] if case.stream else ["--no-stream"]), QUESTION]
-    )
+    done: Any = CliRunner().invoke(cli, ["-m", "gw", "--key", KEY, *([] if case.stream else ["--no-stream"]), QUESTION])
     seen.text = done.stdout.rstrip("\n")
     if done.exit_code != 0:
         raise LlmFailed(done.stderr.strip() or repr(done.exception))
@@ -42,9 +40,11 @@ def _note(entry: dict[str, Any], seen: Seen) -> None:
     if prompt is not None:
         details = json.loads(entry.get("token_details") or "{}").get("completion_tokens_details") or {}
         seen.usage = {
-            "prompt": prompt, "completion": completion, "total": prompt + completion,
+            "prompt": prompt,
+            "completion": completion,
+            "total": prompt + completion,
             "reasoning": details.get("reasoning_tokens"),
-        }  # fmt: skip
+        }
     response = entry.get("response_json")
     response = json.loads(response) if isinstance(response, str) else response or {}
     seen.finish = response.get("finish_reason")

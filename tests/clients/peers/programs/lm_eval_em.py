@@ -45,13 +45,19 @@ def measured(exam: dict[str, Any]) -> dict[str, Any]:
         rows.write_text("".join(json.dumps(item) + "\n" for item in exam["items"]), encoding="utf-8")
         (folder / "sums.yaml").write_text(TASK.format(file=json.dumps(str(rows))), encoding="utf-8")
         told = lm_eval.simple_evaluate(
-            model="local-chat-completions", tasks=["sums"], apply_chat_template=True, bootstrap_iters=0,
+            model="local-chat-completions",
+            tasks=["sums"],
+            apply_chat_template=True,
+            bootstrap_iters=0,
             model_args={
-                "model": exam["model"], "base_url": f"{exam['base_url']}/chat/completions",
-                "num_concurrent": exam["n_at_once"], "tokenized_requests": False, "max_retries": 1,
+                "model": exam["model"],
+                "base_url": f"{exam['base_url']}/chat/completions",
+                "num_concurrent": exam["n_at_once"],
+                "tokenized_requests": False,
+                "max_retries": 1,
             },
             task_manager=TaskManager(include_path=str(folder)),
-        )  # fmt: skip
+        )
     return {"em": told["results"]["sums"]["exact_match,number"], "n": told["n-samples"]["sums"]["effective"]}
 
 

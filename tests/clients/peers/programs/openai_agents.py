@@ -19,13 +19,13 @@ async def ask(case: Case, seen: Seen) -> None:
         seen.calls("keep", {"value": value})
         return "kept"
 
-    async with openai.AsyncOpenAI(
-        base_url=case.base_url, api_key=KEY, max_retries=0, timeout=case.timeout_s
-    ) as client:
+    async with openai.AsyncOpenAI(base_url=case.base_url, api_key=KEY, max_retries=0, timeout=case.timeout_s) as client:
         agent: Any = Agent(
-            name="asker", model=OpenAIChatCompletionsModel(model=case.model, openai_client=client),
-            model_settings=ModelSettings(include_usage=True), tools=[keep] if case.tool else [],
-        )  # fmt: skip
+            name="asker",
+            model=OpenAIChatCompletionsModel(model=case.model, openai_client=client),
+            model_settings=ModelSettings(include_usage=True),
+            tools=[keep] if case.tool else [],
+        )
         if case.stream:
             result: Any = Runner.run_streamed(agent, QUESTION)
             async for event in result.stream_events():
@@ -45,9 +45,11 @@ def _note(result: Any, seen: Seen) -> None:
                 seen.thinks(piece.text)
     told = result.context_wrapper.usage
     seen.usage = {
-        "prompt": told.input_tokens, "completion": told.output_tokens, "total": told.total_tokens,
+        "prompt": told.input_tokens,
+        "completion": told.output_tokens,
+        "total": told.total_tokens,
         "reasoning": told.output_tokens_details.reasoning_tokens,
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

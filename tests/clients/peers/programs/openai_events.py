@@ -13,9 +13,7 @@ async def ask(case: Case, seen: Seen) -> None:
     asked: dict[str, Any] = {"model": case.model, "messages": [{"role": "user", "content": QUESTION}]}
     if case.tool:
         asked["tools"] = [{"type": "function", "function": TOOL}]
-    async with openai.AsyncOpenAI(
-        base_url=case.base_url, api_key=KEY, max_retries=0, timeout=case.timeout_s
-    ) as client:
+    async with openai.AsyncOpenAI(base_url=case.base_url, api_key=KEY, max_retries=0, timeout=case.timeout_s) as client:
         if not case.stream:
             whole: Any = await client.chat.completions.create(**asked)
         else:

@@ -13,9 +13,7 @@ from tests.clients.peers.programs.asking import KEY, QUESTION, Case, Seen, run
 
 
 async def ask(case: Case, seen: Seen) -> None:
-    async with openai.AsyncOpenAI(
-        base_url=case.base_url, api_key=KEY, max_retries=0, timeout=case.timeout_s
-    ) as client:
+    async with openai.AsyncOpenAI(base_url=case.base_url, api_key=KEY, max_retries=0, timeout=case.timeout_s) as client:
         agent: Any = Agent(OpenAIChatModel(case.model, provider=OpenAIProvider(openai_client=client)))
         if case.tool:
 
@@ -49,9 +47,11 @@ def _note(messages: list[Any], seen: Seen) -> None:
 def _count(usage: Any, seen: Seen) -> None:
     told = usage() if callable(usage) else usage
     seen.usage = {
-        "prompt": told.input_tokens, "completion": told.output_tokens, "total": told.total_tokens,
+        "prompt": told.input_tokens,
+        "completion": told.output_tokens,
+        "total": told.total_tokens,
         "reasoning": told.details.get("reasoning_tokens"),
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":
