@@ -4,7 +4,7 @@
     ├── ConfigError            the configuration cannot be used; raised at start-up only
     ├── BadRequest             the client's request cannot be served; carries an HTTP status
     │   ├── TooLarge           a limit of ours was passed (413)
-    │   └── Overloaded         turned away for now, by load or by a key's limit; says when to come again (429)
+    │   └── OverloadError      turned away for now, by load or by a key's limit; says when to come again (429)
     ├── UpstreamError          the model server failed; carries what the client is told
     │   ├── UpstreamDown       no connection, or it broke off
     │   ├── UpstreamTimeout    silent for longer than its limit
@@ -14,7 +14,7 @@
     │   └── StoreFull          no space, or the queue is full
     ├── TraceError             recorded runs cannot be read or written; names file, row and column
     ├── ToolError              another program, such as Label Studio, could not be used
-    ├── NotOpen                a governor or a run was used after its end, after close or after a fork
+    ├── ClosedError            a governor or a run was used after its end, after close or after a fork
     └── LocalModelError        the demonstration model is missing or damaged
 
 A message says where, what was wrong, what is allowed: ``routes.math.kind: unknown kind

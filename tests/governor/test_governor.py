@@ -226,7 +226,7 @@ FORK = """
 import os, sys, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
 from pathlib import Path
-from suffice.errors import NotOpen
+from suffice.errors import ClosedError
 from tests.governor.loops import local
 gov = local(Path(sys.argv[1]))
 with gov.episode("q") as ep:
@@ -237,7 +237,7 @@ with gov.episode("q") as ep:
         for use in (lambda: ep.step(answer="a", tokens=1), lambda: gov.episode("r").__enter__()):
             try:
                 use()
-            except NotOpen as error:
+            except ClosedError as error:
                 said.append("after the fork" in str(error))
         gov.close()
         os._exit(0 if said == [True, True] else 9)

@@ -40,7 +40,7 @@ class Guarantee:
 def sentence(claim: Guarantee) -> str:
     """The promise for people.
 
-    >>> print(sentence(Claim(route="gpqa", scorer="choice", max_em_drop=0.01, confidence=0.95, n_window=1600,
+    >>> print(sentence(Guarantee(route="gpqa", scorer="choice", max_em_drop=0.01, confidence=0.95, n_window=1600,
     ...     requests=(1, 2400), per="pooled", labels="labelled", classes={"physics": 1440, "law": 160},
     ...     detection="a silent loss of 3 points would be noticed within about 710 requests")))
     Route 'gpqa', scorer 'choice': at the level in force all requests from number 1 to 2,400 would have lost less than \

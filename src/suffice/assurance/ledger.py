@@ -7,7 +7,7 @@ Every interval is a confidence sequence (`sequence`, `ratio`): it may be read at
 levels change, and speaks of the average so far. It is wide, and it reports; what steers is the certificate. `estimate`
 measures a stretch of log once, in money too, with a bootstrap; this is what may be watched. ASSURANCE.md §3.4.
 
-Knows runs boiled down (`runs.Run`) and counts; refuses to know storage, clocks and how numbers are shown.
+Knows runs boiled down (`runs.RunNumbers`) and counts; refuses to know storage, clocks and how numbers are shown.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class ConsoleAuth:
     # ---- who asks ----------------------------------------------------------------------------------
 
     def admit(self, asked: ConsoleRequest, needs: Needs) -> Principal:
-        """Who asks, if they may. Raises Refused."""
+        """Who asks, if they may. Raises AccessDenied."""
         self._browsers.check_host(asked.headers.get("host", ""))
         if not _is_link(asked):
             self._browsers.check_page(asked.headers)
@@ -120,7 +120,7 @@ class ConsoleAuth:
         return Principal(person=person, session=session, token=sessions.token(session.nonce, roster.key))
 
     def _tried(self, roster: Roster, secret: str, address: str) -> Person | None:
-        """Whose secret it is. Raises Refused where too many from this address were wrong, and this one is, too."""
+        """Whose secret it is. Raises AccessDenied where too many from this address were wrong, and this one is, too."""
         person = people.known(roster, secret)
         if person is not None:
             return person
@@ -143,14 +143,14 @@ class ConsoleAuth:
     # ---- coming and going --------------------------------------------------------------------------
 
     def login_page(self, asked: ConsoleRequest) -> tuple[str, tuple[str, str]]:
-        """A token for a login page, and the cookie that it belongs to. Raises Refused without a roster."""
+        """A token for a login page, and the cookie that it belongs to. Raises AccessDenied without a roster."""
         nonce, roster = self._random(16).hex(), self._roster()
         return sessions.token(f"login {nonce}", roster.key), cookie(
             LOGIN, nonce, age_s=LOGIN_S, secure=asked.behind_tls
         )
 
     def login(self, asked: ConsoleRequest) -> Answer | None:
-        """The cookies of a new session; None: the secret is wrong. Raises Refused."""
+        """The cookies of a new session; None: the secret is wrong. Raises AccessDenied."""
         roster = self._roster()
         self._check_token(asked, f"login {asked.cookies.get(LOGIN, '')}")
         person = self._tried(roster, asked.form.get("secret", "").strip(), asked.address)

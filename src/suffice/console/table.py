@@ -1,7 +1,7 @@
 """Every path of the console and of the control API, in one table: who may ask, and what answers.
 
     View ──▶ GET /console/… (a page) and GET /api/… (the same record as JSON)
-    Deed ──▶ POST /console/… (from a form) and POST /api/… (from a program)
+    Action ──▶ POST /console/… (from a form) and POST /api/… (from a program)
 
 A path that is not here does not exist, and one that is here has a role: there is no other way in.
 """

@@ -1,6 +1,6 @@
 """How a route serves an effort or a budget that the control loop has published: that very arm, or full runs.
 
-    InForce (log) ──▶ serving_arm ──▶ BuiltRoute.arm ──▶ episode.ahead, for one request
+    InForce (log) ──▶ serving_arm ──▶ BuiltRoute.arm ──▶ episode.reasoning_budget, for one request
 
 Pure. As with levels, a publication is taken at its word only where it fits the promise and the settings that run here;
 whatever does not fit is level 0: everything runs in full. Knows publications and routes; refuses to know upstreams.

@@ -50,7 +50,7 @@ class KeyLimits:
         self._uses = {one.id: _Use() for one in callers if _is_limited(one)}
 
     def enter(self, caller: Caller, *, spends: bool, now_s: float, wall_s: float) -> None:
-        """A request of `caller` begins. Raises KeyLimitReached, and then nothing is counted.
+        """A request of `caller` begins. Raises KeyLimitError, and then nothing is counted.
 
         spends  it may cost tokens
         now_s   monotonic

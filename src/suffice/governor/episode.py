@@ -38,7 +38,7 @@ class RoundRecord:
 class Core:
     """What both forms share. Safe for threads: steps come one at a time.
 
-    usable  raises NotOpen where the governor may not be used any more
+    usable  raises ClosedError where the governor may not be used any more
     """
 
     def __init__(self, run: BackendRun, usable: Callable[[], None]) -> None:
@@ -204,7 +204,7 @@ class Episode(_Face):
         sources            passages that were found for it, for a reviewer: dropped where the route keeps no texts
         done               this was the loop's last step: the run ends here
 
-        Raises NotOpen when the run is over, and BadRequest for a value that can only be a mistake. Whatever
+        Raises ClosedError when the run is over, and BadRequest for a value that can only be a mistake. Whatever
         else goes wrong continues the loop.
         """
         told = StepReport(

@@ -137,7 +137,7 @@ class Governor:
         )
 
     def begin(self, opening: RunStart) -> Core:
-        """What `episode` does when its block is entered. Raises NotOpen."""
+        """What `episode` does when its block is entered. Raises ClosedError."""
         self._usable()
         return Core(self._desk.open(opening), self._usable)
 
@@ -169,7 +169,7 @@ class Governor:
         feedback_id  makes sending again safe: the same id counts once; None: a fresh one
 
         Waits up to 5 s; in an event loop use `afeedback`. Raises StoreError when it is not on disk (send it
-        again), BadRequest for fields that cannot be, and NotOpen.
+        again), BadRequest for fields that cannot be, and ClosedError.
         """
         self._usable()
         given = {
@@ -252,7 +252,7 @@ class Governor:
         return await asyncio.to_thread(self.feedback_batch, rows)
 
     def flush(self, timeout_s: float = 5.0) -> bool:
-        """Wait until everything so far is on disk; False: it took longer. Raises NotOpen."""
+        """Wait until everything so far is on disk; False: it took longer. Raises ClosedError."""
         self._usable()
         return self._desk.flush(timeout_s)
 

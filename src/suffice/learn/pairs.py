@@ -1,6 +1,6 @@
 """Training lines for a language model from runs cut at a stop, so that its answers survive early termination.
 
-    Cut ──▶ line (supervised, or preference)        kept: the stop's answer stands    lost: it lost the right one
+    CutRun ──▶ line (supervised, or preference)        kept: the stop's answer stands    lost: it lost the right one
 
 A supervised line teaches to answer rightly from the thought so far. A preference line sets closing at the cut against
 going on: closing is chosen where the cut kept the answer, going on where it lost it. Prompts are grouped by their

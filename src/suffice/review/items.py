@@ -1,8 +1,8 @@
 """What people are asked about recorded runs, and what they say: frozen records, one for each thing that can happen.
 
-    Item ──▶ Lease ──▶ Verdict ──▶ (queue) ──▶ label
-             Returned   somebody gives an item back
-    Drawing  which runs the random control share was drawn from
+    ReviewItem ──▶ ReviewLease ──▶ Verdict ──▶ (queue) ──▶ label
+                   ItemReturn  somebody gives an item back
+    ControlDraw  which runs the random control share was drawn from
 
 Knows the words; refuses to know how runs are chosen (`select`) and what verdicts come to (`queue`).
 """

@@ -1,6 +1,6 @@
 """What goes into an experiment's analysis and what comes out: frozen, without arithmetic.
 
-Drawn, Value, AuditSeen ──▶ Material ──▶ analysis ──▶ Comparison, ArmResult, Result ──▶ reading
+UnitAssignment, Value, AuditSeen ──▶ Material ──▶ analysis ──▶ ArmComparison, ArmResult, ExperimentResult ──▶ reading
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ class FakeUpstream:
     >>> answer["choices"][0]["message"]["content"], fake.total_prompt_tokens, fake.total_completion_tokens
     ('four', 3, 2)
 
-    says           a Reply for every request, a Script, or a function from RequestSeen to one of them;
-                   `Chain`, `Samples`, `Questions`, `EchoNonce` and `Replay` are such functions
+    says           a Reply for every request, a Script, or a function from FakeRequest to one of them;
+                   `ScriptedThought`, `Samples`, `Questions`, `EchoNonce` and `Replay` are such functions
     scripts        streams by model name; a request for such a model gets that stream instead
     dialect        "llama.cpp", plain "openai" (no control, no template, no continuation of a prefill), or
                    "vllm", "sglang", "deepseek", "mistral"; what an engine would misread is refused

@@ -1,6 +1,6 @@
 """The composition root: from a settings file to running objects. Files, environment and clocks enter here.
 
-    files ──▶ settings ──▶ routes ──▶ beginning ──▶ running, working      with what `keys` holds
+    files ──▶ settings ──▶ routes ──▶ startup ──▶ service, jobs      with what `keys` holds
 
 Nothing below this room reads the environment, opens a file it was not given or asks for the time.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from suffice.wiring.deployment import condition, load_deployment, require_log
     from suffice.wiring.files import load_settings
-    from suffice.wiring.gateway import gateway, library
+    from suffice.wiring.jobs import decisions, worker
     from suffice.wiring.keys import (
         Randomness,
         api_key,
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
         evidence_warnings,
         read_evidence,
     )
+    from suffice.wiring.service import gateway, library
     from suffice.wiring.startup import last_good, open_log
-    from suffice.wiring.worker import decisions, worker
 
 __all__ = [
     "Preflight",
@@ -75,9 +75,9 @@ __all__ = [
 # Each name is imported when it is first asked for: most commands need settings and a log, and no gateway. So no room
 # may have the name of something in this list: the room itself would be found in its place.
 _ROOMS: Final = {
-    "beginning": ("last_good", "open_log"),
     "deployment": ("condition", "load_deployment", "require_log"),
     "files": ("load_settings",),
+    "jobs": ("decisions", "worker"),
     "keys": (
         "Randomness",
         "api_key",
@@ -99,8 +99,8 @@ _ROOMS: Final = {
         "evidence_warnings",
         "read_evidence",
     ),
-    "running": ("gateway", "library"),
-    "working": ("decisions", "worker"),
+    "service": ("gateway", "library"),
+    "startup": ("last_good", "open_log"),
 }
 _ROOM_OF: Final = {name: room for room, names in _ROOMS.items() for name in names}
 

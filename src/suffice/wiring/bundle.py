@@ -23,8 +23,8 @@ from suffice.store.audit.heads import append_line, line_of, signing_key
 from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import reading
 from suffice.wiring.audit import note_export
+from suffice.wiring.jobs import decisions
 from suffice.wiring.keys import deployment_salt
-from suffice.wiring.worker import decisions
 
 _EXPORTED = """
     SELECT seq FROM events WHERE kind = 'exported' AND json_extract(body, '$.export.what') = ?

@@ -1,7 +1,7 @@
 """One look at a rollout: its evidence as the log has it, what keeps it where it is, and what it does now.
 
-    rows that are new ──▶ Gathering ──▶ Evidence ─┐
-    decisions, holds, settings ──▶ barred         ├──▶ Standing, and the moves that follow
+    rows that are new ──▶ EvidenceFold ──▶ evidence ─┐
+    decisions, holds, settings ──▶ barred            ├──▶ RolloutState, and the moves that follow
     audits            ──▶ a learned candidate's own certificate ──▶ the level that may act
 
 Everything is a fold over the log: whoever looks at the same rows finds the same. Knows rows; refuses to know who looks,

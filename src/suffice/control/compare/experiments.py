@@ -1,8 +1,8 @@
 """From the log to what an experiment shows: draws, runs and what was said of them, as values by unit and arm.
 
-    Held ──▶ draws ──▶ every unit's first arm  ─┐
-         ──▶ runs, labels ──▶ values by metric  ─┼──▶ Material ──▶ rollout.analysis
-         ──▶ audits, replayed for every arm     ─┘
+    ExperimentRun ──▶ draws ──▶ every unit's first arm   ─┐
+                  ──▶ runs, labels ──▶ values by metric  ─┼──▶ Material ──▶ rollout.analysis
+                  ──▶ audits, replayed for every arm     ─┘
 
 A unit is one witness of each metric, by its first value under the weights that it first took part with. Audits run in
 full whatever their arm, so they stand for no arm live; of other runs nothing is chosen by how they ended. Knows records

@@ -1,6 +1,6 @@
 """From the log to evidence: audits with what was said about them, as rows that a certificate counts.
 
-    request, outcome, labels ──▶ Audit ──▶ shown ──▶ AuditRuns ──▶ learn.keeper
+    request, outcome, labels ──▶ Audit ──▶ shown ──▶ AuditRuns ──▶ learn.certifier
 
 Signals are computed by the observer that serves live traffic (`learn.dataset`). What nobody saw counts against a stop,
 never for it: an audit that was abandoned is a loss at every level, and so is, from the gap on, a run with a checkpoint

@@ -1,6 +1,6 @@
 """Audits that were asked twice, as pairs: what they lost by the labels that count, and when they count.
 
-    audits with labels ──▶ Pairing.pairs ──▶ learn.effort.certify_arms
+    audits with labels ──▶ AuditPairs.pairs ──▶ learn.effort.certify_arms
 
 The two answers are two draws, so a pair says nothing by itself of a stop; `assurance.paired` says what it is evidence
 of. What nobody saw counts against the arm: an audit that its client left, and a second call that failed. Knows records

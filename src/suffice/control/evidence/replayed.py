@@ -1,6 +1,6 @@
 """Audits as the level that is deployed now would have ended them, each judged once.
 
-    audits, version@level ──▶ Replayed.of ──▶ near levels that disagree, and Z
+    audits, version@level ──▶ ReplayedAudits.of ──▶ near levels that disagree, and Z
 
 An audit is judged when it comes, again when what counts as said of it changes, and all are judged anew when another
 level or version is deployed. Without a version, what the policy itself asked for in the audit is taken.

@@ -177,7 +177,7 @@ class RouteLoop:
     # ---- the fold --------------------------------------------------------------------------------
 
     def feed(self, stored: StoredEvent) -> Resolution | None:
-        """Take the next row of the log in; one that was read before changes nothing. Raises Diverged."""
+        """Take the next row of the log in; one that was read before changes nothing. Raises ReplayMismatch."""
         if stored.seq <= self.seq:
             return None
         self.seq, event = stored.seq, stored.event
@@ -386,7 +386,7 @@ class RouteLoop:
         self._n_taken = len(self.audits)
 
     def _take_over(self, address: str | None) -> None:
-        """Serve and certify the version that a rollout has brought, or the one before it again. Raises Diverged."""
+        """Serve and certify the version that a rollout has brought, or the one before it again. Raises ReplayMismatch."""
         self.keeper.rests = self._brought.rests
         if address is None or self.chosen is None:
             return
@@ -558,7 +558,7 @@ class RouteLoop:
     def settle(self) -> Resolution | None:
         """Everything that is there has been read: decide what does not depend on the place in the log.
 
-        A promise that the owner changed, a pause that is due, labels that are worth asking for. Raises Diverged.
+        A promise that the owner changed, a pause that is due, labels that are worth asking for. Raises ReplayMismatch.
         """
         if self.expected:
             raise ReplayMismatch(

@@ -1,6 +1,6 @@
 """Which of a route's runs are worth a person's look, row by row of the log.
 
-    requests, outcomes, labels, labels wanted, epochs ──▶ Candidates.feed ──▶ Waiting (picked), Urn (all runs)
+    requests, outcomes, labels, labels wanted, epochs ──▶ Candidates.feed ──▶ CandidateQueue (picked), Urn (all runs)
 
 A fold that chooses nothing: what is asked is decided in `review.select`, when there is room. Knows records of the log;
 refuses to know databases, clocks and dice: the points of the lottery come with each run.

@@ -1,6 +1,6 @@
 """Learned scores as columns of recorded runs, so that a learned policy is searched and combined like any other.
 
-    Score ── CrossFit ──▶ risk of every row ──▶ Scored ──▶ guarded, all-of, any-of …     (replay)
+    Score ── CrossFit ──▶ risk of every row ──▶ ScoredPolicy ──▶ guarded, all-of, any-of …     (replay)
                  └─────── fitted on everything ──▶ StopModel ──▶ learned ──▶ the same     (live)
 
 A trial names its model by a word, `{"policy": "learned", "model": "as-good", "threshold": 0.01}`; in replay the

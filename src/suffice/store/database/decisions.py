@@ -1,6 +1,6 @@
 """How the control loop writes: one job, one worker; all of a decision, or nothing of it.
 
-    acquire ──▶ Lease ──▶ renew … ──▶ write(events, artefacts) in one transaction ──▶ release
+    acquire ──▶ JobLease ──▶ renew … ──▶ write(events, artefacts) in one transaction ──▶ release
 
 A lease is a row with an owner and a token. It passes on when its owner has let go, when the operating system says
 that the owner is dead, or when a waiting worker has seen no renewal for `LEASE_S` on its own clock: no two clocks are

@@ -1,7 +1,7 @@
 """What stands from an alert on, and which rows of the log say that it is over. Pure.
 
     event ── trouble_of ──▶ Trouble | None: over as it is told
-    event ── endings_of ──▶ Ending, of what was told before
+    event ── endings_of ──▶ AlertResolution, of what was told before
 
 An alert is over when what it told of is: a route that runs in full since an alarm does so until something may stop
 early on it again. A version that a gateway can load again is in no row: its alert stands until another is in force.

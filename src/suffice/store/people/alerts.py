@@ -1,8 +1,8 @@
 """Which alerts there were, who was told of each and which are over: a fold that says what the job `notify` says.
 
-    rows worth telling ──▶ alerts_of ──▶ Raised, or once more the same ──┐
-    rows that end something ──▶ endings_of ──▶ over, and why ────────────┼──▶ Told
-    rows of tellings ──▶ which sink took it, and when ───────────────────┘
+    rows worth telling ──▶ alerts_of ──▶ OpenAlert, or once more the same ──┐
+    rows that end something ──▶ endings_of ──▶ over, and why ───────────────┼──▶ AlertLog
+    rows of tellings ──▶ which sink took it, and when ──────────────────────┘
 
 The latest ones only: a log of a year begins near its end, and a forecast that was over before the looks that are read
 there is said to be over at the first of them. Refuses to know who should be told now: settings say that.

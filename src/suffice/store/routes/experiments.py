@@ -1,6 +1,6 @@
 """Experiments as the log has them: which ran and which run, who drew what, and the runs that tell of them.
 
-    rows of people's decisions ──▶ read_experiments ──▶ Held: definition, author, reason, begin, end
+    rows of people's decisions ──▶ read_experiments ──▶ ExperimentRun: definition, author, reason, begin, end
     rows of requests           ──▶ read_draws       ──▶ every unit's first draw
     requests, outcomes, labels ──▶ read_runs        ──▶ whole runs of its routes while it ran
 

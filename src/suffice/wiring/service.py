@@ -40,12 +40,12 @@ from suffice.store.rows.key_events import StoredObject
 from suffice.telemetry import LOG, Metrics
 from suffice.upstream.client import UpstreamClient
 from suffice.wiring.console import console
+from suffice.wiring.jobs import decisions
 from suffice.wiring.keys import key_ring, kill_file, new_id, presence_files
 from suffice.wiring.log_recovery import Again
 from suffice.wiring.prestart import Preflight, preflight
 from suffice.wiring.routes import build_route, check
 from suffice.wiring.startup import LogKnowledge, StartState, begin, keeper, waiting
-from suffice.wiring.worker import decisions
 
 MOST_CHECK_S = 600.0  # for reading the log through after a start
 HANDLERS_END_S = 5.0  # at the end: how long a handler that was cut off has to write its outcome
