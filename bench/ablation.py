@@ -25,9 +25,9 @@ from suffice.errors import SufficeError
 from suffice.learn.classes import MAX_CLASSES as MOST_CLASSES
 from suffice.replay.study.classed import Target, pick_classed
 from suffice.replay.study.ladders import RiskRung
-from suffice.replay.study.nested import Difference, NestedRungs, difference, nest, open_study
-from suffice.replay.study.points import MARGIN, NONE, pick, seen, share_of
-from suffice.replay.study.runs import take
+from suffice.replay.study.nested import Difference, NestedRungs, compare_nested, nest, open_study
+from suffice.replay.study.points import MARGIN, NONE, pick_policies, seen, share_of
+from suffice.replay.study.runs import select_runs
 from suffice.replay.study.scores import SCORES, Score
 from suffice.replay.study.sets import FALLBACKS
 from suffice.replay.study.study import LadderPool, Laid, ScoreLevels, Study, fix, lay
@@ -119,7 +119,7 @@ def frozen_by_class(study: Study, nested: NestedRungs, pool: LadderPool, target:
             enough = int((keep & (study.fold != v)).sum()) >= SMALL_CLASS
             sums, _, slices = (mine if enough else pooled).of(pool.ladders)
             outside = (sums.fold != v).astype(np.float64)[None, :]
-            choice = int(pick(seen(sums, outside), slices, target, 1.0)[0])
+            choice = int(pick_policies(seen(sums, outside), slices, target, 1.0)[0])
             questions = dict.fromkeys(q for q, kept in zip(study.runs.question, keep, strict=True) if kept)
             rows = np.array([place[question] for question in questions])
             judged, _, _ = mine.of(pool.ladders)
@@ -133,7 +133,7 @@ def frozen_by_class(study: Study, nested: NestedRungs, pool: LadderPool, target:
 
 def of_class(study: Study, pooled: Laid, keep: NDArray[np.bool_], v: int) -> Laid:
     """Every rung of a fold on the runs of one class alone."""
-    runs = take(study.runs, keep)
+    runs = select_runs(study.runs, keep)
     rows = keep[study.runs.run_of_row]
     learned: dict[str, ScoreLevels] = {}
     for score in study.options.scores:
@@ -156,7 +156,7 @@ def frozen_by_found_class(study: Study, nested: NestedRungs, variant: Variant, t
             continue
         mine, rung = study.fold == v, picked[0]
         risk, codes = study.risk(next(score for score in variant.scores if score.name == rung.score), v)
-        rows, runs = mine[study.runs.run_of_row], take(study.runs, mine)
+        rows, runs = mine[study.runs.run_of_row], select_runs(study.runs, mine)
         summing = SumsFold(1)
         summing.add(runs, [rung.halts(risk[rows], codes[rows], runs)], [True])
         values[[place[question] for question in dict.fromkeys(runs.question)]] = summing.sums().values
@@ -167,7 +167,7 @@ def saved_in_pick(nested: NestedRungs, pool: LadderPool, v: int, target: float) 
     """What the pooled pick saves on the questions where it was picked."""
     sums, _, slices = nested.by_fold[v].of(pool.ladders)
     at = seen(sums, (sums.fold != v).astype(np.float64)[None, :])
-    choice = int(pick(at, slices, target, MARGIN)[0])
+    choice = int(pick_policies(at, slices, target, MARGIN)[0])
     return 0.0 if choice == NONE else float(at.saved[0, choice])
 
 
@@ -200,7 +200,7 @@ def compared(study: Study, variant: Variant, judged: Mapping[str, QuestionSums])
         return "| |"
     if variant.by_class == "declared" and max(np.unique(classes_of(study), return_counts=True)[1]) < SMALL_CLASS:
         return f"| | no class has {SMALL_CLASS} runs: all take the pooled level"
-    found = difference(judged[variant.against], judged[variant.name], n_draws=N_DRAWS, rng=np.random.default_rng(0))
+    found = compare_nested(judged[variant.against], judged[variant.name], n_draws=N_DRAWS, rng=np.random.default_rng(0))
     saved, drop = found.saved_interval, found.drop_interval
     other = "" if variant.against == DEFAULT.name else f", against *{variant.against}*"
     return (

@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 
 from suffice.store.audit.chain import Appender, begin_chain, head
-from suffice.store.audit.verify import verify
+from suffice.store.audit.verify import verify_chain
 from suffice.store.database import schema
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.erasing import ErasureOrder, ErasureTally, erase, purge
+from suffice.store.database.erasing import ErasureOrder, ErasureTally, erase_words, purge
 from suffice.store.rows.control_events import PolicyPublished
 from suffice.store.rows.events import Event, FeedbackGiven, to_row
 from suffice.types import Feedback, Publication
@@ -80,7 +80,7 @@ def erase_one_in_a_thousand(path: Path, n_rows: int) -> tuple[float, float]:
     )
     with Decisions.open(path, now=time.time, monotonic_s=time.monotonic) as writer:
         began_s = time.perf_counter()
-        erase(writer, order, range(2, n_rows, 1_000), ErasureTally())
+        erase_words(writer, order, range(2, n_rows, 1_000), ErasureTally())
         erased_s, began_s = time.perf_counter() - began_s, time.perf_counter()
         assert purge(path)
         return erased_s, time.perf_counter() - began_s
@@ -99,7 +99,7 @@ def main() -> int:
             found = head(connection)
             assert found is not None
             began_s, began_cpu_s = time.perf_counter(), time.process_time()
-            verdict = verify(connection, [found])
+            verdict = verify_chain(connection, [found])
             walked_s, walked_cpu_s = time.perf_counter() - began_s, time.process_time() - began_cpu_s
         erased_s, purged_s = erase_one_in_a_thousand(path, n_rows)
         assert verdict.ok, verdict.bad

@@ -28,12 +28,12 @@ from typing import Any, Final
 import aiohttp
 
 from peers.processes import cpu_s
-from suffice.settings import Settings, parse
+from suffice.settings import Settings, parse_settings
 from suffice.store.routes.rollups import read_to
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen, to_row
 from suffice.testing import GatewayProcess
 from suffice.types import Feedback, Outcome, Overhead, Query, Request, StepRecord, Usage
-from suffice.wiring import decisions, worker
+from suffice.wiring import open_decisions, open_worker
 from suffice.wiring.people import People
 
 ROUTES: Final = ("math", "support", "search", "coding", "chat")
@@ -161,8 +161,8 @@ def rows(n: int, *, first: int = 0) -> Iterator[tuple[object, ...]]:
 
 def made(path: Path, n: int) -> float:
     """Write the log, if it is not there; seconds."""
-    settings = parse(tables(path))
-    with decisions(settings):
+    settings = parse_settings(tables(path))
+    with open_decisions(settings):
         pass  # makes the file
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         found = connection.execute("SELECT count(*) FROM events WHERE kind = 'outcome'").fetchone()[0]
@@ -179,7 +179,7 @@ def made(path: Path, n: int) -> float:
 def summed(settings: Settings, path: Path) -> tuple[int, float, float]:
     """Sum the log up by the real job: rows, seconds, CPU seconds."""
     began, used = time.perf_counter(), time.process_time()
-    with worker(settings, learning=False) as here:
+    with open_worker(settings, learning=False) as here:
         rollup = next(job for job in here.jobs if job.name == "rollup")
         before = -1
         while True:
@@ -276,7 +276,7 @@ def more(settings: Settings, path: Path, n: int) -> int:
         connection.execute("BEGIN IMMEDIATE")
         connection.executemany(INSERT, list(rows(20, first=n)))
         connection.execute("COMMIT")
-    with worker(settings, learning=False) as here:
+    with open_worker(settings, learning=False) as here:
         here.once("rollup")
     return n + 20
 
@@ -294,7 +294,7 @@ def main() -> int:
         folder = given.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "log.db"
-        settings = parse(tables(path))
+        settings = parse_settings(tables(path))
         took = made(path, n)
         print(f"{n:,} episodes: {path.stat().st_size / 1e9:.2f} GB" + (f", written in {took:.0f} s" if took else ""))
         n_rows, wall_s, used_s = summed(settings, path)

@@ -28,12 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.control.made import traffic
 
-from suffice.assurance.certify import certified_level, count, log_wealth
-from suffice.settings import Store, parse
+from suffice.assurance.certify import certified_level, count_outcomes, log_wealth
+from suffice.settings import Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.events import RequestEnded, RequestSeen, to_row
 from suffice.testing import GatewayProcess
-from suffice.wiring import worker
+from suffice.wiring import open_worker
 
 INSERT = "INSERT INTO events (kind, key, episode_id, route, at_s, owner, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
 AUDITS, WINDOW = 3_000, 800
@@ -50,7 +50,7 @@ while True:
 
 def settings(folder: Path) -> Any:
     route = {"upstream": "up", "kind": "samples", "samples": 8, "scorer": "number", "mode": "enforce"}
-    return parse(
+    return parse_settings(
         {
             "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
             "routes": {"r": route},
@@ -61,8 +61,8 @@ def settings(folder: Path) -> Any:
 
 def fitted_on(n_audits: int) -> float:
     """Seconds that a version of five models takes on so many audits."""
-    from suffice.control.evidence.audits import Audit, shown
-    from suffice.control.evidence.fitting import LiveLearner, fit_version
+    from suffice.control.evidence.audits import Audit, audits_to_rows
+    from suffice.control.evidence.fitting import LiveLearner, fit_audited_version
     from suffice.learn.features import choose_features
     from suffice.types import Episode
 
@@ -74,10 +74,10 @@ def fitted_on(n_audits: int) -> float:
     ]
     queries = [audit.episode.request.query for audit in audits]
     chosen = choose_features("samples", [query for query in queries if query is not None])
-    runs = shown(audits, chosen=chosen, match=lambda a, b: a == b, wave=4, counts={})
+    runs = audits_to_rows(audits, chosen=chosen, match=lambda a, b: a == b, wave=4, counts={})
     assert runs is not None
     began_s = time.process_time()
-    made = fit_version(
+    made = fit_audited_version(
         runs,
         LiveLearner(chosen, 0.5),
         now=float(n_audits),
@@ -97,7 +97,7 @@ def looks(n_episodes: int) -> tuple[float, float, int]:
         told = settings(folder)
         SqliteLog.open(Store(url=told.store.url), now=lambda: 1.0).close()
         fill(folder, n_episodes)
-        with worker(told) as here:
+        with open_worker(told) as here:
             add(folder, traffic(1_300, seed=2))
             here.round()
             taken = []
@@ -106,7 +106,7 @@ def looks(n_episodes: int) -> tuple[float, float, int]:
                 began_s = time.process_time()
                 here.round()
                 taken.append(time.process_time() - began_s)
-        with worker(told) as again:
+        with open_worker(told) as again:
             began_s = time.process_time()
             again.round()
             restart_s = time.process_time() - began_s
@@ -198,7 +198,7 @@ def certifying() -> float:
     taken = []
     for _ in range(50):
         began_s = time.perf_counter()
-        certified_level(log_wealth(count(z), max_em_drop=0.02), delta=0.05)
+        certified_level(log_wealth(count_outcomes(z), max_em_drop=0.02), delta=0.05)
         taken.append((time.perf_counter() - began_s) * 1e3)
     return median(taken)
 

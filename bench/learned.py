@@ -25,7 +25,7 @@ from suffice.errors import ConfigError
 from suffice.learn.export import export_ensemble
 from suffice.learn.features import choose_features
 from suffice.learn.stop_model import Examples, Parts, fit
-from suffice.model.artefact import StopModel, TrainingRecord, dump, load
+from suffice.model.artefact import StopModel, TrainingRecord, dump_model, load_model
 from suffice.policy.learned import LearnedPolicy
 from suffice.signals.columns import observe_columns
 from suffice.signals.features import FeatureSet
@@ -111,7 +111,7 @@ def figures() -> list[Figure]:
         fitted = fit(examples, chosen, "as-good", parts=parts)
         ensemble = export_ensemble(fitted.trained, n_features=len(features))
         trained = TrainingRecord(n_episodes=N_RUNS, n_questions=N_RUNS, digest="made up", target="as-good", seed=0)
-        model = load(dump(StopModel(features=features.names, suffices=ensemble, trained=trained)))
+        model = load_model(dump_model(StopModel(features=features.names, suffices=ensemble, trained=trained)))
         policy, expected = LearnedPolicy(model=model), fitted.scores(unseen)
         one_by_one = [model.suffices.score(row) for row in unseen.tolist()]
         apart = max(np.abs(model.suffices.scores(unseen) - expected).max(), np.abs(one_by_one - expected).max())
@@ -125,7 +125,7 @@ def figures() -> list[Figure]:
             Figure(what=f"{name}: decision with its sentence, µs", value=microseconds(policy.decide, seen), limit=None),
             Figure(what=f"{name}: score of a row of a matrix, µs", value=per_row, limit=None),
             Figure(what=f"{name}: farthest from its trainer on {len(unseen):,} rows", value=float(apart), limit=ALIKE),
-            Figure(what=f"{name}: artefact, KiB", value=len(dump(model)) / 1024, limit=None),
+            Figure(what=f"{name}: artefact, KiB", value=len(dump_model(model)) / 1024, limit=None),
         ]
     return found
 

@@ -29,7 +29,7 @@ from typing import Final
 import numpy as np
 
 from suffice.assurance.bounds import Interval, exact_binomial
-from suffice.assurance.certify import certified_level, count, log_wealth
+from suffice.assurance.certify import certified_level, count_outcomes, log_wealth
 from suffice.errors import SufficeError
 from suffice.learn.audits import Bools, Floats, Ints
 from suffice.learn.features import FeatureSelection
@@ -154,7 +154,7 @@ def reference_stream(traffic: RecordedTraffic, learns: Bools, rng: np.random.Gen
         if begin - fitted_at >= REFIT:
             rows, fitted_at = first_passages(fitted(traffic, audits), runs.starts, RISKS), begin
         z = runs.z[rows[:, audits[-WINDOW:]]].T
-        level = certified_level(log_wealth(count(z), max_em_drop=max_em_drop), delta=1 - CONFIDENCE)
+        level = certified_level(log_wealth(count_outcomes(z), max_em_drop=max_em_drop), delta=1 - CONFIDENCE)
         lots = rng.random(len(block)) < SHARE
         row[block[~lots]] = rows[level, block[~lots]]
         audits = np.concatenate([audits, block[lots & learns[block]]])

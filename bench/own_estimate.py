@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.replay.estimate.estimate import QuantityInterval, estimate, traffic_of
+from suffice.replay.estimate.estimate import QuantityInterval, estimate_levels, traffic_of
 from suffice.replay.estimate.runs import LevelOutcomes, LogRun, LogRuns, replay_ladder, runs_of_calls, runs_of_traces
 from suffice.replay.logs.read import read_logs
 from suffice.replay.traces.own import FILES, own_traces
@@ -76,7 +76,7 @@ def compare() -> None:
         log = read_logs([file])
     found = runs_of_calls(log.calls, SCORER)
     rng = np.random.default_rng(0)
-    said = estimate(
+    said = estimate_levels(
         replay_ladder(found, SCORER),
         traffic_of(log.calls, len(found.runs), rng),
         rng=rng,
@@ -106,7 +106,7 @@ def halve() -> None:
     for _ in range(N_HALVINGS):
         order = rng.permutation(len(runs))
         here, there = (part_of(everything, half) for half in np.array_split(order, 2))
-        said = estimate(
+        said = estimate_levels(
             here,
             traffic_of([], len(here.question), rng),
             rng=rng,

@@ -18,9 +18,9 @@ from pathlib import Path
 from suffice.local.server import LocalServer, ServerSpec
 from suffice.local.tasks import TaskQuestion, traced
 from suffice.local.weights import fetch
-from suffice.replay.record.ask import QuestionLine, RecordingRecipe, read_questions
+from suffice.replay.record.ask import QuestionLine, RecordingRecipe, read_recorded_questions
 from suffice.replay.record.file import RecordingFile
-from suffice.replay.record.record import Progress, record, upstream_for_recording
+from suffice.replay.record.record import Progress, record_runs, upstream_for_recording
 from suffice.scoring.base import build_scorer
 from suffice.settings import Probe, Steps, Upstream
 from suffice.upstream.client import UpstreamClient
@@ -87,13 +87,13 @@ def tell(started_s: float, n_before: int, progress: Progress) -> None:
 
 async def go(kind: str, folder: Path, url: str) -> Progress:
     recipe = RECIPES[kind]
-    asked: list[QuestionLine] = read_questions(lines(kind), kind)
+    asked: list[QuestionLine] = read_recorded_questions(lines(kind), kind)
     server = Upstream(url=url, driver="llama.cpp", finish=("raw",))
     upstream = upstream_for_recording(server, concurrency=SLOTS[kind])
     async with UpstreamClient("local", upstream, None) as client:
         with RecordingFile(folder / f"own_{kind}.jsonl.gz", recipe) as recording:
             started_s, n_before = time.monotonic(), len(recording.done)
-            return await record(
+            return await record_runs(
                 asked,
                 recording,
                 client=client,

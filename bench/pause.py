@@ -35,9 +35,9 @@ import aiohttp
 from peers import report
 from suffice.errors import LocalModelError
 from suffice.local.server import LocalServer, ServerSpec
-from suffice.local.weights import cached_file, find, is_whole
-from suffice.server import serving
-from suffice.settings import Settings, parse
+from suffice.local.weights import cached_file, find_weights, is_whole
+from suffice.server import serve_in_loop
+from suffice.settings import Settings, parse_settings
 from suffice.store.database.views import read_episodes
 
 MODEL, QUICK_MODEL = "qwen0.5b", "smol"
@@ -58,7 +58,7 @@ class Pauses:
 
 
 def settings(url: str, folder: Path, method: str, state: str) -> Settings:
-    return parse(
+    return parse_settings(
         {
             "upstreams": {
                 "local": {
@@ -142,7 +142,7 @@ async def one_state(model_url: str, folder: Path, method: str, state: str, n_run
     until_s = time.monotonic() + limit_s
     async with (
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=limit_s)) as session,
-        serving(settings(model_url, folder, method, state)) as url,
+        serve_in_loop(settings(model_url, folder, method, state)) as url,
         busy(session, model_url, rng, N_SLOTS - 1 if state == "busy" else 0),
     ):
         with contextlib.suppress(TimeoutError):
@@ -193,7 +193,7 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="the smaller model, four runs a state")
     parser.add_argument("--runs", type=int, help="runs a state; default 12")
     options, _ = parser.parse_known_args()  # `make bench ARGS=...` gives all programs the same words
-    weights = find(QUICK_MODEL if options.quick else MODEL)
+    weights = find_weights(QUICK_MODEL if options.quick else MODEL)
     path = cached_file(weights)
     if not path.is_file() or not is_whole(path, weights):
         print(f"pause: the weights of {weights.name} are not in the cache; `make demo` fetches them", file=sys.stderr)

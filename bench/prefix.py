@@ -27,8 +27,8 @@ from suffice.errors import LocalModelError
 from suffice.local import weights
 from suffice.local.server import LocalServer, ServerSpec
 from suffice.local.tasks import TaskQuestion, questions
-from suffice.server import serving
-from suffice.settings import Settings, parse
+from suffice.server import serve_in_loop
+from suffice.settings import Settings, parse_settings
 from suffice.store.database.views import read_episodes
 from suffice.types import Outcome
 
@@ -70,7 +70,7 @@ class Cell:
 
 
 def settings(upstream: str, slots: int, folder: Path) -> Settings:
-    return parse(
+    return parse_settings(
         {
             "upstreams": {"local": {"url": upstream, "driver": "llama.cpp", "slots": slots, "finish": ["raw"]}},
             "routes": {
@@ -102,7 +102,7 @@ async def ask(session: aiohttp.ClientSession, url: str, question: TaskQuestion) 
 
 async def measure(upstream: str, slots: int, at_once: int, asked: Sequence[TaskQuestion]) -> Cell:
     with tempfile.TemporaryDirectory() as folder:
-        async with serving(settings(upstream, slots, Path(folder))) as url, aiohttp.ClientSession() as session:
+        async with serve_in_loop(settings(upstream, slots, Path(folder))) as url, aiohttp.ClientSession() as session:
             waiting = iter(asked)
 
             async def one_client() -> None:
@@ -125,7 +125,7 @@ def main() -> int:
     parser.add_argument("--limit-s", type=float, default=240.0, help="for each row")
     options = parser.parse_args()
     levels = [int(n) for n in options.at_once.split(",")]
-    file = weights.cached_file(weights.find(MODEL))
+    file = weights.cached_file(weights.find_weights(MODEL))
     if not file.is_file():
         print(f"prefix: the weights of {MODEL} are not in the cache; make demo fetches them", file=sys.stderr)
         return 2

@@ -28,7 +28,7 @@ import numpy as np
 
 from suffice.learn.ragged import first_passages
 from suffice.learn.stop_model import one_thread
-from suffice.replay.study.ladders import halts_at, needs_of, published
+from suffice.replay.study.ladders import halts_at, ladder_folds, published
 from suffice.replay.study.runs import Runs, concatenate, make_runs
 from suffice.replay.study.sets import ReplayOptions, replay_set
 from suffice.replay.study.sums import SumsFold
@@ -77,7 +77,7 @@ def cpu(run: Callable[[], object]) -> float:
 
 
 def evaluations(data: Survey) -> list[Figure]:
-    needs = needs_of(published(data.kind, longest=data.longest))
+    needs = ladder_folds(published(data.kind, longest=data.longest))
     runs = concatenate([make_runs([b], needs, probe_tokens=None, planned_steps=data.longest) for b in data.batches()])
     risk, levels = np.random.default_rng(0).random(len(runs.cost)), np.linspace(0.001, 0.999, N_LEVELS)
     codes = np.ones(len(risk), dtype=np.int8)

@@ -20,11 +20,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from suffice.settings import Store, parse
+from suffice.settings import Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen, encode
 from suffice.types import Feedback, Outcome, Overhead, Request, Usage
-from suffice.wiring import worker
+from suffice.wiring import open_worker
 
 ROUTE = """
 [routes.r{number}]
@@ -113,7 +113,7 @@ def sum_up(config: Path) -> float:
     import tomllib
 
     before = time.process_time()
-    with worker(parse(tomllib.loads(config.read_text("utf-8"))), learning=False) as here:
+    with open_worker(parse_settings(tomllib.loads(config.read_text("utf-8"))), learning=False) as here:
         while here.once("rollup"):
             with contextlib.closing(sqlite3.connect(config.parent / "log.db")) as connection:
                 (seq,) = connection.execute("SELECT seq FROM rolled").fetchone()

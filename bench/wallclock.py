@@ -152,7 +152,7 @@ async def voted(session: aiohttp.ClientSession, url: str, question: TaskQuestion
     for first in range(0, N_SAMPLES, WAVE):
         seeds = range(seed + first, seed + first + WAVE)
         texts += await asyncio.gather(*(completion(session, url, body_of(question, s)) for s in seeds))
-    return texts[vote.count([scorer.extract(text) for text in texts]).winner - 1]
+    return texts[vote.count_votes([scorer.extract(text) for text in texts]).winner - 1]
 
 
 async def drive(

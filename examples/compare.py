@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from suffice import AsyncEpisode, Episode, Governor
 from suffice.scoring.base import Scorer, build_scorer
-from suffice.settings import parse
+from suffice.settings import parse_settings
 
 
 class Asked(Protocol):
@@ -118,7 +118,9 @@ def _compared(
                 "audit_share": 0.1,
                 "uncertified": mode == "enforce",
             }
-            settings = parse({"routes": {"loop": route}, "store": {"url": f"sqlite:///{Path(folder) / name}.db"}})
+            settings = parse_settings(
+                {"routes": {"loop": route}, "store": {"url": f"sqlite:///{Path(folder) / name}.db"}}
+            )
             with Governor.open(settings, route="loop") as gov:
                 found[name] = []
                 for question in questions:

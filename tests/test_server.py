@@ -12,7 +12,7 @@ import pytest
 
 from suffice import server
 from suffice.gateway import log_follower
-from suffice.settings import Settings, parse
+from suffice.settings import Settings, parse_settings
 from suffice.testing import FakeUpstream, Samples
 from tests.gateway.test_log_follower import ROUTE, began, published, write
 
@@ -31,7 +31,7 @@ async def test_what_a_worker_beside_it_decides_is_in_force_before_the_next_look(
 
     monkeypatch.setattr(server, "beside", beside)
     async with FakeUpstream(Samples(["it is 4"])) as fake, aiohttp.ClientSession() as session:
-        settings = parse(
+        settings = parse_settings(
             {
                 "upstreams": {"up": {"url": fake.url, "driver": "llama.cpp"}},
                 "routes": {"r": {"upstream": "up", **ROUTE}},
@@ -45,7 +45,7 @@ async def test_what_a_worker_beside_it_decides_is_in_force_before_the_next_look(
             found = [line for line in lines if line.startswith('suffice_certified_level{route="r"}')]
             return float(found[0].rpartition(" ")[2]) if found else 0.0
 
-        async with server.serving(settings, worker_after_s=0.25) as url:
+        async with server.serve_in_loop(settings, worker_after_s=0.25) as url:
             assert waits == [0.25]
             await asyncio.to_thread(write, settings, began(), published(settings, 2))
             await asyncio.sleep(0.2)
@@ -54,5 +54,5 @@ async def test_what_a_worker_beside_it_decides_is_in_force_before_the_next_look(
             async with asyncio.timeout(30):
                 while await level(url) != 2:  # noqa: ASYNC110 - there is no event
                     await asyncio.sleep(0.02)
-        async with server.serving(settings):
+        async with server.serve_in_loop(settings):
             assert len(waits) == 1, "none unless it is asked for"

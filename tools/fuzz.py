@@ -46,7 +46,7 @@ from suffice.replay.traces.own import own_traces
 from suffice.replay.traces.parquet import write_traces_parquet
 from suffice.replay.traces.read import read_traces
 from suffice.review import label_studio, langfuse
-from suffice.settings import Server, parse
+from suffice.settings import Server, parse_settings
 from suffice.settings.feedback import SCORE_FIELDS
 from suffice.upstream.assemble import Assembler
 from suffice.upstream.connection import READ_BYTES
@@ -251,7 +251,7 @@ upstream = "main"
 match = { model = "*" }
 policy = { policy = "answer_convergence", k = 3 }
 """
-MODEL = artefact.dump(
+MODEL = artefact.dump_model(
     StopModel(
         features=("step", "logit(confidence)"),
         suffices=Ensemble((Linear((0.5, 0.25), 0.1),), Isotonic((0.5,), (0.5,))),
@@ -277,8 +277,10 @@ def parsers() -> dict[str, Parser]:
         "stream, a read": Parser(lambda raw: stream(raw[:READ_BYTES]), [SSE], raises=(UpstreamError,)),
         "end of an answer": Parser(_tail, [SSE, b'{"id": "c", "usage": {"prompt_tokens": 3}}']),
         "cut of a thought": Parser(lambda raw: safe_cut(raw.decode("utf-8", "replace"), "\u0301"), [b"so it is 4"]),
-        "settings": Parser(lambda raw: parse(read_toml(raw.decode("utf-8", "replace"))), [SETTINGS], ms_per_mib=2_000),
-        "artefact": Parser(artefact.load, [MODEL], ms_per_mib=ASIDE_MS),
+        "settings": Parser(
+            lambda raw: parse_settings(read_toml(raw.decode("utf-8", "replace"))), [SETTINGS], ms_per_mib=2_000
+        ),
+        "artefact": Parser(artefact.load_model, [MODEL], ms_per_mib=ASIDE_MS),
         "version": Parser(lambda raw: read_version("a", raw.decode("utf-8", "replace")), [MODEL], ms_per_mib=ASIDE_MS),
         "traces, JSON lines": Parser(_traces(".jsonl"), [runs], ms_per_mib=2_000),
         "traces, Parquet": Parser(_traces(".parquet"), [_parquet_of(runs)], ms_per_mib=2_000),

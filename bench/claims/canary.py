@@ -23,7 +23,7 @@ import numpy as np
 from suffice.rollout.assign import assign_audit
 from suffice.rollout.evidence import RolloutEvidence, UnitRun
 from suffice.rollout.rules import Rules
-from suffice.rollout.stages import State, Transition, advance, begin, place, promote
+from suffice.rollout.stages import State, Transition, advance, place, promote_rollout, start_rollout
 
 EVERY = 50  # requests between two looks
 ROUTE_AUDITS = 0.05  # where the rollout asks for no more
@@ -126,7 +126,7 @@ class Life:
         self.n_shadow = self.n_served = 0
         self.fewest, self.before, self.reason = -1, "shadow", ""
         self.evidence = RolloutEvidence()
-        self.state: State = begin(
+        self.state: State = start_rollout(
             "r1",
             route="sums",
             candidate="pv-new",
@@ -138,7 +138,9 @@ class Life:
             fit=fit,
         )
         if world.skipped:
-            self.state = self.state.after(promote(self.state, rules, by="ann", reason="urgent", at=0, now_s=0.0))
+            self.state = self.state.after(
+                promote_rollout(self.state, rules, by="ann", reason="urgent", at=0, now_s=0.0)
+            )
             self.before = "canary"
         self.labels: list[tuple[int, str, int]] = []  # (due, class, z)
         self.came = dict.fromkeys(CLASSES, 0)  # requests since the last look

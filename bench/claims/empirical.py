@@ -10,7 +10,7 @@ from bench.claims.score import Logistic
 from bench.claims.window import Window
 
 from suffice.assurance.budgeted import affordable_level
-from suffice.assurance.certify import count
+from suffice.assurance.certify import count_outcomes
 from suffice.learn.audits import AuditRuns, Floats
 from suffice.learn.certifier import KeeperDecision, Plan
 from suffice.learn.served import FoldedModels, fit_served
@@ -50,5 +50,5 @@ class Empirical:
             self._window.judge(self.served)
         z = self._window.outcomes(now, labelled_only=self._labelled_only)
         if z is not None:
-            self.level = affordable_level(count(z), max_em_drop=self._plan.max_em_drop)
+            self.level = affordable_level(count_outcomes(z), max_em_drop=self._plan.max_em_drop)
         return ()

@@ -28,7 +28,15 @@ from suffice.assurance.paired import BETS
 from suffice.assurance.sample_ratio import LOG_ALARM
 from suffice.assurance.sequence import gamma_exponential_bound
 from suffice.rollout.analysis import MOST_CLASSES, alphas, analyse, sample_ratio
-from suffice.rollout.effects import PairCounts, SequentialComparison, UnitSeries, compare, guesses, latest, ratio_of
+from suffice.rollout.effects import (
+    PairCounts,
+    SequentialComparison,
+    UnitSeries,
+    compare_arms,
+    guesses,
+    latest_comparison,
+    ratio_of,
+)
 from suffice.rollout.experiment import Arm, RunningExperiment
 from suffice.rollout.metrics import EM, LATENCY, SATISFACTION, TOKENS
 from suffice.rollout.results import ExperimentResult, Material, UnitAssignment, Value
@@ -153,9 +161,9 @@ def aa(n_experiments: int, n_units: int, n_looks: int, seed: int, *, chunk: int 
         for name, value, high in ((TOKENS, tokens, CAP_TOKENS), (LATENCY, latency, CAP_S), (SATISFACTION, liked, 1.0)):
             one = units(value, arm, high=high, x=np.stack([(c - 0.5) for c in classes], axis=2))
             told = guesses(one)
-            found[name].append(ever_off(compare(one, told, 1, 0), alpha[name] / 2, at))
+            found[name].append(ever_off(compare_arms(one, told, 1, 0), alpha[name] / 2, at))
             for where in classes:
-                part = compare(one, told, 1, 0, where)
+                part = compare_arms(one, told, 1, 0, where)
                 off |= ever_off(part, alpha[name] / 2 / MOST_CLASSES, at[at >= CLASS_FROM])
         found["classes"].append(off)
         u = rng.random((shape[0], n_audits))
@@ -209,8 +217,8 @@ def priced(n_users: int, seed: int, *, lost: float = 0.025, gained: float = 0.01
     taste = np.clip(rng.normal(0.72, 0.2, (1, n_users)) + 0.1 * rng.normal(size=(1, n_users)) - fall * (arm == 1), 0, 1)
     rating = np.floor(taste * 4 + rng.random((1, n_users))) / 4  # whole stars, with the mean of the taste
     one = units(rating, arm)
-    running = compare(one, guesses(one), 1, 0)
-    told = latest(running, n_users - WARMUP)
+    running = compare_arms(one, guesses(one), 1, 0)
+    told = latest_comparison(running, n_users - WARMUP)
     assert told is not None
     truth = -fallen(fall)
     at = np.arange(99, n_users - WARMUP, 100)
@@ -285,7 +293,7 @@ def cuped(rho: float, n_units: int, n_experiments: int, seed: int) -> Cuped:
     value = 0.5 + 0.35 * (rho * known + sqrt(1 - rho * rho) * rng.uniform(-1, 1, shape))
     at = np.array([n_units - WARMUP - 1])
     plain, helped = units(value, arm), units(value, arm, x=known[..., np.newaxis])
-    of_plain, of_helped = compare(plain, guesses(plain), 1, 0), compare(helped, guesses(helped), 1, 0)
+    of_plain, of_helped = compare_arms(plain, guesses(plain), 1, 0), compare_arms(helped, guesses(helped), 1, 0)
     wide, narrow = radius(of_plain, 0.05, at), radius(of_helped, 0.05, at)
     return Cuped(
         variance=float((of_helped.deviation[:, at] / of_plain.deviation[:, at]).mean()),
@@ -306,7 +314,9 @@ def ramp(n_units: int, n_experiments: int, seed: int) -> float:
     one = units(value, arm, share=share)
     weight = np.minimum(share, 1 - share)[WARMUP:]
     truth = np.broadcast_to(np.cumsum(weight * effect[WARMUP:]) / np.cumsum(weight), (n_experiments, n_units - WARMUP))
-    return float(ever_off(compare(one, guesses(one), 1, 0), 0.05, np.arange(9, n_units - WARMUP, 10), truth).mean())
+    return float(
+        ever_off(compare_arms(one, guesses(one), 1, 0), 0.05, np.arange(9, n_units - WARMUP, 10), truth).mean()
+    )
 
 
 # --------------------------------------------------------------------------- tables

@@ -30,7 +30,7 @@ from suffice.control.evidence.fitting import ServedVersion, read_back
 from suffice.control.evidence.resolution import Resolution
 from suffice.control.loop.certify import RouteLoop
 from suffice.control.loop.starting import burst_of
-from suffice.learn.groups import fold_of
+from suffice.learn.groups import prompt_fold
 from suffice.learn.served import N_FOLDS
 from suffice.rollout.assign import point_of, question_key
 from suffice.settings import Control, Route
@@ -224,7 +224,7 @@ class Stream:
         place, question = self._item_of(one, t), question_key(one.question, salt=SALT)
         drawn = self.draws.fields_of(one, f"ep_{t:06}", share=share, now_s=float(t))
         audit, repeats, at, keep_rate = drawn["audit"], drawn.get("delivery", 1) > 1, t - 1, self.scenario.keep_rate
-        self.item[at], self.fold[at] = place, fold_of(question, N_FOLDS)
+        self.item[at], self.fold[at] = place, prompt_fold(question, N_FOLDS)
         self.audit[at], self.repeat[at] = audit, repeats
         self.met.append(met)
         if not audit and point_of(drawn["unit"], salt=SALT, purpose=b"row-lot") >= keep_rate:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from suffice.assurance.runs import SequencedLabel
 from suffice.control.evidence.fitting import ServedVersion
 from suffice.learn.audits import AuditRuns
-from suffice.learn.dataset import build
+from suffice.learn.dataset import build_dataset
 from suffice.learn.features import FeatureSelection
 from suffice.learn.rows import audit_runs
 from suffice.learn.served import N_FOLDS
@@ -181,7 +181,7 @@ class Truth:
                 )
                 for at, item in enumerate(self.pool)
             ]
-            data = build(
+            data = build_dataset(
                 recorded, match=right, chosen=FeatureSelection(features, ()), wave=1, most_audits=len(self.pool) + 1
             )
             runs = audit_runs(data, np.tile(np.arange(len(data)), N_FOLDS))

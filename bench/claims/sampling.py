@@ -44,7 +44,7 @@ from suffice.rollout.assign import assign_audit
 from suffice.settings import Route, SamplingSettings, Settings, Store
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.database.views import EpisodeWithLabels, read_episodes, reading
+from suffice.store.database.views import EpisodeWithLabels, open_reader, read_episodes
 from suffice.store.routes import rollups
 from suffice.store.routes.sampling import counted_cells, newest_rates
 from suffice.store.rows.events import FeedbackGiven
@@ -300,7 +300,7 @@ def log_of(
             cost.sums_s += time.process_time() - before
             found = newest_rates(database, ROUTE)
             sampling.rates = {} if found is None else {ROUTE: found}
-        request_log.tell_counts(gw, all_of_them=True)
+        request_log.write_counts(gw, all_of_them=True)
         assert log.drain(30)
         clock.now_s += 60
         worker.round()
@@ -311,9 +311,9 @@ def log_of(
     report = _report(database, read_episodes(database, ROUTE))
     cost.estimate_s = time.process_time() - before
     cost.n_bytes = sum(path.stat().st_size for path in folder.glob("log.db*"))
-    with reading(database) as connection:
+    with open_reader(database) as connection:
         cost.n_rows = int(connection.execute("SELECT count(*) FROM events").fetchone()[0])
-        sums = rollups.read(connection, ()).get((), rollups.NOTHING)
+        sums = rollups.read_rollups(connection, ()).get((), rollups.NOTHING)
     assert sums.n_requests == n == report.n_requests, "counts are exact"
     right, marked = sums.stopped_marks
     between = wilson(right, marked, 0.95)
@@ -332,8 +332,8 @@ def _write(gw: Gateway, chunk: Sequence[Asked], clock: SimpleNamespace) -> None:
     for request, outcome, _ in chunk:
         clock.now_s += 0.1
         ledger = Ledger(request, clock.now_s)
-        request_log.begin(gw, ledger)
-        request_log.record(gw, ledger, outcome)
+        request_log.write_request(gw, ledger)
+        request_log.write_outcome(gw, ledger, outcome)
     assert isinstance(gw.log, SqliteLog)
     assert gw.log.drain(60)
     assert not gw.log.n_dropped

@@ -70,7 +70,9 @@ def ours(
     """A scenario of our own generator."""
 
     def in_world(way: float, n: int, seed: int) -> simulated.SimulatedTraffic:
-        return simulated.traffic.draw(scenario.before, scenario.after, np.full(n, way), np.random.default_rng(seed))
+        return simulated.traffic.draw_traffic(
+            scenario.before, scenario.after, np.full(n, way), np.random.default_rng(seed)
+        )
 
     return Setting(
         name=name or scenario.name,

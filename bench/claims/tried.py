@@ -23,7 +23,7 @@ from bench.claims.streams import Setting, online, ours
 
 from suffice.assurance.certify import spent_delta
 from suffice.assurance.windows import Windows, window_audits
-from suffice.control.compare.assessment import weighed
+from suffice.control.compare.assessment import assess_found
 from suffice.control.compare.candidate_certificate import MOST_KEPT, CandidateCertificate, certified, unheard
 from suffice.control.loop.live_certifier import LiveKeeper
 from suffice.learn.audits import AuditRuns, Bools, Floats
@@ -325,7 +325,7 @@ class Trial(Life):
         self.passed_over |= bool(self.true.drop[self.level] > PLAN.max_em_drop)
         held = RolloutRun(state=self.state, first=self.first, number=1, seq=1, author="", reason="", rules=self.rules)
         withheld = "an epoch began within it" if self.keeper.n_epochs else ""
-        return weighed(held, self.evidence, found, withheld=withheld, latest=0, at=at, now_s=float(at)).moves
+        return assess_found(held, self.evidence, found, withheld=withheld, latest=0, at=at, now_s=float(at)).moves
 
 
 def try_out(name: str, seed: int, rules: Rules | None = None, *, most: int = MOST) -> Tried:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from suffice.learn.audits import AuditRuns, Bools, Small, join
+from suffice.learn.audits import AuditRuns, Bools, Small, concatenate_audits
 from suffice.learn.certifier import Plan, matured
 from suffice.learn.served import FoldedModels
 
@@ -21,7 +21,7 @@ class Window:
 
     def add(self, runs: AuditRuns) -> None:
         """Take new audits in."""
-        self.runs = runs if self.runs is None else join([self.runs, runs])
+        self.runs = runs if self.runs is None else concatenate_audits([self.runs, runs])
         if self._served is not None and self._z is not None and self._d is not None:
             rows = self._served.rows(runs)
             self._z, self._d = np.concatenate([self._z, runs.z[rows]]), np.concatenate([self._d, runs.d[rows]])

@@ -15,7 +15,7 @@ FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uf
 _IN_FRONT: Final = "' \u00a0"
 
 
-def cell(value: object) -> str:
+def format_cell(value: object) -> str:
     """A value as text of a cell; None is empty. Words that begin like a formula get a quote in front."""
     if value is None:
         return ""
@@ -26,7 +26,7 @@ def cell(value: object) -> str:
 
 
 def text_in(cell: str) -> str:
-    """What stands in a cell, without the quote that `cell` put there."""
+    """What stands in a cell, without the quote that `format_cell` put there."""
     return cell[1:] if cell[:1] == "'" and computes(cell) else cell
 
 
@@ -35,10 +35,10 @@ def computes(text: str) -> bool:
     return text.lstrip(_IN_FRONT).startswith(FORMULA)
 
 
-def table(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+def format_csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
     """Rows as CSV with a header."""
     written = io.StringIO()
     lines = csv.writer(written, lineterminator="\n")
     lines.writerow(columns)
-    lines.writerows([cell(row.get(column)) for column in columns] for row in rows)
+    lines.writerows([format_cell(row.get(column)) for column in columns] for row in rows)
     return written.getvalue()

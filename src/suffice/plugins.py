@@ -55,10 +55,10 @@ def load_plugins() -> tuple[Plugin, ...]:
 
     Never raises. Call it before settings are read: they name what stands in the tables.
     """
-    return load(point for group in GROUPS for point in entry_points(group=group))
+    return register_all(point for group in GROUPS for point in entry_points(group=group))
 
 
-def load(points: Iterable[EntryPoint]) -> tuple[Plugin, ...]:
+def register_all(points: Iterable[EntryPoint]) -> tuple[Plugin, ...]:
     """Put these into their tables, in the order of GROUPS and of their names, and say what became of each."""
     order = list(GROUPS)
     known = sorted((p for p in points if p.group in GROUPS), key=lambda p: (order.index(p.group), p.name, p.value))

@@ -22,14 +22,14 @@ from typing import Any, TypeAlias
 
 import uvicorn
 
-from suffice.control.worker_process import beside
+from suffice.control.worker_process import run_worker_process
 from suffice.gateway.app import App
 from suffice.gateway.context import Gateway
 from suffice.gateway.http_protocol import ClientLimits, LimitedHttp
-from suffice.gateway.timer import watched
+from suffice.gateway.timer import run_periodically
 from suffice.settings import Settings
 from suffice.telemetry import LOG
-from suffice.wiring import Preflight, gateway, preflight
+from suffice.wiring import Preflight, build_gateway, preflight
 
 Listening: TypeAlias = Callable[[str, str], None]  # told the base address, and that of the console
 
@@ -57,11 +57,11 @@ def _listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         why = error.strerror or error if isinstance(error, OSError) else "a port is at most 65535"
-        raise OSError(errno.EADDRNOTAVAIL, f"cannot listen on {address_of(host, port)}: {why}") from None
+        raise OSError(errno.EADDRNOTAVAIL, f"cannot listen on {base_url(host, port)}: {why}") from None
     return listener
 
 
-def address_of(host: str, port: int) -> str:
+def base_url(host: str, port: int) -> str:
     """A host and a port in one, as a URL has them."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -158,7 +158,7 @@ class GatewayServer(uvicorn.Server):
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
         self._wake = partial(loop.call_soon_threadsafe, ended.set)
         await super().on_tick(0)  # the headers that go with every answer
-        with watched(self._look_at_clients, self._gw.metrics, site="clients", every_s=LOOK_S):
+        with run_periodically(self._look_at_clients, self._gw.metrics, site="clients", every_s=LOOK_S):
             try:
                 while not self.should_exit:
                     await ended.wait()
@@ -270,13 +270,13 @@ def _server(app: App, settings: Settings, stop: StopSignal | None = None) -> Gat
 
 
 def _url_of(listener: socket.socket) -> str:
-    return f"http://{address_of(*listener.getsockname()[:2])}"
+    return f"http://{base_url(*listener.getsockname()[:2])}"
 
 
 async def _serve(
     settings: Settings, found: Preflight, listeners: list[socket.socket], listening: Listening, stop: StopSignal
 ) -> None:
-    async with gateway(settings, found=found) as app, beside(settings, app.gateway.told):
+    async with build_gateway(settings, found=found) as app, run_worker_process(settings, app.gateway.told):
         app.console_port = listeners[1].getsockname()[1] if len(listeners) > 1 else None
         server = _server(app, settings, stop)
         for listener in listeners:
@@ -285,7 +285,7 @@ async def _serve(
         await server.serve(sockets=listeners)
 
 
-def run(
+def run_server(
     settings: Settings,
     *,
     listening: Listening,
@@ -336,7 +336,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 @asynccontextmanager
-async def serving(
+async def serve_in_loop(
     settings: Settings, *, host: str = "127.0.0.1", port: int = 0, worker_after_s: float | None = None
 ) -> AsyncIterator[str]:
     """Serve inside a running loop; give the base URL. For the demo and for tests.
@@ -344,9 +344,9 @@ async def serving(
     worker_after_s  seconds after which a worker begins beside it, whose decisions are followed at once; None: none does
     """
     listener = _listen(host, port)
-    async with gateway(settings) as app, AsyncExitStack() as stack:
+    async with build_gateway(settings) as app, AsyncExitStack() as stack:
         if worker_after_s is not None:
-            await stack.enter_async_context(beside(settings, app.gateway.told, first_s=worker_after_s))
+            await stack.enter_async_context(run_worker_process(settings, app.gateway.told, first_s=worker_after_s))
         server = _server(app, settings)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         try:

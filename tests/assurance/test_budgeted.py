@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.budgeted import Integrator, IntegratorState, affordable_level, kept_between, start
+from suffice.assurance.budgeted import Integrator, IntegratorState, affordable_level, kept_between, start_budget
 from suffice.assurance.certify import Counts, certified_level, log_wealth
 
 RULE = Integrator(max_em_drop=0.02)
@@ -27,7 +27,7 @@ def test_the_mean_of_any_stream_is_the_budget_and_where_theta_has_gone(
     stream: list[bool], first: int, max_em_drop: float, guess: float
 ) -> None:
     rule = Integrator(max_em_drop=max_em_drop, eta=4.0, drop_per_disagreement=guess)
-    state = start(first)
+    state = start_budget(first)
     for lost in stream:
         state = rule.audited(state, disagrees=lost)
         if lost:
@@ -49,7 +49,7 @@ def stories(draw: st.DrawFn) -> list[tuple[str, int]]:
 @given(story=stories(), first=st.integers(0, 40))
 @settings(max_examples=60, derandomize=True, deadline=None)
 def test_the_identity_holds_with_late_labels_and_clipping_too(story: list[tuple[str, int]], first: int) -> None:
-    state, known, certified, affordable = start(first), 0, 5, 20
+    state, known, certified, affordable = start_budget(first), 0, 5, 20
     for event, z in story:
         if event in {"same", "differs"}:
             state = RULE.audited(state, disagrees=event == "differs")
@@ -67,7 +67,7 @@ def test_the_identity_holds_with_late_labels_and_clipping_too(story: list[tuple[
 def test_while_nothing_is_clipped_the_mean_keeps_to_the_budget_with_late_labels(drift: bool) -> None:
     rng = np.random.default_rng(17)
     steepness = np.linspace(0, 0.12, N_LEVELS)  # disagreement by level; half of it is a loss
-    state, due = start(0), []
+    state, due = start_budget(0), []
     for i in range(6_000):
         state = kept_between(state, certified=0, affordable=N_LEVELS - 1)
         worse = 3.0 if drift and i >= 3_000 else 1.0
@@ -87,7 +87,7 @@ def test_while_nothing_is_clipped_the_mean_keeps_to_the_budget_with_late_labels(
 
 
 def test_a_disagreement_is_felt_at_once_and_a_harmless_one_is_given_back() -> None:
-    felt = RULE.audited(start(10), disagrees=True)
+    felt = RULE.audited(start_budget(10), disagrees=True)
     assert felt.theta == pytest.approx(10 + 4 * (0.02 - 0.45))
     assert felt.level == 8, "rounded to the safe side"
     assert RULE.labelled(felt, z=0).theta == pytest.approx(10 + 4 * 0.02), "as if it had agreed"
@@ -96,7 +96,7 @@ def test_a_disagreement_is_felt_at_once_and_a_harmless_one_is_given_back() -> No
 
 
 def test_clipping_at_the_certified_level_is_owned_up_to() -> None:
-    state = start(12)
+    state = start_budget(12)
     for _ in range(10):
         state = RULE.labelled(RULE.audited(state, disagrees=True), z=1)
         state = kept_between(state, certified=12, affordable=20)
@@ -137,7 +137,7 @@ def test_what_is_certified_is_affordable(rows: list[tuple[int, int, int]]) -> No
 
 
 def test_the_certified_level_holds_where_the_two_cross() -> None:
-    assert kept_between(start(30), certified=8, affordable=3).level == 8
+    assert kept_between(start_budget(30), certified=8, affordable=3).level == 8
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_the_certified_level_holds_where_the_two_cross() -> None:
         lambda: Integrator(max_em_drop=0.0),
         lambda: Integrator(max_em_drop=0.02, eta=0),
         lambda: Integrator(max_em_drop=0.02, drop_per_disagreement=1.1),
-        lambda: RULE.labelled(start(0), z=1),
+        lambda: RULE.labelled(start_budget(0), z=1),
     ],
 )
 def test_what_has_no_meaning_is_refused(bad: object) -> None:
@@ -156,8 +156,8 @@ def test_what_has_no_meaning_is_refused(bad: object) -> None:
 
 
 def test_a_state_can_be_written_down_and_taken_up_again() -> None:
-    state = RULE.audited(start(3), disagrees=True)
-    assert RULE.identity_gap(start(3)) == 0
+    state = RULE.audited(start_budget(3), disagrees=True)
+    assert RULE.identity_gap(start_budget(3)) == 0
     assert (
         replace(IntegratorState(theta=3.0, started=3.0), theta=state.theta, n_audits=1, n_waiting=1, lost=0.45) == state
     )

@@ -18,7 +18,7 @@ from suffice.assurance.certify import (
     Counts,
     audits_to_certify,
     certified_level,
-    count,
+    count_outcomes,
     log_wealth,
     smallest_proved_drop,
     spent_delta,
@@ -108,22 +108,22 @@ def test_no_bet_makes_more_than_the_best_one_in_hindsight(same: int, lost: int, 
 @given(z=outcomes, split=st.integers(0, 60), seed=st.integers(0, 1_000))
 @settings(max_examples=60, derandomize=True, deadline=None)
 def test_counts_merge_by_addition_and_no_order_changes_a_bit(z: NDArray[np.int8], split: int, seed: int) -> None:
-    whole, first, second = count(z), count(z[:split]), count(z[split:])
+    whole, first, second = count_outcomes(z), count_outcomes(z[:split]), count_outcomes(z[split:])
     shuffled = np.random.default_rng(seed).permutation(z)
     assert equal(first + second, whole)
-    assert equal(second + first, count(shuffled))
+    assert equal(second + first, count_outcomes(shuffled))
     assert equal(whole - first, second), "what leaves the window leaves no trace"
     assert np.array_equal(
-        log_wealth(second + first, max_em_drop=0.02), log_wealth(count(shuffled), max_em_drop=0.02)
+        log_wealth(second + first, max_em_drop=0.02), log_wealth(count_outcomes(shuffled), max_em_drop=0.02)
     ), "to the last bit"
     assert (whole.n == len(z)).all()
 
 
 def test_the_drop_of_nothing_is_not_a_number_and_passes_nothing() -> None:
-    nothing = count(np.zeros((0, 3), dtype=np.int8))
+    nothing = count_outcomes(np.zeros((0, 3), dtype=np.int8))
     assert np.isnan(nothing.drop).all()
     assert certified_level(log_wealth(nothing, max_em_drop=0.02), delta=0.05) == 0
-    assert count(np.array([[1, 0], [0, -1], [0, -1], [0, 0]], dtype=np.int8)).drop.tolist() == [0.25, -0.5]
+    assert count_outcomes(np.array([[1, 0], [0, -1], [0, -1], [0, 0]], dtype=np.int8)).drop.tolist() == [0.25, -0.5]
 
 
 # --------------------------------------------------------------------------- audits drawn at different shares
@@ -133,7 +133,7 @@ def test_the_drop_of_nothing_is_not_a_number_and_passes_nothing() -> None:
 @settings(max_examples=60, derandomize=True, deadline=None)
 def test_where_all_shares_are_alike_weights_change_nothing(z: NDArray[np.int8], max_em_drop: float) -> None:
     weighted = weighted_log_wealth(z, np.ones(len(z)), max_em_drop=max_em_drop)
-    assert weighted == pytest.approx(log_wealth(count(z), max_em_drop=max_em_drop), abs=1e-9)
+    assert weighted == pytest.approx(log_wealth(count_outcomes(z), max_em_drop=max_em_drop), abs=1e-9)
 
 
 @given(z=outcomes, seed=st.integers(0, 1_000), max_em_drop=budgets)
@@ -271,7 +271,7 @@ def test_recertifying_a_full_window_takes_well_under_5_ms() -> None:
     took = []
     for _ in range(20):
         began = perf_counter()
-        certified_level(log_wealth(count(z), max_em_drop=0.02), delta=0.05)
+        certified_level(log_wealth(count_outcomes(z), max_em_drop=0.02), delta=0.05)
         took.append(perf_counter() - began)
     print(f"800 audits at 41 levels: {min(took) * 1e3:.2f} ms")
     assert min(took) < 0.005

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from suffice.assurance.extractable import MIN_RUNS, WINDOW_RUNS, refusal
+from suffice.assurance.extractable import MIN_RUNS, WINDOW_RUNS, extractability_refusal
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from suffice.assurance.extractable import MIN_RUNS, WINDOW_RUNS, refusal
     ],
 )
 def test_under_eighty_percent_of_at_least_thirty_runs_is_refused(n_read: int, n_runs: int, *, refused: bool) -> None:
-    said = refusal([True] * n_read + [False] * (n_runs - n_read), "number")
+    said = extractability_refusal([True] * n_read + [False] * (n_runs - n_read), "number")
     assert (said is not None) == refused
     if said is not None:
         assert f"{n_read} of the last {n_runs}" in said
@@ -27,5 +27,5 @@ def test_under_eighty_percent_of_at_least_thirty_runs_is_refused(n_read: int, n_
 
 
 def test_only_the_latest_runs_count() -> None:
-    assert refusal([False] * 1_000 + [True] * WINDOW_RUNS, "text") is None
-    assert refusal([True] * 1_000 + [False] * WINDOW_RUNS, "text") is not None
+    assert extractability_refusal([False] * 1_000 + [True] * WINDOW_RUNS, "text") is None
+    assert extractability_refusal([True] * 1_000 + [False] * WINDOW_RUNS, "text") is not None

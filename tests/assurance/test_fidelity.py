@@ -20,9 +20,9 @@ from suffice.assurance.fidelity import (
     Fidelity,
     FinishFidelity,
     LevelBand,
+    bound_fidelity,
     budget_left,
-    compared,
-    measured,
+    count_changed_answers,
 )
 
 
@@ -30,17 +30,17 @@ from suffice.assurance.fidelity import (
 @settings(max_examples=40, derandomize=True, deadline=None)
 def test_a_bound_is_above_the_rate_and_costs_more_if_it_may_be_watched(n: int, part: float, confidence: float) -> None:
     k = round(part * n)
-    once, always = (measured(k, n, confidence=confidence, anytime=anytime) for anytime in (False, True))
+    once, always = (bound_fidelity(k, n, confidence=confidence, anytime=anytime) for anytime in (False, True))
     assert once is not None
     assert always is not None
     assert once.rate == k / n <= once.upper <= always.upper <= 1
-    surer = measured(k, n, confidence=0.999)
+    surer = bound_fidelity(k, n, confidence=0.999)
     assert surer is not None
     assert always.upper <= surer.upper + 1e-6
 
 
 def test_for_one_look_the_bound_is_the_exact_one() -> None:
-    found = measured(5, 600, confidence=0.95, anytime=False)
+    found = bound_fidelity(5, 600, confidence=0.95, anytime=False)
     assert found is not None
     assert found.upper == pytest.approx(0.017441, abs=5e-7)
 
@@ -54,7 +54,7 @@ def test_the_bound_that_may_be_watched_is_missed_at_no_look() -> None:
         differing = np.cumsum(rng.random(800) < 0.03)
 
         def ever_below(*, anytime: bool, differing: np.ndarray = differing) -> bool:
-            found = (measured(int(differing[n - 1]), n, confidence=0.9, anytime=anytime) for n in looks)
+            found = (bound_fidelity(int(differing[n - 1]), n, confidence=0.9, anytime=anytime) for n in looks)
             return any(one is not None and one.upper < 0.03 for one in found)
 
         n_missed += ever_below(anytime=True)
@@ -64,12 +64,12 @@ def test_the_bound_that_may_be_watched_is_missed_at_no_look() -> None:
 
 
 def test_missing_answers_are_compared_too() -> None:
-    assert compared([("4", "4"), ("4", "5"), (None, None), (None, "4"), ("4", None)]) == (3, 5)
-    assert compared([]) == (0, 0)
+    assert count_changed_answers([("4", "4"), ("4", "5"), (None, None), (None, "4"), ("4", None)]) == (3, 5)
+    assert count_changed_answers([]) == (0, 0)
 
 
 def test_without_a_measurement_nothing_may_be_certified() -> None:
-    assert measured(0, 0, confidence=0.99) is None
+    assert bound_fidelity(0, 0, confidence=0.99) is None
     left = budget_left(0.02, None)
     assert left.max_em_drop == 0
     assert "never compared" in left.reason
@@ -93,10 +93,10 @@ def test_an_answer_returned_word_for_word_costs_nothing() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        lambda: measured(2, 1, confidence=0.99),
-        lambda: measured(-1, 1, confidence=0.99),
-        lambda: measured(0, 1, confidence=0.5),
-        lambda: measured(0, 1, confidence=1.0),
+        lambda: bound_fidelity(2, 1, confidence=0.99),
+        lambda: bound_fidelity(-1, 1, confidence=0.99),
+        lambda: bound_fidelity(0, 1, confidence=0.5),
+        lambda: bound_fidelity(0, 1, confidence=1.0),
         lambda: budget_left(0.02, VERBATIM, other_charges=-0.1),
     ],
 )
@@ -110,7 +110,7 @@ def test_what_has_no_meaning_is_refused(bad: object) -> None:
 
 
 def one_look(n_differing: int, n: int) -> float:
-    bound = measured(n_differing, n, confidence=FIDELITY_CONFIDENCE, anytime=False)
+    bound = bound_fidelity(n_differing, n, confidence=FIDELITY_CONFIDENCE, anytime=False)
     assert bound is not None
     return bound.upper
 
@@ -135,7 +135,7 @@ def test_a_full_window_is_charged_the_smallest_bound_that_is_honest_at_its_confi
     assert found.upper == pytest.approx(0.016497, abs=1e-6)
     assert binomial_at_most(20, 2_000, found.upper) == pytest.approx(FIDELITY_RISK, abs=1e-9)
     assert binomial_at_most(20, 2_000, 0.0151) > 3 * FIDELITY_RISK, "1.51 % is not a bound at 99 %"
-    always = measured(20, 2_000, confidence=FIDELITY_CONFIDENCE)
+    always = bound_fidelity(20, 2_000, confidence=FIDELITY_CONFIDENCE)
     assert always is not None
     assert always.upper > 0.0194, "what holds at all looks at once costs more"
 
@@ -264,7 +264,7 @@ def stops_until_the_pooled_charge_is_used_up(n_good: int, *, budget: float = 0.0
     low, high = 0, n_good
     while high - low > 1:
         n = (low + high) // 2
-        bound = measured(round(0.001 * n_good + 0.05 * n), n_good + n, confidence=FIDELITY_CONFIDENCE)
+        bound = bound_fidelity(round(0.001 * n_good + 0.05 * n), n_good + n, confidence=FIDELITY_CONFIDENCE)
         assert bound is not None
         low, high = (low, n) if bound.upper > budget else (n, high)
     return high

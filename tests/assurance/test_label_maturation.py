@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.certify import certified_level, count, log_wealth
-from suffice.assurance.label_maturation import Audits, counted_as, labels_wanted, mature
+from suffice.assurance.certify import certified_level, count_outcomes, log_wealth
+from suffice.assurance.label_maturation import Audits, counted_as, mature, select_label_requests
 
 # Of one audit at levels 0, 1, 2, 3: it agrees at level 1 and disagrees above, where it lost, and lost nothing.
 Z = [0, 0, 1, 0]
@@ -98,11 +98,11 @@ def test_a_label_that_comes_late_only_helps_and_the_order_of_audits_says_nothing
         abandoned=known.abandoned[order],
         missing=None if known.missing is None else known.missing[order],
     )
-    wealth = log_wealth(count(mature(known, timeout=10).counted), max_em_drop=max_em_drop)
-    again = log_wealth(count(mature(shuffled, timeout=10).counted), max_em_drop=max_em_drop)
+    wealth = log_wealth(count_outcomes(mature(known, timeout=10).counted), max_em_drop=max_em_drop)
+    again = log_wealth(count_outcomes(mature(shuffled, timeout=10).counted), max_em_drop=max_em_drop)
     assert np.array_equal(wealth, again)
     later = replace(known, labelled=np.ones(len(known), dtype=np.bool_))
-    assert (log_wealth(count(mature(later, timeout=10).counted), max_em_drop=max_em_drop) >= wealth).all()
+    assert (log_wealth(count_outcomes(mature(later, timeout=10).counted), max_em_drop=max_em_drop) >= wealth).all()
 
 
 # --------------------------------------------------------------------------- whether it counts
@@ -154,25 +154,25 @@ def test_gold_is_asked_for_where_it_pays_and_the_most_urgent_first() -> None:
         age=[3.0, 3.0, 9.0, 12.0, 30.0, 9.0],
         abandoned=[False, False, False, False, False, True],
     )
-    wanted = labels_wanted(asked, deployed=0, timeout=10)
+    wanted = select_label_requests(asked, deployed=0, timeout=10)
     assert wanted.rows.tolist() == [2, 0, 3, 4], "soonest due, then due later, then those that are late"
     assert wanted.left.tolist() == [1.0, 7.0, -2.0, -20.0]
 
 
 def test_only_levels_in_play_are_worth_a_label() -> None:
     high = audits(disagrees=[[False, False, False, True]], labelled=[False])
-    assert labels_wanted(high, deployed=0, timeout=10).rows.tolist() == [], "two levels above 0 it still agrees"
-    assert labels_wanted(high, deployed=1, timeout=10).rows.tolist() == [0]
-    assert labels_wanted(high, deployed=0, timeout=10, ahead=3).rows.tolist() == [0]
+    assert select_label_requests(high, deployed=0, timeout=10).rows.tolist() == [], "two levels above 0 it still agrees"
+    assert select_label_requests(high, deployed=1, timeout=10).rows.tolist() == [0]
+    assert select_label_requests(high, deployed=0, timeout=10, ahead=3).rows.tolist() == [0]
     unseen = replace(high, missing=np.array([[False, False, False, True]]))
-    assert labels_wanted(unseen, deployed=3, timeout=10).rows.tolist() == [], "there is no answer to judge"
+    assert select_label_requests(unseen, deployed=3, timeout=10).rows.tolist() == [], "there is no answer to judge"
 
 
 @given(known=any_audits(), deployed=st.integers(0, 5))
 @settings(max_examples=60, derandomize=True, deadline=None)
 def test_no_label_but_those_asked_for_would_change_a_level_in_play(known: Audits, deployed: int) -> None:
     in_play = slice(0, deployed + 3)
-    asked = labels_wanted(known, deployed=deployed, timeout=10).rows
+    asked = select_label_requests(known, deployed=deployed, timeout=10).rows
     labelled = known.labelled.copy()
     labelled[asked] = True
     enough = counted_as(replace(known, labelled=labelled))[:, in_play]
@@ -187,13 +187,15 @@ def test_with_labels_only_where_asked_the_certificate_is_the_one_of_all_labels()
     truth = audits(n, z=((rng.random((n, 1)) < 0.3) * disagrees).astype(np.int8), disagrees=disagrees)
 
     def level(known: Audits) -> int:
-        return certified_level(log_wealth(count(mature(known, timeout=10).counted), max_em_drop=0.02), delta=0.05)
+        return certified_level(
+            log_wealth(count_outcomes(mature(known, timeout=10).counted), max_em_drop=0.02), delta=0.05
+        )
 
     known = replace(truth, labelled=np.zeros(n, dtype=np.bool_))
     without = level(known)
     for _ in range(n_levels):  # each answered request lets the certificate climb, which makes more worth asking
         labelled = known.labelled.copy()
-        labelled[labels_wanted(known, deployed=level(known), timeout=10).rows] = True
+        labelled[select_label_requests(known, deployed=level(known), timeout=10).rows] = True
         known = replace(known, labelled=labelled)
     assert without < level(known) == level(truth)
     assert known.labelled.mean() < 0.1, "at a tenth of the labels"

@@ -19,8 +19,8 @@ from suffice.assurance.pressure import (
     Operation,
     Stance,
     level_of,
-    look,
     strain,
+    update_pressure,
 )
 from suffice.settings import Pressure
 
@@ -41,7 +41,7 @@ class Walk:
     def tell(self, queue: float | None, *, dt_s: float = TICK_S) -> Operation:
         self.now_s += dt_s
         before = self.operation
-        self.operation = look(before, self.targets, LoadSample(queue=queue), now_s=self.now_s)
+        self.operation = update_pressure(before, self.targets, LoadSample(queue=queue), now_s=self.now_s)
         if self.operation.stance != before.stance:
             self.moves.append((self.now_s, self.operation.stance))
         assert self.operation.n_moves == len(self.moves)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.sample_ratio import LOG_ALARM, Draws, broken, drawn, log_sample_ratio
+from suffice.assurance.sample_ratio import LOG_ALARM, Draws, broken, count_draws, log_sample_ratio
 from suffice.rollout.assign import assign_audit
 
 shares = st.sampled_from([0.0, 0.02, 0.05, 0.1, 1.0])
@@ -33,13 +33,13 @@ def lots(n: int, share: float, *, lost: float = 0.0, seed: int = 0) -> tuple[lis
 
 
 def log_e_of(audit: list[bool], odds: list[float]) -> float:
-    return log_sample_ratio(drawn(np.array(audit), np.array(odds)))
+    return log_sample_ratio(count_draws(np.array(audit), np.array(odds)))
 
 
 def test_lots_as_they_are_logged_make_one_share_and_no_alarm() -> None:
     audit, odds = lots(20_000, 0.05)
     assert 1 - (1 - 0.05) != 0.05, "which is why shares are rounded"
-    draws = drawn(np.array(audit), np.array(odds))
+    draws = count_draws(np.array(audit), np.array(odds))
     assert [share for share, _, _ in draws.by_share] == [0.05]
     assert log_sample_ratio(draws) < 0
     assert broken(draws) is None
@@ -47,7 +47,7 @@ def test_lots_as_they_are_logged_make_one_share_and_no_alarm() -> None:
 
 def test_a_sampler_that_loses_audits_is_found_and_told() -> None:
     audit, odds = lots(8_000, 0.05, lost=0.4)
-    told = broken(drawn(np.array(audit), np.array(odds)))
+    told = broken(count_draws(np.array(audit), np.array(odds)))
     assert told is not None
     assert "in 8000 requests where 400 were expected" in told
     assert told.startswith(str(sum(audit)))
@@ -70,9 +70,9 @@ def test_counting_in_batches_and_in_any_order_is_counting_at_once(seed: int, cut
     audit = rng.random(300) < share
     odds = np.where(audit, share, 1 - share)
     order = rng.permutation(300)
-    whole = drawn(audit, odds)
-    assert drawn(audit[:cut], odds[:cut]) + drawn(audit[cut:], odds[cut:]) == whole
-    assert drawn(audit[order], odds[order]) == whole
+    whole = count_draws(audit, odds)
+    assert count_draws(audit[:cut], odds[:cut]) + count_draws(audit[cut:], odds[cut:]) == whole
+    assert count_draws(audit[order], odds[order]) == whole
     assert sum(n for _, n, _ in whole.by_share) == 300
     assert sum(k for _, _, k in whole.by_share) == audit.sum()
 
@@ -90,7 +90,7 @@ def test_the_evidence_is_a_bet_on_each_lot_in_turn_each_share_on_its_own(seed: i
         predicted = (100 * rho + k) / (100 + n)
         log_e += log(predicted / rho) if won else log((1 - predicted) / (1 - rho))
         seen[rho] = [n + 1, k + won]
-    assert log_sample_ratio(drawn(audit, np.where(audit, share, 1 - share))) == pytest.approx(log_e, abs=1e-9)
+    assert log_sample_ratio(count_draws(audit, np.where(audit, share, 1 - share))) == pytest.approx(log_e, abs=1e-9)
 
 
 def test_where_there_is_no_lottery_one_exception_is_proof() -> None:
@@ -102,7 +102,7 @@ def test_where_there_is_no_lottery_one_exception_is_proof() -> None:
 
 def test_nothing_drawn_is_no_evidence() -> None:
     assert log_sample_ratio(Draws()) == 0
-    assert broken(drawn(np.array([], dtype=np.bool_), np.array([]))) is None
+    assert broken(count_draws(np.array([], dtype=np.bool_), np.array([]))) is None
 
 
 def test_faults_that_touch_two_shares_are_seen_together() -> None:
@@ -114,7 +114,7 @@ def test_faults_that_touch_two_shares_are_seen_together() -> None:
 @pytest.mark.parametrize("odds", [0.0, -0.1, 1.1, float("nan")])
 def test_odds_that_no_lottery_has_are_refused(odds: float) -> None:
     with pytest.raises(ValueError, match="propensity: need"):
-        drawn(np.array([True]), np.array([odds]))
+        count_draws(np.array([True]), np.array([odds]))
 
 
 @pytest.mark.parametrize("weight", [1.0, 10.0, 100.0])

@@ -7,7 +7,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from suffice.assurance.satisfaction import RatedRun, SatisfactionVerdict, floor_of, judge, next_safer, satisfaction_of
+from suffice.assurance.satisfaction import (
+    RatedRun,
+    SatisfactionVerdict,
+    floor_of,
+    judge_satisfaction,
+    next_safer,
+    satisfaction_of,
+)
 from suffice.types import Feedback
 
 SHARE = 0.1  # of audits
@@ -31,7 +38,7 @@ def ratings(seed: int, n: int, *, full: float, stopped: float, peace: int = 0, t
 
 def verdicts(n_seeds: int, n: int, *, floor: float, delta: float = 0.05, **world: float) -> list[SatisfactionVerdict]:
     return [
-        judge(
+        judge_satisfaction(
             ratings(
                 seed,
                 n,
@@ -108,7 +115,7 @@ def test_what_it_takes_to_prove_a_fall_in_thumbs() -> None:
             audit = rng.random(8_000) < SHARE
             up = rng.random(8_000) < np.where(audit, 0.85, 0.85 - fall)
             rated = [RatedRun(audit=bool(a), satisfaction=float(u)) for a, u in zip(audit, up, strict=True)]
-            found = judge(rated, min_satisfaction=ANYTHING, delta=0.05)
+            found = judge_satisfaction(rated, min_satisfaction=ANYTHING, delta=0.05)
             assert found.safer
             n_pairs.append(found.n_pairs)
         taken[fall] = float(np.median(n_pairs))
@@ -122,9 +129,9 @@ def test_what_it_takes_to_prove_a_fall_in_thumbs() -> None:
 
 def test_a_pair_needs_both_sides_and_takes_all_that_wait() -> None:
     audit, stopped = RatedRun(audit=True, satisfaction=1.0), RatedRun(audit=False, satisfaction=0.0)
-    nothing = judge([audit] * 50, min_satisfaction=0.9, delta=0.05)
+    nothing = judge_satisfaction([audit] * 50, min_satisfaction=0.9, delta=0.05)
     assert (nothing.n_pairs, nothing.e_value, nothing.drop, nothing.stopped) == (0, 1.0, None, None)
-    one = judge(
+    one = judge_satisfaction(
         [audit, audit, stopped, RatedRun(audit=False, satisfaction=0.5), RatedRun(audit=True, satisfaction=0.25)],
         min_satisfaction=0.9,
         delta=0.05,
@@ -132,14 +139,18 @@ def test_a_pair_needs_both_sides_and_takes_all_that_wait() -> None:
     assert one.n_pairs == 1
     assert one.drop == pytest.approx((1 + 1 + 0.25) / 3 - 0.25)
     assert one.stopped == pytest.approx(0.25)
-    assert judge([stopped] * 50, min_satisfaction=0.9, delta=0.05).safer is False, "no audit, no comparison"
+    assert judge_satisfaction([stopped] * 50, min_satisfaction=0.9, delta=0.05).safer is False, (
+        "no audit, no comparison"
+    )
 
 
 def test_the_latest_stopped_runs_are_compared_with_the_floor() -> None:
     good, bad, audit = (RatedRun(audit=a, satisfaction=s) for a, s in [(False, 1.0), (False, 0.0), (True, 1.0)])
     proven = [bad, audit] * 40 + [good] * 2_000
-    assert judge(proven, min_satisfaction=0.9, delta=0.05).safer, "at the moment when both held"
-    late = judge([bad, audit, bad, audit] + [good] * 2_000 + [bad, audit] * 40, min_satisfaction=0.6, delta=0.05)
+    assert judge_satisfaction(proven, min_satisfaction=0.9, delta=0.05).safer, "at the moment when both held"
+    late = judge_satisfaction(
+        [bad, audit, bad, audit] + [good] * 2_000 + [bad, audit] * 40, min_satisfaction=0.6, delta=0.05
+    )
     assert late.stopped is not None
     assert late.stopped > 0.6
     assert not late.safer
@@ -162,4 +173,4 @@ def test_stars_and_thumbs_become_fractions() -> None:
 )
 def test_what_has_no_meaning_is_refused(floor: float, delta: float, satisfaction: float) -> None:
     with pytest.raises(ValueError, match=r"min_satisfaction|satisfaction: got"):
-        judge([RatedRun(audit=True, satisfaction=satisfaction)], min_satisfaction=floor, delta=delta)
+        judge_satisfaction([RatedRun(audit=True, satisfaction=satisfaction)], min_satisfaction=floor, delta=delta)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from suffice.server import serving
-from suffice.settings import Settings, parse
+from suffice.server import serve_in_loop
+from suffice.settings import Settings, parse_settings
 
 Pairs = Iterable[tuple[str, str]]
 COMPLETION = (
@@ -141,7 +141,7 @@ class Stage:
 
 def settings_for(upstream: HostileUpstream, folder: Path, **tables: Any) -> Settings:
     """Routes `off` and `observe`, chosen by the model's name, on one upstream."""
-    return parse(
+    return parse_settings(
         {
             "upstreams": {"up": {"url": upstream.url, "retries": 0}},
             "routes": {
@@ -164,7 +164,7 @@ def stage(folder: Path, **tables: Any) -> Iterator[Stage]:
 
         async def serve() -> None:
             end = asyncio.Event()
-            async with serving(settings) as url:
+            async with serve_in_loop(settings) as url:
                 told.extend((url, asyncio.get_running_loop(), end))
                 ready.set()
                 await end.wait()

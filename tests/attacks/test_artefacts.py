@@ -21,13 +21,13 @@ from suffice.gateway import last_good
 from suffice.gateway.last_good import LastGood
 from suffice.learn.version import FoldedVersion as Models
 from suffice.learn.version import load_version, read_version
-from suffice.model.artefact import dump, load
+from suffice.model.artefact import dump_model, load_model
 from suffice.model.calibration import Isotonic
 from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
 from suffice.model.stop import StopModel, TrainingRecord, canonical
 from suffice.policy.learned import LearnedPolicy
-from suffice.rollout.versions import check_address, open_version, seal
+from suffice.rollout.versions import check_address, open_version, seal_version
 from suffice.store.database import schema
 from suffice.store.routes.rollouts import version_at
 from suffice.types import Signals
@@ -61,17 +61,17 @@ def _no_line(sealed: bytes) -> bytes:
 
 
 def _of_another_key(_: bytes) -> bytes:
-    return seal(learned(), secret="another deployment's")
+    return seal_version(learned(), secret="another deployment's")
 
 
 def _signature_of_another(sealed: bytes) -> bytes:
     mark, address, _, content = _parts(sealed)
-    return _joined(mark, address, _parts(seal(rule(), secret=SECRET))[2], content)
+    return _joined(mark, address, _parts(seal_version(rule(), secret=SECRET))[2], content)
 
 
 def _content_of_another(sealed: bytes) -> bytes:
     mark, address, signature, _ = _parts(sealed)
-    return _joined(mark, address, signature, _parts(seal(rule(), secret=SECRET))[3])
+    return _joined(mark, address, signature, _parts(seal_version(rule(), secret=SECRET))[3])
 
 
 def _in_capitals(sealed: bytes) -> bytes:
@@ -100,7 +100,7 @@ def _carriage_return(sealed: bytes) -> bytes:
 
 
 def _a_last_good_file(_: bytes) -> bytes:
-    return last_good.seal(LastGood(at_s=1.0, seq=1), secret=SECRET)
+    return last_good.seal_last_good(LastGood(at_s=1.0, seq=1), secret=SECRET)
 
 
 SIGNED = (
@@ -122,14 +122,14 @@ SIGNED = (
 @pytest.mark.parametrize("attack", SIGNED, ids=lambda attack: attack.__name__.strip("_"))
 def test_a_version_that_was_not_sealed_here_is_never_opened(attack: Callable[[bytes], bytes]) -> None:
     with pytest.raises(ConfigError, match=r"^version: "):
-        open_version(attack(seal(learned(), secret=SECRET)), secret=SECRET)
+        open_version(attack(seal_version(learned(), secret=SECRET)), secret=SECRET)
 
 
 def test_a_sealed_version_of_another_address_is_not_the_one_that_was_asked_for() -> None:
     """An older, worse version of the same deployment is validly signed: only its address tells them apart."""
     older, newer = rule(0.6), rule(0.99)
     with pytest.raises(ConfigError, match="asked for was"):
-        open_version(seal(older, secret=SECRET), secret=SECRET, address=newer.address)
+        open_version(seal_version(older, secret=SECRET), secret=SECRET, address=newer.address)
 
 
 @pytest.mark.parametrize(
@@ -159,10 +159,10 @@ def test_nothing_but_an_address_becomes_one(address: str) -> None:
 def test_a_row_of_artefacts_that_somebody_rewrote_does_not_serve(tmp_path: Path, attack: str) -> None:
     wanted, older = rule(0.99), rule(0.6)
     body: object = {
-        "a sealed older one": seal(older, secret=SECRET).decode(),
+        "a sealed older one": seal_version(older, secret=SECRET).decode(),
         "unsigned": canonical(wanted.plain()).decode(),
-        "of another secret": seal(wanted, secret="another").decode(),
-        "a blob": seal(wanted, secret=SECRET)[:-1].decode(),
+        "of another secret": seal_version(wanted, secret="another").decode(),
+        "a blob": seal_version(wanted, secret=SECRET)[:-1].decode(),
     }.get(attack)
     with closing(sqlite3.connect(tmp_path / "log.db", isolation_level=None)) as log:
         schema.migrate(log, "log")
@@ -238,7 +238,7 @@ def _with_part(part: dict[str, Any]) -> dict[str, Any]:
 def test_what_is_no_tree_is_refused_at_once(attack: str) -> None:
     plain, began_s = _with_part({"kind": "trees", "baseline": 0.0, "trees": [TREES[attack]]}), time.process_time()
     with pytest.raises(ConfigError) as refused:
-        load(plain)
+        load_model(plain)
     assert time.process_time() - began_s < CPU_S
     assert len(str(refused.value)) < 300
 
@@ -336,7 +336,7 @@ def _model(weights: tuple[float, ...], features: tuple[str, ...], calibration: I
 @pytest.mark.parametrize("weights", [(1e300, -1e300), (-1e300, 1e300)], ids=str)
 def test_weights_that_come_to_no_number_stop_no_run(weights: tuple[float, float], calibration: Isotonic | None) -> None:
     """Each is in its range; the products overflow, and infinity less infinity is no number."""
-    model = load(dump(_model((*weights, 0.0), ("tokens_used", "step", "confidence"), calibration)))
+    model = load_model(dump_model(_model((*weights, 0.0), ("tokens_used", "step", "confidence"), calibration)))
     seen = Signals(step=10**9, tokens_used=10**9, answer="7", confidence=0.95, agreement=0.9)
     assert model.suffices.score([1e9, 1e9, 0.95]) < 0.5
     assert LearnedPolicy(model=model, threshold=0.5).decide(seen).action == "continue"
@@ -379,12 +379,12 @@ GOOD = LastGood(at_s=1_000.0, seq=7)
 )
 def test_an_old_copy_put_back_is_served_for_its_hour_and_no_longer(now_s: float, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        last_good.opened(last_good.seal(GOOD, secret=SECRET), secret=SECRET, now_s=now_s, most_s=3_600.0)
+        last_good.open_sealed(last_good.seal_last_good(GOOD, secret=SECRET), secret=SECRET, now_s=now_s, most_s=3_600.0)
 
 
 @pytest.mark.parametrize("attack", ["younger", "unsigned", "another secret", "a version", "deep", "cut", "a folder"])
 def test_a_last_good_file_that_was_not_written_here_is_not_served(tmp_path: Path, attack: str) -> None:
-    file, sealed = tmp_path / "log.db.good", last_good.seal(GOOD, secret=SECRET)
+    file, sealed = tmp_path / "log.db.good", last_good.seal_last_good(GOOD, secret=SECRET)
     if attack == "a folder":
         file.mkdir()
     else:
@@ -393,11 +393,11 @@ def test_a_last_good_file_that_was_not_written_here_is_not_served(tmp_path: Path
             {
                 "younger": line + b"\n" + content.replace(b"1000.0", b"9000.0"),
                 "unsigned": content,
-                "another secret": last_good.seal(GOOD, secret="another"),
-                "a version": seal(rule(), secret=SECRET),
+                "another secret": last_good.seal_last_good(GOOD, secret="another"),
+                "a version": seal_version(rule(), secret=SECRET),
                 "deep": line + b"\n" + b"[" * 100_000,
                 "cut": sealed[:-3],
             }[attack]
         )
     with pytest.raises(ConfigError, match=r"log\.db\.good"):
-        last_good.read(file, secret=SECRET, now_s=1_001.0, most_s=3_600.0)
+        last_good.read_last_good(file, secret=SECRET, now_s=1_001.0, most_s=3_600.0)

@@ -20,10 +20,10 @@ from suffice.cli.main import main
 from suffice.errors import StoreError
 from suffice.store.audit.chain import Appender
 from suffice.store.audit.heads import append_line, line_of, read_heads, signing_key
-from suffice.store.audit.verify import verify
+from suffice.store.audit.verify import verify_chain
 from suffice.store.rows.audit_events import Erasure, WordsErased
 from suffice.store.rows.events import to_row
-from suffice.wiring.bundle import sealed
+from suffice.wiring.bundle import write_bundle
 from tests.audit_bundle.made import made_log
 from tests.audit_bundle.test_forgeries import Lines, audit, requests, resealed, written
 from tests.store.made_chain import copied, cut_tail, found_head, made, published, rebuild, said, write
@@ -102,7 +102,7 @@ def test_a_changed_file_does_not_verify(whole: sqlite3.Connection, attack: str) 
         before = list(log.iterdump())
         log.executescript(ROWS[attack])
         assert list(log.iterdump()) != before, "the attack did nothing"
-        verdict = verify(log)
+        verdict = verify_chain(log)
     assert not verdict.ok
     assert verdict.bad is not None
     assert verdict.bad.what.startswith(("edited", "removed", "added", "reordered", "is digested", "does not follow"))
@@ -112,7 +112,7 @@ def test_a_log_whose_chain_was_dropped_does_not_verify(whole: sqlite3.Connection
     with closing(copied(whole)) as log:
         log.execute("DROP TABLE chain")
         with pytest.raises(StoreError, match="chain"):
-            verify(log)
+            verify_chain(log)
 
 
 # ---- erasing as a cover ----------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def _erase_with(log: sqlite3.Connection, change: str) -> None:
 def test_an_erasure_covers_words_and_nothing_else(whole: sqlite3.Connection, attack: str, change: str) -> None:
     with closing(copied(whole)) as log:
         _erase_with(log, change)
-        verdict = verify(log)
+        verdict = verify_chain(log)
     assert verdict.ok is (attack == "nothing else"), verdict.bad
     assert verdict.ok is (verdict.n_erased == 1) or verdict.bad is not None
 
@@ -194,8 +194,8 @@ def test_a_log_that_fits_in_itself_is_found_by_a_head_that_was_kept(
     kept = found_head(whole)
     with closing(copied(whole)) as log:
         attack(log)
-        assert verify(log).ok, "this is what the page of the threat model says does not hold"
-        assert not verify(log, [kept]).ok
+        assert verify_chain(log).ok, "this is what the page of the threat model says does not hold"
+        assert not verify_chain(log, [kept]).ok
 
 
 # ---- heads -----------------------------------------------------------------------------------------------------------
@@ -343,7 +343,7 @@ def test_a_name_in_the_log_does_not_command_the_terminal(tmp_path: Path) -> None
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lines, Path]:
     folder = tmp_path_factory.mktemp("bundle")
     settings = made_log(folder)
-    lines = [json.loads(line) for line in sealed(settings, "r", None, where="b", author="ann", reason="check")]
+    lines = [json.loads(line) for line in write_bundle(settings, "r", None, where="b", author="ann", reason="check")]
     return lines, folder / "heads.jsonl"
 
 
@@ -507,4 +507,4 @@ def test_said_twice_is_still_one_row(whole: sqlite3.Connection) -> None:
         before = found_head(log)
         write(log, [said(1), published(1)])  # replayed: both keys are there
         assert found_head(log) == before
-        assert verify(log, [before]).ok
+        assert verify_chain(log, [before]).ok

@@ -12,7 +12,7 @@ import pytest
 
 from suffice.errors import ConfigError
 from suffice.gateway.app import endpoints
-from suffice.settings import parse
+from suffice.settings import parse_settings
 from tests.attacks.hostile import Answer, Stage, answer_of, stage
 from tests.console.visitor import people_of
 
@@ -391,13 +391,13 @@ def test_without_a_list_no_preflight_is_answered(g: Stage) -> None:
 )
 def test_no_origin_that_means_many_or_none_can_be_listed(origin: str) -> None:
     with pytest.raises(ConfigError, match=r"server\.allowed_origins"):
-        parse({"server": {"allowed_origins": [origin]}})
+        parse_settings({"server": {"allowed_origins": [origin]}})
 
 
 @pytest.mark.parametrize("name", ["*", "*.example.com", "https://a.example", "a.example:8400", "a/b", "", "a b"])
 def test_no_host_that_means_many_or_none_can_be_listed(name: str) -> None:
     with pytest.raises(ConfigError, match=r"server\.allowed_hosts"):
-        parse({"server": {"allowed_hosts": [name]}})
+        parse_settings({"server": {"allowed_hosts": [name]}})
 
 
 # --------------------------------------------------------------------------- a session of the console

@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from suffice.testing import EchoNonce, FakeRequest, FakeUpstream, GatewayProcess, Reply
-from suffice.testing.process import toml
+from suffice.testing.process import nested_toml
 
 CHAT = "/v1/chat/completions"
 SECRET = "sk-never-told"
@@ -373,7 +373,7 @@ def test_a_model_that_thinks_for_longer_than_any_limit_of_the_client_is_waited_f
 def limited(folder: Path, settings: dict[str, Any], n_descriptors: int) -> Iterator[tuple[str, int]]:
     """`suffice serve` as a process that may have so many descriptors, and no more."""
     raw = {**settings, "store": {"url": f"sqlite:///{folder / 'log.db'}"}}
-    (folder / "suffice.toml").write_text(toml(raw), encoding="utf-8")
+    (folder / "suffice.toml").write_text(nested_toml(raw), encoding="utf-8")
     code = "from suffice.cli.main import main; main()"
     paths = os.pathsep.join(path for path in sys.path if path)
     command = [
@@ -567,7 +567,7 @@ def test_a_signal_that_means_nothing_does_nothing(gateway: GatewayProcess, numbe
 def test_standard_error_that_nobody_reads_holds_nobody_up(tmp_path: Path, fake: FakeUpstream) -> None:
     """The access log fills the pipe; requests are answered all the same, and the process still ends."""
     settings = {"upstreams": {"up": {"url": fake.url}}, "store": {"url": f"sqlite:///{tmp_path / 'log.db'}"}}
-    (tmp_path / "suffice.toml").write_text(toml(settings), encoding="utf-8")
+    (tmp_path / "suffice.toml").write_text(nested_toml(settings), encoding="utf-8")
     command = [sys.executable, "-c", "from suffice.cli.main import main; main()", "serve"]
     command += ["--config", str(tmp_path / "suffice.toml"), "--port", "0"]
     paths = os.pathsep.join(path for path in sys.path if path)

@@ -24,7 +24,7 @@ from suffice.review.select import Demand, share_out
 from suffice.rollout.evidence import RolloutEvidence, UnitRun
 from suffice.rollout.guardrails import GuardrailValue, read_live
 from suffice.rollout.rules import Rules
-from suffice.settings import parse
+from suffice.settings import parse_settings
 from suffice.store.database.views import read_events
 from suffice.store.rows.events import FeedbackGiven
 from suffice.testing import FakeUpstream, GatewayProcess, ScriptedThought
@@ -148,7 +148,7 @@ def test_a_label_of_an_unkept_run_says_what_the_gateway_saw_and_not_what_its_sen
 
 # ---- what is remembered, without a gateway --------------------------------------------------------
 
-SETTINGS = parse({"upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "routes": {"r": ROUTE}})
+SETTINGS = parse_settings({"upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "routes": {"r": ROUTE}})
 REQUEST = Request(
     episode_id="e",
     route="r",
@@ -247,7 +247,7 @@ def test_what_a_gateway_remembers(attack: Callable[[LogSampler], None]) -> None:
 @pytest.mark.parametrize("per_day", [-1, 10_001, 10**30, "50", 1.5, None, True, float("nan")], ids=repr)
 def test_a_daily_cap_that_is_none_is_refused(per_day: Any) -> None:
     with pytest.raises(ConfigError, match=r"review\.per_day"):
-        parse({"review": {"per_day": per_day}})
+        parse_settings({"review": {"per_day": per_day}})
 
 
 def demand(name: str, **changes: Any) -> Demand:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from suffice.gateway.kill import KillSwitch, pull, release
+from suffice.gateway.kill import KillSwitch, clear_switch, set_switch
 from suffice.store.database.presence import MOST_REASON_BYTES as MOST_BYTES
 from suffice.store.rows.events import to_row
 from suffice.store.rows.kill_events import KillSwitched
@@ -88,7 +88,7 @@ def test_what_was_taken_away_releases_it(tmp_path: Path, thing: str) -> None:
     THINGS[thing](file)
     switch = KillSwitch(file)
     assert switch.on
-    assert release(file)
+    assert clear_switch(file)
     switch.look()
     assert not switch.on
 
@@ -107,7 +107,7 @@ def test_what_was_taken_away_releases_it(tmp_path: Path, thing: str) -> None:
 )
 def test_a_reason_stays_in_its_line(tmp_path: Path, reason: str, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "suffice.kill"
-    pull(file, reason, "ann")
+    set_switch(file, reason, "ann")
     with caplog.at_level("WARNING", logger="suffice"):
         switch = KillSwitch(file)
     assert switch.on

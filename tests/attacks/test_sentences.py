@@ -14,11 +14,11 @@ from click.testing import CliRunner
 from suffice.cli.inspect.phase import phase_lines
 from suffice.cli.main import main
 from suffice.control.loop.certify import RouteLoop
-from suffice.review.decide import DecisionRows, IncidentForm, Now, decide, in_words
+from suffice.review.decide import DecisionRows, IncidentForm, Now, in_words, resolve_incident
 from suffice.review.holds import NO_HOLDS
 from suffice.review.override import Override, in_effect
 from suffice.review.route_guarantee import GuaranteeInputs, guarantee_of
-from suffice.settings import Route, Settings, Store, parse
+from suffice.settings import Route, Settings, Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.routes.in_force import InForce
 from suffice.store.routes.phases import phase_of
@@ -119,7 +119,7 @@ AUDITS = [event for number in range(100, 130) for event in run(number, audit=Tru
 
 
 def settings_of(folder: Path, route: dict[str, Any]) -> Settings:
-    return parse(
+    return parse_settings(
         {
             "upstreams": {"up": {"url": "http://127.0.0.1:9", "driver": "vllm"}},
             "routes": {"r": {"upstream": "up", "mode": "enforce", "scorer": "number", **route}},
@@ -268,7 +268,9 @@ def test_a_resume_says_what_happens_then(tmp_path: Path, route: dict[str, Any], 
         pause=pause,
         publication=published(level=0).publication,
     )
-    found = decide(IncidentForm(incident="r:p1", decision="resume", reason="fine", author="ann"), now, now_s=2.0)
+    found = resolve_incident(
+        IncidentForm(incident="r:p1", decision="resume", reason="fine", author="ann"), now, now_s=2.0
+    )
     assert not isinstance(found, DecisionRows) or is_so in found.decision.after
     assert is_so in in_words(replace(now, pause=None), now_s=2.0)
 
@@ -308,11 +310,11 @@ def test_without_settings_nothing_is_promised_that_hangs_on_them(tmp_path: Path)
 def test_a_log_from_another_scorer_is_scored_anew(tmp_path: Path) -> None:
     from suffice.store.rows.events import FeedbackGiven
     from suffice.types import Feedback
-    from suffice.wiring import worker
+    from suffice.wiring import open_worker
 
     said = [FeedbackGiven(Feedback(feedback_id=f"f{n}", episode_id=f"ep{n}", gold="4.0")) for n in range(100, 130)]
     written(tmp_path, [*AUDITS, *said])
-    with worker(settings_of(tmp_path, {**RISKY, "scorer": "text"}), learning=False) as here:
+    with open_worker(settings_of(tmp_path, {**RISKY, "scorer": "text"}), learning=False) as here:
         assert here.once("rollup") is not None
     _, letters = status("--config", config_of(tmp_path, {**RISKY, "scorer": "text"}))
     _, numbers = status("--config", config_of(tmp_path, RISKY))

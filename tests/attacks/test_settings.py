@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from suffice.cli.main import main
 from suffice.errors import ConfigError
-from suffice.settings import parse
+from suffice.settings import parse_settings
 from suffice.wiring import load_settings, policy_table
 from tests.house.levels import LEVELS, RAW
 
@@ -150,7 +150,7 @@ def test_no_number_of_any_setting_is_infinite_negative_or_immense(value: float) 
     accepted = list[str]()
     for level, name in _numbers():
         try:
-            parse(_with(level, name, value))
+            parse_settings(_with(level, name, value))
         except ConfigError as refused:
             assert len(str(refused)) < 400  # noqa: PT017 - every one of some hundred is refused, each with its own words
         else:
@@ -162,7 +162,7 @@ def test_no_number_of_any_setting_is_infinite_negative_or_immense(value: float) 
 @pytest.mark.parametrize(("table", "name"), [("server", "port"), ("alerts", "smtp_port")])
 def test_a_port_is_one(table: str, name: str, port: int) -> None:
     with pytest.raises(ConfigError, match=name):
-        parse(_with((table,), name, port))
+        parse_settings(_with((table,), name, port))
 
 
 def _secrets() -> Iterator[tuple[tuple[str, ...], str]]:
@@ -177,7 +177,7 @@ def _secrets() -> Iterator[tuple[tuple[str, ...], str]]:
 def test_a_secret_in_the_place_of_its_variables_name_is_not_repeated(level: tuple[str, ...], name: str) -> None:
     for value in (CANARY, f"https://user:{CANARY}@host", f"ftp://user:{CANARY}@host"):
         with pytest.raises(ConfigError) as refused:
-            parse(_with(level, name, value))
+            parse_settings(_with(level, name, value))
         assert "canary" not in str(refused.value)
 
 
@@ -241,5 +241,5 @@ def test_policies_inside_policies_end_somewhere(tmp_path: Path) -> None:
     raw = copy.deepcopy(RAW)
     raw["routes"]["math"]["policy"] = inner
     began_s = time.process_time()
-    parse(raw)  # the same object twice on each of sixty floors: whoever walked it all would walk 2**60 tables
+    parse_settings(raw)  # the same object twice on each of sixty floors: whoever walked it all would walk 2**60 tables
     assert time.process_time() - began_s < CPU_S

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from suffice.settings import Settings, parse
+from suffice.settings import Settings, parse_settings
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen
-from suffice.wiring import deployment_salt, worker
+from suffice.wiring import deployment_salt, open_worker
 from tests.cli.test_audit import fill as append
 from tests.control.made import label, run
 
@@ -29,7 +29,7 @@ ROUTE = {
 
 def settings_of(folder: Path, **route: Any) -> Settings:
     """A route that certifies itself, and heads that are kept in a file."""
-    return parse(
+    return parse_settings(
         {
             "upstreams": {"up": {"url": "http://127.0.0.1:9"}},
             "routes": {"r": ROUTE | route},
@@ -70,5 +70,5 @@ def made_log(folder: Path, log: Iterable[Event] | None = None, **route: Any) -> 
 def fill(settings: Settings, log: Iterable[Event]) -> None:
     """Write more into the log, and let a worker certify what it proves now."""
     append(settings, log)
-    with worker(settings) as here:
+    with open_worker(settings) as here:
         assert all(report.ok for report in here.once("certify") or ())

@@ -23,10 +23,10 @@ import pytest
 from tools import verify_bundle as verifier
 
 from suffice.assurance.certify import Counts, log_wealth
-from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, measured
+from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, bound_fidelity
 from suffice.assurance.judge import CHARGE_CONFIDENCE
 from suffice.store.routes.in_force import read_decided
-from suffice.wiring.bundle import sealed
+from suffice.wiring.bundle import write_bundle
 from tests.audit_bundle.made import made_log
 
 Line = dict[str, Any]
@@ -43,7 +43,9 @@ def whole(folder: Path) -> Lines:
     """A bundle with everything that one may hold: a level between none and all, and audits of every kind."""
     settings = made_log(folder)
     for number in range(read_decided(folder / "log.db").of("r").n_publications, 0, -1):
-        lines = [json.loads(line) for line in sealed(settings, "r", number, where="b", author="ann", reason="check")]
+        lines = [
+            json.loads(line) for line in write_bundle(settings, "r", number, where="b", author="ann", reason="check")
+        ]
         kinds = {line.get("status") for line in lines}
         labelled, unlabelled = (
             any(bool(line.get("d")) and ("label" in line) == known for line in lines) for known in (True, False)
@@ -384,8 +386,8 @@ def test_the_verifier_is_small_and_shares_nothing_with_what_it_checks() -> None:
 
 def test_its_bounds_are_those_that_are_charged() -> None:
     for k, n in ((0, 300), (2, 1_000), (20, 2_000), (5, 5)):
-        bound = measured(k, n, confidence=FIDELITY_CONFIDENCE, anytime=False)
-        any_time = measured(k, n, confidence=CHARGE_CONFIDENCE)
+        bound = bound_fidelity(k, n, confidence=FIDELITY_CONFIDENCE, anytime=False)
+        any_time = bound_fidelity(k, n, confidence=CHARGE_CONFIDENCE)
         assert bound is not None
         assert any_time is not None
         assert verifier.finish_bound(k, n) == pytest.approx(bound.upper, abs=1e-9)

@@ -23,7 +23,7 @@ from suffice.settings import Settings
 from suffice.store.routes.in_force import read_decided
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.rows.sampling_events import RequestCount, RequestsCounted
-from suffice.wiring.bundle import sealed
+from suffice.wiring.bundle import write_bundle
 from tests.audit_bundle.made import BURST, ROUTE, SHARE, events, fill, made_log, settings_of
 
 OWNED = {"policy": {"policy": "beta", "threshold": 0.9}}
@@ -120,7 +120,7 @@ def bundles(settings: Settings, folder: Path) -> Iterator[tuple[list[dict[str, A
     """The bundle of each publication that rests on audits, and its file."""
     for number in range(1, read_decided(folder / "log.db").of("r").n_publications + 1):
         try:
-            lines = sealed(settings, "r", number, where="b", author="ann", reason="")
+            lines = write_bundle(settings, "r", number, where="b", author="ann", reason="")
         except ConfigError:
             continue
         (folder / "bundle.jsonl").write_bytes(b"".join(lines))
@@ -169,7 +169,7 @@ def test_audits_that_a_change_of_promise_gave_up_count_as_lost_whatever_they_cam
     assert held.epoch is not None
     given_up = {number for number, _ in held.epoch.pending}
     assert (held.n_epochs, len(given_up) > 0) == (2, True)
-    lines = sealed(settings, "r", held.n_publications, where="b", author="ann", reason="")
+    lines = write_bundle(settings, "r", held.n_publications, where="b", author="ann", reason="")
     (tmp_path / "bundle.jsonl").write_bytes(b"".join(lines))
     code = verifier.main([str(tmp_path / "bundle.jsonl"), "--head", str(tmp_path / "heads.jsonl")])
     assert code == 0, capsys.readouterr().out
@@ -179,7 +179,7 @@ def test_audits_that_a_change_of_promise_gave_up_count_as_lost_whatever_they_cam
 
 def test_no_answer_and_no_question_leaves_the_log(tmp_path: Path) -> None:
     settings = made_log(tmp_path)
-    lines = sealed(settings, "r", None, where="b", author="ann", reason="")
+    lines = write_bundle(settings, "r", None, where="b", author="ann", reason="")
     known = {
         "type",
         "n",
@@ -284,4 +284,4 @@ def test_a_log_that_was_rewritten_before_the_export_does_not_lead_to_its_publica
             "UPDATE events SET body = json_set(body, '$.outcome.steps', json('[]')) WHERE kind = 'outcome'"
         )
     with pytest.raises(StoreError, match="cannot be rebuilt"):
-        sealed(settings, "r", None, where="b", author="ann", reason="")
+        write_bundle(settings, "r", None, where="b", author="ann", reason="")

@@ -24,7 +24,7 @@ from suffice.assurance.forecast import ForecastWindow, forecast_drop, near_level
 from suffice.learn.audits import AuditRuns
 from suffice.learn.served import FoldedModels, fit_served
 from suffice.testing.simulated import USUAL, WORLDS, ClassWorld
-from suffice.testing.simulated.traffic import SimulatedTraffic, draw
+from suffice.testing.simulated.traffic import SimulatedTraffic, draw_traffic
 
 Floats = NDArray[np.float64]
 BUDGET: Final = 0.02
@@ -174,7 +174,7 @@ def pool(world: str, safer: int) -> Pool:
 
 
 def _runs(world: ClassWorld, way: float, n: int, seed: int) -> tuple[SimulatedTraffic, AuditRuns]:
-    made = draw(USUAL, world, np.full(n, way), np.random.default_rng([seed, round(100 * way)]))
+    made = draw_traffic(USUAL, world, np.full(n, way), np.random.default_rng([seed, round(100 * way)]))
     return made, online(made, np.zeros(n), seed=seed).runs
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import xlogy
 
-from suffice.assurance.certify import Counts, audits_to_certify, certified_level, count, log_wealth
+from suffice.assurance.certify import Counts, audits_to_certify, certified_level, count_outcomes, log_wealth
 from suffice.assurance.label_maturation import Audits, mature
 from suffice.scoring.base import build_scorer
 
@@ -68,7 +68,7 @@ def test_the_whole_grid_is_certified_too_far_by_hardly_any_stream() -> None:
     first_bad = int(np.argmax(risk >= MAX_EM_DROP))
     for _ in range(n_streams):
         z = (rng.random((2_000, 1)) < risk).astype(np.int8)
-        looks = [count(z[:n]) for n in range(100, 2_001, 100)]
+        looks = [count_outcomes(z[:n]) for n in range(100, 2_001, 100)]
         n_wrong += any(
             certified_level(log_wealth(counts, max_em_drop=MAX_EM_DROP), delta=DELTA) >= first_bad for counts in looks
         )
@@ -133,7 +133,7 @@ def ever_fooled(*, by_age: bool) -> float:
             # What is not done: what is known to be harmless enters at once, and only what waits for a label waits.
             known = audits.labelled | ~audits.disagrees[:, 1] | (age >= timeout)
             seen = matured.counted if by_age else matured.z[known]
-            if certified_level(log_wealth(count(seen), max_em_drop=MAX_EM_DROP), delta=DELTA):
+            if certified_level(log_wealth(count_outcomes(seen), max_em_drop=MAX_EM_DROP), delta=DELTA):
                 n_fooled += 1
                 break
     return n_fooled / n_streams
@@ -224,7 +224,7 @@ def test_fewer_labels_never_certify_more(seed: int, labelled: float) -> None:
     some = replace(full, labelled=rng.random(600) < labelled)
 
     def level(audits: Audits, *, label_free: bool = False) -> int:
-        counts = count(mature(audits, timeout=1, label_free=label_free).counted)
+        counts = count_outcomes(mature(audits, timeout=1, label_free=label_free).counted)
         return certified_level(log_wealth(counts, max_em_drop=MAX_EM_DROP), delta=DELTA)
 
     assert level(full, label_free=True) <= level(some) <= level(full)

@@ -12,7 +12,7 @@ import pytest
 from bench.claims.experiments import aa, cuped, ever_off, fallen, priced, radius, ramp, simpson, split, units
 
 from suffice.assurance.bounds import exact_binomial
-from suffice.rollout.effects import compare, guesses, latest
+from suffice.rollout.effects import compare_arms, guesses, latest_comparison
 from suffice.rollout.metrics import SATISFACTION
 
 
@@ -24,8 +24,8 @@ def surely_above(share: float, n: int, limit: float) -> bool:
 def test_the_simulation_uses_the_functions_that_ship() -> None:
     rng = np.random.default_rng(0)
     one = units(rng.random((1, 900)), rng.integers(0, 2, (1, 900)))
-    running = compare(one, guesses(one), 1, 0)
-    found = latest(running, 800)
+    running = compare_arms(one, guesses(one), 1, 0)
+    found = latest_comparison(running, 800)
     assert found is not None
     between = found.between(0.05)
     half = radius(running, 0.05, np.array([799]))[0, 0]
@@ -45,7 +45,7 @@ def test_the_interval_is_not_idle_and_one_too_narrow_is_found_out() -> None:
     rng = np.random.default_rng(3)
     shape, at = (300, 6_000), np.arange(9, 5_900, 10)
     one = units((rng.random(shape) < 0.5).astype(np.float64), rng.integers(0, 2, shape))
-    running = compare(one, guesses(one), 1, 0)
+    running = compare_arms(one, guesses(one), 1, 0)
     off = float(ever_off(running, 0.2, at).mean())
     narrow = float((np.abs(running.effect[:, at]) > 0.6 * radius(running, 0.2, at)).any(axis=1).mean())
     print(f"fair coins at an error of 20 %: off in {off:.1%}; at three fifths of the width in {narrow:.1%}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from suffice.assurance.certify import certified_level, count, log_wealth
+from suffice.assurance.certify import certified_level, count_outcomes, log_wealth
 from suffice.assurance.guard import ClassGuards
 
 CLASSES = ("easy", "medium", "hard", "overthinking")
@@ -37,7 +37,7 @@ def test_harm_that_the_pool_hides_is_found_in_the_class_that_suffers_it() -> Non
     n_certified, alarms, others = 0, [], 0
     for _ in range(40):
         names, z = audits(2_500, LOST, rng)
-        n_certified += certified_level(log_wealth(count(z), max_em_drop=0.02), delta=0.05) >= 2
+        n_certified += certified_level(log_wealth(count_outcomes(z), max_em_drop=0.02), delta=0.05) >= 2
         guards, n_hard, first = ClassGuards(4, 0.02), 0, None
         for name, outcome in zip(names, z, strict=True):
             n_hard += name == "hard"

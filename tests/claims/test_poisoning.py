@@ -12,7 +12,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.assurance.certify import Counts, count, log_wealth
+from suffice.assurance.certify import Counts, count_outcomes, log_wealth
 from suffice.assurance.label_maturation import Audits, mature
 from suffice.assurance.label_precedence import LabelSummary, TrustedLabel, hardened, stand
 
@@ -69,7 +69,7 @@ def counts_of(truth: Outcomes, standing: LabelSummary) -> Counts:
         age=np.full(N_AUDITS, 99.0),
         abandoned=np.zeros(N_AUDITS, dtype=np.bool_),
     )
-    return count(mature(audits, timeout=10).counted)
+    return count_outcomes(mature(audits, timeout=10).counted)
 
 
 def windows(lost: float, seed: int) -> Outcomes:
@@ -112,7 +112,7 @@ def test_hardened_counts_of_a_poisoned_window_prove_less_than_its_truth() -> Non
     for truth in windows(0.03, seed=7)[:100]:
         standing = stand(labels_of(truth, attack, rng), differing=differing_of(truth))
         told = counts_of(truth, standing)
-        true = count(np.where(truth == AGREES, 0, truth)[:, np.newaxis].repeat(2, axis=1).astype(np.int8))
+        true = count_outcomes(np.where(truth == AGREES, 0, truth)[:, np.newaxis].repeat(2, axis=1).astype(np.int8))
         seen = (told, hardened(told, standing.allowed), true)
         wealth = [float(log_wealth(counts, max_em_drop=MAX_EM_DROP)[1]) for counts in seen]
         n_moved += wealth[0] > wealth[2]

@@ -18,12 +18,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from suffice.learn.dataset import Dataset, build
+from suffice.learn.dataset import Dataset, build_dataset
 from suffice.learn.ragged import first_passages
 from suffice.learn.retrain import FitRecipe, fit_version, retrain
-from suffice.learn.rows import audit_runs, examples, good_rows
+from suffice.learn.rows import audit_runs, examples, good_rows_of_run
 from suffice.learn.stop_model import Examples, FitResult, fit
-from suffice.learn.version import FoldedVersion, as_served, served
+from suffice.learn.version import FoldedVersion, as_served, fold_version
 from tests.learn.made import World, episodes, match
 
 SEEDS = (0, 1, 2)
@@ -33,12 +33,12 @@ Bias = dict[str, tuple[float, float]]  # data set → too sure at the stops of t
 
 @pytest.fixture(scope="module")
 def truth() -> Dataset:
-    return build(episodes(5_000, seed=99, world=World(mode="observe")), match=match, most_audits=5_000)
+    return build_dataset(episodes(5_000, seed=99, world=World(mode="observe")), match=match, most_audits=5_000)
 
 
 @pytest.fixture(scope="module")
 def biases(truth: Dataset) -> list[Bias]:
-    return [bias(build(episodes(N_REQUESTS, seed), match=match, stopped_labels=True), truth) for seed in SEEDS]
+    return [bias(build_dataset(episodes(N_REQUESTS, seed), match=match, stopped_labels=True), truth) for seed in SEEDS]
 
 
 def bias(data: Dataset, truth: Dataset) -> Bias:
@@ -46,7 +46,7 @@ def bias(data: Dataset, truth: Dataset) -> Bias:
     inner = np.ones(len(truth.x), dtype=bool)
     inner[truth.last] = False
     stops = truth.stop[truth.stop >= 0]
-    good = good_rows(truth, "as-good")
+    good = good_rows_of_run(truth, "as-good")
     found = {}
     for name, model in models(data).items():
         p = model.scores(truth.own)
@@ -62,7 +62,7 @@ def models(data: Dataset) -> dict[str, FitResult]:
     full[data.last] = False
     whole, stops = np.flatnonzero(full), data.last[~data.full]
     right = stops[data.right[stops] == 1]
-    good = good_rows(data, "as-good")
+    good = good_rows_of_run(data, "as-good")
     made = {"ours": ours}
     for name, taken in (("naive", stops), ("right stops", right), ("unweighted", stops[:0])):
         made[name] = Examples(
@@ -99,7 +99,7 @@ def test_a_model_of_full_runs_as_they_come_holds_all_runs_for_hard_ones_and_ours
 
 def test_who_believes_a_naive_model_loses_more_than_it_said_and_who_believes_ours_does_not(truth: Dataset) -> None:
     """Stop as boldly as the model itself says costs at most five answers in a hundred: how many does it cost?"""
-    data = build(episodes(N_REQUESTS, seed=3), match=match, stopped_labels=True)
+    data = build_dataset(episodes(N_REQUESTS, seed=3), match=match, stopped_labels=True)
     lost = {name: lost_when_believed(model, truth, 0.05) for name, model in models(data).items()}
     print(f"lost where the model says at most 5 %: {lost}")
     assert lost["ours"] < 0.05
@@ -115,19 +115,21 @@ def lost_when_believed(model: FitResult, truth: Dataset, budget: float) -> float
     stops = rows != truth.last
     said = np.where(stops, risk[rows], 0.0).mean(axis=1)
     at = int(np.flatnonzero(said <= budget)[-1])
-    return float((stops[at] & ~good_rows(truth, "as-good")[rows[at]]).mean())
+    return float((stops[at] & ~good_rows_of_run(truth, "as-good")[rows[at]]).mean())
 
 
 def test_scheduled_refits_win_back_what_a_drift_has_cost() -> None:
     """Confidence turns round halfway. The old version has nothing left to save; one refit later the new one has."""
     world = World(mode="observe")
-    before = retrain(build(episodes(900, seed=61, world=world), match=match), max_em_drop=0.02, recipe=QUICK).version
+    before = retrain(
+        build_dataset(episodes(900, seed=61, world=world), match=match), max_em_drop=0.02, recipe=QUICK
+    ).version
     assert before is not None
     names = before.models[0].features
-    turned = build(turned_round(episodes(900, seed=62, world=world)), match=match, also=names)
+    turned = build_dataset(turned_round(episodes(900, seed=62, world=world)), match=match, also=names)
     refit = retrain(turned, before, max_em_drop=0.02, reason="drift", recipe=QUICK)
     assert refit.version is not None
-    fresh = build(turned_round(episodes(2_000, seed=63, world=world)), match=match, also=names)
+    fresh = build_dataset(turned_round(episodes(2_000, seed=63, world=world)), match=match, also=names)
     (none_saved, none_lost), (saved, lost) = (at_target(one, turned, fresh) for one in (before, refit.version))
     print(f"after the drift: saved {none_saved:.3f}, lost {none_lost:.4f}; with a refit {saved:.3f}, {lost:.4f}")
     assert refit.verdict == "better"
@@ -137,7 +139,7 @@ def test_scheduled_refits_win_back_what_a_drift_has_cost() -> None:
 
 def test_a_refit_on_three_thousand_audits_takes_less_than_two_seconds() -> None:
     """Of CPU, as wall time sees what else the machine does. One of three tries: a full cache costs CPU, too."""
-    data = build(episodes(3_000, seed=7, world=World(mode="observe")), match=match)
+    data = build_dataset(episodes(3_000, seed=7, world=World(mode="observe")), match=match)
     taken_s = list[float]()
     while not taken_s or (taken_s[-1] >= 2.0 and len(taken_s) < 3):
         began_s = time.process_time()
@@ -152,15 +154,15 @@ QUICK = FitRecipe(parts="linear", n_levels=21, with_values=False)
 
 def at_target(version: FoldedVersion, picked_on: Dataset, judged_on: Dataset) -> tuple[float, float]:
     """Saving and drop on fresh runs at the level that keeps the target on others."""
-    from suffice.learn.picking import pick
+    from suffice.learn.picking import pick_level
 
     rows = {}
     for name, data in (("pick", picked_on), ("judge", judged_on)):
         runs = audit_runs(data, np.arange(len(data)))
         runs = as_served(replace(runs, x=data.columns(version.models[0].features)), version)
-        rows[name] = (runs, served(version).rows(runs))
+        rows[name] = (runs, fold_version(version).rows(runs))
     runs, row = rows["pick"]
-    level = pick(runs.z[row].astype(np.float64), np.ones(len(runs)), 0.02)
+    level = pick_level(runs.z[row].astype(np.float64), np.ones(len(runs)), 0.02)
     runs, row = rows["judge"]
     return float(1 - runs.cost[row[:, level]].sum() / runs.full.sum()), float(runs.z[row[:, level]].mean())
 

@@ -18,15 +18,15 @@ from click.testing import CliRunner, Result
 from tests.store.made_chain import asked, cut_tail, edit, published, rebuild, remove_and_close_up, reorder_places, story
 from tests.store.test_erasing import CANARY, bytes_of, ended
 
-from suffice.cells import cell
+from suffice.cells import format_cell
 from suffice.cli.main import main
 from suffice.rollout.assign import conversation_key
-from suffice.settings import Settings, parse
+from suffice.settings import Settings, parse_settings
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.control_events import EnforcementPaused
 from suffice.store.rows.events import FeedbackGiven
 from suffice.types import Feedback, Pause
-from suffice.wiring import deployment_salt, gateway, load_settings, worker
+from suffice.wiring import build_gateway, deployment_salt, load_settings, open_worker
 from suffice.wiring.audit import differences, told_settings, user_name
 
 CONFIG = """
@@ -64,7 +64,7 @@ def call(*words: str | Path) -> Result:
 
 
 def export_head(config: Path) -> None:
-    with worker(load_settings(config), learning=False) as here:
+    with open_worker(load_settings(config), learning=False) as here:
         assert here.once("audit")
 
 
@@ -219,7 +219,7 @@ def test_a_verdict_of_wrong_is_told_as_one_of_right_is(config: Path) -> None:
 
 
 def test_a_cell_is_text_wherever_a_spreadsheet_would_compute() -> None:
-    assert [cell(one) for one in ("=1", "+1", "-1", "@x", "\tx", "\rx", "x=1", -1, 2.5, None, "")] == [
+    assert [format_cell(one) for one in ("=1", "+1", "-1", "@x", "\tx", "\rx", "x=1", -1, 2.5, None, "")] == [
         "'=1",
         "'+1",
         "'-1",
@@ -329,7 +329,7 @@ def test_what_cannot_be_erased_is_said(config: Path, words: tuple[str, ...], cod
 
 
 async def start(config: Path) -> None:
-    async with gateway(load_settings(config)):
+    async with build_gateway(load_settings(config)):
         pass
 
 
@@ -353,7 +353,7 @@ def test_settings_that_changed_are_a_row_and_unchanged_ones_are_none(config: Pat
 
 
 def test_no_secret_of_an_address_is_told_and_a_long_value_is_a_digest() -> None:
-    settings = parse(
+    settings = parse_settings(
         {
             "upstreams": {"u": {"url": "https://host/v1?key=s3cret", "api_key_env": "UPSTREAM_KEY"}},
             "routes": {"r": {"upstream": "u", "probe": {"closing": "x" * 5_000}}},

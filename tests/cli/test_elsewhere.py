@@ -153,9 +153,9 @@ def test_without_a_gateway(home: tuple[Path, str], elsewhere: Path) -> None:
 
 
 def written(url: str = "http://127.0.0.1:9") -> str:
-    from suffice.testing.process import toml
+    from suffice.testing.process import nested_toml
 
-    return toml({"upstreams": {"up": {"url": url}}, **SETTINGS})
+    return nested_toml({"upstreams": {"up": {"url": url}}, **SETTINGS})
 
 
 @pytest.mark.parametrize(("name", "command"), [one for one in leaves() if one[0] not in OTHERS])

@@ -23,7 +23,7 @@ from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.control_events import EpochBegan, PolicyPublished
 from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Epoch, Publication
-from suffice.wiring import decisions, load_settings
+from suffice.wiring import load_settings, open_decisions
 
 STABLE = json.dumps({"policy": "stable-answer", "streak": 2})
 CONFIG = """
@@ -168,7 +168,7 @@ def test_traces_are_cut_at_the_certified_level_that_is_in_force(log: Path) -> No
         upstream=(("qwen2.5-coder-0.5b-instruct-q4_k_m", "qwen", "f"),),
     )
     kept = {version.address: canonical(version.plain()).decode()}
-    with decisions(load_settings(log / "suffice.toml")) as writer:
+    with open_decisions(load_settings(log / "suffice.toml")) as writer:
         writer.write(None, [EpochBegan(epoch), PolicyPublished(made)], kept)
     result = export(own_traces("reasoning"), "--route", "r", "--consented", "--json")
     assert result.exit_code == 0, result.output

@@ -25,7 +25,7 @@ from suffice.cli.main import main
 from suffice.review.incident import of_pause
 from suffice.rollout.assign import question_key
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import reading
+from suffice.store.database.views import open_reader
 from suffice.store.people.holds import read_holds
 from suffice.store.people.reviews import read_reviews
 from suffice.store.rows.control_events import EnforcementPaused, EpochBegan, PolicyPublished
@@ -264,7 +264,7 @@ def test_status_says_what_is_held_and_what_waits(folder: Path) -> None:
     assert "to review              2 runs, 1 of them contradicted: suffice review next" in text
     (plain,) = lines(run(folder, "status", "--json"))
     assert (plain["held"]["n_to_review"], len(plain["held"]["overrides"])) == (2, 1)
-    with reading(folder / "log.db") as connection:
+    with open_reader(folder / "log.db") as connection:
         assert read_held(connection, read_holds(connection), now_s=1e12)["own"].n_to_review == 1
     assert held_lines(None) == []
 

@@ -12,7 +12,7 @@ from tests.gateway.test_last_good import GOOD
 
 from suffice.cli.inspect.status import status
 from suffice.gateway.last_good import GoodRoute
-from suffice.gateway.last_good import write as write_good
+from suffice.gateway.last_good import write_last_good as write_good
 from suffice.store.routes.in_force import InForce
 from suffice.types import Pause
 

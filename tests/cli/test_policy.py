@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from suffice.cli.main import main
-from suffice.wiring import decisions, load_settings
+from suffice.wiring import load_settings, open_decisions
 
 SETTINGS = """
 [upstreams.box]
@@ -46,7 +46,7 @@ class Person:
     def __init__(self, folder: Path) -> None:
         self.file = folder / "suffice.toml"
         self.file.write_text(SETTINGS.replace("FOLDER", str(folder)), encoding="utf-8")
-        decisions(load_settings(self.file)).close()  # a log, as the first start of a gateway makes it
+        open_decisions(load_settings(self.file)).close()  # a log, as the first start of a gateway makes it
 
     def says(self, *words: str) -> Result:
         return CliRunner().invoke(main, ["policy", *words, "--config", str(self.file)])

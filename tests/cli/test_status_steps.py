@@ -10,18 +10,18 @@ from pathlib import Path
 from bench.status import fill, sum_up
 
 from suffice.cli.inspect.status import read_statuses, statuses_of
-from suffice.settings import parse
-from suffice.store.database.views import reading
+from suffice.settings import parse_settings
+from suffice.store.database.views import open_reader
 
 
 def steps(config: Path) -> tuple[int, int]:
     """How many of SQLite's own instructions one status takes, in hundreds, and how many routes it shows."""
-    n, settings = [0], parse(tomllib.loads(config.read_text("utf-8")))
+    n, settings = [0], parse_settings(tomllib.loads(config.read_text("utf-8")))
 
     def step() -> None:
         n[0] += 1
 
-    with reading(config.parent / "log.db") as connection:
+    with open_reader(config.parent / "log.db") as connection:
         connection.set_progress_handler(step, 100)
         statuses = statuses_of(connection, config.parent / "log.db", settings, None)
         connection.set_progress_handler(None, 0)
@@ -48,7 +48,7 @@ def test_it_grows_with_routes_and_not_with_their_square(tmp_path: Path) -> None:
 
 def test_rows_that_nobody_has_summed_up_are_read_and_the_figures_are_the_same(tmp_path: Path) -> None:
     config = made(tmp_path / "log", 600, 3)
-    settings = parse(tomllib.loads(config.read_text("utf-8")))
+    settings = parse_settings(tomllib.loads(config.read_text("utf-8")))
     summed = read_statuses(config.parent / "log.db", settings, None)
     with contextlib.closing(sqlite3.connect(config.parent / "log.db")) as connection, connection:
         for table in ("rollups", "tallies", "rolled"):

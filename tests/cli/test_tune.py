@@ -11,9 +11,9 @@ from click.testing import CliRunner, Result
 
 from suffice.cli.main import main
 from suffice.cli.offline.tune import _show
-from suffice.model.artefact import load
+from suffice.model.artefact import load_model
 from suffice.replay.traces.survey import survey
-from suffice.replay.tune.proposal import propose
+from suffice.replay.tune.proposal import build_proposal
 from suffice.replay.tune.tune import TuneOptions, tune_set
 from suffice.testing.traces import Synthetic
 from suffice.wiring import build_route, load_settings
@@ -45,7 +45,7 @@ def test_a_person_reads_what_to_expect_and_gets_what_a_route_needs(votes: Path, 
     route = load_settings(settings).routes["quiz"]
     assert (route.kind, route.samples, route.policy["policy"]) == ("samples", 8, "learned")
     built = build_route("quiz", route)
-    assert load((tmp_path / "stop-model.json").read_bytes()) == getattr(built.policy, "model", None)
+    assert load_model((tmp_path / "stop-model.json").read_bytes()) == getattr(built.policy, "model", None)
     checked = CliRunner().invoke(main, ["config", "check", str(settings)])
     assert checked.exit_code == 0, checked.output
 
@@ -73,7 +73,7 @@ def test_a_set_that_was_not_searched_whole_is_called_so(votes: Path, capsys: pyt
     tuned, bench = tune_set(
         survey([votes], most_steps=960)[0], TuneOptions(trials=2, policies=("beta",)), clock=lambda: 0.0
     )
-    _show(tuned, propose(tuned.proposal, bench.scores), [])
+    _show(tuned, build_proposal(tuned.proposal, bench.scores), [])
     assert "searched on 50.0 % of its questions, chosen by hash" in capsys.readouterr().out
 
 

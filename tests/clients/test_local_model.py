@@ -12,8 +12,8 @@ import pytest
 from suffice.local.server import LocalServer, ServerSpec
 from suffice.local.tasks import questions
 from suffice.scoring.base import build_scorer
-from suffice.server import serving
-from suffice.settings import parse
+from suffice.server import serve_in_loop
+from suffice.settings import parse_settings
 from suffice.store.database.views import read_episodes
 from tests.local.cached import cached
 
@@ -41,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def gateway_settings(model: str, folder: Path, **changes: Any) -> Any:
     finish = changes.pop("finish", ["raw"])
     route = {"upstream": "local", "kind": "reasoning", "scorer": "number", "audit_share": 0.0} | changes
-    return parse(
+    return parse_settings(
         {
             "upstreams": {"local": {"url": model, "driver": "llama.cpp", "slots": 4, "finish": finish}},
             "routes": {"math": route},
@@ -87,7 +87,7 @@ async def ask(url: str, question: Any, *, stream: bool) -> dict[str, Any]:
 @pytest.mark.parametrize("mode", ["off", "observe"])
 async def test_off_and_observe_read_like_the_model_itself(model: str, tmp_path: Path, mode: str, stream: bool) -> None:
     """Same text, thought, finish reason and token counts as direct (the cache of prompts is the model's own)."""
-    async with serving(gateway_settings(model, tmp_path, mode=mode)) as url:
+    async with serve_in_loop(gateway_settings(model, tmp_path, mode=mode)) as url:
         for question in QUESTIONS[:2]:
             await ask(model, question, stream=stream)  # the prompt is in the model's cache from here on
             direct, through = await ask(model, question, stream=stream), await ask(url, question, stream=stream)
@@ -106,7 +106,7 @@ async def test_every_way_to_finish_gives_an_answer_and_one_outcome(
     """The thought is cut short, an answer comes, and every token is accounted for."""
     methods = [method] if method != "native" else ["native", "raw"]  # probes need a second call
     n_stopped = 0
-    async with serving(gateway_settings(model, tmp_path, finish=methods, **ENFORCE)) as url:
+    async with serve_in_loop(gateway_settings(model, tmp_path, finish=methods, **ENFORCE)) as url:
         for question in QUESTIONS:
             seen = await ask(url, question, stream=stream)
             assert build_scorer("number").extract(seen["text"]) is not None

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from suffice.settings import parse
+from suffice.settings import parse_settings
 from suffice.testing import FakeUpstream
 from suffice.wiring import build_route
 from tests.clients.peers import environments
@@ -102,7 +102,7 @@ def test_two_equal_failures_of_a_program_are_no_success() -> None:
 
 def test_one_route_of_the_stage_acts_and_two_watch() -> None:
     meant = settings("http://127.0.0.1:1", Path("log.db"))
-    routes = {name: build_route(name, route) for name, route in parse(meant).routes.items()}
+    routes = {name: build_route(name, route) for name, route in parse_settings(meant).routes.items()}
     assert [name for name, route in routes.items() if route.acts] == ["enforce"]
 
 

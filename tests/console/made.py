@@ -6,17 +6,17 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from suffice.review.items import ReviewItem, day_of
+from suffice.review.items import ReviewItem, day_number
 from suffice.review.question import Source
 from suffice.settings import Settings, Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.people.deciding import open_incident
-from suffice.store.people.reviews import ask
+from suffice.store.people.reviews import add_review
 from suffice.store.rows.control_events import AlarmRaised, EpochBegan, PolicyPublished
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.rows.review_events import Sources, SourcesKept
 from suffice.types import Alarm, Epoch, EvidenceSummary, Feedback, Publication, Query
-from suffice.wiring import build_route, decisions, worker
+from suffice.wiring import build_route, open_decisions, open_worker
 from tests.control.made import run
 
 HOSTILE = (
@@ -157,7 +157,7 @@ def fill(folder: Path, settings: Settings, *, now_s: float, texts: tuple[str, ..
         assert log.append(event)
     assert log.drain(20)
     log.close()
-    with decisions(settings) as writer:
+    with open_decisions(settings) as writer:
         said = open_incident(
             writer,
             route,
@@ -170,7 +170,7 @@ def fill(folder: Path, settings: Settings, *, now_s: float, texts: tuple[str, ..
         assert not isinstance(said, str), said
         for number in range(0, 24, 2):
             text = texts[number % len(texts)] if texts else None
-            assert ask(
+            assert add_review(
                 writer,
                 ReviewItem(
                     episode_id=f"ep_{number:05}",
@@ -181,7 +181,7 @@ def fill(folder: Path, settings: Settings, *, now_s: float, texts: tuple[str, ..
                     full_answer=text or "12",
                     early_answer=text or "13",
                     priority=float(number),
-                    day=day_of(now_s),
+                    day=day_number(now_s),
                     n_reviewers=1,
                     asked_at_s=now_s - 60,
                     author="worker",
@@ -189,9 +189,9 @@ def fill(folder: Path, settings: Settings, *, now_s: float, texts: tuple[str, ..
                     query_class=text or "algebra",
                 ),
             )
-    with worker(settings, learning=False) as here:
+    with open_worker(settings, learning=False) as here:
         assert here.once("rollup")
-    with worker(settings) as here:
+    with open_worker(settings) as here:
         here.once("monitor")
     assert folder.is_dir()
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from suffice.cli.main import main
 from suffice.console import people
 from suffice.store.people.audit_view import entries
-from suffice.wiring import decisions, load_settings
+from suffice.wiring import load_settings, open_decisions
 from suffice.wiring.people import People
 
 TOML = """
@@ -25,7 +25,7 @@ url = "sqlite:///{folder}/log.db"
 def file(tmp_path: Path) -> str:
     path = tmp_path / "suffice.toml"
     path.write_text(TOML.format(folder=tmp_path))
-    decisions(load_settings(path)).close()  # a log, as the first start of a gateway makes it
+    open_decisions(load_settings(path)).close()  # a log, as the first start of a gateway makes it
     return str(path)
 
 
@@ -44,7 +44,7 @@ def test_secrets_are_printed_once_and_the_audit_log_says_who_may_come_in(file: s
     roster = known.now()
     assert code == 0
     assert roster is not None
-    found = people.known(roster, secret)
+    found = people.authenticate(roster, secret)
     assert found is not None
     assert (found.name, found.role) == ("rita", "reviewer")
     assert admin(file, "list")[1].splitlines()[1].startswith("rita")

@@ -15,11 +15,11 @@ from suffice.console.exchange import ALWAYS
 from suffice.console.table import ConsoleEndpoint
 from suffice.errors import ConfigError
 from suffice.gateway.app import ENDPOINTS, App
-from suffice.server import serving
-from suffice.settings import Settings, parse
+from suffice.server import serve_in_loop
+from suffice.settings import Settings, parse_settings
 from suffice.testing import FakeUpstream
 from suffice.testing.reply import Reply
-from suffice.wiring import gateway
+from suffice.wiring import build_gateway
 from suffice.wiring.people import People
 from tests.console.conftest import Site
 from tests.console.visitor import Visitor, settings_in
@@ -175,7 +175,7 @@ def test_the_first_secret_is_made_once_and_kept_as_a_hash_that_only_its_owner_ma
     assert stat.S_IMODE(people_file.file.stat().st_mode) == 0o600
     roster = people_file.now()
     assert roster is not None
-    found = people.known(roster, secret)
+    found = people.authenticate(roster, secret)
     assert found is not None
     assert (found.name, found.role) == ("admin", "admin")
     for wrong in (
@@ -188,7 +188,7 @@ def test_the_first_secret_is_made_once_and_kept_as_a_hash_that_only_its_owner_ma
         "\ud800",
         "0" * 10_000,
     ):
-        assert people.known(roster, wrong) is None
+        assert people.authenticate(roster, wrong) is None
 
 
 def test_a_reset_ends_the_old_secret_and_its_sessions_and_nobody_elses(here: Site) -> None:
@@ -241,14 +241,14 @@ def test_two_writers_at_once_lose_nobody(tmp_path: Path) -> None:
 def test_a_session_is_only_what_we_signed_and_only_for_so_long() -> None:
     key, other = "ab" * 32, "cd" * 32
     session = sessions.Session(person_id="0" * 12, expires_s=100, nonce="1" * 32)
-    cookie = sessions.write(session, key)
-    assert sessions.read(cookie, key, now_s=99.9) == session
-    assert sessions.read(cookie, key, now_s=100) is None
-    assert sessions.read(cookie, other, now_s=0) is None
+    cookie = sessions.write_session(session, key)
+    assert sessions.read_session(cookie, key, now_s=99.9) == session
+    assert sessions.read_session(cookie, key, now_s=100) is None
+    assert sessions.read_session(cookie, other, now_s=0) is None
     for at in range(0, len(cookie), 7):
         flipped = cookie[:at] + ("0" if cookie[at] != "0" else "1") + cookie[at + 1 :]
-        assert sessions.read(flipped, key, now_s=0) is None
-    assert sessions.read(cookie.replace(".100.", ".999."), key, now_s=0) is None
+        assert sessions.read_session(flipped, key, now_s=0) is None
+    assert sessions.read_session(cookie.replace(".100.", ".999."), key, now_s=0) is None
     assert sessions.token("1" * 32, key) != sessions.signed("1" * 32, key, purpose="session")
 
 
@@ -330,7 +330,7 @@ async def test_the_console_answers_beside_the_gateway_on_one_port(tmp_path: Path
     with FakeUpstream.in_thread(Reply(answer=("fine",))) as fake:
         settings = settings_in(tmp_path, upstreams={"local": {"url": fake.url}})
         secret = People.of(settings).first()
-        async with serving(settings) as url, aiohttp.ClientSession() as session:
+        async with serve_in_loop(settings) as url, aiohttp.ClientSession() as session:
             async with session.get(f"{url}/console", allow_redirects=False) as got:
                 assert (got.status, got.headers["location"]) == (303, "/console/login")
             async with session.get(f"{url}/api/overview", headers={"authorization": f"Bearer {secret}"}) as got:
@@ -344,9 +344,9 @@ async def test_the_console_answers_beside_the_gateway_on_one_port(tmp_path: Path
 
 async def test_a_console_that_is_not_wanted_does_not_exist(tmp_path: Path) -> None:
     settings = settings_in(tmp_path, console={"enabled": False})
-    async with gateway(settings) as app:
+    async with build_gateway(settings) as app:
         assert isinstance(app, App)
         assert app.beside == {}
-    assert parse({}).console.enabled
+    assert parse_settings({}).console.enabled
     assert Settings().server.host == "127.0.0.1"
     await asyncio.sleep(0)

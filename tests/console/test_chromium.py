@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from suffice.server import serving
+from suffice.server import serve_in_loop
 from suffice.settings import Settings
 from suffice.testing import FakeUpstream
 from suffice.testing.reply import Reply
@@ -49,7 +49,7 @@ CUT = (
 async def served(settings: Settings) -> AsyncIterator[str]:
     """A real gateway with its console; its address."""
     with FakeUpstream.in_thread(Reply(answer=("fine",))):
-        async with serving(settings) as url:
+        async with serve_in_loop(settings) as url:
             yield url
 
 
@@ -159,7 +159,7 @@ async def test_pages_fit_their_screen_and_no_column_is_cut_off(tmp_path: Path, w
 
 
 async def test_the_first_page_is_light_and_changes_while_somebody_watches(tmp_path: Path) -> None:
-    from suffice.wiring import worker
+    from suffice.wiring import open_worker
     from tests.console.made import more
 
     settings = settings_in(tmp_path, console={"live_s": 0.2})
@@ -172,7 +172,7 @@ async def test_the_first_page_is_light_and_changes_while_somebody_watches(tmp_pa
         assert await page.run("document.querySelectorAll('.plot canvas').length") == 2
         await page.run("new Promise((done) => setTimeout(done, 700))")
         more(settings, now_s=time.time())
-        with worker(settings, learning=False) as here:
+        with open_worker(settings, learning=False) as here:
             here.once("rollup")
         await page.until("document.body.innerText.includes('41 requests')")
         assert await page.run("document.querySelectorAll('.plot canvas').length") == 2

@@ -12,7 +12,7 @@ from suffice.assurance.forecast import CrossingForecast, Forecast, Of
 from suffice.assurance.route_forecast import Alert, Outlook
 from suffice.review.incident import Incident, IncidentDecision
 from suffice.rollout.stages import Transition
-from suffice.store.database.views import reading
+from suffice.store.database.views import open_reader
 from suffice.store.people.alert_resolution import ENDS
 from suffice.store.people.alerts import MOST, AlertLog, OpenAlert, after, read_told
 from suffice.store.people.notices import READS
@@ -275,9 +275,9 @@ def test_reading_on_in_any_pieces_says_what_is_over_as_reading_at_once(tmp_path:
     for n in range(12):
         append(database, *(anything(10 * n + k, rng) for k in range(4)), at_s=n * 900.0)
         if rng.random() < 0.5:
-            with reading(database) as connection:
+            with open_reader(database) as connection:
                 known = read_told(connection, known)
-    with reading(database) as connection:
+    with open_reader(database) as connection:
         assert read_told(connection, known) == read_told(connection, AlertLog(repeat_s=HOUR_S))
     assert any(one.ended is None for one in known.raised)
 

@@ -17,7 +17,7 @@ from suffice.console.pages import doors_of
 from suffice.console.render import HERE
 from suffice.console.table import View
 from suffice.console.views.routes import Routes, routes
-from suffice.gateway.kill import pull
+from suffice.gateway.kill import set_switch
 from suffice.settings import Settings
 from suffice.store.database.presence import Announcement
 from suffice.wiring import kill_file
@@ -223,7 +223,7 @@ def test_every_page_begins_with_what_holds_on_the_whole_deployment(here: Site, p
     assert b"NO GATEWAY: no process serves this log now" in visitor.get(place).body
     held = Announcement((kill_file(here.settings),), process="serve")
     assert b"NO GATEWAY" not in visitor.get(place).body
-    pull(kill_file(here.settings), "<b>wrong</b>", "ann")
+    set_switch(kill_file(here.settings), "<b>wrong</b>", "ann")
     shown = visitor.get(place).body.decode()
     held.release()
     waits = f"(gateway PID {os.getpid()} has not confirmed)"
@@ -286,7 +286,7 @@ def test_exports_run_in_no_spreadsheet(hostile: Visitor) -> None:
             for cell in row:
                 plain = re.fullmatch(r"-?\d+(\.\d+)?([eE][-+]?\d+)?", cell)
                 assert plain or not cell.lstrip().startswith(("=", "+", "-", "@", "\t", "\r")), cell
-    assert csv_export.cell("=1") == "'=1"
+    assert csv_export.format_csv_cell("=1") == "'=1"
 
 
 def test_the_description_of_the_api_covers_all_of_it_and_its_references_hold(here: Site) -> None:

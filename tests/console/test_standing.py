@@ -12,7 +12,7 @@ import pytest
 
 from suffice.console.render import HERE
 from suffice.console.views.overview import STARTS_S, notices
-from suffice.console.views.standing import missing
+from suffice.console.views.standing import describe_missing
 from suffice.settings import Route
 from suffice.store.routes.in_force import InForce
 from suffice.store.routes.phases import Phase, phase_of
@@ -71,7 +71,7 @@ def phase(made: Publication | None) -> Phase:
     ],
 )
 def test_what_is_missing_is_said_of_what_the_route_is(route: Route, made: Publication | None, said: str) -> None:
-    assert missing(phase(made), route, None).startswith(said)
+    assert describe_missing(phase(made), route, None).startswith(said)
 
 
 def test_a_worker_that_starts_with_the_gateway_is_not_missed_at_once() -> None:

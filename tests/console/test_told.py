@@ -13,12 +13,12 @@ import pytest
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.route_forecast import Outlook
 from suffice.assurance.satisfaction_effect import SatisfactionEffect
-from suffice.console.formatting import is_rate, verdict
+from suffice.console.formatting import format_verdict, is_rate
 from suffice.control.jobs.base import Worker
 from suffice.control.jobs.notify import Notify
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import read_events, reading
+from suffice.store.database.views import open_reader, read_events
 from suffice.store.people.alerts import MOST, AlertLog, after, read_told
 from suffice.store.people.notices import Notice
 from suffice.store.rows.advice_events import RouteMonitored
@@ -182,10 +182,10 @@ def test_reading_on_says_what_reading_anew_says_and_forgets_the_oldest(tmp_path:
     known = AlertLog(repeat_s=HOUR_S)
     for number in range(30):
         append(database, alarm(number, route=f"r{number % 3}"), killed(number), at_s=number * 400.0)
-        with reading(database) as connection:
+        with open_reader(database) as connection:
             known = read_told(connection, known)
             assert read_told(connection, known) is known
-    with reading(database) as connection:
+    with open_reader(database) as connection:
         assert read_told(connection, AlertLog(repeat_s=HOUR_S)) == known
     drifts = [one for one in known.raised if one.notice.kind == "drift"]
     assert sum(1 + one.n_again for one in drifts) == 30
@@ -234,7 +234,7 @@ def effect(low: float, high: float) -> IntervalEstimate:
     ],
 )
 def test_a_difference_is_called_one_only_where_its_interval_says_so(one: SatisfactionEffect, said: str) -> None:
-    assert verdict(one) == said
+    assert format_verdict(one) == said
     assert is_rate(one)
     assert not is_rate(liking(measure="seconds to read"))
 

@@ -14,8 +14,8 @@ from urllib.parse import urlencode, urlsplit
 import msgspec
 
 from suffice.console.app import ConsoleApp
-from suffice.settings import Settings, parse
-from suffice.wiring import decisions
+from suffice.settings import Settings, parse_settings
+from suffice.wiring import open_decisions
 from suffice.wiring.console import console
 from suffice.wiring.people import People
 
@@ -118,7 +118,7 @@ class Visitor:
 
 def settings_in(folder: Path, **tables: Any) -> Settings:
     """A gateway of two routes with its log in that folder."""
-    return parse(
+    return parse_settings(
         {
             "upstreams": {"local": {"url": "http://127.0.0.1:1"}},
             "routes": {
@@ -134,7 +134,10 @@ def settings_in(folder: Path, **tables: Any) -> Settings:
 @contextlib.contextmanager
 def site(settings: Settings) -> Iterator[ConsoleApp]:
     """The console on the settings' log, which is made if there is none."""
-    with decisions(settings) as writer, console(settings, writer.path, decisions=lambda: decisions(settings)) as app:
+    with (
+        open_decisions(settings) as writer,
+        console(settings, writer.path, decisions=lambda: open_decisions(settings)) as app,
+    ):
         yield app
 
 

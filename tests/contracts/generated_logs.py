@@ -11,7 +11,7 @@ from typing import Any
 from suffice.errors import ConfigError
 from suffice.model.stop import canonical
 from suffice.review.override import DAY_S, Override, OverrideKind
-from suffice.settings import Settings, parse
+from suffice.settings import Settings, parse_settings
 from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed, EpochBegan, PolicyPublished
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen, encode
 from suffice.store.rows.hold_events import OverrideSet
@@ -112,7 +112,7 @@ def _settings(folder: Path, rng: random.Random) -> Settings:
     while True:
         routes = {f"r{number}": _route(rng) for number in range(rng.randint(1, 3))}
         try:
-            return parse(
+            return parse_settings(
                 {
                     "upstreams": {"up": {"url": "http://127.0.0.1:1", "driver": "vllm"}},
                     "routes": routes,

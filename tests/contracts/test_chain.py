@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from suffice.store.audit.chain import CHAINED_PARTS, Appender, begin_chain, forget_salts, is_chained
 from suffice.store.audit.personal import PARTS, WORDS, split, without
-from suffice.store.audit.verify import verify
+from suffice.store.audit.verify import verify_chain
 from suffice.store.database import schema
-from suffice.store.people.audit_view import latest
+from suffice.store.people.audit_view import read_latest_rows
 from suffice.store.rows.audit_events import Erasure, WordsErased
 from suffice.store.rows.events import EVENTS, UNCHAINED, Event, decode, to_row
 from tests.contracts.test_events import records, values
@@ -89,12 +89,14 @@ def test_a_row_is_chained_unless_its_kind_is_named_and_another_body_is_seen(
         assert appender.add(to_row(event), 2.0)
         assert not appender.add(to_row(event), 3.0), "a key is written once"
         log.execute("COMMIT")
-        verdict = verify(log)
+        verdict = verify_chain(log)
         assert verdict.ok
         assert verdict.n_rows == 1 + (kind not in UNCHAINED)
-        assert [(one.kind, one.place) for one in latest(log, 5)] == [(kind, 2)] * is_chained(kind), "it can be shown"
+        assert [(one.kind, one.place) for one in read_latest_rows(log, 5)] == [(kind, 2)] * is_chained(kind), (
+            "it can be shown"
+        )
         log.execute("UPDATE events SET body = replace(body, '{', '{ ')")
-        assert verify(log).ok is (kind in UNCHAINED)
+        assert verify_chain(log).ok is (kind in UNCHAINED)
 
 
 @pytest.mark.parametrize("kind", sorted(EVENTS))
@@ -120,12 +122,12 @@ def test_without_its_words_an_event_is_one_of_its_kind_and_the_chain_holds(
         forget_salts(log, 1, PARTS)
         if is_chained(kind) and bare != row.body:
             log.execute("COMMIT")
-            assert not verify(log).ok, "nobody may erase in silence"
+            assert not verify_chain(log).ok, "nobody may erase in silence"
             log.execute("BEGIN IMMEDIATE")
         told = Erasure(erasure_id="x", number=1, author="a", reason="r", what="w", parts=PARTS, n_rows=1, chained=(1,))
         appender.add(to_row(WordsErased(told)), 3.0)
         log.execute("COMMIT")
-        assert verify(log).ok
+        assert verify_chain(log).ok
 
 
 def test_words_of_a_chained_kind_stand_in_parts_that_the_chain_digests_apart() -> None:

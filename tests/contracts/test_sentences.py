@@ -19,7 +19,7 @@ from prometheus_client import generate_latest
 
 from suffice.assurance.runs import Match
 from suffice.cli.inspect.status import RouteStatus, _print_json, _print_route, read_statuses
-from suffice.console.view_context import ViewContext, window_of
+from suffice.console.view_context import ViewContext, parse_window
 from suffice.console.views.standing import standings
 from suffice.gateway.context import Gateway
 from suffice.gateway.kill import KillSwitch
@@ -28,9 +28,9 @@ from suffice.scoring.base import build_scorer, scorer_label
 from suffice.settings import Settings, Store
 from suffice.store.database.log import EventLog
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.database.views import reading
+from suffice.store.database.views import open_reader
 from suffice.store.routes import rollups
-from suffice.store.routes.tallies import RouteScorer, fold, read_stretch
+from suffice.store.routes.tallies import RouteScorer, fold_changes, read_stretch
 from suffice.telemetry import Metrics
 from suffice.wiring import build_route, kill_file, read_evidence
 from tests.console.visitor import Visitor, people_of, site
@@ -63,8 +63,8 @@ def sum_up(made: Made, n_rows: int) -> None:
         connection.execute("PRAGMA synchronous = OFF")
         since = rollups.read_to(connection).seq
         stretch, tallies = read_stretch(connection, since, n_rows), rollups.read_tallies(connection)
-        fold(tallies, stretch.changes, scoring(made.settings))
-        assert rollups.add(connection, {}, tallies, since=since, seq=max(stretch.last, 1), at_s=0.0)
+        fold_changes(tallies, stretch.changes, scoring(made.settings))
+        assert rollups.add_rollups(connection, {}, tallies, since=since, seq=max(stretch.last, 1), at_s=0.0)
 
 
 def printed(one: RouteStatus) -> tuple[dict[str, str], dict[str, Any]]:
@@ -115,7 +115,7 @@ def check(made: Made) -> dict[str, tuple[RouteStatus, str]]:
     """Compare all surfaces of one log; each route with the state that every one of them shows."""
     statuses = {one.report.route: one for one in read_statuses(made.path, made.settings, None)}
     assert statuses.keys() == made.settings.routes.keys()
-    with reading(made.path) as connection:
+    with open_reader(made.path) as connection:
         look = ViewContext(
             connection=connection,
             settings=made.settings,
@@ -124,7 +124,7 @@ def check(made: Made) -> dict[str, tuple[RouteStatus, str]]:
             monotonic_s=lambda: 0.0,
             killed=made.killed,
         )
-        pages = {one.name: one for one in standings(look, window_of({"days": "all"}, 2e9))}
+        pages = {one.name: one for one in standings(look, parse_window({"days": "all"}, 2e9))}
     gw = gateway_of(made)
     gauges = generate_latest(gw.metrics.registry).decode()
     for name, one in statuses.items():

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
-from suffice.signals.base import ALWAYS_FILLED, FOLDS, build_fold, fields_of, order
+from suffice.signals.base import ALWAYS_FILLED, FOLDS, build_fold, check_need, fields_of
 from suffice.signals.columns import observe_columns
 from suffice.signals.observe import Observer
 from suffice.signals.query import query_signals
@@ -114,9 +114,9 @@ def test_a_fold_fills_exactly_the_fields_that_it_names_in_their_order_even_befor
 
 @EVERY_FOLD
 def test_a_fold_reads_its_parameters_from_a_need_and_refuses_what_it_does_not_have(name: str) -> None:
-    for key, value in order(name).parameters:
+    for key, value in check_need(name).parameters:
         written = f"{name}({key}={value})"
-        assert order(written).parameters == order(name).parameters
+        assert check_need(written).parameters == check_need(name).parameters
         with pytest.raises(ConfigError, match=rf"{name}\.{key}: got 'word'"):
             build_fold(f"{name}({key}=word)")
         with pytest.raises(ConfigError, match=rf"{name}\.{key}: got -1"):
@@ -252,7 +252,7 @@ def test_the_page_names_a_folds_fields_its_parameters_with_their_defaults_and_a_
     fills, parameters, looks_at, source = rows("Folds")[name]
     assert re.findall(r"`(\w+)`", fills) == list(build_fold(name).fields)
     written = re.findall(r"`(\w+)` = (\S+):", parameters)
-    assert written == [(key, str(value)) for key, value in order(name).parameters]
+    assert written == [(key, str(value)) for key, value in check_need(name).parameters]
     assert parameters == "none" or written
     assert looks_at
     assert source

@@ -21,7 +21,7 @@ from suffice.rollout.rules import Rules, rules_of
 from suffice.rollout.versions import VersionLineage, make_version
 from suffice.settings import Control, Rollout, Route, Settings
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import reading
+from suffice.store.database.views import open_reader
 from suffice.store.people.deciding import open_incident, set_override
 from suffice.store.routes import rollouts
 from suffice.store.routes.in_force import NOTHING
@@ -77,7 +77,7 @@ class World:
         )
         one = rollouts.own_candidate(read_rollouts(self.path), version, route="r", own=rollouts.own_version(ROUTE))
         assert not isinstance(one, str), one
-        found = rollouts.propose(
+        found = rollouts.start_candidate(
             self.writer, one, author="ann", reason="x", name=f"r-{self.n}", rules=rules, secret=SECRET
         )
         assert not isinstance(found, str), found
@@ -239,7 +239,7 @@ def test_people_are_asked_about_audits_on_which_the_two_versions_differ(world: W
         events += [RequestSeen(request), RequestEnded(outcome)]
     world.writer.write(None, events)
     (said,) = world.look()
-    with reading(world.path) as connection:
+    with open_reader(world.path) as connection:
         asked = label_requests(connection, "r")
         pending = standing(connection, world).evidence.audits[0].pending
     assert f"{len(asked)} labels wanted" in said
@@ -301,7 +301,7 @@ def test_nothing_goes_forward_while_something_is_wrong_on_the_route(
     proved(world)
     what(world)
     assert not any(world.look())
-    with reading(world.path) as connection:
+    with open_reader(world.path) as connection:
         seen = standing(connection, world)
     assert says in "; ".join(seen.standing.missing)
     assert world.held.state.stage == "shadow"
@@ -326,7 +326,7 @@ def test_live_labels_that_look_better_over_all_and_are_worse_in_each_class_withh
         return name, rng.random() < right[arm][name] if rng.random() < asked[arm][name] else None
 
     world.live(600, lambda *_: {}, says)
-    with reading(world.path) as connection:
+    with open_reader(world.path) as connection:
         seen = standing(connection, world)
     assert any("look better over all" in one for one in seen.standing.missing)
     world.look()
@@ -335,12 +335,12 @@ def test_live_labels_that_look_better_over_all_and_are_worse_in_each_class_withh
 
 def test_whoever_goes_on_looking_reads_only_what_is_new_and_finds_what_a_new_reader_finds(world: World) -> None:
     world.begin({"policy": "fixed-rounds", "max_steps": 1})
-    with matches(ROUTE) as match, reading(world.path) as connection:
+    with matches(ROUTE) as match, open_reader(world.path) as connection:
         kept = RolloutAssessor.at(connection, world.held, plain_route(ROUTE, match), Control(), secret=SECRET)
     for _ in range(4):
         world.audits(30, p_right=0.97)
         read_to, asked = kept.gathering.seq, list[str]()
-        with reading(world.path) as connection:
+        with open_reader(world.path) as connection:
             connection.set_trace_callback(asked.append)
             seen = kept.see(connection, world.held, NOTHING, now_s=1_000.0)
             fresh = standing(connection, world)

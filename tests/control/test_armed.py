@@ -20,7 +20,7 @@ from suffice.store.routes.in_force import read_decided
 from suffice.store.rows.control_events import EpochBegan, LabelWanted, PolicyPublished
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Feedback, Publication
-from suffice.wiring import worker
+from suffice.wiring import open_worker
 from tests.control import test_arms
 from tests.control.made import CONTROL, Story, began, rows
 from tests.control.test_arms import BUDGET, settings_for
@@ -247,7 +247,7 @@ def test_only_audits_can_be_pairs() -> None:
 
 def test_the_job_puts_it_in_force_and_a_second_worker_adds_nothing(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, tune=False)
-    with worker(settings) as here:
+    with open_worker(settings) as here:
         fill(tmp_path, pairs(100))
         assert only(here).said == "epoch 1 begins (cold start)"
         fill(tmp_path, pairs(300, first=100))
@@ -255,7 +255,7 @@ def test_the_job_puts_it_in_force_and_a_second_worker_adds_nothing(tmp_path: Pat
     held = read_decided(tmp_path / "log.db").of("r")
     assert (held.level, held.publication and held.publication.arm) == (1, "effort=low")
     before = decided(tmp_path)
-    with worker(settings) as later:
+    with open_worker(settings) as later:
         assert only(later).said == ""
     assert decided(tmp_path) == before
     assert sum("policy_published" in one for one in before) == 1
@@ -301,7 +301,7 @@ def test_people_read_pairs_what_is_missing_and_the_models_own_noise(tmp_path: Pa
     assert told["promise"].endswith("every request runs in full")
 
     fill(tmp_path, pairs(400, first=60))
-    with worker(settings_for(tmp_path, tune=False)) as here:
+    with open_worker(settings_for(tmp_path, tune=False)) as here:
         only(here)
     told = lines()
     assert told["phase"] == "certified, effort=low: a drop below 5 points at 95%"
@@ -316,7 +316,7 @@ def test_people_read_pairs_what_is_missing_and_the_models_own_noise(tmp_path: Pa
 
 def test_a_certificate_is_a_row_that_people_can_read(tmp_path: Path) -> None:
     fill(tmp_path, pairs(400))
-    with worker(settings_for(tmp_path, tune=False)) as here:
+    with open_worker(settings_for(tmp_path, tune=False)) as here:
         only(here)
     rows_of = [json.loads(one) for one in decided(tmp_path) if "policy_published" in one]
     ((kind, body),) = rows_of

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from suffice.control.jobs.base import JobReport, Worker
-from suffice.settings import Settings, parse
+from suffice.settings import Settings, parse_settings
 from suffice.store.routes.recommendations import newest_arm
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Feedback, Outcome, Request, Usage
-from suffice.wiring import worker
+from suffice.wiring import open_worker
 from tests.control.test_worker import fill
 from tests.control.test_worker import only as report_of
 
@@ -19,7 +19,7 @@ BUDGET = 0.05
 
 
 def settings_for(folder: Path, *, tune: bool = True) -> Settings:
-    return parse(
+    return parse_settings(
         {
             "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
             "routes": {
@@ -92,13 +92,13 @@ def only(here: Worker) -> JobReport:
 def test_it_is_off_by_default(tmp_path: Path) -> None:
     fill(tmp_path, pairs(400))
     assert not Settings().control.tune
-    with worker(settings_for(tmp_path, tune=False)) as here:
+    with open_worker(settings_for(tmp_path, tune=False)) as here:
         assert here.once("tune") == []
     assert newest_arm(tmp_path / "log.db", "r") is None
 
 
 def test_what_pairs_prove_is_proposed_once_and_taken_back_when_they_do_not_any_more(tmp_path: Path) -> None:
-    with worker(settings_for(tmp_path)) as here:
+    with open_worker(settings_for(tmp_path)) as here:
         fill(tmp_path, pairs(150))
         assert only(here).said == "", "too few"
         fill(tmp_path, pairs(250, first=150))
@@ -117,13 +117,13 @@ def test_what_pairs_prove_is_proposed_once_and_taken_back_when_they_do_not_any_m
 @pytest.mark.parametrize(("labelled", "proposed"), [(True, True), (False, False)])
 def test_a_difference_is_a_loss_until_somebody_says_otherwise(tmp_path: Path, labelled: bool, proposed: bool) -> None:
     fill(tmp_path, pairs(400, lost_each=10, labelled=labelled))  # labels say: the arm was right
-    with worker(settings_for(tmp_path)) as here:
+    with open_worker(settings_for(tmp_path)) as here:
         said = only(here).said
     assert said.startswith("effort=low proposed") is proposed
 
 
 def test_second_full_runs_and_other_arms_prove_nothing(tmp_path: Path) -> None:
     fill(tmp_path, [*pairs(400, arm="full"), *pairs(400, first=400, arm="effort=minimal")])
-    with worker(settings_for(tmp_path)) as here:
+    with open_worker(settings_for(tmp_path)) as here:
         assert only(here).said == ""
     assert newest_arm(tmp_path / "log.db", "r") is None

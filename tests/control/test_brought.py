@@ -7,7 +7,7 @@ import pytest
 from suffice.assurance.certify import spent_delta
 from suffice.control.loop.rollout_transition import RolloutTransition
 from suffice.rollout.rules import Rules
-from suffice.rollout.stages import begin, roll_back
+from suffice.rollout.stages import roll_back, start_rollout
 from suffice.store.rows.rollout_events import RolloutBegun, RolloutMove, RolloutMoved, RolloutStart
 
 DELTA = 0.05
@@ -17,7 +17,7 @@ DELTA = 0.05
 def test_the_loop_and_a_candidate_that_is_tried_keep_delta_together(fit: str) -> None:
     brought = RolloutTransition()
     assert brought.loops_share(DELTA) == DELTA
-    state = begin(
+    state = start_rollout(
         "r-1", route="r", candidate="c-1", in_force="v-before", follows=1, at=0, now_s=0.0, rules=Rules(), fit=fit
     )
     brought.after(RolloutBegun(RolloutStart(state=state, number=1, author="ann", reason="")))

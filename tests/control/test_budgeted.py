@@ -12,13 +12,13 @@ from click.testing import CliRunner
 
 from suffice.cli.main import main
 from suffice.errors import ConfigError
-from suffice.gateway.deployment import fits
+from suffice.gateway.deployment import is_servable
 from suffice.review.route_guarantee import GuaranteeInputs, guarantee_of
-from suffice.settings import Settings, parse
+from suffice.settings import Settings, parse_settings
 from suffice.store.routes.phases import phase_of
 from suffice.store.rows.control_events import EpochBegan, PolicyPublished
 from suffice.types import BudgetAccount
-from suffice.wiring import build_route, check
+from suffice.wiring import build_route, check_routes
 from tests.control.made import ROUTE, Story, began, rows, story, traffic
 from tests.control.test_story import CONTROL as LIVE_CONTROL
 from tests.control.test_story import ROUTE as LIVE_ROUTE
@@ -76,8 +76,8 @@ def test_another_promise_keeps_the_audits_and_counts_anew(whole: Story) -> None:
 
 def test_a_gateway_whose_owner_wants_a_certificate_does_not_act_on_it(whole: Story) -> None:
     made = replace(whole.published[-1], setup=build_route("r", BUDGETED).setup)
-    assert fits(build_route("r", BUDGETED), made)
-    assert not fits(build_route("r", PLAIN), made)
+    assert is_servable(build_route("r", BUDGETED), made)
+    assert not is_servable(build_route("r", PLAIN), made)
 
 
 def test_people_read_what_is_kept_and_what_is_not_promised(whole: Story) -> None:
@@ -108,11 +108,11 @@ def test_people_read_what_is_kept_and_what_is_not_promised(whole: Story) -> None
 def test_where_no_level_is_learned_there_is_nothing_to_steer(more: dict[str, Any], what: str) -> None:
     route = {"upstream": "up", "kind": "samples", "samples": 8, "promise": "budgeted", **more}
     with pytest.raises(ConfigError, match=f"routes.r.promise: got 'budgeted'.* beside {what}; allowed: 'certified'"):
-        parse({"upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "routes": {"r": route}})
+        parse_settings({"upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "routes": {"r": route}})
 
 
 def settings_of(g: Served) -> Settings:
-    return parse(
+    return parse_settings(
         {
             "upstreams": {"up": {"url": g.fake.url, "driver": "llama.cpp"}},
             "routes": {"r": {"upstream": "up", **LIVE_ROUTE, "promise": "budgeted"}},
@@ -162,4 +162,4 @@ async def test_replies_metrics_status_and_checks_call_it_budgeted_and_not_certif
     assert answers[-1].told["promise"] in told, "the same sentence"
     shown = CliRunner().invoke(main, ["config", "show", str(config)]).output
     assert '"promise": "budgeted"' in shown
-    assert any("it has no confidence" in one for one in check(settings))
+    assert any("it has no confidence" in one for one in check_routes(settings))

@@ -8,10 +8,10 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from suffice.assurance.fidelity import measured
+from suffice.assurance.fidelity import bound_fidelity
 from suffice.assurance.judge import CHARGE_CONFIDENCE
 from suffice.control.evidence.audits import Audit, GivenLabel, verdicts
-from suffice.control.evidence.grades import JudgeGrades, graded, told_of
+from suffice.control.evidence.grades import JudgeGrades, graded, parse_grade
 from suffice.control.loop.judge_error import MOST_SHARE, JudgeCharge
 from suffice.settings import Judge
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
@@ -61,7 +61,10 @@ QUIET = [audit(at) for at in range(2_000, 2_400)]
 
 def test_a_measured_judge_is_heard_and_pays_twice_its_error_times_what_rests_on_it() -> None:
     here = looked(*measured_by(200, wrong=3), *ALONE, *QUIET)
-    error, share = measured(6, 400, confidence=CHARGE_CONFIDENCE), measured(40, 640, confidence=CHARGE_CONFIDENCE)
+    error, share = (
+        bound_fidelity(6, 400, confidence=CHARGE_CONFIDENCE),
+        bound_fidelity(40, 640, confidence=CHARGE_CONFIDENCE),
+    )
     assert error is not None
     assert share is not None
     assert here.heard
@@ -93,10 +96,10 @@ def test_a_route_without_a_judge_hears_none_and_other_judges_are_not_its_own() -
 
 def test_who_writes_as_the_judge_over_http_is_nobody() -> None:
     forged = judge(1, sender="0123456789abcdef")
-    assert told_of(forged, MODEL) is None
+    assert parse_grade(forged, MODEL) is None
     assert graded([GivenLabel(1, forged)], MODEL) is None
-    assert told_of(replace(judge(1), comment="no json"), MODEL) is None
-    assert told_of(replace(judge(1), comment=None), MODEL) is None
+    assert parse_grade(replace(judge(1), comment="no json"), MODEL) is None
+    assert parse_grade(replace(judge(1), comment=None), MODEL) is None
 
 
 def test_a_persons_word_stands_over_the_judges() -> None:

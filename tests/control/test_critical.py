@@ -10,21 +10,21 @@ import msgspec
 import pytest
 
 from suffice.control.jobs.base import Worker
-from suffice.settings import Settings, parse
+from suffice.settings import Settings, parse_settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.people.holds import read_holds
 from suffice.store.routes.in_force import read_decided
 from suffice.store.rows.control_events import EnforcementResumed
 from suffice.store.rows.events import Event
 from suffice.types import Resumption
-from suffice.wiring import worker
+from suffice.wiring import open_worker
 from tests.control.made import ROUTE, label, traffic
 from tests.control.test_worker import fill
 
 
 def settings_for(folder: Path, **changes: Any) -> Settings:
     route = {**msgspec.to_builtins(ROUTE), "policy": {"policy": "never"}, "uncertified": True, "critical_em": 0.8}
-    return parse(
+    return parse_settings(
         {
             "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
             "routes": {"r": {**route, **changes}},
@@ -39,7 +39,7 @@ def half_right(first: int = 0, **said: Any) -> list[Event]:
 
 @pytest.fixture
 def here(tmp_path: Path) -> Iterator[Worker]:
-    with worker(settings_for(tmp_path)) as opened:
+    with open_worker(settings_for(tmp_path)) as opened:
         yield opened
 
 
@@ -84,7 +84,7 @@ def test_after_a_person_has_looked_it_counts_anew(here: Worker, tmp_path: Path) 
 )
 def test_nothing_is_paused_where_nothing_says_so(tmp_path: Path, changes: dict[str, Any], labels: list[Event]) -> None:
     fill(tmp_path, [*traffic(60), *labels])
-    with worker(settings_for(tmp_path, **changes)) as opened:
+    with open_worker(settings_for(tmp_path, **changes)) as opened:
         assert not said(opened)
     assert read_holds(tmp_path / "log.db").of("r").cases == ()
 

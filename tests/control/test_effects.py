@@ -16,12 +16,12 @@ from suffice.review.items import VerdictForm
 from suffice.review.queue import Submission
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import read_events, reading
-from suffice.store.people.reviews import ask, lease_next, read_reviews, submit_verdict
+from suffice.store.database.views import open_reader, read_events
+from suffice.store.people.reviews import add_review, lease_next, read_reviews, submit_verdict
 from suffice.store.routes.in_force import read_decided
-from suffice.store.routes.windows import labels_wanted
+from suffice.store.routes.windows import read_requested_labels
 from suffice.store.rows.events import RequestEnded
-from suffice.wiring import worker
+from suffice.wiring import open_worker
 from tests.control.made import CONTROL, ROUTE, WINDOW, traffic
 from tests.control.test_reviewing import Clock, Straight, job
 from tests.control.test_worker import fill, settings_for
@@ -37,7 +37,7 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a log of 180 full runs without a label, certified as far as it goes, and a queue."""
     folder = tmp_path_factory.mktemp("certified")
     fill(folder, traffic(180, p_right=0.55))
-    with worker(settings_for(folder)) as here:
+    with open_worker(settings_for(folder)) as here:
         assert here.once("certify")
     review, writer = job(folder, Clock(), per_day=400, control_share=0.1)
     with writer:
@@ -67,8 +67,8 @@ def submitted(writer: Decisions, said: VerdictForm) -> Submission:
 
 
 def test_a_verdict_on_a_disagreement_takes_a_pending_loss_away(folder: Path) -> None:
-    with reading(folder / "log.db") as connection:
-        assert labels_wanted(connection, "r")
+    with open_reader(folder / "log.db") as connection:
+        assert read_requested_labels(connection, "r")
     with Decisions.open(folder / "log.db", now=Clock(), monotonic_s=lambda: 0.0) as writer:
         lease = lease_next(writer, "ann", now_s=Clock().now_s)
         assert lease is not None
@@ -103,7 +103,7 @@ def test_what_is_counted_is_what_the_worker_then_finds(folder: Path) -> None:
             submitted(writer, VerdictForm(item=name, reviewer="ann", full_right=True, early_right=True))
     counted = changed(folder, names[-1])
     fill(folder, traffic(CONTROL.tick_requests, seed=9, first=10_000, sure=True))
-    with worker(settings_for(folder)) as here:
+    with open_worker(settings_for(folder)) as here:
         assert here.once("certify")
     made = read_decided(folder / "log.db").of("r").publication
     assert made is not None
@@ -138,7 +138,7 @@ def test_a_route_with_its_owners_policy_counts_what_that_asked_for(tmp_path: Pat
     stops: dict[str, Any] = {"stop_step": 2, "would_answer": "77", "audit": True}
     fill(tmp_path, traffic(40, **stops))
     with Decisions.open(tmp_path / "log.db", now=Clock(), monotonic_s=lambda: 0.0) as writer:
-        ask(writer, item("ep_00003"))
+        add_review(writer, item("ep_00003"))
         before = changed(tmp_path, "ep_00003", OWN)
         submitted(writer, VerdictForm(item="ep_00003", reviewer="ann", full_right=False, early_right=False))
     after = changed(tmp_path, "ep_00003", OWN)

@@ -11,19 +11,19 @@ from typing import Any
 import msgspec
 import pytest
 
-from suffice.control.compare.experiments import gather, look
+from suffice.control.compare.experiments import gather, read_experiment
 from suffice.control.compare.shown import OfRoute
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.fitting import read_back
 from suffice.errors import ConfigError
-from suffice.rollout.experiment import Arm, UnitIds, draw
+from suffice.rollout.experiment import Arm, UnitIds, draw_arms
 from suffice.rollout.metrics import EM, LATENCY, SATISFACTION, TOKENS
 from suffice.rollout.results import Material
-from suffice.settings import Settings, Store, parse
+from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.database.views import reading
-from suffice.store.routes.experiments import ExperimentRun, read_experiments, start, stop
+from suffice.store.database.views import open_reader
+from suffice.store.routes.experiments import ExperimentRun, read_experiments, start_experiment, stop_experiment
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.rows.experiment_events import ExperimentStart
 from suffice.types import Episode, Feedback, Outcome, Request, Usage
@@ -42,7 +42,7 @@ def settings(**changes: Any) -> Settings:
         "arms": {"full": {"full": True}, "brisk": {"policy": BRISK}},
         **changes,
     }
-    return parse(
+    return parse_settings(
         {
             "upstreams": {"up": {"url": "http://h"}},
             "routes": {
@@ -85,7 +85,7 @@ class Story:
     def request(self, of: str, *, audit: bool = False, **changes: Any) -> tuple[Request, Outcome]:
         """A run of a unit in the arm that it draws, as a gateway would have served it."""
         self.n += 1
-        arms = draw([self.held.experiment], route="r", units=UnitIds(request=of), salt="s")
+        arms = draw_arms([self.held.experiment], route="r", units=UnitIds(request=of), salt="s")
         request, outcome = run(self.n, self.rng, audit=audit, propensity=0.1 if audit else 0.9, **changes)
         request = replace(request, arms=arms)
         if arms and arms[0].arm == "brisk" and not audit:
@@ -104,14 +104,14 @@ class Story:
 
     def material(self) -> Material:
         held = next(one for one in read_experiments(self.path) if one.experiment.name == "e")
-        with reading(self.path) as connection:
+        with open_reader(self.path) as connection:
             return gather(connection, held, self.settings)
 
 
 def story(folder: Path, **changes: Any) -> Story:
     given = settings(**changes)
     with Decisions.open(folder / "a.db", now=lambda: 0.0, monotonic_s=lambda: 0.0) as writer:
-        begun = start(writer, "e", given.experiments["e"], author="a", reason="r")
+        begun = start_experiment(writer, "e", given.experiments["e"], author="a", reason="r")
     assert isinstance(begun, ExperimentStart)
     return Story(folder, given, read_experiments(folder / "a.db")[0])
 
@@ -125,7 +125,7 @@ def of(arm: str, told: Story) -> Iterator[str]:
     """Units that draw this arm."""
     for number in range(10_000):
         unit = f"{arm}-{number}"
-        if draw([told.held.experiment], route="r", units=UnitIds(request=unit), salt="s")[0].arm == arm:
+        if draw_arms([told.held.experiment], route="r", units=UnitIds(request=unit), salt="s")[0].arm == arm:
             yield unit
 
 
@@ -225,7 +225,7 @@ def test_behind_its_end_only_its_own_runs_count(told: Story) -> None:
     request, outcome = told.request(next(of("brisk", told)))
     told.write([RequestSeen(request)])
     with Decisions.open(told.path, now=lambda: 0.0, monotonic_s=lambda: 0.0) as writer:
-        stop(writer, "e", author="a", reason="r")
+        stop_experiment(writer, "e", author="a", reason="r")
     late, ended = told.request("u", audit=True)
     said = FeedbackGiven(Feedback(feedback_id="a", episode_id=request.episode_id, rating=5))
     told.write([RequestEnded(outcome), said, RequestSeen(replace(late, arms=())), RequestEnded(ended)])
@@ -239,7 +239,7 @@ def test_an_effort_is_shown_by_audits_that_were_asked_twice_with_it() -> None:
         "upstreams": {"up": {"url": "http://h"}},
         "routes": {"r": {"upstream": "up", "mode": "enforce", "scorer": "number", "effort": "low"}},
     }
-    route = parse(raw).routes["r"]
+    route = parse_settings(raw).routes["r"]
     one = OfRoute(route=route, match=lambda a, b: a == b, published=lambda _: None, load=lambda _: None)
     own, other = Arm(name="low", weight=1), Arm(name="high", weight=1, effort="high")
     assert (one.replayable(own), one.replayable(other), one.replayable(Arm(name="f", weight=1, full=True))) == (
@@ -266,7 +266,7 @@ def test_a_whole_experiment_is_looked_at_through_the_log(tmp_path: Path) -> None
         request, outcome = told.request(f"u{number}", audit=number % 3 == 0, unit=f"u{number}")
         events += [RequestSeen(request), RequestEnded(outcome)]
     told.write(events)
-    found = look(told.path, told.held, told.settings)
+    found = read_experiment(told.path, told.held, told.settings)
     assert found.withheld is None
     assert found.n_units == found.n_requests == 600
     arm = found.arms[0]
@@ -277,8 +277,8 @@ def test_a_whole_experiment_is_looked_at_through_the_log(tmp_path: Path) -> None
 
 
 def test_a_route_that_is_gone_is_said(told: Story) -> None:
-    with reading(told.path) as connection, pytest.raises(ConfigError, match="route 'r' is not in the settings any"):
-        gather(connection, told.held, parse({}))
+    with open_reader(told.path) as connection, pytest.raises(ConfigError, match="route 'r' is not in the settings any"):
+        gather(connection, told.held, parse_settings({}))
 
 
 def test_a_level_is_shown_by_the_version_of_its_time() -> None:
@@ -334,7 +334,7 @@ def test_what_a_unit_says_after_the_weights_changed_does_not_count(told: Story) 
     arms = {"full": {"full": True}, "brisk": {"policy": BRISK, "weight": 9.0}}
     given = settings(arms=arms).experiments["e"]
     with Decisions.open(told.path, now=lambda: 0.0, monotonic_s=lambda: 0.0) as writer:
-        assert isinstance(start(writer, "e", given, author="a", reason="r"), ExperimentStart)
+        assert isinstance(start_experiment(writer, "e", given, author="a", reason="r"), ExperimentStart)
     told.held = read_experiments(told.path)[0]
     told.ran(early, Feedback(feedback_id="a", rating=5))
     told.ran(late, Feedback(feedback_id="b", rating=1))

@@ -31,7 +31,9 @@ PROPERTY = settings(max_examples=25, derandomize=True, deadline=None)
 
 
 def held() -> RolloutRun:
-    state = stages.begin("r-1", route="r", candidate="pv-c", in_force="pv-f", follows=0, at=0, now_s=0.0, rules=RULES)
+    state = stages.start_rollout(
+        "r-1", route="r", candidate="pv-c", in_force="pv-f", follows=0, at=0, now_s=0.0, rules=RULES
+    )
     return RolloutRun(state=state, first=state, number=1, seq=0, author="ann", reason="x", rules=RULES)
 
 
@@ -78,7 +80,7 @@ def made(seed: int, n: int) -> list[StoredEvent]:
     state = held().first
     for number in range(n):
         if number in (n // 5, n // 2):
-            move = stages.promote(state, RULES, by="person:ann", reason="go", at=number, now_s=0.0)
+            move = stages.promote_rollout(state, RULES, by="person:ann", reason="go", at=number, now_s=0.0)
             state = state.after(move)
             events.append(RolloutMoved(RolloutMove(route="r", author="ann", reason="go", transition=move)))
         audit = rng.random() < 0.5
@@ -197,7 +199,7 @@ def live(number: int, arm: str, unit: str, **changes: Any) -> list[Event]:
 
 
 def promoted(at: int) -> RolloutMoved:
-    move = stages.promote(held().first, RULES, by="person:ann", reason="go", at=at, now_s=0.0)
+    move = stages.promote_rollout(held().first, RULES, by="person:ann", reason="go", at=at, now_s=0.0)
     return RolloutMoved(RolloutMove(route="r", author="ann", reason="go", transition=move))
 
 

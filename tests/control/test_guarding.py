@@ -11,13 +11,13 @@ import pytest
 
 from suffice.assurance.fallback import Admission
 from suffice.control.evidence.fitting import read_back
-from suffice.gateway.deployment import serving
+from suffice.gateway.deployment import deploy_route
 from suffice.gateway.load_control import placed
 from suffice.gateway.route import BuiltRoute
 from suffice.store.routes.in_force import read_decided
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen
 from suffice.types import Publication, Query
-from suffice.wiring import build_route, worker
+from suffice.wiring import build_route, open_worker
 from tests.control.made import CONTROL, ROUTE, Story, began, rows, run, story
 from tests.control.test_worker import fill, settings_for
 
@@ -81,7 +81,7 @@ def in_force(told: Story) -> BuiltRoute:
     made = held(told)[0]
     base = replace(build_route("r", OWNED, None), setup=made.setup)
     version = read_back(made.fit, told.artefacts[made.fit]).version
-    return serving(base, replace(began(OWNED), publication=made, last=made), version)
+    return deploy_route(base, replace(began(OWNED), publication=made, last=made), version)
 
 
 def test_a_gateway_serves_the_held_class_at_its_level_and_others_at_theirs(told: Story, in_force: BuiltRoute) -> None:
@@ -101,6 +101,6 @@ def test_what_a_worker_writes_into_a_real_log_holds_the_class(tmp_path: Path) ->
     routes = {"r": msgspec.structs.replace(settings.routes["r"], max_em_drop=BUDGET, audit_share=1.0)}
     settings = msgspec.structs.replace(settings, routes=routes, control=QUIET)
     fill(tmp_path, EVENTS[: 2 * N_HARMED])
-    with worker(settings) as here:
+    with open_worker(settings) as here:
         assert here.once("certify")
     assert [name for name, _ in read_decided(tmp_path / "log.db").of("r").classes] == ["law"]

@@ -17,7 +17,7 @@ from suffice.store.routes.in_force import read_decided
 from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed, EpochBegan
 from suffice.store.rows.hold_events import IncidentOpened
 from suffice.types import Resumption
-from suffice.wiring import worker
+from suffice.wiring import open_worker
 from tests.control.made import ROUTE, Story, label, rows, story, traffic
 from tests.control.test_certify import replace_route
 from tests.control.test_worker import fill, settings_for
@@ -112,7 +112,7 @@ def test_a_smaller_budget_keeps_the_audits_and_ends_by_itself(whole: Story) -> N
 def test_the_job_follows_what_is_held(tmp_path: Path) -> None:
     fill(tmp_path, traffic(LONG))
     settings = settings_for(tmp_path)
-    with worker(settings) as here:
+    with open_worker(settings) as here:
         assert here.once("certify")
         with Decisions.open(tmp_path / "log.db", now=lambda: 2.0, monotonic_s=lambda: 0.0) as writer:
             wanted = OverrideForm(kind="budget", reason="exams", author="ann", days=1.0, max_em_drop=0.02)
@@ -130,7 +130,7 @@ def test_a_cold_start_under_a_smaller_budget_keeps_its_burst(tmp_path: Path) -> 
     with Decisions.open(tmp_path / "log.db", now=lambda: 2.0, monotonic_s=lambda: 0.0) as writer:
         wanted = OverrideForm(kind="budget", reason="exams", author="ann", days=1.0, max_em_drop=0.02)
         assert isinstance(set_override(writer, "r", settings.routes["r"], wanted, now_s=2.0), Override)
-    with worker(settings) as here:
+    with open_worker(settings) as here:
         assert here.once("certify")
     held = read_decided(tmp_path / "log.db").of("r")
     assert held.epoch is not None

@@ -22,7 +22,7 @@ from suffice.control.people.judging import JudgingResult, judge_labels
 from suffice.edge.judge import JudgeModel
 from suffice.rollout.assign import question_key
 from suffice.scoring.base import build_scorer
-from suffice.settings import parse
+from suffice.settings import parse_settings
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel, read_episodes
 from suffice.store.rows.events import FeedbackGiven
@@ -62,7 +62,7 @@ def said(folder: Path, *given: Feedback) -> None:
         for one in given:
             await log.append_durable(FeedbackGiven(one))
 
-    log = SqliteLog.open(parse({"store": {"url": f"sqlite:///{folder}/log.db"}}).store, now=lambda: 0.0)
+    log = SqliteLog.open(parse_settings({"store": {"url": f"sqlite:///{folder}/log.db"}}).store, now=lambda: 0.0)
     asyncio.run(append())
     log.close()
 
@@ -76,7 +76,7 @@ def judged(folder: Path, n: int, *, most_calls: int = 10_000, max_em_drop: float
     questions = {question_key(f"question {i}", salt=SALT): f"question {i}" for i in range(n)}
 
     async def go() -> tuple[JudgingResult, int]:
-        log = SqliteLog.open(parse({"store": {"url": f"sqlite:///{folder}/log.db"}}).store, now=lambda: 0.0)
+        log = SqliteLog.open(parse_settings({"store": {"url": f"sqlite:///{folder}/log.db"}}).store, now=lambda: 0.0)
         try:
             async with FakeUpstream(grader) as server, JudgeModel(server.url, "grader") as judge:
                 found = await judge_labels(

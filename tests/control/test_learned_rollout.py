@@ -18,7 +18,7 @@ from suffice.control.jobs.base import Worker
 from suffice.learn.version import FoldedVersion
 from suffice.settings import Rollout, Settings
 from suffice.store.database.decisions import Decisions, read_artefact
-from suffice.store.database.views import reading
+from suffice.store.database.views import open_reader
 from suffice.store.routes.in_force import InForce, decisions_of, read_decided
 from suffice.store.routes.recommendations import newest_proposal
 from suffice.store.routes.rollouts import RolloutRun, read_rollouts
@@ -26,7 +26,7 @@ from suffice.store.rows.advice_events import ProposedVersion, VersionProposed
 from suffice.store.rows.control_events import PolicyPublished
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen
 from suffice.types import Publication
-from suffice.wiring import worker
+from suffice.wiring import open_worker
 from tests.control.made import label, run, traffic
 from tests.control.test_worker import fill, settings_for
 
@@ -62,7 +62,7 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the log of a route that is certified, and has a first proposal."""
     folder = tmp_path_factory.mktemp("certified")
     fill(folder, traffic(N))
-    with worker(settings_of(folder)) as here:
+    with open_worker(settings_of(folder)) as here:
         once(here, "certify")
         once(here, "retrain")
     return folder
@@ -110,7 +110,7 @@ class Route:
         return self.says(*words, "--reason", "because", "--author", "ann")
 
     def runs(self, *names: str) -> str:
-        with worker(self.settings) as here:
+        with open_worker(self.settings) as here:
             return "; ".join(once(here, name) for name in names)
 
     def audits(self, n: int, **options: Any) -> None:
@@ -123,7 +123,7 @@ class Route:
         fill(self.folder, events)
 
     def publications(self) -> list[Publication]:
-        with reading(self.log) as connection:
+        with open_reader(self.log) as connection:
             rows = decisions_of(connection, "r", 100)
         return [one.event.publication for one in rows if isinstance(one.event, PolicyPublished)]
 
@@ -183,7 +183,7 @@ def test_whoever_reads_the_log_again_comes_to_the_same_decisions(route: Route) -
     route.runs("certify")
     made = route.publications()
     assert made[0].fit == route.proposal.address, "the latest first"
-    with worker(route.settings) as here:  # a loop built anew follows the log, or it would begin a new epoch
+    with open_worker(route.settings) as here:  # a loop built anew follows the log, or it would begin a new epoch
         assert once(here, "certify") == ""
     assert route.publications() == made
     assert route.held.n_epochs == 1
@@ -205,7 +205,7 @@ def test_an_uncertified_one_reaches_nobody_even_where_a_person_promotes_it(route
 
 def reckless_of(route: Route) -> FoldedVersion:
     """The same models at levels so wide that they would stop whoever is served by them at the first sample."""
-    with reading(route.log) as connection:
+    with open_reader(route.log) as connection:
         found = read_back(route.proposal.address, read_artefact(connection, route.proposal.address)).version
     return replace(found, levels=tuple(tuple(900.0 for _ in one) for one in found.levels))
 
@@ -222,7 +222,7 @@ def test_a_job_tries_what_is_better_only_where_its_owner_lets_it(certified: Path
         folder.mkdir()
         shutil.copy(certified / "log.db", folder / "log.db")
         fill(folder, traffic(200, first=N))
-        with worker(settings_of(folder, automatic=automatic)) as here:
+        with open_worker(settings_of(folder, automatic=automatic)) as here:
             said = once(here, "retrain")
         begun = read_rollouts(folder / "log.db")
         verdict = newest_proposal(folder / "log.db", "r")

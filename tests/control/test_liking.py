@@ -12,18 +12,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.route_forecast import Outlook
-from suffice.cli.inspect.liking import headline, liking_lines
+from suffice.cli.inspect.liking import liking_lines, summarize_effect
 from suffice.cli.inspect.status import read_statuses
 from suffice.control.evidence.liking import heard, measures
 from suffice.control.evidence.ratings import Ratings
 from suffice.control.jobs.watching import RouteWatch
-from suffice.gateway.log_follower import export
-from suffice.settings import Route, Settings, parse
+from suffice.gateway.log_follower import export_gauges
+from suffice.settings import Route, Settings, parse_settings
 from suffice.store.routes.recommendations import newest_outlook
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.telemetry import Metrics
 from suffice.types import Episode, Feedback
-from suffice.wiring import worker
+from suffice.wiring import open_worker
 from tests.control.made import ROUTE, rows, run, traffic
 from tests.control.test_ratings import RATED, rated
 from tests.control.test_worker import fill, settings_for
@@ -34,7 +34,7 @@ METRICS: dict[str, Any] = {
     "tone": {"type": "category", "values": ["warm", "cold"]},
     "nps": {"type": "rating", "range": [0, 10], "level": "user"},
 }
-DECLARED = parse({"metrics": METRICS}).metrics
+DECLARED = parse_settings({"metrics": METRICS}).metrics
 
 
 def watch(events: list[Event], **options: Any) -> Outlook:
@@ -161,7 +161,7 @@ def disliked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Settings]:
     folder = tmp_path_factory.mktemp("disliked")
     fill(folder, rated(1_200, full=0.9, stopped=0.4, first=0))
     found = settings_for(folder)
-    with worker(found) as here:
+    with open_worker(found) as here:
         assert here.once("monitor")
     return folder, found
 
@@ -176,7 +176,7 @@ def test_the_effect_stands_in_status_with_its_interval_and_who_spoke(disliked: t
     assert said.effect.low is not None
     assert said.effect.high is not None
     assert said.effect.low <= -0.5 <= said.effect.high < 0
-    told = headline(one.outlook)
+    told = summarize_effect(one.outlook)
     assert told.startswith(f"{said.effect.value:+.3f} [{said.effect.low:+.3f}, {said.effect.high:+.3f}] at 90%, ")
     assert "worse where stopped" in told
     assert "(rated: 100.0% of audits, 100.0% of stopped runs)" in told
@@ -192,7 +192,7 @@ def test_metrics_have_the_effect_and_both_means(disliked: tuple[Path, Settings])
     effect, full = outlook.satisfaction.effect, outlook.satisfaction.full
     assert effect is not None
     assert full is not None
-    export(outlook, "r", metrics)
+    export_gauges(outlook, "r", metrics)
     assert metrics.value("suffice_satisfaction_effect", route="r") == effect.value
     assert metrics.value("suffice_satisfaction_effect_upper_bound", route="r") == effect.high
     assert metrics.value("suffice_satisfaction_effect_lower_bound", route="r") == effect.low
@@ -200,10 +200,10 @@ def test_metrics_have_the_effect_and_both_means(disliked: tuple[Path, Settings])
 
 
 def test_without_votes_status_says_why_there_is_no_effect() -> None:
-    assert headline(None) == "not measured: no worker has looked at this route"
-    assert headline(watch(traffic(120))) == "not measured: no watched run was rated"
+    assert summarize_effect(None) == "not measured: no worker has looked at this route"
+    assert summarize_effect(watch(traffic(120))) == "not measured: no watched run was rated"
     only_full = watch([*traffic(120), feedback(110, rating=3)])
-    assert headline(only_full) == "not measured: needs rated audits beside rated stopped runs"
+    assert summarize_effect(only_full) == "not measured: needs rated audits beside rated stopped runs"
     assert dict(liking_lines(only_full)).keys() == {"  satisfaction, full"}
 
 
@@ -256,8 +256,8 @@ def test_a_route_without_a_floor_still_shows_what_people_say(tmp_path: Path) -> 
     assert Route(upstream="up").min_satisfaction is None
     fill(tmp_path, rated(300, full=0.9, stopped=0.9, first=0))
     found = settings_for(tmp_path)
-    with worker(found) as here:
+    with open_worker(found) as here:
         here.once("monitor")
     outlook = newest_outlook(tmp_path / "log.db", "r")
     assert outlook is not None
-    assert "no difference is proven" in headline(outlook)
+    assert "no difference is proven" in summarize_effect(outlook)

@@ -14,8 +14,8 @@ import pytest
 from suffice.cli.inspect.status import read_statuses
 from suffice.control.jobs.base import JobReport, Worker
 from suffice.control.jobs.monitor import Monitor
-from suffice.gateway.log_follower import export
-from suffice.settings import Settings, parse
+from suffice.gateway.log_follower import export_gauges
+from suffice.settings import Settings, parse_settings
 from suffice.store.database.views import read_events
 from suffice.store.routes.recommendations import newest_alert, newest_outlook
 from suffice.store.routes.windows import job_history
@@ -23,7 +23,7 @@ from suffice.store.rows.advice_events import AlertRaised, RouteMonitored
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen
 from suffice.telemetry import Metrics
 from suffice.types import Outcome, Query, Request, StepRecord, Usage
-from suffice.wiring import worker
+from suffice.wiring import open_worker
 from tests.control.made import label, traffic
 from tests.control.test_worker import fill, settings_for
 
@@ -56,7 +56,7 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     events = traffic(400)
     answers = [event.outcome.answer for event in events if isinstance(event, RequestEnded)]
     fill(folder, [*events, *(label(number, gold=answers[number]) for number in range(0, 400, 5))])
-    with worker(settings_for(folder)) as here:
+    with open_worker(settings_for(folder)) as here:
         assert here.once("certify")
     return folder
 
@@ -68,7 +68,7 @@ def folder(certified: Path, tmp_path: Path) -> Path:
 
 
 def test_accounts_count_what_was_asked_behind_the_first_hundred_runs(folder: Path) -> None:
-    with worker(settings_for(folder)) as here:
+    with open_worker(settings_for(folder)) as here:
         report = only(here)
     outlook = newest_outlook(folder / "log.db", "r")
     assert outlook is not None
@@ -83,7 +83,7 @@ def test_accounts_count_what_was_asked_behind_the_first_hundred_runs(folder: Pat
 
 
 def test_the_forecast_hears_what_the_stop_model_expects_audits_to_lose(folder: Path) -> None:
-    with worker(settings_for(folder)) as here:
+    with open_worker(settings_for(folder)) as here:
         looked(here)
         monitor = next(job for job in here.jobs if isinstance(job, Monitor))
         watch = monitor._watches["r"]
@@ -101,11 +101,11 @@ def test_the_forecast_hears_what_the_stop_model_expects_audits_to_lose(folder: P
 
 
 def test_a_look_without_news_is_not_repeated_and_a_second_worker_has_to_wait(folder: Path) -> None:
-    with worker(settings_for(folder)) as first, worker(settings_for(folder)) as second:
+    with open_worker(settings_for(folder)) as first, open_worker(settings_for(folder)) as second:
         assert only(first).ok
         assert second.once("monitor") is None
         assert only(first).said == ""
-    with worker(settings_for(folder)) as later:
+    with open_worker(settings_for(folder)) as later:
         assert only(later).at == 400
     assert len(events_of(folder, RouteMonitored)) == 1
     assert {run.job for run in job_history(folder / "log.db")} == {"certify", "monitor"}
@@ -115,7 +115,7 @@ def test_a_worker_that_begins_late_reads_the_latest_requests_alone_and_counts_on
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("suffice.control.jobs.monitor.LOOK_BACK", 250)
-    with worker(settings_for(folder)) as here:
+    with open_worker(settings_for(folder)) as here:
         assert only(here).at == 400
     outlook = newest_outlook(folder / "log.db", "r")
     assert outlook is not None
@@ -127,7 +127,7 @@ def test_status_says_estimates_with_intervals_the_forecast_and_the_whole_promise
     settings = settings_for(folder)
     (before,) = read_statuses(folder / "log.db", settings, "r")
     assert before.outlook is None
-    with worker(settings) as here:
+    with open_worker(settings) as here:
         looked(here)
     (one,) = read_statuses(folder / "log.db", settings, "r")
     assert one.outlook is not None
@@ -142,13 +142,13 @@ def test_status_says_estimates_with_intervals_the_forecast_and_the_whole_promise
 
 
 def test_metrics_have_the_upper_end_and_the_saving(folder: Path) -> None:
-    with worker(settings_for(folder)) as here:
+    with open_worker(settings_for(folder)) as here:
         looked(here)
     outlook, metrics = newest_outlook(folder / "log.db", "r"), Metrics()
     assert outlook is not None
     assert outlook.whole is not None
     assert outlook.whole.em_drop is not None
-    export(outlook, "r", metrics)
+    export_gauges(outlook, "r", metrics)
     assert metrics.value("suffice_em_drop_upper_bound", route="r") == outlook.whole.em_drop.high
     assert metrics.value("suffice_alerts", route="r") == 0
 
@@ -209,7 +209,7 @@ def asked(number: int, rng: random.Random, p_lost: float) -> Iterator[Event]:
 
 
 def watched(folder: Path) -> Settings:
-    return parse(
+    return parse_settings(
         {
             "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
             "routes": {
@@ -230,7 +230,7 @@ def test_an_alert_comes_before_the_drop_crosses_the_budget_and_none_without_a_dr
     tmp_path: Path, drifts: bool
 ) -> None:
     rng, crossed, number = random.Random(3), 9_000, 0
-    with worker(watched(tmp_path)) as here:
+    with open_worker(watched(tmp_path)) as here:
         for until in (4_500, 6_500, 7_500):
             # From 0.5 % at request 4,000 to the budget at request 9,000, in a line.
             share = [0.005 + drifts * max(0, at - 4_000) * (BUDGET - 0.005) / 5_000 for at in range(number, until)]
@@ -261,7 +261,7 @@ def test_a_route_that_cannot_be_watched_leaves_the_others_alone(folder: Path) ->
     settings = settings_for(folder, broken={})
     broken = msgspec.structs.replace(settings.routes["broken"], scorer="no-such-scorer")
     settings = msgspec.structs.replace(settings, routes={**settings.routes, "broken": broken})
-    with worker(settings) as here:
+    with open_worker(settings) as here:
         reports = {report.route: report for report in looked(here)}
         assert [report.route for report in looked(here)] == ["r"], "it is left alone for a while"
     assert reports["r"].ok

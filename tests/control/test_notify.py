@@ -26,11 +26,11 @@ from suffice.control.jobs.sinks import MailSink, Sink, WebhookSink
 from suffice.edge.mail import MailServer, send_mail
 from suffice.errors import ConfigError
 from suffice.rollout.stages import Transition
-from suffice.settings import Alerts, parse
+from suffice.settings import Alerts, parse_settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import read_events
 from suffice.store.people.notices import Notice, alerts_of, plain
-from suffice.store.routes.rollups import RollupKey, RollupSums, add
+from suffice.store.routes.rollups import RollupKey, RollupSums, add_rollups
 from suffice.store.rows.advice_events import RouteMonitored
 from suffice.store.rows.alert_events import FailedOpen, FailOpenHigh
 from suffice.store.rows.control_events import AlarmRaised, EnforcementPaused, EnforcementResumed
@@ -349,7 +349,7 @@ def test_a_high_rate_of_fail_opens_is_noticed_once_an_hour(tmp_path: Path) -> No
     failing, well = (RollupSums(n_requests=100, n_degraded=n) for n in (5, 4))
     with closing(sqlite3.connect(database)) as connection, connection:
         sums = {RollupKey("math", "", "v", 0): failing, RollupKey("law", "", "v", 0): well}
-        assert add(connection, sums, {}, since=0, seq=0, at_s=0.0)
+        assert add_rollups(connection, sums, {}, since=0, seq=0, at_s=0.0)
     with working(database, kept, clock=clock) as worker:
         for clock.now_s in (0.0, 40.0, 80.0):
             worker.round()
@@ -427,7 +427,7 @@ def test_a_mail_server_that_refuses_or_is_away_is_said_without_secrets() -> None
 )
 def test_settings_that_cannot_work_are_refused(table: dict[str, object], where: str) -> None:
     with pytest.raises(ConfigError, match=rf"alerts\.{where}") as refused:
-        parse({"alerts": table})
+        parse_settings({"alerts": table})
     assert "s3cret" not in str(refused.value)
 
 

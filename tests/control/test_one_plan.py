@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from suffice.assurance.windows import Windows
-from suffice.control.evidence.audits import Audit, shown
-from suffice.control.evidence.fitting import LiveLearner, fit_version
+from suffice.control.evidence.audits import Audit, audits_to_rows
+from suffice.control.evidence.fitting import LiveLearner, fit_audited_version
 from suffice.control.loop.live_certifier import LiveKeeper
 from suffice.control.loop.starting import live_plan
 from suffice.learn.audits import Floats
@@ -109,10 +109,10 @@ def replayed(here: Lived, seed: int) -> tuple[list[Look], list[float]]:
     loop, epoch = here.told.loop, began(ROUTE).epoch
     assert epoch is not None
     assert loop.chosen is not None
-    runs = shown(here.runs, chosen=loop.chosen, match=loop.match, wave=ROUTE.wave, counts={})
+    runs = audits_to_rows(here.runs, chosen=loop.chosen, match=loop.match, wave=ROUTE.wave, counts={})
     assert runs is not None
     plan = replace(live_plan(ROUTE, CONTROL, epoch), watches_signals=False)  # signals are another reading of each
-    keeper = CountedFromOne(plan, LiveLearner(loop.chosen, plan.cost_exponent), fit=fit_version, first=1.0)
+    keeper = CountedFromOne(plan, LiveLearner(loop.chosen, plan.cost_exponent), fit=fit_audited_version, first=1.0)
     keeper.begin(0.0, Windows())
     traffic = RecordedTraffic(
         runs=runs,

@@ -16,7 +16,7 @@ from suffice.control.evidence.resolution import ReplayMismatch
 from suffice.control.loop.owned import OwnLoop
 from suffice.learn.dataset import as_step
 from suffice.policy.base import build_policy
-from suffice.settings import Route, parse
+from suffice.settings import Route, parse_settings
 from suffice.signals.observe import Observer
 from suffice.store.routes.rollouts import own_version
 from suffice.store.rows.control_events import EpochBegan, LabelWanted
@@ -142,7 +142,7 @@ def test_a_worker_that_was_killed_is_followed_by_one_that_decides_the_same() -> 
 def test_another_policy_in_the_settings_is_another_one_to_be_proved() -> None:
     log = rows(traffic(200, sure=True))
     before = owned().feed(log).settle()
-    other = parse(
+    other = parse_settings(
         {
             "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
             "routes": {
@@ -246,7 +246,7 @@ def test_only_a_policy_that_waits_for_its_proof_is_proved() -> None:
         {"policy": {"policy": "never"}},
         {"effort": "low", "kind": "reasoning"},
     ):
-        route = parse({"upstreams": {"up": {"url": "http://h"}}, "routes": {"r": plain | change}}).routes["r"]
+        route = parse_settings({"upstreams": {"up": {"url": "http://h"}}, "routes": {"r": plain | change}}).routes["r"]
         assert not route.is_owned
         assert route.is_learned is False
     assert story().loop.route.is_learned

@@ -15,14 +15,14 @@ from suffice.cli.inspect.status import read_statuses
 from suffice.control.evidence.fitting import read_back
 from suffice.control.jobs.base import JobReport, Worker
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import reading
+from suffice.store.database.views import open_reader
 from suffice.store.routes.in_force import read_decided
 from suffice.store.routes.recommendations import newest_proposal
 from suffice.store.routes.windows import last_place
 from suffice.store.rows.advice_events import ProposedVersion
 from suffice.store.rows.control_events import AlarmRaised, EpochBegan
 from suffice.types import Alarm, Epoch
-from suffice.wiring import worker
+from suffice.wiring import open_worker
 from tests.control.made import CONTROL, ROUTE, traffic
 from tests.control.test_worker import fill, settings_for
 from tests.control.test_worker import only as report_of
@@ -46,7 +46,7 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the log of a route that is certified, and has a first proposal."""
     folder = tmp_path_factory.mktemp("certified")
     fill(folder, traffic(N))
-    with worker(settings_for(folder)) as here:
+    with open_worker(settings_for(folder)) as here:
         assert here.once("certify")
         assert only(here).ok
     return folder
@@ -68,7 +68,7 @@ def test_a_proposal_has_its_version_its_parent_and_its_report_card(folder: Path)
     assert found.lineage["parent"] == found.parent
     assert found.saving is not None
     assert found.saving.low is not None
-    with reading(folder / "log.db") as connection:
+    with open_reader(folder / "log.db") as connection:
         assert read_back(found.address, read_artefact(connection, found.address)).version.address == found.address
 
 
@@ -76,7 +76,7 @@ def test_it_is_in_force_nowhere_and_status_names_it(folder: Path) -> None:
     found, held = proposed(folder), read_decided(folder / "log.db").of("r")
     assert held.publication is not None
     assert held.publication.fit != found.address
-    with worker(settings_for(folder)) as here:
+    with open_worker(settings_for(folder)) as here:
         here.once("certify")
     assert read_decided(folder / "log.db").of("r") == held
     (one,) = read_statuses(folder / "log.db", settings_for(folder), "r")
@@ -87,7 +87,7 @@ def test_it_is_in_force_nowhere_and_status_names_it(folder: Path) -> None:
 
 def test_the_next_one_waits_for_its_schedule(folder: Path) -> None:
     first = proposed(folder)
-    with worker(settings_for(folder)) as here:
+    with open_worker(settings_for(folder)) as here:
         assert only(here).said == ""
         fill(folder, traffic(CONTROL.refit_requests - 20, first=N))
         assert only(here).said == ""
@@ -100,8 +100,8 @@ def test_the_next_one_waits_for_its_schedule(folder: Path) -> None:
 
 def test_after_an_alarm_it_learns_from_the_new_world_alone(folder: Path) -> None:
     settings = settings_for(folder)
-    with worker(settings) as here:
-        with reading(folder / "log.db") as connection:
+    with open_worker(settings) as here:
+        with open_reader(folder / "log.db") as connection:
             since = last_place(connection)
         fill(
             folder,
@@ -134,7 +134,7 @@ def test_a_route_whose_fit_fails_is_said_and_left_alone(folder: Path) -> None:
     settings = settings_for(folder)
     broken = msgspec.structs.replace(settings.routes["r"], scorer="no-such-scorer")
     fill(folder, traffic(CONTROL.refit_requests, first=N))
-    with worker(msgspec.structs.replace(settings, routes={"r": broken})) as here:
+    with open_worker(msgspec.structs.replace(settings, routes={"r": broken})) as here:
         report = only(here)
         assert not report.ok
         assert report.said.startswith("nothing proposed: scorer: unknown name")

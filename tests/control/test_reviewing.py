@@ -19,13 +19,13 @@ from suffice.control.jobs.reviewing import ReviewJob
 from suffice.control.people.candidates import Candidates
 from suffice.review.items import DAY_S, ReviewItem
 from suffice.review.select import answers_of
-from suffice.settings import Settings, parse
+from suffice.settings import Settings, parse_settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.people.reviews import read_reviews
 from suffice.store.rows.control_events import EpochBegan, LabelWanted
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen
 from suffice.types import Epoch, LabelRequest, Query
-from suffice.wiring import worker
+from suffice.wiring import open_worker
 from tests.control.made import ROUTE, label, rows, run, traffic
 from tests.control.test_worker import fill
 
@@ -59,7 +59,7 @@ class Straight(JobWriter):
 
 def settings_for(folder: Path, **review: Any) -> Settings:
     route = {**msgspec.to_builtins(ROUTE), "review": review}
-    return parse(
+    return parse_settings(
         {
             "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
             "routes": {"r": route},
@@ -155,7 +155,7 @@ def test_a_deployment_of_many_routes_asks_for_no_more_than_its_own_cap_in_a_day(
 ) -> None:
     shutil.copy(many / "log.db", tmp_path / "log.db")
     clock, route = Clock(), {**msgspec.to_builtins(ROUTE), "review": {"per_day": 30}}
-    settings = parse(
+    settings = parse_settings(
         {
             "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
             "review": {"per_day": cap},
@@ -263,7 +263,7 @@ def test_a_route_that_asks_nobody_is_left_alone(tmp_path: Path) -> None:
 
 def test_the_worker_has_the_job(tmp_path: Path) -> None:
     fill(tmp_path, traffic(30))
-    with worker(settings_for(tmp_path, per_day=24)) as here:
+    with open_worker(settings_for(tmp_path, per_day=24)) as here:
         reports = here.once("review")
     assert reports is not None
     assert "drawn from 30" in reports[0].said

@@ -16,19 +16,19 @@ from hypothesis import strategies as st
 
 from suffice.control.jobs import rollup
 from suffice.control.jobs.rollup import MOST_CLASSES, OTHER, added_by
-from suffice.settings import Settings, Store, parse
+from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.database.views import read_episodes, reading
+from suffice.store.database.views import open_reader, read_episodes
 from suffice.store.routes import rollups
 from suffice.store.routes.rollups import RollupKey, RollupSums
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Feedback, Outcome, Query, RecalledRun, Request, Usage
-from suffice.wiring import worker
+from suffice.wiring import open_worker
 from tests.control.made import run
 
 
 def settings_for(folder: Path, **route: Any) -> Settings:
-    return parse(
+    return parse_settings(
         {
             "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
             "routes": {"r": {"upstream": "up", "kind": "samples", "samples": 8, "scorer": "number", **route}},
@@ -47,10 +47,10 @@ def write(folder: Path, events: list[Event], *, at_s: float = 7_200.0) -> None:
 
 def summed(folder: Path) -> RollupSums:
     """All sums together, after the job has run."""
-    with worker(settings_for(folder), learning=False) as here:
+    with open_worker(settings_for(folder), learning=False) as here:
         assert here.once("rollup") is not None
-    with reading(folder / "log.db") as connection:
-        return rollups.read(connection, ()).get((), rollups.NOTHING)
+    with open_reader(folder / "log.db") as connection:
+        return rollups.read_rollups(connection, ()).get((), rollups.NOTHING)
 
 
 def straight(folder: Path) -> RollupSums:
@@ -107,11 +107,11 @@ def test_the_sums_are_those_of_the_log_however_it_came_and_in_however_many_parts
         begin = max(begin, end)
         found = summed(folder)
     assert astuple(found) == pytest.approx(astuple(straight(folder)))
-    with reading(folder / "log.db") as connection:  # by the day it is what it is by the hour
+    with open_reader(folder / "log.db") as connection:  # by the day it is what it is by the hour
         for by in (("route",), ("query_class",), ("version",)):
             hours: dict[tuple[str | int, ...], RollupSums] = {}
-            days = rollups.read(connection, by)
-            for key, one in rollups.read(connection, (*by, "hour")).items():
+            days = rollups.read_rollups(connection, by)
+            for key, one in rollups.read_rollups(connection, (*by, "hour")).items():
                 hours[key[0],] = hours.get((key[0],), rollups.NOTHING).plus(one)
             assert {key: astuple(one) for key, one in days.items()} == {
                 key: pytest.approx(astuple(one)) for key, one in hours.items()
@@ -135,7 +135,7 @@ def test_a_second_worker_adds_nothing_twice(tmp_path: Path) -> None:
     assert summed(tmp_path).n_requests == 1
     with closing(sqlite3.connect(tmp_path / "log.db")) as connection, connection:
         place = RollupKey("r", "", "", 2)
-        assert not rollups.add(connection, {place: RollupSums(n_requests=9)}, {}, since=0, seq=9, at_s=0.0)
+        assert not rollups.add_rollups(connection, {place: RollupSums(n_requests=9)}, {}, since=0, seq=9, at_s=0.0)
     assert summed(tmp_path).n_requests == 1
 
 
@@ -146,14 +146,16 @@ def test_runs_are_booked_where_they_belong(tmp_path: Path) -> None:
         made = replace(request, route=route, policy_version=f"v@{day}", query=query)
         write(tmp_path, [RequestSeen(made), RequestEnded(outcome)], at_s=86_400.0 * day + 7_300.0)
     summed(tmp_path)
-    with reading(tmp_path / "log.db") as connection:
-        assert {key: one.n_requests for key, one in rollups.read(connection, ("route", "query_class")).items()} == {
+    with open_reader(tmp_path / "log.db") as connection:
+        assert {
+            key: one.n_requests for key, one in rollups.read_rollups(connection, ("route", "query_class")).items()
+        } == {
             ("other", ""): 1,
             ("r", "algebra"): 2,
         }
-        assert list(rollups.read(connection, ("day", "version"))) == [(0, "v@0"), (1, "v@1"), (2, "v@2")]
-        assert rollups.read(connection, (), since_hour=24)[()].n_requests == 2
-        assert list(rollups.read(connection, ("hour",), route="r")) == [(2,), (26,)]
+        assert list(rollups.read_rollups(connection, ("day", "version"))) == [(0, "v@0"), (1, "v@1"), (2, "v@2")]
+        assert rollups.read_rollups(connection, (), since_hour=24)[()].n_requests == 2
+        assert list(rollups.read_rollups(connection, ("hour",), route="r")) == [(2,), (26,)]
 
 
 def test_classes_that_callers_make_up_without_end_are_booked_together(
@@ -166,8 +168,8 @@ def test_classes_that_callers_make_up_without_end_are_booked_together(
         events += [RequestSeen(replace(request, query=Query(query_class=f"c{number}"))), RequestEnded(outcome)]
     write(tmp_path, events)
     summed(tmp_path)
-    with reading(tmp_path / "log.db") as connection:
-        found = {str(key[0]): one.n_requests for key, one in rollups.read(connection, ("query_class",)).items()}
+    with open_reader(tmp_path / "log.db") as connection:
+        found = {str(key[0]): one.n_requests for key, one in rollups.read_rollups(connection, ("query_class",)).items()}
     assert found == {"c0": 1, "c1": 1, "c2": 1, OTHER: 5}
     assert MOST_CLASSES == 100
 
@@ -202,7 +204,7 @@ def test_a_log_of_an_earlier_version_has_no_sums_and_says_so(tmp_path: Path) -> 
     with closing(sqlite3.connect(tmp_path / "old.db")) as connection:
         connection.execute("CREATE TABLE events (seq INTEGER PRIMARY KEY)")
         assert rollups.read_to(connection).seq == 0
-        assert rollups.read(connection, ()) == {}
+        assert rollups.read_rollups(connection, ()) == {}
         assert rollups.classes_of(connection) == {}
 
 

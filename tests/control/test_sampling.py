@@ -13,14 +13,14 @@ import pytest
 
 from suffice.assurance.estimate import estimate_route
 from suffice.assurance.sampling import LEAST_CLASS, Unkept
-from suffice.assurance.satisfaction import RatedRun, judge
+from suffice.assurance.satisfaction import RatedRun, judge_satisfaction
 from suffice.assurance.satisfaction_effect import SATISFACTION, likings
 from suffice.control.evidence.audits import GivenLabel
 from suffice.control.evidence.drift_features import Early
 from suffice.control.evidence.liking import heard, measures
 from suffice.control.loop.brake import Floor
-from suffice.settings import Settings, parse
-from suffice.store.database.views import read_episodes, reading
+from suffice.settings import Settings, parse_settings
+from suffice.store.database.views import open_reader, read_episodes
 from suffice.store.routes import rollups
 from suffice.store.routes.recommendations import counts_since
 from suffice.store.routes.sampling import counted_cells, drawn_runs, newest_rates
@@ -29,14 +29,14 @@ from suffice.store.routes.windows import requests_since
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.rows.sampling_events import RequestCount, RequestsCounted
 from suffice.types import Episode, Feedback, Query, StepRecord
-from suffice.wiring import worker
+from suffice.wiring import open_worker
 from tests.control.made import BURST, rows, run, story, traffic
 from tests.control.test_worker import fill
 
 
 def settings_for(folder: Path, **route: Any) -> Settings:
     owned = {"mode": "enforce", "policy": {"policy": "stable-answer"}, "uncertified": True, "audit_share": 0.1}
-    return parse(
+    return parse_settings(
         {
             "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
             "routes": {"r": {"upstream": "up", "kind": "samples", "samples": 8, **owned, "sample_rate": 0.2, **route}},
@@ -101,7 +101,7 @@ def counted(n: int, *, name: str = "", senders: tuple[str, ...] = (), number: in
 
 def test_every_reader_of_a_number_of_requests_counts_those_without_rows(tmp_path: Path) -> None:
     database = write(tmp_path, [*logged(live(1), live(2)), counted(98)])
-    with reading(database) as connection:
+    with open_reader(database) as connection:
         assert requests_since(connection, "r", 0) == 100
         assert counts_since(connection, "r", 0) == (100, 0)
         told = tallies_now(connection, lambda _route: RouteScorer("", lambda answer, gold: answer == gold))["r"]
@@ -122,10 +122,10 @@ def test_a_report_and_the_sums_of_pages_hold_all_requests_tokens_and_money(tmp_p
     assert report.end_reasons == {"done": 2, "stopped": 98}
     assert report.tokens.client_completion == tokens + 9_800
     assert (report.money.governed_usd, report.money.n_known) == (50.0, 100)
-    with worker(settings_for(tmp_path), learning=False) as here:
+    with open_worker(settings_for(tmp_path), learning=False) as here:
         assert here.once("rollup") is not None
-    with reading(database) as connection:
-        sums = rollups.read(connection, ())[()]
+    with open_reader(database) as connection:
+        sums = rollups.read_rollups(connection, ())[()]
     assert (sums.n_requests, sums.n_governed, sums.n_stopped, sums.n_live_counted) == (100, 100, 98, 100)
     assert (sums.completion_tokens, sums.cost_usd, sums.overhead_tokens) == (tokens + 9_800, 50.0, 196)
 
@@ -154,7 +154,7 @@ def test_a_look_reads_what_is_new_however_long_the_log_is(tmp_path: Path) -> Non
             asked += 1
             return 0
 
-        with reading(database) as connection:
+        with open_reader(database) as connection:
             last = int(connection.execute("SELECT max(seq) FROM events").fetchone()[0])
             connection.set_progress_handler(step, 10)
             found = list(drawn_runs(connection, "r", last - 40, last))
@@ -180,10 +180,10 @@ def test_classes_kept_at_different_rates_are_one_mean_again(tmp_path: Path) -> N
         assert found.high is not None
         assert found.low < 0.9 < found.high
         assert found.n == 95
-    with worker(settings_for(tmp_path), learning=False) as here:
+    with open_worker(settings_for(tmp_path), learning=False) as here:
         assert here.once("rollup") is not None
-    with reading(database) as connection:
-        sums = rollups.read(connection, ())[()]
+    with open_reader(database) as connection:
+        sums = rollups.read_rollups(connection, ())[()]
     right, marked = sums.stopped_marks
     assert right / marked == pytest.approx(0.9, abs=0.02)
     assert marked < 95, "unequal weights tell less than so many equal ones"
@@ -211,8 +211,8 @@ def test_ratings_that_steer_are_those_of_all_answers() -> None:
             found.append(RatedRun(audit=False, satisfaction=0.55, stands_for=60.0 if weighed else 1.0))
         return found
 
-    assert judge(ratings(weighed=False), min_satisfaction=0.5, delta=0.05).safer
-    told = judge(ratings(weighed=True), min_satisfaction=0.5, delta=0.05)
+    assert judge_satisfaction(ratings(weighed=False), min_satisfaction=0.5, delta=0.05).safer
+    told = judge_satisfaction(ratings(weighed=True), min_satisfaction=0.5, delta=0.05)
     assert not told.safer
     assert told.stopped == pytest.approx(0.53, abs=0.03)
 
@@ -282,7 +282,7 @@ def test_the_job_gives_more_rows_to_the_class_of_which_less_is_known(tmp_path: P
         assert usage is not None
         events += logged(replace(one, outcome=replace(one.outcome, usage=replace(usage, completion_tokens=tokens))))
     database = write(tmp_path, [*events, counted(1_350, name="even"), counted(1_350, name="wild", number=2)])
-    with worker(settings_for(tmp_path), learning=False) as here:
+    with open_worker(settings_for(tmp_path), learning=False) as here:
         assert here.once("sampling") is not None
         first = newest_rates(database, "r")
         assert here.once("sampling") is not None
@@ -298,6 +298,6 @@ def test_the_job_gives_more_rows_to_the_class_of_which_less_is_known(tmp_path: P
 @pytest.mark.parametrize("route", [{"sample_rate": 1.0}, {"mode": "observe"}])
 def test_a_route_that_keeps_everything_has_no_rates(tmp_path: Path, route: dict[str, Any]) -> None:
     database = write(tmp_path, [*logged(*(live(n, "a") for n in range(50))), counted(2_000)])
-    with worker(settings_for(tmp_path, **route), learning=False) as here:
+    with open_worker(settings_for(tmp_path, **route), learning=False) as here:
         assert here.once("sampling") is not None
     assert newest_rates(database, "r") is None

@@ -11,10 +11,10 @@ import pytest
 
 from suffice import wiring
 from suffice.assurance.certify import audits_to_certify
-from suffice.control.evidence.window_size import burst_requests, window_of
+from suffice.control.evidence.window_size import burst_requests, window_size
 from suffice.control.loop.starting import Start, burst_of, first_certificate
 from suffice.learn.certifier import Certifier, Plan
-from suffice.settings import Control, Route, parse
+from suffice.settings import Control, Route, parse_settings
 from tests.learn.runs_made import audits, believing
 
 CONTROL = Control()
@@ -59,10 +59,10 @@ def test_more_audits_than_are_looked_back_on_at_once_never_come() -> None:
 
 
 def test_settings_that_are_not_written_follow_the_budget_and_those_that_are_hold() -> None:
-    assert [window_of(CONTROL, budget) for budget in (0.01, 0.02, 0.05)] == [1_600, 800, 320]
+    assert [window_size(CONTROL, budget) for budget in (0.01, 0.02, 0.05)] == [1_600, 800, 320]
     assert [burst_requests(CONTROL, budget) for budget in (0.01, 0.02, 0.05)] == [2_400, 1_200, 480]
     own = Control(burst_requests=7, window_audits=9)
-    assert (window_of(own, 0.02), burst_requests(own, 0.02)) == (9, 7)
+    assert (window_size(own, 0.02), burst_requests(own, 0.02)) == (9, 7)
     assert burst_of(route(policy={"policy": "never"}), CONTROL) == 0, "where nothing is learned there is no burst"
 
 
@@ -99,8 +99,8 @@ def test_what_the_finish_takes_off_the_budget_makes_a_thought_wait_longer() -> N
 
 def warnings(**changes: Any) -> list[str]:
     plain = {"kind": "samples", "samples": 8, "scorer": "number", "mode": "enforce", **changes}
-    return wiring.check(
-        parse(
+    return wiring.check_routes(
+        parse_settings(
             {
                 "upstreams": {"up": {"url": "http://127.0.0.1:1", "driver": "llama.cpp", "slots": 4}},
                 "routes": {"r": {"upstream": "up", **plain}},

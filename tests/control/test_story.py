@@ -15,14 +15,14 @@ import pytest
 
 from suffice.control.evidence.fitting import read_back
 from suffice.control.jobs.base import JobReport
-from suffice.gateway.deployment import serving
-from suffice.settings import Settings, parse
+from suffice.gateway.deployment import deploy_route
+from suffice.settings import Settings, parse_settings
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import read_episodes, reading
+from suffice.store.database.views import open_reader, read_episodes
 from suffice.store.routes.in_force import read_decided
 from suffice.store.rows.control_events import PolicyPublished
 from suffice.testing import FakeRequest, FakeUpstream, Reply, cut
-from suffice.wiring import build_route, worker
+from suffice.wiring import build_route, open_worker
 from tests.gateway.served import Served, chat, served
 
 N = 120
@@ -53,7 +53,7 @@ class Model:
 
 def settings_of(g: Served) -> Settings:
     """What a worker beside this gateway reads."""
-    return parse(
+    return parse_settings(
         {
             "upstreams": {"up": {"url": g.fake.url, "driver": "llama.cpp"}},
             "routes": {"r": {"upstream": "up", **ROUTE}},
@@ -78,7 +78,7 @@ async def work(g: Served, settings: Settings) -> list[JobReport]:
     await asyncio.to_thread(log.drain)
 
     def run() -> list[JobReport]:
-        with worker(settings) as here:
+        with open_worker(settings) as here:
             reports = here.once("certify")
         assert reports is not None
         return reports
@@ -189,9 +189,9 @@ async def test_a_certificate_for_another_promise_or_setup_is_not_acted_on(tmp_pa
         base = build_route("r", changed, upstream=msgspec.structs.replace(upstream, url=url))
         held = read_decided(tmp_path / "log.db").of("r")
         assert held.publication is not None
-        with reading(tmp_path / "log.db") as connection:
+        with open_reader(tmp_path / "log.db") as connection:
             version = read_back(held.publication.fit, read_artefact(connection, held.publication.fit)).version
-        return serving(base, held, version).certified
+        return deploy_route(base, held, version).certified
 
     assert certified()
     assert certified(max_em_drop=0.2, confidence=0.7, audit_share=0.5), "it proves more than that"

@@ -13,14 +13,14 @@ from suffice.store.rows.advice_events import RouteMonitored
 from suffice.store.rows.control_events import PolicyPublished
 from suffice.store.rows.events import Event
 from suffice.types import Publication
-from suffice.wiring import decisions
+from suffice.wiring import open_decisions
 from tests.control.test_story import ROUTE, Model, N, ask, settings_of, until, work
 from tests.gateway.served import Served, chat, served
 
 
 def write(g: Served, event: Event) -> None:
     """Write a decision as a worker beside the gateway does, and tell the gateway."""
-    with decisions(settings_of(g)) as writer:
+    with open_decisions(settings_of(g)) as writer:
         assert writer.write(None, [event]) == [True]
     g.gateway.told()
 

@@ -10,7 +10,7 @@ import pytest
 
 from suffice.assurance.certify import spent_delta
 from suffice.control.compare.assessment import RolloutAssessor, plain_route
-from suffice.store.database.views import reading
+from suffice.store.database.views import open_reader
 from suffice.store.people.audit_view import entries
 from suffice.store.routes.in_force import read_decided
 from suffice.store.routes.rollouts import read_rollouts
@@ -140,7 +140,7 @@ def test_labels_are_asked_for_where_one_would_tell_something_and_once(world: Wor
     world.audits(30, labels=False)
     world.wrong(4, labels=False)
     assert world.look() == ["rollout r-0: 4 labels wanted"]
-    with reading(world.path) as connection:
+    with open_reader(world.path) as connection:
         asked = label_requests(connection, "r")
     assert {(one.would_answer, one.level) for one in asked.values()} == {("77", 1)}
     assert sorted(asked) == [f"ep_{number:05}" for number in range(30, 34)], "not where all levels agree"
@@ -221,7 +221,7 @@ def test_a_route_with_less_budget_left_certifies_less(world: World) -> None:
     world.begin()
     world.audits(100)
     strict = msgspec.structs.replace(ROUTE, max_em_drop=0.02)
-    with reading(world.path) as connection:
+    with open_reader(world.path) as connection:
         seen, less = world.standing(connection), world.standing(connection, strict)
     assert seen.certificate is not None
     assert less.certificate is not None
@@ -230,13 +230,13 @@ def test_a_route_with_less_budget_left_certifies_less(world: World) -> None:
 
 def test_whoever_goes_on_looking_finds_what_a_new_reader_finds(world: World) -> None:
     world.begin()
-    with matches(ROUTE) as match, reading(world.path) as connection:
+    with matches(ROUTE) as match, open_reader(world.path) as connection:
         kept = RolloutAssessor.at(connection, world.held, plain_route(ROUTE, match), CONTROL, secret=SECRET)
     for at in range(6):
         world.audits(40, labels=at % 2 == 0, sure=None, p_right=0.9)
         if at > 1:
             world.write(*(label(number, correct=True) for number in range(world.n - 70, world.n - 40)))
-        with reading(world.path) as connection:
+        with open_reader(world.path) as connection:
             held = read_rollouts(connection)[-1]
             seen = kept.see(connection, held, read_decided(connection).of("r"), now_s=1_000.0)
             fresh = world.standing(connection)

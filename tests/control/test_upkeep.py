@@ -21,16 +21,16 @@ from suffice.control.jobs.base import JobReport
 from suffice.control.jobs.heads import ExportHeads
 from suffice.control.jobs.retaining import DAY_S, Retain
 from suffice.errors import ConfigError
-from suffice.settings import AuditLog, Settings, Store, parse
+from suffice.settings import AuditLog, Settings, Store, parse_settings
 from suffice.store.audit.heads import read_heads, signing_key
-from suffice.store.audit.verify import verify
+from suffice.store.audit.verify import verify_chain
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.database.views import reading
+from suffice.store.database.views import open_reader
 from suffice.store.rows.control_events import EpochBegan
 from suffice.store.rows.events import Event, FeedbackGiven
 from suffice.types import Epoch, Feedback
-from suffice.wiring import decisions, gateway, open_log, worker
+from suffice.wiring import build_gateway, open_decisions, open_log, open_worker
 from tests.store.made_chain import asked, published, said
 from tests.store.test_erasing import CANARY, bytes_of, ended
 
@@ -133,8 +133,8 @@ def test_a_head_goes_out_on_its_schedule_and_only_when_it_has_moved(tmp_path: Pa
         (2, True, "2025-11-26T09:00:00Z"),
         (3, True, "2025-11-26T09:00:00Z"),
     ]
-    with reading(database) as connection:
-        assert verify(connection, [one.head for one in kept]).ok
+    with open_reader(database) as connection:
+        assert verify_chain(connection, [one.head for one in kept]).ok
 
 
 def test_a_worker_that_takes_over_reads_what_was_exported(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_file_that_cannot_be_written_is_said_and_stops_nothing(tmp_path: Path)
 
 @contextmanager
 def retaining(database: Path, clock: Clock, now: Clock, **retention: Any) -> Iterator[Retain]:
-    settings = parse(
+    settings = parse_settings(
         {
             "upstreams": {"u": {"url": "http://127.0.0.1:9"}},
             "routes": {"math": {"upstream": "u"}},
@@ -234,7 +234,7 @@ def test_words_go_on_their_day_and_are_in_no_byte_of_the_files(tmp_path: Path) -
         now.now_s, clock.now_s = 111 * DAY_S, 2 * DAY_S
         assert texts(job.run(desk)) == ["", "comments older than 30 days: erased in 1 rows"]
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        assert verify(connection).ok
+        assert verify_chain(connection).ok
         found = connection.execute("SELECT gold, comment FROM feedback WHERE feedback_id = 'f-new'").fetchone()
     assert found == (f"{CANARY}-new 1", None)
 
@@ -287,7 +287,7 @@ def test_steps_that_a_running_epoch_reads_stay_and_words_do_not(tmp_path: Path) 
 
 
 def settings_for(folder: Path, **tables: Any) -> Settings:
-    return parse(
+    return parse_settings(
         {
             "upstreams": {"u": {"url": "http://127.0.0.1:9"}},
             "routes": {"math": {"upstream": "u", "policy": {"policy": "never"}}},
@@ -301,11 +301,11 @@ def settings_for(folder: Path, **tables: Any) -> Settings:
 def test_the_jobs_are_among_those_of_every_worker_and_run_by_hand(tmp_path: Path) -> None:
     append(tmp_path / "log.db", said(1))
     settings = settings_for(tmp_path, audit={"file": str(tmp_path / "heads.jsonl")})
-    with worker(settings) as here:
+    with open_worker(settings) as here:
         reports = here.once("audit")
         assert reports is not None
         assert texts(reports) == [f"head at place 2 exported to {tmp_path / 'heads.jsonl'}"]
-    with worker(settings, learning=False) as here:
+    with open_worker(settings, learning=False) as here:
         names = {job.name for job in here.jobs}
     assert names >= {"audit", "retain"}
     assert not names & {"certify", "monitor", "retrain", "tune"}
@@ -314,9 +314,9 @@ def test_the_jobs_are_among_those_of_every_worker_and_run_by_hand(tmp_path: Path
 def test_a_webhook_that_is_named_and_not_there_is_said_at_the_start(tmp_path: Path) -> None:
     settings = settings_for(tmp_path, audit={"webhook_env": "SUFFICE_NO_SUCH_HOOK"})
     with pytest.raises(ConfigError, match=r"audit\.webhook_env: the environment has no SUFFICE_NO_SUCH_HOOK"):
-        worker(settings).__enter__()
+        open_worker(settings).__enter__()
     with pytest.raises(ConfigError, match="SUFFICE_NO_SUCH_HOOK"):
-        asyncio.run(gateway(settings).__aenter__())
+        asyncio.run(build_gateway(settings).__aenter__())
 
 
 async def test_a_worker_runs_beside_a_gateway_that_only_exports_heads(
@@ -335,7 +335,7 @@ async def test_a_worker_runs_beside_a_gateway_that_only_exports_heads(
         ({"retention": {"steps_days": 9.0}, "control": {"enabled": False}}, 0),
     ):
         began.clear()
-        async with worker_process.beside(settings_for(tmp_path, **tables), lambda: None):
+        async with worker_process.run_worker_process(settings_for(tmp_path, **tables), lambda: None):
             await asyncio.sleep(0)
         assert len(began) == wanted, tables
 
@@ -346,7 +346,7 @@ def test_what_the_settings_redact_is_written_by_nothing_that_is_built_from_them(
     for event in labelled("one"):
         log.append(event)
     log.close()
-    with decisions(settings) as writer:
+    with open_decisions(settings) as writer:
         writer.write(None, [FeedbackGiven(Feedback(feedback_id="two", comment=f"{CANARY} two"))])
     assert not [name for name, content in bytes_of(tmp_path).items() if CANARY.encode() in content]
     with closing(sqlite3.connect(tmp_path / "log.db")) as connection:

@@ -24,13 +24,13 @@ from suffice.cli.main import main
 from suffice.control import worker_process
 from suffice.control.jobs.base import JobReport, Worker
 from suffice.control.jobs.loops import Certify
-from suffice.settings import Settings, Store, parse
+from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.routes.in_force import read_decided
 from suffice.store.routes.windows import job_history
 from suffice.store.rows.events import Event
 from suffice.testing import FakeUpstream, GatewayProcess
-from suffice.wiring import worker
+from suffice.wiring import open_worker
 from tests.control.made import CONTROL, ROUTE, traffic
 
 N = 400
@@ -38,7 +38,7 @@ N = 400
 
 def settings_for(folder: Path, **routes: Any) -> Settings:
     route = msgspec.to_builtins(ROUTE)
-    return parse(
+    return parse_settings(
         {
             "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
             "routes": {"r": route, **{name: {**route, **changes} for name, changes in routes.items()}},
@@ -101,14 +101,14 @@ def expected(filled: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str
     """What an undisturbed worker decides."""
     folder = tmp_path_factory.mktemp("expected")
     shutil.copy(filled / "log.db", folder / "log.db")
-    with worker(settings_for(folder)) as here:
+    with open_worker(settings_for(folder)) as here:
         assert here.once("certify") is not None
     return decided(folder)
 
 
 def test_what_a_worker_decides_is_in_force_and_said(folder: Path, expected: list[str]) -> None:
     assert sum("policy_published" in one for one in expected) >= 2
-    with worker(settings_for(folder)) as here:
+    with open_worker(settings_for(folder)) as here:
         report = only(here)
         assert (report.ok, report.route, report.at) == (True, "r", N)
         assert report.said.startswith("epoch 1 begins (cold start); level")
@@ -119,10 +119,10 @@ def test_what_a_worker_decides_is_in_force_and_said(folder: Path, expected: list
 
 
 def test_a_second_worker_and_a_later_one_add_nothing(folder: Path, expected: list[str]) -> None:
-    with worker(settings_for(folder)) as first, worker(settings_for(folder)) as second:
+    with open_worker(settings_for(folder)) as first, open_worker(settings_for(folder)) as second:
         assert first.round()
         assert second.round() == []
-    with worker(settings_for(folder)) as later:
+    with open_worker(settings_for(folder)) as later:
         assert [report.said for report in later.once("certify") or ()] == [""]
     assert decided(folder) == expected
 
@@ -157,14 +157,14 @@ def test_a_worker_killed_before_a_write_is_followed_by_one_that_decides_the_same
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert len(decided(folder)) == n_writes - 1
-    with worker(settings_for(folder)) as here:
+    with open_worker(settings_for(folder)) as here:
         assert only(here).ok
     assert decided(folder) == expected
 
 
 def test_a_log_in_two_halves_is_decided_as_in_one(tmp_path: Path, expected: list[str]) -> None:
     events = traffic(N)
-    with worker(settings_for(tmp_path)) as here:
+    with open_worker(settings_for(tmp_path)) as here:
         fill(tmp_path, events[:500])
         here.round()
         fill(tmp_path, events[500:])
@@ -180,7 +180,7 @@ def test_one_routes_trouble_is_not_the_others(
     folder: Path, expected: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = settings_for(folder, bad={"scorer": "text"})
-    with worker(settings) as here:
+    with open_worker(settings) as here:
         certify = next(job for job in here.jobs if job.name == "certify")
         assert isinstance(certify, Certify)
         well = certify.matches
@@ -201,12 +201,12 @@ def test_one_routes_trouble_is_not_the_others(
 
 
 def test_an_artefact_that_is_gone_ends_its_epoch(folder: Path) -> None:
-    with worker(settings_for(folder)) as here:
+    with open_worker(settings_for(folder)) as here:
         here.once("certify")
     with closing(sqlite3.connect(folder / "log.db")) as connection:
         connection.execute("DELETE FROM artefacts")
         connection.commit()
-    with worker(settings_for(folder)) as here:
+    with open_worker(settings_for(folder)) as here:
         report = only(here)
     assert "epoch 2 begins (version v-" in report.said
     held = read_decided(folder / "log.db").of("r")
@@ -218,7 +218,7 @@ def test_routes_with_an_owners_policy_are_left_to_their_owner(folder: Path) -> N
     policy = {"policy": "beta"}
     for change in ({"mode": "observe"}, {"uncertified": True}):
         owned = msgspec.structs.replace(settings.routes["r"], policy=policy, **change)
-        with worker(msgspec.structs.replace(settings, routes={"r": owned})) as here:
+        with open_worker(msgspec.structs.replace(settings, routes={"r": owned})) as here:
             assert here.once("certify") == []
     assert decided(folder) == []
 
@@ -232,7 +232,7 @@ def command(folder: Path) -> Callable[..., click.testing.Result]:
     for route in told["routes"].values():
         for name in [name for name, value in route.items() if value is None]:
             del route[name]
-    from suffice.testing.process import toml
+    from suffice.testing.process import nested_toml
 
     told = {name: told[name] for name in ("store", "control")}
     told["upstreams"] = {"up": {"url": "http://127.0.0.1:1"}}
@@ -247,7 +247,7 @@ def command(folder: Path) -> Callable[..., click.testing.Result]:
             "confidence": 0.9,
         }
     }
-    (folder / "suffice.toml").write_text(toml(told), encoding="utf-8")
+    (folder / "suffice.toml").write_text(nested_toml(told), encoding="utf-8")
 
     def run(*arguments: str) -> click.testing.Result:
         return click.testing.CliRunner().invoke(main, [*arguments, "--config", str(folder / "suffice.toml")])
@@ -309,7 +309,7 @@ def test_status_says_where_a_route_stands_what_is_missing_and_what_happened_last
     assert then["next level"] == "none: this is the last"
     assert (then["last alarm"], then["control loop"][:11]) == ("none", "NOT RUNNING")
     assert int(then["labels wanted"].partition(":")[0]) > 3
-    with worker(settings_for(folder)) as here:
+    with open_worker(settings_for(folder)) as here:
         here.round()
         assert "control loop" not in lines(), "somebody looks after it"
     command("pause", "r", "--reason", "maintenance")
@@ -333,7 +333,7 @@ async def test_the_worker_beside_decides_tells_and_is_started_again_when_it_dies
         with closing(sqlite3.connect(folder / "log.db")) as connection:
             return [pid for (pid,) in connection.execute("SELECT pid FROM owners WHERE pid <> ?", (os.getpid(),))]
 
-    async with worker_process.beside(quick, told, first_s=0.0):
+    async with worker_process.run_worker_process(quick, told, first_s=0.0):
         async with asyncio.timeout(120):  # the child is of low priority, and on a busy machine its imports take long
             while not n_told:  # noqa: ASYNC110 - there is no event
                 await asyncio.sleep(0.02)
@@ -352,7 +352,7 @@ async def test_no_worker_is_started_where_none_is_wanted(folder: Path) -> None:
     off = msgspec.structs.replace(settings, control=msgspec.structs.replace(settings.control, enabled=False))
     owned = {"r": msgspec.structs.replace(settings.routes["r"], policy={"policy": "beta"}, uncertified=True)}
     for one in (off, msgspec.structs.replace(settings, routes=owned)):
-        async with worker_process.beside(one, lambda: pytest.fail("told"), first_s=0.0):
+        async with worker_process.run_worker_process(one, lambda: pytest.fail("told"), first_s=0.0):
             await asyncio.sleep(0.05)
     assert decided(folder) == []
 

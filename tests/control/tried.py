@@ -20,7 +20,7 @@ from suffice.model.stop import StopModel, TrainingRecord, canonical
 from suffice.rollout.rules import Rules
 from suffice.settings import Control, Route, Settings
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import reading
+from suffice.store.database.views import open_reader
 from suffice.store.routes import rollouts
 from suffice.store.routes.candidates import learned_candidate
 from suffice.store.routes.in_force import read_decided
@@ -133,7 +133,7 @@ class World:
         self.writer.write(None, events, kept)
 
     def candidate(self, version: FoldedVersion = BOLDER, route: Route = ROUTE) -> RolloutCandidate | str:
-        with reading(self.path) as connection:
+        with open_reader(self.path) as connection:
             return learned_candidate(
                 connection,
                 "r",
@@ -149,7 +149,7 @@ class World:
         self.write(proposed(version))
         one = self.candidate(version)
         assert not isinstance(one, str), one
-        found = rollouts.propose(
+        found = rollouts.start_candidate(
             self.writer, one, author="ann", reason="x", name=f"r-{self.n}", rules=rules, secret=SECRET
         )
         assert not isinstance(found, str), found
@@ -189,7 +189,7 @@ class World:
         return standing_of(connection, self.held, route, CONTROL, matches, secret=SECRET, now_s=1_000.0)
 
     def asked(self) -> Assessment:
-        with reading(self.path) as connection:
+        with open_reader(self.path) as connection:
             return self.standing(connection)
 
     def look(self) -> Sequence[str]:

@@ -6,16 +6,16 @@ import random
 import time
 from pathlib import Path
 
-from suffice.console.formatting import difference
+from suffice.console.formatting import format_difference
 from suffice.control.evidence.matching import matching
 from suffice.control.jobs.advance import Advance
 from suffice.control.jobs.base import Worker
 from suffice.demo.console.month import DAY_S, DAYS, ROUTE, Clock, live, month, settings_for
-from suffice.demo.console.people import MATH, SUPPORT, said
+from suffice.demo.console.people import MATH, SUPPORT, make_feedback
 from suffice.demo.console.tries import Tries
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.database.views import read_episodes, reading
+from suffice.store.database.views import open_reader, read_episodes
 from suffice.store.routes import rollups
 from suffice.store.routes.experiments import read_experiments
 from suffice.store.routes.rollouts import read_rollouts
@@ -45,10 +45,10 @@ def test_a_short_month_is_a_log_like_any_other_and_all_of_it_is_summed_up(tmp_pa
     runs = list(read_episodes(tmp_path / "console.db", ROUTE))
     assert len(runs) == N
     assert all(one.episode.request.audit for one in runs), "the burst runs in full"
-    with reading(tmp_path / "console.db") as connection:
-        days = rollups.read(connection, ("day",), route=ROUTE)
-        total = rollups.read(connection, ())[()]
-        kinds = {str(key[0]) for key in rollups.read(connection, ("query_class",))}
+    with open_reader(tmp_path / "console.db") as connection:
+        days = rollups.read_rollups(connection, ("day",), route=ROUTE)
+        total = rollups.read_rollups(connection, ())[()]
+        kinds = {str(key[0]) for key in rollups.read_rollups(connection, ("query_class",))}
     assert len(days) > DAYS - 3, "they are spread over the month"
     n_loops = -(-N // 40)
     assert (total.n_requests, total.n_governed) == (2 * N + N // 3 + N // 20 + n_loops, 2 * N + N // 3 + n_loops)
@@ -96,7 +96,7 @@ def test_what_was_tried_is_there_as_if_the_commands_had_begun_it_and_the_pages_s
             made.pass_time(number / n)
             request, outcome, right = made.ask(number, at_s=clock.at_s)
             rows: list[Event] = [RequestSeen(request), RequestEnded(outcome)]
-            rows += [FeedbackGiven(one) for one in said(outcome, right, made.rng)]
+            rows += [FeedbackGiven(one) for one in make_feedback(outcome, right, made.rng)]
             for row in rows:
                 assert log.append(row)
             if number % 60 == 59:
@@ -122,9 +122,9 @@ def test_what_was_tried_is_there_as_if_the_commands_had_begun_it_and_the_pages_s
             assert move.reason in page, "each step with what it stood on"
         shown, numbers = (visitor.get(f"/{door}/experiments/shown?name=brisk") for door in ("console", "api"))
         for one in numbers.json["result"]["arms"][0]["comparisons"]:
-            assert difference(one["effect"], one["metric"]) in shown.text, "in the metric's own unit"
+            assert format_difference(one["effect"], one["metric"]) in shown.text, "in the metric's own unit"
             for part in one["classes"]:
-                assert difference(part["between"]["low"], one["metric"]) in shown.text, "and by class"
+                assert format_difference(part["between"]["low"], one["metric"]) in shown.text, "and by class"
         told = {one["route"]: one["brought"] for one in visitor.get("/api/policies").json["routes"]}
         assert told["quiz"] == (sober.state.candidate if sober.serves_all else "")
         assert told["research"] == ""

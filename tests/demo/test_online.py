@@ -16,7 +16,7 @@ from rich.console import Console
 from suffice.cli.server.demo_online import ALIASES, LineScreen, LiveScreen, followed, lines, local_world
 from suffice.demo.online import course, show, story
 from suffice.demo.online.course import CourseRun
-from suffice.demo.online.plan import ROUTE, DemoPlan, drawn, name_of, toml
+from suffice.demo.online.plan import ROUTE, DemoPlan, generate_traffic, name_of, story_settings
 from suffice.demo.online.story import DemoReport, DemoWorld, Snapshot
 from suffice.local.tasks import TaskQuestion
 from suffice.testing import FakeUpstream, Reply
@@ -77,7 +77,7 @@ async def told(folder: Path, model: Model, plan: DemoPlan) -> tuple[DemoReport, 
     pool = [replace(one, gold="it is four") for one in POOL]
     async with FakeUpstream(model) as fake:
         world = DemoWorld(url=fake.url, driver="llama.cpp", slots=8, swap=model.swap)
-        return await story.run(plan, world, folder, pool, notes, first_s=0.0), notes
+        return await story.run_story(plan, world, folder, pool, notes, first_s=0.0), notes
 
 
 def of(report: DemoReport, period: course.Period) -> list[CourseRun]:
@@ -122,7 +122,7 @@ def _reads_well(report: DemoReport, notes: Notes, folder: Path) -> None:
         for said, now in zip(notes.said, notes.seen, strict=False):
             screen.say(said)
             screen.look(now)
-    figures = show.show(console, report)
+    figures = show.print_story(console, report)
     assert all(line.isprintable() for line in page.getvalue().splitlines())
     assert "\r" not in page.getvalue()
     terminal = Console(file=io.StringIO(), width=80, force_terminal=True)
@@ -132,7 +132,7 @@ def _reads_well(report: DemoReport, notes: Notes, folder: Path) -> None:
         screen.look(notes.seen[-1])
     assert notes.said[0] in str(terminal.file.getvalue())  # type: ignore[attr-defined]
     alone = Console(file=io.StringIO(), width=80, record=True)
-    alone.print(show.table(figures))
+    alone.print(show.format_story_table(figures))
     text = alone.export_text()
     assert all(title in text for title in show.TITLES.values())
     assert max(len(line) for line in show.CAPTION.splitlines()) <= 80
@@ -140,7 +140,7 @@ def _reads_well(report: DemoReport, notes: Notes, folder: Path) -> None:
     last = dict(lines(notes.seen[-1]))
     assert "saved" in last["tokens"]
     assert "stopped runs" in last["EM"]
-    show.write_report(report, figures, folder / "r.json")
+    show.write_story_report(report, figures, folder / "r.json")
     assert json.loads((folder / "r.json").read_text())["certificate"]["certified"] is True
 
 
@@ -155,7 +155,7 @@ async def test_where_every_early_stop_loses_nothing_is_certified_and_nothing_is_
     figures = course.all_figures(report.runs)
     assert figures["before"].em > 0.9
     assert figures["before"].em_first < 0.1
-    assert "Nothing was certified within 160 requests" in show.verdict(report, figures)
+    assert "Nothing was certified within 160 requests" in show.story_verdict(report, figures)
     assert dict(lines(notes.seen[-1]))["certified"] == "none"
 
 
@@ -198,14 +198,14 @@ def test_only_audits_by_lot_under_the_certificate_speak_for_it() -> None:
 
 
 def test_traffic_is_the_same_for_the_same_seed_and_every_request_has_an_id_of_its_own() -> None:
-    first, again, other = (list(islice(drawn(POOL, seed=seed), 300)) for seed in (1, 1, 2))
+    first, again, other = (list(islice(generate_traffic(POOL, seed=seed), 300)) for seed in (1, 1, 2))
     assert first == again != other
     assert len({one.id for one in first}) == 300
     assert {name_of(one) for one in first} == {one.id for one in POOL}, "every question comes, again and again"
 
 
 def test_the_settings_that_are_shown_are_those_that_serve(tmp_path: Path) -> None:
-    text = toml(PLAN, upstream="http://127.0.0.1:9", driver="llama.cpp", slots=2, database=tmp_path / "x.db")
+    text = story_settings(PLAN, upstream="http://127.0.0.1:9", driver="llama.cpp", slots=2, database=tmp_path / "x.db")
     (tmp_path / "s.toml").write_text(text)
     settings = load_settings(tmp_path / "s.toml")
     route = settings.routes[ROUTE]

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from suffice.demo import rows, run, show
-from suffice.demo.ask import DemoAnswer, seed_of
+from suffice.demo.ask import DemoAnswer, question_seed
 from suffice.local.tasks import TaskQuestion
 from suffice.testing import FakeUpstream, Questions, Reply, Samples, ScriptedThought
 
@@ -61,7 +61,7 @@ async def test_a_samples_stage_saves_what_the_vote_did_not_need(tmp_path: Path) 
     """Eight equal answers: the vote is settled after the first wave, live as in replay."""
     says = Questions({}, otherwise=Samples(["4"]))
     async with FakeUpstream(says) as fake:
-        result = await run.samples(stage("samples", fake.url, tmp_path), silent)  # type: ignore[arg-type]
+        result = await run.run_samples_stage(stage("samples", fake.url, tmp_path), silent)  # type: ignore[arg-type]
     assert result.errors == []
     by = {row.title: row.comparison for row in result.rows}
     assert by["full vote of 8, live"].em == by["beta 0.95, replay"].em == 1.0
@@ -75,16 +75,16 @@ async def test_a_samples_stage_saves_what_the_vote_did_not_need(tmp_path: Path) 
 async def test_a_reasoning_stage_tells_when_stopping_is_better_than_thinking_on(tmp_path: Path) -> None:
     """The chain forgets its right answer at the end: a confident stop gains every question."""
     async with FakeUpstream(THOUGHT) as fake:
-        result = await run.reasoning(stage("reasoning", fake.url, tmp_path), silent)  # type: ignore[arg-type]
+        result = await run.run_reasoning_stage(stage("reasoning", fake.url, tmp_path), silent)  # type: ignore[arg-type]
     assert result.errors == []
     by = {row.title: row.comparison for row in result.rows}
     assert by["full thought, live"].em == 0.0
     assert (by["confidence 0.95, replay"].em, by["confidence 0.95, replay"].n_gained) == (1.0, 8)
     assert result.stops
     page = Console(record=True, width=80, file=io.StringIO())
-    show.show(page, [result])
+    show.print_demo(page, [result])
     show.picture([result], tmp_path / "p.png")
-    run.write_report([result], tmp_path / "r.json")
+    run.write_demo_report([result], tmp_path / "r.json")
     text = page.export_text()
     assert all(len(line) <= 80 for line in text.splitlines())
     assert "confidence 0.95, live" in text
@@ -94,9 +94,9 @@ async def test_a_reasoning_stage_tells_when_stopping_is_better_than_thinking_on(
 async def test_reasoning_that_does_not_pay_claims_no_saving(tmp_path: Path) -> None:
     """Without thinking the fake answers as well: the verdict says so instead of quoting a saving."""
     async with FakeUpstream(ScriptedThought([("well\n", "4", 0.5), ("yes\n", "4", 0.5)], "4")) as fake:
-        result = await run.reasoning(stage("reasoning", fake.url, tmp_path), silent)  # type: ignore[arg-type]
+        result = await run.run_reasoning_stage(stage("reasoning", fake.url, tmp_path), silent)  # type: ignore[arg-type]
     assert not result.pays
-    assert "does not pay" in show.verdict(result)
+    assert "does not pay" in show.stage_verdict(result)
 
 
 async def test_a_failing_upstream_is_reported_and_never_counted_as_an_answer(tmp_path: Path) -> None:
@@ -105,16 +105,16 @@ async def test_a_failing_upstream_is_reported_and_never_counted_as_an_answer(tmp
 
     broken = Questions({"question 03": lambda seen: Reply(faults=(status(500),))}, otherwise=Samples(["4"]))
     async with FakeUpstream(broken) as fake:
-        result = await run.samples(stage("samples", fake.url, tmp_path), silent)  # type: ignore[arg-type]
+        result = await run.run_samples_stage(stage("samples", fake.url, tmp_path), silent)  # type: ignore[arg-type]
     assert result.rows[0].comparison.n == 7
     assert any("500" in error for error in result.errors)
 
 
 def test_a_seed_belongs_to_its_question() -> None:
     """The same in every pass, another for every question."""
-    seeds = {seed_of(q.id) for q in QUESTIONS}
+    seeds = {question_seed(q.id) for q in QUESTIONS}
     assert len(seeds) == len(QUESTIONS)
-    assert seed_of("q1") == seed_of("q1")
+    assert question_seed("q1") == question_seed("q1")
 
 
 def test_a_wrong_answer_is_wrong_and_no_answer_too() -> None:

@@ -12,7 +12,7 @@ from suffice.doctor import serving
 from suffice.doctor.advise import advise
 from suffice.doctor.examine import RUN
 from suffice.doctor.seen import Facts
-from suffice.settings import parse
+from suffice.settings import parse_settings
 from suffice.testing import FakeUpstream, Reply
 from suffice.testing.reply import status
 from suffice.testing.sums import SumsModel
@@ -151,7 +151,7 @@ def test_a_message_that_is_continued_is_written_down_with_a_driver_that_asks_for
         findings=(Finding(experiment="prefill", verdict="yes", evidence=""),),
     )
     advice = advise(seen, name="up", url="http://h", driver=None)
-    settings = parse(tomllib.loads(advice.settings)).upstreams["up"]
+    settings = parse_settings(tomllib.loads(advice.settings)).upstreams["up"]
     assert DRIVERS[settings.driver].prefill is not None
     assert settings.finish == ("prefill",)
     assert "finish" not in advise(seen, name="up", url="http://h", driver="openai").settings

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from suffice.cli.main import main
 from suffice.edge import mail
 from suffice.edge.mail import MailServer, send_mail
-from suffice.settings import MailTls, parse
+from suffice.settings import MailTls, parse_settings
 from tests.edge.certificate import certified
 from tests.edge.mail_server import MailServer as Faked
 from tests.edge.mail_server import Served, Tls
@@ -140,10 +140,10 @@ def test_encryption_that_is_offered_is_used_unless_it_is_off(trusted: Path, asks
 
 def test_what_nobody_set_hides_mail_where_there_is_a_login_and_only_there() -> None:
     login = {"smtp_user_env": "U", "smtp_password_env": "P"}
-    assert parse({"alerts": login}).alerts.mail_tls == "required"
-    assert parse({"alerts": {}}).alerts.mail_tls == "opportunistic"
+    assert parse_settings({"alerts": login}).alerts.mail_tls == "required"
+    assert parse_settings({"alerts": {}}).alerts.mail_tls == "opportunistic"
     for one in ("required", "off"):
-        assert parse({"alerts": {"smtp_tls": one}}).alerts.mail_tls == one
+        assert parse_settings({"alerts": {"smtp_tls": one}}).alerts.mail_tls == one
 
 
 def test_the_owner_may_refuse_a_server_without_encryption(tmp_path: Path) -> None:

@@ -7,15 +7,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from suffice.episode.reasoning_budget import Ahead, choose, problem
+from suffice.episode.reasoning_budget import Ahead, choose, effort_problem
 from suffice.settings import Driver, Effort, Route, Upstream
 from suffice.upstream.drivers import (
     DRIVERS,
     NESTED_THINKING_FIELDS,
     THINKING_FIELDS,
     chosen_by_client,
+    merge_fields,
     thinking_is_off,
-    with_fields,
 )
 
 BUDGETS: dict[Driver, dict[str, Any] | None] = {
@@ -56,9 +56,9 @@ def chosen(driver: Driver = "vllm", body: dict[str, Any] | None = None, **route:
 def test_a_budget_stands_in_the_engines_own_field(driver: Driver) -> None:
     route, upstream = Route(upstream="up", budget_tokens=2000), Upstream(url="http://up", driver=driver)
     if BUDGETS[driver] is None:
-        assert "budget_tokens" in (problem(route, upstream) or "")
+        assert "budget_tokens" in (effort_problem(route, upstream) or "")
         return
-    assert problem(route, upstream) is None
+    assert effort_problem(route, upstream) is None
     made = chosen(driver, budget_tokens=2000)
     assert (made.fields, made.budget_tokens, made.site) == (BUDGETS[driver], 2000, "budget")
 
@@ -67,9 +67,9 @@ def test_a_budget_stands_in_the_engines_own_field(driver: Driver) -> None:
 def test_an_effort_stands_in_the_engines_own_field(driver: Driver) -> None:
     route, upstream = Route(upstream="up", effort="low"), Upstream(url="http://up", driver=driver)
     if LOW[driver] is None:
-        assert "effort" in (problem(route, upstream) or "")
+        assert "effort" in (effort_problem(route, upstream) or "")
         return
-    assert problem(route, upstream) is None
+    assert effort_problem(route, upstream) is None
     made = chosen(driver, effort="low")
     assert (made.fields, made.has_effort, made.site) == (LOW[driver], True, "effort")
 
@@ -81,7 +81,7 @@ def test_every_driver_can_be_told_not_to_think_and_is_understood(driver: Driver)
     assert fields
     assert thinking_is_off(fields)
     assert chosen_by_client(fields)
-    assert problem(Route(upstream="up", effort=level), Upstream(url="http://up", driver=driver)) is None
+    assert effort_problem(Route(upstream="up", effort=level), Upstream(url="http://up", driver=driver)) is None
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_an_engine_is_armed_for_its_control_even_when_the_client_chose_a_budget(
 def test_fields_are_joined_with_the_clients_and_change_nothing_of_its_own() -> None:
     body = {"chat_template_kwargs": {"language": "fr"}, "model": "m"}
     before = msgspec.json.encode(body)
-    joined = with_fields(body, {"chat_template_kwargs": {"enable_thinking": False}, "x": 1})
+    joined = merge_fields(body, {"chat_template_kwargs": {"enable_thinking": False}, "x": 1})
     assert joined == {"chat_template_kwargs": {"language": "fr", "enable_thinking": False}, "model": "m", "x": 1}
     assert msgspec.json.encode(body) == before
 

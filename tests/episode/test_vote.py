@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.episode.vote import count, deciding_sample
+from suffice.episode.vote import count_votes, deciding_sample
 from suffice.signals.votes import Votes
 from suffice.types import Step
 
@@ -20,7 +20,7 @@ ANSWERS = st.lists(st.none() | st.sampled_from("abcd"), min_size=1, max_size=20)
 
 @given(ANSWERS)
 def test_the_winner_leads_and_was_seen_first_among_equals(answers: list[str | None]) -> None:
-    vote = count(answers)
+    vote = count_votes(answers)
     given_ = [a for a in answers if a is not None]
     assert dict(vote.counts) == {a: given_.count(a) for a in given_}
     if not given_:
@@ -38,14 +38,14 @@ def test_the_vote_is_the_one_that_the_policy_saw(answers: list[str | None]) -> N
     fold = Votes()
     for n, answer in enumerate(answers, start=1):
         fold.update(Step(index=n, tokens=1, answer=answer, answer_source="sample"))
-    vote = count(answers)
+    vote = count_votes(answers)
     assert (fold.leader, fold.tally()) == (vote.answer, vote.counts)
     assert fold.leader_step == (None if vote.answer is None else vote.winner)
 
 
 def test_a_vote_of_nobody_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        count([])
+        count_votes([])
 
 
 def is_fixed(seen: tuple[str | None, ...], n_samples: int) -> bool:
@@ -56,7 +56,7 @@ def is_fixed(seen: tuple[str | None, ...], n_samples: int) -> bool:
     completions = (
         (*seen, *rest) for n in range(remaining + 1) for rest in itertools.product([*said, *new, None], repeat=n)
     )
-    delivered = {(vote.answer, vote.winner) for vote in (count(each) for each in completions if each)}
+    delivered = {(vote.answer, vote.winner) for vote in (count_votes(each) for each in completions if each)}
     return len(delivered) == 1
 
 
@@ -79,9 +79,9 @@ def test_whatever_comes_behind_the_deciding_sample_the_winner_and_its_text_stay(
 ) -> None:
     decided = deciding_sample(answers, len(answers))
     assert decided is not None
-    short = count(answers[:decided])
+    short = count_votes(answers[:decided])
     for rest in (answers[decided:], others[: len(answers) - decided], []):
-        full = count([*answers[:decided], *rest])
+        full = count_votes([*answers[:decided], *rest])
         assert (full.answer, full.winner) == (short.answer, short.winner)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.settings import parse
+from suffice.settings import parse_settings
 from suffice.testing import FakeRequest, Reply, Samples, ScriptedThought, cut, die_after, slow_headers, status
 from suffice.testing.reply import Fault
 from tests.gateway.conftest import Serve
@@ -263,7 +263,7 @@ def test_more_samples_than_extra_calls_are_refused_at_start(tmp_path: Any) -> No
     with pytest.raises(ConfigError, match=r"routes\.r\.max_extra_calls: got -1; at least 0"):
         settings_for("http://127.0.0.1:9", tmp_path, route={"max_extra_calls": -1})
     with pytest.raises(ConfigError, match=r"upstreams\.up\.extra\.rate_limit_share: got 2\.0; a fraction"):
-        parse({"upstreams": {"up": {"url": "http://127.0.0.1:9", "extra": {"rate_limit_share": 2.0}}}})
+        parse_settings({"upstreams": {"up": {"url": "http://127.0.0.1:9", "extra": {"rate_limit_share": 2.0}}}})
 
 
 async def test_a_request_that_asks_for_more_samples_is_told_the_limit(serve: Serve) -> None:

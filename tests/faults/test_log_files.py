@@ -19,11 +19,11 @@ import pytest
 
 from suffice.errors import StoreError
 from suffice.settings import Store
-from suffice.store.audit.verify import ChainCheck, verify
+from suffice.store.audit.verify import ChainCheck, verify_chain
 from suffice.store.database import schema
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.database.views import read_events, reading
+from suffice.store.database.views import open_reader, read_events
 from suffice.store.routes.in_force import read_decided
 from suffice.testing import FakeUpstream, GatewayProcess, Samples
 from tests.store.made_chain import found_head, made, open_made, said, story, write
@@ -57,8 +57,8 @@ for _ in sys.stdin:
 
 
 def checked(database: Path) -> ChainCheck:
-    with reading(database) as connection:
-        return verify(connection)
+    with open_reader(database) as connection:
+        return verify_chain(connection)
 
 
 def test_a_publisher_that_is_killed_leaves_the_old_or_the_new_and_never_a_mix(tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ def test_a_publisher_that_is_killed_leaves_the_old_or_the_new_and_never_a_mix(tm
 
 def whole_publications(database: Path) -> int:
     """How many publications there are, having seen that each is there with all that belongs to it."""
-    with reading(database) as connection:
-        assert verify(connection).ok
+    with open_reader(database) as connection:
+        assert verify_chain(connection).ok
         held = read_decided(connection).of("math")
         n_rows = connection.execute("SELECT count(*) FROM events").fetchone()[0]
         n_artefacts = connection.execute("SELECT count(*) FROM artefacts").fetchone()[0]
@@ -128,7 +128,7 @@ def test_a_damaged_byte_is_refused_in_words_or_found_or_was_in_no_row(whole: Pat
 
 
 def opened_and_checked(database: Path) -> ChainCheck | str:
-    """What `verify` finds, or why the log is refused."""
+    """What `verify_chain` finds, or why the log is refused."""
     try:
         SqliteLog.open(Store(url=f"sqlite:///{database}"), now=lambda: 1.0).close()
         list(read_events(database))
@@ -180,9 +180,9 @@ def test_a_write_ahead_log_that_is_cut_is_read_up_to_there_and_a_head_names_what
         shutil.copy(source, target)
         target.with_name("copy.db-wal").write_bytes(wal[: int(len(wal) * kept)])
     SqliteLog.open(Store(url=f"sqlite:///{target}"), now=lambda: 1.0).close()
-    with reading(target) as connection:
-        alone = verify(connection)
-        bad = verify(connection, [head]).bad
+    with open_reader(target) as connection:
+        alone = verify_chain(connection)
+        bad = verify_chain(connection, [head]).bad
     assert alone.ok, "what is left is whole"
     assert alone.n_rows < head.place
     assert bad is not None
@@ -225,9 +225,9 @@ def test_a_backup_that_is_taken_while_somebody_writes_is_whole_and_a_later_head_
     with closing(sqlite3.connect(source, isolation_level=None)) as connection:
         head = found_head(connection)
     SqliteLog.open(Store(url=f"sqlite:///{backup}"), now=time.time).close()
-    with reading(backup) as connection:
-        assert verify(connection).ok
-        bad = verify(connection, [head]).bad
+    with open_reader(backup) as connection:
+        assert verify_chain(connection).ok
+        bad = verify_chain(connection, [head]).bad
     assert bad is not None
     assert bad.place is not None
     assert 150 < bad.place <= 302

@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from suffice.server import serving
+from suffice.server import serve_in_loop
 from suffice.store.database.views import read_episodes
 from suffice.testing import EchoNonce, FakeRequest, FakeUpstream, GatewayProcess, Reply
 from tests.gateway.served import CHAT, chat, settings_for
@@ -183,7 +183,7 @@ def test_clients_that_do_not_read_hold_nothing_up(tmp_path: Path) -> None:
 
 async def test_it_is_not_ready_from_the_first_moment_on(tmp_path: Path) -> None:
     async with FakeUpstream(SHORT) as fake, client() as session:
-        async with serving(settings_for(fake.url, tmp_path)) as url:
+        async with serve_in_loop(settings_for(fake.url, tmp_path)) as url:
             async with session.get(url + "/readyz") as response:
                 assert response.status == 200
             kept = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
@@ -242,7 +242,7 @@ async def test_twenty_rolling_restarts_under_load_cost_no_call(tmp_path: Path) -
         settings = settings_for(fake.url, tmp_path)
         work = [asyncio.create_task(ask_on(session, n)) for n in range(n_clients)]
         for _ in range(n_restarts):
-            async with serving(settings, port=port):
+            async with serve_in_loop(settings, port=port):
                 before = n_calls
                 async with asyncio.timeout(20):
                     while n_calls < before + 10:  # noqa: ASYNC110 - plainest

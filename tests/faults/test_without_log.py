@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from suffice.cli.main import main
 from suffice.gateway.context import Gateway
-from suffice.gateway.last_good import write as write_good
+from suffice.gateway.last_good import write_last_good as write_good
 from suffice.settings import Settings
 from suffice.store.database.views import read_events
 from suffice.store.people.notices import Notice
@@ -28,7 +28,7 @@ from suffice.store.rows.events import Event
 from suffice.store.rows.serving_events import LogMissed, VersionRefused
 from suffice.testing import FakeUpstream, GatewayProcess, process
 from suffice.types import Pause
-from suffice.wiring import decisions, startup
+from suffice.wiring import open_decisions, startup
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, settings_for
 from tests.gateway.test_last_good import GOOD
@@ -189,7 +189,7 @@ def test_a_real_gateway_starts_on_a_full_disk_and_serves_what_it_served(
     with FakeUpstream.in_thread(FOUR) as fake:
         raw |= {"upstreams": {"up": {"url": fake.url, "driver": "llama.cpp"}}}
         told = settings_for(fake.url, tmp_path, routes=raw["routes"])
-        with decisions(told):
+        with open_decisions(told):
             pass
         write(told, began(), published(told, 2))
         with GatewayProcess.serving(tmp_path, raw) as gateway:
@@ -304,7 +304,7 @@ async def test_a_version_that_cannot_be_loaded_leaves_the_last_good_one_in_force
         return gw.metrics.value("suffice_versions_refused_total", route="m")
 
     def bad(told: Settings, fit: str, number: int, *more: Event) -> None:
-        with decisions(told) as writer:
+        with open_decisions(told) as writer:
             events = [published(told, 2, number=number, name="m", fit=fit), *more]
             writer.write(None, events, {crashes: "[" * 200_000, broken: '{"schema": 1}'})
 
@@ -369,7 +369,7 @@ def test_the_file_holds_no_secret_and_no_address(tmp_path: Path, monkeypatch: py
 
 def configured(config: Path, url: str) -> None:
     config.write_text(
-        process.toml(
+        process.nested_toml(
             {
                 "upstreams": {"up": {"url": url}},
                 "routes": {"r": {"upstream": "up", **ROUTE}},

@@ -20,12 +20,12 @@ from uvicorn.server import ServerState
 from suffice import server as product
 from suffice.gateway.app import App
 from suffice.gateway.context import Gateway
-from suffice.settings import Settings, parse
+from suffice.settings import Settings, parse_settings
 from suffice.store.database.log import EventLog
 from suffice.store.database.views import EpisodeWithLabels, read_episodes
 from suffice.testing import Answerer, FakeUpstream, Reply, Script
 from suffice.types import Episode, Outcome
-from suffice.wiring import gateway
+from suffice.wiring import build_gateway
 
 CHAT = "/v1/chat/completions"
 
@@ -201,7 +201,7 @@ def settings_for(fake_url: str, tmp_path: Path, **changes: Any) -> Settings:
     raw["store"] |= changes.pop("store", {})
     raw["routes"] = changes.pop("routes", None) or {"r": raw["routes"]["r"] | changes.pop("route", {})}
     assert not changes, changes
-    return parse(raw)
+    return parse_settings(raw)
 
 
 @contextlib.asynccontextmanager
@@ -224,7 +224,7 @@ async def served(
     upstream = says if isinstance(says, FakeUpstream) else FakeUpstream(says, **(fake or {}))
     async with upstream:
         settings = settings_for(upstream.url, tmp_path, **changes)
-        async with gateway(settings, log=log) as app:
+        async with build_gateway(settings, log=log) as app:
             if change is not None:
                 change(app.gateway)
             async with (

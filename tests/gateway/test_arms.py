@@ -9,11 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from suffice.settings import Settings, parse
+from suffice.settings import Settings, parse_settings
 from suffice.store.rows.control_events import EnforcementPaused, PolicyPublished
 from suffice.testing import FakeRequest, Reply, cut
 from suffice.types import Pause
-from suffice.wiring import check, worker
+from suffice.wiring import check_routes, open_worker
 from tests.control.test_story import until
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
@@ -164,7 +164,7 @@ async def test_from_pairs_to_the_certificate_to_short_thoughts(serve: Serve) -> 
 def beside(g: Served) -> Settings:
     """The same settings with a quicker control loop."""
     plain = msgspec.to_builtins(g.gateway.settings)
-    return parse(plain | {"control": {"tick_requests": 20}})
+    return parse_settings(plain | {"control": {"tick_requests": 20}})
 
 
 def msgspec_replace(route: Any, **changes: Any) -> Any:
@@ -179,7 +179,7 @@ async def work(g: Served, settings: Settings) -> str:
     await asyncio.to_thread(log.drain)
 
     def run() -> str:
-        with worker(settings) as here:
+        with open_worker(settings) as here:
             reports = here.once("certify")
         assert reports is not None
         return reports[0].said
@@ -190,10 +190,10 @@ async def work(g: Served, settings: Settings) -> str:
 
 
 def test_a_route_whose_arm_can_never_be_proved_is_warned_of() -> None:
-    settings = parse(
+    settings = parse_settings(
         {
             "upstreams": {"up": {"url": "http://127.0.0.1:1", "driver": "openai"}},
             "routes": {"r": {"upstream": "up", "effort": "low", "mode": "enforce"}},
         }
     )
-    assert any("cannot be proved without a [routes.r.probe] table" in one for one in check(settings))
+    assert any("cannot be proved without a [routes.r.probe] table" in one for one in check_routes(settings))

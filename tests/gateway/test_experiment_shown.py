@@ -6,15 +6,15 @@ import asyncio
 from collections import Counter
 from typing import Any
 
-from suffice.control.compare.experiments import look
+from suffice.control.compare.experiments import read_experiment
 from suffice.rollout.metrics import EM, LATENCY, SATISFACTION, TOKENS
-from suffice.rollout.summary import reading
-from suffice.settings import Settings, parse
+from suffice.rollout.summary import summarize_arm
+from suffice.settings import Settings, parse_settings
 from suffice.store.routes import experiments
 from suffice.store.rows.events import FeedbackGiven
 from suffice.testing import Samples
 from suffice.types import Feedback
-from suffice.wiring import decisions
+from suffice.wiring import open_decisions
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat
 
@@ -50,13 +50,13 @@ def settings() -> Settings:
             }
         },
     }
-    return parse(raw)
+    return parse_settings(raw)
 
 
 async def test_an_experiment_on_live_traffic_is_read_back_arm_by_arm(serve: Serve) -> None:
     async with serve(Samples(["it is 4"]), route=ROUTE) as g:
-        with decisions(g.gateway.settings) as writer:
-            begun = experiments.start(writer, "e", settings().experiments["e"], author="ann", reason="x")
+        with open_decisions(g.gateway.settings) as writer:
+            begun = experiments.start_experiment(writer, "e", settings().experiments["e"], author="ann", reason="x")
             assert not isinstance(begun, str)
         g.gateway.told()
         async with asyncio.timeout(30):
@@ -72,7 +72,7 @@ async def test_an_experiment_on_live_traffic_is_read_back_arm_by_arm(serve: Serv
                 FeedbackGiven(Feedback(feedback_id=f"f{at}", episode_id=name, gold="4", rating=4, source="exact-match"))
             )
         held = experiments.read_experiments(writer.path)[0]
-        found = await asyncio.to_thread(look, writer.path, held, settings())
+        found = await asyncio.to_thread(read_experiment, writer.path, held, settings())
     drew = Counter(item.episode.request.arms[0].arm for item in items)
     assert found.withheld is None
     assert found.n_by_arm == drew
@@ -90,4 +90,4 @@ async def test_an_experiment_on_live_traffic_is_read_back_arm_by_arm(serve: Serv
     assert effect is not None
     assert plain is not None
     assert effect < 0, "two samples cost less than eight"
-    assert reading(found, arm)[0].startswith("'brisk' against 'full' is ")
+    assert summarize_arm(found, arm)[0].startswith("'brisk' against 'full' is ")

@@ -10,7 +10,7 @@ import pytest
 
 from suffice import wiring
 from suffice.gateway.context import CHECK_RUNS, Gateway
-from suffice.settings import Settings, Store, parse
+from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen, RouteExamined, UpstreamExamined
 from suffice.testing import Reply, ScriptedThought
@@ -34,7 +34,7 @@ UPSTREAM: dict[str, Any] = {"driver": "llama.cpp", "finish": ["raw"], "slots": 4
 
 
 def settings(folder: Path, url: str = "http://127.0.0.1:1", **changes: Any) -> Settings:
-    return parse(
+    return parse_settings(
         {
             "upstreams": {"up": UPSTREAM | {"url": url}},
             "routes": {"math": ROUTE | changes},

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from suffice.gateway.feedback_form import read_feedback
-from suffice.settings import parse
+from suffice.settings import parse_settings
 from suffice.store.rows.events import FeedbackGiven
 from suffice.types import Feedback
-from suffice.wiring import gateway
+from suffice.wiring import build_gateway
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, post
 
@@ -24,7 +24,7 @@ METRICS: dict[str, dict[str, Any]] = {
     "clear": {"type": "rating", "survey": "after"},
     "slow": {"type": "rating", "survey": "after", "direction": "lower"},
 }
-DECLARED = parse({"metrics": METRICS}).metrics
+DECLARED = parse_settings({"metrics": METRICS}).metrics
 
 
 def declare(serve: Serve) -> Any:
@@ -209,7 +209,7 @@ async def test_what_the_settings_declare_is_what_the_gateway_asks_for(serve: Ser
         "store": {"url": f"sqlite:///{tmp_path}/g.db"},
         "metrics": METRICS,
     }
-    async with gateway(parse(raw)) as app:
+    async with build_gateway(parse_settings(raw)) as app:
         assert app.gateway.settings.metrics == DECLARED
 
 

@@ -11,7 +11,7 @@ import pytest
 from suffice.errors import ConfigError
 from suffice.gateway.context import FeedbackByToken
 from suffice.gateway.feedback import MOST_WORDS
-from suffice.rollout.feedback_token import read, sign
+from suffice.rollout.feedback_token import read_token, sign
 from suffice.store.rows.events import FeedbackGiven
 from suffice.types import Feedback
 from tests.gateway.conftest import Serve
@@ -47,7 +47,7 @@ async def test_every_reply_carries_it_in_a_header_and_where_the_object_is_sent_i
     async with serve(server=KEYS, route={"mode": mode}) as g:
         plain = await g.ask(chat(stream=stream), headers=KEY)
         assert (
-            read(plain.headers[HEADER], now_s=g.gateway.wall_s(), salt=g.gateway.salt)
+            read_token(plain.headers[HEADER], now_s=g.gateway.wall_s(), salt=g.gateway.salt)
             == plain.headers["x-suffice-episode-id"]
         )
         assert b"feedback_token" not in plain.raw
@@ -208,7 +208,7 @@ async def test_a_refused_request_has_one_as_well_and_a_relayed_one_keeps_its_byt
 
 
 def test_a_token_cannot_last_for_less_than_nothing() -> None:
-    from suffice.settings import parse
+    from suffice.settings import parse_settings
 
     with pytest.raises(ConfigError, match="token_hours"):
-        parse({"feedback": {"token_hours": -1}})
+        parse_settings({"feedback": {"token_hours": -1}})

@@ -78,9 +78,9 @@ async def test_events_that_are_no_annotation_are_acknowledged(serve: Serve) -> N
 def declared(gw: Any) -> None:
     import msgspec
 
-    from suffice.settings import parse
+    from suffice.settings import parse_settings
 
-    told = parse(
+    told = parse_settings(
         {
             "metrics": {"tone": {"type": "category", "values": ["warm", "cold"]}},
             "feedback": {"langfuse": {"scores": {"helpful": "thumbs"}}},
@@ -132,8 +132,8 @@ async def test_its_other_events_are_acknowledged_and_nonsense_is_not(serve: Serv
 
 async def test_the_secret_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from suffice.errors import ConfigError
-    from suffice.settings import parse
-    from suffice.wiring import gateway
+    from suffice.settings import parse_settings
+    from suffice.wiring import build_gateway
 
     raw = {
         "upstreams": {"up": {"url": "http://127.0.0.1:9"}},
@@ -142,8 +142,8 @@ async def test_the_secret_comes_from_the_environment(monkeypatch: pytest.MonkeyP
     }
     monkeypatch.delenv("LANGFUSE_SECRET", raising=False)
     with pytest.raises(ConfigError, match=r"feedback\.langfuse\.secret_env: the environment has no LANGFUSE_SECRET"):
-        async with gateway(parse(raw)):
+        async with build_gateway(parse_settings(raw)):
             pass
     monkeypatch.setenv("LANGFUSE_SECRET", SECRET)
-    async with gateway(parse(raw)) as app:
+    async with build_gateway(parse_settings(raw)) as app:
         assert app.gateway.langfuse_secret == SECRET

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from suffice.settings import parse
+from suffice.settings import parse_settings
 from suffice.store.routes.rollouts import own_version
 from suffice.store.rows.control_events import EnforcementPaused, PolicyPublished
 from suffice.testing import FakeRequest, Reply, Samples, cut
 from suffice.types import Pause
-from suffice.wiring import check
+from suffice.wiring import check_routes
 from tests.control.test_story import until
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
@@ -133,12 +133,12 @@ async def test_from_full_runs_to_the_proof_to_stops(serve: Serve) -> None:
 
 
 def test_its_owner_is_told_what_a_proof_would_lack() -> None:
-    settings = parse(
+    settings = parse_settings(
         {
             "upstreams": {"up": {"url": "http://127.0.0.1:1", "driver": "openai"}},
             "routes": {"r": {"upstream": "up", "mode": "enforce", "policy": {"policy": "deer"}}},
         }
     )
-    waits, never = [one for one in check(settings) if one.startswith("routes.r")]
+    waits, never = [one for one in check_routes(settings) if one.startswith("routes.r")]
     assert "runs in full until its own audits have proved its policy" in waits
     assert "is never certified without a [routes.r.probe] table" in never

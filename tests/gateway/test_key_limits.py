@@ -6,9 +6,9 @@ import pytest
 
 from suffice.errors import ConfigError
 from suffice.gateway.auth import Caller, KeyRing
-from suffice.gateway.key_limits import KeyLimitError, KeyLimits, day_of
+from suffice.gateway.key_limits import KeyLimitError, KeyLimits, utc_day
 from suffice.gateway.objects import MOST_ENTRIES, Objects, object_in, references
-from suffice.settings import Key, Route, parse
+from suffice.settings import Key, Route, parse_settings
 from suffice.store.rows.key_events import KeyUsage, StoredObject
 from suffice.wiring.keys import key_ring
 
@@ -62,7 +62,7 @@ def test_a_day_of_tokens_ends_at_midnight_and_outlives_a_restart() -> None:
     assert refused(limits, who) == ("tokens_per_day", 43_200)
     enter(limits, who, spends=False)
     (told,) = limits.unwritten()
-    assert (told, limits.unwritten()) == (KeyUsage(usage_id="", sender="c", day=day_of(NOON_S), n_tokens=120), [])
+    assert (told, limits.unwritten()) == (KeyUsage(usage_id="", sender="c", day=utc_day(NOON_S), n_tokens=120), [])
     fresh = KeyLimits([who])
     fresh.restore([told])
     assert refused(fresh, who)[0] == "tokens_per_day"
@@ -176,21 +176,21 @@ GOOD = {"upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "routes": {"r": {"up
 )
 def test_a_key_that_cannot_be_is_refused_with_its_place(key: dict[str, object], told: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        parse({**GOOD, "keys": {"team": key}})
+        parse_settings({**GOOD, "keys": {"team": key}})
     assert told in str(refused.value)
     with pytest.raises(ConfigError, match="keys: got 'a b'"):
-        parse({**GOOD, "keys": {"a b": {"key_env": "K"}}})
+        parse_settings({**GOOD, "keys": {"a b": {"key_env": "K"}}})
 
 
 def test_a_key_stands_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEAM", "one,two")
     monkeypatch.setenv("OTHER", "two")
-    settings = parse({**GOOD, "keys": {"team": {"key_env": "TEAM"}}})
+    settings = parse_settings({**GOOD, "keys": {"team": {"key_env": "TEAM"}}})
     ring = key_ring(settings, "salt")
     assert [one.name for one in ring.callers] == ["team"]
     assert ring.asks_for_keys
     with pytest.raises(ConfigError, match=r"a key in OTHER is a key of keys\.team\.key_env as well"):
-        key_ring(parse({**GOOD, "keys": {"team": {"key_env": "TEAM"}, "other": {"key_env": "OTHER"}}}), "salt")
+        key_ring(parse_settings({**GOOD, "keys": {"team": {"key_env": "TEAM"}, "other": {"key_env": "OTHER"}}}), "salt")
     monkeypatch.delenv("TEAM")
     with pytest.raises(ConfigError, match=r"keys\.team\.key_env: the environment has no keys in TEAM"):
         key_ring(settings, "salt")

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from suffice import Governor
 from suffice.cli.main import main
 from suffice.gateway import kill
-from suffice.gateway.kill import KillSwitch, pull, release
+from suffice.gateway.kill import KillSwitch, clear_switch, set_switch
 from suffice.store.database.presence import MOST_REASON_BYTES
 from suffice.store.rows.events import RequestEnded
 from suffice.store.rows.kill_events import KillSwitched
@@ -40,7 +40,7 @@ VOTES = {
 async def seen(g: Served, *, on: bool) -> float:
     """Pull or release the switch of a gateway; seconds until it acts on it."""
     file, began_s = kill_file(g.gateway.settings), time.monotonic()
-    assert pull(file, "something is wrong", "ann") if on else release(file)
+    assert set_switch(file, "something is wrong", "ann") if on else clear_switch(file)
     async with asyncio.timeout(30):
         while g.gateway.kill.on is not on:  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.005)
@@ -100,7 +100,7 @@ async def test_under_load_nothing_is_stopped_a_second_after_the_pull(serve: Serv
 
         clients = [asyncio.create_task(client(name)) for name in range(16)]
         await asyncio.sleep(0.5)
-        pull(kill_file(g.gateway.settings), "too many wrong answers", "ann")
+        set_switch(kill_file(g.gateway.settings), "too many wrong answers", "ann")
         pulled_s = time.time()
         await asyncio.sleep(until_s - time.monotonic())
         done = True
@@ -129,7 +129,7 @@ def test_a_loop_of_the_callers_own_is_never_told_to_stop(tmp_path: Path) -> None
         with gov.episode("what is it") as run:
             for at in range(1, 7):
                 if at == pull_at:
-                    pull(file, "enough", "ann")
+                    set_switch(file, "enough", "ann")
                     with gov.episode("another"):
                         pass  # whoever opens a run looks
                 if run.step(answer="4", tokens=1).stop:
@@ -140,7 +140,7 @@ def test_a_loop_of_the_callers_own_is_never_told_to_stop(tmp_path: Path) -> None
         assert rounds(gov, None) == 2
         assert rounds(gov, 2) == 0, "a run that is under way"
         assert rounds(gov, None) == 0
-        release(file)
+        clear_switch(file)
         assert rounds(gov, None) == 2
 
 
@@ -159,7 +159,7 @@ def test_the_environment_pulls_it_for_a_life_and_two_gateways_write_one_row(tmp_
     assert len(told) == 2
     assert len({one.key for one in told}) == 1
     forced = KillSwitch(file, environment="1")
-    release(file)
+    clear_switch(file)
     for one in (*both, forced):
         one.look()
     assert [one.on for one in (*both, forced)] == [False, False, True]
@@ -203,8 +203,8 @@ def test_a_pull_is_seen_whole(tmp_path: Path) -> None:
     file = tmp_path / "suffice.kill"
     with suppress(FileNotFoundError):
         file.unlink()
-    pull(file, "x" * 5_000, "ann")
+    set_switch(file, "x" * 5_000, "ann")
     assert len(KillSwitch(file).reason) == MOST_REASON_BYTES
     assert [one.name for one in tmp_path.iterdir()] == ["suffice.kill"]
     with pytest.raises(FileNotFoundError):
-        pull(tmp_path / "no" / "file", "x", "ann")
+        set_switch(tmp_path / "no" / "file", "x", "ann")

@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.gateway.last_good import MOST_AHEAD_S, GoodRoute, LastGood, LastGoodWriter, opened, read, seal, write
+from suffice.gateway.last_good import (
+    MOST_AHEAD_S,
+    GoodRoute,
+    LastGood,
+    LastGoodWriter,
+    open_sealed,
+    read_last_good,
+    seal_last_good,
+    write_last_good,
+)
 from suffice.review.override import Override
 from suffice.store.routes.in_force import InForce
 from suffice.types import Epoch, Findings, Pause, Publication
@@ -64,18 +73,18 @@ GOOD = LastGood(
     versions={VERSION.address: VERSION.plain()},
     findings={"up": Findings(examination_id="x", upstream="up", url_key="k", model="m", at_s=1.0)},
 )
-SEALED = seal(GOOD, secret="ours")
+SEALED = seal_last_good(GOOD, secret="ours")
 
 
 def asked(source: bytes, *, now_s: float = 1_060.0) -> LastGood:
-    return opened(source, secret="ours", now_s=now_s, most_s=HOUR_S)
+    return open_sealed(source, secret="ours", now_s=now_s, most_s=HOUR_S)
 
 
 def test_what_was_written_is_read_and_means_the_same(tmp_path: Path) -> None:
     file = tmp_path / "log.db.good"
-    assert read(file, secret="ours", now_s=0.0, most_s=1.0) is None, "there is no file"
-    write(file, GOOD, secret="ours")
-    found = read(file, secret="ours", now_s=1_060.0, most_s=HOUR_S)
+    assert read_last_good(file, secret="ours", now_s=0.0, most_s=1.0) is None, "there is no file"
+    write_last_good(file, GOOD, secret="ours")
+    found = read_last_good(file, secret="ours", now_s=1_060.0, most_s=HOUR_S)
     assert found is not None
     assert (found.at_s, found.seq, found.routes, found.findings) == (1_000.0, 42, GOOD.routes, GOOD.findings)
     assert found.versions == json.loads(json.dumps(GOOD.versions))
@@ -116,7 +125,7 @@ def test_a_changed_byte_of_any_part_is_refused(part: str) -> None:
         (SEALED.partition(b"\n")[2], "first line is broken"),
         (b"\x80\x04\x95" + SEALED, "first line is broken"),
         (b"x" * 200, "first line is broken"),
-        (seal(GOOD, secret="theirs"), "not made with this deployment's secret"),
+        (seal_last_good(GOOD, secret="theirs"), "not made with this deployment's secret"),
     ],
 )
 def test_what_is_no_file_of_this_deployment_is_refused_with_a_sentence(source: bytes, said: str) -> None:
@@ -135,7 +144,7 @@ def test_a_file_is_served_for_so_long_by_the_time_that_was_signed_and_not_from_t
 
 def test_nothing_is_signed_without_a_secret() -> None:
     with pytest.raises(ConfigError, match="no secret"):
-        seal(GOOD, secret="")
+        seal_last_good(GOOD, secret="")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +164,7 @@ def test_a_file_matters_where_something_acts_or_a_person_has_spoken(held: InForc
 
 
 def kept(file: Path) -> LastGood | None:
-    return read(file, secret="ours", now_s=1_000.0, most_s=HOUR_S)
+    return read_last_good(file, secret="ours", now_s=1_000.0, most_s=HOUR_S)
 
 
 def test_nothing_new_is_written_once_a_minute(tmp_path: Path) -> None:
@@ -230,7 +239,7 @@ def test_a_writer_that_is_killed_at_any_step_leaves_the_old_file_or_the_new_one(
         assert parent.stdout is not None
         while status != 0:
             file = tmp_path / str(len(seen)) / "g"
-            write(file, GOOD, secret="ours")
+            write_last_good(file, GOOD, secret="ours")
             parent.stdin.write(f"{file} {len(seen) + 1} {when}\n")
             parent.stdin.flush()
             status = int(parent.stdout.readline())

@@ -13,8 +13,8 @@ from suffice.learn.version import FoldedVersion
 from suffice.model.stop import canonical
 from suffice.rollout import stages
 from suffice.rollout.rules import Rules, rules_of
-from suffice.settings import Settings, parse
-from suffice.store.database.views import reading
+from suffice.settings import Settings, parse_settings
+from suffice.store.database.views import open_reader
 from suffice.store.routes import rollouts
 from suffice.store.routes.candidates import learned_candidate
 from suffice.store.routes.in_force import read_decided
@@ -22,7 +22,7 @@ from suffice.store.routes.recommendations import newest_proposal
 from suffice.store.routes.rollouts import read_rollouts
 from suffice.store.rows.advice_events import ProposedVersion, VersionProposed
 from suffice.types import Episode
-from suffice.wiring import decisions, worker
+from suffice.wiring import open_decisions, open_worker
 from tests.control.test_story import Model, ask, until
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, served
@@ -53,9 +53,9 @@ def begin(g: Served, rules: Rules = RULES) -> rollouts.RolloutRun:
     )
     settings = g.gateway.settings
     write(settings, began(), published(settings, 1), VersionProposed(proposed))
-    with decisions(settings) as writer:
+    with open_decisions(settings) as writer:
         writer.write(None, [], {BOLDER.address: canonical(BOLDER.plain()).decode()})
-        with reading(writer.path) as connection:
+        with open_reader(writer.path) as connection:
             one = learned_candidate(
                 connection,
                 "r",
@@ -67,20 +67,22 @@ def begin(g: Served, rules: Rules = RULES) -> rollouts.RolloutRun:
                 now_s=time.time(),
             )
         assert not isinstance(one, str), one
-        found = rollouts.propose(writer, one, author="ann", reason="x", name="r-1", rules=rules, secret=g.gateway.salt)
+        found = rollouts.start_candidate(
+            writer, one, author="ann", reason="x", name="r-1", rules=rules, secret=g.gateway.salt
+        )
     assert not isinstance(found, str), found
     return found
 
 
 def moved(g: Served, move: Callable[[rollouts.RolloutRun], stages.Transition]) -> None:
-    with decisions(g.gateway.settings) as writer:
+    with open_decisions(g.gateway.settings) as writer:
         made = rollouts.move(writer, "r", move)
     assert not isinstance(made, str), made
     g.gateway.told()
 
 
 def promoted(held: rollouts.RolloutRun) -> stages.Transition:
-    return stages.promote(held.state, held.rules, by="person:ann", reason="go", at=0, now_s=time.time())
+    return stages.promote_rollout(held.state, held.rules, by="person:ann", reason="go", at=0, now_s=time.time())
 
 
 def at_level(level: int) -> Callable[[rollouts.RolloutRun], stages.Transition]:
@@ -149,7 +151,7 @@ async def test_one_that_was_changed_beside_the_log_serves_nobody(serve: Serve) -
         held = begin(g)
         for move in (at_level(2), promoted, promoted, promoted):
             moved(g, move)
-        with decisions(g.gateway.settings) as writer, writer.transaction() as connection:
+        with open_decisions(g.gateway.settings) as writer, writer.transaction() as connection:
             connection.execute(
                 "UPDATE artefacts SET body = replace(body, '0.89', '0.99') WHERE address = ?", (held.state.candidate,)
             )
@@ -189,7 +191,7 @@ LIVE = {
 
 def settings_of(g: Served) -> Settings:
     """What a worker beside this gateway reads."""
-    return parse(
+    return parse_settings(
         {
             "upstreams": {"up": {"url": g.fake.url, "driver": "llama.cpp"}},
             "routes": {"r": {"upstream": "up", **LIVE}},
@@ -206,7 +208,7 @@ async def work(g: Served, settings: Settings, *names: str) -> list[str]:
 
     def run() -> list[str]:
         said = list[str]()
-        with worker(settings) as here:
+        with open_worker(settings) as here:
             for name in names:
                 reports = here.once(name)
                 assert reports is not None
@@ -229,7 +231,7 @@ async def test_from_a_cold_start_to_a_proposal_that_serves_everybody(tmp_path: P
         await until(lambda: g.gateway.routes[0].certified)
         proposal = newest_proposal(g.database, "r")
         assert proposal is not None
-        with decisions(settings) as writer, reading(writer.path) as connection:
+        with open_decisions(settings) as writer, open_reader(writer.path) as connection:
             one = learned_candidate(
                 connection,
                 "r",
@@ -243,7 +245,9 @@ async def test_from_a_cold_start_to_a_proposal_that_serves_everybody(tmp_path: P
             assert not isinstance(one, str), one
             rules = rules_of(settings.routes["r"])
             assert not isinstance(
-                rollouts.propose(writer, one, author="ann", reason="x", name="r-1", rules=rules, secret=g.gateway.salt),
+                rollouts.start_candidate(
+                    writer, one, author="ann", reason="x", name="r-1", rules=rules, secret=g.gateway.salt
+                ),
                 str,
             )
         g.gateway.told()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from suffice import wiring
 from suffice.gateway.load import LATENCY_RUNS, LATENCY_S, Rate, RouteLoad, Smooth
 from suffice.gateway.load_control import ALERT_RUNS, LoadControl, RouteOperation
-from suffice.settings import Route, parse
+from suffice.settings import Route, parse_settings
 from suffice.telemetry import Metrics
 from suffice.types import Outcome, Overhead, Request, UpstreamCall
 from suffice.wiring import build_route
@@ -182,7 +182,7 @@ def test_while_the_brake_holds_the_ratio_is_what_is_asked_for_over_what_was_take
 
 def looking(operating: LoadControl, route: dict[str, Any]) -> Callable[[float], None]:
     """Look at the load of one route, at a time."""
-    settings = parse(CONFIG | {"routes": {"r": CONFIG["routes"]["r"] | route}}).routes["r"]
+    settings = parse_settings(CONFIG | {"routes": {"r": CONFIG["routes"]["r"] | route}}).routes["r"]
     routes, metrics = [build_route("r", settings)], Metrics()
     return lambda now_s: operating.look({}, routes, metrics, now_s=now_s)
 
@@ -219,8 +219,8 @@ WARNED: dict[str, tuple[dict[str, Any], str | None]] = {
 @pytest.mark.parametrize("case", WARNED)
 def test_an_owner_is_told_of_a_table_that_does_not_do_what_it_seems_to(case: str) -> None:
     pressure, told = WARNED[case]
-    given = parse(CONFIG | {"routes": {"r": CONFIG["routes"]["r"] | {"pressure": pressure}}})
-    found = [warning for warning in wiring.check(given) if "routes.r.pressure" in warning]
+    given = parse_settings(CONFIG | {"routes": {"r": CONFIG["routes"]["r"] | {"pressure": pressure}}})
+    found = [warning for warning in wiring.check_routes(given) if "routes.r.pressure" in warning]
     assert [told in warning for warning in found if told is not None] == ([True] if told is not None else [])
     assert (found == []) == (told is None)
 
@@ -230,7 +230,9 @@ def test_a_queue_over_an_unknown_number_of_slots_is_warned_of() -> None:
         "upstreams": {"up": {"url": "http://127.0.0.1:1"}},
         "routes": {"r": CONFIG["routes"]["r"] | {"pressure": {"queue": 1.0, "operating_point": 0.5}}},
     }
-    assert any("routes.r.pressure.queue: upstreams.up has slots = 1" in w for w in wiring.check(parse(raw)))
+    assert any(
+        "routes.r.pressure.queue: upstreams.up has slots = 1" in w for w in wiring.check_routes(parse_settings(raw))
+    )
 
 
 def test_spend_is_measured_where_prices_are_known_and_moves_the_route() -> None:
@@ -239,7 +241,7 @@ def test_spend_is_measured_where_prices_are_known_and_moves_the_route() -> None:
     look = looking(operating, route)
     spend: Callable[[float], float] = lambda now_s: 0.002 if now_s < 30 else 0.02  # USD for each of two runs a second
     look(0.0)
-    settings = parse(CONFIG | {"routes": {"r": CONFIG["routes"]["r"] | route}}).routes["r"]
+    settings = parse_settings(CONFIG | {"routes": {"r": CONFIG["routes"]["r"] | route}}).routes["r"]
     here, moved_s = operating.of("r", settings), None
     for half_seconds in range(1, 120):
         now_s = half_seconds / 2

@@ -21,7 +21,7 @@ from suffice.store.rows.control_events import EnforcementPaused, EnforcementResu
 from suffice.store.rows.events import Event
 from suffice.testing import Reply, Samples, cut
 from suffice.types import Epoch, EvidenceSummary, Pause, Publication, Resumption
-from suffice.wiring import build_route, decisions
+from suffice.wiring import build_route, open_decisions
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, post, settings_for
 
@@ -66,7 +66,7 @@ def published(
 
 
 def write(settings: Settings, *events: Event) -> None:
-    with decisions(settings) as writer:
+    with open_decisions(settings) as writer:
         assert writer.write(None, events, {VERSION.address: canonical(VERSION.plain()).decode()}) is not None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from suffice.server import serving
+from suffice.server import serve_in_loop
 from suffice.store.database.views import read_episodes
 from suffice.testing import EchoNonce, FakeRequest, FakeUpstream, Reply, ScriptedThought
 from suffice.upstream.pool import REST_S
@@ -34,7 +34,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 async def test_a_thousand_requests_make_a_thousand_calls_and_not_one_token_more(tmp_path: Path) -> None:
     async with (
         FakeUpstream(EchoNonce(n_reasoning=3, n_answer=2)) as fake,
-        serving(settings_for(fake.url, tmp_path)) as url,
+        serve_in_loop(settings_for(fake.url, tmp_path)) as url,
         aiohttp.ClientSession(auto_decompress=False) as session,
     ):
         gate = asyncio.Semaphore(N_AT_ONCE)

@@ -18,7 +18,7 @@ from suffice.store.routes.in_force import NOTHING
 from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
 from suffice.testing import Samples
 from suffice.types import Pause, Resumption
-from suffice.wiring import decisions
+from suffice.wiring import open_decisions
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
 from tests.gateway.test_log_follower import FOUR, ROUTE, began, decide, drawn, published
@@ -39,7 +39,7 @@ UNCERTIFIED = {
 def hold(settings: Settings, now_s: float, **wanted: Any) -> Override:
     known: dict[str, Any] = {"reason": "quarter end", "author": "ann", "days": 1.0}
     publication = wanted.pop("publication", None)
-    with decisions(settings) as writer:
+    with open_decisions(settings) as writer:
         found = set_override(
             writer, "r", settings.routes["r"], OverrideForm(**(known | wanted)), now_s=now_s, publication=publication
         )
@@ -72,11 +72,11 @@ async def test_a_cap_a_pin_and_full_runs_are_what_the_next_request_gets(serve: S
         assert g.gateway.metrics.value("suffice_open_incidents", route="r") == 0
         await held(g, kind="observe")
         assert await drawn(g) == 8
-        with decisions(g.gateway.settings) as writer:
+        with open_decisions(g.gateway.settings) as writer:
             end_override(writer, "r", g.gateway.settings.routes["r"], 2, "over", "ann", now_s=g.gateway.wall_s())
         await seen(g)
         assert await drawn(g) == 5
-        with decisions(g.gateway.settings) as writer:
+        with open_decisions(g.gateway.settings) as writer:
             end_override(writer, "r", g.gateway.settings.routes["r"], 1, "over", "ann", now_s=g.gateway.wall_s())
         await seen(g)
         assert await drawn(g) == 3
@@ -144,7 +144,7 @@ async def test_rolling_back_acts_at_the_earlier_level_and_a_new_epoch_voids_it(s
 
         def back() -> None:
             asked = IncidentForm(incident="r:p1", decision="roll_back", reason="seen", author="ann", days=1.0)
-            with decisions(told) as writer:
+            with open_decisions(told) as writer:
                 found = decide_incident(writer, told.routes["r"], "r", asked, now_s=g.gateway.wall_s(), publication=1)
             assert isinstance(found, DecisionRows), found
 

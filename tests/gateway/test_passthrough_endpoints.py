@@ -15,7 +15,7 @@ from suffice.errors import ConfigError
 from suffice.gateway.app import ENDPOINTS, endpoints
 from suffice.gateway.auth import Caller, KeyRing
 from suffice.gateway.objects import Objects
-from suffice.settings import Upstream, parse
+from suffice.settings import Upstream, parse_settings
 from suffice.store.rows.key_events import StoredObject
 from suffice.testing import FakeUpstream, Script
 from suffice.upstream.client import UpstreamClient
@@ -564,7 +564,7 @@ async def test_listed_paths_are_relayed_and_no_others(serve: Serve) -> None:
 )
 def test_a_path_that_is_not_exact_is_refused_at_start(entry: str) -> None:
     with pytest.raises(ConfigError, match=r"server\.relay: got"):
-        parse({"server": {"relay": [entry]}})
+        parse_settings({"server": {"relay": [entry]}})
 
 
 @pytest.mark.parametrize(
@@ -580,7 +580,7 @@ def test_a_path_that_is_not_exact_is_refused_at_start(entry: str) -> None:
 )
 def test_a_path_of_our_own_cannot_be_relayed(entry: str) -> None:
     with pytest.raises(ConfigError, match="answered by Suffice itself"):
-        endpoints(parse({"server": {"relay": [entry]}}).server.relay)
+        endpoints(parse_settings({"server": {"relay": [entry]}}).server.relay)
 
 
 # ---------------------------------------------------------------- guards on every endpoint

@@ -9,13 +9,13 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from suffice.server import serving
-from suffice.settings import Settings, parse
+from suffice.server import serve_in_loop
+from suffice.settings import Settings, parse_settings
 from suffice.testing import FakeUpstream, Reply, status
 
 
 def settings(folder: Path, **urls: str) -> Settings:
-    return parse(
+    return parse_settings(
         {
             "upstreams": {name: {"url": url, "retries": 0} for name, url in urls.items()},
             "store": {"url": f"sqlite:///{folder}/log.db"},
@@ -37,16 +37,16 @@ async def ready(url: str) -> tuple[int, dict[str, str]]:
 
 async def test_not_ready_only_while_no_upstream_answers(tmp_path: Path) -> None:
     down = nowhere()
-    async with serving(settings(tmp_path, one=down)) as url:
+    async with serve_in_loop(settings(tmp_path, one=down)) as url:
         assert await ready(url) == (503, {"status": "not ready", "reason": "no upstream answers"})
-    async with FakeUpstream(Reply()) as fake, serving(settings(tmp_path, one=down, two=fake.url)) as url:
+    async with FakeUpstream(Reply()) as fake, serve_in_loop(settings(tmp_path, one=down, two=fake.url)) as url:
         assert await ready(url) == (200, {"status": "ready"})
 
 
 @pytest.mark.parametrize("code", [401, 404, 500, 503])
 async def test_any_answer_counts(tmp_path: Path, code: int) -> None:
     says = Reply(faults=(status(code, b"{}"),))
-    async with FakeUpstream(says) as fake, serving(settings(tmp_path, up=fake.url)) as url:
+    async with FakeUpstream(says) as fake, serve_in_loop(settings(tmp_path, up=fake.url)) as url:
         assert (await ready(url))[0] == 200
 
 
@@ -60,7 +60,7 @@ async def test_whoever_asks_often_makes_no_calls(tmp_path: Path) -> None:
 
     async with await asyncio.start_server(count, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        async with serving(settings(tmp_path, up=f"http://127.0.0.1:{port}")) as url:
+        async with serve_in_loop(settings(tmp_path, up=f"http://127.0.0.1:{port}")) as url:
             answers = await asyncio.gather(*[ready(url) for _ in range(50)])
     assert {code for code, _ in answers} == {503}, "a port that takes connections and answers nothing is no server"
     assert n_connections <= 2
@@ -71,7 +71,10 @@ async def test_a_call_that_succeeds_says_enough(tmp_path: Path, caplog: pytest.L
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     body = {"model": "m", "messages": [{"role": "user", "content": "?"}]}
-    async with serving(settings(tmp_path, up=f"http://127.0.0.1:{port}")) as url, aiohttp.ClientSession() as session:
+    async with (
+        serve_in_loop(settings(tmp_path, up=f"http://127.0.0.1:{port}")) as url,
+        aiohttp.ClientSession() as session,
+    ):
         for _ in range(20):
             async with session.post(url + "/v1/chat/completions", json=body) as answer:
                 assert answer.status == 502

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from suffice.learn.groups import fold_of
+from suffice.learn.groups import prompt_fold
 from suffice.testing import FakeRequest, Reply, Samples, ScriptedThought, cut, status
 from suffice.wiring import build_route
 from tests.gateway.conftest import Serve
@@ -27,7 +27,7 @@ async def test_every_turn_of_a_conversation_is_drawn_for_by_itself(serve: Serve)
     assert talks[0] == talks[1] != talks[2]
     assert talks[3] == ""
     assert all(len(unit) == 16 and "talk" not in unit for unit in units)
-    assert {fold_of(request.question_key, 5) for request in requests} <= set(range(5))
+    assert {prompt_fold(request.question_key, 5) for request in requests} <= set(range(5))
     assert {request.setup for request in requests} == {g.gateway.routes[0].setup}
 
 

@@ -7,7 +7,7 @@ import selectors
 import time
 from pathlib import Path
 
-from suffice.server import serving
+from suffice.server import serve_in_loop
 from suffice.testing import FakeUpstream, Reply
 from tests.gateway.served import settings_for
 
@@ -32,7 +32,7 @@ def test_a_gateway_that_nobody_asks_wakes_up_a_few_times_a_second(tmp_path: Path
     naps = Counting()
 
     async def rest() -> float:
-        async with FakeUpstream(Reply()) as fake, serving(settings_for(fake.url, tmp_path)):
+        async with FakeUpstream(Reply()) as fake, serve_in_loop(settings_for(fake.url, tmp_path)):
             await asyncio.sleep(1)
             before, began_s = naps.n, time.monotonic()
             await asyncio.sleep(AT_REST_S)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from suffice.episode.vote import count, deciding_sample
+from suffice.episode.vote import count_votes, deciding_sample
 from suffice.testing import FakeRequest, FakeUpstream, Reply, Samples, cut, die_after, stall_after, status
 from suffice.types import Outcome
 from tests.gateway.conftest import Serve
@@ -397,5 +397,5 @@ async def test_a_vote_that_was_cut_short_delivers_what_the_vote_over_all_samples
     async with serve(BySeed([Reply(answer=(text,)) for text in texts]), route=observing(10, wave=1)) as g:
         answer = await g.ask(seeded())
         outcome = await finished(g, answer)
-    assert answer.text == texts[count(answers).winner - 1]
+    assert answer.text == texts[count_votes(answers).winner - 1]
     assert len(outcome.steps) == deciding_sample(answers, 10)

@@ -12,9 +12,9 @@ import pytest
 
 from suffice import Governor
 from suffice.assurance.sampling import is_certain, weight_of
-from suffice.store.database.views import read_episodes, read_events, reading
-from suffice.store.people.feedback import parked
-from suffice.store.people.feedback import said as said_of
+from suffice.store.database.views import open_reader, read_episodes, read_events
+from suffice.store.people.feedback import read_all_feedback as said_of
+from suffice.store.people.feedback import read_unmatched
 from suffice.store.routes.sampling import counted_cells
 from suffice.store.routes.tallies import RouteScorer, tallies_now
 from suffice.store.rows.events import FeedbackGiven, RequestSeen
@@ -53,7 +53,7 @@ async def test_every_request_has_rows_or_is_counted_and_every_audit_has_rows(ser
         stands_for = 1 if one.request.audit else pytest.approx(1 / one.request.keep_rate)
         assert weight_of(one.request, one.outcome) == stands_for
         assert one.request.keep_rate == pytest.approx((0.3 - 0.1) / 0.9)
-    with reading(database) as connection:
+    with open_reader(database) as connection:
         told = tallies_now(connection, lambda _route: RouteScorer("", lambda answer, gold: answer == gold))["r"]
     assert (told.n_asked, sum(told.ends.values())) == (60, 60)
 
@@ -121,7 +121,7 @@ async def test_a_word_on_an_answer_without_rows_finds_it_while_its_gateway_knows
     ]
     events = [one.event for one in read_events(database) if isinstance(one.event, FeedbackGiven)]
     assert [one.about is not None and one.about.episode_id == name for one in events] == [True, True, False]
-    assert [one.episode_id for one in parked(database)] == ["ep_nobody"]
+    assert [one.episode_id for one in read_unmatched(database)] == ["ep_nobody"]
     assert [(one.route, one.joined) for one in said_of(database)] == [("r", True), ("r", True), (None, False)]
 
 

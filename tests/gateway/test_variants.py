@@ -18,14 +18,14 @@ from suffice.gateway.variants import RolloutTrial
 from suffice.rollout import stages
 from suffice.rollout.rules import Rules
 from suffice.rollout.versions import VersionLineage, make_version
-from suffice.settings import Experiment, parse
+from suffice.settings import Experiment, parse_settings
 from suffice.store.database.views import read_events
 from suffice.store.routes import experiments, rollouts
 from suffice.store.rows.rollout_events import RolloutMove, RolloutMoved
 from suffice.store.rows.serving_events import VersionRefused
 from suffice.testing import Samples
 from suffice.types import Request
-from suffice.wiring import decisions
+from suffice.wiring import open_decisions
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
 from tests.gateway.test_log_follower import drawn
@@ -60,7 +60,7 @@ def written(**changes: Any) -> Experiment:
         "routes": {"r": {**ROUTE, "upstream": "up"}},
         "experiments": {"e": told},
     }
-    return parse(raw).experiments["e"]
+    return parse_settings(raw).experiments["e"]
 
 
 async def told(g: Served, until: Any) -> None:
@@ -75,25 +75,29 @@ def begin(g: Served, policy: dict[str, Any], rules: Rules = RULES, name: str = "
     route = g.gateway.settings.routes["r"]
     lineage = VersionLineage(parent=None, proposed_by="person:ann", why="saves more")
     version = make_version("policy", policy, kind="samples", scorer="number", model_family=None, lineage=lineage)
-    with decisions(g.gateway.settings) as writer:
+    with open_decisions(g.gateway.settings) as writer:
         one = rollouts.own_candidate(
             rollouts.read_rollouts(writer.path), version, route="r", own=rollouts.own_version(route)
         )
         assert not isinstance(one, str), one
-        found = rollouts.propose(writer, one, author="ann", reason="x", name=name, rules=rules, secret=g.gateway.salt)
+        found = rollouts.start_candidate(
+            writer, one, author="ann", reason="x", name=name, rules=rules, secret=g.gateway.salt
+        )
     assert not isinstance(found, str), found
     return found
 
 
 def step(g: Served, *, back: bool = False) -> stages.Transition:
-    with decisions(g.gateway.settings) as writer:
+    with open_decisions(g.gateway.settings) as writer:
         made = rollouts.move(
             writer,
             "r",
             lambda held: (
                 stages.roll_back(held.state, by="person:ann", reason="enough", at=0, now_s=time.time())
                 if back
-                else stages.promote(held.state, held.rules, by="person:ann", reason="go", at=0, now_s=time.time())
+                else stages.promote_rollout(
+                    held.state, held.rules, by="person:ann", reason="go", at=0, now_s=time.time()
+                )
             ),
         )
     assert not isinstance(made, str), made
@@ -106,8 +110,8 @@ async def requests(g: Served, n: int) -> list[Request]:
 
 async def test_users_keep_their_arm_and_the_record_has_its_odds(serve: Serve) -> None:
     async with serve(FOUR, route=ROUTE) as g:
-        with decisions(g.gateway.settings) as writer:
-            assert not isinstance(experiments.start(writer, "e", written(), author="ann", reason="x"), str)
+        with open_decisions(g.gateway.settings) as writer:
+            assert not isinstance(experiments.start_experiment(writer, "e", written(), author="ann", reason="x"), str)
         await told(g, lambda variants: variants.experiments)
         for n in range(2):
             await asyncio.gather(*(g.ask(chat(f"q{n}", user=f"user {user}")) for user in range(24)))
@@ -141,7 +145,7 @@ async def test_a_candidate_serves_nobody_then_its_share_then_all_and_goes_back(s
             if at in (1, 2, 3, 4):
                 await asyncio.to_thread(step, g)
             if at == 5:
-                with decisions(g.gateway.settings) as writer:
+                with open_decisions(g.gateway.settings) as writer:
                     now = held.state.candidate
                     assert not isinstance(rollouts.undo(writer, "r", now, author="ann", reason="x"), str)
             if at:
@@ -242,7 +246,7 @@ async def test_a_version_that_was_changed_beside_the_log_serves_nobody(serve: Se
     async with serve(FOUR, route=ROUTE) as g:
         begin(g, BOLDER)
         await asyncio.to_thread(step, g)
-        with decisions(g.gateway.settings) as writer, writer.transaction() as connection:
+        with open_decisions(g.gateway.settings) as writer, writer.transaction() as connection:
             connection.execute("UPDATE artefacts SET body = replace(body, '2', '1')")
         await told(g, lambda variants: variants.trials == {})
         assert (await g.ask(chat())).status == 200
@@ -252,10 +256,10 @@ async def test_a_version_that_was_changed_beside_the_log_serves_nobody(serve: Se
 async def test_of_many_who_move_a_rollout_at_once_one_has_moved_it(serve: Serve) -> None:
     async with serve(FOUR, route=ROUTE) as g:
         held = begin(g, BOLDER)
-        move = stages.promote(held.state, Rules(), by="person:ann", reason="go", at=0, now_s=time.time())
+        move = stages.promote_rollout(held.state, Rules(), by="person:ann", reason="go", at=0, now_s=time.time())
 
         def write() -> bool:
-            with decisions(g.gateway.settings) as writer:
+            with open_decisions(g.gateway.settings) as writer:
                 row = RolloutMoved(RolloutMove(route="r", author="ann", reason="go", transition=move))
                 return writer.write(None, [row], all_new=True) == [True]
 
@@ -271,10 +275,10 @@ def refused(g: Served) -> str:
     lineage = VersionLineage(parent=None, proposed_by="person:ann", why="saves more")
     version = make_version("policy", BOLDER, kind="samples", scorer="number", model_family=None, lineage=lineage)
     own = rollouts.own_version(g.gateway.settings.routes["r"])
-    with decisions(g.gateway.settings) as writer:
+    with open_decisions(g.gateway.settings) as writer:
         one = rollouts.own_candidate(rollouts.read_rollouts(writer.path), version, route="r", own=own)
         assert not isinstance(one, str), one
-        found = rollouts.propose(
+        found = rollouts.start_candidate(
             writer, one, author="job", reason="x", name="r-2", rules=Rules(), secret=g.gateway.salt, by_person=False
         )
     assert isinstance(found, str)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from suffice.governor import AsyncEpisode, Episode, Governor
-from suffice.server import serving
-from suffice.settings import Settings, parse
+from suffice.server import serve_in_loop
+from suffice.settings import Settings, parse_settings
 from suffice.store.database.views import EpisodeWithLabels, read_episodes
 from suffice.types import Decision, Outcome
 
@@ -32,7 +32,7 @@ def settings(folder: Path, **route: Any) -> Settings:
         "upstream": "up",
     }
     server = {"retry_window_s": 0.0} | route.pop("server", {})
-    return parse(
+    return parse_settings(
         {
             "server": server,  # tests ask the same question again, and mean a new run
             "upstreams": {"up": {"url": "http://127.0.0.1:9"}},
@@ -113,7 +113,7 @@ def served(where: Settings) -> Iterator[str]:
 
 @contextlib.asynccontextmanager
 async def _serving(where: Settings) -> AsyncIterator[str]:
-    async with serving(where) as url:
+    async with serve_in_loop(where) as url:
         yield url
 
 

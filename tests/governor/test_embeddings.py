@@ -13,7 +13,7 @@ from aiohttp import web
 from suffice import Governor
 from suffice.errors import ConfigError
 from suffice.governor.local import LocalDesk
-from suffice.settings import parse
+from suffice.settings import parse_settings
 from tests.edge.embeddings import Reply, letters, served
 from tests.governor import loops
 from tests.governor.loops import ROUTE, adrive, drive, local, outcome, settings
@@ -145,4 +145,4 @@ def test_a_key_that_the_environment_lacks_is_refused_at_the_start(tmp_path: Path
         "routes": {"r": {"upstream": "u", "kind": "samples", "embeddings": table("http://h")}},
     }
     with pytest.raises(ConfigError, match="no drafts of each other"):
-        parse(raw)
+        parse_settings(raw)

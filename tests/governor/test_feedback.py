@@ -11,8 +11,8 @@ import pytest
 
 from suffice.errors import BadRequest
 from suffice.governor import Governor
-from suffice.rollout.feedback_token import read
-from suffice.settings import parse
+from suffice.rollout.feedback_token import read_token
+from suffice.settings import parse_settings
 from suffice.store.database.views import read_events
 from suffice.store.rows.events import FeedbackGiven
 from suffice.types import Feedback
@@ -24,7 +24,7 @@ SALT = "of these tests"
 
 
 def settings_in(folder: Path) -> Any:
-    return parse(
+    return parse_settings(
         {
             "upstreams": {"up": {"url": "http://127.0.0.1:9"}},
             "routes": {
@@ -62,7 +62,7 @@ def kept(folder: Path) -> list[Feedback]:
 def test_every_form_is_said_in_either_way_and_stored_alike(gov: Governor, tmp_path: Path) -> None:
     with gov.episode("q") as ep:
         drive(ep, ["a", "a", "a"])
-    assert read(ep.feedback_token, now_s=0.0, salt=SALT) == ep.id
+    assert read_token(ep.feedback_token, now_s=0.0, salt=SALT) == ep.id
     assert gov.feedback(
         ep.id,
         source="user",

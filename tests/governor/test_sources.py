@@ -12,8 +12,8 @@ from suffice.errors import BadRequest
 from suffice.governor import Governor
 from suffice.review.question import MOST_CHARS, Shelf, Source
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.erasing import ErasureOrder, ErasureTally, erase, purge, rows_of
-from suffice.store.database.views import reading
+from suffice.store.database.erasing import ErasureOrder, ErasureTally, erase_words, purge, select_word_rows
+from suffice.store.database.views import open_reader
 from suffice.store.people.reviews import kept_sources
 from tests.governor.loops import ROUTE, local, served, settings
 from tests.governor.test_decide import decide, gateway, step
@@ -70,11 +70,11 @@ def test_they_are_shown_for_their_time_and_erased_with_the_question(tmp_path: Pa
     assert kept is not None
     assert shown(log, run, now_s=kept.expires_at_s - 1) == WHOLE
     assert shown(log, run, now_s=kept.expires_at_s) == []
-    with reading(log) as connection:
-        rows = rows_of(connection, run)
+    with open_reader(log) as connection:
+        rows = select_word_rows(connection, run)
     with closing(Decisions.open(log, now=lambda: 1.0, monotonic_s=lambda: 0.0)) as writer:
         order = ErasureOrder(erasure_id="e", what="the run", parts=("questions",), author="ann", reason="asked for")
-        erase(writer, order, rows, ErasureTally())
+        erase_words(writer, order, rows, ErasureTally())
     assert purge(log)
     assert not [path.name for path in tmp_path.iterdir() if CANARY.encode() in path.read_bytes()]
     assert [text for _, _, text in shown(log, run)] == ["", "", "", ""], "that there were some stays known"

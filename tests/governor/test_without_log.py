@@ -13,7 +13,7 @@ import pytest
 
 from suffice import Governor
 from suffice.errors import StoreError
-from suffice.gateway.last_good import GoodRoute, LastGood, write
+from suffice.gateway.last_good import GoodRoute, LastGood, write_last_good
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_events
@@ -47,7 +47,7 @@ def held(folder: Path) -> Iterator[None]:
 def said_last(folder: Path, route: InForce, *, age_s: float = 60.0) -> None:
     """What a gateway of the same log has left."""
     good = LastGood(at_s=time.time() - age_s, seq=1, routes={ROUTE: GoodRoute(held=route)})
-    write(folder / "log.db.good", good, secret="ours")
+    write_last_good(folder / "log.db.good", good, secret="ours")
 
 
 def n_steps(gov: Governor) -> int:

@@ -30,8 +30,8 @@ from suffice.review import items
 from suffice.review.incident import Incident, IncidentDecision
 from suffice.review.override import Override, OverrideEnd
 from suffice.scoring.base import SCORERS
-from suffice.server import serving
-from suffice.settings import Settings, parse
+from suffice.server import serve_in_loop
+from suffice.settings import Settings, parse_settings
 from suffice.store.rows import alert_events, audit_events, experiment_events
 from suffice.store.rows.access_events import AccessGrant
 from suffice.store.rows.events import EVENTS
@@ -81,7 +81,7 @@ def gateway_for(path: Path, folder: Path) -> Iterator[str]:
         for upstream in raw["upstreams"].values():
             upstream["url"] = fake.url
         raw["store"] = {"url": f"sqlite:///{folder / 'docs.db'}"}
-        with in_thread(parse(raw)) as url:
+        with in_thread(parse_settings(raw)) as url:
             yield url
 
 
@@ -95,7 +95,7 @@ def in_thread(settings: Settings) -> Iterator[str]:
 
     async def host() -> None:
         stop = asyncio.Event()
-        async with serving(settings) as url:
+        async with serve_in_loop(settings) as url:
             control.append((asyncio.get_running_loop(), stop))
             started.append(url)
             ready.set()
@@ -149,7 +149,7 @@ def test_hardly_any_block_is_exempt() -> None:
 
 @pytest.mark.parametrize("block", TOML, ids=place)
 def test_settings_in_the_docs_are_accepted(block: Block) -> None:
-    settings = parse(settings_in(block))
+    settings = parse_settings(settings_in(block))
     for name, route in settings.routes.items():
         build_route(name, route)
 

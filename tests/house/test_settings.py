@@ -11,7 +11,7 @@ import pytest
 
 from suffice import settings as house
 from suffice.errors import ConfigError
-from suffice.settings import parse
+from suffice.settings import parse_settings
 from tests.house.levels import LEVELS, OWNERS_NAMES, RAW
 
 
@@ -43,13 +43,13 @@ def test_the_table_of_levels_is_complete() -> None:
         if isinstance(value, type) and issubclass(value, msgspec.Struct) and value is not msgspec.Struct
     }
     assert models == set(LEVELS.values())
-    assert parse(RAW).routes["math"].upstream == "box"
+    assert parse_settings(RAW).routes["math"].upstream == "box"
 
 
 @pytest.mark.parametrize("level", LEVELS, ids=".".join)
 def test_an_unknown_key_is_refused_with_its_path(level: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError) as refused:
-        parse(with_value(level, "zzzz", 1))
+        parse_settings(with_value(level, "zzzz", 1))
     assert str(refused.value).startswith(".".join((*level, "zzzz")) + ": unknown key")
     assert min(get_type_hints(LEVELS[level])) in str(refused.value)
 
@@ -60,7 +60,7 @@ def test_a_misspelt_key_is_answered_with_the_nearest(level: tuple[str, ...], nam
     if misspelt in get_type_hints(LEVELS[level]):
         misspelt = name + "_"
     with pytest.raises(ConfigError, match="did you mean") as refused:
-        parse(with_value(level, misspelt, 1))
+        parse_settings(with_value(level, misspelt, 1))
     assert str(refused.value).startswith(".".join((*level, misspelt)) + ":")
     assert repr(name) in str(refused.value)
 
@@ -68,7 +68,7 @@ def test_a_misspelt_key_is_answered_with_the_nearest(level: tuple[str, ...], nam
 @pytest.mark.parametrize(("level", "name"), list(fields()))
 def test_a_value_of_a_wrong_type_is_refused_with_its_path(level: tuple[str, ...], name: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        parse(with_value(level, name, Strange()))
+        parse_settings(with_value(level, name, Strange()))
     where, colon, what = str(refused.value).partition(": ")
     # The name that the owner chose may be left out, the keys that we chose may not.
     ours = [part for part in (*level, name) if part not in OWNERS_NAMES]
@@ -81,7 +81,7 @@ def test_a_value_of_a_wrong_type_is_refused_with_its_path(level: tuple[str, ...]
 def test_something_else_in_place_of_a_table_is_refused(level: tuple[str, ...]) -> None:
     for wrong in (1, "text", ["list"]):
         with pytest.raises(ConfigError, match="must be a table"):
-            parse(with_value(level[:-1], level[-1], wrong))
+            parse_settings(with_value(level[:-1], level[-1], wrong))
 
 
 @pytest.mark.parametrize("model", LEVELS.values(), ids=lambda model: model.__name__)
@@ -91,11 +91,11 @@ def test_settings_cannot_be_changed_afterwards(model: type[msgspec.Struct]) -> N
 
 
 def test_defaults_are_the_safe_ones() -> None:
-    nothing = parse({})
+    nothing = parse_settings({})
     assert nothing.routes == {}
     assert nothing.upstreams == {}
     assert nothing.server.host == "127.0.0.1"
-    route = parse({"upstreams": RAW["upstreams"], "routes": {"math": {"upstream": "box"}}}).routes["math"]
+    route = parse_settings({"upstreams": RAW["upstreams"], "routes": {"math": {"upstream": "box"}}}).routes["math"]
     assert route.mode == "observe"
     assert route.uncertified is False
     assert route.policy == {}
@@ -119,7 +119,7 @@ def test_defaults_are_the_safe_ones() -> None:
 )
 def test_a_value_out_of_range_says_what_is_allowed(key: str, value: object, names: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        parse(with_value(("routes", "math"), key, value))
+        parse_settings(with_value(("routes", "math"), key, value))
     assert key in str(refused.value)
     assert names in str(refused.value)
 
@@ -127,23 +127,23 @@ def test_a_value_out_of_range_says_what_is_allowed(key: str, value: object, name
 def test_an_upstream_needs_an_address() -> None:
     for url in ("", "box:8080", "ftp://box", "http://"):
         with pytest.raises(ConfigError, match=r"upstreams\.box\.url"):
-            parse(with_value(("upstreams", "box"), "url", url))
+            parse_settings(with_value(("upstreams", "box"), "url", url))
 
 
 @pytest.mark.parametrize(("key", "value"), [("period_s", 0.0), ("tick_requests", 0), ("window_audits", -1)])
 def test_a_control_loop_needs_numbers_that_it_can_work_with(key: str, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"control\.{key}: got {value}"):
-        parse(with_value(("control",), key, value))
+        parse_settings(with_value(("control",), key, value))
 
 
 def test_a_label_cannot_be_late_before_it_comes() -> None:
     with pytest.raises(ConfigError, match=r"routes\.math\.label_timeout_s: got -1\.0"):
-        parse(with_value(("routes", "math"), "label_timeout_s", -1.0))
+        parse_settings(with_value(("routes", "math"), "label_timeout_s", -1.0))
 
 
 def test_a_closing_text_must_not_end_in_a_space() -> None:
     with pytest.raises(ConfigError, match=r"routes\.math\.probe\.closing"):
-        parse(with_value(("routes", "math", "probe"), "closing", "Answer: "))
+        parse_settings(with_value(("routes", "math", "probe"), "closing", "Answer: "))
 
 
 @pytest.mark.parametrize(
@@ -157,14 +157,14 @@ def test_a_closing_text_must_not_end_in_a_space() -> None:
 )
 def test_what_a_finish_cannot_work_with_is_refused(level: tuple[str, ...], key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=key):
-        parse(with_value(level, key, value))
+        parse_settings(with_value(level, key, value))
 
 
 def test_effort_and_budget_belong_to_reasoning() -> None:
     raw = with_value(("routes", "math"), "kind", "samples")
     raw["routes"]["math"]["effort"] = "low"
     with pytest.raises(ConfigError, match="reasoning"):
-        parse(raw)
+        parse_settings(raw)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_what_steers_by_load_and_ratings_is_checked(
     level: tuple[str, ...], key: str, value: object, allowed: str
 ) -> None:
     with pytest.raises(ConfigError, match=rf"routes\.math.*{key}|names no target") as refused:
-        parse(with_value(level, key, value))
+        parse_settings(with_value(level, key, value))
     assert allowed in str(refused.value)
 
 
@@ -193,18 +193,18 @@ def test_pressure_needs_an_upstream_whose_load_is_measured_and_slack_is_the_safe
     raw = with_value(("routes", "math"), "kind", "rounds")
     raw["routes"]["math"].pop("upstream")
     with pytest.raises(ConfigError, match=r"routes\.math\.pressure: needs a route with an upstream"):
-        parse(raw)
+        parse_settings(raw)
     raw = with_value(("routes", "math", "pressure"), "slack_point", 0.8)
     raw["routes"]["math"]["pressure"]["operating_point"] = 0.7
     with pytest.raises(ConfigError, match=r"slack_point: got 0\.8; a fraction from 0 to 0\.7"):
-        parse(raw)
+        parse_settings(raw)
 
 
 @pytest.mark.parametrize("key", ["input_usd_per_mtok", "cached_input_usd_per_mtok", "output_usd_per_mtok"])
 def test_a_price_is_a_number_from_zero_up(key: str) -> None:
     for wrong in (-0.01, float("inf"), float("nan")):
         with pytest.raises(ConfigError, match=rf"upstreams\.box\.prices\.{key}: .*US dollars"):
-            parse(with_value(("upstreams", "box", "prices"), key, wrong))
-    free = parse(with_value(("upstreams", "box", "prices"), key, 0)).upstreams["box"].prices
+            parse_settings(with_value(("upstreams", "box", "prices"), key, wrong))
+    free = parse_settings(with_value(("upstreams", "box", "prices"), key, 0)).upstreams["box"].prices
     assert free is not None
     assert getattr(free, key) == 0.0

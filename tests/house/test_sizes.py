@@ -61,19 +61,6 @@ def test_a_file_and_its_functions_fit_on_their_screens(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=short)
-def test_everything_public_says_what_it_is(path: Path) -> None:
-    tree = parsed(path)
-    if not tree.body and path.name == "__init__.py":
-        return  # it only marks a folder
-    missing = [] if ast.get_docstring(tree) else ["the module itself"]
-    for name, node in public_things(tree):
-        assert isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        if not ast.get_docstring(node):
-            missing.append(name)
-    assert not missing, f"{short(path)}: no docstring on {', '.join(missing)}"
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=short)
 def test_source_uses_nothing_that_is_banned(path: Path) -> None:
     wrong = []
     may_print = any(path == place or place in path.parents for place in MAY_PRINT)

@@ -26,7 +26,7 @@ from suffice.learn.certifier import (
     matured,
     pending_audits,
 )
-from suffice.learn.served import N_FOLDS, FoldedModels, Learner, PGood, cut_levels, fit_served, risk_of
+from suffice.learn.served import N_FOLDS, FoldedModels, Learner, PGood, cut_levels, fit_served, level_risk
 from tests.learn.runs_made import audits, believing
 
 PLAN = Plan(max_em_drop=0.02, warm_up=400, burst=400, n_levels=9, refit_every=400, watches_signals=False)
@@ -121,7 +121,7 @@ def fit_naive(
     example = np.ones(len(runs.x), dtype=bool)
     example[runs.last] = False
     model = learner(runs.x[example], runs.z[example] <= 0, np.ones(int(example.sum())))
-    levels = cut_levels(risk_of(1 - model(runs.x), runs, cost_exponent), runs, n_levels)
+    levels = cut_levels(level_risk(1 - model(runs.x), runs, cost_exponent), runs, n_levels)
     return FoldedModels(models=(model,) * N_FOLDS, levels=np.stack([levels] * N_FOLDS), cost_exponent=cost_exponent)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.learn.dataset import Dataset, build, early_features
-from suffice.learn.groups import MOST_REPEATS, fold_of, repeat_weights, shared
+from suffice.learn.dataset import Dataset, build_dataset, early_features
+from suffice.learn.groups import MOST_REPEATS, prompt_fold, repeat_weights, shared
 from suffice.learn.rows import examples
 from suffice.signals.features import FeatureSet
 from suffice.signals.observe import Observer
@@ -39,18 +39,18 @@ def run_of(data: Dataset, number: int) -> slice:
 
 
 def test_every_run_is_learned_from_or_counted_with_its_reason() -> None:
-    data = build(LIVE, match=match)
+    data = build_dataset(LIVE, match=match)
     assert len(data) + sum(data.left_out.values()) == len(LIVE)
     n_stopped = sum(item.episode.outcome.stopped for item in LIVE)
     assert data.left_out == {"stopped, without a label by design": n_stopped}
     assert data.n_stopped == n_stopped > 100
     assert data.full.all()
-    assert len(build(LIVE, match=match, stopped_labels=True)) == len(LIVE)
+    assert len(build_dataset(LIVE, match=match, stopped_labels=True)) == len(LIVE)
 
 
 def test_rows_hold_what_a_live_policy_read() -> None:
     """Number by number, for a run taken step by step through the live observer."""
-    data = build(LIVE, match=match)
+    data = build_dataset(LIVE, match=match)
     features = FeatureSet(data.chosen.names)
     by_seq = {item.seq: item for item in LIVE}
     for number in range(0, len(data), 40):
@@ -70,20 +70,20 @@ def _live(record: StepRecord) -> Any:
 def test_the_order_in_which_episodes_and_labels_are_read_changes_nothing() -> None:
     shuffled = list(LIVE)
     random.Random(3).shuffle(shuffled)
-    assert build(shuffled, match=match).digest() == build(LIVE, match=match).digest()
+    assert build_dataset(shuffled, match=match).digest() == build_dataset(LIVE, match=match).digest()
 
 
 def test_a_label_more_is_another_dataset() -> None:
     plain = episodes(100, seed=1, world=replace(OBSERVED, labels="none"))
     labelled = [said(plain[0], gold=GOLD), *plain[1:]]
-    first, second = build(plain, match=match), build(labelled, match=match)
+    first, second = build_dataset(plain, match=match), build_dataset(labelled, match=match)
     assert first.digest() != second.digest()
     assert (first.last_seq, second.last_seq) == (plain[-1].seq, plain[-1].seq)
     assert second.labelled.sum() == 1
 
 
 def test_of_a_stopped_run_the_rows_end_at_its_stop_and_only_its_own_answer_is_judged() -> None:
-    data = build(LIVE, match=match, stopped_labels=True)
+    data = build_dataset(LIVE, match=match, stopped_labels=True)
     stopped = np.flatnonzero(~data.full)
     assert (data.stop[stopped] == data.last[stopped]).all()
     assert not data.same[np.isin(data.run_of_row, stopped)].any()  # the full run's answer is hidden
@@ -95,7 +95,7 @@ def test_of_a_stopped_run_the_rows_end_at_its_stop_and_only_its_own_answer_is_ju
 @pytest.mark.parametrize("target", ["as-good", "suffices", "hopeless"])
 def test_no_row_of_a_stopped_run_teaches_what_the_full_run_would_have_done(target: Any) -> None:
     """Whatever its label says: a row's features tell the run that it came from."""
-    data = build(LIVE, match=match, stopped_labels=True)
+    data = build_dataset(LIVE, match=match, stopped_labels=True)
     marked = replace(data, x=np.column_stack([data.run_of_row, data.x[:, 1:]]))
     taken = examples(marked, np.ones(len(data), bool), target)
     assert taken is not None
@@ -120,13 +120,13 @@ def test_an_answer_is_right_wrong_or_unknown(label: dict[str, Any], right: list[
         replace(item.episode.outcome.steps[0], index=index, answer=answer)
         for index, answer in enumerate(["5", GOLD, GOLD, GOLD], 1)
     )
-    data = build([said(changed(item, steps=steps, answer=GOLD), **label)], match=match)
+    data = build_dataset([said(changed(item, steps=steps, answer=GOLD), **label)], match=match)
     assert data.right.tolist() == right
     assert data.same.tolist() == [False, True, True, True]
 
 
 def test_features_of_the_version_in_force_stand_behind_its_own() -> None:
-    data = build(LIVE, match=match, also=("agreement", "n_chars"))
+    data = build_dataset(LIVE, match=match, also=("agreement", "n_chars"))
     assert data.also == ("n_chars",)
     assert data.own.shape[1] + 1 == data.x.shape[1]
     assert (data.columns(("n_chars", "agreement"))[:, 1] == data.x[:, data.chosen.names.index("agreement")]).all()
@@ -137,7 +137,7 @@ def test_features_of_the_version_in_force_stand_behind_its_own() -> None:
 def test_costs_are_what_a_stop_would_have_paid() -> None:
     item = episodes(1, seed=2, world=OBSERVED)[0]
     n = len(item.episode.outcome.steps)
-    data = build([item], match=match)
+    data = build_dataset([item], match=match)
     step = np.arange(1, n + 1)
     assert data.cost.tolist() == (step * (STEP_TOKENS + PROBE_TOKENS) + ANSWER_TOKENS).tolist()
     assert data.full_tokens.tolist() == [n * STEP_TOKENS + ANSWER_TOKENS]
@@ -150,7 +150,7 @@ def test_a_stop_inside_a_wave_of_samples_pays_for_the_wave() -> None:
     request = replace(item.episode.request, kind="samples", n_samples=6)
     votes = changed(item, steps=steps, usage=replace(item.episode.outcome.usage, completion_tokens=600))  # type: ignore[type-var]
     votes = replace(votes, episode=replace(votes.episode, request=request))
-    assert build([votes], match=match).cost.tolist() == [400, 400, 400, 400, 600, 600]
+    assert build_dataset([votes], match=match).cost.tolist() == [400, 400, 400, 400, 600, 600]
 
 
 def test_a_decided_vote_is_measured_against_all_its_samples_and_paid_for_as_drawn() -> None:
@@ -168,13 +168,13 @@ def test_a_decided_vote_is_measured_against_all_its_samples_and_paid_for_as_draw
     )
     request = replace(item.episode.request, kind="samples", n_samples=9)
     item = replace(item, episode=replace(item.episode, request=request))
-    data = build([item], match=match, wave=3)
+    data = build_dataset([item], match=match, wave=3)
     assert data.cost.tolist() == [30, 30, 30, 55, 55]
     assert data.full_tokens.tolist() == [90]
 
 
 def test_only_the_latest_audits_are_looked_at_and_what_came_since() -> None:
-    data = build(LIVE, match=match, most_audits=10)
+    data = build_dataset(LIVE, match=match, most_audits=10)
     assert data.by_design.sum() == 10
     assert data.left_out["too old"] > 0
     assert data.age[data.by_design].tolist() == list(range(9, -1, -1))
@@ -187,7 +187,7 @@ def test_runs_under_other_settings_are_another_world() -> None:
         replace(item, episode=replace(item.episode, request=replace(item.episode.request, setup=setup)))
         for item, setup in zip(LIVE, setups, strict=True)
     ]
-    data = build(moved, match=match)
+    data = build_dataset(moved, match=match)
     assert data.seq.min() > LIVE[299].seq
     assert data.left_out["other settings"] > 0
 
@@ -200,7 +200,7 @@ def test_live_runs_that_nobody_asked_on_the_way_stand_for_nothing() -> None:
         else item
         for number, item in enumerate(LIVE)
     ]
-    data = build(mute, match=match)
+    data = build_dataset(mute, match=match)
     assert data.by_design.all()
     assert data.p_full.tolist() == [0.1] * len(data)
     assert data.left_out["live, unprobed"] > 0
@@ -217,13 +217,13 @@ def test_live_runs_that_nobody_asked_on_the_way_stand_for_nothing() -> None:
 )
 def test_a_run_without_a_telling_end_is_left_out(changes: dict[str, Any], reason: str) -> None:
     observed = episodes(30, seed=4, world=replace(OBSERVED, audit_share=0.0))
-    data = build([changed(observed[0], **changes), *observed[1:]], match=match)
+    data = build_dataset([changed(observed[0], **changes), *observed[1:]], match=match)
     assert data.left_out == {reason: 1}
 
 
 def test_an_audit_that_was_broken_off_is_kept_as_a_loss() -> None:
     audits = episodes(30, seed=4, world=World(audit_share=1.0))
-    data = build([changed(audits[0], end_reason="client_left"), *audits[1:]], match=match)
+    data = build_dataset([changed(audits[0], end_reason="client_left"), *audits[1:]], match=match)
     assert data.abandoned.sum() == 1
     assert not data.full[data.abandoned].any()
     assert not data.labelled[data.abandoned].any()
@@ -231,16 +231,16 @@ def test_an_audit_that_was_broken_off_is_kept_as_a_loss() -> None:
 
 def test_without_anything_to_learn_it_says_what_there_was() -> None:
     with pytest.raises(ValueError, match="4 stopped, without a label by design"):
-        build([item for item in LIVE if item.episode.outcome.stopped][:4], match=match)
+        build_dataset([item for item in LIVE if item.episode.outcome.stopped][:4], match=match)
     with pytest.raises(ValueError, match="none at all"):
-        build([], match=match)
+        build_dataset([], match=match)
 
 
 def test_drift_is_watched_on_the_first_step_of_all_traffic_stopped_or_not() -> None:
     """Later steps are missing where the policy stopped: their means move with the policy, not with the world."""
     found = early_features(LIVE, ("logit(confidence)", "log1p(tokens_used)"))
     assert found.shape == (len(LIVE), 2)
-    whole = build(episodes(400, seed=1, world=OBSERVED), match=match)
+    whole = build_dataset(episodes(400, seed=1, world=OBSERVED), match=match)
     first = whole.x[whole.starts[:-1], whole.chosen.names.index("logit(confidence)")]
     assert np.sort(found[:, 0]) == pytest.approx(np.sort(first), abs=1e-9)
     assert early_features([], ("has_answer",)).shape == (0, 1)
@@ -251,18 +251,18 @@ def test_drift_is_watched_on_the_first_step_of_all_traffic_stopped_or_not() -> N
 
 def test_planted_duplicates_never_cross_a_split() -> None:
     """Forty prompts asked again and again: no fold shares one with another, now or in a later version."""
-    data = build(episodes(600, seed=5, world=replace(OBSERVED, n_prompts=40)), match=match)
+    data = build_dataset(episodes(600, seed=5, world=replace(OBSERVED, n_prompts=40)), match=match)
     for fold in range(5):
         ours = [key for key, f in zip(data.key, data.fold, strict=True) if f == fold]
         theirs = [key for key, f in zip(data.key, data.fold, strict=True) if f != fold]
         assert not shared(ours, theirs)
-    later = build(episodes(600, seed=6, world=replace(OBSERVED, n_prompts=40)), match=match)
+    later = build_dataset(episodes(600, seed=6, world=replace(OBSERVED, n_prompts=40)), match=match)
     known = dict(zip(data.key, data.fold.tolist(), strict=True))
     assert all(known.get(key, fold) == fold for key, fold in zip(later.key, later.fold.tolist(), strict=True))
 
 
 def test_folds_are_about_equal_and_a_leak_is_seen() -> None:
-    counts = np.bincount([fold_of(f"q{i}", 5) for i in range(5_000)])
+    counts = np.bincount([prompt_fold(f"q{i}", 5) for i in range(5_000)])
     assert counts.min() > 900
     assert shared(["a", "b"], ["c", "b"]) == {"b"}
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.learn.explore import inverse_gap, pick, proportional
+from suffice.learn.explore import inverse_gap, pick_arm, proportional
 
 values = st.lists(st.floats(-1, 1), min_size=2, max_size=6)
 
@@ -45,7 +45,7 @@ def test_without_sharpness_all_arms_in_play_are_explored_alike() -> None:
 def test_the_odds_are_the_frequencies() -> None:
     odds = inverse_gap([0.0, 0.02, -0.1, 0.3], [0, 1, 3], 1, n_draws=50, floor=0.02, ceiling=0.2)
     points = (np.arange(50_000) + 0.5) / 50_000
-    drawn = np.bincount([pick(odds, float(point)) for point in points], minlength=4) / 50_000
+    drawn = np.bincount([pick_arm(odds, float(point)) for point in points], minlength=4) / 50_000
     assert drawn == pytest.approx(np.array(odds), abs=1e-4)
 
 
@@ -64,10 +64,10 @@ def test_promise_shares_and_floors(promise: list[float], floor: float) -> None:
 
 
 def test_a_point_at_the_very_end_meets_an_arm_that_can_be_drawn() -> None:
-    assert pick((0.3, 0.7, 0.0), np.nextafter(1.0, 0.0)) == 1
-    assert pick((0.0, 1.0), 0.0) == 1
+    assert pick_arm((0.3, 0.7, 0.0), np.nextafter(1.0, 0.0)) == 1
+    assert pick_arm((0.0, 1.0), 0.0) == 1
     with pytest.raises(ValueError, match="point: got"):
-        pick((1.0,), 1.0)
+        pick_arm((1.0,), 1.0)
 
 
 @pytest.mark.parametrize(("in_play", "floor", "ceiling"), [([1], 0.0, 0.1), ([0], 0.2, 0.1), ([0], 0.0, 1.0)])

@@ -26,7 +26,7 @@ from suffice.learn.export import (
 from suffice.learn.features import FeatureSelection
 from suffice.learn.stop_model import Examples, Parts, Target, fit
 from suffice.learn.value_model import Trajectories, fit_values
-from suffice.model.artefact import StepCost, TrainingRecord, dump, load
+from suffice.model.artefact import StepCost, TrainingRecord, dump_model, load_model
 from suffice.model.ensemble import Ensemble, ModelPart
 
 Matrix = NDArray[np.float64]
@@ -132,7 +132,7 @@ def test_a_fitted_stop_model_says_as_an_artefact_what_it_said_to_its_trainer(par
     assert model.hopeless is not None
     assert model.features == chosen.names
     assert {"suffice", "numpy", "scikit-learn"} <= dict(model.trained.versions).keys()
-    read = load(dump(model))
+    read = load_model(dump_model(model))
     assert read == model
     for ensemble, fitted in ((read.suffices, good), (read.hopeless, hopeless)):
         assert ensemble is not None

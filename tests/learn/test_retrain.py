@@ -10,14 +10,14 @@ import pytest
 
 from suffice.errors import ConfigError
 from suffice.learn.card_text import as_json, as_text
-from suffice.learn.dataset import Dataset, build
-from suffice.learn.groups import fold_of
+from suffice.learn.dataset import Dataset, build_dataset
+from suffice.learn.groups import prompt_fold
 from suffice.learn.report_card import make_card
-from suffice.learn.retrain import FitRecipe, Schedule, VersionProposal, due, retrain
+from suffice.learn.retrain import FitRecipe, Schedule, VersionProposal, refit_reason, retrain
 from suffice.learn.rows import audit_runs
-from suffice.learn.version import FoldedVersion, as_served, load_version, served
+from suffice.learn.version import FoldedVersion, as_served, fold_version, load_version
 from suffice.policy.base import build_policy
-from suffice.replay.run import replay
+from suffice.replay.run import replay_run
 from suffice.store.database.views import EpisodeWithLabels
 from tests.learn.made import World, episodes, match
 
@@ -29,7 +29,7 @@ QUICKER = replace(QUICK, with_values=False)
 
 @pytest.fixture(scope="module")
 def data() -> Dataset:
-    return build(EPISODES, match=match)
+    return build_dataset(EPISODES, match=match)
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +60,14 @@ def version(proposal: VersionProposal) -> FoldedVersion:
 def test_a_refit_is_due_on_schedule_and_after_drift_and_never_flaps(
     n_requests: int, n_new: int, since_alarm: int | None, reason: str | None
 ) -> None:
-    assert due(Schedule(), n_requests=n_requests, n_new_runs=n_new, n_runs_since_alarm=since_alarm) == reason
+    assert refit_reason(Schedule(), n_requests=n_requests, n_new_runs=n_new, n_runs_since_alarm=since_alarm) == reason
 
 
 # --------------------------------------------------------------------------- lineage
 
 
 def test_the_same_data_parent_and_recipe_give_the_same_proposal(data: Dataset, proposal: VersionProposal) -> None:
-    again = retrain(build(EPISODES[::-1], match=match), max_em_drop=0.02, recipe=QUICK)
+    again = retrain(build_dataset(EPISODES[::-1], match=match), max_em_drop=0.02, recipe=QUICK)
     assert again == proposal
     other = retrain(data, max_em_drop=0.02, recipe=replace(QUICKER, half_life=100.0))
     assert other.version != proposal.version
@@ -93,7 +93,7 @@ def test_a_proposal_cannot_put_itself_in_force(proposal: VersionProposal) -> Non
 
 
 def test_too_little_to_learn_from_is_an_answer_and_no_version() -> None:
-    few = build(episodes(30, seed=1, world=WORLD), match=match)
+    few = build_dataset(episodes(30, seed=1, world=WORLD), match=match)
     found = retrain(few, max_em_drop=0.02, recipe=QUICKER)
     assert (found.version, found.card, found.verdict) == (None, None, "inconclusive")
     assert "fewer than" in found.why
@@ -136,11 +136,11 @@ def test_a_version_that_is_none_is_refused_with_its_place(
 def test_what_is_judged_is_what_is_served(data: Dataset, version: FoldedVersion, level: int) -> None:
     """The live policy of each prompt, taken through its episode step by step, stops where the card's rows say."""
     runs = as_served(audit_runs(data, np.arange(len(data))), version)
-    row = served(version).rows_at(runs, level)
+    row = fold_version(version).rows_at(runs, level)
     by_seq = {item.seq: item.episode for item in EPISODES}
     for number in range(0, len(data), 9):
         episode = by_seq[int(data.seq[number])]
-        found = replay(episode, build_policy(version.policy(episode.request.question_key, level)))
+        found = replay_run(episode, build_policy(version.policy(episode.request.question_key, level)))
         assert found is not None
         last = int(data.last[number])
         expected = None if row[number] == last else int(row[number] - data.starts[number]) + 1
@@ -157,8 +157,8 @@ def test_no_model_has_seen_a_prompt_that_it_serves(version: FoldedVersion) -> No
 
     Each prompt's runs are told apart by nothing but their prompt; across the split there is nothing to know.
     """
-    planted = build(episodes(900, seed=22, world=replace(WORLD, n_prompts=60)), match=match)
-    coin = np.array([fold_of(key + "coin", 2) for key in planted.key])  # one toss a prompt
+    planted = build_dataset(episodes(900, seed=22, world=replace(WORLD, n_prompts=60)), match=match)
+    coin = np.array([prompt_fold(key + "coin", 2) for key in planted.key])  # one toss a prompt
     number = np.array([int(key[1:]) for key in planted.key], dtype=np.float64)
     marks = (number[:, None] == np.arange(60)).astype(np.float64)  # a feature that names each prompt
     told = replace(
@@ -206,11 +206,11 @@ def test_a_card_says_what_was_saved_and_lost_on_prompts_that_nobody_had_seen(
 ) -> None:
     """On two thousand fresh runs the card's numbers come true, within its own intervals and a little."""
     assert proposal.card is not None
-    fresh = build(episodes(2_000, seed=5, world=WORLD), match=match)
+    fresh = build_dataset(episodes(2_000, seed=5, world=WORLD), match=match)
     runs = as_served(audit_runs(fresh, np.arange(len(fresh))), version)
     for point in proposal.card.frontier:
         levels = np.array(point.levels)[runs.fold]
-        row = served(version).rows(runs)[np.arange(len(runs)), levels]
+        row = fold_version(version).rows(runs)[np.arange(len(runs)), levels]
         saving, drop = 1 - runs.cost[row].sum() / runs.full.sum(), runs.z[row].mean()
         assert point.saving.low is not None
         assert point.saving.high is not None
@@ -233,9 +233,11 @@ def test_calibration_is_told_with_its_interval_and_sees_a_model_that_is_too_sure
     assert honest.ece.low <= honest.ece.value
     assert sum(b.n for b in honest.bins) == honest.ece.n
     blind = replace(WORLD, astray_class="")
-    learned = retrain(build(episodes(600, seed=24, world=blind), match=match), max_em_drop=0.02, recipe=QUICKER).version
+    learned = retrain(
+        build_dataset(episodes(600, seed=24, world=blind), match=match), max_em_drop=0.02, recipe=QUICKER
+    ).version
     assert learned is not None
-    harder = build(episodes(900, seed=23, world=replace(blind, p_astray=0.6)), match=match)
+    harder = build_dataset(episodes(900, seed=23, world=replace(blind, p_astray=0.6)), match=match)
     moved = make_card(harder, learned, None, max_em_drop=0.02, rng=np.random.default_rng(0)).calibration
     assert moved.bias.low is not None
     assert moved.bias.low > 0.05
@@ -255,10 +257,10 @@ def honest_of(curve: object, p: float) -> float:
 
 def test_gains_in_one_class_do_not_hide_harm_in_another() -> None:
     """A sixth of the runs are tricks that a stop loses; the pool alone would look bearable."""
-    plain = build(episodes(1_200, seed=31, world=replace(WORLD, p_astray=0.0, p_fails=0.0)), match=match)
+    plain = build_dataset(episodes(1_200, seed=31, world=replace(WORLD, p_astray=0.0, p_fails=0.0)), match=match)
     learned = retrain(plain, max_em_drop=0.02, recipe=QUICKER).version
     assert learned is not None
-    mixed = build(
+    mixed = build_dataset(
         episodes(1_500, seed=32, world=replace(WORLD, p_astray=0.16, p_fails=0.0)),
         match=match,
         also=learned.models[0].features,
@@ -277,12 +279,12 @@ def retrain_card(card: object) -> VersionProposal:
     from suffice.learn.report_card import ReportCard
 
     assert isinstance(card, ReportCard)
-    few = retrain(build(episodes(30, seed=1, world=WORLD), match=match), max_em_drop=0.02, recipe=QUICKER)
+    few = retrain(build_dataset(episodes(30, seed=1, world=WORLD), match=match), max_em_drop=0.02, recipe=QUICKER)
     return replace(few, card=card)
 
 
 def test_a_class_of_few_runs_is_unknown(data: Dataset, version: FoldedVersion) -> None:
-    small = build(EPISODES[:400], match=match)
+    small = build_dataset(EPISODES[:400], match=match)
     card = make_card(small, version, None, max_em_drop=0.02, rng=np.random.default_rng(0))
     by_name = {one.query_class: one for one in card.classes}
     assert by_name["trick"].n_runs < 200
@@ -292,7 +294,7 @@ def test_a_class_of_few_runs_is_unknown(data: Dataset, version: FoldedVersion) -
 def test_nothing_lost_in_a_hundred_runs_is_no_proof_of_nothing_lost(data: Dataset, version: FoldedVersion) -> None:
     """Draws of runs without a loss hold none either: the end of the interval is the exact one."""
     easy = episodes(100, seed=40, world=replace(WORLD, p_astray=0.0, p_fails=0.0))
-    few = build(easy, match=match, also=version.models[0].features)
+    few = build_dataset(easy, match=match, also=version.models[0].features)
     card = make_card(few, version, None, max_em_drop=0.02, rng=np.random.default_rng(0))
     lost = card.frontier[0].lost
     assert lost.value == 0.0
@@ -312,8 +314,10 @@ def test_a_version_is_not_better_than_itself(data: Dataset, version: FoldedVersi
 
 def test_a_version_of_the_new_world_is_better_there_than_its_parent_and_the_other_way_round() -> None:
     """In the second world confidence is worth nothing and a long streak is: what the first one taught is wrong."""
-    before = retrain(build(episodes(900, seed=51, world=WORLD), match=match), max_em_drop=0.02, recipe=QUICKER).version
-    turned = build([_turned(item) for item in episodes(1_500, seed=52, world=WORLD)], match=match)
+    before = retrain(
+        build_dataset(episodes(900, seed=51, world=WORLD), match=match), max_em_drop=0.02, recipe=QUICKER
+    ).version
+    turned = build_dataset([_turned(item) for item in episodes(1_500, seed=52, world=WORLD)], match=match)
     assert before is not None
     after = retrain(turned, before, max_em_drop=0.02, reason="drift", recipe=QUICKER)
     assert (after.verdict, after.lineage.reason) == ("better", "drift")
@@ -347,7 +351,7 @@ def test_learned_values_stand_beside_the_stop_model(proposal: VersionProposal, v
     (point,) = proposal.card.value
     assert point.saving.value > 0.0
     assert point.drop.value < 0.02 + 0.015
-    unlabelled = build(episodes(300, seed=8, world=replace(WORLD, labels="none")), match=match)
+    unlabelled = build_dataset(episodes(300, seed=8, world=replace(WORLD, labels="none")), match=match)
     without = retrain(unlabelled, max_em_drop=0.02, recipe=QUICK)
     assert without.version is not None
     assert without.version.values is None

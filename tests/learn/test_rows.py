@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from suffice.learn.censoring import fate, p_full
-from suffice.learn.dataset import Dataset, build
-from suffice.learn.rows import audit_runs, examples, full_weights, good_rows, label_weights, trajectories
+from suffice.learn.dataset import Dataset, build_dataset
+from suffice.learn.rows import audit_runs, examples, full_weights, good_rows_of_run, label_weights, trajectories
 from suffice.learn.value_model import fit_values
 from tests.learn.made import World, episodes, match
 
 N = 3_000
 SEEN = episodes(N, seed=11)
-ALL = build(episodes(N, seed=11, world=World(mode="observe")), match=match)  # the same runs, each seen in full
+ALL = build_dataset(episodes(N, seed=11, world=World(mode="observe")), match=match)  # the same runs, each seen in full
 
 
 def everyone(data: Dataset) -> np.ndarray:
@@ -24,7 +24,7 @@ def everyone(data: Dataset) -> np.ndarray:
 
 def test_full_runs_stand_for_all_traffic_and_unweighted_ones_for_the_hard_runs() -> None:
     """The share that the policy would stop, and the tokens of a full run: here every run was made in full, too."""
-    data = build(SEEN, match=match)
+    data = build_dataset(SEEN, match=match)
     weight = full_weights(data)
     would_stop, tokens = data.stop >= 0, data.full_tokens
     true_share, true_tokens = (ALL.stop >= 0).mean(), ALL.full_tokens.mean()
@@ -45,7 +45,7 @@ def test_the_odds_follow_the_way_that_a_run_went() -> None:
 
 
 def test_of_very_many_live_runs_a_part_is_drawn_that_stands_for_all() -> None:
-    data = build(SEEN, match=match, most_live=300)
+    data = build_dataset(SEEN, match=match, most_live=300)
     n_live = int((~data.by_design).sum())
     assert 240 < n_live < 360
     assert data.left_out["live, not stopped, enough others are there"] > 500
@@ -66,10 +66,10 @@ def test_a_live_run_that_should_have_been_stopped_and_was_not_stands_for_nobody(
 
 def test_labels_for_disagreements_alone_still_tell_how_often_the_full_run_fails_or_say_that_they_cannot() -> None:
     """Disagreeing runs fail less often than agreeing ones here, so the plain mean of the labelled is off by far."""
-    asked = build(episodes(N, seed=11, world=World(mode="observe", labels="disagreements")), match=match)
+    asked = build_dataset(episodes(N, seed=11, world=World(mode="observe", labels="disagreements")), match=match)
     assert label_weights(asked) is None  # runs that agree have no label at all
     rng = np.random.default_rng(0)
-    dropped = rng.random(len(ALL)) < np.where(good_rows(ALL, "suffices")[np.maximum(ALL.stop, 0)], 0.9, 0.1)
+    dropped = rng.random(len(ALL)) < np.where(good_rows_of_run(ALL, "suffices")[np.maximum(ALL.stop, 0)], 0.9, 0.1)
     some = replace(ALL, full_right=np.where(dropped, -1, ALL.full_right).astype(np.int8))
     weight = label_weights(some)
     assert weight is not None
@@ -80,7 +80,7 @@ def test_labels_for_disagreements_alone_still_tell_how_often_the_full_run_fails_
 
 
 def test_weights_fade_with_age_and_sum_to_no_more_evidence_than_there_is() -> None:
-    data = build(SEEN, match=match)
+    data = build_dataset(SEEN, match=match)
     marked = replace(data, x=np.column_stack([data.run_of_row, data.x[:, 1:]]))
     taken = examples(marked, everyone(data), "as-good", half_life=50.0)
     assert taken is not None
@@ -94,7 +94,7 @@ def test_weights_fade_with_age_and_sum_to_no_more_evidence_than_there_is() -> No
 
 
 def test_stopped_runs_teach_what_stopping_pays_and_full_ones_what_going_on_does() -> None:
-    data = build(SEEN, match=match, stopped_labels=True)
+    data = build_dataset(SEEN, match=match, stopped_labels=True)
     runs = trajectories(data, everyone(data))
     assert runs is not None
     assert runs.stop_weight is not None
@@ -112,7 +112,7 @@ def test_stopped_runs_teach_what_stopping_pays_and_full_ones_what_going_on_does(
 
 def test_what_stopping_pays_is_learned_without_bias_from_a_mixture_of_audits_and_stopped_runs() -> None:
     """P(right | stop) at the first step, over all traffic; there the truth is a plain mean."""
-    data = build(SEEN, match=match, stopped_labels=True)
+    data = build_dataset(SEEN, match=match, stopped_labels=True)
     runs, whole = trajectories(data, everyone(data)), trajectories(ALL, everyone(ALL))
     assert runs is not None
     assert whole is not None
@@ -131,7 +131,7 @@ def test_labels_of_a_few_stopped_runs_speak_for_all_of_them() -> None:
         item if not item.episode.outcome.stopped or n % 10 == 0 else replace(item, labels=())
         for n, item in enumerate(SEEN)
     ]
-    data = build(few, match=match, stopped_labels=True)
+    data = build_dataset(few, match=match, stopped_labels=True)
     runs = trajectories(data, everyone(data))
     assert runs is not None
     assert runs.stop_weight is not None
@@ -142,7 +142,7 @@ def test_labels_of_a_few_stopped_runs_speak_for_all_of_them() -> None:
 
 def test_evidence_is_the_same_as_the_log_says_of_the_policy_in_force() -> None:
     """Z and D of the shadow stop, from the rows, are those of the outcome's own `would_answer`."""
-    data = build(SEEN, match=match)
+    data = build_dataset(SEEN, match=match)
     runs = audit_runs(data, np.arange(len(data)))
     by_seq = {item.seq: item.episode.outcome for item in SEEN}
     outcomes = [by_seq[int(seq)] for seq in data.seq]
@@ -155,7 +155,7 @@ def test_evidence_is_the_same_as_the_log_says_of_the_policy_in_force() -> None:
 
 
 def test_without_labels_every_disagreement_counts_as_a_loss() -> None:
-    data = build(episodes(200, seed=3, world=World(mode="observe", labels="none")), match=match)
+    data = build_dataset(episodes(200, seed=3, world=World(mode="observe", labels="none")), match=match)
     runs = audit_runs(data, np.arange(len(data)))
     assert runs.z.tolist() == runs.d.astype(int).tolist()
     assert np.isinf(runs.label_at).all()

@@ -9,7 +9,7 @@ import pytest
 
 from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.ragged import first_passages
-from suffice.learn.served import LEAST_AUDITS, N_FOLDS, FoldedModels, PGood, cut_levels, fit_served, risk_of
+from suffice.learn.served import LEAST_AUDITS, N_FOLDS, FoldedModels, PGood, cut_levels, fit_served, level_risk
 from tests.learn.runs_made import audits, believing, drawn
 
 SEEDS = range(5)
@@ -76,7 +76,7 @@ def test_first_passages_equal_a_walk_and_what_is_unknown_never_stops(seed: int) 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_levels_rise_from_never_in_even_steps_of_what_they_save(seed: int) -> None:
     runs = drawn(400, np.random.default_rng(seed))
-    risk = risk_of(1 - runs.x[:, 0], runs, 0.5)
+    risk = level_risk(1 - runs.x[:, 0], runs, 0.5)
     levels = cut_levels(risk, runs, 11)
     assert levels[0] == -np.inf
     assert (np.diff(levels) >= 0).all()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from suffice.learn.arms import TunedArm
-from suffice.learn.gain import compare
+from suffice.learn.gain import compare_gain
 from suffice.learn.shadow import ShadowAudit, ShadowAudits
 from suffice.learn.values import Costs, losses
 
@@ -100,7 +100,7 @@ def audits(n: int, seed: int) -> ShadowAudits:
 def test_both_maps_are_estimated_without_bias_and_the_difference_with_its_error() -> None:
     values, errors = [], []
     for seed in range(60):
-        change = compare(
+        change = compare_gain(
             audits(300, seed),
             {"a": 0, "b": 1},
             {"a": 1, "b": 2},
@@ -118,10 +118,10 @@ def test_both_maps_are_estimated_without_bias_and_the_difference_with_its_error(
 
 
 def test_a_change_for_the_worse_is_called_so() -> None:
-    worse = compare(
+    worse = compare_gain(
         audits(900, 1), {"a": 1, "b": 1}, {"a": 2, "b": 2}, n_arms=3, price=0.1, full_tokens=200.0, confidence=0.9
     )
-    better = compare(
+    better = compare_gain(
         audits(900, 1), {"a": 0, "b": 0}, {"a": 1, "b": 1}, n_arms=3, price=0.1, full_tokens=200.0, confidence=0.9
     )
     assert worse.is_worse

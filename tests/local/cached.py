@@ -14,7 +14,7 @@ def cached(name: str) -> Path:
 
     A file of the right size is taken for the pinned one: a damaged one has to fail the test, not skip it.
     """
-    found = weights.find(name)
+    found = weights.find_weights(name)
     file = weights.cached_file(found)
     if not file.is_file() or file.stat().st_size != found.n_bytes:
         pytest.skip(f"{found.title} is not in the cache {file.parent}; `make demo` fetches it")

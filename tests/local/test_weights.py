@@ -19,7 +19,7 @@ from suffice.local.weights import (
     assemble,
     cache_folder,
     fetch,
-    find,
+    find_weights,
     is_whole,
     obtain,
 )
@@ -209,8 +209,8 @@ def test_every_model_has_pins_in_the_package_one_hash_a_part(name: str) -> None:
     assert len({package for package, _, _ in found}) == len(found)
     assert len({version for _, version, _ in found}) == 1
     assert len({digest for _, _, digest in found}) == len(found)
-    assert len(find(name).sha256) == 64
-    assert find(name).licence
+    assert len(find_weights(name).sha256) == 64
+    assert find_weights(name).licence
 
 
 def test_an_unknown_model_is_refused_with_the_known_names(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
-from suffice.model.artefact import StepCost, StopModel, TrainingRecord, dump, load
+from suffice.model.artefact import StepCost, StopModel, TrainingRecord, dump_model, load_model
 from suffice.model.calibration import Isotonic
 from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
@@ -69,10 +69,10 @@ def plain() -> dict[str, Any]:
 @PROPERTY
 @given(model=models())
 def test_a_model_survives_bytes_and_keeps_its_address(model: StopModel) -> None:
-    read = load(dump(model))
+    read = load_model(dump_model(model))
     assert read == model
-    assert dump(read) == dump(model)
-    assert read.address == model.address == load(json.loads(dump(model))).address
+    assert dump_model(read) == dump_model(model)
+    assert read.address == model.address == load_model(json.loads(dump_model(model))).address
     assert re.fullmatch(r"m-[0-9a-f]{12}", model.address)
     matrix = rows(np.random.default_rng(1), 20)
     assert read.suffices.scores(matrix).tolist() == model.suffices.scores(matrix).tolist()
@@ -88,8 +88,8 @@ def test_an_address_does_not_depend_on_how_the_same_model_was_put_together() -> 
     content = plain()
     content["classes"] = {"a": 1, "b": -0.0}
     turned = {key: content[key] for key in reversed(content)} | {"classes": {"b": 0, "a": 1.0}}
-    assert load(content) == load(turned)
-    assert load(content).address == load(json.dumps(turned, indent=4).encode()).address
+    assert load_model(content) == load_model(turned)
+    assert load_model(content).address == load_model(json.dumps(turned, indent=4).encode()).address
 
 
 def test_addresses_in_logs_stay_what_they_were() -> None:
@@ -98,7 +98,7 @@ def test_addresses_in_logs_stay_what_they_were() -> None:
         suffices=Ensemble((Linear((0.1,), -1.0),)),
         trained=TrainingRecord(n_episodes=1, n_questions=1, digest="", target="as-good", seed=0),
     )
-    assert dump(model) == (
+    assert dump_model(model) == (
         b'{"classes":{},"cost":{"exponent":0.0,"scale":1.0},"features":["step"],"hopeless":null,"schema":1,'
         b'"suffices":{"calibration":null,"parts":[{"intercept":-1.0,"kind":"linear","weights":[0.1]}]},'
         b'"trained":{"digest":"","n_episodes":1,"n_questions":1,"seed":0,"target":"as-good","versions":{}}}'
@@ -161,7 +161,7 @@ def changed(path: str, value: object) -> dict[str, Any]:
 )
 def test_what_may_not_stand_at_a_place_is_refused_with_it(path: str, value: object, message: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        load(changed(path, value))
+        load_model(changed(path, value))
     assert str(refused.value).startswith(message)
     assert len(str(refused.value)) < 300
 
@@ -196,7 +196,7 @@ def test_what_is_missing_is_named(path: str) -> None:
     del place[last]
     where = re.sub(r"\.(\d+)", r"[\1]", path)
     with pytest.raises(ConfigError, match=f"^{re.escape(f'model.{where}')}: missing$"):
-        load(content)
+        load_model(content)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_what_is_missing_is_named(path: str) -> None:
 )
 def test_bytes_that_are_no_model_are_refused(source: bytes, message: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        load(source)
+        load_model(source)
     assert str(refused.value).startswith(message)
     assert len(str(refused.value)) < 300
 
@@ -246,10 +246,10 @@ PATHS = st.sampled_from(
 def refusal_of(source: bytes | dict[str, Any]) -> str:
     """Why it is no model; "" if it is one, which then survives bytes."""
     try:
-        model = load(source)
+        model = load_model(source)
     except ConfigError as refused:
         return str(refused)
-    assert load(dump(model)) == model
+    assert load_model(dump_model(model)) == model
     return ""
 
 
@@ -279,7 +279,7 @@ def test_a_cost_is_a_power_of_tokens_a_step_for_one_and_for_many(exponent: float
 
 
 def test_classes_are_each_there_once() -> None:
-    build: Callable[..., StopModel] = load(plain()).__class__
-    content = {name: getattr(load(plain()), name) for name in ("features", "suffices", "trained")}
+    build: Callable[..., StopModel] = load_model(plain()).__class__
+    content = {name: getattr(load_model(plain()), name) for name in ("features", "suffices", "trained")}
     with pytest.raises(ConfigError, match=r"^classes: got 2; at most 1,000, each once$"):
         build(**content, classes=(("a", 0.1), ("a", 0.2)))

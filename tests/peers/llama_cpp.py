@@ -26,8 +26,8 @@ from pathlib import Path
 
 from suffice.local import weights
 from suffice.local.server import LocalServer, ServerSpec
-from suffice.server import serving
-from suffice.settings import Settings, parse
+from suffice.server import serve_in_loop
+from suffice.settings import Settings, parse_settings
 
 HERE = Path(__file__).parent
 TESTS = "vendor/llama.cpp/tools/server/tests"
@@ -157,7 +157,7 @@ def read_report(report: Path) -> Results:
 
 def settings_for(upstream: str, mode: str, folder: Path) -> Settings:
     """A gateway in front of the server, with the engine's own paths listed."""
-    return parse(
+    return parse_settings(
         {
             "server": {"relay": list(RELAY)},
             "upstreams": {"local": {"url": upstream, "driver": "llama.cpp", "slots": 2}},
@@ -194,7 +194,7 @@ async def compare(tests: Path, python: Path, upstream: str, modes: Sequence[str]
             steady = {t: end for t, end in direct.items() if again.get(t) == end}
             row, said = [len(direct), n_passed(steady), len(direct.keys() | again.keys()) - len(steady)], list[str]()
             for mode in modes:
-                async with serving(settings_for(upstream, mode, Path(scratch))) as url:
+                async with serve_in_loop(settings_for(upstream, mode, Path(scratch))) as url:
                     mine = await run(tests, python, port_of(url), [name])
                     mine = {t: end for t, end in mine.items() if t in steady or t not in direct.keys() | again.keys()}
                     left = await _confirmed(tests, python, upstream, url, steady, differing(steady, mine))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from suffice.gateway.app import endpoints
-from suffice.settings import parse
+from suffice.settings import parse_settings
 from tests.peers import llama_cpp
 
 REPORT = """<?xml version="1.0"?><testsuites><testsuite>
@@ -42,7 +42,7 @@ def test_a_difference_is_any_other_end_or_a_test_that_one_side_lacks() -> None:
 @pytest.mark.parametrize("mode", ["off", "observe"])
 def test_the_gateway_of_the_suite_can_be_built(mode: str, tmp_path: Path) -> None:
     settings = llama_cpp.settings_for("http://127.0.0.1:1", mode, tmp_path)
-    assert parse({"server": {"relay": list(llama_cpp.RELAY)}}).server.relay == settings.server.relay
+    assert parse_settings({"server": {"relay": list(llama_cpp.RELAY)}}).server.relay == settings.server.relay
     assert len(endpoints(settings.server.relay)) > len(llama_cpp.RELAY)
 
 

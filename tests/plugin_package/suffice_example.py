@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from suffice.episode.segment import Segmenter
 from suffice.policy.decisions import go_on, suffices
 from suffice.policy.parameters import ParameterChecks, ParameterRange
-from suffice.signals.known import number
+from suffice.signals.known import parse_parameter
 from suffice.types import Decision, Signals, Step
 from suffice.upstream.drivers import DriverFacts
 
@@ -23,7 +23,7 @@ class Asking:
     fields: tuple[str, ...] = ("asking.mean",)
 
     def __init__(self, *, alpha: float = 0.5) -> None:
-        self._alpha = number("asking.alpha", alpha, most=1.0)
+        self._alpha = parse_parameter("asking.alpha", alpha, most=1.0)
         self._mean: float | None = None
 
     def update(self, step: Step) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from suffice import plugins
 from suffice.episode.segment import SEGMENTERS, Segmenter
-from suffice.plugins import GROUPS, load
+from suffice.plugins import GROUPS, register_all
 from suffice.policy.base import POLICIES
 from suffice.policy.rules import Never
 from suffice.scoring.base import SCORERS
@@ -167,7 +167,7 @@ def point(group: str, name: str, value: str) -> EntryPoint:
 )
 def test_what_is_unfit_is_reported_by_name_and_left_out(entry: EntryPoint, said: str) -> None:
     before = {group: dict(table.table) for group, table in GROUPS.items()}
-    (plugin,) = load([entry])
+    (plugin,) = register_all([entry])
     assert plugin.problem is not None
     assert re.search(said, plugin.problem), plugin.problem
     assert f"plug-in {entry.name!r} in {entry.group} of unknown: left out: " in plugin.warning()
@@ -181,4 +181,4 @@ def test_the_five_tables_are_those_that_the_product_reads() -> None:
 
 
 def test_groups_that_are_not_ours_are_none_of_our_business() -> None:
-    assert load([EntryPoint(name="x", value="no_such_module", group="console_scripts")]) == ()
+    assert register_all([EntryPoint(name="x", value="no_such_module", group="console_scripts")]) == ()

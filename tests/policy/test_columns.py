@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from suffice.policy.base import build_policy
-from suffice.policy.columns import by_counts, decide_rows, rows_of, stops_of
+from suffice.policy.columns import by_counts, decide_rows, stops_of, to_signals
 from suffice.policy.decisions import go_on, hopeless
 from suffice.types import Decision, Signals
 
@@ -20,7 +20,7 @@ def columns(**known: list[float]) -> dict[str, np.ndarray[tuple[int], np.dtype[n
 def test_a_row_holds_what_is_known_in_the_fields_own_type() -> None:
     nan = float("nan")
     many = columns(step=[1, 2], tokens_used=[10, 30], answer=[nan, 4], answer_streak=[0, 3], confidence=[nan, 0.5])
-    assert list(rows_of(many)) == [
+    assert list(to_signals(many)) == [
         Signals(step=1, tokens_used=10, answer_streak=0),
         Signals(step=2, tokens_used=30, answer="4", answer_streak=3, confidence=0.5),
     ]
@@ -28,7 +28,7 @@ def test_a_row_holds_what_is_known_in_the_fields_own_type() -> None:
 
 def test_the_column_of_another_packages_fold_is_an_extra() -> None:
     many = columns(step=[1, 2], tokens_used=[10, 30], wobble=[0.25, float("nan")])
-    assert [seen.extra for seen in rows_of(many)] == [{"wobble": 0.25}, {"wobble": None}]
+    assert [seen.extra for seen in to_signals(many)] == [{"wobble": 0.25}, {"wobble": None}]
 
 
 class GivesUp:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
-from suffice.model.artefact import StepCost, StopModel, TrainingRecord, load
+from suffice.model.artefact import StepCost, StopModel, TrainingRecord, load_model
 from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
 from suffice.policy.base import build_policy, describe, stops_of, version_of
@@ -202,7 +202,7 @@ def test_the_version_follows_the_models_address_and_the_policys_own_parameters()
     one, other = LearnedPolicy(model=model()), LearnedPolicy(model=model(cost=StepCost(0.5)))
     assert len({version_of(p) for p in (one, other, dataclasses.replace(one, threshold=0.5))}) == 3
     written = describe(one)
-    assert load(written["model"]) == one.model
+    assert load_model(written["model"]) == one.model
     assert version_of(build_policy(written)) == version_of(one)
     assert hash(build_policy(written)) == hash(one)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from suffice.episode.ledger import Ledger
 from suffice.policy.base import Policy, build_policy
-from suffice.replay.run import replay
+from suffice.replay.run import replay_run
 from suffice.signals.observe import Observer
 from suffice.types import Episode, Kind, Outcome, Query, Request, Step, StepRecord, Usage
 from tests.contracts.policy_space import SIMPLE, policies
@@ -62,14 +62,14 @@ def episode(kind: Kind, answers: list[str | None], *, tokens: int = 10, probe_to
 
 def test_a_run_that_is_never_stopped_costs_the_full_run_and_gives_its_answer() -> None:
     """Probes that an audit paid for are charged on top."""
-    found = replay(episode("reasoning", ["a", "b"], probe_tokens=2), NEVER)
+    found = replay_run(episode("reasoning", ["a", "b"], probe_tokens=2), NEVER)
     assert found is not None
     assert (found.stop_step, found.answer, found.tokens, found.full_tokens) == (None, "final", 27, 23)
 
 
 def test_a_stopped_thought_still_pays_for_its_answer_and_its_probes() -> None:
     """Two steps of ten, three tokens of answer, two probes of two."""
-    found = replay(episode("reasoning", ["a", "a", "a", "a"], probe_tokens=2), STABLE)
+    found = replay_run(episode("reasoning", ["a", "a", "a", "a"], probe_tokens=2), STABLE)
     assert found is not None
     assert (found.stop_step, found.answer, found.tokens) == (2, "a", 20 + 3 + 4)
 
@@ -77,7 +77,7 @@ def test_a_stopped_thought_still_pays_for_its_answer_and_its_probes() -> None:
 def test_a_stop_inside_a_wave_is_charged_the_whole_wave() -> None:
     """Four of four agree after the first wave of four; with waves of three, six were launched."""
     run = episode("samples", ["a"] * 8)
-    in_fours, in_threes = replay(run, BETA, wave=4), replay(run, BETA, wave=3)
+    in_fours, in_threes = replay_run(run, BETA, wave=4), replay_run(run, BETA, wave=3)
     assert in_fours is not None
     assert in_threes is not None
     assert (in_fours.stop_step, in_fours.tokens, in_threes.tokens) == (4, 40, 60)
@@ -85,7 +85,7 @@ def test_a_stop_inside_a_wave_is_charged_the_whole_wave() -> None:
 
 def test_a_policy_that_is_sure_at_the_last_sample_has_stopped_nothing() -> None:
     """There is nothing left to save, live or in replay."""
-    found = replay(episode("samples", ["a"] * 4), BETA, wave=4)
+    found = replay_run(episode("samples", ["a"] * 4), BETA, wave=4)
     assert found is not None
     assert found.stop_step is None
 
@@ -93,8 +93,8 @@ def test_a_policy_that_is_sure_at_the_last_sample_has_stopped_nothing() -> None:
 def test_a_run_without_a_natural_end_stands_for_nothing() -> None:
     """A stopped or torn run never shows what the full run would have answered."""
     run = episode("samples", ["a"] * 8)
-    assert replay(replace(run, outcome=replace(run.outcome, stopped=True)), BETA) is None
-    assert replay(replace(run, outcome=replace(run.outcome, end_reason="client_left")), BETA) is None
+    assert replay_run(replace(run, outcome=replace(run.outcome, stopped=True)), BETA) is None
+    assert replay_run(replace(run, outcome=replace(run.outcome, end_reason="client_left")), BETA) is None
 
 
 ANSWERS = st.lists(st.sampled_from(["a", "b", None]), min_size=2, max_size=12)
@@ -106,8 +106,8 @@ def test_a_decision_depends_on_nothing_that_comes_later(answers: list[str | None
     """Whatever follows the stop, the stop is the same: a policy in replay cannot see the future."""
     cases: tuple[tuple[Kind, Policy], ...] = (("reasoning", STABLE), ("samples", BETA))
     for kind, policy in cases:
-        short = replay(episode(kind, [*answers, "x"]), policy)
-        long = replay(episode(kind, [*answers, "x", *later]), policy)
+        short = replay_run(episode(kind, [*answers, "x"]), policy)
+        long = replay_run(episode(kind, [*answers, "x", *later]), policy)
         assert short is not None
         assert long is not None
         if short.stop_step is not None:
@@ -153,6 +153,6 @@ def test_a_run_in_the_log_is_stopped_where_it_would_have_been_stopped_live(
         decision = policy.decide(signals)
         ledger.record_step(step, signals, decision)
         stopped = step.index if stopped is None and decision.action == "stop" else stopped
-    found = replay(Episode(request=request, outcome=replace(empty.outcome, steps=tuple(ledger.steps))), policy)
+    found = replay_run(Episode(request=request, outcome=replace(empty.outcome, steps=tuple(ledger.steps))), policy)
     assert found is not None
     assert found.stop_step == stopped

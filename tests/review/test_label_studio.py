@@ -19,8 +19,8 @@ from suffice.review.label_studio import (
     NO_ANSWER,
     VERDICTS,
     ToJudge,
-    episodes_of,
     full_is_a,
+    parse_task_episodes,
     read_event,
     read_export,
     task,
@@ -187,8 +187,8 @@ def test_an_export_holds_all_annotations_and_the_event_of_one_says_the_same() ->
     told = read_export([whole, {**CREATED["task"], "annotations": []}])
     assert told.rows == read_event(CREATED).rows
     assert told.n_ignored == 1
-    assert episodes_of([whole, {"data": {}}, "x"]) == {"ep_known"}
-    assert episodes_of({"detail": "no"}) == set()
+    assert parse_task_episodes([whole, {"data": {}}, "x"]) == {"ep_known"}
+    assert parse_task_episodes({"detail": "no"}) == set()
 
 
 @pytest.mark.parametrize("export", [{}, ["x"], [{"question": "?", "verdict": "A is right"}], None])

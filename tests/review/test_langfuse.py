@@ -13,14 +13,14 @@ import pytest
 from suffice.errors import BadRequest
 from suffice.gateway.feedback_form import read_feedback
 from suffice.review.langfuse import check_signature, read_score, read_scores
-from suffice.settings import parse
+from suffice.settings import parse_settings
 
 SHAPES = Path(__file__).parent / "shapes"
 PAGE: dict[str, Any] = json.loads((SHAPES / "langfuse_scores_v3.json").read_text())
 EXPORT = [json.loads(line) for line in (SHAPES / "langfuse_scores_export.jsonl").read_text().splitlines()]
 FIELDS = {"helpful": "thumbs"}
 METRICS = {"tone": {"type": "category", "values": ["warm", "cold"]}, "ok": {"type": "boolean"}}
-DECLARED = parse({"metrics": METRICS}).metrics
+DECLARED = parse_settings({"metrics": METRICS}).metrics
 
 
 def rows(payload: Any) -> list[Any]:

@@ -12,12 +12,12 @@ from suffice.review.override import (
     DAY_S,
     NO_OVERRIDES,
     Override,
+    describe_override,
     in_effect,
     lowest,
-    problem,
+    override_problem,
     standing,
     why_not,
-    words,
 )
 from suffice.types import Epoch, EvidenceSummary, Publication
 
@@ -129,7 +129,7 @@ def test_everything_in_full_says_by_whom_and_why_and_until_when() -> None:
     ],
 )
 def test_what_is_no_override_is_refused_with_what_is_allowed(changes: dict[str, Any], wrong: str | None) -> None:
-    found = problem(override(**changes))
+    found = override_problem(override(**changes))
     assert (found is None) if wrong is None else (found is not None and wrong in found)
 
 
@@ -154,7 +154,7 @@ def test_a_publication_is_served_only_where_it_fits(changes: dict[str, Any], wro
 
 def test_words_say_what_is_held() -> None:
     said = [
-        words(one)
+        describe_override(one)
         for one in (
             override(),
             override(query_class="choice"),

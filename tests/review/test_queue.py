@@ -19,12 +19,22 @@ from suffice.review.items import (
     said_of,
     words_for,
 )
-from suffice.review.queue import ItemState, Queue, Record, State, Submission, give_back, next_for, submit, take
+from suffice.review.queue import (
+    ItemState,
+    Queue,
+    Record,
+    State,
+    Submission,
+    accept_verdict,
+    give_back,
+    lease_item,
+    next_for,
+)
 from tests.review.made import after, item, queue, says
 
 
 def leased(place: ItemState, reviewer: str, now_s: float = 0.0) -> tuple[ItemState, ReviewLease]:
-    lease = take(place, reviewer, now_s=now_s)
+    lease = lease_item(place, reviewer, now_s=now_s)
     assert lease is not None
     return place.after(lease), lease
 
@@ -49,7 +59,7 @@ def test_the_most_urgent_item_comes_first_and_asking_twice_is_asking_once() -> N
 
 def test_two_reviewers_cannot_hold_one_slot_and_an_expired_lease_returns_the_item() -> None:
     place, lease = leased(ItemState(item=item()), "ann")
-    assert take(place, "bob", now_s=99.0) is None
+    assert lease_item(place, "bob", now_s=99.0) is None
     assert place.state(99.0) == "leased"
     assert place.state(100.0) == "open", "the time is over, and no worker was needed"
     later, second = leased(place, "bob", 100.0)
@@ -145,7 +155,7 @@ def test_a_contradiction_is_decided_by_a_third_who_was_not_one_of_them(first: st
     assert found.told.endswith("a third person has to decide")
     place = after(place, found)
     assert place.state(3.0) == "third"
-    assert take(place, "ann", now_s=3.0) is None
+    assert lease_item(place, "ann", now_s=3.0) is None
     place, lease = leased(place, "cas", 3.0)
     assert lease.slot == ADJUDICATOR
     decided = says(place, "cas", "early", at_s=4.0)
@@ -180,7 +190,7 @@ def test_an_item_that_was_given_back_is_free_at_once() -> None:
 def test_nobody_is_asked_about_what_is_over() -> None:
     place = ItemState(item=item(open_until_s=50.0))
     assert (place.state(49.0), place.state(50.0)) == ("open", "lapsed")
-    assert take(place, "ann", now_s=50.0) is None
+    assert lease_item(place, "ann", now_s=50.0) is None
     late = says(place, "ann", "full", at_s=60.0)
     assert late.verdict is not None, "what somebody says all the same is kept"
 
@@ -195,7 +205,7 @@ def test_nobody_is_asked_about_what_is_over() -> None:
     ],
 )
 def test_what_says_nothing_is_refused_with_what_is_allowed(said: VerdictForm, wrong: str) -> None:
-    found = submit(ItemState(item=item()), said, now_s=1.0)
+    found = accept_verdict(ItemState(item=item()), said, now_s=1.0)
     assert isinstance(found, str)
     assert wrong in found
 
@@ -242,7 +252,7 @@ def test_whatever_people_do_slots_have_one_owner_and_all_words_stay(
         now_s += wait_s
         place = Queue().after(rows).places["ep_1"]
         if what == "take":
-            lease = take(place, reviewer, now_s=now_s)
+            lease = lease_item(place, reviewer, now_s=now_s)
             rows += [] if lease is None else [lease]
         elif what == "back":
             returned = give_back(place, reviewer, "", now_s=now_s)

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from suffice.review.override import in_effect
-from suffice.review.route_guarantee import STATES, GuaranteeInputs, RouteGuarantee, fits, guarantee_of, served
+from suffice.review.route_guarantee import (
+    STATES,
+    GuaranteeInputs,
+    RouteGuarantee,
+    covers,
+    effective_publication,
+    guarantee_of,
+)
 from suffice.settings import Route
 from suffice.types import BudgetAccount, EvidenceSummary, Pause
 from tests.review.test_override import EPOCH, override, publication
@@ -134,13 +141,13 @@ def test_who_is_outside_of_a_promise_is_named_where_something_acts() -> None:
 def test_a_pin_brings_back_an_earlier_publication_of_the_same_epoch_alone() -> None:
     earlier = publication(number=1, level=2, fit="g")
     pin = in_effect([override(1, "pin", level=2, pinned=earlier)], 1.0)
-    found = served(MADE, 2, pin)
+    found = effective_publication(MADE, 2, pin)
     assert found is not None
     assert (found.number, found.level) == (1, 2)
-    void = served(MADE, 3, pin)
+    void = effective_publication(MADE, 3, pin)
     assert void is not None
     assert (void.level, void.certified) == (0, False)
-    assert served(None, 2, pin) is None
+    assert effective_publication(None, 2, pin) is None
     nothing = publication(level=0, certified=False)
-    assert served(nothing, 2, pin) is nothing
-    assert not fits(Route(**ROUTE), 0.02, None, nothing)
+    assert effective_publication(nothing, 2, pin) is nothing
+    assert not covers(Route(**ROUTE), 0.02, None, nothing)

@@ -21,11 +21,11 @@ from suffice.review.select import (
     Demand,
     ReviewCandidate,
     Urn,
-    due,
+    count_due,
+    drawing_window,
     open_now,
     share_out,
     uncertainty,
-    window_of,
 )
 from tests.review.made import after, item, says
 
@@ -98,14 +98,14 @@ def test_a_drawing_is_due_once_in_each_stretch_and_a_day_keeps_its_share() -> No
     cap, drawn, last_at_s, n = Cap(per_day=50, control_share=0.2), 0, None, 0
     for minute in range(1, 24 * 60):
         now_s = 1_000 * DAY_S + 60.0 * minute
-        k = due(cap, drawn=drawn, last_at_s=last_at_s, now_s=now_s)
+        k = count_due(cap, drawn=drawn, last_at_s=last_at_s, now_s=now_s)
         if k:
             drawn, last_at_s, n = drawn + k, now_s, n + 1
     assert drawn == 10
     assert n == cap.drawings == 10
-    assert due(Cap(per_day=0, control_share=0.2), drawn=0, last_at_s=None, now_s=1.0) == 0
-    assert due(Cap(per_day=9, control_share=0.0), drawn=0, last_at_s=None, now_s=1.0) == 0
-    assert window_of(5.0, 0) == 0
+    assert count_due(Cap(per_day=0, control_share=0.2), drawn=0, last_at_s=None, now_s=1.0) == 0
+    assert count_due(Cap(per_day=9, control_share=0.0), drawn=0, last_at_s=None, now_s=1.0) == 0
+    assert drawing_window(5.0, 0) == 0
 
 
 def test_every_run_of_a_stretch_has_the_same_odds() -> None:
@@ -183,7 +183,7 @@ def a_day(right: list[list[bool]], cap: Cap, rng: random.Random) -> list[tuple[C
         for at, is_right in enumerate(answers):
             urn.add(rng.random(), candidate(f"{hour}-{at}", full_answer=str(is_right)))
         now_s = 1_000 * DAY_S + 3_600.0 * (hour + 1) - 1.0
-        k, n = due(cap, drawn=drawn, last_at_s=last_at_s, now_s=now_s), urn.n
+        k, n = count_due(cap, drawn=drawn, last_at_s=last_at_s, now_s=now_s), urn.n
         if k and n:
             out = urn.draw(k)
             drawn, last_at_s = drawn + len(out), now_s

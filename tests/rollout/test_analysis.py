@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.bounds import Interval
-from suffice.rollout.analysis import alphas, analyse, judge, watched
+from suffice.rollout.analysis import alphas, analyse, compared_metrics, judge_interval
 from suffice.rollout.experiment import Arm, RunningExperiment
 from suffice.rollout.metrics import EM, LATENCY, METRICS, SATISFACTION, TOKENS, metric_of
 from suffice.rollout.results import (
@@ -27,7 +27,7 @@ from suffice.rollout.results import (
     Value,
     Verdict,
 )
-from suffice.rollout.summary import reading
+from suffice.rollout.summary import summarize_arm
 
 NAMES = ("full", "brisk")
 HALF = {"full": 0.5, "brisk": 0.5}
@@ -121,7 +121,7 @@ def test_fewer_tokens_and_no_loss_of_em_is_better() -> None:
     between = arm.of(TOKENS).between
     assert between is not None
     assert between.low <= -300 <= between.high
-    first, second, *_ = reading(found, arm)
+    first, second, *_ = summarize_arm(found, arm)
     begins = "'brisk' against 'full' is better, and nothing with a margin loses more than you allow: a request uses"
     assert first.startswith(begins)
     assert "fewer tokens (33%), between" in first
@@ -134,7 +134,7 @@ def test_a_loss_beyond_the_margin_is_worse_whatever_was_saved() -> None:
         made(margins=((EM, 0.02),)), material({TOKENS: tokens}, audits=audits(3_000, lost=200), paired=PAIRED)
     )
     assert found.arms[0].verdict == "worse"
-    told = reading(found, found.arms[0])
+    told = summarize_arm(found, found.arms[0])
     assert told[0].startswith("'brisk' against 'full' is worse in em: ")
     assert "more than the 2.00 points that you allow" in told[1]
 
@@ -149,7 +149,7 @@ def test_too_little_is_inconclusive_and_says_how_much_is_missing() -> None:
     assert arm.verdict == "inconclusive"
     assert arm.n_missing is not None
     assert look(900 + 4 * arm.n_missing).arms[0].verdict == "worse"
-    told = reading(look(900), arm)
+    told = summarize_arm(look(900), arm)
     assert any(f"bout {arm.n_missing:,} more requests would tell" in sentence for sentence in told)
 
 
@@ -158,21 +158,23 @@ def test_no_difference_at_all_has_no_number_of_missing_requests() -> None:
     same = [Value(arm=NAMES[at % 2], odds=HALF, query_class="", value=0.5) for at in range(600)]
     arm = analyse(one, material({SATISFACTION: same})).arms[0]
     assert (arm.verdict, arm.n_missing) == ("inconclusive", None)
-    assert "cannot be said" in reading(analyse(one, material({SATISFACTION: same})), arm)[-1]
+    assert "cannot be said" in summarize_arm(analyse(one, material({SATISFACTION: same})), arm)[-1]
 
 
 def test_with_a_margin_no_difference_is_an_answer() -> None:
     one = made(primary=SATISFACTION, margins=((SATISFACTION, 0.05),))
     found = analyse(one, material({SATISFACTION: values(6_000, 5, full=0.7, brisk=0.7)}))
     assert found.arms[0].verdict == "no worse"
-    assert "is not worse than you allow" in reading(found, found.arms[0])[0]
+    assert "is not worse than you allow" in summarize_arm(found, found.arms[0])[0]
 
 
 def test_nothing_measured_is_inconclusive_and_said_so() -> None:
     found = analyse(made(), material({}))
     assert found.arms[0].verdict == "inconclusive"
-    assert reading(found, found.arms[0])[0] == "'brisk' against 'full' is inconclusive: tokens was not measured yet."
-    assert reading(found, found.arms[0])[-1].endswith("can be said once there is something to measure.")
+    assert (
+        summarize_arm(found, found.arms[0])[0] == "'brisk' against 'full' is inconclusive: tokens was not measured yet."
+    )
+    assert summarize_arm(found, found.arms[0])[-1].endswith("can be said once there is something to measure.")
     one_arm = [Value(arm="full", odds=HALF, query_class="", value=1.0)] * 50
     lone = analyse(made(), material({}, values={TOKENS: one_arm}))
     assert lone.arms[0].of(TOKENS).effect is None
@@ -182,7 +184,7 @@ def test_nothing_measured_is_inconclusive_and_said_so() -> None:
 @settings(max_examples=200, derandomize=True, deadline=None)
 def test_a_verdict_is_what_the_interval_proves(low: float, width: float, margin: float | None, higher: bool) -> None:
     metric = METRICS[EM] if higher else METRICS[TOKENS]
-    verdict = judge(Interval(low, low + width), metric, margin)
+    verdict = judge_interval(Interval(low, low + width), metric, margin)
     gains = (low, low + width) if higher else (-low - width, -low)
     if verdict == "better":
         assert gains[0] > 0
@@ -206,7 +208,7 @@ def test_arms_and_metrics_share_one_error() -> None:
         shares = alphas(one)
         assert sum(shares.values()) * n_others == pytest.approx(0.1)
         assert shares[TOKENS] * n_others == pytest.approx(0.05)
-        assert watched(one) == (TOKENS, EM, SATISFACTION, LATENCY, "solved")
+        assert compared_metrics(one) == (TOKENS, EM, SATISFACTION, LATENCY, "solved")
 
 
 def test_more_arms_make_wider_intervals_and_each_is_compared_with_the_control() -> None:
@@ -244,10 +246,10 @@ def test_a_class_that_is_harmed_is_named_though_the_whole_is_fine() -> None:
     assert arm.verdict == "mixed"
     assert arm.of(SATISFACTION).verdict == "better"
     assert arm.of(SATISFACTION).harmed == ("hard",)
-    assert "is mixed, for it is worse in satisfaction for class hard: on the whole, " in reading(found, arm)[0]
+    assert "is mixed, for it is worse in satisfaction for class hard: on the whole, " in summarize_arm(found, arm)[0]
     aside = analyse(made(), material({SATISFACTION: mixed, TOKENS: values(8_000, 9, full=900, brisk=600, high=4_000)}))
     assert aside.arms[0].verdict == "better", "what has no margin and does not decide is told, and decides nothing"
-    assert "worse in satisfaction for class hard, whatever the whole says" in reading(aside, aside.arms[0])[-1]
+    assert "worse in satisfaction for class hard, whatever the whole says" in summarize_arm(aside, aside.arms[0])[-1]
 
 
 def test_classes_of_audits_are_shown_too() -> None:
@@ -280,14 +282,14 @@ def test_what_the_arm_costs_in_satisfaction_for_each_em_point() -> None:
     assert arm.per_point is not None
     assert arm.per_point_between is not None
     assert arm.per_point_between.low < 2.0 < arm.per_point_between.high
-    assert reading(found, arm)[-1].startswith("Each EM point lost goes with ")
+    assert summarize_arm(found, arm)[-1].startswith("Each EM point lost goes with ")
     won = analyse(
         made(primary=SATISFACTION),
         material({SATISFACTION: liked}, audits=audits(4_000, lost=20, gained=140), paired=PAIRED),
     )
     assert won.arms[0].per_point is not None
     assert won.arms[0].per_point < 0
-    assert "Each EM point won goes with -" in reading(won, won.arms[0])[-1]
+    assert "Each EM point won goes with -" in summarize_arm(won, won.arms[0])[-1]
 
 
 # --------------------------------------------------------------------------- Simpson, splits, warm-up
@@ -306,7 +308,7 @@ def test_simpson_is_shown_and_not_hidden() -> None:
     assert shown.misleading
     assert {part.query_class for part in shown.classes} == {"hard", "easy"}
     assert all(part.effect < 0 for part in shown.classes)
-    last = reading(found, found.arms[0])[-1]
+    last = summarize_arm(found, found.arms[0])[-1]
     assert "and mislead: the arms had different mixes of questions, and weighed by class satisfaction is 5." in last
 
 
@@ -323,7 +325,7 @@ def test_a_split_that_does_not_fit_its_odds_withholds_everything() -> None:
     assert re.search(r"20,000 units are split brisk 10,\d+, full 9,\d+, which does not fit the odds", found.withheld)
     assert found.arms[0].verdict == "withheld"
     assert all(one.effect is None for one in found.arms[0].comparisons)
-    assert reading(found, found.arms[0])[0].startswith("Nothing is said of 'brisk': 20,000 units are split")
+    assert summarize_arm(found, found.arms[0])[0].startswith("Nothing is said of 'brisk': 20,000 units are split")
 
 
 def test_a_split_that_is_right_on_the_whole_and_wrong_in_each_class_is_found() -> None:
@@ -340,7 +342,7 @@ def test_a_metric_that_one_arm_gives_more_often_is_withheld_alone() -> None:
     arm = found.arms[0]
     assert arm.of(SATISFACTION).verdict == "withheld"
     assert arm.verdict == "better"
-    assert "satisfaction is withheld, because" in reading(found, arm)[1]
+    assert "satisfaction is withheld, because" in summarize_arm(found, arm)[1]
 
 
 def test_the_warm_up_is_left_out() -> None:
@@ -384,7 +386,7 @@ def comparisons(draw: st.DrawFn, metric: str) -> ArmComparison:
     between = Interval(low, low + draw(st.floats(0, 1))) if measured else None
     margin = draw(st.none() | st.floats(0, 1))
     unmeasured: st.SearchStrategy[Verdict] = st.sampled_from(["inconclusive", "withheld"])
-    verdict = judge(between, one, margin) if between is not None else draw(unmeasured)
+    verdict = judge_interval(between, one, margin) if between is not None else draw(unmeasured)
     effect = (between.low + between.high) / 2 if between is not None else None
     classes = tuple(
         ClassEffect(query_class=name, n=300, effect=0.0, between=Interval(-1, 1), verdict=draw(VERDICTS))
@@ -430,7 +432,7 @@ def test_a_reading_never_claims_more_than_its_verdicts(data: st.DataObject) -> N
         withheld=None,
         arms=(arm,),
     )
-    told = reading(result, arm)
+    told = summarize_arm(result, arm)
     assert 1 <= len(told) <= 3
     assert all(sentence.endswith(".") and sentence[0] in "'BNAEIHST" for sentence in told), told
     text = " ".join(told)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.rollout.cool_down import DAY_S, Past, cool_down_left, refusal
+from suffice.rollout.cool_down import DAY_S, Past, cool_down_left, cool_down_refusal
 from suffice.rollout.rules import Rules
 
 PROPERTY = settings(max_examples=100, derandomize=True, deadline=None)
@@ -21,14 +21,14 @@ def back(n: int, *, at_s: float = 0.0) -> list[Past]:
 
 
 def test_the_first_may_begin_and_a_hold_or_a_running_one_speaks_against_it() -> None:
-    assert refusal([], "pv-a", now_s=0.0, rules=RULES) is None
+    assert cool_down_refusal([], "pv-a", now_s=0.0, rules=RULES) is None
     assert "a person holds this route: launch day" in (
-        refusal([], "pv-a", now_s=0, rules=RULES, held="launch day") or ""
+        cool_down_refusal([], "pv-a", now_s=0, rules=RULES, held="launch day") or ""
     )
     running = [Past(candidate="pv-x", began_s=0.0)]
     for by_person in (False, True):
         assert "the rollout of pv-x is running" in (
-            refusal(running, "pv-a", now_s=1e9, rules=RULES, by_person=by_person) or ""
+            cool_down_refusal(running, "pv-a", now_s=1e9, rules=RULES, by_person=by_person) or ""
         )
 
 
@@ -49,19 +49,19 @@ def test_no_clock_makes_a_cool_down_longer_than_it_is(now_s: float, n: int) -> N
 def test_what_was_rolled_back_is_tried_again_by_a_person_alone() -> None:
     past = back(1)
     later_s = 10 * DAY_S
-    assert "was rolled back before" in (refusal(past, "pv-0", now_s=later_s, rules=RULES) or "")
-    assert refusal(past, "pv-0", now_s=later_s, rules=RULES, by_person=True) is None
-    assert refusal(past, "pv-new", now_s=later_s, rules=RULES) is None
-    assert "cooling down" in (refusal(past, "pv-new", now_s=1.0, rules=RULES) or "")
-    assert refusal(past, "pv-new", now_s=1.0, rules=RULES, by_person=True) is None
+    assert "was rolled back before" in (cool_down_refusal(past, "pv-0", now_s=later_s, rules=RULES) or "")
+    assert cool_down_refusal(past, "pv-0", now_s=later_s, rules=RULES, by_person=True) is None
+    assert cool_down_refusal(past, "pv-new", now_s=later_s, rules=RULES) is None
+    assert "cooling down" in (cool_down_refusal(past, "pv-new", now_s=1.0, rules=RULES) or "")
+    assert cool_down_refusal(past, "pv-new", now_s=1.0, rules=RULES, by_person=True) is None
 
 
 def test_at_most_so_many_begin_in_a_day() -> None:
     past = [Past(candidate=f"pv-{i}", began_s=1_000.0 * i, ended_s=1_000.0 * i + 500) for i in range(4)]
-    said = refusal(past, "pv-new", now_s=10_000.0, rules=RULES)
+    said = cool_down_refusal(past, "pv-new", now_s=10_000.0, rules=RULES)
     assert said == "4 rollouts began in the last 24 hours, at most 4: another 76,400 s"
-    assert refusal(past, "pv-new", now_s=DAY_S + 1.0, rules=RULES) is None
-    assert refusal(past, "pv-new", now_s=10_000.0, rules=RULES, by_person=True) is None
+    assert cool_down_refusal(past, "pv-new", now_s=DAY_S + 1.0, rules=RULES) is None
+    assert cool_down_refusal(past, "pv-new", now_s=10_000.0, rules=RULES, by_person=True) is None
 
 
 def test_a_proposer_that_flaps_gets_a_handful_of_tries_in_a_week() -> None:
@@ -75,7 +75,7 @@ def test_a_proposer_that_flaps_gets_a_handful_of_tries_in_a_week() -> None:
             else Past(candidate=one.candidate, began_s=one.began_s, ended_s=one.began_s + 3_600, rolled_back=True)
             for one in past
         ]
-        if refusal(past, f"pv-{minute}", now_s=now_s, rules=RULES) is None:
+        if cool_down_refusal(past, f"pv-{minute}", now_s=now_s, rules=RULES) is None:
             past.append(Past(candidate=f"pv-{minute}", began_s=now_s))
     assert 5 <= len(past) <= 12, f"{len(past)} rollouts in a week; unheld there would have been 168"
 
@@ -83,5 +83,5 @@ def test_a_proposer_that_flaps_gets_a_handful_of_tries_in_a_week() -> None:
 @pytest.mark.parametrize("n", [1, 3])
 def test_the_limit_of_a_day_is_the_owners(n: int) -> None:
     past = [Past(candidate=f"pv-{i}", began_s=float(i), ended_s=float(i)) for i in range(n)]
-    assert refusal(past, "pv-new", now_s=10.0, rules=Rules(most_a_day=n)) is not None
-    assert refusal(past, "pv-new", now_s=10.0, rules=Rules(most_a_day=n + 1)) is None
+    assert cool_down_refusal(past, "pv-new", now_s=10.0, rules=Rules(most_a_day=n)) is not None
+    assert cool_down_refusal(past, "pv-new", now_s=10.0, rules=Rules(most_a_day=n + 1)) is None

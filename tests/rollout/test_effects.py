@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval
-from suffice.rollout.effects import PairCounts, UnitSeries, compare, guesses, latest, ratio_of
+from suffice.rollout.effects import PairCounts, UnitSeries, compare_arms, guesses, latest_comparison, ratio_of
 
 Floats = NDArray[np.float64]
 
@@ -63,7 +63,7 @@ def test_the_mean_contribution_is_the_effect_whatever_was_guessed() -> None:
             high=1.0,
         )
         mean += float(np.prod(np.where(np.array(drawn) == 1, share, 1 - share))) * float(
-            compare(one, told, 1, 0).effect[0, -1]
+            compare_arms(one, told, 1, 0).effect[0, -1]
         )
     assert mean == pytest.approx(float((both[:, 1] - both[:, 0]).mean()))
 
@@ -72,7 +72,7 @@ def test_the_mean_contribution_is_the_effect_whatever_was_guessed() -> None:
 @settings(max_examples=50, derandomize=True, deadline=None)
 def test_contributions_stay_in_the_range_that_the_interval_counts_on(seed: int, share: float, high: float) -> None:
     one = units(60, seed, share=share, high=high)
-    running = compare(one, guesses(one), 1, 0)
+    running = compare_arms(one, guesses(one), 1, 0)
     each = np.diff(running.effect * running.weight, prepend=0.0, axis=1)
     assert (np.abs(each) <= high * (1 + 1e-9)).all()
     assert (np.diff(running.deviation, axis=1) <= 1).all()
@@ -81,19 +81,19 @@ def test_contributions_stay_in_the_range_that_the_interval_counts_on(seed: int, 
 def test_many_experiments_at_once_are_each_as_if_alone() -> None:
     together = units(200, 3, e=3)
     fields = ("value", "arm", "propensity", "least", "x")
-    running = compare(together, guesses(together), 1, 0)
+    running = compare_arms(together, guesses(together), 1, 0)
     for at in range(3):
         alone = UnitSeries(
             **{name: getattr(together, name)[at : at + 1] for name in fields}, n_arms=2, warmup=20, low=0.0, high=1.0
         )
-        of_it = compare(alone, guesses(alone), 1, 0)
+        of_it = compare_arms(alone, guesses(alone), 1, 0)
         np.testing.assert_allclose(of_it.effect[0], running.effect[at])
         assert of_it.v_opt[0] == running.v_opt[at]
 
 
 def test_the_other_way_round_is_the_same_with_the_other_sign() -> None:
     one = units(500, 4)
-    there, back = (latest(compare(one, guesses(one), *arms), 480) for arms in ((1, 0), (0, 1)))
+    there, back = (latest_comparison(compare_arms(one, guesses(one), *arms), 480) for arms in ((1, 0), (0, 1)))
     assert there is not None
     assert back is not None
     assert there.effect == pytest.approx(-back.effect)
@@ -103,14 +103,14 @@ def test_the_other_way_round_is_the_same_with_the_other_sign() -> None:
 
 def test_more_units_make_a_narrower_interval_and_none_make_none() -> None:
     one = units(3_000, 5)
-    found = latest(compare(one, guesses(one), 1, 0), 2_980)
+    found = latest_comparison(compare_arms(one, guesses(one), 1, 0), 2_980)
     assert found is not None
     widths = [found.between(0.05, times=times) for times in (1.0, 4.0, 16.0)]
     assert widths[0].high - widths[0].low > widths[1].high - widths[1].low > widths[2].high - widths[2].low
-    nobody = latest(compare(one, guesses(one), 1, 0, np.zeros((1, 3_000), dtype=bool)), 1)
+    nobody = latest_comparison(compare_arms(one, guesses(one), 1, 0, np.zeros((1, 3_000), dtype=bool)), 1)
     assert nobody is not None
     assert nobody.between(0.05) == Interval(-1.0, 1.0)
-    assert latest(compare(one, guesses(one), 1, 0), 0) is None
+    assert latest_comparison(compare_arms(one, guesses(one), 1, 0), 0) is None
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

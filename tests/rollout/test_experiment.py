@@ -22,8 +22,8 @@ from suffice.rollout.experiment import (
     UnitIds,
     allot,
     define,
-    draw,
     draw_arm,
+    draw_arms,
     n_slots,
     same_question,
     slot_of,
@@ -31,7 +31,7 @@ from suffice.rollout.experiment import (
     with_arm,
 )
 from suffice.settings import Experiment as Written
-from suffice.settings import ExperimentUnit, Route, parse
+from suffice.settings import ExperimentUnit, Route, parse_settings
 from suffice.types import ArmDraw
 
 WHOLE: Slots = ((0, N_SLOTS),)
@@ -60,7 +60,7 @@ def arms_of(one: RunningExperiment, n: int = N_IDS) -> list[str]:
 
 
 def drawn(one: RunningExperiment, request: str, **names: str) -> tuple[ArmDraw, ...]:
-    return draw([one], route="r", units=UnitIds(request=request, **names), salt=SALT)
+    return draw_arms([one], route="r", units=UnitIds(request=request, **names), salt=SALT)
 
 
 # --------------------------------------------------------------------------- sticky
@@ -152,7 +152,7 @@ def test_a_share_that_grows_only_adds_units_and_moves_nobody() -> None:
 def test_experiments_of_one_layer_exclude_each_other_and_share_it_out() -> None:
     first = made(name="first", slots=allot(0.4, taken={}))
     second = made(name="second", slots=allot(0.6, taken={"first": first.slots}))
-    found = [draw([first, second], route="r", units=UnitIds(request=f"u{n}"), salt=SALT) for n in range(10_000)]
+    found = [draw_arms([first, second], route="r", units=UnitIds(request=f"u{n}"), salt=SALT) for n in range(10_000)]
     assert all(len(one) == 1 for one in found)
     assert abs(sum(one[0].experiment == "first" for one in found) - 4_000) < 4 * sqrt(10_000 * 0.24)
 
@@ -167,7 +167,8 @@ def test_layers_are_independent() -> None:
     n, counts = 40_000, Counter[tuple[str, ...]]()
     for number in range(n):
         found = {
-            one.experiment: one.arm for one in draw(pair, route="r", units=UnitIds(request=f"u{number}"), salt=SALT)
+            one.experiment: one.arm
+            for one in draw_arms(pair, route="r", units=UnitIds(request=f"u{number}"), salt=SALT)
         }
         counts[found.get("first", "-"), found.get("second", "-")] += 1
     share = {"-": 0.5, "full": 0.25, "brisk": 0.25}
@@ -245,7 +246,7 @@ def test_who_names_no_user_or_another_route_takes_no_part() -> None:
     one = made(unit="user")
     assert drawn(one, "q") == ()
     assert drawn(one, "q", user="x") == drawn(one, "another request", user="x") != ()
-    assert draw([one], route="other", units=UnitIds(request="q", user="x"), salt=SALT) == ()
+    assert draw_arms([one], route="other", units=UnitIds(request="q", user="x"), salt=SALT) == ()
 
 
 # --------------------------------------------------------------------------- arms
@@ -305,7 +306,7 @@ def parsed(changes: dict[str, Any], **others: Any) -> Written:
         "metrics": {"solved": {"type": "boolean"}, "tone": {"type": "category", "values": ["warm", "cold"]}},
         "experiments": {"e": table, **others},
     }
-    return parse(raw).experiments["e"]
+    return parse_settings(raw).experiments["e"]
 
 
 @pytest.mark.parametrize(
@@ -348,7 +349,7 @@ def test_a_level_belongs_to_what_is_certified() -> None:
         "experiments": {"e": {"routes": ["r"], "arms": {"a": {"level": 2}, "b": {}}}},
     }
     with pytest.raises(ConfigError, match=r"arms\.a\.level: needs routes without a policy of their own"):
-        parse(raw)
+        parse_settings(raw)
 
 
 def test_experiments_of_one_layer_have_one_unit() -> None:

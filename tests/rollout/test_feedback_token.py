@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import BadRequest
-from suffice.rollout.feedback_token import header, read, sign
+from suffice.rollout.feedback_token import header, read_token, sign
 
 PROPERTY = settings(max_examples=150, derandomize=True, deadline=None)
 IDS = st.from_regex(r"ep_[0-9a-f]{27}", fullmatch=True)
@@ -20,13 +20,13 @@ def test_it_names_its_answer_until_its_time_is_over_and_fits_into_a_header(
     episode: str, salt: str, until: int, early: float
 ) -> None:
     token = sign(episode, until_s=until, salt=salt)
-    assert read(token, now_s=until * early, salt=salt) == episode
-    assert read(token, now_s=float(until), salt=salt) == episode
+    assert read_token(token, now_s=until * early, salt=salt) == episode
+    assert read_token(token, now_s=float(until), salt=salt) == episode
     assert token.isascii()
     assert len(token) < 100
     assert token == sign(episode, until_s=until, salt=salt)
     with pytest.raises(BadRequest, match="its time is over") as refused:
-        read(token, now_s=until + 0.5, salt=salt)
+        read_token(token, now_s=until + 0.5, salt=salt)
     assert (refused.value.status, refused.value.code) == (401, "expired_feedback_token")
 
 
@@ -39,7 +39,7 @@ def test_whatever_is_changed_about_it_it_opens_nothing(episode: str, salt: str, 
     changed = token[:at] + other + token[at + 1 :]
     for forged in (changed, token[:at], token + other, token.upper() if token.upper() != token else other):
         with pytest.raises(BadRequest, match="none of this gateway's") as refused:
-            read(forged, now_s=0.0, salt=salt)
+            read_token(forged, now_s=0.0, salt=salt)
         assert (refused.value.status, refused.value.code) == (401, "invalid_feedback_token")
 
 
@@ -49,13 +49,13 @@ def test_another_deployment_cannot_read_it(episode: str, salt: str, other: str) 
     token = sign(episode, until_s=2**31, salt=salt)
     if salt != other:
         with pytest.raises(BadRequest, match="none of this gateway's"):
-            read(token, now_s=0.0, salt=other)
+            read_token(token, now_s=0.0, salt=other)
 
 
 @pytest.mark.parametrize("nothing", ["", ".", "...", "v1.ep.ff.", "x" * 5_000, "ü.\ud800", "v1.ep_1.7fffffff.0"])
 def test_what_is_no_token_is_refused_in_the_same_words(nothing: str) -> None:
     with pytest.raises(BadRequest, match="none of this gateway's"):
-        read(nothing, now_s=0.0, salt="s")
+        read_token(nothing, now_s=0.0, salt="s")
 
 
 def test_the_header_is_there_where_a_token_is() -> None:

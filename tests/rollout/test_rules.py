@@ -13,7 +13,7 @@ from suffice.assurance.ledger import KNOWN_AUDITS
 from suffice.errors import ConfigError
 from suffice.rollout.evidence import RolloutEvidence, UnitRun
 from suffice.rollout.rules import Rules, rules_of
-from suffice.settings import Settings, parse
+from suffice.settings import Settings, parse_settings
 from tests.house.tree import ROOT
 
 NUMBERS = [one for one in Rules.__struct_fields__ if one not in ("automatic", "required", "shares")]
@@ -50,7 +50,9 @@ def test_what_cannot_be_meant_is_refused(wrong: dict[str, Any], says: str) -> No
 
 def settings(everywhere: dict[str, Any], route: dict[str, Any]) -> Settings:
     routes = {"own": {"upstream": "box", "rollout": route}, "plain": {"upstream": "box"}}
-    return parse({"upstreams": {"box": {"url": "http://127.0.0.1:9"}}, "routes": routes, "rollout": everywhere})
+    return parse_settings(
+        {"upstreams": {"box": {"url": "http://127.0.0.1:9"}}, "routes": routes, "rollout": everywhere}
+    )
 
 
 def test_a_route_has_the_deployments_rules_but_those_that_it_names() -> None:

@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 from suffice.assurance.strata import Cell
 from suffice.rollout.assign import assign_audit
 from suffice.rollout.evidence import ClassAudits, RolloutEvidence, UnitRun
-from suffice.rollout.guardrails import groups, read_em, waited_for
+from suffice.rollout.guardrails import group_classes, read_em, waited_for
 from suffice.rollout.rules import Rules
 from suffice.rollout.stages import (
     State,
     Transition,
     advance,
-    begin,
-    hold,
-    look,
+    assess_rollout,
+    hold_rollout,
     place,
-    promote,
-    resume,
+    promote_rollout,
+    resume_rollout,
     roll_back,
+    start_rollout,
 )
 from tests.rollout.made import audited, ran
 
@@ -48,7 +48,9 @@ CLASSES = st.lists(
 
 
 def started(rules: Rules = RULES) -> State:
-    return begin("r1", route="sums", candidate="pv-new", in_force="pv-old", follows=3, at=0, now_s=0.0, rules=rules)
+    return start_rollout(
+        "r1", route="sums", candidate="pv-new", in_force="pv-old", follows=3, at=0, now_s=0.0, rules=rules
+    )
 
 
 def step(state: State, evidence: RolloutEvidence, at: int = 5_000, rules: Rules = RULES) -> Transition | None:
@@ -70,7 +72,7 @@ def at_step(n: int, rules: Rules = RULES) -> State:
     """A state that has gone so far, its EM proved."""
     state = started(rules)
     for _ in range(n):
-        state = state.after(promote(state, rules, by="ann", reason="I know it", at=0, now_s=0.0))
+        state = state.after(promote_rollout(state, rules, by="ann", reason="I know it", at=0, now_s=0.0))
     return replace(state, audit_share=None) if n else state
 
 
@@ -84,31 +86,31 @@ def test_nothing_is_promoted_without_samples_enough_in_the_whole_and_in_every_cl
     move = step(started(), evidence)
     if move is not None and move.move == "promote":
         assert evidence.n_audits >= RULES.least_audits
-        for group in groups(evidence, RULES):
+        for group in group_classes(evidence, RULES):
             assert group.audits.n >= RULES.least_class_audits or not waited_for(group, RULES)
         assert all(one.said == "fine" for one in read_em(evidence, RULES)[:1])
 
 
 def test_seven_perfect_audits_are_not_enough_and_it_says_how_many_are_missing() -> None:
     evidence = audited(RolloutEvidence(), "a", same=7)
-    standing = look(started(), evidence, RULES, at=7, now_s=1e6)
+    standing = assess_rollout(started(), evidence, RULES, at=7, now_s=1e6)
     assert step(started(), evidence, at=7) is None
     assert standing.word == "not enough data"
     assert standing.missing == ("the whole: 7 of 400 audits", "class a: 7 of 200 audits")
-    assert look(started(), RolloutEvidence(), RULES, at=0, now_s=1e6).word == "not enough data"
-    assert look(started(), proved(), RULES, at=800, now_s=1e6).word == "ready"
+    assert assess_rollout(started(), RolloutEvidence(), RULES, at=0, now_s=1e6).word == "not enough data"
+    assert assess_rollout(started(), proved(), RULES, at=800, now_s=1e6).word == "ready"
 
 
 def test_seven_live_runs_are_not_enough_either() -> None:
     evidence = ran(ran(proved(), "candidate", 7), "control", 7)
-    standing = look(at_step(1), evidence, RULES, at=5_000, now_s=1e6)
+    standing = assess_rollout(at_step(1), evidence, RULES, at=5_000, now_s=1e6)
     assert step(at_step(1), evidence) is None
     assert standing.missing == ("candidate: 7 of 100 new units", "control: 7 of 100 new units")
 
 
 def test_enough_audits_without_proof_are_not_enough() -> None:
     evidence = audited(audited(RolloutEvidence(), "a", same=395, lost=5), "b", same=400)
-    standing = look(started(), evidence, RULES, at=800, now_s=1e6)
+    standing = assess_rollout(started(), evidence, RULES, at=800, now_s=1e6)
     assert step(started(), evidence, at=800) is None
     assert standing.word == "not enough data"
     assert "more audits like these" in standing.missing[0]
@@ -132,7 +134,7 @@ def test_a_harmless_version_goes_all_the_way_and_each_share_only_grows() -> None
 
 def test_before_all_are_served_what_is_required_must_be_proved() -> None:
     evidence = ran(ran(proved(), "candidate", 300), "control", 300)
-    standing = look(at_step(3), evidence, RULES, at=5_000, now_s=1e6)
+    standing = assess_rollout(at_step(3), evidence, RULES, at=5_000, now_s=1e6)
     assert step(at_step(3), evidence) is None
     assert len(standing.missing) == 3
     assert moved(at_step(2), evidence).stage == "ramp", "a smaller step needs no proof, and no sign of harm"
@@ -142,7 +144,7 @@ def test_before_all_are_served_what_is_required_must_be_proved() -> None:
 
 def test_what_looks_worse_than_its_margin_does_not_go_forward() -> None:
     evidence = ran(ran(proved(), "candidate", 110, every=20, error=True), "control", 110)
-    standing = look(at_step(1), evidence, RULES, at=5_000, now_s=1e6)
+    standing = assess_rollout(at_step(1), evidence, RULES, at=5_000, now_s=1e6)
     assert any("errors" in one and "looks worse" in one for one in standing.missing)
     assert step(at_step(1), evidence) is None
 
@@ -187,7 +189,7 @@ def test_harm_in_one_class_of_five_is_enough_though_the_whole_looks_well() -> No
     assert (move.move, move.stage, move.share, move.by) == ("roll_back", "rolled_back", 0.0, "evidence")
     assert move.reason.startswith("EM of e: lower by 6.67 points on 300 audits, surely lower")
     assert len(move.readings) == 6
-    assert look(started(), evidence, RULES, at=5_000, now_s=1e6).word == "goes back"
+    assert assess_rollout(started(), evidence, RULES, at=5_000, now_s=1e6).word == "goes back"
 
 
 @pytest.mark.parametrize(
@@ -196,7 +198,7 @@ def test_harm_in_one_class_of_five_is_enough_though_the_whole_looks_well() -> No
 )
 def test_each_live_guard_rail_alone_sends_it_back(rail: str, bad: dict[str, Any]) -> None:
     evidence = ran(ran(proved(), "control", 800), "candidate", 800, every=8, **bad)
-    standing = look(at_step(2), evidence, RULES, at=5_000, now_s=1e6)
+    standing = assess_rollout(at_step(2), evidence, RULES, at=5_000, now_s=1e6)
     assert [one.rail for one in standing.readings if one.said == "harm"] == [rail]
     move = step(at_step(2), evidence)
     assert move is not None
@@ -208,7 +210,7 @@ def test_satisfaction_alone_sends_it_back() -> None:
     evidence = ran(ran(proved(), "control", 300), "candidate", 300)
     for i in range(300):
         evidence = evidence.with_rating("candidate", 0.25 if i % 2 else 0.75).with_rating("control", 0.75)
-    standing = look(at_step(2), evidence, RULES, at=5_000, now_s=1e6)
+    standing = assess_rollout(at_step(2), evidence, RULES, at=5_000, now_s=1e6)
     assert [one.rail for one in standing.readings if one.said == "harm"] == ["satisfaction"]
     assert step(at_step(2), evidence) is not None
 
@@ -260,7 +262,7 @@ def test_where_a_saving_is_all_that_is_missing_it_goes_back_sooner_and_only_ther
     )
     for waits in (audited(idle, "a", lost=3), replace(idle, withheld="a person holds it")):
         assert step(started(), waits, at=5_000) is None
-    held = started().after(hold(started(), by="ann", reason="wait", at=1, now_s=1.0))
+    held = started().after(hold_rollout(started(), by="ann", reason="wait", at=1, now_s=1.0))
     assert step(held, idle, at=19_000) is None, "a person wants to look at it"
 
 
@@ -303,7 +305,7 @@ def test_gains_in_a_class_that_is_audited_more_do_not_pay_for_losses_in_the_traf
     evidence = evidence.with_request("gains", 1_000).with_request("loses", 9_000)
     assert all(one.said == "fine" for one in read_em(evidence, RULES))
     assert step(started(), evidence) is None
-    missing = look(started(), evidence, RULES, at=5_000, now_s=1e6).missing
+    missing = assess_rollout(started(), evidence, RULES, at=5_000, now_s=1e6).missing
     assert missing == ("weighted as the traffic is, classes lose 1.55 points, of 1 point allowed",)
 
 
@@ -316,14 +318,14 @@ def test_live_labels_that_are_better_over_all_and_worse_in_each_class_withhold_i
     assert step(at_step(1), evidence) is not None
     lying = replace(evidence, labelled=cells)
     assert step(at_step(1), lying) is None
-    assert "worse class by class" in look(at_step(1), lying, RULES, at=5_000, now_s=1e6).missing[0]
+    assert "worse class by class" in assess_rollout(at_step(1), lying, RULES, at=5_000, now_s=1e6).missing[0]
 
 
 def test_rare_classes_are_judged_together_and_none_of_them_hides_harm() -> None:
     evidence = audited(RolloutEvidence(), "a", same=2_000)
     for i in range(4):
         evidence = audited(evidence, f"rare {i}", same=5)
-    assert [group.name for group in groups(evidence, RULES)] == ["a", "4 rare classes"]
+    assert [group.name for group in group_classes(evidence, RULES)] == ["a", "4 rare classes"]
     move = step(started(), evidence)
     assert move is not None
     assert move.move == "promote", "a few odd questions hold nobody up"
@@ -348,11 +350,11 @@ def test_a_split_that_is_not_the_one_drawn_withholds_the_results_and_calls_a_per
     assert move is not None
     assert (move.move, move.share, move.by) == ("pause", 0.0, "evidence")
     assert "470 units of the candidate and 800 of the control" in move.reason
-    assert look(at_step(2), uneven(), RULES, at=5_000, now_s=1e6).word == "broken"
+    assert assess_rollout(at_step(2), uneven(), RULES, at=5_000, now_s=1e6).word == "broken"
     paused = at_step(2).after(move)
     assert step(paused, uneven()) is None
     assert place(paused, "u", salt="s").arm is None, "nobody is served by what cannot be measured"
-    back = resume(paused, RULES, by="ann", reason="the split is mended", at=9_000, now_s=2e6)
+    back = resume_rollout(paused, RULES, by="ann", reason="the split is mended", at=9_000, now_s=2e6)
     after = paused.after(back)
     assert (after.share, after.paused, after.since_at) == (0.25, "", 9_000)
 
@@ -362,11 +364,11 @@ def test_a_split_that_is_broken_in_one_class_alone_is_seen() -> None:
     for i in range(1_000):
         evidence = evidence.with_run("candidate", UnitRun(query_class="a" if i % 5 else "b"), RULES)
         evidence = evidence.with_run("control", UnitRun(query_class="a" if i % 10 else "b"), RULES)
-    assert "in b" in look(at_step(2), evidence, RULES, at=5_000, now_s=1e6).broken
+    assert "in b" in assess_rollout(at_step(2), evidence, RULES, at=5_000, now_s=1e6).broken
 
 
 def test_while_a_person_holds_it_nothing_goes_forward_and_harm_goes_back() -> None:
-    held = started().after(hold(started(), by="ann", reason="holidays", at=10, now_s=10.0))
+    held = started().after(hold_rollout(started(), by="ann", reason="holidays", at=10, now_s=10.0))
     assert (held.paused, held.paused_by, held.stage) == ("holidays", "ann", "shadow")
     assert step(held, proved()) is None
     assert step(held, audited(RolloutEvidence(), "a", same=7), at=10**6) is None, "a hold is not a reason to give up"
@@ -374,16 +376,16 @@ def test_while_a_person_holds_it_nothing_goes_forward_and_harm_goes_back() -> No
     assert move is not None
     assert move.stage == "rolled_back"
     with pytest.raises(ValueError, match="ann holds it already"):
-        hold(held, by="bob", reason="me too", at=11, now_s=11.0)
-    after = held.after(resume(held, RULES, by="bob", reason="go on", at=20, now_s=20.0))
+        hold_rollout(held, by="bob", reason="me too", at=11, now_s=11.0)
+    after = held.after(resume_rollout(held, RULES, by="bob", reason="go on", at=20, now_s=20.0))
     assert moved(after, proved()).stage == "canary"
     with pytest.raises(ValueError, match="it is not paused"):
-        resume(after, RULES, by="bob", reason="go on", at=20, now_s=20.0)
+        resume_rollout(after, RULES, by="bob", reason="go on", at=20, now_s=20.0)
 
 
 def test_a_person_may_hold_what_the_evidence_has_paused() -> None:
     paused = at_step(2).after(step(at_step(2), uneven()))  # type: ignore[arg-type]
-    held = paused.after(hold(paused, by="ann", reason="I look into it", at=1, now_s=1.0))
+    held = paused.after(hold_rollout(paused, by="ann", reason="I look into it", at=1, now_s=1.0))
     assert (held.share, held.paused_by) == (0.0, "ann")
 
 
@@ -395,19 +397,19 @@ def test_a_person_may_end_it_and_nothing_follows_an_end() -> None:
     with pytest.raises(ValueError, match="cannot roll back what has ended"):
         roll_back(ended, by="ann", reason="x", at=1, now_s=1.0)
     with pytest.raises(ValueError, match="cannot hold what"):
-        hold(ended, by="ann", reason="x", at=1, now_s=1.0)
+        hold_rollout(ended, by="ann", reason="x", at=1, now_s=1.0)
     with pytest.raises(ValueError, match="cannot promote"):
-        promote(ended, RULES, by="ann", reason="x", at=1, now_s=1.0)
+        promote_rollout(ended, RULES, by="ann", reason="x", at=1, now_s=1.0)
     with pytest.raises(ValueError, match="cannot resume"):
-        resume(ended, RULES, by="ann", reason="x", at=1, now_s=1.0)
+        resume_rollout(ended, RULES, by="ann", reason="x", at=1, now_s=1.0)
 
 
 def test_who_skips_the_shadow_still_owes_its_proof() -> None:
-    state = started().after(promote(started(), RULES, by="ann", reason="it is urgent", at=0, now_s=0.0))
+    state = started().after(promote_rollout(started(), RULES, by="ann", reason="it is urgent", at=0, now_s=0.0))
     assert (state.stage, state.audit_share) == ("canary", RULES.audit_share)
     unproved = ran(ran(audited(RolloutEvidence(), "a", same=7), "candidate", 400), "control", 400)
     assert step(state, unproved) is None
-    assert look(state, unproved, RULES, at=5_000, now_s=1e6).missing[0] == "the whole: 7 of 400 audits"
+    assert assess_rollout(state, unproved, RULES, at=5_000, now_s=1e6).missing[0] == "the whole: 7 of 400 audits"
     after = moved(state, ran(ran(proved(), "candidate", 400), "control", 400))
     assert (after.stage, after.audit_share) == ("ramp", None)
 
@@ -500,7 +502,7 @@ def test_advance_is_pure_and_explains_itself(
     state = at_step(n_steps)
     move = step(state, evidence, at=at)
     assert move == step(state, evidence, at=at)
-    standing = look(state, evidence, RULES, at=at, now_s=1e6)
+    standing = assess_rollout(state, evidence, RULES, at=at, now_s=1e6)
     assert all(one.sentence for one in standing.readings)
     if move is None:
         assert standing.word == "not enough data"

@@ -27,7 +27,7 @@ from suffice.rollout.versions import (
     misfit,
     open_version,
     overtaken,
-    seal,
+    seal_version,
 )
 from suffice.signals import base
 from suffice.signals.base import FOLDS
@@ -47,17 +47,17 @@ CARDS = st.dictionaries(st.text(max_size=5), JSON, max_size=3)
 @given(threshold=st.floats(0.51, 0.99), card=CARDS, why=st.text(min_size=1, max_size=20))
 def test_what_is_sealed_is_opened_equal(threshold: float, card: dict[str, Any], why: str) -> None:
     made = rule(threshold, report_card=card, lineage=replace(LINEAGE, why=why))
-    sealed = seal(made, secret=SECRET)
+    sealed = seal_version(made, secret=SECRET)
     found = open_version(sealed, secret=SECRET, here=HERE, address=made.address)
     assert found == made
     assert found.plain() == made.plain()
-    assert seal(found, secret=SECRET) == sealed
+    assert seal_version(found, secret=SECRET) == sealed
 
 
 def test_a_learned_version_is_opened_equal_and_says_what_it_reads() -> None:
     made = learned()
     here = replace(HERE, kind="reasoning")
-    found = open_version(seal(made, secret=SECRET), secret=SECRET, here=here)
+    found = open_version(seal_version(made, secret=SECRET), secret=SECRET, here=here)
     assert found.plain() == made.plain()
     assert [one.name for one in found.signals] == ["confidence"]
     assert found.lineage.to_seq == 900
@@ -102,7 +102,7 @@ def test_a_version_cannot_be_changed() -> None:
 @PROPERTY
 @given(at=st.integers(0, 10**6), flip=st.integers(1, 255))
 def test_every_changed_byte_is_refused(at: int, flip: int) -> None:
-    sealed = bytearray(seal(learned(), secret=SECRET))
+    sealed = bytearray(seal_version(learned(), secret=SECRET))
     sealed[at % len(sealed)] ^= flip
     with pytest.raises(ConfigError, match=r"^version: "):
         open_version(bytes(sealed), secret=SECRET)
@@ -111,7 +111,7 @@ def test_every_changed_byte_is_refused(at: int, flip: int) -> None:
 @PROPERTY
 @given(cut=st.integers(0, 10**6))
 def test_every_cut_tail_is_refused(cut: int) -> None:
-    sealed = seal(learned(), secret=SECRET)
+    sealed = seal_version(learned(), secret=SECRET)
     with pytest.raises(ConfigError, match=r"^version: "):
         open_version(sealed[: cut % len(sealed)], secret=SECRET)
     with pytest.raises(ConfigError, match="changed, or cut off"):
@@ -129,13 +129,13 @@ def test_no_bytes_are_anything_but_refused(source: bytes) -> None:
 
 def test_another_secret_and_another_address_are_refused_with_their_sentence() -> None:
     made = rule()
-    sealed = seal(made, secret=SECRET)
+    sealed = seal_version(made, secret=SECRET)
     with pytest.raises(ConfigError, match="not made with this deployment's secret"):
         open_version(sealed, secret="another")
     with pytest.raises(ConfigError, match=f"this is {made.address}, asked for was {rule(0.9).address}"):
         open_version(sealed, secret=SECRET, address=rule(0.9).address)
     with pytest.raises(ConfigError, match="no secret"):
-        seal(made, secret="")
+        seal_version(made, secret="")
 
 
 def signed(content: bytes) -> bytes:
@@ -207,7 +207,7 @@ def test_only_an_address_may_become_a_name(name: str) -> None:
     with pytest.raises(ConfigError, match="as an address"):
         check_address(name)
     with pytest.raises(ConfigError, match="as an address"):
-        open_version(seal(rule(), secret=SECRET), secret=SECRET, address=name)
+        open_version(seal_version(rule(), secret=SECRET), secret=SECRET, address=name)
     with pytest.raises(ConfigError, match="as an address"):
         rule(lineage=replace(LINEAGE, parent=name))
 
@@ -302,12 +302,12 @@ def test_another_kind_scorer_or_model_family_is_refused_with_its_sentence() -> N
     ):
         assert says in (misfit(made, other) or "")
         with pytest.raises(ConfigError, match=f"{made.address} "):
-            open_version(seal(made, secret=SECRET), secret=SECRET, here=other)
+            open_version(seal_version(made, secret=SECRET), secret=SECRET, here=other)
     assert misfit(rule(), replace(HERE, model_family="llama-70b")) is None, "a rule holds for any family"
 
 
 def test_a_signal_that_does_not_exist_any_more_or_is_another_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    sealed = seal(rule(), secret=SECRET)
+    sealed = seal_version(rule(), secret=SECRET)
     open_version(sealed, secret=SECRET)
 
     class Other(Votes):

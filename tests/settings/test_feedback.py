@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.settings import Metric, parse
+from suffice.settings import Metric, parse_settings
 from suffice.settings.feedback import span_of
 
 GOOD: dict[str, dict[str, Any]] = {
@@ -21,7 +21,7 @@ GOOD: dict[str, dict[str, Any]] = {
 
 
 def test_every_type_can_be_declared_and_has_a_span() -> None:
-    metrics = parse({"metrics": GOOD}).metrics
+    metrics = parse_settings({"metrics": GOOD}).metrics
     spans = {name: span_of(metric) for name, metric in metrics.items()}
     assert spans == {
         "solved": (0, 1),
@@ -57,14 +57,14 @@ def test_a_metric_that_cannot_work_is_refused_with_its_path(
     name: str, table: dict[str, Any], where: str, says: str
 ) -> None:
     with pytest.raises(ConfigError) as refused:
-        parse({"metrics": {name: table}})
+        parse_settings({"metrics": {name: table}})
     assert str(refused.value).startswith(where)
     assert says in str(refused.value)
 
 
 def test_there_are_only_so_many() -> None:
     with pytest.raises(ConfigError, match="got 51; at most 50"):
-        parse({"metrics": {f"m{n}": {"type": "boolean"} for n in range(51)}})
+        parse_settings({"metrics": {f"m{n}": {"type": "boolean"} for n in range(51)}})
 
 
 @pytest.mark.parametrize(
@@ -79,12 +79,15 @@ def test_there_are_only_so_many() -> None:
 )
 def test_rules_that_cannot_work_are_refused(table: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=rf"feedback\.{says}"):
-        parse({"feedback": table, "metrics": GOOD})
+        parse_settings({"feedback": table, "metrics": GOOD})
 
 
 def test_a_score_may_be_a_field_or_a_metric() -> None:
     scores = {"helpful": "thumbs", "clarity": "metrics.clear"}
-    assert parse({"feedback": {"langfuse": {"scores": scores}}, "metrics": GOOD}).feedback.langfuse.scores == scores
+    assert (
+        parse_settings({"feedback": {"langfuse": {"scores": scores}}, "metrics": GOOD}).feedback.langfuse.scores
+        == scores
+    )
 
 
 def test_a_metric_is_plain_data() -> None:

@@ -18,7 +18,7 @@ from suffice.signals.base import FOLDS, fields_of
 from suffice.signals.columns import observe_columns
 from suffice.signals.features import DERIVED, HAS_ANSWER, QUERY_FIELDS, FeatureSet, found, mark, product
 from suffice.signals.observe import Observer
-from suffice.signals.terms import Mark, Number, parse
+from suffice.signals.terms import Mark, Number, parse_terms
 from suffice.types import Kind, Query, Signals, Step
 
 PROPERTY = settings(max_examples=40, derandomize=True, deadline=None)
@@ -195,7 +195,7 @@ def test_any_word_can_be_written_and_read_back(key: str, word: str, declared: bo
     factor = Mark(key, word, declared=True) if declared else Mark("class", word, declared=False)
     name = product(str(factor), f"sqrt({field})", str(factor))
     assert name.isascii()
-    assert parse("here", name) == (factor, Number(field, "sqrt"), factor)
+    assert parse_terms("here", name) == (factor, Number(field, "sqrt"), factor)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from suffice.errors import StoreError
 from suffice.settings import Store
 from suffice.store.audit.chain import Head, head
-from suffice.store.audit.verify import verify
+from suffice.store.audit.verify import verify_chain
 from suffice.store.database import schema
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
@@ -49,7 +49,7 @@ def whole() -> Iterator[sqlite3.Connection]:
 
 
 def test_a_log_that_nobody_touched_is_what_was_written(whole: sqlite3.Connection) -> None:
-    verdict = verify(whole, [found_head(whole)])
+    verdict = verify_chain(whole, [found_head(whole)])
     assert verdict.ok
     assert (verdict.n_rows, verdict.n_heads, verdict.n_erased) == (PLACES, 1, 0)
     assert verdict.head == found_head(whole)
@@ -64,7 +64,7 @@ def test_each_way_of_tampering_is_found_and_its_first_row_is_named(
 ) -> None:
     with closing(copied(whole)) as log:
         SEEN_ALONE[way](log, place)
-        bad = verify(log).bad
+        bad = verify_chain(log).bad
     assert bad is not None
     if way == "added":
         assert bad.place is None
@@ -81,13 +81,13 @@ def test_a_cut_tail_fits_in_itself_and_a_head_that_was_exported_names_it(whole: 
     exported = found_head(whole)
     with closing(copied(whole)) as log:
         cut_tail(log, place)
-        assert verify(log).ok, "the file alone cannot know"
-        bad = verify(log, [exported]).bad
+        assert verify_chain(log).ok, "the file alone cannot know"
+        bad = verify_chain(log, [exported]).bad
         assert bad is not None
         assert (bad.place, bad.what) == (place, f"cut off: a head at place {PLACES} was exported")
         write(log, [published(900 + i) for i in range(40)])
-        assert verify(log).ok
-        later = verify(log, [exported]).bad
+        assert verify_chain(log).ok
+        later = verify_chain(log, [exported]).bad
         assert later is not None, "what was written since hides nothing"
         assert "rebuilt" in later.what
 
@@ -104,8 +104,8 @@ def test_a_chain_that_was_written_anew_fits_in_itself_and_exported_heads_close_i
         with closing(copied(whole)) as log:
             where = min(place, found_head(whole).place)
             rebuild(log, where)
-            assert verify(log).ok, "the file alone cannot know"
-            bad = verify(log, heads).bad
+            assert verify_chain(log).ok, "the file alone cannot know"
+            bad = verify_chain(log, heads).bad
             agreed = max((one.place for one in heads if one.place < where), default=0)
             assert bad is not None
             assert bad.place == agreed + 1
@@ -114,7 +114,7 @@ def test_a_chain_that_was_written_anew_fits_in_itself_and_exported_heads_close_i
 
 def test_another_chain_altogether_is_not_the_one_that_was_exported(whole: sqlite3.Connection) -> None:
     with closing(made(":memory:", N)) as other:
-        bad = verify(other, [found_head(whole)]).bad
+        bad = verify_chain(other, [found_head(whole)]).bad
     assert bad is not None
     assert bad.place == 1
     assert "begins otherwise" in bad.what
@@ -133,7 +133,7 @@ def test_a_beginning_that_is_edited_or_gone_is_named(whole: sqlite3.Connection) 
     ):
         with closing(copied(whole)) as log:
             log.execute(statement)
-            bad = verify(log).bad
+            bad = verify_chain(log).bad
         assert bad is not None, statement
         assert bad.place in {1, PLACES + 1}
 
@@ -146,7 +146,7 @@ def test_words_that_are_changed_or_go_in_silence_are_named(whole: sqlite3.Connec
         with closing(copied(whole)) as log:
             tamper(log, with_words[3])
             tamper(log, with_words[7])
-            bad = verify(log).bad
+            bad = verify_chain(log).bad
         assert bad is not None
         assert bad.place == with_words[3]
         assert word in bad.what
@@ -158,7 +158,7 @@ def test_a_field_that_is_there_twice_is_another_body(whole: sqlite3.Connection) 
         twice = 'replace(body, \'"rating":4\', \'"rating":1,"rating":4\')'
         log.execute(f"UPDATE events SET body = {twice} WHERE seq = ?", (seq,))
         assert log.execute("SELECT rating FROM feedback WHERE seq = ?", (seq,)).fetchone() == (1,), "what SQL would see"
-        bad = verify(log).bad
+        bad = verify_chain(log).bad
     assert bad is not None
     assert bad.seq == seq
 
@@ -183,7 +183,7 @@ def test_any_change_of_any_field_of_any_row_is_found(whole: sqlite3.Connection, 
             log.execute(f"UPDATE {table} SET {field} = ? WHERE seq = ?", (after, seq))
         except sqlite3.IntegrityError:
             return  # a second row of that key or place, or no JSON: the database itself refuses
-        verdict = verify(log)
+        verdict = verify_chain(log)
     assert verdict.bad is not None, (table, field, before, after)
     if verdict.bad.place is not None:
         assert verdict.bad.place <= place
@@ -225,7 +225,7 @@ def test_several_changes_at_once_hide_nothing(whole: sqlite3.Connection, seed: i
             and log.execute("SELECT * FROM chain ORDER BY place").fetchall()
             == whole.execute("SELECT * FROM chain ORDER BY place").fetchall()
         )
-        assert verify(log).ok is same
+        assert verify_chain(log).ok is same
 
 
 # ---- writers ---------------------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ async def test_the_writer_and_decisions_extend_one_chain(open_log: Callable[...,
             assert not (await log.append_durable(said(number))).duplicate
             assert (await log.append_durable(said(number))).duplicate
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        verdict = verify(connection)
+        verdict = verify_chain(connection)
     assert verdict.ok
     assert verdict.n_rows == 11
 
@@ -257,7 +257,7 @@ async def test_what_was_rolled_back_leaves_no_place_in_the_chain(
             raise ZeroDivisionError
     await log.append_durable(said(2))
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        assert verify(connection).ok
+        assert verify_chain(connection).ok
         assert found_head(connection).place == 3
 
 
@@ -278,7 +278,7 @@ def test_processes_that_write_at_once_make_one_chain(database: Path) -> None:
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, name, str(database)]) for name in ("a", "b", "c")]
     assert [one.wait(60) for one in writers] == [0, 0, 0]
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        verdict = verify(connection)
+        verdict = verify_chain(connection)
         turns = connection.execute("SELECT count(DISTINCT owner) FROM events").fetchone()
     assert verdict.ok
     assert verdict.n_rows == 121
@@ -297,13 +297,13 @@ def test_a_log_from_before_the_chain_gets_one_that_says_what_it_does_not_vouch_f
         old.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)", whole.execute("SELECT * FROM events"))
         assert head(old) is None
         with pytest.raises(StoreError, match="has no chain"):
-            verify(old)
+            verify_chain(old)
         last = old.execute("SELECT max(seq) FROM events").fetchone()[0]
     log = open_log()
     log.append(said(N + 1))
     assert log.drain()
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        verdict = verify(connection)
+        verdict = verify_chain(connection)
     assert verdict.ok
     assert verdict.n_rows == 2
     assert verdict.beginning is not None

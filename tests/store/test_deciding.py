@@ -17,7 +17,7 @@ from suffice.review.incident import Incident
 from suffice.review.override import Override, OverrideEnd
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import reading
+from suffice.store.database.views import open_reader
 from suffice.store.people.deciding import (
     decide_incident,
     end_override,
@@ -175,7 +175,7 @@ def test_incidents_by_hand_pause_where_asked(writer: Decisions, database: Path) 
 
 def test_what_can_be_rolled_back_to_is_named_with_its_reasons(writer: Decisions, database: Path) -> None:
     writer.write(None, told(PolicyPublished(publication(number=4, epoch=2, level=0, certified=False))))
-    with reading(database) as connection:
+    with open_reader(database) as connection:
         now = read_now(connection, "r", ROUTE)
         able = fitting(connection, now, now_s=20.0)
         assert fitting(connection, read_now(connection, "other", ROUTE), now_s=20.0) == []

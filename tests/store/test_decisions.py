@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from suffice.errors import StoreError
 from suffice.store.database.decisions import Decisions, JobLease, read_artefact
-from suffice.store.routes.in_force import _NEW, NOTHING, fold, read_decided
+from suffice.store.routes.in_force import _NEW, NOTHING, fold_decisions, read_decided
 from suffice.store.rows.control_events import (
     AlarmRaised,
     EnforcementPaused,
@@ -214,17 +214,19 @@ def test_artefacts_are_kept_once_under_their_address(writer: Callable[[], Decisi
 
 
 def test_an_epoch_voids_what_was_published_before_it_and_what_comes_late() -> None:
-    before = fold([began(1), published(1, level=9)], {})["r"]
+    before = fold_decisions([began(1), published(1, level=9)], {})["r"]
     assert (before.level, before.in_burst) == (9, False)
-    after = fold([AlarmRaised(Alarm(route="r", epoch=1, at=7, cause="change", reason="m2")), began(2)], {"r": before})
+    after = fold_decisions(
+        [AlarmRaised(Alarm(route="r", epoch=1, at=7, cause="change", reason="m2")), began(2)], {"r": before}
+    )
     assert (after["r"].level, after["r"].in_burst, after["r"].last) == (0, True, before.last)
-    late = fold([published(2, epoch=1, level=9)], after)["r"]
+    late = fold_decisions([published(2, epoch=1, level=9)], after)["r"]
     assert (late.level, late.in_burst, late.n_publications) == (0, True, 2)
-    assert fold([published(3, epoch=2, level=4)], {"r": late})["r"].level == 4
+    assert fold_decisions([published(3, epoch=2, level=4)], {"r": late})["r"].level == 4
 
 
 def test_a_pause_holds_until_somebody_ends_that_very_pause() -> None:
-    running = fold([began(1), published(1, level=9)], {})["r"]
+    running = fold_decisions([began(1), published(1, level=9)], {})["r"]
     rests = running.after(paused(1))
     assert (rests.level, rests.pause is not None) == (0, True)
     assert rests.after(published(2, level=7)).level == 0
@@ -250,7 +252,7 @@ ANY_EVENT = st.one_of(
 @given(events=st.lists(ANY_EVENT, max_size=20), cut=st.integers(0, 20))
 @settings(max_examples=60, derandomize=True, deadline=None)
 def test_following_in_pieces_is_the_same_as_reading_all_at_once(events: list[Event], cut: int) -> None:
-    assert fold(events[cut:], fold(events[:cut], {})) == fold(events, {})
+    assert fold_decisions(events[cut:], fold_decisions(events[:cut], {})) == fold_decisions(events, {})
 
 
 def test_a_follower_reads_only_what_is_new_and_through_its_own_index(

@@ -17,18 +17,18 @@ from suffice.assurance.runs import measure_run
 from suffice.learn.censoring import fate
 from suffice.settings import Store
 from suffice.store.audit.personal import PARTS, Part, without
-from suffice.store.audit.verify import verify
+from suffice.store.audit.verify import verify_chain
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.erasing import (
     BATCH_ROWS,
     ErasureOrder,
     ErasureTally,
     aged,
-    erase,
+    erase_words,
     erased_until,
     exports_since,
     purge,
-    rows_of,
+    select_word_rows,
 )
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel, read_episodes
@@ -119,10 +119,10 @@ def test_an_episode_is_gone_from_every_byte_and_all_else_is_as_it_was(
     before = query("SELECT route, correct, rating, joined FROM feedback ORDER BY seq")
     assert any(f"{CANARY}-a7".encode() in content for content in bytes_of(database.parent).values())
     with closing(sqlite3.connect(database)) as connection:
-        rows = rows_of(connection, "a7")
+        rows = select_word_rows(connection, "a7")
     assert len(rows) == 4
     tally = ErasureTally()
-    erase(writer, order(), rows, tally)
+    erase_words(writer, order(), rows, tally)
     assert tally.n_rows == 4
     assert purge(database)
     log.append(asked("later"))
@@ -132,7 +132,7 @@ def test_an_episode_is_gone_from_every_byte_and_all_else_is_as_it_was(
     assert query("SELECT prompt_tokens, completion_tokens FROM outcomes WHERE episode_id = 'a7'") == [(7, 30)]
     assert query("SELECT count(*) FROM feedback WHERE comment LIKE '%canary%'") == [(78,)], "nobody else's words"
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        verdict = verify(connection)
+        verdict = verify_chain(connection)
         assert verdict.ok
         assert verdict.n_erased == 3, "answers and comments of one label, comments of the other"
         exported = "".join(entry.body for entry in entries(connection))
@@ -145,7 +145,7 @@ def test_answers_that_were_equal_stay_equal_so_disagreement_is_still_known(
 ) -> None:
     fill(open_log(), ["a1"])
     with closing(sqlite3.connect(database)) as connection:
-        erase(writer, order(("answers",)), rows_of(connection, "a1"), ErasureTally())
+        erase_words(writer, order(("answers",)), select_word_rows(connection, "a1"), ErasureTally())
         found = next(iter(read_episodes(connection)))
     outcome = found.episode.outcome
     assert outcome.answer is not None
@@ -171,17 +171,17 @@ def test_erasing_again_does_nothing_and_part_after_part_holds(
         for number, (part, n_rows) in enumerate(parts):
             tally = ErasureTally()
             one = replace(order((part,)), erasure_id=f"er {number}")
-            erase(writer, one, rows_of(connection, "a1"), tally)
+            erase_words(writer, one, select_word_rows(connection, "a1"), tally)
             assert (part, tally.n_rows) == (part, n_rows)
-            assert verify(connection).ok
-        assert verify(connection).n_erased == 3
+            assert verify_chain(connection).ok
+        assert verify_chain(connection).n_erased == 3
 
 
 def test_a_label_that_is_sent_again_brings_no_words_back(open_log: Open, database: Path, writer: Decisions) -> None:
     log = open_log()
     fill(log, ["a1"])
     with closing(sqlite3.connect(database)) as connection:
-        erase(writer, order(), rows_of(connection, "a1"), ErasureTally())
+        erase_words(writer, order(), select_word_rows(connection, "a1"), ErasureTally())
     fill(log, ["a1"])
     assert purge(database)
     assert not [name for name, content in bytes_of(database.parent).items() if CANARY.encode() in content]
@@ -198,7 +198,7 @@ def test_what_is_redacted_is_never_written_by_anybody(database: Path) -> None:
     finally:
         log.close()
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        assert verify(connection).ok
+        assert verify_chain(connection).ok
         assert connection.execute("SELECT count(*), sum(rating) FROM feedback").fetchone() == (3, 4)
 
 
@@ -213,7 +213,7 @@ def test_a_reader_of_an_older_state_holds_the_words_back_and_it_is_said(
     ):
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM events").fetchone()
-        erase(writer, order(), rows_of(finder, "a1"), ErasureTally())
+        erase_words(writer, order(), select_word_rows(finder, "a1"), ErasureTally())
         assert not purge(database)
         reader.execute("ROLLBACK")
     assert purge(database)
@@ -229,7 +229,7 @@ def test_age_is_read_in_order_and_done_places_are_remembered(open_log: Open, dat
         last = found[-1].seq
         assert aged(connection, 10.0, after_seq=last, until_seq=1_000) == []
         assert erased_until(connection, "old") == 0
-        erase(writer, order(("comments",), "old"), [row.seq for row in found], ErasureTally(), until_seq=last)
+        erase_words(writer, order(("comments",), "old"), [row.seq for row in found], ErasureTally(), until_seq=last)
         assert erased_until(connection, "old") == last
 
 
@@ -241,12 +241,12 @@ def test_more_rows_than_one_transaction_takes_are_all_erased_and_said_to_be_only
         log.append(FeedbackGiven(Feedback(feedback_id=f"f{i}", comment=f"{CANARY} {i}")))
     assert log.drain(30)
     tally = ErasureTally()
-    erase(writer, order(("comments",), "old"), range(1, BATCH_ROWS + 6), tally, until_seq=BATCH_ROWS + 5)
+    erase_words(writer, order(("comments",), "old"), range(1, BATCH_ROWS + 6), tally, until_seq=BATCH_ROWS + 5)
     assert (tally.n_rows, tally.n_written) == (BATCH_ROWS + 5, 2)
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
         told = connection.execute("SELECT json_extract(body, '$.erasure.until_seq') FROM events WHERE kind = 'erased'")
         assert [one for (one,) in told.fetchall()] == [0, BATCH_ROWS + 5]
-        verdict = verify(connection)
+        verdict = verify_chain(connection)
     assert verdict.ok
     assert verdict.n_erased == BATCH_ROWS + 5
 
@@ -257,10 +257,10 @@ def test_an_erasure_is_no_licence_to_change_the_rest_of_a_row(
 ) -> None:
     fill(open_log(), ["a1", "b1"])
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        erase(writer, order(), rows_of(connection, "a1"), ErasureTally())
-        assert verify(connection).ok
+        erase_words(writer, order(), select_word_rows(connection, "a1"), ErasureTally())
+        assert verify_chain(connection).ok
         connection.execute(f"UPDATE events SET body = json_set(body, '$.feedback.{field}', 1) WHERE key = '/f-a1'")
-        bad = verify(connection).bad
+        bad = verify_chain(connection).bad
     assert bad is not None
     assert bad.kind == "feedback"
     assert "edited" in bad.what
@@ -271,7 +271,7 @@ async def test_what_was_erased_may_be_sent_again_and_is_still_known(open_log: Op
     given = Feedback(feedback_id="f", episode_id="a1", source="user", comment=CANARY, rating=5)
     await log.append_durable(FeedbackGiven(given))
     with closing(sqlite3.connect(log.path, isolation_level=None)) as connection:
-        erase(writer, order(), rows_of(connection, "a1"), ErasureTally())
+        erase_words(writer, order(), select_word_rows(connection, "a1"), ErasureTally())
     again = await log.append_durable(FeedbackGiven(given))
     other = await log.append_durable(FeedbackGiven(replace(given, rating=1)))
     assert (again.duplicate, again.conflict, other.conflict) == (True, False, True)
@@ -280,7 +280,7 @@ async def test_what_was_erased_may_be_sent_again_and_is_still_known(open_log: Op
 def test_an_erasure_covers_only_whom_it_names(open_log: Open, database: Path, writer: Decisions) -> None:
     fill(open_log(), ["a1", "b1"])
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        erase(writer, order(), rows_of(connection, "a1"), ErasureTally())
+        erase_words(writer, order(), select_word_rows(connection, "a1"), ErasureTally())
         seq = connection.execute("SELECT seq FROM events WHERE key = '/f-b1'").fetchone()[0]
         connection.execute("UPDATE chain SET comments_salt = NULL WHERE seq = ?", (seq,))
         connection.execute(
@@ -288,7 +288,7 @@ def test_an_erasure_covers_only_whom_it_names(open_log: Open, database: Path, wr
             " WHERE seq = ?",
             (seq,),
         )
-        bad = verify(connection).bad
+        bad = verify_chain(connection).bad
     assert bad is not None
     assert bad.seq == seq
     assert "no erasure in the chain says so" in bad.what
@@ -297,10 +297,10 @@ def test_an_erasure_covers_only_whom_it_names(open_log: Open, database: Path, wr
 def test_where_the_erasure_itself_was_cut_off_a_head_says_so(open_log: Open, database: Path, writer: Decisions) -> None:
     fill(open_log(), ["a1", "b1"])
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        erase(writer, order(), rows_of(connection, "a1"), ErasureTally())
+        erase_words(writer, order(), select_word_rows(connection, "a1"), ErasureTally())
         exported = found_head(connection)
         cut_tail(connection, exported.place)
-        alone, bad = verify(connection).bad, verify(connection, [exported]).bad
+        alone, bad = verify_chain(connection).bad, verify_chain(connection, [exported]).bad
     assert alone is not None
     assert "no erasure in the chain says so" in alone.what
     assert bad is not None
@@ -338,10 +338,10 @@ def test_whatever_is_erased_the_chain_holds(
         with Decisions.open(database, now=lambda: 9.0, monotonic_s=lambda: 0.0) as writer:
             for name in chosen:
                 done = replace(order(tuple(sorted(parts))), erasure_id=f"er {name}")
-                erase(writer, done, rows_of(connection, f"e{name}"), ErasureTally())
-        assert verify(connection).ok
+                erase_words(writer, done, select_word_rows(connection, f"e{name}"), ErasureTally())
+        assert verify_chain(connection).ok
         with closing(copied(connection)) as log:
-            assert verify(log).ok
+            assert verify_chain(log).ok
         after = connection.execute("SELECT count(*), sum(length(kind)), sum(at_s) FROM events WHERE kind <> 'erased'")
         assert after.fetchone() == before
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.rollout.experiment import UnitIds, define, draw, n_slots
+from suffice.rollout.experiment import UnitIds, define, draw_arms, n_slots
 from suffice.settings import Experiment, ExperimentArm, Store
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
@@ -17,10 +17,10 @@ from suffice.store.routes.experiments import (
     ExperimentRun,
     read_draws,
     read_experiments,
+    read_running_experiments,
     read_runs,
-    running,
-    start,
-    stop,
+    start_experiment,
+    stop_experiment,
 )
 from suffice.store.rows.events import Event, RequestSeen
 from suffice.store.rows.experiment_events import ExperimentEnd, ExperimentStart, ExperimentStarted
@@ -39,7 +39,7 @@ def writer(tmp_path: Path) -> Iterator[Decisions]:
 
 
 def begin(writer: Decisions, name: str = "e", **changes: Any) -> ExperimentStart | str:
-    return start(writer, name, table(**changes), author="Ada", reason="to see")
+    return start_experiment(writer, name, table(**changes), author="Ada", reason="to see")
 
 
 def held(writer: Decisions) -> dict[tuple[str, int], ExperimentRun]:
@@ -49,14 +49,14 @@ def held(writer: Decisions) -> dict[tuple[str, int], ExperimentRun]:
 def test_an_experiment_runs_from_its_start_to_its_end_and_again(writer: Decisions) -> None:
     begun = begin(writer)
     assert isinstance(begun, ExperimentStart)
-    assert running(read_experiments(writer.path)) == (begun.experiment,)
+    assert read_running_experiments(read_experiments(writer.path)) == (begun.experiment,)
     found = held(writer)["e", 1]
     assert (found.author, found.reason, found.revision, found.started_at_s) == ("Ada", "to see", 0, 7.0)
     assert begin(writer) == "runs already, started by Ada: to see"
-    ended = stop(writer, "e", author="Bob", reason="seen", said=("It is better.",))
+    ended = stop_experiment(writer, "e", author="Bob", reason="seen", said=("It is better.",))
     assert ended == ExperimentEnd(experiment="e", run=1, author="Bob", reason="seen", said=("It is better.",))
-    assert running(read_experiments(writer.path)) == ()
-    assert stop(writer, "e", author="Bob", reason="seen") == "is not running"
+    assert read_running_experiments(read_experiments(writer.path)) == ()
+    assert stop_experiment(writer, "e", author="Bob", reason="seen") == "is not running"
     again = begin(writer)
     assert isinstance(again, ExperimentStart)
     assert again.experiment.run == 2
@@ -83,7 +83,7 @@ def test_a_layer_is_shared_out_and_has_one_unit(writer: Decisions) -> None:
     assert "has the unit 'user', and a, which runs in its layer, has 'request'" in str(begin(writer, "b", unit="user"))
     assert isinstance(begin(writer, "b", share=0.4), ExperimentStart)
     assert isinstance(begin(writer, "c", layer="people", unit="user"), ExperimentStart)
-    stop(writer, "a", author="Ada", reason="room")
+    stop_experiment(writer, "a", author="Ada", reason="room")
     assert isinstance(begin(writer, "d", share=0.6), ExperimentStart)
 
 
@@ -96,7 +96,7 @@ def test_of_two_people_who_take_the_same_slots_at_once_one_has_them(writer: Deci
     assert not found.runs
     assert found.ended is not None
     assert found.ended.reason == "never ran: a had taken its part of the layer at the same moment"
-    assert [one.name for one in running(read_experiments(writer.path))] == ["a"]
+    assert [one.name for one in read_running_experiments(read_experiments(writer.path))] == ["a"]
 
 
 def test_of_two_people_who_start_it_at_once_one_has_started_it(writer: Decisions) -> None:
@@ -107,7 +107,7 @@ def test_of_two_people_who_start_it_at_once_one_has_started_it(writer: Decisions
 
 
 def seen(number: int, experiments: tuple[Any, ...]) -> Event:
-    arms = draw(experiments, route="math", units=UnitIds(request=f"u{number // 2}"), salt="s")
+    arms = draw_arms(experiments, route="math", units=UnitIds(request=f"u{number // 2}"), salt="s")
     return RequestSeen(
         Request(
             episode_id=f"ep{number}",
@@ -143,7 +143,7 @@ def test_draws_are_read_while_it_ran_and_of_its_run_alone(tmp_path: Path) -> Non
         for number in range(40):
             log.append(seen(number, both))
         log.close()
-        stop(writer, "e", author="a", reason="r")
+        stop_experiment(writer, "e", author="a", reason="r")
         log = SqliteLog.open(Store(url=f"sqlite:///{tmp_path}/a.db", flush_ms=0), now=lambda: 0.0)
         log.append(seen(99, both))  # of a gateway that had not heard of the end
         log.close()

@@ -59,7 +59,7 @@ def test_what_is_written_beside_it(tmp_path: Path) -> None:
         assert mode(part) == 0o600
         part.write_bytes(b"x")
     append_line(tmp_path / "heads.jsonl", b"{}\n")
-    kill.pull(tmp_path / "log.kill", "a drill", "ann")
+    kill.set_switch(tmp_path / "log.kill", "a drill", "ann")
     assert {oct(mode(one)) for one in tmp_path.rglob("*") if one.is_file()} == {"0o600"}
     assert {oct(mode(one)) for one in (tmp_path / "a", tmp_path / "a" / "b")} == {"0o700"}
 

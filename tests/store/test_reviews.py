@@ -18,7 +18,7 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import read_events
 from suffice.store.people.reviews import (
     NOTHING_ASKED,
-    ask,
+    add_review,
     give_item_back,
     kept_question,
     lease_next,
@@ -54,8 +54,8 @@ def labels(database: Path) -> list[Any]:
 
 def test_an_item_goes_its_way_through_the_log(writer: Decisions, database: Path) -> None:
     assert lease_next(writer, "ann", now_s=1.0) is None
-    assert ask(writer, item())
-    assert not ask(writer, item(why="person")), "a run is asked about once"
+    assert add_review(writer, item())
+    assert not add_review(writer, item(why="person")), "a run is asked about once"
     lease = lease_next(writer, "ann", now_s=1.0)
     assert isinstance(lease, ReviewLease)
     assert lease_next(writer, "ann", now_s=2.0) == lease
@@ -69,7 +69,7 @@ def test_an_item_goes_its_way_through_the_log(writer: Decisions, database: Path)
 
 
 def test_sent_twice_is_one_row_and_one_label(writer: Decisions, database: Path, query: Query) -> None:
-    ask(writer, item())
+    add_review(writer, item())
     for _ in range(3):
         given(submit_verdict(writer, said(), now_s=3.0))
     assert query("SELECT count(*) FROM events WHERE kind = 'review_verdict'") == [(1,)]
@@ -80,7 +80,7 @@ def test_sent_twice_is_one_row_and_one_label(writer: Decisions, database: Path, 
 
 
 def test_two_who_reach_for_the_last_place_at_once_do_not_both_get_it(database: Path, writer: Decisions) -> None:
-    ask(writer, item())
+    add_review(writer, item())
     got: list[ReviewLease | None] = []
     words: list[Submission | str] = []
 
@@ -102,7 +102,7 @@ def test_two_who_reach_for_the_last_place_at_once_do_not_both_get_it(database: P
 
 
 def test_one_form_sent_by_many_windows_at_once_is_one_verdict(database: Path, writer: Decisions, query: Query) -> None:
-    ask(writer, item())
+    add_review(writer, item())
 
     def send() -> None:
         with Decisions.open(database, now=lambda: 1.0, monotonic_s=lambda: 0.0) as own:
@@ -117,7 +117,7 @@ def test_one_form_sent_by_many_windows_at_once_is_one_verdict(database: Path, wr
 
 
 def test_a_locked_file_loses_nothing_and_says_what_to_do(writer: Decisions, database: Path, query: Query) -> None:
-    ask(writer, item())
+    add_review(writer, item())
     lease_next(writer, "ann", now_s=1.0)
     before = query("SELECT count(*) FROM events")
     with closing(sqlite3.connect(database, isolation_level=None)) as other:
@@ -130,7 +130,7 @@ def test_a_locked_file_loses_nothing_and_says_what_to_do(writer: Decisions, data
 
 
 def test_giving_back_is_for_whoever_has_it(writer: Decisions) -> None:
-    ask(writer, item())
+    add_review(writer, item())
     assert not give_item_back(writer, "ep_1", "ann", "", now_s=1.0)
     assert not give_item_back(writer, "ep_9", "ann", "", now_s=1.0)
     lease_next(writer, "ann", now_s=1.0)
@@ -141,8 +141,8 @@ def test_giving_back_is_for_whoever_has_it(writer: Decisions) -> None:
 
 
 def test_a_third_is_shown_contradictions_alone(writer: Decisions) -> None:
-    ask(writer, item("ep_1", n_reviewers=2, priority=1.0))
-    ask(writer, item("ep_2", priority=9.0))
+    add_review(writer, item("ep_1", n_reviewers=2, priority=1.0))
+    add_review(writer, item("ep_2", priority=9.0))
     assert lease_next(writer, "cas", now_s=1.0, third=True) is None
     for name, full in (("ann", True), ("bob", False)):
         given(submit_verdict(writer, said(name, full=full), now_s=2.0))
@@ -157,7 +157,7 @@ def test_a_third_is_shown_contradictions_alone(writer: Decisions) -> None:
 
 def test_only_what_is_new_is_read(writer: Decisions, database: Path) -> None:
     assert read_reviews(database) is NOTHING_ASKED
-    ask(writer, item())
+    add_review(writer, item())
     known = read_reviews(database)
     assert read_reviews(database, known) is known
     writer.write(None, [ReviewDrawn(drawing(1, 9, ("ep_1",)))])
@@ -192,5 +192,5 @@ def test_the_queue_is_read_through_its_own_index(writer: Decisions, query: Query
 
 def test_an_item_is_what_it_was(writer: Decisions, database: Path) -> None:
     made: ReviewItem = item(deadline_s=9.0, propensity=0.25, drawing=3, question_key="q", query_class="choice")
-    ask(writer, made)
+    add_review(writer, made)
     assert read_reviews(database).queue.places["ep_1"].item == made

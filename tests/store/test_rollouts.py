@@ -51,7 +51,7 @@ def propose(writer: Decisions, policy: dict[str, Any], name: str) -> RolloutRun 
     one = rollouts.own_candidate(read_rollouts(writer.path), version(policy), route="r", own=own)
     if isinstance(one, str):
         return one
-    return rollouts.propose(writer, one, author="ann", reason="x", name=name, rules=Rules(), secret=SECRET)
+    return rollouts.start_candidate(writer, one, author="ann", reason="x", name=name, rules=Rules(), secret=SECRET)
 
 
 def back(writer: Decisions, route: Route = ROUTE) -> RolloutRun | str:
@@ -145,7 +145,9 @@ def test_a_roll_back_to_a_version_whose_signals_are_gone_is_refused_and_says_the
     assert ("unknown signal 'votes'" if gone else "'votes' has other parameters or fields here") in said
     assert "`suffice kill` lets everything run in full" in said
     own = rollouts.own_version(ROUTE).address
-    assert rollouts.serving(read_rollouts(serving.path), "r", own) == version(STEADY).address, "and it goes on serving"
+    assert rollouts.read_serving_version(read_rollouts(serving.path), "r", own) == version(STEADY).address, (
+        "and it goes on serving"
+    )
 
 
 def test_a_roll_back_to_one_that_was_changed_beside_the_log_is_refused(serving: Decisions) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from suffice.errors import StoreError
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.database.views import EpisodeWithLabels, n_requests_of, read_episodes, read_recent, reading
+from suffice.store.database.views import EpisodeWithLabels, n_requests_of, open_reader, read_episodes, read_recent
 from suffice.store.people.promises import newest_request
 from suffice.store.routes.tallies import RouteScorer, tallies_now
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
@@ -174,7 +174,7 @@ def test_requests_and_outcomes_are_counted_by_route(open_log: Open, database: Pa
     ):
         log.append(event)
     assert log.drain()
-    with reading(database) as connection:
+    with open_reader(database) as connection:
         found = tallies_now(connection, lambda _route: RouteScorer("", lambda answer, gold: answer == gold))
         assert newest_request(connection, "math") == seen("c", mode="enforce").request
     assert {name: (one.n_asked, sum(one.ends.values())) for name, one in found.items()} == {"": (1, 0), "math": (3, 1)}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from suffice.testing import EchoNonce, FirstFails, Reply, Samples, ScriptedThought, ToolCall, cut, no_done, status
 from suffice.testing.generate import Completion, NotMyThought, Token
-from suffice.testing.prompt import apply_template, prefix_of_message, prefix_of_prompt, token_ids, words
+from suffice.testing.prompt import apply_template, count_words, prefix_of_message, prefix_of_prompt, token_ids
 from suffice.testing.reply import FakeRequest, Fault, die_after, merged, split_bytes
 
 QUESTION = [{"role": "user", "content": "what is 2 + 2?"}]
@@ -191,11 +191,11 @@ messages = st.lists(
 def test_the_template_costs_nothing_and_a_prefix_is_read_back(found: list[Any], thought: str) -> None:
     seen = request(messages=found)
     prompt = apply_template(found, continue_last=False, opens_thought=True)
-    assert len(words(prompt)) == len(token_ids(prompt)) == len(seen.text.split())
+    assert len(count_words(prompt)) == len(token_ids(prompt)) == len(seen.text.split())
     prefix = prefix_of_prompt(prompt + thought + "</think>yes")
     assert prefix is not None
     assert (prefix.reasoning.strip(), prefix.closed, prefix.answer) == (thought.strip(), True, "yes")
-    assert len(words(prompt + thought)) == len(seen.text.split()) + len(thought.split())
+    assert len(count_words(prompt + thought)) == len(seen.text.split()) + len(thought.split())
 
 
 @settings(max_examples=80, derandomize=True, deadline=None)

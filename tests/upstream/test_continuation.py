@@ -17,7 +17,7 @@ from suffice.upstream.continuation import (
     PrefillStripper,
     Prompt,
     Thought,
-    build,
+    build_continuation,
     cut_at,
     write_prompt,
 )
@@ -46,7 +46,7 @@ CUT = {"max_tokens", "stop", "logprobs", "top_logprobs"}
 def written(method: FinishMethod, driver: Driver = "llama.cpp", **more: Any) -> Any:
     known: dict[str, Any] = {"prompt": PROMPT, "thought": THOUGHT, "body": CLIENT}
     given_ = known | more
-    return build(method, given_.pop("body"), given_.pop("thought"), driver=driver, **given_)
+    return build_continuation(method, given_.pop("body"), given_.pop("thought"), driver=driver, **given_)
 
 
 def test_a_closed_thought_ends_in_its_tag_and_the_first_words_of_the_answer() -> None:

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from suffice.cli.main import main
 from suffice.errors import ConfigError
-from suffice.model.artefact import StopModel, TrainingRecord, dump
+from suffice.model.artefact import StopModel, TrainingRecord, dump_model
 from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
 from suffice.policy.compose import AnyOf, RunBounds
@@ -47,7 +47,7 @@ def test_a_model_is_read_beside_the_settings_wherever_it_is_named(
 ) -> None:
     monkeypatch.chdir("/")  # not relative to where the program runs
     expected = LearnedPolicy(model=MODEL, threshold=0.1)
-    assert built(write(tmp_path, LEARNED, dump(MODEL))) == expected
+    assert built(write(tmp_path, LEARNED, dump_model(MODEL))) == expected
     nested = built(write(tmp_path, NESTED))
     assert isinstance(nested, RunBounds)
     assert isinstance(nested.inner, AnyOf)
@@ -56,7 +56,7 @@ def test_a_model_is_read_beside_the_settings_wherever_it_is_named(
 
 
 def test_settings_are_shown_with_the_models_address_in_place_of_its_numbers(tmp_path: Path) -> None:
-    shown = CliRunner().invoke(main, ["config", "show", str(write(tmp_path, NESTED, dump(MODEL)))])
+    shown = CliRunner().invoke(main, ["config", "show", str(write(tmp_path, NESTED, dump_model(MODEL)))])
     assert shown.exit_code == 0, shown.output
     learned = json.loads(shown.stdout)["routes"]["r"]["policy"]["inner"]["policies"][1]
     assert learned == {"policy": "learned", "model": MODEL.address, "threshold": 0.1}
@@ -67,7 +67,12 @@ def test_settings_are_shown_with_the_models_address_in_place_of_its_numbers(tmp_
     [
         (LEARNED, None, "policy.learned.model", "cannot be read (No such file or directory)"),
         (LEARNED, b"\x00", "policy.learned.model", "cannot be read as JSON"),
-        (LEARNED, dump(MODEL).replace(b'"seed":0', b'"seed":-1'), "policy.learned.model", "model.trained.seed: got -1"),
+        (
+            LEARNED,
+            dump_model(MODEL).replace(b'"seed":0', b'"seed":-1'),
+            "policy.learned.model",
+            "model.trained.seed: got -1",
+        ),
         (NESTED, b"{}", "policy.guarded.inner.any-of.policies[1].learned.model", "model.schema: missing"),
         (LEARNED.replace("stop.json", ""), None, "policy.learned.model", "cannot be read (Is a directory)"),
         (LEARNED.replace("stop", "st\\u0000op"), None, "policy.learned.model", "cannot be read ("),

@@ -14,7 +14,7 @@ from suffice.settings import Settings, Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_events
 from suffice.store.rows.events import RequestEnded, RequestSeen, Row, to_row
-from suffice.wiring import decisions, startup
+from suffice.wiring import open_decisions, startup
 from tests.control.made import traffic
 from tests.gateway.served import settings_for
 
@@ -32,7 +32,7 @@ def told_of(folder: Path) -> Settings:
 def made(folder: Path, n_episodes: int) -> Settings:
     """A log of so many episodes on two routes; of one no run was full."""
     told = told_of(folder)
-    with decisions(told):
+    with open_decisions(told):
         pass
     seen, ended = traffic(1, seed=9)
     assert isinstance(seen, RequestSeen)
@@ -91,7 +91,7 @@ def test_what_a_start_reads_does_not_grow_with_the_log(tmp_path: Path, monkeypat
     for n in (5_000, 25_000):
         told = made(tmp_path / str(n), n)
         with counted(monkeypatch) as count:
-            log, known = startup.opened(told)
+            log, known = startup.open_checked_log(told)
             took.append(count())
             log.close()
         assert known.n_requests == {"r": 1_000, "other": 1_000}, "as far as it matters"

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from suffice import wiring
 from suffice.cli.main import main
 from suffice.errors import ConfigError, StoreError
-from suffice.settings import Settings, Store, parse
+from suffice.settings import Settings, Store, parse_settings
 from suffice.testing import Reply, ScriptedThought
 from tests.gateway.served import chat, served
 
@@ -43,7 +43,7 @@ def check(path: Path | str) -> Result:
 
 def settings(**changes: Any) -> Settings:
     raw: dict[str, Any] = {"upstreams": {"up": {"url": "http://127.0.0.1:1"}}, "routes": {}}
-    return parse(raw | changes)
+    return parse_settings(raw | changes)
 
 
 # file text: what the message must hold
@@ -146,22 +146,24 @@ def test_yaml_without_its_package_says_what_is_missing(tmp_path: Path, monkeypat
 
 
 def test_an_empty_file_checks_but_cannot_be_served(tmp_path: Path) -> None:
-    (warning,) = wiring.check(wiring.load_settings(write(tmp_path, "")))
+    (warning,) = wiring.check_routes(wiring.load_settings(write(tmp_path, "")))
     assert warning.startswith("upstreams: none is configured")
 
 
 def test_the_owner_is_warned_of_a_route_that_can_never_be_certified() -> None:
     route = {"upstream": "up", "kind": "reasoning", "mode": "enforce"}
     upstream = {"up": {"url": "http://127.0.0.1:8080", "slots": 4}}
-    (warning,) = wiring.check(parse({"upstreams": upstream, "routes": {"math": route}}))
+    (warning,) = wiring.check_routes(parse_settings({"upstreams": upstream, "routes": {"math": route}}))
     assert "routes.math: is never certified without a [routes.math.probe] table" in warning
-    assert wiring.check(parse({"upstreams": upstream, "routes": {"math": {**route, "probe": {}}}})) == []
+    assert (
+        wiring.check_routes(parse_settings({"upstreams": upstream, "routes": {"math": {**route, "probe": {}}}})) == []
+    )
 
 
 async def test_nothing_is_served_without_an_upstream(tmp_path: Path) -> None:
-    nothing = parse({"store": {"url": f"sqlite:///{tmp_path}/log.db"}})
+    nothing = parse_settings({"store": {"url": f"sqlite:///{tmp_path}/log.db"}})
     with pytest.raises(ConfigError, match="upstreams: none is configured"):
-        async with wiring.gateway(nothing):
+        async with wiring.build_gateway(nothing):
             pass
     assert not (tmp_path / "log.db").exists()
 
@@ -169,7 +171,7 @@ async def test_nothing_is_served_without_an_upstream(tmp_path: Path) -> None:
 async def test_a_log_that_cannot_be_opened_stops_the_start(tmp_path: Path) -> None:
     lost = settings(store={"url": f"sqlite:///{tmp_path}/no/such/folder/log.db"})
     with pytest.raises(StoreError, match="does not exist"):
-        async with wiring.gateway(lost):
+        async with wiring.build_gateway(lost):
             pass
 
 
@@ -185,7 +187,7 @@ async def test_keys_that_are_asked_for_must_be_there(
         monkeypatch.setenv("CLIENT_KEYS", value)
     closed = settings(server={"api_keys_env": "CLIENT_KEYS"}, store={"url": f"sqlite:///{tmp_path}/log.db"})
     with pytest.raises(ConfigError, match=r"server\.api_keys_env: .*CLIENT_KEYS"):
-        async with wiring.gateway(closed):
+        async with wiring.build_gateway(closed):
             pass
     with pytest.raises(ConfigError, match=r"server\.api_keys_env: .*CLIENT_KEYS"):
         wiring.preflight(closed)
@@ -198,7 +200,7 @@ async def test_the_upstreams_key_must_be_there(tmp_path: Path, monkeypatch: pyte
         store={"url": f"sqlite:///{tmp_path}/log.db"},
     )
     with pytest.raises(ConfigError, match=r"upstreams\.up\.api_key_env: .*UP_KEY"):
-        async with wiring.gateway(keyed):
+        async with wiring.build_gateway(keyed):
             pass
     with pytest.raises(ConfigError, match=r"upstreams\.up\.api_key_env: the environment has no UP_KEY"):
         wiring.preflight(keyed)
@@ -209,8 +211,8 @@ async def test_the_upstreams_key_must_be_there(tmp_path: Path, monkeypatch: pyte
 async def test_keys_are_split_at_commas_and_trimmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIENT_KEYS", " a , b,,")
     closed = settings(server={"api_keys_env": "CLIENT_KEYS"}, store={"url": f"sqlite:///{tmp_path}/log.db"})
-    assert wiring.check(closed) == []
-    async with wiring.gateway(closed) as app:
+    assert wiring.check_routes(closed) == []
+    async with wiring.build_gateway(closed) as app:
         found = [app.gateway.keys.find([("authorization", f"Bearer {key}")]) for key in ("a", "b", "a , b")]
         assert [one is not None for one in found] == [True, True, False]
         assert app.gateway.ready
@@ -249,7 +251,7 @@ async def test_enforce_without_a_certificate_observes_and_warns(
 
 
 def test_a_route_records_its_kinds_signals_and_those_its_policy_needs() -> None:
-    route = parse(
+    route = parse_settings(
         {
             "upstreams": {"up": {"url": "http://h"}},
             "routes": {"r": {"upstream": "up", "kind": "samples", "samples": 4, "policy": {"policy": "stable-answer"}}},

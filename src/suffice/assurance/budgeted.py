@@ -100,7 +100,7 @@ class Integrator:
         return state.lost / state.n_audits - self.max_em_drop - moved / (self.eta * state.n_audits)
 
 
-def start(level: int) -> IntegratorState:
+def start_budget(level: int) -> IntegratorState:
     """Begin at a level: the certified one."""
     return IntegratorState(theta=float(level), started=float(level))
 

@@ -56,7 +56,7 @@ class Counts:
             return np.asarray((self.lost - self.gained) / self.n, dtype=np.float64)
 
 
-def count(z: NDArray[np.int8]) -> Counts:
+def count_outcomes(z: NDArray[np.int8]) -> Counts:
     """Count outcomes.
 
     z  EM drop of each audit at each level, -1, 0 or +1, shape (audits, M)
@@ -84,7 +84,7 @@ def weighted_log_wealth(
     each = np.zeros((len(bets), z.shape[1]))
     weights, group = np.unique(weight, return_inverse=True)
     for number, one in enumerate(weights.tolist()):
-        counts = count(z[group == number])
+        counts = count_outcomes(z[group == number])
         each += log_bets_against(counts.gained, counts.same, counts.lost, tested, bets=bets, weight=one)
     return np.where(eps > 0, mixed(each), -np.inf)
 

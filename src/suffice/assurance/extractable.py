@@ -13,7 +13,7 @@ MIN_RUNS = 30  # fewer say nothing yet
 WINDOW_RUNS = 500  # the latest that count
 
 
-def refusal(extracted: Sequence[bool], scorer: str) -> str | None:
+def extractability_refusal(extracted: Sequence[bool], scorer: str) -> str | None:
     """Why a route must not be enforced; None: it may, or too little is known.
 
     extracted  for each full run, oldest first: could its answer be read?

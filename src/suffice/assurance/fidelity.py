@@ -21,7 +21,7 @@ rises above what was measured first. In which sense its bound holds:
     Statistics 27(3), theorem 4. At 99 % no bound that rises with the count is smaller (Buehler 1957, Journal of the
     American Statistical Association 52): 20 of 2,000 give 1.65 %; 1.51 % holds at 97 % only.
 -   It is not valid at all moments at once. Over many looks it fails at 1 % of them at most, in expectation, which is
-    what a claim about the share of requests needs. `measured(…, anytime=True)` is for claims about all looks.
+    what a claim about the share of requests needs. `bound_fidelity(…, anytime=True)` is for claims about all looks.
 -   Dependence, as inside a conversation, is not covered beyond the window: the stops in it are all compared and their
     rate is known, but the next ones may differ from them by more than the bound says. This is what the alarm is for.
 """
@@ -74,7 +74,7 @@ class Budget:
     reason: str  # a sentence for a person
 
 
-def measured(n_differing: int, n: int, *, confidence: float, anytime: bool = True) -> Fidelity | None:
+def bound_fidelity(n_differing: int, n: int, *, confidence: float, anytime: bool = True) -> Fidelity | None:
     """Bound the rate behind `n_differing` of `n` comparisons; None: nothing was compared.
 
     confidence  one-sided, in (0.5, 1)
@@ -94,7 +94,7 @@ def measured(n_differing: int, n: int, *, confidence: float, anytime: bool = Tru
     return Fidelity(n=n, n_differing=n_differing, upper=upper)
 
 
-def compared(pairs: Iterable[tuple[str | None, str | None]]) -> tuple[int, int]:
+def count_changed_answers(pairs: Iterable[tuple[str | None, str | None]]) -> tuple[int, int]:
     """Count pairs of (delivered, trial) answers, both normalised: how many differ, of how many.
 
     None is no answer. Two missing answers are the same wrong answer; one missing answer differs.

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval
-from suffice.assurance.certify import Counts, count, log_wealth
+from suffice.assurance.certify import Counts, count_outcomes, log_wealth
 from suffice.assurance.drift import ShiryaevRoberts
 from suffice.assurance.ledger import KNOWN_AUDITS
 from suffice.assurance.sequence import SequenceState, mean_between
@@ -141,7 +141,7 @@ class _Guard:
         self._lost = self._lost.plus(float(z_here > 0))
         self._gained = self._gained.plus(float(z_here < 0))
         if self.steps_down:
-            self.since += count(z[np.newaxis])
+            self.since += count_outcomes(z[np.newaxis])
         return self._detector.add(z_here) and self._lost.n >= KNOWN_AUDITS
 
     def step(self, by: int, n_levels: int) -> None:

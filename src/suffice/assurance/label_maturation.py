@@ -59,7 +59,7 @@ class MatureAudits:
 
     @property
     def counted(self) -> Small:
-        """Z of those that enter, shape (entering, M): what `certify.count` takes."""
+        """Z of those that enter, shape (entering, M): what `certify.count_outcomes` takes."""
         return self.z[self.enters]
 
 
@@ -103,7 +103,7 @@ def mature(audits: Audits, *, timeout: float, label_free: bool = False) -> Matur
     return MatureAudits(enters=enters, z=counted_as(audits, label_free=label_free))
 
 
-def labels_wanted(audits: Audits, *, deployed: int, timeout: float, ahead: int = AHEAD) -> LabelNeeds:
+def select_label_requests(audits: Audits, *, deployed: int, timeout: float, ahead: int = AHEAD) -> LabelNeeds:
     """Ask for gold only where it pays: at audits that disagree at a level in play and have no label yet.
 
     In play are the deployed level and the `ahead` levels above it, and all below. Agreement needs no label, an

@@ -35,7 +35,7 @@ Floats = NDArray[np.float64]
 BETS: Final = (0.04, 0.1, 0.25, 0.5, 0.8)
 
 
-def log_wealth(counts: Counts, *, max_em_drop: float) -> Floats:
+def paired_log_wealth(counts: Counts, *, max_em_drop: float) -> Floats:
     """Natural logarithm of the e-process of each arm, shape (M,): that of `certify` with smaller bets in its mixture.
 
     An e-value at each look against "the arm's EM is lower by max_em_drop or more"; 1/delta refutes it. Depends on the
@@ -60,7 +60,7 @@ def upper_drop(counts: Counts, *, delta: float) -> Floats:
     low, high = np.zeros(len(counts.same)), np.ones(len(counts.same))
     for _ in range(24):
         middle = np.clip((low + high) / 2, 1e-9, 1 - 1e-9)
-        each = [float(log_wealth(_one(counts, a), max_em_drop=float(m))[0]) for a, m in enumerate(middle)]
+        each = [float(paired_log_wealth(_one(counts, a), max_em_drop=float(m))[0]) for a, m in enumerate(middle)]
         refuted = np.array(each) >= log(1 / delta)
         low, high = np.where(refuted, low, middle), np.where(refuted, middle, high)
     return high

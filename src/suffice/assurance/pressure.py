@@ -79,7 +79,7 @@ def strain(targets: Pressure, load: LoadSample) -> Strain | None:
     return max(found, default=None)
 
 
-def look(before: Operation, targets: Pressure, load: LoadSample, *, now_s: float) -> Operation:
+def update_pressure(before: Operation, targets: Pressure, load: LoadSample, *, now_s: float) -> Operation:
     """Take one measurement in, and move if it is time to.
 
     To be called every second or oftener; the time it is told may stand still, and is not believed when it goes back. At

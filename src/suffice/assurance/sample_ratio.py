@@ -44,7 +44,7 @@ class Draws:
         return Draws(tuple((share, *sums[share]) for share in sorted(sums)))
 
 
-def drawn(audit: NDArray[np.bool_], propensity: NDArray[np.float64]) -> Draws:
+def count_draws(audit: NDArray[np.bool_], propensity: NDArray[np.float64]) -> Draws:
     """Count lots as they were logged.
 
     audit       (n,): was the request drawn to be audited?

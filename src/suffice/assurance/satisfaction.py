@@ -79,7 +79,7 @@ def floor_of(min_satisfaction: float) -> float:
     return min_satisfaction if min_satisfaction <= 1 else (min_satisfaction - 1) / 4
 
 
-def judge(ratings: Iterable[RatedRun], *, min_satisfaction: float, delta: float) -> SatisfactionVerdict:
+def judge_satisfaction(ratings: Iterable[RatedRun], *, min_satisfaction: float, delta: float) -> SatisfactionVerdict:
     """Say whether the next safer level is due: stopped runs are rated worse than audits, and below the floor.
 
     The fall must be proven, for a floor alone cannot tell stopping from a harder week: the level goes down only where
@@ -142,7 +142,7 @@ class RatingPairs:
 
 @dataclass(slots=True, kw_only=True)
 class SatisfactionTest:
-    """The fold behind `judge`, for ratings that come one by one. Raises ValueError for parameters out of range.
+    """Judge ratings that arrive one by one. Raises ValueError for parameters out of range.
 
     asks  why the next safer level is due, from the rating on that proved it; None: it is not
     """

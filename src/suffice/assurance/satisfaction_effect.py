@@ -3,7 +3,7 @@
     runs with what was said of them, in the log's order ──▶ likings: means of full and stopped runs, effect of stopping
 
 The effect is paired by the audit lottery: of runs in which a stop was asked for, audits went on and the others stopped,
-so both are alike but for that (`satisfaction.RatingPairs`). All intervals are confidence sequences and may be read at any
+so both are alike but for that. All intervals are confidence sequences and may be read at any
 moment (`sequence`, `ratio`).
 
 What is assumed. Votes are missing not at random: angry people vote more often. Silence is therefore never counted, in

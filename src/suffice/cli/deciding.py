@@ -81,13 +81,13 @@ def log_of(path: str, *, waits: bool = False) -> Iterator[tuple[Settings, Decisi
     from suffice.store.database.presence import read_presences
 
     settings = wiring.load_deployment(path)
-    with wiring.decisions(settings, create=False) as writer:
+    with wiring.open_decisions(settings, create=False) as writer:
         yield settings, writer
     if writer.n_new and not waits and not read_presences(wiring.presence_files(settings)):
         click.echo("no gateway is running on this deployment; one that starts will act on this", err=True)
 
 
-def route_of(settings: Settings, name: str, *, option: str = "") -> Route:
+def find_settings(settings: Settings, name: str, *, option: str = "") -> Route:
     """A route's settings. Raises ConfigError for one that does not exist.
 
     option  by which it was named, such as --route; "": as an argument
@@ -100,7 +100,7 @@ def route_of(settings: Settings, name: str, *, option: str = "") -> Route:
     return settings.routes[name]
 
 
-def setup_of(settings: Settings, name: str) -> str:
+def settings_setup(settings: Settings, name: str) -> str:
     """What a route's evidence rests on as its settings stand, so that a pin of other settings is refused."""
     from suffice import wiring
 
@@ -167,7 +167,7 @@ def say(found: Any, *, as_json: bool, text: str) -> None:
     click.echo(msgspec.json.encode(found).decode())
 
 
-def date(at_s: float | None) -> str:
+def format_time(at_s: float | None) -> str:
     """A time for people, in UTC; "never" where there is none."""
     from datetime import UTC, datetime
 

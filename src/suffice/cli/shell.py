@@ -44,7 +44,7 @@ class CommandGroup(click.Group):
             formatter.write_dl([(name, self.commands[name].get_short_help_str(1_000)) for name in self.commands])
 
 
-def tell(text: str) -> None:
+def print_line(text: str) -> None:
     """Print a line of which some words may be a stranger's, such as a reason: none is a command to a terminal."""
     from suffice.sanitize import printable
 

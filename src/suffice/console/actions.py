@@ -21,7 +21,7 @@ from suffice.store.people.deciding import decide_incident, end_override, open_in
 from suffice.store.people.holds import read_holds
 from suffice.store.people.reviews import give_item_back, lease_next, read_reviews, submit_verdict
 from suffice.store.routes import experiments, pausing, rollouts
-from suffice.store.routes.rollouts import read_rollouts, running
+from suffice.store.routes.rollouts import read_rollouts, read_running_rollouts
 
 MOST_CHARS: Final = 2_000  # of a reason
 REVIEW: Final = "/console/review"
@@ -59,7 +59,7 @@ def reason_of(asked: ConsoleRequest) -> str:
     return reason
 
 
-def route_of(desk: ConsoleContext, asked: ConsoleRequest) -> str:
+def require_route(desk: ConsoleContext, asked: ConsoleRequest) -> str:
     """Which route is meant. Raises BadRequest for one that is not in the settings."""
     name = asked.form.get("route", "")
     if name not in desk.settings.routes:
@@ -72,7 +72,7 @@ def _on_route(
     decide: Callable[[Decisions, str, str, str], str | None], now: str
 ) -> Callable[[ConsoleContext, ConsoleRequest, Principal], ActionResult]:
     def do(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
-        name, reason = route_of(desk, asked), reason_of(asked)
+        name, reason = require_route(desk, asked), reason_of(asked)
         done(decide(desk.decisions(), name, reason, visitor.name), f"route {name} ")
         return ActionResult(said=f"Route {name} is {now}.")
 
@@ -125,7 +125,7 @@ def _text(asked: ConsoleRequest, field: str) -> str:
 
 
 def _open_incident(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
-    name = route_of(desk, asked)
+    name = require_route(desk, asked)
     found = done(
         open_incident(
             desk.decisions(),
@@ -171,7 +171,7 @@ def _decide_incident(desk: ConsoleContext, asked: ConsoleRequest, visitor: Princ
 
 
 def _end_override(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
-    name, number = route_of(desk, asked), _count(asked, "number") or 0
+    name, number = require_route(desk, asked), _count(asked, "number") or 0
     ended = done(
         end_override(
             desk.decisions(), name, desk.settings.routes[name], number, reason_of(asked), visitor.name, now_s=desk.now()
@@ -184,11 +184,11 @@ def _end_override(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principa
 
 
 def _move_rollout(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
-    name, move, reason = route_of(desk, asked), asked.form.get("move", ""), reason_of(asked)
+    name, move, reason = require_route(desk, asked), asked.form.get("move", ""), reason_of(asked)
     if move not in rollouts.STEPS:
         raise BadRequest(f"move: got {move[:40]!r}; allowed: {', '.join(rollouts.STEPS)}", param="move")
     writer = desk.decisions()
-    if move == "rollback" and name not in running(read_rollouts(writer.path)):
+    if move == "rollback" and name not in read_running_rollouts(read_rollouts(writer.path)):
         return _take_back(desk, name, reason, visitor)
     moved = done(rollouts.step(writer, name, move, author=visitor.name, reason=reason))
     said = f"Route {name}: {moved.stage.replace('_', ' ')}, {moved.share:.0%} of new units."
@@ -196,7 +196,7 @@ def _move_rollout(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principa
 
 
 def _propose(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
-    name, address, reason = route_of(desk, asked), asked.form.get("address", ""), reason_of(asked)
+    name, address, reason = require_route(desk, asked), asked.form.get("address", ""), reason_of(asked)
     try:
         begun = done(desk.propose(name, address, reason, visitor.name))
     except ConfigError as error:  # its models are gone, or are not what they were
@@ -216,7 +216,7 @@ def _start_experiment(desk: ConsoleContext, asked: ConsoleRequest, visitor: Prin
     name = _experiment_of(desk, asked)
     desk.check_experiment(name)
     try:
-        found = experiments.start(
+        found = experiments.start_experiment(
             desk.decisions(), name, desk.settings.experiments[name], author=visitor.name, reason=reason_of(asked)
         )
     except ConfigError as error:  # its layer has no room
@@ -227,7 +227,7 @@ def _start_experiment(desk: ConsoleContext, asked: ConsoleRequest, visitor: Prin
 
 def _stop_experiment(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
     name = asked.form.get("name", "")
-    found = experiments.stop(desk.decisions(), name, author=visitor.name, reason=reason_of(asked))
+    found = experiments.stop_experiment(desk.decisions(), name, author=visitor.name, reason=reason_of(asked))
     done(found, f"experiment {name[:80]} ")
     return ActionResult(said=f"Experiment {name} is stopped.", goes_to=EXPERIMENTS)
 
@@ -352,7 +352,8 @@ DEEDS: Final[tuple[Action, ...]] = (
         summary="let every request of a route run in full",
         asks=asks("route", "reason"),
         do=_on_route(
-            lambda writer, route, reason, author: pausing.pause(writer, route, reason=reason, author=author), "paused"
+            lambda writer, route, reason, author: pausing.start_pause(writer, route, reason=reason, author=author),
+            "paused",
         ),
     ),
     Action(
@@ -361,7 +362,8 @@ DEEDS: Final[tuple[Action, ...]] = (
         summary="end a pause of a route",
         asks=asks("route", "reason"),
         do=_on_route(
-            lambda writer, route, reason, author: pausing.resume(writer, route, reason=reason, author=author), "resumed"
+            lambda writer, route, reason, author: pausing.end_pause(writer, route, reason=reason, author=author),
+            "resumed",
         ),
     ),
 )

@@ -58,7 +58,7 @@ class ConsoleApp:
                 # Who has not come in learns nothing of which paths there are.
                 visitor = self.desk.doors.admit(asked, "reviewer")
                 raise _no_such(asked, by_method)
-            asked = exchange.with_fields(asked, fields)
+            asked = exchange.with_path_fields(asked, fields)
             visitor = self.desk.doors.admit(asked, door.needs)
             if door.method == "POST":  # nothing of a body is read for who may not come in
                 asked = await exchange.read_form(asked, receive)

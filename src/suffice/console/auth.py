@@ -113,7 +113,7 @@ class ConsoleAuth:
             if kind.lower() != "bearer" or not asked.is_api:
                 return NOBODY
             return Principal(person=self._tried(roster, secret.strip(), asked.address))
-        session = sessions.read(asked.cookies.get(SESSION, ""), roster.key, now_s=self._now())
+        session = sessions.read_session(asked.cookies.get(SESSION, ""), roster.key, now_s=self._now())
         person = roster.by_id(session.person_id) if session is not None else None
         if session is None or person is None or session.nonce in self._ended:
             return NOBODY
@@ -121,7 +121,7 @@ class ConsoleAuth:
 
     def _tried(self, roster: Roster, secret: str, address: str) -> Person | None:
         """Whose secret it is. Raises AccessDenied where too many from this address were wrong, and this one is, too."""
-        person = people.known(roster, secret)
+        person = people.authenticate(roster, secret)
         if person is not None:
             return person
         now_s = self._monotonic_s()
@@ -163,7 +163,10 @@ class ConsoleAuth:
         return Answer(
             headers=(
                 cookie(
-                    SESSION, sessions.write(session, roster.key), age_s=int(self._session_s), secure=asked.behind_tls
+                    SESSION,
+                    sessions.write_session(session, roster.key),
+                    age_s=int(self._session_s),
+                    secure=asked.behind_tls,
                 ),
                 cookie(LOGIN, "", age_s=0, secure=asked.behind_tls),
             )

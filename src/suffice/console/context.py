@@ -16,7 +16,7 @@ from suffice.console.view_context import ViewContext
 from suffice.errors import StoreError
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import reading
+from suffice.store.database.views import open_reader
 from suffice.store.routes.rollouts import RolloutRun
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ class ConsoleContext:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _read(self, view: Callable[[ViewContext], T]) -> T:
-        with reading(self.path) as connection:
+        with open_reader(self.path) as connection:
             end_s = self.monotonic_s() + LONGEST_READ_S
             connection.set_progress_handler(lambda: self.monotonic_s() > end_s, 20_000)
             try:

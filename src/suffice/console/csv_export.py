@@ -9,16 +9,16 @@ from collections.abc import Iterable, Sequence
 from suffice import cells
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+def format_csv_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
     """A table, UTF-8 with the mark that spreadsheets want."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow(heads)
-    writer.writerows([cell(value) for value in row] for row in rows)
+    writer.writerows([format_csv_cell(value) for value in row] for row in rows)
     return b"\xef\xbb\xbf" + text.getvalue().encode("utf-8", "replace")
 
 
-def cell(value: object) -> str:
+def format_csv_cell(value: object) -> str:
     """A value as a cell: numbers as they are, text inert.
 
     >>> [cell(x) for x in (None, -1.5, "=1+1", " @SUM(A1)", "fine", True)]
@@ -26,4 +26,4 @@ def cell(value: object) -> str:
     """
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return cells.cell(value.replace("\x00", "") if isinstance(value, str) else value)
+    return cells.format_cell(value.replace("\x00", "") if isinstance(value, str) else value)

@@ -199,6 +199,6 @@ async def send_answer(answer: Answer, send: Send, *, head_only: bool = False) ->
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def with_fields(asked: ConsoleRequest, fields: Mapping[str, str]) -> ConsoleRequest:
+def with_path_fields(asked: ConsoleRequest, fields: Mapping[str, str]) -> ConsoleRequest:
     """The request with what was found in its path."""
     return replace(asked, fields=fields)

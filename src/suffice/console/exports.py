@@ -19,7 +19,7 @@ CSV: Final = "text/csv; charset=utf-8"
 async def _episodes(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
     wanted = replace(asked, query={**asked.query, "limit": str(MOST_PAGE)})
     lines = (await desk.read(lambda look: episodes(look, wanted, visitor))).lines
-    body = csv_export.table(
+    body = csv_export.format_csv_table(
         (
             "episode",
             "at (UTC)",
@@ -41,7 +41,7 @@ async def _episodes(desk: ConsoleContext, asked: ConsoleRequest, visitor: Princi
         (
             (
                 one.episode_id,
-                formatting.when(one.at_s),
+                formatting.format_moment(one.at_s),
                 one.route,
                 one.query_class,
                 one.kind,
@@ -65,10 +65,19 @@ async def _episodes(desk: ConsoleContext, asked: ConsoleRequest, visitor: Princi
 
 async def _changes(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
     lines = (await desk.read(lambda look: changes(look, asked, visitor))).lines
-    body = csv_export.table(
+    body = csv_export.format_csv_table(
         ("place", "at (UTC)", "kind", "route", "before", "after", "reason", "author"),
         (
-            (one.seq, formatting.when(one.at_s), one.kind, one.route, one.before, one.after, one.reason, one.author)
+            (
+                one.seq,
+                formatting.format_moment(one.at_s),
+                one.kind,
+                one.route,
+                one.before,
+                one.after,
+                one.reason,
+                one.author,
+            )
             for one in lines
         ),
     )

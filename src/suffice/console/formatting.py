@@ -17,7 +17,7 @@ MINUS: Final = "\N{MINUS SIGN}"
 _STEPS: Final = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def percent(value: float | None, digits: int = 1) -> str:
+def format_percent(value: float | None, digits: int = 1) -> str:
     """A fraction in per cent.
 
     >>> [percent(x) for x in (0.3141, 1, None)]
@@ -26,7 +26,7 @@ def percent(value: float | None, digits: int = 1) -> str:
     return UNKNOWN if value is None else f"{100 * value:.{digits}f} %".replace("-", MINUS)
 
 
-def points(value: float | None, digits: int = 2) -> str:
+def format_points(value: float | None, digits: int = 2) -> str:
     """A difference of two rates in points, with its sign.
 
     >>> [points(x) for x in (0.0123, -0.004, 0.0)]
@@ -48,18 +48,18 @@ def between(low: float | None, high: float | None, show: str = "percent", digits
     if low is None or high is None:
         return ""
     if show == "points":
-        return " to ".join(points(one, digits).removesuffix(" points") for one in (low, high))
+        return " to ".join(format_points(one, digits).removesuffix(" points") for one in (low, high))
     if show == "percent":
-        return " to ".join(percent(one, digits).removesuffix(" %") for one in (low, high))
+        return " to ".join(format_percent(one, digits).removesuffix(" %") for one in (low, high))
     return f"{low:.{digits}f} to {high:.{digits}f}".replace("-", MINUS)
 
 
-def whole(value: float | None) -> str:
+def format_count(value: float | None) -> str:
     """A count."""
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
-def short(value: float | None) -> str:
+def format_large(value: float | None) -> str:
     """A large count with three digits that say something.
 
     >>> [short(x) for x in (12, 999, 1_234, 12_345_678, 2.5e9)]
@@ -79,12 +79,12 @@ def money(value: float | None) -> str:
     return UNKNOWN if value is None else usd(value).replace("-", MINUS)
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def format_number(value: float | None, digits: int = 3) -> str:
     """A plain number."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def when(at_s: float | None) -> str:
+def format_moment(at_s: float | None) -> str:
     """A moment, UTC."""
     if not at_s:
         return "never"
@@ -96,7 +96,7 @@ def iso(at_s: float | None) -> str:
     return datetime.fromtimestamp(at_s or 0, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def date(day: int) -> str:
+def format_day(day: int) -> str:
     """A day that is counted since 1970."""
     return datetime.fromtimestamp(day * 86_400, UTC).strftime("%Y-%m-%d")
 
@@ -136,7 +136,7 @@ def size(n_bytes: float) -> str:
     )
 
 
-def difference(value: float | None, metric: str) -> str:
+def format_difference(value: float | None, metric: str) -> str:
     """A difference between two arms of an experiment, in the metric's own unit and with its sign.
 
     >>> [difference(-0.0224, "em"), difference(0.3, "satisfaction"), difference(-482.94, "tokens")]
@@ -150,7 +150,7 @@ def difference(value: float | None, metric: str) -> str:
     return f"{sign}{size}"
 
 
-def named(name: str, instead: str = "none") -> str:
+def format_name(name: str, instead: str = "none") -> str:
     """A name, or what stands for an empty one."""
     return name or instead
 
@@ -160,7 +160,7 @@ def query(fields: Mapping[str, Any]) -> str:
     return urlencode({key: str(value) for key, value in fields.items()})
 
 
-def verdict(liking: SatisfactionEffect) -> str:
+def format_verdict(liking: SatisfactionEffect) -> str:
     """What stopping surely does to a measure: "worse", "better", or "" where no difference is proven."""
     effect = liking.effect
     if effect is None or effect.low is None or effect.high is None or effect.low <= 0 <= effect.high:
@@ -174,23 +174,23 @@ def is_rate(liking: SatisfactionEffect) -> bool:
 
 
 FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
-    "percent": percent,
-    "points": points,
-    "whole": whole,
-    "short": short,
+    "percent": format_percent,
+    "points": format_points,
+    "whole": format_count,
+    "short": format_large,
     "money": money,
-    "number": number,
-    "when": when,
+    "number": format_number,
+    "when": format_moment,
     "iso": iso,
-    "date": date,
+    "date": format_day,
     "lasted": lasted,
     "ago": ago,
     "size": size,
-    "named": named,
-    "difference": difference,
+    "named": format_name,
+    "difference": format_difference,
     "query": query,
     "plural": plural,
-    "verdict": verdict,
+    "verdict": format_verdict,
     "between": between,
     "is_rate": is_rate,
 }

@@ -18,7 +18,7 @@ from suffice.console.exchange import HTML, JSON, SSE, Answer, ConsoleRequest, to
 from suffice.console.openapi import VERSION
 from suffice.console.people import ROLES, may
 from suffice.console.table import Action, ActionResult, ConsoleEndpoint, View
-from suffice.console.view_context import WINDOWS, ViewContext, window_of
+from suffice.console.view_context import WINDOWS, ViewContext, parse_window
 from suffice.console.views.alerts import AlertReader
 from suffice.console.views.overview import overview
 from suffice.errors import BadRequest
@@ -297,7 +297,7 @@ async def _changed(desk: ConsoleContext, asked: ConsoleRequest, _visitor: Princi
 
 
 async def _live(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
-    window = window_of(asked.query, desk.now()).name
+    window = parse_window(asked.query, desk.now()).name
     if desk.live.is_full:
         raise BadRequest("too many pages watch already; load the page again later", status=503, code="too_many")
     session = visitor.session

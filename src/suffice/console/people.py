@@ -79,7 +79,7 @@ def invite(name: str, role: Role, *, random_bytes: Callable[[int], bytes], now_s
     return Person(name=name, role=role, id=public, salt=salt, hash=_hashed(secret, salt), since_s=now_s), secret
 
 
-def known(roster: Roster, secret: str) -> Person | None:
+def authenticate(roster: Roster, secret: str) -> Person | None:
     """Whose secret this is; None: nobody's. Takes as long either way."""
     found = _SECRET.fullmatch(secret)
     person = roster.by_id(found.group(1)) if found is not None else None

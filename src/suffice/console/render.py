@@ -65,7 +65,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update(formatting.FILTERS)
-    made.globals["static"] = address_of
+    made.globals["static"] = asset_url
     return made
 
 
@@ -76,6 +76,6 @@ def static(name: str) -> tuple[bytes, str]:
 
 
 @lru_cache(maxsize=len(STATIC))
-def address_of(name: str) -> str:
+def asset_url(name: str) -> str:
     """Where a browser finds a file of ours; another address when its content is another."""
     return f"/console/static/{hashlib.sha256(static(name)[0]).hexdigest()[:12]}/{name}"

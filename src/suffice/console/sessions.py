@@ -26,13 +26,13 @@ class Session:
     nonce: str  # tells two logins of one person apart
 
 
-def write(session: Session, key: str) -> str:
+def write_session(session: Session, key: str) -> str:
     """The session as a cookie carries it."""
     told = f"{session.person_id}.{session.expires_s}.{session.nonce}"
     return f"{told}.{signed(told, key, purpose='session')}"
 
 
-def read(cookie: str, key: str, *, now_s: float) -> Session | None:
+def read_session(cookie: str, key: str, *, now_s: float) -> Session | None:
     """The session in a cookie; None: there is none that we signed, or it has expired."""
     found = _SESSION.fullmatch(cookie)
     if found is None:

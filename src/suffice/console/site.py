@@ -14,10 +14,10 @@ from suffice.console.view_context import WINDOWS
 from suffice.console.views.alerts import AlertReader, AlertsPage
 from suffice.console.views.changes import Changes, changes
 from suffice.console.views.episodes import ENDS, SAID, EpisodePage, Episodes, episode, episodes
-from suffice.console.views.experiments import Analyse, Experiments, ExperimentView, experiments, shown
+from suffice.console.views.experiments import Analyse, Experiments, ExperimentView, experiments, view_experiment
 from suffice.console.views.incidents import Incidents, incidents
 from suffice.console.views.overview import Overview, overview
-from suffice.console.views.policies import Evidence, PoliciesView, RolloutAssessment, policies, weighed
+from suffice.console.views.policies import Evidence, PoliciesView, RolloutAssessment, policies, view_assessment
 from suffice.console.views.review import FileOf, Reader, ReviewPage
 from suffice.console.views.routes import RoutePage, Routes, route, routes
 from suffice.console.views.settings import SettingsPage, settings_page
@@ -108,7 +108,7 @@ LAST: Final = (
 )
 
 
-def table(
+def endpoint_table(
     roster: Callable[[], Roster | None], from_file: FileOf, analyse: Analyse, evidence: Evidence, told: AlertReader
 ) -> tuple[ConsoleEndpoint, ...]:
     """Every door there is.
@@ -132,7 +132,7 @@ def table(
     made = (
         View(
             path="/policies/weighed",
-            read=weighed(evidence),
+            read=view_assessment(evidence),
             record=RolloutAssessment,
             template="_weighed.html",
             title="What the evidence says of a rollout",
@@ -141,7 +141,7 @@ def table(
         ),
         View(
             path="/experiments/shown",
-            read=shown(analyse),
+            read=view_experiment(analyse),
             record=ExperimentView,
             template="_experiment.html",
             title="What an experiment shows",

@@ -80,7 +80,7 @@ class NotThere(BadRequest):
         super().__init__(message, status=404, code="not_found")
 
 
-def window_of(query: Mapping[str, str], now_s: float) -> TimeRange:
+def parse_window(query: Mapping[str, str], now_s: float) -> TimeRange:
     """The stretch that was asked for. Raises BadRequest for one that is not offered."""
     name = query.get("days") or USUAL_WINDOW
     if name not in WINDOWS:

@@ -29,7 +29,9 @@ _ENTRY: Final = "from suffice.cli.server.worker_main import main; main()"
 
 
 @asynccontextmanager
-async def beside(settings: Settings, told: Callable[[], None], *, first_s: float = FIRST_S) -> AsyncIterator[None]:
+async def run_worker_process(
+    settings: Settings, told: Callable[[], None], *, first_s: float = FIRST_S
+) -> AsyncIterator[None]:
     """A block with a worker beside it, where the settings want one and a route needs one.
 
     told  called in this loop when the worker has decided something

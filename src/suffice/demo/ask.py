@@ -38,7 +38,7 @@ class Pass:
     n_at_once: int = 2
 
 
-def seed_of(question_id: str) -> int:
+def question_seed(question_id: str) -> int:
     """The same seed for a question in every pass, so that passes differ in nothing else."""
     return int.from_bytes(hashlib.blake2b(question_id.encode(), digest_size=3).digest(), "big")
 
@@ -67,7 +67,7 @@ def request_body(question: TaskQuestion, how: Pass) -> dict[str, Any]:
         "messages": [dict(m) for m in question.messages],
         "max_tokens": question.max_tokens,
         "temperature": question.temperature,
-        "seed": seed_of(question.id),
+        "seed": question_seed(question.id),
         "stream": how.stream,
     }
     return body | dict(how.extra)

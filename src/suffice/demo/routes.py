@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from suffice.settings import Settings, parse
+from suffice.settings import Settings, parse_settings
 from suffice.types import Mode
 
 SAMPLES_POLICY: dict[str, Any] = {"policy": "beta", "threshold": 0.95}
@@ -36,7 +36,7 @@ def settings(
         governed |= {"scorer": "number", "policy": REASONING_POLICY, "steps": STEPS, "probe": PROBE}
         if mode == "observe":
             governed["audit_share"] = 1.0  # every request is a probing audit, so that all can be replayed
-    return parse(
+    return parse_settings(
         {
             "upstreams": {
                 "local": {"url": upstream, "driver": driver, "slots": slots, "finish": ["raw"]}

@@ -15,8 +15,8 @@ from suffice.assurance.lengths import undrawn_tokens
 from suffice.demo.ask import DemoAnswer
 from suffice.episode import vote
 from suffice.policy.base import Policy, build_policy
-from suffice.replay.compare import QuestionPair, ReplayComparison, compare
-from suffice.replay.run import ReplayedRun, replay
+from suffice.replay.compare import QuestionPair, ReplayComparison, compare_pairs
+from suffice.replay.run import ReplayedRun, replay_run
 from suffice.scoring.base import Scorer
 from suffice.types import Episode
 
@@ -65,7 +65,7 @@ def matches(scorer: Scorer, answer: str | None, gold: str) -> bool:
     return scorer.match(answer, scorer.normalise(gold) or gold)
 
 
-def spent(episode: Episode) -> int:
+def total_tokens(episode: Episode) -> int:
     """Everything that was generated for a request, whoever it was for."""
     outcome = episode.outcome
     generated = outcome.usage.completion_tokens if outcome.usage is not None else 0
@@ -88,13 +88,13 @@ def row(
         if q in found
     ]
     return TableRow(
-        name=name, how=how, comparison=compare(pairs, rng=np.random.default_rng(SEED)), note=note, acts=acts
+        name=name, how=how, comparison=compare_pairs(pairs, rng=np.random.default_rng(SEED)), note=note, acts=acts
     )
 
 
 def replayed(full: Mapping[str, Full], policy: Policy, *, wave: int) -> dict[str, ReplayedRun]:
     """The policy on the recorded full runs, by question id."""
-    runs = {q: replay(f.episode, policy, wave=wave) for q, f in full.items()}
+    runs = {q: replay_run(f.episode, policy, wave=wave) for q, f in full.items()}
     return {q: r for q, r in runs.items() if r is not None}
 
 
@@ -127,7 +127,7 @@ def first_samples(full: Mapping[str, Full], k: int, scorer: Scorer) -> dict[str,
     for q, f in full.items():
         steps = f.episode.outcome.steps[:k]
         if steps:
-            answer = vote.count([s.answer for s in steps]).answer
+            answer = vote.count_votes([s.answer for s in steps]).answer
             found[q] = (matches(scorer, answer, f.answered.question.gold), sum(s.tokens for s in steps))
     return found
 

@@ -21,7 +21,7 @@ from suffice.local.tasks import TaskQuestion
 from suffice.policy.base import build_policy
 from suffice.replay.run import ReplayedRun
 from suffice.scoring.base import Scorer, build_scorer
-from suffice.server import serving
+from suffice.server import serve_in_loop
 from suffice.store.database.views import read_episodes
 from suffice.types import Episode, Mode
 
@@ -83,7 +83,7 @@ async def run_pass(
         driver=stage.driver,
     )
     before = await asyncio.to_thread(predicted_tokens, stage.upstream)
-    async with serving(configured) as url:
+    async with serve_in_loop(configured) as url:
         answers = await ask_all(url, stage.questions, how, progress(title, len(stage.questions)))
     asked = {a.episode_id for a in answers}
     found = {
@@ -147,20 +147,20 @@ async def enforce(stage: Stage, progress: Progress, result: StageResult) -> dict
 
 def _live_rows(live: Mapping[str, Episode], full: Mapping[str, Full], scorer: Scorer) -> dict[str, tuple[bool, int]]:
     return {
-        q: (rows.matches(scorer, e.outcome.answer, full[q].answered.question.gold), rows.spent(e))
+        q: (rows.matches(scorer, e.outcome.answer, full[q].answered.question.gold), rows.total_tokens(e))
         for q, e in live.items()
         if q in full
     }
 
 
-async def samples(stage: Stage, progress: Progress) -> StageResult:
+async def run_samples_stage(stage: Stage, progress: Progress) -> StageResult:
     """The samples route: vote of N against a vote that stops."""
     result, scorer = StageResult(stage=stage), build_scorer("text")
     policy = build_policy(routes.SAMPLES_POLICY)
     full = await observe(stage, scorer, progress, result)
     runs = rows.replayed(full, policy, wave=routes.WAVE)
     drawn = [r.stop_step or len(full[q].episode.outcome.steps) for q, r in runs.items()]
-    until_decided = {q: (f.correct, rows.spent(f.episode)) for q, f in full.items()}
+    until_decided = {q: (f.correct, rows.total_tokens(f.episode)) for q, f in full.items()}
     mean_tokens = sum(r.tokens for r in runs.values()) / max(1, sum(f.tokens for f in full.values()))
     k = max(1, round(mean_tokens * stage.n_samples))
     result.rows += [
@@ -196,7 +196,7 @@ def _live_stop(episode: Episode) -> int | None:
     return episode.outcome.stop_step if episode.outcome.stopped else None
 
 
-async def reasoning(stage: Stage, progress: Progress) -> StageResult:
+async def run_reasoning_stage(stage: Stage, progress: Progress) -> StageResult:
     """The reasoning route: the whole thought, none, a fixed budget, and a thought that stops."""
     result, scorer = StageResult(stage=stage), build_scorer("number")
     policy = build_policy(routes.REASONING_POLICY)
@@ -256,6 +256,6 @@ def to_json(result: StageResult) -> dict[str, Any]:
     }
 
 
-def write_report(results: Sequence[StageResult], path: Path) -> None:
+def write_demo_report(results: Sequence[StageResult], path: Path) -> None:
     """Write everything that was found as JSON."""
     path.write_text(json.dumps([to_json(r) for r in results], indent=2) + "\n", encoding="utf-8")

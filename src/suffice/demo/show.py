@@ -16,7 +16,7 @@ from suffice.settings import Route
 ACCEPTED_DROP = Route(upstream="").max_em_drop  # fraction; what an owner accepts who writes nothing
 
 
-def points(value: float) -> str:
+def format_fraction_points(value: float) -> str:
     """A fraction as points of EM, with its sign."""
     return f"{value * 100:+.1f}"
 
@@ -28,7 +28,7 @@ def span(interval: Interval | None, digits: int = 1) -> str:
     return f"{interval.low * 100:+.{digits}f} … {interval.high * 100:+.{digits}f}"
 
 
-def table(result: StageResult) -> Table:
+def format_stage_table(result: StageResult) -> Table:
     """The rows of one stage; fits into 80 columns."""
     shown = Table(caption_justify="left", header_style="bold", box=None, padding=(0, 1, 0, 0))
     shown.add_column("way of answering", no_wrap=True)
@@ -54,14 +54,14 @@ def _cells(row: TableRow, *, is_full: bool) -> list[str]:
     return [
         row.title,
         f"{c.em:.3f}",
-        f"{points(c.em_change)} ({span(c.em_change_interval, 0)})",
+        f"{format_fraction_points(c.em_change)} ({span(c.em_change_interval, 0)})",
         f"{c.n_lost}/{c.n_gained}",
         f"{c.tokens:.0f}",
         f"{c.token_reduction * 100:.0f} % ({span(c.token_reduction_interval, 0)})",
     ]
 
 
-def verdict(result: StageResult) -> str:
+def stage_verdict(result: StageResult) -> str:
     """One honest sentence about a stage."""
     live = result.rows[-1].comparison
     if not result.pays and result.stage.kind == "samples":
@@ -69,7 +69,8 @@ def verdict(result: StageResult) -> str:
         return (
             f"Voting does not pay on this model and these questions: one greedy answer has EM {greedy.em:.3f} at"
             f" {greedy.tokens:.0f} tokens, the vote {live.full_em:.3f} at {live.full_tokens:.0f}."
-            f" Where a vote is wanted all the same, stopping it changed EM by {points(live.em_change)} points"
+            " Where a vote is wanted all the same, stopping it changed EM by"
+            f" {format_fraction_points(live.em_change)} points"
             f" (95 % interval {span(live.em_change_interval)}) and saved"
             f" {live.token_reduction * 100:.0f} % of its tokens ({span(live.token_reduction_interval, 0)})."
             " Uncertified."
@@ -90,7 +91,7 @@ def verdict(result: StageResult) -> str:
         )
     sure = "" if interval is None else f" (95 % interval {span(interval)})"
     return (
-        f"Live, the policy changed EM by {points(live.em_change)} points{sure} and saved"
+        f"Live, the policy changed EM by {format_fraction_points(live.em_change)} points{sure} and saved"
         f" {live.token_reduction * 100:.0f} % of the generated tokens on {live.n} questions."
         " It is not certified: so few questions prove nothing about your traffic."
     )
@@ -106,14 +107,14 @@ def stops(result: StageResult) -> Table:
     return shown
 
 
-def show(console: Console, results: Sequence[StageResult]) -> None:
+def print_demo(console: Console, results: Sequence[StageResult]) -> None:
     """Print everything that was found."""
     for result in results:
         stage, n = result.stage, result.rows[0].comparison.n
         console.print(f"\n[bold]{stage.kind} · {stage.model} · {n} questions with exact gold[/bold]\n", highlight=False)
-        console.print(table(result), highlight=False)
+        console.print(format_stage_table(result), highlight=False)
         console.print()
-        console.print(verdict(result), style="bold", highlight=False)
+        console.print(stage_verdict(result), style="bold", highlight=False)
         if result.stops:
             console.print("\nwhat was stopped live, and why", highlight=False)
             console.print(stops(result), highlight=False)

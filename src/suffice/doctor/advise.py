@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from suffice.settings import Driver
 from suffice.types import Findings
 from suffice.upstream.drivers import DRIVERS
-from suffice.upstream.findings import CONTINUES, allows_probes, finding, honoured, verdict
+from suffice.upstream.findings import CONTINUES, allows_probes, find_verdict, finding, honoured
 from suffice.upstream.shapes import SHAPES, engines
 
 # What Suffice reads or sends and has seen only in documentation, not at a live server.
@@ -81,7 +81,7 @@ def _probes(findings: Findings) -> str:
         missing.append("it does not continue a text")
     if not honoured(findings, "prefix_cache"):
         word = {"no": "it caches no prefixes", "ignored": "it caches no prefixes"}
-        missing.append(word.get(verdict(findings, "prefix_cache") or "", "nobody saw it cache a prefix"))
+        missing.append(word.get(find_verdict(findings, "prefix_cache") or "", "nobody saw it cache a prefix"))
     return f"Probes while observing: not sent, {' and '.join(missing)}."
 
 
@@ -98,13 +98,13 @@ def _added(findings: Findings) -> list[str]:
 def _cautions(findings: Findings, driver: Driver) -> list[str]:
     """What an owner should know before relying on this server."""
     said = []
-    if verdict(findings, "cancel") in ("no", "ignored"):
+    if find_verdict(findings, "cancel") in ("no", "ignored"):
         said.append("Caution: it goes on generating after a hang-up, so a stop saves no work there.")
-    if verdict(findings, "stream_usage") in ("no", "ignored"):
+    if find_verdict(findings, "stream_usage") in ("no", "ignored"):
         said.append("Caution: streams tell no usage, so tokens are counted by pieces and marked so.")
-    if verdict(findings, "native_budget") == "ignored":
+    if find_verdict(findings, "native_budget") == "ignored":
         said.append("Caution: it accepts a reasoning budget and ignores it.")
-    if verdict(findings, "reasoning") == "no":
+    if find_verdict(findings, "reasoning") == "no":
         said.append("This model showed no thought, so a reasoning route has nothing to stop; samples works.")
     if driver != "llama.cpp" and {"native", "raw"} & set(findings.finish):
         said.append(f"Driver {driver!r} writes no template and no control: native and raw need llama.cpp's.")

@@ -23,14 +23,14 @@ Experiment: TypeAlias = Callable[[Talk, Facts], Awaitable[Saw]]
 # In the order of EXPERIMENTS; what others build on stands before them.
 RUN: Mapping[str, Experiment] = {
     "reachable": plain.reachable,
-    "models": plain.models,
+    "models": plain.examine_models,
     "slots": plain.slots,
     "context": plain.context,
     "unknown_fields": plain.unknown_fields,
     "max_tokens": plain.max_tokens,
     "max_completion_tokens": plain.max_completion_tokens,
     "stream_usage": plain.stream_usage,
-    "reasoning": plain.reasoning,
+    "reasoning": plain.examine_reasoning,
     "logprobs": plain.logprobs,
     "logprobs_stream": plain.logprobs_stream,
     "tool_stream": plain.tool_stream,

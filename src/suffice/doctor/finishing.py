@@ -10,7 +10,7 @@ from typing import Any
 
 from suffice.doctor.seen import THINK, THINK_CAP, Facts, Saw, quoted, within
 from suffice.doctor.talk import CHAT, StreamTranscript, Talk
-from suffice.upstream.continuation import Continuation, Limits, PrefillStripper, Prompt, Thought, build
+from suffice.upstream.continuation import Continuation, Limits, PrefillStripper, Prompt, Thought, build_continuation
 from suffice.upstream.drivers import DRIVERS
 
 LIST = "Write the whole numbers from 1 to 12 on one line, separated by commas."
@@ -77,7 +77,7 @@ async def _continuation(talk: Talk, method: Any, *, prompt: Prompt | None) -> Co
     body = {"model": talk.model, "messages": [{"role": "user", "content": LIST}], "temperature": 0}
     # A server whose driver names no way to continue a message is tried in the way that most have.
     driver = settings.driver if DRIVERS[settings.driver].prefill is not None else "llama.cpp"
-    return build(method, body, closed, driver=driver, prompt=prompt, limits=Limits(max_tokens=12))
+    return build_continuation(method, body, closed, driver=driver, prompt=prompt, limits=Limits(max_tokens=12))
 
 
 async def native_end(talk: Talk, facts: Facts) -> Saw:

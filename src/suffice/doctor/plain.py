@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from suffice.doctor.seen import COUNT, THINK, THINK_CAP, Facts, Saw, ms, number, quoted, within
+from suffice.doctor.seen import COUNT, THINK, THINK_CAP, Facts, Saw, ms, parse_number, quoted, within
 from suffice.doctor.talk import StreamTranscript, Talk
 from suffice.upstream.wire import REASONING_FIELDS
 
@@ -24,7 +24,7 @@ _TOOL = {
 }
 
 
-async def models(talk: Talk, facts: Facts) -> Saw:
+async def examine_models(talk: Talk, facts: Facts) -> Saw:
     """List the models; remember what the list says about the one that is asked."""
     status, body = await talk.get("/v1/models")
     listed = within(body, "data")
@@ -34,7 +34,7 @@ async def models(talk: Talk, facts: Facts) -> Saw:
         return Saw("no", f"/v1/models answered {status} and listed nothing")
     mine = next((one for one in items if within(one, "id") == talk.model), None)
     facts.owned_by = str(within(mine, "owned_by") or "")
-    facts.context_tokens = number(within(mine, "max_model_len"))
+    facts.context_tokens = parse_number(within(mine, "max_model_len"))
     here = "among them the one asked for" if mine else f"not the one asked for, {talk.model!r}"
     return Saw("yes", f"{len(names)} listed, {here}")
 
@@ -88,7 +88,7 @@ async def stream_usage(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
     seen = await talk.stream(body)
     if seen.status != 200:
         return Saw("no", f"stream_options was answered {seen.refused}")
-    counted = number(within(seen.usage, "completion_tokens"))
+    counted = parse_number(within(seen.usage, "completion_tokens"))
     if seen.usage is None or not counted:
         return Saw("ignored", f"asked for and not sent: {seen.n_pieces} pieces and no usage")
     elsewhere = "null in the other chunks" if seen.null_usage else "absent from the other chunks"
@@ -96,7 +96,7 @@ async def stream_usage(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
     return Saw("yes", f"{prompt} prompt and {counted} completion tokens at the end, {elsewhere}")
 
 
-async def reasoning(talk: Talk, facts: Facts) -> Saw:
+async def examine_reasoning(talk: Talk, facts: Facts) -> Saw:
     """Where does a thought stand? Keeps the run: budgets are compared with it."""
     seen = facts.thought = await talk.stream(talk.body(THINK, THINK_CAP))
     if seen.status != 200:
@@ -188,13 +188,15 @@ async def slots(talk: Talk, facts: Facts) -> Saw:
     """How many requests at once? From /props or /slots."""
     status, props = await talk.get("/props")
     if status == 200:
-        facts.n_slots = number(within(props, "total_slots"))
-        facts.context_tokens = facts.context_tokens or number(within(props, "default_generation_settings", "n_ctx"))
+        facts.n_slots = parse_number(within(props, "total_slots"))
+        facts.context_tokens = facts.context_tokens or parse_number(
+            within(props, "default_generation_settings", "n_ctx")
+        )
     status, listed = await talk.get("/slots")
     if status == 200 and isinstance(listed, list) and listed:
         facts.can_list_slots = True
         facts.n_slots = facts.n_slots or len(listed)
-        facts.context_tokens = facts.context_tokens or number(within(listed[0], "n_ctx"))
+        facts.context_tokens = facts.context_tokens or parse_number(within(listed[0], "n_ctx"))
     if facts.n_slots is None:
         return Saw("no", "neither /props nor /slots says; write upstreams.NAME.slots yourself")
     return Saw("yes", f"{facts.n_slots} at once")

@@ -75,7 +75,7 @@ def from_log(episodes: Iterable[Episode], scorer: Scorer) -> FullRunCounts:
     return found
 
 
-def read_questions(lines: Iterable[str], where: str) -> list[dict[str, Any]]:
+def read_route_questions(lines: Iterable[str], where: str) -> list[dict[str, Any]]:
     """Requests from JSON lines with `question` (a string) or `messages`, and sampling fields beside it.
 
     Raises ConfigError with the line at fault.

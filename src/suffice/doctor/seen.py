@@ -36,7 +36,7 @@ class Facts:
     reports_cache: bool = False  # does usage say what a cache served?
 
 
-def number(value: object) -> int | None:
+def parse_number(value: object) -> int | None:
     """A count as a server writes it; None: something else."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 

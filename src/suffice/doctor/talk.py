@@ -54,7 +54,7 @@ class Whole:
     @property
     def refused(self) -> str:
         """How the server refused: its status and its own words, cut short."""
-        return f"{self.status}{said(self.body)}"
+        return f"{self.status}{error_message(self.body)}"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -82,7 +82,7 @@ class StreamTranscript:
     @property
     def refused(self) -> str:
         """How the server refused: its status and its own words, cut short."""
-        return f"{self.status}{said(self.error)}"
+        return f"{self.status}{error_message(self.error)}"
 
     @property
     def n_cached(self) -> int | None:
@@ -104,7 +104,7 @@ class StreamTranscript:
         return new + cached if isinstance(new, int) and isinstance(cached, int) else None
 
 
-def said(body: Mapping[str, Any]) -> str:
+def error_message(body: Mapping[str, Any]) -> str:
     """A server's own error message, cut short; "" when there is none."""
     error = body.get("error", body.get("message"))
     message = error.get("message") if isinstance(error, Mapping) else error

@@ -25,7 +25,7 @@ TIMEOUT_S: Final = 60.0
 
 
 @asynccontextmanager
-async def label_studio(url: str, *, api_key: str, timeout_s: float = TIMEOUT_S) -> AsyncIterator[LabelStudio]:
+async def connect_label_studio(url: str, *, api_key: str, timeout_s: float = TIMEOUT_S) -> AsyncIterator[LabelStudio]:
     """One server, while the block lasts. Raises ToolError.
 
     url      base address, such as http://127.0.0.1:8080
@@ -38,7 +38,7 @@ async def label_studio(url: str, *, api_key: str, timeout_s: float = TIMEOUT_S) 
 
 
 class LabelStudio:
-    """One server that can be asked; made by `label_studio`."""
+    """One server that can be asked; made by `connect_label_studio`."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
         self._url, self._session = url, session

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 SPARE_S = 1.0  # after the limit: the one who asked kills first, and knows why
 
 
-def judge(one: str, other: str) -> bool | None:
+def judge_formulas(one: str, other: str) -> bool | None:
     """Have two formulas the same value, by math-verify? None: one of them is no formula to it."""
     from math_verify import verify
 
@@ -37,16 +37,16 @@ def _read(formula: str) -> list[Any]:
     return list(parse(f"${formula}$", parsing_timeout=None, fallback_mode="no_fallback"))
 
 
-def serve(asked: TextIO, told: TextIO) -> None:
+def answer_requests(asked: TextIO, told: TextIO) -> None:
     """Answer until nobody asks."""
-    judge("1", "2")  # loads the grammar, which takes longer than any judgement
+    judge_formulas("1", "2")  # loads the grammar, which takes longer than any judgement
     told.write("true\n")
     told.flush()
     for line in asked:
         one, other, limit_s = json.loads(line)
         verdict: bool | None = None
         with _alarm(limit_s + SPARE_S), contextlib.suppress(Exception, RecursionError, MemoryError):
-            verdict = judge(one, other)
+            verdict = judge_formulas(one, other)
         told.write(json.dumps(verdict) + "\n")
         told.flush()
 
@@ -75,13 +75,13 @@ def _limit_memory(n_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (n_bytes, n_bytes))
 
 
-def main() -> None:
+def run_worker() -> None:
     """Serve standard input and output."""
     _limit_memory(int(sys.argv[1]))
     told = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints must not look like a verdict
-    serve(sys.stdin, told)
+    answer_requests(sys.stdin, told)
 
 
 if __name__ == "__main__":
-    main()
+    run_worker()

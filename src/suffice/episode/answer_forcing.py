@@ -22,7 +22,7 @@ from suffice.upstream import continuation
 from suffice.upstream.client import Headers, UpstreamClient, governed_headers
 from suffice.upstream.continuation import Continuation, Limits, Prompt, Thought
 from suffice.upstream.drivers import DRIVERS, DriverFacts
-from suffice.upstream.findings import verdict
+from suffice.upstream.findings import find_verdict
 from suffice.upstream.wire import encode_json
 
 CHARS_A_TOKEN = 4.5  # of English text; only to estimate the prompt of a call that was cut off before it counted
@@ -210,7 +210,7 @@ class Continuer:
             logprobs=N_RIVALS if trial else 0,
         )
         try:
-            request = continuation.build(
+            request = continuation.build_continuation(
                 method,
                 self._body,
                 self._thought(thought),
@@ -221,7 +221,7 @@ class Continuer:
             )
         except ValueError as error:
             raise UpstreamProtocol(str(error)) from None
-        if verdict(self._client.findings, "stream_usage") == "no":
+        if find_verdict(self._client.findings, "stream_usage") == "no":
             del request.body["stream_options"]  # as for the client's own call
         return replace(request, opened=request.opened and self.thinks_inline())
 

@@ -18,7 +18,7 @@ from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import UpstreamBusy, UpstreamError, UpstreamProtocol
 from suffice.scoring.base import Scorer
 from suffice.upstream.client import Headers, UpstreamClient, governed_headers
-from suffice.upstream.drivers import CHAT_PATH, thinking_is_off, with_fields
+from suffice.upstream.drivers import CHAT_PATH, merge_fields, thinking_is_off
 from suffice.upstream.wire import encode_json
 
 PAIR_TIMEOUT_S = 600.0  # of a whole second run
@@ -42,7 +42,7 @@ async def ask_twice(
 
     body  the client's, as it was sent for the full run
     """
-    account, asked = CallAccount("probe"), with_fields(body, arm.fields)
+    account, asked = CallAccount("probe"), merge_fields(body, arm.fields)
     text: str | None = None
     try:
         async with asyncio.timeout(PAIR_TIMEOUT_S):

@@ -53,7 +53,7 @@ class Prober:
         """The step that ends at `point`, with the answer that a stop there would deliver."""
         trial = await self._try(point.prefix, point.tokens_used)
         if trial is None:
-            return missing(point)
+            return missing_step(point)
         return Step(
             index=point.index,
             tokens=point.tokens,
@@ -143,7 +143,7 @@ class Prober:
         )
 
 
-def missing(point: Checkpoint) -> Step:
+def missing_step(point: Checkpoint) -> Step:
     """A step whose trial answer is unknown."""
     return Step(index=point.index, tokens=point.tokens, answer=None, answer_source=None, text=point.text, missing=True)
 

@@ -15,7 +15,7 @@ from typing import Any
 from suffice.episode.chunk_parsing import first_choice, n_tokens, note_usage
 from suffice.episode.held_tail import Delivery, OwnEnd, data_frame
 from suffice.episode.ledger import CallAccount, Ledger
-from suffice.episode.probe import Prober, missing, visible
+from suffice.episode.probe import Prober, missing_step, visible
 from suffice.episode.report import suffice_object
 from suffice.episode.segment import Checkpoint, StepCutter
 from suffice.episode.stream_state import StepEnd, StreamState, Wants
@@ -199,7 +199,7 @@ class ReasoningRun:
     def _unprobed(self, point: Checkpoint) -> Step:
         """A step that no probe looks at: what its text shows, or missing where one should have looked."""
         if self._prober is not None:
-            return missing(point)
+            return missing_step(point)
         step = visible(point, self.extract(point.text), self._visible)
         self._visible = step.answer
         return step
@@ -210,7 +210,7 @@ class ReasoningRun:
             return probing.result()
         except Exception:  # noqa: BLE001 - a broken probe costs tokens, never an answer
             self._prober_fails()
-            return missing(asked)
+            return missing_step(asked)
 
     async def _either(self, probing: asyncio.Task[Step], waiting: deque[Checkpoint]) -> None:
         """Wait for the probe or for the next bytes, and pass bytes on at once."""

@@ -70,7 +70,7 @@ def choose(
     return Ahead(fields=fields | (effort or {}), budget_tokens=budget, has_effort=effort is not None)
 
 
-def problem(route: Route, upstream: Upstream) -> str | None:
+def effort_problem(route: Route, upstream: Upstream) -> str | None:
     """Why the upstream cannot be told what the route wants; None: it can."""
     facts = DRIVERS[upstream.driver]
     if route.budget_tokens is not None and facts.budget is None:

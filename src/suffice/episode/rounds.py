@@ -193,7 +193,7 @@ class RoundsRun:
         ledger, chosen = self.ledger, self.return_step
         ledger.answer = self.answer_of(chosen)
         if ledger.request.kind == "samples" and self.seen:
-            ledger.vote = vote.count([s.answer for s in self.seen]).counts
+            ledger.vote = vote.count_votes([s.answer for s in self.seen]).counts
         would = self._chosen(acting=True)
         shadow = not self.acts and ledger.request.ungoverned is None and ledger.stop_step is None
         if shadow and self.answer_of(would) != ledger.answer:
@@ -296,7 +296,7 @@ class RoundsRun:
         if not any(a is not None for a in answers):
             return None
         if self.ledger.request.kind == "samples":
-            return vote.count(answers).winner
+            return vote.count_votes(answers).winner
         if acting:
             try:
                 step = self.returning(answers, [s.confidence for s in self.seen])

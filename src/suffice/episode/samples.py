@@ -118,7 +118,9 @@ class SampleRun:
             # Its traceback would hold on to everything that was read.
             return Sample(index, None, None, account.completion_tokens, failure=error.with_traceback(None))
         account.cancelled = False
-        return Sample(index, body, self._extract(text_of(body)[-ANSWER_LIMIT_CHARS:]), account.completion_tokens)
+        return Sample(
+            index, body, self._extract(completion_text(body)[-ANSWER_LIMIT_CHARS:]), account.completion_tokens
+        )
 
     def _extract(self, text: str) -> str | None:
         try:
@@ -132,7 +134,7 @@ class SampleRun:
         async with self.client.open(self.path, self._written(index), headers, extra=extra) as call:
             self.ledger.n_refused += extra and call.asks_for_less
             if call.status != 200 or call.content_type != "text/event-stream":
-                raise await refusal(call)
+                raise await sample_refusal(call)
             account.began = True
             return await _assemble(call, account, self.max_bytes)
 
@@ -150,7 +152,7 @@ class SampleRun:
         if not good:
             failures = [s.failure for s in self.seen if s.failure is not None]
             raise failures[0] if failures else UpstreamProtocol("no sample came")
-        result = vote.count([s.answer for s in good])
+        result = vote.count_votes([s.answer for s in good])
         winner = good[result.winner - 1]
         self.ledger.vote = result.counts
         self.ledger.answer = result.answer
@@ -188,7 +190,7 @@ async def _assemble(call: Call, account: CallAccount, max_bytes: int) -> dict[st
     return body
 
 
-async def refusal(call: Call) -> UpstreamError:
+async def sample_refusal(call: Call) -> UpstreamError:
     """What an answer means that is no stream: the upstream's own error, or a broken protocol."""
     if 400 <= call.status < 600:
         return SampleRefusal(call.status, call.content_type, await call.read_all(), call.headers)
@@ -197,7 +199,7 @@ async def refusal(call: Call) -> UpstreamError:
     return UpstreamProtocol(f"the upstream answered {call.content_type!r} where a stream was asked for")
 
 
-def text_of(body: Mapping[str, Any]) -> str:
+def completion_text(body: Mapping[str, Any]) -> str:
     """The answer text of a completion; "" when it has none."""
     try:
         return str(body["choices"][0]["message"].get("content") or "")

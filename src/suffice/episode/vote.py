@@ -20,7 +20,7 @@ class Vote:
     counts: tuple[tuple[str, int], ...]  # answers and votes, leader first, ties by first seen
 
 
-def count(answers: Sequence[str | None]) -> Vote:
+def count_votes(answers: Sequence[str | None]) -> Vote:
     """Count the answers of samples 1..k in launch order. Raises ValueError when there are none."""
     if not answers:
         raise ValueError("vote: needs at least one sample")

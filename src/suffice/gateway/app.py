@@ -16,7 +16,7 @@ from suffice.gateway import feedback, pages
 from suffice.gateway.auth import ANYONE, Caller, caller_of, set_caller
 from suffice.gateway.chat import chat
 from suffice.gateway.context import Gateway
-from suffice.gateway.decide import decide
+from suffice.gateway.decide import decide_step
 from suffice.gateway.exchange import FOREIGN_PAGE, Exchange, Message, Receive, Scope, Send, headers_of
 from suffice.gateway.key_limits import KeyLimitError
 from suffice.gateway.passthrough import COMPLETIONS, EMBEDDINGS, ENGINE, MESSAGES, RESPONSES, Api, Passthrough
@@ -53,12 +53,12 @@ def _passed(method: str, path: str, api: Api) -> Endpoint:
 # With and without /v1.
 API = (
     Endpoint("/chat/completions", "POST", chat, spends=True),
-    Endpoint("/models", "GET", pages.models),
+    Endpoint("/models", "GET", pages.list_models),
     Endpoint("/feedback", "POST", feedback.one, guarded_inside=True, takes_feedback=True, takes_tokens=True),
     Endpoint("/feedback/batch", "POST", feedback.batch, takes_feedback=True),
     Endpoint("/feedback/label-studio", "POST", feedback.from_label_studio, takes_feedback=True),
     Endpoint("/feedback/langfuse", "POST", feedback.from_langfuse, guarded_inside=True, takes_feedback=True),
-    Endpoint("/decide", "POST", decide),
+    Endpoint("/decide", "POST", decide_step),
     _passed("POST", "/completions", COMPLETIONS),
     _passed("POST", "/embeddings", EMBEDDINGS),
     _passed("POST", "/responses", RESPONSES),

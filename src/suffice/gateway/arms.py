@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from suffice.gateway.deployment import fits
+from suffice.gateway.deployment import is_servable
 from suffice.gateway.route import BuiltRoute
 from suffice.store.routes.in_force import InForce
 
@@ -21,6 +21,6 @@ def serving_arm(base: BuiltRoute, held: InForce) -> BuiltRoute:
     base  the route as its settings have it, without any publication
     """
     waiting, made = replace(base, in_force=held), held.publication
-    if made is None or not held.level or not fits(base, made) or made.arm not in base.settings.arms:
+    if made is None or not held.level or not is_servable(base, made) or made.arm not in base.settings.arms:
         return waiting
     return replace(waiting, certified=True, arm=made.arm, policy_version=made.version)

@@ -95,7 +95,7 @@ async def one_request(
         ledger.feedback_token = token
         ledger.promise = gw.promise_to(admitted.route)
         exchange.own_headers += _reply_headers(admitted.request)
-        request_log.begin(gw, ledger)
+        request_log.write_request(gw, ledger)
         questions.keep(gw, admitted.route, ledger, lambda: written_out(admitted.intake.body.get("messages") or ()))
         end = await _serve(gw, ledger, receive, exchange, answer(gw, admitted, ledger, exchange))
     except BadRequest as error:
@@ -114,7 +114,7 @@ async def one_request(
         if ledger is None:
             request = blank(gw, episode_id, None, "unreadable", endpoint)
             ledger = Ledger(request, started)
-            request_log.begin(gw, ledger)
+            request_log.write_request(gw, ledger)
         ledger.status, ledger.first_byte_s = exchange.status, exchange.first_byte_s
         request_log.close(gw, ledger, end)
 
@@ -203,7 +203,7 @@ async def _answer(gw: Gateway, admitted: AdmittedRequest, ledger: Ledger, exchan
         exchange=exchange,
     )
     try:
-        await (govern.samples if request.kind == "samples" else govern.reasoning)(job)
+        await (govern.govern_samples if request.kind == "samples" else govern.govern_reasoning)(job)
     except UpstreamError:
         raise
     except Exception as error:
@@ -254,7 +254,7 @@ def admit(
 def find_route(gw: Gateway, model: str, named: dict[str, str], caller: Caller) -> BuiltRoute | None:
     """The request's route. Raises BadRequest for one that is not there, or that the caller's key may not use."""
     asked = named.get("x-suffice-route")
-    found = route.find(route.usable(gw.routes, caller, by_name=asked is not None), model=model, asked=asked)
+    found = route.find_route(route.usable(gw.routes, caller, by_name=asked is not None), model=model, asked=asked)
     if found is not None or (asked is None and not caller.is_restricted):
         return found
     if asked is None:

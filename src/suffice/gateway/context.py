@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
-from suffice.assurance.extractable import WINDOW_RUNS, refusal
+from suffice.assurance.extractable import WINDOW_RUNS, extractability_refusal
 from suffice.assurance.fallback import even_loads
 from suffice.assurance.lengths import HandOvers, RunLengths
 from suffice.episode.rounds import RoundsRun
@@ -31,7 +31,7 @@ from suffice.scoring.base import scorer_label
 from suffice.settings import Settings
 from suffice.signals.drafts import Embedder
 from suffice.store.database.log import EventLog
-from suffice.store.people.promises import beside
+from suffice.store.people.promises import read_other_arms
 from suffice.telemetry import LOG, Metrics
 from suffice.types import Outcome, Request
 from suffice.upstream.client import UpstreamClient
@@ -271,7 +271,7 @@ class Gateway:
             killed=self.kill.on,
             unread=self.serves == "full",
             classes=self.classes.get(route.name),
-            beside=beside(self.variants.experiments, self.variants.trials).get(route.name, ()),
+            beside=read_other_arms(self.variants.experiments, self.variants.trials).get(route.name, ()),
         )
 
     def export_promises(self) -> None:
@@ -307,7 +307,7 @@ class Gateway:
 
     def _checked(self, route: BuiltRoute) -> BuiltRoute:
         """The route as its latest full runs allow it. A request that runs now keeps the route it has."""
-        refused = refusal(tuple(self.extracted[route.name]), scorer_label(route.settings.scorer))
+        refused = extractability_refusal(tuple(self.extracted[route.name]), scorer_label(route.settings.scorer))
         if route.settings.mode == "enforce" and (refused is None) != (route.refused is None):
             LOG.warning("routes.%s: %s", route.name, f"behaves as observe: {refused}" if refused else "acts again")
         return replace(route, refused=refused)

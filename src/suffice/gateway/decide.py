@@ -82,7 +82,7 @@ class DecideRequest:
     planned_steps: int | None
 
 
-async def decide(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
+async def decide_step(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
     """Take one step of a client's loop and answer with what to do next."""
     exchange = Exchange(send, [], gw.monotonic_s)
     headers = headers_of(scope)

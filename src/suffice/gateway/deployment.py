@@ -65,9 +65,9 @@ class LevelPolicies(Sequence[Policy]):
         return (self[at] for at in range(self._n))
 
 
-def fits(route: BuiltRoute, made: Publication) -> bool:
+def is_servable(route: BuiltRoute, made: Publication) -> bool:
     """May this publication be acted on here?"""
-    return route_guarantee.fits(route.settings, route.settings.max_em_drop, route.setup, made)
+    return route_guarantee.covers(route.settings, route.settings.max_em_drop, route.setup, made)
 
 
 def rested(base: BuiltRoute, why: str) -> BuiltRoute:
@@ -75,7 +75,7 @@ def rested(base: BuiltRoute, why: str) -> BuiltRoute:
     return replace(base, holding=replace(NO_OVERRIDES, observe=why))
 
 
-def serving(base: BuiltRoute, held: InForce, version: FoldedVersion | None) -> BuiltRoute:
+def deploy_route(base: BuiltRoute, held: InForce, version: FoldedVersion | None) -> BuiltRoute:
     """The route as it serves what is in force.
 
     base     the route as its settings have it, without any publication
@@ -85,7 +85,7 @@ def serving(base: BuiltRoute, held: InForce, version: FoldedVersion | None) -> B
     """
     waiting = replace(base, in_force=held, in_burst=held.epoch is not None and held.in_burst)
     made = held.publication
-    if made is None or version is None or not held.level or not fits(base, made):
+    if made is None or version is None or not held.level or not is_servable(base, made):
         return waiting
     if version.address != made.fit or made.level >= version.n_levels:
         raise ConfigError(f"routes.{base.name}: version {made.fit} does not have what was published")

@@ -26,7 +26,7 @@ from suffice.errors import BadRequest, StoreError, StoreFull
 from suffice.gateway.auth import ANYONE, Caller
 from suffice.gateway.context import Gateway
 from suffice.gateway.exchange import FOREIGN_PAGE, ClientGone, Exchange, Receive, Scope, Send, headers_of, read_body
-from suffice.gateway.feedback_form import id_conflict, read_feedback, sealed
+from suffice.gateway.feedback_form import id_conflict, read_feedback, seal_feedback
 from suffice.gateway.request_parsing import check_body_headers, parse_json, read_aside
 from suffice.review import label_studio, langfuse
 from suffice.rollout import feedback_token
@@ -143,7 +143,7 @@ def voice_of(
     signed  a signature was checked in a key's place
     """
     if token is not None:
-        episode = feedback_token.read(token, now_s=gw.wall_s(), salt=gw.salt)
+        episode = feedback_token.read_token(token, now_s=gw.wall_s(), salt=gw.salt)
         # One name for all of them: together they weigh no more than one key.
         return Voice(sender=sender_key("feedback token", salt=gw.salt), door="token", episode=episode)
     caller = ANYONE if signed else gw.keys.require(headers, feedback=True)
@@ -213,7 +213,7 @@ def _read(gw: Gateway, voice: Voice, body: Any) -> Row:
             raise BadRequest(message, status=429, code="too_much_feedback")
     except BadRequest as error:
         return error
-    return sealed(said, sender=voice.sender, door=voice.door, salt=gw.salt)
+    return seal_feedback(said, sender=voice.sender, door=voice.door, salt=gw.salt)
 
 
 # --------------------------------------------------------------------------- reading and storing
@@ -238,7 +238,7 @@ async def _body_and_token(
     except BadRequest as error:
         refused = error
     if token is not None:
-        feedback_token.read(token, now_s=gw.wall_s(), salt=gw.salt)
+        feedback_token.read_token(token, now_s=gw.wall_s(), salt=gw.salt)
     limit_bytes = UNKEYED_LIMIT_BYTES if refused is not None and token is None else LIMIT_BYTES
     # Plain text is what a page of another origin may send, as a beacon; it will do for a token in the body.
     plain = [
@@ -255,7 +255,7 @@ async def _body_and_token(
         found = _TOKEN.search(raw)
         if found is None:
             raise refused
-        feedback_token.read(found[1].decode("latin-1"), now_s=gw.wall_s(), salt=gw.salt)
+        feedback_token.read_token(found[1].decode("latin-1"), now_s=gw.wall_s(), salt=gw.salt)
     body = await read_aside(parse_json, raw, gw.settings.server)
     if "token" not in body:
         check_body_headers(headers, limit_bytes)

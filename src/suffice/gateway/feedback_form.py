@@ -72,7 +72,7 @@ def read_feedback(body: Mapping[str, Any], declared: Declared | None = None) -> 
     return _with_metrics(given, declared)
 
 
-def sealed(said: Feedback, *, sender: str, door: str, salt: str) -> Feedback:
+def seal_feedback(said: Feedback, *, sender: str, door: str, salt: str) -> Feedback:
     """The feedback as the log may keep it: under the name of its key, and of no person by their own name."""
     user = sender_key(f"user {joined(sender, said.user)}", salt=salt) if said.user else ""
     return replace(said, sender=sender, door=door, user=user)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from suffice.gateway.deployment import fits
+from suffice.gateway.deployment import is_servable
 from suffice.gateway.route import BuiltRoute
 from suffice.store.routes.in_force import InForce
 from suffice.store.routes.rollouts import own_version
@@ -23,6 +23,11 @@ def serving_own(base: BuiltRoute, held: InForce) -> BuiltRoute:
     """
     waiting = replace(base, in_force=held, in_burst=held.epoch is not None and held.in_burst)
     made = held.publication
-    if made is None or not held.level or not fits(base, made) or made.version != own_version(base.settings).address:
+    if (
+        made is None
+        or not held.level
+        or not is_servable(base, made)
+        or made.version != own_version(base.settings).address
+    ):
         return waiting
     return replace(waiting, certified=True)

@@ -19,7 +19,7 @@ from suffice.episode.probe import KEPT_CALLS, Prober
 from suffice.episode.reasoning import ReasoningRun
 from suffice.episode.reasoning_budget import NOTHING, Ahead, choose
 from suffice.episode.report import suffice_object, usage_json
-from suffice.episode.samples import SampleRun, refusal
+from suffice.episode.samples import SampleRun, sample_refusal
 from suffice.episode.segment import Segmenter, StepCutter, build_segmenter
 from suffice.episode.stop_transition import HandOver
 from suffice.episode.stream_state import Wants
@@ -37,8 +37,8 @@ from suffice.settings import Probe
 from suffice.signals.observe import Observer
 from suffice.types import Decision, Purpose, Signals, Step
 from suffice.upstream.client import Call, UpstreamClient, governed_headers
-from suffice.upstream.drivers import CHAT_PATH, thinking_is_off, with_fields
-from suffice.upstream.findings import verdict
+from suffice.upstream.drivers import CHAT_PATH, merge_fields, thinking_is_off
+from suffice.upstream.findings import find_verdict
 from suffice.upstream.wire import DONE, REASONING_FIELDS, encode_json
 
 REFUSALS = frozenset({400, 422})  # what servers answer to a field that they do not take
@@ -92,7 +92,7 @@ def recorder(job: GovernedRequest, may_stop: Callable[[], bool]) -> Callable[[St
 # --------------------------------------------------------------------------- reasoning
 
 
-async def reasoning(job: GovernedRequest) -> None:
+async def govern_reasoning(job: GovernedRequest) -> None:
     """One chain of thought, relayed, watched, and closed when the policy says so."""
     route, ledger = job.route.settings, job.ledger
     ledger.tells_probes = job.route.acts or route.probe is None
@@ -216,7 +216,7 @@ async def _open_run(
     settings, ledger, exchange = job.client.settings, job.ledger, job.exchange
     async with _accepted(job, ahead, purpose) as (call, account, took):
         if call.status != 200 or call.content_type != "text/event-stream":
-            raise await refusal(call)
+            raise await sample_refusal(call)
         if call.is_encoded:
             raise UpstreamProtocol("the upstream compressed a stream that was asked for as it is")
         account.began = True
@@ -240,7 +240,7 @@ async def _open_run(
                 joined=job.intake.stream,
             ),
             drain=is_measured(ledger.request),
-            opened=settings.think_opened and not thinking_is_off(with_fields(job.intake.body, took.fields)),
+            opened=settings.think_opened and not thinking_is_off(merge_fields(job.intake.body, took.fields)),
         )
         continuer.thinks_inline = lambda: run.seen.inline
         run.hidden_thought = purpose == "rerun" and job.intake.stream
@@ -267,7 +267,7 @@ async def _accepted(
     body, headers, refused = _upstream_body(job), governed_headers(job.headers), False
     if ahead.fields and ahead.name not in job.client.refuses:
         account = job.ledger.open_call(purpose)
-        asked = encode_json(with_fields(body, ahead.fields))
+        asked = encode_json(merge_fields(body, ahead.fields))
         async with job.client.open(CHAT_PATH, asked, headers, extra=purpose == "rerun") as call:
             refused = call.status in REFUSALS
             if not refused:
@@ -312,7 +312,7 @@ def _upstream_body(job: GovernedRequest) -> dict[str, Any]:
     Where doctor saw usage refused, it is not asked for: tokens are counted by pieces instead.
     """
     body = dict(job.intake.body)
-    if verdict(job.client.findings, "stream_usage") == "no":
+    if find_verdict(job.client.findings, "stream_usage") == "no":
         return body | {"stream": True}
     given = body.get("stream_options")
     options = dict(given) if isinstance(given, dict) else {}
@@ -379,7 +379,7 @@ def _pinged(job: GovernedRequest) -> AbstractAsyncContextManager[None]:
 # --------------------------------------------------------------------------- samples
 
 
-async def samples(job: GovernedRequest) -> None:
+async def govern_samples(job: GovernedRequest) -> None:
     """Draw samples until the vote is decided or the policy stops; deliver the winner as one completion."""
     ledger, request = job.ledger, job.ledger.request
     n = request.n_samples

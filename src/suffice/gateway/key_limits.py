@@ -112,7 +112,7 @@ class KeyLimits:
     @staticmethod
     def _turn(use: _Use, wall_s: float) -> None:
         """Begin a new day, if it is one. What is unwritten of the old one is a matter of seconds."""
-        day = day_of(wall_s)
+        day = utc_day(wall_s)
         if day != use.day:
             use.day, use.n_tokens, use.n_unwritten = day, 0, 0
 
@@ -123,6 +123,6 @@ def _is_limited(caller: Caller) -> bool:
     return any(limit is not None for limit in limits)
 
 
-def day_of(wall_s: float) -> str:
+def utc_day(wall_s: float) -> str:
     """The UTC day of a Unix time, as 2026-01-31."""
     return datetime.fromtimestamp(wall_s, UTC).strftime("%Y-%m-%d")

@@ -92,7 +92,7 @@ class KillSwitch:
         return replace(route, certified=False, folds=(), levels=(), risks=False, refused="the kill switch is pulled")
 
 
-def pull(file: Path, reason: str, author: str) -> bool:
+def set_switch(file: Path, reason: str, author: str) -> bool:
     """Pull the switch, or write another reason into a pulled one; True: it was not pulled before. Raises OSError."""
     was_there = file.exists()
     if not file.parent.is_dir():
@@ -104,7 +104,7 @@ def pull(file: Path, reason: str, author: str) -> bool:
     return not was_there
 
 
-def release(file: Path) -> bool:
+def clear_switch(file: Path) -> bool:
     """Release the switch; False: it was not pulled. Raises OSError."""
     try:
         file.unlink()

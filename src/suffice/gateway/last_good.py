@@ -69,7 +69,7 @@ class LastGood:
         return any(one.matters for one in self.routes.values())
 
 
-def seal(good: LastGood, *, secret: str) -> bytes:
+def seal_last_good(good: LastGood, *, secret: str) -> bytes:
     """The file's bytes. Raises ConfigError without a secret, and ValueError for what JSON cannot carry.
 
     secret  of the deployment, not empty; HMAC-SHA256
@@ -78,7 +78,7 @@ def seal(good: LastGood, *, secret: str) -> bytes:
     return b"%b %b %b\n%b" % (_MARK, sha256(content).hexdigest().encode(), _signature(content, secret), content)
 
 
-def opened(source: bytes, *, secret: str, now_s: float, most_s: float) -> LastGood:
+def open_sealed(source: bytes, *, secret: str, now_s: float, most_s: float) -> LastGood:
     """What was sealed. Raises ConfigError with one sentence why not.
 
     now_s   Unix time
@@ -106,7 +106,7 @@ def opened(source: bytes, *, secret: str, now_s: float, most_s: float) -> LastGo
     return good
 
 
-def read(file: Path, *, secret: str, now_s: float, most_s: float) -> LastGood | None:
+def read_last_good(file: Path, *, secret: str, now_s: float, most_s: float) -> LastGood | None:
     """What a file holds; None: there is no file. Raises ConfigError with the file's name and why it is not served."""
     try:
         with file.open("rb") as handle:
@@ -116,17 +116,17 @@ def read(file: Path, *, secret: str, now_s: float, most_s: float) -> LastGood | 
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
     try:
-        return opened(source, secret=secret, now_s=now_s, most_s=most_s)
+        return open_sealed(source, secret=secret, now_s=now_s, most_s=most_s)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
 
 
-def write(file: Path, good: LastGood, *, secret: str) -> None:
+def write_last_good(file: Path, good: LastGood, *, secret: str) -> None:
     """Put it in the place of the file that is there, synced: the old one or this one, never a mixture.
 
     Raises OSError, ConfigError and ValueError, and then the old one is there.
     """
-    content = seal(good, secret=secret)
+    content = seal_last_good(good, secret=secret)
     with whole_file(file) as part:
         part.write_bytes(content)
 
@@ -158,7 +158,7 @@ class LastGoodWriter:
         if not self.is_due(changed=changed):
             return True
         try:
-            write(self.file, made(), secret=self._secret)
+            write_last_good(self.file, made(), secret=self._secret)
         except (OSError, ConfigError, ValueError, TypeError) as error:
             self._fail(error, changed=changed)
             return False

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from suffice.assurance.fallback import Admission, Fallback, admission
-from suffice.assurance.pressure import Operation, level_of, look
+from suffice.assurance.pressure import Operation, level_of, update_pressure
 from suffice.gateway.load import QUEUE_S, RouteLoad, Smooth
 from suffice.gateway.route import BuiltRoute
 from suffice.settings import Route, Upstream
@@ -146,7 +146,7 @@ class LoadControl:
         if targets is None:
             return
         before, queue = route.operation, self.queue(route.settings.upstream)
-        route.operation = look(before, targets, route.load.measured(now_s, queue=queue), now_s=now_s)
+        route.operation = update_pressure(before, targets, route.load.measured(now_s, queue=queue), now_s=now_s)
         if route.operation.n_moves > before.n_moves:
             stance = route.operation.stance
             metrics.inc("suffice_operating_moves_total", route.name, stance)

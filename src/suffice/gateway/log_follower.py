@@ -26,12 +26,12 @@ from suffice.assurance.tally import Tally
 from suffice.errors import ConfigError, StoreError
 from suffice.gateway.arms import serving_arm
 from suffice.gateway.context import Gateway
-from suffice.gateway.deployment import rested, serving
+from suffice.gateway.deployment import deploy_route, rested
 from suffice.gateway.fixed_policy import serving_own
 from suffice.gateway.last_good import GoodRoute, LastGood, LastGoodWriter
-from suffice.gateway.overrides import brought_back, pinned, promised, resting
+from suffice.gateway.overrides import apply_budget, apply_pinned_publication, pinned, resting
 from suffice.gateway.route import BuiltRoute
-from suffice.gateway.timer import watched
+from suffice.gateway.timer import run_periodically
 from suffice.gateway.variants import RolloutTrial
 from suffice.learn.version import FoldedVersion, load_version, read_version
 from suffice.policy.base import build_policy
@@ -44,11 +44,11 @@ from suffice.store.database.views import newest_of
 from suffice.store.people.holds import NOTHING_HELD, read_holds
 from suffice.store.people.promises import audits_by_class
 from suffice.store.routes.candidates import models_of
-from suffice.store.routes.experiments import read_experiments, running
+from suffice.store.routes.experiments import read_experiments, read_running_experiments
 from suffice.store.routes.in_force import NOTHING, NOTHING_DECIDED, InForce, read_decided
 from suffice.store.routes.recommendations import newest_outlook, newest_place
 from suffice.store.routes.rollouts import own_version, read_rollouts, succession, version_at
-from suffice.store.routes.rollouts import running as running_rollouts
+from suffice.store.routes.rollouts import read_running_rollouts as running_rollouts
 from suffice.store.routes.rollups import read_tallies, read_to
 from suffice.store.routes.sampling import newest_rates
 from suffice.store.rows.events import RequestEnded, RequestSeen
@@ -146,7 +146,7 @@ class Follower:
         newest = newest_of(connection, _VARYING)
         if newest == self._varied_at:
             return
-        experiments, held = running(read_experiments(connection)), read_rollouts(connection)
+        experiments, held = read_running_experiments(read_experiments(connection)), read_rollouts(connection)
         tried = running_rollouts(held)
         trials, standing, stands = (
             dict[str, RolloutTrial](),
@@ -250,7 +250,7 @@ class Follower:
         before, self._in_force[base.name] = self._in_force.get(base.name), held
         if not base.settings.certifies_itself:
             return replace(base, in_force=held, holding=resting(holding, held.pause))
-        own = replace(promised(base, holding), holding=holding)
+        own = replace(apply_budget(base, holding), holding=holding)
         if base.settings.is_paired:
             # One that acts uncertified has no certificate that a pause could take away.
             rests = replace(own, holding=resting(holding, held.pause)) if base.settings.uncertified else own
@@ -270,11 +270,11 @@ class Follower:
                     self._refuse(_refusal(base.name, held, why, f"publication {_number(earlier)} stays in force"))
                     return built
         self._refuse(_refusal(base.name, held, why, "the route runs in full"))
-        return serving(own, held, None)
+        return deploy_route(own, held, None)
 
     def _built(self, own: BuiltRoute, held: InForce, connection: sqlite3.Connection | None) -> BuiltRoute:
         """The route with the version that is in force. Raises ConfigError, and whatever the version does."""
-        return serving(own, held, self._version(held, connection))
+        return deploy_route(own, held, self._version(held, connection))
 
     def _refuse(self, told: VersionRefusal) -> None:
         """Say it in the log of the process, in the metrics and in the log, where the job `notify` finds it."""
@@ -310,7 +310,7 @@ class Follower:
         """Give requests to come these routes, and metrics what the job `monitor` saw and what people hold."""
         for name, (_, outlook) in self._outlooks.items():
             if outlook is not None:
-                export(outlook, name, self._gw.metrics)
+                export_gauges(outlook, name, self._gw.metrics)
                 self._gw.classes[name] = audits_by_class(outlook)
         for name in {route.name for route in self._gw.routes} & self._tallies.keys():
             saving = saving_of(self._tallies[name])
@@ -500,7 +500,7 @@ def _earlier(held: InForce, before: InForce | None) -> InForce | None:
     made, told = held.publication, None if before is None else before.publication
     if made is None or told is None or before is None or not held.level or not before.level:
         return None
-    return brought_back(held, made, told) if told.epoch == held.n_epochs else None
+    return apply_pinned_publication(held, made, told) if told.epoch == held.n_epochs else None
 
 
 def _number(held: InForce) -> int:
@@ -508,7 +508,7 @@ def _number(held: InForce) -> int:
     return 0 if held.publication is None else held.publication.number
 
 
-def export(outlook: Outlook, route: str, metrics: Metrics) -> None:
+def export_gauges(outlook: Outlook, route: str, metrics: Metrics) -> None:
     """Write the latest look at a route into the gauges; what is not known is left out."""
     whole, drop = outlook.whole, outlook.drop
     if whole is not None and whole.em_drop is not None and whole.em_drop.high is not None:
@@ -538,7 +538,7 @@ async def following(follower: Follower, metrics: Metrics) -> AsyncIterator[None]
     follower.refresh()
     task = asyncio.create_task(follower.follow())
     try:
-        with watched(follower.glance, metrics, site="follow", every_s=LOOK_S):
+        with run_periodically(follower.glance, metrics, site="follow", every_s=LOOK_S):
             yield
     finally:
         task.cancel()

@@ -15,25 +15,25 @@ import msgspec
 from suffice.gateway.route import BuiltRoute
 from suffice.review import route_guarantee
 from suffice.review.override import InEffect
-from suffice.review.route_guarantee import served
+from suffice.review.route_guarantee import effective_publication
 from suffice.store.routes.in_force import InForce
 from suffice.types import Pause, Publication
 
 
 def pinned(held: InForce, holding: InEffect) -> InForce:
-    """What is in force where a person has pinned an earlier publication, see `review.route_guarantee.served`."""
+    """What is in force where a person has pinned an earlier publication."""
     if held.pause is not None or held.publication is None:
         return held
-    made = served(held.publication, held.n_epochs, holding)
+    made = effective_publication(held.publication, held.n_epochs, holding)
     return held if made is held.publication else replace(held, publication=made)
 
 
-def brought_back(held: InForce, made: Publication, told: Publication) -> InForce:
+def apply_pinned_publication(held: InForce, made: Publication, told: Publication) -> InForce:
     """What is in force where an earlier publication is served in the place of the newest."""
-    return replace(held, publication=route_guarantee.brought_back(made, told))
+    return replace(held, publication=route_guarantee.pin_publication(made, told))
 
 
-def promised(base: BuiltRoute, holding: InEffect) -> BuiltRoute:
+def apply_budget(base: BuiltRoute, holding: InEffect) -> BuiltRoute:
     """The route under the smaller of its own EM budget and the one that a person holds it to."""
     budget = holding.budget(base.settings.max_em_drop)
     if budget == base.settings.max_em_drop:

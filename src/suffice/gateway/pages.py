@@ -19,7 +19,7 @@ from suffice.upstream.wire import error_body
 MODELS_TIMEOUT_S = 10.0
 
 
-async def models(gw: Gateway, scope: Scope, _receive: Receive, send: Send) -> None:
+async def list_models(gw: Gateway, scope: Scope, _receive: Receive, send: Send) -> None:
     """`GET /v1/models`: the upstream's own answer; with several upstreams, their lists joined."""
     exchange = Exchange(send, [], gw.monotonic_s)
     headers, caller = gw.keys.without_keys(headers_of(scope)), caller_of(scope)

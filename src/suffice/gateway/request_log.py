@@ -32,14 +32,14 @@ def append(gw: Gateway, event: Event, ledger: Ledger | None) -> None:
         gw.metrics.inc("suffice_events_dropped_total")
 
 
-def begin(gw: Gateway, ledger: Ledger) -> None:
+def write_request(gw: Gateway, ledger: Ledger) -> None:
     """Write the request down, if it has rows: before its first step, because its lots are worthless afterwards."""
     ledger.request, ledger.has_rows = gw.sampling.drawn(ledger.request)
     if ledger.has_rows:
         append(gw, RequestSeen(ledger.request), ledger)
 
 
-def tell_counts(gw: Gateway, *, all_of_them: bool = False) -> None:
+def write_counts(gw: Gateway, *, all_of_them: bool = False) -> None:
     """Write down what was counted of requests without rows, where that is due, and what keys with a budget used."""
     for used in gw.limits.unwritten():
         append(gw, KeyUsed(replace(used, usage_id=gw.new_id())), None)
@@ -47,7 +47,7 @@ def tell_counts(gw: Gateway, *, all_of_them: bool = False) -> None:
         append(gw, RequestsCounted(counted), None)
 
 
-def record(gw: Gateway, ledger: Ledger, outcome: Outcome) -> None:
+def write_outcome(gw: Gateway, ledger: Ledger, outcome: Outcome) -> None:
     """The one outcome as a row, or in the counts. A request that ends badly has rows, drawn or not."""
     if not ledger.has_rows and ended_badly(outcome):
         ledger.request, ledger.has_rows = gw.sampling.with_rows(ledger.request), True
@@ -66,7 +66,7 @@ def close(gw: Gateway, ledger: Ledger, end: EndReason) -> None:
     if end != "done":
         ledger.end_reason = end
     outcome = ledger.close(now_s=gw.monotonic_s(), default=end)
-    record(gw, ledger, outcome)
+    write_outcome(gw, ledger, outcome)
     request, metrics = ledger.request, gw.metrics
     metrics.inc("suffice_requests_total", request.route, request.mode, outcome.end_reason)
     _count_tokens(metrics, request.route, outcome)

@@ -59,7 +59,7 @@ def open_run(gw: Gateway, route: BuiltRoute, asked: RoundsRequest) -> RoundsRun:
     ledger = Ledger(request, gw.monotonic_s())
     ledger.feedback_token = gw.feedback_token(request.episode_id)
     ledger.promise = gw.promise_to(route)
-    request_log.begin(gw, ledger)
+    request_log.write_request(gw, ledger)
     questions.keep(gw, route, ledger, lambda: asked.question)
     gw.metrics.inc("suffice_open_episodes")
     if request.ungoverned is not None:

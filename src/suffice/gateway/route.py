@@ -17,7 +17,7 @@ import msgspec
 from suffice.episode.rounds import Returning
 from suffice.errors import BadRequest
 from suffice.gateway.auth import Caller
-from suffice.learn.groups import fold_of
+from suffice.learn.groups import prompt_fold
 from suffice.policy.base import Policy
 from suffice.policy.returning import returning
 from suffice.review.override import NO_OVERRIDES, InEffect, lowest
@@ -78,7 +78,7 @@ class BuiltRoute:
     needs: tuple[str, ...]  # signals to compute
     findings: Findings | None = None  # what doctor saw at the upstream; None: nothing is known
     refused: str | None = None  # why it must not be enforced, whatever the settings say; None: it may
-    setup: str = ""  # what evidence rests on, see `setup_of`
+    setup: str = ""  # what evidence rests on, see `route_setup`
     levels: Sequence[Policy] = ()  # the policy at each level, 0 never stops; (): one policy, and no levels
     folds: tuple[Sequence[Policy], ...] = ()  # `levels` by fold of the prompt; (): nothing learned is in force
     in_force: InForce = NOTHING  # what the control loop has said of it
@@ -119,7 +119,7 @@ class BuiltRoute:
         ceiling = lowest(dict(made.classes).get(query_class), self.holding.ceiling_of(query_class))
         if not self.folds:  # an arm, or its owner's policy: there is nothing between it and a full run
             return replace(self, certified=False, arm="") if ceiling == 0 else self
-        return replace(self, levels=self.folds[fold_of(question_key, len(self.folds))], ceiling=ceiling)
+        return replace(self, levels=self.folds[prompt_fold(question_key, len(self.folds))], ceiling=ceiling)
 
     def answers_as_known(self, model: str, named: str | None, fingerprint: str | None) -> bool:
         """Is whoever answered a request for `model` the one that the evidence speaks of, as far as it says?"""
@@ -187,7 +187,7 @@ class BuiltRoute:
         return probe is not None and (probe.verified_by == "owner" or allows_probes(self.findings))
 
 
-def setup_of(settings: Route, scorer: str, url_key: str, *, probes: bool) -> str:
+def route_setup(settings: Route, scorer: str, url_key: str, *, probes: bool) -> str:
     """The settings that a route's evidence rests on, in short: where they differ, it is evidence of something else.
 
     Not in it: the mode, the promise, shares and budgets, which requests match.
@@ -200,7 +200,7 @@ def setup_of(settings: Route, scorer: str, url_key: str, *, probes: bool) -> str
     return f"{settings.kind}, scorer {scorer}, {hashlib.blake2b(written, digest_size=4).hexdigest()}"
 
 
-def find(routes: tuple[BuiltRoute, ...], *, model: str, asked: str | None) -> BuiltRoute | None:
+def find_route(routes: tuple[BuiltRoute, ...], *, model: str, asked: str | None) -> BuiltRoute | None:
     """The first route whose conditions all hold; a route asked for by header must exist by name."""
     for route in routes:
         match = route.settings.match

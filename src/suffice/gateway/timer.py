@@ -14,7 +14,7 @@ from suffice.telemetry import LOG, Metrics
 
 
 @contextmanager
-def watched(look: Callable[[], None], metrics: Metrics, *, site: str, every_s: float) -> Iterator[None]:
+def run_periodically(look: Callable[[], None], metrics: Metrics, *, site: str, every_s: float) -> Iterator[None]:
     """A block in which something is looked at every `every_s` seconds, in the running event loop.
 
     site  under which a look that fails is counted

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from suffice.gateway.route import BuiltRoute
-from suffice.learn.groups import fold_of
+from suffice.learn.groups import prompt_fold
 from suffice.learn.version import FoldedVersion as Models
 from suffice.policy.base import build_policy, version_of
 from suffice.policy.rules import Never
 from suffice.review.override import NO_OVERRIDES
 from suffice.rollout.assign import keyed
-from suffice.rollout.experiment import Arm, RunningExperiment, UnitIds, draw, with_arm
+from suffice.rollout.experiment import Arm, RunningExperiment, UnitIds, draw_arms, with_arm
 from suffice.rollout.stages import State, place
 from suffice.signals.observe import Observer
 from suffice.telemetry import LOG, Metrics
@@ -78,7 +78,7 @@ class Variants:
 
     def _place(self, route: BuiltRoute, units: UnitIds, question: str) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
         served, drawn = self._tried(route, units, question)
-        for one in draw(self.experiments, route=route.name, units=units, salt=self.salt):
+        for one in draw_arms(self.experiments, route=route.name, units=units, salt=self.salt):
             arm = next(e for e in self.experiments if e.name == one.experiment).arm(one.arm)
             varied = self._with_arm(served, arm, f"{one.experiment}:{one.run}:{one.arm}")
             if varied is not None:
@@ -125,7 +125,7 @@ class Variants:
         named = replace(served, policy_version=f"{state.fit}@{level}")
         if not level:
             return named
-        fold = fold_of(question, len(trial.models.models))
+        fold = prompt_fold(question, len(trial.models.models))
         key = route.name, f"{state.fit}@{level}/{fold}"
         if key not in self._built:
             self._keep(key, self._build(route, trial.models.policy(question, level)))

@@ -15,7 +15,7 @@ from suffice.episode.vectors import SITE
 from suffice.errors import ConfigError, StoreError
 from suffice.gateway import request_log, rounds_service
 from suffice.gateway.context import Gateway
-from suffice.gateway.feedback_form import id_conflict, sealed
+from suffice.gateway.feedback_form import id_conflict, seal_feedback
 from suffice.governor.backend import LabelReceipt, RunStart
 from suffice.governor.background_loop import Beside
 from suffice.settings import Metric, Settings
@@ -24,7 +24,7 @@ from suffice.store.database.log import Receipt
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.events import FeedbackGiven
 from suffice.types import Decision, EndReason, Feedback, Mode
-from suffice.wiring import embedders, library
+from suffice.wiring import build_library, embedders
 
 
 class LocalRun:
@@ -95,7 +95,7 @@ class LocalRun:
 
 
 class LocalDesk:
-    """Everything that governs one route in this process. Raises as `wiring.library` does."""
+    """Everything that governs one route in this process. Raises as `wiring.build_library` does."""
 
     def __init__(self, settings: Settings, route: str) -> None:
         if route not in settings.routes:
@@ -103,7 +103,7 @@ class LocalDesk:
             raise ConfigError(f"route: unknown route {route[:80]!r}; known: {known}")
         vectors = embedders(settings)
         self._lock = threading.Lock()
-        self._library = library(settings, vectors, lock=self._lock)
+        self._library = build_library(settings, vectors, lock=self._lock)
         self._gw: Gateway = self._library.gateway
         self._embedder = Beside(vectors[route]) if route in vectors else None
         self._route = route
@@ -151,7 +151,7 @@ class LocalDesk:
 
     def feedback(self, given: Sequence[Feedback]) -> tuple[LabelReceipt, ...]:
         """Store pieces of feedback; waits until all are on disk. Raises StoreError, and BadRequest for a reused id."""
-        rows = [sealed(one, sender="", door="library", salt=self._gw.salt) for one in given]
+        rows = [seal_feedback(one, sender="", door="library", salt=self._gw.salt) for one in given]
         try:
             receipts = _waited(lambda: asyncio.run(self._append(rows)))
         except StoreError:
@@ -181,7 +181,7 @@ class LocalDesk:
         if self._embedder is not None:
             self._embedder.close()
         with self._lock:
-            request_log.tell_counts(self._gw, all_of_them=True)
+            request_log.write_counts(self._gw, all_of_them=True)
         self._library.close()
 
 

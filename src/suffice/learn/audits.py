@@ -62,7 +62,7 @@ _BY_ROW = ("x", "z", "d", "may_stop", "cost", "per_step")
 _BY_RUN = ("full", "fold", "at", "share", "label_at", "query_class", "abandoned")
 
 
-def join(parts: Sequence[AuditRuns]) -> AuditRuns:
+def concatenate_audits(parts: Sequence[AuditRuns]) -> AuditRuns:
     """Several batches as one, in order. Raises ValueError without batches."""
     if not parts:
         raise ValueError("audits: needs at least one batch")

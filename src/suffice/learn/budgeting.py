@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from suffice.assurance.budgeted import Integrator, IntegratorState, affordable_level, kept_between, start
+from suffice.assurance.budgeted import Integrator, IntegratorState, affordable_level, kept_between, start_budget
 from suffice.assurance.certify import Counts
 from suffice.learn.audits import AuditRuns, Bools, Ints
 from suffice.types import BudgetAccount
@@ -100,7 +100,7 @@ class Spender:
         if self.state is None:
             if not certified:
                 return 0
-            self.state = start(certified)
+            self.state = start_budget(certified)
         self.state = kept_between(self.state, certified=certified, affordable=self.affordable)
         return self.state.level
 

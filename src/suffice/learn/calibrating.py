@@ -18,7 +18,7 @@ from suffice.learn.audits import Floats, Ints
 from suffice.learn.dataset import Dataset
 from suffice.learn.export import export_isotonic
 from suffice.learn.resample import Resamples
-from suffice.learn.rows import full_weights, good_rows, label_weights
+from suffice.learn.rows import full_weights, good_rows_of_run, label_weights
 from suffice.learn.version import FoldedVersion
 from suffice.model.calibration import Isotonic
 
@@ -56,7 +56,7 @@ def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.ra
     """
     rows, weight = _rows(data, target)
     p = _said(data, version, target, rows)
-    good = good_rows(data, target)[rows].astype(np.float64)
+    good = good_rows_of_run(data, target)[rows].astype(np.float64)
     draws = Resamples([data.key[i] for i in data.run_of_row[rows]], rng)
     edges = np.quantile(p, np.arange(1, N_BINS) / N_BINS) if len(p) else np.zeros(N_BINS - 1)
     number = np.searchsorted(edges, p, side="right")

@@ -18,12 +18,12 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
-from suffice.assurance.certify import certified_level, count, weighted_log_wealth
+from suffice.assurance.certify import certified_level, count_outcomes, weighted_log_wealth
 from suffice.assurance.detection import AuditWatch, Reference, audit_share_in_doubt
 from suffice.assurance.drift import Cusum
 from suffice.assurance.label_maturation import Audits, MatureAudits, counted_as, mature
 from suffice.assurance.windows import Window, Windows, longest_use, restart_share
-from suffice.learn.audits import AuditRuns, Bools, Floats, Small, join
+from suffice.learn.audits import AuditRuns, Bools, Floats, Small, concatenate_audits
 from suffice.learn.budgeting import Spender
 from suffice.learn.served import MOST_AUDITS, N_LEVELS, FoldedModels, Learner, Split, fit_served
 from suffice.types import Promise
@@ -262,7 +262,7 @@ class Certifier:
         if not len(runs):
             return
         epoch = self._epoch
-        epoch.runs = runs if epoch.runs is None else join([epoch.runs, runs])
+        epoch.runs = runs if epoch.runs is None else concatenate_audits([epoch.runs, runs])
         if epoch.served is not None:
             new = _judge(epoch.served, runs)
             old = epoch.judged
@@ -448,7 +448,7 @@ class Certifier:
         self.level, inside = self.certificate.level, self.certificate.inside
         epoch = self._epoch
         if self.plan.promise == "budgeted":
-            counts = count(self.certificate.z)
+            counts = count_outcomes(self.certificate.z)
             self.level = epoch.spender.place(counts, certified=self.level, max_em_drop=self.plan.max_em_drop)
         if self.level and epoch.watch is None and inside.any():
             # What the level was certified on is no news about it. Of the audits that were on their way then, only

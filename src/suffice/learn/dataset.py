@@ -25,7 +25,7 @@ from suffice.assurance.runs import LabelledEpisode, Match, SequencedLabel, curre
 from suffice.errors import ConfigError
 from suffice.learn.censoring import Fate, by_design, fate, p_full
 from suffice.learn.features import FeatureSelection, choose_features
-from suffice.learn.groups import fold_of, place_of
+from suffice.learn.groups import place_of, prompt_fold
 from suffice.learn.ragged import RaggedRuns
 from suffice.learn.served import MOST_AUDITS, N_FOLDS
 from suffice.signals.columns import SignalColumns, observe_columns
@@ -123,7 +123,7 @@ class Dataset(RaggedRuns):
         return parts.hexdigest()
 
 
-def build(
+def build_dataset(
     episodes: Iterable[RecordedRun],
     *,
     match: Match,
@@ -379,7 +379,7 @@ def _by_run(runs: Sequence[_Run], starts: Ints, match: Match, *, live_share: flo
         "age": (np.cumsum(design[::-1])[::-1] - design).astype(np.float64),
         "seq": np.array([run.seq for run in runs], dtype=np.int64),
         "at_s": np.array([run.request.received_at_s for run in runs]),
-        "fold": np.array([fold_of(_key(run.request), N_FOLDS) for run in runs], dtype=np.int8),
+        "fold": np.array([prompt_fold(_key(run.request), N_FOLDS) for run in runs], dtype=np.int8),
     }
 
 

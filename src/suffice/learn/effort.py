@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from suffice.assurance.certify import Counts, certified_level, count, weighted_log_wealth
+from suffice.assurance.certify import Counts, certified_level, count_outcomes, weighted_log_wealth
 from suffice.assurance.paired import BETS, PairedView, Repeats, pairs_to_certify, upper_drop
 
 WINDOW: Final = 2_000  # latest pairs of an arm that count
@@ -118,7 +118,7 @@ def _wealth(pairs: Sequence[PairedAudit], max_em_drop: float) -> float:
 
 
 def _counts(z: Sequence[Sequence[int]]) -> Counts:
-    each = [count(np.array(some, dtype=np.int8).reshape(-1, 1)) for some in z]
+    each = [count_outcomes(np.array(some, dtype=np.int8).reshape(-1, 1)) for some in z]
     return Counts(*(np.concatenate([getattr(one, name) for one in each]) for name in ("gained", "same", "lost")))
 
 

@@ -75,7 +75,7 @@ def proportional(promise: Sequence[float], *, floor: float) -> tuple[float, ...]
     return tuple((odds / odds.sum()).tolist())
 
 
-def pick(odds: Sequence[float], point: float) -> int:
+def pick_arm(odds: Sequence[float], point: float) -> int:
     """The arm on which a point in [0, 1) falls; arms without odds are never picked."""
     if not 0 <= point < 1:
         raise ValueError(f"point: got {point}; in [0, 1)")

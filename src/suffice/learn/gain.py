@@ -37,7 +37,7 @@ class GainComparison:
         return self.value < -self.error or self.after.high < self.before.low
 
 
-def compare(
+def compare_gain(
     evidence: ShadowAudits,
     before: Mapping[str, int],
     after: Mapping[str, int],

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.assurance.certify import Counts
-from suffice.assurance.paired import log_wealth
+from suffice.assurance.paired import paired_log_wealth
 from suffice.learn.tuning import TuningBounds
 
 Bools = NDArray[np.bool_]
@@ -39,7 +39,7 @@ class Proof:
 
 def prove(counts: Counts, n_waiting: Sequence[int], tuning: TuningBounds) -> Proof:
     """The e-process of each arm of a class, by its own audits alone."""
-    log_e = log_wealth(counts, max_em_drop=tuning.max_em_drop)
+    log_e = paired_log_wealth(counts, max_em_drop=tuning.max_em_drop)
     return Proof(counts=counts, log_e=log_e, n_waiting=n_waiting)
 
 

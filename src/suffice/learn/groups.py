@@ -24,7 +24,7 @@ def place_of(key: str, *, purpose: str) -> float:
     return (int.from_bytes(digest, "big") >> 11) / 2**53  # a float holds 53 bits
 
 
-def fold_of(key: str, n_folds: int) -> int:
+def prompt_fold(key: str, n_folds: int) -> int:
     """0 … n_folds - 1: which of a version's models serves and judges this prompt. It was fitted on the other folds."""
     return int(place_of(key, purpose="fold") * n_folds)
 

@@ -107,7 +107,7 @@ def make_pairs(cuts: Iterable[CutRun], shape: LineFormat) -> TrainingPairs:
 
 def prompt_group(messages: Sequence[Message]) -> str:
     """A hash of what a prompt says: case, white space and Unicode form aside, so that near twins stay together."""
-    words = [f"{message.get('role')}: {text_of(message.get('content'))}" for message in messages]
+    words = [f"{message.get('role')}: {message_text(message.get('content'))}" for message in messages]
     plain = " ".join(unicodedata.normalize("NFKC", "\n".join(words)).casefold().split())
     return _digest(plain, 8)
 
@@ -116,7 +116,7 @@ def _digest(text: str, n_bytes: int) -> str:
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=n_bytes).hexdigest()
 
 
-def text_of(content: object) -> str:
+def message_text(content: object) -> str:
     """The text of a message's content, which may be a list of parts."""
     if isinstance(content, str):
         return content
@@ -131,7 +131,7 @@ def holds_secret(text: str) -> bool:
 
 def _unfit(cut: CutRun, shape: LineFormat) -> str | None:
     """Why no line is made of a cut; None: one is."""
-    if not cut.messages or not any(text_of(message.get("content")).strip() for message in cut.messages):
+    if not cut.messages or not any(message_text(message.get("content")).strip() for message in cut.messages):
         return "no prompt"
     if not cut.thought.strip():
         return "no thought before the stop"
@@ -144,7 +144,7 @@ def _unfit(cut: CutRun, shape: LineFormat) -> str | None:
     tags = [tag for tag in (shape.think_open.strip(), shape.think_close.strip()) if tag]
     if shape.thought_as == "tags" and any(tag in cut.thought + (cut.rest or "") for tag in tags):
         return "a tag inside the thought"
-    texts = [text_of(message.get("content")) for message in cut.messages]
+    texts = [message_text(message.get("content")) for message in cut.messages]
     texts += [json.dumps(dict(message), ensure_ascii=False) for message in cut.messages]  # calls of tools, names …
     texts += [cut.thought, cut.rest or "", cut.answer, cut.stopped_answer or "", cut.full_answer or ""]
     return "holds what looks like a key" if any(map(holds_secret, texts)) else None

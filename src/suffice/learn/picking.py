@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Floats: TypeAlias = NDArray[np.float64]
 
 
-def pick(z: Floats, weight: Floats, target: float) -> int:
+def pick_level(z: Floats, weight: Floats, target: float) -> int:
     """Number of the last level, counted from the safe end, whose drop is a standard error below the target.
 
     A level that has hurt nobody yet has an error, too: as if one of its runs had been lost.

@@ -18,11 +18,11 @@ from suffice.errors import ConfigError
 from suffice.learn.audits import AuditRuns, Floats, Ints
 from suffice.learn.calibrating import Calibration, calibrate
 from suffice.learn.dataset import Dataset
-from suffice.learn.picking import pick
+from suffice.learn.picking import pick_level
 from suffice.learn.resample import Resamples, ratio
 from suffice.learn.rows import audit_runs, full_weights
 from suffice.learn.served import N_FOLDS
-from suffice.learn.version import FoldedVersion, as_served, served
+from suffice.learn.version import FoldedVersion, as_served, fold_version
 
 Verdict: TypeAlias = Literal["better", "worse", "inconclusive", "first"]
 ClassStatus: TypeAlias = Literal["unknown", "within budget", "unclear", "harmed"]
@@ -144,7 +144,7 @@ class _Judge:
         if len(version.models) != N_FOLDS:
             raise ConfigError(f"version {version.address}: has {len(version.models)} folds; {N_FOLDS} are judged")
         runs = as_served(self._read_by(version), version)
-        return self._at(runs, served(version).rows(runs))
+        return self._at(runs, fold_version(version).rows(runs))
 
     def _read_by(self, version: FoldedVersion) -> AuditRuns:
         rows = np.isin(self.data.run_of_row, self.which)
@@ -164,7 +164,7 @@ class _Judge:
     def point(self, outcome: _Outcome, target: float) -> FrontierPoint:
         """The frontier at a target, each fold at the level that was picked on the others."""
         folds = [self.runs.fold != f for f in range(N_FOLDS)]
-        levels = tuple(pick(outcome.z[others], self.weight[others], target) for others in folds)
+        levels = tuple(pick_level(outcome.z[others], self.weight[others], target) for others in folds)
         z, cost = self._chosen(outcome, levels)
         return self._measured(z, cost, np.ones(len(z), dtype=bool), target, levels)
 
@@ -174,7 +174,7 @@ class _Judge:
         ladders = ((_EVEN,),) * len(version.values)
         at_price = replace(version, models=version.values, levels=ladders, values=None)
         runs = self._read_by(at_price)
-        outcome = self._at(runs, served(at_price).rows(runs))
+        outcome = self._at(runs, fold_version(at_price).rows(runs))
         everyone, levels = np.ones(len(self.runs), dtype=bool), (1,) * len(version.values)
         return self._measured(outcome.z[:, 1], outcome.cost[:, 1], everyone, self.max_em_drop, levels)
 

@@ -18,10 +18,10 @@ import numpy as np
 from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.dataset import Dataset
 from suffice.learn.export import export_stop_model, export_value_model
-from suffice.learn.picking import pick
+from suffice.learn.picking import pick_level
 from suffice.learn.report_card import ReportCard, Verdict, make_card
 from suffice.learn.rows import audit_runs, examples, full_weights, trajectories
-from suffice.learn.served import HALF_LIFE, LEAST_AUDITS, N_FOLDS, N_LEVELS, cut_levels, risk_of
+from suffice.learn.served import HALF_LIFE, LEAST_AUDITS, N_FOLDS, N_LEVELS, cut_levels, level_risk
 from suffice.learn.stop_model import FitResult, Parts, fit
 from suffice.learn.value_model import PRICES, Values, fit_values
 from suffice.learn.version import FoldedVersion
@@ -44,7 +44,7 @@ class Schedule:
     rest_requests: int = 500  # between two refits, whatever happens: no flapping
 
 
-def due(
+def refit_reason(
     schedule: Schedule, *, n_requests: int, n_new_runs: int, n_runs_since_alarm: int | None = None
 ) -> Reason | None:
     """Why a refit is due now; None: it is not.
@@ -188,7 +188,7 @@ def _stop_model(data: Dataset, learn_from: Bools, recipe: FitRecipe, digest: str
 def _levels(data: Dataset, learn_from: Bools, model: StopModel, recipe: FitRecipe) -> tuple[float, ...] | None:
     """Risks of levels 1, 2 …, cut on the runs that the model was fitted on; None: no row may stop."""
     runs = audit_runs(data, np.flatnonzero(data.full & learn_from))
-    risk = risk_of(1.0 - model.suffices.scores(runs.x), runs, recipe.cost_exponent)
+    risk = level_risk(1.0 - model.suffices.scores(runs.x), runs, recipe.cost_exponent)
     levels = cut_levels(risk, runs, recipe.n_levels)[1:]
     return tuple(levels.tolist()) if np.isfinite(levels).all() else None
 
@@ -212,7 +212,7 @@ def _value_models(data: Dataset, recipe: FitRecipe, max_em_drop: float, digest: 
     models = []
     for fold, values in enumerate(fitted):
         others = runs.fold != fold
-        at = max(0, pick(z[others], weight[others], max_em_drop) - 1)
+        at = max(0, pick_level(z[others], weight[others], max_em_drop) - 1)
         facts = _facts(data, data.fold != fold, "value", recipe, digest)
         models.append(export_value_model(data.chosen, values, at, trained=facts))
     return tuple(models)

@@ -74,10 +74,10 @@ def examples(data: Dataset, runs: Bools, target: Target, *, half_life: float = H
     weight = _scaled(stands_for, _fading(data, half_life))
     run = data.run_of_row
     rows = np.flatnonzero(_inner(data) & (weight > 0)[run])
-    return Examples(x=data.own[rows], good={target: good_rows(data, target)[rows]}, weight=weight[run][rows])
+    return Examples(x=data.own[rows], good={target: good_rows_of_run(data, target)[rows]}, weight=weight[run][rows])
 
 
-def good_rows(data: Dataset, target: Target) -> Bools:
+def good_rows_of_run(data: Dataset, target: Target) -> Bools:
     """What makes a row of a full run good, shape (T,): by its label, else by agreement; False where it is hidden."""
     full_right, right = data.full_right[data.run_of_row], data.right == 1
     full = data.full[data.run_of_row]

@@ -50,7 +50,7 @@ class FoldedModels:
             rows = np.flatnonzero(fold == f)
             if len(rows):
                 risk[rows] = 1.0 - model(runs.x[rows])
-        return risk_of(risk, runs, self.cost_exponent)
+        return level_risk(risk, runs, self.cost_exponent)
 
     def rows(self, runs: AuditRuns) -> Ints:
         """Row where each level ends each run, shape (N, M)."""
@@ -85,7 +85,7 @@ class FoldedModels:
         return first_passages(rank, runs.starts, np.arange(levels.shape[1], dtype=np.float64)).T
 
 
-def risk_of(one_minus_p: Floats, runs: AuditRuns, exponent: float) -> Floats:
+def level_risk(one_minus_p: Floats, runs: AuditRuns, exponent: float) -> Floats:
     """The risk that levels are cut from: 1 - P(as good) over a power of what a step costs; never where none may stop.
 
     A stop that saves many tokens may risk more than one that saves few, at the same loss over all.
@@ -121,7 +121,7 @@ def fit_served(
         if len(learn_from) < LEAST_AUDITS:
             return None
         model = learner(*_examples(learn_from, now, label_free))
-        risk = risk_of(1.0 - model(learn_from.x), learn_from, cost_exponent)
+        risk = level_risk(1.0 - model(learn_from.x), learn_from, cost_exponent)
         models.append(model)
         levels.append(cut_levels(risk, learn_from, n_levels))
     each = N_FOLDS // len(models)

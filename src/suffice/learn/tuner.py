@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from suffice.assurance.drift import ShiryaevRoberts
 from suffice.assurance.label_precedence import TrustedLabel
-from suffice.learn.explore import inverse_gap, pick
-from suffice.learn.gain import compare
+from suffice.learn.explore import inverse_gap, pick_arm
+from suffice.learn.gain import compare_gain
 from suffice.learn.gates import Proof, best_arm, in_play, prove, within_a_step
 from suffice.learn.price import next_price
 from suffice.learn.promise import audit_odds, promise
@@ -104,7 +104,7 @@ class Tuner:
     def _draw(self, query_class: str, point: float, tables: Sequence[Odds]) -> TuningDraw:
         at = self._at.get(query_class)
         odds = self._only(0) if at is None else tables[at]
-        return TuningDraw(query_class=query_class, arm=pick(odds, point), odds=odds)
+        return TuningDraw(query_class=query_class, arm=pick_arm(odds, point), odds=odds)
 
     def _only(self, arm: int) -> Odds:
         return tuple(float(other == arm) for other in range(self._n_arms))
@@ -297,7 +297,7 @@ class Tuner:
         if sum(now_s - at_s < DAY_S for at_s in self._proposed_at_s) >= tuning.proposals_a_day:
             return "day_is_full"
         before_map, after_map = self.in_force, dict(zip(tuning.classes, after, strict=True))
-        change = compare(
+        change = compare_gain(
             evidence,
             before_map,
             after_map,

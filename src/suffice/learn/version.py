@@ -15,11 +15,11 @@ import numpy as np
 
 from suffice.errors import ConfigError
 from suffice.learn.audits import AuditRuns
-from suffice.learn.groups import fold_of
+from suffice.learn.groups import prompt_fold
 from suffice.learn.served import FoldedModels
-from suffice.model.artefact import load
-from suffice.model.numbers import numbers, shown
-from suffice.model.reading import parse
+from suffice.model.artefact import load_model
+from suffice.model.numbers import describe_value, numbers
+from suffice.model.reading import parse_json
 from suffice.model.stop import MOST_RISK, StopModel, canonical
 from suffice.signals.features import FeatureSet
 
@@ -30,7 +30,7 @@ _LOST: Final = 0.5  # P(fails) from which a stop is called hopeless and needs no
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldedVersion:
-    """K models with their levels; fold f of the prompts (`groups.fold_of`) is served by models[f].
+    """K models with their levels; fold f of the prompts (`groups.prompt_fold`) is served by models[f].
 
     models   each fitted on the other folds; all of the same features and cost
     levels   for each fold the risks at or below which levels 1, 2 … stop, rising; level 0 never stops, is not listed
@@ -87,12 +87,12 @@ class FoldedVersion:
             raise IndexError(f"level: got {level}; 0 to {self.n_levels - 1}")
         if level == 0:
             return {"policy": "never"}
-        fold = fold_of(key, len(self.models))
+        fold = prompt_fold(key, len(self.models))
         threshold = self.levels[fold][level - 1]
         return {"policy": "learned", "model": self.models[fold], "threshold": threshold, "on_hopeless": "stop"}
 
 
-def served(version: FoldedVersion) -> FoldedModels:
+def fold_version(version: FoldedVersion) -> FoldedModels:
     """The version as it serves and is certified; rows of features must be in the order of its models' features."""
     levels = np.array(version.levels, dtype=np.float64)
     cost = version.models[0].cost
@@ -117,7 +117,7 @@ def as_served(runs: AuditRuns, version: FoldedVersion) -> AuditRuns:
 def load_version(plain: Mapping[str, Any]) -> FoldedVersion:
     """The version that was written (`plain`), every number checked. Raises ConfigError with the place."""
     if plain.get("schema") != SCHEMA:
-        raise ConfigError(f"version.schema: got {shown(plain.get('schema'))}; this one reads {SCHEMA}")
+        raise ConfigError(f"version.schema: got {describe_value(plain.get('schema'))}; this one reads {SCHEMA}")
     unknown = set(plain) - {"schema", "models", "levels", "values"}
     if unknown:
         raise ConfigError(f"version.{min(unknown):.60}: unknown; schema, models, levels, values")
@@ -126,11 +126,11 @@ def load_version(plain: Mapping[str, Any]) -> FoldedVersion:
     if not all(isinstance(one, list) for one in levels):
         raise ConfigError("version.levels: must be lists of numbers, one for each fold")
     made = FoldedVersion(
-        models=tuple(load(one, where=f"version.models[{f}]") for f, one in enumerate(models)),
+        models=tuple(load_model(one, where=f"version.models[{f}]") for f, one in enumerate(models)),
         levels=tuple(tuple(one) for one in levels),
         values=None
         if values is None
-        else tuple(load(one, where=f"version.values[{f}]") for f, one in enumerate(values)),
+        else tuple(load_model(one, where=f"version.values[{f}]") for f, one in enumerate(values)),
     )
     FeatureSet(made.models[0].features, where="version.models[0].features")
     return made
@@ -144,7 +144,7 @@ def read_version(address: str, body: str | None) -> FoldedVersion:
     if body is None:
         raise ConfigError(f"version {address}: cannot be read, it is not kept in this log")
     try:
-        plain = parse(f"version {address}", body.encode("utf-8", "surrogatepass"))
+        plain = parse_json(f"version {address}", body.encode("utf-8", "surrogatepass"))
     except ConfigError:
         plain = None
     if not isinstance(plain, dict):
@@ -159,5 +159,7 @@ def _list(plain: Mapping[str, Any], name: str) -> list[Any]:
     """What stands under a name, one for each fold. Any: nothing is checked yet."""
     value = plain.get(name)
     if not isinstance(value, list) or not 1 <= len(value) <= MOST_FOLDS:
-        raise ConfigError(f"version.{name}: got {shown(value)}; a list of 1 to {MOST_FOLDS}, one for each fold")
+        raise ConfigError(
+            f"version.{name}: got {describe_value(value)}; a list of 1 to {MOST_FOLDS}, one for each fold"
+        )
     return value

@@ -72,7 +72,7 @@ def sums(rng: random.Random) -> Iterator[DemoQuestion]:
         yield DemoQuestion(id=f"sums-{a}-{b}", ask=f"Write out the sum of {a} and {b}.", gold=f"{a} + {b} = {a + b}")
 
 
-def letters(rng: random.Random) -> Iterator[DemoQuestion]:
+def make_letters_question(rng: random.Random) -> Iterator[DemoQuestion]:
     """The first or the last letter of a word, in random order."""
     pairs = [(word, end) for word in WORDS for end in ("first", "last")]
     for word, end in rng.sample(pairs, len(pairs)):
@@ -263,7 +263,7 @@ FAMILIES_OF_QUESTIONS: Mapping[str, Callable[[random.Random], Iterator[DemoQuest
     "capitals": capitals,
     "sentiment": sentiment,
     "sums": sums,
-    "letters": letters,
+    "letters": make_letters_question,
     "lists": lists,
     "chains": chains,
     "stories": stories,

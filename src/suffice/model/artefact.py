@@ -14,20 +14,20 @@ from suffice.errors import ConfigError
 from suffice.model.calibration import Isotonic
 from suffice.model.ensemble import Ensemble, ModelPart
 from suffice.model.linear import Linear
-from suffice.model.numbers import shown
-from suffice.model.reading import ModelTable, at, parse
+from suffice.model.numbers import describe_value
+from suffice.model.reading import ModelTable, at, parse_json
 from suffice.model.stop import SCHEMA, StepCost, StopModel, TrainingRecord, canonical
 from suffice.model.trees import Tree, Trees
 
-__all__ = ["StepCost", "StopModel", "TrainingRecord", "dump", "load"]
+__all__ = ["StepCost", "StopModel", "TrainingRecord", "dump_model", "load_model"]
 
 
-def dump(model: StopModel) -> bytes:
-    """The model as canonical JSON; `load` gives an equal one with the same address."""
+def dump_model(model: StopModel) -> bytes:
+    """The model as canonical JSON; `load_model` gives an equal one with the same address."""
     return canonical(model.plain())
 
 
-def load(source: bytes | Mapping[str, Any], *, where: str = "model") -> StopModel:
+def load_model(source: bytes | Mapping[str, Any], *, where: str = "model") -> StopModel:
     """The model that was written, checked in every number.
 
     source  canonical or any other JSON, or what it says as a mapping
@@ -36,10 +36,10 @@ def load(source: bytes | Mapping[str, Any], *, where: str = "model") -> StopMode
     Raises ConfigError: for what is no such JSON, another schema, a key that is missing, unknown or given twice,
     a number that is not finite or out of its range, a tree that is none, and for what is too large.
     """
-    table = ModelTable(where, parse(where, source) if isinstance(source, bytes) else source)
+    table = ModelTable(where, parse_json(where, source) if isinstance(source, bytes) else source)
     schema = table.take("schema")
     if type(schema) is not int or schema != SCHEMA:
-        raise ConfigError(f"{where}.schema: got {shown(schema)}; this version reads {SCHEMA}")
+        raise ConfigError(f"{where}.schema: got {describe_value(schema)}; this version reads {SCHEMA}")
     hopeless = table.table_or_none("hopeless")
     read: dict[str, Any] = {
         "features": table.texts("features"),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
-from suffice.model.numbers import number, numbers
+from suffice.model.numbers import exact_float, numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Linear:
     def __post_init__(self) -> None:
         """Refuse what is not finite. Raises ConfigError."""
         object.__setattr__(self, "weights", numbers("weights", self.weights))
-        object.__setattr__(self, "intercept", number("intercept", self.intercept))
+        object.__setattr__(self, "intercept", exact_float("intercept", self.intercept))
 
     def check(self, n_features: int) -> None:
         """Raise ConfigError unless there is a weight for each feature."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Final, NoReturn
 
 from suffice.errors import ConfigError
-from suffice.model.numbers import shown
+from suffice.model.numbers import describe_value
 
 MOST_BYTES: Final = 32 * 2**20
 MOST_ITEMS: Final = 1_000_000  # of one list or table
@@ -23,12 +23,12 @@ class ModelTable:
 
     def __init__(self, where: str, content: object) -> None:
         if not isinstance(content, Mapping):
-            raise ConfigError(f"{where}: got {shown(content)}; a table")
+            raise ConfigError(f"{where}: got {describe_value(content)}; a table")
         if len(content) > MOST_ITEMS:
             raise ConfigError(f"{where}: got {len(content):,} keys; at most {MOST_ITEMS:,}")
         for key in content:
             if not isinstance(key, str) or len(key) > MOST_CHARS:
-                got = f"{len(key):,} characters" if isinstance(key, str) else shown(key)
+                got = f"{len(key):,} characters" if isinstance(key, str) else describe_value(key)
                 raise ConfigError(f"{where}: got {got} as a key; a text of at most {MOST_CHARS:,} characters")
         self.where, self.content = where, content
         self._left: dict[str, None] = dict.fromkeys(content)
@@ -48,7 +48,7 @@ class ModelTable:
         """The list at a key, its items as they came in."""
         value = self.take(key)
         if not isinstance(value, (list, tuple)) or len(value) > MOST_ITEMS:
-            got = f"{len(value):,} items" if isinstance(value, (list, tuple)) else shown(value)
+            got = f"{len(value):,} items" if isinstance(value, (list, tuple)) else describe_value(value)
             raise ConfigError(f"{self.where}.{key}: got {got}; a list of at most {MOST_ITEMS:,}")
         return tuple(value)
 
@@ -92,7 +92,7 @@ def at(where: str) -> Iterator[None]:
         raise ConfigError(f"{where}.{error}") from None
 
 
-def parse(where: str, source: bytes) -> object:
+def parse_json(where: str, source: bytes) -> object:
     """The JSON in some bytes. Raises ConfigError for what is none, too long, too deep or has a key twice."""
     if len(source) > MOST_BYTES:
         raise ConfigError(f"{where}: got {len(source):,} bytes; at most {MOST_BYTES:,}")
@@ -117,6 +117,6 @@ def parse(where: str, source: bytes) -> object:
 
 def _text(where: str, value: object) -> str:
     if not isinstance(value, str) or len(value) > MOST_CHARS:
-        got = f"{len(value):,} characters" if isinstance(value, str) else shown(value)
+        got = f"{len(value):,} characters" if isinstance(value, str) else describe_value(value)
         raise ConfigError(f"{where}: got {got}; a text of at most {MOST_CHARS:,} characters")
     return value

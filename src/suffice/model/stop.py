@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
 from suffice.model.ensemble import Ensemble
-from suffice.model.numbers import number, shown, whole
+from suffice.model.numbers import describe_value, exact_float, parse_whole
 
 SCHEMA: Final = 1
 MOST_FEATURES: Final = 20_000
@@ -38,8 +38,8 @@ class StepCost:
 
     def __post_init__(self) -> None:
         """Refuse what could not be divided by. Raises ConfigError."""
-        object.__setattr__(self, "exponent", number("exponent", self.exponent, least=0.0, most=4.0))
-        object.__setattr__(self, "scale", number("scale", self.scale, least=1e-12, most=1e36))
+        object.__setattr__(self, "exponent", exact_float("exponent", self.exponent, least=0.0, most=4.0))
+        object.__setattr__(self, "scale", exact_float("scale", self.scale, least=1e-12, most=1e36))
 
     def of(self, tokens_per_step: float) -> float:
         """The cost at so many tokens a step; below one token a step, that of one."""
@@ -64,7 +64,7 @@ class TrainingRecord:
     def __post_init__(self) -> None:
         """Refuse counts that are none. Raises ConfigError."""
         for name in ("n_episodes", "n_questions", "seed"):
-            whole(name, getattr(self, name), least=0, most=_MOST_COUNT)
+            parse_whole(name, getattr(self, name), least=0, most=_MOST_COUNT)
         object.__setattr__(self, "versions", tuple(sorted(self.versions)))
 
 
@@ -100,7 +100,9 @@ class StopModel:
                 _within(name, ensemble, len(self.features))
         if len(dict(self.classes)) != len(self.classes) or len(self.classes) > MOST_CLASSES:
             raise ConfigError(f"classes: got {len(self.classes):,}; at most {MOST_CLASSES:,}, each once")
-        risks = {name: number(f"classes.{name:.60}", risk, least=0.0, most=MOST_RISK) for name, risk in self.classes}
+        risks = {
+            name: exact_float(f"classes.{name:.60}", risk, least=0.0, most=MOST_RISK) for name, risk in self.classes
+        }
         object.__setattr__(self, "classes", tuple(sorted(risks.items())))
         object.__setattr__(self, "found", _rules(self.found))
         digest = hashlib.blake2b(canonical(self.plain()), digest_size=6).hexdigest()
@@ -141,13 +143,13 @@ def _rules(rules: Sequence[object]) -> tuple[tuple[tuple[str, bool, float], ...]
 
 def _tests(where: str, rule: object) -> tuple[tuple[str, bool, float], ...]:
     if not isinstance(rule, (list, tuple)) or len(rule) > MOST_TESTS:
-        raise ConfigError(f"{where}: got {shown(rule)}; a list of at most {MOST_TESTS} tests")
+        raise ConfigError(f"{where}: got {describe_value(rule)}; a list of at most {MOST_TESTS} tests")
     tests = []
     for at, test in enumerate(rule):
         fits = isinstance(test, (list, tuple)) and len(test) == 3
         if not fits or not isinstance(test[0], str) or not isinstance(test[1], bool):
-            raise ConfigError(f"{where}[{at}]: got {shown(test)}; [feature, above, value]")
-        tests.append((test[0], test[1], number(f"{where}[{at}][2]", test[2])))
+            raise ConfigError(f"{where}[{at}]: got {describe_value(test)}; [feature, above, value]")
+        tests.append((test[0], test[1], exact_float(f"{where}[{at}][2]", test[2])))
     return tuple(tests)
 
 

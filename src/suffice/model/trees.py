@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
 from suffice.model.bits import MOST_LEAVES, Bits, Leafed, TreeSplit
-from suffice.model.numbers import number, numbers, whole
+from suffice.model.numbers import exact_float, numbers, parse_whole
 
 MOST_TREES: Final = 2_000
 MOST_NODES: Final = 2_047  # of one tree
@@ -53,7 +53,7 @@ class Tree:
         object.__setattr__(self, "value", numbers("value", self.value))
         parents: dict[int, int] = {0: -1}
         for at, feature in enumerate(self.feature):
-            whole(f"feature[{at}]", feature, least=LEAF, most=_MOST_FEATURES)
+            parse_whole(f"feature[{at}]", feature, least=LEAF, most=_MOST_FEATURES)
             for name in ("left", "right"):
                 self._check_child(name, at, parents, is_leaf=feature == LEAF)
         if len(parents) != n_nodes:
@@ -64,8 +64,8 @@ class Tree:
     def _check_child(self, name: str, at: int, parents: dict[int, int], *, is_leaf: bool) -> None:
         child: int = getattr(self, name)[at]
         if is_leaf:
-            whole(f"{name}[{at}]", child, least=0, most=0)
-        elif whole(f"{name}[{at}]", child, least=at + 1, most=len(self.feature) - 1) in parents:
+            parse_whole(f"{name}[{at}]", child, least=0, most=0)
+        elif parse_whole(f"{name}[{at}]", child, least=at + 1, most=len(self.feature) - 1) in parents:
             raise ConfigError(f"{name}[{at}]: got {child}, which has a parent; each node has one")
         else:
             parents[child] = at
@@ -123,7 +123,7 @@ class Trees:
 
     def __post_init__(self) -> None:
         """Refuse too many trees, and make ready what is evaluated. Raises ConfigError."""
-        object.__setattr__(self, "baseline", number("baseline", self.baseline))
+        object.__setattr__(self, "baseline", exact_float("baseline", self.baseline))
         if len(self.trees) > MOST_TREES:
             raise ConfigError(f"trees: got {len(self.trees):,}; at most {MOST_TREES:,}")
         object.__setattr__(self, "_small", Bits([t.leafed() for t in self.trees if t.n_leaves <= MOST_LEAVES]))

@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar, Final, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.policy.columns import SUFFICES, Columns, Stops, answered, by_counts, known, where
+from suffice.policy.columns import SUFFICES, Columns, Stops, answered, by_counts, known_column, where
 from suffice.policy.decisions import go_on, suffices
 from suffice.policy.parameters import Length, ParameterChecks, ParameterRange
 from suffice.types import Decision, Signals
@@ -62,8 +62,8 @@ class BayesVote(ParameterChecks):
 
     def stops(self, columns: Columns) -> Stops:
         """Stop where the leader is the mode with enough probability."""
-        counts = tuple(known(columns, f"{name}_votes") for name in ("top", "second", "third"))
-        voted = answered(columns) & (known(columns, "n_votes") >= self.min_samples) & (counts[0] > 0)
+        counts = tuple(known_column(columns, f"{name}_votes") for name in ("top", "second", "third"))
+        voted = answered(columns) & (known_column(columns, "n_votes") >= self.min_samples) & (counts[0] > 0)
         voted &= ~np.isnan(counts[1]) & ~np.isnan(counts[2])
         posterior = by_counts(voted, counts, lambda *votes: p_mode(self.shapes, *votes))
         return where(posterior >= self.threshold, SUFFICES)

@@ -62,10 +62,10 @@ def stops_of(policy: Policy, columns: Columns) -> Stops:
 
 def decide_rows(policy: Policy, columns: Columns) -> Stops:
     """What `decide` says of each row. Some microseconds a row: for plug-ins, and to test `stops` against."""
-    return np.fromiter((CODES[policy.decide(seen).stop_reason] for seen in rows_of(columns)), np.int8)
+    return np.fromiter((CODES[policy.decide(seen).stop_reason] for seen in to_signals(columns)), np.int8)
 
 
-def rows_of(columns: Columns) -> Iterator[Signals]:
+def to_signals(columns: Columns) -> Iterator[Signals]:
     """Each row as Signals. Raises KeyError where `step` or `tokens_used` is missing."""
     names = [name for name in columns if name in _FIELDS]
     others = [name for name in columns if name not in _FIELDS and name not in ("step", "tokens_used")]
@@ -81,7 +81,7 @@ def rows_of(columns: Columns) -> Iterator[Signals]:
         yield Signals(step=int(step), tokens_used=int(tokens_used), **filled)
 
 
-def known(columns: Columns, field: str) -> NDArray[np.float64]:
+def known_column(columns: Columns, field: str) -> NDArray[np.float64]:
     """The column of a field; unknown in every row where nobody filled it."""
     column = columns.get(field)
     return np.full(len(columns["step"]), np.nan) if column is None else column
@@ -94,7 +94,7 @@ def asked_of(columns: Columns) -> AskedColumns | None:
 
 def answered(columns: Columns) -> Mask:
     """Where is there an answer?"""
-    return ~np.isnan(known(columns, "answer"))
+    return ~np.isnan(known_column(columns, "answer"))
 
 
 def where(mask: Mask, code: int) -> Stops:

@@ -13,7 +13,7 @@ import numpy as np
 
 from suffice.errors import ConfigError
 from suffice.policy.columns import BUDGET, CONTINUE, HOPELESS, SUFFICES, Columns, Stops, stops_of, where
-from suffice.policy.decisions import go_on, spent
+from suffice.policy.decisions import go_on, stop_at_budget
 from suffice.policy.parameters import Length, Nested, ParameterChecks
 from suffice.policy.returning import Returns, returns_of
 from suffice.policy.rules import STEPS, TOKENS
@@ -59,10 +59,10 @@ class RunBounds(ParameterChecks):
         if inner.action == "stop":
             return inner
         if self.max_steps and s.step >= self.max_steps:
-            return spent(f"step {s.step} reached the limit of {self.max_steps}", float(s.step))
+            return stop_at_budget(f"step {s.step} reached the limit of {self.max_steps}", float(s.step))
         if self.max_tokens and s.tokens_used >= self.max_tokens:
             used = s.tokens_used
-            return spent(f"budget of {self.max_tokens} tokens reached with {used}", float(used))
+            return stop_at_budget(f"budget of {self.max_tokens} tokens reached with {used}", float(used))
         return inner
 
     def stops(self, columns: Columns) -> Stops:

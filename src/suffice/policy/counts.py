@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 
-from suffice.policy.columns import SUFFICES, Columns, Stops, answered, by_counts, known, where
+from suffice.policy.columns import SUFFICES, Columns, Stops, answered, by_counts, known_column, where
 from suffice.policy.decisions import go_on, suffices
 from suffice.policy.parameters import ParameterChecks, ParameterRange
 from suffice.signals.needs import need
@@ -52,8 +52,8 @@ class BetaVote(ParameterChecks):
 
     def stops(self, columns: Columns) -> Stops:
         """Stop where the lead is safe enough."""
-        safe = answered(columns) & (known(columns, "p_majority") >= self.threshold)
-        return where(safe & (known(columns, "n_votes") >= self.min_samples), SUFFICES)
+        safe = answered(columns) & (known_column(columns, "p_majority") >= self.threshold)
+        return where(safe & (known_column(columns, "n_votes") >= self.min_samples), SUFFICES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,8 @@ class VoteEntropy(ParameterChecks):
 
     def stops(self, columns: Columns) -> Stops:
         """Stop where the votes are concentrated enough."""
-        n_votes, n_distinct = known(columns, "n_votes"), known(columns, "n_distinct")
-        entropy = known(columns, "vote_entropy")
+        n_votes, n_distinct = known_column(columns, "n_votes"), known_column(columns, "n_distinct")
+        entropy = known_column(columns, "vote_entropy")
         counted = answered(columns) & (n_votes >= 2) & (n_distinct >= 1) & ~np.isnan(entropy)
         alone = by_counts(counted & (n_distinct == 1), (n_votes,), _entropy_beside_one)
         even = by_counts(counted & (n_distinct > 1), (n_distinct,), log)
@@ -124,9 +124,9 @@ class VoteShare(ParameterChecks):
 
     def stops(self, columns: Columns) -> Stops:
         """Stop where the leader's share is large enough."""
-        n_votes = known(columns, "n_votes")
+        n_votes = known_column(columns, "n_votes")
         counted = answered(columns) & (n_votes >= self.min_samples)
-        share = known(columns, "top_votes") / np.where(counted, n_votes, np.nan)
+        share = known_column(columns, "top_votes") / np.where(counted, n_votes, np.nan)
         return where(share >= self.threshold, SUFFICES)
 
 
@@ -161,7 +161,7 @@ class Esc(ParameterChecks):
 
     def stops(self, columns: Columns) -> Stops:
         """Stop where a window ends unanimously."""
-        agree = answered(columns) & (known(columns, "answer_streak") >= self.window)
+        agree = answered(columns) & (known_column(columns, "answer_streak") >= self.window)
         if not self.sliding:
             agree &= columns["step"] % self.window == 0
         return where(agree, SUFFICES)
@@ -208,9 +208,9 @@ class Momentum(ParameterChecks):
 
     def stops(self, columns: Columns) -> Stops:
         """Stop where the smoothed lead is safe and holds."""
-        score = known(columns, "majority_ema")
-        change = (known(columns, "p_majority") - score) * (self._alpha / (1 - self._alpha))
-        safe = answered(columns) & (known(columns, "n_votes") >= round(2 + 3 * self.dial))
+        score = known_column(columns, "majority_ema")
+        change = (known_column(columns, "p_majority") - score) * (self._alpha / (1 - self._alpha))
+        safe = answered(columns) & (known_column(columns, "n_votes") >= round(2 + 3 * self.dial))
         safe &= (score >= 0.85 + 0.12 * self.dial) & (change >= 0.03 * self.dial - 0.04)
         return where(safe, SUFFICES)
 

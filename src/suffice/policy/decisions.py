@@ -23,6 +23,6 @@ def hopeless(reason: str, score: float) -> Decision:
     return Decision(action="stop", reason=reason, stop_reason="hopeless", score=score)
 
 
-def spent(reason: str, score: float) -> Decision:
+def stop_at_budget(reason: str, score: float) -> Decision:
     """The decision to stop because a budget is used up, whatever the answer."""
     return Decision(action="stop", reason=reason, stop_reason="budget", score=score)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from suffice.policy.columns import SUFFICES, Columns, Stops, answered, known, where
+from suffice.policy.columns import SUFFICES, Columns, Stops, answered, known_column, where
 from suffice.policy.decisions import go_on, suffices
 from suffice.policy.parameters import ParameterChecks
 from suffice.policy.rules import AT_LEAST_ONE, SHARE
@@ -46,4 +46,4 @@ class SemanticDistance(ParameterChecks):
 
     def stops(self, columns: Columns) -> Stops:
         """Stop where the drafts have stood still for long enough."""
-        return where(answered(columns) & (known(columns, "draft_patience") >= self.patience), SUFFICES)
+        return where(answered(columns) & (known_column(columns, "draft_patience") >= self.patience), SUFFICES)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Annotated, ClassVar
 
-from suffice.policy.columns import SUFFICES, Columns, Stops, answered, known, where
+from suffice.policy.columns import SUFFICES, Columns, Stops, answered, known_column, where
 from suffice.policy.decisions import go_on, suffices
 from suffice.policy.parameters import ParameterChecks, ParameterRange
 from suffice.policy.rules import STEPS
@@ -52,7 +52,7 @@ class Eat(ParameterChecks):
 
     def stops(self, columns: Columns) -> Stops:
         """Stop behind the warm-up where the variance is below delta."""
-        settled = answered(columns) & (known(columns, "entropy_emv") < self.delta)
+        settled = answered(columns) & (known_column(columns, "entropy_emv") < self.delta)
         return where(settled & (columns["step"] >= (self.warm_up_steps or ceil(4 / self.alpha))), SUFFICES)
 
 
@@ -84,4 +84,4 @@ class HaltCot(ParameterChecks):
 
     def stops(self, columns: Columns) -> Stops:
         """Stop where the entropy is below theta."""
-        return where(answered(columns) & (known(columns, "entropy") < self.theta), SUFFICES)
+        return where(answered(columns) & (known_column(columns, "entropy") < self.theta), SUFFICES)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias, TypeGuard, get_args, get_origin, get_type_hints
 
 from suffice.errors import ConfigError
-from suffice.model.artefact import StopModel, load
+from suffice.model.artefact import StopModel, load_model
 from suffice.policy.protocol import Policy
 
 One: TypeAlias = bool | int | float | str | Policy | StopModel
@@ -138,7 +138,7 @@ class Parameter:
         if build is not None and self.type is Policy and isinstance(value, Mapping):
             return build(where, value)
         if self.type is StopModel and isinstance(value, Mapping):
-            return load(value, where=where)
+            return load_model(value, where=where)
         if not self._fits(value):
             raise ConfigError(f"{where}: got {_shown(value)}; {self.allowed()}")
         # What fits has the right type; only whole numbers stand for fractions too.

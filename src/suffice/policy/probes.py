@@ -14,7 +14,7 @@ from typing import Annotated, ClassVar, Final, Literal
 import numpy as np
 
 from suffice.errors import ConfigError
-from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Stops, answered, known, where
+from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Stops, answered, known_column, where
 from suffice.policy.decisions import go_on, hopeless, suffices
 from suffice.policy.parameters import Length, ParameterChecks, ParameterRange
 from suffice.policy.rules import AT_LEAST_ONE, SHARE, SHARE_ABOVE_0
@@ -57,8 +57,8 @@ class Dynasor(ParameterChecks):
 
     def stops(self, columns: Columns) -> Stops:
         """Stop where enough probes agree without a word of doubt."""
-        agree = answered(columns) & (known(columns, "answer_streak") >= _AGREEING[self.effort])
-        return where(agree & (known(columns, "hedges") == 0), SUFFICES)
+        agree = answered(columns) & (known_column(columns, "answer_streak") >= _AGREEING[self.effort])
+        return where(agree & (known_column(columns, "hedges") == 0), SUFFICES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Deer(ParameterChecks):
     def stops(self, columns: Columns) -> Stops:
         """Stop where the mean probability exceeds the threshold."""
         field = "confidence_mean" if self.mean == "arithmetic" else "confidence"
-        return where(answered(columns) & (known(columns, field) > self.threshold), SUFFICES)
+        return where(answered(columns) & (known_column(columns, field) > self.threshold), SUFFICES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +134,12 @@ class CodeStop(ParameterChecks):
 
     def stops(self, columns: Columns) -> Stops:
         """Stop where confidence reaches its bar, give up where degeneration reaches its own."""
-        confidence, usable = known(columns, "confidence"), answered(columns)
+        confidence, usable = known_column(columns, "confidence"), answered(columns)
         bar = np.minimum(self.top, self.start + (self.top - self.start) / self.ramp_steps * columns["step"])
         codes = where(usable & (confidence >= bar), SUFFICES)
         if self.give_up == 0:
             return codes
-        degeneration = known(columns, "degeneration")
+        degeneration = known_column(columns, "degeneration")
         lost = usable & ~np.isnan(confidence) & (degeneration >= self.give_up)
         codes = np.where(codes == CONTINUE, where(lost, HOPELESS), codes)
         return np.where(np.isnan(degeneration), np.int8(CONTINUE), codes)
@@ -193,11 +193,11 @@ class Tasr(ParameterChecks):
 
     def stops(self, columns: Columns) -> Stops:
         """Stop where the answer is repeated with enough margin."""
-        margin = known(columns, "confidence_margin")
+        margin = known_column(columns, "confidence_margin")
         if self.calibration:
             margin = np.interp(margin, *self._points())
-        again = answered(columns) & ~np.isnan(known(columns, "confidence_margin"))
-        again &= known(columns, "answer_streak") >= self.streak
+        again = answered(columns) & ~np.isnan(known_column(columns, "confidence_margin"))
+        again &= known_column(columns, "answer_streak") >= self.streak
         return where(again & (margin > self.margin), SUFFICES)
 
     def _calibrated(self, margin: float) -> float:

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from suffice.policy.columns import BUDGET, SUFFICES, Columns, Stops, answered, known, where
-from suffice.policy.decisions import go_on, spent, suffices
+from suffice.policy.columns import BUDGET, SUFFICES, Columns, Stops, answered, known_column, where
+from suffice.policy.decisions import go_on, stop_at_budget, suffices
 from suffice.policy.parameters import Later, ParameterChecks, ParameterRange
 from suffice.types import Decision, Signals
 
@@ -63,7 +63,7 @@ class FixedBudget(ParameterChecks):
         used, score = s.tokens_used, float(s.tokens_used)
         if used < self.max_tokens:
             return go_on(f"{used} of {self.max_tokens} tokens used", score)
-        return spent(f"budget of {self.max_tokens} tokens reached with {used}", score)
+        return stop_at_budget(f"budget of {self.max_tokens} tokens reached with {used}", score)
 
     def stops(self, columns: Columns) -> Stops:
         """Stop where the budget is reached."""
@@ -90,7 +90,7 @@ class FixedRounds(ParameterChecks):
         """Stop at that step."""
         if s.step < self.max_steps:
             return go_on(f"step {s.step} of {self.max_steps}", float(s.step))
-        return spent(f"step {s.step} reached the limit of {self.max_steps}", float(s.step))
+        return stop_at_budget(f"step {s.step} reached the limit of {self.max_steps}", float(s.step))
 
     def stops(self, columns: Columns) -> Stops:
         """Stop from that step on."""
@@ -132,12 +132,12 @@ class StableAnswer(ParameterChecks):
 
     def stops(self, columns: Columns) -> Stops:
         """Stop where the streak is long enough and nothing speaks against it."""
-        settled = known(columns, "answer_streak") >= self.streak
+        settled = known_column(columns, "answer_streak") >= self.streak
         settled &= (columns["step"] >= self.min_steps) & (columns["tokens_used"] >= self.min_tokens)
         if self.min_share > 0:
-            settled &= known(columns, "step_share") >= self.min_share
+            settled &= known_column(columns, "step_share") >= self.min_share
         if self.no_hedges:
-            settled &= known(columns, "hedges") == 0
+            settled &= known_column(columns, "hedges") == 0
         return where(settled, SUFFICES)
 
     def _too_early(self, s: Signals) -> str:
@@ -199,9 +199,9 @@ class ConfidenceThreshold(ParameterChecks):
 
     def stops(self, columns: Columns) -> Stops:
         """Stop where the confidence reaches the threshold."""
-        confident = answered(columns) & (known(columns, "confidence") >= self.threshold)
+        confident = answered(columns) & (known_column(columns, "confidence") >= self.threshold)
         if self.min_mass > 0:
-            confident &= known(columns, "mass") >= self.min_mass
+            confident &= known_column(columns, "mass") >= self.min_mass
         if self.patience > 1:
-            confident &= known(columns, "answer_streak") >= self.patience
+            confident &= known_column(columns, "answer_streak") >= self.patience
         return where(confident, SUFFICES)

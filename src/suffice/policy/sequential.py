@@ -14,8 +14,8 @@ from typing import Annotated, ClassVar, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.policy.columns import BUDGET, SUFFICES, Columns, Stops, answered, by_counts, known
-from suffice.policy.decisions import go_on, spent, suffices
+from suffice.policy.columns import BUDGET, SUFFICES, Columns, Stops, answered, by_counts, known_column
+from suffice.policy.decisions import go_on, stop_at_budget, suffices
 from suffice.policy.parameters import ParameterChecks, ParameterRange
 from suffice.types import Decision, Signals
 
@@ -53,7 +53,7 @@ class Sprt(ParameterChecks):
 
     def stops(self, columns: Columns) -> Stops:
         """Stop where the test ends."""
-        top, second = known(columns, "top_votes"), known(columns, "second_votes")
+        top, second = known_column(columns, "top_votes"), known_column(columns, "second_votes")
         ratio = top * log(self.p1 / 0.5) + second * log((1 - self.p1) / 0.5)
         return _codes(np.where(answered(columns) & (top > 0), ratio, np.nan), self.alpha, self.beta)
 
@@ -86,7 +86,7 @@ class MixtureSprt(ParameterChecks):
 
     def stops(self, columns: Columns) -> Stops:
         """Stop where the test ends."""
-        top, second = known(columns, "top_votes"), known(columns, "second_votes")
+        top, second = known_column(columns, "top_votes"), known_column(columns, "second_votes")
         voted = answered(columns) & (top > 0) & ~np.isnan(second)
         prior = self.prior_top, self.prior_second
         ratio = by_counts(voted, (top, second), lambda first, other: log_mean_ratio(first, other, *prior))
@@ -135,7 +135,7 @@ def _verdict(ratio: float, alpha: float, beta: float, top_votes: int, second_vot
     if ratio >= leads:
         return suffices(f"log-likelihood ratio {ratio:.5f} >= {leads:.5f}, {votes}", ratio)
     if ratio <= alike:
-        return spent(f"log-likelihood ratio {ratio:.5f}: the two leaders are alike, {votes}", ratio)
+        return stop_at_budget(f"log-likelihood ratio {ratio:.5f}: the two leaders are alike, {votes}", ratio)
     return go_on(f"log-likelihood ratio {ratio:.5f} < {leads:.5f}, {votes}", ratio)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from suffice.policy.columns import SUFFICES, Columns, Stops, answered, known, where
+from suffice.policy.columns import SUFFICES, Columns, Stops, answered, known_column, where
 from suffice.policy.decisions import go_on, suffices
 from suffice.policy.parameters import ParameterChecks
 from suffice.policy.rules import AT_LEAST_ONE, SHARE_ABOVE_0
@@ -49,7 +49,7 @@ class StatedConfidence(ParameterChecks):
 
     def stops(self, columns: Columns) -> Stops:
         """Stop where the stated confidence reaches the threshold and the answer has stood."""
-        sure = answered(columns) & (known(columns, "stated_confidence") >= self.threshold)
+        sure = answered(columns) & (known_column(columns, "stated_confidence") >= self.threshold)
         if self.patience > 1:
-            sure &= known(columns, "answer_streak") >= self.patience
+            sure &= known_column(columns, "answer_streak") >= self.patience
         return where(sure, SUFFICES)

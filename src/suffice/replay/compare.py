@@ -45,7 +45,9 @@ class ReplayComparison:
     token_reduction_interval: Interval | None
 
 
-def compare(pairs: Sequence[QuestionPair], *, rng: np.random.Generator, confidence: float = 0.95) -> ReplayComparison:
+def compare_pairs(
+    pairs: Sequence[QuestionPair], *, rng: np.random.Generator, confidence: float = 0.95
+) -> ReplayComparison:
     """Compare pair by pair. Raises ValueError without pairs."""
     if not pairs:
         raise ValueError("compare: needs at least one pair")

@@ -34,7 +34,7 @@ class ReplayedRun:
     full_tokens: int  # of the full run alone, without probes; of a decided vote all samples, estimated
 
 
-def replay(episode: Episode, policy: Policy, *, wave: int = 1) -> ReplayedRun | None:
+def replay_run(episode: Episode, policy: Policy, *, wave: int = 1) -> ReplayedRun | None:
     """Replay one full run. None: it was not recorded to its end, so it cannot stand for a full run.
 
     wave  kind "samples": how many are drawn at once; a stop inside a wave is charged the whole wave,

@@ -12,7 +12,16 @@ from dataclasses import dataclass, replace
 
 from suffice.review.holds import RouteHolds
 from suffice.review.incident import Case, DecisionKind, IncidentDecision
-from suffice.review.override import DAY_S, MOST_DAYS, Override, OverrideKind, in_effect, problem, why_not, words
+from suffice.review.override import (
+    DAY_S,
+    MOST_DAYS,
+    Override,
+    OverrideKind,
+    describe_override,
+    in_effect,
+    override_problem,
+    why_not,
+)
 from suffice.review.route_guarantee import GuaranteeInputs, guarantee_of
 from suffice.settings import Route
 from suffice.types import Epoch, Pause, Publication, Resumption
@@ -86,10 +95,10 @@ def override_of(wanted: OverrideForm, now: Now, *, now_s: float) -> Override | s
         incident=wanted.incident,
         before=in_words(now, now_s=now_s),
     )
-    wrong = problem(made) or _unfit(made, now, now_s=now_s)
+    wrong = override_problem(made) or _unfit(made, now, now_s=now_s)
     if wrong is not None:
         return wrong
-    return replace(made, after=words(made))
+    return replace(made, after=describe_override(made))
 
 
 def _unfit(made: Override, now: Now, *, now_s: float) -> str | None:
@@ -145,7 +154,7 @@ class DecisionRows:
     resumption: Resumption | None = None
 
 
-def decide(asked: IncidentForm, now: Now, *, now_s: float) -> DecisionRows | str:
+def resolve_incident(asked: IncidentForm, now: Now, *, now_s: float) -> DecisionRows | str:
     """Carry a decision out, or say why it cannot be."""
     case = now.holds.case(asked.incident)
     wrong = _undecidable(asked, case)
@@ -227,7 +236,7 @@ def _after(
 ) -> str:
     """What holds once the decision is carried out."""
     then = now if resumption is None else replace(now, pause=None)
-    said = [] if override is None else [f"{words(override)} for {asked.days:g} days"]
+    said = [] if override is None else [f"{describe_override(override)} for {asked.days:g} days"]
     if override is not None:
         then = replace(then, holds=replace(now.holds, overrides=(*now.holds.overrides, override)))
     if asked.decision == "accept":
@@ -237,7 +246,7 @@ def _after(
 
 def in_words(now: Now, *, now_s: float) -> str:
     """What holds on a route, in a few words."""
-    held = [words(one) for one in now.holds.overrides if now_s < one.expires_at_s]
+    held = [describe_override(one) for one in now.holds.overrides if now_s < one.expires_at_s]
     if now.pause is not None:
         return "; ".join([f"paused: {now.pause.reason}", *held])
     made = now.publication

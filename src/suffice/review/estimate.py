@@ -19,7 +19,7 @@ from suffice.review.queue import Queue
 METHOD = "control share, weighted by its odds; Hoeffding"
 
 
-def delivered_right(queue: Queue, episode_id: str) -> bool | None:
+def reviewed_correctness(queue: Queue, episode_id: str) -> bool | None:
     """Was the answer that a client got right, as far as reviewers know? None: nobody knows (yet)."""
     place = queue.places.get(episode_id)
     found = None if place is None else place.settlement
@@ -35,7 +35,7 @@ def em_of(queue: Queue, route: str, *, confidence: float = 0.95) -> IntervalEsti
     """
     return estimate_em(
         (
-            (drawing, [delivered_right(queue, name) for name in drawing.drawn])
+            (drawing, [reviewed_correctness(queue, name) for name in drawing.drawn])
             for drawing in queue.drawings.get(route, ())
         ),
         confidence=confidence,

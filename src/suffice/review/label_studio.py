@@ -91,7 +91,7 @@ def task(run: ToJudge) -> dict[str, Any]:
     }
 
 
-def episodes_of(tasks: Any) -> set[str]:
+def parse_task_episodes(tasks: Any) -> set[str]:
     """The runs that tasks of an export are about. Any: what a server sent."""
     return {str(data[EPISODE]) for data in map(_data, tasks if isinstance(tasks, list) else ()) if EPISODE in data}
 

@@ -149,7 +149,7 @@ def why_not(made: Publication, *, epoch: Epoch | None, max_em_drop: float, confi
     return None
 
 
-def problem(one: Override) -> str | None:
+def override_problem(one: Override) -> str | None:
     """What is wrong with an override whatever the route, as a sentence; None: nothing."""
     if not one.reason.strip() or not one.author.strip():
         return "an override needs an author and a reason"
@@ -165,7 +165,7 @@ def problem(one: Override) -> str | None:
     return None
 
 
-def words(one: Override) -> str:
+def describe_override(one: Override) -> str:
     """What an override holds, in a few words."""
     where = "" if one.query_class is None else f" for the class {one.query_class!r}"
     if one.kind == "observe":

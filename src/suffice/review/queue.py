@@ -247,13 +247,13 @@ def next_for(
         if held is not None and (place.needs_third or not third):
             return held, False
     for place in queue.waiting(now_s=now_s, route=route, reviewer=reviewer):
-        taken = take(place, reviewer, now_s=now_s)
+        taken = lease_item(place, reviewer, now_s=now_s)
         if taken is not None and (place.needs_third or not third):
             return taken, True
     return None
 
 
-def take(place: ItemState, reviewer: str, *, now_s: float) -> ReviewLease | None:
+def lease_item(place: ItemState, reviewer: str, *, now_s: float) -> ReviewLease | None:
     """A lease of one item; None: this reviewer cannot have it now."""
     slot = place.free(now_s)
     if slot is None or not place.may_take(reviewer, now_s):
@@ -296,7 +296,7 @@ class Submission:
     label: Feedback | None = None  # what is known to be right now; None: not yet, or it was before
 
 
-def submit(place: ItemState, said: VerdictForm, *, now_s: float) -> Submission | str:
+def accept_verdict(place: ItemState, said: VerdictForm, *, now_s: float) -> Submission | str:
     """Take what a reviewer says; a sentence where it cannot be taken as it is, and nothing is lost by asking again."""
     wrong = _problem(place.item, said)
     if wrong is not None:
@@ -338,7 +338,7 @@ def _slot_for(
     own = next((one for one in reversed(place.leases) if one.reviewer == reviewer), None)
     late = own is not None and now_s >= own.until_s
     over = f"your lease had been over for {now_s - own.until_s:,.0f} s" if own is not None and late else ""
-    lease = take(place, reviewer, now_s=now_s)
+    lease = lease_item(place, reviewer, now_s=now_s)
     if lease is not None:
         free = f"{over}, and nobody had taken the item: it counts" if over else "taken, without a lease"
         return lease, lease.slot, lease.turn, late, free

@@ -123,7 +123,10 @@ class GuaranteeInputs:
 
 def guarantee_of(one: GuaranteeInputs) -> RouteGuarantee:
     """What is promised where all this holds."""
-    route, made = one.settings, served(one.publication, 0 if one.epoch is None else one.epoch.number, one.holding)
+    route, made = (
+        one.settings,
+        effective_publication(one.publication, 0 if one.epoch is None else one.epoch.number, one.holding),
+    )
     budget = one.holding.budget(route.max_em_drop)
     state = _state(one, made, budget)
     if state not in ("certified", "budgeted") or made is None:
@@ -159,7 +162,7 @@ def guarantee_of(one: GuaranteeInputs) -> RouteGuarantee:
             max_em_drop=budget,
             confidence=round((evidence.confidence or 0) - at_risk, 6),
             n_window=evidence.n_audits,
-            requests=window_of(evidence),
+            requests=request_window(evidence),
             per="pooled",
             labels=labels,
             detection=_detection(route, budget, made, labelled=labelled),
@@ -184,7 +187,7 @@ def _state(one: GuaranteeInputs, made: Publication | None, budget: float) -> Sta
     for holds, state in rests:
         if holds:
             return state
-    proved = route.certifies_itself and made is not None and fits(route, budget, one.setup, made)
+    proved = route.certifies_itself and made is not None and covers(route, budget, one.setup, made)
     if made is None or not proved:
         return _unproved(one, made)
     if made.spending is not None and _level(made, one.holding) > made.spending.floor:
@@ -206,7 +209,7 @@ def _unproved(one: GuaranteeInputs, made: Publication | None) -> State:
     return "void" if one.publication.level and one.publication.may_act else "searching"
 
 
-def fits(route: Route, max_em_drop: float, setup: str | None, made: Publication) -> bool:
+def covers(route: Route, max_em_drop: float, setup: str | None, made: Publication) -> bool:
     """May a publication be acted on? Only if what it proves is what the route promises, on what it runs.
 
     max_em_drop  the budget that is kept: the settings' own, or a smaller one that a person holds the route to
@@ -223,7 +226,7 @@ def fits(route: Route, max_em_drop: float, setup: str | None, made: Publication)
     return keeps and setup in (None, made.setup)
 
 
-def served(made: Publication | None, epoch: int, holding: InEffect) -> Publication | None:
+def effective_publication(made: Publication | None, epoch: int, holding: InEffect) -> Publication | None:
     """The publication that is served where a person may have pinned an earlier one.
 
     It never reaches further than the control loop does now: where nothing is certified any more nothing is brought
@@ -236,10 +239,10 @@ def served(made: Publication | None, epoch: int, holding: InEffect) -> Publicati
         return made
     if pin.pinned.epoch != epoch:
         return replace(made, level=0, certified=False)
-    return brought_back(made, pin.pinned)
+    return pin_publication(made, pin.pinned)
 
 
-def brought_back(made: Publication, told: Publication) -> Publication:
+def pin_publication(made: Publication, told: Publication) -> Publication:
     """An earlier publication of the same epoch, in the place of the newest: what that holds back, it holds back too.
 
     made  the newest, which certifies something
@@ -251,7 +254,7 @@ def brought_back(made: Publication, told: Publication) -> Publication:
     return replace(told, level=level, share=made.share, classes=tuple(sorted(classes.items())))
 
 
-def window_of(evidence: EvidenceSummary) -> tuple[int, int] | None:
+def request_window(evidence: EvidenceSummary) -> tuple[int, int] | None:
     """The numbers of the first and the last request that a certificate is about; None: they are not known."""
     if evidence.window_start is None or evidence.window_end is None:
         return None

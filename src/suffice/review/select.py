@@ -19,7 +19,7 @@ from math import ceil, floor
 from types import MappingProxyType
 from typing import Final
 
-from suffice.review.items import DAY_S, ControlDraw, ReviewItem, Shows, Why, day_of
+from suffice.review.items import DAY_S, ControlDraw, ReviewItem, Shows, Why, day_number
 from suffice.settings import Review as ReviewRules
 from suffice.signals.query import class_of
 from suffice.types import Outcome, Request
@@ -95,12 +95,12 @@ def open_now(most: int, used: int, *, now_s: float) -> int:
     return max(0, min(most, ceil(most * passed)) - used)
 
 
-def window_of(now_s: float, drawings: int) -> int:
+def drawing_window(now_s: float, drawings: int) -> int:
     """The number of the stretch of time that a moment lies in; a drawing is due once in each."""
     return floor(now_s / (DAY_S / drawings)) if drawings else 0
 
 
-def due(cap: Cap, *, drawn: int, last_at_s: float | None, now_s: float) -> int:
+def count_due(cap: Cap, *, drawn: int, last_at_s: float | None, now_s: float) -> int:
     """How many runs the control share is to draw now; 0: none is due.
 
     drawn      today so far
@@ -108,7 +108,7 @@ def due(cap: Cap, *, drawn: int, last_at_s: float | None, now_s: float) -> int:
     """
     if not cap.drawings:
         return 0
-    if last_at_s is not None and window_of(last_at_s, cap.drawings) >= window_of(now_s, cap.drawings):
+    if last_at_s is not None and drawing_window(last_at_s, cap.drawings) >= drawing_window(now_s, cap.drawings):
         return 0
     # What a quiet stretch left over is not caught up with at once: a drawing takes what its own stretch allows, twice.
     return min(open_now(cap.n_control, drawn, now_s=now_s), 2 * ceil(cap.n_control / cap.drawings))
@@ -290,7 +290,7 @@ def item_of(
         full_answer=one.full_answer,
         early_answer=one.early_answer,
         priority=one.priority,
-        day=day_of(now_s),
+        day=day_number(now_s),
         n_reviewers=rules.reviewers,
         asked_at_s=now_s,
         author=author,

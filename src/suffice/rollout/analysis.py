@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval
 from suffice.assurance.ledger import KNOWN_AUDITS
-from suffice.assurance.sample_ratio import LOG_ALARM, drawn, log_sample_ratio
-from suffice.rollout.effects import PairCounts, UnitSeries, compare, guesses, latest, ratio_of
+from suffice.assurance.sample_ratio import LOG_ALARM, count_draws, log_sample_ratio
+from suffice.rollout.effects import PairCounts, UnitSeries, compare_arms, guesses, latest_comparison, ratio_of
 from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.metrics import EM, LATENCY, METRICS, SATISFACTION, TOKENS, RunMetric, metric_of
 from suffice.rollout.results import (
@@ -68,14 +68,14 @@ def analyse(one: RunningExperiment, material: Material) -> ExperimentResult:
     )
 
 
-def watched(one: RunningExperiment) -> tuple[str, ...]:
+def compared_metrics(one: RunningExperiment) -> tuple[str, ...]:
     """The metrics that are compared, the primary one first."""
     return tuple(dict.fromkeys((one.primary, *METRICS, *(name for name, _ in one.margins))))
 
 
 def alphas(one: RunningExperiment) -> Mapping[str, float]:
     """The part of the error that each arm may use for each metric: half for the primary one, half for the others."""
-    metrics, error = watched(one), (1 - one.confidence) / max(1, len(one.arms) - 1)
+    metrics, error = compared_metrics(one), (1 - one.confidence) / max(1, len(one.arms) - 1)
     return {one.primary: error / 2, **dict.fromkeys(metrics[1:], error / 2 / (len(metrics) - 1))}
 
 
@@ -106,7 +106,7 @@ def sample_ratio(units: Sequence[UnitAssignment | Value]) -> float:
 def _log_e(arm: str, units: Sequence[UnitAssignment | Value]) -> float:
     mine = np.array([unit.arm == arm for unit in units])
     odds = np.array([unit.odds.get(arm, 0.0) for unit in units])
-    return log_sample_ratio(drawn(mine, np.where(mine, odds, 1 - odds)))
+    return log_sample_ratio(count_draws(mine, np.where(mine, odds, 1 - odds)))
 
 
 def _unfit_split(units: Sequence[UnitAssignment | Value], what: str) -> str | None:
@@ -139,7 +139,7 @@ class _Judge:
     withheld: str | None
 
     def arm(self, name: str) -> ArmResult:
-        found = tuple(self._compared(name, metric_of(metric)) for metric in watched(self.one))
+        found = tuple(self._compared(name, metric_of(metric)) for metric in compared_metrics(self.one))
         per_point = ratio = None
         of = {one.metric: one for one in found}
         told, lost = of[SATISFACTION], of[EM]
@@ -226,7 +226,7 @@ class _Judge:
         told, a, b = guesses(units), names.index(base.arm), names.index(self.one.control)
         counted = values[n_warm:]
         n = sum(one.arm in (base.arm, self.one.control) for one in counted)
-        whole = latest(compare(units, told, a, b), n)
+        whole = latest_comparison(compare_arms(units, told, a, b), n)
         means = [_mean([min(one.value, cap) for one in counted if one.arm == name]) for name in (base.arm, names[b])]
         if whole is None or means[0] is None or means[1] is None:
             return base
@@ -271,7 +271,7 @@ class _Judge:
         for name in dict.fromkeys(of[n_warm:].tolist()):
             where = (of == name)[np.newaxis]
             n = int(where[0, n_warm:].sum())
-            mine = latest(compare(units, told, a, b, where), n)
+            mine = latest_comparison(compare_arms(units, told, a, b, where), n)
             if mine is None:
                 continue
             total, weight = total + n * mine.effect, weight + n
@@ -285,15 +285,17 @@ class _Judge:
     ) -> ArmComparison:
         """With its interval, its verdict, and how much is missing to one."""
         between = at(1.0)
-        verdict = judge(between, metric, base.margin)
+        verdict = judge_interval(between, metric, base.margin)
         n_missing = None
         if verdict == "inconclusive":
-            times = _times_to(lambda times: judge(at(times), metric, base.margin) != "inconclusive", n_requests)
+            times = _times_to(
+                lambda times: judge_interval(at(times), metric, base.margin) != "inconclusive", n_requests
+            )
             n_missing = None if times is None else ceil((times - 1) * n_requests)
         return replace(base, between=between, verdict=verdict, n_missing=n_missing)
 
 
-def judge(between: Interval, metric: RunMetric, margin: float | None) -> Verdict:
+def judge_interval(between: Interval, metric: RunMetric, margin: float | None) -> Verdict:
     """What an interval of arm minus control proves.
 
     better   it is better
@@ -329,7 +331,9 @@ def _whole(found: Sequence[ArmComparison]) -> tuple[Verdict, int | None]:
 def _in_class(
     name: str, n: int, effect: float, between: Interval, metric: RunMetric, margin: float | None
 ) -> ClassEffect:
-    return ClassEffect(query_class=name, n=n, effect=effect, between=between, verdict=judge(between, metric, margin))
+    return ClassEffect(
+        query_class=name, n=n, effect=effect, between=between, verdict=judge_interval(between, metric, margin)
+    )
 
 
 def _pair(control: ArmEvidence, arm: ArmEvidence) -> int | None:

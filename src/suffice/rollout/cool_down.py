@@ -24,7 +24,7 @@ class Past:
     rolled_back: bool = False
 
 
-def refusal(
+def cool_down_refusal(
     past: Sequence[Past], candidate: str, *, now_s: float, rules: Rules, held: str = "", by_person: bool = False
 ) -> str | None:
     """Why a rollout may not begin now, as a sentence; None: it may.

@@ -19,7 +19,7 @@ _SIGNALS: Final = "signals"
 _MODELS: Final = ("body.models", "body.values")
 
 
-def diff(before: Version, after: Version) -> tuple[str, ...]:
+def diff_versions(before: Version, after: Version) -> tuple[str, ...]:
     """One line for each thing that differs, such as `body.threshold: 0.95 → 0.9`; (): they are the same version."""
     return diff_plain(before.plain(), after.plain())
 

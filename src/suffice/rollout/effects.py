@@ -110,7 +110,7 @@ class SequentialComparison:
     v_opt: Floats  # (E,): deviation at which the interval is tightest, a power of 2, known behind the warm-up
 
 
-def compare(
+def compare_arms(
     units: UnitSeries, told: Floats, a: int, b: int, where: NDArray[np.bool_] | None = None
 ) -> SequentialComparison:
     """Arm a minus arm b, in the metric's unit.
@@ -173,7 +173,7 @@ class ComparisonState:
         return Interval(max(whole.low, self.effect - radius), min(whole.high, self.effect + radius))
 
 
-def latest(running: SequentialComparison, n: int) -> ComparisonState | None:
+def latest_comparison(running: SequentialComparison, n: int) -> ComparisonState | None:
     """The last look at a single experiment; None: nothing was counted. `n` units stand behind it."""
     if not n or not running.effect.shape[1]:
         return None

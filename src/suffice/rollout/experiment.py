@@ -123,7 +123,7 @@ def units_of(sender: str, *, request: str, conversation: str | None, user: str |
     )
 
 
-def draw(running: Iterable[RunningExperiment], *, route: str, units: UnitIds, salt: str) -> tuple[ArmDraw, ...]:
+def draw_arms(running: Iterable[RunningExperiment], *, route: str, units: UnitIds, salt: str) -> tuple[ArmDraw, ...]:
     """The arms of one request, at most one a layer; (): it takes part in nothing.
 
     Equal units draw equal arms, whoever asks and how often, as long as the weights are the same.
@@ -205,7 +205,7 @@ def define(name: str, written: Written, *, run: int, slots: Slots) -> RunningExp
         unit=written.unit,
         layer=written.layer,
         slots=slots,
-        arms=tuple(arm_of(arm, table) for arm, table in written.arms.items()),
+        arms=tuple(find_arm(arm, table) for arm, table in written.arms.items()),
         control=control_of(written),
         primary=written.primary,
         margins=tuple(sorted(written.margins.items())),
@@ -264,7 +264,7 @@ def _ranges(slots: list[int]) -> Slots:
     return tuple(found)
 
 
-def arm_of(name: str, table: ExperimentArm) -> Arm:
+def find_arm(name: str, table: ExperimentArm) -> Arm:
     """An arm as the settings have it."""
     policy = json.dumps(table.policy, sort_keys=True, separators=(",", ":")) if table.policy else ""
     return Arm(

@@ -37,7 +37,7 @@ def header(token: str) -> list[tuple[str, str]]:
     return [(HEADER, token)] if token else []
 
 
-def read(token: str, *, now_s: float, salt: str) -> str:
+def read_token(token: str, *, now_s: float, salt: str) -> str:
     """The episode that a token is for. Raises BadRequest 401 for one that is forged, damaged or too old."""
     told, _, mac = token.rpartition(".")
     genuine = hmac.compare_digest(_mac(told, salt).encode(), mac.encode("utf-8", "surrogatepass"))

@@ -22,7 +22,7 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 
 from suffice.assurance.certify import Counts, log_bets_against, mixed
-from suffice.assurance.paired import BETS, log_wealth, pairs_to_certify
+from suffice.assurance.paired import BETS, paired_log_wealth, pairs_to_certify
 from suffice.assurance.sample_ratio import LOG_ALARM, Draws, log_sample_ratio
 from suffice.assurance.sequence import V_OPT, SequenceState, gamma_exponential_log_wealth
 from suffice.assurance.strata import standardise
@@ -69,7 +69,7 @@ class ClassGroup:
 # --------------------------------------------------------------------------- EM, on audits
 
 
-def groups(evidence: RolloutEvidence, rules: Rules) -> tuple[ClassGroup, ...]:
+def group_classes(evidence: RolloutEvidence, rules: Rules) -> tuple[ClassGroup, ...]:
     """The classes as they are judged: each by itself, those below `rare_share` of the traffic together.
 
     Rare classes that are below it even together are judged for harm, and nobody waits for their proof.
@@ -96,7 +96,7 @@ def waited_for(group: ClassGroup, rules: Rules) -> bool:
 def read_em(evidence: RolloutEvidence, rules: Rules) -> tuple[GuardrailValue, ...]:
     """EM of the whole, then of each group of classes."""
     whole = _audits({one.query_class: one for one in evidence.audits}, [one.query_class for one in evidence.audits])
-    found = groups(evidence, rules)
+    found = group_classes(evidence, rules)
     # All must be proved, so each may use all of delta; any one of them sends it back, so they share that of harm.
     delta, harm_delta = 1 - rules.confidence, (1 - rules.harm_confidence) / (1 + len(found))
     readings = [_read_one(None, whole, rules.em_margin, delta, harm_delta)]
@@ -106,7 +106,7 @@ def read_em(evidence: RolloutEvidence, rules: Rules) -> tuple[GuardrailValue, ..
 
 def post_stratified_drop(evidence: RolloutEvidence, rules: Rules) -> float | None:
     """Mean drop of the groups, weighted by their part of the traffic and not of the audits; None: one has no audit."""
-    found = [group for group in groups(evidence, rules) if group.share > 0]
+    found = [group for group in group_classes(evidence, rules) if group.share > 0]
     if not found or any(not group.audits.n for group in found):
         return None
     total = sum(group.share for group in found)
@@ -131,7 +131,9 @@ def _drop(audits: ClassAudits) -> float:
 
 def _read_one(about: str | None, audits: ClassAudits, margin: float, delta: float, harm_delta: float) -> GuardrailValue:
     """A label that has not come counts as lost where nothing may be lost, and as no loss where harm is to be shown."""
-    proof = float(log_wealth(_one(audits.gained, audits.same, audits.lost + audits.pending), max_em_drop=margin)[0])
+    proof = float(
+        paired_log_wealth(_one(audits.gained, audits.same, audits.lost + audits.pending), max_em_drop=margin)[0]
+    )
     # The same bets turned round: that the mean of Z is above 0.
     found = _one(audits.lost, audits.same + audits.pending, audits.gained)
     harm = float(mixed(log_bets_against(found.gained, found.same, found.lost, 0.0, bets=BETS))[0])
@@ -144,9 +146,9 @@ def _read_one(about: str | None, audits: ClassAudits, margin: float, delta: floa
     name = "EM" if about is None else f"EM of {about or NO_NAME}"
     seen = "no audits yet" if drop is None else f"{_by(drop)} on {audits.n:,} audits"
     ends = {
-        "fine": f"surely less than {points(margin)} lower",
+        "fine": f"surely less than {describe_guardrail_points(margin)} lower",
         "harm": "surely lower",
-        "open": f"{points(margin)} lower is not ruled out",
+        "open": f"{describe_guardrail_points(margin)} lower is not ruled out",
     }
     return GuardrailValue(
         rail="em",
@@ -171,7 +173,7 @@ def _by(drop: float) -> str:
     return f"{'lower' if drop > 0 else 'higher'} by {100 * abs(drop):.2f} points"
 
 
-def points(fraction: float) -> str:
+def describe_guardrail_points(fraction: float) -> str:
     """A part of 100 in words: "1 point", "2.5 points"."""
     shown = f"{100 * fraction:g}"
     return f"{shown} point" if shown == "1" else f"{shown} points"
@@ -273,7 +275,7 @@ def _live_sentence(rail: LiveRail, seen: Contrast, worse: float | None, margin: 
     else:
         shown = f"{100 * mine:.2g} % against {100 * other:.2g} %"
     worse_word = {"latency": "slower", "satisfaction": "lower"}.get(rail, "more")
-    allowed = f"{100 * margin:g} %" if rail == "latency" else points(margin)
+    allowed = f"{100 * margin:g} %" if rail == "latency" else describe_guardrail_points(margin)
     ends = {
         "fine": f"surely less than {allowed} {worse_word}",
         "harm": f"surely {worse_word}",
@@ -299,7 +301,8 @@ def mix_problem(evidence: RolloutEvidence, rules: Rules) -> str | None:
     """Why a mean over all says the opposite of the classes (Simpson); None: it does not."""
     drop = post_stratified_drop(evidence, rules) if evidence.n_audits >= rules.least_audits else None
     if drop is not None and drop > rules.em_margin:
-        return f"weighted as the traffic is, classes lose {100 * drop:.2f} points, of {points(rules.em_margin)} allowed"
+        allowed = describe_guardrail_points(rules.em_margin)
+        return f"weighted as the traffic is, classes lose {100 * drop:.2f} points, of {allowed} allowed"
     mixed_up = standardise(evidence.labelled, margin=rules.em_margin)
     true = mixed_up.standardised_drop
     if mixed_up.misleading and true is not None and true > rules.em_margin:

@@ -23,9 +23,9 @@ from suffice.rollout.evidence import ArmName, RolloutEvidence
 from suffice.rollout.guardrails import (
     NO_NAME,
     GuardrailValue,
-    groups,
+    describe_guardrail_points,
+    group_classes,
     mix_problem,
-    points,
     read_em,
     read_live,
     split_problem,
@@ -150,7 +150,7 @@ class RolloutState:
 # --------------------------------------------------------------------------- moves
 
 
-def begin(
+def start_rollout(
     rollout: str,
     *,
     route: str,
@@ -189,7 +189,7 @@ def advance(state: State, evidence: RolloutEvidence, rules: Rules, *, at: int, n
     """
     if state.over:
         return None
-    standing = look(state, evidence, rules, at=at, now_s=now_s)
+    standing = assess_rollout(state, evidence, rules, at=at, now_s=now_s)
     if standing.ends:
         return _back(state, at=at, now_s=now_s, by=EVIDENCE, reason=standing.ends, readings=standing.readings)
     if state.paused:
@@ -224,7 +224,7 @@ def certify(state: State, level: int, *, reason: str, at: int, now_s: float) -> 
     return replace(_move(state, "certify", at=at, now_s=now_s, by=EVIDENCE, reason=reason), level=level)
 
 
-def hold(state: State, *, by: str, reason: str, at: int, now_s: float) -> Transition:
+def hold_rollout(state: State, *, by: str, reason: str, at: int, now_s: float) -> Transition:
     """A person holds a rollout: nothing goes forward, the share stays, and harm still sends it back."""
     _check_running(state, "hold")
     if state.paused and state.paused_by != EVIDENCE:
@@ -232,7 +232,7 @@ def hold(state: State, *, by: str, reason: str, at: int, now_s: float) -> Transi
     return _move(state, "pause", at=at, now_s=now_s, by=by, reason=reason)
 
 
-def resume(state: State, rules: Rules, *, by: str, reason: str, at: int, now_s: float) -> Transition:
+def resume_rollout(state: State, rules: Rules, *, by: str, reason: str, at: int, now_s: float) -> Transition:
     """A person lets it go on: the same step, its share again, its warm-up anew."""
     _check_running(state, "resume")
     if not state.paused:
@@ -240,7 +240,7 @@ def resume(state: State, rules: Rules, *, by: str, reason: str, at: int, now_s: 
     return _move(state, "resume", at=at, now_s=now_s, by=by, reason=reason, share=_share_of(state.step, rules))
 
 
-def promote(state: State, rules: Rules, *, by: str, reason: str, at: int, now_s: float) -> Transition:
+def promote_rollout(state: State, rules: Rules, *, by: str, reason: str, at: int, now_s: float) -> Transition:
     """A person takes the next step, whatever the evidence says; his name and his reason are in the transition.
 
     He proves nothing by that: what is not proved stays so, and further steps by evidence wait for it.
@@ -276,7 +276,7 @@ def place(state: State, unit: str, *, salt: str) -> ArmAssignment:
 # --------------------------------------------------------------------------- judgement
 
 
-def look(state: State, evidence: RolloutEvidence, rules: Rules, *, at: int, now_s: float) -> RolloutState:
+def assess_rollout(state: State, evidence: RolloutEvidence, rules: Rules, *, at: int, now_s: float) -> RolloutState:
     """What the evidence says now: for people, and for `advance`."""
     live = state.step > 0
     em, broken = read_em(evidence, rules), (split_problem(evidence) or "") if live else ""
@@ -298,7 +298,7 @@ def look(state: State, evidence: RolloutEvidence, rules: Rules, *, at: int, now_
 def _why_forward(state: State, evidence: RolloutEvidence, rules: Rules) -> str:
     to = f"from {_percent(state.share)} to {_percent(_share_of(state.step + 1, rules))} of new units"
     if not state.step:
-        whole, each = points(rules.em_margin), points(rules.class_em_margin)
+        whole, each = describe_guardrail_points(rules.em_margin), describe_guardrail_points(rules.class_em_margin)
         return f"{evidence.n_audits:,} audits prove: less than {whole} of EM lost over all, {each} in each class; {to}"
     seen = f"{evidence.n_candidate:,} units of the candidate and {evidence.n_control:,} of the control"
     if state.step < rules.n_steps - 1:
@@ -333,7 +333,7 @@ def _why_over(state: State, rules: Rules, idle: str, missing: list[str], *, at: 
 def _missing_proof(evidence: RolloutEvidence, rules: Rules, em: tuple[GuardrailValue, ...]) -> list[str]:
     """Once, before anybody is served: audits enough, and proof that neither the whole nor a class loses too much."""
     missing = []
-    waited = {group.name for group in groups(evidence, rules) if waited_for(group, rules)}
+    waited = {group.name for group in group_classes(evidence, rules) if waited_for(group, rules)}
     for reading in em:
         least = rules.least_audits if reading.about is None else rules.least_class_audits
         if reading.about is not None and reading.about not in waited:

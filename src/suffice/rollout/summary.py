@@ -22,7 +22,7 @@ UNFAIR: Final = (
 )
 
 
-def reading(result: ExperimentResult, arm: ArmResult) -> tuple[str, ...]:
+def summarize_arm(result: ExperimentResult, arm: ArmResult) -> tuple[str, ...]:
     """Two or three sentences on one arm."""
     if arm.verdict == "withheld":
         why = next(one.why for one in arm.comparisons if one.verdict == "withheld")

@@ -19,9 +19,9 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from suffice.errors import ConfigError
-from suffice.model.artefact import load
-from suffice.model.numbers import MOST, number, numbers, shown
-from suffice.model.reading import MOST_BYTES, MOST_CHARS, MOST_ITEMS, ModelTable, parse
+from suffice.model.artefact import load_model
+from suffice.model.numbers import MOST, describe_value, exact_float, numbers
+from suffice.model.reading import MOST_BYTES, MOST_CHARS, MOST_ITEMS, ModelTable, parse_json
 from suffice.model.stop import MOST_RISK, canonical
 from suffice.policy.base import build_policy
 from suffice.signals.base import order_all
@@ -173,7 +173,7 @@ def make_version(
 # --------------------------------------------------------------------------- bytes
 
 
-def seal(version: Version, *, secret: str) -> bytes:
+def seal_version(version: Version, *, secret: str) -> bytes:
     """The version as bytes: a line with address and signature, then canonical JSON.
 
     secret  of the deployment, not empty; HMAC-SHA256
@@ -204,7 +204,7 @@ def open_version(source: bytes, *, secret: str, here: Here | None = None, addres
         raise ConfigError(f"version: its content is not that of {said}: changed, or cut off")
     if not hmac.compare_digest(_signature(content, secret), found[2]):
         raise ConfigError(f"version: the signature of {said} was not made with this deployment's secret")
-    version = _read(parse("version", content))
+    version = _read(parse_json("version", content))
     if version.address != said:
         raise ConfigError(f"version: {said} is not written canonically")
     problem = None if here is None else misfit(version, here)
@@ -274,9 +274,9 @@ def _looks_like(source: bytes) -> str:
 
 def _check_words(version: Version) -> None:
     if version.form not in get_args(Form):
-        raise ConfigError(f"version.form: got {shown(version.form)}; one of {', '.join(get_args(Form))}")
+        raise ConfigError(f"version.form: got {describe_value(version.form)}; one of {', '.join(get_args(Form))}")
     if version.kind not in get_args(Kind):
-        raise ConfigError(f"version.kind: got {shown(version.kind)}; one of {', '.join(get_args(Kind))}")
+        raise ConfigError(f"version.kind: got {describe_value(version.kind)}; one of {', '.join(get_args(Kind))}")
     if version.form == "learned" and version.model_family is None:
         raise ConfigError("version.model_family: missing; what was learned was learned on one family of models")
     lineage = version.lineage
@@ -287,9 +287,9 @@ def _check_words(version: Version) -> None:
     for name in ("since_seq", "to_seq"):
         seq = getattr(lineage, name)
         if seq is not None and (type(seq) is not int or seq < 0):
-            raise ConfigError(f"version.lineage.{name}: got {shown(seq)}; a row of the log, at least 0")
+            raise ConfigError(f"version.lineage.{name}: got {describe_value(seq)}; a row of the log, at least 0")
     if lineage.proposed_s is not None:
-        number("version.lineage.proposed_s", lineage.proposed_s, least=0.0, most=1e12)
+        exact_float("version.lineage.proposed_s", lineage.proposed_s, least=0.0, most=1e12)
 
 
 def _check_plain(where: str, value: object, depth: int) -> None:
@@ -308,7 +308,7 @@ def _check_plain(where: str, value: object, depth: int) -> None:
         if len(value) > MOST_CHARS:
             raise ConfigError(f"{where}: got {len(value):,} characters; at most {MOST_CHARS:,}")
     elif value is not None and not isinstance(value, bool):
-        number(where, value, least=-MOST, most=MOST)
+        exact_float(where, value, least=-MOST, most=MOST)
 
 
 def _needs_of(form: str, body: Mapping[str, Any]) -> tuple[str, ...]:
@@ -318,7 +318,7 @@ def _needs_of(form: str, body: Mapping[str, Any]) -> tuple[str, ...]:
     table = ModelTable("version.body", body)
     schema = table.take("schema")
     if type(schema) is not int or schema != SCHEMA:
-        raise ConfigError(f"version.body.schema: got {shown(schema)}; this one reads {SCHEMA}")
+        raise ConfigError(f"version.body.schema: got {describe_value(schema)}; this one reads {SCHEMA}")
     needs = _models_need("version.body.models", table.items("models"))
     _check_levels(table.items("levels"), n_models=len(table.content["models"]))
     values = table.take("values")
@@ -335,7 +335,7 @@ def _models_need(where: str, models: tuple[Any, ...]) -> tuple[str, ...]:
         raise ConfigError(f"{where}: got {len(models)}; 1 to {MOST_FOLDS}, one for each fold")
     needs: dict[str, None] = {}
     for at, plain in enumerate(models):
-        model = load(plain, where=f"{where}[{at}]")
+        model = load_model(plain, where=f"{where}[{at}]")
         found = FeatureSet(model.features, where=f"{where}[{at}].features").needs
         needs |= dict.fromkeys((*found, "query") if model.classes else found)
     return tuple(needs)
@@ -372,7 +372,7 @@ def _read(plain: object) -> Version:
     table = ModelTable("version", plain)
     schema = table.take("schema")
     if type(schema) is not int or schema != SCHEMA:
-        raise ConfigError(f"version.schema: got {shown(schema)}; this one reads {SCHEMA}")
+        raise ConfigError(f"version.schema: got {describe_value(schema)}; this one reads {SCHEMA}")
     family = table.take("model_family")
     made: dict[str, Any] = {
         "form": table.text("form"),

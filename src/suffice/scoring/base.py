@@ -22,7 +22,7 @@ from suffice.scoring.math import MathJudge, MathScorer
 from suffice.scoring.number import NumberScorer
 from suffice.scoring.quantity import QuantityScorer
 from suffice.scoring.regex import RegexScorer
-from suffice.scoring.spec import short
+from suffice.scoring.spec import shorten
 from suffice.scoring.squad import SquadScorer
 from suffice.scoring.text import TextScorer
 from suffice.scoring.whole import WholeScorer
@@ -104,7 +104,7 @@ def scorer_label(spec: Spec) -> str:
     return f"{spec.get('scorer')} {written}" if parameters else str(spec.get("scorer"))
 
 
-def parameters_of(name: str) -> Mapping[str, inspect.Parameter]:
+def scorer_parameters(name: str) -> Mapping[str, inspect.Parameter]:
     """The parameters that may be written for a scorer, in order."""
     return {key: p for key, p in inspect.signature(SCORERS[name]).parameters.items() if key != "judge"}
 
@@ -113,11 +113,11 @@ def _build(where: str, spec: object, math_judge: MathJudge | None, depth: int) -
     if isinstance(spec, str):
         spec = {"scorer": spec}
     if not isinstance(spec, Mapping):
-        raise ConfigError(f'{where}: got {short(spec)}; need a name, or a table such as {{ scorer = "number" }}')
+        raise ConfigError(f'{where}: got {shorten(spec)}; need a name, or a table such as {{ scorer = "number" }}')
     given = dict(spec)
     name = given.pop("scorer", None)
     if not isinstance(name, str) or name not in SCORERS:
-        raise ConfigError(f"{where}: unknown name {short(name)}; {_way_out(name, SCORERS)}")
+        raise ConfigError(f"{where}: unknown name {shorten(name)}; {_way_out(name, SCORERS)}")
     _check_names(where, name, given)
     if given.get("compare") is not None:
         if depth > 1:
@@ -132,10 +132,10 @@ def _build(where: str, spec: object, math_judge: MathJudge | None, depth: int) -
 
 
 def _check_names(where: str, name: str, given: Mapping[str, Any]) -> None:
-    known = parameters_of(name)
+    known = scorer_parameters(name)
     for key in given:
         if key not in known:
-            raise ConfigError(f"{where}: {name} has no parameter {short(key)}; {_way_out(key, known)}")
+            raise ConfigError(f"{where}: {name} has no parameter {shorten(key)}; {_way_out(key, known)}")
     for key, parameter in known.items():
         if parameter.default is parameter.empty and key not in given:
             raise ConfigError(f"{where}.{key}: missing; {name} needs it")

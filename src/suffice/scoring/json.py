@@ -15,7 +15,14 @@ from typing import Any, ClassVar, TypeAlias
 
 from suffice.errors import ConfigError
 from suffice.scoring.answer import last_announced, last_part
-from suffice.scoring.normal import MAX_ANSWER_CHARS, ByNormalForm, digest, is_digest, readable, says_something
+from suffice.scoring.normal import (
+    MAX_ANSWER_CHARS,
+    ByNormalForm,
+    digest_text,
+    is_digest,
+    says_something,
+    strip_control_characters,
+)
 from suffice.scoring.number import exact_number
 from suffice.scoring.spec import Comparer, check_text
 
@@ -94,7 +101,7 @@ class JsonScorer(ByNormalForm):
         if self.compare is not None:
             return self.compare.normalise(value if type(value) is str else _canonical(value))
         normal = _canonical(value)
-        return normal if len(normal) <= MAX_ANSWER_CHARS else digest(normal)
+        return normal if len(normal) <= MAX_ANSWER_CHARS else digest_text(normal)
 
 
 def _read_path(path: str) -> tuple[str | int, ...]:
@@ -147,7 +154,7 @@ def _parse(text: str) -> tuple[Value] | None:
 
 
 def _object(pairs: Sequence[tuple[str, Value]]) -> dict[str, Value]:
-    read = {_composed(readable(key)): value for key, value in pairs}
+    read = {_composed(strip_control_characters(key)): value for key, value in pairs}
     if len(read) != len(pairs):
         raise _Unclear
     return read
@@ -198,7 +205,7 @@ def _canonical(value: Value) -> str:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(_composed(readable(text)), ensure_ascii=False)
+    return json.dumps(_composed(strip_control_characters(text)), ensure_ascii=False)
 
 
 def _composed(text: str) -> str:

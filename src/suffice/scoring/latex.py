@@ -9,7 +9,14 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from suffice.scoring.normal import MAX_ANSWER_CHARS, digest, is_digest, readable, says_something, settled
+from suffice.scoring.normal import (
+    MAX_ANSWER_CHARS,
+    digest_text,
+    is_digest,
+    says_something,
+    settled,
+    strip_control_characters,
+)
 from suffice.scoring.number import exact_number
 from suffice.scoring.text import TextScorer
 
@@ -96,9 +103,9 @@ def normal_formula(written: str) -> str | None:
     """
     if is_digest(written):
         return written
-    text = " ".join(readable(written).split())
+    text = " ".join(strip_control_characters(written).split())
     if len(text) > MAX_ANSWER_CHARS:
-        return digest(text)
+        return digest_text(text)
     normal = settled(text, _one_pass)
     return normal if says_something(normal) else None
 
@@ -112,7 +119,7 @@ def _one_pass(text: str) -> str:
     if not text.isascii():
         text = _RAISED_RUN.sub(lambda run: f"^{{{''.join(_RAISED[sign] for sign in run.group())}}}", text)
         text = _LOWERED_RUN.sub(lambda run: f"_{{{''.join(_LOWERED[sign] for sign in run.group())}}}", text)
-        text = readable(unicodedata.normalize("NFKC", text.translate(_SIGNS)))
+        text = strip_control_characters(unicodedata.normalize("NFKC", text.translate(_SIGNS)))
     elif "$" in text:
         text = text.replace("$", " ")
     for pattern, replacement in _RULES:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from suffice.scoring.answer import last_announced, last_boxed, last_part
-from suffice.scoring.normal import MAX_ANSWER_CHARS, ByNormalForm, digest, is_digest
+from suffice.scoring.normal import MAX_ANSWER_CHARS, ByNormalForm, digest_text, is_digest
 from suffice.scoring.spec import Comparer, check_flag
 from suffice.scoring.text import TextScorer
 
@@ -62,12 +62,12 @@ class ListScorer(ByNormalForm):
 
     def _normal(self, items: list[str]) -> str | None:
         if len(items) > MAX_ITEMS:
-            return digest("\n".join(items))
+            return digest_text("\n".join(items))
         normals = [normal for item in items if (normal := self.compare.normalise(item)) is not None]
         if not normals:
             return None
         written = json.dumps(normals if self.ordered else sorted(normals), ensure_ascii=False, separators=(",", ":"))
-        return written if len(written) <= MAX_ANSWER_CHARS else digest(written)
+        return written if len(written) <= MAX_ANSWER_CHARS else digest_text(written)
 
 
 def _last_bullets(text: str) -> list[str]:

@@ -22,7 +22,7 @@ _UNREADABLE = {
 _HALVES = re.compile("[\ud800-\udfff]")
 
 
-def digest(text: str) -> str:
+def digest_text(text: str) -> str:
     """What stands for a text that is too long: the same for the same text, 42 characters."""
     return "long text " + hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
@@ -32,7 +32,7 @@ def is_digest(answer: str) -> bool:
     return len(answer) == 42 and _DIGEST.fullmatch(answer) is not None
 
 
-def readable(text: str) -> str:
+def strip_control_characters(text: str) -> str:
     """The text without what no log can hold: control characters become spaces, half surrogates U+FFFD."""
     if text.isascii() and text.isprintable():
         return text
@@ -52,10 +52,10 @@ def settled(text: str, one_pass: Callable[[str], str]) -> str:
     for _ in range(_MAX_PASSES):
         before, text = text, one_pass(text)
         if text == before:
-            return text if len(text) <= MAX_ANSWER_CHARS else digest(text)
+            return text if len(text) <= MAX_ANSWER_CHARS else digest_text(text)
         if len(text) > 20 * MAX_ANSWER_CHARS:
-            return digest(text)
-    return digest(text)
+            return digest_text(text)
+    return digest_text(text)
 
 
 class ByNormalForm(ABC):

@@ -30,24 +30,24 @@ def check_word(where: str, value: object, words: Iterable[str]) -> str:
     known = tuple(words)
     if isinstance(value, str) and value in known:
         return value
-    raise ConfigError(f"{where}: got {short(value)}; allowed: {', '.join(known)}")
+    raise ConfigError(f"{where}: got {shorten(value)}; allowed: {', '.join(known)}")
 
 
 def check_flag(where: str, value: object) -> bool:
     """The value, if it is true or false. Raises ConfigError."""
     if isinstance(value, bool):
         return value
-    raise ConfigError(f"{where}: got {short(value)}; allowed: true, false")
+    raise ConfigError(f"{where}: got {shorten(value)}; allowed: true, false")
 
 
 def check_text(where: str, value: object) -> str:
     """The value, if it is a text of 1 to 1,000 characters. Raises ConfigError."""
     if isinstance(value, str) and 0 < len(value) <= _MAX_CHARS:
         return value
-    raise ConfigError(f"{where}: got {short(value)}; need a text of 1 to {_MAX_CHARS:,} characters")
+    raise ConfigError(f"{where}: got {shorten(value)}; need a text of 1 to {_MAX_CHARS:,} characters")
 
 
-def short(value: object) -> str:
+def shorten(value: object) -> str:
     """The value as an error shows it."""
     if not isinstance(value, str):
         return f"a value of type {type(value).__name__}"

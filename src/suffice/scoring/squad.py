@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from suffice.scoring.answer import READ_CHARS, told
-from suffice.scoring.normal import MAX_ANSWER_CHARS, ByNormalForm, digest, readable, says_something
+from suffice.scoring.normal import MAX_ANSWER_CHARS, ByNormalForm, digest_text, says_something, strip_control_characters
 
 _PUNCTUATION = {ord(mark): None for mark in string.punctuation}
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
@@ -40,9 +40,9 @@ class SquadScorer(ByNormalForm):
     def normalise(self, answer: str) -> str | None:
         """The normal form of a bare answer; None when no letter, digit or symbol is left of it."""
         if len(answer) > READ_CHARS:
-            return digest(answer)
+            return digest_text(answer)
         # ASCII punctuation goes before the articles do, so one pass is all: `a.n` is gone at once.
-        normal = " ".join(_ARTICLES.sub(" ", readable(answer).lower().translate(_PUNCTUATION)).split())
+        normal = " ".join(_ARTICLES.sub(" ", strip_control_characters(answer).lower().translate(_PUNCTUATION)).split())
         if not says_something(normal):
             return None
-        return normal if len(normal) <= MAX_ANSWER_CHARS else digest(normal)
+        return normal if len(normal) <= MAX_ANSWER_CHARS else digest_text(normal)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from suffice.scoring.answer import READ_CHARS, told
-from suffice.scoring.normal import MAX_ANSWER_CHARS, ByNormalForm, digest, settled
+from suffice.scoring.normal import MAX_ANSWER_CHARS, ByNormalForm, digest_text, settled
 
 _ARTICLES = frozenset({"a", "an", "the"})
 _WRAPPERS = frozenset("$`")  # around formulas and code; by category they are symbols
@@ -46,11 +46,11 @@ class TextScorer(ByNormalForm):
     def normalise(self, answer: str) -> str | None:
         """The normal form of a bare answer; None when only punctuation or nothing is in it."""
         if len(answer) > READ_CHARS:
-            return digest(answer)
+            return digest_text(answer)
         if len(answer) > MAX_ANSWER_CHARS:
             # Not NFKC: long runs of combining marks make it quadratic.
             folded = _SPACES.sub(" ", answer.casefold()).strip()
-            return digest(folded) if len(folded) > MAX_ANSWER_CHARS else self.normalise(folded)
+            return digest_text(folded) if len(folded) > MAX_ANSWER_CHARS else self.normalise(folded)
         # Several passes: dropped punctuation can bring a letter and its accent, or two digits, together.
         return settled(answer, _one_pass) or None
 

@@ -11,7 +11,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import ClassVar
 
-from suffice.scoring.normal import MAX_ANSWER_CHARS, digest, is_digest, says_something
+from suffice.scoring.normal import MAX_ANSWER_CHARS, digest_text, is_digest, says_something
 from suffice.scoring.spec import Comparer
 
 _HALVES = re.compile("[\ud800-\udfff]")
@@ -48,9 +48,9 @@ class WholeScorer:
         if not says_something(lines):
             return None
         if len(lines) > MAX_ANSWER_CHARS:
-            return digest(lines)
+            return digest_text(lines)
         composed = unicodedata.normalize("NFC", lines)
-        return composed if len(composed) <= MAX_ANSWER_CHARS else digest(composed)
+        return composed if len(composed) <= MAX_ANSWER_CHARS else digest_text(composed)
 
     def match(self, answer: str | None, gold: str) -> bool:
         """Is `answer` the reference? None never is."""

@@ -17,13 +17,13 @@
     ├── feedback    what holds for all that people say of answers
     └── metrics     what else they may say, declared: type, level, direction, range
 
-Every field has a unit in its name or comment and a safe default. `parse` refuses what it does
+Every field has a unit in its name or comment and a safe default. `parse_settings` refuses what it does
 not know, with the path of the key and the nearest key that exists.
 """
 
 from __future__ import annotations
 
-from suffice.settings.parsing import parse
+from suffice.settings.parsing import parse_settings
 from suffice.settings.rollout import Rollout
 from suffice.settings.tables import (
     AlertKind,
@@ -108,5 +108,5 @@ __all__ = [
     "TextPart",
     "Upstream",
     "VerifiedBy",
-    "parse",
+    "parse_settings",
 ]

@@ -40,7 +40,7 @@ _KEY_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RELAY: Final = re.compile(r"(GET|POST|PUT|PATCH|DELETE|OPTIONS) (/|(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]{1,200})+)")
 
 
-def check(settings: Settings) -> None:
+def check_settings(settings: Settings) -> None:
     """What types cannot say: references, ranges, and combinations that promise too much."""
     _check_server(settings.server)
     _check_connections(settings.server)

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_
 import msgspec
 
 from suffice.errors import ConfigError
-from suffice.settings.checks import check
+from suffice.settings.checks import check_settings
 from suffice.settings.rollout import Rollout, overlaid
 from suffice.settings.tables import Experiment, ExperimentArm, Key, Metric, Route, Settings, Upstream
 
@@ -44,7 +44,7 @@ _TABLES: Mapping[str, type[msgspec.Struct]] = {
 }
 
 
-def parse(raw: Mapping[str, Any]) -> Settings:
+def parse_settings(raw: Mapping[str, Any]) -> Settings:
     """Turn a nested mapping (TOML or YAML as read) into settings.
 
     Raises ConfigError with the path of the value at fault, what it was and what is allowed.
@@ -59,7 +59,7 @@ def parse(raw: Mapping[str, Any]) -> Settings:
         for name, item in (raw.get(table) or {}).items():
             _convert(item, model, path=f"{table}.{name}")  # one by one, so that an error names its own table
     settings = _convert(raw, Settings, path="")
-    check(settings)
+    check_settings(settings)
     _check_numbers(settings, path="")
     return settings
 

@@ -89,7 +89,7 @@ def build_fold(need: str) -> Fold:
 
     Raises ConfigError, with the way out, for an unknown name or parameter and for a value out of range.
     """
-    return order(need).build()
+    return check_need(need).build()
 
 
 def fields_of(needs: Iterable[str]) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ def order_all(needs: tuple[str, ...]) -> tuple[FoldSpec, ...]:
     filled: dict[str, FoldSpec] = {}
     orders = []
     for need in needs:
-        ordered = order(need)
+        ordered = check_need(need)
         rival = next((filled[field] for field in ordered.fields if field in filled), None)
         if rival is None:
             filled.update(dict.fromkeys(ordered.fields, ordered))
@@ -119,7 +119,7 @@ def order_all(needs: tuple[str, ...]) -> tuple[FoldSpec, ...]:
     return tuple(orders)
 
 
-def order(need: str) -> FoldSpec:
+def check_need(need: str) -> FoldSpec:
     """Check one need and make it ready to be built. Raises ConfigError as `build_fold` does."""
     name, given = parse_need(need)
     if name not in FOLDS:

@@ -6,7 +6,7 @@ refuses to know the threshold below which the variance is called settled.
 
 from __future__ import annotations
 
-from suffice.signals.known import nats, number
+from suffice.signals.known import nats, parse_parameter
 from suffice.types import Step
 
 
@@ -26,7 +26,7 @@ class ClosingEntropy:
     fields: tuple[str, ...] = ("closed_entropy", "entropy_ema", "entropy_emv")
 
     def __init__(self, *, alpha: float = 0.2) -> None:
-        self._alpha = number("closing.alpha", alpha, most=1.0)
+        self._alpha = parse_parameter("closing.alpha", alpha, most=1.0)
         self._closed: float | None = None
         self._known = False  # had the last step an entropy?
         self._n_known = 0

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from operator import mul
 from typing import Protocol
 
-from suffice.signals.known import number
+from suffice.signals.known import parse_parameter
 from suffice.signals.words import words_of
 from suffice.types import Step
 
@@ -54,7 +54,7 @@ class Drafts:
     fields: tuple[str, ...] = ("draft_distance", "draft_patience")
 
     def __init__(self, *, threshold: float = 0.1) -> None:
-        self._threshold = number("drafts.threshold", threshold, most=1.0, low_included=True)
+        self._threshold = parse_parameter("drafts.threshold", threshold, most=1.0, low_included=True)
         self._before: _Draft | None = None
         self._distance: float | None = None
         self._patience: int | None = None

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
-from suffice.signals.base import FOLDS, SIGNAL_FIELDS, order
+from suffice.signals.base import FOLDS, SIGNAL_FIELDS, check_need
 from suffice.signals.columns import SignalColumns
 from suffice.signals.derived import DERIVED
-from suffice.signals.terms import Factor, Mark, Number, Transform, found, mark, parse, product
+from suffice.signals.terms import Factor, Mark, Number, Transform, found, mark, parse_terms, product
 from suffice.types import Query, Signals
 
 __all__ = ["DERIVED", "HAS_ANSWER", "MOST_FEATURES", "QUERY_FIELDS", "FeatureSet", "found", "mark", "product"]
@@ -57,7 +57,7 @@ class FeatureSet:
         folds = _folds()
         parsed, first = list[tuple[Factor, ...]](), dict[str, int]()
         for at, name in enumerate(names):
-            parsed.append(parse(f"{where}[{at}]", name))
+            parsed.append(parse_terms(f"{where}[{at}]", name))
             _check(f"{where}[{at}]", parsed[-1], folds)
             if first.setdefault(name, at) != at:
                 raise ConfigError(f"{where}[{at}]: got {name!r:.80} again; each feature once")
@@ -358,7 +358,7 @@ def _folds() -> dict[str, str]:
     filled: dict[str, str] = {}
     for name in FOLDS:
         try:
-            fields = order(name).fields
+            fields = check_need(name).fields
         except ConfigError:
             continue
         filled.update(dict.fromkeys(fields, name))

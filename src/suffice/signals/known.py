@@ -25,7 +25,7 @@ def nats(value: float | None) -> float | None:
     return value if value is not None and 0.0 <= value <= _MOST_NATS else None
 
 
-def number(where: str, value: object, *, above: float = 0.0, most: float, low_included: bool = False) -> float:
+def parse_parameter(where: str, value: object, *, above: float = 0.0, most: float, low_included: bool = False) -> float:
     """A fold's parameter as a float. Raises ConfigError that names `where` it stood and what is allowed."""
     # Whole numbers may be too large for a float, so the range is looked at first.
     if isinstance(value, (int, float)) and not isinstance(value, bool) and above <= value <= most:

@@ -80,7 +80,7 @@ def product(*names: str) -> str:
     return "*".join(names)
 
 
-def parse(where: str, name: object) -> tuple[Factor, ...]:
+def parse_terms(where: str, name: object) -> tuple[Factor, ...]:
     """The factors of a feature's name. Raises ConfigError that names `where` it stood and what was wrong."""
     if not isinstance(name, str) or not 0 < len(name) <= MOST_CHARS:
         got = f"{len(name):,} characters" if isinstance(name, str) else f"a {type(name).__name__}"

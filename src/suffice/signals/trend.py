@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 from suffice.signals.confidence import confidence_of
-from suffice.signals.known import number
+from suffice.signals.known import parse_parameter
 from suffice.types import Step
 
 
@@ -22,7 +22,7 @@ class ConfidenceTrend:
     fields: tuple[str, ...] = ("confidence_ema", "confidence_slope")
 
     def __init__(self, *, alpha: float = 0.3) -> None:
-        self._alpha = number("trend.alpha", alpha, most=1.0)
+        self._alpha = parse_parameter("trend.alpha", alpha, most=1.0)
         self._last: float | None = None  # the latest known confidence
         self._mean: float | None = None
         self._slope: float | None = None
@@ -62,7 +62,7 @@ class Degeneration:
     fields: tuple[str, ...] = ("degeneration",)
 
     def __init__(self, *, delta: float = 0.55) -> None:
-        self._delta = number("degeneration.delta", delta, most=2.0, low_included=True)
+        self._delta = parse_parameter("degeneration.delta", delta, most=2.0, low_included=True)
         self._tokens = 0
         self._last: float | None = None
         self._n_low = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from suffice.signals.known import number
+from suffice.signals.known import parse_parameter
 from suffice.types import Step
 
 
@@ -110,7 +110,7 @@ class VoteTrend:
     fields: tuple[str, ...] = ("majority_ema",)
 
     def __init__(self, *, alpha: float = 0.3) -> None:
-        self._alpha = number("vote-trend.alpha", alpha, most=1.0)
+        self._alpha = parse_parameter("vote-trend.alpha", alpha, most=1.0)
         self._votes = Votes()
         self._mean: float | None = None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from suffice.testing.prompt import THINK_OPEN, text_of
+from suffice.testing.prompt import THINK_OPEN, prompt_text
 from suffice.testing.reply import Dialect, FakeRequest
 
 # Fields beyond OpenAI's that some engine here has; a dialect takes its own and refuses the others'.
@@ -58,7 +58,7 @@ class NotMyDialect(ValueError):
     """The engine would refuse this request, or read it otherwise than it was meant."""
 
 
-def check(dialect: Dialect, request: FakeRequest, *, opens_thought: bool, keeps_budgets: bool) -> None:
+def check_dialect(dialect: Dialect, request: FakeRequest, *, opens_thought: bool, keeps_budgets: bool) -> None:
     """Refuse what this engine would not take. Raises NotMyDialect."""
     body = request.body
     foreign = sorted((_KNOWN - _TAKES[dialect]) & set(body))
@@ -95,7 +95,7 @@ def _check_sglang(body: Mapping[str, Any], last: Mapping[str, Any], *, opens_tho
     if body.get("separate_reasoning") is not False:
         raise NotMyDialect("fake upstream: the reasoning parser would take the answer for a thought")
     # The message goes behind the generation prompt, which may have opened the thought already.
-    if text_of(last.get("content")).lstrip().startswith(THINK_OPEN) == opens_thought:
+    if prompt_text(last.get("content")).lstrip().startswith(THINK_OPEN) == opens_thought:
         raise NotMyDialect("fake upstream: the thought would be opened twice, or not at all")
 
 
@@ -138,7 +138,7 @@ def budget_of(dialect: Dialect, body: Mapping[str, Any], *, keeps_budgets: bool)
     return next((n for n in found if isinstance(n, int) and not isinstance(n, bool) and n >= 0), None)
 
 
-def thinking_is_off(body: Mapping[str, Any]) -> bool:
+def is_thinking_off(body: Mapping[str, Any]) -> bool:
     """Is the model told not to think at all?"""
     kwargs, thinking = body.get("chat_template_kwargs"), body.get("thinking")
     return (

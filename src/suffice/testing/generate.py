@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from suffice.testing.dialects import thinking_is_off
+from suffice.testing.dialects import is_thinking_off
 from suffice.testing.prompt import (
     THINK_CLOSE,
     THINK_OPEN,
@@ -72,13 +72,13 @@ class Completion:
         told = None if carried else told_thought(self._request.messages, "".join(reply.reasoning))
         if told is not None:
             self._said = told
-            off = thinking_is_off(self._request.body)
+            off = is_thinking_off(self._request.body)
             again = () if off else reply.rethinks
             thought = deque(Token(channel="reasoning", text=text, logprob=_UNTOLD_LOGPROB) for text in again)
             # A thought that the template has opened is closed at least.
             opened = reply.reasoning_field == "inline-opened" and not off
             return thought if again or opened else None, self._closed_answer("")
-        if prefix.closed or thinking_is_off(self._request.body):
+        if prefix.closed or is_thinking_off(self._request.body):
             return None, self._closed_answer(prefix.answer)
         if not reply.reasoning:
             return None, answer

@@ -65,7 +65,7 @@ class GatewayProcess:
         """
         place = Path(folder)
         raw = {**settings, "store": {"url": f"sqlite:///{place / 'log.db'}", **settings.get("store", {})}}
-        (place / "suffice.toml").write_text(toml(raw), encoding="utf-8")
+        (place / "suffice.toml").write_text(nested_toml(raw), encoding="utf-8")
         command = [sys.executable, "-c", _ENTRY, "serve", "--config", str(place / "suffice.toml")]
         command += ["--port", str(port), "--log-level", log_level]
         paths = os.pathsep.join(path for path in sys.path if path)
@@ -128,7 +128,7 @@ class GatewayProcess:
         return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
 
 
-def toml(tables: Mapping[str, Any], path: str = "") -> str:
+def nested_toml(tables: Mapping[str, Any], path: str = "") -> str:
     """Nested mappings as TOML; scalars first, then the tables.
 
     >>> print(toml({"a": 1, "b": {"c": ["x"], "d e": {"f": True}}}))
@@ -142,5 +142,5 @@ def toml(tables: Mapping[str, Any], path: str = "") -> str:
     for key, value in tables.items():
         if isinstance(value, Mapping):
             here = f"{path}.{json.dumps(key)}" if path else json.dumps(key)
-            lines += [f"[{here}]", toml(value, here)]
+            lines += [f"[{here}]", nested_toml(value, here)]
     return "\n".join(line for line in lines if line)

@@ -28,17 +28,17 @@ def cut(text: str) -> tuple[str, ...]:
     return tuple(re.findall(r"\s*\S+|\s+$", text))
 
 
-def words(text: str) -> list[str]:
+def count_words(text: str) -> list[str]:
     """Prompt tokens: words between white space; the template's own marks count nothing."""
     return _MARKS.sub(" ", text).split()
 
 
 def token_ids(text: str) -> list[int]:
     """One number for each prompt token, the same for the same word."""
-    return [zlib.crc32(word.encode("utf-8", "surrogatepass")) % 100_000 for word in words(text)]
+    return [zlib.crc32(word.encode("utf-8", "surrogatepass")) % 100_000 for word in count_words(text)]
 
 
-def text_of(content: Any) -> str:
+def prompt_text(content: Any) -> str:
     """The text of a message's content: a string, a list of parts, or nothing."""
     if isinstance(content, str):
         return content
@@ -48,7 +48,7 @@ def text_of(content: Any) -> str:
 
 
 def _thought_in(message: Mapping[str, Any]) -> str:
-    return next((text_of(message[key]) for key in _THOUGHT_KEYS if message.get(key)), "")
+    return next((prompt_text(message[key]) for key in _THOUGHT_KEYS if message.get(key)), "")
 
 
 def apply_template(messages: Sequence[Any], *, continue_last: bool, opens_thought: bool) -> str:
@@ -61,7 +61,7 @@ def apply_template(messages: Sequence[Any], *, continue_last: bool, opens_though
     readable = [m for m in messages if isinstance(m, Mapping)]
     for position, message in enumerate(readable):
         role, thought = str(message.get("role", "user")), _thought_in(message)
-        text = text_of(message.get("content"))
+        text = prompt_text(message.get("content"))
         if thought:
             text = f"{THINK_OPEN}{thought}{THINK_CLOSE if text else ''}{text}"
         is_open = continue_last and role == "assistant" and position == len(readable) - 1
@@ -86,7 +86,7 @@ def prefix_of_message(messages: Sequence[Any]) -> Prefix | None:
     last = messages[-1] if messages else None
     if not isinstance(last, Mapping) or last.get("role") != "assistant":
         return None
-    content, thought = text_of(last.get("content")), _thought_in(last)
+    content, thought = prompt_text(last.get("content")), _thought_in(last)
     if thought:
         return Prefix(thought, bool(content), content, content)
     if THINK_OPEN not in content and THINK_CLOSE not in content:
@@ -116,7 +116,7 @@ def told_thought(messages: Sequence[Any], thought: str) -> str | None:
     pair = messages[-2:]
     if [m.get("role") for m in pair if isinstance(m, Mapping)] != ["assistant", "user"]:
         return None
-    told, whole = ("".join(t.split()) for t in (text_of(pair[0].get("content")), thought))
+    told, whole = ("".join(t.split()) for t in (prompt_text(pair[0].get("content")), thought))
     starts = (told[at:] for at in range(len(told) - _LEAST_TOLD + 1))
     return next((part for part in starts if whole.startswith(part)), None)
 

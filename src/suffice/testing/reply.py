@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
-from suffice.testing.prompt import Prefix, text_of
+from suffice.testing.prompt import Prefix, prompt_text
 
 ReasoningField: TypeAlias = Literal[
     "reasoning",
@@ -212,8 +212,8 @@ class FakeRequest:
     def text(self) -> str:
         """Everything that the model is asked to read: all messages, or the prompt."""
         if self.is_raw:
-            return text_of(self.body.get("prompt"))
-        return "\n".join(text_of(m.get("content")) for m in self.messages if isinstance(m, Mapping))
+            return prompt_text(self.body.get("prompt"))
+        return "\n".join(prompt_text(m.get("content")) for m in self.messages if isinstance(m, Mapping))
 
     @property
     def nonce(self) -> str:

@@ -95,7 +95,7 @@ async def stream(tokens: Tokens, runs: list[Completion], shape: ReplyShape, faul
     await out.finish(frames[-1] if frames else b"")
 
 
-async def whole(tokens: Tokens, runs: list[Completion], shape: ReplyShape, fault: Fault, out: Response) -> None:
+async def send_json(tokens: Tokens, runs: list[Completion], shape: ReplyShape, fault: Fault, out: Response) -> None:
     """Send a reply as one JSON body, when all of it has been generated."""
     try:
         async for _ in tokens:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.replay.traces.batch import Batch, as_batches
-from suffice.replay.traces.columns import TextColumn, TraceColumns, check, vote_winners
+from suffice.replay.traces.columns import TextColumn, TraceColumns, check_columns, vote_winners
 from suffice.replay.traces.form import LAST, MAJORITY_VOTE, NULL, STATED
 from suffice.replay.traces.parquet import write_traces_parquet
 from suffice.types import Kind
@@ -68,7 +68,7 @@ class Synthetic:
         """All runs, a batch at a time; the same for the same seed and batch size."""
         for first in range(0, self.n_runs, batch_rows):
             columns = self._columns(np.arange(first, min(first + batch_rows, self.n_runs)))
-            check(columns)
+            check_columns(columns)
             yield from as_batches(columns, self.name)
 
     def write(self, path: str | Path, *, batch_rows: int = 20_000) -> None:

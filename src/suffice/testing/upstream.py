@@ -24,7 +24,7 @@ from suffice.testing.dialects import NotMyDialect
 from suffice.testing.generate import Completion, NotMyThought, count_in
 from suffice.testing.http1 import BadHttp, ClientConnection, HttpRequest, Response
 from suffice.testing.reply import Dialect, FakeCall, FakeRequest, Reply, merged
-from suffice.testing.send import Dies, generate, play, stream, whole
+from suffice.testing.send import Dies, generate, play, send_json, stream
 from suffice.testing.shape import CREATED, ReplyShape
 from suffice.testing.streams import Script
 from suffice.upstream.wire import encode_json, error_body
@@ -366,7 +366,7 @@ class FakeUpstream:
             await out.whole(200, {"content-type": "text/html"}, _PAGE)
             return
         try:
-            dialects.check(
+            dialects.check_dialect(
                 self._dialect, seen.request, opens_thought=self._opens_thought, keeps_budgets=self._keeps_budgets
             )
             runs = self._begin(seen, reply)
@@ -385,7 +385,7 @@ class FakeUpstream:
         self._live[completion_id] = (seen, runs)
         try:
             streams = fault.force == "sse" or (seen.request.stream and fault.force is None)
-            send = stream if streams else whole
+            send = stream if streams else send_json
             async with contextlib.aclosing(generate(seen, reply, fault, runs)) as tokens:
                 await send(tokens, runs, shape, fault, out)
         finally:
@@ -396,7 +396,7 @@ class FakeUpstream:
         budget = dialects.budget_of(self._dialect, request.body, keeps_budgets=self._keeps_budgets)
         n_choices = count_in(request, "n") or 1
         runs = [Completion(reply, request, index=n, budget_tokens=budget) for n in range(n_choices)]
-        read = prompt.words(self._template(request))
+        read = prompt.count_words(self._template(request))
         seen.prompt_tokens = max(1, len(read))
         if self._read is not None:
             seen.cached_tokens = max((_n_common(read, before) for before in self._read), default=0)
@@ -443,7 +443,7 @@ class FakeUpstream:
         if self._dialect == "vllm" and isinstance(body.get("messages"), list):
             text = self._template(seen.request)
         elif isinstance(body.get(key), str):
-            text = prompt.text_of(body[key])
+            text = prompt.prompt_text(body[key])
         else:
             await self._refuse(seen, out, 400, f"fake upstream: /tokenize needs {key!r}", "bad_request")
             return

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from suffice.settings import Driver, Effort, FinishMethod, Template
-from suffice.upstream.drivers import CHAT_PATH, DRIVERS, thinking_is_off, with_fields
+from suffice.upstream.drivers import CHAT_PATH, DRIVERS, merge_fields, thinking_is_off
 
 DRIVER_METHODS: dict[Driver, tuple[FinishMethod, ...]] = {name: d.methods for name, d in DRIVERS.items()}
 # Fields that shape the sampling and so belong to the continuation too.
@@ -100,7 +100,7 @@ class Continuation:
     opened: bool = False  # the reply begins inside a thought of its own
 
 
-def build(
+def build_continuation(
     method: FinishMethod,
     client_body: Mapping[str, Any],
     thought: Thought,
@@ -207,7 +207,7 @@ def _reask(
         {"role": "assistant", "content": told},
         {"role": "user", "content": thought.reask_ask},
     ]
-    body = with_fields(body, facts.effort(lowest or facts.lowest) or {})
+    body = merge_fields(body, facts.effort(lowest or facts.lowest) or {})
     return Continuation(
         method="re-ask",
         path=CHAT_PATH,

@@ -180,7 +180,7 @@ def thinking_is_off(body: Mapping[str, Any]) -> bool:
     )
 
 
-def with_fields(body: Mapping[str, Any], fields: Mapping[str, Any]) -> Fields:
+def merge_fields(body: Mapping[str, Any], fields: Mapping[str, Any]) -> Fields:
     """`body` with `fields` put in; objects in both are joined, and ours win."""
     joined = dict(body)
     for name, value in fields.items():

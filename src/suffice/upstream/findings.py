@@ -53,7 +53,7 @@ def finding(findings: Findings | None, experiment: str) -> Finding | None:
     return next((one for one in findings.findings if one.experiment == experiment), None)
 
 
-def verdict(findings: Findings | None, experiment: str) -> Verdict | None:
+def find_verdict(findings: Findings | None, experiment: str) -> Verdict | None:
     """The verdict of an experiment; None: it was not made."""
     found = finding(findings, experiment)
     return None if found is None else found.verdict
@@ -61,7 +61,7 @@ def verdict(findings: Findings | None, experiment: str) -> Verdict | None:
 
 def honoured(findings: Findings | None, experiment: str) -> bool:
     """Was it seen to work? False where nothing is known."""
-    return verdict(findings, experiment) == "yes"
+    return find_verdict(findings, experiment) == "yes"
 
 
 def allows_probes(findings: Findings | None) -> bool:

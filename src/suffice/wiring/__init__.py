@@ -1,6 +1,6 @@
 """The composition root: from a settings file to running objects. Files, environment and clocks enter here.
 
-    files ──▶ settings ──▶ routes ──▶ startup ──▶ service, jobs      with what `keys` holds
+    files ──▶ settings ──▶ routes ──▶ startup ──▶ gateway, worker      with what `keys` holds
 
 Nothing below this room reads the environment, opens a file it was not given or asks for the time.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from suffice.wiring.deployment import condition, load_deployment, require_log
     from suffice.wiring.files import load_settings
-    from suffice.wiring.jobs import decisions, worker
+    from suffice.wiring.gateway import build_gateway, build_library
     from suffice.wiring.keys import (
         Randomness,
         api_key,
@@ -30,37 +30,38 @@ if TYPE_CHECKING:
     from suffice.wiring.routes import (
         StartupEvidence,
         build_route,
-        check,
         check_experiment,
+        check_routes,
         evidence_warnings,
         read_evidence,
     )
-    from suffice.wiring.service import gateway, library
     from suffice.wiring.startup import last_good, open_log
+    from suffice.wiring.worker import open_decisions, open_worker
 
 __all__ = [
     "Preflight",
     "Randomness",
     "StartupEvidence",
     "api_key",
+    "build_gateway",
+    "build_library",
     "build_route",
-    "check",
     "check_experiment",
     "check_policy",
+    "check_routes",
     "condition",
-    "decisions",
     "deployment_salt",
     "embedders",
     "evidence_warnings",
-    "gateway",
     "good_file",
     "kill_file",
     "last_good",
-    "library",
     "load_deployment",
     "load_settings",
     "new_id",
+    "open_decisions",
     "open_log",
+    "open_worker",
     "policy_table",
     "preflight",
     "presence_files",
@@ -69,7 +70,6 @@ __all__ = [
     "read_evidence",
     "require_log",
     "secret",
-    "worker",
 ]
 
 # Each name is imported when it is first asked for: most commands need settings and a log, and no gateway. So no room
@@ -77,7 +77,7 @@ __all__ = [
 _ROOMS: Final = {
     "deployment": ("condition", "load_deployment", "require_log"),
     "files": ("load_settings",),
-    "jobs": ("decisions", "worker"),
+    "worker": ("open_decisions", "open_worker"),
     "keys": (
         "Randomness",
         "api_key",
@@ -94,12 +94,12 @@ _ROOMS: Final = {
     "routes": (
         "StartupEvidence",
         "build_route",
-        "check",
+        "check_routes",
         "check_experiment",
         "evidence_warnings",
         "read_evidence",
     ),
-    "service": ("gateway", "library"),
+    "gateway": ("build_gateway", "build_library"),
     "startup": ("last_good", "open_log"),
 }
 _ROOM_OF: Final = {name: room for room, names in _ROOMS.items() for name in names}

@@ -11,7 +11,7 @@ from suffice.control.jobs.notify import Notify
 from suffice.control.jobs.sinks import LogSink, MailSink, Sink, WebhookSink
 from suffice.edge.mail import MailServer
 from suffice.settings import Alerts, Settings
-from suffice.store.database.views import decoded, reading
+from suffice.store.database.views import decoded, open_reader
 from suffice.store.people.notices import Notice, alerts_of
 from suffice.store.rows.alert_events import AlertSent
 from suffice.store.rows.events import EVENTS
@@ -60,7 +60,7 @@ def notifier(settings: Settings, path: Path) -> Notify:
 def sent(path: Path, n: int) -> list[SentNotice]:
     """The latest notices that were told, oldest first. Raises StoreError."""
     found = list[SentNotice]()
-    with reading(path) as connection:
+    with open_reader(path) as connection:
         for seq, at_s, body in connection.execute(_SENT, (n,)).fetchall():
             telling = decoded(seq, AlertSent, body).telling
             place = telling.over or telling.read_to_seq

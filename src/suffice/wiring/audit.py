@@ -21,11 +21,11 @@ from suffice.control.jobs.base import Job
 from suffice.control.jobs.heads import ExportHeads
 from suffice.control.jobs.retaining import Retain
 from suffice.errors import ConfigError
-from suffice.model.artefact import load
+from suffice.model.artefact import load_model
 from suffice.settings import Settings
 from suffice.store.audit.heads import signing_key
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import decoded, reading
+from suffice.store.database.views import decoded, open_reader
 from suffice.store.rows.audit_events import ConfigChange, ConfigChanged, Export, Exported, SettingChange
 from suffice.wiring.alerts import notifier
 from suffice.wiring.keys import deployment_salt, has_secret, secret
@@ -61,7 +61,7 @@ def config_change(settings: Settings, path: Path, *, process: str) -> ConfigChan
     process  which one starts: "serve", "library" …
     """
     told = told_settings(settings)
-    with reading(path) as connection:
+    with open_reader(path) as connection:
         before = _recorded(connection)
     known = None if before is None else before.settings
     if known == told:
@@ -182,6 +182,6 @@ def with_addresses(value: Any) -> Any:
 
 def _address(model: Any) -> str:
     try:
-        return load(model).address
+        return load_model(model).address
     except ConfigError:
         return f"sha256 {sha256(msgspec.json.encode(model)).hexdigest()}"  # refused elsewhere, with its reason

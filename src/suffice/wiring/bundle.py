@@ -21,17 +21,17 @@ from suffice.store.audit.chain import head
 from suffice.store.audit.extract import links, rows
 from suffice.store.audit.heads import append_line, line_of, signing_key
 from suffice.store.database.sqlite import database_path
-from suffice.store.database.views import reading
+from suffice.store.database.views import open_reader
 from suffice.wiring.audit import note_export
-from suffice.wiring.jobs import decisions
 from suffice.wiring.keys import deployment_salt
+from suffice.wiring.worker import open_decisions
 
 _EXPORTED = """
     SELECT seq FROM events WHERE kind = 'exported' AND json_extract(body, '$.export.what') = ?
     ORDER BY seq DESC LIMIT 1"""
 
 
-def sealed(
+def write_bundle(
     settings: Settings, route: str, number: int | None, *, where: str, author: str | None, reason: str
 ) -> Sequence[bytes]:
     """The lines of a bundle, each with its end. Writes the export into the log, and the head into `audit.file`.
@@ -44,7 +44,7 @@ def sealed(
     if route not in settings.routes:
         raise ConfigError(f"route {route!r} is not in the settings; there are {', '.join(sorted(settings.routes))}")
     path = database_path(settings.store.url)
-    with matching(settings.routes[route]) as match, reading(path) as connection:
+    with matching(settings.routes[route]) as match, open_reader(path) as connection:
         found = evidence_of(connection, route, settings, match, number)
     lines, seal = list[bytes](), bytes(32)
     for line in (found.header, *found.requests):
@@ -52,9 +52,9 @@ def sealed(
         seal = sha256(seal + lines[-1]).digest()
     made = found.header["publication"]
     what = f"evidence of publication {made} of route {route}, sealed {seal.hex()}"
-    with decisions(settings, create=False) as writer:
+    with open_decisions(settings, create=False) as writer:
         note_export(writer, what=what, where=where, n_rows=len(found.requests), author=author, reason=reason)
-    with reading(path) as connection:
+    with open_reader(path) as connection:
         connection.execute("BEGIN")  # the links and the head are of one moment
         (exported,) = connection.execute(_EXPORTED, (what,)).fetchone()
         end = head(connection)

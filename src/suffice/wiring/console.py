@@ -16,12 +16,12 @@ from suffice.console.auth import ConsoleAuth
 from suffice.console.context import ConsoleContext
 from suffice.console.live import Live
 from suffice.console.pages import live_part, mark_of
-from suffice.console.site import table
+from suffice.console.site import endpoint_table
 from suffice.console.views.alerts import AlertReader
 from suffice.control.compare.assessment import standing_of
-from suffice.control.compare.experiments import look as experiment_result
+from suffice.control.compare.experiments import read_experiment as experiment_result
 from suffice.control.evidence.matching import matching
-from suffice.control.evidence.window_size import window_of
+from suffice.control.evidence.window_size import window_size
 from suffice.control.people.effects import what_it_changed
 from suffice.errors import ConfigError
 from suffice.review.items import ReviewItem
@@ -29,7 +29,7 @@ from suffice.rollout.stages import RolloutState
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.presence import switch_reason
-from suffice.store.database.views import reading
+from suffice.store.database.views import open_reader
 from suffice.store.people.reviews import read_reviews
 from suffice.store.routes.candidates import propose_learned, take_back
 from suffice.store.routes.rollouts import RolloutRun
@@ -107,7 +107,7 @@ def console(
         try:
             yield ConsoleApp(
                 desk,
-                table(
+                endpoint_table(
                     people.now,
                     _Texts(settings),
                     lambda held: experiment_result(path, held, settings),
@@ -127,7 +127,7 @@ def _setup(settings: Settings, name: str) -> str:
 
 def _standing(settings: Settings, path: Path, name: str, held: RolloutRun) -> RolloutState:
     """What the evidence says of a rollout. Raises StoreError and ConfigError."""
-    with reading(path) as connection:
+    with open_reader(path) as connection:
         return standing_of(
             connection,
             held,
@@ -141,13 +141,13 @@ def _standing(settings: Settings, path: Path, name: str, held: RolloutRun) -> Ro
 
 def _effect(settings: Settings, path: Path, item: str) -> str:
     """What the verdicts on an item have changed, in a sentence. Raises StoreError and ConfigError."""
-    with reading(path) as connection:
+    with open_reader(path) as connection:
         place = read_reviews(connection).queue.places.get(item)
     route = settings.routes.get(place.item.route) if place is not None else None
     if route is None:
         return "Nobody was asked about such a run."
     with matching(route) as match:
-        effect = what_it_changed(path, item, route, match, window=window_of(settings.control, route.max_em_drop))
+        effect = what_it_changed(path, item, route, match, window=window_size(settings.control, route.max_em_drop))
     return effect.said if effect is not None else "Nobody was asked about such a run."
 
 

@@ -31,9 +31,9 @@ def require_log(settings: Settings, file: str | Path) -> None:
     try:
         if log.is_file():
             return
-        from suffice.wiring.startup import missing
+        from suffice.wiring.startup import missing_log_reason
 
-        gone = missing(settings)
+        gone = missing_log_reason(settings)
         if gone is not None:
             raise StoreError(gone)
         what = _instead_of(log)

@@ -12,13 +12,12 @@ from typing import Any, Final, TypeVar, get_type_hints
 import msgspec
 
 from suffice.errors import ConfigError
-from suffice.model.artefact import StopModel
-from suffice.model.artefact import load as load_model
+from suffice.model.artefact import StopModel, load_model
 from suffice.model.reading import MOST_BYTES
 from suffice.plugins import load_plugins
 from suffice.policy.base import POLICIES, Policy
 from suffice.policy.parameters import parameters_of
-from suffice.settings import Settings, parse
+from suffice.settings import Settings, parse_settings
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -40,7 +39,7 @@ def load_settings(path: str | Path) -> Settings:
     try:
         raw = _read_yaml(text) if file.suffix in (".yaml", ".yml") else read_toml(text)
         load_plugins()
-        return _absolute(parse(_with_models(raw, file.parent)), file.parent.resolve())
+        return _absolute(parse_settings(_with_models(raw, file.parent)), file.parent.resolve())
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None
 
@@ -104,7 +103,7 @@ def read_toml(text: str) -> dict[str, Any]:
 def _with_models(raw: Any, folder: Path) -> Any:
     """The settings as read, each learned model that a route or an arm names by its file replaced by what the file says.
 
-    Whatever else is wrong with them is left to `settings.parse` and `build_policy`. Any: nothing is checked yet.
+    `parse_settings` and `build_policy` check everything else. Any: nothing is checked yet.
     """
     if not isinstance(raw, Mapping):
         return raw

@@ -68,7 +68,7 @@ class Again:
     def _opened(self) -> bool:
         """One try; True: the log is open, or nobody wants it any more."""
         try:
-            log, known = startup.opened(self._settings, "library")
+            log, known = startup.open_checked_log(self._settings, "library")
         except StoreError as error:
             with self._lock:
                 self._late.problem = self._gw.without_log = str(error)

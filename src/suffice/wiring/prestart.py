@@ -17,7 +17,7 @@ from suffice.store.database.sqlite import database_path
 from suffice.wiring.alerts import sinks_of
 from suffice.wiring.audit import audit_webhook
 from suffice.wiring.keys import api_key, deployment_salt, good_file, has_secret, key_ring, secret
-from suffice.wiring.routes import check
+from suffice.wiring.routes import check_routes
 
 if TYPE_CHECKING:
     from suffice.edge.embedder import HttpEmbedder
@@ -45,7 +45,7 @@ def preflight(settings: Settings, *, host: str = "127.0.0.1", insecure_open: boo
         upstream_keys={name: api_key(name, upstream) for name, upstream in settings.upstreams.items()},
         langfuse_secret=secret("feedback.langfuse.secret_env", settings.feedback.langfuse.secret_env),
         embedders=embedders(settings),
-        warnings=(*check(settings), *_missing_packages(settings)),
+        warnings=(*check_routes(settings), *_missing_packages(settings)),
     )
     sinks_of(settings.alerts)  # here and now, not by a worker that could only end; as below
     audit_webhook(settings)

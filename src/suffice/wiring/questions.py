@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from suffice.doctor.route import read_questions
+from suffice.doctor.route import read_route_questions
 from suffice.errors import ConfigError
 from suffice.review.question import written_out
 from suffice.rollout.assign import question_key
@@ -17,7 +17,7 @@ from suffice.wiring.keys import deployment_salt
 def question_texts(file: Path, settings: Settings) -> Mapping[str, str]:
     """The questions of a file by `Request.question_key`. Raises ConfigError and OSError."""
     salt, found = deployment_salt(settings), dict[str, str]()
-    for body in read_questions(file.read_text("utf-8").splitlines(), str(file)):
+    for body in read_route_questions(file.read_text("utf-8").splitlines(), str(file)):
         text = written_out(body["messages"])
         found[question_key(encode_json(body["messages"]).decode(), salt=salt)] = text  # as a chat
         found[question_key(text, salt=salt)] = text  # as a loop of the caller's

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 
-from suffice.assurance.extractable import refusal
+from suffice.assurance.extractable import extractability_refusal
 from suffice.control.loop.starting import burst_of, first_certificate
 from suffice.episode import reasoning_budget
 from suffice.episode.segment import build_segmenter
 from suffice.errors import ConfigError
 from suffice.gateway.app import endpoints
 from suffice.gateway.load_control import warnings as load_warnings
-from suffice.gateway.route import BuiltRoute, setup_of
+from suffice.gateway.route import BuiltRoute, route_setup
 from suffice.plugins import load_plugins
 from suffice.policy.base import build_policy, version_of
-from suffice.rollout.experiment import arm_of, with_arm
+from suffice.rollout.experiment import find_arm, with_arm
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.settings import Route, Settings, Upstream
 from suffice.signals.observe import Observer
@@ -103,14 +103,14 @@ def build_route(
         certified=False,  # nothing certifies yet
         needs=needs,
         findings=known.upstreams.get(settings.upstream),
-        refused=refusal(known.extracted.get(name, ()), scorer_label(settings.scorer)),
+        refused=extractability_refusal(known.extracted.get(name, ()), scorer_label(settings.scorer)),
     )
     address = "" if upstream is None else url_key(upstream.url)
-    setup = setup_of(settings, scorer_label(settings.scorer), address, probes=built.may_probe)
+    setup = route_setup(settings, scorer_label(settings.scorer), address, probes=built.may_probe)
     return replace(built, setup=setup)
 
 
-def check(settings: Settings) -> list[str]:
+def check_routes(settings: Settings) -> list[str]:
     """Build everything that can be built without opening a socket; return warnings for the owner.
 
     Raises ConfigError for what cannot work.
@@ -123,7 +123,7 @@ def check(settings: Settings) -> list[str]:
     for name, route in settings.routes.items():
         built = build_route(name, route)
         upstream = settings.upstreams.get(route.upstream)
-        wrong = reasoning_budget.problem(route, upstream) if upstream is not None else None
+        wrong = reasoning_budget.effort_problem(route, upstream) if upstream is not None else None
         if wrong is not None:
             raise ConfigError(f"routes.{name}.{wrong}")
         if route.mode == "enforce" and not built.acts and not route.certifies_itself:
@@ -155,13 +155,13 @@ def _check_arms(settings: Settings, name: str) -> list[str]:
     one = settings.experiments[name]
     for arm, table in one.arms.items():
         for route in one.routes:
-            served = with_arm(settings.routes[route], arm_of(arm, table))
+            served = with_arm(settings.routes[route], find_arm(arm, table))
             upstream = settings.upstreams.get(served.upstream)
             try:
                 build_route(route, served)
             except ConfigError as error:
                 raise ConfigError(f"experiments.{name}.arms.{arm}: {error}") from None
-            wrong = reasoning_budget.problem(served, upstream) if upstream is not None else None
+            wrong = reasoning_budget.effort_problem(served, upstream) if upstream is not None else None
             if wrong is not None:
                 raise ConfigError(f"experiments.{name}.arms.{arm}: routes.{route}.{wrong}")
     return [

@@ -24,8 +24,8 @@ from suffice.control.jobs.sinks import Sink
 from suffice.errors import ConfigError, StoreError
 from suffice.files import tighten
 from suffice.gateway.context import Gateway
-from suffice.gateway.key_limits import day_of
-from suffice.gateway.last_good import LastGood, LastGoodWriter, read
+from suffice.gateway.key_limits import utc_day
+from suffice.gateway.last_good import LastGood, LastGoodWriter, read_last_good
 from suffice.rollout.assign import FIRST_REQUESTS
 from suffice.settings import Settings
 from suffice.store.database.deferred_log import LateLog
@@ -85,10 +85,10 @@ def last_good(settings: Settings) -> LastGood | None:
         return None
     if not has_secret(settings):
         raise ConfigError(f"{file}: the secret that it is signed with is gone (SUFFICE_SALT, or the log's .salt file)")
-    return read(file, secret=deployment_salt(settings), now_s=time.time(), most_s=math.inf)
+    return read_last_good(file, secret=deployment_salt(settings), now_s=time.time(), most_s=math.inf)
 
 
-def missing(settings: Settings) -> str | None:
+def missing_log_reason(settings: Settings) -> str | None:
     """Why a log that is not there must not be made anew; None: it is there, or nothing would be lost."""
     path, file = database_path(settings.store.url), good_file(settings)
     if path.exists():
@@ -110,7 +110,7 @@ def open_log(settings: Settings, *, create: bool = True) -> SqliteLog:
 
     create  make a log where there is none
     """
-    gone = missing(settings)
+    gone = missing_log_reason(settings)
     if gone is not None:
         raise StoreError(gone)
     return SqliteLog.open(settings.store, now=time.time, redact=settings.retention.redact, create=create)
@@ -133,11 +133,11 @@ def recovered(settings: Settings, log: EventLog, process: Process) -> LogKnowled
         evidence=evidence,
         n_requests=counts,
         recent=tuple(read_recent(path, LEARNT_RUNS)),
-        used=tuple(used_on(path, day_of(time.time()))) if has_budgets else (),
+        used=tuple(used_on(path, utc_day(time.time()))) if has_budgets else (),
     )
 
 
-def begin(settings: Settings, given: EventLog | None = None, *, process: Process = "serve") -> StartState:
+def open_known_log(settings: Settings, given: EventLog | None = None, *, process: Process = "serve") -> StartState:
     """Open the log and read what it knows; where that fails, say so and do without.
 
     Raises ConfigError, and StoreError for a folder that does not exist where nothing was ever served: a mistake in the
@@ -149,7 +149,7 @@ def begin(settings: Settings, given: EventLog | None = None, *, process: Process
     if given is not None:
         return StartState(log=given, known=recovered(settings, given, process), secret=deployment_salt(settings))
     try:
-        log, known = opened(settings, process)
+        log, known = open_checked_log(settings, process)
     except StoreError as error:
         if not database_path(settings.store.url).parent.is_dir() and not good_file(settings).exists():
             raise
@@ -158,7 +158,7 @@ def begin(settings: Settings, given: EventLog | None = None, *, process: Process
     return StartState(log=log, known=known, secret=secret, good=_good(settings, secret, most_s=math.inf))
 
 
-def opened(settings: Settings, process: Process = "serve") -> tuple[SqliteLog, LogKnowledge]:
+def open_checked_log(settings: Settings, process: Process = "serve") -> tuple[SqliteLog, LogKnowledge]:
     """The log and what it knows. Raises ConfigError and StoreError, and then nothing is open."""
     log = open_log(settings)
     try:
@@ -193,7 +193,7 @@ def _good(settings: Settings, secret: str, *, most_s: float) -> LastGood | None:
     if not settings.store.last_good_s:
         return None
     try:
-        return read(good_file(settings), secret=secret, now_s=time.time(), most_s=most_s)
+        return read_last_good(good_file(settings), secret=secret, now_s=time.time(), most_s=most_s)
     except ConfigError as error:
         LOG.warning("last-good file %s", error)
         return None
@@ -262,7 +262,7 @@ async def _wait(
     while True:
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, AGAIN_S[1])
-        work = asyncio.ensure_future(asyncio.to_thread(opened, settings))
+        work = asyncio.ensure_future(asyncio.to_thread(open_checked_log, settings))
         try:
             log, known = await asyncio.shield(work)
         except asyncio.CancelledError:

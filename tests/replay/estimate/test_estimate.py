@@ -15,8 +15,8 @@ from suffice.replay.estimate.estimate import (
     BETS,
     LogEstimate,
     LogTraffic,
-    audits_to_certify,
-    estimate,
+    estimate_levels,
+    expected_audits,
     traffic_of,
 )
 from suffice.replay.estimate.runs import LADDERS, LogRun, LogRuns, replay_ladder, runs_of_calls
@@ -37,7 +37,7 @@ def votes(question: str, answers: Sequence[str], *, tokens: int = 10, gold: str 
         question=question,
         kind="samples",
         steps=steps,
-        full_answer=vote.count(list(answers)).answer,
+        full_answer=vote.count_votes(list(answers)).answer,
         full_tokens=tokens * len(answers),
         gold=gold,
     )
@@ -45,7 +45,7 @@ def votes(question: str, answers: Sequence[str], *, tokens: int = 10, gold: str 
 
 def estimated(runs: list[LogRun], seed: int = 0, traffic: LogTraffic = NO_TRAFFIC, **changes: float) -> LogEstimate:
     given = {"max_em_drop": 0.02, "confidence": 0.95, "audit_share": 0.1, "most_audits": 800} | changes
-    return estimate(
+    return estimate_levels(
         replay_ladder(LogRuns(runs=runs, kind=runs[0].kind), NUMBER),
         traffic,
         rng=np.random.default_rng(seed),
@@ -62,7 +62,7 @@ def estimated(runs: list[LogRun], seed: int = 0, traffic: LogTraffic = NO_TRAFFI
 @pytest.mark.parametrize("risk", [0.0, 0.005, 0.01])
 def test_most_certificates_are_there_after_so_many_audits_and_few_long_before(risk: float) -> None:
     eps, rng, n_streams = 0.02, np.random.default_rng(1), 300
-    expected = float(audits_to_certify(np.array(risk), max_em_drop=eps, confidence=0.95))
+    expected = float(expected_audits(np.array(risk), max_em_drop=eps, confidence=0.95))
     bets = np.array(BETS) / (1 - eps)
     horizon = int(expected)
     lost = rng.random((n_streams, horizon)) < risk
@@ -77,7 +77,7 @@ def test_most_certificates_are_there_after_so_many_audits_and_few_long_before(ri
 @pytest.mark.parametrize("eps", [0.005, 0.01, 0.02, 0.05])
 def test_a_level_at_its_budget_or_above_is_never_certified(eps: float) -> None:
     risks = np.array([eps, 1.5 * eps, 0.9, 1.0])
-    assert np.isinf(audits_to_certify(risks, max_em_drop=eps, confidence=0.95)).all()
+    assert np.isinf(expected_audits(risks, max_em_drop=eps, confidence=0.95)).all()
 
 
 @given(eps=st.floats(0.002, 0.3), share=st.floats(0, 0.7), more=st.floats(0, 0.2), confidence=st.floats(0.5, 0.999))
@@ -85,7 +85,7 @@ def test_more_risk_a_smaller_budget_and_more_confidence_take_more_audits(
     eps: float, share: float, more: float, confidence: float
 ) -> None:
     def needed(risk: float, budget: float, sure: float) -> float:
-        return float(audits_to_certify(np.array(risk), max_em_drop=budget, confidence=sure))
+        return float(expected_audits(np.array(risk), max_em_drop=budget, confidence=sure))
 
     risk = share * eps
     base = needed(risk, eps, confidence)
@@ -98,7 +98,7 @@ def test_more_risk_a_smaller_budget_and_more_confidence_take_more_audits(
 @pytest.mark.parametrize(("eps", "confidence"), [(0.0, 0.9), (1.0, 0.9), (0.1, 1.0), (float("nan"), 0.9)])
 def test_what_no_audits_can_prove_is_refused(eps: float, confidence: float) -> None:
     with pytest.raises(ValueError, match="need 0 < max_em_drop"):
-        audits_to_certify(np.array([0.1]), max_em_drop=eps, confidence=confidence)
+        expected_audits(np.array([0.1]), max_em_drop=eps, confidence=confidence)
 
 
 # --------------------------------------------------------------------------- levels

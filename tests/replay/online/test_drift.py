@@ -10,7 +10,7 @@ import pytest
 
 from suffice.errors import ConfigError
 from suffice.learn.audits import Ints
-from suffice.replay.online.drift import KINDS, order, parse_drift, relabelled, worlds
+from suffice.replay.online.drift import KINDS, order_requests, parse_drift, relabelled, worlds
 from suffice.replay.online.traffic import RecordedTraffic
 from tests.replay.online.made import made_up
 
@@ -35,7 +35,7 @@ def traffic() -> RecordedTraffic:
 
 def drawn(traffic: RecordedTraffic, text: str, *, seed: int = 0) -> tuple[Ints, int]:
     drift = parse_drift(text)
-    return order(traffic, drift, *worlds(traffic, drift), np.random.default_rng(seed))
+    return order_requests(traffic, drift, *worlds(traffic, drift), np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_set_has_the_requests_of_the_other_file_from_then_on(traffic: RecordedTr
     drift = parse_drift("set=folder/other.parquet@0.3")
     assert drift.file == Path("folder/other.parquet")
     other = np.arange(N) >= 250
-    which, at = order(traffic, drift, *worlds(traffic, drift, other), np.random.default_rng(0))
+    which, at = order_requests(traffic, drift, *worlds(traffic, drift, other), np.random.default_rng(0))
     assert (which[:at] < 250).all()
     assert (which[at:] >= 250).all()
     assert at / len(which) == pytest.approx(0.3, abs=0.02)

@@ -10,7 +10,7 @@ import pytest
 from suffice.errors import ConfigError
 from suffice.learn.audits import Bools, Ints
 from suffice.learn.served import FoldedModels
-from suffice.replay.online.drift import order, parse_drift, relabelled, worlds
+from suffice.replay.online.drift import order_requests, parse_drift, relabelled, worlds
 from suffice.replay.online.protocol import OnlineOptions, _Job, _Truth
 from suffice.replay.online.traffic import RecordedTraffic
 from tests.learn.runs_made import audits
@@ -42,7 +42,7 @@ def losers(traffic: RecordedTraffic, text: str, at: int = AT) -> Bools:
 
 def drawn(traffic: RecordedTraffic, text: str, seed: int = 0) -> tuple[Ints, int]:
     drift = parse_drift(text)
-    return order(traffic, drift, *worlds(traffic, drift), np.random.default_rng(seed))
+    return order_requests(traffic, drift, *worlds(traffic, drift), np.random.default_rng(seed))
 
 
 def is_near(hits: Bools, share: float) -> bool:

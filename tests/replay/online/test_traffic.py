@@ -11,7 +11,7 @@ import pytest
 from suffice.learn.features import DENSE
 from suffice.replay.online.traffic import RecordedTraffic, make_traffic
 from suffice.replay.study.runs import make_runs
-from suffice.replay.study.sums import fold_of
+from suffice.replay.study.sums import question_fold
 from suffice.replay.traces.own import own_traces
 from suffice.replay.traces.read import read_traces
 from suffice.signals.features import FeatureSet
@@ -69,7 +69,7 @@ def test_the_full_run_loses_nothing_and_no_drop_is_without_a_disagreement(kind: 
 
 
 def test_repeats_of_a_question_are_served_by_the_same_model(chains: RecordedTraffic) -> None:
-    assert chains.runs.fold.tolist() == [fold_of("q1"), fold_of("q2"), fold_of("q1")]
+    assert chains.runs.fold.tolist() == [question_fold("q1"), question_fold("q2"), question_fold("q1")]
 
 
 def test_an_order_moves_everything_with_its_request(chains: RecordedTraffic) -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from suffice.replay.record.ask import QuestionLine, RecordingRecipe, read_questions
+from suffice.replay.record.ask import QuestionLine, RecordingRecipe, read_recorded_questions
 from suffice.replay.record.file import RecordingFile
-from suffice.replay.record.record import Progress, record, upstream_for_recording
+from suffice.replay.record.record import Progress, record_runs, upstream_for_recording
 from suffice.scoring.base import build_scorer
 from suffice.settings import Probe, Steps, Upstream
 from suffice.testing import FakeUpstream, ScriptedThought
@@ -46,7 +46,7 @@ def recipe(kind: str = "reasoning", **changes: Any) -> RecordingRecipe:
 
 def asked(n: int, gold: str = "4") -> list[QuestionLine]:
     lines = [json.dumps({"id": f"q{i}", "question": f"question {i}?", "gold": gold}) for i in range(n)]
-    return read_questions(lines, "x")
+    return read_recorded_questions(lines, "x")
 
 
 @dataclass
@@ -78,7 +78,7 @@ async def recorded(
     upstream = upstream_for_recording(Upstream(url=fake.url, driver="llama.cpp"), concurrency=concurrency)
     async with UpstreamClient("up", upstream, None) as client:
         with RecordingFile(out, how) as recording:
-            return await record(
+            return await record_runs(
                 questions,
                 recording,
                 client=client,

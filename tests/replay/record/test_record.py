@@ -12,7 +12,7 @@ import pytest
 
 from suffice.episode import vote
 from suffice.errors import ConfigError
-from suffice.replay.record.ask import read_questions
+from suffice.replay.record.ask import read_recorded_questions
 from suffice.replay.traces.batch import Batch
 from suffice.replay.traces.jsonl import RunRow, StepRow
 from suffice.replay.traces.read import read_traces
@@ -123,7 +123,7 @@ async def test_samples_stand_in_launch_order_and_the_vote_is_the_full_answer(tmp
         total = fake.total_completion_tokens
     runs = {r.question_id: r for r in rows(tmp_path / "t.jsonl")}
     assert [s.answer for s in runs["q0"].steps] == ["7", "4", "4", None, "7"]
-    assert runs["q0"].full_answer == vote.count([s.answer for s in runs["q0"].steps]).answer == "7"
+    assert runs["q0"].full_answer == vote.count_votes([s.answer for s in runs["q0"].steps]).answer == "7"
     assert [s.correct for s in runs["q0"].steps] == [False, True, True, False, False]
     assert (runs["q1"].full_answer, runs["q1"].full_em) == (None, False)
     assert (runs["q2"].full_answer, runs["q2"].full_em) == ("4", True)
@@ -221,11 +221,11 @@ def test_questions_keep_what_their_lines_say() -> None:
         "",
         '{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}], "gold": "x", "id": "a"}',
     ]
-    one, two = read_questions(lines, "q")
+    one, two = read_recorded_questions(lines, "q")
     assert (one.task, one.gold, one.question) == ("sums", "4", "2 + 2?")
     assert one.body == {"messages": [{"role": "user", "content": "2 + 2?"}], "max_tokens": 7}
     assert (two.id, two.task, two.question) == ("a", "", "u")
-    assert one.id == read_questions(lines, "elsewhere")[0].id
+    assert one.id == read_recorded_questions(lines, "elsewhere")[0].id
     body = recipe(max_tokens=9, temperature=0.5).body(one)
     assert (body["max_tokens"], body["temperature"], body["stream"]) == (9, 0.5, True)
 
@@ -246,4 +246,4 @@ def test_questions_keep_what_their_lines_say() -> None:
 )
 def test_a_question_file_that_cannot_be_used_names_its_line(lines: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        read_questions(lines, "q")
+        read_recorded_questions(lines, "q")

@@ -25,7 +25,7 @@ from suffice.replay.report.page import tag
 from suffice.replay.report.plot import by_class, frontier
 from suffice.replay.report.report import write_report
 from suffice.replay.report.table import WIDTH, print_report, table_text
-from suffice.replay.report.wording import GROUPS, percent, reading
+from suffice.replay.report.wording import GROUPS, describe_percent, describe_result
 from suffice.replay.study.result import SetPart, SetReport
 from suffice.sanitize import printable
 from tests.replay.report.sample import a_line, a_report
@@ -119,8 +119,8 @@ def test_every_line_stands_in_the_table_under_its_heading_within_the_width() -> 
     assert len(places) == 6
     for line in report.lines:
         (row,) = re.findall(rf"^  {re.escape(line.policy)} +[–−\d].*$", text, re.MULTILINE)
-        assert percent(line.token_reduction) in row
-        assert percent(line.em_drop) in row
+        assert describe_percent(line.token_reduction) in row
+        assert describe_percent(line.em_drop) in row
 
 
 def test_a_narrow_terminal_folds_names_and_keeps_every_number() -> None:
@@ -168,26 +168,26 @@ SENTENCES: dict[str, tuple[dict[str, Any], str]] = {
 def test_the_result_is_told_in_words(case: str) -> None:
     changes, expected = SENTENCES[case]
     report = a_report(lines=(a_line("m", "ours", "frozen", **changes),))
-    told = reading(report)
+    told = describe_result(report)
     assert told[0].startswith("At most 1 point of Exact Match: ours saves ")
     assert expected in " ".join(told).replace("\u00a0", " ")
 
 
 def test_the_headline_is_the_first_line_and_never_picked_by_its_result() -> None:
     worse, better = (a_line("m", "ours", "frozen", token_reduction=saved) for saved in (0.2, 0.9))
-    assert "saves 20.0" in reading(a_report(lines=(worse, better)))[0]
-    assert "hindsight" in " ".join(reading(a_report()))
+    assert "saves 20.0" in describe_result(a_report(lines=(worse, better)))[0]
+    assert "hindsight" in " ".join(describe_result(a_report()))
     only_published = a_report(lines=(a_line("beta", "published", "frozen"),))
-    assert reading(only_published)[0].startswith("At most 1 point of Exact Match: beta saves 50.0")
-    assert reading(a_report(lines=())) == []
+    assert describe_result(only_published)[0].startswith("At most 1 point of Exact Match: beta saves 50.0")
+    assert describe_result(a_report(lines=())) == []
 
 
 @given(share=st.floats(-2, 2))
 def test_a_percentage_is_the_share_rounded_and_zero_has_no_sign(share: float) -> None:
-    text = percent(share)
+    text = describe_percent(share)
     assert abs(float(text.replace("\u2212", "-")) - 100 * share) <= 0.05 + 1e-9
     assert text != "\u22120.0"
-    assert percent(math.nan) == percent(None) == "–"
+    assert describe_percent(math.nan) == describe_percent(None) == "–"
 
 
 def test_json_has_the_promised_keys_first_and_is_strict() -> None:

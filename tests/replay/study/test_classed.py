@@ -17,7 +17,7 @@ from suffice.replay.study.classed import (
     pick_classed,
 )
 from suffice.replay.study.ladders import ClassedRung, halts_at, published
-from suffice.replay.study.runs import Runs, take
+from suffice.replay.study.runs import Runs, select_runs
 from suffice.replay.study.scores import Score
 from suffice.replay.study.sets import BY_CLASS, OURS, ReplayOptions, replay_set
 from suffice.replay.study.study import Study, StudyOptions
@@ -64,7 +64,7 @@ def test_what_is_picked_keeps_the_target_where_it_was_picked_and_saves_there_wha
         assert picked is not None
         rung, saved = picked
         train = study.fold != v
-        rows, runs = train[study.runs.run_of_row], take(study.runs, train)
+        rows, runs = train[study.runs.run_of_row], select_runs(study.runs, train)
         risk, codes = study.risk(SCORES[0], v)
         halts = rung.halts(risk[rows], codes[rows], runs)
         assert (runs.full_ok.astype(int) - runs.ok[halts.row]).mean() <= TARGET.max_em_drop
@@ -93,7 +93,7 @@ def test_a_class_of_few_runs_or_few_questions_has_no_level_of_its_own() -> None:
     both = large_classes(runs, Classes(rules))
     assert [mine.sum() for mine in both.values()] == [300, 600]
     weak = np.array([("model", "model-0") in query.metadata for query in runs.queries])
-    few = take(runs, ~weak | (np.cumsum(weak) < 200))
+    few = select_runs(runs, ~weak | (np.cumsum(weak) < 200))
     assert list(large_classes(few, Classes(rules))) == ["every query"]
     same = replace(runs, question=tuple(f"q{i % (MIN_QUESTIONS - 1)}" for i in range(len(runs))))
     assert large_classes(same, Classes(rules)) == {}
@@ -119,7 +119,7 @@ def test_live_a_model_with_levels_by_class_ends_unseen_runs_where_the_study_says
     batch = batch_of("samples", 1_500, 2, n_questions=150)
     runs = runs_of(batch, needs=FeatureSet(DENSE["samples"]).needs)
     held_out = folds_of(runs) == 0
-    seen, unseen = take(runs, ~held_out), take(runs, held_out)
+    seen, unseen = select_runs(runs, ~held_out), select_runs(runs, held_out)
     study = Study(seen, published("samples", longest=8)[:1], StudyOptions(scores=SCORES[:1], max_em_drop=0.03))
     picked = pick_classed(study, None, 8, TARGET)
     assert picked is not None

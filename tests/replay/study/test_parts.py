@@ -9,7 +9,7 @@ import pytest
 
 from suffice.learn.ragged import first_passages
 from suffice.replay.study.parts import MOST_CLASSES, Parts, class_names
-from suffice.replay.study.runs import Halts, Runs, take
+from suffice.replay.study.runs import Halts, Runs, select_runs
 from suffice.replay.study.sums import columns_of
 from suffice.types import Kind
 from tests.replay.made import KINDS, batch_of, runs_of
@@ -51,7 +51,7 @@ def test_in_batches_is_as_at_once() -> None:
     row, code, _ = halted(runs)["some"][0]
     for part in range(4):
         keep = np.arange(len(runs)) % 4 == part
-        those = take(runs, keep)
+        those = select_runs(runs, keep)
         at = Halts(row[keep] - runs.starts[:-1][keep] + those.starts[:-1], code[keep])
         often.add(those, {"some": (at, True)})
     assert once.by_step() == often.by_step()
@@ -79,7 +79,7 @@ def test_a_class_is_task_and_model_and_one_class_alone_is_not_shown() -> None:
     runs = runs_of(batch_of("samples", 120))
     names = class_names(runs)
     assert set(names) == {f"{task} · model-{m}" for task in ("arithmetic", "reading") for m in range(3)}
-    one = take(runs, names == "reading · model-1")
+    one = select_runs(runs, names == "reading · model-1")
     parts = Parts(["some"])
     parts.add(one, halted(one))
     assert parts.by_class() == {}

@@ -15,8 +15,8 @@ from suffice.replay.study.points import (
     bootstrap,
     halvings,
     miss_share,
-    pick,
     pick_plainly,
+    pick_policies,
     seen,
     share_of,
 )
@@ -42,13 +42,13 @@ def looked(drop: list[float], saved: list[float], error: float = 0.0) -> PolicyP
 
 def test_a_point_is_the_last_of_an_unbroken_run_of_good_rungs() -> None:
     at = looked([0.0, 0.005, 0.03, 0.0, 0.0], [0.1, 0.2, 0.3, 0.4, 0.5])
-    assert pick(at, [slice(0, 5)], 0.01, MARGIN).tolist() == [1]
+    assert pick_policies(at, [slice(0, 5)], 0.01, MARGIN).tolist() == [1]
     assert pick_plainly(at, 0.01).tolist() == [4]
 
 
 def test_of_several_ladders_the_one_that_saves_most_is_taken_each_from_its_own_safe_end() -> None:
     at = looked([0.03, 0.0, 0.0, 0.005, 0.02], [0.9, 0.8, 0.3, 0.4, 0.95])
-    assert pick(at, [slice(0, 2), slice(2, 5)], 0.01, MARGIN).tolist() == [3]
+    assert pick_policies(at, [slice(0, 2), slice(2, 5)], 0.01, MARGIN).tolist() == [3]
 
 
 @given(
@@ -65,7 +65,7 @@ def test_no_rung_behind_a_failing_one_is_ever_picked(
 ) -> None:
     saved = np.random.default_rng(seed).random(len(drop)).tolist()
     ladders = [slice(0, min(cut, len(drop))), slice(min(cut, len(drop)), len(drop))]
-    (choice,) = pick(looked(drop, saved, error), ladders, target, margin).tolist()
+    (choice,) = pick_policies(looked(drop, saved, error), ladders, target, margin).tolist()
     good = [d + margin * error <= target + 1e-12 for d in drop]
     open_to = [at for rungs in ladders for at in range(rungs.start, rungs.stop) if all(good[rungs.start : at + 1])]
     if choice == NONE:
@@ -77,7 +77,7 @@ def test_no_rung_behind_a_failing_one_is_ever_picked(
 
 def test_a_rung_that_saves_nothing_is_not_worth_taking() -> None:
     at = looked([0.0, 0.0], [0.0, -0.2])
-    assert pick(at, [slice(0, 2)], 0.01, MARGIN).tolist() == [NONE]
+    assert pick_policies(at, [slice(0, 2)], 0.01, MARGIN).tolist() == [NONE]
     assert pick_plainly(at, 0.01).tolist() == [NONE]
     assert at_choice(at.saved, np.array([NONE])).tolist() == [0.0]
 
@@ -85,7 +85,7 @@ def test_a_rung_that_saves_nothing_is_not_worth_taking() -> None:
 def test_of_no_rung_at_all_none_is_picked() -> None:
     """Runs may be too short for every setting of a rule."""
     at = PolicyPoints(*(np.zeros((3, 0)) for _ in range(3)))
-    assert pick(at, [slice(0, 0)], 0.01, MARGIN).tolist() == [NONE] * 3
+    assert pick_policies(at, [slice(0, 0)], 0.01, MARGIN).tolist() == [NONE] * 3
     assert pick_plainly(at, 0.01).tolist() == [NONE] * 3
     assert at_choice(at.saved, np.full(3, NONE)).tolist() == [0.0] * 3
 

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from suffice.episode.vote import count, deciding_sample
+from suffice.episode.vote import count_votes, deciding_sample
 from suffice.learn.features import DENSE
 from suffice.learn.ragged import first_passages
 from suffice.policy.columns import CODES
 from suffice.replay.study.ladders import halts_of, published
-from suffice.replay.study.runs import Runs, concatenate, first_bits, first_stops, make_runs, oracle, take
+from suffice.replay.study.runs import Runs, concatenate, first_bits, first_stops, make_runs, oracle, select_runs
 from suffice.replay.traces.batch import Batch
 from suffice.signals.features import FeatureSet
 from suffice.signals.observe import Observer
@@ -206,7 +206,11 @@ def test_the_end_of_a_vote_delivers_what_all_samples_would(
     rows = [(f"q{at}", "a", [(answer, 1) for answer in answers]) for at, answers in enumerate(votes)]
     runs = runs_of(written(tmp_path_factory.mktemp("votes"), "samples", rows))
     assert runs.n_steps.tolist() == [deciding_sample(answers, len(answers)) for answers in votes]
-    assert runs.ok[runs.last].tolist() == runs.full_ok.tolist() == [count(answers).answer == "a" for answers in votes]
+    assert (
+        runs.ok[runs.last].tolist()
+        == runs.full_ok.tolist()
+        == [count_votes(answers).answer == "a" for answers in votes]
+    )
 
 
 @pytest.mark.parametrize("recorded", [4, None])
@@ -243,7 +247,7 @@ def test_parts_put_together_are_the_whole_and_taking_is_leaving_out(kind: Kind) 
     batch = batch_of(kind)
     whole = runs_of(batch)
     keep = np.arange(len(whole)) % 3 == 0
-    parts = [take(whole, keep), take(whole, ~keep)]
+    parts = [select_runs(whole, keep), select_runs(whole, ~keep)]
     joined = concatenate(parts)
     order = np.concatenate([np.flatnonzero(keep), np.flatnonzero(~keep)])
     assert joined.question == tuple(whole.question[i] for i in order)

@@ -20,9 +20,9 @@ from suffice.replay.study.scores import (
     features_for,
     good_rows,
     make_table,
-    risk_of,
     score_rows,
     stop_codes,
+    stopping_risk,
 )
 from suffice.replay.study.sums import N_FOLDS, folds_of
 from suffice.signals.features import FeatureSet
@@ -131,15 +131,15 @@ def test_risk_is_unknown_without_an_answer_unless_the_run_will_fail_anyway() -> 
     none = np.isnan(runs.columns.answer)
     assert none.any()
     may_not, may = np.zeros(len(p), dtype=bool), np.ones(len(p), dtype=bool)
-    assert np.isnan(risk_of(p, runs, 0.0, may_not)[none]).all()
-    assert not np.isnan(risk_of(p, runs, 0.0, may_not)[~none]).any()
-    assert risk_of(p, runs, 0.0, may) == pytest.approx(0.1)
+    assert np.isnan(stopping_risk(p, runs, 0.0, may_not)[none]).all()
+    assert not np.isnan(stopping_risk(p, runs, 0.0, may_not)[~none]).any()
+    assert stopping_risk(p, runs, 0.0, may) == pytest.approx(0.1)
 
 
 def test_the_risk_of_a_costly_run_is_divided_by_a_power_of_its_steps() -> None:
     runs = runs_of(batch_of("samples", p_no_answer=0.0))
     p = np.full(len(runs.cost), 0.9)
-    risk = risk_of(p, runs, 0.5, np.zeros(len(p), dtype=bool))
+    risk = stopping_risk(p, runs, 0.5, np.zeros(len(p), dtype=bool))
     per_step = runs.columns.values["tokens_used"] / runs.columns.values["step"]
     assert risk * np.sqrt(per_step) == pytest.approx(0.1)
 

@@ -9,9 +9,9 @@ from suffice.assurance.bounds import Interval
 from suffice.learn.features import DENSE
 from suffice.policy.columns import HOPELESS
 from suffice.replay.study.ladders import PolicyRung, RiskRung, published
-from suffice.replay.study.nested import NestedRungs, difference, nest, never, without_probes
+from suffice.replay.study.nested import NestedRungs, compare_nested, nest, never, without_probes
 from suffice.replay.study.points import share_of
-from suffice.replay.study.runs import Runs, take
+from suffice.replay.study.runs import Runs, select_runs
 from suffice.replay.study.scores import Score
 from suffice.replay.study.sets import pools_of
 from suffice.replay.study.study import LadderPool, Study, StudyOptions, risk_and_codes
@@ -52,7 +52,7 @@ def test_a_frozen_point_and_its_models_hold_nothing_of_their_own_folds_labels(ki
         name: rung and rung.label for name, rung in b.rungs.items()
     }
     assert any(isinstance(rung, RiskRung) for rung in a.rungs.values())
-    mine = take(runs, first.fold == v)
+    mine = select_runs(runs, first.fold == v)
     for (name, halt), other in zip(first.halts(a, mine).items(), second.halts(b, mine).values(), strict=True):
         assert halt.row.tolist() == other.row.tolist(), name
         assert halt.code.tolist() == other.code.tolist(), name
@@ -69,7 +69,7 @@ def test_frozen_points_end_unseen_runs_as_the_nested_layings_say() -> None:
     for pool in pools(study):
         summing = SumsFold(1)
         for v in range(N_FOLDS):
-            mine, rung = take(runs, study.fold == v), frozen[v].rungs[pool.name]
+            mine, rung = select_runs(runs, study.fold == v), frozen[v].rungs[pool.name]
             asks = rung is not None and rung.asks
             summing.add(mine, [study.halts(frozen[v], mine)[pool.name]], [asks])
         expected = summing.sums().values.sum(axis=(0, 1))
@@ -152,17 +152,17 @@ def test_hindsight_saves_at_least_what_any_rung_within_the_target_does(nested: N
 def test_a_difference_is_paired_by_question(nested: NestedRungs) -> None:
     sums, rng = nested.all.sums, np.random.default_rng(0)
     full, some = never(sums), sums.columns([40])
-    nothing = difference(some, some, n_draws=50, rng=rng)
+    nothing = compare_nested(some, some, n_draws=50, rng=rng)
     assert (nothing.saved, nothing.drop) == (0, 0)
     assert nothing.saved_interval == nothing.drop_interval == Interval(0, 0)
-    found = difference(full, some, n_draws=400, rng=rng)
+    found = compare_nested(full, some, n_draws=400, rng=rng)
     assert found.saved == pytest.approx(1 - some.of("tokens").sum() / some.full_tokens.sum())
     assert found.drop == pytest.approx(float(share_of(some, "lost")[0] - share_of(some, "gained")[0]))
     assert found.saved_interval.low < found.saved < found.saved_interval.high
-    back = difference(some, full, n_draws=400, rng=np.random.default_rng(1))
+    back = compare_nested(some, full, n_draws=400, rng=np.random.default_rng(1))
     assert back.saved == pytest.approx(-found.saved)
     with pytest.raises(ValueError, match="same questions"):
-        difference(some, nest(study_of(runs_for("reasoning", seed=5))).all.sums.columns([0]), n_draws=5, rng=rng)
+        compare_nested(some, nest(study_of(runs_for("reasoning", seed=5))).all.sums.columns([0]), n_draws=5, rng=rng)
 
 
 def test_sums_of_a_point_are_what_its_halts_cost(nested: NestedRungs) -> None:

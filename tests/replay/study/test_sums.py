@@ -12,8 +12,17 @@ from hypothesis import strategies as st
 
 from suffice.learn.ragged import first_passages
 from suffice.replay.study.ladders import PolicyRung, halts_of, published
-from suffice.replay.study.runs import Halts, Runs, take
-from suffice.replay.study.sums import FIELDS, MAX_GROUPS, N_FOLDS, QuestionSums, SumsFold, columns_of, fold_of, folds_of
+from suffice.replay.study.runs import Halts, Runs, select_runs
+from suffice.replay.study.sums import (
+    FIELDS,
+    MAX_GROUPS,
+    N_FOLDS,
+    QuestionSums,
+    SumsFold,
+    columns_of,
+    folds_of,
+    question_fold,
+)
 from suffice.replay.traces.own import own_traces
 from suffice.replay.traces.read import read_traces
 from suffice.types import Kind
@@ -84,7 +93,7 @@ def summed(runs: Runs, parts: int) -> QuestionSums:
     summing = SumsFold(len(rungs))
     which = np.arange(len(runs)) * parts // len(runs)
     for part in range(parts):
-        those = take(runs, which == part)
+        those = select_runs(runs, which == part)
         summing.add(those, every_rung(those)[1], [rung.asks for rung in rungs])
     assert summing.n_questions == len(set(runs.question))
     return summing.sums()
@@ -109,7 +118,7 @@ def test_more_questions_than_groups_lose_nothing_and_stay_in_their_fold() -> Non
     for at in range(0, len(runs), 1_000):
         part = np.zeros(len(runs), dtype=bool)
         part[at : at + 1_000] = True
-        those = take(runs, part)
+        those = select_runs(runs, part)
         summing.add(those, [Halts(those.starts[:-1], halt.code[part])], [False])
     sums = summing.sums()
     assert len(sums.n) == MAX_GROUPS
@@ -124,14 +133,14 @@ def test_more_questions_than_groups_lose_nothing_and_stay_in_their_fold() -> Non
 @given(st.text(max_size=20))
 @settings(max_examples=100)
 def test_a_question_has_one_fold_everywhere(question: str) -> None:
-    assert fold_of(question) == fold_of(question)
-    assert 0 <= fold_of(question) < N_FOLDS
+    assert question_fold(question) == question_fold(question)
+    assert 0 <= question_fold(question) < N_FOLDS
 
 
 def test_folds_are_about_equal_and_known_forever() -> None:
-    shares = np.bincount([fold_of(f"q-{i}") for i in range(5_000)], minlength=N_FOLDS) / 5_000
+    shares = np.bincount([question_fold(f"q-{i}") for i in range(5_000)], minlength=N_FOLDS) / 5_000
     assert np.abs(shares - 0.2).max() < 0.03
-    assert [fold_of(q) for q in ("", "a", "q-1", "Wie viele?", "\ud800")] == [1, 3, 3, 0, 4]
+    assert [question_fold(q) for q in ("", "a", "q-1", "Wie viele?", "\ud800")] == [1, 3, 3, 0, 4]
 
 
 @pytest.mark.parametrize("kind", KINDS)

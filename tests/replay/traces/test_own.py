@@ -127,7 +127,7 @@ def test_a_vote_is_the_vote_of_its_samples() -> None:
     batch = batch_of("samples")
     for i in range(len(batch)):
         steps = batch.steps(i)
-        assert vote.count([s.answer for s in steps]).answer == batch.full_answer[i]
+        assert vote.count_votes([s.answer for s in steps]).answer == batch.full_answer[i]
         assert all(s.tokens > 0 for s in steps)
 
 

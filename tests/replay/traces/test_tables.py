@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from suffice.cells import table
+from suffice.cells import format_csv
 from suffice.errors import TraceError
 from suffice.replay.traces.tables import read_rows
 
@@ -46,7 +46,7 @@ def test_what_our_exports_quote_is_no_formula_and_is_read_as_it_was(
     tmp_path: Path, cells: list[str], head: str
 ) -> None:
     texts = [head + cell for cell in cells]
-    written = table(["a"], [{"a": text} for text in texts])
+    written = format_csv(["a"], [{"a": text} for text in texts])
     (tmp_path / "t.csv").write_text(written, "utf-8", newline="")
     shown = [cell for row in csv.reader(io.StringIO(written, newline="")) for cell in row][1:]
     assert not [cell for cell in shown if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))]

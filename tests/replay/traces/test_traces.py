@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from suffice.episode.vote import count
+from suffice.episode.vote import count_votes
 from suffice.errors import ConfigError, TraceError
 from suffice.replay.traces.batch import Batch
 from suffice.replay.traces.columns import vote_winners
@@ -78,7 +78,7 @@ def any_runs(draw: st.DrawFn) -> list[RunRow]:
                 meta=draw(st.none() | ANY_TEXT),
                 aggregation="majority_vote" if setting == "samples" else "last",
                 n_steps=len(steps),
-                full_answer=count(answers).answer if setting == "samples" else answers[-1],
+                full_answer=count_votes(answers).answer if setting == "samples" else answers[-1],
                 full_em=draw(st.booleans()),
                 full_tokens=sum(step.tokens + (step.ctx_tokens or 0) for step in steps),
                 steps=steps,
@@ -148,7 +148,7 @@ def test_the_vote_of_columns_is_the_vote_of_the_gateway(runs: list[list[str | No
     codes = np.array([-1 if a is None else "CAB".index(a) for run in runs for a in run], dtype=np.int32)
     offset = np.concatenate([[0], np.cumsum([len(run) for run in runs])])
     winners = [None if code < 0 else "CAB"[code] for code in vote_winners(codes, offset)]
-    assert winners == [count(run).answer for run in runs]
+    assert winners == [count_votes(run).answer for run in runs]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)

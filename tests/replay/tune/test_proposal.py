@@ -14,11 +14,11 @@ from click.testing import CliRunner
 
 from suffice.cli.main import main
 from suffice.errors import ConfigError
-from suffice.model.artefact import load
+from suffice.model.artefact import load_model
 from suffice.policy.columns import CODES, stops_of
 from suffice.policy.learned import LearnedPolicy
 from suffice.replay.study.ladders import RiskRung, published
-from suffice.replay.study.runs import Halts, Runs, first_stops, take
+from suffice.replay.study.runs import Halts, Runs, first_stops, select_runs
 from suffice.replay.study.scores import SCORES, Score
 from suffice.replay.study.study import LadderPool, Study, StudyOptions
 from suffice.replay.study.sums import folds_of
@@ -29,9 +29,9 @@ from suffice.replay.tune.proposal import (
     MODEL_FILE,
     POLICY_FILE,
     PolicyProposal,
-    propose,
+    build_proposal,
+    format_toml,
     propose_frozen,
-    toml,
     write_proposal,
 )
 from suffice.replay.tune.scored import ScoreTable, build_scored, model_named, risk_column
@@ -68,7 +68,7 @@ def frozen_halts(bench: Bench, spec: Mapping[str, Any]) -> tuple[Runs, Halts, An
     name = model_named(spec)
     assert name is not None
     held_out = folds_of(bench.runs) == HELD_OUT
-    runs = take(bench.runs, held_out)
+    runs = select_runs(bench.runs, held_out)
     columns = bench.runs.readable()
     columns.update(bench.scores.columns(name, HELD_OUT))
     codes = stops_of(build_scored(spec, bench.scores.names), columns)
@@ -110,7 +110,7 @@ def test_the_live_policy_ends_unseen_runs_where_the_replay_did(
     bench, batches = benches[kind]
     spec = spec_of(bench, model, share)
     runs, expected, risk = frozen_halts(bench, spec)
-    proposal = propose(spec, bench.scores, left_out=(HELD_OUT,))
+    proposal = build_proposal(spec, bench.scores, left_out=(HELD_OUT,))
     found, scores = live_halts(proposal, kind, runs, batches)
     assert len(runs) > 30
     assert found.row.tolist() == expected.row.tolist()
@@ -133,7 +133,7 @@ def test_compositions_with_a_learned_part_are_carried_over_whole(
         {"policy": "guarded", "inner": learned, "min_steps": 3, "max_tokens": 1_200},
     ):
         runs, expected, _ = frozen_halts(bench, spec)
-        found, _ = live_halts(propose(spec, bench.scores, left_out=(HELD_OUT,)), kind, runs, batches)
+        found, _ = live_halts(build_proposal(spec, bench.scores, left_out=(HELD_OUT,)), kind, runs, batches)
         assert (expected.row < runs.last).any()
         assert found.row.tolist() == expected.row.tolist()
         assert found.code.tolist() == expected.code.tolist()
@@ -146,7 +146,7 @@ def test_what_a_study_froze_ends_unseen_runs_live_where_the_study_says(
 ) -> None:
     bench, batches = benches[kind]
     held_out = folds_of(bench.runs) == HELD_OUT
-    seen, unseen = take(bench.runs, ~held_out), take(bench.runs, held_out)
+    seen, unseen = select_runs(bench.runs, ~held_out), select_runs(bench.runs, held_out)
     study = Study(seen, published(kind, longest=8)[:1], StudyOptions(scores=(score,), max_em_drop=0.05))
     pools = [LadderPool(name="ours", ladders=(score.name,)), LadderPool(name="published", ladders=("fixed-rounds",))]
     frozen = study.freeze(pools, None)
@@ -181,7 +181,7 @@ def test_a_proposal_passes_through_a_settings_file_and_its_check(
     bench, scores = scored(benches)
     inner = spec_of(bench, "as-good, by cost", 0.2)
     spec = {"policy": "any-of", "policies": [inner, {"policy": "fixed-rounds", "max_steps": 7}]}
-    proposal = propose(spec, scores)
+    proposal = build_proposal(spec, scores)
     written = write_proposal(
         proposal, tmp_path / "here", route="my route", settings={"kind": "samples", "samples": 8}, head="Tuned.\nTwice."
     )
@@ -205,7 +205,10 @@ def test_a_proposal_passes_through_a_settings_file_and_its_check(
 def test_a_model_says_what_it_came_from(benches: Mapping[Kind, tuple[Bench, list[Batch]]], tmp_path: Path) -> None:
     bench, scores = scored(benches)
     spec = spec_of(bench, "as-good", 0.2)
-    everything, without_a_fold = propose(spec, scores).model, propose(spec, scores, left_out=(HELD_OUT,)).model
+    everything, without_a_fold = (
+        build_proposal(spec, scores).model,
+        build_proposal(spec, scores, left_out=(HELD_OUT,)).model,
+    )
     assert everything is not None
     assert without_a_fold is not None
     assert everything.trained.n_episodes == len(bench.runs) > without_a_fold.trained.n_episodes
@@ -213,23 +216,23 @@ def test_a_model_says_what_it_came_from(benches: Mapping[Kind, tuple[Bench, list
     assert everything.trained.digest.startswith("samples ")
     assert (everything.trained.target, everything.trained.seed) == ("as-good", 0)
     assert {"suffice", "numpy", "scikit-learn"} <= dict(everything.trained.versions).keys()
-    written = write_proposal(propose(spec, scores), tmp_path, route="r", settings={}, head="")
-    assert load(written[0].read_bytes()) == everything
+    written = write_proposal(build_proposal(spec, scores), tmp_path, route="r", settings={}, head="")
+    assert load_model(written[0].read_bytes()) == everything
 
 
 def test_nothing_learned_needs_no_model_and_never_is_a_policy_too(tmp_path: Path) -> None:
-    assert propose(None, None).spec == {"policy": "never"}
+    assert build_proposal(None, None).spec == {"policy": "never"}
     spec = {"policy": "beta", "threshold": 0.97}
-    written = write_proposal(propose(spec, None), tmp_path, route="r", settings={}, head="")
+    written = write_proposal(build_proposal(spec, None), tmp_path, route="r", settings={}, head="")
     assert [path.name for path in written] == [POLICY_FILE]
     assert tomllib.loads(written[0].read_text("utf-8"))["routes"]["r"]["policy"] == spec
 
 
 def test_a_value_is_read_back_from_toml_as_it_was_written() -> None:
     value = {"a b": [1, 2.5, True, False, 'quo"te\\n', {"x": 1e-7, "y": []}], "c": 1_000_000}
-    assert tomllib.loads(f"v = {toml(value)}")["v"] == value
+    assert tomllib.loads(f"v = {format_toml(value)}")["v"] == value
     with pytest.raises(ValueError, match="got NoneType"):
-        toml(None)
+        format_toml(None)
 
 
 def test_a_word_that_is_no_score_is_refused(benches: Mapping[Kind, tuple[Bench, list[Batch]]]) -> None:

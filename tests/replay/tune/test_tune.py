@@ -20,7 +20,7 @@ from suffice.replay.study.runs import Runs, first_stops
 from suffice.replay.study.scores import SCORES, Score, features_of, score_rows
 from suffice.replay.study.sums import N_FOLDS, folds_of
 from suffice.replay.traces.survey import survey
-from suffice.replay.tune.proposal import propose
+from suffice.replay.tune.proposal import build_proposal
 from suffice.replay.tune.scored import ScoreTable, build_scored, learned_in, model_named, names_of, uses_classes
 from suffice.replay.tune.space import (
     FIXED,
@@ -32,7 +32,7 @@ from suffice.replay.tune.space import (
     draw_spec,
     families,
     first_tries,
-    needs_of,
+    searched_folds,
 )
 from suffice.replay.tune.tune import Bench, TuneOptions, figure_of, make_bench, search, tune_runs, tune_set, winner_of
 from suffice.replay.tune.tuned import TunedSet, n_parts, title_of
@@ -119,7 +119,7 @@ def test_whatever_is_drawn_can_be_built_and_reads_what_is_there(kind: Kind, long
     size, names = size_of(kind, longest), names_of(SCORES)
     drawn = [draw_spec(Dice(seed), size) for seed in range(150)]
     drawn += [draw_spec(Dice(7, tried), size) for tried in first_tries(size, families(size))]
-    columns = needs_of(families(size))
+    columns = searched_folds(families(size))
     order_all(columns)  # no two of them want the same signal with other parameters
     refused = 0
     for spec in drawn:
@@ -256,7 +256,7 @@ def test_levels_by_class_are_tried_told_with_an_interval_and_carried_into_the_mo
     levels = {name: 0.05 * (at + 1) for at, name in enumerate(found.names)}
     assert len(levels) >= 2
     spec = {"policy": LEARNED, "model": score.name, "threshold": 0.1, "classes": levels}
-    proposal = propose({"policy": "guarded", "inner": spec, "min_steps": 2}, bench.scores, classes=found.classes)
+    proposal = build_proposal({"policy": "guarded", "inner": spec, "min_steps": 2}, bench.scores, classes=found.classes)
     assert proposal.model is not None
     assert dict(proposal.model.classes) == levels
     assert "classes" not in str(proposal.spec)

@@ -54,7 +54,7 @@ def list_sent(path: str, n: int, as_json: bool) -> None:
     import msgspec
 
     from suffice import wiring
-    from suffice.control.jobs.sinks import headline, when
+    from suffice.control.jobs.sinks import format_notice_time, notice_headline
     from suffice.errors import SufficeError
     from suffice.store.database.sqlite import database_path
     from suffice.wiring.alerts import sent
@@ -64,7 +64,7 @@ def list_sent(path: str, n: int, as_json: bool) -> None:
     except SufficeError as error:
         fail("alerts list", error)
     for one in found:
-        line = f"{when(one.at_s)}  {one.sink:7}  {headline(one.notice)}"
+        line = f"{format_notice_time(one.at_s)}  {one.sink:7}  {notice_headline(one.notice)}"
         click.echo(msgspec.json.encode(one).decode() if as_json else line)
     if not found and not as_json:
         click.echo("nobody was told anything yet")

@@ -59,10 +59,10 @@ def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool
     Exits with 1 when something is wrong, and with 2 when the log cannot be read.
     """
     from suffice.errors import StoreError, SufficeError
-    from suffice.store.audit.verify import verify as walk
+    from suffice.store.audit.verify import verify_chain as walk
     from suffice.store.database.damage import find_damage
     from suffice.store.database.sqlite import database_path
-    from suffice.store.database.views import reading
+    from suffice.store.database.views import open_reader
     from suffice.wiring.audit import audit_key
 
     damage = ""
@@ -73,7 +73,7 @@ def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool
         kept = _read_heads(files, key)
         path = database_path(settings.store.url)
         found = find_damage(path, thorough=True)
-        with reading(path) as connection:
+        with open_reader(path) as connection:
             damage = found or ""
             if found is None:
                 raise StoreError(f"store {path}: its pages could not be read through; try again")
@@ -174,10 +174,10 @@ def show(config: Path, db: Path | None, n: int, route: str | None, kind: str | N
     """Print the latest rows, oldest first: when, who, what, before and after, and why."""
     from suffice.errors import SufficeError
     from suffice.store.database.sqlite import database_path
-    from suffice.store.people.audit_view import latest
+    from suffice.store.people.audit_view import read_latest_rows
 
     try:
-        found = latest(database_path(_settings(config, db).store.url), n, route=route, kind=kind)
+        found = read_latest_rows(database_path(_settings(config, db).store.url), n, route=route, kind=kind)
     except SufficeError as error:
         fail("audit show", error)
     for entry in found:
@@ -260,7 +260,7 @@ def export(
         with _opened(out) as target:
             n_rows = _write_csv(rows, target) if form == "csv" else _write_lines(rows, target)
         where = str(out) if out is not None else "standard output"
-        with wiring.decisions(settings, create=False) as writer:
+        with wiring.open_decisions(settings, create=False) as writer:
             note_export(writer, what="audit log", where=where, n_rows=n_rows, author=author, reason=reason)
     except (SufficeError, OSError) as error:
         fail("audit export", error)
@@ -305,13 +305,13 @@ def _write_lines(rows: Iterator[AuditEntry], target: IO[str]) -> int:
 def _write_csv(rows: Iterator[AuditEntry], target: IO[str]) -> int:
     import csv
 
-    from suffice.cells import cell
+    from suffice.cells import format_cell
 
     writer, n_rows = csv.writer(target), 0
     writer.writerow(COLUMNS)
     for n_rows, entry in enumerate(rows, 1):  # noqa: B007 - as above
         row = {**_row_of(entry), "event": entry.body}
-        writer.writerow([cell(row[name]) for name in COLUMNS])
+        writer.writerow([format_cell(row[name]) for name in COLUMNS])
     return n_rows
 
 
@@ -333,12 +333,12 @@ def bundle(route: str, config: Path, number: int | None, out: Path | None, autho
     """
     from suffice import wiring
     from suffice.errors import SufficeError
-    from suffice.wiring.bundle import sealed
+    from suffice.wiring.bundle import write_bundle
 
     try:
         settings = wiring.load_deployment(config)
         where = str(out) if out is not None else "standard output"
-        lines = sealed(settings, route, number, where=where, author=author, reason=reason)
+        lines = write_bundle(settings, route, number, where=where, author=author, reason=reason)
         with _opened(out) as target:
             target.write(b"".join(lines).decode())
     except (SufficeError, OSError) as error:

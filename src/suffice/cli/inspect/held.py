@@ -45,11 +45,11 @@ def read_held(connection: sqlite3.Connection, holds: Holds, *, now_s: float) -> 
 
 def override_words(overrides: Iterable[Override], now_s: float) -> tuple[str, ...]:
     """Those that hold now: what, until when, by whom and why."""
-    from suffice.cli.deciding import date
-    from suffice.review.override import standing, words
+    from suffice.cli.deciding import format_time
+    from suffice.review.override import describe_override, standing
 
     return tuple(
-        f"{words(one)} until {date(one.expires_at_s)}, by {one.author}: {one.reason}"
+        f"{describe_override(one)} until {format_time(one.expires_at_s)}, by {one.author}: {one.reason}"
         for one in standing(overrides, now_s)
     )
 

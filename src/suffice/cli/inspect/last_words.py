@@ -31,12 +31,16 @@ def last_words(settings: Settings, route: str | None = None) -> list[str]:
 
 
 def _when(settings: Settings, good: LastGood, now_s: float) -> str:
-    from suffice.cli.deciding import date
+    from suffice.cli.deciding import format_time
     from suffice.wiring import good_file
 
     until_s = good.at_s + settings.store.last_good_s
-    serves = f"may be served until {date(until_s)}" if now_s < until_s else "is too old to be served: all runs in full"
-    return f"{good_file(settings)} says what was in force at {date(good.at_s)}, and {serves}"
+    serves = (
+        f"may be served until {format_time(until_s)}"
+        if now_s < until_s
+        else "is too old to be served: all runs in full"
+    )
+    return f"{good_file(settings)} says what was in force at {format_time(good.at_s)}, and {serves}"
 
 
 def _served(one: GoodRoute, now_s: float) -> str:

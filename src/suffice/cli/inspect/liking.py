@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from suffice.assurance.satisfaction_effect import SatisfactionEffect
 
 
-def headline(one: Outlook | None) -> str:
+def summarize_effect(one: Outlook | None) -> str:
     """What stopping does to satisfaction, in one line."""
     if one is None:
         return "not measured: no worker has looked at this route"

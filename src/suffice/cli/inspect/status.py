@@ -118,9 +118,9 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
 
     Raises StoreError when the log cannot be read, and ConfigError when it has no such route and for an unknown scorer.
     """
-    from suffice.store.database.views import reading
+    from suffice.store.database.views import open_reader
 
-    with reading(database) as connection:
+    with open_reader(database) as connection:
         return statuses_of(connection, database, settings, route)
 
 
@@ -165,10 +165,10 @@ def statuses_of(
 
 def _warn_of_rows(database: Path) -> None:
     """Say why it takes a while, where it does."""
-    from suffice.store.database.views import reading
+    from suffice.store.database.views import open_reader
     from suffice.store.routes.rollups import read_to
 
-    with reading(database) as connection:
+    with open_reader(database) as connection:
         n_behind = read_to(connection).n_behind
     if n_behind > MANY_ROWS:
         click.echo(
@@ -379,7 +379,7 @@ def _print_route(one: RouteStatus) -> None:
 def _parts(one: RouteStatus) -> tuple[list[tuple[str, str]], ...]:
     """What a reader sees, in the order in which it is asked: standing, traffic, EM, tokens and money, outlook."""
     from suffice.cli.inspect.held import held_lines
-    from suffice.cli.inspect.liking import headline
+    from suffice.cli.inspect.liking import summarize_effect
     from suffice.cli.inspect.outlook import arm_lines, outlook_lines, proposal_lines
     from suffice.sanitize import plural
 
@@ -414,7 +414,7 @@ def _parts(one: RouteStatus) -> tuple[list[tuple[str, str]], ...]:
         ("EM, live runs", _rate(measured.em_live, sure)),
         ("EM, stopped runs", _rate(measured.em_stopped, sure)),
         ("EM drop, paired", _drop(measured.em_drop, measured.n_lost, measured.n_gained, sure)),
-        ("satisfaction, effect", headline(one.outlook)),
+        ("satisfaction, effect", summarize_effect(one.outlook)),
         ("disagreement", _rate(measured.disagreement, sure)),
     ]
     tokens = [

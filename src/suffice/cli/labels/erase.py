@@ -47,7 +47,7 @@ _DAY_S = 86_400.0
 @REASON
 @AUTHOR
 @click.option("--dry-run", is_flag=True, help="Say how many rows would be looked at, and change nothing.")
-def erase(
+def erase_words(
     config: Path,
     episodes: tuple[str, ...],
     units: tuple[str, ...],
@@ -74,7 +74,7 @@ def erase(
         settings = wiring.load_deployment(config)
         limit_s = None if older_than is None else _limit_s(older_than)
         wanted = tuple(part for part in PARTS if part in (parts or _WORDS))
-        with wiring.decisions(settings, create=False) as writer:
+        with wiring.open_decisions(settings, create=False) as writer:
             units = tuple(_name(settings, writer, one) for one in units)
             named = [*(f"episode {one}" for one in episodes), *(f"unit {one}" for one in units)]
             what = ", ".join(named) or f"older than {older_than}"
@@ -117,26 +117,26 @@ def _order(what: str, parts: tuple[str, ...], author: str, reason: str) -> Erasu
 
 def _rows(writer: Decisions, episodes: tuple[str, ...], units: tuple[str, ...], limit_s: float | None) -> list[int]:
     """The rows that are meant, in order."""
-    from suffice.store.database.erasing import episodes_of, rows_of
-    from suffice.store.database.views import reading
+    from suffice.store.database.erasing import find_episodes, select_word_rows
+    from suffice.store.database.views import open_reader
 
-    with reading(writer.path) as connection:
+    with open_reader(writer.path) as connection:
         if limit_s is not None:
             return _aged(connection, limit_s)
-        named = [*episodes, *(name for unit in units for name in episodes_of(connection, unit))]
-        return sorted({seq for name in named for seq in rows_of(connection, name)})
+        named = [*episodes, *(name for unit in units for name in find_episodes(connection, unit))]
+        return sorted({seq for name in named for seq in select_word_rows(connection, name)})
 
 
 def _aged(connection: sqlite3.Connection, limit_s: float) -> list[int]:
     """Every row that is older, and what was said about a run since."""
-    from suffice.store.database.erasing import aged, labels_of
+    from suffice.store.database.erasing import aged, select_label_rows
     from suffice.store.routes.windows import last_place
 
     found, after, last = set[int](), 0, last_place(connection)
     while rows := aged(connection, limit_s, after_seq=after, until_seq=last):
         after = rows[-1].seq
         found.update(row.seq for row in rows)
-        found.update(seq for row in rows if row.kind == "outcome" for seq in labels_of(connection, row.key))
+        found.update(seq for row in rows if row.kind == "outcome" for seq in select_label_rows(connection, row.key))
     return sorted(found)
 
 
@@ -147,16 +147,16 @@ def _name(settings: Settings, writer: Decisions, unit: str) -> str:
     """
     from suffice.errors import ConfigError
     from suffice.rollout.assign import conversation_key
-    from suffice.store.database.erasing import conversation_senders, episodes_of
-    from suffice.store.database.views import reading
+    from suffice.store.database.erasing import conversation_senders, find_episodes
+    from suffice.store.database.views import open_reader
     from suffice.wiring import deployment_salt
 
     if re.fullmatch(r"[0-9a-f]{16}", unit):
         return unit
     salt = deployment_salt(settings)
-    with reading(writer.path) as connection:
+    with open_reader(writer.path) as connection:
         names = {sender: conversation_key(sender, unit, salt=salt) for sender in conversation_senders(connection)}
-        found = {sender: name for sender, name in names.items() if episodes_of(connection, name)}
+        found = {sender: name for sender, name in names.items() if find_episodes(connection, name)}
     if len(found) > 1:
         told = ", ".join(f"{name} of sender {sender or 'without a key'}" for sender, name in sorted(found.items()))
         raise ConfigError(f"--unit: {unit[:80]!r} names conversations of {len(found)} senders; name one of {told}")
@@ -165,14 +165,14 @@ def _name(settings: Settings, writer: Decisions, unit: str) -> str:
 
 def _erase(writer: Decisions, order: ErasureOrder, rows: list[int]) -> None:
     """Erase and say what was done; exits with 1 when not all of it is gone yet. Raises StoreError."""
-    from suffice.store.database.erasing import ErasureTally, erase, exports_since, purge
-    from suffice.store.database.views import reading
+    from suffice.store.database.erasing import ErasureTally, erase_words, exports_since, purge
+    from suffice.store.database.views import open_reader
 
     tally = ErasureTally()
-    erase(writer, order, rows, tally)
+    erase_words(writer, order, rows, tally)
     is_gone = purge(writer.path)
     click.echo(f"{order.what}: {', '.join(order.parts)} erased in {tally.n_rows:,} of {len(rows):,} rows")
-    with reading(writer.path) as connection:
+    with open_reader(writer.path) as connection:
         for at_s, where in exports_since(connection, rows[0]):
             click.echo(f"exported on {_day(at_s)} to {where}: this copy was not reached")
     if not is_gone:

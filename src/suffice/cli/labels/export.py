@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from suffice.cli.deciding import route_of
-from suffice.cli.labels.export_labels import feedback_table, label_studio
+from suffice.cli.deciding import find_settings
+from suffice.cli.labels.export_labels import export_label_studio, feedback_table
 from suffice.cli.shell import JSON_OBJECT, CommandGroup, fail
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def export() -> None:
     """Write runs, and what was said of them, for other programs."""
 
 
-export.add_command(label_studio)
+export.add_command(export_label_studio)
 export.add_command(feedback_table)
 
 
@@ -187,7 +187,7 @@ def _route(settings: Settings, given: FinetuneOptions) -> tuple[str, Route]:
     from suffice.errors import ConfigError
 
     if given.route is not None:
-        return given.route, route_of(settings, given.route, option="--route")
+        return given.route, find_settings(settings, given.route, option="--route")
     found = {name: route for name, route in settings.routes.items() if route.kind == "reasoning"}
     if len(found) != 1:
         raise ConfigError(f"--route: name one; of kind reasoning are: {', '.join(sorted(found)) or 'none'}")
@@ -283,9 +283,9 @@ def _in_force(settings: Settings, name: str, given: FinetuneOptions) -> Callable
     made: dict[int, StoppingPolicy] = {}
 
     def chooses(key: str) -> StoppingPolicy:
-        from suffice.learn.groups import fold_of
+        from suffice.learn.groups import prompt_fold
 
-        fold = fold_of(key, len(version.models))
+        fold = prompt_fold(key, len(version.models))
         if fold not in made:
             made[fold] = StoppingPolicy(build_policy(version.policy(key, level)), version.address, level, models)
         return made[fold]
@@ -297,10 +297,10 @@ def _version(path: Path, held: InForce) -> Any:
     """The version that is published, from the log. Any: imported here alone."""
     from suffice.control.evidence.fitting import read_back
     from suffice.store.database.decisions import read_artefact
-    from suffice.store.database.views import reading
+    from suffice.store.database.views import open_reader
 
     assert held.publication is not None
-    with reading(path) as connection:
+    with open_reader(path) as connection:
         body = read_artefact(connection, held.publication.fit)
     return read_back(held.publication.fit, body).version
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from suffice.cli.deciding import route_of
+from suffice.cli.deciding import find_settings
 from suffice.cli.shell import CONFIG_FILE, JSON_OBJECT, fail
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ COLUMNS: Final = (
     help="Write the labeling interface that the project needs.",
 )
 @JSON_OBJECT
-def label_studio(
+def export_label_studio(
     config: Path,
     route: str,
     which: Which,
@@ -98,7 +98,7 @@ def label_studio(
     from suffice.errors import ConfigError, SufficeError
     from suffice.files import write_whole
     from suffice.review.label_studio import LABEL_CONFIG, task
-    from suffice.wiring import decisions, load_deployment
+    from suffice.wiring import load_deployment, open_decisions
     from suffice.wiring.audit import note_export
 
     try:
@@ -114,7 +114,7 @@ def label_studio(
         else:
             n_added = asyncio.run(_sent(runs, url or "", project or 0, api_key_env))
         where = str(out) if out is not None else f"{url} project {project}"
-        with decisions(settings, create=False) as writer:
+        with open_decisions(settings, create=False) as writer:
             note_export(writer, what=f"runs of {route} to judge", where=where, n_rows=n_added, author=None, reason="")
     except (SufficeError, OSError) as error:
         fail("export label-studio", error)
@@ -138,13 +138,13 @@ def label_studio(
 def _runs(settings: Settings, route: str, which: Which, questions: Path | None) -> Iterator[ToJudge]:
     from suffice.control.people.asking import to_judge
     from suffice.store.database.sqlite import database_path
-    from suffice.store.database.views import read_episodes, reading
+    from suffice.store.database.views import open_reader, read_episodes
     from suffice.store.routes.windows import label_requests
     from suffice.wiring import question_texts
 
-    route_of(settings, route, option="--route")
+    find_settings(settings, route, option="--route")
     texts = {} if questions is None else question_texts(questions, settings)
-    with reading(database_path(settings.store.url)) as connection:
+    with open_reader(database_path(settings.store.url)) as connection:
         wanted = label_requests(connection, route)
         yield from to_judge(read_episodes(connection, route), wanted, which=which, questions=texts)
 
@@ -152,11 +152,11 @@ def _runs(settings: Settings, route: str, which: Which, questions: Path | None) 
 async def _sent(runs: list[ToJudge], url: str, project: int, api_key_env: str) -> int:
     """Add to the project what is no task of it yet."""
     from suffice.edge import label_studio as tool
-    from suffice.review.label_studio import episodes_of, task
+    from suffice.review.label_studio import parse_task_episodes, task
     from suffice.wiring import secret
 
-    async with tool.label_studio(url, api_key=secret("--api-key-env", api_key_env) or "") as server:
-        there = episodes_of(await server.export(project, all_tasks=True))
+    async with tool.connect_label_studio(url, api_key=secret("--api-key-env", api_key_env) or "") as server:
+        there = parse_task_episodes(await server.export(project, all_tasks=True))
         return await server.import_tasks(project, [task(run) for run in runs if run.episode_id not in there])
 
 
@@ -174,7 +174,7 @@ def feedback_table(file: Path, config: Path, route: str | None, *, as_json: bool
     from suffice.errors import ConfigError, SufficeError
     from suffice.files import write_whole
     from suffice.store.database.sqlite import database_path
-    from suffice.wiring import decisions, load_deployment
+    from suffice.wiring import load_deployment, open_decisions
     from suffice.wiring.audit import note_export
 
     try:
@@ -184,7 +184,7 @@ def feedback_table(file: Path, config: Path, route: str | None, *, as_json: bool
         rows = list(_said(database_path(settings.store.url), route))
         names = [f"metrics.{name}" for name in sorted({name for row in rows for name in row["metrics"]})]
         write_whole(file, _csv(rows, names) if file.suffix == ".csv" else _lines(rows))
-        with decisions(settings, create=False) as writer:
+        with open_decisions(settings, create=False) as writer:
             note_export(writer, what="feedback", where=str(file), n_rows=len(rows), author=None, reason="")
     except (SufficeError, OSError) as error:
         fail("export feedback", error)
@@ -192,22 +192,22 @@ def feedback_table(file: Path, config: Path, route: str | None, *, as_json: bool
 
 
 def _said(path: Path, route: str | None) -> Iterator[dict[str, Any]]:
-    from suffice.store.people.feedback import said
+    from suffice.store.people.feedback import read_all_feedback
 
-    for one in said(path):
+    for one in read_all_feedback(path):
         if route is None or one.route == route:
             told = {name: getattr(one.feedback, name) for name in COLUMNS if name not in ("route", "joined")}
             yield told | {"route": one.route, "joined": one.joined, "metrics": dict(one.feedback.metrics)}
 
 
 def _csv(rows: list[dict[str, Any]], metrics: list[str]) -> str:
-    from suffice.cells import table
+    from suffice.cells import format_csv
 
     flat = ({**row, **{f"metrics.{name}": value for name, value in row["metrics"].items()}} for row in rows)
-    return table((*COLUMNS, *metrics), flat)
+    return format_csv((*COLUMNS, *metrics), flat)
 
 
 def _lines(rows: list[dict[str, Any]]) -> str:
-    from suffice.replay.report.lines import dump
+    from suffice.replay.report.lines import dump_json
 
-    return "".join(dump({k: v for k, v in row.items() if v not in (None, {})}) + "\n" for row in rows)
+    return "".join(dump_json({k: v for k, v in row.items() if v not in (None, {})}) + "\n" for row in rows)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from suffice.cli.deciding import route_of
+from suffice.cli.deciding import find_settings
 from suffice.cli.labels.feedback_files import import_file, pull
 from suffice.cli.labels.parked import parked
 from suffice.cli.shell import CONFIG_FILE, JSON_OBJECT, CommandGroup, fail
@@ -71,7 +71,7 @@ def judge(route: str, config: Path, questions: Path | None, most: int, *, as_jso
 def _tables(settings: Settings, name: str) -> tuple[Route, Judge]:
     from suffice.errors import ConfigError
 
-    route = route_of(settings, name, option="--route")
+    route = find_settings(settings, name, option="--route")
     if route.judge is None:
         raise ConfigError(f"routes.{name}.judge: is missing; name the url and the model of a judge")
     return route, route.judge

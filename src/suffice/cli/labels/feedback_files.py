@@ -216,14 +216,14 @@ async def _exported(url: str, project: int, api_key_env: str) -> Any:
     from suffice.edge import label_studio as tool
     from suffice.wiring import secret
 
-    async with tool.label_studio(url, api_key=secret("--api-key-env", api_key_env) or "") as server:
+    async with tool.connect_label_studio(url, api_key=secret("--api-key-env", api_key_env) or "") as server:
         return await server.export(project)
 
 
 def _checked(bodies: Iterable[Body], settings: Settings, result: ImportResult) -> list[Feedback]:
     """All rows as feedback. Raises TraceError at the first that cannot be."""
     from suffice.errors import BadRequest, TraceError
-    from suffice.gateway.feedback_form import read_feedback, sealed
+    from suffice.gateway.feedback_form import read_feedback, seal_feedback
     from suffice.rollout.assign import sender_key
     from suffice.wiring import deployment_salt
 
@@ -238,7 +238,7 @@ def _checked(bodies: Iterable[Body], settings: Settings, result: ImportResult) -
         except BadRequest as error:
             column = result.by.column_of(error.param) if result.by is not None else error.param
             raise TraceError(str(error), file=result.source, row=number, column=column) from None
-        found.append(sealed(said, sender=sender, door="import", salt=salt))
+        found.append(seal_feedback(said, sender=sender, door="import", salt=salt))
     result.n_rows = len(found)
     return found
 
@@ -249,15 +249,15 @@ def _checked(bodies: Iterable[Body], settings: Settings, result: ImportResult) -
 def _look(rows: list[Feedback], settings: Settings, result: ImportResult) -> None:
     """What writing would come to."""
     from suffice.store.database.sqlite import database_path
-    from suffice.store.database.views import reading
-    from suffice.store.people.feedback import known, would_join
+    from suffice.store.database.views import open_reader
+    from suffice.store.people.feedback import find_feedback, would_join
 
     path = database_path(settings.store.url)
     first: dict[str, Feedback] = {}
-    with reading(path) if path.is_file() else nullcontext() as connection:
+    with open_reader(path) if path.is_file() else nullcontext() as connection:
         for row in rows:
             before = first.setdefault(row.feedback_id, row)
-            found = "no" if connection is None else known(connection, row)
+            found = "no" if connection is None else find_feedback(connection, row)
             result.n_known += before is not row or found != "no"
             result.n_conflicts += found == "otherwise" or (found == "no" and before != row)
             result.n_joined += connection is not None and would_join(connection, row.episode_id, row.response_id)

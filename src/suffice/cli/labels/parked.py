@@ -34,7 +34,7 @@ def parked(config: Path, days: float | None, out: Path | None, *, as_json: bool)
     """
     from suffice.errors import SufficeError
     from suffice.store.database.sqlite import database_path
-    from suffice.store.people.feedback import parked as read_parked
+    from suffice.store.people.feedback import read_unmatched as read_parked
     from suffice.wiring import load_deployment
 
     try:
@@ -66,10 +66,10 @@ def _told(one: UnmatchedFeedback, now_s: float, limit_s: float) -> dict[str, Any
 
 
 def _write(out: Path, rows: list[dict[str, Any]]) -> None:
-    from suffice.cells import table
+    from suffice.cells import format_csv
     from suffice.files import write_whole
 
-    write_whole(out, table(("feedback_id", "episode_id", "response_id", "source", "age_days", "dead"), rows))
+    write_whole(out, format_csv(("feedback_id", "episode_id", "response_id", "source", "age_days", "dead"), rows))
 
 
 def _show(rows: list[dict[str, Any]], limit_s: float, out: Path | None) -> None:

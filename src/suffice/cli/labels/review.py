@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from suffice.cli.deciding import AUTHOR, CONFIG, JSON, REASON, date, failing_with, log_of, refused, route_of, say, who
+from suffice.cli.deciding import (
+    AUTHOR,
+    CONFIG,
+    JSON,
+    REASON,
+    failing_with,
+    find_settings,
+    format_time,
+    log_of,
+    refused,
+    say,
+    who,
+)
 from suffice.cli.shell import CommandGroup
 
 if TYPE_CHECKING:
@@ -63,7 +75,7 @@ def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> 
 
     with failing_with("review list"), log_of(path) as (told, writer):
         if route is not None:
-            route_of(told, route)
+            find_settings(told, route)
         queue = read_reviews(writer.path).queue
     now_s = time.time()
     places = list(queue.of(route)) if all_of_them else queue.waiting(now_s=now_s, route=route)
@@ -72,7 +84,7 @@ def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> 
         if as_json:
             click.echo(msgspec.json.encode({"state": state, **msgspec.to_builtins(item)}).decode())
             continue
-        due = "" if item.deadline_s is None else f", due {date(item.deadline_s)}"
+        due = "" if item.deadline_s is None else f", due {format_time(item.deadline_s)}"
         click.echo(f"{item.episode_id}  {item.route}  {item.why}  {state}{due}")
         click.echo(f"  {item.because}")
     if not places and not as_json:
@@ -182,7 +194,7 @@ def stats(route: str | None, path: str, *, as_json: bool) -> None:
 
     with failing_with("review stats"), log_of(path) as (told, writer):
         if route is not None:
-            route_of(told, route)
+            find_settings(told, route)
         queue = read_reviews(writer.path).queue
     for name in told.routes if route is None else [route]:
         counts, agree = queue.counts(now_s=time.time(), route=name), agreement(queue.of(name))
@@ -234,7 +246,7 @@ def _go_through(
     name, command = who(reviewer), "review adjudicate" if third else "review next"
     with failing_with(command, again="Your item goes back by itself."), log_of(path) as (told, writer):
         if route is not None:
-            route_of(told, route)
+            find_settings(told, route)
         texts = _Texts(told, questions)
         n = 0
         while True:
@@ -282,8 +294,8 @@ def _print(
     click.secho(printable(f"{item.episode_id}, route {item.route}"), bold=True)
     click.echo(f"why       {item.because}")
     if item.deadline_s is not None:
-        click.echo(f"due       {date(item.deadline_s)}")
-    click.echo(f"yours     until {date(lease.until_s)}")
+        click.echo(f"due       {format_time(item.deadline_s)}")
+    click.echo(f"yours     until {format_time(lease.until_s)}")
     click.echo(f"question  {where}")
     for line in printable_lines(question or ""):
         click.echo(f"  {line}")
@@ -347,13 +359,13 @@ def _submitted(writer: Decisions, said: Any) -> Submission | str:
 def _effect(told: Settings, writer: Decisions, item: ReviewItem) -> Any:
     """What the item's verdicts have changed so far. Any: an `Effect`."""
     from suffice.control.evidence.matching import matching
-    from suffice.control.evidence.window_size import window_of
+    from suffice.control.evidence.window_size import window_size
     from suffice.control.people.effects import what_it_changed
 
-    route = route_of(told, item.route)
+    route = find_settings(told, item.route)
     with matching(route) as match:
         return what_it_changed(
-            writer.path, item.episode_id, route, match, window=window_of(told.control, route.max_em_drop)
+            writer.path, item.episode_id, route, match, window=window_size(told.control, route.max_em_drop)
         )
 
 

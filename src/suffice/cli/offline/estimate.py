@@ -117,7 +117,7 @@ def _estimate(paths: tuple[Path, ...], given: EstimateOptions) -> tuple[LogEstim
 
     from suffice.errors import ConfigError
     from suffice.plugins import load_plugins
-    from suffice.replay.estimate.estimate import estimate as run
+    from suffice.replay.estimate.estimate import estimate_levels as run
     from suffice.replay.estimate.estimate import traffic_of
     from suffice.replay.estimate.runs import replay_ladder, runs_of_calls, runs_of_traces
     from suffice.replay.logs.read import read_logs

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from suffice.cli.deciding import route_of
+from suffice.cli.deciding import find_settings
 from suffice.cli.shell import JSON_OBJECT, fail
 
 if TYPE_CHECKING:
@@ -96,9 +96,9 @@ async def _record(questions: Path, given: RecordOptions) -> Progress:
     """Read what is asked, open the server and the file, and record."""
     from suffice.edge.yardstick import yardstick
     from suffice.plugins import load_plugins
-    from suffice.replay.record.ask import read_questions
+    from suffice.replay.record.ask import read_recorded_questions
     from suffice.replay.record.file import RecordingFile
-    from suffice.replay.record.record import record as run
+    from suffice.replay.record.record import record_runs as run
     from suffice.replay.record.record import upstream_for_recording
     from suffice.upstream.client import UpstreamClient
     from suffice.wiring import api_key
@@ -106,7 +106,7 @@ async def _record(questions: Path, given: RecordOptions) -> Progress:
     if not given.out.name.endswith((".jsonl", ".jsonl.gz")):
         raise click.UsageError(f"--out: got {given.out.name!r}; a name that ends in .jsonl or .jsonl.gz")
     load_plugins()
-    asked = read_questions(_lines(questions), str(questions))
+    asked = read_recorded_questions(_lines(questions), str(questions))
     settings = _settings(given)
     route = _route(settings, given)
     name, upstream = _upstream(settings, route, given)
@@ -155,7 +155,7 @@ def _route(settings: Settings | None, given: RecordOptions) -> Route | None:
         return None
     if settings is None:
         raise ConfigError("--route: needs a settings file; name it with --config")
-    return route_of(settings, given.route, option="--route")
+    return find_settings(settings, given.route, option="--route")
 
 
 def _upstream(settings: Settings | None, route: Route | None, given: RecordOptions) -> tuple[str, Upstream]:

@@ -183,9 +183,9 @@ def _tune(data: Survey, tuning: TuneOptions, *, quiet: bool) -> tuple[TunedSet, 
 
 
 def _write(tuned: TunedSet, bench: Bench, route: str, folder: Path | None) -> tuple[list[Path], PolicyProposal]:
-    from suffice.replay.tune.proposal import propose, write_proposal
+    from suffice.replay.tune.proposal import build_proposal, write_proposal
 
-    proposal = propose(tuned.proposal, bench.scores, classes=bench.classes(None).classes)
+    proposal = build_proposal(tuned.proposal, bench.scores, classes=bench.classes(None).classes)
     if folder is None:
         return [], proposal
     seen = tuned.optimism
@@ -203,12 +203,12 @@ def _write(tuned: TunedSet, bench: Bench, route: str, folder: Path | None) -> tu
 
 
 def _print_json(tuned: TunedSet, proposal: PolicyProposal, written: list[Path]) -> None:
-    from suffice.replay.report.lines import dump
+    from suffice.replay.report.lines import dump_json
     from suffice.replay.tune.tuned import tuned_object
 
     model = None if proposal.model is None else proposal.model.address
     found = tuned_object(tuned) | {"policy": proposal.spec, "model": model, "written": [str(path) for path in written]}
-    click.echo(dump(found))
+    click.echo(dump_json(found))
 
 
 # --------------------------------------------------------------------------- what a person sees
@@ -217,29 +217,30 @@ def _print_json(tuned: TunedSet, proposal: PolicyProposal, written: list[Path]) 
 def _show(tuned: TunedSet, proposal: PolicyProposal, written: list[Path]) -> None:
     from rich.console import Console
 
-    from suffice.replay.report.wording import percent, points
-    from suffice.replay.tune.proposal import toml
+    from suffice.replay.report.wording import describe_percent, describe_points
+    from suffice.replay.tune.proposal import format_toml
     from suffice.sanitize import printable
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"{printable(tuned.set)}, {tuned.kind}: {tuned.n_episodes:,} runs of {tuned.n_questions:,} questions,"
-        f" full EM {percent(tuned.full_em)} %"
+        f" full EM {describe_percent(tuned.full_em)} %"
     )
     if tuned.share < 1:
         console.print(
-            f"the set is too long for memory: searched on {percent(tuned.share)} % of its questions, chosen by hash"
+            f"the set is too long for memory: searched on {describe_percent(tuned.share)} % of its questions,"
+            " chosen by hash"
         )
     console.print(
-        f"target: EM drop at most {points(tuned.max_em_drop)}, kept by {tuned.margin:g} × its standard error;"
+        f"target: EM drop at most {describe_points(tuned.max_em_drop)}, kept by {tuned.margin:g} × its standard error;"
         f" {tuned.n_trials_in_all:,} trials in {tuned.n_searches} searches, seed {tuned.seed}\n"
     )
     _show_folds(tuned, console)
     _show_optimism(tuned, console)
     seen = tuned.proposal_in_search
     console.print(
-        f"\nproposal, searched on all questions ({percent(seen.token_reduction)} % saved, drop"
-        f" {percent(seen.em_drop, 2)} there):\n  policy = {toml(proposal.spec)}"
+        f"\nproposal, searched on all questions ({describe_percent(seen.token_reduction)} % saved, drop"
+        f" {describe_percent(seen.em_drop, 2)} there):\n  policy = {format_toml(proposal.spec)}"
     )
     if tuned.proposal is None:
         console.print("Nothing saves tokens and keeps the target here, so the proposal is to stop nothing.")
@@ -250,7 +251,7 @@ def _show(tuned: TunedSet, proposal: PolicyProposal, written: list[Path]) -> Non
 def _show_folds(tuned: TunedSet, console: Console) -> None:
     from rich.table import Table
 
-    from suffice.replay.report.wording import percent
+    from suffice.replay.report.wording import describe_percent
     from suffice.replay.tune.tuned import title_of
 
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
@@ -263,19 +264,20 @@ def _show_folds(tuned: TunedSet, console: Console) -> None:
         table.add_row(
             f"{fold.fold + 1} ({fold.n_questions})",
             title_of(fold.spec),
-            percent(seen.token_reduction),
-            percent(unseen.token_reduction),
-            percent(seen.em_drop, 2),
-            percent(unseen.em_drop, 2),
+            describe_percent(seen.token_reduction),
+            describe_percent(unseen.token_reduction),
+            describe_percent(seen.em_drop, 2),
+            describe_percent(unseen.em_drop, 2),
         )
     console.print(table)
 
 
 def _show_optimism(tuned: TunedSet, console: Console) -> None:
-    from suffice.replay.report.wording import percent
+    from suffice.replay.report.wording import describe_percent
 
     def ranged(of: IntervalValue) -> str:
-        return f"{percent(of.value, 2)} [{percent(of.interval.low, 2)}, {percent(of.interval.high, 2)}]"
+        low, high = describe_percent(of.interval.low, 2), describe_percent(of.interval.high, 2)
+        return f"{describe_percent(of.value, 2)} [{low}, {high}]"
 
     found = tuned.optimism
     console.print(f"\n{'':<10} {'tokens saved, %':>24} {'EM drop, points':>24}")
@@ -287,9 +289,9 @@ def _show_optimism(tuned: TunedSet, console: Console) -> None:
         console.print(f"{name:<10} {ranged(saved):>24} {ranged(drop):>24}")
     n_folds = len(tuned.folds)
     if (by := tuned.by_class) is not None:
-        gained, low, high = map(percent, (by.saved, by.saved_interval.low, by.saved_interval.high))
+        gained, low, high = map(describe_percent, (by.saved, by.saved_interval.low, by.saved_interval.high))
         ends = by.drop_interval
-        dropped, least, most = (percent(x, 2) for x in (by.drop, ends.low, ends.high))
+        dropped, least, most = (describe_percent(x, 2) for x in (by.drop, ends.low, ends.high))
         console.print(
             f"levels by class against as many trials without them, unseen: saved {gained} points ({low} to {high}),"
             f" drop {dropped} ({least} to {most})"

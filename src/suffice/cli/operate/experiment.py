@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from suffice.cli.deciding import AUTHOR, CONFIG, JSON, REASON, date, failing_with, log_of, refused, say, who
-from suffice.cli.shell import CommandGroup, fail, tell
+from suffice.cli.deciding import AUTHOR, CONFIG, JSON, REASON, failing_with, format_time, log_of, refused, say, who
+from suffice.cli.shell import CommandGroup, fail, print_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +51,7 @@ def list_(path: str, *, as_json: bool) -> None:
     for name in names:
         row = _listed(name, settings, latest)
         told = f"{row['state']}" + (f", {row['since']} by {row['author']}: {row['reason']}" if row["since"] else "")
-        tell(f"{name}: {told}")
+        print_line(f"{name}: {told}")
         click.echo(f"  {row['arms']}; decides: {row['primary']}; layer {row['layer']}, {row['share']:.1%} of it")
 
 
@@ -65,7 +65,7 @@ def show(name: str, path: str, run: int | None, *, as_json: bool) -> None:
 
     Look as often as you like: every interval holds at every look.
     """
-    from suffice.control.compare.experiments import look
+    from suffice.control.compare.experiments import read_experiment
 
     settings, database, held = _opened("experiment show", path)
     mine = [one for one in held if one.experiment.name == name and run in (None, one.experiment.run)]
@@ -74,13 +74,13 @@ def show(name: str, path: str, run: int | None, *, as_json: bool) -> None:
         fail("experiment show", f"no run of experiment {name!r} in {database}; started: {known}")
     one = mine[-1]
     with failing_with("experiment show"):
-        result = look(database, one, settings)
+        result = read_experiment(database, one, settings)
     if as_json:
         import msgspec
 
-        from suffice.rollout.summary import reading
+        from suffice.rollout.summary import summarize_arm
 
-        told = {arm.arm: reading(result, arm) for arm in result.arms}
+        told = {arm.arm: summarize_arm(result, arm) for arm in result.arms}
         found = {**_state(one), "result": msgspec.to_builtins(result), "reading": told}
         click.echo(msgspec.json.encode(found).decode())
         return
@@ -104,7 +104,7 @@ def start(name: str, path: str, reason: str, author: str | None, *, as_json: boo
     with failing_with("experiment start"), log_of(path) as (settings, writer):
         written = _of_settings(settings, name)
         wiring.check_experiment(settings, name)
-        found = experiments.start(writer, name, written, author=who(author), reason=reason)
+        found = experiments.start_experiment(writer, name, written, author=who(author), reason=reason)
     if isinstance(found, str):
         refused("experiment start", f"experiment {name} {found}")
     odds = ", ".join(f"{arm} {share:.1%}" for arm, share in found.experiment.odds().items())
@@ -130,7 +130,7 @@ def stop(name: str, path: str, reason: str, author: str | None, *, as_json: bool
         held = experiments.read_experiments(writer.path)
         now = next((one for one in held if one.runs and one.experiment.name == name), None)
         said = () if now is None else _said(now, settings, writer.path)
-        found = experiments.stop(writer, name, author=who(author), reason=reason, said=said)
+        found = experiments.stop_experiment(writer, name, author=who(author), reason=reason, said=said)
     if isinstance(found, str):
         refused("experiment stop", f"experiment {name} {found}")
     say(found, as_json=as_json, text=f"experiment {name}: stopped, run {found.run}")
@@ -155,15 +155,15 @@ def _opened(command: str, path: str) -> tuple[Settings, Path, tuple[ExperimentRu
 
 def _said(one: ExperimentRun, settings: Settings, database: Path) -> tuple[str, ...]:
     """What it shows, in sentences; nothing where that fails: whatever it shows, it can be stopped."""
-    from suffice.control.compare.experiments import look
-    from suffice.rollout.summary import reading
+    from suffice.control.compare.experiments import read_experiment
+    from suffice.rollout.summary import summarize_arm
 
     try:
-        result = look(database, one, settings)
+        result = read_experiment(database, one, settings)
     except Exception as error:  # noqa: BLE001 - what is computed must not keep a person from stopping it
         click.echo(f"suffice experiment stop: what it showed could not be read: {error}", err=True)
         return ()
-    return tuple(sentence for arm in result.arms for sentence in reading(result, arm))
+    return tuple(sentence for arm in result.arms for sentence in summarize_arm(result, arm))
 
 
 def _of_settings(settings: Settings, name: str) -> Experiment:
@@ -212,7 +212,7 @@ def _listed(name: str, settings: Settings, latest: dict[str, ExperimentRun]) -> 
     return {
         "state": state,
         "run": held.experiment.run if held else None,
-        "since": date(at_s) if at_s else None,
+        "since": format_time(at_s) if at_s else None,
         "author": by[0],
         "reason": by[1],
         "arms": ", ".join(f"{arm} {part:.1%}" for arm, part in arms.items()),
@@ -223,13 +223,13 @@ def _listed(name: str, settings: Settings, latest: dict[str, ExperimentRun]) -> 
 
 
 def _print(one: ExperimentRun, result: ExperimentResult) -> None:
-    from suffice.rollout.summary import HOLDS, reading
+    from suffice.rollout.summary import HOLDS, summarize_arm
 
     what = one.experiment
-    since = date(one.started_at_s)
-    tell(f"experiment {what.name}, run {what.run}: started {since} by {one.author}: {one.reason}")
+    since = format_time(one.started_at_s)
+    print_line(f"experiment {what.name}, run {what.run}: started {since} by {one.author}: {one.reason}")
     if one.ended is not None and one.ended_at_s is not None:
-        tell(f"  stopped {date(one.ended_at_s)} by {one.ended.author}: {one.ended.reason}")
+        print_line(f"  stopped {format_time(one.ended_at_s)} by {one.ended.author}: {one.ended.reason}")
     click.echo(
         f"  routes {', '.join(what.routes)}; unit {what.unit}; layer {what.layer}, {what.share:.1%} of it;"
         f" decides: {what.primary}"
@@ -238,7 +238,7 @@ def _print(one: ExperimentRun, result: ExperimentResult) -> None:
     click.echo(f"  {result.n_requests:,} requests of {result.n_units:,} units: {parts}")
     for arm in result.arms:
         click.echo(f"\n{arm.arm} against {result.control}: {arm.verdict.upper()}")
-        for sentence in reading(result, arm):
+        for sentence in summarize_arm(result, arm):
             _wrapped(sentence, "  ")
         _table(arm)
     click.echo()

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from suffice.cli.deciding import AUTHOR, CONFIG, REASON, WAIT, confirm, failing_with, log_of, refused, route_of, who
+from suffice.cli.deciding import (
+    AUTHOR,
+    CONFIG,
+    REASON,
+    WAIT,
+    confirm,
+    failing_with,
+    find_settings,
+    log_of,
+    refused,
+    who,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +39,7 @@ def pause(route: str, path: str, reason: str, author: str | None, wait_s: float)
     from suffice.store.routes import pausing
 
     def decide(writer: Decisions) -> str | None:
-        return pausing.pause(writer, route, reason=reason, author=who(author))
+        return pausing.start_pause(writer, route, reason=reason, author=who(author))
 
     _decide("pause", route, path, decide, wait_s=wait_s, again="`suffice kill` needs no database.")
 
@@ -47,7 +58,7 @@ def resume(route: str, path: str, reason: str, author: str | None, wait_s: float
     from suffice.store.routes import pausing
 
     def decide(writer: Decisions) -> str | None:
-        return pausing.resume(writer, route, reason=reason, author=who(author))
+        return pausing.end_pause(writer, route, reason=reason, author=who(author))
 
     _decide("resume", route, path, decide, wait_s=wait_s)
 
@@ -57,14 +68,14 @@ def _decide(
 ) -> None:
     """Write one decision and wait for gateways; exits with 1 when there is nothing to decide, with 2 when it failed."""
     from suffice import wiring
-    from suffice.store.database.views import newest_of, reading
+    from suffice.store.database.views import newest_of, open_reader
     from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
 
     with failing_with(command, again=again), log_of(path, waits=True) as (settings, writer):
-        route_of(settings, route)
+        find_settings(settings, route)
         problem = decide(writer)
         if problem is None:
-            with reading(writer.path) as connection:
+            with open_reader(writer.path) as connection:
                 seq = newest_of(connection, (EnforcementPaused.kind, EnforcementResumed.kind))
     if problem is not None:
         refused(command, f"route {route} {problem}")

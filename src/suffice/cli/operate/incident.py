@@ -6,8 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from suffice.cli.deciding import AUTHOR, CONFIG, JSON, REASON, date, failing_with, log_of, refused, route_of, say, who
-from suffice.cli.shell import CommandGroup, tell
+from suffice.cli.deciding import (
+    AUTHOR,
+    CONFIG,
+    JSON,
+    REASON,
+    failing_with,
+    find_settings,
+    format_time,
+    log_of,
+    refused,
+    say,
+    who,
+)
+from suffice.cli.shell import CommandGroup, print_line
 
 if TYPE_CHECKING:
     from suffice.review.holds import RouteHolds
@@ -32,7 +44,7 @@ def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> 
 
     with failing_with("incident list"), log_of(path) as (told, writer):
         if route is not None:
-            route_of(told, route)
+            find_settings(told, route)
         holds = read_holds(writer.path)
     found = [
         case
@@ -44,7 +56,7 @@ def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> 
         if as_json:
             click.echo(msgspec.json.encode(_plain(case)).decode())
         else:
-            click.echo(f"{case.incident.incident}  {date(case.incident.opened_at_s)}  {_state(case)}")
+            click.echo(f"{case.incident.incident}  {format_time(case.incident.opened_at_s)}  {_state(case)}")
             click.echo(f"  {case.incident.summary}")
     if not found and not as_json:
         click.echo("no incident waits for a decision")
@@ -61,12 +73,12 @@ def show(name: str, path: str, *, as_json: bool) -> None:
     import msgspec
 
     from suffice.review.decide import in_words
-    from suffice.store.database.views import reading
+    from suffice.store.database.views import open_reader
     from suffice.store.people.deciding import fitting, read_now
 
-    with failing_with("incident show"), log_of(path) as (told, writer), reading(writer.path) as connection:
+    with failing_with("incident show"), log_of(path) as (told, writer), open_reader(writer.path) as connection:
         route, case = _found(writer.path, name)
-        settings = route_of(told, route)
+        settings = find_settings(told, route)
         now = read_now(connection, route, settings)
         able = fitting(connection, now, now_s=time.time())
         holds = in_words(now, now_s=time.time())
@@ -75,12 +87,12 @@ def show(name: str, path: str, *, as_json: bool) -> None:
         click.echo(msgspec.json.encode(plain).decode())
         return
     one = case.incident
-    tell(f"{one.incident}: {one.summary}")
-    click.echo(f"  opened   {date(one.opened_at_s)} by {one.author}, cause {one.cause}")
+    print_line(f"{one.incident}: {one.summary}")
+    click.echo(f"  opened   {format_time(one.opened_at_s)} by {one.author}, cause {one.cause}")
     for said in one.evidence:
-        tell(f"  evidence {said}")
+        print_line(f"  evidence {said}")
     click.echo(f"  now      {holds}")
-    tell(f"  state    {_state(case)}")
+    print_line(f"  state    {_state(case)}")
     if case.decision is not None:
         click.echo(f"  before   {case.decision.before}")
         click.echo(f"  after    {case.decision.after}")
@@ -127,14 +139,14 @@ def decide(
     """Decide incident NAME, and carry the decision out."""
     import time
 
-    from suffice.cli.deciding import setup_of
+    from suffice.cli.deciding import settings_setup
     from suffice.review.decide import IncidentForm
     from suffice.store.people.deciding import decide_incident
 
     again = "Everything is as it was: decide again once the log can be written."
     with failing_with("incident decide", again=again), log_of(path) as (told, writer):
         route, _ = _found(writer.path, name)
-        settings = route_of(told, route)
+        settings = find_settings(told, route)
         asked = IncidentForm(
             incident=name,
             decision=decision,
@@ -145,7 +157,13 @@ def decide(
             max_em_drop=max_em_drop,
         )
         found = decide_incident(
-            writer, settings, route, asked, now_s=time.time(), publication=publication, setup=setup_of(told, route)
+            writer,
+            settings,
+            route,
+            asked,
+            now_s=time.time(),
+            publication=publication,
+            setup=settings_setup(told, route),
         )
     if isinstance(found, str):
         refused("incident decide", f"{name} {found}" if found.startswith("is ") else found)
@@ -171,7 +189,14 @@ def open_(
 
     with failing_with("incident open", again="Open it again once the log can be written."), log_of(path) as (told, log):
         found = open_incident(
-            log, route, route_of(told, route), reason, who(author), now_s=time.time(), evidence=evidence, pauses=pauses
+            log,
+            route,
+            find_settings(told, route),
+            reason,
+            who(author),
+            now_s=time.time(),
+            evidence=evidence,
+            pauses=pauses,
         )
     if isinstance(found, str):
         refused("incident open", found)
@@ -200,7 +225,7 @@ def _open(routes: Any) -> str:
 def _state(case: Case) -> str:
     if case.decision is not None:
         done = case.decision
-        return f"{done.decision} by {done.author} on {date(done.decided_at_s)}: {done.reason}"
+        return f"{done.decision} by {done.author} on {format_time(done.decided_at_s)}: {done.reason}"
     if case.resumed is not None:
         return f"resumed by {case.resumed.author}: {case.resumed.reason}"
     rests = " (everything runs in full)" if case.incident.pause is not None else ""

@@ -25,11 +25,11 @@ def kill(path: str, named: str, reason: str, author: str | None, wait_s: float) 
     stopped any more either. It lasts until `suffice unkill`. Waits until every running gateway has confirmed, and exits
     with 3 when one has not, or none is running.
     """
-    from suffice.gateway.kill import VARIABLE, pull
+    from suffice.gateway.kill import VARIABLE, set_switch
 
     file, others = _files("kill", path, named)
     try:
-        changed = pull(file, reason, who(author))
+        changed = set_switch(file, reason, who(author))
         stamp = file.stat().st_mtime_ns
     except OSError as error:
         way_out = f"make this file by other means, or start the gateway with {VARIABLE}=1"
@@ -47,11 +47,11 @@ def unkill(path: str, named: str, wait_s: float) -> None:
 
     Waits until every running gateway has confirmed, and exits with 3 when one has not, or none is running.
     """
-    from suffice.gateway.kill import release
+    from suffice.gateway.kill import clear_switch
 
     file, others = _files("unkill", path, named)
     try:
-        changed = release(file)
+        changed = clear_switch(file)
     except OSError as error:
         fail("unkill", f"{file}: cannot be taken away ({error.strerror})")
     click.echo(f"{file}: {'the kill switch is released' if changed else 'the kill switch was not pulled'}")

@@ -6,8 +6,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from suffice.cli.deciding import AUTHOR, CONFIG, JSON, REASON, date, failing_with, log_of, refused, route_of, say, who
-from suffice.cli.shell import CommandGroup, tell
+from suffice.cli.deciding import (
+    AUTHOR,
+    CONFIG,
+    JSON,
+    REASON,
+    failing_with,
+    find_settings,
+    format_time,
+    log_of,
+    refused,
+    say,
+    who,
+)
+from suffice.cli.shell import CommandGroup, print_line
 
 if TYPE_CHECKING:
     from suffice.review.override import Override, OverrideKind
@@ -51,13 +63,13 @@ def set_(
     """
     import time
 
-    from suffice.cli.deciding import setup_of
+    from suffice.cli.deciding import settings_setup
     from suffice.review.decide import OverrideForm
     from suffice.store.people.deciding import set_override
 
     again = "Set it again once the log can be written."
     with failing_with("override set", again=again), log_of(path) as (told, writer):
-        settings = route_of(told, route)
+        settings = find_settings(told, route)
         wanted = OverrideForm(
             kind=kind,
             reason=reason,
@@ -68,7 +80,13 @@ def set_(
             max_em_drop=max_em_drop,
         )
         found = set_override(
-            writer, route, settings, wanted, now_s=time.time(), publication=publication, setup=setup_of(told, route)
+            writer,
+            route,
+            settings,
+            wanted,
+            now_s=time.time(),
+            publication=publication,
+            setup=settings_setup(told, route),
         )
     if isinstance(found, str):
         refused("override set", found)
@@ -86,13 +104,13 @@ def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> 
 
     import msgspec
 
-    from suffice.review.override import words
+    from suffice.review.override import describe_override
     from suffice.store.people.holds import read_holds
 
     with failing_with("override list"), log_of(path) as (told, writer):
         names = list(told.routes) if route is None else [route]
         for name in names:
-            route_of(told, name)
+            find_settings(told, name)
         holds = read_holds(writer.path)
     now_s, n = time.time(), 0
     for name in names:
@@ -106,8 +124,8 @@ def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> 
             if as_json:
                 click.echo(msgspec.json.encode({"state": state, **msgspec.to_builtins(one)}).decode())
                 continue
-            click.echo(f"route {name}: override {one.number}: {words(one)}")
-            tell(f"  {state}; {_until(one)}; by {one.author}: {one.reason}")
+            click.echo(f"route {name}: override {one.number}: {describe_override(one)}")
+            print_line(f"  {state}; {_until(one)}; by {one.author}: {one.reason}")
     if not n and not as_json:
         click.echo("nothing is held")
 
@@ -126,11 +144,11 @@ def end(route: str, number: int, reason: str, author: str | None, path: str, *, 
     from suffice.store.people.deciding import end_override
 
     with failing_with("override end", again="It still holds."), log_of(path) as (told, writer):
-        found = end_override(writer, route, route_of(told, route), number, reason, who(author), now_s=time.time())
+        found = end_override(writer, route, find_settings(told, route), number, reason, who(author), now_s=time.time())
     if isinstance(found, str):
         refused("override end", found)
     say(found, as_json=as_json, text=f"route {route}: override {number} has ended; now: {found.after}")
 
 
 def _until(one: Override) -> str:
-    return f"until {date(one.expires_at_s)}"
+    return f"until {format_time(one.expires_at_s)}"

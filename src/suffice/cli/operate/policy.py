@@ -12,8 +12,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from suffice.cli.deciding import AUTHOR, CONFIG, JSON, REASON, date, failing_with, log_of, refused, route_of, say, who
-from suffice.cli.shell import CommandGroup, tell
+from suffice.cli.deciding import (
+    AUTHOR,
+    CONFIG,
+    JSON,
+    REASON,
+    failing_with,
+    find_settings,
+    format_time,
+    log_of,
+    refused,
+    say,
+    who,
+)
+from suffice.cli.shell import CommandGroup, print_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +50,7 @@ def policy() -> None:
 def list_(path: str, *, as_json: bool) -> None:
     """List what serves each route, and the rollout that runs there."""
     from suffice.store.routes.in_force import read_decided
-    from suffice.store.routes.rollouts import own_version, read_rollouts, running, serving
+    from suffice.store.routes.rollouts import own_version, read_rollouts, read_running_rollouts, read_serving_version
 
     with failing_with("policy list"), log_of(path) as (settings, writer):
         held, decided = read_rollouts(writer.path), read_decided(writer.path)
@@ -47,8 +59,10 @@ def list_(path: str, *, as_json: bool) -> None:
             own = own_version(route).address if route.policy else None
             made = decided.of(name).publication
             learned = None if made is None or not made.version else made.version
-            now = learned if own is None else serving(held, name, own)
-            rows.append({"route": name, "own": own, "serves": now, "rollout": _row(running(held).get(name))})
+            now = learned if own is None else read_serving_version(held, name, own)
+            rows.append(
+                {"route": name, "own": own, "serves": now, "rollout": _row(read_running_rollouts(held).get(name))}
+            )
     if as_json:
         import msgspec
 
@@ -57,7 +71,7 @@ def list_(path: str, *, as_json: bool) -> None:
     for row in rows:
         click.echo(f"{row['route']}: {_serves(row)}")
         if row["rollout"] is not None:
-            tell(f"  {_told(row['rollout'])}")
+            print_line(f"  {_told(row['rollout'])}")
     if not rows:
         click.echo("no route: write one as [routes.NAME] in the settings")
 
@@ -74,7 +88,7 @@ def show(route: str, path: str, *, as_json: bool) -> None:
     from suffice.store.routes.rollouts import read_rollouts
 
     with failing_with("policy show"), log_of(path) as (settings, writer):
-        route_of(settings, route)
+        find_settings(settings, route)
         mine = [one for one in read_rollouts(writer.path) if one.state.route == route]
         if not mine:
             refused("policy show", f"there never was a rollout on route {route}; `suffice policy propose` begins one")
@@ -97,10 +111,10 @@ def diff(before: str, after: str, path: str) -> None:
     """Show in what version AFTER differs from version BEFORE, by their addresses."""
     from suffice import wiring
     from suffice.rollout.difference import diff_plain
-    from suffice.store.database.views import reading
+    from suffice.store.database.views import open_reader
     from suffice.store.routes.candidates import plain_of
 
-    with failing_with("policy diff"), log_of(path) as (settings, writer), reading(writer.path) as connection:
+    with failing_with("policy diff"), log_of(path) as (settings, writer), open_reader(writer.path) as connection:
         secret = wiring.deployment_salt(settings)
         old, new = (plain_of(connection, one, secret=secret) for one in (before, after))
     shared = old.keys() & new.keys()  # of models that are no version yet there is the body alone
@@ -128,7 +142,7 @@ def propose(route: str, candidate: str, path: str, reason: str, author: str | No
     from suffice.store.routes.candidates import propose_learned
 
     with failing_with("policy propose"), log_of(path) as (settings, writer):
-        told, by, secret = route_of(settings, route), who(author), wiring.deployment_salt(settings)
+        told, by, secret = find_settings(settings, route), who(author), wiring.deployment_salt(settings)
         begin = propose_learned if _MODELS.fullmatch(candidate) else _propose_policy
         name = f"{route}-{secrets.token_hex(4)}"
         found = begin(writer, route, told, candidate, author=by, reason=reason, rollout=name, secret=secret)
@@ -164,7 +178,7 @@ def _propose_policy(
     one = rollouts.own_candidate(held, version, route=name, own=own)
     if isinstance(one, str):
         return one
-    return rollouts.propose(
+    return rollouts.start_candidate(
         writer, one, author=author, reason=reason, name=rollout, rules=rules_of(route), secret=secret
     )
 
@@ -206,8 +220,8 @@ def rollback(route: str, path: str, reason: str, author: str | None, *, as_json:
     from suffice.store.routes.candidates import take_back
 
     with failing_with("policy rollback", again="`suffice kill` needs no database."), log_of(path) as (settings, writer):
-        told = route_of(settings, route)
-        runs = route in rollouts.running(rollouts.read_rollouts(writer.path))
+        told = find_settings(settings, route)
+        runs = route in rollouts.read_running_rollouts(rollouts.read_rollouts(writer.path))
         undone = (
             None
             if runs
@@ -238,19 +252,25 @@ def pin(
     """Serve what PUBLICATION of ROUTE put in force, until a date, as far as it is certified there now."""
     import time
 
-    from suffice.cli.deciding import setup_of
+    from suffice.cli.deciding import settings_setup
     from suffice.review.decide import OverrideForm
     from suffice.store.people.deciding import set_override
 
     with failing_with("policy pin"), log_of(path) as (settings, writer):
-        told = route_of(settings, route)
+        told = find_settings(settings, route)
         wanted = OverrideForm(kind="pin", reason=reason, author=who(author), days=days)
         found = set_override(
-            writer, route, told, wanted, now_s=time.time(), publication=publication, setup=setup_of(settings, route)
+            writer,
+            route,
+            told,
+            wanted,
+            now_s=time.time(),
+            publication=publication,
+            setup=settings_setup(settings, route),
         )
     if isinstance(found, str):
         refused("policy pin", found)
-    say(found, as_json=as_json, text=f"route {route}: {found.after}, until {date(found.expires_at_s)}")
+    say(found, as_json=as_json, text=f"route {route}: {found.after}, until {format_time(found.expires_at_s)}")
 
 
 # --------------------------------------------------------------------------- one rollout
@@ -262,7 +282,7 @@ def _step(command: str, route: str, *, path: str, reason: str, author: str | Non
 
     again = "`suffice kill` needs no database."
     with failing_with(f"policy {command}", again=again), log_of(path) as (settings, writer):
-        route_of(settings, route)
+        find_settings(settings, route)
         found = rollouts.step(writer, route, command, author=who(author), reason=reason)
     if isinstance(found, str):
         refused(f"policy {command}", found)
@@ -276,9 +296,9 @@ def _look(settings: Settings, route: str, held: RolloutRun, path: Any) -> Assess
     from suffice import wiring
     from suffice.control.compare.assessment import standing_of
     from suffice.control.evidence.matching import matching
-    from suffice.store.database.views import reading
+    from suffice.store.database.views import open_reader
 
-    with reading(path) as connection:
+    with open_reader(path) as connection:
         return standing_of(
             connection,
             held,
@@ -320,19 +340,20 @@ def _told(row: dict[str, Any]) -> str:
     held = f"; held by {row['paused_by']}: {row['paused']}" if row["paused"] else ""
     fit = f" ({row['fit']}, level {row['level']} may act)" if row["fit"] else ""
     return (
-        f"{row['candidate']}{fit} in {row['stage']}, {row['share']:.0%} of new units, since {date(row['began_s'])}"
+        f"{row['candidate']}{fit} in {row['stage']}, {row['share']:.0%} of new units,"
+        f" since {format_time(row['began_s'])}"
         f" by {row['author']}: {row['reason']}{held}"
     )
 
 
 def _print(held: RolloutRun, looked: Assessment | None) -> None:
     click.echo(f"rollout {held.state.rollout} on route {held.state.route}")
-    tell(f"  {_told(_row(held) or {})}")
+    print_line(f"  {_told(_row(held) or {})}")
     for one in held.moves:
         what = f"level {one.level} may act" if one.move == "certify" else f"{one.stage}, {one.share:.0%}"
-        tell(f"  {date(one.now_s)}  {one.move}: {what}; by {one.by}: {one.reason}")
+        print_line(f"  {format_time(one.now_s)}  {one.move}: {what}; by {one.by}: {one.reason}")
     if held.undone is not None:
-        tell(f"  taken back by {held.undone.author}: {held.undone.reason}")
+        print_line(f"  taken back by {held.undone.author}: {held.undone.reason}")
     if looked is None:
         return
     standing = looked.standing

@@ -35,7 +35,7 @@ def reset_secret(name: str, path: str) -> None:
     "--role", type=click.Choice(["reviewer", "admin"]), default="reviewer", show_default=True, help="What they may do."
 )
 @CONFIG
-def add(name: str, role: str, path: str) -> None:
+def add_person(name: str, role: str, path: str) -> None:
     """Let NAME in; their secret is printed once."""
     kind: Literal["admin", "reviewer"] = "admin" if role == "admin" else "reviewer"
     _show("admin add", path, lambda people: people.add(name, kind), name, "added")
@@ -85,7 +85,7 @@ def _noted(command: str, path: str, name: str, what: Literal["added", "reset", "
 
     settings = wiring.load_settings(path)
     try:
-        with wiring.decisions(settings, create=False) as writer:
+        with wiring.open_decisions(settings, create=False) as writer:
             writer.write(None, [access_changed(People.of(settings), name, what)])
     except SufficeError as error:
         click.echo(f"suffice {command}: it holds, but the audit log does not say so: {error}", err=True)

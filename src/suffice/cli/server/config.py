@@ -44,7 +44,7 @@ def check(path: str, named: str | None, host: str | None, insecure_open: bool) -
                 host = settings.server.host if host is None else host
                 warnings = [*wiring.preflight(settings, host=host, insecure_open=insecure_open).warnings]
             else:  # they may be for the library alone
-                warnings = wiring.check(settings)
+                warnings = wiring.check_routes(settings)
         except SufficeError as error:
             fail("config check", f"{path}: {error}")
         warnings += wiring.evidence_warnings(settings, wiring.read_evidence(settings))

@@ -71,7 +71,7 @@ def demo(
     from rich.console import Console
 
     from suffice.demo import show
-    from suffice.demo.run import write_report
+    from suffice.demo.run import write_demo_report
     from suffice.errors import SufficeError
     from suffice.files import make_folder
 
@@ -104,10 +104,10 @@ def demo(
         with plan.stages(console) as stages:
             results = _run(console, stages)
         show.picture(results, folder / "demo.png")
-        write_report(results, folder / "report.json")
+        write_demo_report(results, folder / "report.json")
     except SufficeError as error:
         fail("demo", error)
-    show.show(console, results)
+    show.print_demo(console, results)
     console.print(f"\npicture: {_near(folder / 'demo.png')}   report: {_near(folder / 'report.json')}")
     console.print(f"logs, readable with sqlite3 and `suffice status --db`: {_near(folder)}/*.db\n")
     console.print(show.NEXT, highlight=False, markup=False)
@@ -244,7 +244,7 @@ def _run(console: Console, stages: list[Stage]) -> list[StageResult]:
             return one
 
         async def together() -> list[StageResult]:
-            work = {"samples": run.samples, "reasoning": run.reasoning}
+            work = {"samples": run.run_samples_stage, "reasoning": run.run_reasoning_stage}
             return list(await asyncio.gather(*(work[stage.kind](stage, progress) for stage in stages)))
 
         return asyncio.run(together())

@@ -20,7 +20,7 @@ def run_console(console: Console, folder: Path, *, small: bool, port: int) -> No
     """Serve the console until told to end. Raises SufficeError, and OSError when the address cannot be had."""
     from suffice.demo.console.hook import webhook
     from suffice.demo.console.month import WEBHOOK
-    from suffice.server import run
+    from suffice.server import run_server
     from suffice.wiring.people import People
 
     settings = demonstrated(console, folder) or made_up(console, folder, small=small)
@@ -37,19 +37,19 @@ def run_console(console: Console, folder: Path, *, small: bool, port: int) -> No
 
     with webhook(lambda text: console.print(f"alert   {text}", highlight=False, markup=False)) as url:
         os.environ[WEBHOOK] = url  # where the settings of the month look for it
-        run(settings, listening=listening, port=port)
+        run_server(settings, listening=listening, port=port)
 
 
 def demonstrated(console: Console, folder: Path) -> Settings | None:
     """The settings of a log that `make demo-online` has left; None: there is none."""
-    from suffice.wiring import load_settings, worker
+    from suffice.wiring import load_settings, open_worker
 
     file, database = folder / "online.toml", folder / "online.db"
     if not file.is_file() or not database.is_file():
         return None
     console.print(f"the log of make demo-online: {database}", highlight=False, markup=False, soft_wrap=True)
     settings = load_settings(file)
-    with worker(settings) as here:
+    with open_worker(settings) as here:
         for job in ("monitor", "rollup"):
             here.once(job)
     return settings

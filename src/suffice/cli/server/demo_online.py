@@ -26,18 +26,20 @@ def run_online(console: Console, folder: Path, *, small: bool) -> int:
     import asyncio
 
     from suffice.demo.online import show, story
-    from suffice.demo.online.plan import SMALL, DemoPlan, toml
+    from suffice.demo.online.plan import SMALL, DemoPlan, story_settings
     from suffice.local import tasks
 
     plan = SMALL if small else DemoPlan()
     with local_world(console, folder) as world:
-        settings = toml(plan, upstream=world.url, driver=world.driver, slots=world.slots, database=folder / "online.db")
+        settings = story_settings(
+            plan, upstream=world.url, driver=world.driver, slots=world.slots, database=folder / "online.db"
+        )
         console.print("the settings, as an owner would write them:\n", highlight=False)
         console.print(settings, highlight=False, markup=False, soft_wrap=True)
         with followed(console) as screen:
-            report = asyncio.run(story.run(plan, world, folder, tasks.questions("samples", N_QUESTIONS), screen))
-    figures = show.show(console, report)
-    show.write_report(report, figures, folder / "online.json")
+            report = asyncio.run(story.run_story(plan, world, folder, tasks.questions("samples", N_QUESTIONS), screen))
+    figures = show.print_story(console, report)
+    show.write_story_report(report, figures, folder / "online.json")
     console.print(f"\nsettings, log and report: {folder}/online.*", highlight=False, markup=False, soft_wrap=True)
     return _exit_code(report)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from suffice.cli.deciding import route_of
+from suffice.cli.deciding import find_settings
 from suffice.cli.shell import JSON_OBJECT, fail
 from suffice.settings import Driver
 
@@ -213,7 +213,7 @@ def _examine_route(settings: Settings | None, asked: DoctorOptions, name: str) -
 
     if settings is None:
         raise ConfigError("--route: needs a settings file; name it with --config")
-    route = route_of(settings, name, option="--route")
+    route = find_settings(settings, name, option="--route")
     if asked.questions is not None and not route.upstream:
         raise ConfigError(f"routes.{name}.upstream: none is named, so no question can be asked; the caller runs it")
     logged = _logged(settings, name, route)
@@ -263,12 +263,12 @@ def _refused(settings: Settings, name: str, route: Route) -> str | None:
 
 async def _run_questions(settings: Settings, asked: DoctorOptions, name: str, route: Route) -> FullRunCounts:
     """Run the questions in full at the route's upstream, past the gateway, and keep what was seen."""
-    from suffice.doctor.route import as_findings, read_questions, run_live
+    from suffice.doctor.route import as_findings, read_route_questions, run_live
     from suffice.scoring.base import build_scorer, scorer_label
     from suffice.store.rows.events import RouteExamined
 
     assert asked.questions is not None
-    bodies = read_questions(asked.questions.read_text("utf-8").splitlines(), str(asked.questions))
+    bodies = read_route_questions(asked.questions.read_text("utf-8").splitlines(), str(asked.questions))
     upstream = settings.upstreams[route.upstream]
     async with _client(route.upstream, upstream) as client:
         talk = await _talk(client, asked, asked.model or route.model)

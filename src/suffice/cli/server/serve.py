@@ -40,7 +40,7 @@ def serve(
 
     from suffice.cli.server.logs import BackgroundHandler
     from suffice.errors import SufficeError
-    from suffice.server import run
+    from suffice.server import run_server
     from suffice.telemetry import ACCESS
     from suffice.wiring import load_settings
 
@@ -63,7 +63,7 @@ def serve(
             # Whatever the level of the log: people open that address, and programs wait for it.
             click.echo(f"suffice is listening on {url}/v1{pages}", err=True)
 
-        run(settings, listening=listening, host=host, port=port, insecure_open=insecure_open)
+        run_server(settings, listening=listening, host=host, port=port, insecure_open=insecure_open)
     except SufficeError as error:
         fail("serve", error)
     except OSError as error:
@@ -80,7 +80,7 @@ def _show_first_secret(settings: Settings) -> None:
     """At the first run, make an admin and show the secret. A gateway serves without its log or its people, too."""
     from suffice.errors import SufficeError
     from suffice.telemetry import LOG
-    from suffice.wiring import decisions
+    from suffice.wiring import open_decisions
     from suffice.wiring.people import ADMIN, People, access_changed
 
     try:
@@ -88,7 +88,7 @@ def _show_first_secret(settings: Settings) -> None:
         if secret is None:
             return
         click.echo(FIRST.format(secret=secret), err=True)
-        with decisions(settings) as writer:
+        with open_decisions(settings) as writer:
             writer.write(None, [access_changed(People.of(settings), ADMIN, "added")])
     except SufficeError as error:
         LOG.warning("the new admin could not be written down: %s", error)

@@ -33,7 +33,7 @@ def worker(path: str, once: str | None, history: bool, as_json: bool) -> None:
         if history:
             _show_history(settings, as_json=as_json)
             return
-        with wiring.worker(settings, create=False) as here:
+        with wiring.open_worker(settings, create=False) as here:
             failed = _once(here, once, as_json=as_json) if once is not None else _on(here, settings, as_json=as_json)
     except SufficeError as error:
         fail("worker", error)

@@ -20,8 +20,8 @@ def main() -> None:
 
     from suffice.errors import StoreError
     from suffice.plugins import load_plugins
-    from suffice.settings import parse
-    from suffice.wiring import worker
+    from suffice.settings import parse_settings
+    from suffice.wiring import open_worker
 
     for name in ("SIGINT", "SIGHUP"):  # of a terminal, they mean the gateway, which ends this process
         if hasattr(signal, name):
@@ -31,9 +31,9 @@ def main() -> None:
     with contextlib.suppress(OSError, AttributeError):
         os.nice(GENTLE)
     load_plugins()
-    settings = parse(msgspec.json.decode(sys.stdin.buffer.readline()))
+    settings = parse_settings(msgspec.json.decode(sys.stdin.buffer.readline()))
     try:
-        with worker(settings, learning=find_spec("sklearn") is not None, create=False) as here:
+        with open_worker(settings, learning=find_spec("sklearn") is not None, create=False) as here:
             while not _ended(told, settings.control.period_s):
                 if here.round():
                     with contextlib.suppress(BrokenPipeError):

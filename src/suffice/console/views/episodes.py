@@ -13,7 +13,7 @@ from suffice.console.view_context import NotThere, ViewContext, page_of
 from suffice.errors import BadRequest, ConfigError
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.signals.query import class_of
-from suffice.store.database.views import EpisodeWithLabels, StoredLabel, decoded, labels_of
+from suffice.store.database.views import EpisodeWithLabels, StoredLabel, decoded, read_labels
 from suffice.store.rows.control_events import LabelWanted
 from suffice.store.rows.events import RequestEnded, RequestSeen
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
@@ -236,7 +236,7 @@ class _Right:
         self._matches: dict[str, Callable[[str | None, str], bool]] = {}
 
     def __call__(self, request: Request, outcome: Outcome) -> bool | None:
-        labels = labels_of(self._look.connection, request.episode_id, outcome.response_id)
+        labels = read_labels(self._look.connection, request.episode_id, outcome.response_id)
         item = EpisodeWithLabels(seq=0, episode=Episode(request=request, outcome=outcome), labels=labels)
         return measure_run(item, self.match(request.route)).correct
 
@@ -269,7 +269,7 @@ def episode(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Ep
     request = decoded(seen[0], RequestSeen, seen[2]).request
     ended = look.connection.execute(_ROW, ("outcome", name)).fetchone()
     outcome = decoded(ended[0], RequestEnded, ended[2]).outcome if ended is not None else None
-    labels = labels_of(look.connection, name, outcome.response_id if outcome is not None else None)
+    labels = read_labels(look.connection, name, outcome.response_id if outcome is not None else None)
     counting = current_label(labels)
     right = _Right(look)
     match, route = right.match(request.route), look.route(request.route)

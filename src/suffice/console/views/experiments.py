@@ -10,7 +10,7 @@ from suffice.console.exchange import ConsoleRequest
 from suffice.console.view_context import NotThere, ViewContext
 from suffice.rollout.metrics import metric_of
 from suffice.rollout.results import ExperimentResult
-from suffice.rollout.summary import reading
+from suffice.rollout.summary import summarize_arm
 from suffice.store.routes.experiments import ExperimentRun, read_experiments
 
 Analyse = Callable[[ExperimentRun], ExperimentResult]  # what a run of an experiment shows now; it takes a while
@@ -103,7 +103,7 @@ def _held(one: ExperimentRun) -> ExperimentRow:
     )
 
 
-def shown(analyse: Analyse) -> Callable[[ViewContext, ConsoleRequest, Principal], ExperimentView]:
+def view_experiment(analyse: Analyse) -> Callable[[ViewContext, ConsoleRequest, Principal], ExperimentView]:
     """The view of one experiment's result, by `name`."""
 
     def view(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> ExperimentView:
@@ -115,7 +115,7 @@ def shown(analyse: Analyse) -> Callable[[ViewContext, ConsoleRequest, Principal]
         metrics = {comparison.metric for arm in result.arms for comparison in arm.comparisons}
         return ExperimentView(
             result=result,
-            reading={arm.arm: reading(result, arm) for arm in result.arms},
+            reading={arm.arm: summarize_arm(result, arm) for arm in result.arms},
             units={metric: metric_of(metric).margin for metric in sorted(metrics)},
         )
 

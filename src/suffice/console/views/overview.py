@@ -10,7 +10,7 @@ from suffice.assurance.bounds import wilson
 from suffice.assurance.estimate import pooled_saving, pooled_would_save
 from suffice.console.auth import Principal
 from suffice.console.exchange import ConsoleRequest
-from suffice.console.view_context import TimeRange, ViewContext, route_url, window_of
+from suffice.console.view_context import TimeRange, ViewContext, parse_window, route_url
 from suffice.console.views.alerts import AlertLine, AlertReader
 from suffice.console.views.standing import RouteState, standings
 from suffice.sanitize import plural
@@ -79,7 +79,7 @@ def overview(alerts: AlertReader) -> Callable[[ViewContext, ConsoleRequest, Prin
 
 def overview_of(look: ViewContext, asked: ConsoleRequest, alerts: tuple[AlertLine, ...]) -> Overview:
     """Look at all routes. Raises StoreError, and BadRequest for a window that is not offered."""
-    window = window_of(asked.query, look.now_s)
+    window = parse_window(asked.query, look.now_s)
     read_to = rollups.read_to(look.connection)
     found = standings(look, window)
     total, tallies = rollups.NOTHING, rollups.read_tallies(look.connection).values()
@@ -111,7 +111,7 @@ def _effect_of(one: RouteState) -> float:
 
 def days_of(look: ViewContext, window: TimeRange, route: str | None = None) -> tuple[Day, ...]:
     """What each day was like, of all routes together or of one."""
-    found = rollups.read(look.connection, ("day",), route=route, since_hour=window.since_hour)
+    found = rollups.read_rollups(look.connection, ("day",), route=route, since_hour=window.since_hour)
     return tuple(_day(int(key[0]), one) for key, one in list(found.items())[-MOST_DAYS:])
 
 

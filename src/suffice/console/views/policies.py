@@ -13,7 +13,13 @@ from suffice.rollout.stages import RolloutState
 from suffice.settings import Route
 from suffice.store.routes.in_force import InForce, decisions_of, read_decided
 from suffice.store.routes.recommendations import newest_arm, newest_proposal
-from suffice.store.routes.rollouts import RolloutRun, own_version, read_rollouts, running, serving
+from suffice.store.routes.rollouts import (
+    RolloutRun,
+    own_version,
+    read_rollouts,
+    read_running_rollouts,
+    read_serving_version,
+)
 from suffice.store.rows.advice_events import ArmWorth, ProposedVersion
 from suffice.store.rows.control_events import PolicyPublished
 from suffice.types import Publication
@@ -89,7 +95,7 @@ def _of(look: ViewContext, name: str, route: Route, held: InForce, rollouts: tup
         brought=_brought(name, route, rollouts),
         level=held.level,
         paused=held.pause.reason if held.pause is not None else "",
-        rollout=running(rollouts).get(name),
+        rollout=read_running_rollouts(rollouts).get(name),
         past=tuple(one for one in reversed(rollouts) if one.state.route == name and one.state.over)[:MOST_PAST],
         published=tuple(published[:MOST_PUBLICATIONS]),
         proposal=newest_proposal(look.connection, name),
@@ -101,7 +107,7 @@ def _brought(name: str, route: Route, rollouts: tuple[RolloutRun, ...]) -> str:
     if not route.policy:
         return ""
     own = own_version(route).address
-    now = serving(rollouts, name, own)
+    now = read_serving_version(rollouts, name, own)
     return "" if now == own else now
 
 
@@ -115,12 +121,12 @@ class RolloutAssessment:
     readings: tuple[str, ...]  # of the guard-rails, each a sentence
 
 
-def weighed(evidence: Evidence) -> Callable[[ViewContext, ConsoleRequest, Principal], RolloutAssessment]:
+def view_assessment(evidence: Evidence) -> Callable[[ViewContext, ConsoleRequest, Principal], RolloutAssessment]:
     """The view of the evidence behind a route's rollout, by `route`."""
 
     def view(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> RolloutAssessment:
         name = asked.query.get("route", "")
-        held = running(read_rollouts(look.connection)).get(name)
+        held = read_running_rollouts(read_rollouts(look.connection)).get(name)
         if held is None or name not in look.settings.routes:
             raise NotThere(f"rollout: none runs on {name[:80]!r}")
         seen = evidence(name, held)

@@ -16,7 +16,7 @@ from suffice.assurance.route_forecast import Outlook
 from suffice.assurance.satisfaction_effect import SATISFACTION, SatisfactionEffect
 from suffice.console.auth import Principal
 from suffice.console.exchange import ConsoleRequest
-from suffice.console.view_context import NotThere, TimeRange, ViewContext, window_of
+from suffice.console.view_context import NotThere, TimeRange, ViewContext, parse_window
 from suffice.console.views.overview import Day, days_of
 from suffice.console.views.standing import RouteState, standings
 from suffice.store.database.decisions import read_artefact
@@ -125,13 +125,13 @@ class RoutePage:
 
 def routes(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Routes:
     """All routes. Raises StoreError, and BadRequest for a window that is not offered."""
-    window = window_of(asked.query, look.now_s)
+    window = parse_window(asked.query, look.now_s)
     return Routes(window=window, routes=standings(look, window))
 
 
 def route(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> RoutePage:
     """One route, by `name`. Raises NotThere, StoreError, and BadRequest for a window that is not offered."""
-    window, name = window_of(asked.query, look.now_s), asked.query.get("name", "")
+    window, name = parse_window(asked.query, look.now_s), asked.query.get("name", "")
     found = next((one for one in standings(look, window) if one.name == name), None)
     if found is None:
         raise NotThere(f"route: nothing is known of {name[:80]!r}")
@@ -220,7 +220,7 @@ def _groups(
     liked: Mapping[str, SatisfactionEffect],
 ) -> tuple[RouteBreakdown, ...]:
     """The largest ones first."""
-    found = rollups.read(connection, (by,), route=name, since_hour=window.since_hour)
+    found = rollups.read_rollups(connection, (by,), route=name, since_hour=window.since_hour)
     groups = [
         RouteBreakdown(
             name=str(key[0]),

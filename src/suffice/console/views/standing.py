@@ -74,9 +74,12 @@ class RouteState:
 def standings(look: ViewContext, window: TimeRange) -> tuple[RouteState, ...]:
     """Every route of the settings, and those that only the log knows. Raises StoreError."""
     connection = look.connection
-    sums = {str(key[0]): one for key, one in rollups.read(connection, ("route",), since_hour=window.since_hour).items()}
+    sums = {
+        str(key[0]): one
+        for key, one in rollups.read_rollups(connection, ("route",), since_hour=window.since_hour).items()
+    }
     lately = DAY_HOURS * (int(look.now_s // DAY_S) - RATE_DAYS + 1)
-    recent = {str(key[0]): one for key, one in rollups.read(connection, ("route",), since_hour=lately).items()}
+    recent = {str(key[0]): one for key, one in rollups.read_rollups(connection, ("route",), since_hour=lately).items()}
     promises = read_promises(connection, now_s=look.now_s, killed=look.killed)
     attended = is_attended(connection, look.path)
     seen = _AllRoutes(
@@ -132,7 +135,7 @@ def _standing(
         alerts=tuple(one.reason for one in forecasts if one is not None and one.alert),
         sums=sums,
         audits_a_day=per_day,
-        missing=missing(phase, route, per_day),
+        missing=describe_missing(phase, route, per_day),
     )
 
 
@@ -159,7 +162,7 @@ def _rate(k: int, n: int) -> IntervalEstimate | None:
     return IntervalEstimate(value=k / n, low=between.low, high=between.high, n=n, method="Wilson, for one look")
 
 
-def missing(phase: Phase, route: Route | None, audits_a_day: float | None) -> str:
+def describe_missing(phase: Phase, route: Route | None, audits_a_day: float | None) -> str:
     """What it takes to the next certified level, or to the first, in one sentence."""
     if route is None:
         return "This route is in the log and not in the settings: nothing is asked of it any more."

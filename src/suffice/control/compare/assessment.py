@@ -23,13 +23,13 @@ from suffice.control.evidence.scorer_cache import Matches
 from suffice.errors import ConfigError
 from suffice.review.holds import RouteHolds
 from suffice.rollout.evidence import RolloutEvidence
-from suffice.rollout.stages import RolloutState, Transition, advance, certify, look
+from suffice.rollout.stages import RolloutState, Transition, advance, assess_rollout, certify
 from suffice.settings import Control, Route
 from suffice.store.database.views import read_events
 from suffice.store.people.holds import read_holds
 from suffice.store.routes.in_force import InForce, read_decided
-from suffice.store.routes.rollouts import RolloutRun, own_version, read_rollouts, serving
-from suffice.store.routes.windows import labels_wanted
+from suffice.store.routes.rollouts import RolloutRun, own_version, read_rollouts, read_serving_version
+from suffice.store.routes.windows import read_requested_labels
 from suffice.types import LabelRequest
 
 
@@ -75,7 +75,7 @@ class RolloutAssessor:
         """At a rollout of which nothing was read. Raises ConfigError for a version that cannot be read, StoreError."""
         gathering = EvidenceFold(held=held, match=of_route.match, probes=of_route.route.probe is not None)
         sides = sides_of(connection, held, of_route, control, secret=secret)
-        asked = labels_wanted(connection, held.state.route)
+        asked = read_requested_labels(connection, held.state.route)
         return cls(of_route=of_route, sides=sides, gathering=gathering, asked=asked)
 
     def see(
@@ -107,11 +107,13 @@ class RolloutAssessor:
         certificate = self.sides.certify(self.gathering, decided, budget)
         withheld = withheld_by(held, decided, holds, now_s=now_s)
         latest = latest_on(connection, held, route, decided)
-        seen = weighed(held, found, certificate, withheld=withheld, latest=latest, at=self.gathering.n, now_s=now_s)
+        seen = assess_found(
+            held, found, certificate, withheld=withheld, latest=latest, at=self.gathering.n, now_s=now_s
+        )
         return replace(seen, wanted=tuple(self.sides.wanted(self.gathering, self.asked)))
 
 
-def weighed(
+def assess_found(
     held: RolloutRun,
     found: RolloutEvidence,
     certificate: CandidateCertificate | None,
@@ -135,7 +137,7 @@ def weighed(
         void=_void(held, certificate),
         idle=_idle(held, found, certificate),
     )
-    standing = look(held.state, evidence, held.rules, at=at, now_s=now_s)
+    standing = assess_rollout(held.state, evidence, held.rules, at=at, now_s=now_s)
     return Assessment(
         held=held,
         evidence=evidence,
@@ -253,4 +255,4 @@ def latest_on(connection: sqlite3.Connection, held: RolloutRun, route: Route, de
     except ConfigError:  # its owner has taken the policy out of the settings
         return state.follows + 1
     before = [one for one in read_rollouts(connection) if one.seq < held.seq]
-    return state.follows + (serving(before, state.route, own) != state.in_force)
+    return state.follows + (read_serving_version(before, state.route, own) != state.in_force)

@@ -22,7 +22,7 @@ from suffice.assurance.certify import (
     BETS,
     audits_to_certify,
     certified_level,
-    count,
+    count_outcomes,
     log_bets_against,
     mixed,
     spent_delta,
@@ -31,7 +31,7 @@ from suffice.assurance.certify import (
 from suffice.assurance.label_maturation import AHEAD
 from suffice.assurance.runs import Match
 from suffice.assurance.windows import Windows
-from suffice.control.evidence.audits import Audit, Verdicts, shown, verdicts
+from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, verdicts
 from suffice.control.evidence.fitting import ServedVersion
 from suffice.learn.audits import Bools, Floats, Small
 from suffice.learn.certifier import PendingAudits
@@ -165,7 +165,7 @@ class CandidateEvidence:
     def _judged(self, audits: Sequence[Audit], counts: Verdicts) -> tuple[Small, Bools]:
         """EM drop and disagreement of each audit at each level, (n, M); what was broken off is lost everywhere."""
         chosen = FeatureSelection(tuple(self.version.version.models[0].features), ())
-        rows = shown(audits, chosen=chosen, match=self.match, wave=self.wave, counts=counts)
+        rows = audits_to_rows(audits, chosen=chosen, match=self.match, wave=self.wave, counts=counts)
         assert rows is not None
         rows = as_served(rows, self.version.version)
         at = self.version.rows(rows)
@@ -231,7 +231,7 @@ def certified(
 
 def _surely_over(z: Small, max_em_drop: float, delta: float) -> bool:
     """The certificate's bets turned round, against "it loses no more than the budget", on all that is remembered."""
-    found = count(z[:, np.newaxis])
+    found = count_outcomes(z[:, np.newaxis])
     wealth = mixed(log_bets_against(found.lost, found.same, found.gained, -max_em_drop, bets=BETS))
     return float(wealth[0]) >= log(1 / delta)
 

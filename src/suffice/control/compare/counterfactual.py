@@ -1,6 +1,6 @@
 """Both versions of a rollout, as audits are replayed under them: two policies, or learned models beside those in force.
 
-    audits ──▶ PolicyVersions.replay | LearnedVersions.replay ──▶ what each would have answered, and what it would have generated
+    audits ──▶ PolicyVersions.replay | LearnedVersions.replay ──▶ what each would have answered and generated
 
 A learned candidate is replayed at the level that its own certificate let act when the request came: before that it
 would have run in full, which is no pair. So what is compared is what would have been served, whatever was learned of it
@@ -22,7 +22,7 @@ from suffice.control.compare.shown import OfRoute
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.fitting import ServedVersion, as_served_version
 from suffice.control.evidence.loading import loader, published_on
-from suffice.control.evidence.window_size import window_of
+from suffice.control.evidence.window_size import window_size
 from suffice.rollout.experiment import Arm
 from suffice.rollout.results import ArmEvidence
 from suffice.settings import Control
@@ -64,7 +64,7 @@ def sides_of(
             match=of_route.match,
             wave=of_route.route.wave,
             number=held.number,
-            window=window_of(control, of_route.route.max_em_drop),
+            window=window_size(control, of_route.route.max_em_drop),
         )
         return LearnedVersions(held=held, of_route=of_route, trying=trying)
     in_force = version_at(connection, held.state.in_force, secret=secret)

@@ -33,16 +33,16 @@ from suffice.rollout.metrics import EM, LATENCY, METRICS, SATISFACTION, TOKENS
 from suffice.rollout.results import ArmEvidence, AuditSeen, ExperimentResult, Material, UnitAssignment, Value
 from suffice.settings import Metric, Settings
 from suffice.signals.query import class_of
-from suffice.store.database.views import EpisodeWithLabels, reading
+from suffice.store.database.views import EpisodeWithLabels, open_reader
 from suffice.store.routes.experiments import ExperimentRun, read_draws, read_runs
 from suffice.types import ArmDraw, Feedback, Query
 
 
-def look(
+def read_experiment(
     path_or_connection: Path | str | sqlite3.Connection, held: ExperimentRun, settings: Settings
 ) -> ExperimentResult:
     """What a run of an experiment shows now. Raises ConfigError for a route that is gone, and StoreError."""
-    with reading(path_or_connection) as connection:
+    with open_reader(path_or_connection) as connection:
         return analyse(held.experiment, gather(connection, held, settings))
 
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from suffice.assurance.runs import Match
 from suffice.control.evidence.audits import Audit, verdicts
-from suffice.control.evidence.audits import shown as as_rows
+from suffice.control.evidence.audits import audits_to_rows as as_rows
 from suffice.control.evidence.fitting import ServedVersion
 from suffice.control.evidence.stops import answer_of, policy_stops
 from suffice.learn.dataset import is_right, recorded_columns

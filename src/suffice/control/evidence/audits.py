@@ -19,11 +19,11 @@ from suffice.assurance import label_precedence
 from suffice.assurance.judge import JUDGE
 from suffice.assurance.lengths import undrawn_tokens
 from suffice.assurance.runs import FINISHED_ENDS, Match, SequencedLabel
-from suffice.learn.audits import AuditRuns, Bools, Ints, Small, join
+from suffice.learn.audits import AuditRuns, Bools, Ints, Small, concatenate_audits
 from suffice.learn.censoring import Fate, fate
-from suffice.learn.dataset import build
+from suffice.learn.dataset import build_dataset
 from suffice.learn.features import FeatureSelection
-from suffice.learn.groups import fold_of
+from suffice.learn.groups import prompt_fold
 from suffice.learn.rows import audit_runs
 from suffice.learn.served import N_FOLDS
 from suffice.settings import Route
@@ -184,7 +184,7 @@ def _meaning(audit: Audit, said: Feedback, match: Match) -> Hashable:
     return full, others
 
 
-def shown(
+def audits_to_rows(
     audits: Sequence[Audit], *, chosen: FeatureSelection, match: Match, wave: int, counts: Verdicts
 ) -> AuditRuns | None:
     """Audits as rows, in their order; None without audits.
@@ -202,7 +202,7 @@ def shown(
             parts.append(rows.take(np.array([place[audit.id]])))
         else:
             parts.append(_single(audit, len(chosen.names)))
-    return join(parts) if parts else None
+    return concatenate_audits(parts) if parts else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +222,7 @@ def _whole(
         _Recorded(n, audit.episode, (GivenLabel(audit.seq, counts[audit.id]),) if audit.id in counts else ())
         for n, audit in enumerate(audits)
     ]
-    data = build(recorded, match=match, chosen=chosen, wave=wave, most_audits=len(recorded) + 1)
+    data = build_dataset(recorded, match=match, chosen=chosen, wave=wave, most_audits=len(recorded) + 1)
     assert len(data) == len(audits), "a full run was left out of its evidence"
     runs = audit_runs(data, np.arange(len(data)))
     z, d, may_stop = runs.z.copy(), runs.d.copy(), runs.may_stop.copy()
@@ -252,7 +252,7 @@ def behind_a_gap(audits: Sequence[Audit], starts: Ints) -> Bools:
 
 
 def _folds(audits: Sequence[Audit]) -> Small:
-    return np.array([fold_of(audit.episode.request.question_key, N_FOLDS) for audit in audits], dtype=np.int8)
+    return np.array([prompt_fold(audit.episode.request.question_key, N_FOLDS) for audit in audits], dtype=np.int8)
 
 
 def _single(audit: Audit, n_features: int) -> AuditRuns:

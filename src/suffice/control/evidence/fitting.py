@@ -17,7 +17,7 @@ from suffice.learn.export import export_stop_model
 from suffice.learn.features import FeatureSelection
 from suffice.learn.served import FoldedModels, Split, fit_served
 from suffice.learn.stop_model import Examples, Parts, fit
-from suffice.learn.version import FoldedVersion, read_version, served
+from suffice.learn.version import FoldedVersion, fold_version, read_version
 from suffice.model.stop import StepCost, StopModel, TrainingRecord, canonical
 
 SEED = 0
@@ -65,7 +65,7 @@ class LiveLearner:
         )
 
 
-def fit_version(
+def fit_audited_version(
     runs: AuditRuns,
     learner: LiveLearner,
     *,
@@ -93,7 +93,7 @@ def fit_version(
 
 def as_served_version(version: FoldedVersion) -> ServedVersion:
     """The version, ready to judge audits."""
-    made = served(version)
+    made = fold_version(version)
     return ServedVersion(models=made.models, levels=made.levels, cost_exponent=made.cost_exponent, version=version)
 
 

@@ -41,7 +41,7 @@ class JudgeGrades:
         )
 
 
-def told_of(said: Feedback, model: str) -> JudgeGrades | None:
+def parse_grade(said: Feedback, model: str) -> JudgeGrades | None:
     """What this judge said in that row; None: it is another's, or cannot be read.
 
     A row that came over HTTP with a key is nobody's: the judge's own are written beside the log.
@@ -59,7 +59,7 @@ def told_of(said: Feedback, model: str) -> JudgeGrades | None:
 
 def graded(labels: Iterable[SequencedLabel], model: str) -> JudgeGrades | None:
     """What this judge has said of a run; None: nothing, or nothing that can be read."""
-    return next((told for label in labels if (told := told_of(label.feedback, model)) is not None), None)
+    return next((told for label in labels if (told := parse_grade(label.feedback, model)) is not None), None)
 
 
 def persons_word(labels: Sequence[SequencedLabel]) -> Feedback | None:
@@ -67,7 +67,7 @@ def persons_word(labels: Sequence[SequencedLabel]) -> Feedback | None:
     return current_label([label for label in labels if label.feedback.source != JUDGE])
 
 
-def compared(
+def pair_grades(
     outcome: Outcome, word: Feedback | None, told: JudgeGrades | None, match: Match
 ) -> list[tuple[float, bool]]:
     """The judge's grades beside a person's word: of both answers where that names the right one, else of one."""

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from suffice.assurance.runs import Match
-from suffice.control.evidence.audits import Audit, Verdicts, shown
+from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows
 from suffice.control.evidence.stops import policy_stops
 from suffice.learn.audits import AuditRuns, Floats
 from suffice.learn.dataset import is_right
@@ -46,7 +46,7 @@ def owned_rows(
     wave    samples that are launched together
     counts  of `audits.verdicts`
     """
-    runs = shown(audits, chosen=_ANY, match=match, wave=wave, counts=counts)
+    runs = audits_to_rows(audits, chosen=_ANY, match=match, wave=wave, counts=counts)
     if runs is None:
         return None
     told = [audit for audit in audits if audit.fate in ("full", "unprobed") and len(audit.episode.outcome.steps) > 1]

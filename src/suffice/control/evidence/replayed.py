@@ -15,7 +15,7 @@ import numpy as np
 
 from suffice.assurance.forecast import DROP_PER_NEAR, near_levels, near_share
 from suffice.assurance.runs import Match, RunNumbers
-from suffice.control.evidence.audits import Audit, Verdicts, shown, verdicts
+from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, verdicts
 from suffice.control.evidence.fitting import ServedVersion
 from suffice.learn.audits import AuditRuns
 from suffice.learn.features import FeatureSelection
@@ -70,7 +70,11 @@ class ReplayedAudits:
     def _rows(self, audits: Sequence[Audit]) -> AuditRuns | None:
         assert self.served is not None
         chosen = FeatureSelection(tuple(self.served.version.models[0].features), ())
-        return shown(audits, chosen=chosen, match=self.match, wave=self.wave, counts=self._counts) if audits else None
+        return (
+            audits_to_rows(audits, chosen=chosen, match=self.match, wave=self.wave, counts=self._counts)
+            if audits
+            else None
+        )
 
     def _judge(self, audits: Sequence[Audit], runs: AuditRuns) -> None:
         assert self.served is not None

@@ -18,7 +18,7 @@ def burst_requests(control: Control, max_em_drop: float) -> int:
     return full_runs(max_em_drop, HORIZON) if 0 < max_em_drop < 1 else MOST_AUDITS
 
 
-def window_of(control: Control, max_em_drop: float) -> int:
+def window_size(control: Control, max_em_drop: float) -> int:
     """Audits that a certificate looks back on: as the owner says, else by the law of `assurance.windows`."""
     if control.window_audits is not None:
         return control.window_audits

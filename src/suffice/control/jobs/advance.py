@@ -19,7 +19,7 @@ from suffice.control.jobs.by_route import ByRoute
 from suffice.rollout.stages import Transition
 from suffice.settings import Route
 from suffice.store.routes.in_force import InForce
-from suffice.store.routes.rollouts import read_rollouts, running
+from suffice.store.routes.rollouts import read_rollouts, read_running_rollouts
 from suffice.store.rows.control_events import LabelWanted
 from suffice.store.rows.rollout_events import RolloutMove, RolloutMoved
 
@@ -66,7 +66,7 @@ class Advance(ByRoute):
         until: int,  # noqa: ARG002 - a look reads to the end of the log
     ) -> str | None:
         """Take the step that the evidence calls for; what was done, or "". None: no rollout runs there."""
-        trial = running(read_rollouts(connection)).get(name)
+        trial = read_running_rollouts(read_rollouts(connection)).get(name)
         if trial is None:
             self._looks.pop(name, None)
             return None

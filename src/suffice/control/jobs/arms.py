@@ -49,7 +49,7 @@ class Tune(ByRoute):
 
     def concerns(self, route: Route) -> bool:
         """Has the route an arm, and is the tuner on?"""
-        return self.settings.control.tune and arm_of(route) is not None and route.mode != "off"
+        return self.settings.control.tune and arm_name(route) is not None and route.mode != "off"
 
     def propose(
         self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: JobWriter, until: int
@@ -57,7 +57,7 @@ class Tune(ByRoute):
         """Look at the pairs; what was proposed, or ""."""
         items = read_episodes(connection, name, since(name, held, connection))
         with self.matches(route) as match:
-            worth = look(name, route, items, match, now_s=self.now())
+            worth = propose_arm(name, route, items, match, now_s=self.now())
         before = newest_arm(connection, name)
         if (before.arm if before is not None else FULL) == worth.arm:
             return ""
@@ -66,12 +66,12 @@ class Tune(ByRoute):
         return f"{worth.arm} proposed: {worth.reason}"
 
 
-def arm_of(route: Route) -> str | None:
+def arm_name(route: Route) -> str | None:
     """The route's arm as outcomes name it; None: it asks for nothing before the call."""
     return next(iter(route.arms), None)
 
 
-def look(name: str, route: Route, items: Iterator[EpisodeWithLabels], match: Match, *, now_s: float) -> ArmWorth:
+def propose_arm(name: str, route: Route, items: Iterator[EpisodeWithLabels], match: Match, *, now_s: float) -> ArmWorth:
     """What the tuner proposes on these runs: the route's arm where it is proved and worth it, else full runs."""
     arms = effort_arms((route.effort,)) if route.effort is not None else effort_arms((), (route.budget_tokens or 1,))
     tuner = Tuner(

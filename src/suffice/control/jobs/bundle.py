@@ -31,7 +31,7 @@ from suffice.errors import ConfigError, StoreError
 from suffice.learn.audits import Bools, Small
 from suffice.learn.certifier import Certificate
 from suffice.settings import Settings
-from suffice.store.audit.extract import ExtractRow, Line, begun, decisions, outcome_of
+from suffice.store.audit.extract import ExtractRow, Line, begun, outcome_of, read_decisions
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import decoded, read_events
 from suffice.store.routes.in_force import InForce
@@ -94,7 +94,7 @@ def _decided(
 ) -> tuple[tuple[int, Epoch], tuple[int, Publication]]:
     """A publication and its epoch, each with its place in the log. Raises ConfigError and StoreError."""
     epochs, made = dict[int, tuple[int, Epoch]](), dict[int, tuple[int, Publication]]()
-    for seq, kind, body in decisions(connection, name):
+    for seq, kind, body in read_decisions(connection, name):
         if kind == EpochBegan.kind:
             epoch = decoded(seq, EpochBegan, body).epoch
             epochs.setdefault(epoch.number, (seq, epoch))

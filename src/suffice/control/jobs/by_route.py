@@ -16,7 +16,7 @@ from suffice.control.jobs.comparing import ComparisonJob
 from suffice.control.jobs.rows import LONGEST_REST_S, LOOK_BACK, why_of
 from suffice.errors import StoreError
 from suffice.settings import Route
-from suffice.store.database.views import reading
+from suffice.store.database.views import open_reader
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.windows import last_place, place_before
 from suffice.telemetry import LOG
@@ -57,7 +57,7 @@ class ByRoute(ComparisonJob, ABC):
         if not routes or not self.path.is_file():
             return ()
         reports = list[JobReport | None]()
-        with reading(self.path) as connection:
+        with open_reader(self.path) as connection:
             decided = read_decided(connection)
             for name, route in routes.items():
                 self._rests[name] = now_s + self.rests_s

@@ -25,7 +25,7 @@ from suffice.review.holds import RouteHolds
 from suffice.review.incident import of_pause
 from suffice.settings import Route
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import reading
+from suffice.store.database.views import open_reader
 from suffice.store.people.holds import NOTHING_HELD, Holds, last_at_s, read_holds
 from suffice.store.routes.in_force import read_decided
 from suffice.store.routes.windows import place_before
@@ -89,7 +89,7 @@ class Critical(ComparisonJob):
         routes = {name: route for name, route in self.settings.routes.items() if concerns(route)}
         if not routes or not self.path.is_file():
             return ()
-        with reading(self.path) as connection:
+        with open_reader(self.path) as connection:
             for name, route in routes.items():
                 if name not in self._watches:
                     with desk.timed(name):

@@ -18,7 +18,7 @@ from suffice.errors import StoreError
 from suffice.settings import AuditLog
 from suffice.store.audit.chain import Head, head
 from suffice.store.audit.heads import append_line, line_of, read_heads
-from suffice.store.database.views import reading
+from suffice.store.database.views import open_reader
 from suffice.telemetry import LOG
 
 
@@ -52,7 +52,7 @@ class ExportHeads:
         if now_s < self._rests_until_s or not (self.settings.file or self.webhook) or not self.path.is_file():
             return ()
         self._rests_until_s = now_s + self.settings.every_s
-        with reading(self.path) as connection:
+        with open_reader(self.path) as connection:
             found = head(connection)
         if found is None:
             return ()

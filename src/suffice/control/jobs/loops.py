@@ -28,10 +28,10 @@ from suffice.control.loop.starting import burst_of
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Control, Route
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import reading
+from suffice.store.database.views import open_reader
 from suffice.store.people.holds import NOTHING_HELD, Holds, last_at_s, read_holds
 from suffice.store.routes.in_force import InForce, read_decided
-from suffice.store.routes.windows import labels_wanted, last_place, place_before, publications, whole_episodes
+from suffice.store.routes.windows import last_place, place_before, publications, read_requested_labels, whole_episodes
 from suffice.store.rows.control_events import EpochBegan
 from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
 from suffice.telemetry import LOG
@@ -87,7 +87,7 @@ class Certify(ComparisonJob):
         }
         if not routes or not self.path.is_file():
             return ()
-        with reading(self.path) as connection:
+        with open_reader(self.path) as connection:
             self._holds, self._at_s = read_holds(connection, self._holds), last_at_s(connection)
             here = _Round(connection, desk, {name: [] for name in routes})
             for name, route in routes.items():
@@ -176,7 +176,7 @@ class Certify(ComparisonJob):
         self._begin(name, held, here, last_place(here.connection), why, at=at)
 
     def _load(self, address: str) -> ServedVersion:
-        with reading(self.path) as connection:
+        with open_reader(self.path) as connection:
             body = read_artefact(connection, address)
         try:
             return read_back(address, body)
@@ -222,7 +222,7 @@ def loop_of(
         author=author,
         expected=deque(publications(connection, name, epoch.number)),
         kept=_kept(connection, epoch, route),
-        asked=labels_wanted(connection, name),
+        asked=read_requested_labels(connection, name),
     )
 
 

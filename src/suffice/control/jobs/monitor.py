@@ -20,7 +20,7 @@ from suffice.control.jobs.watching import RouteWatch
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Route
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import reading
+from suffice.store.database.views import open_reader
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.recommendations import newest_outlook
 from suffice.store.routes.windows import place_before, requests_since
@@ -52,7 +52,7 @@ class Monitor(ComparisonJob):
         if not routes or not self.path.is_file():
             return ()
         failed = dict[str, str]()
-        with reading(self.path) as connection:
+        with open_reader(self.path) as connection:
             decided = read_decided(connection)
             for name, route in routes.items():
                 held = decided.of(name)
@@ -124,7 +124,7 @@ class Monitor(ComparisonJob):
         )
 
     def _load(self, address: str) -> ServedVersion | None:
-        with reading(self.path) as connection:
+        with open_reader(self.path) as connection:
             body = read_artefact(connection, address)
         try:
             return read_back(address, body)

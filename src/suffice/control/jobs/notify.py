@@ -20,7 +20,7 @@ from typing import Final
 from suffice.control.jobs.base import JobReport, JobWriter
 from suffice.control.jobs.sinks import Sink
 from suffice.settings import Alerts
-from suffice.store.database.views import decoded, reading
+from suffice.store.database.views import decoded, open_reader
 from suffice.store.people.alerts import AlertLog, owed, read_told
 from suffice.store.people.notices import READS, Notice, alerts_of
 from suffice.store.routes.rollups import HOUR_S
@@ -110,7 +110,7 @@ class Notify:
         if not self.sinks or not self.path.is_file():
             return ()
         reports = list[JobReport]()
-        with reading(self.path) as connection:
+        with open_reader(self.path) as connection:
             self._look_at_fail_opens(desk, connection)
             for sink in self.sinks:
                 reports += self._serve(sink, desk, connection)

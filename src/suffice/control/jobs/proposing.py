@@ -22,8 +22,8 @@ from suffice.control.evidence.window_size import burst_requests
 from suffice.control.jobs.base import JobWriter
 from suffice.control.jobs.by_route import ByRoute, since
 from suffice.errors import ConfigError
-from suffice.learn.dataset import build
-from suffice.learn.retrain import Reason, Schedule, VersionProposal, due, retrain
+from suffice.learn.dataset import build_dataset
+from suffice.learn.retrain import Reason, Schedule, VersionProposal, refit_reason, retrain
 from suffice.learn.version import FoldedVersion
 from suffice.rollout.rules import rules_of
 from suffice.settings import Control, Route
@@ -73,7 +73,7 @@ class Retrain(ByRoute):
         parent = _parent(held, connection)
         desk.renew()
         with self.matches(route) as match:
-            data = build(
+            data = build_dataset(
                 read_episodes(connection, name, since(name, held, connection)),
                 match=match,
                 wave=route.wave,
@@ -130,7 +130,7 @@ class Retrain(ByRoute):
         n_since_alarm = None
         if epoch is not None and alarm is not None and alarm.epoch == epoch.number - 1 and epoch.since_seq > last > 0:
             n_since_alarm = counts_since(connection, name, epoch.since_seq)[1]
-        return due(
+        return refit_reason(
             schedule_of(self.settings.control, self.settings.routes[name].max_em_drop),
             n_requests=n_requests,
             n_new_runs=n_full,

@@ -23,13 +23,13 @@ from suffice.store.database.erasing import (
     ErasureOrder,
     ErasureTally,
     aged,
-    erase,
+    erase_words,
     erased_until,
-    labels_of,
     purge,
-    rows_of,
+    select_label_rows,
+    select_word_rows,
 )
-from suffice.store.database.views import reading
+from suffice.store.database.views import open_reader
 from suffice.store.routes.in_force import read_decided
 from suffice.store.routes.windows import last_place
 
@@ -88,7 +88,7 @@ class Retain:
         tally = ErasureTally()
         for until, rows in self._batches(part, what, self.now() - days * DAY_S):
             desk.renew()
-            erase(self.writer, order, rows, tally, until_seq=until)
+            erase_words(self.writer, order, rows, tally, until_seq=until)
             self._done[part] = until
             self._unpurged = self._unpurged or bool(tally.n_rows)
         said = f"{what}: erased in {tally.n_rows:,} rows" if tally.n_rows else ""
@@ -96,15 +96,15 @@ class Retain:
 
     def _batches(self, part: Part, what: str, limit_s: float) -> Iterator[tuple[int, list[int]]]:
         """Rows that are old enough, a batch at a time, and the place up to which that is all of them."""
-        with reading(self.path) as connection:
+        with open_reader(self.path) as connection:
             after = self._done.get(part) or erased_until(connection, what)
             last = self._needed_from(connection) - 1 if part == "steps" else last_place(connection)
         while True:
-            with reading(self.path) as connection:
+            with open_reader(self.path) as connection:
                 found = aged(connection, limit_s, after_seq=after, until_seq=last)
                 # What is right goes with what was answered: a reference without its answers would judge them wrong.
                 ended = [row.key for row in found if row.kind == "outcome"] if part == "answers" else []
-                labels = {seq for key in ended for seq in labels_of(connection, key)}
+                labels = {seq for key in ended for seq in select_label_rows(connection, key)}
             if not found:
                 return
             after = found[-1].seq
@@ -116,6 +116,6 @@ class Retain:
         for name, route in self.settings.routes.items():
             epoch = decided.of(name).epoch if route.certifies_itself else None
             if epoch is not None:
-                kept = (seq for one in epoch.kept for seq in rows_of(connection, one))
+                kept = (seq for one in epoch.kept for seq in select_word_rows(connection, one))
                 first = min([first, epoch.since_seq + 1, *kept])
         return first

@@ -17,14 +17,14 @@ from pathlib import Path
 from suffice.control.jobs.base import JobReport, JobWriter
 from suffice.control.jobs.rows import LOOK_BACK, rows_since
 from suffice.control.people.candidates import Candidates
-from suffice.review.items import ControlDraw, day_of
-from suffice.review.select import MOST_WAITING, Cap, Demand, ReviewCandidate, due, item_of, open_now, share_out
+from suffice.review.items import ControlDraw, day_number
+from suffice.review.select import MOST_WAITING, Cap, Demand, ReviewCandidate, count_due, item_of, open_now, share_out
 from suffice.rollout.assign import assign_audit
 from suffice.sanitize import plural
 from suffice.settings import Review as ReviewRules
 from suffice.settings import Route, Settings
 from suffice.signals.query import class_of
-from suffice.store.database.views import decoded, reading
+from suffice.store.database.views import decoded, open_reader
 from suffice.store.people.reviews import NOTHING_ASKED, Reviews, read_reviews
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.recommendations import newest_outlook
@@ -72,7 +72,7 @@ class ReviewJob:
         }
         if not routes or not self.settings.review.per_day or not self.path.is_file():
             return ()
-        with reading(self.path) as connection:
+        with open_reader(self.path) as connection:
             self._reviews = read_reviews(connection, self._reviews)
             decided = read_decided(connection)
             for name, route in routes.items():
@@ -90,7 +90,7 @@ class ReviewJob:
 
     def _granted(self, routes: Mapping[str, Route], now_s: float) -> dict[str, tuple[int, int]]:
         """How many runs each route may pick and draw now."""
-        day = day_of(now_s)
+        day = day_number(now_s)
         asked = self._reviews.queue.asked_on(day)
         room = open_now(self.settings.review.per_day, sum(map(sum, asked.values())), now_s=now_s)
         demands = [self._demand(name, route, *asked.get(name, (0, 0)), now_s) for name, route in routes.items()]
@@ -105,7 +105,7 @@ class ReviewJob:
             n_chosen=n_chosen,
             n_drawn=n_drawn,
             control_share=cap.control_share,
-            drawable=min(here.urn.n, due(cap, drawn=n_drawn, last_at_s=last_at_s, now_s=now_s)),
+            drawable=min(here.urn.n, count_due(cap, drawn=n_drawn, last_at_s=last_at_s, now_s=now_s)),
             priorities=here.waiting.priorities(open_now(cap.n_chosen, n_chosen, now_s=now_s)),
         )
 
@@ -123,7 +123,7 @@ class ReviewJob:
         )
         # Requests from before that place may end behind it: those that are still open are found on the way.
         made.seq = looked_back
-        for wanted in labels_wanted(connection, name):
+        for wanted in read_open_label_requests(connection, name):
             made.want(wanted)
         return made
 
@@ -181,7 +181,7 @@ class ReviewJob:
         drawing = ControlDraw(
             route=here.name,
             number=len(drawings) + 1,
-            day=day_of(now_s),
+            day=day_number(now_s),
             since_seq=here.since_seq,
             until_seq=last,
             n_candidates=n_candidates,
@@ -197,7 +197,7 @@ def cap_of(rules: ReviewRules) -> Cap:
     return Cap(per_day=rules.per_day, control_share=rules.control_share)
 
 
-def labels_wanted(connection: sqlite3.Connection, route: str) -> Iterable[LabelRequest]:
+def read_open_label_requests(connection: sqlite3.Connection, route: str) -> Iterable[LabelRequest]:
     """Labels that were asked for and that nobody has given, the latest ones. Raises StoreError."""
     rows = connection.execute(_WANTED, {"route": route, "most": MOST_WAITING}).fetchall()
     return [decoded(seq, LabelWanted, body).request for seq, body in rows]

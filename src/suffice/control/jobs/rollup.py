@@ -29,7 +29,7 @@ from suffice.errors import StoreError
 from suffice.scoring.base import scorer_label
 from suffice.settings import Settings
 from suffice.signals.query import class_of
-from suffice.store.database.views import EpisodeWithLabels, StoredLabel, reading
+from suffice.store.database.views import EpisodeWithLabels, StoredLabel, open_reader
 from suffice.store.routes import rollups
 from suffice.store.routes.rollups import HOUR_S, NOTHING, RollupKey, RollupSums
 from suffice.store.routes.tallies import (
@@ -38,11 +38,11 @@ from suffice.store.routes.tallies import (
     RunEnd,
     UnwrittenLabel,
     UnwrittenRequests,
+    change_route,
     first_about,
-    fold,
-    measured,
+    fold_changes,
+    measure_governed_run,
     read_stretch,
-    route_of,
 )
 from suffice.telemetry import LOG
 from suffice.types import Outcome
@@ -99,7 +99,7 @@ class Rollup:
             return ()
         self._rested_s = now_s
         n_rows, last = 0, 0
-        with reading(self.path) as connection:
+        with open_reader(self.path) as connection:
             if self._classes is None:
                 self._begin_anew_where_scored_otherwise(connection, desk)
                 self._classes = rollups.classes_of(connection)
@@ -131,14 +131,14 @@ class Rollup:
             elif isinstance(change, LabelChange):
                 self._book(batch, change.before, change.at_s, sign=-1)
                 self._book(batch, change.after, change.at_s)
-        batch.tallies = rollups.read_tallies(connection, {route_of(change) for change in stretch.changes})
-        fold(batch.tallies, stretch.changes, self._scoring)
+        batch.tallies = rollups.read_tallies(connection, {change_route(change) for change in stretch.changes})
+        fold_changes(batch.tallies, stretch.changes, self._scoring)
         # Behind the last one there are none of these up to where the log ended before it was asked for them.
         last, at_s = stretch.last, self.now()
         until = last if stretch.n_rows == BATCH_ROWS else max(last, to.last)
 
         def keep(writer: sqlite3.Connection) -> None:
-            if not rollups.add(writer, batch.sums, batch.tallies, since=since, seq=until, at_s=at_s):
+            if not rollups.add_rollups(writer, batch.sums, batch.tallies, since=since, seq=until, at_s=at_s):
                 raise LeaseLost("job rollup: somebody else has summed this up")
 
         desk.keep(keep)
@@ -231,7 +231,7 @@ def added_by(item: EpisodeWithLabels, match: Match) -> RollupSums:
     )
     if request.ungoverned is not None:
         return everyone
-    run = measured(item, match)
+    run = measure_governed_run(item, match)
     # Of runs that a gateway knew when they were labelled the others are here, too: each stands for itself.
     weight = 1.0 if first_about(item.labels) is not None else weight_of(request, outcome)
     return everyone.plus(_governed(run, outcome)).plus(_marked(run, weight)).plus(_rated(run, item.labels, weight))
@@ -239,7 +239,7 @@ def added_by(item: EpisodeWithLabels, match: Match) -> RollupSums:
 
 def added_by_label(item: EpisodeWithLabels, match: Match) -> RollupSums:
     """What is said of a run without rows adds; the run itself is in the counts."""
-    run = measured(item, match)
+    run = measure_governed_run(item, match)
     return _marked(run, 1.0).plus(_rated(run, item.labels, 1.0))
 
 

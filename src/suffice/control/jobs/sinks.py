@@ -34,7 +34,7 @@ class LogSink:
 
     def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:  # noqa: ARG002 - lines have a time
         """Always taken."""
-        LOG.warning("alert: %s%s", headline(notice), f" {link}" if link else "")
+        LOG.warning("alert: %s%s", notice_headline(notice), f" {link}" if link else "")
         return None
 
 
@@ -47,7 +47,7 @@ class WebhookSink:
 
     def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
         """One POST."""
-        text = headline(notice)
+        text = notice_headline(notice)
         for sign, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):  # else Slack makes links of it
             text = text.replace(sign, written)
         body = {
@@ -57,7 +57,7 @@ class WebhookSink:
             "route": notice.route,
             "sentence": notice.sentence,
             "over": notice.over,
-            "at": when(at_s),
+            "at": format_notice_time(at_s),
             "link": link,
         }
         return post_json(self.url, msgspec.json.encode(body), timeout_s=TIMEOUT_S)
@@ -75,17 +75,17 @@ class MailSink:
     def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
         """One message to all."""
         about = f" on {notice.route}" if notice.route else ""
-        text = f"{headline(notice)}\n\n{when(at_s)}\n{link or ''}"
+        text = f"{notice_headline(notice)}\n\n{format_notice_time(at_s)}\n{link or ''}"
         subject = f"Suffice: {'over: ' if notice.over else ''}{notice.kind.replace('_', ' ')}{about}"
         return send_mail(self.server, sender=self.sender, to=self.to, subject=subject, text=text, timeout_s=TIMEOUT_S)
 
 
-def headline(notice: Notice) -> str:
+def notice_headline(notice: Notice) -> str:
     """The notice in one line."""
     about = f"route {notice.route}: " if notice.route else ""
     return f"{'over: ' if notice.over else ''}{notice.kind.replace('_', ' ')}: {about}{notice.sentence}"
 
 
-def when(at_s: float) -> str:
+def format_notice_time(at_s: float) -> str:
     """A time as notices write it."""
     return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

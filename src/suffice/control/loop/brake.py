@@ -20,7 +20,7 @@ import numpy as np
 from suffice.assurance.certify import Counts, log_wealth
 from suffice.assurance.drift import Fingerprint, changed
 from suffice.assurance.runs import REPRESENTATIVE, Match
-from suffice.assurance.sample_ratio import Draws, broken, drawn
+from suffice.assurance.sample_ratio import Draws, broken, count_draws
 from suffice.assurance.sampling import Unkept, lot_of
 from suffice.assurance.strata import Outcomes, post_stratify
 from suffice.control.evidence.audits import Audit
@@ -121,7 +121,7 @@ class Lottery:
         """Why audits cannot be believed, or None."""
         if self._new:
             audit, propensity = zip(*self._new, strict=True)
-            self.draws += drawn(np.array(audit, dtype=bool), np.array(propensity))
+            self.draws += count_draws(np.array(audit, dtype=bool), np.array(propensity))
             self._new = []
         return broken(self.draws)
 
@@ -214,7 +214,7 @@ def delivered_right(given: Feedback, answer: str | None, match: Match) -> bool |
     return answer is not None and given.gold is not None and match(answer, given.gold)
 
 
-def named(upstreams: Iterable[tuple[str, str, str]], asked: str) -> bool:
+def is_known_model(upstreams: Iterable[tuple[str, str, str]], asked: str) -> bool:
     """Has a model of this name been asked for while evidence was gathered? Nothing gathered names nobody."""
     return any(one[0] == asked for one in upstreams)
 

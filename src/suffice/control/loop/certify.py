@@ -26,9 +26,17 @@ from suffice.assurance.runs import Match
 from suffice.assurance.sampling import weight_of
 from suffice.assurance.satisfaction import next_safer
 from suffice.assurance.windows import Windows, read_windows
-from suffice.control.evidence.audits import Audit, GivenLabel, Verdicts, is_evidence, sees_only_drawn, shown, verdicts
+from suffice.control.evidence.audits import (
+    Audit,
+    GivenLabel,
+    Verdicts,
+    audits_to_rows,
+    is_evidence,
+    sees_only_drawn,
+    verdicts,
+)
 from suffice.control.evidence.drift_features import Early
-from suffice.control.evidence.fitting import LiveLearner, ServedVersion, fit_version, written
+from suffice.control.evidence.fitting import LiveLearner, ServedVersion, fit_audited_version, written
 from suffice.control.evidence.label_delay import Lateness
 from suffice.control.evidence.label_join import LabelJoin
 from suffice.control.evidence.ratings import Ratings
@@ -386,7 +394,7 @@ class RouteLoop:
         self._n_taken = len(self.audits)
 
     def _take_over(self, address: str | None) -> None:
-        """Serve and certify the version that a rollout has brought, or the one before it again. Raises ReplayMismatch."""
+        """Serve and certify a rollout's version, or the one before it again. Raises ReplayMismatch."""
         self.keeper.rests = self._brought.rests
         if address is None or self.chosen is None:
             return
@@ -417,7 +425,7 @@ class RouteLoop:
 
     def _rows(self, audits: Sequence[Audit]) -> AuditRuns | None:
         assert self.chosen is not None
-        runs = shown(audits, chosen=self.chosen, match=self.match, wave=self.route.wave, counts=self._counts)
+        runs = audits_to_rows(audits, chosen=self.chosen, match=self.match, wave=self.route.wave, counts=self._counts)
         return runs if runs is None or self._serves is None else as_served(runs, self._serves)
 
     def _let_go(self) -> None:
@@ -438,7 +446,7 @@ class RouteLoop:
         """Fit anew; at a place of the log that has been decided, take what was fitted there."""
         version: ServedVersion | None
         if not self.expected:
-            version = fit_version(*arguments, **options)
+            version = fit_audited_version(*arguments, **options)
         else:
             told = self.expected[0]
             if told.at != self.n or told.fit == self._address():

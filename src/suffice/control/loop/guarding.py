@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from suffice.assurance.certify import count
+from suffice.assurance.certify import count_outcomes
 from suffice.assurance.guard import FACTOR, MAX_CLASS_DROP, ClassGuards
 from suffice.control.evidence.audits import Audit
 from suffice.control.loop.live_certifier import LiveKeeper
@@ -98,7 +98,7 @@ class LiveGuards:
                 for place, audit in enumerate(shown)
                 if audit.seq > moved and class_of(audit.episode.request.query) == name
             ]
-            seen = count(z[rows])
+            seen = count_outcomes(z[rows])
             levels = np.stack([seen.gained, seen.same, seen.lost], axis=1).tolist()
             state[name] = replace(state[name], since=tuple((gained, same, lost) for gained, same, lost in levels))
         guards.restore(state)

@@ -3,7 +3,7 @@
     audits with a person's word and a grade ──▶ how often is the judge wrong?  ─┐
     audits whose label is the judge's alone ──▶ how many rest on it?           ─┴─▶ charge, or: they do not count
 
-Both rates are bounded at every look at once (`assurance.fidelity.measured`), and 2 x one x other is taken off the
+Both rates are bounded at every look at once (`assurance.fidelity.bound_fidelity`), and 2 x one x other is taken off the
 budget before anything is tested (`assurance.judge`). A judge that nobody measured, or that would eat more than half of
 the budget, is not heard: a difference then counts as lost until a person says otherwise. Only trusted voices measure
 it, or whoever lies about answers could lie about the judge. Knows audits; refuses to know levels.
@@ -15,12 +15,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from suffice.assurance.fidelity import measured
+from suffice.assurance.fidelity import bound_fidelity
 from suffice.assurance.judge import CHARGE_CONFIDENCE, JUDGE
 from suffice.assurance.label_precedence import TRUSTED, rank_of
 from suffice.assurance.runs import Match
 from suffice.control.evidence.audits import Audit
-from suffice.control.evidence.grades import compared, graded, persons_word, told_of
+from suffice.control.evidence.grades import graded, pair_grades, parse_grade, persons_word
 from suffice.types import Feedback
 
 MOST_SHARE: Final = 0.5  # of the budget
@@ -65,7 +65,7 @@ class JudgeCharge:
 
     def hears(self, said: Feedback) -> bool:
         """Does this word of a judge count?"""
-        return self.heard and self.model is not None and told_of(said, self.model) is not None
+        return self.heard and self.model is not None and parse_grade(said, self.model) is not None
 
     def _of(self, audit: Audit, model: str, callers: Collection[str]) -> list[bool]:
         """Was each grade of the audit wrong that a trusted person's word stands beside? [] where there is none."""
@@ -73,7 +73,7 @@ class JudgeCharge:
         if known is not None and known[0] == len(audit.labels):
             return known[1]
         trusted = [said for said in audit.labels if rank_of(said.feedback, callers) >= TRUSTED]
-        pairs = compared(audit.episode.outcome, persons_word(trusted), graded(audit.labels, model), self.match)
+        pairs = pair_grades(audit.episode.outcome, persons_word(trusted), graded(audit.labels, model), self.match)
         found = [(grade > 0) != right for grade, right in pairs]
         self._compared[audit.id] = len(audit.labels), found
         return found
@@ -81,6 +81,6 @@ class JudgeCharge:
 
 def _charge(n: int, n_wrong: int, n_alone: int, n_audits: int) -> float:
     """2 x upper bound on the judge's error x upper bound on the part of audits that rest on it; 1 where unmeasured."""
-    error = measured(n_wrong, n, confidence=CHARGE_CONFIDENCE)
-    share = measured(n_alone, n_audits, confidence=CHARGE_CONFIDENCE)
+    error = bound_fidelity(n_wrong, n, confidence=CHARGE_CONFIDENCE)
+    share = bound_fidelity(n_alone, n_audits, confidence=CHARGE_CONFIDENCE)
     return 1.0 if error is None or share is None else min(1.0, 2 * error.upper * share.upper)

@@ -49,5 +49,5 @@ def _answer_at(audit: Audit, row: int) -> str | None:
     """The answer that a stop after a checkpoint, from 0, would have delivered."""
     answers = [step.answer for step in audit.episode.outcome.steps[: row + 1]]
     if audit.episode.request.kind == "samples":
-        return vote.count(answers).answer
+        return vote.count_votes(answers).answer
     return answers[-1] if answers else None

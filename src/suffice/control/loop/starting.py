@@ -13,8 +13,8 @@ from math import inf
 from typing import Final
 
 from suffice.assurance.certify import audits_to_certify
-from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, MOST_BANDS, VERBATIM, Fidelity, budget_left, measured
-from suffice.control.evidence.window_size import MOST_AUDITS, burst_requests, window_of
+from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, MOST_BANDS, VERBATIM, Fidelity, bound_fidelity, budget_left
+from suffice.control.evidence.window_size import MOST_AUDITS, burst_requests, window_size
 from suffice.learn.certifier import Plan
 from suffice.rollout.assign import audit_share
 from suffice.settings import Control, Route
@@ -56,7 +56,7 @@ def live_plan(route: Route, control: Control, epoch: Epoch) -> Plan:
         promise=epoch.promise,
         warm_up=epoch.at + epoch.burst,
         burst=epoch.burst,
-        window=window_of(control, epoch.max_em_drop),
+        window=window_size(control, epoch.max_em_drop),
         refit_every=control.refit_requests,
         share=share,
         most_share=route.most_audit_share,
@@ -74,7 +74,7 @@ def first_certificate(route: Route, control: Control) -> Start:
     if needed <= burst:
         return Start(n_audits=needed, n_requests=burst)
     # The burst has a window of its own: behind it, audits of the smaller share begin another one.
-    most = window_of(control, route.max_em_drop)
+    most = window_size(control, route.max_em_drop)
     wait = needed / share if share > 0 and needed <= most else inf
     return Start(n_audits=needed, n_requests=burst + wait)
 
@@ -96,7 +96,7 @@ def _needed(route: Route) -> int:
 
 
 def _finish(n_audits: int) -> Fidelity | None:
-    return measured(0, n_audits // MOST_BANDS, confidence=FIDELITY_CONFIDENCE, anytime=False)
+    return bound_fidelity(0, n_audits // MOST_BANDS, confidence=FIDELITY_CONFIDENCE, anytime=False)
 
 
 def _to_certify(left: float, route: Route) -> int:

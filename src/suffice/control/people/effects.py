@@ -16,13 +16,13 @@ from typing import Final
 
 import numpy as np
 
-from suffice.assurance.certify import certified_level, count, log_wealth
+from suffice.assurance.certify import certified_level, count_outcomes, log_wealth
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.evidence import evidence
 from suffice.assurance.label_maturation import AHEAD
 from suffice.assurance.ledger import next_level
 from suffice.assurance.runs import Match, measure_run
-from suffice.control.evidence.audits import Audit, GivenLabel, is_evidence, shown, verdicts
+from suffice.control.evidence.audits import Audit, GivenLabel, audits_to_rows, is_evidence, verdicts
 from suffice.control.evidence.fitting import ServedVersion, read_back
 from suffice.errors import ConfigError
 from suffice.learn.features import FeatureSelection
@@ -31,7 +31,7 @@ from suffice.review.estimate import em_of
 from suffice.review.queue import ItemState, Queue, label_of
 from suffice.settings import Route
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import EpisodeWithLabels, read_episodes, reading
+from suffice.store.database.views import EpisodeWithLabels, open_reader, read_episodes
 from suffice.store.people.reviews import read_reviews
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.windows import place_before
@@ -50,7 +50,7 @@ def what_it_changed(path: Path | str, item: str, route: Route, match: Match, *, 
 
     Raises StoreError.
     """
-    with reading(path) as connection:
+    with open_reader(path) as connection:
         queue = read_reviews(connection).queue
         place = queue.places.get(item)
         if place is None:
@@ -122,7 +122,7 @@ def _look(
     audits = _audits(episodes, route)[-window:]
     counts, _ = verdicts([one for one in audits if one.labels], match)
     chosen = FeatureSelection(tuple(served.version.models[0].features), ())
-    runs = shown(audits, chosen=chosen, match=match, wave=route.wave, counts=counts)
+    runs = audits_to_rows(audits, chosen=chosen, match=match, wave=route.wave, counts=counts)
     if runs is None:
         return LabelEffect(n_audits=0, n_pending=0, level=0, n_missing=None, em=em)
     rows = served.rows(runs)
@@ -132,7 +132,7 @@ def _look(
     z[:, 0] = 0
     made = held.publication
     budget = (None if made is None else made.evidence.max_em_drop) or route.max_em_drop
-    delta, sums = 1 - route.confidence, count(z)
+    delta, sums = 1 - route.confidence, count_outcomes(z)
     level = certified_level(log_wealth(sums, max_em_drop=budget), delta=delta)
     following = next_level(sums, max_em_drop=budget, delta=delta, window=window)
     in_play = runs.d[rows][:, 1 : level + AHEAD + 1].any(axis=1)

@@ -21,7 +21,7 @@ from typing import Protocol
 from suffice.assurance.bounds import exact_binomial
 from suffice.assurance.judge import JudgeError, judge_error_bound
 from suffice.assurance.runs import FINISHED_ENDS, LabelledEpisode, Match
-from suffice.control.evidence.grades import JudgeGrades, compared, graded, persons_word
+from suffice.control.evidence.grades import JudgeGrades, graded, pair_grades, persons_word
 from suffice.edge.judge import Grade
 from suffice.types import Feedback
 
@@ -160,7 +160,7 @@ def differs(item: LabelledEpisode) -> bool:
 
 
 def _compared(item: LabelledEpisode, told: JudgeGrades | None, match: Match) -> list[tuple[float, bool]]:
-    return compared(item.episode.outcome, persons_word(item.labels), told, match)
+    return pair_grades(item.episode.outcome, persons_word(item.labels), told, match)
 
 
 def _reason(error: JudgeError | None, max_em_drop: float) -> str:

@@ -28,12 +28,12 @@ from suffice.demo.console.hook import Took
 from suffice.errors import SufficeError
 from suffice.learn.version import FoldedVersion, load_version
 from suffice.policy.base import build_policy
-from suffice.replay.run import ReplayedRun, replay
+from suffice.replay.run import ReplayedRun, replay_run
 from suffice.review.decide import IncidentForm as Wants
-from suffice.settings import Settings, parse
+from suffice.settings import Settings, parse_settings
 from suffice.store.database.decisions import Decisions, read_artefact
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.database.views import reading
+from suffice.store.database.views import open_reader
 from suffice.store.people.deciding import decide_incident, open_incident
 from suffice.store.people.reviews import ask_about
 from suffice.store.routes.in_force import NOTHING, InForce, read_decided
@@ -94,7 +94,7 @@ def settings_for(database: Path, *, upstream: str = "http://127.0.0.1:9") -> Set
     """The settings that the month is lived under."""
     own = ends.PRICES
     prices = {"input_usd_per_mtok": own.input_usd_per_mtok, "output_usd_per_mtok": own.output_usd_per_mtok}
-    return parse(
+    return parse_settings(
         {
             **TABLES,
             "upstreams": {"house": {"url": upstream, "slots": 8, "prices": prices}},
@@ -264,7 +264,7 @@ class Month:
     def _write(self, request: Request, outcome: Outcome, right: str, rng: random.Random | None = None) -> None:
         self._append(RequestSeen(request))
         self._append(RequestEnded(outcome))
-        for given in people.said(outcome, right, rng or self.rng):
+        for given in people.make_feedback(outcome, right, rng or self.rng):
             self._append(FeedbackGiven(given))
 
     def _append(self, event: Event) -> None:
@@ -277,14 +277,14 @@ class Month:
         if version is None:
             return None
         policy = build_policy(version.policy(request.question_key, level))
-        return replay(Episode(request=request, outcome=outcome), policy, wave=self.settings.routes[ROUTE].wave)
+        return replay_run(Episode(request=request, outcome=outcome), policy, wave=self.settings.routes[ROUTE].wave)
 
     def _version(self) -> FoldedVersion | None:
         made = self.held.publication
         if made is None or not made.fit:
             return None
         if made.fit not in self.versions:
-            with reading(self.path) as connection:
+            with open_reader(self.path) as connection:
                 self.versions[made.fit] = load_version(json.loads(read_artefact(connection, made.fit) or "null"))
         return self.versions[made.fit]
 

@@ -131,7 +131,7 @@ def votes_so_far(answers: list[str]) -> int:
     return max(answers.count(answer) for answer in set(answers))
 
 
-def said(outcome: Outcome, right: str, rng: random.Random) -> list[Feedback]:
+def make_feedback(outcome: Outcome, right: str, rng: random.Random) -> list[Feedback]:
     """What the owner's system and a user say of a run, if they say anything."""
     told = list[Feedback]()
     name = outcome.episode_id

@@ -15,19 +15,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from suffice.control.compare.experiments import look
+from suffice.control.compare.experiments import read_experiment
 from suffice.demo.console import ends
 from suffice.demo.console.people import Kind, drawn_from, full_run
 from suffice.errors import SufficeError
 from suffice.gateway.route import BuiltRoute
 from suffice.gateway.variants import RolloutTrial, Variants
-from suffice.replay.run import replay
+from suffice.replay.run import replay_run
 from suffice.rollout.experiment import UnitIds
 from suffice.rollout.rules import rules_of
-from suffice.rollout.summary import reading as sentences
+from suffice.rollout.summary import summarize_arm as sentences
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import reading
+from suffice.store.database.views import open_reader
 from suffice.store.routes import experiments, rollouts
 from suffice.telemetry import Metrics
 from suffice.types import Episode, Outcome, Request
@@ -145,12 +145,12 @@ class Tries:
 
     def follow(self) -> None:
         """What is decided holds from here on, as a gateway sees it within a second."""
-        with reading(self.writer.path) as connection:
+        with open_reader(self.writer.path) as connection:
             held, tried = rollouts.read_rollouts(connection), experiments.read_experiments(connection)
-        now = rollouts.running(held).get(ROUTE)
+        now = rollouts.read_running_rollouts(held).get(ROUTE)
         own = rollouts.own_version(self.base.settings).address
-        serves = rollouts.serving(held, ROUTE, own)
-        self.variants.experiments = experiments.running(tried)
+        serves = rollouts.read_serving_version(held, ROUTE, own)
+        self.variants.experiments = experiments.read_running_experiments(tried)
         self.variants.standing = {} if serves == own else {ROUTE: self._tables[serves]}
         self.variants.trials = (
             {} if now is None else {ROUTE: RolloutTrial(state=now.state, policy=self._tables[now.state.candidate])}
@@ -174,7 +174,7 @@ class Tries:
         )
         served, arms = self.variants.place(self.base, lambda: UnitIds(request=request.unit))
         request = replace(request, mode=served.settings.mode, policy_version=served.policy_version, arms=arms)
-        replayed = replay(Episode(request=request, outcome=outcome), served.policy, wave=self.base.settings.wave)
+        replayed = replay_run(Episode(request=request, outcome=outcome), served.policy, wave=self.base.settings.wave)
         if audit or not served.acts:
             self.full_tokens.append(outcome.usage.completion_tokens if outcome.usage is not None else 0)
             return request, ends.priced(ends.noted(outcome, replayed)), right
@@ -182,14 +182,16 @@ class Tries:
         return request, ends.priced(ended), right
 
     def _start(self, name: str, reason: str) -> None:
-        _done(experiments.start(self.writer, name, self.settings.experiments[name], author=WHO, reason=reason))
+        _done(
+            experiments.start_experiment(self.writer, name, self.settings.experiments[name], author=WHO, reason=reason)
+        )
 
     def _stop(self, name: str, reason: str) -> None:
         path = self.writer.path
         (held,) = (one for one in experiments.read_experiments(path) if one.runs and one.experiment.name == name)
-        result = look(path, held, self.settings)
+        result = read_experiment(path, held, self.settings)
         said = tuple(sentence for arm in result.arms for sentence in sentences(result, arm))
-        _done(experiments.stop(self.writer, name, author=WHO, reason=reason, said=said))
+        _done(experiments.stop_experiment(self.writer, name, author=WHO, reason=reason, said=said))
 
     def _propose(self, table: dict[str, Any], reason: str) -> None:
         route, held = self.base.settings, rollouts.read_rollouts(self.writer.path)
@@ -200,7 +202,7 @@ class Tries:
             raise SufficeError(f"demo: {one}")
         self._tables[version.address] = table
         _done(
-            rollouts.propose(
+            rollouts.start_candidate(
                 self.writer,
                 one,
                 author=WHO,
@@ -213,7 +215,7 @@ class Tries:
 
     def _go_back(self, reason: str) -> None:
         """What has not ended by now is ended by a person."""
-        if ROUTE in rollouts.running(rollouts.read_rollouts(self.writer.path)):
+        if ROUTE in rollouts.read_running_rollouts(rollouts.read_rollouts(self.writer.path)):
             _done(rollouts.step(self.writer, ROUTE, "rollback", author=WHO, reason=reason))
 
 

@@ -38,7 +38,7 @@ class CourseRun:
     @property
     def tokens(self) -> int:
         """Everything that was generated for it."""
-        return rows.spent(self.episode)
+        return rows.total_tokens(self.episode)
 
     @property
     def by_lot(self) -> bool:

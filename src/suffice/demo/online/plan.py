@@ -1,6 +1,6 @@
 """How long the online demonstration runs, on which settings, and what it asks. Pure.
 
-The settings are a file as its owner would write it: `toml` is what the gateway reads, and what is shown.
+The settings are a file as its owner would write it: `story_settings` is what the gateway reads, and what is shown.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class DemoPlan:
 SMALL: Final = DemoPlan(burst=180, most=300, n_certified=60, n_swapped=15, max_em_drop=0.1)
 
 
-def toml(plan: DemoPlan, *, upstream: str, driver: str, slots: int, database: Path) -> str:
+def story_settings(plan: DemoPlan, *, upstream: str, driver: str, slots: int, database: Path) -> str:
     """The settings file. It names no policy: what stops the route is learned and certified, or nothing does."""
     return f"""\
 [upstreams.local]
@@ -69,7 +69,7 @@ url = "sqlite:///{database}"
 """
 
 
-def drawn(pool: Sequence[TaskQuestion], *, seed: int = SEED) -> Iterator[TaskQuestion]:
+def generate_traffic(pool: Sequence[TaskQuestion], *, seed: int = SEED) -> Iterator[TaskQuestion]:
     """Traffic without end: questions drawn from the pool with replacement, each request with an id of its own.
 
     So the traffic is the same from the first request to the last, and a question may come again, as in life.

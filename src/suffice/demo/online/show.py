@@ -14,7 +14,7 @@ from rich.table import Table
 from suffice.demo.online import course
 from suffice.demo.online.course import Figures, Period
 from suffice.demo.online.story import DemoReport, n_reconciled
-from suffice.demo.show import points, span
+from suffice.demo.show import format_fraction_points, span
 
 TITLES: Final[Mapping[Period, str]] = {"before": "before", "certified": "certified", "swapped": "swapped"}
 
@@ -26,7 +26,7 @@ got; its change in points, against all runs before the certificate, not paired.
 tokens: generated for a run, audits and cancelled samples included, prompts not."""
 
 
-def table(figures: Mapping[Period, Figures]) -> Table:
+def format_story_table(figures: Mapping[Period, Figures]) -> Table:
     """One line a period; fits into 80 columns."""
     shown = Table(header_style="bold", box=None, padding=(0, 1, 0, 0))
     shown.add_column("period", no_wrap=True)
@@ -39,12 +39,14 @@ def table(figures: Mapping[Period, Figures]) -> Table:
 
 def _cells(one: Figures) -> list[str]:
     plain = [TITLES[one.period], f"{one.n}", f"{one.n_audits}", f"{one.n_stopped}", f"{one.em:.3f}"]
-    change = "" if one.em_change is None else f"{points(one.em_change)} ({span(one.em_change_interval, 0)})"
+    change = (
+        "" if one.em_change is None else f"{format_fraction_points(one.em_change)} ({span(one.em_change_interval, 0)})"
+    )
     saved = "" if one.saved is None else f"{one.saved * 100:.0f} % ({span(one.saved_interval, 0)})"
     return [*plain, change, f"{one.tokens:.1f}", saved]
 
 
-def verdict(report: DemoReport, figures: Mapping[Period, Figures]) -> str:
+def story_verdict(report: DemoReport, figures: Mapping[Period, Figures]) -> str:
     """What it comes to, whatever it is."""
     plan, held = report.plan, report.certified
     promise = f"a drop of at most {100 * plan.max_em_drop:g} points of EM at {plan.confidence:.0%}"
@@ -57,7 +59,7 @@ def verdict(report: DemoReport, figures: Mapping[Period, Figures]) -> str:
     level = f"level {held.level} of {made.n_levels - 1}" if made is not None else f"level {held.level}"
     return (
         f"Certified, {level}: {promise}. Under it {(one.saved or 0) * 100:.0f} % of the generated tokens were saved,"
-        f" audits included; EM of what clients got moved by {points(one.em_change or 0)} points."
+        f" audits included; EM of what clients got moved by {format_fraction_points(one.em_change or 0)} points."
     )
 
 
@@ -114,14 +116,14 @@ def _swap(report: DemoReport) -> list[str]:
     return [f"{who}: from request {first} of {len(after)} on everything ran in full{why}"]
 
 
-def show(console: Console, report: DemoReport) -> Mapping[Period, Figures]:
+def print_story(console: Console, report: DemoReport) -> Mapping[Period, Figures]:
     """Print the end of the story; the figures that were shown."""
     figures = course.all_figures(report.runs, sure=True)
     console.print()
-    console.print(table(figures), highlight=False)
+    console.print(format_story_table(figures), highlight=False)
     console.print(CAPTION, style="dim italic", highlight=False, markup=False)
     console.print()
-    console.print(verdict(report, figures), style="bold", highlight=False, markup=False)
+    console.print(story_verdict(report, figures), style="bold", highlight=False, markup=False)
     console.print()
     for fact in facts(report):
         console.print(f"  · {fact}", style="dim", highlight=False, markup=False)
@@ -130,7 +132,7 @@ def show(console: Console, report: DemoReport) -> Mapping[Period, Figures]:
     return figures
 
 
-def write_report(report: DemoReport, figures: Mapping[Period, Figures], path: Path) -> None:
+def write_story_report(report: DemoReport, figures: Mapping[Period, Figures], path: Path) -> None:
     """Write the figures as JSON."""
     made = report.certified.publication if report.certified is not None else None
     plain = {

@@ -19,13 +19,13 @@ from suffice.demo import rows
 from suffice.demo.ask import DemoAnswer, Pass, ask_all
 from suffice.demo.online import course
 from suffice.demo.online.course import CourseRun
-from suffice.demo.online.plan import EACH, MODEL, ROUTE, DemoPlan, drawn, toml
+from suffice.demo.online.plan import EACH, MODEL, ROUTE, DemoPlan, generate_traffic, story_settings
 from suffice.demo.run import predicted_tokens
 from suffice.errors import LocalModelError
 from suffice.extras import how_to_install
 from suffice.local.tasks import TaskQuestion
 from suffice.scoring.base import Scorer, build_scorer
-from suffice.server import serving
+from suffice.server import serve_in_loop
 from suffice.store.database.views import read_episodes
 from suffice.store.routes.in_force import NOTHING_DECIDED, DeploymentState, InForce, read_decided
 from suffice.wiring import load_settings
@@ -166,7 +166,7 @@ def news(before: InForce, now: InForce) -> list[str]:
     return found
 
 
-async def run(
+async def run_story(
     plan: DemoPlan,
     world: DemoWorld,
     folder: Path,
@@ -183,11 +183,13 @@ async def run(
     if find_spec("sklearn") is None:
         raise LocalModelError(f"demo --online: fits need scikit-learn: {how_to_install('train')}")
     database, file = folder / "online.db", folder / "online.toml"
-    file.write_text(toml(plan, upstream=world.url, driver=world.driver, slots=world.slots, database=database), "utf-8")
+    file.write_text(
+        story_settings(plan, upstream=world.url, driver=world.driver, slots=world.slots, database=database), "utf-8"
+    )
     configured = load_settings(file)
     async with AsyncExitStack() as stack:
-        url = await stack.enter_async_context(serving(configured, worker_after_s=first_s))
-        client = _Client(url, plan, database, drawn(pool), screen, build_scorer("text"))
+        url = await stack.enter_async_context(serve_in_loop(configured, worker_after_s=first_s))
+        client = _Client(url, plan, database, generate_traffic(pool), screen, build_scorer("text"))
         counted = [await _count(world, -1)]
         await client.ask(plan.most, until=lambda: client.held.level > 0)
         certified = client.held if client.held.level else None

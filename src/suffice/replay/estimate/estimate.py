@@ -90,7 +90,7 @@ class LogEstimate:
     assumed: tuple[str, ...]
 
 
-def audits_to_certify(risk: NDArray[np.float64], *, max_em_drop: float, confidence: float) -> NDArray[np.float64]:
+def expected_audits(risk: NDArray[np.float64], *, max_em_drop: float, confidence: float) -> NDArray[np.float64]:
     """Audits after which a count e-process is expected to certify a level; infinite where it never does.
 
     risk  true share of runs that the stop loses, in [0, 1]; any shape
@@ -126,7 +126,7 @@ def audits_to_certify(risk: NDArray[np.float64], *, max_em_drop: float, confiden
     return np.where(reachable & (high < MOST_AUDITS), np.ceil(high - 0.125), np.inf)
 
 
-def estimate(
+def estimate_levels(
     evidence: LevelOutcomes,
     traffic: LogTraffic,
     *,
@@ -156,7 +156,7 @@ def estimate(
     saving = _savings(evidence, weights, rng)
 
     def promise(judged_by: str, risk: NDArray[np.float64]) -> CertifiableLevel:
-        audits = audits_to_certify(risk, max_em_drop=max_em_drop, confidence=confidence)
+        audits = expected_audits(risk, max_em_drop=max_em_drop, confidence=confidence)
         certified = _last_of_unbroken_run(audits <= most_audits)
         return _promise(
             judged_by, certified, audits, saving, probing, rate, evidence.levels, audit_share, traffic.completion_share
@@ -272,7 +272,7 @@ def _levels(
     confidence: float,
 ) -> tuple[LevelEstimate, ...]:
     middles = np.median(disagreement, axis=0)
-    audits = audits_to_certify(middles, max_em_drop=max_em_drop, confidence=confidence)
+    audits = expected_audits(middles, max_em_drop=max_em_drop, confidence=confidence)
     return tuple(
         LevelEstimate(
             name=name,

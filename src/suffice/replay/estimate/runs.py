@@ -116,7 +116,7 @@ def _vote_run(prompt: str, calls: Sequence[LoggedCall], scorer: Scorer) -> LogRu
         question=prompt,
         kind="samples",
         steps=kept,
-        full_answer=vote.count([s.answer for s in kept]).answer,
+        full_answer=vote.count_votes([s.answer for s in kept]).answer,
         full_tokens=sum(s.tokens for s in kept),
     )
 

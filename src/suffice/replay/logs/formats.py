@@ -106,7 +106,7 @@ READERS: Mapping[str, Callable[[Mapping[str, Any]], LoggedCall | None]] = {
 }
 
 
-def format_of(item: Mapping[str, Any]) -> str | None:
+def detect_log_format(item: Mapping[str, Any]) -> str | None:
     """Which log a record comes from; None: none that is known."""
     if "traceId" in item or ("trace_id" in item and "call_type" not in item) or "usageDetails" in item:
         return "langfuse"
@@ -139,7 +139,7 @@ def completion(response: Mapping[str, Any], *, asked: object, at: object) -> Log
     )
     usage = _mapping(response.get("usage")) or {}
     details = _mapping(usage.get("completion_tokens_details")) or {}
-    thought_tokens = count(details.get("reasoning_tokens"))
+    thought_tokens = parse_count(details.get("reasoning_tokens"))
     return _counted(found, {**usage, "reasoning": thought_tokens}, ("prompt_tokens",), ("completion_tokens",))
 
 
@@ -166,18 +166,20 @@ def _counted(
     call: LoggedCall, counts: Mapping[str, Any], prompt: tuple[str, ...], completed: tuple[str, ...]
 ) -> LoggedCall:
     """The call with the token counts and the model that stand under these names, where it lacks them."""
-    first = next((n for name in prompt if (n := count(counts.get(name))) is not None), None)
-    second = next((n for name in completed if (n := count(counts.get(name))) is not None), None)
+    first = next((n for name in prompt if (n := parse_count(counts.get(name))) is not None), None)
+    second = next((n for name in completed if (n := parse_count(counts.get(name))) is not None), None)
     return replace(
         call,
         model=call.model or str(counts.get("model") or ""),
         prompt_tokens=first if call.prompt_tokens is None else call.prompt_tokens,
         completion_tokens=second if call.completion_tokens is None else call.completion_tokens,
-        reasoning_tokens=count(counts.get("reasoning")) if call.reasoning_tokens is None else call.reasoning_tokens,
+        reasoning_tokens=parse_count(counts.get("reasoning"))
+        if call.reasoning_tokens is None
+        else call.reasoning_tokens,
     )
 
 
-def count(value: object) -> int | None:
+def parse_count(value: object) -> int | None:
     """A token count; None for what is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None

@@ -17,7 +17,7 @@ import msgspec
 from suffice.errors import ConfigError
 from suffice.files import open_unpacked
 from suffice.replay.logs import vllm
-from suffice.replay.logs.formats import READERS, LoggedCall, format_of
+from suffice.replay.logs.formats import READERS, LoggedCall, detect_log_format
 
 FORMATS = (*READERS, "vllm")
 LOOKED_AT = 200  # lines at the head of a file from which its format is told
@@ -59,7 +59,7 @@ def _format(path: Path) -> str:
     if any(vllm.LINE_MARK.search(line) and not line.lstrip().startswith("{") for line in head):
         return "vllm"
     for item in islice(_records(path), LOOKED_AT):
-        name = format_of(item) if item is not None else None
+        name = detect_log_format(item) if item is not None else None
         if name is not None:
             return name
     raise ConfigError(f"{path}: has no format that is known; known: {', '.join(FORMATS)}; name one with --format")
@@ -77,7 +77,7 @@ def _read_json(path: Path, name: str, log: Log) -> None:
 
 def _read_vllm(path: Path, name: str, log: Log) -> None:  # noqa: ARG001 - one signature for both readers
     with open_unpacked(path) as file:
-        for call in vllm.read(line.decode("utf-8", "replace") for line in file):
+        for call in vllm.read_vllm_log(line.decode("utf-8", "replace") for line in file):
             log.n_records += 1
             log.calls.append(call)
 

@@ -30,7 +30,7 @@ LINE_MARK = re.compile(r"\b(?:Received request|Generated response) \S+")
 YEAR = 2000  # any leap year: only differences count
 
 
-def read(lines: Iterable[str]) -> Iterator[LoggedCall]:
+def read_vllm_log(lines: Iterable[str]) -> Iterator[LoggedCall]:
     """The calls whose answer was logged. Pieces of a stream are left out: its whole answer follows them."""
     asked: dict[str, tuple[str, int | None]] = {}
     for line in lines:

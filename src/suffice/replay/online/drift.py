@@ -110,7 +110,7 @@ def worlds(traffic: RecordedTraffic, drift: Drift, from_file: Bools | None = Non
     return before, after
 
 
-def order(
+def order_requests(
     traffic: RecordedTraffic, drift: Drift, before: Bools, after: Bools, rng: np.random.Generator
 ) -> tuple[Ints, int]:
     """Requests in a random order, the world before in front, and the number of the first of the world after.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from suffice.learn.audits import Bools, Ints
-from suffice.replay.online.drift import Drift, order
+from suffice.replay.online.drift import Drift, order_requests
 from suffice.replay.online.traffic import RecordedTraffic
 
 
@@ -36,7 +36,7 @@ def draw_order(
     resample  so many requests by question-level bootstrap
     """
     if drift is not None and worlds is not None:
-        which, at = order(traffic, drift, *worlds, rng)
+        which, at = order_requests(traffic, drift, *worlds, rng)
         return StreamOrder(which, at, None)
     if disjoint:
         questions = rng.permutation(sorted(set(traffic.question)))

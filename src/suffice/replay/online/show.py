@@ -22,7 +22,7 @@ from suffice.files import whole_file
 from suffice.learn.audits import Floats
 from suffice.replay.online.result import Course, OnlineReport
 from suffice.replay.report.plot import COLOURS, FAINT, INK
-from suffice.replay.report.wording import percent
+from suffice.replay.report.wording import describe_percent
 from suffice.sanitize import plural, printable
 
 _HEADS: Final = ("set", "requests", "saved %", "late %", "no probes", "late drop", "over budget", "audits", "alarms")
@@ -41,15 +41,15 @@ def print_online(reports: Sequence[OnlineReport], console: Console) -> None:
         table.add_row(
             Text(printable(one.set)),
             f"{one.seeds[0].n:,}",
-            percent(one.mean("reduction")),
-            percent(one.mean("reduction_late")),
-            percent(one.mean("reduction_late_free")),
+            describe_percent(one.mean("reduction")),
+            describe_percent(one.mean("reduction_late")),
+            describe_percent(one.mean("reduction_late_free")),
             _signed(one.mean("drop_late")),
             f"{one.n_violations}/{len(one.seeds)} {_between(ends)}",
             f"{one.mean('audits'):,.0f}",
             f"{one.mean('alarms'):.2f}",
         )
-    budget = f"{promised(first)} of EM, {sureness(first)}"
+    budget = f"{format_budget(first)} of EM, {sureness(first)}"
     console.print(Text(f"As traffic, from a cold start: {budget}, {plural(len(first.seeds), 'seed')}", style="bold"))
     console.print(table)
     for one in reports:
@@ -64,7 +64,7 @@ def print_online(reports: Sequence[OnlineReport], console: Console) -> None:
     )
 
 
-def promised(report: OnlineReport) -> str:
+def format_budget(report: OnlineReport) -> str:
     """The budget for people: "at most 1 point"."""
     points = f"{100 * report.max_em_drop:g}"
     return f"at most {points} point" if points == "1" else f"at most {points} points"
@@ -157,7 +157,7 @@ def _drawn(report: OnlineReport, pyplot: Any) -> Any:
     panels[2].set_xlabel(
         f"requests; band: 10 to 90 % of {len(courses)} seeds; first seed: grey full runs, dotted alarms, line drift"
     )
-    budget = f"{promised(report)}, {sureness(report)}"
+    budget = f"{format_budget(report)}, {sureness(report)}"
     drifted = "" if report.drift is None else f"\n{fill(_drifted(report), 120)}"
     figure.suptitle(f"{report.set}: {budget}{drifted}", x=0.01, ha="left", fontsize=10 if drifted else None)
     return figure
@@ -182,4 +182,4 @@ def _signed(drop: float) -> str:
 
 
 def _between(ends: Interval) -> str:
-    return f"({percent(ends.low, 0)}\u2013{percent(ends.high, 0)} %)"
+    return f"({describe_percent(ends.low, 0)}\u2013{describe_percent(ends.high, 0)} %)"

@@ -17,7 +17,7 @@ from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.served import Learner, PGood
 from suffice.learn.stop_model import Examples, Parts, fit
 from suffice.replay.study.runs import Bools, Runs
-from suffice.replay.study.sums import fold_of
+from suffice.replay.study.sums import question_fold
 from suffice.signals.features import FeatureSet
 
 V = TypeVar("V")
@@ -72,7 +72,7 @@ def make_traffic(runs: Runs, chosen: FeatureSelection | None = None) -> Recorded
     finish = runs.finish[run]
     finish[runs.last] = 0.0  # the full run has written its answer
     per_step = np.maximum(runs.columns.values["tokens_used"] / runs.columns.values["step"], 1.0)
-    fold = {question: fold_of(question) for question in set(runs.question)}
+    fold = {question: question_fold(question) for question in set(runs.question)}
     classes = {name: i for i, name in enumerate(sorted({query.query_class for query in runs.queries}))}
     return RecordedTraffic(
         runs=AuditRuns(

@@ -74,7 +74,7 @@ class RecordingRecipe:
 
     def body(self, asked: QuestionLine) -> dict[str, Any]:
         """The chat request for a question."""
-        sent = {"model": self.model, "seed": seed_of(asked.id), **asked.body}
+        sent = {"model": self.model, "seed": recording_seed(asked.id), **asked.body}
         if self.temperature is not None:
             sent["temperature"] = self.temperature
         if self.max_tokens is not None:
@@ -85,12 +85,12 @@ class RecordingRecipe:
         return sent | {"stream": True, "stream_options": {"include_usage": True}}
 
 
-def seed_of(question_id: str) -> int:
+def recording_seed(question_id: str) -> int:
     """The seed that a question is asked with: the same in every recording, so that a resumed one differs in nothing."""
     return int.from_bytes(hashlib.blake2b(question_id.encode(), digest_size=3).digest(), "big")
 
 
-def read_questions(lines: Iterable[str], where: str) -> list[QuestionLine]:
+def read_recorded_questions(lines: Iterable[str], where: str) -> list[QuestionLine]:
     """Read JSON lines with `question` or `messages`, `gold`, and optionally `id`, `task` and sampling fields.
 
     A line without an id is named after its messages. Raises ConfigError with the line at fault.

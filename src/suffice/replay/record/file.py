@@ -89,7 +89,7 @@ class RecordingFile:
             for line in lines:
                 row: Mapping[str, Any] = msgspec.json.decode(line)
                 if row["run"] == run:
-                    return difference(recorded_with(row.get("meta")), self._recipe.as_data())
+                    return describe_difference(recorded_with(row.get("meta")), self._recipe.as_data())
         raise AssertionError("unreachable")
 
     def _unpack(self) -> None:
@@ -121,7 +121,7 @@ def recorded_with(meta: str | None) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
+def describe_difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
     """The first settings that differ, in words."""
     if not theirs:
         return "it does not say with which"

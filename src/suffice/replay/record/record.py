@@ -68,7 +68,7 @@ def upstream_for_recording(upstream: Upstream, *, concurrency: int) -> Upstream:
     )
 
 
-async def record(
+async def record_runs(
     questions: Sequence[QuestionLine],
     recording: RecordingFile,
     *,

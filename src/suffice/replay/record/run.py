@@ -23,7 +23,7 @@ from suffice.episode.chunk_parsing import entropy_of, first_choice, margin_of
 from suffice.episode.held_tail import Delivery
 from suffice.episode.ledger import Ledger
 from suffice.episode.reasoning import ReasoningRun
-from suffice.episode.samples import SampleRun, refusal, text_of
+from suffice.episode.samples import SampleRun, completion_text, sample_refusal
 from suffice.episode.segment import Checkpoint, build_segmenter
 from suffice.episode.stream_state import Wants
 from suffice.errors import UpstreamError, UpstreamProtocol
@@ -79,7 +79,7 @@ class Recorder:
                 answer=s.answer,
                 correct=self._is_right(s.answer, asked),
                 logprob=_mean(_logprobs_in(s.body or {})),
-                text=text_of(s.body or {}),
+                text=completion_text(s.body or {}),
             )
             for s in samples
         ]
@@ -87,7 +87,7 @@ class Recorder:
         return self._row(
             asked,
             steps,
-            answer=vote.count([s.answer for s in samples]).answer,
+            answer=vote.count_votes([s.answer for s in samples]).answer,
             counted=counted,
             ledger=drawn[0].ledger,
             extra={"truncated": any(run.ledger.truncated for run in drawn)},
@@ -166,7 +166,7 @@ class Recorder:
                 self.client.open(CHAT_PATH, encode_json(body), governed_headers([])) as call,
             ):
                 if call.status != 200 or call.content_type != "text/event-stream":
-                    raise await refusal(call)
+                    raise await sample_refusal(call)
                 account.began = True
                 run = ReasoningRun(
                     call,

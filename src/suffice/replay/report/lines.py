@@ -43,7 +43,7 @@ def line_object(line: PolicyResult) -> dict[str, Any]:
 
 def json_lines(reports: Iterable[SetReport]) -> str:
     """Every line of every set as JSON lines."""
-    return "".join(dump(line_object(line)) + "\n" for report in reports for line in report.lines)
+    return "".join(dump_json(line_object(line)) + "\n" for report in reports for line in report.lines)
 
 
 def report_object(report: SetReport) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def report_object(report: SetReport) -> dict[str, Any]:
     }
 
 
-def dump(value: Any, *, indent: int | None = None) -> str:
+def dump_json(value: Any, *, indent: int | None = None) -> str:
     """Strict JSON: no NaN; characters beyond ASCII as they are, half a surrogate pair as its escape."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     return text if text.isprintable() or not _has_surrogate(text) else json.dumps(value, allow_nan=False, indent=indent)

@@ -12,7 +12,7 @@ from suffice.sanitize import printable
 
 
 class Html(str):
-    """Text that is HTML already; nothing but `tag`, `join` and `drawing` may make it of parts."""
+    """Text that is HTML already; nothing but `tag`, `join_html` and `drawing` may make it of parts."""
 
     __slots__ = ()
 
@@ -20,15 +20,15 @@ class Html(str):
 def tag(name: str, *children: str, **attributes: str) -> Html:
     """An element. A child that is not Html is escaped; `class_` is written as `class`, `_` as `-`."""
     written = "".join(f' {key.strip("_").replace("_", "-")}="{_escape(value)}"' for key, value in attributes.items())
-    return Html(f"<{name}{written}>{join(children)}</{name}>")
+    return Html(f"<{name}{written}>{join_html(children)}</{name}>")
 
 
-def join(children: Iterable[str]) -> Html:
+def join_html(children: Iterable[str]) -> Html:
     """Children one after the other, escaped where they are not Html."""
     return Html("".join(child if isinstance(child, Html) else _escape(child) for child in children))
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str, names: int = 1) -> Html:
+def format_html_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str, names: int = 1) -> Html:
     """A table whose first `names` columns are text and the others numbers. It scrolls by itself where it is wide.
 
     A row with a single cell is a heading of the rows behind it.

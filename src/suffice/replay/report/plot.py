@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from suffice.errors import ConfigError
 from suffice.extras import how_to_install
-from suffice.replay.report.wording import letters, percent, points
+from suffice.replay.report.wording import assign_letters, describe_percent, describe_points
 from suffice.replay.study.result import PlotPoint, PolicyResult, SetPart, SetReport
 from suffice.sanitize import plural, printable
 
@@ -73,7 +73,7 @@ def frontier(report: SetReport) -> PlotFiles:
             if dots:
                 _family(axes, label, dots, COLOURS.get(label) or next(spare), high)
         first = {(line.family, line.choice): line for line in reversed(report.lines)}
-        for letter, line in zip(letters(report.lines), report.lines, strict=True):
+        for letter, line in zip(assign_letters(report.lines), report.lines, strict=True):
             is_main = len(report.lines) <= _FEW or line is first[line.family, line.choice]
             _chosen(axes, line, letter, low, is_main=is_main)
         _letters(axes, report.lines, low)
@@ -218,7 +218,7 @@ def _chosen(axes: Any, line: PolicyResult, letter: str, low: float, *, is_main: 
     colour = COLOURS.get(line.family, FAINT)
     hollow = line.choice == "hindsight"
     name = f"{letter}  {_short(line.policy, 38)}" if letter else _short(line.policy)
-    aside = f", at {percent(line.em_drop)} points" if x < low else ""
+    aside = f", at {describe_percent(line.em_drop)} points" if x < low else ""
     across, up = line.em_drop_interval, line.token_reduction_interval
     if line.family == "oracle" or not is_main:
         across = up = None  # an oracle has no error that matters, and many crosses hide each other
@@ -244,7 +244,7 @@ def _chosen(axes: Any, line: PolicyResult, letter: str, low: float, *, is_main: 
 def _letters(axes: Any, lines: Sequence[PolicyResult], low: float) -> None:
     """The letter of each line at its point; lines that lie on one point share one text."""
     at: dict[tuple[float, float], list[tuple[str, float, float]]] = {}
-    for letter, line in zip(letters(lines), lines, strict=True):
+    for letter, line in zip(assign_letters(lines), lines, strict=True):
         x, y = 100 * line.em_drop, 100 * line.token_reduction
         if letter and x >= low:
             at.setdefault((round(x, 1), round(y)), []).append((letter, x, y))
@@ -257,7 +257,7 @@ def _letters(axes: Any, lines: Sequence[PolicyResult], low: float) -> None:
 
 
 def _target(axes: Any, max_em_drop: float) -> None:
-    label = f"target: {points(max_em_drop)}"
+    label = f"target: {describe_points(max_em_drop)}"
     axes.axvline(100 * max_em_drop, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=label)
 
 

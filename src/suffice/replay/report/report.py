@@ -14,10 +14,18 @@ from pathlib import Path
 from typing import Final
 
 from suffice.files import whole_file, write_whole
-from suffice.replay.report.lines import dump, json_lines, report_object
-from suffice.replay.report.page import Html, join, table, tag
+from suffice.replay.report.lines import dump_json, json_lines, report_object
+from suffice.replay.report.page import Html, format_html_table, join_html, tag
 from suffice.replay.report.plot import COLOURS, FAINT, INK, PAPER, PlotFiles, by_class, frontier
-from suffice.replay.report.wording import groups, headline, interval, letters, percent, points, reading
+from suffice.replay.report.wording import (
+    assign_letters,
+    describe_percent,
+    describe_points,
+    describe_result,
+    find_headline,
+    group_lines,
+    interval,
+)
 from suffice.replay.study.result import PolicyResult, SetPart, SetReport
 from suffice.sanitize import plural
 
@@ -63,7 +71,7 @@ def write_report(reports: Sequence[SetReport], folder: Path, *, command: str, ma
     drawn = [_Drawn(r, name, frontier(r), by_class(r)) for r, name in zip(reports, names, strict=True)]
     texts = {
         "report.html": _page(drawn, command, made),
-        "report.json": dump([report_object(report) for report in reports], indent=1) + "\n",
+        "report.json": dump_json([report_object(report) for report in reports], indent=1) + "\n",
         "lines.jsonl": json_lines(reports),
     }
     images: dict[str, bytes] = {}
@@ -92,7 +100,7 @@ def _file_names(sets: Sequence[str]) -> list[str]:
 
 
 def _page(drawn: Sequence[_Drawn], command: str, made: str) -> str:
-    targets = sorted({points(one.report.max_em_drop) for one in drawn})
+    targets = sorted({describe_points(one.report.max_em_drop) for one in drawn})
     title = f"Replay: at most {' or '.join(targets)} of Exact Match"
     head = tag(
         "head",
@@ -123,17 +131,20 @@ def _overview(drawn: Sequence[_Drawn]) -> list[Html]:
     rows = []
     for one in drawn:
         report = one.report
-        ours = headline(report, "ours", "frozen") or headline(report, "given", "fixed")
-        frozen, hindsight = headline(report, "published", "frozen"), headline(report, "published", "hindsight")
+        ours = find_headline(report, "ours", "frozen") or find_headline(report, "given", "fixed")
+        frozen, hindsight = (
+            find_headline(report, "published", "frozen"),
+            find_headline(report, "published", "hindsight"),
+        )
         oracle = next((line for line in report.lines if line.policy == "oracle_agree"), None)
         first = report.lines[0] if report.lines else None
         rows.append(
             [
                 tag("a", report.set, href=f"#{one.name}"),
                 f"{first.n_episodes:,}" if first else "",
-                percent(first.full_em if first else None),
+                describe_percent(first.full_em if first else None),
                 *(text for line in (ours, frozen, hindsight) for text in _saved_and_drop(line, report.max_em_drop)),
-                percent(oracle.token_reduction if oracle else None),
+                describe_percent(oracle.token_reduction if oracle else None),
             ]
         )
     heads = [
@@ -148,20 +159,20 @@ def _overview(drawn: Sequence[_Drawn]) -> list[Html]:
         "drop",
         "oracle_agree saves %",
     ]
-    return [tag("h3", "All sets"), table(heads, rows, caption="Drops in points of Exact Match.")]
+    return [tag("h3", "All sets"), format_html_table(heads, rows, caption="Drops in points of Exact Match.")]
 
 
 def _saved_and_drop(line: PolicyResult | None, target: float) -> tuple[str, str]:
     if line is None:
-        return percent(None), percent(None)
-    return percent(line.token_reduction), _drop(line, target)
+        return describe_percent(None), describe_percent(None)
+    return describe_percent(line.token_reduction), _drop(line, target)
 
 
 def _drop(line: PolicyResult, target: float) -> str:
     """The drop, marked where it is above the target."""
     if line.em_drop <= target or line.family in ("full", "oracle"):
-        return percent(line.em_drop)
-    return tag("span", percent(line.em_drop), class_="bad", title="above the target")
+        return describe_percent(line.em_drop)
+    return tag("span", describe_percent(line.em_drop), class_="bad", title="above the target")
 
 
 def _set(one: _Drawn) -> list[Html]:
@@ -170,10 +181,12 @@ def _set(one: _Drawn) -> list[Html]:
     runs = f"{plural(first.n_episodes, 'run')} of {plural(first.n_questions, 'question')}, " if first else ""
     parts = [
         tag("h2", report.set, id=one.name),
-        tag("p", f"{runs}{_KINDS[report.kind]}; target: at most {points(report.max_em_drop)}.", class_="aside"),
+        tag(
+            "p", f"{runs}{_KINDS[report.kind]}; target: at most {describe_points(report.max_em_drop)}.", class_="aside"
+        ),
         tag("p", _made(report), class_="aside"),
         *(tag("p", note, class_="note") for note in report.notes),
-        tag("div", *(tag("p", sentence) for sentence in reading(report)), class_="reading"),
+        tag("div", *(tag("p", sentence) for sentence in describe_result(report)), class_="reading"),
         _figure(one.frontier, one.name, f"Tokens saved over the drop of Exact Match, {report.set}", _CAPTION),
         _lines(report),
         *_specs(report),
@@ -222,13 +235,13 @@ def _attribute(text: str) -> str:
 
 
 def _lines(report: SetReport) -> Html:
-    named = {id(line): letter for letter, line in zip(letters(report.lines), report.lines, strict=True)}
+    named = {id(line): letter for letter, line in zip(assign_letters(report.lines), report.lines, strict=True)}
     rows: list[list[str]] = []
-    for heading, lines in groups(report.lines):
+    for heading, lines in group_lines(report.lines):
         rows.append([heading])
         rows += [_row(line, named[id(line)], report.max_em_drop) for line in lines]
     caption = "Drop, lost and gained in points of Exact Match. Red: above the target."
-    return table(_HEADS, rows, caption=caption)
+    return format_html_table(_HEADS, rows, caption=caption)
 
 
 def _row(line: PolicyResult, letter: str, target: float) -> list[str]:
@@ -236,24 +249,24 @@ def _row(line: PolicyResult, letter: str, target: float) -> list[str]:
     note = tag("span", f" {line.note}", class_="aside") if line.note else ""
     strong = "main" if line.family == "ours" and line.choice == "frozen" else "plain"
     return [
-        join([tag("span", name, class_=strong), note]),
-        tag("span", percent(line.token_reduction), class_=strong),
+        join_html([tag("span", name, class_=strong), note]),
+        tag("span", describe_percent(line.token_reduction), class_=strong),
         _drop(line, target),
         interval(line.em_drop_interval),
-        percent(line.miss_share, 0),
-        percent(line.em),
-        percent(line.lost),
-        percent(line.gained),
+        describe_percent(line.miss_share, 0),
+        describe_percent(line.em),
+        describe_percent(line.lost),
+        describe_percent(line.gained),
         interval(line.token_reduction_interval),
-        percent(line.token_reduction_without_probes),
-        percent(line.stopped, 0),
-        percent(line.hopeless, 0),
+        describe_percent(line.token_reduction_without_probes),
+        describe_percent(line.stopped, 0),
+        describe_percent(line.hopeless, 0),
     ]
 
 
 def _specs(report: SetReport) -> list[Html]:
     """The policies as they stand in a settings file, folded away."""
-    specs = [(line.policy, dump(dict(line.spec))) for line in report.lines if line.spec]
+    specs = [(line.policy, dump_json(dict(line.spec))) for line in report.lines if line.spec]
     if not specs:
         return []
     listed = tag("ul", *(tag("li", f"{name}: ", tag("code", spec)) for name, spec in specs))
@@ -269,14 +282,14 @@ def _parts(parts: Mapping[str, Sequence[SetPart]], what: str) -> list[Html]:
         cells = [
             [
                 part.name,
-                join([f"{part.n_episodes:,}", _bar(part.n_episodes / max(1, most))]),
+                join_html([f"{part.n_episodes:,}", _bar(part.n_episodes / max(1, most))]),
                 f"{part.n_questions:,}",
-                *map(percent, (part.full_em, part.em_drop, part.lost, part.gained, part.token_reduction)),
+                *map(describe_percent, (part.full_em, part.em_drop, part.lost, part.gained, part.token_reduction)),
             ]
             for part in rows
         ]
         first = {} if tables else {"open": ""}
-        inner = table(heads, cells, caption="Drop, lost and gained in points of Exact Match.")
+        inner = format_html_table(heads, cells, caption="Drop, lost and gained in points of Exact Match.")
         tables.append(tag("details", tag("summary", policy), inner, **first))
     return tables
 

@@ -14,7 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from suffice.replay.report.wording import groups, interval, percent, points, reading
+from suffice.replay.report.wording import describe_percent, describe_points, describe_result, group_lines, interval
 from suffice.replay.study.result import PolicyResult, SetReport
 from suffice.sanitize import plural, printable
 
@@ -29,7 +29,7 @@ def print_report(report: SetReport, console: Console) -> None:
     console.print(Text(f"{printable(report.set)}, {report.kind}{size}", style="bold"))
     for note in report.notes:
         console.print(Text(f"Note: {printable(note)}", style="yellow"))
-    for k, sentence in enumerate(reading(report)[:5]):
+    for k, sentence in enumerate(describe_result(report)[:5]):
         console.print(Text(sentence, style="bold" if k == 0 else ""))
     console.print()
     console.print(_table(report, min(WIDTH, console.width)))
@@ -49,7 +49,7 @@ def _table(report: SetReport, width: int) -> Table:
     table.add_column(_HEADS[0], ratio=1, overflow="fold")
     for head in _HEADS[1:]:
         table.add_column(head, justify="right", no_wrap=True)
-    for heading, lines in groups(report.lines):
+    for heading, lines in group_lines(report.lines):
         table.add_row(Text(heading, style="underline"), *[""] * (len(_HEADS) - 1))
         for line in lines:
             table.add_row(*_cells(line, report.max_em_drop))
@@ -60,14 +60,14 @@ def _cells(line: PolicyResult, target: float) -> list[Text | Padding]:
     strong = "bold" if line.family == "ours" and line.choice == "frozen" else ""
     missed = "red" if line.em_drop > target and line.family not in ("full", "oracle") else strong
     numbers = [
-        Text(percent(line.em), style=strong),
-        Text(percent(line.em_drop), style=missed),
+        Text(describe_percent(line.em), style=strong),
+        Text(describe_percent(line.em_drop), style=missed),
         Text(interval(line.em_drop_interval)),
-        Text(percent(line.lost)),
-        Text(percent(line.gained)),
-        Text(percent(line.token_reduction), style=strong),
-        Text(percent(line.token_reduction_without_probes)),
-        Text(percent(line.miss_share, 0)),
+        Text(describe_percent(line.lost)),
+        Text(describe_percent(line.gained)),
+        Text(describe_percent(line.token_reduction), style=strong),
+        Text(describe_percent(line.token_reduction_without_probes)),
+        Text(describe_percent(line.miss_share, 0)),
     ]
     return [Padding(Text(printable(line.policy), style=strong), (0, 0, 0, 2)), *numbers]
 
@@ -76,7 +76,7 @@ def _legend(report: SetReport) -> str:
     probes = f"probes charged at {plural(report.probe_tokens, 'token')}" if report.probe_tokens else "no probes charged"
     fitted = f"fitted on {', '.join(map(printable, report.fitted_on))}" if report.fitted_on else "fitted on folds"
     return (
-        f"Target: at most {points(report.max_em_drop)}. EM in percent; drop, lost and gained in points of EM; "
+        f"Target: at most {describe_points(report.max_em_drop)}. EM in percent; drop, lost and gained in points of EM; "
         f"95 %: interval of the drop, by questions. Saved: of all tokens, {probes}. Misses: share of random question "
         f"splits in which the point misses the target on the other half. Frozen: picked on other questions than these; "
         f"hindsight: picked on these, so better than anyone could have had it. Oracles read what no policy may. "

@@ -17,8 +17,8 @@ import numpy as np
 
 from suffice.learn.classes import MIN_RUNS, find_classes
 from suffice.replay.study.ladders import ClassedRung
-from suffice.replay.study.points import NONE, PolicyPoints, pick, seen
-from suffice.replay.study.runs import Bools, Floats, Halts, Runs, take
+from suffice.replay.study.points import NONE, PolicyPoints, pick_policies, seen
+from suffice.replay.study.runs import Bools, Floats, Halts, Runs, select_runs
 from suffice.replay.study.scores import Score, good_rows
 from suffice.replay.study.study import ScoreLevels, Study, lay
 from suffice.replay.study.sums import SumsFold
@@ -77,7 +77,7 @@ def found_classes(runs: Runs, keep: Bools, most: int) -> FoundClasses:
     if most < 2:
         return none
     classes = classes_in(runs, keep, most)
-    names = tuple(large_classes(take(runs, keep), classes))
+    names = tuple(large_classes(select_runs(runs, keep), classes))
     if len(names) < 2:
         return none
     place = {name: float(at) for at, name in enumerate(names)}
@@ -97,7 +97,7 @@ def pick_classed(
     """
     runs = study.runs
     train = np.ones(len(runs), dtype=bool) if v is None else study.fold != v
-    classes, training = classes_in(runs, train, most), take(runs, train)
+    classes, training = classes_in(runs, train, most), select_runs(runs, train)
     large = large_classes(training, classes)
     if len(large) < 2:
         return None
@@ -129,7 +129,9 @@ def _by_class(
     levels: dict[str, float] = {}
     for name, mine in large.items():
         own_rows = mine[training.run_of_row]
-        own = _level(take(training, mine), laid._replace(risk=laid.risk[own_rows], codes=laid.codes[own_rows]), target)
+        own = _level(
+            select_runs(training, mine), laid._replace(risk=laid.risk[own_rows], codes=laid.codes[own_rows]), target
+        )
         levels[name] = NEVER if own is None else own
     rung = ClassedRung(score=score.name, level=pooled, classes=classes, levels=levels, label=f"{score.name}, by class")
     at = _seen(training, rung.halts(laid.risk, laid.codes, training))
@@ -140,7 +142,7 @@ def _level(runs: Runs, laid: ScoreLevels, target: Target) -> float | None:
     """The level picked on these runs; None: none keeps the target."""
     sums = lay(runs, [], {"": laid}).sums
     at = seen(sums, _whole(len(sums.n)))
-    choice = int(pick(at, [slice(0, len(laid.levels))], target.max_em_drop, target.margin)[0])
+    choice = int(pick_policies(at, [slice(0, len(laid.levels))], target.max_em_drop, target.margin)[0])
     return None if choice == NONE else float(laid.levels[choice])
 
 

@@ -129,7 +129,7 @@ def given(spec: Mapping[str, Any], label: str) -> Ladder:
     return Ladder(name=label, origin="given", rungs=(PolicyRung(policy=build_policy(spec), spec=spec, label=label),))
 
 
-def needs_of(ladders: Sequence[Ladder]) -> tuple[str, ...]:
+def ladder_folds(ladders: Sequence[Ladder]) -> tuple[str, ...]:
     """All folds that the ladders' policies read."""
     rungs = (rung for ladder in ladders for rung in ladder.rungs if isinstance(rung, PolicyRung))
     return tuple(dict.fromkeys(need for rung in rungs for need in rung.policy.needs))

@@ -14,8 +14,8 @@ import numpy as np
 
 from suffice.assurance.bounds import Interval
 from suffice.learn.features import DENSE
-from suffice.replay.study.ladders import needs_of, published
-from suffice.replay.study.points import MARGIN, NONE, miss_share, pick, pick_plainly, seen
+from suffice.replay.study.ladders import ladder_folds, published
+from suffice.replay.study.points import MARGIN, NONE, miss_share, pick_plainly, pick_policies, seen
 from suffice.replay.study.runs import Floats, concatenate, make_runs
 from suffice.replay.study.scores import Score
 from suffice.replay.study.study import LadderPool, Laid, Study, StudyOptions
@@ -30,7 +30,7 @@ def open_study(data: Survey, *, scores: Sequence[Score], probe_tokens: int | Non
     Raises TraceError as reading does, and ConfigError for a missing package.
     """
     ladders = published(data.kind, longest=data.longest)
-    needs = tuple(dict.fromkeys([*needs_of(ladders), *(FeatureSet(DENSE[data.kind]).needs if scores else ())]))
+    needs = tuple(dict.fromkeys([*ladder_folds(ladders), *(FeatureSet(DENSE[data.kind]).needs if scores else ())]))
     runs = concatenate(
         [
             make_runs([batch], needs, probe_tokens=probe_tokens, planned_steps=data.longest)
@@ -60,7 +60,7 @@ class NestedRungs:
         for v, laid in enumerate(self.by_fold):
             sums, _, slices = laid.of(pool.ladders)
             outside = (sums.fold != v).astype(np.float64)[None, :]
-            choice = int(pick(seen(sums, outside), slices, target, margin)[0])
+            choice = int(pick_policies(seen(sums, outside), slices, target, margin)[0])
             if choice != NONE:
                 values[sums.fold == v, 0] = sums.values[sums.fold == v, choice]
         return QuestionSums(fold=self.all.sums.fold, base=self.all.sums.base, values=values)
@@ -112,7 +112,7 @@ class Difference:
     drop_interval: Interval
 
 
-def difference(first: QuestionSums, other: QuestionSums, *, n_draws: int, rng: np.random.Generator) -> Difference:
+def compare_nested(first: QuestionSums, other: QuestionSums, *, n_draws: int, rng: np.random.Generator) -> Difference:
     """Compare two ways over the same questions, each of one policy. Raises ValueError for different questions."""
     if not np.array_equal(first.base, other.base):
         raise ValueError("difference: the two ways were not judged on the same questions")

@@ -55,7 +55,7 @@ def seen(sums: QuestionSums, weights: Floats) -> PolicyPoints:
     return PolicyPoints(mean, error, saved)
 
 
-def pick(at: PolicyPoints, ladders: Sequence[slice], target: float, margin: float) -> NDArray[np.int64]:
+def pick_policies(at: PolicyPoints, ladders: Sequence[slice], target: float, margin: float) -> NDArray[np.int64]:
     """The policy picked on each set of questions, by the rule at the head of this file; NONE: none will do."""
     within = at.drop + margin * at.error <= target + _ROUNDING
     for rungs in ladders:
@@ -85,7 +85,7 @@ def miss_share(
     """
     taken = halvings(len(sums.n), N_SPLITS, rng)
     here, there = seen(sums, taken), seen(sums, 1 - taken)
-    choice = pick_plainly(here, target) if margin is None else pick(here, ladders, target, margin)
+    choice = pick_plainly(here, target) if margin is None else pick_policies(here, ladders, target, margin)
     return float(np.mean(at_choice(there.drop, choice) > target + _ROUNDING))
 
 

@@ -112,7 +112,7 @@ def concatenate(parts: Sequence[Runs]) -> Runs:
     )
 
 
-def take(runs: Runs, keep: Bools) -> Runs:
+def select_runs(runs: Runs, keep: Bools) -> Runs:
     """The runs where `keep` holds, shape (E,)."""
     return replace(
         _with_rows(runs, keep[runs.run_of_row], runs.n_steps[keep]),

@@ -18,7 +18,7 @@ from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.stop_model import Examples, FitResult, Parts, Target, fit
 from suffice.learn.value_model import MAX_ROWS, Trajectories, Values, fit_values
 from suffice.policy.columns import HOPELESS, SUFFICES
-from suffice.replay.study.runs import Bools, Floats, Runs, Says, take
+from suffice.replay.study.runs import Bools, Floats, Runs, Says, select_runs
 from suffice.replay.study.sums import N_FOLDS
 from suffice.signals.features import FeatureSet
 
@@ -98,7 +98,7 @@ def fit_on(runs: Runs, table: ExampleTable, key: Key, left_out: Sequence[int], s
         )
     if target == "value":
         kept = _thinned(~np.isin(table.run_fold, list(left_out)), runs)
-        those = take(runs, kept)
+        those = select_runs(runs, kept)
         x = table.x[kept[runs.run_of_row]]
         return fit_values(Trajectories(x=x, starts=those.starts, ok=those.ok, tokens=those.cost))
     rows = table.example[~np.isin(table.fold, list(left_out))]
@@ -120,7 +120,7 @@ def score_rows(model: Model, x: Floats) -> Says:
     return model.stopping_prices(x) if isinstance(model, Values) else model.scores(x)
 
 
-def risk_of(p: Floats, runs: Runs, cost: float, may_lack_answer: Bools) -> Floats:
+def stopping_risk(p: Floats, runs: Runs, cost: float, may_lack_answer: Bools) -> Floats:
     """The risk of stopping: P(not good) over a power of the tokens that a step of this run costs, shape (T,).
 
     Not a number, which never stops, where there is no answer to deliver, unless `may_lack_answer`: a run

@@ -25,15 +25,15 @@ from suffice.replay.study.ladders import (
     PolicyRung,
     RiskRung,
     given,
+    ladder_folds,
     levels_of,
-    needs_of,
     published,
 )
-from suffice.replay.study.nested import difference
+from suffice.replay.study.nested import compare_nested
 from suffice.replay.study.parts import Parts
 from suffice.replay.study.points import MARGIN, NONE, bootstrap, miss_share, pick_plainly, seen
 from suffice.replay.study.result import Choice, Family, PlotPoint, PolicyResult, SetReport
-from suffice.replay.study.runs import Bools, Halts, Runs, concatenate, make_runs, oracle, take
+from suffice.replay.study.runs import Bools, Halts, Runs, concatenate, make_runs, oracle, select_runs
 from suffice.replay.study.scores import SCORES, Score
 from suffice.replay.study.study import (
     N_LEVELS,
@@ -107,7 +107,7 @@ def replay_set(
     ladders = _ladders(data.kind, asked, longest)
     scores = asked.scores if not asked.families or LEARNED in asked.families else ()
     learned = FeatureSet(DENSE[data.kind]).needs if scores else ()
-    reader = _Reader(asked, tuple(dict.fromkeys([*needs_of(ladders), *learned])), longest)
+    reader = _Reader(asked, tuple(dict.fromkeys([*ladder_folds(ladders), *learned])), longest)
     tick("reading")
     sample = concatenate(list(reader.runs(data, data.share)))
     source = concatenate([r for other in fit for r in reader.runs(other, other.share)]) if fit else sample
@@ -284,7 +284,7 @@ def _halts(case: _Case, runs: Runs) -> dict[str, tuple[Halts, Bools]]:
         mine = np.flatnonzero(fold == v)
         if not len(mine):
             continue
-        those = take(runs, fold == v)
+        those = select_runs(runs, fold == v)
         shift = runs.starts[mine] - those.starts[:-1]
         for name, halt in case.study.halts(frozen, those).items():
             row.setdefault(name, runs.last.copy())[mine] = halt.row + shift
@@ -435,7 +435,7 @@ def _about_classes(case: _Case, names: Sequence[str], sums: QuestionSums) -> tup
     if not found:
         return ("no classes were found that are large enough and save more with levels of their own",)
     first, other = (sums.columns([names.index(name)]) for name in (OURS, BY_CLASS))
-    by = difference(first, other, n_draws=case.asked.n_draws, rng=np.random.default_rng(case.asked.seed))
+    by = compare_nested(first, other, n_draws=case.asked.n_draws, rng=np.random.default_rng(case.asked.seed))
     saved, drop = by.saved_interval, by.drop_interval
     classes = "; ".join(f"{name} ({level:.3g})" for name, level in found[0].levels.items())
     told = (

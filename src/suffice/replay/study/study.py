@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from suffice.learn.features import FeatureSelection
 from suffice.policy.columns import SUFFICES
 from suffice.replay.study.ladders import ClassedRung, Ladder, PolicyRung, RiskRung, halts_at, halts_of, levels_of
-from suffice.replay.study.points import MARGIN, NONE, pick, seen
+from suffice.replay.study.points import MARGIN, NONE, pick_policies, seen
 from suffice.replay.study.runs import Floats, Halts, Runs, Says
 from suffice.replay.study.scores import (
     CrossFit,
@@ -31,9 +31,9 @@ from suffice.replay.study.scores import (
     features_for,
     features_of,
     make_table,
-    risk_of,
     score_rows,
     stop_codes,
+    stopping_risk,
 )
 from suffice.replay.study.sums import QuestionSums, SumsFold, folds_of
 
@@ -185,7 +185,7 @@ class Study:
             sums, of_pool, slices = laid.of(pool.ladders)
             weights = (np.ones(len(sums.n)) if v is None else (sums.fold != v).astype(np.float64))[None, :]
             at = seen(sums, weights)
-            choice = int(pick(at, slices, self.options.max_em_drop, self.options.margin)[0])
+            choice = int(pick_policies(at, slices, self.options.max_em_drop, self.options.margin)[0])
             rungs[pool.name] = None if choice == NONE else of_pool[choice]
             saved[pool.name] = 0.0 if choice == NONE else float(at.saved[0, choice])
         models: dict[str, Model] = {}
@@ -230,5 +230,5 @@ def risk_and_codes(score: Score, p: Says, p_hopeless: Floats, runs: Runs) -> tup
         return np.where(np.isnan(runs.columns.answer) & ~may_lack_answer, np.uint64(0), p), stop_codes(p_hopeless)
     if score.target == "suffices":
         none = np.zeros(len(p), dtype=bool)
-        return risk_of(p, runs, score.cost, none), np.full(len(p), SUFFICES, dtype=np.int8)
-    return risk_of(p, runs, score.cost, may_lack_answer), stop_codes(p_hopeless)
+        return stopping_risk(p, runs, score.cost, none), np.full(len(p), SUFFICES, dtype=np.int8)
+    return stopping_risk(p, runs, score.cost, may_lack_answer), stop_codes(p_hopeless)

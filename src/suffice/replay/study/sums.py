@@ -56,14 +56,14 @@ class QuestionSums:
         return QuestionSums(fold=self.fold, base=self.base, values=self.values[:, keep, :])
 
 
-def fold_of(question: str) -> int:
+def question_fold(question: str) -> int:
     """The fold of a question: the same in every run of every program."""
     return _number(question) % N_FOLDS
 
 
 def folds_of(runs: Runs) -> NDArray[np.int64]:
     """The fold of each run, by its question, shape (E,)."""
-    cache = {question: fold_of(question) for question in set(runs.question)}
+    cache = {question: question_fold(question) for question in set(runs.question)}
     return np.array([cache[question] for question in runs.question], dtype=np.int64)
 
 
@@ -123,7 +123,7 @@ class SumsFold:
             return
         if len(self._place) < MAX_GROUPS:
             self._place[question] = len(self._fold)
-            self._fold.append(fold_of(question))
+            self._fold.append(question_fold(question))
             return
         old = list(self._place)
         buckets = np.array([_number(known) % MAX_GROUPS for known in old], dtype=np.int64)

@@ -69,7 +69,7 @@ class TraceColumns:
         return [None] * len(self) if column is None else column.texts()
 
     def names(self, name: str) -> list[str]:
-        """A text column of the runs that is never null, as `check` has seen to."""
+        """A text column of the runs that is never null, as `check_columns` has seen to."""
         return [text for text in self.text(name) if text is not None]
 
     def whole(self, name: str) -> NDArray[np.int64]:
@@ -108,7 +108,7 @@ class TraceColumns:
         )
 
 
-def check(columns: TraceColumns) -> None:
+def check_columns(columns: TraceColumns) -> None:
     """Raise TraceError at the first thing that the common form does not allow."""
     for name, form in RUN_COLUMNS.items():
         values = columns.texts[name].codes if name in columns.texts else columns.numbers.get(name)

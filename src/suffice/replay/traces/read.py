@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from suffice.errors import TraceError
 from suffice.replay.traces.batch import Batch, as_batches
-from suffice.replay.traces.columns import TraceColumns, check
+from suffice.replay.traces.columns import TraceColumns, check_columns
 from suffice.replay.traces.jsonl import read_jsonl
 from suffice.replay.traces.parquet import read_parquet
 from suffice.replay.traces.seen import HashSet
@@ -74,7 +74,7 @@ def _read(
         n_runs = 0
         for columns in read(path, batch_rows=batch_rows):
             n_runs += len(columns)
-            check(columns)
+            check_columns(columns)
             seen.setdefault(set_name(path), HashSet()).add(columns)
             chosen = columns
             if selection is not None:

@@ -23,7 +23,7 @@ BATCH_ROWS: Final = 1_000
 Row = tuple[int, dict[str, Any]]  # number of the row, 1 is the first behind a header, and its cells by column
 
 
-def format_of(path: Path) -> str:
+def detect_table_format(path: Path) -> str:
     """The format that a file's name tells. Raises TraceError."""
     found = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}.get(path.suffix.lower())
     if found is None:
@@ -34,7 +34,7 @@ def format_of(path: Path) -> str:
 def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a file by the format that its name tells. Raises TraceError."""
     readers = {"csv": _read_csv, "jsonl": _read_jsonl, "parquet": _read_parquet}
-    yield from readers[format_of(path)](path)
+    yield from readers[detect_table_format(path)](path)
 
 
 def _opened(path: Path, encoding: str) -> TextIO:

@@ -22,7 +22,7 @@ from suffice.files import whole_file, write_whole
 from suffice.learn.export import export_stop_model, export_value_model
 from suffice.learn.stop_model import FitResult
 from suffice.learn.value_model import Values
-from suffice.model.artefact import StepCost, StopModel, TrainingRecord, dump
+from suffice.model.artefact import StepCost, StopModel, TrainingRecord, dump_model
 from suffice.policy.base import build_policy
 from suffice.policy.protocol import Policy
 from suffice.replay.study.ladders import ClassedRung, PolicyRung
@@ -50,7 +50,7 @@ class PolicyProposal:
         return {**spec, "model": self.model}
 
 
-def propose(
+def build_proposal(
     spec: Mapping[str, Any] | None,
     scores: ScoreTable | None,
     *,
@@ -94,11 +94,11 @@ def write_proposal(
     written = []
     if proposal.model is not None:
         with whole_file(folder / MODEL_FILE) as part:
-            part.write_bytes(dump(proposal.model))
+            part.write_bytes(dump_model(proposal.model))
         written.append(folder / MODEL_FILE)
     lines = [f"# {line}".rstrip() for line in head.splitlines()]
     lines += ["", f"[routes.{_key(route)}]"]
-    lines += [f"{_key(key)} = {toml(value)}" for key, value in {**settings, "policy": proposal.spec}.items()]
+    lines += [f"{_key(key)} = {format_toml(value)}" for key, value in {**settings, "policy": proposal.spec}.items()]
     write_whole(folder / POLICY_FILE, "\n".join(lines) + "\n")
     return [*written, folder / POLICY_FILE]
 
@@ -112,12 +112,12 @@ def digest_of(runs: Runs) -> str:
     return parts.hexdigest()
 
 
-def toml(value: Any) -> str:
+def format_toml(value: Any) -> str:
     """A value on one line of TOML. Raises ValueError for what settings never hold."""
     if isinstance(value, Mapping):
-        return f"{{ {', '.join(f'{_key(key)} = {toml(inner)}' for key, inner in value.items())} }}"
+        return f"{{ {', '.join(f'{_key(key)} = {format_toml(inner)}' for key, inner in value.items())} }}"
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(toml, value))}]"
+        return f"[{', '.join(map(format_toml, value))}]"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float)):

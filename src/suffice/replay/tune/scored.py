@@ -21,7 +21,7 @@ from suffice.errors import ConfigError
 from suffice.learn.value_model import PRICES, Values
 from suffice.model.stop import StepCost
 from suffice.policy.base import build_policy
-from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, AskedColumns, Columns, Stops, known
+from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, AskedColumns, Columns, Stops, known_column
 from suffice.policy.decisions import go_on
 from suffice.policy.protocol import Policy
 from suffice.replay.study.runs import Bools, Floats, Runs
@@ -58,16 +58,16 @@ class ScoredPolicy:
 
     def stops(self, columns: Columns) -> Stops:
         """Stop where the risk is at or below the threshold."""
-        lost = known(columns, lost_column(self.score)) > 0
-        answered = ~np.isnan(known(columns, "answer"))
+        lost = known_column(columns, lost_column(self.score)) > 0
+        answered = ~np.isnan(known_column(columns, "answer"))
         may = np.where(lost, self.on_hopeless == "stop", answered) & (columns["step"] >= self.min_steps)
-        passed = may & (known(columns, risk_column(self.score)) <= self._thresholds(columns))
+        passed = may & (known_column(columns, risk_column(self.score)) <= self._thresholds(columns))
         return np.where(passed, np.where(lost, np.int8(HOPELESS), np.int8(SUFFICES)), np.int8(CONTINUE))
 
     def _thresholds(self, columns: Columns) -> Floats | float:
         if not self.classes:
             return self.threshold
-        of_class = known(columns, CLASS_COLUMN)
+        of_class = known_column(columns, CLASS_COLUMN)
         place = np.where(np.isnan(of_class), len(self.classes), of_class).astype(np.int64)
         found: Floats = np.array([*self.classes, self.threshold])[place]
         return found

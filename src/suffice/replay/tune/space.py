@@ -174,7 +174,7 @@ def families(size: Size) -> tuple[str, ...]:
     return (LEARNED, *published) if size.models else published
 
 
-def needs_of(names: Sequence[str]) -> tuple[str, ...]:
+def searched_folds(names: Sequence[str]) -> tuple[str, ...]:
     """All folds that the published policies among these may read, whatever is drawn."""
     policies = [build_policy({"policy": name, **SPACE[name].fullest}) for name in names if name in SPACE]
     return tuple(dict.fromkeys(need for policy in policies for need in policy.needs))

@@ -27,14 +27,14 @@ from suffice.policy.base import build_policy
 from suffice.policy.columns import AskedColumns, stops_of
 from suffice.replay.study.classed import FoundClasses, found_classes
 from suffice.replay.study.ladders import PolicyRung
-from suffice.replay.study.nested import Difference, difference
+from suffice.replay.study.nested import Difference, compare_nested
 from suffice.replay.study.points import MARGIN, PolicyPoints, seen
 from suffice.replay.study.runs import Bools, Floats, Runs, concatenate, first_stops, make_runs
 from suffice.replay.study.scores import SCORES, Score
 from suffice.replay.study.sums import FIELDS, N_FOLDS, QuestionSums, columns_of, folds_of, groups_of
 from suffice.replay.traces.survey import Survey
 from suffice.replay.tune.scored import CLASS_COLUMN, ScoreTable, build_scored, model_named, uses_classes
-from suffice.replay.tune.space import LEARNED, Size, draw_spec, families, first_tries, needs_of
+from suffice.replay.tune.space import LEARNED, Size, draw_spec, families, first_tries, searched_folds
 from suffice.replay.tune.tuned import OuterFold, PolicyFigures, TunedSet, n_parts, optimism_of, unseen_of
 from suffice.signals.features import FeatureSet
 
@@ -229,7 +229,7 @@ def _by_class(
     if not any(found.spec is not None and uses_classes(found.spec) for _, found in nested):
         return None
     without, within = (unseen_of([(v, found.sums) for v, found in of]) for of in (plain, nested))
-    return difference(without, within, n_draws=asked.n_draws, rng=np.random.default_rng(asked.seed))
+    return compare_nested(without, within, n_draws=asked.n_draws, rng=np.random.default_rng(asked.seed))
 
 
 def make_bench(data: Survey, asked: TuneOptions, tick: Tick = lambda _: None) -> Bench:
@@ -240,7 +240,7 @@ def make_bench(data: Survey, asked: TuneOptions, tick: Tick = lambda _: None) ->
     """
     names = _names(data, asked)
     learned = FeatureSet(DENSE[data.kind]).needs if LEARNED in names else ()
-    needs = tuple(dict.fromkeys((*needs_of(names), *learned)))
+    needs = tuple(dict.fromkeys((*searched_folds(names), *learned)))
     tick("reading")
     batches = data.batches(share=data.share)
     runs = concatenate(

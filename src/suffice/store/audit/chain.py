@@ -68,12 +68,12 @@ def is_chained(kind: str) -> bool:
     return kind not in UNCHAINED
 
 
-def told_of(seq: int, kind: str, key: str, episode_id: str | None, route: str | None, at_s: float) -> bytes:
+def digested_part(seq: int, kind: str, key: str, episode_id: str | None, route: str | None, at_s: float) -> bytes:
     """What is digested of an event beside its body."""
     return _ENCODE((seq, kind, key, episode_id, route, at_s))
 
 
-def digest(told: bytes, body: bytes) -> bytes:
+def digest_event(told: bytes, body: bytes) -> bytes:
     """The digest of an event: of what is told of it, and of its body or of what stays of it."""
     return sha256(told + b"\n" + body).digest()
 
@@ -129,8 +129,8 @@ class Appender:
         self._found_tail(now_s)
 
     def _chain(self, seq: int, row: Row, at_s: float) -> None:
-        taken, told = split(row.kind, row.body), told_of(seq, row.kind, row.key, row.episode_id, row.route, at_s)
-        kept = digest(told, taken.kept)
+        taken, told = split(row.kind, row.body), digested_part(seq, row.kind, row.key, row.episode_id, row.route, at_s)
+        kept = digest_event(told, taken.kept)
         (answers, answers_salt), (comments, comments_salt) = (_salted(taken, part) for part in CHAINED_PARTS)
         has_words = answers_salt is not None or comments_salt is not None
         whole = whole_digest(told, row.body.encode(), answers_salt, comments_salt) if has_words else None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from suffice.errors import StoreError
-from suffice.store.audit.chain import NOTHING, digest, told_of
+from suffice.store.audit.chain import NOTHING, digest_event, digested_part
 from suffice.store.audit.personal import split
 
 Line = dict[str, Any]  # a line of JSON
@@ -39,7 +39,7 @@ def rows(connection: sqlite3.Connection, places: Collection[int]) -> Iterator[Li
         if found is None:
             raise StoreError(f"the log: row {place} is gone")
         *columns, body = found
-        told, kept = told_of(*columns), split(columns[1], body).kept
+        told, kept = digested_part(*columns), split(columns[1], body).kept
         yield {"type": "row", "seq": place, "told": told.decode(), "kept": kept.decode()}
 
 
@@ -65,7 +65,7 @@ class ExtractRow:
     digest: str
 
 
-def decisions(connection: sqlite3.Connection, route: str) -> Iterator[tuple[int, str, str]]:
+def read_decisions(connection: sqlite3.Connection, route: str) -> Iterator[tuple[int, str, str]]:
     """Place, kind and body of each epoch and publication of a route, oldest first."""
     yield from connection.execute(_DECIDED, (route,))
 
@@ -84,5 +84,5 @@ def outcome_of(connection: sqlite3.Connection, episode: str, until_seq: int) -> 
 
 def _entry(row: tuple[Any, ...]) -> ExtractRow:
     seq, kind, key, episode_id, route, at_s, body = row
-    told = told_of(seq, kind, key, episode_id, route, at_s)
-    return ExtractRow(seq, kind, body, digest(told, body.encode()).hex())
+    told = digested_part(seq, kind, key, episode_id, route, at_s)
+    return ExtractRow(seq, kind, body, digest_event(told, body.encode()).hex())

@@ -27,11 +27,11 @@ from suffice.store.audit.chain import (
     NOTHING,
     ChainStart,
     Head,
-    digest,
+    digest_event,
+    digested_part,
     is_chained,
     link_of,
     require_chain,
-    told_of,
     whole_digest,
     words_digest,
 )
@@ -155,12 +155,12 @@ class _Walk:
             self.blame(place, seq, kind, f"is digested in form {form!r}, and this version knows {FORM}: upgrade")
             return False
         try:
-            told, body = told_of(seq, kind, *row[12:16]), row[16].encode()
+            told, body = digested_part(seq, kind, *row[12:16]), row[16].encode()
         except (ValueError, AttributeError):  # no text any more, or none that can be written
             same = False
         else:
             if whole is None:
-                same = digest(told, body) == kept and row[5:9] == _NO_WORDS
+                same = digest_event(told, body) == kept and row[5:9] == _NO_WORDS
             elif (answers is None) is (answers_salt is None) and (comments is None) is (comments_salt is None):
                 same = whole_digest(told, body, answers_salt, comments_salt) == whole
             else:
@@ -176,7 +176,7 @@ class _Walk:
             taken = split(kind, row[16])
         except (ValueError, TypeError, AttributeError):  # no JSON any more
             taken = None
-        if taken is None or digest(told, taken.kept) != kept:
+        if taken is None or digest_event(told, taken.kept) != kept:
             self.blame(place, seq, kind, "edited: it is not what was written")
             return False
         self._compare_words(row, taken.words, (answers, comments), (answers_salt, comments_salt))
@@ -221,7 +221,7 @@ def _link(value: object) -> bytes:
     return value if isinstance(value, bytes) else NOTHING
 
 
-def verify(connection: sqlite3.Connection, heads: Sequence[Head] = ()) -> ChainCheck:
+def verify_chain(connection: sqlite3.Connection, heads: Sequence[Head] = ()) -> ChainCheck:
     """Walk the whole chain, and compare it with heads that were exported earlier. Raises StoreError."""
     require_chain(connection)
     walk = _Walk(links={head.place: None for head in heads})

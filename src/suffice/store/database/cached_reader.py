@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from suffice.store.database.views import opened, readable
+from suffice.store.database.views import connect_reader, translate_errors
 
 _FEW_ROWS: Final = 64  # that are gone through to see of which kinds they are: more are looked at in any case
 _NEWER: Final = "SELECT seq, kind FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
@@ -67,7 +67,7 @@ class KeptReader:
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """A look: what the block reads is one state of the log. Raises StoreError; the next look then opens anew."""
-        with self._lock, readable(self._path):
+        with self._lock, translate_errors(self._path):
             try:
                 connection = self._open()
                 connection.execute(f"PRAGMA busy_timeout = {_WAITS_MS}")
@@ -91,7 +91,7 @@ class KeptReader:
         file = _file(self._path)
         if self._connection is None or file != self._file:
             self._drop()
-            self._connection = opened(self._path, one_thread=False)
+            self._connection = connect_reader(self._path, one_thread=False)
             self._file = file
         return self._connection
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from suffice.errors import StoreError
 from suffice.store.database.schema import QUICK_CHECK_BYTES
-from suffice.store.database.views import opened
+from suffice.store.database.views import connect_reader
 
 MOST_TEXT: Final = 300  # characters
 
@@ -22,7 +22,7 @@ def find_damage(path: Path, *, within_s: float | None = None, thorough: bool = F
     thorough  compare indexes with their tables, too: several times as slow
     """
     try:
-        with contextlib.closing(opened(path, one_thread=False)) as connection:
+        with contextlib.closing(connect_reader(path, one_thread=False)) as connection:
             if within_s is not None:
                 end_s = time.monotonic() + within_s
                 connection.set_progress_handler(lambda: time.monotonic() > end_s, 10_000)

@@ -84,14 +84,14 @@ class ExpiredRow:
     key: str
 
 
-def labels_of(connection: sqlite3.Connection, episode: str) -> list[int]:
+def select_label_rows(connection: sqlite3.Connection, episode: str) -> list[int]:
     """The rows with what was said about an episode, whichever of its two ids they name."""
     return [seq for (seq,) in connection.execute(_LABELS, {"episode": episode})]
 
 
-def rows_of(connection: sqlite3.Connection, episode: str) -> list[int]:
+def select_word_rows(connection: sqlite3.Connection, episode: str) -> list[int]:
     """The rows that may hold words about one episode."""
-    found = set(labels_of(connection, episode))
+    found = set(select_label_rows(connection, episode))
     for kind in _BY_KEY:
         found.update(seq for (seq,) in connection.execute(_OF_EPISODE, (kind, episode)))
     for kind in WORDS.keys() - {"feedback", *_BY_KEY}:
@@ -99,7 +99,7 @@ def rows_of(connection: sqlite3.Connection, episode: str) -> list[int]:
     return sorted(found)
 
 
-def episodes_of(connection: sqlite3.Connection, unit: str) -> list[str]:
+def find_episodes(connection: sqlite3.Connection, unit: str) -> list[str]:
     """The episodes of a conversation, or of a request with its retries, by the name that it has in the log."""
     return [name for (name,) in connection.execute(_OF_UNIT, (unit,))]
 
@@ -122,7 +122,7 @@ def aged(connection: sqlite3.Connection, limit_s: float, *, after_seq: int, unti
     return found
 
 
-def erase(
+def erase_words(
     writer: Decisions, order: ErasureOrder, rows: Sequence[int], tally: ErasureTally, *, until_seq: int = 0
 ) -> None:
     """Take the words out of these rows, batch by batch. Raises StoreError; what was done until then stays done.

@@ -121,7 +121,7 @@ def newer(
     query   takes the place that was read up to, and gives rows that begin with theirs
     schema  of the log since which there are such rows: one that is older has none, and no index for them
     """
-    with reading(path_or_connection) as connection:
+    with open_reader(path_or_connection) as connection:
         if connection.execute("PRAGMA user_version").fetchone()[0] < schema:
             return []
         return connection.execute(query, (since_seq,)).fetchall()
@@ -150,7 +150,7 @@ def read_episodes(
 
     Raises StoreError when the file is missing, is not ours, or holds a row that cannot be read.
     """
-    with reading(path_or_connection) as connection:
+    with open_reader(path_or_connection) as connection:
         after = ended_after
         while True:
             wanted = {"after": after, "since": since_seq, "route": route, "limit": _PAGE_ROWS}
@@ -172,7 +172,7 @@ def read_recent(path_or_connection: Path | str | sqlite3.Connection, n: int) -> 
 
     Raises StoreError when the file is missing, is not ours, or holds a row that cannot be read.
     """
-    with reading(path_or_connection) as connection:
+    with open_reader(path_or_connection) as connection:
         for outcome_seq, request_seq, outcome, request in connection.execute(_RECENT, {"n": n, "looked": LOOKED * n}):
             yield _labelled(outcome_seq, request_seq, outcome, request, []).episode
 
@@ -184,7 +184,7 @@ def read_events(
 
     Raises StoreError when the file is missing, is not ours, or holds a row that cannot be read.
     """
-    with reading(path_or_connection) as connection:
+    with open_reader(path_or_connection) as connection:
         left = limit
         while left is None or left > 0:
             n_rows = _PAGE_ROWS if left is None else min(left, _PAGE_ROWS)
@@ -206,7 +206,7 @@ def n_requests_of(
     Of those that have no rows, the latest `COUNTS` counts.
     """
     found = dict[str, int]()
-    with reading(path_or_connection) as connection:
+    with open_reader(path_or_connection) as connection:
         for route in routes:
             kept = int(connection.execute(_AT_LEAST, (route, most)).fetchone()[0])
             others = 0 if kept >= most else int(connection.execute(_AT_LEAST_UNKEPT, (route, COUNTS)).fetchone()[0])
@@ -216,7 +216,7 @@ def n_requests_of(
 
 def upstream_findings(path_or_connection: Path | str | sqlite3.Connection) -> dict[str, Findings]:
     """The latest examination of every upstream, by the upstream's name. Raises StoreError."""
-    with reading(path_or_connection) as connection:
+    with open_reader(path_or_connection) as connection:
         rows = connection.execute(_EXAMINED, (UpstreamExamined.kind,)).fetchall()
     found = [decoded(seq, UpstreamExamined, body).findings for seq, body in rows]
     return {one.upstream: one for one in found}
@@ -226,7 +226,7 @@ def route_findings(
     path_or_connection: Path | str | sqlite3.Connection,
 ) -> dict[str, tuple[int, RouteFindings]]:
     """The latest examination of every route with its place in the log, by name. Raises StoreError."""
-    with reading(path_or_connection) as connection:
+    with open_reader(path_or_connection) as connection:
         rows = connection.execute(_EXAMINED, (RouteExamined.kind,)).fetchall()
     found = [(seq, decoded(seq, RouteExamined, body).findings) for seq, body in rows]
     return {one.route: (seq, one) for seq, one in found}
@@ -240,11 +240,11 @@ def extracted_answers(
     They are looked for among the route's `LOOKED` times as many latest requests.
     """
     wanted = {"route": route, "since": since_seq, "limit": limit, "looked": LOOKED * limit}
-    with reading(path_or_connection) as connection:
+    with open_reader(path_or_connection) as connection:
         return [bool(one) for (one,) in reversed(connection.execute(_EXTRACTED, wanted).fetchall())]
 
 
-def labels_of(
+def read_labels(
     connection: sqlite3.Connection, episode_id: str, response_id: str | None, *, until_seq: int | None = None
 ) -> tuple[StoredLabel, ...]:
     """What was said about one run, oldest first. Raises StoreError.
@@ -264,18 +264,18 @@ def labels_named(
 
 
 @contextlib.contextmanager
-def reading(path_or_connection: Path | str | sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+def open_reader(path_or_connection: Path | str | sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     """A connection to read from: the caller's own, or a read-only one that is closed at the end."""
     if isinstance(path_or_connection, sqlite3.Connection):
         yield path_or_connection
         return
     path = Path(path_or_connection)
-    with readable(path), contextlib.closing(opened(path)) as connection:
+    with translate_errors(path), contextlib.closing(connect_reader(path)) as connection:
         yield connection
 
 
 @contextlib.contextmanager
-def readable(path: Path) -> Iterator[None]:
+def translate_errors(path: Path) -> Iterator[None]:
     """A block in which a log is read: SQLite's errors are told as ours."""
     try:
         yield
@@ -283,7 +283,7 @@ def readable(path: Path) -> Iterator[None]:
         raise StoreError(f"store {path}: cannot be read: {error}") from error
 
 
-def opened(path: Path, *, one_thread: bool = True) -> sqlite3.Connection:
+def connect_reader(path: Path, *, one_thread: bool = True) -> sqlite3.Connection:
     """A read-only connection to a log; the caller closes it. Raises StoreError and SQLite's own errors.
 
     one_thread  only the thread that opened it will use it

@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from suffice.store.audit.chain import require_chain
-from suffice.store.database.views import decoded, reading
+from suffice.store.database.views import decoded, open_reader
 from suffice.store.rows.access_events import AccessChanged
 from suffice.store.rows.advice_events import VersionProposed
 from suffice.store.rows.audit_events import ConfigChanged, Exported, WordsErased
@@ -65,11 +65,11 @@ class AuditEntry:
     body: str  # the whole event as JSON: with the evidence that it stood on
 
 
-def latest(
+def read_latest_rows(
     path_or_connection: Path | str | sqlite3.Connection, n: int, *, route: str | None = None, kind: str | None = None
 ) -> list[AuditEntry]:
     """The latest `n` rows, oldest first. Raises StoreError."""
-    with reading(path_or_connection) as connection:
+    with open_reader(path_or_connection) as connection:
         require_chain(connection)
         found = connection.execute(_LATEST, {"route": route, "kind": kind, "n": n}).fetchone()
         return list(entries(connection, after=0 if found is None else int(found[0]), route=route, kind=kind))
@@ -87,7 +87,7 @@ def entries(
 
     since_s  Unix time: only rows from then on
     """
-    with reading(path_or_connection) as connection:
+    with open_reader(path_or_connection) as connection:
         require_chain(connection)
         while True:
             wanted = {"after": after, "route": route, "kind": kind, "since": since_s, "limit": _PAGE_ROWS}

@@ -14,12 +14,12 @@ from dataclasses import replace
 from typing import Final, TypeVar
 
 from suffice.errors import StoreError
-from suffice.review.decide import DecisionRows, IncidentForm, Now, OverrideForm, decide, in_words, override_of
+from suffice.review.decide import DecisionRows, IncidentForm, Now, OverrideForm, in_words, override_of, resolve_incident
 from suffice.review.incident import Incident, name_by_hand
-from suffice.review.override import Override, OverrideEnd, why_not, words
+from suffice.review.override import Override, OverrideEnd, describe_override, why_not
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import decoded, reading
+from suffice.store.database.views import decoded, open_reader
 from suffice.store.people.holds import read_holds
 from suffice.store.routes.in_force import read_decided
 from suffice.store.routes.windows import publications
@@ -37,7 +37,7 @@ T = TypeVar("T")
 def read_now(connection: sqlite3.Connection, route: str, settings: Route, *, setup: str = "") -> Now:
     """What holds on a route at this moment.
 
-    setup  as `gateway.route.setup_of` has it; "": the latest publication's own is taken
+    setup  as `gateway.route.route_setup` has it; "": the latest publication's own is taken
 
     Raises StoreError.
     """
@@ -126,7 +126,7 @@ def end_override(
             reason=reason.strip(),
             author=author.strip(),
             ended_at_s=now_s,
-            before=words(found),
+            before=describe_override(found),
             after=in_words(left, now_s=now_s),
         )
         return [OverrideEnded(end)], end
@@ -202,7 +202,9 @@ def decide_incident(
             pinned = read_publication(connection, route, publication)
             if pinned is None:
                 return f"unknown publication {publication} of route {route}"
-        found = decide(replace(asked, pinned=pinned), read_now(connection, route, settings, setup=setup), now_s=now_s)
+        found = resolve_incident(
+            replace(asked, pinned=pinned), read_now(connection, route, settings, setup=setup), now_s=now_s
+        )
         if isinstance(found, str):
             return found
         events: list[Event] = [IncidentDecided(found.decision)]
@@ -218,7 +220,7 @@ def decide_incident(
 def _step(writer: Decisions, step: Callable[[sqlite3.Connection], tuple[list[Event], T] | str]) -> T | str:
     """Decide on what holds, and write it; where somebody was quicker, decide anew on what holds then."""
     for _ in range(_TRIES):
-        with reading(writer.path) as connection:
+        with open_reader(writer.path) as connection:
             found = step(connection)
         if isinstance(found, str):
             return found

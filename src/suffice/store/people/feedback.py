@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from suffice.store.audit.chain import repeats
-from suffice.store.database.views import decoded, reading
+from suffice.store.database.views import decoded, open_reader
 from suffice.store.rows.events import FeedbackGiven, to_row
 from suffice.types import Feedback
 
@@ -52,9 +52,9 @@ class FeedbackRecord:
     joined: bool
 
 
-def parked(path: Path) -> Iterator[UnmatchedFeedback]:
+def read_unmatched(path: Path) -> Iterator[UnmatchedFeedback]:
     """All of it, in the order in which it came. Raises StoreError."""
-    with reading(path) as connection:
+    with open_reader(path) as connection:
         for seq, at_s, feedback_id, episode_id, response_id, source in connection.execute(_PARKED):
             yield UnmatchedFeedback(
                 seq=seq,
@@ -66,15 +66,15 @@ def parked(path: Path) -> Iterator[UnmatchedFeedback]:
             )
 
 
-def said(path: Path) -> Iterator[FeedbackRecord]:
+def read_all_feedback(path: Path) -> Iterator[FeedbackRecord]:
     """All feedback, in the order in which it came. Raises StoreError."""
-    with reading(path) as connection:
+    with open_reader(path) as connection:
         for seq, body, route, joined in connection.execute(_SAID):
             given = decoded(seq, FeedbackGiven, body).feedback
             yield FeedbackRecord(feedback=given, route=route, joined=bool(joined))
 
 
-def known(connection: sqlite3.Connection, given: Feedback) -> Literal["no", "yes", "otherwise"]:
+def find_feedback(connection: sqlite3.Connection, given: Feedback) -> Literal["no", "yes", "otherwise"]:
     """Is there feedback of this sender with this id already? "otherwise": it says something else."""
     row = to_row(FeedbackGiven(given))
     found = connection.execute(_KEPT, (row.kind, row.key)).fetchone()

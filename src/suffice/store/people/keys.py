@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from suffice.store.database.views import decoded, reading
+from suffice.store.database.views import decoded, open_reader
 from suffice.store.rows.key_events import KeyUsage, KeyUsed, ObjectMade, StoredObject
 
 _MADE: Final = "SELECT seq, body FROM events WHERE kind = 'object_made' AND key = ?"
@@ -20,14 +20,14 @@ _ANSWERED: Final = """
 
 def stored_object(path: Path, object_id: str) -> StoredObject | None:
     """Who made an object, and where it is; None: nobody that the log knows. Raises StoreError."""
-    with reading(path) as connection:
+    with open_reader(path) as connection:
         found = connection.execute(_MADE, (object_id,)).fetchone()
     return None if found is None else decoded(found[0], ObjectMade, found[1]).made
 
 
 def used_on(path: Path, day: str) -> list[KeyUsage]:
     """What keys with a budget have used on a UTC day, in parts. Raises StoreError."""
-    with reading(path) as connection:
+    with open_reader(path) as connection:
         rows = connection.execute(_USED, (day, day)).fetchall()
     return [decoded(seq, KeyUsed, body).usage for seq, body in rows]
 
@@ -37,7 +37,7 @@ def senders_of(path: Path, named: Sequence[tuple[str | None, str | None]]) -> li
 
     Raises StoreError.
     """
-    with reading(path) as connection:
+    with open_reader(path) as connection:
         return [_senders(connection, episode_id, response_id) for episode_id, response_id in named]
 
 

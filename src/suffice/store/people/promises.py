@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from suffice.assurance.extractable import WINDOW_RUNS, refusal
+from suffice.assurance.extractable import WINDOW_RUNS, extractability_refusal
 from suffice.assurance.route_forecast import Outlook
 from suffice.assurance.tally import Tally
 from suffice.review.route_guarantee import GuaranteeInputs, RouteGuarantee, guarantee_of
@@ -18,10 +18,10 @@ from suffice.settings import Route
 from suffice.store.database.views import decoded, extracted_answers, route_findings
 from suffice.store.people.holds import Holds, read_holds
 from suffice.store.routes.experiments import read_experiments
-from suffice.store.routes.experiments import running as running_experiments
+from suffice.store.routes.experiments import read_running_experiments as running_experiments
 from suffice.store.routes.in_force import DeploymentState, read_decided
 from suffice.store.routes.rollouts import read_rollouts
-from suffice.store.routes.rollouts import running as running_rollouts
+from suffice.store.routes.rollouts import read_running_rollouts as running_rollouts
 from suffice.store.rows.events import RequestSeen
 from suffice.store.rows.kill_events import KillSwitched, KillSwitchState
 from suffice.types import Request, RouteFindings
@@ -48,8 +48,8 @@ class Promises:
         """Why a route must not act, by the latest full runs of its log; None: it may. Raises StoreError."""
         found, label = self.examined.get(name), scorer_label(route.scorer)
         if found is not None and found[1].scorer == label:
-            return refusal(extracted(connection, name, route, self.examined), label)
-        return refusal([] if tally is None else [one == "1" for one in tally.extracted], label)
+            return extractability_refusal(extracted(connection, name, route, self.examined), label)
+        return extractability_refusal([] if tally is None else [one == "1" for one in tally.extracted], label)
 
     def of(
         self, name: str, route: Route, outlook: Outlook | None, *, setup: str | None, unreadable: bool = False
@@ -89,11 +89,13 @@ def read_promises(connection: sqlite3.Connection, *, now_s: float, killed: bool)
         now_s=now_s,
         killed=killed,
         examined=route_findings(connection),
-        beside=beside(running_experiments(read_experiments(connection)), running_rollouts(read_rollouts(connection))),
+        beside=read_other_arms(
+            running_experiments(read_experiments(connection)), running_rollouts(read_rollouts(connection))
+        ),
     )
 
 
-def beside(experiments: Iterable[RunningExperiment], rollouts: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def read_other_arms(experiments: Iterable[RunningExperiment], rollouts: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """What serves a part of a route's requests in another way, by route.
 
     rollouts  routes on which one runs

@@ -17,12 +17,12 @@ from typing import Final
 
 from suffice.errors import StoreError
 from suffice.review.items import ReviewItem, ReviewLease, VerdictForm
-from suffice.review.queue import EMPTY, Queue, Record, Submission, give_back, next_for, submit
+from suffice.review.queue import EMPTY, Queue, Record, Submission, accept_verdict, give_back, next_for
 from suffice.review.select import item_of, of_run
 from suffice.settings import Review as ReviewRules
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.schema import MIGRATIONS
-from suffice.store.database.views import decoded, newer, reading
+from suffice.store.database.views import decoded, newer, open_reader
 from suffice.store.routes.windows import whole_episodes
 from suffice.store.rows.events import EVENTS, Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.rows.review_events import (
@@ -81,7 +81,7 @@ def _records(rows: Iterable[tuple[int, str, str]]) -> Iterator[Record]:
 
 def kept_question(path_or_connection: Path | str | sqlite3.Connection, episode_id: str, *, now_s: float) -> str | None:
     """The text of a run's question, where its route keeps it and its time is not over; else None. Raises StoreError."""
-    with reading(path_or_connection) as connection:
+    with open_reader(path_or_connection) as connection:
         found = connection.execute(_KEPT, (QuestionKept.kind, episode_id)).fetchone()
     if found is None:
         return None
@@ -93,7 +93,7 @@ def kept_sources(
     path_or_connection: Path | str | sqlite3.Connection, episode_id: str, *, now_s: float
 ) -> Sources | None:
     """What the steps of a run read and wrote, where its route keeps it and its time is not over. Raises StoreError."""
-    with reading(path_or_connection) as connection:
+    with open_reader(path_or_connection) as connection:
         found = connection.execute(_KEPT, (SourcesKept.kind, episode_id)).fetchone()
     if found is None:
         return None
@@ -136,7 +136,7 @@ def submit_verdict(writer: Decisions, said: VerdictForm, *, now_s: float) -> Sub
         place = reviews.queue.places.get(said.item)
         if place is None:
             return f"unknown item {said.item!r}: nobody was asked about such a run"
-        found = submit(place, said, now_s=now_s)
+        found = accept_verdict(place, said, now_s=now_s)
         if isinstance(found, str) or found.verdict is None:
             return found
         events: list[Event] = [VerdictGiven(found.verdict)]
@@ -156,7 +156,7 @@ def give_item_back(writer: Decisions, item: str, reviewer: str, reason: str, *, 
     return found is not None and _written(writer, [ReviewReturned(found)])
 
 
-def ask(writer: Decisions, item: ReviewItem) -> bool:
+def add_review(writer: Decisions, item: ReviewItem) -> bool:
     """Ask about a run; False: somebody was asked about it before. Raises StoreError."""
     return _written(writer, [ReviewAsked(item)])
 
@@ -172,7 +172,7 @@ def ask_about(
     """
     if not reason.strip() or not author.strip():
         return "to ask about a run needs an author and a reason"
-    with reading(writer.path) as connection:
+    with open_reader(writer.path) as connection:
         found = whole_episodes(connection, [episode_id], 0)
     if not found:
         return f"unknown run {episode_id!r}, or it has not ended"
@@ -184,7 +184,7 @@ def ask_about(
         return f"run {episode_id} was not governed, so there is nothing to judge"
     candidate = of_run(request, ended.event.outcome, "person", f"asked for by {author.strip()}: {reason.strip()}")
     item = item_of(candidate, rules[request.route], now_s=now_s, author=author.strip())
-    return item if ask(writer, item) else f"somebody is asked about run {episode_id} already"
+    return item if add_review(writer, item) else f"somebody is asked about run {episode_id} already"
 
 
 def _written(writer: Decisions, events: list[Event]) -> bool:

@@ -21,16 +21,16 @@ from suffice.rollout.versions import Here, Version, VersionLineage, make_version
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions, read_artefact
-from suffice.store.database.views import decoded, reading
+from suffice.store.database.views import decoded, open_reader
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.rollouts import (
     RolloutCandidate,
     RolloutRun,
     brought_by,
     own_version,
-    propose,
     read_rollouts,
-    serving,
+    read_serving_version,
+    start_candidate,
     undo,
     version_at,
 )
@@ -79,7 +79,7 @@ def propose_learned(
 
     Raises StoreError, and ConfigError for models that cannot be read.
     """
-    with reading(writer.path) as connection:
+    with open_reader(writer.path) as connection:
         one = learned_candidate(
             connection,
             name,
@@ -92,7 +92,9 @@ def propose_learned(
         )
     if isinstance(one, str):
         return one
-    return propose(writer, one, author=author, reason=reason, name=rollout, rules=rules_of(route), secret=secret)
+    return start_candidate(
+        writer, one, author=author, reason=reason, name=rollout, rules=rules_of(route), secret=secret
+    )
 
 
 def as_candidate(
@@ -168,7 +170,7 @@ def take_back(writer: Decisions, name: str, route: Route, *, author: str, reason
 
     Raises StoreError.
     """
-    with reading(writer.path) as connection:
+    with open_reader(writer.path) as connection:
         now = serves(connection, name, route)
         last = brought_by(read_rollouts(connection), name, now)
         problem = "" if last is None else _cannot_serve(connection, route, last.first.in_force, secret=secret)
@@ -212,6 +214,6 @@ def _family(made: Publication) -> str:
 def serves(connection: sqlite3.Connection, name: str, route: Route) -> str:
     """Address of what serves all of a route now; "": nothing does but the full run. Raises StoreError, ConfigError."""
     if route.policy:
-        return serving(read_rollouts(connection), name, own_version(route).address)
+        return read_serving_version(read_rollouts(connection), name, own_version(route).address)
     made = read_decided(connection).of(name).publication
     return "" if made is None else made.fit

@@ -12,8 +12,8 @@ from typing import Final
 from suffice.errors import StoreError
 from suffice.store.database.damage import find_damage, is_large
 from suffice.store.database.presence import Presence, read_presences, switch_reason
-from suffice.store.database.views import decoded, reading
-from suffice.store.routes.in_force import fold
+from suffice.store.database.views import decoded, open_reader
+from suffice.store.routes.in_force import fold_decisions
 from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
 from suffice.store.rows.events import EVENTS
 from suffice.types import Pause
@@ -77,12 +77,12 @@ def read_condition(
     if checks and not damage and not is_large(path):
         damage = find_damage(path, within_s=CHECK_S) or ""
     pauses: tuple[Pause, ...] = ()
-    with contextlib.suppress(StoreError, sqlite3.Error), reading(path) as connection:
+    with contextlib.suppress(StoreError, sqlite3.Error), open_reader(path) as connection:
         pauses = tuple(one for one in _pauses(connection) if one.route in routes)
     return Condition(kill_reason=switch_reason(switch), pauses=pauses, processes=processes, damage=damage)
 
 
 def _pauses(connection: sqlite3.Connection) -> list[Pause]:
     rows = connection.execute(_PAUSES, (EnforcementPaused.kind, EnforcementResumed.kind)).fetchall()
-    held = fold((decoded(seq, EVENTS[kind], body) for seq, kind, body in rows), {})
+    held = fold_decisions((decoded(seq, EVENTS[kind], body) for seq, kind, body in rows), {})
     return [one.pause for _, one in sorted(held.items()) if one.pause is not None]

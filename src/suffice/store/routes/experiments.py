@@ -20,7 +20,7 @@ import msgspec
 from suffice.rollout.experiment import RunningExperiment, allot, define, same_question
 from suffice.settings import Experiment as Written
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import EpisodeWithLabels, decoded, read_episodes, reading
+from suffice.store.database.views import EpisodeWithLabels, decoded, open_reader, read_episodes
 from suffice.store.rows.events import EVENTS
 from suffice.store.rows.experiment_events import (
     ExperimentChanged,
@@ -78,7 +78,7 @@ class UnitDraw:
 
 def read_experiments(path_or_connection: Path | str | sqlite3.Connection) -> tuple[ExperimentRun, ...]:
     """Every run of every experiment, in the order in which they were started. Raises StoreError."""
-    with reading(path_or_connection) as connection:
+    with open_reader(path_or_connection) as connection:
         rows = connection.execute(_DECIDED).fetchall()
     found: dict[tuple[str, int], ExperimentRun] = {}
     for seq, at_s, kind, body in rows:
@@ -126,7 +126,7 @@ def _at(one: RunningExperiment) -> tuple[str, int]:
 
 def _rival(wanted: RunningExperiment, held: Iterable[ExperimentRun]) -> str | None:
     """The running experiment that owns a part of the layer that this one wants; None: there is none."""
-    for one in running(held):
+    for one in read_running_experiments(held):
         if one.layer == wanted.layer and _at(one) != _at(wanted):
             shared = any(a < d and c < b for a, b in one.slots for c, d in wanted.slots)
             if shared:
@@ -134,15 +134,15 @@ def _rival(wanted: RunningExperiment, held: Iterable[ExperimentRun]) -> str | No
     return None
 
 
-def running(held: Iterable[ExperimentRun]) -> tuple[RunningExperiment, ...]:
-    """The experiments that requests take part in now, for `rollout.experiment.draw`."""
+def read_running_experiments(held: Iterable[ExperimentRun]) -> tuple[RunningExperiment, ...]:
+    """The experiments that requests take part in now, for `rollout.experiment.draw_arms`."""
     return tuple(one.experiment for one in held if one.runs)
 
 
 def read_draws(path_or_connection: Path | str | sqlite3.Connection, one: ExperimentRun) -> Iterator[UnitDraw]:
     """Every request that drew an arm of this run, in order; retries and turns share a unit. Raises StoreError."""
     wanted = {"since": one.seq, "until": one.end_seq, "name": one.experiment.name, "run": one.experiment.run}
-    with reading(path_or_connection) as connection:
+    with open_reader(path_or_connection) as connection:
         for seq, episode_id, body, query in connection.execute(_DRAWS, wanted):
             told = msgspec.json.decode(body, type=ArmDraw)
             yield UnitDraw(
@@ -157,7 +157,7 @@ def read_draws(path_or_connection: Path | str | sqlite3.Connection, one: Experim
 
 def read_runs(path_or_connection: Path | str | sqlite3.Connection, one: ExperimentRun) -> Iterator[EpisodeWithLabels]:
     """Whole runs of its routes that began while it ran, route after route, as they ended. Raises StoreError."""
-    with reading(path_or_connection) as connection:
+    with open_reader(path_or_connection) as connection:
         for route in one.experiment.routes:
             yield from read_episodes(connection, route, one.seq, ended_after=one.seq)
 
@@ -165,14 +165,16 @@ def read_runs(path_or_connection: Path | str | sqlite3.Connection, one: Experime
 # --------------------------------------------------------------------------- what people decide
 
 
-def start(writer: Decisions, name: str, written: Written, *, author: str, reason: str) -> ExperimentStart | str:
+def start_experiment(
+    writer: Decisions, name: str, written: Written, *, author: str, reason: str
+) -> ExperimentStart | str:
     """Let an experiment run as the settings have it, or give a running one its new weights and share.
 
     What was begun, or why not. Raises ConfigError where its layer has no room, and StoreError.
     """
     held = read_experiments(writer.path)
     now = next((one for one in held if one.runs and one.experiment.name == name), None)
-    mates = [one for one in running(held) if one.layer == written.layer and one.name != name]
+    mates = [one for one in read_running_experiments(held) if one.layer == written.layer and one.name != name]
     for mate in mates:
         if mate.unit != written.unit:
             return f"has the unit {written.unit!r}, and {mate.name}, which runs in its layer, has {mate.unit!r}"
@@ -193,7 +195,9 @@ def start(writer: Decisions, name: str, written: Written, *, author: str, reason
     return _written(writer, ExperimentChanged(begun), begun)
 
 
-def stop(writer: Decisions, name: str, *, author: str, reason: str, said: tuple[str, ...] = ()) -> ExperimentEnd | str:
+def stop_experiment(
+    writer: Decisions, name: str, *, author: str, reason: str, said: tuple[str, ...] = ()
+) -> ExperimentEnd | str:
     """End an experiment; what ended, or why nothing did. Raises StoreError.
 
     said  what it showed at its end, in sentences

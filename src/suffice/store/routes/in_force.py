@@ -106,10 +106,10 @@ def read_decided(
     if not rows:
         return known
     events = (decoded(seq, EVENTS[kind], body) for seq, kind, body in rows)
-    return DeploymentState(rows[-1][0], fold(events, known.routes))
+    return DeploymentState(rows[-1][0], fold_decisions(events, known.routes))
 
 
-def fold(events: Iterable[Event], known: Mapping[str, InForce]) -> dict[str, InForce]:
+def fold_decisions(events: Iterable[Event], known: Mapping[str, InForce]) -> dict[str, InForce]:
     """What holds on each route after these decisions."""
     routes = dict(known)
     for event in events:

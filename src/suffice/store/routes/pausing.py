@@ -14,7 +14,7 @@ from suffice.types import Pause, Resumption
 RACE: Final = "somebody else decided at the same moment; look again"
 
 
-def pause(writer: Decisions, route: str, *, reason: str, author: str) -> str | None:
+def start_pause(writer: Decisions, route: str, *, reason: str, author: str) -> str | None:
     """Let every request of a route run in full until somebody resumes it; why not, or None: it is done.
 
     Raises StoreError.
@@ -29,7 +29,7 @@ def pause(writer: Decisions, route: str, *, reason: str, author: str) -> str | N
     return _decide(writer, route, decided)
 
 
-def resume(writer: Decisions, route: str, *, reason: str, author: str) -> str | None:
+def end_pause(writer: Decisions, route: str, *, reason: str, author: str) -> str | None:
     """End a pause: what is certified acts again; why not, or None: it is done. Raises StoreError."""
 
     def decided(held: InForce) -> Event | str:

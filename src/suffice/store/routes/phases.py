@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from suffice.review.route_guarantee import window_of
-from suffice.store.database.views import reading
+from suffice.review.route_guarantee import request_window
+from suffice.store.database.views import open_reader
 from suffice.store.routes.in_force import DeploymentState, InForce, read_decided
 from suffice.store.routes.sampling import n_counted
 from suffice.types import BudgetAccount
@@ -72,7 +72,7 @@ def read_phases(
     decided   what is in force, if the caller has read it
     attended  does a living worker look after them?
     """
-    with reading(path_or_connection) as connection:
+    with open_reader(path_or_connection) as connection:
         found, wanted = {}, dict[str, int](connection.execute(_WANTED).fetchall())
         for name, held in (decided or read_decided(connection)).routes.items():
             burst = held.epoch.burst if held.epoch is not None else 0
@@ -129,7 +129,7 @@ def phase_of(held: InForce, *, n_requests: int = 0, n_labels_wanted: int = 0, at
         spending=made.spending if made is not None else None,
         judge_charge=evidence.judge_charge if evidence is not None else 0.0,
         arm=made.arm if made is not None else "",
-        window=window_of(evidence) if evidence is not None else None,
+        window=request_window(evidence) if evidence is not None else None,
         n_lost=evidence.n_lost if evidence is not None else 0,
         n_disagreeing=evidence.n_disagreeing if evidence is not None else None,
         audit_share=made.share if made is not None else None,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from suffice.assurance.route_forecast import Alert, Outlook
-from suffice.store.database.views import decoded, reading
+from suffice.store.database.views import decoded, open_reader
 from suffice.store.routes.sampling import n_counted
 from suffice.store.rows.advice_events import (
     AlertRaised,
@@ -70,7 +70,7 @@ def counts_since(connection: sqlite3.Connection, route: str, seq: int) -> tuple[
 
 
 def _newest(path_or_connection: Path | str | sqlite3.Connection, kind: str, route: str) -> tuple[int, str] | None:
-    with reading(path_or_connection) as connection:
+    with open_reader(path_or_connection) as connection:
         found = connection.execute(_NEWEST, (kind, route, route, route)).fetchone()
     return None if found is None else (int(found[0]), str(found[1]))
 

@@ -1,6 +1,6 @@
 """Rollouts as the log has them: which ran and which run, where each stands, and what serves a route behind them.
 
-    rows ──▶ read_rollouts ──▶ RolloutRun: state, author, reason, moves ──▶ serving: the version that is in force on a route
+    rows ──▶ read_rollouts ──▶ RolloutRun: state, author, reason, moves ──▶ the version that serves a route
     person's word ──▶ propose, move, undo ──▶ rows, each written only if nobody was quicker
 
 Knows rows; refuses to know what the evidence says (`control.jobs.advance`) and who is served (`gateway.variants`).
@@ -15,14 +15,22 @@ from pathlib import Path
 from typing import Any, Final, TypedDict
 
 from suffice.errors import ConfigError
-from suffice.rollout.cool_down import Past, refusal
+from suffice.rollout.cool_down import Past, cool_down_refusal
 from suffice.rollout.rules import Rules
-from suffice.rollout.stages import State, Transition, begin, hold, promote, resume, roll_back
-from suffice.rollout.versions import Version, VersionLineage, make_version, open_version, seal
+from suffice.rollout.stages import (
+    State,
+    Transition,
+    hold_rollout,
+    promote_rollout,
+    resume_rollout,
+    roll_back,
+    start_rollout,
+)
+from suffice.rollout.versions import Version, VersionLineage, make_version, open_version, seal_version
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions, read_artefact
-from suffice.store.database.views import decoded, reading
+from suffice.store.database.views import decoded, open_reader
 from suffice.store.routes.windows import requests_since
 from suffice.store.rows.events import EVENTS
 from suffice.store.rows.rollout_events import (
@@ -71,7 +79,7 @@ class RolloutRun:
 
 def read_rollouts(path_or_connection: Path | str | sqlite3.Connection) -> tuple[RolloutRun, ...]:
     """Every rollout, in the order in which they began. Raises StoreError."""
-    with reading(path_or_connection) as connection:
+    with open_reader(path_or_connection) as connection:
         rows = connection.execute(_ROWS).fetchall()
     found: dict[str, RolloutRun] = {}
     for seq, _, kind, body in rows:
@@ -96,7 +104,7 @@ def read_rollouts(path_or_connection: Path | str | sqlite3.Connection) -> tuple[
     return tuple(found.values())
 
 
-def running(held: Iterable[RolloutRun]) -> dict[str, RolloutRun]:
+def read_running_rollouts(held: Iterable[RolloutRun]) -> dict[str, RolloutRun]:
     """The rollout that runs on each route."""
     return {one.state.route: one for one in held if not one.state.over}
 
@@ -113,7 +121,7 @@ def succession(held: Iterable[RolloutRun], route: str, own: str) -> tuple[str, .
     return tuple(line)
 
 
-def serving(held: Iterable[RolloutRun], route: str, own: str) -> str:
+def read_serving_version(held: Iterable[RolloutRun], route: str, own: str) -> str:
     """The version that serves a route: the last one of its `succession`."""
     return succession(held, route, own)[-1]
 
@@ -148,7 +156,7 @@ def proposed_version(
     table  the policy, as settings have it
     """
     lineage = VersionLineage(
-        parent=serving(held, name, own_version(route).address),
+        parent=read_serving_version(held, name, own_version(route).address),
         proposed_by=f"person:{author}",
         why=why,
         proposed_s=now_s,
@@ -197,7 +205,7 @@ def own_candidate(held: Iterable[RolloutRun], version: Version, *, route: str, o
 
     own  the settings' own policy as a version
     """
-    in_force = serving(held, route, own.address)
+    in_force = read_serving_version(held, route, own.address)
     if version.address == in_force:
         return f"{version.address} is in force on route {route} already"
     return RolloutCandidate(route=route, version=version, in_force=in_force, beside=(own,))
@@ -222,11 +230,11 @@ def beginning(
     held_by  why a person holds the route; "": nobody does
     """
     route, address = one.route, one.version.address
-    why = refusal(past_of(held, route), address, now_s=now_s, rules=rules, held=held_by, by_person=by_person)
+    why = cool_down_refusal(past_of(held, route), address, now_s=now_s, rules=rules, held=held_by, by_person=by_person)
     if why is not None:
         return why
     number = 1 + sum(each.state.route == route for each in held)
-    state = begin(
+    state = start_rollout(
         name,
         route=route,
         candidate=address,
@@ -242,10 +250,10 @@ def beginning(
 
 def kept_with(one: RolloutCandidate, *, secret: str) -> dict[str, str]:
     """What is written beside the log with the first row, by address."""
-    return {each.address: seal(each, secret=secret).decode() for each in (one.version, *one.beside)}
+    return {each.address: seal_version(each, secret=secret).decode() for each in (one.version, *one.beside)}
 
 
-def propose(
+def start_candidate(
     writer: Decisions,
     one: RolloutCandidate,
     *,
@@ -286,7 +294,7 @@ def move(writer: Decisions, route: str, moved: Callable[[RolloutRun], Transition
 
     Raises StoreError.
     """
-    one = running(read_rollouts(writer.path)).get(route)
+    one = read_running_rollouts(read_rollouts(writer.path)).get(route)
     if one is None:
         return f"no rollout runs on route {route}"
     try:
@@ -300,9 +308,9 @@ def move(writer: Decisions, route: str, moved: Callable[[RolloutRun], Transition
 
 
 STEPS: Final[Mapping[str, Callable[[State, Rules, StepOrder], Transition]]] = {
-    "promote": lambda state, rules, word: promote(state, rules, **word),
-    "hold": lambda state, _, word: hold(state, **word),
-    "release": lambda state, rules, word: resume(state, rules, **word),
+    "promote": lambda state, rules, word: promote_rollout(state, rules, **word),
+    "hold": lambda state, _, word: hold_rollout(state, **word),
+    "release": lambda state, rules, word: resume_rollout(state, rules, **word),
     "rollback": lambda state, _, word: roll_back(state, **word),
 }
 
@@ -312,8 +320,8 @@ def step(writer: Decisions, route: str, name: str, *, author: str, reason: str) 
 
     Raises StoreError.
     """
-    with reading(writer.path) as connection:
-        one = running(read_rollouts(connection)).get(route)
+    with open_reader(writer.path) as connection:
+        one = read_running_rollouts(read_rollouts(connection)).get(route)
         at = 0 if one is None else requests_since(connection, route, one.seq)
     word = StepOrder(by=f"person:{author}", reason=reason, at=at, now_s=writer.now())
     return move(writer, route, lambda held: STEPS[name](held.state, held.rules, word))
@@ -322,7 +330,7 @@ def step(writer: Decisions, route: str, name: str, *, author: str, reason: str) 
 def undo(writer: Decisions, route: str, now: str, *, author: str, reason: str) -> RolloutRun | str:
     """Take back the version that serves all of a route; a sentence where no rollout has brought it. Raises StoreError.
 
-    now  address of what serves it: of a policy (`serving`), or of learned models
+    now  address of what serves it: of a policy (`read_serving_version`), or of learned models
     """
     last = brought_by(read_rollouts(writer.path), route, now)
     if last is None:

@@ -146,7 +146,7 @@ def read_to(connection: sqlite3.Connection) -> ReadTo:
     return ReadTo(seq=0, last=last, at_s=0.0) if found is None else ReadTo(seq=found[0], last=last, at_s=found[1])
 
 
-def add(
+def add_rollups(
     connection: sqlite3.Connection,
     sums: Mapping[RollupKey, RollupSums],
     tallies: Mapping[str, Tally],
@@ -218,7 +218,7 @@ def _grained(sums: Mapping[RollupKey, RollupSums]) -> dict[tuple[int, RollupKey]
     return {key: one for key, one in found.items() if not one.is_zero}
 
 
-def read(
+def read_rollups(
     connection: sqlite3.Connection, by: tuple[Group, ...], *, route: str | None = None, since_hour: int = 0
 ) -> dict[tuple[str | int, ...], RollupSums]:
     """Sums for each value of `by`, in order; with () the one sum of everything, under ().

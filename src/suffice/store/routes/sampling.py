@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from suffice.assurance.sampling import Unkept
-from suffice.store.database.views import EpisodeWithLabels, decoded, labels_of, reading
+from suffice.store.database.views import EpisodeWithLabels, decoded, open_reader, read_labels
 from suffice.store.rows.events import RequestEnded, RequestSeen
 from suffice.store.rows.sampling_events import RatesSet, RequestsCounted, RowRates
 from suffice.types import Episode
@@ -41,7 +41,7 @@ def counted_cells(
 
     until_seq  None: all there is
     """
-    with reading(path_or_connection) as connection:
+    with open_reader(path_or_connection) as connection:
         rows = connection.execute(_CELLS, {"route": route, "since": since_seq, "until": until_seq}).fetchall()
     for seq, body in rows:
         yield from decoded(seq, RequestsCounted, body).counted.cells
@@ -57,7 +57,7 @@ def drawn_runs(
         yield EpisodeWithLabels(
             seq=seq,
             episode=Episode(request=request, outcome=outcome),
-            labels=labels_of(connection, request.episode_id, outcome.response_id),
+            labels=read_labels(connection, request.episode_id, outcome.response_id),
         )
 
 
@@ -68,6 +68,6 @@ def n_counted(connection: sqlite3.Connection, route: str, seq: int) -> int:
 
 def newest_rates(path_or_connection: Path | str | sqlite3.Connection, route: str) -> RowRates | None:
     """The rates that were set last on a route; None: nobody has set any. Raises StoreError."""
-    with reading(path_or_connection) as connection:
+    with open_reader(path_or_connection) as connection:
         found = connection.execute(_NEWEST, (route, route, route)).fetchone()
     return None if found is None else decoded(found[0], RatesSet, found[1]).rates

@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 
 from suffice.assurance.runs import Match, RunNumbers, measure_run
 from suffice.assurance.tally import Tally
-from suffice.store.database.views import EpisodeWithLabels, StoredLabel, decoded, labels_named, labels_of
+from suffice.store.database.views import EpisodeWithLabels, StoredLabel, decoded, labels_named, read_labels
 from suffice.store.routes import rollups
 from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.rows.sampling_events import RequestsCounted
@@ -116,7 +116,7 @@ def _ended(
     if asked is None:
         return None
     outcome = decoded(seq, RequestEnded, body).outcome
-    labels = labels_of(connection, name, outcome.response_id, until_seq=until_seq)
+    labels = read_labels(connection, name, outcome.response_id, until_seq=until_seq)
     episode = Episode(request=decoded(asked[0], RequestSeen, asked[1]).request, outcome=outcome)
     return RunEnd(at_s, EpisodeWithLabels(seq=seq, episode=episode, labels=labels))
 
@@ -134,7 +134,7 @@ def _relabelled(
         return None
     outcome = decoded(ended[0], RequestEnded, ended[2]).outcome
     episode = Episode(request=decoded(asked[0], RequestSeen, asked[1]).request, outcome=outcome)
-    labels = labels_of(connection, name, outcome.response_id, until_seq=seq)
+    labels = read_labels(connection, name, outcome.response_id, until_seq=seq)
     before = tuple(label for label in labels if label.seq < seq)
     return LabelChange(
         ended[1],
@@ -196,7 +196,7 @@ def _by_response(connection: sqlite3.Connection, response_id: str | None) -> str
     return str(found[0][0]) if len(found) == 1 else None
 
 
-def measured(item: EpisodeWithLabels, match: Match) -> RunNumbers:
+def measure_governed_run(item: EpisodeWithLabels, match: Match) -> RunNumbers:
     """One governed run in numbers; a label that cannot be compared is left out and said in the process's log."""
     try:
         return measure_run(item, match)
@@ -213,7 +213,7 @@ class RouteScorer:
     match: Match
 
 
-def fold(
+def fold_changes(
     tallies: dict[str, Tally],
     changes: Iterable[Change],
     scoring: Callable[[str], RouteScorer],
@@ -225,7 +225,7 @@ def fold(
     only  the routes that are of interest; None: all
     """
     for change in changes:
-        route = route_of(change)
+        route = change_route(change)
         if isinstance(change, UnwrittenLabel):
             continue  # the run is among those that were counted, and no tally tells their labels apart
         if only is not None and route not in only:
@@ -241,14 +241,14 @@ def fold(
         elif isinstance(change, RunEnd):
             episode = change.item.episode
             governed = episode.request.ungoverned is None
-            run = measured(change.item, scoring(route).match) if governed else None
+            run = measure_governed_run(change.item, scoring(route).match) if governed else None
             tally.add(episode.request, episode.outcome, run)
         elif change.after.episode.request.ungoverned is None:
             match = scoring(route).match
-            tally.relabel(measured(change.before, match), measured(change.after, match))
+            tally.relabel(measure_governed_run(change.before, match), measure_governed_run(change.after, match))
 
 
-def route_of(change: Change) -> str:
+def change_route(change: Change) -> str:
     """The route that a change is of."""
     if isinstance(change, RequestStart):
         return change.route
@@ -267,12 +267,12 @@ def tallies_now(connection: sqlite3.Connection, scoring: Callable[[str], RouteSc
     """
     tallies = rollups.read_tallies(connection)
     for stretch in _stretches(connection, rollups.read_to(connection).seq):
-        fold(tallies, stretch.changes, scoring)
+        fold_changes(tallies, stretch.changes, scoring)
     other = {name for name, one in tallies.items() if one.scorer != scoring(name).name and one.counts.get("labelled")}
     if other:
         tallies = {name: one for name, one in tallies.items() if name not in other}
         for stretch in _stretches(connection, 0):
-            fold(tallies, stretch.changes, scoring, only=other)
+            fold_changes(tallies, stretch.changes, scoring, only=other)
     return dict(sorted(tallies.items()))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import decoded, reading
+from suffice.store.database.views import decoded, open_reader
 from suffice.store.routes.sampling import n_counted
 from suffice.store.rows.control_events import JobRan, LabelWanted, PolicyPublished
 from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
@@ -36,7 +36,7 @@ def publications(connection: sqlite3.Connection, route: str, epoch: int) -> list
     return [one for one in found if one.epoch == epoch]
 
 
-def labels_wanted(connection: sqlite3.Connection, route: str) -> set[str]:
+def read_requested_labels(connection: sqlite3.Connection, route: str) -> set[str]:
     """Episodes of a route whose label was asked for."""
     rows = connection.execute("SELECT key FROM events WHERE kind = 'label_wanted' AND route = ?", (route,)).fetchall()
     return {key for (key,) in rows}
@@ -89,7 +89,7 @@ def last_place(connection: sqlite3.Connection) -> int:
 
 def job_history(path: Path | str, *, n: int = 50) -> list[JobRun]:
     """The latest runs of jobs that did something, oldest first. Raises StoreError."""
-    with reading(path) as connection:
+    with open_reader(path) as connection:
         rows = connection.execute(
             "SELECT seq, body FROM events WHERE kind = 'job_ran' ORDER BY seq DESC LIMIT ?", (n,)
         ).fetchall()

@@ -13,7 +13,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.testing.simulated.traffic import SimulatedTraffic, draw
+from suffice.testing.simulated.traffic import SimulatedTraffic, draw_traffic
 from suffice.testing.simulated.worlds import BENIGN, HARDER, HARSH, MANY, STEALTH, SWAPPED, USUAL, ClassWorld
 
 Floats = NDArray[np.float64]
@@ -77,9 +77,9 @@ def simulate(scenario: Scenario, n: int, *, seed: int) -> SimulatedTraffic:
     """
     if n < 1:
         raise ValueError(f"n: got {n}; at least 1")
-    return draw(scenario.before, scenario.after, scenario.path.share(n), np.random.default_rng(seed))
+    return draw_traffic(scenario.before, scenario.after, scenario.path.share(n), np.random.default_rng(seed))
 
 
 def in_world(world: ClassWorld, n: int, *, seed: int) -> SimulatedTraffic:
     """n requests of one world: to learn its truth from many of them."""
-    return draw(world, world, np.zeros(n), np.random.default_rng(seed))
+    return draw_traffic(world, world, np.zeros(n), np.random.default_rng(seed))

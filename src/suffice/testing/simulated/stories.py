@@ -51,7 +51,7 @@ class Stories:
         return np.concatenate([[0], np.cumsum(self.n_steps)])
 
 
-def tell(of: Blend, rng: np.random.Generator) -> Stories:
+def draw_stories(of: Blend, rng: np.random.Generator) -> Stories:
     """Draw one story for each request.
 
     of  parameters of the requests by name, see `worlds.blended`

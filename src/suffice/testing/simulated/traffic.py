@@ -12,7 +12,17 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.testing.simulated.stories import LED_AWAY, LONGEST, PLATEAU, RIGHT, SETTLED, Rows, Stories, tell, unfold
+from suffice.testing.simulated.stories import (
+    LED_AWAY,
+    LONGEST,
+    PLATEAU,
+    RIGHT,
+    SETTLED,
+    Rows,
+    Stories,
+    draw_stories,
+    unfold,
+)
 from suffice.testing.simulated.worlds import Blend, ClassWorld, blended
 
 Floats = NDArray[np.float64]
@@ -78,14 +88,14 @@ class SimulatedTraffic:
         return np.arange(len(self.z)) - np.repeat(self.starts[:-1], self.n_steps) + 1
 
 
-def draw(before: ClassWorld, after: ClassWorld, share: Floats, rng: np.random.Generator) -> SimulatedTraffic:
+def draw_traffic(before: ClassWorld, after: ClassWorld, share: Floats, rng: np.random.Generator) -> SimulatedTraffic:
     """One run for each request on the way from one world to another.
 
     share  how far the request is on the way, 0 … 1, shape (n,)
     """
     classes = _classes(before, after, share, rng)
     of = blended(before, after, share, classes)
-    stories = tell(of, rng)
+    stories = draw_stories(of, rng)
     rows = unfold(stories, of("p_lucky"), rng)
     kinds = np.array([c.kind for c in before.classes])[classes]
     x = _features(stories, rows, of, kinds, rng)

@@ -27,7 +27,7 @@ from suffice.gateway.log_follower import Follower, following
 from suffice.gateway.objects import Objects
 from suffice.gateway.route import BuiltRoute
 from suffice.gateway.sampling import LOOK_S as COUNTS_S
-from suffice.gateway.timer import watched
+from suffice.gateway.timer import run_periodically
 from suffice.settings import Settings
 from suffice.signals.drafts import Embedder
 from suffice.store.database.damage import find_damage, is_large
@@ -40,12 +40,12 @@ from suffice.store.rows.key_events import StoredObject
 from suffice.telemetry import LOG, Metrics
 from suffice.upstream.client import UpstreamClient
 from suffice.wiring.console import console
-from suffice.wiring.jobs import decisions
 from suffice.wiring.keys import key_ring, kill_file, new_id, presence_files
 from suffice.wiring.log_recovery import Again
 from suffice.wiring.prestart import Preflight, preflight
-from suffice.wiring.routes import build_route, check
-from suffice.wiring.startup import LogKnowledge, StartState, begin, keeper, waiting
+from suffice.wiring.routes import build_route, check_routes
+from suffice.wiring.startup import LogKnowledge, StartState, keeper, open_known_log, waiting
+from suffice.wiring.worker import open_decisions
 
 MOST_CHECK_S = 600.0  # for reading the log through after a start
 HANDLERS_END_S = 5.0  # at the end: how long a handler that was cut off has to write its outcome
@@ -132,7 +132,7 @@ class Library:
     close: Callable[[], None]  # writes down what waits, and lets go of the log
 
 
-def library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: threading.Lock) -> Library:
+def build_library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: threading.Lock) -> Library:
     """What a loop in this process is governed with: routes and the log, without sockets and without clients.
 
     vectors  of `embedders`; the caller opens and closes them
@@ -141,9 +141,9 @@ def library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: thread
     A log that cannot be opened holds no loop up: it goes on by the last-good file, or in full, until it can. Raises
     ConfigError, and StoreError for a folder in which there never was one.
     """
-    for warning in check(settings):
+    for warning in check_routes(settings):
         LOG.warning(warning)
-    begun = begin(settings, process="library")
+    begun = open_known_log(settings, process="library")
     presence = Announcement(presence_files(settings), process="library")
     try:
         gw = _running(settings, begun, {}, vectors, presence)
@@ -193,7 +193,7 @@ def _beside(settings: Settings, log: EventLog, gw: Gateway, stack: AsyncExitStac
         console(
             settings,
             log.path,
-            decisions=lambda: decisions(settings, create=False),
+            decisions=lambda: open_decisions(settings, create=False),
             told=gw.told,
             closing=lambda: not gw.ready,
         )
@@ -202,7 +202,7 @@ def _beside(settings: Settings, log: EventLog, gw: Gateway, stack: AsyncExitStac
 
 
 @asynccontextmanager
-async def gateway(
+async def build_gateway(
     settings: Settings, *, log: EventLog | None = None, found: Preflight | None = None
 ) -> AsyncIterator[App]:
     """Open the log and the upstreams, and give the ASGI application; close them all afterwards.
@@ -216,7 +216,7 @@ async def gateway(
     found = found or preflight(settings)
     for warning in found.warnings:
         LOG.warning(warning)
-    begun = begin(settings, log)
+    begun = open_known_log(settings, log)
     presence = Announcement(presence_files(settings), process="serve")
     try:
         clients = {
@@ -236,12 +236,12 @@ async def gateway(
                 await stack.enter_async_context(client)
             for embedder in found.embedders.values():
                 await stack.enter_async_context(embedder)
-            stack.enter_context(watched(gw.look_at_load, gw.metrics, site="load", every_s=LOOK_S))
-            stack.enter_context(watched(gw.look_at_kill, gw.metrics, site="kill", every_s=kill.LOOK_S))
+            stack.enter_context(run_periodically(gw.look_at_load, gw.metrics, site="load", every_s=LOOK_S))
+            stack.enter_context(run_periodically(gw.look_at_kill, gw.metrics, site="kill", every_s=kill.LOOK_S))
             gw.metrics.filled_by(gw.export_load)
             gw.metrics.filled_by(gw.export_promises)
             stack.enter_context(
-                watched(partial(request_log.tell_counts, gw), gw.metrics, site="counts", every_s=COUNTS_S)
+                run_periodically(partial(request_log.write_counts, gw), gw.metrics, site="counts", every_s=COUNTS_S)
             )
             app = App(gw)
             await _followed(settings, gw, begun, app, stack)
@@ -253,7 +253,7 @@ async def gateway(
                 gw.ready = False
                 await _handlers_end(gw)
                 rounds_service.close_all(gw)
-                request_log.tell_counts(gw, all_of_them=True)
+                request_log.write_counts(gw, all_of_them=True)
     finally:
         presence.release()
         if log is None:

@@ -25,15 +25,15 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import database_path
 from suffice.wiring.audit import upkeep
 from suffice.wiring.keys import deployment_salt
-from suffice.wiring.startup import missing
+from suffice.wiring.startup import missing_log_reason
 
 
-def decisions(settings: Settings, *, create: bool = True) -> Decisions:
+def open_decisions(settings: Settings, *, create: bool = True) -> Decisions:
     """The settings' log, open for a person's decisions; the caller closes it. Raises ConfigError and StoreError.
 
     create  make a log where there is none
     """
-    gone = missing(settings)
+    gone = missing_log_reason(settings)
     if gone is not None:
         raise StoreError(gone)
     return Decisions.open(
@@ -46,13 +46,13 @@ def decisions(settings: Settings, *, create: bool = True) -> Decisions:
 
 
 @contextmanager
-def worker(settings: Settings, *, learning: bool = True, create: bool = True) -> Iterator[Worker]:
+def open_worker(settings: Settings, *, learning: bool = True, create: bool = True) -> Iterator[Worker]:
     """The jobs on the settings' log, while the block lasts. Raises ConfigError and StoreError.
 
     learning  with the control loop's own, which fit; False: only those that look after the log
     create    make a log where there is none
     """
-    with decisions(settings, create=create) as writer, ExitStack() as stack:
+    with open_decisions(settings, create=create) as writer, ExitStack() as stack:
         author, salt = f"worker {secrets.token_hex(3)}", deployment_salt(settings)
         learners = _learners(settings, writer.path, author, salt, stack) if learning else ()
         keepers = _keepers(settings, writer.path, author, salt, stack)
