@@ -1,6 +1,6 @@
 """Both versions of a rollout, as audits are replayed under them: two policies, or learned models beside those in force.
 
-    audits ──▶ PolicyVersions.replay | LearnedVersions.replay ──▶ what each would have answered, and what it would have generated
+    audits ──▶ PolicyVersions.replay | LearnedVersions.replay ──▶ what each would have answered and generated
 
 A learned candidate is replayed at the level that its own certificate let act when the request came: before that it
 would have run in full, which is no pair. So what is compared is what would have been served, whatever was learned of it
