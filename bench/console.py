@@ -80,6 +80,21 @@ def tables(path: Path) -> dict[str, Any]:
     }
 
 
+def sample(index: int, tokens: int, answer: str) -> StepRecord:
+    """One sample of a run, as the log keeps it."""
+    return StepRecord(
+        index=index,
+        tokens=tokens,
+        answer=answer,
+        answer_source="sample",
+        confidence=None,
+        entropy=None,
+        probe_tokens=0,
+        action="continue",
+        reason="beta 0.71 is below 0.95",
+    )
+
+
 def episode(number: int, rng: random.Random) -> list[Event]:
     """One run and, for every fifth, a label."""
     name, route = f"ep_{number:08}", ROUTES[min(len(ROUTES) - 1, int(rng.expovariate(1.2)))]
@@ -87,20 +102,7 @@ def episode(number: int, rng: random.Random) -> list[Event]:
     answer = right if rng.random() < 0.85 else "0"
     stopped = not audit and rng.random() < 0.6
     n = rng.randrange(1, 4) if stopped else 4
-    steps = tuple(
-        StepRecord(
-            index=at + 1,
-            tokens=rng.randrange(20, 90),
-            answer=answer,
-            answer_source="sample",
-            confidence=None,
-            entropy=None,
-            probe_tokens=0,
-            action="continue",
-            reason="beta 0.71 is below 0.95",
-        )
-        for at in range(n)
-    )
+    steps = tuple(sample(at, rng.randrange(20, 90), answer) for at in range(1, n + 1))
     tokens = sum(step.tokens for step in steps)
     request = Request(
         episode_id=name,

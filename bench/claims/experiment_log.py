@@ -59,6 +59,21 @@ policy = {{ policy = "stable-answer", streak = 2 }}
 CHUNK: Final = 5_000  # requests that are written at once
 
 
+def sample(index: int, tokens: int, answer: str) -> StepRecord:
+    """One sample of a request, as the log keeps it."""
+    return StepRecord(
+        index=index,
+        tokens=tokens,
+        answer=answer,
+        answer_source="sample",
+        confidence=None,
+        entropy=None,
+        probe_tokens=0,
+        action="continue",
+        reason="",
+    )
+
+
 def episode(one: RunningExperiment, number: int, rng: random.Random) -> list[Event]:
     """One request with its outcome and what was said of it."""
     easy, gold = rng.random() < 0.7, str(rng.randrange(100, 999))
@@ -71,20 +86,6 @@ def episode(one: RunningExperiment, number: int, rng: random.Random) -> list[Eve
     stop = next((at + 1 for at in range(1, 8) if answers[at] == answers[at - 1]), 8) if brisk else 8
     votes = Counter(answers[:stop])
     answer = answers[stop - 1] if stop < 8 else max(votes, key=lambda one: votes[one])
-    steps = tuple(
-        StepRecord(
-            index=at + 1,
-            tokens=tokens[at],
-            answer=answers[at],
-            answer_source="sample",
-            confidence=None,
-            entropy=None,
-            probe_tokens=0,
-            action="continue",
-            reason="",
-        )
-        for at in range(stop)
-    )
     name = f"ep_{number:06}"
     request = Request(
         episode_id=name,
@@ -112,7 +113,7 @@ def episode(one: RunningExperiment, number: int, rng: random.Random) -> list[Eve
         answer=answer,
         response_id=None,
         usage=Usage(prompt_tokens=30, completion_tokens=sum(tokens[:stop])),
-        steps=steps,
+        steps=tuple(sample(*drawn) for drawn in zip(range(1, stop + 1), tokens, answers, strict=False)),
         stopped=stop < 8,
         stop_step=stop if stop < 8 else None,
         duration_s=sum(tokens[:stop]) / 150,

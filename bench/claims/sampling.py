@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import exp
@@ -40,7 +41,7 @@ from suffice.gateway.context import Gateway
 from suffice.gateway.key_limits import KeyLimits
 from suffice.gateway.sampling import LogSampler
 from suffice.replay.traces.own import own_traces
-from suffice.rollout.assign import assign_audit
+from suffice.rollout.assign import AuditAssignment, assign_audit
 from suffice.settings import Route, SamplingSettings, Settings, Store
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
@@ -141,65 +142,69 @@ def traffic(n: int, seed: int, *, labelled: float = LABELLED) -> Iterator[Asked]
         lot = assign_audit(name, share=AUDITS, salt="bench")
         full = kind.tokens * exp(kind.spread * normal[number] - kind.spread**2 / 2)
         stopped = bool(not lot.audit and stop[number] < STOPS)
-        spent = max(1, round(full * (kind.kept if stopped else 1.0)))
         is_right = bool(right[number] < kind.em_full - (kind.lost if stopped else 0.0))
-        steps = runs[number % len(runs)]
-        steps = steps[: len(steps) // 2 + 1] if stopped else steps
-        request = Request(
-            episode_id=name,
-            route=ROUTE,
-            kind="reasoning",
-            mode="enforce",
-            model="qwen3-8b",
-            stream=True,
-            n_samples=1,
-            audit=lot.audit,
-            propensity=lot.propensity,
-            policy_version="confidence-threshold-1a2b3c4d5e6f@12",
-            certified=True,
-            question_key=f"{number:016x}",
-            ungoverned=None,
-            received_at_s=1.7e9 + number / 10,
-            query=Query(
-                query_class=kind.name,
-                n_chars=412,
-                n_words=77,
-                n_numbers=4,
-                n_operators=1,
-                question_type="number",
-                script="latin",
-            ),
-            unit=lot.unit,
-            setup="5f2d9c31",
-        )
-        outcome = Outcome(
-            episode_id=name,
-            end_reason="stopped" if stopped else "done",
-            status=200,
-            answer="34",
-            response_id=f"chatcmpl-{name}",
-            stopped=stopped,
-            stop_reason="suffices" if stopped else None,
-            usage=Usage(prompt_tokens=269, completion_tokens=spent, reasoning_tokens=spent),
-            stop_step=len(steps) if stopped else None,
-            would_answer="34" if stopped else None,
-            decision="p_correct 0.972 reached 0.95",
-            tokens_saved_estimate=round(full) - spent if stopped else None,
-            estimate_method="mean of 412 full runs of this route that thought longer" if stopped else None,
-            steps=steps,
-            duration_s=spent / 90,
-            ttft_s=0.31,
-            model="qwen3-8b",
-            system_fingerprint="fp_44709d6fcb",
-        )
-        spoken = lot.audit or said[number] < labelled
+        label = Feedback(feedback_id=f"fb_{name}", episode_id=name, correct=is_right, source="exact-match")
         yield (
-            request,
-            outcome,
-            FeedbackGiven(Feedback(feedback_id=f"fb_{name}", episode_id=name, correct=is_right, source="exact-match"))
-            if spoken
-            else None,
+            _request(name, number, kind, lot),
+            _outcome(name, kind, runs[number % len(runs)], full=full, stopped=stopped),
+            FeedbackGiven(label) if lot.audit or said[number] < labelled else None,
         )
+
+
+def _request(name: str, number: int, kind: Kind, lot: AuditAssignment) -> Request:
+    return Request(
+        episode_id=name,
+        route=ROUTE,
+        kind="reasoning",
+        mode="enforce",
+        model="qwen3-8b",
+        stream=True,
+        n_samples=1,
+        audit=lot.audit,
+        propensity=lot.propensity,
+        policy_version="confidence-threshold-1a2b3c4d5e6f@12",
+        certified=True,
+        question_key=f"{number:016x}",
+        ungoverned=None,
+        received_at_s=1.7e9 + number / 10,
+        query=Query(
+            query_class=kind.name,
+            n_chars=412,
+            n_words=77,
+            n_numbers=4,
+            n_operators=1,
+            question_type="number",
+            script="latin",
+        ),
+        unit=lot.unit,
+        setup="5f2d9c31",
+    )
+
+
+def _outcome(name: str, kind: Kind, steps: tuple[StepRecord, ...], *, full: float, stopped: bool) -> Outcome:
+    """How a run ends whose full length is so many tokens and whose steps are these."""
+    spent = max(1, round(full * (kind.kept if stopped else 1.0)))
+    steps = steps[: len(steps) // 2 + 1] if stopped else steps
+    return Outcome(
+        episode_id=name,
+        end_reason="stopped" if stopped else "done",
+        status=200,
+        answer="34",
+        response_id=f"chatcmpl-{name}",
+        stopped=stopped,
+        stop_reason="suffices" if stopped else None,
+        usage=Usage(prompt_tokens=269, completion_tokens=spent, reasoning_tokens=spent),
+        stop_step=len(steps) if stopped else None,
+        would_answer="34" if stopped else None,
+        decision="p_correct 0.972 reached 0.95",
+        tokens_saved_estimate=round(full) - spent if stopped else None,
+        estimate_method="mean of 412 full runs of this route that thought longer" if stopped else None,
+        steps=steps,
+        duration_s=spent / 90,
+        ttft_s=0.31,
+        model="qwen3-8b",
+        system_fingerprint="fp_44709d6fcb",
+    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -212,6 +217,13 @@ class Cost:
     estimate_s: float = 0.0
     n_bytes: int = 0
     n_rows: int = 0
+
+    @contextmanager
+    def spent_on(self, part: str) -> Iterator[None]:
+        """Add what the block takes to one of the fields above."""
+        before = time.process_time()
+        yield
+        setattr(self, part, getattr(self, part) + time.process_time() - before)
 
     @property
     def cpu_s(self) -> float:
@@ -257,29 +269,11 @@ def log_of(
 ) -> Measured:
     """Write a log and read it."""
     database, clock = folder / "log.db", SimpleNamespace(now_s=1.7e9)
-    settings = Settings(
-        routes={
-            ROUTE: Route(
-                mode="enforce", audit_share=AUDITS, policy={"policy": "confidence-threshold"}, uncertified=True
-            )
-        },
-        monitoring=SamplingSettings(sample_rate=rate),
-        store=Store(url=f"sqlite:///{database}"),
-    )
+    settings = _settings(database, rate)
     now: Callable[[], float] = lambda: clock.now_s
     log, cost = SqliteLog.open(settings.store, now=now), Cost()
     sampling = LogSampler(settings=settings, salt="bench")
-    gw = cast(
-        Gateway,
-        SimpleNamespace(
-            log=log,
-            metrics=Metrics(),
-            sampling=sampling,
-            limits=KeyLimits(),
-            monotonic_s=now,
-            wall_s=now,
-        ),
-    )
+    gw = _gateway(log, sampling, now)
     with Decisions.open(database, now=now, monotonic_s=now) as writer:
         common: dict[str, Any] = {"settings": settings, "path": database, "matches": matching, "monotonic_s": now}
         jobs = (Rollup(now=now, **common), SamplingJob(author="bench", **common))
@@ -289,15 +283,12 @@ def log_of(
         requests = traffic(n, seed, labelled=labelled)
         for _ in range(0, n, STEP):
             chunk = [one for _, one in zip(range(STEP), requests, strict=False)]
-            before = time.process_time()
-            _write(gw, chunk, clock)
-            cost.record_s += time.process_time() - before
-            before = time.process_time()
-            _label(gw, chunk)
-            cost.labels_s += time.process_time() - before
-            before = time.process_time()
-            worker.round()
-            cost.sums_s += time.process_time() - before
+            with cost.spent_on("record_s"):
+                _write(gw, chunk, clock)
+            with cost.spent_on("labels_s"):
+                _label(gw, chunk)
+            with cost.spent_on("sums_s"):
+                worker.round()
             found = newest_rates(database, ROUTE)
             sampling.rates = {} if found is None else {ROUTE: found}
         request_log.write_counts(gw, all_of_them=True)
@@ -307,9 +298,8 @@ def log_of(
         for job in jobs:
             job.close()
     log.close()
-    before = time.process_time()
-    report = _report(database, read_episodes(database, ROUTE))
-    cost.estimate_s = time.process_time() - before
+    with cost.spent_on("estimate_s"):
+        report = _report(database, read_episodes(database, ROUTE))
     cost.n_bytes = sum(path.stat().st_size for path in folder.glob("log.db*"))
     with open_reader(database) as connection:
         cost.n_rows = int(connection.execute("SELECT count(*) FROM events").fetchone()[0])
@@ -325,6 +315,21 @@ def log_of(
         bands={"EM, stopped runs (the console's band)": (right / marked, between.low, between.high, TRUTH.em_stopped)},
         rates={} if found is None else dict(found.after),
     )
+
+
+def _settings(database: Path, rate: float) -> Settings:
+    route = Route(mode="enforce", audit_share=AUDITS, policy={"policy": "confidence-threshold"}, uncertified=True)
+    return Settings(
+        routes={ROUTE: route},
+        monitoring=SamplingSettings(sample_rate=rate),
+        store=Store(url=f"sqlite:///{database}"),
+    )
+
+
+def _gateway(log: SqliteLog, sampling: LogSampler, now: Callable[[], float]) -> Gateway:
+    """As much of a gateway as keeps books."""
+    parts = {"log": log, "metrics": Metrics(), "sampling": sampling, "limits": KeyLimits()}
+    return cast(Gateway, SimpleNamespace(**parts, monotonic_s=now, wall_s=now))
 
 
 def _write(gw: Gateway, chunk: Sequence[Asked], clock: SimpleNamespace) -> None:

@@ -1,4 +1,4 @@
-"""Attacks on connections: bytes that are no HTTP or could mean two things, clients that keep us waiting, and floods.
+"""Attacks on connections: bytes that are no HTTP or could mean two things, clients that keep us waiting, and signals.
 
 The first cases are the rows of `ATTACKS.md` about connections and signals; the others vary them.
 """
@@ -9,39 +9,41 @@ import contextlib
 import json
 import os
 import re
-import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from suffice.testing import EchoNonce, FakeRequest, FakeUpstream, GatewayProcess, Reply
+from suffice.testing import EchoNonce, FakeUpstream, GatewayProcess, Reply
 from suffice.testing.process import nested_toml
-
-CHAT = "/v1/chat/completions"
-SECRET = "sk-never-told"
-PROMPT = "what nobody may read"
-BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": PROMPT}]}).encode()
-STREAM = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": PROMPT}]}).encode()
-N = len(BODY)
-LENGTH = f"content-length: {N}"
-CHUNKED = "transfer-encoding: chunked"
-WHOLE = b"%x\r\n%b\r\n0\r\n\r\n" % (N, BODY)
-WAIT_S = 60.0  # beyond it a machine is not busy, but something hangs
-
-
-def slowly(seen: FakeRequest) -> Reply:
-    """A stream without an end in sight, where the prompt says slow; else a short answer."""
-    return Reply(reasoning=("so\n",) * 4_000, answer=("4",), delay_s=0.05) if "slow" in seen.text else Reply()
-
+from tests.attacks.raw_http import (
+    BODY,
+    CHAT,
+    CHUNKED,
+    GET,
+    LAST,
+    LENGTH,
+    PROMPT,
+    SECRET,
+    STREAM,
+    WAIT_S,
+    WHOLE,
+    N,
+    closing,
+    connect,
+    healthz,
+    port_of,
+    read_to_end,
+    request,
+    statuses,
+    talk,
+)
 
 # --------------------------------------------------------------------------- a gateway that is attacked
 
@@ -62,53 +64,6 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, fake: FakeUpstream) -> Ite
     }
     with GatewayProcess.serving(tmp_path_factory.mktemp("attacked"), settings) as process:
         yield process
-
-
-def port_of(url: str) -> int:
-    return int(url.rpartition(":")[2])
-
-
-def connect(port: int, host: str = "127.0.0.1") -> socket.socket:
-    client = socket.create_connection((host, port), timeout=WAIT_S)
-    client.settimeout(WAIT_S)
-    return client
-
-
-def read_to_end(client: socket.socket) -> bytes:
-    """All that comes until the server closes; a reset is an end, too."""
-    got = b""
-    with contextlib.suppress(ConnectionError):
-        while data := client.recv(65_536):
-            got += data
-    return got
-
-
-def talk(port: int, sent: bytes) -> bytes:
-    with connect(port) as client:
-        with contextlib.suppress(ConnectionError):
-            client.sendall(sent)
-        return read_to_end(client)
-
-
-def statuses(answer: bytes) -> list[int]:
-    return [int(code) for code in re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)]
-
-
-def request(
-    *headers: str, line: str = f"POST {CHAT} HTTP/1.1", host: str = "host: 127.0.0.1", body: bytes = BODY
-) -> bytes:
-    """A request that is whole, but for what a case changes."""
-    given = [line, *([host] if host else []), "content-type: application/json", f"x-canary: {SECRET}", *headers]
-    return "\r\n".join(given).encode("latin-1") + b"\r\n\r\n" + body
-
-
-def closing(*headers: str, **more: Any) -> bytes:
-    return request("connection: close", *headers, **more)
-
-
-def healthz(url: str, within_s: float = WAIT_S) -> int:
-    with urllib.request.urlopen(url + "/healthz", timeout=within_s) as reply:
-        return int(reply.status)
 
 
 # --------------------------------------------------------------------------- what is no HTTP, or could mean two things
@@ -190,8 +145,6 @@ def test_what_could_mean_two_things_is_refused(gateway: GatewayProcess, fake: Fa
 
 
 SMUGGLED = b"GET /v1/models HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n"
-GET = b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\n"
-LAST = b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n"
 SERVED: dict[str, tuple[bytes, list[int]]] = {
     "behind an upgrade to websocket": (GET + b"connection: upgrade\r\nupgrade: websocket\r\n\r\n" + SMUGGLED, [200]),
     "behind an upgrade to h2c": (GET + b"connection: upgrade\r\nupgrade: h2c\r\n\r\n" + SMUGGLED, [200]),
@@ -364,173 +317,6 @@ def test_a_model_that_thinks_for_longer_than_any_limit_of_the_client_is_waited_f
             answer = talk(port_of(one.url), closing(f"content-length: {len(STREAM)}", body=STREAM))
             assert statuses(answer) == [200]
             assert b"[DONE]" in answer
-
-
-# --------------------------------------------------------------------------- floods
-
-
-@contextlib.contextmanager
-def limited(folder: Path, settings: dict[str, Any], n_descriptors: int) -> Iterator[tuple[str, int]]:
-    """`suffice serve` as a process that may have so many descriptors, and no more."""
-    raw = {**settings, "store": {"url": f"sqlite:///{folder / 'log.db'}"}}
-    (folder / "suffice.toml").write_text(nested_toml(raw), encoding="utf-8")
-    code = "from suffice.cli.main import main; main()"
-    paths = os.pathsep.join(path for path in sys.path if path)
-    command = [
-        "sh",
-        "-c",
-        f'ulimit -n {n_descriptors}; exec "$0" "$@"',
-        sys.executable,
-        "-c",
-        code,
-        "serve",
-        "--config",
-        str(folder / "suffice.toml"),
-        "--port",
-        "0",
-        "--no-access-log",
-    ]
-    with (folder / "limited.txt").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": paths})
-    try:
-        end_s = time.monotonic() + WAIT_S
-        while not (found := re.search(rb"listening on (\S+)/v1", (folder / "limited.txt").read_bytes())):
-            assert time.monotonic() < end_s, (folder / "limited.txt").read_text()
-            assert process.poll() is None, (folder / "limited.txt").read_text()
-            time.sleep(0.02)
-        yield found[1].decode(), process.pid
-        process.terminate()
-        assert process.wait(WAIT_S) == 0
-    finally:
-        process.kill()
-        process.wait()
-
-
-def children(pid: int) -> list[int]:
-    return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def half_open(port: int, n: int, sent: bytes = GET) -> list[socket.socket]:
-    """So many connections that a client has left half-way; those that are closed at once count, too."""
-    opened = []
-    for i in range(n):
-        client = connect(port)
-        with contextlib.suppress(OSError):
-            client.sendall(sent if i % 2 else b"")
-        opened.append(client)
-    return opened
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory, fake: FakeUpstream) -> Iterator[tuple[str, int, Path]]:
-    """A gateway with 256 descriptors that has its worker: address, process, and what it wrote."""
-    if not Path("/proc/self/task").exists():
-        pytest.skip("finds the worker in /proc")
-    folder = tmp_path_factory.mktemp("small")
-    settings = {"upstreams": {"up": {"url": fake.url}}, "routes": {"r": {"upstream": "up"}}}
-    with limited(folder, settings, 256) as (url, pid):
-        yield url, pid, folder / "limited.txt"
-
-
-FLOODS: dict[str, tuple[int, bytes]] = {
-    "unfinished heads, while the worker begins": (600, b"POST /v1/chat"),
-    "unfinished bodies": (600, request(LENGTH)[:-1]),
-    "no byte at all": (600, b""),
-    "two thousand of each kind": (2_000, b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n"),
-}
-
-
-@pytest.mark.parametrize("name", FLOODS)
-def test_half_open_connections_keep_nobody_out(small: tuple[str, int, Path], name: str) -> None:
-    """The process and its worker live, and others are served."""
-    url, pid, told = small
-    n, sent = FLOODS[name]
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < n + 200:
-        pytest.skip(f"needs {n + 200} descriptors; the limit is {hard}")
-    with more_descriptors(n + 200):
-        attackers = half_open(port_of(url), n, sent)
-        try:
-            end_s = time.monotonic() + WAIT_S
-            while not children(pid):  # at the first case it begins its worker in the middle of the flood
-                assert time.monotonic() < end_s
-                assert healthz(url) == 200
-                time.sleep(0.1)
-            for _ in range(10):
-                assert healthz(url) == 200
-                asked = urllib.request.Request(url + CHAT, BODY, {"content-type": "application/json"})
-                with urllib.request.urlopen(asked, timeout=WAIT_S) as reply:
-                    assert reply.status == 200
-            n_open = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-            assert n_open < 256 - 20, "some are left for the log and the worker"
-            assert len(children(pid)) == 1
-        finally:
-            for client in attackers:
-                client.close()
-    assert "worker" not in told.read_text(), "it never ended, and could be started"
-    assert "Too many open files" not in told.read_text()
-    assert "suffice.access" not in told.read_text(), "a flag turns it off"
-
-
-@contextlib.contextmanager
-def more_descriptors(n: int) -> Iterator[None]:
-    """Let this process have so many while the block lasts."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, n), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-LIMITS: dict[str, dict[str, Any]] = {
-    "in total": {"max_connections": 4},
-    "from one address": {"max_connections_per_address": 4},
-}
-
-
-@pytest.mark.parametrize("name", LIMITS)
-def test_requests_that_came_whole_are_never_given_up_for_a_newcomer(tmp_path: Path, name: str) -> None:
-    with FakeUpstream.in_thread(slowly) as upstream:
-        settings = {
-            "server": {**LIMITS[name], "grace_s": 0.1},
-            "upstreams": {"up": {"url": upstream.url}},
-            "control": {"enabled": False},
-        }
-        body = json.dumps({"model": "m", "stream": True, "messages": [{"role": "user", "content": "slow"}]}).encode()
-        with GatewayProcess.serving(tmp_path, settings) as one, contextlib.ExitStack() as stack:
-            port = port_of(one.url)
-            live = [stack.enter_context(connect(port)) for _ in range(4)]
-            for client in live:
-                client.sendall(request(f"content-length: {len(body)}", body=body))
-                assert client.recv(16).startswith(b"HTTP/1.1 200")
-            answer = talk(port, b"")
-            assert statuses(answer) == [503]
-            assert b"retry-after: 1" in answer
-            assert b"too_many_connections" in answer
-            for client in live:
-                assert client.recv(1), "the others go on"
-            live[0].close()
-            end_s = time.monotonic() + WAIT_S
-            while statuses(talk(port, LAST)) != [200]:
-                assert time.monotonic() < end_s, "a place that became free is given away"
-
-
-def test_a_flood_from_one_address_leaves_room_for_another(tmp_path: Path, fake: FakeUpstream) -> None:
-    settings = {
-        "server": {"max_connections_per_address": 8, "host": "127.0.0.1"},
-        "upstreams": {"up": {"url": fake.url}},
-        "control": {"enabled": False},
-    }
-    with GatewayProcess.serving(tmp_path, settings) as one:
-        port = port_of(one.url)
-        other = socket.create_connection(("127.0.0.1", port), WAIT_S, source_address=("127.0.0.9", 0))
-        other.sendall(b"GET /hea")
-        attackers = half_open(port, 50)
-        other.sendall(b"lthz HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
-        assert statuses(read_to_end(other)) == [200], "it was there before, and is no part of the flood"
-        for client in (other, *attackers):
-            client.close()
 
 
 # --------------------------------------------------------------------------- signals

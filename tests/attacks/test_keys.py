@@ -1,206 +1,38 @@
-"""Attacks by those who hold a key: on routes, labels, objects, runs, budgets and files that are not theirs."""
+"""Attacks by those who hold a key: on routes, labels, objects and runs that are not theirs, each in one request."""
 
 from __future__ import annotations
 
-import http.client
-import json
-import os
-import re
-import stat
-import urllib.parse
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from suffice.store.database.views import read_events
-from suffice.store.rows.events import FeedbackGiven, RequestSeen
-from suffice.testing import FakeUpstream, Reply, Script
-from suffice.testing.process import GatewayProcess
-
-ENVIRONMENT = {
-    "PLAIN_KEYS": "sk-alice,sk-bob",
-    "LABEL_KEYS": "sk-labels",
-    "ROOT_KEY": "sk-root",
-    "CAROL_KEYS": "sk-carol,sk-carol-new",
-    "SLOW_KEY": "sk-slow",
-    "POOR_KEY": "sk-poor",
-    "NARROW_KEY": "sk-narrow",
-    "MUTE_KEY": "sk-mute",
-    "JUDGE_KEY": "sk-judge",
-    "VIEW_KEY": "sk-view",
-    "OFF_KEY": "sk-off",
-}
-KEYS: dict[str, Any] = {
-    "root": {"key_env": "ROOT_KEY", "all_objects": True},
-    "carol": {"key_env": "CAROL_KEYS", "routes": ["own"], "sources": ["user"]},
-    "slow": {"key_env": "SLOW_KEY", "requests_per_minute": 3},
-    "poor": {"key_env": "POOR_KEY", "tokens_per_day": 1},
-    "narrow": {"key_env": "NARROW_KEY", "concurrency": 1},
-    "mute": {"key_env": "MUTE_KEY", "sources": []},
-    "judge": {"key_env": "JUDGE_KEY", "routes": [], "sources": ["judge"]},
-    "view": {"key_env": "VIEW_KEY", "routes": [], "all_objects": True},
-    "off": {"key_env": "OFF_KEY", "routes": ["off", "r"]},
-}
-RELAYED = [
-    "POST /v1/files",
-    "GET /v1/files",
-    "GET /v1/files/file-1",
-    "DELETE /v1/files/file-1",
-    "GET /v1/files/file-1/content",
-    "POST /v1/batches",
-    "GET /v1/batches",
-    "GET /v1/batches/batch_1",
-    "POST /v1/batches/batch_1/cancel",
-    "GET /v1/threads/thread_1/messages",
-    "POST /v1/fine_tuning/jobs",
-    "GET /v1/fine_tuning/jobs",
-    "GET /v1/fine_tuning/jobs/ftjob-1",
-    "GET /v1/vector_stores",
-    "GET /v1/assistants",
-    "GET /v1/responses",
-    "GET /v1/conversations/conv_1",
-    "GET /v1/chat/completions/chatcmpl-1",
-    "GET /files/file-1",
-    "POST /tokenize",
-]
-
-
-def script(value: Any) -> Script:
-    return Script(pieces=(json.dumps(value).encode(),), content_type="application/json")
-
-
-MADE = {
-    "POST /responses": script({"id": "resp_1", "object": "response", "status": "completed", "output": []}),
-    "POST /files": script({"id": "file-1", "object": "file"}),
-    "POST /batches": script({"id": "batch_1", "object": "batch"}),
-    "POST /fine_tuning/jobs": script({"id": "ftjob-1", "object": "fine_tuning.job"}),
-}
-FOUND = {
-    entry.replace(" /v1/", " /"): script({"id": "x", "object": "secret", "data": ["secret"]})
-    for entry in [
-        *RELAYED,
-        "GET /v1/responses/resp_1",
-        "DELETE /v1/responses/resp_1",
-        "POST /v1/responses/resp_1/cancel",
-        "GET /v1/responses/resp_1/input_items",
-        "GET /v1/responses/resp_of_nobody",
-    ]
-}
-
-
-@dataclass
-class Answer:
-    """What came back."""
-
-    status: int
-    headers: Mapping[str, str]
-    raw: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.raw)
-
-    @property
-    def code(self) -> str | None:
-        """Of an error in OpenAI's shape."""
-        error: Mapping[str, Any] = self.json["error"]
-        assert set(error) == {"message", "type", "param", "code"}
-        code: str | None = error["code"]
-        return code
-
-
-@dataclass
-class Target:
-    """A gateway with tenants, and what some of them have made there."""
-
-    process: GatewayProcess
-    fake: FakeUpstream
-    named: dict[str, str] = field(default_factory=dict)  # ids by what they stand for
-
-    def ask(
-        self, method: str, path: str, key: str, body: Any = None, headers: Mapping[str, str] | None = None
-    ) -> Answer:
-        address = urllib.parse.urlsplit(self.process.url)
-        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
-        sent = {"authorization": f"Bearer {key}"} if key else {}
-        raw = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-        sent |= {"content-type": "application/json"} if raw is not None else {}
-        try:
-            connection.request(method, path, raw, {**sent, **(headers or {})})
-            response = connection.getresponse()
-            return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
-        finally:
-            connection.close()
-
-    def labels(self) -> list[FeedbackGiven]:
-        return [one.event for one in read_events(self.process.database) if isinstance(one.event, FeedbackGiven)]
-
-
-def chat(**fields: Any) -> dict[str, Any]:
-    return {"model": "m", "messages": [{"role": "user", "content": "2 + 2?"}], **fields}
-
-
-def settings(url: str) -> dict[str, Any]:
-    return {
-        "server": {
-            "api_keys_env": "PLAIN_KEYS",
-            "feedback_keys_env": "LABEL_KEYS",
-            "relay": RELAYED,
-            "retry_window_s": 600.0,
-        },
-        "keys": KEYS,
-        "upstreams": {"up": {"url": url}},
-        "routes": {
-            "r": {"upstream": "up"},
-            "own": {"upstream": "up", "match": {"model": "own-*"}},
-            "off": {"upstream": "up", "mode": "off", "match": {"header": "off"}},
-            "risky": {
-                "upstream": "up",
-                "mode": "enforce",
-                "uncertified": True,
-                "match": {"header": "fast"},
-                "policy": {"policy": "never"},
-            },
-            "loop": {"kind": "rounds", "scorer": "text", "policy": {"policy": "never"}},
-            "loop-off": {"kind": "rounds", "scorer": "text", "mode": "off"},
-        },
-        "control": {"enabled": False},
-    }
-
-
-@contextmanager
-def serving(folder: Path, fake: FakeUpstream) -> Iterator[Target]:
-    with GatewayProcess.serving(folder, settings(fake.url), environment=ENVIRONMENT) as process:
-        yield Target(process, fake)
+from suffice.testing import FakeUpstream
+from tests.attacks.tenants import (
+    CHAT,
+    DECIDE,
+    FEEDBACK,
+    RESPONSES,
+    Target,
+    chat,
+    fill,
+    serving,
+    upstream,
+    word,
+)
 
 
 @pytest.fixture(scope="module")
 def fake() -> Iterator[FakeUpstream]:
-    with FakeUpstream.in_thread(Reply(answer=("four",)), paths={**FOUND, **MADE}) as fake:
+    with upstream() as fake:
         yield fake
 
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory, fake: FakeUpstream) -> Iterator[Target]:
     with serving(tmp_path_factory.mktemp("keys"), fake) as target:
-        assert target.ask("POST", "/v1/responses", "sk-alice", {"model": "m", "input": "a"}).status == 200
-        assert target.ask("POST", "/v1/files", "sk-alice", {"purpose": "batch"}).status == 200
-        assert target.ask("POST", "/v1/batches", "sk-alice", {"input_file_id": "file-1"}).status == 200
-        assert target.ask("POST", "/v1/fine_tuning/jobs", "sk-alice", {"training_file": "file-1"}).status == 200
-        asked = target.ask("POST", "/v1/chat/completions", "sk-alice", chat())
-        opened = target.ask("POST", "/v1/decide", "sk-alice", {"route": "loop", "question": "q"})
-        target.named = {
-            "episode": asked.headers["x-suffice-episode-id"],
-            "response": asked.json["id"],
-            "token": asked.headers["x-suffice-feedback-token"],
-            "run": opened.json["episode_id"],
-        }
-        rated = {"feedback_id": "known", "episode_id": target.named["episode"], "source": "user", "thumbs": "up"}
-        assert target.ask("POST", "/v1/feedback", "sk-alice", rated).json["joined"] is True
+        fill(target)
         yield target
 
 
@@ -226,12 +58,7 @@ def get(key: str, path: str, status: int = 404, code: str | None = "not_found") 
     return Attack(key, "GET", path, None, {}, status, code)
 
 
-RESPONSES, CHAT, FEEDBACK, DECIDE = "/v1/responses", "/v1/chat/completions", "/v1/feedback", "/v1/decide"
 SCOPE = (403, "scope")
-
-
-def word(source: str, **fields: Any) -> dict[str, Any]:
-    return {"feedback_id": f"a-{source}", "episode_id": "{episode}", "source": source, "correct": True, **fields}
 
 
 OBJECTS: dict[str, Attack] = {
@@ -496,182 +323,3 @@ def test_what_a_key_may_do_is_served(
     target: Target, key: str, method: str, path: str, body: Any, headers: Mapping[str, str]
 ) -> None:
     assert target.ask(method, path, key, filled(body, target.named), headers).status == 200
-
-
-def test_an_id_that_an_application_used_first_does_not_swallow_the_reviewers_label(target: Target) -> None:
-    given = {"feedback_id": "same-id", "episode_id": target.named["episode"], "correct": True}
-    assert target.ask("POST", FEEDBACK, "sk-alice", {**given, "source": "user"}).json["duplicate"] is False
-    assert target.ask("POST", FEEDBACK, "sk-labels", {**given, "source": "reviewer"}).json["duplicate"] is False
-    assert target.ask("POST", FEEDBACK, "sk-labels", {**given, "source": "reviewer"}).json["duplicate"] is True
-    kept = [one.feedback for one in target.labels() if one.feedback.feedback_id == "same-id"]
-    assert [one.source for one in kept] == ["user", "reviewer"]
-    assert len({one.sender for one in kept}) == 2
-
-
-def test_a_reused_id_is_refused_in_a_batch_too(target: Target) -> None:
-    rows = [{"feedback_id": "twice", "episode_id": "ep_x", "source": "user", "thumbs": way} for way in ("up", "down")]
-    told = target.ask("POST", "/v1/feedback/batch", "sk-alice", {"feedback": rows}).json
-    assert [one["accepted"] for one in told["results"]] == [True, False]
-    assert told["results"][1]["error"]["code"] == "feedback_id_conflict"
-
-
-def test_in_a_batch_only_ones_own_answers_are_rated(target: Target) -> None:
-    rows = [
-        word("user", feedback_id="own?", episode_id=target.named["episode"]),
-        word("user", feedback_id="unknown", episode_id="ep_unknown"),
-    ]
-    told = target.ask("POST", "/v1/feedback/batch", "sk-bob", {"feedback": rows}).json
-    assert [one.get("error", {}).get("code") for one in told["results"]] == ["not_found", None]
-
-
-@pytest.mark.parametrize("scheme", ["bearer", "BEARER", "bEARER"])
-def test_one_key_is_one_sender_however_its_header_is_written(target: Target, scheme: str) -> None:
-    given = {"feedback_id": "spelling", "episode_id": target.named["episode"], "source": "user", "rating": 4}
-    first = target.ask("POST", FEEDBACK, "sk-alice", given)
-    again = target.ask("POST", FEEDBACK, "", given, {"authorization": f"{scheme} sk-alice"})
-    assert (first.status, again.status, again.json["duplicate"]) == (200, 200, True)
-
-
-def test_two_keys_of_one_name_are_one_caller(target: Target) -> None:
-    asked = target.ask("POST", CHAT, "sk-carol", chat(model="own-1"))
-    episode = asked.headers["x-suffice-episode-id"]
-    given = {"feedback_id": "new", "episode_id": episode, "source": "user", "thumbs": "up"}
-    assert target.ask("POST", FEEDBACK, "sk-carol-new", given).status == 200
-    assert target.ask("POST", FEEDBACK, "sk-bob", given).status == 404
-
-
-def test_the_same_opening_key_of_two_callers_opens_two_loops(target: Target) -> None:
-    opened = [
-        target.ask("POST", DECIDE, key, {"route": "loop", "question": "q"}, {"idempotency-key": "1"}).json["episode_id"]
-        for key in ("sk-alice", "sk-bob", "sk-alice")
-    ]
-    assert opened[0] == opened[2] != opened[1]
-
-
-def test_an_id_of_two_callers_is_two_conversations_and_no_retry(target: Target) -> None:
-    sent = chat(suffice={"conversation_id": "1"}, user="1")
-    episodes = [
-        target.ask("POST", CHAT, key, sent, {"idempotency-key": "1"}).headers["x-suffice-episode-id"]
-        for key in ("sk-alice", "sk-bob", "sk-bob")
-    ]
-    requests = [seen(target, episode).request for episode in episodes]
-    assert [one.delivery for one in requests] == [1, 1, 2]
-    assert requests[0].conversation != requests[1].conversation == requests[2].conversation
-    assert len({one.sender for one in requests}) == 2
-
-
-def seen(target: Target, episode: str) -> RequestSeen:
-    """The row of a request, once it is written."""
-    for _ in range(200):
-        for one in read_events(target.process.database):
-            if isinstance(one.event, RequestSeen) and one.event.key == episode:
-                return one.event
-        target.ask("GET", "/healthz", "")
-    raise AssertionError(f"no row of {episode}")
-
-
-def test_a_streamed_response_can_be_cancelled_by_its_maker_before_it_ends(tmp_path: Path) -> None:
-    begun = {"type": "response.created", "response": {"id": "resp_live", "status": "in_progress"}}
-    live = Script(pieces=(f"event: response.created\ndata: {json.dumps(begun)}\n\n".encode(),), end="hang", hang_s=600)
-    cancelled = script({"id": "resp_live", "status": "cancelled"})
-    paths = {"POST /responses": live, "POST /responses/resp_live/cancel": cancelled}
-    with FakeUpstream.in_thread(paths=paths) as fake, serving(tmp_path, fake) as target:
-        address = urllib.parse.urlsplit(target.process.url)
-        first = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
-        sent = {"authorization": "Bearer sk-alice", "content-type": "application/json"}
-        first.request("POST", RESPONSES, json.dumps({"model": "m", "stream": True}), sent)
-        response = first.getresponse()
-        assert b"response.created" in response.readline()
-        assert target.ask("POST", "/v1/responses/resp_live/cancel", "sk-bob").status == 404
-        assert target.ask("POST", "/v1/responses/resp_live/cancel", "sk-alice").status == 200
-        first.close()
-
-
-def test_a_key_sends_as_many_requests_a_minute_as_it_may(target: Target) -> None:
-    got = [target.ask("GET", "/v1/models", "sk-slow") for _ in range(5)]
-    assert [one.status for one in got] == [200, 200, 200, 429, 429]
-    assert (got[3].code, got[3].json["error"]["type"]) == ("rate_limit_exceeded", "rate_limit_error")
-    assert 1 <= int(got[3].headers["retry-after"]) <= 60
-    assert target.ask("POST", FEEDBACK, "sk-slow", word("user")).status == 429, "whatever it asks for"
-    assert target.ask("GET", "/healthz", "sk-slow").status == 200
-    assert target.ask("GET", "/v1/models", "sk-bob").status == 200, "and nobody else is held up"
-
-
-def test_a_key_has_as_many_requests_open_as_it_may(target: Target) -> None:
-    address = urllib.parse.urlsplit(target.process.url)
-    first = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
-    try:  # its body never comes, so it stays open
-        first.putrequest("POST", CHAT)
-        first.putheader("authorization", "Bearer sk-narrow")
-        first.putheader("content-type", "application/json")
-        first.putheader("content-length", "100")
-        first.endheaders()
-        first.send(b"{")
-        got = _until(target, 429)
-        assert (got.code, got.headers["retry-after"]) == ("rate_limit_exceeded", "1")
-    finally:
-        first.close()
-    assert _until(target, 200).status == 200, "it ended with its client"
-
-
-def _until(target: Target, status: int) -> Answer:
-    """Ask until the gateway has noticed how many requests there are."""
-    for _ in range(200):
-        got = target.ask("GET", "/v1/models", "sk-narrow")
-        if got.status == status:
-            return got
-        target.ask("GET", "/healthz", "")
-    raise AssertionError(f"never {status}, at last {got.status}")
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [f"sfc_{'0' * 12}_{'0' * 64}", "sfc_", "x" * 5_000, "sk-root", "{known}_" + "0" * 64],
-    ids=["nobody", "half", "long", "another kind", "somebody"],
-)
-def test_guesses_never_keep_out_whoever_has_the_right_secret(target: Target, wrong: str) -> None:
-    found = re.search(rb"sfc_[0-9a-f]{12}_[0-9a-f]{64}", target.process.stderr())
-    assert found is not None
-    right = found[0].decode()
-    guess = wrong.replace("{known}", right.rpartition("_")[0])
-    told = [target.ask("GET", "/api/overview", guess).status for _ in range(8)]
-    assert set(told) <= {401, 429}
-    assert told[-1] == 429
-    assert target.ask("GET", "/api/overview", right).status == 200
-    assert target.ask("GET", "/api/overview", "sk-root").status == 429, "a key is no secret of a person"
-
-
-def test_objects_and_budgets_outlive_a_restart(tmp_path: Path, fake: FakeUpstream) -> None:
-    with serving(tmp_path, fake) as target:
-        assert target.ask("POST", RESPONSES, "sk-alice", {"model": "m", "input": "a"}).status == 200
-        assert target.ask("POST", RESPONSES, "sk-bob", {"model": "m", "input": "a"}).status == 200, "the same id"
-        assert target.ask("GET", "/v1/responses/resp_1", "sk-bob").status == 404, "and it stays the first one's"
-        assert target.ask("POST", CHAT, "sk-poor", chat()).status == 200
-        spent = target.ask("POST", CHAT, "sk-poor", chat())
-        assert (spent.status, spent.code) == (429, "insufficient_quota")
-        assert 1 <= int(spent.headers["retry-after"]) <= 86_400
-        assert target.ask("GET", "/v1/models", "sk-poor").status == 200, "what costs no tokens is served"
-    with serving(tmp_path, fake) as target:
-        assert target.ask("GET", "/v1/responses/resp_1", "sk-alice").status == 200
-        assert target.ask("GET", "/v1/responses/resp_1", "sk-bob").status == 404
-        assert target.ask("POST", CHAT, "sk-poor", chat()).status == 429
-
-
-def test_the_log_and_what_lies_beside_it_are_for_their_owner_alone(tmp_path: Path, fake: FakeUpstream) -> None:
-    before = os.umask(0o000)
-    try:
-        for name in ("log.db", "log.salt"):
-            (tmp_path / name).touch(mode=0o666)
-        (tmp_path / "log.salt").write_text("a secret of this deployment")
-        (tmp_path / "log.salt").chmod(0o644)
-        with serving(tmp_path, fake) as target:
-            assert target.ask("POST", CHAT, "sk-alice", chat()).status == 200
-            found = {one.name: stat.S_IMODE(one.stat().st_mode) for one in tmp_path.iterdir()}
-            told = target.process.stderr().decode()
-    finally:
-        os.umask(before)
-    ours = {name: mode for name, mode in found.items() if name.startswith("log")}
-    assert {"log.db", "log.db-wal", "log.db-shm", "log.salt"} <= set(ours)
-    assert {name: oct(mode) for name, mode in ours.items() if mode & 0o077} == {}
-    assert "log.db: could be read by others (mode 0666); its mode is 0600 now" in told
-    assert "log.salt: could be read by others" in told

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from suffice.cli.main import main
 from suffice.testing import EchoNonce, FakeUpstream, GatewayProcess
-from tests.attacks.test_connections import port_of, statuses, talk
+from tests.attacks.raw_http import port_of, statuses, talk
 
 
 def refused(folder: Path, settings: str, *arguments: str, command: str = "serve") -> str:

@@ -15,7 +15,7 @@ from suffice.store.people.reviews import add_review
 from suffice.store.rows.control_events import AlarmRaised, EpochBegan, PolicyPublished
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.store.rows.review_events import Sources, SourcesKept
-from suffice.types import Alarm, Epoch, EvidenceSummary, Feedback, Publication, Query
+from suffice.types import Alarm, Epoch, EvidenceSummary, Feedback, Outcome, Publication, Query, Request
 from suffice.wiring import build_route, open_decisions, open_worker
 from tests.control.made import run
 
@@ -59,20 +59,7 @@ def events(route: str, *, n: int = 40, texts: tuple[str, ...] = ()) -> list[Even
         request = replace(request, route=route, audit=number % 2 == 0, propensity=0.5, query=query)
         outcome = replace(outcome, usage=replace(outcome.usage, prompt_tokens=30) if outcome.usage else None)
         if text:
-            steps = tuple(replace(step, answer=text, reason=text, caller_action=text) for step in outcome.steps)
-            outcome = replace(
-                outcome,
-                answer=text,
-                would_answer=text[::-1],
-                stop_step=3,
-                decision=text,
-                steps=steps,
-                vote=((text, 3),),
-                model=text,
-                estimate_method=text,
-                degraded=("probe",),
-            )
-            request = replace(request, model=text)
+            request, outcome = replace(request, model=text), _everywhere(text, outcome)
         elif number % 2 == 0:
             outcome = replace(outcome, stop_step=4, would_answer="7" if number % 10 == 0 else outcome.answer)
         else:
@@ -88,21 +75,7 @@ def events(route: str, *, n: int = 40, texts: tuple[str, ...] = ()) -> list[Even
             )
         if number % 4 == 0:  # a loop that its caller runs, with what it read
             request = replace(request, kind="rounds")
-            sources = (
-                Source(step=1, what="read", text=text or "The Danube."),
-                Source(step=1, what="wrote", text=text or "So it is the Danube."),
-            )
-            found.append(
-                SourcesKept(
-                    Sources(
-                        episode_id=request.episode_id,
-                        route=route,
-                        sources=sources,
-                        is_cut=number == 0,
-                        expires_at_s=9e9,
-                    )
-                )
-            )
+            found.append(_kept_sources(request, text, is_cut=number == 0))
         found += [RequestSeen(request), RequestEnded(outcome)]
         if number % 3 == 0:
             found.append(
@@ -119,6 +92,32 @@ def events(route: str, *, n: int = 40, texts: tuple[str, ...] = ()) -> list[Even
                 )
             )
     return found
+
+
+def _everywhere(text: str, outcome: Outcome) -> Outcome:
+    """The same end of a run, with the text wherever the model's words or its server's can stand."""
+    return replace(
+        outcome,
+        answer=text,
+        would_answer=text[::-1],
+        stop_step=3,
+        decision=text,
+        steps=tuple(replace(step, answer=text, reason=text, caller_action=text) for step in outcome.steps),
+        vote=((text, 3),),
+        model=text,
+        estimate_method=text,
+        degraded=("probe",),
+    )
+
+
+def _kept_sources(request: Request, text: str | None, *, is_cut: bool) -> SourcesKept:
+    """What a loop read and wrote in its first round."""
+    sources = (
+        Source(step=1, what="read", text=text or "The Danube."),
+        Source(step=1, what="wrote", text=text or "So it is the Danube."),
+    )
+    name, route = request.episode_id, request.route
+    return SourcesKept(Sources(episode_id=name, route=route, sources=sources, is_cut=is_cut, expires_at_s=9e9))
 
 
 def decided(route: str, text: str, setup: str) -> list[Event]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,21 @@ ROUTE = Route(
 )
 
 
+def sample(index: int, tokens: int, answer: str) -> StepRecord:
+    """One sample of a run."""
+    return StepRecord(
+        index=index,
+        tokens=tokens,
+        answer=answer,
+        answer_source="sample",
+        confidence=None,
+        entropy=None,
+        probe_tokens=0,
+        action="continue",
+        reason="",
+    )
+
+
 def run(
     number: int, rng: random.Random, *, p_right: float = 0.9, sure: bool | None = None, model: str = "m", **changes: Any
 ) -> tuple[Request, Outcome]:
@@ -40,10 +55,7 @@ def run(
     sure = rng.random() < 0.8 if sure is None else sure
     right = str(rng.randrange(1, 9))
     answers = [right if sure or rng.random() < p_right else str(rng.randrange(10, 99)) for _ in range(8)]
-    votes: dict[str, int] = {}
-    for answer in answers:
-        votes[answer] = votes.get(answer, 0) + 1
-    leader = max(votes, key=lambda answer: votes[answer])
+    leader = Counter(answers).most_common(1)[0][0]
     name = f"ep_{number:05}"
     known: dict[str, Any] = {
         "episode_id": name,
@@ -66,20 +78,7 @@ def run(
         "conversation": "",
         "query": Query(planned_steps=8, n_words=rng.randrange(5, 40)),
     }
-    steps = tuple(
-        StepRecord(
-            index=at + 1,
-            tokens=rng.randrange(20, 60),
-            answer=answer,
-            answer_source="sample",
-            confidence=None,
-            entropy=None,
-            probe_tokens=0,
-            action="continue",
-            reason="",
-        )
-        for at, answer in enumerate(answers)
-    )
+    steps = tuple(sample(at, rng.randrange(20, 60), answer) for at, answer in enumerate(answers, 1))
     outcome = Outcome(
         episode_id=name,
         end_reason="done",

@@ -13,6 +13,7 @@ from suffice.control.jobs.base import Worker
 from suffice.demo.console.month import DAY_S, DAYS, ROUTE, Clock, live, month, settings_for
 from suffice.demo.console.people import MATH, SUPPORT, make_feedback
 from suffice.demo.console.tries import Tries
+from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import open_reader, read_episodes
@@ -72,11 +73,10 @@ def test_a_short_month_is_a_log_like_any_other_and_all_of_it_is_summed_up(tmp_pa
         assert [step["read"] != [] for step in hand["loop"]["steps"]] == [True, True, True, False]
 
 
-def test_what_was_tried_is_there_as_if_the_commands_had_begun_it_and_the_pages_show_it(tmp_path: Path) -> None:
-    settings, path, now_s = settings_for(tmp_path / "console.db"), tmp_path / "console.db", time.time()
-    secret, n = deployment_salt(settings), 900
+def write_tries(settings: Settings, path: Path, *, n: int) -> None:
+    """Write the log of a month in which so many questions were asked of what was tried, and the worker looked on."""
+    secret, clock = deployment_salt(settings), Clock(time.time() - DAYS * DAY_S)
     log = SqliteLog.open(settings.store, now=time.time)
-    clock = Clock(now_s - DAYS * DAY_S)
     with Decisions.open(path, now=clock, monotonic_s=clock) as writer:
         made = Tries(settings=settings, writer=writer, secret=secret, salt="s", rng=random.Random(9))
         advance = Advance(
@@ -105,6 +105,11 @@ def test_what_was_tried_is_there_as_if_the_commands_had_begun_it_and_the_pages_s
                 made.follow()
         advance.close()
     log.close()
+
+
+def test_what_was_tried_is_there_as_if_the_commands_had_begun_it_and_the_pages_show_it(tmp_path: Path) -> None:
+    settings, path = settings_for(tmp_path / "console.db"), tmp_path / "console.db"
+    write_tries(settings, path, n=900)
     hasty, sober = read_rollouts(path)
     assert (hasty.state.stage, hasty.moves[-1].by) == ("rolled_back", "evidence"), "it loses EM, and not by a word"
     assert "surely lower" in hasty.moves[-1].reason

@@ -18,7 +18,7 @@ import pytest
 from suffice.gateway.http_protocol import UNFINISHED_HEAD_BYTES
 from suffice.testing import Reply, Script, status
 from tests.faults import test_upstream
-from tests.gateway import test_bad_input, test_passthrough_endpoints
+from tests.gateway import test_bad_input, test_endpoint_table
 from tests.gateway.conftest import Serve
 from tests.gateway.served import CHAT, chat
 from tests.gateway.test_bad_input import AUTH, GOOD, SECRET, assert_alive, assert_no_leak
@@ -234,4 +234,4 @@ def test_every_number_from_1_to_58_has_a_case() -> None:
     found = {int(name.split()[0]) for name in chain(*tables) if name.split()[0].isdigit()} | set(ELSEWHERE)
     assert sorted(found) == list(range(1, 59))
     assert all(inspect.iscoroutinefunction(test) for test in ELSEWHERE.values())
-    assert inspect.iscoroutinefunction(test_passthrough_endpoints.test_every_endpoint_has_its_guards)
+    assert inspect.iscoroutinefunction(test_endpoint_table.test_every_endpoint_has_its_guards)

@@ -3,8 +3,8 @@
     runs with what was said of them, in the log's order ──▶ likings: means of full and stopped runs, effect of stopping
 
 The effect is paired by the audit lottery: of runs in which a stop was asked for, audits went on and the others stopped,
-so both are alike but for that. All intervals are confidence sequences and may be read at any
-moment (`sequence`, `ratio`).
+so both are alike but for that (`satisfaction.RatingPairs`). All intervals are confidence sequences and may be read at
+any moment (`sequence`, `ratio`).
 
 What is assumed. Votes are missing not at random: angry people vote more often. Silence is therefore never counted, in
 neither direction; a mean speaks of those who spoke. The *effect* needs less: that whoever votes does so by how the

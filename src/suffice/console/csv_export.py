@@ -21,7 +21,7 @@ def format_csv_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> 
 def format_csv_cell(value: object) -> str:
     """A value as a cell: numbers as they are, text inert.
 
-    >>> [cell(x) for x in (None, -1.5, "=1+1", " @SUM(A1)", "fine", True)]
+    >>> [format_csv_cell(x) for x in (None, -1.5, "=1+1", " @SUM(A1)", "fine", True)]
     ['', '-1.5', "'=1+1", "' @SUM(A1)", 'fine', 'yes']
     """
     if isinstance(value, bool):

@@ -20,7 +20,7 @@ _STEPS: Final = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 def format_percent(value: float | None, digits: int = 1) -> str:
     """A fraction in per cent.
 
-    >>> [percent(x) for x in (0.3141, 1, None)]
+    >>> [format_percent(x) for x in (0.3141, 1, None)]
     ['31.4 %', '100.0 %', 'not measured']
     """
     return UNKNOWN if value is None else f"{100 * value:.{digits}f} %".replace("-", MINUS)
@@ -29,7 +29,7 @@ def format_percent(value: float | None, digits: int = 1) -> str:
 def format_points(value: float | None, digits: int = 2) -> str:
     """A difference of two rates in points, with its sign.
 
-    >>> [points(x) for x in (0.0123, -0.004, 0.0)]
+    >>> [format_points(x) for x in (0.0123, -0.004, 0.0)]
     ['+1.23 points', '−0.40 points', '0.00 points']
     """
     if value is None:
@@ -62,7 +62,7 @@ def format_count(value: float | None) -> str:
 def format_large(value: float | None) -> str:
     """A large count with three digits that say something.
 
-    >>> [short(x) for x in (12, 999, 1_234, 12_345_678, 2.5e9)]
+    >>> [format_large(x) for x in (12, 999, 1_234, 12_345_678, 2.5e9)]
     ['12', '999', '1.23 k', '12.3 M', '2.50 G']
     """
     if value is None:
@@ -139,7 +139,7 @@ def size(n_bytes: float) -> str:
 def format_difference(value: float | None, metric: str) -> str:
     """A difference between two arms of an experiment, in the metric's own unit and with its sign.
 
-    >>> [difference(-0.0224, "em"), difference(0.3, "satisfaction"), difference(-482.94, "tokens")]
+    >>> [format_difference(-0.0224, "em"), format_difference(0.3, "satisfaction"), format_difference(-482.94, "tokens")]
     ['−2.24', '+30.0', '−482.9']
     """
     if value is None:

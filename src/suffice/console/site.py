@@ -129,33 +129,13 @@ def endpoint_table(
         place="Overview",
         asks=DAYS,
     )
-    made = (
-        View(
-            path="/policies/weighed",
-            read=view_assessment(evidence),
-            record=RolloutAssessment,
-            template="_weighed.html",
-            title="What the evidence says of a rollout",
-            place="Policies & rollouts",
-            asks={"route": "of the rollout"},
-        ),
-        View(
-            path="/experiments/shown",
-            read=view_experiment(analyse),
-            record=ExperimentView,
-            template="_experiment.html",
-            title="What an experiment shows",
-            place="Experiments",
-            asks={"name": "of the experiment"},
-        ),
-        View(
-            path="/review",
-            read=Reader(from_file).page,
-            record=ReviewPage,
-            template="review.html",
-            title="Review",
-            place="Review",
-        ),
+    review = View(
+        path="/review",
+        read=Reader(from_file).page,
+        record=ReviewPage,
+        template="review.html",
+        title="Review",
+        place="Review",
     )
     alerts = View(
         path="/alerts",
@@ -174,4 +154,29 @@ def endpoint_table(
         place="Settings",
         needs="admin",
     )
-    return with_description(doors_of((first, *FIRST, *made, alerts, *LAST, settings), DEEDS, exports.DOORS))
+    views = (first, *FIRST, *_assessments(evidence, analyse), review, alerts, *LAST, settings)
+    return with_description(doors_of(views, DEEDS, exports.DOORS))
+
+
+def _assessments(evidence: Evidence, analyse: Analyse) -> tuple[View, ...]:
+    """What takes a while to find out: parts of pages, which ask for them once they are there."""
+    return (
+        View(
+            path="/policies/weighed",
+            read=view_assessment(evidence),
+            record=RolloutAssessment,
+            template="_weighed.html",
+            title="What the evidence says of a rollout",
+            place="Policies & rollouts",
+            asks={"route": "of the rollout"},
+        ),
+        View(
+            path="/experiments/shown",
+            read=view_experiment(analyse),
+            record=ExperimentView,
+            template="_experiment.html",
+            title="What an experiment shows",
+            place="Experiments",
+            asks={"name": "of the experiment"},
+        ),
+    )

@@ -65,7 +65,7 @@ class ServerConnections:
     def post(
         self, path: str, body: Any, headers: dict[str, str] | None = None, *, timeout_s: float | None = None
     ) -> Any:
-        """Return the answer's JSON. Raises RejectionError for a 4xx, else ServerUnavailable for what is no 200."""
+        """The answer's JSON. Raises RequestRejected for a 4xx and ServerUnavailable for all else but a 200."""
         raw = msgspec.json.encode(body)
         sent = self._headers | (headers or {})
         for attempt in (1, 2):

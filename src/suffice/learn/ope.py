@@ -1,6 +1,6 @@
 """Off-policy evaluation: what another policy would have earned, from the draws of the one that ran.
 
-    LoggedDraws (context, arm, odds of all arms, reward, was it drawn?) ──▶ PolicyValue (value, interval)
+    LoggedDraws (context, arm, odds of all arms, reward, learned by lot?) ──▶ PolicyValue (value, interval, n_effective)
 
     naive    mean of what was seen under the target's arms      biased by who is drawn and by who complains; to compare
     ips      weight x reward                                    unbiased, noisy

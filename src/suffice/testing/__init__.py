@@ -1,9 +1,9 @@
 """Fakes for your own tests: a model server that says what you tell it, and counts what it saw.
 
 >>> import json, urllib.request
->>> from suffice.testing import Chain, FakeUpstream
->>> chain = Chain([("two and two ", "3"), ("make four", "4")], final_answer="4")
->>> with FakeUpstream.in_thread(chain) as fake:
+>>> from suffice.testing import FakeUpstream, ScriptedThought
+>>> thought = ScriptedThought([("two and two ", "3"), ("make four", "4")], final_answer="4")
+>>> with FakeUpstream.in_thread(thought) as fake:
 ...     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "2 + 2?"}]})
 ...     with urllib.request.urlopen(fake.url + "/v1/chat/completions", body.encode()) as reply:
 ...         message = json.load(reply)["choices"][0]["message"]

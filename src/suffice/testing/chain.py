@@ -31,8 +31,8 @@ class At:
 class ScriptedThought:
     r"""A thought in steps, with the answer at each of them.
 
-    >>> chain = Chain([("2 and 2\n", "3"), ("make 4\n", "4")], "4")
-    >>> chain.answer_after("2 and 2").tokens, chain.answer_after("2 and 2\nmake 4").tokens
+    >>> thought = ScriptedThought([("2 and 2\n", "3"), ("make 4\n", "4")], "4")
+    >>> thought.answer_after("2 and 2").tokens, thought.answer_after("2 and 2\nmake 4").tokens
     (('3',), ('4',))
 
     steps         (text, answer) or (text, answer, p) or At; a step counts once all its words are out

@@ -85,11 +85,11 @@ class FaultProxy:
     """A faulty line to `upstream` ("host:port" or "http://host:port"). `url` is its own address.
 
     >>> import urllib.request
-    >>> from suffice.testing import FakeUpstream, FaultProxy, Line
+    >>> from suffice.testing import FakeUpstream, FaultProxy, LinkFaults
     >>> with FakeUpstream.in_thread() as fake, FaultProxy.in_thread(fake.url) as proxy:
     ...     with urllib.request.urlopen(proxy.url + "/health") as reply:
     ...         print(reply.status)
-    ...     proxy.to_client = Line(limit_bytes=0)
+    ...     proxy.to_client = LinkFaults(limit_bytes=0)
     ...     try:
     ...         urllib.request.urlopen(proxy.url + "/health")
     ...     except OSError as error:

@@ -131,7 +131,7 @@ class GatewayProcess:
 def nested_toml(tables: Mapping[str, Any], path: str = "") -> str:
     """Nested mappings as TOML; scalars first, then the tables.
 
-    >>> print(toml({"a": 1, "b": {"c": ["x"], "d e": {"f": True}}}))
+    >>> print(nested_toml({"a": 1, "b": {"c": ["x"], "d e": {"f": True}}}))
     "a" = 1
     ["b"]
     "c" = ["x"]

@@ -28,7 +28,7 @@ class SumsModel:
     """Answers the last `a + b`, `a - b` or `a * b` of a prompt.
 
     >>> from suffice.testing import FakeUpstream
-    >>> with FakeUpstream.in_thread(Sums()) as fake:
+    >>> with FakeUpstream.in_thread(SumsModel()) as fake:
     ...     fake.url.startswith("http://127.0.0.1:")
     True
 

@@ -59,45 +59,7 @@ def console(
     """
     people, alerts = People.of(settings), AlertReader()
     with ExitStack() as stack:
-        writer = _Once(stack, decisions)
-        desk = ConsoleContext(
-            settings=settings,
-            path=path,
-            told=told,
-            closing=closing,
-            now=time.time,
-            monotonic_s=time.monotonic,
-            killed=lambda: switch_reason(kill_file(settings)) is not None,
-            first=lambda: condition(settings, checks=False).sentences,
-            decisions=writer,
-            note_export=lambda name, n_rows, who: note_export(
-                writer(), what=name, where="the console", n_rows=n_rows, author=who, reason="asked for in the console"
-            ),
-            setup_of=lambda name: _setup(settings, name),
-            effect_of=lambda item: _effect(settings, path, item),
-            check_experiment=lambda name: check_experiment(settings, name),
-            propose=lambda name, address, reason, who: propose_learned(
-                writer(),
-                name,
-                settings.routes[name],
-                address,
-                author=who,
-                reason=reason,
-                rollout=f"{name}-{secrets.token_hex(4)}",
-                secret=deployment_salt(settings),
-            ),
-            take_back=lambda name, reason, who: take_back(
-                writer(), name, settings.routes[name], author=who, reason=reason, secret=deployment_salt(settings)
-            ),
-            doors=ConsoleAuth(
-                roster=people.now,
-                browsers=BrowserPolicy(hosts=(settings.console.host or settings.server.host, *settings.server.names)),
-                random_bytes=secrets.token_bytes,
-                session_s=settings.console.session_s,
-                now=time.time,
-                monotonic_s=time.monotonic,
-            ),
-        )
+        desk = _context(settings, path, people, writer=_Once(stack, decisions), told=told, closing=closing)
         desk.live = Live(
             look=lambda window: mark_of(desk, window),
             part=lambda window: live_part(desk, window, alerts),
@@ -117,6 +79,56 @@ def console(
             )
         finally:
             desk.close()
+
+
+def _context(
+    settings: Settings,
+    path: Path,
+    people: People,
+    *,
+    writer: Callable[[], Decisions],
+    told: Callable[[], None],
+    closing: Callable[[], bool],
+) -> ConsoleContext:
+    """What pages may look at and actions may do; the rest is as `console` has it."""
+    return ConsoleContext(
+        settings=settings,
+        path=path,
+        told=told,
+        closing=closing,
+        now=time.time,
+        monotonic_s=time.monotonic,
+        killed=lambda: switch_reason(kill_file(settings)) is not None,
+        first=lambda: condition(settings, checks=False).sentences,
+        decisions=writer,
+        note_export=lambda name, n_rows, who: note_export(
+            writer(), what=name, where="the console", n_rows=n_rows, author=who, reason="asked for in the console"
+        ),
+        setup_of=lambda name: _setup(settings, name),
+        effect_of=lambda item: _effect(settings, path, item),
+        check_experiment=lambda name: check_experiment(settings, name),
+        propose=lambda name, address, reason, who: propose_learned(
+            writer(),
+            name,
+            settings.routes[name],
+            address,
+            author=who,
+            reason=reason,
+            rollout=f"{name}-{secrets.token_hex(4)}",
+            secret=deployment_salt(settings),
+        ),
+        take_back=lambda name, reason, who: take_back(
+            writer(), name, settings.routes[name], author=who, reason=reason, secret=deployment_salt(settings)
+        ),
+        doors=ConsoleAuth(
+            roster=people.now,
+            browsers=BrowserPolicy(hosts=(settings.console.host or settings.server.host, *settings.server.names)),
+            random_bytes=secrets.token_bytes,
+            session_s=settings.console.session_s,
+            now=time.time,
+            monotonic_s=time.monotonic,
+        ),
+    )
 
 
 def _setup(settings: Settings, name: str) -> str:

@@ -47,7 +47,7 @@ _DAY_S = 86_400.0
 @REASON
 @AUTHOR
 @click.option("--dry-run", is_flag=True, help="Say how many rows would be looked at, and change nothing.")
-def erase_words(
+def erase(
     config: Path,
     episodes: tuple[str, ...],
     units: tuple[str, ...],

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from suffice.cli.deciding import find_settings
-from suffice.cli.labels.export_labels import export_label_studio, feedback_table
+from suffice.cli.labels.export_labels import feedback_table, label_studio
 from suffice.cli.shell import JSON_OBJECT, CommandGroup, fail
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def export() -> None:
     """Write runs, and what was said of them, for other programs."""
 
 
-export.add_command(export_label_studio)
+export.add_command(label_studio)
 export.add_command(feedback_table)
 
 

@@ -76,7 +76,7 @@ COLUMNS: Final = (
     help="Write the labeling interface that the project needs.",
 )
 @JSON_OBJECT
-def export_label_studio(
+def label_studio(
     config: Path,
     route: str,
     which: Which,

@@ -35,7 +35,7 @@ def reset_secret(name: str, path: str) -> None:
     "--role", type=click.Choice(["reviewer", "admin"]), default="reviewer", show_default=True, help="What they may do."
 )
 @CONFIG
-def add_person(name: str, role: str, path: str) -> None:
+def add(name: str, role: str, path: str) -> None:
     """Let NAME in; their secret is printed once."""
     kind: Literal["admin", "reviewer"] = "admin" if role == "admin" else "reviewer"
     _show("admin add", path, lambda people: people.add(name, kind), name, "added")

@@ -107,10 +107,7 @@ def demo(
         write_demo_report(results, folder / "report.json")
     except SufficeError as error:
         fail("demo", error)
-    show.print_demo(console, results)
-    console.print(f"\npicture: {_near(folder / 'demo.png')}   report: {_near(folder / 'report.json')}")
-    console.print(f"logs, readable with sqlite3 and `suffice status --db`: {_near(folder)}/*.db\n")
-    console.print(show.NEXT, highlight=False, markup=False)
+    _tell(console, folder, results)
     if any(result.errors for result in results):
         raise SystemExit(1)
 
@@ -135,6 +132,16 @@ def _online(console: Console, folder: Path, *, small: bool) -> int:
         return run_online(console, folder, small=small)
     except SufficeError as error:
         fail("demo", error)
+
+
+def _tell(console: Console, folder: Path, results: list[StageResult]) -> None:
+    """Show what came of it, where it lies and what to try next."""
+    from suffice.demo import show
+
+    show.print_demo(console, results)
+    console.print(f"\npicture: {_near(folder / 'demo.png')}   report: {_near(folder / 'report.json')}")
+    console.print(f"logs, readable with sqlite3 and `suffice status --db`: {_near(folder)}/*.db\n")
+    console.print(show.NEXT, highlight=False, markup=False)
 
 
 def _near(path: Path) -> str:

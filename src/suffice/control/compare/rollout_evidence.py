@@ -1,7 +1,7 @@
 """What the log says of a rollout, row by row: nothing is read twice, and what comes late is judged when it is there.
 
     rows since it began ──▶ feed ──▶ requests, live runs of both arms, audits, labels
-                            evidence ──▶ audits replayed under both versions, old ones judged anew ──▶ RolloutEvidence
+                            evidence ──▶ new audits replayed by both versions, old ones judged anew ──▶ RolloutEvidence
 
 A fold: fed in pieces or at once, it says the same at the same place. A run belongs to the step that the rollout was in
 when the run began, as the order of the rows has it. Ratings count in the order in which they became known. Of an audit

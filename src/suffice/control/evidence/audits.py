@@ -27,7 +27,7 @@ from suffice.learn.groups import prompt_fold
 from suffice.learn.rows import audit_runs
 from suffice.learn.served import N_FOLDS
 from suffice.settings import Route
-from suffice.types import Episode, Feedback, Outcome, Request
+from suffice.types import Episode, Feedback, Outcome, Query, Request
 
 # Ends that leave no answer because the upstream gave none, or because nothing was asked of it: the full run is wrong
 # then, a stop cannot lose anything against it, and leaving the audit out is the safe side.
@@ -67,6 +67,17 @@ class Audit:
         return audited_at(self.episode.request, probes=self.only_drawn)
 
     @property
+    def query(self) -> Query:
+        """What was known of its question."""
+        return self.episode.request.query or Query()
+
+    @property
+    def differs(self) -> bool:
+        """Does it give another answer anywhere on the way?"""
+        outcome = self.episode.outcome
+        return any(step.answer != outcome.answer for step in outcome.steps)
+
+    @property
     def is_lost(self) -> bool:
         """Did it leave nothing to judge: abandoned, timed out, shed, killed, or broken by a fault of ours?"""
         outcome = self.episode.outcome
@@ -79,6 +90,11 @@ class Audit:
     def fate(self) -> Fate:
         """What became of the run."""
         return fate(self.episode.request, self.episode.outcome)
+
+    def kept(self, at: int, epoch_at: int) -> Audit:
+        """The same audit as an epoch sees it that begins later: its label was there from the beginning, if at all."""
+        label_at = self.label_at if self.label_at == _NEVER else min(self.label_at, float(epoch_at))
+        return replace(self, at=at, label_at=label_at)
 
     def with_label(self, said: GivenLabel, at: int) -> Audit:
         """The same audit when something more has been said."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from suffice.errors import SufficeError
 from suffice.store.rows.control_events import EnforcementPaused, EpochBegan, LabelWanted, PolicyPublished
 from suffice.store.rows.events import Event
+from suffice.types import Publication
 
 
 class ReplayMismatch(SufficeError):
@@ -27,6 +28,11 @@ class Resolution:
         n_wanted = sum(isinstance(event, LabelWanted) for event in self.events)
         said = [sentence for event in self.events if (sentence := _sentence(event))]
         return "; ".join([*said, *([f"{n_wanted} labels wanted"] if n_wanted else [])])
+
+
+def essence(made: Publication) -> tuple[object, ...]:
+    """What a publication puts in force, and where: a replay of the log must come to the same."""
+    return made.at, made.fit, made.level, made.share, made.classes
 
 
 def _sentence(event: Event) -> str:

@@ -20,7 +20,7 @@ from suffice.control.evidence.latest import remember
 from suffice.control.jobs.base import JobReport, JobWriter
 from suffice.control.jobs.comparing import ComparisonJob
 from suffice.control.jobs.rows import LOOK_BACK, rows_since
-from suffice.control.loop.brake import Floor, delivered_right
+from suffice.control.loop.brake import Floor
 from suffice.review.holds import RouteHolds
 from suffice.review.incident import of_pause
 from suffice.settings import Route
@@ -57,19 +57,13 @@ class Watch:
         elif isinstance(event, RequestEnded) and event.outcome.episode_id in self._open:
             request = self._open.pop(event.outcome.episode_id)
             for said in self._joining.ended(event.outcome, weight_of(request, event.outcome)):
-                self._note(event.outcome.episode_id, said)
+                self.floor.hear(event.outcome.episode_id, said.feedback, self._joining, self.match)
         elif isinstance(event, FeedbackGiven):
-            said = GivenLabel(stored.seq, event.feedback, stored.at_s)
-            name = self._joining.said(said)
+            name = self._joining.said(GivenLabel(stored.seq, event.feedback, stored.at_s))
             if name is not None:
-                self._note(name, said)
+                self.floor.hear(name, event.feedback, self._joining, self.match)
         elif isinstance(event, EnforcementResumed) and event.route == self.name:
             self.floor.forget()
-
-    def _note(self, name: str, said: GivenLabel) -> None:
-        right = delivered_right(said.feedback, self._joining.answers[name], self.match)
-        if right is not None:
-            self.floor.note(name, right=right, stands_for=self._joining.stands_for.get(name, 1.0))
 
 
 @dataclass(slots=True, kw_only=True)

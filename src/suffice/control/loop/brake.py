@@ -24,9 +24,10 @@ from suffice.assurance.sample_ratio import Draws, broken, count_draws
 from suffice.assurance.sampling import Unkept, lot_of
 from suffice.assurance.strata import Outcomes, post_stratify
 from suffice.control.evidence.audits import Audit
+from suffice.control.evidence.label_join import LabelJoin
 from suffice.learn.certifier import Certificate
 from suffice.signals.query import class_of
-from suffice.types import Feedback, Outcome, PauseCause, Request
+from suffice.types import Feedback, Outcome, PauseCause, Publication, Request
 
 MOST_UPSTREAMS: Final = 50  # different answers to "who are you" that one epoch keeps in mind
 STRANGERS: Final = 1_000  # latest requests among which …
@@ -183,6 +184,14 @@ class Floor:
             oldest = next(iter(self.right))
             del self.right[oldest], self._weights[oldest]
 
+    def hear(self, episode_id: str, given: Feedback, joined: LabelJoin, match: Match) -> None:
+        """Take in what was said of a run that has ended, where a critical EM asks for it and it says who was right."""
+        if self.critical is None:
+            return
+        right = delivered_right(given, joined.answers[episode_id], match)
+        if right is not None:
+            self.note(episode_id, right=right, stands_for=joined.stands_for.get(episode_id, 1.0))
+
     def forget(self) -> None:
         """A person has looked: count anew."""
         self.right.clear()
@@ -229,3 +238,19 @@ def pause_cause(lottery: Lottery, floor: Floor | None) -> tuple[PauseCause, str]
         return "sample_ratio", broken
     below = floor.below() if floor is not None else None
     return None if below is None else ("critical_em", below)
+
+
+def incident_evidence(made: Publication | None, floor: Floor, *, epoch: int, at: int, n_audits: int) -> tuple[str, ...]:
+    """What an incident stands on, for the person who decides.
+
+    made      what is in force; None: nothing is
+    epoch     its number
+    at        requests of the route so far
+    n_audits  in the window
+    """
+    acts = f"level {made.level} of publication {made.number} acted" if made is not None and made.level else "no stop"
+    return (
+        f"{acts}, in epoch {epoch} at request {at:,}",
+        f"{sum(floor.right.values()):,} of the last {len(floor.right):,} labelled answers were right",
+        f"{n_audits:,} audits are in the window",
+    )

@@ -40,10 +40,10 @@ from suffice.control.evidence.fitting import LiveLearner, ServedVersion, fit_aud
 from suffice.control.evidence.label_delay import Lateness
 from suffice.control.evidence.label_join import LabelJoin
 from suffice.control.evidence.ratings import Ratings
-from suffice.control.evidence.resolution import ReplayMismatch, Resolution
+from suffice.control.evidence.resolution import ReplayMismatch, Resolution, essence
 from suffice.control.evidence.start_order import StartOrder
 from suffice.control.evidence.window_size import burst_requests
-from suffice.control.loop.brake import ClassMix, Floor, Lottery, Upstreams, delivered_right, pause_cause, upstream_of
+from suffice.control.loop.brake import ClassMix, Floor, Lottery, Upstreams, incident_evidence, pause_cause, upstream_of
 from suffice.control.loop.finish import FinishLog
 from suffice.control.loop.guarding import LiveGuards
 from suffice.control.loop.judge_error import JudgeCharge
@@ -72,18 +72,7 @@ from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, Reques
 from suffice.store.rows.hold_events import IncidentOpened
 from suffice.store.rows.rollout_events import RolloutBegun, RolloutMoved, RolloutUndone
 from suffice.store.rows.sampling_events import RequestsCounted
-from suffice.types import (
-    Alarm,
-    AlarmCause,
-    Episode,
-    Epoch,
-    Feedback,
-    Outcome,
-    Pause,
-    Publication,
-    Query,
-    Request,
-)
+from suffice.types import Alarm, AlarmCause, Episode, Epoch, Feedback, Outcome, Pause, Publication, Request
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -162,10 +151,7 @@ class RouteLoop:
         learner = LiveLearner(FeatureSelection((), ()), plan.cost_exponent)
         self.keeper = LiveKeeper(plan, learner, fit=self._fit, first=1.0, is_told=True)
         self.keeper.begin(float(epoch.at), read_windows(epoch.windows))
-        self.audits = [
-            replace(audit, at=at, label_at=_by(audit.label_at, epoch.at))
-            for audit, at in zip(kept, epoch.kept_at, strict=True)
-        ]
+        self.audits = [audit.kept(at, epoch.at) for audit, at in zip(kept, epoch.kept_at, strict=True)]
         self._n_taken, self._counts = 0, {}
         self._index()
         self._upstreams, self.lottery, self._early = Upstreams(), Lottery(), Early()
@@ -173,8 +159,7 @@ class RouteLoop:
         self._joining, self._lateness = LabelJoin(), Lateness(self.route.label_timeout_s)
         self.ceiling, self._ratings = None, Ratings.of(self.route)
         self._guards = LiveGuards(max_em_drop=epoch.max_em_drop, delta=1 - epoch.confidence)
-        judge = self.route.judge
-        self._judge = JudgeCharge(model=None if judge is None else judge.model, match=self.match)
+        self._judge = JudgeCharge.of(self.route, self.match)
         self._callers = set()
         self._brought, self._serves = RolloutTransition(), None
         for audit in self.audits:
@@ -289,15 +274,7 @@ class RouteLoop:
 
     def _heard(self, name: str, given: Feedback) -> None:
         self._ratings.said(name, given)
-        self._note_right(name, given)
-
-    def _note_right(self, name: str, given: Feedback) -> None:
-        """Keep in mind whether what was delivered was right, where a critical EM asks for it."""
-        if self.floor.critical is None:
-            return
-        right = delivered_right(given, self._joining.answers[name], self.match)
-        if right is not None:
-            self.floor.note(name, right=right, stands_for=self._joining.stands_for.get(name, 1.0))
+        self.floor.hear(name, given, self._joining, self.match)
 
     # ---- a look ----------------------------------------------------------------------------------
 
@@ -384,7 +361,7 @@ class RouteLoop:
         """Give the keeper what is new: labels of audits that it has, and audits that it has not."""
         keeper = self.keeper
         if self.chosen is None:  # not before the burst is over, when the epoch's queries are known
-            self.chosen = choose_features(self.route.kind, [_query(audit) for audit in self.audits])
+            self.chosen = choose_features(self.route.kind, [audit.query for audit in self.audits])
             keeper.learner = LiveLearner(self.chosen, keeper.plan.cost_exponent)
         if any(audit.labels for audit in self.audits):
             self._judge_labels()
@@ -394,7 +371,7 @@ class RouteLoop:
         self._n_taken = len(self.audits)
 
     def _take_over(self, address: str | None) -> None:
-        """Serve and certify a rollout's version, or the one before it again. Raises ReplayMismatch."""
+        """Serve and certify what a rollout has brought, or the version before it again. Raises ReplayMismatch."""
         self.keeper.rests = self._brought.rests
         if address is None or self.chosen is None:
             return
@@ -411,12 +388,10 @@ class RouteLoop:
         differing = [
             audit
             for place, audit in enumerate(self.audits)
-            if (apart[place] if place < len(apart) and self.keeper.served is not None else _differs(audit))
+            if (apart[place] if place < len(apart) and self.keeper.served is not None else audit.differs)
         ]
-        before, (self._counts, _) = (
-            self._counts,
-            verdicts(differing, self.match, callers=self._callers, hears=self._judge.hears),
-        )
+        before = self._counts
+        self._counts, _ = verdicts(differing, self.match, callers=self._callers, hears=self._judge.hears)
         changed = {name for name in {*before, *self._counts} if before.get(name) != self._counts.get(name)}
         places = sorted(self._places[name] for name in changed if self._places.get(name, self._n_taken) < self._n_taken)
         again = self._rows([self.audits[place] for place in places])
@@ -478,7 +453,7 @@ class RouteLoop:
             certified=0 < self.level <= self.keeper.floor,
             spending=self.keeper.spending if self.level else None,
             share=share,
-            reason=reason or self._why(changes),
+            reason=reason or self.keeper.reason(changes, said, level=self.level, most=self.ceiling, fit=address),
             author=self.author,
             evidence=replace(self.keeper.evidence(most=self.ceiling), judge_charge=self._judge.charge),
             setup=self._setup,
@@ -492,28 +467,13 @@ class RouteLoop:
         """Write a publication down, or find it in the log."""
         if self.expected:
             told = self.expected.popleft()
-            if _decided(told) != _decided(made):
+            if essence(told) != essence(made):
                 raise ReplayMismatch(f"route {self.name}: publication {told.number} does not follow from the log")
             self.held = replace(self.held, publication=told, last=told)
             return None
         event = PolicyPublished(made)
         self.held = self.held.after(event)
         return Resolution((event,), artefacts)
-
-    def _why(self, changes: Sequence[KeeperDecision]) -> str:
-        said = [change.reason for change in changes]
-        if self.ceiling is not None and self.ceiling < self.keeper.level:
-            said.append(f"ratings allow level {self.ceiling} at most")
-        held = self.held.publication
-        if not said and held is not None and held.level == self.level:
-            more = self.keeper.share > held.share
-            said.append("audits look worse than before: more are drawn" if more else "audits look as they did before")
-        if said:
-            return "; ".join(said)
-        n = self.keeper.n_audits
-        if self.level:
-            return f"level {self.level} passes on {n} audits"
-        return f"no level passes on {n} audits" if self._address() else f"{n} audits are too few to learn from"
 
     def _new_epoch(self, cause: AlarmCause, reason: str, stored: StoredEvent, *, keep: int = 0) -> Resolution:
         """Forget what no longer holds: level 0, full runs, and of the audits those of the last `keep` requests."""
@@ -586,7 +546,10 @@ class RouteLoop:
         events = self._wanted()
         pause = self._pause()
         if pause is not None:
-            incident = of_pause(pause, opened_at_s=self.at_s, evidence=self._evidence())
+            stands_on = incident_evidence(
+                self.held.publication, self.floor, epoch=self.epoch.number, at=self.n, n_audits=self.keeper.n_audits
+            )
+            incident = of_pause(pause, opened_at_s=self.at_s, evidence=stands_on)
             events += (EnforcementPaused(pause), IncidentOpened(incident))
             self.held = self.held.after(events[-2])
         return Resolution(tuple(events)) if events else None
@@ -595,18 +558,6 @@ class RouteLoop:
     def _max_em_drop(self) -> float:
         """The EM budget to be kept: the owner's, or the smaller one that a person holds the route to for a while."""
         return self.holds.in_effect(self.at_s).budget(self.route.max_em_drop)
-
-    def _evidence(self) -> tuple[str, ...]:
-        """What an incident stands on, for the person who decides."""
-        made = self.held.publication
-        stops = made is not None and made.level
-        acts = f"level {made.level} of publication {made.number} acted" if made is not None and stops else "no stop"
-        n_right, n = sum(self.floor.right.values()), len(self.floor.right)
-        return (
-            f"{acts}, in epoch {self.epoch.number} at request {self.n:,}",
-            f"{n_right:,} of the last {n:,} labelled answers were right",
-            f"{self.keeper.n_audits:,} audits are in the window",
-        )
 
     def _wanted(self) -> list[Event]:
         return list(wanted(self.name, self.keeper, self.audits, self.asked, self._lateness.timeout_s))
@@ -620,22 +571,3 @@ class RouteLoop:
             return None
         number = self.held.n_pauses + 1
         return Pause(route=self.name, number=number, cause=found[0], reason=found[1], author=self.author)
-
-
-def _decided(made: Publication) -> tuple[object, ...]:
-    """What a publication puts in force, and where."""
-    return made.at, made.fit, made.level, made.share, made.classes
-
-
-def _by(label_at: float, at: int) -> float:
-    """When a label came, as a new epoch sees it: by its beginning, if at all."""
-    return label_at if label_at == np.inf else min(label_at, float(at))
-
-
-def _query(audit: Audit) -> Query:
-    return audit.episode.request.query or Query()
-
-
-def _differs(audit: Audit) -> bool:
-    """Does it give another answer anywhere on the way?"""
-    return len({step.answer for step in audit.episode.outcome.steps} | {audit.episode.outcome.answer}) > 1

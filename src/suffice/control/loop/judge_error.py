@@ -21,6 +21,7 @@ from suffice.assurance.label_precedence import TRUSTED, rank_of
 from suffice.assurance.runs import Match
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.grades import graded, pair_grades, parse_grade, persons_word
+from suffice.settings import Route
 from suffice.types import Feedback
 
 MOST_SHARE: Final = 0.5  # of the budget
@@ -39,6 +40,11 @@ class JudgeCharge:
     heard: bool = False
     _known: tuple[int, int, int, int] | None = None  # counts at the last look: the bounds are functions of them
     _compared: dict[str, tuple[int, list[bool]]] = field(default_factory=dict)  # by audit: labels then, wrong grades
+
+    @classmethod
+    def of(cls, route: Route, match: Match) -> JudgeCharge:
+        """The judge that a route's owner names."""
+        return cls(model=None if route.judge is None else route.judge.model, match=match)
 
     def look(self, audits: Sequence[Audit], max_em_drop: float, callers: Collection[str]) -> None:
         """Measure the judge on all audits that count now.

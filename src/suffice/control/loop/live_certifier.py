@@ -6,6 +6,7 @@ does; the certificate is a function of counts, so it ends as if the label had be
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, floor
 from typing import Final
@@ -18,7 +19,7 @@ from suffice.assurance.windows import Windows
 from suffice.learn.audits import AuditRuns, Bools, Ints, Small
 from suffice.learn.certifier import Certifier, KeeperDecision, matured
 from suffice.learn.served import FoldedModels
-from suffice.types import BudgetAccount, EvidenceSummary
+from suffice.types import BudgetAccount, EvidenceSummary, Publication
 
 _MOST_LOG: Final = 700.0  # whose exponential is still a number
 
@@ -189,4 +190,29 @@ class LiveKeeper(Certifier):
             window_start=None if window is None else window.start,
             window_end=None if window is None else float(min(window.end, floor(found.until) + 1)),
             window_share=None if window is None else window.share,
+        )
+
+    def reason(
+        self, changes: Sequence[KeeperDecision], before: Publication | None, *, level: int, most: int | None, fit: str
+    ) -> str:
+        """Why a level is published, in a sentence.
+
+        changes  of the tick before it
+        before   what was published last; None: nothing was
+        level    that is published
+        most     the highest level that ratings allow; None: they take nothing off
+        fit      address of the version that is judged; "": there is none
+        """
+        said = [change.reason for change in changes]
+        if most is not None and most < self.level:
+            said.append(f"ratings allow level {most} at most")
+        if not said and before is not None and before.level == level:
+            more = self.share > before.share
+            said.append("audits look worse than before: more are drawn" if more else "audits look as they did before")
+        if said:
+            return "; ".join(said)
+        if level:
+            return f"level {level} passes on {self.n_audits} audits"
+        return (
+            f"no level passes on {self.n_audits} audits" if fit else f"{self.n_audits} audits are too few to learn from"
         )

@@ -1,6 +1,6 @@
 """What rollouts make of the version that a route's certify loop has in force: the loop's own, or one that was brought.
 
-    RolloutBegun, RolloutMoved, RolloutUndone ──▶ RolloutTransition.after ──▶ the next version, and whether refits rest
+    RolloutBegun, RolloutMoved, RolloutUndone ──▶ RolloutTransition.after ──▶ the version to take over, do refits rest?
 
 While a version is tried the one that it is compared with must not change, so the loop fits none of its own; and what a
 rollout has brought stays, until another one, a person or a new epoch takes it away. A rollout that began before the

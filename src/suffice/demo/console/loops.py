@@ -97,6 +97,7 @@ LOOPS: Final = (
 def walked(number: int, rng: random.Random, *, at_s: float) -> tuple[Event, ...]:
     """The rows of one run: asked, with its question; ended, with its sources. It runs in full and is observed."""
     loop = LOOPS[number % len(LOOPS)]
+    stop = _stop(loop)
     name = f"ep_{int(at_s * 1e3):011x}{number:08x}{rng.randrange(2**32):08x}"
     steps = tuple(
         StepRecord(
@@ -108,13 +109,12 @@ def walked(number: int, rng: random.Random, *, at_s: float) -> tuple[Event, ...]
             answer_source=None if one.answer is None else "caller",
             probe_tokens=0,
             caller_action=one.action,
-            action="stop" if at + 1 == _stop(loop) else "continue",
-            reason="the same answer twice" if at + 1 == _stop(loop) else "the answer has not settled",
+            action="stop" if at + 1 == stop else "continue",
+            reason="the same answer twice" if at + 1 == stop else "the answer has not settled",
             ctx_tokens=rng.randrange(300, 900),
         )
         for at, one in enumerate(loop.rounds)
     )
-    stop = _stop(loop)
     request = Request(
         episode_id=name,
         route=ROUTE,
@@ -147,13 +147,11 @@ def walked(number: int, rng: random.Random, *, at_s: float) -> tuple[Event, ...]
         would_answer=None if stop is None else loop.rounds[stop - 1].answer,
         duration_s=6.0,
     )
-    sources = [Source(step=at, what="read", text=text) for at, one in enumerate(loop.rounds, 1) for text in one.read]
-    sources += [Source(step=at, what="wrote", text=one.wrote) for at, one in enumerate(loop.rounds, 1) if one.wrote]
     until_s = at_s + KEPT_S
     return (
         RequestSeen(request),
         QuestionKept(QuestionText(episode_id=name, route=ROUTE, text=loop.question, expires_at_s=until_s)),
-        SourcesKept(Sources(episode_id=name, route=ROUTE, sources=tuple(sources), is_cut=False, expires_at_s=until_s)),
+        SourcesKept(Sources(episode_id=name, route=ROUTE, sources=_sources(loop), is_cut=False, expires_at_s=until_s)),
         RequestEnded(outcome),
     )
 
@@ -162,3 +160,10 @@ def _stop(loop: DemoLoop) -> int | None:
     """The first round whose answer is that of the one before."""
     answers = [one.answer for one in loop.rounds]
     return next((at + 1 for at in range(1, len(answers)) if answers[at] == answers[at - 1] is not None), None)
+
+
+def _sources(loop: DemoLoop) -> tuple[Source, ...]:
+    """What its rounds read, and then what they wrote."""
+    read = [Source(step=at, what="read", text=text) for at, one in enumerate(loop.rounds, 1) for text in one.read]
+    wrote = [Source(step=at, what="wrote", text=one.wrote) for at, one in enumerate(loop.rounds, 1) if one.wrote]
+    return (*read, *wrote)

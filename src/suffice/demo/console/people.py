@@ -67,26 +67,13 @@ def full_run(
 ) -> tuple[Request, Outcome, str]:
     """A question, its full run of samples, and the right answer."""
     right, easy = str(rng.randrange(2, 400)), rng.random() < kind.p_easy
-    held = right if rng.random() < (0.985 if easy else kind.p_right) else str(rng.randrange(2, 400))
-    answers = [held if easy or rng.random() < kind.p_held else str(rng.randrange(2, 400)) for _ in range(N_SAMPLES)]
-    if not easy and rng.random() < kind.p_misled:
-        answers[:N_MISLED] = [str(rng.randrange(2, 400))] * N_MISLED  # the first samples agree on something else
+    answers = _answers(right, kind, rng, easy=easy)
     votes = {answer: answers.count(answer) for answer in dict.fromkeys(answers)}
     leader = max(votes, key=lambda answer: votes[answer])
     name = f"ep_{int(at_s * 1e3):011x}{number:08x}{rng.randrange(2**32):08x}"
     steps = tuple(
-        StepRecord(
-            index=at + 1,
-            tokens=rng.randrange(90, 260) if easy else rng.randrange(180, 520),
-            answer=answer,
-            answer_source="sample",
-            confidence=None,
-            entropy=None,
-            probe_tokens=0,
-            action="continue",
-            reason=f"{votes_so_far(answers[: at + 1])} of {at + 1} samples agree",
-        )
-        for at, answer in enumerate(answers)
+        _sample(answers[:n], rng.randrange(90, 260) if easy else rng.randrange(180, 520))
+        for n in range(1, N_SAMPLES + 1)
     )
     n_words = max(4, int(rng.gauss(kind.n_words, kind.n_words / 4)))
     request = Request(
@@ -124,6 +111,30 @@ def full_run(
         decision="nothing is stopped in an audit" if audit else "",
     )
     return request, outcome, right
+
+
+def _answers(right: str, kind: Kind, rng: random.Random, *, easy: bool) -> list[str]:
+    """What each sample says, in their order."""
+    held = right if rng.random() < (0.985 if easy else kind.p_right) else str(rng.randrange(2, 400))
+    answers = [held if easy or rng.random() < kind.p_held else str(rng.randrange(2, 400)) for _ in range(N_SAMPLES)]
+    if not easy and rng.random() < kind.p_misled:
+        answers[:N_MISLED] = [str(rng.randrange(2, 400))] * N_MISLED  # the first samples agree on something else
+    return answers
+
+
+def _sample(answers: list[str], tokens: int) -> StepRecord:
+    """The latest of some samples, as the log keeps it."""
+    return StepRecord(
+        index=len(answers),
+        tokens=tokens,
+        answer=answers[-1],
+        answer_source="sample",
+        confidence=None,
+        entropy=None,
+        probe_tokens=0,
+        action="continue",
+        reason=f"{votes_so_far(answers)} of {len(answers)} samples agree",
+    )
 
 
 def votes_so_far(answers: list[str]) -> int:

@@ -6,7 +6,7 @@ a policy may be shown of a run: no label, no reference, nothing of the full run'
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final
@@ -93,65 +93,28 @@ class Batch:
         start, end = int(self.offset[i]), int(self.offset[i + 1])
         source, confidence = _SOURCE[self.kind], _known(self.confidence[start:end])
         unknown: list[float | None] = [None] * (end - start)
-        texts = self.text[start:end] if self.text is not None else unknown
-        columns = zip(
-            range(1, end - start + 1),
-            self.tokens[start:end].tolist(),
-            self.answer[start:end],
-            self.logprobs[start:end] if self.logprobs is not None else [()] * (end - start),
-            _known(self.entropy[start:end]),
-            [text or "" for text in texts],
-            np.maximum(self.probe_tokens[start:end], 0).tolist(),
-            self.ctx_tokens[start:end].tolist(),
-            unknown if self.stated else confidence,
-            _known(self.mass[start:end]),
-            _known(self.margin[start:end]),
-            _known(self.closed_entropy[start:end]),
-            _known(self.logprob[start:end]),
-            confidence if self.stated else unknown,
-            [None if flag < 0 else flag > 0 for flag in self.stop_flag[start:end].tolist()],
-            self.action[start:end],
-            strict=True,
-        )
-        return [
-            Step(
-                index=index,
-                tokens=tokens,
-                answer=answer,
-                answer_source=None if answer is None else source,
-                logprobs=logprobs,
-                entropy=entropy,
-                text=text,
-                probe_tokens=probe_tokens,
-                ctx_tokens=ctx_tokens,
-                confidence=said,
-                mass=mass,
-                margin=margin,
-                closed_entropy=closed_entropy,
-                logprob=logprob,
-                stated_confidence=stated,
-                said_done=said_done,
-                action=action,
-            )
-            for (
-                index,
-                tokens,
-                answer,
-                logprobs,
-                entropy,
-                text,
-                probe_tokens,
-                ctx_tokens,
-                said,
-                mass,
-                margin,
-                closed_entropy,
-                logprob,
-                stated,
-                said_done,
-                action,
-            ) in columns
-        ]
+        answers = self.answer[start:end]
+        columns: dict[str, Iterable[Any]] = {  # by field of a step
+            "index": range(1, end - start + 1),
+            "tokens": self.tokens[start:end].tolist(),
+            "answer": answers,
+            "answer_source": [None if answer is None else source for answer in answers],
+            "logprobs": self.logprobs[start:end] if self.logprobs is not None else [()] * (end - start),
+            "entropy": _known(self.entropy[start:end]),
+            "text": [text or "" for text in (self.text[start:end] if self.text is not None else unknown)],
+            "probe_tokens": np.maximum(self.probe_tokens[start:end], 0).tolist(),
+            "ctx_tokens": self.ctx_tokens[start:end].tolist(),
+            "confidence": unknown if self.stated else confidence,
+            "mass": _known(self.mass[start:end]),
+            "margin": _known(self.margin[start:end]),
+            "closed_entropy": _known(self.closed_entropy[start:end]),
+            "logprob": _known(self.logprob[start:end]),
+            "stated_confidence": confidence if self.stated else unknown,
+            "said_done": [None if flag < 0 else flag > 0 for flag in self.stop_flag[start:end].tolist()],
+            "action": self.action[start:end],
+        }
+        rows = zip(*columns.values(), strict=True)
+        return [Step(**dict(zip(columns, row, strict=True))) for row in rows]
 
     def query(self, i: int) -> Query:
         """What was known of run i before its first token.

@@ -1,6 +1,6 @@
 """Rollouts as the log has them: which ran and which run, where each stands, and what serves a route behind them.
 
-    rows ──▶ read_rollouts ──▶ RolloutRun: state, author, reason, moves ──▶ the version that serves a route
+    rows ──▶ read_rollouts ──▶ RolloutRun: state, author, reason, moves ──▶ serving: the version in force on a route
     person's word ──▶ propose, move, undo ──▶ rows, each written only if nobody was quicker
 
 Knows rows; refuses to know what the evidence says (`control.jobs.advance`) and who is served (`gateway.variants`).
