@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import math
 import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 
 from suffice.control.evidence.fitting import written
-from suffice.errors import ConfigError
+from suffice.errors import ConfigError, TraceError
 from suffice.gateway import last_good
 from suffice.gateway.last_good import LastGood
 from suffice.learn.version import FoldedVersion as Models
@@ -27,6 +29,9 @@ from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
 from suffice.model.stop import StopModel, TrainingRecord, canonical
 from suffice.policy.learned import LearnedPolicy
+from suffice.replay.traces.own import own_traces
+from suffice.replay.traces.parquet import write_traces_parquet
+from suffice.replay.traces.read import read_traces
 from suffice.rollout.versions import check_address, open_version, seal_version
 from suffice.store.database import schema
 from suffice.store.routes.rollouts import version_at
@@ -401,3 +406,15 @@ def test_a_last_good_file_that_was_not_written_here_is_not_served(tmp_path: Path
         )
     with pytest.raises(ConfigError, match=r"log\.db\.good"):
         last_good.read_last_good(file, secret=SECRET, now_s=1_001.0, most_s=3_600.0)
+
+
+def test_recorded_runs_with_a_damaged_column_are_refused_and_end_no_process(tmp_path: Path) -> None:
+    lines, runs = tmp_path / "runs.jsonl", tmp_path / "runs.parquet"
+    with gzip.open(own_traces("reasoning")) as file:
+        lines.write_bytes(b"".join(islice(file, 3)))
+    write_traces_parquet(runs, read_traces([lines]))
+    raw = runs.read_bytes()
+    at = raw.rfind(b"<)6") + 2  # the histogram of a column's repetition levels: a list of three numbers
+    runs.write_bytes(raw[:at] + b"\x13" + raw[at + 1 :])  # … that now has one
+    with pytest.raises(TraceError, match="Repetition level histogram size mismatch"):
+        list(read_traces([runs]))

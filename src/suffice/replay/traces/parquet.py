@@ -32,6 +32,7 @@ def read_parquet(path: Path, *, batch_rows: int) -> Iterator[TraceColumns]:
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             names = _check_schema(file.schema_arrow, str(path))
+            _check_columns(file)
             first = 1
             for batch in file.iter_batches(batch_size=_rows(file.metadata, batch_rows), columns=names):
                 yield _columns(batch, str(path), first)
@@ -65,6 +66,16 @@ def pyarrow(module: str, path: Path) -> Any:
     except ImportError as error:
         problem = f"Parquet needs pyarrow: {how_to_install('replay')}"
         raise TraceError(problem, file=str(path)) from error
+
+
+def _check_columns(file: Any) -> None:
+    """Raise pyarrow's error where a column's metadata is damaged.
+
+    `RowGroupMetaData.column` ends the process over such a column: its C++ exception is never caught. A reader of a
+    row meets the same column first, and raises.
+    """
+    for group in range(file.metadata.num_row_groups):
+        next(file.iter_batches(batch_size=1, row_groups=[group], use_threads=False), None)
 
 
 def _rows(metadata: Any, batch_rows: int) -> int:
