@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from hashlib import sha256
 from math import ceil, exp, floor, inf, isclose, lgamma, log, log1p
 from pathlib import Path
@@ -29,8 +27,6 @@ READ = json.JSONDecoder(parse_constant=int, parse_float=lambda text: float(text)
 
 
 class Bundle:
-    """A bundle as it was read, and what follows from its rows."""
-
     def __init__(self, content: bytes) -> None:
         seal, parts = bytes(32), dict[str, list[Line]]()
         self.starts: list[Line] = []  # requests, and stretches without rows, in the order of start
@@ -78,9 +74,8 @@ class Bundle:
 
     def outcome(self, line: Line) -> list[int]:
         """What an audit has to count as at each level: its label decides, else its disagreement; else it is lost."""
-        if line["status"] == "returned":
-            return self.at_levels(line["z" if "label" in line else "d"])
-        return [0] + [1] * (self.n_levels - 1)
+        lost = [0] + [1] * (self.n_levels - 1)
+        return self.at_levels(line["z" if "label" in line else "d"]) if line["status"] == "returned" else lost
 
 
 def log_wealth(counts: dict[tuple[float, int], int], eps: float) -> float:
@@ -94,8 +89,7 @@ def log_wealth(counts: dict[tuple[float, int], int], eps: float) -> float:
 def check_window(bundle: Bundle) -> Wrong:
     """Every request of the window stands there once, in the order of start, and none was drawn below its share."""
     expected, place = ceil(bundle.window["start"]), 0
-    for line in bundle.starts:
-        n = line["n"]
+    for n, line in ((line["n"], line) for line in bundle.starts):
         if n != expected or line.get("count", 1) < 1:
             yield f"request {n} stands where request {expected} has to: one is missing, repeated or out of order"
         if line["seq"] <= place:
@@ -104,8 +98,8 @@ def check_window(bundle: Bundle) -> Wrong:
         if line.get("delivery", 1) == 1 and not bundle.window["share"] - 1e-9 <= share <= 1:
             yield f"request {n} was drawn with probability {share:g}, below the window's share or above 1"
         expected, place = n + line.get("count", 1), line["seq"]
-    twice = [name for name, n in Counter(line["id"] for line in bundle.requests).items() if n > 1]
-    yield from (f"request {name} is listed more than once" for name in twice)
+    times = Counter(line["id"] for line in bundle.requests)
+    yield from (f"request {name} is listed more than once" for name, n in times.items() if n > 1)
     if expected != ceil(bundle.end):
         yield f"the requests end at {expected - 1}, the window at {ceil(bundle.end) - 1}"
 
@@ -144,7 +138,7 @@ def check_label(bundle: Bundle, line: Line, z: list[int], d: list[int]) -> Wrong
     right = line["right"] if correct is None else correct
     if right and (-1 in z or (not has_reference and z != d)):
         yield "its full run is right by its label, so a stop that answers otherwise loses"
-    if not right and -1 in z and not has_reference:
+    elif -1 in z and not right and not has_reference:
         yield "no label says that a stop is right where its full run is wrong"
 
 
@@ -185,27 +179,26 @@ def finish_bound(k: int, n: int) -> float:
 
 def refuted(k: int, n: int) -> float:
     """The smallest rate that k of n refute by wealth, at all looks at once."""
-    wealth_at, enough = partial(log_wealth, {(1.0, 0): n - k, (1.0, 1): k}), log(1 / JUDGE_RISK)
-    return bisected(lambda rate: wealth_at(rate) >= enough) if 0 <= k <= n else 1.0
+    counts = {(1.0, 0): n - k, (1.0, 1): k}
+    return bisected(lambda rate: log_wealth(counts, rate) >= log(1 / JUDGE_RISK)) if 0 <= k <= n else 1.0
 
 
 def check_draws(bundle: Bundle) -> Wrong:
     """The sample-ratio test: were audits drawn as often as their logged shares say? A beta-binomial e-value."""
-    draws: Counter[tuple[float, bool]] = Counter()
+    draws, log_e = Counter[tuple[float, bool]](), 0.0
     for line in bundle.requests:
         if line.get("delivery", 1) == 1 and line.get("kept_by") != "end" and line.get("unit", True):
             p, rate = line["p"], line.get("keep_rate", 1.0)  # audits keep their rows for certain, others at this rate
             this, other = (p, (1 - p) * rate) if line["audit"] else (p * rate, 1 - p)
             draws[round((this if line["audit"] else other) / (this + other), 9), line["audit"]] += 1
-    log_e = 0.0
     for share in {share for share, _ in draws}:
         k, rest = draws[share, True], draws[share, False]
-        if share in (0.0, 1.0):
-            log_e += inf if (k if share == 0 else rest) else 0.0
-            continue
-        a, b = 100 * share, 100 * (1 - share)
-        mixture = lgamma(a + k) + lgamma(b + rest) - lgamma(100 + k + rest) - lgamma(a) - lgamma(b) + lgamma(100)
-        log_e += mixture - k * log(share) - rest * log(1 - share)
+        if 0 < share < 1:
+            a, b = 100 * share, 100 * (1 - share)
+            mixture = lgamma(a + k) + lgamma(b + rest) - lgamma(100 + k + rest) - lgamma(a) - lgamma(b) + lgamma(100)
+            log_e += mixture - k * log(share) - rest * log(1 - share)
+        elif k if share == 0 else rest:
+            log_e = inf
     if log_e >= log(1_000):
         yield f"audits do not come as often as the logged probabilities say (log e-value {log_e:.1f})"
 
@@ -222,22 +215,18 @@ def check_claim(bundle: Bundle) -> Wrong:
     if made["certified"] and made["level"] > bundle.level:
         yield f"level {made['level']} was published as certified; the rows certify level {bundle.level}"
     z = Counter(bundle.outcome(line)[made["level"]] for line in bundle.counted)
-    said, window = made["evidence"], header["window"] or dict.fromkeys(("start", "share"))
+    said = made["evidence"]
+    window = {**header["window"], "end": bundle.end} if header["window"] else dict.fromkeys(("start", "end", "share"))
     claims: dict[str, tuple[Any, Any]] = {
         **{name: (header[name], made[name]) for name in ("route", "level", "n_levels", "at", "fit")},
-        "epoch": ([header["epoch"], made["epoch"]], [epoch["number"]] * 2),
+        "epoch": ([header["epoch"], made["epoch"], made["route"]], [*[epoch["number"]] * 2, epoch["route"]]),
         "publication": (header["publication"], made["number"]),
-        "epoch's route": (made["route"], epoch["route"]),
         **{f"promised {name}": (promise[name], epoch[name]) for name in ("max_em_drop", "confidence", "delta_share")},
         "confidence of the test": (1 - promise["delta"], said["confidence"]),
         "budget of the test": (bundle.budgets[max(1, made["level"])], said["max_em_drop"]),
         "judge's charge": (bundle.charges["judge"]["charge"], said["judge_charge"]),
-        "start of the window": (window["start"], said["window_start"]),
-        "end of the window": (bundle.end if header["window"] else None, said["window_end"]),
-        "share of the window": (window["share"], said["window_share"]),
-        "audits": (z.total(), said["n_audits"]),
-        "losses": (z[1], said["n_lost"]),
-        "gains": (z[-1], said["n_gained"]),
+        **{f"{name} of the window": (window[name], said[f"window_{name}"]) for name in ("start", "end", "share")},
+        **{name: (n, said[f"n_{name}"]) for name, n in (("audits", z.total()), ("lost", z[1]), ("gained", z[-1]))},
         "pending audits": (sum(line["status"] == "pending" for line in bundle.audits), said["n_pending"]),
         "log wealth": (min(700.0, wealth[made["level"]]), log(said["e_value"])) if made["level"] else (0, 0),
     }
@@ -259,7 +248,7 @@ def check_chain(bundle: Bundle) -> Wrong:
     if (place, link.hex()) != (bundle.head["place"], bundle.head["link"]):
         yield "the chain does not lead to the head that the bundle carries"
     for seq, row in bundle.rows.items():
-        digest = sha256(row["told"].encode() + b"\n" + row["kept"].encode()).hexdigest()
+        digest = sha256(f"{row['told']}\n{row['kept']}".encode()).hexdigest()
         if READ(row["told"])[0] != seq or digests.get(seq) != digest:
             yield f"row {seq} of the log is not what the chain vouches for"
 
@@ -281,7 +270,6 @@ def show(*lines: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check one bundle."""
     parser = argparse.ArgumentParser(description="Check what a certificate of Suffice rests on.")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--head", type=Path, help="heads of the audit log that were kept elsewhere")
@@ -297,20 +285,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 1 if wrong else 2
     header, n, charges = bundle.header, sum(line.get("count", 1) for line in bundle.starts), bundle.charges
     risk = FINISH_RISK * bool(charges["finish"]) + 2 * JUDGE_RISK * bool(charges["judge"]["charge"])
-    show(
-        *(f"WRONG: {one}" for one in wrong),
-        f"route {header['route']}, publication {header['publication']}: {n:,}"
-        f" requests, {len(bundle.counted):,} audits; level {bundle.level} of {bundle.n_levels - 1} passes",
-        f"does NOT hold: {len(wrong)} things are wrong"
-        if wrong
-        else f"holds: with confidence"
-        f" {1 - bundle.promise['delta'] - risk:g} these requests would have lost less than"
-        f" {bundle.promise['max_em_drop']:.2%} on average at level {header['level']}",
-    )
+    rows = f"route {header['route']}, publication {header['publication']}: {n:,} requests"
+    rows += f", {len(bundle.counted):,} audits; level {bundle.level} of {bundle.n_levels - 1} passes"
+    holds = f"holds: with confidence {1 - bundle.promise['delta'] - risk:g} these requests would have lost less than"
+    holds += f" {bundle.promise['max_em_drop']:.2%} on average at level {header['level']}"
+    show(*(f"WRONG: {one}" for one in wrong), rows)
+    show(f"does NOT hold: {len(wrong)} things are wrong" if wrong else holds)
     if not options.head:
         print("No head was given: if somebody wrote the whole log anew, nobody can tell.")
     return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -242,7 +242,7 @@ FORGERIES: list[tuple[Callable[[Lines], None], str]] = [
     (remove_a_loss, "stands where request"),
     (remove_a_loss_and_close_the_gap, "the requests end at"),
     (call_a_loss_harmless, "nobody has labelled it, so Z has to be its disagreement"),
-    (let_a_loss_agree, "losses: "),
+    (let_a_loss_agree, "lost: "),
     (turn_a_draw_off, "audits: "),
     (leave_a_pending_audit_out, "pending audits: 0 by the bundle, 1 by the log"),
     (say_that_a_pending_audit_returned, "counts as returned, and the log does not have its end"),
@@ -377,7 +377,7 @@ def test_heads_of_another_time_vouch_for_nothing(
 
 def test_the_verifier_is_small_and_shares_nothing_with_what_it_checks() -> None:
     source = Path(str(verifier.__file__)).read_text(encoding="utf-8")
-    assert len(source.splitlines()) <= 310
+    assert len(source.splitlines()) <= 300
     nodes = list(ast.walk(ast.parse(source)))
     named = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     named |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
