@@ -26,7 +26,8 @@ def route(url: str, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 async def test_an_observed_thought_is_compared_by_its_vectors(serve: Serve, stream: bool) -> None:
     seen: list[Any] = []
-    async with server(letters, seen) as url, serve(ScriptedThought(STEPS, "4"), route=route(url)) as g:
+    chain = ScriptedThought(STEPS, "4", reply=Reply(faults=(stall_after(N_SETTLED, 2.0),)))  # the vectors' time
+    async with server(letters, seen) as url, serve(chain, route=route(url)) as g:
         answer = await g.ask(chat(stream=stream))
         ended = await g.outcome()
     assert (answer.text, answer.status) == ("4", 200)
