@@ -33,7 +33,7 @@ FIND_PYTHON = for name in $(PYTHON) python3.13 python3.12 python3.11 python3 pyt
 
 SOURCES := pyproject.toml src/suffice/__init__.py requirements/build.txt
 
-.PHONY: help demo demo-full demo-online demo-console test attacks examples clients lock-clients check lint types layers house packages bench claims-full peer-suite lock wheel clean
+.PHONY: help demo demo-full demo-online demo-console test fast test-full attacks faults examples clients lock-clients check fmt lint types layers house packages bench claims-full peer-suite lock wheel clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -53,25 +53,44 @@ demo-console: $(VENV)/.ready-dev ## the console on the demonstration's log, or o
 	$(BIN)/suffice demo --console $(ARGS)
 
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Left to `make test-full`, each marked `slow`: simulations over many seeds, browsers and other client libraries, waits of
+# many seconds, bodies of 20 MiB and streams of 300 MB. Of each table of cases a sample stays, and all of its properties.
+QUICK := -m "not slow" --hypothesis-profile=quick
+# The core and its contracts: computed, without a server. (tests/house starts some for the examples in the docs.)
+FAST := $(addprefix tests/,assurance policy signals scoring model settings rollout review episode contracts house \
+	upstream/test_wire.py upstream/test_assemble.py upstream/test_thought.py upstream/test_pattern.py \
+	upstream/test_limits.py upstream/test_continuation.py upstream/test_allowance.py) \
+	$(addprefix --ignore=tests/,contracts/test_finish.py contracts/test_sentences.py house/test_packaging.py) \
+	--deselect tests/house/test_docs.py::test_python_in_the_docs_runs
 
 # Several workers share the cores: a matrix product that takes them all, too, waits for itself.
-test: export OPENBLAS_NUM_THREADS := 1
-test: export OMP_NUM_THREADS := 1
-test: $(VENV)/.ready-dev ## run all tests; without ARGS also the coverage gate of the core
-	$(PY) -m pytest $(if $(strip $(ARGS)),$(ARGS),--cov --cov-report=term $(PARALLEL) --durations=25)
+test test-full fast attacks: export OPENBLAS_NUM_THREADS := 1
+test test-full fast attacks: export OMP_NUM_THREADS := 1
 
-attacks: export OPENBLAS_NUM_THREADS := 1
-attacks: export OMP_NUM_THREADS := 1
+test: $(VENV)/.ready-dev ## run the tests but the slow ones, and the coverage gate of the core (6 minutes); or only ARGS, all of them
+	$(PY) -m pytest $(if $(strip $(ARGS)),$(ARGS),$(QUICK) --cov --cov-report=term $(PARALLEL) --durations=15)
+
+fast: $(VENV)/.ready-dev ## run the tests of the core and its contracts, without servers (1 minute)
+	$(PY) -m pytest -q $(QUICK) $(PARALLEL) $(FAST) $(ARGS)
+
+test-full: $(VENV)/.ready-dev ## run all tests with all their cases: simulations, browsers, clients, huge bodies (15 minutes)
+	$(PY) -m pytest --cov --cov-report=term $(PARALLEL) --durations=25 $(ARGS)
+
 attacks: $(VENV)/.ready-dev ## attack it: every case of tests/attacks, behind docs/reference/security.md (under 5 minutes)
 	$(PY) -m pytest $(PARALLEL) tests/attacks $(ARGS)
 
 faults: $(VENV)/.ready-dev ## run the tests behind docs/reference/faults.md and print its table with their results
 	$(PY) -m tests.faults.table
 
-check: lint types layers house packages ## lint, types, layers, gates and docs, installed packages; make -k check sees all
+check: lint types layers house packages ## lint, format, types, layers, the rules of the house, installed packages; make -k check sees all
+
+fmt: $(VENV)/.ready-dev ## format the tree, and mend what the linter can
+	$(PY) -m ruff check --fix-only --quiet .
+	$(PY) -m ruff format .
 
 lint: $(VENV)/.ready-dev
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 
 types: $(VENV)/.ready-dev
 	$(PY) -m mypy
@@ -80,7 +99,7 @@ layers: $(VENV)/.ready-dev
 	$(PY) -c 'from importlinter.cli import lint_imports_command; lint_imports_command()'
 
 house: $(VENV)/.ready-dev
-	$(PY) -m pytest -q tests/house
+	$(PY) tools/house.py
 
 packages: $(VENV)/.ready-dev
 	$(PIP) check

@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -14,6 +16,7 @@ from hypothesis import settings
 import suffice
 
 settings.register_profile("house", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("quick", settings.get_profile("house"), max_examples=25)
 settings.load_profile("house")
 
 # The core's own tests. Only they count for its coverage: a simulation or a gateway that runs through the core on its
@@ -35,30 +38,7 @@ CORE = (
     "upstream/",
 )
 
-# Tests over sockets, processes and clocks, which wait for things that a busy machine brings late. Beside others, one of
-# them that fails is run once more, and the summary says so; more than two such tests are a failure all the same. What
-# is computed (claims, policies, scores …) fails at once.
-OVER_SOCKETS = (
-    "attacks/",
-    "cli/",
-    "clients/",
-    "console/",
-    "control/",
-    "demo/",
-    "edge/",
-    "examples/",
-    "faults/",
-    "gateway/",
-    "governor/",
-    "local/",
-    "plugins/",
-    "store/",
-    "test_server.py",
-    "testing/",
-    "upstream/",
-    "wiring/",
-)
-MOST_AGAIN = 2
+LEFT = pytest.StashKey[int]()  # how many slow cases a run leaves out
 MOST_S = 400.0  # of one test: what waits for ever fails here, with the place where it waits
 
 
@@ -72,14 +52,27 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # programs that tests start and interrupt inherit it
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Coverage rests outside of the core's own tests; what hangs on the machine's time has a second try."""
+    """Pause coverage outside of the core's own tests; of slow tests keep as many cases as they ask for."""
+    cases = defaultdict[str, list[pytest.Item]](list)
     for item in items:
-        name = item.nodeid.removeprefix("tests/")
-        if not name.startswith(CORE):
+        if not item.nodeid.removeprefix("tests/").startswith(CORE):
             item.add_marker("no_cover")
-        if hasattr(item.config, "workerinput") and name.startswith(OVER_SOCKETS):  # one worker of several
-            item.add_marker(pytest.mark.flaky(reruns=1))
+        if any("keep" in marker.kwargs for marker in item.own_markers):
+            cases[item.nodeid.partition("[")[0]].append(item)
+    for group in cases.values():
+        keep = next(m.kwargs["keep"] for m in group[0].own_markers if "keep" in m.kwargs)
+        for i in range(min(keep, len(group))):
+            chosen = group[i * len(group) // keep if keep < len(group) else i]
+            chosen.own_markers[:] = [marker for marker in chosen.own_markers if "keep" not in marker.kwargs]
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """Count what is left to `make test-full`; each worker of pytest-xdist deselects the same."""
+    if items:
+        slow = sum(item.get_closest_marker("slow") is not None for item in items)
+        items[0].config.stash[LEFT] = items[0].config.stash.get(LEFT, 0) + slow
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -92,7 +85,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         raise TimeoutError(f"{item.nodeid} took longer than {MOST_S:g} s")
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, MOST_S, MOST_S)  # again for a second try
+    signal.setitimer(signal.ITIMER_REAL, MOST_S)
     try:
         return (yield)
     finally:
@@ -101,18 +94,24 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A second try is for the odd one: when many need it, something is wrong."""
-    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None and len(reporter.stats.get("rerun", ())) > MOST_AGAIN:
-        reporter.write_line(f"more than {MOST_AGAIN} tests needed a second try", red=True)
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    """Send the count of a worker to the process that reports."""
+    sent: dict[str, int] | None = getattr(session.config, "workeroutput", None)
+    if sent is not None:
+        sent["left"] = session.config.stash.get(LEFT, 0)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take the count of a worker."""
+    node.config.stash[LEFT] = max(node.config.stash.get(LEFT, 0), getattr(node, "workeroutput", {}).get("left", 0))
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How a first try failed is shown, whatever became of the second."""
-    for report in terminalreporter.stats.get("rerun", ()):
-        terminalreporter.section(f"first try of {report.nodeid}")
-        terminalreporter.write_line(report.longreprtext)
+    """Say how much this run did not test."""
+    left = terminalreporter.config.stash.get(LEFT, 0)
+    if left:
+        terminalreporter.write_line(f"{left} slow cases were left to `make test-full`")
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)

@@ -26,6 +26,7 @@ def test_the_exact_bound_has_its_published_values(k: int, n: int, upper: float) 
     assert exact_binomial(k, n, 0.90).high == pytest.approx(upper, abs=5e-7)
 
 
+@pytest.mark.slow
 @given(n=st.integers(1, 200_000), share=st.floats(0, 1), confidence=st.sampled_from([0.8, 0.95, 0.999]))
 @settings(max_examples=60, derandomize=True, deadline=None)
 def test_rates_lie_in_their_intervals_and_both_sides_mirror(n: int, share: float, confidence: float) -> None:

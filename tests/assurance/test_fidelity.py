@@ -162,6 +162,7 @@ def test_over_many_scheduled_looks_it_fails_at_no_more_than_one_in_a_hundred() -
     assert 0 < n_missed <= n_looks.sum() * FIDELITY_RISK
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 def test_the_risk_is_paid_once_whichever_level_is_served() -> None:
     rng, n_sets, n_served, n_served_by_own_band = np.random.default_rng(41), 1_000, 0, 0
@@ -270,6 +271,7 @@ def stops_until_the_pooled_charge_is_used_up(n_good: int, *, budget: float = 0.0
     return high
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.no_cover
 @pytest.mark.parametrize(("n_good", "n_seeds", "before"), [(20_000, 40, 9_500), (100_000, 10, 49_600)])
 def test_a_finish_that_goes_wrong_is_noticed_however_long_it_was_good(n_good: int, n_seeds: int, before: int) -> None:
@@ -279,6 +281,7 @@ def test_a_finish_that_goes_wrong_is_noticed_however_long_it_was_good(n_good: in
     assert np.quantile(n_noticed, 0.95) <= before / 20
 
 
+@pytest.mark.slow(keep=2)
 @pytest.mark.no_cover
 @pytest.mark.parametrize("reference", [0.0023, 0.0066, 0.015])
 def test_at_the_reference_rate_a_false_alarm_comes_once_in_a_hundred_thousand_stops_at_most(reference: float) -> None:

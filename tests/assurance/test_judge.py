@@ -26,6 +26,7 @@ def test_nothing_is_claimed_without_pairs_or_from_grades_out_of_range(pairs: lis
         judge_error_bound(pairs, confidence=0.95)
 
 
+@pytest.mark.slow(keep=2)
 @pytest.mark.no_cover
 @pytest.mark.parametrize("error_rate", [0.02, 0.1, 0.3])
 def test_judged_drop_plus_charge_covers_the_true_drop(error_rate: float) -> None:

@@ -39,6 +39,7 @@ def test_a_loss_never_helps_and_a_gain_never_hurts(gained: int, same: int, lost:
     assert wealth(gained, same, lost + 1) < now < wealth(gained + 1, same, lost)
 
 
+@pytest.mark.slow(keep=2)
 @pytest.mark.no_cover
 @pytest.mark.parametrize(("flips", "drop"), [(0.0, EPS), (0.05, EPS), (0.12, 0.03)])
 def test_an_arm_that_breaks_the_budget_is_hardly_ever_certified_however_noisy_its_pairs(

@@ -100,6 +100,7 @@ def test_every_run_counts_once_in_expectation(
     assert p * weight_of(request, outcome) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_sums_have_the_right_expectation_while_rates_follow_what_was_seen() -> None:
     values, errors = {"a": (100.0, 5.0), "b": (900.0, 400.0)}, list[float]()
     for seed in range(150):

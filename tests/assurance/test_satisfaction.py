@@ -61,6 +61,7 @@ def moved(found: list[SatisfactionVerdict]) -> float:
 # --------------------------------------------------------------------------- promises
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 def test_stopping_that_changes_nothing_moves_the_level_no_oftener_than_delta_whenever_one_looks() -> None:
     same = verdicts(150, 3_000, floor=ANYTHING, delta=0.2, full=0.8, stopped=0.8)
@@ -69,6 +70,7 @@ def test_stopping_that_changes_nothing_moves_the_level_no_oftener_than_delta_whe
     assert moved(verdicts(60, 3_000, floor=ANYTHING, delta=0.2, full=0.85, stopped=0.85, trend=0.4)) <= 0.2
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.no_cover
 @pytest.mark.parametrize("peace", [0, 20_000])
 def test_a_real_fall_is_found_also_after_a_long_peace(peace: int) -> None:
@@ -105,6 +107,7 @@ def test_a_larger_fall_takes_fewer_pairs() -> None:
     assert all(smaller < larger for larger, smaller in pairwise(n_pairs)), n_pairs
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 def test_what_it_takes_to_prove_a_fall_in_thumbs() -> None:
     taken = {}

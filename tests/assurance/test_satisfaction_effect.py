@@ -77,6 +77,7 @@ def test_no_effect_is_claimed_no_oftener_than_it_may_be_however_angry_people_vot
     assert misses / n_seeds <= 0.05
 
 
+@pytest.mark.slow
 def test_a_real_fall_is_found_and_its_interval_holds_it() -> None:
     found, held = 0, 0
     for seed in range(15):
@@ -100,6 +101,7 @@ def test_a_weeks_fall_of_both_is_no_effect_of_stopping() -> None:
     assert misses <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.no_cover
 def test_votes_of_people_who_were_asked_by_lot_are_weighted_by_one_over_the_odds() -> None:
     """The angry are asked three times as often: plain means are far too low, weighted ones are not."""

@@ -19,6 +19,7 @@ def weighted(rng: np.random.Generator, n: int, p_arm: float, rate: float | Float
     return np.asarray((rng.random(n) < p_arm) / p_arm * (rng.random(n) < rate))
 
 
+@pytest.mark.slow(keep=2)
 @pytest.mark.no_cover
 @pytest.mark.parametrize(("p_arm", "rate"), [(1.0, 0.5), (0.2, 0.9), (0.05, 0.5)])
 def test_the_chance_of_ever_being_too_high_stays_within_alpha(p_arm: float, rate: float) -> None:

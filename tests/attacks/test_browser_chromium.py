@@ -220,6 +220,7 @@ def scene(tmp_path: Path) -> Iterator[tuple[Stage, Site, str]]:
         yield g, site, people_of(g.settings).first() or ""
 
 
+@pytest.mark.slow
 async def test_what_the_upstream_serves_runs_nowhere(scene: tuple[Stage, Site, str]) -> None:
     g, site, secret = scene
     async with tab() as page:
@@ -304,6 +305,7 @@ FORM = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["127.0.0.1", "evil.localhost"])
 async def test_a_page_of_another_site_does_nothing(scene: tuple[Stage, Site, str], host: str) -> None:
     """From another port of this machine, where cookies are shared; and from another name."""
@@ -336,6 +338,7 @@ async def test_a_page_of_another_site_does_nothing(scene: tuple[Stage, Site, str
     assert_quiet(g, site, secret)
 
 
+@pytest.mark.slow
 async def test_a_name_that_was_made_to_point_here_reads_and_does_nothing(scene: tuple[Stage, Site, str]) -> None:
     """After DNS rebinding the stranger's page and the gateway have one origin."""
     g, site, secret = scene
@@ -359,6 +362,7 @@ async def test_a_name_that_was_made_to_point_here_reads_and_does_nothing(scene: 
     assert_quiet(g, site, secret)
 
 
+@pytest.mark.slow
 async def test_a_playground_of_an_allowed_origin_works_and_opens_no_console(tmp_path: Path) -> None:
     with Site.running() as site:
         friend = f"http://localhost:{site.port}"

@@ -442,6 +442,7 @@ def test_a_damaged_log_is_said(pages: int, place: Place) -> None:
     assert (done.exit_code, "damaged" in done.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_large_damaged_log_is_served_on_and_said_at_start(place: Place) -> None:
     """Larger than what is read through before the log is opened: a thread of the gateway finds it."""
     path = place.log()

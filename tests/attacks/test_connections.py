@@ -350,6 +350,7 @@ def test_a_signal_that_means_nothing_does_nothing(gateway: GatewayProcess, numbe
     assert gateway.process.poll() is None
 
 
+@pytest.mark.slow
 def test_standard_error_that_nobody_reads_holds_nobody_up(tmp_path: Path, fake: FakeUpstream) -> None:
     """The access log fills the pipe; requests are answered all the same, and the process still ends."""
     settings = {"upstreams": {"up": {"url": fake.url}}, "store": {"url": f"sqlite:///{tmp_path / 'log.db'}"}}

@@ -203,6 +203,7 @@ def test_a_body_of_64_kib_costs_no_more_than_it_may(opened: GatewayProcess, name
     assert attacked(opened, lambda: post(opened, "/v1/chat/completions", body), len(body)).status == small
 
 
+@pytest.mark.slow(keep=5)
 @pytest.mark.parametrize("name", FILLS)
 def test_a_body_of_nearly_20_mib_costs_no_more_than_it_may(opened: GatewayProcess, name: str) -> None:
     make, _, large = FILLS[name]
@@ -282,6 +283,7 @@ def test_a_token_in_the_body_is_checked_before_the_body_is_parsed(keyed: Gateway
     assert answer.status == 401, answer.body
 
 
+@pytest.mark.slow(keep=9)
 @pytest.mark.parametrize(
     "path",
     [

@@ -179,6 +179,7 @@ UNITS = [
 ]
 
 
+@pytest.mark.slow(keep=3)
 @pytest.mark.parametrize("unit", UNITS, ids=ascii)
 def test_a_long_answer_costs_linear_time(unit: str) -> None:
     text = unit * (2**18 // len(unit))

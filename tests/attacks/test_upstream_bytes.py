@@ -278,6 +278,7 @@ def is_healthy(gateway: GatewayProcess) -> bool:
         connection.close()
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_samples_of_a_hostile_upstream_cost_little_and_end_in_one_answer(gateway: GatewayProcess, attack: str) -> None:
     before_bytes, before_s = gateway.rss_bytes(), cpu_s(gateway)
@@ -291,6 +292,7 @@ def test_samples_of_a_hostile_upstream_cost_little_and_end_in_one_answer(gateway
     assert is_healthy(gateway)
 
 
+@pytest.mark.slow
 def test_memory_comes_back(gateway: GatewayProcess) -> None:
     """The same attack again and again takes no more than once."""
     for attack in ("300 MB of text", "new names of lists"):
@@ -305,6 +307,7 @@ LONG = [name for name in ATTACKS if name.startswith("300")]
 SHORT = [name for name in ATTACKS if name not in LONG]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", LONG)
 @pytest.mark.parametrize("stream", [False, True], ids=["body", "stream"])
 def test_a_run_of_300_mb_is_passed_on_or_refused_in_flat_memory(
@@ -321,6 +324,7 @@ def test_a_run_of_300_mb_is_passed_on_or_refused_in_flat_memory(
     assert is_healthy(gateway)
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("attack", SHORT)
 def test_a_run_of_a_hostile_upstream_ends(gateway: GatewayProcess, attack: str) -> None:
     before_s = cpu_s(gateway)
@@ -332,6 +336,7 @@ def test_a_run_of_a_hostile_upstream_ends(gateway: GatewayProcess, attack: str) 
     assert is_healthy(gateway)
 
 
+@pytest.mark.slow(keep=3)
 @pytest.mark.parametrize("route", ["samples", "reasoning", "off"])
 @pytest.mark.parametrize("attack", TRAILERS)
 def test_what_follows_an_answer_is_not_read_for_ever(gateway: GatewayProcess, attack: str, route: str) -> None:

@@ -266,6 +266,7 @@ FORGERIES: list[tuple[Callable[[Lines], None], str]] = [
 ]
 
 
+@pytest.mark.slow
 def test_a_bundle_holds_with_and_without_the_head_that_was_kept(
     whole: Lines, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -286,6 +287,7 @@ def test_what_a_forger_does_with_unchanged_rows_is_what_was_exported(
     assert code == 0, said
 
 
+@pytest.mark.slow(keep=12)
 @pytest.mark.parametrize(("forge", "says"), FORGERIES, ids=[one.__name__ for one, _ in FORGERIES])
 def test_a_forgery_is_named_though_every_digest_was_made_anew(
     forge: Callable[[Lines], None], says: str, whole: Lines, folder: Path, capsys: pytest.CaptureFixture[str]

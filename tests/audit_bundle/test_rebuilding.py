@@ -127,6 +127,7 @@ def bundles(settings: Settings, folder: Path) -> Iterator[tuple[list[dict[str, A
         yield [json.loads(line) for line in lines], folder / "bundle.jsonl"
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("world", WORLDS)
 def test_every_publication_is_rebuilt_and_verified(
     world: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -152,6 +153,7 @@ def test_every_publication_is_rebuilt_and_verified(
     assert marks.get(world, "label") in seen, "the world has not happened"
 
 
+@pytest.mark.slow
 def test_audits_that_a_change_of_promise_gave_up_count_as_lost_whatever_they_came_to(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +179,7 @@ def test_audits_that_a_change_of_promise_gave_up_count_as_lost_whatever_they_cam
     assert {told[number] for number in given_up} == {"pending"}
 
 
+@pytest.mark.slow
 def test_no_answer_and_no_question_leaves_the_log(tmp_path: Path) -> None:
     settings = made_log(tmp_path)
     lines = write_bundle(settings, "r", None, where="b", author="ann", reason="")
@@ -239,6 +242,7 @@ def call(*words: str | Path) -> Result:
     return CliRunner().invoke(main, [str(word) for word in words])
 
 
+@pytest.mark.slow
 def test_a_bundle_is_written_to_a_file_and_told_in_the_audit_log(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -277,6 +281,7 @@ def test_what_cannot_be_bundled_is_said_and_leaves_no_row(config: Path, words: t
     assert call("audit", "show", "--config", config, "-n", "1", "--json").output == before
 
 
+@pytest.mark.slow
 def test_a_log_that_was_rewritten_before_the_export_does_not_lead_to_its_publications(tmp_path: Path) -> None:
     settings = made_log(tmp_path)
     with closing(sqlite3.connect(tmp_path / "log.db", isolation_level=None)) as connection:

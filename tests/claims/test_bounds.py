@@ -76,6 +76,7 @@ def test_a_confidence_sequence_for_paired_differences_may_be_watched_all_the_tim
     assert ever_missed(rare, 0.03, low=-1.0) <= 0.2
 
 
+@pytest.mark.slow
 def test_the_bootstrap_covers_a_saving_when_questions_repeat_and_needs_the_groups_for_it() -> None:
     rng = np.random.default_rng(13)
     saving = lambda sums: 1 - float(sums[0] / sums[1])

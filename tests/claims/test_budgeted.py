@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+import pytest
 from bench.claims.score import Logistic
 from bench.claims.streams import SETTINGS
 
@@ -45,6 +46,7 @@ def lived(setting: str, promise: Promise, *, n: int, seed: int) -> Lived:
     return Lived(stream=stream, account=account)
 
 
+@pytest.mark.slow
 def test_without_drift_it_saves_more_and_its_average_keeps_the_budget() -> None:
     n = 6_000
     late = slice(n // 2, n)
@@ -62,6 +64,7 @@ def test_without_drift_it_saves_more_and_its_average_keeps_the_budget() -> None:
     assert abs(account.em_drop - MAX_EM_DROP) <= (41 + 4 + abs(account.clipped)) / (4 * account.n_audits) + 1e-9
 
 
+@pytest.mark.slow
 def test_behind_a_drift_that_no_signal_shows_it_loses_more_than_certified_mode() -> None:
     """What it does not promise: the drop behind the drift is larger, and here it is above the budget."""
     n, drops = 6_000, dict[Promise, float]()

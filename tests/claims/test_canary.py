@@ -42,6 +42,7 @@ def test_the_acceptance_rule_itself() -> None:
     assert fewest == [11, 3]
 
 
+@pytest.mark.slow
 def test_five_points_in_one_class_of_five_go_back_before_two_thousand_requests() -> None:
     found = rollouts("one class of five")
     in_time = [one.stage == "rolled_back" and one.n < 2_000 for one in found]
@@ -64,6 +65,7 @@ def test_they_go_back_from_a_canary_that_a_person_has_begun_at_once() -> None:
     assert all(one.stage == "rolled_back" for one in found)
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("name", ["harmless", "harmless, cold"])
 def test_a_harmless_version_is_promoted(name: str) -> None:
     found = rollouts(name, 10 if name == "harmless" else 3)
@@ -76,6 +78,7 @@ def test_a_harmless_version_is_promoted(name: str) -> None:
     assert all(one.fewest >= least for one in found if one.fewest >= 0), "nobody was served before that"
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("name", list(ALONE))
 def test_each_live_guard_rail_alone_catches_its_own_harm(name: str) -> None:
     found = rollouts(name, 6)
@@ -94,6 +97,7 @@ def test_stop_everything_never_leaves_shadow() -> None:
         assert all((one.stage, one.before, one.n_served) == ("rolled_back", "shadow", 0) for one in found)
 
 
+@pytest.mark.slow
 def test_a_broken_split_calls_a_person() -> None:
     found = rollouts("broken split", 6)
     paused = [one for one in found if one.stage == "paused" and "by an even lot" in one.reason]
@@ -101,6 +105,7 @@ def test_a_broken_split_calls_a_person() -> None:
     assert kept(len(paused), len(found), 0.9)
 
 
+@pytest.mark.slow
 def test_a_harm_that_only_the_proof_can_stop_is_not_let_through() -> None:
     """Nothing sends it back, whatever is lost: what is not proved in time goes back as inconclusive."""
     blind = msgspec.structs.replace(Rules(), harm_confidence=1 - 1e-8, most_requests=3_000)

@@ -47,6 +47,7 @@ def ever_certified(p_lost: float, p_gained: float, *, seed: int, n_streams: int)
 # --------------------------------------------------------------------------- how often it is wrong
 
 
+@pytest.mark.slow(keep=2)
 @pytest.mark.parametrize(("p_lost", "p_gained"), [(0.02, 0.0), (0.03, 0.01), (0.05, 0.03)])
 def test_a_level_at_the_budget_is_certified_by_hardly_any_stream_that_is_watched_all_the_time(
     p_lost: float, p_gained: float

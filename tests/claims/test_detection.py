@@ -148,6 +148,7 @@ def false_alarms(level: Level, n_requests: int, *, labels: bool, seed: int = 0) 
 # --------------------------------------------------------------------------- audits
 
 
+@pytest.mark.slow(keep=2)
 @pytest.mark.parametrize("labels", [True, False])
 @pytest.mark.parametrize("name", DRIFTS)
 def test_a_loss_that_no_signal_shows_costs_a_fifth_of_what_it_did(name: str, labels: bool) -> None:
@@ -167,6 +168,7 @@ def test_a_silent_loss_is_noticed_within_1500_requests_whatever_the_level_disagr
     assert median(at for at, _ in drifts(NewBrake, DRIFTS["silent 6 %"], level, labels=labels, n=40)) <= 1_500
 
 
+@pytest.mark.slow(keep=2)
 @pytest.mark.parametrize("level", BASES)
 def test_steady_audits_make_less_than_one_false_alarm_in_20000_requests(level: Level) -> None:
     n_alarms, share = false_alarms(level, 1_000_000, labels=True)
@@ -175,6 +177,7 @@ def test_steady_audits_make_less_than_one_false_alarm_in_20000_requests(level: L
     assert share <= 1.6 * SHARE, "doubt is not free, and must be rare"
 
 
+@pytest.mark.slow(keep=2)
 @pytest.mark.parametrize(("drop", "labels"), [(0.03, True), (0.06, True), (0.06, False), (0.1, False)])
 def test_the_law_says_how_soon(drop: float, labels: bool) -> None:
     law = detection_law(
@@ -239,10 +242,12 @@ def swaps(classes: list[list[Episode]], n_seeds: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_swap_of_the_class_mix_is_noticed_within_500_requests(classes: list[list[Episode]]) -> None:
     assert Counter(delay <= 500 for delay in swaps(classes, 20))[True] >= 19
 
 
+@pytest.mark.slow
 def test_a_steady_mix_makes_no_alarm(classes: list[list[Episode]]) -> None:
     alarms = list(signal_alarms(mixed(classes, lambda t: 0.8, 60_000, 3)))
     assert exact_binomial(len(alarms), 60_000, 0.5).high <= 1 / 20_000

@@ -56,6 +56,7 @@ def test_the_signal_alarm_is_rare_without_drift() -> None:
     assert n_false <= 9, "seen 0.04 in 10,000 requests on independent normal features"
 
 
+@pytest.mark.slow(keep=2)
 @pytest.mark.parametrize(("shift", "within"), [(5.0, 4), (3.0, 8), (2.0, 18)])
 def test_the_signal_alarm_comes_soon_after_a_shift(shift: float, within: int) -> None:
     found = first_alarms(shift, 40, 100, np.random.default_rng(23))
@@ -82,6 +83,7 @@ def on_streams(n_seeds: int, *, n: int = 20_000) -> tuple[float, list[int | None
     return 10_000 * n_false / (n * n_seeds), delays
 
 
+@pytest.mark.slow
 def test_on_simulated_traffic_the_signal_alarm_is_rare_and_finds_a_violent_drift_at_once() -> None:
     n_false, delays = on_streams(10)
     print(f"CUSUM on simulated traffic: {n_false:.2f} false alarms in 10,000 requests, violent drift after {delays}")

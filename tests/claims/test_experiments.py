@@ -32,6 +32,7 @@ def test_the_simulation_uses_the_functions_that_ship() -> None:
     assert between.high - found.effect == pytest.approx(half, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_peeking_at_experiments_without_a_difference_calls_hardly_any() -> None:
     """F39: looked at again and again, at most 5 % may ever be called; a z-test calls four in ten."""
     found = aa(250, 1_600, 800, 1)
@@ -41,6 +42,7 @@ def test_peeking_at_experiments_without_a_difference_calls_hardly_any() -> None:
     assert found.z_test > 0.3
 
 
+@pytest.mark.slow
 def test_the_interval_is_not_idle_and_one_too_narrow_is_found_out() -> None:
     rng = np.random.default_rng(3)
     shape, at = (300, 6_000), np.arange(9, 5_900, 10)
@@ -66,6 +68,7 @@ def test_three_points_of_satisfaction_are_found_and_priced() -> None:
     assert covered >= n_priced - 1
 
 
+@pytest.mark.slow
 def test_simpson_is_seen_through_and_a_broken_split_is_withheld() -> None:
     for seed in range(3):
         shown = simpson(20_000, seed, broken=False).arms[0].of(SATISFACTION)
@@ -75,6 +78,7 @@ def test_simpson_is_seen_through_and_a_broken_split_is_withheld() -> None:
         assert simpson(20_000, seed, broken=True).withheld is not None
 
 
+@pytest.mark.slow
 def test_a_split_of_53_to_47_is_withheld_and_a_right_one_is_not() -> None:
     withheld = sum(split(10_000, seed, 0.53) for seed in range(20))
     false = sum(split(10_000, seed, 0.50) for seed in range(40))

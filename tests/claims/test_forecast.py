@@ -13,6 +13,7 @@ from tests.claims.forecasts import CALM, DOUBT_SHARE, DRIFTS, false_alerts, in_t
 SEEDS = range(12)
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("name", ["world: harsh over 10,000", "law: the stop model sees all of it"])
 def test_drifts_that_can_be_seen_are_announced(name: str) -> None:
     found = in_time(measure(DRIFTS[name], SEEDS, 0.05, DOUBT_SHARE))
@@ -20,6 +21,7 @@ def test_drifts_that_can_be_seen_are_announced(name: str) -> None:
     assert found >= 7 / 12
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("name", ["world: none", "world: harder mix, to and fro"])
 def test_traffic_that_never_crosses_is_left_in_peace(name: str) -> None:
     tolds = measure(CALM[name], range(6), 0.1, DOUBT_SHARE)
@@ -27,6 +29,7 @@ def test_traffic_that_never_crosses_is_left_in_peace(name: str) -> None:
     assert false_alerts(tolds) <= 1.2
 
 
+@pytest.mark.slow
 def test_more_audits_while_in_doubt_are_few_where_nothing_happens() -> None:
     tolds = measure(CALM["law: none"], range(6), 0.05, DOUBT_SHARE)
     share = sum(each.share for each in tolds) / len(tolds)

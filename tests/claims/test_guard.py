@@ -7,6 +7,7 @@ hard ones far more, and a class that thinks too long gains by being stopped.
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from suffice.assurance.certify import certified_level, count_outcomes, log_wealth
 from suffice.assurance.guard import ClassGuards
@@ -32,6 +33,7 @@ def audits(
     return names, z
 
 
+@pytest.mark.slow
 def test_harm_that_the_pool_hides_is_found_in_the_class_that_suffers_it() -> None:
     rng = np.random.default_rng(61)
     n_certified, alarms, others = 0, [], 0
@@ -56,6 +58,7 @@ def test_harm_that_the_pool_hides_is_found_in_the_class_that_suffers_it() -> Non
     assert others <= 2
 
 
+@pytest.mark.slow
 def test_classes_at_their_bound_are_rarely_held() -> None:
     rng = np.random.default_rng(62)
     n_alarms = 0

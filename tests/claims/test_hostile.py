@@ -87,6 +87,7 @@ def true_drop(keeper: Certifier, clean: AuditRuns) -> float:
     return float(clean.z[keeper.served.rows_at(clean, keeper.level)].mean())
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("one_key", [True, False], ids=["one key", "many keys"])
 def test_lies_of_a_few_labels_leave_the_certified_level_within_the_budget(one_key: bool) -> None:
     """F33: at 1, 5 and 20 % of lies the EM on a clean holdout. Many keys at 20 % are beyond what a cap can hold."""
@@ -116,6 +117,7 @@ def test_a_model_that_would_stop_everything_at_once_is_certified_nowhere() -> No
     assert [keeper.level for keeper in keepers] == [0] * 20
 
 
+@pytest.mark.slow
 def test_inverse_propensity_is_right_where_complaints_mislead_the_mean() -> None:
     """F36: who complains is not a sample; odds that were logged make it one again."""
     rng = np.random.default_rng(36)

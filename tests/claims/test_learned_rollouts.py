@@ -11,6 +11,7 @@ from functools import cache
 from statistics import median
 
 import numpy as np
+import pytest
 from bench.claims.learned_rollouts import row
 from bench.claims.score import Logistic
 from bench.claims.tried import (
@@ -49,6 +50,7 @@ def test_the_acceptance_rule_itself() -> None:
     assert [next(k for k in range(13) if not believable(k, 12, rate)) for rate in (DELTA, 0.1)] == [4, 5]
 
 
+@pytest.mark.slow
 def test_the_candidates_are_what_they_are_said_to_be() -> None:
     runs, old, new = truth_runs(), in_force(0), better(0)
     mine = runs.query_class == HARMED
@@ -62,6 +64,7 @@ def test_the_candidates_are_what_they_are_said_to_be() -> None:
     assert abs(truth_of(CANDIDATES["at the edge"].models(0)).drop[1] - 0.021) < 0.001
 
 
+@pytest.mark.slow
 def test_a_better_one_reaches_everybody_and_never_acts_over_the_budget() -> None:
     found = rollouts("better", 3, 9_000)
     n_full = sum(one.ended.stage == "full" for one in found)
@@ -74,6 +77,7 @@ def test_a_better_one_reaches_everybody_and_never_acts_over_the_budget() -> None
     assert all(one.kept < one.kept_in_force for one in found)
 
 
+@pytest.mark.slow
 def test_one_that_harms_a_class_of_five_serves_nobody() -> None:
     found = rollouts("one class of five", 2, 5_000)
     print(row("one class of five", found))
@@ -81,6 +85,7 @@ def test_one_that_harms_a_class_of_five_serves_nobody() -> None:
     assert believable(sum(one.ended.n_served > 0 for one in found), len(found), DELTA)
 
 
+@pytest.mark.slow
 def test_one_that_breaks_the_budget_everywhere_goes_back_from_shadow() -> None:
     found = rollouts("everywhere", 4, 5_000)
     print(row("everywhere", found))
@@ -90,6 +95,7 @@ def test_one_that_breaks_the_budget_everywhere_goes_back_from_shadow() -> None:
     assert all((one.ended.before, one.ended.n_served) == ("shadow", 0) for one in found)
 
 
+@pytest.mark.slow
 def test_who_is_taken_past_the_shadow_acts_no_oftener_than_delta_over_the_budget() -> None:
     """The certificate is all that stands between a candidate at the edge and the users of its share."""
     found = rollouts("at the edge, shadow skipped", 3, 3_000)
@@ -103,6 +109,7 @@ def test_the_same_models_again_gain_nothing_and_serve_nobody() -> None:
     assert (one.ended.stage, one.ended.n_served) == ("running", 0)
 
 
+@pytest.mark.slow
 def test_what_saves_nothing_is_not_audited_for_as_long_as_a_proof_may_take() -> None:
     found = rollouts("the same models", 2, 12_000)
     gone = [one.ended for one in found if one.ended.stage == "rolled_back"]

@@ -1,13 +1,14 @@
 """The live loop under traffic that production has: what it certifies is true of every request, not only of audits.
 
-A sample of `make claims-full`: streams of `bench.claims.live`, few seeds. In at most 5 % of the streams a window may be
-over the budget, and on average over streams at most 5 % of the requests may be served at a level that is. A promise is
-rejected when what was seen would have less than a 1 % chance under it. The code before draws were made per request
-breaks the first promise in six of the nine steady scenarios.
+A sample of `make claims-full`: streams of `bench.claims.live`, few seeds; `make test` runs two of the scenarios. In at
+most 5 % of the streams a window may be over the budget, and on average over streams at most 5 % of the requests may be
+served at a level that is. A promise is rejected when what was seen would have less than a 1 % chance under it. The code
+before draws were made per request breaks the first promise in six of the nine steady scenarios.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from math import comb, prod
@@ -27,9 +28,17 @@ BUDGET = 0.02
 SEEDS = {"20 turns": (1, 2), "20 epochs": (0, 1)}  # of the others 0, 1 and 2
 DRIFTS = ("silent", "ramp", "oscillation", "classes")
 STEADY = tuple(name for name in SCENARIOS if name not in DRIFTS)
+QUICK = ("single turns", "silent")  # one without a drift and one with; three streams each, 5 s a stream
 # What streams of the code before draws were made per request lost above the budget on average, in points x requests:
 # seeds 0 to 19 of `bench.claims.live_run` on that code.
 LOST_BEFORE = {"silent": 7_914, "ramp": 6_365, "oscillation": 6_314, "classes": 3_307}
+
+
+def scenarios(names: Iterable[str]) -> pytest.MarkDecorator:
+    """Each scenario is a case; all but two are slow."""
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
+    )
 
 
 @cache
@@ -65,12 +74,12 @@ def test_the_rules_of_acceptance() -> None:
     assert not too_large([1.0, 0.2, 0.0])
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@scenarios(SCENARIOS)
 def test_a_window_that_passes_would_have_lost_less_than_the_budget_over_all_of_its_requests(name: str) -> None:
     assert not too_many(figures(name, "over")), figures(name, "worst_mean")
 
 
-@pytest.mark.parametrize("name", STEADY)
+@scenarios(STEADY)
 def test_few_requests_are_served_at_a_level_that_loses_the_budget(name: str) -> None:
     assert not too_large(figures(name, "over_share")), figures(name, "over_share")
 
@@ -79,7 +88,7 @@ def test_a_loop_that_keeps_its_promise_saves_tokens_all_the_same() -> None:
     assert median(figures("single turns", "saved_late")) > 0.3
 
 
-@pytest.mark.parametrize("name", DRIFTS)
+@scenarios(DRIFTS)
 def test_a_drift_that_only_audits_show_costs_far_less_than_it_did(name: str) -> None:
     # Over 200 seeds it must be a fifth (`make claims-full`); three streams tell a third from all of it.
     assert mean(figures(name, "excess")) <= LOST_BEFORE[name] / 3
@@ -89,7 +98,7 @@ def test_a_silent_loss_of_six_points_is_noticed_within_1500_requests() -> None:
     assert median(figures("silent", "noticed")) <= 1_500
 
 
-@pytest.mark.parametrize("name", ["single turns", "5 turns", "chosen ids", *DRIFTS])
+@scenarios(["single turns", "5 turns", "chosen ids", *DRIFTS])
 def test_no_alarm_is_raised_where_nothing_has_changed(name: str) -> None:
     n_false, n_requests = sum(figures(name, "false")), sum(figures(name, "quiet"))
     # One in 20,000 requests is allowed; three or more in so few have less than a 4 % chance.
@@ -117,7 +126,7 @@ def test_what_a_client_got_is_what_the_truth_says_of_the_stop(monkeypatch: pytes
         assert lost == found.z(found.stream.met[at])[at]
 
 
-@pytest.mark.parametrize("name", ["single turns", "5 turns", "heavy client", "chosen ids", "classes"])
+@scenarios(["single turns", "5 turns", "heavy client", "chosen ids", "classes"])
 def test_the_law_is_that_of_the_stream(name: str) -> None:
     found = stream(name, 1)[0]
     scenario = found.stream.scenario
@@ -130,6 +139,7 @@ def test_the_law_is_that_of_the_stream(name: str) -> None:
     assert found.drop(Met(), 0.0) == 0.0
 
 
+@pytest.mark.slow
 def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
     path, rows = tmp_path / "claims.jsonl", live_run.order(["heavy client", live_run.DESIGNS[1]])
     assert len(rows) == 1

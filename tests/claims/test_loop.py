@@ -25,6 +25,7 @@ from suffice.replay.online.traffic import learner_of
 N = 3_000
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("period", [50, PERIOD])
 def test_a_cell_is_served_by_the_loop_of_replay_and_the_truth_is_that_of_what_was_deployed(period: int) -> None:
     drawn, truth = SETTINGS["harsh"].draw(N, 3), Truth("harsh")

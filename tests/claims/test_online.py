@@ -60,6 +60,7 @@ def test_the_acceptance_rule_itself() -> None:
     assert [k for k in range(7) if not rejected(k, 6)] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_without_drift_the_budget_is_kept_and_tokens_are_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     setting = short("none")
     kept = results(monkeypatch, setting, "certified 10 %", 10)
@@ -69,6 +70,7 @@ def test_without_drift_the_budget_is_kept_and_tokens_are_saved(monkeypatch: pyte
     assert rejected(breaches(naive), len(naive))
 
 
+@pytest.mark.slow
 def test_a_violent_drift_is_seen_and_the_budget_kept_through_it(monkeypatch: pytest.MonkeyPatch) -> None:
     setting = short("harsh")
     kept = results(monkeypatch, setting, "certified 10 %", 10)
@@ -81,6 +83,7 @@ def test_a_violent_drift_is_seen_and_the_budget_kept_through_it(monkeypatch: pyt
         assert rejected(breaches(naive), len(naive)), design
 
 
+@pytest.mark.slow
 def test_a_silent_drift_is_outlived_by_forgetting(monkeypatch: pytest.MonkeyPatch) -> None:
     setting = short("stealth")
     kept = results(monkeypatch, setting, "certified 10 %", 6, n=9_000)
@@ -91,6 +94,7 @@ def test_a_silent_drift_is_outlived_by_forgetting(monkeypatch: pytest.MonkeyPatc
     assert median(one["recover"] for one in naive) == 6_000, "never"
 
 
+@pytest.mark.slow
 def test_labels_that_come_when_something_was_wrong_cannot_mislead(monkeypatch: pytest.MonkeyPatch) -> None:
     setting = short("none", COMPLAINTS)
     kept = results(monkeypatch, setting, "certified 10 %", 5)
@@ -100,12 +104,14 @@ def test_labels_that_come_when_something_was_wrong_cannot_mislead(monkeypatch: p
     assert rejected(breaches(naive), len(naive)), "an average over what was labelled is misled"
 
 
+@pytest.mark.slow
 def test_labels_that_come_at_any_time_cannot_mislead(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = results(monkeypatch, short("none", SCATTERED, label_timeout=1_000), "certified 10 %", 6)
     assert not rejected(breaches(kept), len(kept))
     assert median(one["saved_last"] for one in kept) > 0.15
 
 
+@pytest.mark.slow
 def test_a_model_swapped_under_the_same_name_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = results(monkeypatch, short("swap"), "certified 10 %", 5)
     assert not rejected(breaches(kept), len(kept))

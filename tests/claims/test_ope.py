@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from suffice.learn.ope import LoggedDraws, PolicyValue, dr, naive, snips
@@ -57,6 +58,7 @@ def test_doubly_robust_covers_where_complaints_mislead_the_mean() -> None:
     assert close >= 0.95 * N_LOGS
 
 
+@pytest.mark.slow
 def test_the_intervals_of_both_estimators_cover_at_every_look() -> None:
     rng = np.random.default_rng(37)
     missed = {"dr": 0, "snips": 0}

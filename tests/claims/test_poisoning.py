@@ -10,6 +10,7 @@ from math import log
 from typing import Final, TypeAlias
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from suffice.assurance.certify import Counts, count_outcomes, log_wealth
@@ -92,6 +93,7 @@ def certified_share(attack: Attack, lost: float) -> float:
 KINDS: Final = {"one key, cap 5 %": (True, 0.05), "one key, no cap": (True, 1.0), "many keys, cap 5 %": (False, 0.05)}
 
 
+@pytest.mark.slow
 def test_what_lies_do_to_a_certificate() -> None:
     table = {}
     for kind, (one_key, cap) in KINDS.items():

@@ -76,6 +76,7 @@ def mean_bias(biases: list[Bias], name: str, at: int) -> float:
     return float(np.mean([one[name][at] for one in biases]))
 
 
+@pytest.mark.slow
 def test_a_model_that_takes_stops_for_good_ones_is_too_sure_where_it_matters_and_ours_is_not(
     biases: list[Bias],
 ) -> None:
@@ -89,6 +90,7 @@ def test_a_model_that_takes_stops_for_good_ones_is_too_sure_where_it_matters_and
         assert one["naive"][0] > one["right stops"][0] > abs(one["ours"][0])
 
 
+@pytest.mark.slow
 def test_a_model_of_full_runs_as_they_come_holds_all_runs_for_hard_ones_and_ours_does_not(biases: list[Bias]) -> None:
     """On all rows; the share of good ones differs by 0.01 from one draw of the world to the next."""
     assert abs(mean_bias(biases, "ours", 1)) < 0.035
@@ -97,6 +99,7 @@ def test_a_model_of_full_runs_as_they_come_holds_all_runs_for_hard_ones_and_ours
         assert one["unweighted"][1] < one["ours"][1] - 0.02
 
 
+@pytest.mark.slow
 def test_who_believes_a_naive_model_loses_more_than_it_said_and_who_believes_ours_does_not(truth: Dataset) -> None:
     """Stop as boldly as the model itself says costs at most five answers in a hundred: how many does it cost?"""
     data = build_dataset(episodes(N_REQUESTS, seed=3), match=match, stopped_labels=True)
@@ -118,6 +121,7 @@ def lost_when_believed(model: FitResult, truth: Dataset, budget: float) -> float
     return float((stops[at] & ~good_rows_of_run(truth, "as-good")[rows[at]]).mean())
 
 
+@pytest.mark.slow
 def test_scheduled_refits_win_back_what_a_drift_has_cost() -> None:
     """Confidence turns round halfway. The old version has nothing left to save; one refit later the new one has."""
     world = World(mode="observe")
@@ -137,6 +141,7 @@ def test_scheduled_refits_win_back_what_a_drift_has_cost() -> None:
     assert saved > none_saved + 0.1
 
 
+@pytest.mark.slow
 def test_a_refit_on_three_thousand_audits_takes_less_than_two_seconds() -> None:
     """Of CPU, as wall time sees what else the machine does. One of three tries: a full cache costs CPU, too."""
     data = build_dataset(episodes(3_000, seed=7, world=World(mode="observe")), match=match)

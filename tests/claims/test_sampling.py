@@ -21,6 +21,7 @@ def logs() -> list[Measured]:
     return [cell(seed, N_REQUESTS, blind=False) for seed in range(N_SEEDS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimate", ["EM, full runs", "EM, live runs", "EM, stopped runs", "saving"])
 def test_intervals_of_a_sampled_log_hold_the_truth_of_all_traffic(estimate: str) -> None:
     reads = [one.reads(one.report)[estimate] for one in logs()]
@@ -28,6 +29,7 @@ def test_intervals_of_a_sampled_log_hold_the_truth_of_all_traffic(estimate: str)
     assert binomial_at_most(held, len(reads), 0.95) >= 0.01, reads
 
 
+@pytest.mark.slow
 def test_so_does_the_band_of_the_console() -> None:
     reads = [read for one in logs() for read in one.bands.values()]
     held = sum(low <= truth <= high for _, low, high, truth in reads)
@@ -46,6 +48,7 @@ def test_counts_are_whole_and_rows_are_the_owners_part() -> None:
         assert max(one.rates.values()) > 1.2 * min(one.rates.values()), "what is uncertain is kept more often"
 
 
+@pytest.mark.slow
 def test_a_tenth_of_the_requests_takes_an_eighth_of_the_bytes_or_so() -> None:
     kept, sampled = (cell(1, N_REQUESTS, rate, blind=False, labelled=0.05) for rate in (1.0, RATE))
     assert sampled.cost.n_bytes <= 0.16 * kept.cost.n_bytes  # of a long log 14 %: an empty one takes its share here

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from suffice.assurance.ratio import ratio_between, watch_pairs
@@ -40,6 +41,7 @@ def test_the_simulation_uses_the_function_that_ships() -> None:
     assert abs(mean_below(watch(x), 0.05) - (x.mean() + radius)) < 1e-5
 
 
+@pytest.mark.slow
 def test_the_interval_for_a_drop_covers_at_every_look_also_while_the_drop_drifts() -> None:
     rng = np.random.default_rng(41)
     constant, drifting = np.full(1_500, 0.02), np.where(np.arange(1_500) < 700, 0.003, 0.06)

@@ -98,6 +98,7 @@ def test_the_wealth_of_this_page_is_that_of_the_certificate() -> None:
         assert running[until - 1] == pytest.approx(float(wealth[0]), abs=1e-9)
 
 
+@pytest.mark.slow(keep=2)
 @pytest.mark.parametrize("how", SHARES)
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_no_sequence_makes_a_level_at_the_budget_pass_in_more_than_delta(name: str, how: str) -> None:
@@ -226,6 +227,7 @@ def test_the_served_level_of_this_page_is_that_of_the_certificate() -> None:
     assert served.tolist() == [certified_level(row, delta=DELTA) for row in wealth] == [2, 4, 0]
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("name", LEVELS)
 def test_no_order_of_levels_is_served_wrongly_in_more_than_delta(name: str) -> None:
     share, made = LEVELS[name]

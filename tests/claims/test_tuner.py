@@ -28,6 +28,7 @@ MAX_EM_DROP = 0.02
 FULL = np.eye(len(ARMS))[0]
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize(
     ("scenario", "n_requests"),
     [("drifting", 120_000), ("delayed", 120_000), ("censored", 200_000), ("poisoned", 120_000)],
@@ -52,6 +53,7 @@ def test_on_a_cold_route_it_is_off_and_harms_nobody() -> None:
     assert forced.reward.mean() < fixed.reward.mean(), "forced on, it loses there: this is why it is off"
 
 
+@pytest.mark.slow
 def test_where_pairs_are_noisy_it_loses_saving_and_nothing_of_the_budget() -> None:
     """Said in docs/reference/tuner.md; if this fails, it has become better than its page."""
     told = story("noisy", 60_000)

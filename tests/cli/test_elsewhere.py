@@ -133,6 +133,7 @@ def test_the_table_names_every_command_that_changes_something() -> None:
         assert name in written, name
 
 
+@pytest.mark.slow
 def test_with_a_running_gateway(home: tuple[Path, str], elsewhere: Path) -> None:
     folder, url = home
     with GatewayProcess.serving(folder, {"upstreams": {"up": {"url": url}}, **SETTINGS}) as gateway:

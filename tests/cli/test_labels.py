@@ -269,6 +269,7 @@ def test_status_says_what_is_held_and_what_waits(folder: Path) -> None:
     assert held_lines(None) == []
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize(
     ("arguments", "again"),
     [
@@ -291,6 +292,7 @@ def test_a_locked_log_is_told_plainly_and_nothing_is_lost(folder: Path, argument
     assert run(folder, *arguments).exit_code == 0
 
 
+@pytest.mark.slow
 def test_one_key_answers_at_a_terminal(folder: Path) -> None:
     write(folder, ReviewAsked(item()), ReviewAsked(item("ep_2", shows="full", priority=1.0)))
     parent, terminal = pty.openpty()

@@ -37,6 +37,7 @@ def replay(*options: object) -> Result:
     return CliRunner().invoke(main, ["replay", *map(str, options)])
 
 
+@pytest.mark.slow
 def test_a_person_reads_a_table_with_its_target_and_gets_a_report(tmp_path: Path) -> None:
     result = replay(made(tmp_path), "--max-em-drop", 0.02, *FEW)
     assert result.exit_code == 0, result.output
@@ -117,6 +118,7 @@ def test_probes_cost_what_is_asked(tmp_path: Path) -> None:
     assert costs[1] > 0
 
 
+@pytest.mark.slow
 def test_learned_scores_are_left_out_or_asked_for_by_name(tmp_path: Path) -> None:
     found = lines(replay(made(tmp_path, n_runs=120), "--json", "--policies", "learned,beta"))
     assert [line["policy"] for line in found][:3] == ["full", "ours", "published"]

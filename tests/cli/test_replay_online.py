@@ -30,6 +30,7 @@ def online(*options: object) -> Result:
     return CliRunner().invoke(main, ["replay", "--online", *map(str, options)])
 
 
+@pytest.mark.slow
 def test_a_person_reads_a_row_a_set_with_what_it_means_and_gets_a_figure(tmp_path: Path) -> None:
     result = online(OWN, "--max-em-drop", 0.05, "--confidence", 0.9, "--seeds", 2)
     assert result.exit_code == 0, result.output
@@ -42,6 +43,7 @@ def test_a_person_reads_a_row_a_set_with_what_it_means_and_gets_a_figure(tmp_pat
     assert "course: replay-report/own_samples.online.png" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_program_reads_one_object_a_set_and_nothing_else(tmp_path: Path) -> None:
     found = lines(online(OWN, made(tmp_path, kind="rounds", n_runs=30), "--seeds", 2, "--json"))
     assert [one["set"] for one in found] == ["own_samples", "votes"]
@@ -53,6 +55,7 @@ def test_a_program_reads_one_object_a_set_and_nothing_else(tmp_path: Path) -> No
     assert not (tmp_path / "replay-report").exists()
 
 
+@pytest.mark.slow
 def test_a_figure_beside_the_objects_where_a_folder_is_named(tmp_path: Path) -> None:
     result = online(OWN, "--seeds", 1, "--json", "--out", tmp_path / "course")
     assert len(lines(result)) == 1
@@ -72,6 +75,7 @@ def test_the_same_seed_prints_the_same_bytes(tmp_path: Path) -> None:
     assert first.stdout_bytes != online(*asked, "--seed", 1).stdout_bytes
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("spec", ["relabel=1@0.5", "class=series:0.9@0.5"])
 def test_a_drift_says_when_the_budget_was_kept_again(spec: str) -> None:
     (one,) = lines(online(OWN, "--seeds", 2, "--json", "--drift", spec))
@@ -97,6 +101,7 @@ def test_what_was_asked_for_is_marked() -> None:
     assert "disjoint: fitted and certified on one half of the questions" in " ".join(result.stdout.split())
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_file_of_hardly_any_runs_is_replayed_and_drawn_too(tmp_path: Path, n: int) -> None:
     few = tmp_path / "few.jsonl"

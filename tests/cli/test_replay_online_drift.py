@@ -17,6 +17,7 @@ def online(*options: object) -> Result:
     return CliRunner().invoke(main, ["replay", "--online", str(OWN), *map(str, options)])
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize(
     "spec", ["silent=0.06@0.5", "ramp=0.08@0.5", "oscillate=0.08@0.5", "turns=5:0.06", "mix=largest>series:0.8@0.5"]
 )
@@ -32,6 +33,7 @@ def test_each_drift_tells_alarms_loss_and_recovery(spec: str) -> None:
     assert "0 points x requests lost above the budget, 0.00 false alarms before it (means)" in told
 
 
+@pytest.mark.slow
 def test_the_figure_of_a_drift_is_drawn() -> None:
     result = online("--seeds", 1, "--drift", "silent=0.06@0.5")
     assert result.exit_code == 0, result.output

@@ -27,6 +27,7 @@ WORDS = {
 LEARNS_NOTHING = ("replay with a report", "replay of plain rules", "replay online", "replay online on halves")
 
 
+@pytest.mark.slow(keep=4)
 @pytest.mark.parametrize("words", WORDS, ids=str)
 @pytest.mark.parametrize("n_runs", [0, 1, 2, 3, 5])
 @pytest.mark.parametrize("kind", get_args(Kind))

@@ -158,6 +158,7 @@ def test_a_configuration_brings_the_routes_scorer_and_confidence(database: Path,
     assert math["measured"]["em_live"]["value"] == pytest.approx(0.75), "4.0 is 4 to a scorer of numbers"
 
 
+@pytest.mark.slow
 def test_labels_are_joined_by_algebra_where_the_route_asks_for_it(tmp_path: Path) -> None:
     file = tmp_path / "suffice.toml"
     file.write_text(CONFIG.format(database=tmp_path / "suffice.db").replace('"number"', '"math"'))

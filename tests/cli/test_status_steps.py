@@ -7,6 +7,7 @@ import sqlite3
 import tomllib
 from pathlib import Path
 
+import pytest
 from bench.status import fill, sum_up
 
 from suffice.cli.inspect.status import read_statuses, statuses_of
@@ -35,6 +36,7 @@ def made(folder: Path, n_rows: int, n_routes: int) -> Path:
     return config
 
 
+@pytest.mark.slow
 def test_it_does_not_grow_with_the_log(tmp_path: Path) -> None:
     few, many = (steps(made(tmp_path / str(n), n, 2))[0] for n in (6_000, 18_000))
     assert many <= 1.1 * few + 5, (few, many)

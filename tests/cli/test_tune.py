@@ -32,6 +32,7 @@ def votes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_a_person_reads_what_to_expect_and_gets_what_a_route_needs(votes: Path, tmp_path: Path) -> None:
     result = tune(votes, *QUICK, "--policies", "learned", "--out", tmp_path, "--route", "quiz")
     assert result.exit_code == 0, result.output
@@ -50,6 +51,7 @@ def test_a_person_reads_what_to_expect_and_gets_what_a_route_needs(votes: Path, 
     assert checked.exit_code == 0, checked.output
 
 
+@pytest.mark.slow
 def test_a_program_reads_the_same_as_json_and_twice_the_same(votes: Path, tmp_path: Path) -> None:
     first, second = (tune(votes, *QUICK, "--policies", "beta,esc", "--json") for _ in range(2))
     assert first.exit_code == 0, first.output

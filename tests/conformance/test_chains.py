@@ -40,6 +40,7 @@ def confidences(steps: Sequence[Step]) -> list[float]:
     return [geometric(step) for step in steps if step.answer is not None]
 
 
+@pytest.mark.slow(keep=2)
 @pytest.mark.parametrize("streak", [2, 3, 8])
 def test_answer_convergence_waits_for_equal_answers_in_a_row(streak: int) -> None:
     def rule(steps: list[Step]) -> Verdict:
@@ -49,6 +50,7 @@ def test_answer_convergence_waits_for_equal_answers_in_a_row(streak: int) -> Non
     compare(build_policy({"policy": "stable-answer", "streak": streak}), rule)
 
 
+@pytest.mark.slow(keep=2)
 @pytest.mark.parametrize(("effort", "m"), [("mild", 8), ("low", 5), ("mid", 3), ("high", 2), ("crazy", 2)])
 def test_dynasor_waits_for_m_equal_probes_and_a_last_step_without_doubt(effort: str, m: int) -> None:
     def rule(steps: list[Step]) -> Verdict:
@@ -100,6 +102,7 @@ def test_code_stop_has_a_rising_bar_and_gives_up_on_a_degenerating_run(give_up: 
     assert {stop and stop[1] for stop in found} >= {"suffices", "hopeless"}
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("alpha", [0.2, 0.1])
 def test_eat_waits_until_the_moving_variance_of_the_entropy_is_small(alpha: float) -> None:
     delta = 2e-3
@@ -132,6 +135,7 @@ def test_the_published_theta_of_halt_cot_is_six_tenths_of_a_bit() -> None:
     assert round(0.6 * math.log(2), 4) == 0.4159
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("calibration", [[], [[0.0, 0.1], [0.5, 0.2], [1.0, 0.9]]])
 def test_tasr_asks_for_a_repeated_answer_and_a_margin(calibration: list[list[float]]) -> None:
     def calibrated(margin: float) -> float:
@@ -149,6 +153,7 @@ def test_tasr_asks_for_a_repeated_answer_and_a_margin(calibration: list[list[flo
     compare(build_policy({"policy": "tasr", "calibration": calibration}), rule)
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("patience", [1, 2, 4])
 def test_semantic_stopping_waits_for_drafts_that_stand_still(patience: int) -> None:
     epsilon = 0.1

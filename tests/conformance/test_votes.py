@@ -225,6 +225,7 @@ def test_the_bayesian_stop_is_made_where_that_posterior_reaches_the_threshold() 
 # ---- confidence momentum -------------------------------------------------------------------------
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("dial", [0.0, 0.5, 1.0])
 def test_momentum_waits_for_a_smoothed_lead_that_does_not_fall(dial: float) -> None:
     alpha, bar, slack, least = 0.7 - 0.4 * dial, 0.85 + 0.12 * dial, 0.04 - 0.03 * dial, round(2 + 3 * dial)

@@ -62,6 +62,7 @@ async def login(page: Tab, url: str, secret: str) -> None:
     assert await page.place() == "/console"
 
 
+@pytest.mark.slow
 async def test_hostile_texts_run_nothing_and_break_no_policy_of_a_page(tmp_path: Path) -> None:
     settings = settings_in(tmp_path)
     secret = people_of(settings).first() or ""
@@ -85,6 +86,7 @@ async def test_hostile_texts_run_nothing_and_break_no_policy_of_a_page(tmp_path:
         await page.until("window.complaints.length > 0")
 
 
+@pytest.mark.slow
 async def test_a_person_walks_from_the_overview_to_the_audit_log_by_keyboard(tmp_path: Path) -> None:
     settings = settings_in(tmp_path)
     secret = people_of(settings).first() or ""
@@ -141,6 +143,7 @@ async def _incident(page: Tab, url: str) -> None:
     assert "roll back" in await page.text(".told"), await page.text("main")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "phone"), [(1_280, False), (390, True)])
 async def test_pages_fit_their_screen_and_no_column_is_cut_off(tmp_path: Path, width: int, phone: bool) -> None:
     settings = settings_in(tmp_path)
@@ -158,6 +161,7 @@ async def test_pages_fit_their_screen_and_no_column_is_cut_off(tmp_path: Path, w
             assert await page.run(f"{CUT}.map((one) => one.innerText.slice(0, 80))") == [], place
 
 
+@pytest.mark.slow
 async def test_the_first_page_is_light_and_changes_while_somebody_watches(tmp_path: Path) -> None:
     from suffice.wiring import open_worker
     from tests.console.made import more

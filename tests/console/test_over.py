@@ -267,6 +267,7 @@ def test_what_stands_is_remembered_longer_than_what_is_over() -> None:
     assert [one.seq for one in told.raised if one.ended is None] == [1]
 
 
+@pytest.mark.slow(keep=4)
 @pytest.mark.parametrize("seed", range(8))
 def test_reading_on_in_any_pieces_says_what_is_over_as_reading_at_once(tmp_path: Path, seed: int) -> None:
     rng, database = random.Random(seed), tmp_path / "log.db"

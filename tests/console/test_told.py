@@ -277,6 +277,7 @@ def test_satisfaction_stands_beside_em_on_the_first_page_and_by_class_and_versio
 # ---- what a reviewer sees of a loop ----------------------------------------------------------------
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("texts", [(), HOSTILE])
 def test_a_reviewer_of_a_loop_sees_its_steps_and_what_they_read(tmp_path: Path, texts: tuple[str, ...]) -> None:
     for here in made(tmp_path):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from suffice.rollout.rules import Rules
 from suffice.store.rows.events import EVENTS, Event, FeedbackGiven, RequestEnded, decode, encode, to_row
 from suffice.types import Feedback, Outcome, StepRecord
+from tests.drawn import examples
 
 PLAIN: dict[Any, st.SearchStrategy[Any]] = {
     bool: st.booleans(),
@@ -78,7 +79,7 @@ def with_future_fields(value: Any) -> Any:
 
 @pytest.mark.parametrize("kind", sorted(EVENTS))
 @given(data=st.data())
-@settings(max_examples=40, derandomize=True, deadline=None)
+@settings(max_examples=examples(40), derandomize=True, deadline=None)
 def test_every_event_survives_the_log_unchanged(kind: str, data: st.DataObject) -> None:
     event: Event = data.draw(values(EVENTS[kind]))
     assert event.kind == kind
@@ -90,7 +91,7 @@ def test_every_event_survives_the_log_unchanged(kind: str, data: st.DataObject) 
 
 @pytest.mark.parametrize("kind", sorted(EVENTS))
 @given(data=st.data())
-@settings(max_examples=20, derandomize=True, deadline=None)
+@settings(max_examples=examples(20), derandomize=True, deadline=None)
 def test_fields_of_a_later_version_are_skipped(kind: str, data: st.DataObject) -> None:
     event: Event = data.draw(values(EVENTS[kind]))
     later = json.dumps(with_future_fields(json.loads(encode(event))))
@@ -99,7 +100,7 @@ def test_fields_of_a_later_version_are_skipped(kind: str, data: st.DataObject) -
 
 @pytest.mark.parametrize("kind", sorted(EVENTS))
 @given(data=st.data())
-@settings(max_examples=20, derandomize=True, deadline=None)
+@settings(max_examples=examples(20), derandomize=True, deadline=None)
 def test_fields_that_an_earlier_version_lacked_get_their_defaults(kind: str, data: st.DataObject) -> None:
     event: Event = data.draw(values(EVENTS[kind]))
     ((name, record),) = (

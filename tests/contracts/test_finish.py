@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from suffice.settings import FinishMethod
 from suffice.testing import Reply, ScriptedThought, cut, split_bytes, stall_after
 from suffice.upstream.drivers import DRIVERS
+from tests.drawn import examples
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, served
 
@@ -160,6 +161,7 @@ def asking(*, stream: bool) -> dict[str, Any]:
     return chat(stream=True, stream_options={"include_usage": True}) if stream else chat()
 
 
+@pytest.mark.slow(keep=7)
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 @pytest.mark.parametrize("where", WHERE)
 @pytest.mark.parametrize("name", WAYS)
@@ -215,6 +217,7 @@ WORDS = st.sampled_from(["so", "it", "is", "北京", "🙂", "👩‍👩‍👧
 LINES = st.lists(st.lists(WORDS, min_size=3, max_size=6), min_size=4, max_size=6)
 
 
+@pytest.mark.slow
 @given(
     name=st.sampled_from(sorted(SECOND_CALLS)),
     where=st.sampled_from(sorted(WHERE)),
@@ -225,7 +228,7 @@ LINES = st.lists(st.lists(WORDS, min_size=3, max_size=6), min_size=4, max_size=6
     size=st.integers(1, 200),
 )
 @settings(
-    max_examples=25,
+    max_examples=examples(25),
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

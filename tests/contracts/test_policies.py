@@ -22,6 +22,7 @@ from suffice.policy.parameters import Length, Parameter, parameters_of
 from suffice.signals.base import ALWAYS_FILLED, FOLDS, SIGNAL_FIELDS, fields_of, order_all
 from suffice.types import Signals
 from tests.contracts.policy_space import MODELLED, NUMBERS, OPTIONAL, SIMPLE, columns, example, policies, signals
+from tests.drawn import examples
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference" / "policies.md"
 EVERY_POLICY = pytest.mark.parametrize("name", sorted(POLICIES))
@@ -33,7 +34,7 @@ EVERY_PARAMETER = pytest.mark.parametrize(
         for parameter in parameters_of(POLICIES[name])
     ],
 )
-PROPERTY = settings(max_examples=20, derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=examples(20), derandomize=True, deadline=None)
 
 
 def with_values(seen: Signals, values: dict[str, Any]) -> Signals:

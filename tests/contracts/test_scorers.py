@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
 from suffice.scoring.base import SCORERS, Scorer, Spec, build_scorer, scorer_label
+from tests.drawn import examples
 
 # Fragments that steer random text into the scorers' own corners.
 FRAGMENTS = st.sampled_from(
@@ -134,7 +135,7 @@ SPECS: dict[str, Spec] = {
     "whole, as squad": {"scorer": "whole", "compare": "squad"},
 }
 EVERY_SCORER = pytest.mark.parametrize("name", sorted(SPECS))
-PROPERTY = settings(max_examples=25, derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=examples(25), derandomize=True, deadline=None)
 
 
 def scorer_of(name: str) -> Scorer:

@@ -36,7 +36,7 @@ from suffice.wiring import build_route, kill_file, read_evidence
 from tests.console.visitor import Visitor, people_of, site
 from tests.contracts.generated_logs import Made, make
 
-N_LOGS, BLOCKS = 1_000, 20
+N_LOGS, BLOCKS = 1_000, 16  # so that a block has about 60
 SHOWN_EVERY = 25  # of the logs their pages are asked for over the console's own application
 
 
@@ -154,6 +154,7 @@ def vars_of(estimate: Any) -> dict[str, Any]:
     return {name: getattr(estimate, name) for name in estimate.__dataclass_fields__}
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("block", range(BLOCKS))
 def test_every_surface_of_a_generated_log_shows_the_same_saving_and_promise_and_they_are_true(
     tmp_path: Path, template: bytes, block: int
@@ -191,6 +192,7 @@ def check_pages(made: Made, statuses: dict[str, RouteStatus]) -> None:
                 assert f"{100 * saving.value:.1f}".replace("-", "\N{MINUS SIGN}") in page
 
 
+@pytest.mark.slow
 def test_over_many_logs_the_saving_is_right_on_average(tmp_path: Path, template: bytes) -> None:
     spent = full = estimated = 0.0
     for seed in range(300):

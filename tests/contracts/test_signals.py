@@ -23,6 +23,7 @@ from suffice.signals.columns import observe_columns
 from suffice.signals.observe import Observer
 from suffice.signals.query import query_signals
 from suffice.types import Kind, Query, Signals, Step
+from tests.drawn import examples
 
 DOCS = Path(__file__).parents[2] / "docs" / "reference" / "signals.md"
 FIELDS = {field.name for field in dataclasses.fields(Signals)}
@@ -49,7 +50,7 @@ RANGES = {
     "step_logprob": (-math.inf, 0.0),
 }
 EVERY_FOLD = pytest.mark.parametrize("name", sorted(FOLDS))
-PROPERTY = settings(max_examples=15, derandomize=True, deadline=None)
+PROPERTY = settings(max_examples=examples(15), derandomize=True, deadline=None)
 
 ANSWERS = st.none() | st.sampled_from(["a", "b", "c", ""]) | st.text(st.characters(), max_size=3)
 WORDS = st.sampled_from(

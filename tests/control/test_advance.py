@@ -286,6 +286,7 @@ def began_anew(world: World) -> None:
     world.writer.write(None, [EpochBegan(epoch)])
 
 
+@pytest.mark.slow(keep=3)
 @pytest.mark.parametrize(
     ("what", "says"),
     [

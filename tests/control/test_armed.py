@@ -147,6 +147,7 @@ def test_another_model_behind_the_name_ends_the_proof_at_once() -> None:
     assert "model changed from 'm-1' to 'm-2'" in alarmed(here)[0]
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_killed_is_followed_by_one_that_decides_the_same() -> None:
     log = rows([*pairs(600, lost_each=50, labelled=False), *pairs(400, first=600, lost_each=18, labelled=False)])
     whole = armed().feed(log).settle()

@@ -62,6 +62,7 @@ def test_nothing_is_decided_before_the_burst_is_over_and_then_a_level_is_certifi
     assert first.reason.startswith("fitted on 159 audits; level")
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("cut", [1, 333, 2 * BURST, 777])
 def test_a_worker_that_was_killed_is_followed_by_one_that_decides_the_same(whole: Story, cut: int) -> None:
     log = rows(traffic(LONG))
@@ -138,6 +139,7 @@ def test_a_label_corrects_an_audit_that_counted_as_lost() -> None:
     assert gain.max() > 5
 
 
+@pytest.mark.slow
 def test_the_last_word_of_a_reviewer_counts_whatever_the_order_of_clocks() -> None:
     log = traffic(180, seed=6, p_right=0.6)
     asked = story().feed(rows(log)).settle().decided

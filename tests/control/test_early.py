@@ -75,6 +75,7 @@ def test_a_new_class_is_an_alarm_and_a_rare_one_is_none() -> None:
     assert found(0.5) in {1, 2, 3}
 
 
+@pytest.mark.slow
 def test_turns_of_one_conversation_count_once_for_the_mix() -> None:
     rng, open_now = random.Random(3), list[tuple[str, str, int]]()
 

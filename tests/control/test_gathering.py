@@ -114,6 +114,7 @@ def made(seed: int, n: int) -> list[StoredEvent]:
     return rows([*events, *(event for _, event in later)])
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(seed=st.integers(0, 10_000), cuts=st.sets(st.integers(0, 400), max_size=8))
 def test_read_in_pieces_it_says_at_every_cut_what_it_says_read_at_once(seed: int, cuts: set[int]) -> None:

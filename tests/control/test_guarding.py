@@ -53,6 +53,7 @@ def held(told: Story) -> list[Publication]:
     return [made for made in told.published if made.classes]
 
 
+@pytest.mark.slow
 def test_the_harmed_class_goes_a_third_of_the_levels_down_and_no_other_does(told: Story) -> None:
     first = held(told)[0]
     assert first.at <= N_HARMED
@@ -69,6 +70,7 @@ def test_it_is_let_back_by_fresh_audits_of_its_own(told: Story) -> None:
     assert "class law is let back" in back.reason
 
 
+@pytest.mark.slow
 def test_a_replay_holds_the_same_classes(told: Story) -> None:
     again = story(OWNED, control=QUIET, expected=told.published, artefacts=told.artefacts).feed(rows(EVENTS)).settle()
     assert again.published == []
@@ -96,6 +98,7 @@ def test_a_gateway_serves_the_held_class_at_its_level_and_others_at_theirs(told:
     assert slack.policy_version == f"{made.fit}@0", "a ceiling, and no floor"
 
 
+@pytest.mark.slow
 def test_what_a_worker_writes_into_a_real_log_holds_the_class(tmp_path: Path) -> None:
     settings = settings_for(tmp_path)
     routes = {"r": msgspec.structs.replace(settings.routes["r"], max_em_drop=BUDGET, audit_share=1.0)}

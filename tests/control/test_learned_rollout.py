@@ -134,6 +134,7 @@ def route(certified: Path, tmp_path: Path) -> Route:
     return Route(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_proposal_is_tried_certified_brought_by_the_loop_and_taken_back(route: Route) -> None:
     before, address = route.held.publication, route.proposal.address
     assert before is not None
@@ -217,6 +218,7 @@ def write(route: Route, version: FoldedVersion) -> None:
         writer.write(None, [VersionProposed(told)], {version.address: written(version)})
 
 
+@pytest.mark.slow
 def test_a_job_tries_what_is_better_only_where_its_owner_lets_it(certified: Path, tmp_path: Path) -> None:
     for folder, automatic in ((tmp_path / "by-hand", False), (tmp_path / "by-itself", True)):
         folder.mkdir()

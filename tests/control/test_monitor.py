@@ -225,6 +225,7 @@ def watched(folder: Path) -> Settings:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drifts", [True, False])
 def test_an_alert_comes_before_the_drop_crosses_the_budget_and_none_without_a_drift(
     tmp_path: Path, drifts: bool

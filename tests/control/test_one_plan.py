@@ -133,6 +133,7 @@ def replayed(here: Lived, seed: int) -> tuple[list[Look], list[float]]:
     return looks, [change.at for change in stream.changes if change.kind == "alarm"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_replay_comes_to_the_levels_and_thresholds_of_the_live_loop_at_every_look(seed: int) -> None:
     here = lived(seed)
@@ -147,6 +148,7 @@ def test_the_replay_comes_to_the_levels_and_thresholds_of_the_live_loop_at_every
     assert {one.share for one in looks} >= {1.0, 0.05}
 
 
+@pytest.mark.slow
 def test_both_raise_their_alarm_at_the_same_request() -> None:
     here = lived(3, worse_from=1_000)
     looks, alarms = replayed(here, 3)

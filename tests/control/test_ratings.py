@@ -95,6 +95,7 @@ def test_a_bad_week_for_everybody_and_a_fall_that_stays_above_the_floor_take_not
     assert {made.ceiling for made in found.published} == {None}
 
 
+@pytest.mark.slow
 def test_stopping_that_people_do_not_mind_is_hardly_ever_held_against_it_though_everybody_is_below_the_floor() -> None:
     n_seeds, n_asked = 80, 0
     for seed in range(n_seeds):
@@ -116,6 +117,7 @@ def test_without_a_floor_ratings_change_nothing(disliked: Story) -> None:
     assert found.loop.level > disliked.loop.level
 
 
+@pytest.mark.slow(keep=2)
 @pytest.mark.parametrize("cut", [600, 1_000, 1_400])
 def test_a_worker_that_was_killed_is_followed_by_one_that_holds_the_same_level(disliked: Story, cut: int) -> None:
     log = log_of(**DISLIKED)

@@ -149,6 +149,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("cap", [0, 1, 7, 40, 100, 400])
 def test_a_deployment_of_many_routes_asks_for_no_more_than_its_own_cap_in_a_day(
     many: Path, tmp_path: Path, cap: int

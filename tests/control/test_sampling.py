@@ -234,6 +234,7 @@ def test_the_critical_em_is_that_of_all_answers_and_rare_labels_do_not_outvote_t
     assert few.below() is None
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("rate", [0.05, 0.5])
 def test_signals_of_all_traffic_do_not_move_when_rates_do(rate: float) -> None:
     rng = np.random.default_rng(1)

@@ -228,6 +228,7 @@ def test_a_route_with_less_budget_left_certifies_less(world: World) -> None:
     assert (seen.certificate.level, less.certificate.level, less.certificate.max_em_drop) == (2, 0, 0.02)
 
 
+@pytest.mark.slow
 def test_whoever_goes_on_looking_finds_what_a_new_reader_finds(world: World) -> None:
     world.begin()
     with matches(ROUTE) as match, open_reader(world.path) as connection:

@@ -147,6 +147,7 @@ with worker(settings_for(Path(sys.argv[1]))) as here:
 """
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("n_writes", [2, 3])
 def test_a_worker_killed_before_a_write_is_followed_by_one_that_decides_the_same(
     folder: Path, expected: list[str], n_writes: int
@@ -321,6 +322,7 @@ def test_status_says_where_a_route_stands_what_is_missing_and_what_happened_last
 # ---------------------------------------------------------------- beside a gateway
 
 
+@pytest.mark.slow
 async def test_the_worker_beside_decides_tells_and_is_started_again_when_it_dies(folder: Path) -> None:
     settings, n_told = settings_for(folder), 0
     quick = msgspec.structs.replace(settings, control=msgspec.structs.replace(settings.control, period_s=0.1))
@@ -357,6 +359,7 @@ async def test_no_worker_is_started_where_none_is_wanted(folder: Path) -> None:
     assert decided(folder) == []
 
 
+@pytest.mark.slow
 def test_a_gateway_that_is_killed_leaves_no_worker_behind(folder: Path) -> None:
     with FakeUpstream.in_thread() as fake:
         raw = {

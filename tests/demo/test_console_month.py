@@ -6,6 +6,8 @@ import random
 import time
 from pathlib import Path
 
+import pytest
+
 from suffice.console.formatting import format_difference
 from suffice.control.evidence.matching import matching
 from suffice.control.jobs.advance import Advance
@@ -27,6 +29,7 @@ from tests.console.visitor import Visitor, people_of, site
 N = 120
 
 
+@pytest.mark.slow
 def test_a_short_month_is_a_log_like_any_other_and_all_of_it_is_summed_up(tmp_path: Path) -> None:
     settings = settings_for(tmp_path / "console.db")
     now_s = time.time()
@@ -107,6 +110,7 @@ def write_tries(settings: Settings, path: Path, *, n: int) -> None:
     log.close()
 
 
+@pytest.mark.slow
 def test_what_was_tried_is_there_as_if_the_commands_had_begun_it_and_the_pages_show_it(tmp_path: Path) -> None:
     settings, path = settings_for(tmp_path / "console.db"), tmp_path / "console.db"
     write_tries(settings, path, n=900)

@@ -84,6 +84,7 @@ def of(report: DemoReport, period: course.Period) -> list[CourseRun]:
     return [run for run in report.runs if run.period == period]
 
 
+@pytest.mark.slow
 async def test_a_route_goes_from_full_runs_to_a_certificate_and_back_when_the_model_changes(tmp_path: Path) -> None:
     """Eight samples that agree: stopping cannot lose, is certified, acts, and ends with the first answer of another."""
     report, notes = await told(tmp_path, Model(["four"]), PLAN)
@@ -144,6 +145,7 @@ def _reads_well(report: DemoReport, notes: Notes, folder: Path) -> None:
     assert json.loads((folder / "r.json").read_text())["certificate"]["certified"] is True
 
 
+@pytest.mark.slow
 async def test_where_every_early_stop_loses_nothing_is_certified_and_nothing_is_claimed(tmp_path: Path) -> None:
     """Two votes for a wrong answer, then three for the right one: each stop before the end is wrong."""
     plan = replace(PLAN, n_samples=5, most=160)

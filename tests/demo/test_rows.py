@@ -72,6 +72,7 @@ async def test_a_samples_stage_saves_what_the_vote_did_not_need(tmp_path: Path) 
     assert "same answer in" in result.facts[-1]
 
 
+@pytest.mark.slow
 async def test_a_reasoning_stage_tells_when_stopping_is_better_than_thinking_on(tmp_path: Path) -> None:
     """The chain forgets its right answer at the end: a confident stop gains every question."""
     async with FakeUpstream(THOUGHT) as fake:

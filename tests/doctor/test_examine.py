@@ -112,6 +112,7 @@ async def test_a_cache_that_nothing_reports_is_seen_by_the_clock() -> None:
     assert "nothing reported" in evidence(findings, "prefix_cache")
 
 
+@pytest.mark.slow
 async def test_a_server_that_goes_on_after_a_hang_up_is_found_out() -> None:
     async with FakeUpstream(model(delay_s=0.1), cancels=False, slots=2) as fake, talking(fake) as talk:
         saw = await serving.cancel(talk, Facts(n_slots=2, can_list_slots=True))

@@ -67,6 +67,7 @@ def test_a_question_that_hangs_costs_its_limit_and_the_next_one_is_answered() ->
         assert judge.equivalent("x+2", "2+x") is True
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize(
     "hostile",
     [

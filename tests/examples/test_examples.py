@@ -11,11 +11,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tools.house import pins
 
 from suffice.testing import FakeUpstream, Reply
 from suffice.testing.prompt import cut
 from suffice.testing.reply import FakeRequest
-from tests.house.test_packaging import pins
 from tests.house.tree import ROOT
 from tests.local.cached import cached
 
@@ -78,6 +78,7 @@ def table(printed: str) -> dict[str, tuple[float, float]]:
 LOOPS = [("iterative_rag", 6.0, 4.5), ("self_revision", 3.0, 2.7), ("tool_agent", 6.0, 3.5)]
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize(("name", "n_full", "n_stopped"), LOOPS)
 def test_an_example_runs_saves_and_says_what_it_cost(name: str, n_full: float, n_stopped: float) -> None:
     with FakeUpstream.in_thread(says) as fake:

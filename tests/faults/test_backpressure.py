@@ -112,6 +112,7 @@ def dialled(gateway: GatewayProcess, text: str, route: str = "") -> socket.socke
     return client
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize(
     ("route", "field"),
     [
@@ -167,6 +168,7 @@ def test_a_client_that_reads_nothing_is_cut_off_at_the_limit_and_recorded(tmp_pa
     assert b"read nothing was cut off" in gateway.stderr()
 
 
+@pytest.mark.slow
 def test_a_model_that_thinks_for_long_is_no_client_that_does_not_read(tmp_path: Path) -> None:
     thinks = Reply(reasoning=("so\n",), answer=("4",), first_delay_s=2.5)
     with FakeUpstream.in_thread(thinks) as fake:

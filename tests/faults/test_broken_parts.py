@@ -93,6 +93,7 @@ def same(through: Answer, direct: Answer) -> None:
     assert CANARY.encode() not in through.raw
 
 
+@pytest.mark.slow(keep=12)
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 @pytest.mark.parametrize("audit_share", [0.0, 1.0])
 @pytest.mark.parametrize("name", BROKEN)

@@ -211,6 +211,7 @@ async def test_all_is_on_disk_when_the_gateway_has_closed(serve: Serve) -> None:
     assert [e.episode.outcome.end_reason for e in read_episodes(database)] == ["shutdown"]
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("mode", ["observe", "off"])
 async def test_no_answer_gets_into_the_wrong_hands(serve: Serve, mode: str) -> None:
     async with serve(EchoNonce(n_reasoning=4, n_answer=4, delay_s=0.001), route={"mode": mode}) as g:

@@ -201,6 +201,7 @@ KINDS: dict[str, tuple[dict[str, Any], Any]] = {
 }
 
 
+@pytest.mark.slow(keep=16)
 @pytest.mark.parametrize("retries", [0, 1, 2])
 @pytest.mark.parametrize("mishap", MISHAPS)
 @pytest.mark.parametrize("kind", KINDS)

@@ -113,6 +113,7 @@ async def assert_accounted(g: Served, name: str = "") -> None:
     assert 0 <= accounted(outcome)[0] - spent(g.fake)[0] <= (len(STEPS) if estimated else 0)
 
 
+@pytest.mark.slow(keep=8)
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 @pytest.mark.parametrize("name", FAILURES)
 async def test_with_one_slot_a_full_run_follows_with_its_thought_hidden(serve: Serve, name: str, stream: bool) -> None:
@@ -135,6 +136,7 @@ async def test_with_one_slot_a_full_run_follows_with_its_thought_hidden(serve: S
         await assert_accounted(g, name)
 
 
+@pytest.mark.slow(keep=3)
 @pytest.mark.parametrize("name", FAILURES)
 async def test_with_a_free_slot_the_original_goes_on(serve: Serve, name: str) -> None:
     upstream = {"finish": ["raw"], "slots": 2}
@@ -306,6 +308,7 @@ async def test_the_clients_cap_holds_over_both_calls(serve: Serve, cap: str) -> 
         assert answer.usage["completion_tokens"] == N_THOUGHT + 2
 
 
+@pytest.mark.slow(keep=5)
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 4, 5, 8])
 @pytest.mark.parametrize("slots", [1, 2])
 async def test_no_request_makes_more_calls_than_it_may(serve: Serve, limit: int, slots: int) -> None:

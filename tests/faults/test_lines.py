@@ -34,6 +34,7 @@ async def behind(g: Served, proxy: FaultProxy) -> None:
     await old.__aexit__(None, None, None)
 
 
+@pytest.mark.slow(keep=5)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", HARMLESS)
 async def test_a_slow_line_changes_nothing_but_time(serve: Serve, name: str, mode: str) -> None:

@@ -146,6 +146,7 @@ def test_bodies_and_votes_are_told_too(tmp_path: Path) -> None:
     assert ends_on_disk(gateway.database) == {"shutdown": 4}
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_it_at_once_and_all_the_same_in_good_order(tmp_path: Path, first: signal.Signals) -> None:
     with gateway_process(tmp_path, grace_s=60.0) as gateway:
@@ -214,6 +215,7 @@ async def asks_until_closed(reader: asyncio.StreamReader, writer: asyncio.Stream
         await asyncio.sleep(0.01)
 
 
+@pytest.mark.slow
 async def test_twenty_rolling_restarts_under_load_cost_no_call(tmp_path: Path) -> None:
     """One gateway after the other on one port; clients ask again only when their connection was refused."""
     n_restarts, n_clients = 20, 4

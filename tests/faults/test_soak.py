@@ -65,6 +65,7 @@ async def left(g: Served) -> tuple[int, int]:
     return counts[-1]
 
 
+@pytest.mark.slow
 async def test_three_hundred_streams_leave_nothing_behind(serve: Serve) -> None:
     async with serve(says, routes=ROUTES, upstream={"finish": ["raw"], "slots": 4, "keepalive_s": 0.1}) as g:
         await some(g, 32)

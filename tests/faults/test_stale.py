@@ -117,6 +117,7 @@ async def test_an_answer_that_had_begun_is_not_asked_for_again(retries: int) -> 
         assert server.n_requests == 2
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("mode", ["off", "observe"])
 async def test_an_upstream_that_closes_idle_connections_as_requests_arrive_costs_none(serve: Serve, mode: str) -> None:
     """Requests come just when the upstream's idle time is over, a little before and a little after."""

@@ -113,6 +113,7 @@ async def test_every_odd_stream_becomes_an_ordinary_one_or_an_error(serve: Serve
         assert {end for name, end in ends.items() if name not in FAILS} == {"done"}
 
 
+@pytest.mark.slow(keep=9)
 @pytest.mark.parametrize("piece", [1, 2, 3, 5, 7, 11, 64])
 @pytest.mark.parametrize("field", ["reasoning_content", "inline"])
 async def test_pieces_of_any_size_make_the_same_answer(serve: Serve, piece: int, field: Any) -> None:
@@ -159,6 +160,7 @@ WRONG: dict[str, Reply | Script] = {
 }
 
 
+@pytest.mark.slow(keep=14)
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 @pytest.mark.parametrize("name", WRONG)
 async def test_an_upstream_that_speaks_another_protocol_is_a_502(serve: Serve, name: str, stream: bool) -> None:
@@ -216,6 +218,7 @@ ODD: dict[str, Script] = {
 }
 
 
+@pytest.mark.slow(keep=7)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ODD)
 async def test_odd_chunks_are_no_reason_to_fail(serve: Serve, name: str, mode: str) -> None:

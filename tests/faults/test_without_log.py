@@ -205,6 +205,7 @@ def test_a_real_gateway_starts_on_a_full_disk_and_serves_what_it_served(
                 assert json.load(reply)["without_log"] == "last good"
 
 
+@pytest.mark.slow(keep=3)
 @pytest.mark.parametrize(
     ("damage", "what"),
     [

@@ -202,6 +202,7 @@ def waits_for_luck(door: Door, rng: random.Random, seen: dict[str, list[AuditAss
     return last[-1]
 
 
+@pytest.mark.slow(keep=4)
 @pytest.mark.parametrize(
     "strategy",
     [spaces, seeds, lucky_name("conversation"), lucky_name("idempotency_key"), lucky_name("caller"), waits_for_luck],
@@ -261,6 +262,7 @@ async def test_the_same_id_of_two_keys_is_two_conversations(serve: Serve, monkey
     assert one.conversation == again.conversation != other.conversation
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("key", [None, "again"], ids=["body", "key"])
 @pytest.mark.parametrize("share", [0.0, 1.0], ids=["live", "audit"])
 async def test_from_the_second_delivery_on_a_request_runs_in_full_and_is_no_evidence(
@@ -374,6 +376,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow(keep=2)
 @pytest.mark.parametrize("route", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 @pytest.mark.parametrize("cap", [None, 6], ids=["whole", "cut"])

@@ -170,6 +170,7 @@ HUGE: dict[str, Script] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the process's memory from /proc")
 @pytest.mark.parametrize("name", HUGE)
 async def test_a_huge_stream_passes_through_in_flat_memory(serve: Serve, name: str) -> None:

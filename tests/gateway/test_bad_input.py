@@ -137,6 +137,7 @@ async def assert_alive(g: Served) -> None:
         assert response.status == 200
 
 
+@pytest.mark.slow(keep=16)
 @pytest.mark.parametrize("name", REFUSED)
 async def test_what_we_read_and_cannot_is_refused_and_counted(serve: Serve, name: str) -> None:
     body, headers, code_number, code, param = REFUSED[name]

@@ -201,6 +201,7 @@ async def test_a_watched_relay_costs_microseconds_a_chunk() -> None:
     assert added_us < 30
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("route", MODES, ids=lambda r: str(r["mode"]))
 async def test_a_chunk_wakes_nobody_but_the_client(serve: Serve, route: dict[str, Any]) -> None:
     """A chunk is passed on where it arrives: no task runs for it, whatever the route is asked to look for."""

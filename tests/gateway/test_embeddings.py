@@ -54,6 +54,7 @@ async def test_a_probed_thought_stops_where_its_drafts_stand_still(serve: Serve)
     assert sum(call.completion_tokens for call in ended.calls) == g.fake.total_completion_tokens
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("mode", ["observe", "enforce"])
 async def test_a_silent_embedder_holds_up_no_client(serve: Serve, mode: str) -> None:
     acting = {"mode": mode, "uncertified": True, "embeddings": {"timeout_s": 4.0}}

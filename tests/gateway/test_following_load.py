@@ -48,6 +48,7 @@ def level_of(answer: Answer) -> int:
     return int(level)
 
 
+@pytest.mark.slow
 async def test_a_fivefold_load_takes_the_published_level_within_ten_seconds_and_no_request_changes_its_own(
     serve: Serve,
 ) -> None:
@@ -153,6 +154,7 @@ async def braked(serve: Serve, fires: Fires, on_fallback: str) -> AsyncIterator[
         yield g
 
 
+@pytest.mark.slow(keep=1)
 @BRAKES
 async def test_where_quality_comes_first_the_end_of_a_certificate_sheds_until_the_next_one(
     serve: Serve, fires: Fires, releases: Releases
@@ -173,6 +175,7 @@ async def test_where_quality_comes_first_the_end_of_a_certificate_sheds_until_th
         assert {(a.status, a.told["certified"], a.told["steps"]) for a in again} == {(200, True, STEPS[2])}
 
 
+@pytest.mark.slow(keep=1)
 @BRAKES
 async def test_where_availability_comes_first_the_next_safer_level_serves_and_everything_says_uncertified(
     serve: Serve, fires: Fires, releases: Releases

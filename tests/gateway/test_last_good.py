@@ -230,6 +230,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_writer_that_is_killed_at_any_step_leaves_the_old_file_or_the_new_one(tmp_path: Path, when: str) -> None:
     seen, status = list[int](), -1

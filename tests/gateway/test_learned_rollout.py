@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from suffice.learn.version import FoldedVersion
 from suffice.model.stop import canonical
 from suffice.rollout import stages
@@ -221,6 +223,7 @@ async def work(g: Served, settings: Settings, *names: str) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 async def test_from_a_cold_start_to_a_proposal_that_serves_everybody(tmp_path: Path) -> None:
     async with served(tmp_path, Model(), route=LIVE) as g:
         settings, asked = settings_of(g), 120

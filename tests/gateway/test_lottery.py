@@ -103,6 +103,7 @@ async def test_an_audit_in_enforce_runs_in_full(serve: Serve) -> None:
             assert (outcome.stop_step, outcome.would_answer, outcome.answer) == (4, "4", "5")
 
 
+@pytest.mark.slow(keep=2)
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 @pytest.mark.parametrize("mode", ["observe", "enforce"])
 async def test_an_audit_probes_every_step_and_its_client_does_not_wait(serve: Serve, mode: str, stream: bool) -> None:

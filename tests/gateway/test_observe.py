@@ -31,6 +31,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 async def test_a_thousand_requests_make_a_thousand_calls_and_not_one_token_more(tmp_path: Path) -> None:
     async with (
         FakeUpstream(EchoNonce(n_reasoning=3, n_answer=2)) as fake,

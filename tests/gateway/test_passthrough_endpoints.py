@@ -291,6 +291,7 @@ def paths(case: Case) -> dict[str, Any]:
     return {"paths": {f"{case.method} {case.path}": case.script}}
 
 
+@pytest.mark.slow(keep=15)
 @pytest.mark.parametrize("mode", ["off", "observe", "enforce"])
 @pytest.mark.parametrize("name", CASES)
 async def test_the_same_bytes_and_one_outcome(serve: Serve, name: str, mode: str) -> None:

@@ -124,6 +124,7 @@ def plain_ids(raw: bytes) -> bytes:
     return re.sub(rb"-fake-\d+", b"", raw)
 
 
+@pytest.mark.slow(keep=7)
 @pytest.mark.parametrize("mode", ["off", "observe", "enforce"])
 @pytest.mark.parametrize("kind", ["reasoning", "samples"])
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
@@ -149,6 +150,7 @@ async def test_each_feature_is_governed_or_passed_through_and_never_wrong(
         assert {e.outcome.degraded for e in episodes} == {()}
 
 
+@pytest.mark.slow(keep=14)
 @pytest.mark.parametrize("field_name", BLOCKING)
 async def test_every_blocking_field_blocks(serve: Serve, field_name: str) -> None:
     """Walks the table, so that a field added tomorrow is tested today."""

@@ -7,6 +7,8 @@ import selectors
 import time
 from pathlib import Path
 
+import pytest
+
 from suffice.server import serve_in_loop
 from suffice.testing import FakeUpstream, Reply
 from tests.gateway.served import settings_for
@@ -28,6 +30,7 @@ class Counting(selectors.DefaultSelector):
         return super().select(timeout)
 
 
+@pytest.mark.slow
 def test_a_gateway_that_nobody_asks_wakes_up_a_few_times_a_second(tmp_path: Path) -> None:
     naps = Counting()
 

@@ -81,6 +81,7 @@ def levels_of(answers: list[Answer]) -> set[str]:
     return {answer.headers["x-suffice-policy-version"].rpartition("@")[2] for answer in answers}
 
 
+@pytest.mark.slow
 async def test_a_fivefold_spike_takes_the_certified_level_within_ten_seconds_and_gives_it_back(serve: Serve) -> None:
     pressure = {"queue": 1.0, "operating_point": 0.5, "hold_s": 2.0}
     async with serve(server(), change=certified, upstream={"slots": SLOTS}, route=ROUTE | {"pressure": pressure}) as g:
@@ -129,6 +130,7 @@ async def crowd(g: Served, n: int) -> list[Answer]:
     return [*await first, *then]
 
 
+@pytest.mark.slow
 async def test_quality_first_turns_part_of_the_new_requests_away_and_runs_the_rest_in_full(serve: Serve) -> None:
     route = ROUTE | {"fallback_capacity": 1.2, "on_fallback": "quality_first"}
     async with serve(server(), change=certified, upstream={"slots": SLOTS}, route=route) as g:
@@ -159,6 +161,7 @@ async def test_quality_first_turns_part_of_the_new_requests_away_and_runs_the_re
         assert {answer.told["steps"] for answer in again} == {4}
 
 
+@pytest.mark.slow
 async def test_availability_first_takes_everybody_at_the_next_safer_level_and_calls_nothing_certified(
     serve: Serve,
 ) -> None:

@@ -95,6 +95,7 @@ async def test_the_record_keeps_within_the_extra_calls_of_a_request(serve: Serve
         assert (len(outcome.calls), outcome.answer) == (1, None)
 
 
+@pytest.mark.slow(keep=15)
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 @pytest.mark.parametrize("way", ["raw", "prefill", "re-ask"])
 @pytest.mark.parametrize("probe", [None, {}], ids=["no probes", "probes"])

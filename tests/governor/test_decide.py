@@ -136,6 +136,7 @@ MISTAKES: list[tuple[dict[str, Any] | bytes, int, str]] = [
 ]
 
 
+@pytest.mark.slow(keep=16)
 @pytest.mark.parametrize(("body", "status", "message"), MISTAKES, ids=[m[2][:40] for m in MISTAKES])
 async def test_a_mistake_is_a_4xx_that_says_what_and_harms_no_run(
     tmp_path: Path, body: dict[str, Any] | bytes, status: int, message: str

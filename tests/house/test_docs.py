@@ -42,7 +42,7 @@ from suffice.testing.prompt import cut
 from suffice.testing.reply import Reply
 from suffice.wiring import build_route
 from tests.house.levels import LEVELS, heading_of
-from tests.house.tree import DOCS, ROOT, Block, blocks, files, python_files, short
+from tests.house.tree import DOCS, ROOT, Block, blocks, python_files, short
 
 GATEWAY = "http://127.0.0.1:8400"
 MAX_NOT_RUN = 2  # blocks marked <!-- no-run -->, over all documents
@@ -164,25 +164,6 @@ def test_docstring_examples_hold() -> None:
         assert not result.failed, f"{name}: {result.failed} of {result.attempted} examples fail"
         tried += result.attempted
     assert tried > 0
-
-
-def test_links_and_named_files_exist() -> None:
-    missing = []
-    for path in DOCS:
-        text = path.read_text(encoding="utf-8")
-        links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
-        named = re.findall(r"`((?:tests|src|docs|bench|requirements)/[\w./-]+)`", text)
-        targets = [path.parent / link for link in links if not link.startswith(("http://", "https://"))]
-        targets += [ROOT / name for name in named]
-        missing += [f"{short(path)}: {target}" for target in targets if not target.exists()]
-    assert not missing, missing
-
-
-def test_every_page_is_in_the_list_of_pages() -> None:
-    folder = ROOT / "docs"
-    listed = set(re.findall(r"\]\(([\w/-]+\.md)", (folder / "README.md").read_text(encoding="utf-8")))
-    pages = {path.relative_to(folder).as_posix() for path in DOCS if folder in path.parents} - {"README.md"}
-    assert pages <= listed, pages - listed
 
 
 def rows(path: Path, heading: str | None = None) -> dict[str, list[str]]:
@@ -347,11 +328,3 @@ def test_commands_named_in_the_docs_exist() -> None:
                 assert f"{name} {second}" in known, f"{short(path)}: {name} {second}"
         for target in re.findall(r"^make ([a-z-]+)", code, re.MULTILINE):
             assert target in targets, f"{short(path)}: make {target}"
-
-
-def test_the_changelog_is_kept() -> None:
-    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert re.search(r"^## \[Unreleased\]$", text, re.MULTILINE)
-    headings = set(re.findall(r"^### (.+)$", text, re.MULTILINE))
-    assert headings <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
-    assert set(DOCS) <= set(files())

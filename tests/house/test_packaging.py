@@ -14,37 +14,15 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from tools.house import pins
 
-from tests.house.tree import ROOT, SRC, files, python_files, short
+from tests.house.tree import ROOT, SRC, files, python_files
 
-LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 # A .pth line that starts with "import" runs at every start of Python: how a stolen release spreads.
 KNOWN_PTH = {
     "distutils-precedence.pth": "setuptools",
     "a1_coverage.pth": "coverage, starts in child processes when asked by its environment variable",
 }
-
-
-def pins(path: Path) -> dict[str, str]:
-    """Name and version of everything that a requirement file pins."""
-    return dict(re.findall(r"^([\w.-]+)(?:\[[\w,.-]+\])?==([\w.+!-]+)", path.read_text(encoding="utf-8"), re.MULTILINE))
-
-
-@pytest.mark.parametrize("path", LOCKS, ids=short)
-def test_every_requirement_is_pinned_and_hashed(path: Path) -> None:
-    text = path.read_text(encoding="utf-8").replace("\\\n", " ")
-    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    assert lines
-    for line in lines:
-        assert re.match(r"[\w.-]+(\[[\w,.-]+\])?==\S+ .*--hash=sha256:[0-9a-f]{64}", line), line[:100]
-
-
-def test_all_environments_agree_on_every_version() -> None:
-    assert [path.stem for path in LOCKS] == ["base", "build", "demo", "dev", "lock"]
-    dev = pins(ROOT / "requirements" / "dev.txt")
-    for name in ("base", "build", "demo"):
-        part = pins(ROOT / "requirements" / f"{name}.txt")
-        assert part.items() <= dev.items(), f"{name}.txt differs from dev.txt; run `make lock`"
 
 
 def test_what_is_asked_for_with_an_extra_is_pinned_with_it() -> None:
@@ -113,11 +91,6 @@ def test_the_wheel_holds_every_module_and_every_data_file(built: Path) -> None:
     assert "suffice/py.typed" in data
     assert any(name.startswith("suffice/local/templates/") for name in data)
     assert any(name.endswith("licenses/LICENSE") for name in shipped)
-
-
-def test_the_tree_holds_no_links() -> None:
-    """Not every way in which a checkout is copied keeps them; what is left is a file with a path in it."""
-    assert [short(path) for path in files() if path.is_symlink()] == []
 
 
 def test_the_one_grid_of_published_rules_is_in_the_wheel_and_in_the_sources(built: Path, tmp_path: Path) -> None:

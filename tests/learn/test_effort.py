@@ -105,6 +105,7 @@ def test_only_the_latest_pairs_of_each_arm_count() -> None:
     assert (found.repeats.n, found.repeats.n_disagree, found.repeats.n_flips) == (2, 2, 1)
 
 
+@pytest.mark.slow
 def test_independent_draws_certify_what_keeps_the_budget_and_hardly_ever_what_does_not() -> None:
     """Questions of their own difficulty, answered twice by chance: the noise of both draws is in every pair."""
     rng, n = np.random.default_rng(3), 4_000

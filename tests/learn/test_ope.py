@@ -37,6 +37,7 @@ def log_of(
     return logged, np.eye(3)[np.array(TARGET)[context]]
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("p_by_lot", [1.0, 0.4])
 @pytest.mark.parametrize("estimator", [ips, dr])
 def test_the_mean_over_many_logs_is_the_truth(estimator: object, p_by_lot: float) -> None:

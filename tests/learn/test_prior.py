@@ -83,6 +83,7 @@ def figures(policy: Policy, runs: list[list[str]]) -> tuple[int, float, int]:
     return len(at_mode), sum(at_mode) / len(at_mode), sum(n for n, _, _ in ended)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharpness", [MIXED, EASY], ids=["mixed", "easy"])
 def test_the_leader_of_a_stopped_vote_is_the_most_frequent_answer_as_often_as_promised(
     sharpness: tuple[int, ...],

@@ -134,6 +134,7 @@ def test_runs_of_one_step_among_longer_ones_and_a_feature_that_never_moves() -> 
     assert np.isfinite(fit_values(longer).advantage(x)).all()
 
 
+@pytest.mark.slow
 def test_weights_of_one_change_nothing() -> None:
     t, _ = settling(800)
     ones, inner = np.ones(len(t.x)), np.ones(len(t.x))

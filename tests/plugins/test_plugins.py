@@ -77,6 +77,7 @@ def test_settings_that_name_its_parts_are_fine_with_it_and_refused_without(insta
     assert "upstreams.local.driver: unknown name 'box'; known: openai, llama.cpp" in without.stderr
 
 
+@pytest.mark.slow
 def test_it_passes_the_contracts_and_governs_a_request(installed: Path) -> None:
     # The docs of this project have no row for it, and its own field is in none of the columns that policies are
     # tried on there.

@@ -287,6 +287,7 @@ def test_closing_while_the_database_is_locked_is_bounded_and_counts_what_is_left
     assert (log.n_written, log.n_failed) == (0, 1)
 
 
+@pytest.mark.slow
 def test_a_log_that_is_locked_at_start_says_so(database: Path, open_log: Open, locked: Callable[[], Any]) -> None:
     open_log().close()
     with locked(), pytest.raises(StoreError, match="another process has held it for 3 s"):

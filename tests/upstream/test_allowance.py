@@ -21,6 +21,7 @@ def note(allowance: Allowance, status: int, *headers: tuple[str, str], now_s: fl
     return allowance.note(status, headers, extra=extra, now_s=now_s, wall_s=0.0)
 
 
+@pytest.mark.slow
 @given(rate=RATES, gaps=GAPS)
 def test_within_any_time_no_more_than_flowed_in_and_one_buckets_fill(rate: float, gaps: list[float]) -> None:
     bucket, now_s, taken = Bucket.full(rate), 0.0, list[float]()

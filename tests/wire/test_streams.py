@@ -63,6 +63,7 @@ def test_the_table_lists_every_file_and_says_what_it_is() -> None:
     assert "llama.cpp" not in engines("synthetic")
 
 
+@pytest.mark.slow(keep=14)
 @pytest.mark.parametrize("name", STREAMS)
 async def test_in_off_the_bytes_are_equal_and_the_counts_are_right(serve: Serve, name: str) -> None:
     stream = STREAMS[name]
@@ -89,6 +90,7 @@ def _capped(stream: Stream) -> bool:
     return b'"stop_reason":"max_tokens"' in stream.body or b'"stop_type":"limit"' in stream.body
 
 
+@pytest.mark.slow(keep=11)
 @pytest.mark.parametrize("piece", [0, 7])
 @pytest.mark.parametrize("name", GOVERNED)
 async def test_observed_it_says_the_same(serve: Serve, name: str, piece: int) -> None:

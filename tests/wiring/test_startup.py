@@ -82,6 +82,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
         yield lambda: n
 
 
+@pytest.mark.slow
 def test_what_a_start_reads_does_not_grow_with_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startup, "LEARNT_RUNS", 100)
     monkeypatch.setattr(startup, "FIRST_REQUESTS", 1_000)
@@ -101,6 +102,7 @@ def test_what_a_start_reads_does_not_grow_with_the_log(tmp_path: Path, monkeypat
     assert took[1] < 1.2 * took[0]
 
 
+@pytest.mark.slow
 def test_the_open_requests_of_a_dead_process_are_found_among_its_last_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

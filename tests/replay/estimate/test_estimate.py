@@ -151,6 +151,7 @@ def test_repeats_of_one_question_are_not_taken_for_evidence_of_many() -> None:
     assert often.saving.high - often.saving.low == pytest.approx(once.saving.high - once.saving.low, rel=0.25)
 
 
+@pytest.mark.slow
 def test_ninety_per_cent_intervals_hold_the_truth_about_as_often() -> None:
     def draw(rng: random.Random, n: int) -> list[LogRun]:
         runs = []
@@ -173,6 +174,7 @@ def test_ninety_per_cent_intervals_hold_the_truth_about_as_often() -> None:
     assert (hits >= 0.8 * n_logs).all()
 
 
+@pytest.mark.slow
 def test_a_level_that_stops_hardly_a_run_still_has_an_interval_that_holds() -> None:
     def draw(rng: random.Random, n: int) -> list[LogRun]:
         runs = []

@@ -298,6 +298,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow(keep=2)
 @pytest.mark.parametrize("name", READERS)
 @given(item=st.dictionaries(st.sampled_from(KEYS), json_values, max_size=6))
 @settings(max_examples=100)

@@ -24,6 +24,7 @@ def test_without_traces_it_says_what_it_needs(
     assert online.main([]) == 2
 
 
+@pytest.mark.slow
 def test_a_row_and_an_object_for_each_set_and_budget(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ def is_near(hits: Bools, share: float) -> bool:
     return abs(float(hits.mean()) - share) < 4 * float(np.sqrt(share * (1 - share) / len(hits)))
 
 
+@pytest.mark.slow
 def test_silent_loses_its_share_from_then_on_and_nothing_before(harmless: RecordedTraffic) -> None:
     hit = losers(harmless, "silent=0.06@0.5")
     assert not hit[:AT].any()
@@ -248,6 +249,7 @@ def test_recovery_is_counted_by_request() -> None:
     assert judged("ramp=0.2@0.5", (100, 0), (400, 0)).recovery(0.1) == 0
 
 
+@pytest.mark.slow
 def test_a_seed_tells_what_a_silent_loss_cost() -> None:
     traffic = traffic_of(audits([[0.9, 0.9]] * 1_200), question=tuple(f"q{i // 20}" for i in range(1_200)))
     asked = OnlineOptions(max_em_drop=0.2, n_seeds=1, n_processes=1, warm_up=100, period=50)

@@ -124,6 +124,7 @@ def test_whoever_was_asked_in_another_epoch_says_nothing_in_this_one() -> None:
     assert design.taken == [*range(180), *range(300, 480)]
 
 
+@pytest.mark.slow
 def test_a_replay_with_run_times_serves_later_and_no_more() -> None:
     traffic, _ = one_in_ten(loses=False)
     asked = OnlineOptions(max_em_drop=0.1, n_processes=1, warm_up=200, period=50)

@@ -219,6 +219,7 @@ class Noticing(Certifier):
     seen: list[tuple[float, Floats]]
 
 
+@pytest.mark.slow(keep=4)
 @pytest.mark.parametrize("period", [1, 10, 70, 100, 250, 1_000])
 def test_signals_come_in_batches_of_a_hundred_whatever_the_period_is(period: int) -> None:
     traffic = made_up(730, 8)

@@ -49,6 +49,7 @@ def test_the_object_of_a_set_has_the_keys_of_the_contract_and_a_small_set_is_cal
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_with_one_process_and_with_two() -> None:
     assert replayed() == replayed(n_processes=2)
 
@@ -64,6 +65,7 @@ def test_while_everything_runs_in_full_only_decided_votes_save_and_nothing_is_lo
     assert stream.reduction(slice(None), probes=False) == pytest.approx(saved)
 
 
+@pytest.mark.slow
 def test_audits_cost_their_run_up_to_the_sample_that_decides_it_and_lose_nothing(traffic: RecordedTraffic) -> None:
     plan = Plan(max_em_drop=0.3, warm_up=60, refit_every=20)
     rng = np.random.default_rng(1)
@@ -78,6 +80,7 @@ def test_audits_cost_their_run_up_to_the_sample_that_decides_it_and_lose_nothing
     assert stream.reduction(slice(None)) > 0
 
 
+@pytest.mark.slow
 def test_labels_that_have_not_come_certify_nothing_that_disagrees(traffic: RecordedTraffic) -> None:
     plan = Plan(max_em_drop=0.3, warm_up=60, refit_every=20, label_free=True)
     late = replace(traffic, runs=replace(traffic.runs, label_at=np.full(len(traffic), np.inf)))

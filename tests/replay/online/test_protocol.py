@@ -40,6 +40,7 @@ def job(traffic: RecordedTraffic, **asked: Any) -> _Job:
     return _Job(question, traffic, None if question.drift is None else worlds(traffic, question.drift))
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_with_one_process_and_with_two(tmp_path: Path) -> None:
     data = surveyed(tmp_path, n_runs=250, n_questions=50)
     found = [json.dumps(replay_online(data, replace(ASKED, max_em_drop=0.3, n_processes=n)).plain()) for n in (1, 2)]
@@ -61,6 +62,7 @@ def test_each_row_comes_once_in_an_order_of_the_seed() -> None:
     assert not np.array_equal(orders[0][0], orders[2][0])
 
 
+@pytest.mark.slow(keep=2)
 @pytest.mark.parametrize("seed", range(5))
 def test_disjoint_takes_evidence_from_half_of_the_questions_and_figures_from_the_other(seed: int) -> None:
     """Each stop of the other half loses, and saves half of a run: the one is twice the other if all are counted."""
@@ -85,6 +87,7 @@ def test_disjoint_takes_evidence_from_half_of_the_questions_and_figures_from_the
     assert found.reduction_late == pytest.approx(found.drop_late / 2)
 
 
+@pytest.mark.slow
 def test_disjoint_stops_looking_for_evidence_where_none_comes() -> None:
     traffic = uneven(300)
     found, _ = job(traffic, disjoint=True, max_em_drop=0.005, warm_up=500).run(0)

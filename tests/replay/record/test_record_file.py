@@ -168,6 +168,7 @@ async def test_what_is_done_is_never_asked_for_again(tmp_path: Path) -> None:
     assert sorted(ids(gzip.decompress(out.read_bytes()).splitlines())) == [f"q{i}" for i in range(6)]
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
 def test_a_recorder_that_is_ended_in_the_middle_resumes_without_a_lost_or_doubled_question(
     how: signal.Signals, tmp_path: Path

@@ -213,6 +213,7 @@ def test_json_of_any_name_is_one_line(text: str) -> None:
     assert json.loads(line)["policy"] in (text, f"'{text}")
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_and_everything_in_it_has_its_place(tmp_path: Path) -> None:
     text = page_of([a_report(), a_report("second")], tmp_path, command="suffice replay <x> && y", made="today")
     page = Page(text)
@@ -232,6 +233,7 @@ def test_the_page_needs_nothing_and_everything_in_it_has_its_place(tmp_path: Pat
     assert "@media print" in text
 
 
+@pytest.mark.slow
 def test_no_name_changes_the_structure_of_the_page(tmp_path: Path) -> None:
     plain = Page(page_of([renamed(a_report(), "plain")], tmp_path / "plain"))
     for k, name in enumerate((HOSTILE, "</style></svg></table>", '" onload="x', "-->]]>", "\ud800\x00")):
@@ -242,6 +244,7 @@ def test_no_name_changes_the_structure_of_the_page(tmp_path: Path) -> None:
         assert {name for name, _ in page.attributes} == {name for name, _ in plain.attributes}
 
 
+@pytest.mark.slow
 def test_figures_are_valid_say_what_they_show_and_are_the_same_every_time(tmp_path: Path) -> None:
     report = a_report()
     for drawn in (frontier(report), by_class(report)):
@@ -280,6 +283,7 @@ def test_nothing_is_written_when_a_figure_cannot_be_drawn(tmp_path: Path) -> Non
         write_report([], tmp_path, command="x")
 
 
+@pytest.mark.slow
 def test_the_files_of_sets_stay_in_their_folder_and_apart(tmp_path: Path) -> None:
     bare: dict[str, Any] = {"lines": (), "frontier": {}, "by_class": {}, "by_step": {}}
     names = ["a/b", "a b", "../../x", "A-B", "", "report", "名前"]

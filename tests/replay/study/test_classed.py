@@ -46,6 +46,7 @@ def study() -> Study:
     return Study(many(), published("samples", longest=8)[:1], StudyOptions(scores=SCORES, max_em_drop=0.03))
 
 
+@pytest.mark.slow
 def test_classes_and_levels_know_nothing_of_the_fold_that_they_are_judged_on(study: Study) -> None:
     turned = Study(turned_round(study.runs, 1), study.ladders, study.options)
     mine, other = (pick_classed(one, 1, 8, TARGET) for one in (study, turned))
@@ -134,6 +135,7 @@ def test_live_a_model_with_levels_by_class_ends_unseen_runs_where_the_study_says
     assert found.code.tolist() == expected.code.tolist()
 
 
+@pytest.mark.slow
 def test_a_replay_shows_levels_by_class_beside_ours_and_says_what_they_are_worth(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

@@ -54,6 +54,7 @@ def cross_fit(runs: Runs) -> CrossFit:
     return CrossFit(runs, make_table(runs, features_for(runs, query_signals=True), folds_of(runs)), seed=0)
 
 
+@pytest.mark.slow(keep=2)
 @pytest.mark.parametrize("key", [AS_GOOD, ("as-good", "trees"), ("hopeless", "linear"), VALUE])
 def test_no_row_is_scored_by_a_model_that_has_seen_its_question(key: Key) -> None:
     """Its own fold's labels change nothing of its score; those of others do."""

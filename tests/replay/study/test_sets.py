@@ -50,6 +50,7 @@ def report(file: Path) -> SetReport:
     return replay_set(data, asked())
 
 
+@pytest.mark.slow
 def test_every_line_agrees_with_itself(report: SetReport) -> None:
     for line in report.lines:
         assert line.n_episodes == 400
@@ -114,6 +115,7 @@ def test_probes_are_charged_where_answers_are_asked_for_and_only_there(report: S
     assert report.probe_tokens == 15
 
 
+@pytest.mark.slow
 def test_many_targets_from_one_laying_say_what_the_report_says(file: Path, report: SetReport) -> None:
     """`nested` adds sums up; the report judged run by run with frozen models."""
     (data,) = survey([file])
@@ -131,6 +133,7 @@ def test_many_targets_from_one_laying_say_what_the_report_says(file: Path, repor
         assert lines[pool.name].miss_share == nested.miss_share(pool, 0.03)
 
 
+@pytest.mark.slow
 def test_a_set_too_long_for_memory_is_judged_in_full(file: Path, report: SetReport) -> None:
     """Models and points come from a part of the questions; what was not picked from them is the same to the token."""
     (data,) = survey([file], most_steps=600)
@@ -151,6 +154,7 @@ def test_a_set_too_long_for_memory_is_judged_in_full(file: Path, report: SetRepo
         assert line.full_tokens == whole["full"].full_tokens
 
 
+@pytest.mark.slow
 def test_streamed_says_so_and_what_is_too_small_too(file: Path, report: SetReport) -> None:
     (data,) = survey([file], most_steps=600)
     assert any("of the questions, chosen by hash; all runs are judged" in n for n in replay_set(data, asked()).notes)
@@ -172,6 +176,7 @@ def labels_turned_round(path: Path, folder: Path) -> Path:
     return other
 
 
+@pytest.mark.slow
 def test_fit_files_freeze_models_and_points(tmp_path: Path) -> None:
     """Nothing that is known of the judged runs' ends moves a halt: with all of their labels wrong, the same tokens."""
     train = survey([made(tmp_path, seed=8, name="train")])
@@ -199,6 +204,7 @@ def test_fitted_and_judged_on_the_same_file_hindsight_and_frozen_see_the_same_ru
     assert "ours" not in lines
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("kind", ["samples", "rounds"])
 def test_twice_is_the_same(kind: Kind, tmp_path: Path) -> None:
     (data,) = survey([made(tmp_path, kind, n_runs=200)])

@@ -42,6 +42,7 @@ def pools(study: Study) -> tuple[LadderPool, ...]:
     return (*pools_of(study.ladders, SCORES), *alone)
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("kind", ["samples", "reasoning"])
 def test_a_frozen_point_and_its_models_hold_nothing_of_their_own_folds_labels(kind: Kind) -> None:
     v = 2
@@ -60,6 +61,7 @@ def test_a_frozen_point_and_its_models_hold_nothing_of_their_own_folds_labels(ki
     assert others  # and yet another fold settles on something else
 
 
+@pytest.mark.slow
 def test_frozen_points_end_unseen_runs_as_the_nested_layings_say() -> None:
     """Two ways to the same figures: models kept and asked again, and sums by question."""
     runs = runs_for("reasoning")
@@ -129,6 +131,7 @@ def nested() -> NestedRungs:
     return nest(study_of(runs_for("reasoning")))
 
 
+@pytest.mark.slow
 def test_what_probes_cost_can_be_left_out(nested: NestedRungs) -> None:
     sums = nested.all.sums
     free = without_probes(sums)
@@ -149,6 +152,7 @@ def test_hindsight_saves_at_least_what_any_rung_within_the_target_does(nested: N
     assert none.of("tokens").sum() == sums.full_tokens.sum()
 
 
+@pytest.mark.slow
 def test_a_difference_is_paired_by_question(nested: NestedRungs) -> None:
     sums, rng = nested.all.sums, np.random.default_rng(0)
     full, some = never(sums), sums.columns([40])

@@ -109,6 +109,7 @@ def same(one: Batch, other: Batch) -> bool:
     return True
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(rows=any_runs())
 def test_whatever_the_form_allows_survives_every_format(tmp_path: Path, rows: list[RunRow]) -> None:

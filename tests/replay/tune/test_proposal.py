@@ -99,6 +99,7 @@ def live_halts(
     return first_stops(np.array(codes, dtype=np.int8), runs), scores
 
 
+@pytest.mark.slow(keep=6)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("model", "share"),
@@ -139,6 +140,7 @@ def test_compositions_with_a_learned_part_are_carried_over_whole(
         assert found.code.tolist() == expected.code.tolist()
 
 
+@pytest.mark.slow(keep=2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("score", SCORES, ids=lambda score: score.name)
 def test_what_a_study_froze_ends_unseen_runs_live_where_the_study_says(

@@ -113,6 +113,7 @@ def size_of(kind: Kind, longest: int, classes: tuple[str, ...] = ()) -> Size:
     )
 
 
+@pytest.mark.slow(keep=6)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("longest", [1, 2, 12])
 def test_whatever_is_drawn_can_be_built_and_reads_what_is_there(kind: Kind, longest: int) -> None:
@@ -156,6 +157,7 @@ def test_a_learned_policy_may_have_a_level_for_each_found_class_and_only_where_t
 # ---- what is found --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_search_saves_tokens_and_keeps_its_target_on_questions_that_it_has_not_seen(
     kind: Kind, tmp_path: Path
@@ -198,6 +200,7 @@ def noise(bench: Bench, seed: int) -> Bench:
     return Bench(runs, bench.asked, bench.scores, bench.names)
 
 
+@pytest.mark.slow
 def test_on_pure_noise_the_search_promises_more_than_unseen_questions_keep(tmp_path: Path) -> None:
     asked = TuneOptions(trials=60, max_em_drop=0.0, margin=0.0, scores=(), n_draws=50)
     bench = bench_of(tmp_path, asked, n_runs=120)
@@ -210,6 +213,7 @@ def test_on_pure_noise_the_search_promises_more_than_unseen_questions_keep(tmp_p
     assert np.mean(drops) > 0.01
 
 
+@pytest.mark.slow
 def test_nothing_of_an_unseen_question_reaches_the_search_that_must_not_see_it(tmp_path: Path) -> None:
     asked = TuneOptions(
         trials=40, max_em_drop=0.02, scores=LINEAR, n_draws=50, policies=("learned", "beta", "fixed-rounds")
@@ -234,6 +238,7 @@ def with_scores(runs: Runs, asked: TuneOptions, names: tuple[str, ...]) -> Bench
     return Bench(runs, asked, ScoreTable(runs, folds_of(runs), asked.scores, seed=asked.seed), names)
 
 
+@pytest.mark.slow
 def test_the_same_seed_finds_the_same_and_learned_scores_are_among_what_is_tried(tmp_path: Path) -> None:
     asked = TuneOptions(trials=30, max_em_drop=0.02, scores=LINEAR, n_draws=50)
     first, second = (with_scores_again(tmp_path, asked) for _ in range(2))
@@ -245,6 +250,7 @@ def test_the_same_seed_finds_the_same_and_learned_scores_are_among_what_is_tried
     assert tune_runs(bench, clock=never).folds != tune_runs(other, clock=never).folds
 
 
+@pytest.mark.slow
 def test_levels_by_class_are_tried_told_with_an_interval_and_carried_into_the_model(tmp_path: Path) -> None:
     score = Score(name="suffices", target="suffices", parts="linear")
     asked = TuneOptions(trials=45, max_em_drop=0.02, scores=(score,), n_draws=100, policies=(LEARNED,), classes=8)

@@ -1,0 +1,73 @@
+"""The rules of `make house` see what they forbid."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tools import house, vocabulary
+
+from tests.house.tree import SRC
+
+GUILTY: dict[str, tuple[Callable[[house.PythonFile], Iterator[house.Violation]], str, int]] = {
+    "a clock, shared dice, a file": (
+        house.check_purity,
+        "import random\nrandom.choice([1])\ndatetime.now()\nopen('x')\n",
+        3,
+    ),
+    "a long file": (house.check_sizes, "x = 1\n" * 601, 1),
+    "a long function": (house.check_sizes, "def f():\n" + "    x = 1\n" * 60, 1),
+    "a banned module": (house.check_bans, "import pickle\nfrom httpx import get\n", 2),
+    "a print": (house.check_bans, "print(1)\n", 1),
+    "an unformatted line": (house.check_formatting, "x = 1  # fmt: " + "skip\n", 1),
+}
+
+
+@pytest.mark.parametrize("name", GUILTY)
+def test_a_rule_on_one_file_sees_what_it_forbids(name: str) -> None:
+    rule, text, n = GUILTY[name]
+    assert len(list(rule(house.PythonFile(SRC / "guilty.py", text, ast.parse(text))))) == n
+    assert not list(rule(house.PythonFile(SRC / "innocent.py", "x = 1\n", ast.parse("x = 1\n"))))
+
+
+def rules_broken(tmp_path: Path, **modules: str) -> list[str]:
+    """The rules of the vocabulary that a package of these modules breaks."""
+    folder = tmp_path / "suffice"
+    folder.mkdir()
+    trees = []
+    for name, text in modules.items():
+        path = folder / f"{name}.py"
+        path.write_text(text, encoding="utf-8")
+        trees.append((path, ast.parse(text)))
+    return sorted(row[0] for row in vocabulary.check(trees))
+
+
+def test_the_vocabulary_sees_what_it_forbids(tmp_path: Path) -> None:
+    a = "import sqlite3\nclass Seen: ...\nclass Rows: ...\ndef f(): ...\nfound = 1\ndef g(told): ...\n"
+    b = "from suffice.a import Rows\nclass Rows: ...\ndef f(): ...\n"
+    assert rules_broken(tmp_path, a=a, b=b) == [
+        "class defined twice",
+        "class named by a participle",
+        "function defined twice",
+        "small file with one importer",
+        "sqlite3 outside of store",
+        "the word found in a name",
+        "the word told in a name",
+    ]
+
+
+@pytest.mark.parametrize("name", ["Setting", "FeatureSet", "Seed", "KeyRing"])
+def test_a_noun_that_looks_like_a_participle_is_none(tmp_path: Path, name: str) -> None:
+    assert rules_broken(tmp_path, a=f"class {name}: ...\n") == []
+
+
+def test_a_name_that_is_no_word_of_the_list_is_fine(tmp_path: Path) -> None:
+    assert rules_broken(tmp_path, a="founder = 1\nclass Allotment: ...\n") == []
+
+
+def test_a_test_that_does_not_exist_is_noticed() -> None:
+    assert house.is_test("tests/house/test_gates.py::test_a_test_that_does_not_exist_is_noticed")
+    assert not house.is_test("tests/house/test_gates.py::test_of_nothing")
+    assert not house.is_test("tests/house/test_nothing.py")
