@@ -65,8 +65,11 @@ attacks: export OMP_NUM_THREADS := 1
 attacks: $(VENV)/.ready-dev ## attack it: every case of tests/attacks, behind docs/reference/security.md (under 5 minutes)
 	$(PY) -m pytest $(PARALLEL) tests/attacks $(ARGS)
 
-faults: $(VENV)/.ready-dev ## run the tests behind docs/reference/faults.md and print its table with their results
+faults: $(VENV)/.ready-dev ## run the tests that tests/faults/README.md names and print its table with their results
 	$(PY) -m tests.faults.table
+
+docs: $(VENV)/.ready-dev ## write the generated parts of docs/reference (commands, settings, metrics)
+	$(PY) tools/reference.py
 
 check: lint types layers house packages ## lint, types, layers, gates and docs, installed packages; make -k check sees all
 
