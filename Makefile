@@ -79,8 +79,11 @@ test-full: $(VENV)/.ready-dev ## run all tests with all their cases: simulations
 attacks: $(VENV)/.ready-dev ## attack it: every case of tests/attacks, behind docs/reference/security.md (under 5 minutes)
 	$(PY) -m pytest $(PARALLEL) tests/attacks $(ARGS)
 
-faults: $(VENV)/.ready-dev ## run the tests behind docs/reference/faults.md and print its table with their results
+faults: $(VENV)/.ready-dev ## run the tests that tests/faults/README.md names and print its table with their results
 	$(PY) -m tests.faults.table
+
+docs: $(VENV)/.ready-dev ## write the generated parts of docs/reference (commands, settings, metrics)
+	$(PY) tools/reference.py
 
 check: lint types layers house packages ## lint, format, types, layers, the rules of the house, installed packages; make -k check sees all
 

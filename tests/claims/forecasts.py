@@ -287,7 +287,7 @@ def false_alerts(tolds: list[Told]) -> float:
 
 
 def main(n_seeds: int) -> None:
-    """Print the tables of docs/reference/assurance.md."""
+    """Print the tables of bench/assurance.md."""
     seeds = range(FRESH, FRESH + n_seeds)
     plans = [(0.05, 0.0), (0.1, 0.0), (0.05, DOUBT_SHARE), (0.1, DOUBT_SHARE)]
     head = "".join(f" | {s:.0%}, in doubt {d:.0%}" if d else f" | {s:.0%}" for s, d in plans)

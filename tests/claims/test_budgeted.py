@@ -1,7 +1,7 @@
 """What the budgeted mode keeps, and what it costs, beside certified mode on the same simulated streams.
 
 `python -m pytest -q -s tests/claims/test_budgeted.py` prints the figures of one seed each;
-`python -m tests.claims.test_budgeted 6` the table of docs/reference/assurance.md.
+`python -m tests.claims.test_budgeted 6` the table of bench/assurance.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The certificate, simulated: rarely wrong however often it is looked at, and not fooled by labels that come late.
 
-`python -m pytest -q -s tests/claims/test_certificate.py` prints the figures of docs/reference/assurance.md.
+`python -m pytest -q -s tests/claims/test_certificate.py` prints the figures of bench/assurance.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What lying labels do to a certificate (F33): one key is held to its share, many keys are not.
 
-`python -m pytest -q -s tests/claims/test_poisoning.py` prints the table of docs/reference/assurance.md.
+`python -m pytest -q -s tests/claims/test_poisoning.py` prints the table of bench/assurance.md.
 """
 
 from __future__ import annotations

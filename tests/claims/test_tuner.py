@@ -55,7 +55,7 @@ def test_on_a_cold_route_it_is_off_and_harms_nobody() -> None:
 
 @pytest.mark.slow
 def test_where_pairs_are_noisy_it_loses_saving_and_nothing_of_the_budget() -> None:
-    """Said in docs/reference/tuner.md; if this fails, it has become better than its page."""
+    """Said in bench/tuner.md; if this fails, it has become better than its page."""
     told = story("noisy", 60_000)
     lived = run_tuner(told, seed=0)
     _, fixed = best_fixed(told, in_each_world=True)

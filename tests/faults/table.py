@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "reference" / "faults.md"
+PAGE = ROOT / "tests" / "faults" / "README.md"
 
 
 @dataclass(frozen=True, slots=True)

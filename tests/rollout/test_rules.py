@@ -89,8 +89,9 @@ def test_two_tables_that_are_fine_alone_may_not_be_together() -> None:
 
 
 def test_every_rule_stands_on_its_page_with_its_default() -> None:
-    text = (ROOT / "docs" / "reference" / "rollout.md").read_text(encoding="utf-8")
-    rows = [line.split(" | ") for line in text.partition("\n## Rules\n")[2].splitlines() if line.startswith("| `")]
+    text = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
+    section = text.partition("\n## `[rollout]`\n")[2].split("\n## ")[0]
+    rows = [line.split(" | ") for line in section.splitlines() if line.startswith("| `")]
     said = {name: row[1] for row in rows for name in re.findall(r"`(\w+)`", row[0])}
     assert set(said) == set(Rules.__struct_fields__)
     for name, value in msgspec.structs.asdict(Rules()).items():

@@ -1,0 +1,192 @@
+"""Write the generated parts of docs/reference: `python tools/reference.py` updates them, `--check` only compares.
+
+cli.md: each command's section is its own help; what stands behind `<!-- notes -->` is written by hand. settings.md and
+metrics.md: rows, defaults, kinds and labels come from the code; a meaning that somebody wrote into a row is kept.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from suffice.cli.main import main as suffice
+from suffice.settings import Settings
+from suffice.telemetry import METRICS
+
+REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference"
+NOTES = "<!-- notes -->"
+COMMON = ("--config", "--db", "--json", "--reason", "--author", "--wait")  # described once, before the commands
+
+
+def commands(group: click.Group, prefix: str = "suffice") -> Iterator[tuple[str, click.Command]]:
+    """Every command with its whole name, in the order of the help."""
+    with click.Context(group) as context:
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            if command is None:
+                continue
+            yield f"{prefix} {name}", command
+            if isinstance(command, click.Group):
+                yield from commands(command, f"{prefix} {name}")
+
+
+def describe(option: click.Option, context: click.Context) -> tuple[str, str]:
+    """An option's names as code, and its help with choices and default."""
+    record = option.get_help_record(context)
+    text = " ".join(record[1].split()) if record else ""
+    if isinstance(option.type, click.Choice):
+        choices = ", ".join(f"`{choice}`" for choice in option.type.choices)
+        text = f"{text} One of {choices}."
+    names = ", ".join(f"`{name}`" for name in (*option.opts, *option.secondary_opts))
+    return names, text
+
+
+def option_list(rows: list[tuple[str, str]]) -> str:
+    return "\n".join(f"- {names}: {text}" for names, text in rows)
+
+
+def command_sections() -> tuple[str, dict[str, str]]:
+    """The list of common options, and for each command the text of its section."""
+    options: dict[str, list[tuple[str, str]]] = {}
+    help_of: dict[str, str] = {}
+    for name, command in commands(suffice):
+        with click.Context(command, info_name=name) as context:
+            shown = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
+            options[name] = [describe(option, context) for option in shown]
+            usage = " ".join(command.collect_usage_pieces(context))
+        paragraphs = inspect.cleandoc(command.help or "").replace("\b\n", "").replace("\f", "").split("\n\n")
+        text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+        is_group = isinstance(command, click.Group)
+        arguments = usage.replace("[OPTIONS]", "").replace("  ", " ").strip()
+        help_of[name] = text if is_group or not arguments else f"`{name} {arguments}`. {text}"
+    common = {}
+    for wanted in COMMON:
+        texts = Counter(text for rows in options.values() for names, text in rows if f"`{wanted}`" in names)
+        common[f"`{wanted}`"] = texts.most_common(1)[0][0]
+    sections = {}
+    for name, text in help_of.items():
+        own = [row for row in options[name] if row[0] not in common]
+        parts = [text] + ([option_list(own)] if own else [])
+        shared = ", ".join(names for names, _ in options[name] if names in common)
+        parts += [f"Common: {shared}."] if shared else []
+        sections[name] = "\n\n".join(parts)
+    return option_list(list(common.items())), sections
+
+
+def cli_page(page: str) -> str:
+    """The page on the command, its sections in the order of the help."""
+    common, sections = command_sections()
+    head, *old = re.split(r"^## `(suffice [a-z -]+)`\n", page, flags=re.MULTILINE)
+    notes = {name: text.partition(NOTES)[2].strip() for name, text in zip(old[::2], old[1::2], strict=True)}
+    head = re.sub(r"(## Common options\n).*?(?=\n## |\Z)", lambda m: f"{m[1]}\n{common}\n", head, flags=re.DOTALL)
+    parts = [head.rstrip()]
+    for name, text in sections.items():
+        kept = f"\n\n{NOTES}\n\n{notes[name]}" if notes.get(name) else ""
+        parts.append(f"## `{name}`\n\n{text}{kept}")
+    return "\n\n".join(parts) + "\n"
+
+
+def default_of(field: msgspec.structs.FieldInfo) -> str:
+    """A default as the page writes it."""
+    if field.required:
+        return "must be given"
+    value = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+    if value is None:
+        return "none"
+    return "`{}`" if isinstance(value, msgspec.Struct) else f"`{json.dumps(value)}`"
+
+
+def comments_of(model: type[msgspec.Struct]) -> dict[str, str]:
+    """The comment behind each field in the source."""
+    source = inspect.getsource(model)
+    return dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.+)$", source, re.MULTILINE))
+
+
+def tables(model: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, type[msgspec.Struct]]]:
+    """The heading and the type of every table of the settings; what its owner names is NAME."""
+    if path:
+        yield f"`[{'.'.join(path)}]`", model
+    for field in msgspec.structs.fields(model):
+        for part in msgspec.inspect.multi_type_info([field.type]):
+            for kind in getattr(part, "types", (part,)):
+                if (
+                    (isinstance(kind, msgspec.inspect.StructType) and kind.cls.__name__ != "Rollout")
+                    or not path
+                    or isinstance(kind, msgspec.inspect.DictType)
+                ):
+                    yield from inner_tables(kind, (*path, field.name))
+
+
+def inner_tables(kind: Any, path: tuple[str, ...]) -> Iterator[tuple[str, type[msgspec.Struct]]]:
+    if isinstance(kind, msgspec.inspect.StructType):
+        yield from tables(kind.cls, path)
+    elif isinstance(kind, msgspec.inspect.DictType):
+        yield from inner_tables(kind.value_type, (*path, "NAME"))
+
+
+def settings_page(page: str) -> str:
+    """The page on the settings, with every key and default as the code has them."""
+    for heading, model in tables(Settings):
+        start = page.find(f"\n## {heading}\n")
+        if start < 0:
+            page = f"{page.rstrip()}\n\n## {heading}\n\n| key | default | meaning |\n| --- | --- | --- |\n"
+            start = page.find(f"\n## {heading}\n")
+        section = re.match(r".(?:(?!\n## ).)*", page[start:], re.DOTALL)
+        text = section[0] if section else ""
+        meanings = dict(re.findall(r"^\| `(\w+)` \| .*? \| (.+) \|$", text, re.MULTILINE))
+        comments = comments_of(model)
+        rows = [
+            f"| `{f.name}` | {default_of(f)} | {meanings.get(f.name) or comments.get(f.name, '')} |"
+            for f in msgspec.structs.fields(model)
+        ]
+        table = "\n".join(["| key | default | meaning |", "| --- | --- | --- |", *rows])
+        new = re.sub(
+            r"^\| key \| default .*?(?:\n(?!\|)|\Z)", lambda _, t=table: t + "\n", text, flags=re.MULTILINE | re.DOTALL
+        )
+        page = page[:start] + new + page[start + len(text) :]
+    return page
+
+
+def metrics_page(page: str) -> str:
+    """The page on the metrics: its table."""
+    meanings = dict(re.findall(r"^\| `(\w+)` \| \w+ \| .*? \| (.+) \|$", page, re.MULTILINE))
+    rows = [
+        f"| `{m.name}` | {m.kind} | {', '.join(f'`{label}`' for label in m.labels) or '–'} "
+        f"| {meanings.get(m.name) or m.help} |"
+        for m in METRICS
+    ]
+    table = "\n".join(["| metric | kind | labels | meaning |", "| --- | --- | --- | --- |", *rows])
+    return re.sub(r"^\| metric \| kind .*?(?=\n(?!\|)|\Z)", lambda _: table, page, flags=re.MULTILINE | re.DOTALL)
+
+
+PAGES = {"cli.md": cli_page, "settings.md": settings_page, "metrics.md": metrics_page}
+
+
+def stale_pages(*, write: bool) -> list[str]:
+    """The pages that differ from what the code says; with `write` they are brought up to date."""
+    stale = []
+    for name, build in PAGES.items():
+        path = REFERENCE / name
+        page = path.read_text(encoding="utf-8")
+        built = build(page)
+        if built != page:
+            stale.append(name)
+            if write:
+                path.write_text(built, encoding="utf-8")
+    return stale
+
+
+if __name__ == "__main__":
+    check = "--check" in sys.argv[1:]
+    for stale_page in (stale := stale_pages(write=not check)):
+        print(f"docs/reference/{stale_page}: {'run make docs' if check else 'updated'}")
+    sys.exit(1 if check and stale else 0)
