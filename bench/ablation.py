@@ -21,18 +21,28 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nested import NestedRungs, nest, open_study
 from suffice.errors import SufficeError
-from suffice.learn.classes import MAX_CLASSES as MOST_CLASSES
-from suffice.replay.study.classed import Target, pick_classed
-from suffice.replay.study.ladders import RiskRung
-from suffice.replay.study.nested import Difference, NestedRungs, compare_nested, nest, open_study
-from suffice.replay.study.points import MARGIN, NONE, pick_policies, seen, share_of
+from suffice.learn.features import MAX_CLASSES as MOST_CLASSES
+from suffice.replay.study.policies import ScoreRung
 from suffice.replay.study.runs import select_runs
 from suffice.replay.study.scores import SCORES, Score
 from suffice.replay.study.sets import FALLBACKS
-from suffice.replay.study.study import LadderPool, Laid, ScoreLevels, Study, fix, lay
-from suffice.replay.study.sums import FIELDS, N_FOLDS, QuestionSums, SumsFold
-from suffice.replay.traces.survey import survey
+from suffice.replay.study.study import LadderPool, Laid, ScoreLevels, Study, Target, fix, lay, pick_classed
+from suffice.replay.study.sums import (
+    FIELDS,
+    MARGIN,
+    N_FOLDS,
+    NONE,
+    Difference,
+    QuestionSums,
+    SumsFold,
+    compare_nested,
+    pick_policies,
+    seen,
+    share_of,
+)
+from suffice.replay.traces.read import survey
 
 N_DRAWS = 1_000
 SMALL_CLASS = 200  # runs to pick from; a smaller class takes the pooled level (CONTRACT: it is unknown)
@@ -139,7 +149,7 @@ def of_class(study: Study, pooled: Laid, keep: NDArray[np.bool_], v: int) -> Lai
     for score in study.options.scores:
         risk, codes = study.risk(score, v)
         rungs = pooled.rungs[pooled.slices[score.name]]
-        levels = np.array([rung.level for rung in rungs if isinstance(rung, RiskRung)])
+        levels = np.array([rung.level for rung in rungs if isinstance(rung, ScoreRung)])
         learned[score.name] = ScoreLevels(risk[rows], codes[rows], levels)
     return lay(runs, fix(study.ladders, runs), learned)
 

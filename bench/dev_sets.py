@@ -20,15 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
+from nested import NestedRungs, nest, open_study, without_probes
 from suffice.errors import SufficeError
-from suffice.replay.study.nested import NestedRungs, nest, open_study, without_probes
-from suffice.replay.study.points import seen, share_of
 from suffice.replay.study.runs import oracle
 from suffice.replay.study.scores import SCORES
 from suffice.replay.study.sets import pools_of
 from suffice.replay.study.study import LadderPool, Study
-from suffice.replay.study.sums import QuestionSums, SumsFold
-from suffice.replay.traces.survey import Survey, survey
+from suffice.replay.study.sums import QuestionSums, SumsFold, seen, share_of
+from suffice.replay.traces.read import Survey, survey
 
 TARGETS = (0.0, 0.005, 0.01, 0.02)
 HEAD = (

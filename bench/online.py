@@ -31,16 +31,15 @@ import numpy as np
 from suffice.assurance.bounds import Interval, exact_binomial
 from suffice.assurance.certify import certified_level, count_outcomes, log_wealth
 from suffice.errors import SufficeError
-from suffice.learn.audits import Bools, Floats, Ints
+from suffice.learn.audits import Bools, Floats, Ints, first_passages
 from suffice.learn.features import FeatureSelection
-from suffice.learn.ragged import first_passages
-from suffice.learn.stop_model import one_thread
-from suffice.replay.online.orders import draw_order
+from suffice.learn.models import one_thread
+from suffice.replay.online.drift import draw_order
 from suffice.replay.online.protocol import OnlineOptions, replay_online
 from suffice.replay.online.result import OnlineReport
-from suffice.replay.online.traffic import RecordedTraffic, make_traffic
+from suffice.replay.online.stream import RecordedTraffic, make_traffic
 from suffice.replay.study.runs import make_runs
-from suffice.replay.traces.survey import Survey, survey
+from suffice.replay.traces.read import Survey, survey
 from suffice.signals.features import FeatureSet
 from suffice.types import Kind
 

@@ -26,13 +26,13 @@ from statistics import median
 
 import numpy as np
 
-from suffice.learn.ragged import first_passages
-from suffice.learn.stop_model import one_thread
-from suffice.replay.study.ladders import halts_at, ladder_folds, published
+from suffice.learn.audits import first_passages
+from suffice.learn.models import one_thread
+from suffice.replay.study.policies import halts_at, ladder_folds, published
 from suffice.replay.study.runs import Runs, concatenate, make_runs
 from suffice.replay.study.sets import ReplayOptions, replay_set
 from suffice.replay.study.sums import SumsFold
-from suffice.replay.traces.survey import Survey, survey
+from suffice.replay.traces.read import Survey, survey
 from suffice.testing.traces import Synthetic
 
 N_LEVELS = 41

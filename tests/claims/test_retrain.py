@@ -18,11 +18,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from suffice.learn.audits import first_passages
 from suffice.learn.dataset import Dataset, build_dataset
-from suffice.learn.ragged import first_passages
+from suffice.learn.models import Examples, FitResult, fit
 from suffice.learn.retrain import FitRecipe, fit_version, retrain
 from suffice.learn.rows import audit_runs, examples, good_rows_of_run
-from suffice.learn.stop_model import Examples, FitResult, fit
 from suffice.learn.version import FoldedVersion, as_served, fold_version
 from tests.learn.made import World, episodes, match
 
@@ -154,7 +154,7 @@ QUICK = FitRecipe(parts="linear", n_levels=21, with_values=False)
 
 def at_target(version: FoldedVersion, picked_on: Dataset, judged_on: Dataset) -> tuple[float, float]:
     """Saving and drop on fresh runs at the level that keeps the target on others."""
-    from suffice.learn.picking import pick_level
+    from suffice.learn.groups import pick_level
 
     rows = {}
     for name, data in (("pick", picked_on), ("judge", judged_on)):

@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from tests.cli.replayed import lines, made
 
 from suffice.cli.main import main
-from suffice.replay.report.lines import FIRST
+from suffice.replay.report.text import FIRST
 
 FEW = ("--policies", "beta,fixed-rounds")
 TYPES: dict[str, type | tuple[type, ...]] = {

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.learn.dataset import Dataset, build_dataset, early_features
+from suffice.learn.dataset import Dataset, as_step, build_dataset, early_features
 from suffice.learn.groups import MOST_REPEATS, prompt_fold, repeat_weights, shared
 from suffice.learn.rows import examples
 from suffice.signals.features import FeatureSet
 from suffice.signals.observe import Observer
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel
-from suffice.types import Feedback, StepRecord, Usage
+from suffice.types import Feedback, Usage
 from tests.learn.made import ANSWER_TOKENS, GOLD, PROBE_TOKENS, STEP_TOKENS, World, episodes, match
 
 LIVE = episodes(400, seed=1)
@@ -57,14 +57,8 @@ def test_rows_hold_what_a_live_policy_read() -> None:
         episode = by_seq[int(data.seq[number])].episode
         observer = Observer((*features.needs, "query"), episode.request.kind, query=episode.request.query)
         for row, record in zip(data.x[run_of(data, number)], episode.outcome.steps, strict=True):
-            signals = observer.observe(_live(record))
+            signals = observer.observe(as_step(record))
             assert row == pytest.approx(features.row(signals), abs=1e-9)
-
-
-def _live(record: StepRecord) -> Any:
-    from suffice.replay.run import as_step
-
-    return as_step(record)
 
 
 def test_the_order_in_which_episodes_and_labels_are_read_changes_nothing() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.learn.explore import inverse_gap, pick_arm, proportional
+from suffice.learn.arm_values import inverse_gap, pick_arm, proportional
 
 values = st.lists(st.floats(-1, 1), min_size=2, max_size=6)
 

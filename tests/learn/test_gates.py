@@ -11,11 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from suffice.assurance.certify import Counts
-from suffice.learn.arms import TunedArm
-from suffice.learn.gates import best_arm, in_play, prove, shadow_only, within_a_step
-from suffice.learn.price import PriceBounds
-from suffice.learn.promise import audit_odds, promise
-from suffice.learn.tuning import TuningBounds
+from suffice.learn.arm_values import PriceBounds, audit_odds, promise
+from suffice.learn.effort import TunedArm
+from suffice.learn.tuner import TuningBounds, best_arm, in_play, prove, shadow_only, within_a_step
 
 ARMS = tuple(
     TunedArm(name=name, expected_share=share)

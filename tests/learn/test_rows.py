@@ -7,10 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from suffice.learn.censoring import fate, p_full
-from suffice.learn.dataset import Dataset, build_dataset
+from suffice.learn.dataset import Dataset, build_dataset, fate, p_full
+from suffice.learn.models import fit_values
 from suffice.learn.rows import audit_runs, examples, full_weights, good_rows_of_run, label_weights, trajectories
-from suffice.learn.value_model import fit_values
 from tests.learn.made import World, episodes, match
 
 N = 3_000

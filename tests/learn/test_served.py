@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from suffice.learn.audits import AuditRuns, Bools, Floats
-from suffice.learn.ragged import first_passages
+from suffice.learn.audits import AuditRuns, Bools, Floats, first_passages
 from suffice.learn.served import LEAST_AUDITS, N_FOLDS, FoldedModels, PGood, cut_levels, fit_served, level_risk
 from tests.learn.runs_made import audits, believing, drawn
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from suffice.learn.arms import TunedArm
-from suffice.learn.gain import compare_gain
+from suffice.learn.arm_values import Costs, compare_gain, losses
+from suffice.learn.effort import TunedArm
 from suffice.learn.shadow import ShadowAudit, ShadowAudits
-from suffice.learn.values import Costs, losses
 
 ARMS = (TunedArm(name="full"), TunedArm(name="half", expected_share=0.5), TunedArm(name="tenth", expected_share=0.1))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from suffice.replay.study.ladders import Ladder, PolicyRung, ladder_folds, published
+from suffice.replay.study.policies import Ladder, PolicyRung, ladder_folds, published
 from suffice.replay.study.runs import Runs, make_runs
 from suffice.replay.traces.batch import Batch
 from suffice.replay.traces.jsonl import RunRow, StepRow
@@ -41,7 +41,7 @@ def runs_of(
 
 
 def rungs_of(ladders: Sequence[Ladder]) -> list[PolicyRung]:
-    return [rung for ladder in ladders for rung in ladder.rungs if isinstance(rung, PolicyRung)]
+    return [rung for ladder in ladders for rung in ladder.rungs]
 
 
 def written(

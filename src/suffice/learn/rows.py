@@ -6,10 +6,10 @@
                         … and behind it, of audits               1 / p_full
     Q(go on)            full runs with a label                   as hopeless
 
-Gold is asked for where audits disagree, so labelled runs are not like the others: each stands for the runs that
-agree and disagree as it does. Where one such group has hardly a label, what needs labels is not fitted. No weight mends
-labels that come because an answer was wrong. Weights fade with age and are shared among repeats of a prompt.
-`learn.censoring` has the reasons; this file knows datasets and refuses to know models.
+Labels are asked for where audits disagree, so labelled runs are not like the others: each stands for the runs that
+agree and disagree as it does. Where one such group has hardly a label, what needs labels is not fitted. No weight
+corrects labels that come because an answer was wrong. Weights fade with age and are shared among repeats of a prompt.
+`learn.dataset` has the reasons.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from typing import Final
 
 import numpy as np
 
-from suffice.learn.audits import AuditRuns
-from suffice.learn.dataset import Bools, Dataset, Floats, Ints, Small
+from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, Small
+from suffice.learn.dataset import Dataset
 from suffice.learn.groups import repeat_weights
+from suffice.learn.models import Examples, Target, Trajectories
 from suffice.learn.served import HALF_LIFE
-from suffice.learn.stop_model import Examples, Target
-from suffice.learn.value_model import Trajectories
 
 LEAST_LABELS: Final = 20  # of a group of runs, if it is to speak for those without a label
 _RARE: Final = 0.01  # of all full runs: a smaller group may go without
@@ -143,7 +142,6 @@ def audit_runs(data: Dataset, which: Ints) -> AuditRuns:
 
 
 def _trajectories(data: Dataset, rows: Ints, stop: Floats, go_on: Floats) -> Trajectories:
-    """Those rows, whole runs or their beginnings, with what stopping and going on there teaches."""
     run = data.run_of_row[rows]
     starts = np.concatenate([np.flatnonzero(np.diff(run, prepend=-1)), [len(rows)]])
     return Trajectories(

@@ -11,11 +11,20 @@ from typing import Any
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.learn.pairs import CutRun
 from suffice.policy.base import build_policy
-from suffice.replay.finetune.cuts import StoppingPolicy, Terms, cuts_of_log, cuts_of_traces
-from suffice.replay.finetune.texts import Consent, Text, Texts, read_consent, read_texts
-from suffice.replay.traces.own import own_traces
+from suffice.replay.finetune.cuts import (
+    Consent,
+    StoppingPolicy,
+    Terms,
+    Text,
+    Texts,
+    cuts_of_log,
+    cuts_of_traces,
+    read_consent,
+    read_texts,
+)
+from suffice.replay.finetune.pairs import CutRun
+from suffice.replay.traces.read import own_traces
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel
 from suffice.types import Feedback, Outcome
 from tests.learn.made import GOLD, World, episodes, match

@@ -21,8 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
-from suffice.replay.logs.formats import READERS, LoggedCall, moment
-from suffice.replay.logs.read import FORMATS, read_logs
+from suffice.replay.logs import FORMATS, READERS, LoggedCall, moment, read_logs
 
 AT_S = 1_760_000_000.0
 

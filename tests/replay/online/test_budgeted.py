@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from suffice.replay.online.show import print_online, sureness
+from suffice.replay.online.result import print_online, sureness
 from tests.replay.online.test_online import replayed
 
 

@@ -11,7 +11,7 @@ import pytest
 from suffice.errors import ConfigError
 from suffice.learn.audits import Ints
 from suffice.replay.online.drift import KINDS, order_requests, parse_drift, relabelled, worlds
-from suffice.replay.online.traffic import RecordedTraffic
+from suffice.replay.online.stream import RecordedTraffic
 from tests.replay.online.made import made_up
 
 N = 400

@@ -12,7 +12,7 @@ from suffice.learn.audits import Bools, Ints
 from suffice.learn.served import FoldedModels
 from suffice.replay.online.drift import order_requests, parse_drift, relabelled, worlds
 from suffice.replay.online.protocol import OnlineOptions, _Job, _Truth
-from suffice.replay.online.traffic import RecordedTraffic
+from suffice.replay.online.stream import RecordedTraffic
 from tests.learn.runs_made import audits
 from tests.replay.online.made import made_up, traffic_of
 

@@ -20,12 +20,18 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from suffice.assurance.bounds import Interval
-from suffice.replay.report.lines import json_lines, line_object
-from suffice.replay.report.page import tag
+from suffice.replay.report.page import tag, write_report
 from suffice.replay.report.plot import by_class, frontier
-from suffice.replay.report.report import write_report
-from suffice.replay.report.table import WIDTH, print_report, table_text
-from suffice.replay.report.wording import GROUPS, describe_percent, describe_result
+from suffice.replay.report.text import (
+    GROUPS,
+    WIDTH,
+    describe_percent,
+    describe_result,
+    json_lines,
+    line_object,
+    print_report,
+    table_text,
+)
 from suffice.replay.study.result import SetPart, SetReport
 from suffice.sanitize import printable
 from tests.replay.report.sample import a_line, a_report

@@ -8,22 +8,23 @@ import numpy as np
 import pytest
 
 from suffice.learn.features import DENSE
-from suffice.replay.study.classed import (
+from suffice.replay.study.policies import ScoreRung, halts_at, published
+from suffice.replay.study.proposal import propose_frozen
+from suffice.replay.study.runs import Runs, select_runs
+from suffice.replay.study.scores import Score
+from suffice.replay.study.sets import BY_CLASS, OURS, ReplayOptions, replay_set
+from suffice.replay.study.study import (
     MIN_QUESTIONS,
+    Study,
+    StudyOptions,
     Target,
     classes_in,
     found_classes,
     large_classes,
     pick_classed,
 )
-from suffice.replay.study.ladders import ClassedRung, halts_at, published
-from suffice.replay.study.runs import Runs, select_runs
-from suffice.replay.study.scores import Score
-from suffice.replay.study.sets import BY_CLASS, OURS, ReplayOptions, replay_set
-from suffice.replay.study.study import Study, StudyOptions
 from suffice.replay.study.sums import N_FOLDS, folds_of
-from suffice.replay.traces.survey import survey
-from suffice.replay.tune.proposal import propose_frozen
+from suffice.replay.traces.read import survey
 from suffice.signals.classes import Classes, FeatureTest, Rule
 from suffice.signals.features import FeatureSet
 from suffice.testing.traces import Synthetic
@@ -52,6 +53,8 @@ def test_classes_and_levels_know_nothing_of_the_fold_that_they_are_judged_on(stu
     assert mine is not None
     assert other is not None
     assert mine[0].levels == other[0].levels
+    assert mine[0].classes is not None
+    assert other[0].classes is not None
     assert mine[0].classes.rules == other[0].classes.rules
     assert mine[1] == pytest.approx(other[1])
     anything = pick_classed(turned, 0, 8, TARGET)  # to the other folds its labels do matter
@@ -76,7 +79,7 @@ def test_each_run_ends_at_the_level_of_its_class() -> None:
     runs = many(450)
     rules = Classes([Rule((FeatureTest("model=model-0", above=True, value=0.5),)), Rule(())])
     levels = {rules.rules[0].name: 0.1}
-    rung = ClassedRung(score="s", level=0.4, classes=rules, levels=levels, label="")
+    rung = ScoreRung(score="s", level=0.4, classes=rules, levels=levels, label="")
     risk = np.random.default_rng(0).random(len(runs.cost))
     codes = np.ones(len(risk), dtype=np.int8)
     low, high = halts_at(risk, np.array([0.1, 0.4]), runs, codes)

@@ -1,23 +1,19 @@
-"""Ladders: the same grid for every replay, safe rungs first, and a typo in it is named."""
+"""Ladders: the same grid for every replay, safe rungs first."""
 
 from __future__ import annotations
 
-import tomllib
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.learn.ragged import first_passages
+from suffice.learn.audits import first_passages
 from suffice.policy.base import POLICIES, build_policy
-from suffice.replay.study.ladders import given, halts_at, halts_of, levels_of, published, read_grid
+from suffice.replay.study.policies import GRID, given, halts_at, halts_of, levels_of, published
 from suffice.replay.study.sums import columns_of
 from suffice.types import Kind
 from tests.replay.made import KINDS, batch_of, rungs_of, runs_of, written
-
-GRID = resources.files("suffice.replay.study").joinpath("grid.toml").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -52,9 +48,8 @@ def test_what_a_run_is_too_short_for_is_left_out() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_ladder_stands_only_where_its_rule_makes_sense(kind: Kind) -> None:
-    asked = {table["name"]: table.get("kinds", [kind]) for table in tomllib.loads(GRID)["ladder"]}
-    found = {ladder.name for ladder in published(kind, longest=100)}
-    assert found == {name for name, kinds in asked.items() if kind in kinds}
+    ladders = {ladder.name for ladder in published(kind, longest=100)}
+    assert ladders == {row.name for row in GRID if kind in row.kinds}
 
 
 def test_a_rule_that_reads_no_trial_answer_asks_for_none() -> None:
@@ -64,10 +59,7 @@ def test_a_rule_that_reads_no_trial_answer_asks_for_none() -> None:
     assert asks["confidence-threshold"] is True
 
 
-def test_a_grid_that_cannot_be_used_names_its_ladder() -> None:
-    text = '[[ladder]]\nname = "mine"\npolicy = "beta"\nparameter = "treshold"\nvalues = [0.9]\n'
-    with pytest.raises(ConfigError, match=r"ladder 'mine'.*treshold"):
-        read_grid(text, "samples", longest=8)
+def test_a_given_policy_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match="unknown"):
         given({"policy": "no-such-rule"}, "mine")
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from suffice.learn.ragged import first_passages
-from suffice.replay.study.parts import MOST_CLASSES, Parts, class_names
+from suffice.learn.audits import first_passages
+from suffice.replay.study.result import MOST_CLASSES, Parts, class_names
 from suffice.replay.study.runs import Halts, Runs, select_runs
 from suffice.replay.study.sums import columns_of
 from suffice.types import Kind

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.replay.study.points import (
+from suffice.replay.study.sums import (
+    FIELDS,
     MARGIN,
     NONE,
     PolicyPoints,
+    QuestionSums,
     at_choice,
     bootstrap,
     halvings,
@@ -20,7 +22,6 @@ from suffice.replay.study.points import (
     seen,
     share_of,
 )
-from suffice.replay.study.sums import FIELDS, QuestionSums
 
 TOKENS = 100.0  # of each full run
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from suffice.episode.vote import count_votes, deciding_sample
+from suffice.learn.audits import first_passages
 from suffice.learn.features import DENSE
-from suffice.learn.ragged import first_passages
 from suffice.policy.columns import CODES
-from suffice.replay.study.ladders import halts_of, published
+from suffice.replay.study.policies import halts_of, published
 from suffice.replay.study.runs import Runs, concatenate, first_bits, first_stops, make_runs, oracle, select_runs
 from suffice.replay.traces.batch import Batch
 from suffice.signals.features import FeatureSet

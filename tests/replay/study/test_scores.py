@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from suffice.learn.features import DENSE
-from suffice.learn.stop_model import Parts, Target
-from suffice.learn.value_model import MAX_ROWS
+from suffice.learn.models import MAX_VALUE_ROWS, Parts, Target
 from suffice.policy.columns import HOPELESS, SUFFICES
 from suffice.replay.study.runs import Runs, concatenate
 from suffice.replay.study.scores import (
@@ -164,7 +163,7 @@ def test_the_value_model_takes_whole_runs_evenly_and_no_more_than_it_may() -> No
     runs = concatenate([few] * 1_000)
     everything = np.ones(len(runs), dtype=bool)
     kept = _thinned(everything, runs)
-    assert 0.5 * MAX_ROWS < runs.n_steps[kept].sum() <= MAX_ROWS
+    assert 0.5 * MAX_VALUE_ROWS < runs.n_steps[kept].sum() <= MAX_VALUE_ROWS
     assert abs(np.flatnonzero(kept).mean() / len(runs) - 0.5) < 0.01
     some = np.arange(len(runs)) % 4 == 0
     assert (_thinned(some, runs) == some).all()  # these fit as they are

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bench.nested import nest, open_study
 
 from suffice.errors import ConfigError
-from suffice.replay.study.ladders import published
-from suffice.replay.study.nested import nest, open_study
+from suffice.replay.study.policies import published
 from suffice.replay.study.result import PolicyResult, SetReport
 from suffice.replay.study.scores import Score
 from suffice.replay.study.sets import FAMILIES, ReplayOptions, family_of, pools_of, replay_set
 from suffice.replay.traces.parquet import write_traces_parquet
-from suffice.replay.traces.survey import survey
+from suffice.replay.traces.read import survey
 from suffice.testing.traces import Synthetic
 from suffice.types import Kind
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.learn.ragged import first_passages
-from suffice.replay.study.ladders import PolicyRung, halts_of, published
+from suffice.learn.audits import first_passages
+from suffice.replay.study.policies import PolicyRung, halts_of, published
 from suffice.replay.study.runs import Halts, Runs, select_runs
 from suffice.replay.study.sums import (
     FIELDS,
@@ -23,8 +23,7 @@ from suffice.replay.study.sums import (
     folds_of,
     question_fold,
 )
-from suffice.replay.traces.own import own_traces
-from suffice.replay.traces.read import read_traces
+from suffice.replay.traces.read import own_traces, read_traces
 from suffice.types import Kind
 from tests.replay.made import KINDS, batch_of, rungs_of, runs_of, written
 

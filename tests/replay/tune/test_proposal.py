@@ -17,15 +17,8 @@ from suffice.errors import ConfigError
 from suffice.model.artefact import load_model
 from suffice.policy.columns import CODES, stops_of
 from suffice.policy.learned import LearnedPolicy
-from suffice.replay.study.ladders import RiskRung, published
-from suffice.replay.study.runs import Halts, Runs, first_stops, select_runs
-from suffice.replay.study.scores import SCORES, Score
-from suffice.replay.study.study import LadderPool, Study, StudyOptions
-from suffice.replay.study.sums import folds_of
-from suffice.replay.traces.batch import Batch
-from suffice.replay.traces.read import read_traces
-from suffice.replay.traces.survey import survey
-from suffice.replay.tune.proposal import (
+from suffice.replay.study.policies import ScoreRung, published
+from suffice.replay.study.proposal import (
     MODEL_FILE,
     POLICY_FILE,
     PolicyProposal,
@@ -34,8 +27,13 @@ from suffice.replay.tune.proposal import (
     propose_frozen,
     write_proposal,
 )
-from suffice.replay.tune.scored import ScoreTable, build_scored, model_named, risk_column
-from suffice.replay.tune.tune import Bench, TuneOptions, make_bench
+from suffice.replay.study.runs import Halts, Runs, first_stops, select_runs
+from suffice.replay.study.scores import SCORES, Score, ScoreTable, build_scored, model_named, risk_column
+from suffice.replay.study.search import Bench, TuneOptions, make_bench
+from suffice.replay.study.study import LadderPool, Study, StudyOptions
+from suffice.replay.study.sums import folds_of
+from suffice.replay.traces.batch import Batch
+from suffice.replay.traces.read import read_traces, survey
 from suffice.signals.observe import Observer
 from suffice.testing.traces import Synthetic
 from suffice.types import Kind
@@ -150,14 +148,14 @@ def test_what_a_study_froze_ends_unseen_runs_live_where_the_study_says(
     study = Study(seen, published(kind, longest=8)[:1], StudyOptions(scores=(score,), max_em_drop=0.05))
     pools = [LadderPool(name="ours", ladders=(score.name,)), LadderPool(name="published", ladders=("fixed-rounds",))]
     frozen = study.freeze(pools, None)
-    levels = [rung.level for rung in study.lay(None).rungs if isinstance(rung, RiskRung)]
+    levels = [rung.level for rung in study.lay(None).rungs if isinstance(rung, ScoreRung)]
     frozen = replace(
         frozen,
         rungs={
             "published": frozen.rungs["published"],
             "none": None,
             **{
-                f"level {at}": RiskRung(score=score.name, level=levels[at], label="")
+                f"level {at}": ScoreRung(score=score.name, level=levels[at], label="")
                 for at in range(5, len(levels), 20)
             },
         },

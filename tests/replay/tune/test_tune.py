@@ -15,14 +15,7 @@ from suffice.errors import ConfigError, TraceError
 from suffice.policy.base import POLICIES, build_policy, version_of
 from suffice.policy.columns import stops_of
 from suffice.policy.parameters import parameters_of
-from suffice.replay.study.points import seen
-from suffice.replay.study.runs import Runs, first_stops
-from suffice.replay.study.scores import SCORES, Score, features_of, score_rows
-from suffice.replay.study.sums import N_FOLDS, folds_of
-from suffice.replay.traces.survey import survey
-from suffice.replay.tune.proposal import build_proposal
-from suffice.replay.tune.scored import ScoreTable, build_scored, learned_in, model_named, names_of, uses_classes
-from suffice.replay.tune.space import (
+from suffice.replay.study.policies import (
     FIXED,
     LEARNED,
     LEFT_OUT,
@@ -34,8 +27,35 @@ from suffice.replay.tune.space import (
     first_tries,
     searched_folds,
 )
-from suffice.replay.tune.tune import Bench, TuneOptions, figure_of, make_bench, search, tune_runs, tune_set, winner_of
-from suffice.replay.tune.tuned import TunedSet, n_parts, title_of
+from suffice.replay.study.proposal import build_proposal
+from suffice.replay.study.runs import Runs, first_stops
+from suffice.replay.study.scores import (
+    SCORES,
+    Score,
+    ScoreTable,
+    build_scored,
+    features_of,
+    learned_in,
+    model_named,
+    names_of,
+    score_rows,
+    uses_classes,
+)
+from suffice.replay.study.search import (
+    Bench,
+    TunedSet,
+    TuneOptions,
+    figure_of,
+    make_bench,
+    n_parts,
+    search,
+    title_of,
+    tune_runs,
+    tune_set,
+    winner_of,
+)
+from suffice.replay.study.sums import N_FOLDS, folds_of, seen
+from suffice.replay.traces.read import survey
 from suffice.signals.base import order_all
 from suffice.testing.traces import Synthetic
 from suffice.types import Kind

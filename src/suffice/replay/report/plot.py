@@ -1,7 +1,6 @@
-"""The frontier as a figure: tokens saved over the drop of Exact Match, and the same by class.
+"""The frontier as a figure: tokens saved over the drop of Exact Match, and the same by class. Needs the extra `replay`.
 
-It knows matplotlib, which the extra `replay` brings, and the records of a result. Colours are those
-of Okabe and Ito (2008), told apart by people with any colour vision, and every family has a marker
+Colours are those of Okabe and Ito (2008), told apart by people with any colour vision, and every family has a marker
 of its own. The same result gives the same bytes: no dates, no random ids.
 """
 
@@ -19,7 +18,7 @@ from typing import Any, Final
 
 from suffice.errors import ConfigError
 from suffice.extras import how_to_install
-from suffice.replay.report.wording import assign_letters, describe_percent, describe_points
+from suffice.replay.report.text import assign_letters, describe_percent, describe_points
 from suffice.replay.study.result import PlotPoint, PolicyResult, SetPart, SetReport
 from suffice.sanitize import plural, printable
 
@@ -55,14 +54,11 @@ _SETTINGS: Final[dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class PlotFiles:
-    """A drawn figure in both forms."""
-
     png: bytes
     svg: str
 
 
 def frontier(report: SetReport) -> PlotFiles:
-    """Every setting tried as a dot, each family's best as a line, and the chosen points on top."""
     n_rows = (len(report.lines) + len(report.frontier) + 3) // 2
     with _drawing(f"frontier {report.set}", (8.0, 4.9 + 0.2 * n_rows)) as drawn:
         axes = drawn.figure.add_subplot()
@@ -125,8 +121,6 @@ def by_class(report: SetReport) -> PlotFiles | None:
 
 
 class _Drawn:
-    """A figure being drawn. Its bytes depend on its content and its name alone."""
-
     def __init__(self, name: str, size_inches: tuple[float, float]) -> None:
         from matplotlib.figure import Figure as MatplotlibFigure
 
@@ -144,7 +138,6 @@ class _Drawn:
         self._svg = re.sub(r"[ \t]+$", "", svg.getvalue(), flags=re.MULTILINE)
 
     def result(self) -> PlotFiles:
-        """What was drawn."""
         return PlotFiles(self._png, self._svg)
 
 
@@ -185,7 +178,6 @@ def _height(report: SetReport, high: float) -> tuple[float, float]:
 
 
 def _family(axes: Any, label: str, dots: Sequence[PlotPoint], colour: str, high: float) -> None:
-    """All settings of a family, and the line along the best of them."""
     x, y = [100 * dot.em_drop for dot in dots], [100 * dot.token_reduction for dot in dots]
     shown = sorted({(round(a, 2), round(b, 1)) for a, b in zip(x, y, strict=True) if a <= high})  # no dot twice
     look = {"s": 9, "color": colour, "alpha": 0.35, "linewidths": 0, "marker": _MARKERS.get(label, "o")}
@@ -204,7 +196,6 @@ def _family(axes: Any, label: str, dots: Sequence[PlotPoint], colour: str, high:
 
 
 def _best(dots: Sequence[PlotPoint]) -> list[PlotPoint]:
-    """The settings that save more than every other one with at most their drop, by rising drop."""
     best: list[PlotPoint] = []
     for dot in sorted(dots, key=lambda dot: (dot.em_drop, -dot.token_reduction)):
         if not best or dot.token_reduction > best[-1].token_reduction:
@@ -248,11 +239,11 @@ def _letters(axes: Any, lines: Sequence[PolicyResult], low: float) -> None:
         x, y = 100 * line.em_drop, 100 * line.token_reduction
         if letter and x >= low:
             at.setdefault((round(x, 1), round(y)), []).append((letter, x, y))
-    for found in at.values():
-        first, x, y = found[0]
+    for group in at.values():
+        first, x, y = group[0]
         # Neighbours in the table are often neighbours here.
-        place = (6, 5) if len(found) > 1 or ord(first) % 2 else (-13, -13)
-        text = " ".join(letter for letter, _, _ in found)
+        place = (6, 5) if len(group) > 1 or ord(first) % 2 else (-13, -13)
+        text = " ".join(letter for letter, _, _ in group)
         axes.annotate(text, (x, y), place, textcoords="offset points", fontweight="bold", fontsize=9, zorder=5)
 
 
@@ -262,7 +253,6 @@ def _target(axes: Any, max_em_drop: float) -> None:
 
 
 def _classes(report: SetReport) -> list[str]:
-    """Names of the classes, the largest first, as far as a figure holds them."""
     sizes: dict[str, int] = {}
     parts: Iterator[SetPart] = itertools.chain.from_iterable(report.by_class.values())
     for part in parts:

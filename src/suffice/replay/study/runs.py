@@ -1,7 +1,7 @@
 """Recorded runs made ready for replay: signals as columns, and beside them what a stop would cost and deliver.
 
-Two sides that never meet before the end: `columns` and `queries` are what a policy may read, computed by
-the very observer that serves live traffic; `ok`, `same` and the costs are what the replay is told afterwards.
+`columns` and `queries` are what a policy may read, computed by the observer that serves live traffic. `ok`, `same` and
+the costs are for judging alone.
 
 A vote ends once it is decided, under every policy and under none, as it does live: its run here has no rows behind the
 deciding sample, so no policy reads them or pays for them. `full_tokens`, which savings are measured against, stays the
@@ -19,14 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.episode.vote import deciding_sample
-from suffice.learn.ragged import RaggedRuns
+from suffice.learn.audits import Bools, Floats, RaggedRuns
 from suffice.policy.columns import BUDGET, CONTINUE, AskedColumns
 from suffice.replay.traces.batch import Batch
+from suffice.replay.traces.read import Survey
 from suffice.signals.columns import SignalColumns, observe_columns
 from suffice.types import Kind, Query
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 Bits = NDArray[np.uint64]
 Says = NDArray[Any]  # of each row by a model: float64, a risk or a probability; uint64, bits of the settings that stop
 
@@ -57,14 +56,11 @@ class Runs(RaggedRuns):
         return len(self.queries)
 
     def readable(self) -> AskedColumns:
-        """The columns as policies read them, `answer` and each run's query among them."""
         columns = {**self.columns.values, "answer": self.columns.answer}
         return AskedColumns(columns, queries=self.queries, run=self.run_of_row)
 
 
 class Halts(NamedTuple):
-    """Where each run ends under one policy."""
-
     row: NDArray[np.int64]  # E: its last row that is run
     code: NDArray[np.int8]  # E: why, as in `policy.columns`; CONTINUE: it ran in full
     returned: NDArray[np.int64] | None = None  # E: the row whose answer a stopped run returns; None: its last
@@ -81,6 +77,14 @@ def make_runs(
     """
     parts = [_part(batch, needs, probe_tokens, planned_steps) for batch in batches]
     return concatenate(parts)
+
+
+def read_runs(
+    data: Survey, needs: Sequence[str], *, probe_tokens: int | None, longest: int, share: float | None = None
+) -> Runs:
+    """The runs of a set, or of a share of its questions; None: of as many as memory holds. See `make_runs`."""
+    batches = data.batches(share=data.share if share is None else share)
+    return make_runs(batches, needs, probe_tokens=probe_tokens, planned_steps=longest)
 
 
 def concatenate(parts: Sequence[Runs]) -> Runs:
@@ -159,7 +163,7 @@ def first_bits(bits: Bits, runs: Runs, places: NDArray[np.int64]) -> NDArray[np.
 
     bits  of each row, shape (T,): bit j is set where setting j would stop
 
-    As `learn.ragged.first_passages`, for settings that are in no order: a bit that was set stays set for the rest of
+    As `learn.audits.first_passages`, for settings that are in no order: a bit that was set stays set for the rest of
     its run.
     """
     n_steps, n_runs = runs.n_steps, len(runs)
@@ -204,7 +208,7 @@ def _part(batch: Batch, needs: Sequence[str], probe_tokens: int | None, planned_
         same=(answer >= 0) & (answer == batch.full_code[run]),
         full_ok=batch.full_em,
         full_tokens=batch.full_tokens.astype(np.float64),
-        finish=np.array([_answer_tokens(meta) if batch.kind == "reasoning" else 0.0 for meta in batch.meta]),
+        finish=np.array([answer_tokens(meta) if batch.kind == "reasoning" else 0.0 for meta in batch.meta]),
     )
     return _with_rows(whole, np.arange(len(run)) <= last[run], last - batch.offset[:-1] + 1)
 
@@ -246,7 +250,7 @@ def _probe_costs(batch: Batch, probe_tokens: int | None) -> Floats:
     return costs
 
 
-def _answer_tokens(meta: str | None) -> float:
+def answer_tokens(meta: str | None) -> float:
     """Tokens of the answer behind the thought, as `suffice record` notes them; 0 where nothing is noted.
 
     In the full run they are part of the last step; a run that is stopped writes its answer all the same.
@@ -275,5 +279,5 @@ def _right(batch: Batch, run: NDArray[np.int64], answer: NDArray[np.int64]) -> B
     known = np.unique((run * n_answers + batch.answer_code)[(batch.correct >= 0) & (batch.answer_code >= 0)])
     key = run * n_answers + answer
     by_full = (answer == batch.full_code[run]) & batch.full_em[run]
-    found: Bools = np.where(np.isin(key, known), np.isin(key, right), by_full) & (answer >= 0)
-    return found
+    is_right: Bools = np.where(np.isin(key, known), np.isin(key, right), by_full) & (answer >= 0)
+    return is_right

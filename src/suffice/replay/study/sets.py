@@ -17,23 +17,28 @@ from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval
 from suffice.errors import ConfigError
+from suffice.learn.audits import Bools
 from suffice.learn.features import DENSE
-from suffice.replay.study.classed import Target, pick_classed
-from suffice.replay.study.ladders import (
-    ClassedRung,
+from suffice.replay.study.policies import (
     Ladder,
-    PolicyRung,
-    RiskRung,
+    Rung,
+    ScoreRung,
     given,
     ladder_folds,
     levels_of,
     published,
 )
-from suffice.replay.study.nested import compare_nested
-from suffice.replay.study.parts import Parts
-from suffice.replay.study.points import MARGIN, NONE, bootstrap, miss_share, pick_plainly, seen
-from suffice.replay.study.result import Choice, Family, PlotPoint, PolicyResult, SetReport
-from suffice.replay.study.runs import Bools, Halts, Runs, concatenate, make_runs, oracle, select_runs
+from suffice.replay.study.result import (
+    TOO_SMALL_QUESTIONS,
+    TOO_SMALL_RUNS,
+    Choice,
+    Family,
+    Parts,
+    PlotPoint,
+    PolicyResult,
+    SetReport,
+)
+from suffice.replay.study.runs import Halts, Runs, concatenate, make_runs, oracle, select_runs
 from suffice.replay.study.scores import SCORES, Score
 from suffice.replay.study.study import (
     N_LEVELS,
@@ -43,11 +48,25 @@ from suffice.replay.study.study import (
     ScoreLevels,
     Study,
     StudyOptions,
+    Target,
     fix,
     lay,
+    pick_classed,
 )
-from suffice.replay.study.sums import N_FOLDS, QuestionSums, SumsFold, folds_of
-from suffice.replay.traces.survey import Survey
+from suffice.replay.study.sums import (
+    MARGIN,
+    N_FOLDS,
+    NONE,
+    QuestionSums,
+    SumsFold,
+    bootstrap,
+    compare_nested,
+    folds_of,
+    miss_share,
+    pick_plainly,
+    seen,
+)
+from suffice.replay.traces.read import Survey
 from suffice.signals.features import FeatureSet
 from suffice.types import Kind
 
@@ -61,7 +80,6 @@ FALLBACKS = (
     "confidence-threshold",
     "stated-confidence, patience 2",
 )
-TOO_SMALL_RUNS, TOO_SMALL_QUESTIONS = 1_000, 50
 
 LEARNED = "learned"
 OURS, BY_CLASS = "ours", "ours_by_class"
@@ -83,8 +101,6 @@ Tick = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayOptions:
-    """What the user asked for."""
-
     max_em_drop: float = 0.01  # fraction
     probe_tokens: int | None = None  # a probe; None: as recorded, else 15 for `reasoning`
     margin: float = MARGIN  # standard errors between a frozen point and the target
@@ -146,7 +162,6 @@ class _Reader:
     longest: int
 
     def runs(self, survey: Survey, share: float) -> Iterator[Runs]:
-        """The runs of that share of a set's questions, batch by batch."""
         for batch in survey.batches(share=share):
             probes = self.asked.probe_tokens
             yield make_runs([batch], self.needs, probe_tokens=probes, planned_steps=self.longest)
@@ -154,8 +169,6 @@ class _Reader:
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """Everything that judging needs."""
-
     data: Survey
     asked: ReplayOptions
     study: Study
@@ -166,7 +179,6 @@ class _Case:
 
     @property
     def by_fold(self) -> bool:
-        """Is each run judged by the fold that has not seen it?"""
         return len(self.frozen) > 1
 
 
@@ -217,16 +229,15 @@ def _lay_here(case: _Case) -> Laid:
     return lay(runs, fix(study.ladders, runs), learned)
 
 
-def _in_hindsight(case: _Case, here: Laid) -> dict[str, PolicyRung | RiskRung | None]:
-    """The best rung of the published rules, and of ours, picked on the very questions that are judged."""
-    found: dict[str, PolicyRung | RiskRung | None] = {}
+def _in_hindsight(case: _Case, here: Laid) -> dict[str, Rung | None]:
+    best: dict[str, Rung | None] = {}
     for pool in case.pools:
         name = HINDSIGHT.get(pool.name)
         if name is not None:
             sums, rungs, _ = here.of(pool.ladders)
             choice = int(pick_plainly(seen(sums, np.ones((1, len(sums.n)))), case.asked.max_em_drop)[0])
-            found[name] = None if choice == NONE else rungs[choice]
-    return found
+            best[name] = None if choice == NONE else rungs[choice]
+    return best
 
 
 # ---- judging --------------------------------------------------------------------------------------
@@ -265,7 +276,6 @@ def _judge(case: _Case, everything: Iterator[Runs], here: Laid, fitted_on: tuple
 
 
 def _order(case: _Case) -> list[str]:
-    """The lines of the report, the one that counts first in each group."""
     pools = [pool.name for pool in case.pools]
     by_class = [BY_CLASS] if BY_CLASS in case.frozen[0].rungs else []
     late = [name for name in case.frozen[0].rungs if name not in (*pools, BY_CLASS)]
@@ -274,7 +284,6 @@ def _order(case: _Case) -> list[str]:
 
 
 def _halts(case: _Case, runs: Runs) -> dict[str, tuple[Halts, Bools]]:
-    """Where each line ends each run, and whether it asked at every checkpoint."""
     row: dict[str, NDArray[np.int64]] = {}
     code: dict[str, NDArray[np.int8]] = {}
     returned: dict[str, NDArray[np.int64]] = {}
@@ -295,9 +304,9 @@ def _halts(case: _Case, runs: Runs) -> dict[str, tuple[Halts, Bools]]:
             asks.setdefault(name, np.zeros(len(runs), dtype=bool))[mine] = rung is not None and rung.asks
     silent = np.zeros(len(runs), dtype=bool)
     full = Halts(runs.last, np.zeros(len(runs), dtype=np.int8))
-    found = {name: (Halts(row[name], code[name], returned[name]), asks[name]) for name in row}
+    halts = {name: (Halts(row[name], code[name], returned[name]), asks[name]) for name in row}
     return {
-        **found,
+        **halts,
         "full": (full, silent),
         "oracle_agree": (oracle(runs, runs.same), silent),
         "oracle_correct": (oracle(runs, runs.ok), silent),
@@ -367,10 +376,15 @@ def _reduction(tokens: float, full_tokens: float) -> float:
     return 1 - tokens / full_tokens if full_tokens else 0.0
 
 
-def _chosen(name: str, rungs: Sequence[PolicyRung | RiskRung | ClassedRung | None]) -> str:
+def _chosen(name: str, rungs: Sequence[Rung | None]) -> str:
     """Which rungs the folds settled on: "beta 0.95 (4 of 5 folds), never (1)"."""
     labels = Counter(
-        "never stops" if rung is None else rung.score if isinstance(rung, RiskRung) else rung.label for rung in rungs
+        "never stops"
+        if rung is None
+        else rung.score
+        if isinstance(rung, ScoreRung) and rung.classes is None
+        else rung.label
+        for rung in rungs
     )
     if len(labels) == 1:
         return "" if next(iter(labels)) == name else next(iter(labels))
@@ -427,20 +441,19 @@ def _notes(case: _Case, n_questions: int, count: Counter[str], plain: Mapping[st
 
 
 def _about_classes(case: _Case, names: Sequence[str], sums: QuestionSums) -> tuple[str, ...]:
-    """What the found classes are, and what their own levels are worth, question by question."""
     if BY_CLASS not in names:
         return ()
     rungs = [one.rungs[BY_CLASS] for one in case.frozen]
-    found = [rung for rung in rungs if isinstance(rung, ClassedRung)]
-    if not found:
+    classed = [rung for rung in rungs if isinstance(rung, ScoreRung) and rung.classes is not None]
+    if not classed:
         return ("no classes were found that are large enough and save more with levels of their own",)
     first, other = (sums.columns([names.index(name)]) for name in (OURS, BY_CLASS))
     by = compare_nested(first, other, n_draws=case.asked.n_draws, rng=np.random.default_rng(case.asked.seed))
     saved, drop = by.saved_interval, by.drop_interval
-    classes = "; ".join(f"{name} ({level:.3g})" for name, level in found[0].levels.items())
-    told = (
-        f"levels by found class, in {len(found)} of {len(rungs)} folds, against one level for all: saved"
+    classes = "; ".join(f"{name} ({level:.3g})" for name, level in classed[0].levels.items())
+    classed = (
+        f"levels by found class, in {len(classed)} of {len(rungs)} folds, against one level for all: saved"
         f" {100 * by.saved:+.1f} points ({100 * saved.low:+.1f} to {100 * saved.high:+.1f}), drop"
         f" {100 * by.drop:+.2f} ({100 * drop.low:+.2f} to {100 * drop.high:+.2f}). Classes of the first: {classes}"
     )
-    return (told,)
+    return (classed,)

@@ -1,7 +1,7 @@
 """Rows of a table in a file, one after the other: CSV, JSON lines, or Parquet.
 
-It knows files and refuses to know what their columns mean. A cell that an export of ours quoted, because a spreadsheet
-would have taken it for a formula, is read without its quote. An error names the file, the row and the column.
+A cell that one of our exports quoted, because a spreadsheet would have taken it for a formula, is read without its
+quote. An error names the file, the row and the column.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Row = tuple[int, dict[str, Any]]  # number of the row, 1 is the first behind a h
 
 def detect_table_format(path: Path) -> str:
     """The format that a file's name tells. Raises TraceError."""
-    found = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}.get(path.suffix.lower())
-    if found is None:
+    name = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}.get(path.suffix.lower())
+    if name is None:
         raise TraceError("what is it? Names that end in .csv, .jsonl, .ndjson and .parquet say so", file=str(path))
-    return found
+    return name
 
 
 def read_rows(path: Path) -> Iterator[Row]:

@@ -1,8 +1,7 @@
 """From a policy that replay chose to one that a route runs: its settings, and the model that they name.
 
 What replay calls `{"policy": "learned", "model": "as-good", …}` becomes a policy of the table with a model of
-plain data, fitted on all the runs; it decides every step as the replay of that model did. Writes two files,
-each whole or not at all. Knows models and settings and refuses to know how the policy was found.
+plain data, fitted on all the runs; it decides every step as the replay of that model did.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ import numpy as np
 
 from suffice.errors import ConfigError
 from suffice.files import whole_file, write_whole
+from suffice.learn.audits import Bools
 from suffice.learn.export import export_stop_model, export_value_model
-from suffice.learn.stop_model import FitResult
-from suffice.learn.value_model import Values
+from suffice.learn.models import FitResult, Values
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord, dump_model
 from suffice.policy.base import build_policy
 from suffice.policy.protocol import Policy
-from suffice.replay.study.ladders import ClassedRung, PolicyRung
-from suffice.replay.study.runs import Bools, Runs
+from suffice.replay.study.policies import PolicyRung
+from suffice.replay.study.runs import Runs
+from suffice.replay.study.scores import EVEN, HOPELESS_KEY, ScoreChoice, ScoreTable, learned_in, model_named, with_model
 from suffice.replay.study.study import FoldChoice, Study
-from suffice.replay.tune.scored import EVEN, HOPELESS_KEY, ScoreChoice, ScoreTable, learned_in, model_named, with_model
 from suffice.signals.classes import Classes
 
 MODEL_FILE: Final = "stop-model.json"
@@ -43,7 +42,6 @@ class PolicyProposal:
     model: StopModel | None  # None: nothing in the policy is learned
 
     def policy(self) -> Policy:
-        """The live policy, as `wiring` builds it."""
         return build_policy(with_model(self.spec, self._with_data))
 
     def _with_data(self, spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,8 +135,6 @@ def propose_frozen(study: Study, frozen: FoldChoice, pool: str) -> PolicyProposa
     Raises ConfigError for a score whose features are not those of the model of hopeless runs.
     """
     rung = frozen.rungs[pool]
-    found = rung.classes if isinstance(rung, ClassedRung) else None
-    levels = tuple(rung.levels.items()) if isinstance(rung, ClassedRung) else ()
     if rung is None or isinstance(rung, PolicyRung):
         return PolicyProposal(spec={"policy": "never"} if rung is None else rung.spec, model=None)
     score = next(score for score in study.options.scores if score.name == rung.score)
@@ -154,8 +150,9 @@ def propose_frozen(study: Study, frozen: FoldChoice, pool: str) -> PolicyProposa
         model = export_value_model(study.chosen(score), fitted, at, hopeless, trained=facts)
         return PolicyProposal(spec=spec | {"threshold": EVEN}, model=model)
     cost = StepCost(score.cost)
+    levels = tuple(rung.levels.items())
     model = export_stop_model(
-        study.chosen(score), fitted, hopeless, trained=facts, cost=cost, classes=levels, found=found
+        study.chosen(score), fitted, hopeless, trained=facts, cost=cost, classes=levels, found=rung.classes
     )
     return PolicyProposal(spec=spec | {"threshold": rung.level}, model=model)
 
