@@ -219,7 +219,7 @@ def build_dataset(
     chosen = chosen or choose_features(kept[-1].request.kind, [_query(run) for run in kept])
     also = tuple(name for name in also if name not in chosen.names)
     features = FeatureSet((*chosen.names, *also))
-    columns = _observed(kept, features.needs)
+    columns = recorded_columns(features.needs, kept[-1].request.kind, [(_query(run), run.steps) for run in kept])
     x = np.round(features.matrix(columns, [_query(run) for run in kept]), 10)
     same, right = _judged(kept, columns, match)
     by_run = _by_run(kept, columns.starts, match, live_share=live_share)
@@ -353,10 +353,6 @@ def as_step(record: StepRecord) -> Step:
     return Step(**kept, action=record.caller_action)
 
 
-def _observed(runs: Sequence[_Run], needs: Sequence[str]) -> SignalColumns:
-    return recorded_columns(needs, runs[-1].request.kind, [(_query(run), run.steps) for run in runs])
-
-
 def recorded_columns(
     needs: Sequence[str], kind: Kind, runs: Sequence[tuple[Query | None, Sequence[StepRecord]]]
 ) -> SignalColumns:
@@ -392,7 +388,7 @@ def _judged(runs: Sequence[_Run], columns: SignalColumns, match: Match) -> tuple
                 known[answer] = _is_right(answer, run, match)
             right[row] = known[answer]
         if run.fate == "full":  # a stop at the end is the full run
-            same[end - 1], right[end - 1] = True, _delivered_right(run, match)
+            same[end - 1], right[end - 1] = True, _is_right(run.outcome.answer, run, match)
     return same, right
 
 
@@ -416,14 +412,10 @@ def is_right(answer: str | None, delivered: str | None, label: Feedback | None, 
     return False if label.correct or answer is None else None
 
 
-def _delivered_right(run: _Run, match: Match) -> int:
-    return _is_right(run.outcome.answer, run, match)
-
-
 def _by_run(runs: Sequence[_Run], starts: Ints, match: Match, *, live_share: float) -> dict[str, Any]:
     full = np.array([run.fate == "full" for run in runs])
     design = np.array([by_design(run.request) for run in runs])
-    right = [_delivered_right(run, match) if run.fate == "full" else -1 for run in runs]
+    right = [_is_right(run.outcome.answer, run, match) if run.fate == "full" else -1 for run in runs]
     return {
         "full": full,
         "abandoned": np.array([run.fate == "abandoned" for run in runs]),
@@ -431,7 +423,12 @@ def _by_run(runs: Sequence[_Run], starts: Ints, match: Match, *, live_share: flo
         "p_full": np.array([_odds(run, live_share) for run in runs]),
         "stop": np.array([_stop_row(run, start) for run, start in zip(runs, starts, strict=False)], dtype=np.int64),
         "full_right": np.array(right, dtype=np.int8),
-        "full_tokens": np.array([_full_tokens(run) if run.fate != "stopped" else np.nan for run in runs]),
+        "full_tokens": np.array(
+            [
+                _generated(run) + undrawn_tokens(run.request, run.outcome) if run.fate != "stopped" else np.nan
+                for run in runs
+            ]
+        ),
         "age": (np.cumsum(design[::-1])[::-1] - design).astype(np.float64),
         "seq": np.array([run.seq for run in runs], dtype=np.int64),
         "at_s": np.array([run.request.received_at_s for run in runs]),
@@ -452,11 +449,6 @@ def _stop_row(run: _Run, start: int) -> int:
         return -1
     behind = [at for at, step in enumerate(run.steps) if step.index >= run.outcome.stop_step]
     return int(start) + (behind[0] if behind else len(run.steps) - 1)
-
-
-def _full_tokens(run: _Run) -> float:
-    """What savings are measured against: as `_generated`, and of a decided vote all samples, estimated."""
-    return _generated(run) + undrawn_tokens(run.request, run.outcome)
 
 
 def _generated(run: _Run) -> float:

@@ -256,7 +256,9 @@ def _fit(t: Trajectories, prices: Floats, lam: float, sweeps: int) -> Values:
     if not len(rows):
         raise ValueError("value model: needs at least one run of two steps")
     stops = np.flatnonzero(stop_weight)
-    mean_tokens = float(np.maximum(np.average(t.tokens[last], weights=_of_runs(t)), 1.0))
+    # A run without an end has no length.
+    lengths_count = None if t.go_on_weight is None else np.maximum.reduceat(t.go_on_weight, t.starts[:-1])
+    mean_tokens = float(np.maximum(np.average(t.tokens[last], weights=lengths_count), 1.0))
     mean, scale = _moments(t.x[rows], go_on_weight[rows])
     z = _with_one((t.x - mean) / scale)
     solve = _solver(z[rows], go_on_weight[rows])
@@ -280,11 +282,6 @@ def _weights(t: Trajectories, last: NDArray[np.int64]) -> tuple[Floats, Floats]:
     inner[last] = 0.0
     stop = inner if t.stop_weight is None else t.stop_weight
     return stop, inner if t.go_on_weight is None else t.go_on_weight * inner
-
-
-def _of_runs(t: Trajectories) -> Floats | None:
-    """What each run's length counts for, shape (runs,): a run without an end has no length. None: all the same."""
-    return None if t.go_on_weight is None else np.asarray(np.maximum.reduceat(t.go_on_weight, t.starts[:-1]))
 
 
 def _moments(x: Floats, weight: Floats) -> tuple[Floats, Floats]:

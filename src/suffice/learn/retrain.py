@@ -26,7 +26,6 @@ from suffice.learn.report_card import (
     Calibration,
     ClassHarm,
     FrontierPoint,
-    ParentComparison,
     ReportCard,
     Verdict,
     make_card,
@@ -280,10 +279,13 @@ def as_text(proposal: VersionProposal) -> str:
     return "\n".join(lines)
 
 
+_REASONS: Final = {"schedule": "on schedule", "drift": "after drift"}
+
+
 def _lineage_lines(lineage: FitLineage) -> list[str]:
     recipe, n_full, n_prompts = lineage.recipe, f"{lineage.n_runs:,}", f"{lineage.n_prompts:,}"
     lines = {
-        "parent": f"{lineage.parent or 'none'}, refitted {_reason(lineage.reason)}",
+        "parent": f"{lineage.parent or 'none'}, refitted {_REASONS.get(lineage.reason, lineage.reason)}",
         "data": f"{lineage.digest}, log rows {lineage.first_seq:,} to {lineage.last_seq:,}",
         "learned from": f"{n_full} full runs ({lineage.n_by_design:,} by design) of {n_prompts} prompts",
         "labels": f"{lineage.n_labelled:,}, {lineage.n_stopped:,} of them of stopped runs",
@@ -294,10 +296,6 @@ def _lineage_lines(lineage: FitLineage) -> list[str]:
     return [f"  {what:<13} {value}" for what, value in lines.items()]
 
 
-def _reason(reason: str) -> str:
-    return {"schedule": "on schedule", "drift": "after drift"}.get(reason, reason)
-
-
 def _card(card: ReportCard) -> list[str]:
     judged = f"judged on {card.n_runs:,} full runs of {card.n_prompts:,} prompts that the judged models have not seen"
     frontier = _table(("EM drop aimed at", "saving", "EM drop", "lost", "gained"), map(_point, card.frontier))
@@ -305,19 +303,16 @@ def _card(card: ReportCard) -> list[str]:
     if card.value:
         lines += ["", "value models", *_table(("", "saving", "EM drop", "lost", "gained"), map(_point, card.value))]
     if card.compared is not None:
-        lines += ["", *_compared(card.compared, card.max_em_drop)]
+        against = card.compared
+        gain = f"{_signed(against.gain)} saving at the same EM drops, up to {card.max_em_drop:.1%}"
+        picked = f"as picked: {_signed(against.saving)} saving, {_signed(against.drop)} EM drop"
+        lines += ["", f"against the parent {against.parent}: {gain}", picked]
     header = ("class", "runs", "saving", "EM drop", "lost", "gained", "")
     lines += ["", *_table(header, map(_class, card.classes))]
     lines += ["", *_calibration("P(as good)", card.calibration)]
     if card.failing is not None:
         lines += ["", *_calibration("P(full run fails)", card.failing)]
     return lines
-
-
-def _compared(compared: ParentComparison, max_em_drop: float) -> list[str]:
-    gain = f"{_signed(compared.gain)} saving at the same EM drops, up to {max_em_drop:.1%}"
-    picked = f"as picked: {_signed(compared.saving)} saving, {_signed(compared.drop)} EM drop"
-    return [f"against the parent {compared.parent}: {gain}", picked]
 
 
 def _point(point: FrontierPoint) -> Sequence[str]:

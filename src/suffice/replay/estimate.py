@@ -403,10 +403,7 @@ def estimate_levels(
         ladder=evidence.ladder,
         traffic=traffic,
         levels=_levels(evidence, saving, disagreement, max_em_drop, confidence),
-        promises=(
-            promise("agreement", disagreement),
-            promise("labels", disagreement * per_disagreement[:, None]),
-        ),
+        promises=(promise("agreement", disagreement), promise("labels", disagreement * per_disagreement[:, None])),
         drop_per_disagreement=_range(per_disagreement),
         assumed=(*assumed, assumption),
     )

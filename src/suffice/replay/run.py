@@ -119,7 +119,7 @@ def replay_run(episode: Episode, policy: Policy, *, wave: int = 1) -> ReplayedRu
         spent, probe_tokens = full_tokens, sum(probes)
         answer = outcome.answer
     else:
-        seen = _launched(stop_step, wave, len(outcome.steps)) if request.kind == "samples" else stop_step
+        seen = min(len(outcome.steps), -(-stop_step // wave) * wave) if request.kind == "samples" else stop_step
         spent = sum(s.tokens for s in outcome.steps[:seen])
         probe_tokens = sum(probes[:stop_step])
         if request.kind == "reasoning":
@@ -158,7 +158,3 @@ def _as_recorded(signals: Signals, record: StepRecord, asked: set[str]) -> Signa
     kept: dict[str, Any] = {field: getattr(record, field) for field in _OF_THE_TEXT if field in asked}
     # A patience depends on a threshold that may be another today; another package's fold may have read the text.
     return replace(signals, **kept, draft_patience=None, extra=None)
-
-
-def _launched(stop_step: int, wave: int, n_steps: int) -> int:
-    return min(n_steps, -(-stop_step // wave) * wave)

@@ -26,7 +26,7 @@ from suffice.errors import ConfigError
 from suffice.files import json_object, open_unpacked
 from suffice.learn.dataset import by_design, fate
 from suffice.policy.protocol import Policy
-from suffice.replay.finetune.pairs import CutRun, Message, Seen, StopRecord
+from suffice.replay.finetune.pairs import CutRun, Seen, StopRecord
 from suffice.replay.logs import openai
 from suffice.replay.traces.batch import Batch
 from suffice.replay.traces.read import read_traces
@@ -476,7 +476,7 @@ def _trace_cut(batch: Batch, i: int, at: int, judged: _Judged, terms: Terms, sto
     behind = texts[-1].rstrip()
     last = behind[: -len(full)] if full and behind.endswith(full) else ""
     return CutRun(
-        messages=_prompt(batch.question[i] or ""),
+        messages=({"role": "user", "content": batch.question[i] or ""},),
         thought="".join(texts[: at + 1]),
         rest="".join(texts[at + 1 : -1]) + last,
         answer=terms.say(stopped if judged.kept else full or ""),
@@ -486,10 +486,6 @@ def _trace_cut(batch: Batch, i: int, at: int, judged: _Judged, terms: Terms, sto
         labelled=judged.labelled,
         stop=stop,
     )
-
-
-def _prompt(question: str) -> tuple[Message, ...]:
-    return ({"role": "user", "content": question},)
 
 
 def _meta(meta: str | None) -> Mapping[str, Any]:

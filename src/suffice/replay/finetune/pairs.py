@@ -91,7 +91,8 @@ def make_pairs(cuts: Iterable[CutRun], shape: LineFormat) -> TrainingPairs:
             pairs.left_out[why] += 1
             continue
         group = prompt_group(cut.messages)
-        line = {**_said(cut, shape), **_provenance(cut, group)}
+        origin = {"labelled": cut.labelled, "prompt_group": group, "stop": asdict(cut.stop)}
+        line = {**_trainer_fields(cut, shape), "cut": "kept" if cut.kept else "lost", **origin}
         twin = _digest(f"{group}\0{cut.thought.strip()}\0{cut.answer.strip()}", 16)
         if twin in seen:
             pairs.left_out["the same prompt, thought and answer again"] += 1
@@ -143,7 +144,7 @@ def _unfit(cut: CutRun, shape: LineFormat) -> str | None:
     return "holds what looks like a key" if any(map(holds_secret, texts)) else None
 
 
-def _said(cut: CutRun, shape: LineFormat) -> Line:
+def _trainer_fields(cut: CutRun, shape: LineFormat) -> Line:
     prompt = [dict(message) for message in cut.messages]
     if shape.format == "supervised":
         return {"messages": [*prompt, _assistant(cut.thought, cut.answer, shape)]}
@@ -157,8 +158,3 @@ def _assistant(thought: str, answer: str, shape: LineFormat) -> Message:
     if shape.thought_as == "field":
         return {"role": "assistant", "reasoning_content": thought, "content": answer}
     return {"role": "assistant", "content": f"{shape.think_open}{thought.strip()}{shape.think_close}{answer}"}
-
-
-def _provenance(cut: CutRun, group: str) -> Line:
-    word = "kept" if cut.kept else "lost"
-    return {"cut": word, "labelled": cut.labelled, "prompt_group": group, "stop": asdict(cut.stop)}

@@ -166,14 +166,15 @@ def print_online(reports: Sequence[OnlineReport], console: Console) -> None:
         table.add_column(head, justify="right", no_wrap=True)
     for one in reports:
         ends = one.violations_interval
+        low, high = describe_percent(ends.low, 0), describe_percent(ends.high, 0)
         table.add_row(
             Text(printable(one.set)),
             f"{one.seeds[0].n:,}",
             describe_percent(one.mean("reduction")),
             describe_percent(one.mean("reduction_late")),
             describe_percent(one.mean("reduction_late_free")),
-            _signed(one.mean("drop_late")),
-            f"{one.n_violations}/{len(one.seeds)} {_between(ends)}",
+            f"{100 * one.mean('drop_late'):+.2f}".replace("-", "\u2212"),
+            f"{one.n_violations}/{len(one.seeds)} ({low}\u2013{high} %)",
             f"{one.mean('audits'):,.0f}",
             f"{one.mean('alarms'):.2f}",
         )
@@ -303,11 +304,3 @@ def _marks(axes: Any, course: Course, report: OnlineReport) -> None:
 def _smoothed(values: Floats) -> Floats:
     weights = np.ones(min(SMOOTH, len(values)))
     return np.asarray(np.convolve(values, weights, "same") / np.convolve(np.ones(len(values)), weights, "same"))
-
-
-def _signed(drop: float) -> str:
-    return f"{100 * drop:+.2f}".replace("-", "\u2212")
-
-
-def _between(ends: Interval) -> str:
-    return f"({describe_percent(ends.low, 0)}\u2013{describe_percent(ends.high, 0)} %)"

@@ -193,10 +193,6 @@ class Stream:
         return float(self.z[part].mean()) if len(self.z[part]) else 0.0
 
 
-def _nothing(_: object) -> None:
-    """Look at nothing."""
-
-
 @dataclass(slots=True, eq=False)
 class _Waiting:
     traffic: RecordedTraffic
@@ -229,7 +225,7 @@ def run_stream(
     *,
     period: int = PERIOD,
     learns: Bools | None = None,
-    watch: Callable[[D], None] = _nothing,
+    watch: Callable[[D], None] = lambda _: None,
 ) -> Stream:
     """Serve the requests of `traffic` in their order.
 

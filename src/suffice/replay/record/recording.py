@@ -30,15 +30,7 @@ from suffice.settings import Probe, Steps
 
 RecordKind = Literal["reasoning", "samples"]
 # Fields of a question's line that go into its request; those of the command come first.
-SENT_ALONG = (
-    "max_tokens",
-    "max_completion_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "seed",
-    "chat_template_kwargs",
-)
+SENT_ALONG = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "seed", "chat_template_kwargs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +119,7 @@ def _read_line(line: str, where: str) -> QuestionLine:
     if gold is None:
         raise ConfigError(f"{where}: has no gold; a trace says for every answer whether it is right")
     return QuestionLine(
-        id=known if known is not None else _name_of(messages),
+        id=known if known is not None else hashlib.blake2b(msgspec.json.encode(messages), digest_size=8).hexdigest(),
         task=_text(item, "task", where) or "",
         question=question if isinstance(question, str) else _last_said(messages),
         gold=gold,
@@ -157,10 +149,6 @@ def _last_said(messages: list[dict[str, Any]]) -> str:
         parts = [p.get("text") for p in content if isinstance(p, dict)]
         return "".join(p for p in parts if isinstance(p, str))
     return content if isinstance(content, str) else ""
-
-
-def _name_of(messages: object) -> str:
-    return hashlib.blake2b(msgspec.json.encode(messages), digest_size=8).hexdigest()
 
 
 class RecordingFile:

@@ -464,7 +464,7 @@ async def record_runs(
     wave = min(WAVE, concurrency)
     at_once = max(1, concurrency // wave) if recipe.kind == "samples" else concurrency
     recorder = Recorder(
-        client=client, recipe=recipe, scorer=scorer, again=Retry(client, sleep).again, wave=wave, dataset=dataset
+        client=client, recipe=recipe, scorer=scorer, again=partial(retry, sleep=sleep), wave=wave, dataset=dataset
     )
     waiting = [asked for asked in questions if asked.id not in recording.done]
     progress = Progress(n_questions=len(questions), n_before=len(questions) - len(waiting))
@@ -492,20 +492,13 @@ async def record_runs(
     return progress
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """Tries a call again where the upstream may only have stumbled."""
-
-    client: UpstreamClient
-    sleep: Callable[[float], Awaitable[None]]
-
-    async def again(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """The result of `call`. Raises its last UpstreamError when all tries failed, or none can help."""
-        for pause_s in (*BACKOFF_S, None):
-            try:
-                return await call()
-            except UpstreamError as error:
-                if pause_s is None or not may_help(error):
-                    raise
-                await self.sleep(pause_s)
-        raise AssertionError("unreachable")
+async def retry(call: Callable[[], Awaitable[Any]], *, sleep: Callable[[float], Awaitable[None]]) -> Any:
+    """The result of `call`. Raises its last UpstreamError when all tries failed, or none can help."""
+    for pause_s in (*BACKOFF_S, None):
+        try:
+            return await call()
+        except UpstreamError as error:
+            if pause_s is None or not may_help(error):
+                raise
+            await sleep(pause_s)
+    raise AssertionError("unreachable")

@@ -60,8 +60,8 @@ class PlotFiles:
 
 def frontier(report: SetReport) -> PlotFiles:
     n_rows = (len(report.lines) + len(report.frontier) + 3) // 2
-    with _drawing(f"frontier {report.set}", (8.0, 4.9 + 0.2 * n_rows)) as drawn:
-        axes = drawn.figure.add_subplot()
+    with _drawing(f"frontier {report.set}", (8.0, 4.9 + 0.2 * n_rows)) as figure:
+        axes = figure.add_subplot()
         low, high = _view(report)
         spare = itertools.cycle(_SPARE)
         _target(axes, report.max_em_drop)
@@ -82,8 +82,8 @@ def frontier(report: SetReport) -> PlotFiles:
         axes.set_ylabel("tokens saved, % (up is better)")
         axes.grid(visible=True)
         axes.set_title(printable(report.set), loc="left", fontweight="bold")
-        drawn.figure.legend(loc="outside lower left", fontsize=9, ncols=2)
-    return drawn.result()
+        figure.legend(loc="outside lower left", fontsize=9, ncols=2)
+        return _render(figure)
 
 
 def by_class(report: SetReport) -> PlotFiles | None:
@@ -91,8 +91,8 @@ def by_class(report: SetReport) -> PlotFiles | None:
     names = _classes(report)
     if not names:
         return None
-    with _drawing(f"classes {report.set}", (8.0, 1.6 + 0.34 * len(names))) as drawn:
-        left, right = drawn.figure.subplots(1, 2, sharey=True)
+    with _drawing(f"classes {report.set}", (8.0, 1.6 + 0.34 * len(names))) as figure:
+        left, right = figure.subplots(1, 2, sharey=True)
         families = {line.policy: line.family for line in report.lines}
         spare = itertools.cycle(_SPARE)
         n_policies = len(report.by_class)
@@ -116,44 +116,32 @@ def by_class(report: SetReport) -> PlotFiles | None:
         for axes in (left, right):
             axes.grid(visible=True, axis="x")
             axes.tick_params(axis="y", length=0)
-        drawn.figure.legend(loc="outside lower center", fontsize=9, ncols=min(3, n_policies + 1))
-    return drawn.result()
-
-
-class _Drawn:
-    def __init__(self, name: str, size_inches: tuple[float, float]) -> None:
-        from matplotlib.figure import Figure as MatplotlibFigure
-
-        self.name = name
-        self.figure: Any = MatplotlibFigure(figsize=size_inches, layout="constrained")
-        self._png, self._svg = b"", ""
-
-    def save(self) -> None:
-        """Draw both forms; the PNG has a white ground, the SVG none."""
-        png, svg = io.BytesIO(), io.StringIO()
-        self.figure.savefig(png, format="png", dpi=150, facecolor="white", metadata={"Software": None})
-        self.figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        self._png = png.getvalue()
-        # Trailing blanks and the prologue are matplotlib's; a page takes the element alone.
-        self._svg = re.sub(r"[ \t]+$", "", svg.getvalue(), flags=re.MULTILINE)
-
-    def result(self) -> PlotFiles:
-        return PlotFiles(self._png, self._svg)
+        figure.legend(loc="outside lower center", fontsize=9, ncols=min(3, n_policies + 1))
+        return _render(figure)
 
 
 @contextmanager
-def _drawing(name: str, size_inches: tuple[float, float]) -> Iterator[_Drawn]:
+def _drawing(name: str, size_inches: tuple[float, float]) -> Iterator[Any]:
+    """A figure to draw on. Its bytes depend on its content and its name alone. Raises ConfigError."""
     try:
         import matplotlib
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError(f"a plot needs matplotlib: {how_to_install('replay')}") from error
     settings: Any = {**_SETTINGS, "svg.hashsalt": printable(name)}  # their type would list all names of settings
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         # A name in a script that the font lacks is drawn as boxes in the PNG; the SVG has its text.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-        drawn = _Drawn(name, size_inches)
-        yield drawn
-        drawn.save()
+        yield Figure(figsize=size_inches, layout="constrained")
+
+
+def _render(figure: Any) -> PlotFiles:
+    """Both forms; the PNG has a white ground, the SVG none."""
+    png, svg = io.BytesIO(), io.StringIO()
+    figure.savefig(png, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    # Trailing blanks and the prologue are matplotlib's; a page takes the element alone.
+    return PlotFiles(png.getvalue(), re.sub(r"[ \t]+$", "", svg.getvalue(), flags=re.MULTILINE))
 
 
 def _view(report: SetReport) -> tuple[float, float]:

@@ -89,7 +89,12 @@ def describe_result(report: SetReport) -> list[str]:
     main = ours or published
     if main is not None:
         name = "ours" if main.family == "ours" else printable(main.policy)
-        sentences += [f"At most {target} of Exact Match: {_saves(name, main)}", _verdict(main, report.max_em_drop)]
+        saved = f"{describe_percent(main.token_reduction)} % of the tokens"
+        saves = f"saves {saved}" if main.token_reduction > 0 else f"saves nothing ({saved})"
+        sentences += [
+            f"At most {target} of Exact Match: {name} {saves}; {_change(main)}.",
+            _verdict(main, report.max_em_drop),
+        ]
         sentences += _splits(name, main, published)
     if published is not None and published is not main:
         sentences.append(
@@ -107,12 +112,6 @@ def describe_result(report: SetReport) -> list[str]:
     if main is not None:
         sentences += _probes(main)
     return [sentence.replace(" %", "\u00a0%") for sentence in sentences + _oracles(report)]
-
-
-def _saves(name: str, line: PolicyResult) -> str:
-    if line.token_reduction <= 0:
-        return f"{name} saves nothing ({describe_percent(line.token_reduction)} % of the tokens); {_change(line)}."
-    return f"{name} saves {describe_percent(line.token_reduction)} % of the tokens; {_change(line)}."
 
 
 def _change(line: PolicyResult) -> str:
@@ -274,11 +273,8 @@ def report_object(report: SetReport) -> dict[str, Any]:
 def dump_json(value: Any, *, indent: int | None = None) -> str:
     """Strict JSON: no NaN; characters beyond ASCII as they are, half a surrogate pair as its escape."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
-    return text if text.isprintable() or not _has_surrogate(text) else json.dumps(value, allow_nan=False, indent=indent)
-
-
-def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= character <= "\udfff" for character in text)
+    broken = not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text)
+    return json.dumps(value, allow_nan=False, indent=indent) if broken else text
 
 
 def _plain(value: Any) -> Any:

@@ -126,13 +126,9 @@ SPACE: Final[Mapping[str, Family]] = {
     ),
     "stated-confidence": Family(kinds=("rounds",), draws={"threshold": _near_1(0.4), "patience": _whole(1, 8)}),
     "dynasor": Family(kinds=("reasoning",), draws={"effort": _one_of("mild", "low", "mid", "high", "crazy")}),
-    "deer": Family(
-        kinds=("reasoning",),
-        draws={"threshold": _near_1(0.4), "mean": _one_of("arithmetic", "geometric")},
-    ),
+    "deer": Family(kinds=("reasoning",), draws={"threshold": _near_1(0.4), "mean": _one_of("arithmetic", "geometric")}),
     "code-stop": Family(
-        kinds=("reasoning",),
-        draws={"start": _near_1(0.3), "top": _near_1(0.4), "ramp_steps": _whole(1)},
+        kinds=("reasoning",), draws={"start": _near_1(0.3), "top": _near_1(0.4), "ramp_steps": _whole(1)}
     ),
     "eat": Family(kinds=("reasoning",), draws={"delta": _between(1e-6, 1.0, log=True), "warm_up_steps": _whole(1)}),
     "halt-cot": Family(kinds=PROBED, draws={"theta": _between(1e-3, 2.0, log=True)}),
@@ -182,10 +178,7 @@ GRID: Final = (
     GridRow("stable-answer", "streak", _STREAKS),
     *(GridRow(f"stable-answer, share {s}", "streak", _STREAKS, {"min_share": s}) for s in (0.1, 0.2, 0.4)),
     GridRow(
-        "beta",
-        "threshold",
-        (0.999, 0.995, 0.99, 0.98, 0.97, 0.95, 0.93, 0.9, 0.85, 0.8, 0.75, 0.7),
-        {"min_samples": 1},
+        "beta", "threshold", (0.999, 0.995, 0.99, 0.98, 0.97, 0.95, 0.93, 0.9, 0.85, 0.8, 0.75, 0.7), {"min_samples": 1}
     ),
     GridRow("esc", "window", range(12, 1, -1)),
     GridRow("confidence-threshold", "threshold", _SURE, {}, PROBED),

@@ -42,10 +42,7 @@ class PolicyProposal:
     model: StopModel | None  # None: nothing in the policy is learned
 
     def policy(self) -> Policy:
-        return build_policy(with_model(self.spec, self._with_data))
-
-    def _with_data(self, spec: Mapping[str, Any]) -> dict[str, Any]:
-        return {**spec, "model": self.model}
+        return build_policy(with_model(self.spec, lambda spec: {**spec, "model": self.model}))
 
 
 def build_proposal(

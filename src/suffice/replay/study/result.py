@@ -126,7 +126,11 @@ class Parts:
     def by_class(self) -> dict[str, tuple[SetPart, ...]]:
         """Classes of each policy, the largest first; nothing where all runs are of one class."""
         made = {policy: self._parts(policy, "class") for policy in self._policies}
-        return {policy: _largest(parts) for policy, parts in made.items() if len(parts) > 1}
+        return {
+            policy: tuple(sorted(parts, key=lambda part: (-part.n_episodes, part.name))[:MOST_CLASSES])
+            for policy, parts in made.items()
+            if len(parts) > 1
+        }
 
     def by_step(self) -> dict[str, tuple[SetPart, ...]]:
         made = {policy: self._parts(policy, "step") for policy in self._policies}
@@ -187,7 +191,3 @@ def _part(name: str, sums: Floats, n_questions: int) -> SetPart:
         gained=gained / n,
         token_reduction=1 - tokens / full_tokens if full_tokens else 0.0,
     )
-
-
-def _largest(parts: Sequence[SetPart]) -> tuple[SetPart, ...]:
-    return tuple(sorted(parts, key=lambda part: (-part.n_episodes, part.name))[:MOST_CLASSES])

@@ -11,9 +11,9 @@ vote over all samples.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from suffice.replay.traces.read import Survey
 from suffice.signals.columns import SignalColumns, observe_columns
 from suffice.types import Kind, Query
 
+PROBE_TOKENS: Final[Mapping[Kind, int]] = {"reasoning": 15, "samples": 0, "rounds": 0}  # where the file tells none
 Bits = NDArray[np.uint64]
 Says = NDArray[Any]  # of each row by a model: float64, a risk or a probability; uint64, bits of the settings that stop
 
@@ -79,12 +80,17 @@ def make_runs(
     return concatenate(parts)
 
 
-def read_runs(
-    data: Survey, needs: Sequence[str], *, probe_tokens: int | None, longest: int, share: float | None = None
-) -> Runs:
-    """The runs of a set, or of a share of its questions; None: of as many as memory holds. See `make_runs`."""
-    batches = data.batches(share=data.share if share is None else share)
-    return make_runs(batches, needs, probe_tokens=probe_tokens, planned_steps=longest)
+def stream_runs(
+    data: Survey, needs: Sequence[str], *, probe_tokens: int | None, longest: int, share: float
+) -> Iterator[Runs]:
+    """The runs of a share of a set's questions, batch by batch. See `make_runs`."""
+    for batch in data.batches(share=share):
+        yield make_runs([batch], needs, probe_tokens=probe_tokens, planned_steps=longest)
+
+
+def read_runs(data: Survey, needs: Sequence[str], *, probe_tokens: int | None, longest: int) -> Runs:
+    """As many runs of a set as memory holds. Raises TraceError as reading does."""
+    return concatenate(list(stream_runs(data, needs, probe_tokens=probe_tokens, longest=longest, share=data.share)))
 
 
 def concatenate(parts: Sequence[Runs]) -> Runs:
@@ -241,13 +247,9 @@ def _within(values: NDArray[np.generic], offset: NDArray[np.int64], n_steps: NDA
 
 def _probe_costs(batch: Batch, probe_tokens: int | None) -> Floats:
     """What the probe behind each step costs, shape (T,)."""
-    if batch.kind != "reasoning" and probe_tokens is None:
-        costs = np.maximum(batch.probe_tokens, 0).astype(np.float64)
-    elif probe_tokens is None:
-        costs = np.where(batch.probe_tokens >= 0, batch.probe_tokens, 15).astype(np.float64)
-    else:
-        costs = np.full(len(batch.tokens), float(probe_tokens))
-    return costs
+    if probe_tokens is not None:
+        return np.full(len(batch.tokens), float(probe_tokens))
+    return np.where(batch.probe_tokens >= 0, batch.probe_tokens, PROBE_TOKENS[batch.kind]).astype(np.float64)
 
 
 def answer_tokens(meta: str | None) -> float:

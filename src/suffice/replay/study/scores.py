@@ -155,10 +155,10 @@ def stopping_risk(p: Floats, runs: Runs, cost: float, may_lack_answer: Bools) ->
 class CrossFit:
     """Scores whose every row is computed by models that have not seen its question.
 
-    `without(v)` gives the scores that an outer fold v may use: rows of fold v come from the model fitted on all
+    `scores(key, v)` gives the scores that an outer fold v may use: rows of fold v come from the model fitted on all
     other folds, rows of another fold u from the model fitted without u and v. A point picked on the rows
     outside v was thus picked on honest scores, and is judged on questions that neither the model nor the
-    pick has seen. `out_of_fold` takes each row from the model fitted without its own fold.
+    pick has seen. Without v each row comes from the model fitted without its own fold.
     """
 
     def __init__(self, runs: Runs, table: ExampleTable, *, seed: int, tick: Callable[[], None] = lambda: None) -> None:
@@ -175,12 +175,9 @@ class CrossFit:
             self._tick()
         return self._models[place]
 
-    def without(self, v: int, key: Key) -> Says:
-        return self._join(key, {u: (u, v) for u in range(N_FOLDS)})
-
-    def out_of_fold(self, key: Key) -> Says:
-        """Every row by the model fitted without its own fold, shape (T,)."""
-        return self._join(key, {u: (u,) for u in range(N_FOLDS)})
+    def scores(self, key: Key, v: int | None) -> Says:
+        """What outer fold `v` may know of every row, shape (T,); None: each row as its own fold may know it."""
+        return self._join(key, {u: (u,) if v is None else (u, v) for u in range(N_FOLDS)})
 
     def _join(self, key: Key, left_out: Mapping[int, Sequence[int]]) -> Says:
         joined = np.empty(len(self._row_fold), dtype=np.uint64 if key[0] == "value" else np.float64)
@@ -331,7 +328,7 @@ class ScoreTable:
         return risk
 
     def _p(self, key: Key, v: int | None) -> Floats:
-        return self._fits.out_of_fold(key) if v is None else self._fits.without(v, key)
+        return self._fits.scores(key, v)
 
     def _advantage_risk(self, named: ScoreChoice, v: int | None) -> Floats:
         """1 minus the sigmoid of Q(stop) - Q(continue): one half where both are worth the same."""

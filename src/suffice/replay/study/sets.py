@@ -19,15 +19,7 @@ from suffice.assurance.bounds import Interval
 from suffice.errors import ConfigError
 from suffice.learn.audits import Bools
 from suffice.learn.features import DENSE
-from suffice.replay.study.policies import (
-    Ladder,
-    Rung,
-    ScoreRung,
-    given,
-    ladder_folds,
-    levels_of,
-    published,
-)
+from suffice.replay.study.policies import Ladder, Rung, ScoreRung, given, ladder_folds, levels_of, published
 from suffice.replay.study.result import (
     TOO_SMALL_QUESTIONS,
     TOO_SMALL_RUNS,
@@ -38,7 +30,16 @@ from suffice.replay.study.result import (
     PolicyResult,
     SetReport,
 )
-from suffice.replay.study.runs import Halts, Runs, concatenate, make_runs, oracle, select_runs
+from suffice.replay.study.runs import (
+    PROBE_TOKENS,
+    Halts,
+    Runs,
+    concatenate,
+    oracle,
+    read_runs,
+    select_runs,
+    stream_runs,
+)
 from suffice.replay.study.scores import SCORES, Score
 from suffice.replay.study.study import (
     N_LEVELS,
@@ -72,14 +73,7 @@ from suffice.types import Kind
 
 N_DRAWS = 1_000
 # Published rules that ours may fall back on: one ladder a rule. Near twins would only add chances for a fluke.
-FALLBACKS = (
-    "fixed-rounds",
-    "stable-answer",
-    "beta",
-    "esc",
-    "confidence-threshold",
-    "stated-confidence, patience 2",
-)
+FALLBACKS = ("fixed-rounds", "stable-answer", "beta", "esc", "confidence-threshold", "stated-confidence, patience 2")
 
 LEARNED = "learned"
 OURS, BY_CLASS = "ours", "ours_by_class"
@@ -123,10 +117,10 @@ def replay_set(
     ladders = _ladders(data.kind, asked, longest)
     scores = asked.scores if not asked.families or LEARNED in asked.families else ()
     learned = FeatureSet(DENSE[data.kind]).needs if scores else ()
-    reader = _Reader(asked, tuple(dict.fromkeys([*ladder_folds(ladders), *learned])), longest)
+    needs, probe_tokens = tuple(dict.fromkeys([*ladder_folds(ladders), *learned])), asked.probe_tokens
     tick("reading")
-    sample = concatenate(list(reader.runs(data, data.share)))
-    source = concatenate([r for other in fit for r in reader.runs(other, other.share)]) if fit else sample
+    sample, *others = (read_runs(one, needs, probe_tokens=probe_tokens, longest=longest) for one in (data, *fit))
+    source = concatenate(others) if fit else sample
     options = StudyOptions(max_em_drop=asked.max_em_drop, scores=scores, margin=asked.margin, seed=asked.seed)
     study = Study(source, [lad for lad in ladders if lad.origin == "published"], options, tick=lambda: tick("fitting"))
     pools = pools_of(ladders, scores)
@@ -139,7 +133,9 @@ def replay_set(
     for given_ladder in (lad for lad in ladders if lad.origin == "given"):
         late[given_ladder.name] = given_ladder.rungs[0]
     case.frozen[:] = [replace(one, rungs={**one.rungs, **late}) for one in frozen]
-    everything = iter([sample]) if data.share >= 1 else reader.runs(data, 1.0)
+    everything = iter([sample])
+    if data.share < 1:
+        everything = stream_runs(data, needs, probe_tokens=probe_tokens, longest=longest, share=1.0)
     return _judge(case, everything, here, tuple(path.name for other in fit for path in other.files), tick)
 
 
@@ -154,20 +150,6 @@ def _with_classes(study: Study, v: int | None, asked: ReplayOptions, frozen: Fol
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
-    """Reads sets as runs, all in the same way."""
-
-    asked: ReplayOptions
-    needs: tuple[str, ...]
-    longest: int
-
-    def runs(self, survey: Survey, share: float) -> Iterator[Runs]:
-        for batch in survey.batches(share=share):
-            probes = self.asked.probe_tokens
-            yield make_runs([batch], self.needs, probe_tokens=probes, planned_steps=self.longest)
-
-
-@dataclass(frozen=True, slots=True)
 class _Case:
     data: Survey
     asked: ReplayOptions
@@ -176,10 +158,6 @@ class _Case:
     frozen: list[FoldChoice]  # one for each fold, or one for all
     sample: Runs
     longest: int  # steps of the longest run
-
-    @property
-    def by_fold(self) -> bool:
-        return len(self.frozen) > 1
 
 
 # ---- what is compared -----------------------------------------------------------------------------
@@ -265,7 +243,7 @@ def _judge(case: _Case, everything: Iterator[Runs], here: Laid, fitted_on: tuple
         set=case.data.set,
         kind=case.data.kind,
         max_em_drop=case.asked.max_em_drop,
-        probe_tokens=_probe_tokens(case),
+        probe_tokens=PROBE_TOKENS[case.data.kind] if case.asked.probe_tokens is None else case.asked.probe_tokens,
         lines=lines,
         frontier=_frontier(case, here),
         by_class=parts.by_class(),
@@ -288,7 +266,7 @@ def _halts(case: _Case, runs: Runs) -> dict[str, tuple[Halts, Bools]]:
     code: dict[str, NDArray[np.int8]] = {}
     returned: dict[str, NDArray[np.int64]] = {}
     asks: dict[str, Bools] = {}
-    fold = folds_of(runs) if case.by_fold else np.zeros(len(runs), dtype=np.int64)
+    fold = folds_of(runs) if len(case.frozen) > 1 else np.zeros(len(runs), dtype=np.int64)
     for v, frozen in enumerate(case.frozen):
         mine = np.flatnonzero(fold == v)
         if not len(mine):
@@ -389,12 +367,6 @@ def _chosen(name: str, rungs: Sequence[Rung | None]) -> str:
     if len(labels) == 1:
         return "" if next(iter(labels)) == name else next(iter(labels))
     return ", ".join(f"{label} ({n} of {len(rungs)} folds)" for label, n in labels.most_common())
-
-
-def _probe_tokens(case: _Case) -> int:
-    if case.asked.probe_tokens is not None:
-        return case.asked.probe_tokens
-    return 15 if case.data.kind == "reasoning" else 0
 
 
 def _frontier(case: _Case, here: Laid) -> dict[str, tuple[PlotPoint, ...]]:

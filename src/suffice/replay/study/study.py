@@ -23,15 +23,7 @@ from numpy.typing import NDArray
 from suffice.learn.audits import Bools, Floats
 from suffice.learn.features import MIN_CLASS_RUNS, FeatureSelection, find_classes
 from suffice.policy.columns import SUFFICES
-from suffice.replay.study.policies import (
-    Ladder,
-    PolicyRung,
-    Rung,
-    ScoreRung,
-    halts_at,
-    halts_of,
-    levels_of,
-)
+from suffice.replay.study.policies import Ladder, PolicyRung, Rung, ScoreRung, halts_at, halts_of, levels_of
 from suffice.replay.study.runs import Halts, Runs, Says, select_runs
 from suffice.replay.study.scores import (
     CrossFit,
@@ -47,16 +39,7 @@ from suffice.replay.study.scores import (
     stop_codes,
     stopping_risk,
 )
-from suffice.replay.study.sums import (
-    MARGIN,
-    NONE,
-    PolicyPoints,
-    QuestionSums,
-    SumsFold,
-    folds_of,
-    pick_policies,
-    seen,
-)
+from suffice.replay.study.sums import MARGIN, NONE, PolicyPoints, QuestionSums, SumsFold, folds_of, pick_policies, seen
 from suffice.signals.classes import Classes
 
 N_LEVELS = 61
@@ -156,17 +139,10 @@ class Study:
 
     # ---- scores -----------------------------------------------------------------------------------
 
-    def _p(self, score: Score, v: int | None) -> Says:
-        fits, key = self._fits[score.query_signals], (score.target, score.parts)
-        return fits.out_of_fold(key) if v is None else fits.without(v, key)
-
-    def _hopeless(self, v: int | None) -> Floats:
-        fits = self._fits[True]
-        return fits.out_of_fold(HOPELESS_KEY) if v is None else fits.without(v, HOPELESS_KEY)
-
     def risk(self, score: Score, v: int | None) -> tuple[Says, NDArray[np.int8]]:
         """Risk and stop codes of every row: cross-fitted for all rows, or as outer fold `v` may use them."""
-        return risk_and_codes(score, self._p(score, v), self._hopeless(v), self.runs)
+        p = self._fits[score.query_signals].scores((score.target, score.parts), v)
+        return risk_and_codes(score, p, self._fits[True].scores(HOPELESS_KEY, v), self.runs)
 
     # ---- every rung -------------------------------------------------------------------------------
 
