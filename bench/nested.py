@@ -13,21 +13,21 @@ import numpy as np
 
 from suffice.learn.audits import Floats
 from suffice.learn.features import DENSE
-from suffice.replay.study.policies import ladder_folds, published
+from suffice.replay.study.policies import build_ladders, list_ladder_folds
 from suffice.replay.study.runs import read_runs
 from suffice.replay.study.scores import Score
-from suffice.replay.study.study import LadderPool, Laid, Study, StudyOptions
+from suffice.replay.study.study import LadderPool, RungSums, Study, StudyOptions
 from suffice.replay.study.sums import (
     FIELDS,
     MARGIN,
     N_FOLDS,
     NONE,
     QuestionSums,
+    measure_policies,
     miss_share,
     never_stop,
     pick_plainly,
     pick_policies,
-    seen,
 )
 from suffice.replay.traces.read import Survey
 from suffice.signals.features import FeatureSet
@@ -38,16 +38,16 @@ def open_study(data: Survey, *, scores: Sequence[Score], probe_tokens: int | Non
 
     Raises TraceError as reading does, and ConfigError for a missing package.
     """
-    ladders = published(data.kind, longest=data.longest)
-    needs = tuple(dict.fromkeys([*ladder_folds(ladders), *(FeatureSet(DENSE[data.kind]).needs if scores else ())]))
+    ladders = build_ladders(data.kind, longest=data.longest)
+    needs = tuple(dict.fromkeys([*list_ladder_folds(ladders), *(FeatureSet(DENSE[data.kind]).needs if scores else ())]))
     runs = read_runs(data, needs, probe_tokens=probe_tokens, longest=data.longest)
     return Study(runs, ladders, StudyOptions(scores=tuple(scores), seed=seed))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NestedRungs:
-    by_fold: tuple[Laid, ...]  # place v: learned rungs as outer fold v may use them
-    all: Laid  # learned rungs out of fold
+    by_fold: tuple[RungSums, ...]  # place v: learned rungs as outer fold v may use them
+    all: RungSums  # learned rungs out of fold
 
     @property
     def base(self) -> Floats:
@@ -61,14 +61,14 @@ class NestedRungs:
         for v, laid in enumerate(self.by_fold):
             sums, _, slices = laid.of(pool.ladders)
             outside = (sums.fold != v).astype(np.float64)[None, :]
-            choice = int(pick_policies(seen(sums, outside), slices, target, margin)[0])
+            choice = int(pick_policies(measure_policies(sums, outside), slices, target, margin)[0])
             if choice != NONE:
                 values[sums.fold == v, 0] = sums.values[sums.fold == v, choice]
         return QuestionSums(fold=self.all.sums.fold, base=self.all.sums.base, values=values)
 
     def hindsight(self, pool: LadderPool, target: float) -> tuple[str, QuestionSums]:
         sums, rungs, _ = self.all.of(pool.ladders)
-        choice = int(pick_plainly(seen(sums, np.ones((1, len(sums.n)))), target)[0])
+        choice = int(pick_plainly(measure_policies(sums, np.ones((1, len(sums.n)))), target)[0])
         if choice == NONE:
             return "never", never_stop(self.all.sums)
         return rungs[choice].label, sums.columns([choice])

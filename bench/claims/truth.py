@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from bench.claims.streams import SETTINGS, Setting, online
 
-from suffice.learn.audits import Floats, first_passages
+from suffice.learn.audits import Floats, find_first_passages
 from suffice.learn.served import FoldedModels
 from suffice.replay.online.stream import RecordedTraffic
 
@@ -66,6 +66,6 @@ class Truth:
             risk, rows = self._risk[id(served), way][1], runs.last.copy()
             for fold, levels in enumerate(served.levels):
                 mine = runs.fold == fold
-                rows[mine] = first_passages(risk, runs.starts, levels[level : level + 1])[0][mine]
+                rows[mine] = find_first_passages(risk, runs.starts, levels[level : level + 1])[0][mine]
             self._drop[key] = float(runs.z[rows].mean())
         return self._drop[key]

@@ -169,13 +169,13 @@ def test_no_model_has_seen_a_prompt_that_it_serves(version: FoldedVersion) -> No
         right=np.full(len(planted.x), -1, dtype=np.int8),
     )
     from suffice.learn.models import fit
-    from suffice.learn.rows import examples
+    from suffice.learn.rows import build_examples
 
     within, across = [], []
     inner = np.ones(len(told.x), dtype=bool)
     inner[told.last] = False
     for fold in range(5):
-        rows = examples(told, told.fold != fold, "as-good")
+        rows = build_examples(told, told.fold != fold, "as-good")
         assert rows is not None
         model = fit(rows, told.chosen, "as-good", parts="linear")
         seen = inner & (told.fold != fold)[told.run_of_row]

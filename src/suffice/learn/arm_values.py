@@ -21,7 +21,7 @@ from suffice.assurance.certify import Counts
 from suffice.assurance.paired import pairs_to_certify
 from suffice.learn.audits import Floats
 from suffice.learn.effort import TunedArm
-from suffice.learn.ope import LoggedDraws, PolicyValue, dr, dr_terms
+from suffice.learn.ope import LoggedDraws, PolicyValue, compute_dr_terms, estimate_dr
 from suffice.learn.shadow import ShadowAudits
 
 STEP: Final = 0.2  # of the logarithm of the price for a whole answer: a loss takes about a sixth off the price
@@ -55,7 +55,7 @@ def next_price(price: float, z: int, *, max_em_drop: float, bounds: PriceBounds)
     return max(bounds.least, min(bounds.largest, price * exp(STEP * (max_em_drop - z))))
 
 
-def inverse_gap(
+def weigh_by_inverse_gap(
     values: Sequence[float],
     in_play: Sequence[int],
     incumbent: int,
@@ -99,7 +99,7 @@ def inverse_gap(
     return tuple((odds / odds.sum()).tolist())
 
 
-def proportional(promise: Sequence[float], *, floor: float) -> tuple[float, ...]:
+def weigh_promises(promise: Sequence[float], *, floor: float) -> tuple[float, ...]:
     """Odds of each arm in proportion to its promise, each that has any with at least `floor`, shape (K,).
 
     promise  at least 0; 0: never drawn. At least one above 0
@@ -192,7 +192,7 @@ class Costs:
         self._weight, self._sums, self._seen = weight, sums, np.array(plain["seen"])
 
 
-def losses(n: Floats, lost: Floats, shares: Floats) -> Floats:
+def estimate_losses(n: Floats, lost: Floats, shares: Floats) -> Floats:
     """Expected EM drop of each class and arm, shape (C, K); 0 for the full run.
 
     n       audits, shape (C, K)
@@ -245,7 +245,7 @@ class ArmPotential:
         return bool((self.wanted * left > PAYBACK * self.needed * audit_cost).any())
 
 
-def promise(
+def estimate_potential(
     counts: Counts,
     expected_loss: Floats,
     log_e: Floats,
@@ -279,7 +279,7 @@ def promise(
     return ArmPotential(gain=gains, needed=needed)
 
 
-def audit_odds(hopes: ArmPotential, in_force: int, *, pays: bool) -> tuple[float, ...]:
+def weigh_audits(hopes: ArmPotential, in_force: int, *, pays: bool) -> tuple[float, ...]:
     """Which arm an audit asks, shape (K,): a fixed part for the arm in force, the rest by promise, a little for each.
 
     The full run is never asked beside itself: it would say nothing of any arm.
@@ -288,7 +288,7 @@ def audit_odds(hopes: ArmPotential, in_force: int, *, pays: bool) -> tuple[float
     """
     lots = np.maximum(hopes.lots, LEAST_PROMISE)
     lots[0] = 0.0
-    odds = np.array(proportional(lots.tolist(), floor=SHADOW_FLOOR))
+    odds = np.array(weigh_promises(lots.tolist(), floor=SHADOW_FLOOR))
     if in_force:
         watched = WATCHED if pays else WATCHED_ALONE
         odds *= 1 - watched
@@ -334,8 +334,8 @@ def compare_gain(
     full_tokens  of a mean full run, above 0
     """
     logs = [_logged(evidence, arms, n_arms=n_arms, price=price, full_tokens=full_tokens) for arms in (before, after)]
-    terms = [dr_terms(logged, target) for logged, target in logs]
-    old, new = (dr(logged, target, confidence=confidence) for logged, target in logs)
+    terms = [compute_dr_terms(logged, target) for logged, target in logs]
+    old, new = (estimate_dr(logged, target, confidence=confidence) for logged, target in logs)
     apart = terms[1] - terms[0]
     return GainComparison(before=old, after=new, error=float(apart.std()) / sqrt(len(apart)))
 

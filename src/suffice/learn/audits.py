@@ -46,7 +46,7 @@ class RaggedRuns:
         return starts, np.repeat(self.starts[which] - starts[:-1], sizes) + np.arange(starts[-1])
 
 
-def first_passages(risk: Floats, starts: Ints, levels: Floats) -> Ints:
+def find_first_passages(risk: Floats, starts: Ints, levels: Floats) -> Ints:
     """Row where each run's risk first is at or below each level, else its last, shape (M, N).
 
     risk    of stopping after the row, shape (T,); not a number: unknown, which never stops

@@ -1,7 +1,7 @@
 """From episodes in the log to the rows that models are fitted on, with what each row may be used for.
 
-    episodes ──▶ Dataset ──▶ rows.examples, rows.trajectories ──▶ stop, hopeless and value models
-    log          columns └─▶ rows.audit_runs                  ──▶ frontier, certificate
+    episodes ──▶ Dataset ──▶ rows.build_examples, rows.build_trajectories ──▶ stop, hopeless and value models
+    log          columns └─▶ rows.audit_runs                              ──▶ frontier, certificate
 
 The observer that serves live traffic computes the features from what the log kept. An outcome is known or unknown,
 never guessed. A stopped run never shows what the full run would have answered:

@@ -33,12 +33,12 @@ def prompt_fold(key: str, n_folds: int) -> int:
     return int(place_of(key, purpose="fold") * n_folds)
 
 
-def shared(some: Iterable[str], others: Iterable[str]) -> frozenset[str]:
+def find_shared(some: Iterable[str], others: Iterable[str]) -> frozenset[str]:
     """Prompts on both sides of a split; a split that keeps its word has none."""
     return frozenset(some) & frozenset(others)
 
 
-def repeat_weights(keys: Sequence[str]) -> NDArray[np.float64]:
+def weigh_repeats(keys: Sequence[str]) -> NDArray[np.float64]:
     """What each run counts for, (0, 1], so that all runs of one prompt count for at most `MOST_REPEATS`."""
     names: dict[str, int] = {}
     number = np.array([names.setdefault(key, len(names)) for key in keys], dtype=np.int64)

@@ -148,7 +148,7 @@ class PolicyValue:
     clipped_share: float = 0.0  # of the weight, cut off by `clip`: bias of the value, never of the interval
 
 
-def naive(logged: LoggedDraws, target: Floats, *, confidence: float = 0.95) -> PolicyValue:
+def estimate_naive(logged: LoggedDraws, target: Floats, *, confidence: float = 0.95) -> PolicyValue:
     """Mean of all known rewards, weighted by the target's odds alone; what one would print without the lots.
 
     Its interval is that of a plain mean, and as wrong as the mean. For comparison only.
@@ -171,7 +171,7 @@ def naive(logged: LoggedDraws, target: Floats, *, confidence: float = 0.95) -> P
     )
 
 
-def ips(
+def estimate_ips(
     logged: LoggedDraws, target: Floats, *, confidence: float = 0.95, clip: float | None = None, reach: float = REACH
 ) -> PolicyValue:
     """Inverse propensity score: the mean of weight x reward.
@@ -191,13 +191,14 @@ def ips(
     return _estimate("ips", mean, bounds, logged, weights, clipped, confidence)
 
 
-def snips(
+def estimate_snips(
     logged: LoggedDraws, target: Floats, *, confidence: float = 0.95, clip: float | None = None, reach: float = REACH
 ) -> PolicyValue:
-    """Self-normalised IPS: the sum of weight x reward over the sum of weights; arguments as `ips`.
+    """Self-normalised IPS: the sum of weight x reward over the sum of weights; arguments as `estimate_ips`.
 
-    Swaminathan and Joachims (2015), NeurIPS 28. Always within the range of the rewards. Its interval is that of `dr`
-    with the mean so far as its guess, which has the same variance in the limit and is valid at every look.
+    Swaminathan and Joachims (2015), NeurIPS 28. Always within the range of the rewards. Its interval is that of
+    `estimate_dr` with the mean so far as its guess, which has the same variance in the limit and is valid at every
+    look.
     """
     weights, value, clipped = _weighted(logged, target, confidence, clip)
     total = float(value.sum())
@@ -206,7 +207,7 @@ def snips(
     return _estimate("snips", mean, bounds, logged, weights, clipped, confidence)
 
 
-def dr(
+def estimate_dr(
     logged: LoggedDraws, target: Floats, *, confidence: float = 0.95, kind: ModelKind = "ridge", reach: float = REACH
 ) -> PolicyValue:
     """Doubly robust: the target's guessed reward, plus weight x (reward - guess) where the reward was learned by lot.
@@ -214,24 +215,24 @@ def dr(
     Each row's guess was fitted on earlier rows only, on all rewards that are known, volunteered ones included; it is
     fitted again whenever the rows have doubled. So the value is unbiased and the interval exact at every look.
 
-    target  as in `ips`
+    target  as in `estimate_ips`
     kind    logistic where rewards are right or wrong; ridge else
     """
     weights, _, _ = _weighted(logged, target, confidence, None)
-    guess = sequential_guess(logged, kind=kind)
+    guess = guess_in_sequence(logged, kind=kind)
     mean = float(_terms(logged, target, weights, guess).mean()) if len(logged) else float("nan")
     bounds = _bounds(logged, target, weights, guess, confidence, reach)
     return _estimate("dr", mean, bounds, logged, weights, 0.0, confidence)
 
 
-def dr_terms(logged: LoggedDraws, target: Floats, *, kind: ModelKind = "ridge") -> Floats:
-    """One term a row whose mean is the value of `dr`, shape (N,): for differences of two targets on the same rows."""
+def compute_dr_terms(logged: LoggedDraws, target: Floats, *, kind: ModelKind = "ridge") -> Floats:
+    """Terms whose mean is the value of `estimate_dr`, shape (N,): for differences of two targets on the same rows."""
     weights, _, _ = _weighted(logged, target, 0.5, None)
-    terms = _terms(logged, target, weights, sequential_guess(logged, kind=kind))
+    terms = _terms(logged, target, weights, guess_in_sequence(logged, kind=kind))
     return logged.low + (logged.high - logged.low) * terms
 
 
-def sequential_guess(logged: LoggedDraws, *, kind: ModelKind, first_fit: int = FIRST_FIT) -> Floats:
+def guess_in_sequence(logged: LoggedDraws, *, kind: ModelKind, first_fit: int = FIRST_FIT) -> Floats:
     """Guessed rewards of all arms in every row, in [0, 1], each from earlier rows only, shape (N, K)."""
     guess = np.full((len(logged), logged.n_arms), 0.5)
     known = ~np.isnan(logged.reward)

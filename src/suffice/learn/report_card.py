@@ -20,7 +20,7 @@ from suffice.learn.audits import AuditRuns, Floats, Ints
 from suffice.learn.dataset import Dataset
 from suffice.learn.export import export_isotonic
 from suffice.learn.groups import Resamples, pick_level, ratio
-from suffice.learn.rows import audit_runs, full_weights, good_rows_of_run, label_weights
+from suffice.learn.rows import audit_runs, good_rows_of_run, weigh_full_runs, weigh_labels
 from suffice.learn.served import N_FOLDS
 from suffice.learn.version import FoldedVersion, as_served, fold_version
 from suffice.model.calibration import Isotonic
@@ -81,9 +81,9 @@ def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.ra
 
 def _rows(data: Dataset, target: Learned) -> tuple[Ints, Floats]:
     """Rows where something could be decided, and what their runs stand for."""
-    weight = full_weights(data) * data.full
+    weight = weigh_full_runs(data) * data.full
     if target == "hopeless":
-        labels = label_weights(data)
+        labels = weigh_labels(data)
         weight = weight * (0.0 if labels is None else labels)
     inner = np.ones(len(data.x), dtype=bool)
     inner[data.last] = False
@@ -230,7 +230,7 @@ class _Judge:
         self.data, self.max_em_drop = data, max_em_drop
         self.which = np.flatnonzero(data.full | data.abandoned)
         self.runs = audit_runs(data, self.which)
-        self.weight = full_weights(data)[self.which]
+        self.weight = weigh_full_runs(data)[self.which]
         self.classes_of = np.array([data.query_class[i] for i in self.which])
         self.draws = Resamples([data.key[i] for i in self.which], rng)
 

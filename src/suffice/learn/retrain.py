@@ -30,7 +30,7 @@ from suffice.learn.report_card import (
     Verdict,
     make_card,
 )
-from suffice.learn.rows import audit_runs, examples, full_weights, trajectories
+from suffice.learn.rows import audit_runs, build_examples, build_trajectories, weigh_full_runs
 from suffice.learn.served import HALF_LIFE, LEAST_AUDITS, N_FOLDS, N_LEVELS, cut_levels, level_risk
 from suffice.learn.version import FoldedVersion
 from suffice.model.stop import StepCost, StopModel, TrainingRecord
@@ -180,10 +180,10 @@ def fit_version(data: Dataset, recipe: FitRecipe, *, max_em_drop: float, digest:
 
 
 def _stop_model(data: Dataset, learn_from: Bools, recipe: FitRecipe, digest: str) -> StopModel:
-    rows = examples(data, learn_from, "as-good", half_life=recipe.half_life)
+    rows = build_examples(data, learn_from, "as-good", half_life=recipe.half_life)
     assert rows is not None, "agreement needs no label"
     suffices = fit(rows, data.chosen, "as-good", parts=recipe.parts, seed=recipe.seed)
-    failing = examples(data, learn_from, "hopeless", half_life=recipe.half_life)
+    failing = build_examples(data, learn_from, "hopeless", half_life=recipe.half_life)
     hopeless: FitResult | None = None
     if failing is not None:
         # It names a stop and never makes a risky one, so the part that takes the least time is enough.
@@ -206,11 +206,11 @@ def _value_models(data: Dataset, recipe: FitRecipe, max_em_drop: float, digest: 
     The price of tokens is the dual variable of the EM budget: the highest one that keeps it.
     """
     which = np.flatnonzero(data.full | data.abandoned)
-    runs, weight = audit_runs(data, which), full_weights(data)[which]
+    runs, weight = audit_runs(data, which), weigh_full_runs(data)[which]
     fitted = list[Values]()
     z = np.zeros((len(runs), len(_PRICES) + 1))
     for fold in range(N_FOLDS):
-        rows = trajectories(data, data.fold != fold, half_life=recipe.half_life)
+        rows = build_trajectories(data, data.fold != fold, half_life=recipe.half_life)
         if rows is None or rows.go_on_weight is None or not (rows.go_on_weight > 0).any():
             return None
         fitted.append(fit_values(rows, prices=_PRICES))

@@ -20,7 +20,7 @@ import numpy as np
 
 from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, Small
 from suffice.learn.dataset import Dataset
-from suffice.learn.groups import repeat_weights
+from suffice.learn.groups import weigh_repeats
 from suffice.learn.models import Examples, Target, Trajectories
 from suffice.learn.served import HALF_LIFE
 
@@ -28,13 +28,13 @@ LEAST_LABELS: Final = 20  # of a group of runs, if it is to speak for those with
 _RARE: Final = 0.01  # of all full runs: a smaller group may go without
 
 
-def full_weights(data: Dataset) -> Floats:
+def weigh_full_runs(data: Dataset) -> Floats:
     """How many runs each full run stands for, at least 1, shape (N,); 0 for runs that are not seen in full."""
     seen = data.full | data.abandoned
     return np.where(seen, 1.0 / np.where(seen, data.p_full, 1.0), 0.0)
 
 
-def label_weights(data: Dataset) -> Floats | None:
+def weigh_labels(data: Dataset) -> Floats | None:
     """How many full runs each labelled one stands for, shape (N,), 0 for the others; None: labels are too few.
 
     Within runs that would have been stopped with another answer, that give another answer elsewhere on the way, and
@@ -56,7 +56,7 @@ def label_weights(data: Dataset) -> Floats | None:
     return weight
 
 
-def examples(data: Dataset, runs: Bools, target: Target, *, half_life: float = HALF_LIFE) -> Examples | None:
+def build_examples(data: Dataset, runs: Bools, target: Target, *, half_life: float = HALF_LIFE) -> Examples | None:
     """Checkpoints of some runs for a stop model; None: the target needs labels, and there are too few.
 
     Weights are those of runs: they fade with age, and sum to as many runs as there are so far as they have faded.
@@ -64,9 +64,9 @@ def examples(data: Dataset, runs: Bools, target: Target, *, half_life: float = H
     runs       which may be learned from, shape (N,)
     half_life  in audits
     """
-    stands_for = full_weights(data) * data.full * runs
+    stands_for = weigh_full_runs(data) * data.full * runs
     if target == "hopeless":
-        labels = label_weights(data)
+        labels = weigh_labels(data)
         if labels is None:
             return None
         stands_for = stands_for * labels
@@ -87,18 +87,18 @@ def good_rows_of_run(data: Dataset, target: Target) -> Bools:
     return np.asarray(full & (data.same | right | (full_right == 0)))
 
 
-def trajectories(data: Dataset, runs: Bools, *, half_life: float = HALF_LIFE) -> Trajectories | None:
+def build_trajectories(data: Dataset, runs: Bools, *, half_life: float = HALF_LIFE) -> Trajectories | None:
     """Some runs for the value model; None: there are too few labels.
 
     Rows up to a stop are seen whether the lot let the run go on or not, so with labels by design they count once each,
     and those of stopped runs are among them; only rows behind it must stand for the ones that nobody saw. An answer
     of which a label does not say whether it is right counts as wrong.
     """
-    labels = label_weights(data)
+    labels = weigh_labels(data)
     if labels is None:
         return None
     run, fading = data.run_of_row, _fading(data, half_life)
-    odds = full_weights(data) * data.full
+    odds = weigh_full_runs(data) * data.full
     go_on = _scaled(odds * labels * runs, fading)[run]
     stopped = _stopped_weights(data)
     seen = (odds * labels)[run]
@@ -162,7 +162,7 @@ def _scaled(stands_for: Floats, fading: Floats) -> Floats:
 
 
 def _fading(data: Dataset, half_life: float) -> Floats:
-    return np.asarray(0.5 ** (data.age / half_life) * repeat_weights(data.key))
+    return np.asarray(0.5 ** (data.age / half_life) * weigh_repeats(data.key))
 
 
 def _inner(data: Dataset) -> Bools:

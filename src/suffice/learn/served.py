@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
-from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, first_passages
+from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, find_first_passages
 
 N_FOLDS: Final = 5
 N_LEVELS: Final = 41
@@ -80,7 +80,7 @@ class FoldedModels:
             rows = np.flatnonzero(fold == f)
             # How many levels, from the safe end, are below the risk: the first that would stop here has this rank.
             rank[rows] = np.searchsorted(levels[f], np.where(np.isnan(risk[rows]), np.inf, risk[rows]), side="left")
-        return first_passages(rank, runs.starts, np.arange(levels.shape[1], dtype=np.float64)).T
+        return find_first_passages(rank, runs.starts, np.arange(levels.shape[1], dtype=np.float64)).T
 
 
 def level_risk(one_minus_p: Floats, runs: AuditRuns, exponent: float) -> Floats:

@@ -32,13 +32,13 @@ from suffice.learn.arm_values import (
     Costs,
     GainComparison,
     PriceBounds,
-    audit_odds,
     compare_gain,
-    inverse_gap,
-    losses,
+    estimate_losses,
+    estimate_potential,
     next_price,
     pick_arm,
-    promise,
+    weigh_audits,
+    weigh_by_inverse_gap,
 )
 from suffice.learn.audits import Bools, Floats
 from suffice.learn.effort import TunedArm, check_arms
@@ -153,7 +153,9 @@ class Tick:
     proposal: TuningProposal | None = None
     refusal: Refusal | None = None  # why there is none
     withdrawn: tuple[Withdrawal, ...] = ()
-    in_play: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # arms that clients may get, by class
+    select_arms_in_play: Mapping[str, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # arms that clients may get, by class
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -173,7 +175,7 @@ def prove(counts: Counts, n_waiting: Sequence[int], tuning: TuningBounds) -> Pro
     return Proof(counts=counts, log_e=log_e, n_waiting=n_waiting)
 
 
-def shadow_only(shares: Floats, tuning: TuningBounds) -> Bools:
+def find_shadow_arms(shares: Floats, tuning: TuningBounds) -> Bools:
     """Arms that keep too little of the tokens ever to be shown, shape (K,).
 
     shares  tokens of each arm over those of a mean full run
@@ -181,7 +183,7 @@ def shadow_only(shares: Floats, tuning: TuningBounds) -> Bools:
     return np.asarray(shares < tuning.least_kept * shares[0])
 
 
-def in_play(proof: Proof, shares: Floats, before: Sequence[int], tuning: TuningBounds) -> tuple[int, ...]:
+def select_arms_in_play(proof: Proof, shares: Floats, before: Sequence[int], tuning: TuningBounds) -> tuple[int, ...]:
     """Arms that clients may get, the full run always among them.
 
     An arm enters when it is proved at its part of delta, and stays while its latest audits prove it at all of delta:
@@ -191,18 +193,18 @@ def in_play(proof: Proof, shares: Floats, before: Sequence[int], tuning: TuningB
     """
     stays = np.isin(np.arange(len(shares)), before)
     proved = proof.passes(tuning.cell_delta) | (stays & proof.passes(1 - tuning.confidence))
-    proved &= (proof.counts.n >= tuning.least_audits) & ~shadow_only(shares, tuning)
+    proved &= (proof.counts.n >= tuning.least_audits) & ~find_shadow_arms(shares, tuning)
     proved[0] = True
     return tuple(np.flatnonzero(proved).tolist())
 
 
-def within_a_step(shares: Floats, in_force: int, tuning: TuningBounds) -> Bools:
+def find_arms_within_a_step(shares: Floats, in_force: int, tuning: TuningBounds) -> Bools:
     """Arms that one proposal may put in force, shape (K,): none that takes too much away at once."""
     near = shares[in_force] - shares <= tuning.largest_step * shares[0]
-    return np.asarray(near & ~shadow_only(shares, tuning))
+    return np.asarray(near & ~find_shadow_arms(shares, tuning))
 
 
-def best_arm(
+def pick_best_arm(
     proof: Proof, values: Floats, shares: Floats, allowed: Sequence[int], in_force: int, tuning: TuningBounds
 ) -> int:
     """The most valuable arm that may be proposed; the one in force where none is worth the change.
@@ -212,7 +214,7 @@ def best_arm(
     values   EM value less prices
     allowed  arms in play
     """
-    may = within_a_step(shares, in_force, tuning) & np.isin(np.arange(len(shares)), allowed)
+    may = find_arms_within_a_step(shares, in_force, tuning) & np.isin(np.arange(len(shares)), allowed)
     may &= proof.passes(tuning.cell_delta) | (np.arange(len(shares)) <= in_force)
     may[in_force] = True
     best = int(np.argmax(np.where(may, values, -np.inf)))
@@ -323,7 +325,7 @@ class Tuner:
         lost, shares = self._losses(evidence), self._costs.shares()
         proofs = self._prove(evidence, now_s)
         for at, proof in enumerate(proofs):
-            self._in_play[at] = in_play(proof, shares[at], self._in_play[at], self.tuning)
+            self._in_play[at] = select_arms_in_play(proof, shares[at], self._in_play[at], self.tuning)
         values = self._values(lost)
         withdrawn += [w for at in range(len(proofs)) if (w := self._withdraw(at, values[at], now_s)) is not None]
         self._tabulate(proofs, lost)
@@ -424,7 +426,7 @@ class Tuner:
         for audit, loss in zip(evidence.audits, evidence.guessed, strict=True):
             n[self._at[audit.query_class], audit.arm] += 1
             lost[self._at[audit.query_class], audit.arm] += loss
-        return losses(n, lost, self._costs.shares())
+        return estimate_losses(n, lost, self._costs.shares())
 
     def _values(self, lost: Floats) -> Floats:
         """EM value less prices of each class and arm, shape (C, K)."""
@@ -435,7 +437,7 @@ class Tuner:
         tuning, values, all_shares = self.tuning, self._values(lost), self._costs.shares()
         for at, proof in enumerate(proofs):
             shares, in_force = all_shares[at], self._in_force[at]
-            self._live[at] = inverse_gap(
+            self._live[at] = weigh_by_inverse_gap(
                 values[at].tolist(),
                 self._in_play[at],
                 in_force,
@@ -444,9 +446,9 @@ class Tuner:
                 ceiling=tuning.explore_ceiling,
                 sharpness=tuning.explore_sharpness,
             )
-            within = within_a_step(shares, in_force, tuning)
+            within = find_arms_within_a_step(shares, in_force, tuning)
             saved = np.where(within, min(shares[arm] for arm in self._in_play[at] if within[arm]) - shares, 0.0)
-            hopes = promise(
+            hopes = estimate_potential(
                 proof.counts,
                 lost[at],
                 proof.log_e,
@@ -460,14 +462,14 @@ class Tuner:
                 n_requests=tuning.lasting_requests * self._costs.class_share(at),
                 audit_cost=self._price * np.maximum(0.0, shares[0] - shares[in_force] + shares),
             )
-            self._asked[at] = audit_odds(hopes, in_force, pays=self._pays[at])
+            self._asked[at] = weigh_audits(hopes, in_force, pays=self._pays[at])
 
     def _propose(
         self, proofs: Sequence[Proof], values: Floats, evidence: ShadowAudits, now_s: float
     ) -> TuningProposal | Refusal:
         tuning, shares = self.tuning, self._costs.shares()
         after = [
-            best_arm(proof, values[at], shares[at], self._in_play[at], self._in_force[at], tuning)
+            pick_best_arm(proof, values[at], shares[at], self._in_play[at], self._in_force[at], tuning)
             for at, proof in enumerate(proofs)
         ]
         changed = [at for at, arm in enumerate(after) if arm != self._in_force[at]]

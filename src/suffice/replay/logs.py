@@ -57,17 +57,17 @@ def prompt_key(asked: object) -> str:
     return hashlib.blake2b(msgspec.json.encode(asked), digest_size=12).hexdigest()
 
 
-def openai(item: Mapping[str, Any]) -> LoggedCall | None:
+def read_openai(item: Mapping[str, Any]) -> LoggedCall | None:
     request = _mapping(item.get("request")) or _mapping(item.get("body")) or item
     request = _mapping(request.get("body")) or request
     response = _mapping(item.get("response")) or item
     response = _mapping(response.get("body")) or response
     asked = request.get("messages") or request.get("prompt") or request.get("input")
     at = _first(item, "created_at", "timestamp", "time", "start_time", "startTime") or response.get("created")
-    return completion(response, asked=asked, at=at)
+    return read_completion(response, asked=asked, at=at)
 
 
-def litellm(item: Mapping[str, Any]) -> LoggedCall | None:
+def read_litellm(item: Mapping[str, Any]) -> LoggedCall | None:
     """One StandardLoggingPayload, or one row of the spend logs. Failed calls and cache hits are left out."""
     if str(item.get("status") or "").lower() not in FINISHED or item.get("cache_hit") in (True, "True", "true"):
         return None
@@ -76,11 +76,11 @@ def litellm(item: Mapping[str, Any]) -> LoggedCall | None:
         response = _decoded(response) or {"choices": [{"message": {"content": response}}]}
     messages = item.get("messages")
     asked = _decoded(messages) or messages if isinstance(messages, str) else messages
-    call = completion(_mapping(response) or {}, asked=asked, at=item.get("startTime"))
+    call = read_completion(_mapping(response) or {}, asked=asked, at=item.get("startTime"))
     return None if call is None else _counted(call, item, ("prompt_tokens",), ("completion_tokens",))
 
 
-def langfuse(item: Mapping[str, Any]) -> LoggedCall | None:
+def read_langfuse(item: Mapping[str, Any]) -> LoggedCall | None:
     """One observation. Those that are no GENERATION are left out."""
     if str(item.get("type", "GENERATION")).upper() != "GENERATION":
         return None
@@ -98,7 +98,7 @@ def langfuse(item: Mapping[str, Any]) -> LoggedCall | None:
         response = {"choices": [{"message": {"content": output}}]}
     else:
         return None
-    call = completion(response, asked=asked, at=_first(item, "startTime", "start_time"))
+    call = read_completion(response, asked=asked, at=_first(item, "startTime", "start_time"))
     if call is None:
         return None
     details = _mapping(_value(_first(item, "usageDetails", "usage_details", "usage"))) or {}
@@ -109,9 +109,9 @@ def langfuse(item: Mapping[str, Any]) -> LoggedCall | None:
 
 
 READERS: Mapping[str, Callable[[Mapping[str, Any]], LoggedCall | None]] = {
-    "openai": openai,
-    "litellm": litellm,
-    "langfuse": langfuse,
+    "openai": read_openai,
+    "litellm": read_litellm,
+    "langfuse": read_langfuse,
 }
 
 
@@ -128,7 +128,7 @@ def detect_log_format(item: Mapping[str, Any]) -> str | None:
 # --------------------------------------------------------------------------- what they share
 
 
-def completion(response: Mapping[str, Any], *, asked: object, at: object) -> LoggedCall | None:
+def read_completion(response: Mapping[str, Any], *, asked: object, at: object) -> LoggedCall | None:
     """A chat or plain completion as OpenAI's API has it; None: it holds no answer.
 
     asked  the messages or the prompt
@@ -143,7 +143,7 @@ def completion(response: Mapping[str, Any], *, asked: object, at: object) -> Log
         texts=tuple(text for text, _ in choices),
         thoughts=tuple(thought for _, thought in choices),
         model=str(response.get("model") or ""),
-        at_s=moment(at),
+        at_s=parse_moment(at),
     )
     usage = _mapping(response.get("usage")) or {}
     details = _mapping(usage.get("completion_tokens_details")) or {}
@@ -191,7 +191,7 @@ def parse_count(value: object) -> int | None:
     return int(value) if 0 <= value < 2**53 else None
 
 
-def moment(value: object) -> float | None:
+def parse_moment(value: object) -> float | None:
     """Unix time of a moment given in seconds, milliseconds or as ISO 8601 (without a zone: UTC); None: unreadable."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value / 1000 if value > 1e11 else float(value) if value > 0 else None

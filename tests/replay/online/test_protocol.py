@@ -15,7 +15,7 @@ from suffice.control.loop.starting import burst_of, live_plan
 from suffice.errors import ConfigError
 from suffice.learn.certifier import full_runs
 from suffice.learn.served import FoldedModels
-from suffice.replay.online.drift import draw_order, parse_drift, worlds
+from suffice.replay.online.drift import draw_order, parse_drift, split_worlds
 from suffice.replay.online.protocol import OnlineOptions, _Job, _Truth, replay_online
 from suffice.replay.online.result import OnlineReport, Seed
 from suffice.replay.online.stream import RecordedTraffic
@@ -36,7 +36,7 @@ def uneven(n_questions: int = 60) -> RecordedTraffic:
 
 def job(traffic: RecordedTraffic, **asked: Any) -> _Job:
     question = replace(ASKED, **asked)
-    return _Job(question, traffic, None if question.drift is None else worlds(traffic, question.drift))
+    return _Job(question, traffic, None if question.drift is None else split_worlds(traffic, question.drift))
 
 
 def test_the_same_seed_gives_the_same_bytes_with_one_process_and_with_two(tmp_path: Path) -> None:

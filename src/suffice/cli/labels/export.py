@@ -160,16 +160,16 @@ def _pairs(traces: tuple[Path, ...], given: FinetuneOptions) -> tuple[TrainingPa
 def _cuts(
     traces: tuple[Path, ...], settings: Settings | None, terms: Terms, given: FinetuneOptions, left_out: Counter[str]
 ) -> Iterator[CutRun]:
-    from suffice.replay.finetune.cuts import cuts_of_log, cuts_of_traces, read_texts
+    from suffice.replay.finetune.cuts import cut_log, cut_traces, read_texts
     from suffice.store.database.views import read_episodes
 
     if traces:
-        yield from cuts_of_traces(traces, _chooses(settings, given), terms, where=given.where, left_out=left_out)
+        yield from cut_traces(traces, _chooses(settings, given), terms, where=given.where, left_out=left_out)
     if given.texts:
         texts = read_texts(given.texts)
         with _match(settings, given) as (route, match):
             episodes = read_episodes(_database(settings, given), route)
-            yield from cuts_of_log(episodes, texts, terms, match=match, left_out=left_out)
+            yield from cut_log(episodes, texts, terms, match=match, left_out=left_out)
 
 
 def _settings(given: FinetuneOptions) -> Settings | None:

@@ -228,10 +228,10 @@ def _show(reports: list[SetReport], out: Path | None, *, no_report: bool, as_jso
     from rich.console import Console
 
     from suffice.replay.report.page import write_report
-    from suffice.replay.report.text import WIDTH, json_lines, print_report
+    from suffice.replay.report.text import WIDTH, dump_lines, print_report
 
     if as_json:
-        click.echo(json_lines(reports), nl=False)
+        click.echo(dump_lines(reports), nl=False)
     else:
         screen = Console()
         for report in reports:

@@ -1,6 +1,6 @@
 """`suffice tune`: a policy for a route from recorded runs, with what its own figures are worth.
 
-Knows options and how the result is shown and written; refuses to know how is searched (`replay.tune`). Heavy
+Knows options and how the result is shown and written; refuses to know how is searched (`replay.study.search`). Heavy
 imports stand inside the functions.
 """
 

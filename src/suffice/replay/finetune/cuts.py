@@ -27,7 +27,7 @@ from suffice.files import json_object, open_unpacked
 from suffice.learn.dataset import by_design, fate
 from suffice.policy.protocol import Policy
 from suffice.replay.finetune.pairs import CutRun, Seen, StopRecord
-from suffice.replay.logs import openai
+from suffice.replay.logs import read_openai
 from suffice.replay.traces.batch import Batch
 from suffice.replay.traces.read import read_traces
 from suffice.signals.observe import Observer
@@ -149,7 +149,7 @@ def _of_own(item: Mapping[str, Any], where: str) -> Text:
 def _of_log(item: Mapping[str, Any], where: str) -> Text:
     request = item.get("request")
     request = request if isinstance(request, Mapping) else {}
-    call = openai(item)
+    call = read_openai(item)
     if call is None or len(call.texts) != 1:
         raise ConfigError(f"{where}: response: must hold one choice with an answer")
     agreed = _agreed(item, where)
@@ -241,7 +241,7 @@ Chooses: TypeAlias = Callable[[str], StoppingPolicy]  # what stops the runs of a
 # --------------------------------------------------------------------------- the log, with its owner's texts
 
 
-def cuts_of_log(
+def cut_log(
     episodes: Iterable[EpisodeWithLabels], texts: Texts, terms: Terms, *, match: Match, left_out: Counter[str]
 ) -> Iterator[CutRun]:
     """Cut the runs of a route of kind `reasoning` where its policy stopped them, or would have.
@@ -284,13 +284,13 @@ def _of_run(item: EpisodeWithLabels, texts: Texts, terms: Terms, match: Match) -
 
 
 @dataclass(frozen=True, slots=True)
-class _Judged:
+class _StopEffect:
     kept: bool
     gained: bool  # … and the full run would have been wrong
     labelled: bool
 
 
-def _judged(item: EpisodeWithLabels, match: Match) -> _Judged | str:
+def _judged(item: EpisodeWithLabels, match: Match) -> _StopEffect | str:
     """What the stop did; or why that is no lesson."""
     run = measure_run(item, match)
     if run.stopped:
@@ -298,20 +298,20 @@ def _judged(item: EpisodeWithLabels, match: Match) -> _Judged | str:
             return "stopped, and nobody said whether it was right"
         if not run.correct:
             return "stopped and wrong: what the full run would have said is hidden"
-        return _Judged(kept=True, gained=False, labelled=True)
+        return _StopEffect(kept=True, gained=False, labelled=True)
     outcome = item.episode.outcome
     if outcome.would_answer == outcome.answer:
         if run.correct is False or outcome.answer is None:
             return "wrong both ways"
-        return _Judged(kept=True, gained=False, labelled=run.correct is not None)
+        return _StopEffect(kept=True, gained=False, labelled=run.correct is not None)
     if run.drop is None:
         return "stop and full run differ, and nobody said which is right"
     if run.drop == 0:
         return "wrong both ways"
-    return _Judged(kept=run.drop < 0, gained=run.drop < 0, labelled=True)
+    return _StopEffect(kept=run.drop < 0, gained=run.drop < 0, labelled=True)
 
 
-def _with_text(request: Request, outcome: Outcome, text: Text, judged: _Judged, terms: Terms) -> CutRun | str:
+def _with_text(request: Request, outcome: Outcome, text: Text, judged: _StopEffect, terms: Terms) -> CutRun | str:
     place = _cut_place(outcome, text, estimate=terms.estimate_cuts)
     if isinstance(place, str):
         return place
@@ -382,7 +382,7 @@ def _boundary(thought: str, at: int) -> int:
 # --------------------------------------------------------------------------- recorded traces
 
 
-def cuts_of_traces(
+def cut_traces(
     files: Iterable[Path], chooses: Chooses, terms: Terms, *, where: str | None, left_out: Counter[str]
 ) -> Iterator[CutRun]:
     """Cut recorded chains where a policy stops them, read step by step as live.
@@ -452,7 +452,7 @@ def _stop_of(batch: Batch, i: int, policy: Policy) -> int | str:
     return "never stopped, nor would have been"
 
 
-def _judged_trace(batch: Batch, i: int, at: int) -> _Judged | str:
+def _judged_trace(batch: Batch, i: int, at: int) -> _StopEffect | str:
     row, full_ok = int(batch.offset[i]) + at, bool(batch.full_em[i])
     answer = batch.answer[row]
     if answer is None:
@@ -465,10 +465,10 @@ def _judged_trace(batch: Batch, i: int, at: int) -> _Judged | str:
         return "stop and full run differ, and nobody said which is right"
     if not right and not full_ok:
         return "wrong both ways"
-    return _Judged(kept=right, gained=right and not full_ok, labelled=True)
+    return _StopEffect(kept=right, gained=right and not full_ok, labelled=True)
 
 
-def _trace_cut(batch: Batch, i: int, at: int, judged: _Judged, terms: Terms, stop: StopRecord) -> CutRun:
+def _trace_cut(batch: Batch, i: int, at: int, judged: _StopEffect, terms: Terms, stop: StopRecord) -> CutRun:
     start, end = int(batch.offset[i]), int(batch.offset[i + 1])
     texts = [text or "" for text in (batch.text or [])[start:end]]
     stopped, full = batch.answer[start + at] or "", batch.full_answer[i]

@@ -85,7 +85,7 @@ def parse_drift(text: str) -> Drift:
     return Drift(text=text, kind=kind, value=match[2], at=at)
 
 
-def worlds(traffic: RecordedTraffic, drift: Drift, from_file: Bools | None = None) -> tuple[Bools, Bools]:
+def split_worlds(traffic: RecordedTraffic, drift: Drift, from_file: Bools | None = None) -> tuple[Bools, Bools]:
     """Which requests belong to the world before, and which to the one after, shape (N,) each.
 
     from_file  kind "set": which requests come from the other file
@@ -144,7 +144,7 @@ def losing_share(drift: Drift, at: int, n: int) -> Floats:
     return np.where(number >= at, float(drift.value) * course, 0.0)
 
 
-def relabelled(traffic: RecordedTraffic, drift: Drift, at: int) -> RecordedTraffic:
+def relabel(traffic: RecordedTraffic, drift: Drift, at: int) -> RecordedTraffic:
     """The stream with other labels, where the drift says so.
 
     With `relabel`, what differs from the full run is lost from request `at` on. Where a request loses at every early

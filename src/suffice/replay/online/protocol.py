@@ -20,7 +20,7 @@ from suffice.learn.audits import Bools, Floats
 from suffice.learn.certifier import Certifier, Plan, full_runs
 from suffice.learn.features import DENSE
 from suffice.learn.served import FoldedModels
-from suffice.replay.online.drift import Drift, draw_order, losing_share, relabelled, worlds
+from suffice.replay.online.drift import Drift, draw_order, losing_share, relabel, split_worlds
 from suffice.replay.online.result import Course, OnlineReport, Seed
 from suffice.replay.online.stream import (
     PERIOD,
@@ -77,7 +77,7 @@ def replay_online(
     parts = [read_runs(one, needs, probe_tokens=probe_tokens, longest=longest) for one in sets]
     traffic = make_traffic(concatenate(parts))
     from_file = np.arange(len(traffic)) >= len(parts[0])
-    job = _Job(asked, traffic, None if asked.drift is None else worlds(traffic, asked.drift, from_file))
+    job = _Job(asked, traffic, None if asked.drift is None else split_worlds(traffic, asked.drift, from_file))
     seeds = range(asked.seed, asked.seed + asked.n_seeds)
     outcomes = []
     if min(asked.n_processes, asked.n_seeds) == 1:
@@ -137,7 +137,7 @@ def stream_plan(asked: OnlineOptions, traffic: RecordedTraffic, n: int) -> Plan:
 class _Job:
     asked: OnlineOptions
     traffic: RecordedTraffic
-    worlds: tuple[Bools, Bools] | None
+    split_worlds: tuple[Bools, Bools] | None
 
     @property
     def label_delay(self) -> tuple[int, int]:
@@ -163,7 +163,7 @@ class _Job:
         truth = None
         if asked.drift is not None and drift_at is not None:
             truth = _Truth.of(traffic, asked.drift, drift_at)
-            traffic = relabelled(traffic, asked.drift, drift_at)
+            traffic = relabel(traffic, asked.drift, drift_at)
         n_evidence = None if learns is None else int(learns.sum())
         plan = self.plan(len(traffic), n_evidence)
         stream = run_stream(
@@ -200,7 +200,7 @@ class _Truth:
         losing = losing_share(drift, at, len(traffic))
         if drift.kind == "turns":  # a conversation has all of its turns: what counts is their mean
             losing = np.full(len(traffic), losing.mean())
-        return cls(relabelled(traffic, drift, at) if drift.kind == "relabel" else traffic, at, losing)
+        return cls(relabel(traffic, drift, at) if drift.kind == "relabel" else traffic, at, losing)
 
     def look(self, keeper: Certifier) -> None:
         now = int(keeper.now)

@@ -178,11 +178,11 @@ def print_online(reports: Sequence[OnlineReport], console: Console) -> None:
             f"{one.mean('audits'):,.0f}",
             f"{one.mean('alarms'):.2f}",
         )
-    budget = f"{format_budget(first)} of EM, {sureness(first)}"
+    budget = f"{format_budget(first)} of EM, {describe_confidence(first)}"
     console.print(Text(f"As traffic, from a cold start: {budget}, {plural(len(first.seeds), 'seed')}", style="bold"))
     console.print(table)
     for one in reports:
-        for note in notes(one):
+        for note in describe_notes(one):
             console.print(Text(note, style="yellow"))
     console.print(
         Text(
@@ -199,14 +199,14 @@ def format_budget(report: OnlineReport) -> str:
     return f"at most {points} point" if points == "1" else f"at most {points} points"
 
 
-def sureness(report: OnlineReport) -> str:
+def describe_confidence(report: OnlineReport) -> str:
     """How sure that is: of the budgeted mode nothing is."""
     if report.promise == "budgeted":
         return "on average, without a confidence (budgeted mode)"
     return f"{100 * report.confidence:g} % sure"
 
 
-def notes(report: OnlineReport) -> list[str]:
+def describe_notes(report: OnlineReport) -> list[str]:
     sentences = []
     name = printable(report.set)
     if report.too_small:
@@ -286,7 +286,7 @@ def _drawn(report: OnlineReport, pyplot: Any) -> Any:
     panels[2].set_xlabel(
         f"requests; band: 10 to 90 % of {len(courses)} seeds; first seed: grey full runs, dotted alarms, line drift"
     )
-    budget = f"{format_budget(report)}, {sureness(report)}"
+    budget = f"{format_budget(report)}, {describe_confidence(report)}"
     drifted = "" if report.drift is None else f"\n{fill(_drifted(report), 120)}"
     figure.suptitle(f"{report.set}: {budget}{drifted}", x=0.01, ha="left", fontsize=10 if drifted else None)
     return figure

@@ -94,7 +94,7 @@ def make_traffic(runs: Runs, chosen: FeatureSelection | None = None) -> Recorded
             abandoned=np.zeros(len(runs), dtype=bool),
         ),
         probes=runs.probes,
-        early=early_signals(x, runs.starts, len(chosen.dense)),
+        early=select_early_signals(x, runs.starts, len(chosen.dense)),
         duration=np.zeros(len(runs)),
         question=runs.question,
         query_class=tuple(query.query_class for query in runs.queries),
@@ -119,7 +119,7 @@ def with_times(
     return replace(traffic, duration=duration, runs=replace(runs, label_at=runs.at + duration + delay))
 
 
-def early_signals(x: Floats, starts: Ints, n_dense: int) -> Floats:
+def select_early_signals(x: Floats, starts: Ints, n_dense: int) -> Floats:
     """What every request shows before any level could stop it: the first checkpoint's most varied features, (N, F)."""
     first = x[starts[:-1], :n_dense]
     spread = first.std(axis=0)
@@ -194,7 +194,7 @@ class Stream:
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting:
+class _OpenAudits:
     traffic: RecordedTraffic
     which: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     share: Floats = field(default_factory=lambda: np.zeros(0))
@@ -239,7 +239,7 @@ def run_stream(
     audit, burst, level = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64)
     row = runs.last.copy()
     changes: list[KeeperDecision] = []
-    n_noticed, waiting = 0, _Waiting(traffic)
+    n_noticed, waiting = 0, _OpenAudits(traffic)
     for begin in range(0, n, period):
         block = np.arange(begin, min(begin + period, n))
         now = begin + len(block)

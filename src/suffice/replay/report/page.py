@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Final
 
 from suffice.files import whole_file, write_whole
-from suffice.replay.report.plot import COLOURS, FAINT, INK, PAPER, PlotFiles, by_class, frontier
+from suffice.replay.report.plot import COLOURS, FAINT, INK, PAPER, PlotFiles, draw_classes, draw_frontier
 from suffice.replay.report.text import (
     assign_letters,
+    build_report,
     describe_percent,
     describe_points,
     describe_result,
     dump_json,
+    dump_lines,
     find_headline,
+    format_interval,
     group_lines,
-    interval,
-    json_lines,
-    report_object,
 )
 from suffice.replay.study.result import PolicyResult, SetPart, SetReport
 from suffice.sanitize import plural, printable
@@ -91,10 +91,10 @@ _KINDS: Final = {"samples": "repeated samples", "reasoning": "chains of thought"
 
 
 @dataclass(frozen=True, slots=True)
-class _Drawn:
+class _SetFigures:
     report: SetReport
     name: str  # of its files, without suffix
-    frontier: PlotFiles
+    draw_frontier: PlotFiles
     classes: PlotFiles | None
 
 
@@ -110,11 +110,11 @@ def write_report(reports: Sequence[SetReport], folder: Path, *, command: str, ma
     if not reports:
         raise ValueError("report: needs at least one set")
     names = _file_names([report.set for report in reports])
-    drawn = [_Drawn(r, name, frontier(r), by_class(r)) for r, name in zip(reports, names, strict=True)]
+    drawn = [_SetFigures(r, name, draw_frontier(r), draw_classes(r)) for r, name in zip(reports, names, strict=True)]
     texts = {
         "report.html": _page(drawn, command, made),
-        "report.json": dump_json([report_object(report) for report in reports], indent=1) + "\n",
-        "lines.jsonl": json_lines(reports),
+        "report.json": dump_json([build_report(report) for report in reports], indent=1) + "\n",
+        "lines.jsonl": dump_lines(reports),
     }
     images: dict[str, bytes] = {}
     for one in drawn:
@@ -141,7 +141,7 @@ def _file_names(sets: Sequence[str]) -> list[str]:
     return names
 
 
-def _page(drawn: Sequence[_Drawn], command: str, made: str) -> str:
+def _page(drawn: Sequence[_SetFigures], command: str, made: str) -> str:
     targets = sorted({describe_points(one.report.max_em_drop) for one in drawn})
     title = f"Replay: at most {' or '.join(targets)} of Exact Match"
     head = tag(
@@ -167,7 +167,7 @@ def _template(name: str) -> Html:
     return Html(resources.files("suffice.replay.report").joinpath("templates", name).read_text(encoding="utf-8"))
 
 
-def _overview(drawn: Sequence[_Drawn]) -> list[Html]:
+def _overview(drawn: Sequence[_SetFigures]) -> list[Html]:
     rows = []
     for one in drawn:
         report = one.report
@@ -215,7 +215,7 @@ def _drop(line: PolicyResult, target: float) -> str:
     return tag("span", describe_percent(line.em_drop), class_="bad", title="above the target")
 
 
-def _set(one: _Drawn) -> list[Html]:
+def _set(one: _SetFigures) -> list[Html]:
     report = one.report
     first = report.lines[0] if report.lines else None
     runs = f"{plural(first.n_episodes, 'run')} of {plural(first.n_questions, 'question')}, " if first else ""
@@ -292,12 +292,12 @@ def _row(line: PolicyResult, letter: str, target: float) -> list[str]:
         join_html([tag("span", name, class_=strong), note]),
         tag("span", describe_percent(line.token_reduction), class_=strong),
         _drop(line, target),
-        interval(line.em_drop_interval),
+        format_interval(line.em_drop_interval),
         describe_percent(line.miss_share, 0),
         describe_percent(line.em),
         describe_percent(line.lost),
         describe_percent(line.gained),
-        interval(line.token_reduction_interval),
+        format_interval(line.token_reduction_interval),
         describe_percent(line.token_reduction_without_probes),
         describe_percent(line.stopped, 0),
         describe_percent(line.hopeless, 0),

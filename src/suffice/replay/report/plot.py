@@ -58,7 +58,7 @@ class PlotFiles:
     svg: str
 
 
-def frontier(report: SetReport) -> PlotFiles:
+def draw_frontier(report: SetReport) -> PlotFiles:
     n_rows = (len(report.lines) + len(report.frontier) + 3) // 2
     with _drawing(f"frontier {report.set}", (8.0, 4.9 + 0.2 * n_rows)) as figure:
         axes = figure.add_subplot()
@@ -86,7 +86,7 @@ def frontier(report: SetReport) -> PlotFiles:
         return _render(figure)
 
 
-def by_class(report: SetReport) -> PlotFiles | None:
+def draw_classes(report: SetReport) -> PlotFiles | None:
     """Drop and saving of every class under each policy; None when there are no classes."""
     names = _classes(report)
     if not names:

@@ -64,7 +64,7 @@ def describe_percent(share: float | None, digits: int = 1) -> str:
     return text.replace("-", "\u2212")
 
 
-def interval(of: Interval | None) -> str:
+def format_interval(of: Interval | None) -> str:
     """Both ends in percent or points: "−0.2 to 1.4"."""
     return UNKNOWN if of is None else f"{describe_percent(of.low)} to {describe_percent(of.high)}"
 
@@ -115,7 +115,7 @@ def describe_result(report: SetReport) -> list[str]:
 
 
 def _change(line: PolicyResult) -> str:
-    bounds = "" if line.em_drop_interval is None else f"; 95 %: {interval(line.em_drop_interval)}"
+    bounds = "" if line.em_drop_interval is None else f"; 95 %: {format_interval(line.em_drop_interval)}"
     ends = f"({describe_percent(line.full_em)} % to {describe_percent(line.em)} %{bounds})"
     if describe_percent(line.em_drop).strip("\u22120.") == "":
         return f"Exact Match stays the same {ends}"
@@ -186,7 +186,7 @@ def print_report(report: SetReport, console: Console) -> None:
     console.print(Text(_legend(report), style="dim"))
 
 
-def table_text(report: SetReport, *, width: int = WIDTH) -> str:
+def format_report(report: SetReport, *, width: int = WIDTH) -> str:
     """The same as plain text, without colours, whatever the output is."""
     out = io.StringIO()
     print_report(report, Console(file=out, width=width, color_system=None, force_terminal=False))
@@ -211,7 +211,7 @@ def _cells(line: PolicyResult, target: float) -> list[Text | Padding]:
     numbers = [
         Text(describe_percent(line.em), style=strong),
         Text(describe_percent(line.em_drop), style=missed),
-        Text(interval(line.em_drop_interval)),
+        Text(format_interval(line.em_drop_interval)),
         Text(describe_percent(line.lost)),
         Text(describe_percent(line.gained)),
         Text(describe_percent(line.token_reduction), style=strong),
@@ -252,21 +252,21 @@ FIRST: Final = (
 )
 
 
-def line_object(line: PolicyResult) -> dict[str, Any]:
+def build_line(line: PolicyResult) -> dict[str, Any]:
     """One line of the table: the keys of FIRST in their order, then all others. Intervals are [low, high]."""
     values = {field.name: getattr(line, field.name) for field in fields(line)} | {"frozen": line.frozen}
     ordered = [*FIRST, *(name for name in values if name not in FIRST)]
     return {name: _plain(values[name]) for name in ordered}
 
 
-def json_lines(reports: Iterable[SetReport]) -> str:
-    return "".join(dump_json(line_object(line)) + "\n" for report in reports for line in report.lines)
+def dump_lines(reports: Iterable[SetReport]) -> str:
+    return "".join(dump_json(build_line(line)) + "\n" for report in reports for line in report.lines)
 
 
-def report_object(report: SetReport) -> dict[str, Any]:
+def build_report(report: SetReport) -> dict[str, Any]:
     values = {field.name: getattr(report, field.name) for field in fields(report)}
     return {name: _plain(value) for name, value in values.items()} | {
-        "lines": [line_object(line) for line in report.lines]
+        "lines": [build_line(line) for line in report.lines]
     }
 
 

@@ -17,12 +17,12 @@ from typing import Any, ClassVar, Final, Literal, NamedTuple, Protocol, TypeAlia
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.learn.audits import Floats, first_passages
+from suffice.learn.audits import Floats, find_first_passages
 from suffice.learn.models import PRICES
 from suffice.policy.base import build_policy, stops_of
 from suffice.policy.protocol import Policy
 from suffice.policy.returning import return_step, returns_of
-from suffice.replay.study.runs import Halts, Runs, Says, first_bits, first_stops
+from suffice.replay.study.runs import Halts, Runs, Says, find_first_bits, find_first_stops
 from suffice.replay.study.scores import EVEN, PRICED
 from suffice.signals.classes import Classes
 from suffice.types import Kind
@@ -195,17 +195,17 @@ VALUE: Final = "value"  # the learned models that differ in their price alone, a
 _SHARES: Final = (3e-4, 0.003, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 0.999)
 
 
-def families(size: Size) -> tuple[str, ...]:
+def list_policies(size: Size) -> tuple[str, ...]:
     published = tuple(name for name, family in SPACE.items() if size.kind in family.kinds)
     return (LEARNED, *published) if size.models else published
 
 
-def searched_folds(names: Sequence[str]) -> tuple[str, ...]:
+def list_searched_folds(names: Sequence[str]) -> tuple[str, ...]:
     policies = [build_policy({"policy": name, **SPACE[name].fullest}) for name in names if name in SPACE]
     return tuple(dict.fromkeys(need for policy in policies for need in policy.needs))
 
 
-def first_tries(size: Size, names: Sequence[str]) -> list[dict[str, Any]]:
+def list_first_tries(size: Size, names: Sequence[str]) -> list[dict[str, Any]]:
     """Where a search begins: each policy alone, and the learned scores at levels all over their range.
 
     What is left open is drawn. Any: parameters differ in type.
@@ -239,7 +239,7 @@ def draw_spec(trial: ParameterSource, size: Size, names: Sequence[str] = ()) -> 
 
     Any: parameters differ in type.
     """
-    known = tuple(names) or families(size)
+    known = tuple(names) or list_policies(size)
     shape = trial.suggest_categorical("shape", SHAPES)
     first = _draw_family(trial, "first", trial.suggest_categorical("first", known), size)
     if shape == "one":
@@ -343,7 +343,7 @@ class ScoreRung:
             return halts_at(risk, np.array([self.level]), runs, code)[0]
         level = np.array([self.levels.get(self.classes.of(query), self.level) for query in runs.queries])
         different, which = np.unique(level, return_inverse=True)
-        row = first_passages(risk, runs.starts, different)[which, np.arange(len(runs))]
+        row = find_first_passages(risk, runs.starts, different)[which, np.arange(len(runs))]
         return Halts(row, np.where(row == runs.last, 0, code[row]).astype(np.int8))
 
 
@@ -357,7 +357,7 @@ class Ladder:
     rungs: tuple[PolicyRung, ...]
 
 
-def published(kind: Kind, *, longest: int) -> tuple[Ladder, ...]:
+def build_ladders(kind: Kind, *, longest: int) -> tuple[Ladder, ...]:
     """The ladders of `GRID` that make sense for runs of this kind with up to `longest` steps."""
     ladders = []
     for row in GRID:
@@ -373,18 +373,18 @@ def published(kind: Kind, *, longest: int) -> tuple[Ladder, ...]:
     return tuple(ladders)
 
 
-def given(spec: Mapping[str, Any], label: str) -> Ladder:
+def build_given_ladder(spec: Mapping[str, Any], label: str) -> Ladder:
     """A ladder of one rung: a policy that the user wrote down. Raises ConfigError."""
     return Ladder(name=label, origin="given", rungs=(PolicyRung(policy=build_policy(spec), spec=spec, label=label),))
 
 
-def ladder_folds(ladders: Sequence[Ladder]) -> tuple[str, ...]:
+def list_ladder_folds(ladders: Sequence[Ladder]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(need for ladder in ladders for rung in ladder.rungs for need in rung.policy.needs))
 
 
 def halts_of(rung: PolicyRung, runs: Runs) -> Halts:
     """Where a policy's rung ends each run, and in a loop which round's answer it returns."""
-    halts = first_stops(stops_of(rung.policy, runs.readable()), runs)
+    halts = find_first_stops(stops_of(rung.policy, runs.readable()), runs)
     returns = returns_of(rung.policy)
     if runs.kind != "rounds" or returns == "last":
         return halts
@@ -405,9 +405,9 @@ def halts_at(risk: Says, levels: Floats, runs: Runs, code: NDArray[np.int8]) -> 
     code  what a stop at each row would be called, shape (T,)
     """
     if risk.dtype == np.uint64:
-        passages = first_bits(risk, runs, np.searchsorted(PRICES, levels))
+        passages = find_first_bits(risk, runs, np.searchsorted(PRICES, levels))
     else:
-        passages = first_passages(risk, runs.starts, levels)
+        passages = find_first_passages(risk, runs.starts, levels)
     return [Halts(row, np.where(row == runs.last, 0, code[row]).astype(np.int8)) for row in passages]
 
 

@@ -26,7 +26,15 @@ from suffice.policy.base import build_policy
 from suffice.policy.protocol import Policy
 from suffice.replay.study.policies import PolicyRung
 from suffice.replay.study.runs import Runs
-from suffice.replay.study.scores import EVEN, HOPELESS_KEY, ScoreChoice, ScoreTable, learned_in, model_named, with_model
+from suffice.replay.study.scores import (
+    EVEN,
+    HOPELESS_KEY,
+    ScoreChoice,
+    ScoreTable,
+    find_learned,
+    find_model_name,
+    replace_model,
+)
 from suffice.replay.study.study import FoldChoice, Study
 from suffice.signals.classes import Classes
 
@@ -42,7 +50,7 @@ class PolicyProposal:
     model: StopModel | None  # None: nothing in the policy is learned
 
     def policy(self) -> Policy:
-        return build_policy(with_model(self.spec, lambda spec: {**spec, "model": self.model}))
+        return build_policy(replace_model(self.spec, lambda spec: {**spec, "model": self.model}))
 
 
 def build_proposal(
@@ -60,16 +68,16 @@ def build_proposal(
 
     Raises ConfigError when scikit-learn is not installed.
     """
-    name = None if spec is None else model_named(spec)
+    name = None if spec is None else find_model_name(spec)
     if spec is None or name is None:
         return PolicyProposal(spec=spec or {"policy": "never"}, model=None)
     assert scores is not None, "a spec names a model where there are scores"
-    model, learned = _model(scores, scores.names[name], tuple(left_out)), learned_in(spec)
+    model, learned = _model(scores, scores.names[name], tuple(left_out)), find_learned(spec)
     if classes is not None and "classes" in learned:
         known = {rule.name for rule in classes.rules}
         levels = tuple((name, level) for name, level in learned["classes"].items() if name in known)
         model = replace(model, classes=levels, found=classes.plain())
-    return PolicyProposal(spec=with_model(spec, _in_file), model=model)
+    return PolicyProposal(spec=replace_model(spec, _in_file), model=model)
 
 
 def _in_file(learned: Mapping[str, Any]) -> dict[str, Any]:

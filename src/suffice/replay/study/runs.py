@@ -150,7 +150,7 @@ def _with_rows(runs: Runs, rows: Bools, n_steps: NDArray[np.int64]) -> Runs:
     )
 
 
-def first_stops(codes: NDArray[np.int8], runs: Runs) -> Halts:
+def find_first_stops(codes: NDArray[np.int8], runs: Runs) -> Halts:
     """The first row of each run where the policy stops, given what it says of every row, shape (T,).
 
     A stop at the last step saves nothing and changes nothing: it is the full run.
@@ -164,13 +164,13 @@ def first_stops(codes: NDArray[np.int8], runs: Runs) -> Halts:
     return Halts(row, code)
 
 
-def first_bits(bits: Bits, runs: Runs, places: NDArray[np.int64]) -> NDArray[np.int64]:
+def find_first_bits(bits: Bits, runs: Runs, places: NDArray[np.int64]) -> NDArray[np.int64]:
     """Row where each run first has each of these bits set, else its last, shape (places, E).
 
     bits  of each row, shape (T,): bit j is set where setting j would stop
 
-    As `learn.audits.first_passages`, for settings that are in no order: a bit that was set stays set for the rest of
-    its run.
+    As `learn.audits.find_first_passages`, for settings that are in no order: a bit that was set stays set for
+    the rest of its run.
     """
     n_steps, n_runs = runs.n_steps, len(runs)
     padded = np.zeros((int(n_steps.max()), n_runs), dtype=np.uint64)  # (steps, E)
@@ -183,9 +183,9 @@ def first_bits(bits: Bits, runs: Runs, places: NDArray[np.int64]) -> NDArray[np.
     return runs.starts[:-1] + np.minimum(passed, n_steps - 1)
 
 
-def oracle(runs: Runs, reached: Bools) -> Halts:
+def stop_at_first(runs: Runs, reached: Bools) -> Halts:
     """What nobody may know: each run ends at the first row where `reached` holds, else at its end."""
-    return first_stops(np.where(reached, np.int8(BUDGET), np.int8(CONTINUE)), runs)
+    return find_first_stops(np.where(reached, np.int8(BUDGET), np.int8(CONTINUE)), runs)
 
 
 def _part(batch: Batch, needs: Sequence[str], probe_tokens: int | None, planned_steps: int | None) -> Runs:

@@ -358,38 +358,38 @@ def build_scored(spec: Mapping[str, Any], names: Mapping[str, ScoreChoice], clas
 
     Raises ConfigError as `build_policy` does, and for a word that is no score.
     """
-    built = spec if model_named(spec) is None else with_model(spec, lambda one: _scored(one, names, classes))
+    built = spec if find_model_name(spec) is None else replace_model(spec, lambda one: _scored(one, names, classes))
     return built if isinstance(built, ScoredPolicy) else build_policy(built)
 
 
-def model_named(spec: Mapping[str, Any]) -> str | None:
+def find_model_name(spec: Mapping[str, Any]) -> str | None:
     """The word for a model in a spec, at any depth; None: nothing in it is learned."""
-    learned = learned_in(spec)
+    learned = find_learned(spec)
     return str(learned["model"]) if learned else None
 
 
-def learned_in(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+def find_learned(spec: Mapping[str, Any]) -> Mapping[str, Any]:
     """The `learned` of a spec, at whatever depth; empty: nothing in it is learned. Any: parameters differ in type."""
     if spec.get("policy") == "learned":
         return spec
     inside = [spec["inner"]] if "inner" in spec else spec.get("policies", ())
-    return next((learned for learned in map(learned_in, inside) if learned), {})
+    return next((learned for learned in map(find_learned, inside) if learned), {})
 
 
-def with_model(spec: Mapping[str, Any], make: Callable[[Mapping[str, Any]], Any]) -> Any:
+def replace_model(spec: Mapping[str, Any], make: Callable[[Mapping[str, Any]], Any]) -> Any:
     """The spec with each `learned` in it made anew, at any depth. Any: `make` says what that is."""
     if spec.get("policy") == "learned":
         return make(spec)
     remade = dict(spec)
     if "inner" in remade:
-        remade["inner"] = with_model(remade["inner"], make)
+        remade["inner"] = replace_model(remade["inner"], make)
     if "policies" in remade:
-        remade["policies"] = [with_model(one, make) for one in remade["policies"]]
+        remade["policies"] = [replace_model(one, make) for one in remade["policies"]]
     return remade
 
 
 def uses_classes(spec: Mapping[str, Any]) -> bool:
-    return "classes" in learned_in(spec)
+    return "classes" in find_learned(spec)
 
 
 def _scored(spec: Mapping[str, Any], names: Mapping[str, ScoreChoice], classes: Sequence[str]) -> ScoredPolicy:

@@ -29,8 +29,16 @@ from suffice.learn.audits import Bools, Floats
 from suffice.learn.features import DENSE
 from suffice.policy.base import build_policy
 from suffice.policy.columns import AskedColumns, stops_of
-from suffice.replay.study.policies import LEARNED, PolicyRung, Size, draw_spec, families, first_tries, searched_folds
-from suffice.replay.study.runs import Runs, first_stops, read_runs
+from suffice.replay.study.policies import (
+    LEARNED,
+    PolicyRung,
+    Size,
+    draw_spec,
+    list_first_tries,
+    list_policies,
+    list_searched_folds,
+)
+from suffice.replay.study.runs import Runs, find_first_stops, read_runs
 from suffice.replay.study.scores import (
     CLASS_COLUMN,
     PRICED,
@@ -38,10 +46,10 @@ from suffice.replay.study.scores import (
     Score,
     ScoreTable,
     build_scored,
-    model_named,
+    find_model_name,
     uses_classes,
 )
-from suffice.replay.study.study import FoundClasses, found_classes
+from suffice.replay.study.study import FoundClasses, number_classes
 from suffice.replay.study.sums import (
     MARGIN,
     N_FOLDS,
@@ -53,8 +61,8 @@ from suffice.replay.study.sums import (
     draw_questions,
     folds_of,
     groups_of,
+    measure_policies,
     never_stop,
-    seen,
 )
 from suffice.replay.traces.read import Survey
 from suffice.signals.features import FeatureSet
@@ -168,7 +176,7 @@ def title_of(spec: Mapping[str, Any] | None) -> str:
     name = str(spec["policy"])
     if name == "learned":
         by_class = ", by class" if "classes" in spec else ""
-        return f"learned ({str(model_named(spec)).partition(PRICED)[0]}{by_class})"
+        return f"learned ({str(find_model_name(spec)).partition(PRICED)[0]}{by_class})"
     inner = _inside(spec)
     return f"{name}({', '.join(title_of(one) for one in inner)})" if inner else name
 
@@ -203,7 +211,7 @@ def _plain(value: Any) -> Any:
 def _looked_at(sums: QuestionSums, weights: Floats) -> Floats:
     """Token reduction and EM drop on some sets of questions, shape (R, 2); not a number on an empty set."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        at = seen(sums, weights)
+        at = measure_policies(sums, weights)
     return np.concatenate([at.saved, at.drop], axis=1)
 
 
@@ -264,7 +272,7 @@ class Bench:
     def judge(self, spec: Spec | None, v: int | None) -> QuestionSums:
         if spec is None:
             return never_stop(QuestionSums(fold=self.fold, base=self.base, values=np.empty(0)))
-        model = model_named(spec)
+        model = find_model_name(spec)
         place = (json.dumps(spec, sort_keys=True), v if model is not None else None)
         if place not in self._known:
             self._known[place] = self._judge(spec, model, v)
@@ -280,7 +288,7 @@ class Bench:
             policy = build_scored(spec, self.scores.names, classes.names)
             own = {**columns, **self.scores.columns(model, v), CLASS_COLUMN: classes.number[self.runs.run_of_row]}
             columns = AskedColumns(own, queries=columns.queries, run=columns.run)
-        halts = first_stops(stops_of(policy, columns), self.runs)
+        halts = find_first_stops(stops_of(policy, columns), self.runs)
         asks = model is not None or PolicyRung(policy=policy, spec=spec, label="").asks
         sums = columns_of(self.runs, halts, asks=asks)
         return np.stack([np.bincount(self.group, column, len(self.fold)) for column in sums], axis=1)
@@ -296,7 +304,7 @@ class Bench:
     def classes(self, v: int | None) -> FoundClasses:
         """The classes that a search without fold `v` finds."""
         if v not in self._classes:
-            self._classes[v] = found_classes(self.runs, self.taken(v), self.asked.classes if self.scores else 0)
+            self._classes[v] = number_classes(self.runs, self.taken(v), self.asked.classes if self.scores else 0)
         return self._classes[v]
 
     def level(self, model: str, share: float, v: int | None, name: str | None = None) -> float:
@@ -379,7 +387,7 @@ def tune_runs(bench: Bench, *, clock: Callable[[], float], tick: Tick = lambda _
         folds=tuple(_fold(bench, v, one) for v, one in nested),
         optimism=optimism_of([(v, one.sums) for v, one in nested], n_draws=asked.n_draws, rng=rng),
         proposal=final.spec,
-        proposal_in_search=figure_of(seen(final.sums, bench.weights(None))),
+        proposal_in_search=figure_of(measure_policies(final.sums, bench.weights(None))),
         n_trials=final.n_trials,
         n_trials_in_all=sum(one.n_trials for one in searches.values()),
         n_searches=len(searches),
@@ -405,7 +413,7 @@ def make_bench(data: Survey, asked: TuneOptions, tick: Tick = lambda _: None) ->
     """
     names = _names(data, asked)
     learned = FeatureSet(DENSE[data.kind]).needs if LEARNED in names else ()
-    needs = tuple(dict.fromkeys((*searched_folds(names), *learned)))
+    needs = tuple(dict.fromkeys((*list_searched_folds(names), *learned)))
     tick("reading")
     runs = read_runs(data, needs, probe_tokens=asked.probe_tokens, longest=data.longest)
     scores = None
@@ -433,7 +441,7 @@ def search(
     study = _study(asked, size, bench.names)
     good: list[tuple[float, Spec]] = []
     for spec in also:
-        figure = figure_of(seen(bench.judge(spec, v), weights))
+        figure = figure_of(measure_policies(bench.judge(spec, v), weights))
         if _excess(figure, asked) <= 0:
             good.append((figure.token_reduction, spec))
     made = 0
@@ -442,7 +450,7 @@ def search(
         made += 1
         try:
             spec = draw_spec(trial, size, bench.names)
-            figure = figure_of(seen(bench.judge(spec, v), weights))
+            figure = figure_of(measure_policies(bench.judge(spec, v), weights))
         except ConfigError:  # each parameter is allowed, but not beside the others
             study.tell(trial, -_INFEASIBLE - 1.0)
             tick()
@@ -476,7 +484,7 @@ def _study(asked: TuneOptions, size: Size, names: Sequence[str]) -> Any:  # Optu
     except ImportError:
         raise ConfigError(f"tune: needs Optuna: {how_to_install('train')}") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    tries = first_tries(size, names)
+    tries = list_first_tries(size, names)
     sampler = optuna.samplers.TPESampler(seed=asked.seed, n_startup_trials=min(len(tries), asked.trials // 2))
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for tried in tries:
@@ -488,7 +496,7 @@ def _names(data: Survey, asked: TuneOptions) -> tuple[str, ...]:
     """The policies that are tried. Raises ConfigError for a name that is none of them."""
     models = ("some",) if asked.scores else ()
     size = Size(kind=data.kind, longest=data.longest, few_tokens=1, many_tokens=2, models=models)
-    known = families(size)
+    known = list_policies(size)
     for name in asked.policies:
         if name not in known:
             raise ConfigError(f"policies: got {name!r:.80}; for {data.kind}: {', '.join(known)}")
@@ -501,8 +509,8 @@ def _fold(bench: Bench, v: int, winner: Search) -> OuterFold:
         fold=v,
         n_questions=int(unseen.sum()),
         spec=winner.spec,
-        in_search=figure_of(seen(winner.sums, bench.weights(v))),
-        unseen=figure_of(seen(winner.sums, unseen)),
+        in_search=figure_of(measure_policies(winner.sums, bench.weights(v))),
+        unseen=figure_of(measure_policies(winner.sums, unseen)),
         n_trials=winner.n_trials,
     )
 

@@ -19,7 +19,15 @@ from suffice.assurance.bounds import Interval
 from suffice.errors import ConfigError
 from suffice.learn.audits import Bools
 from suffice.learn.features import DENSE
-from suffice.replay.study.policies import Ladder, Rung, ScoreRung, given, ladder_folds, levels_of, published
+from suffice.replay.study.policies import (
+    Ladder,
+    Rung,
+    ScoreRung,
+    build_given_ladder,
+    build_ladders,
+    levels_of,
+    list_ladder_folds,
+)
 from suffice.replay.study.result import (
     TOO_SMALL_QUESTIONS,
     TOO_SMALL_RUNS,
@@ -35,9 +43,9 @@ from suffice.replay.study.runs import (
     Halts,
     Runs,
     concatenate,
-    oracle,
     read_runs,
     select_runs,
+    stop_at_first,
     stream_runs,
 )
 from suffice.replay.study.scores import SCORES, Score
@@ -45,13 +53,13 @@ from suffice.replay.study.study import (
     N_LEVELS,
     FoldChoice,
     LadderPool,
-    Laid,
+    RungSums,
     ScoreLevels,
     Study,
     StudyOptions,
     Target,
-    fix,
-    lay,
+    find_halts,
+    lay_rungs,
     pick_classed,
 )
 from suffice.replay.study.sums import (
@@ -63,9 +71,9 @@ from suffice.replay.study.sums import (
     bootstrap,
     compare_nested,
     folds_of,
+    measure_policies,
     miss_share,
     pick_plainly,
-    seen,
 )
 from suffice.replay.traces.read import Survey
 from suffice.signals.features import FeatureSet
@@ -117,7 +125,7 @@ def replay_set(
     ladders = _ladders(data.kind, asked, longest)
     scores = asked.scores if not asked.families or LEARNED in asked.families else ()
     learned = FeatureSet(DENSE[data.kind]).needs if scores else ()
-    needs, probe_tokens = tuple(dict.fromkeys([*ladder_folds(ladders), *learned])), asked.probe_tokens
+    needs, probe_tokens = tuple(dict.fromkeys([*list_ladder_folds(ladders), *learned])), asked.probe_tokens
     tick("reading")
     sample, *others = (read_runs(one, needs, probe_tokens=probe_tokens, longest=longest) for one in (data, *fit))
     source = concatenate(others) if fit else sample
@@ -164,14 +172,14 @@ class _Case:
 
 
 def _ladders(kind: Kind, asked: ReplayOptions, longest: int) -> tuple[Ladder, ...]:
-    ladders = published(kind, longest=longest)
+    ladders = build_ladders(kind, longest=longest)
     known = sorted({family_of(ladder.name) for ladder in ladders} | {LEARNED})
     for family in asked.families:
         if family not in known:
             raise ConfigError(f"policies: unknown rule {family!r:.80} for {kind}; known: {', '.join(known)}")
     if asked.families:
         ladders = tuple(ladder for ladder in ladders if family_of(ladder.name) in asked.families)
-    return (*ladders, *(given(spec, label) for label, spec in asked.policies.items()))
+    return (*ladders, *(build_given_ladder(spec, label) for label, spec in asked.policies.items()))
 
 
 def family_of(ladder: str) -> str:
@@ -197,23 +205,23 @@ def pools_of(ladders: Sequence[Ladder], scores: Sequence[Score]) -> tuple[Ladder
     )
 
 
-def _lay_here(case: _Case) -> Laid:
+def _lay_here(case: _Case) -> RungSums:
     """Every rung on the set that is judged, where points come from other files: what hindsight could have picked."""
     runs, study = case.sample, case.study
     learned = {}
     for score in study.options.scores:
         risk, codes = study.score_others(score.name, case.frozen[0], runs)
         learned[score.name] = ScoreLevels(risk, codes, levels_of(risk, N_LEVELS))
-    return lay(runs, fix(study.ladders, runs), learned)
+    return lay_rungs(runs, find_halts(study.ladders, runs), learned)
 
 
-def _in_hindsight(case: _Case, here: Laid) -> dict[str, Rung | None]:
+def _in_hindsight(case: _Case, here: RungSums) -> dict[str, Rung | None]:
     best: dict[str, Rung | None] = {}
     for pool in case.pools:
         name = HINDSIGHT.get(pool.name)
         if name is not None:
             sums, rungs, _ = here.of(pool.ladders)
-            choice = int(pick_plainly(seen(sums, np.ones((1, len(sums.n)))), case.asked.max_em_drop)[0])
+            choice = int(pick_plainly(measure_policies(sums, np.ones((1, len(sums.n)))), case.asked.max_em_drop)[0])
             best[name] = None if choice == NONE else rungs[choice]
     return best
 
@@ -221,7 +229,9 @@ def _in_hindsight(case: _Case, here: Laid) -> dict[str, Rung | None]:
 # ---- judging --------------------------------------------------------------------------------------
 
 
-def _judge(case: _Case, everything: Iterator[Runs], here: Laid, fitted_on: tuple[str, ...], tick: Tick) -> SetReport:
+def _judge(
+    case: _Case, everything: Iterator[Runs], here: RungSums, fitted_on: tuple[str, ...], tick: Tick
+) -> SetReport:
     names = _order(case)
     summing = SumsFold(len(names))
     parts = Parts([name for name in names if name in DETAILED])
@@ -286,8 +296,8 @@ def _halts(case: _Case, runs: Runs) -> dict[str, tuple[Halts, Bools]]:
     return {
         **halts,
         "full": (full, silent),
-        "oracle_agree": (oracle(runs, runs.same), silent),
-        "oracle_correct": (oracle(runs, runs.ok), silent),
+        "oracle_agree": (stop_at_first(runs, runs.same), silent),
+        "oracle_correct": (stop_at_first(runs, runs.ok), silent),
     }
 
 
@@ -369,9 +379,9 @@ def _chosen(name: str, rungs: Sequence[Rung | None]) -> str:
     return ", ".join(f"{label} ({n} of {len(rungs)} folds)" for label, n in labels.most_common())
 
 
-def _frontier(case: _Case, here: Laid) -> dict[str, tuple[PlotPoint, ...]]:
+def _frontier(case: _Case, here: RungSums) -> dict[str, tuple[PlotPoint, ...]]:
     """Every rung in sample, by group: the dots of the plot."""
-    at = seen(here.sums, np.ones((1, len(here.sums.n))))
+    at = measure_policies(here.sums, np.ones((1, len(here.sums.n))))
     points = [
         PlotPoint(policy=rung.label, em_drop=float(drop), token_reduction=float(saved))
         for rung, drop, saved in zip(here.rungs, at.drop[0], at.saved[0], strict=True)

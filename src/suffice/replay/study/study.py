@@ -39,7 +39,16 @@ from suffice.replay.study.scores import (
     stop_codes,
     stopping_risk,
 )
-from suffice.replay.study.sums import MARGIN, NONE, PolicyPoints, QuestionSums, SumsFold, folds_of, pick_policies, seen
+from suffice.replay.study.sums import (
+    MARGIN,
+    NONE,
+    PolicyPoints,
+    QuestionSums,
+    SumsFold,
+    folds_of,
+    measure_policies,
+    pick_policies,
+)
 from suffice.signals.classes import Classes
 
 N_LEVELS = 61
@@ -72,7 +81,7 @@ class FoldChoice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Laid:
+class RungSums:
     sums: QuestionSums
     rungs: tuple[Rung, ...]
     slices: Mapping[str, slice]  # by ladder
@@ -98,12 +107,12 @@ class ScoreLevels(NamedTuple):
 Fixed = Sequence[tuple[Ladder, Sequence[Halts]]]
 
 
-def fix(ladders: Sequence[Ladder], runs: Runs) -> list[tuple[Ladder, list[Halts]]]:
+def find_halts(ladders: Sequence[Ladder], runs: Runs) -> list[tuple[Ladder, list[Halts]]]:
     """Where each policy of each ladder ends the runs: nothing in it is learned, so it is computed once."""
     return [(ladder, [halts_of(rung, runs) for rung in ladder.rungs]) for ladder in ladders]
 
 
-def lay(runs: Runs, fixed: Fixed, learned: Mapping[str, ScoreLevels]) -> Laid:
+def lay_rungs(runs: Runs, fixed: Fixed, learned: Mapping[str, ScoreLevels]) -> RungSums:
     rungs: list[Rung] = []
     halts: list[Halts] = []
     slices: dict[str, slice] = {}
@@ -117,14 +126,14 @@ def lay(runs: Runs, fixed: Fixed, learned: Mapping[str, ScoreLevels]) -> Laid:
         halts += halts_at(risk, levels, runs, codes)
     summing = SumsFold(len(rungs))
     summing.add(runs, halts, [rung.asks for rung in rungs])
-    return Laid(sums=summing.sums(), rungs=tuple(rungs), slices=slices)
+    return RungSums(sums=summing.sums(), rungs=tuple(rungs), slices=slices)
 
 
 class Study:
     def __init__(self, runs: Runs, ladders: Sequence[Ladder], options: StudyOptions, tick: Tick = lambda: None) -> None:
         self.runs, self.ladders, self.options = runs, tuple(ladders), options
         self.fold = folds_of(runs)
-        self._fixed = fix(ladders, runs)
+        self._fixed = find_halts(ladders, runs)
         self._tables: dict[bool, ExampleTable] = {}
         self._fits: dict[bool, CrossFit] = {}
         if options.scores:
@@ -146,14 +155,14 @@ class Study:
 
     # ---- every rung -------------------------------------------------------------------------------
 
-    def lay(self, v: int | None) -> Laid:
+    def lay(self, v: int | None) -> RungSums:
         """All rungs of all ladders: published ones, and learned ones at the levels that fold `v` may know."""
         train = np.ones(len(self.runs.cost), dtype=bool) if v is None else self.fold[self.runs.run_of_row] != v
         learned = {}
         for score in self.options.scores:
             risk, codes = self.risk(score, v)
             learned[score.name] = ScoreLevels(risk, codes, self.levels(risk[train]))
-        return lay(self.runs, self._fixed, learned)
+        return lay_rungs(self.runs, self._fixed, learned)
 
     def levels(self, risk: Says) -> Floats:
         return levels_of(risk, N_LEVELS)
@@ -168,7 +177,7 @@ class Study:
         for pool in pools:
             sums, of_pool, slices = laid.of(pool.ladders)
             weights = (np.ones(len(sums.n)) if v is None else (sums.fold != v).astype(np.float64))[None, :]
-            at = seen(sums, weights)
+            at = measure_policies(sums, weights)
             choice = int(pick_policies(at, slices, self.options.max_em_drop, self.options.margin)[0])
             rungs[pool.name] = None if choice == NONE else of_pool[choice]
             saved[pool.name] = 0.0 if choice == NONE else float(at.saved[0, choice])
@@ -229,14 +238,14 @@ class Target:
         return bool(at.drop[0, 0] + self.margin * at.error[0, 0] <= self.max_em_drop)
 
 
-def classes_in(runs: Runs, keep: Bools, most: int) -> Classes:
+def find_classes_in(runs: Runs, keep: Bools, most: int) -> Classes:
     """Classes found in the runs where `keep` holds, shape (E,): at most so many."""
     good = good_rows(runs, "as-good")[runs.starts[:-1]]
     queries = [query for query, kept in zip(runs.queries, keep, strict=True) if kept]
     return find_classes(queries, good[keep], max_classes=most)
 
 
-def large_classes(runs: Runs, classes: Classes) -> dict[str, Bools]:
+def select_large_classes(runs: Runs, classes: Classes) -> dict[str, Bools]:
     """The runs of each class that has enough of them, and enough questions, by name; shape (E,) each."""
     names = np.array([classes.of(query) for query in runs.queries])
     questions = np.array(runs.question)
@@ -255,7 +264,7 @@ class FoundClasses:
     number: Floats  # E: place of each run's class in `names`; not a number: a small class, or none
 
 
-def found_classes(runs: Runs, keep: Bools, most: int) -> FoundClasses:
+def number_classes(runs: Runs, keep: Bools, most: int) -> FoundClasses:
     """Classes found in the runs where `keep` holds, shape (E,); the others get theirs by the same rules.
 
     most  classes, at most; below 2 none are looked for. Fewer than two large ones are none, too
@@ -263,8 +272,8 @@ def found_classes(runs: Runs, keep: Bools, most: int) -> FoundClasses:
     none = FoundClasses(classes=None, names=(), number=np.full(len(runs), np.nan))
     if most < 2:
         return none
-    classes = classes_in(runs, keep, most)
-    names = tuple(large_classes(select_runs(runs, keep), classes))
+    classes = find_classes_in(runs, keep, most)
+    names = tuple(select_large_classes(select_runs(runs, keep), classes))
     if len(names) < 2:
         return none
     place = {name: float(at) for at, name in enumerate(names)}
@@ -284,8 +293,8 @@ def pick_classed(
     """
     runs = study.runs
     train = np.ones(len(runs), dtype=bool) if v is None else study.fold != v
-    classes, training = classes_in(runs, train, most), select_runs(runs, train)
-    large = large_classes(training, classes)
+    classes, training = find_classes_in(runs, train, most), select_runs(runs, train)
+    large = select_large_classes(training, classes)
     if len(large) < 2:
         return None
     tried = scores or study.options.scores
@@ -325,8 +334,8 @@ def _by_class(
 
 
 def _level(runs: Runs, laid: ScoreLevels, target: Target) -> float | None:
-    sums = lay(runs, [], {"": laid}).sums
-    at = seen(sums, _whole(len(sums.n)))
+    sums = lay_rungs(runs, [], {"": laid}).sums
+    at = measure_policies(sums, _whole(len(sums.n)))
     choice = int(pick_policies(at, [slice(0, len(laid.levels))], target.max_em_drop, target.margin)[0])
     return None if choice == NONE else float(laid.levels[choice])
 
@@ -335,7 +344,7 @@ def _seen(runs: Runs, halts: Halts) -> PolicyPoints:
     summing = SumsFold(1)
     summing.add(runs, [halts], [True])
     sums = summing.sums()
-    return seen(sums, _whole(len(sums.n)))
+    return measure_policies(sums, _whole(len(sums.n)))
 
 
 def _whole(n_groups: int) -> Floats:

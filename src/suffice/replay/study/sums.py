@@ -196,7 +196,7 @@ class PolicyPoints(NamedTuple):
     saved: Floats  # token reduction
 
 
-def seen(sums: QuestionSums, weights: Floats) -> PolicyPoints:
+def measure_policies(sums: QuestionSums, weights: Floats) -> PolicyPoints:
     """Look at sets of questions: `weights` holds how often each set takes each question, shape (R, G).
 
     A set that takes no question, as half of one, shows NaN, which is within no target.
@@ -242,13 +242,13 @@ def miss_share(
 
     margin  None: plain tuning
     """
-    taken = halvings(len(sums.n), N_SPLITS, rng)
-    here, there = seen(sums, taken), seen(sums, 1 - taken)
+    taken = draw_halves(len(sums.n), N_SPLITS, rng)
+    here, there = measure_policies(sums, taken), measure_policies(sums, 1 - taken)
     choice = pick_plainly(here, target) if margin is None else pick_policies(here, ladders, target, margin)
     return float(np.mean(at_choice(there.drop, choice) > target + _ROUNDING))
 
 
-def halvings(n_groups: int, n_splits: int, rng: np.random.Generator) -> Floats:
+def draw_halves(n_groups: int, n_splits: int, rng: np.random.Generator) -> Floats:
     """Random halves of the questions as weights 0 and 1, shape (n_splits, n_groups)."""
     weights = np.zeros((n_splits, n_groups))
     for row in weights:
@@ -266,7 +266,7 @@ def bootstrap(sums: QuestionSums, n_draws: int, rng: np.random.Generator) -> tup
 
     Percentile intervals (Davison and Hinkley 1997, section 3.8); with fewer than about 20 questions a sketch.
     """
-    drawn = seen(sums, draw_questions(len(sums.n), n_draws, rng))
+    drawn = measure_policies(sums, draw_questions(len(sums.n), n_draws, rng))
     return _percentiles(drawn.drop), _percentiles(drawn.saved)
 
 
@@ -311,7 +311,7 @@ def compare_nested(first: QuestionSums, other: QuestionSums, *, n_draws: int, rn
         raise ValueError("difference: the two ways were not judged on the same questions")
     n_groups = len(first.n)
     weights = np.concatenate([np.ones((1, n_groups)), draw_questions(n_groups, n_draws, rng)])
-    a, b = seen(first, weights), seen(other, weights)
+    a, b = measure_policies(first, weights), measure_policies(other, weights)
     saved, drop = b.saved - a.saved, b.drop - a.drop
     (saved_interval,), (drop_interval,) = _percentiles(saved[1:]), _percentiles(drop[1:])
     return Difference(
