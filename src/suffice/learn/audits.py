@@ -84,7 +84,7 @@ class AuditRuns(RaggedRuns):
     per_step: Floats  # (T,): tokens that a step of this run costs so far, at least 1
     full: Floats  # (N,): tokens of the full run alone
     fold: Small  # (N,): 0 … N_FOLDS - 1 by hash of the unit: which model serves and judges the run
-    at: Floats  # (N,): when it began: number of the request, or seconds; runs stand in the order of their ends
+    at: Floats  # (N,): when it began: number of the request, or seconds; runs are in the order of their ends
     share: Floats  # (N,): P(audit) when it was drawn, in (0, 1]
     label_at: Floats  # (N,): when its label came, same unit; infinite: none yet
     query_class: Ints  # (N,): number of its class

@@ -3,7 +3,7 @@
     audit ──▶ rollout.pairs ──▶ one more call: an arm, or a second full run ──▶ PairedAudit ──▶ certify_arms
 
 Probe schedule and wording, closing message, wave size, cap on retrieval rounds, and, where the upstream cannot be cut,
-reasoning effort and thinking budget change what the model does next, so each has to be tried. Arms stand in order from
+reasoning effort and thinking budget change what the model does next, so each has to be tried. Arms are ordered from
 the safe end; arm 0 is the full run. They are accepted in this order until one fails, by the e-process of
 `assurance.paired`. The audit's client gets the full answer; both calls are paid for.
 """

@@ -153,7 +153,7 @@ class ClassHarm:
     saving: IntervalEstimate
     drop: IntervalEstimate
     lost: IntervalEstimate
-    gained: IntervalEstimate  # gains do not pay for losses of others, so both are told
+    gained: IntervalEstimate  # gains do not pay for losses of others, so both are reported
     status: ClassStatus
 
 

@@ -338,7 +338,7 @@ class Tuner:
         )
 
     def accept(self, proposal: TuningProposal) -> bool:
-        """Put a proposal in force; False: it is void, for what it stands on has changed."""
+        """Put a proposal in force; False: it is void, because what it rests on has changed."""
         names = self.tuning.classes
         if proposal.epoch != self._epoch or dict(proposal.before) != self.in_force:
             return False

@@ -153,7 +153,7 @@ def read_version(address: str, body: str | None) -> FoldedVersion:
 
 
 def _list(plain: Mapping[str, Any], name: str) -> list[Any]:
-    """What stands under a name, one for each fold. Any: nothing is checked yet."""
+    """The list under a name, one entry for each fold. Any: nothing is checked yet."""
     value = plain.get(name)
     if not isinstance(value, list) or not 1 <= len(value) <= MOST_FOLDS:
         raise ConfigError(

@@ -59,7 +59,7 @@ class LevelOutcomes:
     """What each level would have done with each run: R runs, L levels from the safe end."""
 
     ladder: str
-    levels: tuple[str, ...]  # names for people
+    levels: tuple[str, ...]  # display names
     question: tuple[str, ...]  # R
     full_tokens: NDArray[np.float64]  # R
     tokens: NDArray[np.float64]  # R x L: spent under the level, probes included

@@ -171,7 +171,7 @@ def _text(content: object) -> str:
 def _counted(
     call: LoggedCall, counts: Mapping[str, Any], prompt: tuple[str, ...], completed: tuple[str, ...]
 ) -> LoggedCall:
-    """The call with the token counts and the model that stand under these names, where it lacks them."""
+    """The call with the token counts and the model under these names, where it lacks them."""
     first = next((n for name in prompt if (n := parse_count(counts.get(name))) is not None), None)
     second = next((n for name in completed if (n := parse_count(counts.get(name))) is not None), None)
     return replace(
@@ -281,7 +281,7 @@ def _moment(line: str) -> float | None:
 
 
 FORMATS = (*READERS, "vllm")
-LOOKED_AT = 200  # lines at the head of a file from which its format is told
+LOOKED_AT = 200  # lines at the head of a file from which its format is detected
 
 
 @dataclass(slots=True)
@@ -295,7 +295,7 @@ class Log:
 def read_logs(paths: Sequence[Path], *, as_format: str | None = None) -> Log:
     """Read all calls of some files, `.gz` by suffix. Raises ConfigError with the file at fault.
 
-    as_format  a name of FORMATS; None: told from each file
+    as_format  a name of FORMATS; None: detected for each file
     """
     log = Log()
     for path in paths:

@@ -247,7 +247,7 @@ def cut_log(
     """Cut the runs of a route of kind `reasoning` where its policy stopped them, or would have.
 
     match     does an answer equal a reference? The route's scorer
-    left_out  is told why runs were left out
+    left_out  counts the runs that are left out, by reason
     """
     for item in episodes:
         cut = _of_run(item, texts, terms, match)
@@ -388,7 +388,7 @@ def cut_traces(
     """Cut recorded chains where a policy stops them, read step by step as live.
 
     where     which runs, see `replay.traces.read`; None: all
-    left_out  is told why runs were left out
+    left_out  counts the runs that are left out, by reason
 
     Raises TraceError as `read_traces` does, and ConfigError for runs that are no chains or have no texts.
     """
@@ -472,7 +472,7 @@ def _trace_cut(batch: Batch, i: int, at: int, judged: _StopEffect, terms: Terms,
     start, end = int(batch.offset[i]), int(batch.offset[i + 1])
     texts = [text or "" for text in (batch.text or [])[start:end]]
     stopped, full = batch.answer[start + at] or "", batch.full_answer[i]
-    # The last step holds the end of the thought and the answer behind it, which is told apart by its own words alone.
+    # The last step holds the end of the thought and the answer behind it; only its own words tell them apart.
     behind = texts[-1].rstrip()
     last = behind[: -len(full)] if full and behind.endswith(full) else ""
     return CutRun(

@@ -60,7 +60,7 @@ class CutRun:
     answer: str  # the right one to teach, in full words where they are at hand
     stopped_answer: str | None  # what closing at the cut gives; None: not at hand
     full_answer: str | None  # what the full run gives; None: hidden by the stop
-    kept: bool  # the stop's answer stands
+    kept: bool  # the stop's answer is right
     labelled: bool  # a label says so; else it agrees with the full run's
     stop: StopRecord
 

@@ -194,7 +194,7 @@ def print_online(reports: Sequence[OnlineReport], console: Console) -> None:
 
 
 def format_budget(report: OnlineReport) -> str:
-    """The budget for people: "at most 1 point"."""
+    """The budget in words: "at most 1 point"."""
     points = f"{100 * report.max_em_drop:g}"
     return f"at most {points} point" if points == "1" else f"at most {points} points"
 

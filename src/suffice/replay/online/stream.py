@@ -19,8 +19,8 @@ from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.models import Examples, Parts, fit
 from suffice.learn.served import FoldedModels, Learner, PGood
 from suffice.replay.study.runs import Runs
-from suffice.replay.study.sums import question_fold
-from suffice.signals.features import FeatureSet
+from suffice.replay.study.scores import features_of
+from suffice.replay.study.sums import folds_of
 
 V = TypeVar("V")
 N_EARLY = 4  # features of the first checkpoint that stand for the signals of all traffic
@@ -36,7 +36,7 @@ class RecordedTraffic:
     question: tuple[str, ...]  # (N,): requests of one question are not independent
     chosen: FeatureSelection  # the columns of `runs.x`
     duration: Floats  # (N,): requests that begin while it runs, it among them; 0: it ends at once
-    # What a drift may tell apart, (N,) each; () where nobody told.
+    # What a drift may select by, (N,) each; () where it is unknown.
     query_class: tuple[str, ...] = ()
     model: tuple[str, ...] = ()
     full_ok: tuple[bool, ...] = ()
@@ -65,7 +65,7 @@ class RecordedTraffic:
 def make_traffic(runs: Runs, chosen: FeatureSelection | None = None) -> RecordedTraffic:
     """Traffic from recorded runs. A question's hash decides which model serves it, so that repeats stay together."""
     chosen = chosen or choose_features(runs.kind, runs.queries)
-    x = np.round(FeatureSet(chosen.names).matrix(runs.columns, runs.queries), 10)
+    x = features_of(runs, chosen)
     answered = ~np.isnan(runs.columns.answer)
     run, at = runs.run_of_row, np.arange(len(runs), dtype=np.float64)
     z = runs.full_ok[run].astype(np.int8) - runs.ok.astype(np.int8)
@@ -73,8 +73,6 @@ def make_traffic(runs: Runs, chosen: FeatureSelection | None = None) -> Recorded
     z[runs.last], d[runs.last] = 0, False
     finish = runs.finish[run]
     finish[runs.last] = 0.0  # the full run has written its answer
-    per_step = np.maximum(runs.columns.values["tokens_used"] / runs.columns.values["step"], 1.0)
-    fold = {question: question_fold(question) for question in set(runs.question)}
     classes = {name: i for i, name in enumerate(sorted({query.query_class for query in runs.queries}))}
     return RecordedTraffic(
         runs=AuditRuns(
@@ -84,9 +82,9 @@ def make_traffic(runs: Runs, chosen: FeatureSelection | None = None) -> Recorded
             d=d,
             may_stop=answered,
             cost=runs.cost + runs.probes + finish,
-            per_step=per_step,
+            per_step=runs.per_step,
             full=runs.full_tokens,
-            fold=np.array([fold[q] for q in runs.question], np.int8),
+            fold=folds_of(runs).astype(np.int8),
             at=at,
             share=np.ones(len(runs)),
             label_at=at.copy(),

@@ -270,7 +270,7 @@ def drawing(svg: str, name: str, label: str) -> Html:
 
 
 def _attribute(text: str) -> str:
-    """Text as it stands in an attribute: cut out of an element that `tag` has escaped."""
+    """Text for an attribute, cut out of an element that `tag` has escaped."""
     return tag("i", text).removeprefix("<i>").removesuffix("</i>")
 
 
@@ -313,7 +313,7 @@ def _specs(report: SetReport) -> list[Html]:
 
 
 def _parts(parts: Mapping[str, Sequence[SetPart]], what: str) -> list[Html]:
-    """A table for each policy; the first one stands open."""
+    """A table for each policy; the first one is open."""
     heads = [what, "runs", "questions", "full EM %", "drop, points", "lost", "gained", "tokens saved %"]
     tables: list[Html] = []
     for policy, rows in parts.items():

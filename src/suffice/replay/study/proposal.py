@@ -81,7 +81,7 @@ def build_proposal(
 
 
 def _in_file(learned: Mapping[str, Any]) -> dict[str, Any]:
-    """A learned policy as a route writes it: its model, levels by class among it, stands in a file."""
+    """A learned policy as a route writes it: its model, levels by class included, is in a file."""
     return {key: value for key, value in learned.items() if key != "classes"} | {"model": MODEL_FILE}
 
 

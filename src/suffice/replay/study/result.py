@@ -36,7 +36,7 @@ Choice: TypeAlias = Literal[
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyResult:
     set: str
-    policy: str  # its name for people, with the parameters that matter
+    policy: str  # its display name, with the parameters that matter
     family: Family
     choice: Choice
     spec: Mapping[str, Any] | None  # what `build_policy` takes; None: no single policy (folds differ), or an oracle

@@ -26,7 +26,7 @@ from suffice.replay.traces.read import Survey
 from suffice.signals.columns import SignalColumns, observe_columns
 from suffice.types import Kind, Query
 
-PROBE_TOKENS: Final[Mapping[Kind, int]] = {"reasoning": 15, "samples": 0, "rounds": 0}  # where the file tells none
+PROBE_TOKENS: Final[Mapping[Kind, int]] = {"reasoning": 15, "samples": 0, "rounds": 0}  # where the file has none
 Bits = NDArray[np.uint64]
 Says = NDArray[Any]  # of each row by a model: float64, a risk or a probability; uint64, bits of the settings that stop
 
@@ -51,10 +51,15 @@ class Runs(RaggedRuns):
     same: Bools  # T: it is the full run's answer
     full_ok: Bools  # E
     full_tokens: Floats  # E: of all recorded steps, those behind the sample that decides a vote included
-    finish: Floats  # E: tokens of the answer that a stop still writes, where the recording tells them
+    finish: Floats  # E: tokens of the answer that a stop still writes, where the recording has them
 
     def __len__(self) -> int:
         return len(self.queries)
+
+    @property
+    def per_step(self) -> Floats:
+        """Tokens that a step of each row's run costs so far, at least 1, shape (T,)."""
+        return np.maximum(self.columns.values["tokens_used"] / self.columns.values["step"], 1.0)
 
     def readable(self) -> AskedColumns:
         columns = {**self.columns.values, "answer": self.columns.answer}

@@ -146,8 +146,7 @@ def stopping_risk(p: Floats, runs: Runs, cost: float, may_lack_answer: Bools) ->
     """
     risk: Floats = 1 - p
     if cost:
-        per_step = np.maximum(runs.columns.values["tokens_used"] / runs.columns.values["step"], 1.0)
-        risk = risk / per_step**cost
+        risk = risk / runs.per_step**cost
     risk[np.isnan(runs.columns.answer) & ~may_lack_answer] = np.nan
     return risk
 
@@ -298,7 +297,7 @@ class ScoreTable:
         readable = runs.readable()
         self.readable: AskedColumns = readable
         self._informed: Bools = FeatureSet(self.chosen.names).informed_rows(readable, runs.queries, readable.run)
-        self._per_step = np.maximum(runs.columns.values["tokens_used"] / runs.columns.values["step"], 1.0)
+        self._per_step = runs.per_step
 
     def cost(self, score: Score) -> StepCost:
         """What the risk is divided by: 1 at the median run, whatever the exponent."""
