@@ -67,13 +67,8 @@ class Texts:
             return prompt
         if prompt is None:
             return own
-        agreed = (
-            own.consent
-            if prompt.consent is None
-            else prompt.consent
-            if own.consent is None
-            else (own.consent and prompt.consent)
-        )
+        stated = [one for one in (own.consent, prompt.consent) if one is not None]
+        agreed = all(stated) if stated else None
         return replace(own, messages=own.messages or prompt.messages, consent=agreed)
 
 

@@ -233,30 +233,14 @@ def _legend(report: SetReport) -> str:
     )
 
 
-FIRST: Final = (
-    "set",
-    "policy",
-    "n_episodes",
-    "n_questions",
-    "full_em",
-    "em",
-    "em_drop",
-    "lost",
-    "gained",
-    "full_tokens",
-    "tokens",
-    "token_reduction",
-    "token_reduction_without_probes",
-    "em_drop_interval",
-    "frozen",
-)
-
-
 def build_line(line: PolicyResult) -> dict[str, Any]:
-    """One line of the table: the keys of FIRST in their order, then all others. Intervals are [low, high]."""
-    values = {field.name: getattr(line, field.name) for field in fields(line)} | {"frozen": line.frozen}
-    ordered = [*FIRST, *(name for name in values if name not in FIRST)]
-    return {name: _plain(values[name]) for name in ordered}
+    """One line of the table as JSON. Intervals are [low, high]."""
+    values: dict[str, Any] = {}
+    for field in fields(line):
+        values[field.name] = _plain(getattr(line, field.name))
+        if field.name == "em_drop_interval":
+            values["frozen"] = line.frozen
+    return values
 
 
 def dump_lines(reports: Iterable[SetReport]) -> str:

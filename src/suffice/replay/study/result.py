@@ -35,11 +35,10 @@ Choice: TypeAlias = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyResult:
+    """One policy on one set. JSON lines have the fields in this order, `frozen` behind the first interval."""
+
     set: str
     policy: str  # its display name, with the parameters that matter
-    family: Family
-    choice: Choice
-    spec: Mapping[str, Any] | None  # what `build_policy` takes; None: no single policy (folds differ), or an oracle
     n_episodes: int
     n_questions: int
     full_em: float
@@ -51,8 +50,11 @@ class PolicyResult:
     tokens: int  # everything spent
     token_reduction: float  # 1 - tokens / full_tokens
     token_reduction_without_probes: float
-    token_reduction_without_cache: float | None = None  # with every probe's prefix billed again in full
     em_drop_interval: Interval | None = None  # question-clustered bootstrap, 95 %
+    family: Family
+    choice: Choice
+    spec: Mapping[str, Any] | None  # what `build_policy` takes; None: no single policy (folds differ), or an oracle
+    token_reduction_without_cache: float | None = None  # with every probe's prefix billed again in full
     token_reduction_interval: Interval | None = None
     stopped: float = 0.0  # share of runs that were stopped before their end
     hopeless: float = 0.0  # share of runs stopped because they would fail anyway
