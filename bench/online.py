@@ -36,8 +36,8 @@ from suffice.learn.features import FeatureSelection
 from suffice.learn.models import one_thread
 from suffice.replay.online.drift import draw_order
 from suffice.replay.online.protocol import OnlineOptions, replay_online
-from suffice.replay.online.result import OnlineReport
 from suffice.replay.online.stream import RecordedTraffic, make_traffic
+from suffice.replay.online.summary import OnlineReport
 from suffice.replay.study.runs import make_runs
 from suffice.replay.traces.read import Survey, survey
 from suffice.signals.features import FeatureSet

@@ -22,8 +22,8 @@ from suffice.cli.deciding import find_settings
 from suffice.cli.shell import JSON_OBJECT, fail
 
 if TYPE_CHECKING:
+    from suffice.replay.record.recorder import Progress
     from suffice.replay.record.recording import QuestionLine, RecordingRecipe
-    from suffice.replay.record.run import Progress
     from suffice.settings import Route, Settings, Upstream
 
 SETTINGS = Path("suffice.toml")
@@ -96,9 +96,9 @@ async def _record(questions: Path, given: RecordOptions) -> Progress:
     """Read what is asked, open the server and the file, and record."""
     from suffice.edge.yardstick import yardstick
     from suffice.plugins import load_plugins
+    from suffice.replay.record.recorder import record_runs as run
+    from suffice.replay.record.recorder import upstream_for_recording
     from suffice.replay.record.recording import RecordingFile, read_recorded_questions
-    from suffice.replay.record.run import record_runs as run
-    from suffice.replay.record.run import upstream_for_recording
     from suffice.upstream.client import UpstreamClient
     from suffice.wiring import api_key
 

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from suffice.replay.online.protocol import OnlineOptions
-    from suffice.replay.online.result import OnlineReport
+    from suffice.replay.online.summary import OnlineReport
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -158,7 +158,7 @@ def run_online(
 
     from rich.console import Console
 
-    from suffice.replay.online.result import print_online, write_courses
+    from suffice.replay.online.summary import print_online, write_courses
     from suffice.replay.report.text import WIDTH
     from suffice.replay.traces.read import survey
 

@@ -21,7 +21,6 @@ from suffice.learn.certifier import Certifier, Plan, full_runs
 from suffice.learn.features import DENSE
 from suffice.learn.served import FoldedModels
 from suffice.replay.online.drift import Drift, draw_order, losing_share, relabel, split_worlds
-from suffice.replay.online.result import Course, OnlineReport, Seed
 from suffice.replay.online.stream import (
     PERIOD,
     RecordedTraffic,
@@ -31,6 +30,7 @@ from suffice.replay.online.stream import (
     run_stream,
     with_times,
 )
+from suffice.replay.online.summary import Course, OnlineReport, Seed
 from suffice.replay.study.runs import concatenate, read_runs
 from suffice.replay.traces.read import Survey
 from suffice.signals.features import FeatureSet

@@ -315,19 +315,16 @@ class ScoreTable:
 
     def columns(self, name: str, v: int | None) -> dict[str, Floats]:
         named = self.names[name]
-        risk = self._advantage_risk(named, v) if named.price >= 0 else self._risk(named.score, v)
+        if named.price >= 0:
+            risk = self._advantage_risk(named, v)
+        else:
+            p = self._fits.scores((named.score.target, named.score.parts), v)
+            risk = (1.0 - p) / self.cost(named.score).of_many(self._per_step)
         risk[~self._informed] = np.nan
         lost = np.zeros(len(risk))
         if named.score.target != "suffices":
-            lost = (self._p(HOPELESS_KEY, v) >= 0.5).astype(np.float64)
+            lost = (self._fits.scores(HOPELESS_KEY, v) >= 0.5).astype(np.float64)
         return {risk_column(name): risk, lost_column(name): lost}
-
-    def _risk(self, score: Score, v: int | None) -> Floats:
-        risk: Floats = (1.0 - self._p((score.target, score.parts), v)) / self.cost(score).of_many(self._per_step)
-        return risk
-
-    def _p(self, key: Key, v: int | None) -> Floats:
-        return self._fits.scores(key, v)
 
     def _advantage_risk(self, named: ScoreChoice, v: int | None) -> Floats:
         """1 minus the sigmoid of Q(stop) - Q(continue): one half where both are worth the same."""
