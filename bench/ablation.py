@@ -21,18 +21,37 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nested import NestedRungs, nest, open_study
 from suffice.errors import SufficeError
-from suffice.learn.classes import MAX_CLASSES as MOST_CLASSES
-from suffice.replay.study.classed import Target, pick_classed
-from suffice.replay.study.ladders import RiskRung
-from suffice.replay.study.nested import Difference, NestedRungs, compare_nested, nest, open_study
-from suffice.replay.study.points import MARGIN, NONE, pick_policies, seen, share_of
+from suffice.learn.features import MAX_CLASSES as MOST_CLASSES
+from suffice.replay.study.policies import ScoreRung
 from suffice.replay.study.runs import select_runs
 from suffice.replay.study.scores import SCORES, Score
 from suffice.replay.study.sets import FALLBACKS
-from suffice.replay.study.study import LadderPool, Laid, ScoreLevels, Study, fix, lay
-from suffice.replay.study.sums import FIELDS, N_FOLDS, QuestionSums, SumsFold
-from suffice.replay.traces.survey import survey
+from suffice.replay.study.study import (
+    LadderPool,
+    RungSums,
+    ScoreLevels,
+    Study,
+    Target,
+    find_halts,
+    lay_rungs,
+    pick_classed,
+)
+from suffice.replay.study.sums import (
+    FIELDS,
+    MARGIN,
+    N_FOLDS,
+    NONE,
+    Difference,
+    QuestionSums,
+    SumsFold,
+    compare_nested,
+    measure_policies,
+    pick_policies,
+    share_of,
+)
+from suffice.replay.traces.read import survey
 
 N_DRAWS = 1_000
 SMALL_CLASS = 200  # runs to pick from; a smaller class takes the pooled level (CONTRACT: it is unknown)
@@ -119,7 +138,7 @@ def frozen_by_class(study: Study, nested: NestedRungs, pool: LadderPool, target:
             enough = int((keep & (study.fold != v)).sum()) >= SMALL_CLASS
             sums, _, slices = (mine if enough else pooled).of(pool.ladders)
             outside = (sums.fold != v).astype(np.float64)[None, :]
-            choice = int(pick_policies(seen(sums, outside), slices, target, 1.0)[0])
+            choice = int(pick_policies(measure_policies(sums, outside), slices, target, 1.0)[0])
             questions = dict.fromkeys(q for q, kept in zip(study.runs.question, keep, strict=True) if kept)
             rows = np.array([place[question] for question in questions])
             judged, _, _ = mine.of(pool.ladders)
@@ -131,7 +150,7 @@ def frozen_by_class(study: Study, nested: NestedRungs, pool: LadderPool, target:
     return QuestionSums(fold=base.fold, base=base.base, values=values)
 
 
-def of_class(study: Study, pooled: Laid, keep: NDArray[np.bool_], v: int) -> Laid:
+def of_class(study: Study, pooled: RungSums, keep: NDArray[np.bool_], v: int) -> RungSums:
     """Every rung of a fold on the runs of one class alone."""
     runs = select_runs(study.runs, keep)
     rows = keep[study.runs.run_of_row]
@@ -139,9 +158,9 @@ def of_class(study: Study, pooled: Laid, keep: NDArray[np.bool_], v: int) -> Lai
     for score in study.options.scores:
         risk, codes = study.risk(score, v)
         rungs = pooled.rungs[pooled.slices[score.name]]
-        levels = np.array([rung.level for rung in rungs if isinstance(rung, RiskRung)])
+        levels = np.array([rung.level for rung in rungs if isinstance(rung, ScoreRung)])
         learned[score.name] = ScoreLevels(risk[rows], codes[rows], levels)
-    return lay(runs, fix(study.ladders, runs), learned)
+    return lay_rungs(runs, find_halts(study.ladders, runs), learned)
 
 
 def frozen_by_found_class(study: Study, nested: NestedRungs, variant: Variant, target: float) -> QuestionSums:
@@ -166,7 +185,7 @@ def frozen_by_found_class(study: Study, nested: NestedRungs, variant: Variant, t
 def saved_in_pick(nested: NestedRungs, pool: LadderPool, v: int, target: float) -> float:
     """What the pooled pick saves on the questions where it was picked."""
     sums, _, slices = nested.by_fold[v].of(pool.ladders)
-    at = seen(sums, (sums.fold != v).astype(np.float64)[None, :])
+    at = measure_policies(sums, (sums.fold != v).astype(np.float64)[None, :])
     choice = int(pick_policies(at, slices, target, MARGIN)[0])
     return 0.0 if choice == NONE else float(at.saved[0, choice])
 

@@ -20,15 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
+from nested import NestedRungs, nest, open_study, without_probes
 from suffice.errors import SufficeError
-from suffice.replay.study.nested import NestedRungs, nest, open_study, without_probes
-from suffice.replay.study.points import seen, share_of
-from suffice.replay.study.runs import oracle
+from suffice.replay.study.runs import stop_at_first
 from suffice.replay.study.scores import SCORES
 from suffice.replay.study.sets import pools_of
 from suffice.replay.study.study import LadderPool, Study
-from suffice.replay.study.sums import QuestionSums, SumsFold
-from suffice.replay.traces.survey import Survey, survey
+from suffice.replay.study.sums import QuestionSums, SumsFold, measure_policies, share_of
+from suffice.replay.traces.read import Survey, survey
 
 TARGETS = (0.0, 0.005, 0.01, 0.02)
 HEAD = (
@@ -88,9 +87,9 @@ def oracles(study: Study) -> str:
     """What nobody can reach: the first step with the full run's answer, and the first with a right one."""
     runs = study.runs
     summing = SumsFold(2)
-    summing.add(runs, [oracle(runs, runs.same), oracle(runs, runs.ok)], [False, False])
+    summing.add(runs, [stop_at_first(runs, runs.same), stop_at_first(runs, runs.ok)], [False, False])
     sums = without_probes(summing.sums())
-    at = seen(sums, np.ones((1, len(sums.n))))
+    at = measure_policies(sums, np.ones((1, len(sums.n))))
     agree, correct = (f"{saved:.1%}" for saved in at.saved[0])
     return f"{agree} saved at the first step with the full run's answer, {correct} at the first right one"
 

@@ -31,16 +31,15 @@ import numpy as np
 from suffice.assurance.bounds import Interval, exact_binomial
 from suffice.assurance.certify import certified_level, count_outcomes, log_wealth
 from suffice.errors import SufficeError
-from suffice.learn.audits import Bools, Floats, Ints
+from suffice.learn.audits import Bools, Floats, Ints, find_first_passages
 from suffice.learn.features import FeatureSelection
-from suffice.learn.ragged import first_passages
-from suffice.learn.stop_model import one_thread
-from suffice.replay.online.orders import draw_order
+from suffice.learn.models import one_thread
+from suffice.replay.online.drift import draw_order
 from suffice.replay.online.protocol import OnlineOptions, replay_online
-from suffice.replay.online.result import OnlineReport
-from suffice.replay.online.traffic import RecordedTraffic, make_traffic
+from suffice.replay.online.stream import RecordedTraffic, make_traffic
+from suffice.replay.online.summary import OnlineReport
 from suffice.replay.study.runs import make_runs
-from suffice.replay.traces.survey import Survey, survey
+from suffice.replay.traces.read import Survey, survey
 from suffice.signals.features import FeatureSet
 from suffice.types import Kind
 
@@ -152,7 +151,7 @@ def reference_stream(traffic: RecordedTraffic, learns: Bools, rng: np.random.Gen
     for begin in range(warm_up, n, PERIOD):
         block = np.arange(begin, min(begin + PERIOD, n))
         if begin - fitted_at >= REFIT:
-            rows, fitted_at = first_passages(fitted(traffic, audits), runs.starts, RISKS), begin
+            rows, fitted_at = find_first_passages(fitted(traffic, audits), runs.starts, RISKS), begin
         z = runs.z[rows[:, audits[-WINDOW:]]].T
         level = certified_level(log_wealth(count_outcomes(z), max_em_drop=max_em_drop), delta=1 - CONFIDENCE)
         lots = rng.random(len(block)) < SHARE

@@ -17,11 +17,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.replay.estimate.estimate import QuantityInterval, estimate_levels, traffic_of
-from suffice.replay.estimate.runs import LevelOutcomes, LogRun, LogRuns, replay_ladder, runs_of_calls, runs_of_traces
-from suffice.replay.logs.read import read_logs
-from suffice.replay.traces.own import FILES, own_traces
-from suffice.replay.traces.read import read_traces
+from suffice.replay.estimate import (
+    LevelOutcomes,
+    LogRun,
+    LogRuns,
+    QuantityInterval,
+    estimate_levels,
+    replay_ladder,
+    runs_of_calls,
+    runs_of_traces,
+    traffic_of,
+)
+from suffice.replay.logs import read_logs
+from suffice.replay.traces.read import FILES, own_traces, read_traces
 from suffice.scoring.base import build_scorer
 
 SCORER = build_scorer("number")

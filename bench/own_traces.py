@@ -18,9 +18,8 @@ from pathlib import Path
 from suffice.local.server import LocalServer, ServerSpec
 from suffice.local.tasks import TaskQuestion, traced
 from suffice.local.weights import fetch
-from suffice.replay.record.ask import QuestionLine, RecordingRecipe, read_recorded_questions
-from suffice.replay.record.file import RecordingFile
-from suffice.replay.record.record import Progress, record_runs, upstream_for_recording
+from suffice.replay.record.recorder import Progress, record_runs, upstream_for_recording
+from suffice.replay.record.recording import QuestionLine, RecordingFile, RecordingRecipe, read_recorded_questions
 from suffice.scoring.base import build_scorer
 from suffice.settings import Probe, Steps, Upstream
 from suffice.upstream.client import UpstreamClient

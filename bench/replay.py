@@ -26,13 +26,13 @@ from statistics import median
 
 import numpy as np
 
-from suffice.learn.ragged import first_passages
-from suffice.learn.stop_model import one_thread
-from suffice.replay.study.ladders import halts_at, ladder_folds, published
+from suffice.learn.audits import find_first_passages
+from suffice.learn.models import one_thread
+from suffice.replay.study.policies import build_ladders, halts_at, list_ladder_folds
 from suffice.replay.study.runs import Runs, concatenate, make_runs
 from suffice.replay.study.sets import ReplayOptions, replay_set
 from suffice.replay.study.sums import SumsFold
-from suffice.replay.traces.survey import Survey, survey
+from suffice.replay.traces.read import Survey, survey
 from suffice.testing.traces import Synthetic
 
 N_LEVELS = 41
@@ -77,13 +77,13 @@ def cpu(run: Callable[[], object]) -> float:
 
 
 def evaluations(data: Survey) -> list[Figure]:
-    needs = ladder_folds(published(data.kind, longest=data.longest))
+    needs = list_ladder_folds(build_ladders(data.kind, longest=data.longest))
     runs = concatenate([make_runs([b], needs, probe_tokens=None, planned_steps=data.longest) for b in data.batches()])
     risk, levels = np.random.default_rng(0).random(len(runs.cost)), np.linspace(0.001, 0.999, N_LEVELS)
     codes = np.ones(len(risk), dtype=np.int8)
     n = len(runs) * N_LEVELS
     with one_thread():
-        found = cpu(lambda: first_passages(risk, runs.starts, levels))
+        found = cpu(lambda: find_first_passages(risk, runs.starts, levels))
         judged = cpu(lambda: judge(runs, risk, levels, codes))
     return [
         Figure(

@@ -18,12 +18,11 @@ import numpy as np
 
 from suffice.learn.certifier import Certifier
 from suffice.learn.features import DENSE
-from suffice.replay.online.loop import run_stream
-from suffice.replay.online.orders import draw_order
+from suffice.replay.online.drift import draw_order
 from suffice.replay.online.protocol import OnlineOptions, stream_plan
-from suffice.replay.online.traffic import RecordedTraffic, learner_of, make_traffic
+from suffice.replay.online.stream import RecordedTraffic, learner_of, make_traffic, run_stream
 from suffice.replay.study.runs import concatenate, make_runs
-from suffice.replay.traces.survey import survey
+from suffice.replay.traces.read import survey
 from suffice.signals.features import FeatureSet
 
 

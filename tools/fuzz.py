@@ -42,9 +42,8 @@ from suffice.model.artefact import StopModel, TrainingRecord
 from suffice.model.calibration import Isotonic
 from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
-from suffice.replay.traces.own import own_traces
 from suffice.replay.traces.parquet import write_traces_parquet
-from suffice.replay.traces.read import read_traces
+from suffice.replay.traces.read import own_traces, read_traces
 from suffice.review import label_studio, langfuse
 from suffice.settings import Server, parse_settings
 from suffice.settings.feedback import SCORE_FIELDS

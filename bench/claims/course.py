@@ -1,6 +1,6 @@
 """One stream from cold start to end under one design, and what the tables say of it.
 
-`serve` is `replay.online.loop.run_stream`, with the truth about what is deployed written down in every period.
+`serve` is `replay.online.stream.run_stream`, with the truth about what is deployed written down in every period.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import numpy as np
 from bench.claims.truth import Truth
 
 from suffice.learn.audits import Bools, Floats, Ints, Small
-from suffice.replay.online.loop import PERIOD, Design, run_stream
-from suffice.replay.online.traffic import RecordedTraffic
+from suffice.replay.online.stream import PERIOD, Design, RecordedTraffic, run_stream
 
 CALM: Final = 1_000  # requests for which the true drop must keep the budget before a drift counts as recovered from
 Figures = dict[str, float | None]

@@ -26,7 +26,7 @@ from bench.claims.truth import Truth
 from suffice.assurance.bounds import binomial_at_most
 from suffice.learn.audits import Bools, Floats, Ints
 from suffice.learn.served import FoldedModels, fit_served
-from suffice.replay.online.loop import PERIOD
+from suffice.replay.online.stream import PERIOD
 
 CALIBRATION: Final = 1_500  # full runs at the start
 LABELLED: Final = 0.2  # of served answers

@@ -40,7 +40,7 @@ from suffice.gateway import request_log
 from suffice.gateway.context import Gateway
 from suffice.gateway.key_limits import KeyLimits
 from suffice.gateway.sampling import LogSampler
-from suffice.replay.traces.own import own_traces
+from suffice.replay.traces.read import own_traces
 from suffice.rollout.assign import AuditAssignment, assign_audit
 from suffice.settings import Route, SamplingSettings, Settings, Store
 from suffice.store.database.decisions import Decisions

@@ -1,6 +1,6 @@
 """The stop score of the simulations: the linear part of the stop model, fitted by Newton's method.
 
-The same model as `learn.stop_model` with `parts="linear"`, to three digits (`tests/claims/test_loop.py`). A stream
+The same model as `learn.models` with `parts="linear"`, to three digits (`tests/claims/test_loop.py`). A stream
 takes a hundred fits of some ten thousand rows, and here one takes a tenth of the time of the trainer's.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from suffice.learn.audits import Bools, Floats
+from suffice.learn.models import LINEAR_C
 from suffice.learn.served import PGood
-from suffice.learn.stop_model import LINEAR_C
 
 N_STEPS = 15  # of Newton; six are usual from nothing, three from the last fit
 CLOSE_ENOUGH = 1e-2  # last change of a coefficient, per sd of its feature; Newton then is right to its square

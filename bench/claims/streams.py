@@ -15,7 +15,7 @@ import numpy as np
 from suffice.learn.audits import AuditRuns, Bools, Floats, Small
 from suffice.learn.features import FeatureSelection
 from suffice.learn.served import N_FOLDS
-from suffice.replay.online.traffic import RecordedTraffic
+from suffice.replay.online.stream import RecordedTraffic
 from suffice.testing import simulated
 from suffice.testing.simulated.traffic import PROBE_TOKENS
 

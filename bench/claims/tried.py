@@ -29,7 +29,7 @@ from suffice.control.loop.live_certifier import LiveKeeper
 from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.certifier import NO_PENDING, Plan
 from suffice.learn.served import FoldedModels, Learner, PGood, fit_served
-from suffice.replay.online.loop import PERIOD
+from suffice.replay.online.stream import PERIOD
 from suffice.rollout.rules import Rules
 from suffice.rollout.stages import Transition
 from suffice.store.routes.rollouts import RolloutRun

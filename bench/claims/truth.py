@@ -11,10 +11,9 @@ from functools import lru_cache
 import numpy as np
 from bench.claims.streams import SETTINGS, Setting, online
 
-from suffice.learn.audits import Floats
-from suffice.learn.ragged import first_passages
+from suffice.learn.audits import Floats, find_first_passages
 from suffice.learn.served import FoldedModels
-from suffice.replay.online.traffic import RecordedTraffic
+from suffice.replay.online.stream import RecordedTraffic
 
 N_RUNS = 10_000  # of each world: ± 0.15 points at a drop of 2 %
 KNOTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # ways between two worlds at which it is read; between them along a line
@@ -67,6 +66,6 @@ class Truth:
             risk, rows = self._risk[id(served), way][1], runs.last.copy()
             for fold, levels in enumerate(served.levels):
                 mine = runs.fold == fold
-                rows[mine] = first_passages(risk, runs.starts, levels[level : level + 1])[0][mine]
+                rows[mine] = find_first_passages(risk, runs.starts, levels[level : level + 1])[0][mine]
             self._drop[key] = float(runs.z[rows].mean())
         return self._drop[key]

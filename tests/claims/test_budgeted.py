@@ -16,7 +16,7 @@ from bench.claims.score import Logistic
 from bench.claims.streams import SETTINGS
 
 from suffice.learn.certifier import Certifier, Plan
-from suffice.replay.online.loop import Stream, run_stream
+from suffice.replay.online.stream import Stream, run_stream
 from suffice.types import BudgetAccount, Promise
 
 MAX_EM_DROP: Final = 0.02

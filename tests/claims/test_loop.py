@@ -19,8 +19,7 @@ from bench.claims.truth import KNOTS, Truth
 
 from suffice.learn.certifier import Certifier, Plan
 from suffice.learn.served import FoldedModels, fit_served
-from suffice.replay.online.loop import PERIOD, run_stream
-from suffice.replay.online.traffic import learner_of
+from suffice.replay.online.stream import PERIOD, learner_of, run_stream
 
 N = 3_000
 

@@ -18,11 +18,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from suffice.learn.audits import find_first_passages
 from suffice.learn.dataset import Dataset, build_dataset
-from suffice.learn.ragged import first_passages
+from suffice.learn.models import Examples, FitResult, fit
 from suffice.learn.retrain import FitRecipe, fit_version, retrain
-from suffice.learn.rows import audit_runs, examples, good_rows_of_run
-from suffice.learn.stop_model import Examples, FitResult, fit
+from suffice.learn.rows import audit_runs, build_examples, good_rows_of_run
 from suffice.learn.version import FoldedVersion, as_served, fold_version
 from tests.learn.made import World, episodes, match
 
@@ -56,7 +56,7 @@ def bias(data: Dataset, truth: Dataset) -> Bias:
 
 def models(data: Dataset) -> dict[str, FitResult]:
     """One model for each way to make a data set of the log."""
-    ours = examples(data, np.ones(len(data), dtype=bool), "as-good")
+    ours = build_examples(data, np.ones(len(data), dtype=bool), "as-good")
     assert ours is not None
     full = data.full[data.run_of_row]
     full[data.last] = False
@@ -114,7 +114,7 @@ def lost_when_believed(model: FitResult, truth: Dataset, budget: float) -> float
     """Share of true runs that end worse than in full, at the boldest threshold whose risks add up to the budget."""
     risk = np.where(truth.may_stop, 1.0 - model.scores(truth.own), np.nan)
     thresholds = np.geomspace(1e-3, 0.5, 60)
-    rows = first_passages(risk, truth.starts, thresholds)
+    rows = find_first_passages(risk, truth.starts, thresholds)
     stops = rows != truth.last
     said = np.where(stops, risk[rows], 0.0).mean(axis=1)
     at = int(np.flatnonzero(said <= budget)[-1])
@@ -159,7 +159,7 @@ QUICK = FitRecipe(parts="linear", n_levels=21, with_values=False)
 
 def at_target(version: FoldedVersion, picked_on: Dataset, judged_on: Dataset) -> tuple[float, float]:
     """Saving and drop on fresh runs at the level that keeps the target on others."""
-    from suffice.learn.picking import pick_level
+    from suffice.learn.groups import pick_level
 
     rows = {}
     for name, data in (("pick", picked_on), ("judge", judged_on)):

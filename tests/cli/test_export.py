@@ -17,7 +17,7 @@ from suffice.learn.version import FoldedVersion
 from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
 from suffice.model.stop import StopModel, TrainingRecord, canonical
-from suffice.replay.traces.own import own_traces
+from suffice.replay.traces.read import own_traces
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.control_events import EpochBegan, PolicyPublished

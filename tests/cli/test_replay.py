@@ -10,7 +10,6 @@ from click.testing import CliRunner, Result
 from tests.cli.replayed import lines, made
 
 from suffice.cli.main import main
-from suffice.replay.report.lines import FIRST
 
 FEW = ("--policies", "beta,fixed-rounds")
 TYPES: dict[str, type | tuple[type, ...]] = {
@@ -58,8 +57,7 @@ def test_a_program_reads_one_object_for_each_set_and_policy_and_nothing_else(tmp
     found = lines(result)
     assert {line["set"] for line in found} == {"votes", "loops"}
     for line in found:
-        assert tuple(line)[: len(FIRST)] == FIRST
-        assert list(TYPES) == list(FIRST)
+        assert list(line)[: len(TYPES)] == list(TYPES)
         for key, kind in TYPES.items():
             assert isinstance(line[key], kind), key
         assert type(line["n_episodes"]) is int

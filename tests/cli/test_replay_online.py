@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from tests.cli.replayed import lines, made
 
 from suffice.cli.main import main
-from suffice.replay.traces.own import own_traces
+from suffice.replay.traces.read import own_traces
 
 TYPES: dict[str, type] = {
     "set": str,

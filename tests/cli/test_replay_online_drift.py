@@ -7,7 +7,7 @@ from click.testing import CliRunner, Result
 from tests.cli.replayed import lines
 
 from suffice.cli.main import main
-from suffice.replay.traces.own import own_traces
+from suffice.replay.traces.read import own_traces
 
 OWN = own_traces("samples")
 pytestmark = pytest.mark.usefixtures("elsewhere")  # the figure goes into the current folder

@@ -15,8 +15,7 @@ from suffice.control.loop.live_certifier import LiveKeeper
 from suffice.control.loop.starting import live_plan
 from suffice.learn.audits import Floats
 from suffice.learn.certifier import Certifier, KeeperDecision, PendingAudits
-from suffice.replay.online.loop import run_stream
-from suffice.replay.online.traffic import RecordedTraffic
+from suffice.replay.online.stream import RecordedTraffic, run_stream
 from suffice.store.rows.control_events import AlarmRaised
 from suffice.store.rows.events import RequestEnded, RequestSeen
 from suffice.types import Episode

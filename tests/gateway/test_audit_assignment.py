@@ -18,7 +18,7 @@ from suffice.assurance.runs import measure_run
 from suffice.control.evidence.audits import is_evidence
 from suffice.gateway.context import Gateway
 from suffice.gateway.deliveries import KEY_WINDOW_S, DeliveryMemory, RequestKey
-from suffice.learn.censoring import fate
+from suffice.learn.dataset import fate
 from suffice.rollout.assign import AuditAssignment, joined
 from suffice.testing import FakeRequest, Reply, ScriptedThought, stall_after, status
 from suffice.types import Episode

@@ -6,7 +6,6 @@ import re
 import site
 import subprocess
 import sys
-import tarfile
 import zipfile
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -91,17 +90,3 @@ def test_the_wheel_holds_every_module_and_every_data_file(built: Path) -> None:
     assert "suffice/py.typed" in data
     assert any(name.startswith("suffice/local/templates/") for name in data)
     assert any(name.endswith("licenses/LICENSE") for name in shipped)
-
-
-def test_the_one_grid_of_published_rules_is_in_the_wheel_and_in_the_sources(built: Path, tmp_path: Path) -> None:
-    """It stands twice, byte for byte the same: for people in `bench`, and in the package."""
-    grid = (ROOT / "bench" / "grid.toml").read_bytes()
-    assert (SRC / "replay" / "study" / "grid.toml").read_bytes() == grid, "cp bench/grid.toml src/suffice/replay/study/"
-    (wheel,) = built.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        assert archive.read("suffice/replay/study/grid.toml") == grid
-    (sources,) = built.glob("*.tar.gz")
-    with tarfile.open(sources) as archive:
-        archive.extractall(tmp_path / "unpacked", filter="data")
-    (unpacked,) = (tmp_path / "unpacked").glob("*/src/suffice/replay/study/grid.toml")
-    assert unpacked.read_bytes() == grid

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
-from suffice.learn.classes import find_classes
+from suffice.learn.features import find_classes
 from suffice.signals.classes import classes_from
 from suffice.types import Query
 

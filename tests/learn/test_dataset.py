@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.learn.dataset import Dataset, build_dataset, early_features
-from suffice.learn.groups import MOST_REPEATS, prompt_fold, repeat_weights, shared
-from suffice.learn.rows import examples
+from suffice.learn.dataset import Dataset, as_step, build_dataset, early_features
+from suffice.learn.groups import MOST_REPEATS, find_shared, prompt_fold, weigh_repeats
+from suffice.learn.rows import build_examples
 from suffice.signals.features import FeatureSet
 from suffice.signals.observe import Observer
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel
-from suffice.types import Feedback, StepRecord, Usage
+from suffice.types import Feedback, Usage
 from tests.learn.made import ANSWER_TOKENS, GOLD, PROBE_TOKENS, STEP_TOKENS, World, episodes, match
 
 LIVE = episodes(400, seed=1)
@@ -57,14 +57,8 @@ def test_rows_hold_what_a_live_policy_read() -> None:
         episode = by_seq[int(data.seq[number])].episode
         observer = Observer((*features.needs, "query"), episode.request.kind, query=episode.request.query)
         for row, record in zip(data.x[run_of(data, number)], episode.outcome.steps, strict=True):
-            signals = observer.observe(_live(record))
+            signals = observer.observe(as_step(record))
             assert row == pytest.approx(features.row(signals), abs=1e-9)
-
-
-def _live(record: StepRecord) -> Any:
-    from suffice.replay.run import as_step
-
-    return as_step(record)
 
 
 def test_the_order_in_which_episodes_and_labels_are_read_changes_nothing() -> None:
@@ -97,7 +91,7 @@ def test_no_row_of_a_stopped_run_teaches_what_the_full_run_would_have_done(targe
     """Whatever its label says: a row's features tell the run that it came from."""
     data = build_dataset(LIVE, match=match, stopped_labels=True)
     marked = replace(data, x=np.column_stack([data.run_of_row, data.x[:, 1:]]))
-    taken = examples(marked, np.ones(len(data), bool), target)
+    taken = build_examples(marked, np.ones(len(data), bool), target)
     assert taken is not None
     runs = np.unique(taken.x[:, 0]).astype(int)
     assert data.full[runs].all()
@@ -255,7 +249,7 @@ def test_planted_duplicates_never_cross_a_split() -> None:
     for fold in range(5):
         ours = [key for key, f in zip(data.key, data.fold, strict=True) if f == fold]
         theirs = [key for key, f in zip(data.key, data.fold, strict=True) if f != fold]
-        assert not shared(ours, theirs)
+        assert not find_shared(ours, theirs)
     later = build_dataset(episodes(600, seed=6, world=replace(OBSERVED, n_prompts=40)), match=match)
     known = dict(zip(data.key, data.fold.tolist(), strict=True))
     assert all(known.get(key, fold) == fold for key, fold in zip(later.key, later.fold.tolist(), strict=True))
@@ -264,10 +258,10 @@ def test_planted_duplicates_never_cross_a_split() -> None:
 def test_folds_are_about_equal_and_a_leak_is_seen() -> None:
     counts = np.bincount([prompt_fold(f"q{i}", 5) for i in range(5_000)])
     assert counts.min() > 900
-    assert shared(["a", "b"], ["c", "b"]) == {"b"}
+    assert find_shared(["a", "b"], ["c", "b"]) == {"b"}
 
 
 def test_a_prompt_asked_a_thousand_times_counts_as_a_few() -> None:
-    weights = repeat_weights(["a"] * 1_000 + ["b", "c", "b"])
+    weights = weigh_repeats(["a"] * 1_000 + ["b", "c", "b"])
     assert weights[:1_000].sum() == pytest.approx(MOST_REPEATS)
     assert weights[1_000:].tolist() == [1, 1, 1]

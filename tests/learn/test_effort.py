@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.learn.arms import TunedArm, check_arms, effort_arms
-from suffice.learn.effort import PairedAudit, certify_arms, judge_pair
+from suffice.learn.effort import PairedAudit, TunedArm, certify_arms, check_arms, effort_arms, judge_pair
 
 EPS, DELTA = 0.05, 0.05
 answers = st.none() | st.sampled_from(["4", "5", "six"])

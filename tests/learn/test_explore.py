@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.learn.explore import inverse_gap, pick_arm, proportional
+from suffice.learn.arm_values import pick_arm, weigh_by_inverse_gap, weigh_promises
 
 values = st.lists(st.floats(-1, 1), min_size=2, max_size=6)
 
@@ -20,7 +20,7 @@ def test_live_odds_keep_the_floor_the_ceiling_and_the_rails(
     in_play = sorted(data.draw(st.sets(st.sampled_from(arms), min_size=1)))
     incumbent = data.draw(st.sampled_from(in_play))
     ceiling = min(0.99, floor + extra)
-    odds = inverse_gap(values, in_play, incumbent, n_draws=n_draws, floor=floor, ceiling=ceiling)
+    odds = weigh_by_inverse_gap(values, in_play, incumbent, n_draws=n_draws, floor=floor, ceiling=ceiling)
     others = [arm for arm in in_play if arm != incumbent]
     assert sum(odds) == pytest.approx(1)
     assert all(odds[arm] == 0 for arm in arms if arm not in in_play)
@@ -30,20 +30,22 @@ def test_live_odds_keep_the_floor_the_ceiling_and_the_rails(
 
 
 def test_arms_that_look_better_are_explored_more_and_experience_sharpens_it() -> None:
-    young = inverse_gap([0.0, -0.1, -0.4], [0, 1, 2], 0, n_draws=4, floor=0.01, ceiling=0.3)
-    old = inverse_gap([0.0, -0.1, -0.4], [0, 1, 2], 0, n_draws=4_000, floor=0.01, ceiling=0.3)
+    young = weigh_by_inverse_gap([0.0, -0.1, -0.4], [0, 1, 2], 0, n_draws=4, floor=0.01, ceiling=0.3)
+    old = weigh_by_inverse_gap([0.0, -0.1, -0.4], [0, 1, 2], 0, n_draws=4_000, floor=0.01, ceiling=0.3)
     assert young[1] > young[2]
     assert old[1] < young[1]
     assert old[2] == pytest.approx(0.01, abs=0.005), "the floor stays for ever"
 
 
 def test_without_sharpness_all_arms_in_play_are_explored_alike() -> None:
-    odds = inverse_gap([0.0, -0.1, -0.4, 9.0], [0, 1, 2], 0, n_draws=4_000, floor=0.0, ceiling=0.3, sharpness=0.0)
+    odds = weigh_by_inverse_gap(
+        [0.0, -0.1, -0.4, 9.0], [0, 1, 2], 0, n_draws=4_000, floor=0.0, ceiling=0.3, sharpness=0.0
+    )
     assert odds == pytest.approx((0.8, 0.1, 0.1, 0.0))
 
 
 def test_the_odds_are_the_frequencies() -> None:
-    odds = inverse_gap([0.0, 0.02, -0.1, 0.3], [0, 1, 3], 1, n_draws=50, floor=0.02, ceiling=0.2)
+    odds = weigh_by_inverse_gap([0.0, 0.02, -0.1, 0.3], [0, 1, 3], 1, n_draws=50, floor=0.02, ceiling=0.2)
     points = (np.arange(50_000) + 0.5) / 50_000
     drawn = np.bincount([pick_arm(odds, float(point)) for point in points], minlength=4) / 50_000
     assert drawn == pytest.approx(np.array(odds), abs=1e-4)
@@ -53,9 +55,9 @@ def test_the_odds_are_the_frequencies() -> None:
 def test_promise_shares_and_floors(promise: list[float], floor: float) -> None:
     if not sum(promise) > 0:
         with pytest.raises(ValueError, match="promise: got"):
-            proportional(promise, floor=floor)
+            weigh_promises(promise, floor=floor)
         return
-    odds = proportional(promise, floor=floor)
+    odds = weigh_promises(promise, floor=floor)
     assert sum(odds) == pytest.approx(1)
     n = sum(size > 0 for size in promise)
     for size, share in zip(promise, odds, strict=True):
@@ -73,4 +75,4 @@ def test_a_point_at_the_very_end_meets_an_arm_that_can_be_drawn() -> None:
 @pytest.mark.parametrize(("in_play", "floor", "ceiling"), [([1], 0.0, 0.1), ([0], 0.2, 0.1), ([0], 0.0, 1.0)])
 def test_rails_that_contradict_themselves_are_refused(in_play: list[int], floor: float, ceiling: float) -> None:
     with pytest.raises(ValueError, match="need the incumbent in play"):
-        inverse_gap([0.0, 0.0], in_play, 0, n_draws=1, floor=floor, ceiling=ceiling)
+        weigh_by_inverse_gap([0.0, 0.0], in_play, 0, n_draws=1, floor=floor, ceiling=ceiling)

@@ -24,8 +24,7 @@ from suffice.learn.export import (
     export_trees,
 )
 from suffice.learn.features import FeatureSelection
-from suffice.learn.stop_model import Examples, Parts, Target, fit
-from suffice.learn.value_model import Trajectories, fit_values
+from suffice.learn.models import Examples, Parts, Target, Trajectories, fit, fit_values
 from suffice.model.artefact import StepCost, TrainingRecord, dump_model, load_model
 from suffice.model.ensemble import Ensemble, ModelPart
 

@@ -11,11 +11,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from suffice.assurance.certify import Counts
-from suffice.learn.arms import TunedArm
-from suffice.learn.gates import best_arm, in_play, prove, shadow_only, within_a_step
-from suffice.learn.price import PriceBounds
-from suffice.learn.promise import audit_odds, promise
-from suffice.learn.tuning import TuningBounds
+from suffice.learn.arm_values import PriceBounds, estimate_potential, weigh_audits
+from suffice.learn.effort import TunedArm
+from suffice.learn.tuner import (
+    TuningBounds,
+    find_arms_within_a_step,
+    find_shadow_arms,
+    pick_best_arm,
+    prove,
+    select_arms_in_play,
+)
 
 ARMS = tuple(
     TunedArm(name=name, expected_share=share)
@@ -31,7 +36,7 @@ def counts(*arms: tuple[int, int, int]) -> Counts:
 
 
 def play(table: Counts, before: tuple[int, ...] = (0,)) -> tuple[int, ...]:
-    return in_play(prove(table, [0] * 4, TUNING), SHARES, before, TUNING)
+    return select_arms_in_play(prove(table, [0] * 4, TUNING), SHARES, before, TUNING)
 
 
 def test_an_arm_is_in_play_when_it_is_proved_and_not_before() -> None:
@@ -44,11 +49,11 @@ def test_what_keeps_next_to_nothing_never_leaves_the_shadow(n: int) -> None:
     """F34: whatever its audits say, "stop everything" is in no list."""
     table = counts(CLEAN, CLEAN, (0, n, 0))
     proof = prove(table, [0] * 4, TUNING)
-    assert shadow_only(SHARES, TUNING).tolist() == [False, False, False, True]
+    assert find_shadow_arms(SHARES, TUNING).tolist() == [False, False, False, True]
     assert 3 not in play(table, before=(0, 3))
-    assert not within_a_step(SHARES, 2, TUNING)[3]
+    assert not find_arms_within_a_step(SHARES, 2, TUNING)[3]
     values = np.array([0.0, 0.1, 0.2, 100.0])
-    assert best_arm(proof, values, SHARES, (0, 1, 2, 3), 2, TUNING) == 2
+    assert pick_best_arm(proof, values, SHARES, (0, 1, 2, 3), 2, TUNING) == 2
 
 
 def test_in_at_a_part_of_delta_and_out_at_all_of_it() -> None:
@@ -56,25 +61,27 @@ def test_in_at_a_part_of_delta_and_out_at_all_of_it() -> None:
     edge = next(n for n in range(60, 600) if prove(counts((0, n, 0), CLEAN, CLEAN), [0] * 4, TUNING).passes(0.05)[1])
     loose = replace(TUNING, least_audits=1)
     proof = prove(counts((0, edge, 0), CLEAN, CLEAN), [0] * 4, loose)
-    assert 1 not in in_play(proof, SHARES, (0,), loose)
-    assert 1 in in_play(proof, SHARES, (0, 1), loose)
+    assert 1 not in select_arms_in_play(proof, SHARES, (0,), loose)
+    assert 1 in select_arms_in_play(proof, SHARES, (0, 1), loose)
     worse = prove(counts((0, edge, 4), CLEAN, CLEAN), [0] * 4, loose)
-    assert 1 not in in_play(worse, SHARES, (0, 1), loose)
+    assert 1 not in select_arms_in_play(worse, SHARES, (0, 1), loose)
 
 
 def test_no_step_takes_more_than_the_owner_allows() -> None:
-    assert within_a_step(SHARES, 0, TUNING).tolist() == [True, True, False, False]
-    assert within_a_step(SHARES, 1, TUNING).tolist() == [True, True, True, False]
+    assert find_arms_within_a_step(SHARES, 0, TUNING).tolist() == [True, True, False, False]
+    assert find_arms_within_a_step(SHARES, 1, TUNING).tolist() == [True, True, True, False]
 
 
 def test_the_best_is_proved_now_worth_the_change_and_else_what_is_in_force() -> None:
     proof = prove(counts(CLEAN, CLEAN, CLEAN), [0] * 4, TUNING)
     unproved = prove(counts(CLEAN, (0, 90, 0), CLEAN), [0] * 4, TUNING)
     values = np.array([0.0, 0.02, 0.05, 9.0])
-    assert best_arm(proof, values, SHARES, (0, 1, 2), 1, TUNING) == 2
-    assert best_arm(unproved, values, SHARES, (0, 1, 2), 1, TUNING) == 1, "it stays in play, and is not moved to"
-    assert best_arm(proof, np.array([0.0, 0.02, 0.0215, 0.0]), SHARES, (0, 1, 2), 1, TUNING) == 1, "not worth it"
-    assert best_arm(proof, np.array([0.3, 0.02, 0.05, 0.0]), SHARES, (0, 1, 2), 1, TUNING) == 0, "safer is always open"
+    assert pick_best_arm(proof, values, SHARES, (0, 1, 2), 1, TUNING) == 2
+    assert pick_best_arm(unproved, values, SHARES, (0, 1, 2), 1, TUNING) == 1, "it stays in play, and is not moved to"
+    assert pick_best_arm(proof, np.array([0.0, 0.02, 0.0215, 0.0]), SHARES, (0, 1, 2), 1, TUNING) == 1, "not worth it"
+    assert pick_best_arm(proof, np.array([0.3, 0.02, 0.05, 0.0]), SHARES, (0, 1, 2), 1, TUNING) == 0, (
+        "safer is always open"
+    )
 
 
 # --------------------------------------------------------------------------- promise
@@ -82,7 +89,7 @@ def test_the_best_is_proved_now_worth_the_change_and_else_what_is_in_force() -> 
 
 def hopes(table: Counts, waiting: list[int], lost: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
     proof = prove(table, waiting, TUNING)
-    found = promise(
+    found = estimate_potential(
         table,
         np.zeros(4) if lost is None else lost,
         proof.log_e,
@@ -109,14 +116,14 @@ def test_an_arm_that_lost_too_much_promises_nothing_and_one_underway_asks_for_no
 def test_evidence_pays_with_enough_requests_only() -> None:
     table = counts((0, 0, 0), (0, 0, 0), (0, 0, 0))
     proof = prove(table, [0] * 4, TUNING)
-    found = promise(
+    found = estimate_potential(
         table, np.zeros(4), proof.log_e, 1 - SHARES, [0] * 4, price=0.1, max_em_drop=0.05, delta=TUNING.cell_delta
     )
     assert not found.pays(n_requests=0, audit_cost=0.1 * SHARES)
     assert found.pays(n_requests=50_000, audit_cost=0.1 * SHARES)
-    assert sum(audit_odds(found, 0, pays=True)) == pytest.approx(1)
-    assert audit_odds(found, 0, pays=True)[0] == 0
-    assert audit_odds(found, 2, pays=False)[2] > 0.8 > audit_odds(found, 2, pays=True)[2] > 0.3
+    assert sum(weigh_audits(found, 0, pays=True)) == pytest.approx(1)
+    assert weigh_audits(found, 0, pays=True)[0] == 0
+    assert weigh_audits(found, 2, pays=False)[2] > 0.8 > weigh_audits(found, 2, pays=True)[2] > 0.3
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from suffice.learn.ope import LoggedDraws, PolicyValue, dr, dr_terms, ips, naive, snips
+from suffice.learn.ope import (
+    LoggedDraws,
+    PolicyValue,
+    compute_dr_terms,
+    estimate_dr,
+    estimate_ips,
+    estimate_naive,
+    estimate_snips,
+)
 
 Floats = NDArray[np.float64]
 RATES = np.array([[0.90, 0.85, 0.60], [0.70, 0.72, 0.30]])  # by context and arm
@@ -39,7 +47,7 @@ def log_of(
 
 @pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("p_by_lot", [1.0, 0.4])
-@pytest.mark.parametrize("estimator", [ips, dr])
+@pytest.mark.parametrize("estimator", [estimate_ips, estimate_dr])
 def test_the_mean_over_many_logs_is_the_truth(estimator: object, p_by_lot: float) -> None:
     rng = np.random.default_rng(1)
     values = []
@@ -56,11 +64,13 @@ def test_a_guess_makes_it_calmer_and_a_senseless_one_does_not_make_it_wrong() ->
     plain, robust, misled = [], [], []
     for _ in range(80):
         logged, target = log_of(rng, 600)
-        plain.append(ips(logged, target).value)
-        robust.append(dr(logged, target).value)
+        plain.append(estimate_ips(logged, target).value)
+        robust.append(estimate_dr(logged, target).value)
         # The model sees a context that is turned round halfway: it learns the opposite of what comes.
         half = np.arange(600) < 300
-        misled.append(dr(replace(logged, x=np.where(half[:, np.newaxis], logged.x, 1 - logged.x)), target).value)
+        misled.append(
+            estimate_dr(replace(logged, x=np.where(half[:, np.newaxis], logged.x, 1 - logged.x)), target).value
+        )
     assert np.std(robust) < 0.8 * np.std(plain)
     assert abs(np.mean(misled) - TRUTH) < 3.5 * np.std(misled) / np.sqrt(80)
 
@@ -68,10 +78,10 @@ def test_a_guess_makes_it_calmer_and_a_senseless_one_does_not_make_it_wrong() ->
 def test_a_policy_that_is_its_own_target_is_worth_what_it_earned() -> None:
     logged, _ = log_of(np.random.default_rng(3), 400)
     earned = float(logged.reward.mean())
-    assert ips(logged, logged.odds).value == pytest.approx(earned)
-    assert snips(logged, logged.odds).value == pytest.approx(earned)
-    assert ips(logged, logged.odds).n_effective == pytest.approx(400)
-    assert dr(logged, logged.odds).low <= earned <= dr(logged, logged.odds).high
+    assert estimate_ips(logged, logged.odds).value == pytest.approx(earned)
+    assert estimate_snips(logged, logged.odds).value == pytest.approx(earned)
+    assert estimate_ips(logged, logged.odds).n_effective == pytest.approx(400)
+    assert estimate_dr(logged, logged.odds).low <= earned <= estimate_dr(logged, logged.odds).high
 
 
 def test_rewards_that_came_by_themselves_never_weigh() -> None:
@@ -79,13 +89,13 @@ def test_rewards_that_came_by_themselves_never_weigh() -> None:
     rng = np.random.default_rng(4)
     logged, target = log_of(rng, 500, p_by_lot=0.3)
     volunteered = replace(logged, reward=np.where(logged.by_lot, logged.reward, 0.0))
-    assert ips(volunteered, target) == ips(logged, target)
-    assert naive(volunteered, target).value < naive(logged, target).value - 0.3
+    assert estimate_ips(volunteered, target) == estimate_ips(logged, target)
+    assert estimate_naive(volunteered, target).value < estimate_naive(logged, target).value - 0.3
 
 
 def test_clipping_lowers_the_value_says_by_how_much_and_leaves_the_interval() -> None:
     logged, target = log_of(np.random.default_rng(5), 2_000, explores=0.1)
-    free, clipped = ips(logged, target), ips(logged, target, clip=5.0)
+    free, clipped = estimate_ips(logged, target), estimate_ips(logged, target, clip=5.0)
     assert free.clipped_share == 0.0
     assert free.largest_weight > 5
     assert clipped.value < free.value
@@ -95,7 +105,7 @@ def test_clipping_lowers_the_value_says_by_how_much_and_leaves_the_interval() ->
 
 def test_few_effective_rows_are_told() -> None:
     logged, target = log_of(np.random.default_rng(6), 3_000, explores=0.05)
-    estimate = dr(logged, target)
+    estimate = estimate_dr(logged, target)
     assert estimate.n == 3_000
     assert estimate.n_effective < 0.1 * 3_000
     assert estimate.high - estimate.low > 0.1
@@ -104,7 +114,7 @@ def test_few_effective_rows_are_told() -> None:
 def test_rewards_of_any_unit_are_told_in_it() -> None:
     logged, target = log_of(np.random.default_rng(7), 800)
     scaled = replace(logged, reward=10 * logged.reward - 4, low=-4.0, high=6.0)
-    for estimator in (ips, snips, dr):
+    for estimator in (estimate_ips, estimate_snips, estimate_dr):
         here, there = estimator(logged, target), estimator(scaled, target)
         assert there.value == pytest.approx(10 * here.value - 4)
         assert there.low == pytest.approx(10 * here.low - 4)
@@ -113,8 +123,8 @@ def test_rewards_of_any_unit_are_told_in_it() -> None:
 
 def test_the_difference_of_two_targets_is_the_mean_difference_of_their_terms() -> None:
     logged, target = log_of(np.random.default_rng(8), 600)
-    apart = dr_terms(logged, target) - dr_terms(logged, logged.odds)
-    assert apart.mean() == pytest.approx(dr(logged, target).value - dr(logged, logged.odds).value)
+    apart = compute_dr_terms(logged, target) - compute_dr_terms(logged, logged.odds)
+    assert apart.mean() == pytest.approx(estimate_dr(logged, target).value - estimate_dr(logged, logged.odds).value)
 
 
 def test_without_rows_everything_is_possible() -> None:
@@ -126,7 +136,7 @@ def test_without_rows_everything_is_possible() -> None:
         by_lot=np.zeros(0, dtype=bool),
         p_by_lot=np.zeros(0),
     )
-    found: PolicyValue = dr(empty, np.zeros((0, 2)))
+    found: PolicyValue = estimate_dr(empty, np.zeros((0, 2)))
     assert np.isnan(found.value)
     assert (found.low, found.high) == (0.0, 1.0)
 
@@ -135,11 +145,11 @@ def test_a_target_without_support_is_refused() -> None:
     logged, target = log_of(np.random.default_rng(9), 20)
     odds = np.eye(3)[logged.arm]
     with pytest.raises(ValueError, match="nothing was learned of it"):
-        dr(replace(logged, odds=odds), target)
+        estimate_dr(replace(logged, odds=odds), target)
     with pytest.raises(ValueError, match="target"):
-        dr(logged, target / 2)
+        estimate_dr(logged, target / 2)
     with pytest.raises(ValueError, match="need a target of shape"):
-        dr(logged, target[:, :2])
+        estimate_dr(logged, target[:, :2])
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.learn.price import STEP, PriceBounds, next_price
+from suffice.learn.arm_values import STEP, PriceBounds, next_price
 
 BOUNDS = PriceBounds(least=0.01, start=0.05, largest=0.3)
 FREE = PriceBounds(least=1e-30, start=1.0, largest=1e30)

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.learn.card_text import as_json, as_text
 from suffice.learn.dataset import Dataset, build_dataset
 from suffice.learn.groups import prompt_fold
 from suffice.learn.report_card import make_card
-from suffice.learn.retrain import FitRecipe, Schedule, VersionProposal, refit_reason, retrain
+from suffice.learn.retrain import FitRecipe, Schedule, VersionProposal, as_json, as_text, refit_reason, retrain
 from suffice.learn.rows import audit_runs
 from suffice.learn.version import FoldedVersion, as_served, fold_version, load_version
 from suffice.policy.base import build_policy
@@ -169,14 +168,14 @@ def test_no_model_has_seen_a_prompt_that_it_serves(version: FoldedVersion) -> No
         full_right=np.full(len(planted), -1, dtype=np.int8),
         right=np.full(len(planted.x), -1, dtype=np.int8),
     )
-    from suffice.learn.rows import examples
-    from suffice.learn.stop_model import fit
+    from suffice.learn.models import fit
+    from suffice.learn.rows import build_examples
 
     within, across = [], []
     inner = np.ones(len(told.x), dtype=bool)
     inner[told.last] = False
     for fold in range(5):
-        rows = examples(told, told.fold != fold, "as-good")
+        rows = build_examples(told, told.fold != fold, "as-good")
         assert rows is not None
         model = fit(rows, told.chosen, "as-good", parts="linear")
         seen = inner & (told.fold != fold)[told.run_of_row]

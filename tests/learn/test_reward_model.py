@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from suffice.learn.reward_model import ModelKind, fit_rewards
+from suffice.learn.ope import ModelKind, fit_rewards
 
 RATES = np.array([[0.9, 0.7, 0.2], [0.3, 0.5, 0.8]])  # by context and arm
 

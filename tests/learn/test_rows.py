@@ -7,10 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from suffice.learn.censoring import fate, p_full
-from suffice.learn.dataset import Dataset, build_dataset
-from suffice.learn.rows import audit_runs, examples, full_weights, good_rows_of_run, label_weights, trajectories
-from suffice.learn.value_model import fit_values
+from suffice.learn.dataset import Dataset, build_dataset, fate, p_full
+from suffice.learn.models import fit_values
+from suffice.learn.rows import (
+    audit_runs,
+    build_examples,
+    build_trajectories,
+    good_rows_of_run,
+    weigh_full_runs,
+    weigh_labels,
+)
 from tests.learn.made import World, episodes, match
 
 N = 3_000
@@ -25,7 +31,7 @@ def everyone(data: Dataset) -> np.ndarray:
 def test_full_runs_stand_for_all_traffic_and_unweighted_ones_for_the_hard_runs() -> None:
     """The share that the policy would stop, and the tokens of a full run: here every run was made in full, too."""
     data = build_dataset(SEEN, match=match)
-    weight = full_weights(data)
+    weight = weigh_full_runs(data)
     would_stop, tokens = data.stop >= 0, data.full_tokens
     true_share, true_tokens = (ALL.stop >= 0).mean(), ALL.full_tokens.mean()
     assert weight.sum() == pytest.approx(N, rel=0.1)
@@ -49,7 +55,7 @@ def test_of_very_many_live_runs_a_part_is_drawn_that_stands_for_all() -> None:
     n_live = int((~data.by_design).sum())
     assert 240 < n_live < 360
     assert data.left_out["live, not stopped, enough others are there"] > 500
-    weight = full_weights(data)
+    weight = weigh_full_runs(data)
     assert weight.sum() == pytest.approx(N, rel=0.12)
     assert np.average(data.full_tokens, weights=weight) == pytest.approx(ALL.full_tokens.mean(), rel=0.02)
 
@@ -67,11 +73,11 @@ def test_a_live_run_that_should_have_been_stopped_and_was_not_stands_for_nobody(
 def test_labels_for_disagreements_alone_still_tell_how_often_the_full_run_fails_or_say_that_they_cannot() -> None:
     """Disagreeing runs fail less often than agreeing ones here, so the plain mean of the labelled is off by far."""
     asked = build_dataset(episodes(N, seed=11, world=World(mode="observe", labels="disagreements")), match=match)
-    assert label_weights(asked) is None  # runs that agree have no label at all
+    assert weigh_labels(asked) is None  # runs that agree have no label at all
     rng = np.random.default_rng(0)
     dropped = rng.random(len(ALL)) < np.where(good_rows_of_run(ALL, "suffices")[np.maximum(ALL.stop, 0)], 0.9, 0.1)
     some = replace(ALL, full_right=np.where(dropped, -1, ALL.full_right).astype(np.int8))
-    weight = label_weights(some)
+    weight = weigh_labels(some)
     assert weight is not None
     truth = (ALL.full_right == 0).mean()
     labelled = some.labelled
@@ -82,7 +88,7 @@ def test_labels_for_disagreements_alone_still_tell_how_often_the_full_run_fails_
 def test_weights_fade_with_age_and_sum_to_no_more_evidence_than_there_is() -> None:
     data = build_dataset(SEEN, match=match)
     marked = replace(data, x=np.column_stack([data.run_of_row, data.x[:, 1:]]))
-    taken = examples(marked, everyone(data), "as-good", half_life=50.0)
+    taken = build_examples(marked, everyone(data), "as-good", half_life=50.0)
     assert taken is not None
     assert taken.weight is not None
     run, first = np.unique(taken.x[:, 0].astype(int), return_index=True)
@@ -95,7 +101,7 @@ def test_weights_fade_with_age_and_sum_to_no_more_evidence_than_there_is() -> No
 
 def test_stopped_runs_teach_what_stopping_pays_and_full_ones_what_going_on_does() -> None:
     data = build_dataset(SEEN, match=match, stopped_labels=True)
-    runs = trajectories(data, everyone(data))
+    runs = build_trajectories(data, everyone(data))
     assert runs is not None
     assert runs.stop_weight is not None
     assert runs.go_on_weight is not None
@@ -113,7 +119,7 @@ def test_stopped_runs_teach_what_stopping_pays_and_full_ones_what_going_on_does(
 def test_what_stopping_pays_is_learned_without_bias_from_a_mixture_of_audits_and_stopped_runs() -> None:
     """P(right | stop) at the first step, over all traffic; there the truth is a plain mean."""
     data = build_dataset(SEEN, match=match, stopped_labels=True)
-    runs, whole = trajectories(data, everyone(data)), trajectories(ALL, everyone(ALL))
+    runs, whole = build_trajectories(data, everyone(data)), build_trajectories(ALL, everyone(ALL))
     assert runs is not None
     assert whole is not None
     assert runs.stop_weight is not None
@@ -132,7 +138,7 @@ def test_labels_of_a_few_stopped_runs_speak_for_all_of_them() -> None:
         for n, item in enumerate(SEEN)
     ]
     data = build_dataset(few, match=match, stopped_labels=True)
-    runs = trajectories(data, everyone(data))
+    runs = build_trajectories(data, everyone(data))
     assert runs is not None
     assert runs.stop_weight is not None
     first = runs.starts[:-1]
@@ -159,5 +165,5 @@ def test_without_labels_every_disagreement_counts_as_a_loss() -> None:
     runs = audit_runs(data, np.arange(len(data)))
     assert runs.z.tolist() == runs.d.astype(int).tolist()
     assert np.isinf(runs.label_at).all()
-    assert examples(data, everyone(data), "hopeless") is None
-    assert trajectories(data, everyone(data)) is None
+    assert build_examples(data, everyone(data), "hopeless") is None
+    assert build_trajectories(data, everyone(data)) is None

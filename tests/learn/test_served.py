@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from suffice.learn.audits import AuditRuns, Bools, Floats
-from suffice.learn.ragged import first_passages
+from suffice.learn.audits import AuditRuns, Bools, Floats, find_first_passages
 from suffice.learn.served import LEAST_AUDITS, N_FOLDS, FoldedModels, PGood, cut_levels, fit_served, level_risk
 from tests.learn.runs_made import audits, believing, drawn
 
@@ -67,7 +66,7 @@ def test_first_passages_equal_a_walk_and_what_is_unknown_never_stops(seed: int) 
     runs = drawn(80, rng)
     risk = np.where(rng.random(len(runs.x)) < 0.3, np.nan, rng.random(len(runs.x)).round(1))
     levels = np.array([-np.inf, 0.0, 0.25, 0.5, 1.0])
-    rows = first_passages(risk, runs.starts, levels)
+    rows = find_first_passages(risk, runs.starts, levels)
     assert (np.diff(rows, axis=0) <= 0).all()
     for level, found in zip(levels, rows, strict=True):
         assert found.tolist() == [walked(runs, risk, level, run) for run in range(len(runs))]

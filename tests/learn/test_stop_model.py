@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from suffice.learn.features import FeatureSelection
-from suffice.learn.stop_model import MAX_ROWS, Examples, Parts, fit
+from suffice.learn.models import MAX_ROWS, Examples, Parts, fit
 
 CHOSEN = FeatureSelection(("agreement", "step_share"), ("found(class=a)",))
 

@@ -11,11 +11,10 @@ from random import Random
 import pytest
 
 from suffice.assurance.label_precedence import TrustedLabel
-from suffice.learn.arms import TunedArm
-from suffice.learn.price import PriceBounds
+from suffice.learn.arm_values import PriceBounds
+from suffice.learn.effort import TunedArm
 from suffice.learn.shadow import ShadowAudit
-from suffice.learn.tuner import Tuner
-from suffice.learn.tuning import Tick, TuningBounds, TuningProposal
+from suffice.learn.tuner import Tick, Tuner, TuningBounds, TuningProposal
 
 ARMS = tuple(
     TunedArm(name=name, expected_share=share)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from suffice.learn.value_model import PRICES, Trajectories, Values, fit_values
+from suffice.learn.models import PRICES, Trajectories, Values, fit_values
 
 N_STEPS = 6
 FULL = 600.0

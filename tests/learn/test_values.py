@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from suffice.learn.arms import TunedArm
-from suffice.learn.gain import compare_gain
+from suffice.learn.arm_values import Costs, compare_gain, estimate_losses
+from suffice.learn.effort import TunedArm
 from suffice.learn.shadow import ShadowAudit, ShadowAudits
-from suffice.learn.values import Costs, losses
 
 ARMS = (TunedArm(name="full"), TunedArm(name="half", expected_share=0.5), TunedArm(name="tenth", expected_share=0.1))
 
@@ -54,19 +53,19 @@ def test_a_state_of_other_arms_is_refused() -> None:
 def test_few_audits_without_a_loss_do_not_make_an_arm_look_free() -> None:
     shares = costs().shares()
     nothing = np.zeros((2, 3))
-    unknown = losses(nothing, nothing, shares)
+    unknown = estimate_losses(nothing, nothing, shares)
     assert unknown[:, 0].tolist() == [0.0, 0.0]
     assert (unknown[:, 1] > 0).all()
     assert (unknown[:, 1] < unknown[:, 2]).all(), "what saves more is guessed to lose more"
-    ten = losses(np.array([[0.0, 10, 0], [0, 0, 0]]), nothing, shares)
-    many = losses(np.array([[0.0, 2_000, 0], [0, 0, 0]]), nothing, shares)
+    ten = estimate_losses(np.array([[0.0, 10, 0], [0, 0, 0]]), nothing, shares)
+    many = estimate_losses(np.array([[0.0, 2_000, 0], [0, 0, 0]]), nothing, shares)
     assert ten[0, 1] > 0.01 > many[0, 1]
 
 
 def test_a_class_is_held_to_the_arms_mean_until_it_has_audits_of_its_own() -> None:
     n = np.array([[0.0, 1_000, 0], [0, 5, 0]])
     lost = np.array([[0.0, 100, 0], [0, 0, 0]])
-    found = losses(n, lost, costs().shares())
+    found = estimate_losses(n, lost, costs().shares())
     assert found[0, 1] == pytest.approx(0.1, abs=0.01)
     assert found[1, 1] > 0.05, "five audits do not outweigh what the arm loses elsewhere"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from suffice.replay.study.ladders import Ladder, PolicyRung, ladder_folds, published
+from suffice.replay.study.policies import Ladder, PolicyRung, build_ladders, list_ladder_folds
 from suffice.replay.study.runs import Runs, make_runs
 from suffice.replay.traces.batch import Batch
 from suffice.replay.traces.jsonl import RunRow, StepRow
@@ -36,12 +36,12 @@ def runs_of(
 ) -> Runs:
     """The batch as `suffice replay` makes it ready for every published rule, and for more folds."""
     longest = planned_steps or longest_of(batch)
-    asked = tuple(dict.fromkeys([*ladder_folds(published(batch.kind, longest=longest)), *needs]))
+    asked = tuple(dict.fromkeys([*list_ladder_folds(build_ladders(batch.kind, longest=longest)), *needs]))
     return make_runs([batch], asked, probe_tokens=probe_tokens, planned_steps=longest)
 
 
 def rungs_of(ladders: Sequence[Ladder]) -> list[PolicyRung]:
-    return [rung for ladder in ladders for rung in ladder.rungs if isinstance(rung, PolicyRung)]
+    return [rung for ladder in ladders for rung in ladder.rungs]
 
 
 def written(

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.runs import measure_run
-from suffice.learn.censoring import fate
+from suffice.learn.dataset import fate
 from suffice.settings import Store
 from suffice.store.audit.personal import PARTS, Part, without
 from suffice.store.audit.verify import verify_chain

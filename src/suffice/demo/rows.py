@@ -15,8 +15,7 @@ from suffice.assurance.lengths import undrawn_tokens
 from suffice.demo.ask import DemoAnswer
 from suffice.episode import vote
 from suffice.policy.base import Policy, build_policy
-from suffice.replay.compare import QuestionPair, ReplayComparison, compare_pairs
-from suffice.replay.run import ReplayedRun, replay_run
+from suffice.replay.run import QuestionPair, ReplayComparison, ReplayedRun, compare_pairs, replay_run
 from suffice.scoring.base import Scorer
 from suffice.types import Episode
 

@@ -1,9 +1,8 @@
 """Full runs as evidence: every checkpoint of every run, with what a stop there would have cost and lost.
 
-    log, traces or simulation ──▶ AuditRuns ──▶ Served (fit) ──▶ Keeper (certify, brake)
+    log, traces or simulation ──▶ AuditRuns ──▶ FoldedModels (fit) ──▶ Certifier (certify, brake)
 
-One columnar record for live audits, recorded traces and simulations, so that all three are judged by the same
-code. Knows rows; refuses to know where they come from.
+Live audits, recorded traces and simulations share one columnar record, so the same code judges all three.
 """
 
 from __future__ import annotations
@@ -15,11 +14,60 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.learn.ragged import RaggedRuns
-
 Floats: TypeAlias = NDArray[np.float64]
-Bools: TypeAlias = NDArray[np.bool_]
 Ints: TypeAlias = NDArray[np.int64]
+
+
+class RaggedRuns:
+    """N runs in T rows: run i has the rows starts[i] … starts[i + 1] - 1. A record that has `starts` may be one."""
+
+    __slots__ = ()
+    starts: Ints  # (N + 1,)
+
+    @property
+    def n_steps(self) -> Ints:
+        return np.diff(self.starts)
+
+    @property
+    def last(self) -> Ints:
+        return self.starts[1:] - 1
+
+    @property
+    def run_of_row(self) -> Ints:
+        return np.repeat(np.arange(len(self.starts) - 1), self.n_steps)
+
+    def rows_of(self, which: Ints) -> tuple[Ints, Ints]:
+        """Where some runs begin when they stand alone, shape (n + 1,), and the rows that are theirs here.
+
+        which  their numbers in any order; one may come several times, shape (n,)
+        """
+        sizes = self.n_steps[which]
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        return starts, np.repeat(self.starts[which] - starts[:-1], sizes) + np.arange(starts[-1])
+
+
+def find_first_passages(risk: Floats, starts: Ints, levels: Floats) -> Ints:
+    """Row where each run's risk first is at or below each level, else its last, shape (M, N).
+
+    risk    of stopping after the row, shape (T,); not a number: unknown, which never stops
+    starts  shape (N + 1,)
+    levels  shape (M,)
+
+    The lowest risk so far falls from row to row, so a level's first passage is the number of rows whose lowest
+    so far is above it: one comparison for each row and level, no loop over runs.
+    """
+    sizes, n_runs = np.diff(starts), len(starts) - 1
+    padded = np.full((int(sizes.max(initial=1)), n_runs), np.inf)  # (steps, N)
+    step = np.arange(len(risk)) - np.repeat(starts[:-1], sizes)
+    padded[step, np.repeat(np.arange(n_runs), sizes)] = np.where(np.isnan(risk), np.inf, risk)
+    lowest = np.minimum.accumulate(padded, axis=0)
+    passed = np.empty((len(levels), n_runs), dtype=np.int64)
+    for at, level in enumerate(levels):
+        np.sum(lowest > level, axis=0, out=passed[at])
+    return np.asarray(starts[:-1] + np.minimum(passed, sizes - 1))
+
+
+Bools: TypeAlias = NDArray[np.bool_]
 Small: TypeAlias = NDArray[np.int8]
 
 
@@ -36,7 +84,7 @@ class AuditRuns(RaggedRuns):
     per_step: Floats  # (T,): tokens that a step of this run costs so far, at least 1
     full: Floats  # (N,): tokens of the full run alone
     fold: Small  # (N,): 0 … N_FOLDS - 1 by hash of the unit: which model serves and judges the run
-    at: Floats  # (N,): when it began: number of the request, or seconds; runs stand in the order of their ends
+    at: Floats  # (N,): when it began: number of the request, or seconds; runs are in the order of their ends
     share: Floats  # (N,): P(audit) when it was drawn, in (0, 1]
     label_at: Floats  # (N,): when its label came, same unit; infinite: none yet
     query_class: Ints  # (N,): number of its class

@@ -1,10 +1,9 @@
-"""Where a keeper operates in the budgeted mode: each audit booked at the level that it met, its label when it lands.
+"""Where a certifier operates in budgeted mode: each audit is booked at the level that it met, its label when it lands.
 
     audits since the last look, level in force then ──▶ Spender.book ──▶ Spender.place ──▶ level from here on
 
-`assurance.budgeted` has the mathematics and says what is promised. An account lives as long as an epoch: it begins with
-the first level that is certified, and while none is everything runs in full and nothing is booked. Knows audits and
-levels; refuses to know versions, requests and who is served.
+`assurance.budgeted` has the mathematics and states what is promised. An account lives as long as an epoch: it begins
+with the first certified level; until then everything runs in full and nothing is booked.
 """
 
 from __future__ import annotations
@@ -27,8 +26,6 @@ _RULE: Final = Integrator(max_em_drop=0.5)  # a label that lands moves theta ali
 
 @dataclass(slots=True)
 class Spender:
-    """One account of the budgeted mode."""
-
     state: IntegratorState | None = None  # None: nothing has been certified yet
     allowed: float = 0.0  # sum of the budgets under which audits were booked
     floor: int = 0  # certified at the last look
@@ -115,7 +112,6 @@ class Spender:
 
     @property
     def account(self) -> BudgetAccount:
-        """Where it stands, for the log and for people."""
         state = self.state
         n = 0 if state is None else state.n_audits
         return BudgetAccount(

@@ -1,11 +1,29 @@
-"""From episodes in the log to the rows that models are fitted on, with what each may be used for.
+"""From episodes in the log to the rows that models are fitted on, with what each row may be used for.
 
-    episodes ──▶ Dataset ──▶ rows.examples, rows.trajectories ──▶ stop, hopeless and value models
-    log          columns └─▶ rows.audit_runs                  ──▶ frontier, certificate
+    episodes ──▶ Dataset ──▶ rows.build_examples, rows.build_trajectories ──▶ stop, hopeless and value models
+    log          columns └─▶ rows.audit_runs                              ──▶ frontier, certificate
 
-Features are computed by the observer that serves live traffic, from what the log kept; a row's outcome is known,
-or unknown, and never guessed (`learn.censoring` says what a stop hides). Knows episodes and labels; refuses to know
-stores, models and how the rows are weighted.
+The observer that serves live traffic computes the features from what the log kept. An outcome is known or unknown,
+never guessed. A stopped run never shows what the full run would have answered:
+
+    run                          rows before and at the stop    rows behind it    the full run's answer
+    full by design               all                            all               yes
+    live, the policy let it run  all                            there is none     yes
+    live, stopped                all                            hidden            hidden
+
+"Full by design" is everything in `observe`, and audits in `enforce`. Of a stopped run we know the features up to its
+stop and, with a label, whether the answer there was right: P(right | stop now), and nothing else. Whether the stop was
+as good as the full run is known where its answer was right and hidden where it was wrong; learning from the known half
+would teach that all stops are good. Such rows teach no stop model.
+
+Full runs of both kinds are combined by the odds with which a run like it is seen in full (Horvitz and Thompson 1952,
+JASA 47; complete cases by inverse probability: Seaman and White 2013, SMMR 22):
+
+    the policy stops this run, or would have    the audit share: only its audits are seen in full
+    the policy lets it run                      1: audit or not, it is seen
+
+Live runs that were not stopped are the hard ones. With weight 1 beside audits of weight 1/share they stand for
+themselves; unweighted they would teach that nothing suffices.
 """
 
 from __future__ import annotations
@@ -15,27 +33,71 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from suffice.assurance.lengths import undrawn_tokens
-from suffice.assurance.runs import LabelledEpisode, Match, SequencedLabel, current_label
+from suffice.assurance.runs import ABANDONED_ENDS, FINISHED_ENDS, LabelledEpisode, Match, SequencedLabel, current_label
+from suffice.assurance.sampling import p_kept
 from suffice.errors import ConfigError
-from suffice.learn.censoring import Fate, by_design, fate, p_full
+from suffice.learn.audits import Bools, Floats, Ints, RaggedRuns, Small
 from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.groups import place_of, prompt_fold
-from suffice.learn.ragged import RaggedRuns
 from suffice.learn.served import MOST_AUDITS, N_FOLDS
 from suffice.signals.columns import SignalColumns, observe_columns
 from suffice.signals.features import FeatureSet
 from suffice.types import Feedback, Kind, Outcome, Query, Request, Step, StepRecord
 
-Floats: TypeAlias = NDArray[np.float64]
-Bools: TypeAlias = NDArray[np.bool_]
-Ints: TypeAlias = NDArray[np.int64]
-Small: TypeAlias = NDArray[np.int8]
+Fate: TypeAlias = Literal[
+    "full",  # ran to its own end, and is seen in full by design or because the policy let it run
+    "stopped",  # ended by the policy
+    "abandoned",  # an audit that the client left or that timed out: a loss wherever it would have been stopped
+    "ungoverned",  # nothing was observed
+    "unprobed",  # ran to its end, and nobody asked it for a trial answer on the way
+    "by failure",  # live, should have been stopped and could not be: no lot let it run
+    "broken",  # no end that says anything, or the run repeats a delivery: it speaks for no request of its own
+]
+
+
+def fate(request: Request, outcome: Outcome) -> Fate:
+    if request.ungoverned is not None:
+        return "ungoverned"
+    if request.delivery > 1:
+        return "broken"
+    if outcome.stopped:
+        return "stopped" if outcome.end_reason == "stopped" and outcome.stop_step is not None else "broken"
+    if request.audit and outcome.end_reason in ABANDONED_ENDS:
+        return "abandoned"
+    if outcome.end_reason not in FINISHED_ENDS or not outcome.steps:
+        return "broken"
+    if request.kind != "samples" and len(outcome.steps) > 1 and all(step.answer is None for step in outcome.steps[:-1]):
+        return "unprobed"
+    if not by_design(request) and (outcome.stop_step is not None or outcome.degraded):
+        return "by failure"
+    return "full"
+
+
+def by_design(request: Request) -> bool:
+    """Is it run in full whatever the policy says?"""
+    return request.mode == "observe" or request.audit
+
+
+def p_full(request: Request, outcome: Outcome, *, live_share: float = 1.0) -> float:
+    """P(a run that goes as this one is kept in full), in (0, 1]; for runs of fate `full` or `abandoned` alone.
+
+    Holds where a decision is a function of what the run shows, as for every policy of the table.
+
+    live_share  of live runs that were not stopped, those that are kept, by a lot of their own; 0: none, so that their
+                audits stand for them, too
+    """
+    if request.mode == "observe":
+        return 1.0
+    audit_share = request.propensity if request.audit else 1.0 - request.propensity
+    live_share *= p_kept(request, outcome)  # those without rows in the log cannot be kept by anybody
+    return audit_share + (1.0 - audit_share) * (live_share if outcome.stop_step is None else 0.0)
+
+
 LabelOf: TypeAlias = Callable[[Sequence[SequencedLabel]], Feedback | None]
 
 WAVE: Final = 4  # samples that are launched together
@@ -48,12 +110,8 @@ _KEPT: Final = tuple({f.name for f in fields(Step)} & {f.name for f in fields(St
 
 
 class RecordedRun(LabelledEpisode, Protocol):
-    """One run of the log with what was said about it."""
-
     @property
-    def seq(self) -> int:
-        """Its place in the log."""
-        ...
+    def seq(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -156,12 +214,12 @@ def build_dataset(
     live_share = _live_share(kept, most_live, n_unprobed=n_unprobed)
     kept = _drawn(kept, left, live_share=live_share)
     if not kept:
-        said = ", ".join(f"{n} {why}" for why, n in (+left).items()) or "none at all"
-        raise ValueError(f"dataset: no run to learn from; left out: {said}")
+        reasons = ", ".join(f"{n} {why}" for why, n in (+left).items()) or "none at all"
+        raise ValueError(f"dataset: no run to learn from; left out: {reasons}")
     chosen = chosen or choose_features(kept[-1].request.kind, [_query(run) for run in kept])
     also = tuple(name for name in also if name not in chosen.names)
     features = FeatureSet((*chosen.names, *also))
-    columns = _observed(kept, features.needs)
+    columns = recorded_columns(features.needs, kept[-1].request.kind, [(_query(run), run.steps) for run in kept])
     x = np.round(features.matrix(columns, [_query(run) for run in kept]), 10)
     same, right = _judged(kept, columns, match)
     by_run = _by_run(kept, columns.starts, match, live_share=live_share)
@@ -295,14 +353,9 @@ def as_step(record: StepRecord) -> Step:
     return Step(**kept, action=record.caller_action)
 
 
-def _observed(runs: Sequence[_Run], needs: Sequence[str]) -> SignalColumns:
-    return recorded_columns(needs, runs[-1].request.kind, [(_query(run), run.steps) for run in runs])
-
-
 def recorded_columns(
     needs: Sequence[str], kind: Kind, runs: Sequence[tuple[Query | None, Sequence[StepRecord]]]
 ) -> SignalColumns:
-    """The signals of recorded runs, as a live observer would have given them, as far as the log kept what they need."""
     seen = ((query, [as_step(step) for step in steps]) for query, steps in runs)
     return _with_recorded(observe_columns(needs, kind, seen), [step for _, steps in runs for step in steps])
 
@@ -335,7 +388,7 @@ def _judged(runs: Sequence[_Run], columns: SignalColumns, match: Match) -> tuple
                 known[answer] = _is_right(answer, run, match)
             right[row] = known[answer]
         if run.fate == "full":  # a stop at the end is the full run
-            same[end - 1], right[end - 1] = True, _delivered_right(run, match)
+            same[end - 1], right[end - 1] = True, _is_right(run.outcome.answer, run, match)
     return same, right
 
 
@@ -343,8 +396,8 @@ def _is_right(answer: str | None, run: _Run, match: Match) -> int:
     """1, 0, or -1 where the label does not say. Of an answer that was not delivered only a reference tells."""
     if run.fate == "abandoned":
         return -1
-    found = is_right(answer, run.outcome.answer, run.label, match)
-    return -1 if found is None else int(found)
+    right = is_right(answer, run.outcome.answer, run.label, match)
+    return -1 if right is None else int(right)
 
 
 def is_right(answer: str | None, delivered: str | None, label: Feedback | None, match: Match) -> bool | None:
@@ -359,15 +412,10 @@ def is_right(answer: str | None, delivered: str | None, label: Feedback | None, 
     return False if label.correct or answer is None else None
 
 
-def _delivered_right(run: _Run, match: Match) -> int:
-    return _is_right(run.outcome.answer, run, match)
-
-
 def _by_run(runs: Sequence[_Run], starts: Ints, match: Match, *, live_share: float) -> dict[str, Any]:
-    """The columns of shape (N,), each with its own type."""
     full = np.array([run.fate == "full" for run in runs])
     design = np.array([by_design(run.request) for run in runs])
-    right = [_delivered_right(run, match) if run.fate == "full" else -1 for run in runs]
+    right = [_is_right(run.outcome.answer, run, match) if run.fate == "full" else -1 for run in runs]
     return {
         "full": full,
         "abandoned": np.array([run.fate == "abandoned" for run in runs]),
@@ -375,7 +423,12 @@ def _by_run(runs: Sequence[_Run], starts: Ints, match: Match, *, live_share: flo
         "p_full": np.array([_odds(run, live_share) for run in runs]),
         "stop": np.array([_stop_row(run, start) for run, start in zip(runs, starts, strict=False)], dtype=np.int64),
         "full_right": np.array(right, dtype=np.int8),
-        "full_tokens": np.array([_full_tokens(run) if run.fate != "stopped" else np.nan for run in runs]),
+        "full_tokens": np.array(
+            [
+                _generated(run) + undrawn_tokens(run.request, run.outcome) if run.fate != "stopped" else np.nan
+                for run in runs
+            ]
+        ),
         "age": (np.cumsum(design[::-1])[::-1] - design).astype(np.float64),
         "seq": np.array([run.seq for run in runs], dtype=np.int64),
         "at_s": np.array([run.request.received_at_s for run in runs]),
@@ -396,11 +449,6 @@ def _stop_row(run: _Run, start: int) -> int:
         return -1
     behind = [at for at, step in enumerate(run.steps) if step.index >= run.outcome.stop_step]
     return int(start) + (behind[0] if behind else len(run.steps) - 1)
-
-
-def _full_tokens(run: _Run) -> float:
-    """What savings are measured against: as `_generated`, and of a decided vote all samples, estimated."""
-    return _generated(run) + undrawn_tokens(run.request, run.outcome)
 
 
 def _generated(run: _Run) -> float:

@@ -1,31 +1,71 @@
-"""Effort and thinking budgets where the upstream cannot be cut: certified by asking twice on audits.
+"""Arms: settings of a route that a recorded audit cannot replay, and their certificate from audits asked twice.
 
-    audit ──▶ rollout.pairs ──▶ one more call: an arm, or a second full run ──▶ Pair ──▶ certify_arms ──▶ arm in force
+    audit ──▶ rollout.pairs ──▶ one more call: an arm, or a second full run ──▶ PairedAudit ──▶ certify_arms
 
-The audit's client gets the full answer; both calls are paid for. Arms stand in order from the safe end and are accepted
-in this order until one fails, by the e-process of `assurance.paired`.
-
-Knows pairs and arms; refuses to know calls, clocks and stores.
+Probe schedule and wording, closing message, wave size, cap on retrieval rounds, and, where the upstream cannot be cut,
+reasoning effort and thinking budget change what the model does next, so each has to be tried. Arms are ordered from
+the safe end; arm 0 is the full run. They are accepted in this order until one fails, by the e-process of
+`assurance.paired`. The audit's client gets the full answer; both calls are paid for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
 
 import numpy as np
 
 from suffice.assurance.certify import Counts, certified_level, count_outcomes, weighted_log_wealth
 from suffice.assurance.paired import BETS, PairedView, Repeats, pairs_to_certify, upper_drop
 
+Knob: TypeAlias = str | int | float | bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunedArm:
+    name: str
+    expected_share: float = 1.0  # of a full run's tokens: a guess for the time before anything was seen, above 0
+    knobs: Mapping[str, Knob] = field(default_factory=dict)  # settings of the route that differ from the full run's
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.expected_share > 0:
+            raise ValueError(f"arm: needs a name and expected_share above 0; got {self.name!r}, {self.expected_share}")
+
+
+def check_arms(arms: Sequence[TunedArm]) -> None:
+    """Raise ValueError unless the arms can be tuned over: two or more, names once, the first without knobs."""
+    names = [arm.name for arm in arms]
+    if len(arms) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"arms: got {names}; two or more, each name once")
+    if arms[0].knobs:
+        raise ValueError(f"arms[0]: got knobs {sorted(arms[0].knobs)}; none, because it is the full run")
+
+
+def effort_arms(efforts: Sequence[str] = (), budgets_tokens: Sequence[int] = ()) -> tuple[TunedArm, ...]:
+    """The full run, then levels of effort from high to low, then budgets of thought from large to small.
+
+    efforts         words of the upstream, each below what clients get without asking
+    budgets_tokens  sorted here, the largest first
+
+    Raises ValueError for none of both and for anything twice.
+    """
+    budgets = sorted(budgets_tokens, reverse=True)
+    n = len(efforts) + len(budgets)
+    knobs: list[tuple[str, Knob]] = [("effort", effort) for effort in efforts]
+    knobs += [("budget_tokens", budget) for budget in budgets]
+    arms = [TunedArm(name="full")]
+    for i, (knob, value) in enumerate(knobs, start=1):
+        arms.append(TunedArm(name=f"{knob}={value}", knobs={knob: value}, expected_share=1 - i / (n + 1)))
+    check_arms(arms)
+    return tuple(arms)
+
+
 WINDOW: Final = 2_000  # latest pairs of an arm that count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedAudit:
-    """One audit that was asked twice."""
-
     arm: int  # of the second call; 0: a second full run
     disagrees: bool  # do the two answers differ?
     z: int | None  # full right - arm right; None: they differ, and no label says who is right
@@ -37,8 +77,6 @@ class PairedAudit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertifiedArms:
-    """What is proved of a route's arms."""
-
     in_force: int  # the most aggressive arm that is certified; 0: the full run
     views: tuple[PairedView, ...]  # one for each arm behind the full run
     log_e: tuple[float, ...]  # evidence against "loses the budget or more", likewise
@@ -90,14 +128,14 @@ def certify_arms(
     )
 
 
-def pairs_missing(found: CertifiedArms, *, max_em_drop: float, delta: float) -> int | None:
+def pairs_missing(certified: CertifiedArms, *, max_em_drop: float, delta: float) -> int | None:
     """Pairs until the next arm is certified, if they go on to show what those so far have shown.
 
     0 where the last arm is certified; None where no number would do, or there is no pair to go by.
     """
-    if found.in_force >= len(found.views):
+    if certified.in_force >= len(certified.views):
         return 0
-    view = found.views[found.in_force]
+    view = certified.views[certified.in_force]
     if not view.n:
         return None
     try:

@@ -1,7 +1,6 @@
-"""From fitted objects, scikit-learn's and our own, to plain data.
+"""From fitted objects, scikit-learn's and our own, to plain data: no pickle, no code.
 
-Reads their numbers and nothing else: no pickle, no code. It knows where each object keeps what it learned and
-refuses to know features and targets. Tested against scikit-learn 1.7 and later, to 1e-6.
+Tested against scikit-learn 1.7 and later, to 1e-6.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from suffice.learn.features import FeatureSelection
-from suffice.learn.stop_model import FitResult
-from suffice.learn.value_model import Values
+from suffice.learn.models import FitResult, Values
 from suffice.model.calibration import Isotonic
 from suffice.model.ensemble import Ensemble, ModelPart
 from suffice.model.linear import Linear
@@ -40,7 +38,7 @@ def export_stop_model(
     classes: Sequence[tuple[str, float]] = (),
     found: Classes | None = None,
 ) -> StopModel:
-    """What `learn.stop_model` fitted, as the artefact that the policy `learned` reads; `FitResult.scores` to 1e-6.
+    """What `learn.models` fitted, as the artefact that the policy `learned` reads; `FitResult.scores` to 1e-6.
 
     trained  facts about the data; the versions of what fitted it are added
     cost     None: the risk is the plain probability
@@ -82,10 +80,10 @@ def _fitted(fitted: FitResult, chosen: FeatureSelection) -> Ensemble:
 
 
 def _versions() -> tuple[tuple[str, str], ...]:
-    found = [("suffice", version("suffice")), ("numpy", version("numpy"))]
+    versions = [("suffice", version("suffice")), ("numpy", version("numpy"))]
     with suppress(PackageNotFoundError):
-        found.append(("scikit-learn", version("scikit-learn")))
-    return tuple(found)
+        versions.append(("scikit-learn", version("scikit-learn")))
+    return tuple(versions)
 
 
 def export_ensemble(trained: Sequence[Any], *, n_features: int, otherwise: float = 0.5) -> Ensemble:

@@ -1,18 +1,22 @@
-"""Runs of one prompt stay together: into which fold or file a prompt belongs, by its hash alone.
+"""Prompts as the unit of every split, weight and bootstrap draw.
 
-The same prompt falls to the same place on every machine, in every version and however often it was asked, so a
-model, its successor and its judge never share a question (FAULTS.md F52). Knows names of prompts, which are hashes
-already; refuses to know their words.
+A prompt's hash decides its fold, so a model, its successor and its judge never share a question (FAULTS.md F52).
+One set of bootstrap draws serves every number of a report, so differences between them are paired.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import replace
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from suffice.assurance.bounds import exact_binomial
+from suffice.assurance.estimate import IntervalEstimate
+from suffice.learn.audits import Floats
 
 MOST_REPEATS: Final = 5  # runs that one prompt may count for, however often it was asked
 
@@ -29,14 +33,119 @@ def prompt_fold(key: str, n_folds: int) -> int:
     return int(place_of(key, purpose="fold") * n_folds)
 
 
-def shared(some: Iterable[str], others: Iterable[str]) -> frozenset[str]:
+def find_shared(some: Iterable[str], others: Iterable[str]) -> frozenset[str]:
     """Prompts on both sides of a split; a split that keeps its word has none."""
     return frozenset(some) & frozenset(others)
 
 
-def repeat_weights(keys: Sequence[str]) -> NDArray[np.float64]:
+def weigh_repeats(keys: Sequence[str]) -> NDArray[np.float64]:
     """What each run counts for, (0, 1], so that all runs of one prompt count for at most `MOST_REPEATS`."""
     names: dict[str, int] = {}
     number = np.array([names.setdefault(key, len(names)) for key in keys], dtype=np.int64)
     size = np.bincount(number, minlength=len(names))[number] if len(keys) else np.zeros(0)
     return np.asarray(np.minimum(1.0, MOST_REPEATS / np.maximum(size, 1)))
+
+
+Statistic: TypeAlias = Callable[[Floats], Floats]  # column sums, (draws, d) → (draws,); nan: undefined there
+
+N_DRAWS: Final = 400
+_LEAST_DEFINED: Final = 0.99  # of the draws; below it there is no interval
+_FEW: Final = 20  # prompts below which an interval is a sketch
+
+
+class BootstrapSums(NamedTuple):
+    by_group: Floats  # (prompts, d)
+    seen: Floats  # (1, d)
+    again: Floats  # (draws, d)
+
+
+class Resamples:
+    """Prompts drawn with replacement, as often as there are (Davison and Hinkley 1997, §3.8).
+
+    groups  the prompt of each run, shape (n,); equal names belong together
+    """
+
+    def __init__(
+        self, groups: Sequence[Hashable], rng: np.random.Generator, *, n_draws: int = N_DRAWS, confidence: float = 0.95
+    ) -> None:
+        numbers: dict[Hashable, int] = {}
+        self._member = np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
+        self.n_groups, self._confidence = len(numbers), confidence
+        n = self.n_groups
+        drawn = rng.integers(n, size=(n_draws, n)) if n else np.zeros((n_draws, 0), dtype=np.int64)
+        flat = (drawn + np.arange(n_draws)[:, None] * n).ravel()
+        self._times = np.bincount(flat, minlength=n_draws * n).reshape(n_draws, n).astype(np.float64)
+
+    def sums(self, columns: Floats) -> Floats:
+        """Sums over each prompt's runs, shape (prompts, d). `columns` has a row a run, shape (n, d)."""
+        return np.stack(
+            [np.bincount(self._member, weights=column, minlength=self.n_groups) for column in columns.T], axis=1
+        )
+
+    def drawn(self, columns: Floats) -> BootstrapSums:
+        """Column sums as they are and in each draw. `columns` has a row a run, shape (n, d)."""
+        by_group = self.sums(columns)
+        return BootstrapSums(by_group, by_group.sum(axis=0)[None, :], self._times @ by_group)
+
+    def estimate(self, sums: BootstrapSums, statistic: Statistic, *, n: int, pivot: bool = False) -> IntervalEstimate:
+        """A statistic of column sums, with its interval.
+
+        n      observations behind it
+        pivot  mirror the draws at the value (basic interval, ibid. §5.2): for what draws alone would make larger,
+               such as a mean of absolute errors
+        """
+        value = float(statistic(sums.seen)[0])
+        drawn = statistic(sums.again)
+        drawn = drawn[np.isfinite(drawn)]
+        if self.n_groups < 2 or len(drawn) < _LEAST_DEFINED * len(self._times):
+            why = "too few prompts for an interval"
+            return IntervalEstimate(value=value, low=None, high=None, n=n, method="none", note=why)
+        tail = (1 - self._confidence) / 2
+        low, high = (float(end) for end in np.quantile(drawn, [tail, 1 - tail]))
+        if pivot:
+            low, high = max(0.0, 2 * value - high), max(0.0, 2 * value - low)
+        note = f"only {self.n_groups} prompts: a sketch" if self.n_groups < _FEW else None
+        method = f"bootstrap over {self.n_groups} prompts"
+        return IntervalEstimate(value=value, low=low, high=high, n=n, method=method, note=note)
+
+    def rate(self, sums: BootstrapSums, above: int, below: int, *, n: int) -> IntervalEstimate:
+        """The share of one column's weight in another's, [0, 1]; what was never seen, or always, is still not certain.
+
+        Draws of runs without an event hold none either. Then the open end is exact for as many prompts as their
+        weights are worth (Clopper and Pearson 1934; Kish 1965).
+        """
+        estimate = self.estimate(sums, ratio(above, below), n=n)
+        if estimate.low is None or estimate.high is None or 0.0 < estimate.value < 1.0:
+            return estimate
+        weight = sums.by_group[:, below]
+        worth = max(1, int(weight.sum() ** 2 / max((weight**2).sum(), 1e-300)))
+        exact = exact_binomial(0 if estimate.value <= 0.0 else worth, worth, self._confidence)
+        return replace(estimate, low=exact.low, high=exact.high, method=f"exact, {worth} prompts")
+
+
+def ratio(above: int, below: int) -> Statistic:
+    """Sum of one column over the sum of another; nan where that is 0."""
+
+    def of(sums: Floats) -> Floats:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(np.where(sums[:, below] > 0, sums[:, above] / sums[:, below], np.nan))
+
+    return of
+
+
+def pick_level(z: Floats, weight: Floats, target: float) -> int:
+    """Number of the last level, counted from the safe end, whose drop is a standard error below the target.
+
+    A level that has hurt nobody yet has an error, too: as if one of its runs had been lost.
+
+    z       EM drop of each run at each level, level 0 never stops, shape (n, M)
+    weight  what each run stands for, shape (n,)
+    target  EM drop, a fraction
+    """
+    if not len(z) or not weight.sum() > 0:
+        return 0
+    drop = weight @ z / weight.sum()
+    error = np.sqrt(((weight[:, None] * (z - drop)) ** 2).sum(axis=0)) / weight.sum()
+    least = np.sqrt((weight**2).sum()) / weight.sum() / np.sqrt(len(z))
+    failed = np.flatnonzero(drop[1:] + np.maximum(error[1:], least) > target)
+    return int(failed[0]) if len(failed) else z.shape[1] - 1

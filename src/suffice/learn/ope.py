@@ -7,28 +7,91 @@
     snips    the same over the sum of weights                   a little biased, calmer
     dr       a guess for every arm, corrected by weight x miss  unbiased whatever the guess, calm where it is good
 
-Unbiased means: the odds are the true ones, and a reward either was learned by a lot of known odds or is worth nothing
-here. Rewards that came by themselves (who complains?) fit the guess of `dr` and never correct it. Intervals hold at
-every look and under drift: they cover the mean, over the rows so far, of what the target earns (`assurance.weighted`).
+Unbiased means: the odds are the true ones, and each reward was either learned by a lot of known odds or is ignored.
+Rewards that came by themselves (who complains?) fit the guess of `dr` and never correct it. Intervals hold at every
+look and under drift: they cover the mean, over the rows so far, of what the target earns (`assurance.weighted`).
 
-Knows arrays; refuses to know routes, stores and clocks. Dudik, Langford, Li (2011), arXiv:1103.4601; intervals:
-Waudby-Smith et al. (2024), arXiv:2210.10768.
+Dudik, Langford, Li (2011), arXiv:1103.4601; intervals: Waudby-Smith et al. (2024), arXiv:2210.10768.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from suffice.assurance.weighted import lower_bound
-from suffice.learn.reward_model import Guess, ModelKind, fit_rewards
+from suffice.learn.audits import Bools, Floats, Ints
 
-Floats: TypeAlias = NDArray[np.float64]
-Ints: TypeAlias = NDArray[np.int64]
-Bools: TypeAlias = NDArray[np.bool_]
+ModelKind: TypeAlias = Literal["ridge", "logistic"]
+Guess: TypeAlias = Callable[[Floats], Floats]  # (n, d) contexts → (n, K) guessed rewards in [0, 1]
+
+RIDGE: Final = 4.0  # in rows: what an arm's own part must outweigh
+_NEWTON_STEPS: Final = 12
+_LARGEST_LOGIT: Final = 12.0
+
+
+def fit_rewards(x: Floats, arm: Ints, reward: Floats, *, n_arms: int, kind: ModelKind, ridge: float = RIDGE) -> Guess:
+    """Fit the mean reward of every arm as a function of the context: the part of doubly robust that may be wrong.
+
+    One linear model over context x arm: what all arms share, and for each arm its own intercept and slopes, held back
+    by a ridge so that an arm with few draws stays near the others.
+
+    x       contexts, shape (n, d); an intercept is added
+    arm     0 … n_arms - 1, shape (n,)
+    reward  in [0, 1], shape (n,)
+    kind    ridge: least squares, cut to [0, 1]; logistic: for rewards that are 0 or 1, or shares
+    ridge   penalty on everything but the common intercept, above 0
+
+    Without rows every guess is 1/2. Raises ValueError for shapes that do not fit and for rewards outside [0, 1].
+    """
+    if x.ndim != 2 or not len(x) == len(arm) == len(reward):
+        raise ValueError(f"need one arm and one reward a row; got {x.shape=} {len(arm)=} {len(reward)=}")
+    if ridge <= 0 or (reward < 0).any() or (reward > 1).any():
+        raise ValueError(f"need ridge > 0 and rewards in [0, 1]; got {ridge=}")
+    if not len(x):
+        return lambda rows: np.full((len(rows), n_arms), 0.5)
+    design = _design(x, arm, n_arms)
+    penalty = np.full(design.shape[1], ridge)
+    penalty[0] = 1e-6
+    weights = (_least_squares if kind == "ridge" else _newton)(design, reward, penalty)
+
+    def guess(rows: Floats) -> Floats:
+        raw = np.column_stack([_design(rows, np.full(len(rows), a), n_arms) @ weights for a in range(n_arms)])
+        return np.asarray(np.clip(raw, 0.0, 1.0) if kind == "ridge" else _sigmoid(raw))
+
+    return guess
+
+
+def _design(x: Floats, arm: Ints, n_arms: int) -> Floats:
+    """Rows of: 1, context, then for each arm its own 1 and context, 0 where another arm was drawn."""
+    shared = np.column_stack([np.ones(len(x)), x])
+    own = np.zeros((len(x), n_arms, shared.shape[1]))
+    own[np.arange(len(x)), arm] = shared
+    return np.column_stack([shared, own.reshape(len(x), -1)])
+
+
+def _least_squares(design: Floats, reward: Floats, penalty: Floats) -> Floats:
+    return np.asarray(np.linalg.solve(design.T @ design + np.diag(penalty), design.T @ reward))
+
+
+def _newton(design: Floats, reward: Floats, penalty: Floats) -> Floats:
+    """Penalised logistic regression, by steps of weighted least squares."""
+    weights = np.zeros(design.shape[1])
+    for _ in range(_NEWTON_STEPS):
+        p = _sigmoid(design @ weights)
+        slope = np.maximum(p * (1 - p), 1e-6)
+        gradient = design.T @ (reward - p) - penalty * weights
+        weights = weights + np.linalg.solve((design * slope[:, np.newaxis]).T @ design + np.diag(penalty), gradient)
+    return weights
+
+
+def _sigmoid(logits: Floats) -> Floats:
+    return np.asarray(1 / (1 + np.exp(-np.clip(logits, -_LARGEST_LOGIT, _LARGEST_LOGIT))))
+
+
 Method: TypeAlias = Literal["naive", "ips", "snips", "dr"]
 
 FIRST_FIT: Final = 32  # rows before the first guess is fitted; refitted whenever they have doubled
@@ -37,8 +100,6 @@ REACH: Final = 8.0  # weight up to which the guess is used in full; any fixed nu
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LoggedDraws:
-    """N draws in the order in which they were made."""
-
     x: Floats  # (N, d): contexts, as a reward model reads them; no intercept
     arm: Ints  # (N,): what was drawn, 0 … K - 1
     odds: Floats  # (N, K): P(arm) of every arm under the lottery that drew; rows sum to 1
@@ -69,7 +130,6 @@ class LoggedDraws:
 
     @property
     def n_arms(self) -> int:
-        """K."""
         return int(self.odds.shape[1])
 
 
@@ -88,7 +148,7 @@ class PolicyValue:
     clipped_share: float = 0.0  # of the weight, cut off by `clip`: bias of the value, never of the interval
 
 
-def naive(logged: LoggedDraws, target: Floats, *, confidence: float = 0.95) -> PolicyValue:
+def estimate_naive(logged: LoggedDraws, target: Floats, *, confidence: float = 0.95) -> PolicyValue:
     """Mean of all known rewards, weighted by the target's odds alone; what one would print without the lots.
 
     Its interval is that of a plain mean, and as wrong as the mean. For comparison only.
@@ -111,7 +171,7 @@ def naive(logged: LoggedDraws, target: Floats, *, confidence: float = 0.95) -> P
     )
 
 
-def ips(
+def estimate_ips(
     logged: LoggedDraws, target: Floats, *, confidence: float = 0.95, clip: float | None = None, reach: float = REACH
 ) -> PolicyValue:
     """Inverse propensity score: the mean of weight x reward.
@@ -131,13 +191,14 @@ def ips(
     return _estimate("ips", mean, bounds, logged, weights, clipped, confidence)
 
 
-def snips(
+def estimate_snips(
     logged: LoggedDraws, target: Floats, *, confidence: float = 0.95, clip: float | None = None, reach: float = REACH
 ) -> PolicyValue:
-    """Self-normalised IPS: the sum of weight x reward over the sum of weights; arguments as `ips`.
+    """Self-normalised IPS: the sum of weight x reward over the sum of weights; arguments as `estimate_ips`.
 
-    Swaminathan and Joachims (2015), NeurIPS 28. Always within the range of the rewards. Its interval is that of `dr`
-    with the mean so far as its guess, which has the same variance in the limit and is valid at every look.
+    Swaminathan and Joachims (2015), NeurIPS 28. Always within the range of the rewards. Its interval is that of
+    `estimate_dr` with the mean so far as its guess, which has the same variance in the limit and is valid at every
+    look.
     """
     weights, value, clipped = _weighted(logged, target, confidence, clip)
     total = float(value.sum())
@@ -146,7 +207,7 @@ def snips(
     return _estimate("snips", mean, bounds, logged, weights, clipped, confidence)
 
 
-def dr(
+def estimate_dr(
     logged: LoggedDraws, target: Floats, *, confidence: float = 0.95, kind: ModelKind = "ridge", reach: float = REACH
 ) -> PolicyValue:
     """Doubly robust: the target's guessed reward, plus weight x (reward - guess) where the reward was learned by lot.
@@ -154,24 +215,24 @@ def dr(
     Each row's guess was fitted on earlier rows only, on all rewards that are known, volunteered ones included; it is
     fitted again whenever the rows have doubled. So the value is unbiased and the interval exact at every look.
 
-    target  as in `ips`
+    target  as in `estimate_ips`
     kind    logistic where rewards are right or wrong; ridge else
     """
     weights, _, _ = _weighted(logged, target, confidence, None)
-    guess = sequential_guess(logged, kind=kind)
+    guess = guess_in_sequence(logged, kind=kind)
     mean = float(_terms(logged, target, weights, guess).mean()) if len(logged) else float("nan")
     bounds = _bounds(logged, target, weights, guess, confidence, reach)
     return _estimate("dr", mean, bounds, logged, weights, 0.0, confidence)
 
 
-def dr_terms(logged: LoggedDraws, target: Floats, *, kind: ModelKind = "ridge") -> Floats:
-    """One term a row whose mean is the value of `dr`, shape (N,): for differences of two targets on the same rows."""
+def compute_dr_terms(logged: LoggedDraws, target: Floats, *, kind: ModelKind = "ridge") -> Floats:
+    """Terms whose mean is the value of `estimate_dr`, shape (N,): for differences of two targets on the same rows."""
     weights, _, _ = _weighted(logged, target, 0.5, None)
-    terms = _terms(logged, target, weights, sequential_guess(logged, kind=kind))
+    terms = _terms(logged, target, weights, guess_in_sequence(logged, kind=kind))
     return logged.low + (logged.high - logged.low) * terms
 
 
-def sequential_guess(logged: LoggedDraws, *, kind: ModelKind, first_fit: int = FIRST_FIT) -> Floats:
+def guess_in_sequence(logged: LoggedDraws, *, kind: ModelKind, first_fit: int = FIRST_FIT) -> Floats:
     """Guessed rewards of all arms in every row, in [0, 1], each from earlier rows only, shape (N, K)."""
     guess = np.full((len(logged), logged.n_arms), 0.5)
     known = ~np.isnan(logged.reward)
@@ -219,7 +280,6 @@ def _unit(logged: LoggedDraws, reward: Floats) -> Floats:
 
 
 def _running_mean(logged: LoggedDraws, weights: Floats) -> Floats:
-    """The self-normalised mean of the rows before each row, for all arms alike."""
     gained = weights * _unit(logged, logged.reward)
     before, total = np.cumsum(gained) - gained, np.cumsum(weights) - weights
     return np.repeat(((before + 0.5) / (total + 1))[:, np.newaxis], logged.n_arms, axis=1)

@@ -1,8 +1,8 @@
 """The report card of a version: is it calibrated, what would it save and lose, whom would it harm, is it better.
 
-Every number is of prompts that the judged model has not seen: each fold of them is judged by the model fitted on the
-others. A fold's level is picked on the runs of the other folds. Runs count for as many as they stand for
-(`learn.rows`). A card says what was measured and decides nothing; certificates and rollouts do.
+Every number is of prompts that the judged model has not seen: the model that was fitted on the other folds judges a
+fold, and the fold's level is picked on the other folds. Runs count for as many as they stand for (`learn.rows`).
+A card decides nothing; certificates and rollouts do.
 """
 
 from __future__ import annotations
@@ -15,14 +15,117 @@ import numpy as np
 
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.errors import ConfigError
+from suffice.extras import how_to_install
 from suffice.learn.audits import AuditRuns, Floats, Ints
-from suffice.learn.calibrating import Calibration, calibrate
 from suffice.learn.dataset import Dataset
-from suffice.learn.picking import pick_level
-from suffice.learn.resample import Resamples, ratio
-from suffice.learn.rows import audit_runs, full_weights
+from suffice.learn.export import export_isotonic
+from suffice.learn.groups import Resamples, pick_level, ratio
+from suffice.learn.rows import audit_runs, good_rows_of_run, weigh_full_runs, weigh_labels
 from suffice.learn.served import N_FOLDS
 from suffice.learn.version import FoldedVersion, as_served, fold_version
+from suffice.model.calibration import Isotonic
+
+Learned: TypeAlias = Literal["as-good", "hopeless"]
+
+N_BINS: Final = 10
+_MOST_KNOTS: Final = 20  # of the curve that is shown to people
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bin:
+    low: float  # the first and the last probability in the bin
+    high: float
+    n: int  # rows
+    said: float  # mean probability
+    seen: IntervalEstimate  # share of rows where it came true
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    bins: tuple[Bin, ...]
+    ece: IntervalEstimate  # expected calibration error: mean |said - seen| over the bins, weighted by their rows
+    bias: IntervalEstimate  # mean said - mean seen: above 0 the model is too sure
+    shown: Isotonic | None  # from what the model says to what was seen: for people; thresholds do not need it
+
+
+def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.random.Generator) -> Calibration:
+    """Judge one probability on the checkpoints of full runs, each by the model that has not seen its prompt.
+
+    Needs labels where the target does, and models that have it (ValueError). Bins hold about as many rows each.
+    """
+    rows, weight = _rows(data, target)
+    p = _said(data, version, target, rows)
+    good = good_rows_of_run(data, target)[rows].astype(np.float64)
+    draws = Resamples([data.key[i] for i in data.run_of_row[rows]], rng)
+    edges = np.quantile(p, np.arange(1, N_BINS) / N_BINS) if len(p) else np.zeros(N_BINS - 1)
+    number = np.searchsorted(edges, p, side="right")
+    inside = (number[:, None] == np.arange(N_BINS)) * weight[:, None]
+    sums = draws.drawn(np.concatenate([inside * p[:, None], inside * good[:, None], inside], axis=1))
+    bins = []
+    for b in np.unique(number):
+        here = number == b
+        n = int(here.sum())
+        bins.append(
+            Bin(
+                low=float(p[here].min()),
+                high=float(p[here].max()),
+                n=n,
+                said=float(np.average(p[here], weights=weight[here])),
+                seen=draws.rate(sums, N_BINS + int(b), 2 * N_BINS + int(b), n=n),
+            )
+        )
+    ece = draws.estimate(sums, _ece, n=len(rows), pivot=True)
+    bias = draws.estimate(sums, _bias, n=len(rows))
+    return Calibration(bins=tuple(bins), ece=ece, bias=bias, shown=_isotonic(p, good, weight))
+
+
+def _rows(data: Dataset, target: Learned) -> tuple[Ints, Floats]:
+    """Rows where something could be decided, and what their runs stand for."""
+    weight = weigh_full_runs(data) * data.full
+    if target == "hopeless":
+        labels = weigh_labels(data)
+        weight = weight * (0.0 if labels is None else labels)
+    inner = np.ones(len(data.x), dtype=bool)
+    inner[data.last] = False
+    rows = np.flatnonzero(inner & data.may_stop & (weight > 0)[data.run_of_row])
+    return rows, weight[data.run_of_row[rows]]
+
+
+def _said(data: Dataset, version: FoldedVersion, target: Learned, rows: Ints) -> Floats:
+    fold = data.fold[data.run_of_row[rows]]
+    x, p = data.columns(version.models[0].features), np.empty(len(rows))
+    for f, model in enumerate(version.models):
+        ensemble = model.suffices if target == "as-good" else model.hopeless
+        if ensemble is None:
+            raise ValueError(f"version {version.address}: has no model of {target}")
+        p[fold == f] = ensemble.scores(x[rows[fold == f]])
+    return p
+
+
+def _ece(sums: Floats) -> Floats:
+    stated, seen, weight = np.split(sums, 3, axis=1)
+    return np.asarray(np.abs(stated - seen).sum(axis=1) / weight.sum(axis=1))
+
+
+def _bias(sums: Floats) -> Floats:
+    stated, seen, weight = np.split(sums, 3, axis=1)
+    return np.asarray((stated - seen).sum(axis=1) / weight.sum(axis=1))
+
+
+def _isotonic(p: Floats, good: Floats, weight: Floats) -> Isotonic | None:
+    """A rising curve of a few points, for people; None where all rows say the same."""
+    if len(np.unique(p)) < 2:
+        return None
+    try:
+        from sklearn.isotonic import IsotonicRegression
+    except ImportError:
+        raise ConfigError(f"learn: needs scikit-learn: {how_to_install('train')}") from None
+    whole = export_isotonic(IsotonicRegression(out_of_bounds="clip", y_min=0.0, y_max=1.0).fit(p, good, weight))
+    if len(whole.scores) <= _MOST_KNOTS:
+        return whole
+    at = np.unique(np.quantile(p, np.linspace(0, 1, _MOST_KNOTS)))
+    return Isotonic(tuple(at.tolist()), tuple(whole.many(at).tolist()))
+
 
 Verdict: TypeAlias = Literal["better", "worse", "inconclusive", "first"]
 ClassStatus: TypeAlias = Literal["unknown", "within budget", "unclear", "harmed"]
@@ -34,8 +137,6 @@ LEAST_CLASS_RUNS: Final = 200  # below it a class is unknown (CONTRACT.md §8)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontierPoint:
-    """One place on a frontier."""
-
     max_em_drop: float  # that was aimed at, a fraction
     levels: tuple[int, ...]  # picked for each fold on the runs of the others
     saving: IntervalEstimate  # token reduction, probes counted
@@ -46,15 +147,13 @@ class FrontierPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassHarm:
-    """What the version does to one class of queries at the route's own target."""
-
     query_class: str
     n_runs: int
     n_prompts: int
     saving: IntervalEstimate
     drop: IntervalEstimate
     lost: IntervalEstimate
-    gained: IntervalEstimate  # gains do not pay for losses of others, so both are told
+    gained: IntervalEstimate  # gains do not pay for losses of others, so both are reported
     status: ClassStatus
 
 
@@ -74,8 +173,6 @@ class ParentComparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportCard:
-    """What one version did on prompts that it had not seen. Plain data."""
-
     version: str
     max_em_drop: float  # the route's own target
     n_runs: int  # full runs, and audits that were broken off
@@ -129,13 +226,11 @@ class _Outcome:
 
 
 class _Judge:
-    """The runs that versions are judged on, with what each stands for."""
-
     def __init__(self, data: Dataset, max_em_drop: float, rng: np.random.Generator) -> None:
         self.data, self.max_em_drop = data, max_em_drop
         self.which = np.flatnonzero(data.full | data.abandoned)
         self.runs = audit_runs(data, self.which)
-        self.weight = full_weights(data)[self.which]
+        self.weight = weigh_full_runs(data)[self.which]
         self.classes_of = np.array([data.query_class[i] for i in self.which])
         self.draws = Resamples([data.key[i] for i in self.which], rng)
 
@@ -156,7 +251,6 @@ class _Judge:
         return _Outcome(z, runs.cost[rows])
 
     def curve(self, outcome: _Outcome) -> tuple[tuple[float, float], ...]:
-        """(saving, drop) of every level."""
         saving = 1 - self.weight @ outcome.cost / (self.weight @ self.runs.full)
         drop = self.weight @ outcome.z / self.weight.sum()
         return tuple(zip(saving.tolist(), drop.tolist(), strict=True))
@@ -179,14 +273,13 @@ class _Judge:
         return self._measured(outcome.z[:, 1], outcome.cost[:, 1], everyone, self.max_em_drop, levels)
 
     def classes(self, outcome: _Outcome, levels: tuple[int, ...]) -> tuple[ClassHarm, ...]:
-        """What happens to each class at these levels, the largest class first."""
         z, cost = self._chosen(outcome, levels)
         names, sizes = np.unique(self.classes_of, return_counts=True)
-        found = []
+        harms = []
         for name in names[np.argsort(-sizes, kind="stable")]:
             member = self.classes_of == name
             point = self._measured(z, cost, member, self.max_em_drop, levels)
-            found.append(
+            harms.append(
                 ClassHarm(
                     query_class=str(name),
                     n_runs=int(member.sum()),
@@ -198,7 +291,7 @@ class _Judge:
                     status=_status(int(member.sum()), point.drop, self.max_em_drop),
                 )
             )
-        return tuple(found)
+        return tuple(harms)
 
     def compared(self, outcome: _Outcome, own: FrontierPoint, parent: FoldedVersion) -> ParentComparison | None:
         """Version minus parent; None: the parent cannot read these runs."""

@@ -2,28 +2,36 @@
 
     Dataset, parent ──▶ retrain ──▶ VersionProposal ──▶ certificate, rollout (elsewhere)
 
-Pure: a dataset in, a record out; nothing is served, stored or swapped here. A proposal says what was fitted on what,
-by which programs, how it did on prompts that it had not seen, and what it would replace. Knows models and data;
-refuses to know clocks, jobs and stores.
+A proposal says what was fitted on what, by which programs, how it did on prompts that it had not seen, and what it
+would replace.
 """
 
 from __future__ import annotations
 
+import json
 import platform
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 
+from suffice.assurance.estimate import IntervalEstimate
 from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.dataset import Dataset
 from suffice.learn.export import export_stop_model, export_value_model
-from suffice.learn.picking import pick_level
-from suffice.learn.report_card import ReportCard, Verdict, make_card
-from suffice.learn.rows import audit_runs, examples, full_weights, trajectories
+from suffice.learn.groups import pick_level
+from suffice.learn.models import PRICES, FitResult, Parts, Values, fit, fit_values
+from suffice.learn.report_card import (
+    Calibration,
+    ClassHarm,
+    FrontierPoint,
+    ReportCard,
+    Verdict,
+    make_card,
+)
+from suffice.learn.rows import audit_runs, build_examples, build_trajectories, weigh_full_runs
 from suffice.learn.served import HALF_LIFE, LEAST_AUDITS, N_FOLDS, N_LEVELS, cut_levels, level_risk
-from suffice.learn.stop_model import FitResult, Parts, fit
-from suffice.learn.value_model import PRICES, Values, fit_values
 from suffice.learn.version import FoldedVersion
 from suffice.model.stop import StepCost, StopModel, TrainingRecord
 
@@ -107,7 +115,6 @@ class VersionProposal:
     why: str  # one sentence
 
     def plain(self) -> dict[str, Any]:
-        """The proposal as JSON has it; Any, because each key has its own type."""
         return {
             "version": None if self.version is None else self.version.plain(),
             "address": None if self.version is None else self.version.address,
@@ -173,10 +180,10 @@ def fit_version(data: Dataset, recipe: FitRecipe, *, max_em_drop: float, digest:
 
 
 def _stop_model(data: Dataset, learn_from: Bools, recipe: FitRecipe, digest: str) -> StopModel:
-    rows = examples(data, learn_from, "as-good", half_life=recipe.half_life)
+    rows = build_examples(data, learn_from, "as-good", half_life=recipe.half_life)
     assert rows is not None, "agreement needs no label"
     suffices = fit(rows, data.chosen, "as-good", parts=recipe.parts, seed=recipe.seed)
-    failing = examples(data, learn_from, "hopeless", half_life=recipe.half_life)
+    failing = build_examples(data, learn_from, "hopeless", half_life=recipe.half_life)
     hopeless: FitResult | None = None
     if failing is not None:
         # It names a stop and never makes a risky one, so the part that takes the least time is enough.
@@ -199,11 +206,11 @@ def _value_models(data: Dataset, recipe: FitRecipe, max_em_drop: float, digest: 
     The price of tokens is the dual variable of the EM budget: the highest one that keeps it.
     """
     which = np.flatnonzero(data.full | data.abandoned)
-    runs, weight = audit_runs(data, which), full_weights(data)[which]
+    runs, weight = audit_runs(data, which), weigh_full_runs(data)[which]
     fitted = list[Values]()
     z = np.zeros((len(runs), len(_PRICES) + 1))
     for fold in range(N_FOLDS):
-        rows = trajectories(data, data.fold != fold, half_life=recipe.half_life)
+        rows = build_trajectories(data, data.fold != fold, half_life=recipe.half_life)
         if rows is None or rows.go_on_weight is None or not (rows.go_on_weight > 0).any():
             return None
         fitted.append(fit_values(rows, prices=_PRICES))
@@ -256,3 +263,96 @@ def _lineage(data: Dataset, parent: FoldedVersion | None, reason: Reason, recipe
         recipe=recipe,
         versions=tuple(sorted(versions)),
     )
+
+
+def as_json(proposal: VersionProposal) -> str:
+    """One JSON object on one line, keys sorted; every number in it is finite."""
+    return json.dumps(proposal.plain(), sort_keys=True, allow_nan=False)
+
+
+def as_text(proposal: VersionProposal) -> str:
+    address = "none" if proposal.version is None else proposal.version.address
+    lines = [f"proposal {address}: {proposal.verdict} ({proposal.why})", *_lineage_lines(proposal.lineage)]
+    if proposal.card is not None:
+        lines += _card(proposal.card)
+    lines.append("Nothing is in force by this: a certificate and a rollout decide.")
+    return "\n".join(lines)
+
+
+_REASONS: Final = {"schedule": "on schedule", "drift": "after drift"}
+
+
+def _lineage_lines(lineage: FitLineage) -> list[str]:
+    recipe, n_full, n_prompts = lineage.recipe, f"{lineage.n_runs:,}", f"{lineage.n_prompts:,}"
+    lines = {
+        "parent": f"{lineage.parent or 'none'}, refitted {_REASONS.get(lineage.reason, lineage.reason)}",
+        "data": f"{lineage.digest}, log rows {lineage.first_seq:,} to {lineage.last_seq:,}",
+        "learned from": f"{n_full} full runs ({lineage.n_by_design:,} by design) of {n_prompts} prompts",
+        "labels": f"{lineage.n_labelled:,}, {lineage.n_stopped:,} of them of stopped runs",
+        "left out": "; ".join(f"{n:,} {why}" for why, n in lineage.left_out) or "none",
+        "recipe": f"{recipe.parts}, half-life {recipe.half_life:g}, {recipe.n_levels} levels, seed {recipe.seed}",
+        "packages": ", ".join(f"{name} {version}" for name, version in lineage.versions),
+    }
+    return [f"  {what:<13} {value}" for what, value in lines.items()]
+
+
+def _card(card: ReportCard) -> list[str]:
+    judged = f"judged on {card.n_runs:,} full runs of {card.n_prompts:,} prompts that the judged models have not seen"
+    frontier = _table(("EM drop aimed at", "saving", "EM drop", "lost", "gained"), map(_point, card.frontier))
+    lines = ["", f"{judged}; {card.n_labelled:,} with a label, the others by agreement", "", *frontier]
+    if card.value:
+        lines += ["", "value models", *_table(("", "saving", "EM drop", "lost", "gained"), map(_point, card.value))]
+    if card.compared is not None:
+        against = card.compared
+        gain = f"{_signed(against.gain)} saving at the same EM drops, up to {card.max_em_drop:.1%}"
+        picked = f"as picked: {_signed(against.saving)} saving, {_signed(against.drop)} EM drop"
+        lines += ["", f"against the parent {against.parent}: {gain}", picked]
+    header = ("class", "runs", "saving", "EM drop", "lost", "gained", "")
+    lines += ["", *_table(header, map(_class, card.classes))]
+    lines += ["", *_calibration("P(as good)", card.calibration)]
+    if card.failing is not None:
+        lines += ["", *_calibration("P(full run fails)", card.failing)]
+    return lines
+
+
+def _point(point: FrontierPoint) -> Sequence[str]:
+    shares = (_share(value) for value in (point.saving, point.drop, point.lost, point.gained))
+    return (f"{point.max_em_drop:.1%}", *shares)
+
+
+def _class(harm: ClassHarm) -> Sequence[str]:
+    shares = (_share(value) for value in (harm.saving, harm.drop, harm.lost, harm.gained))
+    return (harm.query_class or "(none)", f"{harm.n_runs:,}", *shares, harm.status)
+
+
+def _calibration(what: str, calibration: Calibration) -> list[str]:
+    rows = [(f"{b.low:.3f} to {b.high:.3f}", f"{b.n:,}", f"{b.said:.3f}", _share(b.seen)) for b in calibration.bins]
+    return [
+        f"{what}: calibration error {_share(calibration.ece)}, too sure by {_signed(calibration.bias)}",
+        *_table(("said between", "rows", "said", "seen"), rows),
+    ]
+
+
+def _share(value: IntervalEstimate) -> str:
+    if value.low is None or value.high is None:
+        return f"{value.value:.2%}"
+    return f"{value.value:.2%} [{value.low:.2%}, {value.high:.2%}]"
+
+
+def _signed(value: IntervalEstimate) -> str:
+    if value.low is None or value.high is None:
+        return f"{value.value:+.2%}"
+    return f"{value.value:+.2%} [{value.low:+.2%}, {value.high:+.2%}]"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    table = [header, *rows]
+    widths = [max(len(row[at]) for row in table) for at in range(len(header))]
+    return [
+        "  "
+        + "  ".join(
+            cell.ljust(width) if at == 0 else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]

@@ -6,10 +6,10 @@
                         … and behind it, of audits               1 / p_full
     Q(go on)            full runs with a label                   as hopeless
 
-Gold is asked for where audits disagree, so labelled runs are not like the others: each stands for the runs that
-agree and disagree as it does. Where one such group has hardly a label, what needs labels is not fitted. No weight mends
-labels that come because an answer was wrong. Weights fade with age and are shared among repeats of a prompt.
-`learn.censoring` has the reasons; this file knows datasets and refuses to know models.
+Labels are asked for where audits disagree, so labelled runs are not like the others: each stands for the runs that
+agree and disagree as it does. Where one such group has hardly a label, what needs labels is not fitted. No weight
+corrects labels that come because an answer was wrong. Weights fade with age and are shared among repeats of a prompt.
+`learn.dataset` has the reasons.
 """
 
 from __future__ import annotations
@@ -18,24 +18,23 @@ from typing import Final
 
 import numpy as np
 
-from suffice.learn.audits import AuditRuns
-from suffice.learn.dataset import Bools, Dataset, Floats, Ints, Small
-from suffice.learn.groups import repeat_weights
+from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, Small
+from suffice.learn.dataset import Dataset
+from suffice.learn.groups import weigh_repeats
+from suffice.learn.models import Examples, Target, Trajectories
 from suffice.learn.served import HALF_LIFE
-from suffice.learn.stop_model import Examples, Target
-from suffice.learn.value_model import Trajectories
 
 LEAST_LABELS: Final = 20  # of a group of runs, if it is to speak for those without a label
 _RARE: Final = 0.01  # of all full runs: a smaller group may go without
 
 
-def full_weights(data: Dataset) -> Floats:
+def weigh_full_runs(data: Dataset) -> Floats:
     """How many runs each full run stands for, at least 1, shape (N,); 0 for runs that are not seen in full."""
     seen = data.full | data.abandoned
     return np.where(seen, 1.0 / np.where(seen, data.p_full, 1.0), 0.0)
 
 
-def label_weights(data: Dataset) -> Floats | None:
+def weigh_labels(data: Dataset) -> Floats | None:
     """How many full runs each labelled one stands for, shape (N,), 0 for the others; None: labels are too few.
 
     Within runs that would have been stopped with another answer, that give another answer elsewhere on the way, and
@@ -57,7 +56,7 @@ def label_weights(data: Dataset) -> Floats | None:
     return weight
 
 
-def examples(data: Dataset, runs: Bools, target: Target, *, half_life: float = HALF_LIFE) -> Examples | None:
+def build_examples(data: Dataset, runs: Bools, target: Target, *, half_life: float = HALF_LIFE) -> Examples | None:
     """Checkpoints of some runs for a stop model; None: the target needs labels, and there are too few.
 
     Weights are those of runs: they fade with age, and sum to as many runs as there are so far as they have faded.
@@ -65,9 +64,9 @@ def examples(data: Dataset, runs: Bools, target: Target, *, half_life: float = H
     runs       which may be learned from, shape (N,)
     half_life  in audits
     """
-    stands_for = full_weights(data) * data.full * runs
+    stands_for = weigh_full_runs(data) * data.full * runs
     if target == "hopeless":
-        labels = label_weights(data)
+        labels = weigh_labels(data)
         if labels is None:
             return None
         stands_for = stands_for * labels
@@ -88,18 +87,18 @@ def good_rows_of_run(data: Dataset, target: Target) -> Bools:
     return np.asarray(full & (data.same | right | (full_right == 0)))
 
 
-def trajectories(data: Dataset, runs: Bools, *, half_life: float = HALF_LIFE) -> Trajectories | None:
+def build_trajectories(data: Dataset, runs: Bools, *, half_life: float = HALF_LIFE) -> Trajectories | None:
     """Some runs for the value model; None: there are too few labels.
 
     Rows up to a stop are seen whether the lot let the run go on or not, so with labels by design they count once each,
     and those of stopped runs are among them; only rows behind it must stand for the ones that nobody saw. An answer
     of which a label does not say whether it is right counts as wrong.
     """
-    labels = label_weights(data)
+    labels = weigh_labels(data)
     if labels is None:
         return None
     run, fading = data.run_of_row, _fading(data, half_life)
-    odds = full_weights(data) * data.full
+    odds = weigh_full_runs(data) * data.full
     go_on = _scaled(odds * labels * runs, fading)[run]
     stopped = _stopped_weights(data)
     seen = (odds * labels)[run]
@@ -143,7 +142,6 @@ def audit_runs(data: Dataset, which: Ints) -> AuditRuns:
 
 
 def _trajectories(data: Dataset, rows: Ints, stop: Floats, go_on: Floats) -> Trajectories:
-    """Those rows, whole runs or their beginnings, with what stopping and going on there teaches."""
     run = data.run_of_row[rows]
     starts = np.concatenate([np.flatnonzero(np.diff(run, prepend=-1)), [len(rows)]])
     return Trajectories(
@@ -164,7 +162,7 @@ def _scaled(stands_for: Floats, fading: Floats) -> Floats:
 
 
 def _fading(data: Dataset, half_life: float) -> Floats:
-    return np.asarray(0.5 ** (data.age / half_life) * repeat_weights(data.key))
+    return np.asarray(0.5 ** (data.age / half_life) * weigh_repeats(data.key))
 
 
 def _inner(data: Dataset) -> Bools:

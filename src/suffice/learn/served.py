@@ -1,9 +1,9 @@
 """A version as it is served and certified: a few stop models, each for the part of the traffic it has not seen.
 
 A hash of the unit puts every request, audit or not, into one of five folds. The model that serves and judges a fold
-was fitted on the audits of the other four, so every audit is scored by a model that never saw it, and what is
-certified is what is served. ASSURANCE.md §3.1 does this with two folds, where each model learns from half of the
-audits; with five it learns from four fifths. Levels run from 0, never stop, to the most aggressive one.
+was fitted on the audits of the other four, so a model that never saw an audit scores it, and what is certified is what
+is served. ASSURANCE.md §3.1 does this with two folds, where each model learns from half of the audits; with five it
+learns from four fifths. Levels run from 0, never stop, to the most aggressive one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
-from suffice.learn.audits import AuditRuns, Bools, Floats, Ints
-from suffice.learn.ragged import first_passages
+from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, find_first_passages
 
 N_FOLDS: Final = 5
 N_LEVELS: Final = 41
@@ -39,7 +38,6 @@ class FoldedModels:
 
     @property
     def n_levels(self) -> int:
-        """M, level 0 included."""
         return int(self.levels.shape[1])
 
     def risk(self, runs: AuditRuns) -> Floats:
@@ -82,7 +80,7 @@ class FoldedModels:
             rows = np.flatnonzero(fold == f)
             # How many levels, from the safe end, are below the risk: the first that would stop here has this rank.
             rank[rows] = np.searchsorted(levels[f], np.where(np.isnan(risk[rows]), np.inf, risk[rows]), side="left")
-        return first_passages(rank, runs.starts, np.arange(levels.shape[1], dtype=np.float64)).T
+        return find_first_passages(rank, runs.starts, np.arange(levels.shape[1], dtype=np.float64)).T
 
 
 def level_risk(one_minus_p: Floats, runs: AuditRuns, exponent: float) -> Floats:

@@ -1,14 +1,11 @@
 """Evidence about arms from audits that were asked twice, by query class: what counts, from when on, and as what.
 
-An audit shows the full answer and asks one arm beside it, unseen. What is kept of it is enough to certify arms, to
-guess what they lose, and to evaluate policies off-policy. Three rules keep it honest:
+An audit shows the full answer and asks one arm beside it, unseen. Three rules keep the evidence honest:
 
 - late labels: an audit counts once its label is due, whether it disagrees or not; unlabelled it then counts as lost
-- poisoned labels: proofs believe trusted voices alone; guesses believe others too, each key for a small part of the
+- poisoned labels: proofs believe trusted sources alone; guesses believe others too, each key for a small part of the
   audits at most (`assurance.label_precedence`)
-- old worlds: the latest `window` audits of a class and arm count; an alarm forgets the class
-
-Knows audits and labels; refuses to know prices, proposals and live traffic.
+- old data: the latest `window` audits of a class and arm count; an alarm forgets the class
 """
 
 from __future__ import annotations
@@ -26,8 +23,6 @@ from suffice.assurance.label_precedence import TRUSTED, TrustedLabel, stand
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShadowAudit:
-    """One audit that asked an arm beside the full run."""
-
     audit_id: str
     query_class: str
     arm: int  # 1 … K - 1
@@ -83,9 +78,9 @@ class ShadowLog:
         audit = self._audits.get(label.audit)
         if audit is None or not audit.disagrees:
             return False
-        said = self._labels.setdefault(label.audit, [])
-        if label not in said:
-            said.append(label)
+        labels = self._labels.setdefault(label.audit, [])
+        if label not in labels:
+            labels.append(label)
         return True
 
     def forget(self, query_class: str, *, from_arm: int = 0) -> None:
@@ -123,23 +118,21 @@ class ShadowLog:
         self._labels.pop(audit_id, None)
 
     def _verdicts(self, least_trust: int) -> Mapping[str, Any]:
-        labels = [label for said in self._labels.values() for label in said if label.trust >= least_trust]
+        labels = [label for some in self._labels.values() for label in some if label.trust >= least_trust]
         differing = {audit.audit_id for audit in self._audits.values() if audit.disagrees}
         return stand(labels, differing=differing, max_share=self._key_cap).verdicts
 
     def plain(self) -> dict[str, Any]:
-        """All it knows, as JSON takes it."""
-        labels = [asdict(label) for said in self._labels.values() for label in said]
+        labels = [asdict(label) for some in self._labels.values() for label in some]
         return {"audits": [list(astuple(audit)) for audit in self._audits.values()], "labels": labels}
 
     def restore(self, plain: Mapping[str, Any]) -> None:
-        """Go on from `plain`."""
         self._audits, self._cells, self._labels = {}, {}, {}
         for row in plain["audits"]:
             values = dict(zip(ShadowAudit.__slots__, row, strict=True))
             self.add(ShadowAudit(**{**values, "odds": tuple(values["odds"])}))
-        for said in plain["labels"]:
-            self.label(TrustedLabel(**said))
+        for label in plain["labels"]:
+            self.label(TrustedLabel(**label))
 
 
 def count_losses(evidence: ShadowAudits, classes: Sequence[str], n_arms: int) -> list[Counts]:

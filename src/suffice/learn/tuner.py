@@ -2,11 +2,12 @@
 
     audits, asked twice ──▶ ShadowLog ──▶ certificate of every class and arm ──▶ arms that clients may get (in play)
     all runs ──▶ Costs, price ──▶ value of every arm ──▶ odds of live draws, and of the audits' second calls
-    tick ──▶ a Proposal with its evidence, or why there is none; withdrawals at once
+    tick ──▶ a TuningProposal with its evidence, or why there is none; withdrawals at once
 
-What it may do on its own is little: draw among arms in play, within a floor and a ceiling, and fall back to a safer arm
-when one loses its certificate. Everything else it proposes, and somebody else accepts. It cannot put an arm in play:
-only audits can, whose full run was shown and whose labels it does not write.
+On its own it may only draw among arms in play, within a floor and a ceiling, and fall back to a safer arm when one
+loses its certificate. Everything else it proposes, and somebody else accepts. It cannot put an arm in play: only audits
+can, whose full run was shown and whose labels it does not write. An arm that keeps next to nothing ("stop
+everything") never leaves the shadow, however well its audits look.
 
 Certificates are by class and arm, so the audits' lot may lean towards promising arms without any weighting, and no
 class pays for another. Contexts are query classes; unknown ones run in full. Pure: time and points in [0, 1) come in,
@@ -17,23 +18,209 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from dataclasses import dataclass, field
+from math import log
+from typing import Any, Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from suffice.assurance.certify import Counts
 from suffice.assurance.drift import ShiryaevRoberts
 from suffice.assurance.label_precedence import TrustedLabel
-from suffice.learn.explore import inverse_gap, pick_arm
-from suffice.learn.gain import compare_gain
-from suffice.learn.gates import Proof, best_arm, in_play, prove, within_a_step
-from suffice.learn.price import next_price
-from suffice.learn.promise import audit_odds, promise
+from suffice.assurance.paired import paired_log_wealth
+from suffice.learn.arm_values import (
+    Costs,
+    GainComparison,
+    PriceBounds,
+    compare_gain,
+    estimate_losses,
+    estimate_potential,
+    next_price,
+    pick_arm,
+    weigh_audits,
+    weigh_by_inverse_gap,
+)
+from suffice.learn.audits import Bools, Floats
+from suffice.learn.effort import TunedArm, check_arms
 from suffice.learn.shadow import ShadowAudit, ShadowAudits, ShadowLog, count_losses
-from suffice.learn.tuning import Refusal, Tick, TuningBounds, TuningDraw, TuningProposal, Withdrawal
-from suffice.learn.values import Costs, losses
 
-Floats = NDArray[np.float64]
+OFF_BELOW_REQUESTS: Final = 20_000  # measured: with 10,000 the evidence costs what it brings (docs/reference/tuner.md)
+
+Refusal = Literal[
+    "cooling_down",  # too soon after the last proposal
+    "day_is_full",  # as many proposals as a day may have
+    "none_better",  # no certified arm is worth more than those in force
+    "not_shown",  # off-policy evaluation does not say that the change is one for the better
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuningBounds:
+    arms: tuple[TunedArm, ...]  # 0 is the full run, the others in order from the safe end
+    classes: tuple[str, ...]  # query classes that may have an arm of their own; others run in full
+    max_em_drop: float = 0.02  # of every class, a fraction
+    confidence: float = 0.95  # that no class loses more
+    expected_requests: int = 0  # over which a change is expected to last; below OFF_BELOW_REQUESTS: off
+    burst_share: float = 1.0  # of requests that are audits while evidence pays
+    watch_share: float = 0.03  # of requests that are audits while it does not
+    price: PriceBounds = field(default_factory=PriceBounds)
+    latency_price: float = 0.0  # EM that a second is worth, a fraction
+    explore_floor: float = 0.02  # least share of live requests of an arm in play
+    explore_ceiling: float = 0.15  # largest share of live requests that do not get the arm in force
+    explore_sharpness: float = 4.0  # how much better arms are preferred in exploring; 0: all alike
+    least_kept: float = 0.1  # arms that keep a smaller part of the tokens are never shown to a client
+    largest_step: float = 0.6  # part of a class's full runs' tokens that one proposal may take off it
+    least_gain: float = 0.002  # EM value that a change of arm must promise, a fraction
+    window: int = 1_500  # audits of a class and arm that count
+    half_life: float = 4_000.0  # draws after which a cost counts half
+    least_audits: int = 200  # of a class and arm before it may be in play
+    key_cap: float = 0.05  # part of the labels that one untrusted key may account for
+    cool_down_s: float = 3_600.0  # between two proposals
+    proposals_a_day: int = 6
+
+    def __post_init__(self) -> None:
+        check_arms(self.arms)
+        if not self.classes or len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes: got {self.classes}; one or more, each once")
+        for name in ("max_em_drop", "confidence"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}; above 0 and below 1")
+        if not 0 <= self.explore_floor <= self.explore_ceiling < 1 or self.explore_sharpness < 0:
+            raise ValueError("need 0 <= explore_floor <= explore_ceiling < 1, explore_sharpness >= 0")
+        if not 0 <= self.least_kept < 1 or not 0 < self.largest_step <= 1 or not 0 <= self.key_cap <= 1:
+            raise ValueError("need 0 <= least_kept < 1, 0 < largest_step <= 1, 0 <= key_cap <= 1")
+        if min(self.window, self.least_audits, self.proposals_a_day) < 1:
+            raise ValueError("window, least_audits, proposals_a_day: need 1 or more")
+        if self.half_life <= 0 or min(self.cool_down_s, self.expected_requests, self.least_gain) < 0:
+            raise ValueError("need half_life > 0, and cool_down_s, expected_requests and least_gain of 0 or more")
+        if not 0 <= self.watch_share <= self.burst_share <= 1:
+            raise ValueError("watch_share, burst_share: need 0 <= watch <= burst <= 1")
+
+    @property
+    def lasting_requests(self) -> int:
+        """Requests over which evidence may pay back; 0: too few for it ever to, so the tuner is off."""
+        return self.expected_requests if self.expected_requests >= OFF_BELOW_REQUESTS else 0
+
+    @property
+    def cell_delta(self) -> float:
+        """Chance of a false certificate that one class and arm may take: all of them together keep 1 - confidence."""
+        return (1 - self.confidence) / (len(self.classes) * (len(self.arms) - 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuningDraw:
+    """Which arm a request gets, with the odds under which it was drawn."""
+
+    query_class: str
+    arm: int
+    odds: tuple[float, ...]  # of every arm; they sum to 1
+
+    @property
+    def propensity(self) -> float:
+        """P(this arm), in (0, 1]."""
+        return self.odds[self.arm]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuningProposal:
+    """A change that the tuner would make. It is in force only after somebody accepted it."""
+
+    number: int  # of this tuner's proposals, from 1
+    before: Mapping[str, int]  # arm in force by class: what this follows, and is void without
+    after: Mapping[str, int]
+    log_e: Mapping[str, float]  # of each changed class: evidence that its arm keeps the budget
+    n_audits: Mapping[str, int]  # behind it
+    change: GainComparison  # what it is worth by off-policy evaluation
+    price: float  # EM that the tokens of a mean full run were worth
+    epoch: int  # how often evidence had been forgotten; another one voids this
+    at_s: float
+    reason: str  # one sentence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Withdrawal:
+    """An arm that was in force and lost its certificate: its class fell back to a safer one at once."""
+
+    query_class: str
+    arm: int
+    to: int
+    at_s: float
+    reason: str  # one sentence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    proposal: TuningProposal | None = None
+    refusal: Refusal | None = None  # why there is none
+    withdrawn: tuple[Withdrawal, ...] = ()
+    select_arms_in_play: Mapping[str, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # arms that clients may get, by class
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Proof:
+    counts: Counts
+    log_e: Floats  # (K,): against "this arm loses the budget or more"
+    n_waiting: Sequence[int]  # audits of each arm that do not count yet
+
+    def passes(self, delta: float) -> Bools:
+        """Which arms are proved at `delta`, shape (K,)."""
+        return np.asarray(self.log_e >= log(1 / delta))
+
+
+def prove(counts: Counts, n_waiting: Sequence[int], tuning: TuningBounds) -> Proof:
+    """The e-process of each arm of a class, by its own audits alone."""
+    log_e = paired_log_wealth(counts, max_em_drop=tuning.max_em_drop)
+    return Proof(counts=counts, log_e=log_e, n_waiting=n_waiting)
+
+
+def find_shadow_arms(shares: Floats, tuning: TuningBounds) -> Bools:
+    """Arms that keep too little of the tokens ever to be shown, shape (K,).
+
+    shares  tokens of each arm over those of a mean full run
+    """
+    return np.asarray(shares < tuning.least_kept * shares[0])
+
+
+def select_arms_in_play(proof: Proof, shares: Floats, before: Sequence[int], tuning: TuningBounds) -> tuple[int, ...]:
+    """Arms that clients may get, the full run always among them.
+
+    An arm enters when it is proved at its part of delta, and stays while its latest audits prove it at all of delta:
+    with one threshold it would enter and leave at the edge.
+
+    before  arms in play until now
+    """
+    stays = np.isin(np.arange(len(shares)), before)
+    proved = proof.passes(tuning.cell_delta) | (stays & proof.passes(1 - tuning.confidence))
+    proved &= (proof.counts.n >= tuning.least_audits) & ~find_shadow_arms(shares, tuning)
+    proved[0] = True
+    return tuple(np.flatnonzero(proved).tolist())
+
+
+def find_arms_within_a_step(shares: Floats, in_force: int, tuning: TuningBounds) -> Bools:
+    """Arms that one proposal may put in force, shape (K,): none that takes too much away at once."""
+    near = shares[in_force] - shares <= tuning.largest_step * shares[0]
+    return np.asarray(near & ~find_shadow_arms(shares, tuning))
+
+
+def pick_best_arm(
+    proof: Proof, values: Floats, shares: Floats, allowed: Sequence[int], in_force: int, tuning: TuningBounds
+) -> int:
+    """The most valuable arm that may be proposed; the one in force where none is worth the change.
+
+    An arm that saves more than the one in force must be proved now at its own part of delta; a safer one need not.
+
+    values   EM value less prices
+    allowed  arms in play
+    """
+    may = find_arms_within_a_step(shares, in_force, tuning) & np.isin(np.arange(len(shares)), allowed)
+    may &= proof.passes(tuning.cell_delta) | (np.arange(len(shares)) <= in_force)
+    may[in_force] = True
+    best = int(np.argmax(np.where(may, values, -np.inf)))
+    return best if values[best] > values[in_force] + tuning.least_gain else in_force
+
+
 Odds = tuple[float, ...]
 
 DAY_S: Final = 86_400.0
@@ -125,7 +312,6 @@ class Tuner:
         return True
 
     def labelled(self, label: TrustedLabel) -> bool:
-        """Take in what a disagreeing audit lost, -1, 0 or +1; False: it is not known here, or needs no label."""
         return self._shadow.label(label)
 
     # ------------------------------------------------------------------ the look
@@ -139,20 +325,20 @@ class Tuner:
         lost, shares = self._losses(evidence), self._costs.shares()
         proofs = self._prove(evidence, now_s)
         for at, proof in enumerate(proofs):
-            self._in_play[at] = in_play(proof, shares[at], self._in_play[at], self.tuning)
+            self._in_play[at] = select_arms_in_play(proof, shares[at], self._in_play[at], self.tuning)
         values = self._values(lost)
         withdrawn += [w for at in range(len(proofs)) if (w := self._withdraw(at, values[at], now_s)) is not None]
         self._tabulate(proofs, lost)
-        found = self._propose(proofs, values, evidence, now_s)
+        result = self._propose(proofs, values, evidence, now_s)
         return Tick(
-            proposal=found if isinstance(found, TuningProposal) else None,
-            refusal=None if isinstance(found, TuningProposal) else found,
+            proposal=result if isinstance(result, TuningProposal) else None,
+            refusal=None if isinstance(result, TuningProposal) else result,
             withdrawn=tuple(withdrawn),
             in_play=dict(zip(self.tuning.classes, self._in_play, strict=True)),
         )
 
     def accept(self, proposal: TuningProposal) -> bool:
-        """Put a proposal in force; False: it is void, for what it stands on has changed."""
+        """Put a proposal in force; False: it is void, because what it rests on has changed."""
         names = self.tuning.classes
         if proposal.epoch != self._epoch or dict(proposal.before) != self.in_force:
             return False
@@ -177,7 +363,6 @@ class Tuner:
 
     @property
     def in_force(self) -> dict[str, int]:
-        """Number of the arm in force, by class."""
         return dict(zip(self.tuning.classes, self._in_force, strict=True))
 
     @property
@@ -188,7 +373,6 @@ class Tuner:
     # ------------------------------------------------------------------ the parts of a look
 
     def _watch(self, evidence: ShadowAudits, now_s: float) -> list[Withdrawal]:
-        """Show audits that have begun to count to the price and to the alarms of the arms in force."""
         lost = {audit.audit_id: loss for audit, loss in zip(evidence.audits, evidence.proved, strict=True)}
         withdrawn, waiting = [], deque[str]()
         for audit_id in self._unwatched:
@@ -219,9 +403,9 @@ class Tuner:
             return None
         safer = [arm for arm in self._in_play[at] if arm < self._in_force[at]]
         to = max(safer, key=lambda arm: float(values[arm]))
-        said = self._withdrawal(at, to, now_s, "its latest audits do not prove any more that it keeps the budget")
+        withdrawal = self._withdrawal(at, to, now_s, "its latest audits do not prove any more that it keeps the budget")
         self._move(at, to)
-        return said
+        return withdrawal
 
     def _withdrawal(self, at: int, to: int, now_s: float, reason: str) -> Withdrawal:
         name, arm = self.tuning.classes[at], self._in_force[at]
@@ -242,7 +426,7 @@ class Tuner:
         for audit, loss in zip(evidence.audits, evidence.guessed, strict=True):
             n[self._at[audit.query_class], audit.arm] += 1
             lost[self._at[audit.query_class], audit.arm] += loss
-        return losses(n, lost, self._costs.shares())
+        return estimate_losses(n, lost, self._costs.shares())
 
     def _values(self, lost: Floats) -> Floats:
         """EM value less prices of each class and arm, shape (C, K)."""
@@ -253,7 +437,7 @@ class Tuner:
         tuning, values, all_shares = self.tuning, self._values(lost), self._costs.shares()
         for at, proof in enumerate(proofs):
             shares, in_force = all_shares[at], self._in_force[at]
-            self._live[at] = inverse_gap(
+            self._live[at] = weigh_by_inverse_gap(
                 values[at].tolist(),
                 self._in_play[at],
                 in_force,
@@ -262,9 +446,9 @@ class Tuner:
                 ceiling=tuning.explore_ceiling,
                 sharpness=tuning.explore_sharpness,
             )
-            within = within_a_step(shares, in_force, tuning)
+            within = find_arms_within_a_step(shares, in_force, tuning)
             saved = np.where(within, min(shares[arm] for arm in self._in_play[at] if within[arm]) - shares, 0.0)
-            hopes = promise(
+            hopes = estimate_potential(
                 proof.counts,
                 lost[at],
                 proof.log_e,
@@ -278,15 +462,14 @@ class Tuner:
                 n_requests=tuning.lasting_requests * self._costs.class_share(at),
                 audit_cost=self._price * np.maximum(0.0, shares[0] - shares[in_force] + shares),
             )
-            self._asked[at] = audit_odds(hopes, in_force, pays=self._pays[at])
+            self._asked[at] = weigh_audits(hopes, in_force, pays=self._pays[at])
 
     def _propose(
         self, proofs: Sequence[Proof], values: Floats, evidence: ShadowAudits, now_s: float
     ) -> TuningProposal | Refusal:
-        """The best proved arm of every class, if the change is shown to be worth something and it is not too soon."""
         tuning, shares = self.tuning, self._costs.shares()
         after = [
-            best_arm(proof, values[at], shares[at], self._in_play[at], self._in_force[at], tuning)
+            pick_best_arm(proof, values[at], shares[at], self._in_play[at], self._in_force[at], tuning)
             for at, proof in enumerate(proofs)
         ]
         changed = [at for at, arm in enumerate(after) if arm != self._in_force[at]]
@@ -331,7 +514,6 @@ class Tuner:
     # ------------------------------------------------------------------ kept state
 
     def plain(self) -> dict[str, Any]:
-        """All it knows, as JSON takes it."""
         kept = {name: list(getattr(self, f"_{name}")) for name in _LISTS}
         kept |= {name: [list(row) for row in getattr(self, f"_{name}")] for name in _TABLES}
         return kept | {

@@ -1,7 +1,6 @@
 """A version: a few stop models as plain data, each for the fold of the prompts that it has not seen, with their levels.
 
-What a refit proposes, what a rollout may take up, what a parent is compared by. It has an address by content and
-no way to put itself in force. Knows models and levels; refuses to know how they were fitted and who is served by them.
+A refit proposes it, a rollout may adopt it, and its address is a hash of its content.
 """
 
 from __future__ import annotations
@@ -63,11 +62,9 @@ class FoldedVersion:
 
     @property
     def n_levels(self) -> int:
-        """Level 0 included."""
         return len(self.levels[0]) + 1
 
     def plain(self) -> dict[str, Any]:
-        """The version as JSON has it; Any, because each key has its own type."""
         return {
             "schema": SCHEMA,
             "models": [model.plain() for model in self.models],
@@ -156,7 +153,7 @@ def read_version(address: str, body: str | None) -> FoldedVersion:
 
 
 def _list(plain: Mapping[str, Any], name: str) -> list[Any]:
-    """What stands under a name, one for each fold. Any: nothing is checked yet."""
+    """The list under a name, one entry for each fold. Any: nothing is checked yet."""
     value = plain.get(name)
     if not isinstance(value, list) or not 1 <= len(value) <= MOST_FOLDS:
         raise ConfigError(

@@ -1,7 +1,7 @@
 """The Bayesian stop on three counts, with what traffic has taught about how answers spread.
 
 Knows the leader's votes, the runner-up's and the rest, and shapes of answer distributions; refuses to know
-which answer is which. `learn.prior` fits the shapes on recorded votes.
+which answer is which. `learn.models` fits the shapes on recorded votes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class BayesVote(ParameterChecks):
     name: ClassVar[str] = "bayes"
     shapes: Annotated[
         Shapes, ParameterRange(0.0, 1.0, low_open=True), Length(1, 64), Length(1, 32)
-    ]  # from `learn.prior`
+    ]  # from `learn.models`
     threshold: Annotated[float, ParameterRange(0.0, 1.0, low_open=True)] = 0.95  # on P(the leader is the mode)
     min_samples: Annotated[int, ParameterRange(1, 1_000_000)] = 2  # that gave an answer
 

@@ -1,28 +1,97 @@
-"""A policy replayed on recorded runs: where it would have stopped, with which answer, at which cost.
+"""A policy replayed on single recorded runs, and two ways of answering the same questions compared pair by pair.
 
-It reads steps exactly as a live policy would, through the same `Observer`, and nothing else: no
-label, no later step. It refuses to know whether an answer is right; `compare` is told that.
+Replay reads steps through the same `Observer` as a live policy, without labels or later steps. In a paired comparison
+most questions are answered alike and cancel out, so a small question set can say something. Intervals resample whole
+questions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.assurance.bounds import Interval, bootstrap_interval
 from suffice.assurance.lengths import undrawn_tokens
+from suffice.learn.dataset import as_step
 from suffice.policy.base import Policy
 from suffice.signals.base import fields_of
 from suffice.signals.observe import Observer
-from suffice.types import Episode, Request, Signals, Step, StepRecord, StopReason
+from suffice.types import Episode, Request, Signals, StepRecord, StopReason
+
+N_DRAWS = 2_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuestionPair:
+    question: str
+    full_correct: bool
+    correct: bool
+    full_tokens: int
+    tokens: int  # everything spent on the other way, probes included
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayComparison:
+    """What the other way costs and saves. Fractions; intervals are None when they cannot be made."""
+
+    n: int
+    full_em: float
+    em: float
+    n_lost: int  # right in full, wrong otherwise
+    n_gained: int  # wrong in full, right otherwise
+    em_change: float  # em - full_em: negative is a drop
+    em_change_interval: Interval | None
+    full_tokens: float  # mean a question
+    tokens: float
+    token_reduction: float  # 1 - tokens / full_tokens
+    token_reduction_interval: Interval | None
+
+
+def compare_pairs(
+    pairs: Sequence[QuestionPair], *, rng: np.random.Generator, confidence: float = 0.95
+) -> ReplayComparison:
+    """Compare pair by pair. Raises ValueError without pairs."""
+    if not pairs:
+        raise ValueError("compare: needs at least one pair")
+    values = np.array([[1.0, p.full_correct, p.correct, p.full_tokens, p.tokens] for p in pairs], dtype=np.float64)
+    groups = [p.question for p in pairs]
+    sums = values.sum(axis=0)
+
+    def interval(statistic: Callable[[NDArray[np.float64]], float]) -> Interval | None:
+        return bootstrap_interval(values, groups, statistic, confidence, N_DRAWS, rng)
+
+    return ReplayComparison(
+        n=len(pairs),
+        full_em=float(sums[1] / sums[0]),
+        em=float(sums[2] / sums[0]),
+        n_lost=sum(p.full_correct and not p.correct for p in pairs),
+        n_gained=sum(p.correct and not p.full_correct for p in pairs),
+        em_change=_em_change(sums),
+        em_change_interval=interval(_em_change),
+        full_tokens=float(sums[3] / sums[0]),
+        tokens=float(sums[4] / sums[0]),
+        token_reduction=_reduction(sums),
+        token_reduction_interval=interval(_reduction),
+    )
+
+
+def _em_change(sums: NDArray[np.float64]) -> float:
+    return float((sums[2] - sums[1]) / sums[0])
+
+
+def _reduction(sums: NDArray[np.float64]) -> float:
+    return float(1 - sums[4] / sums[3]) if sums[3] else float("nan")
+
 
 _OF_THE_TEXT = ("hedges", "hedge_rate", "loop_share", "draft_distance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayedRun:
-    """One run under one policy, beside the full run that was recorded."""
-
     episode_id: str
     question_key: str
     stop_step: int | None  # None: the policy never stopped it
@@ -50,7 +119,7 @@ def replay_run(episode: Episode, policy: Policy, *, wave: int = 1) -> ReplayedRu
         spent, probe_tokens = full_tokens, sum(probes)
         answer = outcome.answer
     else:
-        seen = _launched(stop_step, wave, len(outcome.steps)) if request.kind == "samples" else stop_step
+        seen = min(len(outcome.steps), -(-stop_step // wave) * wave) if request.kind == "samples" else stop_step
         spent = sum(s.tokens for s in outcome.steps[:seen])
         probe_tokens = sum(probes[:stop_step])
         if request.kind == "reasoning":
@@ -89,29 +158,3 @@ def _as_recorded(signals: Signals, record: StepRecord, asked: set[str]) -> Signa
     kept: dict[str, Any] = {field: getattr(record, field) for field in _OF_THE_TEXT if field in asked}
     # A patience depends on a threshold that may be another today; another package's fold may have read the text.
     return replace(signals, **kept, draft_patience=None, extra=None)
-
-
-def as_step(record: StepRecord) -> Step:
-    """The step as a live policy saw it, as far as the log kept it: its text is gone."""
-    return Step(
-        index=record.index,
-        tokens=record.tokens,
-        answer=record.answer,
-        answer_source=record.answer_source,
-        logprobs=record.logprobs,
-        entropy=record.entropy,
-        probe_tokens=record.probe_tokens,
-        ctx_tokens=record.ctx_tokens,
-        confidence=record.confidence,
-        mass=record.mass,
-        margin=record.margin,
-        closed_entropy=record.closed_entropy,
-        logprob=record.logprob,
-        stated_confidence=record.stated_confidence,
-        said_done=record.said_done,
-        action=record.caller_action,
-    )
-
-
-def _launched(stop_step: int, wave: int, n_steps: int) -> int:
-    return min(n_steps, -(-stop_step // wave) * wave)

@@ -1,7 +1,7 @@
 """Query classes that were found in data: plain rules over what is known before the first token.
 
 A declared class (route, header, metadata) needs nothing of this file. Found classes are the leaves of a small
-tree (`learn.classes`), written down as conjunctions that a person can read; the first rule that holds names
+tree (`learn.features`), written down as conjunctions that a person can read; the first rule that holds names
 the class. Knows queries and refuses to know labels, thresholds and how the rules were found.
 """
 

@@ -21,8 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.replay.traces.batch import Batch, as_batches
-from suffice.replay.traces.columns import TextColumn, TraceColumns, check_columns, vote_winners
-from suffice.replay.traces.form import LAST, MAJORITY_VOTE, NULL, STATED
+from suffice.replay.traces.columns import (
+    LAST,
+    MAJORITY_VOTE,
+    NULL,
+    STATED,
+    TextColumn,
+    TraceColumns,
+    check_columns,
+    vote_winners,
+)
 from suffice.replay.traces.parquet import write_traces_parquet
 from suffice.types import Kind
 

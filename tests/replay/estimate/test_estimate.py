@@ -11,16 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suffice.policy.base import build_policy
-from suffice.replay.estimate.estimate import (
+from suffice.replay.estimate import (
     BETS,
+    LADDERS,
     LogEstimate,
+    LogRun,
+    LogRuns,
     LogTraffic,
     estimate_levels,
     expected_audits,
+    replay_ladder,
+    runs_of_calls,
     traffic_of,
 )
-from suffice.replay.estimate.runs import LADDERS, LogRun, LogRuns, replay_ladder, runs_of_calls
-from suffice.replay.logs.formats import LoggedCall
+from suffice.replay.logs import LoggedCall
 from suffice.scoring.base import build_scorer
 from suffice.signals.observe import Observer
 from suffice.types import Step

@@ -11,11 +11,20 @@ from typing import Any
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.learn.pairs import CutRun
 from suffice.policy.base import build_policy
-from suffice.replay.finetune.cuts import StoppingPolicy, Terms, cuts_of_log, cuts_of_traces
-from suffice.replay.finetune.texts import Consent, Text, Texts, read_consent, read_texts
-from suffice.replay.traces.own import own_traces
+from suffice.replay.finetune.cuts import (
+    Consent,
+    StoppingPolicy,
+    Terms,
+    Text,
+    Texts,
+    cut_log,
+    cut_traces,
+    read_consent,
+    read_texts,
+)
+from suffice.replay.finetune.pairs import CutRun
+from suffice.replay.traces.read import own_traces
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel
 from suffice.types import Feedback, Outcome
 from tests.learn.made import GOLD, World, episodes, match
@@ -39,7 +48,7 @@ def texts_for(items: list[EpisodeWithLabels], **fields: Any) -> Texts:
 def cut_all(items: list[EpisodeWithLabels], texts: Texts, terms: Terms = ALL) -> tuple[dict[str, CutRun], Counter[str]]:
     """Cuts by their question, and why others were left out."""
     left = Counter[str]()
-    cuts = list(cuts_of_log(items, texts, terms, match=match, left_out=left))
+    cuts = list(cut_log(items, texts, terms, match=match, left_out=left))
     return {str(cut.messages[0]["content"]): cut for cut in cuts}, left
 
 
@@ -251,7 +260,7 @@ def test_a_line_that_says_nothing_is_refused_with_its_place(tmp_path: Path, line
 def of_traces(terms: Terms, acting: StoppingPolicy | None = None) -> tuple[list[CutRun], Counter[str]]:
     stable = acting or StoppingPolicy(build_policy({"policy": "stable-answer", "streak": 2}), "p-1", None, None)
     left = Counter[str]()
-    cuts = cuts_of_traces([own_traces("reasoning")], lambda _: stable, terms, where=None, left_out=left)
+    cuts = cut_traces([own_traces("reasoning")], lambda _: stable, terms, where=None, left_out=left)
     return list(cuts), left
 
 
@@ -279,7 +288,7 @@ def test_a_recorded_run_is_certified_only_on_the_model_that_the_evidence_speaks_
 def test_votes_cannot_be_cut() -> None:
     stable = StoppingPolicy(build_policy({"policy": "never"}), "p", None, None)
     with pytest.raises(ConfigError, match="only chains of thought"):
-        list(cuts_of_traces([own_traces("samples")], lambda _: stable, ALL, where=None, left_out=Counter()))
+        list(cut_traces([own_traces("samples")], lambda _: stable, ALL, where=None, left_out=Counter()))
 
 
 def test_an_outcome_is_all_that_is_read_of_a_run() -> None:

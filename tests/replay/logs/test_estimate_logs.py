@@ -21,8 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
-from suffice.replay.logs.formats import READERS, LoggedCall, moment
-from suffice.replay.logs.read import FORMATS, read_logs
+from suffice.replay.logs import FORMATS, READERS, LoggedCall, parse_moment, read_logs
 
 AT_S = 1_760_000_000.0
 
@@ -328,4 +327,4 @@ def test_every_format_that_the_command_offers_is_read() -> None:
     ],
 )
 def test_a_moment_may_be_written_in_many_ways(given_as: object, seconds: float | None) -> None:
-    assert moment(given_as) == seconds
+    assert parse_moment(given_as) == seconds

@@ -9,8 +9,8 @@ import numpy as np
 
 from suffice.learn.audits import AuditRuns
 from suffice.learn.features import FeatureSelection
-from suffice.replay.online.traffic import RecordedTraffic
-from suffice.replay.traces.survey import Survey, survey
+from suffice.replay.online.stream import RecordedTraffic
+from suffice.replay.traces.read import Survey, survey
 from suffice.testing.traces import Synthetic
 from suffice.types import Kind
 from tests.learn.runs_made import drawn

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from suffice.replay.online.show import print_online, sureness
+from suffice.replay.online.summary import describe_confidence, print_online
 from tests.replay.online.test_online import replayed
 
 
@@ -20,4 +20,4 @@ def test_it_is_called_what_it_is_in_table_and_object() -> None:
     assert "% sure" not in said
     certified = replayed(max_em_drop=0.3, n_seeds=1)
     assert certified.plain()["promise"] == "certified"
-    assert sureness(certified) == "95 % sure"
+    assert describe_confidence(certified) == "95 % sure"

@@ -10,8 +10,8 @@ import pytest
 
 from suffice.errors import ConfigError
 from suffice.learn.audits import Ints
-from suffice.replay.online.drift import KINDS, order_requests, parse_drift, relabelled, worlds
-from suffice.replay.online.traffic import RecordedTraffic
+from suffice.replay.online.drift import KINDS, order_requests, parse_drift, relabel, split_worlds
+from suffice.replay.online.stream import RecordedTraffic
 from tests.replay.online.made import made_up
 
 N = 400
@@ -35,7 +35,7 @@ def traffic() -> RecordedTraffic:
 
 def drawn(traffic: RecordedTraffic, text: str, *, seed: int = 0) -> tuple[Ints, int]:
     drift = parse_drift(text)
-    return order_requests(traffic, drift, *worlds(traffic, drift), np.random.default_rng(seed))
+    return order_requests(traffic, drift, *split_worlds(traffic, drift), np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_relabel_loses_what_differs_on_whole_questions_and_only_from_then_on(
     # What differs gained here; the new labels say it is wrong.
     runs = traffic.runs
     taken = replace(traffic, runs=replace(runs, z=np.where(runs.d, -1, 0).astype(np.int8))).take(which)
-    after = relabelled(taken, parse_drift(f"relabel={share:g}@0.5"), at)
+    after = relabel(taken, parse_drift(f"relabel={share:g}@0.5"), at)
     run = taken.runs.run_of_row
     assert np.array_equal(after.runs.z[run < at], taken.runs.z[run < at])
     assert np.array_equal(after.runs.d, taken.runs.d), "answers are what they were"
@@ -110,7 +110,7 @@ def test_set_has_the_requests_of_the_other_file_from_then_on(traffic: RecordedTr
     drift = parse_drift("set=folder/other.parquet@0.3")
     assert drift.file == Path("folder/other.parquet")
     other = np.arange(N) >= 250
-    which, at = order_requests(traffic, drift, *worlds(traffic, drift, other), np.random.default_rng(0))
+    which, at = order_requests(traffic, drift, *split_worlds(traffic, drift, other), np.random.default_rng(0))
     assert (which[:at] < 250).all()
     assert (which[at:] >= 250).all()
     assert at / len(which) == pytest.approx(0.3, abs=0.02)
@@ -162,7 +162,7 @@ def test_a_drift_without_requests_on_one_side_says_on_which(traffic: RecordedTra
     everything = replace(traffic, full_ok=(True,) * N) if text == "em=0.0@0.5" else traffic
     drift = parse_drift(text)
     with pytest.raises(ConfigError, match=f"no request for the time {when} it"):
-        worlds(everything, drift)
+        split_worlds(everything, drift)
 
 
 def test_an_unknown_class_is_answered_with_those_there_are(traffic: RecordedTraffic) -> None:

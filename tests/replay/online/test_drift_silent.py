@@ -10,9 +10,9 @@ import pytest
 from suffice.errors import ConfigError
 from suffice.learn.audits import Bools, Ints
 from suffice.learn.served import FoldedModels
-from suffice.replay.online.drift import order_requests, parse_drift, relabelled, worlds
+from suffice.replay.online.drift import order_requests, parse_drift, relabel, split_worlds
 from suffice.replay.online.protocol import OnlineOptions, _Job, _Truth
-from suffice.replay.online.traffic import RecordedTraffic
+from suffice.replay.online.stream import RecordedTraffic
 from tests.learn.runs_made import audits
 from tests.replay.online.made import made_up, traffic_of
 
@@ -36,13 +36,13 @@ def harmless() -> RecordedTraffic:
 
 def losers(traffic: RecordedTraffic, text: str, at: int = AT) -> Bools:
     """Which requests lose somewhere, shape (N,)."""
-    runs = relabelled(traffic, parse_drift(text), at).runs
+    runs = relabel(traffic, parse_drift(text), at).runs
     return np.isin(np.arange(len(runs)), runs.run_of_row[runs.z == 1])
 
 
 def drawn(traffic: RecordedTraffic, text: str, seed: int = 0) -> tuple[Ints, int]:
     drift = parse_drift(text)
-    return order_requests(traffic, drift, *worlds(traffic, drift), np.random.default_rng(seed))
+    return order_requests(traffic, drift, *split_worlds(traffic, drift), np.random.default_rng(seed))
 
 
 def is_near(hits: Bools, share: float) -> bool:
@@ -90,7 +90,7 @@ def test_turns_lose_behind_the_first_of_each_conversation_from_the_start(harmles
 def test_a_request_that_loses_does_so_at_every_early_stop_and_nothing_else_changes(text: str) -> None:
     traffic = made_up(2_000, 1)
     at = 0 if text.startswith("turns") else 1_000
-    before, after = traffic.runs, relabelled(traffic, parse_drift(text), at).runs
+    before, after = traffic.runs, relabel(traffic, parse_drift(text), at).runs
     changed = np.isin(np.arange(2_000), before.run_of_row[(after.z != before.z) | (after.d != before.d)])
     inner = ~np.isin(np.arange(len(before.x)), before.last)
     rows = changed[before.run_of_row]
@@ -256,7 +256,7 @@ def test_a_seed_tells_what_a_silent_loss_cost() -> None:
 
     def found(text: str) -> tuple[float | None, float | None, float]:
         drift = parse_drift(text)
-        one, _ = _Job(replace(asked, drift=drift), traffic, worlds(traffic, drift)).run(0)
+        one, _ = _Job(replace(asked, drift=drift), traffic, split_worlds(traffic, drift)).run(0)
         assert one.alarms == 0 or (one.false_alarms is not None and one.false_alarms <= one.alarms)
         return one.loss_above_budget, one.recovery, one.drop_late
 

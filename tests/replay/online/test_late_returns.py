@@ -10,9 +10,8 @@ import pytest
 from suffice.learn.audits import AuditRuns, Floats
 from suffice.learn.certifier import Certifier, KeeperDecision, Plan
 from suffice.learn.served import FoldedModels
-from suffice.replay.online.loop import run_stream
 from suffice.replay.online.protocol import OnlineOptions, _Job
-from suffice.replay.online.traffic import RecordedTraffic, with_times
+from suffice.replay.online.stream import RecordedTraffic, run_stream, with_times
 from tests.learn.runs_made import believing
 from tests.replay.online.made import made_up
 

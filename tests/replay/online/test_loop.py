@@ -10,8 +10,7 @@ import pytest
 from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.certifier import Certifier, KeeperDecision, Plan
 from suffice.learn.served import FoldedModels
-from suffice.replay.online.loop import Stream, run_stream
-from suffice.replay.online.traffic import RecordedTraffic
+from suffice.replay.online.stream import RecordedTraffic, Stream, run_stream
 from tests.learn.runs_made import believing
 from tests.replay.online.made import made_up
 

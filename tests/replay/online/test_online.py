@@ -10,13 +10,14 @@ import pytest
 
 from suffice.errors import ConfigError
 from suffice.learn.certifier import Certifier, Plan
+from suffice.learn.features import DENSE
 from suffice.replay.online.drift import parse_drift
-from suffice.replay.online.loop import run_stream
-from suffice.replay.online.protocol import OnlineOptions, _runs, replay_online
-from suffice.replay.online.result import OnlineReport
-from suffice.replay.online.traffic import RecordedTraffic, learner_of, make_traffic
-from suffice.replay.traces.own import own_traces
-from suffice.replay.traces.survey import survey
+from suffice.replay.online.protocol import OnlineOptions, replay_online
+from suffice.replay.online.stream import RecordedTraffic, learner_of, make_traffic, run_stream
+from suffice.replay.online.summary import OnlineReport
+from suffice.replay.study.runs import read_runs
+from suffice.replay.traces.read import own_traces, survey
+from suffice.signals.features import FeatureSet
 
 KEYS = {
     "set",
@@ -34,7 +35,8 @@ ASKED = OnlineOptions(max_em_drop=0.2, n_seeds=2, n_processes=1, warm_up=30)
 @pytest.fixture(scope="module")
 def traffic() -> RecordedTraffic:
     (data,) = survey([own_traces("samples")])
-    return make_traffic(_runs(data, ASKED, data.longest))
+    needs = FeatureSet(DENSE[data.kind]).needs
+    return make_traffic(read_runs(data, needs, probe_tokens=ASKED.probe_tokens, longest=data.longest))
 
 
 def replayed(**changes: object) -> OnlineReport:

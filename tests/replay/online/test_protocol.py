@@ -15,11 +15,10 @@ from suffice.control.loop.starting import burst_of, live_plan
 from suffice.errors import ConfigError
 from suffice.learn.certifier import full_runs
 from suffice.learn.served import FoldedModels
-from suffice.replay.online.drift import parse_drift, worlds
-from suffice.replay.online.orders import draw_order
+from suffice.replay.online.drift import draw_order, parse_drift, split_worlds
 from suffice.replay.online.protocol import OnlineOptions, _Job, _Truth, replay_online
-from suffice.replay.online.result import OnlineReport, Seed
-from suffice.replay.online.traffic import RecordedTraffic
+from suffice.replay.online.stream import RecordedTraffic
+from suffice.replay.online.summary import OnlineReport, Seed
 from suffice.settings import Control, Route
 from suffice.types import Epoch
 from tests.learn.runs_made import TOKENS, audits
@@ -37,7 +36,7 @@ def uneven(n_questions: int = 60) -> RecordedTraffic:
 
 def job(traffic: RecordedTraffic, **asked: Any) -> _Job:
     question = replace(ASKED, **asked)
-    return _Job(question, traffic, None if question.drift is None else worlds(traffic, question.drift))
+    return _Job(question, traffic, None if question.drift is None else split_worlds(traffic, question.drift))
 
 
 @pytest.mark.slow

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from suffice.learn.features import DENSE
-from suffice.replay.online.traffic import RecordedTraffic, make_traffic
+from suffice.replay.online.stream import RecordedTraffic, make_traffic
 from suffice.replay.study.runs import make_runs
 from suffice.replay.study.sums import question_fold
-from suffice.replay.traces.own import own_traces
-from suffice.replay.traces.read import read_traces
+from suffice.replay.traces.read import own_traces, read_traces
 from suffice.signals.features import FeatureSet
 from suffice.types import Kind
 from tests.replay.made import batch_of, written

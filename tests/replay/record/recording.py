@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from suffice.replay.record.ask import QuestionLine, RecordingRecipe, read_recorded_questions
-from suffice.replay.record.file import RecordingFile
-from suffice.replay.record.record import Progress, record_runs, upstream_for_recording
+from suffice.replay.record.recorder import Progress, record_runs, upstream_for_recording
+from suffice.replay.record.recording import QuestionLine, RecordingFile, RecordingRecipe, read_recorded_questions
 from suffice.scoring.base import build_scorer
 from suffice.settings import Probe, Steps, Upstream
 from suffice.testing import FakeUpstream, ScriptedThought

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError, StoreError, TraceError
-from suffice.replay.record.file import RecordingFile
+from suffice.replay.record.recording import RecordingFile
 from suffice.replay.traces.jsonl import RunRow, StepRow
 from suffice.testing import FakeUpstream, Reply, ScriptedThought
 from tests.replay.record.recording import CHAIN, asked, ids, recipe, recorded

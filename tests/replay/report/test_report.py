@@ -20,12 +20,18 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from suffice.assurance.bounds import Interval
-from suffice.replay.report.lines import json_lines, line_object
-from suffice.replay.report.page import tag
-from suffice.replay.report.plot import by_class, frontier
-from suffice.replay.report.report import write_report
-from suffice.replay.report.table import WIDTH, print_report, table_text
-from suffice.replay.report.wording import GROUPS, describe_percent, describe_result
+from suffice.replay.report.page import tag, write_report
+from suffice.replay.report.plot import draw_classes, draw_frontier
+from suffice.replay.report.text import (
+    GROUPS,
+    WIDTH,
+    build_line,
+    describe_percent,
+    describe_result,
+    dump_lines,
+    format_report,
+    print_report,
+)
 from suffice.replay.study.result import SetPart, SetReport
 from suffice.sanitize import printable
 from tests.replay.report.sample import a_line, a_report
@@ -112,7 +118,7 @@ def page_of(reports: list[SetReport], folder: Path, **options: Any) -> str:
 
 def test_every_line_stands_in_the_table_under_its_heading_within_the_width() -> None:
     report = a_report()
-    text = table_text(report)
+    text = format_report(report)
     assert max(map(len, text.splitlines())) <= WIDTH == 100
     places = [text.index(f"\n{heading}\n") for _, _, heading in GROUPS if f"\n{heading}\n" in text]
     assert places == sorted(places)
@@ -124,7 +130,7 @@ def test_every_line_stands_in_the_table_under_its_heading_within_the_width() -> 
 
 
 def test_a_narrow_terminal_folds_names_and_keeps_every_number() -> None:
-    text = table_text(a_report(), width=80)
+    text = format_report(a_report(), width=80)
     assert max(map(len, text.splitlines())) <= 80
     for number in ("84.2", "86.1", "−0.3 to 1.4", "36"):
         assert number in text
@@ -132,7 +138,7 @@ def test_a_narrow_terminal_folds_names_and_keeps_every_number() -> None:
 
 @pytest.mark.parametrize("name", [HOSTILE, "x" * 400, "名前" * 60, "", "[bold]", "a\nb\tc"])
 def test_no_name_breaks_the_terminal(name: str) -> None:
-    text = table_text(renamed(a_report(), name))
+    text = format_report(renamed(a_report(), name))
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", text)
     assert all(cell_len(line) <= WIDTH for line in text.splitlines())
     assert "84.2" in text
@@ -192,7 +198,7 @@ def test_a_percentage_is_the_share_rounded_and_zero_has_no_sign(share: float) ->
 
 def test_json_has_the_promised_keys_first_and_is_strict() -> None:
     report = a_report(lines=(*a_report().lines, a_line("=1+1", em=math.nan, em_drop_interval=None, note="@x")))
-    objects = [json.loads(line, parse_constant=pytest.fail) for line in json_lines([report]).splitlines()]
+    objects = [json.loads(line, parse_constant=pytest.fail) for line in dump_lines([report]).splitlines()]
     assert len(objects) == len(report.lines)
     for found, line in zip(objects, report.lines, strict=True):
         assert list(found)[: len(KEYS)] == KEYS
@@ -208,7 +214,7 @@ def test_json_has_the_promised_keys_first_and_is_strict() -> None:
 
 @given(text=st.text(max_size=20))
 def test_json_of_any_name_is_one_line(text: str) -> None:
-    (line,) = json_lines([a_report(lines=(a_line(text),))]).split("\n")[:-1]
+    (line,) = dump_lines([a_report(lines=(a_line(text),))]).split("\n")[:-1]
     line.encode()
     assert json.loads(line)["policy"] in (text, f"'{text}")
 
@@ -247,13 +253,13 @@ def test_no_name_changes_the_structure_of_the_page(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_figures_are_valid_say_what_they_show_and_are_the_same_every_time(tmp_path: Path) -> None:
     report = a_report()
-    for drawn in (frontier(report), by_class(report)):
+    for drawn in (draw_frontier(report), draw_classes(report)):
         assert drawn is not None
         assert drawn.png.startswith(b"\x89PNG")
         shown = "".join(ElementTree.fromstring(drawn.svg).itertext())
         assert "target: 1 point" in shown
         assert "beta" in shown
-    hostile = by_class(renamed(report, "<b>&$x_1^2$"))
+    hostile = draw_classes(renamed(report, "<b>&$x_1^2$"))
     assert hostile is not None
     assert "<b>&$x_1^2$" in "".join(ElementTree.fromstring(hostile.svg).itertext())
     first, second = tmp_path / "1", tmp_path / "2"
@@ -269,9 +275,9 @@ def test_a_result_of_which_little_is_known_is_shown_all_the_same(tmp_path: Path)
     bare = a_line("never", "full", em_drop_interval=None, token_reduction_interval=None, em=math.nan, em_drop=math.nan)
     for lines in ((), (bare,)):
         report = a_report(lines=lines, frontier={}, by_class={}, by_step={}, notes=())
-        assert "Target: at most 1 point" in table_text(report)
+        assert "Target: at most 1 point" in format_report(report)
         assert "<h2" in page_of([report], tmp_path)
-        assert by_class(report) is None
+        assert draw_classes(report) is None
 
 
 def test_nothing_is_written_when_a_figure_cannot_be_drawn(tmp_path: Path) -> None:
@@ -300,4 +306,4 @@ def test_elements_escape_text_and_keep_elements() -> None:
 
 
 def test_one_object_a_line_has_every_field() -> None:
-    assert line_object(a_line("x")).keys() >= {"stopped", "hopeless", "token_reduction_without_cache"}
+    assert build_line(a_line("x")).keys() >= {"stopped", "hopeless", "token_reduction_without_cache"}

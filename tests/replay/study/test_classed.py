@@ -8,22 +8,23 @@ import numpy as np
 import pytest
 
 from suffice.learn.features import DENSE
-from suffice.replay.study.classed import (
-    MIN_QUESTIONS,
-    Target,
-    classes_in,
-    found_classes,
-    large_classes,
-    pick_classed,
-)
-from suffice.replay.study.ladders import ClassedRung, halts_at, published
+from suffice.replay.study.policies import ScoreRung, build_ladders, halts_at
+from suffice.replay.study.proposal import propose_frozen
 from suffice.replay.study.runs import Runs, select_runs
 from suffice.replay.study.scores import Score
 from suffice.replay.study.sets import BY_CLASS, OURS, ReplayOptions, replay_set
-from suffice.replay.study.study import Study, StudyOptions
+from suffice.replay.study.study import (
+    MIN_QUESTIONS,
+    Study,
+    StudyOptions,
+    Target,
+    find_classes_in,
+    number_classes,
+    pick_classed,
+    select_large_classes,
+)
 from suffice.replay.study.sums import N_FOLDS, folds_of
-from suffice.replay.traces.survey import survey
-from suffice.replay.tune.proposal import propose_frozen
+from suffice.replay.traces.read import survey
 from suffice.signals.classes import Classes, FeatureTest, Rule
 from suffice.signals.features import FeatureSet
 from suffice.testing.traces import Synthetic
@@ -43,7 +44,7 @@ def many(n_runs: int = 1_500, seed: int = 2) -> Runs:
 
 @pytest.fixture(scope="module")
 def study() -> Study:
-    return Study(many(), published("samples", longest=8)[:1], StudyOptions(scores=SCORES, max_em_drop=0.03))
+    return Study(many(), build_ladders("samples", longest=8)[:1], StudyOptions(scores=SCORES, max_em_drop=0.03))
 
 
 @pytest.mark.slow
@@ -53,6 +54,8 @@ def test_classes_and_levels_know_nothing_of_the_fold_that_they_are_judged_on(stu
     assert mine is not None
     assert other is not None
     assert mine[0].levels == other[0].levels
+    assert mine[0].classes is not None
+    assert other[0].classes is not None
     assert mine[0].classes.rules == other[0].classes.rules
     assert mine[1] == pytest.approx(other[1])
     anything = pick_classed(turned, 0, 8, TARGET)  # to the other folds its labels do matter
@@ -77,7 +80,7 @@ def test_each_run_ends_at_the_level_of_its_class() -> None:
     runs = many(450)
     rules = Classes([Rule((FeatureTest("model=model-0", above=True, value=0.5),)), Rule(())])
     levels = {rules.rules[0].name: 0.1}
-    rung = ClassedRung(score="s", level=0.4, classes=rules, levels=levels, label="")
+    rung = ScoreRung(score="s", level=0.4, classes=rules, levels=levels, label="")
     risk = np.random.default_rng(0).random(len(runs.cost))
     codes = np.ones(len(risk), dtype=np.int8)
     low, high = halts_at(risk, np.array([0.1, 0.4]), runs, codes)
@@ -91,14 +94,14 @@ def test_each_run_ends_at_the_level_of_its_class() -> None:
 def test_a_class_of_few_runs_or_few_questions_has_no_level_of_its_own() -> None:
     runs = many(900)
     rules = [Rule((FeatureTest("model=model-0", above=True, value=0.5),)), Rule(())]
-    both = large_classes(runs, Classes(rules))
+    both = select_large_classes(runs, Classes(rules))
     assert [mine.sum() for mine in both.values()] == [300, 600]
     weak = np.array([("model", "model-0") in query.metadata for query in runs.queries])
     few = select_runs(runs, ~weak | (np.cumsum(weak) < 200))
-    assert list(large_classes(few, Classes(rules))) == ["every query"]
+    assert list(select_large_classes(few, Classes(rules))) == ["every query"]
     same = replace(runs, question=tuple(f"q{i % (MIN_QUESTIONS - 1)}" for i in range(len(runs))))
-    assert large_classes(same, Classes(rules)) == {}
-    nothing = found_classes(runs, np.ones(len(runs), dtype=bool), 0)
+    assert select_large_classes(same, Classes(rules)) == {}
+    nothing = number_classes(runs, np.ones(len(runs), dtype=bool), 0)
     assert nothing.names == ()
     assert nothing.classes is None
     assert np.isnan(nothing.number).all()
@@ -106,10 +109,10 @@ def test_a_class_of_few_runs_or_few_questions_has_no_level_of_its_own() -> None:
 
 def test_found_classes_divide_the_runs_by_what_was_known_beforehand(study: Study) -> None:
     everything = np.ones(len(study.runs), dtype=bool)
-    found = found_classes(study.runs, everything, 8)
+    found = number_classes(study.runs, everything, 8)
     assert len(found.names) >= 2
     assert any("model" in name for name in found.names)
-    classes = classes_in(study.runs, everything, 8)
+    classes = find_classes_in(study.runs, everything, 8)
     told = np.array([classes.of(query) for query in study.runs.queries])
     for number, name in enumerate(found.names):
         assert (found.number == number).sum() >= 200
@@ -121,7 +124,7 @@ def test_live_a_model_with_levels_by_class_ends_unseen_runs_where_the_study_says
     runs = runs_of(batch, needs=FeatureSet(DENSE["samples"]).needs)
     held_out = folds_of(runs) == 0
     seen, unseen = select_runs(runs, ~held_out), select_runs(runs, held_out)
-    study = Study(seen, published("samples", longest=8)[:1], StudyOptions(scores=SCORES[:1], max_em_drop=0.03))
+    study = Study(seen, build_ladders("samples", longest=8)[:1], StudyOptions(scores=SCORES[:1], max_em_drop=0.03))
     picked = pick_classed(study, None, 8, TARGET)
     assert picked is not None
     frozen = replace(study.freeze((), None), rungs={"ours": picked[0]})

@@ -1,28 +1,24 @@
-"""Ladders: the same grid for every replay, safe rungs first, and a typo in it is named."""
+"""Ladders: the same grid for every replay, safe rungs first."""
 
 from __future__ import annotations
 
-import tomllib
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.learn.ragged import first_passages
+from suffice.learn.audits import find_first_passages
 from suffice.policy.base import POLICIES, build_policy
-from suffice.replay.study.ladders import given, halts_at, halts_of, levels_of, published, read_grid
+from suffice.replay.study.policies import GRID, build_given_ladder, build_ladders, halts_at, halts_of, levels_of
 from suffice.replay.study.sums import columns_of
 from suffice.types import Kind
 from tests.replay.made import KINDS, batch_of, rungs_of, runs_of, written
 
-GRID = resources.files("suffice.replay.study").joinpath("grid.toml").read_text(encoding="utf-8")
-
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_rung_of_the_grid_is_a_policy_that_its_spec_builds_again(kind: Kind) -> None:
-    ladders = published(kind, longest=100)
+    ladders = build_ladders(kind, longest=100)
     assert len(ladders) >= 7
     assert len({ladder.name for ladder in ladders}) == len(ladders)
     for ladder in ladders:
@@ -37,7 +33,7 @@ def test_every_rung_of_the_grid_is_a_policy_that_its_spec_builds_again(kind: Kin
 def test_a_later_rung_never_stops_a_run_later(kind: Kind) -> None:
     """Safe first, run by run: otherwise the unbroken run of good rungs would mean nothing."""
     runs = runs_of(batch_of(kind, 90))
-    for ladder in published(kind, longest=8):
+    for ladder in build_ladders(kind, longest=8):
         rows = np.array([halts_of(rung, runs).row for rung in rungs_of([ladder])])
         if ladder.name == "esc":  # windows are disjoint: a shorter one may just straddle what a longer one caught
             assert (np.diff(rows.mean(axis=1)) <= 0).all()
@@ -46,30 +42,26 @@ def test_a_later_rung_never_stops_a_run_later(kind: Kind) -> None:
 
 
 def test_what_a_run_is_too_short_for_is_left_out() -> None:
-    (rounds,) = (ladder for ladder in published("samples", longest=8) if ladder.name == "fixed-rounds")
+    (rounds,) = (ladder for ladder in build_ladders("samples", longest=8) if ladder.name == "fixed-rounds")
     assert [rung.spec["max_steps"] for rung in rungs_of([rounds])] == [8, 7, 6, 5, 4, 3, 2, 1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_ladder_stands_only_where_its_rule_makes_sense(kind: Kind) -> None:
-    asked = {table["name"]: table.get("kinds", [kind]) for table in tomllib.loads(GRID)["ladder"]}
-    found = {ladder.name for ladder in published(kind, longest=100)}
-    assert found == {name for name, kinds in asked.items() if kind in kinds}
+    ladders = {ladder.name for ladder in build_ladders(kind, longest=100)}
+    assert ladders == {row.name for row in GRID if kind in row.kinds}
 
 
 def test_a_rule_that_reads_no_trial_answer_asks_for_none() -> None:
-    asks = {rung.spec["policy"]: rung.asks for rung in rungs_of(published("reasoning", longest=8))}
+    asks = {rung.spec["policy"]: rung.asks for rung in rungs_of(build_ladders("reasoning", longest=8))}
     assert asks["fixed-rounds"] is False
     assert asks["stable-answer"] is True
     assert asks["confidence-threshold"] is True
 
 
-def test_a_grid_that_cannot_be_used_names_its_ladder() -> None:
-    text = '[[ladder]]\nname = "mine"\npolicy = "beta"\nparameter = "treshold"\nvalues = [0.9]\n'
-    with pytest.raises(ConfigError, match=r"ladder 'mine'.*treshold"):
-        read_grid(text, "samples", longest=8)
+def test_a_given_policy_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match="unknown"):
-        given({"policy": "no-such-rule"}, "mine")
+        build_given_ladder({"policy": "no-such-rule"}, "mine")
 
 
 def test_levels_rise_are_closest_where_risk_is_low_and_need_something_known() -> None:
@@ -89,7 +81,7 @@ def test_halts_of_levels_are_their_first_passages_and_say_why() -> None:
     risk, code = rng.random(len(runs.cost)), rng.integers(1, 3, len(runs.cost)).astype(np.int8)
     levels = np.array([0.05, 0.3, 0.8])
     halts = halts_at(risk, levels, runs, code)
-    assert [halt.row.tolist() for halt in halts] == first_passages(risk, runs.starts, levels).tolist()
+    assert [halt.row.tolist() for halt in halts] == find_first_passages(risk, runs.starts, levels).tolist()
     for halt in halts:
         stopped = halt.row < runs.last
         assert halt.code[stopped].tolist() == code[halt.row[stopped]].tolist()
@@ -103,7 +95,7 @@ def test_a_policy_says_which_rounds_answer_a_stopped_loop_returns(tmp_path: Path
     most = {"policy": "guarded", "inner": last, "returns": "most-frequent"}
     lost, stopped_at = {}, {}
     for spec in (last, most):
-        (rung,) = rungs_of([given(spec, "mine")])
+        (rung,) = rungs_of([build_given_ladder(spec, "mine")])
         halts = halts_of(rung, runs)
         stopped_at[rung.spec["policy"]] = halts.row.tolist()
         lost[rung.spec["policy"]] = columns_of(runs, halts, asks=True)[0].tolist()

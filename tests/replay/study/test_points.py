@@ -7,20 +7,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.replay.study.points import (
+from suffice.replay.study.sums import (
+    FIELDS,
     MARGIN,
     NONE,
     PolicyPoints,
+    QuestionSums,
     at_choice,
     bootstrap,
-    halvings,
+    draw_halves,
+    measure_policies,
     miss_share,
     pick_plainly,
     pick_policies,
-    seen,
     share_of,
 )
-from suffice.replay.study.sums import FIELDS, QuestionSums
 
 TOKENS = 100.0  # of each full run
 
@@ -93,7 +94,7 @@ def test_of_no_rung_at_all_none_is_picked() -> None:
 def test_what_is_seen_by_hand() -> None:
     """Two questions of one and three runs; two answers lost in the second."""
     sums = sums_of(np.array([[0.0], [2.0]]), np.array([[0.5], [0.25]]), np.array([1.0, 3.0]))
-    at = seen(sums, np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 2.0]]))
+    at = measure_policies(sums, np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 2.0]]))
     assert at.drop[:, 0].tolist() == pytest.approx([0.5, 0.0, 2 / 3])
     assert at.saved[:, 0].tolist() == pytest.approx([1 - (50 + 225) / 400, 0.5, 0.25])
     assert share_of(sums, "lost").tolist() == [0.5]
@@ -110,13 +111,13 @@ def test_the_error_of_a_drop_is_the_spread_of_what_other_questions_would_have_sh
         return sums_of(lost[:, None], np.full((n_questions, 1), 0.5), n)
 
     ones = np.ones((1, n_questions))
-    looks = [seen(drawn(), ones) for _ in range(2_000)]
+    looks = [measure_policies(drawn(), ones) for _ in range(2_000)]
     drops, errors = np.array([x.drop[0, 0] for x in looks]), np.array([x.error[0, 0] for x in looks])
     assert np.sqrt((errors**2).mean()) == pytest.approx(drops.std(), rel=0.06)
 
 
 def test_where_nothing_was_lost_the_error_is_not_nothing() -> None:
-    at = seen(sums_of(np.zeros((50, 1)), np.full((50, 1), 0.5)), np.ones((1, 50)))
+    at = measure_policies(sums_of(np.zeros((50, 1)), np.full((50, 1), 0.5)), np.ones((1, 50)))
     assert at.drop[0, 0] == 0
     assert at.error[0, 0] == pytest.approx(np.sqrt(50 / 49) / 50)
 
@@ -134,10 +135,10 @@ def test_plain_tuning_misses_more_often_than_the_margin_where_every_rung_is_wort
 
 
 def test_halvings_split_questions_in_two_and_follow_from_the_seed() -> None:
-    taken = halvings(31, 20, np.random.default_rng(0))
+    taken = draw_halves(31, 20, np.random.default_rng(0))
     assert set(taken.ravel().tolist()) == {0.0, 1.0}
     assert (taken.sum(axis=1) == 15).all()
-    assert (taken == halvings(31, 20, np.random.default_rng(0))).all()
+    assert (taken == draw_halves(31, 20, np.random.default_rng(0))).all()
     assert len({tuple(row) for row in taken}) == 20
 
 

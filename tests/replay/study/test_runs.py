@@ -12,11 +12,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from suffice.episode.vote import count_votes, deciding_sample
+from suffice.learn.audits import find_first_passages
 from suffice.learn.features import DENSE
-from suffice.learn.ragged import first_passages
 from suffice.policy.columns import CODES
-from suffice.replay.study.ladders import halts_of, published
-from suffice.replay.study.runs import Runs, concatenate, first_bits, first_stops, make_runs, oracle, select_runs
+from suffice.replay.study.policies import build_ladders, halts_of
+from suffice.replay.study.runs import (
+    Runs,
+    concatenate,
+    find_first_bits,
+    find_first_stops,
+    make_runs,
+    select_runs,
+    stop_at_first,
+)
 from suffice.replay.traces.batch import Batch
 from suffice.signals.features import FeatureSet
 from suffice.signals.observe import Observer
@@ -60,7 +68,7 @@ def test_no_label_reaches_a_policy(kind: Kind) -> None:
     batch = batch_of(kind)
     shown, hidden = runs_of(batch), runs_of(other_labels(batch))
     assert shown.ok.tolist() != hidden.ok.tolist()
-    for rung in rungs_of(published(kind, longest=longest_of(batch))):
+    for rung in rungs_of(build_ladders(kind, longest=longest_of(batch))):
         a, b = halts_of(rung, shown), halts_of(rung, hidden)
         assert a.row.tolist() == b.row.tolist(), rung.label
         assert a.code.tolist() == b.code.tolist(), rung.label
@@ -72,7 +80,7 @@ def test_no_later_step_moves_a_halt_that_came_before_it(kind: Kind) -> None:
     seen_stops = 0
     for k in (1, 4):
         first, other = runs_of(batch), runs_of(other_ends(batch, k))
-        for rung in rungs_of(published(kind, longest=longest_of(batch))):
+        for rung in rungs_of(build_ladders(kind, longest=longest_of(batch))):
             halts = halts_of(rung, first), halts_of(rung, other)
             a, b = (halt.row - runs.starts[:-1] for halt, runs in zip(halts, (first, other), strict=True))
             early = (a < k) & (halts[0].code > 0)  # behind a step that is the same in both
@@ -87,7 +95,7 @@ def test_every_rung_halts_where_a_live_loop_would(kind: Kind) -> None:
     """One Observer and one `decide` a step, as in `episode.loop`, against columns."""
     batch = batch_of(kind, 45, p_no_answer=0.15)
     runs = runs_of(batch)
-    rungs = rungs_of(published(kind, longest=longest_of(batch)))
+    rungs = rungs_of(build_ladders(kind, longest=longest_of(batch)))
     halts = [halts_of(rung, runs) for rung in rungs]
     needs = tuple(dict.fromkeys(need for rung in rungs for need in rung.policy.needs))
     for i in range(len(batch)):
@@ -117,7 +125,7 @@ def test_a_level_is_passed_where_the_lowest_risk_so_far_first_reaches_it(
     risk = np.round(rng.random(sum(lengths)), 1)
     risk[rng.random(len(risk)) < 0.2] = np.nan
     rising = np.sort(np.array(levels))
-    found = first_passages(risk, runs.starts, rising)
+    found = find_first_passages(risk, runs.starts, rising)
     for j, level in enumerate(rising):
         for i in range(len(lengths)):
             rows = range(int(runs.starts[i]), int(runs.starts[i + 1]))
@@ -132,8 +140,8 @@ def test_a_bit_is_first_set_where_its_setting_first_stops(lengths: list[int], se
     runs, places = with_lengths(lengths), np.array([0, 5, 63])
     stops = np.random.default_rng(seed).random((len(places), sum(lengths))) < 0.3
     bits = sum(row.astype(np.uint64) << np.uint64(place) for row, place in zip(stops, places, strict=True))
-    for found, row in zip(first_bits(np.asarray(bits, dtype=np.uint64), runs, places), stops, strict=True):
-        assert found.tolist() == first_stops(row.astype(np.int8), runs).row.tolist()
+    for found, row in zip(find_first_bits(np.asarray(bits, dtype=np.uint64), runs, places), stops, strict=True):
+        assert found.tolist() == find_first_stops(row.astype(np.int8), runs).row.tolist()
 
 
 def with_lengths(lengths: list[int]) -> Runs:
@@ -227,7 +235,7 @@ def test_a_stop_behind_the_last_step_is_the_full_run() -> None:
     runs = runs_of(batch_of("rounds"))
     codes = np.zeros(len(runs.cost), dtype=np.int8)
     codes[runs.last] = 1
-    halt = first_stops(codes, runs)
+    halt = find_first_stops(codes, runs)
     assert halt.row.tolist() == runs.last.tolist()
     assert not halt.code.any()
 
@@ -236,7 +244,7 @@ def test_a_stop_behind_the_last_step_is_the_full_run() -> None:
 def test_the_oracles_are_the_first_step_that_holds_the_answer(kind: Kind) -> None:
     runs = runs_of(batch_of(kind))
     for reached in (runs.ok, runs.same):
-        halt = oracle(runs, reached)
+        halt = stop_at_first(runs, reached)
         for i in range(len(runs)):
             rows = range(int(runs.starts[i]), int(runs.starts[i + 1]))
             assert halt.row[i] == next((row for row in rows if reached[row]), rows[-1])

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from suffice.learn.features import DENSE
-from suffice.learn.stop_model import Parts, Target
-from suffice.learn.value_model import MAX_ROWS
+from suffice.learn.models import MAX_VALUE_ROWS, Parts, Target
 from suffice.policy.columns import HOPELESS, SUFFICES
 from suffice.replay.study.runs import Runs, concatenate
 from suffice.replay.study.scores import (
@@ -63,11 +62,11 @@ def test_no_row_is_scored_by_a_model_that_has_seen_its_question(key: Key) -> Non
     first, second = cross_fit(runs), cross_fit(turned_round(runs, v))
     own = (folds_of(runs) == v)[runs.run_of_row]
     for a, b in (
-        (first.out_of_fold(key), second.out_of_fold(key)),
-        (first.without(v, key), second.without(v, key)),
+        (first.scores(key, None), second.scores(key, None)),
+        (first.scores(key, v), second.scores(key, v)),
     ):
         assert np.array_equal(a[own], b[own], equal_nan=True)
-    assert not np.array_equal(first.out_of_fold(key)[~own], second.out_of_fold(key)[~own], equal_nan=True)
+    assert not np.array_equal(first.scores(key, None)[~own], second.scores(key, None)[~own], equal_nan=True)
 
 
 @pytest.mark.parametrize("key", [AS_GOOD, VALUE])
@@ -75,7 +74,7 @@ def test_what_an_outer_fold_may_know_holds_nothing_of_its_labels(key: Key) -> No
     """Every row, not only its own: otherwise a point picked on the others would have seen them through the models."""
     v = 1
     runs = learnable()
-    a, b = cross_fit(runs).without(v, key), cross_fit(turned_round(runs, v)).without(v, key)
+    a, b = cross_fit(runs).scores(key, v), cross_fit(turned_round(runs, v)).scores(key, v)
     assert np.array_equal(a, b, equal_nan=True)
 
 
@@ -86,8 +85,8 @@ def test_a_model_is_fitted_once_for_each_pair_of_folds() -> None:
     fits = CrossFit(runs, table, seed=0, tick=lambda: ticks.append(1))
     for _ in range(2):
         for v in range(N_FOLDS):
-            fits.without(v, AS_GOOD)
-        fits.out_of_fold(AS_GOOD)
+            fits.scores(AS_GOOD, v)
+        fits.scores(AS_GOOD, None)
     assert len(ticks) == N_FOLDS + N_FOLDS * (N_FOLDS - 1) // 2
 
 
@@ -165,7 +164,7 @@ def test_the_value_model_takes_whole_runs_evenly_and_no_more_than_it_may() -> No
     runs = concatenate([few] * 1_000)
     everything = np.ones(len(runs), dtype=bool)
     kept = _thinned(everything, runs)
-    assert 0.5 * MAX_ROWS < runs.n_steps[kept].sum() <= MAX_ROWS
+    assert 0.5 * MAX_VALUE_ROWS < runs.n_steps[kept].sum() <= MAX_VALUE_ROWS
     assert abs(np.flatnonzero(kept).mean() / len(runs) - 0.5) < 0.01
     some = np.arange(len(runs)) % 4 == 0
     assert (_thinned(some, runs) == some).all()  # these fit as they are

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bench.nested import nest, open_study
 
 from suffice.errors import ConfigError
-from suffice.replay.study.ladders import published
-from suffice.replay.study.nested import nest, open_study
+from suffice.replay.study.policies import build_ladders
 from suffice.replay.study.result import PolicyResult, SetReport
 from suffice.replay.study.scores import Score
 from suffice.replay.study.sets import FAMILIES, ReplayOptions, family_of, pools_of, replay_set
 from suffice.replay.traces.parquet import write_traces_parquet
-from suffice.replay.traces.survey import survey
+from suffice.replay.traces.read import survey
 from suffice.testing.traces import Synthetic
 from suffice.types import Kind
 
@@ -72,7 +72,7 @@ def test_every_line_agrees_with_itself(report: SetReport) -> None:
 
 def test_the_lines_that_a_replay_promises_are_there_in_their_order(report: SetReport) -> None:
     names = [line.policy for line in report.lines]
-    rules = list(dict.fromkeys(family_of(ladder.name) for ladder in published("reasoning", longest=8)))
+    rules = list(dict.fromkeys(family_of(ladder.name) for ladder in build_ladders("reasoning", longest=8)))
     assert names == [
         "full",
         "ours",
@@ -186,7 +186,7 @@ def test_fit_files_freeze_models_and_points(tmp_path: Path) -> None:
     first, second = (replay_set(one, asked(), fit=train) for one in (a, b))
     assert first.fitted_on == ("train.parquet",)
     ones, others = by_name(first), by_name(second)
-    for pool in pools_of(published("reasoning", longest=8), SCORES):
+    for pool in pools_of(build_ladders("reasoning", longest=8), SCORES):
         x, y = ones[pool.name], others[pool.name]
         assert (x.tokens, x.stopped, x.hopeless, x.note, x.spec) == (y.tokens, y.stopped, y.hopeless, y.note, y.spec)
         assert x.em_drop != y.em_drop or not x.stopped

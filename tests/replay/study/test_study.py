@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from bench.nested import NestedRungs, nest, without_probes
 
 from suffice.assurance.bounds import Interval
 from suffice.learn.features import DENSE
 from suffice.policy.columns import HOPELESS
-from suffice.replay.study.ladders import PolicyRung, RiskRung, published
-from suffice.replay.study.nested import NestedRungs, compare_nested, nest, never, without_probes
-from suffice.replay.study.points import share_of
+from suffice.replay.study.policies import PolicyRung, ScoreRung, build_ladders
 from suffice.replay.study.runs import Runs, select_runs
 from suffice.replay.study.scores import Score
 from suffice.replay.study.sets import pools_of
 from suffice.replay.study.study import LadderPool, Study, StudyOptions, risk_and_codes
-from suffice.replay.study.sums import N_FOLDS, SumsFold, columns_of
+from suffice.replay.study.sums import N_FOLDS, SumsFold, columns_of, compare_nested, never_stop, share_of
 from suffice.signals.features import FeatureSet
 from suffice.types import Kind
 from tests.replay.made import batch_of, runs_of
@@ -33,7 +32,7 @@ def runs_for(kind: Kind, n_runs: int = 240, seed: int = 2) -> Runs:
 
 
 def study_of(runs: Runs, target: float = 0.03) -> Study:
-    return Study(runs, published(runs.kind, longest=8)[:6], StudyOptions(max_em_drop=target, scores=SCORES))
+    return Study(runs, build_ladders(runs.kind, longest=8)[:6], StudyOptions(max_em_drop=target, scores=SCORES))
 
 
 def pools(study: Study) -> tuple[LadderPool, ...]:
@@ -52,7 +51,7 @@ def test_a_frozen_point_and_its_models_hold_nothing_of_their_own_folds_labels(ki
     assert {name: rung and rung.label for name, rung in a.rungs.items()} == {
         name: rung and rung.label for name, rung in b.rungs.items()
     }
-    assert any(isinstance(rung, RiskRung) for rung in a.rungs.values())
+    assert any(isinstance(rung, ScoreRung) for rung in a.rungs.values())
     mine = select_runs(runs, first.fold == v)
     for (name, halt), other in zip(first.halts(a, mine).items(), second.halts(b, mine).values(), strict=True):
         assert halt.row.tolist() == other.row.tolist(), name
@@ -81,7 +80,7 @@ def test_frozen_points_end_unseen_runs_as_the_nested_layings_say() -> None:
 
 def test_a_point_that_nobody_dares_is_the_full_run() -> None:
     runs = runs_for("rounds", 60)
-    study = Study(runs, published("rounds", longest=8)[:2], StudyOptions(max_em_drop=0.0, margin=9.0))
+    study = Study(runs, build_ladders("rounds", longest=8)[:2], StudyOptions(max_em_drop=0.0, margin=9.0))
     frozen = study.freeze(pools_of(study.ladders, ()), 0)
     assert set(frozen.rungs.values()) == {None}
     for halt in study.halts(frozen, runs).values():
@@ -98,7 +97,7 @@ def test_every_ladder_has_its_place_and_learned_ones_rise() -> None:
         assert laid.rungs[laid.slices[ladder.name]] == ladder.rungs
     for score in SCORES:
         rungs = laid.rungs[laid.slices[score.name]]
-        levels = [rung.level for rung in rungs if isinstance(rung, RiskRung)]
+        levels = [rung.level for rung in rungs if isinstance(rung, ScoreRung)]
         assert levels == sorted(levels)
         tokens = laid.sums.of("tokens")[:, laid.slices[score.name]].sum(axis=0)
         if score.target == "value":  # its prices are models of their own
@@ -155,7 +154,7 @@ def test_hindsight_saves_at_least_what_any_rung_within_the_target_does(nested: N
 @pytest.mark.slow
 def test_a_difference_is_paired_by_question(nested: NestedRungs) -> None:
     sums, rng = nested.all.sums, np.random.default_rng(0)
-    full, some = never(sums), sums.columns([40])
+    full, some = never_stop(sums), sums.columns([40])
     nothing = compare_nested(some, some, n_draws=50, rng=rng)
     assert (nothing.saved, nothing.drop) == (0, 0)
     assert nothing.saved_interval == nothing.drop_interval == Interval(0, 0)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.learn.ragged import first_passages
-from suffice.replay.study.ladders import PolicyRung, halts_of, published
+from suffice.learn.audits import find_first_passages
+from suffice.replay.study.policies import PolicyRung, build_ladders, halts_of
 from suffice.replay.study.runs import Halts, Runs, select_runs
 from suffice.replay.study.sums import (
     FIELDS,
@@ -23,8 +23,7 @@ from suffice.replay.study.sums import (
     folds_of,
     question_fold,
 )
-from suffice.replay.traces.own import own_traces
-from suffice.replay.traces.read import read_traces
+from suffice.replay.traces.read import own_traces, read_traces
 from suffice.types import Kind
 from tests.replay.made import KINDS, batch_of, rungs_of, runs_of, written
 
@@ -84,7 +83,7 @@ def test_lost_and_gained_are_told_apart(tmp_path: Path) -> None:
 
 
 def every_rung(runs: Runs) -> tuple[list[PolicyRung], list[Halts]]:
-    rungs = rungs_of(published(runs.kind, longest=8))[::11]
+    rungs = rungs_of(build_ladders(runs.kind, longest=8))[::11]
     return rungs, [halts_of(rung, runs) for rung in rungs]
 
 
@@ -149,7 +148,7 @@ def test_a_drop_is_at_most_the_disagreement_at_every_level_and_a_stop_at_the_end
     runs = runs_of(batch_of(kind, 200))
     risk = np.random.default_rng(5).random(len(runs.cost))
     levels = np.array([-1.0, 0.02, 0.1, 0.3, 0.6, 1.0])
-    rows = first_passages(risk, runs.starts, levels)
+    rows = find_first_passages(risk, runs.starts, levels)
     for level, row in enumerate(rows):
         stopped = row < runs.last
         lost, gained, *_ = columns_of(runs, Halts(row, stopped.astype(np.int8)), asks=True)

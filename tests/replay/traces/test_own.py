@@ -11,8 +11,7 @@ import pytest
 from suffice.episode import vote
 from suffice.local.tasks import TRACED, traced
 from suffice.replay.traces.batch import Batch
-from suffice.replay.traces.own import FILES, own_traces
-from suffice.replay.traces.read import read_traces
+from suffice.replay.traces.read import FILES, own_traces, read_traces
 from suffice.scoring.base import build_scorer
 from suffice.types import Kind
 

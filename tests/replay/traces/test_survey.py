@@ -9,7 +9,7 @@ import pytest
 
 from suffice.errors import TraceError
 from suffice.replay.traces.batch import Batch
-from suffice.replay.traces.survey import survey
+from suffice.replay.traces.read import survey
 from suffice.testing.traces import Synthetic
 from suffice.types import Kind
 

@@ -17,15 +17,8 @@ from suffice.errors import ConfigError
 from suffice.model.artefact import load_model
 from suffice.policy.columns import CODES, stops_of
 from suffice.policy.learned import LearnedPolicy
-from suffice.replay.study.ladders import RiskRung, published
-from suffice.replay.study.runs import Halts, Runs, first_stops, select_runs
-from suffice.replay.study.scores import SCORES, Score
-from suffice.replay.study.study import LadderPool, Study, StudyOptions
-from suffice.replay.study.sums import folds_of
-from suffice.replay.traces.batch import Batch
-from suffice.replay.traces.read import read_traces
-from suffice.replay.traces.survey import survey
-from suffice.replay.tune.proposal import (
+from suffice.replay.study.policies import ScoreRung, build_ladders
+from suffice.replay.study.proposal import (
     MODEL_FILE,
     POLICY_FILE,
     PolicyProposal,
@@ -34,8 +27,13 @@ from suffice.replay.tune.proposal import (
     propose_frozen,
     write_proposal,
 )
-from suffice.replay.tune.scored import ScoreTable, build_scored, model_named, risk_column
-from suffice.replay.tune.tune import Bench, TuneOptions, make_bench
+from suffice.replay.study.runs import Halts, Runs, find_first_stops, select_runs
+from suffice.replay.study.scores import SCORES, Score, ScoreTable, build_scored, find_model_name, risk_column
+from suffice.replay.study.search import Bench, TuneOptions, make_bench
+from suffice.replay.study.study import LadderPool, Study, StudyOptions
+from suffice.replay.study.sums import folds_of
+from suffice.replay.traces.batch import Batch
+from suffice.replay.traces.read import read_traces, survey
 from suffice.signals.observe import Observer
 from suffice.testing.traces import Synthetic
 from suffice.types import Kind
@@ -65,7 +63,7 @@ def spec_of(bench: Bench, model: str, share: float) -> dict[str, Any]:
 def frozen_halts(bench: Bench, spec: Mapping[str, Any]) -> tuple[Runs, Halts, Any]:
     """Where replay ends the runs of the fold that neither the model nor the level has seen; and their risks."""
     assert bench.scores is not None
-    name = model_named(spec)
+    name = find_model_name(spec)
     assert name is not None
     held_out = folds_of(bench.runs) == HELD_OUT
     runs = select_runs(bench.runs, held_out)
@@ -73,7 +71,7 @@ def frozen_halts(bench: Bench, spec: Mapping[str, Any]) -> tuple[Runs, Halts, An
     columns.update(bench.scores.columns(name, HELD_OUT))
     codes = stops_of(build_scored(spec, bench.scores.names), columns)
     rows = held_out[bench.runs.run_of_row]
-    return runs, first_stops(codes[rows], runs), columns[risk_column(name)][rows]
+    return runs, find_first_stops(codes[rows], runs), columns[risk_column(name)][rows]
 
 
 def live_halts(
@@ -96,7 +94,7 @@ def live_halts(
                 decision = policy.decide(observer.observe(step))
                 codes.append(CODES[decision.stop_reason])
                 scores.append(decision.score)
-    return first_stops(np.array(codes, dtype=np.int8), runs), scores
+    return find_first_stops(np.array(codes, dtype=np.int8), runs), scores
 
 
 @pytest.mark.slow(keep=6)
@@ -149,17 +147,17 @@ def test_what_a_study_froze_ends_unseen_runs_live_where_the_study_says(
     bench, batches = benches[kind]
     held_out = folds_of(bench.runs) == HELD_OUT
     seen, unseen = select_runs(bench.runs, ~held_out), select_runs(bench.runs, held_out)
-    study = Study(seen, published(kind, longest=8)[:1], StudyOptions(scores=(score,), max_em_drop=0.05))
+    study = Study(seen, build_ladders(kind, longest=8)[:1], StudyOptions(scores=(score,), max_em_drop=0.05))
     pools = [LadderPool(name="ours", ladders=(score.name,)), LadderPool(name="published", ladders=("fixed-rounds",))]
     frozen = study.freeze(pools, None)
-    levels = [rung.level for rung in study.lay(None).rungs if isinstance(rung, RiskRung)]
+    levels = [rung.level for rung in study.lay(None).rungs if isinstance(rung, ScoreRung)]
     frozen = replace(
         frozen,
         rungs={
             "published": frozen.rungs["published"],
             "none": None,
             **{
-                f"level {at}": RiskRung(score=score.name, level=levels[at], label="")
+                f"level {at}": ScoreRung(score=score.name, level=levels[at], label="")
                 for at in range(5, len(levels), 20)
             },
         },

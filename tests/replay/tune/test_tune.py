@@ -15,14 +15,7 @@ from suffice.errors import ConfigError, TraceError
 from suffice.policy.base import POLICIES, build_policy, version_of
 from suffice.policy.columns import stops_of
 from suffice.policy.parameters import parameters_of
-from suffice.replay.study.points import seen
-from suffice.replay.study.runs import Runs, first_stops
-from suffice.replay.study.scores import SCORES, Score, features_of, score_rows
-from suffice.replay.study.sums import N_FOLDS, folds_of
-from suffice.replay.traces.survey import survey
-from suffice.replay.tune.proposal import build_proposal
-from suffice.replay.tune.scored import ScoreTable, build_scored, learned_in, model_named, names_of, uses_classes
-from suffice.replay.tune.space import (
+from suffice.replay.study.policies import (
     FIXED,
     LEARNED,
     LEFT_OUT,
@@ -30,12 +23,39 @@ from suffice.replay.tune.space import (
     SPACE,
     Size,
     draw_spec,
-    families,
-    first_tries,
-    searched_folds,
+    list_first_tries,
+    list_policies,
+    list_searched_folds,
 )
-from suffice.replay.tune.tune import Bench, TuneOptions, figure_of, make_bench, search, tune_runs, tune_set, winner_of
-from suffice.replay.tune.tuned import TunedSet, n_parts, title_of
+from suffice.replay.study.proposal import build_proposal
+from suffice.replay.study.runs import Runs, find_first_stops
+from suffice.replay.study.scores import (
+    SCORES,
+    Score,
+    ScoreTable,
+    build_scored,
+    features_of,
+    find_learned,
+    find_model_name,
+    names_of,
+    score_rows,
+    uses_classes,
+)
+from suffice.replay.study.search import (
+    Bench,
+    TunedSet,
+    TuneOptions,
+    figure_of,
+    make_bench,
+    n_parts,
+    search,
+    title_of,
+    tune_runs,
+    tune_set,
+    winner_of,
+)
+from suffice.replay.study.sums import N_FOLDS, folds_of, measure_policies
+from suffice.replay.traces.read import survey
 from suffice.signals.base import order_all
 from suffice.testing.traces import Synthetic
 from suffice.types import Kind
@@ -119,8 +139,8 @@ def size_of(kind: Kind, longest: int, classes: tuple[str, ...] = ()) -> Size:
 def test_whatever_is_drawn_can_be_built_and_reads_what_is_there(kind: Kind, longest: int) -> None:
     size, names = size_of(kind, longest), names_of(SCORES)
     drawn = [draw_spec(Dice(seed), size) for seed in range(150)]
-    drawn += [draw_spec(Dice(7, tried), size) for tried in first_tries(size, families(size))]
-    columns = searched_folds(families(size))
+    drawn += [draw_spec(Dice(7, tried), size) for tried in list_first_tries(size, list_policies(size))]
+    columns = list_searched_folds(list_policies(size))
     order_all(columns)  # no two of them want the same signal with other parameters
     refused = 0
     for spec in drawn:
@@ -130,20 +150,20 @@ def test_whatever_is_drawn_can_be_built_and_reads_what_is_there(kind: Kind, long
             refused += 1
             continue
         assert set(policy.needs) <= set(columns)
-        assert version_of(build_policy(spec)) if model_named(spec) is None else "learned" in title_of(spec)
+        assert version_of(build_policy(spec)) if find_model_name(spec) is None else "learned" in title_of(spec)
     assert refused < len(drawn) / 20
     alone = {spec["policy"] for spec in drawn if spec["policy"] not in SHAPES}
-    assert alone >= {name for name in families(size) if name != LEARNED}
+    assert alone >= {name for name in list_policies(size) if name != LEARNED}
 
 
 def test_a_learned_policy_may_have_a_level_for_each_found_class_and_only_where_there_are_some() -> None:
     size, names = size_of("samples", 12, CLASSES), names_of(SCORES)
     specs = [draw_spec(Dice(seed), size) for seed in range(300)]
-    specs += [draw_spec(Dice(7, tried), size) for tried in first_tries(size, families(size))]
+    specs += [draw_spec(Dice(7, tried), size) for tried in list_first_tries(size, list_policies(size))]
     by_class = [spec for spec in specs if uses_classes(spec)]
     assert 30 < len(by_class) < len(specs) / 2
     for spec in by_class:
-        learned = learned_in(spec)
+        learned = find_learned(spec)
         assert list(learned["classes"]) == list(CLASSES)
         assert "at price" not in learned["model"]
         assert n_parts(spec) == n_parts(spec | {"policy": spec["policy"]}) >= 2
@@ -175,7 +195,7 @@ def test_the_search_saves_tokens_and_keeps_its_target_on_questions_that_it_has_n
     assert sum(fold.n_questions for fold in tuned.folds) == tuned.n_questions == 500
     assert tuned.n_trials_in_all == 40 * (N_FOLDS + 1)
     for fold in tuned.folds:  # what a fold's search found is looked at again on all questions
-        again = figure_of(seen(bench.judge(fold.spec, None), bench.weights(None)))
+        again = figure_of(measure_policies(bench.judge(fold.spec, None), bench.weights(None)))
         if again.em_drop + 2 * again.error <= tuned.max_em_drop:
             assert tuned.proposal_in_search.token_reduction >= again.token_reduction - 0.001
 
@@ -267,14 +287,14 @@ def test_levels_by_class_are_tried_told_with_an_interval_and_carried_into_the_mo
     assert dict(proposal.model.classes) == levels
     assert "classes" not in str(proposal.spec)
     policy, columns = proposal.policy(), bench.runs.readable()
-    live = first_stops(stops_of(policy, columns), bench.runs)
+    live = find_first_stops(stops_of(policy, columns), bench.runs)
     assert bench.scores is not None
     model = bench.scores.model(("suffices", "linear"))
     risk = 1 - score_rows(model, features_of(bench.runs, bench.scores.chosen))
     level = np.array([levels.get(found.classes.of(query), 0.1) for query in bench.runs.queries])
     passed = risk <= level[bench.runs.run_of_row] * (1 + 1e-9)
     late = passed & (bench.runs.columns.values["step"] >= 2) & ~np.isnan(bench.runs.columns.answer)
-    assert live.row.tolist() == first_stops(late.astype(np.int8), bench.runs).row.tolist()
+    assert live.row.tolist() == find_first_stops(late.astype(np.int8), bench.runs).row.tolist()
 
 
 def with_scores_again(folder: Path, asked: TuneOptions) -> TunedSet:

@@ -1,7 +1,7 @@
 """`suffice export`: what Suffice has learned of runs, written for other programs.
 
 Knows options, where settings come from and how files are written; refuses to know runs (`replay.finetune`) and
-lines (`learn.pairs`). Heavy imports stand inside the functions.
+lines (`replay.finetune.pairs`). Heavy imports stand inside the functions.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from suffice.cli.labels.export_labels import feedback_table, label_studio
 from suffice.cli.shell import JSON_OBJECT, CommandGroup, fail
 
 if TYPE_CHECKING:
-    from suffice.learn.pairs import CutRun, Line, LineFormat, TrainingPairs
     from suffice.replay.finetune.cuts import StoppingPolicy, Terms
+    from suffice.replay.finetune.pairs import CutRun, Line, LineFormat, TrainingPairs
     from suffice.settings import Route, Settings
     from suffice.store.routes.in_force import InForce
 
@@ -132,9 +132,8 @@ def finetune(traces: tuple[Path, ...], **options: Any) -> None:
 def _pairs(traces: tuple[Path, ...], given: FinetuneOptions) -> tuple[TrainingPairs, LineFormat]:
     """All lines, and why there are not more. Raises ConfigError where there are none."""
     from suffice.errors import ConfigError
-    from suffice.learn.pairs import make_pairs
-    from suffice.replay.finetune.cuts import ANSWER, Terms
-    from suffice.replay.finetune.texts import Consent, read_consent
+    from suffice.replay.finetune.cuts import ANSWER, Consent, Terms, read_consent
+    from suffice.replay.finetune.pairs import make_pairs
 
     if not traces and not given.texts:
         raise ConfigError("needs recorded TRACES, or --texts for the runs of the log: the log itself holds no text")
@@ -161,17 +160,16 @@ def _pairs(traces: tuple[Path, ...], given: FinetuneOptions) -> tuple[TrainingPa
 def _cuts(
     traces: tuple[Path, ...], settings: Settings | None, terms: Terms, given: FinetuneOptions, left_out: Counter[str]
 ) -> Iterator[CutRun]:
-    from suffice.replay.finetune.cuts import cuts_of_log, cuts_of_traces
-    from suffice.replay.finetune.texts import read_texts
+    from suffice.replay.finetune.cuts import cut_log, cut_traces, read_texts
     from suffice.store.database.views import read_episodes
 
     if traces:
-        yield from cuts_of_traces(traces, _chooses(settings, given), terms, where=given.where, left_out=left_out)
+        yield from cut_traces(traces, _chooses(settings, given), terms, where=given.where, left_out=left_out)
     if given.texts:
         texts = read_texts(given.texts)
         with _match(settings, given) as (route, match):
             episodes = read_episodes(_database(settings, given), route)
-            yield from cuts_of_log(episodes, texts, terms, match=match, left_out=left_out)
+            yield from cut_log(episodes, texts, terms, match=match, left_out=left_out)
 
 
 def _settings(given: FinetuneOptions) -> Settings | None:
@@ -195,7 +193,7 @@ def _route(settings: Settings, given: FinetuneOptions) -> tuple[str, Route]:
 
 
 def _shape(settings: Settings | None, given: FinetuneOptions) -> LineFormat:
-    from suffice.learn.pairs import LineFormat
+    from suffice.replay.finetune.pairs import LineFormat
 
     upstream = None
     if settings is not None:

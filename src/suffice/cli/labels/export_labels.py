@@ -208,6 +208,6 @@ def _csv(rows: list[dict[str, Any]], metrics: list[str]) -> str:
 
 
 def _lines(rows: list[dict[str, Any]]) -> str:
-    from suffice.replay.report.lines import dump_json
+    from suffice.replay.report.text import dump_json
 
     return "".join(dump_json({k: v for k, v in row.items() if v not in (None, {})}) + "\n" for row in rows)

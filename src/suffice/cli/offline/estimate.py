@@ -18,9 +18,8 @@ import click
 from suffice.cli.shell import JSON_OBJECT, fail
 
 if TYPE_CHECKING:
-    from suffice.replay.estimate.estimate import CertifiableLevel, LogEstimate, QuantityInterval
-    from suffice.replay.estimate.runs import LogRuns
-    from suffice.replay.logs.read import Log
+    from suffice.replay.estimate import CertifiableLevel, LogEstimate, LogRuns, QuantityInterval
+    from suffice.replay.logs import Log
 
 SEED = 0  # of the draws: the same log gives the same figures
 FORMATS = ("openai", "litellm", "langfuse", "vllm")
@@ -117,10 +116,9 @@ def _estimate(paths: tuple[Path, ...], given: EstimateOptions) -> tuple[LogEstim
 
     from suffice.errors import ConfigError
     from suffice.plugins import load_plugins
-    from suffice.replay.estimate.estimate import estimate_levels as run
-    from suffice.replay.estimate.estimate import traffic_of
-    from suffice.replay.estimate.runs import replay_ladder, runs_of_calls, runs_of_traces
-    from suffice.replay.logs.read import read_logs
+    from suffice.replay.estimate import estimate_levels as run
+    from suffice.replay.estimate import replay_ladder, runs_of_calls, runs_of_traces, traffic_of
+    from suffice.replay.logs import read_logs
     from suffice.replay.traces.read import read_traces
     from suffice.scoring.base import build_scorer
 

@@ -22,8 +22,8 @@ from suffice.cli.deciding import find_settings
 from suffice.cli.shell import JSON_OBJECT, fail
 
 if TYPE_CHECKING:
-    from suffice.replay.record.ask import QuestionLine, RecordingRecipe
-    from suffice.replay.record.record import Progress
+    from suffice.replay.record.recorder import Progress
+    from suffice.replay.record.recording import QuestionLine, RecordingRecipe
     from suffice.settings import Route, Settings, Upstream
 
 SETTINGS = Path("suffice.toml")
@@ -96,10 +96,9 @@ async def _record(questions: Path, given: RecordOptions) -> Progress:
     """Read what is asked, open the server and the file, and record."""
     from suffice.edge.yardstick import yardstick
     from suffice.plugins import load_plugins
-    from suffice.replay.record.ask import read_recorded_questions
-    from suffice.replay.record.file import RecordingFile
-    from suffice.replay.record.record import record_runs as run
-    from suffice.replay.record.record import upstream_for_recording
+    from suffice.replay.record.recorder import record_runs as run
+    from suffice.replay.record.recorder import upstream_for_recording
+    from suffice.replay.record.recording import RecordingFile, read_recorded_questions
     from suffice.upstream.client import UpstreamClient
     from suffice.wiring import api_key
 
@@ -186,7 +185,7 @@ def _upstream(settings: Settings | None, route: Route | None, given: RecordOptio
 def _recipe(route: Route | None, upstream: Upstream, given: RecordOptions) -> RecordingRecipe:
     """What is shared by all runs: the options, else the route, else the defaults."""
     from suffice.errors import ConfigError
-    from suffice.replay.record.ask import RecordingRecipe
+    from suffice.replay.record.recording import RecordingRecipe
     from suffice.settings import Probe, Steps
     from suffice.upstream.drivers import DRIVERS
 

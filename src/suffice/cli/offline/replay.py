@@ -18,7 +18,7 @@ from suffice.cli.shell import fail
 if TYPE_CHECKING:
     from suffice.replay.study.result import SetReport
     from suffice.replay.study.sets import ReplayOptions
-    from suffice.replay.traces.survey import Survey
+    from suffice.replay.traces.read import Survey
 
 
 @click.command()
@@ -145,8 +145,8 @@ def _asked(
     margin: float | None,
     seed: int,
 ) -> ReplayOptions:
-    from suffice.replay.study.points import MARGIN
     from suffice.replay.study.sets import ReplayOptions
+    from suffice.replay.study.sums import MARGIN
 
     specs = [_spec(text) for text in given]
     return ReplayOptions(
@@ -194,7 +194,7 @@ def _replay(
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from suffice.replay.study.sets import replay_set
-    from suffice.replay.traces.survey import survey
+    from suffice.replay.traces.read import survey
 
     console = Console(stderr=True)
     shown = console.is_terminal and not quiet
@@ -227,12 +227,11 @@ def _fits_for(data: Survey, fits: Sequence[Survey]) -> list[Survey]:
 def _show(reports: list[SetReport], out: Path | None, *, no_report: bool, as_json: bool) -> None:
     from rich.console import Console
 
-    from suffice.replay.report.lines import json_lines
-    from suffice.replay.report.report import write_report
-    from suffice.replay.report.table import WIDTH, print_report
+    from suffice.replay.report.page import write_report
+    from suffice.replay.report.text import WIDTH, dump_lines, print_report
 
     if as_json:
-        click.echo(json_lines(reports), nl=False)
+        click.echo(dump_lines(reports), nl=False)
     else:
         screen = Console()
         for report in reports:

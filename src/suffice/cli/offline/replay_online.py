@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from suffice.replay.online.protocol import OnlineOptions
-    from suffice.replay.online.result import OnlineReport
+    from suffice.replay.online.summary import OnlineReport
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -158,9 +158,9 @@ def run_online(
 
     from rich.console import Console
 
-    from suffice.replay.online.show import print_online, write_courses
-    from suffice.replay.report.table import WIDTH
-    from suffice.replay.traces.survey import survey
+    from suffice.replay.online.summary import print_online, write_courses
+    from suffice.replay.report.text import WIDTH
+    from suffice.replay.traces.read import survey
 
     asked = _asked(max_em_drop, probe_tokens, seed, given)
     sets = survey(files, where=where, min_run_em=min_run_em)

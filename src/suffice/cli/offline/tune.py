@@ -1,6 +1,6 @@
 """`suffice tune`: a policy for a route from recorded runs, with what its own figures are worth.
 
-Knows options and how the result is shown and written; refuses to know how is searched (`replay.tune`). Heavy
+Knows options and how the result is shown and written; refuses to know how is searched (`replay.study.search`). Heavy
 imports stand inside the functions.
 """
 
@@ -20,10 +20,9 @@ from suffice.cli.shell import fail
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from suffice.replay.traces.survey import Survey
-    from suffice.replay.tune.proposal import PolicyProposal
-    from suffice.replay.tune.tune import Bench, TuneOptions
-    from suffice.replay.tune.tuned import IntervalValue, TunedSet
+    from suffice.replay.study.proposal import PolicyProposal
+    from suffice.replay.study.search import Bench, IntervalValue, TunedSet, TuneOptions
+    from suffice.replay.traces.read import Survey
 
 
 @click.command()
@@ -136,8 +135,8 @@ def _tuning(
     margin: float | None,
     seed: int,
 ) -> TuneOptions:
-    from suffice.replay.study.points import MARGIN
-    from suffice.replay.tune.tune import TuneOptions
+    from suffice.replay.study.search import TuneOptions
+    from suffice.replay.study.sums import MARGIN
 
     return TuneOptions(
         max_em_drop=max_em_drop,
@@ -153,7 +152,7 @@ def _tuning(
 
 def _one_set(files: tuple[Path, ...], where: str | None, min_run_em: float | None) -> Survey:
     from suffice.errors import ConfigError
-    from suffice.replay.traces.survey import survey
+    from suffice.replay.traces.read import survey
 
     sets = survey(files, where=where, min_run_em=min_run_em)
     if len(sets) != 1:
@@ -166,8 +165,8 @@ def _tune(data: Survey, tuning: TuneOptions, *, quiet: bool) -> tuple[TunedSet, 
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from suffice.replay.study.search import tune_set
     from suffice.replay.study.sums import N_FOLDS
-    from suffice.replay.tune.tune import tune_set
 
     console = Console(stderr=True)
     shown = console.is_terminal and not quiet
@@ -183,7 +182,7 @@ def _tune(data: Survey, tuning: TuneOptions, *, quiet: bool) -> tuple[TunedSet, 
 
 
 def _write(tuned: TunedSet, bench: Bench, route: str, folder: Path | None) -> tuple[list[Path], PolicyProposal]:
-    from suffice.replay.tune.proposal import build_proposal, write_proposal
+    from suffice.replay.study.proposal import build_proposal, write_proposal
 
     proposal = build_proposal(tuned.proposal, bench.scores, classes=bench.classes(None).classes)
     if folder is None:
@@ -203,8 +202,8 @@ def _write(tuned: TunedSet, bench: Bench, route: str, folder: Path | None) -> tu
 
 
 def _print_json(tuned: TunedSet, proposal: PolicyProposal, written: list[Path]) -> None:
-    from suffice.replay.report.lines import dump_json
-    from suffice.replay.tune.tuned import tuned_object
+    from suffice.replay.report.text import dump_json
+    from suffice.replay.study.search import tuned_object
 
     model = None if proposal.model is None else proposal.model.address
     found = tuned_object(tuned) | {"policy": proposal.spec, "model": model, "written": [str(path) for path in written]}
@@ -217,8 +216,8 @@ def _print_json(tuned: TunedSet, proposal: PolicyProposal, written: list[Path]) 
 def _show(tuned: TunedSet, proposal: PolicyProposal, written: list[Path]) -> None:
     from rich.console import Console
 
-    from suffice.replay.report.wording import describe_percent, describe_points
-    from suffice.replay.tune.proposal import format_toml
+    from suffice.replay.report.text import describe_percent, describe_points
+    from suffice.replay.study.proposal import format_toml
     from suffice.sanitize import printable
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -251,8 +250,8 @@ def _show(tuned: TunedSet, proposal: PolicyProposal, written: list[Path]) -> Non
 def _show_folds(tuned: TunedSet, console: Console) -> None:
     from rich.table import Table
 
-    from suffice.replay.report.wording import describe_percent
-    from suffice.replay.tune.tuned import title_of
+    from suffice.replay.report.text import describe_percent
+    from suffice.replay.study.search import title_of
 
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("fold")
@@ -273,7 +272,7 @@ def _show_folds(tuned: TunedSet, console: Console) -> None:
 
 
 def _show_optimism(tuned: TunedSet, console: Console) -> None:
-    from suffice.replay.report.wording import describe_percent
+    from suffice.replay.report.text import describe_percent
 
     def ranged(of: IntervalValue) -> str:
         low, high = describe_percent(of.interval.low, 2), describe_percent(of.interval.high, 2)

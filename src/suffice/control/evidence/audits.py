@@ -20,8 +20,7 @@ from suffice.assurance.judge import JUDGE
 from suffice.assurance.lengths import undrawn_tokens
 from suffice.assurance.runs import FINISHED_ENDS, Match, SequencedLabel
 from suffice.learn.audits import AuditRuns, Bools, Ints, Small, concatenate_audits
-from suffice.learn.censoring import Fate, fate
-from suffice.learn.dataset import build_dataset
+from suffice.learn.dataset import Fate, build_dataset, fate
 from suffice.learn.features import FeatureSelection
 from suffice.learn.groups import prompt_fold
 from suffice.learn.rows import audit_runs

@@ -15,8 +15,8 @@ import numpy as np
 from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.export import export_stop_model
 from suffice.learn.features import FeatureSelection
+from suffice.learn.models import Examples, Parts, fit
 from suffice.learn.served import FoldedModels, Split, fit_served
-from suffice.learn.stop_model import Examples, Parts, fit
 from suffice.learn.version import FoldedVersion, fold_version, read_version
 from suffice.model.stop import StepCost, StopModel, TrainingRecord, canonical
 

@@ -19,11 +19,9 @@ from suffice.assurance.label_precedence import TrustedLabel, rank_of
 from suffice.assurance.runs import Match
 from suffice.control.jobs.base import JobWriter
 from suffice.control.jobs.by_route import ByRoute, since
-from suffice.learn.arms import effort_arms
-from suffice.learn.effort import judge_pair
+from suffice.learn.effort import effort_arms, judge_pair
 from suffice.learn.shadow import ShadowAudit
-from suffice.learn.tuner import Tuner
-from suffice.learn.tuning import TuningBounds
+from suffice.learn.tuner import Tuner, TuningBounds
 from suffice.settings import Route
 from suffice.store.database.views import EpisodeWithLabels, read_episodes
 from suffice.store.routes.in_force import InForce

@@ -1,18 +1,21 @@
 """Runs cut at their stop, with their texts: from the event log and its owner's texts, or from recorded traces.
 
     log + texts ──▶ cuts_of_log ────┐
-    traces + policy ─▶ cuts_of_traces ─┴▶ learn.pairs ──▶ train, val
+    traces + policy ─▶ cuts_of_traces ─┴▶ finetune.pairs ──▶ train, val
+
+The log holds no text by design, so texts come from their owner: JSON lines of our own form, or logs of OpenAI requests
+with their responses. A line is used only with consent, and a withdrawal beats every agreement.
 
 Whether a cut kept the answer is known of runs that were seen in full, and of stopped runs only where a label calls
 their answer right: what a stopped run that was wrong would have answered is hidden, so it is left out, never guessed.
-Knows runs and texts; refuses to know how lines look.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -20,37 +23,207 @@ import msgspec
 
 from suffice.assurance.runs import Match, measure_run
 from suffice.errors import ConfigError
-from suffice.learn.censoring import by_design, fate
-from suffice.learn.pairs import CutRun, Message, Seen, StopRecord
+from suffice.files import json_object, open_unpacked
+from suffice.learn.dataset import by_design, fate
 from suffice.policy.protocol import Policy
-from suffice.replay.finetune.texts import Consent, Text, Texts
+from suffice.replay.finetune.pairs import CutRun, Seen, StopRecord
+from suffice.replay.logs import read_openai
 from suffice.replay.traces.batch import Batch
 from suffice.replay.traces.read import read_traces
 from suffice.signals.observe import Observer
 from suffice.store.database.views import EpisodeWithLabels
 from suffice.types import Outcome, Request
 
+_IDS: Final = ("episode_id", "response_id", "question_key")
+_YES: Final = frozenset({True, "true", "yes"})
+_NO: Final = frozenset({False, "false", "no"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """What its owner kept of one run, or of one prompt. None: not kept."""
+
+    messages: tuple[Mapping[str, Any], ...] | None = None  # as OpenAI's API has them
+    thought: str | None = None  # all that was shown of it
+    steps: tuple[str, ...] | None = None  # the same, cut as the gateway cut it
+    answer: str | None = None  # in full words
+    consent: bool | None = None  # may it be learned from? None: it does not say
+
+
+@dataclass(slots=True)
+class Texts:
+    """Texts by the ids of the log; of a prompt alone, by its `question_key`."""
+
+    by_id: dict[str, Text] = field(default_factory=dict)  # "episode_id e…", "response_id r…", "question_key q…"
+    n_lines: int = 0
+
+    def of(self, *, episode_id: str, response_id: str | None, question_key: str) -> Text | None:
+        """What is known of one run: its own text, with the prompt's where it has none."""
+        own = self.by_id.get(f"episode_id {episode_id}")
+        if own is None and response_id is not None:
+            own = self.by_id.get(f"response_id {response_id}")
+        prompt = self.by_id.get(f"question_key {question_key}") if question_key else None
+        if own is None:
+            return prompt
+        if prompt is None:
+            return own
+        stated = [one for one in (own.consent, prompt.consent) if one is not None]
+        agreed = all(stated) if stated else None
+        return replace(own, messages=own.messages or prompt.messages, consent=agreed)
+
+
+@dataclass(slots=True)
+class Consent:
+    """Who agreed: a list of ids, lines that say so themselves, or everybody by the owner's word."""
+
+    everybody: bool = False
+    listed: dict[str, bool] = field(default_factory=dict)  # id → agreed or withdrawn; the last line counts
+
+    def given(self, stated: bool | None, ids: Iterable[str | None]) -> bool:
+        """May the run be learned from?
+
+        said  what its own text says
+        ids   by which it may be listed
+        """
+        listed = [self.listed[one] for one in ids if one is not None and one in self.listed]
+        if stated is False or not all(listed):
+            return False
+        return stated is True or bool(listed) or self.everybody
+
+
+def read_consent(path: Path) -> dict[str, bool]:
+    """Ids that agreed, one a line; or JSON objects with `key` and `consent`. Raises ConfigError with the line."""
+    agreed_ids: dict[str, bool] = {}
+    for number, line in _lines(path):
+        text = line.decode("utf-8", "replace").strip()
+        if not text.startswith("{"):
+            agreed_ids[text] = True
+            continue
+        item = json_object(line, f"{path}:{number}")
+        key, agreed = item.get("key"), _agreed(item, f"{path}:{number}")
+        if not isinstance(key, str) or agreed is None:
+            raise ConfigError(f'{path}:{number}: needs {{"key": "…", "consent": true}}, or the id alone')
+        agreed_ids[key] = agreed
+    return agreed_ids
+
+
+def read_texts(paths: Sequence[Path]) -> Texts:
+    """All texts of some files of JSON lines, `.gz` by suffix. Raises ConfigError with file and line."""
+    texts = Texts()
+    for path in paths:
+        for number, line in _lines(path):
+            where = f"{path}:{number}"
+            item = json_object(line, where)
+            texts.n_lines += 1
+            ids = [f"{name} {item[name]}" for name in _IDS if isinstance(item.get(name), str) and item[name]]
+            if "response" in item:
+                ids += _ids_of_response(item["response"])
+                text = _of_log(item, where)
+            else:
+                text = _of_own(item, where)
+            if not ids:
+                raise ConfigError(f"{where}: has none of {', '.join(_IDS)}, by which a run is found in the log")
+            for one in ids:
+                texts.by_id[one] = text
+    return texts
+
+
+def _of_own(item: Mapping[str, Any], where: str) -> Text:
+    steps = item.get("steps")
+    if steps is not None and not (isinstance(steps, list) and all(isinstance(step, str) for step in steps)):
+        raise ConfigError(f"{where}: steps: must be a list of texts, got {type(steps).__name__}")
+    return Text(
+        messages=_messages(item, where),
+        thought=_text(item, "thought", where),
+        steps=None if steps is None else tuple(steps),
+        answer=_text(item, "answer", where),
+        consent=_agreed(item, where),
+    )
+
+
+def _of_log(item: Mapping[str, Any], where: str) -> Text:
+    request = item.get("request")
+    request = request if isinstance(request, Mapping) else {}
+    call = read_openai(item)
+    if call is None or len(call.texts) != 1:
+        raise ConfigError(f"{where}: response: must hold one choice with an answer")
+    agreed = _agreed(item, where)
+    metadata = request.get("metadata")
+    if agreed is None and isinstance(metadata, Mapping):
+        agreed = _agreed(metadata, f"{where}: request.metadata")
+    return Text(
+        messages=_messages(request, where), thought=call.thoughts[0] or None, answer=call.texts[0], consent=agreed
+    )
+
+
+def _ids_of_response(response: object) -> list[str]:
+    if not isinstance(response, Mapping):
+        return []
+    note = response.get("suffice")
+    episode = note.get("episode_id") if isinstance(note, Mapping) else None
+    ids = {"response_id": response.get("id"), "episode_id": episode}
+    return [f"{name} {value}" for name, value in ids.items() if isinstance(value, str) and value]
+
+
+def _messages(item: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], ...] | None:
+    """The prompt; a text alone is what the user said."""
+    prompt = _text(item, "prompt", where)
+    if prompt is not None:
+        return ({"role": "user", "content": prompt},)
+    messages = item.get("messages")
+    if messages is None:
+        return None
+    if not isinstance(messages, list) or not all(isinstance(m, dict) and "role" in m for m in messages):
+        raise ConfigError(f"{where}: messages: must be a list of objects with a role")
+    return tuple(messages)
+
+
+def _agreed(item: Mapping[str, Any], where: str) -> bool | None:
+    value = item.get("consent")
+    if value is None:
+        return None
+    if isinstance(value, (bool, str)):
+        if value in _YES:
+            return True
+        if value in _NO:
+            return False
+    raise ConfigError(f"{where}: consent: must be true or false")
+
+
+def _text(item: Mapping[str, Any], name: str, where: str) -> str | None:
+    value = item.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    raise ConfigError(f"{where}: {name}: must be a text, got {type(value).__name__}")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, with their numbers. Raises ConfigError when the file cannot be read."""
+    try:
+        with open_unpacked(path) as file:
+            for number, line in enumerate(file, 1):
+                if not line.isspace():
+                    yield number, line
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
 ANSWER: Final = "{answer}"  # how an answer that is known in its normal form alone is written out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """On which terms runs are taken."""
-
     consent: Consent
     uncertified: bool = False  # also stops that nothing vouched for; their lines say so
     estimate_cuts: bool = False  # also thoughts whose cut is estimated from token counts; their lines say so
     answer: str = ANSWER  # words around an answer whose own words are not at hand
 
     def say(self, answer: str) -> str:
-        """An answer in words."""
         return self.answer.replace(ANSWER, answer)
 
 
 @dataclass(frozen=True, slots=True)
 class StoppingPolicy:
-    """What stops one prompt's runs."""
-
     policy: Policy
     version: str
     level: int | None
@@ -63,20 +236,20 @@ Chooses: TypeAlias = Callable[[str], StoppingPolicy]  # what stops the runs of a
 # --------------------------------------------------------------------------- the log, with its owner's texts
 
 
-def cuts_of_log(
+def cut_log(
     episodes: Iterable[EpisodeWithLabels], texts: Texts, terms: Terms, *, match: Match, left_out: Counter[str]
 ) -> Iterator[CutRun]:
     """Cut the runs of a route of kind `reasoning` where its policy stopped them, or would have.
 
     match     does an answer equal a reference? The route's scorer
-    left_out  is told why runs were left out
+    left_out  counts the runs that are left out, by reason
     """
     for item in episodes:
-        found = _of_run(item, texts, terms, match)
-        if isinstance(found, CutRun):
-            yield found
-        elif found is not None:
-            left_out[found] += 1
+        cut = _of_run(item, texts, terms, match)
+        if isinstance(cut, CutRun):
+            yield cut
+        elif cut is not None:
+            left_out[cut] += 1
 
 
 def _of_run(item: EpisodeWithLabels, texts: Texts, terms: Terms, match: Match) -> CutRun | str | None:
@@ -106,15 +279,13 @@ def _of_run(item: EpisodeWithLabels, texts: Texts, terms: Terms, match: Match) -
 
 
 @dataclass(frozen=True, slots=True)
-class _Judged:
-    """What a stop did to an answer."""
-
+class _StopEffect:
     kept: bool
     gained: bool  # … and the full run would have been wrong
     labelled: bool
 
 
-def _judged(item: EpisodeWithLabels, match: Match) -> _Judged | str:
+def _judged(item: EpisodeWithLabels, match: Match) -> _StopEffect | str:
     """What the stop did; or why that is no lesson."""
     run = measure_run(item, match)
     if run.stopped:
@@ -122,20 +293,20 @@ def _judged(item: EpisodeWithLabels, match: Match) -> _Judged | str:
             return "stopped, and nobody said whether it was right"
         if not run.correct:
             return "stopped and wrong: what the full run would have said is hidden"
-        return _Judged(kept=True, gained=False, labelled=True)
+        return _StopEffect(kept=True, gained=False, labelled=True)
     outcome = item.episode.outcome
     if outcome.would_answer == outcome.answer:
         if run.correct is False or outcome.answer is None:
             return "wrong both ways"
-        return _Judged(kept=True, gained=False, labelled=run.correct is not None)
+        return _StopEffect(kept=True, gained=False, labelled=run.correct is not None)
     if run.drop is None:
         return "stop and full run differ, and nobody said which is right"
     if run.drop == 0:
         return "wrong both ways"
-    return _Judged(kept=run.drop < 0, gained=run.drop < 0, labelled=True)
+    return _StopEffect(kept=run.drop < 0, gained=run.drop < 0, labelled=True)
 
 
-def _with_text(request: Request, outcome: Outcome, text: Text, judged: _Judged, terms: Terms) -> CutRun | str:
+def _with_text(request: Request, outcome: Outcome, text: Text, judged: _StopEffect, terms: Terms) -> CutRun | str:
     place = _cut_place(outcome, text, estimate=terms.estimate_cuts)
     if isinstance(place, str):
         return place
@@ -197,22 +368,22 @@ def _cut_place(outcome: Outcome, text: Text, *, estimate: bool) -> tuple[str, st
 def _boundary(thought: str, at: int) -> int:
     """The next end of a line or, failing that, of a word: behind the place, so that the cut holds what the stop saw."""
     for mark in ("\n", " "):
-        found = thought.find(mark, at)
-        if 0 <= found < at + 200:
-            return found + 1
+        place = thought.find(mark, at)
+        if 0 <= place < at + 200:
+            return place + 1
     return at
 
 
 # --------------------------------------------------------------------------- recorded traces
 
 
-def cuts_of_traces(
+def cut_traces(
     files: Iterable[Path], chooses: Chooses, terms: Terms, *, where: str | None, left_out: Counter[str]
 ) -> Iterator[CutRun]:
     """Cut recorded chains where a policy stops them, read step by step as live.
 
-    where     which runs, see `replay.traces.where`; None: all
-    left_out  is told why runs were left out
+    where     which runs, see `replay.traces.read`; None: all
+    left_out  counts the runs that are left out, by reason
 
     Raises TraceError as `read_traces` does, and ConfigError for runs that are no chains or have no texts.
     """
@@ -222,11 +393,11 @@ def cuts_of_traces(
         if batch.text is None:
             raise ConfigError(f"{batch.file}: has no texts of its steps; `suffice record` keeps them")
         for i in range(len(batch)):
-            found = _of_trace(batch, i, chooses, terms)
-            if isinstance(found, CutRun):
-                yield found
+            cut = _of_trace(batch, i, chooses, terms)
+            if isinstance(cut, CutRun):
+                yield cut
             else:
-                left_out[found] += 1
+                left_out[cut] += 1
 
 
 def _of_trace(batch: Batch, i: int, chooses: Chooses, terms: Terms) -> CutRun | str:
@@ -238,8 +409,8 @@ def _of_trace(batch: Batch, i: int, chooses: Chooses, terms: Terms) -> CutRun | 
     if question is None:
         return "no text"
     meta = _meta(batch.meta[i])
-    said = meta.get("consent")
-    if not terms.consent.given(said if isinstance(said, bool) else None, (batch.question_id[i],)):
+    consent = meta.get("consent")
+    if not terms.consent.given(consent if isinstance(consent, bool) else None, (batch.question_id[i],)):
         return "no consent"
     at = _stop_of(batch, i, acting.policy)
     if isinstance(at, str):
@@ -276,7 +447,7 @@ def _stop_of(batch: Batch, i: int, policy: Policy) -> int | str:
     return "never stopped, nor would have been"
 
 
-def _judged_trace(batch: Batch, i: int, at: int) -> _Judged | str:
+def _judged_trace(batch: Batch, i: int, at: int) -> _StopEffect | str:
     row, full_ok = int(batch.offset[i]) + at, bool(batch.full_em[i])
     answer = batch.answer[row]
     if answer is None:
@@ -289,18 +460,18 @@ def _judged_trace(batch: Batch, i: int, at: int) -> _Judged | str:
         return "stop and full run differ, and nobody said which is right"
     if not right and not full_ok:
         return "wrong both ways"
-    return _Judged(kept=right, gained=right and not full_ok, labelled=True)
+    return _StopEffect(kept=right, gained=right and not full_ok, labelled=True)
 
 
-def _trace_cut(batch: Batch, i: int, at: int, judged: _Judged, terms: Terms, stop: StopRecord) -> CutRun:
+def _trace_cut(batch: Batch, i: int, at: int, judged: _StopEffect, terms: Terms, stop: StopRecord) -> CutRun:
     start, end = int(batch.offset[i]), int(batch.offset[i + 1])
     texts = [text or "" for text in (batch.text or [])[start:end]]
     stopped, full = batch.answer[start + at] or "", batch.full_answer[i]
-    # The last step holds the end of the thought and the answer behind it, which is told apart by its own words alone.
+    # The last step holds the end of the thought and the answer behind it; only its own words tell them apart.
     behind = texts[-1].rstrip()
     last = behind[: -len(full)] if full and behind.endswith(full) else ""
     return CutRun(
-        messages=_prompt(batch.question[i] or ""),
+        messages=({"role": "user", "content": batch.question[i] or ""},),
         thought="".join(texts[: at + 1]),
         rest="".join(texts[at + 1 : -1]) + last,
         answer=terms.say(stopped if judged.kept else full or ""),
@@ -312,14 +483,10 @@ def _trace_cut(batch: Batch, i: int, at: int, judged: _Judged, terms: Terms, sto
     )
 
 
-def _prompt(question: str) -> tuple[Message, ...]:
-    return ({"role": "user", "content": question},)
-
-
 def _meta(meta: str | None) -> Mapping[str, Any]:
     """What a recording noted; empty where it is none that we read."""
     try:
-        found = msgspec.json.decode(meta or "{}")
+        noted = msgspec.json.decode(meta or "{}")
     except (msgspec.DecodeError, UnicodeError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return noted if isinstance(noted, dict) else {}

@@ -1,4 +1,4 @@
-"""A drift as it is asked for: what changes in a stream, and from which part of it on.
+"""The order in which recorded runs come as requests, and drifts: what changes in a stream, and from which part on.
 
     em=0.5@0.5                 runs whose model has an EM above 0.5 first, then those at or below it
     model=gpt-4*>gpt-3.5*@0.4  requests of some models first, then of others
@@ -11,26 +11,25 @@
     turns=5:0.06               conversations of five requests, in which 6 % of all but the first lose like that
     set=other.parquet@0.5      from then on the requests come from another file
 
-The part behind the @ says where in the stream it happens. Knows which requests belong to the world before and which
-to the one after; refuses to know how a stream is served.
+The part behind the @ says where in the stream it happens.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Final, Literal, TypeAlias, cast
+from typing import Final, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 
 from suffice.errors import ConfigError
 from suffice.learn.audits import Bools, Floats, Ints
-from suffice.replay.online.traffic import RecordedTraffic
+from suffice.learn.groups import place_of
+from suffice.replay.online.stream import RecordedTraffic
 
 Kind: TypeAlias = Literal["em", "model", "class", "mix", "relabel", "silent", "ramp", "oscillate", "turns", "set"]
 N_PHASES: Final = 8  # of an oscillation
@@ -59,8 +58,6 @@ _ALLOWED: Final = f"{', '.join(form for form, _ in _FORMS.values())}; AT as 0.5,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drift:
-    """A parsed drift."""
-
     text: str
     kind: Kind
     value: str
@@ -88,7 +85,7 @@ def parse_drift(text: str) -> Drift:
     return Drift(text=text, kind=kind, value=match[2], at=at)
 
 
-def worlds(traffic: RecordedTraffic, drift: Drift, from_file: Bools | None = None) -> tuple[Bools, Bools]:
+def split_worlds(traffic: RecordedTraffic, drift: Drift, from_file: Bools | None = None) -> tuple[Bools, Bools]:
     """Which requests belong to the world before, and which to the one after, shape (N,) each.
 
     from_file  kind "set": which requests come from the other file
@@ -147,7 +144,7 @@ def losing_share(drift: Drift, at: int, n: int) -> Floats:
     return np.where(number >= at, float(drift.value) * course, 0.0)
 
 
-def relabelled(traffic: RecordedTraffic, drift: Drift, at: int) -> RecordedTraffic:
+def relabel(traffic: RecordedTraffic, drift: Drift, at: int) -> RecordedTraffic:
     """The stream with other labels, where the drift says so.
 
     With `relabel`, what differs from the full run is lost from request `at` on. Where a request loses at every early
@@ -157,13 +154,15 @@ def relabelled(traffic: RecordedTraffic, drift: Drift, at: int) -> RecordedTraff
     runs, number = traffic.runs, np.arange(len(traffic))
     if drift.kind == "relabel":
         share = float(drift.value)
-        hit = np.array([_place(question) < share for question in traffic.question], dtype=bool) & (number >= at)
+        hit = np.array([place_of(question, purpose="relabel") < share for question in traffic.question], dtype=bool) & (
+            number >= at
+        )
         z = np.where(hit[runs.run_of_row], runs.d.astype(np.int8), runs.z)
         return replace(traffic, runs=replace(runs, z=z))
     share_of = losing_share(drift, at, len(traffic))
     if not share_of.any():
         return traffic
-    place = np.array([_place(f"{question}\n{i}") for i, question in enumerate(traffic.question)])
+    place = np.array([place_of(f"{question}\n{i}", purpose="relabel") for i, question in enumerate(traffic.question)])
     wrong = (place < share_of)[runs.run_of_row]
     wrong[runs.last] = False
     return replace(traffic, runs=replace(runs, z=np.where(wrong, np.int8(1), runs.z), d=runs.d | wrong))
@@ -183,13 +182,11 @@ def _conversations(traffic: RecordedTraffic, turns: int, rng: np.random.Generato
 
 
 def _turns(drift: Drift) -> tuple[int, float]:
-    """Turns of a conversation, and the share of the later ones that lose."""
     turns, _, share = drift.value.partition(":")
     return int(turns), float(share or 0)
 
 
 def _swapped(traffic: RecordedTraffic, drift: Drift, rng: np.random.Generator) -> tuple[Ints, int]:
-    """Requests of two classes whose shares swap, as many as there are."""
     names, _, text = drift.value.rpartition(":")
     first, _, second = names.partition(">")
     share, early = float(text), drift.at
@@ -216,11 +213,11 @@ def _mixed(traffic: RecordedTraffic, drift: Drift, late: Ints, rng: np.random.Ge
 
 def _of_class(traffic: RecordedTraffic, name: str) -> Bools:
     """Which requests are of a class, shape (N,). Raises ConfigError with the classes that there are."""
-    found = np.array([known == name for known in traffic.query_class], dtype=bool)
-    if not found.any():
+    members = np.array([known == name for known in traffic.query_class], dtype=bool)
+    if not members.any():
         known = ", ".join(sorted(set(traffic.query_class) - {""})[:10]) or "none"
         raise ConfigError(f"--drift: no request is of class {name!r:.60}; known: {known}")
-    return found
+    return members
 
 
 def _refuse_empty(drift: Drift, *, before: bool, after: bool) -> None:
@@ -243,7 +240,47 @@ def _models(traffic: RecordedTraffic, pattern: str) -> Bools:
     return np.array([fnmatchcase(model, pattern) for model in traffic.model], dtype=bool)
 
 
-def _place(text: str) -> float:
-    """A hash in [0, 1)."""
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, person=b"relabel").digest()
-    return int.from_bytes(digest, "big") / 2**64
+class StreamOrder(NamedTuple):
+    which: Ints  # (n,): numbers of recorded runs
+    drift_at: int | None  # first request of the world after a drift; None: there is none
+    learns: Bools | None  # (n,): requests whose audits are evidence; None: all
+
+
+def draw_order(
+    traffic: RecordedTraffic,
+    rng: np.random.Generator,
+    *,
+    drift: Drift | None = None,
+    worlds: tuple[Bools, Bools] | None = None,
+    disjoint: bool = False,
+    resample: int | None = None,
+) -> StreamOrder:
+    """Draw a stream: each run once in a random order, unless one of the harder questions is asked.
+
+    worlds    which runs belong before a drift and which after it, see `drift.worlds`
+    disjoint  the runs of one half of the questions first, and they alone are evidence
+    resample  so many requests by question-level bootstrap
+    """
+    if drift is not None and worlds is not None:
+        which, at = order_requests(traffic, drift, *worlds, rng)
+        return StreamOrder(which, at, None)
+    if disjoint:
+        questions = rng.permutation(sorted(set(traffic.question)))
+        first = set(questions[: len(questions) // 2].tolist())
+        early = np.array([question in first for question in traffic.question])
+        which = np.concatenate([rng.permutation(np.flatnonzero(early)), rng.permutation(np.flatnonzero(~early))])
+        return StreamOrder(which, None, np.arange(len(which)) < int(early.sum()))
+    if resample is not None:
+        return StreamOrder(_bootstrap(traffic.question, resample, rng), None, None)
+    return StreamOrder(rng.permutation(len(traffic)), None, None)
+
+
+def _bootstrap(question: Sequence[str], n: int, rng: np.random.Generator) -> Ints:
+    """n requests: whole questions drawn with replacement, then shuffled."""
+    names, number = np.unique(np.array(question, dtype=object).astype(str), return_inverse=True)
+    rows = [np.flatnonzero(number == q) for q in range(len(names))]
+    drawn, total = [], 0
+    while total < n:
+        drawn.append(rows[int(rng.integers(len(rows)))])
+        total += len(drawn[-1])
+    return np.asarray(rng.permutation(np.concatenate(drawn))[:n], dtype=np.int64)

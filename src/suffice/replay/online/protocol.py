@@ -1,4 +1,4 @@
-"""The whole loop over recorded runs as if they were traffic: seeds, halves and what they came to (CONTRACT.md §6).
+"""The whole loop over recorded runs as traffic: seeds, halves and what they came to (CONTRACT.md §6).
 
 survey ──▶ traffic ──▶ an order for each seed ──▶ run_stream ──▶ Seed ──▶ OnlineReport
 """
@@ -20,13 +20,19 @@ from suffice.learn.audits import Bools, Floats
 from suffice.learn.certifier import Certifier, Plan, full_runs
 from suffice.learn.features import DENSE
 from suffice.learn.served import FoldedModels
-from suffice.replay.online.drift import Drift, losing_share, relabelled, worlds
-from suffice.replay.online.loop import PERIOD, Stream, run_stream
-from suffice.replay.online.orders import draw_order
-from suffice.replay.online.result import Course, OnlineReport, Seed
-from suffice.replay.online.traffic import RecordedTraffic, learner_of, make_traffic, with_times
-from suffice.replay.study.runs import Runs, concatenate, make_runs
-from suffice.replay.traces.survey import Survey
+from suffice.replay.online.drift import Drift, draw_order, losing_share, relabel, split_worlds
+from suffice.replay.online.stream import (
+    PERIOD,
+    RecordedTraffic,
+    Stream,
+    learner_of,
+    make_traffic,
+    run_stream,
+    with_times,
+)
+from suffice.replay.online.summary import Course, OnlineReport, Seed
+from suffice.replay.study.runs import concatenate, read_runs
+from suffice.replay.traces.read import Survey
 from suffice.signals.features import FeatureSet
 from suffice.types import Promise
 
@@ -36,8 +42,6 @@ MOST_JUDGED: Final = 2_000  # requests of the world after a drift that say what 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnlineOptions:
-    """What the user asked for; None: as the contract says."""
-
     max_em_drop: float = 0.02
     confidence: float = 0.95
     n_seeds: int = 20
@@ -68,20 +72,22 @@ def replay_online(
     longest = max(data.longest, later.longest if later else 0)
     if later is not None and later.kind != data.kind:
         raise ConfigError(f"--drift: {later.set} holds {later.kind}, {data.set} holds {data.kind}; need the same kind")
-    parts = [_runs(one, asked, longest) for one in (data, later) if one is not None]
+    needs, probe_tokens = FeatureSet(DENSE[data.kind]).needs, asked.probe_tokens
+    sets = [one for one in (data, later) if one is not None]
+    parts = [read_runs(one, needs, probe_tokens=probe_tokens, longest=longest) for one in sets]
     traffic = make_traffic(concatenate(parts))
     from_file = np.arange(len(traffic)) >= len(parts[0])
-    job = _Job(asked, traffic, None if asked.drift is None else worlds(traffic, asked.drift, from_file))
+    job = _Job(asked, traffic, None if asked.drift is None else split_worlds(traffic, asked.drift, from_file))
     seeds = range(asked.seed, asked.seed + asked.n_seeds)
-    found = []
+    outcomes = []
     if min(asked.n_processes, asked.n_seeds) == 1:
         for seed in seeds:
-            found.append(job.run(seed))
+            outcomes.append(job.run(seed))
             tick()
     else:
         with ProcessPoolExecutor(min(asked.n_processes, asked.n_seeds), initializer=_begin, initargs=(job,)) as pool:
             for one in pool.map(_run, seeds):
-                found.append(one)
+                outcomes.append(one)
                 tick()
     return OnlineReport(
         set=data.set,
@@ -89,12 +95,12 @@ def replay_online(
         confidence=asked.confidence,
         n_rows=len(traffic),
         n_questions=len(set(traffic.question)),
-        seeds=tuple(seed for seed, _ in found),
+        seeds=tuple(seed for seed, _ in outcomes),
         resampled=asked.resample is not None,
         disjoint=asked.disjoint,
         drift=asked.drift.text if asked.drift else None,
-        drift_at=found[0][1],
-        warm_up=int(job.plan(found[0][0].n).warm_up),
+        drift_at=outcomes[0][1],
+        warm_up=int(job.plan(outcomes[0][0].n).warm_up),
         promise=asked.promise,
     )
 
@@ -112,16 +118,7 @@ def _run(seed: int) -> tuple[Seed, int | None]:
     return _job.run(seed)
 
 
-def _runs(data: Survey, asked: OnlineOptions, longest: int) -> Runs:
-    needs = FeatureSet(DENSE[data.kind]).needs
-    batches = data.batches(share=data.share)
-    return concatenate(
-        [make_runs([batch], needs, probe_tokens=asked.probe_tokens, planned_steps=longest) for batch in batches]
-    )
-
-
 def stream_plan(asked: OnlineOptions, traffic: RecordedTraffic, n: int) -> Plan:
-    """The numbers of the control loop for a stream of n requests whose audits count, but for its labels' delay."""
     burst = full_runs(asked.max_em_drop, n)
     return Plan(
         max_em_drop=asked.max_em_drop,
@@ -138,15 +135,12 @@ def stream_plan(asked: OnlineOptions, traffic: RecordedTraffic, n: int) -> Plan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Job:
-    """What all seeds of a set share."""
-
     asked: OnlineOptions
     traffic: RecordedTraffic
-    worlds: tuple[Bools, Bools] | None
+    split_worlds: tuple[Bools, Bools] | None
 
     @property
     def label_delay(self) -> tuple[int, int]:
-        """Least and most requests between the end of a run and its label."""
         least, most = self.asked.label_delay, self.asked.label_delay_most
         return least, least if most is None else most
 
@@ -169,7 +163,7 @@ class _Job:
         truth = None
         if asked.drift is not None and drift_at is not None:
             truth = _Truth.of(traffic, asked.drift, drift_at)
-            traffic = relabelled(traffic, asked.drift, drift_at)
+            traffic = relabel(traffic, asked.drift, drift_at)
         n_evidence = None if learns is None else int(learns.sum())
         plan = self.plan(len(traffic), n_evidence)
         stream = run_stream(
@@ -203,14 +197,12 @@ class _Truth:
 
     @classmethod
     def of(cls, traffic: RecordedTraffic, drift: Drift, at: int) -> _Truth:
-        """The truth of a stream that the drift has not relabelled yet."""
         losing = losing_share(drift, at, len(traffic))
         if drift.kind == "turns":  # a conversation has all of its turns: what counts is their mean
             losing = np.full(len(traffic), losing.mean())
-        return cls(relabelled(traffic, drift, at) if drift.kind == "relabel" else traffic, at, losing)
+        return cls(relabel(traffic, drift, at) if drift.kind == "relabel" else traffic, at, losing)
 
     def look(self, keeper: Certifier) -> None:
-        """Note what is in force from now on."""
         now = int(keeper.now)
         if now > self._until:
             self.drop[self._until : now] = self._in_force(self._losing[self._until : now])
@@ -225,7 +217,6 @@ class _Truth:
         return clean + losing * (lost - clean)
 
     def _lost(self, served: FoldedModels | None, level: int) -> tuple[float, float]:
-        """EM drop of a level on the runs as they are, and if all of them lost at every early stop."""
         if served is None or not level:
             return 0.0, 0.0
         rows = served.rows_at(self._runs, level)

@@ -1,14 +1,34 @@
-"""HTML that cannot be broken by a name: text is escaped unless it is known to be HTML.
+"""The report of a replay: one HTML page that needs nothing else, with figures and JSON beside it.
 
-A handful of functions, because a report is the only page made here. Pure.
+Text is escaped unless it is known to be HTML, so no name can break the page.
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Final
 
-from suffice.sanitize import printable
+from suffice.files import whole_file, write_whole
+from suffice.replay.report.plot import COLOURS, FAINT, INK, PAPER, PlotFiles, draw_classes, draw_frontier
+from suffice.replay.report.text import (
+    assign_letters,
+    build_report,
+    describe_percent,
+    describe_points,
+    describe_result,
+    dump_json,
+    dump_lines,
+    find_headline,
+    format_interval,
+    group_lines,
+)
+from suffice.replay.study.result import PolicyResult, SetPart, SetReport
+from suffice.sanitize import plural, printable
 
 
 class Html(str):
@@ -51,3 +71,280 @@ def format_html_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, ca
 
 def _escape(text: str) -> str:
     return html.escape(printable(text), quote=True)
+
+
+_HEADS: Final = (
+    "policy",
+    "tokens saved %",
+    "drop",
+    "95 %",
+    "misses %",
+    "EM %",
+    "lost",
+    "gained",
+    "saved, 95 %",
+    "saved without probes %",
+    "stopped %",
+    "hopeless %",
+)
+_KINDS: Final = {"samples": "repeated samples", "reasoning": "chains of thought", "rounds": "rounds"}
+
+
+@dataclass(frozen=True, slots=True)
+class _SetFigures:
+    report: SetReport
+    name: str  # of its files, without suffix
+    draw_frontier: PlotFiles
+    classes: PlotFiles | None
+
+
+def write_report(reports: Sequence[SetReport], folder: Path, *, command: str, made: str = "") -> list[Path]:
+    """Write the page, the figures and the JSON into a folder; return the files, the page first.
+
+    command  what was typed, shown at the end of the page
+    made     date for people; "" leaves it out, so that the same result gives the same bytes
+
+    Everything is drawn before the first file is written, and each file appears in full or not at
+    all. Raises ConfigError without matplotlib and ValueError without a set.
+    """
+    if not reports:
+        raise ValueError("report: needs at least one set")
+    names = _file_names([report.set for report in reports])
+    drawn = [_SetFigures(r, name, draw_frontier(r), draw_classes(r)) for r, name in zip(reports, names, strict=True)]
+    texts = {
+        "report.html": _page(drawn, command, made),
+        "report.json": dump_json([build_report(report) for report in reports], indent=1) + "\n",
+        "lines.jsonl": dump_lines(reports),
+    }
+    images: dict[str, bytes] = {}
+    for one in drawn:
+        for what, figure in (("frontier", one.frontier), ("classes", one.classes)):
+            if figure is not None:
+                texts[f"{one.name}.{what}.svg"] = figure.svg
+                images[f"{one.name}.{what}.png"] = figure.png
+    for name, image in images.items():
+        with whole_file(folder / name) as part:
+            part.write_bytes(image)
+    for name, text in reversed(texts.items()):  # the page last: when it is there, all it names is there
+        write_whole(folder / name, text)
+    return [folder / name for name in (*texts, *images)]
+
+
+def _file_names(sets: Sequence[str]) -> list[str]:
+    """A name for the files of each set: plain characters, no two alike."""
+    names: list[str] = []
+    for name in sets:
+        plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:80] or "set"
+        taken = {other.lower() for other in names} | {"report", "lines"}
+        candidates = (plain if k == 1 else f"{plain}-{k}" for k in range(1, len(sets) + 3))
+        names.append(next(candidate for candidate in candidates if candidate.lower() not in taken))
+    return names
+
+
+def _page(drawn: Sequence[_SetFigures], command: str, made: str) -> str:
+    targets = sorted({describe_points(one.report.max_em_drop) for one in drawn})
+    title = f"Replay: at most {' or '.join(targets)} of Exact Match"
+    head = tag(
+        "head",
+        Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
+        tag("title", title),
+        tag("style", _template("report.css")),
+    )
+    body = [
+        tag("h1", title),
+        tag("p", f"Recorded runs, replayed under stopping policies. {made}".strip(), class_="aside"),
+        *(_overview(drawn) if len(drawn) > 1 else ()),
+        *(part for one in drawn for part in _set(one)),
+        tag("h2", "How it was measured"),
+        _template("measured.html"),
+        tag("h3", "The command"),
+        tag("pre", tag("code", command)),
+    ]
+    return f"<!doctype html>\n{tag('html', head, tag('body', tag('main', *body)), lang='en')}\n"
+
+
+def _template(name: str) -> Html:
+    return Html(resources.files("suffice.replay.report").joinpath("templates", name).read_text(encoding="utf-8"))
+
+
+def _overview(drawn: Sequence[_SetFigures]) -> list[Html]:
+    rows = []
+    for one in drawn:
+        report = one.report
+        ours = find_headline(report, "ours", "frozen") or find_headline(report, "given", "fixed")
+        frozen, hindsight = (
+            find_headline(report, "published", "frozen"),
+            find_headline(report, "published", "hindsight"),
+        )
+        oracle = next((line for line in report.lines if line.policy == "oracle_agree"), None)
+        first = report.lines[0] if report.lines else None
+        rows.append(
+            [
+                tag("a", report.set, href=f"#{one.name}"),
+                f"{first.n_episodes:,}" if first else "",
+                describe_percent(first.full_em if first else None),
+                *(text for line in (ours, frozen, hindsight) for text in _saved_and_drop(line, report.max_em_drop)),
+                describe_percent(oracle.token_reduction if oracle else None),
+            ]
+        )
+    heads = [
+        "set",
+        "runs",
+        "full EM %",
+        "ours saves %",
+        "drop",
+        "published, frozen, saves %",
+        "drop",
+        "published, hindsight, saves %",
+        "drop",
+        "oracle_agree saves %",
+    ]
+    return [tag("h3", "All sets"), format_html_table(heads, rows, caption="Drops in points of Exact Match.")]
+
+
+def _saved_and_drop(line: PolicyResult | None, target: float) -> tuple[str, str]:
+    if line is None:
+        return describe_percent(None), describe_percent(None)
+    return describe_percent(line.token_reduction), _drop(line, target)
+
+
+def _drop(line: PolicyResult, target: float) -> str:
+    """The drop, marked where it is above the target."""
+    if line.em_drop <= target or line.family in ("full", "oracle"):
+        return describe_percent(line.em_drop)
+    return tag("span", describe_percent(line.em_drop), class_="bad", title="above the target")
+
+
+def _set(one: _SetFigures) -> list[Html]:
+    report = one.report
+    first = report.lines[0] if report.lines else None
+    runs = f"{plural(first.n_episodes, 'run')} of {plural(first.n_questions, 'question')}, " if first else ""
+    parts = [
+        tag("h2", report.set, id=one.name),
+        tag(
+            "p", f"{runs}{_KINDS[report.kind]}; target: at most {describe_points(report.max_em_drop)}.", class_="aside"
+        ),
+        tag("p", _made(report), class_="aside"),
+        *(tag("p", note, class_="note") for note in report.notes),
+        tag("div", *(tag("p", sentence) for sentence in describe_result(report)), class_="reading"),
+        _figure(one.frontier, one.name, f"Tokens saved over the drop of Exact Match, {report.set}", _CAPTION),
+        _lines(report),
+        *_specs(report),
+    ]
+    if report.by_class:
+        parts.append(tag("h3", "By class"))
+        if one.classes is not None:
+            caption = "The largest classes; the tables have all of them."
+            parts.append(_figure(one.classes, f"{one.name}-c", f"Drop and saving by class, {report.set}", caption))
+        parts += _parts(report.by_class, "class")
+    if report.by_step:
+        parts += [tag("h3", "By the step at which runs halted"), *_parts(report.by_step, "halted at step")]
+    return parts
+
+
+_CAPTION: Final = (
+    "Small dots: every setting that was tried, measured on these questions; the line joins the best of a family. "
+    "Letters: the lines of the table, the main ones with 95\u00a0% intervals; hollow where the point was picked in "
+    "hindsight."
+)
+
+
+def _figure(figure: PlotFiles, name: str, label: str, caption: str) -> Html:
+    return tag("figure", drawing(figure.svg, name, label), tag("figcaption", caption))
+
+
+def drawing(svg: str, name: str, label: str) -> Html:
+    """A figure as an element of the page: its ids made unique, its colours those of the page.
+
+    svg    as `plot` drew it, its texts escaped there
+    name   unique in the page, plain characters
+    label  what a screen reader says
+    """
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\b(id="|xlink:href="#|href="#|url\(#)', rf"\1{name}-", svg)
+    svg = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1", svg, count=1)
+    for variable, colour in {"ink": INK, "faint": FAINT, "paper": PAPER, **COLOURS}.items():
+        svg = svg.replace(colour, f"var(--{variable}, {colour})")
+    return Html(svg.replace("<svg ", f'<svg role="img" aria-label="{_attribute(label)}" ', 1).strip())
+
+
+def _attribute(text: str) -> str:
+    """Text for an attribute, cut out of an element that `tag` has escaped."""
+    return tag("i", text).removeprefix("<i>").removesuffix("</i>")
+
+
+def _lines(report: SetReport) -> Html:
+    named = {id(line): letter for letter, line in zip(assign_letters(report.lines), report.lines, strict=True)}
+    rows: list[list[str]] = []
+    for heading, lines in group_lines(report.lines):
+        rows.append([heading])
+        rows += [_row(line, named[id(line)], report.max_em_drop) for line in lines]
+    caption = "Drop, lost and gained in points of Exact Match. Red: above the target."
+    return format_html_table(_HEADS, rows, caption=caption)
+
+
+def _row(line: PolicyResult, letter: str, target: float) -> list[str]:
+    name = f"{letter}  {line.policy}" if letter else line.policy
+    note = tag("span", f" {line.note}", class_="aside") if line.note else ""
+    strong = "main" if line.family == "ours" and line.choice == "frozen" else "plain"
+    return [
+        join_html([tag("span", name, class_=strong), note]),
+        tag("span", describe_percent(line.token_reduction), class_=strong),
+        _drop(line, target),
+        format_interval(line.em_drop_interval),
+        describe_percent(line.miss_share, 0),
+        describe_percent(line.em),
+        describe_percent(line.lost),
+        describe_percent(line.gained),
+        format_interval(line.token_reduction_interval),
+        describe_percent(line.token_reduction_without_probes),
+        describe_percent(line.stopped, 0),
+        describe_percent(line.hopeless, 0),
+    ]
+
+
+def _specs(report: SetReport) -> list[Html]:
+    specs = [(line.policy, dump_json(dict(line.spec))) for line in report.lines if line.spec]
+    if not specs:
+        return []
+    listed = tag("ul", *(tag("li", f"{name}: ", tag("code", spec)) for name, spec in specs))
+    return [tag("details", tag("summary", "The policies, to be copied"), listed)]
+
+
+def _parts(parts: Mapping[str, Sequence[SetPart]], what: str) -> list[Html]:
+    """A table for each policy; the first one is open."""
+    heads = [what, "runs", "questions", "full EM %", "drop, points", "lost", "gained", "tokens saved %"]
+    tables: list[Html] = []
+    for policy, rows in parts.items():
+        most = max((part.n_episodes for part in rows), default=1)
+        cells = [
+            [
+                part.name,
+                join_html([f"{part.n_episodes:,}", _bar(part.n_episodes / max(1, most))]),
+                f"{part.n_questions:,}",
+                *map(describe_percent, (part.full_em, part.em_drop, part.lost, part.gained, part.token_reduction)),
+            ]
+            for part in rows
+        ]
+        first = {} if tables else {"open": ""}
+        inner = format_html_table(heads, cells, caption="Drop, lost and gained in points of Exact Match.")
+        tables.append(tag("details", tag("summary", policy), inner, **first))
+    return tables
+
+
+def _bar(share: float) -> Html:
+    filled = tag("span", "", class_="bar", style=f"width:{5.5 * share:.2f}em")
+    return tag("span", filled, class_="track", aria_hidden="true")
+
+
+def _made(report: SetReport) -> str:
+    fitted = (
+        f"Models and points come from {', '.join(report.fitted_on)} and were frozen before these runs were read."
+        if report.fitted_on
+        else "Models were fitted and points picked on folds of the questions; each run is reported by a fold that "
+        "never saw its question."
+    )
+    if not report.probe_tokens:
+        return f"{fitted} No tokens are charged for probes."
+    return f"{fitted} Every probe that a policy asked for is charged at {plural(report.probe_tokens, 'token')}."

@@ -1,7 +1,6 @@
-"""The frontier as a figure: tokens saved over the drop of Exact Match, and the same by class.
+"""The frontier as a figure: tokens saved over the drop of Exact Match, and the same by class. Needs the extra `replay`.
 
-It knows matplotlib, which the extra `replay` brings, and the records of a result. Colours are those
-of Okabe and Ito (2008), told apart by people with any colour vision, and every family has a marker
+Colours are those of Okabe and Ito (2008), told apart by people with any colour vision, and every family has a marker
 of its own. The same result gives the same bytes: no dates, no random ids.
 """
 
@@ -19,7 +18,7 @@ from typing import Any, Final
 
 from suffice.errors import ConfigError
 from suffice.extras import how_to_install
-from suffice.replay.report.wording import assign_letters, describe_percent, describe_points
+from suffice.replay.report.text import assign_letters, describe_percent, describe_points
 from suffice.replay.study.result import PlotPoint, PolicyResult, SetPart, SetReport
 from suffice.sanitize import plural, printable
 
@@ -55,17 +54,14 @@ _SETTINGS: Final[dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class PlotFiles:
-    """A drawn figure in both forms."""
-
     png: bytes
     svg: str
 
 
-def frontier(report: SetReport) -> PlotFiles:
-    """Every setting tried as a dot, each family's best as a line, and the chosen points on top."""
+def draw_frontier(report: SetReport) -> PlotFiles:
     n_rows = (len(report.lines) + len(report.frontier) + 3) // 2
-    with _drawing(f"frontier {report.set}", (8.0, 4.9 + 0.2 * n_rows)) as drawn:
-        axes = drawn.figure.add_subplot()
+    with _drawing(f"frontier {report.set}", (8.0, 4.9 + 0.2 * n_rows)) as figure:
+        axes = figure.add_subplot()
         low, high = _view(report)
         spare = itertools.cycle(_SPARE)
         _target(axes, report.max_em_drop)
@@ -86,17 +82,17 @@ def frontier(report: SetReport) -> PlotFiles:
         axes.set_ylabel("tokens saved, % (up is better)")
         axes.grid(visible=True)
         axes.set_title(printable(report.set), loc="left", fontweight="bold")
-        drawn.figure.legend(loc="outside lower left", fontsize=9, ncols=2)
-    return drawn.result()
+        figure.legend(loc="outside lower left", fontsize=9, ncols=2)
+        return _render(figure)
 
 
-def by_class(report: SetReport) -> PlotFiles | None:
+def draw_classes(report: SetReport) -> PlotFiles | None:
     """Drop and saving of every class under each policy; None when there are no classes."""
     names = _classes(report)
     if not names:
         return None
-    with _drawing(f"classes {report.set}", (8.0, 1.6 + 0.34 * len(names))) as drawn:
-        left, right = drawn.figure.subplots(1, 2, sharey=True)
+    with _drawing(f"classes {report.set}", (8.0, 1.6 + 0.34 * len(names))) as figure:
+        left, right = figure.subplots(1, 2, sharey=True)
         families = {line.policy: line.family for line in report.lines}
         spare = itertools.cycle(_SPARE)
         n_policies = len(report.by_class)
@@ -120,47 +116,32 @@ def by_class(report: SetReport) -> PlotFiles | None:
         for axes in (left, right):
             axes.grid(visible=True, axis="x")
             axes.tick_params(axis="y", length=0)
-        drawn.figure.legend(loc="outside lower center", fontsize=9, ncols=min(3, n_policies + 1))
-    return drawn.result()
-
-
-class _Drawn:
-    """A figure being drawn. Its bytes depend on its content and its name alone."""
-
-    def __init__(self, name: str, size_inches: tuple[float, float]) -> None:
-        from matplotlib.figure import Figure as MatplotlibFigure
-
-        self.name = name
-        self.figure: Any = MatplotlibFigure(figsize=size_inches, layout="constrained")
-        self._png, self._svg = b"", ""
-
-    def save(self) -> None:
-        """Draw both forms; the PNG has a white ground, the SVG none."""
-        png, svg = io.BytesIO(), io.StringIO()
-        self.figure.savefig(png, format="png", dpi=150, facecolor="white", metadata={"Software": None})
-        self.figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        self._png = png.getvalue()
-        # Trailing blanks and the prologue are matplotlib's; a page takes the element alone.
-        self._svg = re.sub(r"[ \t]+$", "", svg.getvalue(), flags=re.MULTILINE)
-
-    def result(self) -> PlotFiles:
-        """What was drawn."""
-        return PlotFiles(self._png, self._svg)
+        figure.legend(loc="outside lower center", fontsize=9, ncols=min(3, n_policies + 1))
+        return _render(figure)
 
 
 @contextmanager
-def _drawing(name: str, size_inches: tuple[float, float]) -> Iterator[_Drawn]:
+def _drawing(name: str, size_inches: tuple[float, float]) -> Iterator[Any]:
+    """A figure to draw on. Its bytes depend on its content and its name alone. Raises ConfigError."""
     try:
         import matplotlib
+        from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError(f"a plot needs matplotlib: {how_to_install('replay')}") from error
     settings: Any = {**_SETTINGS, "svg.hashsalt": printable(name)}  # their type would list all names of settings
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         # A name in a script that the font lacks is drawn as boxes in the PNG; the SVG has its text.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-        drawn = _Drawn(name, size_inches)
-        yield drawn
-        drawn.save()
+        yield Figure(figsize=size_inches, layout="constrained")
+
+
+def _render(figure: Any) -> PlotFiles:
+    """Both forms; the PNG has a white ground, the SVG none."""
+    png, svg = io.BytesIO(), io.StringIO()
+    figure.savefig(png, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    # Trailing blanks and the prologue are matplotlib's; a page takes the element alone.
+    return PlotFiles(png.getvalue(), re.sub(r"[ \t]+$", "", svg.getvalue(), flags=re.MULTILINE))
 
 
 def _view(report: SetReport) -> tuple[float, float]:
@@ -185,7 +166,6 @@ def _height(report: SetReport, high: float) -> tuple[float, float]:
 
 
 def _family(axes: Any, label: str, dots: Sequence[PlotPoint], colour: str, high: float) -> None:
-    """All settings of a family, and the line along the best of them."""
     x, y = [100 * dot.em_drop for dot in dots], [100 * dot.token_reduction for dot in dots]
     shown = sorted({(round(a, 2), round(b, 1)) for a, b in zip(x, y, strict=True) if a <= high})  # no dot twice
     look = {"s": 9, "color": colour, "alpha": 0.35, "linewidths": 0, "marker": _MARKERS.get(label, "o")}
@@ -204,7 +184,6 @@ def _family(axes: Any, label: str, dots: Sequence[PlotPoint], colour: str, high:
 
 
 def _best(dots: Sequence[PlotPoint]) -> list[PlotPoint]:
-    """The settings that save more than every other one with at most their drop, by rising drop."""
     best: list[PlotPoint] = []
     for dot in sorted(dots, key=lambda dot: (dot.em_drop, -dot.token_reduction)):
         if not best or dot.token_reduction > best[-1].token_reduction:
@@ -248,11 +227,11 @@ def _letters(axes: Any, lines: Sequence[PolicyResult], low: float) -> None:
         x, y = 100 * line.em_drop, 100 * line.token_reduction
         if letter and x >= low:
             at.setdefault((round(x, 1), round(y)), []).append((letter, x, y))
-    for found in at.values():
-        first, x, y = found[0]
+    for group in at.values():
+        first, x, y = group[0]
         # Neighbours in the table are often neighbours here.
-        place = (6, 5) if len(found) > 1 or ord(first) % 2 else (-13, -13)
-        text = " ".join(letter for letter, _, _ in found)
+        place = (6, 5) if len(group) > 1 or ord(first) % 2 else (-13, -13)
+        text = " ".join(letter for letter, _, _ in group)
         axes.annotate(text, (x, y), place, textcoords="offset points", fontweight="bold", fontsize=9, zorder=5)
 
 
@@ -262,7 +241,6 @@ def _target(axes: Any, max_em_drop: float) -> None:
 
 
 def _classes(report: SetReport) -> list[str]:
-    """Names of the classes, the largest first, as far as a figure holds them."""
     sizes: dict[str, int] = {}
     parts: Iterator[SetPart] = itertools.chain.from_iterable(report.by_class.values())
     for part in parts:

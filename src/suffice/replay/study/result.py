@@ -1,16 +1,22 @@
-"""What a replay found, as records: lines of the frontier table, points of the plot, parts of a set.
+"""The result of a replay as records: lines of the frontier table, points of the plot, parts of a set.
 
-Knows the words of the report and refuses to know how anything was computed or is drawn. Rates are
-fractions, tokens are sums over all episodes, probes included unless a name says otherwise.
+Rates are fractions; tokens are sums over all episodes, probes included unless a name says otherwise. An average hides
+harm: gains in one class can pay for losses in another, and early halts for late ones. So parts are kept, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from suffice.assurance.bounds import Interval
+from suffice.learn.audits import Bools, Floats
+from suffice.replay.study.runs import Halts, Runs
+from suffice.replay.study.sums import columns_of
 from suffice.types import Kind
 
 Family: TypeAlias = Literal[
@@ -29,13 +35,10 @@ Choice: TypeAlias = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyResult:
-    """One policy on one set."""
+    """One policy on one set. JSON lines have the fields in this order, `frozen` behind the first interval."""
 
     set: str
-    policy: str  # its name for people, with the parameters that matter
-    family: Family
-    choice: Choice
-    spec: Mapping[str, Any] | None  # what `build_policy` takes; None: no single policy (folds differ), or an oracle
+    policy: str  # its display name, with the parameters that matter
     n_episodes: int
     n_questions: int
     full_em: float
@@ -47,8 +50,11 @@ class PolicyResult:
     tokens: int  # everything spent
     token_reduction: float  # 1 - tokens / full_tokens
     token_reduction_without_probes: float
-    token_reduction_without_cache: float | None = None  # with every probe's prefix billed again in full
     em_drop_interval: Interval | None = None  # question-clustered bootstrap, 95 %
+    family: Family
+    choice: Choice
+    spec: Mapping[str, Any] | None  # what `build_policy` takes; None: no single policy (folds differ), or an oracle
+    token_reduction_without_cache: float | None = None  # with every probe's prefix billed again in full
     token_reduction_interval: Interval | None = None
     stopped: float = 0.0  # share of runs that were stopped before their end
     hopeless: float = 0.0  # share of runs stopped because they would fail anyway
@@ -57,7 +63,6 @@ class PolicyResult:
 
     @property
     def frozen(self) -> bool:
-        """Was nothing picked on the questions that are reported?"""
         return self.choice != "hindsight"
 
 
@@ -86,8 +91,6 @@ class SetPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetReport:
-    """Everything that is shown of one set."""
-
     set: str
     kind: Kind
     max_em_drop: float  # fraction: the target at which points were picked
@@ -98,3 +101,95 @@ class SetReport:
     by_step: Mapping[str, tuple[SetPart, ...]] = field(default_factory=dict)  # by the policy of a line
     notes: tuple[str, ...] = ()  # sentences for the head of the report, such as "too small to certify"
     fitted_on: tuple[str, ...] = ()  # files that the models and points come from; (): folds of this set
+
+
+TOO_SMALL_RUNS, TOO_SMALL_QUESTIONS = 1_000, 50  # below either no certificate is possible
+MOST_CLASSES = 24  # the largest ones are shown
+_STEP_EDGES = (1, 2, 4, 8, 16, 32, 64, 128)
+_FIELDS = ("n", "full_ok", "full_tokens", "lost", "gained", "tokens")
+
+
+class Parts:
+    def __init__(self, policies: Sequence[str]) -> None:
+        self._policies = tuple(policies)
+        self._sums: dict[tuple[str, str, str], Floats] = {}  # (policy, "class" | "step", part) → _FIELDS
+        self._questions: dict[tuple[str, str, str], set[str]] = {}
+
+    def add(self, runs: Runs, judged: Mapping[str, tuple[Halts, bool | Bools]]) -> None:
+        """Add runs with where each policy ended them, and whether it asked at every checkpoint."""
+        classes = class_names(runs)
+        for policy in self._policies:
+            halt, asks = judged[policy]
+            lost, gained, tokens, *_ = columns_of(runs, halt, asks=asks)
+            table = np.stack([np.ones(len(runs)), runs.full_ok, runs.full_tokens, lost, gained, tokens], axis=1)
+            self._add(policy, "class", classes, table, runs.question)
+            self._add(policy, "step", _halt_names(runs, halt), table, runs.question)
+
+    def by_class(self) -> dict[str, tuple[SetPart, ...]]:
+        """Classes of each policy, the largest first; nothing where all runs are of one class."""
+        made = {policy: self._parts(policy, "class") for policy in self._policies}
+        return {
+            policy: tuple(sorted(parts, key=lambda part: (-part.n_episodes, part.name))[:MOST_CLASSES])
+            for policy, parts in made.items()
+            if len(parts) > 1
+        }
+
+    def by_step(self) -> dict[str, tuple[SetPart, ...]]:
+        made = {policy: self._parts(policy, "step") for policy in self._policies}
+        return {policy: tuple(sorted(parts, key=_step_order)) for policy, parts in made.items()}
+
+    def _add(self, policy: str, what: str, names: NDArray[np.str_], table: Floats, questions: Sequence[str]) -> None:
+        different, which = np.unique(names, return_inverse=True)
+        sums = np.zeros((len(different), len(_FIELDS)))
+        np.add.at(sums, which, table)
+        for at, name in enumerate(different.tolist()):
+            key = (policy, what, name)
+            self._sums[key] = self._sums.get(key, np.zeros(len(_FIELDS))) + sums[at]
+            known = self._questions.setdefault(key, set())
+            if len(known) < 100_000:  # beyond that the number is no longer news, and memory is bounded
+                known.update(questions[i] for i in np.flatnonzero(which == at).tolist())
+
+    def _parts(self, policy: str, what: str) -> list[SetPart]:
+        return [
+            _part(name, sums, len(self._questions[policy, what, name]))
+            for (of, kind, name), sums in self._sums.items()
+            if (of, kind) == (policy, what)
+        ]
+
+
+def class_names(runs: Runs) -> NDArray[np.str_]:
+    """The class of each run: its task, and its model where all have one task; shape (E,)."""
+    tasks = [query.query_class for query in runs.queries]
+    models = [dict(query.metadata).get("model", "") for query in runs.queries]
+    return np.array([f"{task} · {model}" if task else model for task, model in zip(tasks, models, strict=True)])
+
+
+def _halt_names(runs: Runs, halt: Halts) -> NDArray[np.str_]:
+    step = halt.row - runs.starts[:-1] + 1
+    edges = np.array(_STEP_EDGES)
+    place = np.searchsorted(edges, step)  # the first edge at or above the step
+    names = [
+        f"step {low}" if low == high else f"steps {low}–{high}"
+        for low, high in zip((1, *(edge + 1 for edge in _STEP_EDGES)), _STEP_EDGES, strict=False)
+    ]
+    names.append(f"steps above {_STEP_EDGES[-1]}")
+    return np.where(halt.row < runs.last, np.array(names)[place], "to the end")
+
+
+def _step_order(part: SetPart) -> tuple[int, str]:
+    digits = "".join(c if c.isdigit() else " " for c in part.name).split()
+    return (int(digits[0]) if digits else 10**9, part.name)
+
+
+def _part(name: str, sums: Floats, n_questions: int) -> SetPart:
+    n, full_ok, full_tokens, lost, gained, tokens = sums.tolist()
+    return SetPart(
+        name=name,
+        n_episodes=int(n),
+        n_questions=n_questions,
+        full_em=full_ok / n,
+        em_drop=(lost - gained) / n,
+        lost=lost / n,
+        gained=gained / n,
+        token_reduction=1 - tokens / full_tokens if full_tokens else 0.0,
+    )

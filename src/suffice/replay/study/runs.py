@@ -1,7 +1,7 @@
 """Recorded runs made ready for replay: signals as columns, and beside them what a stop would cost and deliver.
 
-Two sides that never meet before the end: `columns` and `queries` are what a policy may read, computed by
-the very observer that serves live traffic; `ok`, `same` and the costs are what the replay is told afterwards.
+`columns` and `queries` are what a policy may read, computed by the observer that serves live traffic. `ok`, `same` and
+the costs are for judging alone.
 
 A vote ends once it is decided, under every policy and under none, as it does live: its run here has no rows behind the
 deciding sample, so no policy reads them or pays for them. `full_tokens`, which savings are measured against, stays the
@@ -11,22 +11,22 @@ vote over all samples.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from suffice.episode.vote import deciding_sample
-from suffice.learn.ragged import RaggedRuns
+from suffice.learn.audits import Bools, Floats, RaggedRuns
 from suffice.policy.columns import BUDGET, CONTINUE, AskedColumns
 from suffice.replay.traces.batch import Batch
+from suffice.replay.traces.read import Survey
 from suffice.signals.columns import SignalColumns, observe_columns
 from suffice.types import Kind, Query
 
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+PROBE_TOKENS: Final[Mapping[Kind, int]] = {"reasoning": 15, "samples": 0, "rounds": 0}  # where the file has none
 Bits = NDArray[np.uint64]
 Says = NDArray[Any]  # of each row by a model: float64, a risk or a probability; uint64, bits of the settings that stop
 
@@ -51,20 +51,22 @@ class Runs(RaggedRuns):
     same: Bools  # T: it is the full run's answer
     full_ok: Bools  # E
     full_tokens: Floats  # E: of all recorded steps, those behind the sample that decides a vote included
-    finish: Floats  # E: tokens of the answer that a stop still writes, where the recording tells them
+    finish: Floats  # E: tokens of the answer that a stop still writes, where the recording has them
 
     def __len__(self) -> int:
         return len(self.queries)
 
+    @property
+    def per_step(self) -> Floats:
+        """Tokens that a step of each row's run costs so far, at least 1, shape (T,)."""
+        return np.maximum(self.columns.values["tokens_used"] / self.columns.values["step"], 1.0)
+
     def readable(self) -> AskedColumns:
-        """The columns as policies read them, `answer` and each run's query among them."""
         columns = {**self.columns.values, "answer": self.columns.answer}
         return AskedColumns(columns, queries=self.queries, run=self.run_of_row)
 
 
 class Halts(NamedTuple):
-    """Where each run ends under one policy."""
-
     row: NDArray[np.int64]  # E: its last row that is run
     code: NDArray[np.int8]  # E: why, as in `policy.columns`; CONTINUE: it ran in full
     returned: NDArray[np.int64] | None = None  # E: the row whose answer a stopped run returns; None: its last
@@ -81,6 +83,19 @@ def make_runs(
     """
     parts = [_part(batch, needs, probe_tokens, planned_steps) for batch in batches]
     return concatenate(parts)
+
+
+def stream_runs(
+    data: Survey, needs: Sequence[str], *, probe_tokens: int | None, longest: int, share: float
+) -> Iterator[Runs]:
+    """The runs of a share of a set's questions, batch by batch. See `make_runs`."""
+    for batch in data.batches(share=share):
+        yield make_runs([batch], needs, probe_tokens=probe_tokens, planned_steps=longest)
+
+
+def read_runs(data: Survey, needs: Sequence[str], *, probe_tokens: int | None, longest: int) -> Runs:
+    """As many runs of a set as memory holds. Raises TraceError as reading does."""
+    return concatenate(list(stream_runs(data, needs, probe_tokens=probe_tokens, longest=longest, share=data.share)))
 
 
 def concatenate(parts: Sequence[Runs]) -> Runs:
@@ -140,7 +155,7 @@ def _with_rows(runs: Runs, rows: Bools, n_steps: NDArray[np.int64]) -> Runs:
     )
 
 
-def first_stops(codes: NDArray[np.int8], runs: Runs) -> Halts:
+def find_first_stops(codes: NDArray[np.int8], runs: Runs) -> Halts:
     """The first row of each run where the policy stops, given what it says of every row, shape (T,).
 
     A stop at the last step saves nothing and changes nothing: it is the full run.
@@ -154,13 +169,13 @@ def first_stops(codes: NDArray[np.int8], runs: Runs) -> Halts:
     return Halts(row, code)
 
 
-def first_bits(bits: Bits, runs: Runs, places: NDArray[np.int64]) -> NDArray[np.int64]:
+def find_first_bits(bits: Bits, runs: Runs, places: NDArray[np.int64]) -> NDArray[np.int64]:
     """Row where each run first has each of these bits set, else its last, shape (places, E).
 
     bits  of each row, shape (T,): bit j is set where setting j would stop
 
-    As `learn.ragged.first_passages`, for settings that are in no order: a bit that was set stays set for the rest of
-    its run.
+    As `learn.audits.find_first_passages`, for settings that are in no order: a bit that was set stays set for
+    the rest of its run.
     """
     n_steps, n_runs = runs.n_steps, len(runs)
     padded = np.zeros((int(n_steps.max()), n_runs), dtype=np.uint64)  # (steps, E)
@@ -173,9 +188,9 @@ def first_bits(bits: Bits, runs: Runs, places: NDArray[np.int64]) -> NDArray[np.
     return runs.starts[:-1] + np.minimum(passed, n_steps - 1)
 
 
-def oracle(runs: Runs, reached: Bools) -> Halts:
+def stop_at_first(runs: Runs, reached: Bools) -> Halts:
     """What nobody may know: each run ends at the first row where `reached` holds, else at its end."""
-    return first_stops(np.where(reached, np.int8(BUDGET), np.int8(CONTINUE)), runs)
+    return find_first_stops(np.where(reached, np.int8(BUDGET), np.int8(CONTINUE)), runs)
 
 
 def _part(batch: Batch, needs: Sequence[str], probe_tokens: int | None, planned_steps: int | None) -> Runs:
@@ -204,7 +219,7 @@ def _part(batch: Batch, needs: Sequence[str], probe_tokens: int | None, planned_
         same=(answer >= 0) & (answer == batch.full_code[run]),
         full_ok=batch.full_em,
         full_tokens=batch.full_tokens.astype(np.float64),
-        finish=np.array([_answer_tokens(meta) if batch.kind == "reasoning" else 0.0 for meta in batch.meta]),
+        finish=np.array([answer_tokens(meta) if batch.kind == "reasoning" else 0.0 for meta in batch.meta]),
     )
     return _with_rows(whole, np.arange(len(run)) <= last[run], last - batch.offset[:-1] + 1)
 
@@ -237,16 +252,12 @@ def _within(values: NDArray[np.generic], offset: NDArray[np.int64], n_steps: NDA
 
 def _probe_costs(batch: Batch, probe_tokens: int | None) -> Floats:
     """What the probe behind each step costs, shape (T,)."""
-    if batch.kind != "reasoning" and probe_tokens is None:
-        costs = np.maximum(batch.probe_tokens, 0).astype(np.float64)
-    elif probe_tokens is None:
-        costs = np.where(batch.probe_tokens >= 0, batch.probe_tokens, 15).astype(np.float64)
-    else:
-        costs = np.full(len(batch.tokens), float(probe_tokens))
-    return costs
+    if probe_tokens is not None:
+        return np.full(len(batch.tokens), float(probe_tokens))
+    return np.where(batch.probe_tokens >= 0, batch.probe_tokens, PROBE_TOKENS[batch.kind]).astype(np.float64)
 
 
-def _answer_tokens(meta: str | None) -> float:
+def answer_tokens(meta: str | None) -> float:
     """Tokens of the answer behind the thought, as `suffice record` notes them; 0 where nothing is noted.
 
     In the full run they are part of the last step; a run that is stopped writes its answer all the same.
@@ -275,5 +286,5 @@ def _right(batch: Batch, run: NDArray[np.int64], answer: NDArray[np.int64]) -> B
     known = np.unique((run * n_answers + batch.answer_code)[(batch.correct >= 0) & (batch.answer_code >= 0)])
     key = run * n_answers + answer
     by_full = (answer == batch.full_code[run]) & batch.full_em[run]
-    found: Bools = np.where(np.isin(key, known), np.isin(key, right), by_full) & (answer >= 0)
-    return found
+    is_right: Bools = np.where(np.isin(key, known), np.isin(key, right), by_full) & (answer >= 0)
+    return is_right

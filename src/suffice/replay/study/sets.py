@@ -17,51 +17,71 @@ from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval
 from suffice.errors import ConfigError
+from suffice.learn.audits import Bools
 from suffice.learn.features import DENSE
-from suffice.replay.study.classed import Target, pick_classed
-from suffice.replay.study.ladders import (
-    ClassedRung,
+from suffice.replay.study.policies import (
     Ladder,
-    PolicyRung,
-    RiskRung,
-    given,
-    ladder_folds,
+    Rung,
+    ScoreRung,
+    build_given_ladder,
+    build_ladders,
     levels_of,
-    published,
+    list_ladder_folds,
 )
-from suffice.replay.study.nested import compare_nested
-from suffice.replay.study.parts import Parts
-from suffice.replay.study.points import MARGIN, NONE, bootstrap, miss_share, pick_plainly, seen
-from suffice.replay.study.result import Choice, Family, PlotPoint, PolicyResult, SetReport
-from suffice.replay.study.runs import Bools, Halts, Runs, concatenate, make_runs, oracle, select_runs
+from suffice.replay.study.result import (
+    TOO_SMALL_QUESTIONS,
+    TOO_SMALL_RUNS,
+    Choice,
+    Family,
+    Parts,
+    PlotPoint,
+    PolicyResult,
+    SetReport,
+)
+from suffice.replay.study.runs import (
+    PROBE_TOKENS,
+    Halts,
+    Runs,
+    concatenate,
+    read_runs,
+    select_runs,
+    stop_at_first,
+    stream_runs,
+)
 from suffice.replay.study.scores import SCORES, Score
 from suffice.replay.study.study import (
     N_LEVELS,
     FoldChoice,
     LadderPool,
-    Laid,
+    RungSums,
     ScoreLevels,
     Study,
     StudyOptions,
-    fix,
-    lay,
+    Target,
+    find_halts,
+    lay_rungs,
+    pick_classed,
 )
-from suffice.replay.study.sums import N_FOLDS, QuestionSums, SumsFold, folds_of
-from suffice.replay.traces.survey import Survey
+from suffice.replay.study.sums import (
+    MARGIN,
+    N_FOLDS,
+    NONE,
+    QuestionSums,
+    SumsFold,
+    bootstrap,
+    compare_nested,
+    folds_of,
+    measure_policies,
+    miss_share,
+    pick_plainly,
+)
+from suffice.replay.traces.read import Survey
 from suffice.signals.features import FeatureSet
 from suffice.types import Kind
 
 N_DRAWS = 1_000
 # Published rules that ours may fall back on: one ladder a rule. Near twins would only add chances for a fluke.
-FALLBACKS = (
-    "fixed-rounds",
-    "stable-answer",
-    "beta",
-    "esc",
-    "confidence-threshold",
-    "stated-confidence, patience 2",
-)
-TOO_SMALL_RUNS, TOO_SMALL_QUESTIONS = 1_000, 50
+FALLBACKS = ("fixed-rounds", "stable-answer", "beta", "esc", "confidence-threshold", "stated-confidence, patience 2")
 
 LEARNED = "learned"
 OURS, BY_CLASS = "ours", "ours_by_class"
@@ -83,8 +103,6 @@ Tick = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayOptions:
-    """What the user asked for."""
-
     max_em_drop: float = 0.01  # fraction
     probe_tokens: int | None = None  # a probe; None: as recorded, else 15 for `reasoning`
     margin: float = MARGIN  # standard errors between a frozen point and the target
@@ -107,10 +125,10 @@ def replay_set(
     ladders = _ladders(data.kind, asked, longest)
     scores = asked.scores if not asked.families or LEARNED in asked.families else ()
     learned = FeatureSet(DENSE[data.kind]).needs if scores else ()
-    reader = _Reader(asked, tuple(dict.fromkeys([*ladder_folds(ladders), *learned])), longest)
+    needs, probe_tokens = tuple(dict.fromkeys([*list_ladder_folds(ladders), *learned])), asked.probe_tokens
     tick("reading")
-    sample = concatenate(list(reader.runs(data, data.share)))
-    source = concatenate([r for other in fit for r in reader.runs(other, other.share)]) if fit else sample
+    sample, *others = (read_runs(one, needs, probe_tokens=probe_tokens, longest=longest) for one in (data, *fit))
+    source = concatenate(others) if fit else sample
     options = StudyOptions(max_em_drop=asked.max_em_drop, scores=scores, margin=asked.margin, seed=asked.seed)
     study = Study(source, [lad for lad in ladders if lad.origin == "published"], options, tick=lambda: tick("fitting"))
     pools = pools_of(ladders, scores)
@@ -123,7 +141,9 @@ def replay_set(
     for given_ladder in (lad for lad in ladders if lad.origin == "given"):
         late[given_ladder.name] = given_ladder.rungs[0]
     case.frozen[:] = [replace(one, rungs={**one.rungs, **late}) for one in frozen]
-    everything = iter([sample]) if data.share >= 1 else reader.runs(data, 1.0)
+    everything = iter([sample])
+    if data.share < 1:
+        everything = stream_runs(data, needs, probe_tokens=probe_tokens, longest=longest, share=1.0)
     return _judge(case, everything, here, tuple(path.name for other in fit for path in other.files), tick)
 
 
@@ -138,24 +158,7 @@ def _with_classes(study: Study, v: int | None, asked: ReplayOptions, frozen: Fol
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
-    """Reads sets as runs, all in the same way."""
-
-    asked: ReplayOptions
-    needs: tuple[str, ...]
-    longest: int
-
-    def runs(self, survey: Survey, share: float) -> Iterator[Runs]:
-        """The runs of that share of a set's questions, batch by batch."""
-        for batch in survey.batches(share=share):
-            probes = self.asked.probe_tokens
-            yield make_runs([batch], self.needs, probe_tokens=probes, planned_steps=self.longest)
-
-
-@dataclass(frozen=True, slots=True)
 class _Case:
-    """Everything that judging needs."""
-
     data: Survey
     asked: ReplayOptions
     study: Study
@@ -164,24 +167,19 @@ class _Case:
     sample: Runs
     longest: int  # steps of the longest run
 
-    @property
-    def by_fold(self) -> bool:
-        """Is each run judged by the fold that has not seen it?"""
-        return len(self.frozen) > 1
-
 
 # ---- what is compared -----------------------------------------------------------------------------
 
 
 def _ladders(kind: Kind, asked: ReplayOptions, longest: int) -> tuple[Ladder, ...]:
-    ladders = published(kind, longest=longest)
+    ladders = build_ladders(kind, longest=longest)
     known = sorted({family_of(ladder.name) for ladder in ladders} | {LEARNED})
     for family in asked.families:
         if family not in known:
             raise ConfigError(f"policies: unknown rule {family!r:.80} for {kind}; known: {', '.join(known)}")
     if asked.families:
         ladders = tuple(ladder for ladder in ladders if family_of(ladder.name) in asked.families)
-    return (*ladders, *(given(spec, label) for label, spec in asked.policies.items()))
+    return (*ladders, *(build_given_ladder(spec, label) for label, spec in asked.policies.items()))
 
 
 def family_of(ladder: str) -> str:
@@ -207,32 +205,33 @@ def pools_of(ladders: Sequence[Ladder], scores: Sequence[Score]) -> tuple[Ladder
     )
 
 
-def _lay_here(case: _Case) -> Laid:
+def _lay_here(case: _Case) -> RungSums:
     """Every rung on the set that is judged, where points come from other files: what hindsight could have picked."""
     runs, study = case.sample, case.study
     learned = {}
     for score in study.options.scores:
         risk, codes = study.score_others(score.name, case.frozen[0], runs)
         learned[score.name] = ScoreLevels(risk, codes, levels_of(risk, N_LEVELS))
-    return lay(runs, fix(study.ladders, runs), learned)
+    return lay_rungs(runs, find_halts(study.ladders, runs), learned)
 
 
-def _in_hindsight(case: _Case, here: Laid) -> dict[str, PolicyRung | RiskRung | None]:
-    """The best rung of the published rules, and of ours, picked on the very questions that are judged."""
-    found: dict[str, PolicyRung | RiskRung | None] = {}
+def _in_hindsight(case: _Case, here: RungSums) -> dict[str, Rung | None]:
+    best: dict[str, Rung | None] = {}
     for pool in case.pools:
         name = HINDSIGHT.get(pool.name)
         if name is not None:
             sums, rungs, _ = here.of(pool.ladders)
-            choice = int(pick_plainly(seen(sums, np.ones((1, len(sums.n)))), case.asked.max_em_drop)[0])
-            found[name] = None if choice == NONE else rungs[choice]
-    return found
+            choice = int(pick_plainly(measure_policies(sums, np.ones((1, len(sums.n)))), case.asked.max_em_drop)[0])
+            best[name] = None if choice == NONE else rungs[choice]
+    return best
 
 
 # ---- judging --------------------------------------------------------------------------------------
 
 
-def _judge(case: _Case, everything: Iterator[Runs], here: Laid, fitted_on: tuple[str, ...], tick: Tick) -> SetReport:
+def _judge(
+    case: _Case, everything: Iterator[Runs], here: RungSums, fitted_on: tuple[str, ...], tick: Tick
+) -> SetReport:
     names = _order(case)
     summing = SumsFold(len(names))
     parts = Parts([name for name in names if name in DETAILED])
@@ -254,7 +253,7 @@ def _judge(case: _Case, everything: Iterator[Runs], here: Laid, fitted_on: tuple
         set=case.data.set,
         kind=case.data.kind,
         max_em_drop=case.asked.max_em_drop,
-        probe_tokens=_probe_tokens(case),
+        probe_tokens=PROBE_TOKENS[case.data.kind] if case.asked.probe_tokens is None else case.asked.probe_tokens,
         lines=lines,
         frontier=_frontier(case, here),
         by_class=parts.by_class(),
@@ -265,7 +264,6 @@ def _judge(case: _Case, everything: Iterator[Runs], here: Laid, fitted_on: tuple
 
 
 def _order(case: _Case) -> list[str]:
-    """The lines of the report, the one that counts first in each group."""
     pools = [pool.name for pool in case.pools]
     by_class = [BY_CLASS] if BY_CLASS in case.frozen[0].rungs else []
     late = [name for name in case.frozen[0].rungs if name not in (*pools, BY_CLASS)]
@@ -274,12 +272,11 @@ def _order(case: _Case) -> list[str]:
 
 
 def _halts(case: _Case, runs: Runs) -> dict[str, tuple[Halts, Bools]]:
-    """Where each line ends each run, and whether it asked at every checkpoint."""
     row: dict[str, NDArray[np.int64]] = {}
     code: dict[str, NDArray[np.int8]] = {}
     returned: dict[str, NDArray[np.int64]] = {}
     asks: dict[str, Bools] = {}
-    fold = folds_of(runs) if case.by_fold else np.zeros(len(runs), dtype=np.int64)
+    fold = folds_of(runs) if len(case.frozen) > 1 else np.zeros(len(runs), dtype=np.int64)
     for v, frozen in enumerate(case.frozen):
         mine = np.flatnonzero(fold == v)
         if not len(mine):
@@ -295,12 +292,12 @@ def _halts(case: _Case, runs: Runs) -> dict[str, tuple[Halts, Bools]]:
             asks.setdefault(name, np.zeros(len(runs), dtype=bool))[mine] = rung is not None and rung.asks
     silent = np.zeros(len(runs), dtype=bool)
     full = Halts(runs.last, np.zeros(len(runs), dtype=np.int8))
-    found = {name: (Halts(row[name], code[name], returned[name]), asks[name]) for name in row}
+    halts = {name: (Halts(row[name], code[name], returned[name]), asks[name]) for name in row}
     return {
-        **found,
+        **halts,
         "full": (full, silent),
-        "oracle_agree": (oracle(runs, runs.same), silent),
-        "oracle_correct": (oracle(runs, runs.ok), silent),
+        "oracle_agree": (stop_at_first(runs, runs.same), silent),
+        "oracle_correct": (stop_at_first(runs, runs.ok), silent),
     }
 
 
@@ -367,25 +364,24 @@ def _reduction(tokens: float, full_tokens: float) -> float:
     return 1 - tokens / full_tokens if full_tokens else 0.0
 
 
-def _chosen(name: str, rungs: Sequence[PolicyRung | RiskRung | ClassedRung | None]) -> str:
+def _chosen(name: str, rungs: Sequence[Rung | None]) -> str:
     """Which rungs the folds settled on: "beta 0.95 (4 of 5 folds), never (1)"."""
     labels = Counter(
-        "never stops" if rung is None else rung.score if isinstance(rung, RiskRung) else rung.label for rung in rungs
+        "never stops"
+        if rung is None
+        else rung.score
+        if isinstance(rung, ScoreRung) and rung.classes is None
+        else rung.label
+        for rung in rungs
     )
     if len(labels) == 1:
         return "" if next(iter(labels)) == name else next(iter(labels))
     return ", ".join(f"{label} ({n} of {len(rungs)} folds)" for label, n in labels.most_common())
 
 
-def _probe_tokens(case: _Case) -> int:
-    if case.asked.probe_tokens is not None:
-        return case.asked.probe_tokens
-    return 15 if case.data.kind == "reasoning" else 0
-
-
-def _frontier(case: _Case, here: Laid) -> dict[str, tuple[PlotPoint, ...]]:
+def _frontier(case: _Case, here: RungSums) -> dict[str, tuple[PlotPoint, ...]]:
     """Every rung in sample, by group: the dots of the plot."""
-    at = seen(here.sums, np.ones((1, len(here.sums.n))))
+    at = measure_policies(here.sums, np.ones((1, len(here.sums.n))))
     points = [
         PlotPoint(policy=rung.label, em_drop=float(drop), token_reduction=float(saved))
         for rung, drop, saved in zip(here.rungs, at.drop[0], at.saved[0], strict=True)
@@ -427,20 +423,19 @@ def _notes(case: _Case, n_questions: int, count: Counter[str], plain: Mapping[st
 
 
 def _about_classes(case: _Case, names: Sequence[str], sums: QuestionSums) -> tuple[str, ...]:
-    """What the found classes are, and what their own levels are worth, question by question."""
     if BY_CLASS not in names:
         return ()
     rungs = [one.rungs[BY_CLASS] for one in case.frozen]
-    found = [rung for rung in rungs if isinstance(rung, ClassedRung)]
-    if not found:
+    classed = [rung for rung in rungs if isinstance(rung, ScoreRung) and rung.classes is not None]
+    if not classed:
         return ("no classes were found that are large enough and save more with levels of their own",)
     first, other = (sums.columns([names.index(name)]) for name in (OURS, BY_CLASS))
     by = compare_nested(first, other, n_draws=case.asked.n_draws, rng=np.random.default_rng(case.asked.seed))
     saved, drop = by.saved_interval, by.drop_interval
-    classes = "; ".join(f"{name} ({level:.3g})" for name, level in found[0].levels.items())
-    told = (
-        f"levels by found class, in {len(found)} of {len(rungs)} folds, against one level for all: saved"
+    classes = "; ".join(f"{name} ({level:.3g})" for name, level in classed[0].levels.items())
+    classed = (
+        f"levels by found class, in {len(classed)} of {len(rungs)} folds, against one level for all: saved"
         f" {100 * by.saved:+.1f} points ({100 * saved.low:+.1f} to {100 * saved.high:+.1f}), drop"
         f" {100 * by.drop:+.2f} ({100 * drop.low:+.2f} to {100 * drop.high:+.2f}). Classes of the first: {classes}"
     )
-    return (told,)
+    return (classed,)

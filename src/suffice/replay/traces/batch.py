@@ -1,7 +1,7 @@
 """Some recorded runs of one set as columns: whole columns for the replay, single steps for a policy.
 
-It knows the common form and refuses to know files and policies. `Batch.steps` and `Batch.query` are all that
-a policy may be shown of a run: no label, no reference, nothing of the full run's end.
+`Batch.steps` and `Batch.query` are all that a policy may be shown of a run: no label, no reference, nothing of the
+full run's end.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import TraceError
-from suffice.replay.traces.columns import TextColumn, TraceColumns, vote_winners
-from suffice.replay.traces.form import (
+from suffice.replay.traces.columns import (
     KIND_OF_SETTING,
     LAST,
     MAJORITY_VOTE,
@@ -24,6 +23,9 @@ from suffice.replay.traces.form import (
     RUN_COLUMNS,
     STATED,
     STEP_COLUMNS,
+    TextColumn,
+    TraceColumns,
+    vote_winners,
 )
 from suffice.signals.query import query_signals
 from suffice.types import AnswerSource, Kind, Query, Step
@@ -124,11 +126,10 @@ class Batch:
         """
         planned = int(self.offset[i + 1] - self.offset[i]) if self.kind == "samples" else None
         metadata = (("dataset", self.dataset[i]), ("model", self.model[i]), ("task", self.task[i]))
-        told = _read_off(self.question[i])
-        return replace(told, query_class=self.task[i], metadata=metadata, planned_steps=planned)
+        known = _read_off(self.question[i])
+        return replace(known, query_class=self.task[i], metadata=metadata, planned_steps=planned)
 
     def by_column(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-        """The columns of runs and those of steps under their names in the form, for writers."""
         made: dict[str, Any] = {  # lists of text and arrays alike; the writers know each column's type
             "aggregation": [MAJORITY_VOTE if self.vote else LAST] * len(self),
             "n_steps": np.diff(self.offset),
@@ -216,7 +217,6 @@ def _one_of(columns: TraceColumns, name: str, allowed: tuple[str, ...]) -> str:
 
 
 def _without_no_answer(column: TextColumn) -> tuple[tuple[str, ...], NDArray[np.int32]]:
-    """Different answers and codes, `?` counted as none. Its word stays in the tuple, unused."""
     if NO_ANSWER not in column.words:
         return column.words, column.codes
     none = column.words.index(NO_ANSWER)

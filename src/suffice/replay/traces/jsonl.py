@@ -1,7 +1,6 @@
 """Recorded runs as JSON lines: one run a line, in the same columns as the Parquet form.
 
-It needs nothing but the base install, and `RunLog` appends to such a file so that a recorder may be
-killed at any moment. It knows the form and refuses to know what the columns mean.
+Needs nothing but the base install. `RunLog` appends to such a file so that a recorder may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ from numpy.typing import NDArray
 from suffice.errors import TraceError
 from suffice.files import PRIVATE, make_folder, open_unpacked, whole_file
 from suffice.replay.traces.batch import Batch
-from suffice.replay.traces.columns import MOST, TextColumn, TraceColumns
-from suffice.replay.traces.form import NULL, RUN_COLUMNS, STEP_COLUMNS, Column
+from suffice.replay.traces.columns import MOST, NULL, RUN_COLUMNS, STEP_COLUMNS, Column, TextColumn, TraceColumns
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
 RunId: TypeAlias = tuple[str, str, str, str]  # dataset, model, run, question_id
@@ -74,7 +72,6 @@ class RunRow(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     @property
     def id(self) -> RunId:
-        """What tells this run from all others of its file."""
         return self.dataset, self.model, self.run, self.question_id
 
 
@@ -120,7 +117,6 @@ def write_traces_jsonl(path: str | Path, batches: Iterable[Batch]) -> int:
 
 
 def run_rows(batch: Batch) -> Iterator[RunRow]:
-    """The runs of a batch, one after the other, as they stand in a file of JSON lines."""
     runs, steps = batch.by_column()
     columns = {name: _listed(values, RUN_COLUMNS[name]) for name, values in runs.items()}
     step_columns = {name: _listed(values, STEP_COLUMNS[name]) for name, values in steps.items()}

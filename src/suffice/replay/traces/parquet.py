@@ -1,8 +1,4 @@
-"""Recorded runs in Parquet files: read in stretches of bounded size, written group by group.
-
-It knows pyarrow, which the extra `replay` brings, and the common form; it refuses to know what
-the columns mean.
-"""
+"""Recorded runs in Parquet files: read in stretches of bounded size, written group by group. Needs pyarrow."""
 
 from __future__ import annotations
 
@@ -17,8 +13,7 @@ from suffice.errors import TraceError
 from suffice.extras import how_to_install
 from suffice.files import whole_file
 from suffice.replay.traces.batch import Batch
-from suffice.replay.traces.columns import TextColumn, TraceColumns
-from suffice.replay.traces.form import NULL, RUN_COLUMNS, STEP_COLUMNS, Column
+from suffice.replay.traces.columns import NULL, RUN_COLUMNS, STEP_COLUMNS, Column, TextColumn, TraceColumns
 
 MOST_STEPS: Final = 2_000_000  # of one stretch, on average; longer runs come in fewer rows
 
@@ -147,7 +142,7 @@ def _columns(batch: Any, file: str, first_row: int) -> TraceColumns:
     row = np.arange(first_row, first_row + batch.num_rows, dtype=np.int64)
 
     def numbers(arrays: Mapping[str, Any], table: Mapping[str, Column], prefix: str) -> dict[str, NDArray[np.generic]]:
-        found: dict[str, NDArray[np.generic]] = {}
+        columns: dict[str, NDArray[np.generic]] = {}
         for name, column in table.items():
             if name in arrays and column.type not in ("text", "numbers"):
                 values = _values(arrays[name], column, pc)
@@ -156,8 +151,8 @@ def _columns(batch: Any, file: str, first_row: int) -> TraceColumns:
                     run = bad if not prefix else int(np.searchsorted(offset, bad, side="right")) - 1
                     problem = f"is {values[bad]}; needs a finite number or null"
                     raise TraceError(problem, file=file, row=int(row[run]), column=prefix + name)
-                found[name] = values
-        return found
+                columns[name] = values
+        return columns
 
     def texts(arrays: Mapping[str, Any], table: Mapping[str, Column]) -> dict[str, TextColumn]:
         return {n: _words(arrays[n], pc) for n, column in table.items() if n in arrays and column.type == "text"}

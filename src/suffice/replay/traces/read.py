@@ -1,24 +1,70 @@
-"""Recorded runs, read from files into batches, checked and selected on the way.
+"""Recorded runs, read from files into batches, checked and selected on the way; and a first survey of a set.
 
-It knows file names and which runs are meant; refuses to know what a run's columns say (`replay.traces.batch`).
+A survey only counts, so a file of any length is surveyed in little memory. What is too long to be held whole is
+thinned to whole questions, by their hash.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.errors import TraceError
+from suffice.errors import ConfigError, TraceError
+from suffice.learn.groups import place_of
 from suffice.replay.traces.batch import Batch, as_batches
-from suffice.replay.traces.columns import TraceColumns, check_columns
+from suffice.replay.traces.columns import HashSet, TextColumn, TraceColumns, check_columns
 from suffice.replay.traces.jsonl import read_jsonl
 from suffice.replay.traces.parquet import read_parquet
-from suffice.replay.traces.seen import HashSet
-from suffice.replay.traces.where import Where, parse_where
+from suffice.types import Kind
+
+COLUMNS: Final = ("dataset", "setting", "task", "model", "run", "question_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    text: str
+    wanted: Mapping[str, tuple[str, ...]]  # column → alternatives
+    unwanted: Mapping[str, tuple[str, ...]]  # column → what it must not be
+
+    def holds(self, columns: TraceColumns) -> NDArray[np.bool_]:
+        chosen = np.ones(len(columns), dtype=bool)
+        for name, patterns in self.wanted.items():
+            chosen &= _matches(columns.texts[name], patterns)
+        for name, patterns in self.unwanted.items():
+            chosen &= ~_matches(columns.texts[name], patterns)
+        return chosen
+
+
+def parse_where(text: str) -> Where:
+    """Read conditions, separated by commas. Raises ConfigError with what is allowed."""
+    wanted: dict[str, tuple[str, ...]] = {}
+    unwanted: dict[str, tuple[str, ...]] = {}
+    for condition in text.split(","):
+        match = re.fullmatch(r"\s*(\w+)\s*(!?=)\s*(.*?)\s*", condition, re.DOTALL)
+        if match is None or match[1] not in COLUMNS:
+            allowed = f"COLUMN=VALUE or COLUMN!=VALUE with a column of {', '.join(COLUMNS)}"
+            raise ConfigError(f"where: cannot read {condition.strip()!r:.100}; allowed: {allowed}")
+        chosen = wanted if match[2] == "=" else unwanted
+        chosen[match[1]] = (*chosen.get(match[1], ()), match[3])
+    return Where(text, wanted, unwanted)
+
+
+def _matches(column: TextColumn, patterns: tuple[str, ...]) -> NDArray[np.bool_]:
+    tests: list[Callable[[str], object]] = [
+        re.compile(re.escape(pattern).replace(r"\*", ".*"), re.DOTALL).fullmatch for pattern in patterns
+    ]
+    by_code = np.array([any(test(word) for test in tests) for word in column.words] + [False], dtype=bool)
+    matches: NDArray[np.bool_] = by_code[column.codes]
+    return matches
+
 
 SUFFIXES: Final = (".parquet", ".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
 
@@ -40,7 +86,7 @@ def read_traces(
 ) -> Iterator[Batch]:
     """Read files of recorded runs, batch by batch, in the order of their rows.
 
-    where       conditions such as "task=mmlu_pro,model!=gpt*"; see `replay.traces.where`
+    where       conditions such as "task=mmlu_pro,model!=gpt*"; see `replay.traces.read`
     batch_rows  runs in a batch at most, at least 1
     keep        which runs of a stretch to take, beyond `where`; None: all
 
@@ -66,7 +112,7 @@ def _read(
     keep: Callable[[TraceColumns], NDArray[np.bool_]] | None,
 ) -> Iterator[Batch]:
     seen: dict[str, HashSet] = {}
-    found = False
+    any_run = False
     tasks: set[str] = set()
     models: set[str] = set()
     for path in files:
@@ -82,13 +128,127 @@ def _read(
                 models.update(columns.texts["model"].words[:10])
                 chosen = columns.take(np.flatnonzero(selection.holds(columns)))
             if keep is not None:
-                found |= len(chosen) > 0
+                any_run |= len(chosen) > 0
                 chosen = chosen.take(np.flatnonzero(keep(chosen)))
             for batch in as_batches(chosen, set_name(path)):
-                found = True
+                any_run = True
                 yield batch
         if not n_runs:
             raise TraceError("holds no run", file=str(path))
-    if selection is not None and not found:
+    if selection is not None and not any_run:
         known = f"tasks {', '.join(sorted(tasks)[:10])}; models {', '.join(sorted(models)[:10])}"
         raise TraceError(f"no run matches {selection.text!r}; there are {known}", file=", ".join(map(str, files)))
+
+
+MOST_STEPS = 500_000  # that are held in memory at once; more are sampled for fitting and picking
+
+Keep = Callable[[TraceColumns], NDArray[np.bool_]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    set: str
+    files: tuple[Path, ...]
+    where: str | None
+    kind: Kind
+    n_runs: int
+    n_steps: int
+    longest: int  # steps of the longest run: the cap that a live route would declare
+    good_runs: frozenset[tuple[str, str]] | None  # (model, run) whose EM is high enough; None: all
+    most_steps: int = MOST_STEPS  # that may be held in memory
+
+    @property
+    def share(self) -> float:
+        """Share of the questions that fit into memory, in (0, 1]."""
+        return min(1.0, self.most_steps / max(1, self.n_steps))
+
+    def batches(self, *, share: float = 1.0) -> Iterator[Batch]:
+        """Read the set again: all of it, or that share of its questions."""
+        return read_traces(self.files, where=self.where, keep=self._keep(share))
+
+    def _keep(self, share: float) -> Keep | None:
+        if share >= 1 and self.good_runs is None:
+            return None
+
+        def keep(columns: TraceColumns) -> NDArray[np.bool_]:
+            kept = np.ones(len(columns), dtype=bool)
+            if self.good_runs is not None:
+                pairs = zip(columns.names("model"), columns.names("run"), strict=True)
+                kept &= np.fromiter((pair in self.good_runs for pair in pairs), bool, len(columns))
+            if share < 1:
+                questions = columns.names("question_id")
+                kept &= np.fromiter(
+                    (place_of(question, purpose="survey") < share for question in questions), bool, len(columns)
+                )
+            return kept
+
+        return keep
+
+
+def survey(
+    files: Sequence[str | Path],
+    *,
+    where: str | None = None,
+    min_run_em: float | None = None,
+    most_steps: int = MOST_STEPS,
+) -> list[Survey]:
+    """Look at all files; one entry for each set, in the order in which they come.
+
+    min_run_em  leave out a (model, run) whose full EM over the set is not above it, in [0, 1)
+    most_steps  of a set that may be held in memory at once, at least 1
+
+    Raises TraceError as `read_traces` does, for a set of several kinds, and when no run is left.
+    """
+    by_set: dict[str, list[Path]] = {}
+    for file in files:
+        by_set.setdefault(set_name(file), []).append(Path(file))
+    return [replace(_survey(name, paths, where, min_run_em), most_steps=most_steps) for name, paths in by_set.items()]
+
+
+def _survey(name: str, files: Sequence[Path], where: str | None, min_run_em: float | None) -> Survey:
+    kinds: set[Kind] = set()
+    n_runs = n_steps = longest = 0
+    right: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+    for batch in read_traces(files, where=where):
+        kinds.add(batch.kind)
+        n_runs += len(batch)
+        n_steps += len(batch.tokens)
+        longest = max(longest, int(np.diff(batch.offset).max(initial=0)))
+        if min_run_em is not None:
+            for pair, ok in zip(zip(batch.model, batch.run, strict=True), batch.full_em.tolist(), strict=True):
+                right[pair][0] += ok
+                right[pair][1] += 1
+    if len(kinds) != 1:
+        what = ", ".join(sorted(kinds)) or "no run at all"
+        raise TraceError(f"holds {what}; a set has runs of one kind", file=", ".join(map(str, files)))
+    good = None
+    if min_run_em is not None:
+        good = frozenset(pair for pair, (ok, n) in right.items() if ok / n > min_run_em)
+        if not good:
+            raise TraceError(f"no run has an EM above {min_run_em:g}", file=", ".join(map(str, files)))
+        n_steps = round(n_steps * sum(right[pair][1] for pair in good) / max(1, n_runs))
+        n_runs = sum(right[pair][1] for pair in good)
+    return Survey(
+        set=name,
+        files=tuple(files),
+        where=where,
+        kind=kinds.pop(),
+        n_runs=n_runs,
+        n_steps=n_steps,
+        longest=longest,
+        good_runs=good,
+    )
+
+
+FILES: dict[Kind, str] = {"reasoning": "own_reasoning.jsonl.gz", "samples": "own_samples.jsonl.gz"}
+
+
+def own_traces(kind: Kind) -> Path:
+    """The file of a kind: `reasoning`, chains with a trial answer at every step, or `samples`, votes of 16.
+
+    Raises ValueError for a kind that was not recorded.
+    """
+    if kind not in FILES:
+        raise ValueError(f"own traces: got kind {kind!r}; recorded: {', '.join(FILES)}")
+    with as_file(files("suffice") / "data" / FILES[kind]) as path:
+        return Path(path)

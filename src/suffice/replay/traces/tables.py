@@ -1,7 +1,7 @@
 """Rows of a table in a file, one after the other: CSV, JSON lines, or Parquet.
 
-It knows files and refuses to know what their columns mean. A cell that an export of ours quoted, because a spreadsheet
-would have taken it for a formula, is read without its quote. An error names the file, the row and the column.
+A cell that one of our exports quoted, because a spreadsheet would have taken it for a formula, is read without its
+quote. An error names the file, the row and the column.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ Row = tuple[int, dict[str, Any]]  # number of the row, 1 is the first behind a h
 
 
 def detect_table_format(path: Path) -> str:
-    """The format that a file's name tells. Raises TraceError."""
-    found = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}.get(path.suffix.lower())
-    if found is None:
+    """The format of a file, by its suffix. Raises TraceError."""
+    name = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}.get(path.suffix.lower())
+    if name is None:
         raise TraceError("what is it? Names that end in .csv, .jsonl, .ndjson and .parquet say so", file=str(path))
-    return found
+    return name
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a file by the format that its name tells. Raises TraceError."""
+    """The rows of a file, whose suffix names its format. Raises TraceError."""
     readers = {"csv": _read_csv, "jsonl": _read_jsonl, "parquet": _read_parquet}
     yield from readers[detect_table_format(path)](path)
 

@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.assurance.label_precedence import TrustedLabel
-from suffice.learn.price import PriceBounds
+from suffice.learn.arm_values import PriceBounds
 from suffice.learn.shadow import ShadowAudit
-from suffice.learn.tuner import Tuner
-from suffice.learn.tuning import Tick, TuningBounds, TuningProposal
+from suffice.learn.tuner import Tick, Tuner, TuningBounds, TuningProposal
 from suffice.testing.knobs.worlds import ARMS, CLASSES, FULL_TOKENS, SECONDS_A_REQUEST, ArmWorld, Story
 
 Floats = NDArray[np.float64]

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.learn.arms import TunedArm
+from suffice.learn.effort import TunedArm
 
 Floats = NDArray[np.float64]
 

@@ -1,8 +1,7 @@
 """From a policy that replay chose to one that a route runs: its settings, and the model that they name.
 
 What replay calls `{"policy": "learned", "model": "as-good", …}` becomes a policy of the table with a model of
-plain data, fitted on all the runs; it decides every step as the replay of that model did. Writes two files,
-each whole or not at all. Knows models and settings and refuses to know how the policy was found.
+plain data, fitted on all the runs; it decides every step as the replay of that model did.
 """
 
 from __future__ import annotations
@@ -19,16 +18,24 @@ import numpy as np
 
 from suffice.errors import ConfigError
 from suffice.files import whole_file, write_whole
+from suffice.learn.audits import Bools
 from suffice.learn.export import export_stop_model, export_value_model
-from suffice.learn.stop_model import FitResult
-from suffice.learn.value_model import Values
+from suffice.learn.models import FitResult, Values
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord, dump_model
 from suffice.policy.base import build_policy
 from suffice.policy.protocol import Policy
-from suffice.replay.study.ladders import ClassedRung, PolicyRung
-from suffice.replay.study.runs import Bools, Runs
+from suffice.replay.study.policies import PolicyRung
+from suffice.replay.study.runs import Runs
+from suffice.replay.study.scores import (
+    EVEN,
+    HOPELESS_KEY,
+    ScoreChoice,
+    ScoreTable,
+    find_learned,
+    find_model_name,
+    replace_model,
+)
 from suffice.replay.study.study import FoldChoice, Study
-from suffice.replay.tune.scored import EVEN, HOPELESS_KEY, ScoreChoice, ScoreTable, learned_in, model_named, with_model
 from suffice.signals.classes import Classes
 
 MODEL_FILE: Final = "stop-model.json"
@@ -43,11 +50,7 @@ class PolicyProposal:
     model: StopModel | None  # None: nothing in the policy is learned
 
     def policy(self) -> Policy:
-        """The live policy, as `wiring` builds it."""
-        return build_policy(with_model(self.spec, self._with_data))
-
-    def _with_data(self, spec: Mapping[str, Any]) -> dict[str, Any]:
-        return {**spec, "model": self.model}
+        return build_policy(replace_model(self.spec, lambda spec: {**spec, "model": self.model}))
 
 
 def build_proposal(
@@ -65,20 +68,20 @@ def build_proposal(
 
     Raises ConfigError when scikit-learn is not installed.
     """
-    name = None if spec is None else model_named(spec)
+    name = None if spec is None else find_model_name(spec)
     if spec is None or name is None:
         return PolicyProposal(spec=spec or {"policy": "never"}, model=None)
     assert scores is not None, "a spec names a model where there are scores"
-    model, learned = _model(scores, scores.names[name], tuple(left_out)), learned_in(spec)
+    model, learned = _model(scores, scores.names[name], tuple(left_out)), find_learned(spec)
     if classes is not None and "classes" in learned:
         known = {rule.name for rule in classes.rules}
         levels = tuple((name, level) for name, level in learned["classes"].items() if name in known)
         model = replace(model, classes=levels, found=classes.plain())
-    return PolicyProposal(spec=with_model(spec, _in_file), model=model)
+    return PolicyProposal(spec=replace_model(spec, _in_file), model=model)
 
 
 def _in_file(learned: Mapping[str, Any]) -> dict[str, Any]:
-    """A learned policy as a route writes it: its model, levels by class among it, stands in a file."""
+    """A learned policy as a route writes it: its model, levels by class included, is in a file."""
     return {key: value for key, value in learned.items() if key != "classes"} | {"model": MODEL_FILE}
 
 
@@ -137,8 +140,6 @@ def propose_frozen(study: Study, frozen: FoldChoice, pool: str) -> PolicyProposa
     Raises ConfigError for a score whose features are not those of the model of hopeless runs.
     """
     rung = frozen.rungs[pool]
-    found = rung.classes if isinstance(rung, ClassedRung) else None
-    levels = tuple(rung.levels.items()) if isinstance(rung, ClassedRung) else ()
     if rung is None or isinstance(rung, PolicyRung):
         return PolicyProposal(spec={"policy": "never"} if rung is None else rung.spec, model=None)
     score = next(score for score in study.options.scores if score.name == rung.score)
@@ -154,8 +155,9 @@ def propose_frozen(study: Study, frozen: FoldChoice, pool: str) -> PolicyProposa
         model = export_value_model(study.chosen(score), fitted, at, hopeless, trained=facts)
         return PolicyProposal(spec=spec | {"threshold": EVEN}, model=model)
     cost = StepCost(score.cost)
+    levels = tuple(rung.levels.items())
     model = export_stop_model(
-        study.chosen(score), fitted, hopeless, trained=facts, cost=cost, classes=levels, found=found
+        study.chosen(score), fitted, hopeless, trained=facts, cost=cost, classes=levels, found=rung.classes
     )
     return PolicyProposal(spec=spec | {"threshold": rung.level}, model=model)
 

@@ -1,9 +1,9 @@
-"""What a search may try: each policy that makes sense for a kind of run, with the parameters it may take.
+"""One table of policies and their parameters: ladders that points are picked on, and the space that a search draws.
 
-A table, and how one line of it is drawn. Ranges are those of the policies' own parameters, narrowed to where
-recorded runs can tell settings apart; a probability near 1 is drawn by its distance from 1, counts by their
-logarithm. Knows names and ranges and refuses to know runs and results. Each policy of the table of
-policies stands here or in `LEFT_OUT`, with the reason; so does each parameter.
+A *ladder* is one rule with its settings from safe to aggressive; learned scores make ladders of their own from their
+risk levels. Ranges of the search are those of the policies' own parameters, narrowed to where recorded runs can tell
+settings apart: a probability near 1 is drawn by its distance from 1, counts by their logarithm. Each policy of the
+table of policies is here or in `LEFT_OUT`, with the reason; so is each parameter.
 """
 
 from __future__ import annotations
@@ -11,10 +11,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeAlias
+from math import isnan
+from typing import Any, ClassVar, Final, Literal, NamedTuple, Protocol, TypeAlias
 
-from suffice.policy.base import build_policy
-from suffice.replay.tune.scored import EVEN, PRICED
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.learn.audits import Floats, find_first_passages
+from suffice.learn.models import PRICES
+from suffice.policy.base import build_policy, stops_of
+from suffice.policy.protocol import Policy
+from suffice.policy.returning import return_step, returns_of
+from suffice.replay.study.runs import Halts, Runs, Says, find_first_bits, find_first_stops
+from suffice.replay.study.scores import EVEN, PRICED
+from suffice.signals.classes import Classes
 from suffice.types import Kind
 
 ALL: Final[tuple[Kind, ...]] = ("reasoning", "samples", "rounds")
@@ -22,7 +32,7 @@ PROBED: Final[tuple[Kind, ...]] = ("reasoning", "rounds")
 
 LEFT_OUT: Final[Mapping[str, str]] = {
     "never": "what remains where nothing else will do",
-    "bayes": "needs a prior learned from the votes themselves, see `learn.prior`",
+    "bayes": "needs a prior learned from the votes themselves, see `learn.models`",
 }
 # Parameters that keep their default. One that is a parameter of a signal would need columns of its own.
 FIXED: Final[Mapping[str, Mapping[str, str]]] = {
@@ -40,17 +50,11 @@ FIXED: Final[Mapping[str, Mapping[str, str]]] = {
 class ParameterSource(Protocol):
     """What draws: a trial of Optuna, or anything that answers alike."""
 
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """One of the choices."""
-        ...
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
 
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        """A number from low to high."""
-        ...
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
 
-    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int:
-        """A whole number from low to high."""
-        ...
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +65,7 @@ class Size:
     longest: int  # steps of the longest run
     few_tokens: int  # of a short run …
     many_tokens: int  # … and of a long one
-    models: tuple[str, ...] = ()  # words for learned models, see `replay.tune.scored`
+    models: tuple[str, ...] = ()  # words for learned models, see `replay.study.scores`
     # The risk at or below which a share of a model's steps is: of all runs, or of those of one of `classes`.
     level: Callable[[str, float, str | None], float] | None = None
     classes: tuple[str, ...] = ()  # found ones that are large enough for a level of their own
@@ -98,14 +102,11 @@ def _one_of(*choices: Any) -> Draw:
 
 
 def _tokens(trial: ParameterSource, name: str, size: Size) -> int:
-    """A number of tokens between a short run's and a long one's."""
     return trial.suggest_int(name, size.few_tokens, size.many_tokens, log=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """One policy with what is drawn for its parameters."""
-
     kinds: tuple[Kind, ...] = ALL
     draws: Mapping[str, Draw] = field(default_factory=dict)
     fullest: Mapping[str, Any] = field(default_factory=dict)  # parameters with which it reads all that it ever reads
@@ -125,13 +126,9 @@ SPACE: Final[Mapping[str, Family]] = {
     ),
     "stated-confidence": Family(kinds=("rounds",), draws={"threshold": _near_1(0.4), "patience": _whole(1, 8)}),
     "dynasor": Family(kinds=("reasoning",), draws={"effort": _one_of("mild", "low", "mid", "high", "crazy")}),
-    "deer": Family(
-        kinds=("reasoning",),
-        draws={"threshold": _near_1(0.4), "mean": _one_of("arithmetic", "geometric")},
-    ),
+    "deer": Family(kinds=("reasoning",), draws={"threshold": _near_1(0.4), "mean": _one_of("arithmetic", "geometric")}),
     "code-stop": Family(
-        kinds=("reasoning",),
-        draws={"start": _near_1(0.3), "top": _near_1(0.4), "ramp_steps": _whole(1)},
+        kinds=("reasoning",), draws={"start": _near_1(0.3), "top": _near_1(0.4), "ramp_steps": _whole(1)}
     ),
     "eat": Family(kinds=("reasoning",), draws={"delta": _between(1e-6, 1.0, log=True), "warm_up_steps": _whole(1)}),
     "halt-cot": Family(kinds=PROBED, draws={"theta": _between(1e-3, 2.0, log=True)}),
@@ -161,6 +158,36 @@ SPACE: Final[Mapping[str, Family]] = {
     "semantic-distance": Family(kinds=("rounds",), draws={"patience": _whole(1, 8)}),
 }
 
+
+class GridRow(NamedTuple):
+    """One published rule with one parameter that moves from safe to aggressive."""
+
+    name: str  # the policy, and behind a comma what is fixed
+    parameter: str
+    values: Sequence[int | float]  # safe first
+    fixed: Mapping[str, Any] = {}  # parameters that stay
+    kinds: tuple[Kind, ...] = ALL
+
+
+_STREAKS: Final = (20, 16, 12, 10, 8, 6, 5, 4, 3, 2)
+_SURE: Final = (0.999, 0.995, 0.99, 0.98, 0.97, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
+# One grid for every replay, so that "the best published rule in hindsight" means the same everywhere. A point is
+# picked on a ladder, never between two.
+GRID: Final = (
+    GridRow("fixed-rounds", "max_steps", range(100, 0, -1)),
+    GridRow("stable-answer", "streak", _STREAKS),
+    *(GridRow(f"stable-answer, share {s}", "streak", _STREAKS, {"min_share": s}) for s in (0.1, 0.2, 0.4)),
+    GridRow(
+        "beta", "threshold", (0.999, 0.995, 0.99, 0.98, 0.97, 0.95, 0.93, 0.9, 0.85, 0.8, 0.75, 0.7), {"min_samples": 1}
+    ),
+    GridRow("esc", "window", range(12, 1, -1)),
+    GridRow("confidence-threshold", "threshold", _SURE, {}, PROBED),
+    GridRow("confidence-threshold, mass", "threshold", _SURE, {"min_mass": 0.5}, PROBED),
+    *(GridRow(f"confidence-threshold, patience {n}", "threshold", _SURE, {"patience": n}, PROBED) for n in (2, 3)),
+    GridRow("stated-confidence", "threshold", _SURE, {"patience": 1}, ("rounds",)),
+    *(GridRow(f"stated-confidence, patience {n}", "threshold", _SURE, {"patience": n}, ("rounds",)) for n in (2, 3)),
+)
+
 SHAPES: Final = ("one", "guarded", "all-of", "any-of")
 LEARNED: Final = "learned"
 VALUE: Final = "value"  # the learned models that differ in their price alone, as one choice
@@ -168,19 +195,17 @@ VALUE: Final = "value"  # the learned models that differ in their price alone, a
 _SHARES: Final = (3e-4, 0.003, 0.01, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 0.999)
 
 
-def families(size: Size) -> tuple[str, ...]:
-    """The policies that may be tried on runs of this size, the learned one first."""
+def list_policies(size: Size) -> tuple[str, ...]:
     published = tuple(name for name, family in SPACE.items() if size.kind in family.kinds)
     return (LEARNED, *published) if size.models else published
 
 
-def searched_folds(names: Sequence[str]) -> tuple[str, ...]:
-    """All folds that the published policies among these may read, whatever is drawn."""
+def list_searched_folds(names: Sequence[str]) -> tuple[str, ...]:
     policies = [build_policy({"policy": name, **SPACE[name].fullest}) for name in names if name in SPACE]
     return tuple(dict.fromkeys(need for policy in policies for need in policy.needs))
 
 
-def first_tries(size: Size, names: Sequence[str]) -> list[dict[str, Any]]:
+def list_first_tries(size: Size, names: Sequence[str]) -> list[dict[str, Any]]:
     """Where a search begins: each policy alone, and the learned scores at levels all over their range.
 
     What is left open is drawn. Any: parameters differ in type.
@@ -214,7 +239,7 @@ def draw_spec(trial: ParameterSource, size: Size, names: Sequence[str] = ()) -> 
 
     Any: parameters differ in type.
     """
-    known = tuple(names) or families(size)
+    known = tuple(names) or list_policies(size)
     shape = trial.suggest_categorical("shape", SHAPES)
     first = _draw_family(trial, "first", trial.suggest_categorical("first", known), size)
     if shape == "one":
@@ -267,7 +292,6 @@ def _draw_learned(trial: ParameterSource, place: str, size: Size) -> dict[str, A
 
 
 def _own_level(trial: ParameterSource, place: str, size: Size, name: str) -> float:
-    """A class's level, by the share of its own steps that are at or below it."""
     assert size.level is not None, "a size that names models says their levels"
     at = size.classes.index(name) + 1
     share = trial.suggest_float(f"{place}.class {at}.share", _SHARES[0], _SHARES[-1], log=True)
@@ -283,3 +307,119 @@ def _words(size: Size) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def _short(value: float) -> float:
     """Six digits: nobody can tell more apart, and settings stay readable."""
     return float(f"{value:.6g}") if math.isfinite(value) else value
+
+
+# Folds that read the run's own text and tokens: a policy that needs no others asks for no probe before its stop.
+_WITHOUT_PROBES = frozenset({"plan", "query", "wording", "hedges", "loops", "said"})
+
+Origin = Literal["published", "ours", "given"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyRung:
+    policy: Policy
+    spec: Mapping[str, Any]
+    label: str
+
+    @property
+    def asks(self) -> bool:
+        return any(need.partition("(")[0] not in _WITHOUT_PROBES for need in self.policy.needs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRung:
+    """A learned score at one level: a risk at or below which it stops, or for the value model a price of tokens."""
+
+    score: str  # which of the scores that a study has computed
+    level: float
+    label: str
+    classes: Classes | None = None  # what says a query's class, where some classes have levels of their own
+    levels: Mapping[str, float] = field(default_factory=dict)  # of these, by name
+    spec: ClassVar[None] = None
+    asks: ClassVar[bool] = True  # a learned score reads everything
+
+    def halts(self, risk: Says, code: NDArray[np.int8], runs: Runs) -> Halts:
+        if self.classes is None:
+            return halts_at(risk, np.array([self.level]), runs, code)[0]
+        level = np.array([self.levels.get(self.classes.of(query), self.level) for query in runs.queries])
+        different, which = np.unique(level, return_inverse=True)
+        row = find_first_passages(risk, runs.starts, different)[which, np.arange(len(runs))]
+        return Halts(row, np.where(row == runs.last, 0, code[row]).astype(np.int8))
+
+
+Rung: TypeAlias = PolicyRung | ScoreRung
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ladder:
+    name: str
+    origin: Origin
+    rungs: tuple[PolicyRung, ...]
+
+
+def build_ladders(kind: Kind, *, longest: int) -> tuple[Ladder, ...]:
+    """The ladders of `GRID` that make sense for runs of this kind with up to `longest` steps."""
+    ladders = []
+    for row in GRID:
+        if kind not in row.kinds:
+            continue
+        values = [value for value in row.values if not isinstance(value, int) or value <= longest]
+        specs = [{"policy": row.name.partition(",")[0], **row.fixed, row.parameter: value} for value in values]
+        rungs = tuple(
+            PolicyRung(policy=build_policy(spec), spec=spec, label=f"{row.name} {value:g}")
+            for spec, value in zip(specs, values, strict=True)
+        )
+        ladders.append(Ladder(name=row.name, origin="published", rungs=rungs))
+    return tuple(ladders)
+
+
+def build_given_ladder(spec: Mapping[str, Any], label: str) -> Ladder:
+    """A ladder of one rung: a policy that the user wrote down. Raises ConfigError."""
+    return Ladder(name=label, origin="given", rungs=(PolicyRung(policy=build_policy(spec), spec=spec, label=label),))
+
+
+def list_ladder_folds(ladders: Sequence[Ladder]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(need for ladder in ladders for rung in ladder.rungs for need in rung.policy.needs))
+
+
+def halts_of(rung: PolicyRung, runs: Runs) -> Halts:
+    """Where a policy's rung ends each run, and in a loop which round's answer it returns."""
+    halts = find_first_stops(stops_of(rung.policy, runs.readable()), runs)
+    returns = returns_of(rung.policy)
+    if runs.kind != "rounds" or returns == "last":
+        return halts
+    confidence = runs.columns.values.get("confidence", np.full(len(runs.cost), np.nan))
+    returned = halts.row.copy()
+    for run in np.flatnonzero(halts.row < runs.last).tolist():
+        rows = slice(int(runs.starts[run]), int(halts.row[run]) + 1)
+        answers = [None if isnan(code) else str(code) for code in runs.columns.answer[rows].tolist()]
+        sure = [None if isnan(p) else p for p in confidence[rows].tolist()]
+        returned[run] = rows.start + return_step(returns, answers, sure) - 1
+    return halts._replace(returned=returned)
+
+
+def halts_at(risk: Says, levels: Floats, runs: Runs, code: NDArray[np.int8]) -> list[Halts]:
+    """Where a learned score ends each run, one result for each level.
+
+    risk  of each row, shape (T,); or bits: at which of `PRICES` it stops, and the levels are some of these
+    code  what a stop at each row would be called, shape (T,)
+    """
+    if risk.dtype == np.uint64:
+        passages = find_first_bits(risk, runs, np.searchsorted(PRICES, levels))
+    else:
+        passages = find_first_passages(risk, runs.starts, levels)
+    return [Halts(row, np.where(row == runs.last, 0, code[row]).astype(np.int8)) for row in passages]
+
+
+def levels_of(risk: Says, n_levels: int) -> Floats:
+    """Levels of a ladder, safe first: quantiles of the risks seen, close together where risk is low.
+
+    The shares of steps at or below a level are geometric from 0.0003 to 0.999: the first rungs decide how
+    well a small budget is used. Where the rows hold bits, the levels are the prices.
+    """
+    if risk.dtype == np.uint64:
+        return PRICES
+    known = risk[np.isfinite(risk)]
+    if not len(known):
+        return np.empty(0)
+    return np.unique(np.quantile(known, np.geomspace(3e-4, 0.999, n_levels)))

@@ -1,4 +1,4 @@
-"""Searching a policy and all its parameters, and telling how far the winner's own figures may be trusted.
+"""A search over policies and all their parameters, and how far the winner's own figures may be trusted.
 
     runs ──▶ columns, once ──▶ search on the questions outside fold v ──▶ winner ──▶ judged on fold v   (5 times)
                           └──▶ search on all questions ──▶ the proposal
@@ -12,31 +12,213 @@ already; the search is Optuna's TPE (Bergstra, Bardenet, Bengio, Kégl 2011, Neu
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from suffice.assurance.bounds import Interval
 from suffice.errors import ConfigError, TraceError
 from suffice.extras import how_to_install
+from suffice.learn.audits import Bools, Floats
 from suffice.learn.features import DENSE
 from suffice.policy.base import build_policy
 from suffice.policy.columns import AskedColumns, stops_of
-from suffice.replay.study.classed import FoundClasses, found_classes
-from suffice.replay.study.ladders import PolicyRung
-from suffice.replay.study.nested import Difference, compare_nested
-from suffice.replay.study.points import MARGIN, PolicyPoints, seen
-from suffice.replay.study.runs import Bools, Floats, Runs, concatenate, first_stops, make_runs
-from suffice.replay.study.scores import SCORES, Score
-from suffice.replay.study.sums import FIELDS, N_FOLDS, QuestionSums, columns_of, folds_of, groups_of
-from suffice.replay.traces.survey import Survey
-from suffice.replay.tune.scored import CLASS_COLUMN, ScoreTable, build_scored, model_named, uses_classes
-from suffice.replay.tune.space import LEARNED, Size, draw_spec, families, first_tries, searched_folds
-from suffice.replay.tune.tuned import OuterFold, PolicyFigures, TunedSet, n_parts, optimism_of, unseen_of
+from suffice.replay.study.policies import (
+    LEARNED,
+    PolicyRung,
+    Size,
+    draw_spec,
+    list_first_tries,
+    list_policies,
+    list_searched_folds,
+)
+from suffice.replay.study.runs import Runs, find_first_stops, read_runs
+from suffice.replay.study.scores import (
+    CLASS_COLUMN,
+    PRICED,
+    SCORES,
+    Score,
+    ScoreTable,
+    build_scored,
+    find_model_name,
+    uses_classes,
+)
+from suffice.replay.study.study import FoundClasses, number_classes
+from suffice.replay.study.sums import (
+    MARGIN,
+    N_FOLDS,
+    Difference,
+    PolicyPoints,
+    QuestionSums,
+    columns_of,
+    compare_nested,
+    draw_questions,
+    folds_of,
+    groups_of,
+    measure_policies,
+    never_stop,
+)
+from suffice.replay.traces.read import Survey
 from suffice.signals.features import FeatureSet
+from suffice.types import Kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyFigures:
+    token_reduction: float
+    em_drop: float
+    error: float  # standard error of the drop, clustered by question
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntervalValue:
+    """A number with its 95 % interval, by resampling whole questions."""
+
+    value: float
+    interval: Interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimism:
+    """In-search figures of the folds' winners, theirs on unseen questions, and the difference.
+
+    In search is the mean over the folds, each on the questions that its search looked at; unseen are all
+    questions, each under the winner of the search that did not. The bootstrap resamples questions, not searches.
+    """
+
+    token_reduction_in_search: IntervalValue
+    token_reduction_unseen: IntervalValue
+    token_reduction: IntervalValue  # in search - unseen: above 0, the search promised too much
+    em_drop_in_search: IntervalValue
+    em_drop_unseen: IntervalValue
+    em_drop: IntervalValue  # unseen - in search: likewise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OuterFold:
+    """One outer fold: the winner of the search without it, and what that does on it."""
+
+    fold: int
+    n_questions: int  # unseen ones
+    spec: Mapping[str, Any] | None  # a model named by a word; None: never stop
+    in_search: PolicyFigures
+    unseen: PolicyFigures
+    n_trials: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunedSet:
+    set: str
+    kind: Kind
+    n_episodes: int
+    n_questions: int
+    share: float  # of the set's questions: 1, or what of a set too long for memory was searched on
+    full_em: float
+    max_em_drop: float  # the target
+    margin: float
+    seed: int
+    folds: tuple[OuterFold, ...]
+    optimism: Optimism
+    proposal: Mapping[str, Any] | None  # the winner on all questions, a model named by a word; None: never stop
+    proposal_in_search: PolicyFigures
+    n_trials: int  # of that search
+    n_trials_in_all: int
+    n_searches: int
+    by_class: Difference | None = None  # unseen: less what as many trials without levels by class find; None: no level
+
+    @property
+    def winners(self) -> dict[str, int]:
+        """Which policies won, by name, and in how many folds; the most frequent first."""
+        return dict(Counter(title_of(fold.spec) for fold in self.folds).most_common())
+
+
+def optimism_of(nested: Sequence[tuple[int, QuestionSums]], *, n_draws: int, rng: np.random.Generator) -> Optimism:
+    """The optimism of some searches: for each the fold that it left out, and the sums of its winner.
+
+    Percentile intervals (Davison and Hinkley 1997, section 3.8); with fewer than about 20 questions a sketch.
+    """
+    fold = nested[0][1].fold
+    n_groups = len(fold)
+    weights = np.concatenate(
+        [np.ones((1, n_groups)), draw_questions(n_groups, n_draws, rng)]
+    )  # the first row is what was seen
+    looks = [_looked_at(sums, weights * (fold != v)) for v, sums in nested]
+    in_search = np.nanmean(looks, axis=0)
+    unseen = _looked_at(unseen_of(nested), weights)
+    return Optimism(
+        token_reduction_in_search=_ranged(in_search[:, 0]),
+        token_reduction_unseen=_ranged(unseen[:, 0]),
+        token_reduction=_ranged(in_search[:, 0] - unseen[:, 0]),
+        em_drop_in_search=_ranged(in_search[:, 1]),
+        em_drop_unseen=_ranged(unseen[:, 1]),
+        em_drop=_ranged(unseen[:, 1] - in_search[:, 1]),
+    )
+
+
+def unseen_of(nested: Sequence[tuple[int, QuestionSums]]) -> QuestionSums:
+    first = nested[0][1]
+    values = first.values.copy()
+    for v, sums in nested:
+        values[first.fold == v] = sums.values[first.fold == v]
+    return QuestionSums(fold=first.fold, base=first.base, values=values)
+
+
+def title_of(spec: Mapping[str, Any] | None) -> str:
+    """A policy's name without its parameters: "beta", "any-of(learned (as-good), esc)"."""
+    if spec is None:
+        return "never"
+    name = str(spec["policy"])
+    if name == "learned":
+        by_class = ", by class" if "classes" in spec else ""
+        return f"learned ({str(find_model_name(spec)).partition(PRICED)[0]}{by_class})"
+    inner = _inside(spec)
+    return f"{name}({', '.join(title_of(one) for one in inner)})" if inner else name
+
+
+def n_parts(spec: Mapping[str, Any]) -> int:
+    return 1 + ("classes" in spec) + sum(map(n_parts, _inside(spec)))
+
+
+def _inside(spec: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    inside: Sequence[Mapping[str, Any]] = [spec["inner"]] if "inner" in spec else spec.get("policies", ())
+    return inside
+
+
+def tuned_object(tuned: TunedSet) -> dict[str, Any]:
+    """Everything as JSON has it: intervals are [low, high], what is not a number is null, `winners` is added."""
+    plain: dict[str, Any] = _plain(tuned)
+    return plain | {"winners": tuned.winners}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Interval):
+        return [_plain(value.low), _plain(value.high)]
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _looked_at(sums: QuestionSums, weights: Floats) -> Floats:
+    """Token reduction and EM drop on some sets of questions, shape (R, 2); not a number on an empty set."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        at = measure_policies(sums, weights)
+    return np.concatenate([at.saved, at.drop], axis=1)
+
+
+def _ranged(values: Floats) -> IntervalValue:
+    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
+    return IntervalValue(value=float(values[0]), interval=Interval(float(low), float(high)))
+
 
 Spec = Mapping[str, Any]  # what `build_policy` takes, a model named by a word. Any: parameters differ in type
 Tick = Callable[[str], None]
@@ -47,8 +229,6 @@ _INFEASIBLE = 2.0  # below every saving: what misses the target ranks by how far
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneOptions:
-    """What the user asked for."""
-
     max_em_drop: float = 0.01  # fraction
     margin: float = MARGIN  # standard errors that a drop keeps from the target on the training questions
     trials: int = 200  # of each of the searches, one a fold and one on everything
@@ -63,8 +243,6 @@ class TuneOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """One search's winner with its sums by question, and how many trials were made."""
-
     spec: Spec | None  # None: nothing met the target and saved anything
     sums: QuestionSums  # of this policy alone
     n_trials: int
@@ -72,8 +250,6 @@ class Search:
 
 @dataclass(slots=True)
 class Bench:
-    """The runs with everything that trials read, computed once."""
-
     runs: Runs
     asked: TuneOptions
     scores: ScoreTable | None
@@ -88,17 +264,15 @@ class Bench:
     _classes: dict[int | None, FoundClasses] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Group the runs by question."""
         self.group, self.fold = groups_of(self.runs)
         each = (np.ones(len(self.runs)), self.runs.full_ok, self.runs.full_tokens)
         self.base = np.stack([np.bincount(self.group, column, len(self.fold)) for column in each], axis=1)
         self._readable = self.runs.readable()
 
     def judge(self, spec: Spec | None, v: int | None) -> QuestionSums:
-        """What a policy does to each question, its scores taken as outer fold `v` may know them."""
         if spec is None:
-            return QuestionSums(fold=self.fold, base=self.base, values=_never(self.base))
-        model = model_named(spec)
+            return never_stop(QuestionSums(fold=self.fold, base=self.base, values=np.empty(0)))
+        model = find_model_name(spec)
         place = (json.dumps(spec, sort_keys=True), v if model is not None else None)
         if place not in self._known:
             self._known[place] = self._judge(spec, model, v)
@@ -114,10 +288,10 @@ class Bench:
             policy = build_scored(spec, self.scores.names, classes.names)
             own = {**columns, **self.scores.columns(model, v), CLASS_COLUMN: classes.number[self.runs.run_of_row]}
             columns = AskedColumns(own, queries=columns.queries, run=columns.run)
-        halts = first_stops(stops_of(policy, columns), self.runs)
+        halts = find_first_stops(stops_of(policy, columns), self.runs)
         asks = model is not None or PolicyRung(policy=policy, spec=spec, label="").asks
-        found = columns_of(self.runs, halts, asks=asks)
-        return np.stack([np.bincount(self.group, column, len(self.fold)) for column in found], axis=1)
+        sums = columns_of(self.runs, halts, asks=asks)
+        return np.stack([np.bincount(self.group, column, len(self.fold)) for column in sums], axis=1)
 
     def weights(self, v: int | None) -> Floats:
         """1 for each question that a search without fold `v` may look at, shape (1, G)."""
@@ -125,13 +299,12 @@ class Bench:
         return taken[None, :]
 
     def taken(self, v: int | None) -> Bools:
-        """The runs that a search without fold `v` may look at, shape (E,)."""
         return np.ones(len(self.runs), dtype=bool) if v is None else self.fold[self.group] != v
 
     def classes(self, v: int | None) -> FoundClasses:
         """The classes that a search without fold `v` finds."""
         if v not in self._classes:
-            self._classes[v] = found_classes(self.runs, self.taken(v), self.asked.classes if self.scores else 0)
+            self._classes[v] = number_classes(self.runs, self.taken(v), self.asked.classes if self.scores else 0)
         return self._classes[v]
 
     def level(self, model: str, share: float, v: int | None, name: str | None = None) -> float:
@@ -194,7 +367,7 @@ def tune_runs(bench: Bench, *, clock: Callable[[], float], tick: Tick = lambda _
     for at, (v, by_class) in enumerate(plans):
         until = _share_of(end_s, len(plans) - at, clock)
         place = "on all questions" if v is None else f"without fold {folds.index(v) + 1} of {len(folds)}"
-        also = [found.spec for found in searches.values() if found.spec is not None] if v is None else []
+        also = [one.spec for one in searches.values() if one.spec is not None] if v is None else []
         searches[v, by_class] = search(
             bench, v, by_class=by_class, until=until, clock=clock, tick=partial(tick, f"searching {place}"), also=also
         )
@@ -211,12 +384,12 @@ def tune_runs(bench: Bench, *, clock: Callable[[], float], tick: Tick = lambda _
         max_em_drop=asked.max_em_drop,
         margin=asked.margin,
         seed=asked.seed,
-        folds=tuple(_fold(bench, v, found) for v, found in nested),
-        optimism=optimism_of([(v, found.sums) for v, found in nested], n_draws=asked.n_draws, rng=rng),
+        folds=tuple(_fold(bench, v, one) for v, one in nested),
+        optimism=optimism_of([(v, one.sums) for v, one in nested], n_draws=asked.n_draws, rng=rng),
         proposal=final.spec,
-        proposal_in_search=figure_of(seen(final.sums, bench.weights(None))),
+        proposal_in_search=figure_of(measure_policies(final.sums, bench.weights(None))),
         n_trials=final.n_trials,
-        n_trials_in_all=sum(found.n_trials for found in searches.values()),
+        n_trials_in_all=sum(one.n_trials for one in searches.values()),
         n_searches=len(searches),
         by_class=_by_class([(v, searches[v, False]) for v in folds], nested, asked) if asked.classes else None,
     )
@@ -226,9 +399,9 @@ def _by_class(
     plain: Sequence[tuple[int, Search]], nested: Sequence[tuple[int, Search]], asked: TuneOptions
 ) -> Difference | None:
     """What searching with levels by class is worth on unseen questions; None: no winner has any."""
-    if not any(found.spec is not None and uses_classes(found.spec) for _, found in nested):
+    if not any(one.spec is not None and uses_classes(one.spec) for _, one in nested):
         return None
-    without, within = (unseen_of([(v, found.sums) for v, found in of]) for of in (plain, nested))
+    without, within = (unseen_of([(v, one.sums) for v, one in of]) for of in (plain, nested))
     return compare_nested(without, within, n_draws=asked.n_draws, rng=np.random.default_rng(asked.seed))
 
 
@@ -240,12 +413,9 @@ def make_bench(data: Survey, asked: TuneOptions, tick: Tick = lambda _: None) ->
     """
     names = _names(data, asked)
     learned = FeatureSet(DENSE[data.kind]).needs if LEARNED in names else ()
-    needs = tuple(dict.fromkeys((*searched_folds(names), *learned)))
+    needs = tuple(dict.fromkeys((*list_searched_folds(names), *learned)))
     tick("reading")
-    batches = data.batches(share=data.share)
-    runs = concatenate(
-        [make_runs([batch], needs, probe_tokens=asked.probe_tokens, planned_steps=data.longest) for batch in batches]
-    )
+    runs = read_runs(data, needs, probe_tokens=asked.probe_tokens, longest=data.longest)
     scores = None
     if LEARNED in names:
         scores = ScoreTable(runs, folds_of(runs), asked.scores, seed=asked.seed, tick=lambda: tick("fitting"))
@@ -271,7 +441,7 @@ def search(
     study = _study(asked, size, bench.names)
     good: list[tuple[float, Spec]] = []
     for spec in also:
-        figure = figure_of(seen(bench.judge(spec, v), weights))
+        figure = figure_of(measure_policies(bench.judge(spec, v), weights))
         if _excess(figure, asked) <= 0:
             good.append((figure.token_reduction, spec))
     made = 0
@@ -280,7 +450,7 @@ def search(
         made += 1
         try:
             spec = draw_spec(trial, size, bench.names)
-            figure = figure_of(seen(bench.judge(spec, v), weights))
+            figure = figure_of(measure_policies(bench.judge(spec, v), weights))
         except ConfigError:  # each parameter is allowed, but not beside the others
             study.tell(trial, -_INFEASIBLE - 1.0)
             tick()
@@ -309,13 +479,12 @@ def winner_of(good: Sequence[tuple[float, Spec]]) -> Spec | None:
 
 
 def _study(asked: TuneOptions, size: Size, names: Sequence[str]) -> Any:  # Optuna's types are not asked for
-    """A seeded study that tries each policy alone before it draws."""
     try:
         import optuna
     except ImportError:
         raise ConfigError(f"tune: needs Optuna: {how_to_install('train')}") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    tries = first_tries(size, names)
+    tries = list_first_tries(size, names)
     sampler = optuna.samplers.TPESampler(seed=asked.seed, n_startup_trials=min(len(tries), asked.trials // 2))
     study = optuna.create_study(direction="maximize", sampler=sampler)
     for tried in tries:
@@ -327,37 +496,29 @@ def _names(data: Survey, asked: TuneOptions) -> tuple[str, ...]:
     """The policies that are tried. Raises ConfigError for a name that is none of them."""
     models = ("some",) if asked.scores else ()
     size = Size(kind=data.kind, longest=data.longest, few_tokens=1, many_tokens=2, models=models)
-    known = families(size)
+    known = list_policies(size)
     for name in asked.policies:
         if name not in known:
             raise ConfigError(f"policies: got {name!r:.80}; for {data.kind}: {', '.join(known)}")
     return tuple(name for name in known if not asked.policies or name in asked.policies)
 
 
-def _fold(bench: Bench, v: int, found: Search) -> OuterFold:
+def _fold(bench: Bench, v: int, winner: Search) -> OuterFold:
     unseen = 1.0 - bench.weights(v)
     return OuterFold(
         fold=v,
         n_questions=int(unseen.sum()),
-        spec=found.spec,
-        in_search=figure_of(seen(found.sums, bench.weights(v))),
-        unseen=figure_of(seen(found.sums, unseen)),
-        n_trials=found.n_trials,
+        spec=winner.spec,
+        in_search=figure_of(measure_policies(winner.sums, bench.weights(v))),
+        unseen=figure_of(measure_policies(winner.sums, unseen)),
+        n_trials=winner.n_trials,
     )
 
 
 def figure_of(at: PolicyPoints) -> PolicyFigures:
-    """What was seen of one policy on one set of questions."""
     return PolicyFigures(
         token_reduction=float(at.saved[0, 0]), em_drop=float(at.drop[0, 0]), error=float(at.error[0, 0])
     )
-
-
-def _never(base: Floats) -> Floats:
-    """The sums of running everything in full, shape (G, 1, 7)."""
-    values = np.zeros((len(base), 1, len(FIELDS)))
-    values[:, 0, FIELDS.index("tokens")] = base[:, 2]
-    return values
 
 
 def _share_of(end_s: float | None, n_left: int, clock: Callable[[], float]) -> float | None:

@@ -1,11 +1,10 @@
 """Training lines for a language model from runs cut at a stop, so that its answers survive early termination.
 
-    CutRun ──▶ line (supervised, or preference)        kept: the stop's answer stands    lost: it lost the right one
+    CutRun ──▶ line (supervised, or preference)        kept: the stop's answer is right    lost: it lost the right one
 
 A supervised line teaches to answer rightly from the thought so far. A preference line sets closing at the cut against
 going on: closing is chosen where the cut kept the answer, going on where it lost it. Prompts are grouped by their
-hash, so that none is in both files, and a line that holds what looks like a key is never made. Knows texts that its
-caller may use; refuses to know where they come from, and files.
+hash, so none is in both files, and a line that holds what looks like a key is never made.
 """
 
 from __future__ import annotations
@@ -61,15 +60,13 @@ class CutRun:
     answer: str  # the right one to teach, in full words where they are at hand
     stopped_answer: str | None  # what closing at the cut gives; None: not at hand
     full_answer: str | None  # what the full run gives; None: hidden by the stop
-    kept: bool  # the stop's answer stands
+    kept: bool  # the stop's answer is right
     labelled: bool  # a label says so; else it agrees with the full run's
     stop: StopRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineFormat:
-    """How lines look."""
-
     format: Format = "supervised"
     thought_as: ThoughtAs = "tags"  # inside the content, or as `reasoning_content` beside it
     think_open: str = "<think>\n"
@@ -87,7 +84,6 @@ class TrainingPairs:
 
 
 def make_pairs(cuts: Iterable[CutRun], shape: LineFormat) -> TrainingPairs:
-    """Lines for training and validation, in the order of the cuts; the same cuts, the same lines."""
     pairs, seen = TrainingPairs(), set[str]()
     for cut in cuts:
         why = _unfit(cut, shape)
@@ -95,7 +91,8 @@ def make_pairs(cuts: Iterable[CutRun], shape: LineFormat) -> TrainingPairs:
             pairs.left_out[why] += 1
             continue
         group = prompt_group(cut.messages)
-        line = {**_said(cut, shape), **_provenance(cut, group)}
+        origin = {"labelled": cut.labelled, "prompt_group": group, "stop": asdict(cut.stop)}
+        line = {**_trainer_fields(cut, shape), "cut": "kept" if cut.kept else "lost", **origin}
         twin = _digest(f"{group}\0{cut.thought.strip()}\0{cut.answer.strip()}", 16)
         if twin in seen:
             pairs.left_out["the same prompt, thought and answer again"] += 1
@@ -117,7 +114,6 @@ def _digest(text: str, n_bytes: int) -> str:
 
 
 def message_text(content: object) -> str:
-    """The text of a message's content, which may be a list of parts."""
     if isinstance(content, str):
         return content
     parts = [part.get("text") for part in content if isinstance(part, Mapping)] if isinstance(content, list) else []
@@ -125,12 +121,10 @@ def message_text(content: object) -> str:
 
 
 def holds_secret(text: str) -> bool:
-    """Is there anything in it that looks like a key, a token or a password?"""
     return _SECRETS.search(text) is not None
 
 
 def _unfit(cut: CutRun, shape: LineFormat) -> str | None:
-    """Why no line is made of a cut; None: one is."""
     if not cut.messages or not any(message_text(message.get("content")).strip() for message in cut.messages):
         return "no prompt"
     if not cut.thought.strip():
@@ -150,8 +144,7 @@ def _unfit(cut: CutRun, shape: LineFormat) -> str | None:
     return "holds what looks like a key" if any(map(holds_secret, texts)) else None
 
 
-def _said(cut: CutRun, shape: LineFormat) -> Line:
-    """The part that a trainer reads."""
+def _trainer_fields(cut: CutRun, shape: LineFormat) -> Line:
     prompt = [dict(message) for message in cut.messages]
     if shape.format == "supervised":
         return {"messages": [*prompt, _assistant(cut.thought, cut.answer, shape)]}
@@ -165,9 +158,3 @@ def _assistant(thought: str, answer: str, shape: LineFormat) -> Message:
     if shape.thought_as == "field":
         return {"role": "assistant", "reasoning_content": thought, "content": answer}
     return {"role": "assistant", "content": f"{shape.think_open}{thought.strip()}{shape.think_close}{answer}"}
-
-
-def _provenance(cut: CutRun, group: str) -> Line:
-    """The part that a person, and the next export, reads."""
-    word = "kept" if cut.kept else "lost"
-    return {"cut": word, "labelled": cut.labelled, "prompt_group": group, "stop": asdict(cut.stop)}

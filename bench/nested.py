@@ -1,0 +1,93 @@
+"""A study judged at many targets at once: every rung is laid once for each fold, and a target only picks anew.
+
+Fitting is what a study costs; a pick costs next to nothing. So tables over many targets, and comparisons of variants
+question by question, are made from the same five layings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from suffice.learn.audits import Floats
+from suffice.learn.features import DENSE
+from suffice.replay.study.policies import build_ladders, list_ladder_folds
+from suffice.replay.study.runs import read_runs
+from suffice.replay.study.scores import Score
+from suffice.replay.study.study import LadderPool, RungSums, Study, StudyOptions
+from suffice.replay.study.sums import (
+    FIELDS,
+    MARGIN,
+    N_FOLDS,
+    NONE,
+    QuestionSums,
+    measure_policies,
+    miss_share,
+    never_stop,
+    pick_plainly,
+    pick_policies,
+)
+from suffice.replay.traces.read import Survey
+from suffice.signals.features import FeatureSet
+
+
+def open_study(data: Survey, *, scores: Sequence[Score], probe_tokens: int | None = None, seed: int = 0) -> Study:
+    """The study that `suffice replay` makes of a set with every published rule; a set too long for memory is thinned.
+
+    Raises TraceError as reading does, and ConfigError for a missing package.
+    """
+    ladders = build_ladders(data.kind, longest=data.longest)
+    needs = tuple(dict.fromkeys([*list_ladder_folds(ladders), *(FeatureSet(DENSE[data.kind]).needs if scores else ())]))
+    runs = read_runs(data, needs, probe_tokens=probe_tokens, longest=data.longest)
+    return Study(runs, ladders, StudyOptions(scores=tuple(scores), seed=seed))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NestedRungs:
+    by_fold: tuple[RungSums, ...]  # place v: learned rungs as outer fold v may use them
+    all: RungSums  # learned rungs out of fold
+
+    @property
+    def base(self) -> Floats:
+        """Runs, right in full, tokens in full: sums over all questions, shape (3,)."""
+        total: Floats = self.all.sums.base.sum(axis=0)
+        return total
+
+    def frozen(self, pool: LadderPool, target: float, *, margin: float = MARGIN) -> QuestionSums:
+        """Each question under the point that was picked without its fold; one policy."""
+        values = never_stop(self.all.sums).values
+        for v, laid in enumerate(self.by_fold):
+            sums, _, slices = laid.of(pool.ladders)
+            outside = (sums.fold != v).astype(np.float64)[None, :]
+            choice = int(pick_policies(measure_policies(sums, outside), slices, target, margin)[0])
+            if choice != NONE:
+                values[sums.fold == v, 0] = sums.values[sums.fold == v, choice]
+        return QuestionSums(fold=self.all.sums.fold, base=self.all.sums.base, values=values)
+
+    def hindsight(self, pool: LadderPool, target: float) -> tuple[str, QuestionSums]:
+        sums, rungs, _ = self.all.of(pool.ladders)
+        choice = int(pick_plainly(measure_policies(sums, np.ones((1, len(sums.n)))), target)[0])
+        if choice == NONE:
+            return "never", never_stop(self.all.sums)
+        return rungs[choice].label, sums.columns([choice])
+
+    def miss_share(self, pool: LadderPool, target: float, *, seed: int = 0, margin: float | None = MARGIN) -> float:
+        """Share of 200 halvings in which a point picked on one half misses on the other; margin None: plain tuning."""
+        sums, _, slices = self.all.of(pool.ladders)
+        return miss_share(sums, slices, target, np.random.default_rng(seed), margin=margin)
+
+
+def nest(study: Study, *, probes_charged: bool = True) -> NestedRungs:
+    made = [study.lay(v) for v in (*range(N_FOLDS), None)]
+    if not probes_charged:
+        made = [replace(laid, sums=without_probes(laid.sums)) for laid in made]
+    return NestedRungs(by_fold=tuple(made[:-1]), all=made[-1])
+
+
+def without_probes(sums: QuestionSums) -> QuestionSums:
+    values = sums.values.copy()
+    values[:, :, FIELDS.index("tokens")] -= sums.of("probes")
+    values[:, :, [FIELDS.index("probes"), FIELDS.index("resent")]] = 0.0
+    return QuestionSums(fold=sums.fold, base=sums.base, values=values)

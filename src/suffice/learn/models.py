@@ -1,0 +1,374 @@
+"""The stop model and the value model, fitted on the checkpoints of full runs, and the prior of the Bayesian stop.
+
+The stop model is P(stopping now is as good as the full run). Its targets:
+
+    target     a row is good when …                           which side of the rule it learns
+    as-good    the full run is wrong, or stopping is right    both: suffices, and hopeless (needs labels)
+    suffices   stopping gives the full run's answer, or       the answer suffices; with `same` alone it
+               a right one                                    needs no label
+    hopeless   the full run is wrong                          the run will fail anyway
+
+The value model learns when to stop as a finite-horizon decision process. State: the features after a step. Actions:
+stop, and earn EM minus the price of the tokens so far; or continue, and decide again after the next step. Q of both
+actions is fitted on full trajectories with forward-view Q(λ) targets (Stop-RAG, arXiv:2510.14337, which has no price
+on tokens):
+
+    stop      r_k = ok_k − price · tokens_k / mean full tokens
+    continue  target_k = (1 − λ) · max(Q_stop, Q_continue)_{k+1} + λ · target_{k+1},  target_{n−1} = r_n
+
+Full runs show every reward that any policy would have got, so nothing is off-policy here. A run that was stopped early
+shows what stopping pays up to its stop, and nothing of going on: it has a weight in one fit and none in the other. One
+model is fitted for all prices of a sweep at once (a linear Q has one factorisation for all targets). The sweep is a
+ladder: a low price stops late.
+
+No request imports this module; `learn.export` turns what is fitted into plain data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suffice.errors import ConfigError
+from suffice.extras import how_to_install
+from suffice.learn.audits import Bools, Floats
+from suffice.learn.features import FeatureSelection
+
+Target: TypeAlias = Literal["as-good", "suffices", "hopeless"]
+Parts: TypeAlias = Literal["ensemble", "linear", "trees"]
+
+# Inverse strength of the linear part's L2 penalty: enough for dozens of marks with a few hundred rows each.
+LINEAR_C = 0.02
+# Small trees, many rows a leaf: a few hundred questions do not carry more (ASSURANCE 4.1 found the same).
+TREES: Mapping[str, float] = {
+    "max_iter": 60,
+    "learning_rate": 0.06,
+    "max_leaf_nodes": 6,
+    "min_samples_leaf": 100,
+    "l2_regularization": 20.0,
+}
+MAX_ROWS = 40_000  # more rows are thinned evenly: they repeat questions, and fitting time is bounded
+_CLIP = 1e-4  # of a part's probability, before logits are averaged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """Checkpoints of full runs, one row each; the last step of a run is none, for stopping there is the full run."""
+
+    x: Floats  # (R, P): features, the dense ones first
+    good: Mapping[Target, Bools]  # R each
+    weight: Floats | None = None  # R, at least 0: how many rows each stands for; None: one
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """A fitted model: its parts as the trainer left them, each from rows to probabilities of `good`."""
+
+    parts: tuple[Callable[[Floats], Floats], ...]  # (R, P) → (R,)
+    trained: tuple[object, ...]  # the trainer's own objects, for `learn.export`; () for a constant
+
+    def scores(self, x: Floats) -> Floats:
+        """P(good) of each row: the mean of the parts' logits, as a probability, shape (R,)."""
+        with one_thread():
+            logits = [np.log(p / (1 - p)) for p in (np.clip(part(x), _CLIP, 1 - _CLIP) for part in self.parts)]
+        mean: Floats = 1 / (1 + np.exp(-np.mean(logits, axis=0)))
+        return mean
+
+
+def fit(
+    examples: Examples, chosen: FeatureSelection, target: Target, *, parts: Parts = "ensemble", seed: int = 0
+) -> FitResult:
+    """Fit P(good).
+
+    The default is a penalised logistic regression on all features beside small boosted trees on the dense
+    ones, their logits averaged: the two err in different places.
+    With fewer than 20 rows of either outcome the model is a constant, the share of good rows. Rows of weight 0
+    are as if they were not there. Raises ConfigError when scikit-learn is not installed, ValueError for weights
+    that are not finite, below 0, or not one a row.
+    """
+    x, y, weight = _rows(examples, target)
+    if min(int(y.sum()), int((~y).sum())) < 20:
+        share = _share(y, weight)
+        return FitResult((lambda x: np.full(len(x), share),), ())
+    thin = slice(None, None, -(-len(y) // MAX_ROWS))
+    x, y, weight = x[thin], y[thin], None if weight is None else weight[thin]
+    n_dense = len(chosen.dense)
+    made: list[Callable[[Floats], Floats]] = []
+    trained: list[object] = []
+    with one_thread():
+        if parts != "trees":
+            # The scale only shapes the penalty; weighted, scikit-learn's own is not a number for what never moves.
+            linear = _linear(weighted=weight is not None).fit(x, y, logisticregression__sample_weight=weight)
+            made.append(lambda rows: np.asarray(linear.predict_proba(rows)[:, 1]))
+            trained.append(linear)
+        if parts != "linear":
+            stand = _standing_for(weight, len(y))
+            trees = _trees(seed).fit(x[stand, :n_dense], y[stand])
+            made.append(lambda rows: np.asarray(trees.predict_proba(rows[:, :n_dense])[:, 1]))
+            trained.append(trees)
+    return FitResult(tuple(made), tuple(trained))
+
+
+def _rows(examples: Examples, target: Target) -> tuple[Floats, Bools, Floats | None]:
+    y, weight = examples.good[target], examples.weight
+    if weight is None:
+        return examples.x, y, None
+    if weight.shape != y.shape or not np.isfinite(weight).all() or (weight < 0).any():
+        raise ValueError(f"weight: got shape {weight.shape} for {len(y)} rows; one a row, finite and at least 0")
+    counts = weight > 0
+    return examples.x[counts], y[counts], weight[counts]
+
+
+def _share(y: Bools, weight: Floats | None) -> float:
+    """The share of good rows, never 0 and never 1."""
+    n, n_good = (len(y), y.sum()) if weight is None else (weight.sum(), weight @ y)
+    return (float(n_good) + 1) / (float(n) + 2)
+
+
+def _standing_for(weight: Floats | None, n_rows: int) -> NDArray[np.int64]:
+    """As many rows as the weights sum to, each as often as its weight says, to less than one: a systematic sample.
+
+    scikit-learn takes ten times as long to sort weighted rows into bins, and counts the rows of a leaf without weights.
+    """
+    if weight is None:
+        return np.arange(n_rows)
+    reached = np.cumsum(weight)
+    places = np.arange(max(1, round(float(reached[-1])))) + 0.5
+    return np.minimum(np.searchsorted(reached, places), n_rows - 1)
+
+
+def one_thread() -> AbstractContextManager[object]:
+    """Numerics on one thread: on small data more threads only wait for each other, and on a busy machine for long."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return nullcontext()
+    limits: AbstractContextManager[object] = threadpool_limits(1)
+    return limits
+
+
+def _linear(*, weighted: bool) -> Any:  # scikit-learn brings no types
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError:
+        raise ConfigError(f"learn: needs scikit-learn: {how_to_install('train')}") from None
+    # Seven times as fast and nearer to the optimum; what is fitted without weights stays what it was to the last bit.
+    solver = "newton-cholesky" if weighted else "lbfgs"
+    return make_pipeline(StandardScaler(), LogisticRegression(C=LINEAR_C, max_iter=300, solver=solver))
+
+
+def _trees(seed: int) -> Any:  # as above
+    try:
+        from sklearn.ensemble import HistGradientBoostingClassifier
+    except ImportError:
+        raise ConfigError(f"learn: needs scikit-learn: {how_to_install('train')}") from None
+    return HistGradientBoostingClassifier(**TREES, early_stopping=False, random_state=seed)
+
+
+Bits = NDArray[np.uint64]
+
+# EM that the tokens of one mean full run are worth: from "hardly anything" to "more than any answer".
+PRICES: Floats = np.geomspace(0.01, 10.0, 61)
+LAMBDA = 0.8  # near 1: long looks ahead on recorded ends; near 0: one step, then the model's own word
+N_SWEEPS = 4  # of policy improvement; the targets hardly move after the third
+MAX_VALUE_ROWS = 120_000  # that are worth fitting on: each is held once for every price, several times over
+RIDGE = 300.0  # in rows: with standardised features, about one question's worth
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectories:
+    """Full runs as arrays: R rows in all, run after run, the last row of each being its end."""
+
+    x: Floats  # (R, P): features
+    starts: NDArray[np.int64]  # (runs + 1,)
+    ok: NDArray[np.bool_]  # R: would the answer be right if the run were stopped after the step
+    tokens: Floats  # R: spent up to and with the step
+    stop_weight: Floats | None = None  # R, at least 0: of what stopping pays; None: 1, and 0 at the ends
+    go_on_weight: Floats | None = None  # R, at least 0: of what going on pays; a run without any has no known end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Values:
+    """Fitted linear Q for each price: plain arrays."""
+
+    mean: Floats  # P
+    scale: Floats  # P
+    stop: Floats  # (P + 1, 1): P(right) if stopped; the last weight is the constant
+    go_on: Floats  # (P + 1, prices): EM to come minus the price of the tokens still to come, if continued
+    mean_tokens: float  # of a full run: the unit of prices
+    prices: Floats
+
+    def advantage(self, x: Floats) -> Floats:
+        """Q(stop) − Q(continue) of each row at each price, shape (R, prices): stop where it is at least 0.
+
+        What is already spent is spent either way, so both sides leave it out.
+        """
+        z = _with_one((x - self.mean) / self.scale)
+        with one_thread():
+            gain: Floats = z @ self.stop - z @ self.go_on
+        return gain
+
+    def stopping_prices(self, x: Floats) -> Bits:
+        """At which prices each row would stop, shape (R,): bit j stands for price j; at most 64 prices.
+
+        An advantage need not rise with the price, so that one number a row would not tell.
+        """
+        stops = self.advantage(x) >= 0
+        bits = np.zeros(len(x), dtype=np.uint64)
+        for at in range(stops.shape[1]):
+            bits |= stops[:, at].astype(np.uint64) << np.uint64(at)
+        return bits
+
+
+def fit_values(t: Trajectories, *, prices: Floats = PRICES, lam: float = LAMBDA, sweeps: int = N_SWEEPS) -> Values:
+    """Fit Q(stop) and Q(continue) on full trajectories for each price.
+
+    lam     in [0, 1], see the head of this file
+    sweeps  how often targets are rebuilt from the last fit, at least 1
+
+    Raises ValueError without a run of two steps, for parameters out of range, and for weights that are none.
+    """
+    if not 0 <= lam <= 1 or sweeps < 1:
+        raise ValueError(f"need 0 <= lam <= 1 and sweeps >= 1; got {lam=} {sweeps=}")
+    for name in ("stop_weight", "go_on_weight"):
+        weight = getattr(t, name)
+        if weight is not None and (weight.shape != t.ok.shape or not (weight >= 0).all() or np.isinf(weight).any()):
+            raise ValueError(f"{name}: got shape {weight.shape} for {len(t.ok)} rows; one a row, finite and at least 0")
+    with one_thread():
+        return _fit(t, prices, lam, sweeps)
+
+
+def _fit(t: Trajectories, prices: Floats, lam: float, sweeps: int) -> Values:
+    last = t.starts[1:] - 1
+    stop_weight, go_on_weight = _weights(t, last)
+    rows = np.flatnonzero(go_on_weight)
+    if not len(rows):
+        raise ValueError("value model: needs at least one run of two steps")
+    stops = np.flatnonzero(stop_weight)
+    # A run without an end has no length.
+    lengths_count = None if t.go_on_weight is None else np.maximum.reduceat(t.go_on_weight, t.starts[:-1])
+    mean_tokens = float(np.maximum(np.average(t.tokens[last], weights=lengths_count), 1.0))
+    mean, scale = _moments(t.x[rows], go_on_weight[rows])
+    z = _with_one((t.x - mean) / scale)
+    solve = _solver(z[rows], go_on_weight[rows])
+    spent = np.outer(t.tokens / mean_tokens, prices)  # (R, prices)
+    reward = t.ok[:, None] - spent  # what stopping after the row pays
+    stop = _solver(z[stops], stop_weight[stops])(t.ok[stops].astype(np.float64)[:, None])
+    value = reward.copy()  # of each row as its successor sees it
+    go_on = np.zeros((z.shape[1], len(prices)))
+    for sweep in range(sweeps):
+        if sweep:
+            value = np.maximum(z @ stop, z @ go_on) - spent
+            value[last] = reward[last]
+        target = _targets(value, reward, t.starts, 1.0 if sweep == 0 else lam)
+        go_on = solve(target[rows] + spent[rows])
+    return Values(mean=mean, scale=scale, stop=stop, go_on=go_on, mean_tokens=mean_tokens, prices=prices)
+
+
+def _weights(t: Trajectories, last: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Of stopping and of going on, shape (R,) each; at its end a run has nothing left to decide."""
+    inner = np.ones(len(t.x))
+    inner[last] = 0.0
+    stop = inner if t.stop_weight is None else t.stop_weight
+    return stop, inner if t.go_on_weight is None else t.go_on_weight * inner
+
+
+def _moments(x: Floats, weight: Floats) -> tuple[Floats, Floats]:
+    """Weighted mean and standard deviation of each feature, the latter 1 where nothing moves."""
+    mean = np.average(x, axis=0, weights=weight)
+    scale = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=weight))
+    return np.asarray(mean), np.where(scale > 0, scale, 1.0)
+
+
+def _targets(value: Floats, reward: Floats, starts: NDArray[np.int64], lam: float) -> Floats:
+    """Forward-view λ-returns of continuing after each row, shape (R, prices); 0 at the ends.
+
+    All runs step back together, from the row before their last one to their first.
+    """
+    target = np.zeros_like(value)
+    last = starts[1:] - 1
+    later = reward[last]  # a run's end pays what it pays
+    longest = int(np.diff(starts).max())
+    for back in range(1, longest):
+        runs = np.flatnonzero(last - back >= starts[:-1])
+        row = last[runs] - back
+        following = value[row + 1] if back > 1 else reward[row + 1]
+        later[runs] = (1 - lam) * following + lam * later[runs]
+        target[row] = later[runs]
+    return target
+
+
+def _solver(z: Floats, weight: Floats) -> Callable[[Floats], Floats]:
+    """Ridge regression on these rows for any number of targets, from one factorisation."""
+    weighted = z * weight[:, None]
+    gram = weighted.T @ z + RIDGE * np.eye(z.shape[1])
+    gram[-1, -1] -= RIDGE  # the constant is not shrunk
+    inverse = np.linalg.inv(gram)
+
+    def solve(y: Floats) -> Floats:
+        weights: Floats = inverse @ (weighted.T @ y)
+        return weights
+
+    return solve
+
+
+def _with_one(z: Floats) -> Floats:
+    return np.hstack([z, np.ones((len(z), 1))])
+
+
+_UNSEEN = 0.5  # of a vote, given to each answer seen and to one that was not: Jeffreys' prior
+
+
+def learn_prior(
+    runs: Sequence[Sequence[int]], *, n_shapes: int = 25, n_answers: int = 12
+) -> tuple[tuple[float, ...], ...]:
+    """Shapes of answer distributions with their weights, as the policy `bayes` takes them.
+
+    Each run's votes, sorted and smoothed by half a vote for every answer seen and for one more that was
+    not, say how probable the most frequent answer is, the second, and so on. Runs are cut into groups of
+    equal size by their leader's share, and each group by the runner-up's: a group's mean is a shape, its size
+    the weight. Groups by the leader's share alone average near ties away, and such a prior promises too
+    much. This is the uncertain prior of Huang, Ma, Zhou (2026, arXiv:2602.05395) with fewer candidates than
+    training questions.
+
+    runs       the votes of each answer of a run, in any order, each at least 1; one run a question is best
+    n_shapes   at most this many shapes, from 1 to 64; fewer where there are fewer runs
+    n_answers  answers kept in a shape, from 2 to 32; what lies behind them is left out
+
+    Returns falling numbers; a shape's sum is its weight, and all sum to 1. Raises ConfigError for no runs, a run
+    without votes, and numbers out of range.
+    """
+    if not runs or not 1 <= n_shapes <= 64 or not 2 <= n_answers <= 32:
+        raise ConfigError(f"learn_prior: got {len(runs)} runs, {n_shapes=}, {n_answers=}; at least 1, 1 to 64, 2 to 32")
+    each = np.array(sorted(_shape(at, votes, n_answers) for at, votes in enumerate(runs)))
+    n_by_leader = isqrt(n_shapes)
+    shapes = []
+    for by_leader in _groups(each, n_by_leader):
+        by_runner_up = by_leader[np.argsort(by_leader[:, 1], kind="stable")]
+        shapes += [group.sum(axis=0) / len(runs) for group in _groups(by_runner_up, n_shapes // n_by_leader)]
+    return tuple(tuple(float(p) for p in shape if p > 0) for shape in shapes)
+
+
+def _groups(rows: Floats, n_groups: int) -> list[Floats]:
+    """The rows in order, in so many groups of nearly equal size; fewer where there are fewer rows."""
+    return np.array_split(rows, min(n_groups, len(rows)))
+
+
+def _shape(at: int, votes: Sequence[int], n_answers: int) -> list[float]:
+    """Probabilities of a run's answers, falling, filled up with zeros."""
+    if not votes or any(type(count) is not int or count < 1 for count in votes):
+        raise ConfigError(f"learn_prior: run {at}: votes must be whole numbers of at least 1, and at least one")
+    smoothed = [count + _UNSEEN for count in sorted(votes, reverse=True)[: n_answers - 1]] + [_UNSEEN]
+    whole = sum(smoothed)
+    return [p / whole for p in smoothed] + [0.0] * (n_answers - len(smoothed))

@@ -1,0 +1,370 @@
+"""Logs of model traffic, read as calls: which format a file has and what its records say. Nothing is sent.
+
+openai    {"request": …, "response": …}, the Batch API's lines, or a bare chat completion
+          (OpenAI API reference, "Chat" and "Batch")
+litellm   StandardLoggingPayload, one a line, and rows of the proxy's spend logs
+          (docs.litellm.ai, "StandardLoggingPayload Specification")
+langfuse  observations of type GENERATION, from the API (camel case) or an export (snake case)
+          (langfuse.com docs, "Public API" and "Blob Storage Export Field Reference")
+vllm      text lines that `--enable-log-requests --enable-log-outputs` writes:
+              Received request ID: prompt: '…', params: SamplingParams(n=1, …), prompt_token_ids: […], …
+              Request ID details: prompt: '…', …             newer versions, at level DEBUG
+              Generated response ID: output: '…', output_token_ids: […], finish_reason: stop
+          (vllm/entrypoints/logger.py; not tried on a live server's log)
+"""
+
+from __future__ import annotations
+
+import ast
+import calendar
+import hashlib
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from suffice.errors import ConfigError
+from suffice.files import open_unpacked
+from suffice.upstream.wire import REASONING_FIELDS
+
+THINK = ("<think>", "</think>")
+FINISHED = frozenset({"success", "completed", "200", ""})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggedCall:
+    """One finished call of a model. None: the log does not say."""
+
+    prompt: str  # hash: the same for calls that asked the same; "": unknown
+    texts: tuple[str, ...]  # the visible answer of each choice
+    thoughts: tuple[str, ...]  # the thought that was shown with it; "": none
+    model: str = ""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None  # of all choices together, thoughts included
+    reasoning_tokens: int | None = None  # part of them
+    at_s: float | None = None  # Unix time at which it began
+
+
+def prompt_key(asked: object) -> str:
+    if asked in (None, "", []):
+        return ""
+    return hashlib.blake2b(msgspec.json.encode(asked), digest_size=12).hexdigest()
+
+
+def read_openai(item: Mapping[str, Any]) -> LoggedCall | None:
+    request = _mapping(item.get("request")) or _mapping(item.get("body")) or item
+    request = _mapping(request.get("body")) or request
+    response = _mapping(item.get("response")) or item
+    response = _mapping(response.get("body")) or response
+    asked = request.get("messages") or request.get("prompt") or request.get("input")
+    at = _first(item, "created_at", "timestamp", "time", "start_time", "startTime") or response.get("created")
+    return read_completion(response, asked=asked, at=at)
+
+
+def read_litellm(item: Mapping[str, Any]) -> LoggedCall | None:
+    """One StandardLoggingPayload, or one row of the spend logs. Failed calls and cache hits are left out."""
+    if str(item.get("status") or "").lower() not in FINISHED or item.get("cache_hit") in (True, "True", "true"):
+        return None
+    response = item.get("response")
+    if isinstance(response, str):
+        response = _decoded(response) or {"choices": [{"message": {"content": response}}]}
+    messages = item.get("messages")
+    asked = _decoded(messages) or messages if isinstance(messages, str) else messages
+    call = read_completion(_mapping(response) or {}, asked=asked, at=item.get("startTime"))
+    return None if call is None else _counted(call, item, ("prompt_tokens",), ("completion_tokens",))
+
+
+def read_langfuse(item: Mapping[str, Any]) -> LoggedCall | None:
+    """One observation. Those that are no GENERATION are left out."""
+    if str(item.get("type", "GENERATION")).upper() != "GENERATION":
+        return None
+    asked, output = _value(item.get("input")), _value(item.get("output"))
+    if isinstance(asked, Mapping) and "messages" in asked:
+        asked = asked["messages"]
+    response: Mapping[str, Any]
+    if isinstance(output, Mapping) and "choices" in output:
+        response = output
+    elif isinstance(output, Mapping) and ("content" in output or "role" in output):
+        response = {"choices": [{"message": output}]}
+    elif isinstance(output, list):
+        response = {"choices": [{"message": m} for m in output if isinstance(m, Mapping)]}
+    elif isinstance(output, str) and output:
+        response = {"choices": [{"message": {"content": output}}]}
+    else:
+        return None
+    call = read_completion(response, asked=asked, at=_first(item, "startTime", "start_time"))
+    if call is None:
+        return None
+    details = _mapping(_value(_first(item, "usageDetails", "usage_details", "usage"))) or {}
+    flat = {**details, **{k: v for k, v in item.items() if k in ("promptTokens", "completionTokens", "model")}}
+    return _counted(
+        call, flat, ("input", "promptTokens", "prompt_tokens"), ("output", "completionTokens", "completion_tokens")
+    )
+
+
+READERS: Mapping[str, Callable[[Mapping[str, Any]], LoggedCall | None]] = {
+    "openai": read_openai,
+    "litellm": read_litellm,
+    "langfuse": read_langfuse,
+}
+
+
+def detect_log_format(item: Mapping[str, Any]) -> str | None:
+    if "traceId" in item or ("trace_id" in item and "call_type" not in item) or "usageDetails" in item:
+        return "langfuse"
+    if "call_type" in item or ("response_cost" in item) or ("spend" in item and "startTime" in item):
+        return "litellm"
+    if _mapping(item.get("response")) or "choices" in item:
+        return "openai"
+    return None
+
+
+# --------------------------------------------------------------------------- what they share
+
+
+def read_completion(response: Mapping[str, Any], *, asked: object, at: object) -> LoggedCall | None:
+    """A chat or plain completion as OpenAI's API has it; None: it holds no answer.
+
+    asked  the messages or the prompt
+    at     when, as a number (seconds) or as ISO 8601
+    """
+    listed = response.get("choices")
+    choices = [_said(c) for c in listed if isinstance(c, Mapping)] if isinstance(listed, list) else []
+    if not choices or not any(text or thought for text, thought in choices):
+        return None
+    call = LoggedCall(
+        prompt=prompt_key(asked),
+        texts=tuple(text for text, _ in choices),
+        thoughts=tuple(thought for _, thought in choices),
+        model=str(response.get("model") or ""),
+        at_s=parse_moment(at),
+    )
+    usage = _mapping(response.get("usage")) or {}
+    details = _mapping(usage.get("completion_tokens_details")) or {}
+    thought_tokens = parse_count(details.get("reasoning_tokens"))
+    return _counted(call, {**usage, "reasoning": thought_tokens}, ("prompt_tokens",), ("completion_tokens",))
+
+
+def _said(choice: Mapping[str, Any]) -> tuple[str, str]:
+    message = _mapping(choice.get("message")) or {}
+    text = _text(message.get("content")) or _text(choice.get("text"))
+    thought = next((t for name in REASONING_FIELDS if (t := _text(message.get(name)))), "")
+    if not thought and THINK[1] in text:
+        thought, _, text = text.partition(THINK[1])
+        thought = thought.partition(THINK[0])[2] or thought
+    return text, thought
+
+
+def _text(content: object) -> str:
+    if isinstance(content, str):
+        return content
+    parts = [p.get("text") for p in content if isinstance(p, Mapping)] if isinstance(content, list) else []
+    return "".join(p for p in parts if isinstance(p, str))
+
+
+def _counted(
+    call: LoggedCall, counts: Mapping[str, Any], prompt: tuple[str, ...], completed: tuple[str, ...]
+) -> LoggedCall:
+    """The call with the token counts and the model under these names, where it lacks them."""
+    first = next((n for name in prompt if (n := parse_count(counts.get(name))) is not None), None)
+    second = next((n for name in completed if (n := parse_count(counts.get(name))) is not None), None)
+    return replace(
+        call,
+        model=call.model or str(counts.get("model") or ""),
+        prompt_tokens=first if call.prompt_tokens is None else call.prompt_tokens,
+        completion_tokens=second if call.completion_tokens is None else call.completion_tokens,
+        reasoning_tokens=parse_count(counts.get("reasoning"))
+        if call.reasoning_tokens is None
+        else call.reasoning_tokens,
+    )
+
+
+def parse_count(value: object) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return int(value) if 0 <= value < 2**53 else None
+
+
+def parse_moment(value: object) -> float | None:
+    """Unix time of a moment given in seconds, milliseconds or as ISO 8601 (without a zone: UTC); None: unreadable."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value / 1000 if value > 1e11 else float(value) if value > 0 else None
+    if not isinstance(value, str):
+        return None
+    try:
+        when = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return (when if when.tzinfo is not None else when.replace(tzinfo=UTC)).timestamp()
+
+
+def _mapping(value: object) -> Mapping[str, Any] | None:
+    return value if isinstance(value, Mapping) else None
+
+
+def _value(value: object) -> object:
+    return _decoded(value) or value if isinstance(value, str) and value[:1] in "[{" else value
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError):
+        return None
+
+
+def _first(item: Mapping[str, Any], *names: str) -> Any:
+    return next((item[name] for name in names if item.get(name) is not None), None)
+
+
+_STRING = r"(?P<{}>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|None)"
+_HEAD = re.compile(r"\b(?:INFO|DEBUG|WARNING)\s+(?P<month>\d\d)-(?P<day>\d\d)\s+(?P<h>\d\d):(?P<m>\d\d):(?P<s>\d\d)")
+_ASKED = re.compile(r"\b(?:Received request|Request) (?P<id>\S+?):? (?:details: )?prompt: " + _STRING.format("text"))
+_TOLD = re.compile(
+    r"\bGenerated response (?P<id>\S+?)(?P<stream> \(streaming (?:delta|complete)\))?: output: "
+    + _STRING.format("text")
+    + r"(?:, output_token_ids: (?P<tokens>\[[^\]]*\]|None|\([^)]*\)))?"
+)
+_PROMPT_IDS = re.compile(r"prompt_token_ids: \[(?P<ids>[\d, ]*)\]")
+LINE_MARK = re.compile(r"\b(?:Received request|Generated response) \S+")
+YEAR = 2000  # any leap year: only differences count
+
+
+def read_vllm_log(lines: Iterable[str]) -> Iterator[LoggedCall]:
+    """The calls whose answer was logged. Pieces of a stream are left out: its whole answer follows them."""
+    asked: dict[str, tuple[str, int | None]] = {}
+    for line in lines:
+        if (match := _ASKED.search(line)) is not None:
+            ids = _PROMPT_IDS.search(line)
+            n_prompt = None if ids is None else len([n for n in ids["ids"].split(",") if n.strip()])
+            asked[match["id"]] = prompt_key(_unquoted(match["text"])), n_prompt
+        elif (match := _TOLD.search(line)) is not None and match["stream"] != " (streaming delta)":
+            prompt, n_prompt = asked.pop(match["id"], ("", None))
+            output = _unquoted(match["text"])
+            thought, closed, text = output.partition(THINK[1])
+            yield LoggedCall(
+                prompt=prompt,
+                texts=(text if closed else output,),
+                thoughts=(thought.removeprefix(THINK[0]) if closed else "",),
+                prompt_tokens=n_prompt,
+                completion_tokens=_length(match["tokens"]),
+                at_s=_moment(line),
+            )
+
+
+def _unquoted(text: str) -> str:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return value if isinstance(value, str) else ""
+
+
+def _length(listed: str | None) -> int | None:
+    if listed is None or listed == "None":
+        return None
+    return len([one for one in listed.strip("[]()").split(",") if one.strip()])
+
+
+def _moment(line: str) -> float | None:
+    head = _HEAD.search(line)
+    if head is None:
+        return None
+    month, day, hours, minutes, seconds = (int(head[name]) for name in ("month", "day", "h", "m", "s"))
+    return float(calendar.timegm((YEAR, month, day, hours, minutes, seconds)))
+
+
+FORMATS = (*READERS, "vllm")
+LOOKED_AT = 200  # lines at the head of a file from which its format is detected
+
+
+@dataclass(slots=True)
+class Log:
+    calls: list[LoggedCall] = field(default_factory=list)
+    formats: list[str] = field(default_factory=list)  # of the files, in their order
+    n_records: int = 0  # lines, or records of an array, that were looked at
+    n_left_out: int = 0  # of them: failed, cached, no answer in it, or unreadable
+
+
+def read_logs(paths: Sequence[Path], *, as_format: str | None = None) -> Log:
+    """Read all calls of some files, `.gz` by suffix. Raises ConfigError with the file at fault.
+
+    as_format  a name of FORMATS; None: detected for each file
+    """
+    log = Log()
+    for path in paths:
+        try:
+            name = as_format or _format(path)
+            log.formats.append(name)
+            before = len(log.calls)
+            (_read_vllm if name == "vllm" else _read_json)(path, name, log)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        if len(log.calls) == before:
+            raise ConfigError(f"{path}: holds no finished call with an answer in the format {name!r}")
+    return log
+
+
+def _format(path: Path) -> str:
+    with open_unpacked(path) as file:
+        head = [line.decode("utf-8", "replace") for line in islice(file, LOOKED_AT)]
+    if any(LINE_MARK.search(line) and not line.lstrip().startswith("{") for line in head):
+        return "vllm"
+    for item in islice(_records(path), LOOKED_AT):
+        name = detect_log_format(item) if item is not None else None
+        if name is not None:
+            return name
+    raise ConfigError(f"{path}: has no format that is known; known: {', '.join(FORMATS)}; name one with --format")
+
+
+def _read_json(path: Path, name: str, log: Log) -> None:
+    for item in _records(path):
+        log.n_records += 1
+        call = READERS[name](item) if item is not None else None
+        if call is None:
+            log.n_left_out += 1
+        else:
+            log.calls.append(call)
+
+
+def _read_vllm(path: Path, name: str, log: Log) -> None:  # noqa: ARG001 - one signature for both readers
+    with open_unpacked(path) as file:
+        for call in read_vllm_log(line.decode("utf-8", "replace") for line in file):
+            log.n_records += 1
+            log.calls.append(call)
+
+
+def _records(path: Path) -> Iterator[Mapping[str, Any] | None]:
+    """The objects of JSON lines, or of one JSON array; None for a line that is no object."""
+    with open_unpacked(path) as file:
+        if file.read(1) == b"[":
+            yield from _array(path)
+            return
+    with open_unpacked(path) as file:
+        for line in file:
+            if not line.isspace():
+                yield _object(line)
+
+
+def _array(path: Path) -> Iterator[Mapping[str, Any] | None]:
+    with open_unpacked(path) as file:
+        whole = file.read()
+    try:
+        items = msgspec.json.decode(whole)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise ConfigError(f"{path}: begins as a JSON array and is none ({error})") from None
+    yield from (item if isinstance(item, Mapping) else None for item in items)
+
+
+def _object(line: bytes) -> Mapping[str, Any] | None:
+    try:
+        item = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeError):
+        return None
+    return item if isinstance(item, Mapping) else None

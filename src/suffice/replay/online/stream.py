@@ -1,0 +1,271 @@
+"""Recorded runs as traffic: one stream from cold start to end, each request audited by lot or stopped at a level.
+
+A vote ends at the sample that decides it, in audits too (`study.runs`); `runs.full` stays the cost of all samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Final, Protocol, TypeVar
+
+import numpy as np
+
+from suffice.assurance.drift import BATCH
+from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, Small
+from suffice.learn.certifier import Certifier, KeeperDecision, PendingAudits
+from suffice.learn.features import FeatureSelection, choose_features
+from suffice.learn.models import Examples, Parts, fit
+from suffice.learn.served import FoldedModels, Learner, PGood
+from suffice.replay.study.runs import Runs
+from suffice.replay.study.scores import features_of
+from suffice.replay.study.sums import folds_of
+
+V = TypeVar("V")
+N_EARLY = 4  # features of the first checkpoint that stand for the signals of all traffic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RecordedTraffic:
+    """Requests in the order of their recording; a stream takes them in another."""
+
+    runs: AuditRuns
+    probes: Floats  # (T,): the part of `runs.cost` that probes cost
+    early: Floats  # (N, F): early signals, seen of every request
+    question: tuple[str, ...]  # (N,): requests of one question are not independent
+    chosen: FeatureSelection  # the columns of `runs.x`
+    duration: Floats  # (N,): requests that begin while it runs, it among them; 0: it ends at once
+    # What a drift may select by, (N,) each; () where it is unknown.
+    query_class: tuple[str, ...] = ()
+    model: tuple[str, ...] = ()
+    full_ok: tuple[bool, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def take(self, which: Ints) -> RecordedTraffic:
+        """Some requests in the given order, numbered anew from 0; one may come several times."""
+        runs, (_, rows) = self.runs.take(which), self.runs.rows_of(which)
+        at = np.arange(len(which), dtype=np.float64)
+        delay = self.runs.label_at[which] - self.runs.at[which]
+        return replace(
+            self,
+            runs=replace(runs, at=at, label_at=at + delay),
+            probes=self.probes[rows],
+            early=self.early[which],
+            duration=self.duration[which],
+            question=_picked(self.question, which),
+            query_class=_picked(self.query_class, which),
+            model=_picked(self.model, which),
+            full_ok=_picked(self.full_ok, which),
+        )
+
+
+def make_traffic(runs: Runs, chosen: FeatureSelection | None = None) -> RecordedTraffic:
+    """Traffic from recorded runs. A question's hash decides which model serves it, so that repeats stay together."""
+    chosen = chosen or choose_features(runs.kind, runs.queries)
+    x = features_of(runs, chosen)
+    answered = ~np.isnan(runs.columns.answer)
+    run, at = runs.run_of_row, np.arange(len(runs), dtype=np.float64)
+    z = runs.full_ok[run].astype(np.int8) - runs.ok.astype(np.int8)
+    d = ~runs.same
+    z[runs.last], d[runs.last] = 0, False
+    finish = runs.finish[run]
+    finish[runs.last] = 0.0  # the full run has written its answer
+    classes = {name: i for i, name in enumerate(sorted({query.query_class for query in runs.queries}))}
+    return RecordedTraffic(
+        runs=AuditRuns(
+            x=x,
+            starts=runs.starts,
+            z=z,
+            d=d,
+            may_stop=answered,
+            cost=runs.cost + runs.probes + finish,
+            per_step=runs.per_step,
+            full=runs.full_tokens,
+            fold=folds_of(runs).astype(np.int8),
+            at=at,
+            share=np.ones(len(runs)),
+            label_at=at.copy(),
+            query_class=np.array([classes[q.query_class] for q in runs.queries], np.int64),
+            abandoned=np.zeros(len(runs), dtype=bool),
+        ),
+        probes=runs.probes,
+        early=select_early_signals(x, runs.starts, len(chosen.dense)),
+        duration=np.zeros(len(runs)),
+        question=runs.question,
+        query_class=tuple(query.query_class for query in runs.queries),
+        model=tuple(dict(query.metadata).get("model", "") for query in runs.queries),
+        full_ok=tuple(runs.full_ok.tolist()),
+        chosen=chosen,
+    )
+
+
+def with_times(
+    traffic: RecordedTraffic, *, run_time: float, label_delay: tuple[int, int], rng: np.random.Generator
+) -> RecordedTraffic:
+    """The same requests, whose runs take time in proportion to their tokens and whose labels come later.
+
+    run_time     mean of the stream, in requests that begin meanwhile; 0: each run ends at once
+    label_delay  requests between the end of a run and its label: evenly from the first to the second
+    """
+    runs, (least, most) = traffic.runs, label_delay
+    tokens = runs.cost[runs.last]
+    duration = run_time * tokens / max(1.0, float(tokens.mean()))
+    delay = rng.integers(least, most, len(traffic), endpoint=True) if least < most else np.full(len(traffic), least)
+    return replace(traffic, duration=duration, runs=replace(runs, label_at=runs.at + duration + delay))
+
+
+def select_early_signals(x: Floats, starts: Ints, n_dense: int) -> Floats:
+    """What every request shows before any level could stop it: the first checkpoint's most varied features, (N, F)."""
+    first = x[starts[:-1], :n_dense]
+    spread = first.std(axis=0)
+    most = np.argsort(-spread / (np.abs(first).mean(axis=0) + 1e-9), kind="stable")[:N_EARLY]
+    return first[:, np.sort(most)]
+
+
+def learner_of(chosen: FeatureSelection, *, parts: Parts = "ensemble", seed: int = 0) -> Learner:
+    return partial(_learn, chosen, parts, seed)
+
+
+def _learn(chosen: FeatureSelection, parts: Parts, seed: int, x: Floats, good: Bools, weight: Floats) -> PGood:
+    fitted = fit(Examples(x=x, good={"as-good": good}, weight=weight), chosen, "as-good", parts=parts, seed=seed)
+    return fitted.scores
+
+
+def _picked(names: Sequence[V], which: Ints) -> tuple[V, ...]:
+    """Some of them, in that order; () stays ()."""
+    return tuple(names[i] for i in which.tolist()) if names else ()
+
+
+PERIOD: Final = 100  # requests between two looks of the control loop
+
+
+class Design(Protocol):
+    """What decides about a stream: `learn.certifier.Keeper`, or anything else with its face."""
+
+    now: float
+
+    @property
+    def level(self) -> int: ...
+
+    @property
+    def served(self) -> FoldedModels | None: ...
+
+    @property
+    def share(self) -> float: ...
+
+    @property
+    def in_burst(self) -> bool: ...
+
+    def take(self, runs: AuditRuns) -> None: ...
+
+    def notice(self, signals: Floats) -> tuple[KeeperDecision, ...]: ...
+
+    def tick(self, now: float) -> tuple[KeeperDecision, ...]:
+        """Look at the evidence; what changed."""
+        ...
+
+
+D = TypeVar("D", bound=Design)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stream:
+    audit: Bools  # (N,): ran in full by lot, or because all did
+    burst: Bools  # (N,): all requests ran in full then
+    level: Ints  # (N,): in force when the request came
+    z: Small  # (N,): EM drop; 0 for audits
+    tokens: Floats  # (N,): spent, everything in
+    probes: Floats  # (N,): the part of them that probes took
+    full: Floats  # (N,): what the full run alone takes
+    changes: tuple[KeeperDecision, ...]
+
+    def reduction(self, part: slice, *, probes: bool = True) -> float:
+        """Token reduction over some of the requests, a fraction."""
+        spent = self.tokens[part].sum() - (0.0 if probes else self.probes[part].sum())
+        return float(1 - spent / max(1.0, self.full[part].sum()))
+
+    def drop(self, part: slice) -> float:
+        return float(self.z[part].mean()) if len(self.z[part]) else 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _OpenAudits:
+    traffic: RecordedTraffic
+    which: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    share: Floats = field(default_factory=lambda: np.zeros(0))
+
+    def add(self, which: Ints, share: float) -> None:
+        self.which = np.concatenate([self.which, which])
+        self.share = np.concatenate([self.share, np.full(len(which), share)])
+
+    def forget(self) -> None:
+        self.which, self.share = self.which[:0], self.share[:0]
+
+    def give(self, design: Design, now: float) -> None:
+        duration = self.traffic.duration[self.which]
+        back = self.which + duration < now if duration.any() else np.ones(len(self.which), dtype=bool)
+        order = np.argsort(self.which[back] + duration[back], kind="stable")
+        returned = self.traffic.runs.take(self.which[back][order])
+        if isinstance(design, Certifier):
+            design.returned(duration[back])
+            design.pending = PendingAudits(at=self.which[~back].astype(np.float64), share=self.share[~back])
+        design.take(replace(returned, share=self.share[back][order]))
+        self.which, self.share = self.which[~back], self.share[~back]
+
+
+def run_stream(
+    traffic: RecordedTraffic,
+    design: D,
+    rng: np.random.Generator,
+    *,
+    period: int = PERIOD,
+    learns: Bools | None = None,
+    watch: Callable[[D], None] = lambda _: None,
+) -> Stream:
+    """Serve the requests of `traffic` in their order.
+
+    design  decides, from its cold start on
+    rng     draws the audit lots
+    period  requests between two looks of the control loop; signals come in batches of 100 whatever it is
+    learns  requests whose audits count as evidence, shape (N,); None: all
+    watch   is shown the design after each look
+    """
+    runs, n = traffic.runs, len(traffic)
+    audit, burst, level = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64)
+    row = runs.last.copy()
+    changes: list[KeeperDecision] = []
+    n_noticed, waiting = 0, _OpenAudits(traffic)
+    for begin in range(0, n, period):
+        block = np.arange(begin, min(begin + period, n))
+        now = begin + len(block)
+        share = design.share
+        audit[block] = rng.random(len(block)) < share
+        level[block], burst[block] = design.level, design.in_burst
+        if design.level and design.served is not None:
+            served = block[~audit[block]]
+            part = runs.take(served)
+            row[served] = design.served.rows_at(part, design.level) - part.starts[:-1] + runs.starts[served]
+        design.now = float(now)
+        waiting.add(block[audit[block] if learns is None else audit[block] & learns[block]], share)
+        waiting.give(design, now)
+        n_changes = len(changes)
+        while n_noticed + BATCH <= now:
+            changes += design.notice(traffic.early[n_noticed : n_noticed + BATCH])
+            n_noticed += BATCH
+        changes += design.tick(float(now))
+        if any(change.kind == "epoch" for change in changes[n_changes:]):
+            waiting.forget()
+        watch(design)
+    return Stream(
+        audit=audit,
+        burst=burst,
+        level=level,
+        z=runs.z[row],
+        tokens=runs.cost[row],
+        probes=traffic.probes[row],
+        full=runs.full,
+        changes=tuple(changes),
+    )

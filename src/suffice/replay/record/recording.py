@@ -1,0 +1,278 @@
+"""What is recorded and how it is kept: the questions, the settings that every run shares, and the file on disk.
+
+The settings travel with each run in its `meta`, so a recording resumes only as it was begun. While it runs, each
+finished run is one line of `OUT.part`, on disk before the next question begins (`traces.jsonl.RunLog`). At every
+orderly end all lines are packed into `OUT`, which appears at once or not at all. A crash loses or repeats no run.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import shutil
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal, Self
+
+import msgspec
+
+from suffice.episode.answer_forcing import N_RIVALS
+from suffice.errors import ConfigError, StoreError
+from suffice.files import json_object, open_unpacked, whole_file
+from suffice.replay.traces.jsonl import RunLog, RunRow
+from suffice.scoring.base import Spec
+from suffice.settings import Probe, Steps
+
+RecordKind = Literal["reasoning", "samples"]
+# Fields of a question's line that go into its request; those of the command come first.
+SENT_ALONG = ("max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "seed", "chat_template_kwargs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuestionLine:
+    id: str
+    task: str  # "": the line names none
+    question: str  # what the user wrote last
+    gold: str  # the right answer, as it is written
+    body: Mapping[str, Any]  # messages, and the sampling fields that stood beside them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordingRecipe:
+    """What makes two runs comparable: the same for all runs of one recording."""
+
+    kind: RecordKind
+    model: str
+    scorer: Spec
+    driver: str
+    finish: str | None  # how a thought is closed for a probe; None: nothing is probed
+    n_samples: int = 1  # kind "samples": answers a question
+    temperature: float | None = None  # None: the question's own, else the server's default
+    max_tokens: int | None = None  # None: likewise
+    logprobs: bool = True  # ask for the log-probabilities of the run's own tokens
+    top_logprobs: int = N_RIVALS  # rivals listed at each token of a probe, as live
+    steps: Steps = field(default_factory=Steps)
+    probe: Probe = field(default_factory=Probe)
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data, in a fixed order. Fields that change no run (time-outs) are left out."""
+        data = asdict(self) | {"steps": msgspec.to_builtins(self.steps), "probe": msgspec.to_builtins(self.probe)}
+        for name in ("timeout_s", "verified_by"):
+            del data["probe"][name]
+        return data
+
+    @property
+    def hash(self) -> str:
+        return hashlib.blake2b(msgspec.json.encode(self.as_data()), digest_size=6).hexdigest()
+
+    def body(self, asked: QuestionLine) -> dict[str, Any]:
+        sent = {"model": self.model, "seed": recording_seed(asked.id), **asked.body}
+        if self.temperature is not None:
+            sent["temperature"] = self.temperature
+        if self.max_tokens is not None:
+            name = "max_completion_tokens" if "max_completion_tokens" in sent else "max_tokens"
+            sent[name] = self.max_tokens
+        if self.logprobs:
+            sent |= {"logprobs": True, "top_logprobs": 1}
+        return sent | {"stream": True, "stream_options": {"include_usage": True}}
+
+
+def recording_seed(question_id: str) -> int:
+    """The seed that a question is asked with: the same in every recording, so that a resumed one differs in nothing."""
+    return int.from_bytes(hashlib.blake2b(question_id.encode(), digest_size=3).digest(), "big")
+
+
+def read_recorded_questions(lines: Iterable[str], where: str) -> list[QuestionLine]:
+    """Read JSON lines with `question` or `messages`, `gold`, and optionally `id`, `task` and sampling fields.
+
+    A line without an id is named after its messages. Raises ConfigError with the line at fault.
+    """
+    questions: list[QuestionLine] = []
+    ids: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        asked = _read_line(line, f"{where}:{number}")
+        if asked.id in ids:
+            first = ids[asked.id]
+            raise ConfigError(f"{where}:{number}: id {asked.id!r:.80} stands in line {first} already; ids are unique")
+        ids[asked.id] = number
+        questions.append(asked)
+    if not questions:
+        raise ConfigError(f"{where}: holds no question")
+    return questions
+
+
+def _read_line(line: str, where: str) -> QuestionLine:
+    item = json_object(line, where)
+    messages, question = item.get("messages"), item.get("question")
+    if isinstance(question, str) and "messages" not in item:
+        messages = [{"role": "user", "content": question}]
+    if not isinstance(messages, list) or not _are_messages(messages):
+        raise ConfigError(f'{where}: has no question; need {{"question": "…"}} or messages with roles and text')
+    known, gold = _text(item, "id", where), _text(item, "gold", where)
+    if gold is None:
+        raise ConfigError(f"{where}: has no gold; a trace says for every answer whether it is right")
+    return QuestionLine(
+        id=known if known is not None else hashlib.blake2b(msgspec.json.encode(messages), digest_size=8).hexdigest(),
+        task=_text(item, "task", where) or "",
+        question=question if isinstance(question, str) else _last_said(messages),
+        gold=gold,
+        body={"messages": messages, **{k: item[k] for k in SENT_ALONG if k in item}},
+    )
+
+
+def _are_messages(messages: list[Any]) -> bool:
+    return bool(messages) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in messages
+    )
+
+
+def _text(item: Mapping[str, Any], name: str, where: str) -> str | None:
+    """A field that is text; a number is taken as it is written."""
+    value = item.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise ConfigError(f"{where}: {name}: must be text, got {type(value).__name__}")
+
+
+def _last_said(messages: list[dict[str, Any]]) -> str:
+    content = next((m["content"] for m in reversed(messages) if m["role"] == "user"), messages[-1]["content"])
+    if isinstance(content, list):
+        parts = [p.get("text") for p in content if isinstance(p, dict)]
+        return "".join(p for p in parts if isinstance(p, str))
+    return content if isinstance(content, str) else ""
+
+
+class RecordingFile:
+    """The file of one recording; use it in a `with` block.
+
+    `done` holds the ids of the questions that are recorded. Entering raises ConfigError when the file was
+    recorded with other settings, TraceError when it is no recording, and StoreError when it cannot be used.
+    """
+
+    def __init__(self, out: Path, recipe: RecordingRecipe) -> None:
+        self.out, self.part = out, out.with_name(out.name + ".part")
+        self.done: set[str] = set()
+        self.torn = False  # had a crash cut the last line short?
+        self._recipe = recipe
+        self._open = ExitStack()
+        self._log: RunLog | None = None
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opened:
+            try:
+                if not self.part.exists() and self.out.exists():
+                    self._unpack()
+                log = opened.enter_context(RunLog(self.part))
+                opened.enter_context(_alone(self.part))
+            except OSError as error:
+                raise StoreError(f"{self.part}: cannot be used ({error.strerror or error})") from None
+            self._take_up(log)
+            self._log, self._open = log, opened.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._log = None
+        with self._open:  # the file stays ours until it is packed
+            if self.done:
+                self._pack()
+            else:
+                self.part.unlink(missing_ok=True)
+
+    def append(self, row: RunRow) -> None:
+        """Write one finished run; it is on the disk when this returns. Raises StoreError."""
+        assert self._log is not None
+        try:
+            self._log.append(row)
+        except OSError as error:
+            raise StoreError(f"{self.part}: cannot be written ({error.strerror or error})") from None
+        self.done.add(row.question_id)
+
+    def _take_up(self, log: RunLog) -> None:
+        """Note which questions are done; refuse what was recorded in another way."""
+        self.torn = log.torn
+        for _, _, run, question in log.ids:
+            if run != self._recipe.hash:
+                raise ConfigError(
+                    f"{self.out}: was recorded with other settings: {self._difference(run)};"
+                    " record with those, or name another file with --out"
+                )
+            self.done.add(question)
+
+    def _difference(self, run: str) -> str:
+        with self.part.open("rb") as lines:
+            for line in lines:
+                row: Mapping[str, Any] = msgspec.json.decode(line)
+                if row["run"] == run:
+                    return describe_difference(recorded_with(row.get("meta")), self._recipe.as_data())
+        raise AssertionError("unreachable")
+
+    def _unpack(self) -> None:
+        try:
+            with whole_file(self.part) as draft, draft.open("wb") as part, open_unpacked(self.out) as packed:
+                shutil.copyfileobj(packed, part)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise StoreError(f"{self.out}: is damaged ({error})") from None
+
+    def _pack(self) -> None:
+        """Put every whole line into the named file; a line that could not be written to its end stays out."""
+        with whole_file(self.out) as draft, draft.open("wb") as plain, self.part.open("rb") as part:
+            # Without name and time the same runs give the same bytes.
+            squeezed = gzip.GzipFile("", "wb", fileobj=plain, mtime=0) if self.out.suffix == ".gz" else None
+            packed: IO[bytes] = plain if squeezed is None else squeezed  # type: ignore[assignment]  # it writes bytes as any file does
+            packed.writelines(line for line in part if line.endswith(b"\n"))
+            if squeezed is not None:
+                squeezed.close()
+        self.part.unlink()
+
+
+def recorded_with(meta: str | None) -> Mapping[str, Any]:
+    """The settings that a run's `meta` names; empty: it was not recorded here."""
+    try:
+        settings = msgspec.json.decode(meta or "{}")["recorded_with"]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return {}
+    return settings if isinstance(settings, Mapping) else {}
+
+
+def describe_difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
+    if not theirs:
+        return "it does not say with which"
+    differences = []
+    for name, value in mine.items():
+        other = theirs.get(name)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            differences += [
+                f"{name}.{key} was {other.get(key)!r} and is now {value[key]!r}"
+                for key in value
+                if other.get(key) != value[key]
+            ]
+        elif other != value:
+            differences.append(f"{name} was {other!r} and is now {value!r}")
+    return ", ".join(differences[:3]) or "by another version of suffice"
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a file against a second recorder, where the system can. Raises StoreError when there is one."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(f"{path}: another recorder is writing to it; wait for it, or end it") from None
+        yield
