@@ -52,6 +52,7 @@ OVER_SOCKETS = (
     "governor/",
     "local/",
     "plugins/",
+    "simulators/test_fault_proxy.py",
     "store/",
     "test_server.py",
     "testing/",

@@ -17,7 +17,7 @@ from suffice.learn.price import PriceBounds
 from suffice.learn.shadow import ShadowAudit
 from suffice.learn.tuner import Tuner
 from suffice.learn.tuning import Tick, TuningBounds, TuningProposal
-from suffice.testing.knobs.worlds import ARMS, CLASSES, FULL_TOKENS, SECONDS_A_REQUEST, ArmWorld, Story
+from tests.simulators.arm_worlds.worlds import ARMS, CLASSES, FULL_TOKENS, SECONDS_A_REQUEST, ArmWorld, Story
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
