@@ -33,7 +33,7 @@ FIND_PYTHON = for name in $(PYTHON) python3.13 python3.12 python3.11 python3 pyt
 
 SOURCES := pyproject.toml src/suffice/__init__.py requirements/build.txt
 
-.PHONY: help demo demo-full demo-online demo-console test attacks examples clients lock-clients check lint types layers house packages bench claims-full peer-suite lock wheel clean
+.PHONY: help docs demo demo-full demo-online demo-console test attacks examples clients lock-clients check lint types layers house packages bench claims-full peer-suite lock wheel clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -69,6 +69,9 @@ faults: $(VENV)/.ready-dev ## run the tests behind docs/reference/faults.md and 
 	$(PY) -m tests.faults.table
 
 check: lint types layers house packages ## lint, types, layers, gates and docs, installed packages; make -k check sees all
+
+docs: $(VENV)/.ready-dev ## write the tables of docs/reference that say what code declares: policies and signals
+	$(PY) tools/reference.py
 
 lint: $(VENV)/.ready-dev
 	$(PY) -m ruff check .

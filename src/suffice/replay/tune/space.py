@@ -2,8 +2,8 @@
 
 A table, and how one line of it is drawn. Ranges are those of the policies' own parameters, narrowed to where
 recorded runs can tell settings apart; a probability near 1 is drawn by its distance from 1, counts by their
-logarithm. Knows names and ranges and refuses to know runs and results. Each policy of the table of
-policies stands here or in `LEFT_OUT`, with the reason; so does each parameter.
+logarithm. A policy without a narrowed range is searched in the ranges that it declares, unless `LEFT_OUT` has a reason
+against it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeAlias
 
-from suffice.policy.base import build_policy
+from suffice.model.stop import StopModel
+from suffice.policy.base import POLICIES, build_policy
+from suffice.policy.parameters import parameters_of
+from suffice.policy.protocol import Policy
 from suffice.replay.tune.scored import EVEN, PRICED
 from suffice.types import Kind
 
@@ -111,7 +114,7 @@ class Family:
     fullest: Mapping[str, Any] = field(default_factory=dict)  # parameters with which it reads all that it ever reads
 
 
-SPACE: Final[Mapping[str, Family]] = {
+_NARROWED: Final[Mapping[str, Family]] = {
     "fixed-budget": Family(draws={"max_tokens": _tokens}, fullest={"max_tokens": 1}),
     "fixed-rounds": Family(draws={"max_steps": _whole(1)}, fullest={"max_steps": 1}),
     "stable-answer": Family(
@@ -159,6 +162,33 @@ SPACE: Final[Mapping[str, Family]] = {
     "momentum": Family(kinds=("samples",)),
     "tasr": Family(kinds=("rounds",), draws={"streak": _whole(1), "margin": _between(-0.5, 0.9)}),
     "semantic-distance": Family(kinds=("rounds",), draws={"patience": _whole(1, 8)}),
+}
+
+
+def _declared(policy: type) -> Family:
+    """The space of a policy that `_NARROWED` does not name: its numbers, switches and words, in their own ranges."""
+    draws: dict[str, Draw] = {}
+    for one in parameters_of(policy):
+        if one.length is not None:
+            continue
+        if one.words or one.type is bool:
+            draws[one.name] = _one_of(*(one.words or (False, True)))
+        elif one.range is not None:
+            low, high = one.range.low, one.range.high
+            draws[one.name] = _whole(int(low), int(high)) if one.type is int else _between(low, high)
+    required = {one.name: one.range.high for one in parameters_of(policy) if one.required and one.range is not None}
+    return Family(draws=draws, fullest=required)
+
+
+# Composed policies are shapes of the search, and a learned one needs a model.
+SPACE: Final[Mapping[str, Family]] = {
+    **_NARROWED,
+    **{
+        name: _declared(policy)
+        for name, policy in POLICIES.items()
+        if name not in {*_NARROWED, *LEFT_OUT}
+        and not any(parameter.type in (Policy, StopModel) for parameter in parameters_of(policy))
+    },
 }
 
 SHAPES: Final = ("one", "guarded", "all-of", "any-of")
