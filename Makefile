@@ -33,7 +33,7 @@ FIND_PYTHON = for name in $(PYTHON) python3.13 python3.12 python3.11 python3 pyt
 
 SOURCES := pyproject.toml src/suffice/__init__.py requirements/build.txt
 
-.PHONY: help demo demo-full demo-online demo-console test fast test-full attacks faults examples clients lock-clients check fmt lint types layers house packages bench claims-full peer-suite lock wheel clean
+.PHONY: help docs demo demo-full demo-online demo-console test fast test-full attacks faults examples clients lock-clients check fmt lint types layers house packages bench claims-full peer-suite lock wheel clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of"
@@ -82,7 +82,7 @@ attacks: $(VENV)/.ready-dev ## attack it: every case of tests/attacks, behind do
 faults: $(VENV)/.ready-dev ## run the tests that tests/faults/README.md names and print its table with their results
 	$(PY) -m tests.faults.table
 
-docs: $(VENV)/.ready-dev ## write the generated parts of docs/reference (commands, settings, metrics)
+docs: $(VENV)/.ready-dev ## write the generated parts of docs/reference (commands, settings, metrics, policies, signals)
 	$(PY) tools/reference.py
 
 check: lint types layers house packages ## lint, format, types, layers, the rules of the house, installed packages; make -k check sees all

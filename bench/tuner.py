@@ -2,7 +2,7 @@
 
     python bench/tuner.py [--seeds 5] [--requests 200000] [--only drifting] [--lengths | --exploring]
 
-Seven stories (`suffice.testing.knobs`): nothing changes; the world changes twice; a route with a twentieth of the
+Seven stories (`tests.simulators.arm_worlds`): nothing changes; the world changes twice; a route with a twentieth of the
 requests; labels after 20,000 seconds; labels that come for losses above all; labels of which two fifths are lies; arms
 whose answers are draws of their own. A reward is the expected EM over the full run's, less 0.1 for the tokens of a mean
 full run, second calls of audits counted. `--lengths` asks instead how many requests it takes, `--exploring` what
@@ -12,13 +12,17 @@ exploring costs. Prints Markdown; the CPU time is that of one life.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
-from suffice.testing.knobs import (
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tests.simulators.arm_worlds import (
     ARMS,
     SCENARIOS,
     LearnerHistory,

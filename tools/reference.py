@@ -2,6 +2,7 @@
 
 cli.md: each command's section is its own help; what stands behind `<!-- notes -->` is written by hand. settings.md and
 metrics.md: rows, defaults, kinds and labels come from the code; a meaning that somebody wrote into a row is kept.
+policies.md and signals.md: see `declarations`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import click
 import msgspec
+from tools.declarations import fill_tables
 
 from suffice.cli.main import main as suffice
 from suffice.settings import Settings
@@ -168,7 +170,13 @@ def metrics_page(page: str) -> str:
     return re.sub(r"^\| metric \| kind .*?(?=\n(?!\|)|\Z)", lambda _: table, page, flags=re.MULTILINE | re.DOTALL)
 
 
-PAGES = {"cli.md": cli_page, "settings.md": settings_page, "metrics.md": metrics_page}
+PAGES = {
+    "cli.md": cli_page,
+    "settings.md": settings_page,
+    "metrics.md": metrics_page,
+    "policies.md": fill_tables,
+    "signals.md": fill_tables,
+}
 
 
 def stale_pages(*, write: bool) -> list[str]:

@@ -27,8 +27,7 @@ from bench.claims.pool import run_cells
 from bench.claims.results import Cell, Line, arguments, cell_of, code_mark, lines
 from bench.claims.streams import SETTINGS
 from bench.claims.table import tables
-
-from suffice.testing.simulated import SCENARIOS
+from tests.simulators.traffic_worlds import SCENARIOS
 
 COMPLAINTS = "complaints"  # where labels are missing not at random, the design that leaves out what has none is shown
 SAYS = {name: scenario.says for name, scenario in SCENARIOS.items()} | {

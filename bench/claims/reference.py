@@ -15,8 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 from bench.claims.streams import Setting
-
-from suffice.testing import simulated
+from tests.simulators import traffic_worlds as simulated
 
 EARLY_COLUMNS: Final = (0, 1, 5, 6)  # confidence, entropy, same as last, difficulty
 AFTER: Final = {"none": "PRE", "harsh": "POST", "stealth": "STEALTH", "benign": "BENIGN", "mix": "MIX_ONLY"}

@@ -24,7 +24,7 @@ MADE_BY = (
     "src/suffice/assurance/label_maturation.py",
     "src/suffice/assurance/detection.py",
     "src/suffice/assurance/drift.py",
-    "src/suffice/testing/simulated",
+    "tests/simulators/traffic_worlds",
     "bench/claims/streams.py",
     "bench/claims/truth.py",
     "bench/claims/course.py",

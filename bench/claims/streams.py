@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
+from tests.simulators import traffic_worlds as simulated
+from tests.simulators.traffic_worlds.traffic import PROBE_TOKENS
 
 from suffice.learn.audits import AuditRuns, Bools, Floats, Small
 from suffice.learn.features import FeatureSelection
 from suffice.learn.served import N_FOLDS
 from suffice.replay.online.stream import RecordedTraffic
-from suffice.testing import simulated
-from suffice.testing.simulated.traffic import PROBE_TOKENS
 
 N_REQUESTS: Final = 20_000
 LATE: Final = simulated.LabelDelays(mean_delay=1_000)

@@ -20,6 +20,9 @@ import numpy as np
 from bench.claims.canary import ALIKE, CLASSES, Ended, Life, World
 from bench.claims.score import Logistic
 from bench.claims.streams import Setting, online, ours
+from tests.simulators import traffic_worlds as simulated
+from tests.simulators.traffic_worlds.stories import LONGEST
+from tests.simulators.traffic_worlds.worlds import USUAL
 
 from suffice.assurance.certify import spent_delta
 from suffice.assurance.windows import Windows, window_audits
@@ -33,9 +36,6 @@ from suffice.replay.online.stream import PERIOD
 from suffice.rollout.rules import Rules
 from suffice.rollout.stages import Transition
 from suffice.store.routes.rollouts import RolloutRun
-from suffice.testing import simulated
-from suffice.testing.simulated.stories import LONGEST
-from suffice.testing.simulated.worlds import USUAL
 
 PLAN: Final = Plan(warm_up=1_200)  # what is in force was fitted before, and is certified by as many full runs as live
 BEFORE: Final = 2_000  # requests before the rollout: the loop certifies what is in force

@@ -7,7 +7,6 @@ broken plug-in costs tokens, never answers.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
 import re
@@ -18,13 +17,12 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, get_args
 
 from suffice.episode.segment import SEGMENTERS
-from suffice.errors import ConfigError
 from suffice.policy.base import POLICIES
 from suffice.policy.parameters import parameters_of
 from suffice.scoring.base import SCORERS
 from suffice.settings import Effort, Steps
-from suffice.signals.base import FOLDS, SIGNAL_FIELDS, fields_of, order_all
-from suffice.types import Step
+from suffice.signals.base import ALWAYS_FILLED, FOLDS, order_all
+from suffice.types import SIGNAL_FIELDS, Step
 from suffice.upstream.drivers import DRIVERS, DriverFacts
 
 _NAME = re.compile(r"[a-z][a-z0-9.-]{0,63}")
@@ -90,21 +88,13 @@ def _check_signal(_: str, factory: Any) -> None:
     fields = tuple(fold.fields)
     if not fields or not all(isinstance(field, str) and _FIELD.fullmatch(field) for field in fields):
         raise Unfit(f"fields: got {fields!r:.200}; need at least one name in lower case")
-    taken = {*SIGNAL_FIELDS, "extra", *_fields_of_folds()}.intersection(fields)
+    taken = {*SIGNAL_FIELDS, *ALWAYS_FILLED, "values"}.intersection(fields)
     if taken:
         raise Unfit(f"fields: {', '.join(sorted(taken))} exist; a fold of another package fills fields of its own")
     fold.update(Step(index=1, tokens=0, answer=None, answer_source=None))
     if tuple(fold.values()) != fields:
         raise Unfit(f"values: got {tuple(fold.values())!r:.200}; need one for each of the fields, in their order")
-
-
-def _fields_of_folds() -> set[str]:
-    """What the folds fill that can be built as they are: ours, and those of packages that came before."""
-    found: set[str] = set()
-    for name in FOLDS:
-        with contextlib.suppress(ConfigError):  # it must be told something; then it is ours and fills our fields
-            found.update(fields_of((name,)))
-    return found
+    SIGNAL_FIELDS.update(fields)
 
 
 def _check_scorer(name: str, factory: Any) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 Kind: TypeAlias = Literal["reasoning", "samples", "rounds"]
 Mode: TypeAlias = Literal["off", "observe", "enforce"]
@@ -151,51 +151,53 @@ class Query:
     ngrams: tuple[int, ...] = ()  # hashed word n-grams, bucket numbers, rising
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+SIGNAL_FIELDS: Final[set[str]] = set()  # names that folds declare; `signals.base` and `plugins` add them
+
+
+@dataclass(frozen=True, slots=True, init=False)
 class Signals:
     """What is known after one step. A policy may look at nothing else.
 
-    A field is None unless a policy or the route asked for the fold that fills it.
+    Beside its own fields it has those that folds declare (docs/reference/signals.md), as attributes: numbers, or None
+    where the number is unknown or nobody asked for the fold.
     """
 
     step: int  # 1 is the first
     tokens_used: int  # generated so far, this step included, probes left out
-    answer: str | None = None  # the answer that would be delivered now
-    answer_streak: int | None = None  # steps in a row with the same trial answer; 0: none now
-    n_flips: int | None = None  # how often the trial answer changed
-    n_distinct: int | None = None  # different trial answers so far
-    n_votes: int | None = None  # steps that gave an answer
-    top_votes: int | None = None  # votes of the leading answer
-    second_votes: int | None = None  # votes of the runner-up
-    p_majority: float | None = None  # P(leader beats runner-up in the limit): Beta posterior
-    confidence: float | None = None  # geometric mean probability of the trial answer, [0, 1]
-    confidence_min: float | None = None  # smallest token probability in it, [0, 1]
-    entropy: float | None = None  # nats, of the trial answer's first token
-    confidence_mean: float | None = None  # arithmetic mean probability of the trial answer's tokens, [0, 1]
-    confidence_margin: float | None = None  # probability of the trial answer minus the runner-up's, [0, 1]
-    mass: float | None = None  # probability on all valid answers together, [0, 1]
-    step_logprob: float | None = None  # mean log-probability of the step's own tokens, at most 0
-    stated_confidence: float | None = None  # what the model said of itself, [0, 1]
-    said_done: float | None = None  # the model's own flag that it is done: 1 or 0
-    closed_entropy: float | None = None  # nats, of the first token behind the closed thought
-    entropy_ema: float | None = None  # exponential moving mean of that entropy
-    entropy_emv: float | None = None  # exponential moving variance of it
-    confidence_ema: float | None = None  # exponential moving mean of `confidence`
-    confidence_slope: float | None = None  # change of `confidence` against the step before
-    degeneration: float | None = None  # CoDE-Stop's score: low and not improving confidence, at least 0
-    third_votes: int | None = None  # votes of all answers behind the two leaders
-    majority_ema: float | None = None  # exponential moving mean of `p_majority`
-    agreement: float | None = None  # leader's votes over steps so far, [0, 1]
-    vote_entropy: float | None = None  # nats, of the distribution of answers so far
-    hedges: int | None = None  # hedging or self-correcting marks in this step
-    hedge_rate: float | None = None  # such marks per 100 words of the run so far
-    loop_share: float | None = None  # part of this step that repeats earlier text, [0, 1]
-    draft_distance: float | None = None  # between this step's text or answer and the one before, [0, 1]
-    draft_patience: int | None = None  # steps in a row whose draft hardly moved
-    step_share: float | None = None  # steps so far over the planned steps, (0, 1]; None: no plan
-    action_code: float | None = None  # hash of `Step.action` into [0, 1); None: no action
-    query: Query | None = None  # what was known before the first token
-    extra: Mapping[str, float | None] | None = None  # fields of other packages' folds; None: none was asked for
+    answer: str | None  # the answer that would be delivered now
+    query: Query | None  # what was known before the first token
+    values: Mapping[str, float | None] = field(hash=False)  # what folds filled, by field
+
+    def __init__(
+        self,
+        *,
+        step: int,
+        tokens_used: int,
+        answer: str | None = None,
+        query: Query | None = None,
+        **values: float | None,
+    ) -> None:
+        put = object.__setattr__
+        put(self, "step", step)
+        put(self, "tokens_used", tokens_used)
+        put(self, "answer", answer)
+        put(self, "query", query)
+        put(self, "values", values)
+
+    def __getattr__(self, name: str) -> float | None:
+        """A fold's field. Raises AttributeError for a name that no fold declares."""
+        if name != "values":  # it is not there yet while a copy is made
+            try:
+                return self.values[name]
+            except KeyError:
+                if name in SIGNAL_FIELDS or not (SIGNAL_FIELDS or name.startswith("_")):
+                    return None
+        raise AttributeError(f"signals have no field {name!r}: no fold declares it")
+
+    def replace(self, **changes: Any) -> Signals:
+        """The same with other values for some fields. Any: fields differ in type."""
+        own = {"step": self.step, "tokens_used": self.tokens_used, "answer": self.answer, "query": self.query}
+        return Signals(**{**own, **self.values, **changes})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from suffice.assurance.forecast import ForecastWindow, forecast_drop, near_levels, near_share
 from suffice.learn.audits import AuditRuns
 from suffice.learn.served import FoldedModels, fit_served
-from suffice.testing.simulated import USUAL, WORLDS, ClassWorld
-from suffice.testing.simulated.traffic import SimulatedTraffic, draw_traffic
+from tests.simulators.traffic_worlds import USUAL, WORLDS, ClassWorld
+from tests.simulators.traffic_worlds.traffic import SimulatedTraffic, draw_traffic
 
 Floats = NDArray[np.float64]
 BUDGET: Final = 0.02

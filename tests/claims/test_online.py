@@ -18,7 +18,7 @@ from bench.claims import streams
 from bench.claims.cells import PLAN, run_cell
 from bench.claims.streams import Setting, ours
 
-from suffice.testing.simulated import SCENARIOS, LabelDelays, Path
+from tests.simulators.traffic_worlds import SCENARIOS, LabelDelays, Path
 
 SOON = LabelDelays(mean_delay=300)
 SCATTERED = LabelDelays(delay="geometric", mean_delay=300)

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from suffice.testing.knobs import (
+from tests.simulators.arm_worlds import (
     ARMS,
     SCENARIOS,
     best_fixed,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click import Abort
 from click.testing import CliRunner, Result
+from tests.simulators.label_studio import FakeLabelStudio
 
 from suffice.cli.main import main
 from suffice.review.label_studio import full_is_a
@@ -20,7 +21,6 @@ from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_episodes, read_events
 from suffice.store.rows.control_events import LabelWanted
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.testing.label_studio import FakeLabelStudio
 from suffice.types import Feedback, LabelRequest, Outcome, Request
 from suffice.wiring import load_settings
 

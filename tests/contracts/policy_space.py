@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import numpy as np
 from hypothesis import reject
@@ -16,12 +16,12 @@ from suffice.model.linear import Linear
 from suffice.model.trees import LEAF, Tree, Trees
 from suffice.policy.base import POLICIES, Columns, Policy, build_policy, describe
 from suffice.policy.parameters import Parameter, parameters_of
+from suffice.signals.base import FIELDS
 from suffice.types import Signals
 
-HINTS = get_type_hints(Signals)
-OPTIONAL = sorted(HINTS.keys() - {"step", "tokens_used"})
-INTEGERS = {name for name in OPTIONAL if int in get_args(HINTS[name])}
-NUMBERS = {name for name in OPTIONAL if float in get_args(HINTS[name])}
+OPTIONAL = sorted({"answer", "query", *FIELDS})
+INTEGERS = {name for name, field in FIELDS.items() if field.whole}
+NUMBERS = FIELDS.keys() - INTEGERS - {"query"}
 SIMPLE = sorted(name for name in POLICIES if not any(p.type is Policy for p in parameters_of(POLICIES[name])))
 # A learned policy was taught what to make of one unknown signal; it goes on where all of them are unknown.
 MODELLED = sorted(name for name in POLICIES if any(p.type is StopModel for p in parameters_of(POLICIES[name])))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from suffice.settings import Upstream
-from suffice.testing import FaultProxy, LinkFaults, Reply
+from suffice.testing import Reply
 from suffice.upstream.client import UpstreamClient
 from tests.faults.test_upstream import assert_told
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
+from tests.simulators.fault_proxy import FaultProxy, LinkFaults
 
 SAYS = Reply(reasoning=("so ", "it ", "is\n") * 20, answer=("It ", "is ", "four"))
 MODES = ("off", "observe")

@@ -9,10 +9,11 @@ from typing import Any, Literal, Self
 import pytest
 
 from suffice.settings import Upstream
-from suffice.testing import FaultProxy, LinkFaults, Reply, die_after, status
+from suffice.testing import Reply, die_after, status
 from suffice.upstream.client import UpstreamClient
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat
+from tests.simulators.fault_proxy import FaultProxy, LinkFaults
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
 

@@ -50,10 +50,10 @@ def test_all_five_are_loaded_and_none_was_refused() -> None:
     ]
 
 
-def test_a_signal_of_its_own_stands_in_extra_beside_ours() -> None:
+def test_a_signal_of_its_own_stands_beside_ours() -> None:
     observer = Observer(["stability", "asking(alpha=1)"], "rounds")
     signals = observer.observe(Step(index=1, tokens=3, answer="x", answer_source="caller", text="so? why?"))
-    assert (signals.extra, signals.answer_streak) == ({"asking.mean": 2.0}, 1)
+    assert (signals.values["asking.mean"], signals.answer_streak) == (2.0, 1)
 
 
 async def test_a_route_made_of_its_parts_stops_where_the_policy_says(serve: Serve) -> None:

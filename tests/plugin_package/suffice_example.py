@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from suffice.episode.segment import Segmenter
 from suffice.policy.decisions import go_on, suffices
 from suffice.policy.parameters import ParameterChecks, ParameterRange
-from suffice.signals.known import parse_parameter
+from suffice.signals.fold import parse_parameter
 from suffice.types import Decision, Signals, Step
 from suffice.upstream.drivers import DriverFacts
 
@@ -32,7 +32,6 @@ class Asking:
         self._mean = marks if self._mean is None else self._mean + self._alpha * (marks - self._mean)
 
     def values(self) -> Mapping[str, float | None]:
-        """The field of `Signals.extra` that this fold fills."""
         return {"asking.mean": self._mean}
 
 
@@ -51,7 +50,7 @@ class Settled(ParameterChecks):
 
     def decide(self, s: Signals) -> Decision:
         """Stop at the first step that is quiet enough."""
-        asked = None if s.extra is None else s.extra.get("asking.mean")
+        asked = s.values.get("asking.mean")
         if s.answer_streak is None or asked is None:
             return go_on("the answer streak or the questions are unknown")
         if s.answer_streak < self.streak:

@@ -19,7 +19,7 @@ from suffice.policy.base import POLICIES
 from suffice.policy.rules import Never
 from suffice.scoring.base import SCORERS
 from suffice.signals.base import FOLDS
-from suffice.signals.stability import Stability
+from suffice.signals.folds.stability import Stability
 from suffice.types import Step
 from suffice.upstream.drivers import DRIVERS
 
@@ -54,7 +54,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(installed: Path | None, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Python with these arguments, where the package is installed, or is not."""
-    path = os.pathsep.join(map(str, (*([installed] if installed else []), ROOT)))
+    path = os.pathsep.join(map(str, (*([installed] if installed else []), ROOT / "src", ROOT)))
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,

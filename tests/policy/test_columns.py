@@ -26,9 +26,9 @@ def test_a_row_holds_what_is_known_in_the_fields_own_type() -> None:
     ]
 
 
-def test_the_column_of_another_packages_fold_is_an_extra() -> None:
+def test_the_column_of_another_packages_fold_is_a_field_too() -> None:
     many = columns(step=[1, 2], tokens_used=[10, 30], wobble=[0.25, float("nan")])
-    assert [seen.extra for seen in to_signals(many)] == [{"wobble": 0.25}, {"wobble": None}]
+    assert [seen.values.get("wobble") for seen in to_signals(many)] == [0.25, None]
 
 
 class GivesUp:

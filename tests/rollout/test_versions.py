@@ -11,7 +11,7 @@ import pickle
 import zipfile
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -31,7 +31,8 @@ from suffice.rollout.versions import (
 )
 from suffice.signals import base
 from suffice.signals.base import FOLDS
-from suffice.signals.votes import Votes
+from suffice.signals.fold import Fields, SignalField
+from suffice.signals.folds.votes import Votes
 from tests.rollout.made import HERE, LINEAGE, SECRET, learned, learned_body, rule
 
 PROPERTY = settings(max_examples=30, derandomize=True, deadline=None)
@@ -311,7 +312,7 @@ def test_a_signal_that_does_not_exist_any_more_or_is_another_one_is_refused(monk
     open_version(sealed, secret=SECRET)
 
     class Other(Votes):
-        fields = (*Votes.fields, "mood")
+        fields: ClassVar[Fields] = {**Votes.fields, "mood": SignalField("what its versions did not have")}
 
     monkeypatch.setitem(FOLDS, "votes", Other)
     base.order_all.cache_clear()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from suffice.signals.base import Known, build_fold
+from suffice.signals.base import build_fold
+from suffice.signals.fold import Known
 from suffice.types import Step
 
 

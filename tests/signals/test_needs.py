@@ -85,7 +85,7 @@ def test_a_fold_that_must_be_told_something_or_cannot_be_built_is_refused_by_nam
     FOLDS["told"] = Told
     try:
         signals = Observer(["told(model=known)"], "rounds").observe(step())
-        assert signals.extra == {"told.value": 1.0}
+        assert signals.values == {"told.value": 1.0}
         with pytest.raises(ConfigError, match=r"needs: told\.model: missing; write told\(model=…\)"):
             build_fold("told")
         with pytest.raises(ConfigError, match="needs: told: cannot be built: KeyError: 'other'"):

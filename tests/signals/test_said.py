@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from suffice.signals.asked import PlanProgress
+from suffice.signals.folds.plan import PlanProgress
+from suffice.signals.folds.said import action_code
 from suffice.signals.observe import Observer
-from suffice.signals.said import action_code
 from suffice.types import Query, Step
 from tests.signals.steps import seen
 

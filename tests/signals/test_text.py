@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from suffice.signals.drafts import Drafts
-from suffice.signals.text import _MAX_GRAMS, Hedges, Loops
+from suffice.signals.folds.drafts import Drafts
+from suffice.signals.folds.text import _MAX_GRAMS, Hedges, Loops
 from suffice.types import Step
 
 

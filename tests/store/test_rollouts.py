@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -17,7 +17,8 @@ from suffice.rollout.versions import Version, VersionLineage, make_version
 from suffice.settings import Route
 from suffice.signals import base
 from suffice.signals.base import FOLDS
-from suffice.signals.votes import Votes
+from suffice.signals.fold import Fields, SignalField
+from suffice.signals.folds.votes import Votes
 from suffice.store.database.decisions import Decisions
 from suffice.store.routes import rollouts
 from suffice.store.routes.candidates import take_back
@@ -135,7 +136,7 @@ def test_a_roll_back_to_a_version_whose_signals_are_gone_is_refused_and_says_the
     serving: Decisions, monkeypatch: pytest.MonkeyPatch, *, gone: bool
 ) -> None:
     class Other(Votes):
-        fields = (*Votes.fields, "mood")
+        fields: ClassVar[Fields] = {**Votes.fields, "mood": SignalField("what its versions did not have")}
 
     with monkeypatch.context() as patch:
         patch.delitem(FOLDS, "votes") if gone else patch.setitem(FOLDS, "votes", Other)

@@ -19,7 +19,7 @@ from typing import Any, Self
 import aiohttp
 
 from suffice.errors import ConfigError
-from suffice.signals.drafts import Embedder
+from suffice.signals.folds.drafts import Embedder
 from suffice.telemetry import LOG
 from suffice.types import Step
 

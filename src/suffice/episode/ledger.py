@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from suffice.assurance import money
 from suffice.assurance.money import TokenCost
 from suffice.settings import Prices
-from suffice.signals.confidence import confidence_of
+from suffice.signals.folds.confidence import confidence_of
 from suffice.types import (
     CountSource,
     Decision,
@@ -178,7 +178,7 @@ class Ledger:
                 action=decision.action,
                 reason=decision.reason,
                 logprobs=step.logprobs,
-                hedges=signals.hedges,
+                hedges=None if signals.hedges is None else int(signals.hedges),
                 ctx_tokens=step.ctx_tokens,
                 logprob=step.logprob,
                 stated_confidence=step.stated_confidence,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from suffice.episode.ledger import Ledger
-from suffice.signals.drafts import Embedder
+from suffice.signals.folds.drafts import Embedder
 from suffice.types import Step
 
 SITE = "embedder"  # under which a run says that its drafts were compared by words for want of vectors

@@ -1,72 +1,38 @@
 """The table of all policies, and the way from configuration to policy and back.
 
-Knows names, parameters and versions; refuses to know signals' values (that is the policies' own
-business), routes, certificates and who obeys.
+The table holds what the modules of this package declare: a new policy is one new file here.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import importlib
 import json
+import pkgutil
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import suffice.policy
 from suffice.errors import ConfigError
 from suffice.model.stop import StopModel
-from suffice.policy.bayes import BayesVote
 from suffice.policy.columns import Columns, Stops, stops_of
-from suffice.policy.compose import AllOf, AnyOf, RunBounds
-from suffice.policy.counts import BetaVote, Esc, Momentum, VoteEntropy, VoteShare
-from suffice.policy.drafts import SemanticDistance
-from suffice.policy.entropy import Eat, HaltCot
-from suffice.policy.learned import LearnedPolicy
-from suffice.policy.parameters import One, Parameter, Value, parameters_of
-from suffice.policy.probes import CodeStop, Deer, Dynasor, Tasr
+from suffice.policy.parameters import One, Parameter, ParameterChecks, Value, parameters_of
 from suffice.policy.protocol import Policy
-from suffice.policy.rules import ConfidenceThreshold, FixedBudget, FixedRounds, Never, StableAnswer
-from suffice.policy.sequential import MixtureSprt, Sprt
-from suffice.policy.stated import StatedConfidence
 
-__all__ = [
-    "POLICIES",
-    "Columns",
-    "Policy",
-    "Stops",
-    "build_policy",
-    "describe",
-    "stops_of",
-    "version_of",
-]
+__all__ = ["POLICIES", "Columns", "Policy", "Stops", "build_policy", "describe", "stops_of", "version_of"]
 
-_ALL: tuple[type[Policy], ...] = (
-    Never,
-    FixedBudget,
-    FixedRounds,
-    StableAnswer,
-    ConfidenceThreshold,
-    StatedConfidence,
-    Dynasor,
-    Deer,
-    CodeStop,
-    Eat,
-    HaltCot,
-    BetaVote,
-    VoteEntropy,
-    VoteShare,
-    Esc,
-    Sprt,
-    MixtureSprt,
-    BayesVote,
-    Momentum,
-    Tasr,
-    SemanticDistance,
-    LearnedPolicy,
-    RunBounds,
-    AllOf,
-    AnyOf,
-)
-POLICIES: dict[str, type[Policy]] = {policy.name: policy for policy in _ALL}
+
+def _declared_policies() -> dict[str, type[Policy]]:
+    """The policies in the modules of this package, by name."""
+    names = [f"{suffice.policy.__name__}.{module.name}" for module in pkgutil.iter_modules(suffice.policy.__path__)]
+    modules = [importlib.import_module(name) for name in names if name != __name__]
+    classes = [one for module in modules for one in vars(module).values() if isinstance(one, type)]
+    declared: list[Any] = [one for one in classes if issubclass(one, ParameterChecks) and hasattr(one, "name")]
+    return {one.name: one for one in declared}
+
+
+POLICIES: dict[str, type[Policy]] = _declared_policies()  # other packages add theirs, see `suffice.plugins`
 
 _MAX_DEPTH = 8  # of policies inside policies
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from suffice.policy.columns import SUFFICES, Columns, Stops, answered, by_counts, known_column, where
 from suffice.policy.decisions import go_on, suffices
-from suffice.policy.parameters import Length, ParameterChecks, ParameterRange
+from suffice.policy.parameters import Length, ParameterChecks, ParameterRange, Reference
 from suffice.types import Decision, Signals
 
 Shapes: TypeAlias = tuple[tuple[float, ...], ...]
@@ -35,6 +35,19 @@ class BayesVote(ParameterChecks):
     """
 
     name: ClassVar[str] = "bayes"
+    reference: ClassVar[Reference] = Reference(
+        stops_when=(
+            "the leader is the model's most frequent answer with enough probability, given three counts "
+            "and how answers spread on this traffic"
+        ),
+        needs="`votes`",
+        source="Huang, Ma, Zhou 2026, [arXiv:2602.05395](https://arxiv.org/abs/2602.05395)",
+        parameters={
+            "shapes": "probabilities of a question's answers, times the weight of the shape",
+            "threshold": "on P(the leader is the mode)",
+            "min_samples": "samples that gave an answer, at least 1",
+        },
+    )
     shapes: Annotated[
         Shapes, ParameterRange(0.0, 1.0, low_open=True), Length(1, 64), Length(1, 32)
     ]  # from `learn.models`
@@ -43,11 +56,9 @@ class BayesVote(ParameterChecks):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """`votes`."""
         return ("votes",)
 
     def decide(self, s: Signals) -> Decision:
-        """Stop at the first sample after which the leader is the mode with enough probability."""
         if s.answer is None or not s.n_votes or not s.top_votes or s.second_votes is None or s.third_votes is None:
             return go_on("nobody has voted yet")
         if s.n_votes < self.min_samples:
@@ -61,7 +72,6 @@ class BayesVote(ParameterChecks):
         return go_on(f"the learned prior knows no question {votes}")
 
     def stops(self, columns: Columns) -> Stops:
-        """Stop where the leader is the mode with enough probability."""
         counts = tuple(known_column(columns, f"{name}_votes") for name in ("top", "second", "third"))
         voted = answered(columns) & (known_column(columns, "n_votes") >= self.min_samples) & (counts[0] > 0)
         voted &= ~np.isnan(counts[1]) & ~np.isnan(counts[2])

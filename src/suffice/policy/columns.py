@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isnan, prod
-from typing import Any, Final, Protocol, TypeAlias, get_args, get_type_hints, runtime_checkable
+from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from suffice.policy.protocol import Policy
+from suffice.signals.base import FIELDS
 from suffice.types import Query, Signals, StopReason
 
 Columns: TypeAlias = Mapping[str, NDArray[np.float64]]
@@ -67,18 +68,19 @@ def decide_rows(policy: Policy, columns: Columns) -> Stops:
 
 def to_signals(columns: Columns) -> Iterator[Signals]:
     """Each row as Signals. Raises KeyError where `step` or `tokens_used` is missing."""
-    names = [name for name in columns if name in _FIELDS]
-    others = [name for name in columns if name not in _FIELDS and name not in ("step", "tokens_used")]
+    names = [name for name in columns if name not in ("step", "tokens_used", "answer")]
+    whole = {name for name in names if name in FIELDS and FIELDS[name].whole}
+    answers = columns.get("answer")
     asked = asked_of(columns)
     for at, (step, tokens_used) in enumerate(zip(columns["step"], columns["tokens_used"], strict=True)):
-        row = ((name, columns[name][at]) for name in names)
-        filled = {name: _FIELDS[name](value) for name, value in row if not isnan(value)}
-        if others:
-            values = ((name, float(columns[name][at])) for name in others)
-            filled["extra"] = {name: None if isnan(value) else value for name, value in values}
-        if asked is not None:
-            filled["query"] = asked.queries[asked.run[at]]
-        yield Signals(step=int(step), tokens_used=int(tokens_used), **filled)
+        row = ((name, float(columns[name][at])) for name in names)
+        yield Signals(
+            step=int(step),
+            tokens_used=int(tokens_used),
+            answer=None if answers is None or isnan(answers[at]) else f"{answers[at]:g}",
+            query=None if asked is None else asked.queries[asked.run[at]],
+            **{name: int(value) if name in whole else value for name, value in row if not isnan(value)},
+        )
 
 
 def known_column(columns: Columns, field: str) -> NDArray[np.float64]:
@@ -121,21 +123,3 @@ def by_counts(
             different, which = np.unique(rows.T, axis=0, return_inverse=True)
         values[mask] = np.array([function(*row) for row in different.tolist()])[which]
     return values
-
-
-def _answer(code: float) -> str:
-    return f"{code:g}"
-
-
-def _reader(name: str, hint: object) -> Callable[[float], Any]:
-    """From a column's number to what the field holds; Any, because each field has its own type."""
-    if name == "answer":
-        return _answer
-    return int if int in get_args(hint) else float
-
-
-_FIELDS: Final[Mapping[str, Callable[[float], Any]]] = {
-    name: _reader(name, hint)
-    for name, hint in get_type_hints(Signals).items()
-    if name not in ("step", "tokens_used", "query", "extra")
-}

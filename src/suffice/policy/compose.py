@@ -14,7 +14,7 @@ import numpy as np
 from suffice.errors import ConfigError
 from suffice.policy.columns import BUDGET, CONTINUE, HOPELESS, SUFFICES, Columns, Stops, stops_of, where
 from suffice.policy.decisions import go_on, stop_at_budget
-from suffice.policy.parameters import Length, Nested, ParameterChecks
+from suffice.policy.parameters import Length, Nested, ParameterChecks, Reference
 from suffice.policy.returning import Returns, returns_of
 from suffice.policy.rules import STEPS, TOKENS
 from suffice.signals.base import order_all
@@ -33,6 +33,21 @@ class RunBounds(ParameterChecks):
     """
 
     name: ClassVar[str] = "guarded"
+    reference: ClassVar[Reference] = Reference(
+        stops_when=(
+            "its inner policy does, but never too early, and always at a hard limit (`stop_reason` is then `budget`)"
+        ),
+        needs="what its parts need",
+        source="–",
+        parameters={
+            "inner": "the policy inside",
+            "min_steps": "no stop before this step",
+            "min_tokens": "no stop before as many tokens",
+            "max_steps": "always stop at this step, 0 for no limit",
+            "max_tokens": "always stop at as many tokens, 0 for no limit",
+            "returns": "which round's answer is used, see below",
+        },
+    )
     inner: Nested
     min_steps: Annotated[int, STEPS] = 0  # never stop before this step
     min_tokens: Annotated[int, TOKENS] = 0  # never stop before as many are generated
@@ -47,11 +62,9 @@ class RunBounds(ParameterChecks):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What the inner policy needs."""
         return self.inner.needs
 
     def decide(self, s: Signals) -> Decision:
-        """Ask the inner policy where it may decide."""
         if s.step < self.min_steps or s.tokens_used < self.min_tokens:
             inner = go_on(f"step {s.step}, {s.tokens_used} tokens: too early for any stop")
         else:
@@ -66,7 +79,6 @@ class RunBounds(ParameterChecks):
         return inner
 
     def stops(self, columns: Columns) -> Stops:
-        """The inner policy's codes inside the guards, a budget stop beyond them."""
         step, tokens_used = columns["step"], columns["tokens_used"]
         codes = stops_of(self.inner, columns)
         codes = np.where((step >= self.min_steps) & (tokens_used >= self.min_tokens), codes, np.int8(CONTINUE))
@@ -91,7 +103,6 @@ class _Several(ParameterChecks):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What all parts need together."""
         return _needs_of(self.policies)
 
 
@@ -104,9 +115,18 @@ class AllOf(_Several):
     """
 
     name: ClassVar[str] = "all-of"
+    reference: ClassVar[Reference] = Reference(
+        stops_when=(
+            "every part does, and none contradicts another; a part that stops by `budget` agrees with everything"
+        ),
+        needs="what its parts need",
+        source="two signals, as in TASR, [arXiv:2606.13814](https://arxiv.org/abs/2606.13814)",
+        parameters={
+            "policies": "2 to 16 policies",
+        },
+    )
 
     def decide(self, s: Signals) -> Decision:
-        """Continue with the first part that does; otherwise stop with the first that claims something."""
         claim: Decision | None = None
         for policy in self.policies:
             decision = policy.decide(s)
@@ -120,7 +140,6 @@ class AllOf(_Several):
         return claim
 
     def stops(self, columns: Columns) -> Stops:
-        """Stop where all parts do without contradiction."""
         codes = np.stack([stops_of(policy, columns) for policy in self.policies])
         all_stop = (codes != CONTINUE).all(axis=0)
         done, lost = (codes == SUFFICES).any(axis=0), (codes == HOPELESS).any(axis=0)
@@ -136,9 +155,18 @@ class AnyOf(_Several):
     """
 
     name: ClassVar[str] = "any-of"
+    reference: ClassVar[Reference] = Reference(
+        stops_when="one part does; the first in the list that stops gives the reason",
+        needs="what its parts need",
+        source=(
+            "stopping on two sides, as in Conformal Thinking, [arXiv:2602.03814](https://arxiv.org/abs/2602.03814)"
+        ),
+        parameters={
+            "policies": "2 to 16 policies",
+        },
+    )
 
     def decide(self, s: Signals) -> Decision:
-        """Stop with the first part that does; otherwise continue with the first part's sentence."""
         first: Decision | None = None
         for policy in self.policies:
             decision = policy.decide(s)
@@ -149,7 +177,6 @@ class AnyOf(_Several):
         return first
 
     def stops(self, columns: Columns) -> Stops:
-        """The code of the first part that stops."""
         codes = stops_of(self.policies[0], columns)
         for policy in self.policies[1:]:
             codes = np.where(codes == CONTINUE, stops_of(policy, columns), codes)

@@ -14,7 +14,7 @@ import numpy as np
 
 from suffice.policy.columns import SUFFICES, Columns, Stops, answered, by_counts, known_column, where
 from suffice.policy.decisions import go_on, suffices
-from suffice.policy.parameters import ParameterChecks, ParameterRange
+from suffice.policy.parameters import ParameterChecks, ParameterRange, Reference
 from suffice.signals.needs import need
 from suffice.types import Decision, Signals
 
@@ -30,16 +30,25 @@ class BetaVote(ParameterChecks):
     """
 
     name: ClassVar[str] = "beta"
+    reference: ClassVar[Reference] = Reference(
+        stops_when=(
+            "the leading answer keeps its lead over the runner-up with enough probability: P(p > 1/2) "
+            "for p ~ Beta(v1 + 1, v2 + 1)"
+        ),
+        source="Adaptive-Consistency, Aggarwal et al. 2023, [arXiv:2305.11860](https://arxiv.org/abs/2305.11860)",
+        parameters={
+            "threshold": "above 0.5, at most 1",
+            "min_samples": "samples that gave an answer, at least 1",
+        },
+    )
     threshold: Annotated[float, ParameterRange(0.5, 1.0, low_open=True)] = 0.95  # on Signals.p_majority
     min_samples: Annotated[int, ParameterRange(1, 1_000_000)] = 2  # that gave an answer
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """`votes`."""
         return ("votes",)
 
     def decide(self, s: Signals) -> Decision:
-        """Stop at the first sample after which the lead is safe enough."""
         if s.p_majority is None or s.n_votes is None or s.answer is None:
             return go_on("nobody has voted yet")
         if s.n_votes < self.min_samples:
@@ -51,7 +60,6 @@ class BetaVote(ParameterChecks):
         return go_on(f"P(lead holds) {s.p_majority:.4f} < {self.threshold:g}, {votes}", s.p_majority)
 
     def stops(self, columns: Columns) -> Stops:
-        """Stop where the lead is safe enough."""
         safe = answered(columns) & (known_column(columns, "p_majority") >= self.threshold)
         return where(safe & (known_column(columns, "n_votes") >= self.min_samples), SUFFICES)
 
@@ -66,15 +74,20 @@ class VoteEntropy(ParameterChecks):
     """
 
     name: ClassVar[str] = "vote-entropy"
+    reference: ClassVar[Reference] = Reference(
+        stops_when="the votes are concentrated: their entropy is at most a share of that of an even vote",
+        source="entropy variant of Adaptive-Consistency, [arXiv:2305.11860](https://arxiv.org/abs/2305.11860)",
+        parameters={
+            "threshold": "share, lower is stricter",
+        },
+    )
     threshold: Annotated[float, ParameterRange(0.0, 1.0)] = 0.75  # on the entropy over its maximum; lower is stricter
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """`votes` and `stability`, which counts the different answers."""
         return ("votes", "stability")
 
     def decide(self, s: Signals) -> Decision:
-        """Stop at the first sample after which the votes are concentrated enough."""
         if s.answer is None or s.n_votes is None or s.vote_entropy is None or s.n_distinct is None:
             return go_on("nobody has voted yet")
         if s.n_votes < 2 or s.n_distinct < 1:
@@ -85,7 +98,6 @@ class VoteEntropy(ParameterChecks):
         return go_on(f"vote entropy {share:.3f} > {self.threshold:g} of {s.n_votes} votes", share)
 
     def stops(self, columns: Columns) -> Stops:
-        """Stop where the votes are concentrated enough."""
         n_votes, n_distinct = known_column(columns, "n_votes"), known_column(columns, "n_distinct")
         entropy = known_column(columns, "vote_entropy")
         counted = answered(columns) & (n_votes >= 2) & (n_distinct >= 1) & ~np.isnan(entropy)
@@ -103,16 +115,22 @@ class VoteShare(ParameterChecks):
     """
 
     name: ClassVar[str] = "vote-share"
+    reference: ClassVar[Reference] = Reference(
+        stops_when="the leading answer has a large share of the votes",
+        source="majority variant of Adaptive-Consistency, [arXiv:2305.11860](https://arxiv.org/abs/2305.11860)",
+        parameters={
+            "threshold": "share",
+            "min_samples": "samples that gave an answer, at least 1",
+        },
+    )
     threshold: Annotated[float, ParameterRange(0.0, 1.0, low_open=True)] = 0.8  # on votes of the leader over all votes
     min_samples: Annotated[int, ParameterRange(1, 1_000_000)] = 2  # that gave an answer
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """`votes`."""
         return ("votes",)
 
     def decide(self, s: Signals) -> Decision:
-        """Stop at the first sample after which the leader's share is large enough."""
         if s.answer is None or not s.n_votes or s.top_votes is None:
             return go_on("nobody has voted yet")
         share = s.top_votes / s.n_votes
@@ -123,7 +141,6 @@ class VoteShare(ParameterChecks):
         return go_on(f"{s.top_votes} of {s.n_votes} votes agree, {self.threshold:g} asked for", share)
 
     def stops(self, columns: Columns) -> Stops:
-        """Stop where the leader's share is large enough."""
         n_votes = known_column(columns, "n_votes")
         counted = answered(columns) & (n_votes >= self.min_samples)
         share = known_column(columns, "top_votes") / np.where(counted, n_votes, np.nan)
@@ -140,16 +157,22 @@ class Esc(ParameterChecks):
     """
 
     name: ClassVar[str] = "esc"
+    reference: ClassVar[Reference] = Reference(
+        stops_when="one whole window of samples gave the same answer",
+        source="ESC, Li et al. 2024, [arXiv:2401.10480](https://arxiv.org/abs/2401.10480)",
+        parameters={
+            "window": "samples",
+            "sliding": "windows may begin anywhere",
+        },
+    )
     window: Annotated[int, ParameterRange(1, 1_000_000)] = 5  # samples
     sliding: bool = False  # windows may begin anywhere
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """`stability`."""
         return ("stability",)
 
     def decide(self, s: Signals) -> Decision:
-        """Stop at the end of the first unanimous window."""
         if s.answer is None or s.answer_streak is None:
             return go_on("agreement of the samples is unknown")
         score = float(s.answer_streak)
@@ -160,7 +183,6 @@ class Esc(ParameterChecks):
         return suffices(f"a window of {self.window} samples is unanimous", score)
 
     def stops(self, columns: Columns) -> Stops:
-        """Stop where a window ends unanimously."""
         agree = answered(columns) & (known_column(columns, "answer_streak") >= self.window)
         if not self.sliding:
             agree &= columns["step"] % self.window == 0
@@ -180,11 +202,17 @@ class Momentum(ParameterChecks):
     """
 
     name: ClassVar[str] = "momentum"
+    reference: ClassVar[Reference] = Reference(
+        stops_when="the lead has been safe for a while and is not shrinking",
+        source="confidence momentum, AutoTTS, [arXiv:2605.08083](https://arxiv.org/abs/2605.08083)",
+        parameters={
+            "dial": "0 stops early, 1 nearly never",
+        },
+    )
     dial: Annotated[float, ParameterRange(0.0, 1.0)] = 0.5  # 0 stops early, 1 nearly never
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """`votes`, and `vote-trend` with the dial's alpha."""
         return ("votes", need("vote-trend", alpha=self._alpha))
 
     @property
@@ -192,7 +220,6 @@ class Momentum(ParameterChecks):
         return round(0.7 - 0.4 * self.dial, 4)
 
     def decide(self, s: Signals) -> Decision:
-        """Stop at the first sample where the smoothed lead is safe and holds."""
         if s.answer is None or s.n_votes is None or s.p_majority is None or s.majority_ema is None:
             return go_on("nobody has voted yet")
         score, bar = s.majority_ema, 0.85 + 0.12 * self.dial
@@ -207,7 +234,6 @@ class Momentum(ParameterChecks):
         return go_on(f"smoothed P(lead holds) {score:.4f} is falling by {-change:.4f}", score)
 
     def stops(self, columns: Columns) -> Stops:
-        """Stop where the smoothed lead is safe and holds."""
         score = known_column(columns, "majority_ema")
         change = (known_column(columns, "p_majority") - score) * (self._alpha / (1 - self._alpha))
         safe = answered(columns) & (known_column(columns, "n_votes") >= round(2 + 3 * self.dial))
@@ -215,7 +241,7 @@ class Momentum(ParameterChecks):
         return where(safe, SUFFICES)
 
 
-def _entropy_beside_one(n_votes: int) -> float:
+def _entropy_beside_one(n_votes: float) -> float:
     """Entropy, in bits, of `n_votes` votes for one answer and one for another: 1 would be an even vote."""
     share = n_votes / (n_votes + 1)
     return -share * log2(share) - (1 - share) * log2(1 - share)

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 
 from suffice.policy.columns import SUFFICES, Columns, Stops, answered, known_column, where
 from suffice.policy.decisions import go_on, suffices
-from suffice.policy.parameters import ParameterChecks
+from suffice.policy.parameters import ParameterChecks, Reference
 from suffice.policy.rules import AT_LEAST_ONE, SHARE
 from suffice.signals.needs import need
 from suffice.types import Decision, Signals
@@ -27,16 +27,22 @@ class SemanticDistance(ParameterChecks):
     """
 
     name: ClassVar[str] = "semantic-distance"
+    reference: ClassVar[Reference] = Reference(
+        stops_when="the drafts of a loop have hardly moved for some rounds",
+        source="semantic early stopping, Shrivastava 2026, [arXiv:2606.27009](https://arxiv.org/abs/2606.27009)",
+        parameters={
+            "epsilon": "largest distance of a draft that stands still",
+            "patience": "rounds in a row",
+        },
+    )
     epsilon: Annotated[float, SHARE] = 0.1  # on the distance of a draft from the one before
     patience: Annotated[int, AT_LEAST_ONE] = 2  # rounds in a row
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """`drafts`, with this epsilon."""
         return (need("drafts", threshold=self.epsilon),)
 
     def decide(self, s: Signals) -> Decision:
-        """Stop at the first round at which the drafts have stood still for long enough."""
         if s.answer is None or s.draft_patience is None:
             return go_on("how far the draft has moved is unknown")
         score = float(s.draft_patience)
@@ -45,5 +51,4 @@ class SemanticDistance(ParameterChecks):
         return suffices(f"draft within {self.epsilon:g} for {s.draft_patience} rounds", score)
 
     def stops(self, columns: Columns) -> Stops:
-        """Stop where the drafts have stood still for long enough."""
         return where(answered(columns) & (known_column(columns, "draft_patience") >= self.patience), SUFFICES)

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar
 
 from suffice.policy.columns import SUFFICES, Columns, Stops, answered, known_column, where
 from suffice.policy.decisions import go_on, suffices
-from suffice.policy.parameters import ParameterChecks, ParameterRange
+from suffice.policy.parameters import ParameterChecks, ParameterRange, Reference
 from suffice.policy.rules import STEPS
 from suffice.signals.needs import need
 from suffice.types import Decision, Signals
@@ -30,17 +30,24 @@ class Eat(ParameterChecks):
     """
 
     name: ClassVar[str] = "eat"
+    reference: ClassVar[Reference] = Reference(
+        stops_when="the entropy behind the closed thought has stopped moving",
+        source="EAT, Wang et al. 2025, [arXiv:2509.26522](https://arxiv.org/abs/2509.26522)",
+        parameters={
+            "delta": "on its moving variance, nats squared",
+            "alpha": "weight of the newest entropy",
+            "warm_up_steps": "no stop before this step, 0 for 4 / alpha",
+        },
+    )
     delta: Annotated[float, ParameterRange(0.0, 100.0, low_open=True)] = 1e-4  # on Signals.entropy_emv, nats squared
     alpha: Annotated[float, ParameterRange(0.001, 1.0)] = 0.2  # weight of the newest entropy
     warm_up_steps: Annotated[int, STEPS] = 0  # no stop before this step; 0: 4 / alpha
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """`closing`, with this alpha."""
         return (need("closing", alpha=self.alpha),)
 
     def decide(self, s: Signals) -> Decision:
-        """Stop at the first step behind the warm-up whose variance is below delta."""
         if s.answer is None or s.entropy_emv is None:
             return go_on("no trial answer, or no entropy behind the closed thought")
         warm_up_steps = self.warm_up_steps or ceil(4 / self.alpha)
@@ -51,7 +58,6 @@ class Eat(ParameterChecks):
         return go_on(f"variance of the entropy {s.entropy_emv:.2g} is not below {self.delta:g}", s.entropy_emv)
 
     def stops(self, columns: Columns) -> Stops:
-        """Stop behind the warm-up where the variance is below delta."""
         settled = answered(columns) & (known_column(columns, "entropy_emv") < self.delta)
         return where(settled & (columns["step"] >= (self.warm_up_steps or ceil(4 / self.alpha))), SUFFICES)
 
@@ -67,15 +73,20 @@ class HaltCot(ParameterChecks):
     """
 
     name: ClassVar[str] = "halt-cot"
+    reference: ClassVar[Reference] = Reference(
+        stops_when="the entropy of the answer is below theta",
+        source="HALT-CoT, Laaouach 2025, [OpenReview](https://openreview.net/forum?id=CX5c7C1CZa)",
+        parameters={
+            "theta": "nats, which is 0.6 bits",
+        },
+    )
     theta: Annotated[float, ParameterRange(0.0, 100.0, low_open=True)] = 0.4159  # on Signals.entropy, nats
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """`confidence`."""
         return ("confidence",)
 
     def decide(self, s: Signals) -> Decision:
-        """Stop at the first step whose entropy is below theta."""
         if s.answer is None or s.entropy is None:
             return go_on("no trial answer with a known entropy")
         if s.entropy < self.theta:
@@ -83,5 +94,4 @@ class HaltCot(ParameterChecks):
         return go_on(f"answer entropy {s.entropy:.3f} is not below {self.theta:g} nats", s.entropy)
 
     def stops(self, columns: Columns) -> Stops:
-        """Stop where the entropy is below theta."""
         return where(answered(columns) & (known_column(columns, "entropy") < self.theta), SUFFICES)

@@ -19,7 +19,7 @@ from suffice.errors import ConfigError
 from suffice.model.stop import MOST_RISK, StopModel
 from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Mask, Stops, answered, asked_of
 from suffice.policy.decisions import go_on, hopeless, suffices
-from suffice.policy.parameters import ParameterChecks, ParameterRange
+from suffice.policy.parameters import ParameterChecks, ParameterRange, Reference
 from suffice.policy.rules import STEPS
 from suffice.signals.classes import Classes, classes_from
 from suffice.signals.features import FeatureSet
@@ -48,6 +48,21 @@ class LearnedPolicy(ParameterChecks):
     """
 
     name: ClassVar[str] = "learned"
+    reference: ClassVar[Reference] = Reference(
+        stops_when="a learned model holds the risk of stopping, over what a step costs, for small enough",
+        needs="what its model reads",
+        source="[models](models.md)",
+        parameters={
+            "model": (
+                "the model, in settings files the path of its file, else written as a table, see [models](models.md)"
+            ),
+            "threshold": "largest risk that stops, 0 to 1,000",
+            "on_hopeless": (
+                "or `stop`, which also stops runs that more likely fail than not (`stop_reason` is `hopeless`)"
+            ),
+            "min_steps": "no stop before this step",
+        },
+    )
     model: StopModel  # written as a table, or a built one
     threshold: Annotated[float, ParameterRange(0.0, MOST_RISK)] = (
         0.02  # on the risk; a class's own in the model replaces it
@@ -66,12 +81,10 @@ class LearnedPolicy(ParameterChecks):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What the model reads, and `query` if it has thresholds for classes."""
         needs = self._features.needs
         return (*needs, "query") if self.model.classes and "query" not in needs else needs
 
     def decide(self, s: Signals) -> Decision:
-        """Stop at the first step whose risk is at or below the threshold."""
         if s.step < self.min_steps:
             return go_on(f"step {s.step}, no stop before step {self.min_steps}")
         model = self.model
@@ -93,7 +106,6 @@ class LearnedPolicy(ParameterChecks):
         return suffices(f"risk {risk:.4g} <= {threshold:g}, P(as good as the full run) {p:.4f}", risk)
 
     def stops(self, columns: Columns) -> Stops:
-        """Stop where the risk is at or below the threshold. Queries are read where the columns carry them."""
         found = self.risks(columns)
         threshold: float | NDArray[np.float64] = self.threshold
         asked = asked_of(columns)

@@ -31,6 +31,16 @@ Value: TypeAlias = One | tuple[One | tuple[One, ...], ...]
 Build: TypeAlias = Callable[[str, object], Policy]  # where it stands, the table → the policy
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """A policy's row in docs/reference/policies.md, as far as its code does not say it. `make docs` writes the page."""
+
+    stops_when: str
+    source: str = "–"
+    needs: str = ""  # where the folds that it needs depend on its parameters; "": those that it needs by default
+    parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)  # what each is, by name
+
+
 @dataclass(frozen=True, slots=True)
 class ParameterRange:
     """The values that a number may take, both ends included unless `low` is open."""

@@ -16,7 +16,7 @@ import numpy as np
 from suffice.errors import ConfigError
 from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Stops, answered, known_column, where
 from suffice.policy.decisions import go_on, hopeless, suffices
-from suffice.policy.parameters import Length, ParameterChecks, ParameterRange
+from suffice.policy.parameters import Length, ParameterChecks, ParameterRange, Reference
 from suffice.policy.rules import AT_LEAST_ONE, SHARE, SHARE_ABOVE_0
 from suffice.signals.needs import need
 from suffice.types import Decision, Signals
@@ -37,15 +37,20 @@ class Dynasor(ParameterChecks):
     """
 
     name: ClassVar[str] = "dynasor"
+    reference: ClassVar[Reference] = Reference(
+        stops_when="the last probes all gave one answer, and the last step shows no doubt",
+        source="Dynasor-CoT with Certaindex, Fu et al. 2024, [arXiv:2412.20993](https://arxiv.org/abs/2412.20993)",
+        parameters={
+            "effort": 'probes in a row that must agree: "mild" 8, "low" 5, "mid" 3, "high" and "crazy" 2',
+        },
+    )
     effort: Literal["mild", "low", "mid", "high", "crazy"] = "mid"  # how eagerly to save
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """`stability` and `hedges`."""
         return ("stability", "hedges")
 
     def decide(self, s: Signals) -> Decision:
-        """Stop at the first step where enough probes agree without a word of doubt."""
         if s.answer is None or s.answer_streak is None or s.hedges is None:
             return go_on("agreement of the probes, or their doubt, is unknown")
         score, agreeing = float(s.answer_streak), _AGREEING[self.effort]
@@ -56,7 +61,6 @@ class Dynasor(ParameterChecks):
         return suffices(f"{s.answer_streak} probes agree, {agreeing} were asked for", score)
 
     def stops(self, columns: Columns) -> Stops:
-        """Stop where enough probes agree without a word of doubt."""
         agree = answered(columns) & (known_column(columns, "answer_streak") >= _AGREEING[self.effort])
         return where(agree & (known_column(columns, "hedges") == 0), SUFFICES)
 
@@ -72,16 +76,22 @@ class Deer(ParameterChecks):
     """
 
     name: ClassVar[str] = "deer"
+    reference: ClassVar[Reference] = Reference(
+        stops_when="the mean probability of the trial answer's tokens exceeds a threshold",
+        source="DEER, Yang et al. 2025, [arXiv:2504.15895](https://arxiv.org/abs/2504.15895)",
+        parameters={
+            "threshold": "from 0 to 1",
+            "mean": 'or "geometric", as for Qwen3',
+        },
+    )
     threshold: Annotated[float, SHARE] = 0.95  # must be exceeded
     mean: Literal["arithmetic", "geometric"] = "arithmetic"  # of Signals.confidence_mean, or .confidence
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """`confidence`."""
         return ("confidence",)
 
     def decide(self, s: Signals) -> Decision:
-        """Stop at the first step whose mean probability exceeds the threshold."""
         probability = s.confidence_mean if self.mean == "arithmetic" else s.confidence
         if s.answer is None or probability is None:
             return go_on("no trial answer with known probabilities")
@@ -91,7 +101,6 @@ class Deer(ParameterChecks):
         return go_on(f"mean probability {probability:.3f} is not above {self.threshold:g}", probability)
 
     def stops(self, columns: Columns) -> Stops:
-        """Stop where the mean probability exceeds the threshold."""
         field = "confidence_mean" if self.mean == "arithmetic" else "confidence"
         return where(answered(columns) & (known_column(columns, field) > self.threshold), SUFFICES)
 
@@ -108,6 +117,21 @@ class CodeStop(ParameterChecks):
     """
 
     name: ClassVar[str] = "code-stop"
+    reference: ClassVar[Reference] = Reference(
+        stops_when=(
+            "confidence reaches a bar that rises over the first steps; or it stayed low for too long "
+            "(`stop_reason` is then `hopeless`)"
+        ),
+        needs="`confidence`; also `degeneration` with `give_up` above 0",
+        source="CoDE-Stop, Hosseini et al. 2026, [arXiv:2604.04930](https://arxiv.org/abs/2604.04930)",
+        parameters={
+            "start": "bar before the first step",
+            "top": "bar after the rise",
+            "ramp_steps": "steps of the rise",
+            "give_up": "degeneration at which a run is hopeless, 0 for never",
+            "delta": "below it confidence counts as low",
+        },
+    )
     start: Annotated[float, SHARE] = 0.9  # bar on Signals.confidence before the first step
     top: Annotated[float, SHARE_ABOVE_0] = 0.95  # bar from step `ramp_steps` on, and never more
     ramp_steps: Annotated[int, AT_LEAST_ONE] = 2  # steps over which the bar rises
@@ -116,11 +140,9 @@ class CodeStop(ParameterChecks):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """`confidence`, and `degeneration` if runs may be given up."""
         return ("confidence", need("degeneration", delta=self.delta)) if self.give_up > 0 else ("confidence",)
 
     def decide(self, s: Signals) -> Decision:
-        """Stop at the first step that is confident enough, or has been unsure for too long."""
         if s.answer is None or s.confidence is None or isnan(s.confidence):
             return go_on("no trial answer with a known confidence")
         if self.give_up > 0 and (s.degeneration is None or isnan(s.degeneration)):
@@ -133,7 +155,6 @@ class CodeStop(ParameterChecks):
         return go_on(f"confidence {s.confidence:.3f} is below {bar:.3f} at step {s.step}", s.confidence)
 
     def stops(self, columns: Columns) -> Stops:
-        """Stop where confidence reaches its bar, give up where degeneration reaches its own."""
         confidence, usable = known_column(columns, "confidence"), answered(columns)
         bar = np.minimum(self.top, self.start + (self.top - self.start) / self.ramp_steps * columns["step"])
         codes = where(usable & (confidence >= bar), SUFFICES)
@@ -156,6 +177,15 @@ class Tasr(ParameterChecks):
     """
 
     name: ClassVar[str] = "tasr"
+    reference: ClassVar[Reference] = Reference(
+        stops_when="a round repeats the answer of the one before, and the model clearly prefers it to any other",
+        source="TASR, Kieback et al. 2026, [arXiv:2606.13814](https://arxiv.org/abs/2606.13814)",
+        parameters={
+            "streak": "rounds in a row with the same answer",
+            "margin": "to be exceeded by the calibrated margin",
+            "calibration": "points (margin, calibrated), from other runs",
+        },
+    )
     streak: Annotated[int, AT_LEAST_ONE] = 2  # rounds in a row with the same answer
     margin: Annotated[float, ParameterRange(-1.0, 1.0)] = (
         0.25  # on the calibrated Signals.confidence_margin, to be exceeded
@@ -176,11 +206,9 @@ class Tasr(ParameterChecks):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """`stability` and `confidence`."""
         return ("stability", "confidence")
 
     def decide(self, s: Signals) -> Decision:
-        """Stop at the first round that repeats its answer with enough margin."""
         margin = s.confidence_margin
         if s.answer is None or s.answer_streak is None or margin is None or isnan(margin):
             return go_on("the answer's streak or its margin is unknown")
@@ -192,7 +220,6 @@ class Tasr(ParameterChecks):
         return go_on(f"margin {margin:.3f} is not above {self.margin:g}", margin)
 
     def stops(self, columns: Columns) -> Stops:
-        """Stop where the answer is repeated with enough margin."""
         margin = known_column(columns, "confidence_margin")
         if self.calibration:
             margin = np.interp(margin, *self._points())

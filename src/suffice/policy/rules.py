@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar
 
 from suffice.policy.columns import BUDGET, SUFFICES, Columns, Stops, answered, known_column, where
 from suffice.policy.decisions import go_on, stop_at_budget, suffices
-from suffice.policy.parameters import Later, ParameterChecks, ParameterRange
+from suffice.policy.parameters import Later, ParameterChecks, ParameterRange, Reference
 from suffice.types import Decision, Signals
 
 TOKENS = ParameterRange(0, 1_000_000_000)
@@ -27,18 +27,19 @@ class Never(ParameterChecks):
     """Run everything in full. What a route does until something better is certified."""
 
     name: ClassVar[str] = "never"
+    reference: ClassVar[Reference] = Reference(
+        stops_when="never: every run is complete",
+        source="–",
+    )
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """No fold at all."""
         return ()
 
     def decide(self, s: Signals) -> Decision:
-        """Continue."""
         return go_on(f"step {s.step}; this policy never stops")
 
     def stops(self, columns: Columns) -> Stops:
-        """Continue everywhere."""
         return where(columns["step"] < 0, SUFFICES)
 
 
@@ -51,22 +52,27 @@ class FixedBudget(ParameterChecks):
     """
 
     name: ClassVar[str] = "fixed-budget"
+    reference: ClassVar[Reference] = Reference(
+        stops_when="the run has spent its tokens, whatever the answer (`stop_reason` is `budget`)",
+        needs="nothing",
+        source="budget forcing, Muennighoff et al. 2025, [arXiv:2501.19393](https://arxiv.org/abs/2501.19393)",
+        parameters={
+            "max_tokens": "tokens generated in the run, 1 to 1,000,000,000",
+        },
+    )
     max_tokens: Annotated[int, ParameterRange(1, 1_000_000_000)]  # generated in the run, probes left out
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """No fold: tokens are always counted."""
         return ()
 
     def decide(self, s: Signals) -> Decision:
-        """Stop at the first step that has reached the budget."""
         used, score = s.tokens_used, float(s.tokens_used)
         if used < self.max_tokens:
             return go_on(f"{used} of {self.max_tokens} tokens used", score)
         return stop_at_budget(f"budget of {self.max_tokens} tokens reached with {used}", score)
 
     def stops(self, columns: Columns) -> Stops:
-        """Stop where the budget is reached."""
         return where(columns["tokens_used"] >= self.max_tokens, BUDGET)
 
 
@@ -79,21 +85,29 @@ class FixedRounds(ParameterChecks):
     """
 
     name: ClassVar[str] = "fixed-rounds"
+    reference: ClassVar[Reference] = Reference(
+        stops_when="the run has taken its steps, whatever the answer (`stop_reason` is `budget`)",
+        needs="nothing",
+        source=(
+            "the usual practice in retrieval loops; a vote over k samples, Wang et al. 2022, "
+            "[arXiv:2203.11171](https://arxiv.org/abs/2203.11171)"
+        ),
+        parameters={
+            "max_steps": "steps of the run, 1 to 1,000,000",
+        },
+    )
     max_steps: Annotated[int, AT_LEAST_ONE]
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """No fold: steps are always counted."""
         return ()
 
     def decide(self, s: Signals) -> Decision:
-        """Stop at that step."""
         if s.step < self.max_steps:
             return go_on(f"step {s.step} of {self.max_steps}", float(s.step))
         return stop_at_budget(f"step {s.step} reached the limit of {self.max_steps}", float(s.step))
 
     def stops(self, columns: Columns) -> Stops:
-        """Stop from that step on."""
         return where(columns["step"] >= self.max_steps, BUDGET)
 
 
@@ -107,6 +121,21 @@ class StableAnswer(ParameterChecks):
     """
 
     name: ClassVar[str] = "stable-answer"
+    reference: ClassVar[Reference] = Reference(
+        stops_when="the trial answer was the same for some steps in a row",
+        needs="`stability`; also `hedges` with `no_hedges`, `plan` with `min_share` above 0",
+        source=(
+            "answer convergence, [arXiv:2506.02536](https://arxiv.org/abs/2506.02536); the look at "
+            "hedging from Dynasor-CoT, [arXiv:2412.20993](https://arxiv.org/abs/2412.20993)"
+        ),
+        parameters={
+            "streak": "steps in a row, at least 1",
+            "min_tokens": "no stop before as many tokens",
+            "min_steps": "no stop before this step",
+            "no_hedges": "the last step must hold no mark of doubt",
+            "min_share": "no stop before this share of the planned steps, and none at all where nothing is planned",
+        },
+    )
     streak: Annotated[int, AT_LEAST_ONE] = 3  # steps in a row with the same answer
     min_tokens: Annotated[int, TOKENS] = 0  # never stop before as many are generated
     min_steps: Annotated[int, STEPS] = 0  # never stop before this step
@@ -115,11 +144,9 @@ class StableAnswer(ParameterChecks):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """`stability`, and `hedges` and `plan` if they are to be looked at."""
         return ("stability", *(("hedges",) if self.no_hedges else ()), *(("plan",) if self.min_share > 0 else ()))
 
     def decide(self, s: Signals) -> Decision:
-        """Stop at the first step where the streak is long enough and nothing speaks against it."""
         if s.answer_streak is None:
             return go_on("the answer streak is unknown")
         score = float(s.answer_streak)
@@ -131,7 +158,6 @@ class StableAnswer(ParameterChecks):
         return suffices(f"same answer for {s.answer_streak} steps, {self.streak} were asked for", score)
 
     def stops(self, columns: Columns) -> Stops:
-        """Stop where the streak is long enough and nothing speaks against it."""
         settled = known_column(columns, "answer_streak") >= self.streak
         settled &= (columns["step"] >= self.min_steps) & (columns["tokens_used"] >= self.min_tokens)
         if self.min_share > 0:
@@ -171,17 +197,27 @@ class ConfidenceThreshold(ParameterChecks):
     """
 
     name: ClassVar[str] = "confidence-threshold"
+    reference: ClassVar[Reference] = Reference(
+        stops_when=(
+            "the model's probability of its trial answer (geometric mean over the answer's tokens) reaches a threshold"
+        ),
+        needs="`confidence`; also `stability` with `patience` above 1",
+        source="DEER, Yang et al. 2025, [arXiv:2504.15895](https://arxiv.org/abs/2504.15895)",
+        parameters={
+            "threshold": "above 0, at most 1",
+            "patience": "steps in a row with the same answer, at least 1",
+            "min_mass": "probability that must lie on the valid answers together",
+        },
+    )
     threshold: Annotated[float, SHARE_ABOVE_0] = 0.95  # on Signals.confidence
     patience: Annotated[int, AT_LEAST_ONE] = 1  # steps in a row that must agree
     min_mass: Annotated[float, SHARE, Later] = 0.0  # on Signals.mass; above 0, an unknown mass continues
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """`confidence`, and `stability` if steps must agree."""
         return ("confidence", "stability") if self.patience > 1 else ("confidence",)
 
     def decide(self, s: Signals) -> Decision:
-        """Stop at the first step whose confidence reaches the threshold."""
         if s.confidence is None or s.answer is None:
             return go_on("no trial answer with a known confidence")
         # Asked this way round, a number that is none continues.
@@ -198,7 +234,6 @@ class ConfidenceThreshold(ParameterChecks):
         return suffices(f"confidence {s.confidence:.3f} reached {self.threshold:g}", s.confidence)
 
     def stops(self, columns: Columns) -> Stops:
-        """Stop where the confidence reaches the threshold."""
         confident = answered(columns) & (known_column(columns, "confidence") >= self.threshold)
         if self.min_mass > 0:
             confident &= known_column(columns, "mass") >= self.min_mass

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from suffice.policy.columns import BUDGET, SUFFICES, Columns, Stops, answered, by_counts, known_column
 from suffice.policy.decisions import go_on, stop_at_budget, suffices
-from suffice.policy.parameters import ParameterChecks, ParameterRange
+from suffice.policy.parameters import ParameterChecks, ParameterRange, Reference
 from suffice.types import Decision, Signals
 
 _ERROR: Final = ParameterRange(0.0, 1.0, low_open=True)
@@ -35,24 +35,33 @@ class Sprt(ParameterChecks):
     """
 
     name: ClassVar[str] = "sprt"
+    reference: ClassVar[Reference] = Reference(
+        stops_when=(
+            "a sequential test tells the leader from the runner-up; or finds them alike (`stop_reason` "
+            "is then `budget`)"
+        ),
+        source="ConSol, Lee et al. 2025, [arXiv:2503.17587](https://arxiv.org/abs/2503.17587)",
+        parameters={
+            "p1": "the leader's share if it leads",
+            "alpha": "chance of calling alike answers different",
+            "beta": "chance of the reverse",
+        },
+    )
     p1: Annotated[float, ParameterRange(0.5, 0.999, low_open=True)] = 0.5001  # the leader's share if it leads
     alpha: Annotated[float, _ERROR] = 0.05  # P(leads is said | alike)
     beta: Annotated[float, _ERROR] = 0.949976  # P(alike is said | leads); 1 - alpha - 0.000024
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """`votes`."""
         return ("votes",)
 
     def decide(self, s: Signals) -> Decision:
-        """Stop at the first sample at which the test ends."""
         if s.answer is None or not s.top_votes or s.second_votes is None:
             return go_on("nobody has voted yet")
         ratio = s.top_votes * log(self.p1 / 0.5) + s.second_votes * log((1 - self.p1) / 0.5)
         return _verdict(ratio, self.alpha, self.beta, s.top_votes, s.second_votes)
 
     def stops(self, columns: Columns) -> Stops:
-        """Stop where the test ends."""
         top, second = known_column(columns, "top_votes"), known_column(columns, "second_votes")
         ratio = top * log(self.p1 / 0.5) + second * log((1 - self.p1) / 0.5)
         return _codes(np.where(answered(columns) & (top > 0), ratio, np.nan), self.alpha, self.beta)
@@ -67,6 +76,16 @@ class MixtureSprt(ParameterChecks):
     """
 
     name: ClassVar[str] = "msprt"
+    reference: ClassVar[Reference] = Reference(
+        stops_when="the same test with a prior over the leader's share",
+        source="ConSol's mSPRT, [arXiv:2503.17587](https://arxiv.org/abs/2503.17587)",
+        parameters={
+            "prior_top": "first parameter of the Beta prior",
+            "prior_second": "second one",
+            "alpha": "as above",
+            "beta": "as above",
+        },
+    )
     prior_top: Annotated[float, ParameterRange(0.5, 1e9)] = 1e6
     prior_second: Annotated[float, ParameterRange(0.5, 1e9)] = 1e6
     alpha: Annotated[float, _ERROR] = 0.05  # P(leads is said | alike)
@@ -74,18 +93,15 @@ class MixtureSprt(ParameterChecks):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """`votes`."""
         return ("votes",)
 
     def decide(self, s: Signals) -> Decision:
-        """Stop at the first sample at which the test ends."""
         if s.answer is None or not s.top_votes or s.second_votes is None:
             return go_on("nobody has voted yet")
         ratio = log_mean_ratio(s.top_votes, s.second_votes, self.prior_top, self.prior_second)
         return _verdict(ratio, self.alpha, self.beta, s.top_votes, s.second_votes)
 
     def stops(self, columns: Columns) -> Stops:
-        """Stop where the test ends."""
         top, second = known_column(columns, "top_votes"), known_column(columns, "second_votes")
         voted = answered(columns) & (top > 0) & ~np.isnan(second)
         prior = self.prior_top, self.prior_second
@@ -128,7 +144,7 @@ def _legendre() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return np.polynomial.legendre.leggauss(_NODES)
 
 
-def _verdict(ratio: float, alpha: float, beta: float, top_votes: int, second_votes: int) -> Decision:
+def _verdict(ratio: float, alpha: float, beta: float, top_votes: float, second_votes: float) -> Decision:
     """What the test says of a log-likelihood ratio."""
     leads, alike = _boundaries(alpha, beta)
     votes = f"with {top_votes} against {second_votes} votes"

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 
 from suffice.policy.columns import SUFFICES, Columns, Stops, answered, known_column, where
 from suffice.policy.decisions import go_on, suffices
-from suffice.policy.parameters import ParameterChecks
+from suffice.policy.parameters import ParameterChecks, Reference
 from suffice.policy.rules import AT_LEAST_ONE, SHARE_ABOVE_0
 from suffice.types import Decision, Signals
 
@@ -25,16 +25,27 @@ class StatedConfidence(ParameterChecks):
     """
 
     name: ClassVar[str] = "stated-confidence"
+    reference: ClassVar[Reference] = Reference(
+        stops_when="the model says that it is sure of its answer, and the answer has stood",
+        needs="`said`; also `stability` with `patience` above 1",
+        source=(
+            "verbalised confidence, Lin et al. 2022, "
+            "[arXiv:2205.14334](https://arxiv.org/abs/2205.14334); why not alone: TASR, "
+            "[arXiv:2606.13814](https://arxiv.org/abs/2606.13814)"
+        ),
+        parameters={
+            "threshold": "above 0, at most 1",
+            "patience": "steps in a row with the same answer, at least 1",
+        },
+    )
     threshold: Annotated[float, SHARE_ABOVE_0] = 0.9  # on Signals.stated_confidence
     patience: Annotated[int, AT_LEAST_ONE] = 2  # steps in a row that must agree
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """`said`, and `stability` if steps must agree."""
         return ("said", "stability") if self.patience > 1 else ("said",)
 
     def decide(self, s: Signals) -> Decision:
-        """Stop at the first step whose stated confidence reaches the threshold."""
         said = s.stated_confidence
         if said is None or s.answer is None:
             return go_on("no answer with a stated confidence")
@@ -48,7 +59,6 @@ class StatedConfidence(ParameterChecks):
         return suffices(f"stated confidence {said:.3f} reached {self.threshold:g}", said)
 
     def stops(self, columns: Columns) -> Stops:
-        """Stop where the stated confidence reaches the threshold and the answer has stood."""
         sure = answered(columns) & (known_column(columns, "stated_confidence") >= self.threshold)
         if self.patience > 1:
             sure &= known_column(columns, "answer_streak") >= self.patience

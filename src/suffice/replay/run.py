@@ -8,7 +8,7 @@ questions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from suffice.assurance.bounds import Interval, bootstrap_interval
 from suffice.assurance.lengths import undrawn_tokens
 from suffice.learn.dataset import as_step
 from suffice.policy.base import Policy
-from suffice.signals.base import fields_of
+from suffice.signals.base import FIELDS, fields_of
 from suffice.signals.observe import Observer
 from suffice.types import Episode, Request, Signals, StepRecord, StopReason
 
@@ -157,4 +157,5 @@ def _as_recorded(signals: Signals, record: StepRecord, asked: set[str]) -> Signa
     """
     kept: dict[str, Any] = {field: getattr(record, field) for field in _OF_THE_TEXT if field in asked}
     # A patience depends on a threshold that may be another today; another package's fold may have read the text.
-    return replace(signals, **kept, draft_patience=None, extra=None)
+    lost = [field for field in signals.values if field == "draft_patience" or field not in FIELDS]
+    return signals.replace(**kept, **dict.fromkeys(lost))

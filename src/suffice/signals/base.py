@@ -1,76 +1,40 @@
-"""What a fold is, the table of all of them, and how a policy's needs become folds.
+"""The table of folds, and how a policy's needs become folds.
 
-A fold reads the steps of one run in order, keeps a small state, and fills some fields of `Signals`.
-This file knows the names that a policy may put into its `needs`; it refuses to know policies,
-thresholds and where steps come from.
+The table holds what the modules of `suffice.signals.folds` declare: a new signal is one new file there.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
+import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import pkgutil
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, TypeAlias
+from typing import Any
 
 from suffice.errors import ConfigError
-from suffice.signals.asked import AskedQuery, PlanProgress
-from suffice.signals.closing import ClosingEntropy
-from suffice.signals.confidence import Confidence
-from suffice.signals.drafts import Drafts
+from suffice.signals import folds
+from suffice.signals.fold import Fold, SignalField
 from suffice.signals.needs import Value, parse_need
-from suffice.signals.said import SelfReport, WordingConfidence
-from suffice.signals.stability import Stability
-from suffice.signals.text import Hedges, Loops
-from suffice.signals.trend import ConfidenceTrend, Degeneration
-from suffice.signals.votes import Votes, VoteTrend
-from suffice.types import Query, Signals, Step
+from suffice.types import SIGNAL_FIELDS
 
 ALWAYS_FILLED = ("step", "tokens_used", "answer")  # by the observer, whatever folds run
-SIGNAL_FIELDS = frozenset(field.name for field in dataclasses.fields(Signals)) - {"extra"}
-
-Known: TypeAlias = int | float | Query | None
 
 
-class Fold(Protocol):
-    """A small state that grows with each step of one run.
-
-    Holds for every fold: it never raises, its values depend on the steps (and the query) alone, a step
-    costs time in its own length, and no two folds fill the same field. Its parameters are keywords of
-    its constructor, numbers or words, which refuses bad ones with ConfigError.
-
-    A fold that has a method `begin(query: Query | None) -> None` is told the query before the first step.
-    """
-
-    fields: tuple[str, ...]  # of Signals, filled by this fold alone; names that Signals lacks go to `extra`
-
-    def update(self, step: Step) -> None:
-        """Take the next step in."""
-        ...
-
-    def values(self) -> Mapping[str, Known]:
-        """One value for each of `fields`, in their order; None: unknown at this step."""
-        ...
+def _declared_folds() -> dict[str, Any]:
+    """The classes with a `name` and `fields` in the modules of `suffice.signals.folds`, by name."""
+    modules = (importlib.import_module(f"{folds.__name__}.{m.name}") for m in pkgutil.iter_modules(folds.__path__))
+    classes = [one for module in modules for one in vars(module).values() if isinstance(one, type)]
+    declared = [one for one in classes if hasattr(one, "fields") and hasattr(one, "name")]
+    return {one.name: one for one in sorted(declared, key=lambda one: str(one.name))}
 
 
-FOLDS: dict[str, Callable[..., Fold]] = {
-    "closing": ClosingEntropy,
-    "confidence": Confidence,
-    "degeneration": Degeneration,
-    "drafts": Drafts,
-    "hedges": Hedges,
-    "loops": Loops,
-    "plan": PlanProgress,
-    "query": AskedQuery,
-    "said": SelfReport,
-    "stability": Stability,
-    "trend": ConfidenceTrend,
-    "vote-trend": VoteTrend,
-    "votes": Votes,
-    "wording": WordingConfidence,
-}
+_DECLARED = _declared_folds()
+FOLDS: dict[str, Callable[..., Fold]] = dict(_DECLARED)  # other packages add theirs, see `suffice.plugins`
+FIELDS: dict[str, SignalField] = {name: field for fold in _DECLARED.values() for name, field in fold.fields.items()}
+SIGNAL_FIELDS.update(FIELDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.signals.base import Known, order_all
+from suffice.signals.base import order_all
+from suffice.signals.fold import Known
 from suffice.signals.observe import Observer
 from suffice.types import Kind, Query, Step
 

@@ -11,14 +11,14 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import log, log1p, sqrt
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
-from suffice.signals.base import FOLDS, SIGNAL_FIELDS, check_need
+from suffice.signals.base import FOLDS, check_need
 from suffice.signals.columns import SignalColumns
 from suffice.signals.derived import DERIVED
 from suffice.signals.terms import Factor, Mark, Number, Transform, found, mark, parse_terms, product
@@ -84,10 +84,7 @@ class FeatureSet:
 
     def row(self, signals: Signals) -> tuple[float, ...]:
         """The features of one step. Some microseconds."""
-        known: list[Known] = [*self._get(signals)]
-        if self._extra:
-            extra = signals.extra or {}
-            known += [extra.get(field) for field in self._extra]
+        known: list[Known] = [signals.step, signals.tokens_used, *map(signals.values.get, self._own)]
         if self._has_answer:
             known.append(0.0 if signals.answer is None else 1.0)
         for derive in self._derive:
@@ -146,8 +143,7 @@ class FeatureSet:
 
         What was known before the first token counts only where they read nothing else.
         """
-        extra = signals.extra or {} if self._extra else {}
-        seen = (getattr(signals, f) if f in SIGNAL_FIELDS else extra.get(f) for f in self._evidence)
+        seen = [signals.query if field == "query" else signals.values.get(field) for field in self._evidence]
         return any(x is not None and not (isinstance(x, float) and x - x) for x in seen)
 
     def informed_rows(
@@ -164,12 +160,9 @@ class FeatureSet:
 
     def _compile(self, transforms: Sequence[Transform]) -> None:
         """Make ready what `row` runs."""
-        own = [field for field in self._fields if field in SIGNAL_FIELDS and field != "answer"]
-        self._extra = [field for field in self._fields if field not in SIGNAL_FIELDS]
+        self._own = [field for field in self._fields if field != "answer"]
         self._has_answer = "answer" in self._fields
-        # Any: fields of Signals have types of their own. Those read here are numbers.
-        self._get: Callable[[Signals], tuple[Any, ...]] = attrgetter(*_COUNTED, *own)
-        names = [*_COUNTED, *own, *self._extra, *([HAS_ANSWER] if self._has_answer else [])]
+        names = [*_COUNTED, *self._own, *([HAS_ANSWER] if self._has_answer else [])]
         derived = [field for field in _made(self._numbers) if field != HAS_ANSWER]
         index = {name: at for at, name in enumerate([*names, *derived])}
         self._derive = [_deriving(DERIVED[name].one, [index[read] for read in DERIVED[name].reads]) for name in derived]

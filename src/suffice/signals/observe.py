@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 from suffice.errors import ConfigError
-from suffice.signals.base import SIGNAL_FIELDS, Fold, Known, order_all
-from suffice.signals.votes import Votes
+from suffice.signals.base import order_all
+from suffice.signals.fold import Fold, Known
+from suffice.signals.folds.votes import Votes
 from suffice.types import Kind, Query, Signals, Step
 
 _KINDS: tuple[str, ...] = get_args(Kind)
@@ -48,7 +49,6 @@ class Observer:
             self._updates.append(self._votes.update)
         self._last_index = 0
         self._tokens_used = 0
-        self._has_extra = any(field not in SIGNAL_FIELDS for fold in self._folds for field in fold.fields)
 
     @property
     def votes(self) -> Votes | None:
@@ -87,7 +87,4 @@ class Observer:
         known: dict[str, Any] = {}  # each fold fills its own fields, each with that field's type
         for fold in self._folds:
             known.update(fold.values())
-        if self._has_extra:
-            extra = {field: known.pop(field) for field in list(known) if field not in SIGNAL_FIELDS}
-            known["extra"] = extra
         return Signals(step=step.index, tokens_used=self._tokens_used, answer=answer, **known)

@@ -16,7 +16,6 @@
 from __future__ import annotations
 
 from suffice.testing.chain import Answerer, At, EchoNonce, FirstFails, Questions, Samples, ScriptedThought
-from suffice.testing.faultproxy import FaultProxy, Link, LinkFaults
 from suffice.testing.process import GatewayProcess
 from suffice.testing.prompt import cut
 from suffice.testing.reply import (
@@ -52,11 +51,8 @@ __all__ = [
     "FakeRequest",
     "FakeUpstream",
     "Fault",
-    "FaultProxy",
     "FirstFails",
     "GatewayProcess",
-    "Link",
-    "LinkFaults",
     "Questions",
     "Replay",
     "Reply",

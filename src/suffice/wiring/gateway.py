@@ -29,7 +29,7 @@ from suffice.gateway.route import BuiltRoute
 from suffice.gateway.sampling import LOOK_S as COUNTS_S
 from suffice.gateway.timer import run_periodically
 from suffice.settings import Settings
-from suffice.signals.drafts import Embedder
+from suffice.signals.folds.drafts import Embedder
 from suffice.store.database.damage import find_damage, is_large
 from suffice.store.database.deferred_log import LateLog
 from suffice.store.database.log import EventLog

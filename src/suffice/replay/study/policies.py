@@ -2,8 +2,8 @@
 
 A *ladder* is one rule with its settings from safe to aggressive; learned scores make ladders of their own from their
 risk levels. Ranges of the search are those of the policies' own parameters, narrowed to where recorded runs can tell
-settings apart: a probability near 1 is drawn by its distance from 1, counts by their logarithm. Each policy of the
-table of policies is here or in `LEFT_OUT`, with the reason; so is each parameter.
+settings apart: a probability near 1 is drawn by its distance from 1, counts by their logarithm. A policy without a
+narrowed range is searched in the ranges that it declares, unless `LEFT_OUT` has a reason against it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from suffice.learn.audits import Floats, find_first_passages
 from suffice.learn.models import PRICES
-from suffice.policy.base import build_policy, stops_of
+from suffice.model.stop import StopModel
+from suffice.policy.base import POLICIES, build_policy, stops_of
+from suffice.policy.parameters import parameters_of
 from suffice.policy.protocol import Policy
 from suffice.policy.returning import return_step, returns_of
 from suffice.replay.study.runs import Halts, Runs, Says, find_first_bits, find_first_stops
@@ -112,7 +114,7 @@ class Family:
     fullest: Mapping[str, Any] = field(default_factory=dict)  # parameters with which it reads all that it ever reads
 
 
-SPACE: Final[Mapping[str, Family]] = {
+_NARROWED: Final[Mapping[str, Family]] = {
     "fixed-budget": Family(draws={"max_tokens": _tokens}, fullest={"max_tokens": 1}),
     "fixed-rounds": Family(draws={"max_steps": _whole(1)}, fullest={"max_steps": 1}),
     "stable-answer": Family(
@@ -187,6 +189,33 @@ GRID: Final = (
     GridRow("stated-confidence", "threshold", _SURE, {"patience": 1}, ("rounds",)),
     *(GridRow(f"stated-confidence, patience {n}", "threshold", _SURE, {"patience": n}, ("rounds",)) for n in (2, 3)),
 )
+
+
+def _declared(policy: type) -> Family:
+    """The space of a policy that `_NARROWED` does not name: its numbers, switches and words, in their own ranges."""
+    draws: dict[str, Draw] = {}
+    for one in parameters_of(policy):
+        if one.length is not None:
+            continue
+        if one.words or one.type is bool:
+            draws[one.name] = _one_of(*(one.words or (False, True)))
+        elif one.range is not None:
+            low, high = one.range.low, one.range.high
+            draws[one.name] = _whole(int(low), int(high)) if one.type is int else _between(low, high)
+    required = {one.name: one.range.high for one in parameters_of(policy) if one.required and one.range is not None}
+    return Family(draws=draws, fullest=required)
+
+
+# Composed policies are shapes of the search, and a learned one needs a model.
+SPACE: Final[Mapping[str, Family]] = {
+    **_NARROWED,
+    **{
+        name: _declared(policy)
+        for name, policy in POLICIES.items()
+        if name not in {*_NARROWED, *LEFT_OUT}
+        and not any(parameter.type in (Policy, StopModel) for parameter in parameters_of(policy))
+    },
+}
 
 SHAPES: Final = ("one", "guarded", "all-of", "any-of")
 LEARNED: Final = "learned"

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import mul
-from typing import Protocol
+from typing import ClassVar, Protocol
 
-from suffice.signals.known import parse_parameter
-from suffice.signals.words import words_of
+from suffice.signals.fold import Fields, SignalField, parse_parameter
+from suffice.signals.folds.text import words_of
 from suffice.types import Step
 
 _LONG_WORDS = 20  # characters on average: more than words of a text with spaces have
@@ -51,7 +51,20 @@ class Drafts:
     threshold  at or below it a draft hardly moved, from 0 to 1; the default is ours
     """
 
-    fields: tuple[str, ...] = ("draft_distance", "draft_patience")
+    name = "drafts"
+    looks_at = (
+        "the step's text, or its answer, against the step before: by words, by vectors where both steps bring one"
+    )
+    source = "[arXiv:2606.27009](https://arxiv.org/abs/2606.27009)"
+    parameters: ClassVar[Mapping[str, str]] = {"threshold": "at or below it a draft hardly moved"}
+    fields: ClassVar[Fields] = {
+        "draft_distance": SignalField(
+            "1 − the weighted overlap of the words (smaller counts over larger ones), or 1 − cosine of the vectors",
+            unknown="first step, nothing to compare",
+            high=1.0,
+        ),
+        "draft_patience": SignalField("steps in a row whose distance was at most the threshold", whole=True),
+    }
 
     def __init__(self, *, threshold: float = 0.1) -> None:
         self._threshold = parse_parameter("drafts.threshold", threshold, most=1.0, low_included=True)
@@ -60,7 +73,6 @@ class Drafts:
         self._patience: int | None = None
 
     def update(self, step: Step) -> None:
-        """Take the next step in. O(its text)."""
         draft = _Draft(step)
         self._distance = None if self._before is None else _distance(self._before, draft)
         self._before = draft
@@ -68,7 +80,6 @@ class Drafts:
         self._patience = (self._patience or 0) + 1 if still else 0
 
     def values(self) -> dict[str, int | float | None]:
-        """The fields of Signals that this fold fills. No distance at the first step."""
         return {"draft_distance": self._distance, "draft_patience": self._patience}
 
 

@@ -5,29 +5,38 @@ They know the Query that the observer was begun with and refuse to know the ques
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from suffice.signals.fold import Fields, SignalField
 from suffice.types import Query, Step
 
 
 class PlanProgress:
     """The share of the planned steps that is behind us."""
 
-    fields: tuple[str, ...] = ("step_share",)
+    name = "plan"
+    looks_at = "the planned number of steps"
+    source = "–"
+    fields: ClassVar[Fields] = {
+        "step_share": SignalField(
+            "steps so far over planned steps: samples asked for, the cap on rounds",
+            unknown="no plan",
+            high=1.0,
+        ),
+    }
 
     def __init__(self) -> None:
         self._planned: int | None = None
         self._index = 0
 
     def begin(self, query: Query | None) -> None:
-        """Learn the plan before the first step; a plan of no steps is none."""
         planned = None if query is None else query.planned_steps
         self._planned = planned if planned and planned > 0 else None
 
     def update(self, step: Step) -> None:
-        """Take the next step in. O(1)."""
         self._index = step.index
 
     def values(self) -> dict[str, float | None]:
-        """The field of Signals that this fold fills; None: no plan, or no step yet. Never above 1."""
         if self._planned is None or not self._index:
             return {"step_share": None}
         return {"step_share": min(1.0, self._index / self._planned)}
@@ -36,18 +45,21 @@ class PlanProgress:
 class AskedQuery:
     """The query as it was given: the same at every step."""
 
-    fields: tuple[str, ...] = ("query",)
+    name = "query"
+    looks_at = "what was known before the first token, see below"
+    source = "–"
+    fields: ClassVar[Fields] = {
+        "query": SignalField("the record of the query", unknown="nothing was given"),
+    }
 
     def __init__(self) -> None:
         self._query: Query | None = None
 
     def begin(self, query: Query | None) -> None:
-        """Learn the query before the first step."""
         self._query = query
 
     def update(self, step: Step) -> None:
         """Take the next step in: nothing changes."""
 
     def values(self) -> dict[str, Query | None]:
-        """The field of Signals that this fold fills."""
         return {"query": self._query}

@@ -16,7 +16,7 @@ from suffice.assurance.label_precedence import TrustedLabel
 from suffice.learn.arm_values import PriceBounds
 from suffice.learn.shadow import ShadowAudit
 from suffice.learn.tuner import Tick, Tuner, TuningBounds, TuningProposal
-from suffice.testing.knobs.worlds import ARMS, CLASSES, FULL_TOKENS, SECONDS_A_REQUEST, ArmWorld, Story
+from tests.simulators.arm_worlds.worlds import ARMS, CLASSES, FULL_TOKENS, SECONDS_A_REQUEST, ArmWorld, Story
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

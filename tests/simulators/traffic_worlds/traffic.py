@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.testing.simulated.stories import (
+from tests.simulators.traffic_worlds.stories import (
     LED_AWAY,
     LONGEST,
     PLATEAU,
@@ -23,7 +23,7 @@ from suffice.testing.simulated.stories import (
     draw_stories,
     unfold,
 )
-from suffice.testing.simulated.worlds import Blend, ClassWorld, blended
+from tests.simulators.traffic_worlds.worlds import Blend, ClassWorld, blended
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

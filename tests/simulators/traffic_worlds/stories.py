@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.testing.simulated.worlds import Blend
+from tests.simulators.traffic_worlds.worlds import Blend
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

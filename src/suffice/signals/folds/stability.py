@@ -7,13 +7,23 @@ one change, A, none, A is none.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from suffice.signals.fold import Fields, SignalField
 from suffice.types import Step
 
 
 class Stability:
     """Count how long the trial answer has stood, how often it changed, and between how many."""
 
-    fields: tuple[str, ...] = ("answer_streak", "n_flips", "n_distinct")
+    name = "stability"
+    looks_at = "the trial answers; a step without one breaks the streak and is no change"
+    source = "answer convergence, [arXiv:2506.02536](https://arxiv.org/abs/2506.02536)"
+    fields: ClassVar[Fields] = {
+        "answer_streak": SignalField("steps in a row with the same trial answer", whole=True),
+        "n_flips": SignalField("how often the trial answer changed", whole=True),
+        "n_distinct": SignalField("different trial answers so far", whole=True),
+    }
 
     def __init__(self) -> None:
         self._streak = 0
@@ -22,7 +32,6 @@ class Stability:
         self._seen: set[str] = set()
 
     def update(self, step: Step) -> None:
-        """Take the next step in. O(1) beside hashing the answer."""
         answer = step.answer
         if answer is None:
             self._streak = 0
@@ -33,7 +42,6 @@ class Stability:
         self._seen.add(answer)
 
     def values(self) -> dict[str, int]:
-        """The fields of Signals that this fold fills."""
         return {
             "answer_streak": self._streak,
             "n_flips": self._n_flips,

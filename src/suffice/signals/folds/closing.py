@@ -6,7 +6,10 @@ refuses to know the threshold below which the variance is called settled.
 
 from __future__ import annotations
 
-from suffice.signals.known import nats, parse_parameter
+from collections.abc import Mapping
+from typing import ClassVar
+
+from suffice.signals.fold import Fields, SignalField, nats, parse_parameter
 from suffice.types import Step
 
 
@@ -23,7 +26,29 @@ class ClosingEntropy:
     alpha  weight of the newest entropy, above 0 and at most 1
     """
 
-    fields: tuple[str, ...] = ("closed_entropy", "entropy_ema", "entropy_emv")
+    name = "closing"
+    looks_at = (
+        "the entropy of the first token behind a closed thought; where it is unknown, that of the trial "
+        "answer's first token"
+    )
+    source = "EAT, Wang et al. 2025, [arXiv:2509.26522](https://arxiv.org/abs/2509.26522)"
+    parameters: ClassVar[Mapping[str, str]] = {"alpha": "weight of the newest entropy"}
+    fields: ClassVar[Fields] = {
+        "closed_entropy": SignalField(
+            "entropy of the first token behind the closed thought, in nats",
+            unknown="not given",
+            high=100.0,
+        ),
+        "entropy_ema": SignalField(
+            "m: (1 − alpha) m + alpha x, begun with the first entropy x",
+            unknown="no entropy at this step",
+            high=100.0,
+        ),
+        "entropy_emv": SignalField(
+            "v: (1 − alpha) v + alpha (x − m)², with the new m, begun with 0",
+            unknown="the same, and at the first",
+        ),
+    }
 
     def __init__(self, *, alpha: float = 0.2) -> None:
         self._alpha = parse_parameter("closing.alpha", alpha, most=1.0)
@@ -34,7 +59,6 @@ class ClosingEntropy:
         self._variance = 0.0
 
     def update(self, step: Step) -> None:
-        """Take the next step in. O(1)."""
         self._closed = nats(step.closed_entropy)
         entropy = self._closed
         if entropy is None and step.answer is not None:
@@ -50,7 +74,6 @@ class ClosingEntropy:
         self._variance += self._alpha * ((entropy - self._mean) ** 2 - self._variance)
 
     def values(self) -> dict[str, float | None]:
-        """The fields of Signals that this fold fills."""
         return {
             "closed_entropy": self._closed,
             "entropy_ema": self._mean if self._known else None,

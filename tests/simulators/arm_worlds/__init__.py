@@ -6,7 +6,7 @@
 learners has no noise but that of what they learned.
 """
 
-from suffice.testing.knobs.lives import (
+from tests.simulators.arm_worlds.lives import (
     LearnerHistory,
     best_fixed,
     hindsight,
@@ -15,7 +15,7 @@ from suffice.testing.knobs.lives import (
     run_tuner,
     tuning_of,
 )
-from suffice.testing.knobs.worlds import ARMS, CLASSES, SCENARIOS, ArmWorld, LabelLaw, Story, story
+from tests.simulators.arm_worlds.worlds import ARMS, CLASSES, SCENARIOS, ArmWorld, LabelLaw, Story, story
 
 __all__ = [
     "ARMS",

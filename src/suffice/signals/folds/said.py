@@ -8,25 +8,35 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
+from typing import ClassVar
 
-from suffice.signals.known import ROUNDING, probability
+from suffice.signals.fold import ROUNDING, Fields, SignalField, probability
 from suffice.types import Step
 
 
 class SelfReport:
     """The last step's stated confidence, the model's own flag that it is done, and the kind of step."""
 
-    fields: tuple[str, ...] = ("stated_confidence", "said_done", "action_code")
+    name = "said"
+    looks_at = "what the model or the caller said of the step"
+    source = "rarely worth much: [arXiv:2606.13814](https://arxiv.org/abs/2606.13814)"
+    fields: ClassVar[Fields] = {
+        "stated_confidence": SignalField("what the model said of itself", unknown="not given", high=1.0),
+        "said_done": SignalField("the model's own flag that it is done", unknown="not given", high=1.0),
+        "action_code": SignalField(
+            "hash of the word that the caller gave for this kind of step",
+            unknown="not given",
+            high=1.0,
+        ),
+    }
 
     def __init__(self) -> None:
         self._step: Step | None = None
 
     def update(self, step: Step) -> None:
-        """Take the next step in. O(1)."""
         self._step = step
 
     def values(self) -> dict[str, float | None]:
-        """The fields of Signals that this fold fills."""
         step = self._step
         if step is None:
             return dict.fromkeys(self.fields)
@@ -40,20 +50,28 @@ class SelfReport:
 class WordingConfidence:
     """The mean log-probability of the last step's own tokens, as its source gave it."""
 
-    fields: tuple[str, ...] = ("step_logprob",)
+    name = "wording"
+    looks_at = "the mean log-probability of the step's own tokens, as it was given"
+    source = "AgentStop, [arXiv:2605.15206](https://arxiv.org/abs/2605.15206)"
+    fields: ClassVar[Fields] = {
+        "step_logprob": SignalField(
+            "mean log-probability of the step's own tokens",
+            unknown="not given",
+            low=float("-inf"),
+            high=0.0,
+        ),
+    }
 
     def __init__(self) -> None:
         self._logprob: float | None = None
 
     def update(self, step: Step) -> None:
-        """Take the next step in. O(1)."""
         logprob = step.logprob
         # A mean of minus infinity is one impossible token, and says nothing about the others.
         known = logprob is not None and float("-inf") < logprob <= ROUNDING
         self._logprob = min(0.0, logprob) if known and logprob is not None else None
 
     def values(self) -> dict[str, float | None]:
-        """The field of Signals that this fold fills, at most 0."""
         return {"step_logprob": self._logprob}
 
 

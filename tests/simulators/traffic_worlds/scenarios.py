@@ -13,8 +13,8 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.testing.simulated.traffic import SimulatedTraffic, draw_traffic
-from suffice.testing.simulated.worlds import BENIGN, HARDER, HARSH, MANY, STEALTH, SWAPPED, USUAL, ClassWorld
+from tests.simulators.traffic_worlds.traffic import SimulatedTraffic, draw_traffic
+from tests.simulators.traffic_worlds.worlds import BENIGN, HARDER, HARSH, MANY, STEALTH, SWAPPED, USUAL, ClassWorld
 
 Floats = NDArray[np.float64]
 

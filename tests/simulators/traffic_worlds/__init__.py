@@ -6,7 +6,7 @@
 
 No text and no model: numbers that behave as recorded runs do. What is drawn follows from the seed alone.
 
->>> from suffice.testing.simulated import SCENARIOS, simulate
+>>> from tests.simulators.traffic_worlds import SCENARIOS, simulate
 >>> traffic = simulate(SCENARIOS["harsh"], 2_000, seed=1)
 >>> len(traffic), traffic.x.shape[1], sorted(set(traffic.z.tolist()))
 (2000, 16, [-1, 0, 1])
@@ -14,11 +14,11 @@ No text and no model: numbers that behave as recorded runs do. What is drawn fol
 
 from __future__ import annotations
 
-from suffice.testing.simulated.arrivals import ArrivalRate, arrival_times, spiked
-from suffice.testing.simulated.labels import NEVER, LabelDelays, label_times
-from suffice.testing.simulated.scenarios import SCENARIOS, Path, Scenario, in_world, simulate
-from suffice.testing.simulated.traffic import EARLY, FEATURES, SimulatedTraffic
-from suffice.testing.simulated.worlds import HARSH, MANY, USUAL, WORLDS, ClassWorld, QueryClass
+from tests.simulators.traffic_worlds.arrivals import ArrivalRate, arrival_times, spiked
+from tests.simulators.traffic_worlds.labels import NEVER, LabelDelays, label_times
+from tests.simulators.traffic_worlds.scenarios import SCENARIOS, Path, Scenario, in_world, simulate
+from tests.simulators.traffic_worlds.traffic import EARLY, FEATURES, SimulatedTraffic
+from tests.simulators.traffic_worlds.worlds import HARSH, MANY, USUAL, WORLDS, ClassWorld, QueryClass
 
 __all__ = [
     "EARLY",

@@ -8,24 +8,37 @@ is for "this is the mode", never for "this is correct".
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import ClassVar
 
-from suffice.signals.known import parse_parameter
+from suffice.signals.fold import Fields, SignalField, parse_parameter
 from suffice.types import Step
 
 
 class Votes:
     """Count one vote for each step's answer."""
 
-    fields: tuple[str, ...] = (
-        "n_votes",
-        "top_votes",
-        "second_votes",
-        "third_votes",
-        "p_majority",
-        "agreement",
-        "vote_entropy",
+    name = "votes"
+    looks_at = "the answers of all steps so far; no answer does not vote, ties go to the answer seen first"
+    source = (
+        "Beta posterior: Adaptive-Consistency, Aggarwal et al. 2023, "
+        "[arXiv:2305.11860](https://arxiv.org/abs/2305.11860); three counts: "
+        "[arXiv:2602.05395](https://arxiv.org/abs/2602.05395)"
     )
+    fields: ClassVar[Fields] = {
+        "n_votes": SignalField("steps that gave an answer", whole=True),
+        "top_votes": SignalField("votes of the leading answer", whole=True),
+        "second_votes": SignalField("votes of the runner-up", whole=True),
+        "third_votes": SignalField("votes of all answers behind these two", whole=True),
+        "p_majority": SignalField(
+            "P(the leader beats the runner-up in the limit): p > 1/2 for p ~ Beta(v1 + 1, v2 + 1)",
+            unknown="nobody voted",
+            high=1.0,
+        ),
+        "agreement": SignalField("votes of the leader over steps so far", unknown="before the first step", high=1.0),
+        "vote_entropy": SignalField("entropy of the shares of the answers, in nats", unknown="nobody voted"),
+    }
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}  # in the order in which answers were first seen
@@ -38,7 +51,6 @@ class Votes:
         self._weighted = 0.0  # sum over the answers of votes · ln(votes)
 
     def update(self, step: Step) -> None:
-        """Take the next step in. O(1) beside hashing the answer."""
         self._n_steps += 1
         answer = step.answer
         if answer is None:
@@ -107,7 +119,17 @@ class VoteTrend:
     alpha  weight of the newest value, above 0 and at most 1
     """
 
-    fields: tuple[str, ...] = ("majority_ema",)
+    name = "vote-trend"
+    looks_at = "`p_majority` from step to step"
+    source = "[arXiv:2605.08083](https://arxiv.org/abs/2605.08083)"
+    parameters: ClassVar[Mapping[str, str]] = {"alpha": "weight of the newest value"}
+    fields: ClassVar[Fields] = {
+        "majority_ema": SignalField(
+            "exponential moving mean of `p_majority`, begun with the first",
+            unknown="nobody voted",
+            high=1.0,
+        ),
+    }
 
     def __init__(self, *, alpha: float = 0.3) -> None:
         self._alpha = parse_parameter("vote-trend.alpha", alpha, most=1.0)
@@ -115,14 +137,12 @@ class VoteTrend:
         self._mean: float | None = None
 
     def update(self, step: Step) -> None:
-        """Take the next step in. O(1) beside hashing the answer."""
         self._votes.update(step)
         lead = self._votes.values()["p_majority"]
         if lead is not None:
             self._mean = lead if self._mean is None else self._mean + self._alpha * (lead - self._mean)
 
     def values(self) -> dict[str, float | None]:
-        """The field of Signals that this fold fills. None: nobody has voted."""
         return {"majority_ema": self._mean}
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from suffice.testing.simulated import (
+from tests.simulators.traffic_worlds import (
     EARLY,
     FEATURES,
     HARSH,

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from suffice.testing import FakeUpstream, FaultProxy, LinkFaults
+from suffice.testing import FakeUpstream
+from tests.simulators.fault_proxy import FaultProxy, LinkFaults
 
 MESSAGE = bytes(range(256)) * 8
 

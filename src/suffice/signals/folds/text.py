@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
 
-from suffice.signals.words import words_of
+from suffice.signals.fold import Fields, SignalField
 from suffice.types import Step
 
 # On folded text. Bounded white space: a phrase may run over a line break, never over a page. Every mark begins
@@ -24,13 +27,34 @@ _MAX_GRAMS = 65_536
 _CHUNK = _MAX_GRAMS // 4  # words at once, so that one huge step cannot outgrow the memory
 
 
+@dataclass(frozen=True, slots=True)
+class WordList:
+    """One text without regard to case."""
+
+    folded: str
+    words: list[str]  # between white space, in order; not to be changed
+
+
+@lru_cache(maxsize=1)  # the folds of one step ask one after the other; no other step's text is kept
+def words_of(text: str) -> WordList:
+    """The text folded, and its words. O(text); any text will do."""
+    folded = text.casefold()
+    return WordList(folded, folded.split())
+
+
 class Hedges:
     """Count the marks of doubt and self-correction: "wait", "hmm", "let me check" …
 
     `hedges` are those of the last step; `hedge_rate` is their number per 100 words of the run so far.
     """
 
-    fields: tuple[str, ...] = ("hedges", "hedge_rate")
+    name = "hedges"
+    looks_at = 'the step\'s text: "wait", "hmm", "let me check" … in English'
+    source = "Dynasor-CoT, [arXiv:2412.20993](https://arxiv.org/abs/2412.20993)"
+    fields: ClassVar[Fields] = {
+        "hedges": SignalField("marks of doubt and self-correction in this step", whole=True),
+        "hedge_rate": SignalField("such marks per 100 words of the run so far", unknown="before the first word"),
+    }
 
     def __init__(self) -> None:
         self._hedges = 0
@@ -38,14 +62,12 @@ class Hedges:
         self._n_words = 0
 
     def update(self, step: Step) -> None:
-        """Take the next step in. O(its text)."""
         text = words_of(step.text)
         self._hedges = len(_HEDGE.findall(text.folded))
         self._n_hedges += self._hedges
         self._n_words += len(text.words)
 
     def values(self) -> dict[str, int | float | None]:
-        """The fields of Signals that this fold fills. No rate before the first word."""
         rate = 100.0 * self._n_hedges / self._n_words if self._n_words else None
         return {"hedges": self._hedges, "hedge_rate": rate}
 
@@ -58,7 +80,16 @@ class Loops:
     none longer than the last 65,536, as one number each, so memory is bounded however long the thought.
     """
 
-    fields: tuple[str, ...] = ("loop_share",)
+    name = "loops"
+    looks_at = "the step's text: runs of eight words that occurred before"
+    source = "ours"
+    fields: ClassVar[Fields] = {
+        "loop_share": SignalField(
+            "share of the eight-word runs ending in this step that repeat the run",
+            unknown="fewer than eight words",
+            high=1.0,
+        ),
+    }
 
     def __init__(self) -> None:
         self._tail: list[str] = []  # the last words, one fewer than a gram has
@@ -67,7 +98,6 @@ class Loops:
         self._share: float | None = None
 
     def update(self, step: Step) -> None:
-        """Take the next step in. O(its text)."""
         words = words_of(step.text).words
         n_grams = n_new = 0
         for begin in range(0, len(words), _CHUNK):
@@ -78,7 +108,6 @@ class Loops:
         self._share = (n_grams - n_new) / n_grams if n_grams else None
 
     def values(self) -> dict[str, float | None]:
-        """The field of Signals that this fold fills. None: the step is too short to tell."""
         return {"loop_share": self._share}
 
     def _remember(self, text: list[str]) -> int:

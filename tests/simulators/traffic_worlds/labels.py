@@ -8,7 +8,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.testing.simulated.traffic import SimulatedTraffic
+from tests.simulators.traffic_worlds.traffic import SimulatedTraffic
 
 NEVER: Final = np.iinfo(np.int64).max  # no label comes
 
