@@ -49,7 +49,6 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def who(author: str | None) -> str:
-    """Whose word it is."""
     import getpass
 
     return author or getpass.getuser()
@@ -153,12 +152,10 @@ def _say_who_confirmed(command: str, there: Sequence[Presence], late: Sequence[P
 
 
 def refused(command: str, why: str) -> NoReturn:
-    """It cannot be done as it was asked for: say why, and end with 1."""
     shell.fail(command, why, 1)
 
 
 def say(found: Any, *, as_json: bool, text: str) -> None:
-    """Print a record as JSON, or a sentence. Any: a dataclass."""
     if not as_json:
         click.echo(text)
         return

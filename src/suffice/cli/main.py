@@ -54,14 +54,11 @@ COMMANDS = {name: found for section in SECTIONS.values() for name, found in sect
 
 
 class LazyGroup(click.Group):
-    """A group that knows its commands by name and loads one only to run it."""
-
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names, in the order of the table."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command's module and return the command; None if there is no such name."""
         if cmd_name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[cmd_name]
@@ -72,7 +69,6 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that is meant; an unknown name is told with the nearest one that exists."""
         if args[0] not in COMMANDS and not args[0].startswith("-"):
             import difflib
 
@@ -81,7 +77,6 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands by section, in one column, without importing them."""
         width = max(len(name) for name in COMMANDS)
         for title, section in SECTIONS.items():
             with formatter.section(title):

@@ -35,17 +35,14 @@ class CommandGroup(click.Group):
     """A group whose help lists its commands in the order in which they are defined, each with its whole sentence."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click passes it
-        """All names, as they were defined."""
         return list(self.commands)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
-        """The first sentence of each, folded and not cut off."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, self.commands[name].get_short_help_str(1_000)) for name in self.commands])
 
 
 def print_line(text: str) -> None:
-    """Print a line of which some words may be a stranger's, such as a reason: none is a command to a terminal."""
     from suffice.sanitize import printable
 
     click.echo(printable(text))

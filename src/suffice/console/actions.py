@@ -40,7 +40,6 @@ T = TypeVar("T")
 
 
 def asks(*names: str, **more: str) -> Mapping[str, str]:
-    """The fields of a change with what they mean."""
     return {name: FIELDS[name] for name in names} | more
 
 

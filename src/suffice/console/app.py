@@ -25,8 +25,6 @@ _KINDS: Final[Mapping[int, str]] = {401: "authentication_error", 403: "permissio
 
 
 class ConsoleApp:
-    """Answers below `/console` and `/api`."""
-
     def __init__(self, desk: ConsoleContext, doors: Iterable[ConsoleEndpoint]) -> None:
         self.desk = desk
         self.doors = tuple(doors)
@@ -40,7 +38,6 @@ class ConsoleApp:
                 self._exact.setdefault(door.path, {})[door.method] = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
         head_only = scope["method"] == "HEAD"
         answer = await self._answer(scope, receive)
         if answer.stream is None or head_only:
@@ -102,7 +99,6 @@ class ConsoleApp:
 
 
 def _unread(scope: Scope) -> ConsoleRequest:
-    """A request of which nothing but its path is known."""
     return ConsoleRequest(method=scope["method"], path=scope["path"], headers={}, query={}, form={}, address="")
 
 
@@ -114,8 +110,6 @@ def _no_such(asked: ConsoleRequest, by_method: Mapping[str, ConsoleEndpoint]) ->
 
 
 async def _until_either(sending: Any, receive: Receive) -> None:
-    """Send a stream until it ends or its reader leaves. Any: a coroutine of ours."""
-
     async def left() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass

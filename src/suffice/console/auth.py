@@ -34,15 +34,12 @@ class AccessDeniedError(BadRequest):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Who asks."""
-
     person: Person | None  # None: nobody has logged in
     token: str = ""  # that a page of ours must show with a change
     session: sessions.Session | None = None  # None: a program, which brings its secret each time
 
     @property
     def name(self) -> str:
-        """As the author of what they do."""
         return self.person.name if self.person is not None else ""
 
     @property
@@ -173,7 +170,6 @@ class ConsoleAuth:
         )
 
     def logout(self, visitor: Principal, asked: ConsoleRequest) -> tuple[str, str]:
-        """End a session, here and in the browser."""
         now_s = self._now()
         self._ended = {nonce: until for nonce, until in self._ended.items() if now_s < until}
         if visitor.session is not None:
@@ -181,7 +177,6 @@ class ConsoleAuth:
         return cookie(SESSION, "", age_s=0, secure=asked.behind_tls)
 
     def holds(self, session: sessions.Session) -> bool:
-        """Does a login that was let in before still hold?"""
         roster = self.roster()
         known = roster is not None and roster.by_id(session.person_id) is not None
         return known and self._now() < session.expires_s and session.nonce not in self._ended
@@ -195,6 +190,5 @@ class ConsoleAuth:
 
 
 def _is_link(asked: ConsoleRequest) -> bool:
-    """May this be somebody who follows a link? From any site: nothing changes, and only they see the page."""
     is_read = asked.method in ("GET", "HEAD") and "origin" not in asked.headers
     return is_read and asked.headers.get("sec-fetch-mode", "navigate") == "navigate"

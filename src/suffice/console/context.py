@@ -102,7 +102,6 @@ class ConsoleContext:
                 raise StoreError(f"store {self.path}: the page took longer than {LONGEST_READ_S:g} s") from None
 
     def tell(self, visitor: Principal, sentence: str) -> None:
-        """Keep a sentence for the next page of this session."""
         if visitor.session is None:
             return
         self._told.pop(visitor.session.nonce, None)

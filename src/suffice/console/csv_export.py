@@ -10,7 +10,6 @@ from suffice import cells
 
 
 def format_csv_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    """A table, UTF-8 with the mark that spreadsheets want."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow(heads)

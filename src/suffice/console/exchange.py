@@ -46,8 +46,6 @@ ALWAYS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsoleRequest:
-    """One request, read."""
-
     method: str
     path: str
     headers: Mapping[str, str]  # names in lower case; of one that came twice, all with ", " between
@@ -58,17 +56,14 @@ class ConsoleRequest:
 
     @property
     def is_api(self) -> bool:
-        """Does a program ask?"""
         return self.path == "/api" or self.path.startswith("/api/")
 
     @property
     def is_partial(self) -> bool:
-        """Does a page that is shown already ask for a part of itself?"""
         return self.headers.get("hx-request", "") == "true"
 
     @property
     def cookies(self) -> Mapping[str, str]:
-        """What the browser carries."""
         pairs = (part.strip().partition("=") for part in self.headers.get("cookie", "").split(";"))
         return {name: value for name, mark, value in pairs if mark}
 
@@ -80,8 +75,6 @@ class ConsoleRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One answer. `stream` takes the place of `body`."""
-
     status: int = 200
     kind: str = HTML
     body: bytes = b""
@@ -89,12 +82,10 @@ class Answer:
     stream: AsyncIterator[bytes] | None = None
 
     def with_headers(self, *headers: tuple[str, str]) -> Answer:
-        """The same answer with more headers."""
         return replace(self, headers=(*self.headers, *headers))
 
 
 def to(place: str, *, status: int = 303) -> Answer:
-    """Go there instead."""
     return Answer(status=status, headers=(("location", quote(place, safe="/?=&%#:")),))
 
 
@@ -183,7 +174,6 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 async def send_answer(answer: Answer, send: Send, *, head_only: bool = False) -> None:
-    """Send an answer with what every answer carries."""
     named = {name for name, _ in answer.headers}
     headers = [("content-type", answer.kind), *answer.headers, *ALWAYS]
     if "cache-control" not in named:
@@ -200,5 +190,4 @@ async def send_answer(answer: Answer, send: Send, *, head_only: bool = False) ->
 
 
 def with_path_fields(asked: ConsoleRequest, fields: Mapping[str, str]) -> ConsoleRequest:
-    """The request with what was found in its path."""
     return replace(asked, fields=fields)

@@ -85,7 +85,6 @@ async def _changes(desk: ConsoleContext, asked: ConsoleRequest, visitor: Princip
 
 
 async def _file(desk: ConsoleContext, visitor: Principal, name: str, body: bytes, n_rows: int) -> Answer:
-    """The table as a file; that it left is said in the audit log, before it does."""
     await desk.off_loop(lambda: desk.note_export(name, n_rows, visitor.name))
     return Answer(kind=CSV, body=body, headers=(("content-disposition", f'attachment; filename="{name}"'),))
 

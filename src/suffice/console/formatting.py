@@ -55,7 +55,6 @@ def between(low: float | None, high: float | None, show: str = "percent", digits
 
 
 def format_count(value: float | None) -> str:
-    """A count."""
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
@@ -75,12 +74,10 @@ def format_large(value: float | None) -> str:
 
 
 def money(value: float | None) -> str:
-    """US dollars."""
     return UNKNOWN if value is None else usd(value).replace("-", MINUS)
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
-    """A plain number."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
@@ -92,12 +89,10 @@ def format_moment(at_s: float | None) -> str:
 
 
 def iso(at_s: float | None) -> str:
-    """A moment as machines read it."""
     return datetime.fromtimestamp(at_s or 0, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def format_day(day: int) -> str:
-    """A day that is counted since 1970."""
     return datetime.fromtimestamp(day * 86_400, UTC).strftime("%Y-%m-%d")
 
 
@@ -121,12 +116,10 @@ def lasted(seconds: float | None) -> str:
 
 
 def ago(at_s: float | None, now_s: float) -> str:
-    """How long ago a moment was."""
     return "never" if not at_s else f"{lasted(max(0.0, now_s - at_s))} ago"
 
 
 def size(n_bytes: float) -> str:
-    """An amount of bytes."""
     return (
         f"{n_bytes / 1e9:.2f} GB"
         if n_bytes >= 1e9
@@ -151,17 +144,14 @@ def format_difference(value: float | None, metric: str) -> str:
 
 
 def format_name(name: str, instead: str = "none") -> str:
-    """A name, or what stands for an empty one."""
     return name or instead
 
 
 def query(fields: Mapping[str, Any]) -> str:
-    """Fields as an address has them. Any: they are turned into text."""
     return urlencode({key: str(value) for key, value in fields.items()})
 
 
 def format_verdict(liking: SatisfactionEffect) -> str:
-    """What stopping surely does to a measure: "worse", "better", or "" where no difference is proven."""
     effect = liking.effect
     if effect is None or effect.low is None or effect.high is None or effect.low <= 0 <= effect.high:
         return ""
@@ -169,7 +159,6 @@ def format_verdict(liking: SatisfactionEffect) -> str:
 
 
 def is_rate(liking: SatisfactionEffect) -> bool:
-    """Is a measure a share of 1, and not a declared metric in a unit of its own?"""
     return liking.measure in (SATISFACTION, *EVENTS.values()) or "=" in liking.measure
 
 

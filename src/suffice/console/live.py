@@ -44,7 +44,6 @@ class Live:
 
     @property
     def is_full(self) -> bool:
-        """Do as many watch as may?"""
         return len(self._watchers) >= MOST_WATCHERS
 
     async def watch(self, window: str, holds: Callable[[], bool]) -> AsyncIterator[bytes]:
@@ -72,7 +71,6 @@ class Live:
             self._watchers.pop(queue, None)
 
     async def _run(self) -> None:
-        """Look now and then while somebody watches."""
         loop = asyncio.get_running_loop()
         next_s = loop.time() + self._every_s
         while self._watchers:
@@ -106,7 +104,6 @@ class Live:
 
 
 def _put(queue: asyncio.Queue[bytes | None], event: bytes | None) -> None:
-    """The latest takes the place of what was not taken."""
     with contextlib.suppress(asyncio.QueueEmpty):
         queue.get_nowait()
     queue.put_nowait(event)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 
 def _version() -> str:
-    """This package's; "unknown" where it runs from a folder that nobody installed."""
     try:
         return version("suffice")
     except PackageNotFoundError:
@@ -42,7 +41,6 @@ _ERROR: Final[Mapping[str, Any]] = {
 
 
 def document(doors: Iterable[ConsoleEndpoint]) -> dict[str, Any]:
-    """OpenAPI 3.1 of every path below `/api`. Any: a JSON document."""
     mine = [door for door in doors if door.path.startswith("/api")]
     records = list(dict.fromkeys(door.record for door in mine if door.record is not None))
     schemas, components = msgspec.json.schema_components(records, ref_template=_REF)

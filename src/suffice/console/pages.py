@@ -34,8 +34,6 @@ _BACK: Final = re.compile(r"/console(?:[/?][A-Za-z0-9._~:/?=&%+*-]{0,500})?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NavEntry:
-    """One entry of the navigation."""
-
     name: str
     href: str
     is_here: bool
@@ -44,7 +42,6 @@ class NavEntry:
 def doors_of(
     views: tuple[View, ...], deeds: tuple[Action, ...], more: tuple[ConsoleEndpoint, ...] = ()
 ) -> tuple[ConsoleEndpoint, ...]:
-    """The whole table."""
     return (
         *_always(),
         *(door for view in views for door in _of_view(view, views)),
@@ -54,7 +51,6 @@ def doors_of(
 
 
 def _always() -> tuple[ConsoleEndpoint, ...]:
-    """What there is whatever is shown: files, coming and going, the first page live, the API's description."""
     return (
         ConsoleEndpoint(
             method="GET",
@@ -168,7 +164,6 @@ def _of_deed(deed: Action) -> tuple[ConsoleEndpoint, ConsoleEndpoint]:
 
 
 def places(views: tuple[View, ...], visitor: Principal, here: str) -> tuple[NavEntry, ...]:
-    """The navigation for somebody."""
     role = visitor.role
     return tuple(
         NavEntry(name=view.place, href=f"{HOME}{view.path}", is_here=view.place == here)
@@ -185,7 +180,6 @@ def places(views: tuple[View, ...], visitor: Principal, here: str) -> tuple[NavE
 def _values(
     desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal, title: str, navigation: tuple[NavEntry, ...]
 ) -> dict[str, Any]:
-    """What every template may use. Any: templates take records of every kind."""
     query = asked.query
     return {
         "title": title,
@@ -205,12 +199,10 @@ def _values(
 
 
 def _here(asked: ConsoleRequest) -> str:
-    """The page's own address, to come back to."""
     return asked.path + (f"?{urlencode(asked.query)}" if asked.query else "")
 
 
 def back_of(asked: ConsoleRequest) -> str:
-    """Where a form wants its reader to go on, as long as that is one of our pages."""
     place = asked.form.get("back", "")
     return place if _BACK.fullmatch(place) and "//" not in place else HOME
 
@@ -219,7 +211,6 @@ def back_of(asked: ConsoleRequest) -> str:
 
 
 def to_login(asked: ConsoleRequest) -> Answer:
-    """Who has not come in is led to the login, and from there to where they wanted to go."""
     if asked.is_partial:
         return Answer(status=401, headers=(("hx-redirect", "/console/login"),))
     wanted = _here(asked) if asked.method in ("GET", "HEAD") and _BACK.fullmatch(_here(asked)) else HOME
@@ -255,7 +246,6 @@ async def _logout(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principa
 
 
 def sorry(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal, status: int, message: str) -> Answer:
-    """A page that says what went wrong, and where to go on."""
     if not render.can_render():
         return Answer(status=status if status < 500 else 501, body=render.no_pages())
     values = _values(desk, asked, visitor, "That did not work", ()) | {"status": status, "message": message}
@@ -291,7 +281,6 @@ def with_description(doors: tuple[ConsoleEndpoint, ...]) -> tuple[ConsoleEndpoin
 
 
 async def _changed(desk: ConsoleContext, asked: ConsoleRequest, _visitor: Principal) -> Answer:
-    """A part of the review page that takes a while to find out, so the page does not wait for it."""
     said = await desk.off_loop(lambda: desk.effect_of(asked.query.get("item", "")))
     return Answer(body=html.escape(said).encode())
 
@@ -311,8 +300,6 @@ async def _live(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal)
 
 
 async def mark_of(desk: ConsoleContext, window: str) -> object:
-    """What changes when the first page does."""
-
     def look_at(look: ViewContext) -> object:
         read_to = rollups.read_to(look.connection)
         return window, read_to.seq, read_decided(look.connection).seq, newest_of(look.connection, (AlertSent.kind,))
@@ -321,7 +308,6 @@ async def mark_of(desk: ConsoleContext, window: str) -> object:
 
 
 async def live_part(desk: ConsoleContext, window: str, alerts: AlertReader) -> bytes:
-    """The part of the first page that changes, for everybody alike."""
     asked = ConsoleRequest(method="GET", path=HOME, headers={}, query={"days": window}, form={}, address="")
 
     def part(look: ViewContext) -> bytes:

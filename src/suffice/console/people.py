@@ -26,8 +26,6 @@ _SECRET = re.compile(r"sfc_([0-9a-f]{12})_([0-9a-f]{64})")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Person:
-    """Somebody who may come in."""
-
     name: str  # written into every change that they make
     role: Role
     id: str  # public part of the secret; another one after each reset, which ends old sessions
@@ -38,8 +36,6 @@ class Person:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roster:
-    """Everybody who may come in, and the key that signs sessions."""
-
     key: str  # hexadecimal; whoever knows it may be anybody
     people: tuple[Person, ...] = ()
 
@@ -52,16 +48,13 @@ class Roster:
         return next((one for one in self.people if one.name == name), None)
 
     def with_person(self, person: Person) -> Roster:
-        """The roster with somebody new, or with somebody's new secret in the place of the old one."""
         return replace(self, people=(*(one for one in self.people if one.name != person.name), person))
 
     def without(self, name: str) -> Roster:
-        """The roster without somebody."""
         return replace(self, people=tuple(one for one in self.people if one.name != name))
 
 
 def may(role: Role, needs: Role) -> bool:
-    """May somebody of that role do what needs this one?"""
     return ROLES.index(role) >= ROLES.index(needs)
 
 
@@ -73,7 +66,6 @@ def problem_of(name: str) -> str | None:
 
 
 def invite(name: str, role: Role, *, random_bytes: Callable[[int], bytes], now_s: float) -> tuple[Person, str]:
-    """Somebody with a fresh secret, and the secret: it is nowhere else."""
     public, salt = random_bytes(6).hex(), random_bytes(16).hex()
     secret = f"sfc_{public}_{random_bytes(32).hex()}"
     return Person(name=name, role=role, id=public, salt=salt, hash=_hashed(secret, salt), since_s=now_s), secret

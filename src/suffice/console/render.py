@@ -33,12 +33,10 @@ STATIC: Final[Mapping[str, str]] = {
 
 
 def can_render() -> bool:
-    """Is the template engine installed?"""
     return find_spec("jinja2") is not None
 
 
 def no_pages() -> bytes:
-    """The page that says which packages pages need."""
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><title>Suffice</title><h1>The console needs a package</h1>"
         f"<p>Run <code>{html.escape(how_to_install('console'))}</code>, and start again."
@@ -47,7 +45,6 @@ def no_pages() -> bytes:
 
 
 def page(template: str, values: Mapping[str, Any]) -> bytes:
-    """A page. Any: templates take records of every kind."""
     text: str = _environment().get_template(template).render(values)
     return text.encode("utf-8", "replace")
 

@@ -19,15 +19,12 @@ _SESSION = re.compile(r"([0-9a-f]{12})\.(\d{1,12})\.([0-9a-f]{32})\.([0-9a-f]{64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """One login."""
-
     person_id: str  # public part of the secret that it was made with
     expires_s: int  # Unix time
     nonce: str  # tells two logins of one person apart
 
 
 def write_session(session: Session, key: str) -> str:
-    """The session as a cookie carries it."""
     told = f"{session.person_id}.{session.expires_s}.{session.nonce}"
     return f"{told}.{signed(told, key, purpose='session')}"
 
@@ -44,7 +41,6 @@ def read_session(cookie: str, key: str, *, now_s: float) -> Session | None:
 
 
 def token(what: str, key: str) -> str:
-    """The token that a page of ours shows with a change. `what` is the session's nonce, or that of a login page."""
     return signed(what, key, purpose="csrf")
 
 
@@ -73,12 +69,10 @@ class Attempts:
         self._spent: dict[str, tuple[float, float]] = {}  # by address: tries that count, as of when (monotonic)
 
     def wait_s(self, address: str, *, now_s: float) -> int:
-        """How long this address has to wait before its next try; 0: not at all."""
         over = self._now(address, now_s) - (self._burst - 1)
         return math.ceil(over * self._refill_s) if over > 1e-9 else 0
 
     def failed(self, address: str, *, now_s: float) -> None:
-        """A try was in vain."""
         spent = self._now(address, now_s)
         self._spent.pop(address, None)
         self._spent[address] = (spent + 1, now_s)

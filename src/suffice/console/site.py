@@ -159,7 +159,6 @@ def endpoint_table(
 
 
 def _assessments(evidence: Evidence, analyse: Analyse) -> tuple[View, ...]:
-    """What takes a while to find out: parts of pages, which ask for them once they are there."""
     return (
         View(
             path="/policies/weighed",

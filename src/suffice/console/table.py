@@ -26,8 +26,6 @@ Reader: TypeAlias = Callable[[ViewContext, ConsoleRequest, Principal], Any]  # A
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsoleEndpoint:
-    """One method of one path."""
-
     method: Literal["GET", "POST"]
     path: str  # `{id}` stands for an id
     needs: Needs
@@ -40,8 +38,6 @@ class ConsoleEndpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """Something to look at."""
-
     path: str  # below /console and below /api
     api_path: str | None = None  # below /api, where it is another one
     read: Reader
@@ -55,8 +51,6 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActionResult:
-    """What a change came to."""
-
     said: str  # in one sentence
     goes_to: str = ""  # where a person goes on; "": back to where they were
 

@@ -23,8 +23,6 @@ USUAL_WINDOW: Final = "30"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewContext:
-    """One look at the log."""
-
     connection: sqlite3.Connection  # reads only
     settings: Settings
     path: Path  # of the log
@@ -40,15 +38,12 @@ class ViewContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeRange:
-    """Which stretch of time totals are of."""
-
     name: str  # a key of WINDOWS
     days: int  # 0: all of it
     since_hour: int  # since 1970, UTC
 
     @property
     def said(self) -> str:
-        """In words."""
         return (
             "since the beginning" if not self.days else "last 24 hours" if self.days == 1 else f"last {self.days} days"
         )
@@ -74,8 +69,6 @@ def page_of(
 
 
 class NotThere(BadRequest):
-    """What was asked for is not in the log."""
-
     def __init__(self, message: str) -> None:
         super().__init__(message, status=404, code="not_found")
 

@@ -16,8 +16,6 @@ from suffice.local.tasks import TaskQuestion
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoAnswer:
-    """What came back for one question."""
-
     question: TaskQuestion
     episode_id: str
     text: str
@@ -29,8 +27,6 @@ class DemoAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
-    """One way of asking all the questions."""
-
     route: str
     model: str
     extra: Mapping[str, Any]  # fields added to every request
@@ -61,7 +57,6 @@ async def ask_all(
 
 
 def request_body(question: TaskQuestion, how: Pass) -> dict[str, Any]:
-    """The chat request for a question."""
     body: dict[str, Any] = {
         "model": how.model,
         "messages": [dict(m) for m in question.messages],
@@ -130,7 +125,6 @@ def _failed(question: TaskQuestion, episode_id: str, error: str) -> DemoAnswer:
 
 
 async def _label(session: aiohttp.ClientSession, url: str, answered: DemoAnswer) -> None:
-    """Send the right answer as feedback, as a customer with a gold set would."""
     body = {
         "feedback_id": f"gold:{answered.episode_id}",
         "episode_id": answered.episode_id,

@@ -25,7 +25,6 @@ MAX_EXTRA_CALLS = 48
 def settings(
     kind: str, *, upstream: str, slots: int, mode: Mode, database: Path, n_samples: int, driver: str = "llama.cpp"
 ) -> Settings:
-    """One governed route named after its kind, and a route `plain` that passes everything through."""
     governed: dict[str, Any] = {"upstream": "local", "kind": kind, "mode": mode, "match": {"header": kind}}
     governed["max_extra_calls"] = max(MAX_EXTRA_CALLS, n_samples - 1)
     if mode == "enforce":

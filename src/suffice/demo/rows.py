@@ -25,8 +25,6 @@ SEED = 0  # of the bootstrap
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRow:
-    """One line of the table."""
-
     name: str
     how: str  # "live" or "replay": where the figures come from
     comparison: ReplayComparison
@@ -35,14 +33,11 @@ class TableRow:
 
     @property
     def title(self) -> str:
-        """Name and origin, short enough for a table."""
         return f"{self.name}, {self.how}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Full:
-    """A question answered in full: the yardstick of every other row."""
-
     answered: DemoAnswer
     episode: Episode
     correct: bool
@@ -56,17 +51,14 @@ class Full:
 
 
 def correct(answered: DemoAnswer, scorer: Scorer) -> bool:
-    """Is the delivered text right? No answer is a wrong answer."""
     return matches(scorer, scorer.extract(answered.text), answered.question.gold)
 
 
 def matches(scorer: Scorer, answer: str | None, gold: str) -> bool:
-    """Does an answer in normal form equal the gold as it is written?"""
     return scorer.match(answer, scorer.normalise(gold) or gold)
 
 
 def total_tokens(episode: Episode) -> int:
-    """Everything that was generated for a request, whoever it was for."""
     outcome = episode.outcome
     generated = outcome.usage.completion_tokens if outcome.usage is not None else 0
     return generated + outcome.overhead.probe_tokens + outcome.overhead.discarded_tokens
@@ -81,7 +73,6 @@ def row(
     *,
     acts: bool = False,
 ) -> TableRow:
-    """Compare (correct, tokens) by question id with the full runs of the same questions."""
     pairs = [
         QuestionPair(question=q, full_correct=f.correct, correct=found[q][0], full_tokens=f.tokens, tokens=found[q][1])
         for q, f in full.items()
@@ -93,13 +84,11 @@ def row(
 
 
 def replayed(full: Mapping[str, Full], policy: Policy, *, wave: int) -> dict[str, ReplayedRun]:
-    """The policy on the recorded full runs, by question id."""
     runs = {q: replay_run(f.episode, policy, wave=wave) for q, f in full.items()}
     return {q: r for q, r in runs.items() if r is not None}
 
 
 def judged(runs: Mapping[str, ReplayedRun], full: Mapping[str, Full], scorer: Scorer) -> dict[str, tuple[bool, int]]:
-    """(correct, tokens) of replayed runs by question id; a run that was not stopped is the full run."""
     return {q: (_right(r, full[q], scorer), r.tokens) for q, r in runs.items()}
 
 
@@ -122,7 +111,6 @@ def _right(run: ReplayedRun, full: Full, scorer: Scorer) -> bool:
 
 
 def first_samples(full: Mapping[str, Full], k: int, scorer: Scorer) -> dict[str, tuple[bool, int]]:
-    """(correct, tokens) of a vote over the first k recorded samples, by question id."""
     found = {}
     for q, f in full.items():
         steps = f.episode.outcome.steps[:k]
@@ -133,7 +121,6 @@ def first_samples(full: Mapping[str, Full], k: int, scorer: Scorer) -> dict[str,
 
 
 def reconciled(episode: Episode) -> bool:
-    """Do the upstream's counts, summed over all calls, equal the client's usage plus the overhead?"""
     outcome = episode.outcome
     if outcome.usage is None:
         return not outcome.calls

@@ -31,8 +31,6 @@ Progress = Callable[[str, int], Callable[[DemoAnswer], None]]  # (title, total) 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One route of the demonstration."""
-
     kind: str  # "samples" or "reasoning"
     model: str  # name on the wire
     upstream: str
@@ -46,8 +44,6 @@ class Stage:
 
 @dataclass(slots=True)
 class StageResult:
-    """What a stage found."""
-
     stage: Stage
     rows: list[TableRow] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)  # sentences under the table
@@ -57,7 +53,6 @@ class StageResult:
 
 
 def predicted_tokens(upstream: str) -> int | None:
-    """What the model server itself has counted so far; None when it does not say."""
     try:
         with urllib.request.urlopen(f"{upstream}/metrics", timeout=5) as reply:  # noqa: S310 - our own URL
             for line in reply.read().decode().splitlines():
@@ -71,7 +66,6 @@ def predicted_tokens(upstream: str) -> int | None:
 async def run_pass(
     stage: Stage, mode: Mode, how: Pass, title: str, progress: Progress
 ) -> tuple[list[DemoAnswer], dict[str, Episode], str]:
-    """One pass over all questions; returns answers, their episodes by id, and a line on the token count."""
     database = stage.folder / f"{stage.kind}-{mode}.db"
     configured = routes.settings(
         stage.kind,
@@ -109,12 +103,10 @@ def _count_line(title: str, found: Mapping[str, Episode], before: int | None, af
 
 
 def extra(stage: Stage) -> dict[str, Any]:
-    """Fields of the governed requests."""
     return {"suffice": {}} if stage.kind == "reasoning" else {"suffice": {"samples": stage.n_samples}}
 
 
 async def observe(stage: Stage, scorer: Scorer, progress: Progress, result: StageResult) -> dict[str, Full]:
-    """The full runs, recorded; by question id."""
     how = Pass(route=stage.kind, model=stage.model, extra=extra(stage), n_at_once=stage.n_at_once)
     answers, episodes, line = await run_pass(stage, "observe", how, f"{stage.kind}: observe", progress)
     result.facts.append(line)
@@ -127,7 +119,6 @@ async def observe(stage: Stage, scorer: Scorer, progress: Progress, result: Stag
 
 
 async def enforce(stage: Stage, progress: Progress, result: StageResult) -> dict[str, Episode]:
-    """The live pass; its row is added to the result. Returns its episodes by question id."""
     how = Pass(
         route=stage.kind,
         model=stage.model,
@@ -154,7 +145,6 @@ def _live_rows(live: Mapping[str, Episode], full: Mapping[str, Full], scorer: Sc
 
 
 async def run_samples_stage(stage: Stage, progress: Progress) -> StageResult:
-    """The samples route: vote of N against a vote that stops."""
     result, scorer = StageResult(stage=stage), build_scorer("text")
     policy = build_policy(routes.SAMPLES_POLICY)
     full = await observe(stage, scorer, progress, result)
@@ -181,7 +171,6 @@ async def run_samples_stage(stage: Stage, progress: Progress) -> StageResult:
 
 
 def _agreement(live: Mapping[str, Episode], runs: Mapping[str, ReplayedRun]) -> str:
-    """Does the live pass stop where the replay says? Audits run in full and are left out."""
     both = [(e, runs[q]) for q, e in live.items() if q in runs and not e.request.audit]
     same_step = sum(_live_stop(e) == r.stop_step for e, r in both)
     same_answer = sum(e.outcome.answer == (r.answer if r.stop_step else r.full_answer) for e, r in both)
@@ -197,7 +186,6 @@ def _live_stop(episode: Episode) -> int | None:
 
 
 async def run_reasoning_stage(stage: Stage, progress: Progress) -> StageResult:
-    """The reasoning route: the whole thought, none, a fixed budget, and a thought that stops."""
     result, scorer = StageResult(stage=stage), build_scorer("number")
     policy = build_policy(routes.REASONING_POLICY)
     full = await observe(stage, scorer, progress, result)
@@ -233,7 +221,6 @@ def _fidelity(live: Mapping[str, Episode]) -> str:
 async def _plain(
     stage: Stage, fields: Mapping[str, Any], title: str, scorer: Scorer, progress: Progress, result: StageResult
 ) -> dict[str, tuple[bool, int]]:
-    """A pass through the route in mode `off`: bytes pass through, the body says what they cost."""
     how = Pass(route="plain", model=stage.model, extra=fields, n_at_once=stage.n_at_once)
     answers, _, _ = await run_pass(stage, "observe", how, title, progress)
     result.errors += [a.error for a in answers if a.error is not None]
@@ -241,7 +228,6 @@ async def _plain(
 
 
 def to_json(result: StageResult) -> dict[str, Any]:
-    """The stage as plain data, for the report file."""
     from dataclasses import asdict
 
     return {
@@ -257,5 +243,4 @@ def to_json(result: StageResult) -> dict[str, Any]:
 
 
 def write_demo_report(results: Sequence[StageResult], path: Path) -> None:
-    """Write everything that was found as JSON."""
     path.write_text(json.dumps([to_json(r) for r in results], indent=2) + "\n", encoding="utf-8")

@@ -22,14 +22,12 @@ def format_fraction_points(value: float) -> str:
 
 
 def span(interval: Interval | None, digits: int = 1) -> str:
-    """An interval in points or percent; a dash when there is none."""
     if interval is None:
         return "–"
     return f"{interval.low * 100:+.{digits}f} … {interval.high * 100:+.{digits}f}"
 
 
 def format_stage_table(result: StageResult) -> Table:
-    """The rows of one stage; fits into 80 columns."""
     shown = Table(caption_justify="left", header_style="bold", box=None, padding=(0, 1, 0, 0))
     shown.add_column("way of answering", no_wrap=True)
     for name in ("EM", "EM change (95 %)", "-/+", "tokens", "saved (95 %)"):
@@ -62,7 +60,6 @@ def _cells(row: TableRow, *, is_full: bool) -> list[str]:
 
 
 def stage_verdict(result: StageResult) -> str:
-    """One honest sentence about a stage."""
     live = result.rows[-1].comparison
     if not result.pays and result.stage.kind == "samples":
         greedy = result.rows[2].comparison
@@ -98,7 +95,6 @@ def stage_verdict(result: StageResult) -> str:
 
 
 def stops(result: StageResult) -> Table:
-    """What was stopped, and why, in the policy's own words."""
     shown = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
     shown.add_column("runs", justify="right")
     shown.add_column("the policy's reason")
@@ -108,7 +104,6 @@ def stops(result: StageResult) -> Table:
 
 
 def print_demo(console: Console, results: Sequence[StageResult]) -> None:
-    """Print everything that was found."""
     for result in results:
         stage, n = result.stage, result.rows[0].comparison.n
         console.print(f"\n[bold]{stage.kind} · {stage.model} · {n} questions with exact gold[/bold]\n", highlight=False)
@@ -137,7 +132,6 @@ What next, with your own server:
 
 
 def picture(results: Sequence[StageResult], path: Path) -> None:
-    """EM against tokens, one panel a stage, as a PNG. Needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -186,7 +180,6 @@ def picture(results: Sequence[StageResult], path: Path) -> None:
 
 
 def _style(row: TableRow, index: int) -> tuple[str, str]:
-    """Colour and marker: the full run black, policies blue, the other ways grey and each its own shape."""
     if index == 0:
         return "#24292f", "o"
     if row.acts:

@@ -21,7 +21,6 @@ FROM_DOCUMENTATION: tuple[str, ...] = (
 
 
 def not_verified() -> tuple[str, ...]:
-    """What is known of other engines from their documentation alone, a line each."""
     shapes = (
         f"{engine}: " + "; ".join(s.shape for s in SHAPES if s.engine == engine and s.evidence == "synthetic")
         for engine in engines("synthetic")
@@ -31,8 +30,6 @@ def not_verified() -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
-    """What follows from an examination."""
-
     driver: Driver
     finish: tuple[str, ...]  # ways to close a thought, best first; (): none
     may_probe: bool  # does it continue a text and cache prefixes?
@@ -96,7 +93,6 @@ def _added(findings: Findings) -> list[str]:
 
 
 def _cautions(findings: Findings, driver: Driver) -> list[str]:
-    """What an owner should know before relying on this server."""
     said = []
     if find_verdict(findings, "cancel") in ("no", "ignored"):
         said.append("Caution: it goes on generating after a hang-up, so a stop saves no work there.")

@@ -78,7 +78,6 @@ async def examine(
 
 
 async def _within(talk: Talk, experiment: Experiment, facts: Facts) -> Saw:
-    """One experiment, in its time; a server that breaks off or is silent gives no verdict."""
     try:
         async with asyncio.timeout(talk.timeout_s):
             return await experiment(talk, facts)
@@ -89,7 +88,6 @@ async def _within(talk: Talk, experiment: Experiment, facts: Facts) -> Saw:
 
 
 def ways_to_finish(found: Mapping[str, Finding]) -> tuple[str, ...]:
-    """The ways to close a thought that were seen to work, best first."""
     order = DRIVER_METHODS["llama.cpp"]  # the driver that knows all of them
     tried = [m for m in order if m in METHODS]  # a re-ask is an ordinary chat: there is nothing to find out
     return tuple(m for m in tried if (one := found.get(METHODS[m])) is not None and one.verdict == "yes")

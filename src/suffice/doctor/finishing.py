@@ -23,7 +23,6 @@ SLACK = 12  # pieces that may still be on their way, a closing message included
 
 
 async def prefill(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001 - an experiment's signature
-    """An assistant's last message with a closed thought, continued."""
     made = await _continuation(talk, "prefill", prompt=None)
     seen = await talk.stream(made.body, made.path)
     if seen.status != 200:
@@ -39,7 +38,6 @@ async def prefill(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001 - an experim
 
 
 async def raw(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
-    """The chat template's own text with a closed thought, continued by /v1/completions."""
     template = await _template(talk)
     if template is None:
         answer = await talk.whole({"model": talk.model, "prompt": BEGUN, talk.cap_field: 6}, "/v1/completions")
@@ -63,7 +61,6 @@ async def _template(talk: Talk) -> str | None:
 
 
 async def _continuation(talk: Talk, method: Any, *, prompt: Prompt | None) -> Continuation:
-    """What a stop would send after the first words of the model's own thought."""
     settings = talk.settings
     begun = await talk.stream(talk.body(LIST, 24), enough=lambda s: s.n_pieces >= 8)
     thought = begun.thought or begun.content.partition(settings.think_open)[2]
@@ -81,7 +78,6 @@ async def _continuation(talk: Talk, method: Any, *, prompt: Prompt | None) -> Co
 
 
 async def native_end(talk: Talk, facts: Facts) -> Saw:
-    """Tell a running thought to end, and see whether it does."""
     base = facts.thought
     if base is None or base.n_thought_pieces < CONTROL_AFTER + SLACK:
         return Saw("unclear", f"there is no thought to end: {_length(base)}")
@@ -113,7 +109,6 @@ async def native_end(talk: Talk, facts: Facts) -> Saw:
 
 
 async def native_budget(talk: Talk, facts: Facts) -> Saw:
-    """A small budget must make the thought shorter than the run without one."""
     base = facts.thought
     if base is None or base.n_thought_pieces < MIN_THOUGHT:
         return Saw("unclear", f"the thought is too short to see a budget: {_length(base)}")

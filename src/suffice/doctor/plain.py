@@ -25,7 +25,6 @@ _TOOL = {
 
 
 async def examine_models(talk: Talk, facts: Facts) -> Saw:
-    """List the models; remember what the list says about the one that is asked."""
     status, body = await talk.get("/v1/models")
     listed = within(body, "data")
     items = listed if isinstance(listed, list) else []
@@ -40,7 +39,6 @@ async def examine_models(talk: Talk, facts: Facts) -> Saw:
 
 
 async def reachable(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001 - an experiment's signature
-    """Ask for a word; find the name under which the server takes a cap."""
     answer = await talk.whole(talk.body("Say hello.", 8))
     if answer.status == 400:
         talk.cap_field = "max_completion_tokens"
@@ -51,7 +49,6 @@ async def reachable(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001 - an exper
 
 
 async def unknown_fields(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
-    """Send a field that nobody knows."""
     answer = await talk.whole(talk.body("Say hello.", 1, suffice_unknown_field=1))
     if answer.status == 200:
         return Saw("yes", "a field that no server knows was answered 200")
@@ -59,12 +56,10 @@ async def unknown_fields(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
 
 
 async def max_tokens(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
-    """Does `max_tokens` cap?"""
     return await _capped(talk, "max_tokens")
 
 
 async def max_completion_tokens(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
-    """Does `max_completion_tokens` cap?"""
     return await _capped(talk, "max_completion_tokens")
 
 
@@ -83,7 +78,6 @@ async def _capped(talk: Talk, name: str) -> Saw:
 
 
 async def stream_usage(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
-    """Does a stream tell its usage?"""
     body = talk.body("Say hello.", 8, stream_options={"include_usage": True})
     seen = await talk.stream(body)
     if seen.status != 200:
@@ -97,7 +91,6 @@ async def stream_usage(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
 
 
 async def examine_reasoning(talk: Talk, facts: Facts) -> Saw:
-    """Where does a thought stand? Keeps the run: budgets are compared with it."""
     seen = facts.thought = await talk.stream(talk.body(THINK, THINK_CAP))
     if seen.status != 200:
         return Saw("unclear", f"answered {seen.refused}")
@@ -113,7 +106,6 @@ async def examine_reasoning(talk: Talk, facts: Facts) -> Saw:
 
 
 async def logprobs(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
-    """Log-probabilities in one piece."""
     answer = await talk.whole(talk.body("Say hello.", 8, logprobs=True, top_logprobs=2))
     if answer.status != 200:
         return Saw("no", f"answered {answer.refused}")
@@ -126,7 +118,6 @@ async def logprobs(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
 
 
 async def logprobs_stream(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
-    """Log-probabilities in a stream."""
     seen = await talk.stream(talk.body("Say hello.", 8, logprobs=True, top_logprobs=2))
     if seen.status != 200:
         return Saw("no", f"answered {seen.refused}")
@@ -136,7 +127,6 @@ async def logprobs_stream(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
 
 
 async def tool_stream(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
-    """Does a tool call come as a stream of pieces?"""
     ask = "What is the weather in Reykjavik, the capital of Iceland? Call the tool."
     seen = StreamTranscript()
     for choice in ("required", "auto"):
@@ -153,7 +143,6 @@ async def tool_stream(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
 
 
 async def n(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
-    """Two answers to one request."""
     answer = await talk.whole(talk.body("Say hello.", 8, n=2, temperature=1))
     if answer.status != 200:
         return Saw("no", f"n = 2 was answered {answer.refused}")
@@ -185,7 +174,6 @@ async def seed(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
 
 
 async def slots(talk: Talk, facts: Facts) -> Saw:
-    """How many requests at once? From /props or /slots."""
     status, props = await talk.get("/props")
     if status == 200:
         facts.n_slots = parse_number(within(props, "total_slots"))
@@ -203,14 +191,12 @@ async def slots(talk: Talk, facts: Facts) -> Saw:
 
 
 async def context(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
-    """How long may a context be? As far as the lists that were read say."""
     if facts.context_tokens is None:
         return Saw("no", "neither the list of models nor /props says")
     return Saw("yes", f"{facts.context_tokens:,} tokens a request")
 
 
 async def rate_limits(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
-    """Were there rate-limit headers on any answer so far?"""
     found = sorted(name for name in talk.headers if "ratelimit" in name or name == "retry-after")
     if not found:
         return Saw("no", f"no such header on the answers to {talk.n_calls} calls")

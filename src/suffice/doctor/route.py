@@ -26,8 +26,6 @@ CAP = 4_096  # tokens of a live run whose question names no cap: nothing may run
 
 @dataclass(slots=True)
 class FullRunCounts:
-    """Counts over full runs, of the log or live."""
-
     n_runs: int = 0
     n_extractable: int = 0
     n_repeats: int = 0  # questions, or pairs of runs of one question, that were compared
@@ -36,13 +34,11 @@ class FullRunCounts:
     answers: list[str | None] = field(default_factory=list)
 
     def add(self, answer: str | None) -> None:
-        """Take one full run in."""
         self.n_runs += 1
         self.n_extractable += answer is not None
         self.answers.append(answer)
 
     def compare(self, one: str | None, other: str | None, scorer: Scorer) -> None:
-        """Take two full runs of one question in. No answer agrees with nothing, not even with itself."""
         self.n_repeats += 1
         self.n_agreeing += one is not None and other is not None and scorer.match(one, other)
 
@@ -62,7 +58,6 @@ def is_full_run(episode: Episode) -> bool:
 
 
 def from_log(episodes: Iterable[Episode], scorer: Scorer) -> FullRunCounts:
-    """Count the latest full runs of one route, and pairs of them that answered the same question."""
     latest = [e for e in episodes if is_full_run(e)][-WINDOW_RUNS:]
     found, waiting = FullRunCounts(), defaultdict[str, list[str | None]](list)
     for episode in latest:
@@ -122,7 +117,6 @@ async def run_live(
 
 
 async def _run(talk: Talk, body: Mapping[str, Any], scorer: Scorer) -> tuple[bool, str | None]:
-    """One full run: (did it end, its answer)."""
     capped = any(name in body for name in ("max_tokens", "max_completion_tokens"))
     sent = {"model": talk.model, **({} if capped else {talk.cap_field: CAP}), **body}
     try:
@@ -144,7 +138,6 @@ async def _run(talk: Talk, body: Mapping[str, Any], scorer: Scorer) -> tuple[boo
 
 
 def as_findings(found: FullRunCounts, *, examination_id: str, route: str, scorer: str, at_s: float) -> RouteFindings:
-    """The record of live runs, as the log keeps it."""
     return RouteFindings(
         examination_id=examination_id,
         route=route,

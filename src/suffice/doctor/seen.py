@@ -18,8 +18,6 @@ THINK_CAP = 96  # tokens: enough to see a thought, and to see that it is cut sho
 
 @dataclass(frozen=True, slots=True)
 class Saw:
-    """What one experiment saw."""
-
     verdict: Verdict
     evidence: str  # one sentence with the numbers that were measured
 
@@ -42,7 +40,6 @@ def parse_number(value: object) -> int | None:
 
 
 def within(body: object, *path: str) -> object:
-    """The value at a path of nested JSON objects; None where there is none."""
     for key in path:
         body = body.get(key) if isinstance(body, Mapping) else None
     return body
@@ -54,6 +51,5 @@ def ms(seconds: float | None) -> str:
 
 
 def quoted(text: str, n_chars: int = 32) -> str:
-    """The beginning of a model's text on one line."""
     flat = " ".join(text.split())
     return repr(flat if len(flat) <= n_chars else flat[:n_chars] + "…")

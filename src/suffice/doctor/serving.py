@@ -26,7 +26,6 @@ _RUNNING = re.compile(r"^(?:llamacpp:requests_processing|vllm:num_requests_runni
 
 
 async def prefix_cache(talk: Talk, facts: Facts) -> Saw:
-    """A long prompt cold, the same again, and the same with more behind it: a few rounds, by the median."""
     pilot = await _first_token(talk, long_prompt(talk.nonce(), facts, FEW_WORDS))
     # A slow server gets a prompt that it can read in an eighth of the time.
     word_s = max(pilot.first_s or pilot.took_s, 1e-6) / FEW_WORDS
@@ -74,7 +73,6 @@ async def _first_token(talk: Talk, text: str, **more: Any) -> StreamTranscript:
 
 
 async def cache_prompt(talk: Talk, facts: Facts) -> Saw:
-    """Turned off, a prompt that was just read must be read again."""
     if not facts.reports_cache:
         return Saw("unclear", "the server does not report what its cache served")
     prompt = long_prompt(talk.nonce(), facts, FEW_WORDS)
@@ -114,7 +112,6 @@ async def id_slot(talk: Talk, facts: Facts) -> Saw:
 
 
 async def cancel(talk: Talk, facts: Facts) -> Saw:
-    """Hang up on a long answer; see the slot come free, by the server's own word or by the clock."""
     idle = [await talk.whole(talk.body("Say hello.", 1)) for _ in range(ROUNDS)]
     idle_s = median(one.took_s for one in idle)
     seen = StreamTranscript()
@@ -159,7 +156,6 @@ async def _running(talk: Talk) -> int | None:
 
 
 async def _quiet(talk: Talk) -> bool:
-    """Wait until nothing runs. False: something still does."""
     end_s = talk.clock_s() + CANCEL_WITHIN_S
     while await _running(talk):
         if talk.clock_s() > end_s:

@@ -30,21 +30,17 @@ _SAID_CHARS = 120  # of a server's own error message
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Whole:
-    """An answer that came in one piece."""
-
     status: int
     body: Mapping[str, Any]  # {} when it is no JSON object
     took_s: float
 
     @property
     def choices(self) -> list[Mapping[str, Any]]:
-        """Its choices; [] when there are none."""
         found = self.body.get("choices")
         return [c for c in found if isinstance(c, Mapping)] if isinstance(found, list) else []
 
     @property
     def text(self) -> str:
-        """Thought and answer of the first choice, as one string."""
         message = self.choices[0].get("message") if self.choices else None
         if not isinstance(message, Mapping):
             return ""
@@ -53,14 +49,11 @@ class Whole:
 
     @property
     def refused(self) -> str:
-        """How the server refused: its status and its own words, cut short."""
         return f"{self.status}{error_message(self.body)}"
 
 
 @dataclass(slots=True, kw_only=True)
 class StreamTranscript:
-    """A stream as far as it was read."""
-
     status: int = 0
     completion_id: str = ""
     content: str = ""
@@ -81,7 +74,6 @@ class StreamTranscript:
 
     @property
     def refused(self) -> str:
-        """How the server refused: its status and its own words, cut short."""
         return f"{self.status}{error_message(self.error)}"
 
     @property
@@ -105,7 +97,6 @@ class StreamTranscript:
 
 
 def error_message(body: Mapping[str, Any]) -> str:
-    """A server's own error message, cut short; "" when there is none."""
     error = body.get("error", body.get("message"))
     message = error.get("message") if isinstance(error, Mapping) else error
     return f" ({message[:_SAID_CHARS].strip()})" if isinstance(message, str) and message else ""
@@ -136,7 +127,6 @@ class Talk:
 
     @property
     def settings(self) -> Upstream:
-        """The upstream's settings."""
         return self.client.settings
 
     def body(self, ask: str, cap: int, **more: Any) -> dict[str, Any]:
@@ -216,7 +206,6 @@ def _object(data: bytes) -> Mapping[str, Any]:
 
 
 def _take(seen: StreamTranscript, data: bytes) -> None:
-    """Take one chunk in."""
     chunk, raw = decode_chunk(data), _object(data)
     seen.completion_id = chunk.id or seen.completion_id
     if isinstance(raw.get("usage"), Mapping):

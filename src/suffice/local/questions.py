@@ -41,8 +41,6 @@ BOXES = ("boxes", "bags", "baskets", "packs", "trays")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoQuestion:
-    """One question and its only right answer."""
-
     id: str  # unique among all families, stable over seeds where the family is a fixed list
     ask: str  # what the user writes
     gold: str  # the only right answer, before any scorer's normal form
@@ -81,7 +79,6 @@ def make_letters_question(rng: random.Random) -> Iterator[DemoQuestion]:
 
 
 def lists(rng: random.Random) -> Iterator[DemoQuestion]:
-    """Which of three words belongs to a family, and which of two numbers is larger, in turn."""
     families = sorted(FAMILIES)
     members = [(family, member) for family in families for member in FAMILIES[family]]
     for number, (family, member) in enumerate(rng.sample(members, len(members)), start=1):
@@ -216,7 +213,6 @@ STORIES: tuple[Callable[[random.Random], tuple[str, int]], ...] = (
 
 
 def stories(rng: random.Random) -> Iterator[DemoQuestion]:
-    """Word problems of two steps; each kind of story in turn, whole numbers throughout."""
     seen: set[str] = set()
     number = 0
     while True:
@@ -229,7 +225,6 @@ def stories(rng: random.Random) -> Iterator[DemoQuestion]:
 
 
 def largest(rng: random.Random) -> Iterator[DemoQuestion]:
-    """The largest of four or five different numbers of two digits; the largest stands at any place."""
     seen: set[tuple[int, ...]] = set()
     while True:
         listed = tuple(rng.sample(range(10, 100), rng.choice((4, 5))))

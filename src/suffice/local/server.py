@@ -38,8 +38,6 @@ _HTTP_THREADS_A_SLOT = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSpec:
-    """What to serve and how."""
-
     model_path: Path
     template: str | None = None  # name of a file in templates/ without ".jinja"; None: the model's own
     alias: str = "local"  # the model's name on the wire
@@ -50,7 +48,6 @@ class ServerSpec:
 
 
 def template_names() -> tuple[str, ...]:
-    """The names that `ServerSpec.template` may have, sorted."""
     return tuple(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
 
 
@@ -105,7 +102,6 @@ class LocalServer:
         return self._child.pid
 
     def is_alive(self) -> bool:
-        """Is the child running? False after a crash of the native code."""
         return self._child is not None and self._child.poll() is None
 
     def __enter__(self) -> Self:
@@ -183,7 +179,6 @@ class LocalServer:
 
 
 def _read_line(pipe: IO[bytes], deadline: float) -> str:
-    """One line from a pipe; "" when it closed or the deadline passed first."""
     collected = b""
     while not collected.endswith(b"\n"):
         left_s = deadline - time.monotonic()
@@ -197,7 +192,6 @@ def _read_line(pipe: IO[bytes], deadline: float) -> str:
 
 
 def child_command(spec: ServerSpec) -> list[str]:
-    """The command line that starts the child."""
     return [
         sys.executable,
         "-m",
@@ -229,7 +223,6 @@ def child_environment(environment: os._Environ[str] | dict[str, str]) -> dict[st
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The child: serve one model until standard input closes. Returns an exit code."""
     parser = argparse.ArgumentParser(prog="python -m suffice.local.server")
     parser.add_argument("--model", required=True)
     parser.add_argument("--alias", default="local")

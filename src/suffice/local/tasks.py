@@ -41,8 +41,6 @@ TRACED: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskQuestion:
-    """One question as it is sent."""
-
     id: str
     task: str  # the family that it comes from
     messages: tuple[Message, ...]  # system, worked examples, user
@@ -53,7 +51,6 @@ class TaskQuestion:
 
 
 def _shown(ask: str, answer: str, thought: str | None = None) -> tuple[Message, Message]:
-    """A worked example: a question and its answer, with the thought where there is one."""
     told = {"role": "assistant", "content": answer}
     if thought is not None:
         told["reasoning_content"] = thought
@@ -192,7 +189,6 @@ def traced(kind: str, n_a_task: int, *, seed: int = SEED + 1) -> tuple[TaskQuest
 
 
 def _in_turn(kind: str, streams: Mapping[str, Iterator[DemoQuestion]]) -> Iterator[TaskQuestion]:
-    """One item of each family after the other, until all are used up."""
     left = dict(streams)
     while left:
         for task in list(left):

@@ -33,8 +33,6 @@ Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """One model file: where its parts come from and what it must be."""
-
     name: str
     title: str
     member: str  # regular expression of the archive members that hold weights
@@ -75,7 +73,6 @@ MODELS: Mapping[str, Weights] = {
 
 
 def cache_folder(environment: Mapping[str, str] | None = None) -> Path:
-    """Where weights are kept: SUFFICE_CACHE, else the user's cache folder."""
     env = os.environ if environment is None else environment
     if env.get("SUFFICE_CACHE"):
         return Path(env["SUFFICE_CACHE"]).expanduser()
@@ -129,12 +126,10 @@ def obtain(weights: Weights, *, pins: Path, cache: Path, progress: Progress | No
 
 
 def cached_file(weights: Weights, cache: Path | None = None) -> Path:
-    """Where a model's file stands once it was fetched; it need not be there yet."""
     return (cache or cache_folder()) / f"{weights.name}-{weights.sha256[:12]}.gguf"
 
 
 def is_whole(file: Path, weights: Weights) -> bool:
-    """Is `file` there with the pinned size and sha256? Reads all of it."""
     if not file.is_file() or file.stat().st_size != weights.n_bytes:
         return False
     with file.open("rb") as stream:
@@ -187,7 +182,6 @@ def download(pins: Path, into: Path, n_bytes: int, report: Progress) -> None:
 
 
 def _pip() -> list[str]:
-    """This interpreter's pip, else one on the path: it only downloads, so whose it is makes no difference."""
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]
     found = shutil.which("pip3") or shutil.which("pip")
@@ -197,7 +191,6 @@ def _pip() -> list[str]:
 
 
 def _number(path: Path) -> int:
-    """The part's number: a list by name would put part 10 before part 2."""
     found = re.search(r"part(\d+)", path.name)
     return int(found.group(1)) if found else 0
 

@@ -27,8 +27,6 @@ LEAST_ITEMS: Final = 20  # below so many an interval by large samples says more 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kappa:
-    """Agreement beyond chance, and how far it may be from the truth."""
-
     value: float | None  # None: everybody always said the same thing, and chance alone would explain it
     low: float | None  # ends of the interval; None: too few items
     high: float | None
@@ -41,8 +39,6 @@ class Kappa:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """How far the reviewers of a log, or of one route, agree."""
-
     overall: Kappa | None  # Fleiss; None: no item has two verdicts
     pairs: tuple[tuple[str, str, Kappa], ...]  # Cohen, for each two who judged the same items, the most items first
     n_contradicted: int  # items that a third person had or has to decide
@@ -107,7 +103,6 @@ def fleiss(counts: Sequence[Sequence[int]], *, confidence: float = 0.95) -> Kapp
 
 
 def agreement(places: Iterable[ItemState], *, confidence: float = 0.95) -> Agreement:
-    """How far those agree who were asked independently of each other; third persons do not count."""
     found = [(one, one.independent) for one in places if len(one.verdicts) >= 2]
     judged = [place for place, independent in found if len(independent) >= 2]
     said = [{one.reviewer: one.category for one in independent} for _, independent in found if len(independent) >= 2]

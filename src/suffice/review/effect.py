@@ -15,8 +15,6 @@ from suffice.types import Feedback
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelEffect:
-    """What is known of a route, with some labels and not with others."""
-
     n_audits: int  # that count
     n_pending: int  # of them: they disagree at a level in play, and no label says what that cost
     level: int  # that these audits certify; 0 never stops
@@ -26,8 +24,6 @@ class LabelEffect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
-    """What one item's verdicts changed."""
-
     item: str
     route: str
     label: Feedback | None  # that came of them; None: none yet
@@ -40,7 +36,6 @@ class Effect:
 
     @property
     def said(self) -> str:
-        """In words."""
         if self.label is None:
             return "no label has come of it yet, so nothing has changed"
         if self.waits:

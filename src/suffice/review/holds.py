@@ -20,8 +20,6 @@ Held: TypeAlias = Override | OverrideEnd | Incident | IncidentDecision | Pause |
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteHolds:
-    """What people hold on one route, and what they have to decide."""
-
     overrides: tuple[Override, ...] = ()  # that nobody has ended, whether or not their time has come; oldest first
     ended: tuple[tuple[Override, OverrideEnd], ...] = ()  # that a person ended
     cases: tuple[Case, ...] = ()  # oldest first
@@ -30,7 +28,6 @@ class RouteHolds:
     pause: Pause | None = None  # that has not ended
 
     def in_effect(self, now_s: float) -> InEffect:
-        """What the overrides come to at that time."""
         return in_effect(self.overrides, now_s)
 
     def override(self, number: int) -> Override | None:
@@ -38,12 +35,10 @@ class RouteHolds:
         return next((one for one in self.overrides if one.number == number), None)
 
     def case(self, incident: str) -> Case | None:
-        """An incident by its name."""
         return next((one for one in self.cases if one.incident.incident == incident), None)
 
     @property
     def open_cases(self) -> tuple[Case, ...]:
-        """Incidents that wait for a person."""
         return tuple(one for one in self.cases if one.is_open)
 
     def accepted(self, now_s: float) -> IncidentDecision | None:
@@ -86,7 +81,6 @@ class RouteHolds:
         return replace(self, overrides=left, ended=(*self.ended, (found, end)))
 
     def _opened(self, incident: Incident) -> RouteHolds:
-        """The row itself says more than the pause that it came with, so it takes that one's place."""
         n_by_hand = self.n_by_hand + (incident.cause == "person")
         if self.case(incident.incident) is None:
             return replace(self, cases=(*self.cases, Case(incident=incident)), n_by_hand=n_by_hand)

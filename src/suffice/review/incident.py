@@ -25,8 +25,6 @@ DECISIONS: Final[tuple[DecisionKind, ...]] = get_args(DecisionKind)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
-    """Something is wrong on a route."""
-
     incident: str  # its name: `ROUTE:p3` for the route's third pause, `ROUTE:m1` by hand
     route: str
     cause: IncidentCause
@@ -39,8 +37,6 @@ class Incident:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IncidentDecision:
-    """What a person decided."""
-
     incident: str
     route: str
     decision: DecisionKind
@@ -55,20 +51,16 @@ class IncidentDecision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """An incident as far as it has come."""
-
     incident: Incident
     decision: IncidentDecision | None = None
     resumed: Resumption | None = None  # its pause was ended by `suffice resume`; None: it was not
 
     @property
     def is_open(self) -> bool:
-        """Has nobody decided yet?"""
         return self.decision is None and self.resumed is None
 
 
 def of_pause(pause: Pause, *, opened_at_s: float, evidence: tuple[str, ...] = ()) -> Incident:
-    """The incident that comes with a pause of the control loop's own."""
     return Incident(
         incident=pause_name(pause.route, pause.number),
         route=pause.route,
@@ -82,10 +74,8 @@ def of_pause(pause: Pause, *, opened_at_s: float, evidence: tuple[str, ...] = ()
 
 
 def pause_name(route: str, number: int) -> str:
-    """What the incident of a pause is called."""
     return f"{route}:p{number}"
 
 
 def name_by_hand(route: str, number: int) -> str:
-    """What the n-th incident that a person opened is called."""
     return f"{route}:m{number}"

@@ -33,8 +33,6 @@ MOST_TEXT: Final = 4_000  # characters of a reason or a corrected answer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewItem:
-    """One run that somebody should look at. It is named by its episode: a run is asked about once."""
-
     episode_id: str
     route: str
     why: Why
@@ -72,14 +70,11 @@ class ControlDraw:
 
     @property
     def propensity(self) -> float:
-        """P(drawn), the same for each candidate; 0 without candidates."""
         return len(self.drawn) / self.n_candidates if self.n_candidates else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewLease:
-    """A reviewer has an item, until then."""
-
     item: str  # episode
     route: str
     slot: int  # 1 … n_reviewers; ADJUDICATOR: the third one
@@ -91,8 +86,6 @@ class ReviewLease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemReturn:
-    """A reviewer gave an item back without a verdict."""
-
     item: str
     route: str
     slot: int
@@ -104,8 +97,6 @@ class ItemReturn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictForm:
-    """What a reviewer says of an item, as it comes from a form or a command."""
-
     item: str
     reviewer: str
     full_right: bool | None = None  # None: there is no full answer, or nobody can say
@@ -117,8 +108,6 @@ class VerdictForm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a reviewer said. A later revision of the same reviewer replaces the earlier one; both stay readable."""
-
     item: str
     route: str
     reviewer: str
@@ -136,12 +125,10 @@ class Verdict:
 
     @property
     def category(self) -> str:
-        """What it says of the answers, in a word: what agreement is measured on."""
         return category(full_right=self.full_right, early_right=self.early_right, unsure=self.unsure)
 
 
 def category(*, full_right: bool | None, early_right: bool | None, unsure: bool) -> str:
-    """`both`, `full`, `early` or `neither` is right; `right` or `wrong` where there is one answer; `unsure`."""
     if unsure or (full_right is None and early_right is None):
         return "unsure"
     if full_right is None or early_right is None:
@@ -157,14 +144,12 @@ def day_number(at_s: float) -> int:
 
 
 def words_for(shows: Shows) -> tuple[str, ...]:
-    """What a reviewer can say of an item, as `category` names it."""
     return ("both", "full", "early", "neither", "unsure") if shows == "both" else ("right", "wrong", "unsure")
 
 
 def said_of(
     item: ReviewItem, word: str, *, reviewer: str, corrected: str | None = None, reason: str = ""
 ) -> VerdictForm | str:
-    """What a word of `words_for` says of an item; a sentence where it says nothing about this one."""
     allowed = words_for(item.shows)
     if word not in allowed:
         return f"{word}: says nothing about this item; allowed: {', '.join(allowed)}"

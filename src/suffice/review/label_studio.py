@@ -52,8 +52,6 @@ LABEL_CONFIG: Final = """\
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToJudge:
-    """One full run whose stop would have answered otherwise."""
-
     episode_id: str
     route: str
     question: str | None  # None: nobody brought it
@@ -64,8 +62,6 @@ class ToJudge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportedRows:
-    """What a payload comes to."""
-
     rows: tuple[dict[str, Any] | BadRequest, ...]  # feedback as /v1/feedback takes it, or why a row is none
     n_ignored: int = 0  # annotations without a word, and what is no annotation
 
@@ -76,7 +72,6 @@ def full_is_a(episode_id: str) -> bool:
 
 
 def task(run: ToJudge) -> dict[str, Any]:
-    """One task, as `POST /api/projects/{id}/import` and the import of a JSON file take it."""
     full, stopped = run.answer or NO_ANSWER, run.would_answer or NO_ANSWER
     first, second = (full, stopped) if full_is_a(run.episode_id) else (stopped, full)
     return {
@@ -92,7 +87,6 @@ def task(run: ToJudge) -> dict[str, Any]:
 
 
 def parse_task_episodes(tasks: Any) -> set[str]:
-    """The runs that tasks of an export are about. Any: what a server sent."""
     return {str(data[EPISODE]) for data in map(_data, tasks if isinstance(tasks, list) else ()) if EPISODE in data}
 
 
@@ -118,7 +112,7 @@ def read_event(payload: Mapping[str, Any]) -> ImportedRows:
 
 
 def read_export(tasks: Any) -> ImportedRows:
-    """All annotations of an export in the format JSON. Raises BadRequest for what is none. Any: a file's JSON."""
+    """All annotations of an export in the format JSON. Raises BadRequest for what is none."""
     if not isinstance(tasks, list) or not all(isinstance(one, dict) for one in tasks):
         raise BadRequest("export: must be a list of tasks; export the project in the format JSON")
     if tasks and not any("annotations" in one for one in tasks):
@@ -173,7 +167,6 @@ def _row(data: Mapping[str, Any], annotation: Any, project: Any) -> dict[str, An
 
 
 def _results(result: Any) -> Iterator[tuple[str, Any]]:
-    """What each control of the form says, by its name."""
     for one in result if isinstance(result, list) else ():
         value = one.get("value") if isinstance(one, dict) else None
         if not isinstance(value, dict):

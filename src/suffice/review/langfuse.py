@@ -63,7 +63,6 @@ def read_scores(payload: Mapping[str, Any], fields: Mapping[str, str], declared:
 
 
 def read_score(score: Any, fields: Mapping[str, str], declared: Mapping[str, Metric]) -> dict[str, Any] | BadRequest:
-    """One score as feedback, or why it is none. Any: JSON, or the cells of a row."""
     try:
         return _feedback(score, fields, declared)
     except BadRequest as error:
@@ -101,7 +100,6 @@ def _of(score: Mapping[str, Any], *names: str) -> Any:
 
 
 def _named(score: Mapping[str, Any]) -> dict[str, str]:
-    """Which request it is about: as the metadata says, else the trace, whose id must then be the episode's."""
     metadata = score.get("metadata")
     if isinstance(metadata, str):
         try:
@@ -123,7 +121,6 @@ def _named(score: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _field(name: str, kind: str, fields: Mapping[str, str], declared: Mapping[str, Metric]) -> str:
-    """The field of feedback that a score is."""
     if name in fields:
         return fields[name]
     if name in declared:
@@ -138,7 +135,6 @@ def _field(name: str, kind: str, fields: Mapping[str, str], declared: Mapping[st
 
 
 def _value(score: Mapping[str, Any], kind: str) -> Any:
-    """The score's value by its type, in either version of the API and in exports."""
     words = _of(score, "stringValue", "string_value")
     value = score.get("value")
     if kind in ("CATEGORICAL", "TEXT", "CORRECTION"):
@@ -161,7 +157,6 @@ def _flag(value: Any) -> bool:
 
 
 def _said(field: str, value: Any, declared: Mapping[str, Metric]) -> dict[str, Any]:
-    """The value in the form that the field takes; what it may not be, the field's own check says."""
     kind, _, name = field.partition(".")
     if kind == "metrics":
         return {"metrics": {name: _flag(value) if declared[name].type == "boolean" else value}}

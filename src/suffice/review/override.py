@@ -28,8 +28,6 @@ _ALMOST: Final = 1e-12  # numbers that were written and read again
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Override:
-    """One thing that a person decided to hold, and until when."""
-
     route: str
     number: int  # of the route's overrides, from 1
     kind: OverrideKind
@@ -48,8 +46,6 @@ class Override:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverrideEnd:
-    """A person ended an override before its time."""
-
     route: str
     number: int
     reason: str
@@ -61,8 +57,6 @@ class OverrideEnd:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InEffect:
-    """What all overrides of a route come to at one moment."""
-
     observe: str | None = None  # why everything runs in full; None: nothing says so
     ceiling: int | None = None  # the highest level that may be served; None: no cap
     classes: Mapping[str, int] = field(default_factory=dict)  # ceilings of classes; 0: they run in full
@@ -75,7 +69,6 @@ class InEffect:
         return lowest(self.ceiling, self.classes.get(query_class))
 
     def budget(self, max_em_drop: float) -> float:
-        """The EM budget to be kept where the settings allow this one."""
         return max_em_drop if self.max_em_drop is None else min(max_em_drop, self.max_em_drop)
 
 
@@ -83,17 +76,14 @@ NO_OVERRIDES: Final = InEffect()
 
 
 def lowest(one: int | None, other: int | None) -> int | None:
-    """The lower of two ceilings, None being none."""
     return other if one is None else one if other is None else min(one, other)
 
 
 def standing(overrides: Iterable[Override], now_s: float) -> list[Override]:
-    """Those whose time has not come, oldest first."""
     return sorted((one for one in overrides if now_s < one.expires_at_s), key=lambda one: one.number)
 
 
 def in_effect(overrides: Iterable[Override], now_s: float) -> InEffect:
-    """What they come to now: of caps and budgets the lowest, of pins the latest."""
     live = standing(overrides, now_s)
     if not live:
         return NO_OVERRIDES
@@ -166,7 +156,6 @@ def override_problem(one: Override) -> str | None:
 
 
 def describe_override(one: Override) -> str:
-    """What an override holds, in a few words."""
     where = "" if one.query_class is None else f" for the class {one.query_class!r}"
     if one.kind == "observe":
         return f"everything runs in full{where}"

@@ -15,8 +15,6 @@ MOST_SOURCES: Final = 1_000  # of one step
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A text that one step of a loop read or wrote."""
-
     step: int  # of the run, from 1
     what: Literal["read", "wrote"]  # a passage that was found for it, or its own text
     text: str
@@ -36,7 +34,6 @@ class Shelf:
     _n_chars: int = 0
 
     def add(self, step: int, *, read: Sequence[str], wrote: str) -> None:
-        """Take in what one step read and wrote, as far as there is room."""
         for text in read:
             self._put(Source(step=step, what="read", text=text))
         self._put(Source(step=step, what="wrote", text=wrote))
@@ -65,7 +62,6 @@ def written_out(messages: Sequence[Any]) -> str:
 
 
 def _text(content: Any) -> str:
-    """The text of a message; of one in parts, its parts of text."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):

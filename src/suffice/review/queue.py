@@ -42,8 +42,6 @@ REVIEWER: Final = "reviewer"  # the source of labels that come of verdicts, as `
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """What the verdicts on one item come to."""
-
     full_right: bool | None
     early_right: bool | None
     corrected: str | None
@@ -55,8 +53,6 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemState:
-    """One item as far as it has come."""
-
     item: ReviewItem
     verdicts: tuple[Verdict, ...] = ()  # the latest of each reviewer, in the order of their first ones
     leases: tuple[ReviewLease, ...] = ()  # all of them, oldest first
@@ -65,11 +61,9 @@ class ItemState:
     # ---- what holds ------------------------------------------------------------------------------
 
     def filled(self, slot: int) -> Verdict | None:
-        """The verdict in a slot; of two that claim it, the first."""
         return next((one for one in self.verdicts if one.slot == slot), None)
 
     def said_by(self, reviewer: str) -> Verdict | None:
-        """What a reviewer said last."""
         return next((one for one in self.verdicts if one.reviewer == reviewer), None)
 
     def lease_of(self, slot: int) -> ReviewLease | None:
@@ -89,13 +83,11 @@ class ItemState:
 
     @property
     def independent(self) -> list[Verdict]:
-        """The verdicts that fill the slots of those who were asked first."""
         found = (self.filled(slot) for slot in range(1, self.item.n_reviewers + 1))
         return [one for one in found if one is not None]
 
     @property
     def needs_third(self) -> bool:
-        """Has everybody spoken, and do they contradict each other or not know?"""
         said = self.independent
         if len(said) < self.item.n_reviewers:
             return False
@@ -103,16 +95,13 @@ class ItemState:
 
     @property
     def slots(self) -> range:
-        """The slots that can be taken now, filled ones among them."""
         return range(ADJUDICATOR, ADJUDICATOR + 1) if self.needs_third else range(1, self.item.n_reviewers + 1)
 
     def free(self, now_s: float) -> int | None:
-        """The first slot that nobody has and nobody has filled."""
         return next((s for s in self.slots if self.filled(s) is None and self.holder(s, now_s) is None), None)
 
     @property
     def settlement(self) -> Settlement | None:
-        """What is right, once that is known."""
         third = self.filled(ADJUDICATOR)
         if third is not None:
             return None if third.unsure else _settled([third], adjudicated=True)
@@ -129,7 +118,6 @@ class ItemState:
         return "undecided" if self.filled(ADJUDICATOR) is not None else None
 
     def state(self, now_s: float) -> State:
-        """Where the item stands at that time."""
         outcome = self.outcome
         if outcome is not None:
             return outcome
@@ -146,7 +134,6 @@ class ItemState:
     # ---- the fold --------------------------------------------------------------------------------
 
     def after(self, record: ReviewLease | ItemReturn | Verdict) -> ItemState:
-        """The place after one more row."""
         if isinstance(record, ItemReturn):
             return replace(self, returned=self.returned | {(record.slot, record.turn)})
         if isinstance(record, ReviewLease):
@@ -167,8 +154,6 @@ class ItemState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queue:
-    """All items of a log, and where each stands. A snapshot: it does not change."""
-
     places: Mapping[str, ItemState] = field(default_factory=dict)  # by episode, in the order in which they were asked
     drawings: Mapping[str, tuple[ControlDraw, ...]] = field(default_factory=dict)  # by route, oldest first
     done: Mapping[str, State] = field(default_factory=dict)  # places that no time changes any more, and theirs
@@ -195,12 +180,10 @@ class Queue:
         return (one for one in self.places.values() if route is None or one.item.route == route)
 
     def unfinished(self, route: str | None = None) -> Iterator[ItemState]:
-        """Those that are neither settled nor undecided: few, however long the log is."""
         names = (name for name in self.places if name not in self.done)
         return (one for one in map(self.places.__getitem__, names) if route is None or one.item.route == route)
 
     def waiting(self, *, now_s: float, route: str | None = None, reviewer: str | None = None) -> list[ItemState]:
-        """What can be taken now, the most urgent first; with a reviewer, by them."""
         found = [
             one
             for one in self.unfinished(route)
@@ -209,7 +192,6 @@ class Queue:
         return sorted(found, key=_urgency)
 
     def counts(self, *, now_s: float, route: str | None = None) -> dict[State, int]:
-        """How many items stand where."""
         found: dict[State, int] = dict.fromkeys(("open", "leased", "third", "settled", "undecided", "lapsed"), 0)
         for one in self.of(route):
             found[self.done.get(one.item.episode_id) or one.state(now_s)] += 1
@@ -288,8 +270,6 @@ def give_back(place: ItemState, reviewer: str, reason: str, *, now_s: float) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """What becomes of what a reviewer said."""
-
     told: str  # to the reviewer, in one sentence
     verdict: Verdict | None = None  # None: it was said before, and nothing is new
     lease: ReviewLease | None = None  # of a slot that was free, taken with it
@@ -297,7 +277,6 @@ class Submission:
 
 
 def accept_verdict(place: ItemState, said: VerdictForm, *, now_s: float) -> Submission | str:
-    """Take what a reviewer says; a sentence where it cannot be taken as it is, and nothing is lost by asking again."""
     wrong = _problem(place.item, said)
     if wrong is not None:
         return wrong
@@ -387,7 +366,6 @@ def _same(before: Verdict, said: VerdictForm) -> bool:
 
 
 def _agree(said: Sequence[Verdict]) -> bool:
-    """Do they say the same? Two corrected answers that differ are two opinions."""
     corrected = {one.corrected.casefold() for one in said if one.corrected is not None}
     return len({one.category for one in said}) == 1 and len(corrected) < 2
 
@@ -406,7 +384,6 @@ def _settled(said: Sequence[Verdict], *, adjudicated: bool) -> Settlement:
 
 
 def _differs(before: Settlement | None, after: Settlement | None) -> bool:
-    """Is something known to be right now that was not?"""
     if after is None:
         return False
     return before is None or (before.full_right, before.early_right, before.corrected) != (
@@ -448,7 +425,6 @@ def label_of(place: ItemState) -> Feedback | None:
 
 
 def _urgency(place: ItemState) -> tuple[bool, float, float, float]:
-    """Contradictions first, then what matters most, then what is due first, then what has waited longest."""
     item = place.item
     due_s = inf if item.deadline_s is None else item.deadline_s
     return not place.needs_third, -item.priority, due_s, item.asked_at_s

@@ -76,8 +76,6 @@ _AVAILABILITY: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteGuarantee:
-    """What is promised."""
-
     state: State
     claim: Guarantee | None = None  # state "certified"
     average: Average | None = None  # state "budgeted"
@@ -86,12 +84,10 @@ class RouteGuarantee:
 
     @property
     def stops(self) -> bool:
-        """May a run be stopped here?"""
         return self.state in ("certified", "budgeted", "uncertified", "candidate", "unknown")
 
     @property
     def sentence(self) -> str:
-        """For people: complete, or not at all."""
         if self.claim is not None:
             said = sentence(self.claim)
         elif self.average is not None:
@@ -105,8 +101,6 @@ class RouteGuarantee:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuaranteeInputs:
-    """What holds on a route, as far as whoever asks can know it."""
-
     name: str
     settings: Route
     epoch: Epoch | None = None  # the latest; None: no worker has begun
@@ -122,7 +116,6 @@ class GuaranteeInputs:
 
 
 def guarantee_of(one: GuaranteeInputs) -> RouteGuarantee:
-    """What is promised where all this holds."""
     route, made = (
         one.settings,
         effective_publication(one.publication, 0 if one.epoch is None else one.epoch.number, one.holding),
@@ -196,7 +189,6 @@ def _state(one: GuaranteeInputs, made: Publication | None, budget: float) -> Sta
 
 
 def _unproved(one: GuaranteeInputs, made: Publication | None) -> State:
-    """Where nothing that was proved may act."""
     route = one.settings
     if route.uncertified and (route.arms or route.policy.get("policy", "never") != "never"):
         return "uncertified"
@@ -266,7 +258,6 @@ def _level(made: Publication, holding: InEffect) -> int:
 
 
 def _is_labelled(evidence: EvidenceSummary) -> bool:
-    """Did labels take anything off? Without them each other answer and each audit that is out counts as lost."""
     if evidence.n_disagreeing is None:
         return False
     return evidence.n_lost < evidence.n_disagreeing + evidence.n_pending

@@ -41,7 +41,6 @@ _RELAY: Final = re.compile(r"(GET|POST|PUT|PATCH|DELETE|OPTIONS) (/|(/(?!\.{1,2}
 
 
 def check_settings(settings: Settings) -> None:
-    """What types cannot say: references, ranges, and combinations that promise too much."""
     _check_server(settings.server)
     _check_connections(settings.server)
     for name, key in settings.keys.items():

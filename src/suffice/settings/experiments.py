@@ -103,7 +103,6 @@ def _check_arm(where: str, arm: ExperimentArm, routes: list[Route]) -> None:
 
 
 def _check_fit(where: str, arm: ExperimentArm, routes: list[Route], own: list[str], ahead: list[str]) -> None:
-    """Can the routes do what the arm asks for?"""
     if arm.threshold is not None and not all("policy" in route.policy for route in routes):
         raise ConfigError(f"{where}.threshold: needs routes with a policy of their own, whose threshold it replaces")
     if arm.level is not None and any(route.policy for route in routes):

@@ -65,7 +65,6 @@ def parse_settings(raw: Mapping[str, Any]) -> Settings:
 
 
 def _convert(raw: object, model: type[S], *, path: str) -> S:
-    """Build one settings object; an error tells the path, what was found and what is allowed."""
     try:
         return msgspec.convert(raw, model, strict=True)
     except msgspec.ValidationError as error:
@@ -76,7 +75,6 @@ def _convert(raw: object, model: type[S], *, path: str) -> S:
 
 
 def _in_words(what: str) -> str:
-    """What msgspec says is wrong, in the words of whoever wrote the file; as it is where it says something else."""
     if found := re.fullmatch(r"Expected `([\w| ]+)`, got `(\w+)`", what):
         wanted = [_KINDS.get(kind, kind) for kind in found[1].split(" | ") if kind != "null"]
         return f"must be {' or '.join(wanted)}, got {_KINDS.get(found[2], found[2])}"
@@ -88,7 +86,6 @@ def _in_words(what: str) -> str:
 
 
 def _allowed(model: type[msgspec.Struct], inner: str) -> str:
-    """The words that a field may hold, where it may hold only some."""
     hint: Any = model
     for name in inner.split("."):
         nested = _struct_in(hint)
@@ -98,7 +95,6 @@ def _allowed(model: type[msgspec.Struct], inner: str) -> str:
 
 
 def _refuse_unknown(raw: object, model: type[msgspec.Struct], path: str) -> None:
-    """Walk the mapping beside the types; name the path of the first key that has no field."""
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{path or 'config'}: must be a table, got {type(raw).__name__}")
     hints = _hints(model)
@@ -126,7 +122,6 @@ def _refuse_unknown(raw: object, model: type[msgspec.Struct], path: str) -> None
 
 @cache
 def _hints(model: type[msgspec.Struct]) -> Mapping[str, Any]:
-    """The types of a settings class; there are few classes, and hundreds of routes."""
     return get_type_hints(model)
 
 
@@ -145,7 +140,6 @@ def _check_plain(here: str, key: str, value: object) -> None:
 
 
 def _check_numbers(value: object, path: str) -> None:
-    """Refuse numbers that no setting can mean, whatever its own range: times, sizes and counts are all finite."""
     if isinstance(value, msgspec.Struct):
         for name in value.__struct_fields__:
             _check_numbers(getattr(value, name), f"{path}.{name}" if path else name)
@@ -160,7 +154,6 @@ def _check_numbers(value: object, path: str) -> None:
 
 
 def _struct_in(hint: Any) -> type[msgspec.Struct] | None:
-    """The settings class inside a type hint: itself, `X | None`, or the values of `dict[str, X]`."""
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
         return hint
     found = [_struct_in(part) for part in get_args(hint)]

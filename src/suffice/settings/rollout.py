@@ -19,8 +19,6 @@ LIVE_RAILS: Final[tuple[LiveRail, ...]] = get_args(LiveRail)
 
 
 class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How another version reaches traffic. A rollout keeps the rules that it began with."""
-
     automatic: bool = False  # begin one by itself where a refit proposes what is better than what is in force
     # How far each step goes.
     shares: tuple[float, ...] = (0.10, 0.25, 0.50)  # of new units: the canary's, then the ramp's, rising; at most 1/2

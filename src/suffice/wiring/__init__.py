@@ -106,7 +106,6 @@ _ROOM_OF: Final = {name: room for room, names in _ROOMS.items() for name in name
 
 
 def __getattr__(name: str) -> Any:
-    """One of the names above. Any: whatever its room has."""
     if name not in _ROOM_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)

@@ -23,8 +23,6 @@ _OF: Final = "SELECT kind, body FROM events WHERE seq = ?"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentNotice:
-    """A notice that a sink took."""
-
     at_s: float  # Unix time at which it was told
     about_s: float  # … at which the log took the event
     sink: str

@@ -90,7 +90,6 @@ def _context(
     told: Callable[[], None],
     closing: Callable[[], bool],
 ) -> ConsoleContext:
-    """What pages may look at and actions may do; the rest is as `console` has it."""
     return ConsoleContext(
         settings=settings,
         path=path,
@@ -164,8 +163,6 @@ def _effect(settings: Settings, path: Path, item: str) -> str:
 
 
 class _Texts:
-    """Texts of questions from the files that routes name, read when somebody first needs them."""
-
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._read: dict[str, Mapping[str, str]] = {}
@@ -186,8 +183,6 @@ class _Texts:
 
 
 class _Once:
-    """A writer of decisions that is opened when somebody first decides something, and closed at the end."""
-
     def __init__(self, stack: ExitStack, make: Callable[[], Decisions]) -> None:
         self._stack, self._make, self._lock = stack, make, threading.Lock()
         self._opened: Decisions | None = None

@@ -47,7 +47,6 @@ def require_log(settings: Settings, file: str | Path) -> None:
 
 
 def _instead_of(log: Path) -> str:
-    """What is there where a log was looked for."""
     if log.is_dir():
         return "is a folder"
     if log.is_symlink():

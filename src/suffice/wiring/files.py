@@ -45,7 +45,6 @@ def load_settings(path: str | Path) -> Settings:
 
 
 def _absolute(table: S, folder: Path) -> S:
-    """The table with every file name in it absolute, tables inside it included."""
     changed = dict[str, Any]()
     for name, kind in _file_fields(type(table)).items():
         value = getattr(table, name)
@@ -65,7 +64,6 @@ def _absolute(table: S, folder: Path) -> S:
 
 @cache
 def _file_fields(table: type[msgspec.Struct]) -> Mapping[str, str]:
-    """Fields that name a file, with how they do, and fields that may hold tables, with ""."""
     found = dict[str, str]()
     for name, hint in get_type_hints(table, include_extras=True).items():
         marks = [one.extra or {} for one in getattr(hint, "__metadata__", ()) if isinstance(one, msgspec.Meta)]
@@ -121,7 +119,6 @@ def _with_models(raw: Any, folder: Path) -> Any:
 
 
 def _policies_with_models(where: str, tables: Any, folder: Path) -> Any:
-    """Tables that may hold a policy each, with the models of these."""
     if not isinstance(tables, Mapping):
         return tables
     return {
@@ -133,7 +130,6 @@ def _policies_with_models(where: str, tables: Any, folder: Path) -> Any:
 
 
 def policy_with_models(where: str, spec: Any, folder: Path, depth: int = MOST_DEEP) -> Any:
-    """A policy, written as a table, with its models' data in it; a policy inside it likewise."""
     name = spec.get("policy") if isinstance(spec, Mapping) else None
     if not depth or not isinstance(name, str) or name not in POLICIES:
         return spec

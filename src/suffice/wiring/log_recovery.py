@@ -25,8 +25,6 @@ LAST_TRY_S: Final = 7.0  # that the end waits for a try, which itself waits for 
 
 
 class Again:
-    """Tries until the log is open or the process ends."""
-
     def __init__(
         self,
         settings: Settings,
@@ -66,7 +64,6 @@ class Again:
             pause_s = min(2 * pause_s, most_s)
 
     def _opened(self) -> bool:
-        """One try; True: the log is open, or nobody wants it any more."""
         try:
             log, known = startup.open_checked_log(self._settings, "library")
         except StoreError as error:

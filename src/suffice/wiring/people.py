@@ -26,8 +26,6 @@ LOCK_S: Final = 5.0  # how long one writer waits for another
 
 
 class People:
-    """The people of one deployment."""
-
     def __init__(self, file: Path) -> None:
         self.file = file
         self._seen: tuple[int, int, int] | None = None
@@ -129,7 +127,6 @@ class People:
         return secret
 
     def _replace(self, roster: Roster) -> None:
-        """Put the whole file in the place of the old one, or leave that one."""
         draft = self.file.with_name(f"{self.file.name}.{secrets.token_hex(8)}")
         try:
             with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preflight:
-    """What a gateway needs besides its settings, and what its owner should know."""
-
     upstream_keys: Mapping[str, str | None]  # by upstream
     langfuse_secret: str | None
     embedders: Mapping[str, HttpEmbedder]  # by route; not open yet
@@ -100,7 +98,6 @@ def _check_folder(settings: Settings) -> None:
 
 
 def _is_loopback(host: str) -> bool:
-    """Can only this machine reach an address? A name counts when every address that it has does."""
     try:
         found = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         return all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in found)

@@ -38,8 +38,6 @@ RECORDED: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartupEvidence:
-    """What the log already says about upstreams and routes; empty when there is no log yet."""
-
     upstreams: Mapping[str, Findings] = field(default_factory=dict)  # by name, same address only
     extracted: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)  # by route, oldest first
 
@@ -64,7 +62,6 @@ def read_evidence(settings: Settings, database: Path | None = None) -> StartupEv
 
 
 def evidence_warnings(settings: Settings, evidence: StartupEvidence) -> list[str]:
-    """What the log says against these settings, for the owner."""
     warnings = []
     for name, route in settings.routes.items():
         built = build_route(name, route, evidence)
@@ -151,7 +148,6 @@ def check_experiment(settings: Settings, name: str) -> None:
 
 
 def _check_arms(settings: Settings, name: str) -> list[str]:
-    """Build every arm of an experiment on each of its routes; where none can act, for its owner to know."""
     one = settings.experiments[name]
     for arm, table in one.arms.items():
         for route in one.routes:
@@ -173,7 +169,6 @@ def _check_arms(settings: Settings, name: str) -> list[str]:
 
 
 def promise_warnings(where: str, route: Route) -> list[str]:
-    """What a route's promise is not, and what its proof lacks."""
     warnings = []
     if route.is_owned:
         warnings.append(
@@ -198,7 +193,6 @@ def promise_warnings(where: str, route: Route) -> list[str]:
 
 
 def _starving(name: str, route: Route, settings: Settings) -> list[str]:
-    """A warning where the owner's `audit_share` keeps a route from its first certificate for very long."""
     all_count = route.mode == "observe" and route.probe is None
     if route.audit_share is None or not route.is_replayed or all_count:
         return []

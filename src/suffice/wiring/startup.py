@@ -53,8 +53,6 @@ Process = Literal["serve", "library"]  # which one starts: a gateway, or a calle
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogKnowledge:
-    """What a log teaches a gateway that starts."""
-
     evidence: StartupEvidence = field(default_factory=StartupEvidence)
     n_requests: Mapping[str, int] = field(default_factory=dict)  # by route, as far as it matters
     recent: tuple[Episode, ...] = ()  # the latest runs
@@ -63,8 +61,6 @@ class LogKnowledge:
 
 @dataclass(slots=True, kw_only=True)
 class StartState:
-    """What a gateway starts with."""
-
     log: EventLog
     known: LogKnowledge
     secret: str  # of the deployment; of this process alone where it cannot be had
@@ -74,7 +70,6 @@ class StartState:
 
     @property
     def age_s(self) -> float:
-        """Of the last-good file, by its own time."""
         return 0.0 if self.good is None else max(0.0, self.since_s - self.good.at_s)
 
 
@@ -200,7 +195,6 @@ def _good(settings: Settings, secret: str, *, most_s: float) -> LastGood | None:
 
 
 def _secret(settings: Settings) -> str:
-    """The deployment's secret; where it cannot be had, one of this process: lots and tokens then hold for its life."""
     with contextlib.suppress(OSError, ConfigError):
         return deployment_salt(settings)
     LOG.error("the deployment's secret cannot be read; until a restart lots are drawn, and tokens signed, with another")

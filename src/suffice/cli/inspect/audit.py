@@ -28,7 +28,6 @@ _WIDTH = 100  # of a line of words
 
 
 def _log_options(command: F) -> F:
-    """Which log: the settings', or one that is named."""
     named = click.option(
         "--db", type=click.Path(path_type=Path), metavar="FILE", help="This log instead of the settings'."
     )

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteHoldings:
-    """One route, as far as people are concerned."""
-
     overrides: tuple[str, ...]  # that hold now, in words, with who and until when
     incidents: tuple[str, ...]  # that wait for a decision: name and summary
     n_to_review: int  # items that a reviewer can take now
@@ -44,7 +42,6 @@ def read_held(connection: sqlite3.Connection, holds: Holds, *, now_s: float) -> 
 
 
 def override_words(overrides: Iterable[Override], now_s: float) -> tuple[str, ...]:
-    """Those that hold now: what, until when, by whom and why."""
     from suffice.cli.deciding import format_time
     from suffice.review.override import describe_override, standing
 
@@ -55,7 +52,6 @@ def override_words(overrides: Iterable[Override], now_s: float) -> tuple[str, ..
 
 
 def held_lines(one: RouteHoldings | None) -> list[tuple[str, str]]:
-    """What a reader sees; nothing where nobody is concerned."""
     if one is None:
         return []
     from suffice.sanitize import plural, printable

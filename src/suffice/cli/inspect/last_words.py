@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 
 def last_words(settings: Settings, route: str | None = None) -> list[str]:
-    """A line for the file and one for each route, or for `route` alone; nothing where there is no file."""
     from suffice.errors import ConfigError
     from suffice.wiring import last_good
 

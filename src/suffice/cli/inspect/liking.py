@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
 
 def summarize_effect(one: Outlook | None) -> str:
-    """What stopping does to satisfaction, in one line."""
     if one is None:
         return "not measured: no worker has looked at this route"
     said = one.satisfaction
@@ -23,7 +22,6 @@ def summarize_effect(one: Outlook | None) -> str:
 
 
 def liking_lines(one: Outlook) -> list[tuple[str, str]]:
-    """Every measure: of the route with all that is known, of classes and versions in short."""
     sure, lines = f"{one.confidence:.0%}", list[tuple[str, str]]()
     for said in one.whole_likings:
         lines += _whole(said, sure)

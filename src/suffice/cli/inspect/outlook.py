@@ -31,7 +31,6 @@ def outlook_lines(one: Outlook | None) -> list[tuple[str, str]]:
 
 
 def proposal_lines(one: ProposedVersion | None) -> list[tuple[str, str]]:
-    """The newest version that a refit proposed; [] where there is none."""
     if one is None:
         return []
     at = (

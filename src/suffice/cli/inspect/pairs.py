@@ -91,7 +91,6 @@ def _status(arm: str, found: CertifiedArms, route: Route, *, n_missing: int | No
 
 
 def pair_lines(one: PairStatus, phase: Phase, *, promise_state: str) -> list[tuple[str, str]]:
-    """What a reader sees; what acts is told by the promise."""
     from suffice.cli.inspect.phase import ending_lines
 
     sure = f"{one.confidence:.0%}"

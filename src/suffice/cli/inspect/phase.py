@@ -33,7 +33,6 @@ def phase_lines(one: Phase, *, per_s: float | None, acts: bool) -> list[tuple[st
 
 
 def ending_lines(one: Phase) -> list[tuple[str, str]]:
-    """The last alarm, and whether anybody looks after the route."""
     lines = [("last alarm", one.alarm or "none")]
     if not one.attended:
         lines.append(("control loop", "NOT RUNNING: no worker looks after this route now; see suffice worker"))
@@ -41,7 +40,6 @@ def ending_lines(one: Phase) -> list[tuple[str, str]]:
 
 
 def wait(wait_s: float) -> str:
-    """A time to wait in the unit that reads best."""
     for unit, unit_s in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
         if wait_s >= 2 * unit_s:
             return f"{wait_s / unit_s:,.0f} {unit}"

@@ -44,8 +44,6 @@ MANY_ROWS = 50_000  # that no worker has summed up: reading them takes seconds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteStatus:
-    """One route's report with what a reader needs beside it."""
-
     report: RouteReport
     mode: str  # of the newest request
     policy_version: str  # of the newest request
@@ -106,7 +104,6 @@ def status(config: Path | None, db: Path | None, route: str | None, as_json: boo
 
 
 def show_first(sentences: Sequence[str], *, err: bool) -> None:
-    """Begin with what holds on the whole deployment; beside JSON on standard error."""
     for sentence in sentences:
         click.secho(printable(sentence), bold=True, fg="red", err=err)
 
@@ -164,7 +161,6 @@ def statuses_of(
 
 
 def _warn_of_rows(database: Path) -> None:
-    """Say why it takes a while, where it does."""
     from suffice.store.database.views import open_reader
     from suffice.store.routes.rollups import read_to
 
@@ -179,7 +175,6 @@ def _warn_of_rows(database: Path) -> None:
 
 
 def _is_killed(settings: Settings | None, connection: sqlite3.Connection) -> bool:
-    """Is the kill switch on? Without settings, as a gateway has written it down."""
     if settings is not None:
         from suffice.store.database.presence import switch_reason
         from suffice.wiring import kill_file
@@ -192,14 +187,11 @@ def _is_killed(settings: Settings | None, connection: sqlite3.Connection) -> boo
 
 
 class _Scorers:
-    """What compares answers with labels on each route, opened only where a label has to be compared."""
-
     def __init__(self, settings: Settings | None, stack: ExitStack) -> None:
         self._settings, self._stack = settings, stack
         self._known: dict[str, RouteScorer] = {}
 
     def of(self, name: str) -> RouteScorer:
-        """Of one route; without settings to the letter."""
         if name not in self._known:
             configured = self._settings.routes.get(name) if self._settings is not None else None
             self._known[name] = self._make(configured)
@@ -225,7 +217,6 @@ class _Scorers:
 
 
 def _last_words(error: Exception, settings: Settings | None, route: str | None) -> list[str]:
-    """What was in force last, where it is the log that cannot be read; the log of the settings, as the file is."""
     from suffice.cli.inspect.last_words import last_words
     from suffice.errors import StoreError
 
@@ -233,7 +224,6 @@ def _last_words(error: Exception, settings: Settings | None, route: str | None) 
 
 
 def _sources(config: Path | None, db: Path | None) -> tuple[Settings | None, Path]:
-    """The settings, if a configuration is to be used, and the log's file."""
     from suffice.errors import ConfigError
 
     default = Path("suffice.toml")
@@ -250,8 +240,6 @@ def _sources(config: Path | None, db: Path | None) -> tuple[Settings | None, Pat
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What the log has of one route, and what its settings say."""
-
     connection: sqlite3.Connection
     name: str
     settings: Settings | None
@@ -320,7 +308,6 @@ def _status(seen: _Seen, promises: Promises, control: Phase | None, held: RouteH
 
 
 def _promise(seen: _Seen, promises: Promises, outlook: Outlook | None, refused: str | None) -> RouteGuarantee:
-    """What is promised; without the route's settings only as far as its newest request tells."""
     if seen.configured is not None:
         return promises.of(
             seen.name, seen.configured, outlook, setup=seen.newest.setup or None, unreadable=refused is not None
@@ -433,7 +420,6 @@ def _parts(one: RouteStatus) -> tuple[list[tuple[str, str]], ...]:
 
 
 def _trials(report: RouteReport) -> list[tuple[str, str]]:
-    """How often what a probe answered was an answer; what to do where it rarely is."""
     from suffice.assurance.extractable import MIN_SHARE
 
     if not report.n_trials:
@@ -468,7 +454,6 @@ def _missing(one: RouteStatus, sure: str) -> str:
 
 
 def audits_missing(evidence: AuditEvidence, *, max_em_drop: float, sure: str) -> str:
-    """How far a route is from its first certificate, as a sentence for its owner."""
     from suffice.cli.inspect.phase import wait
 
     goal = f"an EM drop of at most {100 * max_em_drop:g} points at {sure}"
@@ -498,7 +483,6 @@ def _totals(tokens: TokenTotals) -> str:
 
 
 def _money(money: MoneyTotals, measured: ReportEstimates, sure: str) -> list[tuple[str, str]]:
-    """What was paid and what was saved; one line where nobody knows the prices."""
     if not money.n_known:
         return [("cost", _paid(money))]
     from suffice.assurance.money import usd
@@ -514,7 +498,6 @@ def _money(money: MoneyTotals, measured: ReportEstimates, sure: str) -> list[tup
 
 
 def _paid(money: MoneyTotals) -> str:
-    """What all requests cost, as far as their prices are known."""
     if not money.n_known:
         return "unknown: no prices are set ([upstreams.NAME.prices])"
     from suffice.assurance.money import usd
@@ -535,7 +518,6 @@ def _share(share: float | None) -> str:
 
 
 def _reasons(before: str, counts: Mapping[str, int]) -> str:
-    """Counts by reason, the largest first; "" when there are none."""
     largest = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return before + ", ".join(f"{reason} {n:,}" for reason, n in largest) if counts else ""
 

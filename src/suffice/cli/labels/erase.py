@@ -128,7 +128,6 @@ def _rows(writer: Decisions, episodes: tuple[str, ...], units: tuple[str, ...], 
 
 
 def _aged(connection: sqlite3.Connection, limit_s: float) -> list[int]:
-    """Every row that is older, and what was said about a run since."""
     from suffice.store.database.erasing import aged, select_label_rows
     from suffice.store.routes.windows import last_place
 

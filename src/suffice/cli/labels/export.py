@@ -32,8 +32,6 @@ TRAIN, VAL, MANIFEST = "train.jsonl", "val.jsonl", "manifest.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneOptions:
-    """The options of one call of `finetune`."""
-
     config: Path | None
     db: Path | None
     route: str | None
@@ -227,7 +225,6 @@ def _database(settings: Settings | None, given: FinetuneOptions) -> Path:
 def _match(
     settings: Settings | None, given: FinetuneOptions
 ) -> Iterator[tuple[str | None, Callable[[str | None, str], bool]]]:
-    """The route whose runs are read, and its yardstick; without settings answers are compared as they are written."""
     if settings is None:
         yield given.route, lambda answer, gold: answer == gold
         return
@@ -247,7 +244,6 @@ def _match(
 
 
 def _chooses(settings: Settings | None, given: FinetuneOptions) -> Callable[[str], StoppingPolicy]:
-    """What stops a recorded run: the policy that was named, else what is in force on the route, else its own."""
     from suffice.errors import ConfigError
     from suffice.policy.base import build_policy, version_of
     from suffice.replay.finetune.cuts import StoppingPolicy
@@ -294,7 +290,6 @@ def _in_force(settings: Settings, name: str, given: FinetuneOptions) -> Callable
 
 
 def _version(path: Path, held: InForce) -> Any:
-    """The version that is published, from the log. Any: imported here alone."""
     from suffice.control.evidence.fitting import read_back
     from suffice.store.database.decisions import read_artefact
     from suffice.store.database.views import open_reader
@@ -365,7 +360,6 @@ def _stop_name(line: Line) -> str:
 
 
 def _consent(given: FinetuneOptions) -> str:
-    """How people agreed, in words."""
     said = ["lines that say so"]
     if given.consent:
         said.append(f"{len(given.consent)} lists")
@@ -390,7 +384,6 @@ def _reasons(pairs: TrainingPairs) -> str:
 
 
 def _hint(pairs: TrainingPairs) -> str:
-    """What to do about the most frequent reason, where there is something."""
     hints = {
         "no consent": "; list ids that agreed with --consent, or say --consented if all did",
         "stopped by what was not certified": "; --uncertified takes them all the same",

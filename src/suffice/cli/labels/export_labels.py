@@ -150,7 +150,6 @@ def _runs(settings: Settings, route: str, which: Which, questions: Path | None) 
 
 
 async def _sent(runs: list[ToJudge], url: str, project: int, api_key_env: str) -> int:
-    """Add to the project what is no task of it yet."""
     from suffice.edge import label_studio as tool
     from suffice.review.label_studio import parse_task_episodes, task
     from suffice.wiring import secret

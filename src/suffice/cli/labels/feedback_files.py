@@ -35,8 +35,6 @@ Body: TypeAlias = "tuple[int, dict[str, Any] | BadRequest]"
 
 @dataclass(slots=True, kw_only=True)
 class ImportResult:
-    """What came of one file or project."""
-
     source: str
     dry_run: bool
     n_rows: int = 0
@@ -50,7 +48,6 @@ class ImportResult:
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that both commands share."""
     for option in (
         JSON_OBJECT,
         click.option("--dry-run", is_flag=True, help="Read and check everything, and write nothing."),
@@ -193,7 +190,6 @@ def _read_json(file: Path) -> Any:
 
 
 def _scores(file: Path) -> Iterator[tuple[int, Any]]:
-    """The scores of a page of the API, of several pages in a list, or of a plain list."""
     said = _read_json(file)
     pages = said if isinstance(said, list) else [said]
     found = [
@@ -247,7 +243,6 @@ def _checked(bodies: Iterable[Body], settings: Settings, result: ImportResult) -
 
 
 def _look(rows: list[Feedback], settings: Settings, result: ImportResult) -> None:
-    """What writing would come to."""
     from suffice.store.database.sqlite import database_path
     from suffice.store.database.views import open_reader
     from suffice.store.people.feedback import find_feedback, would_join

@@ -318,7 +318,6 @@ def _answer(answer: str | None) -> str:
 
 
 def _answered(told: Settings, writer: Decisions, place: ItemState, name: str) -> bool:
-    """Ask for a key until the item is answered or skipped; False: the reviewer has had enough."""
     import time
 
     from suffice.review.items import said_of
@@ -348,7 +347,6 @@ def _answered(told: Settings, writer: Decisions, place: ItemState, name: str) ->
 
 
 def _submitted(writer: Decisions, said: Any) -> Submission | str:
-    """Any: what `said_of` gives, which is typed where nothing heavy is imported."""
     import time
 
     from suffice.store.people.reviews import submit_verdict
@@ -357,7 +355,6 @@ def _submitted(writer: Decisions, said: Any) -> Submission | str:
 
 
 def _effect(told: Settings, writer: Decisions, item: ReviewItem) -> Any:
-    """What the item's verdicts have changed so far. Any: an `Effect`."""
     from suffice.control.evidence.matching import matching
     from suffice.control.evidence.window_size import window_size
     from suffice.control.people.effects import what_it_changed
@@ -377,7 +374,6 @@ class _Texts:
         self._read: dict[str, Mapping[str, str]] = {}
 
     def of(self, writer: Decisions, item: ReviewItem) -> tuple[str | None, str]:
-        """The text, and where it is from; or None, and why there is none."""
         import time
 
         from suffice.store.people.reviews import kept_question
@@ -395,7 +391,6 @@ class _Texts:
         return found, f"from {file}:" if found is not None else f"cannot be had: it is not in {file}"
 
     def sources_of(self, writer: Decisions, item: ReviewItem) -> tuple[Source, ...]:
-        """What the steps of a loop read and wrote, if its route keeps it."""
         import time
 
         from suffice.store.people.reviews import kept_sources

@@ -30,8 +30,6 @@ _WIDTH = 120  # of sentences
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EstimateOptions:
-    """The options of one call of the command."""
-
     like: tuple[Path, ...]
     max_em_drop: float
     confidence: float
@@ -155,7 +153,6 @@ def _estimate(paths: tuple[Path, ...], given: EstimateOptions) -> tuple[LogEstim
 
 
 def _assumed(given: EstimateOptions, own: LogRuns, judged: LogRuns, span_s: float | None) -> list[str]:
-    """What is taken for granted, in sentences."""
     said = ["requests keep coming as in the log: same rate, same mix of questions, same model and settings"]
     if given.like:
         said.append(f"stops do on this traffic what they do on {', '.join(map(str, given.like))}")
@@ -228,7 +225,6 @@ def _show_promise(promise: CertifiableLevel, found: LogEstimate) -> None:
 
 
 def _folded(text: str, first: str = "", later: str = "") -> str:
-    """A sentence, folded to the terminal."""
     width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
     return textwrap.fill(text, width, initial_indent=first, subsequent_indent=later)
 

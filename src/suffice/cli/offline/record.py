@@ -32,8 +32,6 @@ PLAIN_LINE_S = 10.0  # between two lines of progress where nobody watches a bar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordOptions:
-    """The options of one call of the command."""
-
     upstream: str | None
     config: Path | None
     route: str | None
@@ -93,7 +91,6 @@ def record(questions: Path, **options: object) -> None:
 
 
 async def _record(questions: Path, given: RecordOptions) -> Progress:
-    """Read what is asked, open the server and the file, and record."""
     from suffice.edge.yardstick import yardstick
     from suffice.plugins import load_plugins
     from suffice.replay.record.ask import read_recorded_questions
@@ -140,7 +137,6 @@ def _lines(questions: Path) -> list[str]:
 
 
 def _settings(given: RecordOptions) -> Settings | None:
-    """The settings that were named, else those in this folder where something in them is meant."""
     from suffice.wiring import load_settings
 
     is_meant = given.route is not None or not (given.upstream or "").startswith(("http://", "https://"))
@@ -159,7 +155,6 @@ def _route(settings: Settings | None, given: RecordOptions) -> Route | None:
 
 
 def _upstream(settings: Settings | None, route: Route | None, given: RecordOptions) -> tuple[str, Upstream]:
-    """The server that is meant, and its name."""
     import msgspec
 
     from suffice.errors import ConfigError
@@ -184,7 +179,6 @@ def _upstream(settings: Settings | None, route: Route | None, given: RecordOptio
 
 
 def _recipe(route: Route | None, upstream: Upstream, given: RecordOptions) -> RecordingRecipe:
-    """What is shared by all runs: the options, else the route, else the defaults."""
     from suffice.errors import ConfigError
     from suffice.replay.record.ask import RecordingRecipe
     from suffice.settings import Probe, Steps
@@ -214,7 +208,6 @@ def _recipe(route: Route | None, upstream: Upstream, given: RecordOptions) -> Re
 
 
 def _warn(recipe: RecordingRecipe, given: RecordOptions, *, torn: bool) -> None:
-    """What the owner should know before tokens are spent."""
     if torn:
         again = "the last line was cut short; its question is recorded again"
         click.echo(f"suffice record: {given.out}: {again}", err=True)
@@ -229,7 +222,6 @@ def _warn(recipe: RecordingRecipe, given: RecordOptions, *, torn: bool) -> None:
 
 @contextmanager
 def _telling(asked: list[QuestionLine], given: RecordOptions) -> Iterator[Callable[[Progress], None]]:
-    """Progress on the error stream: a bar at a terminal, now and then a line elsewhere, nothing with --json."""
     started_s = time.monotonic()
     if given.as_json:
         yield lambda _: None

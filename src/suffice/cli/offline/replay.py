@@ -161,7 +161,6 @@ def _asked(
 
 
 def _spec(text: str) -> dict[str, Any]:
-    """A policy as the user wrote it: JSON, or a bare name."""
     from suffice.errors import ConfigError
 
     if not text.lstrip().startswith("{"):
@@ -176,7 +175,6 @@ def _spec(text: str) -> dict[str, Any]:
 
 
 def _label(spec: dict[str, Any]) -> str:
-    """A given policy's name for people: its own name and the parameters that were written."""
     written = " ".join(f"{key}={value}" for key, value in spec.items() if key != "policy")
     return f"{spec.get('policy')} {written}".strip()
 
@@ -214,7 +212,6 @@ def _replay(
 
 
 def _fits_for(data: Survey, fits: Sequence[Survey]) -> list[Survey]:
-    """The fit files of the same set; where there are none, all of the same kind."""
     from suffice.errors import ConfigError
 
     same = [fit for fit in fits if fit.set == data.set] or [fit for fit in fits if fit.kind == data.kind]

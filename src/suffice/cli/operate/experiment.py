@@ -142,7 +142,6 @@ def stop(name: str, path: str, reason: str, author: str | None, *, as_json: bool
 
 
 def _opened(command: str, path: str) -> tuple[Settings, Path, tuple[ExperimentRun, ...]]:
-    """Settings, log, and its experiments; exits with 2 where one of them cannot be read."""
     from suffice import wiring
     from suffice.store.database.sqlite import database_path
     from suffice.store.routes.experiments import read_experiments
@@ -154,7 +153,6 @@ def _opened(command: str, path: str) -> tuple[Settings, Path, tuple[ExperimentRu
 
 
 def _said(one: ExperimentRun, settings: Settings, database: Path) -> tuple[str, ...]:
-    """What it shows, in sentences; nothing where that fails: whatever it shows, it can be stopped."""
     from suffice.control.compare.experiments import read_experiment
     from suffice.rollout.summary import summarize_arm
 
@@ -195,7 +193,6 @@ def _state(one: ExperimentRun) -> dict[str, object]:
 
 
 def _listed(name: str, settings: Settings, latest: dict[str, ExperimentRun]) -> dict[str, object]:
-    """One row of the list: as it runs, else as the settings have it, else as it ran."""
     held, written = latest.get(name), settings.experiments.get(name)
     if held is not None and (held.runs or written is None):
         one = held.experiment
@@ -284,7 +281,6 @@ def _class_row(one: ArmComparison, part: ClassEffect) -> tuple[str, ...]:
 
 
 def _named(metric: str) -> str:
-    """A metric with the unit that its row is in."""
     from suffice.rollout.metrics import metric_of
 
     unit = metric_of(metric).margin

@@ -66,7 +66,6 @@ def resume(route: str, path: str, reason: str, author: str | None, wait_s: float
 def _decide(
     command: str, route: str, path: str, decide: Callable[[Decisions], str | None], *, wait_s: float, again: str = ""
 ) -> None:
-    """Write one decision and wait for gateways; exits with 1 when there is nothing to decide, with 2 when it failed."""
     from suffice import wiring
     from suffice.store.database.views import newest_of, open_reader
     from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed

@@ -217,7 +217,6 @@ def _found(database: Any, name: str) -> tuple[str, Case]:
 
 
 def _open(routes: Any) -> str:
-    """The names of open incidents. Any: a mapping of routes to what is held on them."""
     held: list[RouteHolds] = list(routes.values())
     return ", ".join(case.incident.incident for one in held for case in one.open_cases)
 
@@ -233,7 +232,6 @@ def _state(case: Case) -> str:
 
 
 def _plain(case: Case) -> dict[str, Any]:
-    """Any: JSON."""
     import msgspec
 
     return {

@@ -159,7 +159,6 @@ def propose(route: str, candidate: str, path: str, reason: str, author: str | No
 def _propose_policy(
     writer: Decisions, name: str, route: Route, table: str, *, author: str, reason: str, rollout: str, secret: str
 ) -> RolloutRun | str:
-    """Begin a rollout of a policy that somebody has written down, as `propose_learned` does."""
     from suffice import wiring
     from suffice.rollout.rules import rules_of
     from suffice.store.routes import rollouts
@@ -184,7 +183,6 @@ def _propose_policy(
 
 
 def _word(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of a command by which a person moves a rollout."""
     for option in (JSON, AUTHOR, REASON, CONFIG, click.argument("route")):
         command = option(command)
     return command
@@ -277,7 +275,6 @@ def pin(
 
 
 def _step(command: str, route: str, *, path: str, reason: str, author: str | None, as_json: bool) -> None:
-    """Take a person's step."""
     from suffice.store.routes import rollouts
 
     again = "`suffice kill` needs no database."

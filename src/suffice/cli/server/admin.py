@@ -70,7 +70,6 @@ def people(path: str) -> None:
 
 
 def _show(command: str, path: str, make: Callable[[People], str], name: str, what: Literal["added", "reset"]) -> None:
-    """Print a new secret where only a person sees it."""
     secret = _done(command, path, make)
     _noted(command, path, name, what)
     click.echo(f"{name}: this secret is shown once and kept as a hash only", err=True)
@@ -78,7 +77,6 @@ def _show(command: str, path: str, make: Callable[[People], str], name: str, wha
 
 
 def _noted(command: str, path: str, name: str, what: Literal["added", "reset", "removed"]) -> None:
-    """Say in the audit log who may come in now; where the log cannot be written, say that instead: it holds anyway."""
     from suffice import wiring
     from suffice.errors import SufficeError
     from suffice.wiring.people import People, access_changed

@@ -18,7 +18,6 @@ def config() -> None:
 
 
 def _settings_file(command: F) -> F:
-    """The file as an argument, or named as everywhere else."""
     named = click.option("--config", "named", metavar="FILE", help="The same, as other commands name it.")
     return click.argument("path", metavar="[FILE]", default="suffice.toml")(named(command))
 

@@ -135,7 +135,6 @@ def _online(console: Console, folder: Path, *, small: bool) -> int:
 
 
 def _tell(console: Console, folder: Path, results: list[StageResult]) -> None:
-    """Show what came of it, where it lies and what to try next."""
     from suffice.demo import show
 
     show.print_demo(console, results)
@@ -145,7 +144,6 @@ def _tell(console: Console, folder: Path, results: list[StageResult]) -> None:
 
 
 def _near(path: Path) -> str:
-    """The path as one would type it here."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
@@ -153,8 +151,6 @@ def _near(path: Path) -> str:
 
 
 class _Plan:
-    """Which stages to run, and the servers under them."""
-
     def __init__(
         self,
         *,
@@ -174,7 +170,6 @@ class _Plan:
 
     @contextmanager
     def stages(self, console: Console) -> Iterator[list[Stage]]:
-        """Start a server for each stage, one core each, and stop them afterwards."""
         kinds = ("samples",) if self.small else ("samples", "reasoning")
         if self.upstream is not None:
             yield [self._stage(kind, self.upstream_model or "default", self.upstream, slots=4) for kind in kinds]
@@ -218,7 +213,6 @@ class _Plan:
 
 
 def _run(console: Console, stages: list[Stage]) -> list[StageResult]:
-    """Run all stages side by side, with a progress bar for each pass."""
     import asyncio
 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

@@ -56,7 +56,6 @@ def demonstrated(console: Console, folder: Path) -> Settings | None:
 
 
 def made_up(console: Console, folder: Path, *, small: bool) -> Settings:
-    """The settings of a made-up month; it is drawn once."""
     import time
 
     from suffice.demo.console.month import DAY_S, DAYS, live, month, settings_for

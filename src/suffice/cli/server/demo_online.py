@@ -86,7 +86,6 @@ class _Screen(Protocol):
 
 @contextmanager
 def followed(console: Console) -> Iterator[_Screen]:
-    """A screen that is drawn anew on a terminal; else a line now and then, without control characters."""
     if not console.is_terminal:
         yield LineScreen(console)
         return
@@ -97,13 +96,10 @@ def followed(console: Console) -> Iterator[_Screen]:
 
 
 class LineScreen:
-    """Lines, for a file or a pipe."""
-
     def __init__(self, console: Console) -> None:
         self._console, self._n_next, self._last = console, 0, ""
 
     def say(self, sentence: str) -> None:
-        """Print what happened."""
         self._console.print(f"** {sentence}", highlight=False, markup=False, soft_wrap=True)
 
     def look(self, now: Snapshot) -> None:
@@ -119,17 +115,13 @@ class LineScreen:
 
 
 class LiveScreen:
-    """A few rows that stay in their place, below what has happened."""
-
     def __init__(self, console: Console, live: Live) -> None:
         self._console, self._live = console, live
 
     def say(self, sentence: str) -> None:
-        """Print what happened above the rows."""
         self._console.print(f"• {sentence}", highlight=False, markup=False)
 
     def look(self, now: Snapshot) -> None:
-        """Draw the rows anew."""
         from rich.table import Table
         from rich.text import Text
 
@@ -142,7 +134,6 @@ class LiveScreen:
 
 
 def lines(now: Snapshot) -> list[tuple[str, str]]:
-    """How it stands: phase, evidence, what is certified, tokens and EM."""
     from suffice.demo.online.course import all_figures
     from suffice.store.routes.phases import phase_of
 
@@ -161,7 +152,6 @@ def lines(now: Snapshot) -> list[tuple[str, str]]:
 
 
 def _tokens(figures: Mapping[Period, Figures]) -> str:
-    """Everything that was generated for a request, and what was saved of it."""
     names = {"before": "full", "certified": "certified", "swapped": "after the swap"}
     said = [
         f"{one.tokens:.1f} {names[period]}" + (f" (saved {one.saved * 100:.0f} %)" if one.saved is not None else "")

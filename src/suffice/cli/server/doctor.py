@@ -36,8 +36,6 @@ DEFAULT_CONFIG = Path("suffice.toml")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoctorOptions:
-    """The options of one call of the command."""
-
     upstream: str | None
     route: str | None
     model: str | None
@@ -98,7 +96,6 @@ def doctor(config: Path | None, **options: object) -> None:
 
 
 async def _examine_upstream(settings: Settings | None, asked: DoctorOptions, target: str) -> bool:
-    """Examine, keep and show. False: the server answered no chat."""
     import msgspec
 
     from suffice.cli.server.findings import show_upstream
@@ -142,7 +139,6 @@ def _target(settings: Settings | None, asked: DoctorOptions, target: str) -> tup
 
 
 def _client(name: str, upstream: Upstream) -> UpstreamClient:
-    """A client that tries again only where a kept connection turned out to be closed, as the gateway does."""
     from suffice.upstream.client import UpstreamClient
     from suffice.wiring import api_key
 
@@ -150,7 +146,6 @@ def _client(name: str, upstream: Upstream) -> UpstreamClient:
 
 
 async def _talk(client: UpstreamClient, asked: DoctorOptions, model: str | None) -> Talk:
-    """A talk with the model that is asked for, else with the first that the server lists."""
     from suffice.doctor.talk import Talk
     from suffice.errors import ConfigError
 
@@ -166,7 +161,6 @@ async def _talk(client: UpstreamClient, asked: DoctorOptions, model: str | None)
 
 
 async def _keep_findings(settings: Settings | None, name: str, found: Findings) -> str:
-    """Put the findings into the log; say where they are, or why not."""
     from suffice.store.rows.events import UpstreamExamined
 
     if settings is None:
@@ -193,7 +187,6 @@ def _new_id() -> str:
 
 @contextmanager
 def _progress(asked: DoctorOptions) -> Iterator[Callable[[str], None]]:
-    """Says which experiment is being made, to a person who waits and to nobody else."""
     if asked.as_json or not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -207,7 +200,6 @@ def _progress(asked: DoctorOptions) -> Iterator[Callable[[str], None]]:
 
 
 def _examine_route(settings: Settings | None, asked: DoctorOptions, name: str) -> None:
-    """Report on a route, from its log and from questions that are run now."""
     from suffice.cli.server.findings import RouteDiagnosis, show_route
     from suffice.errors import ConfigError
 
@@ -262,7 +254,6 @@ def _refused(settings: Settings, name: str, route: Route) -> str | None:
 
 
 async def _run_questions(settings: Settings, asked: DoctorOptions, name: str, route: Route) -> FullRunCounts:
-    """Run the questions in full at the route's upstream, past the gateway, and keep what was seen."""
     from suffice.doctor.route import as_findings, read_route_questions, run_live
     from suffice.scoring.base import build_scorer, scorer_label
     from suffice.store.rows.events import RouteExamined

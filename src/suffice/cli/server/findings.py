@@ -28,8 +28,6 @@ _WIDTH = 120  # of plain lines
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteDiagnosis:
-    """Everything that is shown about a route."""
-
     name: str
     route: Route
     status: RouteStatus | None  # None: the log has no request of the route
@@ -42,7 +40,6 @@ class RouteDiagnosis:
 
 
 def show_upstream(found: Findings, advice: Advice, *, url: str, n_calls: int, kept: str, as_json: bool) -> None:
-    """Print findings and what follows from them."""
     if as_json:
         _print_json(found, advice, url=url, kept=kept)
         return
@@ -110,7 +107,6 @@ def _print_advice(advice: Advice, kept: str) -> None:
 
 
 def _say(title: str, sentences: list[str]) -> None:
-    """A heading and its sentences, folded to the terminal."""
     width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
     click.echo(click.style(title, bold=True) if sys.stdout.isatty() else title)
     for sentence in sentences:
@@ -122,7 +118,6 @@ def _say(title: str, sentences: list[str]) -> None:
 
 
 def show_route(report: RouteDiagnosis, *, as_json: bool) -> None:
-    """Print what is known about a route."""
     if as_json:
         _print_route_json(report)
         return
@@ -197,7 +192,6 @@ def _enforcement(report: RouteDiagnosis) -> str:
 
 
 def _formula(route: Route) -> str:
-    """The least number of audits, spelt out."""
     if not 0 < route.max_em_drop < 1 or not 0 < route.confidence < 1:
         return "no number of audits proves a drop of exactly 0, or anything with certainty"
     least = math.ceil(math.log(1 - route.confidence) / math.log(1 - route.max_em_drop))

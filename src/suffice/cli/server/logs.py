@@ -17,8 +17,6 @@ FLUSH_S: Final = 2.0  # at the end of the process: how long what waits may take
 
 
 class BackgroundHandler(logging.Handler):
-    """Writes records to standard error without making whoever logs wait for it."""
-
     def __init__(self) -> None:
         super().__init__()
         self._lines: deque[str] = deque()
@@ -45,7 +43,6 @@ class BackgroundHandler(logging.Handler):
             self._thread.start()
 
     def flush(self) -> None:
-        """Wait, but not for ever, until all lines are written."""
         self._idle.wait(FLUSH_S)
 
     def _write(self) -> None:

@@ -41,7 +41,6 @@ def worker(path: str, once: str | None, history: bool, as_json: bool) -> None:
 
 
 def _once(here: Worker, job: str, *, as_json: bool) -> bool:
-    """Run one job; True: it failed, or another worker has it."""
     from suffice.errors import ConfigError
 
     names = [one.name for one in here.jobs]
@@ -56,7 +55,6 @@ def _once(here: Worker, job: str, *, as_json: bool) -> bool:
 
 
 def _on(here: Worker, settings: Settings, *, as_json: bool) -> bool:
-    """Work until SIGINT, SIGTERM or SIGHUP."""
     import signal
     import threading
 

@@ -15,7 +15,6 @@ GENTLE: Final = 10  # of 19: whoever answers requests goes first
 
 
 def main() -> None:
-    """Work until standard input ends."""
     import msgspec
 
     from suffice.errors import StoreError
@@ -43,7 +42,6 @@ def main() -> None:
 
 
 def _told_by_sigterm() -> int:
-    """A descriptor that can be read once SIGTERM has come: a round that runs is finished, and no other begins."""
     told, tell = os.pipe()
     os.set_blocking(tell, False)
     signal.signal(signal.SIGTERM, lambda *_: os.write(tell, b"."))
@@ -51,6 +49,5 @@ def _told_by_sigterm() -> int:
 
 
 def _ended(told: int, within_s: float) -> bool:
-    """Wait, and say whether it is time to go: SIGTERM has come, or standard input has ended and the gateway is gone."""
     ready, _, _ = select.select([sys.stdin, told], [], [], within_s)
     return told in ready or (bool(ready) and not os.read(sys.stdin.fileno(), 4096))

@@ -20,8 +20,6 @@ MOST_RUNS: Final = 200  # of jobs, that are looked through for what a sink said 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SinkLine:
-    """One way to tell people."""
-
     sink: str  # log, webhook or email
     configured: bool  # do the settings name it now?
     since_s: float | None  # Unix time at which it began to listen; None: it never did, or before what was read
@@ -33,8 +31,6 @@ class SinkLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertLine:
-    """One alert."""
-
     seq: int  # place in the log of what it is about
     at_s: float  # Unix time
     kind: str
@@ -51,8 +47,6 @@ class AlertLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertsPage:
-    """What people were told."""
-
     sinks: tuple[SinkLine, ...]  # (): nobody is told
     lines: tuple[AlertLine, ...]  # what stands first, and of each the latest first
     repeat_s: float  # the same alert is told again after so long
@@ -60,19 +54,15 @@ class AlertsPage:
 
     @property
     def stand(self) -> tuple[AlertLine, ...]:
-        """Those that are not over."""
         return tuple(one for one in self.lines if one.over is None)
 
     @property
     def ended(self) -> tuple[AlertLine, ...]:
-        """Those that are over."""
         return tuple(one for one in self.lines if one.over is not None)
 
 
 @dataclass(slots=True)
 class AlertReader:
-    """Reads alerts on from where they were read to."""
-
     _known: AlertLog | None = field(default=None)
 
     def page(self, look: ViewContext, _asked: ConsoleRequest, _visitor: Principal) -> AlertsPage:
@@ -102,14 +92,12 @@ class AlertReader:
 
 
 def configured(alerts: Alerts) -> tuple[str, ...]:
-    """The sinks that the settings name: the log is one where there is another."""
     named = [("webhook", alerts.webhook_url_env), ("email", alerts.email_to)]
     found = [name for name, value in named if value]
     return ("log", *found) if found else ()
 
 
 def _standing_first(raised: Sequence[OpenAlert], now_s: float) -> list[OpenAlert]:
-    """What stands before what is over, and of each the latest first."""
     return sorted(raised, key=lambda one: (one.over(now_s) is not None, -one.seq))
 
 
@@ -134,7 +122,6 @@ def _line(one: OpenAlert, told: AlertLog, look: ViewContext) -> AlertLine:
 
 
 def _heard(sink: SinkState | None, one: OpenAlert) -> bool:
-    """Has a sink still to be told of this? What it did not take before a later one was passed by."""
     return sink is not None and sink.since_seq < one.seq and sink.read_to_seq < one.seq
 
 
@@ -154,7 +141,6 @@ def _sink(name: str, told: AlertLog, alerts: Alerts, lines: list[AlertLine], pro
 
 
 def _problems(look: ViewContext) -> dict[str, str]:
-    """What each sink said last when it did not take something."""
     found = dict[str, str]()
     for run in job_history(look.path, n=MOST_RUNS):
         name, _, said = run.said.partition(": ")

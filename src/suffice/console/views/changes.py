@@ -53,8 +53,6 @@ _ALL: Final = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRow:
-    """One row of the audit log, as `suffice audit` says it too."""
-
     seq: int  # its place in the log
     place: int | None  # in the chain that vouches for it; None: this log has no chain
     at_s: float
@@ -69,8 +67,6 @@ class AuditRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """A page of the audit log."""
-
     lines: tuple[AuditRow, ...]
     older: int | None  # place to go on from; None: these were all
     cut_short: bool  # did the look stop before the page was full?
@@ -134,6 +130,5 @@ def _change(entry: AuditEntry, *, chained: bool) -> AuditRow:
 
 
 def _pretty(body: str) -> str:
-    """The record for a reader."""
     text = msgspec.json.format(body, indent=2)
     return text if len(text) <= MOST_BODY_CHARS else f"{text[:MOST_BODY_CHARS]}\n… ({len(text):,} characters)"

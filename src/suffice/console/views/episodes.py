@@ -51,8 +51,6 @@ _ROW: Final = "SELECT seq, at_s, body FROM events WHERE kind = ? AND key = ?"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Which runs are wanted."""
-
     route: str | None  # None: all
     end: str  # a key of ENDS
     said: str  # a key of SAID
@@ -61,15 +59,12 @@ class Filter:
 
     @property
     def fields(self) -> dict[str, str]:
-        """The filter as an address has it, without the place."""
         route = {} if self.route is None else {"route": self.route}
         return route | {k: v for k, v in (("end", self.end), ("said", self.said), ("class", self.query_class)) if v}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeRow:
-    """One run in a list."""
-
     episode_id: str
     at_s: float
     route: str
@@ -91,8 +86,6 @@ class EpisodeRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Episodes:
-    """A page of runs, the latest first."""
-
     wanted: Filter
     lines: tuple[EpisodeRow, ...]
     older: int | None  # place to go on from; None: these were all
@@ -101,19 +94,15 @@ class Episodes:
 
     @property
     def ends(self) -> Mapping[str, str]:
-        """Ends to choose from, in words."""
         return ENDS
 
     @property
     def saids(self) -> Mapping[str, str]:
-        """What may have been said, in words."""
         return SAID
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedbackRow:
-    """One word about a run."""
-
     seq: int
     feedback: Feedback
     counts: bool  # is this the word that says whether it was right?
@@ -121,8 +110,6 @@ class FeedbackRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodePage:
-    """One run."""
-
     at_s: float
     request: Request
     outcome: Outcome | None  # None: it is still running, or its process died
@@ -167,7 +154,6 @@ def whole_of(query: Mapping[str, str], name: str, usual: int, *, most: int) -> i
 
 
 def _looked_through(look: ViewContext, wanted: Filter, right: _Right) -> Iterator[tuple[int, EpisodeRow | None]]:
-    """Every run from there on, the latest first: its place, and its line if it fits."""
     before = wanted.before or 2**62
     while True:
         rows = look.connection.execute(_PAGE, {"before": before, "route": wanted.route, "limit": CHUNK}).fetchall()
@@ -229,8 +215,6 @@ def _line(request: Request, outcome: Outcome, at_s: float, correct: bool | None)
 
 
 class _Right:
-    """Was a run right, as its labels say? Compares as the route does, without asking a judge of formulas."""
-
     def __init__(self, look: ViewContext) -> None:
         self._look = look
         self._matches: dict[str, Callable[[str | None, str], bool]] = {}
@@ -241,7 +225,6 @@ class _Right:
         return measure_run(item, self.match(request.route)).correct
 
     def match(self, name: str) -> Callable[[str | None, str], bool]:
-        """How a route compares."""
         if name not in self._matches:
             self._matches[name] = self._built(name)
         return self._matches[name]

@@ -18,8 +18,6 @@ Analyse = Callable[[ExperimentRun], ExperimentResult]  # what a run of an experi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentRow:
-    """One experiment."""
-
     name: str
     state: str  # "runs", "ended", "not started"
     routes: tuple[str, ...]
@@ -38,15 +36,11 @@ class ExperimentRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiments:
-    """All experiments, those that run first."""
-
     lines: tuple[ExperimentRow, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentView:
-    """What an experiment shows at this look. Every interval holds at every look."""
-
     result: ExperimentResult
     reading: Mapping[str, tuple[str, ...]]  # by arm: in sentences
     units: Mapping[str, str]  # by metric: what its numbers are in
@@ -104,8 +98,6 @@ def _held(one: ExperimentRun) -> ExperimentRow:
 
 
 def view_experiment(analyse: Analyse) -> Callable[[ViewContext, ConsoleRequest, Principal], ExperimentView]:
-    """The view of one experiment's result, by `name`."""
-
     def view(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> ExperimentView:
         name = asked.query.get("name", "")
         mine = [one for one in read_experiments(look.connection) if one.experiment.name == name]

@@ -17,16 +17,12 @@ from suffice.types import Publication
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Back:
-    """A publication that a route can be rolled back to, or why it cannot."""
-
     publication: Publication
     why_not: str  # "": it can
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenCase:
-    """An incident that waits for a decision."""
-
     case: Case
     now: str  # what holds on the route, in words
     back: tuple[Back, ...]
@@ -35,8 +31,6 @@ class OpenCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incidents:
-    """What waits, what was decided, what is held."""
-
     open: tuple[OpenCase, ...]
     closed: tuple[Case, ...]  # the latest first
     overrides: tuple[Override, ...]  # that hold now

@@ -44,8 +44,6 @@ class Day:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverviewNotice:
-    """Something that somebody should look at."""
-
     level: Literal["alarm", "warn", "info"]
     text: str
     href: str
@@ -54,8 +52,6 @@ class OverviewNotice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
-    """Everything on the first page."""
-
     window: TimeRange
     read_to: ReadTo
     total: RollupSums
@@ -73,7 +69,6 @@ class Overview:
 
 
 def overview(alerts: AlertReader) -> Callable[[ViewContext, ConsoleRequest, Principal], Overview]:
-    """The view, which reads alerts on from where they were read to."""
     return lambda look, asked, _visitor: overview_of(look, asked, alerts.lately(look))
 
 
@@ -110,7 +105,6 @@ def _effect_of(one: RouteState) -> float:
 
 
 def days_of(look: ViewContext, window: TimeRange, route: str | None = None) -> tuple[Day, ...]:
-    """What each day was like, of all routes together or of one."""
     found = rollups.read_rollups(look.connection, ("day",), route=route, since_hour=window.since_hour)
     return tuple(_day(int(key[0]), one) for key, one in list(found.items())[-MOST_DAYS:])
 
@@ -144,7 +138,6 @@ def _band(k: int, n: int) -> tuple[float | None, float | None, float | None]:
 def notices(
     found: tuple[RouteState, ...], read_to: ReadTo, look: ViewContext, alerts: tuple[AlertLine, ...]
 ) -> tuple[OverviewNotice, ...]:
-    """What needs somebody, the worst first."""
     told = list(untold(alerts, look.now_s))
     for one in found:
         place = route_url(one.name)
@@ -192,7 +185,6 @@ def notices(
 
 
 def untold(alerts: tuple[AlertLine, ...], now_s: float) -> Iterator[OverviewNotice]:
-    """Sinks that do not take what they should have been told a while ago."""
     late = [name for one in alerts if now_s - one.at_s > LATE_S for name in one.waits_for]
     for name in dict.fromkeys(late):
         said = f"The sink {name} has not taken {plural(late.count(name), 'alert')} yet"
@@ -200,5 +192,4 @@ def untold(alerts: tuple[AlertLine, ...], now_s: float) -> Iterator[OverviewNoti
 
 
 def wait_for(n: int) -> str:
-    """How many answers somebody should judge."""
     return f"{plural(n, 'answer waits', 'answers wait')} for a person's word"

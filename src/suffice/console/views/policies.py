@@ -34,8 +34,6 @@ Evidence = Callable[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublicationRow:
-    """One publication."""
-
     at_s: float
     publication: Publication
     in_force: bool
@@ -43,8 +41,6 @@ class PublicationRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutePolicy:
-    """One route."""
-
     route: str
     mode: str
     owned: str  # the name of the policy that its owner wrote down; "": the control loop decides
@@ -60,8 +56,6 @@ class RoutePolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoliciesView:
-    """All routes."""
-
     routes: tuple[RoutePolicy, ...]
 
 
@@ -113,8 +107,6 @@ def _brought(name: str, route: Route, rollouts: tuple[RolloutRun, ...]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutAssessment:
-    """What the evidence says of a rollout at this look."""
-
     word: str  # "goes back", "broken", "not enough data" or "ready"
     why: str  # why it goes back, or why nothing can be compared; "": neither
     missing: tuple[str, ...]  # what is not there yet for the next step, each a sentence
@@ -122,8 +114,6 @@ class RolloutAssessment:
 
 
 def view_assessment(evidence: Evidence) -> Callable[[ViewContext, ConsoleRequest, Principal], RolloutAssessment]:
-    """The view of the evidence behind a route's rollout, by `route`."""
-
     def view(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> RolloutAssessment:
         name = asked.query.get("route", "")
         held = read_running_rollouts(read_rollouts(look.connection)).get(name)

@@ -37,8 +37,6 @@ FileOf = Callable[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewChoice:
-    """Something that a reviewer can say."""
-
     word: str
     key: str
     text: str
@@ -46,8 +44,6 @@ class ReviewChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueRow:
-    """One item in the list."""
-
     item: ReviewItem
     state: str
     by: tuple[str, ...]  # reviewers who have spoken
@@ -55,8 +51,6 @@ class QueueRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopStep:
-    """One step of a loop that its caller runs, with what it read and wrote."""
-
     step: int  # from 1
     action: str  # what its caller calls this kind of step; "": nothing
     answer: str | None  # that it would have given; None: none
@@ -66,8 +60,6 @@ class LoopStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopView:
-    """The steps of a run of kind "rounds", and its sources as far as the log holds them."""
-
     steps: tuple[LoopStep, ...]
     sources_from: str  # where the texts are from, or why there are none
     is_cut: bool  # there was more than is kept
@@ -75,8 +67,6 @@ class LoopView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InHand:
-    """The item that a reviewer has."""
-
     item: ReviewItem
     lease: ReviewLease
     question: str | None  # its text; None: it cannot be had
@@ -88,8 +78,6 @@ class InHand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteReviews:
-    """How reviewing goes on one route."""
-
     route: str
     counts: Mapping[State, int]
     kappa: Kappa | None
@@ -98,8 +86,6 @@ class RouteReviews:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewPage:
-    """The review queue."""
-
     in_hand: InHand | None  # None: this reviewer has nothing in hand
     n_waiting: int  # that this reviewer could take
     waiting: tuple[QueueRow, ...]  # by anybody, the most urgent first
@@ -176,7 +162,6 @@ class Reader:
 
 
 def _loop(look: ViewContext, item: ReviewItem) -> LoopView | None:
-    """The steps of a loop, oldest first."""
     asked = look.connection.execute(_ROW, (RequestSeen.kind, item.episode_id)).fetchone()
     ended = look.connection.execute(_ROW, (RequestEnded.kind, item.episode_id)).fetchone()
     if asked is None or ended is None or decoded(asked[0], RequestSeen, asked[1]).request.kind != "rounds":
@@ -204,5 +189,4 @@ def _listed(place: ItemState, now_s: float) -> QueueRow:
 
 
 def no_such_item(item: str) -> NotThere:
-    """Nobody was asked about such a run."""
     return NotThere(f"review: nobody was asked about {item[:80]!r}")

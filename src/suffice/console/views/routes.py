@@ -41,16 +41,12 @@ MOST_GROUPS: Final = 60  # classes, and versions, that are listed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routes:
-    """All routes."""
-
     window: TimeRange
     routes: tuple[RouteState, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LevelRow:
-    """One level of the version in force, or proposed."""
-
     level: int
     saving: float  # fraction of tokens, on prompts that its models have not seen; no interval
     drop: float  # EM(full) - EM(stopped), a fraction
@@ -58,8 +54,6 @@ class LevelRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatingLevel:
-    """The level in force, on the audits that stand behind it."""
-
     level: int
     saving: float  # fraction of tokens that it would have saved on these audits when it was published
     drop: float  # what was lost less what was gained, a fraction; an audit without a label that differs is lost
@@ -68,8 +62,6 @@ class OperatingLevel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteBreakdown:
-    """One class of questions, or one version."""
-
     name: str
     sums: RollupSums
     account: Account | None  # as `monitor` saw it; None: it is not among those it keeps
@@ -79,8 +71,6 @@ class RouteBreakdown:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorState:
-    """What `monitor` saw at one look."""
-
     at: int  # requests of the route
     epoch: int
     drop: float | None
@@ -91,8 +81,6 @@ class MonitorState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteDecision:
-    """One decision about the route."""
-
     seq: int
     at_s: float
     kind: str
@@ -104,8 +92,6 @@ class RouteDecision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutePage:
-    """One route."""
-
     window: TimeRange
     route: RouteState
     days: tuple[Day, ...]
@@ -158,7 +144,6 @@ def route(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Rout
 
 
 def _curve(proposal: ProposedVersion | None) -> tuple[LevelRow, ...]:
-    """(saving, drop) of every level on prompts that the models have not seen."""
     curve = (proposal.card or {}).get("curve") if proposal is not None else None
     try:
         points = msgspec.convert(curve or [], list[tuple[float, float]])
@@ -177,7 +162,6 @@ def _operating(held: InForce) -> OperatingLevel | None:
 
 
 def _thresholds(connection: sqlite3.Connection, name: str) -> tuple[float, ...]:
-    """The levels of what is in force, as the first fold of prompts has them."""
     made = next(
         (
             stored.event.publication
@@ -203,7 +187,6 @@ def _by_version(outlook: Outlook | None) -> Mapping[str, Account]:
 
 
 def _liked(outlook: Outlook | None, by: Literal["class", "version"]) -> Mapping[str, SatisfactionEffect]:
-    """Satisfaction of each class, or of each version; of a route with but one, the route's own, under ""."""
     found = [one for one in outlook.likings if one.measure == SATISFACTION] if outlook is not None else []
     named = [(one.query_class if by == "class" else one.version, one) for one in found]
     whole = [one for one in found if one.query_class is None and one.version is None]
@@ -219,7 +202,6 @@ def _groups(
     held: Mapping[str, int],
     liked: Mapping[str, SatisfactionEffect],
 ) -> tuple[RouteBreakdown, ...]:
-    """The largest ones first."""
     found = rollups.read_rollups(connection, (by,), route=name, since_hour=window.since_hour)
     groups = [
         RouteBreakdown(
@@ -247,7 +229,6 @@ def _seen(one: Outlook) -> MonitorState:
 
 
 def _decided(stored: StoredEvent) -> RouteDecision:
-    """A decision in words."""
     what, reason, author, epoch = described(stored.event)
     return RouteDecision(
         seq=stored.seq, at_s=stored.at_s, kind=stored.event.kind, what=what, reason=reason, author=author, epoch=epoch
@@ -255,7 +236,6 @@ def _decided(stored: StoredEvent) -> RouteDecision:
 
 
 def described(event: Any) -> tuple[str, str, str, int]:
-    """(what, why, who, epoch) of a decision; Any: every kind of event, and those that have no words get their kind."""
     if isinstance(event, PolicyPublished):
         made = event.publication
         what = f"level {made.level} of {max(0, made.n_levels - 1)}" + (

@@ -27,8 +27,6 @@ _CREDENTIALS: Final = re.compile(r"//[^/@\s\"]+@")  # of an address
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingRow:
-    """One setting as it holds now."""
-
     path: str
     value: str  # as a settings file writes it
     is_default: bool
@@ -36,8 +34,6 @@ class SettingRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """One table of the settings."""
-
     name: str
     settings: tuple[SettingRow, ...]
 
@@ -53,8 +49,6 @@ class AccessEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingsPage:
-    """What is set and what runs."""
-
     version: str
     log: str
     log_bytes: int
@@ -68,8 +62,6 @@ class SettingsPage:
 def settings_page(
     roster: Callable[[], Roster | None],
 ) -> Callable[[ViewContext, ConsoleRequest, Principal], SettingsPage]:
-    """The view, which reads the people from `roster`."""
-
     def view(look: ViewContext, _asked: ConsoleRequest, visitor: Principal) -> SettingsPage:
         found = roster() if visitor.role == "admin" else None
         people = sorted(found.people, key=lambda one: one.name) if found is not None else ()
@@ -99,7 +91,6 @@ def sections(settings: Settings) -> Iterator[Section]:
 
 
 def _tables(path: str, table: msgspec.Struct) -> Iterator[Section]:
-    """A table, then those inside it."""
     plain, inner = list[SettingRow](), list[tuple[str, msgspec.Struct]]()
     for info in msgspec.structs.fields(table):
         value = getattr(table, info.name)
@@ -113,7 +104,6 @@ def _tables(path: str, table: msgspec.Struct) -> Iterator[Section]:
 
 
 def _shown(value: Any) -> str:
-    """A value as one writes it; Any: settings hold everything that TOML does."""
     if value is None:
         return "not set"
     text = _CREDENTIALS.sub("//***@", msgspec.json.encode(value).decode())

@@ -28,8 +28,6 @@ RATE_DAYS: Final = 7  # of the latest days: how many audits come a day
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteState:
-    """One route."""
-
     name: str
     mode: str  # of the settings; "not configured"
     kind: str
@@ -54,7 +52,6 @@ class RouteState:
 
     @property
     def is_certified(self) -> bool:
-        """Does something act that was proved?"""
         return self.promise_state == "certified"
 
     @property
@@ -94,8 +91,6 @@ def standings(look: ViewContext, window: TimeRange) -> tuple[RouteState, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _AllRoutes:
-    """What is read once for all routes."""
-
     promises: Promises
     tallies: Mapping[str, Tally]
     phases: Mapping[str, Phase]
@@ -163,7 +158,6 @@ def _rate(k: int, n: int) -> IntervalEstimate | None:
 
 
 def describe_missing(phase: Phase, route: Route | None, audits_a_day: float | None) -> str:
-    """What it takes to the next certified level, or to the first, in one sentence."""
     if route is None:
         return "This route is in the log and not in the settings: nothing is asked of it any more."
     if route.mode == "off":
@@ -188,7 +182,6 @@ def describe_missing(phase: Phase, route: Route | None, audits_a_day: float | No
 
 
 def _owners(phase: Phase, audits_a_day: float | None) -> str:
-    """Where its owner wrote the policy down: it is proved, or nothing stops."""
     if phase.level:
         return "Nothing: its owner's policy is proved."
     if phase.n_missing is None:
@@ -208,7 +201,6 @@ def _next_level(phase: Phase, audits_a_day: float | None) -> str:
 
 
 def _no_next_level(phase: Phase, route: Route) -> str:
-    """Where there is nothing between full runs and all: an effort or a budget, or a level that keeps an average."""
     if phase.spending is not None:
         return f"Certified is level {phase.spending.floor}; above it the drop is kept on average, with no confidence."
     arm = phase.arm or " or ".join(route.arms)

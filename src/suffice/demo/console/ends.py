@@ -46,14 +46,12 @@ def stopped(outcome: Outcome, replayed: ReplayedRun | None, full_tokens: Sequenc
 
 
 def noted(outcome: Outcome, replayed: ReplayedRun | None) -> Outcome:
-    """A full run with where it would have stopped."""
     if replayed is None or replayed.stop_step is None:
         return outcome
     return replace(outcome, stop_step=replayed.stop_step, would_answer=replayed.answer)
 
 
 def priced(outcome: Outcome) -> Outcome:
-    """With what it cost, and what the stop saved."""
     assert outcome.usage is not None
     cost = cost_of(
         PRICES, prompt_tokens=outcome.usage.prompt_tokens, completion_tokens=outcome.usage.completion_tokens

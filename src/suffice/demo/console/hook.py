@@ -18,19 +18,14 @@ MOST_TEXT: Final = 400
 
 @dataclass(slots=True)
 class Took:
-    """A sink of the made-up month: it took everything when it happened."""
-
     name: str
 
     def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:  # noqa: ARG002 - as sinks are asked
-        """Always taken."""
         return None
 
 
 @contextmanager
 def webhook(say: Callable[[str], None]) -> Iterator[str]:
-    """An address on this machine that takes alerts, while the block lasts."""
-
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(min(MOST_BYTES, int(self.headers.get("content-length") or 0)))

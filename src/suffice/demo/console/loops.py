@@ -17,8 +17,6 @@ KEPT_S: Final = 60 * 86_400.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoRound:
-    """One round of a loop."""
-
     action: str
     answer: str | None  # that it would have given; None: none yet
     read: tuple[str, ...] = ()
@@ -27,8 +25,6 @@ class DemoRound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoLoop:
-    """A question with the rounds that its loop went through."""
-
     question: str
     rounds: tuple[DemoRound, ...]
 
@@ -95,7 +91,6 @@ LOOPS: Final = (
 
 
 def walked(number: int, rng: random.Random, *, at_s: float) -> tuple[Event, ...]:
-    """The rows of one run: asked, with its question; ended, with its sources. It runs in full and is observed."""
     loop = LOOPS[number % len(LOOPS)]
     stop = _stop(loop)
     name = f"ep_{int(at_s * 1e3):011x}{number:08x}{rng.randrange(2**32):08x}"
@@ -157,13 +152,11 @@ def walked(number: int, rng: random.Random, *, at_s: float) -> tuple[Event, ...]
 
 
 def _stop(loop: DemoLoop) -> int | None:
-    """The first round whose answer is that of the one before."""
     answers = [one.answer for one in loop.rounds]
     return next((at + 1 for at in range(1, len(answers)) if answers[at] == answers[at - 1] is not None), None)
 
 
 def _sources(loop: DemoLoop) -> tuple[Source, ...]:
-    """What its rounds read, and then what they wrote."""
     read = [Source(step=at, what="read", text=text) for at, one in enumerate(loop.rounds, 1) for text in one.read]
     wrote = [Source(step=at, what="wrote", text=one.wrote) for at, one in enumerate(loop.rounds, 1) if one.wrote]
     return (*read, *wrote)

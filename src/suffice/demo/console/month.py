@@ -91,7 +91,6 @@ TABLES: Final[dict[str, Any]] = {
 
 
 def settings_for(database: Path, *, upstream: str = "http://127.0.0.1:9") -> Settings:
-    """The settings that the month is lived under."""
     own = ends.PRICES
     prices = {"input_usd_per_mtok": own.input_usd_per_mtok, "output_usd_per_mtok": own.output_usd_per_mtok}
     return parse_settings(
@@ -105,8 +104,6 @@ def settings_for(database: Path, *, upstream: str = "http://127.0.0.1:9") -> Set
 
 @dataclass(slots=True)
 class Clock:
-    """What time it is in the month."""
-
     at_s: float
 
     def __call__(self) -> float:
@@ -116,8 +113,6 @@ class Clock:
 
 @dataclass(slots=True, kw_only=True)
 class Month:
-    """One month in the making."""
-
     settings: Settings
     path: Path
     log: SqliteLog
@@ -137,7 +132,6 @@ class Month:
     n_looks: int = 0
 
     def ask(self) -> None:
-        """One request on the governed route, as the gateway would serve it now."""
         audit = self.held.in_burst or self.rng.random() < SHARE
         level = 0 if self.held.in_burst or self.resting else self.held.level
         made = self.held.publication
@@ -164,7 +158,6 @@ class Month:
         self._write(request, ends.priced(ended), right)
 
     def watch(self) -> None:
-        """One request on the route that only observes: all of them run in full, and some are drawn as audits."""
         audit = self.rng.random() < SHARE
         request, outcome, right = people.full_run(
             self.n,
@@ -189,7 +182,6 @@ class Month:
         self._write(request, outcome, right, self.tries.rng)
 
     def pass_on(self) -> None:
-        """One request that nobody governs."""
         request, outcome, _ = people.full_run(
             self.n,
             people.SUPPORT[0],
@@ -207,7 +199,6 @@ class Month:
         self._append(RequestEnded(replace(ends.priced(outcome), steps=(), vote=(), answer=None)))
 
     def loop(self) -> None:
-        """One run of somebody's own loop, with what it read."""
         for event in loops.walked(self.n, self.aside, at_s=self.clock.at_s):
             self._append(event)
             if isinstance(event, RequestEnded) and event.outcome.would_answer not in (None, event.outcome.answer):
@@ -215,7 +206,6 @@ class Month:
         self.n += 1
 
     def doubt(self) -> None:
-        """Somebody wants the latest loop looked at whose early answer was another one."""
         rules = {loops.ROUTE: self.settings.routes[loops.ROUTE].review}
         ask_about(self.writer, self.doubtful, rules, "it took the first date it found", "ann", now_s=self.clock.at_s)
 
@@ -227,7 +217,6 @@ class Month:
         self._told()
 
     def complain(self, summary: str) -> str:
-        """Somebody opens an incident; its name."""
         found = open_incident(self.writer, ROUTE, self.settings.routes[ROUTE], summary, "ann", now_s=self.clock.at_s)
         if isinstance(found, str):
             raise SufficeError(f"demo: {found}")
@@ -235,19 +224,16 @@ class Month:
         return found.incident
 
     def _told(self) -> None:
-        """Whoever is told of alerts is told at once: the worker looks every second in life."""
         self.log.drain(20)
         self.worker.once("notify")
 
     def accept(self, incident: str, reason: str) -> None:
-        """Somebody decides an incident: what is in force goes on."""
         wanted = Wants(incident=incident, decision="accept", reason=reason, author="ann")
         found = decide_incident(self.writer, self.settings.routes[ROUTE], ROUTE, wanted, now_s=self.clock.at_s)
         if isinstance(found, str):
             raise SufficeError(f"demo: {found}")
 
     def look(self, *jobs: str) -> None:
-        """The control loop looks at the log, and what it decided holds; then these jobs, as somebody asked for them."""
         if not self.log.drain(20):
             raise SufficeError("demo: the log could not be written")
         if self.n_looks % SELDOM == 0 or jobs:
@@ -349,7 +335,6 @@ def month(
 
 
 def live(made: Month, *, n: int, until_s: float, told: Callable[[int, InForce], None] = lambda _n, _held: None) -> None:
-    """Let a month pass: `n` requests each on the route that learns and where things are tried, fewer on others."""
     step_s = (until_s - made.clock.at_s) / max(1, n)
     people_do, incident = {n // 2: True, n // 2 + 2: False, n - 14: True, n - 12: False}, ""
     for number in range(n):

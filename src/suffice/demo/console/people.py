@@ -25,8 +25,6 @@ COMMENTS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """One class of questions."""
-
     name: str
     share: float  # of traffic
     p_easy: float  # all samples of such a question agree
@@ -48,7 +46,6 @@ SUPPORT: Final = (
 
 
 def drawn_from(kinds: tuple[Kind, ...], rng: random.Random) -> Kind:
-    """One class, by its share."""
     return rng.choices(kinds, [one.share for one in kinds])[0]
 
 
@@ -65,7 +62,6 @@ def full_run(
     setup: str,
     at_s: float,
 ) -> tuple[Request, Outcome, str]:
-    """A question, its full run of samples, and the right answer."""
     right, easy = str(rng.randrange(2, 400)), rng.random() < kind.p_easy
     answers = _answers(right, kind, rng, easy=easy)
     votes = {answer: answers.count(answer) for answer in dict.fromkeys(answers)}
@@ -123,7 +119,6 @@ def _answers(right: str, kind: Kind, rng: random.Random, *, easy: bool) -> list[
 
 
 def _sample(answers: list[str], tokens: int) -> StepRecord:
-    """The latest of some samples, as the log keeps it."""
     return StepRecord(
         index=len(answers),
         tokens=tokens,
@@ -138,12 +133,10 @@ def _sample(answers: list[str], tokens: int) -> StepRecord:
 
 
 def votes_so_far(answers: list[str]) -> int:
-    """Votes of the leader."""
     return max(answers.count(answer) for answer in set(answers))
 
 
 def make_feedback(outcome: Outcome, right: str, rng: random.Random) -> list[Feedback]:
-    """What the owner's system and a user say of a run, if they say anything."""
     told = list[Feedback]()
     name = outcome.episode_id
     if rng.random() < 0.72:

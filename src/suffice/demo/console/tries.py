@@ -120,7 +120,6 @@ class Tries:
     _next: tuple[float, Callable[[], None]] | None = None
 
     def __post_init__(self) -> None:
-        """Begin with the route as its owner wrote it."""
         route = self.settings.routes[ROUTE]
         self.base = build_route(ROUTE, route, None, self.settings.upstreams[route.upstream])
         self.variants = Variants(salt=self.salt, metrics=Metrics())
@@ -144,7 +143,6 @@ class Tries:
             self.follow()
 
     def follow(self) -> None:
-        """What is decided holds from here on, as a gateway sees it within a second."""
         with open_reader(self.writer.path) as connection:
             held, tried = rollouts.read_rollouts(connection), experiments.read_experiments(connection)
         now = rollouts.read_running_rollouts(held).get(ROUTE)
@@ -157,7 +155,6 @@ class Tries:
         )
 
     def ask(self, number: int, *, at_s: float) -> tuple[Request, Outcome, str]:
-        """One request as the gateway would serve it now, and the right answer."""
         share = max(SHARE, self.variants.audit_share(ROUTE))
         audit = self.rng.random() < share
         request, outcome, right = full_run(
@@ -214,7 +211,6 @@ class Tries:
         )
 
     def _go_back(self, reason: str) -> None:
-        """What has not ended by now is ended by a person."""
         if ROUTE in rollouts.read_running_rollouts(rollouts.read_rollouts(self.writer.path)):
             _done(rollouts.step(self.writer, ROUTE, "rollback", author=WHO, reason=reason))
 

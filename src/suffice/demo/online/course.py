@@ -26,8 +26,6 @@ N_DRAWS: Final = 1_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CourseRun:
-    """One request that ended, and whether its answer was right."""
-
     period: Period
     question: str  # in the pool
     episode: Episode
@@ -37,12 +35,10 @@ class CourseRun:
 
     @property
     def tokens(self) -> int:
-        """Everything that was generated for it."""
         return rows.total_tokens(self.episode)
 
     @property
     def by_lot(self) -> bool:
-        """Was it drawn to run in full, where others were not?"""
         return self.episode.request.audit and self.episode.request.propensity < 1
 
 
@@ -65,8 +61,6 @@ class Figures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditTally:
-    """The certificate's own audits: each shows the full run and the stop that was not made."""
-
     n: int
     n_stops: int  # of them: would have stopped
     n_lost: int  # right in full, wrong if stopped
@@ -74,7 +68,6 @@ class AuditTally:
 
 
 def run_of(answered: DemoAnswer, episode: Episode, scorer: Scorer, *, swapped: bool) -> CourseRun:
-    """Put an answer beside its record. `swapped`: was it asked behind the swap?"""
     request, outcome, gold = episode.request, episode.outcome, answered.question.gold
     would_stop = request.audit and outcome.stop_step is not None
     return CourseRun(
@@ -88,7 +81,6 @@ def run_of(answered: DemoAnswer, episode: Episode, scorer: Scorer, *, swapped: b
 
 
 def audited(runs: Iterable[CourseRun]) -> AuditTally:
-    """What audits under the certificate say about it, run by run."""
     found = [run for run in runs if run.period == "certified" and run.by_lot]
     stops = [(run.correct, run.stop_correct) for run in found if run.stop_correct is not None]
     return AuditTally(
@@ -100,7 +92,6 @@ def audited(runs: Iterable[CourseRun]) -> AuditTally:
 
 
 def all_figures(runs: Sequence[CourseRun], *, sure: bool = False) -> Mapping[Period, Figures]:
-    """The figures of every period that has begun. `sure`: with intervals, which take a second."""
     parts = {period: [run for run in runs if run.period == period] for period in PERIODS}
     return {period: _figures(period, part, parts["before"], sure=sure) for period, part in parts.items() if part}
 
@@ -131,7 +122,6 @@ def _figures(period: Period, runs: Sequence[CourseRun], full: Sequence[CourseRun
 
 
 def _row(run: CourseRun, at: int) -> list[float]:
-    """(1, right, tokens) in the columns of the full runs, 0, or of the others, 3."""
     found = [0.0] * 6
     found[at : at + 3] = [1.0, float(run.correct), float(run.tokens)]
     return found

@@ -22,8 +22,6 @@ EACH: Final = 5  # questions between two looks at the log
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoPlan:
-    """Lengths in requests, and the promise."""
-
     burst: int = 340  # full runs before anything may be learned: audits are dense until 16/max_em_drop
     most: int = 600  # … and how long a certificate is waited for
     n_certified: int = 200  # asked under the certificate
@@ -81,5 +79,4 @@ def generate_traffic(pool: Sequence[TaskQuestion], *, seed: int = SEED) -> Itera
 
 
 def name_of(question: TaskQuestion) -> str:
-    """The question in the pool that a request asked."""
     return question.id.partition("#")[0]

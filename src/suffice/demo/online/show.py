@@ -27,7 +27,6 @@ tokens: generated for a run, audits and cancelled samples included, prompts not.
 
 
 def format_story_table(figures: Mapping[Period, Figures]) -> Table:
-    """One line a period; fits into 80 columns."""
     shown = Table(header_style="bold", box=None, padding=(0, 1, 0, 0))
     shown.add_column("period", no_wrap=True)
     for name in ("runs", "audits", "stopped", "EM", "change (95 %)", "tokens", "saved (95 %)"):
@@ -47,7 +46,6 @@ def _cells(one: Figures) -> list[str]:
 
 
 def story_verdict(report: DemoReport, figures: Mapping[Period, Figures]) -> str:
-    """What it comes to, whatever it is."""
     plan, held = report.plan, report.certified
     promise = f"a drop of at most {100 * plan.max_em_drop:g} points of EM at {plan.confidence:.0%}"
     if held is None or "certified" not in figures:
@@ -64,7 +62,6 @@ def story_verdict(report: DemoReport, figures: Mapping[Period, Figures]) -> str:
 
 
 def facts(report: DemoReport) -> list[str]:
-    """What a careful reader asks next."""
     found, runs = [], report.runs
     full = course.all_figures(runs).get("before")
     if full is not None:
@@ -102,7 +99,6 @@ def _needed(report: DemoReport) -> str:
 
 
 def _swap(report: DemoReport) -> list[str]:
-    """Who answered behind the swap, and from which request on everything ran in full."""
     after = [run for run in report.runs if run.period == "swapped"]
     if not after:
         return []
@@ -117,7 +113,6 @@ def _swap(report: DemoReport) -> list[str]:
 
 
 def print_story(console: Console, report: DemoReport) -> Mapping[Period, Figures]:
-    """Print the end of the story; the figures that were shown."""
     figures = course.all_figures(report.runs, sure=True)
     console.print()
     console.print(format_story_table(figures), highlight=False)
@@ -133,7 +128,6 @@ def print_story(console: Console, report: DemoReport) -> Mapping[Period, Figures
 
 
 def write_story_report(report: DemoReport, figures: Mapping[Period, Figures], path: Path) -> None:
-    """Write the figures as JSON."""
     made = report.certified.publication if report.certified is not None else None
     plain = {
         "plan": asdict(report.plan),

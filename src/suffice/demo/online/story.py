@@ -37,8 +37,6 @@ WRITTEN_S = 5.0  # within which the log has the outcome of a request that was an
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoWorld:
-    """The model server, and how another model takes its place at the same address and under the same name."""
-
     url: str
     driver: str
     slots: int
@@ -48,8 +46,6 @@ class DemoWorld:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Where the demonstration stands."""
-
     held: InForce
     runs: Sequence[CourseRun]
     n_asked: int
@@ -58,21 +54,13 @@ class Snapshot:
 
 
 class Screen(Protocol):
-    """Who shows it."""
+    def say(self, sentence: str) -> None: ...
 
-    def say(self, sentence: str) -> None:
-        """Something happened."""
-        ...
-
-    def look(self, now: Snapshot) -> None:
-        """This is how it stands."""
-        ...
+    def look(self, now: Snapshot) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoReport:
-    """What came of it."""
-
     plan: DemoPlan
     runs: Sequence[CourseRun]
     held: InForce  # at the end
@@ -83,8 +71,6 @@ class DemoReport:
 
 @dataclass(slots=True)
 class _Client:
-    """Asks, sends the right answer back, and follows the log."""
-
     url: str
     plan: DemoPlan
     database: Path
@@ -100,7 +86,6 @@ class _Client:
 
     @property
     def held(self) -> InForce:
-        """What is in force, as of the last look."""
         return self._decided.of(ROUTE)
 
     async def ask(self, most: int, *, swapped: bool = False, until: Callable[[], bool] = lambda: False) -> None:
@@ -121,7 +106,6 @@ class _Client:
         self._show(end, ends=True)
 
     async def _settle(self) -> None:
-        """Wait until the log has everything that was answered."""
         for _ in range(int(WRITTEN_S / 0.1)):
             if not self._open:
                 return
@@ -143,7 +127,6 @@ class _Client:
             self.screen.say(sentence)
 
     async def heard(self, what: Callable[[], bool], *, within_s: float) -> None:
-        """Ask nothing and wait until the control loop has decided something, but not for ever."""
         for _ in range(int(within_s / 0.2)):
             if what():
                 return
@@ -152,7 +135,6 @@ class _Client:
 
 
 def news(before: InForce, now: InForce) -> list[str]:
-    """What the control loop has decided since, in its own words."""
     found = []
     if now.alarm is not None and now.alarm != before.alarm:
         found.append(f"alarm, {now.alarm.cause}: {now.alarm.reason}")
@@ -215,11 +197,9 @@ async def run_story(
 
 
 async def _count(world: DemoWorld, sign: int) -> int | None:
-    """What the model server has counted so far, with a sign; a server that takes another's place begins at 0."""
     found = await asyncio.to_thread(predicted_tokens, world.url)
     return None if found is None else sign * found
 
 
 def n_reconciled(runs: Sequence[CourseRun]) -> int:
-    """Requests whose upstream usage is the client's plus the overhead."""
     return sum(rows.reconciled(run.episode) for run in runs)
