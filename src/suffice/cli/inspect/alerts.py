@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-import click
+import logging
+import time
 
+import click
+import msgspec
+
+from suffice import wiring
 from suffice.cli.shell import CONFIG, JSON_LINES, CommandGroup, fail
+from suffice.control.jobs.sinks import format_notice_time, notice_headline
+from suffice.errors import ConfigError, SufficeError
+from suffice.store.database.sqlite import database_path
+from suffice.store.people.notices import Notice
+from suffice.wiring.alerts import notifier, sent
 
 
 @click.group(cls=CommandGroup)
@@ -19,15 +29,6 @@ def test(path: str) -> None:
 
     Exits with 1 when one did not take it, and with 2 when none is configured.
     """
-    import logging
-    import time
-
-    from suffice import wiring
-    from suffice.errors import ConfigError, SufficeError
-    from suffice.store.database.sqlite import database_path
-    from suffice.store.people.notices import Notice
-    from suffice.wiring.alerts import notifier
-
     logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s")
     try:
         settings = wiring.load_settings(path)
@@ -51,14 +52,6 @@ def test(path: str) -> None:
 @JSON_LINES
 def list_sent(path: str, n: int, as_json: bool) -> None:
     """Show the latest notices that were told, oldest first."""
-    import msgspec
-
-    from suffice import wiring
-    from suffice.control.jobs.sinks import format_notice_time, notice_headline
-    from suffice.errors import SufficeError
-    from suffice.store.database.sqlite import database_path
-    from suffice.wiring.alerts import sent
-
     try:
         found = sent(database_path(wiring.load_deployment(path).store.url), n)
     except SufficeError as error:

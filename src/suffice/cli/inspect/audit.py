@@ -7,20 +7,33 @@ Knows options and how rows look to a person, a program and a spreadsheet; refuse
 from __future__ import annotations
 
 import contextlib
+import csv
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 import click
+import msgspec
 
+from suffice import wiring
+from suffice.cells import format_cell
 from suffice.cli.shell import CONFIG_FILE, JSON_LINES, JSON_OBJECT, CommandGroup, fail
-
-if TYPE_CHECKING:
-    from suffice.settings import Settings
-    from suffice.store.audit.heads import KeptHead
-    from suffice.store.audit.verify import BadRow, ChainCheck
-    from suffice.store.people.audit_view import AuditEntry
+from suffice.errors import ConfigError, StoreError, SufficeError
+from suffice.files import whole_file
+from suffice.sanitize import printable
+from suffice.settings import Settings, Store
+from suffice.store.audit.heads import KeptHead, read_heads
+from suffice.store.audit.verify import BadRow, ChainCheck
+from suffice.store.audit.verify import verify_chain as walk
+from suffice.store.database.damage import find_damage
+from suffice.store.database.sqlite import database_path
+from suffice.store.database.views import open_reader
+from suffice.store.people.audit_view import AuditEntry, entries, read_latest_rows
+from suffice.wiring.audit import audit_key, note_export
+from suffice.wiring.bundle import write_bundle
 
 F = TypeVar("F", bound=Callable[..., Any])
 COLUMNS = ("place", "seq", "at", "kind", "route", "episode_id", "who", "before", "after", "why", "link", "event")
@@ -57,13 +70,6 @@ def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool
     Without exported heads nobody can tell that the end was cut off, or that the whole was written anew.
     Exits with 1 when something is wrong, and with 2 when the log cannot be read.
     """
-    from suffice.errors import StoreError, SufficeError
-    from suffice.store.audit.verify import verify_chain as walk
-    from suffice.store.database.damage import find_damage
-    from suffice.store.database.sqlite import database_path
-    from suffice.store.database.views import open_reader
-    from suffice.wiring.audit import audit_key
-
     damage = ""
     try:
         settings = _settings(config, db)
@@ -91,9 +97,6 @@ def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool
 
 def _settings(config: Path, db: Path | None) -> Settings:
     """The settings, or plain ones around a log that was named. Raises ConfigError."""
-    from suffice import wiring
-    from suffice.settings import Settings, Store
-
     if db is None:
         return wiring.load_deployment(config)
     return Settings(store=Store(url=f"sqlite:///{db.resolve()}"))
@@ -105,8 +108,6 @@ def _own_heads(settings: Settings, *, named: bool) -> tuple[Path, ...]:
 
 
 def _read_heads(files: tuple[Path, ...], key: bytes | None) -> list[tuple[Path, KeptHead]]:
-    from suffice.store.audit.heads import read_heads
-
     return [(file, one) for file in files for one in read_heads(file, key=key)]
 
 
@@ -148,8 +149,6 @@ def _place(bad: BadRow) -> str:
 
 
 def _print_json(verdict: ChainCheck, forged: list[tuple[Path, KeptHead]], damage: str, *, signatures: bool) -> None:
-    import msgspec
-
     plain = {
         "ok": verdict.ok and not forged and not damage,
         **msgspec.to_builtins(verdict),
@@ -171,10 +170,6 @@ def _print_json(verdict: ChainCheck, forged: list[tuple[Path, KeptHead]], damage
 @JSON_LINES
 def show(config: Path, db: Path | None, n: int, route: str | None, kind: str | None, as_json: bool) -> None:
     """Print the latest rows, oldest first: when, who, what, before and after, and why."""
-    from suffice.errors import SufficeError
-    from suffice.store.database.sqlite import database_path
-    from suffice.store.people.audit_view import read_latest_rows
-
     try:
         found = read_latest_rows(database_path(_settings(config, db).store.url), n, route=route, kind=kind)
     except SufficeError as error:
@@ -186,10 +181,6 @@ def show(config: Path, db: Path | None, n: int, route: str | None, kind: str | N
 
 
 def _in_words(entry: AuditEntry) -> str:
-    import textwrap
-
-    from suffice.sanitize import printable
-
     about = " ".join(part for part in (entry.kind, entry.route or "", entry.episode_id or "") if part)
     lines = [printable(f"{_at(entry.at_s)}  #{entry.place}  {about}  by {entry.who or 'nobody named'}")]
     change = f"{entry.before} → {entry.after}" if entry.before else entry.after
@@ -199,20 +190,14 @@ def _in_words(entry: AuditEntry) -> str:
 
 
 def _at(at_s: float) -> str:
-    from datetime import UTC, datetime
-
     return datetime.fromtimestamp(at_s, UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", "Z")
 
 
 def _json_of(entry: AuditEntry) -> str:
-    import msgspec
-
     return msgspec.json.encode(_row_of(entry)).decode()
 
 
 def _row_of(entry: AuditEntry) -> dict[str, Any]:
-    import msgspec
-
     plain: dict[str, Any] = msgspec.to_builtins(entry)
     plain["at"], plain["event"] = _at(entry.at_s), msgspec.Raw(entry.body.encode())
     return {name: plain[name] for name in COLUMNS}
@@ -247,12 +232,6 @@ def export(
     reason: str,
 ) -> None:
     """Write the audit log's rows for other programs. The export is a row of the audit log itself."""
-    from suffice import wiring
-    from suffice.errors import SufficeError
-    from suffice.store.database.sqlite import database_path
-    from suffice.store.people.audit_view import entries
-    from suffice.wiring.audit import note_export
-
     try:
         settings = _settings(config, db)
         rows = entries(database_path(settings.store.url), since_s=_since(since), route=route)
@@ -269,10 +248,6 @@ def export(
 
 def _since(text: str | None) -> float | None:
     """A time as Unix time. Raises ConfigError."""
-    from datetime import UTC, datetime
-
-    from suffice.errors import ConfigError
-
     if text is None:
         return None
     try:
@@ -288,8 +263,6 @@ def _opened(out: Path | None) -> Iterator[IO[str]]:
     if out is None:
         yield sys.stdout
         return
-    from suffice.files import whole_file
-
     with whole_file(out) as draft, draft.open("w", encoding="utf-8", newline="") as handle:
         yield handle
 
@@ -302,10 +275,6 @@ def _write_lines(rows: Iterator[AuditEntry], target: IO[str]) -> int:
 
 
 def _write_csv(rows: Iterator[AuditEntry], target: IO[str]) -> int:
-    import csv
-
-    from suffice.cells import format_cell
-
     writer, n_rows = csv.writer(target), 0
     writer.writerow(COLUMNS)
     for n_rows, entry in enumerate(rows, 1):  # noqa: B007 - as above
@@ -330,10 +299,6 @@ def bundle(route: str, config: Path, number: int | None, out: Path | None, autho
     Check the file with tools/verify_bundle.py. The export is a row of the audit log, and the log's head behind it is
     exported, too.
     """
-    from suffice import wiring
-    from suffice.errors import SufficeError
-    from suffice.wiring.bundle import write_bundle
-
     try:
         settings = wiring.load_deployment(config)
         where = str(out) if out is not None else "standard output"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import sqlite3
-    from collections.abc import Iterable
-
-    from suffice.review.override import Override
-    from suffice.review.queue import ItemState
-    from suffice.store.people.holds import Holds
+from suffice.cli.deciding import format_time
+from suffice.review.override import Override, describe_override, standing
+from suffice.review.queue import ItemState
+from suffice.sanitize import plural, printable
+from suffice.store.people.holds import Holds
+from suffice.store.people.reviews import read_reviews
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +24,6 @@ class RouteHoldings:
 
 def read_held(connection: sqlite3.Connection, holds: Holds, *, now_s: float) -> dict[str, RouteHoldings]:
     """Every route on which people hold something, or on which something waits for them. Raises StoreError."""
-    from suffice.store.people.reviews import read_reviews
-
     waiting: dict[str, list[ItemState]] = {}
     for one in read_reviews(connection).queue.waiting(now_s=now_s):
         waiting.setdefault(one.item.route, []).append(one)
@@ -42,9 +40,6 @@ def read_held(connection: sqlite3.Connection, holds: Holds, *, now_s: float) -> 
 
 
 def override_words(overrides: Iterable[Override], now_s: float) -> tuple[str, ...]:
-    from suffice.cli.deciding import format_time
-    from suffice.review.override import describe_override, standing
-
     return tuple(
         f"{describe_override(one)} until {format_time(one.expires_at_s)}, by {one.author}: {one.reason}"
         for one in standing(overrides, now_s)
@@ -54,8 +49,6 @@ def override_words(overrides: Iterable[Override], now_s: float) -> tuple[str, ..
 def held_lines(one: RouteHoldings | None) -> list[tuple[str, str]]:
     if one is None:
         return []
-    from suffice.sanitize import plural, printable
-
     lines = [("INCIDENT", f"WAITS FOR A DECISION: {printable(said)}") for said in one.incidents]
     lines += [("held by a person", printable(said)) for said in one.overrides]
     if one.n_to_review:

@@ -6,17 +6,17 @@ Knows the file and how a person reads it; refuses to know why the log cannot be 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from suffice.gateway.last_good import GoodRoute, LastGood
-    from suffice.settings import Settings
+from suffice.cli.deciding import format_time
+from suffice.cli.inspect.held import override_words
+from suffice.errors import ConfigError
+from suffice.gateway.last_good import GoodRoute, LastGood
+from suffice.sanitize import printable
+from suffice.settings import Settings
+from suffice.wiring import good_file, last_good
 
 
 def last_words(settings: Settings, route: str | None = None) -> list[str]:
-    from suffice.errors import ConfigError
-    from suffice.wiring import last_good
-
     try:
         good = last_good(settings)
     except (ConfigError, OSError) as error:
@@ -30,9 +30,6 @@ def last_words(settings: Settings, route: str | None = None) -> list[str]:
 
 
 def _when(settings: Settings, good: LastGood, now_s: float) -> str:
-    from suffice.cli.deciding import format_time
-    from suffice.wiring import good_file
-
     until_s = good.at_s + settings.store.last_good_s
     serves = (
         f"may be served until {format_time(until_s)}"
@@ -43,9 +40,6 @@ def _when(settings: Settings, good: LastGood, now_s: float) -> str:
 
 
 def _served(one: GoodRoute, now_s: float) -> str:
-    from suffice.cli.inspect.held import override_words
-    from suffice.sanitize import printable
-
     held, made = one.held, one.held.publication
     said = [] if one.refused is None else [f"behaves as observe: {one.refused}"]
     if held.pause is not None:

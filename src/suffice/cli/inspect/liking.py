@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from suffice.assurance.estimate import IntervalEstimate
-    from suffice.assurance.route_forecast import Outlook
-    from suffice.assurance.satisfaction_effect import SatisfactionEffect
+from suffice.assurance.estimate import IntervalEstimate
+from suffice.assurance.route_forecast import Outlook
+from suffice.assurance.satisfaction_effect import SatisfactionEffect
+from suffice.sanitize import plural
 
 
 def summarize_effect(one: Outlook | None) -> str:
@@ -72,8 +70,6 @@ def _rates(said: SatisfactionEffect) -> str:
 def _shown(one: IntervalEstimate | None, sure: str, *, sign: bool = False, unit: str = "") -> str:
     if one is None:
         return "not measured"
-    from suffice.sanitize import plural
-
     form = "+.3f" if sign else ".3f"
     between = "" if one.low is None or one.high is None else f" [{one.low:{form}}, {one.high:{form}}] at {sure}"
     note = f" ({one.note})" if one.note else ""

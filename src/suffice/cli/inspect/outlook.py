@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from suffice.assurance.estimate import IntervalEstimate
-    from suffice.assurance.forecast import Forecast
-    from suffice.assurance.ledger import Account
-    from suffice.assurance.route_forecast import Outlook
-    from suffice.store.rows.advice_events import ArmWorth, ProposedVersion
+from suffice.assurance.estimate import IntervalEstimate
+from suffice.assurance.forecast import Forecast
+from suffice.assurance.ledger import Account
+from suffice.assurance.route_forecast import Outlook
+from suffice.cli.inspect.liking import liking_lines
+from suffice.sanitize import plural
+from suffice.store.rows.advice_events import ArmWorth, ProposedVersion
 
 
 def outlook_lines(one: Outlook | None) -> list[tuple[str, str]]:
     """What a reader sees; every interval may be read at any moment, as often as one likes."""
     if one is None:
         return [("watched", "not yet: no worker has looked at this route; see suffice worker")]
-    from suffice.cli.inspect.liking import liking_lines
-
     lines = [("watched", _since(one))]
     if one.whole is not None:
         sure = f"{one.confidence:.0%}"
@@ -49,8 +46,6 @@ def arm_lines(one: ArmWorth | None) -> list[tuple[str, str]]:
 
 def _since(one: Outlook) -> str:
     if one.cap_tokens is None:
-        from suffice.sanitize import plural
-
         seen = plural(one.at, "request")
         return f"{seen}; accounts begin behind the first hundred runs, which say what a run can cost"
     return f"requests {one.since:,} to {one.at:,} of epoch {one.epoch}; intervals hold at every look"

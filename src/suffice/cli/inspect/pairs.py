@@ -5,20 +5,20 @@ Heavy imports stand inside the functions.
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import sqlite3
-    from collections.abc import Iterable, Sequence
-
-    from suffice.assurance.runs import Match
-    from suffice.control.evidence.audits import Audit
-    from suffice.learn.effort import CertifiedArms
-    from suffice.settings import Route
-    from suffice.store.database.views import EpisodeWithLabels
-    from suffice.store.routes.in_force import InForce
-    from suffice.store.routes.phases import Phase
+from suffice.assurance.runs import Match
+from suffice.cli.inspect.phase import ending_lines
+from suffice.control.evidence.audits import Audit, GivenLabel
+from suffice.control.evidence.pairing import FULL, AuditPairs, is_pair
+from suffice.control.jobs.by_route import since
+from suffice.learn.effort import CertifiedArms, certify_arms, pairs_missing
+from suffice.settings import Route
+from suffice.store.database.views import EpisodeWithLabels, read_episodes
+from suffice.store.routes.in_force import InForce
+from suffice.store.routes.phases import Phase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +43,6 @@ def read_pairs(
     """What a route's log says of its arm; None: it has none that is certified by pairs. Raises StoreError."""
     if not route.is_paired:
         return None
-    from suffice.control.evidence.pairing import FULL, AuditPairs
-    from suffice.control.jobs.by_route import since
-    from suffice.learn.effort import certify_arms, pairs_missing
-    from suffice.store.database.views import read_episodes
-
     behind = since(name, held, connection)
     audits, callers = _audits(read_episodes(connection, name, behind, ended_after=behind), route.arms)
     pairs = AuditPairs(match=match).pairs(audits, timeout=0, callers=callers)
@@ -60,9 +55,6 @@ def read_pairs(
 
 def _audits(items: Iterable[EpisodeWithLabels], arms: Sequence[str]) -> tuple[list[Audit], set[str]]:
     """Audits of a log that were asked twice, and the senders that asked the model."""
-    from suffice.control.evidence.audits import Audit, GivenLabel
-    from suffice.control.evidence.pairing import is_pair
-
     found, callers = list[Audit](), set[str]()
     for item in items:
         request, outcome = item.episode.request, item.episode.outcome
@@ -91,8 +83,6 @@ def _status(arm: str, found: CertifiedArms, route: Route, *, n_missing: int | No
 
 
 def pair_lines(one: PairStatus, phase: Phase, *, promise_state: str) -> list[tuple[str, str]]:
-    from suffice.cli.inspect.phase import ending_lines
-
     sure = f"{one.confidence:.0%}"
     return [
         ("phase", _phase(one, phase, sure, promise_state)),

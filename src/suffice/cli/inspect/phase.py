@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from suffice.store.routes.phases import Phase
-    from suffice.types import BudgetAccount
+from suffice.store.routes.phases import Phase
+from suffice.types import BudgetAccount
 
 
 def phase_lines(one: Phase, *, per_s: float | None, acts: bool) -> list[tuple[str, str]]:

@@ -6,20 +6,38 @@ Knows options and what a person has to be told; refuses to know how a row is era
 from __future__ import annotations
 
 import re
+import secrets
+import sqlite3
+import time
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from suffice import wiring
 from suffice.cli.deciding import AUTHOR, REASON
 from suffice.cli.shell import CONFIG_FILE, fail
-
-if TYPE_CHECKING:
-    import sqlite3
-
-    from suffice.settings import Settings
-    from suffice.store.database.decisions import Decisions
-    from suffice.store.database.erasing import ErasureOrder
+from suffice.errors import ConfigError, SufficeError
+from suffice.rollout.assign import conversation_key
+from suffice.settings import Settings
+from suffice.store.audit.personal import PARTS
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.erasing import (
+    ErasureOrder,
+    ErasureTally,
+    aged,
+    conversation_senders,
+    erase_words,
+    exports_since,
+    find_episodes,
+    purge,
+    select_label_rows,
+    select_word_rows,
+)
+from suffice.store.database.views import open_reader
+from suffice.store.routes.windows import last_place
+from suffice.wiring import deployment_salt
+from suffice.wiring.audit import user_name
 
 _PARTS = ("answers", "comments", "questions", "metadata", "steps")
 _WORDS = _PARTS[:-1]
@@ -63,11 +81,6 @@ def erase(
     and why. Can run beside a serving gateway, which waits with writing while the file is written anew.
     Exits with 1 when nothing of the kind is in the log, and with 2 when it cannot be erased.
     """
-    from suffice import wiring
-    from suffice.errors import ConfigError, SufficeError
-    from suffice.store.audit.personal import PARTS
-    from suffice.wiring.audit import user_name
-
     try:
         if bool(episodes or units) == bool(older_than):
             raise ConfigError("needs --episode or --unit, or else --older-than")
@@ -90,11 +103,6 @@ def erase(
 
 def _limit_s(text: str) -> float:
     """The Unix time before which everything goes. Raises ConfigError."""
-    import time
-    from datetime import UTC, datetime
-
-    from suffice.errors import ConfigError
-
     found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([dh])", text)
     if found is not None:
         return time.time() - float(found[1]) * (_DAY_S if found[2] == "d" else 3_600.0)
@@ -106,20 +114,12 @@ def _limit_s(text: str) -> float:
 
 
 def _order(what: str, parts: tuple[str, ...], author: str, reason: str) -> ErasureOrder:
-    import secrets
-
-    from suffice.store.audit.personal import PARTS
-    from suffice.store.database.erasing import ErasureOrder
-
     known = tuple(part for part in PARTS if part in parts)
     return ErasureOrder(erasure_id=f"er_{secrets.token_hex(8)}", what=what, parts=known, author=author, reason=reason)
 
 
 def _rows(writer: Decisions, episodes: tuple[str, ...], units: tuple[str, ...], limit_s: float | None) -> list[int]:
     """The rows that are meant, in order."""
-    from suffice.store.database.erasing import find_episodes, select_word_rows
-    from suffice.store.database.views import open_reader
-
     with open_reader(writer.path) as connection:
         if limit_s is not None:
             return _aged(connection, limit_s)
@@ -128,9 +128,6 @@ def _rows(writer: Decisions, episodes: tuple[str, ...], units: tuple[str, ...], 
 
 
 def _aged(connection: sqlite3.Connection, limit_s: float) -> list[int]:
-    from suffice.store.database.erasing import aged, select_label_rows
-    from suffice.store.routes.windows import last_place
-
     found, after, last = set[int](), 0, last_place(connection)
     while rows := aged(connection, limit_s, after_seq=after, until_seq=last):
         after = rows[-1].seq
@@ -144,12 +141,6 @@ def _name(settings: Settings, writer: Decisions, unit: str) -> str:
 
     Raises ConfigError where several senders used the id: these are different conversations.
     """
-    from suffice.errors import ConfigError
-    from suffice.rollout.assign import conversation_key
-    from suffice.store.database.erasing import conversation_senders, find_episodes
-    from suffice.store.database.views import open_reader
-    from suffice.wiring import deployment_salt
-
     if re.fullmatch(r"[0-9a-f]{16}", unit):
         return unit
     salt = deployment_salt(settings)
@@ -164,9 +155,6 @@ def _name(settings: Settings, writer: Decisions, unit: str) -> str:
 
 def _erase(writer: Decisions, order: ErasureOrder, rows: list[int]) -> None:
     """Erase and say what was done; exits with 1 when not all of it is gone yet. Raises StoreError."""
-    from suffice.store.database.erasing import ErasureTally, erase_words, exports_since, purge
-    from suffice.store.database.views import open_reader
-
     tally = ErasureTally()
     erase_words(writer, order, rows, tally)
     is_gone = purge(writer.path)
@@ -182,6 +170,4 @@ def _erase(writer: Decisions, order: ErasureOrder, rows: list[int]) -> None:
 
 
 def _day(at_s: float) -> str:
-    from datetime import UTC, datetime
-
     return datetime.fromtimestamp(at_s, UTC).date().isoformat()

@@ -7,24 +7,37 @@ lines (`learn.pairs`). Heavy imports stand inside the functions.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import click
 
+from suffice import __version__
 from suffice.cli.deciding import find_settings
 from suffice.cli.labels.export_labels import feedback_table, label_studio
 from suffice.cli.shell import JSON_OBJECT, CommandGroup, fail
-
-if TYPE_CHECKING:
-    from suffice.learn.pairs import CutRun, Line, LineFormat, TrainingPairs
-    from suffice.replay.finetune.cuts import StoppingPolicy, Terms
-    from suffice.settings import Route, Settings
-    from suffice.store.routes.in_force import InForce
+from suffice.control.evidence.fitting import read_back
+from suffice.edge.yardstick import yardstick
+from suffice.errors import ConfigError, SufficeError
+from suffice.files import write_whole
+from suffice.learn.groups import prompt_fold
+from suffice.learn.pairs import CutRun, Line, LineFormat, TrainingPairs, make_pairs
+from suffice.policy.base import build_policy, version_of
+from suffice.replay.finetune.cuts import ANSWER, StoppingPolicy, Terms, cuts_of_log, cuts_of_traces
+from suffice.replay.finetune.texts import Consent, read_consent, read_texts
+from suffice.settings import Route, Settings
+from suffice.store.database.decisions import Decisions, read_artefact
+from suffice.store.database.sqlite import database_path
+from suffice.store.database.views import open_reader, read_episodes
+from suffice.store.routes.in_force import InForce, read_decided
+from suffice.wiring import load_settings, require_log
+from suffice.wiring.audit import note_export
 
 SETTINGS = Path("suffice.toml")
 TRAIN, VAL, MANIFEST = "train.jsonl", "val.jsonl", "manifest.json"
@@ -111,8 +124,6 @@ def finetune(traces: tuple[Path, ...], **options: Any) -> None:
     From TRACES that `suffice record` made, or from an event log with --texts of its owner. Only runs of people who
     agreed, each prompt on one side of the split, nothing twice. Exits with 2 when nothing can be written.
     """
-    from suffice.errors import SufficeError
-
     given = FinetuneOptions(**options)
     try:
         pairs, shape = _pairs(traces, given)
@@ -129,11 +140,6 @@ def finetune(traces: tuple[Path, ...], **options: Any) -> None:
 
 def _pairs(traces: tuple[Path, ...], given: FinetuneOptions) -> tuple[TrainingPairs, LineFormat]:
     """All lines, and why there are not more. Raises ConfigError where there are none."""
-    from suffice.errors import ConfigError
-    from suffice.learn.pairs import make_pairs
-    from suffice.replay.finetune.cuts import ANSWER, Terms
-    from suffice.replay.finetune.texts import Consent, read_consent
-
     if not traces and not given.texts:
         raise ConfigError("needs recorded TRACES, or --texts for the runs of the log: the log itself holds no text")
     if ANSWER not in given.answer:
@@ -159,10 +165,6 @@ def _pairs(traces: tuple[Path, ...], given: FinetuneOptions) -> tuple[TrainingPa
 def _cuts(
     traces: tuple[Path, ...], settings: Settings | None, terms: Terms, given: FinetuneOptions, left_out: Counter[str]
 ) -> Iterator[CutRun]:
-    from suffice.replay.finetune.cuts import cuts_of_log, cuts_of_traces
-    from suffice.replay.finetune.texts import read_texts
-    from suffice.store.database.views import read_episodes
-
     if traces:
         yield from cuts_of_traces(traces, _chooses(settings, given), terms, where=given.where, left_out=left_out)
     if given.texts:
@@ -173,8 +175,6 @@ def _cuts(
 
 
 def _settings(given: FinetuneOptions) -> Settings | None:
-    from suffice.wiring import load_settings
-
     if given.config is not None:
         return load_settings(given.config)
     return load_settings(SETTINGS) if SETTINGS.is_file() and (given.policy is None or given.texts) else None
@@ -182,8 +182,6 @@ def _settings(given: FinetuneOptions) -> Settings | None:
 
 def _route(settings: Settings, given: FinetuneOptions) -> tuple[str, Route]:
     """The route that is meant. Raises ConfigError where that is not plain."""
-    from suffice.errors import ConfigError
-
     if given.route is not None:
         return given.route, find_settings(settings, given.route, option="--route")
     found = {name: route for name, route in settings.routes.items() if route.kind == "reasoning"}
@@ -193,8 +191,6 @@ def _route(settings: Settings, given: FinetuneOptions) -> tuple[str, Route]:
 
 
 def _shape(settings: Settings | None, given: FinetuneOptions) -> LineFormat:
-    from suffice.learn.pairs import LineFormat
-
     upstream = None
     if settings is not None:
         upstream = settings.upstreams.get(_route(settings, given)[1].upstream)
@@ -209,10 +205,6 @@ def _shape(settings: Settings | None, given: FinetuneOptions) -> LineFormat:
 
 
 def _database(settings: Settings | None, given: FinetuneOptions) -> Path:
-    from suffice.errors import ConfigError
-    from suffice.store.database.sqlite import database_path
-    from suffice.wiring import require_log
-
     if given.db is not None:
         return given.db
     if settings is None:
@@ -228,8 +220,6 @@ def _match(
     if settings is None:
         yield given.route, lambda answer, gold: answer == gold
         return
-    from suffice.edge.yardstick import yardstick
-
     name, route = _route(settings, given)
     with yardstick(route.scorer) as scorer:
 
@@ -244,10 +234,6 @@ def _match(
 
 
 def _chooses(settings: Settings | None, given: FinetuneOptions) -> Callable[[str], StoppingPolicy]:
-    from suffice.errors import ConfigError
-    from suffice.policy.base import build_policy, version_of
-    from suffice.replay.finetune.cuts import StoppingPolicy
-
     spec: Mapping[str, Any] | None = None
     if given.policy is not None:
         spec = _spec(given.policy)
@@ -266,10 +252,6 @@ def _chooses(settings: Settings | None, given: FinetuneOptions) -> Callable[[str
 
 def _in_force(settings: Settings, name: str, given: FinetuneOptions) -> Callable[[str], StoppingPolicy] | None:
     """The certified level of the version in force on a route; None: nothing is."""
-    from suffice.policy.base import build_policy
-    from suffice.replay.finetune.cuts import StoppingPolicy
-    from suffice.store.routes.in_force import read_decided
-
     path = _database(settings, given)
     held = read_decided(path).of(name) if path.is_file() else None
     if held is None or held.publication is None or held.level < 1:
@@ -279,8 +261,6 @@ def _in_force(settings: Settings, name: str, given: FinetuneOptions) -> Callable
     made: dict[int, StoppingPolicy] = {}
 
     def chooses(key: str) -> StoppingPolicy:
-        from suffice.learn.groups import prompt_fold
-
         fold = prompt_fold(key, len(version.models))
         if fold not in made:
             made[fold] = StoppingPolicy(build_policy(version.policy(key, level)), version.address, level, models)
@@ -290,10 +270,6 @@ def _in_force(settings: Settings, name: str, given: FinetuneOptions) -> Callable
 
 
 def _version(path: Path, held: InForce) -> Any:
-    from suffice.control.evidence.fitting import read_back
-    from suffice.store.database.decisions import read_artefact
-    from suffice.store.database.views import open_reader
-
     assert held.publication is not None
     with open_reader(path) as connection:
         body = read_artefact(connection, held.publication.fit)
@@ -301,8 +277,6 @@ def _version(path: Path, held: InForce) -> Any:
 
 
 def _spec(text: str) -> Mapping[str, Any]:
-    from suffice.errors import ConfigError
-
     if not text.lstrip().startswith("{"):
         return {"policy": text}
     try:
@@ -317,9 +291,6 @@ def _spec(text: str) -> Mapping[str, Any]:
 
 def _write(pairs: TrainingPairs, shape: LineFormat, traces: tuple[Path, ...], given: FinetuneOptions) -> dict[str, Any]:
     """Write the files, each whole or not at all, the manifest last: it names what belongs together."""
-    from suffice import __version__
-    from suffice.files import write_whole
-
     for name, lines in ((TRAIN, pairs.train), (VAL, pairs.val)):
         write_whole(given.out / name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     lines = [*pairs.train, *pairs.val]
@@ -344,11 +315,6 @@ def _write(pairs: TrainingPairs, shape: LineFormat, traces: tuple[Path, ...], gi
 
 def _note(given: FinetuneOptions, *, n_rows: int) -> None:
     """Say in the log that data left it. Raises StoreError."""
-    import time
-
-    from suffice.store.database.decisions import Decisions
-    from suffice.wiring.audit import note_export
-
     path = _database(_settings(given), given)
     with Decisions.open(path, now=time.time, monotonic_s=time.monotonic, create=False) as writer:
         note_export(writer, what="training lines", where=str(given.out), n_rows=n_rows, author=None, reason="")
@@ -373,8 +339,6 @@ def _count(words: Iterator[str]) -> dict[str, int]:
 
 
 def _sha256(path: Path) -> str:
-    import hashlib
-
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

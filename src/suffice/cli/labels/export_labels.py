@@ -11,17 +11,26 @@ import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 
+from suffice.cells import format_csv
 from suffice.cli.deciding import find_settings
 from suffice.cli.shell import CONFIG_FILE, JSON_OBJECT, fail
-
-if TYPE_CHECKING:
-    from suffice.control.people.asking import Which
-    from suffice.review.label_studio import ToJudge
-    from suffice.settings import Settings
+from suffice.control.people.asking import Which, to_judge
+from suffice.edge import label_studio as tool
+from suffice.errors import ConfigError, SufficeError
+from suffice.files import write_whole
+from suffice.replay.report.lines import dump_json
+from suffice.review.label_studio import LABEL_CONFIG, ToJudge, parse_task_episodes, task
+from suffice.settings import Settings
+from suffice.store.database.sqlite import database_path
+from suffice.store.database.views import open_reader, read_episodes
+from suffice.store.people.feedback import read_all_feedback
+from suffice.store.routes.windows import label_requests
+from suffice.wiring import load_deployment, open_decisions, question_texts, secret
+from suffice.wiring.audit import note_export
 
 COLUMNS: Final = (
     "feedback_id",
@@ -95,12 +104,6 @@ def label_studio(
     To a file, or to a project, where runs that are tasks already are left out. The annotations come back with
     `suffice feedback import --form label-studio`, `suffice feedback label-studio` or a webhook.
     """
-    from suffice.errors import ConfigError, SufficeError
-    from suffice.files import write_whole
-    from suffice.review.label_studio import LABEL_CONFIG, task
-    from suffice.wiring import load_deployment, open_decisions
-    from suffice.wiring.audit import note_export
-
     try:
         if (out is None) == (url is None) or (url is not None and project is None):
             raise ConfigError("where to? Give --out FILE, or --url and --project")
@@ -136,12 +139,6 @@ def label_studio(
 
 
 def _runs(settings: Settings, route: str, which: Which, questions: Path | None) -> Iterator[ToJudge]:
-    from suffice.control.people.asking import to_judge
-    from suffice.store.database.sqlite import database_path
-    from suffice.store.database.views import open_reader, read_episodes
-    from suffice.store.routes.windows import label_requests
-    from suffice.wiring import question_texts
-
     find_settings(settings, route, option="--route")
     texts = {} if questions is None else question_texts(questions, settings)
     with open_reader(database_path(settings.store.url)) as connection:
@@ -150,10 +147,6 @@ def _runs(settings: Settings, route: str, which: Which, questions: Path | None) 
 
 
 async def _sent(runs: list[ToJudge], url: str, project: int, api_key_env: str) -> int:
-    from suffice.edge import label_studio as tool
-    from suffice.review.label_studio import parse_task_episodes, task
-    from suffice.wiring import secret
-
     async with tool.connect_label_studio(url, api_key=secret("--api-key-env", api_key_env) or "") as server:
         there = parse_task_episodes(await server.export(project, all_tasks=True))
         return await server.import_tasks(project, [task(run) for run in runs if run.episode_id not in there])
@@ -170,12 +163,6 @@ def feedback_table(file: Path, config: Path, route: str | None, *, as_json: bool
     In CSV a cell that a spreadsheet would take for a formula gets a quote in front; `suffice feedback import` takes it
     away again.
     """
-    from suffice.errors import ConfigError, SufficeError
-    from suffice.files import write_whole
-    from suffice.store.database.sqlite import database_path
-    from suffice.wiring import load_deployment, open_decisions
-    from suffice.wiring.audit import note_export
-
     try:
         if file.suffix not in (".csv", ".jsonl"):
             raise ConfigError(f"{file}: what shall it be? Names that end in .csv and .jsonl say so")
@@ -191,8 +178,6 @@ def feedback_table(file: Path, config: Path, route: str | None, *, as_json: bool
 
 
 def _said(path: Path, route: str | None) -> Iterator[dict[str, Any]]:
-    from suffice.store.people.feedback import read_all_feedback
-
     for one in read_all_feedback(path):
         if route is None or one.route == route:
             told = {name: getattr(one.feedback, name) for name in COLUMNS if name not in ("route", "joined")}
@@ -200,13 +185,9 @@ def _said(path: Path, route: str | None) -> Iterator[dict[str, Any]]:
 
 
 def _csv(rows: list[dict[str, Any]], metrics: list[str]) -> str:
-    from suffice.cells import format_csv
-
     flat = ({**row, **{f"metrics.{name}": value for name, value in row["metrics"].items()}} for row in rows)
     return format_csv((*COLUMNS, *metrics), flat)
 
 
 def _lines(rows: list[dict[str, Any]]) -> str:
-    from suffice.replay.report.lines import dump_json
-
     return "".join(dump_json({k: v for k, v in row.items() if v not in (None, {})}) + "\n" for row in rows)

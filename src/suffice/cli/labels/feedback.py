@@ -9,18 +9,23 @@ from __future__ import annotations
 import asyncio
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from suffice.cli.deciding import find_settings
 from suffice.cli.labels.feedback_files import import_file, pull
 from suffice.cli.labels.parked import parked
 from suffice.cli.shell import CONFIG_FILE, JSON_OBJECT, CommandGroup, fail
-
-if TYPE_CHECKING:
-    from suffice.control.people.judging import JudgingResult
-    from suffice.settings import Judge, Route, Settings
+from suffice.control.people.judging import JudgingResult, judge_labels
+from suffice.edge.judge import JudgeModel
+from suffice.edge.yardstick import yardstick
+from suffice.errors import ConfigError, SufficeError
+from suffice.settings import Judge, Route, Settings
+from suffice.store.database.sqlite import database_path
+from suffice.store.database.views import read_episodes
+from suffice.store.rows.events import FeedbackGiven
+from suffice.wiring import load_deployment, open_log, question_texts, secret
 
 
 @click.group(cls=CommandGroup)
@@ -57,9 +62,6 @@ def judge(route: str, config: Path, questions: Path | None, most: int, *, as_jso
     Runs that people labelled are graded first: they say how often the judge is wrong. As long as that leaves nothing
     of the route's EM budget, or no run has both words, no label is written.
     """
-    from suffice.errors import SufficeError
-    from suffice.wiring import load_deployment
-
     try:
         settings = load_deployment(config)
         found = asyncio.run(_judge(settings, route, _questions_file(settings, route, questions), most))
@@ -69,8 +71,6 @@ def judge(route: str, config: Path, questions: Path | None, most: int, *, as_jso
 
 
 def _tables(settings: Settings, name: str) -> tuple[Route, Judge]:
-    from suffice.errors import ConfigError
-
     route = find_settings(settings, name, option="--route")
     if route.judge is None:
         raise ConfigError(f"routes.{name}.judge: is missing; name the url and the model of a judge")
@@ -78,8 +78,6 @@ def _tables(settings: Settings, name: str) -> tuple[Route, Judge]:
 
 
 def _questions_file(settings: Settings, name: str, given: Path | None) -> Path:
-    from suffice.errors import ConfigError
-
     named = _tables(settings, name)[1].questions
     if given is None and not named:
         raise ConfigError(f"routes.{name}.judge.questions: names no file, and --questions neither")
@@ -87,14 +85,6 @@ def _questions_file(settings: Settings, name: str, given: Path | None) -> Path:
 
 
 async def _judge(settings: Settings, name: str, questions: Path, most: int) -> JudgingResult:
-    from suffice.control.people.judging import judge_labels
-    from suffice.edge.judge import JudgeModel
-    from suffice.edge.yardstick import yardstick
-    from suffice.store.database.sqlite import database_path
-    from suffice.store.database.views import read_episodes
-    from suffice.store.rows.events import FeedbackGiven
-    from suffice.wiring import open_log, question_texts, secret
-
     route, table = _tables(settings, name)
     path = database_path(settings.store.url)
     texts = question_texts(questions, settings)
@@ -120,8 +110,6 @@ async def _judge(settings: Settings, name: str, questions: Path, most: int) -> J
 
 
 def _show(found: JudgingResult, *, as_json: bool) -> None:
-    import msgspec
-
     if as_json:
         click.echo(msgspec.json.encode(asdict(found)).decode())
         return

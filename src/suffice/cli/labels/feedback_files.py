@@ -14,17 +14,26 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import click
 
 from suffice.cli.shell import CONFIG_FILE, JSON_OBJECT, fail
-
-if TYPE_CHECKING:
-    from suffice.errors import BadRequest
-    from suffice.gateway.feedback_cells import FeedbackMapping
-    from suffice.settings import Settings
-    from suffice.types import Feedback
+from suffice.edge import label_studio as tool
+from suffice.errors import BadRequest, ConfigError, SufficeError, TraceError
+from suffice.gateway.feedback_cells import FeedbackMapping, body, plan
+from suffice.gateway.feedback_form import read_feedback, seal_feedback
+from suffice.replay.traces.tables import read_rows
+from suffice.review import langfuse
+from suffice.review.label_studio import read_export
+from suffice.rollout.assign import sender_key
+from suffice.settings import Settings
+from suffice.store.database.sqlite import database_path
+from suffice.store.database.views import open_reader
+from suffice.store.people.feedback import find_feedback, would_join
+from suffice.store.rows.events import FeedbackGiven
+from suffice.types import Feedback
+from suffice.wiring import deployment_salt, load_deployment, open_log, secret
 
 Form: TypeAlias = Literal["suffice", "label-studio", "langfuse"]
 BATCH_ROWS: Final = 1_000
@@ -120,9 +129,6 @@ def _run(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    from suffice.errors import SufficeError
-    from suffice.wiring import load_deployment
-
     result = ImportResult(source=source, dry_run=dry_run)
     try:
         settings = load_deployment(config)
@@ -142,9 +148,6 @@ def _run(
 def _bodies(
     file: Path, form: Form, mapped: tuple[str, ...], fixed: tuple[str, ...], settings: Settings, result: ImportResult
 ) -> Iterator[Body]:
-    from suffice.errors import ConfigError
-    from suffice.review import langfuse
-
     if form != "suffice" and (mapped or fixed):
         raise ConfigError(f"--map and --set belong to the form suffice, got {form}; its own settings say what is what")
     if form == "label-studio":
@@ -157,17 +160,12 @@ def _bodies(
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    from suffice.replay.traces.tables import read_rows
-
     return read_rows(file)
 
 
 def _table(
     file: Path, mapped: tuple[str, ...], fixed: tuple[str, ...], settings: Settings, result: ImportResult
 ) -> Iterator[Body]:
-    from suffice.errors import BadRequest
-    from suffice.gateway.feedback_cells import body, plan
-
     columns = dict[str, None]()
     for _, cells in _rows(file):  # JSON lines may name a column late
         columns |= dict.fromkeys(cells)
@@ -181,8 +179,6 @@ def _table(
 
 
 def _read_json(file: Path) -> Any:
-    from suffice.errors import TraceError
-
     try:
         return json.loads(file.read_text("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -201,28 +197,18 @@ def _scores(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _annotations(tasks: Any, result: ImportResult) -> Iterator[Body]:
-    from suffice.review.label_studio import read_export
-
     told = read_export(tasks)
     result.n_ignored = told.n_ignored
     yield from enumerate(told.rows, 1)
 
 
 async def _exported(url: str, project: int, api_key_env: str) -> Any:
-    from suffice.edge import label_studio as tool
-    from suffice.wiring import secret
-
     async with tool.connect_label_studio(url, api_key=secret("--api-key-env", api_key_env) or "") as server:
         return await server.export(project)
 
 
 def _checked(bodies: Iterable[Body], settings: Settings, result: ImportResult) -> list[Feedback]:
     """All rows as feedback. Raises TraceError at the first that cannot be."""
-    from suffice.errors import BadRequest, TraceError
-    from suffice.gateway.feedback_form import read_feedback, seal_feedback
-    from suffice.rollout.assign import sender_key
-    from suffice.wiring import deployment_salt
-
     salt = deployment_salt(settings)
     sender = sender_key("import", salt=salt)
     found: list[Feedback] = []
@@ -243,10 +229,6 @@ def _checked(bodies: Iterable[Body], settings: Settings, result: ImportResult) -
 
 
 def _look(rows: list[Feedback], settings: Settings, result: ImportResult) -> None:
-    from suffice.store.database.sqlite import database_path
-    from suffice.store.database.views import open_reader
-    from suffice.store.people.feedback import find_feedback, would_join
-
     path = database_path(settings.store.url)
     first: dict[str, Feedback] = {}
     with open_reader(path) if path.is_file() else nullcontext() as connection:
@@ -260,9 +242,6 @@ def _look(rows: list[Feedback], settings: Settings, result: ImportResult) -> Non
 
 
 async def _write(rows: list[Feedback], settings: Settings, result: ImportResult) -> None:
-    from suffice.store.rows.events import FeedbackGiven
-    from suffice.wiring import open_log
-
     log, left = open_log(settings, create=False), iter(rows)
     try:
         while batch := list(islice(left, BATCH_ROWS)):

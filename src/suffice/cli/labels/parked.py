@@ -8,15 +8,19 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 
+from suffice.cells import format_csv
 from suffice.cli.shell import CONFIG_FILE, JSON_LINES, fail
-
-if TYPE_CHECKING:
-    from suffice.settings import Settings
-    from suffice.store.people.feedback import UnmatchedFeedback
+from suffice.errors import SufficeError
+from suffice.files import write_whole
+from suffice.settings import Settings
+from suffice.store.database.sqlite import database_path
+from suffice.store.people.feedback import UnmatchedFeedback
+from suffice.store.people.feedback import read_unmatched as read_parked
+from suffice.wiring import load_deployment
 
 DAY_S: Final = 86_400.0
 SHOWN: Final = 20
@@ -32,11 +36,6 @@ def parked(config: Path, days: float | None, out: Path | None, *, as_json: bool)
 
     It is kept: whenever its request comes, it joins. An id that never comes is a wrong one, or one of another log.
     """
-    from suffice.errors import SufficeError
-    from suffice.store.database.sqlite import database_path
-    from suffice.store.people.feedback import read_unmatched as read_parked
-    from suffice.wiring import load_deployment
-
     try:
         settings: Settings = load_deployment(config)
         limit_s = DAY_S * (settings.feedback.park_days if days is None else days)
@@ -66,9 +65,6 @@ def _told(one: UnmatchedFeedback, now_s: float, limit_s: float) -> dict[str, Any
 
 
 def _write(out: Path, rows: list[dict[str, Any]]) -> None:
-    from suffice.cells import format_csv
-    from suffice.files import write_whole
-
     write_whole(out, format_csv(("feedback_id", "episode_id", "response_id", "source", "age_days", "dead"), rows))
 
 

@@ -5,11 +5,14 @@ Knows options, keys and how an item looks at a terminal; refuses to know what is
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import msgspec
 
 from suffice.cli.deciding import (
     AUTHOR,
@@ -25,14 +28,27 @@ from suffice.cli.deciding import (
     who,
 )
 from suffice.cli.shell import CommandGroup
-
-if TYPE_CHECKING:
-    from suffice.review.agreement import Kappa
-    from suffice.review.items import ReviewItem, ReviewLease
-    from suffice.review.question import Source
-    from suffice.review.queue import ItemState, Submission
-    from suffice.settings import Settings
-    from suffice.store.database.decisions import Decisions
+from suffice.control.evidence.matching import matching
+from suffice.control.evidence.window_size import window_size
+from suffice.control.people.effects import what_it_changed
+from suffice.review.agreement import Kappa, agreement
+from suffice.review.estimate import em_of
+from suffice.review.items import ReviewItem, ReviewLease, said_of
+from suffice.review.question import Source
+from suffice.review.queue import ItemState, Submission
+from suffice.sanitize import printable, printable_lines
+from suffice.settings import Settings
+from suffice.store.database.decisions import Decisions
+from suffice.store.people.reviews import (
+    ask_about,
+    give_item_back,
+    kept_question,
+    kept_sources,
+    lease_next,
+    read_reviews,
+    submit_verdict,
+)
+from suffice.wiring import question_texts, questions_file
 
 _REVIEWER = click.option("--reviewer", default=None, help="Who looks. [default: the user of this computer]")
 _ROUTE = click.option("--route", help="Only this route.")
@@ -67,12 +83,6 @@ def review() -> None:
 @JSON
 def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
     """Show what waits for a reviewer, the most urgent first."""
-    import time
-
-    import msgspec
-
-    from suffice.store.people.reviews import read_reviews
-
     with failing_with("review list"), log_of(path) as (told, writer):
         if route is not None:
             find_settings(told, route)
@@ -133,11 +143,6 @@ def submit(
     Saying it twice is saying it once; saying something else takes the place of what you said before. After your lease
     is over it counts if nobody else has taken the item, and is kept beside the others' verdicts if somebody has.
     """
-    import msgspec
-
-    from suffice.review.items import said_of
-    from suffice.store.people.reviews import read_reviews
-
     name = who(reviewer)
     again = f"Say it again: suffice review submit {item} {word} --reviewer {name} …"
     with failing_with("review submit", again=again), log_of(path) as (told, writer):
@@ -166,10 +171,6 @@ def submit(
 @JSON
 def ask(episode: str, reason: str, author: str | None, path: str, *, as_json: bool) -> None:
     """Ask people about run EPISODE, whatever the day's cap."""
-    import time
-
-    from suffice.store.people.reviews import ask_about
-
     with failing_with("review ask", again="Ask again once the log can be written."), log_of(path) as (told, writer):
         rules = {name: route.review for name, route in told.routes.items()}
         found = ask_about(writer, episode, rules, reason, who(author), now_s=time.time())
@@ -184,14 +185,6 @@ def ask(episode: str, reason: str, author: str | None, path: str, *, as_json: bo
 @JSON
 def stats(route: str | None, path: str, *, as_json: bool) -> None:
     """Show how many items stand where, how far reviewers agree, and what the random ones say of all answers."""
-    import time
-
-    import msgspec
-
-    from suffice.review.agreement import agreement
-    from suffice.review.estimate import em_of
-    from suffice.store.people.reviews import read_reviews
-
     with failing_with("review stats"), log_of(path) as (told, writer):
         if route is not None:
             find_settings(told, route)
@@ -241,8 +234,6 @@ def _kappa(kappa: Kappa | None) -> str:
 def _go_through(
     path: str, route: str | None, reviewer: str | None, questions: Path | None, *, as_json: bool, third: bool
 ) -> None:
-    import sys
-
     name, command = who(reviewer), "review adjudicate" if third else "review next"
     with failing_with(command, again="Your item goes back by itself."), log_of(path) as (told, writer):
         if route is not None:
@@ -267,10 +258,6 @@ def _go_through(
 
 
 def _taken(writer: Decisions, name: str, route: str | None, *, third: bool) -> tuple[ItemState, ReviewLease] | None:
-    import time
-
-    from suffice.store.people.reviews import lease_next, read_reviews
-
     lease = lease_next(writer, name, now_s=time.time(), route=route, third=third)
     return None if lease is None else (read_reviews(writer.path).queue.places[lease.item], lease)
 
@@ -278,10 +265,6 @@ def _taken(writer: Decisions, name: str, route: str | None, *, third: bool) -> t
 def _print(
     place: ItemState, lease: ReviewLease, question: str | None, where: str, sources: Sequence[Source], *, as_json: bool
 ) -> None:
-    import msgspec
-
-    from suffice.sanitize import printable, printable_lines
-
     item = place.item
     others = [one for one in place.verdicts if place.needs_third]
     if as_json:
@@ -312,17 +295,10 @@ def _print(
 
 
 def _answer(answer: str | None) -> str:
-    from suffice.sanitize import printable
-
     return "(none)" if answer is None else printable(answer)
 
 
 def _answered(told: Settings, writer: Decisions, place: ItemState, name: str) -> bool:
-    import time
-
-    from suffice.review.items import said_of
-    from suffice.store.people.reviews import give_item_back
-
     keys = _KEYS["both" if place.item.shows == "both" else "one"]
     corrected, reason = None, ""
     click.echo("  ".join(f"[{key}] {text}" for key, _, text in keys))
@@ -347,18 +323,10 @@ def _answered(told: Settings, writer: Decisions, place: ItemState, name: str) ->
 
 
 def _submitted(writer: Decisions, said: Any) -> Submission | str:
-    import time
-
-    from suffice.store.people.reviews import submit_verdict
-
     return submit_verdict(writer, said, now_s=time.time())
 
 
 def _effect(told: Settings, writer: Decisions, item: ReviewItem) -> Any:
-    from suffice.control.evidence.matching import matching
-    from suffice.control.evidence.window_size import window_size
-    from suffice.control.people.effects import what_it_changed
-
     route = find_settings(told, item.route)
     with matching(route) as match:
         return what_it_changed(
@@ -374,10 +342,6 @@ class _Texts:
         self._read: dict[str, Mapping[str, str]] = {}
 
     def of(self, writer: Decisions, item: ReviewItem) -> tuple[str | None, str]:
-        import time
-
-        from suffice.store.people.reviews import kept_question
-
         kept = kept_question(writer.path, item.episode_id, now_s=time.time())
         if kept is not None:
             return kept, "kept in the log:"
@@ -391,21 +355,13 @@ class _Texts:
         return found, f"from {file}:" if found is not None else f"cannot be had: it is not in {file}"
 
     def sources_of(self, writer: Decisions, item: ReviewItem) -> tuple[Source, ...]:
-        import time
-
-        from suffice.store.people.reviews import kept_sources
-
         kept = kept_sources(writer.path, item.episode_id, now_s=time.time())
         return () if kept is None else kept.sources
 
     def _file(self, route: str) -> Path | None:
-        from suffice.wiring import questions_file
-
         return self._given or questions_file(self._told, route)
 
     def _texts(self, route: str, file: Path) -> Mapping[str, str]:
-        from suffice.wiring import question_texts
-
         if route not in self._read:
             self._read[route] = question_texts(file, self._told)
         return self._read[route]

@@ -11,16 +11,19 @@ import shutil
 import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+import numpy as np
 
 from suffice.cli.shell import JSON_OBJECT, fail
-
-if TYPE_CHECKING:
-    from suffice.replay.estimate.estimate import CertifiableLevel, LogEstimate, QuantityInterval
-    from suffice.replay.estimate.runs import LogRuns
-    from suffice.replay.logs.read import Log
+from suffice.errors import ConfigError, SufficeError
+from suffice.plugins import load_plugins
+from suffice.replay.estimate.estimate import CertifiableLevel, LogEstimate, QuantityInterval, traffic_of
+from suffice.replay.estimate.estimate import estimate_levels as run
+from suffice.replay.estimate.runs import LogRuns, replay_ladder, runs_of_calls, runs_of_traces
+from suffice.replay.logs.read import Log, read_logs
+from suffice.replay.traces.read import read_traces
+from suffice.scoring.base import build_scorer
 
 SEED = 0  # of the draws: the same log gives the same figures
 FORMATS = ("openai", "litellm", "langfuse", "vllm")
@@ -96,8 +99,6 @@ def estimate(logs: tuple[Path, ...], **options: object) -> None:
     LOGS are OpenAI requests with their responses as JSON lines, or logs of LiteLLM, Langfuse or vLLM. No
     call is made. Exits with 2 when the logs cannot be read or say too little.
     """
-    from suffice.errors import SufficeError
-
     given = EstimateOptions(**options)  # type: ignore[arg-type]  # click has checked them
     try:
         found, log = _estimate(logs, given)
@@ -111,17 +112,6 @@ def estimate(logs: tuple[Path, ...], **options: object) -> None:
 
 
 def _estimate(paths: tuple[Path, ...], given: EstimateOptions) -> tuple[LogEstimate, Log]:
-    import numpy as np
-
-    from suffice.errors import ConfigError
-    from suffice.plugins import load_plugins
-    from suffice.replay.estimate.estimate import estimate_levels as run
-    from suffice.replay.estimate.estimate import traffic_of
-    from suffice.replay.estimate.runs import replay_ladder, runs_of_calls, runs_of_traces
-    from suffice.replay.logs.read import read_logs
-    from suffice.replay.traces.read import read_traces
-    from suffice.scoring.base import build_scorer
-
     for name in ("max_em_drop", "confidence", "audit_share"):
         if not 0 < getattr(given, name) < 1:
             option = name.replace("_", "-")

@@ -14,17 +14,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import click
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bars
 
 from suffice.cli.deciding import find_settings
 from suffice.cli.shell import JSON_OBJECT, fail
-
-if TYPE_CHECKING:
-    from suffice.replay.record.ask import QuestionLine, RecordingRecipe
-    from suffice.replay.record.record import Progress
-    from suffice.settings import Route, Settings, Upstream
+from suffice.edge.yardstick import yardstick
+from suffice.errors import ConfigError, SufficeError
+from suffice.plugins import load_plugins
+from suffice.replay.record.ask import QuestionLine, RecordingRecipe, read_recorded_questions
+from suffice.replay.record.file import RecordingFile
+from suffice.replay.record.record import Progress, upstream_for_recording
+from suffice.replay.record.record import record_runs as run
+from suffice.settings import Probe, Route, Settings, Steps, Upstream
+from suffice.upstream.client import UpstreamClient
+from suffice.upstream.drivers import DRIVERS
+from suffice.wiring import api_key, load_settings
 
 SETTINGS = Path("suffice.toml")
 PLAIN_LINE_S = 10.0  # between two lines of progress where nobody watches a bar
@@ -77,8 +87,6 @@ def record(questions: Path, **options: object) -> None:
     QUESTIONS holds JSON lines with `question` (or `messages`) and `gold`. The same call again goes on
     where an earlier one ended. Exits with 1 when questions are left, and with 2 when it cannot record.
     """
-    from suffice.errors import SufficeError
-
     given = RecordOptions(**options)  # type: ignore[arg-type]  # click has checked them
     try:
         progress = asyncio.run(_record(questions, given))
@@ -91,15 +99,6 @@ def record(questions: Path, **options: object) -> None:
 
 
 async def _record(questions: Path, given: RecordOptions) -> Progress:
-    from suffice.edge.yardstick import yardstick
-    from suffice.plugins import load_plugins
-    from suffice.replay.record.ask import read_recorded_questions
-    from suffice.replay.record.file import RecordingFile
-    from suffice.replay.record.record import record_runs as run
-    from suffice.replay.record.record import upstream_for_recording
-    from suffice.upstream.client import UpstreamClient
-    from suffice.wiring import api_key
-
     if not given.out.name.endswith((".jsonl", ".jsonl.gz")):
         raise click.UsageError(f"--out: got {given.out.name!r}; a name that ends in .jsonl or .jsonl.gz")
     load_plugins()
@@ -128,8 +127,6 @@ async def _record(questions: Path, given: RecordOptions) -> Progress:
 
 
 def _lines(questions: Path) -> list[str]:
-    from suffice.errors import ConfigError
-
     try:
         return questions.read_text("utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -137,16 +134,12 @@ def _lines(questions: Path) -> list[str]:
 
 
 def _settings(given: RecordOptions) -> Settings | None:
-    from suffice.wiring import load_settings
-
     is_meant = given.route is not None or not (given.upstream or "").startswith(("http://", "https://"))
     path = given.config or (SETTINGS if is_meant and SETTINGS.is_file() else None)
     return None if path is None else load_settings(path)
 
 
 def _route(settings: Settings | None, given: RecordOptions) -> Route | None:
-    from suffice.errors import ConfigError
-
     if given.route is None:
         return None
     if settings is None:
@@ -155,12 +148,6 @@ def _route(settings: Settings | None, given: RecordOptions) -> Route | None:
 
 
 def _upstream(settings: Settings | None, route: Route | None, given: RecordOptions) -> tuple[str, Upstream]:
-    import msgspec
-
-    from suffice.errors import ConfigError
-    from suffice.settings import Upstream
-    from suffice.upstream.drivers import DRIVERS
-
     target = given.upstream or (route.upstream if route is not None else None)
     if target is None:
         raise ConfigError("--upstream: name a server, or a --route that has one")
@@ -179,11 +166,6 @@ def _upstream(settings: Settings | None, route: Route | None, given: RecordOptio
 
 
 def _recipe(route: Route | None, upstream: Upstream, given: RecordOptions) -> RecordingRecipe:
-    from suffice.errors import ConfigError
-    from suffice.replay.record.ask import RecordingRecipe
-    from suffice.settings import Probe, Steps
-    from suffice.upstream.drivers import DRIVERS
-
     kind = given.kind or (route.kind if route is not None else None)
     if kind not in {"reasoning", "samples"}:
         raise ConfigError(f"--kind: got {kind!r}; allowed: reasoning, samples")
@@ -226,10 +208,6 @@ def _telling(asked: list[QuestionLine], given: RecordOptions) -> Iterator[Callab
     if given.as_json:
         yield lambda _: None
     elif sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-        from rich.progress import Progress as Bars
-
         columns = (TextColumn("record"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[live]}"))
         with Bars(*columns, console=Console(stderr=True)) as bars:
             task = bars.add_task("record", total=len(asked), live="")

@@ -8,17 +8,23 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from suffice.cli.offline.replay_online import online_options, run_online
 from suffice.cli.shell import fail
-
-if TYPE_CHECKING:
-    from suffice.replay.study.result import SetReport
-    from suffice.replay.study.sets import ReplayOptions
-    from suffice.replay.traces.survey import Survey
+from suffice.errors import ConfigError, SufficeError
+from suffice.plugins import load_plugins
+from suffice.replay.report.lines import json_lines
+from suffice.replay.report.report import write_report
+from suffice.replay.report.table import WIDTH, print_report
+from suffice.replay.study.points import MARGIN
+from suffice.replay.study.result import SetReport
+from suffice.replay.study.sets import ReplayOptions, replay_set
+from suffice.replay.traces.survey import Survey, survey
 
 
 @click.command()
@@ -110,9 +116,6 @@ def replay(
     questions (frozen) and in hindsight, and the oracles; writes a report with plots. With --online the runs come as
     traffic instead: a cold start, audits by lot, the certified level, alarms; the figure shows the course.
     """
-    from suffice.errors import SufficeError
-    from suffice.plugins import load_plugins
-
     load_plugins()
     try:
         if traffic.pop("online"):
@@ -145,9 +148,6 @@ def _asked(
     margin: float | None,
     seed: int,
 ) -> ReplayOptions:
-    from suffice.replay.study.points import MARGIN
-    from suffice.replay.study.sets import ReplayOptions
-
     specs = [_spec(text) for text in given]
     return ReplayOptions(
         max_em_drop=max_em_drop,
@@ -161,8 +161,6 @@ def _asked(
 
 
 def _spec(text: str) -> dict[str, Any]:
-    from suffice.errors import ConfigError
-
     if not text.lstrip().startswith("{"):
         return {"policy": text.strip()}
     try:
@@ -188,12 +186,6 @@ def _replay(
     *,
     quiet: bool,
 ) -> list[SetReport]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from suffice.replay.study.sets import replay_set
-    from suffice.replay.traces.survey import survey
-
     console = Console(stderr=True)
     shown = console.is_terminal and not quiet
     progress = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console)
@@ -212,8 +204,6 @@ def _replay(
 
 
 def _fits_for(data: Survey, fits: Sequence[Survey]) -> list[Survey]:
-    from suffice.errors import ConfigError
-
     same = [fit for fit in fits if fit.set == data.set] or [fit for fit in fits if fit.kind == data.kind]
     if fits and not same:
         kinds = ", ".join(sorted({fit.kind for fit in fits}))
@@ -222,12 +212,6 @@ def _fits_for(data: Survey, fits: Sequence[Survey]) -> list[Survey]:
 
 
 def _show(reports: list[SetReport], out: Path | None, *, no_report: bool, as_json: bool) -> None:
-    from rich.console import Console
-
-    from suffice.replay.report.lines import json_lines
-    from suffice.replay.report.report import write_report
-    from suffice.replay.report.table import WIDTH, print_report
-
     if as_json:
         click.echo(json_lines(reports), nl=False)
     else:

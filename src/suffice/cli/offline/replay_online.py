@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import click
 from click.core import ParameterSource
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-if TYPE_CHECKING:
-    from suffice.replay.online.protocol import OnlineOptions
-    from suffice.replay.online.result import OnlineReport
+from suffice.errors import ConfigError
+from suffice.replay.online.drift import parse_drift
+from suffice.replay.online.protocol import OnlineOptions, replay_online
+from suffice.replay.online.result import OnlineReport
+from suffice.replay.online.show import print_online, write_courses
+from suffice.replay.report.table import WIDTH
+from suffice.replay.traces.survey import survey
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -154,14 +161,6 @@ def run_online(
 
     given  the options of the table, by name
     """
-    import json
-
-    from rich.console import Console
-
-    from suffice.replay.online.show import print_online, write_courses
-    from suffice.replay.report.table import WIDTH
-    from suffice.replay.traces.survey import survey
-
     asked = _asked(max_em_drop, probe_tokens, seed, given)
     sets = survey(files, where=where, min_run_em=min_run_em)
     later = survey([asked.drift.file])[0] if asked.drift is not None and asked.drift.file is not None else None
@@ -180,10 +179,6 @@ def run_online(
 
 
 def _asked(max_em_drop: float, probe_tokens: int | None, seed: int, given: dict[str, Any]) -> OnlineOptions:
-    from suffice.errors import ConfigError
-    from suffice.replay.online.drift import parse_drift
-    from suffice.replay.online.protocol import OnlineOptions
-
     if not 0 < max_em_drop < 1:
         raise ConfigError(f"--max-em-drop: got {max_em_drop:g}; with --online above 0 and below 1: nothing proves 0")
     ways = [f"--{name}" for name in ("resample", "disjoint", "drift") if given[name]]
@@ -211,8 +206,6 @@ def _asked(max_em_drop: float, probe_tokens: int | None, seed: int, given: dict[
 
 def _label_delay(text: str) -> tuple[int, int]:
     """Least and most requests between a run and its label. Raises ConfigError with what is allowed."""
-    from suffice.errors import ConfigError
-
     match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", text, re.ASCII)
     least, most = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if least > most:
@@ -221,11 +214,6 @@ def _label_delay(text: str) -> tuple[int, int]:
 
 
 def _replayed(sets: Sequence[Any], later: Any, asked: OnlineOptions, *, quiet: bool) -> list[OnlineReport]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from suffice.replay.online.protocol import replay_online
-
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     progress = Progress(*columns, console=console)

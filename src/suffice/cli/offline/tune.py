@@ -11,19 +11,25 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from suffice.cli.shell import fail
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from suffice.replay.traces.survey import Survey
-    from suffice.replay.tune.proposal import PolicyProposal
-    from suffice.replay.tune.tune import Bench, TuneOptions
-    from suffice.replay.tune.tuned import IntervalValue, TunedSet
+from suffice.errors import ConfigError, SufficeError
+from suffice.plugins import load_plugins
+from suffice.replay.report.lines import dump_json
+from suffice.replay.report.wording import describe_percent, describe_points
+from suffice.replay.study.points import MARGIN
+from suffice.replay.study.sums import N_FOLDS
+from suffice.replay.traces.survey import Survey, survey
+from suffice.replay.tune.proposal import PolicyProposal, build_proposal, format_toml, write_proposal
+from suffice.replay.tune.tune import Bench, TuneOptions, tune_set
+from suffice.replay.tune.tuned import IntervalValue, TunedSet, title_of, tuned_object
+from suffice.sanitize import printable
 
 
 @click.command()
@@ -110,9 +116,6 @@ def tune(
     The search is repeated five times without a fifth of the questions, and each winner judged on those: what it
     does there, not what the search saw, is what to expect. Writes what a route needs to run the policy.
     """
-    from suffice.errors import SufficeError
-    from suffice.plugins import load_plugins
-
     load_plugins()
     try:
         tuning = _tuning(**options)
@@ -136,9 +139,6 @@ def _tuning(
     margin: float | None,
     seed: int,
 ) -> TuneOptions:
-    from suffice.replay.study.points import MARGIN
-    from suffice.replay.tune.tune import TuneOptions
-
     return TuneOptions(
         max_em_drop=max_em_drop,
         margin=MARGIN if margin is None else margin,
@@ -152,9 +152,6 @@ def _tuning(
 
 
 def _one_set(files: tuple[Path, ...], where: str | None, min_run_em: float | None) -> Survey:
-    from suffice.errors import ConfigError
-    from suffice.replay.traces.survey import survey
-
     sets = survey(files, where=where, min_run_em=min_run_em)
     if len(sets) != 1:
         names = ", ".join(data.set for data in sets)
@@ -163,12 +160,6 @@ def _one_set(files: tuple[Path, ...], where: str | None, min_run_em: float | Non
 
 
 def _tune(data: Survey, tuning: TuneOptions, *, quiet: bool) -> tuple[TunedSet, Bench]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from suffice.replay.study.sums import N_FOLDS
-    from suffice.replay.tune.tune import tune_set
-
     console = Console(stderr=True)
     shown = console.is_terminal and not quiet
     progress = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console)
@@ -183,8 +174,6 @@ def _tune(data: Survey, tuning: TuneOptions, *, quiet: bool) -> tuple[TunedSet, 
 
 
 def _write(tuned: TunedSet, bench: Bench, route: str, folder: Path | None) -> tuple[list[Path], PolicyProposal]:
-    from suffice.replay.tune.proposal import build_proposal, write_proposal
-
     proposal = build_proposal(tuned.proposal, bench.scores, classes=bench.classes(None).classes)
     if folder is None:
         return [], proposal
@@ -203,9 +192,6 @@ def _write(tuned: TunedSet, bench: Bench, route: str, folder: Path | None) -> tu
 
 
 def _print_json(tuned: TunedSet, proposal: PolicyProposal, written: list[Path]) -> None:
-    from suffice.replay.report.lines import dump_json
-    from suffice.replay.tune.tuned import tuned_object
-
     model = None if proposal.model is None else proposal.model.address
     found = tuned_object(tuned) | {"policy": proposal.spec, "model": model, "written": [str(path) for path in written]}
     click.echo(dump_json(found))
@@ -215,12 +201,6 @@ def _print_json(tuned: TunedSet, proposal: PolicyProposal, written: list[Path]) 
 
 
 def _show(tuned: TunedSet, proposal: PolicyProposal, written: list[Path]) -> None:
-    from rich.console import Console
-
-    from suffice.replay.report.wording import describe_percent, describe_points
-    from suffice.replay.tune.proposal import format_toml
-    from suffice.sanitize import printable
-
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"{printable(tuned.set)}, {tuned.kind}: {tuned.n_episodes:,} runs of {tuned.n_questions:,} questions,"
@@ -249,11 +229,6 @@ def _show(tuned: TunedSet, proposal: PolicyProposal, written: list[Path]) -> Non
 
 
 def _show_folds(tuned: TunedSet, console: Console) -> None:
-    from rich.table import Table
-
-    from suffice.replay.report.wording import describe_percent
-    from suffice.replay.tune.tuned import title_of
-
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("fold")
     table.add_column("winner of the search without it", overflow="fold")
@@ -273,8 +248,6 @@ def _show_folds(tuned: TunedSet, console: Console) -> None:
 
 
 def _show_optimism(tuned: TunedSet, console: Console) -> None:
-    from suffice.replay.report.wording import describe_percent
-
     def ranged(of: IntervalValue) -> str:
         low, high = describe_percent(of.interval.low, 2), describe_percent(of.interval.high, 2)
         return f"{describe_percent(of.value, 2)} [{low}, {high}]"

@@ -7,19 +7,23 @@ Heavy imports stand inside the functions.
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
+import msgspec
 
+from suffice import wiring
 from suffice.cli.deciding import AUTHOR, CONFIG, JSON, REASON, failing_with, format_time, log_of, refused, say, who
 from suffice.cli.shell import CommandGroup, fail, print_line
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from suffice.rollout.results import ArmComparison, ArmResult, ClassEffect, ExperimentResult
-    from suffice.settings import Experiment, Settings
-    from suffice.store.routes.experiments import ExperimentRun
+from suffice.control.compare.experiments import read_experiment
+from suffice.errors import ConfigError
+from suffice.rollout.metrics import metric_of
+from suffice.rollout.results import ArmComparison, ArmResult, ClassEffect, ExperimentResult
+from suffice.rollout.summary import HOLDS, summarize_arm
+from suffice.settings import Experiment, Settings
+from suffice.store.database.sqlite import database_path
+from suffice.store.routes import experiments
+from suffice.store.routes.experiments import ExperimentRun, read_experiments
 
 _WIDTH = 100
 
@@ -41,8 +45,6 @@ def list_(path: str, *, as_json: bool) -> None:
     latest = {one.experiment.name: one for one in held}
     names = list(dict.fromkeys((*settings.experiments, *latest)))
     if as_json:
-        import msgspec
-
         rows = [{"name": name, **_listed(name, settings, latest)} for name in names]
         click.echo(msgspec.json.encode({"experiments": rows}).decode())
         return
@@ -65,8 +67,6 @@ def show(name: str, path: str, run: int | None, *, as_json: bool) -> None:
 
     Look as often as you like: every interval holds at every look.
     """
-    from suffice.control.compare.experiments import read_experiment
-
     settings, database, held = _opened("experiment show", path)
     mine = [one for one in held if one.experiment.name == name and run in (None, one.experiment.run)]
     if not mine:
@@ -76,10 +76,6 @@ def show(name: str, path: str, run: int | None, *, as_json: bool) -> None:
     with failing_with("experiment show"):
         result = read_experiment(database, one, settings)
     if as_json:
-        import msgspec
-
-        from suffice.rollout.summary import summarize_arm
-
         told = {arm.arm: summarize_arm(result, arm) for arm in result.arms}
         found = {**_state(one), "result": msgspec.to_builtins(result), "reading": told}
         click.echo(msgspec.json.encode(found).decode())
@@ -98,9 +94,6 @@ def start(name: str, path: str, reason: str, author: str | None, *, as_json: boo
 
     It runs as the settings have it now. One that runs already gets its new weights and share.
     """
-    from suffice import wiring
-    from suffice.store.routes import experiments
-
     with failing_with("experiment start"), log_of(path) as (settings, writer):
         written = _of_settings(settings, name)
         wiring.check_experiment(settings, name)
@@ -124,8 +117,6 @@ def stop(name: str, path: str, reason: str, author: str | None, *, as_json: bool
 
     Its requests are served as the route says again. What it showed is kept beside the reason.
     """
-    from suffice.store.routes import experiments
-
     with failing_with("experiment stop"), log_of(path) as (settings, writer):
         held = experiments.read_experiments(writer.path)
         now = next((one for one in held if one.runs and one.experiment.name == name), None)
@@ -142,10 +133,6 @@ def stop(name: str, path: str, reason: str, author: str | None, *, as_json: bool
 
 
 def _opened(command: str, path: str) -> tuple[Settings, Path, tuple[ExperimentRun, ...]]:
-    from suffice import wiring
-    from suffice.store.database.sqlite import database_path
-    from suffice.store.routes.experiments import read_experiments
-
     with failing_with(command):
         settings = wiring.load_deployment(path)
         database = database_path(settings.store.url)
@@ -153,9 +140,6 @@ def _opened(command: str, path: str) -> tuple[Settings, Path, tuple[ExperimentRu
 
 
 def _said(one: ExperimentRun, settings: Settings, database: Path) -> tuple[str, ...]:
-    from suffice.control.compare.experiments import read_experiment
-    from suffice.rollout.summary import summarize_arm
-
     try:
         result = read_experiment(database, one, settings)
     except Exception as error:  # noqa: BLE001 - what is computed must not keep a person from stopping it
@@ -165,8 +149,6 @@ def _said(one: ExperimentRun, settings: Settings, database: Path) -> tuple[str, 
 
 
 def _of_settings(settings: Settings, name: str) -> Experiment:
-    from suffice.errors import ConfigError
-
     if name not in settings.experiments:
         known = ", ".join(sorted(settings.experiments)) or "none is configured"
         raise ConfigError(f"unknown experiment {name!r}; known: {known}")
@@ -220,8 +202,6 @@ def _listed(name: str, settings: Settings, latest: dict[str, ExperimentRun]) -> 
 
 
 def _print(one: ExperimentRun, result: ExperimentResult) -> None:
-    from suffice.rollout.summary import HOLDS, summarize_arm
-
     what = one.experiment
     since = format_time(one.started_at_s)
     print_line(f"experiment {what.name}, run {what.run}: started {since} by {one.author}: {one.reason}")
@@ -281,21 +261,15 @@ def _class_row(one: ArmComparison, part: ClassEffect) -> tuple[str, ...]:
 
 
 def _named(metric: str) -> str:
-    from suffice.rollout.metrics import metric_of
-
     unit = metric_of(metric).margin
     return metric if unit == metric else f"{metric}, {unit}"
 
 
 def _allowed(one: ArmComparison) -> str:
-    from suffice.rollout.metrics import metric_of
-
     return "" if one.margin is None else metric_of(one.metric).size(one.margin)
 
 
 def _number(metric: str, value: float) -> str:
-    from suffice.rollout.metrics import metric_of
-
     one = metric_of(metric)
     return f"{value * one.times + 0.0:+,.{one.digits}f}"  # a minus zero is a zero
 

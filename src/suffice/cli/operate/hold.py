@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import click
 
+from suffice import wiring
 from suffice.cli.deciding import (
     AUTHOR,
     CONFIG,
@@ -18,11 +19,10 @@ from suffice.cli.deciding import (
     refused,
     who,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from suffice.store.database.decisions import Decisions
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.views import newest_of, open_reader
+from suffice.store.routes import pausing
+from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
 
 
 @click.command()
@@ -36,7 +36,6 @@ def pause(route: str, path: str, reason: str, author: str | None, wait_s: float)
 
     Waits until every running gateway has confirmed, and exits with 3 when one has not, or none is running.
     """
-    from suffice.store.routes import pausing
 
     def decide(writer: Decisions) -> str | None:
         return pausing.start_pause(writer, route, reason=reason, author=who(author))
@@ -55,7 +54,6 @@ def resume(route: str, path: str, reason: str, author: str | None, wait_s: float
 
     Waits until every running gateway has confirmed, and exits with 3 when one has not, or none is running.
     """
-    from suffice.store.routes import pausing
 
     def decide(writer: Decisions) -> str | None:
         return pausing.end_pause(writer, route, reason=reason, author=who(author))
@@ -66,10 +64,6 @@ def resume(route: str, path: str, reason: str, author: str | None, wait_s: float
 def _decide(
     command: str, route: str, path: str, decide: Callable[[Decisions], str | None], *, wait_s: float, again: str = ""
 ) -> None:
-    from suffice import wiring
-    from suffice.store.database.views import newest_of, open_reader
-    from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
-
     with failing_with(command, again=again), log_of(path, waits=True) as (settings, writer):
         find_settings(settings, route)
         problem = decide(writer)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import time
+from typing import Any
 
 import click
+import msgspec
 
 from suffice.cli.deciding import (
     AUTHOR,
@@ -17,13 +19,17 @@ from suffice.cli.deciding import (
     log_of,
     refused,
     say,
+    settings_setup,
     who,
 )
 from suffice.cli.shell import CommandGroup, print_line
-
-if TYPE_CHECKING:
-    from suffice.review.holds import RouteHolds
-    from suffice.review.incident import Case, DecisionKind
+from suffice.errors import ConfigError
+from suffice.review.decide import IncidentForm, in_words
+from suffice.review.holds import RouteHolds
+from suffice.review.incident import Case, DecisionKind
+from suffice.store.database.views import open_reader
+from suffice.store.people.deciding import decide_incident, fitting, open_incident, read_now
+from suffice.store.people.holds import read_holds
 
 
 @click.group(cls=CommandGroup)
@@ -38,10 +44,6 @@ def incident() -> None:
 @JSON
 def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
     """Show incidents, oldest first."""
-    import msgspec
-
-    from suffice.store.people.holds import read_holds
-
     with failing_with("incident list"), log_of(path) as (told, writer):
         if route is not None:
             find_settings(told, route)
@@ -68,14 +70,6 @@ def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> 
 @JSON
 def show(name: str, path: str, *, as_json: bool) -> None:
     """Show incident NAME: what it stands on, what was decided, and what can be rolled back to."""
-    import time
-
-    import msgspec
-
-    from suffice.review.decide import in_words
-    from suffice.store.database.views import open_reader
-    from suffice.store.people.deciding import fitting, read_now
-
     with failing_with("incident show"), log_of(path) as (told, writer), open_reader(writer.path) as connection:
         route, case = _found(writer.path, name)
         settings = find_settings(told, route)
@@ -137,12 +131,6 @@ def decide(
     as_json: bool,
 ) -> None:
     """Decide incident NAME, and carry the decision out."""
-    import time
-
-    from suffice.cli.deciding import settings_setup
-    from suffice.review.decide import IncidentForm
-    from suffice.store.people.deciding import decide_incident
-
     again = "Everything is as it was: decide again once the log can be written."
     with failing_with("incident decide", again=again), log_of(path) as (told, writer):
         route, _ = _found(writer.path, name)
@@ -183,10 +171,6 @@ def open_(
     route: str, evidence: tuple[str, ...], reason: str, author: str | None, path: str, *, pauses: bool, as_json: bool
 ) -> None:
     """Open an incident on ROUTE by hand."""
-    import time
-
-    from suffice.store.people.deciding import open_incident
-
     with failing_with("incident open", again="Open it again once the log can be written."), log_of(path) as (told, log):
         found = open_incident(
             log,
@@ -206,9 +190,6 @@ def open_(
 
 def _found(database: Any, name: str) -> tuple[str, Case]:
     """An incident by its name, with its route. Any: a path. Raises ConfigError."""
-    from suffice.errors import ConfigError
-    from suffice.store.people.holds import read_holds
-
     for route, held in read_holds(database).routes.items():
         case = held.case(name)
         if case is not None:
@@ -232,8 +213,6 @@ def _state(case: Case) -> str:
 
 
 def _plain(case: Case) -> dict[str, Any]:
-    import msgspec
-
     return {
         **msgspec.to_builtins(case.incident),
         "is_open": case.is_open,

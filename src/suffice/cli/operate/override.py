@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
 
 import click
+import msgspec
 
 from suffice.cli.deciding import (
     AUTHOR,
@@ -17,12 +18,14 @@ from suffice.cli.deciding import (
     log_of,
     refused,
     say,
+    settings_setup,
     who,
 )
 from suffice.cli.shell import CommandGroup, print_line
-
-if TYPE_CHECKING:
-    from suffice.review.override import Override, OverrideKind
+from suffice.review.decide import OverrideForm
+from suffice.review.override import Override, OverrideKind, describe_override
+from suffice.store.people.deciding import end_override, set_override
+from suffice.store.people.holds import read_holds
 
 
 @click.group(cls=CommandGroup)
@@ -61,12 +64,6 @@ def set_(
     It can only make things safer, unless what it pins is certified there now. A running gateway follows within a
     second, and stops following when the date has come, whether or not a worker runs.
     """
-    import time
-
-    from suffice.cli.deciding import settings_setup
-    from suffice.review.decide import OverrideForm
-    from suffice.store.people.deciding import set_override
-
     again = "Set it again once the log can be written."
     with failing_with("override set", again=again), log_of(path) as (told, writer):
         settings = find_settings(told, route)
@@ -100,13 +97,6 @@ def set_(
 @JSON
 def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
     """Show what is held, by whom, why and until when."""
-    import time
-
-    import msgspec
-
-    from suffice.review.override import describe_override
-    from suffice.store.people.holds import read_holds
-
     with failing_with("override list"), log_of(path) as (told, writer):
         names = list(told.routes) if route is None else [route]
         for name in names:
@@ -139,10 +129,6 @@ def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> 
 @JSON
 def end(route: str, number: int, reason: str, author: str | None, path: str, *, as_json: bool) -> None:
     """End override NUMBER of ROUTE before its date."""
-    import time
-
-    from suffice.store.people.deciding import end_override
-
     with failing_with("override end", again="It still holds."), log_of(path) as (told, writer):
         found = end_override(writer, route, find_settings(told, route), number, reason, who(author), now_s=time.time())
     if isinstance(found, str):

@@ -7,11 +7,15 @@ Knows options and how a rollout looks; refuses to know what its evidence says (`
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import click
+import msgspec
 
+from suffice import wiring
 from suffice.cli.deciding import (
     AUTHOR,
     CONFIG,
@@ -23,18 +27,29 @@ from suffice.cli.deciding import (
     log_of,
     refused,
     say,
+    settings_setup,
     who,
 )
 from suffice.cli.shell import CommandGroup, print_line
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from suffice.control.compare.assessment import Assessment
-    from suffice.settings import Route, Settings
-    from suffice.store.database.decisions import Decisions
-    from suffice.store.routes.rollouts import RolloutRun
-
+from suffice.control.compare.assessment import Assessment, standing_of
+from suffice.control.evidence.matching import matching
+from suffice.review.decide import OverrideForm
+from suffice.rollout.difference import diff_plain
+from suffice.rollout.rules import rules_of
+from suffice.settings import Route, Settings
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.views import open_reader
+from suffice.store.people.deciding import set_override
+from suffice.store.routes import rollouts
+from suffice.store.routes.candidates import plain_of, propose_learned, take_back
+from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.rollouts import (
+    RolloutRun,
+    own_version,
+    read_rollouts,
+    read_running_rollouts,
+    read_serving_version,
+)
 
 _MODELS: Final = re.compile(r"v-[0-9a-f]{12}")  # the address of what a refit has proposed
 
@@ -49,9 +64,6 @@ def policy() -> None:
 @JSON
 def list_(path: str, *, as_json: bool) -> None:
     """List what serves each route, and the rollout that runs there."""
-    from suffice.store.routes.in_force import read_decided
-    from suffice.store.routes.rollouts import own_version, read_rollouts, read_running_rollouts, read_serving_version
-
     with failing_with("policy list"), log_of(path) as (settings, writer):
         held, decided = read_rollouts(writer.path), read_decided(writer.path)
         rows = list[dict[str, Any]]()
@@ -64,8 +76,6 @@ def list_(path: str, *, as_json: bool) -> None:
                 {"route": name, "own": own, "serves": now, "rollout": _row(read_running_rollouts(held).get(name))}
             )
     if as_json:
-        import msgspec
-
         click.echo(msgspec.json.encode({"routes": rows}).decode())
         return
     for row in rows:
@@ -85,8 +95,6 @@ def show(route: str, path: str, *, as_json: bool) -> None:
 
     Where none runs, its latest one is shown.
     """
-    from suffice.store.routes.rollouts import read_rollouts
-
     with failing_with("policy show"), log_of(path) as (settings, writer):
         find_settings(settings, route)
         mine = [one for one in read_rollouts(writer.path) if one.state.route == route]
@@ -95,8 +103,6 @@ def show(route: str, path: str, *, as_json: bool) -> None:
         held = mine[-1]
         looked = None if held.state.over else _look(settings, route, held, writer.path)
     if as_json:
-        import msgspec
-
         standing = None if looked is None else msgspec.to_builtins(looked.standing)
         click.echo(msgspec.json.encode({**(_row(held) or {}), "moves": held.moves, "standing": standing}).decode())
         return
@@ -109,11 +115,6 @@ def show(route: str, path: str, *, as_json: bool) -> None:
 @CONFIG
 def diff(before: str, after: str, path: str) -> None:
     """Show in what version AFTER differs from version BEFORE, by their addresses."""
-    from suffice import wiring
-    from suffice.rollout.difference import diff_plain
-    from suffice.store.database.views import open_reader
-    from suffice.store.routes.candidates import plain_of
-
     with failing_with("policy diff"), log_of(path) as (settings, writer), open_reader(writer.path) as connection:
         secret = wiring.deployment_salt(settings)
         old, new = (plain_of(connection, one, secret=secret) for one in (before, after))
@@ -136,11 +137,6 @@ def propose(route: str, candidate: str, path: str, reason: str, author: str | No
     that learns; else a policy as the settings write it, such as '{policy = "beta", threshold = 0.9}', or a file that
     holds it (TOML or JSON). It begins in shadow, where nobody is served by it.
     """
-    import secrets
-
-    from suffice import wiring
-    from suffice.store.routes.candidates import propose_learned
-
     with failing_with("policy propose"), log_of(path) as (settings, writer):
         told, by, secret = find_settings(settings, route), who(author), wiring.deployment_salt(settings)
         begin = propose_learned if _MODELS.fullmatch(candidate) else _propose_policy
@@ -159,10 +155,6 @@ def propose(route: str, candidate: str, path: str, reason: str, author: str | No
 def _propose_policy(
     writer: Decisions, name: str, route: Route, table: str, *, author: str, reason: str, rollout: str, secret: str
 ) -> RolloutRun | str:
-    from suffice import wiring
-    from suffice.rollout.rules import rules_of
-    from suffice.store.routes import rollouts
-
     if route.is_owned:
         return (
             f"route {name} acts by the proof of its own policy, and a candidate would have none: nobody would be served"
@@ -213,10 +205,6 @@ def release(route: str, **said: Any) -> None:
 @_word
 def rollback(route: str, path: str, reason: str, author: str | None, *, as_json: bool) -> None:
     """Go back on ROUTE: end the rollout that runs, or take back what the last one brought."""
-    from suffice import wiring
-    from suffice.store.routes import rollouts
-    from suffice.store.routes.candidates import take_back
-
     with failing_with("policy rollback", again="`suffice kill` needs no database."), log_of(path) as (settings, writer):
         told = find_settings(settings, route)
         runs = route in rollouts.read_running_rollouts(rollouts.read_rollouts(writer.path))
@@ -248,12 +236,6 @@ def pin(
     route: str, publication: int, days: float, path: str, reason: str, author: str | None, *, as_json: bool
 ) -> None:
     """Serve what PUBLICATION of ROUTE put in force, until a date, as far as it is certified there now."""
-    import time
-
-    from suffice.cli.deciding import settings_setup
-    from suffice.review.decide import OverrideForm
-    from suffice.store.people.deciding import set_override
-
     with failing_with("policy pin"), log_of(path) as (settings, writer):
         told = find_settings(settings, route)
         wanted = OverrideForm(kind="pin", reason=reason, author=who(author), days=days)
@@ -275,8 +257,6 @@ def pin(
 
 
 def _step(command: str, route: str, *, path: str, reason: str, author: str | None, as_json: bool) -> None:
-    from suffice.store.routes import rollouts
-
     again = "`suffice kill` needs no database."
     with failing_with(f"policy {command}", again=again), log_of(path) as (settings, writer):
         find_settings(settings, route)
@@ -288,13 +268,6 @@ def _step(command: str, route: str, *, path: str, reason: str, author: str | Non
 
 
 def _look(settings: Settings, route: str, held: RolloutRun, path: Any) -> Assessment:
-    import time
-
-    from suffice import wiring
-    from suffice.control.compare.assessment import standing_of
-    from suffice.control.evidence.matching import matching
-    from suffice.store.database.views import open_reader
-
     with open_reader(path) as connection:
         return standing_of(
             connection,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeVar
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Literal, TypeVar
 
 import click
 
+from suffice import wiring
 from suffice.cli.shell import CONFIG, CommandGroup, fail
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from suffice.wiring.people import People
+from suffice.errors import SufficeError
+from suffice.wiring.people import People, access_changed
 
 T = TypeVar("T")
 
@@ -59,8 +59,6 @@ def remove(name: str, path: str) -> None:
 @CONFIG
 def people(path: str) -> None:
     """Show who may come in. Secrets are kept as hashes and cannot be shown."""
-    from datetime import UTC, datetime
-
     found = _done("admin list", path, lambda people: people.listed())
     for one in found:
         since = datetime.fromtimestamp(one.since_s, UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", "Z")
@@ -77,10 +75,6 @@ def _show(command: str, path: str, make: Callable[[People], str], name: str, wha
 
 
 def _noted(command: str, path: str, name: str, what: Literal["added", "reset", "removed"]) -> None:
-    from suffice import wiring
-    from suffice.errors import SufficeError
-    from suffice.wiring.people import People, access_changed
-
     settings = wiring.load_settings(path)
     try:
         with wiring.open_decisions(settings, create=False) as writer:
@@ -90,10 +84,6 @@ def _noted(command: str, path: str, name: str, what: Literal["added", "reset", "
 
 
 def _done(command: str, path: str, do: Callable[[People], T]) -> T:
-    from suffice import wiring
-    from suffice.errors import SufficeError
-    from suffice.wiring.people import People
-
     try:
         return do(People.of(wiring.load_deployment(path)))
     except SufficeError as error:

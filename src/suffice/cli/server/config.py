@@ -6,8 +6,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+import msgspec
 
+from suffice import wiring
 from suffice.cli.shell import INSECURE_OPEN, CommandGroup, fail
+from suffice.errors import SufficeError
+from suffice.plugins import load_plugins
+from suffice.wiring import load_settings
+from suffice.wiring.audit import with_addresses
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -31,10 +37,6 @@ def check(path: str, named: str | None, host: str | None, insecure_open: bool) -
 
     Looks at the environment and at what the log says, too. Exits with 2, and says where, when `serve` would refuse.
     """
-    from suffice import wiring
-    from suffice.errors import SufficeError
-    from suffice.plugins import load_plugins
-
     path = named or path
     try:
         settings = wiring.load_settings(path)
@@ -64,12 +66,6 @@ def show(path: str, named: str | None) -> None:
 
     Secrets are never in them. A learned model is its address.
     """
-    import msgspec
-
-    from suffice.errors import SufficeError
-    from suffice.wiring import load_settings
-    from suffice.wiring.audit import with_addresses
-
     try:
         settings = load_settings(named or path)
     except SufficeError as error:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from suffice.cli.server.demo_console import run_console
+from suffice.cli.server.demo_online import run_online
+from suffice.cli.server.weights import fetched
 from suffice.cli.shell import fail
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from rich.console import Console
-
-    from suffice.demo.ask import DemoAnswer
-    from suffice.demo.run import Stage, StageResult
-
+from suffice.demo import run, show
+from suffice.demo.ask import DemoAnswer
+from suffice.demo.rows import correct
+from suffice.demo.run import Stage, StageResult, write_demo_report
+from suffice.errors import SufficeError
+from suffice.files import make_folder
+from suffice.local import tasks
+from suffice.local.server import LocalServer, ServerSpec
+from suffice.scoring.base import build_scorer
 
 # Requests that a local server works on at once. Two for samples: the same prompt comes eight times, and each
 # slot reads it once. Eight for reasoning: four runs, and their probes beside them.
@@ -68,13 +74,6 @@ def demo(
 
     SUFFICE_MODEL=/path/x.gguf uses a model file of your own on the reasoning route.
     """
-    from rich.console import Console
-
-    from suffice.demo import show
-    from suffice.demo.run import write_demo_report
-    from suffice.errors import SufficeError
-    from suffice.files import make_folder
-
     if online and (full or upstream or upstream_model or questions or samples):
         raise click.UsageError("--online swaps a model of its own and goes with --small and --out only")
     if as_console and (online or full or upstream or upstream_model or questions or samples):
@@ -113,9 +112,6 @@ def demo(
 
 
 def _console(console: Console, folder: Path, *, small: bool, port: int) -> None:
-    from suffice.cli.server.demo_console import run_console
-    from suffice.errors import SufficeError
-
     try:
         run_console(console, folder, small=small, port=port)
     except SufficeError as error:
@@ -125,9 +121,6 @@ def _console(console: Console, folder: Path, *, small: bool, port: int) -> None:
 
 
 def _online(console: Console, folder: Path, *, small: bool) -> int:
-    from suffice.cli.server.demo_online import run_online
-    from suffice.errors import SufficeError
-
     try:
         return run_online(console, folder, small=small)
     except SufficeError as error:
@@ -135,8 +128,6 @@ def _online(console: Console, folder: Path, *, small: bool) -> int:
 
 
 def _tell(console: Console, folder: Path, results: list[StageResult]) -> None:
-    from suffice.demo import show
-
     show.print_demo(console, results)
     console.print(f"\npicture: {_near(folder / 'demo.png')}   report: {_near(folder / 'report.json')}")
     console.print(f"logs, readable with sqlite3 and `suffice status --db`: {_near(folder)}/*.db\n")
@@ -174,9 +165,6 @@ class _Plan:
         if self.upstream is not None:
             yield [self._stage(kind, self.upstream_model or "default", self.upstream, slots=4) for kind in kinds]
             return
-        from suffice.cli.server.weights import fetched
-        from suffice.local.server import LocalServer, ServerSpec
-
         files = {kind: fetched(console, "smol" if kind == "samples" else self.model) for kind in kinds}
         with ExitStack() as servers:
             stages = []
@@ -194,9 +182,6 @@ class _Plan:
             yield stages
 
     def _stage(self, kind: str, model: str, url: str, *, slots: int) -> Stage:
-        from suffice.demo.run import Stage
-        from suffice.local import tasks
-
         at_once = min(AT_ONCE[kind], max(1, slots // 2))  # a probe is sent to a free slot only
         n = self.n_samples_questions if kind == "samples" else self.n_reasoning_questions
         return Stage(
@@ -213,14 +198,6 @@ class _Plan:
 
 
 def _run(console: Console, stages: list[Stage]) -> list[StageResult]:
-    import asyncio
-
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from suffice.demo import run
-    from suffice.demo.rows import correct
-    from suffice.scoring.base import build_scorer
-
     columns = (
         TextColumn("{task.description:<22}"),
         BarColumn(14),

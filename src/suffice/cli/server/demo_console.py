@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from rich.console import Console
 
-    from suffice.settings import Settings
+from suffice.demo.console.hook import webhook
+from suffice.demo.console.month import DAY_S, DAYS, WEBHOOK, live, month, settings_for
+from suffice.server import run_server
+from suffice.settings import Settings
+from suffice.wiring import deployment_salt, load_settings, open_worker
+from suffice.wiring.people import People
 
 SEED = 7
 N_REQUESTS, N_SMALL = 2_400, 900  # on the governed route
@@ -18,11 +22,6 @@ REVIEWER = "rita"
 
 def run_console(console: Console, folder: Path, *, small: bool, port: int) -> None:
     """Serve the console until told to end. Raises SufficeError, and OSError when the address cannot be had."""
-    from suffice.demo.console.hook import webhook
-    from suffice.demo.console.month import WEBHOOK
-    from suffice.server import run_server
-    from suffice.wiring.people import People
-
     settings = demonstrated(console, folder) or made_up(console, folder, small=small)
     people = People.of(settings)
     secret = people.reset("admin")
@@ -42,8 +41,6 @@ def run_console(console: Console, folder: Path, *, small: bool, port: int) -> No
 
 def demonstrated(console: Console, folder: Path) -> Settings | None:
     """The settings of a log that `make demo-online` has left; None: there is none."""
-    from suffice.wiring import load_settings, open_worker
-
     file, database = folder / "online.toml", folder / "online.db"
     if not file.is_file() or not database.is_file():
         return None
@@ -56,11 +53,6 @@ def demonstrated(console: Console, folder: Path) -> Settings | None:
 
 
 def made_up(console: Console, folder: Path, *, small: bool) -> Settings:
-    import time
-
-    from suffice.demo.console.month import DAY_S, DAYS, live, month, settings_for
-    from suffice.wiring import deployment_salt
-
     database = folder / "console.db"
     settings = settings_for(database)
     if database.is_file():

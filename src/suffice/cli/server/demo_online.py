@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.live import Live
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
-    from suffice.demo.online.course import Figures, Period
-    from suffice.demo.online.story import DemoReport, DemoWorld, Snapshot
+from suffice.cli.server.weights import fetched
+from suffice.demo.online import show, story
+from suffice.demo.online.course import Figures, Period, all_figures
+from suffice.demo.online.plan import SMALL, DemoPlan, story_settings
+from suffice.demo.online.story import DemoReport, DemoWorld, Snapshot
+from suffice.local import tasks
+from suffice.local.server import LocalServer, ServerSpec
+from suffice.store.routes.phases import phase_of
 
 SLOTS = 2  # of the model server: each reads a prompt once
 N_QUESTIONS = 300  # in the pool
@@ -23,12 +32,6 @@ ALIASES = ("smol-a", "smol-b")  # as the model server calls itself before and be
 
 def run_online(console: Console, folder: Path, *, small: bool) -> int:
     """Run it and print what came of it; the exit code. Raises SufficeError."""
-    import asyncio
-
-    from suffice.demo.online import show, story
-    from suffice.demo.online.plan import SMALL, DemoPlan, story_settings
-    from suffice.local import tasks
-
     plan = SMALL if small else DemoPlan()
     with local_world(console, folder) as world:
         settings = story_settings(
@@ -55,12 +58,6 @@ def local_world(console: Console, folder: Path) -> Iterator[DemoWorld]:
     The swap restarts it at the same address under another name of its own. The weights stay the same, which nobody
     can see from outside: a gateway goes by the names in the replies, as it would with another model.
     """
-    from urllib.parse import urlsplit
-
-    from suffice.cli.server.weights import fetched
-    from suffice.demo.online.story import DemoWorld
-    from suffice.local.server import LocalServer, ServerSpec
-
     spec = ServerSpec(model_path=fetched(console, "smol"), alias=ALIASES[0], n_parallel=SLOTS, ctx_tokens_per_slot=1024)
     running = [LocalServer(spec, log_path=folder / f"{ALIASES[0]}-server.log").__enter__()]
 
@@ -89,8 +86,6 @@ def followed(console: Console) -> Iterator[_Screen]:
     if not console.is_terminal:
         yield LineScreen(console)
         return
-    from rich.live import Live
-
     with Live(console=console, auto_refresh=False) as live:
         yield LiveScreen(console, live)
 
@@ -122,9 +117,6 @@ class LiveScreen:
         self._console.print(f"• {sentence}", highlight=False, markup=False)
 
     def look(self, now: Snapshot) -> None:
-        from rich.table import Table
-        from rich.text import Text
-
         shown = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         shown.add_column(style="bold", no_wrap=True)
         shown.add_column(overflow="fold")
@@ -134,9 +126,6 @@ class LiveScreen:
 
 
 def lines(now: Snapshot) -> list[tuple[str, str]]:
-    from suffice.demo.online.course import all_figures
-    from suffice.store.routes.phases import phase_of
-
     phase, figures = phase_of(now.held), all_figures(now.runs)
     level = f"level {phase.level} of {phase.n_levels}" if phase.level else "none"
     e_value = "" if phase.e_value is None else f", e-value {phase.e_value:.3g}"

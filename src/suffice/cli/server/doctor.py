@@ -14,22 +14,31 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+import msgspec
+from rich.console import Console
 
 from suffice.cli.deciding import find_settings
+from suffice.cli.inspect.status import RouteStatus, read_statuses
+from suffice.cli.server.findings import RouteDiagnosis, show_route, show_upstream
 from suffice.cli.shell import JSON_OBJECT, fail
-from suffice.settings import Driver
-
-if TYPE_CHECKING:
-    from suffice.cli.inspect.status import RouteStatus
-    from suffice.doctor.route import FullRunCounts
-    from suffice.doctor.talk import Talk
-    from suffice.settings import Route, Settings, Upstream
-    from suffice.store.rows.events import Event
-    from suffice.types import Findings
-    from suffice.upstream.client import UpstreamClient
+from suffice.doctor.advise import advise
+from suffice.doctor.examine import examine
+from suffice.doctor.route import FullRunCounts, as_findings, from_log, read_route_questions, run_live
+from suffice.doctor.talk import Talk
+from suffice.errors import ConfigError, SufficeError
+from suffice.plugins import load_plugins
+from suffice.scoring.base import build_scorer, scorer_label
+from suffice.settings import Driver, Route, Settings, Upstream
+from suffice.store.database.sqlite import database_path
+from suffice.store.database.views import n_requests_of, read_episodes
+from suffice.store.rows.events import Event, RouteExamined, UpstreamExamined
+from suffice.types import Findings
+from suffice.upstream.client import UpstreamClient
+from suffice.upstream.drivers import driver_facts
+from suffice.upstream.findings import honoured, url_key
+from suffice.wiring import api_key, build_route, load_settings, open_log, read_evidence
 
 DEFAULT_CONFIG = Path("suffice.toml")
 
@@ -74,9 +83,6 @@ def doctor(config: Path | None, **options: object) -> None:
     With a settings file the findings go into its log, where the gateway reads them at its next start.
     Exits with 1 when the server does not answer, and with 2 when it cannot be asked.
     """
-    from suffice.errors import ConfigError, SufficeError
-    from suffice.wiring import load_settings
-
     asked = DoctorOptions(**options)  # type: ignore[arg-type]  # click has checked them
     try:
         if (asked.upstream is None) == (asked.route is None):
@@ -96,15 +102,6 @@ def doctor(config: Path | None, **options: object) -> None:
 
 
 async def _examine_upstream(settings: Settings | None, asked: DoctorOptions, target: str) -> bool:
-    import msgspec
-
-    from suffice.cli.server.findings import show_upstream
-    from suffice.doctor.advise import advise
-    from suffice.doctor.examine import examine
-    from suffice.plugins import load_plugins
-    from suffice.upstream.drivers import driver_facts
-    from suffice.upstream.findings import honoured
-
     name, upstream = _target(settings, asked, target)
     if asked.driver is not None:
         load_plugins()
@@ -122,10 +119,6 @@ async def _examine_upstream(settings: Settings | None, asked: DoctorOptions, tar
 
 def _target(settings: Settings | None, asked: DoctorOptions, target: str) -> tuple[str, Upstream]:
     """The upstream that is meant, with its name in the settings; "": it has none."""
-    from suffice.errors import ConfigError
-    from suffice.settings import Upstream
-    from suffice.upstream.findings import url_key
-
     known = settings.upstreams if settings is not None else {}
     if target in known:
         return target, known[target]
@@ -139,16 +132,10 @@ def _target(settings: Settings | None, asked: DoctorOptions, target: str) -> tup
 
 
 def _client(name: str, upstream: Upstream) -> UpstreamClient:
-    from suffice.upstream.client import UpstreamClient
-    from suffice.wiring import api_key
-
     return UpstreamClient(name or "doctor", upstream, api_key(name or "doctor", upstream))
 
 
 async def _talk(client: UpstreamClient, asked: DoctorOptions, model: str | None) -> Talk:
-    from suffice.doctor.talk import Talk
-    from suffice.errors import ConfigError
-
     talk = Talk(
         client, model=model or "", timeout_s=asked.timeout_s, clock_s=time.monotonic, nonce=lambda: secrets.token_hex(6)
     )
@@ -161,8 +148,6 @@ async def _talk(client: UpstreamClient, asked: DoctorOptions, model: str | None)
 
 
 async def _keep_findings(settings: Settings | None, name: str, found: Findings) -> str:
-    from suffice.store.rows.events import UpstreamExamined
-
     if settings is None:
         return "Not kept: there is no settings file here (--config)."
     if not name:
@@ -172,8 +157,6 @@ async def _keep_findings(settings: Settings | None, name: str, found: Findings) 
 
 
 async def _append(settings: Settings, event: Event) -> None:
-    from suffice.wiring import open_log
-
     log = open_log(settings)
     try:
         await log.append_durable(event)
@@ -190,8 +173,6 @@ def _progress(asked: DoctorOptions) -> Iterator[Callable[[str], None]]:
     if asked.as_json or not sys.stderr.isatty():
         yield lambda _: None
         return
-    from rich.console import Console
-
     with Console(stderr=True).status("starting") as line:
         yield lambda name: line.update(f"trying {name}")
 
@@ -200,9 +181,6 @@ def _progress(asked: DoctorOptions) -> Iterator[Callable[[str], None]]:
 
 
 def _examine_route(settings: Settings | None, asked: DoctorOptions, name: str) -> None:
-    from suffice.cli.server.findings import RouteDiagnosis, show_route
-    from suffice.errors import ConfigError
-
     if settings is None:
         raise ConfigError("--route: needs a settings file; name it with --config")
     route = find_settings(settings, name, option="--route")
@@ -224,11 +202,6 @@ def _examine_route(settings: Settings | None, asked: DoctorOptions, name: str) -
 
 
 def _logged(settings: Settings, name: str, route: Route) -> FullRunCounts:
-    from suffice.doctor.route import FullRunCounts, from_log
-    from suffice.scoring.base import build_scorer
-    from suffice.store.database.sqlite import database_path
-    from suffice.store.database.views import read_episodes
-
     path = database_path(settings.store.url)
     if not path.is_file():
         return FullRunCounts()
@@ -237,10 +210,6 @@ def _logged(settings: Settings, name: str, route: Route) -> FullRunCounts:
 
 def _status(settings: Settings, name: str) -> RouteStatus | None:
     """What `suffice status` knows of the route; None: the log has no request of it yet."""
-    from suffice.cli.inspect.status import read_statuses
-    from suffice.store.database.sqlite import database_path
-    from suffice.store.database.views import n_requests_of
-
     path = database_path(settings.store.url)
     if not path.is_file() or not n_requests_of(path, [name], most=1)[name]:
         return None
@@ -248,16 +217,10 @@ def _status(settings: Settings, name: str) -> RouteStatus | None:
 
 
 def _refused(settings: Settings, name: str, route: Route) -> str | None:
-    from suffice.wiring import build_route, read_evidence
-
     return build_route(name, route, read_evidence(settings)).refused
 
 
 async def _run_questions(settings: Settings, asked: DoctorOptions, name: str, route: Route) -> FullRunCounts:
-    from suffice.doctor.route import as_findings, read_route_questions, run_live
-    from suffice.scoring.base import build_scorer, scorer_label
-    from suffice.store.rows.events import RouteExamined
-
     assert asked.questions is not None
     bodies = read_route_questions(asked.questions.read_text("utf-8").splitlines(), str(asked.questions))
     upstream = settings.upstreams[route.upstream]

@@ -10,16 +10,22 @@ import shutil
 import sys
 import textwrap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import click
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-if TYPE_CHECKING:
-    from suffice.cli.inspect.status import RouteStatus
-    from suffice.doctor.advise import Advice
-    from suffice.doctor.route import FullRunCounts
-    from suffice.settings import Route
-    from suffice.types import Findings
+from suffice.assurance.extractable import MIN_RUNS, MIN_SHARE
+from suffice.cli.inspect.status import RouteStatus, audits_missing
+from suffice.doctor.advise import Advice, not_verified
+from suffice.doctor.route import FullRunCounts
+from suffice.scoring.base import scorer_label
+from suffice.settings import Route
+from suffice.types import Findings
+from suffice.upstream.findings import EXPERIMENTS
 
 STYLES = {"yes": "green", "no": "red", "ignored": "yellow", "unclear": "dim"}
 VERIFIED = ("yes", "no", "ignored")  # verdicts that this server itself gave; after "unclear" nothing is verified
@@ -52,10 +58,6 @@ def show_upstream(found: Findings, advice: Advice, *, url: str, n_calls: int, ke
 
 
 def _print_json(found: Findings, advice: Advice, *, url: str, kept: str) -> None:
-    import msgspec
-
-    from suffice.doctor.advise import not_verified
-
     plain = msgspec.to_builtins(found) | {"url": url, "advice": msgspec.to_builtins(advice), "kept": kept}
     for one in plain["findings"]:
         one["verified"] = one["verdict"] in VERIFIED
@@ -64,13 +66,6 @@ def _print_json(found: Findings, advice: Advice, *, url: str, kept: str) -> None
 
 
 def _print_table(found: Findings, head: str) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from suffice.upstream.findings import EXPERIMENTS
-
     table = Table(title=Text(head), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("experiment", no_wrap=True, style="bold")
     table.add_column("verdict", no_wrap=True)
@@ -98,8 +93,6 @@ def _verified(verdict: str) -> str:
 
 
 def _print_advice(advice: Advice, kept: str) -> None:
-    from suffice.doctor.advise import not_verified
-
     _say("What Suffice will use here", [*advice.sentences, kept])
     click.echo("For suffice.toml:\n")
     click.echo(textwrap.indent(advice.settings, "    "))
@@ -127,10 +120,6 @@ def show_route(report: RouteDiagnosis, *, as_json: bool) -> None:
         for what, value in lines:
             click.echo(f"  {what:<20} {value}")
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table(title=Text(f"route {report.name}"), show_header=False, title_justify="left", box=None)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -140,9 +129,6 @@ def show_route(report: RouteDiagnosis, *, as_json: bool) -> None:
 
 
 def _route_lines(report: RouteDiagnosis) -> list[tuple[str, str]]:
-    from suffice.cli.inspect.status import audits_missing
-    from suffice.scoring.base import scorer_label
-
     status, route = report.status, report.route
     sure = f"{route.confidence:.0%}"
     lines = [("mode", f"{route.mode}, scorer {scorer_label(route.scorer)}")]
@@ -181,8 +167,6 @@ def _part(n: int, of: int) -> str:
 
 
 def _enforcement(report: RouteDiagnosis) -> str:
-    from suffice.assurance.extractable import MIN_RUNS, MIN_SHARE
-
     if report.refused is not None:
         return f"REFUSED: {report.refused}"
     n_runs = max(report.logged.n_runs, report.live.n_runs if report.live is not None else 0)
@@ -202,10 +186,6 @@ def _formula(route: Route) -> str:
 
 
 def _print_route_json(report: RouteDiagnosis) -> None:
-    import msgspec
-
-    from suffice.scoring.base import scorer_label
-
     status = report.status
     plain: dict[str, object] = {
         "route": report.name,
