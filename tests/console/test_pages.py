@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from suffice.console import csv_export, render
+from suffice.console import actions, render
 from suffice.console.app import ConsoleApp
-from suffice.console.pages import doors_of
+from suffice.console.context import View
 from suffice.console.render import HERE
-from suffice.console.table import View
+from suffice.console.site import doors_of
 from suffice.console.views.routes import Routes, routes
 from suffice.gateway.kill import set_switch
 from suffice.settings import Settings
@@ -286,7 +286,7 @@ def test_exports_run_in_no_spreadsheet(hostile: Visitor) -> None:
             for cell in row:
                 plain = re.fullmatch(r"-?\d+(\.\d+)?([eE][-+]?\d+)?", cell)
                 assert plain or not cell.lstrip().startswith(("=", "+", "-", "@", "\t", "\r")), cell
-    assert csv_export.format_csv_cell("=1") == "'=1"
+    assert actions.format_csv_cell("=1") == "'=1"
 
 
 def test_the_description_of_the_api_covers_all_of_it_and_its_references_hold(here: Site) -> None:

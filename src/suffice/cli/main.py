@@ -16,15 +16,15 @@ from suffice import __version__
 SECTIONS: dict[str, dict[str, tuple[str, str, str]]] = {
     "Set up and serve": {
         "demo": ("server.demo", "demo", "Run a real local model, and show what stopping saves."),
-        "config": ("server.config", "config", "Check a settings file, or show it with all defaults."),
+        "config": ("server.admin", "config", "Check a settings file, or show it with all defaults."),
         "doctor": ("server.doctor", "doctor", "Examine a model server, or a route, before you rely on it."),
         "serve": ("server.serve", "serve", "Serve the OpenAI-compatible gateway."),
-        "worker": ("server.worker", "worker", "Certify, watch and brake the routes of a log."),
+        "worker": ("server.serve", "worker", "Certify, watch and brake the routes of a log."),
         "admin": ("server.admin", "admin", "Say who may use the console and the control API."),
     },
     "See what happens": {
         "status": ("inspect.status", "status", "Show EM, tokens and saving per route."),
-        "alerts": ("inspect.alerts", "alerts", "Tell people when something goes wrong, and see what was told."),
+        "alerts": ("inspect.audit", "alerts", "Tell people when something goes wrong, and see what was told."),
         "audit": ("inspect.audit", "audit", "Verify, show and export the audit log."),
     },
     "Change it": {
@@ -32,8 +32,8 @@ SECTIONS: dict[str, dict[str, tuple[str, str, str]]] = {
         "experiment": ("operate.experiment", "experiment", "Compare ways to serve the same requests."),
         "pause": ("operate.hold", "pause", "Let a route run in full until somebody resumes it."),
         "resume": ("operate.hold", "resume", "End a pause: what is certified on a route acts again."),
-        "incident": ("operate.incident", "incident", "Decide what waits for a person, or open one by hand."),
-        "override": ("operate.override", "override", "Hold a route or a class of questions back until a date."),
+        "incident": ("operate.hold", "incident", "Decide what waits for a person, or open one by hand."),
+        "override": ("operate.hold", "override", "Hold a route or a class of questions back until a date."),
         "kill": ("operate.kill", "kill", "Stop stopping, on every route, at once; needs a file only."),
         "unkill": ("operate.kill", "unkill", "Release the kill switch."),
     },

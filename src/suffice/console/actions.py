@@ -1,20 +1,25 @@
-"""What people change here: each the same function that the command calls, with a reason and the name of who did it."""
+"""What people change in the console, each by the function that the command calls; and the tables that they export."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final, TypeVar
 from urllib.parse import urlencode
 
+from suffice import cells
+from suffice.console import render
 from suffice.console.auth import Principal
-from suffice.console.context import ConsoleContext
-from suffice.console.exchange import ConsoleRequest
-from suffice.console.table import Action, ActionResult
+from suffice.console.context import Action, ActionResult, ConsoleContext, ConsoleEndpoint
+from suffice.console.exchange import Answer, ConsoleRequest
+from suffice.console.views.episodes import MOST_PAGE, changes, episodes
 from suffice.console.views.review import no_such_item
 from suffice.errors import BadRequest, ConfigError
 from suffice.review.decide import IncidentForm as Wants
-from suffice.review.incident import DECISIONS
+from suffice.review.holds import DECISIONS
 from suffice.review.items import MOST_TEXT, said_of
 from suffice.store.database.decisions import Decisions
 from suffice.store.people.deciding import decide_incident, end_override, open_incident
@@ -22,6 +27,26 @@ from suffice.store.people.holds import read_holds
 from suffice.store.people.reviews import give_item_back, lease_next, read_reviews, submit_verdict
 from suffice.store.routes import experiments, pausing, rollouts
 from suffice.store.routes.rollouts import read_rollouts, read_running_rollouts
+
+
+def format_csv_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow(heads)
+    writer.writerows([format_csv_cell(value) for value in row] for row in rows)
+    return b"\xef\xbb\xbf" + text.getvalue().encode("utf-8", "replace")
+
+
+def format_csv_cell(value: object) -> str:
+    """A value as a cell: numbers as they are, text inert.
+
+    >>> [format_csv_cell(x) for x in (None, -1.5, "=1+1", " @SUM(A1)", "fine", True)]
+    ['', '-1.5', "'=1+1", "' @SUM(A1)", 'fine', 'yes']
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return cells.format_cell(value.replace("\x00", "") if isinstance(value, str) else value)
+
 
 MOST_CHARS: Final = 2_000  # of a reason
 REVIEW: Final = "/console/review"
@@ -364,5 +389,91 @@ DEEDS: Final[tuple[Action, ...]] = (
             lambda writer, route, reason, author: pausing.end_pause(writer, route, reason=reason, author=author),
             "resumed",
         ),
+    ),
+)
+
+
+CSV: Final = "text/csv; charset=utf-8"
+
+
+async def _episodes(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
+    wanted = replace(asked, query={**asked.query, "limit": str(MOST_PAGE)})
+    lines = (await desk.read(lambda look: episodes(look, wanted, visitor))).lines
+    body = format_csv_table(
+        (
+            "episode",
+            "at (UTC)",
+            "route",
+            "class",
+            "kind",
+            "end",
+            "stopped",
+            "audit",
+            "steps",
+            "stop step",
+            "answer",
+            "answer at the stop",
+            "differs",
+            "right",
+            "tokens",
+            "tokens saved",
+        ),
+        (
+            (
+                one.episode_id,
+                render.format_moment(one.at_s),
+                one.route,
+                one.query_class,
+                one.kind,
+                one.end_reason,
+                one.stopped,
+                one.audit,
+                one.n_steps,
+                one.stop_step,
+                one.answer,
+                one.would_answer,
+                one.differs,
+                one.correct,
+                one.tokens,
+                one.saved_tokens,
+            )
+            for one in lines
+        ),
+    )
+    return await _file(desk, visitor, "episodes.csv", body, len(lines))
+
+
+async def _changes(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
+    lines = (await desk.read(lambda look: changes(look, asked, visitor))).lines
+    body = format_csv_table(
+        ("place", "at (UTC)", "kind", "route", "before", "after", "reason", "author"),
+        (
+            (
+                one.seq,
+                render.format_moment(one.at_s),
+                one.kind,
+                one.route,
+                one.before,
+                one.after,
+                one.reason,
+                one.author,
+            )
+            for one in lines
+        ),
+    )
+    return await _file(desk, visitor, "changes.csv", body, len(lines))
+
+
+async def _file(desk: ConsoleContext, visitor: Principal, name: str, body: bytes, n_rows: int) -> Answer:
+    await desk.off_loop(lambda: desk.note_export(name, n_rows, visitor.name))
+    return Answer(kind=CSV, body=body, headers=(("content-disposition", f'attachment; filename="{name}"'),))
+
+
+DOORS: Final = (
+    ConsoleEndpoint(
+        method="POST", path="/console/episodes.csv", needs="admin", run=_episodes, summary="runs as a table", gives=CSV
+    ),
+    ConsoleEndpoint(
+        method="POST", path="/console/changes.csv", needs="admin", run=_changes, summary="changes as a table", gives=CSV
     ),
 )

@@ -11,11 +11,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from suffice.console import exchange, pages
+from suffice.console import exchange, site
 from suffice.console.auth import NOBODY, Principal
-from suffice.console.context import ConsoleContext
+from suffice.console.context import ConsoleContext, ConsoleEndpoint
 from suffice.console.exchange import JSON, Answer, ConsoleRequest, Receive, Scope, Send
-from suffice.console.table import ConsoleEndpoint
 from suffice.errors import BadRequest, SufficeError
 from suffice.telemetry import LOG
 from suffice.upstream.wire import error_body
@@ -89,13 +88,13 @@ class ConsoleApp:
             body = error_body(str(error), kind, error.param, error.code)
             return Answer(status=error.status, kind=JSON, body=body, headers=headers)
         if error.status == 401 and error.code == "not_logged_in":
-            return pages.to_login(asked)
-        return pages.sorry(self.desk, asked, visitor, error.status, str(error)).with_headers(*headers)
+            return site.to_login(asked)
+        return site.sorry(self.desk, asked, visitor, error.status, str(error)).with_headers(*headers)
 
     def _failure(self, asked: ConsoleRequest, visitor: Principal, status: int, message: str) -> Answer:
         if asked.is_api:
             return Answer(status=status, kind=JSON, body=error_body(message, "server_error", None, "server_error"))
-        return pages.sorry(self.desk, asked, visitor, status, message)
+        return site.sorry(self.desk, asked, visitor, status, message)
 
 
 def _unread(scope: Scope) -> ConsoleRequest:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 if TYPE_CHECKING:
-    from suffice.console.table import ConsoleEndpoint
+    from suffice.console.context import ConsoleEndpoint
 
 
 def _version() -> str:

@@ -1,7 +1,7 @@
-"""The demonstration itself: observe, replay what was observed, enforce, compare.
+"""The settings of the demonstration: what a user would write in suffice.toml, as data.
 
-Every pass goes through the real gateway over HTTP to a real model. Nothing is staged: the policy is
-fixed beforehand, and whatever the figures are, they are shown.
+The policies are fixed here, before any question is asked: their published or plain defaults, tuned on
+nothing.
 """
 
 from __future__ import annotations
@@ -14,16 +14,55 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from suffice.demo import routes, rows
-from suffice.demo.ask import DemoAnswer, Pass, ask_all
-from suffice.demo.rows import Full, TableRow
+from suffice.demo import rows
+from suffice.demo.rows import DemoAnswer, Full, Pass, TableRow, ask_all
 from suffice.local.tasks import TaskQuestion
 from suffice.policy.base import build_policy
 from suffice.replay.run import ReplayedRun
 from suffice.scoring.base import Scorer, build_scorer
 from suffice.server import serve_in_loop
+from suffice.settings import Settings, parse_settings
 from suffice.store.database.views import read_episodes
 from suffice.types import Episode, Mode
+
+SAMPLES_POLICY: dict[str, Any] = {"policy": "beta", "threshold": 0.95}
+REASONING_POLICY: dict[str, Any] = {"policy": "confidence-threshold", "threshold": 0.95}
+ALSO_REPLAYED: dict[str, Any] = {"policy": "stable-answer", "streak": 2}
+WAVE = 4
+STEPS: dict[str, Any] = {"boundary": "line", "min_tokens": 16, "growth": 1.2}
+# The server in the box was verified to continue a text and to cache prefixes.
+PROBE: dict[str, Any] = {"max_tokens": 6, "verified_by": "owner"}
+MAX_EXTRA_CALLS = 48
+
+
+def settings(
+    kind: str, *, upstream: str, slots: int, mode: Mode, database: Path, n_samples: int, driver: str = "llama.cpp"
+) -> Settings:
+    governed: dict[str, Any] = {"upstream": "local", "kind": kind, "mode": mode, "match": {"header": kind}}
+    governed["max_extra_calls"] = max(MAX_EXTRA_CALLS, n_samples - 1)
+    if mode == "enforce":
+        governed["uncertified"] = True  # nothing has certified these policies, and every reply says so
+    if kind == "samples":
+        governed |= {"scorer": "text", "samples": n_samples, "wave": WAVE, "policy": SAMPLES_POLICY}
+    else:
+        governed |= {"scorer": "number", "policy": REASONING_POLICY, "steps": STEPS, "probe": PROBE}
+        if mode == "observe":
+            governed["audit_share"] = 1.0  # every request is a probing audit, so that all can be replayed
+    return parse_settings(
+        {
+            "upstreams": {
+                "local": {"url": upstream, "driver": driver, "slots": slots, "finish": ["raw"]}
+                if driver == "llama.cpp"
+                else {"url": upstream, "driver": driver, "slots": slots}
+            },
+            "routes": {
+                kind: governed,
+                "plain": {"upstream": "local", "mode": "off", "match": {"header": "plain"}},
+            },
+            "store": {"url": f"sqlite:///{database}"},
+        }
+    )
+
 
 LIVE_NOTE = "uncertified, and every reply says so; audits, drawn by lot, ran in full and are counted"
 Progress = Callable[[str, int], Callable[[DemoAnswer], None]]  # (title, total) → called for each answer
@@ -67,7 +106,7 @@ async def run_pass(
     stage: Stage, mode: Mode, how: Pass, title: str, progress: Progress
 ) -> tuple[list[DemoAnswer], dict[str, Episode], str]:
     database = stage.folder / f"{stage.kind}-{mode}.db"
-    configured = routes.settings(
+    configured = settings(
         stage.kind,
         upstream=stage.upstream,
         slots=stage.slots,
@@ -146,9 +185,9 @@ def _live_rows(live: Mapping[str, Episode], full: Mapping[str, Full], scorer: Sc
 
 async def run_samples_stage(stage: Stage, progress: Progress) -> StageResult:
     result, scorer = StageResult(stage=stage), build_scorer("text")
-    policy = build_policy(routes.SAMPLES_POLICY)
+    policy = build_policy(SAMPLES_POLICY)
     full = await observe(stage, scorer, progress, result)
-    runs = rows.replayed(full, policy, wave=routes.WAVE)
+    runs = rows.replayed(full, policy, wave=WAVE)
     drawn = [r.stop_step or len(full[q].episode.outcome.steps) for q, r in runs.items()]
     until_decided = {q: (f.correct, rows.total_tokens(f.episode)) for q, f in full.items()}
     mean_tokens = sum(r.tokens for r in runs.values()) / max(1, sum(f.tokens for f in full.values()))
@@ -187,7 +226,7 @@ def _live_stop(episode: Episode) -> int | None:
 
 async def run_reasoning_stage(stage: Stage, progress: Progress) -> StageResult:
     result, scorer = StageResult(stage=stage), build_scorer("number")
-    policy = build_policy(routes.REASONING_POLICY)
+    policy = build_policy(REASONING_POLICY)
     full = await observe(stage, scorer, progress, result)
     runs = rows.replayed(full, policy, wave=1)
     result.rows.append(rows.row("full thought", "live", full, {q: (f.correct, f.tokens) for q, f in full.items()}))
@@ -197,7 +236,7 @@ async def run_reasoning_stage(stage: Stage, progress: Progress) -> StageResult:
     budget, capped = rows.equal_budget(full, runs)
     note = "a fixed cut, at the first line end after it, at about equal tokens"
     result.rows.append(rows.row(f"budget {budget}", "replay", full, rows.judged(capped, full, scorer), note))
-    other = rows.replayed(full, build_policy(routes.ALSO_REPLAYED), wave=1)
+    other = rows.replayed(full, build_policy(ALSO_REPLAYED), wave=1)
     result.rows += [
         rows.row("stable for 2", "replay", full, rows.judged(other, full, scorer), "probes charged", acts=True),
         rows.row("confidence 0.95", "replay", full, rows.judged(runs, full, scorer), "probes charged", acts=True),

@@ -10,8 +10,7 @@ import re
 from statistics import median
 from typing import Any
 
-from suffice.doctor.seen import COUNT, Facts, Saw, ms, within
-from suffice.doctor.talk import CHAT, StreamTranscript, Talk
+from suffice.doctor.talk import CHAT, COUNT, Facts, Saw, StreamTranscript, Talk, ms, within
 
 N_WORDS = 1_200  # of a long prompt: hosted services cache from 1,024 tokens on
 FEW_WORDS = 128  # of one whose cached tokens are only counted

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from suffice.review.holds import RouteHolds
-from suffice.review.incident import Case, DecisionKind, IncidentDecision
-from suffice.review.override import (
+from suffice.review.holds import (
     DAY_S,
     MOST_DAYS,
+    Case,
+    DecisionKind,
+    IncidentDecision,
     Override,
     OverrideKind,
+    RouteHolds,
     describe_override,
     in_effect,
     override_problem,

@@ -21,7 +21,7 @@ from typing import Any, Final
 from suffice.errors import BadRequest
 from suffice.review.label_studio import ImportedRows
 from suffice.settings import Metric
-from suffice.settings.feedback import SCORE_FIELDS
+from suffice.settings.checks import SCORE_FIELDS
 
 SIGNATURE_HEADER: Final = "x-langfuse-signature"
 SOURCES: Final = {"ANNOTATION": "reviewer", "EVAL": "judge", "API": "user"}  # who says so

@@ -19,7 +19,7 @@ from suffice.assurance.detection import Reference, detection_law
 from suffice.assurance.fidelity import FIDELITY_RISK
 from suffice.assurance.guarantee import Average, Guarantee, average_sentence, sentence
 from suffice.assurance.judge import AT_RISK
-from suffice.review.override import NO_OVERRIDES, InEffect
+from suffice.review.holds import NO_OVERRIDES, InEffect
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.types import Epoch, EvidenceSummary, Pause, Publication

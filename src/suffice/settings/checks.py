@@ -4,33 +4,279 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from math import isfinite
 from typing import Final
 
 import msgspec
 
 from suffice.errors import ConfigError
-from suffice.settings.alerts import check_alerts
-from suffice.settings.audit import check_audit
-from suffice.settings.experiments import check_experiments
-from suffice.settings.feedback import check_feedback
-from suffice.settings.review import check_per_day, check_review
 from suffice.settings.rollout import check_rollout
 from suffice.settings.tables import (
+    Alerts,
+    AuditLog,
     Control,
     Embeddings,
+    Experiment,
+    ExperimentArm,
     Extra,
+    FeedbackRules,
     Judge,
     Key,
+    Metric,
     Pressure,
     Prices,
     Probe,
+    Retention,
+    Review,
+    ReviewCap,
     Route,
     Server,
     Settings,
     Store,
 )
 from suffice.types import Kind
+
+_ADDRESS: Final = re.compile(r"[^@\s<>,;]+@[^@\s<>,;]+")
+_BASE: Final = re.compile(r"https?://[^/@\s?#]+(/[^@\s?#]*)?")
+
+
+def check_alerts(alerts: Alerts) -> None:
+    """Refuse what cannot work. Raises ConfigError."""
+    if bool(alerts.smtp_user_env) != bool(alerts.smtp_password_env):
+        raise ConfigError("alerts.smtp_user_env: needs smtp_password_env beside it; give both or none")
+    if alerts.smtp_user_env and alerts.mail_tls != "required":
+        raise ConfigError(
+            f'alerts.smtp_tls: got "{alerts.smtp_tls}" beside a login; a password is sent over TLS only: "required"'
+        )
+    _check_mail(alerts)
+    if not (isfinite(alerts.repeat_s) and alerts.repeat_s >= 0):
+        raise ConfigError(f"alerts.repeat_s: got {alerts.repeat_s}; at least 0 seconds")
+    if alerts.link is not None and not _BASE.fullmatch(alerts.link):
+        raise ConfigError("alerts.link: needs http://host or https://host, without a user, a query or a fragment")
+
+
+def _check_mail(alerts: Alerts) -> None:
+    for address in alerts.email_to:
+        if not _ADDRESS.fullmatch(address):
+            raise ConfigError(f"alerts.email_to: got {address!r}; needs plain addresses such as ops@example.org")
+    if alerts.email_to and not alerts.smtp_host:
+        raise ConfigError("alerts.smtp_host: is empty; e-mail needs the name of a mail server")
+    if alerts.email_to and not _ADDRESS.fullmatch(alerts.email_from):
+        raise ConfigError(f"alerts.email_from: got {alerts.email_from!r}; e-mail needs an address to come from")
+    if not 0 < alerts.smtp_port < 65_536:
+        raise ConfigError(f"alerts.smtp_port: got {alerts.smtp_port}; 1 to 65535")
+
+
+LEAST_S: Final = 1.0  # between two rounds of a job
+
+
+def check_audit(audit: AuditLog, retention: Retention) -> None:
+    """Refuse what cannot work. Raises ConfigError."""
+    for where, value in (("audit.every_s", audit.every_s), ("retention.every_s", retention.every_s)):
+        if not (isfinite(value) and value >= LEAST_S):
+            raise ConfigError(f"{where}: got {value}; at least {LEAST_S:g} second")
+    if not (isfinite(audit.timeout_s) and audit.timeout_s > 0):
+        raise ConfigError(f"audit.timeout_s: got {audit.timeout_s}; more than 0 seconds")
+    for part, days in retention.days.items():
+        if not (isfinite(days) and days >= 0):
+            raise ConfigError(f"retention.{part}_days: got {days}; at least 0 days")
+
+
+BUILT_IN: Final = ("em", "satisfaction", "latency", "tokens")  # metrics that every route has
+LEAST_WARMUP: Final = 20  # units: a cap that is learnt from fewer cuts many runs
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def check_experiments(
+    experiments: Mapping[str, Experiment], routes: Mapping[str, Route], metrics: Mapping[str, Metric]
+) -> None:
+    """Raises ConfigError with the path of what cannot be."""
+    layers: dict[str, tuple[str, str]] = {}
+    known = (*BUILT_IN, *(name for name, metric in metrics.items() if metric.type != "category"))
+    for name, one in experiments.items():
+        where = f"experiments.{name}"
+        _check_name("experiments", name)
+        _check_name(f"{where}.layer", one.layer)
+        _check_routes(where, one, routes)
+        _check_numbers(where, one)
+        _check_metrics(where, one, known)
+        _check_arms(where, one, [routes[route] for route in one.routes])
+        first, unit = layers.setdefault(one.layer, (name, one.unit))
+        if unit != one.unit:
+            raise ConfigError(
+                f"{where}.unit: got {one.unit!r}; experiments of one layer exclude each other, so all have one unit,"
+                f" and experiments.{first} in layer {one.layer!r} has {unit!r}; write another layer"
+            )
+
+
+def _check_name(where: str, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{where}: got {name[:80]!r}; a name is 1 to 64 letters, digits, '_', '.' and '-'")
+
+
+def _check_routes(where: str, one: Experiment, routes: Mapping[str, Route]) -> None:
+    if not one.routes:
+        raise ConfigError(f"{where}.routes: is empty; name at least one route")
+    for route in one.routes:
+        if route not in routes:
+            known = ", ".join(sorted(routes)) or "none is configured"
+            raise ConfigError(f"{where}.routes: unknown route {route!r}; known: {known}")
+
+
+def _check_numbers(where: str, one: Experiment) -> None:
+    if not 0.001 <= one.share <= 1:
+        raise ConfigError(f"{where}.share: got {one.share}; a fraction from 0.001 to 1")
+    if not 0.5 < one.confidence < 1:
+        raise ConfigError(f"{where}.confidence: got {one.confidence}; a fraction above 0.5 and below 1")
+    if one.warmup_units < LEAST_WARMUP:
+        raise ConfigError(f"{where}.warmup_units: got {one.warmup_units}; at least {LEAST_WARMUP}")
+    for field in ("max_tokens", "max_latency_s"):
+        value = getattr(one, field)
+        if value is not None and not (isfinite(value) and value > 0):
+            raise ConfigError(f"{where}.{field}: got {value}; more than 0")
+
+
+def _check_metrics(where: str, one: Experiment, known: tuple[str, ...]) -> None:
+    for place, metric in (("primary", one.primary), *((f"margins.{name}", name) for name in one.margins)):
+        if metric not in known:
+            raise ConfigError(f"{where}.{place}: unknown metric {metric!r}; known: {', '.join(known)}")
+    for metric, margin in one.margins.items():
+        if not (isfinite(margin) and margin >= 0):
+            raise ConfigError(f"{where}.margins.{metric}: got {margin}; at least 0, in the metric's own unit")
+
+
+def _check_arms(where: str, one: Experiment, routes: list[Route]) -> None:
+    for name, arm in one.arms.items():
+        _check_name(f"{where}.arms", name)
+        _check_arm(f"{where}.arms.{name}", arm, routes)
+    if sum(arm.weight > 0 for arm in one.arms.values()) < 2:
+        raise ConfigError(f"{where}.arms: need at least two arms with a weight above 0")
+    control = one.arms.get(one.control)
+    if one.control and control is None:
+        raise ConfigError(f"{where}.control: unknown arm {one.control!r}; known: {', '.join(one.arms)}")
+    if control is not None and not control.weight:
+        raise ConfigError(f"{where}.control: arm {one.control!r} has no weight, so nothing can be compared with it")
+
+
+def _check_arm(where: str, arm: ExperimentArm, routes: list[Route]) -> None:
+    if not (isfinite(arm.weight) and arm.weight >= 0):
+        raise ConfigError(f"{where}.weight: got {arm.weight}; at least 0")
+    own = [name for name in ("policy", "threshold", "level") if getattr(arm, name) not in ({}, None)]
+    ahead = [name for name in ("effort", "budget_tokens") if getattr(arm, name) is not None]
+    if arm.full and (own or ahead or arm.uncertified):
+        raise ConfigError(f"{where}: full = true is the full run, which goes with nothing but a weight")
+    for names in (own, ahead):
+        if len(names) > 1:
+            raise ConfigError(f"{where}: {' and '.join(names)} exclude each other; write one of them")
+    for name in ("level", "budget_tokens"):
+        if (getattr(arm, name) or 0) < 0:
+            raise ConfigError(f"{where}.{name}: got {getattr(arm, name)}; at least 0")
+    _check_fit(where, arm, routes, own, ahead)
+
+
+def _check_fit(where: str, arm: ExperimentArm, routes: list[Route], own: list[str], ahead: list[str]) -> None:
+    if arm.threshold is not None and not all("policy" in route.policy for route in routes):
+        raise ConfigError(f"{where}.threshold: needs routes with a policy of their own, whose threshold it replaces")
+    if arm.level is not None and any(route.policy for route in routes):
+        raise ConfigError(f"{where}.level: needs routes without a policy of their own: what is certified has levels")
+    if ahead and any(route.kind != "reasoning" for route in routes):
+        raise ConfigError(f"{where}.{ahead[0]}: belongs to routes of kind 'reasoning'")
+    if {"policy", "threshold"} & set(own) and not (arm.uncertified or all(route.uncertified for route in routes)):
+        raise ConfigError(
+            f"{where}.{own[0]}: nobody has certified it, so it stops nothing; write uncertified = true to let it act"
+        )
+
+
+MOST_METRICS: Final = 50
+MOST_VALUES: Final = 50
+RATING: Final = (1.0, 5.0)  # of a rating that names no other range
+SCORE_FIELDS: Final = ("correct", "gold", "answer", "rating", "thumbs", "comment")  # that a score may be
+_FEEDBACK_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+
+
+def check_feedback(rules: FeedbackRules, metrics: Mapping[str, Metric]) -> None:
+    """Refuse what cannot work. Raises ConfigError."""
+    if len(metrics) > MOST_METRICS:
+        raise ConfigError(f"metrics: got {len(metrics)}; at most {MOST_METRICS}")
+    for name, metric in metrics.items():
+        _check_metric(f"metrics.{name}", name, metric)
+    _check_rules(rules)
+    for score, field in rules.langfuse.scores.items():
+        kind, _, name = field.partition(".")
+        if field not in SCORE_FIELDS and (kind != "metrics" or name not in metrics):
+            allowed = ", ".join([*SCORE_FIELDS, *(f"metrics.{known}" for known in sorted(metrics))])
+            raise ConfigError(f"feedback.langfuse.scores.{score}: got {field!r}; allowed: {allowed}")
+
+
+def span_of(metric: Metric) -> tuple[float, float] | None:
+    """The smallest and the largest value that a metric can have; None: its values are words."""
+    if metric.type == "category":
+        return None
+    if metric.type == "boolean":
+        return 0.0, 1.0
+    return metric.range or RATING
+
+
+def _check_metric(where: str, name: str, metric: Metric) -> None:
+    if not _FEEDBACK_NAME.fullmatch(name):
+        raise ConfigError(f"{where}: a name needs a letter, then up to 63 letters, digits, _ and -")
+    if metric.range is not None:
+        low, high = metric.range
+        if not (isfinite(low) and isfinite(high) and low < high):
+            raise ConfigError(f"{where}.range: got {list(metric.range)}; the smallest and the largest value")
+        if metric.type == "rating" and not (low.is_integer() and high.is_integer()):
+            raise ConfigError(f"{where}.range: got {list(metric.range)}; a rating has whole numbers")
+    if metric.type == "number" and metric.range is None:
+        raise ConfigError(f"{where}.range: a number needs one: without it nobody can say how far a mean may be off")
+    if metric.type in ("boolean", "category") and metric.range is not None:
+        raise ConfigError(f"{where}.range: belongs to the types rating and number, got {metric.type}")
+    _check_words(where, metric)
+
+
+def _check_words(where: str, metric: Metric) -> None:
+    words = metric.values
+    if metric.type != "category":
+        if words:
+            raise ConfigError(f"{where}.values: belong to the type category, got {metric.type}")
+        return
+    if not 2 <= len(set(words)) == len(words) <= MOST_VALUES or not all(0 < len(word) <= 100 for word in words):
+        raise ConfigError(f"{where}.values: a category needs 2 to {MOST_VALUES} different words of 1 to 100 characters")
+    if metric.survey:
+        raise ConfigError(f"{where}.survey: a question of a survey is a boolean, rating or number: words have no mean")
+
+
+def _check_rules(rules: FeedbackRules) -> None:
+    if not (isfinite(rules.token_hours) and rules.token_hours >= 0):
+        raise ConfigError(f"feedback.token_hours: got {rules.token_hours}; at least 0")
+    if not (isfinite(rules.park_days) and rules.park_days > 0):
+        raise ConfigError(f"feedback.park_days: got {rules.park_days}; more than 0")
+    if not 0 < rules.least_propensity <= 1:
+        raise ConfigError(f"feedback.least_propensity: got {rules.least_propensity}; a fraction above 0, up to 1")
+
+
+MOST_A_DAY: Final = 10_000  # more is no review but a flood
+MOST_REVIEWERS: Final = 9
+
+
+def check_review(where: str, review: Review) -> None:
+    """Raises ConfigError with the path of what cannot be."""
+    check_per_day(where, review)
+    if not 0 <= review.control_share <= 1:
+        raise ConfigError(f"{where}.control_share: got {review.control_share}; a fraction from 0 to 1")
+    if not 1 <= review.reviewers <= MOST_REVIEWERS:
+        raise ConfigError(f"{where}.reviewers: got {review.reviewers}; 1 to {MOST_REVIEWERS}")
+    for field in ("lease_s", "open_days", "text_days"):
+        value = getattr(review, field)
+        if not (isfinite(value) and value > 0):
+            raise ConfigError(f"{where}.{field}: got {value}; more than 0")
+
+
+def check_per_day(where: str, cap: Review | ReviewCap) -> None:
+    """Raises ConfigError for a daily cap that is none."""
+    if not 0 <= cap.per_day <= MOST_A_DAY:
+        raise ConfigError(f"{where}.per_day: got {cap.per_day}; 0 to {MOST_A_DAY:,}, where 0 asks nobody")
+
 
 LEAST_SAMPLE_RATE: Final = 0.001  # below it a class of live runs would hardly be seen
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9_.-]{1,253}")

@@ -27,8 +27,8 @@ from suffice.store.audit.heads import signing_key
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import decoded, open_reader
 from suffice.store.rows.audit_events import ConfigChange, ConfigChanged, Export, Exported, SettingChange
-from suffice.wiring.alerts import notifier
 from suffice.wiring.keys import deployment_salt, has_secret, secret
+from suffice.wiring.prestart import notifier
 
 MOST_TEXT: Final = 2_000  # characters of a value that are recorded; a longer one is a digest
 HIDDEN: Final = '"(hidden)"'

@@ -13,10 +13,8 @@ from pathlib import Path
 from suffice.browsers import BrowserPolicy
 from suffice.console.app import ConsoleApp
 from suffice.console.auth import ConsoleAuth
-from suffice.console.context import ConsoleContext
-from suffice.console.live import Live
-from suffice.console.pages import live_part, mark_of
-from suffice.console.site import endpoint_table
+from suffice.console.context import ConsoleContext, Live
+from suffice.console.site import endpoint_table, live_part, mark_of
 from suffice.console.views.alerts import AlertReader
 from suffice.control.compare.assessment import standing_of
 from suffice.control.compare.experiments import read_experiment as experiment_result
@@ -35,10 +33,9 @@ from suffice.store.routes.candidates import propose_learned, take_back
 from suffice.store.routes.rollouts import RolloutRun
 from suffice.telemetry import LOG
 from suffice.wiring.audit import note_export
-from suffice.wiring.deployment import condition
+from suffice.wiring.files import condition, question_texts, questions_file
 from suffice.wiring.keys import deployment_salt, kill_file
 from suffice.wiring.people import People
-from suffice.wiring.questions import question_texts, questions_file
 from suffice.wiring.routes import build_route, check_experiment, read_evidence
 
 

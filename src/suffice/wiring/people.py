@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from suffice.console.people import Person, Role, Roster, invite, problem_of
+from suffice.console.auth import Person, Role, Roster, invite, problem_of
 from suffice.errors import ConfigError
 from suffice.settings import Settings
 from suffice.store.database.process_locks import try_lock

@@ -39,10 +39,10 @@ from suffice.store.rows.serving_events import LogMissed, LogOutage
 from suffice.telemetry import LOG
 from suffice.types import Episode
 from suffice.upstream.findings import url_key
-from suffice.wiring.alerts import sinks_of
 from suffice.wiring.audit import config_change
 from suffice.wiring.keys import deployment_salt, good_file, has_secret, salt_file
 from suffice.wiring.people import People
+from suffice.wiring.prestart import sinks_of
 from suffice.wiring.routes import StartupEvidence, evidence_warnings, read_evidence
 
 LEARNT_RUNS: Final = 2_000  # of the log's latest runs: what they teach is known again after a restart
@@ -294,3 +294,67 @@ def attach(begun: StartState, late: LateLog, log: SqliteLog, *, serves: str) -> 
         )
     )
     LOG.warning("store %s: is open; %d rows that waited are written, %d had no place", log.path, n_rows, n_dropped)
+
+
+LAST_TRY_S: Final = 7.0  # that the end waits for a try, which itself waits for other processes
+
+
+class Again:
+    def __init__(
+        self,
+        settings: Settings,
+        gw: Gateway,
+        begun: StartState,
+        came: Callable[[LogKnowledge], None],
+        *,
+        lock: threading.Lock,
+    ) -> None:
+        """Begin.
+
+        came  gets what the log knows, when rows that waited are on their way to it
+        lock  whoever holds it may use the gateway and its log
+        """
+        assert isinstance(begun.log, LateLog)
+        self._settings, self._gw, self._begun, self._came, self._lock = settings, gw, begun, came, lock
+        self._late = begun.log
+        self._ends, self._over = threading.Event(), False
+        self._thread = threading.Thread(target=self._work, name="suffice-open", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Try once more where rows wait, then never again; rows that wait still are lost, and said to be."""
+        self._ends.set()
+        self._thread.join(LAST_TRY_S)
+        with self._lock:
+            self._over = True
+        if self._late.n_waiting:
+            LOG.warning("%s; %d rows that waited for it are lost", self._late.problem, self._late.n_waiting)
+
+    def _work(self) -> None:
+        pause_s, most_s = AGAIN_S
+        while True:
+            ends = self._ends.wait(pause_s)
+            if (ends and not self._late.n_waiting) or self._opened() or ends:
+                return
+            pause_s = min(2 * pause_s, most_s)
+
+    def _opened(self) -> bool:
+        try:
+            log, known = open_checked_log(self._settings, "library")
+        except StoreError as error:
+            with self._lock:
+                self._late.problem = self._gw.without_log = str(error)
+            return False
+        except Exception as error:  # noqa: BLE001 - the loop goes on, and it is tried again
+            LOG.error("the log could not be opened (%s)", type(error).__name__)
+            return False
+        with self._lock:
+            if not self._over:
+                self._take(log, known)
+                return True
+        log.close()
+        return True
+
+    def _take(self, log: SqliteLog, known: LogKnowledge) -> None:
+        attach(self._begun, self._late, log, serves=self._gw.serves)
+        self._came(known)

@@ -1,15 +1,13 @@
-"""`suffice audit`: is the audit log what was written, what does it say, and what does a certificate rest on?
-
-Knows options and how rows look to a person, a program and a spreadsheet; refuses to know digests
-(`store.audit.verify`) and what rows mean (`store.people.audit_view`). Heavy imports stand inside the functions.
-"""
+"""`suffice audit` and `suffice alerts`: the audit log and what a certificate rests on; who was told of what."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import logging
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +16,9 @@ from typing import IO, Any, Literal, TypeVar
 import click
 import msgspec
 
-from suffice import wiring
 from suffice.cells import format_cell
-from suffice.cli.shell import CONFIG_FILE, JSON_LINES, JSON_OBJECT, CommandGroup, fail
+from suffice.cli.shell import CONFIG, CONFIG_FILE, JSON_LINES, JSON_OBJECT, CommandGroup, fail, print_json
+from suffice.control.jobs.sinks import format_notice_time, notice_headline
 from suffice.errors import ConfigError, StoreError, SufficeError
 from suffice.files import whole_file
 from suffice.sanitize import printable
@@ -32,8 +30,53 @@ from suffice.store.database.damage import find_damage
 from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import open_reader
 from suffice.store.people.audit_view import AuditEntry, entries, read_latest_rows
+from suffice.store.people.notices import Notice
 from suffice.wiring.audit import audit_key, note_export
 from suffice.wiring.bundle import write_bundle
+from suffice.wiring.files import load_deployment, load_settings
+from suffice.wiring.prestart import notifier, sent
+from suffice.wiring.worker import open_decisions
+
+
+@click.group(cls=CommandGroup)
+def alerts() -> None:
+    """Tell people when something goes wrong."""
+
+
+@alerts.command()
+@CONFIG
+def test(path: str) -> None:
+    """Send a test notice to every sink, and say what came of it.
+
+    Exits with 1 when one did not take it, and with 2 when none is configured.
+    """
+    logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s")
+    settings = load_settings(path)
+    job = notifier(settings, database_path(settings.store.url))
+    if not job.sinks:
+        raise ConfigError("nobody is configured; set webhook_url_env, or email_to, under [alerts]")
+    notice = Notice(kind="test", route="", sentence="this is a test; nothing is wrong", same="", path="")
+    failed = False
+    for sink in job.sinks:
+        problem = sink.tell(notice, at_s=time.time(), link=job.link(notice))
+        failed = failed or problem is not None
+        click.echo(f"{sink.name}: {'took it' if problem is None else f'FAILED: {problem}'}")
+    raise SystemExit(1 if failed else 0)
+
+
+@alerts.command("list")
+@CONFIG
+@click.option("-n", "n", default=20, show_default=True, type=click.IntRange(1, 10_000), help="How many.")
+@JSON_LINES
+def list_sent(path: str, n: int, as_json: bool) -> None:
+    """Show the latest notices that were told, oldest first."""
+    found = sent(database_path(load_deployment(path).store.url), n)
+    for one in found:
+        line = f"{format_notice_time(one.at_s)}  {one.sink:7}  {notice_headline(one.notice)}"
+        click.echo(msgspec.json.encode(one).decode() if as_json else line)
+    if not found and not as_json:
+        click.echo("nobody was told anything yet")
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 COLUMNS = ("place", "seq", "at", "kind", "route", "episode_id", "who", "before", "after", "why", "link", "event")
@@ -84,7 +127,7 @@ def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool
                 raise StoreError(f"store {path}: its pages could not be read through; try again")
             verdict = walk(connection, [one.head for _, one in kept if one.signed is not False])
     except SufficeError as error:
-        fail("audit verify", f"LOG DAMAGED: {damage}: {error}" if damage else error, 1 if damage else 2)
+        fail(f"LOG DAMAGED: {damage}: {error}" if damage else error, 1 if damage else 2)
     forged = [(file, one) for file, one in kept if one.signed is False]
     if as_json:
         _print_json(verdict, forged, damage, signatures=key is not None)
@@ -98,7 +141,7 @@ def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool
 def _settings(config: Path, db: Path | None) -> Settings:
     """The settings, or plain ones around a log that was named. Raises ConfigError."""
     if db is None:
-        return wiring.load_deployment(config)
+        return load_deployment(config)
     return Settings(store=Store(url=f"sqlite:///{db.resolve()}"))
 
 
@@ -156,7 +199,7 @@ def _print_json(verdict: ChainCheck, forged: list[tuple[Path, KeptHead]], damage
         "signatures_checked": signatures,
         "bad_heads": [{"file": str(file), "line": one.line} for file, one in forged],
     }
-    click.echo(msgspec.json.encode(plain).decode())
+    print_json(plain)
 
 
 # ---- show ------------------------------------------------------------------------------------------------------------
@@ -170,10 +213,7 @@ def _print_json(verdict: ChainCheck, forged: list[tuple[Path, KeptHead]], damage
 @JSON_LINES
 def show(config: Path, db: Path | None, n: int, route: str | None, kind: str | None, as_json: bool) -> None:
     """Print the latest rows, oldest first: when, who, what, before and after, and why."""
-    try:
-        found = read_latest_rows(database_path(_settings(config, db).store.url), n, route=route, kind=kind)
-    except SufficeError as error:
-        fail("audit show", error)
+    found = read_latest_rows(database_path(_settings(config, db).store.url), n, route=route, kind=kind)
     for entry in found:
         click.echo(_json_of(entry) if as_json else _in_words(entry))
     if not found and not as_json:
@@ -232,16 +272,13 @@ def export(
     reason: str,
 ) -> None:
     """Write the audit log's rows for other programs. The export is a row of the audit log itself."""
-    try:
-        settings = _settings(config, db)
-        rows = entries(database_path(settings.store.url), since_s=_since(since), route=route)
-        with _opened(out) as target:
-            n_rows = _write_csv(rows, target) if form == "csv" else _write_lines(rows, target)
-        where = str(out) if out is not None else "standard output"
-        with wiring.open_decisions(settings, create=False) as writer:
-            note_export(writer, what="audit log", where=where, n_rows=n_rows, author=author, reason=reason)
-    except (SufficeError, OSError) as error:
-        fail("audit export", error)
+    settings = _settings(config, db)
+    rows = entries(database_path(settings.store.url), since_s=_since(since), route=route)
+    with _opened(out) as target:
+        n_rows = _write_csv(rows, target) if form == "csv" else _write_lines(rows, target)
+    where = str(out) if out is not None else "standard output"
+    with open_decisions(settings, create=False) as writer:
+        note_export(writer, what="audit log", where=where, n_rows=n_rows, author=author, reason=reason)
     if out is not None:
         click.echo(f"{n_rows:,} rows written to {out}")
 
@@ -299,13 +336,10 @@ def bundle(route: str, config: Path, number: int | None, out: Path | None, autho
     Check the file with tools/verify_bundle.py. The export is a row of the audit log, and the log's head behind it is
     exported, too.
     """
-    try:
-        settings = wiring.load_deployment(config)
-        where = str(out) if out is not None else "standard output"
-        lines = write_bundle(settings, route, number, where=where, author=author, reason=reason)
-        with _opened(out) as target:
-            target.write(b"".join(lines).decode())
-    except (SufficeError, OSError) as error:
-        fail("audit bundle", error)
+    settings = load_deployment(config)
+    where = str(out) if out is not None else "standard output"
+    lines = write_bundle(settings, route, number, where=where, author=author, reason=reason)
+    with _opened(out) as target:
+        target.write(b"".join(lines).decode())
     if out is not None:
         click.echo(f"{len(lines):,} lines written to {out}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from suffice.cli.shell import JSON_LINES, fail
+from suffice.cli.shell import JSON_LINES, Command, fail, print_json
 from suffice.sanitize import printable
 
 if TYPE_CHECKING:
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from suffice.assurance.evidence import AuditEvidence
     from suffice.assurance.route_forecast import Outlook
     from suffice.assurance.tally import Tally
-    from suffice.cli.inspect.held import RouteHoldings
-    from suffice.cli.inspect.pairs import PairStatus
+    from suffice.cli.inspect.route_report import PairStatus, RouteHoldings
     from suffice.review.route_guarantee import RouteGuarantee
     from suffice.settings import Route, Settings
     from suffice.store.people.promises import Promises
@@ -64,7 +63,7 @@ class RouteStatus:
     held: RouteHoldings | None = None  # what people hold on it, and what waits for them; None: nothing
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings, TOML or YAML. [default: suffice.toml]"
 )
@@ -79,7 +78,7 @@ class RouteStatus:
 def status(config: Path | None, db: Path | None, route: str | None, as_json: bool) -> None:
     """Show Exact Match, tokens, saving and governed share of every route."""
     from suffice.errors import SufficeError
-    from suffice.wiring import condition, require_log
+    from suffice.wiring.files import condition, require_log
 
     settings = None
     first: tuple[str, ...] = ()
@@ -92,7 +91,7 @@ def status(config: Path | None, db: Path | None, route: str | None, as_json: boo
         statuses = read_statuses(database, settings, route)
     except (SufficeError, OSError) as error:
         said = [printable(one) for one in first]
-        fail("status", "\n".join([str(error), *said, *_last_words(error, settings if db is None else None, route)]))
+        fail("\n".join([str(error), *said, *_last_words(error, settings if db is None else None, route)]))
     show_first(first, err=as_json)
     if as_json:
         _print_json(statuses)
@@ -129,7 +128,7 @@ def statuses_of(
     Everything that concerns all routes is read once. What the job `rollup` has summed up is not read again, so it
     takes as long as the rows behind that do.
     """
-    from suffice.cli.inspect.held import read_held
+    from suffice.cli.inspect.route_report import read_held
     from suffice.errors import ConfigError
     from suffice.store.database.decisions import is_attended
     from suffice.store.people.promises import newest_request, read_promises
@@ -177,7 +176,7 @@ def _warn_of_rows(database: Path) -> None:
 def _is_killed(settings: Settings | None, connection: sqlite3.Connection) -> bool:
     if settings is not None:
         from suffice.store.database.presence import switch_reason
-        from suffice.wiring import kill_file
+        from suffice.wiring.keys import kill_file
 
         return switch_reason(kill_file(settings)) is not None
     from suffice.store.people.promises import newest_switching
@@ -217,7 +216,7 @@ class _Scorers:
 
 
 def _last_words(error: Exception, settings: Settings | None, route: str | None) -> list[str]:
-    from suffice.cli.inspect.last_words import last_words
+    from suffice.cli.inspect.route_report import last_words
     from suffice.errors import StoreError
 
     return last_words(settings, route) if settings is not None and isinstance(error, StoreError | OSError) else []
@@ -232,7 +231,7 @@ def _sources(config: Path | None, db: Path | None) -> tuple[Settings | None, Pat
     if config is None and not default.is_file():
         raise ConfigError("no suffice.toml in this folder; name a file with --config, or a log with --db")
     from suffice.store.database.sqlite import database_path
-    from suffice.wiring import load_settings
+    from suffice.wiring.files import load_settings
 
     settings = load_settings(str(config or default))
     return settings, db or database_path(settings.store.url)
@@ -258,7 +257,7 @@ def _status(seen: _Seen, promises: Promises, control: Phase | None, held: RouteH
 
     from suffice.assurance.estimate import report_of
     from suffice.assurance.evidence import evidence
-    from suffice.cli.inspect.pairs import read_pairs
+    from suffice.cli.inspect.route_report import read_pairs
     from suffice.store.routes.in_force import NOTHING
     from suffice.store.routes.phases import phase_of
     from suffice.store.routes.recommendations import newest_arm, newest_outlook, newest_proposal
@@ -335,7 +334,7 @@ def _print_json(statuses: list[RouteStatus]) -> None:
         report.pop("audits_at_s")
         share = {"governed_share": one.report.governed_share}
         plain["evidence"] |= {"n_missing": one.evidence.n_missing, "wait_s": one.evidence.wait_s}
-        click.echo(msgspec.json.encode({**report, **share, **plain}).decode())
+        print_json({**report, **share, **plain})
 
 
 def _print_route(one: RouteStatus) -> None:
@@ -365,9 +364,7 @@ def _print_route(one: RouteStatus) -> None:
 
 def _parts(one: RouteStatus) -> tuple[list[tuple[str, str]], ...]:
     """What a reader sees, in the order in which it is asked: standing, traffic, EM, tokens and money, outlook."""
-    from suffice.cli.inspect.held import held_lines
-    from suffice.cli.inspect.liking import summarize_effect
-    from suffice.cli.inspect.outlook import arm_lines, outlook_lines, proposal_lines
+    from suffice.cli.inspect.route_report import arm_lines, held_lines, outlook_lines, proposal_lines, summarize_effect
     from suffice.sanitize import plural
 
     report, measured = one.report, one.report.measured
@@ -434,8 +431,7 @@ def _trials(report: RouteReport) -> list[tuple[str, str]]:
 
 
 def _control(one: RouteStatus) -> list[tuple[str, str]]:
-    from suffice.cli.inspect.pairs import pair_lines
-    from suffice.cli.inspect.phase import phase_lines
+    from suffice.cli.inspect.route_report import pair_lines, phase_lines
 
     if one.control is None:
         return [("certified", _certified(one.report))]
@@ -454,7 +450,7 @@ def _missing(one: RouteStatus, sure: str) -> str:
 
 
 def audits_missing(evidence: AuditEvidence, *, max_em_drop: float, sure: str) -> str:
-    from suffice.cli.inspect.phase import wait
+    from suffice.cli.inspect.route_report import wait
 
     goal = f"an EM drop of at most {100 * max_em_drop:g} points at {sure}"
     if evidence.n_missing is None:

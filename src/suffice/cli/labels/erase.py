@@ -14,10 +14,8 @@ from pathlib import Path
 
 import click
 
-from suffice import wiring
-from suffice.cli.deciding import AUTHOR, REASON
-from suffice.cli.shell import CONFIG_FILE, fail
-from suffice.errors import ConfigError, SufficeError
+from suffice.cli.shell import AUTHOR, CONFIG_FILE, REASON, Command
+from suffice.errors import ConfigError
 from suffice.rollout.assign import conversation_key
 from suffice.settings import Settings
 from suffice.store.audit.personal import PARTS
@@ -36,15 +34,17 @@ from suffice.store.database.erasing import (
 )
 from suffice.store.database.views import open_reader
 from suffice.store.routes.windows import last_place
-from suffice.wiring import deployment_salt
 from suffice.wiring.audit import user_name
+from suffice.wiring.files import load_deployment
+from suffice.wiring.keys import deployment_salt
+from suffice.wiring.worker import open_decisions
 
 _PARTS = ("answers", "comments", "questions", "metadata", "steps")
 _WORDS = _PARTS[:-1]
 _DAY_S = 86_400.0
 
 
-@click.command()
+@click.command(cls=Command)
 @CONFIG_FILE
 @click.option("--episode", "episodes", multiple=True, metavar="ID", help="This episode; repeatable.")
 @click.option(
@@ -81,24 +81,21 @@ def erase(
     and why. Can run beside a serving gateway, which waits with writing while the file is written anew.
     Exits with 1 when nothing of the kind is in the log, and with 2 when it cannot be erased.
     """
-    try:
-        if bool(episodes or units) == bool(older_than):
-            raise ConfigError("needs --episode or --unit, or else --older-than")
-        settings = wiring.load_deployment(config)
-        limit_s = None if older_than is None else _limit_s(older_than)
-        wanted = tuple(part for part in PARTS if part in (parts or _WORDS))
-        with wiring.open_decisions(settings, create=False) as writer:
-            units = tuple(_name(settings, writer, one) for one in units)
-            named = [*(f"episode {one}" for one in episodes), *(f"unit {one}" for one in units)]
-            what = ", ".join(named) or f"older than {older_than}"
-            order = _order(what, wanted, author or user_name() or "unknown", reason)
-            found = _rows(writer, episodes, units, limit_s)
-            if dry_run or not found:
-                click.echo(f"{len(found):,} rows may hold {', '.join(wanted)}; nothing was changed")
-                raise SystemExit(0 if found else 1)
-            _erase(writer, order, found)
-    except SufficeError as error:
-        fail("erase", error)
+    if bool(episodes or units) == bool(older_than):
+        raise ConfigError("needs --episode or --unit, or else --older-than")
+    settings = load_deployment(config)
+    limit_s = None if older_than is None else _limit_s(older_than)
+    wanted = tuple(part for part in PARTS if part in (parts or _WORDS))
+    with open_decisions(settings, create=False) as writer:
+        units = tuple(_name(settings, writer, one) for one in units)
+        named = [*(f"episode {one}" for one in episodes), *(f"unit {one}" for one in units)]
+        what = ", ".join(named) or f"older than {older_than}"
+        order = _order(what, wanted, author or user_name() or "unknown", reason)
+        found = _rows(writer, episodes, units, limit_s)
+        if dry_run or not found:
+            click.echo(f"{len(found):,} rows may hold {', '.join(wanted)}; nothing was changed")
+            raise SystemExit(0 if found else 1)
+        _erase(writer, order, found)
 
 
 def _limit_s(text: str) -> float:

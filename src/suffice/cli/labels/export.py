@@ -1,11 +1,12 @@
-"""`suffice export`: what Suffice has learned of runs, written for other programs.
+"""`suffice export label-studio` and `suffice export feedback`: runs for people to judge elsewhere, and what was said.
 
-Knows options, where settings come from and how files are written; refuses to know runs (`replay.finetune`) and
-lines (`learn.pairs`). Heavy imports stand inside the functions.
+Knows options, files and servers; refuses to know which runs are worth it (`control.people.asking`) and forms
+(`review.label_studio`). Heavy imports stand inside the functions.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -13,31 +14,194 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import click
 
 from suffice import __version__
-from suffice.cli.deciding import find_settings
-from suffice.cli.labels.export_labels import feedback_table, label_studio
-from suffice.cli.shell import JSON_OBJECT, CommandGroup, fail
+from suffice.cells import format_csv
+from suffice.cli.shell import CONFIG_FILE, JSON_OBJECT, Command, CommandGroup, find_settings
 from suffice.control.evidence.fitting import read_back
+from suffice.control.people.asking import Which, to_judge
+from suffice.edge import label_studio as tool
 from suffice.edge.yardstick import yardstick
-from suffice.errors import ConfigError, SufficeError
+from suffice.errors import ConfigError
 from suffice.files import write_whole
 from suffice.learn.groups import prompt_fold
 from suffice.learn.pairs import CutRun, Line, LineFormat, TrainingPairs, make_pairs
 from suffice.policy.base import build_policy, version_of
 from suffice.replay.finetune.cuts import ANSWER, StoppingPolicy, Terms, cuts_of_log, cuts_of_traces
 from suffice.replay.finetune.texts import Consent, read_consent, read_texts
+from suffice.replay.report.lines import dump_json
+from suffice.review.label_studio import LABEL_CONFIG, ToJudge, parse_task_episodes, task
 from suffice.settings import Route, Settings
 from suffice.store.database.decisions import Decisions, read_artefact
 from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import open_reader, read_episodes
+from suffice.store.people.feedback import read_all_feedback
 from suffice.store.routes.in_force import InForce, read_decided
-from suffice.wiring import load_settings, require_log
+from suffice.store.routes.windows import label_requests
 from suffice.wiring.audit import note_export
+from suffice.wiring.files import load_deployment, load_settings, question_texts, require_log
+from suffice.wiring.keys import secret
+from suffice.wiring.worker import open_decisions
+
+COLUMNS: Final = (
+    "feedback_id",
+    "episode_id",
+    "response_id",
+    "route",
+    "joined",
+    "source",
+    "correct",
+    "gold",
+    "answer",
+    "rating",
+    "thumbs",
+    "comment",
+    "reason",
+    "event",
+    "propensity",
+    "door",
+)
+
+
+@click.command("label-studio", cls=Command)
+@CONFIG_FILE
+@click.option("--route", required=True, help="Whose runs.")
+@click.option(
+    "--which",
+    type=click.Choice(["wanted", "differing"]),
+    default="wanted",
+    show_default=True,
+    help="Labels that are asked for, or all full runs whose stop would have answered otherwise.",
+)
+@click.option(
+    "--questions",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="JSON lines with `question` or `messages`: the log holds none.",
+)
+@click.option("--most", type=click.IntRange(1, 100_000), default=1_000, show_default=True, metavar="N", help="Tasks.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the tasks as JSON.")
+@click.option("--url", help="Or add them to a project of this server.")
+@click.option("--project", type=int, help="Number of that project.")
+@click.option(
+    "--api-key-env",
+    default="LABEL_STUDIO_API_KEY",
+    show_default=True,
+    help="Environment variable with the server's access token.",
+)
+@click.option(
+    "--label-config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the labeling interface that the project needs.",
+)
+@JSON_OBJECT
+def label_studio(
+    config: Path,
+    route: str,
+    which: Which,
+    questions: Path | None,
+    most: int,
+    out: Path | None,
+    url: str | None,
+    project: int | None,
+    api_key_env: str,
+    label_config: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Write runs that somebody should judge as tasks of Label Studio, with both answers in an order that tells nothing.
+
+    To a file, or to a project, where runs that are tasks already are left out. The annotations come back with
+    `suffice feedback import --form label-studio`, `suffice feedback label-studio` or a webhook.
+    """
+    if (out is None) == (url is None) or (url is not None and project is None):
+        raise ConfigError("where to? Give --out FILE, or --url and --project")
+    settings = load_deployment(config)
+    runs = list(islice(_runs(settings, route, which, questions), most))
+    if label_config is not None:
+        write_whole(label_config, LABEL_CONFIG)
+    n_added = len(runs)
+    if out is not None:
+        write_whole(out, json.dumps([task(run) for run in runs], ensure_ascii=False, indent=1) + "\n")
+    else:
+        n_added = asyncio.run(_sent(runs, url or "", project or 0, api_key_env))
+    where = str(out) if out is not None else f"{url} project {project}"
+    with open_decisions(settings, create=False) as writer:
+        note_export(writer, what=f"runs of {route} to judge", where=where, n_rows=n_added, author=None, reason="")
+    n_bare = sum(run.question is None for run in runs)
+    told = {
+        "route": route,
+        "which": which,
+        "n_runs": len(runs),
+        "n_added": n_added,
+        "n_without_question": n_bare,
+        "to": where,
+    }
+    if as_json:
+        click.echo(json.dumps(told))
+        return
+    click.echo(f"{told['to']}: {n_added:,} tasks added of {len(runs):,} runs to judge")
+    if n_bare:
+        click.echo(f"  {n_bare:,} show no question; --questions FILE brings them")
+
+
+def _runs(settings: Settings, route: str, which: Which, questions: Path | None) -> Iterator[ToJudge]:
+    find_settings(settings, route, option="--route")
+    texts = {} if questions is None else question_texts(questions, settings)
+    with open_reader(database_path(settings.store.url)) as connection:
+        wanted = label_requests(connection, route)
+        yield from to_judge(read_episodes(connection, route), wanted, which=which, questions=texts)
+
+
+async def _sent(runs: list[ToJudge], url: str, project: int, api_key_env: str) -> int:
+    async with tool.connect_label_studio(url, api_key=secret("--api-key-env", api_key_env) or "") as server:
+        there = parse_task_episodes(await server.export(project, all_tasks=True))
+        return await server.import_tasks(project, [task(run) for run in runs if run.episode_id not in there])
+
+
+@click.command("feedback", cls=Command)
+@click.argument("file", type=click.Path(path_type=Path))
+@CONFIG_FILE
+@click.option("--route", help="Only what belongs to this route.")
+@JSON_OBJECT
+def feedback_table(file: Path, config: Path, route: str | None, *, as_json: bool) -> None:
+    """Write all feedback of the log to FILE, as .csv or .jsonl, oldest first.
+
+    In CSV a cell that a spreadsheet would take for a formula gets a quote in front; `suffice feedback import` takes it
+    away again.
+    """
+    if file.suffix not in (".csv", ".jsonl"):
+        raise ConfigError(f"{file}: what shall it be? Names that end in .csv and .jsonl say so")
+    settings = load_deployment(config)
+    rows = list(_said(database_path(settings.store.url), route))
+    names = [f"metrics.{name}" for name in sorted({name for row in rows for name in row["metrics"]})]
+    write_whole(file, _csv(rows, names) if file.suffix == ".csv" else _lines(rows))
+    with open_decisions(settings, create=False) as writer:
+        note_export(writer, what="feedback", where=str(file), n_rows=len(rows), author=None, reason="")
+    click.echo(json.dumps({"file": str(file), "n_rows": len(rows)}) if as_json else f"{file}: {len(rows):,} rows")
+
+
+def _said(path: Path, route: str | None) -> Iterator[dict[str, Any]]:
+    for one in read_all_feedback(path):
+        if route is None or one.route == route:
+            told = {name: getattr(one.feedback, name) for name in COLUMNS if name not in ("route", "joined")}
+            yield told | {"route": one.route, "joined": one.joined, "metrics": dict(one.feedback.metrics)}
+
+
+def _csv(rows: list[dict[str, Any]], metrics: list[str]) -> str:
+    flat = ({**row, **{f"metrics.{name}": value for name, value in row["metrics"].items()}} for row in rows)
+    return format_csv((*COLUMNS, *metrics), flat)
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(dump_json({k: v for k, v in row.items() if v not in (None, {})}) + "\n" for row in rows)
+
 
 SETTINGS = Path("suffice.toml")
 TRAIN, VAL, MANIFEST = "train.jsonl", "val.jsonl", "manifest.json"
@@ -125,13 +289,10 @@ def finetune(traces: tuple[Path, ...], **options: Any) -> None:
     agreed, each prompt on one side of the split, nothing twice. Exits with 2 when nothing can be written.
     """
     given = FinetuneOptions(**options)
-    try:
-        pairs, shape = _pairs(traces, given)
-        manifest = _write(pairs, shape, traces, given)
-        if given.texts:
-            _note(given, n_rows=len(pairs.train) + len(pairs.val))
-    except (SufficeError, OSError) as error:
-        fail("export finetune", error)
+    pairs, shape = _pairs(traces, given)
+    manifest = _write(pairs, shape, traces, given)
+    if given.texts:
+        _note(given, n_rows=len(pairs.train) + len(pairs.val))
     if given.as_json:
         click.echo(json.dumps({**manifest, "out": str(given.out)}))
     else:

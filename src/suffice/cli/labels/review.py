@@ -14,27 +14,26 @@ from typing import Any
 import click
 import msgspec
 
-from suffice.cli.deciding import (
+from suffice.cli.shell import (
     AUTHOR,
     CONFIG,
     JSON,
     REASON,
-    failing_with,
+    CommandGroup,
     find_settings,
     format_time,
     log_of,
+    nothing_written,
+    print_json,
     refused,
     say,
     who,
 )
-from suffice.cli.shell import CommandGroup
 from suffice.control.evidence.matching import matching
 from suffice.control.evidence.window_size import window_size
 from suffice.control.people.effects import what_it_changed
-from suffice.review.agreement import Kappa, agreement
-from suffice.review.estimate import em_of
-from suffice.review.items import ReviewItem, ReviewLease, said_of
-from suffice.review.question import Source
+from suffice.review.agreement import Kappa, agreement, em_of
+from suffice.review.items import ReviewItem, ReviewLease, Source, said_of
 from suffice.review.queue import ItemState, Submission
 from suffice.sanitize import printable, printable_lines
 from suffice.settings import Settings
@@ -48,7 +47,7 @@ from suffice.store.people.reviews import (
     read_reviews,
     submit_verdict,
 )
-from suffice.wiring import question_texts, questions_file
+from suffice.wiring.files import question_texts, questions_file
 
 _REVIEWER = click.option("--reviewer", default=None, help="Who looks. [default: the user of this computer]")
 _ROUTE = click.option("--route", help="Only this route.")
@@ -83,7 +82,7 @@ def review() -> None:
 @JSON
 def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
     """Show what waits for a reviewer, the most urgent first."""
-    with failing_with("review list"), log_of(path) as (told, writer):
+    with log_of(path) as (told, writer):
         if route is not None:
             find_settings(told, route)
         queue = read_reviews(writer.path).queue
@@ -92,7 +91,7 @@ def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> 
     for place in places:
         item, state = place.item, place.state(now_s)
         if as_json:
-            click.echo(msgspec.json.encode({"state": state, **msgspec.to_builtins(item)}).decode())
+            print_json({"state": state, **msgspec.to_builtins(item)})
             continue
         due = "" if item.deadline_s is None else f", due {format_time(item.deadline_s)}"
         click.echo(f"{item.episode_id}  {item.route}  {item.why}  {state}{due}")
@@ -145,18 +144,18 @@ def submit(
     """
     name = who(reviewer)
     again = f"Say it again: suffice review submit {item} {word} --reviewer {name} …"
-    with failing_with("review submit", again=again), log_of(path) as (told, writer):
+    with nothing_written(again), log_of(path) as (told, writer):
         place = read_reviews(writer.path).queue.places.get(item)
         if place is None:
-            refused("review submit", f"unknown item {item!r}; see suffice review list")
+            refused(f"unknown item {item!r}; see suffice review list")
         said = said_of(place.item, word, reviewer=name, corrected=corrected, reason=reason)
         found = said if isinstance(said, str) else _submitted(writer, said)
         if isinstance(found, str):
-            refused("review submit", found)
+            refused(found)
         effect = _effect(told, writer, place.item)
     if as_json:
         plain = msgspec.to_builtins(found)
-        click.echo(msgspec.json.encode({**plain, "changed": msgspec.to_builtins(effect), "said": effect.said}).decode())
+        print_json({**plain, "changed": msgspec.to_builtins(effect), "said": effect.said})
         return
     click.echo(f"{item}: {found.told}")
     if found.verdict is not None:
@@ -171,11 +170,11 @@ def submit(
 @JSON
 def ask(episode: str, reason: str, author: str | None, path: str, *, as_json: bool) -> None:
     """Ask people about run EPISODE, whatever the day's cap."""
-    with failing_with("review ask", again="Ask again once the log can be written."), log_of(path) as (told, writer):
+    with nothing_written("Ask again once the log can be written."), log_of(path) as (told, writer):
         rules = {name: route.review for name, route in told.routes.items()}
         found = ask_about(writer, episode, rules, reason, who(author), now_s=time.time())
     if isinstance(found, str):
-        refused("review ask", found)
+        refused(found)
     say(found, as_json=as_json, text=f"{episode}: waits for a reviewer")
 
 
@@ -185,7 +184,7 @@ def ask(episode: str, reason: str, author: str | None, path: str, *, as_json: bo
 @JSON
 def stats(route: str | None, path: str, *, as_json: bool) -> None:
     """Show how many items stand where, how far reviewers agree, and what the random ones say of all answers."""
-    with failing_with("review stats"), log_of(path) as (told, writer):
+    with log_of(path) as (told, writer):
         if route is not None:
             find_settings(told, route)
         queue = read_reviews(writer.path).queue
@@ -193,16 +192,14 @@ def stats(route: str | None, path: str, *, as_json: bool) -> None:
         counts, agree = queue.counts(now_s=time.time(), route=name), agreement(queue.of(name))
         em, drawings = em_of(queue, name), queue.drawings.get(name, ())
         if as_json:
-            click.echo(
-                msgspec.json.encode(
-                    {
-                        "route": name,
-                        "items": counts,
-                        "agreement": msgspec.to_builtins(agree),
-                        "em": msgspec.to_builtins(em),
-                        "n_drawings": len(drawings),
-                    }
-                ).decode()
+            print_json(
+                {
+                    "route": name,
+                    "items": counts,
+                    "agreement": msgspec.to_builtins(agree),
+                    "em": msgspec.to_builtins(em),
+                    "n_drawings": len(drawings),
+                }
             )
             continue
         click.echo(f"route {name}")
@@ -234,8 +231,8 @@ def _kappa(kappa: Kappa | None) -> str:
 def _go_through(
     path: str, route: str | None, reviewer: str | None, questions: Path | None, *, as_json: bool, third: bool
 ) -> None:
-    name, command = who(reviewer), "review adjudicate" if third else "review next"
-    with failing_with(command, again="Your item goes back by itself."), log_of(path) as (told, writer):
+    name = who(reviewer)
+    with nothing_written("Your item goes back by itself."), log_of(path) as (told, writer):
         if route is not None:
             find_settings(told, route)
         texts = _Texts(told, questions)
@@ -271,7 +268,7 @@ def _print(
         plain = {"question": question, "question_from": where, "lease": msgspec.to_builtins(lease)}
         plain["verdicts"] = [msgspec.to_builtins(one) for one in others]
         plain["sources"] = [msgspec.to_builtins(one) for one in sources]
-        click.echo(msgspec.json.encode({**plain, **msgspec.to_builtins(item)}).decode())
+        print_json({**plain, **msgspec.to_builtins(item)})
         return
     click.echo()
     click.secho(printable(f"{item.episode_id}, route {item.route}"), bold=True)

@@ -15,8 +15,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from suffice.cli.shell import JSON_OBJECT, fail
-from suffice.errors import ConfigError, SufficeError
+from suffice.cli.shell import JSON_OBJECT, Command
+from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
 from suffice.replay.estimate.estimate import CertifiableLevel, LogEstimate, QuantityInterval, traffic_of
 from suffice.replay.estimate.estimate import estimate_levels as run
@@ -43,7 +43,7 @@ class EstimateOptions:
     as_json: bool
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("logs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--max-em-drop",
@@ -100,10 +100,7 @@ def estimate(logs: tuple[Path, ...], **options: object) -> None:
     call is made. Exits with 2 when the logs cannot be read or say too little.
     """
     given = EstimateOptions(**options)  # type: ignore[arg-type]  # click has checked them
-    try:
-        found, log = _estimate(logs, given)
-    except (SufficeError, OSError) as error:
-        fail("estimate", error)
+    found, log = _estimate(logs, given)
     if given.as_json:
         formats = {"formats": log.formats, "n_records": log.n_records, "n_left_out": log.n_left_out}
         print(json.dumps(asdict(found) | formats))

@@ -22,8 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
-from suffice.cli.deciding import find_settings
-from suffice.cli.shell import JSON_OBJECT, fail
+from suffice.cli.shell import JSON_OBJECT, Command, fail, find_settings
 from suffice.edge.yardstick import yardstick
 from suffice.errors import ConfigError, SufficeError
 from suffice.plugins import load_plugins
@@ -34,7 +33,8 @@ from suffice.replay.record.record import record_runs as run
 from suffice.settings import Probe, Route, Settings, Steps, Upstream
 from suffice.upstream.client import UpstreamClient
 from suffice.upstream.drivers import DRIVERS
-from suffice.wiring import api_key, load_settings
+from suffice.wiring.files import load_settings
+from suffice.wiring.keys import api_key
 
 SETTINGS = Path("suffice.toml")
 PLAIN_LINE_S = 10.0  # between two lines of progress where nobody watches a bar
@@ -59,7 +59,7 @@ class RecordOptions:
     as_json: bool
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("questions", type=click.Path(path_type=Path))
 @click.option("--upstream", help="Address of a model server, or its name in the settings.")
 @click.option(
@@ -91,9 +91,9 @@ def record(questions: Path, **options: object) -> None:
     try:
         progress = asyncio.run(_record(questions, given))
     except (SufficeError, OSError) as error:
-        fail("record", error)
+        fail(error)
     except KeyboardInterrupt:
-        fail("record", f"interrupted; what is recorded stands in {given.out}, the same call goes on", 130)
+        fail(f"interrupted; what is recorded stands in {given.out}, the same call goes on", 130)
     _show(progress, given)
     raise SystemExit(1 if progress.n_left else 0)
 

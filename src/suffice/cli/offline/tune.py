@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from suffice.cli.shell import fail
-from suffice.errors import ConfigError, SufficeError
+from suffice.cli.shell import Command
+from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
 from suffice.replay.report.lines import dump_json
 from suffice.replay.report.wording import describe_percent, describe_points
@@ -32,7 +32,7 @@ from suffice.replay.tune.tuned import IntervalValue, TunedSet, title_of, tuned_o
 from suffice.sanitize import printable
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--max-em-drop",
@@ -117,12 +117,9 @@ def tune(
     does there, not what the search saw, is what to expect. Writes what a route needs to run the policy.
     """
     load_plugins()
-    try:
-        tuning = _tuning(**options)
-        tuned, bench = _tune(_one_set(files, where, min_run_em), tuning, quiet=as_json)
-        written, proposal = _write(tuned, bench, route, Path("tuned") if out is None and not as_json else out)
-    except (SufficeError, OSError) as error:
-        fail("tune", error)
+    tuning = _tuning(**options)
+    tuned, bench = _tune(_one_set(files, where, min_run_em), tuning, quiet=as_json)
+    written, proposal = _write(tuned, bench, route, Path("tuned") if out is None and not as_json else out)
     if as_json:
         _print_json(tuned, proposal, written)
     else:

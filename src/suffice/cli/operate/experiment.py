@@ -12,9 +12,21 @@ from pathlib import Path
 import click
 import msgspec
 
-from suffice import wiring
-from suffice.cli.deciding import AUTHOR, CONFIG, JSON, REASON, failing_with, format_time, log_of, refused, say, who
-from suffice.cli.shell import CommandGroup, fail, print_line
+from suffice.cli.shell import (
+    AUTHOR,
+    CONFIG,
+    JSON,
+    REASON,
+    CommandGroup,
+    fail,
+    format_time,
+    log_of,
+    print_json,
+    print_line,
+    refused,
+    say,
+    who,
+)
 from suffice.control.compare.experiments import read_experiment
 from suffice.errors import ConfigError
 from suffice.rollout.metrics import metric_of
@@ -24,6 +36,8 @@ from suffice.settings import Experiment, Settings
 from suffice.store.database.sqlite import database_path
 from suffice.store.routes import experiments
 from suffice.store.routes.experiments import ExperimentRun, read_experiments
+from suffice.wiring.files import load_deployment
+from suffice.wiring.routes import check_experiment
 
 _WIDTH = 100
 
@@ -41,12 +55,12 @@ def list_(path: str, *, as_json: bool) -> None:
 
     Those of the settings, and those of the log that are not there any more.
     """
-    settings, _, held = _opened("experiment list", path)
+    settings, _, held = _opened(path)
     latest = {one.experiment.name: one for one in held}
     names = list(dict.fromkeys((*settings.experiments, *latest)))
     if as_json:
         rows = [{"name": name, **_listed(name, settings, latest)} for name in names]
-        click.echo(msgspec.json.encode({"experiments": rows}).decode())
+        print_json({"experiments": rows})
         return
     if not names:
         click.echo("no experiment: write one as [experiments.NAME] in the settings")
@@ -67,18 +81,17 @@ def show(name: str, path: str, run: int | None, *, as_json: bool) -> None:
 
     Look as often as you like: every interval holds at every look.
     """
-    settings, database, held = _opened("experiment show", path)
+    settings, database, held = _opened(path)
     mine = [one for one in held if one.experiment.name == name and run in (None, one.experiment.run)]
     if not mine:
         known = ", ".join(dict.fromkeys(one.experiment.name for one in held)) or "none was ever started"
-        fail("experiment show", f"no run of experiment {name!r} in {database}; started: {known}")
+        fail(f"no run of experiment {name!r} in {database}; started: {known}")
     one = mine[-1]
-    with failing_with("experiment show"):
-        result = read_experiment(database, one, settings)
+    result = read_experiment(database, one, settings)
     if as_json:
         told = {arm.arm: summarize_arm(result, arm) for arm in result.arms}
         found = {**_state(one), "result": msgspec.to_builtins(result), "reading": told}
-        click.echo(msgspec.json.encode(found).decode())
+        print_json(found)
         return
     _print(one, result)
 
@@ -94,12 +107,12 @@ def start(name: str, path: str, reason: str, author: str | None, *, as_json: boo
 
     It runs as the settings have it now. One that runs already gets its new weights and share.
     """
-    with failing_with("experiment start"), log_of(path) as (settings, writer):
+    with log_of(path) as (settings, writer):
         written = _of_settings(settings, name)
-        wiring.check_experiment(settings, name)
+        check_experiment(settings, name)
         found = experiments.start_experiment(writer, name, written, author=who(author), reason=reason)
     if isinstance(found, str):
-        refused("experiment start", f"experiment {name} {found}")
+        refused(f"experiment {name} {found}")
     odds = ", ".join(f"{arm} {share:.1%}" for arm, share in found.experiment.odds().items())
     verb = "started" if found.revision == 0 else "changed"
     text = f"experiment {name}: {verb}, run {found.experiment.run}: {odds}; running gateways follow within a second"
@@ -117,13 +130,13 @@ def stop(name: str, path: str, reason: str, author: str | None, *, as_json: bool
 
     Its requests are served as the route says again. What it showed is kept beside the reason.
     """
-    with failing_with("experiment stop"), log_of(path) as (settings, writer):
+    with log_of(path) as (settings, writer):
         held = experiments.read_experiments(writer.path)
         now = next((one for one in held if one.runs and one.experiment.name == name), None)
         said = () if now is None else _said(now, settings, writer.path)
         found = experiments.stop_experiment(writer, name, author=who(author), reason=reason, said=said)
     if isinstance(found, str):
-        refused("experiment stop", f"experiment {name} {found}")
+        refused(f"experiment {name} {found}")
     say(found, as_json=as_json, text=f"experiment {name}: stopped, run {found.run}")
     for sentence in () if as_json else found.said:
         _wrapped(sentence, "  ")
@@ -132,11 +145,10 @@ def stop(name: str, path: str, reason: str, author: str | None, *, as_json: bool
 # --------------------------------------------------------------------------- what is read
 
 
-def _opened(command: str, path: str) -> tuple[Settings, Path, tuple[ExperimentRun, ...]]:
-    with failing_with(command):
-        settings = wiring.load_deployment(path)
-        database = database_path(settings.store.url)
-        return settings, database, read_experiments(database)
+def _opened(path: str) -> tuple[Settings, Path, tuple[ExperimentRun, ...]]:
+    settings = load_deployment(path)
+    database = database_path(settings.store.url)
+    return settings, database, read_experiments(database)
 
 
 def _said(one: ExperimentRun, settings: Settings, database: Path) -> tuple[str, ...]:

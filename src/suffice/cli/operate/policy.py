@@ -15,22 +15,23 @@ from typing import Any, Final
 import click
 import msgspec
 
-from suffice import wiring
-from suffice.cli.deciding import (
+from suffice.cli.shell import (
     AUTHOR,
     CONFIG,
     JSON,
     REASON,
-    failing_with,
+    CommandGroup,
     find_settings,
     format_time,
     log_of,
+    nothing_written,
+    print_json,
+    print_line,
     refused,
     say,
     settings_setup,
     who,
 )
-from suffice.cli.shell import CommandGroup, print_line
 from suffice.control.compare.assessment import Assessment, standing_of
 from suffice.control.evidence.matching import matching
 from suffice.review.decide import OverrideForm
@@ -50,6 +51,8 @@ from suffice.store.routes.rollouts import (
     read_running_rollouts,
     read_serving_version,
 )
+from suffice.wiring.keys import deployment_salt
+from suffice.wiring.routes import check_policy, policy_table
 
 _MODELS: Final = re.compile(r"v-[0-9a-f]{12}")  # the address of what a refit has proposed
 
@@ -64,7 +67,7 @@ def policy() -> None:
 @JSON
 def list_(path: str, *, as_json: bool) -> None:
     """List what serves each route, and the rollout that runs there."""
-    with failing_with("policy list"), log_of(path) as (settings, writer):
+    with log_of(path) as (settings, writer):
         held, decided = read_rollouts(writer.path), read_decided(writer.path)
         rows = list[dict[str, Any]]()
         for name, route in settings.routes.items():
@@ -76,7 +79,7 @@ def list_(path: str, *, as_json: bool) -> None:
                 {"route": name, "own": own, "serves": now, "rollout": _row(read_running_rollouts(held).get(name))}
             )
     if as_json:
-        click.echo(msgspec.json.encode({"routes": rows}).decode())
+        print_json({"routes": rows})
         return
     for row in rows:
         click.echo(f"{row['route']}: {_serves(row)}")
@@ -95,16 +98,16 @@ def show(route: str, path: str, *, as_json: bool) -> None:
 
     Where none runs, its latest one is shown.
     """
-    with failing_with("policy show"), log_of(path) as (settings, writer):
+    with log_of(path) as (settings, writer):
         find_settings(settings, route)
         mine = [one for one in read_rollouts(writer.path) if one.state.route == route]
         if not mine:
-            refused("policy show", f"there never was a rollout on route {route}; `suffice policy propose` begins one")
+            refused(f"there never was a rollout on route {route}; `suffice policy propose` begins one")
         held = mine[-1]
         looked = None if held.state.over else _look(settings, route, held, writer.path)
     if as_json:
         standing = None if looked is None else msgspec.to_builtins(looked.standing)
-        click.echo(msgspec.json.encode({**(_row(held) or {}), "moves": held.moves, "standing": standing}).decode())
+        print_json({**(_row(held) or {}), "moves": held.moves, "standing": standing})
         return
     _print(held, looked)
 
@@ -115,8 +118,8 @@ def show(route: str, path: str, *, as_json: bool) -> None:
 @CONFIG
 def diff(before: str, after: str, path: str) -> None:
     """Show in what version AFTER differs from version BEFORE, by their addresses."""
-    with failing_with("policy diff"), log_of(path) as (settings, writer), open_reader(writer.path) as connection:
-        secret = wiring.deployment_salt(settings)
+    with log_of(path) as (settings, writer), open_reader(writer.path) as connection:
+        secret = deployment_salt(settings)
         old, new = (plain_of(connection, one, secret=secret) for one in (before, after))
     shared = old.keys() & new.keys()  # of models that are no version yet there is the body alone
     told = diff_plain(*({key: value for key, value in one.items() if key in shared} for one in (old, new)))
@@ -137,13 +140,13 @@ def propose(route: str, candidate: str, path: str, reason: str, author: str | No
     that learns; else a policy as the settings write it, such as '{policy = "beta", threshold = 0.9}', or a file that
     holds it (TOML or JSON). It begins in shadow, where nobody is served by it.
     """
-    with failing_with("policy propose"), log_of(path) as (settings, writer):
-        told, by, secret = find_settings(settings, route), who(author), wiring.deployment_salt(settings)
+    with log_of(path) as (settings, writer):
+        told, by, secret = find_settings(settings, route), who(author), deployment_salt(settings)
         begin = propose_learned if _MODELS.fullmatch(candidate) else _propose_policy
         name = f"{route}-{secrets.token_hex(4)}"
         found = begin(writer, route, told, candidate, author=by, reason=reason, rollout=name, secret=secret)
     if isinstance(found, str):
-        refused("policy propose", found)
+        refused(found)
     say(
         found.state,
         as_json=as_json,
@@ -163,9 +166,9 @@ def _propose_policy(
         )
     held, own = rollouts.read_rollouts(writer.path), rollouts.own_version(route)
     version = rollouts.proposed_version(
-        held, name, route, wiring.policy_table(table), author=author, why=reason, now_s=writer.now()
+        held, name, route, policy_table(table), author=author, why=reason, now_s=writer.now()
     )
-    wiring.check_policy(name, route, version.plain()["body"])
+    check_policy(name, route, version.plain()["body"])
     one = rollouts.own_candidate(held, version, route=name, own=own)
     if isinstance(one, str):
         return one
@@ -205,21 +208,19 @@ def release(route: str, **said: Any) -> None:
 @_word
 def rollback(route: str, path: str, reason: str, author: str | None, *, as_json: bool) -> None:
     """Go back on ROUTE: end the rollout that runs, or take back what the last one brought."""
-    with failing_with("policy rollback", again="`suffice kill` needs no database."), log_of(path) as (settings, writer):
+    with nothing_written("`suffice kill` needs no database."), log_of(path) as (settings, writer):
         told = find_settings(settings, route)
         runs = route in rollouts.read_running_rollouts(rollouts.read_rollouts(writer.path))
         undone = (
             None
             if runs
-            else take_back(
-                writer, route, told, author=who(author), reason=reason, secret=wiring.deployment_salt(settings)
-            )
+            else take_back(writer, route, told, author=who(author), reason=reason, secret=deployment_salt(settings))
         )
     if undone is None:
         _step("rollback", route, path=path, reason=reason, author=author, as_json=as_json)
         return
     if isinstance(undone, str):
-        refused("policy rollback", undone)
+        refused(undone)
     text = f"route {route}: {undone.first.in_force} serves again; running gateways follow within a second"
     say(undone.state, as_json=as_json, text=text)
 
@@ -236,7 +237,7 @@ def pin(
     route: str, publication: int, days: float, path: str, reason: str, author: str | None, *, as_json: bool
 ) -> None:
     """Serve what PUBLICATION of ROUTE put in force, until a date, as far as it is certified there now."""
-    with failing_with("policy pin"), log_of(path) as (settings, writer):
+    with log_of(path) as (settings, writer):
         told = find_settings(settings, route)
         wanted = OverrideForm(kind="pin", reason=reason, author=who(author), days=days)
         found = set_override(
@@ -249,7 +250,7 @@ def pin(
             setup=settings_setup(settings, route),
         )
     if isinstance(found, str):
-        refused("policy pin", found)
+        refused(found)
     say(found, as_json=as_json, text=f"route {route}: {found.after}, until {format_time(found.expires_at_s)}")
 
 
@@ -258,11 +259,11 @@ def pin(
 
 def _step(command: str, route: str, *, path: str, reason: str, author: str | None, as_json: bool) -> None:
     again = "`suffice kill` needs no database."
-    with failing_with(f"policy {command}", again=again), log_of(path) as (settings, writer):
+    with nothing_written(again), log_of(path) as (settings, writer):
         find_settings(settings, route)
         found = rollouts.step(writer, route, command, author=who(author), reason=reason)
     if isinstance(found, str):
-        refused(f"policy {command}", found)
+        refused(found)
     told = "rolled back" if found.stage == "rolled_back" else f"{found.stage}, {found.share:.0%} of new units"
     say(found, as_json=as_json, text=f"route {route}: {told}; running gateways follow within a second")
 
@@ -275,7 +276,7 @@ def _look(settings: Settings, route: str, held: RolloutRun, path: Any) -> Assess
             settings.routes[route],
             settings.control,
             matching,
-            secret=wiring.deployment_salt(settings),
+            secret=deployment_salt(settings),
             now_s=time.time(),
         )
 

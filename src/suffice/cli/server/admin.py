@@ -1,17 +1,76 @@
-"""`suffice admin`: who may use the console and the control API."""
+"""`suffice config` and `suffice admin`: what a settings file means, and who may use the console and the control API."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
+import msgspec
 
-from suffice import wiring
-from suffice.cli.shell import CONFIG, CommandGroup, fail
+from suffice.cli.shell import CONFIG, INSECURE_OPEN, CommandGroup, fail
 from suffice.errors import SufficeError
+from suffice.plugins import load_plugins
+from suffice.wiring.audit import with_addresses
+from suffice.wiring.files import load_deployment, load_settings
 from suffice.wiring.people import People, access_changed
+from suffice.wiring.prestart import preflight
+from suffice.wiring.routes import check_routes, evidence_warnings, read_evidence
+from suffice.wiring.worker import open_decisions
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@click.group(cls=CommandGroup)
+def config() -> None:
+    """Check a settings file, or show it with all defaults."""
+
+
+def _settings_file(command: F) -> F:
+    named = click.option("--config", "named", metavar="FILE", help="The same, as other commands name it.")
+    return click.argument("path", metavar="[FILE]", default="suffice.toml")(named(command))
+
+
+@config.command("check")
+@_settings_file
+@click.option("--host", default=None, help="Address to listen on, as `serve` takes it.")
+@INSECURE_OPEN
+def check(path: str, named: str | None, host: str | None, insecure_open: bool) -> None:
+    """Build everything that FILE describes (suffice.toml where none is named), without opening a socket.
+
+    Looks at the environment and at what the log says, too. Exits with 2, and says where, when `serve` would refuse.
+    """
+    path = named or path
+    settings = load_settings(path)
+    try:
+        if settings.upstreams:
+            host = settings.server.host if host is None else host
+            warnings = [*preflight(settings, host=host, insecure_open=insecure_open).warnings]
+        else:  # they may be for the library alone
+            warnings = check_routes(settings)
+    except SufficeError as error:
+        fail(f"{path}: {error}")
+    warnings += evidence_warnings(settings, read_evidence(settings))
+    for plugin in load_plugins():
+        if plugin.problem is None:
+            click.echo(f"plug-in: {plugin.group} {plugin.name} from {plugin.package}")
+    for warning in warnings:
+        click.echo(f"warning: {warning}")
+    click.echo(f"{path}: ok")
+
+
+@config.command("show")
+@_settings_file
+def show(path: str, named: str | None) -> None:
+    """Print all settings of FILE (suffice.toml where none is named) as JSON, defaults filled in.
+
+    Secrets are never in them. A learned model is its address.
+    """
+    settings = load_settings(named or path)
+    plain = with_addresses(msgspec.to_builtins(settings))
+    click.echo(msgspec.json.format(msgspec.json.encode(plain), indent=2).decode())
+
 
 T = TypeVar("T")
 
@@ -50,7 +109,7 @@ def remove(name: str, path: str) -> None:
     def go(people: People) -> None:
         people.remove(name)
 
-    _done("admin remove", path, go)
+    _done(path, go)
     _noted("admin remove", path, name, "removed")
     click.echo(f"{name}: may not come in any more")
 
@@ -59,7 +118,7 @@ def remove(name: str, path: str) -> None:
 @CONFIG
 def people(path: str) -> None:
     """Show who may come in. Secrets are kept as hashes and cannot be shown."""
-    found = _done("admin list", path, lambda people: people.listed())
+    found = _done(path, lambda people: people.listed())
     for one in found:
         since = datetime.fromtimestamp(one.since_s, UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", "Z")
         click.echo(f"{one.name:<24} {one.role:<9} secret made {since}")
@@ -68,23 +127,20 @@ def people(path: str) -> None:
 
 
 def _show(command: str, path: str, make: Callable[[People], str], name: str, what: Literal["added", "reset"]) -> None:
-    secret = _done(command, path, make)
+    secret = _done(path, make)
     _noted(command, path, name, what)
     click.echo(f"{name}: this secret is shown once and kept as a hash only", err=True)
     click.echo(secret)
 
 
 def _noted(command: str, path: str, name: str, what: Literal["added", "reset", "removed"]) -> None:
-    settings = wiring.load_settings(path)
+    settings = load_settings(path)
     try:
-        with wiring.open_decisions(settings, create=False) as writer:
+        with open_decisions(settings, create=False) as writer:
             writer.write(None, [access_changed(People.of(settings), name, what)])
     except SufficeError as error:
         click.echo(f"suffice {command}: it holds, but the audit log does not say so: {error}", err=True)
 
 
-def _done(command: str, path: str, do: Callable[[People], T]) -> T:
-    try:
-        return do(People.of(wiring.load_deployment(path)))
-    except SufficeError as error:
-        fail(command, error)
+def _done(path: str, do: Callable[[People], T]) -> T:
+    return do(People.of(load_deployment(path)))

@@ -1,29 +1,276 @@
-"""`suffice demo`: a real model, the real gateway, questions with known answers, and what came of it."""
+"""Fetches model weights with a progress bar; used by `suffice demo`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
 
 import click
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
 
-from suffice.cli.server.demo_console import run_console
-from suffice.cli.server.demo_online import run_online
-from suffice.cli.server.weights import fetched
-from suffice.cli.shell import fail
-from suffice.demo import run, show
-from suffice.demo.ask import DemoAnswer
-from suffice.demo.rows import correct
+from suffice.cli.shell import Command, fail
+from suffice.demo import run, show, story
+from suffice.demo.month import DAY_S, DAYS, WEBHOOK, live, month, settings_for
+from suffice.demo.month_traffic import webhook
+from suffice.demo.rows import DemoAnswer, correct
 from suffice.demo.run import Stage, StageResult, write_demo_report
+from suffice.demo.story import (
+    SMALL,
+    DemoPlan,
+    DemoReport,
+    DemoWorld,
+    Figures,
+    Period,
+    Snapshot,
+    all_figures,
+    story_settings,
+)
 from suffice.errors import SufficeError
 from suffice.files import make_folder
 from suffice.local import tasks
 from suffice.local.server import LocalServer, ServerSpec
 from suffice.scoring.base import build_scorer
+from suffice.server import run_server
+from suffice.settings import Settings
+from suffice.store.routes.phases import phase_of
+from suffice.wiring.files import load_settings
+from suffice.wiring.keys import deployment_salt
+from suffice.wiring.people import People
+from suffice.wiring.worker import open_worker
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def fetched(console: Console, name: str) -> Path:
+    """The GGUF file of a model, fetched if it is not in the cache. Raises LocalModelError."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from suffice.local import weights
+
+    own = os.environ.get("SUFFICE_MODEL")
+    if own and name != "smol":
+        return Path(own)
+    with Progress(
+        TextColumn("{task.description:<26}"), BarColumn(28), DownloadColumn(), TimeElapsedColumn(), console=console
+    ) as bars:
+        task = bars.add_task(f"weights: {name}", total=None)
+        return weights.fetch(name, progress=lambda done, total: bars.update(task, completed=done, total=total))
+
+
+SEED = 7
+N_REQUESTS, N_SMALL = 2_400, 900  # on the governed route
+REVIEWER = "rita"
+
+
+def run_console(console: Console, folder: Path, *, small: bool, port: int) -> None:
+    """Serve the console until told to end. Raises SufficeError, and OSError when the address cannot be had."""
+    settings = demonstrated(console, folder) or made_up(console, folder, small=small)
+    people = People.of(settings)
+    secret = people.reset("admin")
+    known = {one.name for one in people.listed()}
+    reviewers = people.reset(REVIEWER) if REVIEWER in known else people.add(REVIEWER, "reviewer")
+    console.print(f"\nadmin's secret      {secret}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"reviewer's secret   {reviewers}", highlight=False, markup=False, soft_wrap=True)
+    console.print("\nCtrl-C ends it; `make demo-console` again goes on with the same log.\n", highlight=False)
+
+    def listening(_: str, url: str) -> None:
+        console.print(f"open {url}/console", highlight=False)
+
+    with webhook(lambda text: console.print(f"alert   {text}", highlight=False, markup=False)) as url:
+        os.environ[WEBHOOK] = url  # where the settings of the month look for it
+        run_server(settings, listening=listening, port=port)
+
+
+def demonstrated(console: Console, folder: Path) -> Settings | None:
+    """The settings of a log that `make demo-online` has left; None: there is none."""
+    file, database = folder / "online.toml", folder / "online.db"
+    if not file.is_file() or not database.is_file():
+        return None
+    console.print(f"the log of make demo-online: {database}", highlight=False, markup=False, soft_wrap=True)
+    settings = load_settings(file)
+    with open_worker(settings) as here:
+        for job in ("monitor", "rollup"):
+            here.once(job)
+    return settings
+
+
+def made_up(console: Console, folder: Path, *, small: bool) -> Settings:
+    database = folder / "console.db"
+    settings = settings_for(database)
+    if database.is_file():
+        console.print(f"the month that was drawn before: {database}", highlight=False, markup=False, soft_wrap=True)
+        return settings
+    n = N_SMALL if small else N_REQUESTS
+    console.print(
+        f"a month of {n:,} made-up requests on one route, and some on two others; the real control loop decides",
+        highlight=False,
+    )
+    now_s = time.time()
+    with (
+        console.status("drawing"),
+        month(
+            settings,
+            database,
+            begin_s=now_s - DAYS * DAY_S,
+            seed=SEED,
+            secret=deployment_salt(settings),
+            monotonic_s=time.monotonic,
+        ) as made,
+    ):
+        live(made, n=n, until_s=now_s)
+    return settings
+
+
+ONLINE_SLOTS = 2  # of the model server: each reads a prompt once
+N_QUESTIONS = 300  # in the pool
+PRINT_EACH = 20  # requests between two lines where nobody sees a screen
+ALIASES = ("smol-a", "smol-b")  # as the model server calls itself before and behind the swap
+
+
+def run_online(console: Console, folder: Path, *, small: bool) -> int:
+    """Run it and print what came of it; the exit code. Raises SufficeError."""
+    plan = SMALL if small else DemoPlan()
+    with local_world(console, folder) as world:
+        settings = story_settings(
+            plan, upstream=world.url, driver=world.driver, slots=world.slots, database=folder / "online.db"
+        )
+        console.print("the settings, as an owner would write them:\n", highlight=False)
+        console.print(settings, highlight=False, markup=False, soft_wrap=True)
+        with followed(console) as screen:
+            report = asyncio.run(story.run_story(plan, world, folder, tasks.questions("samples", N_QUESTIONS), screen))
+    figures = show.print_story(console, report)
+    show.write_story_report(report, figures, folder / "online.json")
+    console.print(f"\nsettings, log and report: {folder}/online.*", highlight=False, markup=False, soft_wrap=True)
+    return _exit_code(report)
+
+
+def _exit_code(report: DemoReport) -> int:
+    return 1 if report.errors else 0
+
+
+@contextmanager
+def local_world(console: Console, folder: Path) -> Iterator[DemoWorld]:
+    """The small model behind a server of its own.
+
+    The swap restarts it at the same address under another name of its own. The weights stay the same, which nobody
+    can see from outside: a gateway goes by the names in the replies, as it would with another model.
+    """
+    spec = ServerSpec(
+        model_path=fetched(console, "smol"), alias=ALIASES[0], n_parallel=ONLINE_SLOTS, ctx_tokens_per_slot=1024
+    )
+    running = [LocalServer(spec, log_path=folder / f"{ALIASES[0]}-server.log").__enter__()]
+
+    def swap() -> None:
+        port = urlsplit(running[0].url).port or 0
+        running.pop().stop()
+        other = replace(spec, alias=ALIASES[1], port=port)
+        running.append(LocalServer(other, log_path=folder / f"{ALIASES[1]}-server.log").__enter__())
+
+    try:
+        behind = f"a server that calls itself {ALIASES[1]!r} (of the same weights, which nobody can see from outside)"
+        yield DemoWorld(url=running[0].url, driver="llama.cpp", slots=ONLINE_SLOTS, swap=swap, behind=behind)
+    finally:
+        for server in running:
+            server.stop()
+
+
+class _Screen(Protocol):
+    def say(self, sentence: str) -> None: ...
+
+    def look(self, now: Snapshot) -> None: ...
+
+
+@contextmanager
+def followed(console: Console) -> Iterator[_Screen]:
+    if not console.is_terminal:
+        yield LineScreen(console)
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        yield LiveScreen(console, live)
+
+
+class LineScreen:
+    def __init__(self, console: Console) -> None:
+        self._console, self._n_next, self._last = console, 0, ""
+
+    def say(self, sentence: str) -> None:
+        self._console.print(f"** {sentence}", highlight=False, markup=False, soft_wrap=True)
+
+    def look(self, now: Snapshot) -> None:
+        """Print one line, every so many requests."""
+        if now.n_asked < self._n_next and not now.ends:
+            return
+        self._n_next = now.n_asked + PRINT_EACH
+        said = "; ".join(f"{what} {value}" for what, value in lines(now))
+        if said == self._last:
+            return
+        self._last = said
+        self._console.print(said, highlight=False, markup=False, soft_wrap=True)
+
+
+class LiveScreen:
+    def __init__(self, console: Console, live: Live) -> None:
+        self._console, self._live = console, live
+
+    def say(self, sentence: str) -> None:
+        self._console.print(f"• {sentence}", highlight=False, markup=False)
+
+    def look(self, now: Snapshot) -> None:
+        shown = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        shown.add_column(style="bold", no_wrap=True)
+        shown.add_column(overflow="fold")
+        for what, value in lines(now):
+            shown.add_row(what, Text(value))
+        self._live.update(shown, refresh=True)
+
+
+def lines(now: Snapshot) -> list[tuple[str, str]]:
+    phase, figures = phase_of(now.held), all_figures(now.runs)
+    level = f"level {phase.level} of {phase.n_levels}" if phase.level else "none"
+    e_value = "" if phase.e_value is None else f", e-value {phase.e_value:.3g}"
+    n_audits = sum(run.episode.request.audit for run in now.runs)
+    return [
+        ("request", f"{now.n_asked} of {now.n_until} at most"),
+        ("phase", phase.phase),
+        ("audits", f"{n_audits}" + (f", {phase.n_audits} behind the certificate" if phase.n_audits else "")),
+        ("certified", level + e_value),
+        ("tokens", _tokens(figures)),
+        ("EM", _em(now, figures)),
+    ]
+
+
+def _tokens(figures: Mapping[Period, Figures]) -> str:
+    names = {"before": "full", "certified": "certified", "swapped": "after the swap"}
+    said = [
+        f"{one.tokens:.1f} {names[period]}" + (f" (saved {one.saved * 100:.0f} %)" if one.saved is not None else "")
+        for period, one in figures.items()
+    ]
+    return ", ".join(said) or "–"
+
+
+def _em(now: Snapshot, figures: Mapping[Period, Figures]) -> str:
+    full = [run.correct for run in now.runs if not run.episode.outcome.stopped]
+    stopped = [run.correct for run in now.runs if run.episode.outcome.stopped]
+    said = [
+        f"{sum(part) / len(part):.3f} {name} ({len(part)})"
+        for part, name in ((full, "full runs"), (stopped, "stopped runs"))
+        if part
+    ]
+    one = figures.get("certified")
+    return ", ".join(said + ([f"{one.em:.3f} all under the certificate"] if one is not None else [])) or "–"
+
 
 # Requests that a local server works on at once. Two for samples: the same prompt comes eight times, and each
 # slot reads it once. Eight for reasoning: four runs, and their probes beside them.
@@ -31,7 +278,7 @@ SLOTS = {"samples": 2, "reasoning": 8}
 AT_ONCE = {"samples": 1, "reasoning": 4}  # questions
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--small", is_flag=True, help="Only the small model (98 MB), no reasoning route; --online: shorter.")
 @click.option("--online", is_flag=True, help="Let a route certify itself, live; then swap the model. 10 to 15 minutes.")
 @click.option("--console", "as_console", is_flag=True, help="Serve the console on a demo's log, or on a made-up month.")
@@ -99,13 +346,10 @@ def demo(
         upstream_model=upstream_model,
         small=small,
     )
-    try:
-        with plan.stages(console) as stages:
-            results = _run(console, stages)
-        show.picture(results, folder / "demo.png")
-        write_demo_report(results, folder / "report.json")
-    except SufficeError as error:
-        fail("demo", error)
+    with plan.stages(console) as stages:
+        results = _run(console, stages)
+    show.picture(results, folder / "demo.png")
+    write_demo_report(results, folder / "report.json")
     _tell(console, folder, results)
     if any(result.errors for result in results):
         raise SystemExit(1)
@@ -115,16 +359,13 @@ def _console(console: Console, folder: Path, *, small: bool, port: int) -> None:
     try:
         run_console(console, folder, small=small, port=port)
     except SufficeError as error:
-        fail("demo", error)
+        fail(error)
     except OSError as error:
-        fail("demo", f"cannot listen: {error.strerror or error}")
+        fail(f"cannot listen: {error.strerror or error}")
 
 
 def _online(console: Console, folder: Path, *, small: bool) -> int:
-    try:
-        return run_online(console, folder, small=small)
-    except SufficeError as error:
-        fail("demo", error)
+    return run_online(console, folder, small=small)
 
 
 def _tell(console: Console, folder: Path, results: list[StageResult]) -> None:

@@ -20,7 +20,7 @@ def main() -> None:
     from suffice.errors import StoreError
     from suffice.plugins import load_plugins
     from suffice.settings import parse_settings
-    from suffice.wiring import open_worker
+    from suffice.wiring.worker import open_worker
 
     for name in ("SIGINT", "SIGHUP"):  # of a terminal, they mean the gateway, which ends this process
         if hasattr(signal, name):

@@ -8,10 +8,9 @@ from typing import Final
 
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.console.auth import Principal
+from suffice.console.context import NotThere, ViewContext
 from suffice.console.exchange import ConsoleRequest
-from suffice.console.view_context import NotThere, ViewContext
-from suffice.review.agreement import Kappa, agreement
-from suffice.review.estimate import em_of
+from suffice.review.agreement import Kappa, agreement, em_of
 from suffice.review.items import ReviewItem, ReviewLease, Verdict, words_for
 from suffice.review.queue import ItemState, Queue, State
 from suffice.store.database.views import decoded

@@ -15,10 +15,9 @@ from suffice.assurance.ledger import Account
 from suffice.assurance.route_forecast import Outlook
 from suffice.assurance.satisfaction_effect import SATISFACTION, SatisfactionEffect
 from suffice.console.auth import Principal
+from suffice.console.context import NotThere, TimeRange, ViewContext, parse_window
 from suffice.console.exchange import ConsoleRequest
-from suffice.console.view_context import NotThere, TimeRange, ViewContext, parse_window
-from suffice.console.views.overview import Day, days_of
-from suffice.console.views.standing import RouteState, standings
+from suffice.console.views.overview import Day, RouteState, days_of, standings
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.log import StoredEvent
 from suffice.store.routes import rollups

@@ -9,11 +9,10 @@ from typing import Any, Final
 
 import msgspec
 
-from suffice.console.auth import Principal
+from suffice.console.auth import Principal, Roster
+from suffice.console.context import ViewContext
 from suffice.console.exchange import ConsoleRequest
 from suffice.console.openapi import VERSION
-from suffice.console.people import Roster
-from suffice.console.view_context import ViewContext
 from suffice.settings import Settings
 from suffice.store.database.decisions import is_attended
 from suffice.store.database.views import upstream_findings

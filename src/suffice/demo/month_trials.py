@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from suffice.control.compare.experiments import read_experiment
-from suffice.demo.console import ends
-from suffice.demo.console.people import Kind, drawn_from, full_run
+from suffice.demo import month_traffic
+from suffice.demo.month_traffic import Kind, drawn_from, full_run
 from suffice.errors import SufficeError
 from suffice.gateway.route import BuiltRoute
 from suffice.gateway.variants import RolloutTrial, Variants
@@ -31,7 +31,7 @@ from suffice.store.database.views import open_reader
 from suffice.store.routes import experiments, rollouts
 from suffice.telemetry import Metrics
 from suffice.types import Episode, Outcome, Request
-from suffice.wiring import build_route
+from suffice.wiring.routes import build_route
 
 ROUTE: Final = "quiz"
 SHARE: Final = 0.15  # of audits, while no rollout asks for more
@@ -174,9 +174,9 @@ class Tries:
         replayed = replay_run(Episode(request=request, outcome=outcome), served.policy, wave=self.base.settings.wave)
         if audit or not served.acts:
             self.full_tokens.append(outcome.usage.completion_tokens if outcome.usage is not None else 0)
-            return request, ends.priced(ends.noted(outcome, replayed)), right
-        ended = ends.stopped(outcome, replayed, self.full_tokens, because="its policy has seen enough")
-        return request, ends.priced(ended), right
+            return request, month_traffic.priced(month_traffic.noted(outcome, replayed)), right
+        ended = month_traffic.stopped(outcome, replayed, self.full_tokens, because="its policy has seen enough")
+        return request, month_traffic.priced(ended), right
 
     def _start(self, name: str, reason: str) -> None:
         _done(

@@ -23,8 +23,8 @@ from suffice.control.jobs.monitor import Monitor
 from suffice.control.jobs.notify import Notify
 from suffice.control.jobs.proposing import Retrain
 from suffice.control.jobs.rollup import Rollup
-from suffice.demo.console import ends, loops, people, tries
-from suffice.demo.console.hook import Took
+from suffice.demo import month_traffic, month_trials
+from suffice.demo.month_traffic import Took
 from suffice.errors import SufficeError
 from suffice.learn.version import FoldedVersion, load_version
 from suffice.policy.base import build_policy
@@ -55,7 +55,7 @@ TABLES: Final[dict[str, Any]] = {
         ROUTE: {
             "upstream": "house",
             "kind": "samples",
-            "samples": people.N_SAMPLES,
+            "samples": month_traffic.N_SAMPLES,
             "scorer": "number",
             "mode": "enforce",
             "max_em_drop": 0.04,
@@ -64,34 +64,34 @@ TABLES: Final[dict[str, Any]] = {
             "match": {"header": ROUTE},
             "max_extra_calls": 48,
         },
-        **tries.TABLES["routes"],
+        **month_trials.TABLES["routes"],
         "support": {
             "upstream": "house",
             "kind": "samples",
-            "samples": people.N_SAMPLES,
+            "samples": month_traffic.N_SAMPLES,
             "scorer": "number",
             "mode": "observe",
             "match": {"header": "support"},
             "max_extra_calls": 48,
         },
         "embeddings": {"upstream": "house", "mode": "off", "match": {"header": "embeddings"}},
-        loops.ROUTE: {
+        month_traffic.LOOP_ROUTE: {
             "kind": "rounds",
             "scorer": "text",
             "mode": "observe",
-            "match": {"header": loops.ROUTE},
+            "match": {"header": month_traffic.LOOP_ROUTE},
             "policy": {"policy": "stable-answer", "streak": 2},
             "review": {"keep_text": True, "text_days": 60.0},
         },
     },
-    "experiments": tries.TABLES["experiments"],
+    "experiments": month_trials.TABLES["experiments"],
     "alerts": {"webhook_url_env": WEBHOOK},
     "control": {"tick_requests": 20, "burst_requests": 400, "refit_requests": 600, "window_audits": 800},
 }
 
 
 def settings_for(database: Path, *, upstream: str = "http://127.0.0.1:9") -> Settings:
-    own = ends.PRICES
+    own = month_traffic.PRICES
     prices = {"input_usd_per_mtok": own.input_usd_per_mtok, "output_usd_per_mtok": own.output_usd_per_mtok}
     return parse_settings(
         {
@@ -119,7 +119,7 @@ class Month:
     writer: Decisions
     worker: Worker
     watcher: Worker  # with the job `monitor`
-    tries: tries.Tries
+    tries: month_trials.Tries
     clock: Clock
     rng: random.Random
     aside: random.Random  # of loops: however many there are, the other routes draw the same
@@ -136,9 +136,9 @@ class Month:
         level = 0 if self.held.in_burst or self.resting else self.held.level
         made = self.held.publication
         version = made.version if made is not None and level else ""
-        request, outcome, right = people.full_run(
+        request, outcome, right = month_traffic.full_run(
             self.n,
-            people.drawn_from(people.MATH, self.rng),
+            month_traffic.drawn_from(month_traffic.MATH, self.rng),
             self.rng,
             route=ROUTE,
             audit=audit,
@@ -152,16 +152,16 @@ class Month:
         replayed = self._replayed(request, outcome, level)
         if audit:
             self.full_tokens.append(outcome.usage.completion_tokens if outcome.usage is not None else 0)
-            ended = ends.noted(outcome, replayed)
+            ended = month_traffic.noted(outcome, replayed)
         else:
-            ended = ends.stopped(outcome, replayed, self.full_tokens, because=_BECAUSE)
-        self._write(request, ends.priced(ended), right)
+            ended = month_traffic.stopped(outcome, replayed, self.full_tokens, because=_BECAUSE)
+        self._write(request, month_traffic.priced(ended), right)
 
     def watch(self) -> None:
         audit = self.rng.random() < SHARE
-        request, outcome, right = people.full_run(
+        request, outcome, right = month_traffic.full_run(
             self.n,
-            people.drawn_from(people.SUPPORT, self.rng),
+            month_traffic.drawn_from(month_traffic.SUPPORT, self.rng),
             self.rng,
             route="support",
             audit=audit,
@@ -172,7 +172,7 @@ class Month:
             at_s=self.clock.at_s,
         )
         self.n += 1
-        self._write(replace(request, mode="observe"), ends.priced(outcome), right)
+        self._write(replace(request, mode="observe"), month_traffic.priced(outcome), right)
 
     def ask_quiz(self, part: float) -> None:
         """One request on the route where things are tried; part of the month that is over, [0, 1]."""
@@ -182,9 +182,9 @@ class Month:
         self._write(request, outcome, right, self.tries.rng)
 
     def pass_on(self) -> None:
-        request, outcome, _ = people.full_run(
+        request, outcome, _ = month_traffic.full_run(
             self.n,
-            people.SUPPORT[0],
+            month_traffic.SUPPORT[0],
             self.rng,
             route="embeddings",
             audit=False,
@@ -196,17 +196,17 @@ class Month:
         )
         self.n += 1
         self._append(RequestSeen(replace(request, mode="off", ungoverned="off", query=None, n_samples=1, unit="")))
-        self._append(RequestEnded(replace(ends.priced(outcome), steps=(), vote=(), answer=None)))
+        self._append(RequestEnded(replace(month_traffic.priced(outcome), steps=(), vote=(), answer=None)))
 
     def loop(self) -> None:
-        for event in loops.walked(self.n, self.aside, at_s=self.clock.at_s):
+        for event in month_traffic.walked(self.n, self.aside, at_s=self.clock.at_s):
             self._append(event)
             if isinstance(event, RequestEnded) and event.outcome.would_answer not in (None, event.outcome.answer):
                 self.doubtful = event.outcome.episode_id
         self.n += 1
 
     def doubt(self) -> None:
-        rules = {loops.ROUTE: self.settings.routes[loops.ROUTE].review}
+        rules = {month_traffic.LOOP_ROUTE: self.settings.routes[month_traffic.LOOP_ROUTE].review}
         ask_about(self.writer, self.doubtful, rules, "it took the first date it found", "ann", now_s=self.clock.at_s)
 
     def drill(self, *, on: bool) -> None:
@@ -250,7 +250,7 @@ class Month:
     def _write(self, request: Request, outcome: Outcome, right: str, rng: random.Random | None = None) -> None:
         self._append(RequestSeen(request))
         self._append(RequestEnded(outcome))
-        for given in people.make_feedback(outcome, right, rng or self.rng):
+        for given in month_traffic.make_feedback(outcome, right, rng or self.rng):
             self._append(FeedbackGiven(given))
 
     def _append(self, event: Event) -> None:
@@ -324,7 +324,7 @@ def month(
                 clock=clock,
                 rng=rng,
                 aside=random.Random(seed + 1),
-                tries=tries.Tries(
+                tries=month_trials.Tries(
                     settings=settings, writer=writer, secret=secret, salt=f"month {seed}", rng=random.Random(seed + 2)
                 ),
             )
