@@ -15,7 +15,7 @@ from suffice.console import actions, render
 from suffice.console.app import ConsoleApp
 from suffice.console.context import View
 from suffice.console.render import HERE
-from suffice.console.site import doors_of
+from suffice.console.site import endpoints_of
 from suffice.console.views.routes import Routes, routes
 from suffice.gateway.kill import set_switch
 from suffice.settings import Settings
@@ -263,7 +263,7 @@ def test_a_console_without_its_extra_says_which_and_the_api_works(here: Site, mo
 def test_a_part_of_a_page_that_is_asked_for_alone_is_a_page(here: Site) -> None:
     view = View(path="/part", read=routes, record=Routes, template="_routes.html", title="All routes")
     admin = here.visitor("admin")
-    visitor = Visitor(ConsoleApp(here.app.desk, doors_of((view,), ())), cookies=admin.cookies)
+    visitor = Visitor(ConsoleApp(here.app.desk, endpoints_of((view,))), cookies=admin.cookies)
     page, part = visitor.get("/console/part").text, visitor.get("/console/part", hx_request="true").text
     assert page.startswith("<!doctype html>")
     assert "<h1>All routes</h1>" in page

@@ -230,10 +230,3 @@ def say(found: Any, *, as_json: bool, text: str) -> None:
         print_json(found)
     else:
         click.echo(text)
-
-
-def format_time(at_s: float | None) -> str:
-    """A time for people, in UTC; "never" where there is none."""
-    from datetime import UTC, datetime
-
-    return "never" if at_s is None else datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from suffice import cells
 from suffice.console import render
 from suffice.console.auth import Principal
-from suffice.console.context import Action, ActionResult, ConsoleContext, ConsoleEndpoint
+from suffice.console.context import Action, ActionFunction, ActionResult, ConsoleContext, ConsoleEndpoint
 from suffice.console.exchange import Answer, ConsoleRequest
 from suffice.console.views.episodes import MOST_PAGE, changes, episodes
 from suffice.console.views.review import no_such_item
@@ -21,7 +21,6 @@ from suffice.errors import BadRequest, ConfigError
 from suffice.review.decide import IncidentForm as Wants
 from suffice.review.holds import DECISIONS
 from suffice.review.items import MOST_TEXT, said_of
-from suffice.store.database.decisions import Decisions
 from suffice.store.people.deciding import decide_incident, end_override, open_incident
 from suffice.store.people.holds import read_holds
 from suffice.store.people.reviews import give_item_back, lease_next, read_reviews, submit_verdict
@@ -64,7 +63,7 @@ FIELDS: Final[Mapping[str, str]] = {
 T = TypeVar("T")
 
 
-def asks(*names: str, **more: str) -> Mapping[str, str]:
+def asks(*names: str, **more: str) -> dict[str, str]:
     return {name: FIELDS[name] for name in names} | more
 
 
@@ -90,17 +89,6 @@ def require_route(desk: ConsoleContext, asked: ConsoleRequest) -> str:
         known = ", ".join(sorted(desk.settings.routes)) or "none is configured"
         raise BadRequest(f"route: unknown route {name[:80]!r}; known: {known}", param="route", status=404)
     return name
-
-
-def _on_route(
-    decide: Callable[[Decisions, str, str, str], str | None], now: str
-) -> Callable[[ConsoleContext, ConsoleRequest, Principal], ActionResult]:
-    def do(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
-        name, reason = require_route(desk, asked), reason_of(asked)
-        done(decide(desk.decisions(), name, reason, visitor.name), f"route {name} ")
-        return ActionResult(said=f"Route {name} is {now}.")
-
-    return do
 
 
 # ---- reviews ---------------------------------------------------------------------------------------
@@ -286,110 +274,71 @@ def _count(asked: ConsoleRequest, field: str) -> int | None:
     return int(value)
 
 
-DEEDS: Final[tuple[Action, ...]] = (
+def _move_pause(verb: Callable[..., str | None], now: str) -> ActionFunction:
+    def do(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
+        name, reason = require_route(desk, asked), reason_of(asked)
+        done(verb(desk.decisions(), name, reason=reason, author=visitor.name), f"route {name} ")
+        return ActionResult(said=f"Route {name} is {now}.")
+
+    return do
+
+
+_ON_ROUTE: Final = asks("route", "reason")
+_ON_NAME: Final = asks("name", "reason")
+_INCIDENT: Final = asks(
+    "reason",
+    incident="its name",
+    decision=", ".join(DECISIONS),
+    level="tighten: none above it",
+    max_em_drop="tighten: a smaller budget, a fraction",
+    publication="roll_back: to this one",
+    days="until it ends by itself",
+)
+_VERDICT: Final = asks(
+    "item",
+    verdict="both, full, early, neither; right, wrong; unsure",
+    corrected="the right answer, if you know it",
+    reason=FIELDS["said"],
+)
+ACTIONS: Final[tuple[Action, ...]] = (
+    Action("/review/next", "reviewer", _take, "take the next item", asks(route="only of this one")),
+    Action("/review/say", "reviewer", _say, "say what is right of an item", _VERDICT),
+    Action("/review/skip", "reviewer", _give_back, "give an item back", asks("item", reason=FIELDS["said"])),
     Action(
-        path="/review/next",
-        needs="reviewer",
-        do=_take,
-        summary="take the next item",
-        asks=asks(route="only of this one"),
+        "/incidents/open",
+        "admin",
+        _open_incident,
+        "open an incident",
+        _ON_ROUTE | {"pauses": "true: everything runs in full until it is decided"},
+    ),
+    Action("/incidents/decide", "admin", _decide_incident, "decide an incident", _INCIDENT),
+    Action(
+        "/rollouts/move",
+        "admin",
+        _move_rollout,
+        "move the rollout that runs on a route, or take back what the last one brought",
+        _ON_ROUTE | {"move": ", ".join(rollouts.STEPS)},
     ),
     Action(
-        path="/review/say",
-        needs="reviewer",
-        do=_say,
-        summary="say what is right of an item",
-        asks=asks(
-            "item",
-            verdict="both, full, early, neither; right, wrong; unsure",
-            corrected="the right answer, if you know it",
-            reason=FIELDS["said"],
-        ),
+        "/rollouts/propose",
+        "admin",
+        _propose,
+        "try what a refit has proposed, in steps",
+        _ON_ROUTE | {"address": "of the proposal, v- and twelve digits"},
     ),
     Action(
-        path="/review/skip",
-        needs="reviewer",
-        do=_give_back,
-        summary="give an item back",
-        asks=asks("item", reason=FIELDS["said"]),
+        "/experiments/start", "admin", _start_experiment, "start an experiment, or give it its new weights", _ON_NAME
     ),
+    Action("/experiments/stop", "admin", _stop_experiment, "stop an experiment", _ON_NAME),
+    Action("/overrides/end", "admin", _end_override, "end an override", _ON_ROUTE | {"number": "of the override"}),
     Action(
-        path="/incidents/open",
-        needs="admin",
-        do=_open_incident,
-        summary="open an incident",
-        asks=asks("route", "reason", pauses="true: everything runs in full until it is decided"),
+        "/routes/pause",
+        "admin",
+        _move_pause(pausing.start_pause, "paused"),
+        "let every request of a route run in full",
+        _ON_ROUTE,
     ),
-    Action(
-        path="/incidents/decide",
-        needs="admin",
-        do=_decide_incident,
-        summary="decide an incident",
-        asks=asks(
-            "reason",
-            incident="its name",
-            decision=", ".join(DECISIONS),
-            level="tighten: none above it",
-            max_em_drop="tighten: a smaller budget, a fraction",
-            publication="roll_back: to this one",
-            days="until it ends by itself",
-        ),
-    ),
-    Action(
-        path="/rollouts/move",
-        needs="admin",
-        do=_move_rollout,
-        summary="move the rollout that runs on a route, or take back what the last one brought",
-        asks=asks("route", "reason", move=", ".join(rollouts.STEPS)),
-    ),
-    Action(
-        path="/rollouts/propose",
-        needs="admin",
-        do=_propose,
-        summary="try what a refit has proposed, in steps",
-        asks=asks("route", "reason", address="of the proposal, v- and twelve digits"),
-    ),
-    Action(
-        path="/experiments/start",
-        needs="admin",
-        do=_start_experiment,
-        summary="start an experiment, or give it its new weights",
-        asks=asks("name", "reason"),
-    ),
-    Action(
-        path="/experiments/stop",
-        needs="admin",
-        do=_stop_experiment,
-        summary="stop an experiment",
-        asks=asks("name", "reason"),
-    ),
-    Action(
-        path="/overrides/end",
-        needs="admin",
-        do=_end_override,
-        summary="end an override",
-        asks=asks("route", "reason", number="of the override"),
-    ),
-    Action(
-        path="/routes/pause",
-        needs="admin",
-        summary="let every request of a route run in full",
-        asks=asks("route", "reason"),
-        do=_on_route(
-            lambda writer, route, reason, author: pausing.start_pause(writer, route, reason=reason, author=author),
-            "paused",
-        ),
-    ),
-    Action(
-        path="/routes/resume",
-        needs="admin",
-        summary="end a pause of a route",
-        asks=asks("route", "reason"),
-        do=_on_route(
-            lambda writer, route, reason, author: pausing.end_pause(writer, route, reason=reason, author=author),
-            "resumed",
-        ),
-    ),
+    Action("/routes/resume", "admin", _move_pause(pausing.end_pause, "resumed"), "end a pause of a route", _ON_ROUTE),
 )
 
 
@@ -469,11 +418,7 @@ async def _file(desk: ConsoleContext, visitor: Principal, name: str, body: bytes
     return Answer(kind=CSV, body=body, headers=(("content-disposition", f'attachment; filename="{name}"'),))
 
 
-DOORS: Final = (
-    ConsoleEndpoint(
-        method="POST", path="/console/episodes.csv", needs="admin", run=_episodes, summary="runs as a table", gives=CSV
-    ),
-    ConsoleEndpoint(
-        method="POST", path="/console/changes.csv", needs="admin", run=_changes, summary="changes as a table", gives=CSV
-    ),
+EXPORTS: Final = (
+    ConsoleEndpoint("POST", "/console/episodes.csv", "admin", _episodes, "runs as a table", CSV),
+    ConsoleEndpoint("POST", "/console/changes.csv", "admin", _changes, "changes as a table", CSV),
 )

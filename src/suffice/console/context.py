@@ -301,29 +301,29 @@ Handler: TypeAlias = Callable[["ConsoleContext", ConsoleRequest, Principal], Awa
 ViewReader: TypeAlias = Callable[[ViewContext, ConsoleRequest, Principal], Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class ConsoleEndpoint:
     method: Literal["GET", "POST"]
     path: str  # `{id}` stands for an id
     needs: Needs
     run: Handler
     summary: str
+    gives: str = JSON
     record: type | None = None  # what a program gets; None: see `gives`
     asks: Mapping[str, str] = field(default_factory=dict)  # fields of the query, or of the body
-    gives: str = JSON
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class View:
     path: str  # below /console and below /api
-    api_path: str | None = None  # below /api, where it is another one
+    title: str
     read: ViewReader
     record: type
-    template: str
-    title: str
-    place: str = ""  # in the navigation; "": it stands below another one
-    needs: Role = "reviewer"
     asks: Mapping[str, str] = field(default_factory=dict)
+    place: str = ""  # in the navigation; "": the title
+    template: str = ""  # "": named after the path
+    api_path: str | None = None  # below /api, where it is another one
+    needs: Role = "reviewer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,15 +332,15 @@ class ActionResult:
     goes_to: str = ""  # where a person goes on; "": back to where they were
 
 
-Doing: TypeAlias = Callable[["ConsoleContext", ConsoleRequest, Principal], ActionResult]
+ActionFunction: TypeAlias = Callable[["ConsoleContext", ConsoleRequest, Principal], ActionResult]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Action:
     """Something that changes something. `do` runs in a thread; it raises BadRequest for what cannot be done."""
 
     path: str  # below /console and below /api
-    do: Doing
-    summary: str
     needs: Role
+    do: ActionFunction
+    summary: str
     asks: Mapping[str, str]

@@ -12,8 +12,8 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from suffice.console import actions, openapi, render
-from suffice.console.actions import DEEDS
+from suffice.console import openapi, render
+from suffice.console.actions import ACTIONS, EXPORTS
 from suffice.console.auth import NOBODY, ROLES, Principal, Roster, may
 from suffice.console.context import (
     WINDOWS,
@@ -63,71 +63,51 @@ class NavEntry:
     is_here: bool
 
 
-def doors_of(
-    views: tuple[View, ...], deeds: tuple[Action, ...], more: tuple[ConsoleEndpoint, ...] = ()
+def _always() -> tuple[ConsoleEndpoint, ...]:
+    return (
+        ConsoleEndpoint("GET", "/console/static/{version}/{name}", "nobody", _static, "a file", "*/*"),
+        ConsoleEndpoint("GET", "/console/login", "nobody", _login_page, "the login", HTML),
+        ConsoleEndpoint("POST", "/console/login", "nobody", _login, "log in", HTML),
+        ConsoleEndpoint("POST", "/console/logout", "reviewer", _logout, "log out", HTML),
+        ConsoleEndpoint(
+            "GET",
+            "/console/review/changed",
+            "reviewer",
+            _changed,
+            "what a verdict changed",
+            HTML,
+            asks={"item": "its episode"},
+        ),
+        ConsoleEndpoint("GET", "/console/live", "reviewer", _live, "the first page live", SSE),
+        ConsoleEndpoint("GET", "/api/openapi.json", "reviewer", _no_table, "this description"),
+    )
+
+
+def endpoints_of(
+    views: tuple[View, ...], actions: tuple[Action, ...] = (), more: tuple[ConsoleEndpoint, ...] = ()
 ) -> tuple[ConsoleEndpoint, ...]:
     return (
         *_always(),
-        *(door for view in views for door in _of_view(view, views)),
-        *(door for deed in deeds for door in _of_deed(deed)),
+        *(one for view in views for one in _endpoints_of_view(view, views)),
+        *(one for action in actions for one in _endpoints_of_action(action)),
         *more,
     )
 
 
-def _always() -> tuple[ConsoleEndpoint, ...]:
-    return (
-        ConsoleEndpoint(
-            method="GET",
-            path="/console/static/{version}/{name}",
-            needs="nobody",
-            run=_static,
-            summary="a file",
-            gives="*/*",
-        ),
-        ConsoleEndpoint(
-            method="GET", path="/console/login", needs="nobody", run=_login_page, summary="the login", gives=HTML
-        ),
-        ConsoleEndpoint(
-            method="POST",
-            path="/console/login",
-            needs="nobody",
-            run=_login,
-            summary="log in",
-            gives=HTML,
-        ),
-        ConsoleEndpoint(
-            method="POST", path="/console/logout", needs="reviewer", run=_logout, summary="log out", gives=HTML
-        ),
-        ConsoleEndpoint(
-            method="GET",
-            path="/console/review/changed",
-            needs="reviewer",
-            run=_changed,
-            gives=HTML,
-            summary="what a verdict changed",
-            asks={"item": "its episode"},
-        ),
-        ConsoleEndpoint(
-            method="GET", path="/console/live", needs="reviewer", run=_live, summary="the first page live", gives=SSE
-        ),
-        ConsoleEndpoint(
-            method="GET", path="/api/openapi.json", needs="reviewer", run=_no_table, summary="this description"
-        ),
-    )
-
-
-def _of_view(view: View, views: tuple[View, ...]) -> tuple[ConsoleEndpoint, ConsoleEndpoint]:
+def _endpoints_of_view(view: View, views: tuple[View, ...]) -> tuple[ConsoleEndpoint, ConsoleEndpoint]:
     async def show(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
         if not render.can_render():
             return Answer(status=501, body=render.no_pages())
         found = await desk.read(lambda look: view.read(look, asked, visitor))
-        values = _values(desk, asked, visitor, view.title, places(views, visitor, view.place)) | {"it": found}
+        values = _values(desk, asked, visitor, view.title, places(views, visitor, view.place or view.title)) | {
+            "it": found
+        }
         if not asked.is_partial:
             values["first"] = await desk.off_loop(desk.first)
         # A part of a page that somebody asks for by itself is a page of its own.
-        alone = view.template.startswith("_") and not asked.is_partial
-        template = "part.html" if alone else view.template
-        return Answer(body=await desk.off_loop(lambda: render.page(template, values | {"part": view.template})))
+        own = view.template or f"{view.path[1:]}.html"
+        template = "part.html" if own.startswith("_") and not asked.is_partial else own
+        return Answer(body=await desk.off_loop(lambda: render.page(template, values | {"part": own})))
 
     async def tell(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
         found = await desk.read(lambda look: msgspec.json.encode(view.read(look, asked, visitor)))
@@ -135,24 +115,14 @@ def _of_view(view: View, views: tuple[View, ...]) -> tuple[ConsoleEndpoint, Cons
 
     page, api = f"{HOME}{view.path}", f"/api{view.api_path if view.api_path is not None else view.path}"
     return (
-        ConsoleEndpoint(
-            method="GET", path=page, needs=view.needs, run=show, summary=view.title, asks=view.asks, gives=HTML
-        ),
-        ConsoleEndpoint(
-            method="GET",
-            path=api,
-            needs=view.needs,
-            run=tell,
-            summary=view.title,
-            asks=view.asks,
-            record=view.record,
-        ),
+        ConsoleEndpoint("GET", page, view.needs, show, view.title, HTML, asks=view.asks),
+        ConsoleEndpoint("GET", api, view.needs, tell, view.title, record=view.record, asks=view.asks),
     )
 
 
-def _of_deed(deed: Action) -> tuple[ConsoleEndpoint, ConsoleEndpoint]:
+def _endpoints_of_action(action: Action) -> tuple[ConsoleEndpoint, ConsoleEndpoint]:
     async def done(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
-        found = await desk.off_loop(lambda: deed.do(desk, asked, visitor))
+        found = await desk.off_loop(lambda: action.do(desk, asked, visitor))
         desk.told()
         return found
 
@@ -166,38 +136,23 @@ def _of_deed(deed: Action) -> tuple[ConsoleEndpoint, ConsoleEndpoint]:
         found = await done(desk, asked, visitor)
         return Answer(kind=JSON, body=msgspec.json.encode({"done": True, "said": found.said}))
 
+    needs, summary, asks = action.needs, action.summary, action.asks
     return (
-        ConsoleEndpoint(
-            method="POST",
-            path=f"{HOME}{deed.path}",
-            needs=deed.needs,
-            run=from_form,
-            summary=deed.summary,
-            asks=deed.asks,
-            gives=HTML,
-        ),
-        ConsoleEndpoint(
-            method="POST",
-            path=f"/api{deed.path}",
-            needs=deed.needs,
-            run=from_program,
-            summary=deed.summary,
-            asks=deed.asks,
-        ),
+        ConsoleEndpoint("POST", f"{HOME}{action.path}", needs, from_form, summary, HTML, asks=asks),
+        ConsoleEndpoint("POST", f"/api{action.path}", needs, from_program, summary, asks=asks),
     )
 
 
 def places(views: tuple[View, ...], visitor: Principal, here: str) -> tuple[NavEntry, ...]:
+    """The navigation for somebody: the first view of each place that their role may see."""
+    first = dict[str, View]()
+    for view in views:
+        first.setdefault(view.place or view.title, view)
     role = visitor.role
     return tuple(
-        NavEntry(name=view.place, href=f"{HOME}{view.path}", is_here=view.place == here)
-        for view in views
-        if view.place
-        and "{" not in view.path
-        and role is not None
-        and may(role, view.needs)
-        and view.title
-        and next(one for one in views if one.place == view.place) is view
+        NavEntry(name=place, href=f"{HOME}{view.path}", is_here=place == here)
+        for place, view in first.items()
+        if role is not None and may(role, view.needs)
     )
 
 
@@ -350,87 +305,14 @@ RUNS: Final = {
     "before": "place in the log to go on from, `older` of the page before",
     "limit": "runs in one answer, at most 500",
 }
-
-
-# In the order of the navigation; a view without a place of its own stands below another one.
-FIRST: Final = (
-    View(
-        path="/routes",
-        read=routes,
-        record=Routes,
-        template="routes.html",
-        title="Routes & classes",
-        place="Routes & classes",
-        asks=DAYS,
-    ),
-    View(
-        path="/route",
-        read=route,
-        record=RoutePage,
-        template="route.html",
-        title="Route",
-        place="Routes & classes",
-        asks={"name": "of the route", **DAYS},
-    ),
-    View(
-        path="/episodes",
-        read=episodes,
-        record=Episodes,
-        template="episodes.html",
-        title="Episodes",
-        place="Episodes",
-        asks=RUNS,
-    ),
-    View(
-        path="/episodes/{id}",
-        read=episode,
-        record=EpisodePage,
-        template="episode.html",
-        title="Episode",
-        place="Episodes",
-    ),
-    View(
-        path="/policies",
-        read=policies,
-        record=PoliciesView,
-        template="policies.html",
-        title="Policies & rollouts",
-        place="Policies & rollouts",
-    ),
-    View(
-        path="/experiments",
-        read=experiments,
-        record=Experiments,
-        template="experiments.html",
-        title="Experiments",
-        place="Experiments",
-    ),
-)
-LAST: Final = (
-    View(
-        path="/incidents",
-        read=incidents,
-        record=Incidents,
-        template="incidents.html",
-        title="Incidents",
-        place="Incidents",
-    ),
-    View(
-        path="/changes",
-        read=changes,
-        record=Changes,
-        template="changes.html",
-        title="Audit log",
-        place="Audit log",
-        asks={"kind": "of change", "route": "only this one", "before": "place in the log"},
-    ),
-)
+CHANGES: Final = {"kind": "of change", "route": "only this one", "before": "place in the log"}
+ROUTES, EPISODES, POLICIES, EXPERIMENTS = "Routes & classes", "Episodes", "Policies & rollouts", "Experiments"
 
 
 def endpoint_table(
     roster: Callable[[], Roster | None], from_file: FileOf, analyse: Analyse, evidence: Evidence, told: AlertReader
 ) -> tuple[ConsoleEndpoint, ...]:
-    """Every door there is.
+    """Every endpoint there is: a path that is not here does not exist.
 
     roster     the people as they are now: admins see who may come in
     from_file  texts of questions that the log does not keep
@@ -438,63 +320,37 @@ def endpoint_table(
     evidence   what the evidence says of a rollout now
     told       reads who was told of which alert
     """
-    first = View(
-        path="",
-        api_path="/overview",
-        read=overview(told),
-        record=Overview,
-        template="overview.html",
-        title="Overview",
-        place="Overview",
-        asks=DAYS,
-    )
-    review = View(
-        path="/review",
-        read=Reader(from_file).page,
-        record=ReviewPage,
-        template="review.html",
-        title="Review",
-        place="Review",
-    )
-    alerts = View(
-        path="/alerts",
-        read=told.page,
-        record=AlertsPage,
-        template="alerts.html",
-        title="Alerts",
-        place="Alerts",
-    )
-    settings = View(
-        path="/settings",
-        read=settings_page(roster),
-        record=SettingsPage,
-        template="settings.html",
-        title="Settings",
-        place="Settings",
-        needs="admin",
-    )
-    views = (first, *FIRST, *_assessments(evidence, analyse), review, alerts, *LAST, settings)
-    return with_description(doors_of(views, DEEDS, actions.DOORS))
-
-
-def _assessments(evidence: Evidence, analyse: Analyse) -> tuple[View, ...]:
-    return (
+    views = (  # in the order of the navigation
+        View("", "Overview", overview(told), Overview, DAYS, template="overview.html", api_path="/overview"),
+        View("/routes", ROUTES, routes, Routes, DAYS),
+        View("/route", "Route", route, RoutePage, {"name": "of the route", **DAYS}, ROUTES),
+        View("/episodes", EPISODES, episodes, Episodes, RUNS),
+        View("/episodes/{id}", "Episode", episode, EpisodePage, {}, EPISODES, "episode.html"),
+        View("/policies", POLICIES, policies, PoliciesView),
+        View("/experiments", EXPERIMENTS, experiments, Experiments),
+        # Parts of pages that take a while to find out: the pages ask for them once they are there.
         View(
-            path="/policies/weighed",
-            read=view_assessment(evidence),
-            record=RolloutAssessment,
-            template="_weighed.html",
-            title="What the evidence says of a rollout",
-            place="Policies & rollouts",
-            asks={"route": "of the rollout"},
+            "/policies/weighed",
+            "What the evidence says of a rollout",
+            view_assessment(evidence),
+            RolloutAssessment,
+            {"route": "of the rollout"},
+            POLICIES,
+            "_weighed.html",
         ),
         View(
-            path="/experiments/shown",
-            read=view_experiment(analyse),
-            record=ExperimentView,
-            template="_experiment.html",
-            title="What an experiment shows",
-            place="Experiments",
-            asks={"name": "of the experiment"},
+            "/experiments/shown",
+            "What an experiment shows",
+            view_experiment(analyse),
+            ExperimentView,
+            {"name": "of the experiment"},
+            EXPERIMENTS,
+            "_experiment.html",
         ),
+        View("/review", "Review", Reader(from_file).page, ReviewPage),
+        View("/alerts", "Alerts", told.page, AlertsPage),
+        View("/incidents", "Incidents", incidents, Incidents),
+        View("/changes", "Audit log", changes, Changes, CHANGES),
+        View("/settings", "Settings", settings_page(roster), SettingsPage, needs="admin"),
     )
+    return with_description(endpoints_of(views, ACTIONS, EXPORTS))

@@ -21,6 +21,7 @@ from suffice.cli.shell import CONFIG, CONFIG_FILE, JSON_LINES, JSON_OBJECT, Comm
 from suffice.control.jobs.sinks import format_notice_time, notice_headline
 from suffice.errors import ConfigError, StoreError, SufficeError
 from suffice.files import whole_file
+from suffice.formatting import iso
 from suffice.sanitize import printable
 from suffice.settings import Settings, Store
 from suffice.store.audit.heads import KeptHead, read_heads
@@ -222,15 +223,11 @@ def show(config: Path, db: Path | None, n: int, route: str | None, kind: str | N
 
 def _in_words(entry: AuditEntry) -> str:
     about = " ".join(part for part in (entry.kind, entry.route or "", entry.episode_id or "") if part)
-    lines = [printable(f"{_at(entry.at_s)}  #{entry.place}  {about}  by {entry.who or 'nobody named'}")]
+    lines = [printable(f"{iso(entry.at_s, ' ')}  #{entry.place}  {about}  by {entry.who or 'nobody named'}")]
     change = f"{entry.before} → {entry.after}" if entry.before else entry.after
     for text in (change, f"because: {entry.why}" if entry.why else ""):
         lines += textwrap.wrap(printable(text), _WIDTH, initial_indent="    ", subsequent_indent="      ")
     return "\n".join(lines)
-
-
-def _at(at_s: float) -> str:
-    return datetime.fromtimestamp(at_s, UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", "Z")
 
 
 def _json_of(entry: AuditEntry) -> str:
@@ -239,7 +236,7 @@ def _json_of(entry: AuditEntry) -> str:
 
 def _row_of(entry: AuditEntry) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.to_builtins(entry)
-    plain["at"], plain["event"] = _at(entry.at_s), msgspec.Raw(entry.body.encode())
+    plain["at"], plain["event"] = iso(entry.at_s, " "), msgspec.Raw(entry.body.encode())
     return {name: plain[name] for name in COLUMNS}
 
 

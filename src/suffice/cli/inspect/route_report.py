@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from suffice.assurance.estimate import IntervalEstimate
@@ -13,11 +13,11 @@ from suffice.assurance.ledger import Account
 from suffice.assurance.route_forecast import Outlook
 from suffice.assurance.runs import Match
 from suffice.assurance.satisfaction_effect import SatisfactionEffect
-from suffice.cli.shell import format_time
 from suffice.control.evidence.audits import Audit, GivenLabel
 from suffice.control.evidence.pairing import FULL, AuditPairs, is_pair
 from suffice.control.jobs.by_route import since
 from suffice.errors import ConfigError
+from suffice.formatting import format_estimate, format_time
 from suffice.gateway.last_good import GoodRoute, LastGood
 from suffice.learn.effort import CertifiedArms, certify_arms, pairs_missing
 from suffice.review.holds import Override, describe_override, standing
@@ -125,7 +125,7 @@ def phase_lines(one: Phase, *, per_s: float | None, acts: bool) -> list[tuple[st
     lines = [("phase", _phase(one, acts=acts))]
     if one.phase in ("cold start", "burst"):
         left = max(0, one.n_burst - one.n_requests)
-        rest = _phase_when(left, per_s).replace(", in", ", the rest in")
+        rest = _in_time(left, per_s).replace(", in", ", the rest in")
         runs = f"{one.n_requests:,} of {one.n_burst:,} full runs{rest}" if one.n_burst else "nothing was looked at yet"
         lines.append(("evidence", runs))
     elif one.n_audits:
@@ -189,10 +189,10 @@ def _next(one: Phase, per_s: float | None) -> str:
         return "none: people's ratings allow no higher one in this epoch"
     if one.n_missing is None:
         return "no number of such audits would certify it"
-    return f"about {one.n_missing:,} more audits at the rates seen{_phase_when(one.n_missing, per_s)}"
+    return f"about {one.n_missing:,} more audits at the rates seen{_in_time(one.n_missing, per_s)}"
 
 
-def _phase_when(n: int, per_s: float | None) -> str:
+def _in_time(n: int, per_s: float | None) -> str:
     return f", in {wait(n / per_s)} at the present rate" if n and per_s else ""
 
 
@@ -272,8 +272,8 @@ def outlook_lines(one: Outlook | None) -> list[tuple[str, str]]:
     if one.whole is not None:
         sure = f"{one.confidence:.0%}"
         lines += _account(one.whole, sure)
-        lines += [(f"  class {part.query_class or 'none'}", _outlook_part(part, sure)) for part in one.classes]
-        lines += [(f"  {part.version or 'no version'}", _outlook_part(part, sure)) for part in one.versions]
+        lines += [(f"  class {part.query_class or 'none'}", _account_part(part, sure)) for part in one.classes]
+        lines += [(f"  {part.version or 'no version'}", _account_part(part, sure)) for part in one.versions]
     lines += liking_lines(one)
     return lines + _forecasts(one)
 
@@ -308,19 +308,19 @@ def _account(one: Account, sure: str) -> list[tuple[str, str]]:
 
     cut = f"; {one.n_cut:,} runs with more tokens than the account allows for count as that" if one.n_cut else ""
     return [
-        ("  EM, full runs", _outlook_shown(one.em_full, _rate, sure)),
-        ("  EM, stopped runs", _outlook_shown(one.em_stopped, _rate, sure)),
-        ("  EM drop", _outlook_shown(one.em_drop, _points, sure)),
-        ("  tokens, full run", _outlook_shown(one.tokens_full, tokens, sure)),
-        ("  tokens, live run", _outlook_shown(one.tokens_live, tokens, sure)),
-        ("  stops on audits save", _outlook_shown(one.saving, _rate, sure) + cut),
+        ("  EM, full runs", format_estimate(one.em_full, _rate, sure)),
+        ("  EM, stopped runs", format_estimate(one.em_stopped, _rate, sure)),
+        ("  EM drop", format_estimate(one.em_drop, _points, sure)),
+        ("  tokens, full run", format_estimate(one.tokens_full, tokens, sure)),
+        ("  tokens, live run", format_estimate(one.tokens_live, tokens, sure)),
+        ("  stops on audits save", format_estimate(one.saving, _rate, sure) + cut),
     ]
 
 
-def _outlook_part(one: Account, sure: str) -> str:
+def _account_part(one: Account, sure: str) -> str:
     if not one.known:
         return f"unknown: {one.n_audits:,} audits of {one.n_runs:,} runs"
-    drop, saving = _outlook_shown(one.em_drop, _points, sure), _outlook_shown(one.saving, _rate, sure)
+    drop, saving = format_estimate(one.em_drop, _points, sure), format_estimate(one.saving, _rate, sure)
     return f"EM drop {drop}; stops on its audits save {saving}"
 
 
@@ -335,13 +335,6 @@ def _forecast(one: Forecast) -> str:
     if one.alert:
         return f"ALERT: {one.reason}"
     return one.reason + (" (in doubt: more audits would tell)" if one.doubtful else "")
-
-
-def _outlook_shown(one: IntervalEstimate | None, show: Callable[[float], str], sure: str) -> str:
-    if one is None:
-        return "not measured"
-    between = "" if one.low is None or one.high is None else f" [{show(one.low)}, {show(one.high)}] at {sure}"
-    return f"{show(one.value)}{between}, n={one.n:,}" + (f" ({one.note})" if one.note else "")
 
 
 def _rate(value: float) -> str:
@@ -416,7 +409,7 @@ def _status(arm: str, found: CertifiedArms, route: Route, *, n_missing: int | No
 def pair_lines(one: PairStatus, phase: Phase, *, promise_state: str) -> list[tuple[str, str]]:
     sure = f"{one.confidence:.0%}"
     return [
-        ("phase", _pairs_phase(one, phase, sure, promise_state)),
+        ("phase", _pair_phase(one, phase, sure, promise_state)),
         ("pairs", _seen(one, sure)),
         ("pairs missing", _missing(one)),
         ("two full runs", _noise(one)),
@@ -425,7 +418,7 @@ def pair_lines(one: PairStatus, phase: Phase, *, promise_state: str) -> list[tup
     ]
 
 
-def _pairs_phase(one: PairStatus, phase: Phase, sure: str, promise_state: str) -> str:
+def _pair_phase(one: PairStatus, phase: Phase, sure: str, promise_state: str) -> str:
     if phase.phase == "paused":
         return f"PAUSED until somebody resumes it: {phase.reason}"
     if phase.level:

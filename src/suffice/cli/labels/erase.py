@@ -16,6 +16,7 @@ import click
 
 from suffice.cli.shell import AUTHOR, CONFIG_FILE, REASON, Command
 from suffice.errors import ConfigError
+from suffice.formatting import iso
 from suffice.rollout.assign import conversation_key
 from suffice.settings import Settings
 from suffice.store.audit.personal import PARTS
@@ -158,13 +159,9 @@ def _erase(writer: Decisions, order: ErasureOrder, rows: list[int]) -> None:
     click.echo(f"{order.what}: {', '.join(order.parts)} erased in {tally.n_rows:,} of {len(rows):,} rows")
     with open_reader(writer.path) as connection:
         for at_s, where in exports_since(connection, rows[0]):
-            click.echo(f"exported on {_day(at_s)} to {where}: this copy was not reached")
+            click.echo(f"exported on {iso(at_s)[:10]} to {where}: this copy was not reached")
     if not is_gone:
         why = "another process was reading, so that the write-ahead log still holds the words"
         click.echo(f"not gone yet: {why}; erase again", err=True)
         raise SystemExit(1)
     click.echo("gone from the file and its write-ahead log; backups, snapshots and copies of yours hold what they held")
-
-
-def _day(at_s: float) -> str:
-    return datetime.fromtimestamp(at_s, UTC).date().isoformat()

@@ -21,7 +21,6 @@ from suffice.cli.shell import (
     REASON,
     CommandGroup,
     find_settings,
-    format_time,
     log_of,
     nothing_written,
     print_json,
@@ -32,6 +31,7 @@ from suffice.cli.shell import (
 from suffice.control.evidence.matching import matching
 from suffice.control.evidence.window_size import window_size
 from suffice.control.people.effects import what_it_changed
+from suffice.formatting import format_time
 from suffice.review.agreement import Kappa, agreement, em_of
 from suffice.review.items import ReviewItem, ReviewLease, Source, said_of
 from suffice.review.queue import ItemState, Submission

@@ -19,7 +19,6 @@ from suffice.cli.shell import (
     REASON,
     CommandGroup,
     fail,
-    format_time,
     log_of,
     print_json,
     print_line,
@@ -29,6 +28,7 @@ from suffice.cli.shell import (
 )
 from suffice.control.compare.experiments import read_experiment
 from suffice.errors import ConfigError
+from suffice.formatting import format_time
 from suffice.rollout.metrics import metric_of
 from suffice.rollout.results import ArmComparison, ArmResult, ClassEffect, ExperimentResult
 from suffice.rollout.summary import HOLDS, summarize_arm

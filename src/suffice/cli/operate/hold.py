@@ -19,7 +19,6 @@ from suffice.cli.shell import (
     CommandGroup,
     confirm,
     find_settings,
-    format_time,
     log_of,
     nothing_written,
     print_json,
@@ -30,6 +29,7 @@ from suffice.cli.shell import (
     who,
 )
 from suffice.errors import ConfigError
+from suffice.formatting import format_time
 from suffice.review.decide import IncidentForm, OverrideForm, in_words
 from suffice.review.holds import Case, DecisionKind, Override, OverrideKind, RouteHolds, describe_override
 from suffice.store.database.decisions import Decisions

@@ -22,7 +22,6 @@ from suffice.cli.shell import (
     REASON,
     CommandGroup,
     find_settings,
-    format_time,
     log_of,
     nothing_written,
     print_json,
@@ -34,6 +33,7 @@ from suffice.cli.shell import (
 )
 from suffice.control.compare.assessment import Assessment, standing_of
 from suffice.control.evidence.matching import matching
+from suffice.formatting import format_time
 from suffice.review.decide import OverrideForm
 from suffice.rollout.difference import diff_plain
 from suffice.rollout.rules import rules_of

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 
 import click
@@ -11,6 +10,7 @@ import msgspec
 
 from suffice.cli.shell import CONFIG, INSECURE_OPEN, CommandGroup, fail
 from suffice.errors import SufficeError
+from suffice.formatting import iso
 from suffice.plugins import load_plugins
 from suffice.wiring.audit import with_addresses
 from suffice.wiring.files import load_deployment, load_settings
@@ -120,8 +120,7 @@ def people(path: str) -> None:
     """Show who may come in. Secrets are kept as hashes and cannot be shown."""
     found = _done(path, lambda people: people.listed())
     for one in found:
-        since = datetime.fromtimestamp(one.since_s, UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", "Z")
-        click.echo(f"{one.name:<24} {one.role:<9} secret made {since}")
+        click.echo(f"{one.name:<24} {one.role:<9} secret made {iso(one.since_s, ' ')}")
     if not found:
         click.echo("nobody yet: suffice admin reset-secret makes an admin")
 

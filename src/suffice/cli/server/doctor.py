@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from suffice.assurance.extractable import MIN_RUNS, MIN_SHARE
-from suffice.cli.inspect.status import RouteStatus, audits_missing, read_statuses
+from suffice.cli.inspect.route_status import RouteStatus, audits_missing, read_statuses
 from suffice.cli.shell import JSON_OBJECT, Command, find_settings, print_json
 from suffice.doctor.examine import Advice, advise, examine, not_verified
 from suffice.doctor.route import FullRunCounts, as_findings, from_log, read_route_questions, run_live
