@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
 
@@ -19,25 +19,24 @@ if TYPE_CHECKING:
     from suffice.store.database.presence import Presence
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+FILE = click.Path(path_type=Path)
+
+
+def option(*names: str, **more: Any) -> Callable[[F], F]:
+    """An option as `click.option` has it, whose help tells the default where there is one."""
+    shows = more.get("default") not in (None, "", False)
+    return click.option(*names, **({"show_default": shows} | more))
+
+
 _HELP = "Settings, TOML or YAML."
 
 # The same option twice, for functions that call it `path` and for those that need a Path.
-CONFIG = click.option("--config", "path", metavar="FILE", default="suffice.toml", show_default=True, help=_HELP)
-CONFIG_FILE = click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    default=Path("suffice.toml"),
-    show_default=True,
-    help=_HELP,
-)
-INSECURE_OPEN = click.option(
-    "--insecure-open",
-    is_flag=True,
-    help="Serve other machines although no keys are asked for.",
-)
-JSON_LINES = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-JSON_OBJECT = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+CONFIG = option("--config", "path", default="suffice.toml", metavar="FILE", help=_HELP)
+CONFIG_FILE = option("--config", type=FILE, default=Path("suffice.toml"), metavar="FILE", help=_HELP)
+INSECURE_OPEN = option("--insecure-open", is_flag=True, help="Serve other machines although no keys are asked for.")
+JSON_LINES = option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+JSON_OBJECT = option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 class Command(click.Command):
@@ -92,8 +91,8 @@ UNCONFIRMED: Final = 3  # exit status: it is decided, and a gateway that should 
 MOST_WAIT_S: Final = 3_600
 _LOOK_S: Final = 0.02  # between two looks at what gateways say
 
-REASON = click.option("--reason", required=True, help="Why; it stays in the log.")
-AUTHOR = click.option("--author", default=None, help="Who decides. [default: the user of this computer]")
+REASON = option("--reason", required=True, help="Why; it stays in the log.")
+AUTHOR = option("--author", help="Who decides. [default: the user of this computer]")
 
 
 def _seconds(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
@@ -102,17 +101,16 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, value: float)
     return value
 
 
-WAIT = click.option(
+WAIT = option(
     "--wait",
     "wait_s",
     type=float,
     callback=_seconds,
     default=5.0,
-    show_default=True,
     metavar="SECONDS",
     help="How long running gateways have to confirm; 0 asks for no confirmation.",
 )
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+JSON = option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def who(author: str | None) -> str:

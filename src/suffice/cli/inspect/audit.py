@@ -17,7 +17,7 @@ import click
 import msgspec
 
 from suffice.cells import format_cell
-from suffice.cli.shell import CONFIG, CONFIG_FILE, JSON_LINES, JSON_OBJECT, CommandGroup, fail, print_json
+from suffice.cli.shell import CONFIG, CONFIG_FILE, FILE, JSON_LINES, JSON_OBJECT, CommandGroup, fail, option, print_json
 from suffice.control.jobs.sinks import format_notice_time, notice_headline
 from suffice.errors import ConfigError, StoreError, SufficeError
 from suffice.files import whole_file
@@ -41,13 +41,13 @@ from suffice.wiring.worker import open_decisions
 
 @click.group(cls=CommandGroup)
 def alerts() -> None:
-    """Tell people when something goes wrong."""
+    """Test alert sinks and list the alerts that were sent."""
 
 
 @alerts.command()
 @CONFIG
 def test(path: str) -> None:
-    """Send a test notice to every sink, and say what came of it.
+    """Send a test alert to every sink and print the result.
 
     Exits with 1 when one did not take it, and with 2 when none is configured.
     """
@@ -67,10 +67,10 @@ def test(path: str) -> None:
 
 @alerts.command("list")
 @CONFIG
-@click.option("-n", "n", default=20, show_default=True, type=click.IntRange(1, 10_000), help="How many.")
+@option("-n", "n", type=click.IntRange(1, 10_000), default=20, help="How many.")
 @JSON_LINES
 def list_sent(path: str, n: int, as_json: bool) -> None:
-    """Show the latest notices that were told, oldest first."""
+    """List the latest alerts that were sent, oldest first."""
     found = sent(database_path(load_deployment(path).store.url), n)
     for one in found:
         line = f"{format_notice_time(one.at_s)}  {one.sink:7}  {notice_headline(one.notice)}"
@@ -85,9 +85,7 @@ _WIDTH = 100  # of a line of words
 
 
 def _log_options(command: F) -> F:
-    named = click.option(
-        "--db", type=click.Path(path_type=Path), metavar="FILE", help="This log instead of the settings'."
-    )
+    named = option("--db", type=FILE, metavar="FILE", help="This log instead of the settings'.")
     return CONFIG_FILE(named(command))
 
 
@@ -98,11 +96,11 @@ def audit() -> None:
 
 @audit.command()
 @_log_options
-@click.option(
+@option(
     "--head",
     "heads",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="Heads that were exported; repeatable. [default: the settings' audit.file, if it is there]",
 )
@@ -208,9 +206,9 @@ def _print_json(verdict: ChainCheck, forged: list[tuple[Path, KeptHead]], damage
 
 @audit.command()
 @_log_options
-@click.option("-n", "n", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Rows, the latest.")
-@click.option("--route", help="Only of this route.")
-@click.option("--kind", help="Only of this kind of event, such as policy_published.")
+@option("-n", "n", type=click.IntRange(1, 100_000), default=20, help="Rows, the latest.")
+@option("--route", help="Only of this route.")
+@option("--kind", help="Only of this kind of event, such as policy_published.")
 @JSON_LINES
 def show(config: Path, db: Path | None, n: int, route: str | None, kind: str | None, as_json: bool) -> None:
     """Print the latest rows, oldest first: when, who, what, before and after, and why."""
@@ -245,19 +243,12 @@ def _row_of(entry: AuditEntry) -> dict[str, Any]:
 
 @audit.command()
 @_log_options
-@click.option("--since", metavar="TIME", help="Only rows from then on: 2026-11-26, or 2026-11-26T09:00:00+01:00.")
-@click.option("--route", help="Only of this route.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["jsonl", "csv"]),
-    default="jsonl",
-    show_default=True,
-    help="JSON lines, or a table.",
-)
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write here. [default: standard output]")
-@click.option("--author", default=None, help="Who takes it. [default: the user of this computer]")
-@click.option("--reason", default="", help="What for; it stays in the log.")
+@option("--since", metavar="TIME", help="Only rows from then on: 2026-11-26, or 2026-11-26T09:00:00+01:00.")
+@option("--route", help="Only of this route.")
+@option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", help="JSON lines, or a table.")
+@option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write here. [default: standard output]")
+@option("--author", help="Who takes it. [default: the user of this computer]")
+@option("--reason", default="", help="What for; it stays in the log.")
 def export(
     config: Path,
     db: Path | None,
@@ -323,10 +314,10 @@ def _write_csv(rows: Iterator[AuditEntry], target: IO[str]) -> int:
 @audit.command()
 @click.argument("route")
 @CONFIG_FILE
-@click.option("--publication", "number", type=click.IntRange(1), metavar="N", help="Which one. [default: the latest]")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write here. [default: standard output]")
-@click.option("--author", default=None, help="Who takes it. [default: the user of this computer]")
-@click.option("--reason", default="", help="What for; it stays in the log.")
+@option("--publication", "number", type=click.IntRange(1), metavar="N", help="Which one. [default: the latest]")
+@option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write here. [default: standard output]")
+@option("--author", help="Who takes it. [default: the user of this computer]")
+@option("--reason", default="", help="What for; it stays in the log.")
 def bundle(route: str, config: Path, number: int | None, out: Path | None, author: str | None, reason: str) -> None:
     """Export everything that a certificate rests on, for somebody who checks it without trusting us.
 

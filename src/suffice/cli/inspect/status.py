@@ -6,20 +6,13 @@ from pathlib import Path
 
 import click
 
-from suffice.cli.shell import JSON_LINES, Command
+from suffice.cli.shell import FILE, JSON_LINES, Command, option
 
 
 @click.command(cls=Command)
-@click.option(
-    "--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings, TOML or YAML. [default: suffice.toml]"
-)
-@click.option(
-    "--db",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Read this log; without --config answers are compared as strings.",
-)
-@click.option("--route", help="Show only this route.")
+@option("--config", type=FILE, metavar="FILE", help="Settings, TOML or YAML. [default: suffice.toml]")
+@option("--db", type=FILE, metavar="FILE", help="Read this log; without --config answers are compared as strings.")
+@option("--route", help="Show only this route.")
 @JSON_LINES
 def status(config: Path | None, db: Path | None, route: str | None, as_json: bool) -> None:
     """Show Exact Match, tokens, saving and governed share of every route."""

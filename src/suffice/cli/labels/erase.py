@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from suffice.cli.shell import AUTHOR, CONFIG_FILE, REASON, Command
+from suffice.cli.shell import AUTHOR, CONFIG_FILE, REASON, Command, option
 from suffice.errors import ConfigError
 from suffice.formatting import iso
 from suffice.rollout.assign import conversation_key
@@ -47,16 +47,16 @@ _DAY_S = 86_400.0
 
 @click.command(cls=Command)
 @CONFIG_FILE
-@click.option("--episode", "episodes", multiple=True, metavar="ID", help="This episode; repeatable.")
-@click.option(
+@option("--episode", "episodes", multiple=True, metavar="ID", help="This episode; repeatable.")
+@option(
     "--unit",
     "units",
     multiple=True,
     metavar="UNIT",
     help="All of this conversation: its id as clients send it, or its name in the log; repeatable.",
 )
-@click.option("--older-than", metavar="TIME", help="Everything that is older: 90d, 12h, 2026-01-31.")
-@click.option(
+@option("--older-than", metavar="TIME", help="Everything that is older: 90d, 12h, 2026-01-31.")
+@option(
     "--part",
     "parts",
     multiple=True,
@@ -65,7 +65,7 @@ _DAY_S = 86_400.0
 )
 @REASON
 @AUTHOR
-@click.option("--dry-run", is_flag=True, help="Say how many rows would be looked at, and change nothing.")
+@option("--dry-run", is_flag=True, help="Print how many rows would be looked at, and change nothing.")
 def erase(
     config: Path,
     episodes: tuple[str, ...],
@@ -76,7 +76,7 @@ def erase(
     author: str | None,
     dry_run: bool,
 ) -> None:
-    """Take words of people out of the log: out of its rows, its file and its write-ahead log, for good.
+    """Permanently erase user-written text from the log: from its rows, its file and its write-ahead log.
 
     Ids, counts, tokens, verdicts and digests stay, and the audit log still verifies: it says what was erased, by whom
     and why. Can run beside a serving gateway, which waits with writing while the file is written anew.

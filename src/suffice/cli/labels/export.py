@@ -22,7 +22,7 @@ import click
 
 from suffice import __version__
 from suffice.cells import format_csv
-from suffice.cli.shell import CONFIG_FILE, JSON_OBJECT, Command, CommandGroup, find_settings
+from suffice.cli.shell import CONFIG_FILE, FILE, JSON_OBJECT, Command, CommandGroup, find_settings, option
 from suffice.control.evidence.fitting import read_back
 from suffice.control.people.asking import Which, to_judge
 from suffice.edge import label_studio as tool
@@ -70,36 +70,20 @@ COLUMNS: Final = (
 
 @click.command("label-studio", cls=Command)
 @CONFIG_FILE
-@click.option("--route", required=True, help="Whose runs.")
-@click.option(
+@option("--route", required=True, help="Whose runs.")
+@option(
     "--which",
     type=click.Choice(["wanted", "differing"]),
     default="wanted",
-    show_default=True,
     help="Labels that are asked for, or all full runs whose stop would have answered otherwise.",
 )
-@click.option(
-    "--questions",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="JSON lines with `question` or `messages`: the log holds none.",
-)
-@click.option("--most", type=click.IntRange(1, 100_000), default=1_000, show_default=True, metavar="N", help="Tasks.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the tasks as JSON.")
-@click.option("--url", help="Or add them to a project of this server.")
-@click.option("--project", type=int, help="Number of that project.")
-@click.option(
-    "--api-key-env",
-    default="LABEL_STUDIO_API_KEY",
-    show_default=True,
-    help="Environment variable with the server's access token.",
-)
-@click.option(
-    "--label-config",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write the labeling interface that the project needs.",
-)
+@option("--questions", type=FILE, metavar="FILE", help="JSON lines with `question` or `messages`: the log holds none.")
+@option("--most", type=click.IntRange(1, 100_000), default=1_000, metavar="N", help="Tasks.")
+@option("--out", type=FILE, metavar="FILE", help="Write the tasks as JSON.")
+@option("--url", help="Or add them to a project of this server.")
+@option("--project", type=int, help="Number of that project.")
+@option("--api-key-env", default="LABEL_STUDIO_API_KEY", help="Environment variable with the server's access token.")
+@option("--label-config", type=FILE, metavar="FILE", help="Write the labeling interface that the project needs.")
 @JSON_OBJECT
 def label_studio(
     config: Path,
@@ -166,9 +150,9 @@ async def _sent(runs: list[ToJudge], url: str, project: int, api_key_env: str) -
 
 
 @click.command("feedback", cls=Command)
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=FILE)
 @CONFIG_FILE
-@click.option("--route", help="Only what belongs to this route.")
+@option("--route", help="Only what belongs to this route.")
 @JSON_OBJECT
 def feedback_table(file: Path, config: Path, route: str | None, *, as_json: bool) -> None:
     """Write all feedback of the log to FILE, as .csv or .jsonl, oldest first.
@@ -231,7 +215,7 @@ class FinetuneOptions:
 
 @click.group(cls=CommandGroup)
 def export() -> None:
-    """Write runs, and what was said of them, for other programs."""
+    """Export runs and feedback for other programs."""
 
 
 export.add_command(label_studio)
@@ -239,45 +223,37 @@ export.add_command(feedback_table)
 
 
 @export.command("finetune")
-@click.argument("traces", nargs=-1, type=click.Path(path_type=Path))
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Settings, TOML or YAML. [default: suffice.toml, if it is there]",
-)
-@click.option("--db", type=click.Path(path_type=Path), help="Read this event log. [default: the settings']")
-@click.option("--route", help="Whose runs, or whose policy. [default: the only route of kind reasoning]")
-@click.option("--texts", multiple=True, type=click.Path(path_type=Path), help="Texts of the log's runs; repeatable.")
-@click.option("--policy", help="Cut traces by this policy: JSON, or a name alone. [default: what is in force]")
-@click.option("--where", help="Take only some traces: 'task=math,model=qwen*'.")
-@click.option("--consent", multiple=True, type=click.Path(path_type=Path), help="Ids that agreed; repeatable.")
-@click.option("--consented", is_flag=True, help="You say that everybody agreed who did not refuse.")
-@click.option("--uncertified", is_flag=True, help="Also stops that nothing vouched for; their lines say so.")
-@click.option("--estimate-cuts", is_flag=True, help="Also cuts estimated from token counts; their lines say so.")
-@click.option(
+@click.argument("traces", nargs=-1, type=FILE)
+@option("--config", type=FILE, metavar="FILE", help="Settings, TOML or YAML. [default: suffice.toml, if it is there]")
+@option("--db", type=FILE, help="Read this event log. [default: the settings']")
+@option("--route", help="Whose runs, or whose policy. [default: the only route of kind reasoning]")
+@option("--texts", multiple=True, type=FILE, help="Texts of the log's runs; repeatable.")
+@option("--policy", help="Cut traces by this policy: JSON, or a name alone. [default: what is in force]")
+@option("--where", help="Take only some traces: 'task=math,model=qwen*'.")
+@option("--consent", multiple=True, type=FILE, help="Ids that agreed; repeatable.")
+@option("--consented", is_flag=True, help="You say that everybody agreed who did not refuse.")
+@option("--uncertified", is_flag=True, help="Also stops that nothing vouched for; their lines say so.")
+@option("--estimate-cuts", is_flag=True, help="Also cuts estimated from token counts; their lines say so.")
+@option(
     "--format",
     type=click.Choice(["supervised", "preference"]),
     default="supervised",
-    show_default=True,
     help="Lines to learn from, or pairs of a kept and a rejected one.",
 )
-@click.option(
+@option(
     "--thought-as",
     type=click.Choice(["tags", "field"]),
     default="tags",
-    show_default=True,
     help="The thought inside the content, or as reasoning_content.",
 )
-@click.option("--think-open", help="Before a thought. [default: the upstream's tag, else <think>, and a line end]")
-@click.option("--think-close", help="Behind a thought. [default: likewise]")
-@click.option("--answer", default="{answer}", show_default=True, help="Words around an answer known in short alone.")
-@click.option("--val-share", type=click.FloatRange(0, 0.5), default=0.1, show_default=True, help="Of prompts.")
-@click.option(
+@option("--think-open", help="Before a thought. [default: the upstream's tag, else <think>, and a line end]")
+@option("--think-close", help="Behind a thought. [default: likewise]")
+@option("--answer", default="{answer}", help="Words around an answer known in short alone.")
+@option("--val-share", type=click.FloatRange(0, 0.5), default=0.1, help="Of prompts.")
+@option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("finetune"),
-    show_default=True,
     metavar="FOLDER",
     help="Where train.jsonl, val.jsonl and manifest.json go.",
 )

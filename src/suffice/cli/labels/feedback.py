@@ -21,11 +21,13 @@ import click
 from suffice.cells import format_csv
 from suffice.cli.shell import (
     CONFIG_FILE,
+    FILE,
     JSON_LINES,
     JSON_OBJECT,
     Command,
     CommandGroup,
     find_settings,
+    option,
     print_json,
 )
 from suffice.control.people.judging import JudgingResult, judge_labels
@@ -73,26 +75,25 @@ class ImportResult:
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in (
+    for add in (
         JSON_OBJECT,
-        click.option("--dry-run", is_flag=True, help="Read and check everything, and write nothing."),
+        option("--dry-run", is_flag=True, help="Read and check everything, and write nothing."),
         CONFIG_FILE,
     ):
-        command = option(command)
+        command = add(command)
     return command
 
 
 @click.command("import", cls=Command)
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option(
+@click.argument("file", type=FILE)
+@option(
     "--form",
     type=click.Choice(["suffice", "label-studio", "langfuse"]),
     default="suffice",
-    show_default=True,
     help="Whose columns or annotations they are.",
 )
-@click.option("--map", "mapped", multiple=True, metavar="FIELD=COLUMN", help="The column of a field; repeatable.")
-@click.option("--set", "fixed", multiple=True, metavar="FIELD=VALUE", help="The same for every row; repeatable.")
+@option("--map", "mapped", multiple=True, metavar="FIELD=COLUMN", help="The column of a field; repeatable.")
+@option("--set", "fixed", multiple=True, metavar="FIELD=VALUE", help="The same for every row; repeatable.")
 @_options
 def import_file(
     file: Path,
@@ -117,14 +118,9 @@ def import_file(
 
 
 @click.command("label-studio", cls=Command)
-@click.option("--url", required=True, help="Address of the server.")
-@click.option("--project", required=True, type=int, help="Number of the project.")
-@click.option(
-    "--api-key-env",
-    default="LABEL_STUDIO_API_KEY",
-    show_default=True,
-    help="Environment variable with its access token.",
-)
+@option("--url", required=True, help="Address of the server.")
+@option("--project", type=int, required=True, help="Number of the project.")
+@option("--api-key-env", default="LABEL_STUDIO_API_KEY", help="Environment variable with its access token.")
 @_options
 def pull(url: str, project: int, api_key_env: str, config: Path, *, dry_run: bool, as_json: bool) -> None:
     """Read the annotations of a Label Studio project, as `suffice export label-studio` has made it."""
@@ -289,8 +285,8 @@ SHOWN: Final = 20
 
 @click.command(cls=Command)
 @CONFIG_FILE
-@click.option("--days", type=float, help="Dead letters are older than so many days. [default: the settings']")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write all of it as CSV.")
+@option("--days", type=float, help="Dead letters are older than so many days. [default: the settings']")
+@option("--out", type=FILE, metavar="FILE", help="Write all of it as CSV.")
 @JSON_LINES
 def parked(config: Path, days: float | None, out: Path | None, *, as_json: bool) -> None:
     """List feedback that belongs to no request of the log: what waits, and what is a dead letter by now.
@@ -342,7 +338,7 @@ def _parked_show(rows: list[dict[str, Any]], limit_s: float, out: Path | None) -
 
 @click.group(cls=CommandGroup)
 def feedback() -> None:
-    """Labels and other feedback that do not come over HTTP."""
+    """Import labels and other feedback, or list feedback without a request."""
 
 
 feedback.add_command(import_file)
@@ -351,22 +347,15 @@ feedback.add_command(parked)
 
 
 @feedback.command()
-@click.option("--route", required=True, help="Name of a route with a [judge] table in the settings.")
+@option("--route", required=True, help="Name of a route with a [judge] table in the settings.")
 @CONFIG_FILE
-@click.option(
+@option(
     "--questions",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="JSON lines with `question` or `messages`: the log holds none. [default: the table's]",
 )
-@click.option(
-    "--most",
-    type=click.IntRange(2, 1_000_000),
-    default=200,
-    show_default=True,
-    metavar="N",
-    help="Answers to grade, at most.",
-)
+@option("--most", type=click.IntRange(2, 1_000_000), default=200, metavar="N", help="Answers to grade, at most.")
 @JSON_OBJECT
 def judge(route: str, config: Path, questions: Path | None, most: int, *, as_json: bool) -> None:
     """Grade full runs whose stop would have answered otherwise, and label them if the judge is good enough.

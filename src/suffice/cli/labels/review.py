@@ -17,12 +17,14 @@ import msgspec
 from suffice.cli.shell import (
     AUTHOR,
     CONFIG,
+    FILE,
     JSON,
     REASON,
     CommandGroup,
     find_settings,
     log_of,
     nothing_written,
+    option,
     print_json,
     refused,
     say,
@@ -49,11 +51,11 @@ from suffice.store.people.reviews import (
 )
 from suffice.wiring.files import question_texts, questions_file
 
-_REVIEWER = click.option("--reviewer", default=None, help="Who looks. [default: the user of this computer]")
-_ROUTE = click.option("--route", help="Only this route.")
-_QUESTIONS = click.option(
+_REVIEWER = option("--reviewer", help="Who looks. [default: the user of this computer]")
+_ROUTE = option("--route", help="Only this route.")
+_QUESTIONS = option(
     "--questions",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="JSON lines with `question` or `messages`  [default: the route's own]",
 )
@@ -72,16 +74,16 @@ _MORE = (("c", "say what is right"), ("r", "add a reason"), ("s", "skip"), ("q",
 
 @click.group(cls=CommandGroup)
 def review() -> None:
-    """Look at the runs that tell most, and say what is right."""
+    """Review the most informative runs and say which answers are right."""
 
 
 @review.command("list")
 @_ROUTE
-@click.option("--all", "all_of_them", is_flag=True, help="Items that are settled or over, too.")
+@option("--all", "all_of_them", is_flag=True, help="Items that are settled or over, too.")
 @CONFIG
 @JSON
 def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
-    """Show what waits for a reviewer, the most urgent first."""
+    """List what is waiting for a reviewer, the most urgent first."""
     with log_of(path) as (told, writer):
         if route is not None:
             find_settings(told, route)
@@ -118,7 +120,7 @@ def next_(route: str | None, reviewer: str | None, questions: Path | None, path:
 @CONFIG
 @JSON
 def adjudicate(route: str | None, reviewer: str | None, questions: Path | None, path: str, *, as_json: bool) -> None:
-    """Decide where reviewers contradict each other; whoever was one of them is not asked."""
+    """Decide items on which reviewers disagree; the reviewers themselves are not asked."""
     _go_through(path, route, reviewer, questions, as_json=as_json, third=True)
 
 
@@ -127,8 +129,8 @@ def adjudicate(route: str | None, reviewer: str | None, questions: Path | None, 
 @click.argument(
     "word", metavar="VERDICT", type=click.Choice(["both", "full", "early", "neither", "right", "wrong", "unsure"])
 )
-@click.option("--corrected", metavar="TEXT", help="The right answer, if you know it.")
-@click.option("--reason", default="", metavar="TEXT", help="In your own words.")
+@option("--corrected", metavar="TEXT", help="The right answer, if you know it.")
+@option("--reason", default="", metavar="TEXT", help="In your own words.")
 @_REVIEWER
 @CONFIG
 @JSON

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from suffice.cli.shell import JSON_OBJECT, Command
+from suffice.cli.shell import FILE, JSON_OBJECT, Command, option
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
 from suffice.replay.estimate.estimate import CertifiableLevel, LogEstimate, QuantityInterval, traffic_of
@@ -44,54 +44,22 @@ class EstimateOptions:
 
 
 @click.command(cls=Command)
-@click.argument("logs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--max-em-drop",
-    type=float,
-    default=0.02,
-    show_default=True,
-    metavar="E",
-    help="Largest EM drop: a fraction, 0.01 is one point.",
-)
-@click.option(
-    "--confidence",
-    type=float,
-    default=0.95,
-    show_default=True,
-    metavar="C",
-    help="How sure the promise must be: a fraction.",
-)
-@click.option(
-    "--scorer",
-    default="text",
-    show_default=True,
-    metavar="NAME",
-    help="How answers are read and compared, as in the settings.",
-)
-@click.option(
+@click.argument("logs", nargs=-1, required=True, type=FILE)
+@option("--max-em-drop", type=float, default=0.02, metavar="E", help="Largest EM drop: a fraction, 0.01 is one point.")
+@option("--confidence", type=float, default=0.95, metavar="C", help="How sure the promise must be: a fraction.")
+@option("--scorer", default="text", metavar="NAME", help="How answers are read and compared, as in the settings.")
+@option(
     "--like",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="Recorded traces of similar traffic to judge stops by; repeatable.",
 )
-@click.option(
-    "--audit-share",
-    type=float,
-    default=0.1,
-    show_default=True,
-    metavar="S",
-    help="Fraction of the requests that runs in full.",
+@option("--audit-share", type=float, default=0.1, metavar="S", help="Fraction of the requests that runs in full.")
+@option(
+    "--audits", type=click.IntRange(1), default=800, metavar="N", help="Audits that a certificate rests on, at most."
 )
-@click.option(
-    "--audits",
-    type=click.IntRange(1),
-    default=800,
-    show_default=True,
-    metavar="N",
-    help="Audits that a certificate rests on, at most.",
-)
-@click.option("--format", "as_format", type=click.Choice(FORMATS), help="Format of the logs. [default: told from each]")
+@option("--format", "as_format", type=click.Choice(FORMATS), help="Format of the logs. [default: told from each]")
 @JSON_OBJECT
 def estimate(logs: tuple[Path, ...], **options: object) -> None:
     """Predict from LOGS what could be saved at a largest EM drop, what audits cost, and how many days they take.

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
-from suffice.cli.shell import JSON_OBJECT, Command, fail, find_settings
+from suffice.cli.shell import FILE, JSON_OBJECT, Command, fail, find_settings, option
 from suffice.edge.yardstick import yardstick
 from suffice.errors import ConfigError, SufficeError
 from suffice.plugins import load_plugins
@@ -60,26 +60,31 @@ class RecordOptions:
 
 
 @click.command(cls=Command)
-@click.argument("questions", type=click.Path(path_type=Path))
-@click.option("--upstream", help="Address of a model server, or its name in the settings.")
-@click.option(
+@click.argument("questions", type=FILE)
+@option("--upstream", help="Address of a model server, or its name in the settings.")
+@option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="Settings, for --route and names of upstreams. [default: suffice.toml, if it is there]",
 )
-@click.option("--route", help="Take kind, scorer, steps, probe, samples and upstream from this route.")
-@click.option("--model", help="Model to ask for. [default: the route's]")
-@click.option("--kind", type=click.Choice(["reasoning", "samples"]), help="What a run is. [default: the route's]")
-@click.option("--samples", type=click.IntRange(2, 1000), help="Answers a question, for samples. [default: 16]")
-@click.option("--scorer", help="How answers are read and compared. [default: the route's, else text]")
-@click.option("--driver", help="What the server can do beyond the plain protocol, as in the settings.")
-@click.option("--api-key-env", default="", help="Environment variable with the server's key, for an address.")
-@click.option("--temperature", type=click.FloatRange(0.0), help="For all questions. [default: their own]")
-@click.option("--max-tokens", type=click.IntRange(1), help="Cap of a run. [default: the questions' own]")
-@click.option("--logprobs/--no-logprobs", default=True, help="Ask for log-probabilities of the run's own tokens.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The traces: .jsonl or .jsonl.gz.")
-@click.option("--concurrency", type=click.IntRange(1), default=4, show_default=True, help="Requests at once.")
+@option("--route", help="Take kind, scorer, steps, probe, samples and upstream from this route.")
+@option("--model", help="Model to ask for. [default: the route's]")
+@option("--kind", type=click.Choice(["reasoning", "samples"]), help="What a run is. [default: the route's]")
+@option("--samples", type=click.IntRange(2, 1000), help="Answers a question, for samples. [default: 16]")
+@option("--scorer", help="How answers are read and compared. [default: the route's, else text]")
+@option("--driver", help="What the server can do beyond the plain protocol, as in the settings.")
+@option("--api-key-env", default="", help="Environment variable with the server's key, for an address.")
+@option("--temperature", type=click.FloatRange(0.0), help="For all questions. [default: their own]")
+@option("--max-tokens", type=click.IntRange(1), help="Cap of a run. [default: the questions' own]")
+@option(
+    "--logprobs/--no-logprobs",
+    default=True,
+    show_default=False,
+    help="Ask for log-probabilities of the run's own tokens.",
+)
+@option("--out", type=FILE, required=True, help="The traces: .jsonl or .jsonl.gz.")
+@option("--concurrency", type=click.IntRange(1), default=4, help="Requests at once.")
 @JSON_OBJECT
 def record(questions: Path, **options: object) -> None:
     """Record full runs of QUESTIONS at a live model server, with a trial answer at every step.

@@ -17,7 +17,7 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from suffice.cli.shell import Command
+from suffice.cli.shell import FILE, Command, option
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
 from suffice.replay.online.drift import parse_drift
@@ -35,76 +35,70 @@ from suffice.replay.traces.survey import Survey, survey
 F = TypeVar("F", bound=Callable[..., Any])
 
 OPTIONS = (
-    click.option("--online", is_flag=True, help="Replay as traffic: observe, certify, enforce, watch; many seeds."),
-    click.option(
+    option("--online", is_flag=True, help="Replay as traffic: observe, certify, enforce, watch; many seeds."),
+    option(
         "--confidence",
         type=click.FloatRange(0.5, 1, max_open=True),
         default=0.95,
-        show_default=True,
         metavar="C",
         help="Online: how sure the promise must be.",
     ),
-    click.option(
+    option(
         "--seeds",
         type=click.IntRange(1, 10_000),
         default=20,
-        show_default=True,
         metavar="N",
         help="Online: streams, each in an order of its own.",
     ),
-    click.option(
+    option(
         "--warm-up",
         type=click.IntRange(0),
         metavar="N",
         help="Online: full runs at the start. [default: 24/budget, at most 35 % of the stream]",
     ),
-    click.option(
+    option(
         "--run-time",
         type=click.IntRange(0),
         default=0,
-        show_default=True,
         metavar="N",
         help="Online: requests that begin while a full run goes on, on average; more tokens take longer.",
     ),
-    click.option(
+    option(
         "--label-delay",
         default="0",
-        show_default=True,
         metavar="N|A-B",
         help="Online: requests between the end of a run and its label; A-B: evenly from A to B.",
     ),
-    click.option(
+    option(
         "--audit-share",
         type=click.FloatRange(0, 1),
         default=0.05,
-        show_default=True,
         metavar="S",
         help="Online: share of the requests that is audited once there is evidence.",
     ),
-    click.option(
+    option(
         "--resample",
         type=click.IntRange(100),
         metavar="N",
         help="Online: draw N requests, whole questions with replacement.",
     ),
-    click.option(
+    option(
         "--disjoint", is_flag=True, help="Online: fit and certify on one half of the questions, measure on the other."
     ),
-    click.option(
+    option(
         "--drift",
         metavar="SPEC",
         help="Online: what changes and when: em=0.5@0.5, model=A*>B*@0.5, class=C:0.8@0.5, mix=A>B:0.8@0.5,"
         " relabel=0.1@0.5, silent=0.06@0.5, ramp=0.08@0.5, oscillate=0.08@0.5, turns=5:0.06,"
         " set=FILE@0.5.",
     ),
-    click.option(
+    option(
         "--promise",
         type=click.Choice(("certified", "budgeted")),
         default="certified",
-        show_default=True,
         help="Online: budgeted keeps the drop on average over audits, with no confidence in any level.",
     ),
-    click.option("--label-free", is_flag=True, help="Online: certify by disagreement, without labels."),
+    option("--label-free", is_flag=True, help="Online: certify by disagreement, without labels."),
 )
 
 _ONLINE = frozenset(
@@ -135,8 +129,8 @@ def online_options(command: F) -> F:
         return inner(*args, **options)
 
     command = cast("F", checked)
-    for option in reversed(OPTIONS):
-        command = option(command)
+    for add in reversed(OPTIONS):
+        command = add(command)
     return command
 
 
@@ -235,69 +229,68 @@ def _replayed(sets: Sequence[Any], later: Any, asked: OnlineOptions, *, quiet: b
 
 
 @click.command(cls=Command)
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
+@click.argument("files", nargs=-1, required=True, type=FILE)
+@option(
     "--fit",
     "fit_files",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="Fit models and pick points on these files, and freeze both; may be given several times.",
 )
-@click.option("--where", metavar="CONDITIONS", help="Take only some runs: 'task=mmlu_pro,model!=gpt*'.")
-@click.option(
+@option("--where", metavar="CONDITIONS", help="Take only some runs: 'task=mmlu_pro,model!=gpt*'.")
+@option(
     "--min-run-em",
     type=click.FloatRange(0, 1, max_open=True),
     metavar="EM",
     help="Leave out a model's run whose full EM over the set is not above this.",
 )
-@click.option(
+@option(
     "--max-em-drop",
     type=click.FloatRange(0, 1),
     default=0.01,
-    show_default=True,
     metavar="E",
     help="The target: a fraction, 0.01 is one point.",
 )
-@click.option(
+@option(
     "--probe-tokens",
     type=click.IntRange(0, 100_000),
     metavar="T",
     help="Charged for each probe. [default: as recorded, else 15 for reasoning and 0 elsewhere]",
 )
-@click.option(
+@option(
     "--policies",
     metavar="NAMES",
     help="Only these rules of the grid, comma-separated; 'learned' stands for the learned scores.",
 )
-@click.option(
+@option(
     "--policy",
     "given",
     multiple=True,
     metavar="JSON",
     help="""Also a policy of yours, such as '{"policy": "beta", "threshold": 0.97}'.""",
 )
-@click.option(
+@option(
     "--classes",
     type=click.IntRange(2, 64),
     metavar="N",
     help="Also ours with a level for each of at most N classes that are found in the data.",
 )
-@click.option(
+@option(
     "--margin",
     type=click.FloatRange(0, 10),
     metavar="Z",
     help="Standard errors that a frozen point keeps from the target. [default: 1]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of splits, bootstrap and trees.")
-@click.option(
+@option("--seed", type=int, default=0, help="Of splits, bootstrap and trees.")
+@option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="FOLDER",
     help="Where the report goes. [default: replay-report]",
 )
-@click.option("--no-report", is_flag=True, help="Write no report.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON line for each set and policy, and nothing else.")
+@option("--no-report", is_flag=True, help="Write no report.")
+@option("--json", "as_json", is_flag=True, help="Print one JSON line for each set and policy, and nothing else.")
 @online_options
 def replay(
     files: tuple[Path, ...],

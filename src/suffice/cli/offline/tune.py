@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from suffice.cli.shell import Command
+from suffice.cli.shell import FILE, Command, option
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
 from suffice.replay.report.lines import dump_json
@@ -33,74 +33,60 @@ from suffice.sanitize import printable
 
 
 @click.command(cls=Command)
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
+@click.argument("files", nargs=-1, required=True, type=FILE)
+@option(
     "--max-em-drop",
     type=click.FloatRange(0, 1),
     default=0.01,
-    show_default=True,
     metavar="E",
     help="The target: a fraction, 0.01 is one point.",
 )
-@click.option(
-    "--trials",
-    type=click.IntRange(1, 100_000),
-    default=200,
-    show_default=True,
-    metavar="N",
-    help="Of each of the six searches.",
-)
-@click.option(
+@option("--trials", type=click.IntRange(1, 100_000), default=200, metavar="N", help="Of each of the six searches.")
+@option(
     "--time-limit",
     type=click.FloatRange(0, min_open=True),
     metavar="S",
     help="Seconds for all searches together; results then depend on the machine. [default: none]",
 )
-@click.option(
+@option(
     "--policies",
     metavar="NAMES",
     help="Search among these alone, comma-separated; 'learned' stands for the learned scores.",
 )
-@click.option(
+@option(
     "--classes",
     type=click.IntRange(2, 64),
     metavar="N",
     help="Learned scores may have a level for each of at most N classes that are found in the data.",
 )
-@click.option("--where", metavar="CONDITIONS", help="Take only some runs: 'task=mmlu_pro,model!=gpt*'.")
-@click.option(
+@option("--where", metavar="CONDITIONS", help="Take only some runs: 'task=mmlu_pro,model!=gpt*'.")
+@option(
     "--min-run-em",
     type=click.FloatRange(0, 1, max_open=True),
     metavar="EM",
     help="Leave out a model's run whose full EM over the set is not above this.",
 )
-@click.option(
+@option(
     "--probe-tokens",
     type=click.IntRange(0, 100_000),
     metavar="T",
     help="Charged for each probe. [default: as recorded, else 15 for reasoning and 0 elsewhere]",
 )
-@click.option(
+@option(
     "--margin",
     type=click.FloatRange(0, 10),
     metavar="Z",
     help="Standard errors that a drop keeps from the target in the search. [default: 1]",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    default=0,
-    show_default=True,
-    help="Of the searches, the models and the bootstrap.",
-)
-@click.option("--route", default="tuned", show_default=True, metavar="NAME", help="Name of the route that is written.")
-@click.option(
+@option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of the searches, the models and the bootstrap.")
+@option("--route", default="tuned", metavar="NAME", help="Name of the route that is written.")
+@option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="FOLDER",
     help="Where policy.toml and stop-model.json go. [default: tuned]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; write files only with --out.")
+@option("--json", "as_json", is_flag=True, help="Print one JSON object; write files only with --out.")
 def tune(
     files: tuple[Path, ...],
     where: str | None,

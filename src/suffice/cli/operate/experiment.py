@@ -20,6 +20,7 @@ from suffice.cli.shell import (
     CommandGroup,
     fail,
     log_of,
+    option,
     print_json,
     print_line,
     refused,
@@ -74,7 +75,7 @@ def list_(path: str, *, as_json: bool) -> None:
 @experiment.command()
 @click.argument("name")
 @CONFIG
-@click.option("--run", type=click.IntRange(min=1), help="Which start of that name. [default: the latest]")
+@option("--run", type=click.IntRange(min=1), help="Which start of that name. [default: the latest]")
 @JSON
 def show(name: str, path: str, run: int | None, *, as_json: bool) -> None:
     """Show what experiment NAME tells so far.

@@ -21,6 +21,7 @@ from suffice.cli.shell import (
     find_settings,
     log_of,
     nothing_written,
+    option,
     print_json,
     print_line,
     refused,
@@ -48,7 +49,7 @@ from suffice.wiring.keys import presence_files
 @AUTHOR
 @WAIT
 def pause(route: str, path: str, reason: str, author: str | None, wait_s: float) -> None:
-    """Let every request of ROUTE run in full until somebody resumes it.
+    """Pause early stopping on ROUTE: every request runs in full until somebody resumes it.
 
     Waits until every running gateway has confirmed, and exits with 3 when one has not, or none is running.
     """
@@ -66,7 +67,7 @@ def pause(route: str, path: str, reason: str, author: str | None, wait_s: float)
 @AUTHOR
 @WAIT
 def resume(route: str, path: str, reason: str, author: str | None, wait_s: float) -> None:
-    """End a pause of ROUTE: what is certified there acts again.
+    """Resume early stopping on ROUTE: what is certified there acts again.
 
     Waits until every running gateway has confirmed, and exits with 3 when one has not, or none is running.
     """
@@ -94,17 +95,17 @@ def _decide(
 
 @click.group(cls=CommandGroup)
 def override() -> None:
-    """Hold a route or a class of questions at a level, below one, or in full, until a date."""
+    """Limit early stopping on a route or a class of questions until a date."""
 
 
 @override.command("set")
 @click.argument("route")
 @click.argument("kind", type=click.Choice(["pin", "cap", "observe", "budget"]))
-@click.option("--level", type=click.IntRange(0), metavar="N", help="pin, cap: the level; 0 never stops.")
-@click.option("--publication", type=click.IntRange(1), metavar="N", help="pin: an earlier publication of the route.")
-@click.option("--max-em-drop", type=float, metavar="E", help="budget: a smaller EM budget, a fraction.")
-@click.option("--class", "query_class", metavar="NAME", help="cap, observe: a class of questions  [default: all]")
-@click.option("--days", type=float, required=True, metavar="D", help="Until it ends by itself: at most 30.")
+@option("--level", type=click.IntRange(0), metavar="N", help="pin, cap: the level; 0 never stops.")
+@option("--publication", type=click.IntRange(1), metavar="N", help="pin: an earlier publication of the route.")
+@option("--max-em-drop", type=float, metavar="E", help="budget: a smaller EM budget, a fraction.")
+@option("--class", "query_class", metavar="NAME", help="cap, observe: a class of questions  [default: all]")
+@option("--days", type=float, required=True, metavar="D", help="Until it ends by itself: at most 30.")
 @REASON
 @AUTHOR
 @CONFIG
@@ -123,10 +124,10 @@ def set_(
     *,
     as_json: bool,
 ) -> None:
-    """Hold ROUTE until a date: `pin` it, `cap` it, let it `observe`, or keep a smaller `budget`.
+    """Override ROUTE until a date: `pin` a level, `cap` it, only `observe`, or keep a smaller EM `budget`.
 
-    It can only make things safer, unless what it pins is certified there now. A running gateway follows within a
-    second, and stops following when the date has come, whether or not a worker runs.
+    An override can only make a route safer, unless what it pins is certified there now. A running gateway follows within
+    a second, and stops following when the date has come, whether or not a worker runs.
     """
     again = "Set it again once the log can be written."
     with nothing_written(again), log_of(path) as (told, writer):
@@ -156,11 +157,11 @@ def set_(
 
 @override.command("list")
 @click.argument("route", required=False)
-@click.option("--all", "all_of_them", is_flag=True, help="Those that have ended, too.")
+@option("--all", "all_of_them", is_flag=True, help="Those that have ended, too.")
 @CONFIG
 @JSON
 def list_overrides(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
-    """Show what is held, by whom, why and until when."""
+    """List overrides: what they hold, who set them, why and until when."""
     with log_of(path) as (told, writer):
         names = list(told.routes) if route is None else [route]
         for name in names:
@@ -206,16 +207,16 @@ def _until(one: Override) -> str:
 
 @click.group(cls=CommandGroup)
 def incident() -> None:
-    """What waits for a person's decision: list, show, decide, or open one by hand."""
+    """List, show and decide incidents, or open one by hand."""
 
 
 @incident.command("list")
-@click.option("--route", help="Only this route.")
-@click.option("--all", "all_of_them", is_flag=True, help="Those that are decided, too.")
+@option("--route", help="Only this route.")
+@option("--all", "all_of_them", is_flag=True, help="Those that are decided, too.")
 @CONFIG
 @JSON
 def list_incidents(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
-    """Show incidents, oldest first."""
+    """List incidents, oldest first."""
     with log_of(path) as (told, writer):
         if route is not None:
             find_settings(told, route)
@@ -241,7 +242,7 @@ def list_incidents(route: str | None, path: str, *, all_of_them: bool, as_json: 
 @CONFIG
 @JSON
 def show_incident(name: str, path: str, *, as_json: bool) -> None:
-    """Show incident NAME: what it stands on, what was decided, and what can be rolled back to."""
+    """Show incident NAME: its evidence, the decision, and which publications can be rolled back to."""
     with log_of(path) as (told, writer), open_reader(writer.path) as connection:
         route, case = _found(writer.path, name)
         settings = find_settings(told, route)
@@ -274,17 +275,10 @@ def show_incident(name: str, path: str, *, as_json: bool) -> None:
 @incident.command("decide")
 @click.argument("name")
 @click.argument("decision", type=click.Choice(["resume", "tighten", "roll_back", "accept"]))
-@click.option("--level", type=click.IntRange(0), metavar="N", help="tighten: no level above this one.")
-@click.option("--max-em-drop", type=float, metavar="E", help="tighten: a smaller EM budget, a fraction.")
-@click.option("--publication", type=click.IntRange(1), metavar="N", help="roll_back: to this publication.")
-@click.option(
-    "--days",
-    type=float,
-    default=30.0,
-    show_default=True,
-    metavar="D",
-    help="tighten, roll_back, accept: until it ends by itself.",
-)
+@option("--level", type=click.IntRange(0), metavar="N", help="tighten: no level above this one.")
+@option("--max-em-drop", type=float, metavar="E", help="tighten: a smaller EM budget, a fraction.")
+@option("--publication", type=click.IntRange(1), metavar="N", help="roll_back: to this publication.")
+@option("--days", type=float, default=30.0, metavar="D", help="tighten, roll_back, accept: until it ends by itself.")
 @REASON
 @AUTHOR
 @CONFIG
@@ -302,7 +296,7 @@ def decide_(
     *,
     as_json: bool,
 ) -> None:
-    """Decide incident NAME, and carry the decision out."""
+    """Decide incident NAME and carry out the decision."""
     again = "Everything is as it was: decide again once the log can be written."
     with nothing_written(again), log_of(path) as (told, writer):
         route, _ = _found(writer.path, name)
@@ -333,8 +327,8 @@ def decide_(
 
 @incident.command("open")
 @click.argument("route")
-@click.option("--pause", "pauses", is_flag=True, help="Let everything run in full until somebody decides.")
-@click.option("--evidence", multiple=True, metavar="TEXT", help="What it stands on; may be given more than once.")
+@option("--pause", "pauses", is_flag=True, help="Let everything run in full until somebody decides.")
+@option("--evidence", multiple=True, metavar="TEXT", help="What it stands on; may be given more than once.")
 @REASON
 @AUTHOR
 @CONFIG

@@ -1,4 +1,4 @@
-"""`suffice kill` and `suffice unkill`: the switch that needs neither database nor worker."""
+"""`suffice kill` and `suffice unkill`: the switch that works without the database and the worker."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from suffice.cli.shell import AUTHOR, CONFIG, REASON, WAIT, Command, confirm, fail, who
+from suffice.cli.shell import AUTHOR, CONFIG, REASON, WAIT, Command, confirm, fail, option, who
 
-_FILE = click.option("--file", "named", default="", help="The switch's file; the settings are then not read.")
+_FILE = option("--file", "named", default="", help="The switch's file; the settings are then not read.")
 
 
 @click.command(cls=Command)
@@ -18,10 +18,10 @@ _FILE = click.option("--file", "named", default="", help="The switch's file; the
 @AUTHOR
 @WAIT
 def kill(path: str, named: str, reason: str, author: str | None, wait_s: float) -> None:
-    """Stop stopping, on every route, within a second; nothing but a file is needed.
+    """Disable early stopping on all routes immediately (works without the database or the worker).
 
-    Chains of thought pass through untouched, samples are all drawn, loops go on. Runs that are under way are not
-    stopped any more either. It lasts until `suffice unkill`. Waits until every running gateway has confirmed, and exits
+    Chains of thought pass through untouched, all samples are drawn, and loops go on; running requests are no longer
+    stopped either. It lasts until `suffice unkill`. Waits until every running gateway has confirmed, and exits
     with 3 when one has not, or none is running.
     """
     from suffice.gateway.kill import VARIABLE, set_switch

@@ -24,6 +24,7 @@ from suffice.cli.shell import (
     find_settings,
     log_of,
     nothing_written,
+    option,
     print_json,
     print_line,
     refused,
@@ -59,7 +60,7 @@ _MODELS: Final = re.compile(r"v-[0-9a-f]{12}")  # the address of what a refit ha
 
 @click.group(cls=CommandGroup)
 def policy() -> None:
-    """Bring a policy into traffic in steps, on evidence, and back."""
+    """Roll a policy out in steps, on evidence, and roll it back."""
 
 
 @policy.command("list")
@@ -178,8 +179,8 @@ def _propose_policy(
 
 
 def _word(command: Callable[..., None]) -> Callable[..., None]:
-    for option in (JSON, AUTHOR, REASON, CONFIG, click.argument("route")):
-        command = option(command)
+    for add in (JSON, AUTHOR, REASON, CONFIG, click.argument("route")):
+        command = add(command)
     return command
 
 
@@ -228,7 +229,7 @@ def rollback(route: str, path: str, reason: str, author: str | None, *, as_json:
 @policy.command()
 @click.argument("route")
 @click.argument("publication", type=click.IntRange(1))
-@click.option("--days", type=float, required=True, metavar="D", help="Until it ends by itself: at most 30.")
+@option("--days", type=float, required=True, metavar="D", help="Until it ends by itself: at most 30.")
 @CONFIG
 @REASON
 @AUTHOR

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 import click
 import msgspec
 
-from suffice.cli.shell import CONFIG, INSECURE_OPEN, CommandGroup, fail
+from suffice.cli.shell import CONFIG, INSECURE_OPEN, CommandGroup, fail, option
 from suffice.errors import SufficeError
 from suffice.formatting import iso
 from suffice.plugins import load_plugins
@@ -24,17 +24,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @click.group(cls=CommandGroup)
 def config() -> None:
-    """Check a settings file, or show it with all defaults."""
+    """Check a settings file, or print it with all defaults."""
 
 
 def _settings_file(command: F) -> F:
-    named = click.option("--config", "named", metavar="FILE", help="The same, as other commands name it.")
+    named = option("--config", "named", metavar="FILE", help="The same, as other commands name it.")
     return click.argument("path", metavar="[FILE]", default="suffice.toml")(named(command))
 
 
 @config.command("check")
 @_settings_file
-@click.option("--host", default=None, help="Address to listen on, as `serve` takes it.")
+@option("--host", help="Address to listen on, as `serve` takes it.")
 @INSECURE_OPEN
 def check(path: str, named: str | None, host: str | None, insecure_open: bool) -> None:
     """Build everything that FILE describes (suffice.toml where none is named), without opening a socket.
@@ -77,7 +77,7 @@ T = TypeVar("T")
 
 @click.group(cls=CommandGroup)
 def admin() -> None:
-    """Who may use the console and the control API."""
+    """Manage who may use the console and the control API."""
 
 
 @admin.command("reset-secret")
@@ -90,12 +90,10 @@ def reset_secret(name: str, path: str) -> None:
 
 @admin.command("add")
 @click.argument("name")
-@click.option(
-    "--role", type=click.Choice(["reviewer", "admin"]), default="reviewer", show_default=True, help="What they may do."
-)
+@option("--role", type=click.Choice(["reviewer", "admin"]), default="reviewer", help="What they may do.")
 @CONFIG
 def add(name: str, role: str, path: str) -> None:
-    """Let NAME in; their secret is printed once."""
+    """Add NAME and print their secret once."""
     kind: Literal["admin", "reviewer"] = "admin" if role == "admin" else "reviewer"
     _show("admin add", path, lambda people: people.add(name, kind), name, "added")
 
@@ -104,7 +102,7 @@ def add(name: str, role: str, path: str) -> None:
 @click.argument("name")
 @CONFIG
 def remove(name: str, path: str) -> None:
-    """Let NAME in no more; their sessions end."""
+    """Remove NAME and end their sessions."""
 
     def go(people: People) -> None:
         people.remove(name)
@@ -117,7 +115,7 @@ def remove(name: str, path: str) -> None:
 @admin.command("list")
 @CONFIG
 def people(path: str) -> None:
-    """Show who may come in. Secrets are kept as hashes and cannot be shown."""
+    """List who has access. Secrets are kept as hashes and cannot be shown."""
     found = _done(path, lambda people: people.listed())
     for one in found:
         click.echo(f"{one.name:<24} {one.role:<9} secret made {iso(one.since_s, ' ')}")

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from suffice.cli.shell import Command, fail
+from suffice.cli.shell import Command, fail, option
 from suffice.demo import run, show, story
 from suffice.demo.month import DAY_S, DAYS, WEBHOOK, live, month, settings_for
 from suffice.demo.month_traffic import webhook
@@ -279,30 +279,23 @@ AT_ONCE = {"samples": 1, "reasoning": 4}  # questions
 
 
 @click.command(cls=Command)
-@click.option("--small", is_flag=True, help="Only the small model (98 MB), no reasoning route; --online: shorter.")
-@click.option("--online", is_flag=True, help="Let a route certify itself, live; then swap the model. 10 to 15 minutes.")
-@click.option("--console", "as_console", is_flag=True, help="Serve the console on a demo's log, or on a made-up month.")
-@click.option("--port", type=int, default=8400, show_default=True, help="Port of the console.")
-@click.option("--full", is_flag=True, help="300 questions a route and 16 samples: takes about an hour.")
-@click.option("--model", default="qwen0.5b", show_default=True, help="Reasoning route: qwen0.5b or qwen1.5b.")
-@click.option("--upstream", default=None, help="Use a running server instead, e.g. http://127.0.0.1:8080.")
-@click.option("--upstream-model", default="", help="Model name to ask that server for.")
-@click.option(
+@option("--small", is_flag=True, help="Only the small model (98 MB), no reasoning route; --online: shorter.")
+@option("--online", is_flag=True, help="Let a route certify itself, live; then swap the model. 10 to 15 minutes.")
+@option("--console", "as_console", is_flag=True, help="Serve the console on a demo's log, or on a made-up month.")
+@option("--port", type=int, default=8400, help="Port of the console.")
+@option("--full", is_flag=True, help="300 questions a route and 16 samples: takes about an hour.")
+@option("--model", default="qwen0.5b", help="Reasoning route: qwen0.5b or qwen1.5b.")
+@option("--upstream", help="Use a running server instead, e.g. http://127.0.0.1:8080.")
+@option("--upstream-model", default="", help="Model name to ask that server for.")
+@option(
     "--driver",
-    default="llama.cpp",
     type=click.Choice(["llama.cpp", "vllm", "openai"]),
-    show_default=True,
+    default="llama.cpp",
     help="What that server can do beyond the plain protocol.",
 )
-@click.option("--questions", type=click.IntRange(4, 300), default=None, help="Questions a route. [default: 120 and 40]")
-@click.option("--samples", type=click.IntRange(2, 64), default=None, help="Samples in a full run. [default: 8]")
-@click.option(
-    "--out",
-    default="demo-out",
-    show_default=True,
-    metavar="FOLDER",
-    help="Folder for the report, the picture and the logs.",
-)
+@option("--questions", type=click.IntRange(4, 300), help="Questions a route. [default: 120 and 40]")
+@option("--samples", type=click.IntRange(2, 64), help="Samples in a full run. [default: 8]")
+@option("--out", default="demo-out", metavar="FOLDER", help="Folder for the report, the picture and the logs.")
 def demo(
     small: bool,
     online: bool,

@@ -26,7 +26,7 @@ from rich.text import Text
 
 from suffice.assurance.extractable import MIN_RUNS, MIN_SHARE
 from suffice.cli.inspect.route_status import RouteStatus, audits_missing, read_statuses
-from suffice.cli.shell import JSON_OBJECT, Command, find_settings, print_json
+from suffice.cli.shell import FILE, JSON_OBJECT, Command, find_settings, option, print_json
 from suffice.doctor.examine import Advice, advise, examine, not_verified
 from suffice.doctor.route import FullRunCounts, as_findings, from_log, read_route_questions, run_live
 from suffice.doctor.talk import Talk
@@ -253,25 +253,15 @@ class DoctorOptions:
 
 
 @click.command(cls=Command)
-@click.option("--upstream", help="Address of a model server, or its name in the settings: examine it.")
-@click.option("--route", help="Name of a route in the settings: see what its full runs say.")
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Settings, TOML or YAML. [default: suffice.toml, if it is there]",
-)
-@click.option("--model", help="Model to ask for. [default: the route's, else the first that is listed]")
-@click.option("--driver", help="Examine and suggest settings for this one, as in the settings.")
-@click.option("--api-key-env", default="", help="Environment variable with the server's key, for an address.")
-@click.option(
-    "--questions",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="JSON lines with `question`: run them on the route.",
-)
-@click.option("--repeats", default=10, show_default=True, help="How many of them are run twice.")
-@click.option("--timeout", "timeout_s", default=30.0, show_default=True, help="Seconds for an experiment or a run.")
+@option("--upstream", help="Address of a model server, or its name in the settings: examine it.")
+@option("--route", help="Name of a route in the settings: see what its full runs say.")
+@option("--config", type=FILE, metavar="FILE", help="Settings, TOML or YAML. [default: suffice.toml, if it is there]")
+@option("--model", help="Model to ask for. [default: the route's, else the first that is listed]")
+@option("--driver", help="Examine and suggest settings for this one, as in the settings.")
+@option("--api-key-env", default="", help="Environment variable with the server's key, for an address.")
+@option("--questions", type=FILE, metavar="FILE", help="JSON lines with `question`: run them on the route.")
+@option("--repeats", default=10, help="How many of them are run twice.")
+@option("--timeout", "timeout_s", default=30.0, help="Seconds for an experiment or a run.")
 @JSON_OBJECT
 def doctor(config: Path | None, **options: object) -> None:
     """Examine a model server (--upstream), or what the full runs of a route say (--route).

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from suffice.cli.shell import CONFIG, INSECURE_OPEN, JSON_LINES, Command, fail, print_json
+from suffice.cli.shell import CONFIG, INSECURE_OPEN, JSON_LINES, Command, fail, option, print_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,21 +86,20 @@ Open /console on the address below and log in with it. Lost it? suffice admin re
 
 @click.command(cls=Command)
 @CONFIG
-@click.option("--host", default=None, help="Address to listen on; overrides the settings.")
-@click.option("--port", type=int, default=None, help="Port to listen on; 0 picks a free one.")
-@click.option(
+@option("--host", help="Address to listen on; overrides the settings.")
+@option("--port", type=int, help="Port to listen on; 0 picks a free one.")
+@option(
     "--log-level",
-    default="info",
-    show_default=True,
     type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
     help="How much is told on standard error; debug may quote what clients sent.",
 )
-@click.option("--no-access-log", is_flag=True, help="Leave out the line for each request.")
+@option("--no-access-log", is_flag=True, help="Leave out the line for each request.")
 @INSECURE_OPEN
 def serve(
     path: str, host: str | None, port: int | None, log_level: str, no_access_log: bool, insecure_open: bool
 ) -> None:
-    """Serve the OpenAI-compatible gateway until it is told to end."""
+    """Serve the OpenAI-compatible gateway until it is stopped."""
     import logging
 
     from suffice.errors import SufficeError
@@ -160,11 +159,11 @@ def _show_first_secret(settings: Settings) -> None:
 
 @click.command(cls=Command)
 @CONFIG
-@click.option("--once", metavar="JOB", help="Run one job now, and end, such as certify, audit or retain.")
-@click.option("--history", is_flag=True, help="Show what was done lately, and end.")
+@option("--once", metavar="JOB", help="Run one job now, and end, such as certify, audit or retain.")
+@option("--history", is_flag=True, help="Show what was done lately, and end.")
 @JSON_LINES
 def worker(path: str, once: str | None, history: bool, as_json: bool) -> None:
-    """Certify, watch and brake the routes of a log, until told to end."""
+    """Run the control loop, which certifies and watches the routes of a log, until it is stopped."""
     import logging
 
     from suffice.wiring.files import load_deployment
