@@ -1,8 +1,4 @@
-"""`suffice`: one command, its groups loaded only when they are used.
-
-This module imports click and the standard library, so that `--help` is instant; everything else is
-imported by the command that needs it.
-"""
+"""The table of all commands. It imports click and the standard library alone, so that `suffice --help` is instant."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What every command shares with the shell that calls it: its settings file, how a group lists it, how it fails.
+"""What commands share: options, errors, output, the log they open, and waiting for gateways to confirm.
 
-Refuses to know what any command does. Imports click and the standard library alone, since `--help` waits for it.
+Imports click and the standard library alone, because `--help` waits for it.
 """
 
 from __future__ import annotations
@@ -159,6 +159,21 @@ def find_settings(settings: Settings, name: str, *, option: str = "") -> Route:
         known = ", ".join(sorted(settings.routes)) or "none is configured"
         raise ConfigError(f"{option}{': ' if option else ''}unknown route {name!r}; known: {known}")
     return settings.routes[name]
+
+
+def read_policy(text: str) -> dict[str, Any]:
+    """A policy as a user writes it: a name, or a JSON object. Raises ConfigError."""
+    import json
+
+    from suffice.errors import ConfigError
+
+    if not text.lstrip().startswith("{"):
+        return {"policy": text.strip()}
+    try:
+        spec: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"--policy: is not JSON ({error}); write a name or a JSON object") from None
+    return spec
 
 
 def settings_setup(settings: Settings, name: str) -> str:

@@ -1,7 +1,7 @@
-"""The console and the control API as one ASGI application: find the door, ask who comes, open it, answer.
+"""The console and the control API as one ASGI application: route, authenticate, handle, answer.
 
-Whatever goes wrong is an answer: a program gets OpenAI's error shape, a person a page with a way on. An error of ours
-costs a page, and never a request of the gateway beside it.
+Every failure is an answer: programs get OpenAI's error shape, people get a page with a link. An error in here costs a
+page and never a request of the gateway beside it.
 """
 
 from __future__ import annotations

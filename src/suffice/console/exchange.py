@@ -1,9 +1,4 @@
-"""One request to the console as its handlers see it, and the answer that they give. Bare ASGI on the outside.
-
-    scope, receive ──▶ Asked ──▶ handler ──▶ Answer ──▶ send, with the headers that every answer carries
-
-Knows heads, cookies and forms; refuses to know who may do what (`doors`) and what is shown (`views`).
-"""
+"""Requests to the console and the answers of its handlers, on bare ASGI: heads, cookies, forms, security headers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""The made-up month: requests, one after the other, and the real jobs of the control loop looking at them.
+"""A made-up month: generated requests in the log, and the real jobs of the control loop deciding on them.
 
-    questions ──▶ runs, stopped as the version in force says ──▶ log ──▶ certify, monitor, advance, rollup … ──▶ log …
-
-Time passes as the log says; a month takes seconds. What is certified, and what it costs, is whatever comes out.
+Time passes as the log says, so a month takes seconds. What is certified, and its cost, is whatever the jobs find.
 """
 
 from __future__ import annotations

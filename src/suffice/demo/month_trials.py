@@ -1,11 +1,7 @@
-"""What is tried in the made-up month on a route whose owner wrote its policy down: two experiments and two rollouts.
+"""Experiments and rollouts of the made-up month, on a route with a policy of its owner's.
 
-    plan ──▶ start, stop, propose: what the commands call ──▶ rows ──▶ Variants ──▶ runs, each as its arm is served
-    runs ──▶ log ──▶ the job `advance` ──▶ the step that the evidence calls for
-
-The people of the month begin and end things by its calendar; what an experiment shows and where a rollout goes is
-whatever comes out. The first three samples of some questions agree on something wrong: who asks for three equal
-answers loses them, and who asks for more does not.
+People start and stop them by a calendar; the results are whatever comes out. On some questions the first three samples
+agree on a wrong answer: a policy that stops at three equal answers loses them, a more patient one does not.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The settings of the demonstration: what a user would write in suffice.toml, as data.
+"""The demonstration: observe, replay what was observed, enforce, compare, all through the real gateway.
 
-The policies are fixed here, before any question is asked: their published or plain defaults, tuned on
-nothing.
+The policies are fixed beforehand: published or plain defaults, tuned on nothing. Whatever the figures are, they are
+shown.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""The online demonstration: ask, label, follow the log, put another model under the same name, and ask on.
+"""The online demonstration: a route certifies itself live, then another model answers under the same name.
 
-Everything goes through the real gateway over HTTP, with the control loop in its own process beside it, as
-`suffice serve` runs it. What is shown is read from the log, as `suffice status` reads it. Saving and change of EM
-compare the runs under the certificate with all runs before it: other requests of the same traffic, so nothing is
-paired but the audits.
+Everything goes through the real gateway over HTTP, with the control loop in a process beside it. Saving and EM change
+compare runs under the certificate with all runs before it: other requests of the same traffic, so only audits are
+paired.
 """
 
 from __future__ import annotations

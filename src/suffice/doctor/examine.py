@@ -1,8 +1,4 @@
-"""An examination: every experiment once, one after the other, each within its time.
-
-It knows the order and what a failed experiment means. It refuses to know what is made of the
-verdicts (`advise`) and where they are kept (`store`).
-"""
+"""Runs every experiment of an examination within its time, and derives settings from the verdicts."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
-"""What a route's full runs say: can their answers be read, and does the model agree with itself?
+"""Whether the answers of a route's full runs can be read, and how often the model agrees with itself.
 
-From the log where it holds enough, else from questions that are run live. Two full runs of one
-question agree as often as any stop can agree with them: that share is the ceiling. It knows runs and
-a scorer, and refuses to know thresholds (`assurance.extractable`) and how a report is shown.
+No stop can agree with full runs more often than two full runs of one question agree with each other.
 """
 
 from __future__ import annotations

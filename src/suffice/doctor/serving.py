@@ -1,6 +1,6 @@
-"""Experiments with the engine itself, by the clock and by its own counters: cache, slots, hang-ups.
+"""Experiments with the engine itself: prefix cache, slots, cancelled calls.
 
-Where the server reports what its cache did, the report is believed only as far as the clock agrees.
+What the server reports about its cache is believed only as far as the clock agrees.
 """
 
 from __future__ import annotations

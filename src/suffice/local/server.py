@@ -1,11 +1,7 @@
-"""A model file behind llama.cpp's own HTTP server, in a child process on this machine.
+"""A model file behind llama.cpp's HTTP server, in a child process on this machine.
 
-It knows how to start the server, when it is ready and how to end it. It refuses to know where
-model files come from (`weights`) and what is asked (`tasks`).
-
-The server is native code: it runs in a process of its own, so that a crash in it cannot take
-the caller along. The child listens on 127.0.0.1 only, at a port that was free or was asked for, and ends by
-itself when the parent's end of its standard input closes, however the parent ended.
+The server is native code in a process of its own, so that a crash cannot take the caller along. The child listens on
+127.0.0.1 only, and ends by itself when the parent's end of its standard input closes.
 """
 
 from __future__ import annotations

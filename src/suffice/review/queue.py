@@ -1,11 +1,10 @@
-"""The review queue: who has which item, what was said of it, and what that comes to. A pure fold over events.
+"""The review queue as a pure fold over events: who leases which item, the verdicts, and the label they add up to.
 
-    Item ──▶ slots 1 … n, each leased for a while ──▶ verdicts ──▶ they agree: a label
-                                                      they do not: a third person decides, then a label
+    item ──▶ slots 1 … n, each leased for a while ──▶ verdicts agree: a label
+                                                      they disagree: a third person decides, then a label
 
-A lease that is over returns its item by itself: whoever reads the queue looks at the time. What somebody submits then
-is never lost: it fills the slot if that is still free, else it is kept beside the others, and they are told which. A
-form that is sent twice is one verdict. Knows items and times; refuses to know logs, clocks and pages.
+An expired lease returns its item by itself. A verdict that comes after that is never lost: it fills the slot if that is
+still free; otherwise it is kept beside the others, and the reviewer is told. A form sent twice is one verdict.
 """
 
 from __future__ import annotations

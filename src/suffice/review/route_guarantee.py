@@ -1,10 +1,7 @@
-"""What is promised on a route at this moment, and the one sentence that says it.
+"""What is promised on a route now, and the one sentence that `suffice status`, the console and the API print for it.
 
-    settings, what is in force, what people hold, the kill switch ──▶ guarantee_of ──▶ Guarantee.sentence
-
-`suffice status`, the console, the API, the replies of a gateway and the records of people's decisions print this
-sentence, and `/metrics` its state. It follows the order in which a gateway decides: what takes enforcement away comes
-first, a certificate last. Pure: who asks has read the log, and names what only he knows.
+The states follow the order in which a gateway decides: whatever switches enforcement off comes first, a certificate
+last. Pure: the caller has read the log.
 """
 
 from __future__ import annotations

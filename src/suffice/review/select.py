@@ -1,12 +1,11 @@
-"""Which runs people are asked about: the few that tell most, and a few drawn at random; never a flood.
+"""Selects the runs that people are asked about: the most informative ones, and a few drawn at random.
 
     candidates ──▶ choose: the most urgent, within what is left of the day's cap
-    all runs   ──▶ Urn: so many of one stretch, each with equal odds, which are written down
-    routes     ──▶ share_out: who gets what is left of the deployment's cap
+    all runs   ──▶ Urn: a simple random sample of one stretch, with recorded odds
+    routes     ──▶ share_out: divides what is left of the deployment's cap
 
-What is picked on purpose says nothing about the average run: its labels serve certificates and training. What is drawn
-at random does, and `estimate` reads nothing else. The cap of a day opens gradually, so that a morning's flood leaves
-room for what comes in the evening. Pure: times and points of the lottery come in as arguments.
+Runs picked on purpose say nothing about the average run: their labels serve certificates and training. Only the random
+sample does. A day's cap opens gradually, so that a busy morning leaves room for the evening. Pure.
 """
 
 from __future__ import annotations

@@ -1,7 +1,5 @@
 """The composition root: from a settings file to running objects. Files, environment and clocks enter here.
 
-    files ──▶ settings ──▶ routes ──▶ startup ──▶ gateway, worker      with what `keys` holds
-
 Nothing below this package reads the environment, opens a file that it was not given, or asks for the time.
 """
 

@@ -1,4 +1,4 @@
-"""The deployment that a settings file names: the file with its models, policies and questions, and its log."""
+"""Settings files (TOML or YAML) with the models and questions that they name, and the log of the deployment."""
 
 from __future__ import annotations
 

@@ -1,10 +1,7 @@
-"""How a gateway begins: with its log, or, where that cannot be opened, with its last-good file until it can.
+"""Starts a gateway with its log or, where that cannot be opened, with its last-good file until it can.
 
-    open ──▶ recover ──▶ LogKnowledge: what the log teaches            the log is there
-      └────▶ LateLog, LastGood or nothing ──▶ tried again ──▶ LogKnowledge, and the rows that waited
-
-A log that is gone while its last-good file says that something was in force is not made anew: an empty file in the
-place of one that a person is about to restore would be the second accident.
+A missing log is not created anew while its last-good file says that something was in force: an empty log would hide the
+loss from the person who is about to restore it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""`suffice erase`: takes words of people out of the log, by hand.
-
-Knows options and what a person has to be told; refuses to know how a row is erased (`store.database.erasing`).
-"""
+"""`suffice erase`: permanently erases user-written text from the log."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""`suffice export label-studio` and `suffice export feedback`: runs for people to judge elsewhere, and what was said.
-
-Knows options, files and servers; refuses to know which runs are worth it (`control.people.asking`) and forms
-(`review.label_studio`). Heavy imports stand inside the functions.
-"""
+"""`suffice export`: training pairs, tasks for Label Studio, and feedback, written for other programs."""
 
 from __future__ import annotations
 
@@ -22,7 +18,7 @@ import click
 
 from suffice import __version__
 from suffice.cells import format_csv
-from suffice.cli.shell import CONFIG_FILE, FILE, JSON_OBJECT, Command, CommandGroup, find_settings, option
+from suffice.cli.shell import CONFIG_FILE, FILE, JSON_OBJECT, Command, CommandGroup, find_settings, option, read_policy
 from suffice.control.evidence.fitting import read_back
 from suffice.control.people.asking import Which, to_judge
 from suffice.edge import label_studio as tool
@@ -373,7 +369,7 @@ def _match(
 def _chooses(settings: Settings | None, given: FinetuneOptions) -> Callable[[str], StoppingPolicy]:
     spec: Mapping[str, Any] | None = None
     if given.policy is not None:
-        spec = _spec(given.policy)
+        spec = read_policy(given.policy)
     elif settings is None:
         raise ConfigError("what is to cut the traces? Name a --policy, or settings with --config and --route")
     else:
@@ -411,16 +407,6 @@ def _version(path: Path, held: InForce) -> Any:
     with open_reader(path) as connection:
         body = read_artefact(connection, held.publication.fit)
     return read_back(held.publication.fit, body).version
-
-
-def _spec(text: str) -> Mapping[str, Any]:
-    if not text.lstrip().startswith("{"):
-        return {"policy": text}
-    try:
-        spec = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"--policy: is not JSON ({error})") from None
-    return spec if isinstance(spec, dict) else {"policy": text}
 
 
 # --------------------------------------------------------------------------- what is written and shown

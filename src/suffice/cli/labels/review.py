@@ -1,7 +1,4 @@
-"""`suffice review`: people look at the runs that tell most, and have the last word on them.
-
-Knows options, keys and how an item looks at a terminal; refuses to know what is asked and what verdicts come to.
-"""
+"""`suffice review`: the review queue at a terminal."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""`suffice estimate`: logs of yours in, what early stopping would be worth out. Nothing is sent anywhere.
-
-Knows options and how the result is shown. It refuses to know logs (`replay.logs`) and statistics
-(`replay.estimate`). Heavy imports stand inside the functions.
-"""
+"""`suffice estimate`: predicts from logs what early stopping would save. Makes no calls."""
 
 from __future__ import annotations
 

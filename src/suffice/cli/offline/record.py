@@ -1,8 +1,4 @@
-"""`suffice record`: questions and a live model server in, full traces out.
-
-Knows options, where settings come from and how progress is shown. It refuses to know how a run is
-recorded (`replay.record`). Heavy imports stand inside the functions.
-"""
+"""`suffice record`: records full runs of questions at a live model server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`suffice replay --online`: the whole control loop over recorded runs as if they were traffic."""
+"""`suffice replay`: stopping policies on recorded runs, paired with the full runs, or as traffic (--online)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from suffice.cli.shell import FILE, Command, option
+from suffice.cli.offline import FILES, MAX_EM_DROP, MIN_RUN_EM, PROBE_TOKENS, WHERE, split_names
+from suffice.cli.shell import FILE, Command, option, read_policy
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
 from suffice.replay.online.drift import parse_drift
@@ -229,7 +230,7 @@ def _replayed(sets: Sequence[Any], later: Any, asked: OnlineOptions, *, quiet: b
 
 
 @click.command(cls=Command)
-@click.argument("files", nargs=-1, required=True, type=FILE)
+@FILES
 @option(
     "--fit",
     "fit_files",
@@ -238,26 +239,10 @@ def _replayed(sets: Sequence[Any], later: Any, asked: OnlineOptions, *, quiet: b
     metavar="FILE",
     help="Fit models and pick points on these files, and freeze both; may be given several times.",
 )
-@option("--where", metavar="CONDITIONS", help="Take only some runs: 'task=mmlu_pro,model!=gpt*'.")
-@option(
-    "--min-run-em",
-    type=click.FloatRange(0, 1, max_open=True),
-    metavar="EM",
-    help="Leave out a model's run whose full EM over the set is not above this.",
-)
-@option(
-    "--max-em-drop",
-    type=click.FloatRange(0, 1),
-    default=0.01,
-    metavar="E",
-    help="The target: a fraction, 0.01 is one point.",
-)
-@option(
-    "--probe-tokens",
-    type=click.IntRange(0, 100_000),
-    metavar="T",
-    help="Charged for each probe. [default: as recorded, else 15 for reasoning and 0 elsewhere]",
-)
+@WHERE
+@MIN_RUN_EM
+@MAX_EM_DROP
+@PROBE_TOKENS
 @option(
     "--policies",
     metavar="NAMES",
@@ -345,28 +330,16 @@ def _replay_asked(
     margin: float | None,
     seed: int,
 ) -> ReplayOptions:
-    specs = [_spec(text) for text in given]
+    specs = [read_policy(text) for text in given]
     return ReplayOptions(
         max_em_drop=max_em_drop,
         probe_tokens=probe_tokens,
         margin=MARGIN if margin is None else margin,
-        families=tuple(name.strip() for name in policies.split(",")) if policies else (),
+        families=split_names(policies),
         policies={_label(spec): spec for spec in specs},
         classes=classes or 0,
         seed=seed,
     )
-
-
-def _spec(text: str) -> dict[str, Any]:
-    if not text.lstrip().startswith("{"):
-        return {"policy": text.strip()}
-    try:
-        spec = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"--policy: is no JSON ({error}); write a name or a JSON object") from None
-    if not isinstance(spec, dict):
-        raise ConfigError(f"--policy: got a {type(spec).__name__}; write a name or a JSON object")
-    return spec
 
 
 def _label(spec: dict[str, Any]) -> str:

@@ -1,8 +1,4 @@
-"""`suffice tune`: a policy for a route from recorded runs, with what its own figures are worth.
-
-Knows options and how the result is shown and written; refuses to know how is searched (`replay.tune`). Heavy
-imports stand inside the functions.
-"""
+"""`suffice tune`: searches for a policy on recorded runs and estimates its performance on unseen questions."""
 
 from __future__ import annotations
 
@@ -18,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from suffice.cli.shell import FILE, Command, option
+from suffice.cli.offline import FILES, MAX_EM_DROP, MIN_RUN_EM, PROBE_TOKENS, WHERE, split_names
+from suffice.cli.shell import Command, option
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
 from suffice.replay.report.lines import dump_json
@@ -33,14 +30,8 @@ from suffice.sanitize import printable
 
 
 @click.command(cls=Command)
-@click.argument("files", nargs=-1, required=True, type=FILE)
-@option(
-    "--max-em-drop",
-    type=click.FloatRange(0, 1),
-    default=0.01,
-    metavar="E",
-    help="The target: a fraction, 0.01 is one point.",
-)
+@FILES
+@MAX_EM_DROP
 @option("--trials", type=click.IntRange(1, 100_000), default=200, metavar="N", help="Of each of the six searches.")
 @option(
     "--time-limit",
@@ -59,19 +50,9 @@ from suffice.sanitize import printable
     metavar="N",
     help="Learned scores may have a level for each of at most N classes that are found in the data.",
 )
-@option("--where", metavar="CONDITIONS", help="Take only some runs: 'task=mmlu_pro,model!=gpt*'.")
-@option(
-    "--min-run-em",
-    type=click.FloatRange(0, 1, max_open=True),
-    metavar="EM",
-    help="Leave out a model's run whose full EM over the set is not above this.",
-)
-@option(
-    "--probe-tokens",
-    type=click.IntRange(0, 100_000),
-    metavar="T",
-    help="Charged for each probe. [default: as recorded, else 15 for reasoning and 0 elsewhere]",
-)
+@WHERE
+@MIN_RUN_EM
+@PROBE_TOKENS
 @option(
     "--margin",
     type=click.FloatRange(0, 10),
@@ -127,7 +108,7 @@ def _tuning(
         margin=MARGIN if margin is None else margin,
         trials=trials,
         time_limit_s=time_limit,
-        policies=tuple(name.strip() for name in policies.split(",")) if policies else (),
+        policies=split_names(policies),
         classes=classes or 0,
         probe_tokens=probe_tokens,
         seed=seed,

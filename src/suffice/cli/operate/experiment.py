@@ -1,8 +1,4 @@
-"""`suffice experiment`: what is compared, what it shows, and a person's word to begin and to end it.
-
-Knows options and how a result looks; refuses to compute one (`rollout.analysis`, `control.compare.experiments`).
-Heavy imports stand inside the functions.
-"""
+"""`suffice experiment`: lists, shows, starts and stops experiments."""
 
 from __future__ import annotations
 

@@ -126,8 +126,8 @@ def set_(
 ) -> None:
     """Override ROUTE until a date: `pin` a level, `cap` it, only `observe`, or keep a smaller EM `budget`.
 
-    An override can only make a route safer, unless what it pins is certified there now. A running gateway follows within
-    a second, and stops following when the date has come, whether or not a worker runs.
+    An override can only make a route safer, unless what it pins is certified there now. Running gateways follow
+    within a second, and stop following when the date has come, whether or not a worker runs.
     """
     again = "Set it again once the log can be written."
     with nothing_written(again), log_of(path) as (told, writer):

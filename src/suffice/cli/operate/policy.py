@@ -1,8 +1,4 @@
-"""`suffice policy`: which version serves a route, which one is tried, and a person's word to bring one forward or back.
-
-Knows options and how a rollout looks; refuses to know what its evidence says (`rollout.stages`,
-`control.jobs.advance`). Heavy imports stand inside the functions.
-"""
+"""`suffice policy`: which version serves a route, and the rollout of another one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fetches model weights with a progress bar; used by `suffice demo`."""
+"""`suffice demo`: a real model behind the real gateway, questions with known answers, and the results."""
 
 from __future__ import annotations
 

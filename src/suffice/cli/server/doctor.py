@@ -1,7 +1,4 @@
-"""How `suffice doctor` shows what it found: a table for a person, plain lines for a file, one object for a program.
-
-It knows the terminal. It refuses to know how anything was found.
-"""
+"""`suffice doctor`: examines a model server, or what a route's full runs show, and prints the findings."""
 
 from __future__ import annotations
 
