@@ -7,9 +7,9 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import click
@@ -28,15 +28,14 @@ from suffice.demo.run import Stage, StageResult, write_demo_report
 from suffice.demo.story import (
     SMALL,
     DemoPlan,
-    DemoReport,
     DemoWorld,
     Figures,
     Period,
+    Screen,
     Snapshot,
     all_figures,
     story_settings,
 )
-from suffice.errors import SufficeError
 from suffice.files import make_folder
 from suffice.local import tasks
 from suffice.local.server import LocalServer, ServerSpec
@@ -153,10 +152,6 @@ def run_online(console: Console, folder: Path, *, small: bool) -> int:
     figures = show.print_story(console, report)
     show.write_story_report(report, figures, folder / "online.json")
     console.print(f"\nsettings, log and report: {folder}/online.*", highlight=False, markup=False, soft_wrap=True)
-    return _exit_code(report)
-
-
-def _exit_code(report: DemoReport) -> int:
     return 1 if report.errors else 0
 
 
@@ -186,14 +181,8 @@ def local_world(console: Console, folder: Path) -> Iterator[DemoWorld]:
             server.stop()
 
 
-class _Screen(Protocol):
-    def say(self, sentence: str) -> None: ...
-
-    def look(self, now: Snapshot) -> None: ...
-
-
 @contextmanager
-def followed(console: Console) -> Iterator[_Screen]:
+def followed(console: Console) -> Iterator[Screen]:
     if not console.is_terminal:
         yield LineScreen(console)
         return
@@ -322,12 +311,15 @@ def demo(
     folder = Path(out).resolve()
     make_folder(folder)
     if as_console:
-        _console(console, folder, small=small, port=port)
+        try:
+            run_console(console, folder, small=small, port=port)
+        except OSError as error:
+            fail(f"cannot listen: {error.strerror or error}")
         return
     for old in folder.glob("*.db*"):
         old.unlink()
     if online:
-        raise SystemExit(_online(console, folder, small=small))
+        raise SystemExit(run_online(console, folder, small=small))
     plan = _Plan(
         n_samples_questions=questions or (300 if full else 120),
         n_reasoning_questions=questions or (300 if full else 40),
@@ -348,19 +340,6 @@ def demo(
         raise SystemExit(1)
 
 
-def _console(console: Console, folder: Path, *, small: bool, port: int) -> None:
-    try:
-        run_console(console, folder, small=small, port=port)
-    except SufficeError as error:
-        fail(error)
-    except OSError as error:
-        fail(f"cannot listen: {error.strerror or error}")
-
-
-def _online(console: Console, folder: Path, *, small: bool) -> int:
-    return run_online(console, folder, small=small)
-
-
 def _tell(console: Console, folder: Path, results: list[StageResult]) -> None:
     show.print_demo(console, results)
     console.print(f"\npicture: {_near(folder / 'demo.png')}   report: {_near(folder / 'report.json')}")
@@ -375,23 +354,17 @@ def _near(path: Path) -> str:
         return str(path)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    def __init__(
-        self,
-        *,
-        n_samples_questions: int,
-        n_reasoning_questions: int,
-        n_samples: int,
-        folder: Path,
-        model: str,
-        driver: str,
-        upstream: str | None,
-        upstream_model: str,
-        small: bool,
-    ) -> None:
-        self.n_samples_questions, self.n_reasoning_questions = n_samples_questions, n_reasoning_questions
-        self.n_samples, self.folder, self.model, self.driver = n_samples, folder, model, driver
-        self.upstream, self.upstream_model, self.small = upstream, upstream_model, small
+    n_samples_questions: int
+    n_reasoning_questions: int
+    n_samples: int
+    folder: Path
+    model: str
+    driver: str
+    upstream: str | None
+    upstream_model: str
+    small: bool
 
     @contextmanager
     def stages(self, console: Console) -> Iterator[list[Stage]]:
