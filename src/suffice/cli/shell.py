@@ -176,14 +176,6 @@ def read_policy(text: str) -> dict[str, Any]:
     return spec
 
 
-def settings_setup(settings: Settings, name: str) -> str:
-    """What a route's evidence rests on as its settings stand, so that a pin of other settings is refused."""
-    from suffice.wiring.routes import build_route, read_evidence
-
-    route = settings.routes[name]
-    return build_route(name, route, read_evidence(settings), settings.upstreams.get(route.upstream)).setup
-
-
 def confirm(command: str, switches: Sequence[Path], has_taken: Callable[[Presence], bool], *, wait_s: float) -> None:
     """Wait until every running gateway has taken something in, and say so; end with `UNCONFIRMED` where one has not.
 

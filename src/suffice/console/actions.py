@@ -106,17 +106,17 @@ def _say(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Act
     place = read_reviews(writer.path).queue.places.get(name)
     if place is None:
         raise no_such_item(name)
-    said = said_of(
+    outcome = said_of(
         place.item,
         form.get("verdict", ""),
         reviewer=visitor.name,
         corrected=_text(asked, "corrected") or None,
         reason=_text(asked, "reason"),
     )
-    found = done(submit_verdict(writer, done(said), now_s=desk.now()))
+    result = done(submit_verdict(writer, done(outcome), now_s=desk.now()))
     if form.get("next"):  # a person goes on with the next one at once
         lease_next(writer, visitor.name, now_s=desk.now(), route=form.get("route") or None)
-    return ActionResult(said=found.told, goes_to=f"{REVIEW}?{urlencode({'changed': name})}")
+    return ActionResult(said=result.told, goes_to=f"{REVIEW}?{urlencode({'changed': name})}")
 
 
 def _give_back(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
@@ -138,7 +138,7 @@ def _text(asked: ConsoleRequest, field: str) -> str:
 
 def _open_incident(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
     name = require_route(desk, asked)
-    found = done(
+    result = done(
         open_incident(
             desk.decisions(),
             name,
@@ -149,7 +149,7 @@ def _open_incident(desk: ConsoleContext, asked: ConsoleRequest, visitor: Princip
             pauses=asked.form.get("pauses", "") not in ("", "false", "no", "0"),
         )
     )
-    return ActionResult(said=f"Incident {found.incident} is open.", goes_to=INCIDENTS)
+    return ActionResult(said=f"Incident {result.incident} is open.", goes_to=INCIDENTS)
 
 
 def _decide_incident(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
@@ -169,7 +169,7 @@ def _decide_incident(desk: ConsoleContext, asked: ConsoleRequest, visitor: Princ
         level=_count(asked, "level"),
         max_em_drop=_number(asked, "max_em_drop"),
     )
-    found = decide_incident(
+    incident = decide_incident(
         writer,
         desk.settings.routes[route],
         route,
@@ -178,7 +178,7 @@ def _decide_incident(desk: ConsoleContext, asked: ConsoleRequest, visitor: Princ
         publication=_count(asked, "publication"),
         setup=desk.setup_of(route),
     )
-    decided = done(found, f"{name} " if isinstance(found, str) and found.startswith("is ") else "")
+    decided = done(incident, f"{name} " if isinstance(incident, str) and incident.startswith("is ") else "")
     return ActionResult(said=f"{name}: {decision.replace('_', ' ')}. Now: {decided.decision.after}", goes_to=INCIDENTS)
 
 
@@ -203,8 +203,8 @@ def _move_rollout(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principa
     if move == "rollback" and name not in read_running_rollouts(read_rollouts(writer.path)):
         return _take_back(desk, name, reason, visitor)
     moved = done(rollouts.step(writer, name, move, author=visitor.name, reason=reason))
-    said = f"Route {name}: {moved.stage.replace('_', ' ')}, {moved.share:.0%} of new units."
-    return ActionResult(said=said, goes_to=POLICIES)
+    sentence = f"Route {name}: {moved.stage.replace('_', ' ')}, {moved.share:.0%} of new units."
+    return ActionResult(said=sentence, goes_to=POLICIES)
 
 
 def _propose(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
@@ -228,19 +228,19 @@ def _start_experiment(desk: ConsoleContext, asked: ConsoleRequest, visitor: Prin
     name = _experiment_of(desk, asked)
     desk.check_experiment(name)
     try:
-        found = experiments.start_experiment(
+        experiment = experiments.start_experiment(
             desk.decisions(), name, desk.settings.experiments[name], author=visitor.name, reason=reason_of(asked)
         )
     except ConfigError as error:  # its layer has no room
         raise BadRequest(str(error), status=409, code="conflict") from None
-    started = done(found, f"experiment {name} ")
+    started = done(experiment, f"experiment {name} ")
     return ActionResult(said=f"Experiment {name} runs, run {started.experiment.run}.", goes_to=EXPERIMENTS)
 
 
 def _stop_experiment(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
     name = asked.form.get("name", "")
-    found = experiments.stop_experiment(desk.decisions(), name, author=visitor.name, reason=reason_of(asked))
-    done(found, f"experiment {name[:80]} ")
+    experiment = experiments.stop_experiment(desk.decisions(), name, author=visitor.name, reason=reason_of(asked))
+    done(experiment, f"experiment {name[:80]} ")
     return ActionResult(said=f"Experiment {name} is stopped.", goes_to=EXPERIMENTS)
 
 

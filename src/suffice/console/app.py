@@ -72,8 +72,8 @@ class ConsoleApp:
             return self._failure(asked, visitor, 500, "this page failed; the log of the process says where")
 
     def _find(self, path: str) -> tuple[Mapping[str, ConsoleEndpoint], Mapping[str, str]]:
-        if (found := self._exact.get(path)) is not None:
-            return found, {}
+        if (result := self._exact.get(path)) is not None:
+            return result, {}
         for pattern, by_method in self._with_fields.items():
             if matched := pattern.fullmatch(path):
                 return by_method, matched.groupdict()

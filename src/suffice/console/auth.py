@@ -81,8 +81,8 @@ def invite(name: str, role: Role, *, random_bytes: Callable[[int], bytes], now_s
 
 def authenticate(roster: Roster, secret: str) -> Person | None:
     """Whose secret this is; None: nobody's. Takes as long either way."""
-    found = _SECRET.fullmatch(secret)
-    person = roster.by_id(found.group(1)) if found is not None else None
+    match = _SECRET.fullmatch(secret)
+    person = roster.by_id(match.group(1)) if match is not None else None
     given = _hashed(secret, person.salt if person is not None else "00" * 16)
     right = hmac.compare_digest(given, person.hash if person is not None else "00" * 32)
     return person if right and person is not None else None
@@ -103,18 +103,18 @@ class Session:
 
 
 def write_session(session: Session, key: str) -> str:
-    told = f"{session.person_id}.{session.expires_s}.{session.nonce}"
-    return f"{told}.{signed(told, key, purpose='session')}"
+    payload = f"{session.person_id}.{session.expires_s}.{session.nonce}"
+    return f"{payload}.{signed(payload, key, purpose='session')}"
 
 
 def read_session(cookie: str, key: str, *, now_s: float) -> Session | None:
     """The session in a cookie; None: there is none that we signed, or it has expired."""
-    found = _SESSION.fullmatch(cookie)
-    if found is None:
+    match = _SESSION.fullmatch(cookie)
+    if match is None:
         return None
-    told, _, given = cookie.rpartition(".")
-    session = Session(person_id=found.group(1), expires_s=int(found.group(2)), nonce=found.group(3))
-    right = hmac.compare_digest(given, signed(told, key, purpose="session"))
+    payload, _, given = cookie.rpartition(".")
+    session = Session(person_id=match.group(1), expires_s=int(match.group(2)), nonce=match.group(3))
+    right = hmac.compare_digest(given, signed(payload, key, purpose="session"))
     return session if right and now_s < session.expires_s else None
 
 

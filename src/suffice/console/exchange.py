@@ -86,8 +86,8 @@ def to(place: str, *, status: int = 303) -> Answer:
 
 def cookie(name: str, value: str, *, age_s: int, secure: bool) -> tuple[str, str]:
     """A header that has the browser keep something of ours, away from scripts and from other sites. Age 0: forget."""
-    told = f"{name}={value}; Path=/; Max-Age={age_s}; HttpOnly; SameSite=Strict"
-    return "set-cookie", f"{told}; Secure" if secure else told
+    header = f"{name}={value}; Path=/; Max-Age={age_s}; HttpOnly; SameSite=Strict"
+    return "set-cookie", f"{header}; Secure" if secure else header
 
 
 def read_head(scope: Scope) -> ConsoleRequest:
@@ -147,18 +147,18 @@ def _flat(body: bytes) -> dict[str, str]:
     try:
         if count_items(body, 2 * MOST_FIELDS)[0] > 2 * MOST_FIELDS + 1:
             raise BadRequest(f"at most {MOST_FIELDS} fields are accepted", code="too_many_fields")
-        told = _decode(body)
+        result = _decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise BadRequest("body: is no JSON", code="bad_json") from None
-    if not isinstance(told, dict):
+    if not isinstance(result, dict):
         raise BadRequest("body: must be a JSON object", code="not_an_object")
-    found = dict[str, str]()
-    for key, value in told.items():
+    entries = dict[str, str]()
+    for key, value in result.items():
         if isinstance(value, dict | list):
             raise BadRequest(f"{key[:80]}: must be plain text, a number, true, false or null", param=key[:80])
         if value is not None:
-            found[key] = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    return found
+            entries[key] = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return entries
 
 
 def _pairs(text: str) -> dict[str, str]:

@@ -66,7 +66,7 @@ def document(doors: Iterable[ConsoleEndpoint]) -> dict[str, Any]:
 
 
 def _operation(door: ConsoleEndpoint, by_record: Mapping[type, Any]) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    entries: dict[str, Any] = {
         "operationId": re.sub(r"[^a-z0-9]+", "_", f"{door.method.lower()}{door.path}".replace("/api", "")).strip("_"),
         "summary": door.summary,
         "x-role": door.needs,
@@ -83,29 +83,29 @@ def _operation(door: ConsoleEndpoint, by_record: Mapping[type, Any]) -> dict[str
         for name in re.findall(r"\{(\w+)\}", door.path)
     ]
     parameters += [
-        {"name": name, "in": "query", "description": said, "schema": {"type": "string"}}
-        for name, said in door.asks.items()
+        {"name": name, "in": "query", "description": sentence, "schema": {"type": "string"}}
+        for name, sentence in door.asks.items()
         if door.method == "GET"
     ]
     if parameters:
-        told["parameters"] = parameters
+        entries["parameters"] = parameters
     if door.method != "GET":
-        told["requestBody"] = {
+        entries["requestBody"] = {
             "required": True,
             "content": {
                 "application/json": {
                     "schema": {
                         "type": "object",
                         "properties": {
-                            name: {"type": "string", "description": said} for name, said in door.asks.items()
+                            name: {"type": "string", "description": sentence} for name, sentence in door.asks.items()
                         },
                     }
                 }
             },
         }
     if door.needs == "nobody":
-        told["security"] = []
-    return told
+        entries["security"] = []
+    return entries
 
 
 def _answer(door: ConsoleEndpoint, by_record: Mapping[type, Any]) -> dict[str, Any]:

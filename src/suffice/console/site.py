@@ -98,9 +98,9 @@ def _endpoints_of_view(view: View, views: tuple[View, ...]) -> tuple[ConsoleEndp
     async def show(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
         if not render.can_render():
             return Answer(status=501, body=render.no_pages())
-        found = await desk.read(lambda look: view.read(look, asked, visitor))
+        result = await desk.read(lambda look: view.read(look, asked, visitor))
         values = _values(desk, asked, visitor, view.title, places(views, visitor, view.place or view.title)) | {
-            "it": found
+            "it": result
         }
         if not asked.is_partial:
             values["first"] = await desk.off_loop(desk.first)
@@ -110,8 +110,8 @@ def _endpoints_of_view(view: View, views: tuple[View, ...]) -> tuple[ConsoleEndp
         return Answer(body=await desk.off_loop(lambda: render.page(template, values | {"part": own})))
 
     async def tell(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
-        found = await desk.read(lambda look: msgspec.json.encode(view.read(look, asked, visitor)))
-        return Answer(kind=JSON, body=found)
+        result = await desk.read(lambda look: msgspec.json.encode(view.read(look, asked, visitor)))
+        return Answer(kind=JSON, body=result)
 
     page, api = f"{HOME}{view.path}", f"/api{view.api_path if view.api_path is not None else view.path}"
     return (
@@ -122,19 +122,19 @@ def _endpoints_of_view(view: View, views: tuple[View, ...]) -> tuple[ConsoleEndp
 
 def _endpoints_of_action(action: Action) -> tuple[ConsoleEndpoint, ConsoleEndpoint]:
     async def done(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
-        found = await desk.off_loop(lambda: action.do(desk, asked, visitor))
+        result = await desk.off_loop(lambda: action.do(desk, asked, visitor))
         desk.told()
-        return found
+        return result
 
     async def from_form(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
-        found = await done(desk, asked, visitor)
-        if found.said:
-            desk.tell(visitor, found.said)
-        return to(found.goes_to or back_of(asked))
+        result = await done(desk, asked, visitor)
+        if result.said:
+            desk.tell(visitor, result.said)
+        return to(result.goes_to or back_of(asked))
 
     async def from_program(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
-        found = await done(desk, asked, visitor)
-        return Answer(kind=JSON, body=msgspec.json.encode({"done": True, "said": found.said}))
+        result = await done(desk, asked, visitor)
+        return Answer(kind=JSON, body=msgspec.json.encode({"done": True, "said": result.said}))
 
     needs, summary, asks = action.needs, action.summary, action.asks
     return (
@@ -260,8 +260,8 @@ def with_description(doors: tuple[ConsoleEndpoint, ...]) -> tuple[ConsoleEndpoin
 
 
 async def _changed(desk: ConsoleContext, asked: ConsoleRequest, _visitor: Principal) -> Answer:
-    said = await desk.off_loop(lambda: desk.effect_of(asked.query.get("item", "")))
-    return Answer(body=html.escape(said).encode())
+    result = await desk.off_loop(lambda: desk.effect_of(asked.query.get("item", "")))
+    return Answer(body=html.escape(result).encode())
 
 
 async def _live(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
@@ -290,8 +290,8 @@ async def live_part(desk: ConsoleContext, window: str, alerts: AlertReader) -> b
     asked = ConsoleRequest(method="GET", path=HOME, headers={}, query={"days": window}, form={}, address="")
 
     def part(look: ViewContext) -> bytes:
-        found = overview(alerts)(look, asked, NOBODY)
-        return render.page("_overview.html", {"it": found, "now_s": look.now_s, "windows": tuple(WINDOWS)})
+        result = overview(alerts)(look, asked, NOBODY)
+        return render.page("_overview.html", {"it": result, "now_s": look.now_s, "windows": tuple(WINDOWS)})
 
     return await desk.read(part)
 

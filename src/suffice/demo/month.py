@@ -215,11 +215,11 @@ class Month:
         self._told()
 
     def complain(self, summary: str) -> str:
-        found = open_incident(self.writer, ROUTE, self.settings.routes[ROUTE], summary, "ann", now_s=self.clock.at_s)
-        if isinstance(found, str):
-            raise SufficeError(f"demo: {found}")
+        incident = open_incident(self.writer, ROUTE, self.settings.routes[ROUTE], summary, "ann", now_s=self.clock.at_s)
+        if isinstance(incident, str):
+            raise SufficeError(f"demo: {incident}")
         self._told()
-        return found.incident
+        return incident.incident
 
     def _told(self) -> None:
         self.log.drain(20)
@@ -227,9 +227,9 @@ class Month:
 
     def accept(self, incident: str, reason: str) -> None:
         wanted = Wants(incident=incident, decision="accept", reason=reason, author="ann")
-        found = decide_incident(self.writer, self.settings.routes[ROUTE], ROUTE, wanted, now_s=self.clock.at_s)
-        if isinstance(found, str):
-            raise SufficeError(f"demo: {found}")
+        result = decide_incident(self.writer, self.settings.routes[ROUTE], ROUTE, wanted, now_s=self.clock.at_s)
+        if isinstance(result, str):
+            raise SufficeError(f"demo: {result}")
 
     def look(self, *jobs: str) -> None:
         if not self.log.drain(20):
@@ -292,7 +292,7 @@ def month(
         }
         certify, monitor = Certify(author=AUTHOR, **common), Monitor(author=AUTHOR, **common)
         rollup = Rollup(now=clock, **common)
-        told = Notify(
+        notify = Notify(
             settings=settings.alerts,
             path=writer.path,
             sinks=(Took("log"), Took("webhook")),
@@ -310,7 +310,7 @@ def month(
             "monotonic_s": monotonic_s,
             "new_id": lambda: f"jr_{next(ids):011x}",
         }
-        jobs: tuple[Job, ...] = (certify, retrain, advance, told, rollup)
+        jobs: tuple[Job, ...] = (certify, retrain, advance, notify, rollup)
         try:
             yield Month(
                 settings=settings,

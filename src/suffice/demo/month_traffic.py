@@ -149,13 +149,13 @@ def votes_so_far(answers: list[str]) -> int:
 
 
 def make_feedback(outcome: Outcome, right: str, rng: random.Random) -> list[Feedback]:
-    told = list[Feedback]()
+    results = list[Feedback]()
     name = outcome.episode_id
     if rng.random() < 0.72:
-        told.append(Feedback(feedback_id=f"gold:{name}", episode_id=name, gold=right, source="exact-match"))
+        results.append(Feedback(feedback_id=f"gold:{name}", episode_id=name, gold=right, source="exact-match"))
     if rng.random() < 0.2:
         pleased = outcome.answer == right and rng.random() < 0.9
-        told.append(
+        results.append(
             Feedback(
                 feedback_id=f"user:{name}",
                 episode_id=name,
@@ -164,7 +164,7 @@ def make_feedback(outcome: Outcome, right: str, rng: random.Random) -> list[Feed
                 source="user",
             )
         )
-    return told
+    return results
 
 
 PRICES: Final = Prices(input_usd_per_mtok=0.4, output_usd_per_mtok=1.6)

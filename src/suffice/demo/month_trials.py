@@ -183,8 +183,8 @@ class Tries:
         path = self.writer.path
         (held,) = (one for one in experiments.read_experiments(path) if one.runs and one.experiment.name == name)
         result = read_experiment(path, held, self.settings)
-        said = tuple(sentence for arm in result.arms for sentence in sentences(result, arm))
-        _done(experiments.stop_experiment(self.writer, name, author=WHO, reason=reason, said=said))
+        results = tuple(sentence for arm in result.arms for sentence in sentences(result, arm))
+        _done(experiments.stop_experiment(self.writer, name, author=WHO, reason=reason, said=results))
 
     def _propose(self, table: dict[str, Any], reason: str) -> None:
         route, held = self.base.settings, rollouts.read_rollouts(self.writer.path)

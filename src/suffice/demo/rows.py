@@ -221,12 +221,12 @@ def equal_budget(full: Mapping[str, Full], runs: Mapping[str, ReplayedRun]) -> t
     A fixed budget needs no probe while it waits, so only the tokens of the thought and the answer count.
     """
     wanted = sum(r.tokens for r in runs.values())
-    found: dict[int, dict[str, ReplayedRun]] = {}
+    entries: dict[int, dict[str, ReplayedRun]] = {}
     for budget in range(10, 201, 5):
         replays = replayed(full, build_policy({"policy": "fixed-budget", "max_tokens": budget}), wave=1)
-        found[budget] = {q: replace(r, tokens=r.tokens - r.probe_tokens, probe_tokens=0) for q, r in replays.items()}
-    best = min(found, key=lambda budget: abs(sum(r.tokens for r in found[budget].values()) - wanted))
-    return best, found[best]
+        entries[budget] = {q: replace(r, tokens=r.tokens - r.probe_tokens, probe_tokens=0) for q, r in replays.items()}
+    best = min(entries, key=lambda budget: abs(sum(r.tokens for r in entries[budget].values()) - wanted))
+    return best, entries[best]
 
 
 def _right(run: ReplayedRun, full: Full, scorer: Scorer) -> bool:
@@ -234,13 +234,13 @@ def _right(run: ReplayedRun, full: Full, scorer: Scorer) -> bool:
 
 
 def first_samples(full: Mapping[str, Full], k: int, scorer: Scorer) -> dict[str, tuple[bool, int]]:
-    found = {}
+    entries = {}
     for q, f in full.items():
         steps = f.episode.outcome.steps[:k]
         if steps:
             answer = vote.count_votes([s.answer for s in steps]).answer
-            found[q] = (matches(scorer, answer, f.answered.question.gold), sum(s.tokens for s in steps))
-    return found
+            entries[q] = (matches(scorer, answer, f.answered.question.gold), sum(s.tokens for s in steps))
+    return entries
 
 
 def reconciled(episode: Episode) -> bool:

@@ -119,13 +119,13 @@ async def run_pass(
     async with serve_in_loop(configured) as url:
         answers = await ask_all(url, stage.questions, how, progress(title, len(stage.questions)))
     asked = {a.episode_id for a in answers}
-    found = {
+    entries = {
         e.episode.request.episode_id: e.episode
         for e in read_episodes(database)
         if e.episode.request.episode_id in asked
     }
     after = await asyncio.to_thread(predicted_tokens, stage.upstream)
-    return answers, found, _count_line(title, found, before, after)
+    return answers, entries, _count_line(title, entries, before, after)
 
 
 def _count_line(title: str, found: Mapping[str, Episode], before: int | None, after: int | None) -> str:

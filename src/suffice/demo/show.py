@@ -246,27 +246,29 @@ def story_verdict(report: DemoReport, figures: Mapping[Period, Figures]) -> str:
 
 
 def facts(report: DemoReport) -> list[str]:
-    found, runs = [], report.runs
+    results, runs = [], report.runs
     full = story.all_figures(runs).get("before")
     if full is not None:
-        found.append(
+        results.append(
             f"in the full runs before, one sample has EM {full.em_first:.3f} and the vote {full.em:.3f}: where a vote"
             " pays little, much of it can be saved"
         )
     made = report.certified.publication if report.certified is not None else None
     if made is not None:
-        told = made.evidence
-        e_value = "" if told.e_value is None else f"; its e-value is {told.e_value:.3g}, {_needed(report)} is enough"
-        found.append(
-            f"the certificate rests on {told.n_audits} audits of which a stop loses {told.n_lost} and"
-            f" gains {told.n_gained}{e_value}"
+        evidence = made.evidence
+        e_value = (
+            "" if evidence.e_value is None else f"; its e-value is {evidence.e_value:.3g}, {_needed(report)} is enough"
+        )
+        results.append(
+            f"the certificate rests on {evidence.n_audits} audits of which a stop loses {evidence.n_lost} and"
+            f" gains {evidence.n_gained}{e_value}"
         )
         lot = story.audited(runs)
-        found.append(
+        results.append(
             f"of {lot.n} audits by lot under the certificate {lot.n_stops} would have stopped: {lot.n_lost} answers"
             f" made wrong, {lot.n_gained} made right"
         )
-    found += _swap(report)
+    results += _swap(report)
     ours = sum(call.completion_tokens for run in runs for call in run.episode.outcome.calls)
     line = f"upstream usage = client usage + overhead in {n_reconciled(runs)} of {len(runs)} requests"
     if report.n_predicted is not None:
@@ -275,7 +277,7 @@ def facts(report: DemoReport) -> list[str]:
             f"; the model servers counted {report.n_predicted:,} generated tokens, our records say {ours:,}"
             f" ({cancelled} calls were cancelled: what was in flight then is in their count only)"
         )
-    return [*found, line]
+    return [*results, line]
 
 
 def _needed(report: DemoReport) -> str:

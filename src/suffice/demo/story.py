@@ -163,10 +163,10 @@ def run_of(answered: DemoAnswer, episode: Episode, scorer: Scorer, *, swapped: b
 
 
 def audited(runs: Iterable[CourseRun]) -> AuditTally:
-    found = [run for run in runs if run.period == "certified" and run.by_lot]
-    stops = [(run.correct, run.stop_correct) for run in found if run.stop_correct is not None]
+    results = [run for run in runs if run.period == "certified" and run.by_lot]
+    stops = [(run.correct, run.stop_correct) for run in results if run.stop_correct is not None]
     return AuditTally(
-        n=len(found),
+        n=len(results),
         n_stops=len(stops),
         n_lost=sum(full and not stop for full, stop in stops),
         n_gained=sum(bool(stop) and not full for full, stop in stops),
@@ -204,9 +204,9 @@ def _figures(period: Period, runs: Sequence[CourseRun], full: Sequence[CourseRun
 
 
 def _row(run: CourseRun, at: int) -> list[float]:
-    found = [0.0] * 6
-    found[at : at + 3] = [1.0, float(run.correct), float(run.tokens)]
-    return found
+    results = [0.0] * 6
+    results[at : at + 3] = [1.0, float(run.correct), float(run.tokens)]
+    return results
 
 
 def _em_change(sums: np.ndarray) -> float:
@@ -305,12 +305,12 @@ class _Client:
         self.screen.look(Snapshot(held=self.held, runs=tuple(self.runs), n_asked=self.n_asked, n_until=end, ends=ends))
 
     def _read(self) -> None:
-        for found in read_episodes(self.database, ROUTE, since_seq=self._seq):
-            self._seq = max(self._seq, found.seq)
-            told = self._open.pop(found.episode.request.episode_id, None)
-            if told is not None:
-                answered, swapped = told
-                self.runs.append(run_of(answered, found.episode, self.scorer, swapped=swapped))
+        for result in read_episodes(self.database, ROUTE, since_seq=self._seq):
+            self._seq = max(self._seq, result.seq)
+            value = self._open.pop(result.episode.request.episode_id, None)
+            if value is not None:
+                answered, swapped = value
+                self.runs.append(run_of(answered, result.episode, self.scorer, swapped=swapped))
         before, self._decided = self.held, read_decided(self.database, self._decided)
         for sentence in news(before, self.held):
             self.screen.say(sentence)
@@ -324,17 +324,17 @@ class _Client:
 
 
 def news(before: InForce, now: InForce) -> list[str]:
-    found = []
+    results = []
     if now.alarm is not None and now.alarm != before.alarm:
-        found.append(f"alarm, {now.alarm.cause}: {now.alarm.reason}")
+        results.append(f"alarm, {now.alarm.cause}: {now.alarm.reason}")
     if now.epoch is not None and now.n_epochs != before.n_epochs:
-        found.append(f"epoch {now.n_epochs} begins, all in full for {now.epoch.burst} requests: {now.epoch.reason}")
+        results.append(f"epoch {now.n_epochs} begins, all in full for {now.epoch.burst} requests: {now.epoch.reason}")
     if now.publication is not None and now.n_publications != before.n_publications:
         what = f"level {now.level} certified" if now.level else "nothing certified"
-        found.append(f"{what}: {now.publication.reason}")
+        results.append(f"{what}: {now.publication.reason}")
     if now.pause is not None and now.pause != before.pause:
-        found.append(f"enforcement paused: {now.pause.reason}")
-    return found
+        results.append(f"enforcement paused: {now.pause.reason}")
+    return results
 
 
 async def run_story(
@@ -386,8 +386,8 @@ async def run_story(
 
 
 async def _count(world: DemoWorld, sign: int) -> int | None:
-    found = await asyncio.to_thread(predicted_tokens, world.url)
-    return None if found is None else sign * found
+    result = await asyncio.to_thread(predicted_tokens, world.url)
+    return None if result is None else sign * result
 
 
 def n_reconciled(runs: Sequence[CourseRun]) -> int:

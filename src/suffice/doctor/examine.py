@@ -57,11 +57,11 @@ async def examine(
     upstream  its name in the settings, "" when it has none
     tell      called with each experiment's name before it is made
     """
-    facts, found = Facts(), dict[str, Finding]()
+    facts, entries = Facts(), dict[str, Finding]()
     for name, experiment in RUN.items():
         tell(name)
         saw = await _within(talk, experiment, facts)
-        found[name] = Finding(experiment=name, verdict=saw.verdict, evidence=saw.evidence)
+        entries[name] = Finding(experiment=name, verdict=saw.verdict, evidence=saw.evidence)
         if name == "reachable" and saw.verdict != "yes":
             break
     return Findings(
@@ -70,10 +70,10 @@ async def examine(
         url_key=url_key(talk.settings.url),
         model=talk.model,
         at_s=at_s,
-        findings=tuple(found.values()),
+        findings=tuple(entries.values()),
         n_slots=facts.n_slots,
         context_tokens=facts.context_tokens,
-        finish=ways_to_finish(found),
+        finish=ways_to_finish(entries),
     )
 
 
@@ -172,18 +172,18 @@ def _added(findings: Findings) -> list[str]:
 
 
 def _cautions(findings: Findings, driver: Driver) -> list[str]:
-    said = []
+    sentences = []
     if find_verdict(findings, "cancel") in ("no", "ignored"):
-        said.append("Caution: it goes on generating after a hang-up, so a stop saves no work there.")
+        sentences.append("Caution: it goes on generating after a hang-up, so a stop saves no work there.")
     if find_verdict(findings, "stream_usage") in ("no", "ignored"):
-        said.append("Caution: streams tell no usage, so tokens are counted by pieces and marked so.")
+        sentences.append("Caution: streams tell no usage, so tokens are counted by pieces and marked so.")
     if find_verdict(findings, "native_budget") == "ignored":
-        said.append("Caution: it accepts a reasoning budget and ignores it.")
+        sentences.append("Caution: it accepts a reasoning budget and ignores it.")
     if find_verdict(findings, "reasoning") == "no":
-        said.append("This model showed no thought, so a reasoning route has nothing to stop; samples works.")
+        sentences.append("This model showed no thought, so a reasoning route has nothing to stop; samples works.")
     if driver != "llama.cpp" and {"native", "raw"} & set(findings.finish):
-        said.append(f"Driver {driver!r} writes no template and no control: native and raw need llama.cpp's.")
-    return said
+        sentences.append(f"Driver {driver!r} writes no template and no control: native and raw need llama.cpp's.")
+    return sentences
 
 
 def _settings(findings: Findings, name: str, url: str, driver: Driver) -> str:
@@ -194,7 +194,7 @@ def _settings(findings: Findings, name: str, url: str, driver: Driver) -> str:
         lines.append(f"slots = {findings.n_slots}")
     if usable:
         lines.append(f"finish = {json.dumps(usable)}")
-    found = finding(findings, "reasoning")
-    if found is not None and found.verdict == "no" and usable:
+    result = finding(findings, "reasoning")
+    if result is not None and result.verdict == "no" and usable:
         lines.append("# no thought was seen: a reasoning route would have nothing to stop")
     return "\n".join(lines) + "\n"

@@ -207,10 +207,10 @@ async def context(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
 
 
 async def rate_limits(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
-    found = sorted(name for name in talk.headers if "ratelimit" in name or name == "retry-after")
-    if not found:
+    results = sorted(name for name in talk.headers if "ratelimit" in name or name == "retry-after")
+    if not results:
         return Saw("no", f"no such header on the answers to {talk.n_calls} calls")
-    return Saw("yes", ", ".join(found))
+    return Saw("yes", ", ".join(results))
 
 
 LIST = "Write the whole numbers from 1 to 12 on one line, separated by commas."
@@ -256,8 +256,8 @@ async def raw(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
 async def _template(talk: Talk) -> str | None:
     messages = [{"role": "user", "content": LIST}]
     answer = await talk.whole({"messages": messages}, "/apply-template")
-    found = within(answer.body, "prompt") if answer.status == 200 else None
-    return found if isinstance(found, str) and found else None
+    result = within(answer.body, "prompt") if answer.status == 200 else None
+    return result if isinstance(result, str) and result else None
 
 
 async def _continuation(talk: Talk, method: Any, *, prompt: Prompt | None) -> Continuation:

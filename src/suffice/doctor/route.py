@@ -57,15 +57,15 @@ def is_full_run(episode: Episode) -> bool:
 
 def from_log(episodes: Iterable[Episode], scorer: Scorer) -> FullRunCounts:
     latest = [e for e in episodes if is_full_run(e)][-WINDOW_RUNS:]
-    found, waiting = FullRunCounts(), defaultdict[str, list[str | None]](list)
+    counts, waiting = FullRunCounts(), defaultdict[str, list[str | None]](list)
     for episode in latest:
         answer, key = episode.outcome.answer, episode.request.question_key
-        found.add(answer)
+        counts.add(answer)
         if waiting[key]:
-            found.compare(waiting[key].pop(), answer, scorer)  # each run stands in one pair at most
+            counts.compare(waiting[key].pop(), answer, scorer)  # each run stands in one pair at most
         else:
             waiting[key].append(answer)
-    return found
+    return counts
 
 
 def read_route_questions(lines: Iterable[str], where: str) -> list[dict[str, Any]]:
@@ -96,7 +96,7 @@ async def run_live(
 
     A run that the server does not answer within the talk's time-out is counted as failed.
     """
-    found, gate = FullRunCounts(), asyncio.Semaphore(at_once)
+    counts, gate = FullRunCounts(), asyncio.Semaphore(at_once)
 
     async def answer(body: Mapping[str, Any]) -> tuple[bool, str | None]:
         async with gate:
@@ -106,12 +106,12 @@ async def run_live(
     ended = await asyncio.gather(*(answer(body) for body in asked))
     for answered, text in ended:
         if answered:
-            found.add(text)
-    found.n_failed = sum(not answered for answered, _ in ended)
+            counts.add(text)
+    counts.n_failed = sum(not answered for answered, _ in ended)
     for (answered, one), (again, other) in zip(ended, ended[len(bodies) :], strict=False):
         if answered and again:
-            found.compare(one, other, scorer)
-    return found
+            counts.compare(one, other, scorer)
+    return counts
 
 
 async def _run(talk: Talk, body: Mapping[str, Any], scorer: Scorer) -> tuple[bool, str | None]:

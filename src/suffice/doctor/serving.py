@@ -94,7 +94,7 @@ async def id_slot(talk: Talk, facts: Facts) -> Saw:
     if not facts.can_list_slots or not facts.n_slots or facts.n_slots < 2:
         why = "the server has one slot" if facts.n_slots == 1 else "/slots does not say which slot works"
         return Saw("unclear", why)
-    found = []
+    results = []
     for wanted in (facts.n_slots - 1, 0):
         if await _busy(talk) != []:
             return Saw("unclear", "somebody else is being served, whose answer the question could spoil")
@@ -104,10 +104,10 @@ async def id_slot(talk: Talk, facts: Facts) -> Saw:
                 break
             if seen.status != 200:
                 return Saw("no", f"answered {seen.refused}")
-            found.append((wanted, await _busy(talk) or []))
+            results.append((wanted, await _busy(talk) or []))
         await _quiet(talk)
-    told = "; ".join(f"asked for {wanted}, working: {busy}" for wanted, busy in found)
-    return Saw("yes" if all(busy == [wanted] for wanted, busy in found) else "ignored", told)
+    text = "; ".join(f"asked for {wanted}, working: {busy}" for wanted, busy in results)
+    return Saw("yes" if all(busy == [wanted] for wanted, busy in results) else "ignored", text)
 
 
 async def cancel(talk: Talk, facts: Facts) -> Saw:
@@ -128,12 +128,12 @@ async def cancel(talk: Talk, facts: Facts) -> Saw:
             return Saw("yes", f"{during} running before, none {ms(talk.clock_s() - left_s)} after the client hung up")
         return Saw("no", f"{await _running(talk)} still running {CANCEL_WITHIN_S:g} s after the client hung up")
     after = await talk.whole(talk.body("Say hello.", 1))
-    told = f"a short request took {ms(after.took_s)} after a hang-up, {ms(idle_s)} idle"
+    sentence = f"a short request took {ms(after.took_s)} after a hang-up, {ms(idle_s)} idle"
     if after.took_s > 3 * idle_s + 0.5:
-        return Saw("no", told)
+        return Saw("no", sentence)
     if facts.n_slots == 1:
-        return Saw("yes", told)
-    return Saw("unclear", f"{told}; a server with a free slot would answer so too")
+        return Saw("yes", sentence)
+    return Saw("unclear", f"{sentence}; a server with a free slot would answer so too")
 
 
 async def _busy(talk: Talk) -> list[int] | None:
@@ -150,8 +150,8 @@ async def _running(talk: Talk) -> int | None:
     if busy is not None:
         return len(busy)
     status, text = await talk.get("/metrics")
-    found = _RUNNING.search(text) if status == 200 and isinstance(text, str) else None
-    return None if found is None else int(float(found.group(1)))
+    match = _RUNNING.search(text) if status == 200 and isinstance(text, str) else None
+    return None if match is None else int(float(match.group(1)))
 
 
 async def _quiet(talk: Talk) -> bool:

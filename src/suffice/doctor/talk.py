@@ -80,8 +80,8 @@ class Whole:
 
     @property
     def choices(self) -> list[Mapping[str, Any]]:
-        found = self.body.get("choices")
-        return [c for c in found if isinstance(c, Mapping)] if isinstance(found, list) else []
+        result = self.body.get("choices")
+        return [c for c in result if isinstance(c, Mapping)] if isinstance(result, list) else []
 
     @property
     def text(self) -> str:
@@ -132,9 +132,9 @@ class StreamTranscript:
     @property
     def n_prompt(self) -> int | None:
         """Tokens of the prompt; None: the server does not say."""
-        found = (self.usage or {}).get("prompt_tokens")
-        if isinstance(found, int):
-            return found
+        result = (self.usage or {}).get("prompt_tokens")
+        if isinstance(result, int):
+            return result
         timings = self.timings or {}
         new, cached = timings.get("prompt_n"), timings.get("cache_n")
         return new + cached if isinstance(new, int) and isinstance(cached, int) else None
@@ -198,8 +198,8 @@ class Talk:
         """Names of the models that the server lists; [] when it lists none. Raises UpstreamError."""
         status, body = await self.get("/v1/models")
         listed = body.get("data") if status == 200 and isinstance(body, Mapping) else None
-        found = [one.get("id") for one in listed if isinstance(one, Mapping)] if isinstance(listed, list) else []
-        return [name for name in found if isinstance(name, str)]
+        results = [one.get("id") for one in listed if isinstance(one, Mapping)] if isinstance(listed, list) else []
+        return [name for name in results if isinstance(name, str)]
 
     @asynccontextmanager
     async def open(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[Call]:
@@ -243,10 +243,10 @@ class Talk:
 
 def _object(data: bytes) -> Mapping[str, Any]:
     try:
-        found = decode_json(data)
+        result = decode_json(data)
     except (UpstreamError, ValueError):
         return {}
-    return found if isinstance(found, Mapping) else {}
+    return result if isinstance(result, Mapping) else {}
 
 
 def _take(seen: StreamTranscript, data: bytes) -> None:

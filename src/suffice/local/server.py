@@ -167,10 +167,10 @@ class LocalServer:
         code = self._child.poll() if self._child is not None else None
         ended = "" if code is None else f", exit code {code}"
         tail = self.log_path.read_text("utf-8", "replace").splitlines()[-_LOG_TAIL_LINES:]
-        said = " | ".join(line.strip() for line in tail if line.strip()) or "nothing"
+        text = " | ".join(line.strip() for line in tail if line.strip()) or "nothing"
         return LocalModelError(
             f"local server: {self.spec.model_path.name} {what} (limit {self.start_timeout_s:g} s{ended}); "
-            f"its log {self.log_path} says: {said}"
+            f"its log {self.log_path} says: {text}"
         )
 
 

@@ -47,10 +47,10 @@ class TaskQuestion:
 
 
 def _shown(ask: str, answer: str, thought: str | None = None) -> tuple[Message, Message]:
-    told = {"role": "assistant", "content": answer}
+    entries = {"role": "assistant", "content": answer}
     if thought is not None:
-        told["reasoning_content"] = thought
-    return {"role": "user", "content": ask}, told
+        entries["reasoning_content"] = thought
+    return {"role": "user", "content": ask}, entries
 
 
 _REVIEW = "Review: {}\nIs this review positive or negative?"
@@ -156,10 +156,10 @@ def questions(kind: str, n: int, *, seed: int = SEED) -> tuple[TaskQuestion, ...
     if kind not in FAMILIES:
         raise LocalModelError(f"questions: unknown kind {kind!r}; known: {', '.join(FAMILIES)}")
     streams = {task: FAMILIES_OF_QUESTIONS[task](random.Random(f"{seed}:{task}")) for task in FAMILIES[kind]}
-    found = tuple(islice(_in_turn(kind, streams), n))
-    if len(found) < n:
-        raise LocalModelError(f"questions: {kind} has {len(found)} questions, {n} were asked for")
-    return found
+    results = tuple(islice(_in_turn(kind, streams), n))
+    if len(results) < n:
+        raise LocalModelError(f"questions: {kind} has {len(results)} questions, {n} were asked for")
+    return results
 
 
 def traced(kind: str, n_a_task: int, *, seed: int = SEED + 1) -> tuple[TaskQuestion, ...]:

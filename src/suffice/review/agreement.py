@@ -101,18 +101,20 @@ def fleiss(counts: Sequence[Sequence[int]], *, confidence: float = 0.95) -> Kapp
 
 
 def agreement(places: Iterable[ItemState], *, confidence: float = 0.95) -> Agreement:
-    found = [(one, one.independent) for one in places if len(one.verdicts) >= 2]
-    judged = [place for place, independent in found if len(independent) >= 2]
-    said = [{one.reviewer: one.category for one in independent} for _, independent in found if len(independent) >= 2]
-    names = sorted({category for one in said for category in one.values()})
+    judged_twice = [(one, one.independent) for one in places if len(one.verdicts) >= 2]
+    judged = [place for place, independent in judged_twice if len(independent) >= 2]
+    categories = [
+        {one.reviewer: one.category for one in independent} for _, independent in judged_twice if len(independent) >= 2
+    ]
+    names = sorted({category for one in categories for category in one.values()})
     pairs = []
-    for first, second in combinations(sorted({name for one in said for name in one}), 2):
-        both = [(one[first], one[second]) for one in said if first in one and second in one]
+    for first, second in combinations(sorted({name for one in categories for name in one}), 2):
+        both = [(one[first], one[second]) for one in categories if first in one and second in one]
         if both:
             met = Counter(both)
             table = [[met[row, column] for column in names] for row in names]
             pairs.append((first, second, cohen(table, confidence=confidence)))
-    counts = [[list(one.values()).count(name) for name in names] for one in said]
+    counts = [[list(one.values()).count(name) for name in names] for one in categories]
     return Agreement(
         overall=fleiss(counts, confidence=confidence) if counts else None,
         pairs=tuple(sorted(pairs, key=lambda pair: -pair[2].n_items)),
@@ -149,10 +151,10 @@ METHOD = "control share, weighted by its odds; Hoeffding"
 def reviewed_correctness(queue: Queue, episode_id: str) -> bool | None:
     """Was the answer that a client got right, as far as reviewers know? None: nobody knows (yet)."""
     place = queue.places.get(episode_id)
-    found = None if place is None else place.settlement
-    if place is None or found is None:
+    settlement = None if place is None else place.settlement
+    if place is None or settlement is None:
         return None
-    return found.early_right if place.item.shows == "early" else found.full_right
+    return settlement.early_right if place.item.shows == "early" else settlement.full_right
 
 
 def em_of(queue: Queue, route: str, *, confidence: float = 0.95) -> IntervalEstimate | None:

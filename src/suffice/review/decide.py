@@ -39,8 +39,8 @@ class Now:
 
     @property
     def level(self) -> int:
-        found = self.publication
-        return found.level if found is not None and found.certified else 0
+        publication = self.publication
+        return publication.level if publication is not None and publication.certified else 0
 
     def promise(self, *, now_s: float) -> str:
         return guarantee_of(
@@ -153,10 +153,10 @@ def resolve_incident(asked: IncidentForm, now: Now, *, now_s: float) -> Decision
     if isinstance(wanted, str):
         return wanted
     if wanted is not None:
-        found = override_of(wanted, now, now_s=now_s)
-        if isinstance(found, str):
-            return found
-        override = found
+        result = override_of(wanted, now, now_s=now_s)
+        if isinstance(result, str):
+            return result
+        override = result
     resumption = None
     if now.pause is not None and case.incident.pause == now.pause.number:
         resumption = Resumption(
@@ -223,12 +223,12 @@ def _after(
     asked: IncidentForm, now: Now, override: Override | None, resumption: Resumption | None, now_s: float
 ) -> str:
     then = now if resumption is None else replace(now, pause=None)
-    said = [] if override is None else [f"{describe_override(override)} for {asked.days:g} days"]
+    sentences = [] if override is None else [f"{describe_override(override)} for {asked.days:g} days"]
     if override is not None:
         then = replace(then, holds=replace(now.holds, overrides=(*now.holds.overrides, override)))
     if asked.decision == "accept":
-        said.append(f"accepted for {asked.days:g} days")
-    return "; ".join([*said, f"promise: {then.promise(now_s=now_s)}"])
+        sentences.append(f"accepted for {asked.days:g} days")
+    return "; ".join([*sentences, f"promise: {then.promise(now_s=now_s)}"])
 
 
 def in_words(now: Now, *, now_s: float) -> str:

@@ -114,18 +114,18 @@ def why_not(made: Publication, *, epoch: Epoch | None, max_em_drop: float, confi
 
     setup  of the route as it runs; "": not known, and then it is not compared
     """
-    told = made.evidence
+    evidence = made.evidence
     if not made.certified or made.level < 1:
         return f"publication {made.number} certifies no level"
     if epoch is None or made.epoch != epoch.number:
         now = "no epoch has begun" if epoch is None else f"epoch {epoch.number} began since: {epoch.reason}"
         return f"publication {made.number} is of epoch {made.epoch}, and {now}"
-    if told.max_em_drop is None or told.confidence is None:
+    if evidence.max_em_drop is None or evidence.confidence is None:
         return f"publication {made.number} does not say what it proves"
-    if told.max_em_drop > max_em_drop + _ALMOST or told.confidence < confidence - _ALMOST:
+    if evidence.max_em_drop > max_em_drop + _ALMOST or evidence.confidence < confidence - _ALMOST:
         return (
-            f"publication {made.number} proves a drop below {100 * told.max_em_drop:g} points at"
-            f" {told.confidence:.0%}, and the route promises {100 * max_em_drop:g} points at {confidence:.0%}"
+            f"publication {made.number} proves a drop below {100 * evidence.max_em_drop:g} points at"
+            f" {evidence.confidence:.0%}, and the route promises {100 * max_em_drop:g} points at {confidence:.0%}"
         )
     if setup and made.setup != setup:
         return f"publication {made.number} was gathered on other settings of the route ({made.setup})"
@@ -255,7 +255,7 @@ class RouteHolds:
 
     def accepted(self, now_s: float) -> IncidentDecision | None:
         """The decision by which a critical EM is accepted at that time; None: it is not."""
-        found = [
+        results = [
             one.decision
             for one in self.cases
             if one.decision is not None
@@ -263,7 +263,7 @@ class RouteHolds:
             and one.decision.until_s is not None
             and now_s < one.decision.until_s
         ]
-        return found[-1] if found else None
+        return results[-1] if results else None
 
     def after(self, record: Held, at_s: float) -> RouteHolds:
         """What holds after one more row.
@@ -286,11 +286,11 @@ class RouteHolds:
         return self._resumed(record)
 
     def _ended(self, end: OverrideEnd) -> RouteHolds:
-        found = self.override(end.number)
-        if found is None:
+        result = self.override(end.number)
+        if result is None:
             return self
-        left = tuple(one for one in self.overrides if one is not found)
-        return replace(self, overrides=left, ended=(*self.ended, (found, end)))
+        left = tuple(one for one in self.overrides if one is not result)
+        return replace(self, overrides=left, ended=(*self.ended, (result, end)))
 
     def _opened(self, incident: Incident) -> RouteHolds:
         n_by_hand = self.n_by_hand + (incident.cause == "person")

@@ -214,8 +214,8 @@ def written_out(messages: Sequence[Any]) -> str:
     <BLANKLINE>
     user: 2 + 2?
     """
-    told = [(str(m.get("role", "")), _text(m.get("content"))) for m in messages if isinstance(m, dict)]
-    return told[0][1] if len(told) == 1 else "\n\n".join(f"{role}: {text}" for role, text in told)
+    sentences = [(str(m.get("role", "")), _text(m.get("content"))) for m in messages if isinstance(m, dict)]
+    return sentences[0][1] if len(sentences) == 1 else "\n\n".join(f"{role}: {text}" for role, text in sentences)
 
 
 def _text(content: Any) -> str:

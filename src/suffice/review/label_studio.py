@@ -104,8 +104,8 @@ def read_event(payload: Mapping[str, Any]) -> ImportedRows:
         raise BadRequest("task: is needed beside each annotation; its data names the run", param="task")
     project = payload.get("project")
     number = project.get("id") if isinstance(project, dict) else None
-    found = [_row(_data(of), one, number) for one, of in zip(annotations, tasks, strict=True)]
-    return _told(found)
+    results = [_row(_data(of), one, number) for one, of in zip(annotations, tasks, strict=True)]
+    return _told(results)
 
 
 def read_export(tasks: Any) -> ImportedRows:
@@ -146,8 +146,8 @@ def _row(data: Mapping[str, Any], annotation: Any, project: Any) -> dict[str, An
     episode = data.get(EPISODE)
     if not isinstance(episode, str) or not episode:
         return BadRequest(f"task.data.{EPISODE}: is needed; it names the run", param=f"task.data.{EPISODE}")
-    said = dict(_results(annotation.get("result")))
-    row = _verdict(said, data, full_a=full_is_a(episode))
+    entries = dict(_results(annotation.get("result")))
+    row = _verdict(entries, data, full_a=full_is_a(episode))
     if isinstance(row, BadRequest) or not row:
         return row or None
     who = annotation.get("completed_by")
@@ -168,11 +168,11 @@ def _results(result: Any) -> Iterator[tuple[str, Any]]:
         value = one.get("value") if isinstance(one, dict) else None
         if not isinstance(value, dict):
             continue
-        said = value.get("choices", value.get("text", value.get("rating")))
-        if isinstance(said, list):
-            said = said[0] if said else None
-        if said is not None:
-            yield str(one.get("from_name")), said
+        outcome = value.get("choices", value.get("text", value.get("rating")))
+        if isinstance(outcome, list):
+            outcome = outcome[0] if outcome else None
+        if outcome is not None:
+            yield str(one.get("from_name")), outcome
 
 
 def _verdict(said: Mapping[str, Any], data: Mapping[str, Any], *, full_a: bool) -> dict[str, Any] | BadRequest:

@@ -32,8 +32,8 @@ def check_signature(raw: bytes, header: str, secret: str) -> None:
     """
     parts = dict(part.strip().partition("=")[::2] for part in header.split(","))
     given = parts.get("v1", parts.get("s", ""))
-    told = f"{parts.get('t', '')}.".encode("utf-8", "surrogatepass") + raw
-    genuine = hmac.new(secret.encode(), told, hashlib.sha256).hexdigest()
+    result = f"{parts.get('t', '')}.".encode("utf-8", "surrogatepass") + raw
+    genuine = hmac.new(secret.encode(), result, hashlib.sha256).hexdigest()
     if not parts.get("t") or not hmac.compare_digest(genuine.encode(), given.encode("utf-8", "surrogatepass")):
         message = f"{SIGNATURE_HEADER}: does not sign this body; check the secret that Langfuse shows"
         raise BadRequest(message, status=401, code="invalid_signature")
@@ -104,10 +104,10 @@ def _named(score: Mapping[str, Any]) -> dict[str, str]:
             metadata = None
     subject = score.get("subject")
     subject = subject if isinstance(subject, Mapping) else {}
-    found = metadata if isinstance(metadata, Mapping) else {}
+    result = metadata if isinstance(metadata, Mapping) else {}
     for key, field in (("suffice_episode_id", "episode_id"), ("suffice_response_id", "response_id")):
-        if isinstance(found.get(key), str) and found[key]:
-            return {field: found[key]}
+        if isinstance(result.get(key), str) and result[key]:
+            return {field: result[key]}
     trace = _of(score, "traceId", "trace_id") or subject.get("traceId")
     trace = trace or (subject.get("id") if subject.get("kind") == "trace" else None)
     if not isinstance(trace, str) or not trace:
@@ -146,10 +146,10 @@ def _value(score: Mapping[str, Any], kind: str) -> Any:
 
 
 def _flag(value: Any) -> bool:
-    said = str(value).lower()
-    if said not in (*_TRUE, *_FALSE):
+    result = str(value).lower()
+    if result not in (*_TRUE, *_FALSE):
         raise BadRequest(f"value: must be true or false, got {str(value)[:40]!r}", param="value")
-    return said in _TRUE
+    return result in _TRUE
 
 
 def _said(field: str, value: Any, declared: Mapping[str, Metric]) -> dict[str, Any]:
@@ -159,8 +159,8 @@ def _said(field: str, value: Any, declared: Mapping[str, Metric]) -> dict[str, A
     if field == "correct":
         return {field: _flag(value)}
     if field == "thumbs":
-        said = str(value).lower()
-        return {field: said if said in ("up", "down") else "up" if _flag(value) else "down"}
+        result = str(value).lower()
+        return {field: result if result in ("up", "down") else "up" if _flag(value) else "down"}
     if field == "rating":
         return {field: int(value) if isinstance(value, float) and value.is_integer() else value}
     return {field: str(value)}

@@ -82,15 +82,15 @@ class ItemState:
 
     @property
     def independent(self) -> list[Verdict]:
-        found = (self.filled(slot) for slot in range(1, self.item.n_reviewers + 1))
-        return [one for one in found if one is not None]
+        result = (self.filled(slot) for slot in range(1, self.item.n_reviewers + 1))
+        return [one for one in result if one is not None]
 
     @property
     def needs_third(self) -> bool:
-        said = self.independent
-        if len(said) < self.item.n_reviewers:
+        independent = self.independent
+        if len(independent) < self.item.n_reviewers:
             return False
-        return any(one.unsure for one in said) or not _agree(said)
+        return any(one.unsure for one in independent) or not _agree(independent)
 
     @property
     def slots(self) -> range:
@@ -104,10 +104,10 @@ class ItemState:
         third = self.filled(ADJUDICATOR)
         if third is not None:
             return None if third.unsure else _settled([third], adjudicated=True)
-        said = self.independent
-        if len(said) < self.item.n_reviewers or self.needs_third:
+        independent = self.independent
+        if len(independent) < self.item.n_reviewers or self.needs_third:
             return None
-        return _settled(said, adjudicated=False)
+        return _settled(independent, adjudicated=False)
 
     @property
     def outcome(self) -> State | None:
@@ -183,29 +183,29 @@ class Queue:
         return (one for one in map(self.places.__getitem__, names) if route is None or one.item.route == route)
 
     def waiting(self, *, now_s: float, route: str | None = None, reviewer: str | None = None) -> list[ItemState]:
-        found = [
+        results = [
             one
             for one in self.unfinished(route)
             if (one.state(now_s) in ("open", "third") if reviewer is None else one.may_take(reviewer, now_s))
         ]
-        return sorted(found, key=_urgency)
+        return sorted(results, key=_urgency)
 
     def counts(self, *, now_s: float, route: str | None = None) -> dict[State, int]:
-        found: dict[State, int] = dict.fromkeys(("open", "leased", "third", "settled", "undecided", "lapsed"), 0)
+        result: dict[State, int] = dict.fromkeys(("open", "leased", "third", "settled", "undecided", "lapsed"), 0)
         for one in self.of(route):
-            found[self.done.get(one.item.episode_id) or one.state(now_s)] += 1
-        return found
+            result[self.done.get(one.item.episode_id) or one.state(now_s)] += 1
+        return result
 
     def asked_on(self, day: int) -> dict[str, tuple[int, int]]:
         """Items that count for a day, by route: picked on purpose, and drawn at random."""
-        found = dict[str, tuple[int, int]]()
+        entries = dict[str, tuple[int, int]]()
         for place in self.places.values():
             item = place.item
             if item.day == day and item.why != "person":
-                n_chosen, n_drawn = found.get(item.route, (0, 0))
+                n_chosen, n_drawn = entries.get(item.route, (0, 0))
                 is_drawn = item.why == "control"
-                found[item.route] = n_chosen + (not is_drawn), n_drawn + is_drawn
-        return found
+                entries[item.route] = n_chosen + (not is_drawn), n_drawn + is_drawn
+        return entries
 
 
 EMPTY: Final = Queue()
@@ -282,7 +282,7 @@ def accept_verdict(place: ItemState, said: VerdictForm, *, now_s: float) -> Subm
     before = place.said_by(said.reviewer)
     if before is not None and _same(before, said):
         return Submission(told="you have said so before; nothing changed")
-    lease, slot, turn, late, told = _slot_for(place, said.reviewer, before, now_s)
+    lease, slot, turn, late, result = _slot_for(place, said.reviewer, before, now_s)
     verdict = Verdict(
         item=place.item.episode_id,
         route=place.item.route,
@@ -301,7 +301,7 @@ def accept_verdict(place: ItemState, said: VerdictForm, *, now_s: float) -> Subm
     )
     then = place.after(verdict)
     label = label_of(then) if _differs(place.settlement, then.settlement) else None
-    return Submission(told=f"{told}; {_next_step(then, label)}", verdict=verdict, lease=lease, label=label)
+    return Submission(told=f"{result}; {_next_step(then, label)}", verdict=verdict, lease=lease, label=label)
 
 
 def _slot_for(
@@ -398,25 +398,25 @@ def label_of(place: ItemState) -> Feedback | None:
     One voice for the whole queue: who decides it changes with every revision, and two names that say different things
     about one run would count as a quarrel that nobody settled.
     """
-    found, item = place.settlement, place.item
-    if found is None:
+    settlement, item = place.settlement, place.item
+    if settlement is None:
         return None
-    right = found.full_right if item.shows != "early" else found.early_right
-    known = found.corrected
-    if known is None and found.early_right:
+    right = settlement.full_right if item.shows != "early" else settlement.early_right
+    known = settlement.corrected
+    if known is None and settlement.early_right:
         known = item.early_answer
-    if known is None and found.full_right:
+    if known is None and settlement.full_right:
         known = item.full_answer
-    names = ", ".join(found.by)
+    names = ", ".join(settlement.by)
     return Feedback(
-        feedback_id=f"review:{item.episode_id}:{found.deciding.reviewer}:{found.deciding.revision}",
+        feedback_id=f"review:{item.episode_id}:{settlement.deciding.reviewer}:{settlement.deciding.revision}",
         episode_id=item.episode_id,
         correct=right,
         gold=known,
-        answer=found.corrected,
+        answer=settlement.corrected,
         source=REVIEWER,
-        reason=found.reason or None,
-        comment=f"adjudicated by {names}" if found.adjudicated else f"reviewed by {names}",
+        reason=settlement.reason or None,
+        comment=f"adjudicated by {names}" if settlement.adjudicated else f"reviewed by {names}",
         sender="review",
         asked_for=item.why,
         door="review",

@@ -86,14 +86,14 @@ class RouteGuarantee:
     @property
     def sentence(self) -> str:
         if self.claim is not None:
-            said = sentence(self.claim)
+            result = sentence(self.claim)
         elif self.average is not None:
-            said = average_sentence(self.average)
+            result = average_sentence(self.average)
         else:
-            said = _SENTENCES[self.state] + (_AVAILABILITY if self.sheds_safety else "")
+            result = _SENTENCES[self.state] + (_AVAILABILITY if self.sheds_safety else "")
         if self.beside and self.state not in ("off", "observe", "killed", "candidate"):
-            said += f" It is not about requests that draw an arm of {', '.join(self.beside)}."
-        return said
+            result += f" It is not about requests that draw an arm of {', '.join(self.beside)}."
+        return result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,14 +204,14 @@ def covers(route: Route, max_em_drop: float, setup: str | None, made: Publicatio
     max_em_drop  the budget that is kept: the settings' own, or a smaller one that a person holds the route to
     setup        of the route as it runs; None: not known, and then it is not compared
     """
-    told = made.evidence
-    if not made.may_act or made.level < 1 or told.max_em_drop is None or told.confidence is None:
+    evidence = made.evidence
+    if not made.may_act or made.level < 1 or evidence.max_em_drop is None or evidence.confidence is None:
         return False
     if made.spending is not None and route.promise != "budgeted":
         return False  # its owner has asked for a certificate since
     if made.arm and made.arm not in route.arms:
         return False
-    keeps = told.max_em_drop <= max_em_drop + _ALMOST and told.confidence >= route.confidence - _ALMOST
+    keeps = evidence.max_em_drop <= max_em_drop + _ALMOST and evidence.confidence >= route.confidence - _ALMOST
     return keeps and setup in (None, made.setup)
 
 

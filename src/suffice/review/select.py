@@ -186,10 +186,10 @@ class CandidateQueue:
 
     def choose(self, n: int) -> list[ReviewCandidate]:
         """The most urgent ones, at most so many; they are taken out."""
-        found = self._first(min(n, MOST_WAITING))
-        for one in found:
+        result = self._first(min(n, MOST_WAITING))
+        for one in result:
             del self._best[one.episode_id]
-        return found
+        return result
 
     def _first(self, n: int) -> list[ReviewCandidate]:
         return heapq.nsmallest(n, self._best.values(), key=_order)
@@ -224,15 +224,15 @@ class Urn:
             heapq.heapreplace(self._heap, entry)
 
     def draw(self, k: int) -> list[ReviewCandidate]:
-        found = [one for _, _, one in sorted(self._heap, reverse=True)[:k]]
+        results = [one for _, _, one in sorted(self._heap, reverse=True)[:k]]
         self.n, self._heap = 0, []
-        return found
+        return results
 
 
 def uncertainty(answers: Iterable[str | None], delivered: str | None) -> float:
     """Share of the trial answers up to a stop that were another one than what was delivered, [0, 1]; 0 without any."""
-    told = list(answers)
-    return sum(one != delivered for one in told) / len(told) if told else 0.0
+    results = list(answers)
+    return sum(one != delivered for one in results) / len(results) if results else 0.0
 
 
 def of_run(request: Request, outcome: Outcome, why: Why, because: str, *, urgency: float = 0.0) -> ReviewCandidate:

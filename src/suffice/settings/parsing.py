@@ -75,13 +75,13 @@ def _convert(raw: object, model: type[S], *, path: str) -> S:
 
 
 def _in_words(what: str) -> str:
-    if found := re.fullmatch(r"Expected `([\w| ]+)`, got `(\w+)`", what):
-        wanted = [_KINDS.get(kind, kind) for kind in found[1].split(" | ") if kind != "null"]
-        return f"must be {' or '.join(wanted)}, got {_KINDS.get(found[2], found[2])}"
-    if found := re.fullmatch(r"Invalid enum value (.+)", what):
-        return f"got {found[1]}"
-    if found := re.fullmatch(r"Object missing required field `(\w+)`", what):
-        return f"{found[1]} must be given"
+    if match := re.fullmatch(r"Expected `([\w| ]+)`, got `(\w+)`", what):
+        wanted = [_KINDS.get(kind, kind) for kind in match[1].split(" | ") if kind != "null"]
+        return f"must be {' or '.join(wanted)}, got {_KINDS.get(match[2], match[2])}"
+    if match := re.fullmatch(r"Invalid enum value (.+)", what):
+        return f"got {match[1]}"
+    if match := re.fullmatch(r"Object missing required field `(\w+)`", what):
+        return f"{match[1]} must be given"
     return what
 
 
@@ -156,5 +156,5 @@ def _check_numbers(value: object, path: str) -> None:
 def _struct_in(hint: Any) -> type[msgspec.Struct] | None:
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
         return hint
-    found = [_struct_in(part) for part in get_args(hint)]
-    return next((part for part in found if part is not None), None)
+    results = [_struct_in(part) for part in get_args(hint)]
+    return next((part for part in results if part is not None), None)

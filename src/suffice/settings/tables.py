@@ -353,14 +353,14 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     @property
     def days(self) -> dict[str, float]:
-        found = {
+        entries = {
             "answers": self.answers_days,
             "comments": self.comments_days,
             "questions": self.questions_days,
             "metadata": self.metadata_days,
             "steps": self.steps_days,
         }
-        return {part: days for part, days in found.items() if days is not None}
+        return {part: days for part, days in entries.items() if days is not None}
 
 
 AlertKind: TypeAlias = Literal[

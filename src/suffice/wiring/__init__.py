@@ -49,7 +49,7 @@ _MODULES = ("keys", "files", "routes", "prestart", "startup", "worker", "gateway
 def __getattr__(name: str) -> Any:
     if not name.startswith("_"):
         for module in _MODULES:
-            found = import_module(f"{__name__}.{module}")
-            if getattr(getattr(found, name, None), "__module__", "") == found.__name__:
-                return getattr(found, name)
+            result = import_module(f"{__name__}.{module}")
+            if getattr(getattr(result, name, None), "__module__", "") == result.__name__:
+                return getattr(result, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

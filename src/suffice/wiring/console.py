@@ -36,7 +36,7 @@ from suffice.wiring.audit import note_export
 from suffice.wiring.files import condition, question_texts, questions_file
 from suffice.wiring.keys import deployment_salt, kill_file
 from suffice.wiring.people import People
-from suffice.wiring.routes import build_route, check_experiment, read_evidence
+from suffice.wiring.routes import check_experiment, setup_of
 
 
 @contextlib.contextmanager
@@ -100,7 +100,7 @@ def _context(
         note_export=lambda name, n_rows, who: note_export(
             writer(), what=name, where="the console", n_rows=n_rows, author=who, reason="asked for in the console"
         ),
-        setup_of=lambda name: _setup(settings, name),
+        setup_of=lambda name: setup_of(settings, name),
         effect_of=lambda item: _effect(settings, path, item),
         check_experiment=lambda name: check_experiment(settings, name),
         propose=lambda name, address, reason, who: propose_learned(
@@ -125,12 +125,6 @@ def _context(
             monotonic_s=time.monotonic,
         ),
     )
-
-
-def _setup(settings: Settings, name: str) -> str:
-    """What a route's evidence rests on as its settings stand. Raises StoreError."""
-    route = settings.routes[name]
-    return build_route(name, route, read_evidence(settings), settings.upstreams.get(route.upstream)).setup
 
 
 def _standing(settings: Settings, path: Path, name: str, held: RolloutRun) -> RolloutState:

@@ -71,12 +71,12 @@ def _absolute(table: S, folder: Path) -> S:
 
 @cache
 def _file_fields(table: type[msgspec.Struct]) -> Mapping[str, str]:
-    found = dict[str, str]()
+    entries = dict[str, str]()
     for name, hint in get_type_hints(table, include_extras=True).items():
         marks = [one.extra or {} for one in getattr(hint, "__metadata__", ()) if isinstance(one, msgspec.Meta)]
         if marks or not isinstance(hint, type) or issubclass(hint, msgspec.Struct | dict):
-            found[name] = marks[0].get("names", "") if marks else ""
-    return found
+            entries[name] = marks[0].get("names", "") if marks else ""
+    return entries
 
 
 def _text_of(file: Path) -> str:
@@ -246,12 +246,12 @@ def condition(settings: Settings, *, checks: bool = True) -> Condition:
 
 def question_texts(file: Path, settings: Settings) -> Mapping[str, str]:
     """The questions of a file by `Request.question_key`. Raises ConfigError and OSError."""
-    salt, found = deployment_salt(settings), dict[str, str]()
+    salt, entries = deployment_salt(settings), dict[str, str]()
     for body in read_route_questions(file.read_text("utf-8").splitlines(), str(file)):
         text = written_out(body["messages"])
-        found[question_key(encode_json(body["messages"]).decode(), salt=salt)] = text  # as a chat
-        found[question_key(text, salt=salt)] = text  # as a loop of the caller's
-    return found
+        entries[question_key(encode_json(body["messages"]).decode(), salt=salt)] = text  # as a chat
+        entries[question_key(text, salt=salt)] = text  # as a loop of the caller's
+    return entries
 
 
 def questions_file(settings: Settings, route: str) -> Path | None:

@@ -277,8 +277,8 @@ async def _followed(settings: Settings, gw: Gateway, begun: StartState, app: App
         _look_for_damage(path, gw)
 
     def came(log: SqliteLog, known: LogKnowledge) -> None:
-        for name, found in known.evidence.upstreams.items():
-            gw.upstreams[name].findings = found
+        for name, result in known.evidence.upstreams.items():
+            gw.upstreams[name].findings = result
         _taught_late(settings, gw, follower, known)
         follower.tell()
         _look_for_damage(path, gw)

@@ -32,9 +32,9 @@ def secret(where: str, variable: str) -> str | None:
 
 def key_variables(settings: Settings) -> dict[str, str]:
     server = settings.server
-    found = {"server.api_keys_env": server.api_keys_env, "server.feedback_keys_env": server.feedback_keys_env}
-    found |= {f"keys.{name}.key_env": key.key_env for name, key in settings.keys.items()}
-    return {where: variable for where, variable in found.items() if variable}
+    entries = {"server.api_keys_env": server.api_keys_env, "server.feedback_keys_env": server.feedback_keys_env}
+    entries |= {f"keys.{name}.key_env": key.key_env for name, key in settings.keys.items()}
+    return {where: variable for where, variable in entries.items() if variable}
 
 
 def key_ring(settings: Settings, salt: str) -> KeyRing:

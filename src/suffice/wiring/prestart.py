@@ -44,17 +44,17 @@ class SentNotice:
 
 def sinks_of(alerts: Alerts) -> tuple[Sink, ...]:
     """Everybody who is told; (): nobody is configured. Raises ConfigError where a secret is missing."""
-    found = list[Sink]()
+    results = list[Sink]()
     url = secret("alerts.webhook_url_env", alerts.webhook_url_env)
     if url is not None:
-        found.append(WebhookSink(url))
+        results.append(WebhookSink(url))
     if alerts.email_to:
         user = secret("alerts.smtp_user_env", alerts.smtp_user_env)
         password = secret("alerts.smtp_password_env", alerts.smtp_password_env)
         login = None if user is None or password is None else (user, password)
         server = MailServer(host=alerts.smtp_host, port=alerts.smtp_port, login=login, tls=alerts.mail_tls)
-        found.append(MailSink(server=server, sender=alerts.email_from, to=alerts.email_to))
-    return (LogSink(), *found) if found else ()
+        results.append(MailSink(server=server, sender=alerts.email_from, to=alerts.email_to))
+    return (LogSink(), *results) if results else ()
 
 
 def notifier(settings: Settings, path: Path) -> Notify:
@@ -70,7 +70,7 @@ def notifier(settings: Settings, path: Path) -> Notify:
 
 def sent(path: Path, n: int) -> list[SentNotice]:
     """The latest notices that were told, oldest first. Raises StoreError."""
-    found = list[SentNotice]()
+    results = list[SentNotice]()
     with open_reader(path) as connection:
         for seq, at_s, body in connection.execute(_SENT, (n,)).fetchall():
             telling = decoded(seq, AlertSent, body).telling
@@ -79,8 +79,8 @@ def sent(path: Path, n: int) -> list[SentNotice]:
             notice = None if row is None else alerts_of(decoded(place, EVENTS[row[0]], row[1]))
             if notice is not None:
                 notice = replace(notice, over=bool(telling.over))
-                found.append(SentNotice(at_s=at_s, about_s=telling.about_s, sink=telling.sink, notice=notice))
-    return found[::-1]
+                results.append(SentNotice(at_s=at_s, about_s=telling.about_s, sink=telling.sink, notice=notice))
+    return results[::-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +99,7 @@ def preflight(settings: Settings, *, host: str = "127.0.0.1", insecure_open: boo
     """
     if not settings.upstreams:
         raise ConfigError("upstreams: none is configured; add [upstreams.NAME] with a url")
-    found = Preflight(
+    result = Preflight(
         upstream_keys={name: api_key(name, upstream) for name, upstream in settings.upstreams.items()},
         langfuse_secret=secret("feedback.langfuse.secret_env", settings.feedback.langfuse.secret_env),
         embedders=embedders(settings),
@@ -116,7 +116,7 @@ def preflight(settings: Settings, *, host: str = "127.0.0.1", insecure_open: boo
             f"server.host: {host!r} serves other machines, and neither server.api_keys_env nor [keys.NAME] asks for"
             " keys; write one of them, listen on 127.0.0.1, or pass --insecure-open"
         )
-    return found
+    return result
 
 
 def embedders(settings: Settings) -> dict[str, HttpEmbedder]:
@@ -159,7 +159,7 @@ def _check_folder(settings: Settings) -> None:
 
 def _is_loopback(host: str) -> bool:
     try:
-        found = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        return all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in found)
+        result = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in result)
     except (OSError, ValueError):
         return False

@@ -58,9 +58,9 @@ def read_evidence(settings: Settings, database: Path | None = None) -> StartupEv
     examined = route_findings(path)
     return StartupEvidence(
         upstreams={
-            name: found
-            for name, found in upstream_findings(path).items()
-            if name in settings.upstreams and found.url_key == url_key(settings.upstreams[name].url)
+            name: result
+            for name, result in upstream_findings(path).items()
+            if name in settings.upstreams and result.url_key == url_key(settings.upstreams[name].url)
         },
         extracted={name: extracted(path, name, route, examined) for name, route in settings.routes.items()},
     )
@@ -110,6 +110,12 @@ def build_route(
     address = "" if upstream is None else url_key(upstream.url)
     setup = route_setup(settings, scorer_label(settings.scorer), address, probes=built.may_probe)
     return replace(built, setup=setup)
+
+
+def setup_of(settings: Settings, name: str) -> str:
+    """What a route's evidence rests on as its settings stand. Raises StoreError."""
+    route = settings.routes[name]
+    return build_route(name, route, read_evidence(settings), settings.upstreams.get(route.upstream)).setup
 
 
 def check_routes(settings: Settings) -> list[str]:
@@ -205,12 +211,12 @@ def _starving(name: str, route: Route, settings: Settings) -> list[str]:
     if not start.is_long:
         return []
     long = f"for about {start.n_requests:,.0f} requests" if isfinite(start.n_requests) else "for good"
-    said = (
+    sentence = (
         f"at {route.audit_share:g} a cold start stays at full runs {long}: a first certificate takes some"
         f" {start.n_audits:,} audits that count at once, and the burst brings {burst_of(route, settings.control):,};"
         " leave it out, and audits are many until something is certified"
     )
-    return [f"routes.{name}.audit_share: {said}"]
+    return [f"routes.{name}.audit_share: {sentence}"]
 
 
 def _check_drivers(settings: Settings) -> None:
@@ -231,16 +237,16 @@ def policy_table(said: str) -> dict[str, Any]:
     where, folder = ("policy", Path()) if is_written else (said, Path(said).parent)
     try:
         text = said if is_written else Path(said).read_text(encoding="utf-8")
-        found = _read(text)
+        result = _read(text)
     except OSError as error:
         raise ConfigError(f"{said}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError, ConfigError):  # of TOML, JSON and Unicode
         raise ConfigError(
             f"""{where}: is no table; write it as {{policy = "beta", threshold = 0.9}}, or name a TOML or JSON file"""
         ) from None
-    if not isinstance(found, Mapping) or not isinstance(found.get("policy"), str):
+    if not isinstance(result, Mapping) or not isinstance(result.get("policy"), str):
         raise ConfigError(f'{where}: names no policy; a table needs policy = "NAME"')
-    return dict(policy_with_models(where, found, folder))
+    return dict(policy_with_models(where, result, folder))
 
 
 def check_policy(name: str, route: Route, policy: Mapping[str, Any]) -> None:

@@ -166,9 +166,9 @@ def _without(settings: Settings, problem: str, process: Process) -> StartState:
     known, now_s = LogKnowledge(), time.time()
     if good is not None:
         here = {name: url_key(one.url) for name, one in settings.upstreams.items()}
-        found = {name: one for name, one in good.findings.items() if here.get(name) == one.url_key}
+        entries = {name: one for name, one in good.findings.items() if here.get(name) == one.url_key}
         known = LogKnowledge(
-            evidence=StartupEvidence(upstreams=found),
+            evidence=StartupEvidence(upstreams=entries),
             n_requests={name: one.n_requests for name, one in good.routes.items()},
         )
     serves = "the last-good file is served" if good is not None else "everything runs in full"

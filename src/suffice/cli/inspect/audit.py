@@ -71,11 +71,11 @@ def test(path: str) -> None:
 @JSON_LINES
 def list_sent(path: str, n: int, as_json: bool) -> None:
     """List the latest alerts that were sent, oldest first."""
-    found = sent(database_path(load_deployment(path).store.url), n)
-    for one in found:
+    result = sent(database_path(load_deployment(path).store.url), n)
+    for one in result:
         line = f"{format_notice_time(one.at_s)}  {one.sink:7}  {notice_headline(one.notice)}"
         click.echo(msgspec.json.encode(one).decode() if as_json else line)
-    if not found and not as_json:
+    if not result and not as_json:
         click.echo("nobody was told anything yet")
 
 
@@ -119,10 +119,10 @@ def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool
         key = audit_key(settings)
         kept = _read_heads(files, key)
         path = database_path(settings.store.url)
-        found = find_damage(path, thorough=True)
+        result = find_damage(path, thorough=True)
         with open_reader(path) as connection:
-            damage = found or ""
-            if found is None:
+            damage = result or ""
+            if result is None:
                 raise StoreError(f"store {path}: its pages could not be read through; try again")
             verdict = walk(connection, [one.head for _, one in kept if one.signed is not False])
     except SufficeError as error:
@@ -166,8 +166,8 @@ def _print_verdict(
             f"{beginning.n_before:,} rows up to row {beginning.after_seq:,} of the log were written before there"
             " was a chain; nothing vouches for them"
         )
-    found = "checked" if not verdict.ok else "are what was written"
-    click.echo(f"{verdict.n_rows:,} rows of the chain {found}" + _erased(verdict))
+    sentence = "checked" if not verdict.ok else "are what was written"
+    click.echo(f"{verdict.n_rows:,} rows of the chain {sentence}" + _erased(verdict))
     if head is not None:
         click.echo(f"head: place {head.place:,}, row {head.seq:,} of the log, {head.link}")
     if not files:
@@ -212,10 +212,10 @@ def _print_json(verdict: ChainCheck, forged: list[tuple[Path, KeptHead]], damage
 @JSON_LINES
 def show(config: Path, db: Path | None, n: int, route: str | None, kind: str | None, as_json: bool) -> None:
     """Print the latest rows, oldest first: when, who, what, before and after, and why."""
-    found = read_latest_rows(database_path(_settings(config, db).store.url), n, route=route, kind=kind)
-    for entry in found:
+    latest_rows = read_latest_rows(database_path(_settings(config, db).store.url), n, route=route, kind=kind)
+    for entry in latest_rows:
         click.echo(_json_of(entry) if as_json else _in_words(entry))
-    if not found and not as_json:
+    if not latest_rows and not as_json:
         click.echo("no such row in the audit log")
 
 

@@ -48,16 +48,16 @@ def read_held(connection: sqlite3.Connection, holds: Holds, *, now_s: float) -> 
     waiting: dict[str, list[ItemState]] = {}
     for one in read_reviews(connection).queue.waiting(now_s=now_s):
         waiting.setdefault(one.item.route, []).append(one)
-    found = dict[str, RouteHoldings]()
+    entries = dict[str, RouteHoldings]()
     for name in {*holds.routes, *waiting}:
         held, mine = holds.of(name), waiting.get(name, [])
-        found[name] = RouteHoldings(
+        entries[name] = RouteHoldings(
             overrides=override_words(held.overrides, now_s),
             incidents=tuple(f"{case.incident.incident}: {case.incident.summary}" for case in held.open_cases),
             n_to_review=len(mine),
             n_contradicted=sum(one.needs_third for one in mine),
         )
-    return found
+    return entries
 
 
 def override_words(overrides: Iterable[Override], now_s: float) -> tuple[str, ...]:
@@ -70,8 +70,8 @@ def override_words(overrides: Iterable[Override], now_s: float) -> tuple[str, ..
 def held_lines(one: RouteHoldings | None) -> list[tuple[str, str]]:
     if one is None:
         return []
-    lines = [("INCIDENT", f"WAITS FOR A DECISION: {printable(said)}") for said in one.incidents]
-    lines += [("held by a person", printable(said)) for said in one.overrides]
+    lines = [("INCIDENT", f"WAITS FOR A DECISION: {printable(sentence)}") for sentence in one.incidents]
+    lines += [("held by a person", printable(sentence)) for sentence in one.overrides]
     if one.n_to_review:
         third = f", {one.n_contradicted:,} of them contradicted" if one.n_contradicted else ""
         lines.append(("to review", f"{plural(one.n_to_review, 'run')}{third}: suffice review next"))
@@ -103,17 +103,17 @@ def _when(settings: Settings, good: LastGood, now_s: float) -> str:
 
 def _served(one: GoodRoute, now_s: float) -> str:
     held, made = one.held, one.held.publication
-    said = [] if one.refused is None else [f"behaves as observe: {one.refused}"]
+    sentences = [] if one.refused is None else [f"behaves as observe: {one.refused}"]
     if held.pause is not None:
-        said.append(f"PAUSED by {held.pause.author}: {held.pause.reason}")
+        sentences.append(f"PAUSED by {held.pause.author}: {held.pause.reason}")
     elif made is not None and held.level:
         proved = "certified" if made.certified else "budgeted"
-        said.append(f"{proved}, level {held.level} of {made.n_levels - 1}, publication {made.number}")
+        sentences.append(f"{proved}, level {held.level} of {made.n_levels - 1}, publication {made.number}")
     elif one.standing is not None:
-        said.append(f"the policy that a rollout brought: {one.standing.get('policy')}")
+        sentences.append(f"the policy that a rollout brought: {one.standing.get('policy')}")
     else:
-        said.append("no level is in force")
-    return printable("; ".join((*said, *override_words(one.overrides, now_s))))
+        sentences.append("no level is in force")
+    return printable("; ".join((*sentences, *override_words(one.overrides, now_s))))
 
 
 def phase_lines(one: Phase, *, per_s: float | None, acts: bool) -> list[tuple[str, str]]:
@@ -199,19 +199,19 @@ def _in_time(n: int, per_s: float | None) -> str:
 def summarize_effect(one: Outlook | None) -> str:
     if one is None:
         return "not measured: no worker has looked at this route"
-    said = one.satisfaction
-    if said is None:
+    satisfaction = one.satisfaction
+    if satisfaction is None:
         return "not measured: no watched run was rated"
-    if said.effect is None:
+    if satisfaction.effect is None:
         return "not measured: needs rated audits beside rated stopped runs"
-    return _effect(said, f"{one.confidence:.0%}") + _rates(said)
+    return _effect(satisfaction, f"{one.confidence:.0%}") + _rates(satisfaction)
 
 
 def liking_lines(one: Outlook) -> list[tuple[str, str]]:
     sure, lines = f"{one.confidence:.0%}", list[tuple[str, str]]()
-    for said in one.whole_likings:
-        lines += _whole(said, sure)
-        parts = [part for part in one.likings if part.measure == said.measure and part is not said]
+    for effect in one.whole_likings:
+        lines += _whole(effect, sure)
+        parts = [part for part in one.likings if part.measure == effect.measure and part is not effect]
         classes = [part for part in parts if part.query_class is not None]
         versions = [part for part in parts if part.version is not None]
         lines += [(f"    class {part.query_class or 'none'}", _part(part, sure)) for part in classes]
@@ -223,9 +223,9 @@ def _whole(said: SatisfactionEffect, sure: str) -> list[tuple[str, str]]:
     lines = []
     if said.full is None and said.stopped is None:
         lines.append((f"  {said.measure}", _shown(said.everybody, sure)))
-    for runs, found in (("full", said.full), ("stopped", said.stopped)):
-        if found is not None:
-            lines.append((f"  {said.measure}, {runs}", _shown(found, sure)))
+    for runs, result in (("full", said.full), ("stopped", said.stopped)):
+        if result is not None:
+            lines.append((f"  {said.measure}, {runs}", _shown(result, sure)))
     if said.effect is not None:
         lines.append((f"  {said.measure}, effect", _effect(said, sure) + _rates(said)))
     if said.n_set_aside:
@@ -325,10 +325,10 @@ def _account_part(one: Account, sure: str) -> str:
 
 
 def _forecasts(one: Outlook) -> list[tuple[str, str]]:
-    told = [forecast for forecast in (one.drop, one.em) if forecast is not None]
-    if not told:
+    forecasts = [forecast for forecast in (one.drop, one.em) if forecast is not None]
+    if not forecasts:
         return [("forecast", "none yet: it takes 3,000 requests of an epoch, with something that stops")]
-    return [("forecast", _forecast(forecast)) for forecast in told]
+    return [("forecast", _forecast(forecast)) for forecast in forecasts]
 
 
 def _forecast(one: Forecast) -> str:
@@ -371,23 +371,23 @@ def read_pairs(
     audits, callers = _audits(read_episodes(connection, name, behind, ended_after=behind), route.arms)
     pairs = AuditPairs(match=match).pairs(audits, timeout=0, callers=callers)
     delta = 1 - route.confidence
-    found = certify_arms(pairs, n_arms=2, max_em_drop=route.max_em_drop, delta=delta, now=0)
+    result = certify_arms(pairs, n_arms=2, max_em_drop=route.max_em_drop, delta=delta, now=0)
     asked = (audit.episode.outcome.pair_arm for audit in reversed(audits))
     arm = next((arm for arm in asked if arm not in (None, FULL)), None) or route.arms[0]
-    return _status(arm, found, route, n_missing=pairs_missing(found, max_em_drop=route.max_em_drop, delta=delta))
+    return _status(arm, result, route, n_missing=pairs_missing(result, max_em_drop=route.max_em_drop, delta=delta))
 
 
 def _audits(items: Iterable[EpisodeWithLabels], arms: Sequence[str]) -> tuple[list[Audit], set[str]]:
     """Audits of a log that were asked twice, and the senders that asked the model."""
-    found, callers = list[Audit](), set[str]()
+    results, callers = list[Audit](), set[str]()
     for item in items:
         request, outcome = item.episode.request, item.episode.outcome
         callers.add(request.sender)
         if is_pair(request, outcome, arms):
             labels = tuple(GivenLabel(label.seq, label.feedback) for label in item.labels)
             audit = Audit(seq=item.seq, at=0, ended_at_s=0.0, episode=item.episode, labels=labels)
-            found.append(audit)
-    return found, callers - {""}
+            results.append(audit)
+    return results, callers - {""}
 
 
 def _status(arm: str, found: CertifiedArms, route: Route, *, n_missing: int | None) -> PairStatus:

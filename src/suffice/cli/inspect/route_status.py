@@ -28,6 +28,7 @@ from suffice.assurance.evidence import AuditEvidence, evidence
 from suffice.assurance.extractable import MIN_SHARE
 from suffice.assurance.money import usd
 from suffice.assurance.route_forecast import Outlook
+from suffice.assurance.runs import Match
 from suffice.assurance.tally import Tally
 from suffice.cli.inspect.route_report import (
     PairStatus,
@@ -45,12 +46,12 @@ from suffice.cli.inspect.route_report import (
     wait,
 )
 from suffice.cli.shell import fail, print_json
-from suffice.edge.yardstick import yardstick
+from suffice.control.evidence.matching import matching
 from suffice.errors import ConfigError, StoreError, SufficeError
 from suffice.formatting import format_estimate
 from suffice.review.route_guarantee import RouteGuarantee
 from suffice.sanitize import plural, printable
-from suffice.scoring.base import Scorer, scorer_label
+from suffice.scoring.base import scorer_label
 from suffice.settings import Route, Settings
 from suffice.store.database.decisions import is_attended
 from suffice.store.database.presence import switch_reason
@@ -107,8 +108,8 @@ def show_statuses(config: Path | None, db: Path | None, route: str | None, *, as
         _warn_of_rows(database)
         statuses = read_statuses(database, settings, route)
     except (SufficeError, OSError) as error:
-        said = [printable(one) for one in first]
-        fail("\n".join([str(error), *said, *_last_words(error, settings if db is None else None, route)]))
+        sentences = [printable(one) for one in first]
+        fail("\n".join([str(error), *sentences, *_last_words(error, settings if db is None else None, route)]))
     show_first(first, err=as_json)
     if as_json:
         _print_json(statuses)
@@ -199,13 +200,12 @@ class _Scorers:
     def _make(self, configured: Route | None) -> RouteScorer:
         if configured is None:
             return RouteScorer("", lambda answer, gold: answer == gold)
-        opened: list[Scorer] = []
+        opened: list[Match] = []  # a judge of formulas starts processes, and most logs need none
 
         def match(answer: str | None, gold: str) -> bool:
             if not opened:
-                opened.append(self._stack.enter_context(yardstick(configured.scorer)))
-            reference = opened[0].normalise(gold)  # labels come as people write them
-            return reference is not None and opened[0].match(answer, reference)
+                opened.append(self._stack.enter_context(matching(configured)))
+            return opened[0](answer, gold)
 
         return RouteScorer(scorer_label(configured.scorer), match)
 

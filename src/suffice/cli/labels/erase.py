@@ -89,18 +89,18 @@ def erase(
         named = [*(f"episode {one}" for one in episodes), *(f"unit {one}" for one in units)]
         what = ", ".join(named) or f"older than {older_than}"
         order = _order(what, wanted, author or user_name() or "unknown", reason)
-        found = _rows(writer, episodes, units, limit_s)
-        if dry_run or not found:
-            click.echo(f"{len(found):,} rows may hold {', '.join(wanted)}; nothing was changed")
-            raise SystemExit(0 if found else 1)
-        _erase(writer, order, found)
+        matching = _rows(writer, episodes, units, limit_s)
+        if dry_run or not matching:
+            click.echo(f"{len(matching):,} rows may hold {', '.join(wanted)}; nothing was changed")
+            raise SystemExit(0 if matching else 1)
+        _erase(writer, order, matching)
 
 
 def _limit_s(text: str) -> float:
     """The Unix time before which everything goes. Raises ConfigError."""
-    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([dh])", text)
-    if found is not None:
-        return time.time() - float(found[1]) * (_DAY_S if found[2] == "d" else 3_600.0)
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([dh])", text)
+    if match is not None:
+        return time.time() - float(match[1]) * (_DAY_S if match[2] == "d" else 3_600.0)
     try:
         at = datetime.fromisoformat(text)
         return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
@@ -123,12 +123,12 @@ def _rows(writer: Decisions, episodes: tuple[str, ...], units: tuple[str, ...], 
 
 
 def _aged(connection: sqlite3.Connection, limit_s: float) -> list[int]:
-    found, after, last = set[int](), 0, last_place(connection)
+    matching, after, last = set[int](), 0, last_place(connection)
     while rows := aged(connection, limit_s, after_seq=after, until_seq=last):
         after = rows[-1].seq
-        found.update(row.seq for row in rows)
-        found.update(seq for row in rows if row.kind == "outcome" for seq in select_label_rows(connection, row.key))
-    return sorted(found)
+        matching.update(row.seq for row in rows)
+        matching.update(seq for row in rows if row.kind == "outcome" for seq in select_label_rows(connection, row.key))
+    return sorted(matching)
 
 
 def _name(settings: Settings, writer: Decisions, unit: str) -> str:
@@ -141,11 +141,11 @@ def _name(settings: Settings, writer: Decisions, unit: str) -> str:
     salt = deployment_salt(settings)
     with open_reader(writer.path) as connection:
         names = {sender: conversation_key(sender, unit, salt=salt) for sender in conversation_senders(connection)}
-        found = {sender: name for sender, name in names.items() if find_episodes(connection, name)}
-    if len(found) > 1:
-        told = ", ".join(f"{name} of sender {sender or 'without a key'}" for sender, name in sorted(found.items()))
-        raise ConfigError(f"--unit: {unit[:80]!r} names conversations of {len(found)} senders; name one of {told}")
-    return next(iter(found.values()), conversation_key("", unit, salt=salt))
+        entries = {sender: name for sender, name in names.items() if find_episodes(connection, name)}
+    if len(entries) > 1:
+        text = ", ".join(f"{name} of sender {sender or 'without a key'}" for sender, name in sorted(entries.items()))
+        raise ConfigError(f"--unit: {unit[:80]!r} names conversations of {len(entries)} senders; name one of {text}")
+    return next(iter(entries.values()), conversation_key("", unit, salt=salt))
 
 
 def _erase(writer: Decisions, order: ErasureOrder, rows: list[int]) -> None:

@@ -20,9 +20,9 @@ from suffice import __version__
 from suffice.cells import format_csv
 from suffice.cli.shell import CONFIG_FILE, FILE, JSON_OBJECT, Command, CommandGroup, find_settings, option, read_policy
 from suffice.control.evidence.fitting import read_back
+from suffice.control.evidence.matching import matching
 from suffice.control.people.asking import Which, to_judge
 from suffice.edge import label_studio as tool
-from suffice.edge.yardstick import yardstick
 from suffice.errors import ConfigError
 from suffice.files import write_whole
 from suffice.learn.groups import prompt_fold
@@ -115,7 +115,7 @@ def label_studio(
     with open_decisions(settings, create=False) as writer:
         note_export(writer, what=f"runs of {route} to judge", where=where, n_rows=n_added, author=None, reason="")
     n_bare = sum(run.question is None for run in runs)
-    told = {
+    entries = {
         "route": route,
         "which": which,
         "n_runs": len(runs),
@@ -124,9 +124,9 @@ def label_studio(
         "to": where,
     }
     if as_json:
-        click.echo(json.dumps(told))
+        click.echo(json.dumps(entries))
         return
-    click.echo(f"{told['to']}: {n_added:,} tasks added of {len(runs):,} runs to judge")
+    click.echo(f"{entries['to']}: {n_added:,} tasks added of {len(runs):,} runs to judge")
     if n_bare:
         click.echo(f"  {n_bare:,} show no question; --questions FILE brings them")
 
@@ -170,8 +170,8 @@ def feedback_table(file: Path, config: Path, route: str | None, *, as_json: bool
 def _said(path: Path, route: str | None) -> Iterator[dict[str, Any]]:
     for one in read_all_feedback(path):
         if route is None or one.route == route:
-            told = {name: getattr(one.feedback, name) for name in COLUMNS if name not in ("route", "joined")}
-            yield told | {"route": one.route, "joined": one.joined, "metrics": dict(one.feedback.metrics)}
+            entries = {name: getattr(one.feedback, name) for name in COLUMNS if name not in ("route", "joined")}
+            yield entries | {"route": one.route, "joined": one.joined, "metrics": dict(one.feedback.metrics)}
 
 
 def _csv(rows: list[dict[str, Any]], metrics: list[str]) -> str:
@@ -317,10 +317,10 @@ def _route(settings: Settings, given: FinetuneOptions) -> tuple[str, Route]:
     """The route that is meant. Raises ConfigError where that is not plain."""
     if given.route is not None:
         return given.route, find_settings(settings, given.route, option="--route")
-    found = {name: route for name, route in settings.routes.items() if route.kind == "reasoning"}
-    if len(found) != 1:
-        raise ConfigError(f"--route: name one; of kind reasoning are: {', '.join(sorted(found)) or 'none'}")
-    return next(iter(found.items()))
+    entries = {name: route for name, route in settings.routes.items() if route.kind == "reasoning"}
+    if len(entries) != 1:
+        raise ConfigError(f"--route: name one; of kind reasoning are: {', '.join(sorted(entries)) or 'none'}")
+    return next(iter(entries.items()))
 
 
 def _shape(settings: Settings | None, given: FinetuneOptions) -> LineFormat:
@@ -354,12 +354,7 @@ def _match(
         yield given.route, lambda answer, gold: answer == gold
         return
     name, route = _route(settings, given)
-    with yardstick(route.scorer) as scorer:
-
-        def match(answer: str | None, gold: str) -> bool:
-            reference = scorer.normalise(gold)  # labels come as people write them
-            return reference is not None and scorer.match(answer, reference)
-
+    with matching(route) as match:
         yield name, match
 
 
@@ -449,12 +444,12 @@ def _stop_name(line: Line) -> str:
 
 
 def _consent(given: FinetuneOptions) -> str:
-    said = ["lines that say so"]
+    sentences = ["lines that say so"]
     if given.consent:
-        said.append(f"{len(given.consent)} lists")
+        sentences.append(f"{len(given.consent)} lists")
     if given.consented:
-        said.append("the owner's word for everybody who did not refuse")
-    return ", ".join(said)
+        sentences.append("the owner's word for everybody who did not refuse")
+    return ", ".join(sentences)
 
 
 def _count(words: Iterator[str]) -> dict[str, int]:

@@ -194,20 +194,20 @@ def _read_json(file: Path) -> Any:
 
 
 def _scores(file: Path) -> Iterator[tuple[int, Any]]:
-    said = _read_json(file)
-    pages = said if isinstance(said, list) else [said]
-    found = [
+    result = _read_json(file)
+    pages = result if isinstance(result, list) else [result]
+    results = [
         score
         for page in pages
         for score in (page["data"] if isinstance(page, dict) and isinstance(page.get("data"), list) else [page])
     ]
-    yield from enumerate(found, 1)
+    yield from enumerate(results, 1)
 
 
 def _annotations(tasks: Any, result: ImportResult) -> Iterator[Body]:
-    told = read_export(tasks)
-    result.n_ignored = told.n_ignored
-    yield from enumerate(told.rows, 1)
+    export = read_export(tasks)
+    result.n_ignored = export.n_ignored
+    yield from enumerate(export.rows, 1)
 
 
 async def _exported(url: str, project: int, api_key_env: str) -> Any:
@@ -219,18 +219,18 @@ def _checked(bodies: Iterable[Body], settings: Settings, result: ImportResult) -
     """All rows as feedback. Raises TraceError at the first that cannot be."""
     salt = deployment_salt(settings)
     sender = sender_key("import", salt=salt)
-    found: list[Feedback] = []
+    results: list[Feedback] = []
     for number, row in bodies:
         try:
             if isinstance(row, BadRequest):
                 raise row
-            said = read_feedback(row, settings.metrics)
+            outcome = read_feedback(row, settings.metrics)
         except BadRequest as error:
             column = result.by.column_of(error.param) if result.by is not None else error.param
             raise TraceError(str(error), file=result.source, row=number, column=column) from None
-        found.append(seal_feedback(said, sender=sender, door="import", salt=salt))
-    result.n_rows = len(found)
-    return found
+        results.append(seal_feedback(outcome, sender=sender, door="import", salt=salt))
+    result.n_rows = len(results)
+    return results
 
 
 # --------------------------------------------------------------------------- writing
@@ -242,9 +242,9 @@ def _look(rows: list[Feedback], settings: Settings, result: ImportResult) -> Non
     with open_reader(path) if path.is_file() else nullcontext() as connection:
         for row in rows:
             before = first.setdefault(row.feedback_id, row)
-            found = "no" if connection is None else find_feedback(connection, row)
-            result.n_known += before is not row or found != "no"
-            result.n_conflicts += found == "otherwise" or (found == "no" and before != row)
+            sentence = "no" if connection is None else find_feedback(connection, row)
+            result.n_known += before is not row or sentence != "no"
+            result.n_conflicts += sentence == "otherwise" or (sentence == "no" and before != row)
             result.n_joined += connection is not None and would_join(connection, row.episode_id, row.response_id)
     result.n_new = len(rows) - result.n_known
 
@@ -264,8 +264,8 @@ async def _write(rows: list[Feedback], settings: Settings, result: ImportResult)
 
 def _show(result: ImportResult, *, as_json: bool) -> None:
     if as_json:
-        told: Mapping[str, Any] = {name: value for name, value in asdict(result).items() if name != "by"}
-        click.echo(json.dumps(told))
+        entries: Mapping[str, Any] = {name: value for name, value in asdict(result).items() if name != "by"}
+        click.echo(json.dumps(entries))
         return
     would = "would be " if result.dry_run else ""
     click.echo(f"{result.source}: {result.n_rows:,} rows, {result.n_new:,} {would}new, {result.n_known:,} known before")
@@ -364,8 +364,8 @@ def judge(route: str, config: Path, questions: Path | None, most: int, *, as_jso
     of the route's EM budget, or no run has both words, no label is written.
     """
     settings = load_deployment(config)
-    found = asyncio.run(_judge(settings, route, _questions_file(settings, route, questions), most))
-    _feedback_show(found, as_json=as_json)
+    result = asyncio.run(_judge(settings, route, _questions_file(settings, route, questions), most))
+    _feedback_show(result, as_json=as_json)
 
 
 def _tables(settings: Settings, name: str) -> tuple[Route, Judge]:

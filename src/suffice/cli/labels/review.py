@@ -81,9 +81,9 @@ def review() -> None:
 @JSON
 def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
     """List what is waiting for a reviewer, the most urgent first."""
-    with log_of(path) as (told, writer):
+    with log_of(path) as (settings, writer):
         if route is not None:
-            find_settings(told, route)
+            find_settings(settings, route)
         queue = read_reviews(writer.path).queue
     now_s = time.time()
     places = list(queue.of(route)) if all_of_them else queue.waiting(now_s=now_s, route=route)
@@ -143,21 +143,21 @@ def submit(
     """
     name = who(reviewer)
     again = f"Say it again: suffice review submit {item} {word} --reviewer {name} …"
-    with nothing_written(again), log_of(path) as (told, writer):
+    with nothing_written(again), log_of(path) as (settings, writer):
         place = read_reviews(writer.path).queue.places.get(item)
         if place is None:
             refused(f"unknown item {item!r}; see suffice review list")
-        said = said_of(place.item, word, reviewer=name, corrected=corrected, reason=reason)
-        found = said if isinstance(said, str) else _submitted(writer, said)
-        if isinstance(found, str):
-            refused(found)
-        effect = _effect(told, writer, place.item)
+        outcome = said_of(place.item, word, reviewer=name, corrected=corrected, reason=reason)
+        result = outcome if isinstance(outcome, str) else _submitted(writer, outcome)
+        if isinstance(result, str):
+            refused(result)
+        effect = _effect(settings, writer, place.item)
     if as_json:
-        plain = msgspec.to_builtins(found)
+        plain = msgspec.to_builtins(result)
         print_json({**plain, "changed": msgspec.to_builtins(effect), "said": effect.said})
         return
-    click.echo(f"{item}: {found.told}")
-    if found.verdict is not None:
+    click.echo(f"{item}: {result.told}")
+    if result.verdict is not None:
         click.echo(f"  {effect.said}")
 
 
@@ -169,12 +169,12 @@ def submit(
 @JSON
 def ask(episode: str, reason: str, author: str | None, path: str, *, as_json: bool) -> None:
     """Ask people about run EPISODE, whatever the day's cap."""
-    with nothing_written("Ask again once the log can be written."), log_of(path) as (told, writer):
-        rules = {name: route.review for name, route in told.routes.items()}
-        found = ask_about(writer, episode, rules, reason, who(author), now_s=time.time())
-    if isinstance(found, str):
-        refused(found)
-    say(found, as_json=as_json, text=f"{episode}: waits for a reviewer")
+    with nothing_written("Ask again once the log can be written."), log_of(path) as (settings, writer):
+        rules = {name: route.review for name, route in settings.routes.items()}
+        about = ask_about(writer, episode, rules, reason, who(author), now_s=time.time())
+    if isinstance(about, str):
+        refused(about)
+    say(about, as_json=as_json, text=f"{episode}: waits for a reviewer")
 
 
 @review.command()
@@ -183,11 +183,11 @@ def ask(episode: str, reason: str, author: str | None, path: str, *, as_json: bo
 @JSON
 def stats(route: str | None, path: str, *, as_json: bool) -> None:
     """Show how many items stand where, how far reviewers agree, and what the random ones say of all answers."""
-    with log_of(path) as (told, writer):
+    with log_of(path) as (settings, writer):
         if route is not None:
-            find_settings(told, route)
+            find_settings(settings, route)
         queue = read_reviews(writer.path).queue
-    for name in told.routes if route is None else [route]:
+    for name in settings.routes if route is None else [route]:
         counts, agree = queue.counts(now_s=time.time(), route=name), agreement(queue.of(name))
         em, drawings = em_of(queue, name), queue.drawings.get(name, ())
         if as_json:
@@ -231,25 +231,25 @@ def _go_through(
     path: str, route: str | None, reviewer: str | None, questions: Path | None, *, as_json: bool, third: bool
 ) -> None:
     name = who(reviewer)
-    with nothing_written("Your item goes back by itself."), log_of(path) as (told, writer):
+    with nothing_written("Your item goes back by itself."), log_of(path) as (settings, writer):
         if route is not None:
-            find_settings(told, route)
-        texts = _Texts(told, questions)
+            find_settings(settings, route)
+        texts = _Texts(settings, questions)
         n = 0
         while True:
-            found = _taken(writer, name, route, third=third)
-            if found is None:
+            result = _taken(writer, name, route, third=third)
+            if result is None:
                 click.echo(f"nothing {'else ' if n else ''}waits for {name}", err=as_json)
                 return
             n += 1
-            place, lease = found
+            place, lease = result
             question, where = texts.of(writer, place.item)
             sources = texts.sources_of(writer, place.item)
             if as_json or not sys.stdin.isatty():
                 _print(place, lease, question, where, sources, as_json=as_json)
                 return
             _print(place, lease, question, where, sources, as_json=False)
-            if not _answered(told, writer, place, name):
+            if not _answered(settings, writer, place, name):
                 return
 
 
@@ -310,10 +310,10 @@ def _answered(told: Settings, writer: Decisions, place: ItemState, name: str) ->
             give_item_back(writer, place.item.episode_id, name, "skipped", now_s=time.time())
             return key == "s"
         elif word is not None:
-            said = said_of(place.item, word, reviewer=name, corrected=corrected, reason=reason)
-            assert not isinstance(said, str)
-            found = _submitted(writer, said)
-            click.echo(f"{word}: {found if isinstance(found, str) else found.told}")
+            outcome = said_of(place.item, word, reviewer=name, corrected=corrected, reason=reason)
+            assert not isinstance(outcome, str)
+            result = _submitted(writer, outcome)
+            click.echo(f"{word}: {result if isinstance(result, str) else result.told}")
             click.echo(f"  {_effect(told, writer, place.item).said}")
             return True
 
@@ -347,8 +347,8 @@ class _Texts:
                 f"cannot be had: the log holds no text; name routes.{item.route}.review.questions or --questions, "
                 f"or let the route keep it (routes.{item.route}.review.keep_text)"
             )
-        found = self._texts(item.route, file).get(item.question_key)
-        return found, f"from {file}:" if found is not None else f"cannot be had: it is not in {file}"
+        result = self._texts(item.route, file).get(item.question_key)
+        return result, f"from {file}:" if result is not None else f"cannot be had: it is not in {file}"
 
     def sources_of(self, writer: Decisions, item: ReviewItem) -> tuple[Source, ...]:
         kept = kept_sources(writer.path, item.episode_id, now_s=time.time())

@@ -64,12 +64,12 @@ def estimate(logs: tuple[Path, ...], **options: object) -> None:
     call is made. Exits with 2 when the logs cannot be read or say too little.
     """
     given = EstimateOptions(**options)  # type: ignore[arg-type]  # click has checked them
-    found, log = _estimate(logs, given)
+    result, log = _estimate(logs, given)
     if given.as_json:
         formats = {"formats": log.formats, "n_records": log.n_records, "n_left_out": log.n_left_out}
-        print(json.dumps(asdict(found) | formats))
+        print(json.dumps(asdict(result) | formats))
         return
-    _show(found, log, given)
+    _show(result, log, given)
 
 
 def _estimate(paths: tuple[Path, ...], given: EstimateOptions) -> tuple[LogEstimate, Log]:
@@ -90,7 +90,7 @@ def _estimate(paths: tuple[Path, ...], given: EstimateOptions) -> tuple[LogEstim
     rng = np.random.default_rng(SEED)
     n_requests = len(log.calls) if own.kind != "samples" else len(own.runs) + own.n_unfit
     traffic = traffic_of(log.calls, n_requests, rng)
-    found = run(
+    result = run(
         replay_ladder(judged, scorer),
         traffic,
         max_em_drop=given.max_em_drop,
@@ -100,30 +100,32 @@ def _estimate(paths: tuple[Path, ...], given: EstimateOptions) -> tuple[LogEstim
         rng=rng,
         assumed=_assumed(given, own, judged, traffic.span_s),
     )
-    return found, log
+    return result, log
 
 
 def _assumed(given: EstimateOptions, own: LogRuns, judged: LogRuns, span_s: float | None) -> list[str]:
-    said = ["requests keep coming as in the log: same rate, same mix of questions, same model and settings"]
+    sentences = ["requests keep coming as in the log: same rate, same mix of questions, same model and settings"]
     if given.like:
-        said.append(f"stops do on this traffic what they do on {', '.join(map(str, given.like))}")
+        sentences.append(f"stops do on this traffic what they do on {', '.join(map(str, given.like))}")
     elif judged.kind == "samples":
-        said.append(
+        sentences.append(
             "calls with the same prompt are the samples of one request, in the order of their times; the tokens of"
             " a call with several choices are shared equally by them"
         )
         if own.n_unfit:
-            said.append(f"{own.n_unfit} prompts with fewer than three answers behave like the {len(own.runs)} others")
+            sentences.append(
+                f"{own.n_unfit} prompts with fewer than three answers behave like the {len(own.runs)} others"
+            )
     else:
-        said.append(
+        sentences.append(
             "a stop gives the answer that the thought itself shows last; without probes nobody can ask for another,"
             " and whether the delivered answer is the same shows only live"
         )
     if span_s is None:
-        said.append("the log has no times, so no number of days is given")
+        sentences.append("the log has no times, so no number of days is given")
     elif span_s < DAY_S:
-        said.append(f"a day is like the {span_s / HOUR_S:.1f} hours in the log")
-    return said
+        sentences.append(f"a day is like the {span_s / HOUR_S:.1f} hours in the log")
+    return sentences
 
 
 # --------------------------------------------------------------------------- what a person sees

@@ -153,17 +153,17 @@ def _upstream(settings: Settings | None, route: Route | None, given: RecordOptio
     if target is None:
         raise ConfigError("--upstream: name a server, or a --route that has one")
     if settings is not None and target in settings.upstreams:
-        found = settings.upstreams[target]
+        entry = settings.upstreams[target]
     elif target.startswith(("http://", "https://")):
-        target, found = "record", Upstream(url=target, api_key_env=given.api_key_env)
+        target, entry = "record", Upstream(url=target, api_key_env=given.api_key_env)
     else:
         names = ", ".join(sorted(settings.upstreams)) if settings is not None else "there are none here (--config)"
         raise ConfigError(f"--upstream: got {target!r}; need http://host[:port] or a name from the settings: {names}")
     if given.driver is None:
-        return target, found
+        return target, entry
     if given.driver not in DRIVERS:
         raise ConfigError(f"--driver: unknown name {given.driver!r}; known: {', '.join(DRIVERS)}")
-    return target, msgspec.structs.replace(found, driver=given.driver)
+    return target, msgspec.structs.replace(entry, driver=given.driver)
 
 
 def _recipe(route: Route | None, upstream: Upstream, given: RecordOptions) -> RecordingRecipe:

@@ -157,8 +157,8 @@ def _write(tuned: TunedSet, bench: Bench, route: str, folder: Path | None) -> tu
 
 def _print_json(tuned: TunedSet, proposal: PolicyProposal, written: list[Path]) -> None:
     model = None if proposal.model is None else proposal.model.address
-    found = tuned_object(tuned) | {"policy": proposal.spec, "model": model, "written": [str(path) for path in written]}
-    click.echo(dump_json(found))
+    result = tuned_object(tuned) | {"policy": proposal.spec, "model": model, "written": [str(path) for path in written]}
+    click.echo(dump_json(result))
 
 
 # --------------------------------------------------------------------------- what a person sees
@@ -216,12 +216,12 @@ def _show_optimism(tuned: TunedSet, console: Console) -> None:
         low, high = describe_percent(of.interval.low, 2), describe_percent(of.interval.high, 2)
         return f"{describe_percent(of.value, 2)} [{low}, {high}]"
 
-    found = tuned.optimism
+    optimism = tuned.optimism
     console.print(f"\n{'':<10} {'tokens saved, %':>24} {'EM drop, points':>24}")
     for name, saved, drop in (
-        ("in search", found.token_reduction_in_search, found.em_drop_in_search),
-        ("unseen", found.token_reduction_unseen, found.em_drop_unseen),
-        ("optimism", found.token_reduction, found.em_drop),
+        ("in search", optimism.token_reduction_in_search, optimism.em_drop_in_search),
+        ("unseen", optimism.token_reduction_unseen, optimism.em_drop_unseen),
+        ("optimism", optimism.token_reduction, optimism.em_drop),
     ):
         console.print(f"{name:<10} {ranged(saved):>24} {ranged(drop):>24}")
     n_folds = len(tuned.folds)

@@ -63,8 +63,8 @@ def list_(path: str, *, as_json: bool) -> None:
         click.echo("no experiment: write one as [experiments.NAME] in the settings")
     for name in names:
         row = _listed(name, settings, latest)
-        told = f"{row['state']}" + (f", {row['since']} by {row['author']}: {row['reason']}" if row["since"] else "")
-        print_line(f"{name}: {told}")
+        sentence = f"{row['state']}" + (f", {row['since']} by {row['author']}: {row['reason']}" if row["since"] else "")
+        print_line(f"{name}: {sentence}")
         click.echo(f"  {row['arms']}; decides: {row['primary']}; layer {row['layer']}, {row['share']:.1%} of it")
 
 
@@ -86,9 +86,9 @@ def show(name: str, path: str, run: int | None, *, as_json: bool) -> None:
     one = mine[-1]
     result = read_experiment(database, one, settings)
     if as_json:
-        told = {arm.arm: summarize_arm(result, arm) for arm in result.arms}
-        found = {**_state(one), "result": msgspec.to_builtins(result), "reading": told}
-        print_json(found)
+        values = {arm.arm: summarize_arm(result, arm) for arm in result.arms}
+        entries = {**_state(one), "result": msgspec.to_builtins(result), "reading": values}
+        print_json(entries)
         return
     _print(one, result)
 
@@ -107,13 +107,13 @@ def start(name: str, path: str, reason: str, author: str | None, *, as_json: boo
     with log_of(path) as (settings, writer):
         written = _of_settings(settings, name)
         check_experiment(settings, name)
-        found = experiments.start_experiment(writer, name, written, author=who(author), reason=reason)
-    if isinstance(found, str):
-        refused(f"experiment {name} {found}")
-    odds = ", ".join(f"{arm} {share:.1%}" for arm, share in found.experiment.odds().items())
-    verb = "started" if found.revision == 0 else "changed"
-    text = f"experiment {name}: {verb}, run {found.experiment.run}: {odds}; running gateways follow within a second"
-    say(found, as_json=as_json, text=text)
+        result = experiments.start_experiment(writer, name, written, author=who(author), reason=reason)
+    if isinstance(result, str):
+        refused(f"experiment {name} {result}")
+    odds = ", ".join(f"{arm} {share:.1%}" for arm, share in result.experiment.odds().items())
+    verb = "started" if result.revision == 0 else "changed"
+    text = f"experiment {name}: {verb}, run {result.experiment.run}: {odds}; running gateways follow within a second"
+    say(result, as_json=as_json, text=text)
 
 
 @experiment.command()
@@ -130,12 +130,12 @@ def stop(name: str, path: str, reason: str, author: str | None, *, as_json: bool
     with log_of(path) as (settings, writer):
         held = experiments.read_experiments(writer.path)
         now = next((one for one in held if one.runs and one.experiment.name == name), None)
-        said = () if now is None else _said(now, settings, writer.path)
-        found = experiments.stop_experiment(writer, name, author=who(author), reason=reason, said=said)
-    if isinstance(found, str):
-        refused(f"experiment {name} {found}")
-    say(found, as_json=as_json, text=f"experiment {name}: stopped, run {found.run}")
-    for sentence in () if as_json else found.said:
+        parts = () if now is None else _said(now, settings, writer.path)
+        result = experiments.stop_experiment(writer, name, author=who(author), reason=reason, said=parts)
+    if isinstance(result, str):
+        refused(f"experiment {name} {result}")
+    say(result, as_json=as_json, text=f"experiment {name}: stopped, run {result.run}")
+    for sentence in () if as_json else result.said:
         _wrapped(sentence, "  ")
 
 

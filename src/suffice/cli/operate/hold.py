@@ -26,7 +26,6 @@ from suffice.cli.shell import (
     print_line,
     refused,
     say,
-    settings_setup,
     who,
 )
 from suffice.errors import ConfigError
@@ -40,6 +39,7 @@ from suffice.store.people.holds import read_holds
 from suffice.store.routes import pausing
 from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
 from suffice.wiring.keys import presence_files
+from suffice.wiring.routes import setup_of
 
 
 @click.command(cls=Command)
@@ -130,8 +130,8 @@ def set_(
     within a second, and stop following when the date has come, whether or not a worker runs.
     """
     again = "Set it again once the log can be written."
-    with nothing_written(again), log_of(path) as (told, writer):
-        settings = find_settings(told, route)
+    with nothing_written(again), log_of(path) as (config, writer):
+        settings = find_settings(config, route)
         wanted = OverrideForm(
             kind=kind,
             reason=reason,
@@ -141,18 +141,18 @@ def set_(
             level=level,
             max_em_drop=max_em_drop,
         )
-        found = set_override(
+        result = set_override(
             writer,
             route,
             settings,
             wanted,
             now_s=time.time(),
             publication=publication,
-            setup=settings_setup(told, route),
+            setup=setup_of(config, route),
         )
-    if isinstance(found, str):
-        refused(found)
-    say(found, as_json=as_json, text=f"route {route}: override {found.number}: {found.after}; {_until(found)}")
+    if isinstance(result, str):
+        refused(result)
+    say(result, as_json=as_json, text=f"route {route}: override {result.number}: {result.after}; {_until(result)}")
 
 
 @override.command("list")
@@ -162,10 +162,10 @@ def set_(
 @JSON
 def list_overrides(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
     """List overrides: what they hold, who set them, why and until when."""
-    with log_of(path) as (told, writer):
-        names = list(told.routes) if route is None else [route]
+    with log_of(path) as (settings, writer):
+        names = list(settings.routes) if route is None else [route]
         for name in names:
-            find_settings(told, name)
+            find_settings(settings, name)
         holds = read_holds(writer.path)
     now_s, n = time.time(), 0
     for name in names:
@@ -194,11 +194,13 @@ def list_overrides(route: str | None, path: str, *, all_of_them: bool, as_json: 
 @JSON
 def end(route: str, number: int, reason: str, author: str | None, path: str, *, as_json: bool) -> None:
     """End override NUMBER of ROUTE before its date."""
-    with nothing_written("It still holds."), log_of(path) as (told, writer):
-        found = end_override(writer, route, find_settings(told, route), number, reason, who(author), now_s=time.time())
-    if isinstance(found, str):
-        refused(found)
-    say(found, as_json=as_json, text=f"route {route}: override {number} has ended; now: {found.after}")
+    with nothing_written("It still holds."), log_of(path) as (settings, writer):
+        result = end_override(
+            writer, route, find_settings(settings, route), number, reason, who(author), now_s=time.time()
+        )
+    if isinstance(result, str):
+        refused(result)
+    say(result, as_json=as_json, text=f"route {route}: override {number} has ended; now: {result.after}")
 
 
 def _until(one: Override) -> str:
@@ -217,23 +219,23 @@ def incident() -> None:
 @JSON
 def list_incidents(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
     """List incidents, oldest first."""
-    with log_of(path) as (told, writer):
+    with log_of(path) as (settings, writer):
         if route is not None:
-            find_settings(told, route)
+            find_settings(settings, route)
         holds = read_holds(writer.path)
-    found = [
+    results = [
         case
         for name, held in sorted(holds.routes.items())
         if route in (None, name)
         for case in (held.cases if all_of_them else held.open_cases)
     ]
-    for case in sorted(found, key=lambda case: case.incident.opened_at_s):
+    for case in sorted(results, key=lambda case: case.incident.opened_at_s):
         if as_json:
             print_json(_plain(case))
         else:
             click.echo(f"{case.incident.incident}  {format_time(case.incident.opened_at_s)}  {_state(case)}")
             click.echo(f"  {case.incident.summary}")
-    if not found and not as_json:
+    if not results and not as_json:
         click.echo("no incident waits for a decision")
 
 
@@ -243,9 +245,9 @@ def list_incidents(route: str | None, path: str, *, all_of_them: bool, as_json: 
 @JSON
 def show_incident(name: str, path: str, *, as_json: bool) -> None:
     """Show incident NAME: its evidence, the decision, and which publications can be rolled back to."""
-    with log_of(path) as (told, writer), open_reader(writer.path) as connection:
+    with log_of(path) as (config, writer), open_reader(writer.path) as connection:
         route, case = _found(writer.path, name)
-        settings = find_settings(told, route)
+        settings = find_settings(config, route)
         now = read_now(connection, route, settings)
         able = fitting(connection, now, now_s=time.time())
         holds = in_words(now, now_s=time.time())
@@ -256,8 +258,8 @@ def show_incident(name: str, path: str, *, as_json: bool) -> None:
     one = case.incident
     print_line(f"{one.incident}: {one.summary}")
     click.echo(f"  opened   {format_time(one.opened_at_s)} by {one.author}, cause {one.cause}")
-    for said in one.evidence:
-        print_line(f"  evidence {said}")
+    for sentence in one.evidence:
+        print_line(f"  evidence {sentence}")
     click.echo(f"  now      {holds}")
     print_line(f"  state    {_state(case)}")
     if case.decision is not None:
@@ -298,9 +300,9 @@ def decide_(
 ) -> None:
     """Decide incident NAME and carry out the decision."""
     again = "Everything is as it was: decide again once the log can be written."
-    with nothing_written(again), log_of(path) as (told, writer):
+    with nothing_written(again), log_of(path) as (config, writer):
         route, _ = _found(writer.path, name)
-        settings = find_settings(told, route)
+        settings = find_settings(config, route)
         asked = IncidentForm(
             incident=name,
             decision=decision,
@@ -310,18 +312,18 @@ def decide_(
             level=level,
             max_em_drop=max_em_drop,
         )
-        found = decide_incident(
+        result = decide_incident(
             writer,
             settings,
             route,
             asked,
             now_s=time.time(),
             publication=publication,
-            setup=settings_setup(told, route),
+            setup=setup_of(config, route),
         )
-    if isinstance(found, str):
-        refused(f"{name} {found}" if found.startswith("is ") else found)
-    made = found.decision
+    if isinstance(result, str):
+        refused(f"{name} {result}" if result.startswith("is ") else result)
+    made = result.decision
     say(made, as_json=as_json, text=f"{name}: {decision}\n  before {made.before}\n  after  {made.after}")
 
 
@@ -337,21 +339,21 @@ def open_(
     route: str, evidence: tuple[str, ...], reason: str, author: str | None, path: str, *, pauses: bool, as_json: bool
 ) -> None:
     """Open an incident on ROUTE by hand."""
-    with nothing_written("Open it again once the log can be written."), log_of(path) as (told, log):
-        found = open_incident(
+    with nothing_written("Open it again once the log can be written."), log_of(path) as (settings, log):
+        result = open_incident(
             log,
             route,
-            find_settings(told, route),
+            find_settings(settings, route),
             reason,
             who(author),
             now_s=time.time(),
             evidence=evidence,
             pauses=pauses,
         )
-    if isinstance(found, str):
-        refused(found)
-    rests = "; everything runs in full until it is decided" if found.pause is not None else ""
-    say(found, as_json=as_json, text=f"{found.incident}: opened{rests}")
+    if isinstance(result, str):
+        refused(result)
+    rests = "; everything runs in full until it is decided" if result.pause is not None else ""
+    say(result, as_json=as_json, text=f"{result.incident}: opened{rests}")
 
 
 def _found(database: Any, name: str) -> tuple[str, Case]:

@@ -25,7 +25,6 @@ from suffice.cli.shell import (
     print_line,
     refused,
     say,
-    settings_setup,
     who,
 )
 from suffice.control.compare.assessment import Assessment, standing_of
@@ -49,7 +48,7 @@ from suffice.store.routes.rollouts import (
     read_serving_version,
 )
 from suffice.wiring.keys import deployment_salt
-from suffice.wiring.routes import check_policy, policy_table
+from suffice.wiring.routes import check_policy, policy_table, setup_of
 
 _MODELS: Final = re.compile(r"v-[0-9a-f]{12}")  # the address of what a refit has proposed
 
@@ -119,8 +118,8 @@ def diff(before: str, after: str, path: str) -> None:
         secret = deployment_salt(settings)
         old, new = (plain_of(connection, one, secret=secret) for one in (before, after))
     shared = old.keys() & new.keys()  # of models that are no version yet there is the body alone
-    told = diff_plain(*({key: value for key, value in one.items() if key in shared} for one in (old, new)))
-    click.echo("\n".join(told) or "the same")
+    result = diff_plain(*({key: value for key, value in one.items() if key in shared} for one in (old, new)))
+    click.echo("\n".join(result) or "the same")
 
 
 @policy.command()
@@ -138,16 +137,16 @@ def propose(route: str, candidate: str, path: str, reason: str, author: str | No
     holds it (TOML or JSON). It begins in shadow, where nobody is served by it.
     """
     with log_of(path) as (settings, writer):
-        told, by, secret = find_settings(settings, route), who(author), deployment_salt(settings)
+        rules, by, secret = find_settings(settings, route), who(author), deployment_salt(settings)
         begin = propose_learned if _MODELS.fullmatch(candidate) else _propose_policy
         name = f"{route}-{secrets.token_hex(4)}"
-        found = begin(writer, route, told, candidate, author=by, reason=reason, rollout=name, secret=secret)
-    if isinstance(found, str):
-        refused(found)
+        result = begin(writer, route, rules, candidate, author=by, reason=reason, rollout=name, secret=secret)
+    if isinstance(result, str):
+        refused(result)
     say(
-        found.state,
+        result.state,
         as_json=as_json,
-        text=f"route {route}: {found.state.candidate} is tried from here on, in shadow; `suffice policy show {route}`"
+        text=f"route {route}: {result.state.candidate} is tried from here on, in shadow; `suffice policy show {route}`"
         " says what is missing",
     )
 
@@ -206,12 +205,12 @@ def release(route: str, **said: Any) -> None:
 def rollback(route: str, path: str, reason: str, author: str | None, *, as_json: bool) -> None:
     """Go back on ROUTE: end the rollout that runs, or take back what the last one brought."""
     with nothing_written("`suffice kill` needs no database."), log_of(path) as (settings, writer):
-        told = find_settings(settings, route)
+        rules = find_settings(settings, route)
         runs = route in rollouts.read_running_rollouts(rollouts.read_rollouts(writer.path))
         undone = (
             None
             if runs
-            else take_back(writer, route, told, author=who(author), reason=reason, secret=deployment_salt(settings))
+            else take_back(writer, route, rules, author=who(author), reason=reason, secret=deployment_salt(settings))
         )
     if undone is None:
         _step("rollback", route, path=path, reason=reason, author=author, as_json=as_json)
@@ -235,20 +234,20 @@ def pin(
 ) -> None:
     """Serve what PUBLICATION of ROUTE put in force, until a date, as far as it is certified there now."""
     with log_of(path) as (settings, writer):
-        told = find_settings(settings, route)
+        rules = find_settings(settings, route)
         wanted = OverrideForm(kind="pin", reason=reason, author=who(author), days=days)
-        found = set_override(
+        override = set_override(
             writer,
             route,
-            told,
+            rules,
             wanted,
             now_s=time.time(),
             publication=publication,
-            setup=settings_setup(settings, route),
+            setup=setup_of(settings, route),
         )
-    if isinstance(found, str):
-        refused(found)
-    say(found, as_json=as_json, text=f"route {route}: {found.after}, until {format_time(found.expires_at_s)}")
+    if isinstance(override, str):
+        refused(override)
+    say(override, as_json=as_json, text=f"route {route}: {override.after}, until {format_time(override.expires_at_s)}")
 
 
 # --------------------------------------------------------------------------- one rollout
@@ -258,11 +257,11 @@ def _step(command: str, route: str, *, path: str, reason: str, author: str | Non
     again = "`suffice kill` needs no database."
     with nothing_written(again), log_of(path) as (settings, writer):
         find_settings(settings, route)
-        found = rollouts.step(writer, route, command, author=who(author), reason=reason)
-    if isinstance(found, str):
-        refused(found)
-    told = "rolled back" if found.stage == "rolled_back" else f"{found.stage}, {found.share:.0%} of new units"
-    say(found, as_json=as_json, text=f"route {route}: {told}; running gateways follow within a second")
+        result = rollouts.step(writer, route, command, author=who(author), reason=reason)
+    if isinstance(result, str):
+        refused(result)
+    sentence = "rolled back" if result.stage == "rolled_back" else f"{result.stage}, {result.share:.0%} of new units"
+    say(result, as_json=as_json, text=f"route {route}: {sentence}; running gateways follow within a second")
 
 
 def _look(settings: Settings, route: str, held: RolloutRun, path: Any) -> Assessment:

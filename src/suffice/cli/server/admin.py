@@ -116,10 +116,10 @@ def remove(name: str, path: str) -> None:
 @CONFIG
 def people(path: str) -> None:
     """List who has access. Secrets are kept as hashes and cannot be shown."""
-    found = _done(path, lambda people: people.listed())
-    for one in found:
+    result = _done(path, lambda people: people.listed())
+    for one in result:
         click.echo(f"{one.name:<24} {one.role:<9} secret made {iso(one.since_s, ' ')}")
-    if not found:
+    if not result:
         click.echo("nobody yet: suffice admin reset-secret makes an admin")
 
 

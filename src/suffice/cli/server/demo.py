@@ -202,11 +202,11 @@ class LineScreen:
         if now.n_asked < self._n_next and not now.ends:
             return
         self._n_next = now.n_asked + PRINT_EACH
-        said = "; ".join(f"{what} {value}" for what, value in lines(now))
-        if said == self._last:
+        text = "; ".join(f"{what} {value}" for what, value in lines(now))
+        if text == self._last:
             return
-        self._last = said
-        self._console.print(said, highlight=False, markup=False, soft_wrap=True)
+        self._last = text
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class LiveScreen:
@@ -242,23 +242,23 @@ def lines(now: Snapshot) -> list[tuple[str, str]]:
 
 def _tokens(figures: Mapping[Period, Figures]) -> str:
     names = {"before": "full", "certified": "certified", "swapped": "after the swap"}
-    said = [
+    sentences = [
         f"{one.tokens:.1f} {names[period]}" + (f" (saved {one.saved * 100:.0f} %)" if one.saved is not None else "")
         for period, one in figures.items()
     ]
-    return ", ".join(said) or "–"
+    return ", ".join(sentences) or "–"
 
 
 def _em(now: Snapshot, figures: Mapping[Period, Figures]) -> str:
     full = [run.correct for run in now.runs if not run.episode.outcome.stopped]
     stopped = [run.correct for run in now.runs if run.episode.outcome.stopped]
-    said = [
+    sentences = [
         f"{sum(part) / len(part):.3f} {name} ({len(part)})"
         for part, name in ((full, "full runs"), (stopped, "stopped runs"))
         if part
     ]
     one = figures.get("certified")
-    return ", ".join(said + ([f"{one.em:.3f} all under the certificate"] if one is not None else [])) or "–"
+    return ", ".join(sentences + ([f"{one.em:.3f} all under the certificate"] if one is not None else [])) or "–"
 
 
 # Requests that a local server works on at once. Two for samples: the same prompt comes eight times, and each

@@ -89,10 +89,10 @@ def _print_table(found: Findings, head: str) -> None:
     table.add_column("evidence", overflow="fold")
     for one in found.findings:
         # Text, not str: a server's words may look like markup.
-        said = Text(EXPERIMENTS[one.experiment].replace("`", "") + "\n", style="dim").append(
+        result = Text(EXPERIMENTS[one.experiment].replace("`", "") + "\n", style="dim").append(
             Text(one.evidence, style="default not dim")
         )
-        table.add_row(one.experiment, Text(one.verdict, style=STYLES[one.verdict]), _verified(one.verdict), said)
+        table.add_row(one.experiment, Text(one.verdict, style=STYLES[one.verdict]), _verified(one.verdict), result)
     Console().print(table)
 
 
@@ -290,11 +290,11 @@ async def _examine_upstream(settings: Settings | None, asked: DoctorOptions, tar
     async with _client(name, upstream) as client:
         talk = await _talk(client, asked, asked.model)
         with _progress(asked) as tell:
-            found = await examine(talk, upstream=name, examination_id=_new_id(), at_s=time.time(), tell=tell)
-    kept = await _keep_findings(settings, name, found)
-    advice = advise(found, name=name or "local", url=upstream.url, driver=asked.driver)
-    show_upstream(found, advice, url=upstream.url, n_calls=talk.n_calls, kept=kept, as_json=asked.as_json)
-    return honoured(found, "reachable")
+            result = await examine(talk, upstream=name, examination_id=_new_id(), at_s=time.time(), tell=tell)
+    kept = await _keep_findings(settings, name, result)
+    advice = advise(result, name=name or "local", url=upstream.url, driver=asked.driver)
+    show_upstream(result, advice, url=upstream.url, n_calls=talk.n_calls, kept=kept, as_json=asked.as_json)
+    return honoured(result, "reachable")
 
 
 def _target(settings: Settings | None, asked: DoctorOptions, target: str) -> tuple[str, Upstream]:
@@ -385,7 +385,7 @@ def _logged(settings: Settings, name: str, route: Route) -> FullRunCounts:
     path = database_path(settings.store.url)
     if not path.is_file():
         return FullRunCounts()
-    return from_log((found.episode for found in read_episodes(path, name)), build_scorer(route.scorer))
+    return from_log((result.episode for result in read_episodes(path, name)), build_scorer(route.scorer))
 
 
 def _status(settings: Settings, name: str) -> RouteStatus | None:
@@ -406,10 +406,8 @@ async def _run_questions(settings: Settings, asked: DoctorOptions, name: str, ro
     upstream = settings.upstreams[route.upstream]
     async with _client(route.upstream, upstream) as client:
         talk = await _talk(client, asked, asked.model or route.model)
-        found = await run_live(
-            talk, bodies, build_scorer(route.scorer), n_repeats=asked.repeats, at_once=upstream.slots
-        )
+        live = await run_live(talk, bodies, build_scorer(route.scorer), n_repeats=asked.repeats, at_once=upstream.slots)
     label = scorer_label(route.scorer)
-    record = as_findings(found, examination_id=_new_id(), route=name, scorer=label, at_s=time.time())
+    record = as_findings(live, examination_id=_new_id(), route=name, scorer=label, at_s=time.time())
     await _append(settings, RouteExamined(record))
-    return found
+    return live

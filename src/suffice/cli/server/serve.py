@@ -197,14 +197,14 @@ def _on(here: Worker, settings: Settings, *, as_json: bool) -> bool:
     import signal
     import threading
 
-    told = threading.Event()
+    event = threading.Event()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # of nohup
-            signal.signal(number, lambda *_: told.set())
-    while not told.is_set():
+            signal.signal(number, lambda *_: event.set())
+    while not event.is_set():
         _show(here.round(), as_json=as_json)
-        told.wait(settings.control.period_s)
+        event.wait(settings.control.period_s)
     return False
 
 

@@ -25,7 +25,7 @@ def main() -> None:
     for name in ("SIGINT", "SIGHUP"):  # of a terminal, they mean the gateway, which ends this process
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    told = _told_by_sigterm()
+    result = _told_by_sigterm()
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with contextlib.suppress(OSError, AttributeError):
         os.nice(GENTLE)
@@ -33,7 +33,7 @@ def main() -> None:
     settings = parse_settings(msgspec.json.decode(sys.stdin.buffer.readline()))
     try:
         with open_worker(settings, learning=find_spec("sklearn") is not None, create=False) as here:
-            while not _ended(told, settings.control.period_s):
+            while not _ended(result, settings.control.period_s):
                 if here.round():
                     with contextlib.suppress(BrokenPipeError):
                         os.write(sys.stdout.fileno(), b"decided\n")
@@ -42,10 +42,10 @@ def main() -> None:
 
 
 def _told_by_sigterm() -> int:
-    told, tell = os.pipe()
+    result, tell = os.pipe()
     os.set_blocking(tell, False)
     signal.signal(signal.SIGTERM, lambda *_: os.write(tell, b"."))
-    return told
+    return result
 
 
 def _ended(told: int, within_s: float) -> bool:

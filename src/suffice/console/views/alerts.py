@@ -72,12 +72,12 @@ class AlertReader:
 
     def page(self, look: ViewContext, _asked: ConsoleRequest, _visitor: Principal) -> AlertsPage:
         """The latest alerts and every sink. Raises StoreError."""
-        told, settings = self.told(look), look.settings.alerts
-        lines = [_line(one, told, look) for one in _standing_first(told.raised, look.now_s)[:MOST_SHOWN]]
-        said = _problems(look) if settings.are_told else {}
-        names = dict.fromkeys([*configured(settings), *told.sinks])
+        log, settings = self.told(look), look.settings.alerts
+        lines = [_line(one, log, look) for one in _standing_first(log.raised, look.now_s)[:MOST_SHOWN]]
+        problems = _problems(look) if settings.are_told else {}
+        names = dict.fromkeys([*configured(settings), *log.sinks])
         return AlertsPage(
-            sinks=tuple(_sink(name, told, settings, lines, said.get(name, "")) for name in names),
+            sinks=tuple(_sink(name, log, settings, lines, problems.get(name, "")) for name in names),
             lines=tuple(lines),
             repeat_s=settings.repeat_s,
             unwanted=tuple(one for one in Alerts().kinds if one not in settings.kinds),
@@ -85,21 +85,21 @@ class AlertReader:
 
     def lately(self, look: ViewContext) -> tuple[AlertLine, ...]:
         """Those that stand and those of the last 24 hours, as on their page, a few at most. Raises StoreError."""
-        told, now_s = self.told(look), look.now_s
-        found = [one for one in told.raised if one.over(now_s) is None or now_s - one.latest_at_s < DAY_S]
-        return tuple(_line(one, told, look) for one in _standing_first(found, now_s)[:MOST_LATELY])
+        log, now_s = self.told(look), look.now_s
+        results = [one for one in log.raised if one.over(now_s) is None or now_s - one.latest_at_s < DAY_S]
+        return tuple(_line(one, log, look) for one in _standing_first(results, now_s)[:MOST_LATELY])
 
     def told(self, look: ViewContext) -> AlertLog:
         """All that is known. Raises StoreError."""
         known = self._known
-        self._known = found = read_told(look.connection, known or AlertLog(repeat_s=look.settings.alerts.repeat_s))
-        return found
+        self._known = log = read_told(look.connection, known or AlertLog(repeat_s=look.settings.alerts.repeat_s))
+        return log
 
 
 def configured(alerts: Alerts) -> tuple[str, ...]:
     named = [("webhook", alerts.webhook_url_env), ("email", alerts.email_to)]
-    found = [name for name, value in named if value]
-    return ("log", *found) if found else ()
+    results = [name for name, value in named if value]
+    return ("log", *results) if results else ()
 
 
 def _standing_first(raised: Sequence[OpenAlert], now_s: float) -> list[OpenAlert]:
@@ -146,12 +146,12 @@ def _sink(name: str, told: AlertLog, alerts: Alerts, lines: list[AlertLine], pro
 
 
 def _problems(look: ViewContext) -> dict[str, str]:
-    found = dict[str, str]()
+    entries = dict[str, str]()
     for run in job_history(look.path, n=MOST_RUNS):
-        name, _, said = run.said.partition(": ")
+        name, _, sentence = run.said.partition(": ")
         if run.job == "notify" and not run.ok:
-            found[name] = said
-    return found
+            entries[name] = sentence
+    return entries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -161,8 +161,10 @@ def _looked_through(look: ViewContext, wanted: Filter, right: _Right) -> Iterato
     before = wanted.before or 2**62
     while True:
         rows = look.connection.execute(_PAGE, {"before": before, "route": wanted.route, "limit": CHUNK}).fetchall()
-        for seq, at_s, ended, asked, said in rows:
-            if (wanted.said == "unlabelled" and said) or (wanted.said in ("labelled", "wrong") and not said):
+        for seq, at_s, ended, asked, is_labelled in rows:
+            if (wanted.said == "unlabelled" and is_labelled) or (
+                wanted.said in ("labelled", "wrong") and not is_labelled
+            ):
                 yield seq, None
                 continue
             request = decoded(seq, RequestSeen, asked).request
@@ -170,7 +172,7 @@ def _looked_through(look: ViewContext, wanted: Filter, right: _Right) -> Iterato
             if not _fits(wanted, request, outcome):
                 yield seq, None
                 continue
-            line = _line(request, outcome, at_s, right(request, outcome) if said else None)
+            line = _line(request, outcome, at_s, right(request, outcome) if is_labelled else None)
             yield seq, None if wanted.said == "wrong" and line.correct is not False else line
         if len(rows) < CHUNK:
             return
@@ -292,8 +294,8 @@ def _would_be(outcome: Outcome | None, label: Feedback | None, match: Callable[[
 
 
 def _wanted(look: ViewContext, name: str) -> LabelRequest | None:
-    found = look.connection.execute(_ROW, (LabelWanted.kind, name)).fetchone()
-    return decoded(found[0], LabelWanted, found[2]).request if found is not None else None
+    row = look.connection.execute(_ROW, (LabelWanted.kind, name)).fetchone()
+    return decoded(row[0], LabelWanted, row[2]).request if row is not None else None
 
 
 AUDIT_CHUNK: Final = 500

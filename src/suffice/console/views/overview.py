@@ -277,11 +277,11 @@ def overview_of(look: ViewContext, asked: ConsoleRequest, alerts: tuple[AlertLin
     """Look at all routes. Raises StoreError, and BadRequest for a window that is not offered."""
     window = parse_window(asked.query, look.now_s)
     read_to = rollups.read_to(look.connection)
-    found = standings(look, window)
+    result = standings(look, window)
     total, tallies = rollups.NOTHING, rollups.read_tallies(look.connection).values()
-    for one in found:
+    for one in result:
         total = total.plus(one.sums)
-    measured = [one for one in found if one.budget_used is not None]
+    measured = [one for one in result if one.budget_used is not None]
     measured = [one for one in measured if one.phase.level] or measured  # where something is stopped, that is asked
     return Overview(
         window=window,
@@ -289,15 +289,15 @@ def overview_of(look: ViewContext, asked: ConsoleRequest, alerts: tuple[AlertLin
         total=total,
         saving=pooled_saving(tallies),
         would_save=pooled_would_save(tallies),
-        n_certified=sum(one.is_certified for one in found),
+        n_certified=sum(one.is_certified for one in result),
         n_learned=sum(route.certifies_itself for route in look.settings.routes.values()),
         worst=max(measured, key=lambda one: one.budget_used or 0.0) if measured else None,
-        routes=found,
+        routes=result,
         days=days_of(look, window),
-        notices=notices(found, read_to, look, alerts),
+        notices=notices(result, read_to, look, alerts),
         alerts=alerts,
         is_empty=not total.n_requests and look.connection.execute(_ANY).fetchone() is None,
-        liked=min((one for one in found if one.liking_effect), key=_effect_of, default=None),
+        liked=min((one for one in result if one.liking_effect), key=_effect_of, default=None),
     )
 
 
@@ -306,8 +306,8 @@ def _effect_of(one: RouteState) -> float:
 
 
 def days_of(look: ViewContext, window: TimeRange, route: str | None = None) -> tuple[Day, ...]:
-    found = rollups.read_rollups(look.connection, ("day",), route=route, since_hour=window.since_hour)
-    return tuple(_day(int(key[0]), one) for key, one in list(found.items())[-MOST_DAYS:])
+    result = rollups.read_rollups(look.connection, ("day",), route=route, since_hour=window.since_hour)
+    return tuple(_day(int(key[0]), one) for key, one in list(result.items())[-MOST_DAYS:])
 
 
 def _day(day: int, one: RollupSums) -> Day:
@@ -339,23 +339,23 @@ def _band(k: int, n: int) -> tuple[float | None, float | None, float | None]:
 def notices(
     found: tuple[RouteState, ...], read_to: ReadTo, look: ViewContext, alerts: tuple[AlertLine, ...]
 ) -> tuple[OverviewNotice, ...]:
-    told = list(untold(alerts, look.now_s))
+    shown = list(untold(alerts, look.now_s))
     for one in found:
         place = route_url(one.name)
         if one.phase.phase == "paused":
-            told.append(
+            shown.append(
                 OverviewNotice(
                     level="alarm", text=f"{one.name} is paused: {one.phase.reason}", href=place, action="Decide"
                 )
             )
-        told += [
+        shown += [
             OverviewNotice(level="warn", text=f"{one.name}: {alert}", href=place, action="See the forecast")
             for alert in one.alerts
         ]
         route = look.route(one.name)
         alone = route is not None and route.certifies_itself and not one.phase.attended and one.sums.n_requests
         if alone and look.now_s - look.begun_s > STARTS_S:
-            told.append(
+            shown.append(
                 OverviewNotice(
                     level="warn",
                     text=f"{one.name}: no control loop looks after it now",
@@ -364,7 +364,7 @@ def notices(
                 )
             )
         if one.phase.n_labels_wanted:
-            told.append(
+            shown.append(
                 OverviewNotice(
                     level="info",
                     text=f"{one.name}: {wait_for(one.phase.n_labels_wanted)}",
@@ -373,7 +373,7 @@ def notices(
                 )
             )
     if read_to.n_behind > 50_000:
-        told.append(
+        shown.append(
             OverviewNotice(
                 level="info",
                 text=f"Figures are {read_to.n_behind:,} rows of the log behind; the worker is summing up",
@@ -382,14 +382,14 @@ def notices(
             )
         )
     order = {"alarm": 0, "warn": 1, "info": 2}
-    return tuple(sorted(told, key=lambda one: order[one.level]))
+    return tuple(sorted(shown, key=lambda one: order[one.level]))
 
 
 def untold(alerts: tuple[AlertLine, ...], now_s: float) -> Iterator[OverviewNotice]:
     late = [name for one in alerts if now_s - one.at_s > LATE_S for name in one.waits_for]
     for name in dict.fromkeys(late):
-        said = f"The sink {name} has not taken {plural(late.count(name), 'alert')} yet"
-        yield OverviewNotice(level="alarm", text=said, href="/console/alerts", action="See alerts")
+        sentence = f"The sink {name} has not taken {plural(late.count(name), 'alert')} yet"
+        yield OverviewNotice(level="alarm", text=sentence, href="/console/alerts", action="See alerts")
 
 
 def wait_for(n: int) -> str:

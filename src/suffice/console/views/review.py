@@ -151,9 +151,9 @@ class Reader:
         kept = kept_question(look.connection, item.episode_id, now_s=look.now_s)
         if kept is not None:
             return kept, "kept in the log"
-        found = self.from_file(item)
-        if found is not None:
-            return found, "from the route's file of questions"
+        result = self.from_file(item)
+        if result is not None:
+            return result, "from the route's file of questions"
         return None, (
             f"The log holds no text. Set routes.{item.route}.review.keep_text, or name a file in"
             f" routes.{item.route}.review.questions."
@@ -166,14 +166,14 @@ def _loop(look: ViewContext, item: ReviewItem) -> LoopView | None:
     if asked is None or ended is None or decoded(asked[0], RequestSeen, asked[1]).request.kind != "rounds":
         return None
     kept = kept_sources(look.connection, item.episode_id, now_s=look.now_s)
-    told = kept.sources if kept is not None else ()
+    sources = kept.sources if kept is not None else ()
     steps = tuple(
         LoopStep(
             step=one.index,
             action=one.caller_action or "",
             answer=one.answer,
-            read=tuple(each.text for each in told if each.step == one.index and each.what == "read"),
-            wrote="".join(each.text for each in told if each.step == one.index and each.what == "wrote"),
+            read=tuple(each.text for each in sources if each.step == one.index and each.what == "read"),
+            wrote="".join(each.text for each in sources if each.step == one.index and each.what == "wrote"),
         )
         for one in decoded(ended[0], RequestEnded, ended[1]).outcome.steps
     )

@@ -117,15 +117,15 @@ def routes(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Rou
 def route(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> RoutePage:
     """One route, by `name`. Raises NotThere, StoreError, and BadRequest for a window that is not offered."""
     window, name = parse_window(asked.query, look.now_s), asked.query.get("name", "")
-    found = next((one for one in standings(look, window) if one.name == name), None)
-    if found is None:
+    state = next((one for one in standings(look, window) if one.name == name), None)
+    if state is None:
         raise NotThere(f"route: nothing is known of {name[:80]!r}")
     connection, outlook = look.connection, newest_outlook(look.connection, name)
     proposal = newest_proposal(connection, name)
-    held = dict(found.phase.classes)
+    held = dict(state.phase.classes)
     return RoutePage(
         window=window,
-        route=found,
+        route=state,
         days=days_of(look, window, name),
         frontier=_curve(proposal),
         frontier_of=proposal.address if proposal is not None else "",
@@ -138,7 +138,7 @@ def route(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Rout
         forecasts=tuple(one for one in (outlook.drop, outlook.em) if one is not None) if outlook is not None else (),
         alerts=tuple(one.reason for one in recent_alerts(connection, name, 20)),
         likings=outlook.whole_likings if outlook is not None else (),
-        confidence=outlook.confidence if outlook is not None else found.confidence,
+        confidence=outlook.confidence if outlook is not None else state.confidence,
     )
 
 
@@ -186,9 +186,9 @@ def _by_version(outlook: Outlook | None) -> Mapping[str, Account]:
 
 
 def _liked(outlook: Outlook | None, by: Literal["class", "version"]) -> Mapping[str, SatisfactionEffect]:
-    found = [one for one in outlook.likings if one.measure == SATISFACTION] if outlook is not None else []
-    named = [(one.query_class if by == "class" else one.version, one) for one in found]
-    whole = [one for one in found if one.query_class is None and one.version is None]
+    results = [one for one in outlook.likings if one.measure == SATISFACTION] if outlook is not None else []
+    named = [(one.query_class if by == "class" else one.version, one) for one in results]
+    whole = [one for one in results if one.query_class is None and one.version is None]
     return {name: one for name, one in named if name is not None} or dict(zip([""], whole, strict=False))
 
 
@@ -201,16 +201,16 @@ def _groups(
     held: Mapping[str, int],
     liked: Mapping[str, SatisfactionEffect],
 ) -> tuple[RouteBreakdown, ...]:
-    found = rollups.read_rollups(connection, (by,), route=name, since_hour=window.since_hour)
+    result = rollups.read_rollups(connection, (by,), route=name, since_hour=window.since_hour)
     groups = [
         RouteBreakdown(
             name=str(key[0]),
             sums=one,
             account=accounts.get(str(key[0])),
             level=held.get(str(key[0])),
-            liking=liked.get(str(key[0])) or (liked.get("") if len(found) == len(liked) == 1 else None),
+            liking=liked.get(str(key[0])) or (liked.get("") if len(result) == len(liked) == 1 else None),
         )
-        for key, one in found.items()
+        for key, one in result.items()
     ]
     return tuple(sorted(groups, key=lambda one: (-one.sums.n_requests, one.name))[:MOST_GROUPS])
 

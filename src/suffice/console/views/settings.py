@@ -62,8 +62,8 @@ def settings_page(
     roster: Callable[[], Roster | None],
 ) -> Callable[[ViewContext, ConsoleRequest, Principal], SettingsPage]:
     def view(look: ViewContext, _asked: ConsoleRequest, visitor: Principal) -> SettingsPage:
-        found = roster() if visitor.role == "admin" else None
-        people = sorted(found.people, key=lambda one: one.name) if found is not None else ()
+        known = roster() if visitor.role == "admin" else None
+        people = sorted(known.people, key=lambda one: one.name) if known is not None else ()
         return SettingsPage(
             version=VERSION,
             log=look.path.name,
