@@ -1,4 +1,4 @@
-"""What people change in the console, each by the function that the command calls; and the tables that they export."""
+"""The actions of the console, each the function that its command calls, and the CSV exports."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Final, TypeVar
 from urllib.parse import urlencode
 
 from suffice import cells
-from suffice.console import render
 from suffice.console.auth import Principal
 from suffice.console.context import Action, ActionFunction, ActionResult, ConsoleContext, ConsoleEndpoint
 from suffice.console.exchange import Answer, ConsoleRequest
 from suffice.console.views.episodes import MOST_PAGE, changes, episodes
 from suffice.console.views.review import no_such_item
 from suffice.errors import BadRequest, ConfigError
+from suffice.formatting import format_moment
 from suffice.review.decide import IncidentForm as Wants
 from suffice.review.holds import DECISIONS
 from suffice.review.items import MOST_TEXT, said_of
@@ -345,72 +345,47 @@ ACTIONS: Final[tuple[Action, ...]] = (
 CSV: Final = "text/csv; charset=utf-8"
 
 
+# Columns of each export: head, and the field of the record under it.
+_EPISODE_COLUMNS: Final = {
+    "episode": "episode_id",
+    "at (UTC)": "at_s",
+    "route": "route",
+    "class": "query_class",
+    "kind": "kind",
+    "end": "end_reason",
+    "stopped": "stopped",
+    "audit": "audit",
+    "steps": "n_steps",
+    "stop step": "stop_step",
+    "answer": "answer",
+    "answer at the stop": "would_answer",
+    "differs": "differs",
+    "right": "correct",
+    "tokens": "tokens",
+    "tokens saved": "saved_tokens",
+}
+_CHANGE_COLUMNS: Final = {"place": "seq", "at (UTC)": "at_s"} | {
+    name: name for name in ("kind", "route", "before", "after", "reason", "author")
+}
+
+
+def _table(columns: Mapping[str, str], records: Iterable[object]) -> bytes:
+    def cell(record: object, field: str) -> object:
+        value = getattr(record, field)
+        return format_moment(value) if field == "at_s" else value
+
+    return format_csv_table(tuple(columns), ([cell(one, field) for field in columns.values()] for one in records))
+
+
 async def _episodes(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
     wanted = replace(asked, query={**asked.query, "limit": str(MOST_PAGE)})
     lines = (await desk.read(lambda look: episodes(look, wanted, visitor))).lines
-    body = format_csv_table(
-        (
-            "episode",
-            "at (UTC)",
-            "route",
-            "class",
-            "kind",
-            "end",
-            "stopped",
-            "audit",
-            "steps",
-            "stop step",
-            "answer",
-            "answer at the stop",
-            "differs",
-            "right",
-            "tokens",
-            "tokens saved",
-        ),
-        (
-            (
-                one.episode_id,
-                render.format_moment(one.at_s),
-                one.route,
-                one.query_class,
-                one.kind,
-                one.end_reason,
-                one.stopped,
-                one.audit,
-                one.n_steps,
-                one.stop_step,
-                one.answer,
-                one.would_answer,
-                one.differs,
-                one.correct,
-                one.tokens,
-                one.saved_tokens,
-            )
-            for one in lines
-        ),
-    )
-    return await _file(desk, visitor, "episodes.csv", body, len(lines))
+    return await _file(desk, visitor, "episodes.csv", _table(_EPISODE_COLUMNS, lines), len(lines))
 
 
 async def _changes(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
     lines = (await desk.read(lambda look: changes(look, asked, visitor))).lines
-    body = format_csv_table(
-        ("place", "at (UTC)", "kind", "route", "before", "after", "reason", "author"),
-        (
-            (
-                one.seq,
-                render.format_moment(one.at_s),
-                one.kind,
-                one.route,
-                one.before,
-                one.after,
-                one.reason,
-                one.author,
-            )
-            for one in lines
-        ),
-    )
-    return await _file(desk, visitor, "changes.csv", body, len(lines))
+    return await _file(desk, visitor, "changes.csv", _table(_CHANGE_COLUMNS, lines), len(lines))
 
 
 async def _file(desk: ConsoleContext, visitor: Principal, name: str, body: bytes, n_rows: int) -> Answer:

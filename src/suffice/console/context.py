@@ -1,4 +1,4 @@
-"""What handlers work with: the log to read, a way to change something, who watches, and the kinds of endpoints.
+"""What handlers work with: the log, the views' context, live updates, and the kinds of endpoints.
 
 View ──▶ GET /console/… (a page) and GET /api/… (the same record as JSON)
 Action ──▶ POST /console/… (from a form) and POST /api/… (from a program)

@@ -1,4 +1,4 @@
-"""The API's own description, made of the table of doors and of the records that views return."""
+"""The OpenAPI description of the control API, generated from the endpoints and the records of views."""
 
 from __future__ import annotations
 

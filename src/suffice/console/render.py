@@ -1,4 +1,4 @@
-"""Numbers and times as people read them: with their unit, rounded as far as they say something."""
+"""Renders templates, which escape everything, and serves static files. Without jinja2 only `/api` works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What answers behind each door: pages, the same as JSON, changes, files, the login, and the first page live."""
+"""The table of all endpoints of the console and its API, and their handlers: pages, JSON, forms, files, the login."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Traffic of the made-up month: questions, answers, people, loops of retrieval, and how each run ends."""
+"""Generated traffic of the made-up month: questions, answers, feedback, retrieval loops, and how runs end."""
 
 from __future__ import annotations
 

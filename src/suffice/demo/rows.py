@@ -1,4 +1,4 @@
-"""Questions asked over HTTP as any client would, their answers, and the rows that the answers come to."""
+"""Asks the demonstration's questions over HTTP, and computes the rows of its tables."""
 
 from __future__ import annotations
 

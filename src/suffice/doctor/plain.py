@@ -1,4 +1,4 @@
-"""Experiments on one request each, and on the ways to close a thought."""
+"""Experiments on single requests, and on the ways to end a thought early."""
 
 from __future__ import annotations
 

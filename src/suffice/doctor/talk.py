@@ -1,4 +1,4 @@
-"""What an examination has seen so far, and how an experiment says what it saw. No behaviour."""
+"""Talks to a model server for an examination, and records what the experiments saw."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The questions of the demonstration and the facts they are made of, each with its only right answer."""
+"""The demonstration's questions and the facts behind them, each with its only right answer."""
 
 from __future__ import annotations
 

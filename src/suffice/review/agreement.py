@@ -1,4 +1,4 @@
-"""What reviewers say of answers, in numbers: agreement, EM of delivered answers, and what a verdict changed."""
+"""Agreement between reviewers, EM of delivered answers as reviewed, and what one verdict changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people hold on routes, and incidents: overrides, pauses and what waits for a decision."""
+"""Overrides, pauses and incidents of a route, as a pure fold over events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What reviewers are asked and what they say: items, leases, verdicts, and the question of a run as text."""
+"""The records of the review queue: items, leases, verdicts, and the text of a question."""
 
 from __future__ import annotations
 

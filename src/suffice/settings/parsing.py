@@ -1,4 +1,4 @@
-"""From a file's tables to settings: an unknown key is refused with its path and the nearest key that exists."""
+"""Parses tables into settings; refuses unknown keys with their path and the nearest known key."""
 
 from __future__ import annotations
 

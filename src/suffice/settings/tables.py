@@ -1,4 +1,4 @@
-"""The tables of a configuration file as frozen values: every field with its unit and a safe default."""
+"""The tables of a settings file: every field with its unit and a safe default."""
 
 from __future__ import annotations
 

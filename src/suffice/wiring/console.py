@@ -1,4 +1,4 @@
-"""The console beside the gateway, in one process and behind one port: built, opened and closed."""
+"""Builds the console that is mounted beside the gateway."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What answers callers, opened and closed: the gateway, and the library in a process of theirs."""
+"""Builds, opens and closes the gateway, and the library inside a caller's process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands in the environment and beside the log: keys, the salt, the kill switch; and fresh ids."""
+"""Secrets from the environment, the files beside the log, and fresh ids."""
 
 from __future__ import annotations
 

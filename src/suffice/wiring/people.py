@@ -1,4 +1,4 @@
-"""The file of people who may use the console, beside the database: read whole, written whole, one writer at a time."""
+"""The file of people with access to the console: read whole, replaced whole, one writer at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What would keep a gateway from starting, found before a socket or the log is opened; and who is told of alerts."""
+"""Finds whatever would keep a gateway from starting, before a socket or the log is opened; builds alert sinks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routes as they run: built from settings and from what the log says against them, with warnings for their owner."""
+"""Builds routes from settings and from the evidence in the log, with warnings for their owner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What works on the log, opened and closed: a person's decisions, and the worker with its jobs."""
+"""Opens the log for decisions, and the worker with its jobs."""
 
 from __future__ import annotations
 

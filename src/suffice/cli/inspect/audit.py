@@ -1,4 +1,4 @@
-"""`suffice audit` and `suffice alerts`: the audit log and what a certificate rests on; who was told of what."""
+"""`suffice audit` and `suffice alerts`."""
 
 from __future__ import annotations
 

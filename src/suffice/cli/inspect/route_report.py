@@ -1,4 +1,4 @@
-"""What `suffice status` says of a route: its phase, evidence, accounts, ratings, pairs, and what people hold on it."""
+"""The lines of `suffice status` about one route: phase, evidence, accounts, ratings, pairs, overrides and incidents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each route did, from the event log alone, and how `suffice status` shows it to a person and to a program."""
+"""The status of each route, read from the event log alone, and how `suffice status` prints it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`suffice status`: what each route did, from the event log alone. Its help loads click and nothing else of weight."""
+"""`suffice status`. Its help loads click and nothing heavy."""
 
 from __future__ import annotations
 

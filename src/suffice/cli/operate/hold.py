@@ -1,4 +1,4 @@
-"""`suffice pause`, `resume`, `override` and `incident`: what people hold back on a route, and what waits for them."""
+"""`suffice pause`, `resume`, `override` and `incident`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`suffice config` and `suffice admin`: what a settings file means, and who may use the console and the control API."""
+"""`suffice config` and `suffice admin`: settings files, and access to the console and the control API."""
 
 from __future__ import annotations
 

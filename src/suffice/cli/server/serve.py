@@ -1,4 +1,4 @@
-"""`suffice serve` and `suffice worker`, and log lines that a thread of its own writes."""
+"""`suffice serve` and `suffice worker`, and a log handler that never blocks whoever logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The worker that `suffice serve` starts beside itself: settings on standard input, a line for each decision out."""
+"""The worker process that `suffice serve` starts: settings on stdin, one line per decision on stdout."""
 
 from __future__ import annotations
 

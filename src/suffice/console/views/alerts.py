@@ -1,4 +1,4 @@
-"""Alerts: what stands and what is over, by which sink people were told, whether it arrived, what came again untold."""
+"""The pages of alerts (open and resolved, and which sinks took them), incidents and overrides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs: the latest that fit a filter, and one with its whole chain of steps, its decision and what was said of it."""
+"""The pages of runs (a list and one run with all its steps) and of the audit log."""
 
 from __future__ import annotations
 

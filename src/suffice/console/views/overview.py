@@ -1,4 +1,4 @@
-"""Where each route stands, in one record: promise, EM of full and stopped runs, drop, saving, what is missing."""
+"""The overview page, and the state of each route that it and the route page show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Policies and rollouts: what is in force on each route, what was before, and what refits propose."""
+"""The pages of policies, rollouts and experiments."""
 
 from __future__ import annotations
 

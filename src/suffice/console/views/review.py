@@ -1,4 +1,4 @@
-"""The review queue for one person: the item that they hold, what waits, how far reviewers agree."""
+"""The review page of one reviewer: the item in hand, the queue, and how far reviewers agree."""
 
 from __future__ import annotations
 

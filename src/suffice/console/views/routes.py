@@ -1,4 +1,4 @@
-"""One route: its frontier and where it operates on it, thresholds, classes, versions, and what was decided when."""
+"""The page of one route: frontier, operating level, thresholds, classes, versions and decisions."""
 
 from __future__ import annotations
 

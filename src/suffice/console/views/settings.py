@@ -1,4 +1,4 @@
-"""What is set and what runs: every setting with its default, upstreams as examined, jobs, and who may come in."""
+"""The settings page: every setting and its default, examined upstreams, recent jobs, and who has access."""
 
 from __future__ import annotations
 
