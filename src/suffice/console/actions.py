@@ -97,7 +97,7 @@ def require_route(desk: ConsoleContext, asked: ConsoleRequest) -> str:
 def _take(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
     route = asked.form.get("route") or None
     lease = lease_next(desk.decisions(), visitor.name, now_s=desk.now(), route=route)
-    return ActionResult(said="Nothing waits for you." if lease is None else "", goes_to=REVIEW)
+    return ActionResult(said="Nothing to review." if lease is None else "", goes_to=REVIEW)
 
 
 def _say(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
