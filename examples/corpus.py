@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from suffice.local.facts import CAPITALS
+from suffice.local.questions import CAPITALS
 
 FIRST = (
     "Alba",

@@ -46,7 +46,7 @@ from suffice.replay.traces.parquet import write_traces_parquet
 from suffice.replay.traces.read import own_traces, read_traces
 from suffice.review import label_studio, langfuse
 from suffice.settings import Server, parse_settings
-from suffice.settings.feedback import SCORE_FIELDS
+from suffice.settings.checks import SCORE_FIELDS
 from suffice.upstream.assemble import Assembler
 from suffice.upstream.connection import READ_BYTES
 from suffice.upstream.limits import read_limits

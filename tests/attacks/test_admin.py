@@ -9,9 +9,9 @@ from contextlib import closing
 
 import pytest
 
-from suffice.console import sessions
+from suffice.console import auth
 from suffice.console.auth import SESSION
-from suffice.console.table import ConsoleEndpoint
+from suffice.console.context import ConsoleEndpoint
 from tests.console.conftest import Site, here
 from tests.console.visitor import Got, Visitor
 
@@ -69,7 +69,7 @@ COOKIES: dict[str, Callable[[str], str]] = {
     "a table": lambda _: '{"role":"admin"}',
     "of no ASCII": lambda c: "é" + c[1:],
     "signed as a token of a page": lambda c: ".".join(
-        [*c.split(".")[:3], sessions.signed(".".join(c.split(".")[:3]), "00" * 32, purpose="csrf")]
+        [*c.split(".")[:3], auth.signed(".".join(c.split(".")[:3]), "00" * 32, purpose="csrf")]
     ),
 }
 
@@ -87,7 +87,7 @@ def test_a_cookie_that_we_did_not_sign_lets_nobody_in(here: Site, attack: str) -
 
 def test_a_session_of_another_deployments_key_lets_nobody_in(here: Site) -> None:
     person = here.visitor("admin").cookies[SESSION].split(".")[0]
-    made = sessions.write_session(sessions.Session(person_id=person, expires_s=10**10, nonce="a" * 32), "ab" * 32)
+    made = auth.write_session(auth.Session(person_id=person, expires_s=10**10, nonce="a" * 32), "ab" * 32)
     assert _is_out(Visitor(here.app, cookies={SESSION: made}).get("/api/overview"))
 
 
@@ -95,8 +95,8 @@ def test_a_session_that_has_expired_lets_nobody_in(here: Site) -> None:
     roster = here.people.now()
     assert roster is not None
     for expires_s, is_in in ((time.time() + 60, True), (time.time() - 1, False)):
-        made = sessions.write_session(
-            sessions.Session(person_id=roster.people[0].id, expires_s=int(expires_s), nonce="b" * 32), roster.key
+        made = auth.write_session(
+            auth.Session(person_id=roster.people[0].id, expires_s=int(expires_s), nonce="b" * 32), roster.key
         )
         got = Visitor(here.app, cookies={SESSION: made}).get("/api/overview")
         assert (got.status == 200) is is_in

@@ -29,9 +29,8 @@ from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
 from suffice.model.stop import StopModel, TrainingRecord, canonical
 from suffice.policy.learned import LearnedPolicy
-from suffice.replay.traces.own import own_traces
 from suffice.replay.traces.parquet import write_traces_parquet
-from suffice.replay.traces.read import read_traces
+from suffice.replay.traces.read import own_traces, read_traces
 from suffice.rollout.versions import check_address, open_version, seal_version
 from suffice.store.database import schema
 from suffice.store.routes.rollouts import version_at

@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from suffice.cli.inspect.phase import phase_lines
+from suffice.cli.inspect.route_report import phase_lines
 from suffice.cli.main import main
 from suffice.control.loop.live_certifier import LiveKeeper
 from suffice.review.decide import DecisionRows, IncidentForm, Now, in_words, resolve_incident
-from suffice.review.holds import NO_HOLDS
-from suffice.review.override import Override, in_effect
+from suffice.review.holds import NO_HOLDS, Override, in_effect
 from suffice.review.route_guarantee import GuaranteeInputs, guarantee_of
 from suffice.settings import Route, Settings, Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog

@@ -234,7 +234,7 @@ def test_json_lines_and_parquet_say_the_same_as_a_table(folder: Path) -> None:
 
 
 def test_what_was_written_before_a_kill_is_known_the_next_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("suffice.cli.labels.feedback_files.BATCH_ROWS", 10)
+    monkeypatch.setattr("suffice.cli.labels.feedback.BATCH_ROWS", 10)
     rows = [{"feedback_id": f"k{n}", "episode_id": f"ep_{n}", "thumbs": "up", "source": "user"} for n in range(35)]
     (folder / "l.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     real, calls = SqliteLog.append_durable, []
@@ -281,7 +281,7 @@ def test_feedback_on_ids_that_never_come_is_listed_and_becomes_a_dead_letter(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     day = 86_400.0
-    monkeypatch.setattr("suffice.cli.labels.parked.time.time", lambda: 12 * day)
+    monkeypatch.setattr("suffice.cli.labels.feedback.time.time", lambda: 12 * day)
     for name, at_s, episode, response in (
         ("old", day, "ep_never", None),
         ("new", 11.5 * day, None, "=cmd"),

@@ -128,7 +128,7 @@ def test_learned_scores_are_left_out_or_asked_for_by_name(tmp_path: Path) -> Non
         (("--policies", "betta"), "unknown rule 'betta' for samples; known:"),
         (("--policy", "no-such-rule"), "unknown name 'no-such-rule'"),
         (("--policy", '{"policy": "beta", "treshold": 1}'), "treshold"),
-        (("--policy", '{"policy": '), "--policy: is no JSON"),
+        (("--policy", '{"policy": '), "--policy: is not JSON"),
         (("--policy", '["beta"]'), "'[\"beta\"]'"),
         (("--where", "colour=red"), "colour"),
         (("--where", "model=nobody"), "model=nobody"),

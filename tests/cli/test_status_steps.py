@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from bench.status import fill, sum_up
 
-from suffice.cli.inspect.status import read_statuses, statuses_of
+from suffice.cli.inspect.route_status import read_statuses, statuses_of
 from suffice.settings import parse_settings
 from suffice.store.database.views import open_reader
 

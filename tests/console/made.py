@@ -6,8 +6,7 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from suffice.review.items import ReviewItem, day_number
-from suffice.review.question import Source
+from suffice.review.items import ReviewItem, Source, day_number
 from suffice.settings import Settings, Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.people.deciding import open_incident

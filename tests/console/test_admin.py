@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from suffice.cli.main import main
-from suffice.console import people
+from suffice.console import auth
 from suffice.store.people.audit_view import entries
 from suffice.wiring import load_settings, open_decisions
 from suffice.wiring.people import People
@@ -44,7 +44,7 @@ def test_secrets_are_printed_once_and_the_audit_log_says_who_may_come_in(file: s
     roster = known.now()
     assert code == 0
     assert roster is not None
-    found = people.authenticate(roster, secret)
+    found = auth.authenticate(roster, secret)
     assert found is not None
     assert (found.name, found.role) == ("rita", "reviewer")
     assert admin(file, "list")[1].splitlines()[1].startswith("rita")

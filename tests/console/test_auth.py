@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from suffice.console import people, sessions
+from suffice.console import auth
 from suffice.console.app import MOUNTS
+from suffice.console.context import ConsoleEndpoint
 from suffice.console.exchange import ALWAYS
-from suffice.console.table import ConsoleEndpoint
 from suffice.errors import ConfigError
 from suffice.gateway.app import ENDPOINTS, App
 from suffice.server import serve_in_loop
@@ -42,7 +42,7 @@ def test_every_route_of_the_whole_application_has_its_guard(here: Site) -> None:
         if door.path in OPEN:
             assert door.needs == "nobody", door.path
             continue
-        assert door.needs in people.ROLES, door.path
+        assert door.needs in auth.ROLES, door.path
         if door.path.startswith("/api"):
             assert (got.status, got.code) == (401, "not_logged_in"), door.path
         else:
@@ -175,7 +175,7 @@ def test_the_first_secret_is_made_once_and_kept_as_a_hash_that_only_its_owner_ma
     assert stat.S_IMODE(people_file.file.stat().st_mode) == 0o600
     roster = people_file.now()
     assert roster is not None
-    found = people.authenticate(roster, secret)
+    found = auth.authenticate(roster, secret)
     assert found is not None
     assert (found.name, found.role) == ("admin", "admin")
     for wrong in (
@@ -188,7 +188,7 @@ def test_the_first_secret_is_made_once_and_kept_as_a_hash_that_only_its_owner_ma
         "\ud800",
         "0" * 10_000,
     ):
-        assert people.authenticate(roster, wrong) is None
+        assert auth.authenticate(roster, wrong) is None
 
 
 def test_a_reset_ends_the_old_secret_and_its_sessions_and_nobody_elses(here: Site) -> None:
@@ -240,16 +240,16 @@ def test_two_writers_at_once_lose_nobody(tmp_path: Path) -> None:
 
 def test_a_session_is_only_what_we_signed_and_only_for_so_long() -> None:
     key, other = "ab" * 32, "cd" * 32
-    session = sessions.Session(person_id="0" * 12, expires_s=100, nonce="1" * 32)
-    cookie = sessions.write_session(session, key)
-    assert sessions.read_session(cookie, key, now_s=99.9) == session
-    assert sessions.read_session(cookie, key, now_s=100) is None
-    assert sessions.read_session(cookie, other, now_s=0) is None
+    session = auth.Session(person_id="0" * 12, expires_s=100, nonce="1" * 32)
+    cookie = auth.write_session(session, key)
+    assert auth.read_session(cookie, key, now_s=99.9) == session
+    assert auth.read_session(cookie, key, now_s=100) is None
+    assert auth.read_session(cookie, other, now_s=0) is None
     for at in range(0, len(cookie), 7):
         flipped = cookie[:at] + ("0" if cookie[at] != "0" else "1") + cookie[at + 1 :]
-        assert sessions.read_session(flipped, key, now_s=0) is None
-    assert sessions.read_session(cookie.replace(".100.", ".999."), key, now_s=0) is None
-    assert sessions.token("1" * 32, key) != sessions.signed("1" * 32, key, purpose="session")
+        assert auth.read_session(flipped, key, now_s=0) is None
+    assert auth.read_session(cookie.replace(".100.", ".999."), key, now_s=0) is None
+    assert auth.token("1" * 32, key) != auth.signed("1" * 32, key, purpose="session")
 
 
 def test_logging_out_ends_the_session_also_for_a_copy_of_its_cookie(here: Site) -> None:
@@ -296,7 +296,7 @@ def test_guessing_is_slowed_down_for_who_guesses_and_for_nobody_else(here: Site)
     assert guesser.get("/api/overview", authorization=right).status == 200, "the right one never waits"
     assert guesser.get("/api/overview", authorization=wrong).status == 429
     assert other.get("/api/overview", authorization=right).status == 200
-    attempts = sessions.Attempts(burst=2, refill_s=10)
+    attempts = auth.Attempts(burst=2, refill_s=10)
     for _ in range(4):
         attempts.failed("a", now_s=0)
     assert attempts.wait_s("a", now_s=0) == 30

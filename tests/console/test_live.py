@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from suffice.console.live import MOST_WATCHERS, Live
+from suffice.console.context import MOST_WATCHERS, Live
 
 
 @dataclass

@@ -10,7 +10,7 @@ import pytest
 
 from suffice.assurance.forecast import CrossingForecast, Forecast, Of
 from suffice.assurance.route_forecast import Alert, Outlook
-from suffice.review.incident import Incident, IncidentDecision
+from suffice.review.holds import Incident, IncidentDecision
 from suffice.rollout.stages import Transition
 from suffice.store.database.views import open_reader
 from suffice.store.people.alert_resolution import ENDS

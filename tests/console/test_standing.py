@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from suffice.console.render import HERE
-from suffice.console.views.overview import STARTS_S, notices
-from suffice.console.views.standing import describe_missing
+from suffice.console.views.overview import STARTS_S, describe_missing, notices
 from suffice.settings import Route
 from suffice.store.routes.in_force import InForce
 from suffice.store.routes.phases import Phase, phase_of

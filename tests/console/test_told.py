@@ -13,7 +13,7 @@ import pytest
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.route_forecast import Outlook
 from suffice.assurance.satisfaction_effect import SatisfactionEffect
-from suffice.console.formatting import format_verdict, is_rate
+from suffice.console.render import format_verdict, is_rate
 from suffice.control.jobs.base import Worker
 from suffice.control.jobs.notify import Notify
 from suffice.settings import Settings

@@ -10,7 +10,7 @@ from typing import Any
 
 from suffice.errors import ConfigError
 from suffice.model.stop import canonical
-from suffice.review.override import DAY_S, Override, OverrideKind
+from suffice.review.holds import DAY_S, Override, OverrideKind
 from suffice.settings import Settings, parse_settings
 from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed, EpochBegan, PolicyPublished
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen, encode

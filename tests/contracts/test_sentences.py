@@ -18,9 +18,9 @@ import pytest
 from prometheus_client import generate_latest
 
 from suffice.assurance.runs import Match
-from suffice.cli.inspect.status import RouteStatus, _print_json, _print_route, read_statuses
-from suffice.console.view_context import ViewContext, parse_window
-from suffice.console.views.standing import standings
+from suffice.cli.inspect.route_status import RouteStatus, _print_json, _print_route, read_statuses
+from suffice.console.context import ViewContext, parse_window
+from suffice.console.views.overview import standings
 from suffice.gateway.context import Gateway
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.log_follower import Follower

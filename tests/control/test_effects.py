@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from suffice.control.people.effects import what_it_changed
-from suffice.review.effect import Effect, LabelEffect
+from suffice.review.agreement import Effect, LabelEffect
 from suffice.review.items import VerdictForm
 from suffice.review.queue import Submission
 from suffice.settings import Route

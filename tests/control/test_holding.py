@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 
 from suffice.review.decide import OverrideForm
-from suffice.review.holds import NO_HOLDS, RouteHolds
-from suffice.review.incident import IncidentDecision
-from suffice.review.override import Override
+from suffice.review.holds import NO_HOLDS, IncidentDecision, Override, RouteHolds
 from suffice.store.database.decisions import Decisions
 from suffice.store.people.deciding import set_override
 from suffice.store.people.holds import read_holds
@@ -61,7 +59,7 @@ def test_labels_of_what_was_picked_on_purpose_say_nothing_of_the_average(
 
 
 def accepting(until_s: float) -> RouteHolds:
-    from suffice.review.incident import of_pause
+    from suffice.review.holds import of_pause
     from suffice.types import Pause
 
     pause = Pause(route="r", number=1, cause="critical_em", reason="low", author="w")

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.route_forecast import Outlook
-from suffice.cli.inspect.liking import liking_lines, summarize_effect
-from suffice.cli.inspect.status import read_statuses
+from suffice.cli.inspect.route_report import liking_lines, summarize_effect
+from suffice.cli.inspect.route_status import read_statuses
 from suffice.control.evidence.liking import heard, measures
 from suffice.control.evidence.ratings import Ratings
 from suffice.control.jobs.watching import RouteWatch

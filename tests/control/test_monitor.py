@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from suffice.cli.inspect.status import read_statuses
+from suffice.cli.inspect.route_status import read_statuses
 from suffice.control.jobs.base import JobReport, Worker
 from suffice.control.jobs.monitor import Monitor
 from suffice.gateway.log_follower import export_gauges

@@ -38,7 +38,7 @@ from suffice.store.rows.events import Event
 from suffice.store.rows.kill_events import KillSwitched, KillSwitchState
 from suffice.store.rows.rollout_events import RolloutMove, RolloutMoved
 from suffice.types import Alarm, Pause, Resumption
-from suffice.wiring.alerts import sent, sinks_of
+from suffice.wiring.prestart import sent, sinks_of
 from tests.control.test_upkeep import Clock, append, receiver
 from tests.edge import mail_server
 

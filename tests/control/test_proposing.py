@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from suffice.cli.inspect.outlook import proposal_lines
-from suffice.cli.inspect.status import read_statuses
+from suffice.cli.inspect.route_report import proposal_lines
+from suffice.cli.inspect.route_status import read_statuses
 from suffice.control.evidence.fitting import read_back
 from suffice.control.jobs.base import JobReport, Worker
 from suffice.store.database.decisions import read_artefact

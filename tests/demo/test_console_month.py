@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from suffice.console.formatting import format_difference
+from suffice.console.render import format_difference
 from suffice.control.evidence.matching import matching
 from suffice.control.jobs.advance import Advance
 from suffice.control.jobs.base import Worker
-from suffice.demo.console.month import DAY_S, DAYS, ROUTE, Clock, live, month, settings_for
-from suffice.demo.console.people import MATH, SUPPORT, make_feedback
-from suffice.demo.console.tries import Tries
+from suffice.demo.month import DAY_S, DAYS, ROUTE, Clock, live, month, settings_for
+from suffice.demo.month_traffic import MATH, SUPPORT, make_feedback
+from suffice.demo.month_trials import Tries
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog

@@ -13,11 +13,19 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from suffice.cli.server.demo_online import ALIASES, LineScreen, LiveScreen, followed, lines, local_world
-from suffice.demo.online import course, show, story
-from suffice.demo.online.course import CourseRun
-from suffice.demo.online.plan import ROUTE, DemoPlan, generate_traffic, name_of, story_settings
-from suffice.demo.online.story import DemoReport, DemoWorld, Snapshot
+from suffice.cli.server.demo import ALIASES, LineScreen, LiveScreen, followed, lines, local_world
+from suffice.demo import show, story
+from suffice.demo.story import (
+    ROUTE,
+    CourseRun,
+    DemoPlan,
+    DemoReport,
+    DemoWorld,
+    Snapshot,
+    generate_traffic,
+    name_of,
+    story_settings,
+)
 from suffice.local.tasks import TaskQuestion
 from suffice.testing import FakeUpstream, Reply
 from suffice.testing.reply import FakeRequest
@@ -80,7 +88,7 @@ async def told(folder: Path, model: Model, plan: DemoPlan) -> tuple[DemoReport, 
         return await story.run_story(plan, world, folder, pool, notes, first_s=0.0), notes
 
 
-def of(report: DemoReport, period: course.Period) -> list[CourseRun]:
+def of(report: DemoReport, period: story.Period) -> list[CourseRun]:
     return [run for run in report.runs if run.period == period]
 
 
@@ -91,7 +99,7 @@ async def test_a_route_goes_from_full_runs_to_a_certificate_and_back_when_the_mo
     assert not report.errors
     assert report.certified is not None
     assert report.certified.level > 0
-    figures = course.all_figures(report.runs, sure=True)
+    figures = story.all_figures(report.runs, sure=True)
     assert figures["before"].n >= PLAN.burst
     assert figures["before"].n_stopped == 0
     assert figures["certified"].n_stopped > PLAN.n_certified / 2
@@ -154,14 +162,14 @@ async def test_where_every_early_stop_loses_nothing_is_certified_and_nothing_is_
     assert len(report.runs) == plan.most
     assert not any(run.episode.outcome.stopped for run in report.runs)
     assert not of(report, "swapped"), "there is nothing to fall back from"
-    figures = course.all_figures(report.runs)
+    figures = story.all_figures(report.runs)
     assert figures["before"].em > 0.9
     assert figures["before"].em_first < 0.1
     assert "Nothing was certified within 160 requests" in show.story_verdict(report, figures)
     assert dict(lines(notes.seen[-1]))["certified"] == "none"
 
 
-def _run(number: int, period: course.Period, tokens: int, *, correct: bool, **changes: object) -> CourseRun:
+def _run(number: int, period: story.Period, tokens: int, *, correct: bool, **changes: object) -> CourseRun:
     import random
 
     from suffice.types import Episode, Usage
@@ -177,7 +185,7 @@ def test_savings_compare_mean_tokens_with_the_full_runs_before() -> None:
     full = [_run(n, "before", 80 + n % 2 * 40, correct=n % 4 > 0) for n in range(40)]  # mean 100, EM 0.75
     under = [_run(n, "certified", 60, correct=n % 2 > 0) for n in range(20)]  # EM 0.5
     after = [_run(n, "swapped", 90, correct=True) for n in range(5)]  # in full: by chance shorter
-    found = course.all_figures([*full, *under, *after], sure=True)
+    found = story.all_figures([*full, *under, *after], sure=True)
     assert found["before"].saved is found["swapped"].saved is None, "no saving is claimed of runs in full"
     assert found["certified"].saved == pytest.approx(0.4)
     assert found["certified"].em_change == pytest.approx(-0.25)
@@ -196,7 +204,7 @@ def test_only_audits_by_lot_under_the_certificate_speak_for_it() -> None:
         _run(4, "certified", 9, correct=True, audit=False, propensity=0.9),
         _run(5, "before", 9, correct=True, stop_correct=False, audit=True, propensity=1.0),
     ]
-    assert course.audited(runs) == course.AuditTally(n=3, n_stops=2, n_lost=1, n_gained=1)
+    assert story.audited(runs) == story.AuditTally(n=3, n_stops=2, n_lost=1, n_gained=1)
 
 
 def test_traffic_is_the_same_for_the_same_seed_and_every_request_has_an_id_of_its_own() -> None:

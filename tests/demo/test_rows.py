@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from suffice.demo import rows, run, show
-from suffice.demo.ask import DemoAnswer, question_seed
+from suffice.demo.rows import DemoAnswer, question_seed
 from suffice.local.tasks import TaskQuestion
 from suffice.testing import FakeUpstream, Questions, Reply, Samples, ScriptedThought
 

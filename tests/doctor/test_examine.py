@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from suffice.doctor import serving
-from suffice.doctor.advise import advise
-from suffice.doctor.examine import RUN
-from suffice.doctor.seen import Facts
+from suffice.doctor.examine import RUN, advise
+from suffice.doctor.talk import Facts
 from suffice.settings import parse_settings
 from suffice.testing import FakeUpstream, Reply
 from suffice.testing.reply import status

@@ -22,7 +22,7 @@ from suffice.gateway.last_good import (
     seal_last_good,
     write_last_good,
 )
-from suffice.review.override import Override
+from suffice.review.holds import Override
 from suffice.store.routes.in_force import InForce
 from suffice.types import Epoch, Findings, Pause, Publication
 from tests.gateway.test_log_follower import VERSION

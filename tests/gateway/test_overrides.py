@@ -10,7 +10,7 @@ import pytest
 
 from suffice.gateway.overrides import pinned
 from suffice.review.decide import DecisionRows, IncidentForm, OverrideForm
-from suffice.review.override import InEffect, Override, in_effect
+from suffice.review.holds import InEffect, Override, in_effect
 from suffice.settings import Settings
 from suffice.store.people.deciding import decide_incident, end_override, set_override
 from suffice.store.people.reviews import kept_question

@@ -10,7 +10,7 @@ import pytest
 
 from suffice.errors import BadRequest
 from suffice.governor import Governor
-from suffice.review.question import MOST_CHARS, Shelf, Source
+from suffice.review.items import MOST_CHARS, Shelf, Source
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.erasing import ErasureOrder, ErasureTally, erase_words, purge, select_word_rows
 from suffice.store.database.views import open_reader

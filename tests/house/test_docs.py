@@ -27,8 +27,7 @@ from suffice.gateway.request_parsing import KNOWN_OPTIONS, OVERRIDES
 from suffice.gateway.route import BLOCKING
 from suffice.policy.base import POLICIES
 from suffice.review import items
-from suffice.review.incident import Incident, IncidentDecision
-from suffice.review.override import Override, OverrideEnd
+from suffice.review.holds import Incident, IncidentDecision, Override, OverrideEnd
 from suffice.scoring.base import SCORERS
 from suffice.server import serve_in_loop
 from suffice.settings import Settings, parse_settings

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import LocalModelError
-from suffice.local import facts
+from suffice.local import questions as facts
 from suffice.local.questions import FAMILIES_OF_QUESTIONS, STORIES, DemoQuestion
 from suffice.local.tasks import EXAMPLES, FAMILIES, TRACED, TaskQuestion, questions, traced
 from suffice.scoring.base import build_scorer

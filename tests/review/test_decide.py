@@ -8,9 +8,16 @@ from typing import Any
 import pytest
 
 from suffice.review.decide import DecisionRows, IncidentForm, Now, OverrideForm, in_words, override_of, resolve_incident
-from suffice.review.holds import NO_HOLDS, RouteHolds
-from suffice.review.incident import DECISIONS, Incident, IncidentDecision
-from suffice.review.override import DAY_S, Override, OverrideEnd
+from suffice.review.holds import (
+    DAY_S,
+    DECISIONS,
+    NO_HOLDS,
+    Incident,
+    IncidentDecision,
+    Override,
+    OverrideEnd,
+    RouteHolds,
+)
 from suffice.settings import Route
 from suffice.types import Pause, Resumption
 from tests.review.test_override import EPOCH, override, publication

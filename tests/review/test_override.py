@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.review.override import (
+from suffice.review.holds import (
     DAY_S,
     NO_OVERRIDES,
     Override,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from suffice.review.override import in_effect
+from suffice.review.holds import in_effect
 from suffice.review.route_guarantee import (
     STATES,
     GuaranteeInputs,

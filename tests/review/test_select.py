@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.review.estimate import em_of, estimate_em
+from suffice.review.agreement import em_of, estimate_em
 from suffice.review.items import DAY_S, WHYS, ControlDraw
 from suffice.review.queue import ItemState, Queue
 from suffice.review.select import (

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from suffice.assurance.estimate import IntervalEstimate
-from suffice.review.effect import Effect, LabelEffect
-from suffice.review.question import written_out
+from suffice.review.agreement import Effect, LabelEffect
+from suffice.review.items import written_out
 from suffice.types import Feedback
 
 LOOK = LabelEffect(n_audits=400, n_pending=7, level=3, n_missing=210, em=None)

@@ -8,7 +8,7 @@ import pytest
 
 from suffice.errors import ConfigError
 from suffice.settings import Metric, parse_settings
-from suffice.settings.feedback import span_of
+from suffice.settings.checks import span_of
 
 GOOD: dict[str, dict[str, Any]] = {
     "solved": {"type": "boolean", "level": "conversation"},

@@ -13,8 +13,7 @@ import pytest
 
 from suffice.errors import StoreError
 from suffice.review.decide import DecisionRows, IncidentForm, OverrideForm
-from suffice.review.incident import Incident
-from suffice.review.override import Override, OverrideEnd
+from suffice.review.holds import Incident, Override, OverrideEnd
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader

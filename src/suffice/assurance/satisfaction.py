@@ -20,7 +20,7 @@ from typing import Final
 
 from suffice.assurance.judge import JUDGE
 from suffice.settings import Metric
-from suffice.settings.feedback import span_of
+from suffice.settings.checks import span_of
 from suffice.types import Feedback
 
 BETS: Final = (0.1, 0.3, 0.6, 0.9)  # parts of the wealth; small ones find small falls, large ones large falls quickly

@@ -1,8 +1,4 @@
-"""`suffice`: one command, its groups loaded only when they are used.
-
-This module imports click and the standard library, so that `--help` is instant; everything else is
-imported by the command that needs it.
-"""
+"""The table of all commands. It imports click and the standard library alone, so that `suffice --help` is instant."""
 
 from __future__ import annotations
 
@@ -15,53 +11,62 @@ from suffice import __version__
 # Section of --help → name → (module of this package, attribute, the line that --help shows).
 SECTIONS: dict[str, dict[str, tuple[str, str, str]]] = {
     "Set up and serve": {
-        "demo": ("server.demo", "demo", "Run a real local model, and show what stopping saves."),
-        "config": ("server.config", "config", "Check a settings file, or show it with all defaults."),
-        "doctor": ("server.doctor", "doctor", "Examine a model server, or a route, before you rely on it."),
+        "demo": ("server.demo", "demo", "Run a real local model and show what early stopping saves."),
+        "config": ("server.admin", "config", "Check a settings file, or print it with all defaults."),
+        "doctor": ("server.doctor", "doctor", "Examine a model server or a route before you rely on it."),
         "serve": ("server.serve", "serve", "Serve the OpenAI-compatible gateway."),
-        "worker": ("server.worker", "worker", "Certify, watch and brake the routes of a log."),
-        "admin": ("server.admin", "admin", "Say who may use the console and the control API."),
+        "worker": ("server.serve", "worker", "Run the control loop that certifies and watches the routes of a log."),
+        "admin": ("server.admin", "admin", "Manage who may use the console and the control API."),
     },
     "See what happens": {
-        "status": ("inspect.status", "status", "Show EM, tokens and saving per route."),
-        "alerts": ("inspect.alerts", "alerts", "Tell people when something goes wrong, and see what was told."),
+        "status": ("inspect.status", "status", "Show EM, tokens and savings per route."),
+        "alerts": ("inspect.audit", "alerts", "Test alert sinks and list the alerts that were sent."),
         "audit": ("inspect.audit", "audit", "Verify, show and export the audit log."),
     },
     "Change it": {
-        "policy": ("operate.policy", "policy", "Bring a policy into traffic in steps, on evidence, and back."),
+        "policy": ("operate.policy", "policy", "Roll a policy out in steps, on evidence, and roll it back."),
         "experiment": ("operate.experiment", "experiment", "Compare ways to serve the same requests."),
-        "pause": ("operate.hold", "pause", "Let a route run in full until somebody resumes it."),
-        "resume": ("operate.hold", "resume", "End a pause: what is certified on a route acts again."),
-        "incident": ("operate.incident", "incident", "Decide what waits for a person, or open one by hand."),
-        "override": ("operate.override", "override", "Hold a route or a class of questions back until a date."),
-        "kill": ("operate.kill", "kill", "Stop stopping, on every route, at once; needs a file only."),
+        "pause": ("operate.hold", "pause", "Pause early stopping on a route until somebody resumes it."),
+        "resume": ("operate.hold", "resume", "Resume early stopping on a paused route."),
+        "incident": ("operate.hold", "incident", "List and decide incidents, or open one by hand."),
+        "override": (
+            "operate.hold",
+            "override",
+            "Limit early stopping on a route or a class of questions until a date.",
+        ),
+        "kill": ("operate.kill", "kill", "Disable early stopping on all routes immediately."),
         "unkill": ("operate.kill", "unkill", "Release the kill switch."),
     },
     "Hear from people": {
         "review": ("labels.review", "review", "Look at the runs that tell most, and say what is right."),
-        "feedback": ("labels.feedback", "feedback", "Import labels, list what waits, have a judge model label."),
+        "feedback": (
+            "labels.feedback",
+            "feedback",
+            "Import labels, list unmatched feedback, or have a judge model label.",
+        ),
         "export": ("labels.export", "export", "Write training pairs, tasks to judge, or feedback to files."),
-        "erase": ("labels.erase", "erase", "Take words of people out of the log, for good."),
+        "erase": ("labels.erase", "erase", "Permanently erase user-written text from the log."),
     },
     "Measure before you act": {
         "estimate": ("offline.estimate", "estimate", "Predict from logs what stopping would save; makes no calls."),
-        "record": ("offline.record", "record", "Record full traces of questions at a live model server."),
-        "replay": ("offline.replay", "replay", "Replay stopping policies over recorded runs: table and report."),
-        "tune": ("offline.tune", "tune", "Search for a policy on recorded runs, and judge the find."),
+        "record": ("offline.record", "record", "Record full runs of questions at a live model server."),
+        "replay": (
+            "offline.replay",
+            "replay",
+            "Replay stopping policies on recorded runs; write a table and a report.",
+        ),
+        "tune": ("offline.tune", "tune", "Search for a policy on recorded runs and estimate its true performance."),
     },
 }
 COMMANDS = {name: found for section in SECTIONS.values() for name, found in section.items()}
 
 
 class LazyGroup(click.Group):
-    """A group that knows its commands by name and loads one only to run it."""
-
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All names, in the order of the table."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command's module and return the command; None if there is no such name."""
         if cmd_name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[cmd_name]
@@ -72,7 +77,6 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that is meant; an unknown name is told with the nearest one that exists."""
         if args[0] not in COMMANDS and not args[0].startswith("-"):
             import difflib
 
@@ -81,7 +85,6 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands by section, in one column, without importing them."""
         width = max(len(name) for name in COMMANDS)
         for title, section in SECTIONS.items():
             with formatter.section(title):

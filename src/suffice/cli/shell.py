@@ -1,61 +1,237 @@
-"""What every command shares with the shell that calls it: its settings file, how a group lists it, how it fails.
+"""What commands share: options, errors, output, the log they open, and waiting for gateways to confirm.
 
-Refuses to know what any command does. Imports click and the standard library alone, since `--help` waits for it.
+Imports click and the standard library alone, because `--help` waits for it.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from suffice.settings import Route, Settings
+    from suffice.store.database.decisions import Decisions
+    from suffice.store.database.presence import Presence
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+FILE = click.Path(path_type=Path)
+
+
+def option(*names: str, **more: Any) -> Callable[[F], F]:
+    """An option as `click.option` has it, whose help tells the default where there is one."""
+    shows = more.get("default") not in (None, "", False)
+    return click.option(*names, **({"show_default": shows} | more))
+
 
 _HELP = "Settings, TOML or YAML."
 
 # The same option twice, for functions that call it `path` and for those that need a Path.
-CONFIG = click.option("--config", "path", metavar="FILE", default="suffice.toml", show_default=True, help=_HELP)
-CONFIG_FILE = click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    default=Path("suffice.toml"),
-    show_default=True,
-    help=_HELP,
-)
-INSECURE_OPEN = click.option(
-    "--insecure-open",
-    is_flag=True,
-    help="Serve other machines although no keys are asked for.",
-)
-JSON_LINES = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-JSON_OBJECT = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+CONFIG = option("--config", "path", default="suffice.toml", metavar="FILE", help=_HELP)
+CONFIG_FILE = option("--config", type=FILE, default=Path("suffice.toml"), metavar="FILE", help=_HELP)
+INSECURE_OPEN = option("--insecure-open", is_flag=True, help="Serve other machines although no keys are asked for.")
+JSON_LINES = option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+JSON_OBJECT = option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+class Command(click.Command):
+    """A command that ends with 2 and one sentence when the settings, the log or a file keep it from its work."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from suffice.errors import SufficeError
+
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # whoever read the output has left; click ends quietly
+            raise
+        except (SufficeError, OSError) as error:
+            fail(error)
 
 
 class CommandGroup(click.Group):
     """A group whose help lists its commands in the order in which they are defined, each with its whole sentence."""
 
+    command_class = Command
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click passes it
-        """All names, as they were defined."""
         return list(self.commands)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
-        """The first sentence of each, folded and not cut off."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, self.commands[name].get_short_help_str(1_000)) for name in self.commands])
 
 
 def print_line(text: str) -> None:
-    """Print a line of which some words may be a stranger's, such as a reason: none is a command to a terminal."""
     from suffice.sanitize import printable
 
     click.echo(printable(text))
 
 
-def fail(command: str, why: object, status: int = 2) -> NoReturn:
-    """End `suffice COMMAND` with a sentence on standard error.
+def fail(why: object, status: int = 2) -> NoReturn:
+    """End the command that runs with a sentence on standard error, behind the command's name.
 
     status  2: it cannot be done, or the log or the settings cannot be read; 1: it was done and the answer is no
     """
+    context, names = click.get_current_context(silent=True), list[str]()
+    while context is not None and (context.parent is not None or not names):
+        names.insert(0, context.info_name or "")
+        context = context.parent
+    command = " ".join(names)
     for_operator = getattr(why, "for_operator", None)  # of an error of an upstream
     click.echo(f"suffice {command}: {why if for_operator is None else for_operator()}", err=True)
     raise SystemExit(status)
+
+
+UNCONFIRMED: Final = 3  # exit status: it is decided, and a gateway that should act on it has not confirmed
+MOST_WAIT_S: Final = 3_600
+_LOOK_S: Final = 0.02  # between two looks at what gateways say
+
+REASON = option("--reason", required=True, help="Why; it stays in the log.")
+AUTHOR = option("--author", help="Who decides. [default: the user of this computer]")
+
+
+def _seconds(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
+    if not 0 <= value <= MOST_WAIT_S:  # a range of click's takes "nan"
+        raise click.BadParameter(f"got {value:g}; 0 to {MOST_WAIT_S:,} seconds")
+    return value
+
+
+WAIT = option(
+    "--wait",
+    "wait_s",
+    type=float,
+    callback=_seconds,
+    default=5.0,
+    metavar="SECONDS",
+    help="How long running gateways have to confirm; 0 asks for no confirmation.",
+)
+JSON = option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def who(author: str | None) -> str:
+    import getpass
+
+    return author or getpass.getuser()
+
+
+@contextmanager
+def nothing_written(again: str) -> Iterator[None]:
+    """A block that a StoreError leaves as it was; the sentence says so, and what to do once the log works again."""
+    from suffice.errors import StoreError
+
+    try:
+        yield
+    except StoreError as error:
+        raise StoreError(f"{error}\nNothing was written. {again}") from None
+
+
+@contextmanager
+def log_of(path: str, *, waits: bool = False) -> Iterator[tuple[Settings, Decisions]]:
+    """The settings in a file, and their log open for a person's decisions. Raises ConfigError and StoreError.
+
+    waits  the caller waits for gateways itself; else, where something was decided and none runs, that is said
+    """
+    from suffice.store.database.presence import read_presences
+    from suffice.wiring.files import load_deployment
+    from suffice.wiring.keys import presence_files
+    from suffice.wiring.worker import open_decisions
+
+    settings = load_deployment(path)
+    with open_decisions(settings, create=False) as writer:
+        yield settings, writer
+    if writer.n_new and not waits and not read_presences(presence_files(settings)):
+        click.echo("no gateway is running on this deployment; one that starts will act on this", err=True)
+
+
+def find_settings(settings: Settings, name: str, *, option: str = "") -> Route:
+    """A route's settings. Raises ConfigError for one that does not exist.
+
+    option  by which it was named, such as --route; "": as an argument
+    """
+    from suffice.errors import ConfigError
+
+    if name not in settings.routes:
+        known = ", ".join(sorted(settings.routes)) or "none is configured"
+        raise ConfigError(f"{option}{': ' if option else ''}unknown route {name!r}; known: {known}")
+    return settings.routes[name]
+
+
+def read_policy(text: str) -> dict[str, Any]:
+    """A policy as a user writes it: a name, or a JSON object. Raises ConfigError."""
+    import json
+
+    from suffice.errors import ConfigError
+
+    if not text.lstrip().startswith("{"):
+        return {"policy": text.strip()}
+    try:
+        spec: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"--policy: is not JSON ({error}); write a name or a JSON object") from None
+    return spec
+
+
+def confirm(command: str, switches: Sequence[Path], has_taken: Callable[[Presence], bool], *, wait_s: float) -> None:
+    """Wait until every running gateway has taken something in, and say so; end with `UNCONFIRMED` where one has not.
+
+    switches   files of the kill switch beside which gateways announce themselves
+    has_taken  by what a gateway announces
+    wait_s     at most; 0: do not ask
+
+    Callers' own loops (`Governor`) look before they decide, and only while they run: they are named, not waited for.
+    """
+    from suffice.store.database.presence import read_presences
+
+    if not wait_s:
+        return
+    began_s = time.monotonic()
+    while True:
+        there = read_presences(switches)
+        gateways, waited_s = [one for one in there if one.process == "serve"], time.monotonic() - began_s
+        late = [one for one in gateways if not has_taken(one)]
+        if not late or waited_s >= wait_s:
+            break
+        time.sleep(_LOOK_S)
+    _say_who_confirmed(command, there, late, waited_s)
+    if not gateways:
+        where = " or ".join(dict.fromkeys(str(one.parent.absolute()) for one in switches))
+        click.echo(
+            f"suffice {command}: no gateway confirmed: none is running that announces itself in {where};"
+            " one that starts on this deployment will act on it",
+            err=True,
+        )
+    if late or not there:
+        raise SystemExit(UNCONFIRMED)
+
+
+def _say_who_confirmed(command: str, there: Sequence[Presence], late: Sequence[Presence], waited_s: float) -> None:
+    for one in there:
+        if one in late:
+            why = "; its environment holds the switch" if command == "unkill" and one.kill_stamp is None else ""
+            click.echo(f"suffice {command}: {one.name} has not confirmed within {waited_s:.1f} s{why}", err=True)
+        elif one.process == "serve":
+            click.echo(f"confirmed by {one.name} after {waited_s:.1f} s")
+        else:
+            click.echo(f"{one.name}: a caller's own loop, which looks whenever it decides")
+
+
+def refused(why: str) -> NoReturn:
+    fail(why, 1)
+
+
+def print_json(found: Any) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.encode(found).decode())
+
+
+def say(found: Any, *, as_json: bool, text: str) -> None:
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(text)

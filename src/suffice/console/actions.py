@@ -1,27 +1,51 @@
-"""What people change here: each the same function that the command calls, with a reason and the name of who did it."""
+"""The actions of the console, each the function that its command calls, and the CSV exports."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final, TypeVar
 from urllib.parse import urlencode
 
+from suffice import cells
 from suffice.console.auth import Principal
-from suffice.console.context import ConsoleContext
-from suffice.console.exchange import ConsoleRequest
-from suffice.console.table import Action, ActionResult
+from suffice.console.context import Action, ActionFunction, ActionResult, ConsoleContext, ConsoleEndpoint
+from suffice.console.exchange import Answer, ConsoleRequest
+from suffice.console.views.episodes import MOST_PAGE, changes, episodes
 from suffice.console.views.review import no_such_item
 from suffice.errors import BadRequest, ConfigError
+from suffice.formatting import format_moment
 from suffice.review.decide import IncidentForm as Wants
-from suffice.review.incident import DECISIONS
+from suffice.review.holds import DECISIONS
 from suffice.review.items import MOST_TEXT, said_of
-from suffice.store.database.decisions import Decisions
 from suffice.store.people.deciding import decide_incident, end_override, open_incident
 from suffice.store.people.holds import read_holds
 from suffice.store.people.reviews import give_item_back, lease_next, read_reviews, submit_verdict
 from suffice.store.routes import experiments, pausing, rollouts
 from suffice.store.routes.rollouts import read_rollouts, read_running_rollouts
+
+
+def format_csv_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\r\n")
+    writer.writerow(heads)
+    writer.writerows([format_csv_cell(value) for value in row] for row in rows)
+    return b"\xef\xbb\xbf" + text.getvalue().encode("utf-8", "replace")
+
+
+def format_csv_cell(value: object) -> str:
+    """A value as a cell: numbers as they are, text inert.
+
+    >>> [format_csv_cell(x) for x in (None, -1.5, "=1+1", " @SUM(A1)", "fine", True)]
+    ['', '-1.5', "'=1+1", "' @SUM(A1)", 'fine', 'yes']
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return cells.format_cell(value.replace("\x00", "") if isinstance(value, str) else value)
+
 
 MOST_CHARS: Final = 2_000  # of a reason
 REVIEW: Final = "/console/review"
@@ -39,8 +63,7 @@ FIELDS: Final[Mapping[str, str]] = {
 T = TypeVar("T")
 
 
-def asks(*names: str, **more: str) -> Mapping[str, str]:
-    """The fields of a change with what they mean."""
+def asks(*names: str, **more: str) -> dict[str, str]:
     return {name: FIELDS[name] for name in names} | more
 
 
@@ -68,24 +91,13 @@ def require_route(desk: ConsoleContext, asked: ConsoleRequest) -> str:
     return name
 
 
-def _on_route(
-    decide: Callable[[Decisions, str, str, str], str | None], now: str
-) -> Callable[[ConsoleContext, ConsoleRequest, Principal], ActionResult]:
-    def do(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
-        name, reason = require_route(desk, asked), reason_of(asked)
-        done(decide(desk.decisions(), name, reason, visitor.name), f"route {name} ")
-        return ActionResult(said=f"Route {name} is {now}.")
-
-    return do
-
-
 # ---- reviews ---------------------------------------------------------------------------------------
 
 
 def _take(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
     route = asked.form.get("route") or None
     lease = lease_next(desk.decisions(), visitor.name, now_s=desk.now(), route=route)
-    return ActionResult(said="Nothing waits for you." if lease is None else "", goes_to=REVIEW)
+    return ActionResult(said="Nothing to review." if lease is None else "", goes_to=REVIEW)
 
 
 def _say(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
@@ -94,17 +106,17 @@ def _say(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Act
     place = read_reviews(writer.path).queue.places.get(name)
     if place is None:
         raise no_such_item(name)
-    said = said_of(
+    outcome = said_of(
         place.item,
         form.get("verdict", ""),
         reviewer=visitor.name,
         corrected=_text(asked, "corrected") or None,
         reason=_text(asked, "reason"),
     )
-    found = done(submit_verdict(writer, done(said), now_s=desk.now()))
+    result = done(submit_verdict(writer, done(outcome), now_s=desk.now()))
     if form.get("next"):  # a person goes on with the next one at once
         lease_next(writer, visitor.name, now_s=desk.now(), route=form.get("route") or None)
-    return ActionResult(said=found.told, goes_to=f"{REVIEW}?{urlencode({'changed': name})}")
+    return ActionResult(said=result.told, goes_to=f"{REVIEW}?{urlencode({'changed': name})}")
 
 
 def _give_back(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
@@ -126,7 +138,7 @@ def _text(asked: ConsoleRequest, field: str) -> str:
 
 def _open_incident(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
     name = require_route(desk, asked)
-    found = done(
+    result = done(
         open_incident(
             desk.decisions(),
             name,
@@ -137,7 +149,7 @@ def _open_incident(desk: ConsoleContext, asked: ConsoleRequest, visitor: Princip
             pauses=asked.form.get("pauses", "") not in ("", "false", "no", "0"),
         )
     )
-    return ActionResult(said=f"Incident {found.incident} is open.", goes_to=INCIDENTS)
+    return ActionResult(said=f"Incident {result.incident} is open.", goes_to=INCIDENTS)
 
 
 def _decide_incident(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
@@ -157,7 +169,7 @@ def _decide_incident(desk: ConsoleContext, asked: ConsoleRequest, visitor: Princ
         level=_count(asked, "level"),
         max_em_drop=_number(asked, "max_em_drop"),
     )
-    found = decide_incident(
+    incident = decide_incident(
         writer,
         desk.settings.routes[route],
         route,
@@ -166,7 +178,7 @@ def _decide_incident(desk: ConsoleContext, asked: ConsoleRequest, visitor: Princ
         publication=_count(asked, "publication"),
         setup=desk.setup_of(route),
     )
-    decided = done(found, f"{name} " if isinstance(found, str) and found.startswith("is ") else "")
+    decided = done(incident, f"{name} " if isinstance(incident, str) and incident.startswith("is ") else "")
     return ActionResult(said=f"{name}: {decision.replace('_', ' ')}. Now: {decided.decision.after}", goes_to=INCIDENTS)
 
 
@@ -191,8 +203,8 @@ def _move_rollout(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principa
     if move == "rollback" and name not in read_running_rollouts(read_rollouts(writer.path)):
         return _take_back(desk, name, reason, visitor)
     moved = done(rollouts.step(writer, name, move, author=visitor.name, reason=reason))
-    said = f"Route {name}: {moved.stage.replace('_', ' ')}, {moved.share:.0%} of new units."
-    return ActionResult(said=said, goes_to=POLICIES)
+    sentence = f"Route {name}: {moved.stage.replace('_', ' ')}, {moved.share:.0%} of new units."
+    return ActionResult(said=sentence, goes_to=POLICIES)
 
 
 def _propose(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
@@ -216,19 +228,19 @@ def _start_experiment(desk: ConsoleContext, asked: ConsoleRequest, visitor: Prin
     name = _experiment_of(desk, asked)
     desk.check_experiment(name)
     try:
-        found = experiments.start_experiment(
+        experiment = experiments.start_experiment(
             desk.decisions(), name, desk.settings.experiments[name], author=visitor.name, reason=reason_of(asked)
         )
     except ConfigError as error:  # its layer has no room
         raise BadRequest(str(error), status=409, code="conflict") from None
-    started = done(found, f"experiment {name} ")
+    started = done(experiment, f"experiment {name} ")
     return ActionResult(said=f"Experiment {name} runs, run {started.experiment.run}.", goes_to=EXPERIMENTS)
 
 
 def _stop_experiment(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
     name = asked.form.get("name", "")
-    found = experiments.stop_experiment(desk.decisions(), name, author=visitor.name, reason=reason_of(asked))
-    done(found, f"experiment {name[:80]} ")
+    experiment = experiments.stop_experiment(desk.decisions(), name, author=visitor.name, reason=reason_of(asked))
+    done(experiment, f"experiment {name[:80]} ")
     return ActionResult(said=f"Experiment {name} is stopped.", goes_to=EXPERIMENTS)
 
 
@@ -262,108 +274,126 @@ def _count(asked: ConsoleRequest, field: str) -> int | None:
     return int(value)
 
 
-DEEDS: Final[tuple[Action, ...]] = (
+def _move_pause(verb: Callable[..., str | None], now: str) -> ActionFunction:
+    def do(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> ActionResult:
+        name, reason = require_route(desk, asked), reason_of(asked)
+        done(verb(desk.decisions(), name, reason=reason, author=visitor.name), f"route {name} ")
+        return ActionResult(said=f"Route {name} is {now}.")
+
+    return do
+
+
+_ON_ROUTE: Final = asks("route", "reason")
+_ON_NAME: Final = asks("name", "reason")
+_INCIDENT: Final = asks(
+    "reason",
+    incident="its name",
+    decision=", ".join(DECISIONS),
+    level="tighten: none above it",
+    max_em_drop="tighten: a smaller budget, a fraction",
+    publication="roll_back: to this one",
+    days="until it ends by itself",
+)
+_VERDICT: Final = asks(
+    "item",
+    verdict="both, full, early, neither; right, wrong; unsure",
+    corrected="the right answer, if you know it",
+    reason=FIELDS["said"],
+)
+ACTIONS: Final[tuple[Action, ...]] = (
+    Action("/review/next", "reviewer", _take, "take the next item", asks(route="only of this one")),
+    Action("/review/say", "reviewer", _say, "say what is right of an item", _VERDICT),
+    Action("/review/skip", "reviewer", _give_back, "give an item back", asks("item", reason=FIELDS["said"])),
     Action(
-        path="/review/next",
-        needs="reviewer",
-        do=_take,
-        summary="take the next item",
-        asks=asks(route="only of this one"),
+        "/incidents/open",
+        "admin",
+        _open_incident,
+        "open an incident",
+        _ON_ROUTE | {"pauses": "true: everything runs in full until it is decided"},
+    ),
+    Action("/incidents/decide", "admin", _decide_incident, "decide an incident", _INCIDENT),
+    Action(
+        "/rollouts/move",
+        "admin",
+        _move_rollout,
+        "move the rollout that runs on a route, or take back what the last one brought",
+        _ON_ROUTE | {"move": ", ".join(rollouts.STEPS)},
     ),
     Action(
-        path="/review/say",
-        needs="reviewer",
-        do=_say,
-        summary="say what is right of an item",
-        asks=asks(
-            "item",
-            verdict="both, full, early, neither; right, wrong; unsure",
-            corrected="the right answer, if you know it",
-            reason=FIELDS["said"],
-        ),
+        "/rollouts/propose",
+        "admin",
+        _propose,
+        "try what a refit has proposed, in steps",
+        _ON_ROUTE | {"address": "of the proposal, v- and twelve digits"},
     ),
     Action(
-        path="/review/skip",
-        needs="reviewer",
-        do=_give_back,
-        summary="give an item back",
-        asks=asks("item", reason=FIELDS["said"]),
+        "/experiments/start", "admin", _start_experiment, "start an experiment, or give it its new weights", _ON_NAME
     ),
+    Action("/experiments/stop", "admin", _stop_experiment, "stop an experiment", _ON_NAME),
+    Action("/overrides/end", "admin", _end_override, "end an override", _ON_ROUTE | {"number": "of the override"}),
     Action(
-        path="/incidents/open",
-        needs="admin",
-        do=_open_incident,
-        summary="open an incident",
-        asks=asks("route", "reason", pauses="true: everything runs in full until it is decided"),
+        "/routes/pause",
+        "admin",
+        _move_pause(pausing.start_pause, "paused"),
+        "let every request of a route run in full",
+        _ON_ROUTE,
     ),
-    Action(
-        path="/incidents/decide",
-        needs="admin",
-        do=_decide_incident,
-        summary="decide an incident",
-        asks=asks(
-            "reason",
-            incident="its name",
-            decision=", ".join(DECISIONS),
-            level="tighten: none above it",
-            max_em_drop="tighten: a smaller budget, a fraction",
-            publication="roll_back: to this one",
-            days="until it ends by itself",
-        ),
-    ),
-    Action(
-        path="/rollouts/move",
-        needs="admin",
-        do=_move_rollout,
-        summary="move the rollout that runs on a route, or take back what the last one brought",
-        asks=asks("route", "reason", move=", ".join(rollouts.STEPS)),
-    ),
-    Action(
-        path="/rollouts/propose",
-        needs="admin",
-        do=_propose,
-        summary="try what a refit has proposed, in steps",
-        asks=asks("route", "reason", address="of the proposal, v- and twelve digits"),
-    ),
-    Action(
-        path="/experiments/start",
-        needs="admin",
-        do=_start_experiment,
-        summary="start an experiment, or give it its new weights",
-        asks=asks("name", "reason"),
-    ),
-    Action(
-        path="/experiments/stop",
-        needs="admin",
-        do=_stop_experiment,
-        summary="stop an experiment",
-        asks=asks("name", "reason"),
-    ),
-    Action(
-        path="/overrides/end",
-        needs="admin",
-        do=_end_override,
-        summary="end an override",
-        asks=asks("route", "reason", number="of the override"),
-    ),
-    Action(
-        path="/routes/pause",
-        needs="admin",
-        summary="let every request of a route run in full",
-        asks=asks("route", "reason"),
-        do=_on_route(
-            lambda writer, route, reason, author: pausing.start_pause(writer, route, reason=reason, author=author),
-            "paused",
-        ),
-    ),
-    Action(
-        path="/routes/resume",
-        needs="admin",
-        summary="end a pause of a route",
-        asks=asks("route", "reason"),
-        do=_on_route(
-            lambda writer, route, reason, author: pausing.end_pause(writer, route, reason=reason, author=author),
-            "resumed",
-        ),
-    ),
+    Action("/routes/resume", "admin", _move_pause(pausing.end_pause, "resumed"), "end a pause of a route", _ON_ROUTE),
+)
+
+
+CSV: Final = "text/csv; charset=utf-8"
+
+
+# Columns of each export: head, and the field of the record under it.
+_EPISODE_COLUMNS: Final = {
+    "episode": "episode_id",
+    "at (UTC)": "at_s",
+    "route": "route",
+    "class": "query_class",
+    "kind": "kind",
+    "end": "end_reason",
+    "stopped": "stopped",
+    "audit": "audit",
+    "steps": "n_steps",
+    "stop step": "stop_step",
+    "answer": "answer",
+    "answer at the stop": "would_answer",
+    "differs": "differs",
+    "right": "correct",
+    "tokens": "tokens",
+    "tokens saved": "saved_tokens",
+}
+_CHANGE_COLUMNS: Final = {"place": "seq", "at (UTC)": "at_s"} | {
+    name: name for name in ("kind", "route", "before", "after", "reason", "author")
+}
+
+
+def _table(columns: Mapping[str, str], records: Iterable[object]) -> bytes:
+    def cell(record: object, field: str) -> object:
+        value = getattr(record, field)
+        return format_moment(value) if field == "at_s" else value
+
+    return format_csv_table(tuple(columns), ([cell(one, field) for field in columns.values()] for one in records))
+
+
+async def _episodes(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
+    wanted = replace(asked, query={**asked.query, "limit": str(MOST_PAGE)})
+    lines = (await desk.read(lambda look: episodes(look, wanted, visitor))).lines
+    return await _file(desk, visitor, "episodes.csv", _table(_EPISODE_COLUMNS, lines), len(lines))
+
+
+async def _changes(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal) -> Answer:
+    lines = (await desk.read(lambda look: changes(look, asked, visitor))).lines
+    return await _file(desk, visitor, "changes.csv", _table(_CHANGE_COLUMNS, lines), len(lines))
+
+
+async def _file(desk: ConsoleContext, visitor: Principal, name: str, body: bytes, n_rows: int) -> Answer:
+    await desk.off_loop(lambda: desk.note_export(name, n_rows, visitor.name))
+    return Answer(kind=CSV, body=body, headers=(("content-disposition", f'attachment; filename="{name}"'),))
+
+
+EXPORTS: Final = (
+    ConsoleEndpoint("POST", "/console/episodes.csv", "admin", _episodes, "runs as a table", CSV),
+    ConsoleEndpoint("POST", "/console/changes.csv", "admin", _changes, "changes as a table", CSV),
 )

@@ -1,7 +1,7 @@
-"""The console and the control API as one ASGI application: find the door, ask who comes, open it, answer.
+"""The console and the control API as one ASGI application: route, authenticate, handle, answer.
 
-Whatever goes wrong is an answer: a program gets OpenAI's error shape, a person a page with a way on. An error of ours
-costs a page, and never a request of the gateway beside it.
+Every failure is an answer: programs get OpenAI's error shape, people get a page with a link. An error in here costs a
+page and never a request of the gateway beside it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from suffice.console import exchange, pages
+from suffice.console import exchange, site
 from suffice.console.auth import NOBODY, Principal
-from suffice.console.context import ConsoleContext
+from suffice.console.context import ConsoleContext, ConsoleEndpoint
 from suffice.console.exchange import JSON, Answer, ConsoleRequest, Receive, Scope, Send
-from suffice.console.table import ConsoleEndpoint
 from suffice.errors import BadRequest, SufficeError
 from suffice.telemetry import LOG
 from suffice.upstream.wire import error_body
@@ -25,8 +24,6 @@ _KINDS: Final[Mapping[int, str]] = {401: "authentication_error", 403: "permissio
 
 
 class ConsoleApp:
-    """Answers below `/console` and `/api`."""
-
     def __init__(self, desk: ConsoleContext, doors: Iterable[ConsoleEndpoint]) -> None:
         self.desk = desk
         self.doors = tuple(doors)
@@ -40,7 +37,6 @@ class ConsoleApp:
                 self._exact.setdefault(door.path, {})[door.method] = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
         head_only = scope["method"] == "HEAD"
         answer = await self._answer(scope, receive)
         if answer.stream is None or head_only:
@@ -76,8 +72,8 @@ class ConsoleApp:
             return self._failure(asked, visitor, 500, "this page failed; the log of the process says where")
 
     def _find(self, path: str) -> tuple[Mapping[str, ConsoleEndpoint], Mapping[str, str]]:
-        if (found := self._exact.get(path)) is not None:
-            return found, {}
+        if (result := self._exact.get(path)) is not None:
+            return result, {}
         for pattern, by_method in self._with_fields.items():
             if matched := pattern.fullmatch(path):
                 return by_method, matched.groupdict()
@@ -92,17 +88,16 @@ class ConsoleApp:
             body = error_body(str(error), kind, error.param, error.code)
             return Answer(status=error.status, kind=JSON, body=body, headers=headers)
         if error.status == 401 and error.code == "not_logged_in":
-            return pages.to_login(asked)
-        return pages.sorry(self.desk, asked, visitor, error.status, str(error)).with_headers(*headers)
+            return site.to_login(asked)
+        return site.sorry(self.desk, asked, visitor, error.status, str(error)).with_headers(*headers)
 
     def _failure(self, asked: ConsoleRequest, visitor: Principal, status: int, message: str) -> Answer:
         if asked.is_api:
             return Answer(status=status, kind=JSON, body=error_body(message, "server_error", None, "server_error"))
-        return pages.sorry(self.desk, asked, visitor, status, message)
+        return site.sorry(self.desk, asked, visitor, status, message)
 
 
 def _unread(scope: Scope) -> ConsoleRequest:
-    """A request of which nothing but its path is known."""
     return ConsoleRequest(method=scope["method"], path=scope["path"], headers={}, query={}, form={}, address="")
 
 
@@ -114,8 +109,6 @@ def _no_such(asked: ConsoleRequest, by_method: Mapping[str, ConsoleEndpoint]) ->
 
 
 async def _until_either(sending: Any, receive: Receive) -> None:
-    """Send a stream until it ends or its reader leaves. Any: a coroutine of ours."""
-
     async def left() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass

@@ -1,24 +1,166 @@
-"""Who may ask for what: hosts, sessions, secrets, roles and tokens. Default: refused.
+"""Who may ask for what: people and their secrets, sessions, hosts, roles and tokens. Default: refused.
 
-    Asked ──▶ host ──▶ who (cookie or bearer) ──▶ role ──▶ token, where something changes ──▶ Visitor, or Refused
+    request ──▶ host ──▶ who (cookie or bearer) ──▶ role ──▶ token, where something changes ──▶ Principal, or refused
 
-A page without a session leads to the login; everything else is told 401 or 403. A secret is compared before anything
-is throttled, so whoever has the right one comes in, whatever others try from the same address. Knows requests; refuses
-to know pages.
+A secret is `sfc_ID_RANDOM`: the id finds the one person whose hash is compared, so a guess costs one hash however many
+people there are, and a guess at nobody costs the same. The random part has 256 bits, which no guess finds however cheap
+the hash is; and a cheap hash lets the right secret in at once, however many wrong ones come. A session names its person
+by the public part of the secret, so a reset of the secret ends it. A secret is compared before anything is throttled,
+so whoever has the right one comes in, whatever others try from the same address. A page without a session leads to the
+login; everything else gets 401 or 403.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import math
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 from suffice.browsers import BrowserPolicy
-from suffice.console import people, sessions
 from suffice.console.exchange import Answer, ConsoleRequest, cookie
-from suffice.console.people import Person, Role, Roster
 from suffice.errors import BadRequest
 from suffice.telemetry import LOG
+
+Role: TypeAlias = Literal["reviewer", "admin"]
+ROLES: Final[tuple[Role, ...]] = ("reviewer", "admin")  # a later one may do all that an earlier one may
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+_SECRET = re.compile(r"sfc_([0-9a-f]{12})_([0-9a-f]{64})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Person:
+    name: str  # written into every change that they make
+    role: Role
+    id: str  # public part of the secret; another one after each reset, which ends old sessions
+    salt: str  # hexadecimal
+    hash: str  # of the secret, hexadecimal
+    since_s: float  # Unix time at which the secret was made; informative
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roster:
+    key: str  # hexadecimal; whoever knows it may be anybody
+    people: tuple[Person, ...] = ()
+
+    def by_id(self, given: str) -> Person | None:
+        """Whose secret has this public part; None: nobody's."""
+        return next((one for one in self.people if one.id == given), None)
+
+    def by_name(self, name: str) -> Person | None:
+        """The person of that name; None: there is none."""
+        return next((one for one in self.people if one.name == name), None)
+
+    def with_person(self, person: Person) -> Roster:
+        return replace(self, people=(*(one for one in self.people if one.name != person.name), person))
+
+    def without(self, name: str) -> Roster:
+        return replace(self, people=tuple(one for one in self.people if one.name != name))
+
+
+def may(role: Role, needs: Role) -> bool:
+    return ROLES.index(role) >= ROLES.index(needs)
+
+
+def problem_of(name: str) -> str | None:
+    """What is wrong with a name; None: nothing."""
+    if _NAME.fullmatch(name):
+        return None
+    return f"got {name[:80]!r}; 1 to 64 letters, digits and . _ @ -, the first a letter or a digit"
+
+
+def invite(name: str, role: Role, *, random_bytes: Callable[[int], bytes], now_s: float) -> tuple[Person, str]:
+    public, salt = random_bytes(6).hex(), random_bytes(16).hex()
+    secret = f"sfc_{public}_{random_bytes(32).hex()}"
+    return Person(name=name, role=role, id=public, salt=salt, hash=_hashed(secret, salt), since_s=now_s), secret
+
+
+def authenticate(roster: Roster, secret: str) -> Person | None:
+    """Whose secret this is; None: nobody's. Takes as long either way."""
+    match = _SECRET.fullmatch(secret)
+    person = roster.by_id(match.group(1)) if match is not None else None
+    given = _hashed(secret, person.salt if person is not None else "00" * 16)
+    right = hmac.compare_digest(given, person.hash if person is not None else "00" * 32)
+    return person if right and person is not None else None
+
+
+def _hashed(secret: str, salt: str) -> str:
+    return hashlib.sha256(bytes.fromhex(salt) + secret.encode("utf-8", "surrogatepass")[:1024]).hexdigest()
+
+
+_SESSION = re.compile(r"([0-9a-f]{12})\.(\d{1,12})\.([0-9a-f]{32})\.([0-9a-f]{64})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    person_id: str  # public part of the secret that it was made with
+    expires_s: int  # Unix time
+    nonce: str  # tells two logins of one person apart
+
+
+def write_session(session: Session, key: str) -> str:
+    payload = f"{session.person_id}.{session.expires_s}.{session.nonce}"
+    return f"{payload}.{signed(payload, key, purpose='session')}"
+
+
+def read_session(cookie: str, key: str, *, now_s: float) -> Session | None:
+    """The session in a cookie; None: there is none that we signed, or it has expired."""
+    match = _SESSION.fullmatch(cookie)
+    if match is None:
+        return None
+    payload, _, given = cookie.rpartition(".")
+    session = Session(person_id=match.group(1), expires_s=int(match.group(2)), nonce=match.group(3))
+    right = hmac.compare_digest(given, signed(payload, key, purpose="session"))
+    return session if right and now_s < session.expires_s else None
+
+
+def token(what: str, key: str) -> str:
+    return signed(what, key, purpose="csrf")
+
+
+def is_token(given: str, what: str, key: str) -> bool:
+    """Is this the token of that session? Takes as long either way."""
+    return hmac.compare_digest(given.encode("utf-8", "replace"), token(what, key).encode())
+
+
+def signed(text: str, key: str, *, purpose: str) -> str:
+    """A keyed hash. `purpose` keeps what is signed for one use from being shown for another."""
+    return hmac.new(bytes.fromhex(key), f"{purpose}\0{text}".encode(), hashlib.sha256).hexdigest()
+
+
+class Attempts:
+    """How often an address has tried in vain: a few tries at once, then one after the other.
+
+    There is no bucket for everybody together: it would let a stranger lock all others out, and a secret of 256 random
+    bits needs none.
+
+    burst     tries that may follow each other at once
+    refill_s  after which one more is allowed
+    """
+
+    def __init__(self, *, burst: int = 5, refill_s: float = 12.0, most_addresses: int = 10_000) -> None:
+        self._burst, self._refill_s, self._most = burst, refill_s, most_addresses
+        self._spent: dict[str, tuple[float, float]] = {}  # by address: tries that count, as of when (monotonic)
+
+    def wait_s(self, address: str, *, now_s: float) -> int:
+        over = self._now(address, now_s) - (self._burst - 1)
+        return math.ceil(over * self._refill_s) if over > 1e-9 else 0
+
+    def failed(self, address: str, *, now_s: float) -> None:
+        spent = self._now(address, now_s)
+        self._spent.pop(address, None)
+        self._spent[address] = (spent + 1, now_s)
+        while len(self._spent) > self._most:
+            del self._spent[next(iter(self._spent))]
+
+    def _now(self, address: str, now_s: float) -> float:
+        spent, at_s = self._spent.get(address, (0.0, now_s))
+        return max(0.0, spent - (now_s - at_s) / self._refill_s)
+
 
 SESSION: Final = "suffice_session"
 LOGIN: Final = "suffice_login"  # ties the token of a login page to the browser that asked for it
@@ -34,15 +176,12 @@ class AccessDeniedError(BadRequest):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Who asks."""
-
     person: Person | None  # None: nobody has logged in
     token: str = ""  # that a page of ours must show with a change
-    session: sessions.Session | None = None  # None: a program, which brings its secret each time
+    session: Session | None = None  # None: a program, which brings its secret each time
 
     @property
     def name(self) -> str:
-        """As the author of what they do."""
         return self.person.name if self.person is not None else ""
 
     @property
@@ -76,7 +215,7 @@ class ConsoleAuth:
         self.roster = roster
         self._browsers = browsers
         self._session_s, self._random, self._now, self._monotonic_s = session_s, random_bytes, now, monotonic_s
-        self._attempts = sessions.Attempts()
+        self._attempts = Attempts()
         self._ended: dict[str, int] = {}  # nonces of sessions that were logged out: when they expire
 
     # ---- who asks ----------------------------------------------------------------------------------
@@ -93,7 +232,7 @@ class ConsoleAuth:
             raise AccessDeniedError(
                 "log in first, or send 'authorization: Bearer SECRET'", status=401, code="not_logged_in"
             )
-        if not people.may(visitor.person.role, needs):
+        if not may(visitor.person.role, needs):
             message = f"this needs the role {needs}; {visitor.name} has the role {visitor.role}"
             raise AccessDeniedError(message, status=403, code="role")
         return visitor
@@ -113,15 +252,15 @@ class ConsoleAuth:
             if kind.lower() != "bearer" or not asked.is_api:
                 return NOBODY
             return Principal(person=self._tried(roster, secret.strip(), asked.address))
-        session = sessions.read_session(asked.cookies.get(SESSION, ""), roster.key, now_s=self._now())
+        session = read_session(asked.cookies.get(SESSION, ""), roster.key, now_s=self._now())
         person = roster.by_id(session.person_id) if session is not None else None
         if session is None or person is None or session.nonce in self._ended:
             return NOBODY
-        return Principal(person=person, session=session, token=sessions.token(session.nonce, roster.key))
+        return Principal(person=person, session=session, token=token(session.nonce, roster.key))
 
     def _tried(self, roster: Roster, secret: str, address: str) -> Person | None:
         """Whose secret it is. Raises AccessDenied where too many from this address were wrong, and this one is, too."""
-        person = people.authenticate(roster, secret)
+        person = authenticate(roster, secret)
         if person is not None:
             return person
         now_s = self._monotonic_s()
@@ -137,7 +276,7 @@ class ConsoleAuth:
     def _check_token(self, asked: ConsoleRequest, what: str) -> None:
         roster = self.roster()
         given = asked.headers.get("x-csrf-token") or asked.form.get(TOKEN, "")
-        if roster is None or not sessions.is_token(given, what, roster.key):
+        if roster is None or not is_token(given, what, roster.key):
             raise AccessDeniedError("the form has no valid token; load the page again", status=403, code="csrf")
 
     # ---- coming and going --------------------------------------------------------------------------
@@ -145,9 +284,7 @@ class ConsoleAuth:
     def login_page(self, asked: ConsoleRequest) -> tuple[str, tuple[str, str]]:
         """A token for a login page, and the cookie that it belongs to. Raises AccessDenied without a roster."""
         nonce, roster = self._random(16).hex(), self._roster()
-        return sessions.token(f"login {nonce}", roster.key), cookie(
-            LOGIN, nonce, age_s=LOGIN_S, secure=asked.behind_tls
-        )
+        return token(f"login {nonce}", roster.key), cookie(LOGIN, nonce, age_s=LOGIN_S, secure=asked.behind_tls)
 
     def login(self, asked: ConsoleRequest) -> Answer | None:
         """The cookies of a new session; None: the secret is wrong. Raises AccessDenied."""
@@ -156,7 +293,7 @@ class ConsoleAuth:
         person = self._tried(roster, asked.form.get("secret", "").strip(), asked.address)
         if person is None:
             return None
-        session = sessions.Session(
+        session = Session(
             person_id=person.id, expires_s=int(self._now() + self._session_s), nonce=self._random(16).hex()
         )
         LOG.info("console: %s logged in", person.name)
@@ -164,7 +301,7 @@ class ConsoleAuth:
             headers=(
                 cookie(
                     SESSION,
-                    sessions.write_session(session, roster.key),
+                    write_session(session, roster.key),
                     age_s=int(self._session_s),
                     secure=asked.behind_tls,
                 ),
@@ -173,15 +310,13 @@ class ConsoleAuth:
         )
 
     def logout(self, visitor: Principal, asked: ConsoleRequest) -> tuple[str, str]:
-        """End a session, here and in the browser."""
         now_s = self._now()
         self._ended = {nonce: until for nonce, until in self._ended.items() if now_s < until}
         if visitor.session is not None:
             self._ended[visitor.session.nonce] = visitor.session.expires_s
         return cookie(SESSION, "", age_s=0, secure=asked.behind_tls)
 
-    def holds(self, session: sessions.Session) -> bool:
-        """Does a login that was let in before still hold?"""
+    def holds(self, session: Session) -> bool:
         roster = self.roster()
         known = roster is not None and roster.by_id(session.person_id) is not None
         return known and self._now() < session.expires_s and session.nonce not in self._ended
@@ -195,6 +330,5 @@ class ConsoleAuth:
 
 
 def _is_link(asked: ConsoleRequest) -> bool:
-    """May this be somebody who follows a link? From any site: nothing changes, and only they see the page."""
     is_read = asked.method in ("GET", "HEAD") and "origin" not in asked.headers
     return is_read and asked.headers.get("sec-fetch-mode", "navigate") == "navigate"

@@ -1,25 +1,208 @@
-"""What the console's handlers have at hand: the log to read, a way to change something, doors, and who watches."""
+"""What handlers work with: the log, the views' context, live updates, and the kinds of endpoints.
+
+View ──▶ GET /console/… (a page) and GET /api/… (the same record as JSON)
+Action ──▶ POST /console/… (from a form) and POST /api/… (from a program)
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar
+from urllib.parse import urlencode
 
-from suffice.console.auth import ConsoleAuth, Principal
-from suffice.console.live import Live
-from suffice.console.view_context import ViewContext
-from suffice.errors import StoreError
-from suffice.settings import Settings
+from suffice.console.auth import ConsoleAuth, Needs, Principal, Role
+from suffice.console.exchange import JSON, Answer, ConsoleRequest
+from suffice.errors import BadRequest, StoreError
+from suffice.settings import Route, Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader
 from suffice.store.routes.rollouts import RolloutRun
+from suffice.store.routes.rollups import DAY_HOURS, HOUR_S
+from suffice.telemetry import LOG
 
 T = TypeVar("T")
+
+LOOK_S: Final = 0.3  # a filter that hardly anything fits looks through so much, and says where it stopped
+DAY_S: Final = 86_400
+WINDOWS: Final[Mapping[str, int]] = {"1": 1, "7": 7, "30": 30, "90": 90, "all": 0}  # days of the totals; 0: all of it
+USUAL_WINDOW: Final = "30"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewContext:
+    connection: sqlite3.Connection  # reads only
+    settings: Settings
+    path: Path  # of the log
+    now_s: float  # Unix time
+    monotonic_s: Callable[[], float]
+    begun_s: float = 0.0  # Unix time since which these pages are there
+    killed: bool = False  # is the kill switch on?
+
+    def route(self, name: str) -> Route | None:
+        """A route's settings; None: the log knows it, and the settings do not."""
+        return self.settings.routes.get(name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeRange:
+    name: str  # a key of WINDOWS
+    days: int  # 0: all of it
+    since_hour: int  # since 1970, UTC
+
+    @property
+    def said(self) -> str:
+        return (
+            "since the beginning" if not self.days else "last 24 hours" if self.days == 1 else f"last {self.days} days"
+        )
+
+
+def page_of(
+    look: ViewContext, found: Iterable[tuple[int, T | None]], limit: int
+) -> tuple[tuple[T, ...], int | None, bool]:
+    """What fits, up to `limit`; the place to go on from, None: nothing is older; and whether time ran out first.
+
+    found  places, newest first, each with what fits there; None: nothing
+    """
+    lines, older, end_s = list[T](), 0, look.monotonic_s() + LOOK_S
+    for place, line in found:
+        older = place
+        if line is not None:
+            lines.append(line)
+        if len(lines) == limit:
+            return tuple(lines), older, False
+        if look.monotonic_s() > end_s:
+            return tuple(lines), older, True
+    return tuple(lines), None, False
+
+
+class NotThere(BadRequest):
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=404, code="not_found")
+
+
+def parse_window(query: Mapping[str, str], now_s: float) -> TimeRange:
+    """The stretch that was asked for. Raises BadRequest for one that is not offered."""
+    name = query.get("days") or USUAL_WINDOW
+    if name not in WINDOWS:
+        raise BadRequest(f"days: got {name[:40]!r}; allowed: {', '.join(WINDOWS)}", param="days")
+    days = WINDOWS[name]
+    if days == 1:
+        return TimeRange(name=name, days=days, since_hour=int((now_s - DAY_S) // HOUR_S))
+    first_day = int(now_s // DAY_S) - days + 1  # whole days, today among them
+    return TimeRange(name=name, days=days, since_hour=DAY_HOURS * first_day if days else 0)
+
+
+def route_url(name: str) -> str:
+    """Where a route's own page is. A name may hold anything, also a slash, so it stands in the query."""
+    return f"/console/route?{urlencode({'name': name})}"
+
+
+MOST_WATCHERS: Final = 50
+CLOSING_S: Final = 0.5  # how soon watchers are told that the gateway ends
+PING: Final = b": here\n\n"
+PING_S: Final = 15.0
+
+
+class Live:
+    """Everybody who watches.
+
+    look      a mark of what is to be seen in a window; another mark: something has changed
+    part      the part of the page for a window
+    every_s   between two looks
+    closing   is the gateway ending?
+    """
+
+    def __init__(
+        self,
+        *,
+        look: Callable[[str], Awaitable[object]],
+        part: Callable[[str], Awaitable[bytes]],
+        every_s: float,
+        closing: Callable[[], bool],
+    ) -> None:
+        self._look, self._part, self._every_s, self._closing = look, part, every_s, closing
+        self._watchers: dict[asyncio.Queue[bytes | None], str] = {}
+        self._marks: dict[str, object] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._watchers) >= MOST_WATCHERS
+
+    async def watch(self, window: str, holds: Callable[[], bool]) -> AsyncIterator[bytes]:
+        """Events for one watcher, until the gateway ends or they may look no more.
+
+        holds  may they still look?
+        """
+        queue: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=1)
+        self._watchers[queue] = window
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+        try:
+            yield b"retry: 5000\n\n"
+            while holds():
+                try:
+                    async with asyncio.timeout(PING_S):
+                        event = await queue.get()
+                except TimeoutError:
+                    yield PING
+                    continue
+                if event is None:
+                    return
+                yield event
+        finally:
+            self._watchers.pop(queue, None)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        next_s = loop.time() + self._every_s
+        while self._watchers:
+            await asyncio.sleep(min(CLOSING_S, self._every_s))
+            if self._closing():
+                for queue in list(self._watchers):
+                    _put(queue, None)
+                return
+            if loop.time() >= next_s:
+                await self._tell()
+                next_s = loop.time() + self._every_s
+        self._marks.clear()
+
+    async def _tell(self) -> None:
+        for window in sorted(set(self._watchers.values())):
+            try:
+                mark = await self._look(window)
+                if self._marks.get(window) == mark:
+                    continue
+                known = window in self._marks
+                self._marks[window] = mark
+                if not known:
+                    continue  # the page that began to watch has just shown this
+                event = _event(await self._part(window))
+            except Exception as error:  # noqa: BLE001 - the page that is shown stays as it is
+                LOG.warning("console: the first page could not be told what is new (%s)", type(error).__name__)
+                continue
+            for queue, wanted in list(self._watchers.items()):
+                if wanted == window:
+                    _put(queue, event)
+
+
+def _put(queue: asyncio.Queue[bytes | None], event: bytes | None) -> None:
+    with contextlib.suppress(asyncio.QueueEmpty):
+        queue.get_nowait()
+    queue.put_nowait(event)
+
+
+def _event(part: bytes) -> bytes:
+    lines = b"".join(b"data: " + line + b"\n" for line in part.splitlines() if line.strip())
+    return b"event: overview\n" + lines + b"\n"
+
+
 READERS: Final = 2  # threads that read for pages, whatever else the process does
 LONGEST_READ_S: Final = 10.0
 MOST_TOLD: Final = 1_000  # sessions for which a sentence is kept until the next page
@@ -102,7 +285,6 @@ class ConsoleContext:
                 raise StoreError(f"store {self.path}: the page took longer than {LONGEST_READ_S:g} s") from None
 
     def tell(self, visitor: Principal, sentence: str) -> None:
-        """Keep a sentence for the next page of this session."""
         if visitor.session is None:
             return
         self._told.pop(visitor.session.nonce, None)
@@ -113,3 +295,52 @@ class ConsoleContext:
     def told_to(self, visitor: Principal) -> str:
         """The sentence for this session's next page, once; "": there is none."""
         return "" if visitor.session is None else self._told.pop(visitor.session.nonce, "")
+
+
+Handler: TypeAlias = Callable[["ConsoleContext", ConsoleRequest, Principal], Awaitable[Answer]]
+ViewReader: TypeAlias = Callable[[ViewContext, ConsoleRequest, Principal], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleEndpoint:
+    method: Literal["GET", "POST"]
+    path: str  # `{id}` stands for an id
+    needs: Needs
+    run: Handler
+    summary: str
+    gives: str = JSON
+    record: type | None = None  # what a program gets; None: see `gives`
+    asks: Mapping[str, str] = field(default_factory=dict)  # fields of the query, or of the body
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    path: str  # below /console and below /api
+    title: str
+    read: ViewReader
+    record: type
+    asks: Mapping[str, str] = field(default_factory=dict)
+    place: str = ""  # in the navigation; "": the title
+    template: str = ""  # "": named after the path
+    api_path: str | None = None  # below /api, where it is another one
+    needs: Role = "reviewer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActionResult:
+    said: str  # in one sentence
+    goes_to: str = ""  # where a person goes on; "": back to where they were
+
+
+ActionFunction: TypeAlias = Callable[["ConsoleContext", ConsoleRequest, Principal], ActionResult]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Something that changes something. `do` runs in a thread; it raises BadRequest for what cannot be done."""
+
+    path: str  # below /console and below /api
+    needs: Role
+    do: ActionFunction
+    summary: str
+    asks: Mapping[str, str]

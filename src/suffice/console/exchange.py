@@ -1,9 +1,4 @@
-"""One request to the console as its handlers see it, and the answer that they give. Bare ASGI on the outside.
-
-    scope, receive ──▶ Asked ──▶ handler ──▶ Answer ──▶ send, with the headers that every answer carries
-
-Knows heads, cookies and forms; refuses to know who may do what (`doors`) and what is shown (`views`).
-"""
+"""Requests to the console and the answers of its handlers, on bare ASGI: heads, cookies, forms, security headers."""
 
 from __future__ import annotations
 
@@ -46,8 +41,6 @@ ALWAYS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsoleRequest:
-    """One request, read."""
-
     method: str
     path: str
     headers: Mapping[str, str]  # names in lower case; of one that came twice, all with ", " between
@@ -58,17 +51,14 @@ class ConsoleRequest:
 
     @property
     def is_api(self) -> bool:
-        """Does a program ask?"""
         return self.path == "/api" or self.path.startswith("/api/")
 
     @property
     def is_partial(self) -> bool:
-        """Does a page that is shown already ask for a part of itself?"""
         return self.headers.get("hx-request", "") == "true"
 
     @property
     def cookies(self) -> Mapping[str, str]:
-        """What the browser carries."""
         pairs = (part.strip().partition("=") for part in self.headers.get("cookie", "").split(";"))
         return {name: value for name, mark, value in pairs if mark}
 
@@ -80,8 +70,6 @@ class ConsoleRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """One answer. `stream` takes the place of `body`."""
-
     status: int = 200
     kind: str = HTML
     body: bytes = b""
@@ -89,19 +77,17 @@ class Answer:
     stream: AsyncIterator[bytes] | None = None
 
     def with_headers(self, *headers: tuple[str, str]) -> Answer:
-        """The same answer with more headers."""
         return replace(self, headers=(*self.headers, *headers))
 
 
 def to(place: str, *, status: int = 303) -> Answer:
-    """Go there instead."""
     return Answer(status=status, headers=(("location", quote(place, safe="/?=&%#:")),))
 
 
 def cookie(name: str, value: str, *, age_s: int, secure: bool) -> tuple[str, str]:
     """A header that has the browser keep something of ours, away from scripts and from other sites. Age 0: forget."""
-    told = f"{name}={value}; Path=/; Max-Age={age_s}; HttpOnly; SameSite=Strict"
-    return "set-cookie", f"{told}; Secure" if secure else told
+    header = f"{name}={value}; Path=/; Max-Age={age_s}; HttpOnly; SameSite=Strict"
+    return "set-cookie", f"{header}; Secure" if secure else header
 
 
 def read_head(scope: Scope) -> ConsoleRequest:
@@ -161,18 +147,18 @@ def _flat(body: bytes) -> dict[str, str]:
     try:
         if count_items(body, 2 * MOST_FIELDS)[0] > 2 * MOST_FIELDS + 1:
             raise BadRequest(f"at most {MOST_FIELDS} fields are accepted", code="too_many_fields")
-        told = _decode(body)
+        result = _decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise BadRequest("body: is no JSON", code="bad_json") from None
-    if not isinstance(told, dict):
+    if not isinstance(result, dict):
         raise BadRequest("body: must be a JSON object", code="not_an_object")
-    found = dict[str, str]()
-    for key, value in told.items():
+    entries = dict[str, str]()
+    for key, value in result.items():
         if isinstance(value, dict | list):
             raise BadRequest(f"{key[:80]}: must be plain text, a number, true, false or null", param=key[:80])
         if value is not None:
-            found[key] = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    return found
+            entries[key] = value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return entries
 
 
 def _pairs(text: str) -> dict[str, str]:
@@ -183,7 +169,6 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 async def send_answer(answer: Answer, send: Send, *, head_only: bool = False) -> None:
-    """Send an answer with what every answer carries."""
     named = {name for name, _ in answer.headers}
     headers = [("content-type", answer.kind), *answer.headers, *ALWAYS]
     if "cache-control" not in named:
@@ -200,5 +185,4 @@ async def send_answer(answer: Answer, send: Send, *, head_only: bool = False) ->
 
 
 def with_path_fields(asked: ConsoleRequest, fields: Mapping[str, str]) -> ConsoleRequest:
-    """The request with what was found in its path."""
     return replace(asked, fields=fields)

@@ -1,4 +1,4 @@
-"""The API's own description, made of the table of doors and of the records that views return."""
+"""The OpenAPI description of the control API, generated from the endpoints and the records of views."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 if TYPE_CHECKING:
-    from suffice.console.table import ConsoleEndpoint
+    from suffice.console.context import ConsoleEndpoint
 
 
 def _version() -> str:
-    """This package's; "unknown" where it runs from a folder that nobody installed."""
     try:
         return version("suffice")
     except PackageNotFoundError:
@@ -42,7 +41,6 @@ _ERROR: Final[Mapping[str, Any]] = {
 
 
 def document(doors: Iterable[ConsoleEndpoint]) -> dict[str, Any]:
-    """OpenAPI 3.1 of every path below `/api`. Any: a JSON document."""
     mine = [door for door in doors if door.path.startswith("/api")]
     records = list(dict.fromkeys(door.record for door in mine if door.record is not None))
     schemas, components = msgspec.json.schema_components(records, ref_template=_REF)
@@ -68,7 +66,7 @@ def document(doors: Iterable[ConsoleEndpoint]) -> dict[str, Any]:
 
 
 def _operation(door: ConsoleEndpoint, by_record: Mapping[type, Any]) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    entries: dict[str, Any] = {
         "operationId": re.sub(r"[^a-z0-9]+", "_", f"{door.method.lower()}{door.path}".replace("/api", "")).strip("_"),
         "summary": door.summary,
         "x-role": door.needs,
@@ -85,29 +83,29 @@ def _operation(door: ConsoleEndpoint, by_record: Mapping[type, Any]) -> dict[str
         for name in re.findall(r"\{(\w+)\}", door.path)
     ]
     parameters += [
-        {"name": name, "in": "query", "description": said, "schema": {"type": "string"}}
-        for name, said in door.asks.items()
+        {"name": name, "in": "query", "description": sentence, "schema": {"type": "string"}}
+        for name, sentence in door.asks.items()
         if door.method == "GET"
     ]
     if parameters:
-        told["parameters"] = parameters
+        entries["parameters"] = parameters
     if door.method != "GET":
-        told["requestBody"] = {
+        entries["requestBody"] = {
             "required": True,
             "content": {
                 "application/json": {
                     "schema": {
                         "type": "object",
                         "properties": {
-                            name: {"type": "string", "description": said} for name, said in door.asks.items()
+                            name: {"type": "string", "description": sentence} for name, sentence in door.asks.items()
                         },
                     }
                 }
             },
         }
     if door.needs == "nobody":
-        told["security"] = []
-    return told
+        entries["security"] = []
+    return entries
 
 
 def _answer(door: ConsoleEndpoint, by_record: Mapping[type, Any]) -> dict[str, Any]:

@@ -1,23 +1,96 @@
-"""Turns records into pages: templates that escape everything, and nothing in them that runs in a browser.
-
-Needs jinja2, which the extra `console` brings; without it pages say so, and `/api` works all the same.
-"""
+"""Renders templates, which escape everything, and serves static files. Without jinja2 only `/api` works."""
 
 from __future__ import annotations
 
 import hashlib
 import html
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode
 
-from suffice.console import formatting
+from suffice.assurance.satisfaction_effect import EVENTS, SATISFACTION, SatisfactionEffect
 from suffice.extras import how_to_install
+from suffice.formatting import (
+    MINUS,
+    ago,
+    between,
+    format_count,
+    format_day,
+    format_large,
+    format_moment,
+    format_number,
+    format_percent,
+    format_points,
+    iso,
+    lasted,
+    money,
+    size,
+)
+from suffice.rollout.metrics import metric_of
+from suffice.sanitize import plural
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+
+
+def format_difference(value: float | None, metric: str) -> str:
+    """A difference between two arms of an experiment, in the metric's own unit and with its sign.
+
+    >>> [format_difference(-0.0224, "em"), format_difference(0.3, "satisfaction"), format_difference(-482.94, "tokens")]
+    ['−2.24', '+30.0', '−482.9']
+    """
+    if value is None:
+        return "–"
+    of = metric_of(metric)
+    size = of.size(value)
+    sign = "" if not float(size.replace(",", "")) else "+" if value > 0 else MINUS
+    return f"{sign}{size}"
+
+
+def format_name(name: str, instead: str = "none") -> str:
+    return name or instead
+
+
+def query(fields: Mapping[str, Any]) -> str:
+    return urlencode({key: str(value) for key, value in fields.items()})
+
+
+def format_verdict(liking: SatisfactionEffect) -> str:
+    effect = liking.effect
+    if effect is None or effect.low is None or effect.high is None or effect.low <= 0 <= effect.high:
+        return ""
+    return "better" if (effect.low > 0) == (liking.better == "higher") else "worse"
+
+
+def is_rate(liking: SatisfactionEffect) -> bool:
+    return liking.measure in (SATISFACTION, *EVENTS.values()) or "=" in liking.measure
+
+
+FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
+    "percent": format_percent,
+    "points": format_points,
+    "whole": format_count,
+    "short": format_large,
+    "money": money,
+    "number": format_number,
+    "when": format_moment,
+    "iso": iso,
+    "date": format_day,
+    "lasted": lasted,
+    "ago": ago,
+    "size": size,
+    "named": format_name,
+    "difference": format_difference,
+    "query": query,
+    "plural": plural,
+    "verdict": format_verdict,
+    "between": between,
+    "is_rate": is_rate,
+}
+
 
 HERE: Final = Path(__file__).parent
 STATIC: Final[Mapping[str, str]] = {
@@ -33,12 +106,10 @@ STATIC: Final[Mapping[str, str]] = {
 
 
 def can_render() -> bool:
-    """Is the template engine installed?"""
     return find_spec("jinja2") is not None
 
 
 def no_pages() -> bytes:
-    """The page that says which packages pages need."""
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><title>Suffice</title><h1>The console needs a package</h1>"
         f"<p>Run <code>{html.escape(how_to_install('console'))}</code>, and start again."
@@ -47,7 +118,6 @@ def no_pages() -> bytes:
 
 
 def page(template: str, values: Mapping[str, Any]) -> bytes:
-    """A page. Any: templates take records of every kind."""
     text: str = _environment().get_template(template).render(values)
     return text.encode("utf-8", "replace")
 
@@ -64,7 +134,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(formatting.FILTERS)
+    made.filters.update(FILTERS)
     made.globals["static"] = asset_url
     return made
 

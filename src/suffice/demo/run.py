@@ -1,7 +1,7 @@
-"""The demonstration itself: observe, replay what was observed, enforce, compare.
+"""The demonstration: observe, replay what was observed, enforce, compare, all through the real gateway.
 
-Every pass goes through the real gateway over HTTP to a real model. Nothing is staged: the policy is
-fixed beforehand, and whatever the figures are, they are shown.
+The policies are fixed beforehand: published or plain defaults, tuned on nothing. Whatever the figures are, they are
+shown.
 """
 
 from __future__ import annotations
@@ -14,16 +14,55 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from suffice.demo import routes, rows
-from suffice.demo.ask import DemoAnswer, Pass, ask_all
-from suffice.demo.rows import Full, TableRow
+from suffice.demo import rows
+from suffice.demo.rows import DemoAnswer, Full, Pass, TableRow, ask_all
 from suffice.local.tasks import TaskQuestion
 from suffice.policy.base import build_policy
 from suffice.replay.run import ReplayedRun
 from suffice.scoring.base import Scorer, build_scorer
 from suffice.server import serve_in_loop
+from suffice.settings import Settings, parse_settings
 from suffice.store.database.views import read_episodes
 from suffice.types import Episode, Mode
+
+SAMPLES_POLICY: dict[str, Any] = {"policy": "beta", "threshold": 0.95}
+REASONING_POLICY: dict[str, Any] = {"policy": "confidence-threshold", "threshold": 0.95}
+ALSO_REPLAYED: dict[str, Any] = {"policy": "stable-answer", "streak": 2}
+WAVE = 4
+STEPS: dict[str, Any] = {"boundary": "line", "min_tokens": 16, "growth": 1.2}
+# The server in the box was verified to continue a text and to cache prefixes.
+PROBE: dict[str, Any] = {"max_tokens": 6, "verified_by": "owner"}
+MAX_EXTRA_CALLS = 48
+
+
+def settings(
+    kind: str, *, upstream: str, slots: int, mode: Mode, database: Path, n_samples: int, driver: str = "llama.cpp"
+) -> Settings:
+    governed: dict[str, Any] = {"upstream": "local", "kind": kind, "mode": mode, "match": {"header": kind}}
+    governed["max_extra_calls"] = max(MAX_EXTRA_CALLS, n_samples - 1)
+    if mode == "enforce":
+        governed["uncertified"] = True  # nothing has certified these policies, and every reply says so
+    if kind == "samples":
+        governed |= {"scorer": "text", "samples": n_samples, "wave": WAVE, "policy": SAMPLES_POLICY}
+    else:
+        governed |= {"scorer": "number", "policy": REASONING_POLICY, "steps": STEPS, "probe": PROBE}
+        if mode == "observe":
+            governed["audit_share"] = 1.0  # every request is a probing audit, so that all can be replayed
+    return parse_settings(
+        {
+            "upstreams": {
+                "local": {"url": upstream, "driver": driver, "slots": slots, "finish": ["raw"]}
+                if driver == "llama.cpp"
+                else {"url": upstream, "driver": driver, "slots": slots}
+            },
+            "routes": {
+                kind: governed,
+                "plain": {"upstream": "local", "mode": "off", "match": {"header": "plain"}},
+            },
+            "store": {"url": f"sqlite:///{database}"},
+        }
+    )
+
 
 LIVE_NOTE = "uncertified, and every reply says so; audits, drawn by lot, ran in full and are counted"
 Progress = Callable[[str, int], Callable[[DemoAnswer], None]]  # (title, total) → called for each answer
@@ -31,8 +70,6 @@ Progress = Callable[[str, int], Callable[[DemoAnswer], None]]  # (title, total) 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """One route of the demonstration."""
-
     kind: str  # "samples" or "reasoning"
     model: str  # name on the wire
     upstream: str
@@ -46,8 +83,6 @@ class Stage:
 
 @dataclass(slots=True)
 class StageResult:
-    """What a stage found."""
-
     stage: Stage
     rows: list[TableRow] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)  # sentences under the table
@@ -57,7 +92,6 @@ class StageResult:
 
 
 def predicted_tokens(upstream: str) -> int | None:
-    """What the model server itself has counted so far; None when it does not say."""
     try:
         with urllib.request.urlopen(f"{upstream}/metrics", timeout=5) as reply:  # noqa: S310 - our own URL
             for line in reply.read().decode().splitlines():
@@ -71,9 +105,8 @@ def predicted_tokens(upstream: str) -> int | None:
 async def run_pass(
     stage: Stage, mode: Mode, how: Pass, title: str, progress: Progress
 ) -> tuple[list[DemoAnswer], dict[str, Episode], str]:
-    """One pass over all questions; returns answers, their episodes by id, and a line on the token count."""
     database = stage.folder / f"{stage.kind}-{mode}.db"
-    configured = routes.settings(
+    configured = settings(
         stage.kind,
         upstream=stage.upstream,
         slots=stage.slots,
@@ -86,13 +119,13 @@ async def run_pass(
     async with serve_in_loop(configured) as url:
         answers = await ask_all(url, stage.questions, how, progress(title, len(stage.questions)))
     asked = {a.episode_id for a in answers}
-    found = {
+    entries = {
         e.episode.request.episode_id: e.episode
         for e in read_episodes(database)
         if e.episode.request.episode_id in asked
     }
     after = await asyncio.to_thread(predicted_tokens, stage.upstream)
-    return answers, found, _count_line(title, found, before, after)
+    return answers, entries, _count_line(title, entries, before, after)
 
 
 def _count_line(title: str, found: Mapping[str, Episode], before: int | None, after: int | None) -> str:
@@ -109,12 +142,10 @@ def _count_line(title: str, found: Mapping[str, Episode], before: int | None, af
 
 
 def extra(stage: Stage) -> dict[str, Any]:
-    """Fields of the governed requests."""
     return {"suffice": {}} if stage.kind == "reasoning" else {"suffice": {"samples": stage.n_samples}}
 
 
 async def observe(stage: Stage, scorer: Scorer, progress: Progress, result: StageResult) -> dict[str, Full]:
-    """The full runs, recorded; by question id."""
     how = Pass(route=stage.kind, model=stage.model, extra=extra(stage), n_at_once=stage.n_at_once)
     answers, episodes, line = await run_pass(stage, "observe", how, f"{stage.kind}: observe", progress)
     result.facts.append(line)
@@ -127,7 +158,6 @@ async def observe(stage: Stage, scorer: Scorer, progress: Progress, result: Stag
 
 
 async def enforce(stage: Stage, progress: Progress, result: StageResult) -> dict[str, Episode]:
-    """The live pass; its row is added to the result. Returns its episodes by question id."""
     how = Pass(
         route=stage.kind,
         model=stage.model,
@@ -154,11 +184,10 @@ def _live_rows(live: Mapping[str, Episode], full: Mapping[str, Full], scorer: Sc
 
 
 async def run_samples_stage(stage: Stage, progress: Progress) -> StageResult:
-    """The samples route: vote of N against a vote that stops."""
     result, scorer = StageResult(stage=stage), build_scorer("text")
-    policy = build_policy(routes.SAMPLES_POLICY)
+    policy = build_policy(SAMPLES_POLICY)
     full = await observe(stage, scorer, progress, result)
-    runs = rows.replayed(full, policy, wave=routes.WAVE)
+    runs = rows.replayed(full, policy, wave=WAVE)
     drawn = [r.stop_step or len(full[q].episode.outcome.steps) for q, r in runs.items()]
     until_decided = {q: (f.correct, rows.total_tokens(f.episode)) for q, f in full.items()}
     mean_tokens = sum(r.tokens for r in runs.values()) / max(1, sum(f.tokens for f in full.values()))
@@ -181,7 +210,6 @@ async def run_samples_stage(stage: Stage, progress: Progress) -> StageResult:
 
 
 def _agreement(live: Mapping[str, Episode], runs: Mapping[str, ReplayedRun]) -> str:
-    """Does the live pass stop where the replay says? Audits run in full and are left out."""
     both = [(e, runs[q]) for q, e in live.items() if q in runs and not e.request.audit]
     same_step = sum(_live_stop(e) == r.stop_step for e, r in both)
     same_answer = sum(e.outcome.answer == (r.answer if r.stop_step else r.full_answer) for e, r in both)
@@ -197,9 +225,8 @@ def _live_stop(episode: Episode) -> int | None:
 
 
 async def run_reasoning_stage(stage: Stage, progress: Progress) -> StageResult:
-    """The reasoning route: the whole thought, none, a fixed budget, and a thought that stops."""
     result, scorer = StageResult(stage=stage), build_scorer("number")
-    policy = build_policy(routes.REASONING_POLICY)
+    policy = build_policy(REASONING_POLICY)
     full = await observe(stage, scorer, progress, result)
     runs = rows.replayed(full, policy, wave=1)
     result.rows.append(rows.row("full thought", "live", full, {q: (f.correct, f.tokens) for q, f in full.items()}))
@@ -209,7 +236,7 @@ async def run_reasoning_stage(stage: Stage, progress: Progress) -> StageResult:
     budget, capped = rows.equal_budget(full, runs)
     note = "a fixed cut, at the first line end after it, at about equal tokens"
     result.rows.append(rows.row(f"budget {budget}", "replay", full, rows.judged(capped, full, scorer), note))
-    other = rows.replayed(full, build_policy(routes.ALSO_REPLAYED), wave=1)
+    other = rows.replayed(full, build_policy(ALSO_REPLAYED), wave=1)
     result.rows += [
         rows.row("stable for 2", "replay", full, rows.judged(other, full, scorer), "probes charged", acts=True),
         rows.row("confidence 0.95", "replay", full, rows.judged(runs, full, scorer), "probes charged", acts=True),
@@ -233,7 +260,6 @@ def _fidelity(live: Mapping[str, Episode]) -> str:
 async def _plain(
     stage: Stage, fields: Mapping[str, Any], title: str, scorer: Scorer, progress: Progress, result: StageResult
 ) -> dict[str, tuple[bool, int]]:
-    """A pass through the route in mode `off`: bytes pass through, the body says what they cost."""
     how = Pass(route="plain", model=stage.model, extra=fields, n_at_once=stage.n_at_once)
     answers, _, _ = await run_pass(stage, "observe", how, title, progress)
     result.errors += [a.error for a in answers if a.error is not None]
@@ -241,7 +267,6 @@ async def _plain(
 
 
 def to_json(result: StageResult) -> dict[str, Any]:
-    """The stage as plain data, for the report file."""
     from dataclasses import asdict
 
     return {
@@ -257,5 +282,4 @@ def to_json(result: StageResult) -> dict[str, Any]:
 
 
 def write_demo_report(results: Sequence[StageResult], path: Path) -> None:
-    """Write everything that was found as JSON."""
     path.write_text(json.dumps([to_json(r) for r in results], indent=2) + "\n", encoding="utf-8")

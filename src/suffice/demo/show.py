@@ -1,16 +1,21 @@
-"""What people see of the demonstration: a table, a picture, and sentences in plain words."""
+"""What people see of the demonstrations: tables, a picture, and sentences."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 
 from suffice.assurance.bounds import Interval
+from suffice.demo import story
 from suffice.demo.rows import TableRow
 from suffice.demo.run import StageResult
+from suffice.demo.story import DemoReport, Figures, Period, n_reconciled
 from suffice.settings import Route
 
 ACCEPTED_DROP = Route(upstream="").max_em_drop  # fraction; what an owner accepts who writes nothing
@@ -22,14 +27,12 @@ def format_fraction_points(value: float) -> str:
 
 
 def span(interval: Interval | None, digits: int = 1) -> str:
-    """An interval in points or percent; a dash when there is none."""
     if interval is None:
         return "–"
     return f"{interval.low * 100:+.{digits}f} … {interval.high * 100:+.{digits}f}"
 
 
 def format_stage_table(result: StageResult) -> Table:
-    """The rows of one stage; fits into 80 columns."""
     shown = Table(caption_justify="left", header_style="bold", box=None, padding=(0, 1, 0, 0))
     shown.add_column("way of answering", no_wrap=True)
     for name in ("EM", "EM change (95 %)", "-/+", "tokens", "saved (95 %)"):
@@ -62,7 +65,6 @@ def _cells(row: TableRow, *, is_full: bool) -> list[str]:
 
 
 def stage_verdict(result: StageResult) -> str:
-    """One honest sentence about a stage."""
     live = result.rows[-1].comparison
     if not result.pays and result.stage.kind == "samples":
         greedy = result.rows[2].comparison
@@ -98,7 +100,6 @@ def stage_verdict(result: StageResult) -> str:
 
 
 def stops(result: StageResult) -> Table:
-    """What was stopped, and why, in the policy's own words."""
     shown = Table(header_style="bold", box=None, padding=(0, 2, 0, 0))
     shown.add_column("runs", justify="right")
     shown.add_column("the policy's reason")
@@ -108,7 +109,6 @@ def stops(result: StageResult) -> Table:
 
 
 def print_demo(console: Console, results: Sequence[StageResult]) -> None:
-    """Print everything that was found."""
     for result in results:
         stage, n = result.stage, result.rows[0].comparison.n
         console.print(f"\n[bold]{stage.kind} · {stage.model} · {n} questions with exact gold[/bold]\n", highlight=False)
@@ -137,7 +137,6 @@ What next, with your own server:
 
 
 def picture(results: Sequence[StageResult], path: Path) -> None:
-    """EM against tokens, one panel a stage, as a PNG. Needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -186,7 +185,6 @@ def picture(results: Sequence[StageResult], path: Path) -> None:
 
 
 def _style(row: TableRow, index: int) -> tuple[str, str]:
-    """Colour and marker: the full run black, policies blue, the other ways grey and each its own shape."""
     if index == 0:
         return "#24292f", "o"
     if row.acts:
@@ -200,3 +198,128 @@ def _em_span(row: TableRow) -> tuple[float, float]:
         return c.em, c.em
     low, high = c.full_em + c.em_change_interval.low, c.full_em + c.em_change_interval.high
     return max(0.0, min(low, c.em)), min(1.0, max(high, c.em))
+
+
+TITLES: Final[Mapping[Period, str]] = {"before": "before", "certified": "certified", "swapped": "swapped"}
+
+
+CAPTION: Final = """\
+before: all in full, until a level was certified; swapped: another model behind
+the same name. audits: ran in full by design. EM: Exact Match of what clients
+got; its change in points, against all runs before the certificate, not paired.
+tokens: generated for a run, audits and cancelled samples included, prompts not."""
+
+
+def format_story_table(figures: Mapping[Period, Figures]) -> Table:
+    shown = Table(header_style="bold", box=None, padding=(0, 1, 0, 0))
+    shown.add_column("period", no_wrap=True)
+    for name in ("runs", "audits", "stopped", "EM", "change (95 %)", "tokens", "saved (95 %)"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for period, one in figures.items():
+        shown.add_row(*_show_cells(one), style="bold" if period == "certified" else "")
+    return shown
+
+
+def _show_cells(one: Figures) -> list[str]:
+    plain = [TITLES[one.period], f"{one.n}", f"{one.n_audits}", f"{one.n_stopped}", f"{one.em:.3f}"]
+    change = (
+        "" if one.em_change is None else f"{format_fraction_points(one.em_change)} ({span(one.em_change_interval, 0)})"
+    )
+    saved = "" if one.saved is None else f"{one.saved * 100:.0f} % ({span(one.saved_interval, 0)})"
+    return [*plain, change, f"{one.tokens:.1f}", saved]
+
+
+def story_verdict(report: DemoReport, figures: Mapping[Period, Figures]) -> str:
+    plan, held = report.plan, report.certified
+    promise = f"a drop of at most {100 * plan.max_em_drop:g} points of EM at {plan.confidence:.0%}"
+    if held is None or "certified" not in figures:
+        return (
+            f"Nothing was certified within {len(report.runs)} requests, so everything ran in full and nothing was"
+            f" saved: the evidence did not show {promise}."
+        )
+    one, made = figures["certified"], held.publication
+    level = f"level {held.level} of {made.n_levels - 1}" if made is not None else f"level {held.level}"
+    return (
+        f"Certified, {level}: {promise}. Under it {(one.saved or 0) * 100:.0f} % of the generated tokens were saved,"
+        f" audits included; EM of what clients got moved by {format_fraction_points(one.em_change or 0)} points."
+    )
+
+
+def facts(report: DemoReport) -> list[str]:
+    results, runs = [], report.runs
+    full = story.all_figures(runs).get("before")
+    if full is not None:
+        results.append(
+            f"in the full runs before, one sample has EM {full.em_first:.3f} and the vote {full.em:.3f}: where a vote"
+            " pays little, much of it can be saved"
+        )
+    made = report.certified.publication if report.certified is not None else None
+    if made is not None:
+        evidence = made.evidence
+        e_value = (
+            "" if evidence.e_value is None else f"; its e-value is {evidence.e_value:.3g}, {_needed(report)} is enough"
+        )
+        results.append(
+            f"the certificate rests on {evidence.n_audits} audits of which a stop loses {evidence.n_lost} and"
+            f" gains {evidence.n_gained}{e_value}"
+        )
+        lot = story.audited(runs)
+        results.append(
+            f"of {lot.n} audits by lot under the certificate {lot.n_stops} would have stopped: {lot.n_lost} answers"
+            f" made wrong, {lot.n_gained} made right"
+        )
+    results += _swap(report)
+    ours = sum(call.completion_tokens for run in runs for call in run.episode.outcome.calls)
+    line = f"upstream usage = client usage + overhead in {n_reconciled(runs)} of {len(runs)} requests"
+    if report.n_predicted is not None:
+        cancelled = sum(call.cancelled for run in runs for call in run.episode.outcome.calls)
+        line += (
+            f"; the model servers counted {report.n_predicted:,} generated tokens, our records say {ours:,}"
+            f" ({cancelled} calls were cancelled: what was in flight then is in their count only)"
+        )
+    return [*results, line]
+
+
+def _needed(report: DemoReport) -> str:
+    return f"{1 / (1 - report.plan.confidence):.0f}"
+
+
+def _swap(report: DemoReport) -> list[str]:
+    after = [run for run in report.runs if run.period == "swapped"]
+    if not after:
+        return []
+    before = next(run.episode.outcome.model for run in reversed(report.runs) if run.period != "swapped")
+    now = after[0].episode.outcome.model
+    acted = [number for number, run in enumerate(after, 1) if run.episode.request.certified]
+    first = (acted[-1] if acted else 0) + 1
+    alarm = report.held.alarm
+    why = f"; the control loop says: {alarm.reason}" if alarm is not None else "; the control loop has raised no alarm"
+    who = f"behind the swap the server answers as {now!r}, before as {before!r}"
+    return [f"{who}: from request {first} of {len(after)} on everything ran in full{why}"]
+
+
+def print_story(console: Console, report: DemoReport) -> Mapping[Period, Figures]:
+    figures = story.all_figures(report.runs, sure=True)
+    console.print()
+    console.print(format_story_table(figures), highlight=False)
+    console.print(CAPTION, style="dim italic", highlight=False, markup=False)
+    console.print()
+    console.print(story_verdict(report, figures), style="bold", highlight=False, markup=False)
+    console.print()
+    for fact in facts(report):
+        console.print(f"  · {fact}", style="dim", highlight=False, markup=False)
+    for error in report.errors[:3]:
+        console.print(f"  ! a request failed: {error}", style="red", highlight=False, markup=False)
+    return figures
+
+
+def write_story_report(report: DemoReport, figures: Mapping[Period, Figures], path: Path) -> None:
+    made = report.certified.publication if report.certified is not None else None
+    plain = {
+        "plan": asdict(report.plan),
+        "periods": {period: asdict(one) for period, one in figures.items()},
+        "certificate": asdict(made) if made is not None else None,
+        "facts": facts(report),
+        "errors": list(report.errors),
+    }
+    path.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")

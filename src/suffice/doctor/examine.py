@@ -1,22 +1,22 @@
-"""An examination: every experiment once, one after the other, each within its time.
-
-It knows the order and what a failed experiment means. It refuses to know what is made of the
-verdicts (`advise`) and where they are kept (`store`).
-"""
+"""Runs every experiment of an examination within its time, and derives settings from the verdicts."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import TypeAlias
 
-from suffice.doctor import finishing, plain, serving
-from suffice.doctor.seen import Facts, Saw
-from suffice.doctor.talk import Talk
+from suffice.doctor import plain, serving
+from suffice.doctor.talk import Facts, Saw, Talk
 from suffice.errors import UpstreamError
+from suffice.settings import Driver
 from suffice.types import Finding, Findings
 from suffice.upstream.continuation import DRIVER_METHODS
-from suffice.upstream.findings import url_key
+from suffice.upstream.drivers import DRIVERS
+from suffice.upstream.findings import CONTINUES, allows_probes, find_verdict, finding, honoured, url_key
+from suffice.upstream.shapes import SHAPES, engines
 
 Experiment: TypeAlias = Callable[[Talk, Facts], Awaitable[Saw]]
 
@@ -36,10 +36,10 @@ RUN: Mapping[str, Experiment] = {
     "tool_stream": plain.tool_stream,
     "n": plain.n,
     "seed": plain.seed,
-    "prefill": finishing.prefill,
-    "raw": finishing.raw,
-    "native_end": finishing.native_end,
-    "native_budget": finishing.native_budget,
+    "prefill": plain.prefill,
+    "raw": plain.raw,
+    "native_end": plain.native_end,
+    "native_budget": plain.native_budget,
     "prefix_cache": serving.prefix_cache,
     "cache_prompt": serving.cache_prompt,
     "id_slot": serving.id_slot,
@@ -57,11 +57,11 @@ async def examine(
     upstream  its name in the settings, "" when it has none
     tell      called with each experiment's name before it is made
     """
-    facts, found = Facts(), dict[str, Finding]()
+    facts, entries = Facts(), dict[str, Finding]()
     for name, experiment in RUN.items():
         tell(name)
         saw = await _within(talk, experiment, facts)
-        found[name] = Finding(experiment=name, verdict=saw.verdict, evidence=saw.evidence)
+        entries[name] = Finding(experiment=name, verdict=saw.verdict, evidence=saw.evidence)
         if name == "reachable" and saw.verdict != "yes":
             break
     return Findings(
@@ -70,15 +70,14 @@ async def examine(
         url_key=url_key(talk.settings.url),
         model=talk.model,
         at_s=at_s,
-        findings=tuple(found.values()),
+        findings=tuple(entries.values()),
         n_slots=facts.n_slots,
         context_tokens=facts.context_tokens,
-        finish=ways_to_finish(found),
+        finish=ways_to_finish(entries),
     )
 
 
 async def _within(talk: Talk, experiment: Experiment, facts: Facts) -> Saw:
-    """One experiment, in its time; a server that breaks off or is silent gives no verdict."""
     try:
         async with asyncio.timeout(talk.timeout_s):
             return await experiment(talk, facts)
@@ -89,7 +88,113 @@ async def _within(talk: Talk, experiment: Experiment, facts: Facts) -> Saw:
 
 
 def ways_to_finish(found: Mapping[str, Finding]) -> tuple[str, ...]:
-    """The ways to close a thought that were seen to work, best first."""
     order = DRIVER_METHODS["llama.cpp"]  # the driver that knows all of them
     tried = [m for m in order if m in METHODS]  # a re-ask is an ordinary chat: there is nothing to find out
     return tuple(m for m in tried if (one := found.get(METHODS[m])) is not None and one.verdict == "yes")
+
+
+# What Suffice reads or sends and has seen only in documentation, not at a live server.
+FROM_DOCUMENTATION: tuple[str, ...] = (
+    "the ways to close a thought and the budget fields of every driver but llama.cpp's",
+)
+
+
+def not_verified() -> tuple[str, ...]:
+    shapes = (
+        f"{engine}: " + "; ".join(s.shape for s in SHAPES if s.engine == engine and s.evidence == "synthetic")
+        for engine in engines("synthetic")
+    )
+    return (*shapes, *FROM_DOCUMENTATION)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    driver: Driver
+    finish: tuple[str, ...]  # ways to close a thought, best first; (): none
+    may_probe: bool  # does it continue a text and cache prefixes?
+    sentences: tuple[str, ...]  # for a person, in plain words
+    settings: str  # a block for suffice.toml
+
+
+def advise(findings: Findings, *, name: str, url: str, driver: Driver | None) -> Advice:
+    """Say what the upstream is good for, and how to write it down.
+
+    name    of the upstream in the settings block
+    driver  as its owner chose it; None: the one that offers what was seen
+    """
+    chosen = driver or _driver(findings)
+    may_probe = allows_probes(findings)
+    return Advice(
+        driver=chosen,
+        finish=findings.finish,
+        may_probe=may_probe,
+        sentences=(_stops(findings), _probes(findings), *_added(findings), *_cautions(findings, chosen)),
+        settings=_settings(findings, name, url, chosen),
+    )
+
+
+def _driver(findings: Findings) -> Driver:
+    if {"native", "raw"} & set(findings.finish):
+        return "llama.cpp"
+    # A message was continued, in vLLM's way of asking for it; the plain driver would not ask.
+    return "vllm" if "prefill" in findings.finish else "openai"
+
+
+def _stops(findings: Findings) -> str:
+    if not findings.finish:
+        return (
+            "Stops on a reasoning route: nothing was seen that closes a thought; what is left is to ask again"
+            " (re-ask). A samples route needs none."
+        )
+    return f"Stops on a reasoning route: closed by {', then '.join(findings.finish)}."
+
+
+def _probes(findings: Findings) -> str:
+    if allows_probes(findings):
+        return "Probes while observing: allowed, it continues a text and caches prefixes."
+    missing = []
+    if not any(honoured(findings, way) for way in CONTINUES):
+        missing.append("it does not continue a text")
+    if not honoured(findings, "prefix_cache"):
+        word = {"no": "it caches no prefixes", "ignored": "it caches no prefixes"}
+        missing.append(word.get(find_verdict(findings, "prefix_cache") or "", "nobody saw it cache a prefix"))
+    return f"Probes while observing: not sent, {' and '.join(missing)}."
+
+
+def _added(findings: Findings) -> list[str]:
+    fields = {
+        "stream_options.include_usage": "stream_usage",
+        "logprobs": "logprobs_stream",
+        "cache_prompt": "cache_prompt",
+    }
+    may = [field for field, experiment in fields.items() if honoured(findings, experiment)]
+    return [f"Fields that may be added to a request: {', '.join(may) or 'none'}."]
+
+
+def _cautions(findings: Findings, driver: Driver) -> list[str]:
+    sentences = []
+    if find_verdict(findings, "cancel") in ("no", "ignored"):
+        sentences.append("Caution: it goes on generating after a hang-up, so a stop saves no work there.")
+    if find_verdict(findings, "stream_usage") in ("no", "ignored"):
+        sentences.append("Caution: streams tell no usage, so tokens are counted by pieces and marked so.")
+    if find_verdict(findings, "native_budget") == "ignored":
+        sentences.append("Caution: it accepts a reasoning budget and ignores it.")
+    if find_verdict(findings, "reasoning") == "no":
+        sentences.append("This model showed no thought, so a reasoning route has nothing to stop; samples works.")
+    if driver != "llama.cpp" and {"native", "raw"} & set(findings.finish):
+        sentences.append(f"Driver {driver!r} writes no template and no control: native and raw need llama.cpp's.")
+    return sentences
+
+
+def _settings(findings: Findings, name: str, url: str, driver: Driver) -> str:
+    lines = [f"[upstreams.{name}]", f"url = {json.dumps(url)}", f'driver = "{driver}"']
+    continues = DRIVERS[driver].prefill is not None
+    usable = [m for m in findings.finish if driver == "llama.cpp" or (m == "prefill" and continues)]
+    if findings.n_slots is not None:
+        lines.append(f"slots = {findings.n_slots}")
+    if usable:
+        lines.append(f"finish = {json.dumps(usable)}")
+    result = finding(findings, "reasoning")
+    if result is not None and result.verdict == "no" and usable:
+        lines.append("# no thought was seen: a reasoning route would have nothing to stop")
+    return "\n".join(lines) + "\n"

@@ -1,15 +1,25 @@
-"""Experiments with the plain protocol: does the server do what a field of the request asks for?
-
-Each sends a few short requests and gives one verdict. A field that is accepted and has no effect is
-`ignored`: that a server answers 200 says nothing.
-"""
+"""Experiments on single requests, and on the ways to end a thought early."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from suffice.doctor.seen import COUNT, THINK, THINK_CAP, Facts, Saw, ms, parse_number, quoted, within
-from suffice.doctor.talk import StreamTranscript, Talk
+from suffice.doctor.talk import (
+    CHAT,
+    COUNT,
+    THINK,
+    THINK_CAP,
+    Facts,
+    Saw,
+    StreamTranscript,
+    Talk,
+    ms,
+    parse_number,
+    quoted,
+    within,
+)
+from suffice.upstream.continuation import Continuation, Limits, PrefillStripper, Prompt, Thought, build_continuation
+from suffice.upstream.drivers import DRIVERS
 from suffice.upstream.wire import REASONING_FIELDS
 
 CAP = 4  # tokens: small enough that a model that counts to 200 must pass it
@@ -25,7 +35,6 @@ _TOOL = {
 
 
 async def examine_models(talk: Talk, facts: Facts) -> Saw:
-    """List the models; remember what the list says about the one that is asked."""
     status, body = await talk.get("/v1/models")
     listed = within(body, "data")
     items = listed if isinstance(listed, list) else []
@@ -40,7 +49,6 @@ async def examine_models(talk: Talk, facts: Facts) -> Saw:
 
 
 async def reachable(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001 - an experiment's signature
-    """Ask for a word; find the name under which the server takes a cap."""
     answer = await talk.whole(talk.body("Say hello.", 8))
     if answer.status == 400:
         talk.cap_field = "max_completion_tokens"
@@ -51,7 +59,6 @@ async def reachable(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001 - an exper
 
 
 async def unknown_fields(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
-    """Send a field that nobody knows."""
     answer = await talk.whole(talk.body("Say hello.", 1, suffice_unknown_field=1))
     if answer.status == 200:
         return Saw("yes", "a field that no server knows was answered 200")
@@ -59,12 +66,10 @@ async def unknown_fields(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
 
 
 async def max_tokens(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
-    """Does `max_tokens` cap?"""
     return await _capped(talk, "max_tokens")
 
 
 async def max_completion_tokens(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
-    """Does `max_completion_tokens` cap?"""
     return await _capped(talk, "max_completion_tokens")
 
 
@@ -83,7 +88,6 @@ async def _capped(talk: Talk, name: str) -> Saw:
 
 
 async def stream_usage(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
-    """Does a stream tell its usage?"""
     body = talk.body("Say hello.", 8, stream_options={"include_usage": True})
     seen = await talk.stream(body)
     if seen.status != 200:
@@ -97,7 +101,6 @@ async def stream_usage(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
 
 
 async def examine_reasoning(talk: Talk, facts: Facts) -> Saw:
-    """Where does a thought stand? Keeps the run: budgets are compared with it."""
     seen = facts.thought = await talk.stream(talk.body(THINK, THINK_CAP))
     if seen.status != 200:
         return Saw("unclear", f"answered {seen.refused}")
@@ -113,7 +116,6 @@ async def examine_reasoning(talk: Talk, facts: Facts) -> Saw:
 
 
 async def logprobs(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
-    """Log-probabilities in one piece."""
     answer = await talk.whole(talk.body("Say hello.", 8, logprobs=True, top_logprobs=2))
     if answer.status != 200:
         return Saw("no", f"answered {answer.refused}")
@@ -126,7 +128,6 @@ async def logprobs(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
 
 
 async def logprobs_stream(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
-    """Log-probabilities in a stream."""
     seen = await talk.stream(talk.body("Say hello.", 8, logprobs=True, top_logprobs=2))
     if seen.status != 200:
         return Saw("no", f"answered {seen.refused}")
@@ -136,7 +137,6 @@ async def logprobs_stream(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
 
 
 async def tool_stream(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
-    """Does a tool call come as a stream of pieces?"""
     ask = "What is the weather in Reykjavik, the capital of Iceland? Call the tool."
     seen = StreamTranscript()
     for choice in ("required", "auto"):
@@ -153,7 +153,6 @@ async def tool_stream(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
 
 
 async def n(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
-    """Two answers to one request."""
     answer = await talk.whole(talk.body("Say hello.", 8, n=2, temperature=1))
     if answer.status != 200:
         return Saw("no", f"n = 2 was answered {answer.refused}")
@@ -185,7 +184,6 @@ async def seed(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
 
 
 async def slots(talk: Talk, facts: Facts) -> Saw:
-    """How many requests at once? From /props or /slots."""
     status, props = await talk.get("/props")
     if status == 200:
         facts.n_slots = parse_number(within(props, "total_slots"))
@@ -203,15 +201,130 @@ async def slots(talk: Talk, facts: Facts) -> Saw:
 
 
 async def context(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
-    """How long may a context be? As far as the lists that were read say."""
     if facts.context_tokens is None:
         return Saw("no", "neither the list of models nor /props says")
     return Saw("yes", f"{facts.context_tokens:,} tokens a request")
 
 
 async def rate_limits(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
-    """Were there rate-limit headers on any answer so far?"""
-    found = sorted(name for name in talk.headers if "ratelimit" in name or name == "retry-after")
-    if not found:
+    results = sorted(name for name in talk.headers if "ratelimit" in name or name == "retry-after")
+    if not results:
         return Saw("no", f"no such header on the answers to {talk.n_calls} calls")
-    return Saw("yes", ", ".join(found))
+    return Saw("yes", ", ".join(results))
+
+
+LIST = "Write the whole numbers from 1 to 12 on one line, separated by commas."
+BEGUN = "In order: 1, 2, 3, 4, 5,"  # no model begins its own answer with these words
+NEXT = "6"
+BUDGET_TOKENS = 8
+MIN_THOUGHT = 3 * BUDGET_TOKENS  # pieces: a shorter thought cannot show a budget
+CONTROL_AFTER = 6  # pieces of thought before it is told to end
+SLACK = 12  # pieces that may still be on their way, a closing message included
+
+
+async def prefill(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001 - an experiment's signature
+    made = await _continuation(talk, "prefill", prompt=None)
+    seen = await talk.stream(made.body, made.path)
+    if seen.status != 200:
+        return Saw("no", f"answered {seen.refused}")
+    stripper = PrefillStripper(made.prefill)
+    text = stripper.feed(seen.content) + stripper.close()
+    repeats = "the reply repeats it, which is stripped" if text != seen.content else "the reply does not repeat it"
+    if text.lstrip().startswith(NEXT):
+        return Saw("yes", f"after {BEGUN!r} came {quoted(text, 16)}; {repeats}")
+    if BEGUN in seen.content and seen.content.partition(BEGUN)[2].lstrip().startswith(NEXT):
+        return Saw("unclear", f"it goes on, but repeats {quoted(seen.content)} in a way that cannot be stripped")
+    return Saw("ignored", f"after {BEGUN!r} it began anew: {quoted(seen.thought + text)}")
+
+
+async def raw(talk: Talk, facts: Facts) -> Saw:  # noqa: ARG001
+    template = await _template(talk)
+    if template is None:
+        answer = await talk.whole({"model": talk.model, "prompt": BEGUN, talk.cap_field: 6}, "/v1/completions")
+        plain = "answered 200" if answer.status == 200 else f"answered {answer.refused}"
+        return Saw("no", f"no /apply-template to write the prompt with; /v1/completions {plain}")
+    made = await _continuation(talk, "raw", prompt=Prompt(text=template, n_tokens=None))
+    seen = await talk.stream(made.body, made.path)
+    if seen.status != 200:
+        return Saw("no", f"answered {seen.refused}")
+    text = seen.content
+    if text.lstrip().startswith(NEXT):
+        return Saw("yes", f"after {BEGUN!r} came {quoted(text, 16)}")
+    return Saw("ignored", f"after {BEGUN!r} it began anew: {quoted(seen.thought + text)}")
+
+
+async def _template(talk: Talk) -> str | None:
+    messages = [{"role": "user", "content": LIST}]
+    answer = await talk.whole({"messages": messages}, "/apply-template")
+    result = within(answer.body, "prompt") if answer.status == 200 else None
+    return result if isinstance(result, str) and result else None
+
+
+async def _continuation(talk: Talk, method: Any, *, prompt: Prompt | None) -> Continuation:
+    settings = talk.settings
+    begun = await talk.stream(talk.body(LIST, 24), enough=lambda s: s.n_pieces >= 8)
+    thought = begun.thought or begun.content.partition(settings.think_open)[2]
+    closed = Thought(
+        text=thought.partition(settings.think_close)[0],
+        answer_prefix=BEGUN,
+        opened=settings.think_opened,
+        think_open=settings.think_open,
+        think_close=settings.think_close,
+    )
+    body = {"model": talk.model, "messages": [{"role": "user", "content": LIST}], "temperature": 0}
+    # A server whose driver names no way to continue a message is tried in the way that most have.
+    driver = settings.driver if DRIVERS[settings.driver].prefill is not None else "llama.cpp"
+    return build_continuation(method, body, closed, driver=driver, prompt=prompt, limits=Limits(max_tokens=12))
+
+
+async def native_end(talk: Talk, facts: Facts) -> Saw:
+    base = facts.thought
+    if base is None or base.n_thought_pieces < CONTROL_AFTER + SLACK:
+        return Saw("unclear", f"there is no thought to end: {_length(base)}")
+    seen, start_s = StreamTranscript(), talk.clock_s()
+    status, told_at, success = 0, 0, False
+    body = talk.body(THINK, THINK_CAP, reasoning_control=True, reasoning_budget_message="\n", stream=True)
+    async with talk.open(CHAT, body) as call:
+        async for _ in talk.pieces(call, seen, start_s):
+            if seen.n_thought_pieces >= CONTROL_AFTER and not told_at:
+                told_at = seen.n_thought_pieces
+                answer = await talk.whole({"id": seen.completion_id, "action": "reasoning_end"}, f"{CHAT}/control")
+                status, success = answer.status, within(answer.body, "success") is True
+                if not success:
+                    break
+            if seen.content.strip() or (told_at and seen.n_thought_pieces > told_at + 3 * SLACK):
+                break
+    if not told_at:
+        return Saw("unclear", f"the thought was over after {seen.n_thought_pieces} pieces, before it was told")
+    if not success:
+        return Saw("no", f"{CHAT}/control answered {status}" + (" and no success" if status == 200 else ""))
+    more = seen.n_thought_pieces - told_at
+    compared = f"{more} more pieces of thought, against {base.n_thought_pieces - told_at} when not told"
+    shorter = more < base.n_thought_pieces - told_at
+    if shorter and seen.content.strip():
+        return Saw("yes", f"{compared}, then the answer")
+    if shorter and seen.finish_reason == "stop":
+        return Saw("unclear", f"{compared}: it ends, but the model then wrote no answer")
+    return Saw("ignored", f"it said success, and yet: {compared}")
+
+
+async def native_budget(talk: Talk, facts: Facts) -> Saw:
+    base = facts.thought
+    if base is None or base.n_thought_pieces < MIN_THOUGHT:
+        return Saw("unclear", f"the thought is too short to see a budget: {_length(base)}")
+    budget = DRIVERS[talk.settings.driver].budget or DRIVERS["llama.cpp"].budget
+    assert budget is not None
+    fields = budget(BUDGET_TOKENS, "\n")
+    body = talk.body(THINK, THINK_CAP, **fields)
+    seen = await talk.stream(body, enough=lambda s: bool(s.content.strip()))
+    if seen.status != 200:
+        return Saw("no", f"{', '.join(fields)} answered {seen.refused}")
+    compared = (
+        f"{seen.n_thought_pieces} pieces of thought with a budget of {BUDGET_TOKENS}, {base.n_thought_pieces} without"
+    )
+    kept = seen.n_thought_pieces <= BUDGET_TOKENS + SLACK and seen.n_thought_pieces < base.n_thought_pieces
+    return Saw("yes" if kept else "ignored", compared)
+
+
+def _length(base: StreamTranscript | None) -> str:
+    return "none was seen" if base is None else f"it had {base.n_thought_pieces} pieces"

@@ -1,8 +1,6 @@
-"""What a route's full runs say: can their answers be read, and does the model agree with itself?
+"""Whether the answers of a route's full runs can be read, and how often the model agrees with itself.
 
-From the log where it holds enough, else from questions that are run live. Two full runs of one
-question agree as often as any stop can agree with them: that share is the ceiling. It knows runs and
-a scorer, and refuses to know thresholds (`assurance.extractable`) and how a report is shown.
+No stop can agree with full runs more often than two full runs of one question agree with each other.
 """
 
 from __future__ import annotations
@@ -26,8 +24,6 @@ CAP = 4_096  # tokens of a live run whose question names no cap: nothing may run
 
 @dataclass(slots=True)
 class FullRunCounts:
-    """Counts over full runs, of the log or live."""
-
     n_runs: int = 0
     n_extractable: int = 0
     n_repeats: int = 0  # questions, or pairs of runs of one question, that were compared
@@ -36,13 +32,11 @@ class FullRunCounts:
     answers: list[str | None] = field(default_factory=list)
 
     def add(self, answer: str | None) -> None:
-        """Take one full run in."""
         self.n_runs += 1
         self.n_extractable += answer is not None
         self.answers.append(answer)
 
     def compare(self, one: str | None, other: str | None, scorer: Scorer) -> None:
-        """Take two full runs of one question in. No answer agrees with nothing, not even with itself."""
         self.n_repeats += 1
         self.n_agreeing += one is not None and other is not None and scorer.match(one, other)
 
@@ -62,17 +56,16 @@ def is_full_run(episode: Episode) -> bool:
 
 
 def from_log(episodes: Iterable[Episode], scorer: Scorer) -> FullRunCounts:
-    """Count the latest full runs of one route, and pairs of them that answered the same question."""
     latest = [e for e in episodes if is_full_run(e)][-WINDOW_RUNS:]
-    found, waiting = FullRunCounts(), defaultdict[str, list[str | None]](list)
+    counts, waiting = FullRunCounts(), defaultdict[str, list[str | None]](list)
     for episode in latest:
         answer, key = episode.outcome.answer, episode.request.question_key
-        found.add(answer)
+        counts.add(answer)
         if waiting[key]:
-            found.compare(waiting[key].pop(), answer, scorer)  # each run stands in one pair at most
+            counts.compare(waiting[key].pop(), answer, scorer)  # each run stands in one pair at most
         else:
             waiting[key].append(answer)
-    return found
+    return counts
 
 
 def read_route_questions(lines: Iterable[str], where: str) -> list[dict[str, Any]]:
@@ -103,7 +96,7 @@ async def run_live(
 
     A run that the server does not answer within the talk's time-out is counted as failed.
     """
-    found, gate = FullRunCounts(), asyncio.Semaphore(at_once)
+    counts, gate = FullRunCounts(), asyncio.Semaphore(at_once)
 
     async def answer(body: Mapping[str, Any]) -> tuple[bool, str | None]:
         async with gate:
@@ -113,16 +106,15 @@ async def run_live(
     ended = await asyncio.gather(*(answer(body) for body in asked))
     for answered, text in ended:
         if answered:
-            found.add(text)
-    found.n_failed = sum(not answered for answered, _ in ended)
+            counts.add(text)
+    counts.n_failed = sum(not answered for answered, _ in ended)
     for (answered, one), (again, other) in zip(ended, ended[len(bodies) :], strict=False):
         if answered and again:
-            found.compare(one, other, scorer)
-    return found
+            counts.compare(one, other, scorer)
+    return counts
 
 
 async def _run(talk: Talk, body: Mapping[str, Any], scorer: Scorer) -> tuple[bool, str | None]:
-    """One full run: (did it end, its answer)."""
     capped = any(name in body for name in ("max_tokens", "max_completion_tokens"))
     sent = {"model": talk.model, **({} if capped else {talk.cap_field: CAP}), **body}
     try:
@@ -144,7 +136,6 @@ async def _run(talk: Talk, body: Mapping[str, Any], scorer: Scorer) -> tuple[boo
 
 
 def as_findings(found: FullRunCounts, *, examination_id: str, route: str, scorer: str, at_s: float) -> RouteFindings:
-    """The record of live runs, as the log keeps it."""
     return RouteFindings(
         examination_id=examination_id,
         route=route,

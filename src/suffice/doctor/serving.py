@@ -1,6 +1,6 @@
-"""Experiments with the engine itself, by the clock and by its own counters: cache, slots, hang-ups.
+"""Experiments with the engine itself: prefix cache, slots, cancelled calls.
 
-Where the server reports what its cache did, the report is believed only as far as the clock agrees.
+What the server reports about its cache is believed only as far as the clock agrees.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import re
 from statistics import median
 from typing import Any
 
-from suffice.doctor.seen import COUNT, Facts, Saw, ms, within
-from suffice.doctor.talk import CHAT, StreamTranscript, Talk
+from suffice.doctor.talk import CHAT, COUNT, Facts, Saw, StreamTranscript, Talk, ms, within
 
 N_WORDS = 1_200  # of a long prompt: hosted services cache from 1,024 tokens on
 FEW_WORDS = 128  # of one whose cached tokens are only counted
@@ -26,7 +25,6 @@ _RUNNING = re.compile(r"^(?:llamacpp:requests_processing|vllm:num_requests_runni
 
 
 async def prefix_cache(talk: Talk, facts: Facts) -> Saw:
-    """A long prompt cold, the same again, and the same with more behind it: a few rounds, by the median."""
     pilot = await _first_token(talk, long_prompt(talk.nonce(), facts, FEW_WORDS))
     # A slow server gets a prompt that it can read in an eighth of the time.
     word_s = max(pilot.first_s or pilot.took_s, 1e-6) / FEW_WORDS
@@ -74,7 +72,6 @@ async def _first_token(talk: Talk, text: str, **more: Any) -> StreamTranscript:
 
 
 async def cache_prompt(talk: Talk, facts: Facts) -> Saw:
-    """Turned off, a prompt that was just read must be read again."""
     if not facts.reports_cache:
         return Saw("unclear", "the server does not report what its cache served")
     prompt = long_prompt(talk.nonce(), facts, FEW_WORDS)
@@ -97,7 +94,7 @@ async def id_slot(talk: Talk, facts: Facts) -> Saw:
     if not facts.can_list_slots or not facts.n_slots or facts.n_slots < 2:
         why = "the server has one slot" if facts.n_slots == 1 else "/slots does not say which slot works"
         return Saw("unclear", why)
-    found = []
+    results = []
     for wanted in (facts.n_slots - 1, 0):
         if await _busy(talk) != []:
             return Saw("unclear", "somebody else is being served, whose answer the question could spoil")
@@ -107,14 +104,13 @@ async def id_slot(talk: Talk, facts: Facts) -> Saw:
                 break
             if seen.status != 200:
                 return Saw("no", f"answered {seen.refused}")
-            found.append((wanted, await _busy(talk) or []))
+            results.append((wanted, await _busy(talk) or []))
         await _quiet(talk)
-    told = "; ".join(f"asked for {wanted}, working: {busy}" for wanted, busy in found)
-    return Saw("yes" if all(busy == [wanted] for wanted, busy in found) else "ignored", told)
+    text = "; ".join(f"asked for {wanted}, working: {busy}" for wanted, busy in results)
+    return Saw("yes" if all(busy == [wanted] for wanted, busy in results) else "ignored", text)
 
 
 async def cancel(talk: Talk, facts: Facts) -> Saw:
-    """Hang up on a long answer; see the slot come free, by the server's own word or by the clock."""
     idle = [await talk.whole(talk.body("Say hello.", 1)) for _ in range(ROUNDS)]
     idle_s = median(one.took_s for one in idle)
     seen = StreamTranscript()
@@ -132,12 +128,12 @@ async def cancel(talk: Talk, facts: Facts) -> Saw:
             return Saw("yes", f"{during} running before, none {ms(talk.clock_s() - left_s)} after the client hung up")
         return Saw("no", f"{await _running(talk)} still running {CANCEL_WITHIN_S:g} s after the client hung up")
     after = await talk.whole(talk.body("Say hello.", 1))
-    told = f"a short request took {ms(after.took_s)} after a hang-up, {ms(idle_s)} idle"
+    sentence = f"a short request took {ms(after.took_s)} after a hang-up, {ms(idle_s)} idle"
     if after.took_s > 3 * idle_s + 0.5:
-        return Saw("no", told)
+        return Saw("no", sentence)
     if facts.n_slots == 1:
-        return Saw("yes", told)
-    return Saw("unclear", f"{told}; a server with a free slot would answer so too")
+        return Saw("yes", sentence)
+    return Saw("unclear", f"{sentence}; a server with a free slot would answer so too")
 
 
 async def _busy(talk: Talk) -> list[int] | None:
@@ -154,12 +150,11 @@ async def _running(talk: Talk) -> int | None:
     if busy is not None:
         return len(busy)
     status, text = await talk.get("/metrics")
-    found = _RUNNING.search(text) if status == 200 and isinstance(text, str) else None
-    return None if found is None else int(float(found.group(1)))
+    match = _RUNNING.search(text) if status == 200 and isinstance(text, str) else None
+    return None if match is None else int(float(match.group(1)))
 
 
 async def _quiet(talk: Talk) -> bool:
-    """Wait until nothing runs. False: something still does."""
     end_s = talk.clock_s() + CANCEL_WITHIN_S
     while await _running(talk):
         if talk.clock_s() > end_s:

@@ -1,8 +1,4 @@
-"""One conversation with a model server under examination: what was sent, what came back, and when.
-
-It knows calls, streams and a clock that is passed in. It refuses to know experiments and verdicts.
-An examination makes its calls one after the other.
-"""
+"""Talks to a model server for an examination, and records what the experiments saw."""
 
 from __future__ import annotations
 
@@ -13,6 +9,7 @@ from typing import Any
 
 from suffice.errors import UpstreamError
 from suffice.settings import Upstream
+from suffice.types import Verdict
 from suffice.upstream.client import Call, UpstreamClient, governed_headers
 from suffice.upstream.wire import (
     DONE_DATA,
@@ -24,27 +21,70 @@ from suffice.upstream.wire import (
     reasoning_of,
 )
 
+COUNT = "Write the whole numbers from 1 to 200, one a line, as digits, and nothing else."
+THINK = (
+    "A shop sells 3 boxes of 12 pens each day from Monday to Friday. How many pens is that?"
+    " Think step by step, then write only the final number."
+)
+THINK_CAP = 96  # tokens: enough to see a thought, and to see that it is cut short
+
+
+@dataclass(frozen=True, slots=True)
+class Saw:
+    verdict: Verdict
+    evidence: str  # one sentence with the numbers that were measured
+
+
+@dataclass(slots=True, kw_only=True)
+class Facts:
+    """What later experiments build on. None: not seen, or not looked for yet."""
+
+    owned_by: str = ""  # who serves the model, as the list of models says
+    n_slots: int | None = None
+    context_tokens: int | None = None
+    thought: StreamTranscript | None = None  # the run without any budget, to compare with
+    can_list_slots: bool = False
+    reports_cache: bool = False  # does usage say what a cache served?
+
+
+def parse_number(value: object) -> int | None:
+    """A count as a server writes it; None: something else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def within(body: object, *path: str) -> object:
+    for key in path:
+        body = body.get(key) if isinstance(body, Mapping) else None
+    return body
+
+
+def ms(seconds: float | None) -> str:
+    """A time for people: milliseconds, without a false precision."""
+    return "unknown" if seconds is None else f"{seconds * 1e3:,.0f} ms"
+
+
+def quoted(text: str, n_chars: int = 32) -> str:
+    flat = " ".join(text.split())
+    return repr(flat if len(flat) <= n_chars else flat[:n_chars] + "…")
+
+
 CHAT = "/v1/chat/completions"
 _SAID_CHARS = 120  # of a server's own error message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Whole:
-    """An answer that came in one piece."""
-
     status: int
     body: Mapping[str, Any]  # {} when it is no JSON object
     took_s: float
 
     @property
     def choices(self) -> list[Mapping[str, Any]]:
-        """Its choices; [] when there are none."""
-        found = self.body.get("choices")
-        return [c for c in found if isinstance(c, Mapping)] if isinstance(found, list) else []
+        result = self.body.get("choices")
+        return [c for c in result if isinstance(c, Mapping)] if isinstance(result, list) else []
 
     @property
     def text(self) -> str:
-        """Thought and answer of the first choice, as one string."""
         message = self.choices[0].get("message") if self.choices else None
         if not isinstance(message, Mapping):
             return ""
@@ -53,14 +93,11 @@ class Whole:
 
     @property
     def refused(self) -> str:
-        """How the server refused: its status and its own words, cut short."""
         return f"{self.status}{error_message(self.body)}"
 
 
 @dataclass(slots=True, kw_only=True)
 class StreamTranscript:
-    """A stream as far as it was read."""
-
     status: int = 0
     completion_id: str = ""
     content: str = ""
@@ -81,7 +118,6 @@ class StreamTranscript:
 
     @property
     def refused(self) -> str:
-        """How the server refused: its status and its own words, cut short."""
         return f"{self.status}{error_message(self.error)}"
 
     @property
@@ -96,16 +132,15 @@ class StreamTranscript:
     @property
     def n_prompt(self) -> int | None:
         """Tokens of the prompt; None: the server does not say."""
-        found = (self.usage or {}).get("prompt_tokens")
-        if isinstance(found, int):
-            return found
+        result = (self.usage or {}).get("prompt_tokens")
+        if isinstance(result, int):
+            return result
         timings = self.timings or {}
         new, cached = timings.get("prompt_n"), timings.get("cache_n")
         return new + cached if isinstance(new, int) and isinstance(cached, int) else None
 
 
 def error_message(body: Mapping[str, Any]) -> str:
-    """A server's own error message, cut short; "" when there is none."""
     error = body.get("error", body.get("message"))
     message = error.get("message") if isinstance(error, Mapping) else error
     return f" ({message[:_SAID_CHARS].strip()})" if isinstance(message, str) and message else ""
@@ -136,7 +171,6 @@ class Talk:
 
     @property
     def settings(self) -> Upstream:
-        """The upstream's settings."""
         return self.client.settings
 
     def body(self, ask: str, cap: int, **more: Any) -> dict[str, Any]:
@@ -164,8 +198,8 @@ class Talk:
         """Names of the models that the server lists; [] when it lists none. Raises UpstreamError."""
         status, body = await self.get("/v1/models")
         listed = body.get("data") if status == 200 and isinstance(body, Mapping) else None
-        found = [one.get("id") for one in listed if isinstance(one, Mapping)] if isinstance(listed, list) else []
-        return [name for name in found if isinstance(name, str)]
+        results = [one.get("id") for one in listed if isinstance(one, Mapping)] if isinstance(listed, list) else []
+        return [name for name in results if isinstance(name, str)]
 
     @asynccontextmanager
     async def open(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[Call]:
@@ -209,14 +243,13 @@ class Talk:
 
 def _object(data: bytes) -> Mapping[str, Any]:
     try:
-        found = decode_json(data)
+        result = decode_json(data)
     except (UpstreamError, ValueError):
         return {}
-    return found if isinstance(found, Mapping) else {}
+    return result if isinstance(result, Mapping) else {}
 
 
 def _take(seen: StreamTranscript, data: bytes) -> None:
-    """Take one chunk in."""
     chunk, raw = decode_chunk(data), _object(data)
     seen.completion_id = chunk.id or seen.completion_id
     if isinstance(raw.get("usage"), Mapping):

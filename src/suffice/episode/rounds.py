@@ -20,7 +20,7 @@ from suffice.episode.ledger import Ledger
 from suffice.episode.loop import Decides, FailOpen
 from suffice.episode.vectors import Vectors
 from suffice.errors import BadRequest
-from suffice.review.question import Shelf
+from suffice.review.items import Shelf
 from suffice.scoring.base import Scorer
 from suffice.signals.observe import Observer
 from suffice.types import AnswerSource, Decision, Signals, Step, Usage

@@ -39,7 +39,7 @@ from suffice.gateway.query_features import query_of
 from suffice.gateway.relay import forwarded, pass_through
 from suffice.gateway.request_parsing import Intake, check_body_headers, read_aside, read_chat
 from suffice.gateway.route import BuiltRoute
-from suffice.review.question import written_out
+from suffice.review.items import written_out
 from suffice.rollout import feedback_token
 from suffice.rollout.assign import UNASSIGNED, AuditAssignment, assign_audit, question_key
 from suffice.rollout.experiment import UnitIds, units_of

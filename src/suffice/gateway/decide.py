@@ -25,7 +25,7 @@ from suffice.gateway.context import Gateway
 from suffice.gateway.exchange import ClientGone, Exchange, Receive, Scope, Send, headers_of, read_body
 from suffice.gateway.request_parsing import check_body_headers, parse_json, read_aside
 from suffice.gateway.route import BuiltRoute, named_route_refused, usable
-from suffice.review.question import MOST_SOURCES
+from suffice.review.items import MOST_SOURCES
 from suffice.rollout import feedback_token
 from suffice.rollout.assign import joined
 from suffice.telemetry import LOG

@@ -20,7 +20,7 @@ from suffice.policy.learned import LearnedPolicy
 from suffice.policy.protocol import Policy
 from suffice.policy.rules import Never
 from suffice.review import route_guarantee
-from suffice.review.override import NO_OVERRIDES
+from suffice.review.holds import NO_OVERRIDES
 from suffice.signals.observe import Observer
 from suffice.store.routes.in_force import InForce
 from suffice.types import Publication

@@ -18,7 +18,7 @@ from suffice.assurance.satisfaction import scaled
 from suffice.errors import BadRequest
 from suffice.rollout.assign import joined, sender_key
 from suffice.settings import Metric
-from suffice.settings.feedback import span_of
+from suffice.settings.checks import span_of
 from suffice.types import Feedback
 
 FIELDS: Final = (

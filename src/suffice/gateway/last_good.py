@@ -24,7 +24,7 @@ import msgspec
 
 from suffice.errors import ConfigError
 from suffice.files import whole_file
-from suffice.review.override import Override
+from suffice.review.holds import Override
 from suffice.store.routes.in_force import InForce
 from suffice.telemetry import LOG
 from suffice.types import Findings

@@ -35,7 +35,7 @@ from suffice.gateway.timer import run_periodically
 from suffice.gateway.variants import RolloutTrial
 from suffice.learn.version import FoldedVersion, load_version, read_version
 from suffice.policy.base import build_policy
-from suffice.review.override import NO_OVERRIDES, InEffect, in_effect, standing
+from suffice.review.holds import NO_OVERRIDES, InEffect, in_effect, standing
 from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.stages import State
 from suffice.store.database.cached_reader import KeptReader

@@ -14,7 +14,7 @@ import msgspec
 
 from suffice.gateway.route import BuiltRoute
 from suffice.review import route_guarantee
-from suffice.review.override import InEffect
+from suffice.review.holds import InEffect
 from suffice.review.route_guarantee import effective_publication
 from suffice.store.routes.in_force import InForce
 from suffice.types import Pause, Publication

@@ -8,8 +8,7 @@ from suffice.episode.ledger import Ledger
 from suffice.gateway import request_log
 from suffice.gateway.context import Gateway
 from suffice.gateway.route import BuiltRoute
-from suffice.review.items import DAY_S
-from suffice.review.question import MOST_CHARS, Shelf
+from suffice.review.items import DAY_S, MOST_CHARS, Shelf
 from suffice.store.rows.review_events import QuestionKept, QuestionText, Sources, SourcesKept
 
 

@@ -20,7 +20,7 @@ from suffice.gateway.auth import Caller
 from suffice.learn.groups import prompt_fold
 from suffice.policy.base import Policy
 from suffice.policy.returning import returning
-from suffice.review.override import NO_OVERRIDES, InEffect, lowest
+from suffice.review.holds import NO_OVERRIDES, InEffect, lowest
 from suffice.review.route_guarantee import GuaranteeInputs, RouteGuarantee, guarantee_of
 from suffice.scoring.base import Scorer
 from suffice.settings import Route

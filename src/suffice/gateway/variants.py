@@ -20,7 +20,7 @@ from suffice.learn.groups import prompt_fold
 from suffice.learn.version import FoldedVersion as Models
 from suffice.policy.base import build_policy, version_of
 from suffice.policy.rules import Never
-from suffice.review.override import NO_OVERRIDES
+from suffice.review.holds import NO_OVERRIDES
 from suffice.rollout.assign import keyed
 from suffice.rollout.experiment import Arm, RunningExperiment, UnitIds, draw_arms, with_arm
 from suffice.rollout.stages import State, place

@@ -23,7 +23,7 @@ from suffice.errors import BadRequest, ConfigError, StoreError
 from suffice.gateway.breaker import Breaker
 from suffice.gateway.feedback_form import FIELDS
 from suffice.governor.backend import LabelReceipt, RunStart
-from suffice.review.question import MOST_CHARS, MOST_SOURCES
+from suffice.review.items import MOST_CHARS, MOST_SOURCES
 from suffice.settings import Metric
 from suffice.telemetry import LOG
 from suffice.types import Decision, Feedback, Mode

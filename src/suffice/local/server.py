@@ -1,11 +1,7 @@
-"""A model file behind llama.cpp's own HTTP server, in a child process on this machine.
+"""A model file behind llama.cpp's HTTP server, in a child process on this machine.
 
-It knows how to start the server, when it is ready and how to end it. It refuses to know where
-model files come from (`weights`) and what is asked (`tasks`).
-
-The server is native code: it runs in a process of its own, so that a crash in it cannot take
-the caller along. The child listens on 127.0.0.1 only, at a port that was free or was asked for, and ends by
-itself when the parent's end of its standard input closes, however the parent ended.
+The server is native code in a process of its own, so that a crash cannot take the caller along. The child listens on
+127.0.0.1 only, and ends by itself when the parent's end of its standard input closes.
 """
 
 from __future__ import annotations
@@ -38,8 +34,6 @@ _HTTP_THREADS_A_SLOT = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSpec:
-    """What to serve and how."""
-
     model_path: Path
     template: str | None = None  # name of a file in templates/ without ".jinja"; None: the model's own
     alias: str = "local"  # the model's name on the wire
@@ -50,7 +44,6 @@ class ServerSpec:
 
 
 def template_names() -> tuple[str, ...]:
-    """The names that `ServerSpec.template` may have, sorted."""
     return tuple(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
 
 
@@ -105,7 +98,6 @@ class LocalServer:
         return self._child.pid
 
     def is_alive(self) -> bool:
-        """Is the child running? False after a crash of the native code."""
         return self._child is not None and self._child.poll() is None
 
     def __enter__(self) -> Self:
@@ -175,15 +167,14 @@ class LocalServer:
         code = self._child.poll() if self._child is not None else None
         ended = "" if code is None else f", exit code {code}"
         tail = self.log_path.read_text("utf-8", "replace").splitlines()[-_LOG_TAIL_LINES:]
-        said = " | ".join(line.strip() for line in tail if line.strip()) or "nothing"
+        text = " | ".join(line.strip() for line in tail if line.strip()) or "nothing"
         return LocalModelError(
             f"local server: {self.spec.model_path.name} {what} (limit {self.start_timeout_s:g} s{ended}); "
-            f"its log {self.log_path} says: {said}"
+            f"its log {self.log_path} says: {text}"
         )
 
 
 def _read_line(pipe: IO[bytes], deadline: float) -> str:
-    """One line from a pipe; "" when it closed or the deadline passed first."""
     collected = b""
     while not collected.endswith(b"\n"):
         left_s = deadline - time.monotonic()
@@ -197,7 +188,6 @@ def _read_line(pipe: IO[bytes], deadline: float) -> str:
 
 
 def child_command(spec: ServerSpec) -> list[str]:
-    """The command line that starts the child."""
     return [
         sys.executable,
         "-m",
@@ -229,7 +219,6 @@ def child_environment(environment: os._Environ[str] | dict[str, str]) -> dict[st
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The child: serve one model until standard input closes. Returns an exit code."""
     parser = argparse.ArgumentParser(prog="python -m suffice.local.server")
     parser.add_argument("--model", required=True)
     parser.add_argument("--alias", default="local")

@@ -1,16 +1,12 @@
 """The demonstration's questions with their prompts: two kinds of run, exact gold, drawn from a seed.
 
-`samples`    short answers for a very small model, asked again and again: capitals, sentiment, sums of
-             two digits, first and last letters, lists. Each prompt shows a few worked examples.
-`reasoning`  two-step word problems and sums of three or four numbers, for a model that can chain
-             steps. The prompt asks the model to check its result, as many production prompts do, and
-             its worked examples do so: the tokens that a stop can save are for the most part those
-             of the check. A prompt that asks for no check leaves a stop little to save.
+`samples`    short answers for a very small model, asked again and again. Each prompt shows worked examples. Word
+             problems are left out: the 135M model solves none.
+`reasoning`  two-step word problems and sums, for a model that can chain steps. The prompt asks the model to check its
+             result, as many production prompts do; most of the tokens that a stop can save are those of the check.
 
-All questions of a kind are read by one scorer, because a route has one. Word problems are left out
-of `samples`: the 135M model solves none. Wordings and examples were chosen by how well the models
-answer in full under other seeds (of the fixed lists of facts that is another draw from the same
-list); no stopping rule was run for that, and no question is chosen or dropped by what a model answers.
+All questions of a kind have one scorer, because a route has one. Wordings and examples were chosen by how well the
+models answer in full under other seeds; no stopping rule was run for that, and no answer of a model selects a question.
 """
 
 from __future__ import annotations
@@ -41,8 +37,6 @@ TRACED: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskQuestion:
-    """One question as it is sent."""
-
     id: str
     task: str  # the family that it comes from
     messages: tuple[Message, ...]  # system, worked examples, user
@@ -53,11 +47,10 @@ class TaskQuestion:
 
 
 def _shown(ask: str, answer: str, thought: str | None = None) -> tuple[Message, Message]:
-    """A worked example: a question and its answer, with the thought where there is one."""
-    told = {"role": "assistant", "content": answer}
+    entries = {"role": "assistant", "content": answer}
     if thought is not None:
-        told["reasoning_content"] = thought
-    return {"role": "user", "content": ask}, told
+        entries["reasoning_content"] = thought
+    return {"role": "user", "content": ask}, entries
 
 
 _REVIEW = "Review: {}\nIs this review positive or negative?"
@@ -163,10 +156,10 @@ def questions(kind: str, n: int, *, seed: int = SEED) -> tuple[TaskQuestion, ...
     if kind not in FAMILIES:
         raise LocalModelError(f"questions: unknown kind {kind!r}; known: {', '.join(FAMILIES)}")
     streams = {task: FAMILIES_OF_QUESTIONS[task](random.Random(f"{seed}:{task}")) for task in FAMILIES[kind]}
-    found = tuple(islice(_in_turn(kind, streams), n))
-    if len(found) < n:
-        raise LocalModelError(f"questions: {kind} has {len(found)} questions, {n} were asked for")
-    return found
+    results = tuple(islice(_in_turn(kind, streams), n))
+    if len(results) < n:
+        raise LocalModelError(f"questions: {kind} has {len(results)} questions, {n} were asked for")
+    return results
 
 
 def traced(kind: str, n_a_task: int, *, seed: int = SEED + 1) -> tuple[TaskQuestion, ...]:
@@ -192,7 +185,6 @@ def traced(kind: str, n_a_task: int, *, seed: int = SEED + 1) -> tuple[TaskQuest
 
 
 def _in_turn(kind: str, streams: Mapping[str, Iterator[DemoQuestion]]) -> Iterator[TaskQuestion]:
-    """One item of each family after the other, until all are used up."""
     left = dict(streams)
     while left:
         for task in list(left):

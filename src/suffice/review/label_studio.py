@@ -1,11 +1,8 @@
-"""Label Studio's tasks and annotations, and what they are here: runs to judge, and feedback of reviewers.
+"""Label Studio's tasks and annotations: runs to judge, and reviewers' feedback.
 
-    ToJudge ──▶ task ──▶ (Label Studio) ──▶ annotation ──▶ feedback, as `/v1/feedback` takes it
-
-A reviewer sees both answers as A and B and is not told which one the stop gave; the episode's own name decides which is
-which, so that an annotation can be read without anything else. Shapes follow Label Studio's documentation of its task
-format (labelstud.io/guide/task_format), its webhooks (labelstud.io/guide/webhook_reference) and its import and export
-(api.labelstud.io). Pure: knows formats; refuses to know servers and files.
+Reviewers see both answers as A and B and do not learn which one the stop gave; the episode's id decides the order, so
+an annotation can be read without anything else. Formats: labelstud.io/guide/task_format,
+labelstud.io/guide/webhook_reference, api.labelstud.io (import and export).
 """
 
 from __future__ import annotations
@@ -52,8 +49,6 @@ LABEL_CONFIG: Final = """\
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToJudge:
-    """One full run whose stop would have answered otherwise."""
-
     episode_id: str
     route: str
     question: str | None  # None: nobody brought it
@@ -64,8 +59,6 @@ class ToJudge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportedRows:
-    """What a payload comes to."""
-
     rows: tuple[dict[str, Any] | BadRequest, ...]  # feedback as /v1/feedback takes it, or why a row is none
     n_ignored: int = 0  # annotations without a word, and what is no annotation
 
@@ -76,7 +69,6 @@ def full_is_a(episode_id: str) -> bool:
 
 
 def task(run: ToJudge) -> dict[str, Any]:
-    """One task, as `POST /api/projects/{id}/import` and the import of a JSON file take it."""
     full, stopped = run.answer or NO_ANSWER, run.would_answer or NO_ANSWER
     first, second = (full, stopped) if full_is_a(run.episode_id) else (stopped, full)
     return {
@@ -92,7 +84,6 @@ def task(run: ToJudge) -> dict[str, Any]:
 
 
 def parse_task_episodes(tasks: Any) -> set[str]:
-    """The runs that tasks of an export are about. Any: what a server sent."""
     return {str(data[EPISODE]) for data in map(_data, tasks if isinstance(tasks, list) else ()) if EPISODE in data}
 
 
@@ -113,12 +104,12 @@ def read_event(payload: Mapping[str, Any]) -> ImportedRows:
         raise BadRequest("task: is needed beside each annotation; its data names the run", param="task")
     project = payload.get("project")
     number = project.get("id") if isinstance(project, dict) else None
-    found = [_row(_data(of), one, number) for one, of in zip(annotations, tasks, strict=True)]
-    return _told(found)
+    results = [_row(_data(of), one, number) for one, of in zip(annotations, tasks, strict=True)]
+    return _told(results)
 
 
 def read_export(tasks: Any) -> ImportedRows:
-    """All annotations of an export in the format JSON. Raises BadRequest for what is none. Any: a file's JSON."""
+    """All annotations of an export in the format JSON. Raises BadRequest for what is none."""
     if not isinstance(tasks, list) or not all(isinstance(one, dict) for one in tasks):
         raise BadRequest("export: must be a list of tasks; export the project in the format JSON")
     if tasks and not any("annotations" in one for one in tasks):
@@ -155,8 +146,8 @@ def _row(data: Mapping[str, Any], annotation: Any, project: Any) -> dict[str, An
     episode = data.get(EPISODE)
     if not isinstance(episode, str) or not episode:
         return BadRequest(f"task.data.{EPISODE}: is needed; it names the run", param=f"task.data.{EPISODE}")
-    said = dict(_results(annotation.get("result")))
-    row = _verdict(said, data, full_a=full_is_a(episode))
+    entries = dict(_results(annotation.get("result")))
+    row = _verdict(entries, data, full_a=full_is_a(episode))
     if isinstance(row, BadRequest) or not row:
         return row or None
     who = annotation.get("completed_by")
@@ -173,16 +164,15 @@ def _row(data: Mapping[str, Any], annotation: Any, project: Any) -> dict[str, An
 
 
 def _results(result: Any) -> Iterator[tuple[str, Any]]:
-    """What each control of the form says, by its name."""
     for one in result if isinstance(result, list) else ():
         value = one.get("value") if isinstance(one, dict) else None
         if not isinstance(value, dict):
             continue
-        said = value.get("choices", value.get("text", value.get("rating")))
-        if isinstance(said, list):
-            said = said[0] if said else None
-        if said is not None:
-            yield str(one.get("from_name")), said
+        outcome = value.get("choices", value.get("text", value.get("rating")))
+        if isinstance(outcome, list):
+            outcome = outcome[0] if outcome else None
+        if outcome is not None:
+            yield str(one.get("from_name")), outcome
 
 
 def _verdict(said: Mapping[str, Any], data: Mapping[str, Any], *, full_a: bool) -> dict[str, Any] | BadRequest:

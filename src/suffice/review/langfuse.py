@@ -1,13 +1,9 @@
-"""Langfuse's scores, and what they are here: feedback of users, annotators and evaluators.
+"""Langfuse's scores as feedback of users, annotators and evaluators.
 
-    score (API page, export row, or event) ──▶ feedback, as `/v1/feedback` takes it
-
-Shapes follow Langfuse's documentation of its Scores API (langfuse.com/docs/api-and-data-platform/features/scores-api,
-version 3 with a typed `value` and a `subject`, version 2 with `stringValue` and flat ids), of the fields of its blob
-storage exports (…/features/blob-storage-export-fields) and of the signature of its webhooks
-(langfuse.com/docs/prompt-management/features/webhooks-slack-integrations). Langfuse sends webhooks about prompts and
-alerts; scores come with its API or exports, or are posted by whoever makes them. Pure: knows formats; refuses to know
-servers and files.
+Formats: langfuse.com/docs/api-and-data-platform/features/scores-api (version 3 with a typed `value` and a `subject`,
+version 2 with `stringValue` and flat ids), …/features/blob-storage-export-fields, and
+langfuse.com/docs/prompt-management/features/webhooks-slack-integrations for signatures. Langfuse's webhooks are about
+prompts and alerts; scores come through its API or exports, or from whoever makes them.
 """
 
 from __future__ import annotations
@@ -21,7 +17,7 @@ from typing import Any, Final
 from suffice.errors import BadRequest
 from suffice.review.label_studio import ImportedRows
 from suffice.settings import Metric
-from suffice.settings.feedback import SCORE_FIELDS
+from suffice.settings.checks import SCORE_FIELDS
 
 SIGNATURE_HEADER: Final = "x-langfuse-signature"
 SOURCES: Final = {"ANNOTATION": "reviewer", "EVAL": "judge", "API": "user"}  # who says so
@@ -36,8 +32,8 @@ def check_signature(raw: bytes, header: str, secret: str) -> None:
     """
     parts = dict(part.strip().partition("=")[::2] for part in header.split(","))
     given = parts.get("v1", parts.get("s", ""))
-    told = f"{parts.get('t', '')}.".encode("utf-8", "surrogatepass") + raw
-    genuine = hmac.new(secret.encode(), told, hashlib.sha256).hexdigest()
+    result = f"{parts.get('t', '')}.".encode("utf-8", "surrogatepass") + raw
+    genuine = hmac.new(secret.encode(), result, hashlib.sha256).hexdigest()
     if not parts.get("t") or not hmac.compare_digest(genuine.encode(), given.encode("utf-8", "surrogatepass")):
         message = f"{SIGNATURE_HEADER}: does not sign this body; check the secret that Langfuse shows"
         raise BadRequest(message, status=401, code="invalid_signature")
@@ -63,7 +59,6 @@ def read_scores(payload: Mapping[str, Any], fields: Mapping[str, str], declared:
 
 
 def read_score(score: Any, fields: Mapping[str, str], declared: Mapping[str, Metric]) -> dict[str, Any] | BadRequest:
-    """One score as feedback, or why it is none. Any: JSON, or the cells of a row."""
     try:
         return _feedback(score, fields, declared)
     except BadRequest as error:
@@ -101,7 +96,6 @@ def _of(score: Mapping[str, Any], *names: str) -> Any:
 
 
 def _named(score: Mapping[str, Any]) -> dict[str, str]:
-    """Which request it is about: as the metadata says, else the trace, whose id must then be the episode's."""
     metadata = score.get("metadata")
     if isinstance(metadata, str):
         try:
@@ -110,10 +104,10 @@ def _named(score: Mapping[str, Any]) -> dict[str, str]:
             metadata = None
     subject = score.get("subject")
     subject = subject if isinstance(subject, Mapping) else {}
-    found = metadata if isinstance(metadata, Mapping) else {}
+    result = metadata if isinstance(metadata, Mapping) else {}
     for key, field in (("suffice_episode_id", "episode_id"), ("suffice_response_id", "response_id")):
-        if isinstance(found.get(key), str) and found[key]:
-            return {field: found[key]}
+        if isinstance(result.get(key), str) and result[key]:
+            return {field: result[key]}
     trace = _of(score, "traceId", "trace_id") or subject.get("traceId")
     trace = trace or (subject.get("id") if subject.get("kind") == "trace" else None)
     if not isinstance(trace, str) or not trace:
@@ -123,7 +117,6 @@ def _named(score: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _field(name: str, kind: str, fields: Mapping[str, str], declared: Mapping[str, Metric]) -> str:
-    """The field of feedback that a score is."""
     if name in fields:
         return fields[name]
     if name in declared:
@@ -138,7 +131,6 @@ def _field(name: str, kind: str, fields: Mapping[str, str], declared: Mapping[st
 
 
 def _value(score: Mapping[str, Any], kind: str) -> Any:
-    """The score's value by its type, in either version of the API and in exports."""
     words = _of(score, "stringValue", "string_value")
     value = score.get("value")
     if kind in ("CATEGORICAL", "TEXT", "CORRECTION"):
@@ -154,22 +146,21 @@ def _value(score: Mapping[str, Any], kind: str) -> Any:
 
 
 def _flag(value: Any) -> bool:
-    said = str(value).lower()
-    if said not in (*_TRUE, *_FALSE):
+    result = str(value).lower()
+    if result not in (*_TRUE, *_FALSE):
         raise BadRequest(f"value: must be true or false, got {str(value)[:40]!r}", param="value")
-    return said in _TRUE
+    return result in _TRUE
 
 
 def _said(field: str, value: Any, declared: Mapping[str, Metric]) -> dict[str, Any]:
-    """The value in the form that the field takes; what it may not be, the field's own check says."""
     kind, _, name = field.partition(".")
     if kind == "metrics":
         return {"metrics": {name: _flag(value) if declared[name].type == "boolean" else value}}
     if field == "correct":
         return {field: _flag(value)}
     if field == "thumbs":
-        said = str(value).lower()
-        return {field: said if said in ("up", "down") else "up" if _flag(value) else "down"}
+        result = str(value).lower()
+        return {field: result if result in ("up", "down") else "up" if _flag(value) else "down"}
     if field == "rating":
         return {field: int(value) if isinstance(value, float) and value.is_integer() else value}
     return {field: str(value)}

@@ -1,11 +1,10 @@
-"""The review queue: who has which item, what was said of it, and what that comes to. A pure fold over events.
+"""The review queue as a pure fold over events: who leases which item, the verdicts, and the label they add up to.
 
-    Item ──▶ slots 1 … n, each leased for a while ──▶ verdicts ──▶ they agree: a label
-                                                      they do not: a third person decides, then a label
+    item ──▶ slots 1 … n, each leased for a while ──▶ verdicts agree: a label
+                                                      they disagree: a third person decides, then a label
 
-A lease that is over returns its item by itself: whoever reads the queue looks at the time. What somebody submits then
-is never lost: it fills the slot if that is still free, else it is kept beside the others, and they are told which. A
-form that is sent twice is one verdict. Knows items and times; refuses to know logs, clocks and pages.
+An expired lease returns its item by itself. A verdict that comes after that is never lost: it fills the slot if that is
+still free; otherwise it is kept beside the others, and the reviewer is told. A form sent twice is one verdict.
 """
 
 from __future__ import annotations
@@ -42,8 +41,6 @@ REVIEWER: Final = "reviewer"  # the source of labels that come of verdicts, as `
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """What the verdicts on one item come to."""
-
     full_right: bool | None
     early_right: bool | None
     corrected: str | None
@@ -55,8 +52,6 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ItemState:
-    """One item as far as it has come."""
-
     item: ReviewItem
     verdicts: tuple[Verdict, ...] = ()  # the latest of each reviewer, in the order of their first ones
     leases: tuple[ReviewLease, ...] = ()  # all of them, oldest first
@@ -65,11 +60,9 @@ class ItemState:
     # ---- what holds ------------------------------------------------------------------------------
 
     def filled(self, slot: int) -> Verdict | None:
-        """The verdict in a slot; of two that claim it, the first."""
         return next((one for one in self.verdicts if one.slot == slot), None)
 
     def said_by(self, reviewer: str) -> Verdict | None:
-        """What a reviewer said last."""
         return next((one for one in self.verdicts if one.reviewer == reviewer), None)
 
     def lease_of(self, slot: int) -> ReviewLease | None:
@@ -89,37 +82,32 @@ class ItemState:
 
     @property
     def independent(self) -> list[Verdict]:
-        """The verdicts that fill the slots of those who were asked first."""
-        found = (self.filled(slot) for slot in range(1, self.item.n_reviewers + 1))
-        return [one for one in found if one is not None]
+        result = (self.filled(slot) for slot in range(1, self.item.n_reviewers + 1))
+        return [one for one in result if one is not None]
 
     @property
     def needs_third(self) -> bool:
-        """Has everybody spoken, and do they contradict each other or not know?"""
-        said = self.independent
-        if len(said) < self.item.n_reviewers:
+        independent = self.independent
+        if len(independent) < self.item.n_reviewers:
             return False
-        return any(one.unsure for one in said) or not _agree(said)
+        return any(one.unsure for one in independent) or not _agree(independent)
 
     @property
     def slots(self) -> range:
-        """The slots that can be taken now, filled ones among them."""
         return range(ADJUDICATOR, ADJUDICATOR + 1) if self.needs_third else range(1, self.item.n_reviewers + 1)
 
     def free(self, now_s: float) -> int | None:
-        """The first slot that nobody has and nobody has filled."""
         return next((s for s in self.slots if self.filled(s) is None and self.holder(s, now_s) is None), None)
 
     @property
     def settlement(self) -> Settlement | None:
-        """What is right, once that is known."""
         third = self.filled(ADJUDICATOR)
         if third is not None:
             return None if third.unsure else _settled([third], adjudicated=True)
-        said = self.independent
-        if len(said) < self.item.n_reviewers or self.needs_third:
+        independent = self.independent
+        if len(independent) < self.item.n_reviewers or self.needs_third:
             return None
-        return _settled(said, adjudicated=False)
+        return _settled(independent, adjudicated=False)
 
     @property
     def outcome(self) -> State | None:
@@ -129,7 +117,6 @@ class ItemState:
         return "undecided" if self.filled(ADJUDICATOR) is not None else None
 
     def state(self, now_s: float) -> State:
-        """Where the item stands at that time."""
         outcome = self.outcome
         if outcome is not None:
             return outcome
@@ -146,7 +133,6 @@ class ItemState:
     # ---- the fold --------------------------------------------------------------------------------
 
     def after(self, record: ReviewLease | ItemReturn | Verdict) -> ItemState:
-        """The place after one more row."""
         if isinstance(record, ItemReturn):
             return replace(self, returned=self.returned | {(record.slot, record.turn)})
         if isinstance(record, ReviewLease):
@@ -167,8 +153,6 @@ class ItemState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queue:
-    """All items of a log, and where each stands. A snapshot: it does not change."""
-
     places: Mapping[str, ItemState] = field(default_factory=dict)  # by episode, in the order in which they were asked
     drawings: Mapping[str, tuple[ControlDraw, ...]] = field(default_factory=dict)  # by route, oldest first
     done: Mapping[str, State] = field(default_factory=dict)  # places that no time changes any more, and theirs
@@ -195,36 +179,33 @@ class Queue:
         return (one for one in self.places.values() if route is None or one.item.route == route)
 
     def unfinished(self, route: str | None = None) -> Iterator[ItemState]:
-        """Those that are neither settled nor undecided: few, however long the log is."""
         names = (name for name in self.places if name not in self.done)
         return (one for one in map(self.places.__getitem__, names) if route is None or one.item.route == route)
 
     def waiting(self, *, now_s: float, route: str | None = None, reviewer: str | None = None) -> list[ItemState]:
-        """What can be taken now, the most urgent first; with a reviewer, by them."""
-        found = [
+        results = [
             one
             for one in self.unfinished(route)
             if (one.state(now_s) in ("open", "third") if reviewer is None else one.may_take(reviewer, now_s))
         ]
-        return sorted(found, key=_urgency)
+        return sorted(results, key=_urgency)
 
     def counts(self, *, now_s: float, route: str | None = None) -> dict[State, int]:
-        """How many items stand where."""
-        found: dict[State, int] = dict.fromkeys(("open", "leased", "third", "settled", "undecided", "lapsed"), 0)
+        result: dict[State, int] = dict.fromkeys(("open", "leased", "third", "settled", "undecided", "lapsed"), 0)
         for one in self.of(route):
-            found[self.done.get(one.item.episode_id) or one.state(now_s)] += 1
-        return found
+            result[self.done.get(one.item.episode_id) or one.state(now_s)] += 1
+        return result
 
     def asked_on(self, day: int) -> dict[str, tuple[int, int]]:
         """Items that count for a day, by route: picked on purpose, and drawn at random."""
-        found = dict[str, tuple[int, int]]()
+        entries = dict[str, tuple[int, int]]()
         for place in self.places.values():
             item = place.item
             if item.day == day and item.why != "person":
-                n_chosen, n_drawn = found.get(item.route, (0, 0))
+                n_chosen, n_drawn = entries.get(item.route, (0, 0))
                 is_drawn = item.why == "control"
-                found[item.route] = n_chosen + (not is_drawn), n_drawn + is_drawn
-        return found
+                entries[item.route] = n_chosen + (not is_drawn), n_drawn + is_drawn
+        return entries
 
 
 EMPTY: Final = Queue()
@@ -288,8 +269,6 @@ def give_back(place: ItemState, reviewer: str, reason: str, *, now_s: float) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """What becomes of what a reviewer said."""
-
     told: str  # to the reviewer, in one sentence
     verdict: Verdict | None = None  # None: it was said before, and nothing is new
     lease: ReviewLease | None = None  # of a slot that was free, taken with it
@@ -297,14 +276,13 @@ class Submission:
 
 
 def accept_verdict(place: ItemState, said: VerdictForm, *, now_s: float) -> Submission | str:
-    """Take what a reviewer says; a sentence where it cannot be taken as it is, and nothing is lost by asking again."""
     wrong = _problem(place.item, said)
     if wrong is not None:
         return wrong
     before = place.said_by(said.reviewer)
     if before is not None and _same(before, said):
         return Submission(told="you have said so before; nothing changed")
-    lease, slot, turn, late, told = _slot_for(place, said.reviewer, before, now_s)
+    lease, slot, turn, late, result = _slot_for(place, said.reviewer, before, now_s)
     verdict = Verdict(
         item=place.item.episode_id,
         route=place.item.route,
@@ -323,7 +301,7 @@ def accept_verdict(place: ItemState, said: VerdictForm, *, now_s: float) -> Subm
     )
     then = place.after(verdict)
     label = label_of(then) if _differs(place.settlement, then.settlement) else None
-    return Submission(told=f"{told}; {_next_step(then, label)}", verdict=verdict, lease=lease, label=label)
+    return Submission(told=f"{result}; {_next_step(then, label)}", verdict=verdict, lease=lease, label=label)
 
 
 def _slot_for(
@@ -387,7 +365,6 @@ def _same(before: Verdict, said: VerdictForm) -> bool:
 
 
 def _agree(said: Sequence[Verdict]) -> bool:
-    """Do they say the same? Two corrected answers that differ are two opinions."""
     corrected = {one.corrected.casefold() for one in said if one.corrected is not None}
     return len({one.category for one in said}) == 1 and len(corrected) < 2
 
@@ -406,7 +383,6 @@ def _settled(said: Sequence[Verdict], *, adjudicated: bool) -> Settlement:
 
 
 def _differs(before: Settlement | None, after: Settlement | None) -> bool:
-    """Is something known to be right now that was not?"""
     if after is None:
         return False
     return before is None or (before.full_right, before.early_right, before.corrected) != (
@@ -422,25 +398,25 @@ def label_of(place: ItemState) -> Feedback | None:
     One voice for the whole queue: who decides it changes with every revision, and two names that say different things
     about one run would count as a quarrel that nobody settled.
     """
-    found, item = place.settlement, place.item
-    if found is None:
+    settlement, item = place.settlement, place.item
+    if settlement is None:
         return None
-    right = found.full_right if item.shows != "early" else found.early_right
-    known = found.corrected
-    if known is None and found.early_right:
+    right = settlement.full_right if item.shows != "early" else settlement.early_right
+    known = settlement.corrected
+    if known is None and settlement.early_right:
         known = item.early_answer
-    if known is None and found.full_right:
+    if known is None and settlement.full_right:
         known = item.full_answer
-    names = ", ".join(found.by)
+    names = ", ".join(settlement.by)
     return Feedback(
-        feedback_id=f"review:{item.episode_id}:{found.deciding.reviewer}:{found.deciding.revision}",
+        feedback_id=f"review:{item.episode_id}:{settlement.deciding.reviewer}:{settlement.deciding.revision}",
         episode_id=item.episode_id,
         correct=right,
         gold=known,
-        answer=found.corrected,
+        answer=settlement.corrected,
         source=REVIEWER,
-        reason=found.reason or None,
-        comment=f"adjudicated by {names}" if found.adjudicated else f"reviewed by {names}",
+        reason=settlement.reason or None,
+        comment=f"adjudicated by {names}" if settlement.adjudicated else f"reviewed by {names}",
         sender="review",
         asked_for=item.why,
         door="review",
@@ -448,7 +424,6 @@ def label_of(place: ItemState) -> Feedback | None:
 
 
 def _urgency(place: ItemState) -> tuple[bool, float, float, float]:
-    """Contradictions first, then what matters most, then what is due first, then what has waited longest."""
     item = place.item
     due_s = inf if item.deadline_s is None else item.deadline_s
     return not place.needs_third, -item.priority, due_s, item.asked_at_s

@@ -1,10 +1,7 @@
-"""What is promised on a route at this moment, and the one sentence that says it.
+"""What is promised on a route now, and the one sentence that `suffice status`, the console and the API print for it.
 
-    settings, what is in force, what people hold, the kill switch ──▶ guarantee_of ──▶ Guarantee.sentence
-
-`suffice status`, the console, the API, the replies of a gateway and the records of people's decisions print this
-sentence, and `/metrics` its state. It follows the order in which a gateway decides: what takes enforcement away comes
-first, a certificate last. Pure: who asks has read the log, and names what only he knows.
+The states follow the order in which a gateway decides: whatever switches enforcement off comes first, a certificate
+last. Pure: the caller has read the log.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ from suffice.assurance.detection import Reference, detection_law
 from suffice.assurance.fidelity import FIDELITY_RISK
 from suffice.assurance.guarantee import Average, Guarantee, average_sentence, sentence
 from suffice.assurance.judge import AT_RISK
-from suffice.review.override import NO_OVERRIDES, InEffect
+from suffice.review.holds import NO_OVERRIDES, InEffect
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.types import Epoch, EvidenceSummary, Pause, Publication
@@ -76,8 +73,6 @@ _AVAILABILITY: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteGuarantee:
-    """What is promised."""
-
     state: State
     claim: Guarantee | None = None  # state "certified"
     average: Average | None = None  # state "budgeted"
@@ -86,27 +81,23 @@ class RouteGuarantee:
 
     @property
     def stops(self) -> bool:
-        """May a run be stopped here?"""
         return self.state in ("certified", "budgeted", "uncertified", "candidate", "unknown")
 
     @property
     def sentence(self) -> str:
-        """For people: complete, or not at all."""
         if self.claim is not None:
-            said = sentence(self.claim)
+            result = sentence(self.claim)
         elif self.average is not None:
-            said = average_sentence(self.average)
+            result = average_sentence(self.average)
         else:
-            said = _SENTENCES[self.state] + (_AVAILABILITY if self.sheds_safety else "")
+            result = _SENTENCES[self.state] + (_AVAILABILITY if self.sheds_safety else "")
         if self.beside and self.state not in ("off", "observe", "killed", "candidate"):
-            said += f" It is not about requests that draw an arm of {', '.join(self.beside)}."
-        return said
+            result += f" It is not about requests that draw an arm of {', '.join(self.beside)}."
+        return result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuaranteeInputs:
-    """What holds on a route, as far as whoever asks can know it."""
-
     name: str
     settings: Route
     epoch: Epoch | None = None  # the latest; None: no worker has begun
@@ -122,7 +113,6 @@ class GuaranteeInputs:
 
 
 def guarantee_of(one: GuaranteeInputs) -> RouteGuarantee:
-    """What is promised where all this holds."""
     route, made = (
         one.settings,
         effective_publication(one.publication, 0 if one.epoch is None else one.epoch.number, one.holding),
@@ -196,7 +186,6 @@ def _state(one: GuaranteeInputs, made: Publication | None, budget: float) -> Sta
 
 
 def _unproved(one: GuaranteeInputs, made: Publication | None) -> State:
-    """Where nothing that was proved may act."""
     route = one.settings
     if route.uncertified and (route.arms or route.policy.get("policy", "never") != "never"):
         return "uncertified"
@@ -215,14 +204,14 @@ def covers(route: Route, max_em_drop: float, setup: str | None, made: Publicatio
     max_em_drop  the budget that is kept: the settings' own, or a smaller one that a person holds the route to
     setup        of the route as it runs; None: not known, and then it is not compared
     """
-    told = made.evidence
-    if not made.may_act or made.level < 1 or told.max_em_drop is None or told.confidence is None:
+    evidence = made.evidence
+    if not made.may_act or made.level < 1 or evidence.max_em_drop is None or evidence.confidence is None:
         return False
     if made.spending is not None and route.promise != "budgeted":
         return False  # its owner has asked for a certificate since
     if made.arm and made.arm not in route.arms:
         return False
-    keeps = told.max_em_drop <= max_em_drop + _ALMOST and told.confidence >= route.confidence - _ALMOST
+    keeps = evidence.max_em_drop <= max_em_drop + _ALMOST and evidence.confidence >= route.confidence - _ALMOST
     return keeps and setup in (None, made.setup)
 
 
@@ -266,7 +255,6 @@ def _level(made: Publication, holding: InEffect) -> int:
 
 
 def _is_labelled(evidence: EvidenceSummary) -> bool:
-    """Did labels take anything off? Without them each other answer and each audit that is out counts as lost."""
     if evidence.n_disagreeing is None:
         return False
     return evidence.n_lost < evidence.n_disagreeing + evidence.n_pending

@@ -1,12 +1,11 @@
-"""Which runs people are asked about: the few that tell most, and a few drawn at random; never a flood.
+"""Selects the runs that people are asked about: the most informative ones, and a few drawn at random.
 
     candidates ──▶ choose: the most urgent, within what is left of the day's cap
-    all runs   ──▶ Urn: so many of one stretch, each with equal odds, which are written down
-    routes     ──▶ share_out: who gets what is left of the deployment's cap
+    all runs   ──▶ Urn: a simple random sample of one stretch, with recorded odds
+    routes     ──▶ share_out: divides what is left of the deployment's cap
 
-What is picked on purpose says nothing about the average run: its labels serve certificates and training. What is drawn
-at random does, and `estimate` reads nothing else. The cap of a day opens gradually, so that a morning's flood leaves
-room for what comes in the evening. Pure: times and points of the lottery come in as arguments.
+Runs picked on purpose say nothing about the average run: their labels serve certificates and training. Only the random
+sample does. A day's cap opens gradually, so that a busy morning leaves room for the evening. Pure.
 """
 
 from __future__ import annotations
@@ -41,8 +40,6 @@ LEAST_UNCERTAIN: Final = 0.5  # share of the steps before a stop that gave anoth
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewCandidate:
-    """One run that might be worth a look, and why."""
-
     episode_id: str
     route: str
     why: Why
@@ -57,14 +54,11 @@ class ReviewCandidate:
 
     @property
     def priority(self) -> float:
-        """Its rank among all candidates: what kind it is, then how urgent."""
         return WEIGHTS[self.why] + self.urgency
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cap:
-    """How much of people's time a route may take in a day."""
-
     per_day: int  # items, at most
     control_share: float  # part of them that is drawn at random, [0, 1]
 
@@ -80,7 +74,6 @@ class Cap:
 
     @property
     def drawings(self) -> int:
-        """How often the control share is drawn in a day."""
         return min(MOST_DRAWINGS, self.n_control)
 
 
@@ -96,7 +89,6 @@ def open_now(most: int, used: int, *, now_s: float) -> int:
 
 
 def drawing_window(now_s: float, drawings: int) -> int:
-    """The number of the stretch of time that a moment lies in; a drawing is due once in each."""
     return floor(now_s / (DAY_S / drawings)) if drawings else 0
 
 
@@ -116,8 +108,6 @@ def count_due(cap: Cap, *, drawn: int, last_at_s: float | None, now_s: float) ->
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """What one route could ask about now, and what it has asked about today."""
-
     route: str
     n_chosen: int  # today, picked on purpose
     n_drawn: int  # … and at random
@@ -154,7 +144,6 @@ def share_out(room: int, demands: Iterable[Demand], *, day: int) -> dict[str, tu
 def _take_turn(
     turns: list[tuple[int, float, bytes, str, Demand]], one: Demand, granted: Mapping[str, tuple[int, int]], day: int
 ) -> None:
-    """Queue a route for its next run, if it has one."""
     n_chosen, n_drawn = granted[one.route]
     if n_chosen == len(one.priorities) and n_drawn == one.drawable:
         return
@@ -175,12 +164,9 @@ def _draws_next(one: Demand, n_chosen: int, n_drawn: int) -> bool:
 
 @dataclass(slots=True)
 class CandidateQueue:
-    """Candidates that wait for room, the most urgent ones; of one episode the most urgent reason counts."""
-
     _best: dict[str, ReviewCandidate] = field(default_factory=dict)
 
     def add(self, candidate: ReviewCandidate) -> None:
-        """Take one in; where there are too many, the least urgent goes."""
         known = self._best.get(candidate.episode_id)
         if known is not None and known.priority >= candidate.priority:
             return
@@ -189,7 +175,6 @@ class CandidateQueue:
             self._best = {one.episode_id: one for one in self._first(MOST_WAITING)}
 
     def drop(self, episode_id: str) -> None:
-        """It was asked, or labelled meanwhile."""
         self._best.pop(episode_id, None)
 
     def __len__(self) -> int:
@@ -201,10 +186,10 @@ class CandidateQueue:
 
     def choose(self, n: int) -> list[ReviewCandidate]:
         """The most urgent ones, at most so many; they are taken out."""
-        found = self._first(min(n, MOST_WAITING))
-        for one in found:
+        result = self._first(min(n, MOST_WAITING))
+        for one in result:
             del self._best[one.episode_id]
-        return found
+        return result
 
     def _first(self, n: int) -> list[ReviewCandidate]:
         return heapq.nsmallest(n, self._best.values(), key=_order)
@@ -239,20 +224,18 @@ class Urn:
             heapq.heapreplace(self._heap, entry)
 
     def draw(self, k: int) -> list[ReviewCandidate]:
-        """The k runs with the smallest points, or all there are. The urn is empty afterwards."""
-        found = [one for _, _, one in sorted(self._heap, reverse=True)[:k]]
+        results = [one for _, _, one in sorted(self._heap, reverse=True)[:k]]
         self.n, self._heap = 0, []
-        return found
+        return results
 
 
 def uncertainty(answers: Iterable[str | None], delivered: str | None) -> float:
     """Share of the trial answers up to a stop that were another one than what was delivered, [0, 1]; 0 without any."""
-    told = list(answers)
-    return sum(one != delivered for one in told) / len(told) if told else 0.0
+    results = list(answers)
+    return sum(one != delivered for one in results) / len(results) if results else 0.0
 
 
 def of_run(request: Request, outcome: Outcome, why: Why, because: str, *, urgency: float = 0.0) -> ReviewCandidate:
-    """A run as a candidate, with the answers that there are to judge."""
     shows, full, early = answers_of(outcome)
     return ReviewCandidate(
         episode_id=request.episode_id,
@@ -269,7 +252,6 @@ def of_run(request: Request, outcome: Outcome, why: Why, because: str, *, urgenc
 
 
 def answers_of(outcome: Outcome) -> tuple[Shows, str | None, str | None]:
-    """(which answers there are to judge, the full run's, the early one)."""
     if outcome.stopped:
         return "early", None, outcome.answer
     if outcome.stop_step is not None and outcome.would_answer != outcome.answer:
@@ -280,7 +262,6 @@ def answers_of(outcome: Outcome) -> tuple[Shows, str | None, str | None]:
 def item_of(
     one: ReviewCandidate, rules: ReviewRules, *, now_s: float, author: str, drawing: ControlDraw | None = None
 ) -> ReviewItem:
-    """What is asked about a candidate."""
     return ReviewItem(
         episode_id=one.episode_id,
         route=one.route,

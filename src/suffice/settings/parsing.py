@@ -1,4 +1,4 @@
-"""From a file's tables to settings: an unknown key is refused with its path and the nearest key that exists."""
+"""Parses tables into settings; refuses unknown keys with their path and the nearest known key."""
 
 from __future__ import annotations
 
@@ -65,7 +65,6 @@ def parse_settings(raw: Mapping[str, Any]) -> Settings:
 
 
 def _convert(raw: object, model: type[S], *, path: str) -> S:
-    """Build one settings object; an error tells the path, what was found and what is allowed."""
     try:
         return msgspec.convert(raw, model, strict=True)
     except msgspec.ValidationError as error:
@@ -76,19 +75,17 @@ def _convert(raw: object, model: type[S], *, path: str) -> S:
 
 
 def _in_words(what: str) -> str:
-    """What msgspec says is wrong, in the words of whoever wrote the file; as it is where it says something else."""
-    if found := re.fullmatch(r"Expected `([\w| ]+)`, got `(\w+)`", what):
-        wanted = [_KINDS.get(kind, kind) for kind in found[1].split(" | ") if kind != "null"]
-        return f"must be {' or '.join(wanted)}, got {_KINDS.get(found[2], found[2])}"
-    if found := re.fullmatch(r"Invalid enum value (.+)", what):
-        return f"got {found[1]}"
-    if found := re.fullmatch(r"Object missing required field `(\w+)`", what):
-        return f"{found[1]} must be given"
+    if match := re.fullmatch(r"Expected `([\w| ]+)`, got `(\w+)`", what):
+        wanted = [_KINDS.get(kind, kind) for kind in match[1].split(" | ") if kind != "null"]
+        return f"must be {' or '.join(wanted)}, got {_KINDS.get(match[2], match[2])}"
+    if match := re.fullmatch(r"Invalid enum value (.+)", what):
+        return f"got {match[1]}"
+    if match := re.fullmatch(r"Object missing required field `(\w+)`", what):
+        return f"{match[1]} must be given"
     return what
 
 
 def _allowed(model: type[msgspec.Struct], inner: str) -> str:
-    """The words that a field may hold, where it may hold only some."""
     hint: Any = model
     for name in inner.split("."):
         nested = _struct_in(hint)
@@ -98,7 +95,6 @@ def _allowed(model: type[msgspec.Struct], inner: str) -> str:
 
 
 def _refuse_unknown(raw: object, model: type[msgspec.Struct], path: str) -> None:
-    """Walk the mapping beside the types; name the path of the first key that has no field."""
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{path or 'config'}: must be a table, got {type(raw).__name__}")
     hints = _hints(model)
@@ -126,7 +122,6 @@ def _refuse_unknown(raw: object, model: type[msgspec.Struct], path: str) -> None
 
 @cache
 def _hints(model: type[msgspec.Struct]) -> Mapping[str, Any]:
-    """The types of a settings class; there are few classes, and hundreds of routes."""
     return get_type_hints(model)
 
 
@@ -145,7 +140,6 @@ def _check_plain(here: str, key: str, value: object) -> None:
 
 
 def _check_numbers(value: object, path: str) -> None:
-    """Refuse numbers that no setting can mean, whatever its own range: times, sizes and counts are all finite."""
     if isinstance(value, msgspec.Struct):
         for name in value.__struct_fields__:
             _check_numbers(getattr(value, name), f"{path}.{name}" if path else name)
@@ -160,8 +154,7 @@ def _check_numbers(value: object, path: str) -> None:
 
 
 def _struct_in(hint: Any) -> type[msgspec.Struct] | None:
-    """The settings class inside a type hint: itself, `X | None`, or the values of `dict[str, X]`."""
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
         return hint
-    found = [_struct_in(part) for part in get_args(hint)]
-    return next((part for part in found if part is not None), None)
+    results = [_struct_in(part) for part in get_args(hint)]
+    return next((part for part in results if part is not None), None)

@@ -1,8 +1,4 @@
-"""The table `[rollout]`, and `[routes.NAME.rollout]` over it: how far steps go, what may be lost, what must be seen.
-
-Knows numbers and their ranges; refuses to know what is done with them (`rollout.rules`). Why each default is what it
-is, and what it costs, stands in docs/reference/rollout.md, with the simulation that chose it.
-"""
+"""The table `[rollout]`, and `[routes.NAME.rollout]` over it. docs/reference/rollout.md explains the defaults."""
 
 from __future__ import annotations
 
@@ -19,8 +15,6 @@ LIVE_RAILS: Final[tuple[LiveRail, ...]] = get_args(LiveRail)
 
 
 class Rollout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How another version reaches traffic. A rollout keeps the rules that it began with."""
-
     automatic: bool = False  # begin one by itself where a refit proposes what is better than what is in force
     # How far each step goes.
     shares: tuple[float, ...] = (0.10, 0.25, 0.50)  # of new units: the canary's, then the ramp's, rising; at most 1/2

@@ -1,112 +1,55 @@
 """The composition root: from a settings file to running objects. Files, environment and clocks enter here.
 
-    files ──▶ settings ──▶ routes ──▶ startup ──▶ gateway, worker      with what `keys` holds
-
-Nothing below this room reads the environment, opens a file it was not given or asks for the time.
+Nothing below this package reads the environment, opens a file that it was not given, or asks for the time.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from suffice.wiring.deployment import condition, load_deployment, require_log
-    from suffice.wiring.files import load_settings
-    from suffice.wiring.gateway import build_gateway, build_library
-    from suffice.wiring.keys import (
-        Randomness,
-        api_key,
-        deployment_salt,
-        good_file,
-        kill_file,
-        new_id,
-        presence_files,
-        secret,
-    )
-    from suffice.wiring.policies import check_policy, policy_table
-    from suffice.wiring.prestart import Preflight, embedders, preflight
-    from suffice.wiring.questions import question_texts, questions_file
-    from suffice.wiring.routes import (
-        StartupEvidence,
-        build_route,
-        check_experiment,
-        check_routes,
-        evidence_warnings,
-        read_evidence,
-    )
-    from suffice.wiring.startup import last_good, open_log
-    from suffice.wiring.worker import open_decisions, open_worker
+    from suffice.wiring.files import condition as condition
+    from suffice.wiring.files import load_deployment as load_deployment
+    from suffice.wiring.files import load_settings as load_settings
+    from suffice.wiring.files import question_texts as question_texts
+    from suffice.wiring.files import questions_file as questions_file
+    from suffice.wiring.files import require_log as require_log
+    from suffice.wiring.gateway import build_gateway as build_gateway
+    from suffice.wiring.gateway import build_library as build_library
+    from suffice.wiring.keys import Randomness as Randomness
+    from suffice.wiring.keys import api_key as api_key
+    from suffice.wiring.keys import deployment_salt as deployment_salt
+    from suffice.wiring.keys import good_file as good_file
+    from suffice.wiring.keys import kill_file as kill_file
+    from suffice.wiring.keys import new_id as new_id
+    from suffice.wiring.keys import presence_files as presence_files
+    from suffice.wiring.keys import secret as secret
+    from suffice.wiring.prestart import Preflight as Preflight
+    from suffice.wiring.prestart import embedders as embedders
+    from suffice.wiring.prestart import preflight as preflight
+    from suffice.wiring.routes import StartupEvidence as StartupEvidence
+    from suffice.wiring.routes import build_route as build_route
+    from suffice.wiring.routes import check_experiment as check_experiment
+    from suffice.wiring.routes import check_policy as check_policy
+    from suffice.wiring.routes import check_routes as check_routes
+    from suffice.wiring.routes import evidence_warnings as evidence_warnings
+    from suffice.wiring.routes import policy_table as policy_table
+    from suffice.wiring.routes import read_evidence as read_evidence
+    from suffice.wiring.startup import last_good as last_good
+    from suffice.wiring.startup import open_log as open_log
+    from suffice.wiring.worker import open_decisions as open_decisions
+    from suffice.wiring.worker import open_worker as open_worker
 
-__all__ = [
-    "Preflight",
-    "Randomness",
-    "StartupEvidence",
-    "api_key",
-    "build_gateway",
-    "build_library",
-    "build_route",
-    "check_experiment",
-    "check_policy",
-    "check_routes",
-    "condition",
-    "deployment_salt",
-    "embedders",
-    "evidence_warnings",
-    "good_file",
-    "kill_file",
-    "last_good",
-    "load_deployment",
-    "load_settings",
-    "new_id",
-    "open_decisions",
-    "open_log",
-    "open_worker",
-    "policy_table",
-    "preflight",
-    "presence_files",
-    "question_texts",
-    "questions_file",
-    "read_evidence",
-    "require_log",
-    "secret",
-]
-
-# Each name is imported when it is first asked for: most commands need settings and a log, and no gateway. So no room
-# may have the name of something in this list: the room itself would be found in its place.
-_ROOMS: Final = {
-    "deployment": ("condition", "load_deployment", "require_log"),
-    "files": ("load_settings",),
-    "worker": ("open_decisions", "open_worker"),
-    "keys": (
-        "Randomness",
-        "api_key",
-        "deployment_salt",
-        "good_file",
-        "kill_file",
-        "new_id",
-        "presence_files",
-        "secret",
-    ),
-    "policies": ("check_policy", "policy_table"),
-    "prestart": ("Preflight", "embedders", "preflight"),
-    "questions": ("question_texts", "questions_file"),
-    "routes": (
-        "StartupEvidence",
-        "build_route",
-        "check_routes",
-        "check_experiment",
-        "evidence_warnings",
-        "read_evidence",
-    ),
-    "gateway": ("build_gateway", "build_library"),
-    "startup": ("last_good", "open_log"),
-}
-_ROOM_OF: Final = {name: room for room, names in _ROOMS.items() for name in names}
+# Each name is imported when it is first asked for: most commands need settings and a log, and no gateway. So no module
+# of this package may have the name of something in it: the module would be found in its place.
+_MODULES = ("keys", "files", "routes", "prestart", "startup", "worker", "gateway")  # the lightest first
 
 
 def __getattr__(name: str) -> Any:
-    """One of the names above. Any: whatever its room has."""
-    if name not in _ROOM_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+    if not name.startswith("_"):
+        for module in _MODULES:
+            result = import_module(f"{__name__}.{module}")
+            if getattr(getattr(result, name, None), "__module__", "") == result.__name__:
+                return getattr(result, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -27,8 +27,8 @@ from suffice.store.audit.heads import signing_key
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import decoded, open_reader
 from suffice.store.rows.audit_events import ConfigChange, ConfigChanged, Export, Exported, SettingChange
-from suffice.wiring.alerts import notifier
 from suffice.wiring.keys import deployment_salt, has_secret, secret
+from suffice.wiring.prestart import notifier
 
 MOST_TEXT: Final = 2_000  # characters of a value that are recorded; a longer one is a digest
 HIDDEN: Final = '"(hidden)"'
@@ -81,7 +81,6 @@ def config_change(settings: Settings, path: Path, *, process: str) -> ConfigChan
 
 
 def differences(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[SettingChange, ...]:
-    """What changed from one to the other, by path."""
     return tuple(
         SettingChange(path=path, before=before.get(path), after=after.get(path))
         for path in sorted(before.keys() | after.keys())
@@ -143,7 +142,6 @@ def told_settings(settings: Settings) -> dict[str, str]:
 
 
 def _collect(value: Any, path: str, found: dict[str, str]) -> None:
-    """Any: a setting of each type."""
     if isinstance(value, dict) and value:
         for key, inner in value.items():
             _collect(inner, f"{path}.{key}" if path else str(key), found)
@@ -159,7 +157,6 @@ def _told(path: str, value: Any) -> str:
 
 
 def _masked(value: Any) -> Any:
-    """The same without what an address may hold beside the place: a user, a password, a query."""
     if isinstance(value, list | tuple):
         return [_masked(one) for one in value]
     if isinstance(value, dict):
@@ -172,7 +169,6 @@ def _masked(value: Any) -> Any:
 
 
 def with_addresses(value: Any) -> Any:
-    """The settings with each model, thousands of numbers, replaced by its address. Any: settings of each type."""
     if isinstance(value, dict):
         if value.get("policy") == "learned" and isinstance(value.get("model"), dict):
             return {**value, "model": _address(value["model"])}

@@ -1,4 +1,4 @@
-"""The console beside the gateway, in one process and behind one port: built, opened and closed."""
+"""Builds the console that is mounted beside the gateway."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from pathlib import Path
 from suffice.browsers import BrowserPolicy
 from suffice.console.app import ConsoleApp
 from suffice.console.auth import ConsoleAuth
-from suffice.console.context import ConsoleContext
-from suffice.console.live import Live
-from suffice.console.pages import live_part, mark_of
-from suffice.console.site import endpoint_table
+from suffice.console.context import ConsoleContext, Live
+from suffice.console.site import endpoint_table, live_part, mark_of
 from suffice.console.views.alerts import AlertReader
 from suffice.control.compare.assessment import standing_of
 from suffice.control.compare.experiments import read_experiment as experiment_result
@@ -35,11 +33,10 @@ from suffice.store.routes.candidates import propose_learned, take_back
 from suffice.store.routes.rollouts import RolloutRun
 from suffice.telemetry import LOG
 from suffice.wiring.audit import note_export
-from suffice.wiring.deployment import condition
+from suffice.wiring.files import condition, question_texts, questions_file
 from suffice.wiring.keys import deployment_salt, kill_file
 from suffice.wiring.people import People
-from suffice.wiring.questions import question_texts, questions_file
-from suffice.wiring.routes import build_route, check_experiment, read_evidence
+from suffice.wiring.routes import check_experiment, setup_of
 
 
 @contextlib.contextmanager
@@ -90,7 +87,6 @@ def _context(
     told: Callable[[], None],
     closing: Callable[[], bool],
 ) -> ConsoleContext:
-    """What pages may look at and actions may do; the rest is as `console` has it."""
     return ConsoleContext(
         settings=settings,
         path=path,
@@ -104,7 +100,7 @@ def _context(
         note_export=lambda name, n_rows, who: note_export(
             writer(), what=name, where="the console", n_rows=n_rows, author=who, reason="asked for in the console"
         ),
-        setup_of=lambda name: _setup(settings, name),
+        setup_of=lambda name: setup_of(settings, name),
         effect_of=lambda item: _effect(settings, path, item),
         check_experiment=lambda name: check_experiment(settings, name),
         propose=lambda name, address, reason, who: propose_learned(
@@ -129,12 +125,6 @@ def _context(
             monotonic_s=time.monotonic,
         ),
     )
-
-
-def _setup(settings: Settings, name: str) -> str:
-    """What a route's evidence rests on as its settings stand. Raises StoreError."""
-    route = settings.routes[name]
-    return build_route(name, route, read_evidence(settings), settings.upstreams.get(route.upstream)).setup
 
 
 def _standing(settings: Settings, path: Path, name: str, held: RolloutRun) -> RolloutState:
@@ -164,8 +154,6 @@ def _effect(settings: Settings, path: Path, item: str) -> str:
 
 
 class _Texts:
-    """Texts of questions from the files that routes name, read when somebody first needs them."""
-
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._read: dict[str, Mapping[str, str]] = {}
@@ -186,8 +174,6 @@ class _Texts:
 
 
 class _Once:
-    """A writer of decisions that is opened when somebody first decides something, and closed at the end."""
-
     def __init__(self, stack: ExitStack, make: Callable[[], Decisions]) -> None:
         self._stack, self._make, self._lock = stack, make, threading.Lock()
         self._opened: Decisions | None = None

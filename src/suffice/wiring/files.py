@@ -1,4 +1,4 @@
-"""A settings file, read: TOML or YAML, with the models that its routes name by a file."""
+"""Settings files (TOML or YAML) with the models and questions that they name, and the log of the deployment."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ from typing import Any, Final, TypeVar, get_type_hints
 
 import msgspec
 
-from suffice.errors import ConfigError
+from suffice.doctor.route import read_route_questions
+from suffice.errors import ConfigError, StoreError
 from suffice.model.artefact import StopModel, load_model
 from suffice.model.reading import MOST_BYTES
 from suffice.plugins import load_plugins
 from suffice.policy.base import POLICIES, Policy
 from suffice.policy.parameters import parameters_of
+from suffice.review.items import written_out
+from suffice.rollout.assign import question_key
 from suffice.settings import Settings, parse_settings
+from suffice.store.database.sqlite import database_path
+from suffice.store.routes.condition import Condition, read_condition
+from suffice.upstream.wire import encode_json
+from suffice.wiring.keys import deployment_salt, kill_file, presence_files
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -45,7 +52,6 @@ def load_settings(path: str | Path) -> Settings:
 
 
 def _absolute(table: S, folder: Path) -> S:
-    """The table with every file name in it absolute, tables inside it included."""
     changed = dict[str, Any]()
     for name, kind in _file_fields(type(table)).items():
         value = getattr(table, name)
@@ -65,13 +71,12 @@ def _absolute(table: S, folder: Path) -> S:
 
 @cache
 def _file_fields(table: type[msgspec.Struct]) -> Mapping[str, str]:
-    """Fields that name a file, with how they do, and fields that may hold tables, with ""."""
-    found = dict[str, str]()
+    entries = dict[str, str]()
     for name, hint in get_type_hints(table, include_extras=True).items():
         marks = [one.extra or {} for one in getattr(hint, "__metadata__", ()) if isinstance(one, msgspec.Meta)]
         if marks or not isinstance(hint, type) or issubclass(hint, msgspec.Struct | dict):
-            found[name] = marks[0].get("names", "") if marks else ""
-    return found
+            entries[name] = marks[0].get("names", "") if marks else ""
+    return entries
 
 
 def _text_of(file: Path) -> str:
@@ -121,7 +126,6 @@ def _with_models(raw: Any, folder: Path) -> Any:
 
 
 def _policies_with_models(where: str, tables: Any, folder: Path) -> Any:
-    """Tables that may hold a policy each, with the models of these."""
     if not isinstance(tables, Mapping):
         return tables
     return {
@@ -133,7 +137,6 @@ def _policies_with_models(where: str, tables: Any, folder: Path) -> Any:
 
 
 def policy_with_models(where: str, spec: Any, folder: Path, depth: int = MOST_DEEP) -> Any:
-    """A policy, written as a table, with its models' data in it; a policy inside it likewise."""
     name = spec.get("policy") if isinstance(spec, Mapping) else None
     if not depth or not isinstance(name, str) or name not in POLICIES:
         return spec
@@ -184,3 +187,81 @@ def _read_yaml(text: str) -> Any:
         raise ConfigError("is no YAML that is read here: nested too deeply") from None
     except (yaml.YAMLError, ValueError) as error:  # also a number of thousands of digits
         raise ConfigError(f"is no YAML: {error}") from None
+
+
+def load_deployment(file: str | Path) -> Settings:
+    """The settings in a file, of a deployment that exists: its log is there. Raises ConfigError and StoreError."""
+    settings = load_settings(file)
+    require_log(settings, file)
+    return settings
+
+
+def require_log(settings: Settings, file: str | Path) -> None:
+    """Raise StoreError, with where the log was looked for and why there, if it does not exist.
+
+    file  from which the settings were read
+    """
+    log, named = database_path(settings.store.url), Path(file)
+    try:
+        if log.is_file():
+            return
+        from suffice.wiring.startup import missing_log_reason
+
+        gone = missing_log_reason(settings)
+        if gone is not None:
+            raise StoreError(gone)
+        what = _instead_of(log)
+    except (OSError, ValueError) as error:  # a name that is too long, or none
+        what = f"cannot be looked for ({getattr(error, 'strerror', None) or error})"
+    link = f", a link to {named.resolve()}," if named.is_symlink() else ""
+    raise StoreError(
+        f"store {log}: {what}; store.url in {named.absolute()}{link} names this log, and `suffice serve` makes it when"
+        " it first runs: name the deployment's settings file with --config"
+    )
+
+
+def _instead_of(log: Path) -> str:
+    if log.is_dir():
+        return "is a folder"
+    if log.is_symlink():
+        return f"is a link to {log.readlink()}, which leads to no file"
+    if log.exists():
+        return "is no regular file"
+    return "does not exist" if log.parent.is_dir() else f"does not exist, nor does its folder {log.parent}"
+
+
+def condition(settings: Settings, *, checks: bool = True) -> Condition:
+    """What everybody has to know of the settings' deployment first. Raises ConfigError.
+
+    checks  read a small log through for damage
+    """
+    return read_condition(
+        database_path(settings.store.url),
+        kill_file(settings),
+        presence_files(settings),
+        routes=settings.routes,
+        checks=checks,
+    )
+
+
+def question_texts(file: Path, settings: Settings) -> Mapping[str, str]:
+    """The questions of a file by `Request.question_key`. Raises ConfigError and OSError."""
+    salt, entries = deployment_salt(settings), dict[str, str]()
+    for body in read_route_questions(file.read_text("utf-8").splitlines(), str(file)):
+        text = written_out(body["messages"])
+        entries[question_key(encode_json(body["messages"]).decode(), salt=salt)] = text  # as a chat
+        entries[question_key(text, salt=salt)] = text  # as a loop of the caller's
+    return entries
+
+
+def questions_file(settings: Settings, route: str) -> Path | None:
+    """The file of a route's questions for reviewers, else its judge's; None: it names none.
+
+    Raises ConfigError for a route that does not exist.
+    """
+    known = settings.routes.get(route)
+    if known is None:
+        names = ", ".join(sorted(settings.routes)) or "none is configured"
+        raise ConfigError(f"unknown route {route!r}; known: {names}")
+    named = known.review.questions or ("" if known.judge is None else known.judge.questions)
+    return Path(named) if named else None

@@ -1,4 +1,4 @@
-"""What answers callers, opened and closed: the gateway, and the library in a process of theirs."""
+"""Builds, opens and closes the gateway, and the library inside a caller's process."""
 
 from __future__ import annotations
 
@@ -41,10 +41,9 @@ from suffice.telemetry import LOG, Metrics
 from suffice.upstream.client import UpstreamClient
 from suffice.wiring.console import console
 from suffice.wiring.keys import key_ring, kill_file, new_id, presence_files
-from suffice.wiring.log_recovery import Again
 from suffice.wiring.prestart import Preflight, preflight
 from suffice.wiring.routes import build_route, check_routes
-from suffice.wiring.startup import LogKnowledge, StartState, keeper, open_known_log, waiting
+from suffice.wiring.startup import Again, LogKnowledge, StartState, keeper, open_known_log, waiting
 from suffice.wiring.worker import open_decisions
 
 MOST_CHECK_S = 600.0  # for reading the log through after a start
@@ -52,7 +51,6 @@ HANDLERS_END_S = 5.0  # at the end: how long a handler that was cut off has to w
 
 
 async def _handlers_end(gw: Gateway) -> None:
-    """Wait a little for handlers that still write their outcome: the log closes behind them."""
     end_s = time.monotonic() + HANDLERS_END_S
     while gw.n_live and time.monotonic() < end_s:  # noqa: ASYNC110 - once in a life; polling is plainest
         await asyncio.sleep(0.01)
@@ -66,7 +64,6 @@ def _running(
     presence: Announcement,
     found: Preflight | None = None,
 ) -> Gateway:
-    """All that handlers need, with what the log's history teaches. found: None where no clients are served."""
     log = begun.log
     gw = Gateway(
         settings=settings,
@@ -103,7 +100,6 @@ def _routes(settings: Settings, known: LogKnowledge) -> tuple[BuiltRoute, ...]:
 
 
 def _teach(gw: Gateway, known: LogKnowledge) -> None:
-    """What the log's history says: whoever was served since then counts on top of it."""
     for name, n in known.n_requests.items():
         gw.n_requests[name] = gw.n_requests.get(name, 0) + n
     gw.limits.restore(known.used)
@@ -126,8 +122,6 @@ def _read_log(settings: Settings, gw: Gateway) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """What loops in this process are governed with."""
-
     gateway: Gateway
     close: Callable[[], None]  # writes down what waits, and lets go of the log
 
@@ -176,7 +170,6 @@ def build_library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: 
 
 
 def _taught_late(settings: Settings, gw: Gateway, follower: Follower, known: LogKnowledge) -> None:
-    """The log can be opened now: what it teaches, and no route as the last-good file had it."""
     gw.n_requests = {}  # what was served since is in the queue of the log, and counted there at the next start
     _teach(gw, known)
     fresh = _routes(settings, known)
@@ -186,7 +179,6 @@ def _taught_late(settings: Settings, gw: Gateway, follower: Follower, known: Log
 
 
 def _beside(settings: Settings, log: EventLog, gw: Gateway, stack: AsyncExitStack) -> dict[str, ConsoleApp]:
-    """What answers beside the gateway: the console and the control API, where the settings want them."""
     if not settings.console.enabled or not isinstance(log, SqliteLog):
         return {}
     site = stack.enter_context(
@@ -275,7 +267,6 @@ def _look_for_damage(path: Path, gw: Gateway) -> None:
 
 
 async def _followed(settings: Settings, gw: Gateway, begun: StartState, app: App, stack: AsyncExitStack) -> None:
-    """Have what is decided followed, from now on or from when the log can be opened."""
     if not isinstance(begun.log, SqliteLog | LateLog):
         return
     path = database_path(settings.store.url).resolve()
@@ -286,8 +277,8 @@ async def _followed(settings: Settings, gw: Gateway, begun: StartState, app: App
         _look_for_damage(path, gw)
 
     def came(log: SqliteLog, known: LogKnowledge) -> None:
-        for name, found in known.evidence.upstreams.items():
-            gw.upstreams[name].findings = found
+        for name, result in known.evidence.upstreams.items():
+            gw.upstreams[name].findings = result
         _taught_late(settings, gw, follower, known)
         follower.tell()
         _look_for_damage(path, gw)

@@ -1,4 +1,4 @@
-"""What stands in the environment and beside the log: keys, the salt, the kill switch; and fresh ids."""
+"""Secrets from the environment, the files beside the log, and fresh ids."""
 
 from __future__ import annotations
 
@@ -31,11 +31,10 @@ def secret(where: str, variable: str) -> str | None:
 
 
 def key_variables(settings: Settings) -> dict[str, str]:
-    """The environment variables that hold keys of clients, by the setting that names each."""
     server = settings.server
-    found = {"server.api_keys_env": server.api_keys_env, "server.feedback_keys_env": server.feedback_keys_env}
-    found |= {f"keys.{name}.key_env": key.key_env for name, key in settings.keys.items()}
-    return {where: variable for where, variable in found.items() if variable}
+    entries = {"server.api_keys_env": server.api_keys_env, "server.feedback_keys_env": server.feedback_keys_env}
+    entries |= {f"keys.{name}.key_env": key.key_env for name, key in settings.keys.items()}
+    return {where: variable for where, variable in entries.items() if variable}
 
 
 def key_ring(settings: Settings, salt: str) -> KeyRing:
@@ -66,12 +65,10 @@ def _caller(settings: Settings, where: str, key: str, salt: str) -> Caller:
 
 
 def split_keys(keys: str) -> tuple[str, ...]:
-    """Keys as an environment variable holds them, separated by commas."""
     return tuple(k.strip() for k in keys.split(",") if k.strip())
 
 
 def deployment_salt(settings: Settings) -> str:
-    """The secret that keys lots and question keys: SUFFICE_SALT, else one kept beside the database."""
     given = os.environ.get("SUFFICE_SALT")
     if given:
         return given
@@ -90,23 +87,19 @@ def has_secret(settings: Settings) -> bool:
 
 
 def salt_file(settings: Settings) -> Path:
-    """The file that keeps the deployment's secret, where the environment does not."""
     return database_path(settings.store.url).with_suffix(".salt")
 
 
 def kill_file(settings: Settings) -> Path:
-    """The file that pulls the kill switch: the one that the settings name, else one beside the database."""
     named = settings.server.kill_file
     return Path(named) if named else database_path(settings.store.url).with_suffix(".kill")
 
 
 def presence_files(settings: Settings) -> tuple[Path, ...]:
-    """Beside which of these files running gateways announce themselves: the kill switch's, else the log's default."""
     return tuple(dict.fromkeys((kill_file(settings), database_path(settings.store.url).with_suffix(".kill"))))
 
 
 def good_file(settings: Settings) -> Path:
-    """The last-good file: the one that the settings name, else one beside the database."""
     path = database_path(settings.store.url)
     return Path(settings.store.last_good_file) if settings.store.last_good_file else path.with_name(f"{path.name}.good")
 
@@ -126,8 +119,6 @@ def _write_salt(file: Path) -> None:
 
 
 class Randomness:
-    """Random bytes of the system, taken from it in blocks: asking costs more than the few that an id needs."""
-
     def __init__(self, block_bytes: int = 4_096) -> None:
         self._size = block_bytes
         self._block, self._at = b"", 0

@@ -1,4 +1,4 @@
-"""The file of people who may use the console, beside the database: read whole, written whole, one writer at a time."""
+"""The file of people with access to the console: read whole, replaced whole, one writer at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from suffice.console.people import Person, Role, Roster, invite, problem_of
+from suffice.console.auth import Person, Role, Roster, invite, problem_of
 from suffice.errors import ConfigError
 from suffice.settings import Settings
 from suffice.store.database.process_locks import try_lock
@@ -26,8 +26,6 @@ LOCK_S: Final = 5.0  # how long one writer waits for another
 
 
 class People:
-    """The people of one deployment."""
-
     def __init__(self, file: Path) -> None:
         self.file = file
         self._seen: tuple[int, int, int] | None = None
@@ -129,7 +127,6 @@ class People:
         return secret
 
     def _replace(self, roster: Roster) -> None:
-        """Put the whole file in the place of the old one, or leave that one."""
         draft = self.file.with_name(f"{self.file.name}.{secrets.token_hex(8)}")
         try:
             with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:

@@ -1,21 +1,28 @@
-"""Finds what would keep a gateway from starting, before a socket or the log is opened; `config check` asks it, too."""
+"""Finds whatever would keep a gateway from starting, before a socket or the log is opened; builds alert sinks."""
 
 from __future__ import annotations
 
 import ipaddress
 import socket
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 from suffice.console.render import can_render
+from suffice.control.jobs.notify import Notify
+from suffice.control.jobs.sinks import LogSink, MailSink, Sink, WebhookSink
+from suffice.edge.mail import MailServer
 from suffice.errors import ConfigError, StoreError
 from suffice.extras import how_to_install
-from suffice.settings import Settings
+from suffice.settings import Alerts, Settings
 from suffice.store.database.sqlite import database_path
-from suffice.wiring.alerts import sinks_of
-from suffice.wiring.audit import audit_webhook
+from suffice.store.database.views import decoded, open_reader
+from suffice.store.people.notices import Notice, alerts_of
+from suffice.store.rows.alert_events import AlertSent
+from suffice.store.rows.events import EVENTS
 from suffice.wiring.keys import api_key, deployment_salt, good_file, has_secret, key_ring, secret
 from suffice.wiring.routes import check_routes
 
@@ -23,10 +30,61 @@ if TYPE_CHECKING:
     from suffice.edge.embedder import HttpEmbedder
 
 
+_SENT: Final = "SELECT seq, at_s, body FROM events WHERE kind = 'alert_sent' ORDER BY seq DESC LIMIT ?"
+_OF: Final = "SELECT kind, body FROM events WHERE seq = ?"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentNotice:
+    at_s: float  # Unix time at which it was told
+    about_s: float  # … at which the log took the event
+    sink: str
+    notice: Notice
+
+
+def sinks_of(alerts: Alerts) -> tuple[Sink, ...]:
+    """Everybody who is told; (): nobody is configured. Raises ConfigError where a secret is missing."""
+    results = list[Sink]()
+    url = secret("alerts.webhook_url_env", alerts.webhook_url_env)
+    if url is not None:
+        results.append(WebhookSink(url))
+    if alerts.email_to:
+        user = secret("alerts.smtp_user_env", alerts.smtp_user_env)
+        password = secret("alerts.smtp_password_env", alerts.smtp_password_env)
+        login = None if user is None or password is None else (user, password)
+        server = MailServer(host=alerts.smtp_host, port=alerts.smtp_port, login=login, tls=alerts.mail_tls)
+        results.append(MailSink(server=server, sender=alerts.email_from, to=alerts.email_to))
+    return (LogSink(), *results) if results else ()
+
+
+def notifier(settings: Settings, path: Path) -> Notify:
+    """The job `notify`. Raises ConfigError where a secret is missing."""
+    return Notify(
+        settings=settings.alerts,
+        path=path,
+        sinks=sinks_of(settings.alerts),
+        now=time.time,
+        monotonic_s=time.monotonic,
+    )
+
+
+def sent(path: Path, n: int) -> list[SentNotice]:
+    """The latest notices that were told, oldest first. Raises StoreError."""
+    results = list[SentNotice]()
+    with open_reader(path) as connection:
+        for seq, at_s, body in connection.execute(_SENT, (n,)).fetchall():
+            telling = decoded(seq, AlertSent, body).telling
+            place = telling.over or telling.read_to_seq
+            row = connection.execute(_OF, (place,)).fetchone() if telling.of else None
+            notice = None if row is None else alerts_of(decoded(place, EVENTS[row[0]], row[1]))
+            if notice is not None:
+                notice = replace(notice, over=bool(telling.over))
+                results.append(SentNotice(at_s=at_s, about_s=telling.about_s, sink=telling.sink, notice=notice))
+    return results[::-1]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preflight:
-    """What a gateway needs besides its settings, and what its owner should know."""
-
     upstream_keys: Mapping[str, str | None]  # by upstream
     langfuse_secret: str | None
     embedders: Mapping[str, HttpEmbedder]  # by route; not open yet
@@ -41,14 +99,14 @@ def preflight(settings: Settings, *, host: str = "127.0.0.1", insecure_open: boo
     """
     if not settings.upstreams:
         raise ConfigError("upstreams: none is configured; add [upstreams.NAME] with a url")
-    found = Preflight(
+    result = Preflight(
         upstream_keys={name: api_key(name, upstream) for name, upstream in settings.upstreams.items()},
         langfuse_secret=secret("feedback.langfuse.secret_env", settings.feedback.langfuse.secret_env),
         embedders=embedders(settings),
         warnings=(*check_routes(settings), *_missing_packages(settings)),
     )
     sinks_of(settings.alerts)  # here and now, not by a worker that could only end; as below
-    audit_webhook(settings)
+    secret("audit.webhook_env", settings.audit.webhook_env)
     if has_secret(settings):
         deployment_salt(settings)
     _check_folder(settings)
@@ -58,7 +116,7 @@ def preflight(settings: Settings, *, host: str = "127.0.0.1", insecure_open: boo
             f"server.host: {host!r} serves other machines, and neither server.api_keys_env nor [keys.NAME] asks for"
             " keys; write one of them, listen on 127.0.0.1, or pass --insecure-open"
         )
-    return found
+    return result
 
 
 def embedders(settings: Settings) -> dict[str, HttpEmbedder]:
@@ -100,9 +158,8 @@ def _check_folder(settings: Settings) -> None:
 
 
 def _is_loopback(host: str) -> bool:
-    """Can only this machine reach an address? A name counts when every address that it has does."""
     try:
-        found = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        return all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in found)
+        result = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in result)
     except (OSError, ValueError):
         return False

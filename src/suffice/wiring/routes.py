@@ -1,11 +1,15 @@
-"""Routes as they run: built from settings and from what the log says against them, with warnings for their owner."""
+"""Builds routes from settings and from the evidence in the log, with warnings for their owner."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from suffice.assurance.extractable import extractability_refusal
 from suffice.control.loop.starting import burst_of, first_certificate
@@ -27,6 +31,7 @@ from suffice.store.people.promises import extracted
 from suffice.types import Findings
 from suffice.upstream.drivers import driver_facts
 from suffice.upstream.findings import url_key
+from suffice.wiring.files import policy_with_models, read_toml
 
 # Signals that every governed route records, so that a later policy can be replayed on its log.
 RECORDED: Mapping[str, tuple[str, ...]] = {
@@ -38,8 +43,6 @@ RECORDED: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartupEvidence:
-    """What the log already says about upstreams and routes; empty when there is no log yet."""
-
     upstreams: Mapping[str, Findings] = field(default_factory=dict)  # by name, same address only
     extracted: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)  # by route, oldest first
 
@@ -55,16 +58,15 @@ def read_evidence(settings: Settings, database: Path | None = None) -> StartupEv
     examined = route_findings(path)
     return StartupEvidence(
         upstreams={
-            name: found
-            for name, found in upstream_findings(path).items()
-            if name in settings.upstreams and found.url_key == url_key(settings.upstreams[name].url)
+            name: result
+            for name, result in upstream_findings(path).items()
+            if name in settings.upstreams and result.url_key == url_key(settings.upstreams[name].url)
         },
         extracted={name: extracted(path, name, route, examined) for name, route in settings.routes.items()},
     )
 
 
 def evidence_warnings(settings: Settings, evidence: StartupEvidence) -> list[str]:
-    """What the log says against these settings, for the owner."""
     warnings = []
     for name, route in settings.routes.items():
         built = build_route(name, route, evidence)
@@ -110,6 +112,12 @@ def build_route(
     return replace(built, setup=setup)
 
 
+def setup_of(settings: Settings, name: str) -> str:
+    """What a route's evidence rests on as its settings stand. Raises StoreError."""
+    route = settings.routes[name]
+    return build_route(name, route, read_evidence(settings), settings.upstreams.get(route.upstream)).setup
+
+
 def check_routes(settings: Settings) -> list[str]:
     """Build everything that can be built without opening a socket; return warnings for the owner.
 
@@ -151,7 +159,6 @@ def check_experiment(settings: Settings, name: str) -> None:
 
 
 def _check_arms(settings: Settings, name: str) -> list[str]:
-    """Build every arm of an experiment on each of its routes; where none can act, for its owner to know."""
     one = settings.experiments[name]
     for arm, table in one.arms.items():
         for route in one.routes:
@@ -173,7 +180,6 @@ def _check_arms(settings: Settings, name: str) -> list[str]:
 
 
 def promise_warnings(where: str, route: Route) -> list[str]:
-    """What a route's promise is not, and what its proof lacks."""
     warnings = []
     if route.is_owned:
         warnings.append(
@@ -198,7 +204,6 @@ def promise_warnings(where: str, route: Route) -> list[str]:
 
 
 def _starving(name: str, route: Route, settings: Settings) -> list[str]:
-    """A warning where the owner's `audit_share` keeps a route from its first certificate for very long."""
     all_count = route.mode == "observe" and route.probe is None
     if route.audit_share is None or not route.is_replayed or all_count:
         return []
@@ -206,12 +211,12 @@ def _starving(name: str, route: Route, settings: Settings) -> list[str]:
     if not start.is_long:
         return []
     long = f"for about {start.n_requests:,.0f} requests" if isfinite(start.n_requests) else "for good"
-    said = (
+    sentence = (
         f"at {route.audit_share:g} a cold start stays at full runs {long}: a first certificate takes some"
         f" {start.n_audits:,} audits that count at once, and the burst brings {burst_of(route, settings.control):,};"
         " leave it out, and audits are many until something is certified"
     )
-    return [f"routes.{name}.audit_share: {said}"]
+    return [f"routes.{name}.audit_share: {sentence}"]
 
 
 def _check_drivers(settings: Settings) -> None:
@@ -221,3 +226,40 @@ def _check_drivers(settings: Settings) -> None:
             driver_facts(upstream.driver)
         except ConfigError as error:
             raise ConfigError(f"upstreams.{name}.{error}") from None
+
+
+def policy_table(said: str) -> dict[str, Any]:
+    """The table of a policy. Raises ConfigError with what was wrong and what is allowed.
+
+    said  TOML or JSON in braces, or a file's name; models that the table names by a file are read
+    """
+    is_written = said.lstrip().startswith("{")
+    where, folder = ("policy", Path()) if is_written else (said, Path(said).parent)
+    try:
+        text = said if is_written else Path(said).read_text(encoding="utf-8")
+        result = _read(text)
+    except OSError as error:
+        raise ConfigError(f"{said}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError, ConfigError):  # of TOML, JSON and Unicode
+        raise ConfigError(
+            f"""{where}: is no table; write it as {{policy = "beta", threshold = 0.9}}, or name a TOML or JSON file"""
+        ) from None
+    if not isinstance(result, Mapping) or not isinstance(result.get("policy"), str):
+        raise ConfigError(f'{where}: names no policy; a table needs policy = "NAME"')
+    return dict(policy_with_models(where, result, folder))
+
+
+def check_policy(name: str, route: Route, policy: Mapping[str, Any]) -> None:
+    """Can the policy be built on the route, with all signals that it reads? Raises ConfigError."""
+    build_route(name, msgspec.structs.replace(route, policy=dict(policy)))
+
+
+def _read(text: str) -> Any:
+    """A table, in TOML or JSON. Any: nothing is checked yet. Raises ValueError."""
+    stripped = text.strip()
+    if stripped.startswith("{"):
+        try:
+            return json.loads(stripped)
+        except (ValueError, RecursionError):
+            return read_toml(f"table = {stripped}")["table"]
+    return read_toml(text)

@@ -1,10 +1,7 @@
-"""How a gateway begins: with its log, or, where that cannot be opened, with its last-good file until it can.
+"""Starts a gateway with its log or, where that cannot be opened, with its last-good file until it can.
 
-    open ──▶ recover ──▶ LogKnowledge: what the log teaches            the log is there
-      └────▶ LateLog, LastGood or nothing ──▶ tried again ──▶ LogKnowledge, and the rows that waited
-
-A log that is gone while its last-good file says that something was in force is not made anew: an empty file in the
-place of one that a person is about to restore would be the second accident.
+A missing log is not created anew while its last-good file says that something was in force: an empty log would hide the
+loss from the person who is about to restore it.
 """
 
 from __future__ import annotations
@@ -39,10 +36,10 @@ from suffice.store.rows.serving_events import LogMissed, LogOutage
 from suffice.telemetry import LOG
 from suffice.types import Episode
 from suffice.upstream.findings import url_key
-from suffice.wiring.alerts import sinks_of
 from suffice.wiring.audit import config_change
 from suffice.wiring.keys import deployment_salt, good_file, has_secret, salt_file
 from suffice.wiring.people import People
+from suffice.wiring.prestart import sinks_of
 from suffice.wiring.routes import StartupEvidence, evidence_warnings, read_evidence
 
 LEARNT_RUNS: Final = 2_000  # of the log's latest runs: what they teach is known again after a restart
@@ -53,8 +50,6 @@ Process = Literal["serve", "library"]  # which one starts: a gateway, or a calle
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogKnowledge:
-    """What a log teaches a gateway that starts."""
-
     evidence: StartupEvidence = field(default_factory=StartupEvidence)
     n_requests: Mapping[str, int] = field(default_factory=dict)  # by route, as far as it matters
     recent: tuple[Episode, ...] = ()  # the latest runs
@@ -63,8 +58,6 @@ class LogKnowledge:
 
 @dataclass(slots=True, kw_only=True)
 class StartState:
-    """What a gateway starts with."""
-
     log: EventLog
     known: LogKnowledge
     secret: str  # of the deployment; of this process alone where it cannot be had
@@ -74,7 +67,6 @@ class StartState:
 
     @property
     def age_s(self) -> float:
-        """Of the last-good file, by its own time."""
         return 0.0 if self.good is None else max(0.0, self.since_s - self.good.at_s)
 
 
@@ -174,9 +166,9 @@ def _without(settings: Settings, problem: str, process: Process) -> StartState:
     known, now_s = LogKnowledge(), time.time()
     if good is not None:
         here = {name: url_key(one.url) for name, one in settings.upstreams.items()}
-        found = {name: one for name, one in good.findings.items() if here.get(name) == one.url_key}
+        entries = {name: one for name, one in good.findings.items() if here.get(name) == one.url_key}
         known = LogKnowledge(
-            evidence=StartupEvidence(upstreams=found),
+            evidence=StartupEvidence(upstreams=entries),
             n_requests={name: one.n_requests for name, one in good.routes.items()},
         )
     serves = "the last-good file is served" if good is not None else "everything runs in full"
@@ -200,7 +192,6 @@ def _good(settings: Settings, secret: str, *, most_s: float) -> LastGood | None:
 
 
 def _secret(settings: Settings) -> str:
-    """The deployment's secret; where it cannot be had, one of this process: lots and tokens then hold for its life."""
     with contextlib.suppress(OSError, ConfigError):
         return deployment_salt(settings)
     LOG.error("the deployment's secret cannot be read; until a restart lots are drawn, and tokens signed, with another")
@@ -300,3 +291,67 @@ def attach(begun: StartState, late: LateLog, log: SqliteLog, *, serves: str) -> 
         )
     )
     LOG.warning("store %s: is open; %d rows that waited are written, %d had no place", log.path, n_rows, n_dropped)
+
+
+LAST_TRY_S: Final = 7.0  # that the end waits for a try, which itself waits for other processes
+
+
+class Again:
+    def __init__(
+        self,
+        settings: Settings,
+        gw: Gateway,
+        begun: StartState,
+        came: Callable[[LogKnowledge], None],
+        *,
+        lock: threading.Lock,
+    ) -> None:
+        """Begin.
+
+        came  gets what the log knows, when rows that waited are on their way to it
+        lock  whoever holds it may use the gateway and its log
+        """
+        assert isinstance(begun.log, LateLog)
+        self._settings, self._gw, self._begun, self._came, self._lock = settings, gw, begun, came, lock
+        self._late = begun.log
+        self._ends, self._over = threading.Event(), False
+        self._thread = threading.Thread(target=self._work, name="suffice-open", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Try once more where rows wait, then never again; rows that wait still are lost, and said to be."""
+        self._ends.set()
+        self._thread.join(LAST_TRY_S)
+        with self._lock:
+            self._over = True
+        if self._late.n_waiting:
+            LOG.warning("%s; %d rows that waited for it are lost", self._late.problem, self._late.n_waiting)
+
+    def _work(self) -> None:
+        pause_s, most_s = AGAIN_S
+        while True:
+            ends = self._ends.wait(pause_s)
+            if (ends and not self._late.n_waiting) or self._opened() or ends:
+                return
+            pause_s = min(2 * pause_s, most_s)
+
+    def _opened(self) -> bool:
+        try:
+            log, known = open_checked_log(self._settings, "library")
+        except StoreError as error:
+            with self._lock:
+                self._late.problem = self._gw.without_log = str(error)
+            return False
+        except Exception as error:  # noqa: BLE001 - the loop goes on, and it is tried again
+            LOG.error("the log could not be opened (%s)", type(error).__name__)
+            return False
+        with self._lock:
+            if not self._over:
+                self._take(log, known)
+                return True
+        log.close()
+        return True
+
+    def _take(self, log: SqliteLog, known: LogKnowledge) -> None:
+        attach(self._begun, self._late, log, serves=self._gw.serves)
+        self._came(known)

@@ -1,4 +1,4 @@
-"""What works on the log, opened and closed: a person's decisions, and the worker with its jobs."""
+"""Opens the log for decisions, and the worker with its jobs."""
 
 from __future__ import annotations
 
@@ -67,7 +67,6 @@ def open_worker(settings: Settings, *, learning: bool = True, create: bool = Tru
 
 
 def _learners(settings: Settings, path: Path, author: str, salt: str, stack: ExitStack) -> tuple[Job, ...]:
-    """The jobs that fit, prove and propose."""
     certify = Certify(settings=settings, path=path, author=author, matches=matching, monotonic_s=time.monotonic)
     monitor = Monitor(settings=settings, path=path, author=author, matches=matching, monotonic_s=time.monotonic)
     retrain = Retrain(
@@ -88,7 +87,6 @@ def _learners(settings: Settings, path: Path, author: str, salt: str, stack: Exi
 
 
 def _keepers(settings: Settings, path: Path, author: str, salt: str, stack: ExitStack) -> tuple[Job, ...]:
-    """The jobs that sum up, bring versions into traffic, ask people, and pause what falls too low."""
     rollup = Rollup(settings=settings, path=path, matches=matching, monotonic_s=time.monotonic, now=time.time)
     advance = Advance(
         settings=settings,

@@ -1,26 +1,83 @@
-"""`suffice audit`: is the audit log what was written, what does it say, and what does a certificate rest on?
-
-Knows options and how rows look to a person, a program and a spreadsheet; refuses to know digests
-(`store.audit.verify`) and what rows mean (`store.people.audit_view`). Heavy imports stand inside the functions.
-"""
+"""`suffice audit` and `suffice alerts`."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import logging
 import sys
+import textwrap
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 import click
+import msgspec
 
-from suffice.cli.shell import CONFIG_FILE, JSON_LINES, JSON_OBJECT, CommandGroup, fail
+from suffice.cells import format_cell
+from suffice.cli.shell import CONFIG, CONFIG_FILE, FILE, JSON_LINES, JSON_OBJECT, CommandGroup, fail, option, print_json
+from suffice.control.jobs.sinks import format_notice_time, notice_headline
+from suffice.errors import ConfigError, StoreError, SufficeError
+from suffice.files import whole_file
+from suffice.formatting import iso
+from suffice.sanitize import printable
+from suffice.settings import Settings, Store
+from suffice.store.audit.heads import KeptHead, read_heads
+from suffice.store.audit.verify import BadRow, ChainCheck
+from suffice.store.audit.verify import verify_chain as walk
+from suffice.store.database.damage import find_damage
+from suffice.store.database.sqlite import database_path
+from suffice.store.database.views import open_reader
+from suffice.store.people.audit_view import AuditEntry, entries, read_latest_rows
+from suffice.store.people.notices import Notice
+from suffice.wiring.audit import audit_key, note_export
+from suffice.wiring.bundle import write_bundle
+from suffice.wiring.files import load_deployment, load_settings
+from suffice.wiring.prestart import notifier, sent
+from suffice.wiring.worker import open_decisions
 
-if TYPE_CHECKING:
-    from suffice.settings import Settings
-    from suffice.store.audit.heads import KeptHead
-    from suffice.store.audit.verify import BadRow, ChainCheck
-    from suffice.store.people.audit_view import AuditEntry
+
+@click.group(cls=CommandGroup)
+def alerts() -> None:
+    """Test alert sinks and list the alerts that were sent."""
+
+
+@alerts.command()
+@CONFIG
+def test(path: str) -> None:
+    """Send a test alert to every sink and print the result.
+
+    Exits with 1 when one did not take it, and with 2 when none is configured.
+    """
+    logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s")
+    settings = load_settings(path)
+    job = notifier(settings, database_path(settings.store.url))
+    if not job.sinks:
+        raise ConfigError("nobody is configured; set webhook_url_env, or email_to, under [alerts]")
+    notice = Notice(kind="test", route="", sentence="this is a test; nothing is wrong", same="", path="")
+    failed = False
+    for sink in job.sinks:
+        problem = sink.tell(notice, at_s=time.time(), link=job.link(notice))
+        failed = failed or problem is not None
+        click.echo(f"{sink.name}: {'took it' if problem is None else f'FAILED: {problem}'}")
+    raise SystemExit(1 if failed else 0)
+
+
+@alerts.command("list")
+@CONFIG
+@option("-n", "n", type=click.IntRange(1, 10_000), default=20, help="How many.")
+@JSON_LINES
+def list_sent(path: str, n: int, as_json: bool) -> None:
+    """List the latest alerts that were sent, oldest first."""
+    result = sent(database_path(load_deployment(path).store.url), n)
+    for one in result:
+        line = f"{format_notice_time(one.at_s)}  {one.sink:7}  {notice_headline(one.notice)}"
+        click.echo(msgspec.json.encode(one).decode() if as_json else line)
+    if not result and not as_json:
+        click.echo("nobody was told anything yet")
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 COLUMNS = ("place", "seq", "at", "kind", "route", "episode_id", "who", "before", "after", "why", "link", "event")
@@ -28,10 +85,7 @@ _WIDTH = 100  # of a line of words
 
 
 def _log_options(command: F) -> F:
-    """Which log: the settings', or one that is named."""
-    named = click.option(
-        "--db", type=click.Path(path_type=Path), metavar="FILE", help="This log instead of the settings'."
-    )
+    named = option("--db", type=FILE, metavar="FILE", help="This log instead of the settings'.")
     return CONFIG_FILE(named(command))
 
 
@@ -42,11 +96,11 @@ def audit() -> None:
 
 @audit.command()
 @_log_options
-@click.option(
+@option(
     "--head",
     "heads",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="Heads that were exported; repeatable. [default: the settings' audit.file, if it is there]",
 )
@@ -58,13 +112,6 @@ def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool
     Without exported heads nobody can tell that the end was cut off, or that the whole was written anew.
     Exits with 1 when something is wrong, and with 2 when the log cannot be read.
     """
-    from suffice.errors import StoreError, SufficeError
-    from suffice.store.audit.verify import verify_chain as walk
-    from suffice.store.database.damage import find_damage
-    from suffice.store.database.sqlite import database_path
-    from suffice.store.database.views import open_reader
-    from suffice.wiring.audit import audit_key
-
     damage = ""
     try:
         settings = _settings(config, db)
@@ -72,14 +119,14 @@ def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool
         key = audit_key(settings)
         kept = _read_heads(files, key)
         path = database_path(settings.store.url)
-        found = find_damage(path, thorough=True)
+        result = find_damage(path, thorough=True)
         with open_reader(path) as connection:
-            damage = found or ""
-            if found is None:
+            damage = result or ""
+            if result is None:
                 raise StoreError(f"store {path}: its pages could not be read through; try again")
             verdict = walk(connection, [one.head for _, one in kept if one.signed is not False])
     except SufficeError as error:
-        fail("audit verify", f"LOG DAMAGED: {damage}: {error}" if damage else error, 1 if damage else 2)
+        fail(f"LOG DAMAGED: {damage}: {error}" if damage else error, 1 if damage else 2)
     forged = [(file, one) for file, one in kept if one.signed is False]
     if as_json:
         _print_json(verdict, forged, damage, signatures=key is not None)
@@ -92,11 +139,8 @@ def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool
 
 def _settings(config: Path, db: Path | None) -> Settings:
     """The settings, or plain ones around a log that was named. Raises ConfigError."""
-    from suffice import wiring
-    from suffice.settings import Settings, Store
-
     if db is None:
-        return wiring.load_deployment(config)
+        return load_deployment(config)
     return Settings(store=Store(url=f"sqlite:///{db.resolve()}"))
 
 
@@ -106,8 +150,6 @@ def _own_heads(settings: Settings, *, named: bool) -> tuple[Path, ...]:
 
 
 def _read_heads(files: tuple[Path, ...], key: bytes | None) -> list[tuple[Path, KeptHead]]:
-    from suffice.store.audit.heads import read_heads
-
     return [(file, one) for file in files for one in read_heads(file, key=key)]
 
 
@@ -124,8 +166,8 @@ def _print_verdict(
             f"{beginning.n_before:,} rows up to row {beginning.after_seq:,} of the log were written before there"
             " was a chain; nothing vouches for them"
         )
-    found = "checked" if not verdict.ok else "are what was written"
-    click.echo(f"{verdict.n_rows:,} rows of the chain {found}" + _erased(verdict))
+    sentence = "checked" if not verdict.ok else "are what was written"
+    click.echo(f"{verdict.n_rows:,} rows of the chain {sentence}" + _erased(verdict))
     if head is not None:
         click.echo(f"head: place {head.place:,}, row {head.seq:,} of the log, {head.link}")
     if not files:
@@ -149,8 +191,6 @@ def _place(bad: BadRow) -> str:
 
 
 def _print_json(verdict: ChainCheck, forged: list[tuple[Path, KeptHead]], damage: str, *, signatures: bool) -> None:
-    import msgspec
-
     plain = {
         "ok": verdict.ok and not forged and not damage,
         **msgspec.to_builtins(verdict),
@@ -158,7 +198,7 @@ def _print_json(verdict: ChainCheck, forged: list[tuple[Path, KeptHead]], damage
         "signatures_checked": signatures,
         "bad_heads": [{"file": str(file), "line": one.line} for file, one in forged],
     }
-    click.echo(msgspec.json.encode(plain).decode())
+    print_json(plain)
 
 
 # ---- show ------------------------------------------------------------------------------------------------------------
@@ -166,56 +206,35 @@ def _print_json(verdict: ChainCheck, forged: list[tuple[Path, KeptHead]], damage
 
 @audit.command()
 @_log_options
-@click.option("-n", "n", type=click.IntRange(1, 100_000), default=20, show_default=True, help="Rows, the latest.")
-@click.option("--route", help="Only of this route.")
-@click.option("--kind", help="Only of this kind of event, such as policy_published.")
+@option("-n", "n", type=click.IntRange(1, 100_000), default=20, help="Rows, the latest.")
+@option("--route", help="Only of this route.")
+@option("--kind", help="Only of this kind of event, such as policy_published.")
 @JSON_LINES
 def show(config: Path, db: Path | None, n: int, route: str | None, kind: str | None, as_json: bool) -> None:
     """Print the latest rows, oldest first: when, who, what, before and after, and why."""
-    from suffice.errors import SufficeError
-    from suffice.store.database.sqlite import database_path
-    from suffice.store.people.audit_view import read_latest_rows
-
-    try:
-        found = read_latest_rows(database_path(_settings(config, db).store.url), n, route=route, kind=kind)
-    except SufficeError as error:
-        fail("audit show", error)
-    for entry in found:
+    latest_rows = read_latest_rows(database_path(_settings(config, db).store.url), n, route=route, kind=kind)
+    for entry in latest_rows:
         click.echo(_json_of(entry) if as_json else _in_words(entry))
-    if not found and not as_json:
+    if not latest_rows and not as_json:
         click.echo("no such row in the audit log")
 
 
 def _in_words(entry: AuditEntry) -> str:
-    import textwrap
-
-    from suffice.sanitize import printable
-
     about = " ".join(part for part in (entry.kind, entry.route or "", entry.episode_id or "") if part)
-    lines = [printable(f"{_at(entry.at_s)}  #{entry.place}  {about}  by {entry.who or 'nobody named'}")]
+    lines = [printable(f"{iso(entry.at_s, ' ')}  #{entry.place}  {about}  by {entry.who or 'nobody named'}")]
     change = f"{entry.before} → {entry.after}" if entry.before else entry.after
     for text in (change, f"because: {entry.why}" if entry.why else ""):
         lines += textwrap.wrap(printable(text), _WIDTH, initial_indent="    ", subsequent_indent="      ")
     return "\n".join(lines)
 
 
-def _at(at_s: float) -> str:
-    from datetime import UTC, datetime
-
-    return datetime.fromtimestamp(at_s, UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", "Z")
-
-
 def _json_of(entry: AuditEntry) -> str:
-    import msgspec
-
     return msgspec.json.encode(_row_of(entry)).decode()
 
 
 def _row_of(entry: AuditEntry) -> dict[str, Any]:
-    import msgspec
-
     plain: dict[str, Any] = msgspec.to_builtins(entry)
-    plain["at"], plain["event"] = _at(entry.at_s), msgspec.Raw(entry.body.encode())
+    plain["at"], plain["event"] = iso(entry.at_s, " "), msgspec.Raw(entry.body.encode())
     return {name: plain[name] for name in COLUMNS}
 
 
@@ -224,19 +243,12 @@ def _row_of(entry: AuditEntry) -> dict[str, Any]:
 
 @audit.command()
 @_log_options
-@click.option("--since", metavar="TIME", help="Only rows from then on: 2026-11-26, or 2026-11-26T09:00:00+01:00.")
-@click.option("--route", help="Only of this route.")
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["jsonl", "csv"]),
-    default="jsonl",
-    show_default=True,
-    help="JSON lines, or a table.",
-)
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write here. [default: standard output]")
-@click.option("--author", default=None, help="Who takes it. [default: the user of this computer]")
-@click.option("--reason", default="", help="What for; it stays in the log.")
+@option("--since", metavar="TIME", help="Only rows from then on: 2026-11-26, or 2026-11-26T09:00:00+01:00.")
+@option("--route", help="Only of this route.")
+@option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", help="JSON lines, or a table.")
+@option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write here. [default: standard output]")
+@option("--author", help="Who takes it. [default: the user of this computer]")
+@option("--reason", default="", help="What for; it stays in the log.")
 def export(
     config: Path,
     db: Path | None,
@@ -248,32 +260,19 @@ def export(
     reason: str,
 ) -> None:
     """Write the audit log's rows for other programs. The export is a row of the audit log itself."""
-    from suffice import wiring
-    from suffice.errors import SufficeError
-    from suffice.store.database.sqlite import database_path
-    from suffice.store.people.audit_view import entries
-    from suffice.wiring.audit import note_export
-
-    try:
-        settings = _settings(config, db)
-        rows = entries(database_path(settings.store.url), since_s=_since(since), route=route)
-        with _opened(out) as target:
-            n_rows = _write_csv(rows, target) if form == "csv" else _write_lines(rows, target)
-        where = str(out) if out is not None else "standard output"
-        with wiring.open_decisions(settings, create=False) as writer:
-            note_export(writer, what="audit log", where=where, n_rows=n_rows, author=author, reason=reason)
-    except (SufficeError, OSError) as error:
-        fail("audit export", error)
+    settings = _settings(config, db)
+    rows = entries(database_path(settings.store.url), since_s=_since(since), route=route)
+    with _opened(out) as target:
+        n_rows = _write_csv(rows, target) if form == "csv" else _write_lines(rows, target)
+    where = str(out) if out is not None else "standard output"
+    with open_decisions(settings, create=False) as writer:
+        note_export(writer, what="audit log", where=where, n_rows=n_rows, author=author, reason=reason)
     if out is not None:
         click.echo(f"{n_rows:,} rows written to {out}")
 
 
 def _since(text: str | None) -> float | None:
     """A time as Unix time. Raises ConfigError."""
-    from datetime import UTC, datetime
-
-    from suffice.errors import ConfigError
-
     if text is None:
         return None
     try:
@@ -289,8 +288,6 @@ def _opened(out: Path | None) -> Iterator[IO[str]]:
     if out is None:
         yield sys.stdout
         return
-    from suffice.files import whole_file
-
     with whole_file(out) as draft, draft.open("w", encoding="utf-8", newline="") as handle:
         yield handle
 
@@ -303,10 +300,6 @@ def _write_lines(rows: Iterator[AuditEntry], target: IO[str]) -> int:
 
 
 def _write_csv(rows: Iterator[AuditEntry], target: IO[str]) -> int:
-    import csv
-
-    from suffice.cells import format_cell
-
     writer, n_rows = csv.writer(target), 0
     writer.writerow(COLUMNS)
     for n_rows, entry in enumerate(rows, 1):  # noqa: B007 - as above
@@ -321,27 +314,20 @@ def _write_csv(rows: Iterator[AuditEntry], target: IO[str]) -> int:
 @audit.command()
 @click.argument("route")
 @CONFIG_FILE
-@click.option("--publication", "number", type=click.IntRange(1), metavar="N", help="Which one. [default: the latest]")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write here. [default: standard output]")
-@click.option("--author", default=None, help="Who takes it. [default: the user of this computer]")
-@click.option("--reason", default="", help="What for; it stays in the log.")
+@option("--publication", "number", type=click.IntRange(1), metavar="N", help="Which one. [default: the latest]")
+@option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write here. [default: standard output]")
+@option("--author", help="Who takes it. [default: the user of this computer]")
+@option("--reason", default="", help="What for; it stays in the log.")
 def bundle(route: str, config: Path, number: int | None, out: Path | None, author: str | None, reason: str) -> None:
     """Export everything that a certificate rests on, for somebody who checks it without trusting us.
 
     Check the file with tools/verify_bundle.py. The export is a row of the audit log, and the log's head behind it is
     exported, too.
     """
-    from suffice import wiring
-    from suffice.errors import SufficeError
-    from suffice.wiring.bundle import write_bundle
-
-    try:
-        settings = wiring.load_deployment(config)
-        where = str(out) if out is not None else "standard output"
-        lines = write_bundle(settings, route, number, where=where, author=author, reason=reason)
-        with _opened(out) as target:
-            target.write(b"".join(lines).decode())
-    except (SufficeError, OSError) as error:
-        fail("audit bundle", error)
+    settings = load_deployment(config)
+    where = str(out) if out is not None else "standard output"
+    lines = write_bundle(settings, route, number, where=where, author=author, reason=reason)
+    with _opened(out) as target:
+        target.write(b"".join(lines).decode())
     if out is not None:
         click.echo(f"{len(lines):,} lines written to {out}")

@@ -1,43 +1,59 @@
-"""`suffice erase`: takes words of people out of the log, by hand.
-
-Knows options and what a person has to be told; refuses to know how a row is erased (`store.database.erasing`).
-"""
+"""`suffice erase`: permanently erases user-written text from the log."""
 
 from __future__ import annotations
 
 import re
+import secrets
+import sqlite3
+import time
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from suffice.cli.deciding import AUTHOR, REASON
-from suffice.cli.shell import CONFIG_FILE, fail
-
-if TYPE_CHECKING:
-    import sqlite3
-
-    from suffice.settings import Settings
-    from suffice.store.database.decisions import Decisions
-    from suffice.store.database.erasing import ErasureOrder
+from suffice.cli.shell import AUTHOR, CONFIG_FILE, REASON, Command, option
+from suffice.errors import ConfigError
+from suffice.formatting import iso
+from suffice.rollout.assign import conversation_key
+from suffice.settings import Settings
+from suffice.store.audit.personal import PARTS
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.erasing import (
+    ErasureOrder,
+    ErasureTally,
+    aged,
+    conversation_senders,
+    erase_words,
+    exports_since,
+    find_episodes,
+    purge,
+    select_label_rows,
+    select_word_rows,
+)
+from suffice.store.database.views import open_reader
+from suffice.store.routes.windows import last_place
+from suffice.wiring.audit import user_name
+from suffice.wiring.files import load_deployment
+from suffice.wiring.keys import deployment_salt
+from suffice.wiring.worker import open_decisions
 
 _PARTS = ("answers", "comments", "questions", "metadata", "steps")
 _WORDS = _PARTS[:-1]
 _DAY_S = 86_400.0
 
 
-@click.command()
+@click.command(cls=Command)
 @CONFIG_FILE
-@click.option("--episode", "episodes", multiple=True, metavar="ID", help="This episode; repeatable.")
-@click.option(
+@option("--episode", "episodes", multiple=True, metavar="ID", help="This episode; repeatable.")
+@option(
     "--unit",
     "units",
     multiple=True,
     metavar="UNIT",
     help="All of this conversation: its id as clients send it, or its name in the log; repeatable.",
 )
-@click.option("--older-than", metavar="TIME", help="Everything that is older: 90d, 12h, 2026-01-31.")
-@click.option(
+@option("--older-than", metavar="TIME", help="Everything that is older: 90d, 12h, 2026-01-31.")
+@option(
     "--part",
     "parts",
     multiple=True,
@@ -46,7 +62,7 @@ _DAY_S = 86_400.0
 )
 @REASON
 @AUTHOR
-@click.option("--dry-run", is_flag=True, help="Say how many rows would be looked at, and change nothing.")
+@option("--dry-run", is_flag=True, help="Print how many rows would be looked at, and change nothing.")
 def erase(
     config: Path,
     episodes: tuple[str, ...],
@@ -57,47 +73,34 @@ def erase(
     author: str | None,
     dry_run: bool,
 ) -> None:
-    """Take words of people out of the log: out of its rows, its file and its write-ahead log, for good.
+    """Permanently erase user-written text from the log: from its rows, its file and its write-ahead log.
 
     Ids, counts, tokens, verdicts and digests stay, and the audit log still verifies: it says what was erased, by whom
     and why. Can run beside a serving gateway, which waits with writing while the file is written anew.
     Exits with 1 when nothing of the kind is in the log, and with 2 when it cannot be erased.
     """
-    from suffice import wiring
-    from suffice.errors import ConfigError, SufficeError
-    from suffice.store.audit.personal import PARTS
-    from suffice.wiring.audit import user_name
-
-    try:
-        if bool(episodes or units) == bool(older_than):
-            raise ConfigError("needs --episode or --unit, or else --older-than")
-        settings = wiring.load_deployment(config)
-        limit_s = None if older_than is None else _limit_s(older_than)
-        wanted = tuple(part for part in PARTS if part in (parts or _WORDS))
-        with wiring.open_decisions(settings, create=False) as writer:
-            units = tuple(_name(settings, writer, one) for one in units)
-            named = [*(f"episode {one}" for one in episodes), *(f"unit {one}" for one in units)]
-            what = ", ".join(named) or f"older than {older_than}"
-            order = _order(what, wanted, author or user_name() or "unknown", reason)
-            found = _rows(writer, episodes, units, limit_s)
-            if dry_run or not found:
-                click.echo(f"{len(found):,} rows may hold {', '.join(wanted)}; nothing was changed")
-                raise SystemExit(0 if found else 1)
-            _erase(writer, order, found)
-    except SufficeError as error:
-        fail("erase", error)
+    if bool(episodes or units) == bool(older_than):
+        raise ConfigError("needs --episode or --unit, or else --older-than")
+    settings = load_deployment(config)
+    limit_s = None if older_than is None else _limit_s(older_than)
+    wanted = tuple(part for part in PARTS if part in (parts or _WORDS))
+    with open_decisions(settings, create=False) as writer:
+        units = tuple(_name(settings, writer, one) for one in units)
+        named = [*(f"episode {one}" for one in episodes), *(f"unit {one}" for one in units)]
+        what = ", ".join(named) or f"older than {older_than}"
+        order = _order(what, wanted, author or user_name() or "unknown", reason)
+        matching = _rows(writer, episodes, units, limit_s)
+        if dry_run or not matching:
+            click.echo(f"{len(matching):,} rows may hold {', '.join(wanted)}; nothing was changed")
+            raise SystemExit(0 if matching else 1)
+        _erase(writer, order, matching)
 
 
 def _limit_s(text: str) -> float:
     """The Unix time before which everything goes. Raises ConfigError."""
-    import time
-    from datetime import UTC, datetime
-
-    from suffice.errors import ConfigError
-
-    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([dh])", text)
-    if found is not None:
-        return time.time() - float(found[1]) * (_DAY_S if found[2] == "d" else 3_600.0)
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([dh])", text)
+    if match is not None:
+        return time.time() - float(match[1]) * (_DAY_S if match[2] == "d" else 3_600.0)
     try:
         at = datetime.fromisoformat(text)
         return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
@@ -106,20 +109,12 @@ def _limit_s(text: str) -> float:
 
 
 def _order(what: str, parts: tuple[str, ...], author: str, reason: str) -> ErasureOrder:
-    import secrets
-
-    from suffice.store.audit.personal import PARTS
-    from suffice.store.database.erasing import ErasureOrder
-
     known = tuple(part for part in PARTS if part in parts)
     return ErasureOrder(erasure_id=f"er_{secrets.token_hex(8)}", what=what, parts=known, author=author, reason=reason)
 
 
 def _rows(writer: Decisions, episodes: tuple[str, ...], units: tuple[str, ...], limit_s: float | None) -> list[int]:
     """The rows that are meant, in order."""
-    from suffice.store.database.erasing import find_episodes, select_word_rows
-    from suffice.store.database.views import open_reader
-
     with open_reader(writer.path) as connection:
         if limit_s is not None:
             return _aged(connection, limit_s)
@@ -128,16 +123,12 @@ def _rows(writer: Decisions, episodes: tuple[str, ...], units: tuple[str, ...], 
 
 
 def _aged(connection: sqlite3.Connection, limit_s: float) -> list[int]:
-    """Every row that is older, and what was said about a run since."""
-    from suffice.store.database.erasing import aged, select_label_rows
-    from suffice.store.routes.windows import last_place
-
-    found, after, last = set[int](), 0, last_place(connection)
+    matching, after, last = set[int](), 0, last_place(connection)
     while rows := aged(connection, limit_s, after_seq=after, until_seq=last):
         after = rows[-1].seq
-        found.update(row.seq for row in rows)
-        found.update(seq for row in rows if row.kind == "outcome" for seq in select_label_rows(connection, row.key))
-    return sorted(found)
+        matching.update(row.seq for row in rows)
+        matching.update(seq for row in rows if row.kind == "outcome" for seq in select_label_rows(connection, row.key))
+    return sorted(matching)
 
 
 def _name(settings: Settings, writer: Decisions, unit: str) -> str:
@@ -145,44 +136,29 @@ def _name(settings: Settings, writer: Decisions, unit: str) -> str:
 
     Raises ConfigError where several senders used the id: these are different conversations.
     """
-    from suffice.errors import ConfigError
-    from suffice.rollout.assign import conversation_key
-    from suffice.store.database.erasing import conversation_senders, find_episodes
-    from suffice.store.database.views import open_reader
-    from suffice.wiring import deployment_salt
-
     if re.fullmatch(r"[0-9a-f]{16}", unit):
         return unit
     salt = deployment_salt(settings)
     with open_reader(writer.path) as connection:
         names = {sender: conversation_key(sender, unit, salt=salt) for sender in conversation_senders(connection)}
-        found = {sender: name for sender, name in names.items() if find_episodes(connection, name)}
-    if len(found) > 1:
-        told = ", ".join(f"{name} of sender {sender or 'without a key'}" for sender, name in sorted(found.items()))
-        raise ConfigError(f"--unit: {unit[:80]!r} names conversations of {len(found)} senders; name one of {told}")
-    return next(iter(found.values()), conversation_key("", unit, salt=salt))
+        entries = {sender: name for sender, name in names.items() if find_episodes(connection, name)}
+    if len(entries) > 1:
+        text = ", ".join(f"{name} of sender {sender or 'without a key'}" for sender, name in sorted(entries.items()))
+        raise ConfigError(f"--unit: {unit[:80]!r} names conversations of {len(entries)} senders; name one of {text}")
+    return next(iter(entries.values()), conversation_key("", unit, salt=salt))
 
 
 def _erase(writer: Decisions, order: ErasureOrder, rows: list[int]) -> None:
     """Erase and say what was done; exits with 1 when not all of it is gone yet. Raises StoreError."""
-    from suffice.store.database.erasing import ErasureTally, erase_words, exports_since, purge
-    from suffice.store.database.views import open_reader
-
     tally = ErasureTally()
     erase_words(writer, order, rows, tally)
     is_gone = purge(writer.path)
     click.echo(f"{order.what}: {', '.join(order.parts)} erased in {tally.n_rows:,} of {len(rows):,} rows")
     with open_reader(writer.path) as connection:
         for at_s, where in exports_since(connection, rows[0]):
-            click.echo(f"exported on {_day(at_s)} to {where}: this copy was not reached")
+            click.echo(f"exported on {iso(at_s)[:10]} to {where}: this copy was not reached")
     if not is_gone:
         why = "another process was reading, so that the write-ahead log still holds the words"
         click.echo(f"not gone yet: {why}; erase again", err=True)
         raise SystemExit(1)
     click.echo("gone from the file and its write-ahead log; backups, snapshots and copies of yours hold what they held")
-
-
-def _day(at_s: float) -> str:
-    from datetime import UTC, datetime
-
-    return datetime.fromtimestamp(at_s, UTC).date().isoformat()

@@ -1,30 +1,193 @@
-"""`suffice export`: what Suffice has learned of runs, written for other programs.
-
-Knows options, where settings come from and how files are written; refuses to know runs (`replay.finetune`) and
-lines (`replay.finetune.pairs`). Heavy imports stand inside the functions.
-"""
+"""`suffice export`: training pairs, tasks for Label Studio, and feedback, written for other programs."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Final, Literal
 
 import click
 
-from suffice.cli.deciding import find_settings
-from suffice.cli.labels.export_labels import feedback_table, label_studio
-from suffice.cli.shell import JSON_OBJECT, CommandGroup, fail
+from suffice import __version__
+from suffice.cells import format_csv
+from suffice.cli.shell import CONFIG_FILE, FILE, JSON_OBJECT, Command, CommandGroup, find_settings, option, read_policy
+from suffice.control.evidence.fitting import read_back
+from suffice.control.evidence.matching import matching
+from suffice.control.people.asking import Which, to_judge
+from suffice.edge import label_studio as tool
+from suffice.errors import ConfigError
+from suffice.files import write_whole
+from suffice.learn.groups import prompt_fold
+from suffice.policy.base import build_policy, version_of
+from suffice.replay.finetune.cuts import (
+    ANSWER,
+    Consent,
+    StoppingPolicy,
+    Terms,
+    read_consent,
+    read_texts,
+)
+from suffice.replay.finetune.pairs import CutRun, Line, LineFormat, TrainingPairs, make_pairs
+from suffice.replay.report.text import dump_json
+from suffice.review.label_studio import LABEL_CONFIG, ToJudge, parse_task_episodes, task
+from suffice.settings import Route, Settings
+from suffice.store.database.decisions import Decisions, read_artefact
+from suffice.store.database.sqlite import database_path
+from suffice.store.database.views import open_reader, read_episodes
+from suffice.store.people.feedback import read_all_feedback
+from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.routes.windows import label_requests
+from suffice.wiring.audit import note_export
+from suffice.wiring.files import load_deployment, load_settings, question_texts, require_log
+from suffice.wiring.keys import secret
+from suffice.wiring.worker import open_decisions
 
-if TYPE_CHECKING:
-    from suffice.replay.finetune.cuts import StoppingPolicy, Terms
-    from suffice.replay.finetune.pairs import CutRun, Line, LineFormat, TrainingPairs
-    from suffice.settings import Route, Settings
-    from suffice.store.routes.in_force import InForce
+COLUMNS: Final = (
+    "feedback_id",
+    "episode_id",
+    "response_id",
+    "route",
+    "joined",
+    "source",
+    "correct",
+    "gold",
+    "answer",
+    "rating",
+    "thumbs",
+    "comment",
+    "reason",
+    "event",
+    "propensity",
+    "door",
+)
+
+
+@click.command("label-studio", cls=Command)
+@CONFIG_FILE
+@option("--route", required=True, help="Whose runs.")
+@option(
+    "--which",
+    type=click.Choice(["wanted", "differing"]),
+    default="wanted",
+    help="Labels that are asked for, or all full runs whose stop would have answered otherwise.",
+)
+@option("--questions", type=FILE, metavar="FILE", help="JSON lines with `question` or `messages`: the log holds none.")
+@option("--most", type=click.IntRange(1, 100_000), default=1_000, metavar="N", help="Tasks.")
+@option("--out", type=FILE, metavar="FILE", help="Write the tasks as JSON.")
+@option("--url", help="Or add them to a project of this server.")
+@option("--project", type=int, help="Number of that project.")
+@option("--api-key-env", default="LABEL_STUDIO_API_KEY", help="Environment variable with the server's access token.")
+@option("--label-config", type=FILE, metavar="FILE", help="Write the labeling interface that the project needs.")
+@JSON_OBJECT
+def label_studio(
+    config: Path,
+    route: str,
+    which: Which,
+    questions: Path | None,
+    most: int,
+    out: Path | None,
+    url: str | None,
+    project: int | None,
+    api_key_env: str,
+    label_config: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Write runs that somebody should judge as tasks of Label Studio, with both answers in an order that tells nothing.
+
+    To a file, or to a project, where runs that are tasks already are left out. The annotations come back with
+    `suffice feedback import --form label-studio`, `suffice feedback label-studio` or a webhook.
+    """
+    if (out is None) == (url is None) or (url is not None and project is None):
+        raise ConfigError("where to? Give --out FILE, or --url and --project")
+    settings = load_deployment(config)
+    runs = list(islice(_runs(settings, route, which, questions), most))
+    if label_config is not None:
+        write_whole(label_config, LABEL_CONFIG)
+    n_added = len(runs)
+    if out is not None:
+        write_whole(out, json.dumps([task(run) for run in runs], ensure_ascii=False, indent=1) + "\n")
+    else:
+        n_added = asyncio.run(_sent(runs, url or "", project or 0, api_key_env))
+    where = str(out) if out is not None else f"{url} project {project}"
+    with open_decisions(settings, create=False) as writer:
+        note_export(writer, what=f"runs of {route} to judge", where=where, n_rows=n_added, author=None, reason="")
+    n_bare = sum(run.question is None for run in runs)
+    entries = {
+        "route": route,
+        "which": which,
+        "n_runs": len(runs),
+        "n_added": n_added,
+        "n_without_question": n_bare,
+        "to": where,
+    }
+    if as_json:
+        click.echo(json.dumps(entries))
+        return
+    click.echo(f"{entries['to']}: {n_added:,} tasks added of {len(runs):,} runs to judge")
+    if n_bare:
+        click.echo(f"  {n_bare:,} show no question; --questions FILE brings them")
+
+
+def _runs(settings: Settings, route: str, which: Which, questions: Path | None) -> Iterator[ToJudge]:
+    find_settings(settings, route, option="--route")
+    texts = {} if questions is None else question_texts(questions, settings)
+    with open_reader(database_path(settings.store.url)) as connection:
+        wanted = label_requests(connection, route)
+        yield from to_judge(read_episodes(connection, route), wanted, which=which, questions=texts)
+
+
+async def _sent(runs: list[ToJudge], url: str, project: int, api_key_env: str) -> int:
+    async with tool.connect_label_studio(url, api_key=secret("--api-key-env", api_key_env) or "") as server:
+        there = parse_task_episodes(await server.export(project, all_tasks=True))
+        return await server.import_tasks(project, [task(run) for run in runs if run.episode_id not in there])
+
+
+@click.command("feedback", cls=Command)
+@click.argument("file", type=FILE)
+@CONFIG_FILE
+@option("--route", help="Only what belongs to this route.")
+@JSON_OBJECT
+def feedback_table(file: Path, config: Path, route: str | None, *, as_json: bool) -> None:
+    """Write all feedback of the log to FILE, as .csv or .jsonl, oldest first.
+
+    In CSV a cell that a spreadsheet would take for a formula gets a quote in front; `suffice feedback import` takes it
+    away again.
+    """
+    if file.suffix not in (".csv", ".jsonl"):
+        raise ConfigError(f"{file}: what shall it be? Names that end in .csv and .jsonl say so")
+    settings = load_deployment(config)
+    rows = list(_said(database_path(settings.store.url), route))
+    names = [f"metrics.{name}" for name in sorted({name for row in rows for name in row["metrics"]})]
+    write_whole(file, _csv(rows, names) if file.suffix == ".csv" else _lines(rows))
+    with open_decisions(settings, create=False) as writer:
+        note_export(writer, what="feedback", where=str(file), n_rows=len(rows), author=None, reason="")
+    click.echo(json.dumps({"file": str(file), "n_rows": len(rows)}) if as_json else f"{file}: {len(rows):,} rows")
+
+
+def _said(path: Path, route: str | None) -> Iterator[dict[str, Any]]:
+    for one in read_all_feedback(path):
+        if route is None or one.route == route:
+            entries = {name: getattr(one.feedback, name) for name in COLUMNS if name not in ("route", "joined")}
+            yield entries | {"route": one.route, "joined": one.joined, "metrics": dict(one.feedback.metrics)}
+
+
+def _csv(rows: list[dict[str, Any]], metrics: list[str]) -> str:
+    flat = ({**row, **{f"metrics.{name}": value for name, value in row["metrics"].items()}} for row in rows)
+    return format_csv((*COLUMNS, *metrics), flat)
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(dump_json({k: v for k, v in row.items() if v not in (None, {})}) + "\n" for row in rows)
+
 
 SETTINGS = Path("suffice.toml")
 TRAIN, VAL, MANIFEST = "train.jsonl", "val.jsonl", "manifest.json"
@@ -32,8 +195,6 @@ TRAIN, VAL, MANIFEST = "train.jsonl", "val.jsonl", "manifest.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneOptions:
-    """The options of one call of `finetune`."""
-
     config: Path | None
     db: Path | None
     route: str | None
@@ -56,7 +217,7 @@ class FinetuneOptions:
 
 @click.group(cls=CommandGroup)
 def export() -> None:
-    """Write runs, and what was said of them, for other programs."""
+    """Export runs and feedback for other programs."""
 
 
 export.add_command(label_studio)
@@ -64,45 +225,37 @@ export.add_command(feedback_table)
 
 
 @export.command("finetune")
-@click.argument("traces", nargs=-1, type=click.Path(path_type=Path))
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Settings, TOML or YAML. [default: suffice.toml, if it is there]",
-)
-@click.option("--db", type=click.Path(path_type=Path), help="Read this event log. [default: the settings']")
-@click.option("--route", help="Whose runs, or whose policy. [default: the only route of kind reasoning]")
-@click.option("--texts", multiple=True, type=click.Path(path_type=Path), help="Texts of the log's runs; repeatable.")
-@click.option("--policy", help="Cut traces by this policy: JSON, or a name alone. [default: what is in force]")
-@click.option("--where", help="Take only some traces: 'task=math,model=qwen*'.")
-@click.option("--consent", multiple=True, type=click.Path(path_type=Path), help="Ids that agreed; repeatable.")
-@click.option("--consented", is_flag=True, help="You say that everybody agreed who did not refuse.")
-@click.option("--uncertified", is_flag=True, help="Also stops that nothing vouched for; their lines say so.")
-@click.option("--estimate-cuts", is_flag=True, help="Also cuts estimated from token counts; their lines say so.")
-@click.option(
+@click.argument("traces", nargs=-1, type=FILE)
+@option("--config", type=FILE, metavar="FILE", help="Settings, TOML or YAML. [default: suffice.toml, if it is there]")
+@option("--db", type=FILE, help="Read this event log. [default: the settings']")
+@option("--route", help="Whose runs, or whose policy. [default: the only route of kind reasoning]")
+@option("--texts", multiple=True, type=FILE, help="Texts of the log's runs; repeatable.")
+@option("--policy", help="Cut traces by this policy: JSON, or a name alone. [default: what is in force]")
+@option("--where", help="Take only some traces: 'task=math,model=qwen*'.")
+@option("--consent", multiple=True, type=FILE, help="Ids that agreed; repeatable.")
+@option("--consented", is_flag=True, help="You say that everybody agreed who did not refuse.")
+@option("--uncertified", is_flag=True, help="Also stops that nothing vouched for; their lines say so.")
+@option("--estimate-cuts", is_flag=True, help="Also cuts estimated from token counts; their lines say so.")
+@option(
     "--format",
     type=click.Choice(["supervised", "preference"]),
     default="supervised",
-    show_default=True,
     help="Lines to learn from, or pairs of a kept and a rejected one.",
 )
-@click.option(
+@option(
     "--thought-as",
     type=click.Choice(["tags", "field"]),
     default="tags",
-    show_default=True,
     help="The thought inside the content, or as reasoning_content.",
 )
-@click.option("--think-open", help="Before a thought. [default: the upstream's tag, else <think>, and a line end]")
-@click.option("--think-close", help="Behind a thought. [default: likewise]")
-@click.option("--answer", default="{answer}", show_default=True, help="Words around an answer known in short alone.")
-@click.option("--val-share", type=click.FloatRange(0, 0.5), default=0.1, show_default=True, help="Of prompts.")
-@click.option(
+@option("--think-open", help="Before a thought. [default: the upstream's tag, else <think>, and a line end]")
+@option("--think-close", help="Behind a thought. [default: likewise]")
+@option("--answer", default="{answer}", help="Words around an answer known in short alone.")
+@option("--val-share", type=click.FloatRange(0, 0.5), default=0.1, help="Of prompts.")
+@option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("finetune"),
-    show_default=True,
     metavar="FOLDER",
     help="Where train.jsonl, val.jsonl and manifest.json go.",
 )
@@ -113,16 +266,11 @@ def finetune(traces: tuple[Path, ...], **options: Any) -> None:
     From TRACES that `suffice record` made, or from an event log with --texts of its owner. Only runs of people who
     agreed, each prompt on one side of the split, nothing twice. Exits with 2 when nothing can be written.
     """
-    from suffice.errors import SufficeError
-
     given = FinetuneOptions(**options)
-    try:
-        pairs, shape = _pairs(traces, given)
-        manifest = _write(pairs, shape, traces, given)
-        if given.texts:
-            _note(given, n_rows=len(pairs.train) + len(pairs.val))
-    except (SufficeError, OSError) as error:
-        fail("export finetune", error)
+    pairs, shape = _pairs(traces, given)
+    manifest = _write(pairs, shape, traces, given)
+    if given.texts:
+        _note(given, n_rows=len(pairs.train) + len(pairs.val))
     if given.as_json:
         click.echo(json.dumps({**manifest, "out": str(given.out)}))
     else:
@@ -131,10 +279,6 @@ def finetune(traces: tuple[Path, ...], **options: Any) -> None:
 
 def _pairs(traces: tuple[Path, ...], given: FinetuneOptions) -> tuple[TrainingPairs, LineFormat]:
     """All lines, and why there are not more. Raises ConfigError where there are none."""
-    from suffice.errors import ConfigError
-    from suffice.replay.finetune.cuts import ANSWER, Consent, Terms, read_consent
-    from suffice.replay.finetune.pairs import make_pairs
-
     if not traces and not given.texts:
         raise ConfigError("needs recorded TRACES, or --texts for the runs of the log: the log itself holds no text")
     if ANSWER not in given.answer:
@@ -160,9 +304,6 @@ def _pairs(traces: tuple[Path, ...], given: FinetuneOptions) -> tuple[TrainingPa
 def _cuts(
     traces: tuple[Path, ...], settings: Settings | None, terms: Terms, given: FinetuneOptions, left_out: Counter[str]
 ) -> Iterator[CutRun]:
-    from suffice.replay.finetune.cuts import cut_log, cut_traces, read_texts
-    from suffice.store.database.views import read_episodes
-
     if traces:
         yield from cut_traces(traces, _chooses(settings, given), terms, where=given.where, left_out=left_out)
     if given.texts:
@@ -173,8 +314,6 @@ def _cuts(
 
 
 def _settings(given: FinetuneOptions) -> Settings | None:
-    from suffice.wiring import load_settings
-
     if given.config is not None:
         return load_settings(given.config)
     return load_settings(SETTINGS) if SETTINGS.is_file() and (given.policy is None or given.texts) else None
@@ -182,19 +321,15 @@ def _settings(given: FinetuneOptions) -> Settings | None:
 
 def _route(settings: Settings, given: FinetuneOptions) -> tuple[str, Route]:
     """The route that is meant. Raises ConfigError where that is not plain."""
-    from suffice.errors import ConfigError
-
     if given.route is not None:
         return given.route, find_settings(settings, given.route, option="--route")
-    found = {name: route for name, route in settings.routes.items() if route.kind == "reasoning"}
-    if len(found) != 1:
-        raise ConfigError(f"--route: name one; of kind reasoning are: {', '.join(sorted(found)) or 'none'}")
-    return next(iter(found.items()))
+    entries = {name: route for name, route in settings.routes.items() if route.kind == "reasoning"}
+    if len(entries) != 1:
+        raise ConfigError(f"--route: name one; of kind reasoning are: {', '.join(sorted(entries)) or 'none'}")
+    return next(iter(entries.items()))
 
 
 def _shape(settings: Settings | None, given: FinetuneOptions) -> LineFormat:
-    from suffice.replay.finetune.pairs import LineFormat
-
     upstream = None
     if settings is not None:
         upstream = settings.upstreams.get(_route(settings, given)[1].upstream)
@@ -209,10 +344,6 @@ def _shape(settings: Settings | None, given: FinetuneOptions) -> LineFormat:
 
 
 def _database(settings: Settings | None, given: FinetuneOptions) -> Path:
-    from suffice.errors import ConfigError
-    from suffice.store.database.sqlite import database_path
-    from suffice.wiring import require_log
-
     if given.db is not None:
         return given.db
     if settings is None:
@@ -225,19 +356,11 @@ def _database(settings: Settings | None, given: FinetuneOptions) -> Path:
 def _match(
     settings: Settings | None, given: FinetuneOptions
 ) -> Iterator[tuple[str | None, Callable[[str | None, str], bool]]]:
-    """The route whose runs are read, and its yardstick; without settings answers are compared as they are written."""
     if settings is None:
         yield given.route, lambda answer, gold: answer == gold
         return
-    from suffice.edge.yardstick import yardstick
-
     name, route = _route(settings, given)
-    with yardstick(route.scorer) as scorer:
-
-        def match(answer: str | None, gold: str) -> bool:
-            reference = scorer.normalise(gold)  # labels come as people write them
-            return reference is not None and scorer.match(answer, reference)
-
+    with matching(route) as match:
         yield name, match
 
 
@@ -245,14 +368,9 @@ def _match(
 
 
 def _chooses(settings: Settings | None, given: FinetuneOptions) -> Callable[[str], StoppingPolicy]:
-    """What stops a recorded run: the policy that was named, else what is in force on the route, else its own."""
-    from suffice.errors import ConfigError
-    from suffice.policy.base import build_policy, version_of
-    from suffice.replay.finetune.cuts import StoppingPolicy
-
     spec: Mapping[str, Any] | None = None
     if given.policy is not None:
-        spec = _spec(given.policy)
+        spec = read_policy(given.policy)
     elif settings is None:
         raise ConfigError("what is to cut the traces? Name a --policy, or settings with --config and --route")
     else:
@@ -268,10 +386,6 @@ def _chooses(settings: Settings | None, given: FinetuneOptions) -> Callable[[str
 
 def _in_force(settings: Settings, name: str, given: FinetuneOptions) -> Callable[[str], StoppingPolicy] | None:
     """The certified level of the version in force on a route; None: nothing is."""
-    from suffice.policy.base import build_policy
-    from suffice.replay.finetune.cuts import StoppingPolicy
-    from suffice.store.routes.in_force import read_decided
-
     path = _database(settings, given)
     held = read_decided(path).of(name) if path.is_file() else None
     if held is None or held.publication is None or held.level < 1:
@@ -281,8 +395,6 @@ def _in_force(settings: Settings, name: str, given: FinetuneOptions) -> Callable
     made: dict[int, StoppingPolicy] = {}
 
     def chooses(key: str) -> StoppingPolicy:
-        from suffice.learn.groups import prompt_fold
-
         fold = prompt_fold(key, len(version.models))
         if fold not in made:
             made[fold] = StoppingPolicy(build_policy(version.policy(key, level)), version.address, level, models)
@@ -292,27 +404,10 @@ def _in_force(settings: Settings, name: str, given: FinetuneOptions) -> Callable
 
 
 def _version(path: Path, held: InForce) -> Any:
-    """The version that is published, from the log. Any: imported here alone."""
-    from suffice.control.evidence.fitting import read_back
-    from suffice.store.database.decisions import read_artefact
-    from suffice.store.database.views import open_reader
-
     assert held.publication is not None
     with open_reader(path) as connection:
         body = read_artefact(connection, held.publication.fit)
     return read_back(held.publication.fit, body).version
-
-
-def _spec(text: str) -> Mapping[str, Any]:
-    from suffice.errors import ConfigError
-
-    if not text.lstrip().startswith("{"):
-        return {"policy": text}
-    try:
-        spec = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"--policy: is not JSON ({error})") from None
-    return spec if isinstance(spec, dict) else {"policy": text}
 
 
 # --------------------------------------------------------------------------- what is written and shown
@@ -320,9 +415,6 @@ def _spec(text: str) -> Mapping[str, Any]:
 
 def _write(pairs: TrainingPairs, shape: LineFormat, traces: tuple[Path, ...], given: FinetuneOptions) -> dict[str, Any]:
     """Write the files, each whole or not at all, the manifest last: it names what belongs together."""
-    from suffice import __version__
-    from suffice.files import write_whole
-
     for name, lines in ((TRAIN, pairs.train), (VAL, pairs.val)):
         write_whole(given.out / name, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     lines = [*pairs.train, *pairs.val]
@@ -347,11 +439,6 @@ def _write(pairs: TrainingPairs, shape: LineFormat, traces: tuple[Path, ...], gi
 
 def _note(given: FinetuneOptions, *, n_rows: int) -> None:
     """Say in the log that data left it. Raises StoreError."""
-    import time
-
-    from suffice.store.database.decisions import Decisions
-    from suffice.wiring.audit import note_export
-
     path = _database(_settings(given), given)
     with Decisions.open(path, now=time.time, monotonic_s=time.monotonic, create=False) as writer:
         note_export(writer, what="training lines", where=str(given.out), n_rows=n_rows, author=None, reason="")
@@ -363,13 +450,12 @@ def _stop_name(line: Line) -> str:
 
 
 def _consent(given: FinetuneOptions) -> str:
-    """How people agreed, in words."""
-    said = ["lines that say so"]
+    sentences = ["lines that say so"]
     if given.consent:
-        said.append(f"{len(given.consent)} lists")
+        sentences.append(f"{len(given.consent)} lists")
     if given.consented:
-        said.append("the owner's word for everybody who did not refuse")
-    return ", ".join(said)
+        sentences.append("the owner's word for everybody who did not refuse")
+    return ", ".join(sentences)
 
 
 def _count(words: Iterator[str]) -> dict[str, int]:
@@ -377,8 +463,6 @@ def _count(words: Iterator[str]) -> dict[str, int]:
 
 
 def _sha256(path: Path) -> str:
-    import hashlib
-
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -388,7 +472,6 @@ def _reasons(pairs: TrainingPairs) -> str:
 
 
 def _hint(pairs: TrainingPairs) -> str:
-    """What to do about the most frequent reason, where there is something."""
     hints = {
         "no consent": "; list ids that agreed with --consent, or say --consented if all did",
         "stopped by what was not certified": "; --uncertified takes them all the same",

@@ -1,44 +1,58 @@
-"""`suffice review`: people look at the runs that tell most, and have the last word on them.
-
-Knows options, keys and how an item looks at a terminal; refuses to know what is asked and what verdicts come to.
-"""
+"""`suffice review`: the review queue at a terminal."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import msgspec
 
-from suffice.cli.deciding import (
+from suffice.cli.shell import (
     AUTHOR,
     CONFIG,
+    FILE,
     JSON,
     REASON,
-    failing_with,
+    CommandGroup,
     find_settings,
-    format_time,
     log_of,
+    nothing_written,
+    option,
+    print_json,
     refused,
     say,
     who,
 )
-from suffice.cli.shell import CommandGroup
+from suffice.control.evidence.matching import matching
+from suffice.control.evidence.window_size import window_size
+from suffice.control.people.effects import what_it_changed
+from suffice.formatting import format_time
+from suffice.review.agreement import Kappa, agreement, em_of
+from suffice.review.items import ReviewItem, ReviewLease, Source, said_of
+from suffice.review.queue import ItemState, Submission
+from suffice.sanitize import printable, printable_lines
+from suffice.settings import Settings
+from suffice.store.database.decisions import Decisions
+from suffice.store.people.reviews import (
+    ask_about,
+    give_item_back,
+    kept_question,
+    kept_sources,
+    lease_next,
+    read_reviews,
+    submit_verdict,
+)
+from suffice.wiring.files import question_texts, questions_file
 
-if TYPE_CHECKING:
-    from suffice.review.agreement import Kappa
-    from suffice.review.items import ReviewItem, ReviewLease
-    from suffice.review.question import Source
-    from suffice.review.queue import ItemState, Submission
-    from suffice.settings import Settings
-    from suffice.store.database.decisions import Decisions
-
-_REVIEWER = click.option("--reviewer", default=None, help="Who looks. [default: the user of this computer]")
-_ROUTE = click.option("--route", help="Only this route.")
-_QUESTIONS = click.option(
+_REVIEWER = option("--reviewer", help="Who looks. [default: the user of this computer]")
+_ROUTE = option("--route", help="Only this route.")
+_QUESTIONS = option(
     "--questions",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="JSON lines with `question` or `messages`  [default: the route's own]",
 )
@@ -57,32 +71,26 @@ _MORE = (("c", "say what is right"), ("r", "add a reason"), ("s", "skip"), ("q",
 
 @click.group(cls=CommandGroup)
 def review() -> None:
-    """Look at the runs that tell most, and say what is right."""
+    """Review the most informative runs and say which answers are right."""
 
 
 @review.command("list")
 @_ROUTE
-@click.option("--all", "all_of_them", is_flag=True, help="Items that are settled or over, too.")
+@option("--all", "all_of_them", is_flag=True, help="Items that are settled or over, too.")
 @CONFIG
 @JSON
 def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
-    """Show what waits for a reviewer, the most urgent first."""
-    import time
-
-    import msgspec
-
-    from suffice.store.people.reviews import read_reviews
-
-    with failing_with("review list"), log_of(path) as (told, writer):
+    """List what is waiting for a reviewer, the most urgent first."""
+    with log_of(path) as (settings, writer):
         if route is not None:
-            find_settings(told, route)
+            find_settings(settings, route)
         queue = read_reviews(writer.path).queue
     now_s = time.time()
     places = list(queue.of(route)) if all_of_them else queue.waiting(now_s=now_s, route=route)
     for place in places:
         item, state = place.item, place.state(now_s)
         if as_json:
-            click.echo(msgspec.json.encode({"state": state, **msgspec.to_builtins(item)}).decode())
+            print_json({"state": state, **msgspec.to_builtins(item)})
             continue
         due = "" if item.deadline_s is None else f", due {format_time(item.deadline_s)}"
         click.echo(f"{item.episode_id}  {item.route}  {item.why}  {state}{due}")
@@ -109,7 +117,7 @@ def next_(route: str | None, reviewer: str | None, questions: Path | None, path:
 @CONFIG
 @JSON
 def adjudicate(route: str | None, reviewer: str | None, questions: Path | None, path: str, *, as_json: bool) -> None:
-    """Decide where reviewers contradict each other; whoever was one of them is not asked."""
+    """Decide items on which reviewers disagree; the reviewers themselves are not asked."""
     _go_through(path, route, reviewer, questions, as_json=as_json, third=True)
 
 
@@ -118,8 +126,8 @@ def adjudicate(route: str | None, reviewer: str | None, questions: Path | None, 
 @click.argument(
     "word", metavar="VERDICT", type=click.Choice(["both", "full", "early", "neither", "right", "wrong", "unsure"])
 )
-@click.option("--corrected", metavar="TEXT", help="The right answer, if you know it.")
-@click.option("--reason", default="", metavar="TEXT", help="In your own words.")
+@option("--corrected", metavar="TEXT", help="The right answer, if you know it.")
+@option("--reason", default="", metavar="TEXT", help="In your own words.")
 @_REVIEWER
 @CONFIG
 @JSON
@@ -133,28 +141,23 @@ def submit(
     Saying it twice is saying it once; saying something else takes the place of what you said before. After your lease
     is over it counts if nobody else has taken the item, and is kept beside the others' verdicts if somebody has.
     """
-    import msgspec
-
-    from suffice.review.items import said_of
-    from suffice.store.people.reviews import read_reviews
-
     name = who(reviewer)
     again = f"Say it again: suffice review submit {item} {word} --reviewer {name} …"
-    with failing_with("review submit", again=again), log_of(path) as (told, writer):
+    with nothing_written(again), log_of(path) as (settings, writer):
         place = read_reviews(writer.path).queue.places.get(item)
         if place is None:
-            refused("review submit", f"unknown item {item!r}; see suffice review list")
-        said = said_of(place.item, word, reviewer=name, corrected=corrected, reason=reason)
-        found = said if isinstance(said, str) else _submitted(writer, said)
-        if isinstance(found, str):
-            refused("review submit", found)
-        effect = _effect(told, writer, place.item)
+            refused(f"unknown item {item!r}; see suffice review list")
+        outcome = said_of(place.item, word, reviewer=name, corrected=corrected, reason=reason)
+        result = outcome if isinstance(outcome, str) else _submitted(writer, outcome)
+        if isinstance(result, str):
+            refused(result)
+        effect = _effect(settings, writer, place.item)
     if as_json:
-        plain = msgspec.to_builtins(found)
-        click.echo(msgspec.json.encode({**plain, "changed": msgspec.to_builtins(effect), "said": effect.said}).decode())
+        plain = msgspec.to_builtins(result)
+        print_json({**plain, "changed": msgspec.to_builtins(effect), "said": effect.said})
         return
-    click.echo(f"{item}: {found.told}")
-    if found.verdict is not None:
+    click.echo(f"{item}: {result.told}")
+    if result.verdict is not None:
         click.echo(f"  {effect.said}")
 
 
@@ -166,16 +169,12 @@ def submit(
 @JSON
 def ask(episode: str, reason: str, author: str | None, path: str, *, as_json: bool) -> None:
     """Ask people about run EPISODE, whatever the day's cap."""
-    import time
-
-    from suffice.store.people.reviews import ask_about
-
-    with failing_with("review ask", again="Ask again once the log can be written."), log_of(path) as (told, writer):
-        rules = {name: route.review for name, route in told.routes.items()}
-        found = ask_about(writer, episode, rules, reason, who(author), now_s=time.time())
-    if isinstance(found, str):
-        refused("review ask", found)
-    say(found, as_json=as_json, text=f"{episode}: waits for a reviewer")
+    with nothing_written("Ask again once the log can be written."), log_of(path) as (settings, writer):
+        rules = {name: route.review for name, route in settings.routes.items()}
+        about = ask_about(writer, episode, rules, reason, who(author), now_s=time.time())
+    if isinstance(about, str):
+        refused(about)
+    say(about, as_json=as_json, text=f"{episode}: waits for a reviewer")
 
 
 @review.command()
@@ -184,32 +183,22 @@ def ask(episode: str, reason: str, author: str | None, path: str, *, as_json: bo
 @JSON
 def stats(route: str | None, path: str, *, as_json: bool) -> None:
     """Show how many items stand where, how far reviewers agree, and what the random ones say of all answers."""
-    import time
-
-    import msgspec
-
-    from suffice.review.agreement import agreement
-    from suffice.review.estimate import em_of
-    from suffice.store.people.reviews import read_reviews
-
-    with failing_with("review stats"), log_of(path) as (told, writer):
+    with log_of(path) as (settings, writer):
         if route is not None:
-            find_settings(told, route)
+            find_settings(settings, route)
         queue = read_reviews(writer.path).queue
-    for name in told.routes if route is None else [route]:
+    for name in settings.routes if route is None else [route]:
         counts, agree = queue.counts(now_s=time.time(), route=name), agreement(queue.of(name))
         em, drawings = em_of(queue, name), queue.drawings.get(name, ())
         if as_json:
-            click.echo(
-                msgspec.json.encode(
-                    {
-                        "route": name,
-                        "items": counts,
-                        "agreement": msgspec.to_builtins(agree),
-                        "em": msgspec.to_builtins(em),
-                        "n_drawings": len(drawings),
-                    }
-                ).decode()
+            print_json(
+                {
+                    "route": name,
+                    "items": counts,
+                    "agreement": msgspec.to_builtins(agree),
+                    "em": msgspec.to_builtins(em),
+                    "n_drawings": len(drawings),
+                }
             )
             continue
         click.echo(f"route {name}")
@@ -241,36 +230,30 @@ def _kappa(kappa: Kappa | None) -> str:
 def _go_through(
     path: str, route: str | None, reviewer: str | None, questions: Path | None, *, as_json: bool, third: bool
 ) -> None:
-    import sys
-
-    name, command = who(reviewer), "review adjudicate" if third else "review next"
-    with failing_with(command, again="Your item goes back by itself."), log_of(path) as (told, writer):
+    name = who(reviewer)
+    with nothing_written("Your item goes back by itself."), log_of(path) as (settings, writer):
         if route is not None:
-            find_settings(told, route)
-        texts = _Texts(told, questions)
+            find_settings(settings, route)
+        texts = _Texts(settings, questions)
         n = 0
         while True:
-            found = _taken(writer, name, route, third=third)
-            if found is None:
+            result = _taken(writer, name, route, third=third)
+            if result is None:
                 click.echo(f"nothing {'else ' if n else ''}waits for {name}", err=as_json)
                 return
             n += 1
-            place, lease = found
+            place, lease = result
             question, where = texts.of(writer, place.item)
             sources = texts.sources_of(writer, place.item)
             if as_json or not sys.stdin.isatty():
                 _print(place, lease, question, where, sources, as_json=as_json)
                 return
             _print(place, lease, question, where, sources, as_json=False)
-            if not _answered(told, writer, place, name):
+            if not _answered(settings, writer, place, name):
                 return
 
 
 def _taken(writer: Decisions, name: str, route: str | None, *, third: bool) -> tuple[ItemState, ReviewLease] | None:
-    import time
-
-    from suffice.store.people.reviews import lease_next, read_reviews
-
     lease = lease_next(writer, name, now_s=time.time(), route=route, third=third)
     return None if lease is None else (read_reviews(writer.path).queue.places[lease.item], lease)
 
@@ -278,17 +261,13 @@ def _taken(writer: Decisions, name: str, route: str | None, *, third: bool) -> t
 def _print(
     place: ItemState, lease: ReviewLease, question: str | None, where: str, sources: Sequence[Source], *, as_json: bool
 ) -> None:
-    import msgspec
-
-    from suffice.sanitize import printable, printable_lines
-
     item = place.item
     others = [one for one in place.verdicts if place.needs_third]
     if as_json:
         plain = {"question": question, "question_from": where, "lease": msgspec.to_builtins(lease)}
         plain["verdicts"] = [msgspec.to_builtins(one) for one in others]
         plain["sources"] = [msgspec.to_builtins(one) for one in sources]
-        click.echo(msgspec.json.encode({**plain, **msgspec.to_builtins(item)}).decode())
+        print_json({**plain, **msgspec.to_builtins(item)})
         return
     click.echo()
     click.secho(printable(f"{item.episode_id}, route {item.route}"), bold=True)
@@ -312,18 +291,10 @@ def _print(
 
 
 def _answer(answer: str | None) -> str:
-    from suffice.sanitize import printable
-
     return "(none)" if answer is None else printable(answer)
 
 
 def _answered(told: Settings, writer: Decisions, place: ItemState, name: str) -> bool:
-    """Ask for a key until the item is answered or skipped; False: the reviewer has had enough."""
-    import time
-
-    from suffice.review.items import said_of
-    from suffice.store.people.reviews import give_item_back
-
     keys = _KEYS["both" if place.item.shows == "both" else "one"]
     corrected, reason = None, ""
     click.echo("  ".join(f"[{key}] {text}" for key, _, text in keys))
@@ -339,29 +310,19 @@ def _answered(told: Settings, writer: Decisions, place: ItemState, name: str) ->
             give_item_back(writer, place.item.episode_id, name, "skipped", now_s=time.time())
             return key == "s"
         elif word is not None:
-            said = said_of(place.item, word, reviewer=name, corrected=corrected, reason=reason)
-            assert not isinstance(said, str)
-            found = _submitted(writer, said)
-            click.echo(f"{word}: {found if isinstance(found, str) else found.told}")
+            outcome = said_of(place.item, word, reviewer=name, corrected=corrected, reason=reason)
+            assert not isinstance(outcome, str)
+            result = _submitted(writer, outcome)
+            click.echo(f"{word}: {result if isinstance(result, str) else result.told}")
             click.echo(f"  {_effect(told, writer, place.item).said}")
             return True
 
 
 def _submitted(writer: Decisions, said: Any) -> Submission | str:
-    """Any: what `said_of` gives, which is typed where nothing heavy is imported."""
-    import time
-
-    from suffice.store.people.reviews import submit_verdict
-
     return submit_verdict(writer, said, now_s=time.time())
 
 
 def _effect(told: Settings, writer: Decisions, item: ReviewItem) -> Any:
-    """What the item's verdicts have changed so far. Any: an `Effect`."""
-    from suffice.control.evidence.matching import matching
-    from suffice.control.evidence.window_size import window_size
-    from suffice.control.people.effects import what_it_changed
-
     route = find_settings(told, item.route)
     with matching(route) as match:
         return what_it_changed(
@@ -377,11 +338,6 @@ class _Texts:
         self._read: dict[str, Mapping[str, str]] = {}
 
     def of(self, writer: Decisions, item: ReviewItem) -> tuple[str | None, str]:
-        """The text, and where it is from; or None, and why there is none."""
-        import time
-
-        from suffice.store.people.reviews import kept_question
-
         kept = kept_question(writer.path, item.episode_id, now_s=time.time())
         if kept is not None:
             return kept, "kept in the log:"
@@ -391,26 +347,17 @@ class _Texts:
                 f"cannot be had: the log holds no text; name routes.{item.route}.review.questions or --questions, "
                 f"or let the route keep it (routes.{item.route}.review.keep_text)"
             )
-        found = self._texts(item.route, file).get(item.question_key)
-        return found, f"from {file}:" if found is not None else f"cannot be had: it is not in {file}"
+        result = self._texts(item.route, file).get(item.question_key)
+        return result, f"from {file}:" if result is not None else f"cannot be had: it is not in {file}"
 
     def sources_of(self, writer: Decisions, item: ReviewItem) -> tuple[Source, ...]:
-        """What the steps of a loop read and wrote, if its route keeps it."""
-        import time
-
-        from suffice.store.people.reviews import kept_sources
-
         kept = kept_sources(writer.path, item.episode_id, now_s=time.time())
         return () if kept is None else kept.sources
 
     def _file(self, route: str) -> Path | None:
-        from suffice.wiring import questions_file
-
         return self._given or questions_file(self._told, route)
 
     def _texts(self, route: str, file: Path) -> Mapping[str, str]:
-        from suffice.wiring import question_texts
-
         if route not in self._read:
             self._read[route] = question_texts(file, self._told)
         return self._read[route]

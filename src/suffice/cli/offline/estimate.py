@@ -1,8 +1,4 @@
-"""`suffice estimate`: logs of yours in, what early stopping would be worth out. Nothing is sent anywhere.
-
-Knows options and how the result is shown. It refuses to know logs (`replay.logs`) and statistics
-(`replay.estimate`). Heavy imports stand inside the functions.
-"""
+"""`suffice estimate`: predicts from logs what early stopping would save. Makes no calls."""
 
 from __future__ import annotations
 
@@ -11,15 +7,27 @@ import shutil
 import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+import numpy as np
 
-from suffice.cli.shell import JSON_OBJECT, fail
-
-if TYPE_CHECKING:
-    from suffice.replay.estimate import CertifiableLevel, LogEstimate, LogRuns, QuantityInterval
-    from suffice.replay.logs import Log
+from suffice.cli.shell import FILE, JSON_OBJECT, Command, option
+from suffice.errors import ConfigError
+from suffice.plugins import load_plugins
+from suffice.replay.estimate import (
+    CertifiableLevel,
+    LogEstimate,
+    LogRuns,
+    QuantityInterval,
+    replay_ladder,
+    runs_of_calls,
+    runs_of_traces,
+    traffic_of,
+)
+from suffice.replay.estimate import estimate_levels as run
+from suffice.replay.logs import Log, read_logs
+from suffice.replay.traces.read import read_traces
+from suffice.scoring.base import build_scorer
 
 SEED = 0  # of the draws: the same log gives the same figures
 FORMATS = ("openai", "litellm", "langfuse", "vllm")
@@ -29,8 +37,6 @@ _WIDTH = 120  # of sentences
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EstimateOptions:
-    """The options of one call of the command."""
-
     like: tuple[Path, ...]
     max_em_drop: float
     confidence: float
@@ -41,55 +47,23 @@ class EstimateOptions:
     as_json: bool
 
 
-@click.command()
-@click.argument("logs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--max-em-drop",
-    type=float,
-    default=0.02,
-    show_default=True,
-    metavar="E",
-    help="Largest EM drop: a fraction, 0.01 is one point.",
-)
-@click.option(
-    "--confidence",
-    type=float,
-    default=0.95,
-    show_default=True,
-    metavar="C",
-    help="How sure the promise must be: a fraction.",
-)
-@click.option(
-    "--scorer",
-    default="text",
-    show_default=True,
-    metavar="NAME",
-    help="How answers are read and compared, as in the settings.",
-)
-@click.option(
+@click.command(cls=Command)
+@click.argument("logs", nargs=-1, required=True, type=FILE)
+@option("--max-em-drop", type=float, default=0.02, metavar="E", help="Largest EM drop: a fraction, 0.01 is one point.")
+@option("--confidence", type=float, default=0.95, metavar="C", help="How sure the promise must be: a fraction.")
+@option("--scorer", default="text", metavar="NAME", help="How answers are read and compared, as in the settings.")
+@option(
     "--like",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="Recorded traces of similar traffic to judge stops by; repeatable.",
 )
-@click.option(
-    "--audit-share",
-    type=float,
-    default=0.1,
-    show_default=True,
-    metavar="S",
-    help="Fraction of the requests that runs in full.",
+@option("--audit-share", type=float, default=0.1, metavar="S", help="Fraction of the requests that runs in full.")
+@option(
+    "--audits", type=click.IntRange(1), default=800, metavar="N", help="Audits that a certificate rests on, at most."
 )
-@click.option(
-    "--audits",
-    type=click.IntRange(1),
-    default=800,
-    show_default=True,
-    metavar="N",
-    help="Audits that a certificate rests on, at most.",
-)
-@click.option("--format", "as_format", type=click.Choice(FORMATS), help="Format of the logs. [default: told from each]")
+@option("--format", "as_format", type=click.Choice(FORMATS), help="Format of the logs. [default: told from each]")
 @JSON_OBJECT
 def estimate(logs: tuple[Path, ...], **options: object) -> None:
     """Predict from LOGS what could be saved at a largest EM drop, what audits cost, and how many days they take.
@@ -97,31 +71,16 @@ def estimate(logs: tuple[Path, ...], **options: object) -> None:
     LOGS are OpenAI requests with their responses as JSON lines, or logs of LiteLLM, Langfuse or vLLM. No
     call is made. Exits with 2 when the logs cannot be read or say too little.
     """
-    from suffice.errors import SufficeError
-
     given = EstimateOptions(**options)  # type: ignore[arg-type]  # click has checked them
-    try:
-        found, log = _estimate(logs, given)
-    except (SufficeError, OSError) as error:
-        fail("estimate", error)
+    result, log = _estimate(logs, given)
     if given.as_json:
         formats = {"formats": log.formats, "n_records": log.n_records, "n_left_out": log.n_left_out}
-        print(json.dumps(asdict(found) | formats))
+        print(json.dumps(asdict(result) | formats))
         return
-    _show(found, log, given)
+    _show(result, log, given)
 
 
 def _estimate(paths: tuple[Path, ...], given: EstimateOptions) -> tuple[LogEstimate, Log]:
-    import numpy as np
-
-    from suffice.errors import ConfigError
-    from suffice.plugins import load_plugins
-    from suffice.replay.estimate import estimate_levels as run
-    from suffice.replay.estimate import replay_ladder, runs_of_calls, runs_of_traces, traffic_of
-    from suffice.replay.logs import read_logs
-    from suffice.replay.traces.read import read_traces
-    from suffice.scoring.base import build_scorer
-
     for name in ("max_em_drop", "confidence", "audit_share"):
         if not 0 < getattr(given, name) < 1:
             option = name.replace("_", "-")
@@ -139,7 +98,7 @@ def _estimate(paths: tuple[Path, ...], given: EstimateOptions) -> tuple[LogEstim
     rng = np.random.default_rng(SEED)
     n_requests = len(log.calls) if own.kind != "samples" else len(own.runs) + own.n_unfit
     traffic = traffic_of(log.calls, n_requests, rng)
-    found = run(
+    result = run(
         replay_ladder(judged, scorer),
         traffic,
         max_em_drop=given.max_em_drop,
@@ -149,31 +108,32 @@ def _estimate(paths: tuple[Path, ...], given: EstimateOptions) -> tuple[LogEstim
         rng=rng,
         assumed=_assumed(given, own, judged, traffic.span_s),
     )
-    return found, log
+    return result, log
 
 
 def _assumed(given: EstimateOptions, own: LogRuns, judged: LogRuns, span_s: float | None) -> list[str]:
-    """What is taken for granted, in sentences."""
-    said = ["requests keep coming as in the log: same rate, same mix of questions, same model and settings"]
+    sentences = ["requests keep coming as in the log: same rate, same mix of questions, same model and settings"]
     if given.like:
-        said.append(f"stops do on this traffic what they do on {', '.join(map(str, given.like))}")
+        sentences.append(f"stops do on this traffic what they do on {', '.join(map(str, given.like))}")
     elif judged.kind == "samples":
-        said.append(
+        sentences.append(
             "calls with the same prompt are the samples of one request, in the order of their times; the tokens of"
             " a call with several choices are shared equally by them"
         )
         if own.n_unfit:
-            said.append(f"{own.n_unfit} prompts with fewer than three answers behave like the {len(own.runs)} others")
+            sentences.append(
+                f"{own.n_unfit} prompts with fewer than three answers behave like the {len(own.runs)} others"
+            )
     else:
-        said.append(
+        sentences.append(
             "a stop gives the answer that the thought itself shows last; without probes nobody can ask for another,"
             " and whether the delivered answer is the same shows only live"
         )
     if span_s is None:
-        said.append("the log has no times, so no number of days is given")
+        sentences.append("the log has no times, so no number of days is given")
     elif span_s < DAY_S:
-        said.append(f"a day is like the {span_s / HOUR_S:.1f} hours in the log")
-    return said
+        sentences.append(f"a day is like the {span_s / HOUR_S:.1f} hours in the log")
+    return sentences
 
 
 # --------------------------------------------------------------------------- what a person sees
@@ -226,7 +186,6 @@ def _show_promise(promise: CertifiableLevel, found: LogEstimate) -> None:
 
 
 def _folded(text: str, first: str = "", later: str = "") -> str:
-    """A sentence, folded to the terminal."""
     width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
     return textwrap.fill(text, width, initial_indent=first, subsequent_indent=later)
 

@@ -1,8 +1,4 @@
-"""`suffice record`: questions and a live model server in, full traces out.
-
-Knows options, where settings come from and how progress is shown. It refuses to know how a run is
-recorded (`replay.record`). Heavy imports stand inside the functions.
-"""
+"""`suffice record`: records full runs of questions at a live model server."""
 
 from __future__ import annotations
 
@@ -14,17 +10,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import click
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bars
 
-from suffice.cli.deciding import find_settings
-from suffice.cli.shell import JSON_OBJECT, fail
-
-if TYPE_CHECKING:
-    from suffice.replay.record.recorder import Progress
-    from suffice.replay.record.recording import QuestionLine, RecordingRecipe
-    from suffice.settings import Route, Settings, Upstream
+from suffice.cli.shell import FILE, JSON_OBJECT, Command, fail, find_settings, option
+from suffice.edge.yardstick import yardstick
+from suffice.errors import ConfigError, SufficeError
+from suffice.plugins import load_plugins
+from suffice.replay.record.recorder import Progress, upstream_for_recording
+from suffice.replay.record.recorder import record_runs as run
+from suffice.replay.record.recording import QuestionLine, RecordingFile, RecordingRecipe, read_recorded_questions
+from suffice.settings import Probe, Route, Settings, Steps, Upstream
+from suffice.upstream.client import UpstreamClient
+from suffice.upstream.drivers import DRIVERS
+from suffice.wiring.files import load_settings
+from suffice.wiring.keys import api_key
 
 SETTINGS = Path("suffice.toml")
 PLAIN_LINE_S = 10.0  # between two lines of progress where nobody watches a bar
@@ -32,8 +37,6 @@ PLAIN_LINE_S = 10.0  # between two lines of progress where nobody watches a bar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordOptions:
-    """The options of one call of the command."""
-
     upstream: str | None
     config: Path | None
     route: str | None
@@ -51,27 +54,32 @@ class RecordOptions:
     as_json: bool
 
 
-@click.command()
-@click.argument("questions", type=click.Path(path_type=Path))
-@click.option("--upstream", help="Address of a model server, or its name in the settings.")
-@click.option(
+@click.command(cls=Command)
+@click.argument("questions", type=FILE)
+@option("--upstream", help="Address of a model server, or its name in the settings.")
+@option(
     "--config",
-    type=click.Path(path_type=Path),
+    type=FILE,
     metavar="FILE",
     help="Settings, for --route and names of upstreams. [default: suffice.toml, if it is there]",
 )
-@click.option("--route", help="Take kind, scorer, steps, probe, samples and upstream from this route.")
-@click.option("--model", help="Model to ask for. [default: the route's]")
-@click.option("--kind", type=click.Choice(["reasoning", "samples"]), help="What a run is. [default: the route's]")
-@click.option("--samples", type=click.IntRange(2, 1000), help="Answers a question, for samples. [default: 16]")
-@click.option("--scorer", help="How answers are read and compared. [default: the route's, else text]")
-@click.option("--driver", help="What the server can do beyond the plain protocol, as in the settings.")
-@click.option("--api-key-env", default="", help="Environment variable with the server's key, for an address.")
-@click.option("--temperature", type=click.FloatRange(0.0), help="For all questions. [default: their own]")
-@click.option("--max-tokens", type=click.IntRange(1), help="Cap of a run. [default: the questions' own]")
-@click.option("--logprobs/--no-logprobs", default=True, help="Ask for log-probabilities of the run's own tokens.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The traces: .jsonl or .jsonl.gz.")
-@click.option("--concurrency", type=click.IntRange(1), default=4, show_default=True, help="Requests at once.")
+@option("--route", help="Take kind, scorer, steps, probe, samples and upstream from this route.")
+@option("--model", help="Model to ask for. [default: the route's]")
+@option("--kind", type=click.Choice(["reasoning", "samples"]), help="What a run is. [default: the route's]")
+@option("--samples", type=click.IntRange(2, 1000), help="Answers a question, for samples. [default: 16]")
+@option("--scorer", help="How answers are read and compared. [default: the route's, else text]")
+@option("--driver", help="What the server can do beyond the plain protocol, as in the settings.")
+@option("--api-key-env", default="", help="Environment variable with the server's key, for an address.")
+@option("--temperature", type=click.FloatRange(0.0), help="For all questions. [default: their own]")
+@option("--max-tokens", type=click.IntRange(1), help="Cap of a run. [default: the questions' own]")
+@option(
+    "--logprobs/--no-logprobs",
+    default=True,
+    show_default=False,
+    help="Ask for log-probabilities of the run's own tokens.",
+)
+@option("--out", type=FILE, required=True, help="The traces: .jsonl or .jsonl.gz.")
+@option("--concurrency", type=click.IntRange(1), default=4, help="Requests at once.")
 @JSON_OBJECT
 def record(questions: Path, **options: object) -> None:
     """Record full runs of QUESTIONS at a live model server, with a trial answer at every step.
@@ -79,29 +87,18 @@ def record(questions: Path, **options: object) -> None:
     QUESTIONS holds JSON lines with `question` (or `messages`) and `gold`. The same call again goes on
     where an earlier one ended. Exits with 1 when questions are left, and with 2 when it cannot record.
     """
-    from suffice.errors import SufficeError
-
     given = RecordOptions(**options)  # type: ignore[arg-type]  # click has checked them
     try:
         progress = asyncio.run(_record(questions, given))
     except (SufficeError, OSError) as error:
-        fail("record", error)
+        fail(error)
     except KeyboardInterrupt:
-        fail("record", f"interrupted; what is recorded stands in {given.out}, the same call goes on", 130)
+        fail(f"interrupted; what is recorded stands in {given.out}, the same call goes on", 130)
     _show(progress, given)
     raise SystemExit(1 if progress.n_left else 0)
 
 
 async def _record(questions: Path, given: RecordOptions) -> Progress:
-    """Read what is asked, open the server and the file, and record."""
-    from suffice.edge.yardstick import yardstick
-    from suffice.plugins import load_plugins
-    from suffice.replay.record.recorder import record_runs as run
-    from suffice.replay.record.recorder import upstream_for_recording
-    from suffice.replay.record.recording import RecordingFile, read_recorded_questions
-    from suffice.upstream.client import UpstreamClient
-    from suffice.wiring import api_key
-
     if not given.out.name.endswith((".jsonl", ".jsonl.gz")):
         raise click.UsageError(f"--out: got {given.out.name!r}; a name that ends in .jsonl or .jsonl.gz")
     load_plugins()
@@ -130,8 +127,6 @@ async def _record(questions: Path, given: RecordOptions) -> Progress:
 
 
 def _lines(questions: Path) -> list[str]:
-    from suffice.errors import ConfigError
-
     try:
         return questions.read_text("utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -139,17 +134,12 @@ def _lines(questions: Path) -> list[str]:
 
 
 def _settings(given: RecordOptions) -> Settings | None:
-    """The settings that were named, else those in this folder where something in them is meant."""
-    from suffice.wiring import load_settings
-
     is_meant = given.route is not None or not (given.upstream or "").startswith(("http://", "https://"))
     path = given.config or (SETTINGS if is_meant and SETTINGS.is_file() else None)
     return None if path is None else load_settings(path)
 
 
 def _route(settings: Settings | None, given: RecordOptions) -> Route | None:
-    from suffice.errors import ConfigError
-
     if given.route is None:
         return None
     if settings is None:
@@ -158,37 +148,24 @@ def _route(settings: Settings | None, given: RecordOptions) -> Route | None:
 
 
 def _upstream(settings: Settings | None, route: Route | None, given: RecordOptions) -> tuple[str, Upstream]:
-    """The server that is meant, and its name."""
-    import msgspec
-
-    from suffice.errors import ConfigError
-    from suffice.settings import Upstream
-    from suffice.upstream.drivers import DRIVERS
-
     target = given.upstream or (route.upstream if route is not None else None)
     if target is None:
         raise ConfigError("--upstream: name a server, or a --route that has one")
     if settings is not None and target in settings.upstreams:
-        found = settings.upstreams[target]
+        entry = settings.upstreams[target]
     elif target.startswith(("http://", "https://")):
-        target, found = "record", Upstream(url=target, api_key_env=given.api_key_env)
+        target, entry = "record", Upstream(url=target, api_key_env=given.api_key_env)
     else:
         names = ", ".join(sorted(settings.upstreams)) if settings is not None else "there are none here (--config)"
         raise ConfigError(f"--upstream: got {target!r}; need http://host[:port] or a name from the settings: {names}")
     if given.driver is None:
-        return target, found
+        return target, entry
     if given.driver not in DRIVERS:
         raise ConfigError(f"--driver: unknown name {given.driver!r}; known: {', '.join(DRIVERS)}")
-    return target, msgspec.structs.replace(found, driver=given.driver)
+    return target, msgspec.structs.replace(entry, driver=given.driver)
 
 
 def _recipe(route: Route | None, upstream: Upstream, given: RecordOptions) -> RecordingRecipe:
-    """What is shared by all runs: the options, else the route, else the defaults."""
-    from suffice.errors import ConfigError
-    from suffice.replay.record.recording import RecordingRecipe
-    from suffice.settings import Probe, Steps
-    from suffice.upstream.drivers import DRIVERS
-
     kind = given.kind or (route.kind if route is not None else None)
     if kind not in {"reasoning", "samples"}:
         raise ConfigError(f"--kind: got {kind!r}; allowed: reasoning, samples")
@@ -213,7 +190,6 @@ def _recipe(route: Route | None, upstream: Upstream, given: RecordOptions) -> Re
 
 
 def _warn(recipe: RecordingRecipe, given: RecordOptions, *, torn: bool) -> None:
-    """What the owner should know before tokens are spent."""
     if torn:
         again = "the last line was cut short; its question is recorded again"
         click.echo(f"suffice record: {given.out}: {again}", err=True)
@@ -228,15 +204,10 @@ def _warn(recipe: RecordingRecipe, given: RecordOptions, *, torn: bool) -> None:
 
 @contextmanager
 def _telling(asked: list[QuestionLine], given: RecordOptions) -> Iterator[Callable[[Progress], None]]:
-    """Progress on the error stream: a bar at a terminal, now and then a line elsewhere, nothing with --json."""
     started_s = time.monotonic()
     if given.as_json:
         yield lambda _: None
     elif sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-        from rich.progress import Progress as Bars
-
         columns = (TextColumn("record"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[live]}"))
         with Bars(*columns, console=Console(stderr=True)) as bars:
             task = bars.add_task("record", total=len(asked), live="")

@@ -1,8 +1,4 @@
-"""`suffice tune`: a policy for a route from recorded runs, with what its own figures are worth.
-
-Knows options and how the result is shown and written; refuses to know how is searched (`replay.study.search`). Heavy
-imports stand inside the functions.
-"""
+"""`suffice tune`: searches for a policy on recorded runs and estimates its performance on unseen questions."""
 
 from __future__ import annotations
 
@@ -11,89 +7,64 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
-from suffice.cli.shell import fail
+from suffice.cli.offline import FILES, MAX_EM_DROP, MIN_RUN_EM, PROBE_TOKENS, WHERE, split_names
+from suffice.cli.shell import Command, option
+from suffice.errors import ConfigError
+from suffice.plugins import load_plugins
+from suffice.replay.report.text import describe_percent, describe_points, dump_json
+from suffice.replay.study.proposal import PolicyProposal, build_proposal, format_toml, write_proposal
+from suffice.replay.study.search import Bench, IntervalValue, TunedSet, TuneOptions, title_of, tune_set, tuned_object
+from suffice.replay.study.sums import MARGIN, N_FOLDS
+from suffice.replay.traces.read import Survey, survey
+from suffice.sanitize import printable
 
-if TYPE_CHECKING:
-    from rich.console import Console
 
-    from suffice.replay.study.proposal import PolicyProposal
-    from suffice.replay.study.search import Bench, IntervalValue, TunedSet, TuneOptions
-    from suffice.replay.traces.read import Survey
-
-
-@click.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--max-em-drop",
-    type=click.FloatRange(0, 1),
-    default=0.01,
-    show_default=True,
-    metavar="E",
-    help="The target: a fraction, 0.01 is one point.",
-)
-@click.option(
-    "--trials",
-    type=click.IntRange(1, 100_000),
-    default=200,
-    show_default=True,
-    metavar="N",
-    help="Of each of the six searches.",
-)
-@click.option(
+@click.command(cls=Command)
+@FILES
+@MAX_EM_DROP
+@option("--trials", type=click.IntRange(1, 100_000), default=200, metavar="N", help="Of each of the six searches.")
+@option(
     "--time-limit",
     type=click.FloatRange(0, min_open=True),
     metavar="S",
     help="Seconds for all searches together; results then depend on the machine. [default: none]",
 )
-@click.option(
+@option(
     "--policies",
     metavar="NAMES",
     help="Search among these alone, comma-separated; 'learned' stands for the learned scores.",
 )
-@click.option(
+@option(
     "--classes",
     type=click.IntRange(2, 64),
     metavar="N",
     help="Learned scores may have a level for each of at most N classes that are found in the data.",
 )
-@click.option("--where", metavar="CONDITIONS", help="Take only some runs: 'task=mmlu_pro,model!=gpt*'.")
-@click.option(
-    "--min-run-em",
-    type=click.FloatRange(0, 1, max_open=True),
-    metavar="EM",
-    help="Leave out a model's run whose full EM over the set is not above this.",
-)
-@click.option(
-    "--probe-tokens",
-    type=click.IntRange(0, 100_000),
-    metavar="T",
-    help="Charged for each probe. [default: as recorded, else 15 for reasoning and 0 elsewhere]",
-)
-@click.option(
+@WHERE
+@MIN_RUN_EM
+@PROBE_TOKENS
+@option(
     "--margin",
     type=click.FloatRange(0, 10),
     metavar="Z",
     help="Standard errors that a drop keeps from the target in the search. [default: 1]",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    default=0,
-    show_default=True,
-    help="Of the searches, the models and the bootstrap.",
-)
-@click.option("--route", default="tuned", show_default=True, metavar="NAME", help="Name of the route that is written.")
-@click.option(
+@option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of the searches, the models and the bootstrap.")
+@option("--route", default="tuned", metavar="NAME", help="Name of the route that is written.")
+@option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="FOLDER",
     help="Where policy.toml and stop-model.json go. [default: tuned]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; write files only with --out.")
+@option("--json", "as_json", is_flag=True, help="Print one JSON object; write files only with --out.")
 def tune(
     files: tuple[Path, ...],
     where: str | None,
@@ -109,16 +80,10 @@ def tune(
     The search is repeated five times without a fifth of the questions, and each winner judged on those: what it
     does there, not what the search saw, is what to expect. Writes what a route needs to run the policy.
     """
-    from suffice.errors import SufficeError
-    from suffice.plugins import load_plugins
-
     load_plugins()
-    try:
-        tuning = _tuning(**options)
-        tuned, bench = _tune(_one_set(files, where, min_run_em), tuning, quiet=as_json)
-        written, proposal = _write(tuned, bench, route, Path("tuned") if out is None and not as_json else out)
-    except (SufficeError, OSError) as error:
-        fail("tune", error)
+    tuning = _tuning(**options)
+    tuned, bench = _tune(_one_set(files, where, min_run_em), tuning, quiet=as_json)
+    written, proposal = _write(tuned, bench, route, Path("tuned") if out is None and not as_json else out)
     if as_json:
         _print_json(tuned, proposal, written)
     else:
@@ -135,15 +100,12 @@ def _tuning(
     margin: float | None,
     seed: int,
 ) -> TuneOptions:
-    from suffice.replay.study.search import TuneOptions
-    from suffice.replay.study.sums import MARGIN
-
     return TuneOptions(
         max_em_drop=max_em_drop,
         margin=MARGIN if margin is None else margin,
         trials=trials,
         time_limit_s=time_limit,
-        policies=tuple(name.strip() for name in policies.split(",")) if policies else (),
+        policies=split_names(policies),
         classes=classes or 0,
         probe_tokens=probe_tokens,
         seed=seed,
@@ -151,9 +113,6 @@ def _tuning(
 
 
 def _one_set(files: tuple[Path, ...], where: str | None, min_run_em: float | None) -> Survey:
-    from suffice.errors import ConfigError
-    from suffice.replay.traces.read import survey
-
     sets = survey(files, where=where, min_run_em=min_run_em)
     if len(sets) != 1:
         names = ", ".join(data.set for data in sets)
@@ -162,12 +121,6 @@ def _one_set(files: tuple[Path, ...], where: str | None, min_run_em: float | Non
 
 
 def _tune(data: Survey, tuning: TuneOptions, *, quiet: bool) -> tuple[TunedSet, Bench]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from suffice.replay.study.search import tune_set
-    from suffice.replay.study.sums import N_FOLDS
-
     console = Console(stderr=True)
     shown = console.is_terminal and not quiet
     progress = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console)
@@ -182,8 +135,6 @@ def _tune(data: Survey, tuning: TuneOptions, *, quiet: bool) -> tuple[TunedSet, 
 
 
 def _write(tuned: TunedSet, bench: Bench, route: str, folder: Path | None) -> tuple[list[Path], PolicyProposal]:
-    from suffice.replay.study.proposal import build_proposal, write_proposal
-
     proposal = build_proposal(tuned.proposal, bench.scores, classes=bench.classes(None).classes)
     if folder is None:
         return [], proposal
@@ -202,24 +153,15 @@ def _write(tuned: TunedSet, bench: Bench, route: str, folder: Path | None) -> tu
 
 
 def _print_json(tuned: TunedSet, proposal: PolicyProposal, written: list[Path]) -> None:
-    from suffice.replay.report.text import dump_json
-    from suffice.replay.study.search import tuned_object
-
     model = None if proposal.model is None else proposal.model.address
-    found = tuned_object(tuned) | {"policy": proposal.spec, "model": model, "written": [str(path) for path in written]}
-    click.echo(dump_json(found))
+    result = tuned_object(tuned) | {"policy": proposal.spec, "model": model, "written": [str(path) for path in written]}
+    click.echo(dump_json(result))
 
 
 # --------------------------------------------------------------------------- what a person sees
 
 
 def _show(tuned: TunedSet, proposal: PolicyProposal, written: list[Path]) -> None:
-    from rich.console import Console
-
-    from suffice.replay.report.text import describe_percent, describe_points
-    from suffice.replay.study.proposal import format_toml
-    from suffice.sanitize import printable
-
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"{printable(tuned.set)}, {tuned.kind}: {tuned.n_episodes:,} runs of {tuned.n_questions:,} questions,"
@@ -248,11 +190,6 @@ def _show(tuned: TunedSet, proposal: PolicyProposal, written: list[Path]) -> Non
 
 
 def _show_folds(tuned: TunedSet, console: Console) -> None:
-    from rich.table import Table
-
-    from suffice.replay.report.text import describe_percent
-    from suffice.replay.study.search import title_of
-
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
     table.add_column("fold")
     table.add_column("winner of the search without it", overflow="fold")
@@ -272,18 +209,16 @@ def _show_folds(tuned: TunedSet, console: Console) -> None:
 
 
 def _show_optimism(tuned: TunedSet, console: Console) -> None:
-    from suffice.replay.report.text import describe_percent
-
     def ranged(of: IntervalValue) -> str:
         low, high = describe_percent(of.interval.low, 2), describe_percent(of.interval.high, 2)
         return f"{describe_percent(of.value, 2)} [{low}, {high}]"
 
-    found = tuned.optimism
+    optimism = tuned.optimism
     console.print(f"\n{'':<10} {'tokens saved, %':>24} {'EM drop, points':>24}")
     for name, saved, drop in (
-        ("in search", found.token_reduction_in_search, found.em_drop_in_search),
-        ("unseen", found.token_reduction_unseen, found.em_drop_unseen),
-        ("optimism", found.token_reduction, found.em_drop),
+        ("in search", optimism.token_reduction_in_search, optimism.em_drop_in_search),
+        ("unseen", optimism.token_reduction_unseen, optimism.em_drop_unseen),
+        ("optimism", optimism.token_reduction, optimism.em_drop),
     ):
         console.print(f"{name:<10} {ranged(saved):>24} {ranged(drop):>24}")
     n_folds = len(tuned.folds)

@@ -1,25 +1,40 @@
-"""`suffice experiment`: what is compared, what it shows, and a person's word to begin and to end it.
-
-Knows options and how a result looks; refuses to compute one (`rollout.analysis`, `control.compare.experiments`).
-Heavy imports stand inside the functions.
-"""
+"""`suffice experiment`: lists, shows, starts and stops experiments."""
 
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
+import msgspec
 
-from suffice.cli.deciding import AUTHOR, CONFIG, JSON, REASON, failing_with, format_time, log_of, refused, say, who
-from suffice.cli.shell import CommandGroup, fail, print_line
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from suffice.rollout.results import ArmComparison, ArmResult, ClassEffect, ExperimentResult
-    from suffice.settings import Experiment, Settings
-    from suffice.store.routes.experiments import ExperimentRun
+from suffice.cli.shell import (
+    AUTHOR,
+    CONFIG,
+    JSON,
+    REASON,
+    CommandGroup,
+    fail,
+    log_of,
+    option,
+    print_json,
+    print_line,
+    refused,
+    say,
+    who,
+)
+from suffice.control.compare.experiments import read_experiment
+from suffice.errors import ConfigError
+from suffice.formatting import format_time
+from suffice.rollout.metrics import metric_of
+from suffice.rollout.results import ArmComparison, ArmResult, ClassEffect, ExperimentResult
+from suffice.rollout.summary import HOLDS, summarize_arm
+from suffice.settings import Experiment, Settings
+from suffice.store.database.sqlite import database_path
+from suffice.store.routes import experiments
+from suffice.store.routes.experiments import ExperimentRun, read_experiments
+from suffice.wiring.files import load_deployment
+from suffice.wiring.routes import check_experiment
 
 _WIDTH = 100
 
@@ -37,52 +52,43 @@ def list_(path: str, *, as_json: bool) -> None:
 
     Those of the settings, and those of the log that are not there any more.
     """
-    settings, _, held = _opened("experiment list", path)
+    settings, _, held = _opened(path)
     latest = {one.experiment.name: one for one in held}
     names = list(dict.fromkeys((*settings.experiments, *latest)))
     if as_json:
-        import msgspec
-
         rows = [{"name": name, **_listed(name, settings, latest)} for name in names]
-        click.echo(msgspec.json.encode({"experiments": rows}).decode())
+        print_json({"experiments": rows})
         return
     if not names:
         click.echo("no experiment: write one as [experiments.NAME] in the settings")
     for name in names:
         row = _listed(name, settings, latest)
-        told = f"{row['state']}" + (f", {row['since']} by {row['author']}: {row['reason']}" if row["since"] else "")
-        print_line(f"{name}: {told}")
+        sentence = f"{row['state']}" + (f", {row['since']} by {row['author']}: {row['reason']}" if row["since"] else "")
+        print_line(f"{name}: {sentence}")
         click.echo(f"  {row['arms']}; decides: {row['primary']}; layer {row['layer']}, {row['share']:.1%} of it")
 
 
 @experiment.command()
 @click.argument("name")
 @CONFIG
-@click.option("--run", type=click.IntRange(min=1), help="Which start of that name. [default: the latest]")
+@option("--run", type=click.IntRange(min=1), help="Which start of that name. [default: the latest]")
 @JSON
 def show(name: str, path: str, run: int | None, *, as_json: bool) -> None:
     """Show what experiment NAME tells so far.
 
     Look as often as you like: every interval holds at every look.
     """
-    from suffice.control.compare.experiments import read_experiment
-
-    settings, database, held = _opened("experiment show", path)
+    settings, database, held = _opened(path)
     mine = [one for one in held if one.experiment.name == name and run in (None, one.experiment.run)]
     if not mine:
         known = ", ".join(dict.fromkeys(one.experiment.name for one in held)) or "none was ever started"
-        fail("experiment show", f"no run of experiment {name!r} in {database}; started: {known}")
+        fail(f"no run of experiment {name!r} in {database}; started: {known}")
     one = mine[-1]
-    with failing_with("experiment show"):
-        result = read_experiment(database, one, settings)
+    result = read_experiment(database, one, settings)
     if as_json:
-        import msgspec
-
-        from suffice.rollout.summary import summarize_arm
-
-        told = {arm.arm: summarize_arm(result, arm) for arm in result.arms}
-        found = {**_state(one), "result": msgspec.to_builtins(result), "reading": told}
-        click.echo(msgspec.json.encode(found).decode())
+        values = {arm.arm: summarize_arm(result, arm) for arm in result.arms}
+        entries = {**_state(one), "result": msgspec.to_builtins(result), "reading": values}
+        print_json(entries)
         return
     _print(one, result)
 
@@ -98,19 +104,16 @@ def start(name: str, path: str, reason: str, author: str | None, *, as_json: boo
 
     It runs as the settings have it now. One that runs already gets its new weights and share.
     """
-    from suffice import wiring
-    from suffice.store.routes import experiments
-
-    with failing_with("experiment start"), log_of(path) as (settings, writer):
+    with log_of(path) as (settings, writer):
         written = _of_settings(settings, name)
-        wiring.check_experiment(settings, name)
-        found = experiments.start_experiment(writer, name, written, author=who(author), reason=reason)
-    if isinstance(found, str):
-        refused("experiment start", f"experiment {name} {found}")
-    odds = ", ".join(f"{arm} {share:.1%}" for arm, share in found.experiment.odds().items())
-    verb = "started" if found.revision == 0 else "changed"
-    text = f"experiment {name}: {verb}, run {found.experiment.run}: {odds}; running gateways follow within a second"
-    say(found, as_json=as_json, text=text)
+        check_experiment(settings, name)
+        result = experiments.start_experiment(writer, name, written, author=who(author), reason=reason)
+    if isinstance(result, str):
+        refused(f"experiment {name} {result}")
+    odds = ", ".join(f"{arm} {share:.1%}" for arm, share in result.experiment.odds().items())
+    verb = "started" if result.revision == 0 else "changed"
+    text = f"experiment {name}: {verb}, run {result.experiment.run}: {odds}; running gateways follow within a second"
+    say(result, as_json=as_json, text=text)
 
 
 @experiment.command()
@@ -124,40 +127,28 @@ def stop(name: str, path: str, reason: str, author: str | None, *, as_json: bool
 
     Its requests are served as the route says again. What it showed is kept beside the reason.
     """
-    from suffice.store.routes import experiments
-
-    with failing_with("experiment stop"), log_of(path) as (settings, writer):
+    with log_of(path) as (settings, writer):
         held = experiments.read_experiments(writer.path)
         now = next((one for one in held if one.runs and one.experiment.name == name), None)
-        said = () if now is None else _said(now, settings, writer.path)
-        found = experiments.stop_experiment(writer, name, author=who(author), reason=reason, said=said)
-    if isinstance(found, str):
-        refused("experiment stop", f"experiment {name} {found}")
-    say(found, as_json=as_json, text=f"experiment {name}: stopped, run {found.run}")
-    for sentence in () if as_json else found.said:
+        parts = () if now is None else _said(now, settings, writer.path)
+        result = experiments.stop_experiment(writer, name, author=who(author), reason=reason, said=parts)
+    if isinstance(result, str):
+        refused(f"experiment {name} {result}")
+    say(result, as_json=as_json, text=f"experiment {name}: stopped, run {result.run}")
+    for sentence in () if as_json else result.said:
         _wrapped(sentence, "  ")
 
 
 # --------------------------------------------------------------------------- what is read
 
 
-def _opened(command: str, path: str) -> tuple[Settings, Path, tuple[ExperimentRun, ...]]:
-    """Settings, log, and its experiments; exits with 2 where one of them cannot be read."""
-    from suffice import wiring
-    from suffice.store.database.sqlite import database_path
-    from suffice.store.routes.experiments import read_experiments
-
-    with failing_with(command):
-        settings = wiring.load_deployment(path)
-        database = database_path(settings.store.url)
-        return settings, database, read_experiments(database)
+def _opened(path: str) -> tuple[Settings, Path, tuple[ExperimentRun, ...]]:
+    settings = load_deployment(path)
+    database = database_path(settings.store.url)
+    return settings, database, read_experiments(database)
 
 
 def _said(one: ExperimentRun, settings: Settings, database: Path) -> tuple[str, ...]:
-    """What it shows, in sentences; nothing where that fails: whatever it shows, it can be stopped."""
-    from suffice.control.compare.experiments import read_experiment
-    from suffice.rollout.summary import summarize_arm
-
     try:
         result = read_experiment(database, one, settings)
     except Exception as error:  # noqa: BLE001 - what is computed must not keep a person from stopping it
@@ -167,8 +158,6 @@ def _said(one: ExperimentRun, settings: Settings, database: Path) -> tuple[str, 
 
 
 def _of_settings(settings: Settings, name: str) -> Experiment:
-    from suffice.errors import ConfigError
-
     if name not in settings.experiments:
         known = ", ".join(sorted(settings.experiments)) or "none is configured"
         raise ConfigError(f"unknown experiment {name!r}; known: {known}")
@@ -195,7 +184,6 @@ def _state(one: ExperimentRun) -> dict[str, object]:
 
 
 def _listed(name: str, settings: Settings, latest: dict[str, ExperimentRun]) -> dict[str, object]:
-    """One row of the list: as it runs, else as the settings have it, else as it ran."""
     held, written = latest.get(name), settings.experiments.get(name)
     if held is not None and (held.runs or written is None):
         one = held.experiment
@@ -223,8 +211,6 @@ def _listed(name: str, settings: Settings, latest: dict[str, ExperimentRun]) -> 
 
 
 def _print(one: ExperimentRun, result: ExperimentResult) -> None:
-    from suffice.rollout.summary import HOLDS, summarize_arm
-
     what = one.experiment
     since = format_time(one.started_at_s)
     print_line(f"experiment {what.name}, run {what.run}: started {since} by {one.author}: {one.reason}")
@@ -284,22 +270,15 @@ def _class_row(one: ArmComparison, part: ClassEffect) -> tuple[str, ...]:
 
 
 def _named(metric: str) -> str:
-    """A metric with the unit that its row is in."""
-    from suffice.rollout.metrics import metric_of
-
     unit = metric_of(metric).margin
     return metric if unit == metric else f"{metric}, {unit}"
 
 
 def _allowed(one: ArmComparison) -> str:
-    from suffice.rollout.metrics import metric_of
-
     return "" if one.margin is None else metric_of(one.metric).size(one.margin)
 
 
 def _number(metric: str, value: float) -> str:
-    from suffice.rollout.metrics import metric_of
-
     one = metric_of(metric)
     return f"{value * one.times + 0.0:+,.{one.digits}f}"  # a minus zero is a zero
 

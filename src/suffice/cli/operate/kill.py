@@ -1,4 +1,4 @@
-"""`suffice kill` and `suffice unkill`: the switch that needs neither database nor worker."""
+"""`suffice kill` and `suffice unkill`: the switch that works without the database and the worker."""
 
 from __future__ import annotations
 
@@ -6,39 +6,38 @@ from pathlib import Path
 
 import click
 
-from suffice.cli.deciding import AUTHOR, CONFIG, REASON, WAIT, confirm, who
-from suffice.cli.shell import fail
+from suffice.cli.shell import AUTHOR, CONFIG, REASON, WAIT, Command, confirm, fail, option, who
 
-_FILE = click.option("--file", "named", default="", help="The switch's file; the settings are then not read.")
+_FILE = option("--file", "named", default="", help="The switch's file; the settings are then not read.")
 
 
-@click.command()
+@click.command(cls=Command)
 @CONFIG
 @_FILE
 @REASON
 @AUTHOR
 @WAIT
 def kill(path: str, named: str, reason: str, author: str | None, wait_s: float) -> None:
-    """Stop stopping, on every route, within a second; nothing but a file is needed.
+    """Disable early stopping on all routes immediately (works without the database or the worker).
 
-    Chains of thought pass through untouched, samples are all drawn, loops go on. Runs that are under way are not
-    stopped any more either. It lasts until `suffice unkill`. Waits until every running gateway has confirmed, and exits
+    Chains of thought pass through untouched, all samples are drawn, and loops go on; running requests are no longer
+    stopped either. It lasts until `suffice unkill`. Waits until every running gateway has confirmed, and exits
     with 3 when one has not, or none is running.
     """
     from suffice.gateway.kill import VARIABLE, set_switch
 
-    file, others = _files("kill", path, named)
+    file, others = _files(path, named)
     try:
         changed = set_switch(file, reason, who(author))
         stamp = file.stat().st_mtime_ns
     except OSError as error:
         way_out = f"make this file by other means, or start the gateway with {VARIABLE}=1"
-        fail("kill", f"{file}: cannot be written ({error.strerror}); {way_out}")
+        fail(f"{file}: cannot be written ({error.strerror}); {way_out}")
     click.echo(f"{file}: {'the kill switch is pulled' if changed else 'was pulled already; the reason is new'}")
     confirm("kill", others, lambda one: one.killed and one.kill_stamp == stamp, wait_s=wait_s)
 
 
-@click.command()
+@click.command(cls=Command)
 @CONFIG
 @_FILE
 @WAIT
@@ -49,18 +48,18 @@ def unkill(path: str, named: str, wait_s: float) -> None:
     """
     from suffice.gateway.kill import clear_switch
 
-    file, others = _files("unkill", path, named)
+    file, others = _files(path, named)
     try:
         changed = clear_switch(file)
     except OSError as error:
-        fail("unkill", f"{file}: cannot be taken away ({error.strerror})")
+        fail(f"{file}: cannot be taken away ({error.strerror})")
     click.echo(f"{file}: {'the kill switch is released' if changed else 'the kill switch was not pulled'}")
     if not changed:
         raise SystemExit(1)
     confirm("unkill", others, lambda one: not one.killed, wait_s=wait_s)
 
 
-def _files(command: str, path: str, named: str) -> tuple[Path, tuple[Path, ...]]:
+def _files(path: str, named: str) -> tuple[Path, tuple[Path, ...]]:
     """The switch's file, and those beside which gateways announce themselves.
 
     Ends with 2 when the settings cannot be read, or are not those of a deployment: where there is neither a log nor
@@ -68,15 +67,16 @@ def _files(command: str, path: str, named: str) -> tuple[Path, tuple[Path, ...]]
     """
     if named:
         return Path(named), (Path(named),)
-    from suffice import wiring
     from suffice.errors import SufficeError
     from suffice.store.database.presence import read_presences
+    from suffice.wiring.files import load_settings, require_log
+    from suffice.wiring.keys import good_file, kill_file, presence_files
 
     try:
-        settings = wiring.load_settings(path)
-        file, others = wiring.kill_file(settings), wiring.presence_files(settings)
-        if not (file.exists() or wiring.good_file(settings).exists() or read_presences(others)):
-            wiring.require_log(settings, path)
+        settings = load_settings(path)
+        file, others = kill_file(settings), presence_files(settings)
+        if not (file.exists() or good_file(settings).exists() or read_presences(others)):
+            require_log(settings, path)
     except SufficeError as error:
-        fail(command, f"{error}; or name the switch's file with --file")
+        fail(f"{error}; or name the switch's file with --file")
     return file, others

@@ -1,47 +1,61 @@
-"""`suffice policy`: which version serves a route, which one is tried, and a person's word to bring one forward or back.
-
-Knows options and how a rollout looks; refuses to know what its evidence says (`rollout.stages`,
-`control.jobs.advance`). Heavy imports stand inside the functions.
-"""
+"""`suffice policy`: which version serves a route, and the rollout of another one."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import click
+import msgspec
 
-from suffice.cli.deciding import (
+from suffice.cli.shell import (
     AUTHOR,
     CONFIG,
     JSON,
     REASON,
-    failing_with,
+    CommandGroup,
     find_settings,
-    format_time,
     log_of,
+    nothing_written,
+    option,
+    print_json,
+    print_line,
     refused,
     say,
     who,
 )
-from suffice.cli.shell import CommandGroup, print_line
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from suffice.control.compare.assessment import Assessment
-    from suffice.settings import Route, Settings
-    from suffice.store.database.decisions import Decisions
-    from suffice.store.routes.rollouts import RolloutRun
-
+from suffice.control.compare.assessment import Assessment, standing_of
+from suffice.control.evidence.matching import matching
+from suffice.formatting import format_time
+from suffice.review.decide import OverrideForm
+from suffice.rollout.difference import diff_plain
+from suffice.rollout.rules import rules_of
+from suffice.settings import Route, Settings
+from suffice.store.database.decisions import Decisions
+from suffice.store.database.views import open_reader
+from suffice.store.people.deciding import set_override
+from suffice.store.routes import rollouts
+from suffice.store.routes.candidates import plain_of, propose_learned, take_back
+from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.rollouts import (
+    RolloutRun,
+    own_version,
+    read_rollouts,
+    read_running_rollouts,
+    read_serving_version,
+)
+from suffice.wiring.keys import deployment_salt
+from suffice.wiring.routes import check_policy, policy_table, setup_of
 
 _MODELS: Final = re.compile(r"v-[0-9a-f]{12}")  # the address of what a refit has proposed
 
 
 @click.group(cls=CommandGroup)
 def policy() -> None:
-    """Bring a policy into traffic in steps, on evidence, and back."""
+    """Roll a policy out in steps, on evidence, and roll it back."""
 
 
 @policy.command("list")
@@ -49,10 +63,7 @@ def policy() -> None:
 @JSON
 def list_(path: str, *, as_json: bool) -> None:
     """List what serves each route, and the rollout that runs there."""
-    from suffice.store.routes.in_force import read_decided
-    from suffice.store.routes.rollouts import own_version, read_rollouts, read_running_rollouts, read_serving_version
-
-    with failing_with("policy list"), log_of(path) as (settings, writer):
+    with log_of(path) as (settings, writer):
         held, decided = read_rollouts(writer.path), read_decided(writer.path)
         rows = list[dict[str, Any]]()
         for name, route in settings.routes.items():
@@ -64,9 +75,7 @@ def list_(path: str, *, as_json: bool) -> None:
                 {"route": name, "own": own, "serves": now, "rollout": _row(read_running_rollouts(held).get(name))}
             )
     if as_json:
-        import msgspec
-
-        click.echo(msgspec.json.encode({"routes": rows}).decode())
+        print_json({"routes": rows})
         return
     for row in rows:
         click.echo(f"{row['route']}: {_serves(row)}")
@@ -85,20 +94,16 @@ def show(route: str, path: str, *, as_json: bool) -> None:
 
     Where none runs, its latest one is shown.
     """
-    from suffice.store.routes.rollouts import read_rollouts
-
-    with failing_with("policy show"), log_of(path) as (settings, writer):
+    with log_of(path) as (settings, writer):
         find_settings(settings, route)
         mine = [one for one in read_rollouts(writer.path) if one.state.route == route]
         if not mine:
-            refused("policy show", f"there never was a rollout on route {route}; `suffice policy propose` begins one")
+            refused(f"there never was a rollout on route {route}; `suffice policy propose` begins one")
         held = mine[-1]
         looked = None if held.state.over else _look(settings, route, held, writer.path)
     if as_json:
-        import msgspec
-
         standing = None if looked is None else msgspec.to_builtins(looked.standing)
-        click.echo(msgspec.json.encode({**(_row(held) or {}), "moves": held.moves, "standing": standing}).decode())
+        print_json({**(_row(held) or {}), "moves": held.moves, "standing": standing})
         return
     _print(held, looked)
 
@@ -109,17 +114,12 @@ def show(route: str, path: str, *, as_json: bool) -> None:
 @CONFIG
 def diff(before: str, after: str, path: str) -> None:
     """Show in what version AFTER differs from version BEFORE, by their addresses."""
-    from suffice import wiring
-    from suffice.rollout.difference import diff_plain
-    from suffice.store.database.views import open_reader
-    from suffice.store.routes.candidates import plain_of
-
-    with failing_with("policy diff"), log_of(path) as (settings, writer), open_reader(writer.path) as connection:
-        secret = wiring.deployment_salt(settings)
+    with log_of(path) as (settings, writer), open_reader(writer.path) as connection:
+        secret = deployment_salt(settings)
         old, new = (plain_of(connection, one, secret=secret) for one in (before, after))
     shared = old.keys() & new.keys()  # of models that are no version yet there is the body alone
-    told = diff_plain(*({key: value for key, value in one.items() if key in shared} for one in (old, new)))
-    click.echo("\n".join(told) or "the same")
+    result = diff_plain(*({key: value for key, value in one.items() if key in shared} for one in (old, new)))
+    click.echo("\n".join(result) or "the same")
 
 
 @policy.command()
@@ -136,22 +136,17 @@ def propose(route: str, candidate: str, path: str, reason: str, author: str | No
     that learns; else a policy as the settings write it, such as '{policy = "beta", threshold = 0.9}', or a file that
     holds it (TOML or JSON). It begins in shadow, where nobody is served by it.
     """
-    import secrets
-
-    from suffice import wiring
-    from suffice.store.routes.candidates import propose_learned
-
-    with failing_with("policy propose"), log_of(path) as (settings, writer):
-        told, by, secret = find_settings(settings, route), who(author), wiring.deployment_salt(settings)
+    with log_of(path) as (settings, writer):
+        rules, by, secret = find_settings(settings, route), who(author), deployment_salt(settings)
         begin = propose_learned if _MODELS.fullmatch(candidate) else _propose_policy
         name = f"{route}-{secrets.token_hex(4)}"
-        found = begin(writer, route, told, candidate, author=by, reason=reason, rollout=name, secret=secret)
-    if isinstance(found, str):
-        refused("policy propose", found)
+        result = begin(writer, route, rules, candidate, author=by, reason=reason, rollout=name, secret=secret)
+    if isinstance(result, str):
+        refused(result)
     say(
-        found.state,
+        result.state,
         as_json=as_json,
-        text=f"route {route}: {found.state.candidate} is tried from here on, in shadow; `suffice policy show {route}`"
+        text=f"route {route}: {result.state.candidate} is tried from here on, in shadow; `suffice policy show {route}`"
         " says what is missing",
     )
 
@@ -159,11 +154,6 @@ def propose(route: str, candidate: str, path: str, reason: str, author: str | No
 def _propose_policy(
     writer: Decisions, name: str, route: Route, table: str, *, author: str, reason: str, rollout: str, secret: str
 ) -> RolloutRun | str:
-    """Begin a rollout of a policy that somebody has written down, as `propose_learned` does."""
-    from suffice import wiring
-    from suffice.rollout.rules import rules_of
-    from suffice.store.routes import rollouts
-
     if route.is_owned:
         return (
             f"route {name} acts by the proof of its own policy, and a candidate would have none: nobody would be served"
@@ -172,9 +162,9 @@ def _propose_policy(
         )
     held, own = rollouts.read_rollouts(writer.path), rollouts.own_version(route)
     version = rollouts.proposed_version(
-        held, name, route, wiring.policy_table(table), author=author, why=reason, now_s=writer.now()
+        held, name, route, policy_table(table), author=author, why=reason, now_s=writer.now()
     )
-    wiring.check_policy(name, route, version.plain()["body"])
+    check_policy(name, route, version.plain()["body"])
     one = rollouts.own_candidate(held, version, route=name, own=own)
     if isinstance(one, str):
         return one
@@ -184,9 +174,8 @@ def _propose_policy(
 
 
 def _word(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of a command by which a person moves a rollout."""
-    for option in (JSON, AUTHOR, REASON, CONFIG, click.argument("route")):
-        command = option(command)
+    for add in (JSON, AUTHOR, REASON, CONFIG, click.argument("route")):
+        command = add(command)
     return command
 
 
@@ -215,25 +204,19 @@ def release(route: str, **said: Any) -> None:
 @_word
 def rollback(route: str, path: str, reason: str, author: str | None, *, as_json: bool) -> None:
     """Go back on ROUTE: end the rollout that runs, or take back what the last one brought."""
-    from suffice import wiring
-    from suffice.store.routes import rollouts
-    from suffice.store.routes.candidates import take_back
-
-    with failing_with("policy rollback", again="`suffice kill` needs no database."), log_of(path) as (settings, writer):
-        told = find_settings(settings, route)
+    with nothing_written("`suffice kill` needs no database."), log_of(path) as (settings, writer):
+        rules = find_settings(settings, route)
         runs = route in rollouts.read_running_rollouts(rollouts.read_rollouts(writer.path))
         undone = (
             None
             if runs
-            else take_back(
-                writer, route, told, author=who(author), reason=reason, secret=wiring.deployment_salt(settings)
-            )
+            else take_back(writer, route, rules, author=who(author), reason=reason, secret=deployment_salt(settings))
         )
     if undone is None:
         _step("rollback", route, path=path, reason=reason, author=author, as_json=as_json)
         return
     if isinstance(undone, str):
-        refused("policy rollback", undone)
+        refused(undone)
     text = f"route {route}: {undone.first.in_force} serves again; running gateways follow within a second"
     say(undone.state, as_json=as_json, text=text)
 
@@ -241,7 +224,7 @@ def rollback(route: str, path: str, reason: str, author: str | None, *, as_json:
 @policy.command()
 @click.argument("route")
 @click.argument("publication", type=click.IntRange(1))
-@click.option("--days", type=float, required=True, metavar="D", help="Until it ends by itself: at most 30.")
+@option("--days", type=float, required=True, metavar="D", help="Until it ends by itself: at most 30.")
 @CONFIG
 @REASON
 @AUTHOR
@@ -250,54 +233,38 @@ def pin(
     route: str, publication: int, days: float, path: str, reason: str, author: str | None, *, as_json: bool
 ) -> None:
     """Serve what PUBLICATION of ROUTE put in force, until a date, as far as it is certified there now."""
-    import time
-
-    from suffice.cli.deciding import settings_setup
-    from suffice.review.decide import OverrideForm
-    from suffice.store.people.deciding import set_override
-
-    with failing_with("policy pin"), log_of(path) as (settings, writer):
-        told = find_settings(settings, route)
+    with log_of(path) as (settings, writer):
+        rules = find_settings(settings, route)
         wanted = OverrideForm(kind="pin", reason=reason, author=who(author), days=days)
-        found = set_override(
+        override = set_override(
             writer,
             route,
-            told,
+            rules,
             wanted,
             now_s=time.time(),
             publication=publication,
-            setup=settings_setup(settings, route),
+            setup=setup_of(settings, route),
         )
-    if isinstance(found, str):
-        refused("policy pin", found)
-    say(found, as_json=as_json, text=f"route {route}: {found.after}, until {format_time(found.expires_at_s)}")
+    if isinstance(override, str):
+        refused(override)
+    say(override, as_json=as_json, text=f"route {route}: {override.after}, until {format_time(override.expires_at_s)}")
 
 
 # --------------------------------------------------------------------------- one rollout
 
 
 def _step(command: str, route: str, *, path: str, reason: str, author: str | None, as_json: bool) -> None:
-    """Take a person's step."""
-    from suffice.store.routes import rollouts
-
     again = "`suffice kill` needs no database."
-    with failing_with(f"policy {command}", again=again), log_of(path) as (settings, writer):
+    with nothing_written(again), log_of(path) as (settings, writer):
         find_settings(settings, route)
-        found = rollouts.step(writer, route, command, author=who(author), reason=reason)
-    if isinstance(found, str):
-        refused(f"policy {command}", found)
-    told = "rolled back" if found.stage == "rolled_back" else f"{found.stage}, {found.share:.0%} of new units"
-    say(found, as_json=as_json, text=f"route {route}: {told}; running gateways follow within a second")
+        result = rollouts.step(writer, route, command, author=who(author), reason=reason)
+    if isinstance(result, str):
+        refused(result)
+    sentence = "rolled back" if result.stage == "rolled_back" else f"{result.stage}, {result.share:.0%} of new units"
+    say(result, as_json=as_json, text=f"route {route}: {sentence}; running gateways follow within a second")
 
 
 def _look(settings: Settings, route: str, held: RolloutRun, path: Any) -> Assessment:
-    import time
-
-    from suffice import wiring
-    from suffice.control.compare.assessment import standing_of
-    from suffice.control.evidence.matching import matching
-    from suffice.store.database.views import open_reader
-
     with open_reader(path) as connection:
         return standing_of(
             connection,
@@ -305,7 +272,7 @@ def _look(settings: Settings, route: str, held: RolloutRun, path: Any) -> Assess
             settings.routes[route],
             settings.control,
             matching,
-            secret=wiring.deployment_salt(settings),
+            secret=deployment_salt(settings),
             now_s=time.time(),
         )
 

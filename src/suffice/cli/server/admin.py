@@ -1,24 +1,83 @@
-"""`suffice admin`: who may use the console and the control API."""
+"""`suffice config` and `suffice admin`: settings files, and access to the console and the control API."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeVar
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import click
+import msgspec
 
-from suffice.cli.shell import CONFIG, CommandGroup, fail
+from suffice.cli.shell import CONFIG, INSECURE_OPEN, CommandGroup, fail, option
+from suffice.errors import SufficeError
+from suffice.formatting import iso
+from suffice.plugins import load_plugins
+from suffice.wiring.audit import with_addresses
+from suffice.wiring.files import load_deployment, load_settings
+from suffice.wiring.people import People, access_changed
+from suffice.wiring.prestart import preflight
+from suffice.wiring.routes import check_routes, evidence_warnings, read_evidence
+from suffice.wiring.worker import open_decisions
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+F = TypeVar("F", bound=Callable[..., Any])
 
-    from suffice.wiring.people import People
+
+@click.group(cls=CommandGroup)
+def config() -> None:
+    """Check a settings file, or print it with all defaults."""
+
+
+def _settings_file(command: F) -> F:
+    named = option("--config", "named", metavar="FILE", help="The same, as other commands name it.")
+    return click.argument("path", metavar="[FILE]", default="suffice.toml")(named(command))
+
+
+@config.command("check")
+@_settings_file
+@option("--host", help="Address to listen on, as `serve` takes it.")
+@INSECURE_OPEN
+def check(path: str, named: str | None, host: str | None, insecure_open: bool) -> None:
+    """Build everything that FILE describes (suffice.toml where none is named), without opening a socket.
+
+    Looks at the environment and at what the log says, too. Exits with 2, and says where, when `serve` would refuse.
+    """
+    path = named or path
+    settings = load_settings(path)
+    try:
+        if settings.upstreams:
+            host = settings.server.host if host is None else host
+            warnings = [*preflight(settings, host=host, insecure_open=insecure_open).warnings]
+        else:  # they may be for the library alone
+            warnings = check_routes(settings)
+    except SufficeError as error:
+        fail(f"{path}: {error}")
+    warnings += evidence_warnings(settings, read_evidence(settings))
+    for plugin in load_plugins():
+        if plugin.problem is None:
+            click.echo(f"plug-in: {plugin.group} {plugin.name} from {plugin.package}")
+    for warning in warnings:
+        click.echo(f"warning: {warning}")
+    click.echo(f"{path}: ok")
+
+
+@config.command("show")
+@_settings_file
+def show(path: str, named: str | None) -> None:
+    """Print all settings of FILE (suffice.toml where none is named) as JSON, defaults filled in.
+
+    Secrets are never in them. A learned model is its address.
+    """
+    settings = load_settings(named or path)
+    plain = with_addresses(msgspec.to_builtins(settings))
+    click.echo(msgspec.json.format(msgspec.json.encode(plain), indent=2).decode())
+
 
 T = TypeVar("T")
 
 
 @click.group(cls=CommandGroup)
 def admin() -> None:
-    """Who may use the console and the control API."""
+    """Manage who may use the console and the control API."""
 
 
 @admin.command("reset-secret")
@@ -31,12 +90,10 @@ def reset_secret(name: str, path: str) -> None:
 
 @admin.command("add")
 @click.argument("name")
-@click.option(
-    "--role", type=click.Choice(["reviewer", "admin"]), default="reviewer", show_default=True, help="What they may do."
-)
+@option("--role", type=click.Choice(["reviewer", "admin"]), default="reviewer", help="What they may do.")
 @CONFIG
 def add(name: str, role: str, path: str) -> None:
-    """Let NAME in; their secret is printed once."""
+    """Add NAME and print their secret once."""
     kind: Literal["admin", "reviewer"] = "admin" if role == "admin" else "reviewer"
     _show("admin add", path, lambda people: people.add(name, kind), name, "added")
 
@@ -45,12 +102,12 @@ def add(name: str, role: str, path: str) -> None:
 @click.argument("name")
 @CONFIG
 def remove(name: str, path: str) -> None:
-    """Let NAME in no more; their sessions end."""
+    """Remove NAME and end their sessions."""
 
     def go(people: People) -> None:
         people.remove(name)
 
-    _done("admin remove", path, go)
+    _done(path, go)
     _noted("admin remove", path, name, "removed")
     click.echo(f"{name}: may not come in any more")
 
@@ -58,45 +115,29 @@ def remove(name: str, path: str) -> None:
 @admin.command("list")
 @CONFIG
 def people(path: str) -> None:
-    """Show who may come in. Secrets are kept as hashes and cannot be shown."""
-    from datetime import UTC, datetime
-
-    found = _done("admin list", path, lambda people: people.listed())
-    for one in found:
-        since = datetime.fromtimestamp(one.since_s, UTC).isoformat(sep=" ", timespec="seconds").replace("+00:00", "Z")
-        click.echo(f"{one.name:<24} {one.role:<9} secret made {since}")
-    if not found:
+    """List who has access. Secrets are kept as hashes and cannot be shown."""
+    result = _done(path, lambda people: people.listed())
+    for one in result:
+        click.echo(f"{one.name:<24} {one.role:<9} secret made {iso(one.since_s, ' ')}")
+    if not result:
         click.echo("nobody yet: suffice admin reset-secret makes an admin")
 
 
 def _show(command: str, path: str, make: Callable[[People], str], name: str, what: Literal["added", "reset"]) -> None:
-    """Print a new secret where only a person sees it."""
-    secret = _done(command, path, make)
+    secret = _done(path, make)
     _noted(command, path, name, what)
     click.echo(f"{name}: this secret is shown once and kept as a hash only", err=True)
     click.echo(secret)
 
 
 def _noted(command: str, path: str, name: str, what: Literal["added", "reset", "removed"]) -> None:
-    """Say in the audit log who may come in now; where the log cannot be written, say that instead: it holds anyway."""
-    from suffice import wiring
-    from suffice.errors import SufficeError
-    from suffice.wiring.people import People, access_changed
-
-    settings = wiring.load_settings(path)
+    settings = load_settings(path)
     try:
-        with wiring.open_decisions(settings, create=False) as writer:
+        with open_decisions(settings, create=False) as writer:
             writer.write(None, [access_changed(People.of(settings), name, what)])
     except SufficeError as error:
         click.echo(f"suffice {command}: it holds, but the audit log does not say so: {error}", err=True)
 
 
-def _done(command: str, path: str, do: Callable[[People], T]) -> T:
-    from suffice import wiring
-    from suffice.errors import SufficeError
-    from suffice.wiring.people import People
-
-    try:
-        return do(People.of(wiring.load_deployment(path)))
-    except SufficeError as error:
-        fail(command, error)
+def _done(path: str, do: Callable[[People], T]) -> T:
+    return do(People.of(load_deployment(path)))

@@ -1,22 +1,264 @@
-"""`suffice demo`: a real model, the real gateway, questions with known answers, and what came of it."""
+"""`suffice demo`: a real model behind the real gateway, questions with known answers, and the results."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
 
-from suffice.cli.shell import fail
+from suffice.cli.shell import Command, fail, option
+from suffice.demo import run, show, story
+from suffice.demo.month import DAY_S, DAYS, WEBHOOK, live, month, settings_for
+from suffice.demo.month_traffic import webhook
+from suffice.demo.rows import DemoAnswer, correct
+from suffice.demo.run import Stage, StageResult, write_demo_report
+from suffice.demo.story import (
+    SMALL,
+    DemoPlan,
+    DemoWorld,
+    Figures,
+    Period,
+    Screen,
+    Snapshot,
+    all_figures,
+    story_settings,
+)
+from suffice.files import make_folder
+from suffice.local import tasks
+from suffice.local.server import LocalServer, ServerSpec
+from suffice.scoring.base import build_scorer
+from suffice.server import run_server
+from suffice.settings import Settings
+from suffice.store.routes.phases import phase_of
+from suffice.wiring.files import load_settings
+from suffice.wiring.keys import deployment_salt
+from suffice.wiring.people import People
+from suffice.wiring.worker import open_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from rich.console import Console
 
-    from suffice.demo.ask import DemoAnswer
-    from suffice.demo.run import Stage, StageResult
+
+def fetched(console: Console, name: str) -> Path:
+    """The GGUF file of a model, fetched if it is not in the cache. Raises LocalModelError."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from suffice.local import weights
+
+    own = os.environ.get("SUFFICE_MODEL")
+    if own and name != "smol":
+        return Path(own)
+    with Progress(
+        TextColumn("{task.description:<26}"), BarColumn(28), DownloadColumn(), TimeElapsedColumn(), console=console
+    ) as bars:
+        task = bars.add_task(f"weights: {name}", total=None)
+        return weights.fetch(name, progress=lambda done, total: bars.update(task, completed=done, total=total))
+
+
+SEED = 7
+N_REQUESTS, N_SMALL = 2_400, 900  # on the governed route
+REVIEWER = "rita"
+
+
+def run_console(console: Console, folder: Path, *, small: bool, port: int) -> None:
+    """Serve the console until told to end. Raises SufficeError, and OSError when the address cannot be had."""
+    settings = demonstrated(console, folder) or made_up(console, folder, small=small)
+    people = People.of(settings)
+    secret = people.reset("admin")
+    known = {one.name for one in people.listed()}
+    reviewers = people.reset(REVIEWER) if REVIEWER in known else people.add(REVIEWER, "reviewer")
+    console.print(f"\nadmin's secret      {secret}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"reviewer's secret   {reviewers}", highlight=False, markup=False, soft_wrap=True)
+    console.print("\nCtrl-C ends it; `make demo-console` again goes on with the same log.\n", highlight=False)
+
+    def listening(_: str, url: str) -> None:
+        console.print(f"open {url}/console", highlight=False)
+
+    with webhook(lambda text: console.print(f"alert   {text}", highlight=False, markup=False)) as url:
+        os.environ[WEBHOOK] = url  # where the settings of the month look for it
+        run_server(settings, listening=listening, port=port)
+
+
+def demonstrated(console: Console, folder: Path) -> Settings | None:
+    """The settings of a log that `make demo-online` has left; None: there is none."""
+    file, database = folder / "online.toml", folder / "online.db"
+    if not file.is_file() or not database.is_file():
+        return None
+    console.print(f"the log of make demo-online: {database}", highlight=False, markup=False, soft_wrap=True)
+    settings = load_settings(file)
+    with open_worker(settings) as here:
+        for job in ("monitor", "rollup"):
+            here.once(job)
+    return settings
+
+
+def made_up(console: Console, folder: Path, *, small: bool) -> Settings:
+    database = folder / "console.db"
+    settings = settings_for(database)
+    if database.is_file():
+        console.print(f"the month that was drawn before: {database}", highlight=False, markup=False, soft_wrap=True)
+        return settings
+    n = N_SMALL if small else N_REQUESTS
+    console.print(
+        f"a month of {n:,} made-up requests on one route, and some on two others; the real control loop decides",
+        highlight=False,
+    )
+    now_s = time.time()
+    with (
+        console.status("drawing"),
+        month(
+            settings,
+            database,
+            begin_s=now_s - DAYS * DAY_S,
+            seed=SEED,
+            secret=deployment_salt(settings),
+            monotonic_s=time.monotonic,
+        ) as made,
+    ):
+        live(made, n=n, until_s=now_s)
+    return settings
+
+
+ONLINE_SLOTS = 2  # of the model server: each reads a prompt once
+N_QUESTIONS = 300  # in the pool
+PRINT_EACH = 20  # requests between two lines where nobody sees a screen
+ALIASES = ("smol-a", "smol-b")  # as the model server calls itself before and behind the swap
+
+
+def run_online(console: Console, folder: Path, *, small: bool) -> int:
+    """Run it and print what came of it; the exit code. Raises SufficeError."""
+    plan = SMALL if small else DemoPlan()
+    with local_world(console, folder) as world:
+        settings = story_settings(
+            plan, upstream=world.url, driver=world.driver, slots=world.slots, database=folder / "online.db"
+        )
+        console.print("the settings, as an owner would write them:\n", highlight=False)
+        console.print(settings, highlight=False, markup=False, soft_wrap=True)
+        with followed(console) as screen:
+            report = asyncio.run(story.run_story(plan, world, folder, tasks.questions("samples", N_QUESTIONS), screen))
+    figures = show.print_story(console, report)
+    show.write_story_report(report, figures, folder / "online.json")
+    console.print(f"\nsettings, log and report: {folder}/online.*", highlight=False, markup=False, soft_wrap=True)
+    return 1 if report.errors else 0
+
+
+@contextmanager
+def local_world(console: Console, folder: Path) -> Iterator[DemoWorld]:
+    """The small model behind a server of its own.
+
+    The swap restarts it at the same address under another name of its own. The weights stay the same, which nobody
+    can see from outside: a gateway goes by the names in the replies, as it would with another model.
+    """
+    spec = ServerSpec(
+        model_path=fetched(console, "smol"), alias=ALIASES[0], n_parallel=ONLINE_SLOTS, ctx_tokens_per_slot=1024
+    )
+    running = [LocalServer(spec, log_path=folder / f"{ALIASES[0]}-server.log").__enter__()]
+
+    def swap() -> None:
+        port = urlsplit(running[0].url).port or 0
+        running.pop().stop()
+        other = replace(spec, alias=ALIASES[1], port=port)
+        running.append(LocalServer(other, log_path=folder / f"{ALIASES[1]}-server.log").__enter__())
+
+    try:
+        behind = f"a server that calls itself {ALIASES[1]!r} (of the same weights, which nobody can see from outside)"
+        yield DemoWorld(url=running[0].url, driver="llama.cpp", slots=ONLINE_SLOTS, swap=swap, behind=behind)
+    finally:
+        for server in running:
+            server.stop()
+
+
+@contextmanager
+def followed(console: Console) -> Iterator[Screen]:
+    if not console.is_terminal:
+        yield LineScreen(console)
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        yield LiveScreen(console, live)
+
+
+class LineScreen:
+    def __init__(self, console: Console) -> None:
+        self._console, self._n_next, self._last = console, 0, ""
+
+    def say(self, sentence: str) -> None:
+        self._console.print(f"** {sentence}", highlight=False, markup=False, soft_wrap=True)
+
+    def look(self, now: Snapshot) -> None:
+        """Print one line, every so many requests."""
+        if now.n_asked < self._n_next and not now.ends:
+            return
+        self._n_next = now.n_asked + PRINT_EACH
+        text = "; ".join(f"{what} {value}" for what, value in lines(now))
+        if text == self._last:
+            return
+        self._last = text
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+class LiveScreen:
+    def __init__(self, console: Console, live: Live) -> None:
+        self._console, self._live = console, live
+
+    def say(self, sentence: str) -> None:
+        self._console.print(f"• {sentence}", highlight=False, markup=False)
+
+    def look(self, now: Snapshot) -> None:
+        shown = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        shown.add_column(style="bold", no_wrap=True)
+        shown.add_column(overflow="fold")
+        for what, value in lines(now):
+            shown.add_row(what, Text(value))
+        self._live.update(shown, refresh=True)
+
+
+def lines(now: Snapshot) -> list[tuple[str, str]]:
+    phase, figures = phase_of(now.held), all_figures(now.runs)
+    level = f"level {phase.level} of {phase.n_levels}" if phase.level else "none"
+    e_value = "" if phase.e_value is None else f", e-value {phase.e_value:.3g}"
+    n_audits = sum(run.episode.request.audit for run in now.runs)
+    return [
+        ("request", f"{now.n_asked} of {now.n_until} at most"),
+        ("phase", phase.phase),
+        ("audits", f"{n_audits}" + (f", {phase.n_audits} behind the certificate" if phase.n_audits else "")),
+        ("certified", level + e_value),
+        ("tokens", _tokens(figures)),
+        ("EM", _em(now, figures)),
+    ]
+
+
+def _tokens(figures: Mapping[Period, Figures]) -> str:
+    names = {"before": "full", "certified": "certified", "swapped": "after the swap"}
+    sentences = [
+        f"{one.tokens:.1f} {names[period]}" + (f" (saved {one.saved * 100:.0f} %)" if one.saved is not None else "")
+        for period, one in figures.items()
+    ]
+    return ", ".join(sentences) or "–"
+
+
+def _em(now: Snapshot, figures: Mapping[Period, Figures]) -> str:
+    full = [run.correct for run in now.runs if not run.episode.outcome.stopped]
+    stopped = [run.correct for run in now.runs if run.episode.outcome.stopped]
+    sentences = [
+        f"{sum(part) / len(part):.3f} {name} ({len(part)})"
+        for part, name in ((full, "full runs"), (stopped, "stopped runs"))
+        if part
+    ]
+    one = figures.get("certified")
+    return ", ".join(sentences + ([f"{one.em:.3f} all under the certificate"] if one is not None else [])) or "–"
 
 
 # Requests that a local server works on at once. Two for samples: the same prompt comes eight times, and each
@@ -25,31 +267,24 @@ SLOTS = {"samples": 2, "reasoning": 8}
 AT_ONCE = {"samples": 1, "reasoning": 4}  # questions
 
 
-@click.command()
-@click.option("--small", is_flag=True, help="Only the small model (98 MB), no reasoning route; --online: shorter.")
-@click.option("--online", is_flag=True, help="Let a route certify itself, live; then swap the model. 10 to 15 minutes.")
-@click.option("--console", "as_console", is_flag=True, help="Serve the console on a demo's log, or on a made-up month.")
-@click.option("--port", type=int, default=8400, show_default=True, help="Port of the console.")
-@click.option("--full", is_flag=True, help="300 questions a route and 16 samples: takes about an hour.")
-@click.option("--model", default="qwen0.5b", show_default=True, help="Reasoning route: qwen0.5b or qwen1.5b.")
-@click.option("--upstream", default=None, help="Use a running server instead, e.g. http://127.0.0.1:8080.")
-@click.option("--upstream-model", default="", help="Model name to ask that server for.")
-@click.option(
+@click.command(cls=Command)
+@option("--small", is_flag=True, help="Only the small model (98 MB), no reasoning route; --online: shorter.")
+@option("--online", is_flag=True, help="Let a route certify itself, live; then swap the model. 10 to 15 minutes.")
+@option("--console", "as_console", is_flag=True, help="Serve the console on a demo's log, or on a made-up month.")
+@option("--port", type=int, default=8400, help="Port of the console.")
+@option("--full", is_flag=True, help="300 questions a route and 16 samples: takes about an hour.")
+@option("--model", default="qwen0.5b", help="Reasoning route: qwen0.5b or qwen1.5b.")
+@option("--upstream", help="Use a running server instead, e.g. http://127.0.0.1:8080.")
+@option("--upstream-model", default="", help="Model name to ask that server for.")
+@option(
     "--driver",
-    default="llama.cpp",
     type=click.Choice(["llama.cpp", "vllm", "openai"]),
-    show_default=True,
+    default="llama.cpp",
     help="What that server can do beyond the plain protocol.",
 )
-@click.option("--questions", type=click.IntRange(4, 300), default=None, help="Questions a route. [default: 120 and 40]")
-@click.option("--samples", type=click.IntRange(2, 64), default=None, help="Samples in a full run. [default: 8]")
-@click.option(
-    "--out",
-    default="demo-out",
-    show_default=True,
-    metavar="FOLDER",
-    help="Folder for the report, the picture and the logs.",
-)
+@option("--questions", type=click.IntRange(4, 300), help="Questions a route. [default: 120 and 40]")
+@option("--samples", type=click.IntRange(2, 64), help="Samples in a full run. [default: 8]")
+@option("--out", default="demo-out", metavar="FOLDER", help="Folder for the report, the picture and the logs.")
 def demo(
     small: bool,
     online: bool,
@@ -68,13 +303,6 @@ def demo(
 
     SUFFICE_MODEL=/path/x.gguf uses a model file of your own on the reasoning route.
     """
-    from rich.console import Console
-
-    from suffice.demo import show
-    from suffice.demo.run import write_demo_report
-    from suffice.errors import SufficeError
-    from suffice.files import make_folder
-
     if online and (full or upstream or upstream_model or questions or samples):
         raise click.UsageError("--online swaps a model of its own and goes with --small and --out only")
     if as_console and (online or full or upstream or upstream_model or questions or samples):
@@ -83,12 +311,15 @@ def demo(
     folder = Path(out).resolve()
     make_folder(folder)
     if as_console:
-        _console(console, folder, small=small, port=port)
+        try:
+            run_console(console, folder, small=small, port=port)
+        except OSError as error:
+            fail(f"cannot listen: {error.strerror or error}")
         return
     for old in folder.glob("*.db*"):
         old.unlink()
     if online:
-        raise SystemExit(_online(console, folder, small=small))
+        raise SystemExit(run_online(console, folder, small=small))
     plan = _Plan(
         n_samples_questions=questions or (300 if full else 120),
         n_reasoning_questions=questions or (300 if full else 40),
@@ -100,44 +331,16 @@ def demo(
         upstream_model=upstream_model,
         small=small,
     )
-    try:
-        with plan.stages(console) as stages:
-            results = _run(console, stages)
-        show.picture(results, folder / "demo.png")
-        write_demo_report(results, folder / "report.json")
-    except SufficeError as error:
-        fail("demo", error)
+    with plan.stages(console) as stages:
+        results = _run(console, stages)
+    show.picture(results, folder / "demo.png")
+    write_demo_report(results, folder / "report.json")
     _tell(console, folder, results)
     if any(result.errors for result in results):
         raise SystemExit(1)
 
 
-def _console(console: Console, folder: Path, *, small: bool, port: int) -> None:
-    from suffice.cli.server.demo_console import run_console
-    from suffice.errors import SufficeError
-
-    try:
-        run_console(console, folder, small=small, port=port)
-    except SufficeError as error:
-        fail("demo", error)
-    except OSError as error:
-        fail("demo", f"cannot listen: {error.strerror or error}")
-
-
-def _online(console: Console, folder: Path, *, small: bool) -> int:
-    from suffice.cli.server.demo_online import run_online
-    from suffice.errors import SufficeError
-
-    try:
-        return run_online(console, folder, small=small)
-    except SufficeError as error:
-        fail("demo", error)
-
-
 def _tell(console: Console, folder: Path, results: list[StageResult]) -> None:
-    """Show what came of it, where it lies and what to try next."""
-    from suffice.demo import show
-
     show.print_demo(console, results)
     console.print(f"\npicture: {_near(folder / 'demo.png')}   report: {_near(folder / 'report.json')}")
     console.print(f"logs, readable with sqlite3 and `suffice status --db`: {_near(folder)}/*.db\n")
@@ -145,43 +348,30 @@ def _tell(console: Console, folder: Path, results: list[StageResult]) -> None:
 
 
 def _near(path: Path) -> str:
-    """The path as one would type it here."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    """Which stages to run, and the servers under them."""
-
-    def __init__(
-        self,
-        *,
-        n_samples_questions: int,
-        n_reasoning_questions: int,
-        n_samples: int,
-        folder: Path,
-        model: str,
-        driver: str,
-        upstream: str | None,
-        upstream_model: str,
-        small: bool,
-    ) -> None:
-        self.n_samples_questions, self.n_reasoning_questions = n_samples_questions, n_reasoning_questions
-        self.n_samples, self.folder, self.model, self.driver = n_samples, folder, model, driver
-        self.upstream, self.upstream_model, self.small = upstream, upstream_model, small
+    n_samples_questions: int
+    n_reasoning_questions: int
+    n_samples: int
+    folder: Path
+    model: str
+    driver: str
+    upstream: str | None
+    upstream_model: str
+    small: bool
 
     @contextmanager
     def stages(self, console: Console) -> Iterator[list[Stage]]:
-        """Start a server for each stage, one core each, and stop them afterwards."""
         kinds = ("samples",) if self.small else ("samples", "reasoning")
         if self.upstream is not None:
             yield [self._stage(kind, self.upstream_model or "default", self.upstream, slots=4) for kind in kinds]
             return
-        from suffice.cli.server.weights import fetched
-        from suffice.local.server import LocalServer, ServerSpec
-
         files = {kind: fetched(console, "smol" if kind == "samples" else self.model) for kind in kinds}
         with ExitStack() as servers:
             stages = []
@@ -199,9 +389,6 @@ class _Plan:
             yield stages
 
     def _stage(self, kind: str, model: str, url: str, *, slots: int) -> Stage:
-        from suffice.demo.run import Stage
-        from suffice.local import tasks
-
         at_once = min(AT_ONCE[kind], max(1, slots // 2))  # a probe is sent to a free slot only
         n = self.n_samples_questions if kind == "samples" else self.n_reasoning_questions
         return Stage(
@@ -218,15 +405,6 @@ class _Plan:
 
 
 def _run(console: Console, stages: list[Stage]) -> list[StageResult]:
-    """Run all stages side by side, with a progress bar for each pass."""
-    import asyncio
-
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from suffice.demo import run
-    from suffice.demo.rows import correct
-    from suffice.scoring.base import build_scorer
-
     columns = (
         TextColumn("{task.description:<22}"),
         BarColumn(14),

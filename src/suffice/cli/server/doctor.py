@@ -1,43 +1,243 @@
-"""`suffice doctor`: what a model server really does, and what a route's full runs say.
-
-Knows options, where findings are kept and who is asked. It refuses to know experiments (`doctor`)
-and how the result looks (`cli.server.findings`). Heavy imports stand inside the functions.
-"""
+"""`suffice doctor`: examines a model server, or what a route's full runs show, and prints the findings."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+import msgspec
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from suffice.cli.deciding import find_settings
-from suffice.cli.shell import JSON_OBJECT, fail
-from suffice.settings import Driver
+from suffice.assurance.extractable import MIN_RUNS, MIN_SHARE
+from suffice.cli.inspect.route_status import RouteStatus, audits_missing, read_statuses
+from suffice.cli.shell import FILE, JSON_OBJECT, Command, find_settings, option, print_json
+from suffice.doctor.examine import Advice, advise, examine, not_verified
+from suffice.doctor.route import FullRunCounts, as_findings, from_log, read_route_questions, run_live
+from suffice.doctor.talk import Talk
+from suffice.errors import ConfigError
+from suffice.plugins import load_plugins
+from suffice.scoring.base import build_scorer, scorer_label
+from suffice.settings import Driver, Route, Settings, Upstream
+from suffice.store.database.sqlite import database_path
+from suffice.store.database.views import n_requests_of, read_episodes
+from suffice.store.rows.events import Event, RouteExamined, UpstreamExamined
+from suffice.types import Findings
+from suffice.upstream.client import UpstreamClient
+from suffice.upstream.drivers import driver_facts
+from suffice.upstream.findings import EXPERIMENTS, honoured, url_key
+from suffice.wiring.files import load_settings
+from suffice.wiring.keys import api_key
+from suffice.wiring.routes import build_route, read_evidence
+from suffice.wiring.startup import open_log
 
-if TYPE_CHECKING:
-    from suffice.cli.inspect.status import RouteStatus
-    from suffice.doctor.route import FullRunCounts
-    from suffice.doctor.talk import Talk
-    from suffice.settings import Route, Settings, Upstream
-    from suffice.store.rows.events import Event
-    from suffice.types import Findings
-    from suffice.upstream.client import UpstreamClient
+STYLES = {"yes": "green", "no": "red", "ignored": "yellow", "unclear": "dim"}
+VERIFIED = ("yes", "no", "ignored")  # verdicts that this server itself gave; after "unclear" nothing is verified
+_WIDTH = 120  # of plain lines
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteDiagnosis:
+    name: str
+    route: Route
+    status: RouteStatus | None  # None: the log has no request of the route
+    logged: FullRunCounts
+    live: FullRunCounts | None  # None: no questions were run
+    refused: str | None  # why the route is not enforced
+
+
+# --------------------------------------------------------------------------- an upstream
+
+
+def show_upstream(found: Findings, advice: Advice, *, url: str, n_calls: int, kept: str, as_json: bool) -> None:
+    if as_json:
+        _print_json(found, advice, url=url, kept=kept)
+        return
+    head = f"{url}, model {found.model}: {len(found.findings)} experiments, {n_calls} calls, made against this server"
+    if sys.stdout.isatty():
+        _print_table(found, head)
+    else:
+        _print_lines(found, head)
+    _print_advice(advice, kept)
+
+
+def _print_json(found: Findings, advice: Advice, *, url: str, kept: str) -> None:
+    plain = msgspec.to_builtins(found) | {"url": url, "advice": msgspec.to_builtins(advice), "kept": kept}
+    for one in plain["findings"]:
+        one["verified"] = one["verdict"] in VERIFIED
+    plain["not_verified"] = list(not_verified())
+    print_json(plain)
+
+
+def _print_table(found: Findings, head: str) -> None:
+    table = Table(title=Text(head), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("experiment", no_wrap=True, style="bold")
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("verified\nhere", no_wrap=True)
+    table.add_column("evidence", overflow="fold")
+    for one in found.findings:
+        # Text, not str: a server's words may look like markup.
+        result = Text(EXPERIMENTS[one.experiment].replace("`", "") + "\n", style="dim").append(
+            Text(one.evidence, style="default not dim")
+        )
+        table.add_row(one.experiment, Text(one.verdict, style=STYLES[one.verdict]), _verified(one.verdict), result)
+    Console().print(table)
+
+
+def _print_lines(found: Findings, head: str) -> None:
+    click.echo(head)
+    click.echo(f"{'experiment':<22} {'verdict':<8} {'verified':<9} evidence")
+    for one in found.findings:
+        click.echo(f"{one.experiment:<22} {one.verdict:<8} {_verified(one.verdict):<9} {one.evidence}")
+    click.echo()
+
+
+def _verified(verdict: str) -> str:
+    return "verified" if verdict in VERIFIED else "not"
+
+
+def _print_advice(advice: Advice, kept: str) -> None:
+    _say("What Suffice will use here", [*advice.sentences, kept])
+    click.echo("For suffice.toml:\n")
+    click.echo(textwrap.indent(advice.settings, "    "))
+    _say("Known from documentation only, not verified against a live server", list(not_verified()))
+
+
+def _say(title: str, sentences: list[str]) -> None:
+    width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
+    click.echo(click.style(title, bold=True) if sys.stdout.isatty() else title)
+    for sentence in sentences:
+        click.echo(textwrap.fill(sentence, width, initial_indent="  - ", subsequent_indent="    "))
+    click.echo()
+
+
+# --------------------------------------------------------------------------- a route
+
+
+def show_route(report: RouteDiagnosis, *, as_json: bool) -> None:
+    if as_json:
+        _print_route_json(report)
+        return
+    lines = _route_lines(report)
+    if not sys.stdout.isatty():
+        click.echo(f"route {report.name}")
+        for what, value in lines:
+            click.echo(f"  {what:<20} {value}")
+        return
+    table = Table(title=Text(f"route {report.name}"), show_header=False, title_justify="left", box=None)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for what, value in lines:
+        table.add_row(what, Text(value, style="bold red" if value.startswith("REFUSED") else ""))
+    Console().print(table)
+
+
+def _route_lines(report: RouteDiagnosis) -> list[tuple[str, str]]:
+    status, route = report.status, report.route
+    sure = f"{route.confidence:.0%}"
+    lines = [("mode", f"{route.mode}, scorer {scorer_label(route.scorer)}")]
+    if status is None:
+        lines.append(("governed", "no request of this route is in the log yet"))
+    else:
+        whole = status.report
+        reasons = sorted(whole.ungoverned.items(), key=lambda item: (-item[1], item[0]))
+        because = "; untouched: " + ", ".join(f"{why} {n:,}" for why, n in reasons) if reasons else ""
+        share = "unknown" if whole.governed_share is None else f"{whole.governed_share:.1%}"
+        lines.append(("governed", f"{share} of {whole.n_requests:,} requests{because}"))
+    for where, runs in (("log", report.logged), ("live", report.live)):
+        if runs is not None and (runs.n_runs or runs.n_failed):
+            lines += _runs_lines(where, runs)
+    lines.append(("enforcement", _enforcement(report)))
+    if status is not None:
+        missing = audits_missing(status.evidence, max_em_drop=route.max_em_drop, sure=sure)
+        lines.append(("audits missing", missing))
+    lines.append(("  estimate by", _formula(route)))
+    return lines
+
+
+def _runs_lines(where: str, runs: FullRunCounts) -> list[tuple[str, str]]:
+    failed = f"; {runs.n_failed:,} more were not answered in time" if runs.n_failed else ""
+    lines = [(f"readable, {where}", f"{_part(runs.n_extractable, runs.n_runs)} of full runs{failed}")]
+    if runs.n_repeats:
+        ceiling = "a stop can hardly agree more often with a full run than two full runs with each other"
+        lines.append((f"agreement, {where}", f"{_part(runs.n_agreeing, runs.n_repeats)} of repeats; {ceiling}"))
+    else:
+        lines.append((f"agreement, {where}", "no question was run twice"))
+    return lines
+
+
+def _part(n: int, of: int) -> str:
+    return f"{n / of:.1%} ({n:,} of {of:,})" if of else "none yet"
+
+
+def _enforcement(report: RouteDiagnosis) -> str:
+    if report.refused is not None:
+        return f"REFUSED: {report.refused}"
+    n_runs = max(report.logged.n_runs, report.live.n_runs if report.live is not None else 0)
+    if n_runs < MIN_RUNS:
+        return f"unknown: {n_runs:,} full runs, at least {MIN_RUNS} say whether {MIN_SHARE:.0%} can be read"
+    return f"not refused: at least {MIN_SHARE:.0%} of answers can be read"
+
+
+def _formula(route: Route) -> str:
+    if not 0 < route.max_em_drop < 1 or not 0 < route.confidence < 1:
+        return "no number of audits proves a drop of exactly 0, or anything with certainty"
+    least = math.ceil(math.log(1 - route.confidence) / math.log(1 - route.max_em_drop))
+    return (
+        f"exact binomial bound: ln(1 - {route.confidence:g}) / ln(1 - {route.max_em_drop:g}) = {least:,} audits if none"
+        " disagrees, more with each that does; a test that may be watched all the time needs more"
+    )
+
+
+def _print_route_json(report: RouteDiagnosis) -> None:
+    status = report.status
+    plain: dict[str, object] = {
+        "route": report.name,
+        "mode": report.route.mode,
+        "scorer": scorer_label(report.route.scorer),
+        "refused": report.refused,
+        "logged": _runs_json(report.logged),
+        "live": None if report.live is None else _runs_json(report.live),
+        "governed_share": None if status is None else status.report.governed_share,
+        "ungoverned": {} if status is None else dict(status.report.ungoverned),
+        "audits": None
+        if status is None
+        else {
+            **msgspec.to_builtins(status.evidence),
+            "n_missing": status.evidence.n_missing,
+            "wait_s": status.evidence.wait_s,
+        },
+    }
+    print_json(plain)
+
+
+def _runs_json(runs: FullRunCounts) -> dict[str, int]:
+    return {
+        "n_runs": runs.n_runs,
+        "n_extractable": runs.n_extractable,
+        "n_repeats": runs.n_repeats,
+        "n_agreeing": runs.n_agreeing,
+        "n_failed": runs.n_failed,
+    }
+
 
 DEFAULT_CONFIG = Path("suffice.toml")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoctorOptions:
-    """The options of one call of the command."""
-
     upstream: str | None
     route: str | None
     model: str | None
@@ -49,26 +249,16 @@ class DoctorOptions:
     as_json: bool
 
 
-@click.command()
-@click.option("--upstream", help="Address of a model server, or its name in the settings: examine it.")
-@click.option("--route", help="Name of a route in the settings: see what its full runs say.")
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Settings, TOML or YAML. [default: suffice.toml, if it is there]",
-)
-@click.option("--model", help="Model to ask for. [default: the route's, else the first that is listed]")
-@click.option("--driver", help="Examine and suggest settings for this one, as in the settings.")
-@click.option("--api-key-env", default="", help="Environment variable with the server's key, for an address.")
-@click.option(
-    "--questions",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="JSON lines with `question`: run them on the route.",
-)
-@click.option("--repeats", default=10, show_default=True, help="How many of them are run twice.")
-@click.option("--timeout", "timeout_s", default=30.0, show_default=True, help="Seconds for an experiment or a run.")
+@click.command(cls=Command)
+@option("--upstream", help="Address of a model server, or its name in the settings: examine it.")
+@option("--route", help="Name of a route in the settings: see what its full runs say.")
+@option("--config", type=FILE, metavar="FILE", help="Settings, TOML or YAML. [default: suffice.toml, if it is there]")
+@option("--model", help="Model to ask for. [default: the route's, else the first that is listed]")
+@option("--driver", help="Examine and suggest settings for this one, as in the settings.")
+@option("--api-key-env", default="", help="Environment variable with the server's key, for an address.")
+@option("--questions", type=FILE, metavar="FILE", help="JSON lines with `question`: run them on the route.")
+@option("--repeats", default=10, help="How many of them are run twice.")
+@option("--timeout", "timeout_s", default=30.0, help="Seconds for an experiment or a run.")
 @JSON_OBJECT
 def doctor(config: Path | None, **options: object) -> None:
     """Examine a model server (--upstream), or what the full runs of a route say (--route).
@@ -76,21 +266,15 @@ def doctor(config: Path | None, **options: object) -> None:
     With a settings file the findings go into its log, where the gateway reads them at its next start.
     Exits with 1 when the server does not answer, and with 2 when it cannot be asked.
     """
-    from suffice.errors import ConfigError, SufficeError
-    from suffice.wiring import load_settings
-
     asked = DoctorOptions(**options)  # type: ignore[arg-type]  # click has checked them
-    try:
-        if (asked.upstream is None) == (asked.route is None):
-            raise ConfigError("name either --upstream or --route")
-        path = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
-        settings = None if path is None else load_settings(path)
-        if asked.route is not None:
-            _examine_route(settings, asked, asked.route)
-            return
-        reached = asyncio.run(_examine_upstream(settings, asked, str(asked.upstream)))
-    except (SufficeError, OSError) as error:
-        fail("doctor", error)
+    if (asked.upstream is None) == (asked.route is None):
+        raise ConfigError("name either --upstream or --route")
+    path = config or (DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None)
+    settings = None if path is None else load_settings(path)
+    if asked.route is not None:
+        _examine_route(settings, asked, asked.route)
+        return
+    reached = asyncio.run(_examine_upstream(settings, asked, str(asked.upstream)))
     raise SystemExit(0 if reached else 1)
 
 
@@ -98,16 +282,6 @@ def doctor(config: Path | None, **options: object) -> None:
 
 
 async def _examine_upstream(settings: Settings | None, asked: DoctorOptions, target: str) -> bool:
-    """Examine, keep and show. False: the server answered no chat."""
-    import msgspec
-
-    from suffice.cli.server.findings import show_upstream
-    from suffice.doctor.advise import advise
-    from suffice.doctor.examine import examine
-    from suffice.plugins import load_plugins
-    from suffice.upstream.drivers import driver_facts
-    from suffice.upstream.findings import honoured
-
     name, upstream = _target(settings, asked, target)
     if asked.driver is not None:
         load_plugins()
@@ -116,19 +290,15 @@ async def _examine_upstream(settings: Settings | None, asked: DoctorOptions, tar
     async with _client(name, upstream) as client:
         talk = await _talk(client, asked, asked.model)
         with _progress(asked) as tell:
-            found = await examine(talk, upstream=name, examination_id=_new_id(), at_s=time.time(), tell=tell)
-    kept = await _keep_findings(settings, name, found)
-    advice = advise(found, name=name or "local", url=upstream.url, driver=asked.driver)
-    show_upstream(found, advice, url=upstream.url, n_calls=talk.n_calls, kept=kept, as_json=asked.as_json)
-    return honoured(found, "reachable")
+            result = await examine(talk, upstream=name, examination_id=_new_id(), at_s=time.time(), tell=tell)
+    kept = await _keep_findings(settings, name, result)
+    advice = advise(result, name=name or "local", url=upstream.url, driver=asked.driver)
+    show_upstream(result, advice, url=upstream.url, n_calls=talk.n_calls, kept=kept, as_json=asked.as_json)
+    return honoured(result, "reachable")
 
 
 def _target(settings: Settings | None, asked: DoctorOptions, target: str) -> tuple[str, Upstream]:
     """The upstream that is meant, with its name in the settings; "": it has none."""
-    from suffice.errors import ConfigError
-    from suffice.settings import Upstream
-    from suffice.upstream.findings import url_key
-
     known = settings.upstreams if settings is not None else {}
     if target in known:
         return target, known[target]
@@ -142,18 +312,10 @@ def _target(settings: Settings | None, asked: DoctorOptions, target: str) -> tup
 
 
 def _client(name: str, upstream: Upstream) -> UpstreamClient:
-    """A client that tries again only where a kept connection turned out to be closed, as the gateway does."""
-    from suffice.upstream.client import UpstreamClient
-    from suffice.wiring import api_key
-
     return UpstreamClient(name or "doctor", upstream, api_key(name or "doctor", upstream))
 
 
 async def _talk(client: UpstreamClient, asked: DoctorOptions, model: str | None) -> Talk:
-    """A talk with the model that is asked for, else with the first that the server lists."""
-    from suffice.doctor.talk import Talk
-    from suffice.errors import ConfigError
-
     talk = Talk(
         client, model=model or "", timeout_s=asked.timeout_s, clock_s=time.monotonic, nonce=lambda: secrets.token_hex(6)
     )
@@ -166,9 +328,6 @@ async def _talk(client: UpstreamClient, asked: DoctorOptions, model: str | None)
 
 
 async def _keep_findings(settings: Settings | None, name: str, found: Findings) -> str:
-    """Put the findings into the log; say where they are, or why not."""
-    from suffice.store.rows.events import UpstreamExamined
-
     if settings is None:
         return "Not kept: there is no settings file here (--config)."
     if not name:
@@ -178,8 +337,6 @@ async def _keep_findings(settings: Settings | None, name: str, found: Findings) 
 
 
 async def _append(settings: Settings, event: Event) -> None:
-    from suffice.wiring import open_log
-
     log = open_log(settings)
     try:
         await log.append_durable(event)
@@ -193,12 +350,9 @@ def _new_id() -> str:
 
 @contextmanager
 def _progress(asked: DoctorOptions) -> Iterator[Callable[[str], None]]:
-    """Says which experiment is being made, to a person who waits and to nobody else."""
     if asked.as_json or not sys.stderr.isatty():
         yield lambda _: None
         return
-    from rich.console import Console
-
     with Console(stderr=True).status("starting") as line:
         yield lambda name: line.update(f"trying {name}")
 
@@ -207,10 +361,6 @@ def _progress(asked: DoctorOptions) -> Iterator[Callable[[str], None]]:
 
 
 def _examine_route(settings: Settings | None, asked: DoctorOptions, name: str) -> None:
-    """Report on a route, from its log and from questions that are run now."""
-    from suffice.cli.server.findings import RouteDiagnosis, show_route
-    from suffice.errors import ConfigError
-
     if settings is None:
         raise ConfigError("--route: needs a settings file; name it with --config")
     route = find_settings(settings, name, option="--route")
@@ -232,23 +382,14 @@ def _examine_route(settings: Settings | None, asked: DoctorOptions, name: str) -
 
 
 def _logged(settings: Settings, name: str, route: Route) -> FullRunCounts:
-    from suffice.doctor.route import FullRunCounts, from_log
-    from suffice.scoring.base import build_scorer
-    from suffice.store.database.sqlite import database_path
-    from suffice.store.database.views import read_episodes
-
     path = database_path(settings.store.url)
     if not path.is_file():
         return FullRunCounts()
-    return from_log((found.episode for found in read_episodes(path, name)), build_scorer(route.scorer))
+    return from_log((result.episode for result in read_episodes(path, name)), build_scorer(route.scorer))
 
 
 def _status(settings: Settings, name: str) -> RouteStatus | None:
     """What `suffice status` knows of the route; None: the log has no request of it yet."""
-    from suffice.cli.inspect.status import read_statuses
-    from suffice.store.database.sqlite import database_path
-    from suffice.store.database.views import n_requests_of
-
     path = database_path(settings.store.url)
     if not path.is_file() or not n_requests_of(path, [name], most=1)[name]:
         return None
@@ -256,26 +397,17 @@ def _status(settings: Settings, name: str) -> RouteStatus | None:
 
 
 def _refused(settings: Settings, name: str, route: Route) -> str | None:
-    from suffice.wiring import build_route, read_evidence
-
     return build_route(name, route, read_evidence(settings)).refused
 
 
 async def _run_questions(settings: Settings, asked: DoctorOptions, name: str, route: Route) -> FullRunCounts:
-    """Run the questions in full at the route's upstream, past the gateway, and keep what was seen."""
-    from suffice.doctor.route import as_findings, read_route_questions, run_live
-    from suffice.scoring.base import build_scorer, scorer_label
-    from suffice.store.rows.events import RouteExamined
-
     assert asked.questions is not None
     bodies = read_route_questions(asked.questions.read_text("utf-8").splitlines(), str(asked.questions))
     upstream = settings.upstreams[route.upstream]
     async with _client(route.upstream, upstream) as client:
         talk = await _talk(client, asked, asked.model or route.model)
-        found = await run_live(
-            talk, bodies, build_scorer(route.scorer), n_repeats=asked.repeats, at_once=upstream.slots
-        )
+        live = await run_live(talk, bodies, build_scorer(route.scorer), n_repeats=asked.repeats, at_once=upstream.slots)
     label = scorer_label(route.scorer)
-    record = as_findings(found, examination_id=_new_id(), route=name, scorer=label, at_s=time.time())
+    record = as_findings(live, examination_id=_new_id(), route=name, scorer=label, at_s=time.time())
     await _append(settings, RouteExamined(record))
-    return found
+    return live

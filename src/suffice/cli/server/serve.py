@@ -1,15 +1,80 @@
-"""`suffice serve`: the gateway as a process."""
+"""`suffice serve` and `suffice worker`, and a log handler that never blocks whoever logs."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from suffice.cli.shell import CONFIG, INSECURE_OPEN, fail
+from suffice.cli.shell import CONFIG, INSECURE_OPEN, JSON_LINES, Command, fail, option, print_json
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from suffice.control.jobs.base import JobReport, Worker
     from suffice.settings import Settings
+
+
+MOST_LINES: Final = 10_000  # that wait to be written; beyond it the newest are left out, and counted
+PAUSE_S: Final = 0.02  # lines that come within it are written together
+STDERR: Final = 2
+FLUSH_S: Final = 2.0  # at the end of the process: how long what waits may take
+
+
+class BackgroundHandler(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: deque[str] = deque()
+        self._n_dropped = 0
+        self._some, self._idle, self._guard = threading.Event(), threading.Event(), threading.Lock()
+        self._idle.set()
+        self._thread: threading.Thread | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take one line; logging holds this handler's lock."""
+        if len(self._lines) >= MOST_LINES:
+            self._n_dropped += 1
+            return
+        try:
+            self._lines.append(self.format(record))
+        except Exception:  # noqa: BLE001 - as logging has it: a line that cannot be made costs nobody an answer
+            self.handleError(record)
+            return
+        with self._guard:
+            self._idle.clear()
+            self._some.set()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+            self._thread.start()
+
+    def flush(self) -> None:
+        self._idle.wait(FLUSH_S)
+
+    def _write(self) -> None:
+        while True:
+            self._some.wait()
+            time.sleep(PAUSE_S)
+            self._some.clear()
+            written = []
+            while self._lines:
+                written.append(self._lines.popleft())
+            if self._n_dropped:
+                n, self._n_dropped = self._n_dropped, 0
+                written.append(f"{n} lines of the log were left out: they came faster than they could be written")
+            left = "".join(f"{line}\n" for line in written).encode("utf-8", "replace")
+            with contextlib.suppress(OSError):  # standard error is closed, or its reader has left
+                while left:
+                    left = left[os.write(STDERR, left) :]  # a stream of Python's could hold up the end of the process
+            with self._guard:
+                if not self._some.is_set():
+                    self._idle.set()
+
 
 FIRST = """The console's admin secret, shown once and kept as a hash only:
 
@@ -19,30 +84,28 @@ Open /console on the address below and log in with it. Lost it? suffice admin re
 """
 
 
-@click.command()
+@click.command(cls=Command)
 @CONFIG
-@click.option("--host", default=None, help="Address to listen on; overrides the settings.")
-@click.option("--port", type=int, default=None, help="Port to listen on; 0 picks a free one.")
-@click.option(
+@option("--host", help="Address to listen on; overrides the settings.")
+@option("--port", type=int, help="Port to listen on; 0 picks a free one.")
+@option(
     "--log-level",
-    default="info",
-    show_default=True,
     type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
     help="How much is told on standard error; debug may quote what clients sent.",
 )
-@click.option("--no-access-log", is_flag=True, help="Leave out the line for each request.")
+@option("--no-access-log", is_flag=True, help="Leave out the line for each request.")
 @INSECURE_OPEN
 def serve(
     path: str, host: str | None, port: int | None, log_level: str, no_access_log: bool, insecure_open: bool
 ) -> None:
-    """Serve the OpenAI-compatible gateway until it is told to end."""
+    """Serve the OpenAI-compatible gateway until it is stopped."""
     import logging
 
-    from suffice.cli.server.logs import BackgroundHandler
     from suffice.errors import SufficeError
     from suffice.server import run_server
     from suffice.telemetry import ACCESS
-    from suffice.wiring import load_settings
+    from suffice.wiring.files import load_settings
 
     logging.basicConfig(
         level=log_level.upper(),
@@ -65,9 +128,9 @@ def serve(
 
         run_server(settings, listening=listening, host=host, port=port, insecure_open=insecure_open)
     except SufficeError as error:
-        fail("serve", error)
+        fail(error)
     except OSError as error:
-        fail("serve", error.strerror or error)
+        fail(error.strerror or error)
 
 
 def _people_folder_exists(settings: Settings) -> bool:
@@ -80,8 +143,8 @@ def _show_first_secret(settings: Settings) -> None:
     """At the first run, make an admin and show the secret. A gateway serves without its log or its people, too."""
     from suffice.errors import SufficeError
     from suffice.telemetry import LOG
-    from suffice.wiring import open_decisions
     from suffice.wiring.people import ADMIN, People, access_changed
+    from suffice.wiring.worker import open_decisions
 
     try:
         secret = People.of(settings).first()
@@ -92,3 +155,77 @@ def _show_first_secret(settings: Settings) -> None:
             writer.write(None, [access_changed(People.of(settings), ADMIN, "added")])
     except SufficeError as error:
         LOG.warning("the new admin could not be written down: %s", error)
+
+
+@click.command(cls=Command)
+@CONFIG
+@option("--once", metavar="JOB", help="Run one job now, and end, such as certify, audit or retain.")
+@option("--history", is_flag=True, help="Show what was done lately, and end.")
+@JSON_LINES
+def worker(path: str, once: str | None, history: bool, as_json: bool) -> None:
+    """Run the control loop, which certifies and watches the routes of a log, until it is stopped."""
+    import logging
+
+    from suffice.wiring.files import load_deployment
+    from suffice.wiring.worker import open_worker
+
+    logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = load_deployment(path)
+    if history:
+        _show_history(settings, as_json=as_json)
+        return
+    with open_worker(settings, create=False) as here:
+        failed = _once(here, once, as_json=as_json) if once is not None else _on(here, settings, as_json=as_json)
+    raise SystemExit(1 if failed else 0)
+
+
+def _once(here: Worker, job: str, *, as_json: bool) -> bool:
+    from suffice.errors import ConfigError
+
+    names = [one.name for one in here.jobs]
+    if job not in names:
+        raise ConfigError(f"--once: unknown job {job!r}; known: {', '.join(names)}")
+    reports = here.once(job)
+    if reports is None:
+        click.echo(f"suffice worker: another worker has the job {job}; it is alive", err=True)
+        return True
+    _show(reports, as_json=as_json)
+    return any(not report.ok for report in reports)
+
+
+def _on(here: Worker, settings: Settings, *, as_json: bool) -> bool:
+    import signal
+    import threading
+
+    event = threading.Event()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # of nohup
+            signal.signal(number, lambda *_: event.set())
+    while not event.is_set():
+        _show(here.round(), as_json=as_json)
+        event.wait(settings.control.period_s)
+    return False
+
+
+def _show(reports: Sequence[JobReport], *, as_json: bool) -> None:
+    for report in reports:
+        if as_json:
+            print_json(report)
+        else:
+            click.echo(f"{report.route or 'all routes'}: {report.said or 'nothing to do'}")
+
+
+def _show_history(settings: Settings, *, as_json: bool) -> None:
+    from datetime import UTC, datetime
+
+    from suffice.store.database.sqlite import database_path
+    from suffice.store.routes.windows import job_history
+
+    for run in job_history(database_path(settings.store.url)):
+        if as_json:
+            print_json(run)
+            continue
+        began = datetime.fromtimestamp(run.began_at_s, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        failed = "" if run.ok else "FAILED: "
+        click.echo(f"{began}  {run.job} {run.route or 'all routes'}  {run.duration_s:.2f} s  {failed}{run.said}")

@@ -1,4 +1,4 @@
-"""The worker that `suffice serve` starts beside itself: settings on standard input, a line for each decision out."""
+"""The worker process that `suffice serve` starts: settings on stdin, one line per decision on stdout."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ GENTLE: Final = 10  # of 19: whoever answers requests goes first
 
 
 def main() -> None:
-    """Work until standard input ends."""
     import msgspec
 
     from suffice.errors import StoreError
     from suffice.plugins import load_plugins
     from suffice.settings import parse_settings
-    from suffice.wiring import open_worker
+    from suffice.wiring.worker import open_worker
 
     for name in ("SIGINT", "SIGHUP"):  # of a terminal, they mean the gateway, which ends this process
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    told = _told_by_sigterm()
+    result = _told_by_sigterm()
     logging.basicConfig(level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with contextlib.suppress(OSError, AttributeError):
         os.nice(GENTLE)
@@ -34,7 +33,7 @@ def main() -> None:
     settings = parse_settings(msgspec.json.decode(sys.stdin.buffer.readline()))
     try:
         with open_worker(settings, learning=find_spec("sklearn") is not None, create=False) as here:
-            while not _ended(told, settings.control.period_s):
+            while not _ended(result, settings.control.period_s):
                 if here.round():
                     with contextlib.suppress(BrokenPipeError):
                         os.write(sys.stdout.fileno(), b"decided\n")
@@ -43,14 +42,12 @@ def main() -> None:
 
 
 def _told_by_sigterm() -> int:
-    """A descriptor that can be read once SIGTERM has come: a round that runs is finished, and no other begins."""
-    told, tell = os.pipe()
+    result, tell = os.pipe()
     os.set_blocking(tell, False)
     signal.signal(signal.SIGTERM, lambda *_: os.write(tell, b"."))
-    return told
+    return result
 
 
 def _ended(told: int, within_s: float) -> bool:
-    """Wait, and say whether it is time to go: SIGTERM has come, or standard input has ended and the gateway is gone."""
     ready, _, _ = select.select([sys.stdin, told], [], [], within_s)
     return told in ready or (bool(ready) and not os.read(sys.stdin.fileno(), 4096))

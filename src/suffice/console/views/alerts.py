@@ -1,4 +1,4 @@
-"""Alerts: what stands and what is over, by which sink people were told, whether it arrived, what came again untold."""
+"""The pages of alerts (open and resolved, and which sinks took them), incidents and overrides."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from suffice.console.auth import Principal
+from suffice.console.context import DAY_S, ViewContext
 from suffice.console.exchange import ConsoleRequest
-from suffice.console.view_context import DAY_S, ViewContext
+from suffice.review.decide import in_words
+from suffice.review.holds import DECISIONS, Case, Override
 from suffice.settings import Alerts
 from suffice.store.people.alerts import AlertLog, OpenAlert, Over, SinkReceipt, SinkState, read_told
+from suffice.store.people.deciding import fitting, read_now
+from suffice.store.people.holds import read_holds
 from suffice.store.routes.windows import job_history
+from suffice.types import Publication
 
 MOST_SHOWN: Final = 100
 MOST_LATELY: Final = 5  # on the first page
@@ -20,8 +25,6 @@ MOST_RUNS: Final = 200  # of jobs, that are looked through for what a sink said 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SinkLine:
-    """One way to tell people."""
-
     sink: str  # log, webhook or email
     configured: bool  # do the settings name it now?
     since_s: float | None  # Unix time at which it began to listen; None: it never did, or before what was read
@@ -33,8 +36,6 @@ class SinkLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertLine:
-    """One alert."""
-
     seq: int  # place in the log of what it is about
     at_s: float  # Unix time
     kind: str
@@ -51,8 +52,6 @@ class AlertLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertsPage:
-    """What people were told."""
-
     sinks: tuple[SinkLine, ...]  # (): nobody is told
     lines: tuple[AlertLine, ...]  # what stands first, and of each the latest first
     repeat_s: float  # the same alert is told again after so long
@@ -60,29 +59,25 @@ class AlertsPage:
 
     @property
     def stand(self) -> tuple[AlertLine, ...]:
-        """Those that are not over."""
         return tuple(one for one in self.lines if one.over is None)
 
     @property
     def ended(self) -> tuple[AlertLine, ...]:
-        """Those that are over."""
         return tuple(one for one in self.lines if one.over is not None)
 
 
 @dataclass(slots=True)
 class AlertReader:
-    """Reads alerts on from where they were read to."""
-
     _known: AlertLog | None = field(default=None)
 
     def page(self, look: ViewContext, _asked: ConsoleRequest, _visitor: Principal) -> AlertsPage:
         """The latest alerts and every sink. Raises StoreError."""
-        told, settings = self.told(look), look.settings.alerts
-        lines = [_line(one, told, look) for one in _standing_first(told.raised, look.now_s)[:MOST_SHOWN]]
-        said = _problems(look) if settings.are_told else {}
-        names = dict.fromkeys([*configured(settings), *told.sinks])
+        log, settings = self.told(look), look.settings.alerts
+        lines = [_line(one, log, look) for one in _standing_first(log.raised, look.now_s)[:MOST_SHOWN]]
+        problems = _problems(look) if settings.are_told else {}
+        names = dict.fromkeys([*configured(settings), *log.sinks])
         return AlertsPage(
-            sinks=tuple(_sink(name, told, settings, lines, said.get(name, "")) for name in names),
+            sinks=tuple(_sink(name, log, settings, lines, problems.get(name, "")) for name in names),
             lines=tuple(lines),
             repeat_s=settings.repeat_s,
             unwanted=tuple(one for one in Alerts().kinds if one not in settings.kinds),
@@ -90,26 +85,24 @@ class AlertReader:
 
     def lately(self, look: ViewContext) -> tuple[AlertLine, ...]:
         """Those that stand and those of the last 24 hours, as on their page, a few at most. Raises StoreError."""
-        told, now_s = self.told(look), look.now_s
-        found = [one for one in told.raised if one.over(now_s) is None or now_s - one.latest_at_s < DAY_S]
-        return tuple(_line(one, told, look) for one in _standing_first(found, now_s)[:MOST_LATELY])
+        log, now_s = self.told(look), look.now_s
+        results = [one for one in log.raised if one.over(now_s) is None or now_s - one.latest_at_s < DAY_S]
+        return tuple(_line(one, log, look) for one in _standing_first(results, now_s)[:MOST_LATELY])
 
     def told(self, look: ViewContext) -> AlertLog:
         """All that is known. Raises StoreError."""
         known = self._known
-        self._known = found = read_told(look.connection, known or AlertLog(repeat_s=look.settings.alerts.repeat_s))
-        return found
+        self._known = log = read_told(look.connection, known or AlertLog(repeat_s=look.settings.alerts.repeat_s))
+        return log
 
 
 def configured(alerts: Alerts) -> tuple[str, ...]:
-    """The sinks that the settings name: the log is one where there is another."""
     named = [("webhook", alerts.webhook_url_env), ("email", alerts.email_to)]
-    found = [name for name, value in named if value]
-    return ("log", *found) if found else ()
+    results = [name for name, value in named if value]
+    return ("log", *results) if results else ()
 
 
 def _standing_first(raised: Sequence[OpenAlert], now_s: float) -> list[OpenAlert]:
-    """What stands before what is over, and of each the latest first."""
     return sorted(raised, key=lambda one: (one.over(now_s) is not None, -one.seq))
 
 
@@ -134,7 +127,6 @@ def _line(one: OpenAlert, told: AlertLog, look: ViewContext) -> AlertLine:
 
 
 def _heard(sink: SinkState | None, one: OpenAlert) -> bool:
-    """Has a sink still to be told of this? What it did not take before a later one was passed by."""
     return sink is not None and sink.since_seq < one.seq and sink.read_to_seq < one.seq
 
 
@@ -154,10 +146,59 @@ def _sink(name: str, told: AlertLog, alerts: Alerts, lines: list[AlertLine], pro
 
 
 def _problems(look: ViewContext) -> dict[str, str]:
-    """What each sink said last when it did not take something."""
-    found = dict[str, str]()
+    entries = dict[str, str]()
     for run in job_history(look.path, n=MOST_RUNS):
-        name, _, said = run.said.partition(": ")
+        name, _, sentence = run.said.partition(": ")
         if run.job == "notify" and not run.ok:
-            found[name] = said
-    return found
+            entries[name] = sentence
+    return entries
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Back:
+    publication: Publication
+    why_not: str  # "": it can
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenCase:
+    case: Case
+    now: str  # what holds on the route, in words
+    back: tuple[Back, ...]
+    can: tuple[str, ...]  # decisions that can be made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incidents:
+    open: tuple[OpenCase, ...]
+    closed: tuple[Case, ...]  # the latest first
+    overrides: tuple[Override, ...]  # that hold now
+    routes: tuple[str, ...]  # on which an incident can be opened
+
+
+def incidents(look: ViewContext, _asked: ConsoleRequest, _visitor: Principal) -> Incidents:
+    """All incidents and overrides. Raises StoreError."""
+    holds = read_holds(look.connection)
+    cases = [case for held in holds.routes.values() for case in held.cases]
+    overrides = [one for held in holds.routes.values() for one in held.overrides if look.now_s < one.expires_at_s]
+    done = sorted((one for one in cases if not one.is_open), key=lambda one: -one.incident.opened_at_s)
+    return Incidents(
+        open=tuple(
+            _open(look, case)
+            for case in sorted(cases, key=lambda one: one.incident.opened_at_s)
+            if case.is_open and case.incident.route in look.settings.routes
+        ),
+        closed=tuple(done[:50]),
+        overrides=tuple(sorted(overrides, key=lambda one: one.expires_at_s)),
+        routes=tuple(name for name, route in look.settings.routes.items() if route.mode != "off"),
+    )
+
+
+def _open(look: ViewContext, case: Case) -> OpenCase:
+    name = case.incident.route
+    now = read_now(look.connection, name, look.settings.routes[name])
+    back = tuple(
+        Back(publication=made, why_not=why or "") for made, why in fitting(look.connection, now, now_s=look.now_s)[:20]
+    )
+    can = tuple(one for one in DECISIONS if one != "roll_back" or any(not each.why_not for each in back))
+    return OpenCase(case=case, now=in_words(now, now_s=look.now_s), back=back, can=can)

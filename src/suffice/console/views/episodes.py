@@ -1,4 +1,4 @@
-"""Runs: the latest that fit a filter, and one with its whole chain of steps, its decision and what was said of it."""
+"""The pages of runs (a list and one run with all its steps) and of the audit log."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import msgspec
+
 from suffice.assurance.runs import current_label, measure_run
 from suffice.console.auth import Principal
+from suffice.console.context import NotThere, ViewContext, page_of
 from suffice.console.exchange import ConsoleRequest
-from suffice.console.view_context import NotThere, ViewContext, page_of
 from suffice.errors import BadRequest, ConfigError
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.signals.query import class_of
+from suffice.store.audit.chain import Head, has_chain, head
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel, decoded, read_labels
+from suffice.store.people.audit_view import AuditEntry, entry_of
 from suffice.store.rows.control_events import LabelWanted
-from suffice.store.rows.events import RequestEnded, RequestSeen
+from suffice.store.rows.events import EVENTS, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
 
 PAGE: Final = 50  # runs on one page
@@ -51,8 +55,6 @@ _ROW: Final = "SELECT seq, at_s, body FROM events WHERE kind = ? AND key = ?"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """Which runs are wanted."""
-
     route: str | None  # None: all
     end: str  # a key of ENDS
     said: str  # a key of SAID
@@ -61,15 +63,12 @@ class Filter:
 
     @property
     def fields(self) -> dict[str, str]:
-        """The filter as an address has it, without the place."""
         route = {} if self.route is None else {"route": self.route}
         return route | {k: v for k, v in (("end", self.end), ("said", self.said), ("class", self.query_class)) if v}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeRow:
-    """One run in a list."""
-
     episode_id: str
     at_s: float
     route: str
@@ -91,8 +90,6 @@ class EpisodeRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Episodes:
-    """A page of runs, the latest first."""
-
     wanted: Filter
     lines: tuple[EpisodeRow, ...]
     older: int | None  # place to go on from; None: these were all
@@ -101,19 +98,15 @@ class Episodes:
 
     @property
     def ends(self) -> Mapping[str, str]:
-        """Ends to choose from, in words."""
         return ENDS
 
     @property
     def saids(self) -> Mapping[str, str]:
-        """What may have been said, in words."""
         return SAID
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedbackRow:
-    """One word about a run."""
-
     seq: int
     feedback: Feedback
     counts: bool  # is this the word that says whether it was right?
@@ -121,8 +114,6 @@ class FeedbackRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodePage:
-    """One run."""
-
     at_s: float
     request: Request
     outcome: Outcome | None  # None: it is still running, or its process died
@@ -167,12 +158,13 @@ def whole_of(query: Mapping[str, str], name: str, usual: int, *, most: int) -> i
 
 
 def _looked_through(look: ViewContext, wanted: Filter, right: _Right) -> Iterator[tuple[int, EpisodeRow | None]]:
-    """Every run from there on, the latest first: its place, and its line if it fits."""
     before = wanted.before or 2**62
     while True:
         rows = look.connection.execute(_PAGE, {"before": before, "route": wanted.route, "limit": CHUNK}).fetchall()
-        for seq, at_s, ended, asked, said in rows:
-            if (wanted.said == "unlabelled" and said) or (wanted.said in ("labelled", "wrong") and not said):
+        for seq, at_s, ended, asked, is_labelled in rows:
+            if (wanted.said == "unlabelled" and is_labelled) or (
+                wanted.said in ("labelled", "wrong") and not is_labelled
+            ):
                 yield seq, None
                 continue
             request = decoded(seq, RequestSeen, asked).request
@@ -180,7 +172,7 @@ def _looked_through(look: ViewContext, wanted: Filter, right: _Right) -> Iterato
             if not _fits(wanted, request, outcome):
                 yield seq, None
                 continue
-            line = _line(request, outcome, at_s, right(request, outcome) if said else None)
+            line = _line(request, outcome, at_s, right(request, outcome) if is_labelled else None)
             yield seq, None if wanted.said == "wrong" and line.correct is not False else line
         if len(rows) < CHUNK:
             return
@@ -229,8 +221,6 @@ def _line(request: Request, outcome: Outcome, at_s: float, correct: bool | None)
 
 
 class _Right:
-    """Was a run right, as its labels say? Compares as the route does, without asking a judge of formulas."""
-
     def __init__(self, look: ViewContext) -> None:
         self._look = look
         self._matches: dict[str, Callable[[str | None, str], bool]] = {}
@@ -241,7 +231,6 @@ class _Right:
         return measure_run(item, self.match(request.route)).correct
 
     def match(self, name: str) -> Callable[[str | None, str], bool]:
-        """How a route compares."""
         if name not in self._matches:
             self._matches[name] = self._built(name)
         return self._matches[name]
@@ -305,5 +294,121 @@ def _would_be(outcome: Outcome | None, label: Feedback | None, match: Callable[[
 
 
 def _wanted(look: ViewContext, name: str) -> LabelRequest | None:
-    found = look.connection.execute(_ROW, (LabelWanted.kind, name)).fetchone()
-    return decoded(found[0], LabelWanted, found[2]).request if found is not None else None
+    row = look.connection.execute(_ROW, (LabelWanted.kind, name)).fetchone()
+    return decoded(row[0], LabelWanted, row[2]).request if row is not None else None
+
+
+AUDIT_CHUNK: Final = 500
+# What the log is full of, and nobody decides: it has pages of its own, or says nothing to a person …
+HIDDEN: Final = frozenset(
+    {
+        "request",
+        "outcome",
+        "feedback",
+        "route_monitored",
+        "job_ran",
+        "label_wanted",
+        "requests_counted",
+    }
+)
+# … and what is shown where somebody asks for it.
+QUIET: Final = HIDDEN | {
+    "review_asked",
+    "review_drawn",
+    "review_leased",
+    "review_returned",
+    "question_kept",
+    "sources_kept",
+    "alert_sent",
+}
+MOST_BODY_CHARS: Final = 6_000
+
+_CHAINED: Final = """
+    SELECT c.place, c.link, e.seq, e.at_s, e.kind, e.key, e.episode_id, e.route, e.body
+    FROM chain c JOIN events e ON e.seq = c.seq WHERE c.place < :before ORDER BY c.place DESC LIMIT :limit"""
+_ALL: Final = """
+    SELECT seq, x'', seq, at_s, kind, key, episode_id, route, body FROM events
+    WHERE seq < :before ORDER BY seq DESC LIMIT :limit"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRow:
+    seq: int  # its place in the log
+    place: int | None  # in the chain that vouches for it; None: this log has no chain
+    at_s: float
+    kind: str
+    route: str
+    author: str  # a person, or a worker; "": nobody is named
+    before: str  # what held, in words; "": there was nothing, or it is in no row
+    after: str  # what holds, in words
+    reason: str
+    body: str  # the whole record as JSON, cut where it is long
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    lines: tuple[AuditRow, ...]
+    older: int | None  # place to go on from; None: these were all
+    cut_short: bool  # did the look stop before the page was full?
+    kind: str  # only this one; "": all
+    route: str  # only this one; "": all
+    kinds: tuple[str, ...]  # to choose from
+    routes: tuple[str, ...]
+    head: Head | None  # where the chain ends now; None: this log has none
+
+
+def changes(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Changes:
+    """The latest changes that fit. Raises StoreError, and BadRequest for a kind that there is not."""
+    kind, route = asked.query.get("kind", ""), asked.query.get("route", "")
+    kinds = tuple(sorted(set(EVENTS) - HIDDEN))
+    if kind and kind not in kinds and kind != FeedbackGiven.kind:
+        raise BadRequest(f"kind: got {kind[:40]!r}; allowed: {', '.join(kinds)}", param="kind")
+    before = whole_of(asked.query, "before", 0, most=2**53)
+    lines, older, cut_short = page_of(look, _look_through(look, before or 2**62, kind, route), PAGE)
+    return Changes(
+        lines=lines,
+        older=older,
+        cut_short=cut_short,
+        kind=kind,
+        route=route,
+        kinds=kinds,
+        routes=tuple(look.settings.routes),
+        head=head(look.connection),
+    )
+
+
+def _look_through(look: ViewContext, before: int, kind: str, route: str) -> Iterator[tuple[int, AuditRow | None]]:
+    chained = has_chain(look.connection)
+    while True:
+        wanted = {"before": before, "limit": AUDIT_CHUNK}
+        rows = look.connection.execute(_CHAINED if chained else _ALL, wanted).fetchall()
+        for row in rows:
+            place, its_kind, its_route = row[0], row[4], row[7]
+            fits = its_kind == kind if kind else its_kind not in QUIET
+            if not fits or (route and its_route != route):
+                yield place, None
+            else:
+                yield place, _change(entry_of(look.connection, row), chained=chained)
+        if len(rows) < AUDIT_CHUNK:
+            return
+        before = rows[-1][0]
+
+
+def _change(entry: AuditEntry, *, chained: bool) -> AuditRow:
+    return AuditRow(
+        seq=entry.seq,
+        place=entry.place if chained else None,
+        at_s=entry.at_s,
+        kind=entry.kind,
+        route=entry.route or "",
+        author=entry.who,
+        before=entry.before,
+        after=entry.after,
+        reason=entry.why,
+        body=_pretty(entry.body),
+    )
+
+
+def _pretty(body: str) -> str:
+    text = msgspec.json.format(body, indent=2)
+    return text if len(text) <= MOST_BODY_CHARS else f"{text[:MOST_BODY_CHARS]}\n… ({len(text):,} characters)"

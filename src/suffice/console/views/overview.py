@@ -1,21 +1,222 @@
-"""The first page: what stopping saved, what it cost in EM, what is certified, what needs somebody."""
+"""The overview page, and the state of each route that it and the route page show."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from suffice.assurance.bounds import wilson
-from suffice.assurance.estimate import pooled_saving, pooled_would_save
+from suffice.assurance.estimate import IntervalEstimate, pooled_saving, pooled_would_save, saving_of
+from suffice.assurance.route_forecast import Outlook
+from suffice.assurance.satisfaction_effect import SatisfactionEffect
+from suffice.assurance.tally import Tally
 from suffice.console.auth import Principal
+from suffice.console.context import DAY_S, TimeRange, ViewContext, parse_window, route_url
 from suffice.console.exchange import ConsoleRequest
-from suffice.console.view_context import TimeRange, ViewContext, parse_window, route_url
 from suffice.console.views.alerts import AlertLine, AlertReader
-from suffice.console.views.standing import RouteState, standings
+from suffice.review.route_guarantee import RouteGuarantee
 from suffice.sanitize import plural
+from suffice.scoring.base import scorer_label
+from suffice.settings import Route
+from suffice.store.database.decisions import is_attended
+from suffice.store.people.promises import Promises, newest_request, read_promises
 from suffice.store.routes import rollups
-from suffice.store.routes.rollups import ReadTo, RollupSums
+from suffice.store.routes.in_force import NOTHING
+from suffice.store.routes.phases import Phase, phase_of, read_phases
+from suffice.store.routes.recommendations import newest_outlook
+from suffice.store.routes.rollups import DAY_HOURS, ReadTo, RollupSums
+
+RATE_DAYS: Final = 7  # of the latest days: how many audits come a day
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteState:
+    name: str
+    mode: str  # of the settings; "not configured"
+    kind: str
+    scorer: str
+    upstream: str
+    max_em_drop: float  # fraction: what its owner accepts
+    confidence: float
+    phase: Phase
+    owned: str  # the policy that its owner wrote down, whatever rollouts made of it; "": the control loop decides
+    promise: str  # the sentence, as everywhere
+    promise_state: str  # … in one word
+    em_full: IntervalEstimate | None  # hold at every look, as `monitor` saw them; else of the window, for one look
+    em_stopped: IntervalEstimate | None  # stopped runs are the easy ones: not to be compared with `em_full`
+    em_drop: IntervalEstimate | None  # paired, on audits
+    saving: IntervalEstimate | None  # of tokens, since the log began, as everywhere (`assurance.estimate.saving_of`)
+    liking: SatisfactionEffect | None  # ratings, thumbs and surveys, as `monitor` saw them; None: nobody said anything
+    seen_at: int | None  # requests of the route when `monitor` looked last; None: it has not
+    alerts: tuple[str, ...]  # sentences of forecasts that cross their limit
+    sums: RollupSums  # of the window
+    audits_a_day: float | None  # lately; None: none came
+    missing: str  # what the next level still takes, as a sentence
+
+    @property
+    def is_certified(self) -> bool:
+        return self.promise_state == "certified"
+
+    @property
+    def liking_effect(self) -> IntervalEstimate | None:
+        """What stopping does to satisfaction: stopped less full, paired by the audit lottery; None: not measured."""
+        return self.liking.effect if self.liking is not None else None
+
+    @property
+    def budget_used(self) -> float | None:
+        """Upper end of the EM drop over what its owner accepts; None: not measured."""
+        drop = self.em_drop
+        if drop is None or drop.high is None or not self.max_em_drop:
+            return None
+        return drop.high / self.max_em_drop
+
+
+def standings(look: ViewContext, window: TimeRange) -> tuple[RouteState, ...]:
+    """Every route of the settings, and those that only the log knows. Raises StoreError."""
+    connection = look.connection
+    sums = {
+        str(key[0]): one
+        for key, one in rollups.read_rollups(connection, ("route",), since_hour=window.since_hour).items()
+    }
+    lately = DAY_HOURS * (int(look.now_s // DAY_S) - RATE_DAYS + 1)
+    recent = {str(key[0]): one for key, one in rollups.read_rollups(connection, ("route",), since_hour=lately).items()}
+    promises = read_promises(connection, now_s=look.now_s, killed=look.killed)
+    attended = is_attended(connection, look.path)
+    seen = _AllRoutes(
+        promises=promises,
+        tallies=rollups.read_tallies(connection),
+        attended=attended,
+        phases=read_phases(connection, promises.decided, attended=attended),
+    )
+    names = dict.fromkeys([*look.settings.routes, *sorted(sums)])
+    return tuple(_standing(look, name, seen, sums.get(name, rollups.NOTHING), recent.get(name)) for name in names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _AllRoutes:
+    promises: Promises
+    tallies: Mapping[str, Tally]
+    phases: Mapping[str, Phase]
+    attended: bool
+
+
+def _standing(
+    look: ViewContext, name: str, seen: _AllRoutes, sums: RollupSums, recent: RollupSums | None
+) -> RouteState:
+    route = look.route(name)
+    outlook = newest_outlook(look.connection, name)
+    phase = seen.phases.get(name) or phase_of(NOTHING, attended=seen.attended)
+    tally = seen.tallies.get(name)
+    per_day = recent.n_audits / RATE_DAYS if recent is not None and recent.n_audits else None
+    whole = outlook.whole if outlook is not None else None
+    forecasts = (outlook.drop, outlook.em) if outlook is not None else ()
+    confidence = route.confidence if route is not None else 0.95
+    promise = _promise(look, name, route, seen, outlook)
+    return RouteState(
+        name=name,
+        mode=route.mode if route is not None else "not configured",
+        kind=route.kind if route is not None else "",
+        scorer=scorer_label(route.scorer) if route is not None else "",
+        upstream=route.upstream if route is not None else "",
+        max_em_drop=route.max_em_drop if route is not None else 0.0,
+        confidence=confidence,
+        phase=phase,
+        owned="" if route is None or route.certifies_itself else str(route.policy.get("policy", "")),
+        promise=promise.sentence,
+        promise_state=promise.state,
+        em_full=whole.em_full if whole is not None else _rate(sums.n_full_right, sums.n_full_marked),
+        em_stopped=whole.em_stopped if whole is not None else _rate(*sums.stopped_marks),
+        em_drop=whole.em_drop if whole is not None else None,
+        saving=saving_of(tally, confidence) if tally is not None else None,
+        liking=outlook.satisfaction if outlook is not None else None,
+        seen_at=outlook.at if outlook is not None else None,
+        alerts=tuple(one.reason for one in forecasts if one is not None and one.alert),
+        sums=sums,
+        audits_a_day=per_day,
+        missing=describe_missing(phase, route, per_day),
+    )
+
+
+def _promise(
+    look: ViewContext, name: str, route: Route | None, seen: _AllRoutes, outlook: Outlook | None
+) -> RouteGuarantee:
+    if route is None:  # nothing is asked of it any more
+        return RouteGuarantee(state="off")
+    newest = newest_request(look.connection, name)
+    refused = seen.promises.refusal(look.connection, name, route, seen.tallies.get(name))
+    return seen.promises.of(
+        name,
+        route,
+        outlook,
+        setup=newest.setup or None if newest is not None else None,
+        unreadable=refused is not None,
+    )
+
+
+def _rate(k: int, n: int) -> IntervalEstimate | None:
+    if not n:
+        return None
+    between = wilson(k, n, 0.95)
+    return IntervalEstimate(value=k / n, low=between.low, high=between.high, n=n, method="Wilson, for one look")
+
+
+def describe_missing(phase: Phase, route: Route | None, audits_a_day: float | None) -> str:
+    if route is None:
+        return "This route is in the log and not in the settings: nothing is asked of it any more."
+    if route.mode == "off":
+        return 'Its mode is off: requests pass through, and nothing is measured. Set mode = "observe" to begin.'
+    if not route.certifies_itself:
+        return (
+            "Its owner wrote the policy down, and nobody certifies it while it observes or acts uncertified. Set mode ="
+            ' "enforce" without uncertified to have it proved, or remove policy to let one learn.'
+        )
+    if not phase.attended:
+        return "No control loop looks after this route now. suffice serve starts one; it needs the extra train."
+    if phase.phase == "paused":
+        return "Paused: every request runs in full until somebody resumes it."
+    if route.is_owned:
+        return _owners(phase, audits_a_day)
+    if route.is_paired or phase.spending is not None:
+        return _no_next_level(phase, route)
+    if phase.phase in ("unattended", "cold start", "burst"):
+        left = max(0, phase.n_burst - phase.n_requests)
+        return f"{left:,} more full runs{_in_days(left, audits_a_day)} before a first level can be proved."
+    return _next_level(phase, audits_a_day)
+
+
+def _owners(phase: Phase, audits_a_day: float | None) -> str:
+    if phase.level:
+        return "Nothing: its owner's policy is proved."
+    if phase.n_missing is None:
+        return "Its owner's policy is not proved, and no number of audits like those so far would do it."
+    days = _in_days(phase.n_missing, audits_a_day)
+    return f"About {phase.n_missing:,} more audits{days} until its owner's policy is proved."
+
+
+def _next_level(phase: Phase, audits_a_day: float | None) -> str:
+    if phase.level and phase.level == phase.n_levels:
+        return "Nothing: the last level is certified."
+    if phase.ceiling is not None and phase.level == phase.ceiling:
+        return "People's ratings allow no higher level in this epoch."
+    if phase.n_missing is None:
+        return "No number of audits like those so far would certify the next level."
+    return f"About {phase.n_missing:,} more audits{_in_days(phase.n_missing, audits_a_day)} to the next level."
+
+
+def _no_next_level(phase: Phase, route: Route) -> str:
+    if phase.spending is not None:
+        return f"Certified is level {phase.spending.floor}; above it the drop is kept on average, with no confidence."
+    arm = phase.arm or " or ".join(route.arms)
+    return f"Nothing: {arm} is proved." if phase.level else f"{arm} is not proved: suffice status counts its pairs."
+
+
+def _in_days(n: int, a_day: float | None) -> str:
+    if not n or not a_day:
+        return ""
+    days = n / a_day
+    return f" ({days:,.0f} days at the present rate)" if days >= 2 else f" ({24 * days:,.0f} hours at the present rate)"
+
 
 MOST_DAYS: Final = 400
 _ANY: Final = "SELECT 1 FROM events INDEXED BY events_once WHERE kind IN ('request', 'requests_counted') LIMIT 1"
@@ -44,8 +245,6 @@ class Day:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverviewNotice:
-    """Something that somebody should look at."""
-
     level: Literal["alarm", "warn", "info"]
     text: str
     href: str
@@ -54,8 +253,6 @@ class OverviewNotice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
-    """Everything on the first page."""
-
     window: TimeRange
     read_to: ReadTo
     total: RollupSums
@@ -73,7 +270,6 @@ class Overview:
 
 
 def overview(alerts: AlertReader) -> Callable[[ViewContext, ConsoleRequest, Principal], Overview]:
-    """The view, which reads alerts on from where they were read to."""
     return lambda look, asked, _visitor: overview_of(look, asked, alerts.lately(look))
 
 
@@ -81,11 +277,11 @@ def overview_of(look: ViewContext, asked: ConsoleRequest, alerts: tuple[AlertLin
     """Look at all routes. Raises StoreError, and BadRequest for a window that is not offered."""
     window = parse_window(asked.query, look.now_s)
     read_to = rollups.read_to(look.connection)
-    found = standings(look, window)
+    result = standings(look, window)
     total, tallies = rollups.NOTHING, rollups.read_tallies(look.connection).values()
-    for one in found:
+    for one in result:
         total = total.plus(one.sums)
-    measured = [one for one in found if one.budget_used is not None]
+    measured = [one for one in result if one.budget_used is not None]
     measured = [one for one in measured if one.phase.level] or measured  # where something is stopped, that is asked
     return Overview(
         window=window,
@@ -93,15 +289,15 @@ def overview_of(look: ViewContext, asked: ConsoleRequest, alerts: tuple[AlertLin
         total=total,
         saving=pooled_saving(tallies),
         would_save=pooled_would_save(tallies),
-        n_certified=sum(one.is_certified for one in found),
+        n_certified=sum(one.is_certified for one in result),
         n_learned=sum(route.certifies_itself for route in look.settings.routes.values()),
         worst=max(measured, key=lambda one: one.budget_used or 0.0) if measured else None,
-        routes=found,
+        routes=result,
         days=days_of(look, window),
-        notices=notices(found, read_to, look, alerts),
+        notices=notices(result, read_to, look, alerts),
         alerts=alerts,
         is_empty=not total.n_requests and look.connection.execute(_ANY).fetchone() is None,
-        liked=min((one for one in found if one.liking_effect), key=_effect_of, default=None),
+        liked=min((one for one in result if one.liking_effect), key=_effect_of, default=None),
     )
 
 
@@ -110,9 +306,8 @@ def _effect_of(one: RouteState) -> float:
 
 
 def days_of(look: ViewContext, window: TimeRange, route: str | None = None) -> tuple[Day, ...]:
-    """What each day was like, of all routes together or of one."""
-    found = rollups.read_rollups(look.connection, ("day",), route=route, since_hour=window.since_hour)
-    return tuple(_day(int(key[0]), one) for key, one in list(found.items())[-MOST_DAYS:])
+    result = rollups.read_rollups(look.connection, ("day",), route=route, since_hour=window.since_hour)
+    return tuple(_day(int(key[0]), one) for key, one in list(result.items())[-MOST_DAYS:])
 
 
 def _day(day: int, one: RollupSums) -> Day:
@@ -144,24 +339,23 @@ def _band(k: int, n: int) -> tuple[float | None, float | None, float | None]:
 def notices(
     found: tuple[RouteState, ...], read_to: ReadTo, look: ViewContext, alerts: tuple[AlertLine, ...]
 ) -> tuple[OverviewNotice, ...]:
-    """What needs somebody, the worst first."""
-    told = list(untold(alerts, look.now_s))
+    shown = list(untold(alerts, look.now_s))
     for one in found:
         place = route_url(one.name)
         if one.phase.phase == "paused":
-            told.append(
+            shown.append(
                 OverviewNotice(
                     level="alarm", text=f"{one.name} is paused: {one.phase.reason}", href=place, action="Decide"
                 )
             )
-        told += [
+        shown += [
             OverviewNotice(level="warn", text=f"{one.name}: {alert}", href=place, action="See the forecast")
             for alert in one.alerts
         ]
         route = look.route(one.name)
         alone = route is not None and route.certifies_itself and not one.phase.attended and one.sums.n_requests
         if alone and look.now_s - look.begun_s > STARTS_S:
-            told.append(
+            shown.append(
                 OverviewNotice(
                     level="warn",
                     text=f"{one.name}: no control loop looks after it now",
@@ -170,7 +364,7 @@ def notices(
                 )
             )
         if one.phase.n_labels_wanted:
-            told.append(
+            shown.append(
                 OverviewNotice(
                     level="info",
                     text=f"{one.name}: {wait_for(one.phase.n_labels_wanted)}",
@@ -179,7 +373,7 @@ def notices(
                 )
             )
     if read_to.n_behind > 50_000:
-        told.append(
+        shown.append(
             OverviewNotice(
                 level="info",
                 text=f"Figures are {read_to.n_behind:,} rows of the log behind; the worker is summing up",
@@ -188,17 +382,15 @@ def notices(
             )
         )
     order = {"alarm": 0, "warn": 1, "info": 2}
-    return tuple(sorted(told, key=lambda one: order[one.level]))
+    return tuple(sorted(shown, key=lambda one: order[one.level]))
 
 
 def untold(alerts: tuple[AlertLine, ...], now_s: float) -> Iterator[OverviewNotice]:
-    """Sinks that do not take what they should have been told a while ago."""
     late = [name for one in alerts if now_s - one.at_s > LATE_S for name in one.waits_for]
     for name in dict.fromkeys(late):
-        said = f"The sink {name} has not taken {plural(late.count(name), 'alert')} yet"
-        yield OverviewNotice(level="alarm", text=said, href="/console/alerts", action="See alerts")
+        sentence = f"The sink {name} has not taken {plural(late.count(name), 'alert')} yet"
+        yield OverviewNotice(level="alarm", text=sentence, href="/console/alerts", action="See alerts")
 
 
 def wait_for(n: int) -> str:
-    """How many answers somebody should judge."""
     return f"{plural(n, 'answer waits', 'answers wait')} for a person's word"

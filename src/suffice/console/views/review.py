@@ -1,4 +1,4 @@
-"""The review queue for one person: the item that they hold, what waits, how far reviewers agree."""
+"""The review page of one reviewer: the item in hand, the queue, and how far reviewers agree."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Final
 
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.console.auth import Principal
+from suffice.console.context import NotThere, ViewContext
 from suffice.console.exchange import ConsoleRequest
-from suffice.console.view_context import NotThere, ViewContext
-from suffice.review.agreement import Kappa, agreement
-from suffice.review.estimate import em_of
+from suffice.review.agreement import Kappa, agreement, em_of
 from suffice.review.items import ReviewItem, ReviewLease, Verdict, words_for
 from suffice.review.queue import ItemState, Queue, State
 from suffice.store.database.views import decoded
@@ -37,8 +36,6 @@ FileOf = Callable[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewChoice:
-    """Something that a reviewer can say."""
-
     word: str
     key: str
     text: str
@@ -46,8 +43,6 @@ class ReviewChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueRow:
-    """One item in the list."""
-
     item: ReviewItem
     state: str
     by: tuple[str, ...]  # reviewers who have spoken
@@ -55,8 +50,6 @@ class QueueRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopStep:
-    """One step of a loop that its caller runs, with what it read and wrote."""
-
     step: int  # from 1
     action: str  # what its caller calls this kind of step; "": nothing
     answer: str | None  # that it would have given; None: none
@@ -66,8 +59,6 @@ class LoopStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopView:
-    """The steps of a run of kind "rounds", and its sources as far as the log holds them."""
-
     steps: tuple[LoopStep, ...]
     sources_from: str  # where the texts are from, or why there are none
     is_cut: bool  # there was more than is kept
@@ -75,8 +66,6 @@ class LoopView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InHand:
-    """The item that a reviewer has."""
-
     item: ReviewItem
     lease: ReviewLease
     question: str | None  # its text; None: it cannot be had
@@ -88,8 +77,6 @@ class InHand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteReviews:
-    """How reviewing goes on one route."""
-
     route: str
     counts: Mapping[State, int]
     kappa: Kappa | None
@@ -98,8 +85,6 @@ class RouteReviews:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewPage:
-    """The review queue."""
-
     in_hand: InHand | None  # None: this reviewer has nothing in hand
     n_waiting: int  # that this reviewer could take
     waiting: tuple[QueueRow, ...]  # by anybody, the most urgent first
@@ -166,9 +151,9 @@ class Reader:
         kept = kept_question(look.connection, item.episode_id, now_s=look.now_s)
         if kept is not None:
             return kept, "kept in the log"
-        found = self.from_file(item)
-        if found is not None:
-            return found, "from the route's file of questions"
+        result = self.from_file(item)
+        if result is not None:
+            return result, "from the route's file of questions"
         return None, (
             f"The log holds no text. Set routes.{item.route}.review.keep_text, or name a file in"
             f" routes.{item.route}.review.questions."
@@ -176,20 +161,19 @@ class Reader:
 
 
 def _loop(look: ViewContext, item: ReviewItem) -> LoopView | None:
-    """The steps of a loop, oldest first."""
     asked = look.connection.execute(_ROW, (RequestSeen.kind, item.episode_id)).fetchone()
     ended = look.connection.execute(_ROW, (RequestEnded.kind, item.episode_id)).fetchone()
     if asked is None or ended is None or decoded(asked[0], RequestSeen, asked[1]).request.kind != "rounds":
         return None
     kept = kept_sources(look.connection, item.episode_id, now_s=look.now_s)
-    told = kept.sources if kept is not None else ()
+    sources = kept.sources if kept is not None else ()
     steps = tuple(
         LoopStep(
             step=one.index,
             action=one.caller_action or "",
             answer=one.answer,
-            read=tuple(each.text for each in told if each.step == one.index and each.what == "read"),
-            wrote="".join(each.text for each in told if each.step == one.index and each.what == "wrote"),
+            read=tuple(each.text for each in sources if each.step == one.index and each.what == "read"),
+            wrote="".join(each.text for each in sources if each.step == one.index and each.what == "wrote"),
         )
         for one in decoded(ended[0], RequestEnded, ended[1]).outcome.steps
     )
@@ -204,5 +188,4 @@ def _listed(place: ItemState, now_s: float) -> QueueRow:
 
 
 def no_such_item(item: str) -> NotThere:
-    """Nobody was asked about such a run."""
     return NotThere(f"review: nobody was asked about {item[:80]!r}")

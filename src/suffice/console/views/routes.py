@@ -1,4 +1,4 @@
-"""One route: its frontier and where it operates on it, thresholds, classes, versions, and what was decided when."""
+"""The page of one route: frontier, operating level, thresholds, classes, versions and decisions."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from suffice.assurance.ledger import Account
 from suffice.assurance.route_forecast import Outlook
 from suffice.assurance.satisfaction_effect import SATISFACTION, SatisfactionEffect
 from suffice.console.auth import Principal
+from suffice.console.context import NotThere, TimeRange, ViewContext, parse_window
 from suffice.console.exchange import ConsoleRequest
-from suffice.console.view_context import NotThere, TimeRange, ViewContext, parse_window
-from suffice.console.views.overview import Day, days_of
-from suffice.console.views.standing import RouteState, standings
+from suffice.console.views.overview import Day, RouteState, days_of, standings
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.log import StoredEvent
 from suffice.store.routes import rollups
@@ -41,16 +40,12 @@ MOST_GROUPS: Final = 60  # classes, and versions, that are listed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routes:
-    """All routes."""
-
     window: TimeRange
     routes: tuple[RouteState, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LevelRow:
-    """One level of the version in force, or proposed."""
-
     level: int
     saving: float  # fraction of tokens, on prompts that its models have not seen; no interval
     drop: float  # EM(full) - EM(stopped), a fraction
@@ -58,8 +53,6 @@ class LevelRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatingLevel:
-    """The level in force, on the audits that stand behind it."""
-
     level: int
     saving: float  # fraction of tokens that it would have saved on these audits when it was published
     drop: float  # what was lost less what was gained, a fraction; an audit without a label that differs is lost
@@ -68,8 +61,6 @@ class OperatingLevel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteBreakdown:
-    """One class of questions, or one version."""
-
     name: str
     sums: RollupSums
     account: Account | None  # as `monitor` saw it; None: it is not among those it keeps
@@ -79,8 +70,6 @@ class RouteBreakdown:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorState:
-    """What `monitor` saw at one look."""
-
     at: int  # requests of the route
     epoch: int
     drop: float | None
@@ -91,8 +80,6 @@ class MonitorState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteDecision:
-    """One decision about the route."""
-
     seq: int
     at_s: float
     kind: str
@@ -104,8 +91,6 @@ class RouteDecision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutePage:
-    """One route."""
-
     window: TimeRange
     route: RouteState
     days: tuple[Day, ...]
@@ -132,15 +117,15 @@ def routes(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Rou
 def route(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> RoutePage:
     """One route, by `name`. Raises NotThere, StoreError, and BadRequest for a window that is not offered."""
     window, name = parse_window(asked.query, look.now_s), asked.query.get("name", "")
-    found = next((one for one in standings(look, window) if one.name == name), None)
-    if found is None:
+    state = next((one for one in standings(look, window) if one.name == name), None)
+    if state is None:
         raise NotThere(f"route: nothing is known of {name[:80]!r}")
     connection, outlook = look.connection, newest_outlook(look.connection, name)
     proposal = newest_proposal(connection, name)
-    held = dict(found.phase.classes)
+    held = dict(state.phase.classes)
     return RoutePage(
         window=window,
-        route=found,
+        route=state,
         days=days_of(look, window, name),
         frontier=_curve(proposal),
         frontier_of=proposal.address if proposal is not None else "",
@@ -153,12 +138,11 @@ def route(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Rout
         forecasts=tuple(one for one in (outlook.drop, outlook.em) if one is not None) if outlook is not None else (),
         alerts=tuple(one.reason for one in recent_alerts(connection, name, 20)),
         likings=outlook.whole_likings if outlook is not None else (),
-        confidence=outlook.confidence if outlook is not None else found.confidence,
+        confidence=outlook.confidence if outlook is not None else state.confidence,
     )
 
 
 def _curve(proposal: ProposedVersion | None) -> tuple[LevelRow, ...]:
-    """(saving, drop) of every level on prompts that the models have not seen."""
     curve = (proposal.card or {}).get("curve") if proposal is not None else None
     try:
         points = msgspec.convert(curve or [], list[tuple[float, float]])
@@ -177,7 +161,6 @@ def _operating(held: InForce) -> OperatingLevel | None:
 
 
 def _thresholds(connection: sqlite3.Connection, name: str) -> tuple[float, ...]:
-    """The levels of what is in force, as the first fold of prompts has them."""
     made = next(
         (
             stored.event.publication
@@ -203,10 +186,9 @@ def _by_version(outlook: Outlook | None) -> Mapping[str, Account]:
 
 
 def _liked(outlook: Outlook | None, by: Literal["class", "version"]) -> Mapping[str, SatisfactionEffect]:
-    """Satisfaction of each class, or of each version; of a route with but one, the route's own, under ""."""
-    found = [one for one in outlook.likings if one.measure == SATISFACTION] if outlook is not None else []
-    named = [(one.query_class if by == "class" else one.version, one) for one in found]
-    whole = [one for one in found if one.query_class is None and one.version is None]
+    results = [one for one in outlook.likings if one.measure == SATISFACTION] if outlook is not None else []
+    named = [(one.query_class if by == "class" else one.version, one) for one in results]
+    whole = [one for one in results if one.query_class is None and one.version is None]
     return {name: one for name, one in named if name is not None} or dict(zip([""], whole, strict=False))
 
 
@@ -219,17 +201,16 @@ def _groups(
     held: Mapping[str, int],
     liked: Mapping[str, SatisfactionEffect],
 ) -> tuple[RouteBreakdown, ...]:
-    """The largest ones first."""
-    found = rollups.read_rollups(connection, (by,), route=name, since_hour=window.since_hour)
+    result = rollups.read_rollups(connection, (by,), route=name, since_hour=window.since_hour)
     groups = [
         RouteBreakdown(
             name=str(key[0]),
             sums=one,
             account=accounts.get(str(key[0])),
             level=held.get(str(key[0])),
-            liking=liked.get(str(key[0])) or (liked.get("") if len(found) == len(liked) == 1 else None),
+            liking=liked.get(str(key[0])) or (liked.get("") if len(result) == len(liked) == 1 else None),
         )
-        for key, one in found.items()
+        for key, one in result.items()
     ]
     return tuple(sorted(groups, key=lambda one: (-one.sums.n_requests, one.name))[:MOST_GROUPS])
 
@@ -247,7 +228,6 @@ def _seen(one: Outlook) -> MonitorState:
 
 
 def _decided(stored: StoredEvent) -> RouteDecision:
-    """A decision in words."""
     what, reason, author, epoch = described(stored.event)
     return RouteDecision(
         seq=stored.seq, at_s=stored.at_s, kind=stored.event.kind, what=what, reason=reason, author=author, epoch=epoch
@@ -255,7 +235,6 @@ def _decided(stored: StoredEvent) -> RouteDecision:
 
 
 def described(event: Any) -> tuple[str, str, str, int]:
-    """(what, why, who, epoch) of a decision; Any: every kind of event, and those that have no words get their kind."""
     if isinstance(event, PolicyPublished):
         made = event.publication
         what = f"level {made.level} of {max(0, made.n_levels - 1)}" + (

@@ -1,4 +1,4 @@
-"""What is set and what runs: every setting with its default, upstreams as examined, jobs, and who may come in."""
+"""The settings page: every setting and its default, examined upstreams, recent jobs, and who has access."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any, Final
 
 import msgspec
 
-from suffice.console.auth import Principal
+from suffice.console.auth import Principal, Roster
+from suffice.console.context import ViewContext
 from suffice.console.exchange import ConsoleRequest
 from suffice.console.openapi import VERSION
-from suffice.console.people import Roster
-from suffice.console.view_context import ViewContext
 from suffice.settings import Settings
 from suffice.store.database.decisions import is_attended
 from suffice.store.database.views import upstream_findings
@@ -27,8 +26,6 @@ _CREDENTIALS: Final = re.compile(r"//[^/@\s\"]+@")  # of an address
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingRow:
-    """One setting as it holds now."""
-
     path: str
     value: str  # as a settings file writes it
     is_default: bool
@@ -36,8 +33,6 @@ class SettingRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Section:
-    """One table of the settings."""
-
     name: str
     settings: tuple[SettingRow, ...]
 
@@ -53,8 +48,6 @@ class AccessEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingsPage:
-    """What is set and what runs."""
-
     version: str
     log: str
     log_bytes: int
@@ -68,11 +61,9 @@ class SettingsPage:
 def settings_page(
     roster: Callable[[], Roster | None],
 ) -> Callable[[ViewContext, ConsoleRequest, Principal], SettingsPage]:
-    """The view, which reads the people from `roster`."""
-
     def view(look: ViewContext, _asked: ConsoleRequest, visitor: Principal) -> SettingsPage:
-        found = roster() if visitor.role == "admin" else None
-        people = sorted(found.people, key=lambda one: one.name) if found is not None else ()
+        known = roster() if visitor.role == "admin" else None
+        people = sorted(known.people, key=lambda one: one.name) if known is not None else ()
         return SettingsPage(
             version=VERSION,
             log=look.path.name,
@@ -99,7 +90,6 @@ def sections(settings: Settings) -> Iterator[Section]:
 
 
 def _tables(path: str, table: msgspec.Struct) -> Iterator[Section]:
-    """A table, then those inside it."""
     plain, inner = list[SettingRow](), list[tuple[str, msgspec.Struct]]()
     for info in msgspec.structs.fields(table):
         value = getattr(table, info.name)
@@ -113,7 +103,6 @@ def _tables(path: str, table: msgspec.Struct) -> Iterator[Section]:
 
 
 def _shown(value: Any) -> str:
-    """A value as one writes it; Any: settings hold everything that TOML does."""
     if value is None:
         return "not set"
     text = _CREDENTIALS.sub("//***@", msgspec.json.encode(value).decode())

@@ -14,7 +14,7 @@ from suffice.assurance.satisfaction import satisfaction_of
 from suffice.assurance.satisfaction_effect import EVENTS, SATISFACTION, FeedbackValue, Heard, Measure
 from suffice.control.evidence.audits import GivenLabel
 from suffice.settings import Metric
-from suffice.settings.feedback import span_of
+from suffice.settings.checks import span_of
 from suffice.signals.query import class_of
 from suffice.types import Episode, Feedback
 

@@ -21,8 +21,7 @@ from suffice.control.jobs.base import JobReport, JobWriter
 from suffice.control.jobs.comparing import ComparisonJob
 from suffice.control.jobs.rows import LOOK_BACK, rows_since
 from suffice.control.loop.brake import Floor
-from suffice.review.holds import RouteHolds
-from suffice.review.incident import of_pause
+from suffice.review.holds import RouteHolds, of_pause
 from suffice.settings import Route
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import open_reader

@@ -56,8 +56,7 @@ from suffice.learn.certifier import KEPT_BEFORE, KeeperDecision
 from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.served import FoldedModels
 from suffice.learn.version import FoldedVersion, as_served
-from suffice.review.holds import NO_HOLDS, RouteHolds
-from suffice.review.incident import of_pause
+from suffice.review.holds import NO_HOLDS, RouteHolds, of_pause
 from suffice.settings import Control, Route
 from suffice.store.database.log import StoredEvent
 from suffice.store.routes.in_force import InForce

@@ -26,8 +26,7 @@ from suffice.control.evidence.audits import Audit, GivenLabel, audits_to_rows, i
 from suffice.control.evidence.fitting import ServedVersion, read_back
 from suffice.errors import ConfigError
 from suffice.learn.features import FeatureSelection
-from suffice.review.effect import Effect, LabelEffect
-from suffice.review.estimate import em_of
+from suffice.review.agreement import Effect, LabelEffect, em_of
 from suffice.review.queue import ItemState, Queue, label_of
 from suffice.settings import Route
 from suffice.store.database.decisions import read_artefact

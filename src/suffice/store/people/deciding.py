@@ -15,8 +15,7 @@ from typing import Final, TypeVar
 
 from suffice.errors import StoreError
 from suffice.review.decide import DecisionRows, IncidentForm, Now, OverrideForm, in_words, override_of, resolve_incident
-from suffice.review.incident import Incident, name_by_hand
-from suffice.review.override import Override, OverrideEnd, describe_override, why_not
+from suffice.review.holds import Incident, Override, OverrideEnd, describe_override, name_by_hand, why_not
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import decoded, open_reader

@@ -11,8 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from suffice.review.incident import Incident, IncidentDecision
-from suffice.review.override import Override, OverrideEnd
+from suffice.review.holds import Incident, IncidentDecision, Override, OverrideEnd
 from suffice.store.rows.route_event import OfNoEpisode
 
 

@@ -14,8 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from suffice.review.items import ControlDraw, ItemReturn, ReviewItem, ReviewLease, Verdict
-from suffice.review.question import Source
+from suffice.review.items import ControlDraw, ItemReturn, ReviewItem, ReviewLease, Source, Verdict
 from suffice.store.rows.route_event import OfNoEpisode
 
 

@@ -1,11 +1,7 @@
-"""What is tried in the made-up month on a route whose owner wrote its policy down: two experiments and two rollouts.
+"""Experiments and rollouts of the made-up month, on a route with a policy of its owner's.
 
-    plan ──▶ start, stop, propose: what the commands call ──▶ rows ──▶ Variants ──▶ runs, each as its arm is served
-    runs ──▶ log ──▶ the job `advance` ──▶ the step that the evidence calls for
-
-The people of the month begin and end things by its calendar; what an experiment shows and where a rollout goes is
-whatever comes out. The first three samples of some questions agree on something wrong: who asks for three equal
-answers loses them, and who asks for more does not.
+People start and stop them by a calendar; the results are whatever comes out. On some questions the first three samples
+agree on a wrong answer: a policy that stops at three equal answers loses them, a more patient one does not.
 """
 
 from __future__ import annotations
@@ -16,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from suffice.control.compare.experiments import read_experiment
-from suffice.demo.console import ends
-from suffice.demo.console.people import Kind, drawn_from, full_run
+from suffice.demo import month_traffic
+from suffice.demo.month_traffic import Kind, drawn_from, full_run
 from suffice.errors import SufficeError
 from suffice.gateway.route import BuiltRoute
 from suffice.gateway.variants import RolloutTrial, Variants
@@ -31,7 +27,7 @@ from suffice.store.database.views import open_reader
 from suffice.store.routes import experiments, rollouts
 from suffice.telemetry import Metrics
 from suffice.types import Episode, Outcome, Request
-from suffice.wiring import build_route
+from suffice.wiring.routes import build_route
 
 ROUTE: Final = "quiz"
 SHARE: Final = 0.15  # of audits, while no rollout asks for more
@@ -120,7 +116,6 @@ class Tries:
     _next: tuple[float, Callable[[], None]] | None = None
 
     def __post_init__(self) -> None:
-        """Begin with the route as its owner wrote it."""
         route = self.settings.routes[ROUTE]
         self.base = build_route(ROUTE, route, None, self.settings.upstreams[route.upstream])
         self.variants = Variants(salt=self.salt, metrics=Metrics())
@@ -144,7 +139,6 @@ class Tries:
             self.follow()
 
     def follow(self) -> None:
-        """What is decided holds from here on, as a gateway sees it within a second."""
         with open_reader(self.writer.path) as connection:
             held, tried = rollouts.read_rollouts(connection), experiments.read_experiments(connection)
         now = rollouts.read_running_rollouts(held).get(ROUTE)
@@ -157,7 +151,6 @@ class Tries:
         )
 
     def ask(self, number: int, *, at_s: float) -> tuple[Request, Outcome, str]:
-        """One request as the gateway would serve it now, and the right answer."""
         share = max(SHARE, self.variants.audit_share(ROUTE))
         audit = self.rng.random() < share
         request, outcome, right = full_run(
@@ -177,9 +170,9 @@ class Tries:
         replayed = replay_run(Episode(request=request, outcome=outcome), served.policy, wave=self.base.settings.wave)
         if audit or not served.acts:
             self.full_tokens.append(outcome.usage.completion_tokens if outcome.usage is not None else 0)
-            return request, ends.priced(ends.noted(outcome, replayed)), right
-        ended = ends.stopped(outcome, replayed, self.full_tokens, because="its policy has seen enough")
-        return request, ends.priced(ended), right
+            return request, month_traffic.priced(month_traffic.noted(outcome, replayed)), right
+        ended = month_traffic.stopped(outcome, replayed, self.full_tokens, because="its policy has seen enough")
+        return request, month_traffic.priced(ended), right
 
     def _start(self, name: str, reason: str) -> None:
         _done(
@@ -190,8 +183,8 @@ class Tries:
         path = self.writer.path
         (held,) = (one for one in experiments.read_experiments(path) if one.runs and one.experiment.name == name)
         result = read_experiment(path, held, self.settings)
-        said = tuple(sentence for arm in result.arms for sentence in sentences(result, arm))
-        _done(experiments.stop_experiment(self.writer, name, author=WHO, reason=reason, said=said))
+        results = tuple(sentence for arm in result.arms for sentence in sentences(result, arm))
+        _done(experiments.stop_experiment(self.writer, name, author=WHO, reason=reason, said=results))
 
     def _propose(self, table: dict[str, Any], reason: str) -> None:
         route, held = self.base.settings, rollouts.read_rollouts(self.writer.path)
@@ -214,7 +207,6 @@ class Tries:
         )
 
     def _go_back(self, reason: str) -> None:
-        """What has not ended by now is ended by a person."""
         if ROUTE in rollouts.read_running_rollouts(rollouts.read_rollouts(self.writer.path)):
             _done(rollouts.step(self.writer, ROUTE, "rollback", author=WHO, reason=reason))
 

@@ -1,16 +1,13 @@
-"""Numbers and times as people read them: with their unit, rounded as far as they say something."""
+"""Numbers, intervals and times as people read them: with their unit, rounded as far as they say something."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Final
-from urllib.parse import urlencode
+from typing import Final
 
+from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.money import usd
-from suffice.assurance.satisfaction_effect import EVENTS, SATISFACTION, SatisfactionEffect
-from suffice.rollout.metrics import metric_of
-from suffice.sanitize import plural
 
 UNKNOWN: Final = "not measured"
 MINUS: Final = "\N{MINUS SIGN}"
@@ -55,7 +52,6 @@ def between(low: float | None, high: float | None, show: str = "percent", digits
 
 
 def format_count(value: float | None) -> str:
-    """A count."""
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
@@ -75,12 +71,10 @@ def format_large(value: float | None) -> str:
 
 
 def money(value: float | None) -> str:
-    """US dollars."""
     return UNKNOWN if value is None else usd(value).replace("-", MINUS)
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
-    """A plain number."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
@@ -91,13 +85,11 @@ def format_moment(at_s: float | None) -> str:
     return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def iso(at_s: float | None) -> str:
-    """A moment as machines read it."""
-    return datetime.fromtimestamp(at_s or 0, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+def iso(at_s: float | None, sep: str = "T") -> str:
+    return datetime.fromtimestamp(at_s or 0, UTC).isoformat(sep, "seconds").replace("+00:00", "Z")
 
 
 def format_day(day: int) -> str:
-    """A day that is counted since 1970."""
     return datetime.fromtimestamp(day * 86_400, UTC).strftime("%Y-%m-%d")
 
 
@@ -121,12 +113,10 @@ def lasted(seconds: float | None) -> str:
 
 
 def ago(at_s: float | None, now_s: float) -> str:
-    """How long ago a moment was."""
     return "never" if not at_s else f"{lasted(max(0.0, now_s - at_s))} ago"
 
 
 def size(n_bytes: float) -> str:
-    """An amount of bytes."""
     return (
         f"{n_bytes / 1e9:.2f} GB"
         if n_bytes >= 1e9
@@ -136,61 +126,17 @@ def size(n_bytes: float) -> str:
     )
 
 
-def format_difference(value: float | None, metric: str) -> str:
-    """A difference between two arms of an experiment, in the metric's own unit and with its sign.
+def format_time(at_s: float | None) -> str:
+    """A time to the minute, in UTC; "never" where there is none."""
+    return "never" if at_s is None else datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
-    >>> [format_difference(-0.0224, "em"), format_difference(0.3, "satisfaction"), format_difference(-482.94, "tokens")]
-    ['−2.24', '+30.0', '−482.9']
+
+def format_estimate(one: IntervalEstimate | None, show: Callable[[float], str], sure: str) -> str:
+    """An estimate with its interval, its n and its note.
+
+    sure  the interval's confidence, as "95%"
     """
-    if value is None:
-        return "–"
-    of = metric_of(metric)
-    size = of.size(value)
-    sign = "" if not float(size.replace(",", "")) else "+" if value > 0 else MINUS
-    return f"{sign}{size}"
-
-
-def format_name(name: str, instead: str = "none") -> str:
-    """A name, or what stands for an empty one."""
-    return name or instead
-
-
-def query(fields: Mapping[str, Any]) -> str:
-    """Fields as an address has them. Any: they are turned into text."""
-    return urlencode({key: str(value) for key, value in fields.items()})
-
-
-def format_verdict(liking: SatisfactionEffect) -> str:
-    """What stopping surely does to a measure: "worse", "better", or "" where no difference is proven."""
-    effect = liking.effect
-    if effect is None or effect.low is None or effect.high is None or effect.low <= 0 <= effect.high:
-        return ""
-    return "better" if (effect.low > 0) == (liking.better == "higher") else "worse"
-
-
-def is_rate(liking: SatisfactionEffect) -> bool:
-    """Is a measure a share of 1, and not a declared metric in a unit of its own?"""
-    return liking.measure in (SATISFACTION, *EVENTS.values()) or "=" in liking.measure
-
-
-FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
-    "percent": format_percent,
-    "points": format_points,
-    "whole": format_count,
-    "short": format_large,
-    "money": money,
-    "number": format_number,
-    "when": format_moment,
-    "iso": iso,
-    "date": format_day,
-    "lasted": lasted,
-    "ago": ago,
-    "size": size,
-    "named": format_name,
-    "difference": format_difference,
-    "query": query,
-    "plural": plural,
-    "verdict": format_verdict,
-    "between": between,
-    "is_rate": is_rate,
-}
+    if one is None:
+        return UNKNOWN
+    ends = "" if one.low is None or one.high is None else f" [{show(one.low)}, {show(one.high)}] at {sure}"
+    return f"{show(one.value)}{ends}, n={one.n:,}" + (f" ({one.note})" if one.note else "")

@@ -1,8 +1,6 @@
-"""The made-up month: requests, one after the other, and the real jobs of the control loop looking at them.
+"""A made-up month: generated requests in the log, and the real jobs of the control loop deciding on them.
 
-    questions ──▶ runs, stopped as the version in force says ──▶ log ──▶ certify, monitor, advance, rollup … ──▶ log …
-
-Time passes as the log says; a month takes seconds. What is certified, and what it costs, is whatever comes out.
+Time passes as the log says, so a month takes seconds. What is certified, and its cost, is whatever the jobs find.
 """
 
 from __future__ import annotations
@@ -23,8 +21,8 @@ from suffice.control.jobs.monitor import Monitor
 from suffice.control.jobs.notify import Notify
 from suffice.control.jobs.proposing import Retrain
 from suffice.control.jobs.rollup import Rollup
-from suffice.demo.console import ends, loops, people, tries
-from suffice.demo.console.hook import Took
+from suffice.demo import month_traffic, month_trials
+from suffice.demo.month_traffic import Took
 from suffice.errors import SufficeError
 from suffice.learn.version import FoldedVersion, load_version
 from suffice.policy.base import build_policy
@@ -55,7 +53,7 @@ TABLES: Final[dict[str, Any]] = {
         ROUTE: {
             "upstream": "house",
             "kind": "samples",
-            "samples": people.N_SAMPLES,
+            "samples": month_traffic.N_SAMPLES,
             "scorer": "number",
             "mode": "enforce",
             "max_em_drop": 0.04,
@@ -64,35 +62,34 @@ TABLES: Final[dict[str, Any]] = {
             "match": {"header": ROUTE},
             "max_extra_calls": 48,
         },
-        **tries.TABLES["routes"],
+        **month_trials.TABLES["routes"],
         "support": {
             "upstream": "house",
             "kind": "samples",
-            "samples": people.N_SAMPLES,
+            "samples": month_traffic.N_SAMPLES,
             "scorer": "number",
             "mode": "observe",
             "match": {"header": "support"},
             "max_extra_calls": 48,
         },
         "embeddings": {"upstream": "house", "mode": "off", "match": {"header": "embeddings"}},
-        loops.ROUTE: {
+        month_traffic.LOOP_ROUTE: {
             "kind": "rounds",
             "scorer": "text",
             "mode": "observe",
-            "match": {"header": loops.ROUTE},
+            "match": {"header": month_traffic.LOOP_ROUTE},
             "policy": {"policy": "stable-answer", "streak": 2},
             "review": {"keep_text": True, "text_days": 60.0},
         },
     },
-    "experiments": tries.TABLES["experiments"],
+    "experiments": month_trials.TABLES["experiments"],
     "alerts": {"webhook_url_env": WEBHOOK},
     "control": {"tick_requests": 20, "burst_requests": 400, "refit_requests": 600, "window_audits": 800},
 }
 
 
 def settings_for(database: Path, *, upstream: str = "http://127.0.0.1:9") -> Settings:
-    """The settings that the month is lived under."""
-    own = ends.PRICES
+    own = month_traffic.PRICES
     prices = {"input_usd_per_mtok": own.input_usd_per_mtok, "output_usd_per_mtok": own.output_usd_per_mtok}
     return parse_settings(
         {
@@ -105,8 +102,6 @@ def settings_for(database: Path, *, upstream: str = "http://127.0.0.1:9") -> Set
 
 @dataclass(slots=True)
 class Clock:
-    """What time it is in the month."""
-
     at_s: float
 
     def __call__(self) -> float:
@@ -116,15 +111,13 @@ class Clock:
 
 @dataclass(slots=True, kw_only=True)
 class Month:
-    """One month in the making."""
-
     settings: Settings
     path: Path
     log: SqliteLog
     writer: Decisions
     worker: Worker
     watcher: Worker  # with the job `monitor`
-    tries: tries.Tries
+    tries: month_trials.Tries
     clock: Clock
     rng: random.Random
     aside: random.Random  # of loops: however many there are, the other routes draw the same
@@ -137,14 +130,13 @@ class Month:
     n_looks: int = 0
 
     def ask(self) -> None:
-        """One request on the governed route, as the gateway would serve it now."""
         audit = self.held.in_burst or self.rng.random() < SHARE
         level = 0 if self.held.in_burst or self.resting else self.held.level
         made = self.held.publication
         version = made.version if made is not None and level else ""
-        request, outcome, right = people.full_run(
+        request, outcome, right = month_traffic.full_run(
             self.n,
-            people.drawn_from(people.MATH, self.rng),
+            month_traffic.drawn_from(month_traffic.MATH, self.rng),
             self.rng,
             route=ROUTE,
             audit=audit,
@@ -158,17 +150,16 @@ class Month:
         replayed = self._replayed(request, outcome, level)
         if audit:
             self.full_tokens.append(outcome.usage.completion_tokens if outcome.usage is not None else 0)
-            ended = ends.noted(outcome, replayed)
+            ended = month_traffic.noted(outcome, replayed)
         else:
-            ended = ends.stopped(outcome, replayed, self.full_tokens, because=_BECAUSE)
-        self._write(request, ends.priced(ended), right)
+            ended = month_traffic.stopped(outcome, replayed, self.full_tokens, because=_BECAUSE)
+        self._write(request, month_traffic.priced(ended), right)
 
     def watch(self) -> None:
-        """One request on the route that only observes: all of them run in full, and some are drawn as audits."""
         audit = self.rng.random() < SHARE
-        request, outcome, right = people.full_run(
+        request, outcome, right = month_traffic.full_run(
             self.n,
-            people.drawn_from(people.SUPPORT, self.rng),
+            month_traffic.drawn_from(month_traffic.SUPPORT, self.rng),
             self.rng,
             route="support",
             audit=audit,
@@ -179,7 +170,7 @@ class Month:
             at_s=self.clock.at_s,
         )
         self.n += 1
-        self._write(replace(request, mode="observe"), ends.priced(outcome), right)
+        self._write(replace(request, mode="observe"), month_traffic.priced(outcome), right)
 
     def ask_quiz(self, part: float) -> None:
         """One request on the route where things are tried; part of the month that is over, [0, 1]."""
@@ -189,10 +180,9 @@ class Month:
         self._write(request, outcome, right, self.tries.rng)
 
     def pass_on(self) -> None:
-        """One request that nobody governs."""
-        request, outcome, _ = people.full_run(
+        request, outcome, _ = month_traffic.full_run(
             self.n,
-            people.SUPPORT[0],
+            month_traffic.SUPPORT[0],
             self.rng,
             route="embeddings",
             audit=False,
@@ -204,19 +194,17 @@ class Month:
         )
         self.n += 1
         self._append(RequestSeen(replace(request, mode="off", ungoverned="off", query=None, n_samples=1, unit="")))
-        self._append(RequestEnded(replace(ends.priced(outcome), steps=(), vote=(), answer=None)))
+        self._append(RequestEnded(replace(month_traffic.priced(outcome), steps=(), vote=(), answer=None)))
 
     def loop(self) -> None:
-        """One run of somebody's own loop, with what it read."""
-        for event in loops.walked(self.n, self.aside, at_s=self.clock.at_s):
+        for event in month_traffic.walked(self.n, self.aside, at_s=self.clock.at_s):
             self._append(event)
             if isinstance(event, RequestEnded) and event.outcome.would_answer not in (None, event.outcome.answer):
                 self.doubtful = event.outcome.episode_id
         self.n += 1
 
     def doubt(self) -> None:
-        """Somebody wants the latest loop looked at whose early answer was another one."""
-        rules = {loops.ROUTE: self.settings.routes[loops.ROUTE].review}
+        rules = {month_traffic.LOOP_ROUTE: self.settings.routes[month_traffic.LOOP_ROUTE].review}
         ask_about(self.writer, self.doubtful, rules, "it took the first date it found", "ann", now_s=self.clock.at_s)
 
     def drill(self, *, on: bool) -> None:
@@ -227,27 +215,23 @@ class Month:
         self._told()
 
     def complain(self, summary: str) -> str:
-        """Somebody opens an incident; its name."""
-        found = open_incident(self.writer, ROUTE, self.settings.routes[ROUTE], summary, "ann", now_s=self.clock.at_s)
-        if isinstance(found, str):
-            raise SufficeError(f"demo: {found}")
+        incident = open_incident(self.writer, ROUTE, self.settings.routes[ROUTE], summary, "ann", now_s=self.clock.at_s)
+        if isinstance(incident, str):
+            raise SufficeError(f"demo: {incident}")
         self._told()
-        return found.incident
+        return incident.incident
 
     def _told(self) -> None:
-        """Whoever is told of alerts is told at once: the worker looks every second in life."""
         self.log.drain(20)
         self.worker.once("notify")
 
     def accept(self, incident: str, reason: str) -> None:
-        """Somebody decides an incident: what is in force goes on."""
         wanted = Wants(incident=incident, decision="accept", reason=reason, author="ann")
-        found = decide_incident(self.writer, self.settings.routes[ROUTE], ROUTE, wanted, now_s=self.clock.at_s)
-        if isinstance(found, str):
-            raise SufficeError(f"demo: {found}")
+        result = decide_incident(self.writer, self.settings.routes[ROUTE], ROUTE, wanted, now_s=self.clock.at_s)
+        if isinstance(result, str):
+            raise SufficeError(f"demo: {result}")
 
     def look(self, *jobs: str) -> None:
-        """The control loop looks at the log, and what it decided holds; then these jobs, as somebody asked for them."""
         if not self.log.drain(20):
             raise SufficeError("demo: the log could not be written")
         if self.n_looks % SELDOM == 0 or jobs:
@@ -264,7 +248,7 @@ class Month:
     def _write(self, request: Request, outcome: Outcome, right: str, rng: random.Random | None = None) -> None:
         self._append(RequestSeen(request))
         self._append(RequestEnded(outcome))
-        for given in people.make_feedback(outcome, right, rng or self.rng):
+        for given in month_traffic.make_feedback(outcome, right, rng or self.rng):
             self._append(FeedbackGiven(given))
 
     def _append(self, event: Event) -> None:
@@ -308,7 +292,7 @@ def month(
         }
         certify, monitor = Certify(author=AUTHOR, **common), Monitor(author=AUTHOR, **common)
         rollup = Rollup(now=clock, **common)
-        told = Notify(
+        notify = Notify(
             settings=settings.alerts,
             path=writer.path,
             sinks=(Took("log"), Took("webhook")),
@@ -326,7 +310,7 @@ def month(
             "monotonic_s": monotonic_s,
             "new_id": lambda: f"jr_{next(ids):011x}",
         }
-        jobs: tuple[Job, ...] = (certify, retrain, advance, told, rollup)
+        jobs: tuple[Job, ...] = (certify, retrain, advance, notify, rollup)
         try:
             yield Month(
                 settings=settings,
@@ -338,7 +322,7 @@ def month(
                 clock=clock,
                 rng=rng,
                 aside=random.Random(seed + 1),
-                tries=tries.Tries(
+                tries=month_trials.Tries(
                     settings=settings, writer=writer, secret=secret, salt=f"month {seed}", rng=random.Random(seed + 2)
                 ),
             )
@@ -349,7 +333,6 @@ def month(
 
 
 def live(made: Month, *, n: int, until_s: float, told: Callable[[int, InForce], None] = lambda _n, _held: None) -> None:
-    """Let a month pass: `n` requests each on the route that learns and where things are tried, fewer on others."""
     step_s = (until_s - made.clock.at_s) / max(1, n)
     people_do, incident = {n // 2: True, n // 2 + 2: False, n - 14: True, n - 12: False}, ""
     for number in range(n):

@@ -1,0 +1,394 @@
+"""The online demonstration: a route certifies itself live, then another model answers under the same name.
+
+Everything goes through the real gateway over HTTP, with the control loop in a process beside it. Saving and EM change
+compare runs under the certificate with all runs before it: other requests of the same traffic, so only audits are
+paired.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from itertools import count, islice
+from pathlib import Path
+from typing import Final, Literal, Protocol, TypeAlias
+
+import numpy as np
+
+from suffice.assurance.bounds import Interval, bootstrap_interval
+from suffice.demo import rows
+from suffice.demo.rows import DemoAnswer, Pass, ask_all
+from suffice.demo.run import predicted_tokens
+from suffice.errors import LocalModelError
+from suffice.extras import how_to_install
+from suffice.local.tasks import TaskQuestion
+from suffice.scoring.base import Scorer, build_scorer
+from suffice.server import serve_in_loop
+from suffice.store.database.views import read_episodes
+from suffice.store.routes.in_force import NOTHING_DECIDED, DeploymentState, InForce, read_decided
+from suffice.types import Episode
+from suffice.wiring.files import load_settings
+
+ROUTE: Final = "quiz"
+MODEL: Final = "quiz-model"  # what clients ask for, whoever stands behind it
+SEED: Final = 20_26
+EACH: Final = 5  # questions between two looks at the log
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoPlan:
+    burst: int = 340  # full runs before anything may be learned: audits are dense until 16/max_em_drop
+    most: int = 600  # … and how long a certificate is waited for
+    n_certified: int = 200  # asked under the certificate
+    n_swapped: int = 50  # asked behind the swap
+    max_em_drop: float = 0.05  # fraction
+    confidence: float = 0.95
+    tick: int = 20  # requests between two looks of the control loop
+    n_samples: int = 8
+    wave: int = 2
+    period_s: float = 1.0
+
+
+SMALL: Final = DemoPlan(burst=180, most=300, n_certified=60, n_swapped=15, max_em_drop=0.1)
+
+
+def story_settings(plan: DemoPlan, *, upstream: str, driver: str, slots: int, database: Path) -> str:
+    """The settings file. It names no policy: what stops the route is learned and certified, or nothing does."""
+    return f"""\
+[upstreams.local]
+url = "{upstream}"
+driver = "{driver}"
+slots = {slots}
+
+[routes.{ROUTE}]
+upstream = "local"
+match = {{ header = "{ROUTE}" }}
+kind = "samples"
+samples = {plan.n_samples}
+wave = {plan.wave}                   # as many as the server works on at once
+scorer = "text"
+mode = "enforce"           # and no policy: it is learned, and certified before it acts
+max_em_drop = {plan.max_em_drop:<8g}     # default 0.02: a shorter proof needs a larger budget
+confidence = {plan.confidence:g}
+
+[control]
+burst_requests = {plan.burst}       # default 1000
+refit_requests = {plan.burst}       # default 1000
+tick_requests = {plan.tick}         # default 100
+period_s = {plan.period_s:g}
+
+[store]
+url = "sqlite:///{database}"
+"""
+
+
+def generate_traffic(pool: Sequence[TaskQuestion], *, seed: int = SEED) -> Iterator[TaskQuestion]:
+    """Traffic without end: questions drawn from the pool with replacement, each request with an id of its own.
+
+    So the traffic is the same from the first request to the last, and a question may come again, as in life.
+    """
+    rng = random.Random(seed)
+    for number in count(1):
+        question = rng.choice(pool)
+        yield replace(question, id=f"{question.id}#{number}")
+
+
+def name_of(question: TaskQuestion) -> str:
+    return question.id.partition("#")[0]
+
+
+Period: TypeAlias = Literal["before", "certified", "swapped"]
+PERIODS: Final[tuple[Period, ...]] = ("before", "certified", "swapped")
+N_DRAWS: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CourseRun:
+    period: Period
+    question: str  # in the pool
+    episode: Episode
+    correct: bool  # what the client got
+    first_correct: bool = False  # would its first sample alone have been right?
+    stop_correct: bool | None = None  # audits: what a stop would have delivered; None: it would not have stopped
+
+    @property
+    def tokens(self) -> int:
+        return rows.total_tokens(self.episode)
+
+    @property
+    def by_lot(self) -> bool:
+        return self.episode.request.audit and self.episode.request.propensity < 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """One period in numbers; fractions. None: it is the runs under the certificate that are compared, and no others."""
+
+    period: Period
+    n: int
+    n_stopped: int
+    n_audits: int  # ran in full by design
+    em: float  # of what clients got
+    em_first: float  # of each request's first sample
+    tokens: float  # mean a request
+    em_change: float | None = None  # against the full runs before
+    em_change_interval: Interval | None = None
+    saved: float | None = None
+    saved_interval: Interval | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditTally:
+    n: int
+    n_stops: int  # of them: would have stopped
+    n_lost: int  # right in full, wrong if stopped
+    n_gained: int
+
+
+def run_of(answered: DemoAnswer, episode: Episode, scorer: Scorer, *, swapped: bool) -> CourseRun:
+    request, outcome, gold = episode.request, episode.outcome, answered.question.gold
+    would_stop = request.audit and outcome.stop_step is not None
+    return CourseRun(
+        period="swapped" if swapped else "certified" if request.certified else "before",
+        question=name_of(answered.question),
+        episode=episode,
+        correct=rows.correct(answered, scorer),
+        first_correct=bool(outcome.steps) and rows.matches(scorer, outcome.steps[0].answer, gold),
+        stop_correct=rows.matches(scorer, outcome.would_answer, gold) if would_stop else None,
+    )
+
+
+def audited(runs: Iterable[CourseRun]) -> AuditTally:
+    results = [run for run in runs if run.period == "certified" and run.by_lot]
+    stops = [(run.correct, run.stop_correct) for run in results if run.stop_correct is not None]
+    return AuditTally(
+        n=len(results),
+        n_stops=len(stops),
+        n_lost=sum(full and not stop for full, stop in stops),
+        n_gained=sum(bool(stop) and not full for full, stop in stops),
+    )
+
+
+def all_figures(runs: Sequence[CourseRun], *, sure: bool = False) -> Mapping[Period, Figures]:
+    parts = {period: [run for run in runs if run.period == period] for period in PERIODS}
+    return {period: _figures(period, part, parts["before"], sure=sure) for period, part in parts.items() if part}
+
+
+def _figures(period: Period, runs: Sequence[CourseRun], full: Sequence[CourseRun], *, sure: bool) -> Figures:
+    compared = period == "certified" and bool(full)
+    values = np.array([*(_row(run, 0) for run in full), *(_row(run, 3) for run in runs)])
+    groups = [run.question for run in (*full, *runs)]
+    sums = values.sum(axis=0)
+    saved_interval = em_interval = None
+    if compared and sure:
+        rng = np.random.default_rng(rows.SEED)
+        saved_interval = bootstrap_interval(values, groups, _saved, 0.95, N_DRAWS, rng)
+        em_interval = bootstrap_interval(values, groups, _em_change, 0.95, N_DRAWS, rng)
+    return Figures(
+        period=period,
+        n=len(runs),
+        n_stopped=sum(run.episode.outcome.stopped for run in runs),
+        n_audits=sum(run.episode.request.audit for run in runs),
+        em=float(np.mean([run.correct for run in runs])),
+        em_first=float(np.mean([run.first_correct for run in runs])),
+        tokens=float(np.mean([run.tokens for run in runs])),
+        em_change=_em_change(sums) if compared else None,
+        em_change_interval=em_interval,
+        saved=_saved(sums) if compared else None,
+        saved_interval=saved_interval,
+    )
+
+
+def _row(run: CourseRun, at: int) -> list[float]:
+    results = [0.0] * 6
+    results[at : at + 3] = [1.0, float(run.correct), float(run.tokens)]
+    return results
+
+
+def _em_change(sums: np.ndarray) -> float:
+    return float(sums[4] / sums[3] - sums[1] / sums[0]) if sums[0] and sums[3] else float("nan")
+
+
+def _saved(sums: np.ndarray) -> float:
+    if not (sums[0] and sums[3] and sums[2]):
+        return float("nan")
+    return float(1 - (sums[5] / sums[3]) / (sums[2] / sums[0]))
+
+
+FOLLOWED_S = 1.5  # within which the gateway, which looks once a second, does as the log says
+DECIDED_S = 30.0  # that the worker, which has other jobs on a machine with other work, may take to decide at the most
+WRITTEN_S = 5.0  # within which the log has the outcome of a request that was answered
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoWorld:
+    url: str
+    driver: str
+    slots: int
+    swap: Callable[[], None]
+    behind: str = "another model"  # what answers behind the swap, in plain words
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    held: InForce
+    runs: Sequence[CourseRun]
+    n_asked: int
+    n_until: int  # requests at which this part of the story ends
+    ends: bool  # is this the last look of the part?
+
+
+class Screen(Protocol):
+    def say(self, sentence: str) -> None: ...
+
+    def look(self, now: Snapshot) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoReport:
+    plan: DemoPlan
+    runs: Sequence[CourseRun]
+    held: InForce  # at the end
+    certified: InForce | None  # when the swap was made; None: nothing was certified
+    n_predicted: int | None  # generated tokens as the model servers count them; None: they do not say
+    errors: Sequence[str]
+
+
+@dataclass(slots=True)
+class _Client:
+    url: str
+    plan: DemoPlan
+    database: Path
+    traffic: Iterator[TaskQuestion]
+    screen: Screen
+    scorer: Scorer
+    runs: list[CourseRun] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    n_asked: int = 0
+    _open: dict[str, tuple[DemoAnswer, bool]] = field(default_factory=dict)  # answered, and not yet in the log
+    _seq: int = 0
+    _decided: DeploymentState = NOTHING_DECIDED
+
+    @property
+    def held(self) -> InForce:
+        return self._decided.of(ROUTE)
+
+    async def ask(self, most: int, *, swapped: bool = False, until: Callable[[], bool] = lambda: False) -> None:
+        """Ask so many requests, or until something is so."""
+        end = self.n_asked + most
+        how = Pass(route=ROUTE, model=MODEL, extra={"suffice": {"samples": self.plan.n_samples}}, n_at_once=1)
+        while self.n_asked < end and not until():
+            questions = list(islice(self.traffic, min(EACH, end - self.n_asked)))
+            for answered in await ask_all(self.url, questions, how, lambda _: None):
+                self.n_asked += 1
+                if answered.error is None:
+                    self._open[answered.episode_id] = (answered, swapped)
+                else:
+                    self.errors.append(answered.error)
+            await asyncio.to_thread(self._read)
+            self._show(end, ends=False)
+        await self._settle()
+        self._show(end, ends=True)
+
+    async def _settle(self) -> None:
+        for _ in range(int(WRITTEN_S / 0.1)):
+            if not self._open:
+                return
+            await asyncio.sleep(0.1)
+            await asyncio.to_thread(self._read)
+
+    def _show(self, end: int, *, ends: bool) -> None:
+        self.screen.look(Snapshot(held=self.held, runs=tuple(self.runs), n_asked=self.n_asked, n_until=end, ends=ends))
+
+    def _read(self) -> None:
+        for result in read_episodes(self.database, ROUTE, since_seq=self._seq):
+            self._seq = max(self._seq, result.seq)
+            value = self._open.pop(result.episode.request.episode_id, None)
+            if value is not None:
+                answered, swapped = value
+                self.runs.append(run_of(answered, result.episode, self.scorer, swapped=swapped))
+        before, self._decided = self.held, read_decided(self.database, self._decided)
+        for sentence in news(before, self.held):
+            self.screen.say(sentence)
+
+    async def heard(self, what: Callable[[], bool], *, within_s: float) -> None:
+        for _ in range(int(within_s / 0.2)):
+            if what():
+                return
+            await asyncio.sleep(0.2)
+            await asyncio.to_thread(self._read)
+
+
+def news(before: InForce, now: InForce) -> list[str]:
+    results = []
+    if now.alarm is not None and now.alarm != before.alarm:
+        results.append(f"alarm, {now.alarm.cause}: {now.alarm.reason}")
+    if now.epoch is not None and now.n_epochs != before.n_epochs:
+        results.append(f"epoch {now.n_epochs} begins, all in full for {now.epoch.burst} requests: {now.epoch.reason}")
+    if now.publication is not None and now.n_publications != before.n_publications:
+        what = f"level {now.level} certified" if now.level else "nothing certified"
+        results.append(f"{what}: {now.publication.reason}")
+    if now.pause is not None and now.pause != before.pause:
+        results.append(f"enforcement paused: {now.pause.reason}")
+    return results
+
+
+async def run_story(
+    plan: DemoPlan,
+    world: DemoWorld,
+    folder: Path,
+    pool: Sequence[TaskQuestion],
+    screen: Screen,
+    *,
+    first_s: float = 1.0,
+) -> DemoReport:
+    """Run the whole story. Raises LocalModelError without scikit-learn, and what the gateway raises.
+
+    folder   an empty one: the settings and the log go there, `online.toml` and `online.db`
+    first_s  seconds before the control loop starts
+    """
+    if find_spec("sklearn") is None:
+        raise LocalModelError(f"demo --online: fits need scikit-learn: {how_to_install('train')}")
+    database, file = folder / "online.db", folder / "online.toml"
+    file.write_text(
+        story_settings(plan, upstream=world.url, driver=world.driver, slots=world.slots, database=database), "utf-8"
+    )
+    configured = load_settings(file)
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(serve_in_loop(configured, worker_after_s=first_s))
+        client = _Client(url, plan, database, generate_traffic(pool), screen, build_scorer("text"))
+        counted = [await _count(world, -1)]
+        await client.ask(plan.most, until=lambda: client.held.level > 0)
+        certified = client.held if client.held.level else None
+        if certified is not None:
+            await asyncio.sleep(FOLLOWED_S)
+            await client.ask(plan.n_certified)
+            certified = client.held
+            counted.append(await _count(world, 1))
+            await asyncio.to_thread(world.swap)
+            screen.say(f"the swap: at the same address answers {world.behind}; clients still ask for {MODEL!r}")
+            counted.append(await _count(world, -1))
+            await client.ask(plan.n_swapped, swapped=True)
+            await client.heard(lambda: client.held.in_burst, within_s=max(DECIDED_S, 10 * plan.period_s))
+        counted.append(await _count(world, 1))
+    return DemoReport(
+        plan=plan,
+        runs=tuple(client.runs),
+        held=client.held,
+        certified=certified,
+        errors=tuple(client.errors),
+        n_predicted=None if None in counted else sum(one for one in counted if one is not None),
+    )
+
+
+async def _count(world: DemoWorld, sign: int) -> int | None:
+    result = await asyncio.to_thread(predicted_tokens, world.url)
+    return None if result is None else sign * result
+
+
+def n_reconciled(runs: Sequence[CourseRun]) -> int:
+    return sum(rows.reconciled(run.episode) for run in runs)
