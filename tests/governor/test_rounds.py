@@ -147,7 +147,7 @@ def test_every_token_that_is_told_is_counted_once(steps: list[StepReport]) -> No
 
 
 def test_the_page_of_the_api_lists_every_field_that_is_read(tmp_path: Path) -> None:
-    from suffice.gateway.decide import FIELDS, SIGNAL_FIELDS, STEP_FIELDS
+    from suffice.gateway.rounds_service import FIELDS, SIGNAL_FIELDS, STEP_FIELDS
     from tests.house.tree import ROOT
 
     page = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8").partition("\n## Decide\n")[2]

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from suffice.settings import Driver
 from suffice.types import Findings
-from suffice.upstream.drivers import DRIVERS
-from suffice.upstream.findings import CONTINUES, allows_probes, find_verdict, finding, honoured
+from suffice.upstream.drivers import CONTINUES, DRIVERS, allows_probes, find_verdict, finding, honoured
 from suffice.upstream.shapes import SHAPES, engines
 
 # What Suffice reads or sends and has seen only in documentation, not at a live server.

@@ -16,7 +16,7 @@ from suffice.doctor.talk import Talk
 from suffice.errors import UpstreamError
 from suffice.types import Finding, Findings
 from suffice.upstream.continuation import DRIVER_METHODS
-from suffice.upstream.findings import url_key
+from suffice.upstream.drivers import url_key
 
 Experiment: TypeAlias = Callable[[Talk, Facts], Awaitable[Saw]]
 

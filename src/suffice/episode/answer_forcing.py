@@ -21,8 +21,7 @@ from suffice.types import Purpose
 from suffice.upstream import continuation
 from suffice.upstream.client import Headers, UpstreamClient, governed_headers
 from suffice.upstream.continuation import Continuation, Limits, Prompt, Thought
-from suffice.upstream.drivers import DRIVERS, DriverFacts
-from suffice.upstream.findings import find_verdict
+from suffice.upstream.drivers import DRIVERS, DriverFacts, find_verdict
 from suffice.upstream.wire import encode_json
 
 CHARS_A_TOKEN = 4.5  # of English text; only to estimate the prompt of a call that was cut off before it counted

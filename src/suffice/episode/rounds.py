@@ -15,14 +15,13 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from suffice.episode import vote
-from suffice.episode.latency_guard import Pace
+from suffice.episode.guarded_policy import GuardedPolicy
 from suffice.episode.ledger import Ledger
-from suffice.episode.loop import Decides, FailOpen
-from suffice.episode.vectors import Vectors
+from suffice.episode.loop import Decides
+from suffice.episode.probe import Vectors
 from suffice.errors import BadRequest
 from suffice.review.question import Shelf
 from suffice.scoring.base import Scorer
-from suffice.signals.observe import Observer
 from suffice.types import AnswerSource, Decision, Signals, Step, Usage
 
 MAX_STEPS = 2_000  # of one run; what comes after them is counted and goes on
@@ -113,8 +112,7 @@ class RoundsRun:
     shelf: Shelf | None = None  # takes the steps' texts for reviewers; None: they are dropped
     seen: list[StepRecordBrief] = field(default_factory=list)
     is_over: bool = False
-    _observer: Observer | None = None
-    _pace: Pace | None = None
+    _guarded: GuardedPolicy | None = None
     _n_chars: int = 0
     _n_beyond: int = 0
 
@@ -262,21 +260,10 @@ class RoundsRun:
             return None
 
     def _decide(self, step: Step) -> tuple[Signals, Decision]:
-        if self._pace is None:
-            self._pace = Pace(lambda: self.ledger.fail_open("slow"), self.monotonic_s)
-        signals = self._pace.observing(self._observe)(step)
-        policy = FailOpen(self.route.policy, self.ledger.fail_open)
-        return signals, self._pace.deciding(policy).decide(signals)
-
-    def _observe(self, step: Step) -> Signals:
-        request = self.ledger.request
-        try:
-            if self._observer is None:
-                self._observer = Observer(self.route.needs, request.kind, query=request.query)
-            return self._observer.observe(step)
-        except Exception:  # noqa: BLE001 - broken signals cost tokens, never an answer
-            self.ledger.fail_open("signals")
-            return Signals(step=step.index, tokens_used=0)
+        if self._guarded is None:
+            self._guarded = GuardedPolicy(self.route.policy, self.route.needs, self.ledger, self.monotonic_s)
+        signals = self._guarded.observe(step)
+        return signals, self._guarded.decide(signals)
 
     def _shown(self, decision: Decision) -> Decision:
         """The decision as the caller gets it: a stop only where one may be carried out.

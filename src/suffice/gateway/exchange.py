@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from suffice.errors import BadRequest, OverloadError, TooLarge
-from suffice.upstream.wire import PING, error_body, error_frame
+from suffice.episode.stream_relay import RepeatedFrame
+from suffice.errors import BadRequest, OverloadError, TooLarge, UpstreamProtocol
+from suffice.upstream.assemble import Assembler
+from suffice.upstream.wire import DONE_DATA, PING, Frame, SseSplitter, encode_json, error_body, error_frame
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -282,3 +284,69 @@ async def supervise(work: Coroutine[Any, Any, None], receive: Receive, exchange:
         if left:
             task.uncancel()
     return left
+
+
+BODY_LIMIT_BYTES = 32 * 2**20  # of an answer that is put together, as it is kept
+
+
+class StreamDelivery:
+    """The client asked for a stream: frames go out as they came, many in one write."""
+
+    texts_now = None
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self.frame_now = exchange.body_now  # bytes of whole frames, where one stands: no layer of ours in between
+
+    def frames(self, frames: Sequence[Frame]) -> Coroutine[Any, Any, None]:
+        """Send whole frames. Gives the send itself to be awaited: one layer less for each read."""
+        return self._exchange.body(frames[0].raw if len(frames) == 1 else b"".join([f.raw for f in frames]))
+
+    def can_begin_again(self) -> bool:
+        """What was sent cannot be taken back."""
+        return False
+
+    async def end(self) -> None:
+        """Complete the answer."""
+        if not self._exchange.complete:
+            await self._exchange.body(b"", more=False)
+
+
+class BodyDelivery:
+    """The client asked for one body: it equals what the upstream would have answered directly."""
+
+    def __init__(self, exchange: Exchange, status: int, headers: Sequence[tuple[str, str]]) -> None:
+        self._exchange, self._status = exchange, status
+        dropped = {"content-type", "content-length", "content-encoding"}
+        self._headers = [(k, v) for k, v in headers if k.lower() not in dropped]
+        self._assembler = Assembler(BODY_LIMIT_BYTES)
+
+    def frame_now(self, raw: bytes) -> bool:  # noqa: ARG002
+        """Nothing goes out before the end."""
+        return False
+
+    def texts_now(self, template: bytes, field: str, texts: list[str]) -> bool:
+        """Take repeated chunks by their texts, which is much quicker than to parse each."""
+        try:
+            return self._assembler.add_repeated(template, field, texts)
+        except UpstreamProtocol:
+            return False  # too much for us; raised again where somebody awaits it
+
+    async def frames(self, frames: Sequence[Frame]) -> None:
+        """Take frames in. Raises UpstreamProtocol for an answer that is too long."""
+        for frame in frames:
+            if isinstance(frame, RepeatedFrame):
+                if not self._assembler.add_repeated(frame.template, frame.field, frame.texts):
+                    await self.frames(SseSplitter(limit_bytes=len(frame.raw)).feed(frame.raw))
+            elif frame.data is not None and frame.data != DONE_DATA:
+                self._assembler.add(frame.data)
+
+    def can_begin_again(self) -> bool:
+        """Nothing was sent yet: another run may take the place of this one."""
+        return not self._exchange.status
+
+    async def end(self) -> None:
+        """Send the body."""
+        if not self._exchange.complete:
+            body = encode_json(self._assembler.result())
+            await self._exchange.json(self._status, body, self._headers)

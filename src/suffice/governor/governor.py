@@ -18,8 +18,7 @@ from typing import Any, Self
 from suffice.errors import BadRequest, ClosedError
 from suffice.gateway.feedback import MOST_ROWS
 from suffice.gateway.feedback_form import read_feedback
-from suffice.governor.backend import Backend, LabelReceipt, RunStart
-from suffice.governor.episode import AsyncEpisode, Core, Episode, in_thread
+from suffice.governor.episode import AsyncEpisode, Backend, Core, Episode, LabelReceipt, RunStart, in_thread
 from suffice.governor.local import LocalDesk
 from suffice.governor.remote import RemoteDesk
 from suffice.settings import Settings

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Any, TypeVar
 
+from suffice.episode.probe import SITE
 from suffice.episode.rounds import RoundsRun, StepReport
-from suffice.episode.vectors import SITE
 from suffice.errors import ConfigError, StoreError
-from suffice.gateway import request_log, rounds_service
-from suffice.gateway.context import Gateway
+from suffice.gateway import lifecycle, rounds_service
+from suffice.gateway.context import GatewayState
 from suffice.gateway.feedback_form import id_conflict, seal_feedback
-from suffice.governor.backend import LabelReceipt, RunStart
-from suffice.governor.background_loop import Beside
+from suffice.governor.episode import LabelReceipt, RunStart
 from suffice.settings import Metric, Settings
 from suffice.store.database.deferred_log import LateLog
 from suffice.store.database.log import Receipt
@@ -25,6 +26,31 @@ from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.events import FeedbackGiven
 from suffice.types import Decision, EndReason, Feedback, Mode
 from suffice.wiring import build_library, embedders
+
+T = TypeVar("T")
+
+
+class Beside:
+    """Opens a helper in a thread of its own and waits there for what it does; usable from any thread."""
+
+    def __init__(self, helper: AbstractAsyncContextManager[object]) -> None:
+        self._loop, self._stack = asyncio.new_event_loop(), AsyncExitStack()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="suffice-beside", daemon=True)
+        self._thread.start()
+        self.wait(self._stack.enter_async_context(helper))
+
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do this in the helper's loop and return what it gives; raises what it raises."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def close(self) -> None:
+        """Close the helper and end its thread; closing it again does nothing."""
+        if self._loop.is_closed():
+            return
+        self.wait(self._stack.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
 
 class LocalRun:
@@ -104,14 +130,14 @@ class LocalDesk:
         vectors = embedders(settings)
         self._lock = threading.Lock()
         self._library = build_library(settings, vectors, lock=self._lock)
-        self._gw: Gateway = self._library.gateway
+        self._gw: GatewayState = self._library.gateway
         self._embedder = Beside(vectors[route]) if route in vectors else None
         self._route = route
         self.blocks = self._embedder is not None
         self._open: dict[str, LocalRun] = {}
 
     @property
-    def gateway(self) -> Gateway:
+    def gateway(self) -> GatewayState:
         """The running parts: metrics, log, routes."""
         return self._gw
 
@@ -181,7 +207,7 @@ class LocalDesk:
         if self._embedder is not None:
             self._embedder.close()
         with self._lock:
-            request_log.write_counts(self._gw, all_of_them=True)
+            lifecycle.write_counts(self._gw, all_of_them=True)
         self._library.close()
 
 

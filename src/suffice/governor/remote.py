@@ -20,9 +20,9 @@ import msgspec
 
 from suffice.episode.rounds import StepReport, last_answer
 from suffice.errors import BadRequest, ConfigError, StoreError
-from suffice.gateway.breaker import Breaker
 from suffice.gateway.feedback_form import FIELDS
-from suffice.governor.backend import LabelReceipt, RunStart
+from suffice.gateway.load_control import Breaker
+from suffice.governor.episode import LabelReceipt, RunStart
 from suffice.review.question import MOST_CHARS, MOST_SOURCES
 from suffice.settings import Metric
 from suffice.telemetry import LOG

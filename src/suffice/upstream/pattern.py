@@ -29,6 +29,7 @@ class TextPattern:
     """One chunk with a hole for its text.
 
     field     where the text stands in the delta
+    template  the chunk's data with another text in the hole
     """
 
     __slots__ = (
@@ -42,6 +43,7 @@ class TextPattern:
         "_shown",
         "_tries",
         "field",
+        "template",
     )
 
     def __init__(self) -> None:
@@ -50,7 +52,7 @@ class TextPattern:
         self._shown: tuple[bytes, bytes] | None = None  # what the client gets around the text; None: the same
         self._matched = False
         self._tries = 0
-        self.field = ""
+        self.field, self.template = "", b""
 
     @property
     def learns(self) -> bool:
@@ -122,6 +124,7 @@ class TextPattern:
         if without_usage and shown is None:
             return
         self.field, (self._before, self._after), self._shown = field, cut, shown
+        self.template = _data(cut)
         self._n_before, self._n_after = len(self._before), len(self._after)
         self._n_around, self._between = self._n_before + self._n_after, self._after + self._before
 

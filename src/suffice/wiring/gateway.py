@@ -17,17 +17,16 @@ from pathlib import Path
 from suffice.assurance.extractable import WINDOW_RUNS
 from suffice.console.app import MOUNTS, ConsoleApp
 from suffice.errors import StoreError
-from suffice.gateway import kill, request_log, rounds_service
+from suffice.gateway import kill, lifecycle, rounds_service
 from suffice.gateway.app import App
 from suffice.gateway.auth import KeyRing
-from suffice.gateway.context import Gateway
+from suffice.gateway.context import GatewayState, run_periodically
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.load_control import LOOK_S
 from suffice.gateway.log_follower import Follower, following
 from suffice.gateway.objects import Objects
 from suffice.gateway.route import BuiltRoute
 from suffice.gateway.sampling import LOOK_S as COUNTS_S
-from suffice.gateway.timer import run_periodically
 from suffice.settings import Settings
 from suffice.signals.drafts import Embedder
 from suffice.store.database.damage import find_damage, is_large
@@ -51,7 +50,7 @@ MOST_CHECK_S = 600.0  # for reading the log through after a start
 HANDLERS_END_S = 5.0  # at the end: how long a handler that was cut off has to write its outcome
 
 
-async def _handlers_end(gw: Gateway) -> None:
+async def _handlers_end(gw: GatewayState) -> None:
     """Wait a little for handlers that still write their outcome: the log closes behind them."""
     end_s = time.monotonic() + HANDLERS_END_S
     while gw.n_live and time.monotonic() < end_s:  # noqa: ASYNC110 - once in a life; polling is plainest
@@ -65,10 +64,10 @@ def _running(
     vectors: Mapping[str, Embedder],
     presence: Announcement,
     found: Preflight | None = None,
-) -> Gateway:
+) -> GatewayState:
     """All that handlers need, with what the log's history teaches. found: None where no clients are served."""
     log = begun.log
-    gw = Gateway(
+    gw = GatewayState(
         settings=settings,
         routes=_routes(settings, begun.known),
         upstreams=clients,
@@ -102,7 +101,7 @@ def _routes(settings: Settings, known: LogKnowledge) -> tuple[BuiltRoute, ...]:
     )
 
 
-def _teach(gw: Gateway, known: LogKnowledge) -> None:
+def _teach(gw: GatewayState, known: LogKnowledge) -> None:
     """What the log's history says: whoever was served since then counts on top of it."""
     for name, n in known.n_requests.items():
         gw.n_requests[name] = gw.n_requests.get(name, 0) + n
@@ -112,7 +111,7 @@ def _teach(gw: Gateway, known: LogKnowledge) -> None:
     gw.extracted = {name: deque(seen, maxlen=WINDOW_RUNS) for name, seen in known.evidence.extracted.items()}
 
 
-def _read_log(settings: Settings, gw: Gateway) -> None:
+def _read_log(settings: Settings, gw: GatewayState) -> None:
     """Let the gateway look up in its log who made and asked what. Where that cannot be read, an object is nobody's."""
     path = database_path(settings.store.url).resolve()
 
@@ -128,7 +127,7 @@ def _read_log(settings: Settings, gw: Gateway) -> None:
 class Library:
     """What loops in this process are governed with."""
 
-    gateway: Gateway
+    gateway: GatewayState
     close: Callable[[], None]  # writes down what waits, and lets go of the log
 
 
@@ -175,7 +174,7 @@ def build_library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: 
     return Library(gw, close)
 
 
-def _taught_late(settings: Settings, gw: Gateway, follower: Follower, known: LogKnowledge) -> None:
+def _taught_late(settings: Settings, gw: GatewayState, follower: Follower, known: LogKnowledge) -> None:
     """The log can be opened now: what it teaches, and no route as the last-good file had it."""
     gw.n_requests = {}  # what was served since is in the queue of the log, and counted there at the next start
     _teach(gw, known)
@@ -185,7 +184,7 @@ def _taught_late(settings: Settings, gw: Gateway, follower: Follower, known: Log
     gw.without_log = None
 
 
-def _beside(settings: Settings, log: EventLog, gw: Gateway, stack: AsyncExitStack) -> dict[str, ConsoleApp]:
+def _beside(settings: Settings, log: EventLog, gw: GatewayState, stack: AsyncExitStack) -> dict[str, ConsoleApp]:
     """What answers beside the gateway: the console and the control API, where the settings want them."""
     if not settings.console.enabled or not isinstance(log, SqliteLog):
         return {}
@@ -241,7 +240,7 @@ async def build_gateway(
             gw.metrics.filled_by(gw.export_load)
             gw.metrics.filled_by(gw.export_promises)
             stack.enter_context(
-                run_periodically(partial(request_log.write_counts, gw), gw.metrics, site="counts", every_s=COUNTS_S)
+                run_periodically(partial(lifecycle.write_counts, gw), gw.metrics, site="counts", every_s=COUNTS_S)
             )
             app = App(gw)
             await _followed(settings, gw, begun, app, stack)
@@ -253,14 +252,14 @@ async def build_gateway(
                 gw.ready = False
                 await _handlers_end(gw)
                 rounds_service.close_all(gw)
-                request_log.write_counts(gw, all_of_them=True)
+                lifecycle.write_counts(gw, all_of_them=True)
     finally:
         presence.release()
         if log is None:
             begun.log.close()
 
 
-def _look_for_damage(path: Path, gw: Gateway) -> None:
+def _look_for_damage(path: Path, gw: GatewayState) -> None:
     """Read a large log through in a thread of its own; a small one was, when it was opened."""
 
     def look() -> None:
@@ -274,7 +273,7 @@ def _look_for_damage(path: Path, gw: Gateway) -> None:
         threading.Thread(target=look, name="suffice-check", daemon=True).start()
 
 
-async def _followed(settings: Settings, gw: Gateway, begun: StartState, app: App, stack: AsyncExitStack) -> None:
+async def _followed(settings: Settings, gw: GatewayState, begun: StartState, app: App, stack: AsyncExitStack) -> None:
     """Have what is decided followed, from now on or from when the log can be opened."""
     if not isinstance(begun.log, SqliteLog | LateLog):
         return

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final
 
 from suffice.errors import StoreError
-from suffice.gateway.context import Gateway
+from suffice.gateway.context import GatewayState
 from suffice.settings import Settings
 from suffice.store.database.deferred_log import LateLog
 from suffice.store.database.sqlite import SqliteLog
@@ -30,7 +30,7 @@ class Again:
     def __init__(
         self,
         settings: Settings,
-        gw: Gateway,
+        gw: GatewayState,
         begun: StartState,
         came: Callable[[LogKnowledge], None],
         *,

@@ -22,7 +22,7 @@ from suffice.cli.shell import CONFIG_FILE, JSON_OBJECT, fail
 
 if TYPE_CHECKING:
     from suffice.errors import BadRequest
-    from suffice.gateway.feedback_cells import FeedbackMapping
+    from suffice.gateway.feedback_form import FeedbackMapping
     from suffice.settings import Settings
     from suffice.types import Feedback
 
@@ -169,7 +169,7 @@ def _table(
     file: Path, mapped: tuple[str, ...], fixed: tuple[str, ...], settings: Settings, result: ImportResult
 ) -> Iterator[Body]:
     from suffice.errors import BadRequest
-    from suffice.gateway.feedback_cells import body, plan
+    from suffice.gateway.feedback_form import body, plan
 
     columns = dict[str, None]()
     for _, cells in _rows(file):  # JSON lines may name a column late

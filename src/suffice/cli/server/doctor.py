@@ -105,8 +105,7 @@ async def _examine_upstream(settings: Settings | None, asked: DoctorOptions, tar
     from suffice.doctor.advise import advise
     from suffice.doctor.examine import examine
     from suffice.plugins import load_plugins
-    from suffice.upstream.drivers import driver_facts
-    from suffice.upstream.findings import honoured
+    from suffice.upstream.drivers import driver_facts, honoured
 
     name, upstream = _target(settings, asked, target)
     if asked.driver is not None:
@@ -127,7 +126,7 @@ def _target(settings: Settings | None, asked: DoctorOptions, target: str) -> tup
     """The upstream that is meant, with its name in the settings; "": it has none."""
     from suffice.errors import ConfigError
     from suffice.settings import Upstream
-    from suffice.upstream.findings import url_key
+    from suffice.upstream.drivers import url_key
 
     known = settings.upstreams if settings is not None else {}
     if target in known:

@@ -72,7 +72,7 @@ def _print_table(found: Findings, head: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from suffice.upstream.findings import EXPERIMENTS
+    from suffice.upstream.drivers import EXPERIMENTS
 
     table = Table(title=Text(head), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("experiment", no_wrap=True, style="bold")

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.episode import vote
-from suffice.episode.probe import visible
-from suffice.episode.segment import Segmenter
+from suffice.episode.segment import Segmenter, visible_step
 from suffice.policy.base import build_policy
 from suffice.replay.logs.formats import LoggedCall
 from suffice.replay.traces.batch import Batch
@@ -152,7 +151,7 @@ def _visible_steps(thought: str, tokens: float, scorer: Scorer) -> Iterator[Step
         point = segmenter.feed(line, reached - told)
         told = reached
         if point is not None:
-            step = visible(point, scorer.extract(point.text), before)
+            step = visible_step(point, scorer.extract(point.text), before)
             before = step.answer
             yield step
 
