@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from suffice.episode.guarded_policy import GuardedPolicy
 from suffice.episode.ledger import Ledger
 from suffice.episode.rounds import RoundsRun, StepReport, last_answer
 from suffice.errors import BadRequest
@@ -44,15 +44,6 @@ STEPS = st.lists(
 )
 
 
-@dataclass(frozen=True)
-class Route:
-    """What a run needs of its route."""
-
-    policy: Any
-    scorer: Any
-    needs: tuple[str, ...]
-
-
 def run(policy: dict[str, Any], *, may_act: bool, kind: Kind = "rounds", audit: bool = False) -> RoundsRun:
     built = build_policy(policy)
     request = Request(
@@ -71,12 +62,13 @@ def run(policy: dict[str, Any], *, may_act: bool, kind: Kind = "rounds", audit: 
         ungoverned=None,
         received_at_s=0.0,
     )
+    ledger = Ledger(request, 0.0)
     return RoundsRun(
-        ledger=Ledger(request, 0.0),
-        route=Route(built, build_scorer("text"), ("stability", *built.needs)),
+        ledger=ledger,
+        scorer=build_scorer("text"),
+        policy=GuardedPolicy(built, ("stability", *built.needs), ledger, lambda: 0.0),
         may_act=may_act,
         returning=returning(built),
-        monotonic_s=lambda: 0.0,
     )
 
 

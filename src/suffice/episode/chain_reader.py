@@ -40,8 +40,6 @@ class StepEnd:
 
 @dataclass(slots=True)
 class StreamState:
-    """What one chain of thought has shown so far."""
-
     phase: Phase = "start"
     inline: bool = False  # the thought stands in `content`, between tags
     field: str = "reasoning_content"

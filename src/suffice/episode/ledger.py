@@ -54,7 +54,6 @@ class CallAccount:
 
     @property
     def is_delivered(self) -> bool:
-        """Is it a part of what the client got?"""
         return self.purpose in DELIVERED and not self.discarded
 
     @property
@@ -136,11 +135,9 @@ class Ledger:
 
     @property
     def n_extra_calls(self) -> int:
-        """Calls of all kinds beside the client's own."""
         return max(0, len(self.calls) - 1) + self.n_embeddings
 
     def open_call(self, purpose: Purpose) -> CallAccount:
-        """Start the account of one more upstream call."""
         account = CallAccount(purpose)
         self.calls.append(account)
         return account
@@ -315,7 +312,6 @@ class Ledger:
         return cost.total_usd - unmade + self.closing_usd
 
     def close(self, *, now_s: float, default: EndReason) -> Outcome:
-        """The one outcome of this request."""
         end = self.end_reason or ("stopped" if self.stopped else "truncated" if self.truncated else default)
         known, cost = self.client_prompt_tokens(), self.cost()
         return Outcome(

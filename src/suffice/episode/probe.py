@@ -121,9 +121,9 @@ class Prober:
             return None
         text, logprobs, entropy, first = "", list[float](), None, None
         try:
-            async with asyncio.timeout(self._continuer.timeout_s):
+            async with asyncio.timeout(self._continuer.probe.timeout_s):
                 request = await self._continuer.prepare(
-                    method, thought, purpose="probe", max_tokens=self._continuer.trial_tokens
+                    method, thought, purpose="probe", max_tokens=self._continuer.probe.max_tokens
                 )
                 async with self._continuer.open(request, thought_tokens=thought_tokens, purpose="probe") as (
                     reply,

@@ -56,9 +56,7 @@ class StepCutter(Protocol):
     """Anything that cuts a thought into steps. Its texts, one behind the other, are the thought, unchanged."""
 
     @property
-    def thought(self) -> str:
-        """All the reasoning text so far."""
-        ...
+    def thought(self) -> str: ...
 
     def feed(self, text: str, tokens: int) -> Checkpoint | None:
         """Add reasoning text of `tokens` tokens; return the checkpoint that it completes, if any."""
@@ -88,7 +86,6 @@ class Segmenter:
 
     @property
     def thought(self) -> str:
-        """All the reasoning text so far."""
         return self._done + self._text
 
     def feed(self, text: str, tokens: int) -> Checkpoint | None:

@@ -52,8 +52,6 @@ Clock = Callable[[], float]
 
 @dataclass(slots=True, kw_only=True)
 class HandOver:
-    """Everything a stop needs."""
-
     relay: StreamRelay
     continuer: Continuer
     ledger: Ledger
@@ -73,7 +71,7 @@ class HandOver:
     @property
     def _would_queue(self) -> bool:
         """Would the original have to go first, and its continuation stand in line behind others?"""
-        return not self._overlaps and self.continuer.is_crowded
+        return not self._overlaps and self.continuer.client.is_crowded
 
     async def carry_out(self, thought: str, thought_tokens: int) -> None:
         """Close the thought after `thought` and deliver the answer; the original goes on if all fails."""
@@ -130,7 +128,7 @@ class HandOver:
         # Where the original has to go first, a full run must remain possible behind it.
         if not self.continuer.may_call(keep=0 if self._overlaps else 1):
             return False
-        why = "paused" if self.continuer.is_paused else "crowded" if self._would_queue else None
+        why = "paused" if self.continuer.client.is_paused else "crowded" if self._would_queue else None
         if why is not None:
             self.ledger.skipped[why] += 1
             return False
@@ -212,7 +210,7 @@ class HandOver:
             await self.relay.release()
             return False
         if not self._overlaps and isinstance(error, UpstreamTimeout):
-            self.continuer.note_lost_place()
+            self.continuer.client.note_lost_place()
         await self._rerun(error)
         return True
 

@@ -25,8 +25,6 @@ from suffice.types import ArmDraw, Query, Request
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """What is known of a request before it is admitted."""
-
     episode_id: str
     endpoint: str
     caller: Caller = ANYONE
@@ -64,8 +62,6 @@ class Arrival:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmittedRequest:
-    """A request that was understood: where it goes, and whether it is an audit."""
-
     intake: Intake
     headers: list[tuple[str, str]]  # fit to be sent upstream
     route: BuiltRoute | None

@@ -68,7 +68,6 @@ async def _models_of(client: UpstreamClient, headers: list[tuple[str, str]]) -> 
 
 
 async def health(gw: GatewayState, _scope: Scope, _receive: Receive, send: Send) -> None:
-    """`GET /healthz`: the process answers."""
     await Exchange(send, [], gw.monotonic_s).json(200, b'{"status":"ok"}')
 
 
@@ -112,8 +111,6 @@ Beside = Callable[[Scope, Receive, Send], Awaitable[None]]  # another applicatio
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One thing the gateway does, and who may ask for it."""
-
     path: str  # `{id}` stands for an id
     method: str
     handler: Handler
@@ -177,8 +174,6 @@ def endpoints(relay: Iterable[str] = ()) -> tuple[Endpoint, ...]:
 
 
 class _Paths:
-    """Finds the endpoints of a path."""
-
     def __init__(self, table: Iterable[Endpoint]) -> None:
         self._exact: dict[str, dict[str, Endpoint]] = {}
         self._with_id: dict[re.Pattern[str], dict[str, Endpoint]] = {}

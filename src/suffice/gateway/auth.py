@@ -43,17 +43,14 @@ class Caller:
 
     @property
     def is_restricted(self) -> bool:
-        """Is it limited to routes by name?"""
         return self.permits.routes is not None
 
     @property
     def sees_all(self) -> bool:
-        """May it use what others have made?"""
         return not self.id or not self.may_ask or self.permits.all_objects
 
     @property
     def may_ask(self) -> bool:
-        """May it ask a model for anything?"""
         return not self.only_feedback and self.permits.routes != ()
 
     def may_use(self, name: str, route: Route, *, by_name: bool) -> bool:
@@ -67,7 +64,6 @@ class Caller:
         return not (self.id and by_name and is_reserved)
 
     def may_write(self, source: str) -> bool:
-        """May it send feedback of this source?"""
         if not self.id or self.only_feedback:
             return True
         if self.permits.sources is not None:
@@ -120,12 +116,10 @@ class KeyRing:
 
 
 def set_caller(scope: Scope, caller: Caller) -> None:
-    """Keep who sends a request, for its handler."""
     scope[_CALLER] = caller
 
 
 def caller_of(scope: Scope) -> Caller:
-    """Who sends a request, as the edge has found out."""
     found: Caller = scope.get(_CALLER, ANYONE)
     return found
 
@@ -151,8 +145,6 @@ Limit: TypeAlias = Literal["requests_per_minute", "concurrency", "tokens_per_day
 
 
 class KeyLimitError(OverloadError):
-    """A key is at one of its limits."""
-
     def __init__(self, message: str, *, limit: Limit, retry_after_s: float) -> None:
         code = "insufficient_quota" if limit == "tokens_per_day" else "rate_limit_exceeded"
         super().__init__(message, retry_after_s=max(1, math.ceil(retry_after_s)), code=code)
@@ -161,8 +153,6 @@ class KeyLimitError(OverloadError):
 
 @dataclass(slots=True)
 class _Use:
-    """What one key has used."""
-
     began_s: deque[float] = field(default_factory=deque)  # monotonic: its requests of the last minute
     n_live: int = 0
     day: str = ""  # UTC, that the tokens are of
@@ -205,13 +195,11 @@ class KeyLimits:
         use.n_live += 1
 
     def leave(self, caller: Caller) -> None:
-        """A request that `enter` has let in ended."""
         use = self._uses.get(caller.id)
         if use is not None:
             use.n_live -= 1
 
     def spend(self, sender: str, n_tokens: int, *, wall_s: float) -> None:
-        """A request of `sender` has used tokens."""
         use = self._uses.get(sender)
         if use is not None:
             self._turn(use, wall_s)

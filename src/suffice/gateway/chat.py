@@ -27,7 +27,6 @@ from suffice.upstream.wire import encode_json
 
 
 async def chat(gw: GatewayState, scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve one chat request."""
     headers, caller = headers_of(scope), caller_of(scope)
     exchange = Exchange(send, [], gw.monotonic_s, tells_hang_up(scope), writes_now(scope))
 
@@ -52,11 +51,7 @@ def admit_chat(
     samples, reason = 1, None
     if found is not None:
         intake = intake.for_model(found.settings.model)
-        samples = route.n_samples(found, intake.options)
-        if found.settings.kind == "samples" and samples > found.settings.max_extra_calls + 1:
-            message = f"suffice.samples: got {samples}; at most {found.settings.max_extra_calls + 1} on this route"
-            raise BadRequest(message, param="suffice.samples", code="too_many_samples")
-        reason = route.ungoverned(found, intake.body, samples)
+        samples, reason = route.n_samples(found, intake.options), route.ungoverned(found, intake.body, intake.options)
     count_stripped(gw, intake)
     user = intake.body.get("user") or intake.body.get("safety_identifier")
     arrival = Arrival(

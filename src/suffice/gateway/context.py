@@ -183,7 +183,6 @@ class OpenRuns:
         return len(self._runs)
 
     def put(self, run: RoundsRun, *, key: str | None, now_s: float) -> None:
-        """Keep a new run, under the key of the call that opened it."""
         self._runs[run.id] = (run, now_s)
         if key is not None:
             self._opened[key], self._key_of[run.id] = run.id, key
@@ -211,7 +210,6 @@ class OpenRuns:
             yield run
 
     def pop_all(self) -> Iterator[RoundsRun]:
-        """Let go of all: the process ends."""
         while self._runs:
             oldest, (run, _) = next(iter(self._runs.items()))
             self._drop(oldest)
@@ -231,11 +229,9 @@ class FeedbackByToken:
         self._n: dict[str, int] = {}
 
     def of(self, episode_id: str) -> int:
-        """So many so far."""
         return self._n.get(episode_id, 0)
 
     def note(self, episode_id: str) -> None:
-        """One more."""
         self._n[episode_id] = self._n.pop(episode_id, 0) + 1
         if len(self._n) > SPOKEN_ENTRIES:
             del self._n[next(iter(self._n))]
@@ -243,8 +239,6 @@ class FeedbackByToken:
 
 @dataclass(slots=True, kw_only=True)
 class GatewayState:
-    """Settings and running parts of one gateway process."""
-
     settings: Settings
     routes: tuple[BuiltRoute, ...]
     upstreams: Mapping[str, UpstreamClient]
@@ -358,7 +352,6 @@ class GatewayState:
         self.put_in_force(route.name, resting)
 
     def look_at_load(self) -> None:
-        """Measure the load and move operating points, if it is time to."""
         self.operating.look(self.upstreams, self.routes, self.metrics, now_s=self.monotonic_s())
 
     def guarantee(self, route: BuiltRoute) -> RouteGuarantee:
@@ -383,7 +376,6 @@ class GatewayState:
         )
 
     def export_promises(self) -> None:
-        """Write the state of each route's promise into its gauge."""
         for route in self.routes:
             state, before = self.guarantee(route).state, self._promised.get(route.name)
             if before is not None and before != state:
@@ -399,7 +391,6 @@ class GatewayState:
             self.metrics.inc("suffice_failopen_total", "load")
 
     def look_at_kill(self) -> None:
-        """See whether the kill switch is pulled."""
         self.kill.look()
         self.metrics.set("suffice_kill_switch", float(self.kill.on))
 

@@ -77,7 +77,6 @@ class LevelPolicies(Sequence[Policy]):
 
 
 def is_servable(route: BuiltRoute, made: Publication) -> bool:
-    """May this publication be acted on here?"""
     return route_guarantee.covers(route.settings, route.settings.max_em_drop, route.setup, made)
 
 
@@ -274,7 +273,6 @@ class Variants:
         self._built[key] = built
 
     def _with_arm(self, route: BuiltRoute, arm: Arm, name: str) -> BuiltRoute | None:
-        """The route as an arm serves it; None: it cannot be built."""
         settings = with_arm(route.settings, arm)
         if settings.policy != route.settings.policy:
             varied = self._with_policy(route, settings.policy, name)

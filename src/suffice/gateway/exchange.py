@@ -105,8 +105,6 @@ async def read_body(receive: Receive, limit_bytes: int) -> bytes:
 
 
 class Exchange:
-    """The client's side of one request."""
-
     def __init__(
         self,
         send: Send,
@@ -141,7 +139,6 @@ class Exchange:
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def body(self, data: bytes, *, more: bool = True) -> None:
-        """Send a part of the body."""
         if data and self.first_byte_s is None:
             self.first_byte_s = self._now()
         if not more:
@@ -159,7 +156,6 @@ class Exchange:
         return True
 
     async def json(self, status: int, body: bytes, headers: Headers = ()) -> None:
-        """Send one complete JSON answer."""
         sized = [("content-type", "application/json"), ("content-length", str(len(body))), *headers]
         await self.start(status, sized)
         await self.body(body, more=False)
@@ -169,11 +165,9 @@ class Exchange:
         return error_body(message, kind, param, code)
 
     def error_frame(self, status: int, message: str, kind: str, code: str) -> bytes:  # noqa: ARG002
-        """The same as one event of a stream that has begun."""
         return error_frame(message, kind, code)
 
     async def refuse(self, error: BadRequest, headers: Headers = ()) -> None:
-        """Send our own 4xx in the shape of the API."""
         kind = _REFUSAL_KINDS.get(error.status, "invalid_request_error")
         if isinstance(error, OverloadError):
             headers = [*headers, ("retry-after", str(error.retry_after_s))]
@@ -234,7 +228,6 @@ class KeptAlive:
 
 
 async def until_gone(receive: Receive) -> None:
-    """Return when the client hangs up."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -303,11 +296,9 @@ class StreamDelivery:
         return self._exchange.body(frames[0].raw if len(frames) == 1 else b"".join([f.raw for f in frames]))
 
     def can_begin_again(self) -> bool:
-        """What was sent cannot be taken back."""
         return False
 
     async def end(self) -> None:
-        """Complete the answer."""
         if not self._exchange.complete:
             await self._exchange.body(b"", more=False)
 
@@ -322,7 +313,6 @@ class BodyDelivery:
         self._assembler = Assembler(BODY_LIMIT_BYTES)
 
     def frame_now(self, raw: bytes) -> bool:  # noqa: ARG002
-        """Nothing goes out before the end."""
         return False
 
     def texts_now(self, template: bytes, field: str, texts: list[str]) -> bool:
@@ -346,7 +336,6 @@ class BodyDelivery:
         return not self._exchange.status
 
     async def end(self) -> None:
-        """Send the body."""
         if not self._exchange.complete:
             body = encode_json(self._assembler.result())
             await self._exchange.json(self._status, body, self._headers)

@@ -54,8 +54,6 @@ Row = Feedback | BadRequest  # a piece of feedback that can be stored, or why no
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Voice:
-    """Who sends feedback, and of what."""
-
     sender: str  # a name for the key, meaningless without the salt; "": none was asked for
     door: str  # as `Feedback.door`
     episode: str | None = None  # the only one that may be spoken of; None: any
@@ -66,7 +64,6 @@ class Voice:
 
 
 async def one(gw: GatewayState, scope: Scope, receive: Receive, send: Send) -> None:
-    """One piece of feedback."""
     exchange, headers = Exchange(send, [], gw.monotonic_s), headers_of(scope)
     async with _refusing(gw, exchange):
         body, token = await _body_and_token(gw, headers, receive)
@@ -203,7 +200,6 @@ def _own(row: Feedback, senders: frozenset[str], sender: str) -> Row:
 
 
 def _read(gw: GatewayState, voice: Voice, body: Any) -> Row:
-    """One row, or why it cannot be stored."""
     try:
         if not isinstance(body, dict):
             raise BadRequest("feedback: must be an object")
@@ -270,7 +266,6 @@ async def _body_and_token(
 
 
 async def _store(gw: GatewayState, exchange: Exchange, voice: Voice, bodies: Sequence[Any], n_ignored: int = 0) -> None:
-    """Store what can be stored, all at once, and answer with a result for each row."""
     if len(bodies) > MOST_ROWS:
         raise _row_count_refused(len(bodies))
     read = [body if isinstance(body, BadRequest) else _read(gw, voice, body) for body in bodies]
@@ -313,7 +308,6 @@ async def _events(gw: GatewayState, given: Sequence[Feedback]) -> list[FeedbackG
 
 
 def _result(gw: GatewayState, voice: Voice, body: Any, outcome: Receipt | BadRequest | StoreError) -> dict[str, Any]:
-    """What became of one row."""
     named = body.get("feedback_id") if isinstance(body, dict) else None
     if isinstance(outcome, Receipt):
         _note(gw, voice, outcome)

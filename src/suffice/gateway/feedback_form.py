@@ -215,14 +215,11 @@ _FLAGS: Final[Mapping[str, bool]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedbackMapping:
-    """Where the fields of feedback come from."""
-
     columns: Mapping[str, str]  # field: column
     fixed: Mapping[str, str]  # field: the same cell for every row
     unused: tuple[str, ...]  # columns that are no field
 
     def column_of(self, field: str | None) -> str | None:
-        """The column behind a field that an error names."""
         return self.columns.get(field or "", field)
 
 

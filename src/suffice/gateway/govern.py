@@ -46,8 +46,6 @@ REFUSALS = frozenset({400, 422})  # what servers answer to a field that they do 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GovernedRequest:
-    """One governed request."""
-
     gw: GatewayState
     route: BuiltRoute
     client: UpstreamClient
@@ -78,14 +76,9 @@ async def govern_reasoning(job: GovernedRequest) -> None:
         max_extra_calls=route.max_extra_calls,
     )
     fields = _reasoning_fields(job, continuer)
-    cost = StopCost(
-        ledger=ledger,
-        method=next(iter(continuer.methods), None),
-        full_runs=job.gw.full_runs.get(job.route.name),
-        hand_overs=job.gw.hand_overs.get(job.route.name),
-        skipped=lambda: _count_skipped(job),
+    policy = GuardedPolicy(
+        job.route.policy, job.route.needs, ledger, job.gw.monotonic_s, cost=_stop_cost(job, continuer)
     )
-    policy = GuardedPolicy(job.route.policy, job.route.needs, ledger, job.gw.monotonic_s, cost=cost)
     async with _pinged(job), _open_relay(job, fields, continuer, rerun_of=None) as relay:
         reader = relay.reader
 
@@ -128,8 +121,17 @@ async def govern_reasoning(job: GovernedRequest) -> None:
         await _ask_twice(job, continuer)
 
 
+def _stop_cost(job: GovernedRequest, continuer: Continuer) -> StopCost:
+    return StopCost(
+        ledger=job.ledger,
+        method=next(iter(continuer.methods), None),
+        full_runs=job.gw.full_runs.get(job.route.name),
+        hand_overs=job.gw.hand_overs.get(job.route.name),
+        skipped=lambda: _count_skipped(job),
+    )
+
+
 def _max_tokens(job: GovernedRequest) -> int | None:
-    """The client's cap on all generated tokens; None: there is none."""
     cap = job.intake.body.get("max_completion_tokens") or job.intake.body.get("max_tokens")
     return cap if isinstance(cap, int) and cap > 0 else None
 
@@ -147,7 +149,7 @@ async def _close_full_run(
     """
     ledger, reader = job.ledger, relay.reader
     if relay.own_end.kept is not None:
-        forced = hand_over().finish_unclosed(continuer.trial_tokens) if ledger.unclosed else None
+        forced = hand_over().finish_unclosed(continuer.probe.max_tokens) if ledger.unclosed else None
         await (forced or relay.own_end.deliver(relay.delivery))
     elif ledger.unclosed and prober is not None and continuer.may_call(keep=0):
         ledger.answer = await prober.answer_to(reader.thought, reader.account.reasoning_tokens)
@@ -245,7 +247,7 @@ async def _open_relay(
 def _engine_budget(job: GovernedRequest, sent: ReasoningFields, continuer: Continuer) -> EngineBudget | None:
     if sent.budget_tokens is None:
         return None
-    slack = BUDGET_SLACK_TOKENS + len(continuer.closing)  # the closing text is a part of the thought, too
+    slack = BUDGET_SLACK_TOKENS + len(continuer.probe.closing)  # the closing text is a part of the thought, too
     return EngineBudget(
         tokens=sent.budget_tokens, is_policy=isinstance(job.route.policy, FixedBudget), slack_tokens=slack
     )

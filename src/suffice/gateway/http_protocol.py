@@ -33,16 +33,12 @@ from suffice.upstream.wire import error_body
 
 
 class ConnectionPhase(IntEnum):
-    """What a connection waits for."""
-
     HEAD = 0  # the client: the head of a request, or its first byte
     BODY = 1  # the client: the rest of a body
     ANSWER = 2  # us
 
 
 class Peer(Protocol):
-    """One connection, as far as it is counted."""
-
     phase: ConnectionPhase
 
     def evict(self) -> None:
@@ -202,7 +198,6 @@ class LimitedHttp(HttpToolsProtocol):
     # ---- what the event loop tells
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client has come."""
         super().connection_made(transport)
         self._hang_up = HangUp(self.flow.resume_reading)
         problem = self.limits.connections.admit(self, self.client[0] if self.client else "")
@@ -210,7 +205,6 @@ class LimitedHttp(HttpToolsProtocol):
             self._refuse(503, f"{problem}; try again later")
 
     def data_received(self, data: bytes) -> None:
-        """Take the next bytes."""
         if self._ends():
             return
         n_read = self._n_read
@@ -225,7 +219,6 @@ class LimitedHttp(HttpToolsProtocol):
             self._enter()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has left."""
         self.limits.connections.forget(self)
         if self._active is not None and not self._active.response_complete:
             _log(self._active)
@@ -235,18 +228,15 @@ class LimitedHttp(HttpToolsProtocol):
     # ---- what the parser tells
 
     def on_message_begin(self) -> None:
-        """The first byte of a head."""
         super().on_message_begin()
         self._has_begun = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
         super().on_header(name, value)
         if len(self.headers) > MAX_HEADERS:
             self._reject(431, f"headers: at most {MAX_HEADERS} are accepted")
 
     def on_headers_complete(self) -> None:
-        """The head has ended."""
         version = self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
             self._reject(505, "HTTP version: must be 1.1 or 1.0")
@@ -273,7 +263,6 @@ class LimitedHttp(HttpToolsProtocol):
         self.scope["extensions"] = ours
 
     def on_message_complete(self) -> None:
-        """The next bytes are another head."""
         self._in_head, self._has_begun, self._n_bytes, self._n_read = True, False, 0, self._n_read + 1
         super().on_message_complete()
 
@@ -283,7 +272,6 @@ class LimitedHttp(HttpToolsProtocol):
         super()._start_asgi_task(cycle, partial(_unchunked, cycle, app) if is_old else app)
 
     def _answered(self, cycle: RequestResponseCycle) -> None:
-        """An answer is complete."""
         _log(cycle)
         self.on_response_complete()
         self._enter()
@@ -462,7 +450,6 @@ class HangUp:
         return partial(self._to_tell.discard, gone)
 
     def happened(self) -> None:
-        """The client has left."""
         self._lost = True
         for gone in tuple(self._to_tell):
             gone()
@@ -484,7 +471,6 @@ class HeadWithBody:
 
     @property
     def age_s(self) -> float:
-        """Since the request's head has come."""
         return self._loop.time() - self._began_s
 
     def write(self, data: bytes) -> None:
@@ -500,12 +486,10 @@ class HeadWithBody:
             self._loop.call_soon(self.flush)
 
     def close(self) -> None:
-        """Send what waits, and close."""
         self.flush()
         self._transport.close()
 
     def flush(self) -> None:
-        """Send what waits."""
         held, self._held = self._held, b""
         self._is_begun = True
         if held and not self._transport.is_closing():

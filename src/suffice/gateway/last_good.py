@@ -37,8 +37,6 @@ _FIRST_LINE: Final = re.compile(rb"suffice-last-good/1 ([0-9a-f]{64}) ([0-9a-f]{
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoodRoute:
-    """What one route was served by."""
-
     held: InForce  # with the publication that was really served
     overrides: tuple[Override, ...] = ()  # that nobody had ended; each ends in its own time
     standing: Mapping[str, Any] | None = None  # the policy that a rollout has brought to everybody; None: none has
@@ -65,7 +63,6 @@ class LastGood:
 
     @property
     def matters(self) -> bool:
-        """Would anything be lost with it?"""
         return any(one.matters for one in self.routes.values())
 
 
@@ -149,7 +146,6 @@ class LastGoodWriter:
         self._said = ""
 
     def is_due(self, *, changed: bool) -> bool:
-        """Is it time to write it?"""
         return changed or self._kept_s is None or self._monotonic_s() - self._kept_s >= self._every_s
 
     def keep(self, made: Callable[[], LastGood], *, changed: bool) -> bool:

@@ -33,15 +33,12 @@ LEAST_AGE_S: Final = 1.0  # a rate is not computed over less
 
 @dataclass(slots=True)
 class Rate:
-    """A sum per second that forgets exponentially, right from the first second on."""
-
     memory_s: float
     _sum: float = 0.0
     _at_s: float = 0.0
     _began_s: float | None = None
 
     def add(self, amount: float, now_s: float) -> None:
-        """Take an amount in."""
         if self._began_s is None:
             self._began_s = self._at_s = now_s
         self._sum = self._kept(now_s) + amount
@@ -76,8 +73,6 @@ class Smooth:
 
 @dataclass(slots=True)
 class RouteLoad:
-    """What one route asks of its upstream."""
-
     asked: Rate = field(default_factory=lambda: Rate(RATE_S))  # governed requests, those turned away too
     tokens: Rate = field(default_factory=lambda: Rate(RATE_S))  # generated, whatever for
     usd: Rate = field(default_factory=lambda: Rate(RATE_S))
@@ -168,7 +163,6 @@ class Breaker:
     tries: bool = False  # one request is on its way to see whether it works again
 
     def allows(self, now_s: float) -> bool:
-        """May the next request be governed?"""
         if self.open_until_s is None:
             return True
         if now_s < self.open_until_s or self.tries:
@@ -236,7 +230,6 @@ class RouteOperation:
         )
 
     def resume(self) -> None:
-        """The brake is released: what is certified may be used again."""
         self.fallback = None
 
     def ratio(self, now_s: float) -> float | None:
@@ -259,14 +252,11 @@ class RouteOperation:
 
 
 class LoadControl:
-    """All routes of a gateway, and the queues of their upstreams."""
-
     def __init__(self) -> None:
         self._routes: dict[str, RouteOperation] = {}
         self._queues: dict[str, Smooth] = {}
 
     def of(self, name: str, settings: Route) -> RouteOperation:
-        """The route's operation."""
         found = self._routes.get(name)
         if found is None:
             found = self._routes[name] = RouteOperation(name, settings)
@@ -289,7 +279,6 @@ class LoadControl:
         return operation.admission(now_s, queue=self.queue(route.settings.upstream), point=draw())
 
     def note(self, request: Request, outcome: Outcome, *, now_s: float) -> None:
-        """Take the end of a request in."""
         found = self._routes.get(request.route)
         if found is not None:
             found.load.note(request, outcome, now_s=now_s, falls_back=found.fallback is not None)

@@ -384,7 +384,6 @@ class Follower:
         self._gw.serves = self._gw.serves or "last good"
 
     def _keeps(self) -> bool:
-        """Is it time to write the last-good file?"""
         return self._keeper is not None and self._keeper.is_due(changed=self._changed)
 
     def _keep(self) -> None:

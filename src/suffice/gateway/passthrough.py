@@ -216,7 +216,6 @@ class PassingExchange(Exchange):
         await super().body(data, more=more)
 
     def body_now(self, data: bytes) -> bool:
-        """The same without waiting."""
         if not super().body_now(data):
             return False
         self._keep(data)
@@ -251,7 +250,6 @@ class MessagesExchange(PassingExchange):
         return encode_json({"type": "error", "error": {"type": kind, "message": message}})
 
     def error_frame(self, status: int, message: str, kind: str, code: str) -> bytes:
-        """The same as the event `error`."""
         return b"event: error\ndata: " + self.error_body(status, message, kind, None, code) + b"\n\n"
 
 
@@ -281,7 +279,6 @@ class Passthrough:
     path: str
 
     async def __call__(self, gw: GatewayState, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
         exchange = self.api.exchange(send, [], gw.monotonic_s, tells_hang_up(scope), writes_now(scope))
         stored_id = scope.get("path_params", {}).get("id")
         ask = _Ask(
@@ -294,8 +291,6 @@ class Passthrough:
 
 @dataclass(slots=True, kw_only=True)
 class _Ask:
-    """One request on its way through."""
-
     api: Api
     method: str
     endpoint: str
@@ -403,7 +398,6 @@ class _Ask:
         return (found.settings.upstream if found is not None else "") or self.gw.fallback_upstream()
 
     async def answer(self, gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, exchange: Exchange) -> None:
-        """Relay the answer."""
         assert isinstance(exchange, PassingExchange)
         request, intake = admitted.request, admitted.intake
         gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned or "endpoint")

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import msgspec
 
+from suffice.episode.guarded_policy import GuardedPolicy
 from suffice.episode.ledger import Ledger
 from suffice.episode.probe import Vectors
 from suffice.episode.rounds import RoundsRun, StepReport
@@ -78,10 +79,10 @@ def open_run(gw: GatewayState, route: BuiltRoute, asked: RoundsRequest) -> Round
     embedder, most = gw.embedders.get(served.name), served.settings.max_extra_calls
     return RoundsRun(
         ledger=ledger,
-        route=served,
+        scorer=served.scorer,
+        policy=GuardedPolicy(served.policy, served.needs, ledger, gw.monotonic_s),
         may_act=may_stop(request, served),
         returning=served.returning,
-        monotonic_s=gw.monotonic_s,
         resting=lambda: gw.kill.on,
         vectors=None if embedder is None else Vectors(embedder=embedder, ledger=ledger, max_calls=most),
         shelf=open_shelf(served, ledger),
@@ -166,8 +167,6 @@ SIGNAL_FIELDS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecideRequest:
-    """A body that could be read."""
-
     route: str
     episode_id: str | None
     question: str | None

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from suffice.episode.rounds import Returning
+from suffice.errors import BadRequest
 from suffice.learn.groups import prompt_fold
 from suffice.policy.base import Policy
 from suffice.policy.returning import returning
@@ -198,11 +199,20 @@ def route_setup(settings: Route, scorer: str, url_key: str, *, probes: bool) -> 
 
 
 def n_samples(route: BuiltRoute, options: Mapping[str, Any]) -> int:
-    """How many samples the full run draws: the request's own number, else the route's."""
-    return int(options.get("samples") or route.settings.samples) if route.settings.kind == "samples" else 1
+    """How many samples the full run draws: the request's own number, else the route's.
+
+    Raises BadRequest for more than the route allows.
+    """
+    if route.settings.kind != "samples":
+        return 1
+    samples, limit = int(options.get("samples") or route.settings.samples), route.settings.max_extra_calls + 1
+    if samples > limit:
+        message = f"suffice.samples: got {samples}; at most {limit} on this route"
+        raise BadRequest(message, param="suffice.samples", code="too_many_samples")
+    return samples
 
 
-def ungoverned(route: BuiltRoute, body: Mapping[str, Any], samples: int) -> str | None:
+def ungoverned(route: BuiltRoute, body: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
     """Why this request must pass through untouched; None: it is governed."""
     if route.settings.mode == "off":
         return "off"
@@ -216,7 +226,7 @@ def ungoverned(route: BuiltRoute, body: Mapping[str, Any], samples: int) -> str 
     for field, reason in BLOCKING.items():
         if body.get(field) not in (None, False, [], {}, ""):
             return reason
-    if route.settings.kind == "samples" and samples == 1:
+    if route.settings.kind == "samples" and n_samples(route, options) == 1:
         return "samples=1"
     return _uncontinuable(body, messages) if route.settings.kind == "reasoning" else None
 

@@ -58,7 +58,6 @@ class _Tally:
     duration_s: float = 0.0
 
     def add(self, outcome: Outcome) -> None:
-        """One more request."""
         self.n += 1
         self.ends[outcome.end_reason] += 1
         self.duration_s += outcome.duration_s
@@ -82,7 +81,6 @@ class _Tally:
             self.saved_usd += outcome.saved_usd_estimate or 0.0
 
     def cell(self, query_class: str, version: str, ungoverned: str) -> Unkept:
-        """As the log keeps it."""
         sums = {one.name: getattr(self, one.name) for one in fields(self)} | {"ends": tuple(sorted(self.ends.items()))}
         return Unkept(query_class=query_class, version=version, ungoverned=ungoverned, **sums)
 

@@ -293,7 +293,6 @@ class Allowance:
     # ---- accounts
 
     def begin(self, now_s: float) -> None:
-        """An extra call is sent."""
         self.n_open += 1
         if self.settings.calls_per_s is not None:
             self.calls.take(1, now_s)

@@ -325,7 +325,6 @@ class UpstreamClient:
         return call, connection
 
     def end(self, connection: Connection) -> None:
-        """The call on this connection is over."""
         self._opened_pool.give_back(connection)
 
     def extra_refusal(self) -> Refusal | None:

@@ -187,11 +187,9 @@ class Connection(asyncio.Protocol):
     # ---- what the event loop tells
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It stands."""
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
 
     def data_received(self, data: bytes) -> None:
-        """The next bytes."""
         parser = self._parser
         if self.complete or parser is None:
             self._spoil()
@@ -237,11 +235,9 @@ class Connection(asyncio.Protocol):
         self._parser = None  # it refers to us: without this, both wait for the garbage collector
 
     def pause_writing(self) -> None:
-        """The server takes no more for now."""
         self._writing_paused = True
 
     def resume_writing(self) -> None:
-        """It does again."""
         self._writing_paused = False
         self._wake()
 
@@ -266,7 +262,6 @@ class Connection(asyncio.Protocol):
             raise ValueError("an answer without a request")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header; those behind the body say nothing that is read here."""
         if not self.status:
             self.head.append((name, value))
 
@@ -283,7 +278,6 @@ class Connection(asyncio.Protocol):
         self.keep = self.keep and self._parser.should_keep_alive()
 
     def on_message_complete(self) -> None:
-        """The answer has ended."""
         self.complete = self.status != 0
 
     # ----
@@ -331,8 +325,6 @@ NEXT_ADDRESS_S = 0.25  # a server's next address is tried beside a silent one af
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a server listens."""
-
     host: str
     port: int
     tls: bool
@@ -437,7 +429,6 @@ class ConnectionPool:
             self._sweep = loop.call_later(self._keep_s, self._drop_old)
 
     def close(self) -> None:
-        """Cut all of them."""
         if self._sweep is not None:
             self._sweep.cancel()
         for connection in (*self._held, *(kept.connection for kept in self._kept)):

@@ -35,7 +35,6 @@ class ThinkTag:
 
     @property
     def inside(self) -> bool:
-        """Is the thought open now?"""
         return self._state in ("opened", "inside")
 
     @property

@@ -222,8 +222,10 @@ class Recorder:
             raise UpstreamProtocol("this upstream offers no way to ask for a trial answer")
         trial = RecordedTrial()
         try:
-            async with asyncio.timeout(continuer.timeout_s):
-                request = await continuer.prepare(method, thought, purpose="probe", max_tokens=continuer.trial_tokens)
+            async with asyncio.timeout(continuer.probe.timeout_s):
+                request = await continuer.prepare(
+                    method, thought, purpose="probe", max_tokens=continuer.probe.max_tokens
+                )
                 opened = continuer.open(request, thought_tokens=thought_tokens, purpose="probe")
                 async with opened as (reply, account):
                     async for piece in reply:
@@ -231,7 +233,7 @@ class Recorder:
                         trial.tokens.extend(piece.tokens)
                     trial.n_tokens = account.completion_tokens
         except TimeoutError:
-            raise UpstreamProtocol(f"a trial answer took longer than {continuer.timeout_s:g} s") from None
+            raise UpstreamProtocol(f"a trial answer took longer than {continuer.probe.timeout_s:g} s") from None
         trial.has_prefix = bool(request.answer_prefix)
         trial.text = request.answer_prefix + cut_at(trial.text, request.stop)
         return trial
