@@ -1,7 +1,7 @@
-"""Trial answers: what would the model say if its thought were closed here?
+"""Calls beside a run: trial answers, an audit's second call, and vectors of its drafts.
 
-A probe never touches the run: it is a call of its own that continues a copy of the thought. When it
-fails, the checkpoint has no answer, which is the safe side: an unknown answer stops nothing.
+A probe asks what the model would say if its thought were closed here. It never touches the run: it continues a copy of
+the thought. When it fails, the checkpoint has no answer, which is the safe side: an unknown answer stops nothing.
 """
 
 from __future__ import annotations
@@ -165,8 +165,10 @@ class CallArm:
 async def ask_twice(
     client: UpstreamClient, ledger: Ledger, scorer: Scorer, arm: CallArm, *, body: Mapping[str, Any], headers: Headers
 ) -> None:
-    """Make the second call and write down what it answered.
+    """In an audit, ask the client's question once more with an arm, for the record alone.
 
+    Where an upstream's thought cannot be cut, only effort or budget can be chosen, and what they lose is seen in no
+    single run. The client has its full answer by then; the call is an extra one, sent now or not at all.
     A call that was sent and came to nothing is on record without an answer, which counts against the arm.
 
     body  the client's, as it was sent for the full run

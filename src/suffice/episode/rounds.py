@@ -2,9 +2,8 @@
 
     take(step 1) ──▶ take(step 2) ──▶ … ──▶ close: done, stopped or aborted
 
-Sans I/O: steps come in as values and decisions go out as values, so the library in a process and the
-endpoint `/v1/decide` run the same code and decide the same. It knows signals, the policy and which
-step's answer is the one to use; it refuses to know clocks, logs, lots and HTTP.
+Sans I/O: steps come in as values and decisions go out as values, so the library in a process and the endpoint
+`/v1/decide` run the same code and decide the same.
 """
 
 from __future__ import annotations

@@ -161,7 +161,11 @@ class _Use:
 
 
 class KeyLimits:
-    """The limits of all keys. Every key is one that the settings name, so memory is bounded."""
+    """The limits of all keys: requests a minute, requests at once, tokens a day.
+
+    Counted in this process alone: of several gateways, each keeps the limits for itself. What was used today is
+    written to the log, so a restart does not give it back. The settings name every key, so memory is bounded.
+    """
 
     def __init__(self, callers: Iterable[Caller] = ()) -> None:
         self._uses = {one.id: _Use() for one in callers if _is_limited(one)}

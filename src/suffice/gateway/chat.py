@@ -11,17 +11,17 @@ from collections.abc import Mapping
 
 from suffice.episode.ledger import Ledger
 from suffice.errors import BadRequest, OverloadError, UpstreamError
-from suffice.gateway import govern, route
+from suffice.gateway import route
 from suffice.gateway.admission import AdmittedRequest, Arrival, admit, find_route
 from suffice.gateway.auth import Caller, caller_of
 from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import Exchange, Receive, Scope, Send, headers_of, read_body, tells_hang_up, writes_now
+from suffice.gateway.govern import govern_request
 from suffice.gateway.lifecycle import count_stripped, serve_request
 from suffice.gateway.passthrough import pass_through
 from suffice.gateway.request_parsing import Intake, check_body_headers, query_of, read_aside, read_chat
 from suffice.gateway.route import BuiltRoute
 from suffice.telemetry import LOG
-from suffice.upstream.client import marked
 from suffice.upstream.drivers import CHAT_PATH
 from suffice.upstream.wire import encode_json
 
@@ -91,7 +91,7 @@ def _check_version(intake: Intake, named: Mapping[str, str], found: BuiltRoute |
 
 
 async def _answer(gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, exchange: Exchange) -> None:
-    request, intake, headers = admitted.request, admitted.intake, admitted.headers
+    request, intake = admitted.request, admitted.intake
     if admitted.retry_after_s is not None:
         gw.metrics.inc("suffice_shed_total", request.route)
         message = "this route has to run everything in full for a while, and its model server has no room for more;"
@@ -99,22 +99,10 @@ async def _answer(gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, e
     client = gw.upstreams[admitted.upstream]
     if request.ungoverned is not None or admitted.route is None:
         gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned or "no_route")
-        await pass_through(exchange, client, CHAT_PATH, intake.forwarded, headers, ledger)
+        await pass_through(exchange, client, CHAT_PATH, intake.forwarded, admitted.headers, ledger)
         return
-    if admitted.route.acts or request.kind == "samples":
-        # llama.cpp takes this header as a wish to generate on after its caller has left: a stop would save nothing.
-        headers = [(k, v) for k, v in headers if k != "x-conversation-id"]
-    job = govern.GovernedRequest(
-        gw=gw,
-        route=admitted.route,
-        client=client,
-        intake=intake,
-        headers=marked(headers, client.settings.affinity_header, request.conversation or request.episode_id),
-        ledger=ledger,
-        exchange=exchange,
-    )
     try:
-        await (govern.govern_samples if request.kind == "samples" else govern.govern_reasoning)(job)
+        await govern_request(gw, admitted, admitted.route, ledger, exchange)
     except UpstreamError:
         raise
     except Exception as error:

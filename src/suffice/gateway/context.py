@@ -116,6 +116,9 @@ class DeliveryMemory:
 def run_periodically(look: Callable[[], None], metrics: Metrics, *, site: str, every_s: float) -> Iterator[None]:
     """A block in which something is looked at every `every_s` seconds, in the running event loop.
 
+    A look that fails leaves all as it is. Looks fall on one grid of the loop's clock, so a process at rest wakes up
+    once for all of them: to wake up costs it more than what it then does.
+
     site  under which a look that fails is counted
     """
     loop = asyncio.get_running_loop()

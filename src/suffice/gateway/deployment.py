@@ -1,9 +1,10 @@
-"""How a route serves what the control loop has published: models by prompt, levels up to the certified one.
+"""How a route serves what the control loop has published, what people hold on it, and the variants of it that run.
 
     InForce (log), version (artefact) ──▶ serving ──▶ BuiltRoute ──▶ for_prompt ──▶ one request's own
 
 Pure. A publication is taken at its word only where it fits: made for this promise or a stricter one, on these settings,
-in the epoch that is running. Whatever does not fit, or cannot be read, is level 0: everything runs in full.
+in the epoch that is running. Whatever does not fit, or cannot be read, is level 0: everything runs in full. An override
+ends when its time is over, whoever looks: no worker takes part.
 """
 
 from __future__ import annotations
@@ -177,7 +178,11 @@ class RolloutTrial:
 
 @dataclass(slots=True, kw_only=True)
 class Variants:
-    """One gateway's experiments and rollouts. The follower writes the first two fields; requests read them.
+    """One gateway's experiments and rollouts. The follower writes them; requests read them.
+
+    Arms are drawn by keyed hash of what the request belongs to, so that retries, replicas and restarts draw the same.
+    A variant is built once and kept. One that cannot be built leaves the route as it is and draws nothing: what is not
+    served must not be on record as served.
 
     salt  secret of the deployment
     """

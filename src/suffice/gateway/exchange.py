@@ -1,7 +1,4 @@
-"""One HTTP exchange: what was sent to the client so far, and whether it is still there. Bare ASGI.
-
-It knows ASGI messages and OpenAI's error shape; it refuses to know routes, policies and upstreams.
-"""
+"""One HTTP exchange: what was sent to the client so far, and whether it is still there. Bare ASGI."""
 
 from __future__ import annotations
 

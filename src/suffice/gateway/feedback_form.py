@@ -2,8 +2,8 @@
 
     JSON object ──▶ read_feedback ──▶ Feedback as its sender wrote it ──▶ sealed ──▶ as the log may keep it
 
-Shared by the HTTP doors, the library and `suffice feedback import`, so that one thing is refused everywhere in the
-same words. Knows fields and declared metrics; refuses to know keys, files and the log.
+Shared by the HTTP doors, the library and `suffice feedback import`, so that one thing is refused everywhere in the same
+words.
 """
 
 from __future__ import annotations

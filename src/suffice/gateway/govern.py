@@ -20,6 +20,7 @@ from suffice.episode.segment import Segmenter, StepCutter, build_segmenter
 from suffice.episode.stop_transition import HandOver
 from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay, data_frame
 from suffice.errors import UpstreamProtocol
+from suffice.gateway.admission import AdmittedRequest
 from suffice.gateway.context import GatewayState, is_measured, may_stop
 from suffice.gateway.exchange import SSE_HEADERS, BodyDelivery, Exchange, KeptAlive, StreamDelivery
 from suffice.gateway.request_parsing import Intake
@@ -29,7 +30,7 @@ from suffice.rollout.assign import assign_audit
 from suffice.rollout.pairs import draw_pair
 from suffice.settings import Probe
 from suffice.types import Decision, Purpose, Signals, Step
-from suffice.upstream.client import Call, UpstreamClient, governed_headers
+from suffice.upstream.client import Call, UpstreamClient, governed_headers, marked
 from suffice.upstream.drivers import (
     CHAT_PATH,
     NO_FIELDS,
@@ -58,6 +59,26 @@ class GovernedRequest:
     def may_act(self) -> bool:
         """May the policy end this run now? Not where `may_stop` says no, nor while the kill switch is pulled."""
         return may_stop(self.ledger.request, self.route) and not self.gw.kill.on
+
+
+async def govern_request(
+    gw: GatewayState, admitted: AdmittedRequest, route: BuiltRoute, ledger: Ledger, exchange: Exchange
+) -> None:
+    """Answer a request under its route's policy. Raises UpstreamError, and whatever our own code does wrong."""
+    request, client, headers = ledger.request, gw.upstreams[admitted.upstream], admitted.headers
+    if route.acts or request.kind == "samples":
+        # llama.cpp takes this header as a wish to generate on after its caller has left: a stop would save nothing.
+        headers = [(k, v) for k, v in headers if k != "x-conversation-id"]
+    job = GovernedRequest(
+        gw=gw,
+        route=route,
+        client=client,
+        intake=admitted.intake,
+        headers=marked(headers, client.settings.affinity_header, request.conversation or request.episode_id),
+        ledger=ledger,
+        exchange=exchange,
+    )
+    await (govern_samples if request.kind == "samples" else govern_reasoning)(job)
 
 
 # --------------------------------------------------------------------------- reasoning

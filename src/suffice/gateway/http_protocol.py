@@ -1,13 +1,11 @@
 """What uvicorn's parser of requests does not do by itself.
 
-    limits              a client that is slow with its head or body is closed; connections are counted
-    one meaning         heads that another server could read otherwise are refused; HTTP/1.0 gets no chunks
-    one write           an answer's head goes out together with its first bytes, where these follow at once
-    hang-ups            a handler is called when its client leaves, without a task that waits for it
-    writes at once      a part of a begun stream is written where it arrives, while its client takes what it gets
-    access log          one line a request, without anything of its body, its headers or its query
-
-It knows the connection, and refuses to know what goes over it.
+limits              a client that is slow with its head or body is closed; connections are counted
+one meaning         heads that another server could read otherwise are refused; HTTP/1.0 gets no chunks
+one write           an answer's head goes out together with its first bytes, where these follow at once
+hang-ups            a handler is called when its client leaves, without a task that waits for it
+writes at once      a part of a begun stream is written where it arrives, while its client takes what it gets
+access log          one line a request, without anything of its body, its headers or its query
 """
 
 from __future__ import annotations
@@ -47,6 +45,10 @@ class Peer(Protocol):
 
 class Connections:
     """Counts connections. Each belongs to the address that it came from.
+
+    At a limit, a new connection takes the place of the one that has waited longest for its client: for a request's
+    head first, else for a body. A request that came whole is never given up; where there are only such, the new one
+    is refused. So half-open connections, however many, keep nobody out.
 
     most              at once; None: no limit
     most_per_address  likewise for each address

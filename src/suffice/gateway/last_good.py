@@ -5,8 +5,7 @@
 
 Nothing is parsed before its signature is known to be right, and the signature holds the time: an old file cannot be
 made to look young. It has models, levels, what people hold and the findings of upstreams; no key, no address, no prompt
-and no question. Experiments and the steps of rollouts are left out: nobody watches them without a log. Knows bytes and
-what is in force; refuses to know clocks and who is served.
+and no question. Experiments and the steps of rollouts are left out: nobody watches them without a log.
 """
 
 from __future__ import annotations

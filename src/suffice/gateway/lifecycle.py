@@ -247,7 +247,7 @@ def _count_tokens(metrics: Metrics, route_name: str, outcome: Outcome) -> None:
 
 
 def keep_question(gw: GatewayState, route: BuiltRoute | None, ledger: Ledger, text: Callable[[], str]) -> None:
-    """Keep a governed request's question, if its route says so; it is not even written out where it does not."""
+    """Keep a governed request's question for reviewers, if its route says so, in a row that can be erased."""
     until_s = _until_s(route, ledger)
     if until_s is None:
         return

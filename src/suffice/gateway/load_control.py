@@ -4,7 +4,12 @@
                         brake  ──▶ admitted in full, at a safer level, or turned away
 
 The control loop says what is certified and when the brake holds (`RouteOperation`: `certified`, `fall_back`, `resume`);
-a timer looks at the load. A request reads one number. A failure here leaves every level where it is.
+a timer looks at the load. A request reads one number. A failure here leaves every level where it is. What is measured:
+
+    queue         calls open at an upstream over its slots, smoothed over 2 s       at each look
+    latency       95th percentile of the runs of the last minute, audits left out   a place in a ring a request
+    tokens, USD   per second, smoothed over 10 s                                    a sum a request
+    full ÷ now    what a route would generate if all ran in full, over 5 minutes    two sums a request
 """
 
 from __future__ import annotations
@@ -156,7 +161,10 @@ SITES = frozenset({"signals", "policy", "segment", "scorer", "govern", "slow"})
 
 @dataclass(slots=True)
 class Breaker:
-    """Counts the failures of one route's controller. Times are monotonic, in seconds."""
+    """Leaves a route alone for a while whose controller fails again and again. Times are monotonic, in seconds.
+
+    closed ──5 failures in 60 s──▶ open, 60 s ──▶ one request tries ──▶ closed, or open again
+    """
 
     failed_at_s: deque[float] = field(default_factory=lambda: deque(maxlen=N_FAILURES))
     open_until_s: float | None = None  # None: closed

@@ -1,8 +1,6 @@
 """Endpoints that are never governed: their bytes go through, and each request has its one outcome.
 
-Plain completions, responses, messages, embeddings, and further paths of the engine that the owner has
-listed. It knows how each API writes errors and where it wants its key; it refuses to know what the
-answers mean: `upstream/tally.py` reads their tokens, and nothing else is read.
+Plain completions, responses, messages, embeddings, and further paths of the engine that the owner has listed.
 """
 
 from __future__ import annotations
@@ -67,6 +65,9 @@ async def pass_through(
     foreign: Foreign | None = None,
 ) -> None:
     """Relay one call byte for byte. Raises UpstreamError when there is no answer to relay.
+
+    Nothing is parsed while it streams; events leave whole, so that an error can follow a stream that broke off. The
+    answer's last bytes are searched for its usage at the end.
 
     foreign  how another API than chat completions is called and read
     """

@@ -1,7 +1,6 @@
 """Opens and closes runs whose loop the caller drives: the audit draw before the first step, one outcome at the end.
 
-Shared by `/v1/decide` and by the library, which differ only in how a step reaches them. Knows routes,
-audit draws and the log; refuses to know HTTP and threads: one caller at a time.
+Shared by `/v1/decide` and by the library, which differ only in how a step reaches them.
 """
 
 from __future__ import annotations
@@ -182,7 +181,14 @@ class DecideRequest:
 
 
 async def decide_step(gw: GatewayState, scope: Scope, receive: Receive, send: Send) -> None:
-    """Take one step of a client's loop and answer with what to do next."""
+    """`POST /v1/decide`: a loop that runs at the client asks after each of its steps whether to go on.
+
+    {route, question, step} ──▶ the run is opened: audit draw, request row ──▶ {episode_id, action, …}
+    {route, episode_id, step} ──▶ the next step; the same step again, the same decision
+    {route, episode_id, done | aborted} ──▶ its one outcome
+
+    Open runs are kept in memory, bounded in number and time; one that is left gets its outcome all the same.
+    """
     exchange = Exchange(send, [], gw.monotonic_s)
     headers = headers_of(scope)
     try:

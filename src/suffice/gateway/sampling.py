@@ -5,8 +5,7 @@
 
 Counts are in memory for a minute at most: a process that is killed loses those, and no row. The latest live runs are
 remembered whether they were drawn or not, so whether a label finds its run here does not depend on the lottery: labels
-that do are all of their kind and stand for themselves, and those that do not have the odds of the rows. Knows settings,
-rates and ends; refuses to know logs.
+that do are all of their kind and stand for themselves, and those that do not have the odds of the rows.
 """
 
 from __future__ import annotations

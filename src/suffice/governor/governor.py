@@ -1,7 +1,4 @@
-"""The governor: opens runs of your own loop, takes labels, and closes what it opened.
-
-Knows processes and their forks; refuses to know how a step is judged (`local`, `remote`).
-"""
+"""The governor: opens runs of your own loop, takes labels, and closes what it opened."""
 
 from __future__ import annotations
 

@@ -75,7 +75,13 @@ class LimitWindow:
 
 
 def read_limits(headers: Iterable[tuple[str, str]], *, wall_s: float) -> dict[LimitKind, LimitWindow]:
-    """The limits that an answer tells; {} when it tells none that can be read.
+    """The limits that an answer tells; {} when it tells none that can be read: a header must not cost an answer.
+
+    x-ratelimit-limit-requests, -remaining-, -reset-; …-tokens   OpenAI, Groq, Mistral, vLLM routers
+    anthropic-ratelimit-requests-limit, -remaining, -reset; …-tokens, …-input-tokens
+    ratelimit: "name";r=50;t=30 with ratelimit-policy: "name";q=100;w=60    IETF draft
+    ratelimit: limit=100, remaining=50, reset=30; ratelimit-limit, …        IETF drafts before
+    retry-after: seconds or an HTTP date; retry-after-ms
 
     wall_s  Unix time now, for servers that tell a moment instead of a duration
     """

@@ -1,8 +1,7 @@
 """Puts a streamed completion together again: the object that the upstream would have sent at once.
 
-It knows how the parts of a stream add up, for chat and for plain completions. It refuses to know
-why the stream was asked for, who reads the result, and any policy: fields that it has never heard
-of are carried over too. An answer that grows too large is an error of the upstream's protocol.
+It knows how the parts of a stream add up, for chat and for plain completions. An answer that grows too large is an
+error of the upstream's protocol.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """HTTP out: calls to one model server that can be abandoned at any moment.
 
-It knows headers, time-outs and when a call may be tried again, and refuses to know what the bytes mean: that is
-`wire`. A call that is left early closes its connection, so that the model server stops generating.
+A call that is left early closes its connection, so that the model server stops generating.
 """
 
 from __future__ import annotations
@@ -28,6 +27,12 @@ from suffice.upstream.connection import Address, Connection, ConnectionBroken, C
 
 def marked(headers: Iterable[tuple[str, str]], name: str, run: str) -> list[tuple[str, str]]:
     """The headers with the one that a router keeps runs together by, unless the client sent its own.
+
+    One server with several slots looks at the prompt itself: llama.cpp takes the free slot whose last prompt begins
+    most alike. Its `id_slot` is never sent. A server that keeps a cache of prompts in memory (its default) loads a
+    cached prompt into that slot before it looks whether the slot is busy; the running call then goes on in the middle
+    of a foreign conversation. Seen with xllamacpp 2026.10, and read in `get_available_slot` of llama.cpp's
+    tools/server/server-context.cpp: a run asked for 14 answered 7, the answer to the question of the other call.
 
     name  of the header; "": none is added
     run   the same for all calls of a run; reveals nothing

@@ -1,7 +1,6 @@
 """One connection to a model server, HTTP/1.1, the client's side: a request out, an answer in, and the next.
 
-It knows bytes, framing (llhttp's parser, through httptools) and how long somebody has waited. It refuses to
-know which request may be sent again and which connection to take: that is `client` and `pool`.
+It knows bytes, framing (llhttp's parser, through httptools) and how long somebody has waited.
 
     ask ──▶ head of the answer ──▶ take, more, take … ──▶ complete ──▶ reusable, or cut
 

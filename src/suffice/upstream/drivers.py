@@ -1,8 +1,8 @@
 """What each kind of model server can do about a thought, and in which fields it wants to be asked.
 
-Pure tables and small translations: it knows the servers' own words and refuses to know runs, routes
-and sockets. Where a fact comes from stands beside it. llama.cpp's were tried against its server; all
-others are taken from the projects' documentation or sources and were not verified against a live server.
+Where a fact comes from stands beside it. llama.cpp's were tried against its server; all others are taken from the
+projects' documentation or sources and were not verified against a live server. Without findings of `suffice doctor`
+nothing is known of one server, and what is not known is not used.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Chunks that differ from an earlier one in their text alone, read without parsing them again. Pure.
 
-Nearly all chunks of a stream are the same bytes but for one string. Once one of them was parsed, the
-bytes before and behind its text are known, and a chunk with the same bytes and a plain string
-between them must mean the same but for that string. It knows bytes and chunks; it refuses to know
-what the text is for.
+Nearly all chunks of a stream are the same bytes but for one string. Once one of them was parsed, the bytes before and
+behind its text are known, and a chunk with the same bytes and a plain string between them must mean the same but for
+that string.
 """
 
 from __future__ import annotations

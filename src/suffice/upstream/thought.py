@@ -1,7 +1,6 @@
 """Thoughts inside the answer's text, pure: where they end, and where text may be cut.
 
-It knows inline tags such as `<think>` and the shape of characters. It refuses to know frames,
-chunks and steps: it sees only text, in whatever pieces it comes.
+It knows inline tags such as `<think>` and the shape of characters.
 """
 
 from __future__ import annotations
