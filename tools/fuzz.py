@@ -25,7 +25,6 @@ from suffice.episode.chunk_parsing import AnswerOnly, entropy_of, first_choice, 
 from suffice.episode.ledger import CallAccount
 from suffice.errors import SufficeError, UpstreamError
 from suffice.gateway.auth import Caller, KeyRing
-from suffice.gateway.decide import read_decide
 from suffice.gateway.exchange import MAX_HEADERS
 from suffice.gateway.feedback_form import read_feedback
 from suffice.gateway.request_parsing import (
@@ -36,6 +35,7 @@ from suffice.gateway.request_parsing import (
     parse_json,
     read_chat,
 )
+from suffice.gateway.rounds_service import read_decide
 from suffice.learn.version import read_version
 from suffice.model import artefact
 from suffice.model.artefact import StopModel, TrainingRecord
@@ -47,9 +47,9 @@ from suffice.replay.traces.read import own_traces, read_traces
 from suffice.review import label_studio, langfuse
 from suffice.settings import Server, parse_settings
 from suffice.settings.checks import SCORE_FIELDS
+from suffice.upstream.allowance import read_limits
 from suffice.upstream.assemble import Assembler
 from suffice.upstream.connection import READ_BYTES
-from suffice.upstream.limits import read_limits
 from suffice.upstream.pattern import TextPattern
 from suffice.upstream.tally import read_answer
 from suffice.upstream.thought import safe_cut

@@ -78,7 +78,7 @@ class Draws:
             unit = self.memory.unit(named=named, body=one.body.encode(), caller=one.caller, now_s=now_s)
             lot = import_module("suffice.rollout.assign").draw_audit(unit, share=share, salt=SALT)
             return {"audit": lot.audit, "propensity": lot.propensity, "unit": lot.unit}
-        key = import_module("suffice.gateway.deliveries").RequestKey(
+        key = import_module("suffice.gateway.context").RequestKey(
             route="r",
             caller=one.caller,
             body=one.body.encode(),

@@ -36,9 +36,9 @@ from suffice.control.jobs.base import Worker
 from suffice.control.jobs.rollup import Rollup
 from suffice.control.jobs.sampling import SamplingJob
 from suffice.episode.ledger import Ledger
-from suffice.gateway import request_log
-from suffice.gateway.context import Gateway
-from suffice.gateway.key_limits import KeyLimits
+from suffice.gateway import lifecycle
+from suffice.gateway.auth import KeyLimits
+from suffice.gateway.context import GatewayState
 from suffice.gateway.sampling import LogSampler
 from suffice.replay.traces.read import own_traces
 from suffice.rollout.assign import AuditAssignment, assign_audit
@@ -291,7 +291,7 @@ def log_of(
                 worker.round()
             found = newest_rates(database, ROUTE)
             sampling.rates = {} if found is None else {ROUTE: found}
-        request_log.write_counts(gw, all_of_them=True)
+        lifecycle.write_counts(gw, all_of_them=True)
         assert log.drain(30)
         clock.now_s += 60
         worker.round()
@@ -326,25 +326,25 @@ def _settings(database: Path, rate: float) -> Settings:
     )
 
 
-def _gateway(log: SqliteLog, sampling: LogSampler, now: Callable[[], float]) -> Gateway:
+def _gateway(log: SqliteLog, sampling: LogSampler, now: Callable[[], float]) -> GatewayState:
     """As much of a gateway as keeps books."""
     parts = {"log": log, "metrics": Metrics(), "sampling": sampling, "limits": KeyLimits()}
-    return cast(Gateway, SimpleNamespace(**parts, monotonic_s=now, wall_s=now))
+    return cast(GatewayState, SimpleNamespace(**parts, monotonic_s=now, wall_s=now))
 
 
-def _write(gw: Gateway, chunk: Sequence[Asked], clock: SimpleNamespace) -> None:
+def _write(gw: GatewayState, chunk: Sequence[Asked], clock: SimpleNamespace) -> None:
     """What a gateway does with requests, ten a second."""
     for request, outcome, _ in chunk:
         clock.now_s += 0.1
         ledger = Ledger(request, clock.now_s)
-        request_log.write_request(gw, ledger)
-        request_log.write_outcome(gw, ledger, outcome)
+        lifecycle.write_request(gw, ledger)
+        lifecycle.write_outcome(gw, ledger, outcome)
     assert isinstance(gw.log, SqliteLog)
     assert gw.log.drain(60)
     assert not gw.log.n_dropped
 
 
-def _label(gw: Gateway, chunk: Sequence[Asked]) -> None:
+def _label(gw: GatewayState, chunk: Sequence[Asked]) -> None:
     """What it does with labels: each has its row, whatever became of its request."""
     assert isinstance(gw.log, SqliteLog)
     for _, _, said in chunk:

@@ -24,9 +24,8 @@ import uvicorn
 
 from suffice.control.worker_process import run_worker_process
 from suffice.gateway.app import App
-from suffice.gateway.context import Gateway
+from suffice.gateway.context import GatewayState, run_periodically
 from suffice.gateway.http_protocol import ClientLimits, LimitedHttp
-from suffice.gateway.timer import run_periodically
 from suffice.settings import Settings
 from suffice.telemetry import LOG
 from suffice.wiring import Preflight, build_gateway, preflight
@@ -128,7 +127,7 @@ class StopSignal:
 class GatewayServer(uvicorn.Server):
     """uvicorn's server with our own end: every request is answered or told, and its outcome written."""
 
-    def __init__(self, config: uvicorn.Config, gw: Gateway, stop: StopSignal) -> None:
+    def __init__(self, config: uvicorn.Config, gw: GatewayState, stop: StopSignal) -> None:
         super().__init__(config)
         self._clock_s, self._looked_s = 0.0, time.monotonic()  # the clock of the looks, and when it was set
         self._gw, self._stop = gw, stop

@@ -378,7 +378,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What `suffice doctor` saw a model server do. Read it with `upstream.findings`."""
+    """What `suffice doctor` saw a model server do. Read it with `upstream.drivers`."""
 
     examination_id: str
     upstream: str  # its name in the settings

@@ -19,7 +19,7 @@ from suffice.testing import FakeUpstream, Reply
 from suffice.testing.reply import FakeRequest as Asked
 from suffice.testing.reply import status
 from suffice.types import Outcome, Request
-from suffice.upstream.findings import EXPERIMENTS, honoured
+from suffice.upstream.drivers import EXPERIMENTS, honoured
 
 
 def doctor(*options: object) -> Result:

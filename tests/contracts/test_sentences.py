@@ -21,7 +21,7 @@ from suffice.assurance.runs import Match
 from suffice.cli.inspect.route_status import RouteStatus, _print_json, _print_route, read_statuses
 from suffice.console.context import ViewContext, parse_window
 from suffice.console.views.overview import standings
-from suffice.gateway.context import Gateway
+from suffice.gateway.context import GatewayState
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.log_follower import Follower
 from suffice.scoring.base import build_scorer, scorer_label
@@ -77,11 +77,11 @@ def printed(one: RouteStatus) -> tuple[dict[str, str], dict[str, Any]]:
     return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}, json.loads(plain.getvalue())
 
 
-def gateway_of(made: Made) -> Gateway:
+def gateway_of(made: Made) -> GatewayState:
     """A gateway that has followed the log to its end."""
     settings, evidence = made.settings, read_evidence(made.settings)
     log: Any = EventLog
-    gw = Gateway(
+    gw = GatewayState(
         settings=settings,
         upstreams={},
         log=log,
@@ -102,7 +102,7 @@ def gateway_of(made: Made) -> Gateway:
     return gw
 
 
-def can_stop(gw: Gateway, name: str) -> bool:
+def can_stop(gw: GatewayState, name: str) -> bool:
     """May the gateway end a run of the route, or cut it before it begins?"""
     route = next(one for one in gw.routes if one.name == name)
     if gw.kill.on or not route.acts or route.holding.ceiling == 0:

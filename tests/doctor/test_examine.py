@@ -16,8 +16,7 @@ from suffice.testing import FakeUpstream, Reply
 from suffice.testing.reply import status
 from suffice.testing.sums import SumsModel
 from suffice.types import Finding, Findings
-from suffice.upstream.drivers import DRIVERS
-from suffice.upstream.findings import EXPERIMENTS, allows_probes, honoured, url_key
+from suffice.upstream.drivers import DRIVERS, EXPERIMENTS, allows_probes, honoured, url_key
 from tests.doctor.server import evidence, found, model, talking, verdicts
 
 GOOD: dict[str, Any] = {"prefix_cache": True, "slots": 2}

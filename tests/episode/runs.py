@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from suffice.episode.chain_reader import ChainReader
 from suffice.episode.ledger import Ledger
 from suffice.episode.reasoning import ReasoningRun
 from suffice.episode.segment import Segmenter
-from suffice.episode.stream_state import Wants
+from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay
 from suffice.errors import UpstreamDown
 from suffice.scoring.base import build_scorer
 from suffice.settings import Steps
@@ -70,6 +71,7 @@ class BytesCall:
 class Kept:
     """A client that keeps what it got."""
 
+    texts_now = None
     got: list[Frame] = field(default_factory=list)
     ended: int = 0
 
@@ -110,12 +112,17 @@ def chunk(delta: dict[str, Any], finish_reason: str | None = None, **more: Any) 
     return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
 
 
+PLAIN = ClientView(usage=True, object=False)
+
+
 def run_of(
     pieces: Sequence[bytes],
     *,
     steps: Steps | None = None,
     breaks: bool = False,
     hands_over: bool = True,
+    view: ClientView = PLAIN,
+    delivery: Delivery | None = None,
     **options: Any,
 ) -> tuple[ReasoningRun, Kept, Ledger]:
     """A run over these bytes."""
@@ -123,17 +130,12 @@ def run_of(
     call = cast("Call", BytesCall(list(pieces), breaks=breaks, hands_over=hands_over))
     known: dict[str, Any] = {
         "scorer": build_scorer("number"),
-        "prober": None,
         "tags": ("<think>", "</think>"),
-        "wants": Wants(usage=True, object=False),
-        "drain": False,
     }
-    run = ReasoningRun(
-        call,
+    reader = ChainReader(
         ledger.open_call("main"),
-        ledger=ledger,
-        delivery=client,
+        ledger,
         segmenter=Segmenter(steps or Steps(min_tokens=2, growth=1.0)),
         **known | options,
     )
-    return run, client, ledger
+    return ReasoningRun(StreamRelay(call, reader, delivery or client, view)), client, ledger

@@ -6,8 +6,11 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from suffice.episode.loop import FailOpen, StopVerdict, run_episode
+from suffice.episode.guarded_policy import GuardedPolicy
+from suffice.episode.ledger import Ledger
+from suffice.episode.loop import StopVerdict, run_episode
 from suffice.types import Decision, Signals, Step
+from tests.episode.runs import request
 
 GO = Decision(action="continue", reason="go on")
 STOP = Decision(action="stop", reason="enough", stop_reason="suffices")
@@ -86,8 +89,8 @@ class Broken:
 
 
 def test_a_broken_policy_continues_and_is_counted() -> None:
-    failed: list[str] = []
-    decision = FailOpen(Broken(), failed.append).decide(Signals(step=1, tokens_used=1))
-    assert (decision.action, failed) == ("continue", ["policy"])
+    ledger = Ledger(request(), 0.0)
+    decision = GuardedPolicy(Broken(), (), ledger, lambda: 0.0).decide(Signals(step=1, tokens_used=1))
+    assert (decision.action, ledger.degraded) == ("continue", ["policy"])
     assert "ZeroDivisionError" in decision.reason
     assert "secret" not in decision.reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.episode.stream_state import Wants
+from suffice.episode.stream_relay import ClientView
 from suffice.errors import UpstreamDown, UpstreamError, UpstreamProtocol
+from suffice.gateway.exchange import BodyDelivery, Exchange
 from suffice.settings import Steps
+from suffice.upstream.assemble import Assembler
 from tests.episode.runs import chunk, run_of
 
 DONE = b"data: [DONE]\n\n"
@@ -90,25 +93,25 @@ def test_a_stop_is_possible_only_while_the_client_has_seen_nothing_but_thought(
     async def go() -> None:
         run, client, ledger = run_of(cut(raw, places), opened=field == "opened")
         shown = ""
-        while not run.seen.ended:
-            await run.advance()
+        while not run.reader.state.ended:
+            await run.relay.advance()
             assert raw.startswith(client.raw)  # byte for byte, whole frames only
             assert client.raw.endswith(b"\n\n") or not client.raw
-            if not run.may_stop():
+            if not run.reader.is_in_thought:
                 continue
             assert not has_more_than_thought(client, field)
             text = client.said("content" if field in INLINE else field)
-            if field in INLINE and run.seen.phase == "thinking":
+            if field in INLINE and run.reader.state.phase == "thinking":
                 tag = "</think>"
                 assert not any(text.endswith(tag[:n]) for n in range(1, len(tag)))
-                assert text.lstrip().removeprefix("<think>").lstrip().startswith(run.thought.lstrip())
+                assert text.lstrip().removeprefix("<think>").lstrip().startswith(run.reader.thought.lstrip())
             elif field not in INLINE:
-                assert run.thought == text
-            assert run.thought.startswith(shown)
-            shown = run.thought
+                assert run.reader.thought == text
+            assert run.reader.thought.startswith(shown)
+            shown = run.reader.thought
         assert client.raw == raw
         assert client.ended == 1
-        assert not run.may_stop()
+        assert not run.reader.is_in_thought
         assert ledger.degraded == []
         if ending == "answer":
             assert ledger.answer == "4"
@@ -134,7 +137,7 @@ def test_steps_are_prefixes_of_the_thought_and_their_tokens_add_up(
         used, last = 0, ""
         async for step in run.steps():
             used += step.tokens
-            prefix, tokens = run.thought_at(step.index)
+            prefix, tokens = run.reader.thought_at(step.index)
             assert tokens == used
             assert prefix == last + step.text
             assert whole.lstrip().startswith(prefix.lstrip())
@@ -154,10 +157,10 @@ def torn(field: str, frames: list[bytes], *, breaks: bool, stop_at: int) -> Exce
                 pass
         assert client.raw == b"".join(frames[:stop_at])
         assert client.ended == 0
-        assert run.failure is raised.value
-        assert not run.may_stop()
+        assert run.relay.failure is raised.value
+        assert not run.reader.is_in_thought
         with pytest.raises(UpstreamError):
-            await run.rest()  # it stays broken for whoever asks later
+            await run.relay.rest()  # it stays broken for whoever asks later
         assert ledger.calls[0].close().cancelled
         return raised.value
 
@@ -175,21 +178,21 @@ def test_a_stream_that_breaks_or_ends_without_a_finish_is_an_error(field: str, s
 async def test_a_finish_without_done_is_completed() -> None:
     frames = stream("reasoning", ["so\n"], "answer")[:-1]
     run, client, _ = run_of(frames)
-    await run.rest()
+    await run.relay.rest()
     assert client.raw == b"".join(frames) + DONE
 
 
 async def test_what_comes_after_done_is_not_passed_on() -> None:
     frames = stream("reasoning", ["so\n"], "answer")
     run, client, _ = run_of([b"".join(frames) + chunk({"content": "LATE"})])
-    await run.rest()
+    await run.relay.rest()
     assert client.raw == b"".join(frames)
 
 
 async def test_comments_stay_and_lone_retry_lines_go() -> None:
     frames = stream("reasoning", ["so\n"], "answer")
     run, client, _ = run_of([b": ping\n\n", b"retry: 1000\n\n", b"id: 7\n\n", *frames])
-    await run.rest()
+    await run.relay.rest()
     assert client.raw == b": ping\n\n" + b"".join(frames)
 
 
@@ -208,8 +211,8 @@ async def test_an_error_frame_ends_the_run_and_is_the_last_thing_seen() -> None:
 async def test_the_usage_chunk_reaches_only_those_who_asked(usage: bool) -> None:
     frames = stream("reasoning", ["so\n"], "answer")
     told = b'data: {"id":"c1","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5}}\n\n'
-    run, client, ledger = run_of([*frames[:-1], told, DONE], wants=Wants(usage=usage, object=False))
-    await run.rest()
+    run, client, ledger = run_of([*frames[:-1], told, DONE], view=ClientView(usage=usage, object=False))
+    await run.relay.rest()
     assert (told in client.raw) is usage
     usage_told = ledger.usage()
     assert usage_told is not None
@@ -223,17 +226,17 @@ async def test_a_broken_segmenter_is_not_asked_again() -> None:
         pass
     assert client.raw == b"".join(frames)
     assert ledger.degraded == ["segment"]
-    assert not run.may_stop()
+    assert not run.reader.is_in_thought
 
 
 async def test_a_template_that_opened_the_thought_itself_does_not_spoil_the_answer() -> None:
     words = ["thinking", " of", " 5", "</think>", "It is", " 4"]
     frames = [*(chunk({"content": word}) for word in words), chunk({}, "stop"), DONE]
     run, client, ledger = run_of(frames)
-    await run.rest()
+    await run.relay.rest()
     assert client.raw == b"".join(frames)
     assert ledger.answer == "4"
-    assert run.answer_text == "It is 4"
+    assert run.reader.answer_text == "It is 4"
 
 
 TOKENS = st.sampled_from([" so", " it", "\n", '"', "\\n", " is 4", "é", " and so on"])
@@ -255,22 +258,58 @@ async def test_chunks_that_go_together_mean_what_they_mean_one_by_one(
     reads = [data[at : at + size] for at in range(0, len(data), size)]
     told = []
     for joined, at_once in ((False, False), (True, False), (True, True)):
-        wants = Wants(usage=True, object=False, joined=joined)
-        run, client, ledger = run_of(reads, wants=wants, hands_over=at_once)
+        view = ClientView(usage=True, object=False, joined=joined)
+        run, client, ledger = run_of(reads, view=view, hands_over=at_once)
         steps = [step async for step in run.steps()]
         account = ledger.calls[0]
         told.append(
             (
                 client.raw,
                 steps,
-                run.thought,
-                run.answer_text,
+                run.reader.thought,
+                run.reader.answer_text,
                 account.received_tokens,
                 account.reasoning_tokens,
                 ledger.answer,
-                run.seen,
+                run.reader.state,
                 ledger.degraded,
             )
         )
     assert told[0] == told[1] == told[2]
     assert told[0][0] == data
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["reasoning", "reasoning_content"]), TOKENS), max_size=20),
+    st.lists(TOKENS, min_size=1, max_size=9),
+    st.sampled_from([{}, {"token_ids": [1]}, {"service": "x", "usage": None}]),
+    st.sampled_from([{}, {"signature": "s"}, {"content": None, "index": 0}, {"parts": [{"a": 1}]}]),
+    st.sampled_from([1, 2, 3, 7, 100]),
+    st.booleans(),
+)
+async def test_one_body_is_what_the_chunks_add_up_to(
+    thought: list[tuple[str, str]],
+    answer: list[str],
+    top: dict[str, Any],
+    beside: dict[str, Any],
+    per_read: int,
+    at_once: bool,
+) -> None:
+    """Whatever stands beside the text in each chunk, and however the chunks come."""
+    frames = [chunk({"role": "assistant"}), *(chunk(beside | {field: text}, **top) for field, text in thought)]
+    frames += [*(chunk(beside | {"content": text}, **top) for text in answer), chunk({}, "stop"), DONE]
+    sent: list[bytes] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("body", b""))
+
+    delivery = BodyDelivery(Exchange(send, [], lambda: 0.0), 200, ())
+    reads = [b"".join(frames[at : at + per_read]) for at in range(0, len(frames), per_read)]
+    view = ClientView(usage=True, object=False, joined=True)
+    run, _, _ = run_of(reads, view=view, hands_over=at_once, delivery=delivery)
+    async for _ in run.steps():
+        pass
+    expected = Assembler()
+    for frame in frames:
+        expected.add(frame[6:-2])
+    assert json.loads(b"".join(sent)) == expected.result()

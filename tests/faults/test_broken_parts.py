@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-from suffice.gateway.context import Gateway
+from suffice.gateway.context import GatewayState
 from suffice.policy.base import Policy
 from suffice.settings import Probe, Route, Steps
 from suffice.testing import FakeRequest, FakeUpstream, Reply, ScriptedThought, slow_headers
@@ -53,19 +53,19 @@ class LatePolicy:
         return Decision(action="continue", reason="so far so good")
 
 
-def with_route(**changes: Any) -> Callable[[Gateway], None]:
+def with_route(**changes: Any) -> Callable[[GatewayState], None]:
     """Replace parts of every route."""
 
-    def change(gateway: Gateway) -> None:
+    def change(gateway: GatewayState) -> None:
         gateway.routes = tuple(replace(route, **changes) for route in gateway.routes)
 
     return change
 
 
-def with_settings(**changes: Any) -> Callable[[Gateway], None]:
+def with_settings(**changes: Any) -> Callable[[GatewayState], None]:
     """Replace a route's settings by some that no configuration can give."""
 
-    def change(gateway: Gateway) -> None:
+    def change(gateway: GatewayState) -> None:
         for_each = [{f: getattr(r.settings, f) for f in Route.__struct_fields__} for r in gateway.routes]
         gateway.routes = tuple(
             replace(route, settings=Route(**known | changes))
@@ -75,7 +75,7 @@ def with_settings(**changes: Any) -> Callable[[Gateway], None]:
     return change
 
 
-BROKEN: dict[str, tuple[Callable[[Gateway], None], str]] = {
+BROKEN: dict[str, tuple[Callable[[GatewayState], None], str]] = {
     "policy answers nonsense": (with_route(policy=NonsensePolicy()), "policy"),
     "policy fails late": (with_route(policy=LatePolicy()), "policy"),
     "policy is no policy": (with_route(policy=cast("Policy", object())), "policy"),
@@ -157,7 +157,7 @@ async def test_a_log_that_raises_costs_no_answer(serve: Serve, mode: str) -> Non
 
 
 async def test_a_failure_before_the_request_was_understood_is_a_clean_500(serve: Serve) -> None:
-    def change(gateway: Gateway) -> None:
+    def change(gateway: GatewayState) -> None:
         gateway.deliveries = Failing()  # type: ignore[assignment]
 
     async with serve(chain(), change=change) as g:

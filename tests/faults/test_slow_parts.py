@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import pytest
 
-from suffice.gateway.breaker import N_FAILURES, OPEN_S, WINDOW_S, Breaker
-from suffice.gateway.context import Gateway
+from suffice.gateway.context import GatewayState
+from suffice.gateway.load_control import N_FAILURES, OPEN_S, WINDOW_S, Breaker
 from suffice.testing import FakeUpstream, Reply, ScriptedThought
 from suffice.types import Decision, Signals
 from tests.faults.test_broken_parts import NonsensePolicy, same, with_route
@@ -62,9 +62,9 @@ async def test_a_part_that_is_slow_now_and_then_is_asked_on(serve: Serve) -> Non
 
 async def test_a_route_whose_controller_keeps_failing_passes_through_and_tries_again(serve: Serve) -> None:
     ahead_s = 0.0
-    broken: list[Gateway] = []
+    broken: list[GatewayState] = []
 
-    def change(gateway: Gateway) -> None:
+    def change(gateway: GatewayState) -> None:
         gateway.monotonic_s = lambda: time.monotonic() + ahead_s
         with_route(policy=NonsensePolicy())(gateway)
         broken.append(gateway)

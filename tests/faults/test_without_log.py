@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from suffice.cli.main import main
-from suffice.gateway.context import Gateway
+from suffice.gateway.context import GatewayState
 from suffice.gateway.last_good import write_last_good as write_good
 from suffice.settings import Settings
 from suffice.store.database.views import read_events
@@ -38,7 +38,7 @@ OWN = {**ROUTE, "uncertified": True, "policy": {"policy": "stable-answer", "stre
 PAUSED = EnforcementPaused(Pause(route="r", number=1, cause="person", reason="wrong answers", author="ann"))
 
 
-async def until(g: Served, done: Callable[[Gateway], bool], *, within_s: float = 30.0) -> None:
+async def until(g: Served, done: Callable[[GatewayState], bool], *, within_s: float = 30.0) -> None:
     async with asyncio.timeout(within_s):
         while not done(g.gateway):  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.01)
@@ -301,7 +301,7 @@ async def test_a_version_that_cannot_be_loaded_leaves_the_last_good_one_in_force
     routes = {name: {"upstream": "up", "match": {"model": name}, **ROUTE} for name in ("m", "n")}
     crashes, broken = "v-crashes", "v-broken"
 
-    def refused(gw: Gateway) -> float:
+    def refused(gw: GatewayState) -> float:
         return gw.metrics.value("suffice_versions_refused_total", route="m")
 
     def bad(told: Settings, fit: str, number: int, *more: Event) -> None:

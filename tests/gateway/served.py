@@ -19,7 +19,7 @@ from uvicorn.server import ServerState
 
 from suffice import server as product
 from suffice.gateway.app import App
-from suffice.gateway.context import Gateway
+from suffice.gateway.context import GatewayState
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.log import EventLog
 from suffice.store.database.views import EpisodeWithLabels, read_episodes
@@ -106,7 +106,7 @@ class Served:
 
     url: str
     fake: FakeUpstream
-    gateway: Gateway
+    gateway: GatewayState
     database: Path
     session: aiohttp.ClientSession
     n_base_tasks: int = 0
@@ -209,7 +209,7 @@ async def served(
     tmp_path: Path,
     says: Reply | Script | Answerer | FakeUpstream | None = None,
     *,
-    change: Callable[[Gateway], None] | None = None,
+    change: Callable[[GatewayState], None] | None = None,
     log: EventLog | None = None,
     fake: Mapping[str, Any] | None = None,
     **changes: Any,

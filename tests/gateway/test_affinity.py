@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.upstream.affinity import marked
+from suffice.upstream.client import marked
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, settings_for
 from tests.gateway.test_stop import chain, enforcing

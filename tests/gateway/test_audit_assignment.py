@@ -16,8 +16,7 @@ from scipy.stats import binom
 
 from suffice.assurance.runs import measure_run
 from suffice.control.evidence.audits import is_evidence
-from suffice.gateway.context import Gateway
-from suffice.gateway.deliveries import KEY_WINDOW_S, DeliveryMemory, RequestKey
+from suffice.gateway.context import KEY_WINDOW_S, DeliveryMemory, GatewayState, RequestKey
 from suffice.learn.dataset import fate
 from suffice.rollout.assign import AuditAssignment, joined
 from suffice.testing import FakeRequest, Reply, ScriptedThought, stall_after, status
@@ -329,7 +328,7 @@ async def _stops(g: Served, question: str) -> bool:
 async def test_after_the_window_a_body_is_a_new_request_that_may_be_stopped(serve: Serve) -> None:
     ahead_s = 0.0
 
-    def later(gateway: Gateway) -> None:
+    def later(gateway: GatewayState) -> None:
         real = gateway.monotonic_s
         gateway.monotonic_s = lambda: real() + ahead_s
 

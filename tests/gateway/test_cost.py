@@ -12,16 +12,17 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
 
+from suffice.episode.chain_reader import ChainReader
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.episode.reasoning import ReasoningRun
 from suffice.episode.segment import Segmenter
-from suffice.episode.stream_state import Wants
-from suffice.gateway.deliver import StreamDelivery
-from suffice.gateway.exchange import Exchange
+from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay
+from suffice.gateway.exchange import BodyDelivery, Exchange, StreamDelivery
 from suffice.scoring.base import build_scorer
 from suffice.settings import Steps
 from suffice.testing import Reply
@@ -113,22 +114,20 @@ def request() -> Request:
     )
 
 
-async def governed(call: Upstream, client: Client) -> ReasoningRun:
+async def governed(call: Upstream, client: Client, *, streams: bool = True) -> ReasoningRun:
     """Relay it all through a watched run, as `gateway/govern.py` does without its probes."""
     exchange = Exchange(client.send, [], time.monotonic, write_now=client.write_now)
-    exchange.status = 200
-    run = ReasoningRun(
-        call,  # type: ignore[arg-type]
+    exchange.status = 200 if streams else 0
+    delivery: Delivery = StreamDelivery(exchange) if streams else BodyDelivery(exchange, 200, ())
+    reader = ChainReader(
         CallAccount("main"),
-        ledger=Ledger(request(), 0.0),
-        delivery=StreamDelivery(exchange),
+        Ledger(request(), 0.0),
         segmenter=Segmenter(Steps()),
         scorer=build_scorer("number"),
-        prober=None,
         tags=("<think>", "</think>"),
-        wants=Wants(usage=False, object=False, joined=True),
-        drain=False,
     )
+    view = ClientView(usage=not streams, object=False, joined=True)
+    run = ReasoningRun(StreamRelay(call, reader, delivery, view))  # type: ignore[arg-type]
     async for _ in run.steps():
         pass
     return run
@@ -157,8 +156,8 @@ async def test_a_read_is_one_write(per_read: int) -> None:
     call, client = Upstream(frames(200), per_read), Client()
     run = await governed(call, client)
     assert len(client.bodies) == call.n_reads
-    assert run.account.received_tokens == 200
-    assert run.account.reasoning_tokens == 160
+    assert run.reader.account.received_tokens == 200
+    assert run.reader.account.reasoning_tokens == 160
 
 
 async def calls_of(relay: Callable[[Upstream, Client], Awaitable[Any]], call: Upstream, client: Client) -> Calls:
@@ -191,6 +190,15 @@ async def test_a_chunk_costs_few_calls(per_read: int, at_most: float) -> None:
     made = await calls_of(governed, Upstream(frames(N_CHUNKS), per_read), Client())
     print(f"{made.in_all / N_CHUNKS:.1f} calls a chunk, {per_read} a read")
     assert made.in_all / N_CHUNKS <= at_most
+
+
+async def test_an_answer_in_one_body_costs_little_more_than_a_stream() -> None:
+    """Its chunks are put together by their texts: hardly any is parsed, whatever the client asked for."""
+    call = Upstream(frames(200), 1)
+    whole = await calls_of(partial(governed, streams=False), call, Client())
+    streamed = await calls_of(governed, Upstream(frames(200), 1), Client())
+    assert whole.parsed < 20
+    assert whole.in_all <= 1.5 * streamed.in_all
 
 
 async def test_a_watched_relay_costs_microseconds_a_chunk() -> None:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from suffice import wiring
-from suffice.gateway.context import CHECK_RUNS, Gateway
+from suffice.gateway.context import CHECK_RUNS, GatewayState
 from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen, RouteExamined, UpstreamExamined
 from suffice.testing import Reply, ScriptedThought
 from suffice.types import Finding, Findings, Outcome, Request, RouteFindings
-from suffice.upstream.findings import url_key
+from suffice.upstream.drivers import url_key
 from tests.gateway.served import chat, served
 
 STEPS = [("one and one\n", "2"), *[(f"two and two, for the {n}th time\n", "4") for n in range(12)]]
@@ -181,7 +181,7 @@ def test_findings_of_another_address_are_not_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seen", ["no", "ignored", None])
 async def test_usage_is_not_asked_for_where_it_was_refused(tmp_path: Path, seen: str | None) -> None:
-    def tell(gateway: Gateway) -> None:
+    def tell(gateway: GatewayState) -> None:
         """What the gateway would have read at its start, if the address had been known then."""
         if seen is not None:
             gateway.upstreams["up"].findings = findings("", stream_usage=seen).findings

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from suffice.errors import ConfigError, StoreError, StoreFull
-from suffice.gateway.context import Gateway
+from suffice.gateway.context import GatewayState
 from suffice.settings import Store
 from suffice.store.database.log import Receipt, StoredEvent
 from suffice.store.database.sqlite import SqliteLog
@@ -43,7 +43,7 @@ def rows_on_disk(database: Path) -> int:
         return found
 
 
-def fixed_id(gateway: Gateway) -> None:
+def fixed_id(gateway: GatewayState) -> None:
     gateway.new_id = lambda: "ep_known"
 
 

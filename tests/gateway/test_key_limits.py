@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.gateway.auth import Caller, KeyRing
-from suffice.gateway.key_limits import KeyLimitError, KeyLimits, utc_day
+from suffice.gateway.auth import Caller, KeyLimitError, KeyLimits, KeyRing, utc_day
 from suffice.gateway.objects import MOST_ENTRIES, Objects, object_in, references
 from suffice.settings import Key, Route, parse_settings
 from suffice.store.rows.key_events import KeyUsage, StoredObject

@@ -201,7 +201,7 @@ WRITERS = """
 import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from suffice.gateway.last_good import write
+from suffice.gateway.last_good import write_last_good
 from tests.gateway.test_last_good import GOOD
 
 def killing(call, left, before):
@@ -224,7 +224,7 @@ for line in sys.stdin:
         os.fsync = killing(os.fsync, left, when == "before")
         for name in ("mkdir", "open", "write_bytes", "replace", "unlink"):
             setattr(Path, name, killing(getattr(Path, name), left, when == "before"))
-        write(Path(file), replace(GOOD, seq=43), secret="ours")
+        write_last_good(Path(file), replace(GOOD, seq=43), secret="ours")
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """

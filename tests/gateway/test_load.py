@@ -13,8 +13,16 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from suffice import wiring
-from suffice.gateway.load import LATENCY_RUNS, LATENCY_S, Rate, RouteLoad, Smooth
-from suffice.gateway.load_control import ALERT_RUNS, LoadControl, RouteOperation
+from suffice.gateway.load_control import (
+    ALERT_RUNS,
+    LATENCY_RUNS,
+    LATENCY_S,
+    LoadControl,
+    Rate,
+    RouteLoad,
+    RouteOperation,
+    Smooth,
+)
 from suffice.settings import Route, parse_settings
 from suffice.telemetry import Metrics
 from suffice.types import Outcome, Overhead, Request, UpstreamCall

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from suffice.assurance.lengths import RunLengths
-from suffice.gateway.context import Gateway
+from suffice.gateway.context import GatewayState
 from suffice.testing import Reply, Samples, ScriptedThought
 from suffice.types import Outcome, Usage
 from tests.gateway.conftest import Serve
@@ -21,7 +21,7 @@ INPUT_DEAR = {"input_usd_per_mtok": 100.0, "output_usd_per_mtok": 1.0}
 def seen_before(*lengths: tuple[int, int]) -> Any:
     """The gateway has already seen these full runs on its route: (tokens of the thought, how many runs)."""
 
-    def put(gateway: Gateway) -> None:
+    def put(gateway: GatewayState) -> None:
         runs = gateway.full_runs["r"] = RunLengths()
         for thought, n in lengths:
             for _ in range(n):

@@ -12,7 +12,7 @@ import pytest
 from suffice.server import serve_in_loop
 from suffice.store.database.views import read_episodes
 from suffice.testing import EchoNonce, FakeRequest, FakeUpstream, Reply, ScriptedThought
-from suffice.upstream.pool import REST_S
+from suffice.upstream.connection import REST_S
 from tests.gateway.conftest import Serve
 from tests.gateway.served import CHAT, Answer, chat, post, settings_for
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from suffice.gateway.overrides import pinned
+from suffice.gateway.deployment import pinned
 from suffice.review.decide import DecisionRows, IncidentForm, OverrideForm
 from suffice.review.holds import InEffect, Override, in_effect
 from suffice.settings import Settings

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from suffice.gateway.query_features import last_question, query_of
+from suffice.gateway.request_parsing import last_question, query_of
 from suffice.testing import Reply
 from tests.gateway.conftest import Serve
 from tests.gateway.served import chat

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from suffice.gateway.context import Gateway
+from suffice.gateway.context import GatewayState
 from suffice.gateway.load_control import RouteOperation
 from suffice.policy.base import build_policy
 from suffice.testing import FakeUpstream, Reply
@@ -38,13 +38,13 @@ ROUTE: dict[str, Any] = {
 }
 
 
-def certified(gw: Gateway) -> None:
+def certified(gw: GatewayState) -> None:
     """What the control loop does once levels have passed."""
     gw.routes = tuple(replace(route, levels=LEVELS, certified=True) for route in gw.routes)
     operation(gw).certified = len(LEVELS) - 1
 
 
-def operation(gw: Gateway) -> RouteOperation:
+def operation(gw: GatewayState) -> RouteOperation:
     return gw.operating.of("r", gw.routes[0].settings)
 
 
@@ -175,7 +175,7 @@ async def test_availability_first_takes_everybody_at_the_next_safer_level_and_ca
 
 
 async def test_a_failure_of_the_measurement_leaves_the_level_where_it_is_and_is_counted(serve: Serve) -> None:
-    def broken(gw: Gateway) -> None:
+    def broken(gw: GatewayState) -> None:
         certified(gw)
         gw.upstreams["up"].n_open = None  # type: ignore[assignment]
 

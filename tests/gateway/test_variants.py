@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from suffice.gateway.deployment import RolloutTrial
 from suffice.gateway.log_follower import Follower
-from suffice.gateway.variants import RolloutTrial
 from suffice.rollout import stages
 from suffice.rollout.rules import Rules
 from suffice.rollout.versions import VersionLineage, make_version

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from suffice.gateway import context, rounds_service
-from suffice.gateway.decide import LIMIT_BYTES
+from suffice.gateway.rounds_service import LIMIT_BYTES
 from suffice.governor import Governor
 from suffice.store.database.views import read_episodes
 from suffice.types import Outcome
@@ -190,7 +190,7 @@ async def test_an_audit_and_an_aborted_run_over_the_wire(tmp_path: Path) -> None
 async def test_runs_that_are_left_end_and_the_oldest_make_room(tmp_path: Path) -> None:
     clock = [0.0]
 
-    def change(gw: context.Gateway) -> None:
+    def change(gw: context.GatewayState) -> None:
         gw.runs = context.OpenRuns(limit=3, idle_s=100.0)
         real = gw.monotonic_s
         gw.monotonic_s = lambda: real() + clock[0]
@@ -216,7 +216,7 @@ async def test_the_end_of_the_gateway_ends_the_runs(tmp_path: Path) -> None:
 
 
 async def test_a_failure_of_ours_tells_the_client_to_go_on(tmp_path: Path) -> None:
-    def change(gw: context.Gateway) -> None:
+    def change(gw: context.GatewayState) -> None:
         def broken() -> str:
             raise OSError("no randomness")
 
@@ -421,9 +421,9 @@ def test_no_server_can_harm_a_loop(kind: str) -> None:
 
 def test_the_desk_ends_a_run_once(tmp_path: Path) -> None:
     with loops.local(tmp_path) as gov:
-        local_desk = gov._desk
+        local_desk = gov._backend
         assert hasattr(local_desk, "gateway")
-        gw: context.Gateway = local_desk.gateway
+        gw: context.GatewayState = local_desk.gateway
         run = rounds_service.open_run(gw, gw.routes[0], rounds_service.RoundsRequest(question="q"))
         for _ in range(3):
             rounds_service.close_run(gw, run)

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from suffice import Governor
 from suffice.errors import ConfigError
-from suffice.governor.local import LocalDesk
+from suffice.governor.local import LocalBackend
 from suffice.settings import parse_settings
 from tests.edge.embeddings import Reply, letters, served
 from tests.governor import loops
@@ -80,8 +80,8 @@ def test_an_address_where_nobody_listens_governs_on(tmp_path: Path) -> None:
 def test_vectors_are_extra_calls_and_stay_within_their_limit(tmp_path: Path) -> None:
     seen: list[Any] = []
     with served(letters, seen) as url, local(tmp_path, embeddings=table(url), max_extra_calls=2) as gov:
-        desk = gov._desk
-        assert isinstance(desk, LocalDesk)
+        desk = gov._backend
+        assert isinstance(desk, LocalBackend)
         with gov.episode("q") as ep:
             for answer in ("a", "b", "c", "d"):
                 ep.step(answer=answer, tokens=1)

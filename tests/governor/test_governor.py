@@ -16,7 +16,7 @@ import pytest
 
 from suffice import Episode, Governor
 from suffice.errors import BadRequest, ClosedError, ConfigError, StoreError
-from suffice.governor.local import LocalDesk
+from suffice.governor.local import LocalBackend
 from suffice.types import Usage
 from tests.governor.loops import ROUTE, Broken, adrive, drive, episodes, local, outcome, settings
 
@@ -86,8 +86,8 @@ def test_the_request_is_written_before_the_first_step_with_its_lot(tmp_path: Pat
 
 
 def gov_log(gov: Governor) -> list[tuple[str, str | None]]:
-    desk = gov._desk
-    assert isinstance(desk, LocalDesk)
+    desk = gov._backend
+    assert isinstance(desk, LocalBackend)
     return [(stored.event.kind, stored.event.episode_id) for stored in desk.gateway.log.read()]
 
 
@@ -342,8 +342,8 @@ def test_feedback_joins_its_run_and_counts_once_by_its_id(tmp_path: Path) -> Non
 
 def put_into(gov: Governor, **parts: Any) -> None:
     """Replace parts of the route: how faults are put in."""
-    desk = gov._desk
-    assert isinstance(desk, LocalDesk)
+    desk = gov._backend
+    assert isinstance(desk, LocalBackend)
     desk.gateway.routes = tuple(replace(route, **parts) for route in desk.gateway.routes)
 
 
@@ -392,8 +392,8 @@ def test_a_route_that_fails_again_and_again_is_left_alone(tmp_path: Path) -> Non
 
 def test_a_log_that_is_full_costs_the_record_and_not_the_loop(tmp_path: Path) -> None:
     gov = local(tmp_path)
-    desk = gov._desk
-    assert isinstance(desk, LocalDesk)
+    desk = gov._backend
+    assert isinstance(desk, LocalBackend)
     desk.gateway.log.close()
     with gov.episode("q") as ep:
         assert len(drive(ep, SAME)) == 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from suffice.episode.guarded_policy import GuardedPolicy
 from suffice.episode.ledger import Ledger
 from suffice.episode.rounds import RoundsRun, StepReport, last_answer
 from suffice.errors import BadRequest
@@ -44,15 +44,6 @@ STEPS = st.lists(
 )
 
 
-@dataclass(frozen=True)
-class Route:
-    """What a run needs of its route."""
-
-    policy: Any
-    scorer: Any
-    needs: tuple[str, ...]
-
-
 def run(policy: dict[str, Any], *, may_act: bool, kind: Kind = "rounds", audit: bool = False) -> RoundsRun:
     built = build_policy(policy)
     request = Request(
@@ -71,12 +62,13 @@ def run(policy: dict[str, Any], *, may_act: bool, kind: Kind = "rounds", audit: 
         ungoverned=None,
         received_at_s=0.0,
     )
+    ledger = Ledger(request, 0.0)
     return RoundsRun(
-        ledger=Ledger(request, 0.0),
-        route=Route(built, build_scorer("text"), ("stability", *built.needs)),
+        ledger=ledger,
+        scorer=build_scorer("text"),
+        policy=GuardedPolicy(built, ("stability", *built.needs), ledger, lambda: 0.0),
         may_act=may_act,
         returning=returning(built),
-        monotonic_s=lambda: 0.0,
     )
 
 
@@ -147,7 +139,7 @@ def test_every_token_that_is_told_is_counted_once(steps: list[StepReport]) -> No
 
 
 def test_the_page_of_the_api_lists_every_field_that_is_read(tmp_path: Path) -> None:
-    from suffice.gateway.decide import FIELDS, SIGNAL_FIELDS, STEP_FIELDS
+    from suffice.gateway.rounds_service import FIELDS, SIGNAL_FIELDS, STEP_FIELDS
     from tests.house.tree import ROOT
 
     page = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8").partition("\n## Decide\n")[2]

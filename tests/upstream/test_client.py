@@ -15,7 +15,7 @@ from suffice.errors import UpstreamDown, UpstreamError, UpstreamTimeout
 from suffice.settings import Upstream
 from suffice.testing import FakeUpstream, Reply, die_after, slow_headers, stall_after, status
 from suffice.upstream.client import UpstreamClient, governed_headers
-from suffice.upstream.pool import REST_S
+from suffice.upstream.connection import REST_S
 from tests.upstream.raw_server import RawServer
 
 PATH = "/v1/chat/completions"

@@ -13,7 +13,7 @@ import pytest
 from suffice.errors import UpstreamDown, UpstreamTimeout
 from suffice.settings import Upstream
 from suffice.upstream.client import UpstreamClient
-from suffice.upstream.pool import REST_S, Address
+from suffice.upstream.connection import REST_S, Address
 from tests.upstream.raw_server import RawServer
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.upstream.limits import MAX_RESET_S, LimitWindow, duration_s, read_limits, retry_after_s
+from suffice.upstream.allowance import MAX_RESET_S, LimitWindow, duration_s, read_limits, retry_after_s
 
 NOW_S = 1_764_000_000.0
 IN_90_S = datetime.fromtimestamp(NOW_S + 90, UTC)

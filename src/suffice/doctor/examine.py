@@ -14,8 +14,7 @@ from suffice.errors import UpstreamError
 from suffice.settings import Driver
 from suffice.types import Finding, Findings
 from suffice.upstream.continuation import DRIVER_METHODS
-from suffice.upstream.drivers import DRIVERS
-from suffice.upstream.findings import CONTINUES, allows_probes, find_verdict, finding, honoured, url_key
+from suffice.upstream.drivers import CONTINUES, DRIVERS, allows_probes, find_verdict, finding, honoured, url_key
 from suffice.upstream.shapes import SHAPES, engines
 
 Experiment: TypeAlias = Callable[[Talk, Facts], Awaitable[Saw]]

@@ -16,13 +16,12 @@ import msgspec
 from suffice.episode.chunk_parsing import Piece, pieces
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import UpstreamError, UpstreamProtocol
-from suffice.settings import FinishMethod, Probe, Template, Upstream
+from suffice.settings import FinishMethod, Probe, Template
 from suffice.types import Purpose
 from suffice.upstream import continuation
 from suffice.upstream.client import Headers, UpstreamClient, governed_headers
 from suffice.upstream.continuation import Continuation, Limits, Prompt, Thought
-from suffice.upstream.drivers import DRIVERS, DriverFacts
-from suffice.upstream.findings import find_verdict
+from suffice.upstream.drivers import DRIVERS, find_verdict
 from suffice.upstream.wire import encode_json
 
 CHARS_A_TOKEN = 4.5  # of English text; only to estimate the prompt of a call that was cut off before it counted
@@ -44,23 +43,14 @@ class Continuer:
         headers: Headers,
         ledger: Ledger,
     ) -> None:
-        self._client, self._probe, self._body = client, probe, body
+        self.client, self.settings, self.facts = client, client.settings, DRIVERS[client.settings.driver]
+        self.probe, self._body = probe, body
         self._own_headers, self._headers = list(headers), governed_headers(headers)
         self._ledger, self._max_extra_calls = ledger, max_extra_calls
         self._prompt: Prompt | None = None
         # Does the running thought stand in the content? Where the server parts it off, it does so in a
         # re-ask too, and no content begins inside a thought, whatever the template opens.
         self.thinks_inline: Callable[[], bool] = lambda: True
-
-    @property
-    def settings(self) -> Upstream:
-        """The upstream's settings."""
-        return self._client.settings
-
-    @property
-    def facts(self) -> DriverFacts:
-        """What the upstream's driver knows of it."""
-        return DRIVERS[self.settings.driver]
 
     @property
     def methods(self) -> tuple[FinishMethod, ...]:
@@ -73,46 +63,22 @@ class Continuer:
         return next((m for m in self.methods if m != "native"), None)
 
     @property
-    def closing(self) -> str:
-        """The text that closes a thought."""
-        return self._probe.closing
-
-    @property
-    def timeout_s(self) -> float:
-        """How long a trial answer may take."""
-        return self._probe.timeout_s
-
-    @property
     def has_free_slot(self) -> bool:
         """Can the upstream serve one more completion beside those that are open on it now?"""
-        return self._client.n_open < self.settings.slots
+        return self.client.n_open < self.settings.slots
 
     def may_call(self, *, keep: int) -> bool:
         """May one more extra call be made, with `keep` of them left over for what may have to follow?"""
         return self._ledger.n_extra_calls + keep < self._max_extra_calls
 
-    @property
-    def is_paused(self) -> bool:
-        """Has the upstream asked for fewer calls? Then an original that still runs is left to go on."""
-        return self._client.is_paused
-
-    @property
-    def is_crowded(self) -> bool:
-        """Would an original that goes first lose its place at the upstream for good?"""
-        return self._client.is_crowded
-
-    def note_lost_place(self) -> None:
-        """The original went first, and its continuation got no place in time."""
-        self._client.note_lost_place()
-
     def why_no_probe(self, *, keep: int) -> str | None:
         """What speaks against a probe now; None: nothing does."""
-        return self._client.extra_refusal() if self.may_call(keep=keep) else "max_extra_calls"
+        return self.client.extra_refusal() if self.may_call(keep=keep) else "max_extra_calls"
 
     async def end_reasoning(self, completion_id: str) -> bool:
         """llama.cpp's own control: end the running thought in place. True when it said it did."""
         body = encode_json({"id": completion_id, "action": "reasoning_end"})
-        status, answer = await self._client.post_json(
+        status, answer = await self.client.post_json(
             "/v1/chat/completions/control", body, timeout_s=CONTROL_TIMEOUT_S, headers=self._headers
         )
         if status != 200:
@@ -186,7 +152,7 @@ class Continuer:
         return Prompt(text=text, n_tokens=count if isinstance(count, int) else None)
 
     async def _json(self, path: str, fields: Mapping[str, Any], key: str) -> Any:
-        status, answer = await self._client.post_json(
+        status, answer = await self.client.post_json(
             path, encode_json(fields), timeout_s=TEMPLATE_TIMEOUT_S, headers=self._headers
         )
         if status != 200:
@@ -206,7 +172,7 @@ class Continuer:
             raise UpstreamProtocol(f"raw continuation: driver {self.settings.driver!r} writes no template")
         limits = Limits(
             max_tokens=max_tokens,
-            stop=self._probe.stop if trial else (),
+            stop=self.probe.stop if trial else (),
             logprobs=N_RIVALS if trial else 0,
         )
         try:
@@ -221,12 +187,12 @@ class Continuer:
             )
         except ValueError as error:
             raise UpstreamProtocol(str(error)) from None
-        if find_verdict(self._client.findings, "stream_usage") == "no":
+        if find_verdict(self.client.findings, "stream_usage") == "no":
             del request.body["stream_options"]  # as for the client's own call
         return replace(request, opened=request.opened and self.thinks_inline())
 
     def _thought(self, text: str) -> Thought:
-        probe, settings = self._probe, self.settings
+        probe, settings = self.probe, self.settings
         return Thought(
             text=text,
             closing=probe.closing,
@@ -253,12 +219,12 @@ class Continuer:
         account.is_open = True
         async with AsyncExitStack() as stack:
             trial = purpose == "probe"
-            stack.enter_context(self._client.extra_call(lambda: account.fresh_tokens, may_be_refused=trial))
+            stack.enter_context(self.client.extra_call(lambda: account.fresh_tokens, may_be_refused=trial))
             stack.callback(setattr, account, "is_open", False)
             self._ledger.calls.append(account)
             headers = governed_headers(self._own_headers, nth=len(self._ledger.calls))
             call = await stack.enter_async_context(
-                self._client.open(self._path(request), encode_json(request.body), headers, extra=True)
+                self.client.open(self._path(request), encode_json(request.body), headers, extra=True)
             )
             self._ledger.n_refused += call.asks_for_less
             if call.status != 200 or call.content_type != "text/event-stream":
@@ -273,8 +239,3 @@ class Continuer:
         """Where it goes: an address that ends in /beta itself says so only once."""
         at_beta = request.path.startswith("/beta/") and self.settings.url.rstrip("/").endswith("/beta")
         return request.path.removeprefix("/beta") if at_beta else request.path
-
-    @property
-    def trial_tokens(self) -> int:
-        """Cap of a trial answer, in tokens."""
-        return self._probe.max_tokens

@@ -36,8 +36,6 @@ ANSWER_LIMIT_CHARS = 2**20  # of a continuation: far beyond what a model can ans
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """One piece of a continuation's reply."""
-
     text: str
     logprobs: tuple[float, ...] = ()  # natural log, of the tokens in `text`
     entropy: float | None = None  # nats, of the first token's listed rivals

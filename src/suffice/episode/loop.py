@@ -51,21 +51,3 @@ async def run_episode(
             if decision.action == "stop" and may_stop:
                 return StopVerdict(step, signals, decision)
     return None
-
-
-class FailOpen:
-    """A policy's guard: when the policy itself fails, the run continues and the failure is counted."""
-
-    def __init__(self, policy: Decides, failed: Callable[[str], None]) -> None:
-        self._policy, self._failed = policy, failed
-
-    def decide(self, s: Signals) -> Decision:
-        """What the policy decides; `continue` if it raises, or answers with something else."""
-        try:
-            decision: object = self._policy.decide(s)
-        except Exception as error:  # noqa: BLE001 - a broken policy costs tokens, never an answer
-            decision = error
-        if isinstance(decision, Decision):
-            return decision
-        self._failed("policy")
-        return Decision(action="continue", reason=f"the policy failed ({type(decision).__name__})")

@@ -1,22 +1,29 @@
-"""Trial answers: what would the model say if its thought were closed here?
+"""Calls beside a run: trial answers, an audit's second call, and vectors of its drafts.
 
-A probe never touches the run: it is a call of its own that continues a copy of the thought. When it
-fails, the checkpoint has no answer, which is the safe side: an unknown answer stops nothing.
+A probe asks what the model would say if its thought were closed here. It never touches the run: it continues a copy of
+the thought. When it fails, the checkpoint has no answer, which is the safe side: an unknown answer stops nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
 
 from suffice.episode.answer_forcing import Continuer
-from suffice.episode.chunk_parsing import margin_of
-from suffice.episode.ledger import Ledger
-from suffice.episode.segment import Checkpoint
-from suffice.errors import UpstreamBusy, UpstreamError
+from suffice.episode.chunk_parsing import margin_of, pieces
+from suffice.episode.ledger import CallAccount, Ledger
+from suffice.episode.segment import Checkpoint, missing_step
+from suffice.errors import UpstreamBusy, UpstreamError, UpstreamProtocol
 from suffice.scoring.base import Scorer
+from suffice.signals.folds.drafts import Embedder
 from suffice.types import Step
+from suffice.upstream.client import Headers, UpstreamClient, governed_headers
 from suffice.upstream.continuation import cut_at
+from suffice.upstream.drivers import CHAT_PATH, merge_fields, thinking_is_off
+from suffice.upstream.wire import encode_json
 
 FINISH_TIMEOUT_S = 60.0  # of a whole finish that is asked for the record alone
 KEPT_CALLS = 2  # of the request's extra calls: one to continue after a stop, one to run again if that fails
@@ -114,9 +121,9 @@ class Prober:
             return None
         text, logprobs, entropy, first = "", list[float](), None, None
         try:
-            async with asyncio.timeout(self._continuer.timeout_s):
+            async with asyncio.timeout(self._continuer.probe.timeout_s):
                 request = await self._continuer.prepare(
-                    method, thought, purpose="probe", max_tokens=self._continuer.trial_tokens
+                    method, thought, purpose="probe", max_tokens=self._continuer.probe.max_tokens
                 )
                 async with self._continuer.open(request, thought_tokens=thought_tokens, purpose="probe") as (
                     reply,
@@ -143,22 +150,100 @@ class Prober:
         )
 
 
-def missing_step(point: Checkpoint) -> Step:
-    """A step whose trial answer is unknown."""
-    return Step(index=point.index, tokens=point.tokens, answer=None, answer_source=None, text=point.text, missing=True)
+PAIR_TIMEOUT_S = 600.0  # of a whole second run
 
 
-def visible(point: Checkpoint, found: str | None, before: str | None) -> Step:
-    """A step whose trial answer is read off the thought itself, at no cost: the last one it wrote.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallArm:
+    """What the second call is asked with."""
 
-    found   the answer in the step's own text
-    before  the visible answer at the checkpoint before; it stands until the text gives another
+    name: str  # "effort=low", "budget_tokens=512"; "full": nothing else
+    fields: Mapping[str, Any]  # of the upstream, added to the client's own
+    propensity: float
+
+
+async def ask_twice(
+    client: UpstreamClient, ledger: Ledger, scorer: Scorer, arm: CallArm, *, body: Mapping[str, Any], headers: Headers
+) -> None:
+    """In an audit, ask the client's question once more with an arm, for the record alone.
+
+    Where an upstream's thought cannot be cut, only effort or budget can be chosen, and what they lose is seen in no
+    single run. The client has its full answer by then; the call is an extra one, sent now or not at all.
+    A call that was sent and came to nothing is on record without an answer, which counts against the arm.
+
+    body  the client's, as it was sent for the full run
     """
-    answer = before if found is None else found
-    return Step(
-        index=point.index,
-        tokens=point.tokens,
-        answer=answer,
-        answer_source=None if answer is None else "text",
-        text=point.text,
-    )
+    account, asked = CallAccount("probe"), merge_fields(body, arm.fields)
+    text: str | None = None
+    try:
+        async with asyncio.timeout(PAIR_TIMEOUT_S):
+            with client.extra_call(lambda: account.fresh_tokens, may_be_refused=True):
+                ledger.calls.append(account)
+                ledger.pair_call, ledger.pair_arm, ledger.pair_propensity = account, arm.name, arm.propensity
+                text = await _whole_answer(client, ledger, account, asked, headers)
+    except UpstreamBusy as busy:
+        ledger.skipped[busy.reason] += 1
+        return
+    except (UpstreamError, TimeoutError):
+        ledger.fail_open("probe")
+    ledger.pair_answer = None if text is None else scorer.extract(text)
+
+
+async def _whole_answer(
+    client: UpstreamClient, ledger: Ledger, account: CallAccount, body: Mapping[str, Any], headers: Headers
+) -> str:
+    own, settings, text = governed_headers(headers, nth=len(ledger.calls)), client.settings, ""
+    async with client.open(CHAT_PATH, encode_json(body), own, extra=True) as call:
+        ledger.n_refused += call.asks_for_less
+        if call.status != 200 or call.content_type != "text/event-stream":
+            raise UpstreamProtocol(f"the upstream answered {call.status} {call.content_type} to a second call")
+        account.began = True
+        opened = settings.think_opened and not thinking_is_off(body)
+        read = pieces(call, account, tags=(settings.think_open, settings.think_close), opened=opened)
+        async with aclosing(read) as reply:
+            async for piece in reply:
+                text += piece.text
+    return text
+
+
+SITE = "embedder"  # under which a run says that its drafts were compared by words for want of vectors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vectors:
+    """Asks for the vectors of one run."""
+
+    embedder: Embedder
+    ledger: Ledger
+    max_calls: int  # extra calls of the run, those of other kinds included
+    keep: int = 0  # of them left over for what may have to follow
+
+    async def of(self, text: str) -> tuple[float, ...]:
+        """The vector of a draft; () where there is none, for whatever reason: then words are compared."""
+        if not text.strip():
+            return ()
+        try:
+            kept = self.embedder.recall(text)
+            return kept or await self._asked(text)
+        except Exception:  # noqa: BLE001 - a broken embedder costs a vector, never an answer
+            self.ledger.fail_open(SITE)
+            return ()
+
+    async def put_in(self, step: Step) -> Step:
+        """The step with the vector of its text, or of its answer where it has no text."""
+        vector = await self.of(step.text or step.answer or "")
+        return replace(step, vector=vector) if vector else step
+
+    async def _asked(self, text: str) -> tuple[float, ...]:
+        if self.embedder.rests:
+            self.ledger.skipped["embedder_down"] += 1
+            self.ledger.fail_open(SITE)
+            return ()
+        if self.ledger.n_extra_calls + self.keep >= self.max_calls:
+            self.ledger.skipped["max_extra_calls"] += 1
+            return ()
+        self.ledger.n_embeddings += 1
+        (vector,) = await self.embedder.embed([text])
+        if vector is None:
+            self.ledger.fail_open(SITE)
+        return vector or ()

@@ -2,9 +2,8 @@
 
     take(step 1) ──▶ take(step 2) ──▶ … ──▶ close: done, stopped or aborted
 
-Sans I/O: steps come in as values and decisions go out as values, so the library in a process and the
-endpoint `/v1/decide` run the same code and decide the same. It knows signals, the policy and which
-step's answer is the one to use; it refuses to know clocks, logs, lots and HTTP.
+Sans I/O: steps come in as values and decisions go out as values, so the library in a process and the endpoint
+`/v1/decide` run the same code and decide the same.
 """
 
 from __future__ import annotations
@@ -12,18 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from suffice.episode import vote
-from suffice.episode.latency_guard import Pace
+from suffice.episode.guarded_policy import GuardedPolicy
 from suffice.episode.ledger import Ledger
-from suffice.episode.loop import Decides, FailOpen
-from suffice.episode.vectors import Vectors
+from suffice.episode.probe import Vectors
 from suffice.errors import BadRequest
 from suffice.review.items import Shelf
 from suffice.scoring.base import Scorer
-from suffice.signals.observe import Observer
-from suffice.types import AnswerSource, Decision, Signals, Step, Usage
+from suffice.types import AnswerSource, Decision, Step, Usage
 
 MAX_STEPS = 2_000  # of one run; what comes after them is counted and goes on
 MAX_CHARS = 256 * 1024  # of all answers of one run; likewise
@@ -34,8 +30,6 @@ Returning = Callable[[Sequence[str | None], Sequence[float | None]], int]  # ans
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """What a caller says of one step of its loop."""
-
     answer: str | None = None  # as it would be used now; None: read from `text` by the route's scorer
     tokens: int  # generated in this step alone
     text: str = ""  # the step's own text; read by signals, kept only for reviewers
@@ -76,25 +70,6 @@ class StepRecordBrief:
     decision: Decision  # as the caller got it
 
 
-class Governs(Protocol):
-    """What a run needs of its route."""
-
-    @property
-    def scorer(self) -> Scorer:
-        """Reads and compares answers."""
-        ...
-
-    @property
-    def policy(self) -> Decides:
-        """Decides."""
-        ...
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Signals to compute."""
-        ...
-
-
 @dataclass(slots=True, kw_only=True)
 class RoundsRun:
     """One run from its first step to its end.
@@ -104,17 +79,15 @@ class RoundsRun:
     """
 
     ledger: Ledger
-    route: Governs
+    scorer: Scorer  # reads and compares answers
+    policy: GuardedPolicy
     may_act: bool
     returning: Returning
-    monotonic_s: Callable[[], float]
     resting: Callable[[], bool] = lambda: False  # has everything been told not to act, since the run began?
     vectors: Vectors | None = None  # who may be asked for them; this class asks nobody
     shelf: Shelf | None = None  # takes the steps' texts for reviewers; None: they are dropped
     seen: list[StepRecordBrief] = field(default_factory=list)
     is_over: bool = False
-    _observer: Observer | None = None
-    _pace: Pace | None = None
     _n_chars: int = 0
     _n_beyond: int = 0
 
@@ -125,7 +98,6 @@ class RoundsRun:
 
     @property
     def id(self) -> str:
-        """The episode's id."""
         return self.ledger.request.episode_id
 
     async def vector_of(self, index: int, told: StepReport) -> tuple[float, ...]:
@@ -164,7 +136,8 @@ class RoundsRun:
             return decision
         if self.shelf is not None:
             self.shelf.add(index, read=told.sources, wrote=told.text)
-        signals, decision = self._decide(step)
+        signals = self.policy.observe(step)
+        decision = self.policy.decide(signals)
         self.ledger.record_step(step, signals, decision)
         shown = self._shown(decision)
         confidence = step.confidence if signals.confidence is None else signals.confidence
@@ -184,7 +157,6 @@ class RoundsRun:
         return self._chosen(acting=self.acts)
 
     def answer_of(self, index: int | None) -> str | None:
-        """The normalised answer of a step."""
         return None if index is None else self.seen[index - 1].answer
 
     def finish(self) -> None:
@@ -255,28 +227,11 @@ class RoundsRun:
     def _normal(self, told: StepReport) -> str | None:
         try:
             if told.answer is None:
-                return self.route.scorer.extract(told.text) if told.text else None
-            return self.route.scorer.normalise(told.answer)
+                return self.scorer.extract(told.text) if told.text else None
+            return self.scorer.normalise(told.answer)
         except Exception:  # noqa: BLE001 - a broken yardstick costs tokens, never an answer
             self.ledger.fail_open("scorer")
             return None
-
-    def _decide(self, step: Step) -> tuple[Signals, Decision]:
-        if self._pace is None:
-            self._pace = Pace(lambda: self.ledger.fail_open("slow"), self.monotonic_s)
-        signals = self._pace.observing(self._observe)(step)
-        policy = FailOpen(self.route.policy, self.ledger.fail_open)
-        return signals, self._pace.deciding(policy).decide(signals)
-
-    def _observe(self, step: Step) -> Signals:
-        request = self.ledger.request
-        try:
-            if self._observer is None:
-                self._observer = Observer(self.route.needs, request.kind, query=request.query)
-            return self._observer.observe(step)
-        except Exception:  # noqa: BLE001 - broken signals cost tokens, never an answer
-            self.ledger.fail_open("signals")
-            return Signals(step=step.index, tokens_used=0)
 
     def _shown(self, decision: Decision) -> Decision:
         """The decision as the caller gets it: a stop only where one may be carried out.

@@ -38,8 +38,6 @@ class SampleRefusal(UpstreamError):
 
 @dataclass(slots=True)
 class Sample:
-    """One finished sample."""
-
     index: int  # launch index, from 1
     body: dict[str, Any] | None  # the completion as a direct answer; None: it failed
     answer: str | None
@@ -49,8 +47,6 @@ class Sample:
 
 @dataclass(slots=True)
 class SampleRun:
-    """The samples of one request."""
-
     client: UpstreamClient
     path: str
     body: Mapping[str, Any]  # the client's body, as sent upstream

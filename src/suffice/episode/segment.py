@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 
 from suffice.errors import ConfigError
 from suffice.settings import Steps
+from suffice.types import Step
 from suffice.upstream.thought import MOST_CUT_CHARS, safe_cut
 
 Phase = Literal["start", "thinking", "answering"]
@@ -30,13 +31,32 @@ class Checkpoint:
     prefix: str  # the whole thought up to here
 
 
+def missing_step(point: Checkpoint) -> Step:
+    """A step whose trial answer is unknown."""
+    return Step(index=point.index, tokens=point.tokens, answer=None, answer_source=None, text=point.text, missing=True)
+
+
+def visible_step(point: Checkpoint, answer: str | None, before: str | None) -> Step:
+    """A step whose trial answer is read off the thought itself, at no cost: the last one it wrote.
+
+    answer  the answer in the step's own text
+    before  the visible answer at the checkpoint before; it stands until the text gives another
+    """
+    answer = before if answer is None else answer
+    return Step(
+        index=point.index,
+        tokens=point.tokens,
+        answer=answer,
+        answer_source=None if answer is None else "text",
+        text=point.text,
+    )
+
+
 class StepCutter(Protocol):
     """Anything that cuts a thought into steps. Its texts, one behind the other, are the thought, unchanged."""
 
     @property
-    def thought(self) -> str:
-        """All the reasoning text so far."""
-        ...
+    def thought(self) -> str: ...
 
     def feed(self, text: str, tokens: int) -> Checkpoint | None:
         """Add reasoning text of `tokens` tokens; return the checkpoint that it completes, if any."""
@@ -66,7 +86,6 @@ class Segmenter:
 
     @property
     def thought(self) -> str:
-        """All the reasoning text so far."""
         return self._done + self._text
 
     def feed(self, text: str, tokens: int) -> Checkpoint | None:

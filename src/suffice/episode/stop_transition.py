@@ -21,16 +21,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from suffice.episode.answer_forcing import Continuer
+from suffice.episode.chain_reader import StreamState
 from suffice.episode.chunk_parsing import Piece
-from suffice.episode.held_tail import data_frame
-from suffice.episode.ledger import CallAccount, Ledger
-from suffice.episode.reasoning import DONE_FRAME, ReasoningRun
-from suffice.episode.report import suffice_object, usage_json
-from suffice.episode.stream_state import StreamState
+from suffice.episode.ledger import CallAccount, Ledger, suffice_object, usage_json
+from suffice.episode.stream_relay import DONE_FRAME, StreamRelay, data_frame
 from suffice.errors import UpstreamError, UpstreamProtocol, UpstreamTimeout
 from suffice.settings import FinishMethod
 from suffice.upstream.continuation import Continuation
@@ -48,15 +46,13 @@ class OpenContinuation:
     account: CallAccount
 
 
-Rerun = Callable[[], AbstractAsyncContextManager[ReasoningRun]]
+Rerun = Callable[[StreamState], AbstractAsyncContextManager[StreamRelay]]  # given the run that the client knows
 Clock = Callable[[], float]
 
 
 @dataclass(slots=True, kw_only=True)
 class HandOver:
-    """Everything a stop needs."""
-
-    run: ReasoningRun
+    relay: StreamRelay
     continuer: Continuer
     ledger: Ledger
     rerun: Rerun  # opens the client's request once more; the caller owns its call
@@ -64,47 +60,46 @@ class HandOver:
     handover_ms: int
     buffer_bytes: int
     monotonic_s: Clock
-    _began_s: float = field(init=False)
+    began_s: float  # when the original was opened
     _overlaps: bool = False  # does the original run on beside the continuation that is being opened?
-
-    def __post_init__(self) -> None:
-        self._began_s = self.monotonic_s()
 
     @property
     def _came_too_late(self) -> bool:
         """Has the original, while it was held back, closed its thought by itself?"""
-        return self._overlaps and self.run.failure is None and not self.run.may_stop()
+        return self._overlaps and self.relay.failure is None and not self.relay.reader.is_in_thought
 
     @property
     def _would_queue(self) -> bool:
         """Would the original have to go first, and its continuation stand in line behind others?"""
-        return not self._overlaps and self.continuer.is_crowded
+        return not self._overlaps and self.continuer.client.is_crowded
 
     async def carry_out(self, thought: str, thought_tokens: int) -> None:
         """Close the thought after `thought` and deliver the answer; the original goes on if all fails."""
         for method in self.continuer.methods:
-            if not self.run.may_stop():
+            if not self.relay.reader.is_in_thought:
                 break  # the answer began while we were asking: a late stop is no stop
             if method == "native":
                 if self.continuer.facts.has_control and await self._native():
                     return
             elif await self._continue_by(method, thought, thought_tokens):
                 return
-        await self.run.rest()
+        await self.relay.rest()
 
     async def _native(self) -> bool:
         start = self.monotonic_s()
         try:
-            closed = self.run.seen.id is not None and await self.continuer.end_reasoning(self.run.seen.id)
+            closed = self.relay.reader.state.id is not None and await self.continuer.end_reasoning(
+                self.relay.reader.state.id
+            )
         except UpstreamError:
             closed = False
         if not closed:
             self.ledger.fail_open("native")
             return False
         self._stopped("native", start)
-        self.run.own_end.wanted = True
-        await self.run.rest()
-        if self.run.own_end.kept is not None:  # the thought was closed, and not a word came behind it
+        self.relay.own_end.wanted = True
+        await self.relay.rest()
+        if self.relay.own_end.kept is not None:  # the thought was closed, and not a word came behind it
             await self.finish_unclosed(self._left())
         return True
 
@@ -115,7 +110,7 @@ class HandOver:
         already and reads the whole prompt again; a server with no other slot lets us wait as long anyway.
         """
         if self.continuer.facts.caches_by_slot:
-            a_token_s = (self.monotonic_s() - self._began_s) / max(1, self.run.account.received_tokens)
+            a_token_s = (self.monotonic_s() - self.began_s) / max(1, self.relay.reader.account.received_tokens)
             await asyncio.sleep(min(SLOT_TOKENS * a_token_s, SLOT_S))
 
     def _stopped(self, method: FinishMethod, start_s: float) -> None:
@@ -124,7 +119,7 @@ class HandOver:
 
     async def _continue_by(self, method: FinishMethod, thought: str, thought_tokens: int) -> bool:
         """Answer from a second call. False: that came to nothing, and the original is still there."""
-        run, start = self.run, self.monotonic_s()
+        relay, start = self.relay, self.monotonic_s()
         request = await self._prepared(method, thought, self._left())
         if request is None:
             return False
@@ -133,15 +128,15 @@ class HandOver:
         # Where the original has to go first, a full run must remain possible behind it.
         if not self.continuer.may_call(keep=0 if self._overlaps else 1):
             return False
-        why = "paused" if self.continuer.is_paused else "crowded" if self._would_queue else None
+        why = "paused" if self.continuer.client.is_paused else "crowded" if self._would_queue else None
         if why is not None:
             self.ledger.skipped[why] += 1
             return False
         async with AsyncExitStack() as stack:
             if self._overlaps:
-                run.held = []
+                relay.hold()
             else:
-                run.abandon()
+                relay.abandon()
                 await self._let_slot_go()
             try:
                 opened = await self._open(stack, request, thought_tokens)
@@ -151,16 +146,15 @@ class HandOver:
             if self._came_too_late:
                 opened.account.discarded = True
                 await stack.aclose()
-                await run.release()
+                await relay.release()
                 return False
-            run.abandon()
-            run.held = None
+            relay.abandon()
             self._stopped(method, start)
             try:
                 await self._deliver(opened)
             except UpstreamError as error:
                 self.ledger.fail_open("handover")
-                if not run.delivery.can_begin_again():
+                if not relay.delivery.can_begin_again():
                     raise
                 self.ledger.forget_run("handover")
                 await stack.aclose()
@@ -185,18 +179,18 @@ class HandOver:
 
         max_tokens  of the answer; None: no cap
         """
-        run, method, start = self.run, self.continuer.second_call, self.monotonic_s()
+        relay, method, start = self.relay, self.continuer.second_call, self.monotonic_s()
         before = self.ledger.finish_method, self.ledger.handover_ms
         request = None
         if method is not None:
-            request = await self._prepared(method, run.thought, max_tokens)
+            request = await self._prepared(method, relay.reader.thought, max_tokens)
         if request is None or method is None:
-            await run.own_end.deliver(run.delivery)
+            await relay.own_end.deliver(relay.delivery)
             return
         async with AsyncExitStack() as stack:
             try:
-                opened = await self._open(stack, request, run.account.reasoning_tokens)
-                await run.own_end.make_room(run.delivery)
+                opened = await self._open(stack, request, relay.reader.account.reasoning_tokens)
+                await relay.own_end.make_room(relay.delivery)
                 self.ledger.finish_method = method
                 self.ledger.handover_ms = (self.monotonic_s() - start) * 1e3
                 await self._deliver(opened)
@@ -204,19 +198,19 @@ class HandOver:
                 self.ledger.fail_open("handover")
                 await self._discard_last(stack)
                 self.ledger.finish_method, self.ledger.handover_ms = before
-                await run.own_end.deliver(run.delivery)
+                await relay.own_end.deliver(relay.delivery)
             else:
-                run.own_end.kept = None
+                relay.own_end.kept = None
 
     async def _go_on_without(self, error: UpstreamError) -> bool:
         """No continuation came. False: the original goes on; otherwise another run was delivered."""
         if not self._came_too_late:
             self.ledger.fail_open("handover")
-        if self._overlaps and self.run.failure is None:
-            await self.run.release()
+        if self._overlaps and self.relay.failure is None:
+            await self.relay.release()
             return False
         if not self._overlaps and isinstance(error, UpstreamTimeout):
-            self.continuer.note_lost_place()
+            self.continuer.client.note_lost_place()
         await self._rerun(error)
         return True
 
@@ -249,9 +243,9 @@ class HandOver:
 
         When it closes its thought by itself, the continuation is waited for no longer.
         """
-        with contextlib.suppress(UpstreamError):  # remembered in `run.failure`
-            while self.run.may_stop() and self.run.held_bytes < self.buffer_bytes:
-                await self.run.advance()
+        with contextlib.suppress(UpstreamError):  # remembered in `relay.failure`
+            while self.relay.reader.is_in_thought and self.relay.held_bytes < self.buffer_bytes:
+                await self.relay.advance()
         if self._came_too_late:
             deadline.reschedule(0.0)
 
@@ -259,7 +253,7 @@ class HandOver:
         """Tokens that the client's cap leaves for the answer; at least one."""
         if self.max_tokens is None:
             return None
-        return max(1, self.max_tokens - self.run.account.received_tokens)
+        return max(1, self.max_tokens - self.relay.reader.account.received_tokens)
 
     async def _discard_last(self, stack: AsyncExitStack) -> None:
         """Close a continuation that failed, before anything else is asked of its upstream."""
@@ -270,47 +264,48 @@ class HandOver:
 
     async def _deliver(self, opened: OpenContinuation) -> None:
         """Write the continuation into the client's stream as if the first call had gone on."""
-        run, text = self.run, ""
-        opening = self.continuer.settings.think_close if run.seen.inline else ""
+        relay, text = self.relay, ""
+        opening = self.continuer.settings.think_close if relay.reader.state.inline else ""
         finish: str | None = None
         async for piece in _chain(opened.first, opened.rest):
             finish = piece.finish_reason or finish
             text += piece.text
             if piece.text:
-                await run.delivery.frames([_frame_of(run.seen, {"content": opening + piece.text})])
+                await relay.delivery.frames([_frame_of(relay.reader.state, {"content": opening + piece.text})])
                 opening = ""
-        run.seen.phase = "answering"
-        self.ledger.answer = run.extract(text)
+        relay.reader.state.phase = "answering"
+        self.ledger.answer = relay.reader.extract(text)
         self.ledger.truncated = finish == "length"
         await self._count_original()
-        await run.delivery.frames(self._closing_frames(finish or "stop"))
-        await run.delivery.end()
+        await relay.delivery.frames(self._closing_frames(finish or "stop"))
+        await relay.delivery.end()
 
     async def _count_original(self) -> None:
         """Find out what the prompt of the original had cost; an engine that can count is asked."""
-        if self.run.account.prompt_tokens is not None:
+        if self.relay.reader.account.prompt_tokens is not None:
             return
         with contextlib.suppress(UpstreamError):  # else it is estimated from the other calls
             prompt = await self.continuer.prompt(text=False)
             if prompt is not None:
-                self.run.account.prompt_tokens = prompt.n_tokens
+                self.relay.reader.account.prompt_tokens = prompt.n_tokens
 
     def _closing_frames(self, finish: str) -> list[Frame]:
-        run = self.run
-        tells = self.ledger.stopped or run.wants.object
-        frames = [_frame_of(run.seen, {}, finish, **({"suffice": suffice_object(self.ledger)} if tells else {}))]
+        relay = self.relay
+        tells = self.ledger.stopped or relay.view.object
+        frames = [
+            _frame_of(relay.reader.state, {}, finish, **({"suffice": suffice_object(self.ledger)} if tells else {}))
+        ]
         usage = self.ledger.usage()
-        if run.wants.usage and usage is not None:
-            frames.append(_chunk(run.seen, choices=[], usage=usage_json(usage)))
+        if relay.view.usage and usage is not None:
+            frames.append(_chunk(relay.reader.state, choices=[], usage=usage_json(usage)))
         return [*frames, DONE_FRAME]
 
     async def _rerun(self, error: UpstreamError) -> None:
         """The original is gone and its continuation failed: run once more, the thought hidden."""
         if not self.continuer.may_call(keep=0):
             raise error
-        self.run.account.discarded = True
-        async with self.rerun() as again:
-            again.alias = self.run.seen
+        self.relay.reader.account.discarded = True
+        async with self.rerun(self.relay.reader.state) as again:
             await again.rest()
 
 

@@ -6,30 +6,111 @@ Only an id may stand in a path, and only of letters, digits, `_` and `-`.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from suffice.browsers import BrowserPolicy
-from suffice.errors import BadRequest, ConfigError
-from suffice.gateway import feedback, pages
-from suffice.gateway.auth import ANYONE, Caller, caller_of, set_caller
+from suffice.errors import BadRequest, ConfigError, UpstreamError, UpstreamProtocol
+from suffice.gateway import feedback
+from suffice.gateway.auth import ANYONE, Caller, KeyLimitError, caller_of, set_caller
 from suffice.gateway.chat import chat
-from suffice.gateway.context import Gateway
-from suffice.gateway.decide import decide_step
+from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import FOREIGN_PAGE, Exchange, Message, Receive, Scope, Send, headers_of
-from suffice.gateway.key_limits import KeyLimitError
 from suffice.gateway.passthrough import COMPLETIONS, EMBEDDINGS, ENGINE, MESSAGES, RESPONSES, Api, Passthrough
 from suffice.gateway.request_parsing import check_head
+from suffice.gateway.rounds_service import decide_step
+from suffice.upstream.client import UpstreamClient
+from suffice.upstream.wire import error_body
 
-Handler = Callable[[Gateway, Scope, Receive, Send], Awaitable[None]]
+MODELS_TIMEOUT_S = 10.0
+
+
+async def list_models(gw: GatewayState, scope: Scope, _receive: Receive, send: Send) -> None:
+    """`GET /v1/models`: the upstream's own answer; with several upstreams, their lists joined."""
+    exchange = Exchange(send, [], gw.monotonic_s)
+    headers, caller = gw.keys.without_keys(headers_of(scope)), caller_of(scope)
+    usable = {one.settings.upstream for one in gw.routes if caller.may_use(one.name, one.settings, by_name=False)}
+    clients = [client for name, client in gw.upstreams.items() if name in usable or not caller.is_restricted]
+    if not clients:  # its routes are loops of its own
+        await exchange.json(200, b'{"object":"list","data":[]}')
+        return
+    found = await asyncio.gather(*(_models_of(client, headers) for client in clients))
+    good = [body for status, body in found if status == 200]
+    if len(found) == 1 or not good:
+        status, body = found[0]
+        await exchange.json(status, body)
+        return
+    merged: dict[str, Any] = {}
+    for body in good:
+        try:
+            for entry in msgspec.json.decode(body)["data"]:
+                merged.setdefault(entry["id"], entry)
+        except (ValueError, KeyError, TypeError):
+            continue  # a list that cannot be read is left out; the others still help
+    await exchange.json(200, msgspec.json.encode({"object": "list", "data": list(merged.values())}))
+
+
+async def _models_of(client: UpstreamClient, headers: list[tuple[str, str]]) -> tuple[int, bytes]:
+    sent = [(k, v) for k, v in headers if k != "accept-encoding"]
+    try:
+        status, body = await client.get("/v1/models", timeout_s=MODELS_TIMEOUT_S, headers=sent)
+        if not (200 <= status < 300 or 400 <= status < 600):
+            raise UpstreamProtocol(f"the upstream answered {status}; redirects are not followed")
+        return status, body
+    except UpstreamError as error:
+        return error.status, error_body(str(error), "upstream_error", None, error.code)
+
+
+async def health(gw: GatewayState, _scope: Scope, _receive: Receive, send: Send) -> None:
+    await Exchange(send, [], gw.monotonic_s).json(200, b'{"status":"ok"}')
+
+
+async def ready(gw: GatewayState, _scope: Scope, _receive: Receive, send: Send) -> None:
+    """`GET /readyz`: start-up is over, shutdown has not begun, and at least one upstream answers.
+
+    Without its log a gateway serves, and says so.
+    """
+    is_ready, body = gw.ready, {"status": "ready" if gw.ready else "not ready"}
+    if is_ready and not await _any_reachable(gw.upstreams.values()):
+        is_ready, body = False, {"status": "not ready", "reason": "no upstream answers"}
+    if gw.serves:
+        body["without_log"] = gw.serves
+    await Exchange(send, [], gw.monotonic_s).json(200 if is_ready else 503, msgspec.json.encode(body))
+
+
+async def _any_reachable(upstreams: Iterable[UpstreamClient]) -> bool:
+    """Does at least one answer? The first that does is enough: nobody waits for those that are silent."""
+    asked = [asyncio.ensure_future(client.is_reachable()) for client in upstreams]
+    try:
+        for answered in asyncio.as_completed(asked):
+            if await answered:
+                return True
+        return False
+    finally:
+        for one in asked:
+            one.cancel()
+
+
+async def metrics(gw: GatewayState, _scope: Scope, _receive: Receive, send: Send) -> None:
+    """`GET /metrics`: Prometheus text; rendered in a thread, because a large one takes time."""
+    body = await asyncio.to_thread(generate_latest, gw.metrics.registry)
+    exchange = Exchange(send, [], gw.monotonic_s)
+    await exchange.start(200, [("content-type", CONTENT_TYPE_LATEST), ("content-length", str(len(body)))])
+    await exchange.body(body, more=False)
+
+
+Handler = Callable[[GatewayState, Scope, Receive, Send], Awaitable[None]]
 Beside = Callable[[Scope, Receive, Send], Awaitable[None]]  # another application behind the same port
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One thing the gateway does, and who may ask for it."""
-
     path: str  # `{id}` stands for an id
     method: str
     handler: Handler
@@ -53,7 +134,7 @@ def _passed(method: str, path: str, api: Api) -> Endpoint:
 # With and without /v1.
 API = (
     Endpoint("/chat/completions", "POST", chat, spends=True),
-    Endpoint("/models", "GET", pages.list_models),
+    Endpoint("/models", "GET", list_models),
     Endpoint("/feedback", "POST", feedback.one, guarded_inside=True, takes_feedback=True, takes_tokens=True),
     Endpoint("/feedback/batch", "POST", feedback.batch, takes_feedback=True),
     Endpoint("/feedback/label-studio", "POST", feedback.from_label_studio, takes_feedback=True),
@@ -70,9 +151,9 @@ API = (
     _passed("POST", "/messages/count_tokens", MESSAGES),
 )
 OWN = (
-    Endpoint("/healthz", "GET", pages.health, public=True),
-    Endpoint("/readyz", "GET", pages.ready, public=True),
-    Endpoint("/metrics", "GET", pages.metrics, shows_all=True),
+    Endpoint("/healthz", "GET", health, public=True),
+    Endpoint("/readyz", "GET", ready, public=True),
+    Endpoint("/metrics", "GET", metrics, shows_all=True),
 )
 ENDPOINTS = (*(replace(e, path=f"/v1{e.path}") for e in API), *API, *OWN)
 
@@ -93,8 +174,6 @@ def endpoints(relay: Iterable[str] = ()) -> tuple[Endpoint, ...]:
 
 
 class _Paths:
-    """Finds the endpoints of a path."""
-
     def __init__(self, table: Iterable[Endpoint]) -> None:
         self._exact: dict[str, dict[str, Endpoint]] = {}
         self._with_id: dict[re.Pattern[str], dict[str, Endpoint]] = {}
@@ -123,7 +202,7 @@ class App:
     Where `console_port` is set, the port of a second listener, those applications answer there and nowhere else.
     """
 
-    def __init__(self, gateway: Gateway, beside: Mapping[str, Beside] | None = None) -> None:
+    def __init__(self, gateway: GatewayState, beside: Mapping[str, Beside] | None = None) -> None:
         self.gateway = gateway
         self.beside = dict(beside or {})
         server = gateway.settings.server

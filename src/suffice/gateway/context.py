@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Literal
+from typing import Final, Literal
 
 from suffice.assurance.extractable import WINDOW_RUNS, extractability_refusal
 from suffice.assurance.fallback import even_loads
 from suffice.assurance.lengths import HandOvers, RunLengths
 from suffice.episode.rounds import RoundsRun
 from suffice.errors import ConfigError
-from suffice.gateway.auth import KeyRing
-from suffice.gateway.breaker import Breaker
-from suffice.gateway.deliveries import DeliveryMemory, RequestKey
-from suffice.gateway.key_limits import KeyLimits
+from suffice.gateway.auth import KeyLimits, KeyRing
+from suffice.gateway.deployment import Variants
 from suffice.gateway.kill import KillSwitch
-from suffice.gateway.load_control import LoadControl
+from suffice.gateway.load_control import Breaker, LoadControl
 from suffice.gateway.objects import Objects
 from suffice.gateway.route import BuiltRoute
 from suffice.gateway.sampling import LogSampler
-from suffice.gateway.variants import Variants
 from suffice.policy.base import version_of
 from suffice.review.route_guarantee import RouteGuarantee
 from suffice.rollout import feedback_token
-from suffice.rollout.assign import AuditAssignment, audit_share, conversation_key
+from suffice.rollout.assign import AuditAssignment, assign_audit, audit_share, conversation_key, joined
 from suffice.scoring.base import scorer_label
 from suffice.settings import Settings
 from suffice.signals.folds.drafts import Embedder
@@ -35,6 +34,117 @@ from suffice.store.people.promises import read_other_arms
 from suffice.telemetry import LOG, Metrics
 from suffice.types import Outcome, Request
 from suffice.upstream.client import UpstreamClient
+
+KEY_WINDOW_S: Final = 600.0  # for which an idempotency key is remembered at least, whatever the settings say
+MOST_DELIVERIES: Final = 500_000  # requests that are remembered; the oldest is forgotten first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestKey:
+    """Everything by which a delivery is recognised as a repeat of an earlier one.
+
+    caller           value of the header `authorization`; "": none was sent
+    conversation     id that the client gave; None: none
+    idempotency_key  that the client gave; None: the body tells requests apart
+    """
+
+    route: str
+    caller: str
+    body: bytes
+    conversation: str | None = None
+    idempotency_key: str | None = None
+
+    @property
+    def digest(self) -> bytes:
+        """16 bytes, equal for deliveries of one request only."""
+        prefix = joined(self.route, self.caller, self.conversation or None, self.idempotency_key or None)
+        body = b"" if self.idempotency_key else self.body
+        # The prefix ends where its four parts end, so whatever follows it is the body.
+        return hashlib.blake2b(prefix.encode("utf-8", "surrogatepass") + body, digest_size=16).digest()
+
+
+@dataclass(slots=True)
+class DeliveryMemory:
+    """Remembers requests with their audit draws for as long as a delivery may repeat them.
+
+    One draw speaks for all deliveries of a request. If a level could stop m of them, a bet on the draw would have to be
+    divided by the largest m allowed. With 8, a harmless level would need 8 times the audits (456 become 3,634 at a
+    budget of 1 point and 95 % confidence). So m is 1: from the second delivery on, a request runs in full and is no
+    evidence.
+
+    The draw of a first delivery is made for its key and its episode id. The gateway makes that id, so no client can
+    choose or repeat a draw, and a process that has forgotten a request makes an independent draw for the next one.
+    """
+
+    _known: dict[bytes, tuple[float, AuditAssignment]] = field(default_factory=dict)  # the oldest first
+
+    def assign(
+        self, key: RequestKey, *, episode_id: str, share: float, salt: str, window_s: float, now_s: float
+    ) -> AuditAssignment:
+        """Draw for a first delivery; give a repeated delivery the draw of the first, and its own number.
+
+        share     of audits, for a first delivery, in [0, 1]
+        window_s  after the first delivery within which the same body is a repeat; 0: only an idempotency key makes one
+        now_s     monotonic
+
+        Raises ValueError for a share outside [0, 1].
+        """
+        own_window_s = max(window_s, KEY_WINDOW_S) if key.idempotency_key else window_s
+        self._forget(now_s - max(window_s, KEY_WINDOW_S))
+        digest = key.digest
+        first_s, first = self._known.get(digest, (now_s, None))
+        if first is not None and own_window_s > 0 and now_s - first_s <= own_window_s:
+            repeated = replace(first, delivery=first.delivery + 1)
+            self._known[digest] = first_s, repeated
+            return repeated
+        assigned = assign_audit(joined(digest.hex(), episode_id), share=share, salt=salt)
+        if own_window_s > 0:
+            self._known.pop(digest, None)  # entries stand in the order of first deliveries
+            self._known[digest] = now_s, assigned
+        return assigned
+
+    def _forget(self, before_s: float) -> None:
+        """Drop requests whose first delivery is too old, and the oldest where there are too many."""
+        while self._known:
+            oldest = next(iter(self._known))
+            if self._known[oldest][0] >= before_s and len(self._known) < MOST_DELIVERIES:
+                return
+            del self._known[oldest]
+
+
+@contextmanager
+def run_periodically(look: Callable[[], None], metrics: Metrics, *, site: str, every_s: float) -> Iterator[None]:
+    """A block in which something is looked at every `every_s` seconds, in the running event loop.
+
+    A look that fails leaves all as it is. Looks fall on one grid of the loop's clock, so a process at rest wakes up
+    once for all of them: to wake up costs it more than what it then does.
+
+    site  under which a look that fails is counted
+    """
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle
+
+    def look_again() -> None:
+        nonlocal timer
+        timer = loop.call_later(_until_next_s(loop.time(), every_s), look_again)
+        try:
+            look()
+        except Exception as error:  # noqa: BLE001 - everything stays where it is
+            LOG.error("%s: a look failed (%s)", site, type(error).__name__)
+            metrics.inc("suffice_failopen_total", site)
+
+    timer = loop.call_later(_until_next_s(loop.time(), every_s), look_again)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _until_next_s(now_s: float, every_s: float) -> float:
+    """Seconds to the next multiple of `every_s`; a timer that came a little early is not set for the same one again."""
+    left_s = every_s - now_s % every_s
+    return left_s if left_s > every_s / 10 else left_s + every_s
+
 
 CHECK_RUNS = 100  # full runs after which a route is asked again whether its answers can be read
 OPEN_RUNS = 10_000  # loops that clients drive, at once; the one that was idle longest makes room
@@ -76,7 +186,6 @@ class OpenRuns:
         return len(self._runs)
 
     def put(self, run: RoundsRun, *, key: str | None, now_s: float) -> None:
-        """Keep a new run, under the key of the call that opened it."""
         self._runs[run.id] = (run, now_s)
         if key is not None:
             self._opened[key], self._key_of[run.id] = run.id, key
@@ -104,7 +213,6 @@ class OpenRuns:
             yield run
 
     def pop_all(self) -> Iterator[RoundsRun]:
-        """Let go of all: the process ends."""
         while self._runs:
             oldest, (run, _) = next(iter(self._runs.items()))
             self._drop(oldest)
@@ -124,20 +232,16 @@ class FeedbackByToken:
         self._n: dict[str, int] = {}
 
     def of(self, episode_id: str) -> int:
-        """So many so far."""
         return self._n.get(episode_id, 0)
 
     def note(self, episode_id: str) -> None:
-        """One more."""
         self._n[episode_id] = self._n.pop(episode_id, 0) + 1
         if len(self._n) > SPOKEN_ENTRIES:
             del self._n[next(iter(self._n))]
 
 
 @dataclass(slots=True, kw_only=True)
-class Gateway:
-    """Settings and running parts of one gateway process."""
-
+class GatewayState:
     settings: Settings
     routes: tuple[BuiltRoute, ...]
     upstreams: Mapping[str, UpstreamClient]
@@ -251,7 +355,6 @@ class Gateway:
         self.put_in_force(route.name, resting)
 
     def look_at_load(self) -> None:
-        """Measure the load and move operating points, if it is time to."""
         self.operating.look(self.upstreams, self.routes, self.metrics, now_s=self.monotonic_s())
 
     def guarantee(self, route: BuiltRoute) -> RouteGuarantee:
@@ -262,20 +365,20 @@ class Gateway:
         """The sentence for a reply, made only where a reply has one; of this moment, whatever is decided later."""
         if route is None:
             return str
-        found = self._guarantee(route)
-        return lambda: found().sentence
+        promised = self._guarantee(route)
+        return lambda: promised().sentence
 
     def _guarantee(self, route: BuiltRoute) -> Callable[[], RouteGuarantee]:
-        return partial(
-            route.guarantee,
-            killed=self.kill.on,
-            unread=self.serves == "full",
-            classes=self.classes.get(route.name),
-            beside=read_other_arms(self.variants.experiments, self.variants.trials).get(route.name, ()),
+        killed, unread, classes = self.kill.on, self.serves == "full", self.classes.get(route.name)
+        experiments, trials = self.variants.experiments, self.variants.trials
+        return lambda: route.guarantee(
+            killed=killed,
+            unread=unread,
+            classes=classes,
+            beside=read_other_arms(experiments, trials).get(route.name, ()),
         )
 
     def export_promises(self) -> None:
-        """Write the state of each route's promise into its gauge."""
         for route in self.routes:
             state, before = self.guarantee(route).state, self._promised.get(route.name)
             if before is not None and before != state:
@@ -291,7 +394,6 @@ class Gateway:
             self.metrics.inc("suffice_failopen_total", "load")
 
     def look_at_kill(self) -> None:
-        """See whether the kill switch is pulled."""
         self.kill.look()
         self.metrics.set("suffice_kill_switch", float(self.kill.on))
 

@@ -1,19 +1,18 @@
-"""One HTTP exchange: what was sent to the client so far, and whether it is still there. Bare ASGI.
-
-It knows ASGI messages and OpenAI's error shape; it refuses to know routes, policies and upstreams.
-"""
+"""One HTTP exchange: what was sent to the client so far, and whether it is still there. Bare ASGI."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from suffice.errors import BadRequest, OverloadError, TooLarge
-from suffice.upstream.wire import PING, error_body, error_frame
+from suffice.episode.stream_relay import RepeatedFrame
+from suffice.errors import BadRequest, OverloadError, TooLarge, UpstreamProtocol
+from suffice.upstream.assemble import Assembler
+from suffice.upstream.wire import DONE_DATA, PING, Frame, SseSplitter, encode_json, error_body, error_frame
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -103,8 +102,6 @@ async def read_body(receive: Receive, limit_bytes: int) -> bytes:
 
 
 class Exchange:
-    """The client's side of one request."""
-
     def __init__(
         self,
         send: Send,
@@ -139,7 +136,6 @@ class Exchange:
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def body(self, data: bytes, *, more: bool = True) -> None:
-        """Send a part of the body."""
         if data and self.first_byte_s is None:
             self.first_byte_s = self._now()
         if not more:
@@ -157,7 +153,6 @@ class Exchange:
         return True
 
     async def json(self, status: int, body: bytes, headers: Headers = ()) -> None:
-        """Send one complete JSON answer."""
         sized = [("content-type", "application/json"), ("content-length", str(len(body))), *headers]
         await self.start(status, sized)
         await self.body(body, more=False)
@@ -167,11 +162,9 @@ class Exchange:
         return error_body(message, kind, param, code)
 
     def error_frame(self, status: int, message: str, kind: str, code: str) -> bytes:  # noqa: ARG002
-        """The same as one event of a stream that has begun."""
         return error_frame(message, kind, code)
 
     async def refuse(self, error: BadRequest, headers: Headers = ()) -> None:
-        """Send our own 4xx in the shape of the API."""
         kind = _REFUSAL_KINDS.get(error.status, "invalid_request_error")
         if isinstance(error, OverloadError):
             headers = [*headers, ("retry-after", str(error.retry_after_s))]
@@ -232,7 +225,6 @@ class KeptAlive:
 
 
 async def until_gone(receive: Receive) -> None:
-    """Return when the client hangs up."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -282,3 +274,65 @@ async def supervise(work: Coroutine[Any, Any, None], receive: Receive, exchange:
         if left:
             task.uncancel()
     return left
+
+
+BODY_LIMIT_BYTES = 32 * 2**20  # of an answer that is put together, as it is kept
+
+
+class StreamDelivery:
+    """The client asked for a stream: frames go out as they came, many in one write."""
+
+    texts_now = None
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self.frame_now = exchange.body_now  # bytes of whole frames, where one stands: no layer of ours in between
+
+    def frames(self, frames: Sequence[Frame]) -> Coroutine[Any, Any, None]:
+        """Send whole frames. Gives the send itself to be awaited: one layer less for each read."""
+        return self._exchange.body(frames[0].raw if len(frames) == 1 else b"".join([f.raw for f in frames]))
+
+    def can_begin_again(self) -> bool:
+        return False
+
+    async def end(self) -> None:
+        if not self._exchange.complete:
+            await self._exchange.body(b"", more=False)
+
+
+class BodyDelivery:
+    """The client asked for one body: it equals what the upstream would have answered directly."""
+
+    def __init__(self, exchange: Exchange, status: int, headers: Sequence[tuple[str, str]]) -> None:
+        self._exchange, self._status = exchange, status
+        dropped = {"content-type", "content-length", "content-encoding"}
+        self._headers = [(k, v) for k, v in headers if k.lower() not in dropped]
+        self._assembler = Assembler(BODY_LIMIT_BYTES)
+
+    def frame_now(self, raw: bytes) -> bool:  # noqa: ARG002
+        return False
+
+    def texts_now(self, template: bytes, field: str, texts: list[str]) -> bool:
+        """Take repeated chunks by their texts, which is much quicker than to parse each."""
+        try:
+            return self._assembler.add_repeated(template, field, texts)
+        except UpstreamProtocol:
+            return False  # too much for us; raised again where somebody awaits it
+
+    async def frames(self, frames: Sequence[Frame]) -> None:
+        """Take frames in. Raises UpstreamProtocol for an answer that is too long."""
+        for frame in frames:
+            if isinstance(frame, RepeatedFrame):
+                if not self._assembler.add_repeated(frame.template, frame.field, frame.texts):
+                    await self.frames(SseSplitter(limit_bytes=len(frame.raw)).feed(frame.raw))
+            elif frame.data is not None and frame.data != DONE_DATA:
+                self._assembler.add(frame.data)
+
+    def can_begin_again(self) -> bool:
+        """Nothing was sent yet: another run may take the place of this one."""
+        return not self._exchange.status
+
+    async def end(self) -> None:
+        if not self._exchange.complete:
+            body = encode_json(self._assembler.result())
+            await self._exchange.json(self._status, body, self._headers)

@@ -24,7 +24,7 @@ import msgspec
 from suffice.assurance.label_precedence import BEHAVIOUR, INFERENCE_KEY
 from suffice.errors import BadRequest, StoreError, StoreFull
 from suffice.gateway.auth import ANYONE, Caller
-from suffice.gateway.context import Gateway
+from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import FOREIGN_PAGE, ClientGone, Exchange, Receive, Scope, Send, headers_of, read_body
 from suffice.gateway.feedback_form import id_conflict, read_feedback, seal_feedback
 from suffice.gateway.request_parsing import check_body_headers, parse_json, read_aside
@@ -54,8 +54,6 @@ Row = Feedback | BadRequest  # a piece of feedback that can be stored, or why no
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Voice:
-    """Who sends feedback, and of what."""
-
     sender: str  # a name for the key, meaningless without the salt; "": none was asked for
     door: str  # as `Feedback.door`
     episode: str | None = None  # the only one that may be spoken of; None: any
@@ -65,8 +63,7 @@ class Voice:
 # --------------------------------------------------------------------------- the doors
 
 
-async def one(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
-    """One piece of feedback."""
+async def one(gw: GatewayState, scope: Scope, receive: Receive, send: Send) -> None:
     exchange, headers = Exchange(send, [], gw.monotonic_s), headers_of(scope)
     async with _refusing(gw, exchange):
         body, token = await _body_and_token(gw, headers, receive)
@@ -85,7 +82,7 @@ async def one(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
         await exchange.json(200, msgspec.json.encode(answer))
 
 
-async def batch(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
+async def batch(gw: GatewayState, scope: Scope, receive: Receive, send: Send) -> None:
     """Many pieces: those that can be stored are, the others are named with what is wrong."""
     exchange, headers = Exchange(send, [], gw.monotonic_s), headers_of(scope)
     async with _refusing(gw, exchange):
@@ -98,7 +95,7 @@ async def batch(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None
         await _store(gw, exchange, voice_of(gw, headers, None), rows)
 
 
-async def from_label_studio(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
+async def from_label_studio(gw: GatewayState, scope: Scope, receive: Receive, send: Send) -> None:
     """What a webhook of Label Studio tells; actions that are no annotation are acknowledged and ignored."""
     exchange, headers = Exchange(send, [], gw.monotonic_s), headers_of(scope)
     async with _refusing(gw, exchange):
@@ -109,7 +106,7 @@ async def from_label_studio(gw: Gateway, scope: Scope, receive: Receive, send: S
         await _store(gw, exchange, voice, told.rows, told.n_ignored)
 
 
-async def from_langfuse(gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
+async def from_langfuse(gw: GatewayState, scope: Scope, receive: Receive, send: Send) -> None:
     """Scores of Langfuse, signed as its webhooks are or sent with a key."""
     exchange, headers = Exchange(send, [], gw.monotonic_s), headers_of(scope)
     async with _refusing(gw, exchange):
@@ -135,7 +132,7 @@ async def from_langfuse(gw: Gateway, scope: Scope, receive: Receive, send: Send)
 
 
 def voice_of(
-    gw: Gateway, headers: list[tuple[str, str]], token: str | None, *, door: str = "", signed: bool = False
+    gw: GatewayState, headers: list[tuple[str, str]], token: str | None, *, door: str = "", signed: bool = False
 ) -> Voice:
     """Who speaks. Raises BadRequest 401 for a token that is forged or too old, and for a key that is needed.
 
@@ -185,7 +182,7 @@ def _out_of_scope(source: str) -> BadRequest:
     return BadRequest(message, status=403, param="source", code="scope")
 
 
-async def _owned(gw: Gateway, voice: Voice, rows: Sequence[Row]) -> list[Row]:
+async def _owned(gw: GatewayState, voice: Voice, rows: Sequence[Row]) -> list[Row]:
     """The same rows, with a refusal for each that is about an answer to another key. What is not known yet waits."""
     if not gw.keys.has_tenants or voice.caller.sees_all:
         return list(rows)
@@ -202,8 +199,7 @@ def _own(row: Feedback, senders: frozenset[str], sender: str) -> Row:
     return BadRequest(message, status=404, param=where, code="not_found")
 
 
-def _read(gw: Gateway, voice: Voice, body: Any) -> Row:
-    """One row, or why it cannot be stored."""
+def _read(gw: GatewayState, voice: Voice, body: Any) -> Row:
     try:
         if not isinstance(body, dict):
             raise BadRequest("feedback: must be an object")
@@ -219,14 +215,16 @@ def _read(gw: Gateway, voice: Voice, body: Any) -> Row:
 # --------------------------------------------------------------------------- reading and storing
 
 
-async def _body(gw: Gateway, headers: list[tuple[str, str]], receive: Receive, read: Callable[[bytes, Server], T]) -> T:
+async def _body(
+    gw: GatewayState, headers: list[tuple[str, str]], receive: Receive, read: Callable[[bytes, Server], T]
+) -> T:
     """A body of many rows, as `read` has it."""
     check_body_headers(headers, BATCH_LIMIT_BYTES)
     return await read_aside(read, await read_body(receive, BATCH_LIMIT_BYTES), gw.settings.server)
 
 
 async def _body_and_token(
-    gw: Gateway, headers: list[tuple[str, str]], receive: Receive
+    gw: GatewayState, headers: list[tuple[str, str]], receive: Receive
 ) -> tuple[dict[str, Any], str | None]:
     """The object and the token, which comes in a header or as the field `token`.
 
@@ -267,8 +265,7 @@ async def _body_and_token(
     return body, token
 
 
-async def _store(gw: Gateway, exchange: Exchange, voice: Voice, bodies: Sequence[Any], n_ignored: int = 0) -> None:
-    """Store what can be stored, all at once, and answer with a result for each row."""
+async def _store(gw: GatewayState, exchange: Exchange, voice: Voice, bodies: Sequence[Any], n_ignored: int = 0) -> None:
     if len(bodies) > MOST_ROWS:
         raise _row_count_refused(len(bodies))
     read = [body if isinstance(body, BadRequest) else _read(gw, voice, body) for body in bodies]
@@ -301,7 +298,7 @@ def _row_count_refused(n: int) -> BadRequest:
     return BadRequest(message, status=413 if n else 400, param="feedback", code="too_many_rows")
 
 
-async def _events(gw: Gateway, given: Sequence[Feedback]) -> list[FeedbackGiven]:
+async def _events(gw: GatewayState, given: Sequence[Feedback]) -> list[FeedbackGiven]:
     """What is written, with the runs that sampling may have left without rows, once those that just answered ended."""
     for _ in range(SETTLE_LOOKS):
         if not any(map(gw.sampling.is_open, given)):
@@ -310,8 +307,7 @@ async def _events(gw: Gateway, given: Sequence[Feedback]) -> list[FeedbackGiven]
     return [FeedbackGiven(one, gw.sampling.recalled(one)) for one in given]
 
 
-def _result(gw: Gateway, voice: Voice, body: Any, outcome: Receipt | BadRequest | StoreError) -> dict[str, Any]:
-    """What became of one row."""
+def _result(gw: GatewayState, voice: Voice, body: Any, outcome: Receipt | BadRequest | StoreError) -> dict[str, Any]:
     named = body.get("feedback_id") if isinstance(body, dict) else None
     if isinstance(outcome, Receipt):
         _note(gw, voice, outcome)
@@ -331,7 +327,7 @@ def _result(gw: Gateway, voice: Voice, body: Any, outcome: Receipt | BadRequest 
     return {"feedback_id": named if isinstance(named, str) else None, "accepted": False, "error": error}
 
 
-def _note(gw: Gateway, voice: Voice, receipt: Receipt) -> None:
+def _note(gw: GatewayState, voice: Voice, receipt: Receipt) -> None:
     gw.metrics.inc("suffice_feedback_total", "duplicate" if receipt.duplicate else "accepted")
     if receipt.duplicate:
         return
@@ -342,7 +338,7 @@ def _note(gw: Gateway, voice: Voice, receipt: Receipt) -> None:
 
 
 @asynccontextmanager
-async def _refusing(gw: Gateway, exchange: Exchange) -> AsyncIterator[None]:
+async def _refusing(gw: GatewayState, exchange: Exchange) -> AsyncIterator[None]:
     """A block whose refusals and failures are answered."""
     try:
         yield

@@ -9,36 +9,37 @@ from typing import Any
 
 from suffice.assurance.lengths import full_vote_tokens
 from suffice.episode.answer_forcing import Continuer
-from suffice.episode.cost_guard import Price, WorthIt
-from suffice.episode.held_tail import Delivery, data_frame
-from suffice.episode.latency_guard import Pace
-from suffice.episode.ledger import CallAccount, Ledger
-from suffice.episode.loop import FailOpen, run_episode
-from suffice.episode.paired_call import CallArm, ask_twice
-from suffice.episode.probe import KEPT_CALLS, Prober
+from suffice.episode.chain_reader import BUDGET_SLACK_TOKENS, ChainReader, EngineBudget, StreamState
+from suffice.episode.guarded_policy import GuardedPolicy, StopCost
+from suffice.episode.ledger import CallAccount, Ledger, suffice_object, usage_json
+from suffice.episode.loop import run_episode
+from suffice.episode.probe import KEPT_CALLS, CallArm, Prober, Vectors, ask_twice
 from suffice.episode.reasoning import ReasoningRun
-from suffice.episode.reasoning_budget import NOTHING, Ahead, choose
-from suffice.episode.report import suffice_object, usage_json
 from suffice.episode.samples import SampleRun, sample_refusal
 from suffice.episode.segment import Segmenter, StepCutter, build_segmenter
 from suffice.episode.stop_transition import HandOver
-from suffice.episode.stream_state import Wants
-from suffice.episode.vectors import Vectors
+from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay, data_frame
 from suffice.errors import UpstreamProtocol
-from suffice.gateway.context import Gateway, is_measured, may_stop
-from suffice.gateway.deliver import BodyDelivery, StreamDelivery
-from suffice.gateway.exchange import SSE_HEADERS, Exchange, KeptAlive
+from suffice.gateway.admission import AdmittedRequest
+from suffice.gateway.context import GatewayState, is_measured, may_stop
+from suffice.gateway.exchange import SSE_HEADERS, BodyDelivery, Exchange, KeptAlive, StreamDelivery
 from suffice.gateway.request_parsing import Intake
 from suffice.gateway.route import BuiltRoute
 from suffice.policy.rules import FixedBudget
 from suffice.rollout.assign import assign_audit
 from suffice.rollout.pairs import draw_pair
 from suffice.settings import Probe
-from suffice.signals.observe import Observer
 from suffice.types import Decision, Purpose, Signals, Step
-from suffice.upstream.client import Call, UpstreamClient, governed_headers
-from suffice.upstream.drivers import CHAT_PATH, merge_fields, thinking_is_off
-from suffice.upstream.findings import find_verdict
+from suffice.upstream.client import Call, UpstreamClient, governed_headers, marked
+from suffice.upstream.drivers import (
+    CHAT_PATH,
+    NO_FIELDS,
+    ReasoningFields,
+    choose_reasoning_fields,
+    find_verdict,
+    merge_fields,
+    thinking_is_off,
+)
 from suffice.upstream.wire import DONE, REASONING_FIELDS, encode_json
 
 REFUSALS = frozenset({400, 422})  # what servers answer to a field that they do not take
@@ -46,9 +47,7 @@ REFUSALS = frozenset({400, 422})  # what servers answer to a field that they do 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GovernedRequest:
-    """One governed request."""
-
-    gw: Gateway
+    gw: GatewayState
     route: BuiltRoute
     client: UpstreamClient
     intake: Intake
@@ -62,31 +61,24 @@ class GovernedRequest:
         return may_stop(self.ledger.request, self.route) and not self.gw.kill.on
 
 
-def observer(job: GovernedRequest) -> Callable[[Step], Signals]:
-    """The route's signals, guarded: when they fail, nothing is known and the run goes on."""
-    folds: Observer | None = None
-
-    def observe(step: Step) -> Signals:
-        nonlocal folds
-        try:
-            request = job.ledger.request
-            folds = folds or Observer(job.route.needs, request.kind, query=request.query)
-            return folds.observe(step)
-        except Exception:  # noqa: BLE001 - broken signals cost tokens, never an answer
-            job.ledger.fail_open("signals")
-            return Signals(step=step.index, tokens_used=0)
-
-    return observe
-
-
-def recorder(job: GovernedRequest, may_stop: Callable[[], bool]) -> Callable[[Step, Signals, Decision], bool]:
-    """Writes each step down and says whether a stop may be carried out."""
-
-    def record(step: Step, signals: Signals, decision: Decision) -> bool:
-        job.ledger.record_step(step, signals, decision)
-        return job.may_act and may_stop()
-
-    return record
+async def govern_request(
+    gw: GatewayState, admitted: AdmittedRequest, route: BuiltRoute, ledger: Ledger, exchange: Exchange
+) -> None:
+    """Answer a request under its route's policy. Raises UpstreamError, and whatever our own code does wrong."""
+    request, client, headers = ledger.request, gw.upstreams[admitted.upstream], admitted.headers
+    if route.acts or request.kind == "samples":
+        # llama.cpp takes this header as a wish to generate on after its caller has left: a stop would save nothing.
+        headers = [(k, v) for k, v in headers if k != "x-conversation-id"]
+    job = GovernedRequest(
+        gw=gw,
+        route=route,
+        client=client,
+        intake=admitted.intake,
+        headers=marked(headers, client.settings.affinity_header, request.conversation or request.episode_id),
+        ledger=ledger,
+        exchange=exchange,
+    )
+    await (govern_samples if request.kind == "samples" else govern_reasoning)(job)
 
 
 # --------------------------------------------------------------------------- reasoning
@@ -104,72 +96,94 @@ async def govern_reasoning(job: GovernedRequest) -> None:
         ledger=ledger,
         max_extra_calls=route.max_extra_calls,
     )
-    ahead = _ahead(job, continuer)
-    price = Price(
-        ledger=ledger,
-        method=next(iter(continuer.methods), None),
-        full_runs=job.gw.full_runs.get(job.route.name),
-        hand_overs=job.gw.hand_overs.get(job.route.name),
+    fields = _reasoning_fields(job, continuer)
+    policy = GuardedPolicy(
+        job.route.policy, job.route.needs, ledger, job.gw.monotonic_s, cost=_stop_cost(job, continuer)
     )
-    worth_it = WorthIt(job.route.policy, price.against, lambda: _skipped(job))
-    pace = Pace(lambda: ledger.fail_open("slow"), job.gw.monotonic_s)
-    policy = pace.deciding(FailOpen(worth_it, ledger.fail_open))
-    async with _pinged(job), _open_run(job, ahead, continuer, purpose="main") as run:
+    async with _pinged(job), _open_relay(job, fields, continuer, rerun_of=None) as relay:
+        reader = relay.reader
 
-        def may_stop() -> bool:
-            return bool(continuer.methods) and run.may_stop() and not run.leaves_stop_to_engine
+        def record(step: Step, signals: Signals, decision: Decision) -> bool:
+            ledger.record_step(step, signals, decision)
+            # The one place where it is decided that a stop acts: this run may be stopped, there is a way to
+            # finish, the thought is open, and the engine does not keep the policy's budget by itself.
+            return job.may_act and bool(continuer.methods) and reader.is_in_thought and not reader.leaves_stop_to_engine
 
-        cap = job.intake.body.get("max_completion_tokens") or job.intake.body.get("max_tokens")
-        hand_over = HandOver(
-            run=run,
-            continuer=continuer,
-            ledger=ledger,
-            rerun=lambda: _open_run(job, ahead, continuer, purpose="rerun"),
-            max_tokens=cap if isinstance(cap, int) and cap > 0 else None,
-            handover_ms=route.handover_ms,
-            buffer_bytes=route.handover_buffer_bytes,
-            monotonic_s=job.gw.monotonic_s,
-        )
+        began_s, cap = job.gw.monotonic_s(), _max_tokens(job)
+
+        def hand_over() -> HandOver:
+            return HandOver(
+                relay=relay,
+                continuer=continuer,
+                ledger=ledger,
+                rerun=lambda before: _open_relay(job, fields, continuer, rerun_of=before),
+                max_tokens=cap,
+                handover_ms=route.handover_ms,
+                buffer_bytes=route.handover_buffer_bytes,
+                monotonic_s=job.gw.monotonic_s,
+                began_s=began_s,
+            )
+
+        prober = Prober(continuer, job.route.scorer, ledger) if route.probe is not None and _probes(job) else None
+        run = ReasoningRun(relay, prober=prober, vectors=_vectors(job), drain=is_measured(ledger.request))
         # An audit as well: its client gets what the client of any run gets that goes to its end.
-        run.own_end.wanted = job.route.acts and not job.gw.kill.on and route.finish_unclosed
-        verdict = await run_episode(run.steps(), pace.observing(observer(job)), policy, recorder(job, may_stop))
+        relay.own_end.wanted = job.route.acts and not job.gw.kill.on and route.finish_unclosed
+        verdict = await run_episode(run.steps(), policy.observe, policy, record)
         if verdict is None:
-            await _after_full_run(job, run, continuer, hand_over)
-            await _measure_finish(job, run, continuer, hand_over.max_tokens)
+            await _close_full_run(job, relay, continuer, hand_over, prober)
+            await _measure_finish(job, reader, prober, cap)
         else:
-            run.own_end.wanted = False
-            if run.is_over_budget:
+            relay.own_end.wanted = False
+            if reader.is_over_budget:
                 ledger.fail_open("budget")  # the engine was told to end the thought by itself, and did not
             _estimate_saved(job, verdict.signals.tokens_used)
-            await hand_over.carry_out(*run.thought_at(verdict.step.index))
+            await hand_over().carry_out(*reader.thought_at(verdict.step.index))
     if verdict is None:
         await _ask_twice(job, continuer)
 
 
-async def _after_full_run(job: GovernedRequest, run: ReasoningRun, continuer: Continuer, hand_over: HandOver) -> None:
-    """A run that was cut inside its thought is answered: for the client if the route says so, else on record.
+def _stop_cost(job: GovernedRequest, continuer: Continuer) -> StopCost:
+    return StopCost(
+        ledger=job.ledger,
+        method=next(iter(continuer.methods), None),
+        full_runs=job.gw.full_runs.get(job.route.name),
+        hand_overs=job.gw.hand_overs.get(job.route.name),
+        skipped=lambda: _count_skipped(job),
+    )
+
+
+def _max_tokens(job: GovernedRequest) -> int | None:
+    cap = job.intake.body.get("max_completion_tokens") or job.intake.body.get("max_tokens")
+    return cap if isinstance(cap, int) and cap > 0 else None
+
+
+async def _close_full_run(
+    job: GovernedRequest,
+    relay: StreamRelay,
+    continuer: Continuer,
+    hand_over: Callable[[], HandOver],
+    prober: Prober | None,
+) -> None:
+    """Answer a run that was cut inside its thought: for the client if the route says so, else on record.
 
     The record asks as a probe does, so that the full arm and the stopped arm are closed in one way.
     """
-    ledger = job.ledger
-    if run.own_end.kept is not None:
-        forced = hand_over.finish_unclosed(continuer.trial_tokens) if ledger.unclosed else None
-        await (forced or run.own_end.deliver(run.delivery))
-    elif not ledger.unclosed:
-        return
-    elif job.route.settings.probe is not None and _probes(job) and continuer.may_call(keep=0):
-        prober = Prober(continuer, job.route.scorer, ledger)
-        ledger.answer = await prober.answer_to(run.thought, run.account.reasoning_tokens)
+    ledger, reader = job.ledger, relay.reader
+    if relay.own_end.kept is not None:
+        forced = hand_over().finish_unclosed(continuer.probe.max_tokens) if ledger.unclosed else None
+        await (forced or relay.own_end.deliver(relay.delivery))
+    elif ledger.unclosed and prober is not None and continuer.may_call(keep=0):
+        ledger.answer = await prober.answer_to(reader.thought, reader.account.reasoning_tokens)
 
 
-async def _measure_finish(job: GovernedRequest, run: ReasoningRun, continuer: Continuer, cap: int | None) -> None:
+async def _measure_finish(job: GovernedRequest, reader: ChainReader, prober: Prober | None, cap: int | None) -> None:
     """In an audit of a route that certifies itself, finish once for the record: does it change the trial answer?
 
     Half of the audits at the step where the policy would have stopped, the others at any that was probed: so levels
     that are not in force are measured too. A finish that fails says nothing: a stop whose finish fails is not made.
     """
-    ledger, route = job.ledger, job.route.settings
-    if not (is_measured(ledger.request) and route.is_replayed and route.probe is not None and _probes(job)):
+    ledger = job.ledger
+    if prober is None or not (is_measured(ledger.request) and job.route.settings.is_replayed):
         return
     probed = [step for step in ledger.steps if step.answer_source == "probe" and step.answer is not None]
     if not probed:
@@ -177,10 +191,10 @@ async def _measure_finish(job: GovernedRequest, run: ReasoningRun, continuer: Co
     point = 2 * assign_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/finish").point
     stop = next((step for step in probed if step.index == ledger.stop_step), None)
     chosen = stop if stop is not None and point < 1 else probed[int(point % 1 * len(probed))]
-    thought, tokens = run.thought_at(chosen.index)
+    thought, tokens = reader.thought_at(chosen.index)
     left = None if cap is None else max(1, cap - tokens)
     try:
-        await Prober(continuer, job.route.scorer, ledger).finish_at(chosen.index, thought, tokens, max_tokens=left)
+        await prober.finish_at(chosen.index, thought, tokens, max_tokens=left)
     except Exception:  # noqa: BLE001 - a measurement that fails costs itself, never an answer
         ledger.fail_open("probe")
 
@@ -198,80 +212,84 @@ async def _ask_twice(job: GovernedRequest, continuer: Continuer) -> None:
 async def _ask_with_arm(job: GovernedRequest, continuer: Continuer) -> None:
     """The second call of an audit: with the route's own effort or budget, or in full once more."""
     ledger, route = job.ledger, job.route.settings
-    ahead = choose(route, job.client.settings, job.intake.body, methods=(), policy_budget_tokens=None)
-    if not ahead.fields or not continuer.may_call(keep=0):
+    fields = choose_reasoning_fields(route, job.client.settings, job.intake.body, methods=(), policy_budget_tokens=None)
+    if not fields.fields or not continuer.may_call(keep=0):
         return
     draw = draw_pair(assign_audit(ledger.request.episode_id, share=0.0, salt=f"{job.gw.salt}/pair").point, n_arms=2)
-    arm = CallArm(name=ahead.arm(route), fields=ahead.fields, propensity=draw.propensity)
+    arm = CallArm(name=fields.arm(route), fields=fields.fields, propensity=draw.propensity)
     if draw.arm == 0:
         arm = CallArm(name="full", fields={}, propensity=draw.propensity)
     await ask_twice(job.client, ledger, job.route.scorer, arm, body=_upstream_body(job), headers=job.headers)
 
 
 @asynccontextmanager
-async def _open_run(
-    job: GovernedRequest, ahead: Ahead, continuer: Continuer, *, purpose: Purpose
-) -> AsyncIterator[ReasoningRun]:
-    """Open the client's request upstream and begin the client's answer."""
-    settings, ledger, exchange = job.client.settings, job.ledger, job.exchange
-    async with _accepted(job, ahead, purpose) as (call, account, took):
+async def _open_relay(
+    job: GovernedRequest, fields: ReasoningFields, continuer: Continuer, *, rerun_of: StreamState | None
+) -> AsyncIterator[StreamRelay]:
+    """Open the client's request upstream and begin the client's answer.
+
+    rerun_of  the run before, which came to nothing; None: this is the first
+    """
+    settings, ledger, exchange, intake = job.client.settings, job.ledger, job.exchange, job.intake
+    async with _accepted(job, fields, "main" if rerun_of is None else "rerun") as (call, account, sent):
         if call.status != 200 or call.content_type != "text/event-stream":
             raise await sample_refusal(call)
         if call.is_encoded:
             raise UpstreamProtocol("the upstream compressed a stream that was asked for as it is")
         account.began = True
-        delivery: Delivery = (
-            StreamDelivery(exchange) if job.intake.stream else BodyDelivery(exchange, 200, call.headers)
-        )
-        probing = job.route.settings.probe is not None and _probes(job)
-        run = ReasoningRun(
-            call,
+        reader = ChainReader(
             account,
-            ledger=ledger,
-            delivery=delivery,
+            ledger,
             segmenter=_segmenter(job),
             scorer=job.route.scorer,
-            prober=Prober(continuer, job.route.scorer, ledger) if probing else None,
-            vectors=_vectors(job),
             tags=(settings.think_open, settings.think_close),
-            wants=Wants(
-                usage=job.intake.wants_usage or not job.intake.stream,
-                object=job.intake.has_options,
-                joined=job.intake.stream,
-            ),
-            drain=is_measured(ledger.request),
-            opened=settings.think_opened and not thinking_is_off(merge_fields(job.intake.body, took.fields)),
+            opened=settings.think_opened and not thinking_is_off(merge_fields(intake.body, sent.fields)),
+            budget=_engine_budget(job, sent, continuer),
         )
-        continuer.thinks_inline = lambda: run.seen.inline
-        run.hidden_thought = purpose == "rerun" and job.intake.stream
-        run.budget, run.budget_is_policy = took.budget_tokens, isinstance(job.route.policy, FixedBudget)
-        run.budget_slack_tokens += len(continuer.closing)  # the closing text is a part of the thought, too
-        if took.has_effort:
+        view = ClientView(
+            usage=intake.wants_usage or not intake.stream,
+            object=intake.has_options,
+            joined=True,
+            alias=rerun_of,
+            hides_thought=rerun_of is not None and intake.stream,
+        )
+        delivery: Delivery = StreamDelivery(exchange) if intake.stream else BodyDelivery(exchange, 200, call.headers)
+        continuer.thinks_inline = lambda: reader.state.inline
+        if sent.has_effort:
             ledger.finish_method = "effort"
-        async with aclosing(run):
+        async with aclosing(StreamRelay(call, reader, delivery, view)) as relay:
             # Begun only now: until something is sent, a failure of ours can still be made good.
-            if job.intake.stream and not exchange.status:
+            if intake.stream and not exchange.status:
                 kept = [(k, v) for k, v in call.headers if k.lower() != "content-length"]
                 await exchange.start(200, kept, events=True)
-            yield run
+            yield relay
+
+
+def _engine_budget(job: GovernedRequest, sent: ReasoningFields, continuer: Continuer) -> EngineBudget | None:
+    if sent.budget_tokens is None:
+        return None
+    slack = BUDGET_SLACK_TOKENS + len(continuer.probe.closing)  # the closing text is a part of the thought, too
+    return EngineBudget(
+        tokens=sent.budget_tokens, is_policy=isinstance(job.route.policy, FixedBudget), slack_tokens=slack
+    )
 
 
 @asynccontextmanager
 async def _accepted(
-    job: GovernedRequest, ahead: Ahead, purpose: Purpose
-) -> AsyncIterator[tuple[Call, CallAccount, Ahead]]:
+    job: GovernedRequest, fields: ReasoningFields, purpose: Purpose
+) -> AsyncIterator[tuple[Call, CallAccount, ReasoningFields]]:
     """The open call, and which of our fields it took: an upstream that refuses them is asked without.
 
     Fields that it has refused once, and whose absence made it answer, are not tried again.
     """
     body, headers, refused = _upstream_body(job), governed_headers(job.headers), False
-    if ahead.fields and ahead.name not in job.client.refuses:
+    if fields.fields and fields.name not in job.client.refuses:
         account = job.ledger.open_call(purpose)
-        asked = encode_json(merge_fields(body, ahead.fields))
+        asked = encode_json(merge_fields(body, fields.fields))
         async with job.client.open(CHAT_PATH, asked, headers, extra=purpose == "rerun") as call:
             refused = call.status in REFUSALS
             if not refused:
-                yield call, account, ahead
+                yield call, account, fields
                 return
         account.discarded = True
     account = job.ledger.open_call(purpose)
@@ -279,10 +297,10 @@ async def _accepted(
     again = refused or purpose == "rerun"
     async with job.client.open(CHAT_PATH, encode_json(body), headers, extra=again) as call:
         if refused and call.status == 200:
-            job.client.refuses.add(ahead.name)
-        if ahead.fields and call.status == 200:
-            job.ledger.fail_open(ahead.site)
-        yield call, account, NOTHING
+            job.client.refuses.add(fields.name)
+        if fields.fields and call.status == 200:
+            job.ledger.fail_open(fields.site)
+        yield call, account, NO_FIELDS
 
 
 def _probes(job: GovernedRequest) -> bool:
@@ -319,26 +337,26 @@ def _upstream_body(job: GovernedRequest) -> dict[str, Any]:
     return body | {"stream": True, "stream_options": options | {"include_usage": True}}
 
 
-def _ahead(job: GovernedRequest, continuer: Continuer) -> Ahead:
+def _reasoning_fields(job: GovernedRequest, continuer: Continuer) -> ReasoningFields:
     """What the engine is told before the call; nothing where the route may not act.
 
     Nor where no second call is allowed: a server that refuses our fields could not be asked without them.
     """
     if not job.may_act or not (job.client.settings.retries or job.route.settings.max_extra_calls):
-        return NOTHING
+        return NO_FIELDS
     policy = job.route.policy
-    ahead = choose(
+    fields = choose_reasoning_fields(
         job.route.settings,
         job.client.settings,
         job.intake.body,
         methods=continuer.methods,
         policy_budget_tokens=policy.max_tokens if isinstance(policy, FixedBudget) else None,
     )
-    if job.route.arm and ahead.arm(job.route.settings) not in ("", job.route.arm):
-        return NOTHING  # the driver is another one since: what it would ask for now was never proved
-    if ahead.budget_tokens is not None:
-        _estimate_saved(job, ahead.budget_tokens)  # told only if it comes to that
-    return ahead
+    if job.route.arm and fields.arm(job.route.settings) not in ("", job.route.arm):
+        return NO_FIELDS  # the driver is another one since: what it would ask for now was never proved
+    if fields.budget_tokens is not None:
+        _estimate_saved(job, fields.budget_tokens)  # told only if it comes to that
+    return fields
 
 
 def _segmenter(job: GovernedRequest) -> StepCutter:
@@ -351,7 +369,7 @@ def _segmenter(job: GovernedRequest) -> StepCutter:
         return Segmenter(steps)
 
 
-def _skipped(job: GovernedRequest) -> None:
+def _count_skipped(job: GovernedRequest) -> None:
     """Count a stop that was too dear; in shadow it would not have been made anyway."""
     if job.may_act:
         job.gw.metrics.inc("suffice_stops_skipped_total", job.route.name, "not_worth_it")
@@ -398,11 +416,14 @@ async def govern_samples(job: GovernedRequest) -> None:
         max_bytes=job.gw.settings.server.max_sample_bytes,
         continues_after_failure=not job.may_act,
     )
-    pace = Pace(lambda: ledger.fail_open("slow"), job.gw.monotonic_s)
-    policy = pace.deciding(FailOpen(job.route.policy, ledger.fail_open))
+    policy = GuardedPolicy(job.route.policy, job.route.needs, ledger, job.gw.monotonic_s)
+
+    def record(step: Step, signals: Signals, decision: Decision) -> bool:
+        ledger.record_step(step, signals, decision)
+        return job.may_act and not run.is_decided()
+
     async with _pinged(job):
-        record = recorder(job, lambda: not run.is_decided())
-        verdict = await run_episode(run.steps(), pace.observing(observer(job)), policy, record)
+        verdict = await run_episode(run.steps(), policy.observe, policy, record)
         body = run.result()
         if verdict is not None:
             ledger.stopped, ledger.finish_method = True, "vote"

@@ -1,13 +1,11 @@
 """What uvicorn's parser of requests does not do by itself.
 
-    limits              a client that is slow with its head or body is closed; connections are counted
-    one meaning         heads that another server could read otherwise are refused; HTTP/1.0 gets no chunks
-    one write           an answer's head goes out together with its first bytes, where these follow at once
-    hang-ups            a handler is called when its client leaves, without a task that waits for it
-    writes at once      a part of a begun stream is written where it arrives, while its client takes what it gets
-    access log          one line a request, without anything of its body, its headers or its query
-
-It knows the connection, and refuses to know what goes over it.
+limits              a client that is slow with its head or body is closed; connections are counted
+one meaning         heads that another server could read otherwise are refused; HTTP/1.0 gets no chunks
+one write           an answer's head goes out together with its first bytes, where these follow at once
+hang-ups            a handler is called when its client leaves, without a task that waits for it
+writes at once      a part of a begun stream is written where it arrives, while its client takes what it gets
+access log          one line a request, without anything of its body, its headers or its query
 """
 
 from __future__ import annotations
@@ -16,19 +14,125 @@ import asyncio
 import http
 import logging
 import re
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import partial
 from math import inf
-from typing import Any
+from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from suffice.gateway.connections import ConnectionPhase, Connections
 from suffice.gateway.exchange import HANG_UP, MAX_HEADERS, WRITE_NOW, Message, Receive, Scope, Send
 from suffice.settings import Server
 from suffice.telemetry import ACCESS
 from suffice.upstream.wire import error_body
+
+
+class ConnectionPhase(IntEnum):
+    HEAD = 0  # the client: the head of a request, or its first byte
+    BODY = 1  # the client: the rest of a body
+    ANSWER = 2  # us
+
+
+class Peer(Protocol):
+    phase: ConnectionPhase
+
+    def evict(self) -> None:
+        """Close it: its place is needed."""
+
+
+class Connections:
+    """Counts connections. Each belongs to the address that it came from.
+
+    At a limit, a new connection takes the place of the one that has waited longest for its client: for a request's
+    head first, else for a body. A request that came whole is never given up; where there are only such, the new one
+    is refused. So half-open connections, however many, keep nobody out.
+
+    most              at once; None: no limit
+    most_per_address  likewise for each address
+    """
+
+    def __init__(self, *, most: int | None = None, most_per_address: int | None = None) -> None:
+        self.most, self.most_per_address = most, most_per_address
+        self._address_of: dict[Peer, str | bytes] = {}
+        self._by_address: dict[str | bytes, dict[Peer, None]] = {}  # the one that has waited longest is first
+        self._waiting: tuple[dict[Peer, None], ...] = ({}, {})  # by phase; likewise
+
+    def __len__(self) -> int:
+        return len(self._address_of)
+
+    def admit(self, peer: Peer, host: str) -> str | None:
+        """Count a new connection, which waits for a head. Returns why there is no place for it; None: there is."""
+        address = _network_of(host)
+        same = self._by_address.get(address, {})
+        if self.most_per_address is not None and len(same) >= self.most_per_address and not self._evict_of(same):
+            return f"server.max_connections_per_address: {self.most_per_address} requests are being answered"
+        if self.most is not None and len(self) >= self.most and not self._evict_any():
+            return f"server.max_connections: {self.most} requests are being answered"
+        self._address_of[peer] = address
+        self._by_address.setdefault(address, {})[peer] = None
+        self._waiting[ConnectionPhase.HEAD][peer] = None
+        return None
+
+    def move(self, peer: Peer, phase: ConnectionPhase) -> None:
+        """A connection waits for something else now."""
+        before, peer.phase = peer.phase, phase
+        if peer not in self._address_of:
+            return
+        if before != ConnectionPhase.ANSWER:
+            self._waiting[before].pop(peer, None)
+        if phase != ConnectionPhase.ANSWER:
+            self._waiting[phase][peer] = None
+            same = self._by_address[self._address_of[peer]]
+            del same[peer]
+            same[peer] = None
+
+    def forget(self, peer: Peer) -> None:
+        """A connection is closed; to say so twice is harmless."""
+        address = self._address_of.pop(peer, None)
+        if address is None:
+            return
+        same = self._by_address[address]
+        del same[peer]
+        if not same:
+            del self._by_address[address]
+        for waiting in self._waiting:
+            waiting.pop(peer, None)
+
+    def _evict_any(self) -> bool:
+        for waiting in self._waiting:
+            if waiting:
+                self._evict(next(iter(waiting)))
+                return True
+        return False
+
+    def _evict_of(self, same: dict[Peer, None]) -> bool:
+        for phase in (ConnectionPhase.HEAD, ConnectionPhase.BODY):
+            found = next((peer for peer in same if peer.phase == phase), None)
+            if found is not None:
+                self._evict(found)
+                return True
+        return False
+
+    def _evict(self, peer: Peer) -> None:
+        self.forget(peer)
+        peer.evict()
+
+
+def _network_of(host: str) -> str | bytes:
+    """What counts as one address: an IPv4 address, or the 64 bits of an IPv6 address that one customer is given."""
+    if ":" not in host:
+        return host
+    try:
+        packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+    except OSError:
+        return host
+    if packed.startswith(bytes(10) + b"\xff\xff"):  # IPv4 at a socket for both
+        return socket.inet_ntop(socket.AF_INET, packed[12:])
+    return packed[:8]
+
 
 UNFINISHED_HEAD_BYTES = 128 * 1024
 BODY_BYTES_PER_S = 16 * 1024  # what buys a body one more second
@@ -96,7 +200,6 @@ class LimitedHttp(HttpToolsProtocol):
     # ---- what the event loop tells
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client has come."""
         super().connection_made(transport)
         self._hang_up = HangUp(self.flow.resume_reading)
         problem = self.limits.connections.admit(self, self.client[0] if self.client else "")
@@ -104,7 +207,6 @@ class LimitedHttp(HttpToolsProtocol):
             self._refuse(503, f"{problem}; try again later")
 
     def data_received(self, data: bytes) -> None:
-        """Take the next bytes."""
         if self._ends():
             return
         n_read = self._n_read
@@ -119,7 +221,6 @@ class LimitedHttp(HttpToolsProtocol):
             self._enter()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has left."""
         self.limits.connections.forget(self)
         if self._active is not None and not self._active.response_complete:
             _log(self._active)
@@ -129,18 +230,15 @@ class LimitedHttp(HttpToolsProtocol):
     # ---- what the parser tells
 
     def on_message_begin(self) -> None:
-        """The first byte of a head."""
         super().on_message_begin()
         self._has_begun = True
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
         super().on_header(name, value)
         if len(self.headers) > MAX_HEADERS:
             self._reject(431, f"headers: at most {MAX_HEADERS} are accepted")
 
     def on_headers_complete(self) -> None:
-        """The head has ended."""
         version = self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
             self._reject(505, "HTTP version: must be 1.1 or 1.0")
@@ -167,7 +265,6 @@ class LimitedHttp(HttpToolsProtocol):
         self.scope["extensions"] = ours
 
     def on_message_complete(self) -> None:
-        """The next bytes are another head."""
         self._in_head, self._has_begun, self._n_bytes, self._n_read = True, False, 0, self._n_read + 1
         super().on_message_complete()
 
@@ -177,7 +274,6 @@ class LimitedHttp(HttpToolsProtocol):
         super()._start_asgi_task(cycle, partial(_unchunked, cycle, app) if is_old else app)
 
     def _answered(self, cycle: RequestResponseCycle) -> None:
-        """An answer is complete."""
         _log(cycle)
         self.on_response_complete()
         self._enter()
@@ -356,7 +452,6 @@ class HangUp:
         return partial(self._to_tell.discard, gone)
 
     def happened(self) -> None:
-        """The client has left."""
         self._lost = True
         for gone in tuple(self._to_tell):
             gone()
@@ -378,7 +473,6 @@ class HeadWithBody:
 
     @property
     def age_s(self) -> float:
-        """Since the request's head has come."""
         return self._loop.time() - self._began_s
 
     def write(self, data: bytes) -> None:
@@ -394,12 +488,10 @@ class HeadWithBody:
             self._loop.call_soon(self.flush)
 
     def close(self) -> None:
-        """Send what waits, and close."""
         self.flush()
         self._transport.close()
 
     def flush(self) -> None:
-        """Send what waits."""
         held, self._held = self._held, b""
         self._is_begun = True
         if held and not self._transport.is_closing():

@@ -5,8 +5,7 @@
 
 Nothing is parsed before its signature is known to be right, and the signature holds the time: an old file cannot be
 made to look young. It has models, levels, what people hold and the findings of upstreams; no key, no address, no prompt
-and no question. Experiments and the steps of rollouts are left out: nobody watches them without a log. Knows bytes and
-what is in force; refuses to know clocks and who is served.
+and no question. Experiments and the steps of rollouts are left out: nobody watches them without a log.
 """
 
 from __future__ import annotations
@@ -37,8 +36,6 @@ _FIRST_LINE: Final = re.compile(rb"suffice-last-good/1 ([0-9a-f]{64}) ([0-9a-f]{
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoodRoute:
-    """What one route was served by."""
-
     held: InForce  # with the publication that was really served
     overrides: tuple[Override, ...] = ()  # that nobody had ended; each ends in its own time
     standing: Mapping[str, Any] | None = None  # the policy that a rollout has brought to everybody; None: none has
@@ -65,7 +62,6 @@ class LastGood:
 
     @property
     def matters(self) -> bool:
-        """Would anything be lost with it?"""
         return any(one.matters for one in self.routes.values())
 
 
@@ -149,7 +145,6 @@ class LastGoodWriter:
         self._said = ""
 
     def is_due(self, *, changed: bool) -> bool:
-        """Is it time to write it?"""
         return changed or self._kept_s is None or self._monotonic_s() - self._kept_s >= self._every_s
 
     def keep(self, made: Callable[[], LastGood], *, changed: bool) -> bool:

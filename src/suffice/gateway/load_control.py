@@ -4,23 +4,196 @@
                         brake  ──▶ admitted in full, at a safer level, or turned away
 
 The control loop says what is certified and when the brake holds (`RouteOperation`: `certified`, `fall_back`, `resume`);
-a timer looks at the load. A request reads one number. A failure here leaves every level where it is.
+a timer looks at the load. A request reads one number. A failure here leaves every level where it is. What is measured:
+
+    queue         calls open at an upstream over its slots, smoothed over 2 s       at each look
+    latency       95th percentile of the runs of the last minute, audits left out   a place in a ring a request
+    tokens, USD   per second, smoothed over 10 s                                    a sum a request
+    full ÷ now    what a route would generate if all ran in full, over 5 minutes    two sums a request
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil, exp
 from typing import Final
 
 from suffice.assurance.fallback import Admission, Fallback, admission
-from suffice.assurance.pressure import Operation, level_of, update_pressure
-from suffice.gateway.load import QUEUE_S, RouteLoad, Smooth
+from suffice.assurance.pressure import LoadSample, Operation, level_of, update_pressure
 from suffice.gateway.route import BuiltRoute
 from suffice.settings import Route, Upstream
 from suffice.telemetry import LOG, Metrics
 from suffice.types import Outcome, Request
 from suffice.upstream.client import UpstreamClient
+
+QUEUE_S: Final = 2.0  # over which each measurement is smoothed
+RATE_S: Final = 10.0
+RATIO_S: Final = 300.0
+LATENCY_S: Final = 60.0  # runs that ended earlier do not count
+LATENCY_RUNS: Final = 512
+LEAST_AGE_S: Final = 1.0  # a rate is not computed over less
+
+
+@dataclass(slots=True)
+class Rate:
+    memory_s: float
+    _sum: float = 0.0
+    _at_s: float = 0.0
+    _began_s: float | None = None
+
+    def add(self, amount: float, now_s: float) -> None:
+        if self._began_s is None:
+            self._began_s = self._at_s = now_s
+        self._sum = self._kept(now_s) + amount
+        self._at_s = max(self._at_s, now_s)
+
+    def per_s(self, now_s: float) -> float:
+        """What comes in a second; 0 before anything came."""
+        if self._began_s is None:
+            return 0.0
+        age_s = max(LEAST_AGE_S, now_s - self._began_s)
+        return self._kept(now_s) / (self.memory_s * (1 - exp(-age_s / self.memory_s)))
+
+    def _kept(self, now_s: float) -> float:
+        return self._sum * exp(-max(0.0, now_s - self._at_s) / self.memory_s)
+
+
+@dataclass(slots=True)
+class Smooth:
+    """A level that is looked at now and then, smoothed over time."""
+
+    memory_s: float
+    value: float = 0.0
+    _at_s: float | None = None
+
+    def look(self, value: float, now_s: float) -> float:
+        """Take the level as it is now in; give it smoothed."""
+        keep = 0.0 if self._at_s is None else exp(-max(0.0, now_s - self._at_s) / self.memory_s)
+        self.value = keep * self.value + (1 - keep) * value
+        self._at_s = now_s if self._at_s is None else max(self._at_s, now_s)
+        return self.value
+
+
+@dataclass(slots=True)
+class RouteLoad:
+    asked: Rate = field(default_factory=lambda: Rate(RATE_S))  # governed requests, those turned away too
+    tokens: Rate = field(default_factory=lambda: Rate(RATE_S))  # generated, whatever for
+    usd: Rate = field(default_factory=lambda: Rate(RATE_S))
+    spent: Rate = field(default_factory=lambda: Rate(RATIO_S))  # tokens of governed runs as they were
+    in_full: Rate = field(default_factory=lambda: Rate(RATIO_S))  # the same runs, if nothing had stopped them
+    lengths: Rate = field(default_factory=lambda: Rate(RATIO_S))  # likewise, those under the brake too
+    runs: Rate = field(default_factory=lambda: Rate(RATIO_S))  # how many those were
+    n_runs: int = 0
+    priced: bool = False  # was a cost ever known?
+    _ended: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=LATENCY_RUNS))  # (when, duration)
+
+    def note(self, request: Request, outcome: Outcome, *, now_s: float, falls_back: bool) -> None:
+        """Take the end of a request in.
+
+        falls_back  everything runs in full now, which says nothing of how much full runs are more
+        """
+        spent = sum(call.completion_tokens for call in outcome.calls)
+        self.tokens.add(spent, now_s)
+        if outcome.cost_usd is not None:
+            self.priced = True
+            self.usd.add(outcome.cost_usd, now_s)
+        if request.ungoverned is not None or outcome.end_reason not in ("done", "stopped", "truncated"):
+            return
+        if not request.audit and request.delivery == 1:
+            self._ended.append((now_s, outcome.duration_s))
+        self.n_runs += 1
+        full = self._full_tokens(outcome, spent, now_s)
+        self.runs.add(1, now_s)
+        self.lengths.add(full, now_s)
+        if not falls_back:
+            self.spent.add(spent, now_s)
+            self.in_full.add(full, now_s)
+
+    def _full_tokens(self, outcome: Outcome, spent: int, now_s: float) -> float:
+        """What the run would have generated by itself: no probes, no waste, and what a stop has cut."""
+        own = spent - outcome.overhead.probe_tokens - outcome.overhead.discarded_tokens
+        if not outcome.stopped:
+            return own
+        if outcome.tokens_saved_estimate is not None:
+            return own + outcome.tokens_saved_estimate
+        return max(own, self.mean_full(now_s))  # too few full runs are known to say more of this one
+
+    def mean_full(self, now_s: float) -> float:
+        """Tokens of a full run at the mean; 0 while none is known."""
+        n = self.runs.per_s(now_s)
+        return self.lengths.per_s(now_s) / n if n > 0 else 0.0
+
+    def ratio(self, now_s: float) -> float | None:
+        """Tokens/s if all ran in full, over tokens/s now; None: nothing was generated yet."""
+        spent = self.spent.per_s(now_s)
+        return self.in_full.per_s(now_s) / spent if spent > 0 else None
+
+    def latency_s(self, now_s: float, *, idle: bool) -> float | None:
+        """The 95th percentile of the last minute, nearest rank; None: no run ended in it, though some run.
+
+        idle  nothing runs: without a run that ended, there is no latency to speak of
+        """
+        while self._ended and now_s - self._ended[0][0] > LATENCY_S:
+            self._ended.popleft()
+        durations = sorted(duration for _, duration in self._ended)
+        if not durations:
+            return 0.0 if idle else None
+        return durations[ceil(0.95 * len(durations)) - 1]
+
+    def measured(self, now_s: float, *, queue: float | None) -> LoadSample:
+        """All of it, for the operating point."""
+        return LoadSample(
+            queue=queue,
+            latency_s=self.latency_s(now_s, idle=queue is not None and queue < 0.01),
+            tokens_per_s=self.tokens.per_s(now_s),
+            usd_per_hour=3_600 * self.usd.per_s(now_s) if self.priced else None,
+        )
+
+
+N_FAILURES = 5
+WINDOW_S = 60.0
+OPEN_S = 60.0
+# Where only our own code can fail; probes and hand-overs also fail when the upstream does.
+SITES = frozenset({"signals", "policy", "segment", "scorer", "govern", "slow"})
+
+
+@dataclass(slots=True)
+class Breaker:
+    """Leaves a route alone for a while whose controller fails again and again. Times are monotonic, in seconds.
+
+    closed ──5 failures in 60 s──▶ open, 60 s ──▶ one request tries ──▶ closed, or open again
+    """
+
+    failed_at_s: deque[float] = field(default_factory=lambda: deque(maxlen=N_FAILURES))
+    open_until_s: float | None = None  # None: closed
+    tries: bool = False  # one request is on its way to see whether it works again
+
+    def allows(self, now_s: float) -> bool:
+        if self.open_until_s is None:
+            return True
+        if now_s < self.open_until_s or self.tries:
+            return False
+        self.tries = True
+        return True
+
+    def note(self, *, failed: bool, now_s: float) -> bool:
+        """Take the end of a governed request in; True: the breaker opened now."""
+        tried, self.tries = self.tries, False
+        if not failed:
+            if tried:
+                self.open_until_s = None
+                self.failed_at_s.clear()
+            return False
+        self.failed_at_s.append(now_s)
+        full = len(self.failed_at_s) == N_FAILURES and now_s - self.failed_at_s[0] <= WINDOW_S
+        if not (full or tried):
+            return False
+        was_open = self.open_until_s is not None and not tried
+        self.open_until_s = now_s + OPEN_S
+        return not was_open
+
 
 LOOK_S: Final = 0.5
 ALERT_RUNS: Final = 50  # governed runs before a load ratio is worth an alert
@@ -65,7 +238,6 @@ class RouteOperation:
         )
 
     def resume(self) -> None:
-        """The brake is released: what is certified may be used again."""
         self.fallback = None
 
     def ratio(self, now_s: float) -> float | None:
@@ -88,14 +260,11 @@ class RouteOperation:
 
 
 class LoadControl:
-    """All routes of a gateway, and the queues of their upstreams."""
-
     def __init__(self) -> None:
         self._routes: dict[str, RouteOperation] = {}
         self._queues: dict[str, Smooth] = {}
 
     def of(self, name: str, settings: Route) -> RouteOperation:
-        """The route's operation."""
         found = self._routes.get(name)
         if found is None:
             found = self._routes[name] = RouteOperation(name, settings)
@@ -118,7 +287,6 @@ class LoadControl:
         return operation.admission(now_s, queue=self.queue(route.settings.upstream), point=draw())
 
     def note(self, request: Request, outcome: Outcome, *, now_s: float) -> None:
-        """Take the end of a request in."""
         found = self._routes.get(request.route)
         if found is not None:
             found.load.note(request, outcome, now_s=now_s, falls_back=found.fallback is not None)

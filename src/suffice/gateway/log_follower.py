@@ -24,15 +24,20 @@ from suffice.assurance.route_forecast import Outlook
 from suffice.assurance.satisfaction_effect import SatisfactionEffect
 from suffice.assurance.tally import Tally
 from suffice.errors import ConfigError, StoreError
-from suffice.gateway.arms import serving_arm
-from suffice.gateway.context import Gateway
-from suffice.gateway.deployment import deploy_route, rested
-from suffice.gateway.fixed_policy import serving_own
+from suffice.gateway.context import GatewayState, run_periodically
+from suffice.gateway.deployment import (
+    RolloutTrial,
+    apply_budget,
+    apply_pinned_publication,
+    deploy_route,
+    pinned,
+    rested,
+    resting,
+    serving_arm,
+    serving_own,
+)
 from suffice.gateway.last_good import GoodRoute, LastGood, LastGoodWriter
-from suffice.gateway.overrides import apply_budget, apply_pinned_publication, pinned, resting
 from suffice.gateway.route import BuiltRoute
-from suffice.gateway.timer import run_periodically
-from suffice.gateway.variants import RolloutTrial
 from suffice.learn.version import FoldedVersion, load_version, read_version
 from suffice.policy.base import build_policy
 from suffice.review.holds import NO_OVERRIDES, InEffect, in_effect, standing
@@ -78,7 +83,7 @@ class Follower:
     """One gateway's view of what is decided. `look` may run in a thread; `take` belongs to the event loop."""
 
     def __init__(
-        self, gw: Gateway, path: Path, *, keeper: LastGoodWriter | None = None, good: LastGood | None = None
+        self, gw: GatewayState, path: Path, *, keeper: LastGoodWriter | None = None, good: LastGood | None = None
     ) -> None:
         """Begin.
 
@@ -379,7 +384,6 @@ class Follower:
         self._gw.serves = self._gw.serves or "last good"
 
     def _keeps(self) -> bool:
-        """Is it time to write the last-good file?"""
         return self._keeper is not None and self._keeper.is_due(changed=self._changed)
 
     def _keep(self) -> None:

@@ -1,13 +1,12 @@
 """Endpoints that are never governed: their bytes go through, and each request has its one outcome.
 
-Plain completions, responses, messages, embeddings, and further paths of the engine that the owner has
-listed. It knows how each API writes errors and where it wants its key; it refuses to know what the
-answers mean: `upstream/tally.py` reads their tokens, and nothing else is read.
+Plain completions, responses, messages, embeddings, and further paths of the engine that the owner has listed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,23 +14,15 @@ from functools import partial
 
 import msgspec
 
+from suffice.episode.chunk_parsing import note_usage
 from suffice.episode.ledger import CallAccount, Ledger
-from suffice.errors import BadRequest, TooLarge
-from suffice.gateway import request_log
+from suffice.errors import BadRequest, TooLarge, UpstreamProtocol
+from suffice.gateway.admission import AdmittedRequest, Arrival, admit, find_route
 from suffice.gateway.auth import Caller, caller_of
-from suffice.gateway.chat import (
-    AdmittedRequest,
-    blank,
-    check_objects,
-    count_stripped,
-    find_route,
-    for_route,
-    one_request,
-)
-from suffice.gateway.context import Gateway
+from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import Exchange, Receive, Scope, Send, headers_of, read_body, tells_hang_up, writes_now
+from suffice.gateway.lifecycle import append, count_stripped, serve_request
 from suffice.gateway.objects import MOST_ID_CHARS, object_in
-from suffice.gateway.relay import Foreign, forwarded, pass_through
 from suffice.gateway.request_parsing import (
     MOST_NAME_CHARS,
     Intake,
@@ -42,9 +33,162 @@ from suffice.gateway.request_parsing import (
 )
 from suffice.gateway.route import BuiltRoute
 from suffice.store.rows.key_events import ObjectMade, StoredObject
-from suffice.types import Request
+from suffice.types import Purpose
+from suffice.upstream.client import Call, Headers, UpstreamClient
 from suffice.upstream.tally import AnswerFacts, read_answer
-from suffice.upstream.wire import encode_json
+from suffice.upstream.wire import Chunk, decode_chunk, encode_json, is_given, last_events
+
+TAIL_BYTES = 64 * 1024
+HELD_BYTES = 64 * 1024  # a longer event is passed on in parts
+_EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreign:
+    """How a call of another API is made and what is read of its answer."""
+
+    note: Callable[[CallAccount, Ledger, bytes, bool], None]  # reads the answer's last bytes
+    method: str = "POST"
+    key_header: str = "authorization"  # where the upstream wants its key
+    mark: bytes = b'"delta"'  # stands once in each event that carries text
+
+
+async def pass_through(
+    exchange: Exchange,
+    client: UpstreamClient,
+    path: str,
+    body: bytes | None,
+    headers: Headers,
+    ledger: Ledger,
+    *,
+    purpose: Purpose = "main",
+    foreign: Foreign | None = None,
+) -> None:
+    """Relay one call byte for byte. Raises UpstreamError when there is no answer to relay.
+
+    Nothing is parsed while it streams; events leave whole, so that an error can follow a stream that broke off. The
+    answer's last bytes are searched for its usage at the end.
+
+    foreign  how another API than chat completions is called and read
+    """
+    account = ledger.open_call(purpose)
+    how, extra = foreign or _CHAT, purpose == "rerun"
+    async with client.open(path, body, headers, method=how.method, key_header=how.key_header, extra=extra) as call:
+        if not (200 <= call.status < 300 or 400 <= call.status < 600):
+            raise UpstreamProtocol(f"the upstream answered {call.status}; redirects are not followed")
+        account.began = True
+        # Compressed events are opaque: neither can they be kept whole nor may an error be written among them.
+        events = call.content_type == "text/event-stream" and not call.is_encoded
+        await exchange.start(call.status, call.headers, events=events)
+        tail = await (_relay_events if events else _relay_bytes)(exchange, call, account, how.mark)
+        if not exchange.complete:
+            await exchange.body(b"", more=False)
+        account.cancelled = False
+        if call.status >= 400:
+            ledger.end_reason = "upstream_error"
+        how.note(account, ledger, tail, events)
+        await call.settle()
+
+
+async def _relay_bytes(exchange: Exchange, call: Call, _: CallAccount, __: bytes) -> bytes:
+    tail = bytearray()
+    while data := await call.read():
+        _keep_tail(tail, data)
+        await exchange.body(data, more=not call.at_end)  # a short answer is one write
+        if exchange.complete:
+            break
+    return bytes(tail)
+
+
+async def _relay_events(exchange: Exchange, call: Call, account: CallAccount, mark: bytes) -> bytes:
+    tail, held, n_deltas = bytearray(), bytearray(), 0
+
+    def at_once(data: bytes) -> bool:
+        nonlocal n_deltas
+        if held or not _is_whole(data) or not exchange.body_now(data):
+            return False
+        _keep_tail(tail, data)
+        n_deltas += data.count(mark)
+        account.received_tokens = max(0, n_deltas - 1)
+        return True
+
+    while data := await call.read(at_once):
+        _keep_tail(tail, data)
+        if whole := take_whole_events(held, data):
+            # One event a token, less the one that only opens the message, is a floor; the upstream's own
+            # count replaces it at the end.
+            n_deltas += whole.count(mark)
+            account.received_tokens = max(0, n_deltas - 1)
+            await exchange.body(whole)
+    if held:
+        await exchange.body(bytes(held))
+    return bytes(tail)
+
+
+def take_whole_events(held: bytearray, data: bytes) -> bytes:
+    """Add `data` to `held` and take out all that ends with an event's blank line; the rest stays held.
+
+    What is held is never longer than HELD_BYTES: an event beyond that goes out in parts.
+    """
+    if not held and _is_whole(data):
+        return data
+    held += data
+    ends = [at + len(mark) for mark in _EVENT_ENDS if (at := held.rfind(mark)) >= 0]
+    cut = len(held) if len(held) > HELD_BYTES else max(ends, default=0)
+    whole = bytes(held[:cut])
+    del held[:cut]
+    return whole
+
+
+def _is_whole(data: bytes) -> bool:
+    """Does a read that begins with an event hold whole events only, as nearly every one does?"""
+    return data.endswith(b"\n\n") and len(data) <= HELD_BYTES
+
+
+def _keep_tail(tail: bytearray, data: bytes) -> None:
+    tail += data
+    if len(tail) > 2 * TAIL_BYTES:
+        del tail[:-TAIL_BYTES]
+
+
+def note_tail(account: CallAccount, ledger: Ledger, tail: bytes, events: bool) -> None:
+    """Read usage, id and failure from the end of a relayed answer; silence where there are none."""
+    for chunk in _last_chunks(tail) if events else [_whole_or_usage(tail)]:
+        note_usage(account, chunk.usage)
+        ledger.response_id = chunk.id or ledger.response_id
+        if events and is_given(chunk.error):
+            ledger.end_reason = "upstream_error"
+        for choice in chunk.choices or ():
+            ledger.truncated = ledger.truncated or choice.finish_reason == "length"
+
+
+_CHAT = Foreign(note=note_tail)
+
+
+def _last_chunks(tail: bytes) -> list[Chunk]:
+    chunks = []
+    for frame in last_events(tail, 4):
+        try:
+            chunks.append(decode_chunk(frame.data or b""))
+        except UpstreamProtocol:
+            continue  # [DONE], cut or foreign: nothing to learn
+    return chunks
+
+
+def _whole_or_usage(tail: bytes) -> Chunk:
+    """A whole body, or of a body too long to be kept its usage alone."""
+    try:
+        return decode_chunk(tail)
+    except UpstreamProtocol:
+        pass
+    text = tail.decode("utf-8", "replace")
+    at = text.rfind('"usage":')
+    try:
+        usage, _ = json.JSONDecoder().raw_decode(text[at + 8 :].lstrip()) if at >= 0 else (None, 0)
+        return decode_chunk(encode_json({"usage": usage}))
+    except (ValueError, RecursionError, UpstreamProtocol):
+        return Chunk()
+
 
 HEAD_BYTES = 16 * 1024
 _QUERY = re.compile(rb"[!$-~]{0,8192}")  # what may stand in a request line, and no fragment
@@ -73,7 +217,6 @@ class PassingExchange(Exchange):
         await super().body(data, more=more)
 
     def body_now(self, data: bytes) -> bool:
-        """The same without waiting."""
         if not super().body_now(data):
             return False
         self._keep(data)
@@ -108,7 +251,6 @@ class MessagesExchange(PassingExchange):
         return encode_json({"type": "error", "error": {"type": kind, "message": message}})
 
     def error_frame(self, status: int, message: str, kind: str, code: str) -> bytes:
-        """The same as the event `error`."""
         return b"event: error\ndata: " + self.error_body(status, message, kind, None, code) + b"\n\n"
 
 
@@ -137,25 +279,24 @@ class Passthrough:
     method: str
     path: str
 
-    async def __call__(self, gw: Gateway, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+    async def __call__(self, gw: GatewayState, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = self.api.exchange(send, [], gw.monotonic_s, tells_hang_up(scope), writes_now(scope))
         stored_id = scope.get("path_params", {}).get("id")
         ask = _Ask(
             api=self.api, method=self.method, endpoint=self.path, stored_id=stored_id, gw=gw, caller=caller_of(scope)
         )
-        await one_request(gw, receive, exchange, partial(ask.admitted, scope, receive), ask.answer, endpoint=self.path)
+        await serve_request(
+            gw, receive, exchange, partial(ask.admitted, scope, receive), ask.answer, endpoint=self.path
+        )
 
 
 @dataclass(slots=True, kw_only=True)
 class _Ask:
-    """One request on its way through."""
-
     api: Api
     method: str
     endpoint: str
     stored_id: str | None
-    gw: Gateway
+    gw: GatewayState
     caller: Caller
     query: bytes = b""
 
@@ -168,16 +309,32 @@ class _Ask:
         intake = await self._read(headers, receive)
         named = dict(headers)
         kept = await self._stored()
-        await check_objects(gw, self.caller, intake)
+        if self._is_shared:
+            await gw.objects.check_body(self.caller, intake.raw, intake.body)
         found = self._route(intake, named, kept)
         count_stripped(gw, intake)
-        return AdmittedRequest(
-            intake=for_route(intake, found) if self.api.is_json else intake,
-            headers=gw.keys.without_keys(headers),
-            route=found,
-            upstream=self._upstream(found, named, kept),
-            request=self._request(episode_id, intake, found),
+        arrival = Arrival(
+            episode_id=episode_id,
+            endpoint=self.endpoint,
+            caller=self.caller,
+            model=intake.model,
+            stream=intake.stream,
         )
+        served, request, _ = admit(gw, arrival, found, "no_route" if found is None else "endpoint")
+        if self.api.is_json and found is not None:
+            intake = intake.for_model(found.settings.model)
+        return AdmittedRequest(
+            intake=intake,
+            headers=gw.keys.without_keys(headers),
+            route=served,
+            upstream=self._upstream(found, named, kept),
+            request=request,
+        )
+
+    @property
+    def _is_shared(self) -> bool:
+        """Does this gateway hide from its caller what other keys have made?"""
+        return self.gw.keys.has_tenants and not self.caller.sees_all
 
     def _route(self, intake: Intake, named: dict[str, str], kept: StoredObject | None) -> BuiltRoute | None:
         """The request's route. An object is its owner's, whatever the routes that its key may use match."""
@@ -193,11 +350,11 @@ class _Ask:
         gw, (is_object, object_id) = self.gw, object_in(self.endpoint)
         object_id = self.stored_id or object_id
         if object_id is None:
-            if is_object and self.method != "POST" and gw.keys.has_tenants and not self.caller.sees_all:
+            if is_object and self.method != "POST" and self._is_shared:
                 message = "this list shows what other keys have made; a key with all_objects may see it"
                 raise BadRequest(message, status=403, code="scope")
             return None
-        if gw.keys.has_tenants and not self.caller.sees_all:
+        if self._is_shared:
             await gw.objects.check(self.caller, object_id, "id")
         return await gw.objects.of(object_id) if gw.keys.asks_for_keys else gw.objects.recent(object_id)
 
@@ -213,7 +370,7 @@ class _Ask:
             return False
         made = StoredObject(object_id=object_id, sender=self.caller.id, upstream=upstream)
         if self.gw.objects.note(made) and self.caller.id:
-            request_log.append(self.gw, ObjectMade(made), ledger)
+            append(self.gw, ObjectMade(made), ledger)
         return True
 
     async def _read(self, headers: list[tuple[str, str]], receive: Receive) -> Intake:
@@ -241,37 +398,12 @@ class _Ask:
             return kept.upstream
         return (found.settings.upstream if found is not None else "") or self.gw.fallback_upstream()
 
-    def _request(self, episode_id: str, intake: Intake, found: BuiltRoute | None) -> Request:
-        gw = self.gw
-        if found is None:
-            return blank(gw, episode_id, intake, "no_route", self.endpoint, sender=self.caller.id)
-        gw.n_requests[found.name] = gw.n_requests.get(found.name, 0) + 1
-        return Request(
-            episode_id=episode_id,
-            route=found.name,
-            kind=found.settings.kind,
-            mode=found.settings.mode,
-            model=intake.model,
-            stream=intake.stream,
-            n_samples=1,
-            audit=False,
-            propensity=1.0,
-            policy_version=found.policy_version,
-            certified=found.certified,
-            question_key="",
-            ungoverned="endpoint",
-            received_at_s=gw.wall_s(),
-            endpoint=self.endpoint,
-            sender=self.caller.id,
-        )
-
-    async def answer(self, gw: Gateway, admitted: AdmittedRequest, ledger: Ledger, exchange: Exchange) -> None:
-        """Relay the answer."""
+    async def answer(self, gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, exchange: Exchange) -> None:
         assert isinstance(exchange, PassingExchange)
         request, intake = admitted.request, admitted.intake
         gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned or "endpoint")
         client = gw.upstreams[admitted.upstream]
-        body = forwarded(intake.raw, intake.body, changed=intake.changed)
+        body = intake.forwarded
         # vLLM's own check of keys reads `authorization` alone, whatever the API.
         wants_own = self.api.x_api_key and client.settings.driver != "vllm"
         foreign = Foreign(

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
@@ -21,6 +21,8 @@ from suffice.browsers import host_name
 from suffice.errors import BadRequest, TooLarge
 from suffice.gateway.exchange import MAX_HEADERS
 from suffice.settings import Server
+from suffice.signals.query import query_signals
+from suffice.types import Kind, Query
 from suffice.upstream.wire import MOST_DIGITS, count_items, encode_json, finite
 
 T = TypeVar("T")
@@ -49,6 +51,18 @@ class Intake:
     wants_usage: bool  # a usage chunk in the stream
     identity: bytes = b""  # equal for equal bodies: `raw`, or a digest of a long one
     prompt: str | None = None  # stands for messages that are long; None: they are short
+
+    @property
+    def forwarded(self) -> bytes:
+        """What goes upstream: the client's own bytes, or the body again when a field had to be changed."""
+        return encode_json(self.body) if self.changed else self.raw
+
+    def for_model(self, model: str | None) -> Intake:
+        """The request with the route's own model name; None: it has none."""
+        if model is None or model == self.model:
+            return self
+        self.body["model"] = model
+        return replace(self, changed=True)
 
 
 def check_head(headers: list[tuple[str, str]]) -> None:
@@ -268,3 +282,30 @@ def _kind(value: object) -> str:
         return "a number"
     names: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
     return names.get(type(value), type(value).__name__)
+
+
+def query_of(body: Mapping[str, Any], kind: Kind, n_samples: int) -> Query:
+    """The query of a governed request: its last user message, and the samples that a full run draws.
+
+    The body's `metadata` stays out: it may name a person.
+    """
+    return query_signals(last_question(body), metadata={}, planned_steps=n_samples if kind == "samples" else None)
+
+
+def last_question(body: Mapping[str, Any]) -> str | None:
+    """The text of the last message of a user; None: there is none, or it is no text."""
+    messages = body.get("messages")
+    for message in reversed(messages) if isinstance(messages, list) else ():
+        if isinstance(message, Mapping) and message.get("role") == "user":
+            return _text(message.get("content"))
+    return None
+
+
+def _text(content: object) -> str | None:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return None
+    parts = [part.get("text") for part in content if isinstance(part, Mapping)]
+    texts = [text for text in parts if isinstance(text, str)]
+    return "\n".join(texts) if texts else None

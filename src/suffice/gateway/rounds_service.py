@@ -1,28 +1,35 @@
 """Opens and closes runs whose loop the caller drives: the audit draw before the first step, one outcome at the end.
 
-Shared by `/v1/decide` and by the library, which differ only in how a step reaches them. Knows routes,
-audit draws and the log; refuses to know HTTP and threads: one caller at a time.
+Shared by `/v1/decide` and by the library, which differ only in how a step reaches them.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
 
+import msgspec
+
+from suffice.episode.guarded_policy import GuardedPolicy
 from suffice.episode.ledger import Ledger
-from suffice.episode.rounds import RoundsRun
-from suffice.episode.vectors import Vectors
-from suffice.gateway import questions, request_log
-from suffice.gateway.auth import ANYONE, Caller
-from suffice.gateway.breaker import Breaker
-from suffice.gateway.context import Gateway, may_stop
-from suffice.gateway.deliveries import RequestKey
-from suffice.gateway.load_control import placed
+from suffice.episode.probe import Vectors
+from suffice.episode.rounds import RoundsRun, StepReport
+from suffice.errors import BadRequest
+from suffice.gateway.admission import Arrival, admit, route_refusal, usable_routes
+from suffice.gateway.auth import ANYONE, Caller, caller_of
+from suffice.gateway.context import GatewayState, may_stop
+from suffice.gateway.exchange import ClientGone, Exchange, Receive, Scope, Send, headers_of, read_body
+from suffice.gateway.lifecycle import close, keep_sources, open_ledger, open_shelf, reply_headers
+from suffice.gateway.request_parsing import check_body_headers, parse_json, read_aside
 from suffice.gateway.route import BuiltRoute
-from suffice.rollout.assign import UNASSIGNED, AuditAssignment, joined, question_key
-from suffice.rollout.experiment import UnitIds, units_of
-from suffice.signals.query import class_of, query_signals
-from suffice.types import ArmDraw, EndReason, Query, Request
+from suffice.review.items import MOST_SOURCES
+from suffice.rollout import feedback_token
+from suffice.rollout.assign import joined
+from suffice.signals.query import query_signals
+from suffice.telemetry import LOG
+from suffice.types import Decision, EndReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,44 +47,48 @@ class RoundsRequest:
     endpoint: str = "/v1/decide"
 
 
-def open_run(gw: Gateway, route: BuiltRoute, asked: RoundsRequest) -> RoundsRun:
+def open_run(gw: GatewayState, route: BuiltRoute, asked: RoundsRequest) -> RoundsRun:
     """Draw the audit, write the request down, and give the run that takes its steps."""
     gw.refresh()
-    route = gw.kill.resting(next((one for one in gw.routes if one.name == route.name), route))
-    question = question_key(asked.question, salt=gw.salt)
-    place = gw.operating.admit(route, now_s=gw.monotonic_s())
-    route = route.for_request(question, asked.model, class_of(_query(asked)))
-    reason = _ungoverned(gw, route)
-    own, assigned, arms = placed(route, place), UNASSIGNED, tuple[ArmDraw, ...]()
-    episode_id = gw.new_id()
-    if reason is None:
-        assigned = gw.assign(own, _request_key(own, asked), episode_id)
-        varied, arms = gw.variants.place(route, lambda: _units(asked, assigned), question)
-        own = own if varied is route else placed(varied, place)
-    route = own
-    request = _request(gw, episode_id, route, asked, question, reason, assigned, arms)
+    route = next((one for one in gw.routes if one.name == route.name), route)
+    arrival = Arrival(
+        episode_id=gw.new_id(),
+        endpoint=asked.endpoint,
+        caller=asked.caller,
+        model=asked.model,
+        n_samples=route.settings.samples if route.settings.kind == "samples" else 1,
+        is_callers_loop=True,
+        question=lambda: asked.question,
+        query=lambda: query_signals(
+            asked.question, metadata=asked.metadata, query_class=asked.query_class, planned_steps=asked.planned_steps
+        ),
+        body=joined(asked.model, asked.question).encode("utf-8", "surrogatepass"),
+        conversation=asked.key,
+        idempotency_key=asked.idempotency_key,
+        user=asked.metadata.get("user"),
+        tenant=asked.metadata.get("tenant"),
+    )
+    served, request, _ = admit(gw, arrival, route, "off" if route.settings.mode == "off" else None)
+    assert served is not None
     ledger = Ledger(request, gw.monotonic_s())
-    ledger.feedback_token = gw.feedback_token(request.episode_id)
-    ledger.promise = gw.promise_to(route)
-    request_log.write_request(gw, ledger)
-    questions.keep(gw, route, ledger, lambda: asked.question)
+    open_ledger(gw, ledger, served, gw.feedback_token(request.episode_id), lambda: asked.question)
     gw.metrics.inc("suffice_open_episodes")
     if request.ungoverned is not None:
         gw.metrics.inc("suffice_ungoverned_total", request.route, request.ungoverned)
-    embedder, most = gw.embedders.get(route.name), route.settings.max_extra_calls
+    embedder, most = gw.embedders.get(served.name), served.settings.max_extra_calls
     return RoundsRun(
         ledger=ledger,
-        route=route,
-        may_act=may_stop(request, route),
-        returning=route.returning,
-        monotonic_s=gw.monotonic_s,
+        scorer=served.scorer,
+        policy=GuardedPolicy(served.policy, served.needs, ledger, gw.monotonic_s),
+        may_act=may_stop(request, served),
+        returning=served.returning,
         resting=lambda: gw.kill.on,
         vectors=None if embedder is None else Vectors(embedder=embedder, ledger=ledger, max_calls=most),
-        shelf=questions.shelf(route, ledger),
+        shelf=open_shelf(served, ledger),
     )
 
 
-def close_run(gw: Gateway, run: RoundsRun, end: EndReason = "done") -> None:
+def close_run(gw: GatewayState, run: RoundsRun, end: EndReason = "done") -> None:
     """Write the run's one outcome; closing it again does nothing.
 
     end  "done": the caller's loop came to its end, by a stop or by itself. "client_left": it was broken
@@ -93,95 +104,24 @@ def close_run(gw: Gateway, run: RoundsRun, end: EndReason = "done") -> None:
         ledger.finish_method = "caller"
         _estimate_saved(gw, run)
     gw.metrics.inc("suffice_open_episodes", by=-1)
-    questions.keep_sources(gw, ledger, run.shelf)
-    request_log.close(gw, ledger, end)
+    keep_sources(gw, ledger, run.shelf)
+    close(gw, ledger, end)
     ledger.steps = []  # they are in the log; the run stays for calls that come again
 
 
-def close_old(gw: Gateway) -> None:
+def close_old(gw: GatewayState) -> None:
     """End the runs that nobody has touched for too long: their callers have left."""
     for run in gw.runs.pop_old(now_s=gw.monotonic_s()):
         close_run(gw, run, "client_left")
 
 
-def close_all(gw: Gateway) -> None:
+def close_all(gw: GatewayState) -> None:
     """End every run: the process ends, and no caller can come back to them."""
     for run in gw.runs.pop_all():
         close_run(gw, run, "shutdown")
 
 
-def _ungoverned(gw: Gateway, route: BuiltRoute) -> str | None:
-    if route.settings.mode == "off":
-        return "off"
-    return None if gw.breakers.setdefault(route.name, Breaker()).allows(gw.monotonic_s()) else "breaker"
-
-
-def _request_key(route: BuiltRoute, asked: RoundsRequest) -> RequestKey:
-    body = joined(asked.model, asked.question).encode("utf-8", "surrogatepass")
-    return RequestKey(
-        route=route.name,
-        caller=asked.caller.namespace,
-        body=body,
-        conversation=asked.key,
-        idempotency_key=asked.idempotency_key,
-    )
-
-
-def _units(asked: RoundsRequest, assigned: AuditAssignment) -> UnitIds:
-    """What the run belongs to, by what its caller declared."""
-    told = asked.metadata
-    return units_of(
-        asked.caller.id, request=assigned.unit, conversation=asked.key, user=told.get("user"), tenant=told.get("tenant")
-    )
-
-
-def _request(
-    gw: Gateway,
-    episode_id: str,
-    route: BuiltRoute,
-    asked: RoundsRequest,
-    question: str,
-    reason: str | None,
-    assigned: AuditAssignment,
-    arms: tuple[ArmDraw, ...],
-) -> Request:
-    settings = route.settings
-    gw.n_requests[route.name] = gw.n_requests.get(route.name, 0) + 1
-    return Request(
-        episode_id=episode_id,
-        route=route.name,
-        kind=settings.kind,
-        mode=settings.mode,
-        model=asked.model or settings.model or "",
-        stream=False,
-        n_samples=settings.samples if settings.kind == "samples" else 1,
-        audit=assigned.audit,
-        propensity=assigned.propensity,
-        policy_version=route.policy_version,
-        certified=route.certified,
-        question_key=question if reason is None else "",
-        ungoverned=reason,
-        received_at_s=gw.wall_s(),
-        endpoint=asked.endpoint,
-        query=_query(asked) if reason is None else None,
-        unit=assigned.unit,
-        setup=route.setup,
-        promise=route.promise,
-        arms=arms,
-        sender=asked.caller.id,
-        delivery=assigned.delivery,
-        conversation=gw.conversation(asked.caller.id, asked.key),
-    )
-
-
-def _query(asked: RoundsRequest) -> Query:
-    """What the question tells before the first step; it may be stored, the question may not."""
-    return query_signals(
-        asked.question, metadata=asked.metadata, query_class=asked.query_class, planned_steps=asked.planned_steps
-    )
-
-
-def _estimate_saved(gw: Gateway, run: RoundsRun) -> None:
+def _estimate_saved(gw: GatewayState, run: RoundsRun) -> None:
     """What the loop would have gone on to generate, from the full runs of this route; unknown if few."""
     full, usage = gw.full_runs.get(run.ledger.request.route), run.ledger.told_usage
     remaining = full.remaining(usage.completion_tokens) if full is not None and usage is not None else None
@@ -189,3 +129,274 @@ def _estimate_saved(gw: Gateway, run: RoundsRun) -> None:
         return
     run.ledger.tokens_saved_estimate = round(remaining.thought_tokens)
     run.ledger.estimate_method = f"mean of {remaining.n} full runs of this route that were longer"
+
+
+LIMIT_BYTES = 2 * 2**20
+LOOK_S = 60.0  # how often runs that were left are looked for
+ID_CHARS = 200
+MAX_METADATA = 32
+MAX_LOGPROBS = 10_000
+
+FIELDS = (
+    "route",
+    "episode_id",
+    "question",
+    "step",
+    "done",
+    "aborted",
+    "key",
+    "model",
+    "metadata",
+    "query_class",
+    "planned_steps",
+)
+STEP_FIELDS = ("index", "answer", "tokens", "signals", "sources")
+SIGNAL_FIELDS = (
+    "text",
+    "confidence",
+    "logprobs",
+    "entropy",
+    "logprob",
+    "stated_confidence",
+    "said_done",
+    "action",
+    "ctx_tokens",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecideRequest:
+    route: str
+    episode_id: str | None
+    question: str | None
+    index: int | None  # None: no step is told
+    told: StepReport | None
+    done: bool
+    aborted: bool
+    key: str | None  # as the header x-conversation-id
+    model: str
+    metadata: Mapping[str, str]
+    query_class: str
+    planned_steps: int | None
+
+
+async def decide_step(gw: GatewayState, scope: Scope, receive: Receive, send: Send) -> None:
+    """`POST /v1/decide`: a loop that runs at the client asks after each of its steps whether to go on.
+
+    {route, question, step} ──▶ the run is opened: audit draw, request row ──▶ {episode_id, action, …}
+    {route, episode_id, step} ──▶ the next step; the same step again, the same decision
+    {route, episode_id, done | aborted} ──▶ its one outcome
+
+    Open runs are kept in memory, bounded in number and time; one that is left gets its outcome all the same.
+    """
+    exchange = Exchange(send, [], gw.monotonic_s)
+    headers = headers_of(scope)
+    try:
+        check_body_headers(headers, LIMIT_BYTES)
+        raw = await read_body(receive, LIMIT_BYTES)
+        said = read_decide(await read_aside(parse_json, raw, gw.settings.server))
+        close_old(gw)
+        run = _run(gw, said, caller_of(scope), dict(headers))
+        vector = () if said.told is None or said.index is None else await run.vector_of(said.index, said.told)
+        # From here to the answer nothing waits: clients that ask at once are served one after the other.
+        decision = _advance(gw, run, said, vector)
+    except ClientGone:
+        return
+    except BadRequest as error:
+        gw.metrics.inc("suffice_decisions_total", "", "refused")
+        await exchange.refuse(error)
+        return
+    except Exception as error:  # noqa: BLE001 - the caller's loop goes on; it only must be told so
+        LOG.error("decide: internal error (%s)", type(error).__name__)
+        gw.metrics.inc("suffice_failopen_total", "decide")
+        await exchange.fail(500, "internal error; go on without us", "internal_error", kind="server_error")
+        return
+    request = run.ledger.request
+    gw.metrics.inc("suffice_decisions_total", request.route, decision.action)
+    exchange.own_headers += [
+        ("x-suffice-episode-id", run.id),
+        *reply_headers(request),
+        *feedback_token.header(run.ledger.feedback_token),
+    ]
+    _watch(gw)
+    await exchange.json(200, msgspec.json.encode(_answer(run, decision)))
+
+
+def _run(gw: GatewayState, said: DecideRequest, caller: Caller, headers: Mapping[str, str]) -> RoundsRun:
+    """The run that is meant: one that is open, or a new one."""
+    found = next((r for r in usable_routes(gw.routes, caller, by_name=True) if r.name == said.route), None)
+    if found is None:
+        raise route_refusal(gw.routes, caller, said.route, where="route")
+    key = _opening_key(caller, headers)
+    episode_id = said.episode_id or (gw.runs.opened_by(key) if key else None)
+    if episode_id is not None:
+        run = gw.runs.get(episode_id, sender=caller.id, now_s=gw.monotonic_s())
+        if run is None:
+            message = f"episode_id: {episode_id[:80]!r} is not open here; it has ended, was left too long, or never was"
+            raise BadRequest(message, status=404, param="episode_id", code="unknown_episode")
+        if run.ledger.request.route != said.route:
+            message = f"route: this episode belongs to the route {run.ledger.request.route!r}"
+            raise BadRequest(message, status=409, param="route", code="route_conflict")
+        return run
+    return _open(gw, found, said, caller, headers)
+
+
+def _opening_key(caller: Caller, headers: Mapping[str, str]) -> str | None:
+    """Under which a run is kept, so that its opening call may be repeated; two callers never share one."""
+    key = headers.get("idempotency-key")
+    return joined(caller.namespace, key) if key else None
+
+
+def _open(
+    gw: GatewayState, route: BuiltRoute, said: DecideRequest, caller: Caller, headers: Mapping[str, str]
+) -> RoundsRun:
+    if said.question is None:
+        raise BadRequest("question: is needed when a run begins, and episode_id after that", param="question")
+    if said.index not in (None, 1):
+        message = f"step.index: got {said.index}; the first step of a run is 1, and episode_id names one that is open"
+        raise BadRequest(message, status=409, param="step.index", code="step_gap")
+    asked = RoundsRequest(
+        question=said.question,
+        key=said.key or headers.get("x-conversation-id"),
+        caller=caller,
+        idempotency_key=headers.get("idempotency-key"),
+        model=said.model,
+        metadata=said.metadata,
+        query_class=said.query_class,
+        planned_steps=said.planned_steps,
+    )
+    run = open_run(gw, route, asked)
+    gw.runs.put(run, key=_opening_key(caller, headers), now_s=gw.monotonic_s())
+    close_old(gw)
+    return run
+
+
+def _advance(gw: GatewayState, run: RoundsRun, said: DecideRequest, vector: tuple[float, ...]) -> Decision:
+    """Take the step in, if there is one, and end the run, if it is to end."""
+    decision = Decision(action="continue", reason="the run is over" if run.is_over or said.done else "the run is open")
+    if said.told is not None and said.index is not None:
+        decision = run.take(said.index, said.told, vector)
+    if said.done or said.aborted:
+        close_run(gw, run, "client_left" if said.aborted else "done")
+    return decision
+
+
+def _answer(run: RoundsRun, decision: Decision) -> dict[str, Any]:
+    request = run.ledger.request
+    return {
+        "episode_id": run.id,
+        "feedback_token": run.ledger.feedback_token or None,
+        "action": decision.action,
+        "stop_reason": decision.stop_reason,
+        "reason": decision.reason,
+        "return_step": run.return_step,
+        "policy_version": request.policy_version,
+        "propensity": decision.propensity,
+        "mode": request.mode,
+        "certified": request.certified,
+        "promise": run.ledger.promise() or None,
+        "degraded": list(run.ledger.degraded),
+    }
+
+
+def _watch(gw: GatewayState) -> None:
+    """Look for runs that were left, for as long as there are any."""
+    if gw.watches_runs or not len(gw.runs):
+        return
+    gw.watches_runs = True
+
+    def look() -> None:
+        gw.watches_runs = False
+        if gw.draining:
+            return
+        close_old(gw)
+        _watch(gw)
+
+    asyncio.get_running_loop().call_later(LOOK_S, look)
+
+
+def read_decide(body: dict[str, Any]) -> DecideRequest:
+    """Check a body. Raises BadRequest naming the field and what is allowed."""
+    _known(body, FIELDS, "")
+    route = _text(body, "route", ID_CHARS)
+    if not route:
+        raise BadRequest("route: is needed, the name of a route", param="route")
+    index, told = _step(body["step"]) if body.get("step") is not None else (None, None)
+    for name in ("done", "aborted"):
+        if not isinstance(body.get(name), bool | None):
+            raise BadRequest(f"{name}: must be true or false", param=name)
+    said = DecideRequest(
+        route=route,
+        episode_id=_text(body, "episode_id", ID_CHARS),
+        question=_text(body, "question", LIMIT_BYTES),
+        index=index,
+        told=told,
+        key=_text(body, "key", 1_000),
+        done=body.get("done") is True,
+        aborted=body.get("aborted") is True,
+        model=_text(body, "model", ID_CHARS) or "",
+        metadata=_metadata(body.get("metadata")),
+        query_class=_text(body, "query_class", ID_CHARS) or "",
+        planned_steps=_planned(body.get("planned_steps")),
+    )
+    if said.told is None and said.episode_id is None and said.question is None:
+        raise BadRequest("step: is needed, or question to begin a run, or episode_id with done", param="step")
+    return said
+
+
+def _step(step: Any) -> tuple[int, StepReport]:
+    if not isinstance(step, dict):
+        raise BadRequest("step: must be an object", param="step")
+    _known(step, STEP_FIELDS, "step.")
+    index = step.get("index")
+    if not isinstance(index, int) or isinstance(index, bool) or index < 1:
+        raise BadRequest("step.index: is needed, a whole number from 1", param="step.index")
+    if "tokens" not in step:
+        raise BadRequest("step.tokens: is needed, the tokens generated in this step", param="step.tokens")
+    signals = step.get("signals") or {}
+    if not isinstance(signals, dict):
+        raise BadRequest("step.signals: must be an object", param="step.signals")
+    _known(signals, SIGNAL_FIELDS, "step.signals.")
+    logprobs = signals.get("logprobs") or []
+    if not isinstance(logprobs, list) or len(logprobs) > MAX_LOGPROBS:
+        message = f"step.signals.logprobs: must be a list of at most {MAX_LOGPROBS} numbers"
+        raise BadRequest(message, param="step.signals.logprobs")
+    sources = step.get("sources") or []
+    if not isinstance(sources, list) or len(sources) > MOST_SOURCES:
+        message = f"step.sources: must be a list of at most {MOST_SOURCES} strings"
+        raise BadRequest(message, param="step.sources")
+    given = {k: v for k, v in signals.items() if v is not None and k != "logprobs"}
+    told = StepReport(
+        answer=step.get("answer"), tokens=step["tokens"], logprobs=tuple(logprobs), sources=tuple(sources), **given
+    )
+    return index, told
+
+
+def _known(table: dict[str, Any], known: tuple[str, ...], where: str) -> None:
+    for key in table:
+        if key not in known:
+            raise BadRequest(f"{where}{key[:80]}: unknown field; known: {', '.join(known)}", param=f"{where}{key[:80]}")
+
+
+def _text(body: dict[str, Any], key: str, limit: int) -> str | None:
+    value = body.get(key)
+    if value is not None and (not isinstance(value, str) or len(value) > limit):
+        raise BadRequest(f"{key}: must be a string of at most {limit} characters", param=key)
+    return value
+
+
+def _metadata(given: Any) -> Mapping[str, str]:
+    fits = given is None or (
+        isinstance(given, dict)
+        and len(given) <= MAX_METADATA
+        and all(isinstance(v, str) and len(k) + len(v) <= 1_000 for k, v in given.items())
+    )
+    if not fits:
+        raise BadRequest(f"metadata: must be an object of at most {MAX_METADATA} short strings", param="metadata")
+    return cast("dict[str, str]", given or {})
+
+
+def _planned(given: Any) -> int | None:
+    if given is not None and (not isinstance(given, int) or isinstance(given, bool) or given < 1):
+        raise BadRequest("planned_steps: must be a whole number, at least 1", param="planned_steps")
+    return given

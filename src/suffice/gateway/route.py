@@ -9,14 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import msgspec
 
 from suffice.episode.rounds import Returning
 from suffice.errors import BadRequest
-from suffice.gateway.auth import Caller
 from suffice.learn.groups import prompt_fold
 from suffice.policy.base import Policy
 from suffice.policy.returning import returning
@@ -26,7 +24,7 @@ from suffice.scoring.base import Scorer
 from suffice.settings import Route
 from suffice.store.routes.in_force import NOTHING, InForce
 from suffice.types import Findings, Promise
-from suffice.upstream.findings import allows_probes
+from suffice.upstream.drivers import allows_probes
 
 # Fields under which a stop could change what the client asked for, and the reason that is counted: OpenAI's, then
 # the names that llama.cpp, vLLM, SGLang and OpenRouter have for the same. A vote on samples could live with some of
@@ -200,47 +198,21 @@ def route_setup(settings: Route, scorer: str, url_key: str, *, probes: bool) -> 
     return f"{settings.kind}, scorer {scorer}, {hashlib.blake2b(written, digest_size=4).hexdigest()}"
 
 
-def find_route(routes: tuple[BuiltRoute, ...], *, model: str, asked: str | None) -> BuiltRoute | None:
-    """The first route whose conditions all hold; a route asked for by header must exist by name."""
-    for route in routes:
-        match = route.settings.match
-        if asked is not None and asked not in (route.name, match.header):
-            continue
-        if asked is None and (match.header or not route.settings.upstream):
-            continue  # a loop of the caller's own may have no upstream here: no request is meant for it
-        if match.model and not fnmatchcase(model, match.model):
-            continue
-        return route
-    return None
-
-
-def usable(routes: tuple[BuiltRoute, ...], caller: Caller, *, by_name: bool) -> tuple[BuiltRoute, ...]:
-    """The routes that a caller's requests may go to.
-
-    by_name  the request names its route, instead of being matched
-    """
-    if not caller.id:
-        return routes
-    return tuple(one for one in routes if caller.may_use(one.name, one.settings, by_name=by_name))
-
-
-def named_route_refused(routes: tuple[BuiltRoute, ...], caller: Caller, asked: str, *, where: str) -> BadRequest:
-    """Why a request may not go to the route that it names: there is none, or the caller's key may not use it."""
-    known = usable(routes, caller, by_name=True)
-    names, param = ", ".join(one.name for one in known) or "none", None if where.startswith("x-") else where
-    if caller.is_restricted or any(asked in (one.name, one.settings.match.header) for one in routes):
-        message = f"{where}: this key may not use the route {asked[:80]!r}; it may name: {names}"
-        return BadRequest(message, status=403, param=param, code="scope")
-    message = f"{where}: unknown route {asked[:80]!r}; known: {names}"
-    return BadRequest(message, param=param, code="unknown_route")
-
-
 def n_samples(route: BuiltRoute, options: Mapping[str, Any]) -> int:
-    """How many samples the full run draws: the request's own number, else the route's."""
-    return int(options.get("samples") or route.settings.samples) if route.settings.kind == "samples" else 1
+    """How many samples the full run draws: the request's own number, else the route's.
+
+    Raises BadRequest for more than the route allows.
+    """
+    if route.settings.kind != "samples":
+        return 1
+    samples, limit = int(options.get("samples") or route.settings.samples), route.settings.max_extra_calls + 1
+    if samples > limit:
+        message = f"suffice.samples: got {samples}; at most {limit} on this route"
+        raise BadRequest(message, param="suffice.samples", code="too_many_samples")
+    return samples
 
 
-def ungoverned(route: BuiltRoute, body: Mapping[str, Any], samples: int) -> str | None:
+def ungoverned(route: BuiltRoute, body: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
     """Why this request must pass through untouched; None: it is governed."""
     if route.settings.mode == "off":
         return "off"
@@ -254,7 +226,7 @@ def ungoverned(route: BuiltRoute, body: Mapping[str, Any], samples: int) -> str 
     for field, reason in BLOCKING.items():
         if body.get(field) not in (None, False, [], {}, ""):
             return reason
-    if route.settings.kind == "samples" and samples == 1:
+    if route.settings.kind == "samples" and n_samples(route, options) == 1:
         return "samples=1"
     return _uncontinuable(body, messages) if route.settings.kind == "reasoning" else None
 

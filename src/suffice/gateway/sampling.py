@@ -5,8 +5,7 @@
 
 Counts are in memory for a minute at most: a process that is killed loses those, and no row. The latest live runs are
 remembered whether they were drawn or not, so whether a label finds its run here does not depend on the lottery: labels
-that do are all of their kind and stand for themselves, and those that do not have the odds of the rows. Knows settings,
-rates and ends; refuses to know logs.
+that do are all of their kind and stand for themselves, and those that do not have the odds of the rows.
 """
 
 from __future__ import annotations
@@ -58,7 +57,6 @@ class _Tally:
     duration_s: float = 0.0
 
     def add(self, outcome: Outcome) -> None:
-        """One more request."""
         self.n += 1
         self.ends[outcome.end_reason] += 1
         self.duration_s += outcome.duration_s
@@ -82,7 +80,6 @@ class _Tally:
             self.saved_usd += outcome.saved_usd_estimate or 0.0
 
     def cell(self, query_class: str, version: str, ungoverned: str) -> Unkept:
-        """As the log keeps it."""
         sums = {one.name: getattr(self, one.name) for one in fields(self)} | {"ends": tuple(sorted(self.ends.items()))}
         return Unkept(query_class=query_class, version=version, ungoverned=ungoverned, **sums)
 

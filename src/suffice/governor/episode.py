@@ -8,18 +8,98 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Protocol, Required, TypedDict, TypeVar, Unpack
 
 from suffice.episode.rounds import StepReport
 from suffice.errors import BadRequest, ClosedError, SufficeError
-from suffice.governor.backend import BackendRun
+from suffice.settings import Metric
 from suffice.telemetry import LOG
-from suffice.types import Decision, Mode
+from suffice.types import Decision, Feedback, Mode
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStart:
+    """What is said when a loop begins."""
+
+    question: str
+    key: str | None
+    model: str
+    metadata: Mapping[str, str]
+    query_class: str
+    planned_steps: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelReceipt:
+    """A label's receipt: it is on disk, and stays there."""
+
+    duplicate: bool  # a label with this `feedback_id` was there before, and this one changed nothing
+    joined: bool  # the run that it names is known; if not, it joins when that arrives
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """What is fixed for a whole run."""
+
+    id: str  # where a server could not be asked, one that it does not know
+    mode: Mode = "off"  # of the route; "off" where nobody judges
+    policy_version: str = ""  # "" where nobody judges
+    certified: bool = False
+    feedback_token: str = ""  # lets its holder rate the run's answer; "": none is given out
+
+
+class BackendRun(Protocol):
+    """One run, as seen from the caller's loop. Calls come one at a time."""
+
+    @property
+    def info(self) -> RunInfo: ...
+    @property
+    def degraded(self) -> tuple[str, ...]: ...
+    @property
+    def return_step(self) -> int | None: ...
+
+    def take(self, index: int, told: StepReport, *, done: bool) -> Decision:
+        """Take a step in; `done` ends the run with it."""
+        ...
+
+    def end(self, *, aborted: bool) -> None:
+        """End the run; ending it again does nothing."""
+        ...
+
+
+class Backend(Protocol):
+    """Opens runs and takes labels. Safe for threads.
+
+    Both implementations, `local` and `remote`, fail open: no method raises because of signals, policies, logs or
+    networks.
+    """
+
+    @property
+    def blocks(self) -> bool:
+        """Do its calls wait for a network? Then an event loop sends them to a thread."""
+        ...
+
+    @property
+    def failed_open(self) -> dict[str, int]: ...
+    @property
+    def declared(self) -> Mapping[str, Metric] | None:
+        """The metrics that feedback may give; None: somebody else knows them."""
+        ...
+
+    def open(self, opening: RunStart) -> BackendRun: ...
+    def feedback(self, given: Sequence[Feedback]) -> tuple[LabelReceipt, ...]:
+        """Store pieces of feedback; waits until all are on disk. Raises StoreError."""
+        ...
+
+    def flush(self, timeout_s: float) -> bool: ...
+    def close(self) -> None:
+        """Break off what is open and release everything; closing it again does nothing."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +115,7 @@ class RoundRecord:
     decision: Decision
 
 
-class Core:
+class EpisodeCore:
     """What both forms share. Safe for threads: steps come one at a time.
 
     usable  raises ClosedError where the governor may not be used any more
@@ -85,7 +165,7 @@ class Core:
             except SufficeError:
                 raise
             except Exception as error:  # noqa: BLE001 - the caller has its answer; only our record is poorer
-                LOG.error("episode %s: its end was not recorded (%s)", self.run.id, type(error).__name__)
+                LOG.error("episode %s: its end was not recorded (%s)", self.run.info.id, type(error).__name__)
 
     def _judged(self, index: int, told: StepReport, *, done: bool) -> Decision:
         try:
@@ -93,20 +173,46 @@ class Core:
         except SufficeError:
             raise
         except Exception as error:  # noqa: BLE001 - a broken optimiser costs tokens, never an answer
-            LOG.error("episode %s: a step was not judged (%s)", self.run.id, type(error).__name__)
+            LOG.error("episode %s: a step was not judged (%s)", self.run.info.id, type(error).__name__)
             return Decision(action="continue", reason=f"Suffice failed ({type(error).__name__}); the loop goes on")
 
 
-class _Face:
-    """What can be read of a run, in both forms."""
+class StepFields(TypedDict, total=False):
+    """What a loop tells of one of its steps."""
 
-    def __init__(self, core: Core) -> None:
+    tokens: Required[int]  # generated in this step
+    answer: str | None  # that would be used now; None: read from `text` by the route's scorer; "": none
+    text: str  # the step's own text: read by signals, stored only where the route keeps texts for reviewers
+    confidence: float | None  # probability of the answer, in [0, 1]
+    logprobs: Sequence[float]  # of the answer's tokens, natural log
+    entropy: float | None  # likewise, in nats
+    logprob: float | None  # mean log-probability of the step's own tokens, at most 0
+    stated_confidence: float | None  # what the model said of itself, in [0, 1]
+    said_done: bool | None  # the model's own flag that it is done
+    action: str | None  # what this kind of step is called: "search", "revise", "tool" …
+    ctx_tokens: int  # prompt tokens read at this step
+    sources: Sequence[str]  # passages that were found for it, for a reviewer: dropped where no texts are kept
+
+
+def _report(fields: StepFields) -> StepReport:
+    """Raises BadRequest for what can only be a mistake: of one text, the letters would be taken for passages."""
+    sources = fields.get("sources", ())
+    if isinstance(sources, str):
+        raise BadRequest("step.sources: got one text; needs a list of texts", param="step.sources")
+    given: dict[str, Any] = {**fields, "logprobs": tuple(fields.get("logprobs", ())), "sources": tuple(sources)}
+    return StepReport(**given)
+
+
+class EpisodeView:
+    """What can be read of a run, in its plain and in its asynchronous form."""
+
+    def __init__(self, core: EpisodeCore) -> None:
         self._core = core
 
     @property
     def id(self) -> str:
         """Names this run in the log and in feedback."""
-        return self._core.run.id
+        return self._core.run.info.id
 
     @property
     def history(self) -> tuple[RoundRecord, ...]:
@@ -124,8 +230,8 @@ class _Face:
         step, history = self.return_step, self._core.history
         if step is None or step > len(history):
             return None
-        said = history[step - 1]
-        return said.answer if said.answer is not None else said.text or None
+        record = history[step - 1]
+        return record.answer if record.answer is not None else record.text or None
 
     @property
     def stopped(self) -> bool:
@@ -135,27 +241,26 @@ class _Face:
     @property
     def tokens(self) -> int:
         """Generated so far, by what the steps told."""
-        return sum(said.tokens for said in self._core.history)
+        return sum(record.tokens for record in self._core.history)
 
     @property
     def mode(self) -> Mode:
         """Of the route; "off" where nobody judges."""
-        return self._core.run.mode
+        return self._core.run.info.mode
 
     @property
     def policy_version(self) -> str:
         """Pinned for the whole run."""
-        return self._core.run.policy_version
+        return self._core.run.info.policy_version
 
     @property
     def certified(self) -> bool:
-        """Is that version certified on this route? Always false today."""
-        return self._core.run.certified
+        return self._core.run.info.certified
 
     @property
     def feedback_token(self) -> str:
         """Lets a browser rate this run's answer at the gateway without a key; "": none is given out."""
-        return self._core.run.feedback_token
+        return self._core.run.info.feedback_token
 
     @property
     def degraded(self) -> tuple[str, ...]:
@@ -163,106 +268,30 @@ class _Face:
         return self._core.run.degraded
 
 
-def _passages(sources: Sequence[str]) -> tuple[str, ...]:
-    """What a step read. Raises BadRequest for one text: its letters would be taken for passages."""
-    if isinstance(sources, str):
-        raise BadRequest("step.sources: got one text; needs a list of texts", param="step.sources")
-    return tuple(sources)
-
-
-class Episode(_Face):
+class Episode(EpisodeView):
     """One run; made by `with gov.episode(question) as ep`."""
 
-    def step(
-        self,
-        *,
-        tokens: int,
-        answer: str | None = None,
-        text: str = "",
-        confidence: float | None = None,
-        logprobs: Sequence[float] = (),
-        entropy: float | None = None,
-        logprob: float | None = None,
-        stated_confidence: float | None = None,
-        said_done: bool | None = None,
-        action: str | None = None,
-        ctx_tokens: int = 0,
-        sources: Sequence[str] = (),
-        done: bool = False,
-    ) -> Decision:
-        """Tell one step of the loop; `.stop` says whether to leave it.
+    def step(self, *, done: bool = False, **step: Unpack[StepFields]) -> Decision:
+        """Tell one step of the loop; `.stop` says whether to leave it. Needs `tokens`; see `StepFields`.
 
-        tokens             generated in this step
-        answer             the answer that would be used now; None: read from `text` by the route's scorer; "": none
-        text               the step's own text: read by signals, stored only where the route keeps texts for reviewers
-        confidence         probability of the answer, in [0, 1]; logprobs, entropy: of its tokens, natural log
-        logprob            mean log-probability of the step's own tokens, at most 0
-        stated_confidence  what the model said of itself, in [0, 1]
-        said_done          the model's own flag that it is done
-        action             what this kind of step is called: "search", "revise", "tool" …
-        ctx_tokens         prompt tokens read at this step
-        sources            passages that were found for it, for a reviewer: dropped where the route keeps no texts
-        done               this was the loop's last step: the run ends here
+        done  this was the loop's last step: the run ends here
 
         Raises ClosedError when the run is over, and BadRequest for a value that can only be a mistake. Whatever
         else goes wrong continues the loop.
         """
-        told = StepReport(
-            answer=answer,
-            tokens=tokens,
-            text=text,
-            confidence=confidence,
-            logprobs=tuple(logprobs),
-            entropy=entropy,
-            logprob=logprob,
-            stated_confidence=stated_confidence,
-            said_done=said_done,
-            action=action,
-            ctx_tokens=ctx_tokens,
-            sources=_passages(sources),
-        )
-        return self._core.take(told, done=done)
+        return self._core.take(_report(step), done=done)
 
 
-class AsyncEpisode(_Face):
+class AsyncEpisode(EpisodeView):
     """One run; made by `async with gov.episode(question) as ep`."""
 
-    def __init__(self, core: Core, threads: Executor | None) -> None:
+    def __init__(self, core: EpisodeCore, threads: Executor | None) -> None:
         super().__init__(core)
         self._threads = threads
 
-    async def step(
-        self,
-        *,
-        tokens: int,
-        answer: str | None = None,
-        text: str = "",
-        confidence: float | None = None,
-        logprobs: Sequence[float] = (),
-        entropy: float | None = None,
-        logprob: float | None = None,
-        stated_confidence: float | None = None,
-        said_done: bool | None = None,
-        action: str | None = None,
-        ctx_tokens: int = 0,
-        sources: Sequence[str] = (),
-        done: bool = False,
-    ) -> Decision:
+    async def step(self, *, done: bool = False, **step: Unpack[StepFields]) -> Decision:
         """As `Episode.step`; a server is asked in a thread, so the event loop never waits."""
-        told = StepReport(
-            answer=answer,
-            tokens=tokens,
-            text=text,
-            confidence=confidence,
-            logprobs=tuple(logprobs),
-            entropy=entropy,
-            logprob=logprob,
-            stated_confidence=stated_confidence,
-            said_done=said_done,
-            action=action,
-            ctx_tokens=ctx_tokens,
-            sources=_passages(sources),
-        )
+        told = _report(step)
         return await in_thread(self._threads, lambda: self._core.take(told, done=done))
 
 

@@ -1,7 +1,4 @@
-"""The governor: opens runs of your own loop, takes labels, and closes what it opened.
-
-Knows processes and their forks; refuses to know how a step is judged (`local`, `remote`).
-"""
+"""The governor: opens runs of your own loop, takes labels, and closes what it opened."""
 
 from __future__ import annotations
 
@@ -13,15 +10,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Required, Self, TypedDict, Unpack
 
 from suffice.errors import BadRequest, ClosedError
 from suffice.gateway.feedback import MOST_ROWS
 from suffice.gateway.feedback_form import read_feedback
-from suffice.governor.backend import Backend, LabelReceipt, RunStart
-from suffice.governor.episode import AsyncEpisode, Core, Episode, in_thread
-from suffice.governor.local import LocalDesk
-from suffice.governor.remote import RemoteDesk
+from suffice.governor.episode import AsyncEpisode, Backend, Episode, EpisodeCore, LabelReceipt, RunStart, in_thread
+from suffice.governor.local import LocalBackend
+from suffice.governor.remote import RemoteBackend
 from suffice.settings import Settings
 from suffice.wiring import load_settings
 
@@ -29,12 +25,30 @@ N_THREADS = 16  # in which an event loop's episodes ask a server
 TIMEOUT_S = 2.0  # a server that takes longer for one step is left alone for the rest of the run
 
 
+class FeedbackFields(TypedDict, total=False):
+    """What may be said of a run's answer."""
+
+    source: Required[str]  # who says so: "user", "exact-match", "reviewer" …; "behaviour" for an event
+    correct: bool | None
+    gold: str | None
+    answer: str | None
+    rating: int | None  # 1 to 5
+    thumbs: str | None  # "up" or "down"
+    comment: str | None
+    reason: str | None
+    metrics: Mapping[str, bool | float | str] | None  # that the settings declare, questions of a survey among them
+    event: str | None  # "regenerate": asked again; "abandon": left
+    user: str | None  # the person, by any name; only a keyed hash of it is stored
+    propensity: float | None  # share of people who are asked, where you ask some by lot
+    feedback_id: str | None  # makes sending again safe: the same id counts once; None: a fresh one
+
+
 class RunContext:
     """A run that begins when its block is entered: `with` or `async with`."""
 
     def __init__(self, governor: Governor, opening: RunStart) -> None:
         self._governor, self._opening = governor, opening
-        self._core: Core | None = None
+        self._core: EpisodeCore | None = None
 
     def __enter__(self) -> Episode:
         return Episode(self._begin())
@@ -56,7 +70,7 @@ class RunContext:
         if core is not None:
             await in_thread(self._governor.threads, lambda: core.end(aborted=kind is not None))
 
-    def _begin(self) -> Core:
+    def _begin(self) -> EpisodeCore:
         if self._core is not None:
             raise ClosedError("episode: this run was begun before; each call of gov.episode() begins one")
         self._core = self._governor.begin(self._opening)
@@ -70,10 +84,10 @@ class Governor:
     ends without that writes it too, unless it is killed.
     """
 
-    def __init__(self, desk: Backend, route: str) -> None:
-        self._desk, self._route, self._pid = desk, route, os.getpid()
-        self.threads: Executor | None = ThreadPoolExecutor(N_THREADS, "suffice") if desk.blocks else None
-        self._finish = weakref.finalize(self, _close, desk, self.threads, self._pid)
+    def __init__(self, backend: Backend, route: str) -> None:
+        self._backend, self._route, self._pid = backend, route, os.getpid()
+        self.threads: Executor | None = ThreadPoolExecutor(N_THREADS, "suffice") if backend.blocks else None
+        self._finish = weakref.finalize(self, _close, backend, self.threads, self._pid)
 
     @classmethod
     def open(cls, settings: str | Path | Settings, *, route: str) -> Governor:
@@ -84,7 +98,7 @@ class Governor:
         cannot be opened raises nothing: one warning says so, and loops go on by the last-good file, or in full.
         """
         read = settings if isinstance(settings, Settings) else load_settings(settings)
-        return cls(LocalDesk(read, route), route)
+        return cls(LocalBackend(read, route), route)
 
     @classmethod
     def connect(cls, url: str, *, route: str, api_key: str | None = None, timeout_s: float = TIMEOUT_S) -> Governor:
@@ -94,12 +108,12 @@ class Governor:
                    and nothing else
         Raises ConfigError for an address that cannot be one.
         """
-        return cls(RemoteDesk(url, route, api_key=api_key, timeout_s=timeout_s), route)
+        return cls(RemoteBackend(url, route, api_key=api_key, timeout_s=timeout_s), route)
 
     @property
     def failed_open(self) -> dict[str, int]:
         """How often Suffice failed, by place. Each cost tokens and no answer; worth an alert."""
-        return self._desk.failed_open
+        return self._backend.failed_open
 
     def episode(
         self,
@@ -136,60 +150,21 @@ class Governor:
             ),
         )
 
-    def begin(self, opening: RunStart) -> Core:
+    def begin(self, opening: RunStart) -> EpisodeCore:
         """What `episode` does when its block is entered. Raises ClosedError."""
         self._usable()
-        return Core(self._desk.open(opening), self._usable)
+        return EpisodeCore(self._backend.open(opening), self._usable)
 
-    def feedback(
-        self,
-        episode_id: str,
-        *,
-        source: str,
-        correct: bool | None = None,
-        gold: str | None = None,
-        answer: str | None = None,
-        rating: int | None = None,
-        thumbs: str | None = None,
-        comment: str | None = None,
-        reason: str | None = None,
-        metrics: Mapping[str, bool | float | str] | None = None,
-        event: str | None = None,
-        user: str | None = None,
-        propensity: float | None = None,
-        feedback_id: str | None = None,
-    ) -> LabelReceipt:
-        """Say how good a run's answer was, at any time; returns when that is on disk.
-
-        source       who says so: "user", "exact-match", "reviewer" …; "behaviour" for an event
-        metrics      values that the settings declare, questions of a survey among them
-        event        "regenerate": asked again; "abandon": left
-        user         the person, by any name; only a keyed hash of it is stored
-        propensity   share of people who are asked, where you ask some by lot
-        feedback_id  makes sending again safe: the same id counts once; None: a fresh one
+    def feedback(self, episode_id: str, **fields: Unpack[FeedbackFields]) -> LabelReceipt:
+        """Say how good a run's answer was, at any time; returns when that is on disk. Needs `source`.
 
         Waits up to 5 s; in an event loop use `afeedback`. Raises StoreError when it is not on disk (send it
         again), BadRequest for fields that cannot be, and ClosedError.
         """
-        self._usable()
-        given = {
-            "feedback_id": feedback_id,
-            "episode_id": episode_id,
-            "source": source,
-            "correct": correct,
-            "gold": gold,
-            "answer": answer,
-            "rating": rating,
-            "thumbs": thumbs,
-            "comment": comment,
-            "reason": reason,
-            "metrics": None if metrics is None else dict(metrics),
-            "event": event,
-            "user": user,
-            "propensity": propensity,
-        }
-        (taken,) = self.feedback_batch([given])
-        return taken
+        metrics = fields.get("metrics")
+        given = {**fields, "episode_id": episode_id, "metrics": None if metrics is None else dict(metrics)}
+        (receipt,) = self.feedback_batch([given])
+        return receipt
 
     def feedback_batch(self, rows: Sequence[Mapping[str, Any]]) -> tuple[LabelReceipt, ...]:
         """Many pieces of feedback at once, at most 1,000: objects as `POST /v1/feedback` takes them.
@@ -204,48 +179,15 @@ class Governor:
         for number, row in enumerate(rows, 1):
             try:
                 given = {**row, "feedback_id": row.get("feedback_id") or uuid.uuid4().hex}
-                said.append(read_feedback(given, self._desk.declared))
+                said.append(read_feedback(given, self._backend.declared))
             except BadRequest as error:
                 where = f"row {number}, " if len(rows) > 1 else ""
                 raise BadRequest(f"{where}{error}", status=error.status, param=error.param, code=error.code) from None
-        return self._desk.feedback(said)
+        return self._backend.feedback(said)
 
-    async def afeedback(
-        self,
-        episode_id: str,
-        *,
-        source: str,
-        correct: bool | None = None,
-        gold: str | None = None,
-        answer: str | None = None,
-        rating: int | None = None,
-        thumbs: str | None = None,
-        comment: str | None = None,
-        reason: str | None = None,
-        metrics: Mapping[str, bool | float | str] | None = None,
-        event: str | None = None,
-        user: str | None = None,
-        propensity: float | None = None,
-        feedback_id: str | None = None,
-    ) -> LabelReceipt:
+    async def afeedback(self, episode_id: str, **fields: Unpack[FeedbackFields]) -> LabelReceipt:
         """As `feedback`, without holding up the event loop."""
-        return await asyncio.to_thread(
-            self.feedback,
-            episode_id,
-            source=source,
-            correct=correct,
-            gold=gold,
-            answer=answer,
-            rating=rating,
-            thumbs=thumbs,
-            comment=comment,
-            reason=reason,
-            metrics=metrics,
-            event=event,
-            user=user,
-            propensity=propensity,
-            feedback_id=feedback_id,
-        )
+        return await asyncio.to_thread(self.feedback, episode_id, **fields)
 
     async def afeedback_batch(self, rows: Sequence[Mapping[str, Any]]) -> tuple[LabelReceipt, ...]:
         """As `feedback_batch`, without holding up the event loop."""
@@ -254,7 +196,7 @@ class Governor:
     def flush(self, timeout_s: float = 5.0) -> bool:
         """Wait until everything so far is on disk; False: it took longer. Raises ClosedError."""
         self._usable()
-        return self._desk.flush(timeout_s)
+        return self._backend.flush(timeout_s)
 
     def close(self) -> None:
         """Break off the runs that are open, write everything down, release everything.
@@ -293,10 +235,10 @@ class Governor:
             raise ClosedError(f"governor for {self._route!r}: it is closed; open another one")
 
 
-def _close(desk: Backend, threads: Executor | None, pid: int) -> None:
+def _close(backend: Backend, threads: Executor | None, pid: int) -> None:
     """Runs once: at `close`, when the governor is let go of, or when the process ends."""
     if os.getpid() != pid:
         return  # a fork holds copies of locks and connections that are its parent's
-    desk.close()
+    backend.close()
     if threads is not None:
         threads.shutdown(wait=False)

@@ -7,67 +7,73 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Any, TypeVar
 
+from suffice.episode.probe import SITE
 from suffice.episode.rounds import RoundsRun, StepReport
-from suffice.episode.vectors import SITE
 from suffice.errors import ConfigError, StoreError
-from suffice.gateway import request_log, rounds_service
-from suffice.gateway.context import Gateway
+from suffice.gateway import lifecycle, rounds_service
+from suffice.gateway.context import GatewayState
 from suffice.gateway.feedback_form import id_conflict, seal_feedback
-from suffice.governor.backend import LabelReceipt, RunStart
-from suffice.governor.background_loop import Beside
+from suffice.governor.episode import LabelReceipt, RunInfo, RunStart
 from suffice.settings import Metric, Settings
 from suffice.store.database.deferred_log import LateLog
 from suffice.store.database.log import Receipt
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.events import FeedbackGiven
-from suffice.types import Decision, EndReason, Feedback, Mode
+from suffice.types import Decision, EndReason, Feedback
 from suffice.wiring import build_library, embedders
+
+T = TypeVar("T")
+
+
+class BackgroundLoop:
+    """Opens a helper in a thread of its own and waits there for what it does; usable from any thread."""
+
+    def __init__(self, helper: AbstractAsyncContextManager[object]) -> None:
+        self._loop, self._stack = asyncio.new_event_loop(), AsyncExitStack()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="suffice-background", daemon=True)
+        self._thread.start()
+        self.wait(self._stack.enter_async_context(helper))
+
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do this in the helper's loop and return what it gives; raises what it raises."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def close(self) -> None:
+        """Close the helper and end its thread; closing it again does nothing."""
+        if self._loop.is_closed():
+            return
+        self.wait(self._stack.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
 
 class LocalRun:
-    """One run in this process."""
-
-    def __init__(self, run: RoundsRun, close: Callable[[RoundsRun, EndReason], None], embedder: Beside | None) -> None:
+    def __init__(
+        self, run: RoundsRun, close: Callable[[RoundsRun, EndReason], None], embedder: BackgroundLoop | None
+    ) -> None:
         self._run, self._close, self._embedder = run, close, embedder
         self._lock = threading.Lock()
-        self._request = run.ledger.request
-
-    @property
-    def id(self) -> str:
-        """The episode's id."""
-        return self._run.id
-
-    @property
-    def mode(self) -> Mode:
-        """Of the route."""
-        return self._request.mode
-
-    @property
-    def policy_version(self) -> str:
-        """Pinned for the whole run."""
-        return self._request.policy_version
-
-    @property
-    def certified(self) -> bool:
-        """Is that version certified on this route?"""
-        return self._request.certified
-
-    @property
-    def feedback_token(self) -> str:
-        """What lets its holder rate the run's answer."""
-        return self._run.ledger.feedback_token
+        request = run.ledger.request
+        self.info = RunInfo(
+            id=run.id,
+            mode=request.mode,
+            policy_version=request.policy_version,
+            certified=request.certified,
+            feedback_token=run.ledger.feedback_token,
+        )
 
     @property
     def degraded(self) -> tuple[str, ...]:
-        """Places where Suffice failed open."""
         return tuple(self._run.ledger.degraded)
 
     @property
     def return_step(self) -> int | None:
-        """The step whose answer is the one to use."""
         return self._run.return_step
 
     def take(self, index: int, told: StepReport, *, done: bool) -> Decision:
@@ -89,14 +95,11 @@ class LocalRun:
             return ()
 
     def end(self, *, aborted: bool) -> None:
-        """End the run."""
         with self._lock:
             self._close(self._run, "client_left" if aborted else "done")
 
 
-class LocalDesk:
-    """Everything that governs one route in this process. Raises as `wiring.build_library` does."""
-
+class LocalBackend:
     def __init__(self, settings: Settings, route: str) -> None:
         if route not in settings.routes:
             known = ", ".join(sorted(settings.routes)) or "none is configured"
@@ -104,14 +107,14 @@ class LocalDesk:
         vectors = embedders(settings)
         self._lock = threading.Lock()
         self._library = build_library(settings, vectors, lock=self._lock)
-        self._gw: Gateway = self._library.gateway
-        self._embedder = Beside(vectors[route]) if route in vectors else None
+        self._gw: GatewayState = self._library.gateway
+        self._embedder = BackgroundLoop(vectors[route]) if route in vectors else None
         self._route = route
         self.blocks = self._embedder is not None
         self._open: dict[str, LocalRun] = {}
 
     @property
-    def gateway(self) -> Gateway:
+    def gateway(self) -> GatewayState:
         """The running parts: metrics, log, routes."""
         return self._gw
 
@@ -123,7 +126,6 @@ class LocalDesk:
         return {s.labels["site"]: int(s.value) for s in samples if s.name.endswith("_total")}
 
     def open(self, opening: RunStart) -> LocalRun:
-        """Begin a run."""
         asked = rounds_service.RoundsRequest(
             question=opening.question,
             key=opening.key,
@@ -136,7 +138,7 @@ class LocalDesk:
         with self._lock:
             route = next(r for r in self._gw.routes if r.name == self._route)
             run = LocalRun(rounds_service.open_run(self._gw, route, asked), self._close_run, self._embedder)
-            self._open[run.id] = run
+            self._open[run.info.id] = run
             return run
 
     def _close_run(self, run: RoundsRun, end: EndReason) -> None:
@@ -168,12 +170,10 @@ class LocalDesk:
         return await asyncio.gather(*map(self._gw.log.append_durable, events))
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until everything so far is on disk."""
         log = self._gw.log
         return log.drain(timeout_s) if isinstance(log, SqliteLog | LateLog) else True
 
     def close(self) -> None:
-        """Break off what is open, write everything down, and close the log."""
         with self._lock:
             left = list(self._open.values())
         for run in left:
@@ -181,7 +181,7 @@ class LocalDesk:
         if self._embedder is not None:
             self._embedder.close()
         with self._lock:
-            request_log.write_counts(self._gw, all_of_them=True)
+            lifecycle.write_counts(self._gw, all_of_them=True)
         self._library.close()
 
 

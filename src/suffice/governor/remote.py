@@ -20,13 +20,13 @@ import msgspec
 
 from suffice.episode.rounds import StepReport, last_answer
 from suffice.errors import BadRequest, ConfigError, StoreError
-from suffice.gateway.breaker import Breaker
 from suffice.gateway.feedback_form import FIELDS
-from suffice.governor.backend import LabelReceipt, RunStart
+from suffice.gateway.load_control import Breaker
+from suffice.governor.episode import LabelReceipt, RunInfo, RunStart
 from suffice.review.items import MOST_CHARS, MOST_SOURCES
 from suffice.settings import Metric
 from suffice.telemetry import LOG
-from suffice.types import Decision, Feedback, Mode
+from suffice.types import Decision, Feedback
 
 MAX_IDLE = 16  # connections that are kept for the next call
 REPLY_LIMIT_BYTES = 1024 * 1024
@@ -87,7 +87,6 @@ class ServerConnections:
         raise AssertionError("unreachable")
 
     def close(self) -> None:
-        """Close what is idle."""
         with self._lock:
             idle, self._idle = self._idle, []
         for connection in idle:
@@ -129,43 +128,23 @@ def _read(status: int, said: bytes) -> Any:
 class RemoteRun:
     """One run at the server; once the server was lost, the loop goes on without it."""
 
-    def __init__(self, desk: RemoteDesk, opening: RunStart) -> None:
-        self._desk = desk
+    def __init__(self, backend: RemoteBackend, opening: RunStart) -> None:
+        self._backend = backend
         self._answers: list[str | None] = []  # told so far: whose last one counts if the server is lost
         self._told: dict[str, Any] = {}  # what the server said last
         self._lost, self._over = False, False
         self._ask(asdict(opening), {"idempotency-key": uuid.uuid4().hex})
-        self._id = str(self._told.get("episode_id") or f"ep_{int(time.time() * 1e3):011x}{uuid.uuid4().hex[:16]}")
-
-    @property
-    def id(self) -> str:
-        """The episode's id; where the server could not be asked, one that it does not know."""
-        return self._id
-
-    @property
-    def mode(self) -> Mode:
-        """Of the route; "off" where nobody judges."""
-        mode: Mode = self._told.get("mode", "off")
-        return mode
-
-    @property
-    def policy_version(self) -> str:
-        """Pinned for the whole run; "" where nobody judges."""
-        return str(self._told.get("policy_version", ""))
-
-    @property
-    def certified(self) -> bool:
-        """Is that version certified on this route?"""
-        return self._told.get("certified") is True
-
-    @property
-    def feedback_token(self) -> str:
-        """What lets its holder rate the run's answer; "" where nobody judges."""
-        return str(self._told.get("feedback_token") or "")
+        told = self._told
+        self.info = RunInfo(
+            id=str(told.get("episode_id") or f"ep_{int(time.time() * 1e3):011x}{uuid.uuid4().hex[:16]}"),
+            mode=told.get("mode", "off"),
+            policy_version=str(told.get("policy_version", "")),
+            certified=told.get("certified") is True,
+            feedback_token=str(told.get("feedback_token") or ""),
+        )
 
     @property
     def degraded(self) -> tuple[str, ...]:
-        """Places where Suffice failed open."""
         there = tuple(str(site) for site in self._told.get("degraded") or ())
         return (*there, "server") if self._lost else there
 
@@ -180,7 +159,7 @@ class RemoteRun:
     def take(self, index: int, told: StepReport, *, done: bool) -> Decision:
         """Take a step in; `done` ends the run with it."""
         self._answers.append(told.answer if told.answer is not None else told.text or None)
-        known = self._ask({"episode_id": self._id, "step": step_json(index, told), "done": done})
+        known = self._ask({"episode_id": self.info.id, "step": step_json(index, told), "done": done})
         if done:
             self._leave()
         if known is None:
@@ -193,21 +172,20 @@ class RemoteRun:
         )
 
     def end(self, *, aborted: bool) -> None:
-        """End the run."""
         if self._over:
             return
         self._leave()
-        self._ask({"episode_id": self._id, "aborted" if aborted else "done": True})
+        self._ask({"episode_id": self.info.id, "aborted" if aborted else "done": True})
 
     def _leave(self) -> None:
         self._over = True
-        self._desk.forget(self)
+        self._backend.forget(self)
 
     def _ask(self, body: dict[str, Any], headers: dict[str, str] | None = None) -> dict[str, Any] | None:
         """What the server says; None, now and for the rest of the run, once it could not be asked."""
         if self._lost:
             return None
-        said = self._desk.ask(body, headers)
+        said = self._backend.ask(body, headers)
         if said is None:
             self._lost = True
             return None
@@ -251,7 +229,7 @@ def _as_body(given: Feedback) -> dict[str, Any]:
     return {name: given_as[name] for name in FIELDS if given_as[name] is not None}
 
 
-class RemoteDesk:
+class RemoteBackend:
     """One route of one server. Raises ConfigError for an address that cannot be one."""
 
     blocks = True
@@ -272,16 +250,14 @@ class RemoteDesk:
             return dict(self._failed)
 
     def open(self, opening: RunStart) -> RemoteRun:
-        """Begin a run."""
         run = RemoteRun(self, opening)
         with self._lock:
-            self._open[run.id] = run
+            self._open[run.info.id] = run
         return run
 
     def forget(self, run: RemoteRun) -> None:
-        """Take note that a run is over."""
         with self._lock:
-            self._open.pop(run.id, None)
+            self._open.pop(run.info.id, None)
 
     def ask(self, body: dict[str, Any], headers: dict[str, str] | None) -> dict[str, Any] | None:
         """One call; None: it failed, and that is counted. While the server is down it is hardly asked."""
@@ -332,7 +308,6 @@ class RemoteDesk:
         return True
 
     def close(self) -> None:
-        """Break off what is open, and close the connections."""
         with self._lock:
             left = list(self._open.values())
         for run in left:

@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.episode import vote
-from suffice.episode.probe import visible
-from suffice.episode.segment import Segmenter
+from suffice.episode.segment import Segmenter, visible_step
 from suffice.policy.base import build_policy
 from suffice.replay.logs import LoggedCall
 from suffice.replay.study.runs import answer_tokens
@@ -148,7 +147,7 @@ def _visible_steps(thought: str, tokens: float, scorer: Scorer) -> Iterator[Step
         point = segmenter.feed(line, reached - spread)
         spread = reached
         if point is not None:
-            step = visible(point, scorer.extract(point.text), before)
+            step = visible_step(point, scorer.extract(point.text), before)
             before = step.answer
             yield step
 

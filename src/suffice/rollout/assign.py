@@ -1,6 +1,6 @@
 """Assigns requests to audits by a keyed hash of the request.
 
-The gateway names the request (`gateway.deliveries`); this file turns the name, the share and the salt into a draw.
+The gateway names the request (`gateway.context`); this file turns the name, the share and the salt into a draw.
 It knows no clock and no random generator. The odds are written to the log with the draw, because nobody can
 reconstruct them afterwards.
 """

@@ -1,13 +1,12 @@
 """Puts a streamed completion together again: the object that the upstream would have sent at once.
 
-It knows how the parts of a stream add up, for chat and for plain completions. It refuses to know
-why the stream was asked for, who reads the result, and any policy: fields that it has never heard
-of are carried over too. An answer that grows too large is an error of the upstream's protocol.
+It knows how the parts of a stream add up, for chat and for plain completions. An answer that grows too large is an
+error of the upstream's protocol.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from suffice.errors import UpstreamError, UpstreamProtocol
@@ -43,6 +42,7 @@ class Assembler:
         self._choices: dict[int, _ChoiceParts] = {}
         self._usage: Mapping[str, Any] | None = None
         self._done = False
+        self._template, self._is_plain_template = b"", False
 
     @property
     def finished(self) -> bool:
@@ -71,6 +71,19 @@ class Assembler:
         if any(key in chunk for key in _LISTED):  # else it is an event of the vendor's own
             self._add_top(chunk)
             self._add_choices(chunk.get("choices"))
+
+    def add_repeated(self, template: bytes, field: str, texts: Sequence[str]) -> bool:
+        """Take chunks that equal an earlier one but for the text in one field of their only choice's delta.
+
+        template  one of them, with any text
+        False: more than the text adds up in such chunks, and they are to be added one by one. Raises as `add` does.
+        """
+        if template != self._template:
+            self._template, self._is_plain_template = template, _adds_text_alone(decode_json(template), field)
+        if self._done or not self._is_plain_template or 0 not in self._choices:
+            return False
+        self._choices[0].add_texts(field, texts)
+        return True
 
     def _add_top(self, chunk: Mapping[str, Any]) -> None:
         usage = chunk.get("usage")
@@ -121,6 +134,14 @@ class Assembler:
         return answer
 
 
+def _adds_text_alone(chunk: Any, field: str) -> bool:
+    """Is a second chunk like this one, but for the text in `field`, nothing but more of that text?"""
+    (choice,) = chunk["choices"]
+    beside = [value for key, value in choice.items() if key != "delta"]
+    beside += [value for key, value in choice["delta"].items() if key not in (field, "role")]
+    return not any(isinstance(value, str | list | dict) and value for value in beside)
+
+
 def _too_many_choices() -> UpstreamProtocol:
     return UpstreamProtocol(f"upstream: an answer has more than {MOST_CHOICES} choices; at most that many are allowed")
 
@@ -167,7 +188,7 @@ class _Text:
         self._room, self._pieces, self.n_chars = room, list[str](), 0
 
     def add(self, piece: str) -> None:
-        self._room.take_for(piece)
+        self._room.take(len(piece) if piece.isascii() else 4 * len(piece))
         self.n_chars += len(piece)
         self._pieces.append(piece)
         if len(self._pieces) > _MOST_PIECES:
@@ -205,6 +226,10 @@ class _ChoiceParts:
                 self._add_logprobs(value)
             elif key != "index":
                 _keep(self._room, self._others, key, value)
+
+    def add_texts(self, field: str, texts: Sequence[str]) -> None:
+        for text in texts:
+            self._message.add_string(field, text)
 
     def _add_logprobs(self, value: Any) -> None:
         if isinstance(value, Mapping):
@@ -258,11 +283,11 @@ class _Message:
             elif key == "role":
                 _keep(self._room, self._others, key, value, first_wins=True)
             elif isinstance(value, str):
-                self._add_string(key, value)
+                self.add_string(key, value)
             else:
                 _keep(self._room, self._others, key, value)
 
-    def _add_string(self, key: str, value: str) -> None:
+    def add_string(self, key: str, value: str) -> None:
         if key == "content" and self._content_parts is not None:
             self._add_parts([{"type": "text", "text": value}] if value else [])
             return

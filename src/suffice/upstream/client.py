@@ -1,7 +1,6 @@
 """HTTP out: calls to one model server that can be abandoned at any moment.
 
-It knows headers, time-outs and when a call may be tried again, and refuses to know what the bytes mean: that is
-`wire`. A call that is left early closes its connection, so that the model server stops generating.
+A call that is left early closes its connection, so that the model server stops generating.
 """
 
 from __future__ import annotations
@@ -11,20 +10,85 @@ import base64
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from functools import lru_cache
 from types import TracebackType
-from typing import Self
+from typing import Any, Final, Self
 
 from yarl import URL
 
 from suffice.errors import UpstreamBusy, UpstreamDown, UpstreamError, UpstreamTimeout
 from suffice.settings import Upstream
+from suffice.telemetry import LOG
 from suffice.types import Findings
 from suffice.upstream.allowance import Allowance, Refusal
-from suffice.upstream.connection import Connection, ConnectionBroken, TakesAtOnce
-from suffice.upstream.pool import Address, ConnectionPool
-from suffice.upstream.reachability import Reachability
+from suffice.upstream.connection import Address, Connection, ConnectionBroken, ConnectionPool, TakesAtOnce
+
+
+def marked(headers: Iterable[tuple[str, str]], name: str, run: str) -> list[tuple[str, str]]:
+    """The headers with the one that a router keeps runs together by, unless the client sent its own.
+
+    One server with several slots looks at the prompt itself: llama.cpp takes the free slot whose last prompt begins
+    most alike. Its `id_slot` is never sent. A server that keeps a cache of prompts in memory (its default) loads a
+    cached prompt into that slot before it looks whether the slot is busy; the running call then goes on in the middle
+    of a foreign conversation. Seen with xllamacpp 2026.10, and read in `get_available_slot` of llama.cpp's
+    tools/server/server-context.cpp: a run asked for 14 answered 7, the answer to the question of the other call.
+
+    name  of the header; "": none is added
+    run   the same for all calls of a run; reveals nothing
+    """
+    kept = list(headers)
+    if not name or any(k.lower() == name.lower() for k, _ in kept):
+        return kept
+    return [*kept, (name, run)]
+
+
+KNOWN_S: Final = 5.0  # how long an answer or a failure is believed; readiness asks the server no more often
+LOG_EVERY_S: Final = 30.0  # between two lines in the log about the same server
+
+
+class Reachability:
+    """What is known of one server. Any HTTP answer, an error's too, counts as reachable.
+
+    address  host and port, for the log; clients are never told
+    """
+
+    def __init__(self, name: str, address: str, monotonic_s: Callable[[], float]) -> None:
+        self._name, self._address, self._now_s = name, address, monotonic_s
+        self._answers: bool | None = None  # None: nobody has called it yet
+        self._answered_s = self._probed_s = self._logged_s = float("-inf")
+        self._n_unlogged = 0  # failures since the last line in the log
+        self._outage_logged = False
+        self._probing: asyncio.Task[None] | None = None
+
+    def note_answer(self) -> None:
+        """It answered."""
+        self._answers, self._answered_s = True, self._now_s()
+        if self._outage_logged:
+            self._outage_logged = False
+            LOG.warning("upstream %s (%s) answers again", self._name, self._address)
+
+    def note_failure(self, reason: str) -> None:
+        """A call came to nothing: log it, at most once in `LOG_EVERY_S`."""
+        self._answers, now_s = False, self._now_s()
+        self._n_unlogged += 1
+        if now_s - self._logged_s < LOG_EVERY_S:
+            return
+        n = self._n_unlogged
+        failed = "a call failed" if n == 1 else f"{n} calls failed since the last such line, the latest so"
+        LOG.warning("upstream %s (%s): %s: %s", self._name, self._address, failed, reason)
+        self._logged_s, self._n_unlogged, self._outage_logged = now_s, 0, True
+
+    async def known(self, probe: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+        """Does it answer? Where no call says so, `probe` finds out: one at a time, and one in `KNOWN_S`."""
+        now_s = self._now_s()
+        if self._answers and now_s - self._answered_s < KNOWN_S:
+            return True
+        if self._probing is None or (self._probing.done() and now_s - self._probed_s >= KNOWN_S):
+            self._probing, self._probed_s = asyncio.create_task(probe()), now_s
+        await asyncio.shield(self._probing)
+        return self._answers is not False
+
 
 Headers = Iterable[tuple[str, str]]
 
@@ -266,7 +330,6 @@ class UpstreamClient:
         return call, connection
 
     def end(self, connection: Connection) -> None:
-        """The call on this connection is over."""
         self._opened_pool.give_back(connection)
 
     def extra_refusal(self) -> Refusal | None:

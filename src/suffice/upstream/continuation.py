@@ -41,8 +41,6 @@ CHAT_ONLY = ("chat_template_kwargs", "provider")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """The client's prompt as the engine's own template writes it."""
-
     text: str | None  # ends where generation begins, inside the opened thought; None: not asked for
     n_tokens: int | None  # None: the engine has no tokenizer endpoint
 

@@ -1,19 +1,21 @@
 """What each kind of model server can do about a thought, and in which fields it wants to be asked.
 
-Pure tables and small translations: it knows the servers' own words and refuses to know runs, routes
-and sockets. Where a fact comes from stands beside it. llama.cpp's were tried against its server; all
-others are taken from the projects' documentation or sources and were not verified against a live server.
+Where a fact comes from stands beside it. llama.cpp's were tried against its server; all others are taken from the
+projects' documentation or sources and were not verified against a live server. Without findings of `suffice doctor`
+nothing is known of one server, and what is not known is not used.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from suffice.errors import ConfigError
-from suffice.settings import Driver, Effort, FinishMethod
+from suffice.settings import Driver, Effort, FinishMethod, Probe, Route, Upstream
+from suffice.types import Finding, Findings, Verdict
 
 Fields = dict[str, Any]
 Prefill = Literal[
@@ -188,3 +190,130 @@ def merge_fields(body: Mapping[str, Any], fields: Mapping[str, Any]) -> Fields:
         both = isinstance(before, Mapping) and isinstance(value, Mapping)
         joined[name] = {**before, **value} if both and isinstance(before, Mapping) else value
     return joined
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReasoningFields:
+    """Fields to be added to a request."""
+
+    fields: Mapping[str, Any]
+    budget_tokens: int | None = None  # of thought, which the engine was told to keep
+    has_effort: bool = False  # a level of effort is among the fields
+
+    @property
+    def name(self) -> str:
+        """The fields by their names, to remember whether an upstream takes them; "": none."""
+        return ",".join(sorted(self.fields))
+
+    def arm(self, route: Route) -> str:
+        """The effort or budget among them, as outcomes name it; "": neither is asked for."""
+        if self.has_effort:
+            return f"effort={route.effort}"
+        return "" if self.budget_tokens is None else f"budget_tokens={self.budget_tokens}"
+
+    @property
+    def site(self) -> str:
+        """The place where Suffice failed when the upstream refuses them."""
+        return "effort" if self.has_effort else "budget" if self.budget_tokens is not None else "native"
+
+
+NO_FIELDS = ReasoningFields(fields={})
+
+
+def choose_reasoning_fields(
+    route: Route,
+    upstream: Upstream,
+    body: Mapping[str, Any],
+    *,
+    methods: tuple[FinishMethod, ...],
+    policy_budget_tokens: int | None,
+) -> ReasoningFields:
+    """The fields for one request.
+
+    methods               ways to finish that the upstream offers; the first being `native` arms the engine
+    policy_budget_tokens  a policy that is nothing but a budget leaves it to an engine that can keep one
+    """
+    facts, closing = DRIVERS[upstream.driver], (route.probe or Probe()).closing
+    fields: dict[str, Any] = {}
+    native = methods[:1] == ("native",)
+    if native and facts.has_control:
+        fields |= {"reasoning_control": True, "reasoning_budget_message": closing}
+    if chosen_by_client(body):
+        return ReasoningFields(fields=fields)
+    budgets = [n for n in (route.budget_tokens, policy_budget_tokens if native else None) if n is not None]
+    budget = min(budgets, default=None) if facts.budget is not None else None
+    if budget is not None and facts.budget is not None:
+        fields |= facts.budget(budget, closing)
+    effort = facts.effort(route.effort) if route.effort is not None and budget is None else None
+    return ReasoningFields(fields=fields | (effort or {}), budget_tokens=budget, has_effort=effort is not None)
+
+
+def effort_problem(route: Route, upstream: Upstream) -> str | None:
+    """Why the upstream cannot be told what the route wants; None: it can."""
+    facts = DRIVERS[upstream.driver]
+    if route.budget_tokens is not None and facts.budget is None:
+        return f"budget_tokens: driver {upstream.driver!r} has no field for a budget of thought"
+    if route.effort is not None and facts.effort(route.effort) is None:
+        return f"effort: driver {upstream.driver!r} has no field for {route.effort!r}; allowed: none"
+    return None
+
+
+# experiment: what its "yes" means, in the order in which they are made and shown
+EXPERIMENTS: Mapping[str, str] = {
+    "reachable": "answers a chat request",
+    "models": "lists its models",
+    "slots": "says how many requests it serves at once",
+    "context": "says how long a context may be",
+    "unknown_fields": "accepts a field that it does not know",
+    "max_tokens": "`max_tokens` caps the answer",
+    "max_completion_tokens": "`max_completion_tokens` caps the answer",
+    "stream_usage": "a stream ends with its usage when `stream_options.include_usage` asks for it",
+    "reasoning": "shows the thought, in a field of its own or between tags",
+    "logprobs": "gives the log-probability of every answer token",
+    "logprobs_stream": "the same in a stream",
+    "tool_stream": "streams a tool call piece by piece",
+    "n": "`n = 2` gives two answers",
+    "seed": "the same seed gives the same text, another seed another",
+    "prefill": "continues an assistant's last message",
+    "raw": "`/v1/completions` continues the text of the chat template",
+    "native_end": "ends a running thought when told to",
+    "native_budget": "ends a thought after a number of tokens",
+    "prefix_cache": "does not read the beginning of a prompt again that it has read",
+    "cache_prompt": "`cache_prompt = false` turns the prefix cache off, so the field is honoured",
+    "id_slot": "`id_slot` chooses the slot",
+    "cancel": "stops generating when the client hangs up",
+    "rate_limits": "tells its rate limits in headers",
+}
+CONTINUES = ("prefill", "raw")
+
+
+def url_key(url: str) -> str:
+    """A short hash of a server's address, the same with and without /v1. It reveals no credentials."""
+    base = url.rstrip("/").removesuffix("/v1").rstrip("/")
+    return hashlib.blake2b(base.encode(), digest_size=8).hexdigest()
+
+
+def finding(findings: Findings | None, experiment: str) -> Finding | None:
+    """What was found in an experiment; None: it was not made."""
+    if findings is None:
+        return None
+    return next((one for one in findings.findings if one.experiment == experiment), None)
+
+
+def find_verdict(findings: Findings | None, experiment: str) -> Verdict | None:
+    """The verdict of an experiment; None: it was not made."""
+    found = finding(findings, experiment)
+    return None if found is None else found.verdict
+
+
+def honoured(findings: Findings | None, experiment: str) -> bool:
+    """Was it seen to work? False where nothing is known."""
+    return find_verdict(findings, experiment) == "yes"
+
+
+def allows_probes(findings: Findings | None) -> bool:
+    """Was the server seen to continue a text, and not to read its beginning again each time?
+
+    Without both, a probe either says nothing about a stop or costs as much as the whole prompt.
+    """
+    return any(honoured(findings, way) for way in CONTINUES) and honoured(findings, "prefix_cache")

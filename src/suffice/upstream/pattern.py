@@ -1,9 +1,8 @@
 """Chunks that differ from an earlier one in their text alone, read without parsing them again. Pure.
 
-Nearly all chunks of a stream are the same bytes but for one string. Once one of them was parsed, the
-bytes before and behind its text are known, and a chunk with the same bytes and a plain string
-between them must mean the same but for that string. It knows bytes and chunks; it refuses to know
-what the text is for.
+Nearly all chunks of a stream are the same bytes but for one string. Once one of them was parsed, the bytes before and
+behind its text are known, and a chunk with the same bytes and a plain string between them must mean the same but for
+that string.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ class TextPattern:
     """One chunk with a hole for its text.
 
     field     where the text stands in the delta
+    template  the chunk's data with another text in the hole
     """
 
     __slots__ = (
@@ -42,6 +42,7 @@ class TextPattern:
         "_shown",
         "_tries",
         "field",
+        "template",
     )
 
     def __init__(self) -> None:
@@ -50,7 +51,7 @@ class TextPattern:
         self._shown: tuple[bytes, bytes] | None = None  # what the client gets around the text; None: the same
         self._matched = False
         self._tries = 0
-        self.field = ""
+        self.field, self.template = "", b""
 
     @property
     def learns(self) -> bool:
@@ -122,6 +123,7 @@ class TextPattern:
         if without_usage and shown is None:
             return
         self.field, (self._before, self._after), self._shown = field, cut, shown
+        self.template = _data(cut)
         self._n_before, self._n_after = len(self._before), len(self._after)
         self._n_around, self._between = self._n_before + self._n_after, self._after + self._before
 

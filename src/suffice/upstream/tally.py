@@ -1,7 +1,7 @@
 """What a relayed answer says of itself, pure: its tokens, its id, whether it was cut short or failed.
 
-It knows how the APIs write this down: chat and plain completions, responses, messages, embeddings and
-llama.cpp's own completion. It refuses to know text: of an answer that passes through nothing else is read.
+It knows how the APIs write this down: chat and plain completions, responses, messages, embeddings and llama.cpp's own
+completion.
 
 Only the first and the last bytes of an answer are looked at, so that a long one costs no more than a short one.
 """

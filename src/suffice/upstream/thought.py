@@ -1,7 +1,6 @@
 """Thoughts inside the answer's text, pure: where they end, and where text may be cut.
 
-It knows inline tags such as `<think>` and the shape of characters. It refuses to know frames,
-chunks and steps: it sees only text, in whatever pieces it comes.
+It knows inline tags such as `<think>` and the shape of characters.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ class ThinkTag:
 
     @property
     def inside(self) -> bool:
-        """Is the thought open now?"""
         return self._state in ("opened", "inside")
 
     @property

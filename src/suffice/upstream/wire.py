@@ -1,7 +1,6 @@
 """The wire, pure: server-sent events in and out, chunks typed as far as we read them.
 
-It knows how bytes become frames and frames become chunks, and how to write them.
-It refuses to know sockets, time, requests and policies. What it does not understand it leaves
+It knows how bytes become frames and frames become chunks, and how to write them. What it does not understand it leaves
 alone: `Frame.raw` always holds the exact bytes, so relaying never depends on decoding.
 
     bytes ──SseSplitter──▶ Frame ──decode_chunk──▶ Chunk ──reasoning_of──▶ text

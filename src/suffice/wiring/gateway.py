@@ -17,17 +17,16 @@ from pathlib import Path
 from suffice.assurance.extractable import WINDOW_RUNS
 from suffice.console.app import MOUNTS, ConsoleApp
 from suffice.errors import StoreError
-from suffice.gateway import kill, request_log, rounds_service
+from suffice.gateway import kill, lifecycle, rounds_service
 from suffice.gateway.app import App
 from suffice.gateway.auth import KeyRing
-from suffice.gateway.context import Gateway
+from suffice.gateway.context import GatewayState, run_periodically
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.load_control import LOOK_S
 from suffice.gateway.log_follower import Follower, following
 from suffice.gateway.objects import Objects
 from suffice.gateway.route import BuiltRoute
 from suffice.gateway.sampling import LOOK_S as COUNTS_S
-from suffice.gateway.timer import run_periodically
 from suffice.settings import Settings
 from suffice.signals.folds.drafts import Embedder
 from suffice.store.database.damage import find_damage, is_large
@@ -50,7 +49,7 @@ MOST_CHECK_S = 600.0  # for reading the log through after a start
 HANDLERS_END_S = 5.0  # at the end: how long a handler that was cut off has to write its outcome
 
 
-async def _handlers_end(gw: Gateway) -> None:
+async def _handlers_end(gw: GatewayState) -> None:
     end_s = time.monotonic() + HANDLERS_END_S
     while gw.n_live and time.monotonic() < end_s:  # noqa: ASYNC110 - once in a life; polling is plainest
         await asyncio.sleep(0.01)
@@ -63,9 +62,9 @@ def _running(
     vectors: Mapping[str, Embedder],
     presence: Announcement,
     found: Preflight | None = None,
-) -> Gateway:
+) -> GatewayState:
     log = begun.log
-    gw = Gateway(
+    gw = GatewayState(
         settings=settings,
         routes=_routes(settings, begun.known),
         upstreams=clients,
@@ -99,7 +98,7 @@ def _routes(settings: Settings, known: LogKnowledge) -> tuple[BuiltRoute, ...]:
     )
 
 
-def _teach(gw: Gateway, known: LogKnowledge) -> None:
+def _teach(gw: GatewayState, known: LogKnowledge) -> None:
     for name, n in known.n_requests.items():
         gw.n_requests[name] = gw.n_requests.get(name, 0) + n
     gw.limits.restore(known.used)
@@ -108,7 +107,7 @@ def _teach(gw: Gateway, known: LogKnowledge) -> None:
     gw.extracted = {name: deque(seen, maxlen=WINDOW_RUNS) for name, seen in known.evidence.extracted.items()}
 
 
-def _read_log(settings: Settings, gw: Gateway) -> None:
+def _read_log(settings: Settings, gw: GatewayState) -> None:
     """Let the gateway look up in its log who made and asked what. Where that cannot be read, an object is nobody's."""
     path = database_path(settings.store.url).resolve()
 
@@ -122,7 +121,7 @@ def _read_log(settings: Settings, gw: Gateway) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    gateway: Gateway
+    gateway: GatewayState
     close: Callable[[], None]  # writes down what waits, and lets go of the log
 
 
@@ -169,7 +168,7 @@ def build_library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: 
     return Library(gw, close)
 
 
-def _taught_late(settings: Settings, gw: Gateway, follower: Follower, known: LogKnowledge) -> None:
+def _taught_late(settings: Settings, gw: GatewayState, follower: Follower, known: LogKnowledge) -> None:
     gw.n_requests = {}  # what was served since is in the queue of the log, and counted there at the next start
     _teach(gw, known)
     fresh = _routes(settings, known)
@@ -178,7 +177,7 @@ def _taught_late(settings: Settings, gw: Gateway, follower: Follower, known: Log
     gw.without_log = None
 
 
-def _beside(settings: Settings, log: EventLog, gw: Gateway, stack: AsyncExitStack) -> dict[str, ConsoleApp]:
+def _beside(settings: Settings, log: EventLog, gw: GatewayState, stack: AsyncExitStack) -> dict[str, ConsoleApp]:
     if not settings.console.enabled or not isinstance(log, SqliteLog):
         return {}
     site = stack.enter_context(
@@ -233,7 +232,7 @@ async def build_gateway(
             gw.metrics.filled_by(gw.export_load)
             gw.metrics.filled_by(gw.export_promises)
             stack.enter_context(
-                run_periodically(partial(request_log.write_counts, gw), gw.metrics, site="counts", every_s=COUNTS_S)
+                run_periodically(partial(lifecycle.write_counts, gw), gw.metrics, site="counts", every_s=COUNTS_S)
             )
             app = App(gw)
             await _followed(settings, gw, begun, app, stack)
@@ -245,14 +244,14 @@ async def build_gateway(
                 gw.ready = False
                 await _handlers_end(gw)
                 rounds_service.close_all(gw)
-                request_log.write_counts(gw, all_of_them=True)
+                lifecycle.write_counts(gw, all_of_them=True)
     finally:
         presence.release()
         if log is None:
             begun.log.close()
 
 
-def _look_for_damage(path: Path, gw: Gateway) -> None:
+def _look_for_damage(path: Path, gw: GatewayState) -> None:
     """Read a large log through in a thread of its own; a small one was, when it was opened."""
 
     def look() -> None:
@@ -266,7 +265,7 @@ def _look_for_damage(path: Path, gw: Gateway) -> None:
         threading.Thread(target=look, name="suffice-check", daemon=True).start()
 
 
-async def _followed(settings: Settings, gw: Gateway, begun: StartState, app: App, stack: AsyncExitStack) -> None:
+async def _followed(settings: Settings, gw: GatewayState, begun: StartState, app: App, stack: AsyncExitStack) -> None:
     if not isinstance(begun.log, SqliteLog | LateLog):
         return
     path = database_path(settings.store.url).resolve()

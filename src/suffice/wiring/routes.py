@@ -13,7 +13,6 @@ import msgspec
 
 from suffice.assurance.extractable import extractability_refusal
 from suffice.control.loop.starting import burst_of, first_certificate
-from suffice.episode import reasoning_budget
 from suffice.episode.segment import build_segmenter
 from suffice.errors import ConfigError
 from suffice.gateway.app import endpoints
@@ -29,8 +28,7 @@ from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import route_findings, upstream_findings
 from suffice.store.people.promises import extracted
 from suffice.types import Findings
-from suffice.upstream.drivers import driver_facts
-from suffice.upstream.findings import url_key
+from suffice.upstream.drivers import driver_facts, effort_problem, url_key
 from suffice.wiring.files import policy_with_models, read_toml
 
 # Signals that every governed route records, so that a later policy can be replayed on its log.
@@ -131,7 +129,7 @@ def check_routes(settings: Settings) -> list[str]:
     for name, route in settings.routes.items():
         built = build_route(name, route)
         upstream = settings.upstreams.get(route.upstream)
-        wrong = reasoning_budget.effort_problem(route, upstream) if upstream is not None else None
+        wrong = effort_problem(route, upstream) if upstream is not None else None
         if wrong is not None:
             raise ConfigError(f"routes.{name}.{wrong}")
         if route.mode == "enforce" and not built.acts and not route.certifies_itself:
@@ -168,7 +166,7 @@ def _check_arms(settings: Settings, name: str) -> list[str]:
                 build_route(route, served)
             except ConfigError as error:
                 raise ConfigError(f"experiments.{name}.arms.{arm}: {error}") from None
-            wrong = reasoning_budget.effort_problem(served, upstream) if upstream is not None else None
+            wrong = effort_problem(served, upstream) if upstream is not None else None
             if wrong is not None:
                 raise ConfigError(f"experiments.{name}.arms.{arm}: routes.{route}.{wrong}")
     return [

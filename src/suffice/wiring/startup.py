@@ -20,8 +20,8 @@ from typing import Final, Literal
 from suffice.control.jobs.sinks import Sink
 from suffice.errors import ConfigError, StoreError
 from suffice.files import tighten
-from suffice.gateway.context import Gateway
-from suffice.gateway.key_limits import utc_day
+from suffice.gateway.auth import utc_day
+from suffice.gateway.context import GatewayState
 from suffice.gateway.last_good import LastGood, LastGoodWriter, read_last_good
 from suffice.rollout.assign import FIRST_REQUESTS
 from suffice.settings import Settings
@@ -35,7 +35,7 @@ from suffice.store.rows.key_events import KeyUsage
 from suffice.store.rows.serving_events import LogMissed, LogOutage
 from suffice.telemetry import LOG
 from suffice.types import Episode
-from suffice.upstream.findings import url_key
+from suffice.upstream.drivers import url_key
 from suffice.wiring.audit import config_change
 from suffice.wiring.keys import deployment_salt, good_file, has_secret, salt_file
 from suffice.wiring.people import People
@@ -228,7 +228,7 @@ def keeper(settings: Settings, secret: str) -> LastGoodWriter | None:
 
 @asynccontextmanager
 async def waiting(
-    settings: Settings, gw: Gateway, begun: StartState, came: Callable[[SqliteLog, LogKnowledge], None]
+    settings: Settings, gw: GatewayState, begun: StartState, came: Callable[[SqliteLog, LogKnowledge], None]
 ) -> AsyncIterator[None]:
     """A block in which a log that could not be opened is tried again, until it can.
 
@@ -246,7 +246,7 @@ async def waiting(
 
 
 async def _wait(
-    settings: Settings, gw: Gateway, begun: StartState, came: Callable[[SqliteLog, LogKnowledge], None]
+    settings: Settings, gw: GatewayState, begun: StartState, came: Callable[[SqliteLog, LogKnowledge], None]
 ) -> None:
     pause_s, late = AGAIN_S[0], begun.log
     assert isinstance(late, LateLog)
@@ -274,7 +274,7 @@ async def _wait(
 def attach(begun: StartState, late: LateLog, log: SqliteLog, *, serves: str) -> None:
     """Write the rows that waited to a log that is open now, and that it was missed.
 
-    serves  by what everything was served meanwhile, as `Gateway` has it
+    serves  by what everything was served meanwhile, as `GatewayState` has it
     """
     n_dropped, n_rows = late.n_dropped, late.attach(log)
     late.append(
@@ -300,7 +300,7 @@ class Again:
     def __init__(
         self,
         settings: Settings,
-        gw: Gateway,
+        gw: GatewayState,
         begun: StartState,
         came: Callable[[LogKnowledge], None],
         *,

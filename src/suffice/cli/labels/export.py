@@ -32,6 +32,8 @@ from suffice.replay.finetune.cuts import (
     Consent,
     StoppingPolicy,
     Terms,
+    cut_log,
+    cut_traces,
     read_consent,
     read_texts,
 )

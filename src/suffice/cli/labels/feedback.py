@@ -36,8 +36,7 @@ from suffice.edge.judge import JudgeModel
 from suffice.edge.yardstick import yardstick
 from suffice.errors import BadRequest, ConfigError, TraceError
 from suffice.files import write_whole
-from suffice.gateway.feedback_cells import FeedbackMapping, body, plan
-from suffice.gateway.feedback_form import read_feedback, seal_feedback
+from suffice.gateway.feedback_form import FeedbackMapping, body, plan, read_feedback, seal_feedback
 from suffice.replay.traces.tables import read_rows
 from suffice.review import langfuse
 from suffice.review.label_studio import read_export

@@ -25,7 +25,7 @@ from suffice.replay.online.drift import parse_drift
 from suffice.replay.online.protocol import OnlineOptions, replay_online
 from suffice.replay.online.summary import OnlineReport, print_online, write_courses
 from suffice.replay.report.page import write_report
-from suffice.replay.report.text import WIDTH, print_report
+from suffice.replay.report.text import WIDTH, dump_lines, print_report
 from suffice.replay.study.result import SetReport
 from suffice.replay.study.sets import ReplayOptions, replay_set
 from suffice.replay.study.sums import MARGIN

@@ -36,8 +36,7 @@ from suffice.store.database.views import n_requests_of, read_episodes
 from suffice.store.rows.events import Event, RouteExamined, UpstreamExamined
 from suffice.types import Findings
 from suffice.upstream.client import UpstreamClient
-from suffice.upstream.drivers import driver_facts
-from suffice.upstream.findings import EXPERIMENTS, honoured, url_key
+from suffice.upstream.drivers import EXPERIMENTS, driver_facts, honoured, url_key
 from suffice.wiring.files import load_settings
 from suffice.wiring.keys import api_key
 from suffice.wiring.routes import build_route, read_evidence

@@ -18,13 +18,12 @@ import msgspec
 
 from suffice.episode import vote
 from suffice.episode.answer_forcing import Continuer
+from suffice.episode.chain_reader import ChainReader
 from suffice.episode.chunk_parsing import entropy_of, first_choice, margin_of
-from suffice.episode.held_tail import Delivery
 from suffice.episode.ledger import Ledger
-from suffice.episode.reasoning import ReasoningRun
 from suffice.episode.samples import SampleRun, completion_text, sample_refusal
 from suffice.episode.segment import Checkpoint, build_segmenter
-from suffice.episode.stream_state import Wants
+from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay
 from suffice.errors import UpstreamError, UpstreamProtocol
 from suffice.replay.record.recording import QuestionLine, RecordingFile, RecordingRecipe
 from suffice.replay.traces.columns import LAST, MAJORITY_VOTE
@@ -166,36 +165,32 @@ class Recorder:
                 if call.status != 200 or call.content_type != "text/event-stream":
                     raise await sample_refusal(call)
                 account.began = True
-                run = ReasoningRun(
-                    call,
+                reader = ChainReader(
                     account,
-                    ledger=ledger,
-                    delivery=tap,
+                    ledger,
                     segmenter=build_segmenter(self.recipe.steps),
                     scorer=self.scorer,
-                    prober=None,
                     tags=(settings.think_open, settings.think_close),
-                    wants=Wants(usage=True, object=False),
-                    drain=True,
                     opened=settings.think_opened and not thinking_is_off(body),
                 )
+                relay = StreamRelay(call, reader, tap, ClientView(usage=True, object=False))
                 points: list[Checkpoint] = []
-                async with aclosing(run):
-                    while not run.seen.ended:
-                        points += await run.advance(to_step=True)
-                    await run.rest()
+                async with aclosing(relay):
+                    while not reader.state.ended:
+                        points += await relay.advance(to_step=True)
+                    await relay.rest()
         except TimeoutError:
             raise UpstreamProtocol(f"a chain took longer than {RUN_TIMEOUT_S:g} s") from None
         return FullChain(
             points=points,
-            thought=run.thought,
+            thought=reader.thought,
             answer=ledger.answer,
-            answer_text=run.answer_text,
+            answer_text=reader.answer_text,
             full_tokens=account.completion_tokens,
             reasoning_tokens=account.reasoning_tokens,
             counted=account.reported_tokens is not None,
             unclosed=ledger.unclosed,
-            inline=run.seen.inline,
+            inline=reader.state.inline,
             logprobs=tap.logprobs,
             ledger=ledger,
         )
@@ -225,8 +220,10 @@ class Recorder:
             raise UpstreamProtocol("this upstream offers no way to ask for a trial answer")
         trial = RecordedTrial()
         try:
-            async with asyncio.timeout(continuer.timeout_s):
-                request = await continuer.prepare(method, thought, purpose="probe", max_tokens=continuer.trial_tokens)
+            async with asyncio.timeout(continuer.probe.timeout_s):
+                request = await continuer.prepare(
+                    method, thought, purpose="probe", max_tokens=continuer.probe.max_tokens
+                )
                 opened = continuer.open(request, thought_tokens=thought_tokens, purpose="probe")
                 async with opened as (reply, account):
                     async for piece in reply:
@@ -234,7 +231,7 @@ class Recorder:
                         trial.tokens.extend(piece.tokens)
                     trial.n_tokens = account.completion_tokens
         except TimeoutError:
-            raise UpstreamProtocol(f"a trial answer took longer than {continuer.timeout_s:g} s") from None
+            raise UpstreamProtocol(f"a trial answer took longer than {continuer.probe.timeout_s:g} s") from None
         trial.has_prefix = bool(request.answer_prefix)
         trial.text = request.answer_prefix + cut_at(trial.text, request.stop)
         return trial

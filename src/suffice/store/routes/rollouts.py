@@ -3,7 +3,7 @@
     rows ──▶ read_rollouts ──▶ RolloutRun: state, author, reason, moves ──▶ serving: the version in force on a route
     person's word ──▶ propose, move, undo ──▶ rows, each written only if nobody was quicker
 
-Knows rows; refuses to know what the evidence says (`control.jobs.advance`) and who is served (`gateway.variants`).
+Knows rows; refuses to know what the evidence says (`control.jobs.advance`) and who is served (`gateway.deployment`).
 """
 
 from __future__ import annotations

@@ -7,13 +7,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from suffice.episode.reasoning_budget import Ahead, choose, effort_problem
 from suffice.settings import Driver, Effort, Route, Upstream
 from suffice.upstream.drivers import (
     DRIVERS,
     NESTED_THINKING_FIELDS,
     THINKING_FIELDS,
+    ReasoningFields,
+    choose_reasoning_fields,
     chosen_by_client,
+    effort_problem,
     merge_fields,
     thinking_is_off,
 )
@@ -40,10 +42,10 @@ LOW: dict[Driver, dict[str, Any] | None] = {
 }
 
 
-def chosen(driver: Driver = "vllm", body: dict[str, Any] | None = None, **route: Any) -> Ahead:
+def chosen(driver: Driver = "vllm", body: dict[str, Any] | None = None, **route: Any) -> ReasoningFields:
     policy = route.pop("policy_budget_tokens", None)
     methods = route.pop("methods", ("raw",))
-    return choose(
+    return choose_reasoning_fields(
         Route(upstream="up", **route),
         Upstream(url="http://up", driver=driver),
         body or {},

@@ -1,0 +1,131 @@
+"""A route's signals and policy as one request asks them: a failure, a slow step or a dear stop lets the run go on.
+
+The same guards stand around live runs and around those that only watch, so that what an audit measures is what live
+runs do. What is unknown stands in no stop's way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from suffice.assurance import money
+from suffice.assurance.lengths import HandOvers, RunLengths
+from suffice.assurance.money import Finish
+from suffice.episode.ledger import Ledger
+from suffice.episode.loop import Decides
+from suffice.settings import FinishMethod
+from suffice.signals.observe import Observer
+from suffice.types import Decision, Signals, Step
+
+CLOSING_TOKENS = 4  # a line end and a tag, in the tokenizers that we have met; never what decides
+STEP_BUDGET_S = 0.05  # of signals and policy together; a usual step takes well under a millisecond
+SLOW_STEPS = 3  # so many over the budget in a row end it
+HANG_S = 0.5  # a single step that takes so long ends it at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopCost:
+    """What a stop of this run would cost now, from all that is known."""
+
+    ledger: Ledger
+    method: FinishMethod | None  # the way that would be tried first; None: there is none
+    full_runs: RunLengths | None  # of the route; None: none was seen yet
+    hand_overs: HandOvers | None
+    skipped: Callable[[], None] = lambda: None  # called for each stop that costs too much
+
+    def objection(self, s: Signals) -> str | None:
+        """Why the run should go on although the policy says stop; None: nothing says so.
+
+        Notes in the ledger what the first stop that passes would take, for runs that only watch.
+        """
+        prices, full = self.ledger.prices, self.full_runs
+        remaining = full.remaining(s.tokens_used) if full is not None else None
+        if prices is None or full is None or remaining is None or self.method is None:
+            return None
+        known, seen = self.ledger.client_prompt_tokens(), self.hand_overs or HandOvers()
+        finish = Finish(
+            method=self.method,
+            prompt_tokens=full.mean_prompt_tokens if known is None else known,
+            thought_tokens=s.tokens_used,
+            answer_tokens=remaining.answer_tokens,
+            overlap_tokens=seen.overlap_tokens,
+            closing_tokens=CLOSING_TOKENS,
+            cached_share=seen.cached_share,
+        )
+        why = money.not_worth_it(prices, finish, remaining.tokens)
+        if why is None and self.ledger.stop_step is None:
+            self.ledger.closing_usd = money.closing_cost(prices, finish).total_usd
+        return why
+
+
+class GuardedPolicy:
+    """Observes each step of one request and asks its policy.
+
+    Both run in the event loop, where nothing can interrupt them: what can be bounded is how often they are asked. Once
+    they were too slow, they are asked no more.
+
+    needs        signals to compute
+    monotonic_s  the clock, in seconds
+    cost         None: no stop is too dear
+    """
+
+    def __init__(
+        self,
+        policy: Decides,
+        needs: tuple[str, ...],
+        ledger: Ledger,
+        monotonic_s: Callable[[], float],
+        *,
+        cost: StopCost | None = None,
+    ) -> None:
+        self._policy, self._needs, self._ledger, self._now_s, self._cost = policy, needs, ledger, monotonic_s, cost
+        self._observer: Observer | None = None
+        self._observed_s = 0.0  # that the step's signals took
+        self._n_slow = 0
+        self._is_off = False
+
+    def observe(self, step: Step) -> Signals:
+        """The step's signals; when they fail or are off, nothing is known and the run goes on."""
+        if self._is_off:
+            return Signals(step=step.index, tokens_used=0)
+        start_s = self._now_s()
+        try:
+            if self._observer is None:
+                request = self._ledger.request
+                self._observer = Observer(self._needs, request.kind, query=request.query)
+            signals = self._observer.observe(step)
+        except Exception:  # noqa: BLE001 - broken signals cost tokens, never an answer
+            self._ledger.fail_open("signals")
+            signals = Signals(step=step.index, tokens_used=0)
+        self._observed_s = self._now_s() - start_s
+        return signals
+
+    def decide(self, s: Signals) -> Decision:
+        """What the policy decides; `continue`, with the reason, where it fails, is too slow, or a stop too dear."""
+        if self._is_off:
+            return Decision(action="continue", reason="signals and policy were too slow: not asked any more")
+        start_s = self._now_s()
+        try:
+            decision: object = self._worthwhile(self._policy.decide(s), s)
+        except Exception as error:  # noqa: BLE001 - a broken policy costs tokens, never an answer
+            decision = error
+        if not isinstance(decision, Decision):
+            self._ledger.fail_open("policy")
+            decision = Decision(action="continue", reason=f"the policy failed ({type(decision).__name__})")
+        took_s = self._observed_s + self._now_s() - start_s
+        self._n_slow = self._n_slow + 1 if took_s > STEP_BUDGET_S else 0
+        if took_s > HANG_S or self._n_slow >= SLOW_STEPS:
+            self._is_off = True
+            self._ledger.fail_open("slow")
+        return decision
+
+    def _worthwhile(self, decision: Decision, s: Signals) -> Decision:
+        """The decision, or `continue` in place of a stop that costs more than going on."""
+        why = self._cost.objection(s) if self._cost is not None and decision.action == "stop" else None
+        if why is None or self._cost is None:
+            return decision
+        self._cost.skipped()
+        # Whatever the policy had drawn, the run would have gone on: the odds of that are 1.
+        reason = f"{why}; the policy said: {decision.reason}"
+        return replace(decision, action="continue", reason=reason, stop_reason=None, propensity=1.0)

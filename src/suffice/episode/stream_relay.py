@@ -1,0 +1,427 @@
+"""Relays one chain of thought to its client, frame by frame as it came, and shows each frame to the reader.
+
+passing   what comes goes to the client
+holding   frames are kept back while a continuation is being opened: `hold`, then `release` or `abandon`
+own end   the end of a run without an answer is kept back while one is asked for
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from suffice.episode.chain_reader import ChainReader, StreamState
+from suffice.episode.chunk_parsing import first_choice, note_usage
+from suffice.episode.ledger import suffice_object
+from suffice.episode.segment import Checkpoint
+from suffice.errors import UpstreamError, UpstreamProtocol
+from suffice.upstream.client import Call
+from suffice.upstream.pattern import TextPattern
+from suffice.upstream.wire import (
+    DONE,
+    DONE_DATA,
+    REASONING_FIELDS,
+    Choice,
+    Chunk,
+    Frame,
+    SseSplitter,
+    decode_chunk,
+    decode_json,
+    encode_frame,
+    is_given,
+)
+
+DONE_FRAME = Frame(raw=DONE, data=DONE_DATA, event=None)
+_NOTHING = Frame(raw=b"", data=None, event=None)
+
+
+class RepeatedFrame(Frame, frozen=True, gc=False):
+    """Several chunks in one: they differ in the text of one field alone."""
+
+    template: bytes  # one of them, with another text
+    field: str
+    texts: list[str]
+
+
+TakesTexts: TypeAlias = Callable[[bytes, str, list[str]], bool]  # as in `RepeatedFrame`; must not raise
+
+
+class Delivery(Protocol):
+    """Where frames go: a client's stream, or a body that is put together."""
+
+    async def frames(self, frames: Sequence[Frame]) -> None:
+        """Hand over whole frames, in order."""
+        ...
+
+    def frame_now(self, raw: bytes) -> bool:  # noqa: ARG002
+        """Hand over the bytes of whole frames without waiting; False: not now, or not here."""
+        return False
+
+    @property
+    def texts_now(self) -> TakesTexts | None:
+        """The same for repeated chunks by their texts; None: this client wants their bytes."""
+        return None
+
+    def can_begin_again(self) -> bool:
+        """May another answer take the place of what was handed over so far?"""
+        ...
+
+    async def end(self) -> None:
+        """Complete the client's answer. Work may go on after it, unseen."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientView:
+    """What the client is to see of a stream."""
+
+    usage: bool  # a usage chunk, or usage in the body
+    object: bool  # the `suffice` object even when nothing was stopped
+    joined: bool = False  # chunks that differ in their text alone may reach it as one frame
+    alias: StreamState | None = None  # of a rerun: the run before it, whose id and time the client knows
+    hides_thought: bool = False  # the client has already seen a thought
+
+
+def data_frame(obj: Any) -> Frame:
+    """A frame of our own."""
+    raw = encode_frame(obj)
+    return Frame(raw=raw, data=raw[6:-2], event=None)
+
+
+class OwnEnd:
+    """What the upstream sent from its finish reason on: delivered as it is, or an answer in its place."""
+
+    def __init__(self) -> None:
+        self.wanted = False  # should such an end be kept back?
+        self.kept: list[Frame] | None = None  # … and here it is, from the finish reason on
+
+    def begin(self, *, has_answer: bool) -> None:
+        """The finish reason has come; what follows is kept if the run has no answer and somebody wants it."""
+        if self.wanted and not has_answer:
+            self.kept = []
+
+    async def make_room(self, delivery: Delivery) -> None:
+        """Deliver the thought that the upstream's last chunk may carry, so that an answer can follow it."""
+        kept = self.kept or []
+        body = decode_json(kept[0].data) if kept and kept[0].data else {}
+        choice = next((c for c in body.get("choices") or () if isinstance(c, dict)), {})
+        if not any((choice.get("delta") or {}).values()):
+            return
+        reason, at_the_end = choice.get("finish_reason"), ("usage", "suffice", "timings")
+        last = {name: body.pop(name) for name in at_the_end if name in body}
+        choice["finish_reason"] = None
+        await delivery.frames([data_frame(body)])
+        choice |= {"delta": {}, "finish_reason": reason}
+        kept[0] = data_frame(body | last)
+
+    async def deliver(self, delivery: Delivery) -> None:
+        """No answer came: the client gets the end that the upstream gave."""
+        kept, self.kept = self.kept or [], None
+        if kept:
+            await delivery.frames(kept)
+        await delivery.end()
+
+
+class StreamRelay:
+    """One upstream call on its way to the client."""
+
+    def __init__(self, call: Call, reader: ChainReader, delivery: Delivery, view: ClientView) -> None:
+        self.call, self.reader, self.delivery, self.view = call, reader, delivery, view
+        self._texts_now = delivery.texts_now
+        self.own_end = OwnEnd()
+        self.failure: UpstreamError | None = None  # why the original can give nothing more
+        self.held_bytes = 0
+        self._held: list[Frame] | None = None  # None: not holding
+        self._splitter = SseSplitter()
+        self._pattern = TextPattern()  # what nearly every chunk of this stream looks like
+        self._reading: asyncio.Task[bytes] | None = None
+        self._points: list[Checkpoint] = []  # reached in what was passed on at once
+        self._n_passed = 0  # bytes of the next read that the client has already
+        self._last: dict[str, Any] | None = None  # held until usage, if any, can go into its object
+
+    # ---- states
+
+    def hold(self) -> None:
+        """Keep frames back from now on."""
+        self._held = []
+
+    async def release(self) -> None:
+        """Deliver what was kept back; the original goes on."""
+        held, self._held, self.held_bytes = self._held or [], None, 0
+        if held:
+            await self.delivery.frames(held)
+        if self.reader.state.ended and self.reader.state.finish_reason is not None:
+            await self.delivery.end()
+
+    def abandon(self) -> None:
+        """Close the original call and drop what was kept back: its thought goes on elsewhere."""
+        self._held = None
+        self.reader.state.ended = True
+        if self._reading is not None:
+            self._reading.cancel()
+        self.call.close()
+
+    async def rest(self) -> None:
+        """Relay everything that is left, without steps. Raises UpstreamError, also one from before."""
+        while not self.reader.state.ended:
+            await self.advance()
+        if self.failure is not None:
+            raise self.failure
+
+    async def aclose(self) -> None:
+        """End a read that nobody waits for any more; the call itself is closed by its owner."""
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+
+    # ---- bytes
+
+    def begin_read(self) -> asyncio.Task[bytes]:
+        """The next read as a task, which `advance` takes over."""
+        if self._reading is None:
+            self._reading = asyncio.create_task(self.call.read())
+        return self._reading
+
+    @property
+    def has_read(self) -> bool:
+        """Has the read that was begun come to its end?"""
+        return self._reading is not None and self._reading.done()
+
+    async def _begun_bytes(self, reading: asyncio.Task[bytes]) -> bytes:
+        data = await asyncio.shield(reading)
+        self._reading = None
+        return data
+
+    async def advance(self, *, to_step: bool = False) -> list[Checkpoint]:
+        """Read once and pass it on; return the checkpoints that were reached.
+
+        to_step  read on until there is one, or the end
+
+        Raises UpstreamError when the upstream broke off or broke its protocol; whole frames before that
+        are delivered, and `failure` says so to whoever comes later.
+        """
+        points = self._points = []
+        try:
+            while True:
+                reading = self._reading
+                # Nothing of this changes while the reader waits: it is asked once a wait, not once a chunk.
+                at_once = self._pass_at_once if to_step and self._passes_as_is() and self._folds_by_pattern else None
+                data = await (self.call.read(at_once) if reading is None else self._begun_bytes(reading))
+                passed, self._n_passed = self._n_passed, 0
+                sent, at = self._repeated(data, passed, points)
+                if passed < at == len(data):
+                    await self.delivery.frames((sent,))
+                elif at < len(data) or not data:
+                    await self._relay(data, at, [sent] if at > passed else [], points)
+                if points or self.reader.state.ended or not to_step:
+                    return points
+        except UpstreamError as error:
+            self.failure, self.reader.state.ended = error, True
+            raise
+
+    def _pass_at_once(self, data: bytes) -> bool:
+        """Pass a read of repeated chunks on where it arrives, if the client takes it; False: wake whoever reads.
+
+        It does what `advance` does, by the shortest way, while nobody but the reader waits. Where a checkpoint
+        is reached, the reader is woken, too: it gets the same bytes and leaves out what the client has.
+        """
+        pattern = self._pattern
+        texts, sent, end = pattern.run_in(data, 0)
+        if not texts or end < len(data):
+            return False
+        if self._texts_now is not None:
+            if not self._texts_now(pattern.template, pattern.field, texts):
+                return False
+        elif not self.delivery.frame_now(sent):
+            return False
+        self.reader.fold_repeated(pattern.field, texts, self._points)
+        if not self._points:
+            return True
+        self._n_passed = end
+        return False
+
+    def _repeated(self, data: bytes, at: int, points: list[Checkpoint]) -> tuple[Frame, int]:
+        """The repeated chunks that stand in `data` from `at` on, folded, as one frame; and where they end.
+
+        It does what `_look` does, by the shortest way: nearly all of a stream is such chunks. Where the same
+        place comes back, there are none.
+        """
+        if not self._passes_as_is():
+            return _NOTHING, at
+        pattern = self._pattern
+        texts, sent, end = pattern.run_in(data, at)
+        if not texts or not self._folds_by_pattern:
+            return _NOTHING, at
+        self.reader.fold_repeated(pattern.field, texts, points)
+        return RepeatedFrame(sent, None, None, pattern.template, pattern.field, texts), end
+
+    def _passes_as_is(self) -> bool:
+        """Does what comes go straight to the client, with nothing before it that is held back?"""
+        if not self.view.joined or self._held is not None or self._last is not None or self._splitter.holds:
+            return False
+        state = self.reader.state
+        return self.own_end.kept is None and not (state.done or state.failed)
+
+    @property
+    def _folds_by_pattern(self) -> bool:
+        """Is the text of a repeated chunk all that there is to know of it? Else it must be read in full."""
+        if self._pattern.field != "content":
+            return True
+        state = self.reader.state
+        return state.phase == "answering" and not state.inline
+
+    async def _relay(self, data: bytes, at: int, out: list[Frame], points: list[Checkpoint]) -> None:
+        """Pass on a read from `at` on, behind what is `out` of it already, in one write."""
+        state = self.reader.state
+        try:
+            if not data:
+                self._take(self._splitter.close(), out, points)
+            while at < len(data):
+                # Event by event, where a run of repeated ones may begin behind each.
+                end = data.find(b"\n\n", at) + 2 if self.view.joined and self._pattern.learns else 1
+                at, start = end if end > 1 else len(data), at
+                self._take(self._splitter.feed(data[start:at]), out, points)
+                sent, end = self._repeated(data, at, points)
+                if end > at:
+                    out.append(sent)
+                    at = end
+        finally:
+            if out:
+                await self._pass(out)
+        if not data or state.done or state.failed:
+            await self._end()
+
+    async def _pass(self, frames: list[Frame]) -> None:
+        if self._held is None:
+            await self.delivery.frames(frames)
+            return
+        self._held.extend(frames)
+        self.held_bytes += sum(len(f.raw) for f in frames)
+
+    async def _end(self) -> None:
+        state = self.reader.state
+        state.ended = True
+        last, self._last = self._last, None
+        await self._pass_end(self._with_object(last))
+        if state.finish_reason is None and not state.failed:
+            raise UpstreamProtocol("the upstream ended its stream without a finish reason")
+        self.reader.finish()
+        if state.failed:
+            self.failure = UpstreamError("the upstream reported an error inside its stream")
+            self.reader.ledger.end_reason = "upstream_error"
+        elif not state.done:
+            await self._pass_end([DONE_FRAME])
+        if self._held is None and self.own_end.kept is None:
+            await self.delivery.end()
+        if not state.failed:
+            await self.call.settle()
+
+    async def _pass_end(self, frames: list[Frame]) -> None:
+        """Pass on what comes behind the last word, or keep it with an end that is kept back."""
+        if self.own_end.kept is not None:
+            self.own_end.kept += frames
+        elif frames:
+            await self._pass(frames)
+
+    # ---- frames
+
+    def _take(self, frames: list[Frame], out: list[Frame], points: list[Checkpoint]) -> None:
+        """Look at frames and lay out what the client is to get."""
+        for frame in frames:
+            last, self._last = self._last, None
+            kept = self._look(frame, points)
+            kept_by = out if self.own_end.kept is None else self.own_end.kept
+            if last is not None:
+                kept_by += self._with_object(last)
+            if kept is not None:
+                kept_by.append(kept)
+
+    def _with_object(self, last: dict[str, Any] | None) -> list[Frame]:
+        """The chunk with the finish reason, which waits for the upstream's usage: money is known then."""
+        return [] if last is None else [data_frame(last | {"suffice": suffice_object(self.reader.ledger)})]
+
+    def _look(self, frame: Frame, points: list[Checkpoint]) -> Frame | None:
+        """Take note of one frame; return it, changed only where that was asked for, or None."""
+        reader = self.reader
+        state = reader.state
+        if state.done or state.failed:
+            return None
+        if (text := self._pattern.text_of(frame.raw)) and self._folds_by_pattern:
+            reader.fold_repeated(self._pattern.field, (text,), points)
+            return self._pattern.shown(frame)
+        if frame.data is None:
+            # Comments keep a connection alive; a lone `retry:` or `id:` is an error to some clients.
+            return frame if frame.raw.startswith(b":") else None
+        if frame.data == DONE_DATA:
+            state.done = True
+            return frame if state.finish_reason is not None else None
+        chunk = decode_chunk(frame.data)
+        if is_given(chunk.error):
+            state.failed = True
+            return frame
+        note_usage(reader.account, chunk.usage)
+        if state.id is None and chunk.id:
+            self._identify(chunk, frame.data)
+        choice = first_choice(chunk)
+        if choice is None:
+            return self._edited(frame, chunk, None) if self.view.usage or chunk.usage is None else None
+        answer = reader.fold(choice, points)
+        if choice.finish_reason is not None:
+            state.finish_reason = choice.finish_reason
+            reader.note_engine_budget()
+            self.own_end.begin(has_answer=state.phase != "thinking")
+        shown = self._edited(frame, chunk, choice, answer)
+        if self.view.alias is None and self._pattern.learns:
+            self._pattern.learn(frame, chunk, without_usage=shown is not frame)
+        return shown
+
+    def _identify(self, chunk: Chunk, data: bytes) -> None:
+        state, ledger, alias = self.reader.state, self.reader.ledger, self.view.alias
+        body = decode_json(data)
+        body = body if isinstance(body, dict) else {}
+        state.id, state.model, state.created = chunk.id, chunk.model, body.get("created")
+        ledger.note_upstream(chunk.model, body.get("system_fingerprint"))
+        # The client of a rerun knows the id of the run before.
+        ledger.response_id = chunk.id if alias is None else alias.id
+
+    def _edited(self, frame: Frame, chunk: Chunk, choice: Choice | None, answer: str | None = None) -> Frame | None:
+        """The frame as the client is to see it: as it came, unless something must be put in or taken out."""
+        view = self.view
+        adds_object = (
+            choice is not None and choice.finish_reason is not None and (view.object or self.reader.ledger.stopped)
+        )
+        data = frame.data or b""
+        # An engine that was asked for usage on our behalf may write an empty one into every chunk.
+        has_trace = not view.usage and chunk.usage is None and data.find(b'"usage":null') >= 0
+        if not (adds_object or has_trace or view.alias is not None):
+            return frame
+        body = decode_json(data)
+        if has_trace:
+            body.pop("usage", None)
+        if view.alias is not None:
+            body |= {"id": view.alias.id, "created": view.alias.created}
+            if view.hides_thought and choice is not None and not self._without_thought(body, choice, answer):
+                return None
+        if adds_object:
+            self._last = body
+            return None
+        return data_frame(body)
+
+    def _without_thought(self, body: dict[str, Any], choice: Choice, answer: str | None) -> bool:
+        """Leave nothing but answer in a rerun's chunk; False: there is none in it."""
+        alias = self.view.alias
+        if answer is None or alias is None:
+            return True
+        shown = next(c for c in body["choices"] if isinstance(c, dict) and c.get("index", 0) in (0, None))
+        given = shown.get("delta") or {}
+        hidden = {"role", "content", *REASONING_FIELDS}
+        delta = {k: v for k, v in given.items() if k not in hidden and v is not None}
+        if answer:
+            # The thought that the client saw was left open; its tag comes before the first word.
+            closing = self.reader.close_tag if alias.inline and alias.phase != "answering" else ""
+            alias.phase = "answering"
+            delta["content"] = closing + answer
+        shown["delta"] = delta
+        return bool(delta) or choice.finish_reason is not None
