@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from suffice.assurance.bounds import Interval, exact_binomial
 from suffice.assurance.certify import log_bets_against, mixed
 from suffice.assurance.paired import BETS
-from suffice.assurance.sample_ratio import LOG_ALARM
+from suffice.assurance.sampling import LOG_ALARM
 from suffice.assurance.sequence import gamma_exponential_bound
 from suffice.rollout.analysis import MOST_CLASSES, alphas, analyse, sample_ratio
 from suffice.rollout.effects import (
@@ -38,8 +38,7 @@ from suffice.rollout.effects import (
     ratio_of,
 )
 from suffice.rollout.experiment import Arm, RunningExperiment
-from suffice.rollout.metrics import EM, LATENCY, SATISFACTION, TOKENS
-from suffice.rollout.results import ExperimentResult, Material, UnitAssignment, Value
+from suffice.rollout.results import EM, LATENCY, SATISFACTION, TOKENS, ExperimentResult, Material, UnitAssignment, Value
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -20,9 +20,8 @@ from suffice.assurance.estimate import (
     pooled_would_save,
     report_of,
 )
-from suffice.assurance.runs import current_label, measure_run
+from suffice.assurance.runs import Tally, current_label, measure_run
 from suffice.assurance.sampling import Unkept
-from suffice.assurance.tally import Tally
 from suffice.types import Episode, Feedback, Outcome, Overhead, Request, StepRecord, UpstreamCall, Usage
 
 _numbers = itertools.count()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.satisfaction_effect import FeedbackValue, Heard, Measure, SatisfactionEffect, likings
+from suffice.assurance.satisfaction import FeedbackValue, Heard, Measure, SatisfactionEffect, likings
 
 SATISFACTION = Measure(name="satisfaction")
 SHARE = 0.1

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from suffice.cli.inspect.phase import phase_lines
 from suffice.cli.main import main
-from suffice.control.loop.certify import RouteLoop
+from suffice.control.loop.live_certifier import LiveCertifier
 from suffice.review.decide import DecisionRows, IncidentForm, Now, in_words, resolve_incident
 from suffice.review.holds import NO_HOLDS
 from suffice.review.override import Override, in_effect
@@ -324,12 +324,12 @@ def test_a_log_from_another_scorer_is_scored_anew(tmp_path: Path) -> None:
 def test_a_level_that_passes_is_not_certified_because_none_passes() -> None:
     """It said "certified level 40 … because no level passes"."""
 
-    class Keeper:
+    class Certified:
         level, n_audits, share = 40, 400, 0.05
 
-    loop: Any = RouteLoop.__new__(RouteLoop)
-    loop.level, loop.ceiling, loop.keeper, loop.held = 40, None, Keeper(), InForce(epoch=began().epoch)
-    assert loop._why(()) == "level 40 passes on 400 audits"
+    certifier: Any = Certified()
+    reason = LiveCertifier.reason(certifier, (), None, level=40, most=None, fit="f")
+    assert reason == "level 40 passes on 400 audits"
 
 
 def test_a_certified_level_that_nobody_acts_on_says_so() -> None:

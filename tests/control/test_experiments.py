@@ -11,14 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from suffice.control.compare.counterfactual import OfRoute
 from suffice.control.compare.experiments import gather, read_experiment
-from suffice.control.compare.shown import OfRoute
 from suffice.control.evidence.audits import Audit
-from suffice.control.evidence.fitting import read_back
+from suffice.control.evidence.versions import read_back
 from suffice.errors import ConfigError
 from suffice.rollout.experiment import Arm, UnitIds, draw_arms
-from suffice.rollout.metrics import EM, LATENCY, SATISFACTION, TOKENS
-from suffice.rollout.results import Material
+from suffice.rollout.results import EM, LATENCY, SATISFACTION, TOKENS, Material
 from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog

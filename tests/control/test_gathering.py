@@ -15,9 +15,8 @@ from suffice.assurance.sampling import Unkept
 from suffice.control.compare.rollout_evidence import Both, EvidenceFold, Witness
 from suffice.control.evidence.audits import Audit
 from suffice.rollout import stages
-from suffice.rollout.evidence import RolloutEvidence
+from suffice.rollout.evidence import RolloutEvidence, Rules
 from suffice.rollout.results import ArmEvidence
-from suffice.rollout.rules import Rules
 from suffice.store.database.log import StoredEvent
 from suffice.store.routes.rollouts import RolloutRun
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from suffice.console.formatting import format_difference
-from suffice.control.evidence.matching import matching
+from suffice.control.evidence.scorers import matching
 from suffice.control.jobs.advance import Advance
 from suffice.control.jobs.base import Worker
 from suffice.demo.console.month import DAY_S, DAYS, ROUTE, Clock, live, month, settings_for

@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from suffice.assurance.label_precedence import TrustedLabel
+from suffice.assurance.labels import TrustedLabel
 from suffice.learn.arms import TunedArm
 from suffice.learn.price import PriceBounds
 from suffice.learn.shadow import ShadowAudit

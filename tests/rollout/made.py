@@ -7,8 +7,7 @@ from typing import Any
 from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
 from suffice.model.stop import StopModel, TrainingRecord
-from suffice.rollout.evidence import ArmName, RolloutEvidence, UnitRun
-from suffice.rollout.rules import Rules
+from suffice.rollout.evidence import ArmName, RolloutEvidence, Rules, UnitRun
 from suffice.rollout.versions import Here, Version, VersionLineage, make_version
 
 SECRET = "the deployment's own"

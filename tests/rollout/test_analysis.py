@@ -14,8 +14,12 @@ from hypothesis import strategies as st
 from suffice.assurance.bounds import Interval
 from suffice.rollout.analysis import alphas, analyse, compared_metrics, judge_interval
 from suffice.rollout.experiment import Arm, RunningExperiment
-from suffice.rollout.metrics import EM, LATENCY, METRICS, SATISFACTION, TOKENS, metric_of
 from suffice.rollout.results import (
+    EM,
+    LATENCY,
+    METRICS,
+    SATISFACTION,
+    TOKENS,
     ArmComparison,
     ArmEvidence,
     ArmResult,
@@ -26,8 +30,9 @@ from suffice.rollout.results import (
     UnitAssignment,
     Value,
     Verdict,
+    metric_of,
+    summarize_arm,
 )
-from suffice.rollout.summary import summarize_arm
 
 NAMES = ("full", "brisk")
 HALF = {"full": 0.5, "brisk": 0.5}

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.rollout.cool_down import DAY_S, Past, cool_down_left, cool_down_refusal
-from suffice.rollout.rules import Rules
+from suffice.rollout.evidence import Rules
+from suffice.rollout.stages import DAY_S, Past, cool_down_left, cool_down_refusal
 
 PROPERTY = settings(max_examples=100, derandomize=True, deadline=None)
 RULES = Rules()

@@ -8,8 +8,8 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from suffice.assurance.money import usd
-from suffice.assurance.satisfaction_effect import EVENTS, SATISFACTION, SatisfactionEffect
-from suffice.rollout.metrics import metric_of
+from suffice.assurance.satisfaction import EVENTS, SATISFACTION, SatisfactionEffect
+from suffice.rollout.results import metric_of
 from suffice.sanitize import plural
 
 UNKNOWN: Final = "not measured"

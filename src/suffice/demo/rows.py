@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from suffice.assurance.lengths import undrawn_tokens
+from suffice.assurance.money import undrawn_tokens
 from suffice.demo.ask import DemoAnswer
 from suffice.episode import vote
 from suffice.policy.base import Policy, build_policy

@@ -2,7 +2,7 @@
 
 From the log where it holds enough, else from questions that are run live. Two full runs of one
 question agree as often as any stop can agree with them: that share is the ceiling. It knows runs and
-a scorer, and refuses to know thresholds (`assurance.extractable`) and how a report is shown.
+a scorer, and refuses to know thresholds (`assurance.guarantee`) and how a report is shown.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from suffice.assurance.extractable import WINDOW_RUNS
+from suffice.assurance.guarantee import WINDOW_RUNS
 from suffice.doctor.talk import Talk
 from suffice.errors import ConfigError, UpstreamError
 from suffice.files import json_object

@@ -2,7 +2,7 @@
 
 Where an upstream's thought cannot be cut, only effort or budget can be chosen, and what they lose is seen in no single
 run. The client has its full answer by then; the second call is an extra one, sent now or not at all, and its tokens are
-probe tokens. Knows one request; refuses to know which arm is worth asking (`rollout.pairs`) and what the pair proves.
+probe tokens. Knows one request; refuses to know which arm is worth asking (`rollout.effects`) and what the pair proves.
 """
 
 from __future__ import annotations

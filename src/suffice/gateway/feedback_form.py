@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from suffice.assurance.label_precedence import BEHAVIOUR
+from suffice.assurance.labels import BEHAVIOUR
 from suffice.assurance.satisfaction import scaled
 from suffice.errors import BadRequest
 from suffice.rollout.assign import joined, sender_key

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from math import ceil, exp
 from typing import Final
 
-from suffice.assurance.pressure import LoadSample
+from suffice.assurance.load_level import LoadSample
 from suffice.types import Outcome, Request
 
 QUEUE_S: Final = 2.0  # over which each measurement is smoothed

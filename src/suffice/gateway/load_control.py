@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from suffice.assurance.fallback import Admission, Fallback, admission
-from suffice.assurance.pressure import Operation, level_of, update_pressure
+from suffice.assurance.load_level import Admission, Fallback, Operation, admission, level_of, update_pressure
 from suffice.gateway.load import QUEUE_S, RouteLoad, Smooth
 from suffice.gateway.route import BuiltRoute
 from suffice.settings import Route, Upstream

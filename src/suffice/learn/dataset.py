@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.assurance.lengths import undrawn_tokens
+from suffice.assurance.money import undrawn_tokens
 from suffice.assurance.runs import LabelledEpisode, Match, SequencedLabel, current_label
 from suffice.errors import ConfigError
 from suffice.learn.censoring import Fate, by_design, fate, p_full

@@ -1,6 +1,6 @@
 """Effort and thinking budgets where the upstream cannot be cut: certified by asking twice on audits.
 
-    audit ──▶ rollout.pairs ──▶ one more call: an arm, or a second full run ──▶ Pair ──▶ certify_arms ──▶ arm in force
+    audit ──▶ rollout.effects ──▶ one more call: an arm, or a second full run ──▶ Pair ──▶ certify_arms ──▶ arm in force
 
 The audit's client gets the full answer; both calls are paid for. Arms stand in order from the safe end and are accepted
 in this order until one fails, by the e-process of `assurance.paired`.

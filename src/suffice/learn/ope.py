@@ -9,7 +9,7 @@
 
 Unbiased means: the odds are the true ones, and a reward either was learned by a lot of known odds or is worth nothing
 here. Rewards that came by themselves (who complains?) fit the guess of `dr` and never correct it. Intervals hold at
-every look and under drift: they cover the mean, over the rows so far, of what the target earns (`assurance.weighted`).
+every look and under drift: they cover the mean, over the rows so far, of what the target earns (`assurance.paired`).
 
 Knows arrays; refuses to know routes, stores and clocks. Dudik, Langford, Li (2011), arXiv:1103.4601; intervals:
 Waudby-Smith et al. (2024), arXiv:2210.10768.
@@ -23,7 +23,7 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.assurance.weighted import lower_bound
+from suffice.assurance.paired import lower_bound
 from suffice.learn.reward_model import Guess, ModelKind, fit_rewards
 
 Floats: TypeAlias = NDArray[np.float64]

@@ -5,7 +5,7 @@ guess what they lose, and to evaluate policies off-policy. Three rules keep it h
 
 - late labels: an audit counts once its label is due, whether it disagrees or not; unlabelled it then counts as lost
 - poisoned labels: proofs believe trusted voices alone; guesses believe others too, each key for a small part of the
-  audits at most (`assurance.label_precedence`)
+  audits at most (`assurance.labels`)
 - old worlds: the latest `window` audits of a class and arm count; an alarm forgets the class
 
 Knows audits and labels; refuses to know prices, proposals and live traffic.
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from suffice.assurance.certify import Counts
-from suffice.assurance.label_precedence import TRUSTED, TrustedLabel, stand
+from suffice.assurance.labels import TRUSTED, TrustedLabel, stand
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.assurance.drift import ShiryaevRoberts
-from suffice.assurance.label_precedence import TrustedLabel
+from suffice.assurance.labels import TrustedLabel
 from suffice.learn.explore import inverse_gap, pick_arm
 from suffice.learn.gain import compare_gain
 from suffice.learn.gates import Proof, best_arm, in_play, prove, within_a_step

@@ -1,4 +1,4 @@
-"""What an experiment shows so far: every arm against the control, in every metric, valid at every look.
+"""Analyses an experiment: every arm against the control, in every metric, valid at every look.
 
     draws          ──▶ does the split fit the odds? ──▶ withheld, or
     values, audits ──▶ effects with intervals, whole and by class ──▶ a verdict each ──▶ a verdict for each arm
@@ -7,8 +7,6 @@ EM is paired by audits where they show both arms, and everything else is read of
 a hand-over costs nor how users like it. Arms, metrics and classes share one error: all intervals of an experiment hold
 together, at all looks, with its confidence. Of that error the primary metric has half and the others share half; of
 each part half is for the whole and half for the classes.
-
-Knows values by unit, arm and class; refuses to know logs, and how a result is said (`reading`).
 """
 
 from __future__ import annotations
@@ -23,12 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval
-from suffice.assurance.ledger import KNOWN_AUDITS
-from suffice.assurance.sample_ratio import LOG_ALARM, count_draws, log_sample_ratio
+from suffice.assurance.guarantee import KNOWN_AUDITS
+from suffice.assurance.sampling import LOG_ALARM, count_draws, log_sample_ratio
 from suffice.rollout.effects import PairCounts, UnitSeries, compare_arms, guesses, latest_comparison, ratio_of
 from suffice.rollout.experiment import RunningExperiment
-from suffice.rollout.metrics import EM, LATENCY, METRICS, SATISFACTION, TOKENS, RunMetric, metric_of
 from suffice.rollout.results import (
+    EM,
+    LATENCY,
+    METRICS,
+    SATISFACTION,
+    TOKENS,
     ArmComparison,
     ArmEvidence,
     ArmResult,
@@ -36,9 +38,11 @@ from suffice.rollout.results import (
     ClassEffect,
     ExperimentResult,
     Material,
+    RunMetric,
     UnitAssignment,
     Value,
     Verdict,
+    metric_of,
 )
 
 CAP_TIMES: Final = 2.0  # a run can cost so many times the largest of the warm-up; what costs more is cut
@@ -85,7 +89,7 @@ def alphas(one: RunningExperiment) -> Mapping[str, float]:
 def sample_ratio(units: Sequence[UnitAssignment | Value]) -> float:
     """Natural logarithm of the e-value against "every unit drew its arm with its odds".
 
-    The mean over arms of the lottery's e-value (`assurance.sample_ratio`), over all units and by class: a split that is
+    The mean over arms of the lottery's e-value (`assurance.sampling`), over all units and by class: a split that is
     right on the whole can be wrong in each class.
     """
     if not units:
@@ -131,8 +135,6 @@ def _counts(units: Sequence[UnitAssignment | Value]) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Judge:
-    """One look at an experiment."""
-
     one: RunningExperiment
     material: Material
     alphas: Mapping[str, float]

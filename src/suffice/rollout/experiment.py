@@ -1,4 +1,4 @@
-"""Experiments: who takes part, and in which arm, by keyed hash: the same on every machine, for every retry.
+"""Experiments: a keyed hash decides who takes part and in which arm, on every machine and for every retry alike.
 
     settings ──▶ Experiment (as it was started) ──▶ draw ──▶ ArmDraw, with its odds, in the record of the request
                                                     └──▶ with_arm: the route as this arm serves it
@@ -9,8 +9,6 @@ An arm is the one of k racers that comes in first, each with a hash of its own a
 a weight that is raised alone pulls units into its arm and moves nobody else, and no change of weights moves more than
 2d / (1 + d) of the units, d being the part that must move (Bavarian et al. 2020, arXiv:1612.01041: nothing that
 remembers no unit does better).
-
-Knows definitions, weights and hashes; refuses to know clocks, requests and what an arm's runs are like.
 """
 
 from __future__ import annotations
@@ -75,7 +73,6 @@ class RunningExperiment:
         return n_slots(self.slots) / N_SLOTS
 
     def owns(self, slot: int) -> bool:
-        """Does a slot of the layer belong to it?"""
         return any(first <= slot < behind for first, behind in self.slots)
 
     def arm(self, name: str) -> Arm:
@@ -250,7 +247,6 @@ def allot(share: float, *, own: Slots = (), taken: Mapping[str, Slots]) -> Slots
 
 
 def n_slots(slots: Slots) -> int:
-    """How many slots these are."""
     return sum(behind - first for first, behind in slots)
 
 
@@ -265,7 +261,6 @@ def _ranges(slots: list[int]) -> Slots:
 
 
 def find_arm(name: str, table: ExperimentArm) -> Arm:
-    """An arm as the settings have it."""
     policy = json.dumps(table.policy, sort_keys=True, separators=(",", ":")) if table.policy else ""
     return Arm(
         name=name,

@@ -1,4 +1,4 @@
-"""Guard-rails: what the evidence of a rollout says of each thing that must not get worse, each of them alone.
+"""Guard-rails: what the evidence of a rollout says of each thing that must not get worse.
 
     audits of both versions       ──▶ EM of the whole and of each class                `paired`, both ways
     live runs of both arms        ──▶ latency, errors, no answers, satisfaction        `sequence`
@@ -8,8 +8,6 @@
 A reading is *fine* when the candidate surely loses no more than the margin, *harm* when it surely loses something and
 is not shown to keep the margin, and *open* before that. Fine needs a proof, harm only good evidence. All of it may be
 looked at after every request.
-
-Knows numbers; refuses to know stages.
 """
 
 from __future__ import annotations
@@ -23,11 +21,10 @@ import numpy as np
 
 from suffice.assurance.certify import Counts, log_bets_against, mixed
 from suffice.assurance.paired import BETS, paired_log_wealth, pairs_to_certify
-from suffice.assurance.sample_ratio import LOG_ALARM, Draws, log_sample_ratio
+from suffice.assurance.sampling import LOG_ALARM, Draws, log_sample_ratio
 from suffice.assurance.sequence import V_OPT, SequenceState, gamma_exponential_log_wealth
 from suffice.assurance.strata import standardise
-from suffice.rollout.evidence import ClassAudits, Contrast, RolloutEvidence
-from suffice.rollout.rules import RailName, Rules
+from suffice.rollout.evidence import ClassAudits, Contrast, RailName, RolloutEvidence, Rules
 from suffice.settings.rollout import LIVE_RAILS, LiveRail
 
 Said: TypeAlias = Literal["fine", "harm", "open"]
@@ -38,8 +35,6 @@ _LEAST_SEEN: Final = 20  # of each arm: fewer do not look like anything
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardrailValue:
-    """What one guard-rail says."""
-
     rail: RailName
     about: str | None  # a class of questions, or "3 rare classes"; None: the whole
     n: int  # audits; for live rails requests of the candidate
@@ -94,7 +89,6 @@ def waited_for(group: ClassGroup, rules: Rules) -> bool:
 
 
 def read_em(evidence: RolloutEvidence, rules: Rules) -> tuple[GuardrailValue, ...]:
-    """EM of the whole, then of each group of classes."""
     whole = _audits({one.query_class: one for one in evidence.audits}, [one.query_class for one in evidence.audits])
     found = group_classes(evidence, rules)
     # All must be proved, so each may use all of delta; any one of them sends it back, so they share that of harm.

@@ -1,11 +1,10 @@
-"""Versions: what may be put in force, as something that cannot change, with its address, its signature and its history.
+"""Versions: immutable policies and models with an address, a signature and a history.
 
     body (a policy's table, or learned models as plain data) + lineage + report card + what it needs ──▶ Version
     seal: one line with address and signature, then canonical JSON      open_version: refused, or exactly what was made
 
 The line comes first so that nothing is parsed before its signature is known to be right. What is refused is refused
-with one sentence, and whoever asked keeps what he has. Knows bodies as data and which signals exist here; refuses to
-know files, clocks, how models were fitted and who is served.
+with one sentence, and whoever asked keeps what he has.
 """
 
 from __future__ import annotations
@@ -53,8 +52,6 @@ _LOOKS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionLineage:
-    """Where a version comes from."""
-
     parent: str | None  # address of the version that it is to replace; None: the first
     proposed_by: str  # a job or a person
     why: str  # a sentence
@@ -63,7 +60,6 @@ class VersionLineage:
     proposed_s: float | None = None  # Unix time; informative
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
         names = ("parent", "proposed_by", "why", "since_seq", "to_seq", "proposed_s")
         return {name: getattr(self, name) for name in names}
 
@@ -77,7 +73,6 @@ class SignalSchema:
     fields: tuple[str, ...]  # of Signals that it fills
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
         return {"name": self.name, "parameters": dict(self.parameters), "fields": list(self.fields)}
 
 
@@ -117,7 +112,6 @@ class Version:
     address: str = field(init=False)
 
     def __post_init__(self) -> None:
-        """Check everything, freeze it and take the address."""
         _check_words(self)
         for name in ("body", "report_card"):
             _check_plain(f"version.{name}", getattr(self, name), MOST_DEPTH)

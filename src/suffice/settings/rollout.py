@@ -1,7 +1,7 @@
 """The table `[rollout]`, and `[routes.NAME.rollout]` over it: how far steps go, what may be lost, what must be seen.
 
-Knows numbers and their ranges; refuses to know what is done with them (`rollout.rules`). Why each default is what it
-is, and what it costs, stands in docs/reference/rollout.md, with the simulation that chose it.
+Knows numbers and their ranges; refuses to know what is done with them (`rollout.evidence`). Why each default is what
+it is, and what it costs, stands in docs/reference/rollout.md, with the simulation that chose it.
 """
 
 from __future__ import annotations

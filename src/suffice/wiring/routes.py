@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 
-from suffice.assurance.extractable import extractability_refusal
-from suffice.control.loop.starting import burst_of, first_certificate
+from suffice.assurance.guarantee import extractability_refusal
+from suffice.control.evidence.cold_start import burst_of, first_certificate
 from suffice.episode import reasoning_budget
 from suffice.episode.segment import build_segmenter
 from suffice.errors import ConfigError

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from suffice.assurance.estimate import IntervalEstimate
-    from suffice.assurance.route_forecast import Outlook
-    from suffice.assurance.satisfaction_effect import SatisfactionEffect
+    from suffice.assurance.forecast import Outlook
+    from suffice.assurance.satisfaction import SatisfactionEffect
 
 
 def summarize_effect(one: Outlook | None) -> str:

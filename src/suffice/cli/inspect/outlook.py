@@ -8,9 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from suffice.assurance.estimate import IntervalEstimate
-    from suffice.assurance.forecast import Forecast
+    from suffice.assurance.forecast import Forecast, Outlook
     from suffice.assurance.ledger import Account
-    from suffice.assurance.route_forecast import Outlook
     from suffice.store.rows.advice_events import ArmWorth, ProposedVersion
 
 

@@ -43,14 +43,14 @@ def read_pairs(
     """What a route's log says of its arm; None: it has none that is certified by pairs. Raises StoreError."""
     if not route.is_paired:
         return None
-    from suffice.control.evidence.pairing import FULL, AuditPairs
     from suffice.control.jobs.by_route import since
+    from suffice.control.loop.paired import FULL, AuditPairs
     from suffice.learn.effort import certify_arms, pairs_missing
     from suffice.store.database.views import read_episodes
 
     behind = since(name, held, connection)
     audits, callers = _audits(read_episodes(connection, name, behind, ended_after=behind), route.arms)
-    pairs = AuditPairs(match=match).pairs(audits, timeout=0, callers=callers)
+    pairs = AuditPairs(match=match).of_audits(audits, timeout=0, callers=callers)
     delta = 1 - route.confidence
     found = certify_arms(pairs, n_arms=2, max_em_drop=route.max_em_drop, delta=delta, now=0)
     asked = (audit.episode.outcome.pair_arm for audit in reversed(audits))
@@ -61,7 +61,7 @@ def read_pairs(
 def _audits(items: Iterable[EpisodeWithLabels], arms: Sequence[str]) -> tuple[list[Audit], set[str]]:
     """Audits of a log that were asked twice, and the senders that asked the model."""
     from suffice.control.evidence.audits import Audit, GivenLabel
-    from suffice.control.evidence.pairing import is_pair
+    from suffice.control.loop.paired import is_pair
 
     found, callers = list[Audit](), set[str]()
     for item in items:

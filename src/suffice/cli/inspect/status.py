@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     import sqlite3
 
     from suffice.assurance.estimate import IntervalEstimate, MoneyTotals, ReportEstimates, RouteReport, TokenTotals
-    from suffice.assurance.evidence import AuditEvidence
-    from suffice.assurance.route_forecast import Outlook
-    from suffice.assurance.tally import Tally
+    from suffice.assurance.forecast import Outlook
+    from suffice.assurance.guarantee import AuditEvidence
+    from suffice.assurance.runs import Tally
     from suffice.cli.inspect.held import RouteHoldings
     from suffice.cli.inspect.pairs import PairStatus
     from suffice.review.route_guarantee import RouteGuarantee
@@ -269,7 +269,7 @@ def _status(seen: _Seen, promises: Promises, control: Phase | None, held: RouteH
     from dataclasses import replace
 
     from suffice.assurance.estimate import report_of
-    from suffice.assurance.evidence import evidence
+    from suffice.assurance.guarantee import evidence
     from suffice.cli.inspect.pairs import read_pairs
     from suffice.store.routes.in_force import NOTHING
     from suffice.store.routes.phases import phase_of
@@ -434,7 +434,7 @@ def _parts(one: RouteStatus) -> tuple[list[tuple[str, str]], ...]:
 
 def _trials(report: RouteReport) -> list[tuple[str, str]]:
     """How often what a probe answered was an answer; what to do where it rarely is."""
-    from suffice.assurance.extractable import MIN_SHARE
+    from suffice.assurance.guarantee import MIN_SHARE
 
     if not report.n_trials:
         return []

@@ -295,7 +295,7 @@ def _in_force(settings: Settings, name: str, given: FinetuneOptions) -> Callable
 
 def _version(path: Path, held: InForce) -> Any:
     """The version that is published, from the log. Any: imported here alone."""
-    from suffice.control.evidence.fitting import read_back
+    from suffice.control.evidence.versions import read_back
     from suffice.store.database.decisions import read_artefact
     from suffice.store.database.views import open_reader
 

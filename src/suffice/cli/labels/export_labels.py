@@ -1,6 +1,6 @@
 """`suffice export label-studio` and `suffice export feedback`: runs for people to judge elsewhere, and what was said.
 
-Knows options, files and servers; refuses to know which runs are worth it (`control.people.asking`) and forms
+Knows options, files and servers; refuses to know which runs are worth it (`control.people.judging`) and forms
 (`review.label_studio`). Heavy imports stand inside the functions.
 """
 
@@ -19,7 +19,7 @@ from suffice.cli.deciding import find_settings
 from suffice.cli.shell import CONFIG_FILE, JSON_OBJECT, fail
 
 if TYPE_CHECKING:
-    from suffice.control.people.asking import Which
+    from suffice.control.people.judging import Which
     from suffice.review.label_studio import ToJudge
     from suffice.settings import Settings
 
@@ -136,7 +136,7 @@ def label_studio(
 
 
 def _runs(settings: Settings, route: str, which: Which, questions: Path | None) -> Iterator[ToJudge]:
-    from suffice.control.people.asking import to_judge
+    from suffice.control.people.judging import to_judge
     from suffice.store.database.sqlite import database_path
     from suffice.store.database.views import open_reader, read_episodes
     from suffice.store.routes.windows import label_requests

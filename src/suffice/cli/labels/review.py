@@ -358,8 +358,8 @@ def _submitted(writer: Decisions, said: Any) -> Submission | str:
 
 def _effect(told: Settings, writer: Decisions, item: ReviewItem) -> Any:
     """What the item's verdicts have changed so far. Any: an `Effect`."""
-    from suffice.control.evidence.matching import matching
-    from suffice.control.evidence.window_size import window_size
+    from suffice.control.evidence.cold_start import window_size
+    from suffice.control.evidence.scorers import matching
     from suffice.control.people.effects import what_it_changed
 
     route = find_settings(told, item.route)

@@ -78,7 +78,7 @@ def show(name: str, path: str, run: int | None, *, as_json: bool) -> None:
     if as_json:
         import msgspec
 
-        from suffice.rollout.summary import summarize_arm
+        from suffice.rollout.results import summarize_arm
 
         told = {arm.arm: summarize_arm(result, arm) for arm in result.arms}
         found = {**_state(one), "result": msgspec.to_builtins(result), "reading": told}
@@ -156,7 +156,7 @@ def _opened(command: str, path: str) -> tuple[Settings, Path, tuple[ExperimentRu
 def _said(one: ExperimentRun, settings: Settings, database: Path) -> tuple[str, ...]:
     """What it shows, in sentences; nothing where that fails: whatever it shows, it can be stopped."""
     from suffice.control.compare.experiments import read_experiment
-    from suffice.rollout.summary import summarize_arm
+    from suffice.rollout.results import summarize_arm
 
     try:
         result = read_experiment(database, one, settings)
@@ -223,7 +223,7 @@ def _listed(name: str, settings: Settings, latest: dict[str, ExperimentRun]) -> 
 
 
 def _print(one: ExperimentRun, result: ExperimentResult) -> None:
-    from suffice.rollout.summary import HOLDS, summarize_arm
+    from suffice.rollout.results import HOLDS, summarize_arm
 
     what = one.experiment
     since = format_time(one.started_at_s)
@@ -285,20 +285,20 @@ def _class_row(one: ArmComparison, part: ClassEffect) -> tuple[str, ...]:
 
 def _named(metric: str) -> str:
     """A metric with the unit that its row is in."""
-    from suffice.rollout.metrics import metric_of
+    from suffice.rollout.results import metric_of
 
     unit = metric_of(metric).margin
     return metric if unit == metric else f"{metric}, {unit}"
 
 
 def _allowed(one: ArmComparison) -> str:
-    from suffice.rollout.metrics import metric_of
+    from suffice.rollout.results import metric_of
 
     return "" if one.margin is None else metric_of(one.metric).size(one.margin)
 
 
 def _number(metric: str, value: float) -> str:
-    from suffice.rollout.metrics import metric_of
+    from suffice.rollout.results import metric_of
 
     one = metric_of(metric)
     return f"{value * one.times + 0.0:+,.{one.digits}f}"  # a minus zero is a zero

@@ -110,7 +110,7 @@ def show(route: str, path: str, *, as_json: bool) -> None:
 def diff(before: str, after: str, path: str) -> None:
     """Show in what version AFTER differs from version BEFORE, by their addresses."""
     from suffice import wiring
-    from suffice.rollout.difference import diff_plain
+    from suffice.rollout.effects import diff_plain
     from suffice.store.database.views import open_reader
     from suffice.store.routes.candidates import plain_of
 
@@ -161,7 +161,7 @@ def _propose_policy(
 ) -> RolloutRun | str:
     """Begin a rollout of a policy that somebody has written down, as `propose_learned` does."""
     from suffice import wiring
-    from suffice.rollout.rules import rules_of
+    from suffice.rollout.evidence import rules_of
     from suffice.store.routes import rollouts
 
     if route.is_owned:
@@ -295,7 +295,7 @@ def _look(settings: Settings, route: str, held: RolloutRun, path: Any) -> Assess
 
     from suffice import wiring
     from suffice.control.compare.assessment import standing_of
-    from suffice.control.evidence.matching import matching
+    from suffice.control.evidence.scorers import matching
     from suffice.store.database.views import open_reader
 
     with open_reader(path) as connection:

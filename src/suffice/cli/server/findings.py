@@ -186,7 +186,7 @@ def _part(n: int, of: int) -> str:
 
 
 def _enforcement(report: RouteDiagnosis) -> str:
-    from suffice.assurance.extractable import MIN_RUNS, MIN_SHARE
+    from suffice.assurance.guarantee import MIN_RUNS, MIN_SHARE
 
     if report.refused is not None:
         return f"REFUSED: {report.refused}"

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from suffice.console.auth import Principal
 from suffice.console.exchange import ConsoleRequest
 from suffice.console.view_context import NotThere, ViewContext
-from suffice.rollout.metrics import metric_of
-from suffice.rollout.results import ExperimentResult
-from suffice.rollout.summary import summarize_arm
+from suffice.rollout.results import ExperimentResult, metric_of, summarize_arm
 from suffice.store.routes.experiments import ExperimentRun, read_experiments
 
 Analyse = Callable[[ExperimentRun], ExperimentResult]  # what a run of an experiment shows now; it takes a while

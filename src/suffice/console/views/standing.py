@@ -8,9 +8,9 @@ from typing import Final
 
 from suffice.assurance.bounds import wilson
 from suffice.assurance.estimate import IntervalEstimate, saving_of
-from suffice.assurance.route_forecast import Outlook
-from suffice.assurance.satisfaction_effect import SatisfactionEffect
-from suffice.assurance.tally import Tally
+from suffice.assurance.forecast import Outlook
+from suffice.assurance.runs import Tally
+from suffice.assurance.satisfaction import SatisfactionEffect
 from suffice.console.view_context import DAY_S, TimeRange, ViewContext
 from suffice.review.route_guarantee import RouteGuarantee
 from suffice.scoring.base import scorer_label

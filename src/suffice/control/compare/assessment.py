@@ -1,11 +1,10 @@
-"""One look at a rollout: its evidence as the log has it, what keeps it where it is, and what it does now.
+"""One look at a rollout: its evidence, what keeps it where it is, and the moves that follow.
 
     rows that are new ──▶ EvidenceFold ──▶ evidence ─┐
     decisions, holds, settings ──▶ barred            ├──▶ RolloutState, and the moves that follow
     audits            ──▶ a learned candidate's own certificate ──▶ the level that may act
 
-Everything is a fold over the log: whoever looks at the same rows finds the same. Knows rows; refuses to know who looks,
-and writes nothing.
+Everything is a fold over the log: whoever looks at the same rows finds the same.
 """
 
 from __future__ import annotations
@@ -16,10 +15,9 @@ from dataclasses import dataclass, replace
 
 from suffice.assurance.runs import Match
 from suffice.control.compare.candidate_certificate import CandidateCertificate
-from suffice.control.compare.counterfactual import Sides, sides_of
+from suffice.control.compare.counterfactual import OfRoute, VersionPair, version_pair
 from suffice.control.compare.rollout_evidence import EvidenceFold
-from suffice.control.compare.shown import OfRoute
-from suffice.control.evidence.scorer_cache import Matches
+from suffice.control.evidence.scorers import Matches
 from suffice.errors import ConfigError
 from suffice.review.holds import RouteHolds
 from suffice.rollout.evidence import RolloutEvidence
@@ -35,8 +33,6 @@ from suffice.types import LabelRequest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assessment:
-    """What a rollout stands on at one look."""
-
     held: RolloutRun
     evidence: RolloutEvidence
     standing: RolloutState
@@ -64,7 +60,7 @@ class RolloutAssessor:
     """A rollout that is looked at again and again: its versions, and what was read of it."""
 
     of_route: OfRoute
-    sides: Sides
+    versions: VersionPair
     gathering: EvidenceFold
     asked: set[str]  # episodes whose label was asked for
 
@@ -74,9 +70,9 @@ class RolloutAssessor:
     ) -> RolloutAssessor:
         """At a rollout of which nothing was read. Raises ConfigError for a version that cannot be read, StoreError."""
         gathering = EvidenceFold(held=held, match=of_route.match, probes=of_route.route.probe is not None)
-        sides = sides_of(connection, held, of_route, control, secret=secret)
+        versions = version_pair(connection, held, of_route, control, secret=secret)
         asked = read_requested_labels(connection, held.state.route)
-        return cls(of_route=of_route, sides=sides, gathering=gathering, asked=asked)
+        return cls(of_route=of_route, versions=versions, gathering=gathering, asked=asked)
 
     def see(
         self,
@@ -100,17 +96,17 @@ class RolloutAssessor:
             if number % 1_000 == 0:
                 reading()
         route = self.of_route.route
-        self.sides.begin(connection)
-        found = self.gathering.evidence(self.sides.replay, self.of_route.judged, self.sides.watch)
+        self.versions.begin(connection)
+        found = self.gathering.evidence(self.versions.replay, self.of_route.judged, self.versions.watch)
         holds = read_holds(connection).of(held.state.route)
         budget = holds.in_effect(now_s).budget(route.max_em_drop)
-        certificate = self.sides.certify(self.gathering, decided, budget)
+        certificate = self.versions.certify(self.gathering, decided, budget)
         withheld = withheld_by(held, decided, holds, now_s=now_s)
         latest = latest_on(connection, held, route, decided)
         seen = assess_found(
             held, found, certificate, withheld=withheld, latest=latest, at=self.gathering.n, now_s=now_s
         )
-        return replace(seen, wanted=tuple(self.sides.wanted(self.gathering, self.asked)))
+        return replace(seen, wanted=tuple(self.versions.label_requests(self.gathering, self.asked)))
 
 
 def assess_found(

@@ -1,12 +1,11 @@
-"""A learned candidate's own certificate: which of its levels has been shown to keep the EM budget against the full run.
+"""A learned candidate's own certificate: which of its levels keep the EM budget against the full run.
 
     audits since its rollout began ──▶ replayed under its models ──▶ counts at each level ──▶ the level that may act
 
 The models were fixed before the first of these audits came, so they are certified on runs that had no part in making
 them (Guarantee C of assurance, without cross-fitting). Of delta the v-th version of a route gets its part, the route's
 own counting as the first. A disagreement counts as lost until somebody says otherwise, whatever its age, and a judge
-model's word says nothing: so labels that are late cost saving, and nothing that is charged to them is owed here. Knows
-audits and models; refuses to know logs, and who is served.
+model's word says nothing: so labels that are late cost saving, and nothing that is charged to them is owed here.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from suffice.assurance.certify import (
     spent_delta,
     weighted_log_wealth,
 )
-from suffice.assurance.label_maturation import AHEAD
+from suffice.assurance.labels import AHEAD
 from suffice.assurance.runs import Match
 from suffice.assurance.windows import Windows
 from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, verdicts
-from suffice.control.evidence.fitting import ServedVersion
+from suffice.control.evidence.versions import ServedVersion
 from suffice.learn.audits import Bools, Floats, Small
 from suffice.learn.certifier import PendingAudits
 from suffice.learn.features import FeatureSelection
@@ -43,8 +42,6 @@ MOST_KEPT: Final = 4_000  # audits that are remembered
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateCertificate:
-    """What audits say of a candidate."""
-
     level: int  # that may act; 0: none
     n: int  # audits that counted
     n_lost: int  # of them, at that level, or at the first where none may act
@@ -56,7 +53,6 @@ class CandidateCertificate:
 
     @property
     def said(self) -> str:
-        """In a sentence."""
         if self.surely_over:
             return (
                 f"even its safest level surely loses more than {self.max_em_drop:.2%}: of {self.n:,} audits against the"
@@ -71,8 +67,6 @@ class CandidateCertificate:
 
 @dataclass(slots=True, kw_only=True)
 class _Seen:
-    """One audit as the candidate's levels see it."""
-
     audit: Audit
     disagrees: Bools  # (M,)
     z: Small  # (M,): as it counts now

@@ -1,12 +1,11 @@
-"""From the log to what an experiment shows: draws, runs and what was said of them, as values by unit and arm.
+"""Gathers what the log holds of an experiment: draws, runs and feedback as values by unit and arm.
 
     ExperimentRun ──▶ draws ──▶ every unit's first arm   ─┐
                   ──▶ runs, labels ──▶ values by metric  ─┼──▶ Material ──▶ rollout.analysis
                   ──▶ audits, replayed for every arm     ─┘
 
 A unit is one witness of each metric, by its first value under the weights that it first took part with. Audits run in
-full whatever their arm, so they stand for no arm live; of other runs nothing is chosen by how they ended. Knows records
-of the log; refuses to know what they prove.
+full whatever their arm, so they stand for no arm live; of other runs nothing is chosen by how they ended.
 """
 
 from __future__ import annotations
@@ -19,18 +18,29 @@ from dataclasses import dataclass, field
 from math import floor, log1p
 from pathlib import Path
 
-from suffice.assurance.label_precedence import INFERENCE_KEY, MAX_SHARE
+from suffice.assurance.labels import INFERENCE_KEY, MAX_SHARE
 from suffice.assurance.runs import ENDED, Match, measure_run
 from suffice.assurance.satisfaction import by_people, scaled
-from suffice.control.compare.shown import OfRoute
+from suffice.control.compare.counterfactual import OfRoute
 from suffice.control.evidence.audits import Audit, GivenLabel, is_evidence
-from suffice.control.evidence.loading import loader, published_on
-from suffice.control.evidence.matching import matching
+from suffice.control.evidence.scorers import matching
+from suffice.control.evidence.versions import loader, published_on
 from suffice.errors import ConfigError
 from suffice.rollout.analysis import analyse
 from suffice.rollout.experiment import RunningExperiment
-from suffice.rollout.metrics import EM, LATENCY, METRICS, SATISFACTION, TOKENS
-from suffice.rollout.results import ArmEvidence, AuditSeen, ExperimentResult, Material, UnitAssignment, Value
+from suffice.rollout.results import (
+    EM,
+    LATENCY,
+    METRICS,
+    SATISFACTION,
+    TOKENS,
+    ArmEvidence,
+    AuditSeen,
+    ExperimentResult,
+    Material,
+    UnitAssignment,
+    Value,
+)
 from suffice.settings import Metric, Settings
 from suffice.signals.query import class_of
 from suffice.store.database.views import EpisodeWithLabels, open_reader
@@ -47,7 +57,6 @@ def read_experiment(
 
 
 def gather(connection: sqlite3.Connection, held: ExperimentRun, settings: Settings) -> Material:
-    """All that the log holds of it."""
     one = held.experiment
     for route in one.routes:
         if route not in settings.routes:
@@ -76,8 +85,6 @@ def gather(connection: sqlite3.Connection, held: ExperimentRun, settings: Settin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Told:
-    """One value, where it stands in the log, and who said so."""
-
     seq: int
     unit: str
     voice: str | None  # a key that asks the model speaks for a share of the units at most; None: not capped
@@ -98,8 +105,6 @@ def _within_share(told: Sequence[_Told]) -> list[Value]:
 
 @dataclass(slots=True, kw_only=True)
 class _Taken:
-    """What has been read so far."""
-
     one: RunningExperiment
     declared: Mapping[str, Metric] = field(default_factory=dict)
     n_requests: int = 0
@@ -135,7 +140,6 @@ class _Taken:
             self._add(LATENCY, item.seq, draw, item, outcome.duration_s)
 
     def judged(self, item: EpisodeWithLabels, match: Match) -> None:
-        """Take in what was said of a run."""
         draw = self._draw(item)
         if draw is None or not item.labels:
             return

@@ -1,12 +1,11 @@
-"""What the log says of a rollout, row by row: nothing is read twice, and what comes late is judged when it is there.
+"""Gathers what the log holds of a rollout, row by row; what comes late is judged when it is there.
 
     rows since it began ──▶ feed ──▶ requests, live runs of both arms, audits, labels
                             evidence ──▶ new audits replayed by both versions, old ones judged anew ──▶ RolloutEvidence
 
 A fold: fed in pieces or at once, it says the same at the same place. A run belongs to the step that the rollout was in
 when the run began, as the order of the rows has it. Ratings count in the order in which they became known. Of an audit
-only those are kept on which the versions answer differently; on the others no label can change anything. Knows records
-of the log; refuses to know databases, clocks and what follows from the evidence.
+only those are kept on which the versions answer differently; on the others no label can change anything.
 """
 
 from __future__ import annotations
@@ -15,20 +14,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from suffice.assurance.lengths import undrawn_tokens
+from suffice.assurance.money import undrawn_tokens
 from suffice.assurance.runs import ENDED, Match, measure_run
 from suffice.assurance.sampling import BAD_ENDS
 from suffice.assurance.satisfaction import by_people
 from suffice.assurance.strata import Cell
 from suffice.assurance.windows import Windows
 from suffice.control.evidence.audits import Audit, GivenLabel, is_evidence
-from suffice.control.evidence.label_join import LabelJoin
-from suffice.control.evidence.latest import remember
-from suffice.control.evidence.start_order import StartOrder
+from suffice.control.evidence.run_join import LabelJoin, StartOrder, UnreturnedAudits, remember
 from suffice.learn.certifier import PendingAudits
-from suffice.rollout.evidence import ArmName, RolloutEvidence, UnitRun, Z
+from suffice.rollout.evidence import ArmName, RolloutEvidence, Rules, UnitRun, Z
 from suffice.rollout.results import ArmEvidence
-from suffice.rollout.rules import Rules
 from suffice.rollout.stages import State
 from suffice.signals.query import class_of
 from suffice.store.database.log import StoredEvent
@@ -48,14 +44,11 @@ class Both:
 
     @property
     def named(self) -> dict[str, ArmEvidence]:
-        """By the name of the version."""
         return {"candidate": self.candidate, "in force": self.in_force}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Witness:
-    """An audit, and how the rollout stood when its request came."""
-
     audit: Audit
     state: State
 
@@ -69,8 +62,6 @@ Judge: TypeAlias = Callable[
 
 @dataclass(slots=True, kw_only=True)
 class _Live:
-    """A live run that counts, without its steps."""
-
     unit: str
     arm: ArmName
     episode: Episode
@@ -94,7 +85,8 @@ class EvidenceFold:
     n: int = 0
     _state: State = field(init=False)
     _evidence: RolloutEvidence = field(default_factory=RolloutEvidence)
-    _started: StartOrder = field(default_factory=StartOrder)
+    _starts: StartOrder = field(default_factory=StartOrder)
+    _unreturned: UnreturnedAudits = field(default_factory=UnreturnedAudits)
     _states: dict[str, State] = field(default_factory=dict)  # of the rollout when a run began, by episode
     _joining: LabelJoin = field(default_factory=LabelJoin)
     callers: set[str] = field(default_factory=set)  # senders that asked the model, on whatever route
@@ -108,18 +100,15 @@ class EvidenceFold:
     watched: dict[str, Audit] = field(default_factory=dict)  # that a label may still change something of, by episode
 
     def __post_init__(self) -> None:
-        """Begin where the rollout began."""
         self.seq, self._state = self.held.seq, self.held.first
 
     @property
     def rules(self) -> Rules:
-        """Those that the rollout began with."""
         return self.held.rules
 
     @property
     def pending(self) -> PendingAudits:
-        """Audits that have begun and not returned."""
-        return self._started.pending_with(())
+        return self._unreturned.with_earlier()
 
     # ---- rows ------------------------------------------------------------------------------------
 
@@ -136,7 +125,7 @@ class EvidenceFold:
             self._counted(event.counted)
         elif isinstance(event, FeedbackGiven):
             said = GivenLabel(stored.seq, event.feedback, stored.at_s)
-            name = self._joining.said(said)
+            name = self._joining.find_episode(said)
             if name is not None:
                 self._heard(name, said)
         elif isinstance(event, RolloutMoved) and event.moved.transition.rollout == self._state.rollout:
@@ -149,7 +138,8 @@ class EvidenceFold:
             return
         self.n += 1
         self._evidence = self._evidence.with_request(class_of(request.query))
-        self._started.began(request, self.n, probes=self.probes, windows=self.windows)
+        self._starts.began(request, self.n)
+        self._unreturned.began(request, self.n, probes=self.probes, windows=self.windows)
         remember(self._states, request.episode_id, self._state)
 
     def _counted(self, counted: RequestCount) -> None:
@@ -165,11 +155,12 @@ class EvidenceFold:
                 self._evidence = self._evidence.with_request(cell.query_class, cell.n)
 
     def _ended(self, outcome: Outcome, stored: StoredEvent) -> None:
-        began, state = self._started.ended(outcome.episode_id), self._states.pop(outcome.episode_id, self._state)
-        if began is None:
+        run, state = self._starts.ended(outcome), self._states.pop(outcome.episode_id, self._state)
+        self._unreturned.ended(outcome.episode_id)
+        if run is None or run.episode is None:
             return
-        request, at = began
-        episode, waiting = Episode(request=request, outcome=outcome), self._joining.ended(outcome)
+        request, episode, at = run.request, run.episode, run.number
+        waiting = self._joining.ended(outcome)
         if is_evidence(request, outcome, probes=self.probes):
             audit = Audit(seq=stored.seq, at=at, ended_at_s=stored.at_s, episode=episode)
             self._new[audit.id] = Witness(audit=audit, state=state)
@@ -192,7 +183,6 @@ class EvidenceFold:
         return next((one for one in request.arms if one.experiment == name), None)
 
     def _heard(self, name: str, said: GivenLabel) -> None:
-        """Somebody said something of a run that has ended."""
         if name in self._new:
             found = self._new[name]
             self._new[name] = replace(found, audit=found.audit.with_label(said, self.n))
@@ -240,7 +230,6 @@ class EvidenceFold:
         return found
 
     def _take(self, replay: Replay, watch: Watch) -> None:
-        """Replay the audits that are new."""
         new, self._new = self._new, {}
         wanted = watch([witness.audit for witness in new.values()])
         for witness, both in zip(new.values(), replay(list(new.values())), strict=True):

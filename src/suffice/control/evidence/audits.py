@@ -1,10 +1,10 @@
-"""From the log to evidence: audits with what was said about them, as rows that a certificate counts.
+"""Audits with their labels, as rows that a certificate counts.
 
     request, outcome, labels ──▶ Audit ──▶ shown ──▶ AuditRuns ──▶ learn.certifier
 
 Signals are computed by the observer that serves live traffic (`learn.dataset`). What nobody saw counts against a stop,
 never for it: an audit that was abandoned is a loss at every level, and so is, from the gap on, a run with a checkpoint
-that should have had an answer and has none. Knows episodes; refuses to know stores and what is done with the rows.
+that should have had an answer and has none.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from suffice.assurance import label_precedence
-from suffice.assurance.judge import JUDGE
-from suffice.assurance.lengths import undrawn_tokens
+from suffice.assurance.labels import JUDGE, TRUSTED, TrustedLabel, rank_of, stand
+from suffice.assurance.money import undrawn_tokens
 from suffice.assurance.runs import FINISHED_ENDS, Match, SequencedLabel
 from suffice.learn.audits import AuditRuns, Bools, Ints, Small, concatenate_audits
 from suffice.learn.censoring import Fate, fate
@@ -37,8 +36,6 @@ _NEVER: Final = np.inf
 
 @dataclass(frozen=True, slots=True)
 class GivenLabel:
-    """One piece of feedback with its place in the log."""
-
     seq: int
     feedback: Feedback
     at_s: float = 0.0  # Unix time at which the log took it; informative, and for delays
@@ -58,7 +55,6 @@ class Audit:
 
     @property
     def id(self) -> str:
-        """The episode's id."""
         return self.episode.request.episode_id
 
     @property
@@ -68,7 +64,6 @@ class Audit:
 
     @property
     def query(self) -> Query:
-        """What was known of its question."""
         return self.episode.request.query or Query()
 
     @property
@@ -88,7 +83,6 @@ class Audit:
 
     @property
     def fate(self) -> Fate:
-        """What became of the run."""
         return fate(self.episode.request, self.episode.outcome)
 
     def kept(self, at: int, epoch_at: int) -> Audit:
@@ -140,12 +134,12 @@ def verdicts(
     callers: Collection[str] = (),
     hears: Callable[[Feedback], bool] = lambda _: False,
 ) -> tuple[Verdicts, frozenset[str]]:
-    """Return the label that counts for each audit (`assurance.label_precedence`), and the audits in contradiction.
+    """Return the label that counts for each audit (`assurance.labels`), and the audits in contradiction.
 
     audits  of the window whose answers differ somewhere in play: words about others change nothing
     match   does an answer equal a reference? Two references that judge an audit alike are one verdict
     callers senders whose keys also ask the model: users, whatever they call themselves
-    hears   does this word of a judge model count? What it costs others take off (`control.loop.judge_error`)
+    hears   does this word of a judge model count? What it costs others take off (`control.loop.charges`)
     """
     found = {audit.id: audit for audit in audits}
     said = {
@@ -155,18 +149,18 @@ def verdicts(
         if _tells(one) and (one.feedback.source != JUDGE or hears(one.feedback))
     }
     words = [
-        label_precedence.TrustedLabel(
+        TrustedLabel(
             audit=name,
             seq=seq,
             source=one.source,
             # What a judge may get wrong is charged; a cap on its words would only silence it.
             key=f"{JUDGE} {name}" if one.source == JUDGE else _key(one, callers),
-            trust=label_precedence.rank_of(one, callers),
+            trust=rank_of(one, callers),
             verdict=_meaning(found[name], one, match),
         )
         for (name, seq), one in said.items()
     ]
-    standing = label_precedence.stand(words, differing=found)
+    standing = stand(words, differing=found)
     counts = {
         word.audit: said[word.audit, word.seq]
         for word in sorted(words, key=lambda word: word.seq)
@@ -180,7 +174,7 @@ _NOBODY: Final = object()
 
 def _key(said: Feedback, callers: Collection[str]) -> str:
     """Whose voice it is: of trusted people who share a key, such as a labelling tool's, each has one."""
-    is_person = said.user and label_precedence.rank_of(said, callers) >= label_precedence.TRUSTED
+    is_person = said.user and rank_of(said, callers) >= TRUSTED
     return f"{said.sender} {said.user}" if is_person else said.sender
 
 

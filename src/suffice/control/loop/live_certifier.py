@@ -1,7 +1,7 @@
-"""The keeper of a live route: labels may come late, and what it found can be told.
+"""The certifier of a live route, whose labels may come late.
 
-Adds to `learn.certifier` what only live traffic needs. An audit is judged when it comes and judged again when its label
-does; the certificate is a function of counts, so it ends as if the label had been there from the start.
+An audit is judged when it comes and judged again when its label does; the certificate is a function of counts, so it
+ends as if the label had been there from the start.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Final
 import numpy as np
 
 from suffice.assurance.certify import audits_to_certify
-from suffice.assurance.label_maturation import AHEAD, MatureAudits
+from suffice.assurance.labels import AHEAD, MatureAudits
 from suffice.assurance.windows import Windows
 from suffice.learn.audits import AuditRuns, Bools, Ints, Small
-from suffice.learn.certifier import Certifier, KeeperDecision, matured
+from suffice.learn.certifier import Certifier, CertifierDecision, matured
 from suffice.learn.served import FoldedModels
 from suffice.types import BudgetAccount, EvidenceSummary, Publication
 
@@ -25,17 +25,18 @@ _MOST_LOG: Final = 700.0  # whose exponential is still a number
 
 
 @dataclass(slots=True, eq=False)
-class LiveKeeper(Certifier):
+class LiveCertifier(Certifier):
     """`Certifier`, fed from a log.
 
-    rests    nothing of its own is fitted: a rollout runs, or has brought what is in force
+    rests         nothing of its own is fitted: a rollout runs, or has put in force what serves
+    reads_shares  rows of the log say at which share each request was drawn
     """
 
     rests: bool = False
-    is_told: bool = False  # rows of the log tell at which share each request was drawn
+    reads_shares: bool = False
 
     def _note_share(self) -> None:
-        if not self.is_told:
+        if not self.reads_shares:
             Certifier._note_share(self)  # noqa: SLF001 - its own, of the class above
 
     def begin(self, at: float, windows: Windows) -> None:
@@ -71,7 +72,7 @@ class LiveKeeper(Certifier):
         if runs is not None:
             self.take(runs)
 
-    def _refit(self) -> list[KeeperDecision]:
+    def _refit(self) -> list[CertifierDecision]:
         if not self.rests:
             return Certifier._refit(self)  # noqa: SLF001 - its own, of the class above
         self._forget_old()  # what a rollout has brought may serve for months
@@ -193,7 +194,13 @@ class LiveKeeper(Certifier):
         )
 
     def reason(
-        self, changes: Sequence[KeeperDecision], before: Publication | None, *, level: int, most: int | None, fit: str
+        self,
+        changes: Sequence[CertifierDecision],
+        before: Publication | None,
+        *,
+        level: int,
+        most: int | None,
+        fit: str,
     ) -> str:
         """Why a level is published, in a sentence.
 

@@ -1,4 +1,4 @@
-"""What a reviewer's verdict changed, counted: the route's latest audits once without its label and once with it.
+"""Counts what a reviewer's verdict changed: the route's latest audits without its label and with it.
 
     log, version in force ──▶ audits as its levels end them ──▶ counts without, counts with ──▶ Effect
 
@@ -18,12 +18,12 @@ import numpy as np
 
 from suffice.assurance.certify import certified_level, count_outcomes, log_wealth
 from suffice.assurance.estimate import IntervalEstimate
-from suffice.assurance.evidence import evidence
-from suffice.assurance.label_maturation import AHEAD
+from suffice.assurance.guarantee import evidence
+from suffice.assurance.labels import AHEAD
 from suffice.assurance.ledger import next_level
 from suffice.assurance.runs import Match, measure_run
 from suffice.control.evidence.audits import Audit, GivenLabel, audits_to_rows, is_evidence, verdicts
-from suffice.control.evidence.fitting import ServedVersion, read_back
+from suffice.control.evidence.versions import ServedVersion, read_back
 from suffice.errors import ConfigError
 from suffice.learn.features import FeatureSelection
 from suffice.review.effect import Effect, LabelEffect

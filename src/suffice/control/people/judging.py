@@ -1,4 +1,4 @@
-"""Labels from a judge model: set against people's words first, and of no effect before that.
+"""Labels from a judge model, which count only after they were measured against people's labels.
 
     full runs whose stop would have answered otherwise
       ├─ a person said what is right ──▶ graded: how often is the judge wrong?  ──▶ JudgeError
@@ -6,24 +6,25 @@
 
 A grade is a row of the log like any feedback, with the source "judge". A grade beside a person's word says nothing of
 right and wrong, so nobody can count it; only a judge whose error was measured, and whose charge is below the route's
-`max_em_drop`, writes labels. Whoever certifies with them subtracts a charge of its own (`control.loop.judge_error`).
+`max_em_drop`, writes labels. Whoever certifies with them subtracts a charge of its own (`control.loop.charges`).
 
-The log holds no question, so the caller brings them. Knows episodes and grades; refuses to know stores and servers.
+The log holds no question, so the caller brings them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from suffice.assurance.bounds import exact_binomial
-from suffice.assurance.judge import JudgeError, judge_error_bound
+from suffice.assurance.labels import JudgeError, judge_error_bound
 from suffice.assurance.runs import FINISHED_ENDS, LabelledEpisode, Match
-from suffice.control.evidence.grades import JudgeGrades, graded, pair_grades, persons_word
+from suffice.control.evidence.feedback import JudgeGrades, graded, pair_grades, persons_word
 from suffice.edge.judge import Grade
-from suffice.types import Feedback
+from suffice.review.label_studio import ToJudge
+from suffice.types import Feedback, LabelRequest
 
 MOST_CALLS = 200  # answers that are graded in one go
 
@@ -32,9 +33,7 @@ class Grades(Protocol):
     """A judge model; `edge.judge` is one."""
 
     @property
-    def model(self) -> str:
-        """Its name."""
-        ...
+    def model(self) -> str: ...
 
     async def grade(self, question: str, answer: str | None, gold: str | None = None) -> Grade:
         """Grade one answer; it never raises for what a server does."""
@@ -43,8 +42,6 @@ class Grades(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgingResult:
-    """What came of one go."""
-
     n_full: int  # full runs of the route
     n_differing: int  # of them: the stop would have answered otherwise, or not at all
     n_unknown: int  # of these: their question was not among those that were brought
@@ -154,7 +151,6 @@ def is_full(item: LabelledEpisode) -> bool:
 
 
 def differs(item: LabelledEpisode) -> bool:
-    """Would the stop have answered otherwise?"""
     outcome = item.episode.outcome
     return outcome.stop_step is not None and outcome.would_answer != outcome.answer
 
@@ -170,3 +166,37 @@ def _reason(error: JudgeError | None, max_em_drop: float) -> str:
     if error.charge < max_em_drop:
         return f"{found}, of a budget of {max_em_drop:.2%}"
     return f"{found}, which leaves nothing of a budget of {max_em_drop:.2%}, so its labels do not count"
+
+
+Which: TypeAlias = Literal["wanted", "differing"]
+DIFFERS = "the stop would have answered otherwise"
+
+
+def to_judge(
+    episodes: Iterable[LabelledEpisode],
+    wanted: Mapping[str, LabelRequest],
+    *,
+    which: Which,
+    questions: Mapping[str, str],
+) -> Iterator[ToJudge]:
+    """Runs of which nobody but a model has said what is right, in the order in which they ended.
+
+    wanted     labels that were asked for, by episode
+    which      "wanted": those alone; "differing": every full run whose stop would have answered otherwise
+    questions  texts by `Request.question_key`
+    """
+    for item in episodes:
+        request, outcome = item.episode.request, item.episode.outcome
+        asked = wanted.get(request.episode_id)
+        if asked is None and not (which == "differing" and is_full(item) and differs(item)):
+            continue
+        if persons_word(item.labels) is not None:
+            continue
+        yield ToJudge(
+            episode_id=request.episode_id,
+            route=request.route,
+            question=questions.get(request.question_key),
+            answer=outcome.answer,
+            would_answer=outcome.would_answer if asked is None else asked.would_answer,
+            why=DIFFERS if asked is None else asked.why,
+        )

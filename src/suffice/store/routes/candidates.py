@@ -16,7 +16,7 @@ from typing import Any, Final
 from suffice.errors import ConfigError
 from suffice.learn.version import FoldedVersion as Models
 from suffice.learn.version import load_version, read_version
-from suffice.rollout.rules import rules_of
+from suffice.rollout.evidence import rules_of
 from suffice.rollout.versions import Here, Version, VersionLineage, make_version, misfit
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route

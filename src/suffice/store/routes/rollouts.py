@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Final, TypedDict
 
 from suffice.errors import ConfigError
-from suffice.rollout.cool_down import Past, cool_down_refusal
-from suffice.rollout.rules import Rules
+from suffice.rollout.evidence import Rules
 from suffice.rollout.stages import (
+    Past,
     State,
     Transition,
+    cool_down_refusal,
     hold_rollout,
     promote_rollout,
     resume_rollout,
