@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from suffice.assurance.estimate import estimate_route
-from suffice.assurance.sampling import LEAST_CLASS, Unkept
+from suffice.assurance.sampling import LEAST_CLASS, UnloggedRequests
 from suffice.assurance.satisfaction import SATISFACTION, RatedRun, judge_satisfaction, likings
 from suffice.control.evidence.audits import GivenLabel
 from suffice.control.evidence.drift_features import DriftFeatures
@@ -69,7 +69,7 @@ def label(one: Episode, correct: bool, **said: Any) -> FeedbackGiven:
 
 
 def counted(n: int, *, name: str = "", senders: tuple[str, ...] = (), number: int = 1) -> RequestsCounted:
-    cell = Unkept(
+    cell = UnloggedRequests(
         query_class=name,
         version="",
         ungoverned="",

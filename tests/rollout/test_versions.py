@@ -185,7 +185,7 @@ def test_what_is_no_version_is_refused_before_anything_is_parsed(
     def parse(*_: object) -> object:
         raise AssertionError("parsed")
 
-    monkeypatch.setattr(versions, "parse", parse)
+    monkeypatch.setattr(versions, "parse_json", parse)
     with pytest.raises(ConfigError, match=says):
         open_version(source(), secret=SECRET)
 

@@ -59,12 +59,12 @@ _PARTS: Final[tuple[Part, ...]] = ("model", "system_fingerprint", "prompt", "sam
 
 def changed(before: Fingerprint, after: Fingerprint) -> tuple[PartChange, ...]:
     """What is known to have changed; empty: nothing. A part that is None on either side is unknown."""
-    found = []
+    changes = []
     for part in _PARTS:
         old, new = getattr(before, part), getattr(after, part)
         if old is not None and new is not None and old != new:
-            found.append(PartChange(part=part, before=old, after=new))
-    return tuple(found)
+            changes.append(PartChange(part=part, before=old, after=new))
+    return tuple(changes)
 
 
 # --------------------------------------------------------------------------- signals of all traffic
@@ -348,5 +348,5 @@ def _delay(drop: float, count: int, n: int, max_em_drop: float, share: float, ca
 
 def normal_rate(count: int, n: int, max_em_drop: float) -> float:
     """The rate that is expected after `count` of `n` certifying audits; one below half the budget is never a rise."""
-    found = max(exact_binomial(count, n, 2 * QUANTILE - 1).high, HARMLESS * max_em_drop)
-    return min(found, LARGEST_RATE)
+    rate = max(exact_binomial(count, n, 2 * QUANTILE - 1).high, HARMLESS * max_em_drop)
+    return min(rate, LARGEST_RATE)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from suffice.assurance.bounds import mean_interval
 from suffice.assurance.runs import LabelledEpisode, Match, Tally, measure_run
-from suffice.assurance.sampling import Unkept
+from suffice.assurance.sampling import UnloggedRequests
 
 Floats = NDArray[np.float64]
 
@@ -134,7 +134,7 @@ def estimate_route(
     match: Match,
     confidence: float = 0.95,
     n_dropped: int | None = None,
-    unkept: Iterable[Unkept] = (),
+    unkept: Iterable[UnloggedRequests] = (),
 ) -> RouteReport:
     """Boil the episodes of one route down to a report. They are read once.
 

@@ -120,16 +120,16 @@ def _ramp(priors: Priors, at: Floats, ahead: Floats) -> _Cause:
 
 def _of_signals(series: Series, priors: Priors, at: Floats, ahead: Floats) -> list[_Cause]:
     """What all traffic shows: how far its signals are from the reference, and what the model predicts."""
-    found: list[tuple[Floats, tuple[float, float]]] = []
+    causes: list[tuple[Floats, tuple[float, float]]] = []
     if series.signals.shape[1]:
-        found.append((away(series.signals, float(series.n_requests.mean()))[-MEMORY:], priors.away))
+        causes.append((away(series.signals, float(series.n_requests.mean()))[-MEMORY:], priors.away))
     if series.predicted is not None:
         start = series.predicted[:REFERENCE].mean()
-        found.append((series.predicted[-MEMORY:] - start, priors.predicted))
-    paths = [_followed(values, at, ahead) for values, _ in found]
+        causes.append((series.predicted[-MEMORY:] - start, priors.predicted))
+    paths = [_followed(values, at, ahead) for values, _ in causes]
     return [
         _Cause(values=values, prior=prior, path=path, variance=variance)
-        for (values, prior), (path, variance) in zip(found, paths, strict=True)
+        for (values, prior), (path, variance) in zip(causes, paths, strict=True)
     ]
 
 
@@ -420,8 +420,8 @@ class Outlook:
     @property
     def classes(self) -> tuple[Account, ...]:
         """The accounts by class, all versions together; () where there is but one."""
-        found = tuple(one for one in self.accounts if one.query_class is not None and one.version is None)
-        return found if len(found) > 1 else ()
+        by_class = tuple(one for one in self.accounts if one.query_class is not None and one.version is None)
+        return by_class if len(by_class) > 1 else ()
 
     @property
     def versions(self) -> tuple[Account, ...]:

@@ -192,12 +192,12 @@ def trust_of(source: str, *, asks: bool = False) -> int:
     return min(rank, 0) if asks else rank
 
 
-def rank_of(said: Feedback, callers: Collection[str] = ()) -> int:
+def rank_of(given: Feedback, callers: Collection[str] = ()) -> int:
     """The rank of what somebody said: that of its source, unless it came with a key that asks the model, or may.
 
     callers  senders that are known to have asked
     """
-    return trust_of(said.source, asks=said.door == INFERENCE_KEY or said.sender in callers)
+    return trust_of(given.source, asks=given.door == INFERENCE_KEY or given.sender in callers)
 
 
 def stand(
@@ -267,12 +267,12 @@ def _decide(words: Sequence[TrustedLabel]) -> tuple[dict[str, Hashable], frozens
     highest: dict[str, int] = {}
     for label in words:
         highest[label.audit] = max(label.trust, highest.get(label.audit, label.trust))
-    said: defaultdict[str, set[Hashable]] = defaultdict(set)
+    by_audit: defaultdict[str, set[Hashable]] = defaultdict(set)
     for label in words:
         if label.trust == highest[label.audit]:
-            said[label.audit].add(label.verdict)
-    verdicts = {audit: next(iter(found)) for audit, found in sorted(said.items()) if len(found) == 1}
-    return verdicts, frozenset(audit for audit, found in said.items() if len(found) > 1)
+            by_audit[label.audit].add(label.verdict)
+    verdicts = {audit: next(iter(values)) for audit, values in sorted(by_audit.items()) if len(values) == 1}
+    return verdicts, frozenset(audit for audit, values in by_audit.items() if len(values) > 1)
 
 
 # --------------------------------------------------------------------------- a judge model's mistakes

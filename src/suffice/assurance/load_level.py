@@ -66,14 +66,14 @@ class Operation:
 
 def strain(targets: Pressure, load: LoadSample) -> Strain | None:
     """The largest load in shares of its target; None: nothing that has a target was measured."""
-    found = [
+    strains = [
         Strain(measured / target, name, measured, target)
         for name in ("queue", "latency_s", "tokens_per_s", "usd_per_hour")
         if (target := getattr(targets, name)) is not None
         and (measured := getattr(load, name)) is not None
         and isfinite(measured)
     ]
-    return max(found, default=None)
+    return max(strains, default=None)
 
 
 def update_pressure(before: Operation, targets: Pressure, load: LoadSample, *, now_s: float) -> Operation:

@@ -71,12 +71,12 @@ def cost_of_call(prices: Prices, call: UpstreamCall) -> TokenCost | None:
 
 def total(costs: Iterable[TokenCost | None]) -> TokenCost | None:
     """The sum; None as soon as one part is unknown. Of nothing it is 0."""
-    found = TokenCost()
+    summed = TokenCost()
     for cost in costs:
         if cost is None:
             return None
-        found += cost
-    return found
+        summed += cost
+    return summed
 
 
 # --------------------------------------------------------------------------- is a stop worth it?

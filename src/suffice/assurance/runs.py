@@ -15,7 +15,7 @@ import msgspec
 from suffice.assurance.guarantee import RECENT_AUDITS, WINDOW_RUNS
 from suffice.assurance.labels import JUDGE
 from suffice.assurance.money import undrawn_factor, undrawn_tokens
-from suffice.assurance.sampling import Unkept, weight_of
+from suffice.assurance.sampling import UnloggedRequests, weight_of
 from suffice.types import Episode, Feedback, Outcome, Request, Usage
 
 UNKNOWN_ENDS = ("rejected", "shutdown", "lost")  # nothing was asked of the model, or nobody knows what came back
@@ -90,8 +90,8 @@ def current_label(labels: Sequence[SequencedLabel]) -> Feedback | None:
 
     A judge model's word stands only where nobody else said anything, however late it came.
     """
-    said = sorted(labels, key=lambda label: label.seq)
-    telling = [x.feedback for x in said if x.feedback.correct is not None or x.feedback.gold is not None]
+    ordered = sorted(labels, key=lambda label: label.seq)
+    telling = [x.feedback for x in ordered if x.feedback.correct is not None or x.feedback.gold is not None]
     people = [feedback for feedback in telling if feedback.source != JUDGE]
     return next(reversed(people or telling), None)
 
@@ -267,7 +267,7 @@ class Tally(msgspec.Struct, kw_only=True):
         self._add_marks(before, sign=-1)
         self._add_marks(after)
 
-    def add_unkept(self, cell: Unkept) -> None:
+    def add_unkept(self, cell: UnloggedRequests) -> None:
         """Add requests that have no rows, to all that needs none."""
         self.n_asked += cell.n
         for end, n in cell.ends:

@@ -85,7 +85,7 @@ def worth(weights: Sequence[float]) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unkept:
+class UnloggedRequests:
     """The requests of one class and version that ended without rows, all of them governed or all for one reason not."""
 
     query_class: str  # "": none
@@ -183,11 +183,11 @@ def allocate(strata: Sequence[Stratum], *, rate: float) -> Rates:
     n = [one.n_requests for one in known]
     least = LEAST_CLASS * rate
     shared = _scale(spreads, n, rate=rate, least=least)
-    found = {
+    rates = {
         one.query_class: _two_digits(min(1.0, max(least, shared * spread)))
         for one, spread in zip(known, spreads, strict=True)
     }
-    return Rates(other=_two_digits(rate), by_class=tuple(sorted(found.items())))
+    return Rates(other=_two_digits(rate), by_class=tuple(sorted(rates.items())))
 
 
 def moved(before: Rates, after: Rates, *, by: float) -> bool:

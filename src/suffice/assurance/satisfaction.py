@@ -270,7 +270,7 @@ class FeedbackValue:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Heard:
+class RunFeedback:
     query_class: str
     version: str
     full: bool  # it ran in full by design
@@ -302,7 +302,7 @@ class SatisfactionEffect:
 
 
 def likings(
-    runs: Sequence[Heard], measures: Iterable[Measure], *, confidence: float = 0.95, most_weight: float = 1.0
+    runs: Sequence[RunFeedback], measures: Iterable[Measure], *, confidence: float = 0.95, most_weight: float = 1.0
 ) -> tuple[SatisfactionEffect, ...]:
     """Everything that was said, by measure: of the route, then of each class and each version, where there are several.
 
@@ -313,7 +313,7 @@ def likings(
     """
     most_weight *= max((run.stands_for for run in runs), default=1.0)
     whole = list(enumerate(runs))
-    groups: dict[tuple[str | None, str | None], list[tuple[int, Heard]]] = {(None, None): whole}
+    groups: dict[tuple[str | None, str | None], list[tuple[int, RunFeedback]]] = {(None, None): whole}
     has_classes = len({run.query_class for run in runs}) > 1
     has_versions = len({run.version for run in runs}) > 1
     for place, run in whole:
@@ -321,7 +321,7 @@ def likings(
             groups.setdefault((run.query_class, None), []).append((place, run))
         if has_versions:
             groups.setdefault((None, run.version), []).append((place, run))
-    found = list[SatisfactionEffect]()
+    effects = list[SatisfactionEffect]()
     for measure in measures:
         values, n_set_aside = _values(runs, measure, most_weight)
         if not values:
@@ -330,8 +330,8 @@ def likings(
         for (query_class, version), members in groups.items():
             told = teller.liking(members, query_class, version)
             if told is not None:
-                found.append(replace(told, n_set_aside=n_set_aside) if members is whole else told)
-    return tuple(found)
+                effects.append(replace(told, n_set_aside=n_set_aside) if members is whole else told)
+    return tuple(effects)
 
 
 # --------------------------------------------------------------------------- what counts as said
@@ -345,7 +345,7 @@ class _Value:
     weight: float
 
 
-def _values(runs: Sequence[Heard], measure: Measure, most_weight: float) -> tuple[dict[int, _Value], int]:
+def _values(runs: Sequence[RunFeedback], measure: Measure, most_weight: float) -> tuple[dict[int, _Value], int]:
     """What was said, at the place of the run that it counts for, and how many words were set aside.
 
     The last word of each voice counts; a capped one speaks for a share of the runs, and for one at least; voices that
@@ -363,15 +363,15 @@ def _values(runs: Sequence[Heard], measure: Measure, most_weight: float) -> tupl
             if (at, word.voice) not in last or word.seq > last[at, word.voice][0].seq:
                 last[at, word.voice] = word, value
     allowed, spoken = max(1, floor(MAX_SHARE * len(runs))), defaultdict[str, set[int]](set)
-    said, n_set_aside = defaultdict[int, list[_Value]](list), 0
+    by_run, n_set_aside = defaultdict[int, list[_Value]](list), 0
     for (at, voice), (word, value) in sorted(last.items(), key=lambda item: item[1][0].seq):
         if word.capped and at not in spoken[voice] and len(spoken[voice]) >= allowed:
             n_set_aside += 1
             continue
         spoken[voice].add(at)
         weight = min(max(1.0, word.weight) * runs[at].stands_for, most_weight)
-        said[at].append(_Value(min(max(value, measure.low), measure.high), weight))
-    return {at: _mean_of(voices) for at, voices in sorted(said.items())}, n_set_aside
+        by_run[at].append(_Value(min(max(value, measure.low), measure.high), weight))
+    return {at: _mean_of(voices) for at, voices in sorted(by_run.items())}, n_set_aside
 
 
 def _mean_of(voices: Sequence[_Value]) -> _Value:
@@ -388,16 +388,16 @@ class _Teller:
         self._silent = measure.silent
 
     def liking(
-        self, members: Sequence[tuple[int, Heard]], query_class: str | None, version: str | None
+        self, members: Sequence[tuple[int, RunFeedback]], query_class: str | None, version: str | None
     ) -> SatisfactionEffect | None:
         """One group's numbers; None: nobody said anything of its runs."""
-        said = [(run, self._values.get(place) or self._of_silence(run)) for place, run in members]
+        values = [(run, self._values.get(place) or self._of_silence(run)) for place, run in members]
         n_heard = sum(place in self._values for place, _ in members)
         if not n_heard:
             return None
         drawn = [(run.audit, place in self._values) for place, run in members if run.drawn]
         of_users = self._measure.level == "user"
-        effect = None if of_users else self._effect([(run.audit, one) for run, one in said if run.drawn], drawn)
+        effect = None if of_users else self._effect([(run.audit, one) for run, one in values if run.drawn], drawn)
         return SatisfactionEffect(
             measure=self._measure.name,
             better=self._measure.better,
@@ -405,15 +405,15 @@ class _Teller:
             version=version,
             n_runs=len(members),
             n_heard=n_heard,
-            everybody=self._mean([one for _, one in said]),
-            full=None if of_users else self._mean([one for run, one in said if run.full]),
-            stopped=None if of_users else self._mean([one for run, one in said if run.stopped]),
+            everybody=self._mean([one for _, one in values]),
+            full=None if of_users else self._mean([one for run, one in values if run.full]),
+            stopped=None if of_users else self._mean([one for run, one in values if run.stopped]),
             effect=effect,
             rated_audits=_share([heard for audit, heard in drawn if audit]),
             rated_stopped=_share([heard for audit, heard in drawn if not audit]),
         )
 
-    def _of_silence(self, run: Heard) -> _Value | None:
+    def _of_silence(self, run: RunFeedback) -> _Value | None:
         """What a run says of which nobody says anything; None: nothing."""
         return None if self._silent is None else _Value(self._silent, run.stands_for)
 
@@ -461,7 +461,7 @@ class _Teller:
     def _who_votes(self, heard: Sequence[tuple[bool, bool]]) -> str | None:
         """A warning where audits and stopped runs are surely not rated alike often."""
         pairing = RatingPairs()
-        pairs = [pair for audit, said in heard if (pair := pairing.add(float(said), audit=audit)) is not None]
+        pairs = [pair for audit, voted in heard if (pair := pairing.add(float(voted), audit=audit)) is not None]
         between = mean_between(watch(np.array([drop for drop, _ in pairs]), low=-1.0), self._confidence, low=-1.0)
         if between.low <= 0 <= between.high:
             return None

@@ -207,16 +207,16 @@ def _upper_gamma_fraction(a: float, x: float) -> float:
     tiny = 1e-300
     b = x + 1 - a
     c, d = 1 / tiny, 1 / b
-    found = d
+    fraction = d
     for i in range(1, 100_000):
         part = i * (a - i)
         b += 2
         d = 1 / _off_zero(part * d + b, tiny)
         c = _off_zero(b + part / c, tiny)
-        found *= c * d
+        fraction *= c * d
         if abs(c * d - 1) < 1e-15:
             break
-    return found
+    return fraction
 
 
 def _off_zero(number: float, tiny: float) -> float:

@@ -139,12 +139,12 @@ def post_stratify(
     mean = variance = unseen = 0.0
     for group in groups:
         weight = sum(mix.get(name, 0.0) for name in group) / total
-        found = [audits[name] for name in group if name in audits]
-        n = sum(one.n for one in found)
+        outcomes = [audits[name] for name in group if name in audits]
+        n = sum(one.n for one in outcomes)
         if not n:
             unseen += weight
             continue
-        n_lost, n_gained = sum(one.n_lost for one in found), sum(one.n_gained for one in found)
+        n_lost, n_gained = sum(one.n_lost for one in outcomes), sum(one.n_gained for one in outcomes)
         mean += weight * (n_lost - n_gained) / n
         variance += (weight / n) ** 2 * (n_lost + n_gained)
     if unseen >= 1 or mean <= 0:

@@ -18,7 +18,7 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
-from suffice.assurance.certify import certified_level, count_outcomes, weighted_log_wealth
+from suffice.assurance.certify import audits_to_certify, certified_level, count_outcomes, weighted_log_wealth
 from suffice.assurance.drift import AuditWatch, Cusum, Reference, audit_share_in_doubt
 from suffice.assurance.labels import Audits, MatureAudits, counted_as, mature
 from suffice.assurance.windows import Window, Windows, longest_use, restart_share
@@ -101,10 +101,10 @@ class PendingAudits:
 
 def pending_audits(began: Iterable[tuple[int, float]]) -> PendingAudits:
     """Pending audits from the number of each request and the share that it was drawn at."""
-    found = list(began)
+    pairs = list(began)
     return PendingAudits(
-        at=np.array([number for number, _ in found], dtype=np.float64),
-        share=np.array([share for _, share in found], dtype=np.float64),
+        at=np.array([number for number, _ in pairs], dtype=np.float64),
+        share=np.array([share for _, share in pairs], dtype=np.float64),
     )
 
 
@@ -360,14 +360,14 @@ class Certifier:
 
     def _forget_old(self) -> None:
         """Let go of audits that neither a fit nor a window will read again."""
-        epoch, found = self._epoch, self.certificate
+        epoch, certificate = self._epoch, self.certificate
         assert epoch.runs is not None
         most = max(MOST_AUDITS, 2 * self.plan.window)
         if len(epoch.runs) <= 2 * most:
             return
         n_gone = len(epoch.runs) - most
-        if found is not None and found.inside.any():
-            n_gone = min(n_gone, int(np.flatnonzero(found.inside)[0]))
+        if certificate is not None and certificate.inside.any():
+            n_gone = min(n_gone, int(np.flatnonzero(certificate.inside)[0]))
         epoch.runs = epoch.runs.take(np.arange(n_gone, len(epoch.runs)))
         if epoch.judged is not None:
             old = epoch.judged
@@ -391,10 +391,10 @@ class Certifier:
             if window is None or window.n_audits(at[old], share[old]) < self.plan.window:
                 old = at <= self.now - least_age
                 window = self._epoch.windows.chosen(at[old], share[old], wanted=self.plan.window)
-        found = [self._certified_until(judged, self.now - age, window)]
+        claims = [self._certified_until(judged, self.now - age, window)]
         if age:
-            found.append(self._certified_until(judged, self.now, window))
-        return max(found, key=lambda one: (one.level, float(one.log_e[one.level])))
+            claims.append(self._certified_until(judged, self.now, window))
+        return max(claims, key=lambda one: (one.level, float(one.log_e[one.level])))
 
     def _certified_until(self, judged: _Judged, until: float, window: Window | None) -> Certificate:
         """What the audits of a window prove that began up to then, those that have not returned counted as lost."""
@@ -422,8 +422,8 @@ class Certifier:
 
     def _saving(self, judged: _Judged) -> float:
         """Tokens that the certified level saves on its window."""
-        found = self._certificate(judged)
-        return float(judged.saved[found.inside, found.level].sum())
+        certificate = self._certificate(judged)
+        return float(judged.saved[certificate.inside, certificate.level].sum())
 
     def _certify(self, judged: _Judged) -> list[CertifierDecision]:
         before = self.level
@@ -509,3 +509,19 @@ def _audits(z: Small, d: Bools, runs: AuditRuns, now: float) -> Audits:
 def _judge(served: FoldedModels, runs: AuditRuns) -> _Judged:
     rows = served.rows(runs)
     return _Judged(z=runs.z[rows], d=runs.d[rows], saved=runs.full[:, None] - runs.cost[rows])
+
+
+def missing_audits(z: Small, level: int, *, max_em_drop: float, delta: float) -> int | None:
+    """Audits still to come until a level passes, if they show what those so far have shown; None: none would do.
+
+    z  outcomes so far, shape (n, M)
+    """
+    n = len(z)
+    if level >= z.shape[1] or not n:
+        return None
+    gained, lost = int((z[:, level] < 0).sum()), int((z[:, level] > 0).sum())
+    try:
+        needed = audits_to_certify((lost - gained) / n, max_em_drop=max_em_drop, delta=delta, gained=gained / n)
+    except ValueError:
+        return None
+    return max(1, needed - n)

@@ -77,7 +77,7 @@ def guesses(units: UnitSeries) -> Floats:
     Those of the warm-up, which do not count, are told by the warm-up itself.
     """
     n_experiments, n, d = units.x.shape
-    found = np.empty((n_experiments, n, units.n_arms))
+    guessed = np.empty((n_experiments, n, units.n_arms))
     for begin, end in _blocks(units.warmup, n):
         first = begin if begin > units.warmup else 0
         x, y, arm = units.x[:, :begin], units.value[:, :begin], units.arm[:, :begin]
@@ -87,8 +87,8 @@ def guesses(units: UnitSeries) -> Floats:
             gram = np.swapaxes(mine, 1, 2) @ x + RIDGE * np.eye(d)
             slope = np.linalg.solve(gram, np.swapaxes(mine, 1, 2) @ (y - centre[:, np.newaxis])[..., np.newaxis])
             told = centre[:, np.newaxis] + (units.x[:, first:end] @ slope)[..., 0]
-            found[:, first:end, a] = np.clip(told, units.low, units.high)
-    return found
+            guessed[:, first:end, a] = np.clip(told, units.low, units.high)
+    return guessed
 
 
 def _blocks(warmup: int, n: int) -> Iterator[tuple[int, int]]:

@@ -201,8 +201,8 @@ class RolloutEvidence:
         return sum(one.control for one in self.units)
 
     def contrast(self, rail: LiveRail) -> Contrast:
-        found: Contrast = getattr(self, rail)
-        return found
+        contrast: Contrast = getattr(self, rail)
+        return contrast
 
     def with_request(self, query_class: str = NO_CLASS, n: int = 1) -> RolloutEvidence:
         """After `n` more requests of a class came to the route, whatever became of them."""
@@ -230,8 +230,8 @@ class RolloutEvidence:
 
     def with_label(self, query_class: str, z: Z) -> RolloutEvidence:
         """After the label of a pending audit came. Without one it stays pending, however late: nobody knows."""
-        found = next((one for one in self.audits if one.query_class == query_class), None)
-        if found is None or not found.pending:
+        audits = next((one for one in self.audits if one.query_class == query_class), None)
+        if audits is None or not audits.pending:
             raise ValueError(f"with_label: no audit of class {query_class!r} is pending")
         return replace(self, audits=self._moved(query_class, {"pending": -1, _OUTCOMES[z]: 1}))
 

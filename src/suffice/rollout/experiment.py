@@ -129,12 +129,12 @@ def draw_arms(running: Iterable[RunningExperiment], *, route: str, units: UnitId
     route    that the request came by
     salt     secret of the deployment
     """
-    found = []
+    draws = []
     for one in running:
         unit = units.of(one.unit) if route in one.routes else None
         if unit is not None and one.owns(slot_of(unit, layer=one.layer, salt=salt)):
-            found.append(draw_arm(one, unit, salt=salt))
-    return tuple(found)
+            draws.append(draw_arm(one, unit, salt=salt))
+    return tuple(draws)
 
 
 def slot_of(unit: str, *, layer: str, salt: str) -> int:
@@ -251,13 +251,13 @@ def n_slots(slots: Slots) -> int:
 
 
 def _ranges(slots: list[int]) -> Slots:
-    found: list[tuple[int, int]] = []
+    ranges: list[tuple[int, int]] = []
     for slot in slots:
-        if found and found[-1][1] == slot:
-            found[-1] = (found[-1][0], slot + 1)
+        if ranges and ranges[-1][1] == slot:
+            ranges[-1] = (ranges[-1][0], slot + 1)
         else:
-            found.append((slot, slot + 1))
-    return tuple(found)
+            ranges.append((slot, slot + 1))
+    return tuple(ranges)
 
 
 def find_arm(name: str, table: ExperimentArm) -> Arm:

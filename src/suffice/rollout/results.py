@@ -1,6 +1,6 @@
 """Results of an experiment: what its analysis reads, what comes out, which metrics there are, and a summary in words.
 
-UnitAssignment, Value, AuditSeen ──▶ Material ──▶ analysis ──▶ ArmComparison, ArmResult, ExperimentResult
+UnitAssignment, MetricValue, AuditAnswers ──▶ ExperimentData ──▶ analysis ──▶ ArmComparison, ArmResult, ExperimentResult
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class UnitAssignment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Value:
+class MetricValue:
     arm: str
     odds: Mapping[str, float]
     query_class: str
@@ -47,7 +47,7 @@ class ArmEvidence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AuditSeen:
+class AuditAnswers:
     """One audit, with what it shows of each arm that it can show."""
 
     query_class: str
@@ -55,13 +55,13 @@ class AuditSeen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Material:
+class ExperimentData:
     """All that an experiment has brought so far, each in the order in which it became known."""
 
     n_requests: int
     drawn: Sequence[UnitAssignment]
-    values: Mapping[str, Sequence[Value]]  # by metric
-    audits: Sequence[AuditSeen] = ()
+    values: Mapping[str, Sequence[MetricValue]]  # by metric
+    audits: Sequence[AuditAnswers] = ()
     paired: frozenset[str] = frozenset()  # arms whose answers audits show
 
 

@@ -367,7 +367,7 @@ def _missing_always(state: State, evidence: RolloutEvidence, rules: Rules, *, at
     mix = mix_problem(evidence, rules)
     if mix is not None:
         missing.append(mix)
-    missing += [said for said in (evidence.withheld, evidence.idle) if said]
+    missing += [reason for reason in (evidence.withheld, evidence.idle) if reason]
     if now_s - state.since_s < rules.least_stage_s:
         missing.append(f"{rules.least_stage_s - (now_s - state.since_s):,.0f} s more in this step")
     if state.step and at - state.since_at < rules.warmup_requests:
@@ -452,7 +452,7 @@ DAY_S: Final = 86_400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Past:
+class PastRollout:
     candidate: str  # address of the version
     began_s: float  # Unix time
     ended_s: float | None = None  # None: it is running
@@ -460,7 +460,7 @@ class Past:
 
 
 def cool_down_refusal(
-    past: Sequence[Past], candidate: str, *, now_s: float, rules: Rules, held: str = "", by_person: bool = False
+    past: Sequence[PastRollout], candidate: str, *, now_s: float, rules: Rules, held: str = "", by_person: bool = False
 ) -> str | None:
     """Why a rollout may not begin now, as a sentence; None: it may.
 
@@ -489,7 +489,7 @@ def cool_down_refusal(
     return None
 
 
-def cool_down_left(past: Sequence[Past], *, now_s: float, rules: Rules) -> float:
+def cool_down_left(past: Sequence[PastRollout], *, now_s: float, rules: Rules) -> float:
     """Seconds until the cool-down after the latest rollback is over; 0: there is none, or it is over.
 
     It doubles with every rollback in a row, up to `most_cool_down_s`; a version that reached full ends the row.

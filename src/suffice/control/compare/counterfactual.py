@@ -17,7 +17,7 @@ from typing import Final
 
 from suffice.assurance.runs import Match
 from suffice.control.compare.candidate_certificate import CandidateCertificate, CandidateEvidence
-from suffice.control.compare.rollout_evidence import Both, EvidenceFold, Witness
+from suffice.control.compare.rollout_evidence import EvidenceFold, ReplayedPair, RolloutAudit
 from suffice.control.evidence.audits import Audit, audits_to_rows, verdicts
 from suffice.control.evidence.cold_start import window_size
 from suffice.control.evidence.fixed_policy import answer_of, policy_stops
@@ -40,13 +40,13 @@ AS_IT_IS: Final = Arm(name="in force", weight=1.0)
 class VersionPair:
     """The two versions of a rollout, as audits are replayed under them."""
 
-    def __init__(self, of_route: OfRoute) -> None:
+    def __init__(self, of_route: AuditReplay) -> None:
         self.of_route = of_route
 
     def begin(self, connection: sqlite3.Connection) -> None:
         """Read what a look needs of the log. Raises StoreError."""
 
-    def replay(self, witnesses: Sequence[Witness]) -> list[Both | None]:
+    def replay(self, witnesses: Sequence[RolloutAudit]) -> list[ReplayedPair | None]:
         """New audits as both versions would have ended them; None: it is no pair."""
         raise NotImplementedError
 
@@ -82,7 +82,7 @@ class VersionPair:
 
 
 def version_pair(
-    connection: sqlite3.Connection, held: RolloutRun, of_route: OfRoute, control: Control, *, secret: str
+    connection: sqlite3.Connection, held: RolloutRun, of_route: AuditReplay, control: Control, *, secret: str
 ) -> VersionPair:
     """The versions of a rollout. Raises ConfigError for a version that cannot be read, and StoreError."""
     candidate = version_at(connection, held.state.candidate, secret=secret)
@@ -103,11 +103,11 @@ def version_pair(
 class PolicyVersions(VersionPair):
     """Two policies: the candidate's, then that of the version in force."""
 
-    def __init__(self, of_route: OfRoute, arms: tuple[Arm, ...]) -> None:
+    def __init__(self, of_route: AuditReplay, arms: tuple[Arm, ...]) -> None:
         super().__init__(of_route)
         self.arms = arms
 
-    def replay(self, witnesses: Sequence[Witness]) -> list[Both | None]:
+    def replay(self, witnesses: Sequence[RolloutAudit]) -> list[ReplayedPair | None]:
         audits = [one.audit for one in witnesses]
         return _pairs(*(self.of_route.arm(arm, audits) for arm in self.arms))
 
@@ -115,7 +115,7 @@ class PolicyVersions(VersionPair):
 class LearnedVersions(VersionPair):
     """Learned models, beside what the certification loop has in force."""
 
-    def __init__(self, of_route: OfRoute, held: RolloutRun, evidence: CandidateEvidence) -> None:
+    def __init__(self, of_route: AuditReplay, held: RolloutRun, evidence: CandidateEvidence) -> None:
         super().__init__(of_route)
         self.held, self.evidence = held, evidence
         self._known: dict[str, ServedVersion | None] = {}
@@ -127,7 +127,7 @@ class LearnedVersions(VersionPair):
             load=loader(connection, self._known),
         )
 
-    def replay(self, witnesses: Sequence[Witness]) -> list[Both | None]:
+    def replay(self, witnesses: Sequence[RolloutAudit]) -> list[ReplayedPair | None]:
         candidate: dict[str, ArmEvidence] = {}
         for level in sorted({one.state.level for one in witnesses} - {0}):
             audits = [one.audit for one in witnesses if one.state.level == level]
@@ -177,9 +177,11 @@ class LearnedVersions(VersionPair):
         return requests
 
 
-def _pairs(candidate: Sequence[ArmEvidence | None], in_force: Sequence[ArmEvidence | None]) -> list[Both | None]:
+def _pairs(
+    candidate: Sequence[ArmEvidence | None], in_force: Sequence[ArmEvidence | None]
+) -> list[ReplayedPair | None]:
     return [
-        None if one is None or two is None else Both(candidate=one, in_force=two)
+        None if one is None or two is None else ReplayedPair(candidate=one, in_force=two)
         for one, two in zip(candidate, in_force, strict=True)
     ]
 
@@ -188,7 +190,7 @@ _WHOLE: Final = ("full", "unprobed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OfRoute:
+class AuditReplay:
     """What audits of one route are read with.
 
     published  what was in force at a place of the log; None: nothing
@@ -220,8 +222,8 @@ class OfRoute:
     def at_level(self, version: ServedVersion, level: int, audits: Sequence[Audit]) -> list[ArmEvidence]:
         """What each audit shows of a learned version at one of its levels, not judged yet."""
         told = [audit for audit in audits if audit.fate == "full" and len(audit.episode.outcome.steps) > 1]
-        found = self._at_level(version, level, told) if told and level else {}
-        return [self._at(audit, found.get(audit.id)) for audit in audits]
+        stops = self._at_level(version, level, told) if told and level else {}
+        return [self._at(audit, stops.get(audit.id)) for audit in audits]
 
     def judged(
         self, audits: Sequence[Audit], shown: Mapping[str, Mapping[str, ArmEvidence]], callers: Collection[str]
@@ -289,12 +291,12 @@ class OfRoute:
             level = level if arm.level is None else min(level, arm.level)
             if made is not None and level and audit.fate == "full" and len(audit.episode.outcome.steps) > 1:
                 groups.setdefault((made.fit, level), []).append(audit)
-        found: dict[str, tuple[int, str | None]] = {}
+        stops: dict[str, tuple[int, str | None]] = {}
         for (fit, level), members in groups.items():
             version = self.load(fit)
             if version is not None:
-                found.update(self._at_level(version, level, members))
-        return found
+                stops.update(self._at_level(version, level, members))
+        return stops
 
     def _at_level(
         self, version: ServedVersion, level: int, audits: Sequence[Audit]
@@ -320,5 +322,5 @@ def _generated(audit: Audit, stop: int | None) -> float:
     if stop is None:
         return float(outcome.usage.completion_tokens)
     written = outcome.usage.completion_tokens - outcome.usage.reasoning_tokens
-    said = max(0, written) if audit.episode.request.kind == "reasoning" else 0
-    return float(sum(step.tokens for step in outcome.steps[: stop + 1]) + said)
+    answer_tokens = max(0, written) if audit.episode.request.kind == "reasoning" else 0
+    return float(sum(step.tokens for step in outcome.steps[: stop + 1]) + answer_tokens)

@@ -1,7 +1,7 @@
 """Gathers what the log holds of an experiment: draws, runs and feedback as values by unit and arm.
 
     ExperimentRun ──▶ draws ──▶ every unit's first arm   ─┐
-                  ──▶ runs, labels ──▶ values by metric  ─┼──▶ Material ──▶ rollout.analysis
+                  ──▶ runs, labels ──▶ values by metric  ─┼──▶ ExperimentData ──▶ rollout.analysis
                   ──▶ audits, replayed for every arm     ─┘
 
 A unit is one witness of each metric, by its first value under the weights that it first took part with. Audits run in
@@ -21,7 +21,7 @@ from pathlib import Path
 from suffice.assurance.labels import INFERENCE_KEY, MAX_SHARE
 from suffice.assurance.runs import ENDED, Match, measure_run
 from suffice.assurance.satisfaction import by_people, scaled
-from suffice.control.compare.counterfactual import OfRoute
+from suffice.control.compare.counterfactual import AuditReplay
 from suffice.control.evidence.audits import Audit, GivenLabel, is_evidence
 from suffice.control.evidence.scorers import matching
 from suffice.control.evidence.versions import loader, published_on
@@ -35,11 +35,11 @@ from suffice.rollout.results import (
     SATISFACTION,
     TOKENS,
     ArmEvidence,
-    AuditSeen,
+    AuditAnswers,
+    ExperimentData,
     ExperimentResult,
-    Material,
+    MetricValue,
     UnitAssignment,
-    Value,
 )
 from suffice.settings import Metric, Settings
 from suffice.signals.query import class_of
@@ -56,7 +56,7 @@ def read_experiment(
         return analyse(held.experiment, gather(connection, held, settings))
 
 
-def gather(connection: sqlite3.Connection, held: ExperimentRun, settings: Settings) -> Material:
+def gather(connection: sqlite3.Connection, held: ExperimentRun, settings: Settings) -> ExperimentData:
     one = held.experiment
     for route in one.routes:
         if route not in settings.routes:
@@ -66,7 +66,7 @@ def gather(connection: sqlite3.Connection, held: ExperimentRun, settings: Settin
         taken.drew(draw.unit, UnitAssignment(arm=draw.arm, odds=dict(draw.odds), query_class=class_of(draw.query)))
     with ExitStack() as stack:
         routes = {
-            name: OfRoute(
+            name: AuditReplay(
                 route=settings.routes[name],
                 match=stack.enter_context(matching(settings.routes[name])),
                 published=published_on(connection, name),
@@ -88,12 +88,12 @@ class _Told:
     seq: int
     unit: str
     voice: str | None  # a key that asks the model speaks for a share of the units at most; None: not capped
-    value: Value
+    value: MetricValue
 
 
-def _within_share(told: Sequence[_Told]) -> list[Value]:
+def _within_share(told: Sequence[_Told]) -> list[MetricValue]:
     """Without what capped voices say beyond their share of the units."""
-    allowed, spoken, kept = max(1, floor(MAX_SHARE * len(told))), Counter[str](), list[Value]()
+    allowed, spoken, kept = max(1, floor(MAX_SHARE * len(told))), Counter[str](), list[MetricValue]()
     for one in told:
         if one.voice is not None:
             spoken[one.voice] += 1
@@ -153,16 +153,16 @@ class _Taken:
             for name, value in self._said(given):
                 self._add(name, label.seq, draw, item, value, voice)
 
-    def material(self, routes: Mapping[str, OfRoute]) -> Material:
+    def material(self, routes: Mapping[str, AuditReplay]) -> ExperimentData:
         """All of it, each metric in the order in which its values became known, one for each unit."""
-        values = dict[str, list[Value]]()
-        for metric, found in self._values.items():
+        values = dict[str, list[MetricValue]]()
+        for metric, all_values in self._values.items():
             first: dict[str, _Told] = {}
-            for told in sorted(found, key=lambda told: told.seq):
+            for told in sorted(all_values, key=lambda told: told.seq):
                 first.setdefault(told.unit, told)
             values[metric] = _within_share(list(first.values()))
         paired = frozenset(arm.name for arm in self.one.arms if all(route.replayable(arm) for route in routes.values()))
-        return Material(
+        return ExperimentData(
             n_requests=self.n_requests,
             drawn=list(self._first.values()),
             values=values,
@@ -170,19 +170,19 @@ class _Taken:
             paired=paired,
         )
 
-    def _seen(self, routes: Mapping[str, OfRoute], paired: frozenset[str]) -> list[AuditSeen]:
+    def _seen(self, routes: Mapping[str, AuditReplay], paired: frozenset[str]) -> list[AuditAnswers]:
         """Audits as each arm would have ended them, in their order."""
-        found: dict[str, dict[str, ArmEvidence]] = {audit.id: {} for audit in self._audits}
+        answers: dict[str, dict[str, ArmEvidence]] = {audit.id: {} for audit in self._audits}
         for name, route in routes.items():
             mine = [audit for audit in self._audits if audit.episode.request.route == name]
             for arm in self.one.arms:
                 if arm.name in paired:
                     for audit, told in zip(mine, route.arm(arm, mine), strict=True):
                         if told is not None:
-                            found[audit.id][arm.name] = told
-            found.update(route.judged(mine, found, self._callers - {""}))
+                            answers[audit.id][arm.name] = told
+            answers.update(route.judged(mine, answers, self._callers - {""}))
         return [
-            AuditSeen(query_class=class_of(audit.episode.request.query), arms=found[audit.id])
+            AuditAnswers(query_class=class_of(audit.episode.request.query), arms=answers[audit.id])
             for audit in sorted(self._audits, key=lambda audit: audit.seq)
         ]
 
@@ -210,7 +210,7 @@ class _Taken:
                 seq=seq,
                 unit=draw.unit,
                 voice=voice,
-                value=Value(
+                value=MetricValue(
                     arm=draw.arm,
                     odds=_odds(draw),
                     query_class=class_of(query),

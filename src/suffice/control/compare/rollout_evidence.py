@@ -36,7 +36,7 @@ from suffice.types import ArmDraw, Episode, Feedback, Outcome, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Both:
+class ReplayedPair:
     """What one audit shows of both versions, not judged yet."""
 
     candidate: ArmEvidence
@@ -48,12 +48,12 @@ class Both:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Witness:
+class RolloutAudit:
     audit: Audit
     state: State
 
 
-Replay: TypeAlias = Callable[[Sequence[Witness]], Sequence[Both | None]]  # None: it is no pair
+Replay: TypeAlias = Callable[[Sequence[RolloutAudit]], Sequence[ReplayedPair | None]]  # None: it is no pair
 Watch: TypeAlias = Callable[[Sequence[Audit]], set[str]]  # episodes whose labels somebody else wants to hear of
 Judge: TypeAlias = Callable[
     [Sequence[Audit], dict[str, dict[str, ArmEvidence]], set[str]], dict[str, dict[str, ArmEvidence]]
@@ -95,8 +95,8 @@ class EvidenceFold:
     _live: dict[str, _Live] = field(default_factory=dict)  # by episode
     _right: dict[str, tuple[str, ArmName, str, bool]] = field(default_factory=dict)  # by unit: episode, arm, class
     windows: Windows = field(default_factory=Windows)  # of the requests since the rollout began
-    _new: dict[str, Witness] = field(default_factory=dict)  # audits that were not replayed yet, by episode
-    _apart: dict[str, Both] = field(default_factory=dict)  # on which the versions answer differently
+    _new: dict[str, RolloutAudit] = field(default_factory=dict)  # audits that were not replayed yet, by episode
+    _apart: dict[str, ReplayedPair] = field(default_factory=dict)  # on which the versions answer differently
     watched: dict[str, Audit] = field(default_factory=dict)  # that a label may still change something of, by episode
 
     def __post_init__(self) -> None:
@@ -124,10 +124,10 @@ class EvidenceFold:
         elif isinstance(event, RequestsCounted):
             self._counted(event.counted)
         elif isinstance(event, FeedbackGiven):
-            said = GivenLabel(stored.seq, event.feedback, stored.at_s)
-            name = self._joining.find_episode(said)
+            label = GivenLabel(stored.seq, event.feedback, stored.at_s)
+            name = self._joining.find_episode(label)
             if name is not None:
-                self._heard(name, said)
+                self._heard(name, label)
         elif isinstance(event, RolloutMoved) and event.moved.transition.rollout == self._state.rollout:
             self._state = self._state.after(event.moved.transition)
 
@@ -163,7 +163,7 @@ class EvidenceFold:
         waiting = self._joining.ended(outcome)
         if is_evidence(request, outcome, probes=self.probes):
             audit = Audit(seq=stored.seq, at=at, ended_at_s=stored.at_s, episode=episode)
-            self._new[audit.id] = Witness(audit=audit, state=state)
+            self._new[audit.id] = RolloutAudit(audit=audit, state=state)
         drawn = self._drawn(request)
         if drawn is not None and state.counts(at, request.received_at_s, self.rules):
             arm: ArmName = "candidate" if drawn.arm == "candidate" else "control"
@@ -172,8 +172,8 @@ class EvidenceFold:
                 self._evidence = self._evidence.with_run(arm, _run(episode), self.rules)
             kept = Episode(request=request, outcome=replace(outcome, steps=()))
             self._live[outcome.episode_id] = _Live(unit=drawn.unit, arm=arm, episode=kept)
-        for said in waiting:
-            self._heard(outcome.episode_id, said)
+        for label in waiting:
+            self._heard(outcome.episode_id, label)
 
     def _drawn(self, request: Request) -> ArmDraw | None:
         """The arm of the rollout that a live run stands for; an audit runs in full and stands for none."""
@@ -182,16 +182,16 @@ class EvidenceFold:
         name = f"rollout {self._state.rollout}"
         return next((one for one in request.arms if one.experiment == name), None)
 
-    def _heard(self, name: str, said: GivenLabel) -> None:
+    def _heard(self, name: str, label: GivenLabel) -> None:
         if name in self._new:
-            found = self._new[name]
-            self._new[name] = replace(found, audit=found.audit.with_label(said, self.n))
+            new = self._new[name]
+            self._new[name] = replace(new, audit=new.audit.with_label(label, self.n))
         elif name in self.watched:
-            self.watched[name] = self.watched[name].with_label(said, self.n)
+            self.watched[name] = self.watched[name].with_label(label, self.n)
         live = self._live.get(name)
         if live is not None:
-            live.labels = (*live.labels, said)
-            self._rate(live, said.feedback)
+            live.labels = (*live.labels, label)
+            self._rate(live, label.feedback)
             self._mark(name, live)
 
     def _rate(self, live: _Live, given: Feedback) -> None:
@@ -221,13 +221,13 @@ class EvidenceFold:
         self._take(replay, watch)
         audits = [self.watched[name] for name in self._apart]
         judged = judge(audits, {name: both.named for name, both in self._apart.items()}, self.callers)
-        found = replace(self._evidence, labelled=self._cells())
+        evidence = replace(self._evidence, labelled=self._cells())
         for audit, both in zip(audits, self._apart.values(), strict=True):
             told = {**both.named, **judged.get(audit.id, {})}
             z = loss(told["candidate"], told["in force"])
             if z is not None:
-                found = found.with_label(class_of(audit.episode.request.query), z)
-        return found
+                evidence = evidence.with_label(class_of(audit.episode.request.query), z)
+        return evidence
 
     def _take(self, replay: Replay, watch: Watch) -> None:
         new, self._new = self._new, {}
@@ -250,10 +250,10 @@ class EvidenceFold:
             if z is None:
                 self.watched[audit.id], self._apart[audit.id] = audit, both
 
-    def unjudged(self) -> list[tuple[Audit, Both]]:
+    def unjudged(self) -> list[tuple[Audit, ReplayedPair]]:
         """Audits on which the versions answer differently, and of which nobody has said anything."""
-        found = [(self.watched[name], both) for name, both in self._apart.items()]
-        return [(audit, both) for audit, both in found if not audit.labels]
+        pairs = [(self.watched[name], both) for name, both in self._apart.items()]
+        return [(audit, both) for audit, both in pairs if not audit.labels]
 
     def _cells(self) -> tuple[Cell, ...]:
         """Live runs with labels, by class; the control is the side that the candidate is compared with."""

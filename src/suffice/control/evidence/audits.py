@@ -90,9 +90,9 @@ class Audit:
         label_at = self.label_at if self.label_at == _NEVER else min(self.label_at, float(epoch_at))
         return replace(self, at=at, label_at=label_at)
 
-    def with_label(self, said: GivenLabel, at: int) -> Audit:
+    def with_label(self, label: GivenLabel, at: int) -> Audit:
         """The same audit when something more has been said."""
-        return replace(self, labels=tuple(sorted((*self.labels, said), key=lambda one: one.seq)), label_at=float(at))
+        return replace(self, labels=tuple(sorted((*self.labels, label), key=lambda one: one.seq)), label_at=float(at))
 
 
 Verdicts: TypeAlias = Mapping[str, Feedback]  # by episode: what counts as said of it
@@ -141,10 +141,10 @@ def verdicts(
     callers senders whose keys also ask the model: users, whatever they call themselves
     hears   does this word of a judge model count? What it costs others take off (`control.loop.charges`)
     """
-    found = {audit.id: audit for audit in audits}
-    said = {
+    by_id = {audit.id: audit for audit in audits}
+    given = {
         (audit.id, one.seq): one.feedback
-        for audit in found.values()
+        for audit in by_id.values()
         for one in audit.labels
         if _tells(one) and (one.feedback.source != JUDGE or hears(one.feedback))
     }
@@ -156,13 +156,13 @@ def verdicts(
             # What a judge may get wrong is charged; a cap on its words would only silence it.
             key=f"{JUDGE} {name}" if one.source == JUDGE else _key(one, callers),
             trust=rank_of(one, callers),
-            verdict=_meaning(found[name], one, match),
+            verdict=_meaning(by_id[name], one, match),
         )
-        for (name, seq), one in said.items()
+        for (name, seq), one in given.items()
     ]
-    standing = stand(words, differing=found)
+    standing = stand(words, differing=by_id)
     counts = {
-        word.audit: said[word.audit, word.seq]
+        word.audit: given[word.audit, word.seq]
         for word in sorted(words, key=lambda word: word.seq)
         if standing.verdicts.get(word.audit, _NOBODY) == word.verdict
     }
@@ -172,25 +172,25 @@ def verdicts(
 _NOBODY: Final = object()
 
 
-def _key(said: Feedback, callers: Collection[str]) -> str:
+def _key(given: Feedback, callers: Collection[str]) -> str:
     """Whose voice it is: of trusted people who share a key, such as a labelling tool's, each has one."""
-    is_person = said.user and rank_of(said, callers) >= TRUSTED
-    return f"{said.sender} {said.user}" if is_person else said.sender
+    is_person = given.user and rank_of(given, callers) >= TRUSTED
+    return f"{given.sender} {given.user}" if is_person else given.sender
 
 
-def _tells(said: GivenLabel) -> bool:
+def _tells(label: GivenLabel) -> bool:
     """Does it say what is right? Ratings and thumbs do not."""
-    return said.feedback.correct is not None or said.feedback.gold is not None
+    return label.feedback.correct is not None or label.feedback.gold is not None
 
 
-def _meaning(audit: Audit, said: Feedback, match: Match) -> Hashable:
+def _meaning(audit: Audit, given: Feedback, match: Match) -> Hashable:
     """What a label makes of an audit: is the full run right, and which of its other answers are."""
     outcome = audit.episode.outcome
     answers = sorted({step.answer for step in outcome.steps if step.answer is not None})
-    full = said.correct
-    if full is None and said.gold is not None:
-        full = outcome.answer is not None and match(outcome.answer, said.gold)
-    others = () if said.gold is None else tuple(answer for answer in answers if match(answer, said.gold))
+    full = given.correct
+    if full is None and given.gold is not None:
+        full = outcome.answer is not None and match(outcome.answer, given.gold)
+    others = () if given.gold is None else tuple(answer for answer in answers if match(answer, given.gold))
     return full, others
 
 

@@ -27,9 +27,9 @@ from suffice.assurance.satisfaction import (
     EVENTS,
     SATISFACTION,
     FeedbackValue,
-    Heard,
     Measure,
     RatedRun,
+    RunFeedback,
     SatisfactionTest,
     SatisfactionVerdict,
     satisfaction_of,
@@ -107,30 +107,30 @@ class Ratings:
 
 def measures(declared: Mapping[str, Metric]) -> tuple[Measure, ...]:
     """Everything that can be said of an answer as a number. A category is one measure for each of its words."""
-    found = [Measure(name=SATISFACTION)]
-    found += [Measure(name=name, better="lower", level="conversation", silent=0.0) for name in EVENTS.values()]
+    all_measures = [Measure(name=SATISFACTION)]
+    all_measures += [Measure(name=name, better="lower", level="conversation", silent=0.0) for name in EVENTS.values()]
     for name, metric in declared.items():
         span = span_of(metric)
         if span is None:
-            found += [
+            all_measures += [
                 Measure(name=f"{name}={word}", better=metric.direction, level=metric.level) for word in metric.values
             ]
         else:
             low, high = span
-            found.append(Measure(name=name, low=low, high=high, better=metric.direction, level=metric.level))
-    return tuple(found)
+            all_measures.append(Measure(name=name, low=low, high=high, better=metric.direction, level=metric.level))
+    return tuple(all_measures)
 
 
 def heard(
     episode: Episode, labels: Iterable[GivenLabel], declared: Mapping[str, Metric], *, uncertified: bool
-) -> Heard:
+) -> RunFeedback:
     """One governed run with what was said of it.
 
     uncertified  the route's policy acts without a certificate
     """
     request, outcome = episode.request, episode.outcome
     acts = request.mode == "enforce" and (request.certified or uncertified)
-    return Heard(
+    return RunFeedback(
         query_class=class_of(request.query),
         version=request.policy_version,
         full=request.mode == "observe" or request.audit,
@@ -139,19 +139,19 @@ def heard(
         drawn=acts and 0 < request.propensity < 1 and outcome.stop_step is not None and request.delivery == 1,
         audit=request.audit,
         conversation=request.conversation or request.episode_id,
-        words=tuple(word for said in labels if (word := _word(said, declared)) is not None),
+        words=tuple(word for label in labels if (word := _word(label, declared)) is not None),
         stands_for=weight_of(request, outcome),
     )
 
 
-def _word(said: GivenLabel, declared: Mapping[str, Metric]) -> FeedbackValue | None:
+def _word(label: GivenLabel, declared: Mapping[str, Metric]) -> FeedbackValue | None:
     """What one piece of feedback says in numbers; None: nothing, or it is a model's word."""
-    given = said.feedback
+    given = label.feedback
     values = tuple(_values(given, declared)) if given.source != JUDGE else ()
     if not values:
         return None
     return FeedbackValue(
-        seq=said.seq,
+        seq=label.seq,
         voice=f"{given.sender} {given.user}",
         values=values,
         capped=given.door == INFERENCE_KEY,
@@ -202,15 +202,15 @@ class JudgeGrades:
         )
 
 
-def parse_grade(said: Feedback, model: str) -> JudgeGrades | None:
+def parse_grade(given: Feedback, model: str) -> JudgeGrades | None:
     """What this judge said in that row; None: it is another's, or cannot be read.
 
     A row that came over HTTP with a key is nobody's: the judge's own are written beside the log.
     """
-    if said.source != JUDGE or said.sender:
+    if given.source != JUDGE or given.sender:
         return None
     try:
-        noted = json.loads(said.comment or "")
+        noted = json.loads(given.comment or "")
         if noted["model"] == model:
             return JudgeGrades(full=float(noted["full"]), stopped=float(noted["stopped"]))
     except (ValueError, KeyError, TypeError):

@@ -91,14 +91,14 @@ def policy_stops(policy: Policy, kind: Kind, audits: Sequence[Audit]) -> dict[st
     columns = recorded_columns(policy.needs, kind, runs)
     run = np.repeat(np.arange(len(audits)), np.diff(columns.starts))
     asked = AskedColumns({**columns.values, "answer": columns.answer}, queries=[query for query, _ in runs], run=run)
-    found: dict[str, tuple[int, str | None]] = {}
+    stops: dict[str, tuple[int, str | None]] = {}
     for row in np.flatnonzero(stops_of(policy, asked) != 0)[::-1].tolist():  # the first one of a run has the last word
         at = int(run[row])
         step = row - int(columns.starts[at])
         if row < int(columns.starts[at + 1]) - 1:
             delivered = answer_of(columns.answer[row], columns.answers)
-            found[audits[at].id] = step, _returned(policy, kind, audits[at], step, delivered)
-    return found
+            stops[audits[at].id] = step, _returned(policy, kind, audits[at], step, delivered)
+    return stops
 
 
 def answer_of(code: float, answers: Sequence[str]) -> str | None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from suffice.assurance.runs import ENDED, Match, RunNumbers, Tally
-from suffice.assurance.sampling import Unkept, weight_of
+from suffice.assurance.sampling import UnloggedRequests, weight_of
 from suffice.assurance.satisfaction import satisfaction_of
 from suffice.control.evidence.scorers import Matches, ScorerCache
 from suffice.control.jobs.base import JobReport, JobWriter, LeaseLost
@@ -242,7 +242,7 @@ def added_by_label(item: EpisodeWithLabels, match: Match) -> RollupSums:
     return _marked(run, 1.0).plus(_rated(run, item.labels, 1.0))
 
 
-def added_by_cell(cell: Unkept) -> RollupSums:
+def added_by_cell(cell: UnloggedRequests) -> RollupSums:
     """What requests without rows add: all that needs no label."""
     governed, spent = not cell.ungoverned, cell.completion_tokens + cell.probe_tokens + cell.discarded_tokens
     return RollupSums(

@@ -58,18 +58,18 @@ class LiveGuards:
         if self._served is not certifier.served:
             self._judge_anew(self._guards, z, audits)
             self._served = certifier.served
-        said = []
+        sentences = []
         for place in (np.flatnonzero(counts[self._n_shown :]) + self._n_shown).tolist():
-            said += self._show(self._guards, audits[place], z[place], pooled)
+            sentences += self._show(self._guards, audits[place], z[place], pooled)
             self._n_shown = place + 1
-        return said
+        return sentences
 
     def held(self, level: int) -> Held:
         """Classes that run below `level`, and theirs; sorted."""
         if self._guards is None:
             return NOBODY
-        found = ((name, self._guards.level(name, level)) for name in self._moved)
-        return tuple(sorted((name, own) for name, own in found if own < level))
+        levels = ((name, self._guards.level(name, level)) for name in self._moved)
+        return tuple(sorted((name, own) for name, own in levels if own < level))
 
     def let_go(self, n: int) -> None:
         """The certifier has forgotten its `n` oldest audits."""

@@ -13,11 +13,10 @@ from typing import Final
 
 import numpy as np
 
-from suffice.assurance.certify import audits_to_certify
 from suffice.assurance.labels import AHEAD, MatureAudits
 from suffice.assurance.windows import Windows
 from suffice.learn.audits import AuditRuns, Bools, Ints, Small
-from suffice.learn.certifier import Certifier, CertifierDecision, matured
+from suffice.learn.certifier import Certifier, CertifierDecision, matured, missing_audits
 from suffice.learn.served import FoldedModels
 from suffice.types import BudgetAccount, EvidenceSummary, Publication
 
@@ -106,18 +105,18 @@ class LiveCertifier(Certifier):
 
         None: nothing was certified on audits.
         """
-        found, judged, runs = self.certificate, self._epoch.judged, self._epoch.runs
-        if found is None or judged is None or runs is None:
+        certificate, judged, runs = self.certificate, self._epoch.judged, self._epoch.runs
+        if certificate is None or judged is None or runs is None:
             return None
-        return runs.take(np.flatnonzero(found.inside)), judged.d[found.inside]
+        return runs.take(np.flatnonzero(certificate.inside)), judged.d[certificate.inside]
 
     def first_disagreement(self, number: int) -> int:
         """The safest level in play at which an audit disagrees; 0: none."""
         judged = self._epoch.judged
         if judged is None:
             return 0
-        found = np.flatnonzero(judged.d[number, 1 : self.level + AHEAD + 1])
-        return int(found[0]) + 1 if len(found) else 0
+        levels = np.flatnonzero(judged.d[number, 1 : self.level + AHEAD + 1])
+        return int(levels[0]) + 1 if len(levels) else 0
 
     def row_at(self, number: int, level: int) -> int:
         """The checkpoint, from 0, at which a level ends an audit."""
@@ -138,21 +137,10 @@ class LiveCertifier(Certifier):
         return matured(judged.z, judged.d, runs, self.now, self.plan, run_timeout=self.run_timeout)
 
     def _n_missing(self, z: Small) -> int | None:
-        """Audits still to come for the next level, if they show what those so far have shown; None: none would do.
-
-        z  outcomes that certify now, shape (n, M)
-        """
-        n, above = len(z), self.level + 1
-        if above >= z.shape[1] or not n:
+        above = self.level + 1
+        if above >= z.shape[1]:
             return None
-        gained, lost = int((z[:, above] < 0).sum()), int((z[:, above] > 0).sum())
-        try:
-            needed = audits_to_certify(
-                (lost - gained) / n, max_em_drop=self.budget_at(above), delta=self.plan.delta, gained=gained / n
-            )
-        except ValueError:
-            return None
-        return max(1, needed - n)
+        return missing_audits(z, above, max_em_drop=self.budget_at(above), delta=self.plan.delta)
 
     def budget_at(self, level: int) -> float:
         """What a level is tested against: the budget, less what is charged."""
@@ -171,25 +159,25 @@ class LiveCertifier(Certifier):
 
     def evidence(self, *, most: int | None = None) -> EvidenceSummary:
         """What stands behind the level that passes, or behind `most` where no higher one may be used."""
-        plan, judged, runs, found = self.plan, self._epoch.judged, self._epoch.runs, self.certificate
-        if judged is None or runs is None or found is None:
+        plan, judged, runs, certificate = self.plan, self._epoch.judged, self._epoch.runs, self.certificate
+        if judged is None or runs is None or certificate is None:
             return EvidenceSummary(n_audits=self.n_audits, max_em_drop=plan.max_em_drop, confidence=plan.confidence)
         level = self.level if most is None else min(self.level, most)
-        at, window = found.z[:, level], found.window
-        full = float(runs.full[found.inside].sum())
+        at, window = certificate.z[:, level], certificate.window
+        full = float(runs.full[certificate.inside].sum())
         return EvidenceSummary(
             n_audits=len(at),
             n_gained=int((at < 0).sum()),
             n_lost=int((at > 0).sum()),
-            n_pending=found.n_pending,
-            n_disagreeing=int(judged.d[found.inside, level].sum()),
+            n_pending=certificate.n_pending,
+            n_disagreeing=int(judged.d[certificate.inside, level].sum()),
             e_value=exp(min(_MOST_LOG, float(self.log_e[level]))) if level else None,
-            share=float(judged.saved[found.inside, level].sum()) / full if full else None,
-            n_missing=self._n_missing(found.z) if level == self.level else None,
+            share=float(judged.saved[certificate.inside, level].sum()) / full if full else None,
+            n_missing=self._n_missing(certificate.z) if level == self.level else None,
             max_em_drop=self.budget_at(max(1, level)),
             confidence=plan.confidence,
             window_start=None if window is None else window.start,
-            window_end=None if window is None else float(min(window.end, floor(found.until) + 1)),
+            window_end=None if window is None else float(min(window.end, floor(certificate.until) + 1)),
             window_share=None if window is None else window.share,
         )
 
@@ -210,14 +198,16 @@ class LiveCertifier(Certifier):
         most     the highest level that ratings allow; None: they take nothing off
         fit      address of the version that is judged; "": there is none
         """
-        said = [change.reason for change in changes]
+        reasons = [change.reason for change in changes]
         if most is not None and most < self.level:
-            said.append(f"ratings allow level {most} at most")
-        if not said and before is not None and before.level == level:
+            reasons.append(f"ratings allow level {most} at most")
+        if not reasons and before is not None and before.level == level:
             more = self.share > before.share
-            said.append("audits look worse than before: more are drawn" if more else "audits look as they did before")
-        if said:
-            return "; ".join(said)
+            reasons.append(
+                "audits look worse than before: more are drawn" if more else "audits look as they did before"
+            )
+        if reasons:
+            return "; ".join(reasons)
         if level:
             return f"level {level} passes on {self.n_audits} audits"
         return (

@@ -20,7 +20,7 @@ import numpy as np
 from suffice.assurance.certify import Counts, log_wealth
 from suffice.assurance.drift import Fingerprint, changed
 from suffice.assurance.runs import REPRESENTATIVE, Match
-from suffice.assurance.sampling import Draws, Unkept, broken, count_draws, lot_of
+from suffice.assurance.sampling import Draws, UnloggedRequests, broken, count_draws, lot_of
 from suffice.assurance.strata import Outcomes, post_stratify
 from suffice.control.evidence.audits import Audit
 from suffice.control.evidence.run_join import LabelJoin
@@ -133,7 +133,7 @@ class ClassMix:
     def note(self, request: Request) -> None:
         self._latest.append(class_of(request.query))
 
-    def count(self, cells: Iterable[Unkept]) -> None:
+    def count(self, cells: Iterable[UnloggedRequests]) -> None:
         """Note requests without rows."""
         for cell in cells:
             if not cell.ungoverned:

@@ -147,7 +147,7 @@ def _look(
 
 def _audits(episodes: Sequence[EpisodeWithLabels], route: Route) -> list[Audit]:
     """Runs that stand for the traffic, with what was said of them."""
-    found = list[Audit]()
+    audits = list[Audit]()
     for at, one in enumerate(episodes, 1):
         request, outcome = one.episode.request, one.episode.outcome
         if not is_evidence(request, outcome, probes=route.probe is not None):
@@ -155,8 +155,8 @@ def _audits(episodes: Sequence[EpisodeWithLabels], route: Route) -> list[Audit]:
         audit = Audit(seq=one.seq, at=at, ended_at_s=0.0, episode=one.episode)
         for label in one.labels:
             audit = audit.with_label(GivenLabel(label.seq, label.feedback), at)
-        found.append(audit)
-    return found
+        audits.append(audit)
+    return audits
 
 
 def _by_policy(episodes: Sequence[EpisodeWithLabels], route: Route, match: Match) -> LabelEffect:
@@ -164,11 +164,11 @@ def _by_policy(episodes: Sequence[EpisodeWithLabels], route: Route, match: Match
     runs = [measure_run(one, match) for one in episodes if one.episode.request.ungoverned is None]
     telling = [run for run in runs if run.disagrees is not None]
     n_lost = sum(run.drop if run.drop is not None else int(bool(run.disagrees)) for run in telling)
-    found = evidence(
+    summary = evidence(
         max_em_drop=route.max_em_drop,
         confidence=route.confidence,
         n_audits=len(telling),
         n_disagreements=max(0, n_lost),
     )
     n_pending = sum(run.drop is None and run.disagrees is True for run in telling)
-    return LabelEffect(n_audits=len(telling), n_pending=n_pending, level=0, n_missing=found.n_missing, em=None)
+    return LabelEffect(n_audits=len(telling), n_pending=n_pending, level=0, n_missing=summary.n_missing, em=None)

@@ -82,8 +82,8 @@ async def judge_labels(
     disagreement = exact_binomial(len(differing), len(runs), 2 * confidence - 1).high if runs else 1.0
     known = [item for item in differing if item.episode.request.question_key in questions]
     grading = _Grading(judge, append, questions, most_calls)
-    said = await grading.each([item for item in known if persons_word(item.labels) is not None], counts=False)
-    told = {_id(item): said.get(_id(item)) or graded(item.labels, judge.model) for item in differing}
+    graded_beside = await grading.each([item for item in known if persons_word(item.labels) is not None], counts=False)
+    told = {_id(item): graded_beside.get(_id(item)) or graded(item.labels, judge.model) for item in differing}
     # A yardstick may wait for a judge of formulas, which must not hold up an event loop.
     pairs = await asyncio.to_thread(
         lambda: [pair for item in differing for pair in _compared(item, told[_id(item)], match)]
@@ -97,7 +97,7 @@ async def judge_labels(
         n_full=len(runs),
         n_differing=len(differing),
         n_unknown=len(differing) - len(known),
-        n_graded=len(said) + len(labelled),
+        n_graded=len(graded_beside) + len(labelled),
         n_ungraded=grading.n_ungraded,
         n_labelled=len(labelled),
         error=error,
@@ -118,7 +118,7 @@ class _Grading:
 
     async def each(self, items: Sequence[LabelledEpisode], *, counts: bool) -> dict[str, JudgeGrades]:
         """What was said of the runs that were graded here, by episode; those graded before are left out."""
-        found: dict[str, JudgeGrades] = {}
+        grades: dict[str, JudgeGrades] = {}
         for item in items:
             if self._left < 2 or graded(item.labels, self._judge.model) is not None:
                 continue
@@ -126,9 +126,9 @@ class _Grading:
             if told is None:
                 self.n_ungraded += 1
                 continue
-            found[_id(item)] = told
+            grades[_id(item)] = told
             await self._append(told.as_feedback(item, self._judge.model, counts=counts))
-        return found
+        return grades
 
     async def _of(self, item: LabelledEpisode) -> JudgeGrades | None:
         self._left -= 2
@@ -162,10 +162,10 @@ def _compared(item: LabelledEpisode, told: JudgeGrades | None, match: Match) -> 
 def _reason(error: JudgeError | None, max_em_drop: float) -> str:
     if error is None:
         return "no run has both a grade and a person's word, so its labels do not count"
-    found = f"{error.n_wrong} of {error.n} grades differ from people's; the charge is {error.charge:.2%} of EM"
+    counts = f"{error.n_wrong} of {error.n} grades differ from people's; the charge is {error.charge:.2%} of EM"
     if error.charge < max_em_drop:
-        return f"{found}, of a budget of {max_em_drop:.2%}"
-    return f"{found}, which leaves nothing of a budget of {max_em_drop:.2%}, so its labels do not count"
+        return f"{counts}, of a budget of {max_em_drop:.2%}"
+    return f"{counts}, which leaves nothing of a budget of {max_em_drop:.2%}, so its labels do not count"
 
 
 Which: TypeAlias = Literal["wanted", "differing"]
