@@ -2,7 +2,7 @@
 
     changed             a known change: model, prompt, sampling, scorer, index       at once, no statistics
     Cusum               signals of all traffic, in batches of 100                    drift that can be seen
-    ShiryaevRoberts     outcomes of audits at the deployed level                     drift that cannot; see `detection`
+    ShiryaevRoberts     outcomes of audits at the deployed level                     drift that cannot
 
 Each detector holds a few numbers and says True at an alarm; after one, the caller resets it. The loop is a fold over
 the log, so they are kept in memory alone; only `ShiryaevRoberts` gives its sums as plain data and takes them back

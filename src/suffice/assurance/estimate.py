@@ -78,7 +78,7 @@ class ReportEstimates:
     tokens_stopped: IntervalEstimate | None
     saving: IntervalEstimate | None  # enforce: share of tokens, as `saving_of` has it
     # Savings are measured against full runs; of a vote that was decided early that is the vote over all its samples,
-    # estimated from those drawn (`lengths`).
+    # estimated from those drawn (`money`).
     decided_saving: IntervalEstimate | None  # full runs: share of tokens not spent because votes were decided
     would_save: IntervalEstimate | None  # observe: the same with the shadow stops made: tokens behind them saved, too
     cost_full: IntervalEstimate | None  # US dollars a request, as `tokens_full`

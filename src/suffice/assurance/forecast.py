@@ -206,7 +206,7 @@ class ForecastWindow:
     n_audits: int
     near: float  # sum of `near_share` over the audits
     near_squares: float  # sum of its squares
-    n_settled: int  # audits whose drop is known or counted (`maturity`)
+    n_settled: int  # audits whose drop is known or counted (`labels`)
     drop: int  # sum of their Z
     n_labelled: float = 0  # delivered runs that a label calls right or wrong, as many as tell as much (`worth`)
     n_right: float = 0

@@ -39,7 +39,7 @@ class Audits:
 
     z: Small  # (N, M): EM drop, -1, 0 or +1; read only where labelled
     disagrees: Bools  # (N, M): the answer at the level is not the full run's
-    labelled: Bools  # (N,): somebody who counts said what is right, see `trust`
+    labelled: Bools  # (N,): somebody who counts said what is right
     age: Floats  # (N,): since the run ended, in the unit of the time-out: seconds or requests
     abandoned: Bools  # (N,): broken off or timed out
     missing: Bools | None = None  # (N, M): the level's checkpoint was never recorded; None: all were

@@ -3,7 +3,7 @@
     entries, oldest first ──▶ accounts: EM of full and stopped runs, EM drop, tokens, saving, each with its interval
     counts by level       ──▶ how many audits the next level still takes
 
-Every interval is a confidence sequence (`sequence`, `ratio`): it may be read at any moment, also under drift and while
+Every interval is a confidence sequence (`sequence`): it may be read at any moment, also under drift and while
 levels change, and speaks of the average so far. It is wide, and it reports; what steers is the certificate. `estimate`
 measures a stretch of log once, in money too, with a bootstrap; this is what may be watched. ASSURANCE.md §3.4.
 

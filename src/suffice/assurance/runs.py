@@ -62,7 +62,7 @@ class RunNumbers:
     would_stop: bool
     spent: float | None  # tokens generated for the delivered run, in probes, and discarded
     processed: float | None  # the same with prompts that no cache served
-    # What the run alone would have taken; where a vote was decided early, all of its samples (`lengths`).
+    # What the run alone would have taken; where a vote was decided early, all of its samples (`money`).
     baseline_tokens: float | None
     baseline_processed: float | None
     would_spend: float | None

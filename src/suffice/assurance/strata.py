@@ -1,8 +1,9 @@
 """Compares runs class by class, and guards each class: a mean over all may say the opposite of every class (Simpson).
 
 Audits are compared with themselves, so their mean drop is a weighted mean of those of the classes and cannot lie like
-this, though gains can still hide harm (`guard`). Stopped runs against full ones, or two arms, are different questions:
-if one side has more of the easy ones, it looks better and is worse. Standardised to one mix of classes, it is not.
+this, though gains can still hide harm (`ClassGuards`). Stopped runs against full ones, or two arms, are different
+questions: if one side has more of the easy ones, it looks better and is worse. Standardised to one mix of classes, it
+is not.
 
 Audits of the past speak of the past mix of classes. `post_stratify` weights them to the present one.
 """

@@ -2,7 +2,7 @@
 
     audits of both versions       ──▶ EM of the whole and of each class                `paired`, both ways
     live runs of both arms        ──▶ latency, errors, no answers, satisfaction        `sequence`
-    new units of both arms        ──▶ is the split what it should be                   `lottery`
+    new units of both arms        ──▶ is the split what it should be                   `sampling`
     tokens that both would keep   ──▶ is the step too bold
 
 A reading is *fine* when the candidate surely loses no more than the margin, *harm* when it surely loses something and
@@ -232,7 +232,7 @@ def _surely_apart(side: Literal[-1, 1], seen: SequenceState, mean: float, alpha:
 def _surely_more_over(seen: Contrast, alpha: float) -> bool:
     """Is the candidate surely above the cap more often? If it is not, each such run is its own by an even lot.
 
-    The beta-binomial mixture of `lottery`, which holds at every look, read on one side. Its weight of 1 is that of
+    The beta-binomial mixture of `sampling`, which holds at every look, read on one side. Its weight of 1 is that of
     Krichevsky and Trofimov (1981): seven such runs, all of them the candidate's, are enough at 5 %.
     """
     mine, both = seen.n_candidate_over, seen.n_candidate_over + seen.n_control_over

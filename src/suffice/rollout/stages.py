@@ -154,7 +154,7 @@ def start_rollout(
     rules: Rules,
     fit: str = "",
 ) -> State:
-    """A rollout at its start, in shadow. Whether it may begin at all is for `pace.refusal`."""
+    """A rollout at its start, in shadow. Whether it may begin at all is for `cool_down_refusal`."""
     return State(
         rollout=rollout,
         route=route,

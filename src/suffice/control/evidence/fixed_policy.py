@@ -1,6 +1,6 @@
 """Replays a policy that its owner wrote on recorded runs, as a version with one level.
 
-    policy, audits ──▶ replayed (`stops`) ──▶ AuditRuns with one feature, "it has stopped" ──▶ learn.certifier: 0, 1
+    policy, audits ──▶ policy_stops ──▶ AuditRuns with one feature, "it has stopped" ──▶ learn.certifier: 0, 1
 
 Level 0 never stops, level 1 is the policy. It was written down before the audits came, so all of them certify and none
 teaches. What nobody saw counts against it: a stop behind a checkpoint whose answer nobody got, a stop without an
