@@ -62,7 +62,7 @@ def settings(folder: Path) -> Any:
 def fitted_on(n_audits: int) -> float:
     """Seconds that a version of five models takes on so many audits."""
     from suffice.control.evidence.audits import Audit, audits_to_rows
-    from suffice.control.evidence.fitting import LiveLearner, fit_audited_version
+    from suffice.control.evidence.versions import LiveLearner, fit_audited_version
     from suffice.learn.features import choose_features
     from suffice.types import Episode
 

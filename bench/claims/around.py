@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from suffice.learn.audits import AuditRuns, Floats
-from suffice.learn.certifier import Certifier, KeeperDecision
+from suffice.learn.certifier import Certifier, CertifierDecision
 from suffice.learn.served import FoldedModels
 
 
@@ -40,8 +40,8 @@ class Around:
     def take(self, runs: AuditRuns) -> None:
         self.keeper.take(runs)
 
-    def notice(self, signals: Floats) -> tuple[KeeperDecision, ...]:
+    def notice(self, signals: Floats) -> tuple[CertifierDecision, ...]:
         return self.keeper.notice(signals)
 
-    def tick(self, now: float) -> tuple[KeeperDecision, ...]:
+    def tick(self, now: float) -> tuple[CertifierDecision, ...]:
         return self.keeper.tick(now)

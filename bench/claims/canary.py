@@ -21,8 +21,7 @@ import msgspec
 import numpy as np
 
 from suffice.rollout.assign import assign_audit
-from suffice.rollout.evidence import RolloutEvidence, UnitRun
-from suffice.rollout.rules import Rules
+from suffice.rollout.evidence import RolloutEvidence, Rules, UnitRun
 from suffice.rollout.stages import State, Transition, advance, place, promote_rollout, start_rollout
 
 EVERY = 50  # requests between two looks

@@ -12,7 +12,7 @@ from bench.claims.window import Window
 from suffice.assurance.budgeted import affordable_level
 from suffice.assurance.certify import count_outcomes
 from suffice.learn.audits import AuditRuns, Floats
-from suffice.learn.certifier import KeeperDecision, Plan
+from suffice.learn.certifier import CertifierDecision, Plan
 from suffice.learn.served import FoldedModels, fit_served
 
 
@@ -37,10 +37,10 @@ class Empirical:
         if len(runs):
             self._window.add(runs)
 
-    def notice(self, signals: Floats) -> tuple[KeeperDecision, ...]:  # noqa: ARG002 - a keeper's face
+    def notice(self, signals: Floats) -> tuple[CertifierDecision, ...]:  # noqa: ARG002 - a keeper's face
         return ()
 
-    def tick(self, now: float) -> tuple[KeeperDecision, ...]:
+    def tick(self, now: float) -> tuple[CertifierDecision, ...]:
         self.now = now
         if now < self._plan.warm_up or self._window.runs is None:
             return ()

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from suffice.assurance.bounds import Interval, exact_binomial
 from suffice.assurance.certify import log_bets_against, mixed
 from suffice.assurance.paired import BETS
-from suffice.assurance.sample_ratio import LOG_ALARM
+from suffice.assurance.sampling import LOG_ALARM
 from suffice.assurance.sequence import gamma_exponential_bound
 from suffice.rollout.analysis import MOST_CLASSES, alphas, analyse, sample_ratio
 from suffice.rollout.effects import (
@@ -38,8 +38,16 @@ from suffice.rollout.effects import (
     ratio_of,
 )
 from suffice.rollout.experiment import Arm, RunningExperiment
-from suffice.rollout.metrics import EM, LATENCY, SATISFACTION, TOKENS
-from suffice.rollout.results import ExperimentResult, Material, UnitAssignment, Value
+from suffice.rollout.results import (
+    EM,
+    LATENCY,
+    SATISFACTION,
+    TOKENS,
+    ExperimentData,
+    ExperimentResult,
+    MetricValue,
+    UnitAssignment,
+)
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -258,9 +266,9 @@ def simpson(n_units: int, seed: int, *, broken: bool) -> ExperimentResult:
     for at in range(n_units):
         odds = HALF if broken else {"full": 1 - float(share[at]), "brisk": float(share[at])}
         arm, name = ("brisk" if brisk[at] else "full"), ("hard" if hard[at] else "easy")
-        values.append(Value(arm=arm, odds=odds, query_class=name, value=float(liked[at]), warmup=at < WARMUP))
+        values.append(MetricValue(arm=arm, odds=odds, query_class=name, value=float(liked[at]), warmup=at < WARMUP))
         drawn.append(UnitAssignment(arm=arm, odds=odds, query_class=name))
-    return analyse(TWO, Material(n_requests=n_units, drawn=drawn, values={SATISFACTION: values}))
+    return analyse(TWO, ExperimentData(n_requests=n_units, drawn=drawn, values={SATISFACTION: values}))
 
 
 def split(n_units: int, seed: int, share: float) -> bool:

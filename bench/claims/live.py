@@ -26,10 +26,10 @@ import numpy as np
 from bench.claims.live_scenarios import COURSES, EPOCH, LOST, SCENARIOS, Arrival, Scenario
 from bench.claims.live_truth import Bools, Floats, Ints, Item, Truth, items, request_of, right
 
-from suffice.control.evidence.fitting import ServedVersion, read_back
-from suffice.control.evidence.resolution import Resolution
-from suffice.control.loop.certify import RouteLoop
-from suffice.control.loop.starting import burst_of
+from suffice.control.evidence.cold_start import burst_of
+from suffice.control.evidence.versions import ServedVersion, read_back
+from suffice.control.loop.epoch import Resolution, RouteContext
+from suffice.control.loop.route_loop import RouteLoop
 from suffice.learn.groups import prompt_fold
 from suffice.learn.served import N_FOLDS
 from suffice.rollout.assign import point_of, question_key
@@ -97,7 +97,7 @@ def claimed(loop: RouteLoop) -> tuple[float, float]:
 
     The code before says nothing of it: all requests of the epoch so far.
     """
-    found = getattr(loop.keeper, "certificate", None)
+    found = loop.certifier.certificate
     if found is None or found.window is None:
         assert loop.held.epoch is not None
         return loop.held.epoch.at, loop.n
@@ -150,15 +150,10 @@ class Log:
             max_em_drop=self.route.max_em_drop,
             confidence=CONFIDENCE,
         )
-        self.loop = RouteLoop(
-            name="r",
-            route=self.route,
-            control=self.control,
-            held=InForce(epoch=epoch, n_epochs=1),
-            match=right,
-            load=self.load,
-            author="w",
+        context = RouteContext(
+            name="r", route=self.route, control=self.control, match=right, load=self.load, author="w"
         )
+        self.loop = RouteLoop(context, InForce(epoch=epoch, n_epochs=1))
 
     def load(self, address: str) -> ServedVersion:
         """The version under an address."""

@@ -19,7 +19,7 @@ from bench.claims.live_scenarios import COURSES, PROFILES
 from numpy.typing import NDArray
 
 from suffice.assurance.runs import SequencedLabel
-from suffice.control.evidence.fitting import ServedVersion
+from suffice.control.evidence.versions import ServedVersion
 from suffice.learn.audits import AuditRuns
 from suffice.learn.dataset import build_dataset
 from suffice.learn.features import FeatureSelection

@@ -28,7 +28,7 @@ from bench.claims.sweep import Sweep, for_good, mean, over, percents
 from bench.claims.truth import Truth, known
 
 from suffice.learn.audits import AuditRuns, Floats
-from suffice.learn.certifier import Certifier, KeeperDecision
+from suffice.learn.certifier import Certifier, CertifierDecision
 
 
 class Timed(Around):
@@ -46,11 +46,11 @@ class Timed(Around):
         with self._timed():
             super().take(runs)
 
-    def notice(self, signals: Floats) -> tuple[KeeperDecision, ...]:
+    def notice(self, signals: Floats) -> tuple[CertifierDecision, ...]:
         with self._timed():
             return super().notice(signals)
 
-    def tick(self, now: float) -> tuple[KeeperDecision, ...]:
+    def tick(self, now: float) -> tuple[CertifierDecision, ...]:
         with self._timed():
             return super().tick(now)
 

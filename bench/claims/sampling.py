@@ -31,7 +31,7 @@ import numpy as np
 
 from suffice.assurance.bounds import exact_binomial, wilson
 from suffice.assurance.estimate import IntervalEstimate, RouteReport, estimate_route
-from suffice.control.evidence.matching import matching
+from suffice.control.evidence.scorers import matching
 from suffice.control.jobs.base import Worker
 from suffice.control.jobs.rollup import Rollup
 from suffice.control.jobs.sampling import SamplingJob

@@ -28,12 +28,12 @@ from suffice.assurance.certify import spent_delta
 from suffice.assurance.windows import Windows, window_audits
 from suffice.control.compare.assessment import assess_found
 from suffice.control.compare.candidate_certificate import MOST_KEPT, CandidateCertificate, certified, unheard
-from suffice.control.loop.live_certifier import LiveKeeper
+from suffice.control.loop.live_certifier import LiveCertifier
 from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.certifier import NO_PENDING, Plan
 from suffice.learn.served import FoldedModels, Learner, PGood, fit_served
 from suffice.replay.online.stream import PERIOD
-from suffice.rollout.rules import Rules
+from suffice.rollout.evidence import Rules
 from suffice.rollout.stages import Transition
 from suffice.store.routes.rollouts import RolloutRun
 
@@ -237,7 +237,7 @@ class Trial(Life):
         self.windows = Windows()  # of the rollout
         self.new: list[int] = []  # the keeper has not seen
         self.n_over, self.passed_over, self.level = 0, False, 0
-        self.keeper = LiveKeeper(replace(PLAN, label_timeout=float(candidate.late)), Logistic(), rests=True)
+        self.keeper = LiveCertifier(replace(PLAN, label_timeout=float(candidate.late)), Logistic(), rests=True)
         self.keeper.adopt(serves, None)
         for at in range(BEFORE):
             if self.rng.random() < self.keeper.share:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from suffice.assurance.bounds import exact_binomial
-from suffice.assurance.detection import (
+from suffice.assurance.drift import (
     DOUBT_BEGINS,
     DOUBT_ENDS,
     DOUBT_SHARE,

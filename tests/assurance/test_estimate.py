@@ -20,9 +20,8 @@ from suffice.assurance.estimate import (
     pooled_would_save,
     report_of,
 )
-from suffice.assurance.runs import current_label, measure_run
-from suffice.assurance.sampling import Unkept
-from suffice.assurance.tally import Tally
+from suffice.assurance.runs import Tally, current_label, measure_run
+from suffice.assurance.sampling import UnloggedRequests
 from suffice.types import Episode, Feedback, Outcome, Overhead, Request, StepRecord, UpstreamCall, Usage
 
 _numbers = itertools.count()
@@ -472,7 +471,7 @@ def test_a_tally_that_was_kept_is_the_same() -> None:
 def test_requests_without_rows_are_counted_whole() -> None:
     tally = tallied([audit()])
     tally.add_unkept(
-        Unkept(
+        UnloggedRequests(
             query_class="",
             version="v",
             ungoverned="",
@@ -487,7 +486,9 @@ def test_requests_without_rows_are_counted_whole() -> None:
         )
     )
     tally.add_unkept(
-        Unkept(query_class="", version="v", ungoverned="tools", n=3, ends=(("done", 3),), cost_usd=0.3, n_priced=3)
+        UnloggedRequests(
+            query_class="", version="v", ungoverned="tools", n=3, ends=(("done", 3),), cost_usd=0.3, n_priced=3
+        )
     )
     found = report_of(tally, route="math")
     assert (tally.n_asked, found.n_requests, found.n_governed, found.n_stopped) == (13, 13, 10, 9)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from suffice.assurance.bounds import exact_binomial
-from suffice.assurance.evidence import audits_needed, evidence, rate_of
+from suffice.assurance.guarantee import audits_needed, evidence, rate_of
 
 
 @given(drop=st.floats(0.002, 0.5), confidence=st.floats(0.5, 0.999), disagreements=st.integers(0, 20))

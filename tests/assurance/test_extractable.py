@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from suffice.assurance.extractable import MIN_RUNS, WINDOW_RUNS, extractability_refusal
+from suffice.assurance.guarantee import MIN_RUNS, WINDOW_RUNS, extractability_refusal
 
 
 @pytest.mark.parametrize(

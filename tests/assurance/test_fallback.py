@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from suffice.assurance.fallback import RETRY_AFTER_S, Fallback, admission, even_loads, safer_level, shed_share
+from suffice.assurance.load_level import RETRY_AFTER_S, Fallback, admission, even_loads, safer_level, shed_share
 from suffice.settings import OnFallback
 
 

@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 
 from suffice.assurance.forecast import (
     HORIZON,
+    MEMORY,
     Forecast,
     ForecastWindow,
+    away,
     forecast_drop,
     forecast_em,
     near_levels,
     near_share,
 )
-from suffice.assurance.trend import MEMORY, away
 
 Floats = NDArray[np.float64]
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from suffice.assurance.guard import ClassGuards
-from suffice.assurance.ledger import KNOWN_AUDITS
-from suffice.assurance.strata import Cell, standardise
+from suffice.assurance.guarantee import KNOWN_AUDITS
+from suffice.assurance.strata import Cell, ClassGuards, standardise
 
 M, POOLED = 9, 8  # three levels are a third of all
 

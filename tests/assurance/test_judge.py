@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from suffice.assurance.bounds import exact_binomial
-from suffice.assurance.judge import judge_error_bound
+from suffice.assurance.labels import judge_error_bound
 
 
 def test_the_bound_is_the_exact_one_sided_one() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.certify import certified_level, count_outcomes, log_wealth
-from suffice.assurance.label_maturation import Audits, counted_as, mature, select_label_requests
+from suffice.assurance.labels import Audits, counted_as, mature, select_label_requests
 
 # Of one audit at levels 0, 1, 2, 3: it agrees at level 1 and disagrees above, where it lost, and lost nothing.
 Z = [0, 0, 1, 0]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.certify import Counts, log_wealth
-from suffice.assurance.label_precedence import RANKS, TRUSTED, LabelSummary, TrustedLabel, hardened, stand, trust_of
+from suffice.assurance.labels import RANKS, TRUSTED, LabelSummary, TrustedLabel, hardened, stand, trust_of
 
 WINDOW = frozenset(f"a{i}" for i in range(12))
 

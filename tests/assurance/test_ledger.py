@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from suffice.assurance.certify import Counts, certified_level, log_wealth
-from suffice.assurance.guarantee import Guarantee, sentence
-from suffice.assurance.ledger import KNOWN_AUDITS, Account, LedgerEntry, accounts, next_level
+from suffice.assurance.guarantee import KNOWN_AUDITS, Guarantee, sentence
+from suffice.assurance.ledger import Account, LedgerEntry, accounts, next_level
 from suffice.assurance.runs import RunNumbers
 
 AUDIT = RunNumbers(

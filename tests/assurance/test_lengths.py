@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance import lengths
-from suffice.assurance.lengths import MIN_LONGER, MIN_RUNS, HandOvers, RunLengths
+from suffice.assurance import money
+from suffice.assurance.money import MIN_LONGER, MIN_RUNS, HandOvers, RunLengths
 from suffice.types import Usage
 
 
@@ -55,11 +55,11 @@ def test_few_runs_say_nothing() -> None:
 
 
 def test_old_runs_are_forgotten_and_memory_is_bounded() -> None:
-    pairs = [(1_000, 1)] * 50 + [(10, 2)] * lengths.WINDOW_RUNS
+    pairs = [(1_000, 1)] * 50 + [(10, 2)] * money.WINDOW_RUNS
     runs = runs_of(pairs)
     left = runs.remaining(0)
     assert left is not None
-    assert (left.n, left.thought_tokens, left.answer_tokens) == (lengths.WINDOW_RUNS, 10, 2)
+    assert (left.n, left.thought_tokens, left.answer_tokens) == (money.WINDOW_RUNS, 10, 2)
     assert runs.remaining(10) is None
     assert runs.n == len(pairs)
 

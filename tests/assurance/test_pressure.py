@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.pressure import (
+from suffice.assurance.load_level import (
     MOST_DOUBLINGS,
     RAISE_AFTER_S,
     LoadSample,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.sample_ratio import LOG_ALARM, Draws, broken, count_draws, log_sample_ratio
+from suffice.assurance.sampling import LOG_ALARM, Draws, broken, count_draws, log_sample_ratio
 from suffice.rollout.assign import assign_audit
 
 shares = st.sampled_from([0.0, 0.02, 0.05, 0.1, 1.0])

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.assurance import sample_ratio
+from suffice.assurance import sampling
 from suffice.assurance.sampling import (
     LEAST_CLASS,
     Rates,
@@ -25,7 +25,7 @@ from suffice.assurance.sampling import (
     weight_of,
     worth,
 )
-from suffice.control.loop.brake import Lottery
+from suffice.control.loop.safety_checks import SampleRatioTest
 from suffice.types import ArmDraw, EndReason, Outcome, Request
 from tests.control.made import run
 
@@ -171,9 +171,9 @@ def test_small_moves_are_none() -> None:
     assert moved(before, Rates(other=0.1, by_class=(("a", 0.1), ("b", 0.3))), by=0.15), "a new class has a rate now"
 
 
-def drawn(n: int, *, audits_lost: float, seed: int = 0) -> Lottery:
+def drawn(n: int, *, audits_lost: float, seed: int = 0) -> SampleRatioTest:
     """The lottery of a route that audits 5 %, as the rows that were kept show it."""
-    rng, seen = random.Random(seed), Lottery()
+    rng, seen = random.Random(seed), SampleRatioTest()
     for number in range(n):
         audit, rate = rng.random() < 0.05, (0.05, 0.1, 0.2)[number % 3]
         bad = rng.random() < (0.10 if audit else 0.02)  # longer runs time out more often
@@ -194,7 +194,7 @@ def test_a_healthy_lottery_is_believed_though_most_live_rows_are_gone() -> None:
 
 def test_every_request_is_a_draw_and_a_repeated_delivery_is_none() -> None:
     """Turns of one conversation count each; deliveries of one request count once."""
-    healthy, repeated = Lottery(), Lottery()
+    healthy, repeated = SampleRatioTest(), SampleRatioTest()
     for number in range(400):
         audit = number % 20 == 0
         odds = 0.05 if audit else 0.95
@@ -216,7 +216,7 @@ def test_a_sampler_that_loses_a_third_of_the_audits_is_found_out() -> None:
 def test_without_sampling_lots_are_what_they_were() -> None:
     for audit, propensity in ((True, 0.1), (False, 0.9), (True, 1.0), (False, 1.0)):
         assert lot_of(live(audit=audit, propensity=propensity, keep_rate=1.0, kept_by="")[0]) == (audit, propensity)
-    assert sample_ratio.broken(drawn(3_000, audits_lost=0.0).draws) is None
+    assert sampling.broken(drawn(3_000, audits_lost=0.0).draws) is None
 
 
 @given(st.lists(st.floats(1, 100), min_size=1, max_size=50))

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.satisfaction_effect import FeedbackValue, Heard, Measure, SatisfactionEffect, likings
+from suffice.assurance.satisfaction import FeedbackValue, Measure, RunFeedback, SatisfactionEffect, likings
 
 SATISFACTION = Measure(name="satisfaction")
 SHARE = 0.1
@@ -27,7 +27,7 @@ def traffic(
     content: float = 0.2,
     weigh: bool = False,
     drift: float = 0.0,
-) -> list[Heard]:
+) -> list[RunFeedback]:
     """Runs by lot; who is angry votes with another probability than who is content.
 
     drift  by how much both kinds of runs fall from the first to the last
@@ -46,7 +46,7 @@ def traffic(
                 ),
             )
         runs.append(
-            Heard(
+            RunFeedback(
                 query_class="",
                 version="p",
                 full=audit,
@@ -60,7 +60,7 @@ def traffic(
     return runs
 
 
-def whole(runs: list[Heard], measure: Measure = SATISFACTION, **options: Any) -> SatisfactionEffect:
+def whole(runs: list[RunFeedback], measure: Measure = SATISFACTION, **options: Any) -> SatisfactionEffect:
     return next(one for one in likings(runs, [measure], **options) if one.query_class is None and one.version is None)
 
 
@@ -214,7 +214,7 @@ def test_the_order_in_which_words_are_listed_changes_nothing(data: st.DataObject
         value = data.draw(st.sampled_from([0.0, 0.25, 0.5, 1.0]))
         words[at].append(FeedbackValue(seq=seq, voice=voice, values=(("satisfaction", value),), capped=voice == "c"))
     runs = [
-        Heard(
+        RunFeedback(
             query_class="",
             version="p",
             full=at % 3 == 0,
@@ -232,8 +232,8 @@ def test_the_order_in_which_words_are_listed_changes_nothing(data: st.DataObject
     assert likings(runs, [SATISFACTION]) == likings(doubled, [SATISFACTION])
 
 
-def one_run(*words: FeedbackValue) -> Heard:
-    return Heard(
+def one_run(*words: FeedbackValue) -> RunFeedback:
+    return RunFeedback(
         query_class="", version="p", full=True, stopped=False, drawn=False, audit=True, conversation="u", words=words
     )
 

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.assurance.bounds import Interval, best_rho, mean_interval, mixture_bound
-from suffice.assurance.ratio import MOST, WatchedPairs, ratio_between, watch_pairs
 from suffice.assurance.sequence import (
+    MOST,
     V_OPT,
     SequenceState,
+    WatchedPairs,
     _log_lower_gamma,
     gamma_exponential_bound,
     gamma_exponential_log_wealth,
@@ -23,7 +24,9 @@ from suffice.assurance.sequence import (
     mean_below,
     mean_between,
     normal_bound,
+    ratio_between,
     watch,
+    watch_pairs,
 )
 
 # The reference data of ASSURANCE.md §8.8.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from suffice.assurance.weighted import lower_bound, lower_sequence
+from suffice.assurance.paired import lower_bound, lower_sequence
 
 Floats = NDArray[np.float64]
 ALPHA = 0.1

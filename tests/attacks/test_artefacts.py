@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from suffice.control.evidence.fitting import written
+from suffice.control.evidence.versions import written
 from suffice.errors import ConfigError, TraceError
 from suffice.gateway import last_good
 from suffice.gateway.last_good import LastGood

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from suffice.assurance.label_precedence import INFERENCE_KEY, MAX_SHARE, RANKS, TrustedLabel, rank_of, stand
+from suffice.assurance.labels import INFERENCE_KEY, MAX_SHARE, RANKS, TrustedLabel, rank_of, stand
 from suffice.scoring.base import SCORERS, build_scorer
 from suffice.testing import Reply, status
 from suffice.types import Feedback

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 from tools import verify_bundle as verifier
 
-from suffice.assurance.sampling import Unkept
+from suffice.assurance.sampling import UnloggedRequests
 from suffice.cli.main import main
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Settings
@@ -61,7 +61,7 @@ def sampled() -> Iterator[Event]:
 
 
 def counted(number: int, n: int) -> RequestsCounted:
-    cell = Unkept(query_class="", version="", ungoverned="", n=n, ends=(("done", n),))
+    cell = UnloggedRequests(query_class="", version="", ungoverned="", n=n, ends=(("done", n),))
     return RequestsCounted(
         RequestCount(
             count_id=f"c{number}",

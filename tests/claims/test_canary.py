@@ -14,7 +14,7 @@ import pytest
 from bench.claims.canary import Ended, roll_out
 
 from suffice.assurance.bounds import binomial_at_most
-from suffice.rollout.rules import Rules
+from suffice.rollout.evidence import Rules
 
 N_SEEDS = 16
 # In which stage each harm is found: what a replay sees in shadow, the rest when somebody is served.

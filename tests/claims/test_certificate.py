@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import xlogy
 
 from suffice.assurance.certify import Counts, audits_to_certify, certified_level, count_outcomes, log_wealth
-from suffice.assurance.label_maturation import Audits, mature
+from suffice.assurance.labels import Audits, mature
 from suffice.scoring.base import build_scorer
 
 MAX_EM_DROP: Final = 0.02

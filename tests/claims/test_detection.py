@@ -20,10 +20,18 @@ from typing import Final
 import pytest
 
 from suffice.assurance.bounds import exact_binomial
-from suffice.assurance.detection import AuditWatch, Reference, audit_share_in_doubt, detection_law
-from suffice.assurance.drift import BATCH, Cusum, ShiryaevRoberts
+from suffice.assurance.drift import (
+    BATCH,
+    AuditWatch,
+    Cusum,
+    Reference,
+    ShiryaevRoberts,
+    audit_share_in_doubt,
+    detection_law,
+)
 from suffice.assurance.strata import Outcomes, post_stratify
-from suffice.control.evidence.drift_features import N_COLUMNS, Early
+from suffice.control.evidence.drift_features import N_COLUMNS, DriftFeatures
+from suffice.control.evidence.run_join import StartOrder
 from suffice.types import Episode, Query
 from tests.control.made import run
 
@@ -212,12 +220,12 @@ def of_class(runs: list[Episode], name: str) -> list[Episode]:
 
 def signal_alarms(runs: Iterator[Episode]) -> Iterator[int]:
     """Requests at which `Cusum` alarms; each begins an epoch."""
-    early, cusum = Early(), Cusum(N_COLUMNS)
+    features, cusum, starts = DriftFeatures(), Cusum(N_COLUMNS), StartOrder(keeps_ended=True)
     for n, one in enumerate(runs, start=1):
-        early.began(one.outcome.episode_id, n)
-        early.ended(one)
-        if n % BATCH == 0 and any(cusum.add(signals) for signals in early.batches(n)):
-            early, cusum = Early(), Cusum(N_COLUMNS)
+        starts.began(one.request, n)
+        starts.ended(one.outcome)
+        if n % BATCH == 0 and any(cusum.add(signals) for signals in features.batches(starts.take_ended(n))):
+            features, cusum, starts = DriftFeatures(), Cusum(N_COLUMNS), StartOrder(keeps_ended=True)
             yield n
 
 

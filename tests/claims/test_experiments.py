@@ -13,7 +13,7 @@ from bench.claims.experiments import aa, cuped, ever_off, fallen, priced, radius
 
 from suffice.assurance.bounds import exact_binomial
 from suffice.rollout.effects import compare_arms, guesses, latest_comparison
-from suffice.rollout.metrics import SATISFACTION
+from suffice.rollout.results import SATISFACTION
 
 
 def surely_above(share: float, n: int, limit: float) -> bool:

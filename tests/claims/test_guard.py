@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from suffice.assurance.certify import certified_level, count_outcomes, log_wealth
-from suffice.assurance.guard import ClassGuards
+from suffice.assurance.strata import ClassGuards
 
 CLASSES = ("easy", "medium", "hard", "overthinking")
 SHARES = (0.45, 0.25, 0.20, 0.10)

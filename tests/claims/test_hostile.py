@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 import pytest
 
-from suffice.assurance.label_precedence import TrustedLabel, stand
+from suffice.assurance.labels import TrustedLabel, stand
 from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.certifier import Certifier, Plan
 from suffice.learn.ope import estimate_ips, estimate_naive, estimate_snips

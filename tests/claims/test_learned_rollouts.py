@@ -29,7 +29,7 @@ from bench.claims.tried import (
 )
 
 from suffice.assurance.bounds import binomial_at_most
-from suffice.control.loop.live_certifier import LiveKeeper
+from suffice.control.loop.live_certifier import LiveCertifier
 from suffice.learn.served import MOST_AUDITS
 
 N_SETS = 2  # of models, which take time to fit
@@ -119,13 +119,13 @@ def test_what_saves_nothing_is_not_audited_for_as_long_as_a_proof_may_take() -> 
 
 
 def test_a_loop_that_rests_lets_old_audits_go_and_certifies_what_it_would_have() -> None:
-    class Hoarding(LiveKeeper):
+    class Hoarding(LiveCertifier):
         def _forget_old(self) -> None:
             """Keep everything."""
 
     runs = setting().draw(7_500, 3).traffic.runs
     plan = replace(PLAN, share=1.0)  # all requests are audits
-    keepers = [made(plan, Logistic(), rests=True) for made in (LiveKeeper, Hoarding)]
+    keepers = [made(plan, Logistic(), rests=True) for made in (LiveCertifier, Hoarding)]
     levels: list[list[int]] = [[], []]
     for keeper, seen in zip(keepers, levels, strict=True):
         keeper.adopt(in_force(0), None)

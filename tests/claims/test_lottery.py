@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from suffice.assurance.sample_ratio import LOG_ALARM, Draws, log_sample_ratio
+from suffice.assurance.sampling import LOG_ALARM, Draws, log_sample_ratio
 
 SHARE: Final = 0.05
 LOOK: Final = 50  # requests between two looks

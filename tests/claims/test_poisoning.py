@@ -14,8 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from suffice.assurance.certify import Counts, count_outcomes, log_wealth
-from suffice.assurance.label_maturation import Audits, mature
-from suffice.assurance.label_precedence import LabelSummary, TrustedLabel, hardened, stand
+from suffice.assurance.labels import Audits, LabelSummary, TrustedLabel, hardened, mature, stand
 
 N_WINDOWS: Final = 300
 AGREES: Final = 9  # in place of Z where the two answers are the same

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from suffice.assurance.ratio import ratio_between, watch_pairs
-from suffice.assurance.sequence import FIRST_GUESS, V_OPT, gamma_exponential_bound, mean_below, watch
+from suffice.assurance.sequence import (
+    FIRST_GUESS,
+    V_OPT,
+    gamma_exponential_bound,
+    mean_below,
+    ratio_between,
+    watch,
+    watch_pairs,
+)
 
 Floats = NDArray[np.float64]
 

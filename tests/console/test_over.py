@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from suffice.assurance.forecast import CrossingForecast, Forecast, Of
-from suffice.assurance.route_forecast import Alert, Outlook
+from suffice.assurance.forecast import Alert, CrossingForecast, Forecast, Of, Outlook
 from suffice.review.holds import Incident, IncidentDecision
 from suffice.rollout.stages import Transition
 from suffice.store.database.views import open_reader

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from suffice.assurance.estimate import IntervalEstimate
-from suffice.assurance.route_forecast import Outlook
-from suffice.assurance.satisfaction_effect import SatisfactionEffect
+from suffice.assurance.forecast import Outlook
+from suffice.assurance.satisfaction import SatisfactionEffect
 from suffice.console.render import format_verdict, is_rate
 from suffice.control.jobs.base import Worker
 from suffice.control.jobs.notify import Notify

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.rollout.rules import Rules
+from suffice.rollout.evidence import Rules
 from suffice.store.rows.events import EVENTS, Event, FeedbackGiven, RequestEnded, decode, encode, to_row
 from suffice.types import Feedback, Outcome, StepRecord
 from tests.drawn import examples

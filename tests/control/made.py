@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from suffice.control.evidence.fitting import ServedVersion, read_back
-from suffice.control.evidence.resolution import Resolution
+from suffice.control.evidence.versions import ServedVersion, read_back
 from suffice.control.jobs.base import Job, Worker
-from suffice.control.loop.certify import RouteLoop
+from suffice.control.loop.epoch import Resolution, RouteContext
+from suffice.control.loop.learned import LearnedEvidence
+from suffice.control.loop.route_loop import RouteLoop
 from suffice.settings import Control, Route
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.log import StoredEvent
@@ -158,6 +159,12 @@ class Story:
             self.artefacts.update(resolution.artefacts)
 
 
+def learned(loop: RouteLoop) -> LearnedEvidence:
+    """The source of evidence of a loop that learns levels, or replays a fixed policy."""
+    assert isinstance(loop.source, LearnedEvidence)
+    return loop.source
+
+
 def story(
     route: Route = ROUTE,
     *,
@@ -170,17 +177,11 @@ def story(
     """A loop at the beginning of its epoch."""
     kept = dict(artefacts or {})
     load: Callable[[str], ServedVersion] = lambda address: read_back(address, kept.get(address))
-    loop = RouteLoop(
-        name="r",
-        route=route,
-        control=control,
-        held=replace(held or began(route), n_publications=len(expected)),
-        match=lambda answer, gold: answer == gold,
-        load=load,
-        author="w",
-        expected=deque(expected),
-        **options,
+    context = RouteContext(
+        name="r", route=route, control=control, match=lambda answer, gold: answer == gold, load=load, author="w"
     )
+    held = replace(held or began(route), n_publications=len(expected))
+    loop = RouteLoop(context, held, expected=expected, **options)
     return Story(loop, kept, [])
 
 

@@ -17,7 +17,7 @@ from suffice.assurance.runs import Match
 from suffice.control.compare.assessment import Assessment, RolloutAssessor, plain_route, standing_of
 from suffice.control.jobs.advance import Advance
 from suffice.review.decide import OverrideForm
-from suffice.rollout.rules import Rules, rules_of
+from suffice.rollout.evidence import Rules, rules_of
 from suffice.rollout.versions import VersionLineage, make_version
 from suffice.settings import Control, Rollout, Route, Settings
 from suffice.store.database.decisions import Decisions

@@ -12,8 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from suffice.cli.main import main
-from suffice.control.evidence.pairing import AuditPairs, is_pair
-from suffice.control.loop.paired import MOST_KEPT, ArmLoop
+from suffice.control.loop.paired import MOST_KEPT, AuditPairs, PairedEvidence, is_pair
 from suffice.learn.effort import WINDOW
 from suffice.settings import Route
 from suffice.store.routes.in_force import read_decided
@@ -22,7 +21,7 @@ from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, Reques
 from suffice.types import Feedback, Publication
 from suffice.wiring import open_worker
 from tests.control import test_arms
-from tests.control.made import CONTROL, Story, began, rows
+from tests.control.made import CONTROL, Story, began, rows, story
 from tests.control.test_arms import BUDGET, settings_for
 from tests.control.test_worker import decided, fill, only
 
@@ -40,18 +39,7 @@ def pairs(n: int, **options: Any) -> list[Event]:
 def armed(route: Route = ROUTE, *, expected: tuple[Publication, ...] | list[Publication] = (), **options: Any) -> Story:
     """A loop at the beginning of its epoch."""
     held = replace(began(route, burst=0), n_publications=len(expected))
-    loop = ArmLoop(
-        name="r",
-        route=route,
-        control=CONTROL,
-        held=held,
-        match=lambda answer, gold: answer == gold,
-        load=lambda address: pytest.fail(f"there is no version {address}"),
-        author="w",
-        **options,
-    )
-    loop.expected.extend(expected)
-    return Story(loop, {}, [])
+    return story(route, held=held, expected=expected, **options)
 
 
 def alarmed(here: Story) -> list[str]:
@@ -93,7 +81,7 @@ def test_second_full_runs_other_arms_and_audits_that_asked_once_prove_nothing() 
     log = [*pairs(400, arm="full"), *pairs(400, first=400, arm="effort=minimal"), *once]
     here = armed().feed(rows(log)).settle()
     assert here.decided == []
-    assert len(here.loop.audits) == 400
+    assert len(here.loop.state.audits) == 400
 
 
 def asked_as(n: int, **changes: Any) -> list[Event]:
@@ -119,8 +107,8 @@ def test_an_audit_that_is_left_counts_as_lost(end: Any) -> None:
             log[-1] = replace(event, outcome=replace(event.outcome, end_reason=end, pair_arm=None, pair_answer=None))
     here = armed().feed(rows(log)).settle()
     assert here.published == []
-    assert isinstance(here.loop, ArmLoop)
-    lost = [pair for pair in here.loop.pairs() if pair.z == 1]
+    assert isinstance(here.loop.source, PairedEvidence)
+    lost = [pair for pair in here.loop.source.pairs() if pair.z == 1]
     assert len(lost) == 80
 
 
@@ -130,8 +118,8 @@ def test_losses_that_nobody_announced_end_the_epoch_and_full_runs_come_back() ->
     assert here.loop.held.level == 0
     (reason,) = alarmed(here)
     assert reason.startswith(("audits lose more", "audits disagree more often"))
-    assert here.loop.epoch.number == 2
-    assert here.loop.epoch.burst == 0, "nobody wants a thousand requests asked twice"
+    assert here.loop.state.epoch.number == 2
+    assert here.loop.state.epoch.burst == 0, "nobody wants a thousand requests asked twice"
 
 
 def test_another_model_behind_the_name_ends_the_proof_at_once() -> None:
@@ -180,12 +168,13 @@ def test_what_is_kept_is_bounded_and_is_more_than_the_window(monkeypatch: pytest
     assert MOST_KEPT > WINDOW
     monkeypatch.setattr("suffice.control.loop.paired.MOST_KEPT", 300)
     here = armed().feed(rows(pairs(500)))
-    assert 300 <= len(here.loop.audits) <= 300 + CONTROL.tick_requests
+    assert 300 <= len(here.loop.state.audits) <= 300 + CONTROL.tick_requests
 
 
 def test_a_changed_promise_keeps_the_pairs() -> None:
     here = armed().feed(rows(pairs(400))).settle()
-    here.loop.route = Route(upstream="up", effort="low", mode="enforce", max_em_drop=0.2, confidence=0.9)
+    route = Route(upstream="up", effort="low", mode="enforce", max_em_drop=0.2, confidence=0.9)
+    here.loop.state.context = replace(here.loop.context, route=route)
     here.settle()
     (began_again,) = [event.epoch for event in here.decided if isinstance(event, EpochBegan)]
     assert len(began_again.kept) == 400
@@ -216,8 +205,8 @@ def said(**word: Any) -> FeedbackGiven:
 def test_what_a_word_makes_of_a_pair(word: dict[str, Any], z: int | None) -> None:
     """The full run said 4 and the arm 7. A word on the full run alone never says that the arm was right."""
     here = armed().feed(rows([*pairs(1, lost_each=1, labelled=False), said(**word)]))
-    assert isinstance(here.loop, ArmLoop)
-    (pair,) = here.loop.pairs()
+    assert isinstance(here.loop.source, PairedEvidence)
+    (pair,) = here.loop.source.pairs()
     assert (pair.disagrees, pair.z) == (True, z)
 
 
@@ -230,7 +219,7 @@ def test_a_scorer_is_asked_once_for_the_same_two_answers() -> None:
 
     here = armed().feed(rows(pairs(30, lost_each=1)))
     pairing = AuditPairs(match=match)
-    assert pairing.pairs(here.loop.audits, timeout=0) == pairing.pairs(here.loop.audits, timeout=0)
+    assert pairing.of_audits(here.loop.state.audits, timeout=0) == pairing.of_audits(here.loop.state.audits, timeout=0)
     assert sorted(set(asked)) == sorted(asked)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from suffice.assurance.certify import spent_delta
-from suffice.control.loop.rollout_transition import RolloutTransition
-from suffice.rollout.rules import Rules
+from suffice.control.loop.learned import RolloutTransition
+from suffice.rollout.evidence import Rules
 from suffice.rollout.stages import roll_back, start_rollout
 from suffice.store.rows.rollout_events import RolloutBegun, RolloutMove, RolloutMoved, RolloutStart
 

@@ -67,7 +67,7 @@ def test_a_worker_that_was_killed_is_followed_by_one_that_decides_the_same(whole
 
 def test_another_promise_keeps_the_audits_and_counts_anew(whole: Story) -> None:
     here = story(PLAIN, held=began(PLAIN)).feed(rows(LOG[:100])).settle()
-    here.loop.route = BUDGETED
+    here.loop.state.context = replace(here.loop.context, route=BUDGETED)
     here.settle()
     epoch = [event.epoch for event in here.decided if isinstance(event, EpochBegan)][-1]
     assert (epoch.promise, epoch.burst, epoch.reason) == ("budgeted", 0, "the promise is 0.06 on average now")

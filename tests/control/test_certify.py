@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from suffice.control.evidence.fitting import read_back
-from suffice.control.evidence.resolution import ReplayMismatch
-from suffice.control.loop.certify import RouteLoop
+from suffice.control.evidence.versions import read_back
+from suffice.control.loop.epoch import ReplayMismatch
+from suffice.control.loop.route_loop import RouteLoop
 from suffice.errors import ConfigError
 from suffice.learn.certifier import KEPT_BEFORE
 from suffice.settings import Control, Route
@@ -40,12 +40,12 @@ def whole() -> Story:
 
 def same_state(a: RouteLoop, b: RouteLoop) -> bool:
     """Do two loops know the same, to the last bit?"""
-    counts = [(one.n, one.level, one.keeper.version, [audit.id for audit in one.audits]) for one in (a, b)]
-    levels = [one.keeper.served.levels if one.keeper.served else np.zeros(0) for one in (a, b)]
+    counts = [(one.n, one.level, one.certifier.version, [audit.id for audit in one.state.audits]) for one in (a, b)]
+    levels = [one.certifier.served.levels if one.certifier.served else np.zeros(0) for one in (a, b)]
     return (
         counts[0] == counts[1]
         and np.array_equal(levels[0], levels[1])
-        and np.array_equal(a.keeper.log_e, b.keeper.log_e)
+        and np.array_equal(a.certifier.log_e, b.certifier.log_e)
     )
 
 
@@ -75,7 +75,9 @@ def test_a_worker_that_was_killed_is_followed_by_one_that_decides_the_same(whole
 def test_a_replay_of_the_whole_log_reads_its_fits_and_comes_to_the_same(
     whole: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("suffice.control.loop.certify.fit_version", lambda *_, **__: pytest.fail("fitted again"))
+    monkeypatch.setattr(
+        "suffice.control.loop.learned.fit_audited_version", lambda *_, **__: pytest.fail("fitted again")
+    )
     until = 2 * (whole.published[-1].at + CONTROL.tick_requests - 1)
     again = story(expected=whole.published, artefacts=whole.artefacts).feed(rows(traffic(LONG))[:until])
     assert again.decided == []
@@ -133,8 +135,8 @@ def test_a_label_corrects_an_audit_that_counted_as_lost() -> None:
     unlabelled = story().feed(rows([*log, *traffic(20, first=200)])).settle()
     labels = [label(n, gold="1000") for n in range(200)]  # every full run was wrong: no stop has lost anything
     labelled = story().feed(rows([*log, *labels, *traffic(20, first=200)])).settle()
-    assert unlabelled.loop.keeper.evidence().n_lost > 0
-    gain = labelled.loop.keeper.log_e[1:] - unlabelled.loop.keeper.log_e[1:]
+    assert unlabelled.loop.certifier.evidence().n_lost > 0
+    gain = labelled.loop.certifier.log_e[1:] - unlabelled.loop.certifier.log_e[1:]
     assert (gain >= 0).all()
     assert gain.max() > 5
 
@@ -150,7 +152,7 @@ def test_the_last_word_of_a_reviewer_counts_whatever_the_order_of_clocks() -> No
     tail = traffic(20, first=180)
     changed_mind = story().feed(rows([*log, *first_said, *right, *tail])).settle()
     at_once = story().feed(rows([*log, *right, *tail])).settle()
-    assert np.array_equal(changed_mind.loop.keeper.log_e, at_once.loop.keeper.log_e)
+    assert np.array_equal(changed_mind.loop.certifier.log_e, at_once.loop.certifier.log_e)
 
 
 def test_labels_are_asked_for_once_and_only_where_a_stop_in_play_disagrees(whole: Story) -> None:
@@ -180,9 +182,9 @@ def test_every_turn_of_a_conversation_is_evidence_and_a_repeated_delivery_is_non
             for n, event in enumerate(traffic(200, seed=7))
         ]
 
-    assert len(story().feed(rows(talk(1))).loop.audits) == 200
+    assert len(story().feed(rows(talk(1))).loop.state.audits) == 200
     repeated = story().feed(rows(talk(2))).loop
-    assert (repeated.n, len(repeated.audits)) == (200, 100)
+    assert (repeated.n, len(repeated.state.audits)) == (200, 100)
 
 
 def late(log: list[Event], after: int, which: Callable[[int], bool]) -> list[Event]:
@@ -208,11 +210,11 @@ def test_audits_count_in_the_order_in_which_they_began_and_as_lost_until_they_re
     slow = story().feed(rows(late(log, 400, lambda n: n in hard))).loop
     assert at_once.level > 0
     assert slow.level == 0, "the easy ones alone prove nothing"
-    assert slow.keeper.evidence(most=1).n_pending > 10
+    assert slow.certifier.evidence(most=1).n_pending > 10
     ends = [event for event in log if isinstance(event, RequestEnded)]
     returned = [*late(log, 400, lambda n: n in hard), *(ends[n] for n in sorted(hard)), *traffic(20, first=180)]
     whole = story().feed(rows(returned)).loop
-    assert [audit.at for audit in whole.audits] != sorted(audit.at for audit in whole.audits)
+    assert [audit.at for audit in whole.state.audits] != sorted(audit.at for audit in whole.state.audits)
     assert whole.level > 0, "and once they have returned they are what they are"
 
 
@@ -228,7 +230,7 @@ def test_an_audit_that_leaves_no_answer_is_lost_at_every_level(end: EndReason) -
     assert story().feed(rows(log)).loop.level > 0
     loop = story().feed(rows(broken)).loop
     assert loop.level == 0
-    assert loop.keeper.evidence(most=1).n_audits > 150
+    assert loop.certifier.evidence(most=1).n_audits > 150
 
 
 def test_a_full_run_that_its_upstream_refused_is_no_evidence() -> None:
@@ -240,16 +242,16 @@ def test_a_full_run_that_its_upstream_refused_is_no_evidence() -> None:
         for n, event in enumerate(log)
     ]
     loop = story().feed(rows(broken)).loop
-    assert (len(loop.audits), loop.level > 0) == (150, True)
+    assert (len(loop.state.audits), loop.level > 0) == (150, True)
 
 
 def test_runs_that_a_policy_could_have_stopped_are_no_evidence() -> None:
     live = story().feed(rows(traffic(60, audit=False, propensity=0.9)))
-    assert (live.loop.n, live.loop.audits) == (60, [])
+    assert (live.loop.n, live.loop.state.audits) == (60, [])
     ungoverned = story().feed(rows(traffic(60, ungoverned="tools")))
-    assert (ungoverned.loop.n, ungoverned.loop.audits) == (0, [])
+    assert (ungoverned.loop.n, ungoverned.loop.state.audits) == (0, [])
     observed = story().feed(rows(traffic(60, audit=False, propensity=0.9, mode="observe")))
-    assert len(observed.loop.audits) == 60
+    assert len(observed.loop.state.audits) == 60
 
 
 @pytest.mark.parametrize("end", ["client_left", "timeout"])
@@ -259,7 +261,7 @@ def test_an_abandoned_audit_is_a_loss_and_its_lost_evidence_is_never_dropped(end
         request, outcome = run(number, rng, end_reason=end if number % 4 == 0 else "done")
         log += [RequestSeen(request), RequestEnded(outcome)]
     told = story().feed(rows(log)).settle()
-    assert len(told.loop.audits) == 240
+    assert len(told.loop.state.audits) == 240
     assert told.loop.level == 0
     assert all(one.level == 0 and not one.certified for one in told.published)
 
@@ -273,7 +275,7 @@ def test_a_checkpoint_that_nobody_saw_counts_against_every_stop_behind_it() -> N
             steps[2] = replace(steps[2], answer=None, missing=True)
         log += [RequestSeen(request), RequestEnded(replace(outcome, steps=tuple(steps)))]
     gaps = story().feed(rows(log)).settle()
-    runs = gaps.loop.keeper._epoch.runs
+    runs = gaps.loop.certifier._epoch.runs
     assert runs is not None
     first = slice(int(runs.starts[0]), int(runs.starts[1]))
     assert runs.z[first].tolist() == [0, 0, 1, 1, 1, 1, 1, 0]
@@ -298,7 +300,7 @@ def test_another_world_behind_the_same_name_begins_an_epoch_at_once(whole: Story
     assert "changed from" in alarm.alarm.reason
     assert (epoch.epoch.number, epoch.epoch.since_seq, epoch.epoch.kept) == (2, 2 * LONG + 2, ())
     assert (told.loop.level, told.loop.held.level, told.loop.held.in_burst) == (0, 0, True)
-    assert len(told.loop.audits) == 29
+    assert len(told.loop.state.audits) == 29
 
 
 def test_a_name_that_nobody_asked_for_before_costs_no_burst_until_many_do(whole: Story) -> None:
@@ -426,7 +428,7 @@ def test_a_route_of_thoughts_is_not_certified_before_its_finish_was_measured() -
         for event in traffic(240, seed=18)
     ]
     told = story(thoughts).feed(rows(log)).settle()
-    assert told.loop.keeper.served is not None
+    assert told.loop.certifier.served is not None
     assert {(one.level, one.certified) for one in told.published} == {(0, False)}
     assert "the finish was never compared" in told.published[0].reason
 
@@ -442,8 +444,8 @@ def test_what_finishing_may_change_is_taken_off_the_budget(n_changed: int) -> No
             answer = event.outcome.answer if number >= 2 * n_changed else "another"
             log.append(RequestEnded(replace(event.outcome, finish_step=4, finish_answer=answer)))
     told = story(thoughts).feed(rows(log)).settle()
-    assert told.loop.epoch.max_em_drop == 0.12
-    charge = told.loop.keeper.plan.max_em_drop - told.loop.keeper.budget_at(1)
+    assert told.loop.state.epoch.max_em_drop == 0.12
+    charge = told.loop.certifier.plan.max_em_drop - told.loop.certifier.budget_at(1)
     if n_changed:
         assert told.published[-1].level == 0
         assert "use up the budget" in told.published[-1].reason

@@ -9,14 +9,14 @@ import msgspec
 import pytest
 
 from suffice.assurance.fidelity import bound_fidelity
-from suffice.assurance.judge import CHARGE_CONFIDENCE
+from suffice.assurance.labels import CHARGE_CONFIDENCE
 from suffice.control.evidence.audits import Audit, GivenLabel, verdicts
-from suffice.control.evidence.grades import JudgeGrades, graded, parse_grade
-from suffice.control.loop.judge_error import MOST_SHARE, JudgeCharge
+from suffice.control.evidence.feedback import JudgeGrades, graded, parse_grade
+from suffice.control.loop.charges import MOST_SHARE, JudgeCharge
 from suffice.settings import Judge
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Episode, Feedback
-from tests.control.made import ROUTE, rows, run, story
+from tests.control.made import ROUTE, learned, rows, run, story
 
 MODEL = "grader"
 BUDGET = 0.1
@@ -139,5 +139,5 @@ def test_what_a_judge_costs_stands_in_the_publication_and_without_people_it_coun
     assert silent.max_em_drop == JUDGED.max_em_drop
     assert heard.judge_charge > 0
     assert heard.max_em_drop == pytest.approx(JUDGED.max_em_drop - heard.judge_charge)
-    assert beside.loop._counts
-    assert not alone.loop._counts, "nobody has measured it"
+    assert learned(beside.loop).counts
+    assert not learned(alone.loop).counts, "nobody has measured it"

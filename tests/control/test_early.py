@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from suffice.assurance.drift import BATCH, REFERENCE, Cusum
-from suffice.control.evidence.drift_features import MOST_WAITING, N_CLASSES, N_COLUMNS, SIGNALS, Early
+from suffice.control.evidence.drift_features import N_CLASSES, N_COLUMNS, SIGNALS, DriftFeatures
+from suffice.control.evidence.run_join import MOST_LATE, StartOrder
 from suffice.learn.audits import Floats
 from suffice.types import Episode, Query
 from tests.control.made import run
@@ -34,11 +35,7 @@ def episode(
 
 
 def batches(episodes: Iterator[Episode]) -> list[Floats]:
-    early = Early()
-    for number, one in enumerate(episodes):
-        early.began(one.outcome.episode_id, number)
-        early.ended(one)
-    return list(early.batches(0))
+    return list(DriftFeatures().batches(episodes))
 
 
 def first_alarm(found: list[Floats]) -> int | None:
@@ -115,22 +112,22 @@ def test_longer_full_runs_are_an_alarm_and_the_end_of_a_burst_is_none() -> None:
 
 def test_slow_runs_are_taken_where_they_began_and_one_that_hangs_holds_up_nothing_for_ever() -> None:
     """A third of the runs is slow and says little at first: in the order of their ends, all of the first are quick."""
-    rng, early = random.Random(5), Early()
+    rng, features, starts = random.Random(5), DriftFeatures(), StartOrder(keeps_ended=True)
     found, due, hung = list[Floats](), list[tuple[int, int, Episode]](), 0
     for n in range((REFERENCE + 20) * BATCH):
         slow = rng.random() < 1 / 3
         one = episode(n, rng, audit=n < REFERENCE * BATCH or rng.random() < 0.05, n_steps=2)
         first = replace(one.outcome.steps[0], tokens=1 if slow else 400)
         one = replace(one, outcome=replace(one.outcome, steps=(first, *one.outcome.steps[1:])))
-        early.began(one.outcome.episode_id, n)
+        starts.began(one.request, n)
         if n == hung:
             continue
         due.append((n + (1_500 if slow else 0), n, one))
         due.sort()
         while due and due[0][0] <= n:
-            early.ended(due.pop(0)[2])
-        assert hung + MOST_WAITING <= n or not list(early.batches(n))
-        found += early.batches(n)
+            starts.ended(due.pop(0)[2].outcome)
+        assert hung + MOST_LATE <= n or not list(features.batches(starts.take_ended(n)))
+        found += features.batches(starts.take_ended(n))
     assert len(found) > REFERENCE
     assert first_alarm(found) is None
 

@@ -11,14 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from suffice.control.compare.counterfactual import AuditReplay
 from suffice.control.compare.experiments import gather, read_experiment
-from suffice.control.compare.shown import OfRoute
 from suffice.control.evidence.audits import Audit
-from suffice.control.evidence.fitting import read_back
+from suffice.control.evidence.versions import read_back
 from suffice.errors import ConfigError
 from suffice.rollout.experiment import Arm, UnitIds, draw_arms
-from suffice.rollout.metrics import EM, LATENCY, SATISFACTION, TOKENS
-from suffice.rollout.results import Material
+from suffice.rollout.results import EM, LATENCY, SATISFACTION, TOKENS, ExperimentData
 from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
@@ -102,7 +101,7 @@ class Story:
         self.write([RequestSeen(request), RequestEnded(outcome), *given])
         return request
 
-    def material(self) -> Material:
+    def material(self) -> ExperimentData:
         held = next(one for one in read_experiments(self.path) if one.experiment.name == "e")
         with open_reader(self.path) as connection:
             return gather(connection, held, self.settings)
@@ -240,7 +239,7 @@ def test_an_effort_is_shown_by_audits_that_were_asked_twice_with_it() -> None:
         "routes": {"r": {"upstream": "up", "mode": "enforce", "scorer": "number", "effort": "low"}},
     }
     route = parse_settings(raw).routes["r"]
-    one = OfRoute(route=route, match=lambda a, b: a == b, published=lambda _: None, load=lambda _: None)
+    one = AuditReplay(route=route, match=lambda a, b: a == b, published=lambda _: None, load=lambda _: None)
     own, other = Arm(name="low", weight=1), Arm(name="high", weight=1, effort="high")
     assert (one.replayable(own), one.replayable(other), one.replayable(Arm(name="f", weight=1, full=True))) == (
         True,
@@ -286,7 +285,7 @@ def test_a_level_is_shown_by_the_version_of_its_time() -> None:
     told = certify().feed(rows(traffic(420, seed=3))).settle()
     made = max(told.published, key=lambda one: one.level)
     version = read_back(made.fit, told.artefacts[made.fit])
-    one = OfRoute(
+    one = AuditReplay(
         route=ROUTE,
         match=lambda a, b: a == b,
         published=lambda seq: made if seq > 10 else None,
@@ -312,7 +311,7 @@ def test_a_level_is_shown_by_the_version_of_its_time() -> None:
             votes = [step.answer for step in audit.episode.outcome.steps[: halt[0] + 1]]
             assert votes.count(halt[1]) == max(votes.count(answer) for answer in votes)
     gone = replace(made, fit="another")
-    lost = OfRoute(route=ROUTE, match=one.match, published=lambda _: gone, load=lambda _: None)
+    lost = AuditReplay(route=ROUTE, match=one.match, published=lambda _: gone, load=lambda _: None)
     assert [told.answer for told in lost.arm(Arm(name="a", weight=1), audits) if told is not None] == full
 
 

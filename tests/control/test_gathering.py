@@ -11,13 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.sampling import Unkept
-from suffice.control.compare.rollout_evidence import Both, EvidenceFold, Witness
+from suffice.assurance.sampling import UnloggedRequests
+from suffice.control.compare.rollout_evidence import EvidenceFold, ReplayedPair, RolloutAudit
 from suffice.control.evidence.audits import Audit
 from suffice.rollout import stages
-from suffice.rollout.evidence import RolloutEvidence
+from suffice.rollout.evidence import RolloutEvidence, Rules
 from suffice.rollout.results import ArmEvidence
-from suffice.rollout.rules import Rules
 from suffice.store.database.log import StoredEvent
 from suffice.store.routes.rollouts import RolloutRun
 from suffice.store.rows.events import Event, RequestEnded, RequestSeen
@@ -41,13 +40,13 @@ def gathering() -> EvidenceFold:
     return EvidenceFold(held=held(), match=lambda answer, gold: answer == gold, probes=False)
 
 
-def replay(witnesses: Sequence[Witness]) -> list[Both | None]:
+def replay(witnesses: Sequence[RolloutAudit]) -> list[ReplayedPair | None]:
     """The candidate stops after the first sample, the version in force after the second; one in nine shows no pair."""
-    found = list[Both | None]()
+    found = list[ReplayedPair | None]()
     for one in witnesses:
         steps = one.audit.episode.outcome.steps
         first, second = (ArmEvidence(answer=step.answer, right=None, tokens=float(step.tokens)) for step in steps[:2])
-        found.append(None if hash_of(one.audit) == 0 else Both(candidate=first, in_force=second))
+        found.append(None if hash_of(one.audit) == 0 else ReplayedPair(candidate=first, in_force=second))
     return found
 
 
@@ -174,8 +173,8 @@ def test_a_label_that_came_before_the_run_was_written_counts() -> None:
 
 def test_requests_without_rows_are_part_of_the_traffic() -> None:
     cells = (
-        Unkept(query_class="hard", version="", ungoverned="", n=30, ends=(("done", 30),)),
-        Unkept(query_class="", version="", ungoverned="tools", n=5, ends=(("done", 5),)),
+        UnloggedRequests(query_class="hard", version="", ungoverned="", n=30, ends=(("done", 30),)),
+        UnloggedRequests(query_class="", version="", ungoverned="tools", n=5, ends=(("done", 5),)),
     )
     counted = RequestCount(count_id="c-1", route="r", n_requests=35, n_governed=30, cells=cells)
     one = fed([RequestsCounted(counted), RequestsCounted(replace(counted, route="other")), *two_answers(1)])

@@ -9,8 +9,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from suffice.assurance.fallback import Admission
-from suffice.control.evidence.fitting import read_back
+from suffice.assurance.load_level import Admission
+from suffice.control.evidence.versions import read_back
 from suffice.gateway.deployment import deploy_route
 from suffice.gateway.load_control import placed
 from suffice.gateway.route import BuiltRoute
@@ -22,7 +22,7 @@ from tests.control.made import CONTROL, ROUTE, Story, began, rows, run, story
 from tests.control.test_worker import fill, settings_for
 
 BUDGET = 0.1
-OWNED = msgspec.structs.replace(ROUTE, max_em_drop=BUDGET, audit_share=1.0)  # the traffic below is all audits
+FIXED = msgspec.structs.replace(ROUTE, max_em_drop=BUDGET, audit_share=1.0)  # the traffic below is all audits
 QUIET = msgspec.structs.replace(CONTROL, refit_requests=600)
 N_HARMED, N_WELL = 1_100, 900
 
@@ -46,7 +46,7 @@ EVENTS = [*asked(N_HARMED, harmed=True), *asked(N_WELL, harmed=False, first=N_HA
 
 @pytest.fixture(scope="module")
 def told() -> Story:
-    return story(OWNED, control=QUIET).feed(rows(EVENTS)).settle()
+    return story(FIXED, control=QUIET).feed(rows(EVENTS)).settle()
 
 
 def held(told: Story) -> list[Publication]:
@@ -72,7 +72,7 @@ def test_it_is_let_back_by_fresh_audits_of_its_own(told: Story) -> None:
 
 @pytest.mark.slow
 def test_a_replay_holds_the_same_classes(told: Story) -> None:
-    again = story(OWNED, control=QUIET, expected=told.published, artefacts=told.artefacts).feed(rows(EVENTS)).settle()
+    again = story(FIXED, control=QUIET, expected=told.published, artefacts=told.artefacts).feed(rows(EVENTS)).settle()
     assert again.published == []
     assert again.loop.held.publication == told.published[-1]
 
@@ -81,9 +81,9 @@ def test_a_replay_holds_the_same_classes(told: Story) -> None:
 def in_force(told: Story) -> BuiltRoute:
     """The route as a gateway serves it while a class is held."""
     made = held(told)[0]
-    base = replace(build_route("r", OWNED, None), setup=made.setup)
+    base = replace(build_route("r", FIXED, None), setup=made.setup)
     version = read_back(made.fit, told.artefacts[made.fit]).version
-    return deploy_route(base, replace(began(OWNED), publication=made, last=made), version)
+    return deploy_route(base, replace(began(FIXED), publication=made, last=made), version)
 
 
 def test_a_gateway_serves_the_held_class_at_its_level_and_others_at_theirs(told: Story, in_force: BuiltRoute) -> None:

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from suffice.assurance.drift import BATCH, REFERENCE
-from suffice.control.evidence import label_join
+from suffice.control.evidence import run_join
 from suffice.control.evidence.audits import GivenLabel
-from suffice.control.evidence.drift_features import N_COLUMNS, Early
-from suffice.control.evidence.label_delay import Lateness
-from suffice.control.evidence.label_join import LabelJoin
+from suffice.control.evidence.drift_features import N_COLUMNS, DriftFeatures
+from suffice.control.evidence.run_join import LabelDelay, LabelJoin
 from suffice.types import Episode, Feedback, Outcome
 from tests.control.made import run
 
@@ -35,7 +34,7 @@ def test_a_run_and_its_labels_meet_whichever_comes_first() -> None:
         for thing in order:
             if isinstance(thing, Outcome):
                 heard |= {one.seq for one in joined.ended(thing)}
-            elif joined.said(thing) == "e":
+            elif joined.find_episode(thing) == "e":
                 heard.add(thing.seq)
         assert heard == {1, 2, 3}, order
 
@@ -44,30 +43,30 @@ def test_a_response_id_that_two_runs_share_names_neither() -> None:
     joined = LabelJoin()
     joined.ended(ended("a", "same"))
     joined.ended(ended("b", "same"))
-    assert joined.said(said(1, response_id="same")) is None
+    assert joined.find_episode(said(1, response_id="same")) is None
     assert joined.ended(ended("c", "same")) == []
-    assert joined.said(said(2, episode_id="a")) == "a"
+    assert joined.find_episode(said(2, episode_id="a")) == "a"
 
 
 def test_a_run_that_is_seen_again_is_the_same_run() -> None:
     joined = LabelJoin()
     joined.ended(ended("a", "r"))
     joined.ended(ended("a", "r"))
-    assert joined.said(said(1, response_id="r")) == "a"
+    assert joined.find_episode(said(1, response_id="r")) == "a"
 
 
 def test_what_waits_for_nobody_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label_join, "MOST_WAITING", 10)
+    monkeypatch.setattr(run_join, "MOST_WAITING", 10)
     joined = LabelJoin()
     for seq in range(100):
-        assert joined.said(said(seq, episode_id=f"nobody-{seq}")) is None
+        assert joined.find_episode(said(seq, episode_id=f"nobody-{seq}")) is None
     assert len(joined._waiting) == 10
     assert [one.seq for one in joined.ended(ended("nobody-99", None))] == [99]
     assert joined.ended(ended("nobody-0", None)) == []
 
 
 def test_lateness_is_what_the_owner_says_or_what_labels_took() -> None:
-    learnt, told = Lateness(), Lateness(told_s=50.0)
+    learnt, told = LabelDelay(), LabelDelay(fixed_s=50.0)
     for n in range(100, 1_001, 100):
         for one in (learnt, told):
             one.note_look(float(n), n)
@@ -78,30 +77,29 @@ def test_lateness_is_what_the_owner_says_or_what_labels_took() -> None:
     assert learnt.timeout_s == pytest.approx(1.25 * 190)
     assert learnt.timeout_requests(since=0) == 300.0
     learnt.note_label(-5.0)
-    assert Lateness(told_s=1e9)._at_s == []
+    assert LabelDelay(fixed_s=1e9)._at_s == []
     told.note_look(10.0, 1_100)  # the clock steps back
     assert told.timeout_requests(since=0) == 200.0
 
 
 def test_a_time_out_longer_than_the_epoch_waits_for_its_beginning() -> None:
-    late = Lateness(told_s=1e6)
+    late = LabelDelay(fixed_s=1e6)
     assert late.timeout_requests(since=40) == 0.0
     late.note_look(1.0, 100)
     assert late.timeout_requests(since=40) == 60.0
 
 
 def test_early_signals_come_in_batches_and_what_never_moved_says_nothing() -> None:
-    rng, early = random.Random(1), Early()
+    rng, features, runs = random.Random(1), DriftFeatures(), list[Episode]()
     for number in range(BATCH * (REFERENCE + 1) + 20):
         request, outcome = run(number, rng)
         if number >= BATCH * REFERENCE:  # has_answer has always been 1 in the reference
             outcome = replace(outcome, steps=(replace(outcome.steps[0], answer=None), *outcome.steps[1:]))
-        early.began(outcome.episode_id, number)
-        early.ended(Episode(request=request, outcome=outcome))
-    whole = list(early.batches(0))
+        runs.append(Episode(request=request, outcome=outcome))
+    whole = list(features.batches(runs))
     batches = [batch.mean(axis=0) for batch in whole]
     assert {batch.shape for batch in whole} == {(BATCH, N_COLUMNS)}
     assert len(batches) == REFERENCE + 1
     assert batches[-1][1] == batches[0][1] == 1.0
     assert batches[-1][0] != batches[0][0], "tokens move, and are shown"
-    assert list(early.batches(0)) == []
+    assert list(features.batches([])) == []

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from suffice import Governor
-from suffice.assurance.judge import judge_error_bound
+from suffice.assurance.labels import judge_error_bound
 from suffice.assurance.runs import current_label
 from suffice.cli.main import main
 from suffice.control.evidence.audits import Audit, GivenLabel, verdicts

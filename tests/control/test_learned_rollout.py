@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from suffice.cli.main import main
-from suffice.control.evidence.fitting import read_back, written
+from suffice.control.evidence.versions import read_back, written
 from suffice.control.jobs.base import Worker
 from suffice.learn.version import FoldedVersion
 from suffice.settings import Rollout, Settings

@@ -11,11 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.route_forecast import Outlook
+from suffice.assurance.forecast import Outlook
 from suffice.cli.inspect.route_report import liking_lines, summarize_effect
 from suffice.cli.inspect.route_status import read_statuses
-from suffice.control.evidence.liking import heard, measures
-from suffice.control.evidence.ratings import Ratings
+from suffice.control.evidence.feedback import Ratings, heard, measures
 from suffice.control.jobs.watching import RouteWatch
 from suffice.gateway.log_follower import export_gauges
 from suffice.settings import Route, Settings, parse_settings
@@ -218,7 +217,7 @@ def steered(ratings: Ratings, events: list[Event], **changes: Any) -> Ratings:
         elif isinstance(event, RequestEnded):
             ratings.ended(Episode(request=asked[event.outcome.episode_id], outcome=event.outcome))
         elif isinstance(event, FeedbackGiven):
-            ratings.said(event.feedback.episode_id or "", replace(event.feedback, **changes))
+            ratings.note_label(event.feedback.episode_id or "", replace(event.feedback, **changes))
     return ratings
 
 

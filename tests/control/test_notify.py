@@ -17,8 +17,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.assurance.forecast import CrossingForecast, Forecast, Of
-from suffice.assurance.route_forecast import Outlook
+from suffice.assurance.forecast import CrossingForecast, Forecast, Of, Outlook
 from suffice.cli.main import main
 from suffice.control.jobs.base import Worker
 from suffice.control.jobs.notify import Notify

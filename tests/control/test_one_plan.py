@@ -10,16 +10,16 @@ import pytest
 
 from suffice.assurance.windows import Windows
 from suffice.control.evidence.audits import Audit, audits_to_rows
-from suffice.control.evidence.fitting import LiveLearner, fit_audited_version
-from suffice.control.loop.live_certifier import LiveKeeper
-from suffice.control.loop.starting import live_plan
+from suffice.control.evidence.cold_start import live_plan
+from suffice.control.evidence.versions import LiveLearner, fit_audited_version
+from suffice.control.loop.live_certifier import LiveCertifier
 from suffice.learn.audits import Floats
-from suffice.learn.certifier import Certifier, KeeperDecision, PendingAudits
+from suffice.learn.certifier import Certifier, CertifierDecision, PendingAudits
 from suffice.replay.online.stream import RecordedTraffic, run_stream
 from suffice.store.rows.control_events import AlarmRaised
 from suffice.store.rows.events import RequestEnded, RequestSeen
 from suffice.types import Episode
-from tests.control.made import CONTROL, ROUTE, Story, began, rows, run, story
+from tests.control.made import CONTROL, ROUTE, Story, began, learned, rows, run, story
 
 N = 2_400
 TICK = CONTROL.tick_requests
@@ -74,7 +74,7 @@ def lived(seed: int, *, worse_from: int = N) -> Lived:
     here = Lived(story(ROUTE))
     seq = 1
     for begin in range(0, N, TICK):
-        share = here.told.loop.keeper.share
+        share = here.told.loop.certifier.share
         for number, drawn in enumerate((draws.random(TICK) < share).tolist(), begin):
             hard = number >= worse_from
             request, outcome = run(
@@ -87,7 +87,7 @@ def lived(seed: int, *, worse_from: int = N) -> Lived:
             )
             here.told.feed(rows([RequestSeen(request)], first=seq))
             if (number + 1) % TICK == 0:
-                here.looks.append(look(here.told.loop.keeper, number + 1))
+                here.looks.append(look(here.told.loop.certifier, number + 1))
             here.told.feed(rows([RequestEnded(outcome)], first=seq + 1))
             whole = Episode(request=replace(request, audit=True, propensity=1.0), outcome=outcome)
             here.runs.append(Audit(seq=seq + 1, at=number + 1, ended_at_s=0.0, episode=whole))
@@ -95,30 +95,31 @@ def lived(seed: int, *, worse_from: int = N) -> Lived:
     return here
 
 
-class CountedFromOne(LiveKeeper):
+class CountedFromOne(LiveCertifier):
     """A keeper whose requests have the numbers that the log gives them, the first of which is 1."""
 
-    def tick(self, now: float) -> tuple[KeeperDecision, ...]:
+    def tick(self, now: float) -> tuple[CertifierDecision, ...]:
         self.pending = PendingAudits(at=self.pending.at + 1, share=self.pending.share)
-        return LiveKeeper.tick(self, now)
+        return LiveCertifier.tick(self, now)
 
 
 def replayed(here: Lived, seed: int) -> tuple[list[Look], list[float]]:
     """The same runs through the replay: its looks, and when it raised alarms."""
     loop, epoch = here.told.loop, began(ROUTE).epoch
     assert epoch is not None
-    assert loop.chosen is not None
-    runs = audits_to_rows(here.runs, chosen=loop.chosen, match=loop.match, wave=ROUTE.wave, counts={})
+    chosen = learned(loop).chosen
+    assert chosen is not None
+    runs = audits_to_rows(here.runs, chosen=chosen, match=loop.context.match, wave=ROUTE.wave, counts={})
     assert runs is not None
     plan = replace(live_plan(ROUTE, CONTROL, epoch), watches_signals=False)  # signals are another reading of each
-    keeper = CountedFromOne(plan, LiveLearner(loop.chosen, plan.cost_exponent), fit=fit_audited_version, first=1.0)
+    keeper = CountedFromOne(plan, LiveLearner(chosen, plan.cost_exponent), fit=fit_audited_version, first=1.0)
     keeper.begin(0.0, Windows())
     traffic = RecordedTraffic(
         runs=runs,
         probes=np.zeros(len(runs.x)),
         early=np.zeros((N, 1)),
         question=tuple(map(str, range(N))),
-        chosen=loop.chosen,
+        chosen=chosen,
         duration=np.ones(N),
     )
     looks: list[Look] = []

@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.control.evidence.audits import Audit
-from suffice.control.evidence.owned import OWNED, owned_rows
-from suffice.control.evidence.resolution import ReplayMismatch
-from suffice.control.loop.owned import OwnLoop
+from suffice.control.evidence.fixed_policy import FIXED, fixed_policy_rows
+from suffice.control.loop.epoch import ReplayMismatch
 from suffice.learn.dataset import as_step
 from suffice.policy.base import build_policy
 from suffice.settings import Route, parse_settings
@@ -22,7 +21,7 @@ from suffice.store.routes.rollouts import own_version
 from suffice.store.rows.control_events import EpochBegan, LabelWanted
 from suffice.store.rows.events import Event, RequestEnded
 from suffice.types import Episode, Feedback, Publication, StepRecord
-from tests.control.made import CONTROL, ROUTE, Story, began, label, rows, run, story, traffic
+from tests.control.made import ROUTE, Story, began, label, rows, run, story, traffic
 
 OWN = Route(
     upstream="up",
@@ -39,17 +38,7 @@ OWN = Route(
 
 def owned(route: Route = OWN, *, expected: list[Publication] | None = None) -> Story:
     """A loop at the beginning of its epoch."""
-    loop = OwnLoop(
-        name="r",
-        route=route,
-        control=CONTROL,
-        match=lambda answer, gold: answer == gold,
-        author="w",
-        held=replace(began(route, burst=0), n_publications=len(expected or ())),
-        load=lambda address: pytest.fail(f"there is no version {address}"),
-    )
-    loop.expected.extend(expected or ())
-    return Story(loop, {}, [])
+    return story(route, held=began(route, burst=0), expected=expected or ())
 
 
 def split(n: int, *, first: int = 0) -> list[Event]:
@@ -119,7 +108,7 @@ def test_losses_that_nobody_announced_end_the_epoch_and_full_runs_come_back() ->
     assert here.loop.held.level == 0
     reasons = [event.epoch.reason for event in here.decided if isinstance(event, EpochBegan)]
     assert any(reason.startswith("audits ") or "drifted" in reason for reason in reasons)
-    assert here.loop.epoch.burst == 0, "there is nothing to learn"
+    assert here.loop.state.epoch.burst == 0, "there is nothing to learn"
 
 
 def test_another_model_behind_the_name_ends_the_proof_at_once() -> None:
@@ -183,9 +172,9 @@ def counted(audits: list[Audit], policy: dict[str, Any], **changes: Any) -> list
         "counts": {},
         **changes,
     }
-    runs = owned_rows(audits, policy=build_policy(policy), **known)
+    runs = fixed_policy_rows(audits, policy=build_policy(policy), **known)
     assert runs is not None
-    at = OWNED.rows(runs)[:, 1]
+    at = FIXED.rows(runs)[:, 1]
     return list(zip(runs.z[at].tolist(), runs.d[at].tolist(), runs.abandoned.tolist(), strict=True))
 
 
@@ -249,4 +238,4 @@ def test_only_a_policy_that_waits_for_its_proof_is_proved() -> None:
         route = parse_settings({"upstreams": {"up": {"url": "http://h"}}, "routes": {"r": plain | change}}).routes["r"]
         assert not route.is_owned
         assert route.is_learned is False
-    assert story().loop.route.is_learned
+    assert story().loop.context.route.is_learned

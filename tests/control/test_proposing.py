@@ -12,7 +12,7 @@ import pytest
 
 from suffice.cli.inspect.route_report import proposal_lines
 from suffice.cli.inspect.route_status import read_statuses
-from suffice.control.evidence.fitting import read_back
+from suffice.control.evidence.versions import read_back
 from suffice.control.jobs.base import JobReport, Worker
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import open_reader

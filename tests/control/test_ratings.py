@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from suffice.control.evidence.ratings import Ratings
+from suffice.control.evidence.feedback import Ratings
 from suffice.settings import Route
 from suffice.store.database.log import StoredEvent
 from suffice.store.rows.control_events import EpochBegan, PolicyPublished
 from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
 from suffice.types import Episode, Feedback
-from tests.control.made import BURST, CONTROL, ROUTE, Story, rows, run, story, traffic
+from tests.control.made import BURST, CONTROL, ROUTE, Story, learned, rows, run, story, traffic
 
 RATED = Route(
     **{name: getattr(ROUTE, name) for name in ("upstream", "kind", "samples", "scorer", "mode")},
@@ -106,7 +106,7 @@ def test_stopping_that_people_do_not_mind_is_hardly_ever_held_against_it_though_
             elif isinstance(event, RequestEnded):
                 ratings.ended(Episode(request=asked[event.outcome.episode_id], outcome=event.outcome))
             elif isinstance(event, FeedbackGiven):
-                ratings.said(event.feedback.episode_id or "", event.feedback)
+                ratings.note_label(event.feedback.episode_id or "", event.feedback)
         n_asked += ratings.asks is not None
     assert n_asked / n_seeds <= 1 - RATED.confidence
 
@@ -124,7 +124,7 @@ def test_a_worker_that_was_killed_is_followed_by_one_that_holds_the_same_level(d
     before = story(RATED).feed(log[:cut])
     after = story(RATED, expected=before.published, artefacts=before.artefacts).feed(log).settle()
     assert before.published + after.published == disliked.published
-    assert (after.loop.level, after.loop.ceiling) == (disliked.loop.level, disliked.loop.ceiling)
+    assert (after.loop.level, learned(after.loop).ceiling) == (disliked.loop.level, learned(disliked.loop).ceiling)
 
 
 def test_a_floor_that_the_owner_moves_speaks_of_what_follows_and_costs_no_epoch(disliked: Story) -> None:
@@ -143,12 +143,12 @@ def test_a_floor_that_the_owner_moves_speaks_of_what_follows_and_costs_no_epoch(
 
 
 def test_another_world_begins_without_what_was_said_of_the_last(disliked: Story) -> None:
-    assert disliked.loop.ceiling is not None
+    assert learned(disliked.loop).ceiling is not None
     log = log_of(**DISLIKED)
     request, outcome = run(BURST + 400, random.Random(1), audit=False, propensity=0.8, model="m-2")
     found = story(RATED).feed([*log, *rows([RequestSeen(request), RequestEnded(outcome)], first=len(log) + 1)])
     assert isinstance(found.decided[-1], EpochBegan)
-    assert found.loop.ceiling is None
+    assert learned(found.loop).ceiling is None
 
 
 # ---- whose ratings count
@@ -174,8 +174,8 @@ def n_counted(*episodes: Episode) -> int:
     for number, episode in enumerate(episodes, 1):
         for told in (episode, one(1_000 + number, **audit)):
             ratings.ended(told)
-            ratings.said(told.request.episode_id, Feedback(feedback_id="f", rating=1))
-            ratings.said(told.request.episode_id, Feedback(feedback_id="g", rating=5))
+            ratings.note_label(told.request.episode_id, Feedback(feedback_id="f", rating=1))
+            ratings.note_label(told.request.episode_id, Feedback(feedback_id="g", rating=5))
     assert ratings.verdict is not None
     return ratings.verdict.n_pairs
 
@@ -202,7 +202,7 @@ def test_ratings_of_runs_from_before_a_move_speak_of_another_level() -> None:
     ratings = Ratings(floor=0.8, delta=0.05)
     ratings.ended(one())
     ratings.begin_anew()
-    ratings.said("ep_00001", Feedback(feedback_id="f", rating=1))
+    ratings.note_label("ep_00001", Feedback(feedback_id="f", rating=1))
     assert ratings.verdict is not None
     assert ratings.verdict.stopped is None
 

@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 
 from suffice.assurance.estimate import estimate_route
-from suffice.assurance.sampling import LEAST_CLASS, Unkept
-from suffice.assurance.satisfaction import RatedRun, judge_satisfaction
-from suffice.assurance.satisfaction_effect import SATISFACTION, likings
+from suffice.assurance.sampling import LEAST_CLASS, UnloggedRequests
+from suffice.assurance.satisfaction import SATISFACTION, RatedRun, judge_satisfaction, likings
 from suffice.control.evidence.audits import GivenLabel
-from suffice.control.evidence.drift_features import Early
-from suffice.control.evidence.liking import heard, measures
-from suffice.control.loop.brake import Floor
+from suffice.control.evidence.drift_features import DriftFeatures
+from suffice.control.evidence.feedback import heard, measures
+from suffice.control.loop.safety_checks import CriticalEM
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.views import open_reader, read_episodes
 from suffice.store.routes import rollups
@@ -70,7 +69,7 @@ def label(one: Episode, correct: bool, **said: Any) -> FeedbackGiven:
 
 
 def counted(n: int, *, name: str = "", senders: tuple[str, ...] = (), number: int = 1) -> RequestsCounted:
-    cell = Unkept(
+    cell = UnloggedRequests(
         query_class=name,
         version="",
         ungoverned="",
@@ -134,8 +133,10 @@ def test_the_control_loop_counts_them_and_looks_when_they_come() -> None:
     events = traffic(BURST)
     told = story().feed(rows([*events, counted(1_000, senders=("key",))]))
     assert told.loop.n == BURST + 1_000
-    assert told.loop.epoch.number == 1
-    assert "key" in told.loop._callers, "whoever asks the model is a user, though none of his requests has rows"
+    assert told.loop.state.epoch.number == 1
+    assert "key" in told.loop.state.traffic.callers, (
+        "whoever asks the model is a user, though none of his requests has rows"
+    )
     again = story().feed(rows([*events, counted(1_000, senders=("key",))]))
     assert again.published == told.published, "the same log, the same decisions"
     assert told.published, "the evidence was there, and the next look came with the count"
@@ -218,14 +219,14 @@ def test_ratings_that_steer_are_those_of_all_answers() -> None:
 
 
 def test_the_critical_em_is_that_of_all_answers_and_rare_labels_do_not_outvote_them() -> None:
-    wrong = Floor(critical=0.7, delta=0.05)
+    wrong = CriticalEM(critical=0.7, delta=0.05)
     for number in range(200):
         wrong.note(f"a{number}", right=True)
         wrong.note(f"b{number}", right=number % 2 == 0, stands_for=20.0)
     below = wrong.below()
     assert below is not None, "nine of ten requests are right half of the time"
     assert "52.4%" in below
-    few = Floor(critical=0.7, delta=0.05)
+    few = CriticalEM(critical=0.7, delta=0.05)
     for number in range(200):
         few.note(f"a{number}", right=True, stands_for=20.0)
         few.note(f"b{number}", right=number % 2 == 0)
@@ -260,12 +261,8 @@ def test_signals_of_all_traffic_do_not_move_when_rates_do(rate: float) -> None:
 
     means = []
     for of in (0.05, 0.3):
-        early = Early()
-        for number in range(3_000):
-            one = episode(number, of)
-            early.began(one.outcome.episode_id, number)
-            early.ended(one)
-        means.append(np.mean([batch.mean(axis=0)[0] for batch in early.batches(0)]))
+        runs = (episode(number, of) for number in range(3_000))
+        means.append(np.mean([batch.mean(axis=0)[0] for batch in DriftFeatures().batches(runs)]))
     truth = 0.8 * np.log1p(20) + 0.2 * np.log1p(400)
     assert means == pytest.approx([truth, truth], abs=0.12)
 

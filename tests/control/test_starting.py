@@ -11,8 +11,7 @@ import pytest
 
 from suffice import wiring
 from suffice.assurance.certify import audits_to_certify
-from suffice.control.evidence.window_size import burst_requests, window_size
-from suffice.control.loop.starting import Start, burst_of, first_certificate
+from suffice.control.evidence.cold_start import Start, burst_of, burst_requests, first_certificate, window_size
 from suffice.learn.certifier import Certifier, Plan
 from suffice.settings import Control, Route, parse_settings
 from tests.learn.runs_made import audits, believing

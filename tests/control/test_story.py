@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from suffice.control.evidence.fitting import read_back
+from suffice.control.evidence.versions import read_back
 from suffice.control.jobs.base import JobReport
 from suffice.gateway.deployment import deploy_route
 from suffice.settings import Settings, parse_settings

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from suffice.assurance.estimate import IntervalEstimate
+from suffice.assurance.forecast import Outlook
 from suffice.assurance.ledger import METHOD, Account
-from suffice.assurance.route_forecast import Outlook
 from suffice.settings import Settings
 from suffice.store.rows.advice_events import RouteMonitored
 from suffice.store.rows.control_events import PolicyPublished

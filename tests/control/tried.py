@@ -17,7 +17,7 @@ from suffice.learn.version import FoldedVersion
 from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
 from suffice.model.stop import StopModel, TrainingRecord, canonical
-from suffice.rollout.rules import Rules
+from suffice.rollout.evidence import Rules
 from suffice.settings import Control, Route, Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader

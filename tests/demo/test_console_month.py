@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from suffice.console.render import format_difference
-from suffice.control.evidence.matching import matching
+from suffice.control.evidence.scorers import matching
 from suffice.control.jobs.advance import Advance
 from suffice.control.jobs.base import Worker
 from suffice.demo.month import DAY_S, DAYS, ROUTE, Clock, live, month, settings_for

@@ -7,8 +7,7 @@ from collections import Counter
 from typing import Any
 
 from suffice.control.compare.experiments import read_experiment
-from suffice.rollout.metrics import EM, LATENCY, SATISFACTION, TOKENS
-from suffice.rollout.summary import summarize_arm
+from suffice.rollout.results import EM, LATENCY, SATISFACTION, TOKENS, summarize_arm
 from suffice.settings import Settings, parse_settings
 from suffice.store.routes import experiments
 from suffice.store.rows.events import FeedbackGiven

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import pytest
 
-from suffice.control.evidence.ratings import Ratings
+from suffice.control.evidence.feedback import Ratings
 from suffice.gateway.load_control import RouteOperation
 from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
 from suffice.testing import FakeUpstream, Reply, cut
@@ -89,7 +89,7 @@ async def test_stopped_runs_and_audits_are_written_down_so_that_ratings_can_comp
     for number, episode in enumerate(sorted(episodes, key=lambda one: one.request.audit)):  # audits behind all others
         ratings.ended(episode)
         stars = 5 if episode.request.audit else 2
-        ratings.said(episode.request.episode_id, Feedback(feedback_id=str(number), rating=stars))
+        ratings.note_label(episode.request.episode_id, Feedback(feedback_id=str(number), rating=stars))
     n_audits = sum(episode.request.audit for episode in episodes)
     assert 0 < n_audits < len(episodes)
     said = ratings.verdict

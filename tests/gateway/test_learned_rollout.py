@@ -14,7 +14,7 @@ import pytest
 from suffice.learn.version import FoldedVersion
 from suffice.model.stop import canonical
 from suffice.rollout import stages
-from suffice.rollout.rules import Rules, rules_of
+from suffice.rollout.evidence import Rules, rules_of
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.views import open_reader
 from suffice.store.routes import rollouts

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from suffice.assurance.lengths import RunLengths
+from suffice.assurance.money import RunLengths
 from suffice.gateway.context import GatewayState
 from suffice.testing import Reply, Samples, ScriptedThought
 from suffice.types import Outcome, Usage

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from suffice.rollout.assign import assign_audit
-from suffice.rollout.pairs import draw_pair
+from suffice.rollout.effects import draw_pair
 from suffice.testing import FakeRequest, Reply, status
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat

@@ -16,7 +16,7 @@ import pytest
 from suffice.gateway.deployment import RolloutTrial
 from suffice.gateway.log_follower import Follower
 from suffice.rollout import stages
-from suffice.rollout.rules import Rules
+from suffice.rollout.evidence import Rules
 from suffice.rollout.versions import VersionLineage, make_version
 from suffice.settings import Experiment, parse_settings
 from suffice.store.database.views import read_events

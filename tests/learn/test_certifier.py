@@ -20,7 +20,7 @@ from suffice.learn.certifier import (
     SLOW_MARGIN,
     Certificate,
     Certifier,
-    KeeperDecision,
+    CertifierDecision,
     Plan,
     full_runs,
     matured,
@@ -33,9 +33,9 @@ PLAN = Plan(max_em_drop=0.02, warm_up=400, burst=400, n_levels=9, refit_every=40
 PERIOD = 100
 
 
-def fed(keeper: Certifier, runs: AuditRuns, *, begin: int = 0) -> list[KeeperDecision]:
+def fed(keeper: Certifier, runs: AuditRuns, *, begin: int = 0) -> list[CertifierDecision]:
     """Give the keeper all runs, a period at a time; what changed."""
-    changes = list[KeeperDecision]()
+    changes = list[CertifierDecision]()
     for at in range(0, len(runs), PERIOD):
         block = np.arange(at, min(at + PERIOD, len(runs)))
         keeper.now = float(begin + block[-1] + 1)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.assurance.label_precedence import TrustedLabel
+from suffice.assurance.labels import TrustedLabel
 from suffice.learn.shadow import ShadowAudit, ShadowAudits, ShadowLog, count_losses
 
 AUDIT = ShadowAudit(

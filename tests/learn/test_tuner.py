@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from suffice.assurance.label_precedence import TrustedLabel
+from suffice.assurance.labels import TrustedLabel
 from suffice.learn.arm_values import PriceBounds
 from suffice.learn.effort import TunedArm
 from suffice.learn.shadow import ShadowAudit

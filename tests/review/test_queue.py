@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.label_precedence import TRUSTED, trust_of
+from suffice.assurance.labels import TRUSTED, trust_of
 from suffice.review.items import (
     ADJUDICATOR,
     ReviewLease,

@@ -7,12 +7,11 @@ from typing import Any
 from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
 from suffice.model.stop import StopModel, TrainingRecord
-from suffice.rollout.evidence import ArmName, RolloutEvidence, UnitRun
-from suffice.rollout.rules import Rules
-from suffice.rollout.versions import Here, Version, VersionLineage, make_version
+from suffice.rollout.evidence import ArmName, RolloutEvidence, Rules, UnitRun
+from suffice.rollout.versions import Version, VersionLineage, VersionTarget, make_version
 
 SECRET = "the deployment's own"
-HERE = Here(kind="samples", scorer="number", model_family="qwen3-8b")
+HERE = VersionTarget(kind="samples", scorer="number", model_family="qwen3-8b")
 LINEAGE = VersionLineage(parent=None, proposed_by="person:ann", why="the vote is safe sooner than we thought")
 
 

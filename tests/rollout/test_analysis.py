@@ -14,20 +14,25 @@ from hypothesis import strategies as st
 from suffice.assurance.bounds import Interval
 from suffice.rollout.analysis import alphas, analyse, compared_metrics, judge_interval
 from suffice.rollout.experiment import Arm, RunningExperiment
-from suffice.rollout.metrics import EM, LATENCY, METRICS, SATISFACTION, TOKENS, metric_of
 from suffice.rollout.results import (
+    EM,
+    LATENCY,
+    METRICS,
+    SATISFACTION,
+    TOKENS,
     ArmComparison,
     ArmEvidence,
     ArmResult,
-    AuditSeen,
+    AuditAnswers,
     ClassEffect,
+    ExperimentData,
     ExperimentResult,
-    Material,
+    MetricValue,
     UnitAssignment,
-    Value,
     Verdict,
+    metric_of,
+    summarize_arm,
 )
-from suffice.rollout.summary import summarize_arm
 
 NAMES = ("full", "brisk")
 HALF = {"full": 0.5, "brisk": 0.5}
@@ -58,7 +63,7 @@ def values(
     high: float = 1.0,
     classes: tuple[str, ...] = ("",),
     warmup: int = 100,
-) -> list[Value]:
+) -> list[MetricValue]:
     """Values of two arms around their means."""
     rng = np.random.default_rng(seed)
     found = []
@@ -67,7 +72,7 @@ def values(
         mean = full if arm == "full" else brisk
         value = float(np.clip(mean + spread * rng.normal(), 0, high))
         found.append(
-            Value(
+            MetricValue(
                 arm=arm,
                 odds=HALF,
                 query_class=classes[at % len(classes)],
@@ -79,17 +84,17 @@ def values(
     return found
 
 
-def material(found: dict[str, list[Value]], **changes: Any) -> Material:
+def material(found: dict[str, list[MetricValue]], **changes: Any) -> ExperimentData:
     longest = max(found.values(), key=len, default=[])
     drawn = [UnitAssignment(arm=one.arm, odds=one.odds, query_class=one.query_class) for one in longest]
     known: dict[str, Any] = {"n_requests": len(drawn), "drawn": drawn, "values": found}
-    return Material(**(known | changes))
+    return ExperimentData(**(known | changes))
 
 
-def audits(n: int, *, lost: int, gained: int = 0, pending: int = 0, query_class: str = "") -> list[AuditSeen]:
-    def one(full: bool | None, brisk: bool | None, *, same: bool = False) -> AuditSeen:
+def audits(n: int, *, lost: int, gained: int = 0, pending: int = 0, query_class: str = "") -> list[AuditAnswers]:
+    def one(full: bool | None, brisk: bool | None, *, same: bool = False) -> AuditAnswers:
         answers = ("4", "4") if same else ("4", "5")
-        return AuditSeen(
+        return AuditAnswers(
             query_class=query_class,
             arms={
                 "full": ArmEvidence(answer=answers[0], right=full),
@@ -155,7 +160,7 @@ def test_too_little_is_inconclusive_and_says_how_much_is_missing() -> None:
 
 def test_no_difference_at_all_has_no_number_of_missing_requests() -> None:
     one = made(primary=SATISFACTION)
-    same = [Value(arm=NAMES[at % 2], odds=HALF, query_class="", value=0.5) for at in range(600)]
+    same = [MetricValue(arm=NAMES[at % 2], odds=HALF, query_class="", value=0.5) for at in range(600)]
     arm = analyse(one, material({SATISFACTION: same})).arms[0]
     assert (arm.verdict, arm.n_missing) == ("inconclusive", None)
     assert "cannot be said" in summarize_arm(analyse(one, material({SATISFACTION: same})), arm)[-1]
@@ -175,7 +180,7 @@ def test_nothing_measured_is_inconclusive_and_said_so() -> None:
         summarize_arm(found, found.arms[0])[0] == "'brisk' against 'full' is inconclusive: tokens was not measured yet."
     )
     assert summarize_arm(found, found.arms[0])[-1].endswith("can be said once there is something to measure.")
-    one_arm = [Value(arm="full", odds=HALF, query_class="", value=1.0)] * 50
+    one_arm = [MetricValue(arm="full", odds=HALF, query_class="", value=1.0)] * 50
     lone = analyse(made(), material({}, values={TOKENS: one_arm}))
     assert lone.arms[0].of(TOKENS).effect is None
 
@@ -216,7 +221,7 @@ def test_more_arms_make_wider_intervals_and_each_is_compared_with_the_control() 
     arms = tuple(Arm(name=name, weight=1, full=name == "full") for name in third)
     rng = np.random.default_rng(6)
     found = [
-        Value(
+        MetricValue(
             arm=name,
             odds=third,
             query_class="",
@@ -260,8 +265,10 @@ def test_classes_of_audits_are_shown_too() -> None:
 
 
 def test_audits_without_a_label_widen_and_those_not_seen_count_for_nobody() -> None:
-    blind = AuditSeen(query_class="", arms={name: ArmEvidence(answer=None, right=None, seen=False) for name in NAMES})
-    foreign = AuditSeen(query_class="", arms={"full": ArmEvidence(answer="4", right=True)})
+    blind = AuditAnswers(
+        query_class="", arms={name: ArmEvidence(answer=None, right=None, seen=False) for name in NAMES}
+    )
+    foreign = AuditAnswers(query_class="", arms={"full": ArmEvidence(answer="4", right=True)})
     seen = [*audits(1_000, lost=5, pending=20), blind, foreign]
     comparison = analyse(made(), material({}, audits=seen, paired=PAIRED)).arms[0].of(EM)
     assert (comparison.n, comparison.n_pending) == (1_001, 21)
@@ -347,17 +354,21 @@ def test_a_metric_that_one_arm_gives_more_often_is_withheld_alone() -> None:
 
 def test_the_warm_up_is_left_out() -> None:
     """F43: the first units look very good, and are not counted."""
-    first = [Value(arm=NAMES[at % 2], odds=HALF, query_class="", value=float(at % 2), warmup=True) for at in range(200)]
+    first = [
+        MetricValue(arm=NAMES[at % 2], odds=HALF, query_class="", value=float(at % 2), warmup=True) for at in range(200)
+    ]
     steady = values(3_000, 12, full=0.7, brisk=0.7, warmup=0)
-    novel = [Value(arm=one.arm, odds=one.odds, query_class="", value=one.value, warmup=one.warmup) for one in steady]
+    novel = [
+        MetricValue(arm=one.arm, odds=one.odds, query_class="", value=one.value, warmup=one.warmup) for one in steady
+    ]
     found = analyse(made(primary=SATISFACTION), material({SATISFACTION: first + novel}))
     assert found.arms[0].verdict == "inconclusive"
-    without = [Value(arm=one.arm, odds=one.odds, query_class="", value=one.value) for one in first] + novel
+    without = [MetricValue(arm=one.arm, odds=one.odds, query_class="", value=one.value) for one in first] + novel
     assert analyse(made(primary=SATISFACTION), material({SATISFACTION: without})).arms[0].verdict == "better"
 
 
 def test_what_comes_late_from_the_warm_up_does_not_count_either() -> None:
-    late = [Value(arm="brisk", odds=HALF, query_class="", value=1.0, warmup=True)] * 500
+    late = [MetricValue(arm="brisk", odds=HALF, query_class="", value=1.0, warmup=True)] * 500
     steady = values(2_000, 13, full=0.7, brisk=0.7)
     found = analyse(made(primary=SATISFACTION), material({SATISFACTION: steady + late}, drawn=[]))
     assert found.arms[0].of(SATISFACTION).n == 1_900
@@ -365,7 +376,7 @@ def test_what_comes_late_from_the_warm_up_does_not_count_either() -> None:
 
 def test_a_run_that_costs_more_than_anybody_knew_counts_as_the_cap() -> None:
     tokens = values(500, 14, full=900, brisk=600, spread=10, high=4_000)
-    wild = Value(arm="full", odds=HALF, query_class="", value=1e9, known=(0.0,))
+    wild = MetricValue(arm="full", odds=HALF, query_class="", value=1e9, known=(0.0,))
     shown = analyse(made(), material({TOKENS: [*tokens, wild]})).arms[0].of(TOKENS)
     assert shown.n_cut == 1
     named = analyse(made(max_tokens=700.0), material({TOKENS: tokens})).arms[0].of(TOKENS)

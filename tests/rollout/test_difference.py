@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from suffice.rollout.difference import diff_versions
+from suffice.rollout.effects import diff_versions
 from tests.rollout.made import LINEAGE, learned, learned_body, rule
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.rollout.pairs import draw_pair, pair_odds
+from suffice.rollout.effects import draw_pair, pair_odds
 
 
 @given(n_arms=st.integers(2, 7), in_force=st.integers(0, 6), repeat=st.floats(0, 0.9), point=st.floats(0, 0.999))

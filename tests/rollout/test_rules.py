@@ -9,10 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from suffice.assurance.ledger import KNOWN_AUDITS
+from suffice.assurance.guarantee import KNOWN_AUDITS
 from suffice.errors import ConfigError
-from suffice.rollout.evidence import RolloutEvidence, UnitRun
-from suffice.rollout.rules import Rules, rules_of
+from suffice.rollout.evidence import RolloutEvidence, Rules, UnitRun, rules_of
 from suffice.settings import Settings, parse_settings
 from tests.house.tree import ROOT
 

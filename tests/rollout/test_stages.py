@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from suffice.assurance.strata import Cell
 from suffice.rollout.assign import assign_audit
-from suffice.rollout.evidence import ClassAudits, RolloutEvidence, UnitRun
+from suffice.rollout.evidence import ClassAudits, RolloutEvidence, Rules, UnitRun
 from suffice.rollout.guardrails import group_classes, read_em, waited_for
-from suffice.rollout.rules import Rules
 from suffice.rollout.stages import (
     State,
     Transition,

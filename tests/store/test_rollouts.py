@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 from suffice.errors import StoreError
-from suffice.rollout.rules import Rules
+from suffice.rollout.evidence import Rules
 from suffice.rollout.versions import Version, VersionLineage, make_version
 from suffice.settings import Route
 from suffice.signals import base

@@ -1,12 +1,11 @@
-"""Intervals: how far a measured number may be from the truth, each with its source and its domain.
+"""Intervals for rates and means, each with its source and its domain.
 
     wilson              a rate, looked at once           reads well, covers on average
     exact_binomial      a rate, looked at once           covers always, a little wide
     mean_interval       a mean, watched all the time     covers at all n at once
     bootstrap_interval  a function of column sums, once  for ratios; rows of one group stay together
 
-Pure: numbers in, numbers out; the random generator is an argument. None of these functions knows
-what its numbers mean.
+None of these functions knows what its numbers mean.
 """
 
 from __future__ import annotations

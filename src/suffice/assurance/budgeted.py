@@ -1,4 +1,4 @@
-"""The budgeted mode: a level that moves with what audits show, so that the *average* drop keeps to the budget.
+"""The budgeted mode: a level that moves with the audits, so that the *average* drop keeps to the budget.
 
     audit ──▶ audited ──▶ theta moves at once by what disagreement costs on average
     label ──▶ labelled ──▶ the difference to what it really cost
@@ -19,8 +19,6 @@ it the mean may. At the upper end clipping only makes the mean smaller. Labels t
 
 It is the integrator of adaptive conformal inference (Gibbs and Candes 2021, arXiv:2106.00170) with feedback that comes
 in two parts.
-
-Pure: a state and what happened go in, a state comes out.
 """
 
 from __future__ import annotations
@@ -35,8 +33,6 @@ from suffice.assurance.certify import Counts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntegratorState:
-    """Where the integrator stands, and what it needs to account for itself."""
-
     theta: float  # level, a real number; `level` is deployed
     started: float  # theta before the first audit
     n_audits: int = 0
@@ -52,14 +48,11 @@ class IntegratorState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Integrator:
-    """How far theta moves for what was seen."""
-
     max_em_drop: float  # eps, a fraction in (0, 1)
     eta: float = 4.0  # levels that a whole lost answer costs, above 0
     drop_per_disagreement: float = 0.45  # guess of Z where answers differ, until the label is there, [0, 1]
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaning."""
         if not 0 < self.max_em_drop < 1 or self.eta <= 0 or not 0 <= self.drop_per_disagreement <= 1:
             raise ValueError(f"need 0 < max_em_drop < 1, eta > 0, 0 <= drop_per_disagreement <= 1; got {self}")
 

@@ -8,7 +8,7 @@ are accepted in order until one fails (fixed-sequence test). Constant bets make 
 late labels, replicas and replays add up to the same certificate whatever the order. ASSURANCE.md §3.3; betting:
 Waudby-Smith and Ramdas (2024), JRSS B 86(1), arXiv:2010.09686.
 
-Knows counts; refuses to know where audits come from, how levels were cut and when an audit counts (`maturity`).
+Knows counts; refuses to know where audits come from, how levels were cut and when an audit counts (`labels`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What one route did, measured: episodes and labels in, one report out.
+"""Estimates for the report of a route, from the sums over its runs.
 
-Knows which runs may be compared with which; refuses to know storage, clocks and how numbers are
-shown. A number that was not measured is None. Every estimate says how many observations it stands
-on and how its interval was made.
+A number that was not measured is None. Every estimate says how many observations it stands on and how its interval was
+made.
 
     full runs     run to their end by design: everything in observe, audits in enforce
     stopped runs  ended early by the policy. Easier than average, so not to be compared with full
@@ -27,9 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.assurance.bounds import mean_interval
-from suffice.assurance.runs import LabelledEpisode, Match, measure_run
-from suffice.assurance.sampling import Unkept
-from suffice.assurance.tally import Tally
+from suffice.assurance.runs import LabelledEpisode, Match, Tally, measure_run
+from suffice.assurance.sampling import UnloggedRequests
 
 Floats = NDArray[np.float64]
 
@@ -40,8 +38,6 @@ MIN_GROUPS = 10  # of questions (`tally.N_GROUPS`): with fewer, leaving one out 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntervalEstimate:
-    """A number, how far it may be from the truth, and what it stands on."""
-
     value: float
     low: float | None  # ends of the interval; None: it could not be made
     high: float | None
@@ -52,8 +48,6 @@ class IntervalEstimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenTotals:
-    """All tokens that are known of a route's requests, by category."""
-
     client_prompt: int  # the clients' prompts, each once
     client_completion: int  # everything generated for delivered runs
     client_cached: int  # part of `client_prompt` that a prefix cache served
@@ -66,8 +60,6 @@ class TokenTotals:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoneyTotals:
-    """All money that is known of a route's requests, in US dollars."""
-
     governed_usd: float  # everything that governed requests cost
     overhead_usd: float  # part of it that the runs alone would not have cost
     ungoverned_usd: float  # requests that passed through untouched
@@ -86,7 +78,7 @@ class ReportEstimates:
     tokens_stopped: IntervalEstimate | None
     saving: IntervalEstimate | None  # enforce: share of tokens, as `saving_of` has it
     # Savings are measured against full runs; of a vote that was decided early that is the vote over all its samples,
-    # estimated from those drawn (`lengths`).
+    # estimated from those drawn (`money`).
     decided_saving: IntervalEstimate | None  # full runs: share of tokens not spent because votes were decided
     would_save: IntervalEstimate | None  # observe: the same with the shadow stops made: tokens behind them saved, too
     cost_full: IntervalEstimate | None  # US dollars a request, as `tokens_full`
@@ -142,7 +134,7 @@ def estimate_route(
     match: Match,
     confidence: float = 0.95,
     n_dropped: int | None = None,
-    unkept: Iterable[Unkept] = (),
+    unkept: Iterable[UnloggedRequests] = (),
 ) -> RouteReport:
     """Boil the episodes of one route down to a report. They are read once.
 
@@ -162,7 +154,6 @@ def estimate_route(
 
 
 def report_of(tally: Tally, *, route: str, confidence: float = 0.95, n_dropped: int | None = None) -> RouteReport:
-    """The report that the sums of a route come to."""
     count = tally.counts.get
     return RouteReport(
         route=route,
@@ -263,8 +254,6 @@ def _measured(tally: Tally, confidence: float) -> ReportEstimates:
 
 @dataclass(frozen=True, slots=True)
 class _Estimator:
-    """The few ways in which a report turns sums into an estimate."""
-
     tally: Tally
     confidence: float
 
@@ -291,7 +280,6 @@ class _Estimator:
         )
 
     def mean(self, name: str) -> IntervalEstimate | None:
-        """Mean a request."""
         return self.grouped(name, lambda sums: _ratio(sums[..., 1], sums[..., 2]), "mean")
 
     def sums(self, name: str) -> Floats | None:
@@ -370,12 +358,10 @@ def _student(confidence: float, freedom: int) -> float:
 
 
 def _saving(sums: Floats) -> Floats:
-    """1 - spent mean / full mean."""
     return 1 - _ratio(_ratio(sums[..., 1], sums[..., 2]), _ratio(sums[..., 3], sums[..., 4]))
 
 
 def _saved_each(sums: Floats) -> Floats:
-    """What one enforced run cost less than a full one."""
     return _ratio(sums[..., 3], sums[..., 4]) - _ratio(sums[..., 1], sums[..., 2])
 
 

@@ -1,4 +1,4 @@
-"""How far a delivered answer may differ from the trial answer that was judged, and what that leaves of the budget.
+"""Bounds how often the delivered answer of a stop differs from the trial answer that was judged.
 
     delivered beside trial answers ──▶ FinishFidelity ──▶ Fidelity ──▶ Budget ──▶ certify
                                              └──▶ alarm ──▶ a new epoch
@@ -51,8 +51,6 @@ FINISH_RISES: Final = (0.02, 0.05, 0.15, 0.5)  # what the detector bets on: part
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fidelity:
-    """How often the finish changed the answer, with a bound."""
-
     n: int  # stops whose delivered answer was compared with the trial answer
     n_differing: int
     upper: float  # upper bound on the rate, [0, 1]
@@ -68,8 +66,6 @@ VERBATIM = Fidelity(n=0, n_differing=0, upper=0.0)  # what is delivered is the r
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What is left to certify with."""
-
     max_em_drop: float  # fraction; 0: nothing may be certified
     reason: str  # a sentence for a person
 

@@ -1,4 +1,4 @@
-"""When will the budget be crossed? A trend with its interval, and an alert only where even its lower end crosses.
+"""Forecasts when a route crosses its budget, and alerts only where even the lower end of the interval crosses it.
 
     windows of all traffic and audits ──▶ trend of the harm ──▶ the request of the crossing, an alert, or doubt
 
@@ -12,7 +12,7 @@ one loss. So the forecast borrows strength three times, each time for an assumpt
     time                  a drift that no signal shows may still be under way
 
 How often it warns in time, and how often for nothing: docs/reference/assurance.md. It steers nothing and certifies
-nothing. Knows sums of windows; refuses to know requests, thresholds and clocks.
+nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,159 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.assurance.trend import MEMORY, Anchor, Floats, Priors, Series, TrendForecast, column, trend
+from suffice.assurance.ledger import Account
+from suffice.assurance.satisfaction import SATISFACTION, SatisfactionEffect
+
+# --------------------------------------------------------------------------- trends
+#
+# The model is linear: the mean outcome of a window is a constant, plus a slope for how far its signals lie from where
+# the epoch began, plus one for what a stop model predicted, plus one for a ramp in time that nothing shows. Each
+# slope has a normal prior, so with few outcomes the forecast says what is believed, and with many what was seen.
+
+REFERENCE: Final = 15  # windows, from the beginning of the epoch, that say where its signals were
+MEMORY: Final = 200  # latest windows that are fitted
+RECENT: Final = 10  # windows that say where signals are now
+TREND: Final = 25  # windows over which the trend of a signal is taken
+RAMP: Final = 4.0  # thousand requests: how long a drift that no signal shows may have been under way
+FARTHEST: Final = 20_000  # requests ahead
+EVERY: Final = 100  # requests between two points of the path ahead
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Series:
+    until: Floats  # (W,): number of the last request
+    n_requests: Floats  # (W,)
+    signals: Floats  # (W, F): means over all traffic; F may be 0
+    predicted: Floats | None  # (W,): mean harm that the stop model predicts; None: no model
+    n: Floats  # (W,): outcomes
+    total: Floats  # (W,): their sum
+    squares: Floats  # (W,): sum of their squares
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Priors:
+    away: tuple[float, float]  # mean and sd, for one sd (of single requests) that the signals are away
+    predicted: tuple[float, float]  # mean and sd, for each point that the stop model predicts
+    ramp: float  # sd, for 1,000 requests; its mean is 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Anchor:
+    """The mean of what is forecast, over the windows that are fitted, and the variance of this mean."""
+
+    mean: float
+    variance: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrendForecast:
+    ahead: Floats  # requests
+    mean: Floats
+    sd: Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Cause:
+    """One thing that may move the outcomes, over the windows that are fitted."""
+
+    values: Floats
+    prior: tuple[float, float]
+    path: Floats  # where it leads
+    variance: Floats  # … and how well that is known
+
+
+def trend(series: Series, priors: Priors, anchor: Anchor) -> TrendForecast:
+    """Fit the latest 200 windows and follow what moved into the future.
+
+    Bayesian linear regression with known noise; the uncertainty of the slopes, of the anchor and of the signals' own
+    paths is added up.
+
+    series  at least 30 windows, and an outcome among the latest 200
+    """
+    at = (series.until[-MEMORY:] - series.until[-1]) / 1_000
+    ahead = np.arange(0, FARTHEST + 1, EVERY) / 1_000
+    n, total = series.n[-MEMORY:], series.total[-MEMORY:]
+    mean_seen = total.sum() / n.sum()
+    noise = max(1e-6, series.squares[-MEMORY:].sum() / n.sum() - mean_seen**2)  # variance of one outcome
+    causes = [*_of_signals(series, priors, at, ahead), _ramp(priors, at, ahead)]
+
+    design = np.stack([np.ones(len(at)), *(cause.values for cause in causes)], axis=1)
+    prior_mean = np.array([mean_seen, *(cause.prior[0] for cause in causes)])
+    precision = np.diag(np.array([1.0, *(cause.prior[1] for cause in causes)]) ** -2.0)
+    covariance = np.linalg.inv((design * n[:, np.newaxis]).T @ design / noise + precision)
+    slopes = covariance @ (design.T @ total / noise + precision @ prior_mean)
+
+    moved = np.stack([np.ones(len(ahead)), *(cause.path for cause in causes)], axis=1)
+    moved = moved - (design * n[:, np.newaxis]).sum(axis=0) / n.sum()  # against the mean outcome's own place
+    of_paths = sum(slope**2 * cause.variance for slope, cause in zip(slopes[1:], causes, strict=True))
+    variance = anchor.variance + np.einsum("ij,jk,ik->i", moved, covariance, moved) + of_paths
+    return TrendForecast(ahead=1_000 * ahead, mean=anchor.mean + moved @ slopes, sd=np.sqrt(variance))
+
+
+def _ramp(priors: Priors, at: Floats, ahead: Floats) -> _Cause:
+    """A drift that nothing shows: none until 4,000 requests ago, then steady, and it goes on."""
+    return _Cause(values=np.maximum(0.0, at + RAMP), prior=(0.0, priors.ramp), path=RAMP + ahead, variance=0 * ahead)
+
+
+def _of_signals(series: Series, priors: Priors, at: Floats, ahead: Floats) -> list[_Cause]:
+    """What all traffic shows: how far its signals are from the reference, and what the model predicts."""
+    causes: list[tuple[Floats, tuple[float, float]]] = []
+    if series.signals.shape[1]:
+        causes.append((away(series.signals, float(series.n_requests.mean()))[-MEMORY:], priors.away))
+    if series.predicted is not None:
+        start = series.predicted[:REFERENCE].mean()
+        causes.append((series.predicted[-MEMORY:] - start, priors.predicted))
+    paths = [_followed(values, at, ahead) for values, _ in causes]
+    return [
+        _Cause(values=values, prior=prior, path=path, variance=variance)
+        for (values, prior), (path, variance) in zip(causes, paths, strict=True)
+    ]
+
+
+def away(signals: Floats, n_requests: float) -> Floats:
+    """How far each window lies in the direction in which the signals have moved, in sd of single requests, shape (W,).
+
+    A Mahalanobis distance with a sign. The spread comes from differences of neighbouring windows, which a slow drift
+    hardly touches, and the distance is shrunk by what chance alone would make of it.
+
+    signals     (W, F), at least 15 windows
+    n_requests  in a window
+    """
+    steps = np.diff(signals, axis=0)
+    covariance = n_requests * (steps.T @ steps) / (2 * len(steps))
+    scale = np.sqrt(np.diag(covariance)) + 1e-9 * (1 + np.abs(signals).max(axis=0))
+    distance = (signals - signals[:REFERENCE].mean(axis=0)) / scale
+    correlation = covariance / np.outer(scale, scale) + 1e-3 * np.eye(len(scale))
+    moved = distance[-RECENT:].mean(axis=0)
+    direction = np.linalg.solve(correlation, moved)
+    squared = max(float(moved @ direction), 1e-12)
+    by_chance = len(scale) * (1 / RECENT + 1 / REFERENCE) / n_requests
+    return np.asarray(distance @ direction / np.sqrt(squared) * max(0.0, 1 - by_chance / squared))
+
+
+def _followed(values: Floats, at: Floats, ahead: Floats) -> tuple[Floats, Floats]:
+    """Where a signal leads if its line of the latest windows goes on, and the variance of that.
+
+    One that is within the range where it has been before does not leave it: a season comes back.
+    """
+    line = np.stack([np.ones(len(at[-TREND:])), at[-TREND:]], axis=1)
+    weights = np.stack([np.ones(len(ahead)), ahead], axis=1) @ np.linalg.inv(line.T @ line) @ line.T
+    noise = float(np.mean(np.diff(values) ** 2)) / 2
+    path = weights @ values[-TREND:]
+    smooth = np.convolve(values, np.ones(RECENT) / RECENT, "valid")
+    if len(smooth) > 2 * TREND:
+        most = float(smooth[:-TREND].max())
+        if smooth[-1] < most + np.sqrt(noise / RECENT):
+            path = np.minimum(path, max(most, float(smooth[-1])))
+    return path, noise * np.square(weights).sum(axis=1)
+
+
+def column(values: Sequence[float]) -> Floats:
+    return np.array(values, dtype=np.float64)
+
+
+# --------------------------------------------------------------------------- forecasts
+
 
 Bools = NDArray[np.bool_]
 Of = Literal["em_drop", "em"]
@@ -54,7 +206,7 @@ class ForecastWindow:
     n_audits: int
     near: float  # sum of `near_share` over the audits
     near_squares: float  # sum of its squares
-    n_settled: int  # audits whose drop is known or counted (`maturity`)
+    n_settled: int  # audits whose drop is known or counted (`labels`)
     drop: int  # sum of their Z
     n_labelled: float = 0  # delivered runs that a label calls right or wrong, as many as tell as much (`worth`)
     n_right: float = 0
@@ -230,3 +382,61 @@ def _said(of: Of, limit: float, value: float, per_1000: float, crossing: Crossin
         return f"{moving}; {limit:.2%} is crossed"
     ends = " to ".join("never" if end is None else f"{end:,}" for end in (crossing.earliest, crossing.latest))
     return f"{moving}; {limit:.2%} is crossed at about request {crossing.expected:,} ({ends})"
+
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    route: str
+    at: int  # requests of the route so far
+    epoch: int  # 0: no control loop has begun with it
+    since: int  # requests of the route when the accounts began
+    confidence: float  # of each interval by itself, in (0, 1)
+    cap_tokens: float | None  # that a run can count with in the accounts; None: they have not begun
+    accounts: tuple[Account, ...] = ()
+    drop: Forecast | None = None  # of the EM drop at the deployed level; None: too little is known
+    em: Forecast | None = None  # of the EM of delivered answers; None: no critical EM, or too little is known
+    alerts: tuple[Of, ...] = ()  # that stand
+    author: str = ""
+    likings: tuple[
+        SatisfactionEffect, ...
+    ] = ()  # what people say of the same runs, by measure; (): nobody said anything
+
+    @property
+    def whole(self) -> Account | None:
+        return next((one for one in self.accounts if one.query_class is None and one.version is None), None)
+
+    @property
+    def satisfaction(self) -> SatisfactionEffect | None:
+        """What people say of the whole route: ratings, thumbs and surveys; None: nobody said anything."""
+        return next((one for one in self.whole_likings if one.measure == SATISFACTION), None)
+
+    @property
+    def whole_likings(self) -> tuple[SatisfactionEffect, ...]:
+        return tuple(one for one in self.likings if one.query_class is None and one.version is None)
+
+    @property
+    def classes(self) -> tuple[Account, ...]:
+        """The accounts by class, all versions together; () where there is but one."""
+        by_class = tuple(one for one in self.accounts if one.query_class is not None and one.version is None)
+        return by_class if len(by_class) > 1 else ()
+
+    @property
+    def versions(self) -> tuple[Account, ...]:
+        return tuple(one for one in self.accounts if one.query_class is None and one.version is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """A limit will be crossed within 3,000 requests, as far as the forecast can tell."""
+
+    route: str
+    epoch: int
+    at: int  # requests of the route when it was raised
+    of: Of
+    limit: float  # a fraction: the budget, or the critical EM
+    expected: int | None  # number of the request at which the forecast crosses; None: only its worse end does
+    reason: str  # the forecast's sentence
+    author: str = ""

@@ -1,9 +1,9 @@
-"""The ledger for people: per route, class and version, what full and stopped runs were worth and what stopping cost.
+"""The ledger: per route, class and version, EM, tokens and saving of full and stopped runs.
 
     entries, oldest first ──▶ accounts: EM of full and stopped runs, EM drop, tokens, saving, each with its interval
     counts by level       ──▶ how many audits the next level still takes
 
-Every interval is a confidence sequence (`sequence`, `ratio`): it may be read at any moment, also under drift and while
+Every interval is a confidence sequence (`sequence`): it may be read at any moment, also under drift and while
 levels change, and speaks of the average so far. It is wide, and it reports; what steers is the certificate. `estimate`
 measures a stretch of log once, in money too, with a bootstrap; this is what may be watched. ASSURANCE.md §3.4.
 
@@ -22,20 +22,17 @@ from numpy.typing import NDArray
 from suffice.assurance.bounds import Interval
 from suffice.assurance.certify import Counts, audits_to_certify, certified_level, log_wealth
 from suffice.assurance.estimate import IntervalEstimate
-from suffice.assurance.ratio import ratio_between, watch_pairs, weighted_between
+from suffice.assurance.guarantee import KNOWN_AUDITS
 from suffice.assurance.runs import RunNumbers
-from suffice.assurance.sequence import mean_above, mean_below, watch
+from suffice.assurance.sequence import mean_above, mean_below, ratio_between, watch, watch_pairs, weighted_between
 
 Floats = NDArray[np.float64]
 
-KNOWN_AUDITS: Final = 200  # a class with fewer is unknown
 METHOD: Final = "valid at every look, empirical Bernstein"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """One governed run, and where it is booked."""
-
     route: str
     query_class: str  # "": none
     version: str  # of the policy that was pinned for it
@@ -62,7 +59,6 @@ class Account:
 
     @property
     def known(self) -> bool:
-        """Are there audits enough to say anything of it?"""
         return self.n_audits >= KNOWN_AUDITS
 
 
@@ -85,8 +81,6 @@ def accounts(entries: Iterable[LedgerEntry], *, cap_tokens: float, confidence: f
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Teller:
-    """The few ways in which the ledger turns runs into numbers."""
-
     cap_tokens: float
     confidence: float
 

@@ -1,4 +1,4 @@
-"""Which requests leave rows in the log, and how many requests each of them then stands for.
+"""Which requests leave rows in the log, how many requests each row stands for, and the sample-ratio test.
 
     request ──▶ is_certain? ──▶ else a keyed lot at the rate of its class ──▶ rows, or a place in the counts
     rows    ──▶ weight_of ──▶ every sum and mean over runs
@@ -14,20 +14,20 @@ few facts are asked, their means. Of those that are not kept the gateway counts 
 
 The draw is made before the first step, for the unit of the request: a retry shares it, and each turn of a conversation
 has its own, because the test of audit draws needs kept requests to be independent. It knows the declared class and
-nothing else of a request. The rate is a fixed number
-when it is drawn, made of earlier requests alone, and it is written into the row. So each kept run stands for 1/rate
-runs, and sums with these weights have the right expectation, however the rates move (Horvitz and Thompson 1952, JASA
-47(260)); a mean is the ratio of two such sums (Hájek).
-
-Pure, and the one place for these weights. Refuses to know who draws and where rows are kept.
+nothing else of a request. The rate is a fixed number when it is drawn, made of earlier requests alone, and it is
+written into the row. So each kept run stands for 1/rate runs, and sums with these weights have the right expectation,
+however the rates move (Horvitz and Thompson 1952, JASA 47(260)); a mean is the ratio of two such sums (Hájek).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, lgamma, log, sqrt
 from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from suffice.types import EndReason, Outcome, Request
 
@@ -46,7 +46,6 @@ def is_certain(request: Request) -> bool:
 
 
 def ended_badly(outcome: Outcome) -> bool:
-    """Does its end make a request keep its rows?"""
     return outcome.end_reason in BAD_ENDS or bool(outcome.degraded)
 
 
@@ -86,7 +85,7 @@ def worth(weights: Sequence[float]) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unkept:
+class UnloggedRequests:
     """The requests of one class and version that ended without rows, all of them governed or all for one reason not."""
 
     query_class: str  # "": none
@@ -152,7 +151,6 @@ class Stratum:
 
     @property
     def token_variance(self) -> float:
-        """Of what one run spends."""
         if not self.n_runs:
             return 0.0
         mean = self.tokens / self.n_runs
@@ -185,11 +183,11 @@ def allocate(strata: Sequence[Stratum], *, rate: float) -> Rates:
     n = [one.n_requests for one in known]
     least = LEAST_CLASS * rate
     shared = _scale(spreads, n, rate=rate, least=least)
-    found = {
+    rates = {
         one.query_class: _two_digits(min(1.0, max(least, shared * spread)))
         for one, spread in zip(known, spreads, strict=True)
     }
-    return Rates(other=_two_digits(rate), by_class=tuple(sorted(found.items())))
+    return Rates(other=_two_digits(rate), by_class=tuple(sorted(rates.items())))
 
 
 def moved(before: Rates, after: Rates, *, by: float) -> bool:
@@ -233,3 +231,84 @@ def _scale(spreads: Sequence[float], n: Sequence[float], *, rate: float, least: 
 def _two_digits(rate: float) -> float:
     """Rates that hardly differ are one: each odd share of its own weakens the test of the audit lottery."""
     return float(f"{rate:.2g}") or rate
+
+
+# --------------------------------------------------------------------------- sample-ratio test
+#
+# Everything that is certified rests on audits being a random sample. A sampler that forgets some of them (under load,
+# at one replica, for one tenant) makes it void without a sign. Under the null hypothesis every request is audited
+# with the probability that was logged for it; the alternative at a share is a Beta law around it, so the e-value is a
+# beta-binomial one. It may be watched after every request, and is a function of counts alone: replicas add up, in any
+# order. ASSURANCE.md §3.7.
+#
+# Where the share changed there is one e-value for each share, and they are multiplied: every request bets on its own
+# share only, so the product is an e-process too. A fault that touches all shares is seen sooner than in any single one.
+# The price: a share that went well for long lowers the product by about a half of log(1 + n/100), so count anew in each
+# epoch. With a share of its own for every request there is no evidence at all.
+
+WEIGHT: Final = 100.0  # requests that the alternative is worth: at 5 % it looks for shares of 2 to 10 %
+LOG_ALARM: Final = log(1_000)  # a healthy lottery ever reaches it with probability at most 1/1000
+_DIGITS: Final = 9  # 1 - (1 - 0.05) is not 0.05; shares that are equal to nine digits are one share
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """How often the lottery was drawn at each share, and how often an audit came out."""
+
+    by_share: tuple[tuple[float, int, int], ...] = ()  # (share, requests, audits among them), shares rising
+
+    def __add__(self, other: Draws) -> Draws:
+        sums: dict[float, tuple[int, int]] = {}
+        for share, n, n_audits in (*self.by_share, *other.by_share):
+            so_far = sums.get(share, (0, 0))
+            sums[share] = so_far[0] + n, so_far[1] + n_audits
+        return Draws(tuple((share, *sums[share]) for share in sorted(sums)))
+
+
+def count_draws(audit: NDArray[np.bool_], propensity: NDArray[np.float64]) -> Draws:
+    """Count lots as they were logged.
+
+    audit       (n,): was the request drawn to be audited?
+    propensity  (n,): P(this value of `audit`), in (0, 1], of `rollout.assign.AuditAssignment`: mostly 1 - share
+    Raises ValueError for odds out of range, which cannot have been logged by a lottery.
+    """
+    if not ((propensity > 0) & (propensity <= 1)).all():
+        raise ValueError("propensity: need odds above 0 and at most 1 for every lot")
+    shares, at = np.unique(np.round(np.where(audit, propensity, 1 - propensity), _DIGITS), return_inverse=True)
+    n = np.bincount(at, minlength=len(shares))
+    won = np.bincount(at, weights=audit, minlength=len(shares)).astype(np.int64)
+    return Draws(tuple(zip(shares.tolist(), n.tolist(), won.tolist(), strict=True)))
+
+
+def log_sample_ratio(draws: Draws, *, weight: float = WEIGHT) -> float:
+    """Natural logarithm of the e-value against "every lot was drawn at its logged share".
+
+    For one share rho with k audits in n: B(a + k, b + n - k) / (B(a, b) rho^k (1 - rho)^(n - k)), a = weight rho,
+    b = weight (1 - rho); summed over shares. At a share of 0 or 1 a single exception is proof, and the result infinite.
+
+    weight  requests that the alternative is worth, above 0: the fewer, the further from the share it looks
+    """
+    return sum((_log_e(share, n, n_audits, weight) for share, n, n_audits in draws.by_share), 0.0)
+
+
+def broken(draws: Draws) -> str | None:
+    """Why audits cannot be believed, as a sentence; None: nothing speaks against them."""
+    log_e = log_sample_ratio(draws)
+    if log_e < LOG_ALARM:
+        return None
+    n = sum(n for _, n, _ in draws.by_share)
+    expected = sum(share * n for share, n, _ in draws.by_share)
+    seen = sum(n_audits for _, _, n_audits in draws.by_share)
+    return f"{seen} audits in {n} requests where {expected:.0f} were expected: not the lottery that was logged"
+
+
+def _log_e(share: float, n: int, n_audits: int, weight: float) -> float:
+    if share in (0.0, 1.0):
+        return 0.0 if n_audits == share * n else inf
+    a, b = weight * share, weight * (1 - share)
+    mixture = _log_beta(a + n_audits, b + n - n_audits) - _log_beta(a, b)
+    return mixture - n_audits * log(share) - (n - n_audits) * log(1 - share)
+
+
+def _log_beta(a: float, b: float) -> float:
+    return lgamma(a) + lgamma(b) - lgamma(a + b)

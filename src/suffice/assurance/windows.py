@@ -1,4 +1,4 @@
-"""Windows: stretches of requests with a fixed start, and the one whose audits a certificate rests on.
+"""Windows: stretches of requests with a fixed start; a certificate rests on the audits of one of them.
 
     audit shares in force ──▶ Windows ──▶ Window (start, share, end) ──▶ weights c/rho ──▶ certify.log_wealth
 
@@ -9,8 +9,6 @@ share that rises to twice c or more opens another window, whose audits count in 
 
 Which window is used depends on how many audits were drawn in it and never on what they showed, so exactly one window is
 consulted at any moment, and its claim has the whole of delta.
-
-Knows numbers of requests and shares; refuses to know outcomes.
 """
 
 from __future__ import annotations

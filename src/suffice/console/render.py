@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
 
-from suffice.assurance.satisfaction_effect import EVENTS, SATISFACTION, SatisfactionEffect
+from suffice.assurance.satisfaction import EVENTS, SATISFACTION, SatisfactionEffect
 from suffice.extras import how_to_install
 from suffice.formatting import (
     MINUS,
@@ -29,7 +29,7 @@ from suffice.formatting import (
     money,
     size,
 )
-from suffice.rollout.metrics import metric_of
+from suffice.rollout.results import metric_of
 from suffice.sanitize import plural
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from suffice.control.evidence.matching import matching
+from suffice.control.evidence.scorers import matching
 from suffice.control.jobs.advance import Advance
 from suffice.control.jobs.base import Job, Worker
 from suffice.control.jobs.loops import Certify

@@ -18,9 +18,9 @@ from suffice.errors import SufficeError
 from suffice.gateway.deployment import RolloutTrial, Variants
 from suffice.gateway.route import BuiltRoute
 from suffice.replay.run import replay_run
+from suffice.rollout.evidence import rules_of
 from suffice.rollout.experiment import UnitIds
-from suffice.rollout.rules import rules_of
-from suffice.rollout.summary import summarize_arm as sentences
+from suffice.rollout.results import summarize_arm as sentences
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader

@@ -12,7 +12,7 @@ import aiohttp
 import msgspec
 import numpy as np
 
-from suffice.assurance.lengths import undrawn_tokens
+from suffice.assurance.money import undrawn_tokens
 from suffice.episode import vote
 from suffice.local.tasks import TaskQuestion
 from suffice.policy.base import Policy, build_policy

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from suffice.assurance.extractable import WINDOW_RUNS
+from suffice.assurance.guarantee import WINDOW_RUNS
 from suffice.doctor.talk import Talk
 from suffice.errors import ConfigError, UpstreamError
 from suffice.files import json_object

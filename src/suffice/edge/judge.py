@@ -2,7 +2,7 @@
 
 Only a route with a `judge` table has one asked (`control.people.judging`). It knows a question, an answer, perhaps a
 reference, and a model server; it refuses to know routes, and it is no yardstick before its error has been
-measured (`assurance.judge`).
+measured (`assurance.labels`).
 """
 
 from __future__ import annotations

@@ -10,8 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from suffice.assurance import money
-from suffice.assurance.lengths import HandOvers, RunLengths
-from suffice.assurance.money import Finish
+from suffice.assurance.money import Finish, HandOvers, RunLengths
 from suffice.episode.ledger import Ledger
 from suffice.episode.loop import Decides
 from suffice.settings import FinishMethod

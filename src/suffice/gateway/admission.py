@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from suffice.assurance.fallback import Admission
+from suffice.assurance.load_level import Admission
 from suffice.errors import BadRequest
 from suffice.gateway import kill
 from suffice.gateway.auth import ANYONE, Caller

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from suffice.assurance.extractable import WINDOW_RUNS, extractability_refusal
-from suffice.assurance.fallback import even_loads
-from suffice.assurance.lengths import HandOvers, RunLengths
+from suffice.assurance.guarantee import WINDOW_RUNS, extractability_refusal
+from suffice.assurance.load_level import even_loads
+from suffice.assurance.money import HandOvers, RunLengths
 from suffice.episode.rounds import RoundsRun
 from suffice.errors import ConfigError
 from suffice.gateway.auth import KeyLimits, KeyRing

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from suffice.assurance.label_precedence import BEHAVIOUR, INFERENCE_KEY
+from suffice.assurance.labels import BEHAVIOUR, INFERENCE_KEY
 from suffice.errors import BadRequest, StoreError, StoreFull
 from suffice.gateway.auth import ANYONE, Caller
 from suffice.gateway.context import GatewayState

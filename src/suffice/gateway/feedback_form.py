@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from suffice.assurance.label_precedence import BEHAVIOUR
+from suffice.assurance.labels import BEHAVIOUR
 from suffice.assurance.satisfaction import scaled
 from suffice.errors import BadRequest, ConfigError
 from suffice.rollout.assign import joined, sender_key

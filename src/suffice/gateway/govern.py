@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from dataclasses import dataclass
 from typing import Any
 
-from suffice.assurance.lengths import full_vote_tokens
+from suffice.assurance.money import full_vote_tokens
 from suffice.episode.answer_forcing import Continuer
 from suffice.episode.chain_reader import BUDGET_SLACK_TOKENS, ChainReader, EngineBudget, StreamState
 from suffice.episode.guarded_policy import GuardedPolicy, StopCost
@@ -27,7 +27,7 @@ from suffice.gateway.request_parsing import Intake
 from suffice.gateway.route import BuiltRoute
 from suffice.policy.rules import FixedBudget
 from suffice.rollout.assign import assign_audit
-from suffice.rollout.pairs import draw_pair
+from suffice.rollout.effects import draw_pair
 from suffice.settings import Probe
 from suffice.types import Decision, Purpose, Signals, Step
 from suffice.upstream.client import Call, UpstreamClient, governed_headers, marked

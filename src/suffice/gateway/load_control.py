@@ -20,8 +20,15 @@ from dataclasses import dataclass, field, replace
 from math import ceil, exp
 from typing import Final
 
-from suffice.assurance.fallback import Admission, Fallback, admission
-from suffice.assurance.pressure import LoadSample, Operation, level_of, update_pressure
+from suffice.assurance.load_level import (
+    Admission,
+    Fallback,
+    LoadSample,
+    Operation,
+    admission,
+    level_of,
+    update_pressure,
+)
 from suffice.gateway.route import BuiltRoute
 from suffice.settings import Route, Upstream
 from suffice.telemetry import LOG, Metrics

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Final
 
 from suffice.assurance.estimate import saving_of
-from suffice.assurance.route_forecast import Outlook
-from suffice.assurance.satisfaction_effect import SatisfactionEffect
-from suffice.assurance.tally import Tally
+from suffice.assurance.forecast import Outlook
+from suffice.assurance.runs import Tally
+from suffice.assurance.satisfaction import SatisfactionEffect
 from suffice.errors import ConfigError, StoreError
 from suffice.gateway.context import GatewayState, run_periodically
 from suffice.gateway.deployment import (

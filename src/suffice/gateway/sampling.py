@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Final
 
-from suffice.assurance.sampling import Unkept, is_certain, live_rate
+from suffice.assurance.sampling import UnloggedRequests, is_certain, live_rate
 from suffice.rollout.assign import point_of
 from suffice.settings import Settings
 from suffice.signals.query import class_of
@@ -36,7 +36,7 @@ _PURPOSE: Final = b"kept-rows"
 
 @dataclass(slots=True)
 class _Tally:
-    """What requests of one class and version come to so far: the fields of an `Unkept`."""
+    """What requests of one class and version come to so far: the fields of an `UnloggedRequests`."""
 
     n: int = 0
     ends: Counter[EndReason] = field(default_factory=Counter)
@@ -81,7 +81,7 @@ class _Tally:
 
     def cell(self, query_class: str, version: str, ungoverned: str) -> Unkept:
         sums = {one.name: getattr(self, one.name) for one in fields(self)} | {"ends": tuple(sorted(self.ends.items()))}
-        return Unkept(query_class=query_class, version=version, ungoverned=ungoverned, **sums)
+        return UnloggedRequests(query_class=query_class, version=version, ungoverned=ungoverned, **sums)
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Keeps the promise over time: audits in; the certified level, bursts of full runs and alarms out.
+"""Certifies levels over time: audits in; the certified level, bursts of full runs and alarms out.
 
     cold start ──▶ burst of full runs ──▶ fit, certify, deploy ──▶ each period: count, certify, watch
                         ▲                                                     │ alarm, known change
@@ -18,10 +18,9 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
-from suffice.assurance.certify import certified_level, count_outcomes, weighted_log_wealth
-from suffice.assurance.detection import AuditWatch, Reference, audit_share_in_doubt
-from suffice.assurance.drift import Cusum
-from suffice.assurance.label_maturation import Audits, MatureAudits, counted_as, mature
+from suffice.assurance.certify import audits_to_certify, certified_level, count_outcomes, weighted_log_wealth
+from suffice.assurance.drift import AuditWatch, Cusum, Reference, audit_share_in_doubt
+from suffice.assurance.labels import Audits, MatureAudits, counted_as, mature
 from suffice.assurance.windows import Window, Windows, longest_use, restart_share
 from suffice.learn.audits import AuditRuns, Bools, Floats, Small, concatenate_audits
 from suffice.learn.budgeting import Spender
@@ -42,7 +41,8 @@ SLOW_MARGIN: Final = 1.25
 class Plan:
     """What is promised, and the numbers that the control loop runs on; times in the unit of `AuditRuns.at`.
 
-    Live routes take it from `control.loop.starting.live_plan`, replays from `replay.online.protocol`, by the same laws.
+    Live routes take it from `control.evidence.cold_start.live_plan`, replays from `replay.online.protocol`, by the
+    same laws.
     """
 
     max_em_drop: float = 0.02  # fraction
@@ -65,7 +65,6 @@ class Plan:
 
     @property
     def delta(self) -> float:
-        """Probability that the promise may fail."""
         return 1 - self.confidence
 
     def restart_share(self, n_requests: float) -> float:
@@ -87,8 +86,6 @@ def full_runs(max_em_drop: float, horizon: float) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PendingAudits:
-    """Audits that have begun and not returned."""
-
     at: Floats  # (K,): when each began, in the unit of `AuditRuns.at`
     share: Floats  # (K,): P(audit) when it was drawn
 
@@ -99,16 +96,15 @@ class PendingAudits:
         return z
 
     def plain(self) -> tuple[tuple[int, float], ...]:
-        """As an epoch of the log writes them."""
         return tuple((int(at), share) for at, share in zip(self.at.tolist(), self.share.tolist(), strict=True))
 
 
 def pending_audits(began: Iterable[tuple[int, float]]) -> PendingAudits:
     """Pending audits from the number of each request and the share that it was drawn at."""
-    found = list(began)
+    pairs = list(began)
     return PendingAudits(
-        at=np.array([number for number, _ in found], dtype=np.float64),
-        share=np.array([share for _, share in found], dtype=np.float64),
+        at=np.array([number for number, _ in pairs], dtype=np.float64),
+        share=np.array([share for _, share in pairs], dtype=np.float64),
     )
 
 
@@ -116,9 +112,7 @@ NO_PENDING: Final = pending_audits(())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeeperDecision:
-    """Something that the keeper decided."""
-
+class CertifierDecision:
     kind: ChangeKind
     at: float
     level: int  # in force from now on
@@ -128,8 +122,6 @@ class KeeperDecision:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Certificate:
-    """What the audits of one window prove."""
-
     level: int  # the last of the unbroken run of levels that pass
     log_e: Floats  # (M,): log wealth of each level
     z: Small  # (n, M): what each audit counts as, those that have not returned among them
@@ -155,8 +147,6 @@ class _Judged:
 
 @dataclass(slots=True, eq=False)
 class _Epoch:
-    """What is known since the last reset."""
-
     burst_until: float
     windows: Windows
     began: float = 0.0
@@ -176,8 +166,6 @@ class _Epoch:
 
 @dataclass(slots=True, eq=False)
 class Certifier:
-    """The state machine of one route."""
-
     plan: Plan
     learner: Learner
     fit: Callable[..., FoldedModels | None] = fit_served
@@ -203,17 +191,14 @@ class Certifier:
 
     @property
     def served(self) -> FoldedModels | None:
-        """The models and levels in force; None: there are none yet."""
         return self._epoch.served
 
     @property
     def in_burst(self) -> bool:
-        """Does every request run in full now?"""
         return self.now < self._epoch.burst_until
 
     @property
     def n_audits(self) -> int:
-        """Audits of this epoch."""
         return 0 if self._epoch.runs is None else len(self._epoch.runs)
 
     @property
@@ -245,7 +230,6 @@ class Certifier:
 
     @property
     def log_e(self) -> Floats:
-        """Log wealth of each level at the last look."""
         return np.zeros(1) if self.certificate is None else self.certificate.log_e
 
     @property
@@ -258,7 +242,6 @@ class Certifier:
     # ---- what happens --------------------------------------------------------------------------
 
     def take(self, runs: AuditRuns) -> None:
-        """Take new audits in."""
         if not len(runs):
             return
         epoch = self._epoch
@@ -285,7 +268,7 @@ class Certifier:
         """So long audits took that have returned, in the unit of `AuditRuns.at`."""
         self._durations.extend(durations)
 
-    def notice(self, signals: Floats) -> tuple[KeeperDecision, ...]:
+    def notice(self, signals: Floats) -> tuple[CertifierDecision, ...]:
         """Look at what all traffic showed: the early signals of the requests of one batch, shape (n, F)."""
         if not self.plan.watches_signals:
             return ()
@@ -293,7 +276,7 @@ class Certifier:
             self._cusum = Cusum(signals.shape[1])
         return self.reset("signals of all traffic drifted", keep=KEPT_BEFORE) if self._cusum.add(signals) else ()
 
-    def reset(self, reason: str, *, keep: int = 0, by_audits: bool = False) -> tuple[KeeperDecision, ...]:
+    def reset(self, reason: str, *, keep: int = 0, by_audits: bool = False) -> tuple[CertifierDecision, ...]:
         """Begin a new epoch: level 0, a burst of full runs, of old audits those of the last `keep` requests.
 
         by_audits  did the outcomes of audits ask for it?
@@ -309,10 +292,10 @@ class Certifier:
         self._cusum, self.certificate, self.level, self.n_epochs = None, None, 0, self.n_epochs + 1
         return (self._change("alarm", reason), self._change("epoch", f"full runs until {until:g}"))
 
-    def tick(self, now: float) -> tuple[KeeperDecision, ...]:
+    def tick(self, now: float) -> tuple[CertifierDecision, ...]:
         """Look at the evidence: refit if it is time, certify, watch. Returns what changed."""
         self.now = now
-        epoch, changes = self._epoch, list[KeeperDecision]()
+        epoch, changes = self._epoch, list[CertifierDecision]()
         if self.in_burst or epoch.runs is None:
             return ()
         alarm = self._watch()
@@ -349,10 +332,10 @@ class Certifier:
                 label_free=plan.label_free,
             )
 
-    def _change(self, kind: ChangeKind, reason: str) -> KeeperDecision:
-        return KeeperDecision(kind=kind, at=self.now, level=self.level, reason=reason, version=self.version)
+    def _change(self, kind: ChangeKind, reason: str) -> CertifierDecision:
+        return CertifierDecision(kind=kind, at=self.now, level=self.level, reason=reason, version=self.version)
 
-    def _refit(self) -> list[KeeperDecision]:
+    def _refit(self) -> list[CertifierDecision]:
         """Fit anew; the new version serves if its certified level saves more on the window."""
         epoch, plan = self._epoch, self.plan
         assert epoch.runs is not None
@@ -377,14 +360,14 @@ class Certifier:
 
     def _forget_old(self) -> None:
         """Let go of audits that neither a fit nor a window will read again."""
-        epoch, found = self._epoch, self.certificate
+        epoch, certificate = self._epoch, self.certificate
         assert epoch.runs is not None
         most = max(MOST_AUDITS, 2 * self.plan.window)
         if len(epoch.runs) <= 2 * most:
             return
         n_gone = len(epoch.runs) - most
-        if found is not None and found.inside.any():
-            n_gone = min(n_gone, int(np.flatnonzero(found.inside)[0]))
+        if certificate is not None and certificate.inside.any():
+            n_gone = min(n_gone, int(np.flatnonzero(certificate.inside)[0]))
         epoch.runs = epoch.runs.take(np.arange(n_gone, len(epoch.runs)))
         if epoch.judged is not None:
             old = epoch.judged
@@ -408,10 +391,10 @@ class Certifier:
             if window is None or window.n_audits(at[old], share[old]) < self.plan.window:
                 old = at <= self.now - least_age
                 window = self._epoch.windows.chosen(at[old], share[old], wanted=self.plan.window)
-        found = [self._certified_until(judged, self.now - age, window)]
+        claims = [self._certified_until(judged, self.now - age, window)]
         if age:
-            found.append(self._certified_until(judged, self.now, window))
-        return max(found, key=lambda one: (one.level, float(one.log_e[one.level])))
+            claims.append(self._certified_until(judged, self.now, window))
+        return max(claims, key=lambda one: (one.level, float(one.log_e[one.level])))
 
     def _certified_until(self, judged: _Judged, until: float, window: Window | None) -> Certificate:
         """What the audits of a window prove that began up to then, those that have not returned counted as lost."""
@@ -439,10 +422,10 @@ class Certifier:
 
     def _saving(self, judged: _Judged) -> float:
         """Tokens that the certified level saves on its window."""
-        found = self._certificate(judged)
-        return float(judged.saved[found.inside, found.level].sum())
+        certificate = self._certificate(judged)
+        return float(judged.saved[certificate.inside, certificate.level].sum())
 
-    def _certify(self, judged: _Judged) -> list[KeeperDecision]:
+    def _certify(self, judged: _Judged) -> list[CertifierDecision]:
         before = self.level
         self.certificate = self._certificate(judged)
         self.level, inside = self.certificate.level, self.certificate.inside
@@ -511,7 +494,7 @@ def counted(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan) -> Smal
 
 
 def matured(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan, *, run_timeout: float = 0.0) -> MatureAudits:
-    """Which audits are news for a detector, and what each counts as; by age alone, see `assurance.label_maturation`.
+    """Which audits are news for a detector, and what each counts as; by age alone, see `assurance.labels`.
 
     run_timeout  age at which nearly all audits have returned
     """
@@ -526,3 +509,19 @@ def _audits(z: Small, d: Bools, runs: AuditRuns, now: float) -> Audits:
 def _judge(served: FoldedModels, runs: AuditRuns) -> _Judged:
     rows = served.rows(runs)
     return _Judged(z=runs.z[rows], d=runs.d[rows], saved=runs.full[:, None] - runs.cost[rows])
+
+
+def missing_audits(z: Small, level: int, *, max_em_drop: float, delta: float) -> int | None:
+    """Audits still to come until a level passes, if they show what those so far have shown; None: none would do.
+
+    z  outcomes so far, shape (n, M)
+    """
+    n = len(z)
+    if level >= z.shape[1] or not n:
+        return None
+    gained, lost = int((z[:, level] < 0).sum()), int((z[:, level] > 0).sum())
+    try:
+        needed = audits_to_certify((lost - gained) / n, max_em_drop=max_em_drop, delta=delta, gained=gained / n)
+    except ValueError:
+        return None
+    return max(1, needed - n)

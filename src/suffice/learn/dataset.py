@@ -37,7 +37,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from suffice.assurance.lengths import undrawn_tokens
+from suffice.assurance.money import undrawn_tokens
 from suffice.assurance.runs import ABANDONED_ENDS, FINISHED_ENDS, LabelledEpisode, Match, SequencedLabel, current_label
 from suffice.assurance.sampling import p_kept
 from suffice.errors import ConfigError

@@ -22,7 +22,7 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
-from suffice.assurance.weighted import lower_bound
+from suffice.assurance.paired import lower_bound
 from suffice.learn.audits import Bools, Floats, Ints
 
 ModelKind: TypeAlias = Literal["ridge", "logistic"]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from suffice.assurance.certify import Counts
-from suffice.assurance.label_precedence import TRUSTED, TrustedLabel, stand
+from suffice.assurance.labels import TRUSTED, TrustedLabel, stand
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ import numpy as np
 
 from suffice.assurance.certify import Counts
 from suffice.assurance.drift import ShiryaevRoberts
-from suffice.assurance.label_precedence import TrustedLabel
+from suffice.assurance.labels import TrustedLabel
 from suffice.assurance.paired import paired_log_wealth
 from suffice.learn.arm_values import (
     Costs,

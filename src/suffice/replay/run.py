@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval, bootstrap_interval
-from suffice.assurance.lengths import undrawn_tokens
+from suffice.assurance.money import undrawn_tokens
 from suffice.learn.dataset import as_step
 from suffice.policy.base import Policy
 from suffice.signals.base import FIELDS, fields_of

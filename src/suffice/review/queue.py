@@ -36,7 +36,7 @@ State: TypeAlias = Literal[
     "lapsed",  # its time is over, and nobody is asked any more
 ]
 Record: TypeAlias = ReviewItem | ControlDraw | ReviewLease | ItemReturn | Verdict
-REVIEWER: Final = "reviewer"  # the source of labels that come of verdicts, as `assurance.label_precedence` ranks it
+REVIEWER: Final = "reviewer"  # the source of labels that come of verdicts, as `assurance.labels` ranks it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

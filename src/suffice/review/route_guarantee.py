@@ -12,10 +12,10 @@ from functools import lru_cache
 from math import ceil
 from typing import Final, Literal, TypeAlias, get_args
 
-from suffice.assurance.detection import Reference, detection_law
+from suffice.assurance.drift import Reference, detection_law
 from suffice.assurance.fidelity import FIDELITY_RISK
 from suffice.assurance.guarantee import Average, Guarantee, average_sentence, sentence
-from suffice.assurance.judge import AT_RISK
+from suffice.assurance.labels import AT_RISK
 from suffice.review.holds import NO_OVERRIDES, InEffect
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route

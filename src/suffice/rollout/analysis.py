@@ -1,4 +1,4 @@
-"""What an experiment shows so far: every arm against the control, in every metric, valid at every look.
+"""Analyses an experiment: every arm against the control, in every metric, valid at every look.
 
     draws          ──▶ does the split fit the odds? ──▶ withheld, or
     values, audits ──▶ effects with intervals, whole and by class ──▶ a verdict each ──▶ a verdict for each arm
@@ -7,8 +7,6 @@ EM is paired by audits where they show both arms, and everything else is read of
 a hand-over costs nor how users like it. Arms, metrics and classes share one error: all intervals of an experiment hold
 together, at all looks, with its confidence. Of that error the primary metric has half and the others share half; of
 each part half is for the whole and half for the classes.
-
-Knows values by unit, arm and class; refuses to know logs, and how a result is said (`reading`).
 """
 
 from __future__ import annotations
@@ -23,22 +21,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval
-from suffice.assurance.ledger import KNOWN_AUDITS
-from suffice.assurance.sample_ratio import LOG_ALARM, count_draws, log_sample_ratio
+from suffice.assurance.guarantee import KNOWN_AUDITS
+from suffice.assurance.sampling import LOG_ALARM, count_draws, log_sample_ratio
 from suffice.rollout.effects import PairCounts, UnitSeries, compare_arms, guesses, latest_comparison, ratio_of
 from suffice.rollout.experiment import RunningExperiment
-from suffice.rollout.metrics import EM, LATENCY, METRICS, SATISFACTION, TOKENS, RunMetric, metric_of
 from suffice.rollout.results import (
+    EM,
+    LATENCY,
+    METRICS,
+    SATISFACTION,
+    TOKENS,
     ArmComparison,
     ArmEvidence,
     ArmResult,
-    AuditSeen,
+    AuditAnswers,
     ClassEffect,
+    ExperimentData,
     ExperimentResult,
-    Material,
+    MetricValue,
+    RunMetric,
     UnitAssignment,
-    Value,
     Verdict,
+    metric_of,
 )
 
 CAP_TIMES: Final = 2.0  # a run can cost so many times the largest of the warm-up; what costs more is cut
@@ -48,7 +52,7 @@ MOST_REQUESTS: Final = 10_000_000  # more missing requests than these are no num
 _REST: Final = "\x00rest"  # no class of anybody's
 
 
-def analyse(one: RunningExperiment, material: Material) -> ExperimentResult:
+def analyse(one: RunningExperiment, material: ExperimentData) -> ExperimentResult:
     """Compare every arm with the control, in every metric."""
     taken = {unit.arm for unit in material.drawn} | {arm.name for arm in one.arms if arm.weight}
     others = [arm.name for arm in one.arms if arm.name != one.control and arm.name in taken]
@@ -82,16 +86,16 @@ def alphas(one: RunningExperiment) -> Mapping[str, float]:
 # --------------------------------------------------------------------------- does the split fit the odds?
 
 
-def sample_ratio(units: Sequence[UnitAssignment | Value]) -> float:
+def sample_ratio(units: Sequence[UnitAssignment | MetricValue]) -> float:
     """Natural logarithm of the e-value against "every unit drew its arm with its odds".
 
-    The mean over arms of the lottery's e-value (`assurance.sample_ratio`), over all units and by class: a split that is
+    The mean over arms of the lottery's e-value (`assurance.sampling`), over all units and by class: a split that is
     right on the whole can be wrong in each class.
     """
     if not units:
         return 0.0
     common = {name for name, n in Counter(unit.query_class for unit in units).items() if n >= KNOWN_AUDITS}
-    groups: dict[str, list[UnitAssignment | Value]] = {}
+    groups: dict[str, list[UnitAssignment | MetricValue]] = {}
     for unit in units:
         groups.setdefault(unit.query_class if unit.query_class in common else _REST, []).append(unit)
     each = list[float]()
@@ -103,13 +107,13 @@ def sample_ratio(units: Sequence[UnitAssignment | Value]) -> float:
     return peak if peak == np.inf else float(peak + np.log(np.mean(np.exp(np.array(each) - peak))))
 
 
-def _log_e(arm: str, units: Sequence[UnitAssignment | Value]) -> float:
+def _log_e(arm: str, units: Sequence[UnitAssignment | MetricValue]) -> float:
     mine = np.array([unit.arm == arm for unit in units])
     odds = np.array([unit.odds.get(arm, 0.0) for unit in units])
     return log_sample_ratio(count_draws(mine, np.where(mine, odds, 1 - odds)))
 
 
-def _unfit_split(units: Sequence[UnitAssignment | Value], what: str) -> str | None:
+def _unfit_split(units: Sequence[UnitAssignment | MetricValue], what: str) -> str | None:
     if sample_ratio(units) < LOG_ALARM:
         return None
     told = _counts(units)
@@ -122,7 +126,7 @@ def _unfit_split(units: Sequence[UnitAssignment | Value], what: str) -> str | No
     return f"{len(units):,} {what} are split {told}, which does not fit the odds that they were drawn with"
 
 
-def _counts(units: Sequence[UnitAssignment | Value]) -> str:
+def _counts(units: Sequence[UnitAssignment | MetricValue]) -> str:
     return ", ".join(f"{name} {n:,}" for name, n in sorted(Counter(unit.arm for unit in units).items()))
 
 
@@ -131,26 +135,24 @@ def _counts(units: Sequence[UnitAssignment | Value]) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Judge:
-    """One look at an experiment."""
-
     one: RunningExperiment
-    material: Material
+    material: ExperimentData
     alphas: Mapping[str, float]
     withheld: str | None
 
     def arm(self, name: str) -> ArmResult:
-        found = tuple(self._compared(name, metric_of(metric)) for metric in compared_metrics(self.one))
+        comparisons = tuple(self._compared(name, metric_of(metric)) for metric in compared_metrics(self.one))
         per_point = ratio = None
-        of = {one.metric: one for one in found}
+        of = {one.metric: one for one in comparisons}
         told, lost = of[SATISFACTION], of[EM]
         if told.between is not None and lost.between is not None and told.effect is not None and lost.effect:
             per_point = ratio_of(told.between, lost.between)
             ratio = told.effect / lost.effect if per_point is not None else None
-        verdict, n_missing = _whole(found)
+        verdict, n_missing = _whole(comparisons)
         return ArmResult(
             arm=name,
             verdict=verdict,
-            comparisons=found,
+            comparisons=comparisons,
             n_missing=n_missing,
             per_point=ratio,
             per_point_between=per_point,
@@ -208,7 +210,7 @@ class _Judge:
             self.material.n_requests,
         )
 
-    def _pairs(self, seen: Sequence[AuditSeen], arm: str) -> PairCounts:
+    def _pairs(self, seen: Sequence[AuditAnswers], arm: str) -> PairCounts:
         marks = Counter(_pair(one.arms[self.one.control], one.arms[arm]) for one in seen)
         return PairCounts(gained=marks[-1], same=marks[0], lost=marks[1], pending=marks[None])
 
@@ -260,14 +262,14 @@ class _Judge:
         alpha: float,
         units: UnitSeries,
         told: NDArray[np.float64],
-        values: Sequence[Value],
+        values: Sequence[MetricValue],
         n_warm: int,
     ) -> tuple[tuple[ClassEffect, ...], float | None]:
         """The larger classes, and the mean of all classes' effects, each by its part of the units."""
         names = [arm.name for arm in self.one.arms]
         a, b = names.index(base.arm), names.index(self.one.control)
         of = np.array([one.query_class for one in values])
-        found, total, weight, shown = list[ClassEffect](), 0.0, 0, _classes(of[n_warm:].tolist())
+        effects, total, weight, shown = list[ClassEffect](), 0.0, 0, _classes(of[n_warm:].tolist())
         for name in dict.fromkeys(of[n_warm:].tolist()):
             where = (of == name)[np.newaxis]
             n = int(where[0, n_warm:].sum())
@@ -277,8 +279,8 @@ class _Judge:
             total, weight = total + n * mine.effect, weight + n
             if name in shown and n >= KNOWN_AUDITS:
                 between = mine.between(alpha / 2 / MOST_CLASSES)
-                found.append(_in_class(name, n, mine.effect, between, metric, base.margin))
-        return tuple(found), total / weight if weight else None
+                effects.append(_in_class(name, n, mine.effect, between, metric, base.margin))
+        return tuple(effects), total / weight if weight else None
 
     def _told(
         self, base: ArmComparison, metric: RunMetric, at: Callable[[float], Interval], n_requests: int
@@ -310,10 +312,10 @@ def judge_interval(between: Interval, metric: RunMetric, margin: float | None) -
     return "worse" if high < -(margin or 0.0) else "inconclusive"
 
 
-def _whole(found: Sequence[ArmComparison]) -> tuple[Verdict, int | None]:
+def _whole(comparisons: Sequence[ArmComparison]) -> tuple[Verdict, int | None]:
     """The verdict of an arm: what decides is the primary metric and every metric with a margin."""
-    primary = found[0]
-    guarded = [one for one in found if one is primary or one.margin is not None]
+    primary = comparisons[0]
+    guarded = [one for one in comparisons if one is primary or one.margin is not None]
     verdicts = {one.verdict for one in guarded}
     if "withheld" in verdicts:
         return "withheld", None
@@ -353,28 +355,28 @@ def _turned(drop: Interval) -> Interval:
 
 def _classes(names: Sequence[str]) -> list[str]:
     """The classes that are shown; of one alone the whole says it all."""
-    found = list(dict.fromkeys(names))
-    return found[:MOST_CLASSES] if len(found) > 1 else []
+    classes = list(dict.fromkeys(names))
+    return classes[:MOST_CLASSES] if len(classes) > 1 else []
 
 
-def _counted(values: Sequence[Value]) -> list[Value]:
+def _counted(values: Sequence[MetricValue]) -> list[MetricValue]:
     """Without those of the warm-up that came late: what teaches the guesses must come before what counts."""
     first = next((at for at, one in enumerate(values) if not one.warmup), len(values))
     return [*values[:first], *(one for one in values[first:] if not one.warmup)]
 
 
-def _n_warm(values: Sequence[Value]) -> int:
+def _n_warm(values: Sequence[MetricValue]) -> int:
     return max(LEAST_TAUGHT, sum(one.warmup for one in values))
 
 
-def _cap(one: RunningExperiment, metric: RunMetric, warm: Sequence[Value]) -> float:
+def _cap(one: RunningExperiment, metric: RunMetric, warm: Sequence[MetricValue]) -> float:
     given = {TOKENS: one.max_tokens, LATENCY: one.max_latency_s}.get(metric.name)
     if metric.high is not None or given is not None:
         return metric.high if metric.high is not None else float(given or 0.0)
     return CAP_TIMES * max(*(value.value for value in warm), 1e-9)
 
 
-def _units(values: Sequence[Value], names: Sequence[str], n_warm: int, cap: float) -> UnitSeries:
+def _units(values: Sequence[MetricValue], names: Sequence[str], n_warm: int, cap: float) -> UnitSeries:
     """As arrays: of the question what was known, and its class, as far as the warm-up has seen it."""
     classes = list(dict.fromkeys(one.query_class for one in values[:n_warm]))[:MOST_CLASSES]
     known = np.array([one.known for one in values], dtype=np.float64).reshape(len(values), -1)

@@ -19,8 +19,6 @@ FIRST_SHARE = 0.10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditAssignment:
-    """Whether a request is an audit, with the odds of that draw."""
-
     audit: bool  # run in full, every checkpoint recorded
     propensity: float  # P(this value of `audit`), in (0, 1]
     point: float  # where the unit fell, in [0, 1); an audit is a point below the share

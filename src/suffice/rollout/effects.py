@@ -1,4 +1,4 @@
-"""How much better or worse one arm is than another, with an interval that may be read at any moment.
+"""How much better one arm is than another, with an interval that may be read at any moment; what differs between them.
 
     values of units, by arm, with their odds ──▶ guesses (by class and covariate, from earlier units only)
                                              ──▶ contributions ──▶ effect_between
@@ -15,15 +15,16 @@ the weights change. The interval is the conjugate-mixture empirical Bernstein se
 bets of `assurance.paired` do not refute (Waudby-Smith and Ramdas 2024).
 
 Arrays begin with an axis of experiments, so that simulations run the very functions that a single experiment runs.
-Knows numbers; refuses to know what they mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from math import log
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ from suffice.assurance.bounds import Interval
 from suffice.assurance.certify import log_bets_against, mixed
 from suffice.assurance.paired import BETS
 from suffice.assurance.sequence import V_OPT, gamma_exponential_bound
+from suffice.model.stop import canonical
+from suffice.rollout.versions import Version
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -60,13 +63,11 @@ class UnitSeries:
     high: float
 
     def __post_init__(self) -> None:
-        """Guesses need a unit to begin with."""
         if self.warmup < 1 or not self.low < self.high:
             raise ValueError(f"need warmup >= 1 and low < high; got {self.warmup=} {self.low=} {self.high=}")
 
     @property
     def width(self) -> float:
-        """Of the metric's range."""
         return self.high - self.low
 
 
@@ -76,7 +77,7 @@ def guesses(units: UnitSeries) -> Floats:
     Those of the warm-up, which do not count, are told by the warm-up itself.
     """
     n_experiments, n, d = units.x.shape
-    found = np.empty((n_experiments, n, units.n_arms))
+    guessed = np.empty((n_experiments, n, units.n_arms))
     for begin, end in _blocks(units.warmup, n):
         first = begin if begin > units.warmup else 0
         x, y, arm = units.x[:, :begin], units.value[:, :begin], units.arm[:, :begin]
@@ -86,8 +87,8 @@ def guesses(units: UnitSeries) -> Floats:
             gram = np.swapaxes(mine, 1, 2) @ x + RIDGE * np.eye(d)
             slope = np.linalg.solve(gram, np.swapaxes(mine, 1, 2) @ (y - centre[:, np.newaxis])[..., np.newaxis])
             told = centre[:, np.newaxis] + (units.x[:, first:end] @ slope)[..., 0]
-            found[:, first:end, a] = np.clip(told, units.low, units.high)
-    return found
+            guessed[:, first:end, a] = np.clip(told, units.low, units.high)
+    return guessed
 
 
 def _blocks(warmup: int, n: int) -> Iterator[tuple[int, int]]:
@@ -201,7 +202,6 @@ class PairCounts:
 
     @property
     def n(self) -> int:
-        """All of them."""
         return self.gained + self.same + self.lost + self.pending
 
     @property
@@ -242,3 +242,110 @@ def ratio_of(part: Interval, whole: Interval) -> Interval | None:
         return None
     corners = [part.low / whole.low, part.low / whole.high, part.high / whole.low, part.high / whole.high]
     return Interval(min(corners), max(corners))
+
+
+_SHORT_LIST: Final = 8  # items up to which a list of numbers is written out
+_MOST_CHARS: Final = 80  # of one value
+_NOTHING: Final = "nothing"
+_SIGNALS: Final = "signals"
+_MODELS: Final = ("body.models", "body.values")
+
+
+def diff_versions(before: Version, after: Version) -> tuple[str, ...]:
+    """One line for each thing that differs, such as `body.threshold: 0.95 → 0.9`; (): they are the same version."""
+    return diff_plain(before.plain(), after.plain())
+
+
+def diff_plain(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[str, ...]:
+    """The same of what versions have as plain data, such as the bodies alone."""
+    old, new = (dict(_leaves("", plain)) for plain in (before, after))
+    places = [*old, *(place for place in new if place not in old)]
+    return tuple(
+        f"{place}: {old.get(place, _NOTHING)} → {new.get(place, _NOTHING)}"
+        for place in places
+        if old.get(place) != new.get(place)
+    )
+
+
+def _leaves(where: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Places with what stands there. Any: it is whatever JSON holds."""
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _leaves(f"{where}.{name}" if where else name, inner)
+    elif where == _SIGNALS and value:
+        for signal in value:
+            yield f"{where}.{signal['name']}", _signal(signal)
+    elif where in _MODELS and isinstance(value, list):
+        for at, model in enumerate(value):
+            yield f"{where}[{at}]", _model(model)
+    elif isinstance(value, list) and len(value) > _SHORT_LIST and all(isinstance(one, (int, float)) for one in value):
+        yield where, f"{len(value):,} numbers from {min(value):g} to {max(value):g} ({_digest(value)})"
+    elif isinstance(value, list) and any(isinstance(one, (list, Mapping)) for one in value):
+        for at, one in enumerate(value):
+            yield from _leaves(f"{where}[{at}]", one)
+    else:
+        yield where, _shown(value)
+
+
+def _signal(signal: Mapping[str, Any]) -> str:
+    inside = ", ".join(f"{name}={value}" for name, value in sorted(signal["parameters"].items()))
+    return f"read ({inside})" if inside else "read"
+
+
+def _model(model: Mapping[str, Any]) -> str:
+    return f"model {_digest(model)} of {len(model['features']):,} features"
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(canonical({"": value})).hexdigest()[:8]
+
+
+def _shown(value: Any) -> str:
+    if value is None or value in ({}, []):
+        return _NOTHING
+    text = repr(value)
+    return text if len(text) <= _MOST_CHARS else f"{text[: _MOST_CHARS - 12]}… ({_digest(value)})"
+
+
+REPEAT_SHARE: Final = 0.1  # of the pairs: second full runs, which say how often the model differs from itself
+WATCH_SHARE: Final = 0.3  # of the rest: arms that are certified already, half of it the one in force
+
+
+@dataclass(frozen=True, slots=True)
+class PairDraw:
+    """Which second call an audit makes."""
+
+    arm: int  # 0: a second full run
+    propensity: float  # P(this arm), in (0, 1]
+
+
+def draw_pair(point: float, *, n_arms: int, in_force: int = 0, repeat_share: float = REPEAT_SHARE) -> PairDraw:
+    """Draw the second call of one audit.
+
+    The first arm that is not certified gets most; certified ones are watched, half of it the one in force; an arm
+    further out gets nothing before its turn.
+
+    point         the unit's place in [0, 1), by keyed hash, so that a retry draws the same
+    n_arms        the full run included, at least 2
+    in_force      0 … n_arms - 1
+    repeat_share  in [0, 1)
+
+    Raises ValueError outside of these.
+    """
+    odds = pair_odds(n_arms=n_arms, in_force=in_force, repeat_share=repeat_share)
+    last = max(arm for arm, share in enumerate(odds) if share > 0)  # rounding may leave the last edge below the point
+    arm = next((arm for arm, edge in enumerate(accumulate(odds)) if point < edge and odds[arm] > 0), last)
+    return PairDraw(arm, odds[arm])
+
+
+def pair_odds(*, n_arms: int, in_force: int = 0, repeat_share: float = REPEAT_SHARE) -> tuple[float, ...]:
+    """The odds of each second call, as `draw_pair` draws; they sum to 1."""
+    if n_arms < 2 or not 0 <= in_force < n_arms or not 0 <= repeat_share < 1:
+        raise ValueError(f"need n_arms >= 2, 0 <= in_force < n_arms, repeat_share in [0, 1); got {n_arms=} {in_force=}")
+    is_last = in_force == n_arms - 1
+    watched = 0.0 if in_force == 0 else 1.0 if is_last else WATCH_SHARE
+    odds = [0.0] + [watched / 2 / in_force if arm <= in_force else 0.0 for arm in range(1, n_arms)]
+    odds[in_force] += watched / 2
+    if not is_last:
+        odds[in_force + 1] += 1 - watched
+    return (repeat_share, *((1 - repeat_share) * share for share in odds[1:]))

@@ -1,4 +1,4 @@
-"""What is known of a rollout: a fold over audits and over the first live request of each new unit of both arms.
+"""The evidence of a rollout: a fold over audits and over the first live request of each new unit of both arms.
 
     audit     a full run, both versions replayed on it ──▶ gained, same, lost, pending by class; tokens that each keeps
     live run  of the candidate's arm or the control's  ──▶ seconds, errors, no answers, satisfaction
@@ -9,8 +9,7 @@ a replay cannot see. They are compared by the lot that put the unit into its arm
 one sign and for the control with the other, each away from what was guessed before it, and the mean of that is half the
 difference, whatever the guess and however the world drifts. A unit counts once, because its later requests follow it.
 
-Plain data, kept from one look to the next; nothing is read twice. Knows outcomes; refuses to know what follows from
-them (`rails`, `stages`), the log and clocks.
+Plain data, kept from one look to the next; nothing is read twice.
 """
 
 from __future__ import annotations
@@ -20,11 +19,14 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Final, Literal, TypeAlias
 
+import msgspec
+
 from suffice.assurance.sequence import SequenceState
 from suffice.assurance.strata import Cell
-from suffice.rollout.rules import Rules
-from suffice.settings.rollout import LiveRail
+from suffice.settings import Route
+from suffice.settings.rollout import LiveRail, Rollout, check_rollout
 
+RailName: TypeAlias = Literal["em", "latency", "errors", "no_answer", "satisfaction"]
 ArmName: TypeAlias = Literal["candidate", "control"]
 Z: TypeAlias = Literal[-1, 0, 1]
 
@@ -33,6 +35,39 @@ SCALE_RUNS: Final = 20  # of the control, after which its mean sets the cap
 CAP_MEANS: Final = 16.0  # the cap, in means of the control
 _NOBODY: Final = SequenceState()
 _OUTCOMES: Final[dict[Z | None, str]] = {-1: "gained", 0: "same", 1: "lost", None: "pending"}
+
+
+class Rules(Rollout, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """How a rollout goes: how far each step goes, what may be lost, what must be seen.
+
+    A rollout keeps the rules that it began with: a margin that somebody moves after looking at the evidence proves
+    nothing any more. A later version's rules may have more fields.
+
+    Raises ConfigError for numbers that cannot be meant.
+    """
+
+    def __post_init__(self) -> None:
+        check_rollout("rollout", self)
+
+    @property
+    def n_steps(self) -> int:
+        """Steps from shadow to full."""
+        return len(self.shares) + 1
+
+    def margin(self, rail: LiveRail) -> float:
+        """What may be lost on a live guard-rail."""
+        margins: dict[LiveRail, float] = {
+            "latency": self.latency_margin,
+            "errors": self.error_margin,
+            "no_answer": self.no_answer_margin,
+            "satisfaction": self.satisfaction_margin,
+        }
+        return margins[rail]
+
+
+def rules_of(route: Route) -> Rules:
+    """The rules by which a rollout would begin on a route now."""
+    return Rules(**msgspec.structs.asdict(route.rollout))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +82,6 @@ class ClassAudits:
 
     @property
     def n(self) -> int:
-        """All audits of the class."""
         return self.gained + self.same + self.lost + self.pending
 
 
@@ -156,23 +190,19 @@ class RolloutEvidence:
 
     @property
     def n_audits(self) -> int:
-        """All of them."""
         return sum(one.n for one in self.audits)
 
     @property
     def n_candidate(self) -> int:
-        """New units that the candidate has served."""
         return sum(one.candidate for one in self.units)
 
     @property
     def n_control(self) -> int:
-        """New units of the control."""
         return sum(one.control for one in self.units)
 
     def contrast(self, rail: LiveRail) -> Contrast:
-        """What live runs say of one guard-rail."""
-        found: Contrast = getattr(self, rail)
-        return found
+        contrast: Contrast = getattr(self, rail)
+        return contrast
 
     def with_request(self, query_class: str = NO_CLASS, n: int = 1) -> RolloutEvidence:
         """After `n` more requests of a class came to the route, whatever became of them."""
@@ -200,13 +230,12 @@ class RolloutEvidence:
 
     def with_label(self, query_class: str, z: Z) -> RolloutEvidence:
         """After the label of a pending audit came. Without one it stays pending, however late: nobody knows."""
-        found = next((one for one in self.audits if one.query_class == query_class), None)
-        if found is None or not found.pending:
+        audits = next((one for one in self.audits if one.query_class == query_class), None)
+        if audits is None or not audits.pending:
             raise ValueError(f"with_label: no audit of class {query_class!r} is pending")
         return replace(self, audits=self._moved(query_class, {"pending": -1, _OUTCOMES[z]: 1}))
 
     def with_run(self, arm: ArmName, run: UnitRun, rules: Rules) -> RolloutEvidence:
-        """After one more live run of an arm."""
         classes = {one.query_class: one for one in self.units}
         before = classes.get(run.query_class, ClassUnits(query_class=run.query_class))
         classes[run.query_class] = replace(before, **{arm: getattr(before, arm) + 1})

@@ -1,4 +1,4 @@
-"""Experiments: who takes part, and in which arm, by keyed hash: the same on every machine, for every retry.
+"""Experiments: a keyed hash decides who takes part and in which arm, on every machine and for every retry alike.
 
     settings ──▶ Experiment (as it was started) ──▶ draw ──▶ ArmDraw, with its odds, in the record of the request
                                                     └──▶ with_arm: the route as this arm serves it
@@ -9,8 +9,6 @@ An arm is the one of k racers that comes in first, each with a hash of its own a
 a weight that is raised alone pulls units into its arm and moves nobody else, and no change of weights moves more than
 2d / (1 + d) of the units, d being the part that must move (Bavarian et al. 2020, arXiv:1612.01041: nothing that
 remembers no unit does better).
-
-Knows definitions, weights and hashes; refuses to know clocks, requests and what an arm's runs are like.
 """
 
 from __future__ import annotations
@@ -75,7 +73,6 @@ class RunningExperiment:
         return n_slots(self.slots) / N_SLOTS
 
     def owns(self, slot: int) -> bool:
-        """Does a slot of the layer belong to it?"""
         return any(first <= slot < behind for first, behind in self.slots)
 
     def arm(self, name: str) -> Arm:
@@ -132,12 +129,12 @@ def draw_arms(running: Iterable[RunningExperiment], *, route: str, units: UnitId
     route    that the request came by
     salt     secret of the deployment
     """
-    found = []
+    draws = []
     for one in running:
         unit = units.of(one.unit) if route in one.routes else None
         if unit is not None and one.owns(slot_of(unit, layer=one.layer, salt=salt)):
-            found.append(draw_arm(one, unit, salt=salt))
-    return tuple(found)
+            draws.append(draw_arm(one, unit, salt=salt))
+    return tuple(draws)
 
 
 def slot_of(unit: str, *, layer: str, salt: str) -> int:
@@ -250,22 +247,20 @@ def allot(share: float, *, own: Slots = (), taken: Mapping[str, Slots]) -> Slots
 
 
 def n_slots(slots: Slots) -> int:
-    """How many slots these are."""
     return sum(behind - first for first, behind in slots)
 
 
 def _ranges(slots: list[int]) -> Slots:
-    found: list[tuple[int, int]] = []
+    ranges: list[tuple[int, int]] = []
     for slot in slots:
-        if found and found[-1][1] == slot:
-            found[-1] = (found[-1][0], slot + 1)
+        if ranges and ranges[-1][1] == slot:
+            ranges[-1] = (ranges[-1][0], slot + 1)
         else:
-            found.append((slot, slot + 1))
-    return tuple(found)
+            ranges.append((slot, slot + 1))
+    return tuple(ranges)
 
 
 def find_arm(name: str, table: ExperimentArm) -> Arm:
-    """An arm as the settings have it."""
     policy = json.dumps(table.policy, sort_keys=True, separators=(",", ":")) if table.policy else ""
     return Arm(
         name=name,

@@ -1,11 +1,9 @@
-"""The signed token that comes with an answer: its holder may say something of that one answer, and of no other.
+"""Signs the token that comes with an answer: its holder may rate that one answer, and no other.
 
     episode, end of its time, salt ──▶ sign ──▶ token ──▶ read ──▶ the episode, or why not
 
 HMAC-SHA-256 under a key made of the deployment's salt, cut to 128 bits. It opens nothing else: whoever may read an
 answer may rate it, so the token may go to a browser, where a key must not.
-
-Pure: time comes in. Knows episodes and salts; refuses to know feedback and HTTP.
 """
 
 from __future__ import annotations

@@ -1,15 +1,13 @@
-"""Guard-rails: what the evidence of a rollout says of each thing that must not get worse, each of them alone.
+"""Guard-rails: what the evidence of a rollout says of each thing that must not get worse.
 
     audits of both versions       ──▶ EM of the whole and of each class                `paired`, both ways
     live runs of both arms        ──▶ latency, errors, no answers, satisfaction        `sequence`
-    new units of both arms        ──▶ is the split what it should be                   `lottery`
+    new units of both arms        ──▶ is the split what it should be                   `sampling`
     tokens that both would keep   ──▶ is the step too bold
 
 A reading is *fine* when the candidate surely loses no more than the margin, *harm* when it surely loses something and
 is not shown to keep the margin, and *open* before that. Fine needs a proof, harm only good evidence. All of it may be
 looked at after every request.
-
-Knows numbers; refuses to know stages.
 """
 
 from __future__ import annotations
@@ -23,14 +21,13 @@ import numpy as np
 
 from suffice.assurance.certify import Counts, log_bets_against, mixed
 from suffice.assurance.paired import BETS, paired_log_wealth, pairs_to_certify
-from suffice.assurance.sample_ratio import LOG_ALARM, Draws, log_sample_ratio
+from suffice.assurance.sampling import LOG_ALARM, Draws, log_sample_ratio
 from suffice.assurance.sequence import V_OPT, SequenceState, gamma_exponential_log_wealth
 from suffice.assurance.strata import standardise
-from suffice.rollout.evidence import ClassAudits, Contrast, RolloutEvidence
-from suffice.rollout.rules import RailName, Rules
+from suffice.rollout.evidence import ClassAudits, Contrast, RailName, RolloutEvidence, Rules
 from suffice.settings.rollout import LIVE_RAILS, LiveRail
 
-Said: TypeAlias = Literal["fine", "harm", "open"]
+Finding: TypeAlias = Literal["fine", "harm", "open"]
 
 NO_NAME: Final = "questions without a class"
 _LEAST_SEEN: Final = 20  # of each arm: fewer do not look like anything
@@ -38,15 +35,13 @@ _LEAST_SEEN: Final = 20  # of each arm: fewer do not look like anything
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardrailValue:
-    """What one guard-rail says."""
-
     rail: RailName
     about: str | None  # a class of questions, or "3 rare classes"; None: the whole
     n: int  # audits; for live rails requests of the candidate
     n_control: int  # requests of the control; 0 for EM, where both are known on each audit
     worse: float | None  # its loss: EM or rate as a fraction, latency as a part of the control's; None: unknown
     margin: float  # of the same
-    said: Said
+    said: Finding
     sentence: str
     n_missing: int | None = None  # for EM: audits until it is proved, at the rates seen; None: not known
 
@@ -80,12 +75,12 @@ def group_classes(evidence: RolloutEvidence, rules: Rules) -> tuple[ClassGroup, 
     shares = {name: traffic.get(name, 0) / total for name in {*audits, *traffic}}
     alone = sorted(name for name, share in shares.items() if share >= rules.rare_share)
     rest = sorted(set(shares) - set(alone))
-    found = [ClassGroup(name=name, audits=_audits(audits, [name]), share=shares[name], rare=False) for name in alone]
+    groups = [ClassGroup(name=name, audits=_audits(audits, [name]), share=shares[name], rare=False) for name in alone]
     if rest:
         share = sum(shares[name] for name in rest)
         name = rest[0] if len(rest) == 1 else f"{len(rest)} rare classes"
-        found.append(ClassGroup(name=name, audits=_audits(audits, rest), share=share, rare=True))
-    return tuple(found)
+        groups.append(ClassGroup(name=name, audits=_audits(audits, rest), share=share, rare=True))
+    return tuple(groups)
 
 
 def waited_for(group: ClassGroup, rules: Rules) -> bool:
@@ -94,23 +89,22 @@ def waited_for(group: ClassGroup, rules: Rules) -> bool:
 
 
 def read_em(evidence: RolloutEvidence, rules: Rules) -> tuple[GuardrailValue, ...]:
-    """EM of the whole, then of each group of classes."""
     whole = _audits({one.query_class: one for one in evidence.audits}, [one.query_class for one in evidence.audits])
-    found = group_classes(evidence, rules)
+    groups = group_classes(evidence, rules)
     # All must be proved, so each may use all of delta; any one of them sends it back, so they share that of harm.
-    delta, harm_delta = 1 - rules.confidence, (1 - rules.harm_confidence) / (1 + len(found))
+    delta, harm_delta = 1 - rules.confidence, (1 - rules.harm_confidence) / (1 + len(groups))
     readings = [_read_one(None, whole, rules.em_margin, delta, harm_delta)]
-    readings += [_read_one(one.name, one.audits, rules.class_em_margin, delta, harm_delta) for one in found]
+    readings += [_read_one(one.name, one.audits, rules.class_em_margin, delta, harm_delta) for one in groups]
     return tuple(readings)
 
 
 def post_stratified_drop(evidence: RolloutEvidence, rules: Rules) -> float | None:
     """Mean drop of the groups, weighted by their part of the traffic and not of the audits; None: one has no audit."""
-    found = [group for group in group_classes(evidence, rules) if group.share > 0]
-    if not found or any(not group.audits.n for group in found):
+    groups = [group for group in group_classes(evidence, rules) if group.share > 0]
+    if not groups or any(not group.audits.n for group in groups):
         return None
-    total = sum(group.share for group in found)
-    return sum(group.share * _drop(group.audits) for group in found) / total
+    total = sum(group.share for group in groups)
+    return sum(group.share * _drop(group.audits) for group in groups) / total
 
 
 def _audits(audits: dict[str, ClassAudits], names: Sequence[str]) -> ClassAudits:
@@ -135,13 +129,13 @@ def _read_one(about: str | None, audits: ClassAudits, margin: float, delta: floa
         paired_log_wealth(_one(audits.gained, audits.same, audits.lost + audits.pending), max_em_drop=margin)[0]
     )
     # The same bets turned round: that the mean of Z is above 0.
-    found = _one(audits.lost, audits.same + audits.pending, audits.gained)
-    harm = float(mixed(log_bets_against(found.gained, found.same, found.lost, 0.0, bets=BETS))[0])
-    said: Said = "open"
+    counts = _one(audits.lost, audits.same + audits.pending, audits.gained)
+    harm = float(mixed(log_bets_against(counts.gained, counts.same, counts.lost, 0.0, bets=BETS))[0])
+    finding: Finding = "open"
     if proof >= log(1 / delta):
-        said = "fine"
+        finding = "fine"
     elif harm >= log(1 / harm_delta):
-        said = "harm"
+        finding = "harm"
     drop = _drop(audits) if audits.n else None
     name = "EM" if about is None else f"EM of {about or NO_NAME}"
     seen = "no audits yet" if drop is None else f"{_by(drop)} on {audits.n:,} audits"
@@ -157,9 +151,9 @@ def _read_one(about: str | None, audits: ClassAudits, margin: float, delta: floa
         n_control=0,
         worse=drop,
         margin=margin,
-        said=said,
-        sentence=f"{name}: {seen}, {ends[said]}",
-        n_missing=None if said != "open" else _missing(audits, margin, delta),
+        said=finding,
+        sentence=f"{name}: {seen}, {ends[finding]}",
+        n_missing=None if finding != "open" else _missing(audits, margin, delta),
     )
 
 
@@ -208,9 +202,9 @@ def _read_live(rail: LiveRail, seen: Contrast, rules: Rules) -> GuardrailValue:
         over = _surely_more_over(seen, harm_alpha)
     else:
         fine, over = _surely_apart(-1, seen.apart, (1 + margin / 2) / 2, alpha), False
-    said: Said = "fine" if fine and not over else "open"
-    if said == "open" and (over or _surely_apart(+1, seen.apart, 0.5, harm_alpha)):
-        said = "harm"
+    finding: Finding = "fine" if fine and not over else "open"
+    if finding == "open" and (over or _surely_apart(+1, seen.apart, 0.5, harm_alpha)):
+        finding = "harm"
     n_candidate, n_control = seen.n_candidate, seen.n_control
     enough = min(n_candidate, n_control) >= _LEAST_SEEN
     worse = _worse(rail, seen) if enough else None
@@ -221,8 +215,8 @@ def _read_live(rail: LiveRail, seen: Contrast, rules: Rules) -> GuardrailValue:
         n_control=n_control,
         worse=worse,
         margin=margin,
-        said=said,
-        sentence=_live_sentence(rail, seen, worse, margin, said, rules),
+        said=finding,
+        sentence=_live_sentence(rail, seen, worse, margin, finding, rules),
     )
 
 
@@ -238,7 +232,7 @@ def _surely_apart(side: Literal[-1, 1], seen: SequenceState, mean: float, alpha:
 def _surely_more_over(seen: Contrast, alpha: float) -> bool:
     """Is the candidate surely above the cap more often? If it is not, each such run is its own by an even lot.
 
-    The beta-binomial mixture of `lottery`, which holds at every look, read on one side. Its weight of 1 is that of
+    The beta-binomial mixture of `sampling`, which holds at every look, read on one side. Its weight of 1 is that of
     Krichevsky and Trofimov (1981): seven such runs, all of them the candidate's, are enough at 5 %.
     """
     mine, both = seen.n_candidate_over, seen.n_candidate_over + seen.n_control_over
@@ -254,7 +248,9 @@ def _worse(rail: LiveRail, seen: Contrast) -> float | None:
     return apart / control if control > 0 else None
 
 
-def _live_sentence(rail: LiveRail, seen: Contrast, worse: float | None, margin: float, said: Said, rules: Rules) -> str:
+def _live_sentence(
+    rail: LiveRail, seen: Contrast, worse: float | None, margin: float, finding: Finding, rules: Rules
+) -> str:
     name = {
         "latency": "latency",
         "errors": "errors",
@@ -281,7 +277,7 @@ def _live_sentence(rail: LiveRail, seen: Contrast, worse: float | None, margin: 
         "harm": f"surely {worse_word}",
         "open": f"{allowed} {worse_word} is not ruled out",
     }
-    return f"{name}: {shown} on {n}, {ends[said]}"
+    return f"{name}: {shown} on {n}, {ends[finding]}"
 
 
 def split_problem(evidence: RolloutEvidence) -> str | None:

@@ -1,4 +1,4 @@
-"""A rollout as a pure state machine: how a version reaches traffic, in steps, on evidence, and how it goes back.
+"""The stages of a rollout as a pure state machine: how a version reaches traffic in steps, and how it goes back.
 
     shadow ──▶ canary ──▶ ramp … ──▶ full        a step forward needs proof that nothing is lost
        └─────────┴─────────┴──▶ rolled_back       a step back needs good evidence of harm, and no proof
@@ -9,17 +9,16 @@
 In shadow the candidate is replayed on audits and nobody is served by it. It leaves shadow when audits have proved, for
 the whole and for every class, that it loses no more than the margins. From then on a share of new units gets it, the
 same share is its control, and what a replay cannot see is measured live. docs/reference/rollout.md.
-
-Knows shares, numbers of requests and transitions; refuses to know clocks, the log and what versions contain.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
 from suffice.rollout.assign import point_of
-from suffice.rollout.evidence import ArmName, RolloutEvidence
+from suffice.rollout.evidence import ArmName, RolloutEvidence, Rules
 from suffice.rollout.guardrails import (
     NO_NAME,
     GuardrailValue,
@@ -32,7 +31,6 @@ from suffice.rollout.guardrails import (
     too_bold,
     waited_for,
 )
-from suffice.rollout.rules import Rules
 from suffice.rollout.versions import overtaken
 
 Stage: TypeAlias = Literal["shadow", "canary", "ramp", "full", "rolled_back"]
@@ -65,7 +63,6 @@ class State:
 
     @property
     def over(self) -> bool:
-        """Has it ended, one way or the other?"""
         return self.stage in ("full", "rolled_back")
 
     def counts(self, at: int, now_s: float, rules: Rules) -> bool:
@@ -103,8 +100,6 @@ class State:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transition:
-    """One move of a rollout, with everything that explains it later."""
-
     rollout: str
     number: int  # 1 is the first: of two that claim the same number only one can be written
     move: Move
@@ -122,8 +117,6 @@ class Transition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmAssignment:
-    """Which arm of a rollout a unit belongs to."""
-
     arm: ArmName | None  # None: neither; the version in force serves it and nothing is compared
     propensity: float  # P(this arm), in (0, 1]
 
@@ -139,7 +132,6 @@ class RolloutState:
 
     @property
     def word(self) -> Literal["goes back", "broken", "not enough data", "ready"]:
-        """In a word."""
         if self.ends:
             return "goes back"
         if self.broken:
@@ -162,7 +154,7 @@ def start_rollout(
     rules: Rules,
     fit: str = "",
 ) -> State:
-    """A rollout at its start, in shadow. Whether it may begin at all is for `pace.refusal`."""
+    """A rollout at its start, in shadow. Whether it may begin at all is for `cool_down_refusal`."""
     return State(
         rollout=rollout,
         route=route,
@@ -375,7 +367,7 @@ def _missing_always(state: State, evidence: RolloutEvidence, rules: Rules, *, at
     mix = mix_problem(evidence, rules)
     if mix is not None:
         missing.append(mix)
-    missing += [said for said in (evidence.withheld, evidence.idle) if said]
+    missing += [reason for reason in (evidence.withheld, evidence.idle) if reason]
     if now_s - state.since_s < rules.least_stage_s:
         missing.append(f"{rules.least_stage_s - (now_s - state.since_s):,.0f} s more in this step")
     if state.step and at - state.since_at < rules.warmup_requests:
@@ -430,7 +422,6 @@ def _move(
     readings: tuple[GuardrailValue, ...] = (),
     share: float | None = None,
 ) -> Transition:
-    """A move that stays at its step."""
     return Transition(
         rollout=state.rollout,
         number=state.n_moves + 1,
@@ -455,3 +446,62 @@ def _check_running(state: State, what: str) -> None:
 
 def _percent(share: float) -> str:
     return f"{100 * share:g} %"
+
+
+DAY_S: Final = 86_400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastRollout:
+    candidate: str  # address of the version
+    began_s: float  # Unix time
+    ended_s: float | None = None  # None: it is running
+    rolled_back: bool = False
+
+
+def cool_down_refusal(
+    past: Sequence[PastRollout], candidate: str, *, now_s: float, rules: Rules, held: str = "", by_person: bool = False
+) -> str | None:
+    """Why a rollout may not begin now, as a sentence; None: it may.
+
+    past       all rollouts of the route, in the order in which they began
+    candidate  address of the version that wants to be tried
+    now_s      Unix time
+    held       why a person holds the route; "": nobody does
+    by_person  a person asks: then cool-down and count do not speak against it, a hold and a running rollout do
+    """
+    if held:
+        return f"a person holds this route: {held}"
+    running = next((one for one in past if one.ended_s is None), None)
+    if running is not None:
+        return f"the rollout of {running.candidate} is running; one at a time"
+    if by_person:
+        return None
+    if any(one.rolled_back and one.candidate == candidate for one in past):
+        return f"{candidate} was rolled back before; a person may try it again"
+    wait_s = cool_down_left(past, now_s=now_s, rules=rules)
+    if wait_s > 0:
+        return f"cooling down after a rollback: another {wait_s:,.0f} s"
+    today = sorted(one.began_s for one in past if one.began_s > now_s - DAY_S)
+    if len(today) >= rules.most_a_day:
+        free_s = today[-rules.most_a_day] + DAY_S - now_s
+        return f"{len(today)} rollouts began in the last 24 hours, at most {rules.most_a_day}: another {free_s:,.0f} s"
+    return None
+
+
+def cool_down_left(past: Sequence[PastRollout], *, now_s: float, rules: Rules) -> float:
+    """Seconds until the cool-down after the latest rollback is over; 0: there is none, or it is over.
+
+    It doubles with every rollback in a row, up to `most_cool_down_s`; a version that reached full ends the row.
+    """
+    ended = [one for one in past if one.ended_s is not None]
+    in_a_row = 0
+    for one in reversed(ended):
+        if not one.rolled_back:
+            break
+        in_a_row += 1
+    if not in_a_row:
+        return 0.0
+    lasts_s = min(rules.most_cool_down_s, rules.cool_down_s * 2.0 ** min(in_a_row - 1, 60))
+    # A clock that was set back must not make it longer than it is.
+    return min(lasts_s, max(0.0, (ended[-1].ended_s or 0.0) + lasts_s - now_s))

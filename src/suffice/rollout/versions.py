@@ -1,11 +1,10 @@
-"""Versions: what may be put in force, as something that cannot change, with its address, its signature and its history.
+"""Versions: immutable policies and models with an address, a signature and a history.
 
     body (a policy's table, or learned models as plain data) + lineage + report card + what it needs ──▶ Version
     seal: one line with address and signature, then canonical JSON      open_version: refused, or exactly what was made
 
 The line comes first so that nothing is parsed before its signature is known to be right. What is refused is refused
-with one sentence, and whoever asked keeps what he has. Knows bodies as data and which signals exist here; refuses to
-know files, clocks, how models were fitted and who is served.
+with one sentence, and whoever asked keeps what he has.
 """
 
 from __future__ import annotations
@@ -53,8 +52,6 @@ _LOOKS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionLineage:
-    """Where a version comes from."""
-
     parent: str | None  # address of the version that it is to replace; None: the first
     proposed_by: str  # a job or a person
     why: str  # a sentence
@@ -63,7 +60,6 @@ class VersionLineage:
     proposed_s: float | None = None  # Unix time; informative
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
         names = ("parent", "proposed_by", "why", "since_seq", "to_seq", "proposed_s")
         return {name: getattr(self, name) for name in names}
 
@@ -77,12 +73,11 @@ class SignalSchema:
     fields: tuple[str, ...]  # of Signals that it fills
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
         return {"name": self.name, "parameters": dict(self.parameters), "fields": list(self.fields)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Here:
+class VersionTarget:
     """What a version must fit to serve on a route."""
 
     kind: Kind
@@ -117,7 +112,6 @@ class Version:
     address: str = field(init=False)
 
     def __post_init__(self) -> None:
-        """Check everything, freeze it and take the address."""
         _check_words(self)
         for name in ("body", "report_card"):
             _check_plain(f"version.{name}", getattr(self, name), MOST_DEPTH)
@@ -182,7 +176,9 @@ def seal_version(version: Version, *, secret: str) -> bytes:
     return b"%b %b %b\n%b" % (_MARK, version.address.encode(), _signature(content, secret), content)
 
 
-def open_version(source: bytes, *, secret: str, here: Here | None = None, address: str | None = None) -> Version:
+def open_version(
+    source: bytes, *, secret: str, here: VersionTarget | None = None, address: str | None = None
+) -> Version:
     """The version that was sealed, or ConfigError with one sentence why not.
 
     here     what it must fit; None: it is only looked at
@@ -194,22 +190,22 @@ def open_version(source: bytes, *, secret: str, here: Here | None = None, addres
     if len(source) > MOST_BYTES:
         raise ConfigError(f"version: got {len(source):,} bytes; at most {MOST_BYTES:,}")
     line, _, content = source.partition(b"\n")
-    found = _FIRST_LINE.fullmatch(line)
-    if found is None:
+    match = _FIRST_LINE.fullmatch(line)
+    if match is None:
         raise ConfigError(f"version: {_looks_like(source)}; a version begins with its address and its signature")
-    said = found[1].decode()
-    if address is not None and check_address(address) != said:
-        raise ConfigError(f"version: this is {said}, asked for was {address}")
-    if _address_of(content) != said:
-        raise ConfigError(f"version: its content is not that of {said}: changed, or cut off")
-    if not hmac.compare_digest(_signature(content, secret), found[2]):
-        raise ConfigError(f"version: the signature of {said} was not made with this deployment's secret")
+    digest = match[1].decode()
+    if address is not None and check_address(address) != digest:
+        raise ConfigError(f"version: this is {digest}, asked for was {address}")
+    if _address_of(content) != digest:
+        raise ConfigError(f"version: its content is not that of {digest}: changed, or cut off")
+    if not hmac.compare_digest(_signature(content, secret), match[2]):
+        raise ConfigError(f"version: the signature of {digest} was not made with this deployment's secret")
     version = _read(parse_json("version", content))
-    if version.address != said:
-        raise ConfigError(f"version: {said} is not written canonically")
+    if version.address != digest:
+        raise ConfigError(f"version: {digest} is not written canonically")
     problem = None if here is None else misfit(version, here)
     if problem is not None:
-        raise ConfigError(f"version: {said} {problem}")
+        raise ConfigError(f"version: {digest} {problem}")
     return version
 
 
@@ -223,7 +219,7 @@ def check_address(text: str) -> str:
 # --------------------------------------------------------------------------- publishing
 
 
-def misfit(version: Version, here: Here) -> str | None:
+def misfit(version: Version, here: VersionTarget) -> str | None:
     """Why a version cannot serve there, to be read behind its address; None: it can."""
     if version.kind != here.kind:
         return f"is for routes of kind {version.kind!r}; this one is {here.kind!r}"
@@ -336,8 +332,8 @@ def _models_need(where: str, models: tuple[Any, ...]) -> tuple[str, ...]:
     needs: dict[str, None] = {}
     for at, plain in enumerate(models):
         model = load_model(plain, where=f"{where}[{at}]")
-        found = FeatureSet(model.features, where=f"{where}[{at}].features").needs
-        needs |= dict.fromkeys((*found, "query") if model.classes else found)
+        signals = FeatureSet(model.features, where=f"{where}[{at}].features").needs
+        needs |= dict.fromkeys((*signals, "query") if model.classes else signals)
     return tuple(needs)
 
 
@@ -346,24 +342,24 @@ def _check_levels(ladders: tuple[Any, ...], *, n_models: int) -> None:
     if len(ladders) != n_models or len(lengths) != 1 or lengths == {0}:
         raise ConfigError(f"version.body.levels: need a list of levels for each of {n_models} models, equally long")
     for at, levels in enumerate(ladders):
-        found = numbers(f"version.body.levels[{at}]", levels, least=0.0, most=MOST_RISK)
-        if list(found) != sorted(found):
+        values = numbers(f"version.body.levels[{at}]", levels, least=0.0, most=MOST_RISK)
+        if list(values) != sorted(values):
             raise ConfigError(f"version.body.levels[{at}]: must rise, safe first")
 
 
 def _schema_of(needs: Iterable[str]) -> tuple[SignalSchema, ...]:
     """What these signals are here. Raises ConfigError for one that does not exist."""
-    found = [
+    signals = [
         SignalSchema(name=one.name, parameters=one.parameters, fields=one.fields) for one in order_all(tuple(needs))
     ]
-    return tuple(sorted(found, key=lambda one: (one.name, repr(one.parameters))))
+    return tuple(sorted(signals, key=lambda one: (one.name, repr(one.parameters))))
 
 
-def _difference(said: tuple[SignalSchema, ...], needed: tuple[SignalSchema, ...]) -> str:
-    names = {one.name for one in said}, {one.name for one in needed}
+def _difference(declared: tuple[SignalSchema, ...], needed: tuple[SignalSchema, ...]) -> str:
+    names = {one.name for one in declared}, {one.name for one in needed}
     if names[0] != names[1]:
         return f"says that it reads {', '.join(sorted(names[0]))}; its body reads {', '.join(sorted(names[1]))}"
-    other = next(one.name for one, own in zip(said, needed, strict=False) if one != own)
+    other = next(one.name for one, own in zip(declared, needed, strict=False) if one != own)
     return f"{other!r} has other parameters or fields here than when the version was made"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from suffice.control.evidence.matching import matching
+from suffice.control.evidence.scorers import matching
 from suffice.control.jobs.bundle import evidence_of
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Settings

@@ -18,8 +18,8 @@ from suffice.console.site import endpoint_table, live_part, mark_of
 from suffice.console.views.alerts import AlertReader
 from suffice.control.compare.assessment import standing_of
 from suffice.control.compare.experiments import read_experiment as experiment_result
-from suffice.control.evidence.matching import matching
-from suffice.control.evidence.window_size import window_size
+from suffice.control.evidence.cold_start import window_size
+from suffice.control.evidence.scorers import matching
 from suffice.control.people.effects import what_it_changed
 from suffice.errors import ConfigError
 from suffice.review.items import ReviewItem

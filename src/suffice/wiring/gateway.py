@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from suffice.assurance.extractable import WINDOW_RUNS
+from suffice.assurance.guarantee import WINDOW_RUNS
 from suffice.console.app import MOUNTS, ConsoleApp
 from suffice.errors import StoreError
 from suffice.gateway import kill, lifecycle, rounds_service

@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from suffice.assurance.extractable import extractability_refusal
-from suffice.control.loop.starting import burst_of, first_certificate
+from suffice.assurance.guarantee import extractability_refusal
+from suffice.control.evidence.cold_start import burst_of, first_certificate
 from suffice.episode.segment import build_segmenter
 from suffice.errors import ConfigError
 from suffice.gateway.app import endpoints

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from suffice.control.evidence.matching import matching
+from suffice.control.evidence.scorers import matching
 from suffice.control.jobs.advance import Advance
 from suffice.control.jobs.arms import Tune
 from suffice.control.jobs.base import Job, Worker

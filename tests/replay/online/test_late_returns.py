@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from suffice.learn.audits import AuditRuns, Floats
-from suffice.learn.certifier import Certifier, KeeperDecision, Plan
+from suffice.learn.certifier import Certifier, CertifierDecision, Plan
 from suffice.learn.served import FoldedModels
 from suffice.replay.online.protocol import OnlineOptions, _Job
 from suffice.replay.online.stream import RecordedTraffic, run_stream, with_times
@@ -109,11 +109,11 @@ class OneAlarm:
     def take(self, runs: AuditRuns) -> None:
         self.taken += runs.at.tolist()
 
-    def notice(self, _signals: Floats) -> tuple[KeeperDecision, ...]:
+    def notice(self, _signals: Floats) -> tuple[CertifierDecision, ...]:
         return ()
 
-    def tick(self, now: float) -> tuple[KeeperDecision, ...]:
-        return (KeeperDecision(kind="epoch", at=now, level=0, reason="a new epoch"),) if now == 300 else ()
+    def tick(self, now: float) -> tuple[CertifierDecision, ...]:
+        return (CertifierDecision(kind="epoch", at=now, level=0, reason="a new epoch"),) if now == 300 else ()
 
 
 def test_whoever_was_asked_in_another_epoch_says_nothing_in_this_one() -> None:

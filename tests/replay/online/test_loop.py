@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from suffice.learn.audits import AuditRuns, Bools, Floats
-from suffice.learn.certifier import Certifier, KeeperDecision, Plan
+from suffice.learn.certifier import Certifier, CertifierDecision, Plan
 from suffice.learn.served import FoldedModels
 from suffice.replay.online.stream import RecordedTraffic, Stream, run_stream
 from tests.learn.runs_made import believing
@@ -211,7 +211,7 @@ def test_a_stream_of_any_length_is_served_to_its_end(n: int) -> None:
 class Noticing(Certifier):
     """A keeper that writes down what it is shown of all traffic, and when."""
 
-    def notice(self, signals: Floats) -> tuple[KeeperDecision, ...]:
+    def notice(self, signals: Floats) -> tuple[CertifierDecision, ...]:
         self.seen.append((self.now, signals))
         return ()
 
@@ -254,10 +254,10 @@ def test_a_design_of_ones_own_is_served_as_the_keeper_is() -> None:
         def take(self, runs: AuditRuns) -> None:
             self.n_taken += len(runs)
 
-        def notice(self, _signals: Floats) -> tuple[KeeperDecision, ...]:
-            return (KeeperDecision(kind="alarm", at=self.now, level=0, reason="always"),)
+        def notice(self, _signals: Floats) -> tuple[CertifierDecision, ...]:
+            return (CertifierDecision(kind="alarm", at=self.now, level=0, reason="always"),)
 
-        def tick(self, _now: float) -> tuple[KeeperDecision, ...]:
+        def tick(self, _now: float) -> tuple[CertifierDecision, ...]:
             return ()
 
     design = Halves()

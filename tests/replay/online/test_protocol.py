@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from suffice.control.loop.starting import burst_of, live_plan
+from suffice.control.evidence.cold_start import burst_of, live_plan
 from suffice.errors import ConfigError
 from suffice.learn.certifier import full_runs
 from suffice.learn.served import FoldedModels

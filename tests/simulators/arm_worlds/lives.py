@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.assurance.label_precedence import TrustedLabel
+from suffice.assurance.labels import TrustedLabel
 from suffice.learn.arm_values import PriceBounds
 from suffice.learn.shadow import ShadowAudit
 from suffice.learn.tuner import Tick, Tuner, TuningBounds, TuningProposal

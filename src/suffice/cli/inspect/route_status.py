@@ -24,12 +24,10 @@ from suffice.assurance.estimate import (
     TokenTotals,
     report_of,
 )
-from suffice.assurance.evidence import AuditEvidence, evidence
-from suffice.assurance.extractable import MIN_SHARE
+from suffice.assurance.forecast import Outlook
+from suffice.assurance.guarantee import MIN_SHARE, AuditEvidence, evidence
 from suffice.assurance.money import usd
-from suffice.assurance.route_forecast import Outlook
-from suffice.assurance.runs import Match
-from suffice.assurance.tally import Tally
+from suffice.assurance.runs import Match, Tally
 from suffice.cli.inspect.route_report import (
     PairStatus,
     RouteHoldings,
@@ -46,7 +44,7 @@ from suffice.cli.inspect.route_report import (
     wait,
 )
 from suffice.cli.shell import fail, print_json
-from suffice.control.evidence.matching import matching
+from suffice.control.evidence.scorers import matching
 from suffice.errors import ConfigError, StoreError, SufficeError
 from suffice.formatting import format_estimate
 from suffice.review.route_guarantee import RouteGuarantee

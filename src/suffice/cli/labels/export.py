@@ -19,9 +19,9 @@ import click
 from suffice import __version__
 from suffice.cells import format_csv
 from suffice.cli.shell import CONFIG_FILE, FILE, JSON_OBJECT, Command, CommandGroup, find_settings, option, read_policy
-from suffice.control.evidence.fitting import read_back
-from suffice.control.evidence.matching import matching
-from suffice.control.people.asking import Which, to_judge
+from suffice.control.evidence.scorers import matching
+from suffice.control.evidence.versions import read_back
+from suffice.control.people.judging import Which, to_judge
 from suffice.edge import label_studio as tool
 from suffice.errors import ConfigError
 from suffice.files import write_whole

@@ -27,8 +27,8 @@ from suffice.cli.shell import (
     say,
     who,
 )
-from suffice.control.evidence.matching import matching
-from suffice.control.evidence.window_size import window_size
+from suffice.control.evidence.cold_start import window_size
+from suffice.control.evidence.scorers import matching
 from suffice.control.people.effects import what_it_changed
 from suffice.formatting import format_time
 from suffice.review.agreement import Kappa, agreement, em_of

@@ -26,9 +26,15 @@ from suffice.cli.shell import (
 from suffice.control.compare.experiments import read_experiment
 from suffice.errors import ConfigError
 from suffice.formatting import format_time
-from suffice.rollout.metrics import metric_of
-from suffice.rollout.results import ArmComparison, ArmResult, ClassEffect, ExperimentResult
-from suffice.rollout.summary import HOLDS, summarize_arm
+from suffice.rollout.results import (
+    HOLDS,
+    ArmComparison,
+    ArmResult,
+    ClassEffect,
+    ExperimentResult,
+    metric_of,
+    summarize_arm,
+)
 from suffice.settings import Experiment, Settings
 from suffice.store.database.sqlite import database_path
 from suffice.store.routes import experiments

@@ -28,11 +28,11 @@ from suffice.cli.shell import (
     who,
 )
 from suffice.control.compare.assessment import Assessment, standing_of
-from suffice.control.evidence.matching import matching
+from suffice.control.evidence.scorers import matching
 from suffice.formatting import format_time
 from suffice.review.decide import OverrideForm
-from suffice.rollout.difference import diff_plain
-from suffice.rollout.rules import rules_of
+from suffice.rollout.effects import diff_plain
+from suffice.rollout.evidence import rules_of
 from suffice.settings import Route, Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader

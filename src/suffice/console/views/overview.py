@@ -8,9 +8,9 @@ from typing import Final, Literal
 
 from suffice.assurance.bounds import wilson
 from suffice.assurance.estimate import IntervalEstimate, pooled_saving, pooled_would_save, saving_of
-from suffice.assurance.route_forecast import Outlook
-from suffice.assurance.satisfaction_effect import SatisfactionEffect
-from suffice.assurance.tally import Tally
+from suffice.assurance.forecast import Outlook
+from suffice.assurance.runs import Tally
+from suffice.assurance.satisfaction import SatisfactionEffect
 from suffice.console.auth import Principal
 from suffice.console.context import DAY_S, TimeRange, ViewContext, parse_window, route_url
 from suffice.console.exchange import ConsoleRequest

@@ -9,10 +9,8 @@ from typing import Final
 from suffice.console.auth import Principal
 from suffice.console.context import NotThere, ViewContext
 from suffice.console.exchange import ConsoleRequest
-from suffice.rollout.metrics import metric_of
-from suffice.rollout.results import ExperimentResult
+from suffice.rollout.results import ExperimentResult, metric_of, summarize_arm
 from suffice.rollout.stages import RolloutState
-from suffice.rollout.summary import summarize_arm
 from suffice.settings import Route
 from suffice.store.routes.experiments import ExperimentRun, read_experiments
 from suffice.store.routes.in_force import InForce, decisions_of, read_decided

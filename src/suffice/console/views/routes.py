@@ -10,10 +10,9 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from suffice.assurance.forecast import Forecast
+from suffice.assurance.forecast import Forecast, Outlook
 from suffice.assurance.ledger import Account
-from suffice.assurance.route_forecast import Outlook
-from suffice.assurance.satisfaction_effect import SATISFACTION, SatisfactionEffect
+from suffice.assurance.satisfaction import SATISFACTION, SatisfactionEffect
 from suffice.console.auth import Principal
 from suffice.console.context import NotThere, TimeRange, ViewContext, parse_window
 from suffice.console.exchange import ConsoleRequest

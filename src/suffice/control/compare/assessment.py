@@ -1,11 +1,10 @@
-"""One look at a rollout: its evidence as the log has it, what keeps it where it is, and what it does now.
+"""One look at a rollout: its evidence, what keeps it where it is, and the moves that follow.
 
     rows that are new ──▶ EvidenceFold ──▶ evidence ─┐
     decisions, holds, settings ──▶ barred            ├──▶ RolloutState, and the moves that follow
     audits            ──▶ a learned candidate's own certificate ──▶ the level that may act
 
-Everything is a fold over the log: whoever looks at the same rows finds the same. Knows rows; refuses to know who looks,
-and writes nothing.
+Everything is a fold over the log: whoever looks at the same rows finds the same.
 """
 
 from __future__ import annotations
@@ -16,10 +15,9 @@ from dataclasses import dataclass, replace
 
 from suffice.assurance.runs import Match
 from suffice.control.compare.candidate_certificate import CandidateCertificate
-from suffice.control.compare.counterfactual import Sides, sides_of
+from suffice.control.compare.counterfactual import AuditReplay, VersionPair, version_pair
 from suffice.control.compare.rollout_evidence import EvidenceFold
-from suffice.control.compare.shown import OfRoute
-from suffice.control.evidence.scorer_cache import Matches
+from suffice.control.evidence.scorers import Matches
 from suffice.errors import ConfigError
 from suffice.review.holds import RouteHolds
 from suffice.rollout.evidence import RolloutEvidence
@@ -35,8 +33,6 @@ from suffice.types import LabelRequest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assessment:
-    """What a rollout stands on at one look."""
-
     held: RolloutRun
     evidence: RolloutEvidence
     standing: RolloutState
@@ -48,35 +44,35 @@ class Assessment:
     @property
     def moves(self) -> tuple[Transition, ...]:
         """What follows: another level of a learned candidate may act, a step, both or neither."""
-        state, found = self.held.state, list[Transition]()
+        state, moves = self.held.state, list[Transition]()
         step = advance(state, self.evidence, self.held.rules, at=self.at, now_s=self.now_s)
         level = 0 if self.certificate is None else self.certificate.level
         if state.fit and not state.over and level != state.level and (step is None or step.move != "roll_back"):
             why = "nothing can be tested now" if self.certificate is None else self.certificate.said
-            found.append(certify(state, level, reason=why, at=self.at, now_s=self.now_s))
-            state = state.after(found[-1])
+            moves.append(certify(state, level, reason=why, at=self.at, now_s=self.now_s))
+            state = state.after(moves[-1])
             step = advance(state, self.evidence, self.held.rules, at=self.at, now_s=self.now_s)
-        return (*found, step) if step is not None else tuple(found)
+        return (*moves, step) if step is not None else tuple(moves)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class RolloutAssessor:
     """A rollout that is looked at again and again: its versions, and what was read of it."""
 
-    of_route: OfRoute
-    sides: Sides
+    of_route: AuditReplay
+    versions: VersionPair
     gathering: EvidenceFold
     asked: set[str]  # episodes whose label was asked for
 
     @classmethod
     def at(
-        cls, connection: sqlite3.Connection, held: RolloutRun, of_route: OfRoute, control: Control, *, secret: str
+        cls, connection: sqlite3.Connection, held: RolloutRun, of_route: AuditReplay, control: Control, *, secret: str
     ) -> RolloutAssessor:
         """At a rollout of which nothing was read. Raises ConfigError for a version that cannot be read, StoreError."""
         gathering = EvidenceFold(held=held, match=of_route.match, probes=of_route.route.probe is not None)
-        sides = sides_of(connection, held, of_route, control, secret=secret)
+        versions = version_pair(connection, held, of_route, control, secret=secret)
         asked = read_requested_labels(connection, held.state.route)
-        return cls(of_route=of_route, sides=sides, gathering=gathering, asked=asked)
+        return cls(of_route=of_route, versions=versions, gathering=gathering, asked=asked)
 
     def see(
         self,
@@ -100,22 +96,22 @@ class RolloutAssessor:
             if number % 1_000 == 0:
                 reading()
         route = self.of_route.route
-        self.sides.begin(connection)
-        found = self.gathering.evidence(self.sides.replay, self.of_route.judged, self.sides.watch)
+        self.versions.begin(connection)
+        evidence = self.gathering.evidence(self.versions.replay, self.of_route.judged, self.versions.watch)
         holds = read_holds(connection).of(held.state.route)
         budget = holds.in_effect(now_s).budget(route.max_em_drop)
-        certificate = self.sides.certify(self.gathering, decided, budget)
+        certificate = self.versions.certify(self.gathering, decided, budget)
         withheld = withheld_by(held, decided, holds, now_s=now_s)
         latest = latest_on(connection, held, route, decided)
         seen = assess_found(
-            held, found, certificate, withheld=withheld, latest=latest, at=self.gathering.n, now_s=now_s
+            held, evidence, certificate, withheld=withheld, latest=latest, at=self.gathering.n, now_s=now_s
         )
-        return replace(seen, wanted=tuple(self.sides.wanted(self.gathering, self.asked)))
+        return replace(seen, wanted=tuple(self.versions.label_requests(self.gathering, self.asked)))
 
 
 def assess_found(
     held: RolloutRun,
-    found: RolloutEvidence,
+    gathered: RolloutEvidence,
     certificate: CandidateCertificate | None,
     *,
     withheld: str,
@@ -131,11 +127,11 @@ def assess_found(
     at           governed requests of the route since it began
     """
     evidence = replace(
-        found,
+        gathered,
         withheld=withheld or _unproved(held, certificate),
         latest=latest,
         void=_void(held, certificate),
-        idle=_idle(held, found, certificate),
+        idle=_idle(held, gathered, certificate),
     )
     standing = assess_rollout(held.state, evidence, held.rules, at=at, now_s=now_s)
     return Assessment(
@@ -168,9 +164,9 @@ def standing_of(
         return first.see(connection, held, decided, now_s=now_s)
 
 
-def plain_route(route: Route, match: Match) -> OfRoute:
+def plain_route(route: Route, match: Match) -> AuditReplay:
     """A route of which no publication is known yet."""
-    return OfRoute(route=route, match=match, published=lambda _: None, load=lambda _: None)
+    return AuditReplay(route=route, match=match, published=lambda _: None, load=lambda _: None)
 
 
 # --------------------------------------------------------------------------- what keeps it from going forward
@@ -198,8 +194,8 @@ def barred(decided: InForce, holds: RouteHolds, *, now_s: float) -> str:
     if decided.pause is not None:
         return f"enforcement is paused: {decided.pause.reason}"
     if holds.open_cases:
-        found = holds.open_cases[-1].incident
-        return f"incident {found.incident} waits for a person: {found.summary}"
+        incident = holds.open_cases[-1].incident
+        return f"incident {incident.incident} waits for a person: {incident.summary}"
     if holds.in_effect(now_s).until_s is not None:
         return "a person holds this route, or a class of its questions, for a while"
     return f"an alarm stands: {alarm.reason}" if alarm is not None and decided.in_burst else ""

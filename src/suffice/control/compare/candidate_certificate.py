@@ -1,12 +1,11 @@
-"""A learned candidate's own certificate: which of its levels has been shown to keep the EM budget against the full run.
+"""A learned candidate's own certificate: which of its levels keep the EM budget against the full run.
 
     audits since its rollout began ──▶ replayed under its models ──▶ counts at each level ──▶ the level that may act
 
 The models were fixed before the first of these audits came, so they are certified on runs that had no part in making
 them (Guarantee C of assurance, without cross-fitting). Of delta the v-th version of a route gets its part, the route's
 own counting as the first. A disagreement counts as lost until somebody says otherwise, whatever its age, and a judge
-model's word says nothing: so labels that are late cost saving, and nothing that is charged to them is owed here. Knows
-audits and models; refuses to know logs, and who is served.
+model's word says nothing: so labels that are late cost saving, and nothing that is charged to them is owed here.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import numpy as np
 
 from suffice.assurance.certify import (
     BETS,
-    audits_to_certify,
     certified_level,
     count_outcomes,
     log_bets_against,
@@ -28,13 +26,13 @@ from suffice.assurance.certify import (
     spent_delta,
     weighted_log_wealth,
 )
-from suffice.assurance.label_maturation import AHEAD
+from suffice.assurance.labels import AHEAD
 from suffice.assurance.runs import Match
 from suffice.assurance.windows import Windows
 from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows, verdicts
-from suffice.control.evidence.fitting import ServedVersion
+from suffice.control.evidence.versions import ServedVersion
 from suffice.learn.audits import Bools, Floats, Small
-from suffice.learn.certifier import PendingAudits
+from suffice.learn.certifier import PendingAudits, missing_audits
 from suffice.learn.features import FeatureSelection
 from suffice.learn.version import as_served
 
@@ -43,8 +41,6 @@ MOST_KEPT: Final = 4_000  # audits that are remembered
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateCertificate:
-    """What audits say of a candidate."""
-
     level: int  # that may act; 0: none
     n: int  # audits that counted
     n_lost: int  # of them, at that level, or at the first where none may act
@@ -56,7 +52,6 @@ class CandidateCertificate:
 
     @property
     def said(self) -> str:
-        """In a sentence."""
         if self.surely_over:
             return (
                 f"even its safest level surely loses more than {self.max_em_drop:.2%}: of {self.n:,} audits against the"
@@ -71,8 +66,6 @@ class CandidateCertificate:
 
 @dataclass(slots=True, kw_only=True)
 class _Seen:
-    """One audit as the candidate's levels see it."""
-
     audit: Audit
     disagrees: Bools  # (M,)
     z: Small  # (M,): as it counts now
@@ -135,7 +128,7 @@ class CandidateEvidence:
         harm_confidence  of the evidence that nothing of it will ever be certified
         """
         seen = list(self._seen.values())
-        found = certified(
+        certificate = certified(
             np.stack([one.z for one in seen]) if seen else np.zeros((0, self.version.n_levels), np.int8),
             np.array([one.audit.at for one in seen], dtype=np.float64),
             np.array([one.audit.share for one in seen]),
@@ -147,20 +140,20 @@ class CandidateEvidence:
             delta=spent_delta(1 - confidence, 1 + self.number),
             harm_delta=1 - harm_confidence,
         )
-        self._level = found.level
-        return found
+        self._level = certificate.level
+        return certificate
 
     def unjudged(self, audits: Mapping[str, Audit]) -> list[tuple[Audit, int]]:
         """Audits that disagree at a level in play, with the first of these, and of which nobody has said anything.
 
         audits  as they are known now, by episode
         """
-        found = list[tuple[Audit, int]]()
+        unjudged = list[tuple[Audit, int]]()
         for name, one in self._seen.items():
             levels = np.flatnonzero(one.disagrees[: self._level + AHEAD + 1])
             if len(levels) and name in audits and not audits[name].labels and audits[name].fate == "full":
-                found.append((audits[name], int(levels[0])))
-        return found
+                unjudged.append((audits[name], int(levels[0])))
+        return unjudged
 
     def _judged(self, audits: Sequence[Audit], counts: Verdicts) -> tuple[Small, Bools]:
         """EM drop and disagreement of each audit at each level, (n, M); what was broken off is lost everywhere."""
@@ -222,7 +215,7 @@ def certified(
         n=len(z),
         n_lost=int((z[:, shown_at] > 0).sum()),
         n_gained=int((z[:, shown_at] < 0).sum()),
-        n_missing=_missing(z, level + 1, max_em_drop, delta),
+        n_missing=missing_audits(z, level + 1, max_em_drop=max_em_drop, delta=delta),
         max_em_drop=max_em_drop,
         delta=delta,
         surely_over=over,
@@ -231,19 +224,6 @@ def certified(
 
 def _surely_over(z: Small, max_em_drop: float, delta: float) -> bool:
     """The certificate's bets turned round, against "it loses no more than the budget", on all that is remembered."""
-    found = count_outcomes(z[:, np.newaxis])
-    wealth = mixed(log_bets_against(found.lost, found.same, found.gained, -max_em_drop, bets=BETS))
+    counts = count_outcomes(z[:, np.newaxis])
+    wealth = mixed(log_bets_against(counts.lost, counts.same, counts.gained, -max_em_drop, bets=BETS))
     return float(wealth[0]) >= log(1 / delta)
-
-
-def _missing(z: Small, above: int, max_em_drop: float, delta: float) -> int | None:
-    if above >= z.shape[1]:
-        return None
-    gained, lost = int((z[:, above] < 0).sum()), int((z[:, above] > 0).sum())
-    try:
-        needed = audits_to_certify(
-            (lost - gained) / len(z), max_em_drop=max_em_drop, delta=delta, gained=gained / len(z)
-        )
-    except ValueError:
-        return None
-    return max(1, needed - len(z))

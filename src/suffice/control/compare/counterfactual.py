@@ -1,146 +1,154 @@
-"""Both versions of a rollout, as audits are replayed under them: two policies, or learned models beside those in force.
+"""Replays audits under both versions of a rollout, and under the arms of an experiment.
 
     audits ──▶ PolicyVersions.replay | LearnedVersions.replay ──▶ what each would have answered and generated
 
 A learned candidate is replayed at the level that its own certificate let act when the request came: before that it
 would have run in full, which is no pair. So what is compared is what would have been served, whatever was learned of it
-later. Knows recorded runs and versions; refuses to know what the difference is worth.
+later.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
+from suffice.assurance.runs import Match
 from suffice.control.compare.candidate_certificate import CandidateCertificate, CandidateEvidence
-from suffice.control.compare.differing import worth_a_label
-from suffice.control.compare.rollout_evidence import Both, EvidenceFold, Witness
-from suffice.control.compare.shown import OfRoute
-from suffice.control.evidence.audits import Audit
-from suffice.control.evidence.fitting import ServedVersion, as_served_version
-from suffice.control.evidence.loading import loader, published_on
-from suffice.control.evidence.window_size import window_size
-from suffice.rollout.experiment import Arm
+from suffice.control.compare.rollout_evidence import EvidenceFold, ReplayedPair, RolloutAudit
+from suffice.control.evidence.audits import Audit, audits_to_rows, verdicts
+from suffice.control.evidence.cold_start import window_size
+from suffice.control.evidence.fixed_policy import answer_of, policy_stops
+from suffice.control.evidence.versions import ServedVersion, as_served_version, loader, published_on
+from suffice.learn.dataset import is_right, recorded_columns
+from suffice.learn.features import FeatureSelection
+from suffice.learn.version import as_served
+from suffice.policy.base import build_policy
+from suffice.rollout.experiment import Arm, with_arm
 from suffice.rollout.results import ArmEvidence
-from suffice.settings import Control
+from suffice.settings import Control, Route
 from suffice.store.routes.candidates import models_of
 from suffice.store.routes.in_force import InForce
 from suffice.store.routes.rollouts import RolloutRun, version_at
-from suffice.types import LabelRequest
+from suffice.types import LabelRequest, Publication
 
 AS_IT_IS: Final = Arm(name="in force", weight=1.0)
 
 
-class Sides(Protocol):
-    """What a look at a rollout asks of its two versions."""
+class VersionPair:
+    """The two versions of a rollout, as audits are replayed under them."""
+
+    def __init__(self, of_route: AuditReplay) -> None:
+        self.of_route = of_route
 
     def begin(self, connection: sqlite3.Connection) -> None:
         """Read what a look needs of the log. Raises StoreError."""
 
-    def replay(self, witnesses: Sequence[Witness]) -> list[Both | None]:
+    def replay(self, witnesses: Sequence[RolloutAudit]) -> list[ReplayedPair | None]:
         """New audits as both versions would have ended them; None: it is no pair."""
+        raise NotImplementedError
 
-    def watch(self, audits: Sequence[Audit]) -> set[str]:
-        """Take new audits in; the episodes whose labels may still change something."""
+    def watch(self, audits: Sequence[Audit]) -> set[str]:  # noqa: ARG002 - a policy has no certificate
+        """Take new audits in; the episodes whose labels may still change something in the candidate's certificate."""
+        return set()
 
-    def certify(self, gathering: EvidenceFold, decided: InForce, budget: float) -> CandidateCertificate | None:
+    def certify(self, gathering: EvidenceFold, decided: InForce, budget: float) -> CandidateCertificate | None:  # noqa: ARG002 - as above
         """What the candidate's own certificate lets act; None: it has none, or nothing can be tested now."""
+        return None
 
-    def wanted(self, gathering: EvidenceFold, asked: Collection[str]) -> list[LabelRequest]:
-        """Labels that are worth asking for, and were not."""
+    def label_requests(self, gathering: EvidenceFold, asked: Collection[str]) -> list[LabelRequest]:
+        """Labels that are worth asking for and were not: where the versions differ and nobody has said anything.
+
+        asked  episodes whose label was asked for
+        """
+        requests = list[LabelRequest]()
+        for audit, both in gathering.unjudged():
+            if audit.id in asked:
+                continue
+            answer = audit.episode.outcome.answer
+            requests.append(
+                LabelRequest(
+                    episode_id=audit.id,
+                    route=gathering.held.state.route,
+                    level=1,
+                    would_answer=both.candidate.answer if both.candidate.answer != answer else both.in_force.answer,
+                    answer=answer,
+                    why="the version that is tried would have answered otherwise than the one in force",
+                )
+            )
+        return requests
 
 
-def sides_of(
-    connection: sqlite3.Connection, held: RolloutRun, of_route: OfRoute, control: Control, *, secret: str
-) -> Sides:
-    """Those of a rollout. Raises ConfigError for a version that cannot be read, and StoreError."""
+def version_pair(
+    connection: sqlite3.Connection, held: RolloutRun, of_route: AuditReplay, control: Control, *, secret: str
+) -> VersionPair:
+    """The versions of a rollout. Raises ConfigError for a version that cannot be read, and StoreError."""
     candidate = version_at(connection, held.state.candidate, secret=secret)
     if held.state.fit:
-        trying = CandidateEvidence(
+        evidence = CandidateEvidence(
             version=as_served_version(models_of(candidate)),
             match=of_route.match,
             wave=of_route.route.wave,
             number=held.number,
             window=window_size(control, of_route.route.max_em_drop),
         )
-        return LearnedVersions(held=held, of_route=of_route, trying=trying)
+        return LearnedVersions(of_route, held, evidence)
     in_force = version_at(connection, held.state.in_force, secret=secret)
     bodies = (json.dumps(one.plain()["body"], sort_keys=True) for one in (candidate, in_force))
-    arms = tuple(Arm(name="", weight=1.0, policy=body) for body in bodies)
-    return PolicyVersions(of_route=of_route, arms=arms)
+    return PolicyVersions(of_route, tuple(Arm(name="", weight=1.0, policy=body) for body in bodies))
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class PolicyVersions:
+class PolicyVersions(VersionPair):
     """Two policies: the candidate's, then that of the version in force."""
 
-    of_route: OfRoute
-    arms: tuple[Arm, ...]
+    def __init__(self, of_route: AuditReplay, arms: tuple[Arm, ...]) -> None:
+        super().__init__(of_route)
+        self.arms = arms
 
-    def begin(self, connection: sqlite3.Connection) -> None:
-        """Nothing more is needed."""
-
-    def replay(self, witnesses: Sequence[Witness]) -> list[Both | None]:
-        """As `Sides` has it."""
+    def replay(self, witnesses: Sequence[RolloutAudit]) -> list[ReplayedPair | None]:
         audits = [one.audit for one in witnesses]
         return _pairs(*(self.of_route.arm(arm, audits) for arm in self.arms))
 
-    def watch(self, audits: Sequence[Audit]) -> set[str]:  # noqa: ARG002 - as `Sides` has it
-        """A policy has no certificate."""
-        return set()
 
-    def certify(self, gathering: EvidenceFold, decided: InForce, budget: float) -> None:
-        """A policy has no certificate."""
+class LearnedVersions(VersionPair):
+    """Learned models, beside what the certification loop has in force."""
 
-    def wanted(self, gathering: EvidenceFold, asked: Collection[str]) -> list[LabelRequest]:
-        """As `Sides` has it."""
-        return list(worth_a_label(gathering, asked))
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class LearnedVersions:
-    """Learned models, beside what the certify loop has in force."""
-
-    held: RolloutRun
-    of_route: OfRoute
-    trying: CandidateEvidence
-    _known: dict[str, ServedVersion | None] = field(default_factory=dict)
+    def __init__(self, of_route: AuditReplay, held: RolloutRun, evidence: CandidateEvidence) -> None:
+        super().__init__(of_route)
+        self.held, self.evidence = held, evidence
+        self._known: dict[str, ServedVersion | None] = {}
 
     def begin(self, connection: sqlite3.Connection) -> None:
-        """Know what was in force when."""
         self.of_route = replace(
             self.of_route,
             published=published_on(connection, self.held.state.route),
             load=loader(connection, self._known),
         )
 
-    def replay(self, witnesses: Sequence[Witness]) -> list[Both | None]:
-        """As `Sides` has it."""
+    def replay(self, witnesses: Sequence[RolloutAudit]) -> list[ReplayedPair | None]:
         candidate: dict[str, ArmEvidence] = {}
         for level in sorted({one.state.level for one in witnesses} - {0}):
             audits = [one.audit for one in witnesses if one.state.level == level]
-            found = self.of_route.at_level(self.trying.version, level, audits)
-            candidate |= {audit.id: shown for audit, shown in zip(audits, found, strict=True)}
+            replayed = self.of_route.at_level(self.evidence.version, level, audits)
+            candidate |= {audit.id: shown for audit, shown in zip(audits, replayed, strict=True)}
         audits = [one.audit for one in witnesses]
         return _pairs([candidate.get(audit.id) for audit in audits], self.of_route.arm(AS_IT_IS, audits))
 
     def watch(self, audits: Sequence[Audit]) -> set[str]:
-        """As `Sides` has it."""
-        return self.trying.take(audits)
+        return self.evidence.take(audits)
 
     def certify(self, gathering: EvidenceFold, decided: InForce, budget: float) -> CandidateCertificate | None:
         """Under the same budget as the version in force, less what was charged to that; else nothing is tested."""
         made, epoch = decided.publication, decided.epoch
         if made is None or epoch is None or not made.certified or made.fit != self.held.state.in_force:
             return None
-        self.trying.hear(gathering.watched, gathering.callers)
+        self.evidence.hear(gathering.watched, gathering.callers)
         if made.evidence.max_em_drop is None:
             return None
         # The epoch's confidence: a publication's is the loop's own part of delta, which is no measure of this one's.
-        return self.trying.certificate(
+        return self.evidence.certificate(
             pending=gathering.pending,
             windows=gathering.windows,
             max_em_drop=min(budget, made.evidence.max_em_drop),
@@ -148,13 +156,171 @@ class LearnedVersions:
             harm_confidence=self.held.rules.harm_confidence,
         )
 
-    def wanted(self, gathering: EvidenceFold, asked: Collection[str]) -> list[LabelRequest]:
-        """As `Sides` has it."""
-        return list(worth_a_label(gathering, asked, self.of_route, self.trying))
+    def label_requests(self, gathering: EvidenceFold, asked: Collection[str]) -> list[LabelRequest]:
+        """… and where the candidate's certificate waits for one."""
+        requests = super().label_requests(gathering, asked)
+        named = {*asked, *(request.episode_id for request in requests)}
+        for audit, level in self.evidence.unjudged(gathering.watched):
+            if audit.id in named:
+                continue
+            (shown,) = self.of_route.at_level(self.evidence.version, level, [audit])
+            requests.append(
+                LabelRequest(
+                    episode_id=audit.id,
+                    route=gathering.held.state.route,
+                    level=level,
+                    would_answer=shown.answer,
+                    answer=audit.episode.outcome.answer,
+                    why=f"level {level} of the version that is tried would have answered otherwise than the full run",
+                )
+            )
+        return requests
 
 
-def _pairs(candidate: Sequence[ArmEvidence | None], in_force: Sequence[ArmEvidence | None]) -> list[Both | None]:
+def _pairs(
+    candidate: Sequence[ArmEvidence | None], in_force: Sequence[ArmEvidence | None]
+) -> list[ReplayedPair | None]:
     return [
-        None if one is None or two is None else Both(candidate=one, in_force=two)
+        None if one is None or two is None else ReplayedPair(candidate=one, in_force=two)
         for one, two in zip(candidate, in_force, strict=True)
     ]
+
+
+_WHOLE: Final = ("full", "unprobed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditReplay:
+    """What audits of one route are read with.
+
+    published  what was in force at a place of the log; None: nothing
+    load       the version under an address; None: it is gone
+    """
+
+    route: Route
+    match: Match
+    published: Callable[[int], Publication | None]
+    load: Callable[[str], ServedVersion | None]
+
+    def replayable(self, arm: Arm) -> bool:
+        return arm.full or self._asked_ahead(arm) is None or self._asked_twice(arm)
+
+    def arm(self, arm: Arm, audits: Sequence[Audit]) -> list[ArmEvidence | None]:
+        """What each audit shows of an arm, not judged yet; None: nothing that anybody could ever see."""
+        if arm.full:
+            return [self._full(audit) for audit in audits]
+        if self._asked_ahead(arm) is not None:
+            return [self._twice(arm, audit) if self._asked_twice(arm) else None for audit in audits]
+        served = with_arm(self.route, arm)
+        if served.policy:
+            told = [audit for audit in audits if audit.fate == "full"]
+            stops = policy_stops(build_policy(served.policy), self.route.kind, told)
+        else:
+            stops = self._levels(arm, audits)
+        return [self._at(audit, stops.get(audit.id)) for audit in audits]
+
+    def at_level(self, version: ServedVersion, level: int, audits: Sequence[Audit]) -> list[ArmEvidence]:
+        """What each audit shows of a learned version at one of its levels, not judged yet."""
+        told = [audit for audit in audits if audit.fate == "full" and len(audit.episode.outcome.steps) > 1]
+        stops = self._at_level(version, level, told) if told and level else {}
+        return [self._at(audit, stops.get(audit.id)) for audit in audits]
+
+    def judged(
+        self, audits: Sequence[Audit], shown: Mapping[str, Mapping[str, ArmEvidence]], callers: Collection[str]
+    ) -> dict[str, dict[str, ArmEvidence]]:
+        """The same with what counts as said (`assurance.labels`) where arms differ, by audit and arm.
+
+        shown    by audit and arm
+        callers  senders whose keys also ask the model: users, whatever they call themselves
+        """
+        differing = [audit for audit in audits if len({one.answer for one in shown[audit.id].values() if one.seen}) > 1]
+        counts, _ = verdicts(differing, self.match, callers=callers)
+        return {
+            audit.id: {
+                arm: replace(one, right=is_right(one.answer, audit.episode.outcome.answer, label, self.match))
+                for arm, one in shown[audit.id].items()
+            }
+            for audit in differing
+            if (label := counts.get(audit.id)) is not None
+        }
+
+    # ---- effort and budget: asked twice ----------------------------------------------------------
+
+    def _asked_ahead(self, arm: Arm) -> str | None:
+        """What the arm asks for before the call, as outcomes name it; None: nothing, so that a replay shows it."""
+        served = with_arm(self.route, arm)
+        if served.effort is not None:
+            return f"effort={served.effort}"
+        return None if served.budget_tokens is None else f"budget_tokens={served.budget_tokens}"
+
+    def _asked_twice(self, arm: Arm) -> bool:
+        """Is it the route's own, which is what the second call of an audit is made with?"""
+        return self._asked_ahead(arm) == self._asked_ahead(Arm(name="", weight=1.0))
+
+    def _twice(self, arm: Arm, audit: Audit) -> ArmEvidence | None:
+        outcome = audit.episode.outcome
+        if outcome.pair_arm is None or outcome.pair_arm != self._asked_ahead(arm):
+            return None
+        return ArmEvidence(answer=outcome.pair_answer, right=None)
+
+    # ---- stops: replayed -------------------------------------------------------------------------
+
+    def _full(self, audit: Audit) -> ArmEvidence:
+        outcome = audit.episode.outcome
+        if audit.fate not in _WHOLE:
+            return ArmEvidence(answer=None, right=None, seen=False)
+        return ArmEvidence(answer=outcome.answer, right=None, tokens=_generated(audit, None))
+
+    def _at(self, audit: Audit, stop: tuple[int, str | None] | None) -> ArmEvidence:
+        """The answer behind a stop; None: the arm lets the run come to its end."""
+        steps = audit.episode.outcome.steps
+        first = next((at for at, step in enumerate(steps) if step.missing), len(steps))
+        behind = len(steps) - 1 if stop is None else stop[0]
+        if audit.fate not in _WHOLE or first <= behind:
+            return ArmEvidence(answer=None, right=None, seen=False)
+        if stop is None:
+            return self._full(audit)
+        return ArmEvidence(answer=stop[1], right=None, tokens=_generated(audit, stop[0]))
+
+    def _levels(self, arm: Arm, audits: Sequence[Audit]) -> dict[str, tuple[int, str | None]]:
+        """Step and answer of the stop at a level of what was certified when the audit ran, by episode."""
+        groups: dict[tuple[str, int], list[Audit]] = {}
+        for audit in audits:
+            made = self.published(audit.seq)
+            level = 0 if made is None or not made.certified else made.level
+            level = level if arm.level is None else min(level, arm.level)
+            if made is not None and level and audit.fate == "full" and len(audit.episode.outcome.steps) > 1:
+                groups.setdefault((made.fit, level), []).append(audit)
+        stops: dict[str, tuple[int, str | None]] = {}
+        for (fit, level), members in groups.items():
+            version = self.load(fit)
+            if version is not None:
+                stops.update(self._at_level(version, level, members))
+        return stops
+
+    def _at_level(
+        self, version: ServedVersion, level: int, audits: Sequence[Audit]
+    ) -> Mapping[str, tuple[int, str | None]]:
+        chosen = FeatureSelection(tuple(version.version.models[0].features), ())
+        rows = audits_to_rows(audits, chosen=chosen, match=self.match, wave=self.route.wave, counts={})
+        assert rows is not None
+        steps = version.rows_at(as_served(rows, version.version), level) - rows.starts[:-1]
+        runs = [(one.episode.request.query, one.episode.outcome.steps) for one in audits]
+        columns = recorded_columns((), self.route.kind, runs)
+        return {
+            audit.id: (int(step), answer_of(columns.answer[start + step], columns.answers))
+            for audit, step, start, end in zip(audits, steps, columns.starts[:-1], columns.starts[1:], strict=True)
+            if start + step < end - 1
+        }
+
+
+def _generated(audit: Audit, stop: int | None) -> float:
+    """Tokens of the run up to a step, and of the answer that is written behind a thought; None: of all of it."""
+    outcome = audit.episode.outcome
+    if outcome.usage is None:
+        return 0.0
+    if stop is None:
+        return float(outcome.usage.completion_tokens)
+    written = outcome.usage.completion_tokens - outcome.usage.reasoning_tokens
+    answer_tokens = max(0, written) if audit.episode.request.kind == "reasoning" else 0
+    return float(sum(step.tokens for step in outcome.steps[: stop + 1]) + answer_tokens)

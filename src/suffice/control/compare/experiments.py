@@ -1,12 +1,11 @@
-"""From the log to what an experiment shows: draws, runs and what was said of them, as values by unit and arm.
+"""Gathers what the log holds of an experiment: draws, runs and feedback as values by unit and arm.
 
     ExperimentRun ──▶ draws ──▶ every unit's first arm   ─┐
-                  ──▶ runs, labels ──▶ values by metric  ─┼──▶ Material ──▶ rollout.analysis
+                  ──▶ runs, labels ──▶ values by metric  ─┼──▶ ExperimentData ──▶ rollout.analysis
                   ──▶ audits, replayed for every arm     ─┘
 
 A unit is one witness of each metric, by its first value under the weights that it first took part with. Audits run in
-full whatever their arm, so they stand for no arm live; of other runs nothing is chosen by how they ended. Knows records
-of the log; refuses to know what they prove.
+full whatever their arm, so they stand for no arm live; of other runs nothing is chosen by how they ended.
 """
 
 from __future__ import annotations
@@ -19,18 +18,29 @@ from dataclasses import dataclass, field
 from math import floor, log1p
 from pathlib import Path
 
-from suffice.assurance.label_precedence import INFERENCE_KEY, MAX_SHARE
+from suffice.assurance.labels import INFERENCE_KEY, MAX_SHARE
 from suffice.assurance.runs import ENDED, Match, measure_run
 from suffice.assurance.satisfaction import by_people, scaled
-from suffice.control.compare.shown import OfRoute
+from suffice.control.compare.counterfactual import AuditReplay
 from suffice.control.evidence.audits import Audit, GivenLabel, is_evidence
-from suffice.control.evidence.loading import loader, published_on
-from suffice.control.evidence.matching import matching
+from suffice.control.evidence.scorers import matching
+from suffice.control.evidence.versions import loader, published_on
 from suffice.errors import ConfigError
 from suffice.rollout.analysis import analyse
 from suffice.rollout.experiment import RunningExperiment
-from suffice.rollout.metrics import EM, LATENCY, METRICS, SATISFACTION, TOKENS
-from suffice.rollout.results import ArmEvidence, AuditSeen, ExperimentResult, Material, UnitAssignment, Value
+from suffice.rollout.results import (
+    EM,
+    LATENCY,
+    METRICS,
+    SATISFACTION,
+    TOKENS,
+    ArmEvidence,
+    AuditAnswers,
+    ExperimentData,
+    ExperimentResult,
+    MetricValue,
+    UnitAssignment,
+)
 from suffice.settings import Metric, Settings
 from suffice.signals.query import class_of
 from suffice.store.database.views import EpisodeWithLabels, open_reader
@@ -46,8 +56,7 @@ def read_experiment(
         return analyse(held.experiment, gather(connection, held, settings))
 
 
-def gather(connection: sqlite3.Connection, held: ExperimentRun, settings: Settings) -> Material:
-    """All that the log holds of it."""
+def gather(connection: sqlite3.Connection, held: ExperimentRun, settings: Settings) -> ExperimentData:
     one = held.experiment
     for route in one.routes:
         if route not in settings.routes:
@@ -57,7 +66,7 @@ def gather(connection: sqlite3.Connection, held: ExperimentRun, settings: Settin
         taken.drew(draw.unit, UnitAssignment(arm=draw.arm, odds=dict(draw.odds), query_class=class_of(draw.query)))
     with ExitStack() as stack:
         routes = {
-            name: OfRoute(
+            name: AuditReplay(
                 route=settings.routes[name],
                 match=stack.enter_context(matching(settings.routes[name])),
                 published=published_on(connection, name),
@@ -76,17 +85,15 @@ def gather(connection: sqlite3.Connection, held: ExperimentRun, settings: Settin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Told:
-    """One value, where it stands in the log, and who said so."""
-
     seq: int
     unit: str
     voice: str | None  # a key that asks the model speaks for a share of the units at most; None: not capped
-    value: Value
+    value: MetricValue
 
 
-def _within_share(told: Sequence[_Told]) -> list[Value]:
+def _within_share(told: Sequence[_Told]) -> list[MetricValue]:
     """Without what capped voices say beyond their share of the units."""
-    allowed, spoken, kept = max(1, floor(MAX_SHARE * len(told))), Counter[str](), list[Value]()
+    allowed, spoken, kept = max(1, floor(MAX_SHARE * len(told))), Counter[str](), list[MetricValue]()
     for one in told:
         if one.voice is not None:
             spoken[one.voice] += 1
@@ -98,8 +105,6 @@ def _within_share(told: Sequence[_Told]) -> list[Value]:
 
 @dataclass(slots=True, kw_only=True)
 class _Taken:
-    """What has been read so far."""
-
     one: RunningExperiment
     declared: Mapping[str, Metric] = field(default_factory=dict)
     n_requests: int = 0
@@ -135,7 +140,6 @@ class _Taken:
             self._add(LATENCY, item.seq, draw, item, outcome.duration_s)
 
     def judged(self, item: EpisodeWithLabels, match: Match) -> None:
-        """Take in what was said of a run."""
         draw = self._draw(item)
         if draw is None or not item.labels:
             return
@@ -149,16 +153,16 @@ class _Taken:
             for name, value in self._said(given):
                 self._add(name, label.seq, draw, item, value, voice)
 
-    def material(self, routes: Mapping[str, OfRoute]) -> Material:
+    def material(self, routes: Mapping[str, AuditReplay]) -> ExperimentData:
         """All of it, each metric in the order in which its values became known, one for each unit."""
-        values = dict[str, list[Value]]()
-        for metric, found in self._values.items():
+        values = dict[str, list[MetricValue]]()
+        for metric, all_values in self._values.items():
             first: dict[str, _Told] = {}
-            for told in sorted(found, key=lambda told: told.seq):
+            for told in sorted(all_values, key=lambda told: told.seq):
                 first.setdefault(told.unit, told)
             values[metric] = _within_share(list(first.values()))
         paired = frozenset(arm.name for arm in self.one.arms if all(route.replayable(arm) for route in routes.values()))
-        return Material(
+        return ExperimentData(
             n_requests=self.n_requests,
             drawn=list(self._first.values()),
             values=values,
@@ -166,19 +170,19 @@ class _Taken:
             paired=paired,
         )
 
-    def _seen(self, routes: Mapping[str, OfRoute], paired: frozenset[str]) -> list[AuditSeen]:
+    def _seen(self, routes: Mapping[str, AuditReplay], paired: frozenset[str]) -> list[AuditAnswers]:
         """Audits as each arm would have ended them, in their order."""
-        found: dict[str, dict[str, ArmEvidence]] = {audit.id: {} for audit in self._audits}
+        answers: dict[str, dict[str, ArmEvidence]] = {audit.id: {} for audit in self._audits}
         for name, route in routes.items():
             mine = [audit for audit in self._audits if audit.episode.request.route == name]
             for arm in self.one.arms:
                 if arm.name in paired:
                     for audit, told in zip(mine, route.arm(arm, mine), strict=True):
                         if told is not None:
-                            found[audit.id][arm.name] = told
-            found.update(route.judged(mine, found, self._callers - {""}))
+                            answers[audit.id][arm.name] = told
+            answers.update(route.judged(mine, answers, self._callers - {""}))
         return [
-            AuditSeen(query_class=class_of(audit.episode.request.query), arms=found[audit.id])
+            AuditAnswers(query_class=class_of(audit.episode.request.query), arms=answers[audit.id])
             for audit in sorted(self._audits, key=lambda audit: audit.seq)
         ]
 
@@ -206,7 +210,7 @@ class _Taken:
                 seq=seq,
                 unit=draw.unit,
                 voice=voice,
-                value=Value(
+                value=MetricValue(
                     arm=draw.arm,
                     odds=_odds(draw),
                     query_class=class_of(query),

@@ -1,12 +1,11 @@
-"""What the log says of a rollout, row by row: nothing is read twice, and what comes late is judged when it is there.
+"""Gathers what the log holds of a rollout, row by row; what comes late is judged when it is there.
 
     rows since it began ──▶ feed ──▶ requests, live runs of both arms, audits, labels
                             evidence ──▶ new audits replayed by both versions, old ones judged anew ──▶ RolloutEvidence
 
 A fold: fed in pieces or at once, it says the same at the same place. A run belongs to the step that the rollout was in
 when the run began, as the order of the rows has it. Ratings count in the order in which they became known. Of an audit
-only those are kept on which the versions answer differently; on the others no label can change anything. Knows records
-of the log; refuses to know databases, clocks and what follows from the evidence.
+only those are kept on which the versions answer differently; on the others no label can change anything.
 """
 
 from __future__ import annotations
@@ -15,20 +14,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from suffice.assurance.lengths import undrawn_tokens
+from suffice.assurance.money import undrawn_tokens
 from suffice.assurance.runs import ENDED, Match, measure_run
 from suffice.assurance.sampling import BAD_ENDS
 from suffice.assurance.satisfaction import by_people
 from suffice.assurance.strata import Cell
 from suffice.assurance.windows import Windows
 from suffice.control.evidence.audits import Audit, GivenLabel, is_evidence
-from suffice.control.evidence.label_join import LabelJoin
-from suffice.control.evidence.latest import remember
-from suffice.control.evidence.start_order import StartOrder
+from suffice.control.evidence.run_join import LabelJoin, StartOrder, UnreturnedAudits, remember
 from suffice.learn.certifier import PendingAudits
-from suffice.rollout.evidence import ArmName, RolloutEvidence, UnitRun, Z
+from suffice.rollout.evidence import ArmName, RolloutEvidence, Rules, UnitRun, Z
 from suffice.rollout.results import ArmEvidence
-from suffice.rollout.rules import Rules
 from suffice.rollout.stages import State
 from suffice.signals.query import class_of
 from suffice.store.database.log import StoredEvent
@@ -40,7 +36,7 @@ from suffice.types import ArmDraw, Episode, Feedback, Outcome, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Both:
+class ReplayedPair:
     """What one audit shows of both versions, not judged yet."""
 
     candidate: ArmEvidence
@@ -48,19 +44,16 @@ class Both:
 
     @property
     def named(self) -> dict[str, ArmEvidence]:
-        """By the name of the version."""
         return {"candidate": self.candidate, "in force": self.in_force}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Witness:
-    """An audit, and how the rollout stood when its request came."""
-
+class RolloutAudit:
     audit: Audit
     state: State
 
 
-Replay: TypeAlias = Callable[[Sequence[Witness]], Sequence[Both | None]]  # None: it is no pair
+Replay: TypeAlias = Callable[[Sequence[RolloutAudit]], Sequence[ReplayedPair | None]]  # None: it is no pair
 Watch: TypeAlias = Callable[[Sequence[Audit]], set[str]]  # episodes whose labels somebody else wants to hear of
 Judge: TypeAlias = Callable[
     [Sequence[Audit], dict[str, dict[str, ArmEvidence]], set[str]], dict[str, dict[str, ArmEvidence]]
@@ -69,8 +62,6 @@ Judge: TypeAlias = Callable[
 
 @dataclass(slots=True, kw_only=True)
 class _Live:
-    """A live run that counts, without its steps."""
-
     unit: str
     arm: ArmName
     episode: Episode
@@ -94,7 +85,8 @@ class EvidenceFold:
     n: int = 0
     _state: State = field(init=False)
     _evidence: RolloutEvidence = field(default_factory=RolloutEvidence)
-    _started: StartOrder = field(default_factory=StartOrder)
+    _starts: StartOrder = field(default_factory=StartOrder)
+    _unreturned: UnreturnedAudits = field(default_factory=UnreturnedAudits)
     _states: dict[str, State] = field(default_factory=dict)  # of the rollout when a run began, by episode
     _joining: LabelJoin = field(default_factory=LabelJoin)
     callers: set[str] = field(default_factory=set)  # senders that asked the model, on whatever route
@@ -103,23 +95,20 @@ class EvidenceFold:
     _live: dict[str, _Live] = field(default_factory=dict)  # by episode
     _right: dict[str, tuple[str, ArmName, str, bool]] = field(default_factory=dict)  # by unit: episode, arm, class
     windows: Windows = field(default_factory=Windows)  # of the requests since the rollout began
-    _new: dict[str, Witness] = field(default_factory=dict)  # audits that were not replayed yet, by episode
-    _apart: dict[str, Both] = field(default_factory=dict)  # on which the versions answer differently
+    _new: dict[str, RolloutAudit] = field(default_factory=dict)  # audits that were not replayed yet, by episode
+    _apart: dict[str, ReplayedPair] = field(default_factory=dict)  # on which the versions answer differently
     watched: dict[str, Audit] = field(default_factory=dict)  # that a label may still change something of, by episode
 
     def __post_init__(self) -> None:
-        """Begin where the rollout began."""
         self.seq, self._state = self.held.seq, self.held.first
 
     @property
     def rules(self) -> Rules:
-        """Those that the rollout began with."""
         return self.held.rules
 
     @property
     def pending(self) -> PendingAudits:
-        """Audits that have begun and not returned."""
-        return self._started.pending_with(())
+        return self._unreturned.with_earlier()
 
     # ---- rows ------------------------------------------------------------------------------------
 
@@ -135,10 +124,10 @@ class EvidenceFold:
         elif isinstance(event, RequestsCounted):
             self._counted(event.counted)
         elif isinstance(event, FeedbackGiven):
-            said = GivenLabel(stored.seq, event.feedback, stored.at_s)
-            name = self._joining.said(said)
+            label = GivenLabel(stored.seq, event.feedback, stored.at_s)
+            name = self._joining.find_episode(label)
             if name is not None:
-                self._heard(name, said)
+                self._heard(name, label)
         elif isinstance(event, RolloutMoved) and event.moved.transition.rollout == self._state.rollout:
             self._state = self._state.after(event.moved.transition)
 
@@ -149,7 +138,8 @@ class EvidenceFold:
             return
         self.n += 1
         self._evidence = self._evidence.with_request(class_of(request.query))
-        self._started.began(request, self.n, probes=self.probes, windows=self.windows)
+        self._starts.began(request, self.n)
+        self._unreturned.began(request, self.n, probes=self.probes, windows=self.windows)
         remember(self._states, request.episode_id, self._state)
 
     def _counted(self, counted: RequestCount) -> None:
@@ -165,14 +155,15 @@ class EvidenceFold:
                 self._evidence = self._evidence.with_request(cell.query_class, cell.n)
 
     def _ended(self, outcome: Outcome, stored: StoredEvent) -> None:
-        began, state = self._started.ended(outcome.episode_id), self._states.pop(outcome.episode_id, self._state)
-        if began is None:
+        run, state = self._starts.ended(outcome), self._states.pop(outcome.episode_id, self._state)
+        self._unreturned.ended(outcome.episode_id)
+        if run is None or run.episode is None:
             return
-        request, at = began
-        episode, waiting = Episode(request=request, outcome=outcome), self._joining.ended(outcome)
+        request, episode, at = run.request, run.episode, run.number
+        waiting = self._joining.ended(outcome)
         if is_evidence(request, outcome, probes=self.probes):
             audit = Audit(seq=stored.seq, at=at, ended_at_s=stored.at_s, episode=episode)
-            self._new[audit.id] = Witness(audit=audit, state=state)
+            self._new[audit.id] = RolloutAudit(audit=audit, state=state)
         drawn = self._drawn(request)
         if drawn is not None and state.counts(at, request.received_at_s, self.rules):
             arm: ArmName = "candidate" if drawn.arm == "candidate" else "control"
@@ -181,8 +172,8 @@ class EvidenceFold:
                 self._evidence = self._evidence.with_run(arm, _run(episode), self.rules)
             kept = Episode(request=request, outcome=replace(outcome, steps=()))
             self._live[outcome.episode_id] = _Live(unit=drawn.unit, arm=arm, episode=kept)
-        for said in waiting:
-            self._heard(outcome.episode_id, said)
+        for label in waiting:
+            self._heard(outcome.episode_id, label)
 
     def _drawn(self, request: Request) -> ArmDraw | None:
         """The arm of the rollout that a live run stands for; an audit runs in full and stands for none."""
@@ -191,17 +182,16 @@ class EvidenceFold:
         name = f"rollout {self._state.rollout}"
         return next((one for one in request.arms if one.experiment == name), None)
 
-    def _heard(self, name: str, said: GivenLabel) -> None:
-        """Somebody said something of a run that has ended."""
+    def _heard(self, name: str, label: GivenLabel) -> None:
         if name in self._new:
-            found = self._new[name]
-            self._new[name] = replace(found, audit=found.audit.with_label(said, self.n))
+            new = self._new[name]
+            self._new[name] = replace(new, audit=new.audit.with_label(label, self.n))
         elif name in self.watched:
-            self.watched[name] = self.watched[name].with_label(said, self.n)
+            self.watched[name] = self.watched[name].with_label(label, self.n)
         live = self._live.get(name)
         if live is not None:
-            live.labels = (*live.labels, said)
-            self._rate(live, said.feedback)
+            live.labels = (*live.labels, label)
+            self._rate(live, label.feedback)
             self._mark(name, live)
 
     def _rate(self, live: _Live, given: Feedback) -> None:
@@ -231,16 +221,15 @@ class EvidenceFold:
         self._take(replay, watch)
         audits = [self.watched[name] for name in self._apart]
         judged = judge(audits, {name: both.named for name, both in self._apart.items()}, self.callers)
-        found = replace(self._evidence, labelled=self._cells())
+        evidence = replace(self._evidence, labelled=self._cells())
         for audit, both in zip(audits, self._apart.values(), strict=True):
             told = {**both.named, **judged.get(audit.id, {})}
             z = loss(told["candidate"], told["in force"])
             if z is not None:
-                found = found.with_label(class_of(audit.episode.request.query), z)
-        return found
+                evidence = evidence.with_label(class_of(audit.episode.request.query), z)
+        return evidence
 
     def _take(self, replay: Replay, watch: Watch) -> None:
-        """Replay the audits that are new."""
         new, self._new = self._new, {}
         wanted = watch([witness.audit for witness in new.values()])
         for witness, both in zip(new.values(), replay(list(new.values())), strict=True):
@@ -261,10 +250,10 @@ class EvidenceFold:
             if z is None:
                 self.watched[audit.id], self._apart[audit.id] = audit, both
 
-    def unjudged(self) -> list[tuple[Audit, Both]]:
+    def unjudged(self) -> list[tuple[Audit, ReplayedPair]]:
         """Audits on which the versions answer differently, and of which nobody has said anything."""
-        found = [(self.watched[name], both) for name, both in self._apart.items()]
-        return [(audit, both) for audit, both in found if not audit.labels]
+        pairs = [(self.watched[name], both) for name, both in self._apart.items()]
+        return [(audit, both) for audit, both in pairs if not audit.labels]
 
     def _cells(self) -> tuple[Cell, ...]:
         """Live runs with labels, by class; the control is the side that the candidate is compared with."""

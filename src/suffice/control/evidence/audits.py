@@ -1,10 +1,10 @@
-"""From the log to evidence: audits with what was said about them, as rows that a certificate counts.
+"""Audits with their labels, as rows that a certificate counts.
 
     request, outcome, labels ──▶ Audit ──▶ shown ──▶ AuditRuns ──▶ learn.certifier
 
 Signals are computed by the observer that serves live traffic (`learn.dataset`). What nobody saw counts against a stop,
 never for it: an audit that was abandoned is a loss at every level, and so is, from the gap on, a run with a checkpoint
-that should have had an answer and has none. Knows episodes; refuses to know stores and what is done with the rows.
+that should have had an answer and has none.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import Final, TypeAlias
 
 import numpy as np
 
-from suffice.assurance import label_precedence
-from suffice.assurance.judge import JUDGE
-from suffice.assurance.lengths import undrawn_tokens
+from suffice.assurance.labels import JUDGE, TRUSTED, TrustedLabel, rank_of, stand
+from suffice.assurance.money import undrawn_tokens
 from suffice.assurance.runs import FINISHED_ENDS, Match, SequencedLabel
 from suffice.learn.audits import AuditRuns, Bools, Ints, Small, concatenate_audits
 from suffice.learn.dataset import Fate, build_dataset, fate
@@ -36,8 +35,6 @@ _NEVER: Final = np.inf
 
 @dataclass(frozen=True, slots=True)
 class GivenLabel:
-    """One piece of feedback with its place in the log."""
-
     seq: int
     feedback: Feedback
     at_s: float = 0.0  # Unix time at which the log took it; informative, and for delays
@@ -57,7 +54,6 @@ class Audit:
 
     @property
     def id(self) -> str:
-        """The episode's id."""
         return self.episode.request.episode_id
 
     @property
@@ -67,7 +63,6 @@ class Audit:
 
     @property
     def query(self) -> Query:
-        """What was known of its question."""
         return self.episode.request.query or Query()
 
     @property
@@ -87,7 +82,6 @@ class Audit:
 
     @property
     def fate(self) -> Fate:
-        """What became of the run."""
         return fate(self.episode.request, self.episode.outcome)
 
     def kept(self, at: int, epoch_at: int) -> Audit:
@@ -95,9 +89,9 @@ class Audit:
         label_at = self.label_at if self.label_at == _NEVER else min(self.label_at, float(epoch_at))
         return replace(self, at=at, label_at=label_at)
 
-    def with_label(self, said: GivenLabel, at: int) -> Audit:
+    def with_label(self, label: GivenLabel, at: int) -> Audit:
         """The same audit when something more has been said."""
-        return replace(self, labels=tuple(sorted((*self.labels, said), key=lambda one: one.seq)), label_at=float(at))
+        return replace(self, labels=tuple(sorted((*self.labels, label), key=lambda one: one.seq)), label_at=float(at))
 
 
 Verdicts: TypeAlias = Mapping[str, Feedback]  # by episode: what counts as said of it
@@ -139,35 +133,35 @@ def verdicts(
     callers: Collection[str] = (),
     hears: Callable[[Feedback], bool] = lambda _: False,
 ) -> tuple[Verdicts, frozenset[str]]:
-    """Return the label that counts for each audit (`assurance.label_precedence`), and the audits in contradiction.
+    """Return the label that counts for each audit (`assurance.labels`), and the audits in contradiction.
 
     audits  of the window whose answers differ somewhere in play: words about others change nothing
     match   does an answer equal a reference? Two references that judge an audit alike are one verdict
     callers senders whose keys also ask the model: users, whatever they call themselves
-    hears   does this word of a judge model count? What it costs others take off (`control.loop.judge_error`)
+    hears   does this word of a judge model count? What it costs others take off (`control.loop.charges`)
     """
-    found = {audit.id: audit for audit in audits}
-    said = {
+    by_id = {audit.id: audit for audit in audits}
+    given = {
         (audit.id, one.seq): one.feedback
-        for audit in found.values()
+        for audit in by_id.values()
         for one in audit.labels
         if _tells(one) and (one.feedback.source != JUDGE or hears(one.feedback))
     }
     words = [
-        label_precedence.TrustedLabel(
+        TrustedLabel(
             audit=name,
             seq=seq,
             source=one.source,
             # What a judge may get wrong is charged; a cap on its words would only silence it.
             key=f"{JUDGE} {name}" if one.source == JUDGE else _key(one, callers),
-            trust=label_precedence.rank_of(one, callers),
-            verdict=_meaning(found[name], one, match),
+            trust=rank_of(one, callers),
+            verdict=_meaning(by_id[name], one, match),
         )
-        for (name, seq), one in said.items()
+        for (name, seq), one in given.items()
     ]
-    standing = label_precedence.stand(words, differing=found)
+    standing = stand(words, differing=by_id)
     counts = {
-        word.audit: said[word.audit, word.seq]
+        word.audit: given[word.audit, word.seq]
         for word in sorted(words, key=lambda word: word.seq)
         if standing.verdicts.get(word.audit, _NOBODY) == word.verdict
     }
@@ -177,25 +171,25 @@ def verdicts(
 _NOBODY: Final = object()
 
 
-def _key(said: Feedback, callers: Collection[str]) -> str:
+def _key(given: Feedback, callers: Collection[str]) -> str:
     """Whose voice it is: of trusted people who share a key, such as a labelling tool's, each has one."""
-    is_person = said.user and label_precedence.rank_of(said, callers) >= label_precedence.TRUSTED
-    return f"{said.sender} {said.user}" if is_person else said.sender
+    is_person = given.user and rank_of(given, callers) >= TRUSTED
+    return f"{given.sender} {given.user}" if is_person else given.sender
 
 
-def _tells(said: GivenLabel) -> bool:
+def _tells(label: GivenLabel) -> bool:
     """Does it say what is right? Ratings and thumbs do not."""
-    return said.feedback.correct is not None or said.feedback.gold is not None
+    return label.feedback.correct is not None or label.feedback.gold is not None
 
 
-def _meaning(audit: Audit, said: Feedback, match: Match) -> Hashable:
+def _meaning(audit: Audit, given: Feedback, match: Match) -> Hashable:
     """What a label makes of an audit: is the full run right, and which of its other answers are."""
     outcome = audit.episode.outcome
     answers = sorted({step.answer for step in outcome.steps if step.answer is not None})
-    full = said.correct
-    if full is None and said.gold is not None:
-        full = outcome.answer is not None and match(outcome.answer, said.gold)
-    others = () if said.gold is None else tuple(answer for answer in answers if match(answer, said.gold))
+    full = given.correct
+    if full is None and given.gold is not None:
+        full = outcome.answer is not None and match(outcome.answer, given.gold)
+    others = () if given.gold is None else tuple(answer for answer in answers if match(answer, given.gold))
     return full, others
 
 

@@ -1,12 +1,11 @@
-"""What all traffic shows, stopped or not, in batches of 100: what a drift that can be seen is seen by.
+"""Drift features: what all traffic shows, stopped or not, in batches of 100.
 
     columns 0 to 3   signals of the first step, which a policy cannot stop a run before
     then N_CLASSES   shares of the most frequent query classes of the first batch, and of all other classes
     last             steps of full runs (audits), in logarithms
 
-Runs are taken in the order in which they began: slow ones are missing among those that end first, which would make the
-first batches easy and all later ones look like drift. A run that is still going when MOST_WAITING requests have begun
-after it is left out, wherever in the stream it stands.
+Runs come in the order in which they began (`run_join.StartOrder`): slow ones are missing among those that end first,
+which would make the first batches easy and all later ones look like drift.
 
 A prompt counts once in a batch: a few that many repeat would move its means by chance. A conversation counts once for
 the classes: its turns would be one class many times, which looks like drift. No stop selects any of these signals.
@@ -18,7 +17,7 @@ taken is left out: with no spread of its own, any later value would look like dr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import log
 from typing import Final
@@ -28,7 +27,7 @@ import numpy as np
 from suffice.assurance.drift import BATCH, REFERENCE
 from suffice.assurance.sampling import weight_of
 from suffice.control.evidence.audits import is_evidence
-from suffice.control.evidence.latest import remember
+from suffice.control.evidence.run_join import remember
 from suffice.learn.audits import Floats
 from suffice.learn.dataset import early_features
 from suffice.signals.query import class_of
@@ -42,14 +41,11 @@ CLASS_SPREAD: Final = 0.5  # smallest sd of a class indicator, the largest there
 STEP_SPREAD: Final = 0.1  # smallest sd of log steps: full runs may all be equally long
 MOST_CONVERSATIONS: Final = 20_000  # that are remembered
 MOST_REPEATS: Final = 900  # that a batch passes over: a route with few prompts has batches, too
-MOST_WAITING: Final = 2_000  # requests that a run may last
 _ALTERNATING: Final = np.resize([1.0, -1.0], BATCH)  # mean 0 and sd 1 over a batch
 
 
 @dataclass(frozen=True, slots=True)
 class _First:
-    """One run, as `learn.dataset` reads it."""
-
     episode: Episode
     labels: tuple[()] = ()
     seq: int = 0
@@ -93,12 +89,11 @@ class _Part:
 
 
 @dataclass(slots=True)
-class Early:
-    """Requests that make up no batch yet, and what is normal: the means of the reference."""
+class DriftFeatures:
+    """Makes batches of runs, and compares them with the means of the reference."""
 
-    _line: dict[str, tuple[int, Episode | None]] = field(default_factory=dict)  # number, and the run when it has ended
-    _firsts: list[_First] = field(default_factory=list)
-    _prompts: set[str] = field(default_factory=set)  # of these requests
+    _firsts: list[_First] = field(default_factory=list)  # runs that make up no batch yet
+    _prompts: set[str] = field(default_factory=set)  # of these
     _n_repeats: int = 0  # of them that the batch has passed over
     _reference: list[Floats] = field(default_factory=list)  # means of a batch
     _classes: tuple[str, ...] = ()  # with a column of their own, chosen at the first batch
@@ -106,24 +101,13 @@ class Early:
     _mix: _Part = field(default_factory=lambda: _Part(CLASS_SPREAD))
     _steps: _Part = field(default_factory=lambda: _Part(STEP_SPREAD))
 
-    def began(self, episode_id: str, number: int) -> None:
-        """Take a request in at its start; number: of the request among those of its route."""
-        self._line[episode_id] = number, None
+    def batches(self, runs: Iterable[Episode]) -> Iterator[Floats]:
+        """The features of each batch that is whole now, shape (100, N_COLUMNS).
 
-    def ended(self, episode: Episode) -> None:
-        """Take a run in, whatever became of it."""
-        name = episode.outcome.episode_id
-        if name in self._line:
-            self._line[name] = self._line[name][0], episode
-
-    def batches(self, now: int) -> Iterator[Floats]:
-        """The signals of each whole batch since the last time, shape (100, N_COLUMNS); now: requests of the route."""
-        while self._line:
-            name, (number, episode) = next(iter(self._line.items()))
-            if episode is None and number + MOST_WAITING > now:
-                return
-            del self._line[name]
-            if episode is None or not episode.outcome.steps or self._is_repeat(episode.request.question_key):
+        runs  that have ended since the last call, in the order of their starts
+        """
+        for episode in runs:
+            if not episode.outcome.steps or self._is_repeat(episode.request.question_key):
                 continue
             self._firsts.append(_First(episode))
             if len(self._firsts) == BATCH:

@@ -14,8 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
-from suffice.assurance.judge import JUDGE
-from suffice.assurance.label_precedence import TrustedLabel, rank_of
+from suffice.assurance.labels import JUDGE, TrustedLabel, rank_of
 from suffice.assurance.runs import Match
 from suffice.control.jobs.base import JobWriter
 from suffice.control.jobs.by_route import ByRoute, since

@@ -22,11 +22,11 @@ import numpy as np
 from suffice.assurance.certify import BETS
 from suffice.assurance.runs import Match
 from suffice.control.evidence.audits import NO_ANSWER_ENDS, Audit, is_audit
-from suffice.control.evidence.fitting import ServedVersion, read_back
-from suffice.control.evidence.resolution import ReplayMismatch
+from suffice.control.evidence.versions import ServedVersion, read_back
 from suffice.control.jobs.loops import loop_of
-from suffice.control.loop.certify import RouteLoop
-from suffice.control.loop.paired import ArmLoop
+from suffice.control.loop.epoch import ReplayMismatch
+from suffice.control.loop.learned import LearnedEvidence
+from suffice.control.loop.route_loop import RouteLoop
 from suffice.errors import ConfigError, StoreError
 from suffice.learn.audits import Bools, Small
 from suffice.learn.certifier import Certificate
@@ -70,7 +70,7 @@ def evidence_of(
     loop = loop_of(
         name, settings.routes[name], held, connection, control=settings.control, match=match, load=load, author="check"
     )
-    if isinstance(loop, ArmLoop):
+    if not isinstance(loop.source, LearnedEvidence):
         raise ConfigError(f"route {name}: its effort or budget is certified on pairs of calls, which no bundle holds")
     try:
         for stored in read_events(connection, since_seq=epoch.since_seq):
@@ -81,9 +81,9 @@ def evidence_of(
                 raise ReplayMismatch(f"publication {made.number} does not follow from the log")
     except ReplayMismatch as error:
         raise StoreError(f"route {name}: cannot be rebuilt: {error} (with the settings as they are now)") from None
-    if loop.keeper.certificate is None:
+    if loop.certifier.certificate is None:
         raise ConfigError(f"route {name}: publication {made.number} rests on no audits")
-    view = _View(loop, loop.keeper.certificate)
+    view = _View(loop, loop.source, loop.certifier.certificate)
     requests = list(view.requests(connection))
     labels = {line["label"] for line in requests if "label" in line}
     return Bundle(header=view.header(made), requests=requests, rows=frozenset({epoch_seq, made_seq, *labels}))
@@ -113,33 +113,33 @@ def _decided(
 class _View:
     """A loop that has just published, as lines of a bundle."""
 
-    def __init__(self, loop: RouteLoop, certificate: Certificate) -> None:
-        self._loop, self._certificate = loop, certificate
-        self._pending = frozenset(loop.keeper.pending.at.tolist())
+    def __init__(self, loop: RouteLoop, source: LearnedEvidence, certificate: Certificate) -> None:
+        self._loop, self._source, self._certificate = loop, source, certificate
+        self._pending = frozenset(loop.certifier.pending.at.tolist())
         self._audits: dict[str, tuple[Audit, Small, Bools, bool, bool]] = {}
-        counted = loop.keeper.counted_audits()
+        counted = loop.certifier.counted_audits()
         if counted is None:
             return
         runs, differs = counted
         places = np.flatnonzero(certificate.inside).tolist()
         for row, place in enumerate(places):
-            audit = loop.audits[place]
-            labelled = bool(runs.label_at[row] <= loop.keeper.now)
+            audit = loop.state.audits[place]
+            labelled = bool(runs.label_at[row] <= loop.certifier.now)
             self._audits[audit.id] = audit, certificate.z[row], differs[row], bool(runs.abandoned[row]), labelled
 
     # ---- the header ------------------------------------------------------------------------------
 
     def header(self, made: Publication) -> Line:
         """What the certificate claims, and on which numbers."""
-        loop, found, epoch = self._loop, self._certificate, self._loop.epoch
-        window, plan = found.window, loop.keeper.plan
+        loop, found, epoch = self._loop, self._certificate, self._loop.state.epoch
+        window, plan = found.window, loop.certifier.plan
         return {
             "type": "header",
             "form": FORM,
-            "route": loop.name,
-            "kind": loop.route.kind,
-            "scorer": msgspec.to_builtins(loop.route.scorer),
-            "observed_are_audits": loop.route.probe is None,
+            "route": loop.context.name,
+            "kind": loop.context.route.kind,
+            "scorer": msgspec.to_builtins(loop.context.route.scorer),
+            "observed_are_audits": loop.context.route.probe is None,
             "epoch": epoch.number,
             "publication": made.number,
             "at": made.at,
@@ -168,7 +168,7 @@ class _View:
 
     def _charges(self) -> Line:
         """What is taken off the budget: the finish by runs of levels, from the first one on, and a judge's mistakes."""
-        finish, judge = self._loop._finish, self._loop._judge  # noqa: SLF001 - the loop's parts, read as they stand
+        finish, judge = self._source.finish, self._source.judge
         steps = list[Line]()
         for level in range(1, len(self._certificate.log_e)):
             bound = finish.at(level)
@@ -178,7 +178,7 @@ class _View:
             step = {"n": n, "n_differing": n_differing, "upper": upper}
             if not steps or steps[-1] != {"from_level": steps[-1]["from_level"], **step}:
                 steps.append({"from_level": level, **step})
-        graded, wrong, alone, n_audits = judge._known or (0, 0, 0, 0)  # noqa: SLF001 - as above
+        graded, wrong, alone, n_audits = judge.counts
         counts = {"n_graded": graded, "n_wrong": wrong, "n_alone": alone, "n_audits": n_audits}
         return {"finish": steps, "judge": {"charge": judge.charge, **counts}}
 
@@ -191,7 +191,7 @@ class _View:
             return
         first, behind, last = ceil(window.start), min(window.end, floor(until) + 1), self._loop.n
         found = list[Line]()
-        for entry in begun(connection, self._loop.name, self._loop.seq):
+        for entry in begun(connection, self._loop.context.name, self._loop.seq):
             if last < first:
                 break
             if entry.kind == RequestsCounted.kind:
@@ -237,13 +237,13 @@ class _View:
         }
         line |= {name: value for name, (value, usual) in told.items() if value != usual}
         # An audit that was given up at a change of promise counts as lost, whatever it came to later.
-        given_up = number in {n for n, _ in self._loop.epoch.pending}
+        given_up = number in {n for n, _ in self._loop.state.epoch.pending}
         ended = None if given_up else outcome_of(connection, request.episode_id, self._loop.seq)
         outcome = None
         if ended is not None:
             outcome = decoded(ended.seq, RequestEnded, ended.body).outcome
             line |= {"end_seq": ended.seq, "end_digest": ended.digest}
-        if is_audit(request, probes=self._loop.route.probe is not None):
+        if is_audit(request, probes=self._loop.context.route.probe is not None):
             line |= self._audit(number, request, outcome)
         return line
 
@@ -265,11 +265,11 @@ class _View:
 
     def _label(self, audit: Audit) -> Line:
         """The label that counts, by its place in the log, and whether the full run is right by it."""
-        counts: Feedback = self._loop._counts[audit.id]  # noqa: SLF001 - what the loop holds for said
+        counts: Feedback = self._source.counts[audit.id]
         seq = next(said.seq for said in reversed(audit.labels) if said.feedback == counts)
         right, answer = counts.correct, audit.episode.outcome.answer
         if right is None and counts.gold is not None:
-            right = answer is not None and self._loop.match(answer, counts.gold)
+            right = answer is not None and self._loop.context.match(answer, counts.gold)
         line: Line = {"label": seq, "right": right}
         return line if counts.episode_id is not None else {**line, "response_id": counts.response_id}
 

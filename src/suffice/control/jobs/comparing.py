@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from suffice.control.evidence.scorer_cache import Matches, ScorerCache
+from suffice.control.evidence.scorers import Matches, ScorerCache
 from suffice.settings import Settings
 
 

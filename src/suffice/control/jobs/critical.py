@@ -1,9 +1,9 @@
 """The job `critical`: the critical EM of routes that no control loop certifies, because their owner wrote the policy.
 
-    outcomes, labels ──▶ Floor ──▶ below: EnforcementPaused and IncidentOpened, for a person
+    outcomes, labels ──▶ CriticalEM ──▶ below: EnforcementPaused and IncidentOpened, for a person
 
-Routes that certify themselves are watched by their own loop, with the same `Floor`. Time is the log's own. Knows rows
-of the log; refuses to know what a policy does.
+Routes that certify themselves are watched by their own loop, with the same `CriticalEM`. Time is the log's own. Knows
+rows of the log; refuses to know what a policy does.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 from suffice.assurance.runs import Match
 from suffice.assurance.sampling import weight_of
 from suffice.control.evidence.audits import GivenLabel
-from suffice.control.evidence.label_join import LabelJoin
-from suffice.control.evidence.latest import remember
+from suffice.control.evidence.run_join import LabelJoin, remember
 from suffice.control.jobs.base import JobReport, JobWriter
 from suffice.control.jobs.comparing import ComparisonJob
 from suffice.control.jobs.rows import LOOK_BACK, rows_since
-from suffice.control.loop.brake import Floor
+from suffice.control.loop.safety_checks import CriticalEM
 from suffice.review.holds import RouteHolds, of_pause
 from suffice.settings import Route
 from suffice.store.database.log import StoredEvent
@@ -39,7 +38,7 @@ class Watch:
     """What is known of one route's delivered answers, since a person last looked."""
 
     name: str
-    floor: Floor
+    critical_em: CriticalEM
     match: Match
     seq: int  # place of the last row that was read
     _joining: LabelJoin = field(default_factory=LabelJoin)
@@ -56,13 +55,13 @@ class Watch:
         elif isinstance(event, RequestEnded) and event.outcome.episode_id in self._open:
             request = self._open.pop(event.outcome.episode_id)
             for said in self._joining.ended(event.outcome, weight_of(request, event.outcome)):
-                self.floor.hear(event.outcome.episode_id, said.feedback, self._joining, self.match)
+                self.critical_em.note_label(event.outcome.episode_id, said.feedback, self._joining, self.match)
         elif isinstance(event, FeedbackGiven):
-            name = self._joining.said(GivenLabel(stored.seq, event.feedback, stored.at_s))
+            name = self._joining.find_episode(GivenLabel(stored.seq, event.feedback, stored.at_s))
             if name is not None:
-                self.floor.hear(name, event.feedback, self._joining, self.match)
+                self.critical_em.note_label(name, event.feedback, self._joining, self.match)
         elif isinstance(event, EnforcementResumed) and event.route == self.name:
-            self.floor.forget()
+            self.critical_em.forget()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -107,17 +106,17 @@ class Critical(ComparisonJob):
         return reports
 
     def _built(self, name: str, route: Route, connection: sqlite3.Connection) -> Watch:
-        floor = Floor(route.critical_em, delta=1 - route.confidence)
+        critical_em = CriticalEM(route.critical_em, delta=1 - route.confidence)
         since = place_before(connection, name, LOOK_BACK)
-        return Watch(name=name, floor=floor, match=self._matched.of(name, route, self.matches), seq=since)
+        return Watch(name=name, critical_em=critical_em, match=self._matched.of(name, route, self.matches), seq=since)
 
     def _why(self, name: str, held: RouteHolds, at_s: float) -> str | None:
         if held.pause is not None or held.accepted(at_s) is not None:
             return None
-        return self._watches[name].floor.below()
+        return self._watches[name].critical_em.below()
 
     def _pause(self, name: str, why: str, number: int, at_s: float, desk: JobWriter) -> None:
-        right = self._watches[name].floor.right
+        right = self._watches[name].critical_em.right
         pause = Pause(route=name, number=number, cause="critical_em", reason=why, author=self.author)
         told = f"{sum(right.values()):,} of the last {len(right):,} labelled answers were right"
         desk.write([EnforcementPaused(pause), IncidentOpened(of_pause(pause, opened_at_s=at_s, evidence=(told,)))])

@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from suffice.assurance.runs import Match
 from suffice.control.evidence.audits import Audit, GivenLabel, sees_only_drawn
-from suffice.control.evidence.fitting import ServedVersion, read_back
-from suffice.control.evidence.resolution import ReplayMismatch, Resolution
+from suffice.control.evidence.cold_start import burst_of
+from suffice.control.evidence.versions import ServedVersion, read_back
 from suffice.control.jobs.base import JobReport, JobWriter, LeaseLost
 from suffice.control.jobs.comparing import ComparisonJob
 from suffice.control.jobs.rows import FIRST_REST_S, LONGEST_REST_S, LOOK_BACK, rows_since, why_of
-from suffice.control.loop.certify import RouteLoop
-from suffice.control.loop.owned import OwnLoop
-from suffice.control.loop.paired import ArmLoop
-from suffice.control.loop.starting import burst_of
+from suffice.control.loop.epoch import ReplayMismatch, Resolution, RouteContext
+from suffice.control.loop.route_loop import RouteLoop
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Control, Route
 from suffice.store.database.decisions import read_artefact
@@ -212,25 +209,13 @@ def loop_of(
     """
     epoch = held.epoch
     assert epoch is not None
-    return _kind_of(route)(
-        name=name,
-        route=route,
-        control=control,
-        held=held,
-        match=match,
-        load=load,
-        author=author,
-        expected=deque(publications(connection, name, epoch.number)),
+    return RouteLoop(
+        RouteContext(name=name, route=route, control=control, match=match, load=load, author=author),
+        held,
+        expected=publications(connection, name, epoch.number),
         kept=_kept(connection, epoch, route),
         asked=read_requested_labels(connection, name),
     )
-
-
-def _kind_of(route: Route) -> type[RouteLoop]:
-    """Which loop proves what may act on a route."""
-    if route.is_learned:
-        return RouteLoop
-    return OwnLoop if route.is_owned else ArmLoop
 
 
 def _kept(connection: sqlite3.Connection, epoch: Epoch, route: Route) -> list[Audit]:

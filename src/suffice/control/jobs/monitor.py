@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from suffice.control.evidence.fitting import ServedVersion, read_back
+from suffice.control.evidence.versions import ServedVersion, read_back
 from suffice.control.jobs.base import JobReport, JobWriter, LeaseLost
 from suffice.control.jobs.comparing import ComparisonJob
 from suffice.control.jobs.rows import LONGEST_REST_S, LOOK_BACK, rows_since, why_of

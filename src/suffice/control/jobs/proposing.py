@@ -14,18 +14,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import ClassVar
 
-from suffice.assurance.judge import JUDGE
+from suffice.assurance.labels import JUDGE
 from suffice.assurance.runs import SequencedLabel, current_label
 from suffice.control.compare.assessment import barred
-from suffice.control.evidence.fitting import read_back, written
-from suffice.control.evidence.window_size import burst_requests
+from suffice.control.evidence.cold_start import burst_requests
+from suffice.control.evidence.versions import read_back, written
 from suffice.control.jobs.base import JobWriter
 from suffice.control.jobs.by_route import ByRoute, since
 from suffice.errors import ConfigError
 from suffice.learn.dataset import build_dataset
 from suffice.learn.retrain import Reason, Schedule, VersionProposal, refit_reason, retrain
 from suffice.learn.version import FoldedVersion
-from suffice.rollout.rules import rules_of
+from suffice.rollout.evidence import rules_of
 from suffice.settings import Control, Route
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import read_episodes
@@ -160,7 +160,7 @@ def _parent(held: InForce, connection: sqlite3.Connection) -> FoldedVersion | No
 
 
 def _of_people(labels: Sequence[SequencedLabel]) -> Feedback | None:
-    """The label that counts, a judge model's left out: nothing here takes its error off (`assurance.judge`)."""
+    """The label that counts, a judge model's left out: nothing here takes its error off (`assurance.labels`)."""
     return current_label([one for one in labels if one.feedback.source != JUDGE])
 
 

@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from suffice.assurance.runs import ENDED, Match, RunNumbers
-from suffice.assurance.sampling import Unkept, weight_of
+from suffice.assurance.runs import ENDED, Match, RunNumbers, Tally
+from suffice.assurance.sampling import UnloggedRequests, weight_of
 from suffice.assurance.satisfaction import satisfaction_of
-from suffice.assurance.tally import Tally
-from suffice.control.evidence.scorer_cache import Matches, ScorerCache
+from suffice.control.evidence.scorers import Matches, ScorerCache
 from suffice.control.jobs.base import JobReport, JobWriter, LeaseLost
 from suffice.control.jobs.rows import why_of
 from suffice.errors import StoreError
@@ -243,7 +242,7 @@ def added_by_label(item: EpisodeWithLabels, match: Match) -> RollupSums:
     return _marked(run, 1.0).plus(_rated(run, item.labels, 1.0))
 
 
-def added_by_cell(cell: Unkept) -> RollupSums:
+def added_by_cell(cell: UnloggedRequests) -> RollupSums:
     """What requests without rows add: all that needs no label."""
     governed, spent = not cell.ungoverned, cell.completion_tokens + cell.probe_tokens + cell.discarded_tokens
     return RollupSums(

@@ -17,21 +17,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from suffice.assurance.forecast import Forecast, ForecastWindow, Of, forecast_drop, forecast_em
+from suffice.assurance.forecast import MEMORY, Alert, Forecast, ForecastWindow, Of, Outlook, forecast_drop, forecast_em
 from suffice.assurance.ledger import Account, LedgerEntry, accounts
-from suffice.assurance.route_forecast import Alert, Outlook
 from suffice.assurance.runs import Match, RunNumbers, measure_run
 from suffice.assurance.sampling import worth
-from suffice.assurance.satisfaction_effect import SatisfactionEffect, likings
-from suffice.assurance.trend import MEMORY
+from suffice.assurance.satisfaction import SatisfactionEffect, likings
 from suffice.control.evidence.audits import Audit, GivenLabel, is_evidence
-from suffice.control.evidence.drift_features import SIGNALS, Early
-from suffice.control.evidence.fitting import ServedVersion
-from suffice.control.evidence.label_delay import Lateness
-from suffice.control.evidence.label_join import LabelJoin
-from suffice.control.evidence.latest import remember
-from suffice.control.evidence.liking import heard, measures
-from suffice.control.evidence.replayed import AuditAtLevel, ReplayedAudits, by_itself
+from suffice.control.evidence.drift_features import SIGNALS, DriftFeatures
+from suffice.control.evidence.feedback import heard, measures
+from suffice.control.evidence.run_join import LabelDelay, LabelJoin, StartOrder, remember
+from suffice.control.evidence.versions import AuditAtLevel, ReplayedAudits, ServedVersion, by_itself
 from suffice.learn.served import MOST_AUDITS
 from suffice.settings import FeedbackRules, Metric, Route
 from suffice.signals.query import class_of
@@ -98,19 +93,19 @@ class RouteWatch:
     _runs: dict[str, _Kept] = field(default_factory=dict)
     _windows: deque[_Open] = field(default_factory=lambda: deque(maxlen=MEMORY))
     _window: _Open = field(default_factory=_Open)
-    _open: dict[str, Request] = field(default_factory=dict)
+    _starts: StartOrder = field(default_factory=lambda: StartOrder(keeps_ended=True))
     _by_name: dict[str, _Kept] = field(default_factory=dict)  # runs that a label may still come to, by episode
     _window_of: dict[str, _Open] = field(default_factory=dict)  # of audits, by episode
-    _early: Early = field(default_factory=Early)
+    _drift: DriftFeatures = field(default_factory=DriftFeatures)
     _joining: LabelJoin = field(default_factory=LabelJoin)
-    _lateness: Lateness = field(init=False)
+    _delay: LabelDelay = field(init=False)
     _replayed: ReplayedAudits = field(init=False)
     _begun_at: int = field(init=False)
 
     def __post_init__(self) -> None:
         """Begin where the epoch began."""
         self.since = self._begun_at = self.n
-        self._lateness = Lateness(self.route.label_timeout_s)
+        self._delay = LabelDelay(self.route.label_timeout_s)
         self._replayed = ReplayedAudits(match=self.match, wave=self.route.wave)
 
     # ---- the fold --------------------------------------------------------------------------------
@@ -135,14 +130,13 @@ class RouteWatch:
         if request.ungoverned is not None:
             return
         self.n += 1
-        self._early.began(request.episode_id, self.n)
-        remember(self._open, request.episode_id, request)
+        self._starts.began(request, self.n)
 
     def _ended(self, outcome: Outcome, stored: StoredEvent) -> None:
-        request = self._open.pop(outcome.episode_id, None)
-        if request is None:
+        run = self._starts.ended(outcome)
+        if run is None or run.episode is None:
             return
-        episode = Episode(request=request, outcome=outcome)
+        request, episode = run.request, run.episode
         labels = tuple(self._joining.ended(outcome))
         kept = self._kept(episode, labels)
         self._count(kept)
@@ -154,9 +148,8 @@ class RouteWatch:
                 audit = audit.with_label(said, self.n)
             self._window.audits.append(audit)
             remember(self._window_of, audit.id, self._window, 2 * MOST_RUNS)
-        self._early.ended(episode)
-        for signals in self._early.batches(self.n):
-            self._lateness.note_look(stored.at_s, self.n)
+        for signals in self._drift.batches(self._starts.take_ended(self.n)):
+            self._delay.note_look(stored.at_s, self.n)
             means = signals[:, : len(SIGNALS)].mean(axis=0)  # forecasts read the first step alone
             self._window.until, self._window.signals = self.n, tuple(means.tolist())
             self._windows.append(self._window)
@@ -195,7 +188,7 @@ class RouteWatch:
 
     def _said(self, given: Feedback, stored: StoredEvent) -> None:
         said = GivenLabel(stored.seq, given, stored.at_s)
-        name = self._joining.said(said)
+        name = self._joining.find_episode(said)
         if name is None:
             return
         if name in self._by_name:
@@ -203,7 +196,7 @@ class RouteWatch:
         window = self._window_of.get(name)
         if window is not None:
             place = next(at for at, audit in enumerate(window.audits) if audit.id == name)
-            self._lateness.note_label(stored.at_s - window.audits[place].ended_at_s)
+            self._delay.note_label(stored.at_s - window.audits[place].ended_at_s)
             window.audits[place] = window.audits[place].with_label(said, self.n)
 
     # ---- a look ----------------------------------------------------------------------------------
@@ -299,7 +292,7 @@ class RouteWatch:
         """The windows with everything that is known of their runs now, at the level deployed now."""
         audits = [audit for window in self._windows for audit in window.audits][-MOST_AUDITS:]
         seen: Mapping[str, AuditAtLevel] = self._replayed.of(audits)
-        mature = self.n - self._lateness.timeout_requests(since=self._begun_at)
+        mature = self.n - self._delay.timeout_requests(since=self._begun_at)
         return [self._told(window, seen, mature) for window in self._windows]
 
     def _told(self, window: _Open, seen: Mapping[str, AuditAtLevel], mature: float) -> ForecastWindow:

@@ -1,7 +1,7 @@
-"""The keeper of a live route: labels may come late, and what it found can be told.
+"""The certifier of a live route, whose labels may come late.
 
-Adds to `learn.certifier` what only live traffic needs. An audit is judged when it comes and judged again when its label
-does; the certificate is a function of counts, so it ends as if the label had been there from the start.
+An audit is judged when it comes and judged again when its label does; the certificate is a function of counts, so it
+ends as if the label had been there from the start.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from typing import Final
 
 import numpy as np
 
-from suffice.assurance.certify import audits_to_certify
-from suffice.assurance.label_maturation import AHEAD, MatureAudits
+from suffice.assurance.labels import AHEAD, MatureAudits
 from suffice.assurance.windows import Windows
 from suffice.learn.audits import AuditRuns, Bools, Ints, Small
-from suffice.learn.certifier import Certifier, KeeperDecision, matured
+from suffice.learn.certifier import Certifier, CertifierDecision, matured, missing_audits
 from suffice.learn.served import FoldedModels
 from suffice.types import BudgetAccount, EvidenceSummary, Publication
 
@@ -25,17 +24,18 @@ _MOST_LOG: Final = 700.0  # whose exponential is still a number
 
 
 @dataclass(slots=True, eq=False)
-class LiveKeeper(Certifier):
+class LiveCertifier(Certifier):
     """`Certifier`, fed from a log.
 
-    rests    nothing of its own is fitted: a rollout runs, or has brought what is in force
+    rests         nothing of its own is fitted: a rollout runs, or has put in force what serves
+    reads_shares  rows of the log say at which share each request was drawn
     """
 
     rests: bool = False
-    is_told: bool = False  # rows of the log tell at which share each request was drawn
+    reads_shares: bool = False
 
     def _note_share(self) -> None:
-        if not self.is_told:
+        if not self.reads_shares:
             Certifier._note_share(self)  # noqa: SLF001 - its own, of the class above
 
     def begin(self, at: float, windows: Windows) -> None:
@@ -71,7 +71,7 @@ class LiveKeeper(Certifier):
         if runs is not None:
             self.take(runs)
 
-    def _refit(self) -> list[KeeperDecision]:
+    def _refit(self) -> list[CertifierDecision]:
         if not self.rests:
             return Certifier._refit(self)  # noqa: SLF001 - its own, of the class above
         self._forget_old()  # what a rollout has brought may serve for months
@@ -105,18 +105,18 @@ class LiveKeeper(Certifier):
 
         None: nothing was certified on audits.
         """
-        found, judged, runs = self.certificate, self._epoch.judged, self._epoch.runs
-        if found is None or judged is None or runs is None:
+        certificate, judged, runs = self.certificate, self._epoch.judged, self._epoch.runs
+        if certificate is None or judged is None or runs is None:
             return None
-        return runs.take(np.flatnonzero(found.inside)), judged.d[found.inside]
+        return runs.take(np.flatnonzero(certificate.inside)), judged.d[certificate.inside]
 
     def first_disagreement(self, number: int) -> int:
         """The safest level in play at which an audit disagrees; 0: none."""
         judged = self._epoch.judged
         if judged is None:
             return 0
-        found = np.flatnonzero(judged.d[number, 1 : self.level + AHEAD + 1])
-        return int(found[0]) + 1 if len(found) else 0
+        levels = np.flatnonzero(judged.d[number, 1 : self.level + AHEAD + 1])
+        return int(levels[0]) + 1 if len(levels) else 0
 
     def row_at(self, number: int, level: int) -> int:
         """The checkpoint, from 0, at which a level ends an audit."""
@@ -137,21 +137,10 @@ class LiveKeeper(Certifier):
         return matured(judged.z, judged.d, runs, self.now, self.plan, run_timeout=self.run_timeout)
 
     def _n_missing(self, z: Small) -> int | None:
-        """Audits still to come for the next level, if they show what those so far have shown; None: none would do.
-
-        z  outcomes that certify now, shape (n, M)
-        """
-        n, above = len(z), self.level + 1
-        if above >= z.shape[1] or not n:
+        above = self.level + 1
+        if above >= z.shape[1]:
             return None
-        gained, lost = int((z[:, above] < 0).sum()), int((z[:, above] > 0).sum())
-        try:
-            needed = audits_to_certify(
-                (lost - gained) / n, max_em_drop=self.budget_at(above), delta=self.plan.delta, gained=gained / n
-            )
-        except ValueError:
-            return None
-        return max(1, needed - n)
+        return missing_audits(z, above, max_em_drop=self.budget_at(above), delta=self.plan.delta)
 
     def budget_at(self, level: int) -> float:
         """What a level is tested against: the budget, less what is charged."""
@@ -170,30 +159,36 @@ class LiveKeeper(Certifier):
 
     def evidence(self, *, most: int | None = None) -> EvidenceSummary:
         """What stands behind the level that passes, or behind `most` where no higher one may be used."""
-        plan, judged, runs, found = self.plan, self._epoch.judged, self._epoch.runs, self.certificate
-        if judged is None or runs is None or found is None:
+        plan, judged, runs, certificate = self.plan, self._epoch.judged, self._epoch.runs, self.certificate
+        if judged is None or runs is None or certificate is None:
             return EvidenceSummary(n_audits=self.n_audits, max_em_drop=plan.max_em_drop, confidence=plan.confidence)
         level = self.level if most is None else min(self.level, most)
-        at, window = found.z[:, level], found.window
-        full = float(runs.full[found.inside].sum())
+        at, window = certificate.z[:, level], certificate.window
+        full = float(runs.full[certificate.inside].sum())
         return EvidenceSummary(
             n_audits=len(at),
             n_gained=int((at < 0).sum()),
             n_lost=int((at > 0).sum()),
-            n_pending=found.n_pending,
-            n_disagreeing=int(judged.d[found.inside, level].sum()),
+            n_pending=certificate.n_pending,
+            n_disagreeing=int(judged.d[certificate.inside, level].sum()),
             e_value=exp(min(_MOST_LOG, float(self.log_e[level]))) if level else None,
-            share=float(judged.saved[found.inside, level].sum()) / full if full else None,
-            n_missing=self._n_missing(found.z) if level == self.level else None,
+            share=float(judged.saved[certificate.inside, level].sum()) / full if full else None,
+            n_missing=self._n_missing(certificate.z) if level == self.level else None,
             max_em_drop=self.budget_at(max(1, level)),
             confidence=plan.confidence,
             window_start=None if window is None else window.start,
-            window_end=None if window is None else float(min(window.end, floor(found.until) + 1)),
+            window_end=None if window is None else float(min(window.end, floor(certificate.until) + 1)),
             window_share=None if window is None else window.share,
         )
 
     def reason(
-        self, changes: Sequence[KeeperDecision], before: Publication | None, *, level: int, most: int | None, fit: str
+        self,
+        changes: Sequence[CertifierDecision],
+        before: Publication | None,
+        *,
+        level: int,
+        most: int | None,
+        fit: str,
     ) -> str:
         """Why a level is published, in a sentence.
 
@@ -203,14 +198,16 @@ class LiveKeeper(Certifier):
         most     the highest level that ratings allow; None: they take nothing off
         fit      address of the version that is judged; "": there is none
         """
-        said = [change.reason for change in changes]
+        reasons = [change.reason for change in changes]
         if most is not None and most < self.level:
-            said.append(f"ratings allow level {most} at most")
-        if not said and before is not None and before.level == level:
+            reasons.append(f"ratings allow level {most} at most")
+        if not reasons and before is not None and before.level == level:
             more = self.share > before.share
-            said.append("audits look worse than before: more are drawn" if more else "audits look as they did before")
-        if said:
-            return "; ".join(said)
+            reasons.append(
+                "audits look worse than before: more are drawn" if more else "audits look as they did before"
+            )
+        if reasons:
+            return "; ".join(reasons)
         if level:
             return f"level {level} passes on {self.n_audits} audits"
         return (

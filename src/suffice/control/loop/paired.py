@@ -1,59 +1,140 @@
-"""The certify loop of a route whose upstream cannot be cut: its effort or its budget, proved by asking twice.
+"""Pairs of calls as a source of evidence, for a route whose upstream cannot be cut: its effort or its token budget.
 
-    requests, outcomes, labels ──▶ ArmLoop.feed ──▶ Resolution: level 1, the arm, once it is proved; else level 0
+    audits that were asked twice, labels ──▶ AuditPairs ──▶ learn.effort.certify_arms ──▶ level 1, the arm; else level 0
 
-The fold, its epochs, pauses and the rule that the log must follow from itself are those of `control.loop.certify`;
-what is evidence, when it is enough and what ends it are others. There is no burst: a pair costs a second call, and the
-owner says with `audit_share` how many are paid for. Signals of all traffic are not watched, for the arm itself moves
-them; outcomes of pairs and their disagreement are, and who answers.
-
-Knows records of the log; refuses to know databases, clocks and who asks.
+The two answers are two draws, so a pair says nothing by itself of a stop; `assurance.paired` says what it is evidence
+of. What nobody saw counts against the arm: an audit that its client left, and a second call that failed. There is no
+burst: a pair costs a second call, and the owner says with `audit_share` how many are paid for. Signals of all traffic
+are not watched, for the arm itself moves them; outcomes of pairs and their disagreement are, and who answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from math import exp
 from typing import Final
 
 import numpy as np
 
-from suffice.assurance.detection import AuditWatch, Reference
+from suffice.assurance.drift import AuditWatch, Reference
+from suffice.assurance.labels import JUDGE, TrustedLabel, rank_of, stand
+from suffice.assurance.runs import ABANDONED_ENDS, Match
+from suffice.assurance.windows import Window
 from suffice.control.evidence.audits import Audit
-from suffice.control.evidence.pairing import FULL, AuditPairs, is_pair
-from suffice.control.evidence.resolution import Resolution
-from suffice.control.loop.certify import RouteLoop
-from suffice.learn.effort import WINDOW, CertifiedArms, PairedAudit, certify_arms, pairs_missing
+from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource
+from suffice.learn.effort import WINDOW, CertifiedArms, PairedAudit, certify_arms, judge_pair, pairs_missing
 from suffice.rollout.assign import audit_share
-from suffice.store.database.log import StoredEvent
-from suffice.store.rows.control_events import LabelWanted
-from suffice.store.rows.events import Event
-from suffice.types import (
-    AlarmCause,
-    Epoch,
-    EvidenceSummary,
-    LabelRequest,
-    Outcome,
-    PairSummary,
-    Publication,
-    Request,
-)
+from suffice.store.routes.in_force import InForce
+from suffice.types import EvidenceSummary, Feedback, LabelRequest, Outcome, PairSummary, Request
 
+FULL: Final = "full"  # how outcomes name a second full run
+MOST_MATCHES: Final = 20_000  # verdicts of the route's scorer that are remembered
 MOST_KEPT: Final = WINDOW + WINDOW // 4  # audits: those of the window, second full runs, and some that wait
 COMES_BACK: Final = 10.0  # part of delta that an arm which lost its proof may use
 _MOST_LOG: Final = 700.0  # whose exponential is still a number
 
 
+def is_pair(request: Request, outcome: Outcome, arms: Sequence[str]) -> bool:
+    """Was this audit asked a second time with one of these arms, or in full, or left before that could be?"""
+    if request.ungoverned is not None or not request.audit or request.delivery > 1:
+        return False
+    return outcome.pair_arm in (FULL, *arms) or outcome.end_reason in ABANDONED_ENDS
+
+
+@dataclass(slots=True, kw_only=True)
+class AuditPairs:
+    """Turns audits of one route into pairs.
+
+    match  does an answer equal a reference? The route's scorer
+    """
+
+    match: Match
+    _matched: dict[tuple[str, str], bool] = field(default_factory=dict)
+
+    def of_audits(
+        self, audits: Sequence[Audit], *, timeout: float, callers: Collection[str] = (), window: Window | None = None
+    ) -> list[PairedAudit]:
+        """The audits as pairs, in their order.
+
+        window   of the certificate, which says what each audit weighs; None: each weighs 1
+        timeout  requests of the route after which a label is late
+        callers  senders that are users whatever they call themselves, see `assurance.labels.rank_of`
+        """
+        lost = self._verdicts(audits, callers)
+        weights = np.ones(len(audits)) if window is None else window.weights(np.array([one.share for one in audits]))
+        return [
+            replace(_pair(audit, lost.get(audit.id), due=audit.at + timeout), weight=weight)
+            for audit, weight in zip(audits, weights.tolist(), strict=True)
+        ]
+
+    def _verdicts(self, audits: Sequence[Audit], callers: Collection[str]) -> dict[str, int]:
+        """What each pair that differs has lost, where words that count say so."""
+        differing = {audit.id: audit for audit in audits if _differs(audit.episode.outcome)}
+        words = [
+            TrustedLabel(
+                audit=name,
+                seq=label.seq,
+                source=label.feedback.source,
+                key=label.feedback.sender,
+                trust=rank_of(label.feedback, callers),
+                verdict=z,
+            )
+            for name, audit in differing.items()
+            for label in audit.labels
+            if (z := self._lost(audit.episode.outcome, label.feedback)) is not None
+        ]
+        verdicts = stand(words, differing=differing).verdicts
+        return {name: z for name, z in verdicts.items() if isinstance(z, int)}
+
+    def _lost(self, outcome: Outcome, given: Feedback) -> int | None:
+        """Z as a label has it; None: it says nothing of right and wrong, or a judge does, whom no pair has measured."""
+        if given.source == JUDGE:
+            return None
+        if given.gold is not None:
+            return judge_pair(outcome.answer, outcome.pair_answer, given.gold, self._equal)[1]
+        # A word on the full run alone: where it is right the other answer is not, else that may be wrong as well.
+        return None if given.correct is None else int(given.correct)
+
+    def _equal(self, answer: str | None, gold: str) -> bool:
+        if answer is None:
+            return False
+        known = self._matched.get((answer, gold))
+        if known is None:
+            if len(self._matched) >= MOST_MATCHES:
+                self._matched.clear()
+            known = self._matched[answer, gold] = self.match(answer, gold)
+        return known
+
+
+def _differs(outcome: Outcome) -> bool:
+    return outcome.pair_arm is not None and outcome.answer != outcome.pair_answer
+
+
+def _pair(audit: Audit, z: int | None, *, due: float) -> PairedAudit:
+    outcome = audit.episode.outcome
+    if outcome.pair_arm is None:  # left before it was asked twice: as good as lost, whatever arm it would have met
+        return PairedAudit(arm=1, disagrees=True, z=1, due=due)
+    disagrees = _differs(outcome)
+    return PairedAudit(
+        arm=0 if outcome.pair_arm == FULL else 1,
+        disagrees=disagrees,
+        z=z if disagrees else 0,
+        due=due,
+        full_tokens=outcome.usage.completion_tokens if outcome.usage is not None else 0,
+        arm_tokens=outcome.pair_tokens or 0,
+    )
+
+
 @dataclass(slots=True)
-class _Watch:
+class _PairWatch:
     """What would end an epoch while the arm is in force."""
 
     watch: AuditWatch
     seen: int  # place in the log of the last pair that it has had
 
-    def alarm(self, audits: Sequence[Audit], pairs: Sequence[PairedAudit], now: float) -> tuple[AlarmCause, str] | None:
-        """Show it what is new and counts; why the world is another one, or None."""
+    def alarm(self, audits: Sequence[Audit], pairs: Sequence[PairedAudit], now: float) -> EpochEnd | None:
+        """Show it what is new and counts."""
         for audit, pair in zip(audits, pairs, strict=True):
             if audit.seq <= self.seen or pair.arm == 0:
                 continue
@@ -62,164 +143,145 @@ class _Watch:
             self.seen = audit.seq
             alarm = self.watch.add(1 if pair.z is None else pair.z, pair.disagrees)
             if alarm is not None:
-                return ("disagreement" if "disagree" in alarm else "outcomes"), alarm
+                return EpochEnd("disagreement" if "disagree" in alarm else "outcomes", alarm)
         return None
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class ArmLoop(RouteLoop):
-    """One route with an effort or a budget, from the beginning of its epoch on."""
+class PairedEvidence(EvidenceSource):
+    """An effort or a budget, proved by asking audits twice."""
 
-    pairing: AuditPairs = field(init=False)
-    _watch: _Watch | None = None
-    _fell: bool = False  # has the arm lost its proof in this epoch?
+    def __init__(self, state: EpochState) -> None:
+        super().__init__(state)
+        self.pairing = AuditPairs(match=state.context.match)
+        self._watch: _PairWatch | None = None
+        self._fell = False  # has the arm lost its proof in this epoch?
 
-    def __post_init__(self) -> None:
-        """Begin where the epoch began."""
-        self.pairing = AuditPairs(match=self.match)
-        super(ArmLoop, self).__post_init__()  # named: a class with slots is not the one that a bare `super` remembers
-
-    def _begin(self, epoch: Epoch, kept: Sequence[Audit]) -> None:
-        super(ArmLoop, self)._begin(epoch, kept)
-        self._watch, self._fell = None, False
-
-    def _is_evidence(self, request: Request, outcome: Outcome) -> bool:
-        return is_pair(request, outcome, self.route.arms)
+    def is_evidence(self, request: Request, outcome: Outcome) -> bool:
+        return is_pair(request, outcome, self.state.context.route.arms)
 
     # ---- a look ----------------------------------------------------------------------------------
 
-    def _look(self, stored: StoredEvent) -> Resolution | None:
-        self._lateness.note_look(stored.at_s, self.n)
-        if len(self.audits) > MOST_KEPT:
-            self.audits = self.audits[-MOST_KEPT:]
-            self._index()
-        pairs, now = self.pairs(), float(self.n)
-        self.keeper.now, self.keeper.pending = now, self._started.pending_with(())
-        alarm = self._watch.alarm(self.audits, pairs, now) if self._watch is not None else None
-        if alarm is not None:
-            return self._new_epoch(*alarm, stored)
-        found = certify_arms(
-            self._windowed(), n_arms=2, max_em_drop=self.epoch.max_em_drop, delta=self._arm_delta, now=now
+    def look(self, held: InForce) -> EpochEnd | Draft | None:
+        state = self.state
+        if len(state.audits) > MOST_KEPT:
+            state.audits = state.audits[-MOST_KEPT:]
+            state.index_audits()
+        pairs, now = self.pairs(), float(state.n)
+        state.certifier.now, state.certifier.pending = now, state.unreturned.with_earlier()
+        end = self._watch.alarm(state.audits, pairs, now) if self._watch is not None else None
+        if end is not None:
+            return end
+        arms = certify_arms(
+            self._windowed(), n_arms=2, max_em_drop=state.epoch.max_em_drop, delta=self._arm_delta, now=now
         )
-        self._fell, self.level = self._fell or found.in_force < self.level, found.in_force
+        self._fell, self.level = self._fell or arms.in_force < self.level, arms.in_force
         if self.level and self._watch is None:
-            self._watch = self._begun_watch(found)
-        return self._publish_arm(found)
+            self._watch = self._start_watch(arms)
+        return self._draft(held, arms)
+
+    def pairs(self) -> list[PairedAudit]:
+        """The audits of this epoch as pairs, oldest first."""
+        return self.pairing.of_audits(self.state.audits, timeout=self._timeout, callers=self.state.traffic.callers)
 
     def _windowed(self) -> list[PairedAudit]:
         """The pairs of the certificate's window, and audits that should have returned by now, as lost."""
-        pending, timeout = self.keeper.pending, self._timeout
-        at = np.array([audit.at for audit in self.audits], dtype=np.float64)
-        share = np.array([audit.share for audit in self.audits])
-        window = self.keeper.windows.chosen(
+        state, pending, timeout = self.state, self.state.certifier.pending, self._timeout
+        at = np.array([audit.at for audit in state.audits], dtype=np.float64)
+        share = np.array([audit.share for audit in state.audits])
+        window = state.certifier.windows.chosen(
             np.concatenate([at, pending.at]), np.concatenate([share, pending.share]), wanted=WINDOW
         )
         if window is None:
             return []
-        inside = [audit for audit, here in zip(self.audits, window.holds(at), strict=True) if here]
+        inside = [audit for audit, here in zip(state.audits, window.holds(at), strict=True) if here]
         late = window.holds(pending.at)
         weights = window.weights(pending.share[late]).tolist()
         lost = [
             PairedAudit(arm=1, disagrees=True, z=1, due=began + timeout, weight=weight)
             for began, weight in zip(pending.at[late].tolist(), weights, strict=True)
         ]
-        return self.pairing.pairs(inside, timeout=timeout, callers=self._callers, window=window) + lost
+        return self.pairing.of_audits(inside, timeout=timeout, callers=state.traffic.callers, window=window) + lost
 
     @property
     def _timeout(self) -> float:
         """Age at which a pair counts: its label should be there by then, and its run should have returned."""
-        return max(self._lateness.timeout_requests(since=self.epoch.at), self.keeper.run_timeout)
+        state = self.state
+        return max(state.delay.timeout_requests(since=state.epoch.at), state.certifier.run_timeout)
 
     @property
     def _arm_delta(self) -> float:
         """Of the proof. An arm that lost it needs a stronger one to come back, or it would come and go at the edge."""
-        delta = self._delta
+        delta = self.state.delta
         return delta / COMES_BACK if self._fell and not self.level else delta
 
-    def pairs(self) -> list[PairedAudit]:
-        """The audits of this epoch as pairs, oldest first."""
-        return self.pairing.pairs(self.audits, timeout=self._timeout, callers=self._callers)
-
-    def _begun_watch(self, found: CertifiedArms) -> _Watch:
+    def _start_watch(self, arms: CertifiedArms) -> _PairWatch:
         """What the arm was certified on is no news about it."""
-        view, last = found.views[0], self.audits[-1].seq
+        view, last = arms.views[0], self.state.audits[-1].seq
         reference = Reference(n_disagreeing=view.n_disagree, n_lost=view.n_lost, n=view.n)
-        return _Watch(AuditWatch(max_em_drop=self.epoch.max_em_drop, reference=reference), last)
+        return _PairWatch(AuditWatch(max_em_drop=self.state.epoch.max_em_drop, reference=reference), last)
 
-    def _publish_arm(self, found: CertifiedArms) -> Resolution | None:
-        """Say what is in force, if that is something else than was said before."""
-        said, arm = self.held.publication, self._arm()
-        if (said.level if said is not None else 0) == self.level:
+    # ---- decisions -------------------------------------------------------------------------------
+
+    def _draft(self, held: InForce, arms: CertifiedArms) -> Draft | None:
+        """What is in force, if that is something else than was published before."""
+        state, before, arm = self.state, held.publication, self._arm()
+        if (before.level if before is not None else 0) == self.level:
             return None
-        view = found.views[0]
-        reason = view.sentence(arm) if self.level else f"{arm} is not proved any more: {view.sentence(arm)}"
-        return self._say(
-            Publication(
-                route=self.name,
-                number=self.held.n_publications + 1,
-                epoch=self.epoch.number,
-                at=self.n,
+        view, epoch = arms.views[0], state.epoch
+        return Draft(
+            state.publication(
+                held,
                 version=arm if self.level else "",
                 fit="",
                 level=self.level,
                 n_levels=2,
                 certified=self.level > 0,
-                share=audit_share(self.n, self.route.audit_share),
-                reason=reason,
-                author=self.author,
-                evidence=self._summary(found),
-                setup=self._setup,
-                upstream=self._upstreams.plain(),
+                share=audit_share(state.n, state.context.route.audit_share),
+                reason=view.sentence(arm) if self.level else f"{arm} is not proved any more: {view.sentence(arm)}",
+                evidence=EvidenceSummary(
+                    n_audits=view.n,
+                    n_gained=view.n_gained,
+                    n_lost=view.n_lost,
+                    e_value=exp(min(_MOST_LOG, arms.log_e[0])),
+                    share=view.saved_share,
+                    n_missing=pairs_missing(arms, max_em_drop=epoch.max_em_drop, delta=self._arm_delta),
+                    max_em_drop=epoch.max_em_drop,
+                    confidence=epoch.confidence,
+                ),
                 arm=arm,
                 pairs=PairSummary(
                     n=view.n,
                     n_disagree=round(view.disagreement * view.n) if view.n else 0,
-                    n_repeats=found.repeats.n,
-                    n_repeats_disagree=found.repeats.n_disagree,
+                    n_repeats=arms.repeats.n,
+                    n_repeats_disagree=arms.repeats.n_disagree,
                 ),
-            ),
-            {},
-        )
-
-    def _summary(self, found: CertifiedArms) -> EvidenceSummary:
-        view = found.views[0]
-        return EvidenceSummary(
-            n_audits=view.n,
-            n_gained=view.n_gained,
-            n_lost=view.n_lost,
-            e_value=exp(min(_MOST_LOG, found.log_e[0])),
-            share=view.saved_share,
-            n_missing=pairs_missing(found, max_em_drop=self.epoch.max_em_drop, delta=self._arm_delta),
-            max_em_drop=self.epoch.max_em_drop,
-            confidence=self.epoch.confidence,
+            )
         )
 
     def _arm(self) -> str:
         """The arm as the latest pair was asked with it: with an effort and a budget it is what the upstream takes."""
-        asked = (audit.episode.outcome.pair_arm for audit in reversed(self.audits))
-        return next((arm for arm in asked if arm not in (None, FULL)), None) or self.route.arms[0]
+        asked = (audit.episode.outcome.pair_arm for audit in reversed(self.state.audits))
+        return next((arm for arm in asked if arm not in (None, FULL)), None) or self.state.context.route.arms[0]
 
-    def _wanted(self) -> list[Event]:
+    def label_requests(self, asked: set[str]) -> list[LabelRequest]:
         """Labels are worth asking for where the two answers differ, and nowhere else."""
-        found, timeout_s = list[Event](), self._lateness.timeout_s
-        for audit in self.audits:
+        requests = list[LabelRequest]()
+        for audit in self.state.audits:
             outcome = audit.episode.outcome
-            if audit.labels or audit.id in self.asked or outcome.pair_arm in (None, FULL):
+            if audit.labels or audit.id in asked or outcome.pair_arm in (None, FULL):
                 continue
             if outcome.answer == outcome.pair_answer:
                 continue
-            self.asked.add(audit.id)
-            found.append(
-                LabelWanted(
-                    LabelRequest(
-                        episode_id=audit.id,
-                        route=self.name,
-                        level=1,
-                        would_answer=outcome.pair_answer,
-                        answer=outcome.answer,
-                        why=f"asked with {outcome.pair_arm} it was answered otherwise",
-                        deadline_s=audit.ended_at_s + timeout_s if timeout_s else None,
-                    )
+            asked.add(audit.id)
+            requests.append(
+                LabelRequest(
+                    episode_id=audit.id,
+                    route=self.state.context.name,
+                    level=1,
+                    would_answer=outcome.pair_answer,
+                    answer=outcome.answer,
+                    why=f"asked with {outcome.pair_arm} it was answered otherwise",
+                    deadline_s=self.label_deadline_s(audit),
                 )
             )
-        return found
+        return requests

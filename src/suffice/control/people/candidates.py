@@ -1,9 +1,8 @@
-"""Which of a route's runs are worth a person's look, row by row of the log.
+"""Candidates for review: which of a route's runs are worth a person's look.
 
     requests, outcomes, labels, labels wanted, epochs ──▶ Candidates.feed ──▶ CandidateQueue (picked), Urn (all runs)
 
-A fold that chooses nothing: what is asked is decided in `review.select`, when there is room. Knows records of the log;
-refuses to know databases, clocks and dice: the points of the lottery come with each run.
+A fold that chooses nothing: what is asked is decided in `review.select`, when there is room.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
-from suffice.control.evidence.latest import remember
+from suffice.control.evidence.run_join import remember
 from suffice.review.select import LEAST_UNCERTAIN, CandidateQueue, ReviewCandidate, Urn, of_run, uncertainty
 from suffice.signals.query import class_of
 from suffice.store.database.log import StoredEvent
@@ -48,7 +47,6 @@ class Candidates:
     _new_because: str = ""
 
     def __post_init__(self) -> None:
-        """Begin with an empty urn."""
         self.urn = Urn(self.most_drawn)
 
     def feed(self, stored: StoredEvent) -> None:

@@ -1,4 +1,4 @@
-"""What a reviewer's verdict changed, counted: the route's latest audits once without its label and once with it.
+"""Counts what a reviewer's verdict changed: the route's latest audits without its label and with it.
 
     log, version in force ──▶ audits as its levels end them ──▶ counts without, counts with ──▶ Effect
 
@@ -18,12 +18,12 @@ import numpy as np
 
 from suffice.assurance.certify import certified_level, count_outcomes, log_wealth
 from suffice.assurance.estimate import IntervalEstimate
-from suffice.assurance.evidence import evidence
-from suffice.assurance.label_maturation import AHEAD
+from suffice.assurance.guarantee import evidence
+from suffice.assurance.labels import AHEAD
 from suffice.assurance.ledger import next_level
 from suffice.assurance.runs import Match, measure_run
 from suffice.control.evidence.audits import Audit, GivenLabel, audits_to_rows, is_evidence, verdicts
-from suffice.control.evidence.fitting import ServedVersion, read_back
+from suffice.control.evidence.versions import ServedVersion, read_back
 from suffice.errors import ConfigError
 from suffice.learn.features import FeatureSelection
 from suffice.review.agreement import Effect, LabelEffect, em_of
@@ -146,7 +146,7 @@ def _look(
 
 def _audits(episodes: Sequence[EpisodeWithLabels], route: Route) -> list[Audit]:
     """Runs that stand for the traffic, with what was said of them."""
-    found = list[Audit]()
+    audits = list[Audit]()
     for at, one in enumerate(episodes, 1):
         request, outcome = one.episode.request, one.episode.outcome
         if not is_evidence(request, outcome, probes=route.probe is not None):
@@ -154,8 +154,8 @@ def _audits(episodes: Sequence[EpisodeWithLabels], route: Route) -> list[Audit]:
         audit = Audit(seq=one.seq, at=at, ended_at_s=0.0, episode=one.episode)
         for label in one.labels:
             audit = audit.with_label(GivenLabel(label.seq, label.feedback), at)
-        found.append(audit)
-    return found
+        audits.append(audit)
+    return audits
 
 
 def _by_policy(episodes: Sequence[EpisodeWithLabels], route: Route, match: Match) -> LabelEffect:
@@ -163,11 +163,11 @@ def _by_policy(episodes: Sequence[EpisodeWithLabels], route: Route, match: Match
     runs = [measure_run(one, match) for one in episodes if one.episode.request.ungoverned is None]
     telling = [run for run in runs if run.disagrees is not None]
     n_lost = sum(run.drop if run.drop is not None else int(bool(run.disagrees)) for run in telling)
-    found = evidence(
+    summary = evidence(
         max_em_drop=route.max_em_drop,
         confidence=route.confidence,
         n_audits=len(telling),
         n_disagreements=max(0, n_lost),
     )
     n_pending = sum(run.drop is None and run.disagrees is True for run in telling)
-    return LabelEffect(n_audits=len(telling), n_pending=n_pending, level=0, n_missing=found.n_missing, em=None)
+    return LabelEffect(n_audits=len(telling), n_pending=n_pending, level=0, n_missing=summary.n_missing, em=None)

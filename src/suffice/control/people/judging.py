@@ -1,4 +1,4 @@
-"""Labels from a judge model: set against people's words first, and of no effect before that.
+"""Labels from a judge model, which count only after they were measured against people's labels.
 
     full runs whose stop would have answered otherwise
       ├─ a person said what is right ──▶ graded: how often is the judge wrong?  ──▶ JudgeError
@@ -6,24 +6,25 @@
 
 A grade is a row of the log like any feedback, with the source "judge". A grade beside a person's word says nothing of
 right and wrong, so nobody can count it; only a judge whose error was measured, and whose charge is below the route's
-`max_em_drop`, writes labels. Whoever certifies with them subtracts a charge of its own (`control.loop.judge_error`).
+`max_em_drop`, writes labels. Whoever certifies with them subtracts a charge of its own (`control.loop.charges`).
 
-The log holds no question, so the caller brings them. Knows episodes and grades; refuses to know stores and servers.
+The log holds no question, so the caller brings them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from suffice.assurance.bounds import exact_binomial
-from suffice.assurance.judge import JudgeError, judge_error_bound
+from suffice.assurance.labels import JudgeError, judge_error_bound
 from suffice.assurance.runs import FINISHED_ENDS, LabelledEpisode, Match
-from suffice.control.evidence.grades import JudgeGrades, graded, pair_grades, persons_word
+from suffice.control.evidence.feedback import JudgeGrades, graded, pair_grades, persons_word
 from suffice.edge.judge import Grade
-from suffice.types import Feedback
+from suffice.review.label_studio import ToJudge
+from suffice.types import Feedback, LabelRequest
 
 MOST_CALLS = 200  # answers that are graded in one go
 
@@ -32,9 +33,7 @@ class Grades(Protocol):
     """A judge model; `edge.judge` is one."""
 
     @property
-    def model(self) -> str:
-        """Its name."""
-        ...
+    def model(self) -> str: ...
 
     async def grade(self, question: str, answer: str | None, gold: str | None = None) -> Grade:
         """Grade one answer; it never raises for what a server does."""
@@ -43,8 +42,6 @@ class Grades(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgingResult:
-    """What came of one go."""
-
     n_full: int  # full runs of the route
     n_differing: int  # of them: the stop would have answered otherwise, or not at all
     n_unknown: int  # of these: their question was not among those that were brought
@@ -85,8 +82,8 @@ async def judge_labels(
     disagreement = exact_binomial(len(differing), len(runs), 2 * confidence - 1).high if runs else 1.0
     known = [item for item in differing if item.episode.request.question_key in questions]
     grading = _Grading(judge, append, questions, most_calls)
-    said = await grading.each([item for item in known if persons_word(item.labels) is not None], counts=False)
-    told = {_id(item): said.get(_id(item)) or graded(item.labels, judge.model) for item in differing}
+    graded_beside = await grading.each([item for item in known if persons_word(item.labels) is not None], counts=False)
+    told = {_id(item): graded_beside.get(_id(item)) or graded(item.labels, judge.model) for item in differing}
     # A yardstick may wait for a judge of formulas, which must not hold up an event loop.
     pairs = await asyncio.to_thread(
         lambda: [pair for item in differing for pair in _compared(item, told[_id(item)], match)]
@@ -100,7 +97,7 @@ async def judge_labels(
         n_full=len(runs),
         n_differing=len(differing),
         n_unknown=len(differing) - len(known),
-        n_graded=len(said) + len(labelled),
+        n_graded=len(graded_beside) + len(labelled),
         n_ungraded=grading.n_ungraded,
         n_labelled=len(labelled),
         error=error,
@@ -121,7 +118,7 @@ class _Grading:
 
     async def each(self, items: Sequence[LabelledEpisode], *, counts: bool) -> dict[str, JudgeGrades]:
         """What was said of the runs that were graded here, by episode; those graded before are left out."""
-        found: dict[str, JudgeGrades] = {}
+        grades: dict[str, JudgeGrades] = {}
         for item in items:
             if self._left < 2 or graded(item.labels, self._judge.model) is not None:
                 continue
@@ -129,9 +126,9 @@ class _Grading:
             if told is None:
                 self.n_ungraded += 1
                 continue
-            found[_id(item)] = told
+            grades[_id(item)] = told
             await self._append(told.as_feedback(item, self._judge.model, counts=counts))
-        return found
+        return grades
 
     async def _of(self, item: LabelledEpisode) -> JudgeGrades | None:
         self._left -= 2
@@ -154,7 +151,6 @@ def is_full(item: LabelledEpisode) -> bool:
 
 
 def differs(item: LabelledEpisode) -> bool:
-    """Would the stop have answered otherwise?"""
     outcome = item.episode.outcome
     return outcome.stop_step is not None and outcome.would_answer != outcome.answer
 
@@ -166,7 +162,41 @@ def _compared(item: LabelledEpisode, told: JudgeGrades | None, match: Match) -> 
 def _reason(error: JudgeError | None, max_em_drop: float) -> str:
     if error is None:
         return "no run has both a grade and a person's word, so its labels do not count"
-    found = f"{error.n_wrong} of {error.n} grades differ from people's; the charge is {error.charge:.2%} of EM"
+    counts = f"{error.n_wrong} of {error.n} grades differ from people's; the charge is {error.charge:.2%} of EM"
     if error.charge < max_em_drop:
-        return f"{found}, of a budget of {max_em_drop:.2%}"
-    return f"{found}, which leaves nothing of a budget of {max_em_drop:.2%}, so its labels do not count"
+        return f"{counts}, of a budget of {max_em_drop:.2%}"
+    return f"{counts}, which leaves nothing of a budget of {max_em_drop:.2%}, so its labels do not count"
+
+
+Which: TypeAlias = Literal["wanted", "differing"]
+DIFFERS = "the stop would have answered otherwise"
+
+
+def to_judge(
+    episodes: Iterable[LabelledEpisode],
+    wanted: Mapping[str, LabelRequest],
+    *,
+    which: Which,
+    questions: Mapping[str, str],
+) -> Iterator[ToJudge]:
+    """Runs of which nobody but a model has said what is right, in the order in which they ended.
+
+    wanted     labels that were asked for, by episode
+    which      "wanted": those alone; "differing": every full run whose stop would have answered otherwise
+    questions  texts by `Request.question_key`
+    """
+    for item in episodes:
+        request, outcome = item.episode.request, item.episode.outcome
+        asked = wanted.get(request.episode_id)
+        if asked is None and not (which == "differing" and is_full(item) and differs(item)):
+            continue
+        if persons_word(item.labels) is not None:
+            continue
+        yield ToJudge(
+            episode_id=request.episode_id,
+            route=request.route,
+            question=questions.get(request.question_key),
+            answer=outcome.answer,
+            would_answer=outcome.would_answer if asked is None else asked.would_answer,
+            why=DIFFERS if asked is None else asked.why,
+        )

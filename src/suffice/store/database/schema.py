@@ -480,7 +480,7 @@ MIGRATIONS: tuple[str, ...] = (
     ) j LEFT JOIN events r ON r.kind = 'request' AND r.key = j.episode_id;
     """,
     """
-    -- A cache, too: of each route everything that its estimates are made of (assurance/tally.py), as JSON.
+    -- A cache, too: of each route everything that its estimates are made of (assurance/runs.py), as JSON.
     CREATE TABLE tallies (
         route TEXT PRIMARY KEY,
         seq   INTEGER NOT NULL,  -- how far the log was summed up when it changed last

@@ -13,8 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias, get_args
 
-from suffice.assurance.forecast import Of
-from suffice.assurance.route_forecast import Outlook
+from suffice.assurance.forecast import Of, Outlook
 from suffice.rollout.stages import EVIDENCE
 from suffice.store.people.notices import MOST_TEXT, alerts_of, plain
 from suffice.store.routes.rollups import HOUR_S

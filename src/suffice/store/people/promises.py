@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from suffice.assurance.extractable import WINDOW_RUNS, extractability_refusal
-from suffice.assurance.route_forecast import Outlook
-from suffice.assurance.tally import Tally
+from suffice.assurance.forecast import Outlook
+from suffice.assurance.guarantee import WINDOW_RUNS, extractability_refusal
+from suffice.assurance.runs import Tally
 from suffice.review.route_guarantee import GuaranteeInputs, RouteGuarantee, guarantee_of
 from suffice.rollout.experiment import RunningExperiment
 from suffice.scoring.base import scorer_label

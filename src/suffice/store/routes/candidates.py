@@ -16,8 +16,8 @@ from typing import Any, Final
 from suffice.errors import ConfigError
 from suffice.learn.version import FoldedVersion as Models
 from suffice.learn.version import load_version, read_version
-from suffice.rollout.rules import rules_of
-from suffice.rollout.versions import Here, Version, VersionLineage, make_version, misfit
+from suffice.rollout.evidence import rules_of
+from suffice.rollout.versions import Version, VersionLineage, VersionTarget, make_version, misfit
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions, read_artefact
@@ -189,7 +189,7 @@ def _cannot_serve(connection: sqlite3.Connection, route: Route, address: str, *,
         return str(error)
     if isinstance(version, Models):
         return ""
-    here = Here(kind=route.kind, scorer=scorer_label(route.scorer), model_family=version.model_family or "")
+    here = VersionTarget(kind=route.kind, scorer=scorer_label(route.scorer), model_family=version.model_family or "")
     problem = misfit(version, here)
     return "" if problem is None else f"version {address} {problem}"
 

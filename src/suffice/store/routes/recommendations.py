@@ -6,7 +6,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from suffice.assurance.route_forecast import Alert, Outlook
+from suffice.assurance.forecast import Alert, Outlook
 from suffice.store.database.views import decoded, open_reader
 from suffice.store.routes.sampling import n_counted
 from suffice.store.rows.advice_events import (

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Final, TypedDict
 
 from suffice.errors import ConfigError
-from suffice.rollout.cool_down import Past, cool_down_refusal
-from suffice.rollout.rules import Rules
+from suffice.rollout.evidence import Rules
 from suffice.rollout.stages import (
+    PastRollout,
     State,
     Transition,
+    cool_down_refusal,
     hold_rollout,
     promote_rollout,
     resume_rollout,
@@ -174,10 +175,10 @@ def version_at(connection: sqlite3.Connection, address: str, *, secret: str) -> 
     return open_version(body.encode(), secret=secret, address=address)
 
 
-def past_of(held: Iterable[RolloutRun], route: str) -> list[Past]:
+def past_of(held: Iterable[RolloutRun], route: str) -> list[PastRollout]:
     """The rollouts of a route, for the rules of pace."""
     return [
-        Past(
+        PastRollout(
             candidate=one.state.candidate,
             began_s=one.first.began_s,
             ended_s=one.moves[-1].now_s if one.state.over else None,

@@ -4,7 +4,7 @@
 
 A cache and no truth: it can be thrown away at any time and is built again from the log. Besides the sums by the hour
 there are those by the day of each route, of its classes and of its versions: a page reads hundreds of rows, not
-hundreds of thousands. Beside them is one tally of each route since the log began (`assurance.tally`), of which its
+hundreds of thousands. Beside them is one tally of each route since the log began (`assurance.runs`), of which its
 estimates are made. Knows sums and where they lie; refuses to know what is summed and why.
 """
 
@@ -18,7 +18,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from suffice.assurance.tally import Tally
+from suffice.assurance.runs import Tally
 
 FORMAT: Final = 3  # of what is summed: another one begins anew
 HOUR_S: Final = 3_600

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from suffice.assurance.sampling import Unkept
+from suffice.assurance.sampling import UnloggedRequests
 from suffice.store.database.views import EpisodeWithLabels, decoded, open_reader, read_labels
 from suffice.store.rows.events import RequestEnded, RequestSeen
 from suffice.store.rows.sampling_events import RatesSet, RequestsCounted, RowRates
@@ -36,7 +36,7 @@ _NEWEST: Final = """
 
 def counted_cells(
     path_or_connection: Path | str | sqlite3.Connection, route: str, *, since_seq: int = 0, until_seq: int | None = None
-) -> Iterator[Unkept]:
+) -> Iterator[UnloggedRequests]:
     """What was counted of a route's requests without rows, behind a place in the log up to another. Raises StoreError.
 
     until_seq  None: all there is

@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from suffice.assurance.runs import Match, RunNumbers, measure_run
-from suffice.assurance.tally import Tally
+from suffice.assurance.runs import Match, RunNumbers, Tally, measure_run
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel, decoded, labels_named, read_labels
 from suffice.store.routes import rollups
 from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen

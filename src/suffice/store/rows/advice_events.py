@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from suffice.assurance.estimate import IntervalEstimate
-from suffice.assurance.route_forecast import Alert, Outlook
+from suffice.assurance.forecast import Alert, Outlook
 from suffice.store.rows.route_event import OfNoEpisode
 
 

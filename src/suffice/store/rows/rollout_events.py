@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from suffice.rollout.rules import Rules
+from suffice.rollout.evidence import Rules
 from suffice.rollout.stages import State, Transition
 from suffice.store.rows.route_event import OfNoEpisode
 

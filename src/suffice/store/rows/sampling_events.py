@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from suffice.assurance.sampling import Unkept
+from suffice.assurance.sampling import UnloggedRequests
 from suffice.store.rows.route_event import OfNoEpisode
 
 
@@ -23,7 +23,7 @@ class RequestCount:
     route: str  # "" when no route matched
     n_requests: int
     n_governed: int
-    cells: tuple[Unkept, ...]
+    cells: tuple[UnloggedRequests, ...]
     senders: tuple[str, ...] = ()  # keyed hashes of API keys that were not among those told before
     audit_share: float | None = None  # the lowest at which a governed one of them was drawn; None: none was governed
 

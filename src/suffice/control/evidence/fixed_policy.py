@@ -1,11 +1,10 @@
-"""An owner's policy as a version with one level, so that audits count under it as they do under learned models.
+"""Replays a policy that its owner wrote on recorded runs, as a version with one level.
 
-    policy, audits ──▶ replayed (`stops`) ──▶ AuditRuns with one feature, "it has stopped" ──▶ learn.certifier: 0, 1
+    policy, audits ──▶ policy_stops ──▶ AuditRuns with one feature, "it has stopped" ──▶ learn.certifier: 0, 1
 
 Level 0 never stops, level 1 is the policy. It was written down before the audits came, so all of them certify and none
 teaches. What nobody saw counts against it: a stop behind a checkpoint whose answer nobody got, a stop without an
-answer, and a run with such a checkpoint that the policy would have let end. Knows recorded runs and policies; refuses
-to know when it is enough.
+answer, and a run with such a checkpoint that the policy would have let end.
 """
 
 from __future__ import annotations
@@ -18,12 +17,13 @@ import numpy as np
 
 from suffice.assurance.runs import Match
 from suffice.control.evidence.audits import Audit, Verdicts, audits_to_rows
-from suffice.control.evidence.stops import policy_stops
 from suffice.learn.audits import AuditRuns, Floats
-from suffice.learn.dataset import is_right
+from suffice.learn.dataset import is_right, recorded_columns
 from suffice.learn.features import FeatureSelection
 from suffice.learn.served import N_FOLDS, FoldedModels
 from suffice.policy.base import Policy
+from suffice.policy.columns import AskedColumns, stops_of
+from suffice.policy.returning import returning
 from suffice.types import Kind
 
 _ANY: Final = FeatureSelection(("step_share",), ())  # rows of audits have a feature; which one does not matter here
@@ -33,15 +33,15 @@ def _has_stopped(x: Floats) -> Floats:
     return x[:, 0]
 
 
-OWNED: Final = FoldedModels(
+FIXED: Final = FoldedModels(
     models=(_has_stopped,) * N_FOLDS, levels=np.array([[-np.inf, 0.5]] * N_FOLDS), cost_exponent=0.0
 )
 
 
-def owned_rows(
+def fixed_policy_rows(
     audits: Sequence[Audit], *, policy: Policy, kind: Kind, match: Match, wave: int, counts: Verdicts
 ) -> AuditRuns | None:
-    """Audits as rows that `OWNED` reads, in their order; None without audits.
+    """Audits as rows that `FIXED` reads, in their order; None without audits.
 
     wave    samples that are launched together
     counts  of `audits.verdicts`
@@ -78,3 +78,38 @@ def _lost(audit: Audit, answer: str | None, counts: Verdicts, match: Match) -> t
     differs = answer is None or answer != full
     right, full_right = (is_right(one, full, label, match) for one in (answer, full))
     return (int(differs) if right is None or full_right is None else int(full_right) - int(right)), differs
+
+
+def policy_stops(policy: Policy, kind: Kind, audits: Sequence[Audit]) -> dict[str, tuple[int, str | None]]:
+    """Step, from 0, and answer of the policy's first stop in each run, by episode; runs that it lets end are left out.
+
+    audits  runs with steps, seen to their end
+    """
+    if not audits:
+        return {}
+    runs = [(one.episode.request.query, one.episode.outcome.steps) for one in audits]
+    columns = recorded_columns(policy.needs, kind, runs)
+    run = np.repeat(np.arange(len(audits)), np.diff(columns.starts))
+    asked = AskedColumns({**columns.values, "answer": columns.answer}, queries=[query for query, _ in runs], run=run)
+    stops: dict[str, tuple[int, str | None]] = {}
+    for row in np.flatnonzero(stops_of(policy, asked) != 0)[::-1].tolist():  # the first one of a run has the last word
+        at = int(run[row])
+        step = row - int(columns.starts[at])
+        if row < int(columns.starts[at + 1]) - 1:
+            delivered = answer_of(columns.answer[row], columns.answers)
+            stops[audits[at].id] = step, _returned(policy, kind, audits[at], step, delivered)
+    return stops
+
+
+def answer_of(code: float, answers: Sequence[str]) -> str | None:
+    """The answer behind a code of a column; None: there is none."""
+    return None if np.isnan(code) else answers[int(code)]
+
+
+def _returned(policy: Policy, kind: Kind, audit: Audit, step: int, delivered: str | None) -> str | None:
+    """The answer behind a stop: in a loop of the caller's own the policy says which step's it is."""
+    if kind != "rounds":
+        return delivered
+    steps = audit.episode.outcome.steps[: step + 1]
+    at = returning(policy)([one.answer for one in steps], [one.confidence for one in steps])
+    return steps[at - 1].answer

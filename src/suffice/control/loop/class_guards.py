@@ -1,11 +1,11 @@
-"""Guard-rails per class of one live route: audits are shown to them once, and held classes get a lower level.
+"""Guard-rails per class of one live route: a class that loses too much gets a lower level.
 
     audits with their classes, Z at every level ──▶ LiveGuards.look ──▶ who stepped down, who came back
     level in force                              ──▶ held            ──▶ (class, level) for a publication
 
-`assurance.guard` is asked in the order of the log, at looks alone, so a replay comes to the same. Another version has
+`assurance.strata` is asked in the order of the log, at looks alone, so a replay comes to the same. Another version has
 other levels: what was seen of a held class since its last move is then judged anew by that version, as the certificate
-is. Knows audits and levels; refuses to know who is served.
+is.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Final
 import numpy as np
 
 from suffice.assurance.certify import count_outcomes
-from suffice.assurance.guard import FACTOR, MAX_CLASS_DROP, ClassGuards
+from suffice.assurance.strata import FACTOR, MAX_CLASS_DROP, ClassGuards
 from suffice.control.evidence.audits import Audit
-from suffice.control.loop.live_certifier import LiveKeeper
+from suffice.control.loop.live_certifier import LiveCertifier
 from suffice.learn.audits import Small
 from suffice.learn.served import FoldedModels
 from suffice.signals.query import class_of
@@ -40,39 +40,39 @@ class LiveGuards:
     delta: float
     _guards: ClassGuards | None = None
     _served: FoldedModels | None = None
-    _n_shown: int = 0  # audits that the guards have had, of those the keeper has
+    _n_shown: int = 0  # audits that the guards have had, of those the certifier has
     _moved: dict[str, int] = field(default_factory=dict)  # place in the log of the audit behind which a class moved
 
-    def look(self, keeper: LiveKeeper, audits: Sequence[Audit], *, pooled: int) -> list[str]:
+    def look(self, certifier: LiveCertifier, audits: Sequence[Audit], *, pooled: int) -> list[str]:
         """Show the guards what is new; a sentence for each class that moved.
 
-        audits  as the keeper has them
+        audits  as the certifier has them
         pooled  level that was in force while the new ones were drawn
         """
-        outcomes = keeper.outcomes()
+        outcomes = certifier.outcomes()
         if outcomes is None or not FACTOR * self.max_em_drop < MAX_CLASS_DROP:
             return []
         z, counts = outcomes.z, outcomes.enters
         if self._guards is None:
             self._guards = ClassGuards(z.shape[1], self.max_em_drop, delta=self.delta)
-        if self._served is not keeper.served:
+        if self._served is not certifier.served:
             self._judge_anew(self._guards, z, audits)
-            self._served = keeper.served
-        said = []
+            self._served = certifier.served
+        sentences = []
         for place in (np.flatnonzero(counts[self._n_shown :]) + self._n_shown).tolist():
-            said += self._show(self._guards, audits[place], z[place], pooled)
+            sentences += self._show(self._guards, audits[place], z[place], pooled)
             self._n_shown = place + 1
-        return said
+        return sentences
 
     def held(self, level: int) -> Held:
         """Classes that run below `level`, and theirs; sorted."""
         if self._guards is None:
             return NOBODY
-        found = ((name, self._guards.level(name, level)) for name in self._moved)
-        return tuple(sorted((name, own) for name, own in found if own < level))
+        levels = ((name, self._guards.level(name, level)) for name in self._moved)
+        return tuple(sorted((name, own) for name, own in levels if own < level))
 
     def let_go(self, n: int) -> None:
-        """The keeper has forgotten its `n` oldest audits."""
+        """The certifier has forgotten its `n` oldest audits."""
         self._n_shown = max(0, self._n_shown - n)
 
     def _show(self, guards: ClassGuards, audit: Audit, z: Small, pooled: int) -> list[str]:

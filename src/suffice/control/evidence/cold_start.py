@@ -1,4 +1,4 @@
-"""How long a cold start may take where the owner has written how many requests are audited.
+"""How many full runs an epoch begins with, and how long a first certificate takes.
 
     audits that prove a level, audits that the loop looks back on, share ──▶ requests to the first certificate
 
@@ -14,8 +14,8 @@ from typing import Final
 
 from suffice.assurance.certify import audits_to_certify
 from suffice.assurance.fidelity import FIDELITY_CONFIDENCE, MOST_BANDS, VERBATIM, Fidelity, bound_fidelity, budget_left
-from suffice.control.evidence.window_size import MOST_AUDITS, burst_requests, window_size
-from suffice.learn.certifier import Plan
+from suffice.assurance.windows import window_audits
+from suffice.learn.certifier import HORIZON, Plan, full_runs
 from suffice.rollout.assign import audit_share
 from suffice.settings import Control, Route
 from suffice.types import Epoch
@@ -33,7 +33,6 @@ class Start:
 
     @property
     def is_long(self) -> bool:
-        """Should the owner be told?"""
         return self.n_requests > PATIENCE and self.n_audits < MOST_AUDITS
 
 
@@ -101,3 +100,20 @@ def _finish(n_audits: int) -> Fidelity | None:
 
 def _to_certify(left: float, route: Route) -> int:
     return audits_to_certify(USUAL_PART * left, max_em_drop=left, delta=1 - route.confidence)
+
+
+MOST_AUDITS: Final = 10**7  # where a budget is no fraction, nothing is ever certified
+
+
+def burst_requests(control: Control, max_em_drop: float) -> int:
+    """Full runs at the beginning of an epoch: as the owner says, else by the law of `learn.certifier.full_runs`."""
+    if control.burst_requests is not None:
+        return control.burst_requests
+    return full_runs(max_em_drop, HORIZON) if 0 < max_em_drop < 1 else MOST_AUDITS
+
+
+def window_size(control: Control, max_em_drop: float) -> int:
+    """Audits that a certificate looks back on: as the owner says, else by the law of `assurance.windows`."""
+    if control.window_audits is not None:
+        return control.window_audits
+    return window_audits(max_em_drop) if 0 < max_em_drop < 1 else MOST_AUDITS

@@ -1,10 +1,10 @@
-"""What stops enforcement beside the certificate itself: known changes, a broken lottery, an EM below the critical one.
+"""Checks that stop enforcement beside the certificate itself.
 
-    outcomes ──▶ Upstreams   another model, fingerprint or setup than the evidence knows  ──▶ a new epoch, at once
-             ──▶ Lottery     audits are missing (`assurance.sample_ratio`)                     ──▶ a pause, for a person
-    labels   ──▶ Floor       EM of what was delivered is below `critical_em`              ──▶ a pause, for a person
+    outcomes ──▶ Upstreams        another model, fingerprint or setup than the evidence knows ──▶ a new epoch, at once
+    draws    ──▶ SampleRatioTest  audits are missing (`assurance.sampling`)               ──▶ a pause, for a person
+    labels   ──▶ CriticalEM       EM of what was delivered is below `critical_em`             ──▶ a pause, for a person
 
-Each holds a few numbers and answers with a sentence or None. Knows records of the log; refuses to know levels.
+Each holds a few numbers and answers with a sentence or None.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ import numpy as np
 from suffice.assurance.certify import Counts, log_wealth
 from suffice.assurance.drift import Fingerprint, changed
 from suffice.assurance.runs import REPRESENTATIVE, Match
-from suffice.assurance.sample_ratio import Draws, broken, count_draws
-from suffice.assurance.sampling import Unkept, lot_of
+from suffice.assurance.sampling import Draws, UnloggedRequests, broken, count_draws, lot_of
 from suffice.assurance.strata import Outcomes, post_stratify
 from suffice.control.evidence.audits import Audit
-from suffice.control.evidence.label_join import LabelJoin
+from suffice.control.evidence.run_join import LabelJoin
 from suffice.learn.certifier import Certificate
 from suffice.signals.query import class_of
 from suffice.types import Feedback, Outcome, PauseCause, Publication, Request
@@ -32,7 +31,7 @@ from suffice.types import Feedback, Outcome, PauseCause, Publication, Request
 MOST_UPSTREAMS: Final = 50  # different answers to "who are you" that one epoch keeps in mind
 STRANGERS: Final = 1_000  # latest requests among which …
 MOST_STRANGERS: Final = 0.05  # … so many may ask for models that the evidence does not know
-FLOOR_LABELS: Final = 500  # latest labels that an EM below the critical one is read from
+CRITICAL_LABELS: Final = 500  # latest labels that an EM below the critical one is read from
 LEAST_LABELS: Final = 30
 MIX_REQUESTS: Final = 1_000  # latest requests whose classes are the mix of the traffic
 
@@ -45,7 +44,6 @@ class UpstreamIdentity:
     fingerprint: Fingerprint
 
     def plain(self) -> tuple[str, str, str]:
-        """As a publication writes it."""
         return self.asked, self.fingerprint.model or "", self.fingerprint.system_fingerprint or ""
 
 
@@ -98,12 +96,11 @@ class Upstreams:
         return any(one.asked == who.asked and not changed(one.fingerprint, who.fingerprint) for one in self.known)
 
     def plain(self) -> tuple[tuple[str, str, str], ...]:
-        """As a publication writes it."""
         return tuple(sorted({one.plain() for one in self.known}))
 
 
 @dataclass(slots=True)
-class Lottery:
+class SampleRatioTest:
     """The audit draws of all requests that have begun, with the odds that were logged for them.
 
     Whose end is known would be too few: an audit runs on for long where others are stopped.
@@ -134,11 +131,10 @@ class ClassMix:
     _latest: deque[str] = field(default_factory=lambda: deque(maxlen=MIX_REQUESTS))
 
     def note(self, request: Request) -> None:
-        """Take a request in."""
         self._latest.append(class_of(request.query))
 
-    def count(self, cells: Iterable[Unkept]) -> None:
-        """Take requests without rows in."""
+    def count(self, cells: Iterable[UnloggedRequests]) -> None:
+        """Note requests without rows."""
         for cell in cells:
             if not cell.ungoverned:
                 self._latest.extend([cell.query_class] * min(cell.n, MIX_REQUESTS))
@@ -161,7 +157,31 @@ class ClassMix:
 
 
 @dataclass(slots=True)
-class Floor:
+class Traffic:
+    """What the requests of a route show, beside its audits: who asks, who answers, and whether audits are missing."""
+
+    mix: ClassMix = field(default_factory=ClassMix)
+    setup: str = ""  # of the latest request that ended
+    upstreams: Upstreams = field(default_factory=Upstreams)
+    sample_ratio: SampleRatioTest = field(default_factory=SampleRatioTest)
+    callers: set[str] = field(default_factory=set)  # senders that asked the model, on whatever route
+
+    def begin_epoch(self) -> None:
+        """Forget what the evidence of an epoch rests on."""
+        self.upstreams, self.sample_ratio, self.callers = Upstreams(), SampleRatioTest(), set()
+
+    def note_sender(self, request: Request) -> None:
+        if request.sender:
+            self.callers.add(request.sender)
+
+    def note(self, request: Request) -> None:
+        """Note a governed request of the route at its start."""
+        self.mix.note(request)
+        self.sample_ratio.note(request)
+
+
+@dataclass(slots=True)
+class CriticalEM:
     """Is the EM of what was delivered below the level at which a person has to decide?
 
     Tested as a drop is: with EM at `critical` or above, a fair bet that it is below grows to 1/delta with probability
@@ -180,12 +200,12 @@ class Floor:
         stands_for  so many runs like it, at least 1 (`assurance.sampling`)
         """
         self.right[episode_id], self._weights[episode_id] = right, stands_for
-        while len(self.right) > FLOOR_LABELS:
+        while len(self.right) > CRITICAL_LABELS:
             oldest = next(iter(self.right))
             del self.right[oldest], self._weights[oldest]
 
-    def hear(self, episode_id: str, given: Feedback, joined: LabelJoin, match: Match) -> None:
-        """Take in what was said of a run that has ended, where a critical EM asks for it and it says who was right."""
+    def note_label(self, episode_id: str, given: Feedback, joined: LabelJoin, match: Match) -> None:
+        """Note a label about a run that has ended, if it says whether what was delivered is right."""
         if self.critical is None:
             return
         right = delivered_right(given, joined.answers[episode_id], match)
@@ -223,24 +243,21 @@ def delivered_right(given: Feedback, answer: str | None, match: Match) -> bool |
     return answer is not None and given.gold is not None and match(answer, given.gold)
 
 
-def is_known_model(upstreams: Iterable[tuple[str, str, str]], asked: str) -> bool:
-    """Has a model of this name been asked for while evidence was gathered? Nothing gathered names nobody."""
-    return any(one[0] == asked for one in upstreams)
-
-
-def pause_cause(lottery: Lottery, floor: Floor | None) -> tuple[PauseCause, str] | None:
+def pause_cause(sample_ratio: SampleRatioTest, critical_em: CriticalEM | None) -> tuple[PauseCause, str] | None:
     """Why a person has to decide, with the cause's name; None: nobody has to.
 
-    floor  None: a person has accepted what it shows
+    critical_em  None: a person has accepted what it shows
     """
-    broken = lottery.broken()
+    broken = sample_ratio.broken()
     if broken is not None:
         return "sample_ratio", broken
-    below = floor.below() if floor is not None else None
+    below = critical_em.below() if critical_em is not None else None
     return None if below is None else ("critical_em", below)
 
 
-def incident_evidence(made: Publication | None, floor: Floor, *, epoch: int, at: int, n_audits: int) -> tuple[str, ...]:
+def incident_evidence(
+    made: Publication | None, critical_em: CriticalEM, *, epoch: int, at: int, n_audits: int
+) -> tuple[str, ...]:
     """What an incident stands on, for the person who decides.
 
     made      what is in force; None: nothing is
@@ -251,6 +268,6 @@ def incident_evidence(made: Publication | None, floor: Floor, *, epoch: int, at:
     acts = f"level {made.level} of publication {made.number} acted" if made is not None and made.level else "no stop"
     return (
         f"{acts}, in epoch {epoch} at request {at:,}",
-        f"{sum(floor.right.values()):,} of the last {len(floor.right):,} labelled answers were right",
+        f"{sum(critical_em.right.values()):,} of the last {len(critical_em.right):,} labelled answers were right",
         f"{n_audits:,} audits are in the window",
     )

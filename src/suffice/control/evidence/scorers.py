@@ -1,16 +1,28 @@
-"""What compares the answers of each route with what people call right, opened once and kept as long as a job lives.
-
-Knows routes by their names; refuses to know what is compared.
-"""
+"""Compares the answers of a route with references, by the route's own scorer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import TypeAlias
 
 from suffice.assurance.runs import Match
+from suffice.edge.yardstick import yardstick
 from suffice.settings import Route
+
+
+@contextlib.contextmanager
+def matching(route: Route) -> Iterator[Match]:
+    """Does an answer equal a reference? Raises ConfigError for a scorer that cannot be built."""
+    with yardstick(route.scorer) as scorer:
+
+        def match(answer: str | None, gold: str) -> bool:
+            reference = scorer.normalise(gold)  # labels come as people write them
+            return reference is not None and scorer.match(answer, reference)
+
+        yield match
+
 
 Matches: TypeAlias = Callable[[Route], AbstractContextManager[Match]]
 
@@ -29,5 +41,4 @@ class ScorerCache:
         return self._open[name]
 
     def close(self) -> None:
-        """Let go of all of them."""
         self._stack.close()

@@ -1,0 +1,240 @@
+"""Feedback of one route read from the log: ratings, effects on satisfaction, and a judge model's grades.
+
+    ends of runs, ratings ──▶ Ratings ──▶ why the next safer level is due, or None
+
+Only runs that the lottery could have made the other kind, and in which a certified level asked for a stop: audits went
+on from there, the others stopped, where nothing failed. Both are alike in all but that, for what picks them lies before
+it; how a run ended lies behind, and picks nothing. Turns of one conversation drew one lot and are one witness, by its
+first rating. A key that may ask for answers speaks for a share of the runs at most, as `assurance.labels` has
+it.
+
+Whoever rates can only make a route safer, never bolder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import floor
+from typing import Final
+
+from suffice.assurance.labels import INFERENCE_KEY, JUDGE, MAX_SHARE
+from suffice.assurance.runs import LabelledEpisode, Match, SequencedLabel, current_label
+from suffice.assurance.sampling import weight_of
+from suffice.assurance.satisfaction import (
+    EVENTS,
+    SATISFACTION,
+    FeedbackValue,
+    Measure,
+    RatedRun,
+    RunFeedback,
+    SatisfactionTest,
+    SatisfactionVerdict,
+    satisfaction_of,
+)
+from suffice.control.evidence.audits import GivenLabel
+from suffice.settings import Metric, Route
+from suffice.settings.checks import span_of
+from suffice.signals.query import class_of
+from suffice.types import Episode, Feedback, Outcome
+
+MOST_RUNS: Final = 50_000  # that wait for a rating
+
+
+@dataclass(slots=True, kw_only=True)
+class Ratings:
+    """Ratings since the level was last lowered, or since the epoch began.
+
+    floor  as in the settings; None: ratings do not steer, and nothing is kept
+    delta  in (0, 1): how likely stopping that changes nothing may ever be held to change something
+    """
+
+    floor: float | None
+    delta: float
+    _seen: SatisfactionTest | None = field(init=False)
+    _runs: dict[str, tuple[bool, float]] = field(default_factory=dict)  # audit, runs that it stands for
+    _n_runs: int = 0
+    _spoken: Counter[str] = field(default_factory=Counter)  # ratings that counted, by capped key
+
+    def __post_init__(self) -> None:
+        self.begin_anew()
+
+    @classmethod
+    def of(cls, route: Route) -> Ratings:
+        return cls(floor=route.min_satisfaction, delta=1 - route.confidence)
+
+    @property
+    def asks(self) -> str | None:
+        return None if self._seen is None else self._seen.asks
+
+    @property
+    def verdict(self) -> SatisfactionVerdict | None:
+        """What the ratings so far say; None: nobody has asked."""
+        return None if self._seen is None else self._seen.verdict()
+
+    def begin_anew(self) -> None:
+        """Forget all: what people liked less was another level's."""
+        self._runs.clear()
+        self._n_runs = 0
+        self._spoken.clear()
+        self._seen = None if self.floor is None else SatisfactionTest(min_satisfaction=self.floor, delta=self.delta)
+
+    def ended(self, episode: Episode) -> None:
+        request, outcome = episode.request, episode.outcome
+        proved = request.certified or request.promise == "budgeted"
+        drawn = request.mode == "enforce" and proved and 0 < request.propensity < 1 and request.delivery == 1
+        if self._seen is None or not drawn or outcome.stop_step is None:
+            return
+        self._n_runs += 1
+        self._runs[request.episode_id] = request.audit, weight_of(request, outcome)
+        if len(self._runs) > MOST_RUNS:
+            del self._runs[next(iter(self._runs))]
+
+    def note_label(self, episode_id: str, given: Feedback) -> None:
+        """Note what somebody said of a run; only the first rating counts."""
+        satisfaction = satisfaction_of(given)
+        if self._seen is None or satisfaction is None or episode_id not in self._runs:
+            return
+        if given.door == INFERENCE_KEY:
+            if self._spoken[given.sender] >= max(1, floor(MAX_SHARE * self._n_runs)):
+                return
+            self._spoken[given.sender] += 1
+        audit, stands_for = self._runs.pop(episode_id)
+        self._seen.add(RatedRun(audit=audit, satisfaction=satisfaction, stands_for=stands_for))
+
+
+def measures(declared: Mapping[str, Metric]) -> tuple[Measure, ...]:
+    """Everything that can be said of an answer as a number. A category is one measure for each of its words."""
+    all_measures = [Measure(name=SATISFACTION)]
+    all_measures += [Measure(name=name, better="lower", level="conversation", silent=0.0) for name in EVENTS.values()]
+    for name, metric in declared.items():
+        span = span_of(metric)
+        if span is None:
+            all_measures += [
+                Measure(name=f"{name}={word}", better=metric.direction, level=metric.level) for word in metric.values
+            ]
+        else:
+            low, high = span
+            all_measures.append(Measure(name=name, low=low, high=high, better=metric.direction, level=metric.level))
+    return tuple(all_measures)
+
+
+def heard(
+    episode: Episode, labels: Iterable[GivenLabel], declared: Mapping[str, Metric], *, uncertified: bool
+) -> RunFeedback:
+    """One governed run with what was said of it.
+
+    uncertified  the route's policy acts without a certificate
+    """
+    request, outcome = episode.request, episode.outcome
+    acts = request.mode == "enforce" and (request.certified or uncertified)
+    return RunFeedback(
+        query_class=class_of(request.query),
+        version=request.policy_version,
+        full=request.mode == "observe" or request.audit,
+        stopped=outcome.stopped,
+        # What picks them lies before the draw shows: how the run ended lies behind it.
+        drawn=acts and 0 < request.propensity < 1 and outcome.stop_step is not None and request.delivery == 1,
+        audit=request.audit,
+        conversation=request.conversation or request.episode_id,
+        words=tuple(word for label in labels if (word := _word(label, declared)) is not None),
+        stands_for=weight_of(request, outcome),
+    )
+
+
+def _word(label: GivenLabel, declared: Mapping[str, Metric]) -> FeedbackValue | None:
+    """What one piece of feedback says in numbers; None: nothing, or it is a model's word."""
+    given = label.feedback
+    values = tuple(_values(given, declared)) if given.source != JUDGE else ()
+    if not values:
+        return None
+    return FeedbackValue(
+        seq=label.seq,
+        voice=f"{given.sender} {given.user}",
+        values=values,
+        capped=given.door == INFERENCE_KEY,
+        weight=1.0 if given.propensity is None or given.event is not None else 1 / given.propensity,
+        user=given.user,
+    )
+
+
+def _values(given: Feedback, declared: Mapping[str, Metric]) -> Iterable[tuple[str, float]]:
+    satisfaction = satisfaction_of(given)
+    if satisfaction is not None:
+        yield SATISFACTION, satisfaction
+    if given.event is not None:
+        yield EVENTS[given.event], 1.0
+    for name, value in given.metrics:
+        metric = declared.get(name)
+        if metric is None:
+            continue  # declared no longer: it stays in the log
+        if metric.type == "category":
+            yield from ((f"{name}={word}", float(word == value)) for word in metric.values)
+        elif not isinstance(value, str):
+            yield name, float(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeGrades:
+    """What a judge said of one run's two answers; above 0 is right."""
+
+    full: float
+    stopped: float
+
+    def as_feedback(self, item: LabelledEpisode, model: str, *, counts: bool) -> Feedback:
+        """The row of the log. Without `counts` it says nothing of right and wrong.
+
+        Where both answers are right, a label can say so of the delivered one alone, so the stop counts as lost.
+        """
+        outcome = item.episode.outcome
+        full, stopped = self.full > 0, self.stopped > 0
+        gold = outcome.would_answer if counts and stopped and not full else None
+        return Feedback(
+            feedback_id=f"{JUDGE}:{model}:{outcome.episode_id}",
+            episode_id=outcome.episode_id,
+            source=JUDGE,
+            correct=full if counts and gold is None else None,
+            gold=gold,
+            reason=f"graded by {model}",
+            comment=json.dumps({"model": model, "full": self.full, "stopped": self.stopped}),
+        )
+
+
+def parse_grade(given: Feedback, model: str) -> JudgeGrades | None:
+    """What this judge said in that row; None: it is another's, or cannot be read.
+
+    A row that came over HTTP with a key is nobody's: the judge's own are written beside the log.
+    """
+    if given.source != JUDGE or given.sender:
+        return None
+    try:
+        noted = json.loads(given.comment or "")
+        if noted["model"] == model:
+            return JudgeGrades(full=float(noted["full"]), stopped=float(noted["stopped"]))
+    except (ValueError, KeyError, TypeError):
+        return None
+    return None
+
+
+def graded(labels: Iterable[SequencedLabel], model: str) -> JudgeGrades | None:
+    """What this judge has said of a run; None: nothing, or nothing that can be read."""
+    return next((told for label in labels if (told := parse_grade(label.feedback, model)) is not None), None)
+
+
+def persons_word(labels: Sequence[SequencedLabel]) -> Feedback | None:
+    """The last word of anybody but a judge that says what is right."""
+    return current_label([label for label in labels if label.feedback.source != JUDGE])
+
+
+def pair_grades(
+    outcome: Outcome, word: Feedback | None, told: JudgeGrades | None, match: Match
+) -> list[tuple[float, bool]]:
+    """The judge's grades beside a person's word: of both answers where that names the right one, else of one."""
+    if word is None or told is None:
+        return []
+    if word.gold is None:
+        return [(told.full, bool(word.correct))]
+    sides = ((told.full, outcome.answer), (told.stopped, outcome.would_answer))
+    return [(grade, answer is not None and match(answer, word.gold)) for grade, answer in sides]

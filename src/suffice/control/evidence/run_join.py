@@ -1,0 +1,208 @@
+"""Joins the rows of a run: its request, its outcome and the labels about it, in whatever order they arrive.
+
+Everything here is bounded, because a log has no end: a run that is forgotten joins nothing, and an audit without a
+label counts as one without a label.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+import numpy as np
+
+from suffice.assurance.windows import Windows
+from suffice.control.evidence.audits import GivenLabel, audited_at, is_audit
+from suffice.learn.certifier import PendingAudits, pending_audits
+from suffice.types import Episode, Feedback, Outcome, Request
+
+MOST_OPEN: Final = 200_000  # requests without an outcome that are remembered
+MOST_LATE: Final = 2_000  # requests that may begin while a run goes on, before the order of starts passes it over
+MOST_RUNS: Final = 50_000  # whose delivered answer is remembered
+MOST_WAITING: Final = 10_000  # names that labels wait under
+MOST_DELAYS: Final = 500  # latest labels that a time-out is learnt from
+SHARE: Final = 0.95  # of them that come within the time-out, before its margin
+MARGIN: Final = 1.25
+
+V = TypeVar("V")
+
+
+def remember(kept: dict[str, V], name: str, value: V, most: int = MOST_OPEN) -> None:
+    """Keep a value under its name; beyond `most` the oldest one is forgotten."""
+    kept[name] = value
+    if len(kept) > most:
+        del kept[next(iter(kept))]
+
+
+@dataclass(slots=True)
+class OpenRun:
+    request: Request
+    number: int  # of the request among those of its route
+    episode: Episode | None = None  # once it has ended
+
+
+@dataclass(slots=True)
+class StartOrder:
+    """The requests of one epoch in the order in which they began.
+
+    keeps_ended  are runs that have ended kept until `take_ended` returns them?
+    """
+
+    keeps_ended: bool = False
+    _open: dict[str, OpenRun] = field(default_factory=dict)
+    _line: dict[str, OpenRun] = field(default_factory=dict)
+
+    def began(self, request: Request, number: int) -> None:
+        run = OpenRun(request, number)
+        remember(self._open, request.episode_id, run)
+        if self.keeps_ended:
+            self._line[request.episode_id] = run
+
+    def ended(self, outcome: Outcome) -> OpenRun | None:
+        """The run that has ended; None: it did not begin in this epoch."""
+        run = self._open.pop(outcome.episode_id, None)
+        if run is not None:
+            run.episode = Episode(request=run.request, outcome=outcome)
+        return run
+
+    def take_ended(self, now: int) -> Iterator[Episode]:
+        """Each run once, in the order of the starts, up to the first that still goes on.
+
+        A run that still goes on when MOST_LATE requests have begun after it is passed over.
+
+        now  requests of the route
+        """
+        while self._line:
+            name, run = next(iter(self._line.items()))
+            if run.episode is None and run.number + MOST_LATE > now:
+                return
+            del self._line[name]
+            if run.episode is not None:
+                yield run.episode
+
+
+@dataclass(slots=True)
+class UnreturnedAudits:
+    """Audits that have begun and not returned.
+
+    A run may take longer than a thousand others. If audits counted in the order of their ends, the easy ones would come
+    first and prove what does not hold for the hard ones. So an audit has the number of its start, and counts as lost
+    from there until it returns.
+    """
+
+    observes: bool = False  # did the route of the latest request only observe?
+    _begun: dict[str, tuple[int, float]] = field(default_factory=dict)  # number, and share when drawn, by episode
+
+    def began(self, request: Request, number: int, *, probes: bool, windows: Windows) -> None:
+        """Note a request at its start, if it is an audit.
+
+        number   of the request among those of its route
+        probes   see `audits.audited_at`
+        windows  take note of the share at which it was drawn
+        """
+        if request.delivery > 1:
+            return  # it runs in full, whatever the draw of the first delivery was
+        share = audited_at(request, probes=probes)
+        self.observes = request.mode == "observe"
+        windows.note(float(number), share)
+        if is_audit(request, probes=probes):
+            remember(self._begun, request.episode_id, (number, share))
+
+    def ended(self, episode_id: str) -> None:
+        self._begun.pop(episode_id, None)
+
+    def with_earlier(self, earlier: Iterable[tuple[int, float]] = ()) -> PendingAudits:
+        """These audits, behind those that an earlier epoch has given up: number and share of each."""
+        return pending_audits([*earlier, *self._begun.values()])
+
+
+@dataclass(slots=True)
+class LabelJoin:
+    """Finds the run that a label is about.
+
+    A label names its run by episode or by response id. One that comes before its run waits; a response id that two
+    answers share names neither.
+    """
+
+    answers: dict[str, str | None] = field(default_factory=dict)  # delivered, by episode
+    stands_for: dict[str, float] = field(default_factory=dict)  # of runs that stand for more than themselves
+    _episodes: dict[str, str | None] = field(default_factory=dict)  # by response id
+    _waiting: dict[str, list[GivenLabel]] = field(default_factory=dict)
+
+    def ended(self, outcome: Outcome, stands_for: float = 1.0) -> list[GivenLabel]:
+        """Note the end of a run; returns the labels that were waiting for it."""
+        name, response = outcome.episode_id, outcome.response_id
+        if stands_for != 1:
+            remember(self.stands_for, name, stands_for, MOST_RUNS)
+        remember(self.answers, name, outcome.answer, MOST_RUNS)
+        waiting = self._waiting.pop(name, [])
+        if response is not None:
+            known = self._episodes.get(response, name)
+            remember(self._episodes, response, name if known == name else None, MOST_RUNS)
+            if self._episodes[response] == name:
+                waiting += self._waiting.pop(_by_response(response), [])
+        return sorted(waiting, key=lambda label: label.seq)
+
+    def find_episode(self, label: GivenLabel) -> str | None:
+        """The episode that a label is about, which has ended; None: the label waits, or names nobody for sure."""
+        name = self._name(label.feedback)
+        if name is not None and name in self.answers:
+            return name
+        response = label.feedback.response_id
+        under = name or (_by_response(response) if response is not None else "")
+        if response is None or response not in self._episodes or name is not None:
+            remember(self._waiting, under, [*self._waiting.get(under, ()), label], MOST_WAITING)
+        return None
+
+    def _name(self, given: Feedback) -> str | None:
+        if given.episode_id is not None:
+            return given.episode_id
+        return self._episodes.get(given.response_id) if given.response_id is not None else None
+
+
+def _by_response(response: str) -> str:
+    return f"response {response}"
+
+
+@dataclass(slots=True)
+class LabelDelay:
+    """How late a label normally is: as the owner says, else as those that came.
+
+    Audits count by age alone (`assurance.labels`), and the loop's time is the number of requests, so the
+    delay is read off the times at which requests came. Those are the log's own; where its clock stepped back they do
+    not move.
+    """
+
+    fixed_s: float | None = None  # as the owner says; None: it is learnt
+    _delays_s: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_DELAYS))
+    _at_s: list[float] = field(default_factory=list)  # rising
+    _n: list[int] = field(default_factory=list)  # requests of the route at that time
+
+    def note_look(self, at_s: float, n: int) -> None:
+        """By this time `n` requests of the route had come."""
+        self._at_s.append(max(at_s, self._at_s[-1]) if self._at_s else at_s)
+        self._n.append(n)
+
+    def note_label(self, delay_s: float) -> None:
+        """A label came `delay_s` after the end of its run."""
+        self._delays_s.append(max(0.0, delay_s))
+
+    @property
+    def timeout_s(self) -> float:
+        """Seconds within which a label normally comes; 0 before any came."""
+        if self.fixed_s is not None:
+            return self.fixed_s
+        return MARGIN * float(np.quantile(np.array(self._delays_s), SHARE)) if self._delays_s else 0.0
+
+    def timeout_requests(self, *, since: int) -> float:
+        """How many requests ago an audit must have ended for its label to be late now.
+
+        since  requests when the epoch began: nothing is older
+        """
+        if not self._n:
+            return 0.0
+        before = bisect_right(self._at_s, self._at_s[-1] - self.timeout_s)
+        return float(self._n[-1] - (self._n[before - 1] if before else since))

@@ -1,0 +1,199 @@
+"""What the loop of a route knows in one epoch, and what it asks of a source of evidence.
+
+    rows of the log ──▶ RouteLoop ──▶ EpochState ──▶ EvidenceSource.look ──▶ EpochEnd, or Draft: a new publication
+
+Three sources prove what may act on a route: learned levels and a fixed policy (`control.loop.learned`), and pairs of
+calls (`control.loop.paired`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from suffice.assurance.runs import Match
+from suffice.assurance.windows import read_windows
+from suffice.control.evidence.audits import Audit
+from suffice.control.evidence.cold_start import live_plan
+from suffice.control.evidence.run_join import LabelDelay, LabelJoin, StartOrder, UnreturnedAudits
+from suffice.control.evidence.versions import LiveLearner, ServedVersion
+from suffice.control.loop.live_certifier import LiveCertifier
+from suffice.control.loop.safety_checks import Traffic, upstream_of
+from suffice.errors import SufficeError
+from suffice.learn.features import FeatureSelection
+from suffice.settings import Control, Route
+from suffice.store.routes.in_force import InForce
+from suffice.store.rows.control_events import EnforcementPaused, EpochBegan, LabelWanted, PolicyPublished
+from suffice.store.rows.events import Event
+from suffice.store.rows.rollout_events import RolloutBegun, RolloutMoved, RolloutUndone
+from suffice.types import AlarmCause, Episode, Epoch, Feedback, LabelRequest, Outcome, Publication, Request
+
+
+class ReplayMismatch(SufficeError):
+    """The log does not lead to a decision that it holds, so a new epoch has to begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """Decisions that are written together or not at all."""
+
+    events: tuple[Event, ...]
+    artefacts: Mapping[str, str] = field(default_factory=dict)  # by address
+
+    @property
+    def said(self) -> str:
+        """A sentence for a history."""
+        n_wanted = sum(isinstance(event, LabelWanted) for event in self.events)
+        sentences = [sentence for event in self.events if (sentence := _sentence(event))]
+        return "; ".join([*sentences, *([f"{n_wanted} labels wanted"] if n_wanted else [])])
+
+
+def _sentence(event: Event) -> str:
+    if isinstance(event, PolicyPublished):
+        return f"level {event.publication.level} published ({event.publication.reason})"
+    if isinstance(event, EpochBegan):
+        return f"epoch {event.epoch.number} begins ({event.epoch.reason})"
+    if isinstance(event, EnforcementPaused):
+        return f"enforcement paused ({event.pause.reason})"
+    return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteContext:
+    """What the loop of a route is given.
+
+    match   does an answer equal a reference?
+    load    the version under an address
+    author  who decides
+    """
+
+    name: str
+    route: Route
+    control: Control
+    match: Match
+    load: Callable[[str], ServedVersion]
+    author: str
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class EpochState:
+    """What rows of the log have shown since the epoch began, whatever its level is proved by.
+
+    n         requests of the route so far
+    expected  publications of the epoch that the log holds and the fold has not come to yet, oldest first
+    audits    those that have returned: first those that the certifier has, in its order
+    """
+
+    context: RouteContext
+    epoch: Epoch
+    traffic: Traffic
+    n: int
+    expected: deque[Publication]
+    audits: list[Audit] = field(init=False)
+    certifier: LiveCertifier = field(init=False)
+    starts: StartOrder = field(default_factory=StartOrder)
+    unreturned: UnreturnedAudits = field(default_factory=UnreturnedAudits)
+    labels: LabelJoin = field(default_factory=LabelJoin)
+    delay: LabelDelay = field(init=False)
+    places: dict[str, int] = field(init=False)  # of audits, by episode
+
+    @classmethod
+    def at_start(
+        cls,
+        context: RouteContext,
+        epoch: Epoch,
+        traffic: Traffic,
+        *,
+        kept: Sequence[Audit] = (),
+        expected: Iterable[Publication] = (),
+    ) -> EpochState:
+        """The state when an epoch begins; of the audits before it only `kept` count, as if they had come just now."""
+        state = cls(context=context, epoch=epoch, traffic=traffic, n=epoch.at, expected=deque(expected))
+        plan = live_plan(context.route, context.control, epoch)
+        learner = LiveLearner(FeatureSelection((), ()), plan.cost_exponent)
+        state.certifier = LiveCertifier(plan, learner, first=1.0, reads_shares=True)
+        state.certifier.begin(float(epoch.at), read_windows(epoch.windows))
+        state.delay = LabelDelay(context.route.label_timeout_s)
+        state.audits = [audit.kept(at, epoch.at) for audit, at in zip(kept, epoch.kept_at, strict=True)]
+        state.index_audits()
+        traffic.begin_epoch()
+        for audit in state.audits:
+            traffic.upstreams.note(upstream_of(audit.episode.request, audit.episode.outcome), gathers=True)
+            state.labels.ended(audit.episode.outcome)
+        return state
+
+    @property
+    def delta(self) -> float:
+        """What this epoch's certificates may risk, see `assurance.windows.restart_share`."""
+        return (1 - self.epoch.confidence) * self.epoch.delta_share
+
+    def index_audits(self) -> None:
+        self.places = {audit.id: place for place, audit in enumerate(self.audits)}
+
+    def add_audit(self, audit: Audit) -> None:
+        self.places[audit.id] = len(self.audits)
+        self.audits.append(audit)
+
+    def publication(self, held: InForce, **decided: Any) -> Publication:
+        """A publication that follows what is in force; `decided` are the fields that its source of evidence decides."""
+        return Publication(
+            route=self.context.name,
+            number=held.n_publications + 1,
+            epoch=self.epoch.number,
+            at=self.n,
+            author=self.context.author,
+            setup=self.traffic.setup,
+            upstream=self.traffic.upstreams.plain(),
+            **decided,
+        )
+
+
+class EpochEnd(NamedTuple):
+    """The evidence no longer speaks of the traffic; audits of the last `keep` requests still do."""
+
+    cause: AlarmCause
+    reason: str
+    keep: int = 0
+
+
+class Draft(NamedTuple):
+    """A publication that the log may hold already."""
+
+    publication: Publication
+    artefacts: Mapping[str, str] = {}  # by address
+
+
+class EvidenceSource:
+    """Proves what may act on a route, in one epoch."""
+
+    def __init__(self, state: EpochState) -> None:
+        self.state = state
+        self.level = 0  # in force; 0 never stops
+
+    def is_evidence(self, request: Request, outcome: Outcome) -> bool:
+        """Does the end of this run say what the level in force, or the next one, loses?"""
+        raise NotImplementedError
+
+    def look(self, held: InForce) -> EpochEnd | Draft | None:
+        """Weigh the evidence so far; None: nothing changes. Raises ReplayMismatch."""
+        raise NotImplementedError
+
+    def label_requests(self, asked: set[str]) -> list[LabelRequest]:
+        """Labels that would change something, each once; `asked` holds episodes that were asked for, and grows."""
+        raise NotImplementedError
+
+    def note_end(self, episode: Episode) -> None:
+        """Note a run of the route that has ended, audit or not."""
+
+    def note_label(self, episode_id: str, given: Feedback) -> None:
+        """Note a label about a run that has ended."""
+
+    def note_rollout(self, event: RolloutBegun | RolloutMoved | RolloutUndone) -> None:
+        """Note a step of a rollout on the route. Raises ReplayMismatch."""
+
+    def label_deadline_s(self, audit: Audit) -> float | None:
+        """Unix time at which the label of an audit is late; None: it counts as a loss from the start."""
+        timeout_s = self.state.delay.timeout_s
+        return audit.ended_at_s + timeout_s if timeout_s else None

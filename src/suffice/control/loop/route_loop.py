@@ -1,0 +1,357 @@
+"""The certification loop of one route: rows of the log in, decisions out.
+
+    requests, outcomes, labels ──▶ RouteLoop.feed ──▶ Resolution: what to write, all of it or nothing
+
+The loop is a pure fold over the log. Time is the number of the route's requests, and the loop looks at its evidence
+every hundredth of them, whatever the hour and however often somebody asks. So a worker that was killed, a second worker
+and a person who replays the log a year later come to the same decisions, to the last bit. The loop checks decisions
+that the log holds already and does not write them again; it reads fits that the log holds and does not repeat them. If
+replaying the log does not reproduce a published decision, a new epoch begins: losing evidence is safer than
+contradicting it.
+
+Where nothing is learned (a fixed policy, pairs) there is no burst to learn from and no refit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import reduce
+
+from suffice.assurance.sampling import weight_of
+from suffice.assurance.windows import Windows
+from suffice.control.evidence.audits import Audit, GivenLabel, sees_only_drawn
+from suffice.control.evidence.cold_start import burst_of, burst_requests
+from suffice.control.loop.epoch import (
+    Draft,
+    EpochEnd,
+    EpochState,
+    EvidenceSource,
+    ReplayMismatch,
+    Resolution,
+    RouteContext,
+)
+from suffice.control.loop.learned import FixedPolicyEvidence, LearnedEvidence
+from suffice.control.loop.live_certifier import LiveCertifier
+from suffice.control.loop.paired import PairedEvidence
+from suffice.control.loop.safety_checks import CriticalEM, Traffic, incident_evidence, pause_cause, upstream_of
+from suffice.review.holds import NO_HOLDS, RouteHolds, of_pause
+from suffice.store.database.log import StoredEvent
+from suffice.store.routes.in_force import InForce
+from suffice.store.rows.control_events import (
+    AlarmRaised,
+    EnforcementPaused,
+    EnforcementResumed,
+    EpochBegan,
+    LabelWanted,
+    PolicyPublished,
+)
+from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.hold_events import IncidentOpened
+from suffice.store.rows.rollout_events import RolloutBegun, RolloutMoved, RolloutUndone
+from suffice.store.rows.sampling_events import RequestsCounted
+from suffice.types import Alarm, Epoch, Feedback, Outcome, Pause, Publication, Request
+
+
+def source_of(state: EpochState) -> EvidenceSource:
+    """The source of evidence that a route's settings ask for."""
+    route = state.context.route
+    if route.is_learned:
+        return LearnedEvidence(state)
+    return FixedPolicyEvidence(state) if route.is_owned else PairedEvidence(state)
+
+
+def essence(made: Publication) -> tuple[object, ...]:
+    """What a publication puts in force, and where: a replay of the log must come to the same."""
+    return made.at, made.fit, made.level, made.share, made.classes
+
+
+class RouteLoop:
+    """One route, from the beginning of an epoch on.
+
+    held      what is in force, as the log says
+    expected  publications of the epoch that the log holds, oldest first
+    kept      audits from before the epoch that count in it
+    asked     episodes whose label was asked for
+    holds     what people hold on the route, and `at_s`, the Unix time of the log's last row: set before `settle`
+    seq       place of the last row that was read
+    """
+
+    def __init__(
+        self,
+        context: RouteContext,
+        held: InForce,
+        *,
+        expected: Iterable[Publication] = (),
+        kept: Sequence[Audit] = (),
+        asked: Iterable[str] = (),
+    ) -> None:
+        epoch = held.epoch
+        assert epoch is not None
+        # What was published is in `expected`: it holds again once the fold has come to it.
+        self.held = replace(held, publication=None)
+        self.asked = set(asked)
+        self.holds: RouteHolds = NO_HOLDS
+        self.at_s = 0.0
+        self.seq = epoch.since_seq
+        self.critical_em = CriticalEM(context.route.critical_em, delta=1 - context.route.confidence)
+        self.state = EpochState.at_start(context, epoch, Traffic(), kept=kept, expected=expected)
+        self.source = source_of(self.state)
+
+    @property
+    def context(self) -> RouteContext:
+        return self.state.context
+
+    @property
+    def n(self) -> int:
+        """Requests of the route so far."""
+        return self.state.n
+
+    @property
+    def level(self) -> int:
+        """The level in force."""
+        return self.source.level
+
+    @property
+    def certifier(self) -> LiveCertifier:
+        return self.state.certifier
+
+    # ---- the fold --------------------------------------------------------------------------------
+
+    def feed(self, stored: StoredEvent) -> Resolution | None:
+        """Read the next row of the log; a row that was read before changes nothing. Raises ReplayMismatch."""
+        if stored.seq <= self.seq:
+            return None
+        self.seq, event = stored.seq, stored.event
+        name = self.context.name
+        if isinstance(event, RequestSeen):
+            self.state.traffic.note_sender(event.request)
+            return self._begin_run(event.request, stored) if event.route == name else None
+        if isinstance(event, RequestEnded):
+            return self._end_run(event.outcome, stored)
+        if isinstance(event, RequestsCounted):
+            self.state.traffic.callers.update(event.counted.senders)
+            return self._count_requests(event, stored) if event.route == name else None
+        if isinstance(event, FeedbackGiven):
+            self._note_label(GivenLabel(stored.seq, event.feedback, stored.at_s))
+        elif isinstance(event, RolloutBegun | RolloutMoved | RolloutUndone) and event.route == name:
+            self.source.note_rollout(event)
+        elif isinstance(event, EnforcementPaused | EnforcementResumed) and event.route == name:
+            # A person's; the loop's own decisions are known since they were made.
+            self.held = self.held.after(event)
+            if isinstance(event, EnforcementResumed):
+                self.critical_em.forget()
+        return None
+
+    def _begin_run(self, request: Request, stored: StoredEvent) -> Resolution | None:
+        if request.ungoverned is not None:
+            return None
+        state, number = self.state, self.n + 1
+        state.traffic.note(request)
+        state.starts.began(request, number)
+        state.unreturned.began(
+            request, number, probes=self.context.route.probe is not None, windows=state.certifier.windows
+        )
+        return self._pass_requests(1, stored)
+
+    def _count_requests(self, event: RequestsCounted, stored: StoredEvent) -> Resolution | None:
+        """Requests without rows: none is an audit, and the lowest share that one was drawn at is known."""
+        counted = event.counted
+        if counted.audit_share is not None:
+            self.certifier.windows.lower(self.n + 1.0, counted.audit_share)
+        self.state.traffic.mix.count(counted.cells)
+        return self._pass_requests(counted.n_governed, stored)
+
+    def _pass_requests(self, n_requests: int, stored: StoredEvent) -> Resolution | None:
+        """Let requests pass, and look if it is time; those without rows come many at once, and one look is enough."""
+        before, self.state.n = self.n, self.n + n_requests
+        tick = self.context.control.tick_requests
+        return self._look(stored) if self.n // tick > before // tick else None
+
+    def _end_run(self, outcome: Outcome, stored: StoredEvent) -> Resolution | None:
+        state = self.state
+        state.unreturned.ended(outcome.episode_id)
+        run = state.starts.ended(outcome)
+        if run is None or run.episode is None:
+            return None
+        request, episode = run.request, run.episode
+        state.traffic.setup = request.setup or state.traffic.setup
+        change = state.traffic.upstreams.note(upstream_of(request, outcome), gathers=self._gathers)
+        if change is not None:
+            return self._end_epoch(EpochEnd("change", change), stored)
+        self.source.note_end(episode)
+        waiting = state.labels.ended(outcome, weight_of(request, outcome))
+        for label in waiting:
+            self._hear(outcome.episode_id, label.feedback)
+        if self.source.is_evidence(request, outcome):
+            state.certifier.returned([self.n + 1.0 - run.number])
+            audit = Audit(
+                seq=stored.seq,
+                at=run.number,
+                ended_at_s=stored.at_s,
+                episode=episode,
+                only_drawn=sees_only_drawn(self.context.route),
+            )
+            state.add_audit(reduce(lambda known, label: known.with_label(label, self.n), waiting, audit))
+        return None
+
+    @property
+    def _gathers(self) -> bool:
+        """Does whoever answers now belong to the evidence?"""
+        epoch, context = self.state.epoch, self.context
+        if context.route.is_learned:
+            return self.held.in_burst
+        # Where nothing is learned, something is published before as many requests have come as a burst would have.
+        return self.n < epoch.at + burst_requests(context.control, epoch.max_em_drop)
+
+    def _note_label(self, label: GivenLabel) -> None:
+        state = self.state
+        name = state.labels.find_episode(label)
+        if name is None:
+            return
+        self._hear(name, label.feedback)
+        place = state.places.get(name)
+        if place is not None:
+            audit = state.audits[place]
+            state.audits[place] = audit.with_label(label, self.n)
+            state.delay.note_label(label.at_s - audit.ended_at_s)
+
+    def _hear(self, name: str, given: Feedback) -> None:
+        self.source.note_label(name, given)
+        self.critical_em.note_label(name, given, self.state.labels, self.context.match)
+
+    # ---- decisions -------------------------------------------------------------------------------
+
+    def _look(self, stored: StoredEvent) -> Resolution | None:
+        self.state.delay.note_look(stored.at_s, self.n)
+        decision = self.source.look(self.held)
+        if isinstance(decision, EpochEnd):
+            return self._end_epoch(decision, stored)
+        return None if decision is None else self._publish(decision)
+
+    def _publish(self, draft: Draft) -> Resolution | None:
+        """Write a publication down, or find it in the log."""
+        made, expected = draft.publication, self.state.expected
+        if expected:
+            in_log = expected.popleft()
+            if essence(in_log) != essence(made):
+                raise ReplayMismatch(
+                    f"route {self.context.name}: publication {in_log.number} does not follow from the log"
+                )
+            self.held = replace(self.held, publication=in_log, last=in_log)
+            return None
+        event = PolicyPublished(made)
+        self.held = self.held.after(event)
+        return Resolution((event,), draft.artefacts)
+
+    def _end_epoch(self, end: EpochEnd, stored: StoredEvent) -> Resolution:
+        """Forget what no longer holds: level 0 and full runs, until there is evidence again."""
+        state, context = self.state, self.context
+        if state.expected:
+            raise ReplayMismatch(
+                f"route {context.name}: an alarm follows from the log and does not stand in it: {end.reason}"
+            )
+        alarm = Alarm(
+            route=context.name,
+            epoch=state.epoch.number,
+            at=self.n,
+            cause=end.cause,
+            reason=end.reason,
+            author=context.author,
+        )
+        kept = [audit for audit in state.audits if audit.at > self.n - end.keep]  # requests are numbered from 1
+        by_audits = end.cause in ("outcomes", "disagreement", "finish")  # other causes come whatever was drawn
+        part = state.certifier.plan.restart_share(self.n - state.epoch.at) if by_audits else 1.0
+        burst = burst_of(context.route, context.control)
+        return self._start_epoch(end.reason, stored.seq, kept, burst=burst, alarm=alarm, delta_share=part)
+
+    def _start_epoch(
+        self,
+        reason: str,
+        seq: int,
+        kept: Sequence[Audit],
+        *,
+        burst: int,
+        alarm: Alarm | None = None,
+        delta_share: float = 1.0,
+        windows: Windows | None = None,
+    ) -> Resolution:
+        """Begin an epoch; with `windows`, those of this one go on, and its unreturned audits count in the next."""
+        state, route = self.state, self.context.route
+        epoch = Epoch(
+            route=self.context.name,
+            number=self.held.n_epochs + 1,
+            at=self.n,
+            since_seq=seq,
+            reason=reason,
+            author=self.context.author,
+            kept=tuple(audit.id for audit in kept),
+            kept_at=tuple(audit.at for audit in kept),
+            burst=burst,
+            max_em_drop=self._max_em_drop,
+            confidence=route.confidence,
+            promise=route.promise,
+            delta_share=delta_share,
+            windows=() if windows is None else windows.plain(),
+            pending=() if windows is None else state.unreturned.with_earlier(state.epoch.pending).plain(),
+        )
+        events: tuple[Event, ...] = (EpochBegan(epoch),) if alarm is None else (AlarmRaised(alarm), EpochBegan(epoch))
+        for event in events:
+            self.held = self.held.after(event)
+        self.state = EpochState.at_start(self.context, epoch, state.traffic, kept=kept)
+        self.source = source_of(self.state)
+        return Resolution(events)
+
+    def settle(self) -> Resolution | None:
+        """Decide what does not depend on the place in the log, when everything that is there has been read.
+
+        That is a promise that the owner changed, a pause that is due, and labels that are worth asking for. Raises
+        ReplayMismatch.
+        """
+        state, route = self.state, self.context.route
+        if state.expected:
+            number = state.expected[0].number
+            raise ReplayMismatch(f"route {self.context.name}: publication {number} does not follow from the log")
+        epoch = state.epoch
+        promise = self._max_em_drop, route.confidence, route.promise
+        if promise != (epoch.max_em_drop, epoch.confidence, epoch.promise):
+            how = f"at {route.confidence:g}" if route.promise == "certified" else "on average"
+            return self._start_epoch(
+                f"the promise is {promise[0]:g} {how} now",
+                self.seq,
+                state.audits,
+                burst=0,
+                delta_share=epoch.delta_share,
+                windows=state.certifier.windows,
+            )
+        events: list[Event] = [LabelWanted(request) for request in self.source.label_requests(self.asked)]
+        pause = self._pause()
+        if pause is not None:
+            evidence = incident_evidence(
+                self.held.publication,
+                self.critical_em,
+                epoch=epoch.number,
+                at=self.n,
+                n_audits=state.certifier.n_audits,
+            )
+            paused = EnforcementPaused(pause)
+            events += (paused, IncidentOpened(of_pause(pause, opened_at_s=self.at_s, evidence=evidence)))
+            self.held = self.held.after(paused)
+        return Resolution(tuple(events)) if events else None
+
+    @property
+    def _max_em_drop(self) -> float:
+        """The EM budget to be kept: the owner's, or the smaller one that a person holds the route to for a while."""
+        return self.holds.in_effect(self.at_s).budget(self.context.route.max_em_drop)
+
+    def _pause(self) -> Pause | None:
+        """Why a person has to decide, if nobody has to already."""
+        if self.held.pause is not None:
+            return None
+        critical_em = None if self.holds.accepted(self.at_s) else self.critical_em
+        due = pause_cause(self.state.traffic.sample_ratio, critical_em)
+        if due is None:
+            return None
+        cause, reason = due
+        number = self.held.n_pauses + 1
+        return Pause(route=self.context.name, number=number, cause=cause, reason=reason, author=self.context.author)
