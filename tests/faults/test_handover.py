@@ -140,7 +140,7 @@ async def test_with_one_slot_a_full_run_follows_with_its_thought_hidden(serve: S
 @pytest.mark.parametrize("name", FAILURES)
 async def test_with_a_free_slot_the_original_goes_on(serve: Serve, name: str) -> None:
     upstream = {"finish": ["raw"], "slots": 2}
-    async with serve(FAILURES[name](silent_s=0.3), upstream=upstream, route=enforcing(handover_ms=100)) as g:
+    async with serve(FAILURES[name](silent_s=1.5), upstream=upstream, route=enforcing(handover_ms=100)) as g:
         answer = await g.ask(chat(stream=True))
         assert_whole(answer)
         outcome = await g.outcome()
@@ -221,7 +221,7 @@ async def test_an_inline_thought_is_hidden_and_closed_by_a_rerun(serve: Serve) -
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 async def test_an_original_that_dies_while_it_is_held_back_is_not_missed(serve: Serve, stream: bool) -> None:
-    model = Model(original=DIES_THINKING, silent_s=0.1, silent_at=N_THOUGHT - 2, first_delay_s=0.4)
+    model = Model(original=DIES_THINKING, silent_s=1.0, silent_at=N_THOUGHT - 2, first_delay_s=3.0)
     async with serve(model, upstream={"finish": ["raw"], "slots": 2}, route=enforcing()) as g:
         answer = await g.ask(chat(stream=stream))
         assert answer.text == "4 it is"
@@ -313,7 +313,7 @@ async def test_the_clients_cap_holds_over_both_calls(serve: Serve, cap: str) -> 
 @pytest.mark.parametrize("slots", [1, 2])
 async def test_no_request_makes_more_calls_than_it_may(serve: Serve, limit: int, slots: int) -> None:
     route = enforcing(max_extra_calls=limit, handover_ms=100)
-    model = Model(status(500), silent_s=0.3)
+    model = Model(status(500), silent_s=1.0)
     async with serve(model, upstream={"finish": ["raw"], "slots": slots}, route=route) as g:
         assert_whole(await g.ask(chat(stream=True)))
         assert len(g.fake.completions) <= 1 + limit
@@ -322,7 +322,7 @@ async def test_no_request_makes_more_calls_than_it_may(serve: Serve, limit: int,
 @pytest.mark.parametrize("busy", [False, True], ids=["alone", "beside another"])
 async def test_a_slot_is_free_only_while_nobody_else_has_it(serve: Serve, busy: bool) -> None:
     """Two slots, and another client's call in one of them: the original has to go first."""
-    model = Model(status(500), silent_s=0.3)
+    model = Model(status(500), silent_s=1.0)
 
     def says(seen: FakeRequest) -> Reply:
         return Reply(first_delay_s=60.0) if "tools" in seen.body else model(seen)
