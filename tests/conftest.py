@@ -114,6 +114,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"{left} slow cases were left to `make test-full`")
 
 
+@pytest.fixture(autouse=True)
+def no_log_outlives_its_folder() -> Generator[None]:
+    """A log that a test leaves open in a folder that is gone writes complaints for the rest of the run."""
+    yield
+    for thread in threading.enumerate():
+        log = getattr(getattr(thread, "_target", None), "__self__", None)
+        if thread.name == "suffice-store" and log is not None and not log.path.parent.exists():
+            log.close(timeout_s=0.0)
+            pytest.fail(f"{log.path}: close the log before its folder goes")
+
+
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Coverage really rests: a worker of pytest-xdist has two tracers, and to pause one wakes the other."""

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import exp
@@ -274,7 +274,7 @@ def log_of(
     log, cost = SqliteLog.open(settings.store, now=now), Cost()
     sampling = LogSampler(settings=settings, salt="bench")
     gw = _gateway(log, sampling, now)
-    with Decisions.open(database, now=now, monotonic_s=now) as writer:
+    with closing(log), Decisions.open(database, now=now, monotonic_s=now) as writer:
         common: dict[str, Any] = {"settings": settings, "path": database, "matches": matching, "monotonic_s": now}
         jobs = (Rollup(now=now, **common), SamplingJob(author="bench", **common))
         worker = Worker(
@@ -297,7 +297,6 @@ def log_of(
         worker.round()
         for job in jobs:
             job.close()
-    log.close()
     with cost.spent_on("estimate_s"):
         report = _report(database, read_episodes(database, ROUTE))
     cost.n_bytes = sum(path.stat().st_size for path in folder.glob("log.db*"))

@@ -369,6 +369,7 @@ def call(running: GatewayProcess, *words: str) -> Result:
     return CliRunner().invoke(main, [*words, "--config", str(running.folder / "suffice.toml"), "--wait", "60"])
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("config", ["absolute", "relative", "through a link to the folder", "with dots"])
 def test_a_running_gateway_confirms_from_any_folder(config: str, running: GatewayProcess, place: Place) -> None:
     home, path = running.folder, str(running.folder / "suffice.toml")

@@ -294,6 +294,7 @@ def test_who_keeps_us_waiting_is_closed(waited: dict[str, tuple[bytes, float]], 
     assert after_s < WAIT_S / 2
 
 
+@pytest.mark.slow
 def test_a_slow_but_steady_upload_is_served(gateway: GatewayProcess) -> None:
     """16 KiB buy a second: a line that is merely thin loses nothing."""
     body = json.dumps({"model": "m", "pad": "a" * 200_000, "messages": [{"role": "user", "content": "?"}]}).encode()
@@ -305,6 +306,7 @@ def test_a_slow_but_steady_upload_is_served(gateway: GatewayProcess) -> None:
         assert statuses(read_to_end(client)) == [200]
 
 
+@pytest.mark.slow
 def test_a_model_that_thinks_for_longer_than_any_limit_of_the_client_is_waited_for(tmp_path: Path) -> None:
     says = Reply(reasoning=("so\n",) * 10, answer=("4",), delay_s=0.4)
     with FakeUpstream.in_thread(says) as upstream:
@@ -328,6 +330,7 @@ SIGNALS: dict[str, tuple[signal.Signals, ...]] = {
 }
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_signal_never_kills_without_grace(tmp_path: Path, name: str) -> None:
     says = Reply(reasoning=("so\n",) * 20, answer=("4",), delay_s=0.05)

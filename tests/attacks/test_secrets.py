@@ -228,6 +228,7 @@ def test_no_help_shows_a_value_of_the_environment(words: list[str]) -> None:
     _assert_clean(" ".join(words), done.stdout + done.stderr)
 
 
+@pytest.mark.slow(keep=1)
 @pytest.mark.parametrize("name", ["A_KEYS", "A_UPSTREAM", "A_FEEDBACK"])
 def test_a_start_without_one_of_its_keys_names_the_variable_and_no_value(
     tmp_path: Path, running: Running, name: str

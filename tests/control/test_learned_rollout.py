@@ -174,6 +174,7 @@ def test_a_proposal_is_tried_certified_brought_by_the_loop_and_taken_back(route:
     assert "body" in route.says("diff", before.fit, address)
 
 
+@pytest.mark.slow
 def test_whoever_reads_the_log_again_comes_to_the_same_decisions(route: Route) -> None:
     route.decides("propose", "r", route.proposal.address)
     route.audits(60)

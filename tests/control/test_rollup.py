@@ -95,6 +95,7 @@ def logs(draw: st.DrawFn) -> list[Event]:
     return events
 
 
+@pytest.mark.slow
 @profile(max_examples=12, deadline=None)
 @given(events=logs(), cuts=st.lists(st.integers(0, 20), max_size=2))
 def test_the_sums_are_those_of_the_log_however_it_came_and_in_however_many_parts(

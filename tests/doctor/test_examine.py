@@ -126,11 +126,11 @@ async def test_a_server_that_answers_no_chat_is_asked_nothing_more() -> None:
 
 
 async def test_an_experiment_that_takes_too_long_gives_no_verdict_and_the_others_go_on() -> None:
-    async with FakeUpstream(model(delay_s=5.0), **GOOD) as fake:
-        findings = await found(fake, timeout_s=0.5)
+    async with FakeUpstream(model(delay_s=60.0), **GOOD) as fake:
+        findings = await found(fake, timeout_s=2.0)
     seen = verdicts(findings)
     assert seen["max_tokens"] == "unclear"
-    assert "not done within 0.5 s" in evidence(findings, "max_tokens")
+    assert "not done within 2 s" in evidence(findings, "max_tokens")
     assert seen["n"] == "yes"
 
 

@@ -27,7 +27,7 @@ REFUSED = "the mail server could not be used (SSLCertVerificationError)"
 
 def send(served: Served, login: tuple[str, str] | None = LOGIN, asks: MailTls = "required") -> str | None:
     server = MailServer(host=served.host, port=served.port, login=login, tls=asks)
-    return send_mail(server, sender="s@h.org", to=("a@h.org",), subject="what", text="words", timeout_s=5.0)
+    return send_mail(server, sender="s@h.org", to=("a@h.org",), subject="what", text="words", timeout_s=30.0)
 
 
 def tried(folder: Path, served: Served, more: str) -> Result:

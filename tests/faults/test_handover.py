@@ -140,7 +140,7 @@ async def test_with_one_slot_a_full_run_follows_with_its_thought_hidden(serve: S
 @pytest.mark.parametrize("name", FAILURES)
 async def test_with_a_free_slot_the_original_goes_on(serve: Serve, name: str) -> None:
     upstream = {"finish": ["raw"], "slots": 2}
-    async with serve(FAILURES[name](silent_s=0.3), upstream=upstream, route=enforcing(handover_ms=100)) as g:
+    async with serve(FAILURES[name](silent_s=1.5), upstream=upstream, route=enforcing(handover_ms=100)) as g:
         answer = await g.ask(chat(stream=True))
         assert_whole(answer)
         outcome = await g.outcome()
@@ -153,9 +153,9 @@ async def test_with_a_free_slot_the_original_goes_on(serve: Serve, name: str) ->
 async def test_a_failed_continuation_gives_its_slot_up_before_the_rerun(serve: Serve) -> None:
     """An engine with one slot serves nothing else while the silent continuation has it."""
     route = enforcing(probe=None, policy={"policy": "fixed-budget", "max_tokens": 3}, handover_ms=100)
-    model = Model(first_delay_s=9.0)
+    model = Model(first_delay_s=60.0)
     async with serve(model, fake={"slots": 1}, upstream={"finish": ["raw"]}, route=route) as g:
-        async with asyncio.timeout(7.0):
+        async with asyncio.timeout(30.0):
             answer = await g.ask(chat(stream=True))
         assert (answer.text, answer.finish, answer.done) == (FULL, "stop", True)
         assert g.fake.max_in_flight <= 2  # the rerun may arrive while the other is being closed
@@ -221,7 +221,7 @@ async def test_an_inline_thought_is_hidden_and_closed_by_a_rerun(serve: Serve) -
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 async def test_an_original_that_dies_while_it_is_held_back_is_not_missed(serve: Serve, stream: bool) -> None:
-    model = Model(original=DIES_THINKING, silent_s=0.1, silent_at=N_THOUGHT - 2, first_delay_s=0.4)
+    model = Model(original=DIES_THINKING, silent_s=1.0, silent_at=N_THOUGHT - 2, first_delay_s=3.0)
     async with serve(model, upstream={"finish": ["raw"], "slots": 2}, route=enforcing()) as g:
         answer = await g.ask(chat(stream=stream))
         assert answer.text == "4 it is"
@@ -246,9 +246,9 @@ async def test_when_both_die_a_full_run_follows(serve: Serve, stream: bool) -> N
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "body"])
 async def test_a_stop_that_comes_too_late_is_no_stop(serve: Serve, stream: bool) -> None:
     """The model closes its thought by itself while the continuation is still silent."""
-    model = Model(silent_s=0.1, first_delay_s=9.0)
+    model = Model(silent_s=0.1, first_delay_s=60.0)
     async with serve(model, upstream={"finish": ["raw"], "slots": 2}, route=enforcing()) as g:
-        async with asyncio.timeout(7.0):  # and the silent continuation is not waited for
+        async with asyncio.timeout(30.0):  # and the silent continuation is not waited for
             answer = await g.ask(chat(stream=stream))
         assert_whole(answer)
         outcome = await g.outcome()
@@ -313,7 +313,7 @@ async def test_the_clients_cap_holds_over_both_calls(serve: Serve, cap: str) -> 
 @pytest.mark.parametrize("slots", [1, 2])
 async def test_no_request_makes_more_calls_than_it_may(serve: Serve, limit: int, slots: int) -> None:
     route = enforcing(max_extra_calls=limit, handover_ms=100)
-    model = Model(status(500), silent_s=0.3)
+    model = Model(status(500), silent_s=1.0)
     async with serve(model, upstream={"finish": ["raw"], "slots": slots}, route=route) as g:
         assert_whole(await g.ask(chat(stream=True)))
         assert len(g.fake.completions) <= 1 + limit
@@ -322,10 +322,10 @@ async def test_no_request_makes_more_calls_than_it_may(serve: Serve, limit: int,
 @pytest.mark.parametrize("busy", [False, True], ids=["alone", "beside another"])
 async def test_a_slot_is_free_only_while_nobody_else_has_it(serve: Serve, busy: bool) -> None:
     """Two slots, and another client's call in one of them: the original has to go first."""
-    model = Model(status(500), silent_s=0.3)
+    model = Model(status(500), silent_s=1.0)
 
     def says(seen: FakeRequest) -> Reply:
-        return Reply(first_delay_s=9.0) if "tools" in seen.body else model(seen)
+        return Reply(first_delay_s=60.0) if "tools" in seen.body else model(seen)
 
     # With both slots taken no probe is sent: this stop needs none.
     route = enforcing(probe=None, policy={"policy": "fixed-budget", "max_tokens": 3}, handover_ms=200)
@@ -400,11 +400,11 @@ async def test_an_engine_that_closes_the_thought_and_says_nothing_is_asked_for_t
 
 async def test_a_trial_answer_that_takes_too_long_is_missing_and_the_run_goes_on(serve: Serve) -> None:
     def says(seen: FakeRequest) -> Reply:
-        return replace(CHAIN(seen), first_delay_s=9.0) if seen.is_raw else CHAIN(seen)
+        return replace(CHAIN(seen), first_delay_s=60.0) if seen.is_raw else CHAIN(seen)
 
     route = enforcing(probe={"timeout_s": 0.05})
     async with serve(says, upstream={"finish": ["raw"]}, route=route) as g:
-        async with asyncio.timeout(7.0):
+        async with asyncio.timeout(30.0):
             answer = await g.ask(chat(stream=True))
         assert_whole(answer)
         outcome = await g.outcome()
@@ -433,4 +433,4 @@ async def test_an_engine_that_caches_by_slot_may_let_the_originals_slot_go(serve
         await g.quiet()
         original, continuation = g.fake.calls[0], g.fake.calls[-1]
         assert original.closed_at_s is not None
-        assert 0.12 < continuation.opened_at_s - original.closed_at_s < 2.0
+        assert 0.12 < continuation.opened_at_s - original.closed_at_s < 20.0

@@ -29,7 +29,7 @@ BREAKS = {
 
 async def behind(g: Served, proxy: FaultProxy) -> None:
     """Let the gateway reach its upstream through the proxy only."""
-    settings = Upstream(url=proxy.url, driver="llama.cpp", first_byte_timeout_s=0.3, idle_timeout_s=0.3)
+    settings = Upstream(url=proxy.url, driver="llama.cpp", first_byte_timeout_s=2.0, idle_timeout_s=2.0)
     client = await UpstreamClient("up", settings, None).__aenter__()
     old, g.gateway.upstreams = g.gateway.upstreams["up"], {"up": client}
     await old.__aexit__(None, None, None)

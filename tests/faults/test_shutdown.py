@@ -17,7 +17,8 @@ import aiohttp
 import pytest
 
 from suffice.server import serve_in_loop
-from suffice.store.database.views import read_episodes
+from suffice.store.database.views import read_episodes, read_events
+from suffice.store.rows.events import RequestSeen
 from suffice.testing import EchoNonce, FakeRequest, FakeUpstream, GatewayProcess, Reply
 from tests.gateway.served import CHAT, chat, settings_for
 
@@ -104,7 +105,7 @@ def test_fifty_live_streams_end_or_are_told_and_every_outcome_is_on_disk(tmp_pat
                 await streams.start(session, "endless", 26)
                 await streams.start(session, "short", 24)
                 gateway.signal(signal.SIGTERM)
-                assert await refused_soon(gateway.url) < 2
+                assert await refused_soon(gateway.url) < 10
                 return await asyncio.gather(*streams.tasks)
 
         found = asyncio.run(clients())
@@ -117,6 +118,11 @@ def test_fifty_live_streams_end_or_are_told_and_every_outcome_is_on_disk(tmp_pat
     for text in found[26:]:
         assert text.endswith("data: [DONE]\n\n")
     assert ends_on_disk(gateway.database) == {"shutdown": 26, "done": 24}
+
+
+def n_requests(database: Path) -> int:
+    """How many requests are in the log, with an outcome or without."""
+    return sum(isinstance(one.event, RequestSeen) for one in read_events(database))
 
 
 def test_bodies_and_votes_are_told_too(tmp_path: Path) -> None:
@@ -136,7 +142,9 @@ def test_bodies_and_votes_are_told_too(tmp_path: Path) -> None:
                     asyncio.create_task(one(session, route, stream=stream))
                     for route, stream in [("off", False), ("r", False), ("votes", False), ("votes", True)]
                 ]
-                await asyncio.sleep(0.5)
+                async with asyncio.timeout(60):
+                    while n_requests(gateway.database) < len(work):  # noqa: ASYNC110 - another process has no event
+                        await asyncio.sleep(0.05)
                 gateway.signal(signal.SIGTERM)
                 return await asyncio.gather(*work)
 
@@ -165,7 +173,7 @@ def test_a_second_signal_ends_it_at_once_and_all_the_same_in_good_order(tmp_path
                 return found, time.monotonic() - start_s
 
         found, took_s = asyncio.run(clients())
-        assert took_s < 8
+        assert took_s < 40  # of 60 s of grace
         assert all("shutting_down" in text for text in found)
     assert ends_on_disk(gateway.database) == {"shutdown": 6}
 
@@ -189,7 +197,9 @@ async def test_it_is_not_ready_from_the_first_moment_on(tmp_path: Path) -> None:
                 assert response.status == 200
             kept = await asyncio.open_connection(*url.removeprefix("http://").split(":"))
             work = asyncio.create_task(Streams(url)._read(session, "short", {}))
-            await asyncio.sleep(0.2)
+            async with asyncio.timeout(60):
+                while not fake.completions:  # noqa: ASYNC110 - there is no event
+                    await asyncio.sleep(0.005)
             leaving = asyncio.create_task(asks_until_closed(*kept))
             await asyncio.sleep(0.05)
         answers = await leaving

@@ -34,7 +34,7 @@ N_THOUGHT = sum(len(text.split()) for text, _ in STEPS)
 
 def held(after: int = N_THOUGHT) -> ScriptedThought:
     """So many tokens are said at once; then the upstream is silent, so that every probe is answered before it ends."""
-    return ScriptedThought(STEPS, "it is 5", reply=Reply(faults=(stall_after(after, 0.5),)))
+    return ScriptedThought(STEPS, "it is 5", reply=Reply(faults=(stall_after(after, 1.5),)))
 
 
 class Door:

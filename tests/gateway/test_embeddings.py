@@ -59,11 +59,11 @@ async def test_a_probed_thought_stops_where_its_drafts_stand_still(serve: Serve)
 async def test_a_silent_embedder_holds_up_no_client(serve: Serve, mode: str) -> None:
     acting = {"mode": mode, "uncertified": True, "embeddings": {"timeout_s": 4.0}}
     async with server(lambda _: 20.0, []) as url, serve(ScriptedThought(STEPS, "4"), route=route(url, **acting)) as g:
-        began_s = time.monotonic()
         answer = await g.ask(chat(stream=True))
-        assert time.monotonic() - began_s < 3.0
+        answered_s = time.monotonic()
         assert answer.text == "4"
         ended = await g.outcome()
+        assert time.monotonic() - answered_s > 1.0, "the record waits for the embedder, and the client does not"
     assert ended.degraded == ("embedder",)
     assert ended.end_reason == "done"
     assert g.failed_open("embedder") == 1

@@ -354,12 +354,12 @@ async def test_a_live_stop_sees_what_the_audit_sees_up_to_its_step(serve: Serve,
 
 
 async def test_the_client_does_not_wait_for_samples_that_were_cancelled(serve: Serve) -> None:
-    stalled = Reply(answer=("5",), faults=(stall_after(0, 9.0),))
+    stalled = Reply(answer=("5",), faults=(stall_after(0, 60.0),))
     async with serve(BySeed([*["4"] * 4, stalled]), route=enforcing(5, wave=5)) as g:
         began = time.monotonic()
         assert (await g.ask(chat(seed=SEED))).text == "4"
         await g.quiet()
-        assert time.monotonic() - began < 7
+        assert time.monotonic() - began < 30
 
 
 WAYS = {

@@ -45,7 +45,7 @@ def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def has_ended(pid: int, within_s: float = 10.0) -> bool:
+def has_ended(pid: int, within_s: float = 60.0) -> bool:
     """Is the process gone, or only a zombie, in time?"""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
@@ -146,7 +146,7 @@ def test_a_crash_of_the_child_is_seen_and_does_not_take_the_owner_along(small: S
     with LocalServer(small) as server:
         os.kill(server.pid, signal.SIGSEGV)
         assert has_ended(server.pid)
-        deadline = time.monotonic() + 10  # the first thread is a zombie while the others are still being ended
+        deadline = time.monotonic() + 60  # the first thread is a zombie while the others are still being ended
         while server.is_alive() and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not server.is_alive()

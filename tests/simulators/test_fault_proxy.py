@@ -97,10 +97,10 @@ async def test_a_sound_line_changes_nothing_and_is_counted() -> None:
 
 @pytest.mark.parametrize("way", ["to_upstream", "to_client"])
 async def test_latency_comes_on_top_each_way_and_keeps_the_width(way: str) -> None:
-    async with through(**{way: LinkFaults(latency_s=0.1)}) as (proxy, _):
+    async with through(**{way: LinkFaults(latency_s=0.5)}) as (proxy, _):
         start_s = time.monotonic()
         assert await echoed(proxy, MESSAGE * 100) == (MESSAGE * 100, "whole")  # many reads, one delay
-        assert 0.1 <= time.monotonic() - start_s < 3.0
+        assert 0.5 <= time.monotonic() - start_s < 20.0
 
 
 async def test_jitter_is_drawn_from_the_seed_and_keeps_the_order() -> None:
@@ -130,7 +130,7 @@ async def test_a_slicer_cuts_into_pieces_with_pauses() -> None:
 @pytest.mark.parametrize("after", [0, 700])
 async def test_silence_keeps_the_connection_open_until_the_line_is_mended(after: int) -> None:
     async with through(to_client=LinkFaults(silent_after=after)) as (proxy, far):
-        assert await echoed(proxy, MESSAGE, within_s=0.1) == (MESSAGE[:after], "silent")
+        assert await echoed(proxy, MESSAGE, within_s=1.0) == (MESSAGE[:after], "silent")
         assert await far.has_ended() == "end"  # the client's leaving is passed on in the other direction
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
         writer.write(MESSAGE)
@@ -212,7 +212,7 @@ async def test_a_fast_sender_waits_for_a_slow_reader() -> None:
     async with through(to_client=LinkFaults(silent_after=0)) as (proxy, far):
         _, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.3):
+            async with asyncio.timeout(1.0):
                 while True:
                     writer.write(bytes(2**20))
                     await writer.drain()

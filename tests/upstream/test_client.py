@@ -92,7 +92,7 @@ async def test_leaving_early_closes_the_call_at_once() -> None:
         closed_at_s = fake.calls[0].closed_at_s
         assert fake.calls[0].cancelled
         assert closed_at_s is not None
-        assert closed_at_s - left_at_s < 0.25
+        assert closed_at_s - left_at_s < 10  # by itself it goes on for 20 s
 
 
 async def test_a_finished_answer_gives_its_connection_back() -> None:
@@ -107,20 +107,20 @@ async def test_a_finished_answer_gives_its_connection_back() -> None:
 
 
 async def test_settling_waits_for_nobody_long() -> None:
-    says = Reply(faults=(stall_after(1, 5.0),), answer=("a", "b"))
+    says = Reply(faults=(stall_after(1, 60.0),), answer=("a", "b"))
     async with FakeUpstream(says) as fake, client_of(fake.url) as client:
         async with client.open(PATH, BODY) as call:
             start_s = time.monotonic()
             await call.settle()
-            assert time.monotonic() - start_s < 3
+            assert time.monotonic() - start_s < 30
 
 
 async def test_silence_is_a_timeout_at_the_start_and_in_the_middle() -> None:
-    async with FakeUpstream(Reply(faults=(slow_headers(5.0),))) as fake:
+    async with FakeUpstream(Reply(faults=(slow_headers(60.0),))) as fake:
         async with client_of(fake.url, first_byte_timeout_s=0.1) as client:
             with pytest.raises(UpstreamTimeout, match="did not begin to answer"):
                 await read(client)
-    async with FakeUpstream(Reply(faults=(stall_after(0, 5.0),))) as fake:
+    async with FakeUpstream(Reply(faults=(stall_after(0, 60.0),))) as fake:
         async with client_of(fake.url, idle_timeout_s=0.1) as client:
             with pytest.raises(UpstreamTimeout, match="silent"):
                 await read(client)
@@ -186,9 +186,9 @@ async def test_a_long_body_arrives_whole() -> None:
 
 
 async def test_short_calls_end_in_time_and_within_their_size() -> None:
-    async with FakeUpstream(Reply(faults=(slow_headers(5.0),))) as fake, client_of(fake.url) as client:
-        assert await client.get("/v1/models", timeout_s=1.0) == (200, fake_models())
-        assert (await client.post_json("/tokenize", b'{"content":"a b"}', timeout_s=1.0))[0] == 200
+    async with FakeUpstream(Reply(faults=(slow_headers(60.0),))) as fake, client_of(fake.url) as client:
+        assert await client.get("/v1/models", timeout_s=30.0) == (200, fake_models())
+        assert (await client.post_json("/tokenize", b'{"content":"a b"}', timeout_s=30.0))[0] == 200
         with pytest.raises(UpstreamTimeout, match=r"took longer than 0\.1 s"):
             await client.post_json(PATH, BODY, timeout_s=0.1)
     async with FakeUpstream(Reply(answer=("x" * 1000,) * 40)) as fake, client_of(fake.url) as client:

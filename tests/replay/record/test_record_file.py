@@ -200,7 +200,7 @@ def test_a_recorder_that_is_ended_in_the_middle_resumes_without_a_lost_or_double
         ]
         part = out.with_name("t.jsonl.gz.part")
         with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as first:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while time.monotonic() < deadline and not (part.exists() and part.read_bytes().count(b"\n") >= 4):
                 time.sleep(0.005)
             os.kill(first.pid, how)
