@@ -137,7 +137,7 @@ def stream_plan(asked: OnlineOptions, traffic: RecordedTraffic, n: int) -> Plan:
 class _Job:
     asked: OnlineOptions
     traffic: RecordedTraffic
-    split_worlds: tuple[Bools, Bools] | None
+    worlds: tuple[Bools, Bools] | None
 
     @property
     def label_delay(self) -> tuple[int, int]:

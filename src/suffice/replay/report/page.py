@@ -94,7 +94,7 @@ _KINDS: Final = {"samples": "repeated samples", "reasoning": "chains of thought"
 class _SetFigures:
     report: SetReport
     name: str  # of its files, without suffix
-    draw_frontier: PlotFiles
+    frontier: PlotFiles
     classes: PlotFiles | None
 
 

@@ -433,9 +433,9 @@ def _about_classes(case: _Case, names: Sequence[str], sums: QuestionSums) -> tup
     by = compare_nested(first, other, n_draws=case.asked.n_draws, rng=np.random.default_rng(case.asked.seed))
     saved, drop = by.saved_interval, by.drop_interval
     classes = "; ".join(f"{name} ({level:.3g})" for name, level in classed[0].levels.items())
-    classed = (
+    note = (
         f"levels by found class, in {len(classed)} of {len(rungs)} folds, against one level for all: saved"
         f" {100 * by.saved:+.1f} points ({100 * saved.low:+.1f} to {100 * saved.high:+.1f}), drop"
         f" {100 * by.drop:+.2f} ({100 * drop.low:+.2f} to {100 * drop.high:+.2f}). Classes of the first: {classes}"
     )
-    return (classed,)
+    return (note,)
