@@ -53,3 +53,15 @@ def test_an_extra_that_is_none_is_said_without_a_command() -> None:
 def test_nothing_tells_people_to_install_a_distribution_by_name() -> None:
     named = [str(file.relative_to(ROOT)) for file in PAGES if TOLD.search(file.read_text("utf-8"))]
     assert not named, "the distribution is in no index: use suffice.extras.how_to_install"
+
+
+IMPORTED = {"scikit-learn": "sklearn"}  # where a module is not named like its distribution
+
+
+def test_the_code_imports_every_declared_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    declared = [*project["dependencies"], *(one for extra in DECLARED.values() for one in extra)]
+    names = [re.split(r"[\[<>=; ]", one)[0] for one in declared]
+    text = "\n".join(file.read_text("utf-8") for file in SOURCES)
+    imported = set(re.findall(r"^\s*(?:import|from) (\w+)", text, re.MULTILINE))
+    assert [name for name in names if IMPORTED.get(name, name.replace("-", "_")) not in imported] == []

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import http.client
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-
-import aiohttp
-import msgspec
+from urllib.parse import urlsplit
 
 from suffice.local.tasks import TaskQuestion
 
@@ -48,16 +49,15 @@ async def ask_all(
 ) -> list[DemoAnswer]:
     """Ask every question once; call `done` as each answer arrives. Answers in the questions' order."""
     gate = asyncio.Semaphore(how.n_at_once)
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=600)) as session:
 
-        async def one(question: TaskQuestion) -> DemoAnswer:
-            async with gate:
-                answered = await _ask(session, url, question, how)
-            await _label(session, url, answered)
-            done(answered)
-            return answered
+    async def one(question: TaskQuestion) -> DemoAnswer:
+        async with gate:
+            answered = await asyncio.to_thread(_ask, url, question, how)
+        await asyncio.to_thread(_label, url, answered)
+        done(answered)
+        return answered
 
-        return list(await asyncio.gather(*(one(q) for q in questions)))
+    return list(await asyncio.gather(*(one(q) for q in questions)))
 
 
 def request_body(question: TaskQuestion, how: Pass) -> dict[str, Any]:
@@ -73,15 +73,31 @@ def request_body(question: TaskQuestion, how: Pass) -> dict[str, Any]:
     return body | dict(how.extra)
 
 
-async def _ask(session: aiohttp.ClientSession, url: str, question: TaskQuestion, how: Pass) -> DemoAnswer:
+@contextmanager
+def _post(
+    url: str, path: str, body: Mapping[str, Any], headers: Mapping[str, str]
+) -> Iterator[http.client.HTTPResponse]:
+    """The answer to a POST, while the block lasts."""
+    address = urlsplit(url)
+    connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=600)
+    try:
+        connection.request("POST", path, json.dumps(body), {"content-type": "application/json", **headers})
+        yield connection.getresponse()
+    finally:
+        connection.close()
+
+
+def _ask(url: str, question: TaskQuestion, how: Pass) -> DemoAnswer:
     headers = {"x-suffice-route": how.route, "idempotency-key": f"{how.route}:{question.id}"}
-    async with session.post(f"{url}/v1/chat/completions", json=request_body(question, how), headers=headers) as reply:
-        episode_id = reply.headers.get("x-suffice-episode-id", "")
+    with _post(url, "/v1/chat/completions", request_body(question, how), headers) as reply:
+        episode_id = reply.getheader("x-suffice-episode-id", "")
         if reply.status != 200:
-            return _failed(question, episode_id, f"HTTP {reply.status}: {(await reply.text())[:200]}")
+            return _failed(
+                question, episode_id, f"HTTP {reply.status}: {reply.read().decode('utf-8', 'replace')[:200]}"
+            )
         if how.stream:
-            return await _read_stream(reply, question, episode_id)
-        body = await reply.json()
+            return _read_stream(reply, question, episode_id)
+        body = json.loads(reply.read())
     choice = body["choices"][0]
     return DemoAnswer(
         question=question,
@@ -93,13 +109,13 @@ async def _ask(session: aiohttp.ClientSession, url: str, question: TaskQuestion,
     )
 
 
-async def _read_stream(reply: aiohttp.ClientResponse, question: TaskQuestion, episode_id: str) -> DemoAnswer:
+def _read_stream(reply: http.client.HTTPResponse, question: TaskQuestion, episode_id: str) -> DemoAnswer:
     text, finish, tokens, stopped = "", None, 0, False
-    async for line in reply.content:
+    for line in reply:
         data = line.strip().removeprefix(b"data: ")
         if not data or data == b"[DONE]" or data.startswith(b":"):
             continue
-        chunk = msgspec.json.decode(data)
+        chunk = json.loads(data)
         if "error" in chunk:
             return _failed(question, episode_id, str(chunk["error"])[:200])
         stopped = stopped or bool(chunk.get("suffice", {}).get("stopped"))
@@ -129,7 +145,7 @@ def _failed(question: TaskQuestion, episode_id: str, error: str) -> DemoAnswer:
     )
 
 
-async def _label(session: aiohttp.ClientSession, url: str, answered: DemoAnswer) -> None:
+def _label(url: str, answered: DemoAnswer) -> None:
     """Send the right answer as feedback, as a customer with a gold set would."""
     body = {
         "feedback_id": f"gold:{answered.episode_id}",
@@ -137,5 +153,5 @@ async def _label(session: aiohttp.ClientSession, url: str, answered: DemoAnswer)
         "gold": answered.question.gold,
         "source": "exact-match",
     }
-    async with session.post(f"{url}/v1/feedback", json=body) as reply:
-        await reply.read()
+    with _post(url, "/v1/feedback", body, {}) as reply:
+        reply.read()
