@@ -14,8 +14,8 @@ from suffice.doctor.examine import RUN
 from suffice.doctor.seen import Facts
 from suffice.settings import parse_settings
 from suffice.testing import FakeUpstream, Reply
+from suffice.testing.chain import SumsModel
 from suffice.testing.reply import status
-from suffice.testing.sums import SumsModel
 from suffice.types import Finding, Findings
 from suffice.upstream.drivers import DRIVERS
 from suffice.upstream.findings import EXPERIMENTS, allows_probes, honoured, url_key

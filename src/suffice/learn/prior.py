@@ -1,4 +1,4 @@
-"""The prior of the Bayesian stop (`policy.bayes`), from the votes of recorded full runs.
+"""The prior of the Bayesian stop (`policy.sequential`), from the votes of recorded full runs.
 
 Knows how often each answer of a run was given, and nothing of which answer was right: no label is needed.
 Refuses to know policies, thresholds and where runs come from.

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
-from suffice.model.numbers import numbers
+from suffice.model.reading import numbers
 
 
 @dataclass(frozen=True, slots=True)

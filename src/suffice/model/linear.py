@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
-from suffice.model.numbers import exact_float, numbers
+from suffice.model.reading import exact_float, numbers
 
 
 @dataclass(frozen=True, slots=True)

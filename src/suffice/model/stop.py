@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
 from suffice.model.ensemble import Ensemble
-from suffice.model.numbers import describe_value, exact_float, parse_whole
+from suffice.model.reading import describe_value, exact_float, parse_whole
 
 SCHEMA: Final = 1
 MOST_FEATURES: Final = 20_000

@@ -13,9 +13,9 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from suffice.policy.columns import SUFFICES, Columns, Stops, answered, by_counts, known_column, where
-from suffice.policy.decisions import go_on, suffices
 from suffice.policy.parameters import ParameterChecks, ParameterRange, Reference
-from suffice.signals.needs import need
+from suffice.policy.protocol import go_on, suffices
+from suffice.signals.fold import need
 from suffice.types import Decision, Signals
 
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from suffice.errors import ConfigError
 from suffice.model.stop import MOST_RISK, StopModel
 from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Mask, Stops, answered, asked_of
-from suffice.policy.decisions import go_on, hopeless, suffices
 from suffice.policy.parameters import ParameterChecks, ParameterRange, Reference
+from suffice.policy.protocol import go_on, hopeless, suffices
 from suffice.policy.rules import STEPS
 from suffice.signals.classes import Classes, classes_from
 from suffice.signals.features import FeatureSet

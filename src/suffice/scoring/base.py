@@ -14,19 +14,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeAlias
 
 from suffice.errors import ConfigError
-from suffice.scoring.choice import ChoiceScorer
+from suffice.scoring.choice import ChoiceScorer, YesNoScorer
 from suffice.scoring.date import DateScorer
 from suffice.scoring.json import JsonScorer
 from suffice.scoring.list import ListScorer
 from suffice.scoring.math import MathJudge, MathScorer
-from suffice.scoring.number import NumberScorer
-from suffice.scoring.quantity import QuantityScorer
-from suffice.scoring.regex import RegexScorer
-from suffice.scoring.spec import shorten
-from suffice.scoring.squad import SquadScorer
-from suffice.scoring.text import TextScorer
-from suffice.scoring.whole import WholeScorer
-from suffice.scoring.yes_no import YesNoScorer
+from suffice.scoring.normal import shorten
+from suffice.scoring.number import NumberScorer, QuantityScorer
+from suffice.scoring.text import RegexScorer, SquadScorer, TextScorer, WholeScorer
 
 
 class Scorer(Protocol):

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from suffice.scoring.answer import last_announced, last_boxed, last_part
-from suffice.scoring.normal import ByNormalForm
-from suffice.scoring.spec import check_word
+from suffice.scoring.normal import ByNormalForm, check_word
 
 # English, German, French, Spanish, Italian, Portuguese, Dutch; the English short forms.
 _MONTH_WORDS = (

@@ -18,13 +18,14 @@ from suffice.scoring.answer import last_announced, last_part
 from suffice.scoring.normal import (
     MAX_ANSWER_CHARS,
     ByNormalForm,
+    Comparer,
+    check_text,
     digest_text,
     is_digest,
     says_something,
     strip_control_characters,
 )
 from suffice.scoring.number import exact_number
-from suffice.scoring.spec import Comparer, check_text
 
 MAX_DEPTH = 64
 Value: TypeAlias = Any  # what json.loads gives: bytes come in here

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from suffice.scoring.answer import last_announced, last_boxed, last_part
-from suffice.scoring.normal import MAX_ANSWER_CHARS, ByNormalForm, digest_text, is_digest
-from suffice.scoring.spec import Comparer, check_flag
+from suffice.scoring.normal import MAX_ANSWER_CHARS, ByNormalForm, Comparer, check_flag, digest_text, is_digest
 from suffice.scoring.text import TextScorer
 
 MAX_ITEMS = 1_000

@@ -16,8 +16,7 @@ from typing import Any
 
 from suffice.errors import ConfigError
 from suffice.signals import folds
-from suffice.signals.fold import Fold, SignalField
-from suffice.signals.needs import Value, parse_need
+from suffice.signals.fold import Fold, SignalField, Value, parse_need
 from suffice.types import SIGNAL_FIELDS
 
 ALWAYS_FILLED = ("step", "tokens_used", "answer")  # by the observer, whatever folds run

@@ -23,10 +23,8 @@ from suffice.testing.chain import Answerer
 from suffice.testing.dialects import NotMyDialect
 from suffice.testing.generate import Completion, NotMyThought, count_in
 from suffice.testing.http1 import BadHttp, ClientConnection, HttpRequest, Response
-from suffice.testing.reply import Dialect, FakeCall, FakeRequest, Reply, merged
-from suffice.testing.send import Dies, generate, play, send_json, stream
-from suffice.testing.shape import CREATED, ReplyShape
-from suffice.testing.streams import Script
+from suffice.testing.reply import Dialect, FakeCall, FakeRequest, Reply, Script, merged
+from suffice.testing.send import CREATED, Dies, ReplyShape, generate, play, send_json, stream
 from suffice.upstream.wire import encode_json, error_body
 
 _JSON = {"content-type": "application/json"}

@@ -22,8 +22,7 @@ from suffice.learn.value_model import PRICES, Values
 from suffice.model.stop import StepCost
 from suffice.policy.base import build_policy
 from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, AskedColumns, Columns, Stops, known_column
-from suffice.policy.decisions import go_on
-from suffice.policy.protocol import Policy
+from suffice.policy.protocol import Policy, go_on
 from suffice.replay.study.runs import Bools, Floats, Runs
 from suffice.replay.study.scores import CrossFit, Key, Model, Score, features_for, make_table
 from suffice.replay.study.sums import N_FOLDS
