@@ -94,7 +94,6 @@ class HttpEmbedder:
         return asyncio.get_running_loop().time() < self._again_at_s
 
     def recall(self, text: str) -> Vector | None:
-        """The vector that is remembered for this text."""
         return self._recall(_key(text))
 
     async def embed(self, texts: Sequence[str]) -> list[Vector | None]:

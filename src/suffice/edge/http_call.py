@@ -17,8 +17,14 @@ def helper_client(
 
     retries  further tries of a call that no byte answered: only for calls that may be made twice
     """
-    limits = {"connect_timeout_s": timeout_s, "first_byte_timeout_s": timeout_s, "idle_timeout_s": timeout_s}
-    return UpstreamClient(name, Upstream(url=url, retries=retries, **limits), api_key)
+    settings = Upstream(
+        url=url,
+        connect_timeout_s=timeout_s,
+        first_byte_timeout_s=timeout_s,
+        idle_timeout_s=timeout_s,
+        retries=retries,
+    )
+    return UpstreamClient(name, settings, api_key)
 
 
 async def call_json(

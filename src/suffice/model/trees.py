@@ -45,7 +45,6 @@ class Tree:
     value: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        """Refuse what is no tree. Raises ConfigError."""
         n_nodes = len(self.feature)
         if not 0 < n_nodes <= MOST_NODES:
             raise ConfigError(f"feature: got {n_nodes:,} nodes; 1 to {MOST_NODES:,}")
@@ -84,11 +83,9 @@ class Tree:
 
     @property
     def n_leaves(self) -> int:
-        """Leaves of the tree."""
         return self.feature.count(LEAF)
 
     def plain(self) -> dict[str, Any]:
-        """The tree as JSON has it."""
         return {name: list(getattr(self, name)) for name in COLUMNS}
 
     def nested(self, at: int = 0) -> Nested:
@@ -125,7 +122,6 @@ class Trees:
     _large: tuple[Nested, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Refuse too many trees, and make ready what is evaluated. Raises ConfigError."""
         object.__setattr__(self, "baseline", exact_float("baseline", self.baseline))
         if len(self.trees) > MOST_TREES:
             raise ConfigError(f"trees: got {len(self.trees):,}; at most {MOST_TREES:,}")
@@ -139,18 +135,15 @@ class Trees:
                 raise ConfigError(f"trees[{at}].feature: got {max(tree.feature)}; there are {n_features:,} features")
 
     def plain(self) -> dict[str, Any]:
-        """The part as JSON has it."""
         return {"kind": "trees", "baseline": self.baseline, "trees": [tree.plain() for tree in self.trees]}
 
     def raw(self, row: Sequence[float]) -> float:
-        """The sum for one row."""
         total = self.baseline + self._small.one(row)
         for node in self._large:
             total += _walk(node, row)
         return total
 
     def raws(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The sum for each row of a matrix, shape (n rows, n features)."""
         total = self.baseline + self._small.many(matrix)
         for tree in self.trees:
             if tree.n_leaves > MOST_LEAVES:
@@ -211,7 +204,6 @@ class Bits:
         self._plan = [(feature, *_prefixes(found, self._all)) for feature, found in sorted(by_feature.items())]
 
     def one(self, row: Sequence[float]) -> float:
-        """The sum for one row."""
         left = self._all
         # Measured against map and reduce, which are slower here: calls from a loop are specialised.
         for feature, thresholds, masks in self._plan:
@@ -219,7 +211,6 @@ class Bits:
         return sum(map(getitem, self._tables, left.to_bytes(self._n_bytes, "little")))
 
     def many(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The sum for each row of a matrix, shape (n rows, n features)."""
         words = max(1, -(-self._n_bytes // 8))
         start = _words([self._all], words)[0]
         plan = [(feature, np.array(cuts), _words(masks, words)) for feature, cuts, masks in self._plan]

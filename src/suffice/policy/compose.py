@@ -56,7 +56,6 @@ class RunBounds(ParameterChecks):
     returns: Returns = "last"  # which round's answer a run returns
 
     def __post_init__(self) -> None:
-        """Refuse an inner policy that also says which answer is returned."""
         ParameterChecks.__post_init__(self)
         _check_returns(f"policy.{self.name}.inner", self.inner)
 

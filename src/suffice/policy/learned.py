@@ -71,7 +71,6 @@ class LearnedPolicy(ParameterChecks):
     min_steps: Annotated[int, STEPS] = 0  # never stop before this step
 
     def __post_init__(self) -> None:
-        """Refuse features that do not exist, and a model that reads nothing of the run. Raises ConfigError."""
         ParameterChecks.__post_init__(self)
         if not self._features.needs:
             raise ConfigError(

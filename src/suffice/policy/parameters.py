@@ -101,7 +101,6 @@ class Parameter:
 
     @property
     def required(self) -> bool:
-        """Has it no default?"""
         return self.default is dataclasses.MISSING
 
     def allowed(self) -> str:

@@ -45,9 +45,7 @@ class Dynasor(ParameterChecks):
     )
     effort: Literal["mild", "low", "mid", "high", "crazy"] = "mid"  # how eagerly to save
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("stability", "hedges")
+    needs: ClassVar[tuple[str, ...]] = ("stability", "hedges")
 
     def decide(self, s: Signals) -> Decision:
         if s.answer is None or s.answer_streak is None or s.hedges is None:
@@ -86,9 +84,7 @@ class Deer(ParameterChecks):
     threshold: Annotated[float, SHARE] = 0.95  # must be exceeded
     mean: Literal["arithmetic", "geometric"] = "arithmetic"  # of Signals.confidence_mean, or .confidence
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("confidence",)
+    needs: ClassVar[tuple[str, ...]] = ("confidence",)
 
     def decide(self, s: Signals) -> Decision:
         probability = s.confidence_mean if self.mean == "arithmetic" else s.confidence
@@ -194,7 +190,6 @@ class Tasr(ParameterChecks):
     ] = ()  # points (margin, calibrated), rising; straight in between
 
     def __post_init__(self) -> None:
-        """Refuse a calibration that is not rising."""
         ParameterChecks.__post_init__(self)
         for before, after in pairwise(self.calibration):
             if not (before[0] < after[0] and before[1] <= after[1]):
@@ -203,9 +198,7 @@ class Tasr(ParameterChecks):
                     "points (margin, calibrated) whose margins rise and whose second numbers do not fall"
                 )
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("stability", "confidence")
+    needs: ClassVar[tuple[str, ...]] = ("stability", "confidence")
 
     def decide(self, s: Signals) -> Decision:
         margin = s.confidence_margin
@@ -298,9 +291,7 @@ class HaltCot(ParameterChecks):
     )
     theta: Annotated[float, ParameterRange(0.0, 100.0, low_open=True)] = 0.4159  # on Signals.entropy, nats
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("confidence",)
+    needs: ClassVar[tuple[str, ...]] = ("confidence",)
 
     def decide(self, s: Signals) -> Decision:
         if s.answer is None or s.entropy is None:

@@ -31,12 +31,10 @@ class Policy(Protocol):
 
 
 def go_on(reason: str, score: float | None = None) -> Decision:
-    """The decision to continue."""
     return Decision(action="continue", reason=reason, score=score)
 
 
 def suffices(reason: str, score: float) -> Decision:
-    """The decision to stop because the answer suffices."""
     return Decision(action="stop", reason=reason, stop_reason="suffices", score=score)
 
 

@@ -24,7 +24,6 @@ def returns_of(policy: Policy) -> Returns:
 
 
 def returning(policy: Policy) -> Callable[[Answers, Confidences], int]:
-    """The choice that the policy makes, as a function of answers and confidences."""
     return partial(return_step, returns_of(policy))
 
 

@@ -30,9 +30,7 @@ class Never(ParameterChecks):
         source="–",
     )
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ()
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def decide(self, s: Signals) -> Decision:
         return go_on(f"step {s.step}; this policy never stops")
@@ -60,9 +58,7 @@ class FixedBudget(ParameterChecks):
     )
     max_tokens: Annotated[int, ParameterRange(1, 1_000_000_000)]  # generated in the run, probes left out
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ()
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def decide(self, s: Signals) -> Decision:
         used, score = s.tokens_used, float(s.tokens_used)
@@ -96,9 +92,7 @@ class FixedRounds(ParameterChecks):
     )
     max_steps: Annotated[int, AT_LEAST_ONE]
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ()
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def decide(self, s: Signals) -> Decision:
         if s.step < self.max_steps:
@@ -165,7 +159,6 @@ class StableAnswer(ParameterChecks):
         return where(settled, SUFFICES)
 
     def _too_early(self, s: Signals) -> str:
-        """Why the run is too young to be stopped; "" if it is not."""
         if s.step < self.min_steps:
             return f"step {s.step}, no stop before step {self.min_steps}"
         if s.tokens_used < self.min_tokens:

@@ -50,9 +50,7 @@ class Sprt(ParameterChecks):
     alpha: Annotated[float, _ERROR] = 0.05  # P(leads is said | alike)
     beta: Annotated[float, _ERROR] = 0.949976  # P(alike is said | leads); 1 - alpha - 0.000024
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("votes",)
+    needs: ClassVar[tuple[str, ...]] = ("votes",)
 
     def decide(self, s: Signals) -> Decision:
         if s.answer is None or not s.top_votes or s.second_votes is None:
@@ -90,9 +88,7 @@ class MixtureSprt(ParameterChecks):
     alpha: Annotated[float, _ERROR] = 0.05  # P(leads is said | alike)
     beta: Annotated[float, _ERROR] = 0.94994  # P(alike is said | leads); 1 - alpha - 0.00006
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("votes",)
+    needs: ClassVar[tuple[str, ...]] = ("votes",)
 
     def decide(self, s: Signals) -> Decision:
         if s.answer is None or not s.top_votes or s.second_votes is None:
@@ -144,7 +140,6 @@ def _legendre() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 def _verdict(ratio: float, alpha: float, beta: float, top_votes: float, second_votes: float) -> Decision:
-    """What the test says of a log-likelihood ratio."""
     leads, alike = _boundaries(alpha, beta)
     votes = f"with {top_votes} against {second_votes} votes"
     if ratio >= leads:
@@ -201,9 +196,7 @@ class BayesVote(ParameterChecks):
     threshold: Annotated[float, ParameterRange(0.0, 1.0, low_open=True)] = 0.95  # on P(the leader is the mode)
     min_samples: Annotated[int, ParameterRange(1, 1_000_000)] = 2  # that gave an answer
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("votes",)
+    needs: ClassVar[tuple[str, ...]] = ("votes",)
 
     def decide(self, s: Signals) -> Decision:
         if s.answer is None or not s.n_votes or not s.top_votes or s.second_votes is None or s.third_votes is None:

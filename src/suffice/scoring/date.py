@@ -65,7 +65,6 @@ class DateScorer(ByNormalForm):
     order: Literal["as-written", "dmy", "mdy"] = "as-written"
 
     def __post_init__(self) -> None:
-        """Check the parameter. Raises ConfigError."""
         check_word("scorer.order", self.order, ("as-written", "dmy", "mdy"))
 
     def extract(self, text: str) -> str | None:

@@ -64,7 +64,6 @@ class JsonScorer(ByNormalForm):
     _steps: tuple[str | int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Read the path. Raises ConfigError."""
         object.__setattr__(self, "_steps", _read_path(check_text("scorer.path", self.path)))
 
     def extract(self, text: str) -> str | None:
@@ -91,7 +90,6 @@ class JsonScorer(ByNormalForm):
         return self._normal(answer.strip() if read is None else read[0])
 
     def match(self, answer: str | None, gold: str) -> bool:
-        """Is `answer` the reference? None never is."""
         if self.compare is not None:
             return self.compare.match(answer, gold)
         return ByNormalForm.match(self, answer, gold)

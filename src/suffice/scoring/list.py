@@ -41,7 +41,6 @@ class ListScorer(ByNormalForm):
     compare: Comparer = field(default_factory=TextScorer)
 
     def __post_init__(self) -> None:
-        """Check the parameters. Raises ConfigError."""
         check_flag("scorer.ordered", self.ordered)
 
     def extract(self, text: str) -> str | None:
@@ -56,7 +55,6 @@ class ListScorer(ByNormalForm):
         return self.normalise(last_part(text) if announced is None else announced)
 
     def normalise(self, answer: str) -> str | None:
-        """The normal form of a bare answer; None when there is no item in it."""
         return answer if is_digest(answer) else self._normal(_items(last_part(answer)))
 
     def _normal(self, items: list[str]) -> str | None:

@@ -71,7 +71,6 @@ class MathScorer:
         return _NUMBER.extract(text)
 
     def normalise(self, answer: str) -> str | None:
-        """The normal form of a bare answer; a box around it is opened."""
         boxed = last_boxed_raw(answer)
         inside = None if boxed is None else normal_formula(boxed)
         return normal_formula(answer) if inside is None else inside
@@ -91,7 +90,6 @@ class MathScorer:
         return False if is_clear or all(_EXACT.fullmatch(one) for one in (mine, other)) else None
 
     def match(self, answer: str | None, gold: str) -> bool:
-        """Is `answer` the reference? None never is. It may wait for the judge: not on an event loop."""
         verdict = self.quick(answer, gold)
         if verdict is not None or self.judge is None or answer is None:
             return verdict is True

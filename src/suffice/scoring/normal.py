@@ -75,7 +75,6 @@ class ByNormalForm(ABC):
         """The normal form of a bare answer, such as a reference; None: it is no answer."""
 
     def match(self, answer: str | None, gold: str) -> bool:
-        """Is `answer` the reference? None never is."""
         if answer is None:
             return False
         normal = self.normalise(answer)

@@ -71,7 +71,6 @@ class NumberScorer(ByNormalForm):
     percent: Literal["keep", "drop", "share"] = "keep"
 
     def __post_init__(self) -> None:
-        """Check the parameter. Raises ConfigError."""
         check_word("scorer.percent", self.percent, ("keep", "drop", "share"))
 
     def extract(self, text: str) -> str | None:

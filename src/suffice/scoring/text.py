@@ -57,7 +57,6 @@ class TextScorer(ByNormalForm):
         return told(text, self.normalise)
 
     def normalise(self, answer: str) -> str | None:
-        """The normal form of a bare answer; None when only punctuation or nothing is in it."""
         if len(answer) > READ_CHARS:
             return digest_text(answer)
         if len(answer) > MAX_ANSWER_CHARS:
@@ -127,7 +126,6 @@ class SquadScorer(ByNormalForm):
         return told(text, self.normalise)
 
     def normalise(self, answer: str) -> str | None:
-        """The normal form of a bare answer; None when no letter, digit or symbol is left of it."""
         if len(answer) > READ_CHARS:
             return digest_text(answer)
         # ASCII punctuation goes before the articles do, so one pass is all: `a.n` is gone at once.
@@ -159,11 +157,9 @@ class WholeScorer:
     compare: Comparer | None = None
 
     def extract(self, text: str) -> str | None:
-        """The normal form of the text; None when there is no letter, digit or symbol in it."""
         return self.normalise(text)
 
     def normalise(self, answer: str) -> str | None:
-        """The same as `extract`."""
         if self.compare is not None:
             return self.compare.normalise(answer)
         if is_digest(answer):
@@ -178,7 +174,6 @@ class WholeScorer:
         return composed if len(composed) <= MAX_ANSWER_CHARS else digest_text(composed)
 
     def match(self, answer: str | None, gold: str) -> bool:
-        """Is `answer` the reference? None never is."""
         if answer is None:
             return False
         if self.compare is not None:
@@ -205,7 +200,6 @@ class RegexScorer:
     _pattern: Pattern = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Read the pattern. Raises ConfigError."""
         check_text("scorer.pattern", self.pattern)
         check_flag("scorer.ignore_case", self.ignore_case)
         try:
@@ -224,5 +218,4 @@ class RegexScorer:
         return self.compare.normalise(answer)
 
     def match(self, answer: str | None, gold: str) -> bool:
-        """Is `answer` the reference? None never is."""
         return self.compare.match(answer, gold)

@@ -158,7 +158,6 @@ class FeatureSet:
         return informed
 
     def _compile(self, transforms: Sequence[Transform]) -> None:
-        """Make ready what `row` runs."""
         self._own = [field for field in self._fields if field != "answer"]
         self._has_answer = "answer" in self._fields
         names = [*_COUNTED, *self._own, *([HAS_ANSWER] if self._has_answer else [])]

@@ -82,7 +82,6 @@ def found(key: Literal["class", "ngram", "question_type", "script"], word: str |
 
 
 def product(*names: str) -> str:
-    """The name of the product of some features."""
     return "*".join(names)
 
 

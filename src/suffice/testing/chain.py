@@ -89,7 +89,6 @@ class Samples:
     reply: Reply = field(default_factory=Reply)
 
     def __call__(self, seen: FakeRequest) -> Reply:
-        """The next answer in the list."""
         return replace(self.reply, answer=cut(self.answers[seen.nth_same % len(self.answers)]))
 
 
@@ -104,7 +103,6 @@ class Questions:
     otherwise: Answerer
 
     def __call__(self, seen: FakeRequest) -> Reply | Script:
-        """What the model in charge says."""
         text = seen.text
         return next((a for key, a in self.by_text.items() if key in text), self.otherwise)(seen)
 
@@ -118,7 +116,6 @@ class EchoNonce:
     delay_s: float = 0.0
 
     def __call__(self, seen: FakeRequest) -> Reply:
-        """The nonce, again and again."""
         token = seen.nonce + " "
         return Reply(
             reasoning=(token,) * self.n_reasoning,
@@ -140,7 +137,6 @@ class FirstFails:
     n_calls: int = 1
 
     def __call__(self, seen: FakeRequest) -> Reply:
-        """The reply, with the faults while they last."""
         reply = self.then(seen)
         return replace(reply, faults=self.faults) if seen.nth < self.n_calls else reply
 
@@ -173,7 +169,6 @@ class SumsModel:
     delay_s: float = 0.0
 
     def __call__(self, seen: FakeRequest) -> Reply:
-        """The whole run for this prompt."""
         found = _SUM.findall(seen.text)
         if not found:
             return self._no_sum(seen)

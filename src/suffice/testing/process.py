@@ -95,7 +95,6 @@ class GatewayProcess:
 
     @property
     def database(self) -> Path:
-        """The log's file."""
         return self.folder / "log.db"
 
     def stderr(self) -> bytes:
@@ -103,7 +102,6 @@ class GatewayProcess:
         return (self.folder / "stderr.txt").read_bytes()
 
     def signal(self, number: int = signal.SIGTERM) -> None:
-        """Send a signal."""
         self._was_told = True
         self.process.send_signal(number)
 

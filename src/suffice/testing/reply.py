@@ -188,17 +188,14 @@ class FakeRequest:
 
     @property
     def is_raw(self) -> bool:
-        """Is this a plain completion (a prompt), not a chat?"""
         return self.path == "/completions"
 
     @property
     def stream(self) -> bool:
-        """Did the client ask for a stream?"""
         return self.body.get("stream") is True
 
     @property
     def model(self) -> str:
-        """The model's name as it was asked for."""
         return str(self.body.get("model", ""))
 
     @property
@@ -240,27 +237,22 @@ class FakeCall:
 
     @property
     def path(self) -> str:
-        """The path without /v1 and query."""
         return self.request.path
 
     @property
     def headers(self) -> tuple[tuple[str, str], ...]:
-        """Request headers as they came, in order."""
         return self.request.headers
 
     @property
     def body(self) -> Mapping[str, Any]:
-        """The request's JSON object."""
         return self.request.body
 
     @property
     def raw_body(self) -> bytes:
-        """The request's body, byte for byte."""
         return self.request.raw_body
 
     @property
     def is_completion(self) -> bool:
-        """Was the model asked to generate?"""
         return self.path in ("/chat/completions", "/completions")
 
     @property
@@ -293,7 +285,6 @@ class Script:
 
     @property
     def body(self) -> bytes:
-        """All of it, as a client that reads on would get it."""
         return b"".join(self.pieces)
 
 
@@ -310,7 +301,6 @@ class Replay:
     content_type: str = "text/event-stream"
 
     def __call__(self, seen: FakeRequest) -> Script:  # noqa: ARG002  the record is the same for everyone
-        """The recorded body as a script."""
         body = self.source if isinstance(self.source, bytes) else Path(self.source).read_bytes()
         size = self.piece_bytes or max(1, len(body))
         return Script(

@@ -68,7 +68,6 @@ async def _be_silent(fault: Fault, run: Completion) -> None:
 
 
 async def stream(tokens: Tokens, runs: list[Completion], shape: ReplyShape, fault: Fault, out: Response) -> None:
-    """Send a reply as an event stream."""
     await out.start(200, {**_SSE, **dict(shape.headers)})
     for run in runs:
         for chunk in shape.opening(run):
@@ -96,7 +95,6 @@ async def stream(tokens: Tokens, runs: list[Completion], shape: ReplyShape, faul
 
 
 async def send_json(tokens: Tokens, runs: list[Completion], shape: ReplyShape, fault: Fault, out: Response) -> None:
-    """Send a reply as one JSON body, when all of it has been generated."""
     try:
         async for _ in tokens:
             pass
@@ -112,7 +110,6 @@ async def send_json(tokens: Tokens, runs: list[Completion], shape: ReplyShape, f
 
 
 async def play(script: Script, out: Response) -> None:
-    """Send a script's bytes as they stand."""
     headers = {"content-type": script.content_type}
     if not script.keep_alive:
         headers["connection"] = "close"
@@ -151,7 +148,6 @@ class ReplyShape:
     # ---- streams
 
     def opening(self, run: Completion) -> list[dict[str, Any]]:
-        """Chunks before the first token."""
         if self._request.is_raw:
             return []
         role: dict[str, Any] = {"role": "assistant", "content": None}
@@ -169,7 +165,6 @@ class ReplyShape:
         return self._chunk(run, self._delta(token), token=token)
 
     def closing(self, runs: Sequence[Completion], *, finish: bool) -> list[dict[str, Any]]:
-        """Chunks behind the last token."""
         chunks = [self._chunk(run, {}, finish_reason=run.finish_reason) for run in runs] if finish else []
         if chunks and self._reply.usage == "with_finish":
             chunks[-1]["usage"] = self.usage()
@@ -213,7 +208,6 @@ class ReplyShape:
     # ---- one body
 
     def body(self, runs: Sequence[Completion]) -> dict[str, Any]:
-        """The whole answer at once."""
         body = {**self._top(chunk=False), "choices": [self._choice(run) for run in runs]}
         if self._reply.usage != "none":
             body["usage"] = self.usage()
@@ -257,7 +251,6 @@ class ReplyShape:
     # ---- what both have
 
     def usage(self) -> dict[str, Any]:
-        """What the call has cost so far."""
         seen = self._seen
         usage: dict[str, Any] = {
             "prompt_tokens": seen.prompt_tokens,
