@@ -99,16 +99,16 @@ class HttpEmbedder:
     async def embed(self, texts: Sequence[str]) -> list[Vector | None]:
         """One vector for each text; None where there is none: the text is blank, or the server failed."""
         keys = [_key(text) for text in texts]
-        found: dict[bytes, Vector | None] = {key: self._recall(key) for key in keys}
-        wanted = {key: text for key, text in zip(keys, texts, strict=True) if found[key] is None and text.strip()}
+        known: dict[bytes, Vector | None] = {key: self._recall(key) for key in keys}
+        wanted = {key: text for key, text in zip(keys, texts, strict=True) if known[key] is None and text.strip()}
         asked = list(wanted.items())
         for begin in range(0, len(asked), _BATCH):
             batch = asked[begin : begin + _BATCH]
             vectors = await self._ask([text for _, text in batch])
             for (key, _), vector in zip(batch, vectors, strict=True):
-                found[key] = vector
+                known[key] = vector
                 self._keep(key, vector)
-        return [found[key] for key in keys]
+        return [known[key] for key in keys]
 
     async def _ask(self, texts: list[str]) -> list[Vector | None]:
         """Ask once. A failure is counted, logged once a pause, and gives no vector."""
@@ -119,8 +119,8 @@ class HttpEmbedder:
         except (UpstreamError, TimeoutError, Unusable) as error:
             self.n_failures += 1
             self._again_at_s = asyncio.get_running_loop().time() + self._pause_s
-            said = str(error) or type(error).__name__
-            LOG.warning("embedder: %s: drafts are compared by words for %g s", said, self._pause_s)
+            reason = str(error) or type(error).__name__
+            LOG.warning("embedder: %s: drafts are compared by words for %g s", reason, self._pause_s)
             return [None] * len(texts)
 
     async def _post(self, texts: list[str]) -> Any:

@@ -180,9 +180,9 @@ def read_grade(text: str) -> float | None:
 
     None where there is none, or one outside [-1, 1]: "8/10" and "80 %" are other scales, and are not guessed.
     """
-    said = _THOUGHT.sub("", text[-MAX_CHARS:].rpartition("</think>")[2])
-    written = [found.group(1) for found in _GRADE.finditer(said)]
-    bare = _BARE.fullmatch(said)
+    reply = _THOUGHT.sub("", text[-MAX_CHARS:].rpartition("</think>")[2])
+    written = [matched.group(1) for matched in _GRADE.finditer(reply)]
+    bare = _BARE.fullmatch(reply)
     if not written and bare is None:
         return None
     last = written[-1] if written else bare.group(1) if bare is not None else ""

@@ -49,9 +49,9 @@ class LabelStudio:
         n_added = 0
         for start in range(0, len(tasks), BATCH_TASKS):
             batch = list(tasks[start : start + BATCH_TASKS])
-            said = await self._call("POST", f"/api/projects/{project}/import", batch)
+            answer = await self._call("POST", f"/api/projects/{project}/import", batch)
             # Some editions import in the background and say under which number.
-            counted = said.get("task_count") if isinstance(said, dict) else None
+            counted = answer.get("task_count") if isinstance(answer, dict) else None
             n_added += counted if isinstance(counted, int) else len(batch)
         return n_added
 
@@ -68,8 +68,8 @@ class LabelStudio:
         if api_key.count(".") != 2:
             self._headers = [("authorization", f"Token {api_key}")]
             return
-        said = await self._call("POST", "/api/token/refresh", {"refresh": api_key})
-        short = said.get("access") if isinstance(said, dict) else None
+        answer = await self._call("POST", "/api/token/refresh", {"refresh": api_key})
+        short = answer.get("access") if isinstance(answer, dict) else None
         if not isinstance(short, str):
             raise ToolError(f"label studio {self._url}: gave no access token for the personal access token")
         self._headers = [("authorization", f"Bearer {short}")]

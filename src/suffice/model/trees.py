@@ -201,7 +201,7 @@ class Bits:
         for at, (splits, _) in enumerate(trees):
             for split in splits:
                 by_feature.setdefault(split.feature, []).append((split.threshold, split.ruled_out << 8 * at))
-        self._plan = [(feature, *_prefixes(found, self._all)) for feature, found in sorted(by_feature.items())]
+        self._plan = [(feature, *_prefixes(cuts, self._all)) for feature, cuts in sorted(by_feature.items())]
 
     def one(self, row: Sequence[float]) -> float:
         left = self._all
@@ -240,9 +240,9 @@ def _table(values: Sequence[float]) -> list[float]:
     ]
 
 
-def _prefixes(found: Iterable[tuple[float, int]], everything: int) -> tuple[list[float], list[int]]:
+def _prefixes(cuts: Iterable[tuple[float, int]], everything: int) -> tuple[list[float], list[int]]:
     """Thresholds, rising, and what remains when the first 0, 1, 2 … of them are passed."""
-    ordered = sorted(found)
+    ordered = sorted(cuts)
     masks = [everything]
     for _, ruled_out in ordered:
         masks.append(masks[-1] & ~ruled_out)

@@ -183,9 +183,9 @@ class AnyOf(_Several):
 
 
 def _check_returns(where: str, policy: Nested) -> None:
-    said = returns_of(policy)
-    if said != "last":
-        raise ConfigError(f"{where}.returns: got {said!r}; only the outermost policy says what is returned")
+    returns = returns_of(policy)
+    if returns != "last":
+        raise ConfigError(f"{where}.returns: got {returns!r}; only the outermost policy says what is returned")
 
 
 def _check_parts(name: str, policies: tuple[Nested, ...]) -> None:

@@ -105,14 +105,14 @@ class LearnedPolicy(ParameterChecks):
         return suffices(f"risk {risk:.4g} <= {threshold:g}, P(as good as the full run) {p:.4f}", risk)
 
     def stops(self, columns: Columns) -> Stops:
-        found = self.risks(columns)
+        risks = self.risks(columns)
         threshold: float | NDArray[np.float64] = self.threshold
         asked = asked_of(columns)
         if self.model.classes and asked is not None:
             each = [self._threshold_of(query) for query in asked.queries]
             threshold = np.array(each, dtype=np.float64)[asked.run]
-        passed = (found.risk <= threshold * (1.0 + _SLACK) + _ALMOST_0) & (columns["step"] >= self.min_steps)
-        return np.where(passed, found.code, np.int8(CONTINUE))
+        passed = (risks.risk <= threshold * (1.0 + _SLACK) + _ALMOST_0) & (columns["step"] >= self.min_steps)
+        return np.where(passed, risks.code, np.int8(CONTINUE))
 
     def risks(self, columns: Columns) -> Risks:
         """The risk of a stop at each row and what it would be called, whatever the threshold and `min_steps`."""

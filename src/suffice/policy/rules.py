@@ -263,17 +263,17 @@ class StatedConfidence(ParameterChecks):
         return ("said", "stability") if self.patience > 1 else ("said",)
 
     def decide(self, s: Signals) -> Decision:
-        said = s.stated_confidence
-        if said is None or s.answer is None:
+        stated = s.stated_confidence
+        if stated is None or s.answer is None:
             return go_on("no answer with a stated confidence")
         # Asked this way round, a number that is none continues.
-        if not said >= self.threshold:
-            return go_on(f"stated confidence {said:.3f} is below {self.threshold:g}", said)
+        if not stated >= self.threshold:
+            return go_on(f"stated confidence {stated:.3f} is below {self.threshold:g}", stated)
         if self.patience > 1 and s.answer_streak is None:
-            return go_on("the answer streak is unknown", said)
+            return go_on("the answer streak is unknown", stated)
         if self.patience > 1 and s.answer_streak is not None and s.answer_streak < self.patience:
-            return go_on(f"same answer for {s.answer_streak} of {self.patience} steps", said)
-        return suffices(f"stated confidence {said:.3f} reached {self.threshold:g}", said)
+            return go_on(f"same answer for {s.answer_streak} of {self.patience} steps", stated)
+        return suffices(f"stated confidence {stated:.3f} reached {self.threshold:g}", stated)
 
     def stops(self, columns: Columns) -> Stops:
         sure = answered(columns) & (known_column(columns, "stated_confidence") >= self.threshold)

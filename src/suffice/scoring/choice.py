@@ -52,9 +52,9 @@ class ChoiceScorer(ByNormalForm):
             return letter
         announced = None
         end_part = last_part(text)
-        for found in _ANNOUNCED.finditer(end_part):
-            if not _is_pronoun(found, end_part):
-                announced = found
+        for matched in _ANNOUNCED.finditer(end_part):
+            if not _is_pronoun(matched, end_part):
+                announced = matched
         if announced is not None:
             return _letter(announced)
         if (letter := self.normalise(text)) is not None:
@@ -66,22 +66,24 @@ class ChoiceScorer(ByNormalForm):
     def normalise(self, answer: str) -> str | None:
         """The letter that a bare answer is or begins with; None when there is none."""
         bare = answer.strip()
-        found = _LONE.fullmatch(bare) or _LEADING.match(bare)
-        return None if found is None else _letter(found)
+        matched = _LONE.fullmatch(bare) or _LEADING.match(bare)
+        return None if matched is None else _letter(matched)
 
 
-def _is_pronoun(found: re.Match[str], text: str) -> bool:
-    return found.group("upper") == "I" and _PRONOUN.match(text, found.end()) is not None
+def _is_pronoun(matched: re.Match[str], text: str) -> bool:
+    return matched.group("upper") == "I" and _PRONOUN.match(text, matched.end()) is not None
 
 
-def _letter(found: re.Match[str]) -> str:
-    return unicodedata.normalize("NFKC", found.group("upper") or found.group("closed")).upper()
+def _letter(matched: re.Match[str]) -> str:
+    return unicodedata.normalize("NFKC", matched.group("upper") or matched.group("closed")).upper()
 
 
 _YES = "yes true correct oui vrai ja wahr sí si sim verdadero vero да 是 是的 对 对的 はい 예 네 نعم हाँ हां evet tak"
 _NO = "no false incorrect non faux nein falsch não falso нет 否 不 不是 不对 いいえ 아니요 아니오 لا नहीं hayır nie nee"
 _WORDS = {
-    unicodedata.normalize("NFKC", word): said for said, words in (("yes", _YES), ("no", _NO)) for word in words.split()
+    unicodedata.normalize("NFKC", word): verdict
+    for verdict, words in (("yes", _YES), ("no", _NO))
+    for word in words.split()
 }
 _MARKS = r"\s\"'“”‘’*_`(){}\[\].,:;!?¿¡。，、！？：；「」『』（）【】$\\-"
 _FIRST_WORD = re.compile(rf"[{_MARKS}]{{0,20}}([^{_MARKS}]{{1,20}})(?=[{_MARKS}]|\Z)")
@@ -104,19 +106,19 @@ class YesNoScorer(ByNormalForm):
         Leading: followed by punctuation or the end of its line: "No, it is", but not "No problem".
         """
         for part in (last_boxed(text), last_announced(text)):
-            if part is not None and (said := self.normalise(part)) is not None:
-                return said
+            if part is not None and (verdict := self.normalise(part)) is not None:
+                return verdict
         for line in (text[:200].lstrip(), text[-200:].rstrip().rpartition("\n")[2]):
-            found = _FIRST_WORD.match(line)
-            if found is not None and _ENDED.match(line, found.end()) and (said := _meaning(found)) is not None:
-                return said
+            matched = _FIRST_WORD.match(line)
+            if matched is not None and _ENDED.match(line, matched.end()) and (verdict := _meaning(matched)) is not None:
+                return verdict
         return None
 
     def normalise(self, answer: str) -> str | None:
         """What the first word of a bare answer says; None when it says neither."""
-        found = _FIRST_WORD.match(answer)
-        return None if found is None else _meaning(found)
+        matched = _FIRST_WORD.match(answer)
+        return None if matched is None else _meaning(matched)
 
 
-def _meaning(found: re.Match[str]) -> str | None:
-    return _WORDS.get(unicodedata.normalize("NFKC", found.group(1)).casefold())
+def _meaning(matched: re.Match[str]) -> str | None:
+    return _WORDS.get(unicodedata.normalize("NFKC", matched.group(1)).casefold())

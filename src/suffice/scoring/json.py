@@ -74,8 +74,8 @@ class JsonScorer(ByNormalForm):
         """
         for candidate in _candidates(last_part(text)):
             read = _parse(candidate)
-            found = None if read is None else _at(read[0], self._steps)
-            answer = None if found is None else self._normal(found[0])
+            matched = None if read is None else _at(read[0], self._steps)
+            answer = None if matched is None else self._normal(matched[0])
             if answer is not None:
                 return answer
         return None
@@ -107,12 +107,12 @@ def _read_path(path: str) -> tuple[str | int, ...]:
     steps: list[str | int] = []
     at = 1
     while at < len(path):
-        found = _PATH_STEP.match(path, at)
-        if found is None:
+        matched = _PATH_STEP.match(path, at)
+        if matched is None:
             break
-        name, index, *quoted = found.groups()
+        name, index, *quoted = matched.groups()
         steps.append(int(index) if index is not None else _composed(name or quoted[0] or quoted[1]))
-        at = found.end()
+        at = matched.end()
     if not path.startswith("$") or at < len(path):
         raise ConfigError(
             f"scorer.path: got {path!r:.100}, unreadable at character {at + 1 if path.startswith('$') else 1};"
@@ -123,7 +123,7 @@ def _read_path(path: str) -> tuple[str | int, ...]:
 
 def _candidates(text: str) -> Iterator[str]:
     """Where JSON may stand in a text, best first; each is read in linear time, and they are few."""
-    fences = [(found.start(), found.end()) for found in _FENCE.finditer(text)]
+    fences = [(matched.start(), matched.end()) for matched in _FENCE.finditer(text)]
     for begin, end in reversed(fences[-2:]):
         closing = text.find("```", end)
         if closing >= 0:

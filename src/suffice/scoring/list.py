@@ -71,10 +71,10 @@ def _last_bullets(text: str) -> list[str]:
     """The items of the bullets that end a text; []: it does not end in at least two."""
     items: list[str] = []
     for line in reversed(text.rstrip().split("\n")[-MAX_ITEMS - 1 :]):
-        found = _BULLET.match(line)
-        if found is None:
+        matched = _BULLET.match(line)
+        if matched is None:
             break
-        items.append(line[found.end() :])
+        items.append(line[matched.end() :])
     return items[::-1] if len(items) > 1 else []
 
 

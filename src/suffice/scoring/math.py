@@ -63,7 +63,7 @@ class MathScorer:
         if boxed is not None and (answer := normal_formula(boxed)) is not None:
             return answer
         line = last_announced(text) or text.rstrip().rpartition("\n")[2]
-        spans = [next(filter(None, found.groups())) for found in _SPAN.finditer(line[-4_000:])]
+        spans = [next(filter(None, matched.groups())) for matched in _SPAN.finditer(line[-4_000:])]
         if spans and (answer := normal_formula(spans[-1])) is not None:
             return answer
         if _PROSE.search(line) is None or not any(map(str.isdecimal, line)):
@@ -210,10 +210,10 @@ def _one_pass(text: str) -> str:
     return _TEXT.normalise(text) or "" if is_words(text) else text
 
 
-def _as_quotient(found: re.Match[str]) -> str:
-    sign, whole, other_sign, above, below = found.groups()
-    if found.group() != found.string or (whole and other_sign):
-        return found.group()
+def _as_quotient(matched: re.Match[str]) -> str:
+    sign, whole, other_sign, above, below = matched.groups()
+    if matched.group() != matched.string or (whole and other_sign):
+        return matched.group()
     if whole:
         return f"{sign}{int(whole) * int(below) + int(above)}/{below}"
     return f"{'-' if bool(sign) != bool(other_sign) else ''}{above}/{below}"

@@ -79,8 +79,8 @@ class NumberScorer(ByNormalForm):
         Announced: the first number within 80 characters of "answer is", "answer:" or "####"; where
         a sum follows, its result ("the answer is 3 + 4 = 7" gives 7).
         """
-        found = chosen_number(text)
-        return None if found is None else value_of(found[1], self.percent)
+        matched = chosen_number(text)
+        return None if matched is None else value_of(matched[1], self.percent)
 
     def normalise(self, answer: str) -> str | None:
         """The normal form of a bare answer: the same reading as `extract`; None when it holds no number."""
@@ -89,8 +89,8 @@ class NumberScorer(ByNormalForm):
 
 def exact_number(written: str) -> str | None:
     """The normal form of a text that is one number and nothing else; None: it is more, or none."""
-    found = _NUMBER_ONLY.fullmatch(written if written.isascii() else written.translate(_MINUS))
-    return None if found is None else value_of(found)
+    matched = _NUMBER_ONLY.fullmatch(written if written.isascii() else written.translate(_MINUS))
+    return None if matched is None else value_of(matched)
 
 
 def chosen_number(text: str) -> tuple[str, re.Match[str]] | None:
@@ -102,13 +102,13 @@ def chosen_number(text: str) -> tuple[str, re.Match[str]] | None:
         if first is not None and value_of(in_box := _result(boxed, first)) is not None:
             return boxed, in_box
     last, announced, announced_at = None, None, -1
-    for found in _WALK.finditer(plain):
-        if found.group("announcement") is not None:
-            announced_at = found.end()
+    for matched in _WALK.finditer(plain):
+        if matched.group("announcement") is not None:
+            announced_at = matched.end()
             continue
-        last = found
-        if announced_at >= 0 and found.start() - announced_at <= _MAX_ANNOUNCED_GAP:
-            announced = found
+        last = matched
+        if announced_at >= 0 and matched.start() - announced_at <= _MAX_ANNOUNCED_GAP:
+            announced = matched
         announced_at = -1
     if announced is not None:
         return plain, _result(plain, announced)
@@ -142,19 +142,19 @@ def _plain(text: str) -> str:
     return text.replace("{,}", ",").replace("####", "\nanswer: ")
 
 
-def _latex_fraction(found: re.Match[str]) -> str:
+def _latex_fraction(matched: re.Match[str]) -> str:
     """As a/b, behind a space where a whole number stands before it: a mixed number."""
-    above, below = (group for group in found.groups()[1:] if group is not None)
-    return f"{'' if found.group('glued') is None else ' '}{above}/{below}"
+    above, below = (group for group in matched.groups()[1:] if group is not None)
+    return f"{'' if matched.group('glued') is None else ' '}{above}/{below}"
 
 
-def _vulgar(found: re.Match[str]) -> str:
-    return f"{'' if found.group('glued') is None else ' '}{_VULGAR[found.group(2)]}"
+def _vulgar(matched: re.Match[str]) -> str:
+    return f"{'' if matched.group('glued') is None else ' '}{_VULGAR[matched.group(2)]}"
 
 
-def _mixed(found: re.Match[str]) -> str:
-    whole, above, below = (int(group) for group in found.groups())
-    return f"{whole * below + above}/{below}" if above < below else found.group()
+def _mixed(matched: re.Match[str]) -> str:
+    whole, above, below = (int(group) for group in matched.groups())
+    return f"{whole * below + above}/{below}" if above < below else matched.group()
 
 
 def _result(text: str, first: re.Match[str]) -> re.Match[str]:
@@ -335,11 +335,11 @@ class QuantityScorer(ByNormalForm):
 
     def extract(self, text: str) -> str | None:
         """The number that `number` would find, with the unit behind it or the currency before it."""
-        found = chosen_number(_WRITTEN_POWER.sub(_as_sign, last_part(text)) if "^" in text else text)
-        value = None if found is None else value_of(found[1])
-        if found is None or value is None or value.endswith("%"):
+        matched = chosen_number(_WRITTEN_POWER.sub(_as_sign, last_part(text)) if "^" in text else text)
+        value = None if matched is None else value_of(matched[1])
+        if matched is None or value is None or value.endswith("%"):
             return value
-        plain, number = found
+        plain, number = matched
         written = _UNIT.match(plain, number.end())
         unit = _read(written)
         if written is None or unit is None:
@@ -360,11 +360,11 @@ def _as_sign(written: re.Match[str]) -> str:
     return ("⁻" if written.group(1) else "") + _POWERS[written.group(2)]
 
 
-def _read(found: re.Match[str] | None) -> tuple[str, int] | None:
+def _read(matched: re.Match[str] | None) -> tuple[str, int] | None:
     """The unit's symbol and the power of ten to it; None: no unit stands there."""
-    if found is None:
+    if matched is None:
         return None
-    above, power, below, power_below = found.groups()
+    above, power, below, power_below = matched.groups()
     first = _named(above, power)
     if first is None or below is None:
         return first

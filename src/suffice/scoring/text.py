@@ -210,8 +210,8 @@ class RegexScorer:
 
     def extract(self, text: str) -> str | None:
         """The normal form of what the pattern finds last; None: it finds nothing, or no answer."""
-        found = self._pattern.last(text)
-        return None if found is None else self.compare.normalise(found)
+        matched = self._pattern.last(text)
+        return None if matched is None else self.compare.normalise(matched)
 
     def normalise(self, answer: str) -> str | None:
         """The normal form of a bare answer. The pattern is not asked: a reference stands alone."""

@@ -109,10 +109,10 @@ def need(name: str, **parameters: Value) -> str:
 
 def parse_need(text: str) -> tuple[str, Mapping[str, Value]]:
     """The name and the parameters that were written. Raises ConfigError that says what was wrong."""
-    found = _NEED.fullmatch(text) if len(text) <= _MOST_CHARS else None
-    if found is None:
+    matched = _NEED.fullmatch(text) if len(text) <= _MOST_CHARS else None
+    if matched is None:
         raise ConfigError(f"needs: got {text!r:.100}; {_FORM}")
-    name, inside = found.groups()
+    name, inside = matched.groups()
     given: dict[str, Value] = {}
     for part in inside.split(",") if inside and inside.strip() else ():
         pair = _PARAMETER.fullmatch(part)

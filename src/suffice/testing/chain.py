@@ -169,10 +169,10 @@ class SumsModel:
     delay_s: float = 0.0
 
     def __call__(self, seen: FakeRequest) -> Reply:
-        found = _SUM.findall(seen.text)
-        if not found:
+        terms = _SUM.findall(seen.text)
+        if not terms:
             return self._no_sum(seen)
-        left, sign, right = found[-1]
+        left, sign, right = terms[-1]
         answer = _worked_out(int(left), sign, int(right))
         if seen.nth_same % (self.wrong_nth + 1) == self.wrong_nth:
             answer += 10

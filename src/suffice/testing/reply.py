@@ -201,8 +201,8 @@ class FakeRequest:
     @property
     def messages(self) -> list[Any]:
         """The chat's messages; [] when there are none."""
-        found = self.body.get("messages")
-        return found if isinstance(found, list) else []
+        held = self.body.get("messages")
+        return held if isinstance(held, list) else []
 
     @property
     def text(self) -> str:
@@ -214,8 +214,8 @@ class FakeRequest:
     @property
     def nonce(self) -> str:
         """The word behind `nonce=` in the prompt; "" when there is none."""
-        found = re.search(r"nonce=(\w+)", self.text)
-        return found.group(1) if found else ""
+        held = re.search(r"nonce=(\w+)", self.text)
+        return held.group(1) if held else ""
 
 
 @dataclass(slots=True, kw_only=True)
