@@ -21,8 +21,8 @@ _HOST: Final = re.compile(rf"(\[[0-9a-f:.]{{2,45}}\]|{NAME})(?::\d{{1,5}})?")
 
 def host_name(header: str) -> str | None:
     """The name or address in a Host header, without its port; None: it holds neither."""
-    found = _HOST.fullmatch(header.lower())
-    return found.group(1).rstrip(".") if found is not None else None
+    matched = _HOST.fullmatch(header.lower())
+    return matched.group(1).rstrip(".") if matched is not None else None
 
 
 class BrowserPolicy:

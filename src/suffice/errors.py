@@ -23,6 +23,9 @@ A message says where, what was wrong, what is allowed: ``routes.math.kind: unkno
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class SufficeError(Exception):
     """Base of everything that Suffice raises on purpose."""
@@ -147,3 +150,11 @@ class LocalModelError(SufficeError):
 
 class ClosedError(SufficeError, RuntimeError):
     """A governor or one of its runs was used when it cannot be: after its end, after close, in a forked process."""
+
+
+def name_hint(wrong: object, known: Iterable[str]) -> str:
+    """The end of an error on an unknown name: the nearest known one if any is near, and all of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(wrong[:100], names, n=1, cutoff=0.5) if isinstance(wrong, str) else []
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}known: {', '.join(names) or 'it has none'}"

@@ -21,5 +21,5 @@ def packages_of(extra: str) -> list[str]:
         declared = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         return []
-    found = (re.fullmatch(r"([^;]+);\s*extra\s*==\s*['\"]([^'\"]+)['\"]", one) for one in declared)
-    return [one[1].strip() for one in found if one is not None and one[2] == extra]
+    matches = (re.fullmatch(r"([^;]+);\s*extra\s*==\s*['\"]([^'\"]+)['\"]", one) for one in declared)
+    return [one[1].strip() for one in matches if one is not None and one[2] == extra]

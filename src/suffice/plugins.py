@@ -71,9 +71,9 @@ def _load(point: EntryPoint) -> Plugin:
         group = GROUPS[point.group]
         if point.name in group.table:
             raise Unfit(f"the name is taken; taken are {', '.join(sorted(group.table))}")
-        found = point.load()
-        group.check(point.name, found)
-        group.table[point.name] = found
+        loaded = point.load()
+        group.check(point.name, loaded)
+        group.table[point.name] = loaded
     except Unfit as error:
         problem = str(error)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - what is not ours may do anything at import

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from suffice.policy.base import Policy, build_policy
-from suffice.policy.bayes import p_mode
-from suffice.policy.sequential import log_mean_ratio
+from suffice.policy.sequential import log_mean_ratio, p_mode
 from tests.conformance.runs import SEEDS, first_stop, sampled, votes, with_gaps
 
 RECORDED = json.loads(Path(__file__).with_name("adaptive_consistency.json").read_text("utf-8"))

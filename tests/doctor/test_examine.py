@@ -13,8 +13,8 @@ from suffice.doctor.examine import RUN, advise
 from suffice.doctor.talk import Facts
 from suffice.settings import parse_settings
 from suffice.testing import FakeUpstream, Reply
+from suffice.testing.chain import SumsModel
 from suffice.testing.reply import status
-from suffice.testing.sums import SumsModel
 from suffice.types import Finding, Findings
 from suffice.upstream.drivers import DRIVERS, EXPERIMENTS, allows_probes, honoured, url_key
 from tests.doctor.server import evidence, found, model, talking, verdicts

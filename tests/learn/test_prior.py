@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from suffice.errors import ConfigError
 from suffice.learn.models import learn_prior
 from suffice.policy.base import Policy, build_policy
-from suffice.policy.bayes import p_mode
+from suffice.policy.sequential import p_mode
 from suffice.signals.observe import Observer
 from suffice.types import Step
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from suffice.episode.segment import Segmenter
-from suffice.policy.decisions import go_on, suffices
 from suffice.policy.parameters import ParameterChecks, ParameterRange
+from suffice.policy.protocol import go_on, suffices
 from suffice.signals.fold import parse_parameter
 from suffice.types import Decision, Signals, Step
 from suffice.upstream.drivers import DriverFacts

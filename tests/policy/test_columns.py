@@ -9,7 +9,7 @@ import pytest
 
 from suffice.policy.base import build_policy
 from suffice.policy.columns import by_counts, decide_rows, stops_of, to_signals
-from suffice.policy.decisions import go_on, hopeless
+from suffice.policy.protocol import go_on, hopeless
 from suffice.types import Decision, Signals
 
 

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from suffice.scoring.choice import YesNoScorer
 from suffice.scoring.date import DateScorer
 from suffice.scoring.list import ListScorer
 from suffice.scoring.number import NumberScorer
-from suffice.scoring.whole import WholeScorer
-from suffice.scoring.yes_no import YesNoScorer
+from suffice.scoring.text import WholeScorer
 
 
 @pytest.mark.parametrize(

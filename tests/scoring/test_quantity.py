@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.scoring.quantity import QuantityScorer
+from suffice.scoring.number import QuantityScorer
 
 SCORER = QuantityScorer()
 

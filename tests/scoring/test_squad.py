@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from suffice.scoring.base import build_scorer
-from suffice.scoring.squad import SquadScorer
+from suffice.scoring.text import SquadScorer
 
 SCORER = SquadScorer()
 

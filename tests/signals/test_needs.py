@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
 from suffice.signals.base import FOLDS, build_fold, fields_of
-from suffice.signals.needs import need, parse_need
+from suffice.signals.fold import need, parse_need
 from suffice.signals.observe import Observer
 from suffice.types import Step
 from tests.signals.steps import step

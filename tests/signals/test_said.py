@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from suffice.signals.folds.plan import PlanProgress
-from suffice.signals.folds.said import action_code
+from suffice.signals.folds.reported import PlanProgress, action_code
 from suffice.signals.observe import Observer
 from suffice.types import Query, Step
 from tests.signals.steps import seen

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from suffice.testing import FakeUpstream, GatewayProcess
-from suffice.testing.sums import SumsModel
+from suffice.testing.chain import SumsModel
 
 
 def ask(url: str, question: str) -> dict[str, Any]:

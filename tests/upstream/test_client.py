@@ -198,7 +198,7 @@ async def test_short_calls_end_in_time_and_within_their_size() -> None:
 
 
 def fake_models() -> bytes:
-    from suffice.testing.shape import CREATED
+    from suffice.testing.send import CREATED
     from suffice.upstream.wire import encode_json
 
     listed = [{"id": "fake", "object": "model", "created": CREATED, "owned_by": "fake"}]

@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-import aiohttp
-
-from suffice.errors import ConfigError
+from suffice.edge.http_call import call_json, helper_client
+from suffice.errors import ConfigError, UpstreamError
 from suffice.signals.folds.drafts import Embedder
 from suffice.telemetry import LOG
 from suffice.types import Step
+from suffice.upstream.client import UpstreamClient
 
 _BATCH = 64  # texts in one request
 _MOST_BYTES = 64 * 2**20  # of one reply
@@ -67,29 +67,26 @@ class HttpEmbedder:
         for name, value, least in (("n_kept", n_kept, 0), ("n_numbers", 1 if n_numbers is None else n_numbers, 1)):
             if value < least:
                 raise ConfigError(f"embedder.{name}: got {value}; at least {least}")
-        base = url.rstrip("/")
-        self._url = f"{base if base.endswith('/v1') else base + '/v1'}/embeddings"
+        self._url, self._api_key = url, api_key
         self._model, self._n_numbers, self._n_kept = model, n_numbers, n_kept
-        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._timeout_s, self._pause_s = timeout_s, pause_s
         self._kept: OrderedDict[bytes, Vector] = OrderedDict()
-        self._session: aiohttp.ClientSession | None = None
+        self._client: UpstreamClient | None = None
         self._again_at_s = 0.0
         self.n_requests = 0
         self.n_failures = 0
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            headers=self._headers, timeout=aiohttp.ClientTimeout(total=self._timeout_s)
-        )
+        client = helper_client("embedder", self._url, timeout_s=self._timeout_s, api_key=self._api_key, retries=1)
+        self._client = await client.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        if self._client is not None:
+            await self._client.__aexit__(kind, error, trace)
+            self._client = None
 
     @property
     def rests(self) -> bool:
@@ -97,22 +94,21 @@ class HttpEmbedder:
         return asyncio.get_running_loop().time() < self._again_at_s
 
     def recall(self, text: str) -> Vector | None:
-        """The vector that is remembered for this text."""
         return self._recall(_key(text))
 
     async def embed(self, texts: Sequence[str]) -> list[Vector | None]:
         """One vector for each text; None where there is none: the text is blank, or the server failed."""
         keys = [_key(text) for text in texts]
-        found: dict[bytes, Vector | None] = {key: self._recall(key) for key in keys}
-        wanted = {key: text for key, text in zip(keys, texts, strict=True) if found[key] is None and text.strip()}
+        known: dict[bytes, Vector | None] = {key: self._recall(key) for key in keys}
+        wanted = {key: text for key, text in zip(keys, texts, strict=True) if known[key] is None and text.strip()}
         asked = list(wanted.items())
         for begin in range(0, len(asked), _BATCH):
             batch = asked[begin : begin + _BATCH]
             vectors = await self._ask([text for _, text in batch])
             for (key, _), vector in zip(batch, vectors, strict=True):
-                found[key] = vector
+                known[key] = vector
                 self._keep(key, vector)
-        return [found[key] for key in keys]
+        return [known[key] for key in keys]
 
     async def _ask(self, texts: list[str]) -> list[Vector | None]:
         """Ask once. A failure is counted, logged once a pause, and gives no vector."""
@@ -120,29 +116,26 @@ class HttpEmbedder:
             return [None] * len(texts)
         try:
             return self._checked(await self._post(texts), len(texts))
-        except (aiohttp.ClientError, TimeoutError, Unusable) as error:
+        except (UpstreamError, TimeoutError, Unusable) as error:
             self.n_failures += 1
             self._again_at_s = asyncio.get_running_loop().time() + self._pause_s
-            said = str(error) or type(error).__name__
-            LOG.warning("embedder: %s: drafts are compared by words for %g s", said, self._pause_s)
+            reason = str(error) or type(error).__name__
+            LOG.warning("embedder: %s: drafts are compared by words for %g s", reason, self._pause_s)
             return [None] * len(texts)
 
     async def _post(self, texts: list[str]) -> Any:
-        """The parsed reply. Raises aiohttp's errors, TimeoutError and Unusable."""
-        if self._session is None:
+        """The parsed reply. Raises UpstreamError, TimeoutError and Unusable."""
+        if self._client is None:
             raise Unusable("it was not opened; use it in `async with`")
         self.n_requests += 1
         # Half a character is no text that a server could read.
         readable = [text.encode("utf-8", "replace").decode() for text in texts]
         body = {"model": self._model, "input": readable, "encoding_format": "float"}
-        async with self._session.post(self._url, json=body) as reply:
-            if reply.status != 200:
-                raise Unusable(f"status {reply.status}")
-            raw = bytearray()
-            async for part in reply.content.iter_chunked(2**16):
-                raw += part
-                if len(raw) > _MOST_BYTES:
-                    raise Unusable(f"a reply of more than {_MOST_BYTES:,} bytes")
+        status, raw, _ = await call_json(
+            self._client, "/v1/embeddings", body, timeout_s=self._timeout_s, most_bytes=_MOST_BYTES
+        )
+        if status != 200:
+            raise Unusable(f"status {status}")
         try:
             return json.loads(raw)
         except (ValueError, RecursionError):

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-import aiohttp
+from suffice.edge.http_call import call_json, helper_client
+from suffice.errors import UpstreamError
+from suffice.upstream.client import UpstreamClient
 
 MAX_CHARS = 20_000  # of a question, an answer or a reference: more is cut in its middle
 MAX_REPLY_BYTES = 2**20
@@ -84,18 +86,16 @@ class JudgeModel:
     ) -> None:
         if timeout_s <= 0 or retries < 0 or pause_s < 0 or at_once < 1 or max_tokens < 1:
             raise ValueError(f"judge: got {timeout_s=} {retries=} {pause_s=} {at_once=} {max_tokens=}; out of range")
-        self._url = f"{url.rstrip('/').removesuffix('/v1')}/v1/chat/completions"
+        self._url, self._api_key = url, api_key
         self.model = model
-        self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         self._timeout_s, self._retries, self._pause_s = timeout_s, retries, pause_s
         self._slots, self._max_tokens = asyncio.Semaphore(at_once), max_tokens
         self._grades: dict[tuple[str, str, str | None], asyncio.Task[Grade]] = {}
-        self._session: aiohttp.ClientSession | None = None
+        self._client: UpstreamClient | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            headers=self._headers, timeout=aiohttp.ClientTimeout(total=self._timeout_s), trust_env=False
-        )
+        client = helper_client("judge", self._url, timeout_s=self._timeout_s, api_key=self._api_key)
+        self._client = await client.__aenter__()
         return self
 
     async def __aexit__(
@@ -104,9 +104,9 @@ class JudgeModel:
         for task in self._grades.values():
             task.cancel()
         await asyncio.gather(*self._grades.values(), return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        if self._client is not None:
+            await self._client.__aexit__(kind, error, trace)
+            self._client = None
 
     async def grade(self, question: str, answer: str | None, gold: str | None = None) -> Grade:
         """Grade one answer. It never raises for what a server does; a failure is a grade None.
@@ -151,18 +151,17 @@ class JudgeModel:
 
     async def _call(self, body: Mapping[str, Any]) -> tuple[Mapping[str, Any], str, float | None]:
         """One call: (the reply, what went wrong, seconds that the server wants us to wait; None: ask no more)."""
-        if self._session is None:
+        if self._client is None:
             raise RuntimeError("judge: use it as `async with JudgeModel(…) as judge`")
         try:
-            async with self._session.post(self._url, json=body, allow_redirects=False) as response:
-                raw = await response.content.read(MAX_REPLY_BYTES)
-                while len(raw) < MAX_REPLY_BYTES and (more := await response.content.read(MAX_REPLY_BYTES - len(raw))):
-                    raw += more
-                if response.status != 200:
-                    may_pass = response.status in _BUSY or response.status >= 500
-                    return {}, f"the server answered {response.status}", _wait_s(response) if may_pass else None
-                read = json.loads(raw)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            status, raw, headers = await call_json(
+                self._client, "/v1/chat/completions", body, timeout_s=self._timeout_s, most_bytes=MAX_REPLY_BYTES
+            )
+            if status != 200:
+                may_pass = status in _BUSY or status >= 500
+                return {}, f"the server answered {status}", _wait_s(headers) if may_pass else None
+            read = json.loads(raw)
+        except (UpstreamError, TimeoutError) as error:
             return {}, f"the call failed: {type(error).__name__}", 0.0
         except (ValueError, RecursionError):
             return {}, "the reply is no JSON", 0.0
@@ -181,9 +180,9 @@ def read_grade(text: str) -> float | None:
 
     None where there is none, or one outside [-1, 1]: "8/10" and "80 %" are other scales, and are not guessed.
     """
-    said = _THOUGHT.sub("", text[-MAX_CHARS:].rpartition("</think>")[2])
-    written = [found.group(1) for found in _GRADE.finditer(said)]
-    bare = _BARE.fullmatch(said)
+    reply = _THOUGHT.sub("", text[-MAX_CHARS:].rpartition("</think>")[2])
+    written = [matched.group(1) for matched in _GRADE.finditer(reply)]
+    bare = _BARE.fullmatch(reply)
     if not written and bare is None:
         return None
     last = written[-1] if written else bare.group(1) if bare is not None else ""
@@ -228,7 +227,7 @@ def _count(value: object) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9 else 0
 
 
-def _wait_s(response: aiohttp.ClientResponse) -> float:
+def _wait_s(headers: Mapping[str, str]) -> float:
     """What `retry-after` asks for, in seconds, at most a minute; 0: nothing, or a date."""
-    asked = response.headers.get("retry-after", "")
+    asked = headers.get("retry-after", "")
     return min(float(asked), 60.0) if re.fullmatch(r"\d{1,6}(?:\.\d{1,3})?", asked) else 0.0

@@ -15,9 +15,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-import aiohttp
-
-from suffice.errors import ToolError
+from suffice.edge.http_call import call_json, helper_client
+from suffice.errors import ToolError, UpstreamError
+from suffice.upstream.client import UpstreamClient
 
 BATCH_TASKS: Final = 250
 MOST_BYTES: Final = 256 * 2**20  # of one export
@@ -31,26 +31,27 @@ async def connect_label_studio(url: str, *, api_key: str, timeout_s: float = TIM
     url      base address, such as http://127.0.0.1:8080
     api_key  a legacy token, or a personal access token
     """
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session:
-        server = LabelStudio(url.rstrip("/"), session)
-        session.headers["authorization"] = await server.authorization(api_key)
+    async with helper_client("label studio", url, timeout_s=timeout_s) as client:
+        server = LabelStudio(url.rstrip("/"), client, timeout_s=timeout_s)
+        await server.log_in(api_key)
         yield server
 
 
 class LabelStudio:
     """One server that can be asked; made by `connect_label_studio`."""
 
-    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
-        self._url, self._session = url, session
+    def __init__(self, url: str, client: UpstreamClient, *, timeout_s: float = TIMEOUT_S) -> None:
+        self._url, self._client, self._timeout_s = url, client, timeout_s
+        self._headers: list[tuple[str, str]] = []
 
     async def import_tasks(self, project: int, tasks: Sequence[dict[str, Any]]) -> int:
         """Add tasks to a project: how many were added. Raises ToolError; earlier batches are then there."""
         n_added = 0
         for start in range(0, len(tasks), BATCH_TASKS):
             batch = list(tasks[start : start + BATCH_TASKS])
-            said = await self._call("POST", f"/api/projects/{project}/import", batch)
+            answer = await self._call("POST", f"/api/projects/{project}/import", batch)
             # Some editions import in the background and say under which number.
-            counted = said.get("task_count") if isinstance(said, dict) else None
+            counted = answer.get("task_count") if isinstance(answer, dict) else None
             n_added += counted if isinstance(counted, int) else len(batch)
         return n_added
 
@@ -62,25 +63,30 @@ class LabelStudio:
         more = "&download_all_tasks=true" if all_tasks else ""
         return await self._call("GET", f"/api/projects/{project}/export?exportType=JSON{more}")
 
-    async def authorization(self, api_key: str) -> str:
-        """The header that lets us in. Raises ToolError."""
+    async def log_in(self, api_key: str) -> None:
+        """Send this key, or what the server gives for it, with all further calls. Raises ToolError."""
         if api_key.count(".") != 2:
-            return f"Token {api_key}"
-        said = await self._call("POST", "/api/token/refresh", {"refresh": api_key})
-        short = said.get("access") if isinstance(said, dict) else None
+            self._headers = [("authorization", f"Token {api_key}")]
+            return
+        answer = await self._call("POST", "/api/token/refresh", {"refresh": api_key})
+        short = answer.get("access") if isinstance(answer, dict) else None
         if not isinstance(short, str):
             raise ToolError(f"label studio {self._url}: gave no access token for the personal access token")
-        return f"Bearer {short}"
+        self._headers = [("authorization", f"Bearer {short}")]
 
     async def _call(self, method: str, path: str, body: Any = None) -> Any:
         where = f"label studio {self._url}{path.partition('?')[0]}"
         try:
-            async with self._session.request(method, self._url + path, json=body, allow_redirects=False) as reply:
-                raw = await reply.content.read(MOST_BYTES + 1)
-                while len(raw) <= MOST_BYTES and (more := await reply.content.read(MOST_BYTES + 1 - len(raw))):
-                    raw += more
-                status = reply.status
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            status, raw, _ = await call_json(
+                self._client,
+                path,
+                body,
+                method=method,
+                headers=self._headers,
+                timeout_s=self._timeout_s,
+                most_bytes=MOST_BYTES + 1,
+            )
+        except (UpstreamError, TimeoutError) as error:
             raise ToolError(f"{where}: could not be asked ({type(error).__name__}); is it running there?") from None
         if status in (401, 403):
             raise ToolError(f"{where}: answered {status}; check the key, and that it may use the project")

@@ -164,12 +164,12 @@ class _Worker:
     def answer(self, limit_s: float) -> bool | None:
         """The next thing that it says. Raises as `ask` does."""
         try:
-            said = self._said.get(timeout=limit_s)
+            line = self._said.get(timeout=limit_s)
         except queue.Empty:
             raise TimeoutError(f"no verdict in {limit_s:g} s") from None
-        if said is _ENDED:
+        if line is _ENDED:
             raise ConnectionError("it died")
-        verdict = json.loads(str(said))
+        verdict = json.loads(str(line))
         return verdict if isinstance(verdict, bool) else None
 
     def end(self) -> None:

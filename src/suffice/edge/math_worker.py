@@ -38,7 +38,6 @@ def _read(formula: str) -> list[Any]:
 
 
 def answer_requests(asked: TextIO, told: TextIO) -> None:
-    """Answer until nobody asks."""
     judge_formulas("1", "2")  # loads the grammar, which takes longer than any judgement
     told.write("true\n")
     told.flush()
@@ -76,7 +75,6 @@ def _limit_memory(n_bytes: int) -> None:
 
 
 def run_worker() -> None:
-    """Serve standard input and output."""
     _limit_memory(int(sys.argv[1]))
     told = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints must not look like a verdict

@@ -17,8 +17,7 @@ from suffice.learn.audits import AuditRuns
 from suffice.learn.groups import prompt_fold
 from suffice.learn.served import FoldedModels
 from suffice.model.artefact import load_model
-from suffice.model.numbers import describe_value, numbers
-from suffice.model.reading import parse_json
+from suffice.model.reading import describe_value, numbers, parse_json
 from suffice.model.stop import MOST_RISK, StopModel, canonical
 from suffice.signals.features import FeatureSet
 

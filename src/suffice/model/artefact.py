@@ -14,8 +14,7 @@ from suffice.errors import ConfigError
 from suffice.model.calibration import Isotonic
 from suffice.model.ensemble import Ensemble, ModelPart
 from suffice.model.linear import Linear
-from suffice.model.numbers import describe_value
-from suffice.model.reading import ModelTable, at, parse_json
+from suffice.model.reading import ModelTable, at, describe_value, parse_json
 from suffice.model.stop import SCHEMA, StepCost, StopModel, TrainingRecord, canonical
 from suffice.model.trees import Tree, Trees
 

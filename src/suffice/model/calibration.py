@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
-from suffice.model.numbers import numbers
+from suffice.model.reading import numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,6 @@ class Isotonic:
     probabilities: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        """Refuse what is not rising. Raises ConfigError."""
         scores = numbers("scores", self.scores)
         probabilities = numbers("probabilities", self.probabilities, least=0.0, most=1.0)
         if not scores or len(scores) != len(probabilities):
@@ -42,11 +41,9 @@ class Isotonic:
         object.__setattr__(self, "probabilities", probabilities)
 
     def plain(self) -> dict[str, Any]:
-        """The curve as JSON has it."""
         return {"scores": list(self.scores), "probabilities": list(self.probabilities)}
 
     def one(self, score: float) -> float:
-        """The probability at one score."""
         above = bisect_right(self.scores, score)
         if above == 0:
             return self.probabilities[0]
@@ -57,5 +54,4 @@ class Isotonic:
         return y0 + (y1 - y0) * (score - x0) / (x1 - x0)
 
     def many(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The probability at each score."""
         return np.asarray(np.interp(scores, self.scores, self.probabilities))

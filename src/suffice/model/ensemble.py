@@ -52,7 +52,6 @@ class Ensemble:
     calibration: Isotonic | None = None
 
     def __post_init__(self) -> None:
-        """Refuse no parts at all and too many. Raises ConfigError."""
         if not 0 < len(self.parts) <= MOST_PARTS:
             raise ConfigError(f"parts: got {len(self.parts)}; 1 to {MOST_PARTS}")
 
@@ -65,12 +64,10 @@ class Ensemble:
                 raise ConfigError(f"parts[{at}].{error}") from None
 
     def plain(self) -> dict[str, Any]:
-        """The ensemble as JSON has it."""
         calibration = None if self.calibration is None else self.calibration.plain()
         return {"parts": [part.plain() for part in self.parts], "calibration": calibration}
 
     def raw(self, row: Sequence[float]) -> float:
-        """The mean logit of one row."""
         total = 0.0
         for part in self.parts:
             logit = part.raw(row)
@@ -78,16 +75,13 @@ class Ensemble:
         return total / len(self.parts)
 
     def raws(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The mean logit of each row of a matrix, shape (n rows, n features)."""
         logits = [np.fmin(np.fmax(part.raws(matrix), -MOST_LOGIT), MOST_LOGIT) for part in self.parts]
         return np.asarray(np.mean(logits, axis=0))
 
     def score(self, row: Sequence[float]) -> float:
-        """The probability for one row, in [0, 1]."""
         p = 1.0 / (1.0 + math.exp(-self.raw(row)))  # logits are cut, so this cannot overflow
         return p if self.calibration is None else self.calibration.one(p)
 
     def scores(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The probability for each row of a matrix, shape (n rows, n features)."""
         p = 1.0 / (1.0 + np.exp(-self.raws(matrix)))
         return p if self.calibration is None else self.calibration.many(p)

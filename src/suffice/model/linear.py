@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
-from suffice.model.numbers import exact_float, numbers
+from suffice.model.reading import exact_float, numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,6 @@ class Linear:
     intercept: float
 
     def __post_init__(self) -> None:
-        """Refuse what is not finite. Raises ConfigError."""
         object.__setattr__(self, "weights", numbers("weights", self.weights))
         object.__setattr__(self, "intercept", exact_float("intercept", self.intercept))
 
@@ -35,13 +34,10 @@ class Linear:
             raise ConfigError(f"weights: got {len(self.weights):,}; one for each of {n_features:,} features")
 
     def plain(self) -> dict[str, Any]:
-        """The part as JSON has it."""
         return {"kind": "linear", "weights": list(self.weights), "intercept": self.intercept}
 
     def raw(self, row: Sequence[float]) -> float:
-        """The sum for one row."""
         return sum(map(mul, self.weights, row), self.intercept)
 
     def raws(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The sum for each row of a matrix, shape (n rows, n features)."""
         return np.asarray(matrix @ np.array(self.weights) + self.intercept)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
 from suffice.model.ensemble import Ensemble
-from suffice.model.numbers import describe_value, exact_float, parse_whole
+from suffice.model.reading import describe_value, exact_float, parse_whole
 
 SCHEMA: Final = 1
 MOST_FEATURES: Final = 20_000
@@ -37,7 +37,6 @@ class StepCost:
     scale: float = 1.0  # makes the usual cost about 1
 
     def __post_init__(self) -> None:
-        """Refuse what could not be divided by. Raises ConfigError."""
         object.__setattr__(self, "exponent", exact_float("exponent", self.exponent, least=0.0, most=4.0))
         object.__setattr__(self, "scale", exact_float("scale", self.scale, least=1e-12, most=1e36))
 
@@ -46,7 +45,6 @@ class StepCost:
         return math.pow(max(1.0, tokens_per_step), self.exponent) / self.scale
 
     def of_many(self, tokens_per_step: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The cost of each."""
         return np.asarray(np.maximum(1.0, tokens_per_step) ** self.exponent / self.scale)
 
 
@@ -62,7 +60,6 @@ class TrainingRecord:
     versions: tuple[tuple[str, str], ...] = ()  # package and version, sorted: what fitted it
 
     def __post_init__(self) -> None:
-        """Refuse counts that are none. Raises ConfigError."""
         for name in ("n_episodes", "n_questions", "seed"):
             parse_whole(name, getattr(self, name), least=0, most=_MOST_COUNT)
         object.__setattr__(self, "versions", tuple(sorted(self.versions)))
@@ -92,7 +89,6 @@ class StopModel:
     address: str = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Check that the parts fit each other, and take the address. Raises ConfigError."""
         if not 0 < len(self.features) <= MOST_FEATURES:
             raise ConfigError(f"features: got {len(self.features):,}; 1 to {MOST_FEATURES:,}")
         for name, ensemble in (("suffices", self.suffices), ("hopeless", self.hopeless)):
@@ -109,7 +105,6 @@ class StopModel:
         object.__setattr__(self, "address", f"m-{digest}")
 
     def plain(self) -> dict[str, Any]:
-        """The model as JSON has it; Any, because each key has its own type. `found` is there where there are rules."""
         found = {"found": [[list(test) for test in rule] for rule in self.found]} if self.found else {}
         return found | {
             "schema": SCHEMA,

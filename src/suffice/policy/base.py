@@ -5,16 +5,15 @@ The table holds what the modules of this package declare: a new policy is one ne
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import json
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import suffice.policy
-from suffice.errors import ConfigError
+from suffice.errors import ConfigError, name_hint
 from suffice.model.stop import StopModel
 from suffice.policy.columns import Columns, Stops, stops_of
 from suffice.policy.parameters import One, Parameter, ParameterChecks, Value, parameters_of
@@ -75,12 +74,12 @@ def _build(where: str, spec: object, depth: int) -> Policy:
     given = dict(spec)
     name = given.pop("policy", None if given else "never")
     if not isinstance(name, str) or name not in POLICIES:
-        raise ConfigError(f"{where}: unknown name {_short(name)}; {_way_out(name, POLICIES)}")
+        raise ConfigError(f"{where}: unknown name {_short(name)}; {name_hint(name, POLICIES)}")
     policy, where = POLICIES[name], f"{where}.{name}"
     declared = {parameter.name: parameter for parameter in parameters_of(policy)}
     for key in given:
         if key not in declared:
-            raise ConfigError(f"{where}: unknown parameter {_short(key)}; {_way_out(key, declared)}")
+            raise ConfigError(f"{where}: unknown parameter {_short(key)}; {name_hint(key, declared)}")
     return policy(**{name: _read(parameter, where, given, depth) for name, parameter in declared.items()})
 
 
@@ -106,20 +105,11 @@ def _describe(policy: Policy, *, in_full: bool) -> dict[str, Any]:
 
 
 def _plain(value: Value | tuple[One, ...], *, in_full: bool) -> Any:
-    """The value as JSON has it."""
     if isinstance(value, tuple):
         return [_plain(item, in_full=in_full) for item in value]
     if isinstance(value, StopModel):
         return value.plain() if in_full else value.address
     return value if isinstance(value, (bool, int, float, str)) else _describe(value, in_full=in_full)
-
-
-def _way_out(wrong: object, known: Iterable[str]) -> str:
-    """What the writer may have meant, and what there is."""
-    names = sorted(known)
-    near = difflib.get_close_matches(wrong[:100], names, n=1, cutoff=0.5) if isinstance(wrong, str) else []
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}known: {', '.join(names) or 'it has none'}"
 
 
 def _short(value: object) -> str:

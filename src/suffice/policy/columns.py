@@ -95,7 +95,6 @@ def asked_of(columns: Columns) -> AskedColumns | None:
 
 
 def answered(columns: Columns) -> Mask:
-    """Where is there an answer?"""
     return ~np.isnan(known_column(columns, "answer"))
 
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from suffice.errors import ConfigError
 from suffice.policy.columns import BUDGET, CONTINUE, HOPELESS, SUFFICES, Columns, Stops, stops_of, where
-from suffice.policy.decisions import go_on, stop_at_budget
 from suffice.policy.parameters import Length, Nested, ParameterChecks, Reference
+from suffice.policy.protocol import go_on, stop_at_budget
 from suffice.policy.returning import Returns, returns_of
 from suffice.policy.rules import STEPS, TOKENS
 from suffice.signals.base import order_all
@@ -56,7 +56,6 @@ class RunBounds(ParameterChecks):
     returns: Returns = "last"  # which round's answer a run returns
 
     def __post_init__(self) -> None:
-        """Refuse an inner policy that also says which answer is returned."""
         ParameterChecks.__post_init__(self)
         _check_returns(f"policy.{self.name}.inner", self.inner)
 
@@ -184,9 +183,9 @@ class AnyOf(_Several):
 
 
 def _check_returns(where: str, policy: Nested) -> None:
-    said = returns_of(policy)
-    if said != "last":
-        raise ConfigError(f"{where}.returns: got {said!r}; only the outermost policy says what is returned")
+    returns = returns_of(policy)
+    if returns != "last":
+        raise ConfigError(f"{where}.returns: got {returns!r}; only the outermost policy says what is returned")
 
 
 def _check_parts(name: str, policies: tuple[Nested, ...]) -> None:

@@ -13,9 +13,9 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from suffice.policy.columns import SUFFICES, Columns, Stops, answered, by_counts, known_column, where
-from suffice.policy.decisions import go_on, suffices
 from suffice.policy.parameters import ParameterChecks, ParameterRange, Reference
-from suffice.signals.needs import need
+from suffice.policy.protocol import go_on, suffices
+from suffice.signals.fold import need
 from suffice.types import Decision, Signals
 
 
@@ -44,9 +44,7 @@ class BetaVote(ParameterChecks):
     threshold: Annotated[float, ParameterRange(0.5, 1.0, low_open=True)] = 0.95  # on Signals.p_majority
     min_samples: Annotated[int, ParameterRange(1, 1_000_000)] = 2  # that gave an answer
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("votes",)
+    needs: ClassVar[tuple[str, ...]] = ("votes",)
 
     def decide(self, s: Signals) -> Decision:
         if s.p_majority is None or s.n_votes is None or s.answer is None:
@@ -83,9 +81,7 @@ class VoteEntropy(ParameterChecks):
     )
     threshold: Annotated[float, ParameterRange(0.0, 1.0)] = 0.75  # on the entropy over its maximum; lower is stricter
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("votes", "stability")
+    needs: ClassVar[tuple[str, ...]] = ("votes", "stability")
 
     def decide(self, s: Signals) -> Decision:
         if s.answer is None or s.n_votes is None or s.vote_entropy is None or s.n_distinct is None:
@@ -126,9 +122,7 @@ class VoteShare(ParameterChecks):
     threshold: Annotated[float, ParameterRange(0.0, 1.0, low_open=True)] = 0.8  # on votes of the leader over all votes
     min_samples: Annotated[int, ParameterRange(1, 1_000_000)] = 2  # that gave an answer
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("votes",)
+    needs: ClassVar[tuple[str, ...]] = ("votes",)
 
     def decide(self, s: Signals) -> Decision:
         if s.answer is None or not s.n_votes or s.top_votes is None:
@@ -168,9 +162,7 @@ class Esc(ParameterChecks):
     window: Annotated[int, ParameterRange(1, 1_000_000)] = 5  # samples
     sliding: bool = False  # windows may begin anywhere
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("stability",)
+    needs: ClassVar[tuple[str, ...]] = ("stability",)
 
     def decide(self, s: Signals) -> Decision:
         if s.answer is None or s.answer_streak is None:

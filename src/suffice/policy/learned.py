@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from suffice.errors import ConfigError
 from suffice.model.stop import MOST_RISK, StopModel
 from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Mask, Stops, answered, asked_of
-from suffice.policy.decisions import go_on, hopeless, suffices
 from suffice.policy.parameters import ParameterChecks, ParameterRange, Reference
+from suffice.policy.protocol import go_on, hopeless, suffices
 from suffice.policy.rules import STEPS
 from suffice.signals.classes import Classes, classes_from
 from suffice.signals.features import FeatureSet
@@ -71,7 +71,6 @@ class LearnedPolicy(ParameterChecks):
     min_steps: Annotated[int, STEPS] = 0  # never stop before this step
 
     def __post_init__(self) -> None:
-        """Refuse features that do not exist, and a model that reads nothing of the run. Raises ConfigError."""
         ParameterChecks.__post_init__(self)
         if not self._features.needs:
             raise ConfigError(
@@ -106,14 +105,14 @@ class LearnedPolicy(ParameterChecks):
         return suffices(f"risk {risk:.4g} <= {threshold:g}, P(as good as the full run) {p:.4f}", risk)
 
     def stops(self, columns: Columns) -> Stops:
-        found = self.risks(columns)
+        risks = self.risks(columns)
         threshold: float | NDArray[np.float64] = self.threshold
         asked = asked_of(columns)
         if self.model.classes and asked is not None:
             each = [self._threshold_of(query) for query in asked.queries]
             threshold = np.array(each, dtype=np.float64)[asked.run]
-        passed = (found.risk <= threshold * (1.0 + _SLACK) + _ALMOST_0) & (columns["step"] >= self.min_steps)
-        return np.where(passed, found.code, np.int8(CONTINUE))
+        passed = (risks.risk <= threshold * (1.0 + _SLACK) + _ALMOST_0) & (columns["step"] >= self.min_steps)
+        return np.where(passed, risks.code, np.int8(CONTINUE))
 
     def risks(self, columns: Columns) -> Risks:
         """The risk of a stop at each row and what it would be called, whatever the threshold and `min_steps`."""

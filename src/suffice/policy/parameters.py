@@ -101,7 +101,6 @@ class Parameter:
 
     @property
     def required(self) -> bool:
-        """Has it no default?"""
         return self.default is dataclasses.MISSING
 
     def allowed(self) -> str:
@@ -191,11 +190,11 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> Parameter:
         hint, *rest = get_args(hint)
         marks = tuple(rest)
     lengths = iter([mark for mark in marks if isinstance(mark, Length)])
-    found: list[Length | None] = []
+    declared: list[Length | None] = []
     while get_origin(hint) is tuple:
         hint = get_args(hint)[0]
-        found.append(next(lengths, _ANY_LENGTH))
-    length, inner = (*found, None, None)[:2]
+        declared.append(next(lengths, _ANY_LENGTH))
+    length, inner = (*declared, None, None)[:2]
     words = get_args(hint) if get_origin(hint) is Literal else ()
     return Parameter(
         name=field.name,

@@ -1,24 +1,23 @@
-"""Published rules on trial answers: the same answer several times, a confident one, or both.
+"""Published rules on trial answers and drafts: the same several times, a confident one, a settled one.
 
-They know the trial answer's run length and probabilities and refuse to know how the model was asked for
-it. Where a published rule cannot be said in these signals word for word, the docstring says what differs.
+Where a published rule cannot be said in these signals word for word, the docstring says what differs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from math import isnan
+from math import ceil, isnan
 from typing import Annotated, ClassVar, Final, Literal
 
 import numpy as np
 
 from suffice.errors import ConfigError
 from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Stops, answered, known_column, where
-from suffice.policy.decisions import go_on, hopeless, suffices
 from suffice.policy.parameters import Length, ParameterChecks, ParameterRange, Reference
-from suffice.policy.rules import AT_LEAST_ONE, SHARE, SHARE_ABOVE_0
-from suffice.signals.needs import need
+from suffice.policy.protocol import go_on, hopeless, suffices
+from suffice.policy.rules import AT_LEAST_ONE, SHARE, SHARE_ABOVE_0, STEPS
+from suffice.signals.fold import need
 from suffice.types import Decision, Signals
 
 # How many probes in a row must agree. The published presets also fix how often is probed, which here is a
@@ -46,9 +45,7 @@ class Dynasor(ParameterChecks):
     )
     effort: Literal["mild", "low", "mid", "high", "crazy"] = "mid"  # how eagerly to save
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("stability", "hedges")
+    needs: ClassVar[tuple[str, ...]] = ("stability", "hedges")
 
     def decide(self, s: Signals) -> Decision:
         if s.answer is None or s.answer_streak is None or s.hedges is None:
@@ -87,9 +84,7 @@ class Deer(ParameterChecks):
     threshold: Annotated[float, SHARE] = 0.95  # must be exceeded
     mean: Literal["arithmetic", "geometric"] = "arithmetic"  # of Signals.confidence_mean, or .confidence
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("confidence",)
+    needs: ClassVar[tuple[str, ...]] = ("confidence",)
 
     def decide(self, s: Signals) -> Decision:
         probability = s.confidence_mean if self.mean == "arithmetic" else s.confidence
@@ -195,7 +190,6 @@ class Tasr(ParameterChecks):
     ] = ()  # points (margin, calibrated), rising; straight in between
 
     def __post_init__(self) -> None:
-        """Refuse a calibration that is not rising."""
         ParameterChecks.__post_init__(self)
         for before, after in pairwise(self.calibration):
             if not (before[0] < after[0] and before[1] <= after[1]):
@@ -204,9 +198,7 @@ class Tasr(ParameterChecks):
                     "points (margin, calibrated) whose margins rise and whose second numbers do not fall"
                 )
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ("stability", "confidence")
+    needs: ClassVar[tuple[str, ...]] = ("stability", "confidence")
 
     def decide(self, s: Signals) -> Decision:
         margin = s.confidence_margin
@@ -233,3 +225,118 @@ class Tasr(ParameterChecks):
     def _points(self) -> tuple[list[float], list[float]]:
         """The calibration's margins, and what they are worth."""
         return [point[0] for point in self.calibration], [point[1] for point in self.calibration]
+
+
+@dataclass(frozen=True, slots=True)
+class Eat(ParameterChecks):
+    """Stop once the entropy behind the closed thought has stopped moving.
+
+    EAT (Wang et al. 2025, arXiv:2509.26522): close the thought at each step, take the entropy of the next
+    token, and stop when its exponential moving variance falls below delta, after a warm-up of about 4 / alpha
+    steps, because the variance starts at 0. The paper sweeps delta; 1e-4 is what a later implementation
+    (interwhen) takes. Unlike theirs, a step without a trial answer never stops: what a stop would deliver must
+    be on record.
+    """
+
+    name: ClassVar[str] = "eat"
+    reference: ClassVar[Reference] = Reference(
+        stops_when="the entropy behind the closed thought has stopped moving",
+        source="EAT, Wang et al. 2025, [arXiv:2509.26522](https://arxiv.org/abs/2509.26522)",
+        parameters={
+            "delta": "on its moving variance, nats squared",
+            "alpha": "weight of the newest entropy",
+            "warm_up_steps": "no stop before this step, 0 for 4 / alpha",
+        },
+    )
+    delta: Annotated[float, ParameterRange(0.0, 100.0, low_open=True)] = 1e-4  # on Signals.entropy_emv, nats squared
+    alpha: Annotated[float, ParameterRange(0.001, 1.0)] = 0.2  # weight of the newest entropy
+    warm_up_steps: Annotated[int, STEPS] = 0  # no stop before this step; 0: 4 / alpha
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (need("closing", alpha=self.alpha),)
+
+    def decide(self, s: Signals) -> Decision:
+        if s.answer is None or s.entropy_emv is None:
+            return go_on("no trial answer, or no entropy behind the closed thought")
+        warm_up_steps = self.warm_up_steps or ceil(4 / self.alpha)
+        if s.step < warm_up_steps:
+            return go_on(f"step {s.step} of {warm_up_steps} to warm up", s.entropy_emv)
+        if s.entropy_emv < self.delta:
+            return suffices(f"variance of the entropy {s.entropy_emv:.2g} < {self.delta:g}", s.entropy_emv)
+        return go_on(f"variance of the entropy {s.entropy_emv:.2g} is not below {self.delta:g}", s.entropy_emv)
+
+    def stops(self, columns: Columns) -> Stops:
+        settled = answered(columns) & (known_column(columns, "entropy_emv") < self.delta)
+        return where(settled & (columns["step"] >= (self.warm_up_steps or ceil(4 / self.alpha))), SUFFICES)
+
+
+@dataclass(frozen=True, slots=True)
+class HaltCot(ParameterChecks):
+    """Stop once the distribution over answers is sharp.
+
+    HALT-CoT (Laaouach 2025, ICML MusIML workshop, openreview.net/forum?id=CX5c7C1CZa): entropy of the answer
+    distribution below theta. The authors' release takes 0.6 bits, which is 0.4159 nats, and asks for two
+    such steps in a row over a given list of answers. Here it is the entropy of the trial answer's first token,
+    and one step is enough, as in the paper's rule.
+    """
+
+    name: ClassVar[str] = "halt-cot"
+    reference: ClassVar[Reference] = Reference(
+        stops_when="the entropy of the answer is below theta",
+        source="HALT-CoT, Laaouach 2025, [OpenReview](https://openreview.net/forum?id=CX5c7C1CZa)",
+        parameters={
+            "theta": "nats, which is 0.6 bits",
+        },
+    )
+    theta: Annotated[float, ParameterRange(0.0, 100.0, low_open=True)] = 0.4159  # on Signals.entropy, nats
+
+    needs: ClassVar[tuple[str, ...]] = ("confidence",)
+
+    def decide(self, s: Signals) -> Decision:
+        if s.answer is None or s.entropy is None:
+            return go_on("no trial answer with a known entropy")
+        if s.entropy < self.theta:
+            return suffices(f"answer entropy {s.entropy:.3f} < {self.theta:g} nats", s.entropy)
+        return go_on(f"answer entropy {s.entropy:.3f} is not below {self.theta:g} nats", s.entropy)
+
+    def stops(self, columns: Columns) -> Stops:
+        return where(answered(columns) & (known_column(columns, "entropy") < self.theta), SUFFICES)
+
+
+@dataclass(frozen=True, slots=True)
+class SemanticDistance(ParameterChecks):
+    """Stop once the drafts of a loop have hardly moved for some rounds.
+
+    Semantic early stopping (Shrivastava 2026, arXiv:2606.27009): the distance of successive drafts stays at or
+    below epsilon for a patience window. This is its part without a judge; the critic's approval and the
+    quality score are not rebuilt, and its hard cap is `guarded`. The abstract gives no numbers: both
+    defaults are ours. Words are compared where a step brings no embedding.
+    """
+
+    name: ClassVar[str] = "semantic-distance"
+    reference: ClassVar[Reference] = Reference(
+        stops_when="the drafts of a loop have hardly moved for some rounds",
+        source="semantic early stopping, Shrivastava 2026, [arXiv:2606.27009](https://arxiv.org/abs/2606.27009)",
+        parameters={
+            "epsilon": "largest distance of a draft that stands still",
+            "patience": "rounds in a row",
+        },
+    )
+    epsilon: Annotated[float, SHARE] = 0.1  # on the distance of a draft from the one before
+    patience: Annotated[int, AT_LEAST_ONE] = 2  # rounds in a row
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (need("drafts", threshold=self.epsilon),)
+
+    def decide(self, s: Signals) -> Decision:
+        if s.answer is None or s.draft_patience is None:
+            return go_on("how far the draft has moved is unknown")
+        score = float(s.draft_patience)
+        if s.draft_patience < self.patience:
+            return go_on(f"draft still for {s.draft_patience} of {self.patience} rounds", score)
+        return suffices(f"draft within {self.epsilon:g} for {s.draft_patience} rounds", score)
+
+    def stops(self, columns: Columns) -> Stops:
+        return where(answered(columns) & (known_column(columns, "draft_patience") >= self.patience), SUFFICES)

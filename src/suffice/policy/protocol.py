@@ -1,7 +1,4 @@
-"""What a policy is.
-
-Knows the shape of a rule and refuses to know any rule, the table of them, and who obeys.
-"""
+"""What a policy is, and the four decisions that it can make."""
 
 from __future__ import annotations
 
@@ -31,3 +28,21 @@ class Policy(Protocol):
     def decide(self, s: Signals) -> Decision:
         """Continue or stop, with a sentence that an operator can read."""
         ...
+
+
+def go_on(reason: str, score: float | None = None) -> Decision:
+    return Decision(action="continue", reason=reason, score=score)
+
+
+def suffices(reason: str, score: float) -> Decision:
+    return Decision(action="stop", reason=reason, stop_reason="suffices", score=score)
+
+
+def hopeless(reason: str, score: float) -> Decision:
+    """The decision to stop because the full run would fail anyway."""
+    return Decision(action="stop", reason=reason, stop_reason="hopeless", score=score)
+
+
+def stop_at_budget(reason: str, score: float) -> Decision:
+    """The decision to stop because a budget is used up, whatever the answer."""
+    return Decision(action="stop", reason=reason, stop_reason="budget", score=score)

@@ -19,12 +19,11 @@ Confidences: TypeAlias = Sequence[float | None]  # of those answers, as `Signals
 
 def returns_of(policy: Policy) -> Returns:
     """What the policy says; "last" for one that says nothing. Only the outermost policy is asked."""
-    said = getattr(policy, "returns", "last")
-    return next((known for known in _CHOICES if known == said), "last")
+    returns = getattr(policy, "returns", "last")
+    return next((known for known in _CHOICES if known == returns), "last")
 
 
 def returning(policy: Policy) -> Callable[[Answers, Confidences], int]:
-    """The choice that the policy makes, as a function of answers and confidences."""
     return partial(return_step, returns_of(policy))
 
 

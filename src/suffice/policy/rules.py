@@ -1,8 +1,6 @@
 """The rules that fit into one sentence: never, a budget, so many rounds, a stable or a confident answer.
 
-Each is a frozen record whose `decide` is pure: guard clauses first, the line that stops last; its `stops`
-says the same of many steps at once. They know Signals and refuse to know text, time, routes and whether
-they are obeyed. What is unknown (None, not a number) continues.
+What is unknown (None, not a number) continues.
 """
 
 from __future__ import annotations
@@ -11,8 +9,8 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from suffice.policy.columns import BUDGET, SUFFICES, Columns, Stops, answered, known_column, where
-from suffice.policy.decisions import go_on, stop_at_budget, suffices
 from suffice.policy.parameters import Later, ParameterChecks, ParameterRange, Reference
+from suffice.policy.protocol import go_on, stop_at_budget, suffices
 from suffice.types import Decision, Signals
 
 TOKENS = ParameterRange(0, 1_000_000_000)
@@ -32,9 +30,7 @@ class Never(ParameterChecks):
         source="–",
     )
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ()
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def decide(self, s: Signals) -> Decision:
         return go_on(f"step {s.step}; this policy never stops")
@@ -62,9 +58,7 @@ class FixedBudget(ParameterChecks):
     )
     max_tokens: Annotated[int, ParameterRange(1, 1_000_000_000)]  # generated in the run, probes left out
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ()
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def decide(self, s: Signals) -> Decision:
         used, score = s.tokens_used, float(s.tokens_used)
@@ -98,9 +92,7 @@ class FixedRounds(ParameterChecks):
     )
     max_steps: Annotated[int, AT_LEAST_ONE]
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return ()
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def decide(self, s: Signals) -> Decision:
         if s.step < self.max_steps:
@@ -167,7 +159,6 @@ class StableAnswer(ParameterChecks):
         return where(settled, SUFFICES)
 
     def _too_early(self, s: Signals) -> str:
-        """Why the run is too young to be stopped; "" if it is not."""
         if s.step < self.min_steps:
             return f"step {s.step}, no stop before step {self.min_steps}"
         if s.tokens_used < self.min_tokens:
@@ -240,3 +231,52 @@ class ConfidenceThreshold(ParameterChecks):
         if self.patience > 1:
             confident &= known_column(columns, "answer_streak") >= self.patience
         return where(confident, SUFFICES)
+
+
+@dataclass(frozen=True, slots=True)
+class StatedConfidence(ParameterChecks):
+    """Stop once the model says that it is sure and its answer has not moved.
+
+    Verbalised confidence (Lin, Hilton, Evans 2022, arXiv:2205.14334). TASR (arXiv:2606.13814) found 96.5 % of
+    such ratings at the highest value and warns against using them alone; hence the patience of 2.
+    """
+
+    name: ClassVar[str] = "stated-confidence"
+    reference: ClassVar[Reference] = Reference(
+        stops_when="the model says that it is sure of its answer, and the answer has stood",
+        needs="`said`; also `stability` with `patience` above 1",
+        source=(
+            "verbalised confidence, Lin et al. 2022, "
+            "[arXiv:2205.14334](https://arxiv.org/abs/2205.14334); why not alone: TASR, "
+            "[arXiv:2606.13814](https://arxiv.org/abs/2606.13814)"
+        ),
+        parameters={
+            "threshold": "above 0, at most 1",
+            "patience": "steps in a row with the same answer, at least 1",
+        },
+    )
+    threshold: Annotated[float, SHARE_ABOVE_0] = 0.9  # on Signals.stated_confidence
+    patience: Annotated[int, AT_LEAST_ONE] = 2  # steps in a row that must agree
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("said", "stability") if self.patience > 1 else ("said",)
+
+    def decide(self, s: Signals) -> Decision:
+        stated = s.stated_confidence
+        if stated is None or s.answer is None:
+            return go_on("no answer with a stated confidence")
+        # Asked this way round, a number that is none continues.
+        if not stated >= self.threshold:
+            return go_on(f"stated confidence {stated:.3f} is below {self.threshold:g}", stated)
+        if self.patience > 1 and s.answer_streak is None:
+            return go_on("the answer streak is unknown", stated)
+        if self.patience > 1 and s.answer_streak is not None and s.answer_streak < self.patience:
+            return go_on(f"same answer for {s.answer_streak} of {self.patience} steps", stated)
+        return suffices(f"stated confidence {stated:.3f} reached {self.threshold:g}", stated)
+
+    def stops(self, columns: Columns) -> Stops:
+        sure = answered(columns) & (known_column(columns, "stated_confidence") >= self.threshold)
+        if self.patience > 1:
+            sure &= known_column(columns, "answer_streak") >= self.patience
+        return where(sure, SUFFICES)

@@ -19,8 +19,17 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 from suffice.errors import ConfigError
 from suffice.model.artefact import load_model
-from suffice.model.numbers import MOST, describe_value, exact_float, numbers
-from suffice.model.reading import MOST_BYTES, MOST_CHARS, MOST_ITEMS, ModelTable, parse_json
+from suffice.model.reading import (
+    MOST,
+    MOST_BYTES,
+    MOST_CHARS,
+    MOST_ITEMS,
+    ModelTable,
+    describe_value,
+    exact_float,
+    numbers,
+    parse_json,
+)
 from suffice.model.stop import MOST_RISK, canonical
 from suffice.policy.base import build_policy
 from suffice.signals.base import order_all

@@ -67,7 +67,7 @@ def last_boxed_raw(text: str) -> str | None:
     text = last_part(text)
     if "boxed" not in text and "fbox" not in text:
         return None  # as nearly every step of a thought
-    found: tuple[int, int] | None = None
+    box: tuple[int, int] | None = None
     opened: list[int] = []  # where the content of a box begins; -1: an ordinary brace
     for brace in _BRACES.finditer(text):
         mark = brace.group()
@@ -76,8 +76,8 @@ def last_boxed_raw(text: str) -> str | None:
         if mark != "}":
             opened.append(brace.end() if len(mark) > 1 else -1)
         elif opened and (begin := opened.pop()) >= 0:
-            found = (begin, brace.start())
-    return None if found is None else text[found[0] : found[1]]
+            box = (begin, brace.start())
+    return None if box is None else text[box[0] : box[1]]
 
 
 def last_announced(text: str) -> str | None:

@@ -7,26 +7,20 @@ decides who is right.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
-from suffice.errors import ConfigError
-from suffice.scoring.choice import ChoiceScorer
+from suffice.errors import ConfigError, name_hint
+from suffice.scoring.choice import ChoiceScorer, YesNoScorer
 from suffice.scoring.date import DateScorer
 from suffice.scoring.json import JsonScorer
 from suffice.scoring.list import ListScorer
 from suffice.scoring.math import MathJudge, MathScorer
-from suffice.scoring.number import NumberScorer
-from suffice.scoring.quantity import QuantityScorer
-from suffice.scoring.regex import RegexScorer
-from suffice.scoring.spec import shorten
-from suffice.scoring.squad import SquadScorer
-from suffice.scoring.text import TextScorer
-from suffice.scoring.whole import WholeScorer
-from suffice.scoring.yes_no import YesNoScorer
+from suffice.scoring.normal import shorten
+from suffice.scoring.number import NumberScorer, QuantityScorer
+from suffice.scoring.text import RegexScorer, SquadScorer, TextScorer, WholeScorer
 
 
 class Scorer(Protocol):
@@ -117,7 +111,7 @@ def _build(where: str, spec: object, math_judge: MathJudge | None, depth: int) -
     given = dict(spec)
     name = given.pop("scorer", None)
     if not isinstance(name, str) or name not in SCORERS:
-        raise ConfigError(f"{where}: unknown name {shorten(name)}; {_way_out(name, SCORERS)}")
+        raise ConfigError(f"{where}: unknown name {shorten(name)}; {name_hint(name, SCORERS)}")
     _check_names(where, name, given)
     if given.get("compare") is not None:
         if depth > 1:
@@ -135,15 +129,7 @@ def _check_names(where: str, name: str, given: Mapping[str, Any]) -> None:
     known = scorer_parameters(name)
     for key in given:
         if key not in known:
-            raise ConfigError(f"{where}: {name} has no parameter {shorten(key)}; {_way_out(key, known)}")
+            raise ConfigError(f"{where}: {name} has no parameter {shorten(key)}; {name_hint(key, known)}")
     for key, parameter in known.items():
         if parameter.default is parameter.empty and key not in given:
             raise ConfigError(f"{where}.{key}: missing; {name} needs it")
-
-
-def _way_out(wrong: object, known: Iterable[str]) -> str:
-    """What the writer may have meant, and what there is."""
-    names = sorted(known)
-    near = difflib.get_close_matches(wrong[:100], names, n=1, cutoff=0.5) if isinstance(wrong, str) else []
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}known: {', '.join(names) or 'it has none'}"

@@ -1,7 +1,6 @@
-r"""Scorer `choice`: which of the options A to J was picked.
+"""Scorers `choice` and `yes-no`: which of the options A to J was picked, and was the question affirmed or denied?
 
-Knows the ways in which an option's letter is written and refuses to know the options' texts:
-"Paris" is no answer here, even where it is what option B says.
+An option counts by its letter, not by its text. What is neither yes nor no is no answer.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import ClassVar
 
-from suffice.scoring.answer import AnnouncementPattern, last_boxed, last_part
+from suffice.scoring.answer import AnnouncementPattern, last_announced, last_boxed, last_part
 from suffice.scoring.normal import ByNormalForm
 
 _OPEN = r"[\s(\[{（【*_$\"'`]{0,6}"
@@ -53,9 +52,9 @@ class ChoiceScorer(ByNormalForm):
             return letter
         announced = None
         end_part = last_part(text)
-        for found in _ANNOUNCED.finditer(end_part):
-            if not _is_pronoun(found, end_part):
-                announced = found
+        for matched in _ANNOUNCED.finditer(end_part):
+            if not _is_pronoun(matched, end_part):
+                announced = matched
         if announced is not None:
             return _letter(announced)
         if (letter := self.normalise(text)) is not None:
@@ -67,13 +66,59 @@ class ChoiceScorer(ByNormalForm):
     def normalise(self, answer: str) -> str | None:
         """The letter that a bare answer is or begins with; None when there is none."""
         bare = answer.strip()
-        found = _LONE.fullmatch(bare) or _LEADING.match(bare)
-        return None if found is None else _letter(found)
+        matched = _LONE.fullmatch(bare) or _LEADING.match(bare)
+        return None if matched is None else _letter(matched)
 
 
-def _is_pronoun(found: re.Match[str], text: str) -> bool:
-    return found.group("upper") == "I" and _PRONOUN.match(text, found.end()) is not None
+def _is_pronoun(matched: re.Match[str], text: str) -> bool:
+    return matched.group("upper") == "I" and _PRONOUN.match(text, matched.end()) is not None
 
 
-def _letter(found: re.Match[str]) -> str:
-    return unicodedata.normalize("NFKC", found.group("upper") or found.group("closed")).upper()
+def _letter(matched: re.Match[str]) -> str:
+    return unicodedata.normalize("NFKC", matched.group("upper") or matched.group("closed")).upper()
+
+
+_YES = "yes true correct oui vrai ja wahr sí si sim verdadero vero да 是 是的 对 对的 はい 예 네 نعم हाँ हां evet tak"
+_NO = "no false incorrect non faux nein falsch não falso нет 否 不 不是 不对 いいえ 아니요 아니오 لا नहीं hayır nie nee"
+_WORDS = {
+    unicodedata.normalize("NFKC", word): verdict
+    for verdict, words in (("yes", _YES), ("no", _NO))
+    for word in words.split()
+}
+_MARKS = r"\s\"'“”‘’*_`(){}\[\].,:;!?¿¡。，、！？：；「」『』（）【】$\\-"
+_FIRST_WORD = re.compile(rf"[{_MARKS}]{{0,20}}([^{_MARKS}]{{1,20}})(?=[{_MARKS}]|\Z)")
+_ENDED = re.compile(r"[*_`\"')\]}]{0,4}(?:[.,:;!。，、！：；—–-]|\s{0,4}(?:\Z|\n))")
+
+
+@dataclass(frozen=True, slots=True)
+class YesNoScorer(ByNormalForm):
+    r"""Compare yes with no. Normal form: `yes` or `no`.
+
+    Read are yes, true, correct and no, false, incorrect, and the words for yes and no in German, French,
+    Spanish, Italian, Portuguese, Dutch, Polish, Russian, Turkish, Chinese, Japanese, Korean, Arabic and Hindi.
+    """
+
+    name: ClassVar[str] = "yes-no"
+
+    def extract(self, text: str) -> str | None:
+        """The word in the last box, else the announced one, else the leading one, else the last line.
+
+        Leading: followed by punctuation or the end of its line: "No, it is", but not "No problem".
+        """
+        for part in (last_boxed(text), last_announced(text)):
+            if part is not None and (verdict := self.normalise(part)) is not None:
+                return verdict
+        for line in (text[:200].lstrip(), text[-200:].rstrip().rpartition("\n")[2]):
+            matched = _FIRST_WORD.match(line)
+            if matched is not None and _ENDED.match(line, matched.end()) and (verdict := _meaning(matched)) is not None:
+                return verdict
+        return None
+
+    def normalise(self, answer: str) -> str | None:
+        """What the first word of a bare answer says; None when it says neither."""
+        matched = _FIRST_WORD.match(answer)
+        return None if matched is None else _meaning(matched)
+
+
+def _meaning(matched: re.Match[str]) -> str | None:
+    return _WORDS.get(unicodedata.normalize("NFKC", matched.group(1)).casefold())

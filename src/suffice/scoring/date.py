@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from suffice.scoring.answer import last_announced, last_boxed, last_part
-from suffice.scoring.normal import ByNormalForm
-from suffice.scoring.spec import check_word
+from suffice.scoring.normal import ByNormalForm, check_word
 
 # English, German, French, Spanish, Italian, Portuguese, Dutch; the English short forms.
 _MONTH_WORDS = (
@@ -66,7 +65,6 @@ class DateScorer(ByNormalForm):
     order: Literal["as-written", "dmy", "mdy"] = "as-written"
 
     def __post_init__(self) -> None:
-        """Check the parameter. Raises ConfigError."""
         check_word("scorer.order", self.order, ("as-written", "dmy", "mdy"))
 
     def extract(self, text: str) -> str | None:
@@ -82,16 +80,16 @@ class DateScorer(ByNormalForm):
     def normalise(self, answer: str) -> str | None:
         """The normal form of a bare answer: the same reading as `extract`; None when it holds no date."""
         best, best_parts = None, 0
-        for found in _DATE.finditer(last_part(answer).casefold()):
-            date = self._read(found)
+        for matched in _DATE.finditer(last_part(answer).casefold()):
+            date = self._read(matched)
             if date is not None and (parts := len(re.split("[-/]", date))) >= best_parts:
                 best, best_parts = date, parts
         return best
 
-    def _read(self, found: re.Match[str]) -> str | None:
-        if found.group("a") is not None:
-            return self._in_order(found)
-        group = {key[0]: value for key, value in found.groupdict().items() if value is not None and key[0] in "ymd"}
+    def _read(self, matched: re.Match[str]) -> str | None:
+        if matched.group("a") is not None:
+            return self._in_order(matched)
+        group = {key[0]: value for key, value in matched.groupdict().items() if value is not None and key[0] in "ymd"}
         year, month, day = _number(group["y"]), group.get("m"), group.get("d")
         if month is None:
             return f"{year:04}"
@@ -100,9 +98,9 @@ class DateScorer(ByNormalForm):
             return f"{year:04}-{number:02}" if 1 <= number <= 12 and year else None
         return _day(year, number, _number(day))
 
-    def _in_order(self, found: re.Match[str]) -> str | None:
-        first, second, year = _number(found.group("a")), _number(found.group("b")), _number(found.group("y3"))
-        if found.group("s3") == "." or self.order == "dmy" or first > 12:
+    def _in_order(self, matched: re.Match[str]) -> str | None:
+        first, second, year = _number(matched.group("a")), _number(matched.group("b")), _number(matched.group("y3"))
+        if matched.group("s3") == "." or self.order == "dmy" or first > 12:
             return _day(year, second, first)
         if self.order == "mdy" or second > 12 or first == second:
             return _day(year, first, second)

@@ -18,13 +18,14 @@ from suffice.scoring.answer import last_announced, last_part
 from suffice.scoring.normal import (
     MAX_ANSWER_CHARS,
     ByNormalForm,
+    Comparer,
+    check_text,
     digest_text,
     is_digest,
     says_something,
     strip_control_characters,
 )
 from suffice.scoring.number import exact_number
-from suffice.scoring.spec import Comparer, check_text
 
 MAX_DEPTH = 64
 Value: TypeAlias = Any  # what json.loads gives: bytes come in here
@@ -63,7 +64,6 @@ class JsonScorer(ByNormalForm):
     _steps: tuple[str | int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Read the path. Raises ConfigError."""
         object.__setattr__(self, "_steps", _read_path(check_text("scorer.path", self.path)))
 
     def extract(self, text: str) -> str | None:
@@ -74,8 +74,8 @@ class JsonScorer(ByNormalForm):
         """
         for candidate in _candidates(last_part(text)):
             read = _parse(candidate)
-            found = None if read is None else _at(read[0], self._steps)
-            answer = None if found is None else self._normal(found[0])
+            matched = None if read is None else _at(read[0], self._steps)
+            answer = None if matched is None else self._normal(matched[0])
             if answer is not None:
                 return answer
         return None
@@ -90,7 +90,6 @@ class JsonScorer(ByNormalForm):
         return self._normal(answer.strip() if read is None else read[0])
 
     def match(self, answer: str | None, gold: str) -> bool:
-        """Is `answer` the reference? None never is."""
         if self.compare is not None:
             return self.compare.match(answer, gold)
         return ByNormalForm.match(self, answer, gold)
@@ -108,12 +107,12 @@ def _read_path(path: str) -> tuple[str | int, ...]:
     steps: list[str | int] = []
     at = 1
     while at < len(path):
-        found = _PATH_STEP.match(path, at)
-        if found is None:
+        matched = _PATH_STEP.match(path, at)
+        if matched is None:
             break
-        name, index, *quoted = found.groups()
+        name, index, *quoted = matched.groups()
         steps.append(int(index) if index is not None else _composed(name or quoted[0] or quoted[1]))
-        at = found.end()
+        at = matched.end()
     if not path.startswith("$") or at < len(path):
         raise ConfigError(
             f"scorer.path: got {path!r:.100}, unreadable at character {at + 1 if path.startswith('$') else 1};"
@@ -124,7 +123,7 @@ def _read_path(path: str) -> tuple[str | int, ...]:
 
 def _candidates(text: str) -> Iterator[str]:
     """Where JSON may stand in a text, best first; each is read in linear time, and they are few."""
-    fences = [(found.start(), found.end()) for found in _FENCE.finditer(text)]
+    fences = [(matched.start(), matched.end()) for matched in _FENCE.finditer(text)]
     for begin, end in reversed(fences[-2:]):
         closing = text.find("```", end)
         if closing >= 0:

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from suffice.scoring.answer import last_announced, last_boxed, last_part
-from suffice.scoring.normal import MAX_ANSWER_CHARS, ByNormalForm, digest_text, is_digest
-from suffice.scoring.spec import Comparer, check_flag
+from suffice.scoring.normal import MAX_ANSWER_CHARS, ByNormalForm, Comparer, check_flag, digest_text, is_digest
 from suffice.scoring.text import TextScorer
 
 MAX_ITEMS = 1_000
@@ -42,7 +41,6 @@ class ListScorer(ByNormalForm):
     compare: Comparer = field(default_factory=TextScorer)
 
     def __post_init__(self) -> None:
-        """Check the parameters. Raises ConfigError."""
         check_flag("scorer.ordered", self.ordered)
 
     def extract(self, text: str) -> str | None:
@@ -57,7 +55,6 @@ class ListScorer(ByNormalForm):
         return self.normalise(last_part(text) if announced is None else announced)
 
     def normalise(self, answer: str) -> str | None:
-        """The normal form of a bare answer; None when there is no item in it."""
         return answer if is_digest(answer) else self._normal(_items(last_part(answer)))
 
     def _normal(self, items: list[str]) -> str | None:
@@ -74,10 +71,10 @@ def _last_bullets(text: str) -> list[str]:
     """The items of the bullets that end a text; []: it does not end in at least two."""
     items: list[str] = []
     for line in reversed(text.rstrip().split("\n")[-MAX_ITEMS - 1 :]):
-        found = _BULLET.match(line)
-        if found is None:
+        matched = _BULLET.match(line)
+        if matched is None:
             break
-        items.append(line[found.end() :])
+        items.append(line[matched.end() :])
     return items[::-1] if len(items) > 1 else []
 
 

@@ -1,19 +1,27 @@
-"""Scorer `math`: two formulas are the same answer when they have the same value.
+r"""Scorer `math`: two formulas are the same answer when a judge proves it, or their normal forms are equal.
 
-Knows where a formula stands, its normal form, and that somebody may be asked for the rest; refuses to
-know algebra and processes: a `MathJudge` does (`edge.math`).
+The normal form removes dress, keeps values, and computes nothing but plain numbers: ``\dfrac12``, ``\frac{1}{2}`` and
+``0.5`` are one, ``2x`` and ``x+x`` are two unless a `MathJudge` (`edge.math`) says otherwise.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from suffice.scoring.answer import last_announced, last_boxed_raw, last_part
-from suffice.scoring.latex import is_words, normal_formula
-from suffice.scoring.normal import is_digest
-from suffice.scoring.number import NumberScorer
+from suffice.scoring.normal import (
+    MAX_ANSWER_CHARS,
+    digest_text,
+    is_digest,
+    says_something,
+    settled,
+    strip_control_characters,
+)
+from suffice.scoring.number import NumberScorer, exact_number
+from suffice.scoring.text import TextScorer
 
 _NUMBER = NumberScorer()
 _EXACT = re.compile(r"-?\d+(?:\.\d+|/\d+)?")
@@ -33,8 +41,8 @@ class MathJudge(Protocol):
 class MathScorer:
     r"""Compare formulas: first as strings, then as numbers, then by a judge that knows algebra.
 
-    Normal form: see `scoring.latex`. Votes and streaks count normal forms, which are classes; the judge compares
-    pairs, and pairs make no classes that a vote could count in one pass. So it only joins an answer to a
+    Normal form: see the head of this module. Votes and streaks count normal forms, which are classes; the judge
+    compares pairs, and pairs make no classes that a vote could count in one pass. So it only joins an answer to a
     reference. Two answers in different normal forms count as different, which costs savings and never EM.
 
     judge  asked when both differ as strings and are not both numbers; None: then they are different
@@ -55,7 +63,7 @@ class MathScorer:
         if boxed is not None and (answer := normal_formula(boxed)) is not None:
             return answer
         line = last_announced(text) or text.rstrip().rpartition("\n")[2]
-        spans = [next(filter(None, found.groups())) for found in _SPAN.finditer(line[-4_000:])]
+        spans = [next(filter(None, matched.groups())) for matched in _SPAN.finditer(line[-4_000:])]
         if spans and (answer := normal_formula(spans[-1])) is not None:
             return answer
         if _PROSE.search(line) is None or not any(map(str.isdecimal, line)):
@@ -63,7 +71,6 @@ class MathScorer:
         return _NUMBER.extract(text)
 
     def normalise(self, answer: str) -> str | None:
-        """The normal form of a bare answer; a box around it is opened."""
         boxed = last_boxed_raw(answer)
         inside = None if boxed is None else normal_formula(boxed)
         return normal_formula(answer) if inside is None else inside
@@ -83,9 +90,130 @@ class MathScorer:
         return False if is_clear or all(_EXACT.fullmatch(one) for one in (mine, other)) else None
 
     def match(self, answer: str | None, gold: str) -> bool:
-        """Is `answer` the reference? None never is. It may wait for the judge: not on an event loop."""
         verdict = self.quick(answer, gold)
         if verdict is not None or self.judge is None or answer is None:
             return verdict is True
         one, other = sorted(str(self.normalise(text)) for text in (answer, gold))  # so it is symmetric
         return self.judge.equivalent(one, other) is True
+
+
+_SIGNS = str.maketrans(
+    {
+        "−": "-",
+        "–": "-",
+        "‐": "-",
+        "‑": "-",
+        "×": r"\times ",
+        "·": r"\cdot ",
+        "⋅": r"\cdot ",
+        "∙": r"\cdot ",
+        "÷": "/",
+        "π": r"\pi ",
+        "∞": r"\infty ",
+        "√": r"\sqrt ",
+        "≤": r"\le ",
+        "≥": r"\ge ",
+        "≠": r"\ne ",
+        "∪": r"\cup ",
+        "∩": r"\cap ",
+        "∈": r"\in ",
+        "∅": r"\emptyset ",
+        "°": "",
+        "′": "'",
+        "\u2061": "",
+        "\u2062": "",
+        "$": " ",
+        **{
+            chr(code): rf"\frac{{{a}}}{{{b}}}"
+            for code in (0xBC, 0xBD, 0xBE, *range(0x2150, 0x215F))
+            for a, _, b in [unicodedata.normalize("NFKC", chr(code)).partition("\u2044")]
+        },
+    }
+)
+_RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n", strict=True))
+_LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₍₎", "0123456789+-()", strict=True))
+_RAISED_RUN = re.compile(f"[{''.join(_RAISED)}]+")
+_LOWERED_RUN = re.compile(f"[{''.join(_LOWERED)}]+")
+
+_SPACING = r"(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|quad|qquad|limits)(?![A-Za-z])"
+_TEXTUAL = "text|textbf|textit|textrm|textnormal|mathrm|mathbf|mathit|mbox|operatorname|boldsymbol"
+
+# In this order: each pass applies all of them, and passes are repeated until nothing changes.
+_RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (rf"(?<!\\)\\(?:[()\[\],;:!]|{_SPACING}|(?= ))", " "),
+        (r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])", " "),
+        (r"\\\$", ""),
+        (r"\\%", "%"),
+        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\leq(?![A-Za-z])", r"\\le"),
+        (r"\\geq(?![A-Za-z])", r"\\ge"),
+        (r"\\neq(?![A-Za-z])", r"\\ne"),
+        (r"(?<=[\d})]) ?\\(?:text|mathrm|mbox|textrm|textnormal) ?\{[^{}]*\}(?:\^ ?\{? ?[23] ?\}?)?$", ""),  # units
+        (rf"\\(?:{_TEXTUAL}) ?\{{([^{{}}]*)\}}", r"\1 "),
+        (r"\\frac ?([0-9a-zA-Z]) ?([0-9a-zA-Z])", r"\\frac{\1}{\2}"),
+        (r"\\frac ?([0-9a-zA-Z]) ?\{", r"\\frac{\1}{"),
+        (r"(\\frac ?\{[^{}]*\}) ?([0-9a-zA-Z])", r"\1{\2}"),
+        (r"\\sqrt ?([0-9a-zA-Z])", r"\\sqrt{\1}"),
+        (r"([\^_]) ?\{ ?([0-9a-zA-Z]) ?\}", r"\1\2"),
+        (r"^\{([^{}]*)\}$", r"\1"),
+        (r"\{,\}", ","),
+        (r"^[A-Za-z](?:_\w|_\{\w{1,9}\})? ?= ?(?=[^=]+$)", ""),
+        (r" +", " "),
+        # A space counts between letters and between digits: \pi r, no solution, 1 2.
+        (r"(?<![A-Za-z\d]) |(?<=[A-Za-z]) (?![A-Za-z])|(?<=\d) (?!\d)", ""),
+        (r"[.,;:!]+$", ""),
+    )
+)
+_FRACTION = re.compile(r"(-?)(\d{0,18})\\frac\{(-?)(\d{1,18})\}\{(\d{1,18})\}")
+_GROUPED = re.compile(r"-?\d{1,3}(?: \d{3})+(?:\.\d+)?")
+_WORDS = re.compile(r"[^\W\d_]{3,}(?:[ '’-][^\W\d_]+)*")
+_TEXT = TextScorer()
+
+
+def normal_formula(written: str) -> str | None:
+    r"""The normal form of one formula, or of an answer in words; None: nothing stands there.
+
+    Without dollar signs, spacing, ``\left``, ``\text``, degrees, units behind a number and ``x =`` in front; braces
+    as they must be; a plain number by its exact value, as the scorer `number` writes it; words in small letters.
+    """
+    if is_digest(written):
+        return written
+    text = " ".join(strip_control_characters(written).split())
+    if len(text) > MAX_ANSWER_CHARS:
+        return digest_text(text)
+    normal = settled(text, _one_pass)
+    return normal if says_something(normal) else None
+
+
+def is_words(normal: str) -> bool:
+    """Is the normal form an answer in words? No algebra can make two of them equal."""
+    return _WORDS.fullmatch(normal) is not None
+
+
+def _one_pass(text: str) -> str:
+    if not text.isascii():
+        text = _RAISED_RUN.sub(lambda run: f"^{{{''.join(_RAISED[sign] for sign in run.group())}}}", text)
+        text = _LOWERED_RUN.sub(lambda run: f"_{{{''.join(_LOWERED[sign] for sign in run.group())}}}", text)
+        text = strip_control_characters(unicodedata.normalize("NFKC", text.translate(_SIGNS)))
+    elif "$" in text:
+        text = text.replace("$", " ")
+    for pattern, replacement in _RULES:
+        text = pattern.sub(replacement, text)
+    text = text.strip()
+    if _GROUPED.fullmatch(text):
+        text = text.replace(" ", "")
+    number = exact_number(_FRACTION.sub(_as_quotient, text) if "\\frac" in text else text)
+    if number is not None:
+        return number
+    return _TEXT.normalise(text) or "" if is_words(text) else text
+
+
+def _as_quotient(matched: re.Match[str]) -> str:
+    sign, whole, other_sign, above, below = matched.groups()
+    if matched.group() != matched.string or (whole and other_sign):
+        return matched.group()
+    if whole:
+        return f"{sign}{int(whole) * int(below) + int(above)}/{below}"
+    return f"{'-' if bool(sign) != bool(other_sign) else ''}{above}/{below}"

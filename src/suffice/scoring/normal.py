@@ -1,6 +1,6 @@
-"""What all normal forms have in common: they can be logged, they are short, and twice changes nothing.
+"""What all normal forms have in common, and the checks of scorers' parameters.
 
-Knows characters and lengths, and refuses to know what an answer means.
+A normal form can be logged, is short, and stays the same when it is normalised again.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ import hashlib
 import re
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from suffice.errors import ConfigError
 
 MAX_ANSWER_CHARS = 2_000  # a longer normal form stands as a digest: a log holds answers, not essays
 _MAX_PASSES = 8
@@ -72,8 +75,51 @@ class ByNormalForm(ABC):
         """The normal form of a bare answer, such as a reference; None: it is no answer."""
 
     def match(self, answer: str | None, gold: str) -> bool:
-        """Is `answer` the reference? None never is."""
         if answer is None:
             return False
         normal = self.normalise(answer)
         return normal is not None and (answer == gold or normal == self.normalise(gold))
+
+
+_MAX_CHARS = 1_000
+
+
+class Comparer(Protocol):
+    """The part of a scorer that compares bare answers; another scorer found them."""
+
+    def normalise(self, answer: str) -> str | None:
+        """The normal form of a bare answer; None: it is no answer."""
+        ...
+
+    def match(self, answer: str | None, gold: str) -> bool:
+        """Is `answer` the reference? None never is."""
+        ...
+
+
+def check_word(where: str, value: object, words: Iterable[str]) -> str:
+    """The value, if it is one of the words. Raises ConfigError."""
+    known = tuple(words)
+    if isinstance(value, str) and value in known:
+        return value
+    raise ConfigError(f"{where}: got {shorten(value)}; allowed: {', '.join(known)}")
+
+
+def check_flag(where: str, value: object) -> bool:
+    """The value, if it is true or false. Raises ConfigError."""
+    if isinstance(value, bool):
+        return value
+    raise ConfigError(f"{where}: got {shorten(value)}; allowed: true, false")
+
+
+def check_text(where: str, value: object) -> str:
+    """The value, if it is a text of 1 to 1,000 characters. Raises ConfigError."""
+    if isinstance(value, str) and 0 < len(value) <= _MAX_CHARS:
+        return value
+    raise ConfigError(f"{where}: got {shorten(value)}; need a text of 1 to {_MAX_CHARS:,} characters")
+
+
+def shorten(value: object) -> str:
+    """The value as an error shows it."""
+    if not isinstance(value, str):
+        return f"a value of type {type(value).__name__}"
+    return repr(value) if len(value) <= 80 else f"{value[:77]!r}..."

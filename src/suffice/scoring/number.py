@@ -1,8 +1,8 @@
-r"""Scorer `number`: two numbers are the same answer when they have the same value.
+"""Scorers `number` and `quantity`: the value counts, not how it is written; a quantity also has a unit.
 
-Knows how numbers are written in prose and refuses to do arithmetic on them: a value is a string
-of digits from end to end, so a million digits cost a million steps and no float rounds anything.
-Powers (``10^3``), number words and commas as decimal points are not read.
+A value is a string of digits from end to end, so a million digits cost a million steps and no float rounds anything.
+Powers (``10^3``), number words and commas as decimal points are not read. Units are converted by powers of ten alone:
+an hour stays an hour, and no float rounds a mile into kilometres.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from suffice.scoring.answer import AnnouncementPattern, last_boxed, last_part
-from suffice.scoring.normal import ByNormalForm
-from suffice.scoring.spec import check_word
+from suffice.scoring.normal import ByNormalForm, check_word
 
 MAX_DIGITS = 1_000
 _MAX_FRACTION_DIGITS = 18  # longer ones are compared as written
@@ -72,7 +71,6 @@ class NumberScorer(ByNormalForm):
     percent: Literal["keep", "drop", "share"] = "keep"
 
     def __post_init__(self) -> None:
-        """Check the parameter. Raises ConfigError."""
         check_word("scorer.percent", self.percent, ("keep", "drop", "share"))
 
     def extract(self, text: str) -> str | None:
@@ -81,8 +79,8 @@ class NumberScorer(ByNormalForm):
         Announced: the first number within 80 characters of "answer is", "answer:" or "####"; where
         a sum follows, its result ("the answer is 3 + 4 = 7" gives 7).
         """
-        found = chosen_number(text)
-        return None if found is None else value_of(found[1], self.percent)
+        matched = chosen_number(text)
+        return None if matched is None else value_of(matched[1], self.percent)
 
     def normalise(self, answer: str) -> str | None:
         """The normal form of a bare answer: the same reading as `extract`; None when it holds no number."""
@@ -91,8 +89,8 @@ class NumberScorer(ByNormalForm):
 
 def exact_number(written: str) -> str | None:
     """The normal form of a text that is one number and nothing else; None: it is more, or none."""
-    found = _NUMBER_ONLY.fullmatch(written if written.isascii() else written.translate(_MINUS))
-    return None if found is None else value_of(found)
+    matched = _NUMBER_ONLY.fullmatch(written if written.isascii() else written.translate(_MINUS))
+    return None if matched is None else value_of(matched)
 
 
 def chosen_number(text: str) -> tuple[str, re.Match[str]] | None:
@@ -104,13 +102,13 @@ def chosen_number(text: str) -> tuple[str, re.Match[str]] | None:
         if first is not None and value_of(in_box := _result(boxed, first)) is not None:
             return boxed, in_box
     last, announced, announced_at = None, None, -1
-    for found in _WALK.finditer(plain):
-        if found.group("announcement") is not None:
-            announced_at = found.end()
+    for matched in _WALK.finditer(plain):
+        if matched.group("announcement") is not None:
+            announced_at = matched.end()
             continue
-        last = found
-        if announced_at >= 0 and found.start() - announced_at <= _MAX_ANNOUNCED_GAP:
-            announced = found
+        last = matched
+        if announced_at >= 0 and matched.start() - announced_at <= _MAX_ANNOUNCED_GAP:
+            announced = matched
         announced_at = -1
     if announced is not None:
         return plain, _result(plain, announced)
@@ -144,19 +142,19 @@ def _plain(text: str) -> str:
     return text.replace("{,}", ",").replace("####", "\nanswer: ")
 
 
-def _latex_fraction(found: re.Match[str]) -> str:
+def _latex_fraction(matched: re.Match[str]) -> str:
     """As a/b, behind a space where a whole number stands before it: a mixed number."""
-    above, below = (group for group in found.groups()[1:] if group is not None)
-    return f"{'' if found.group('glued') is None else ' '}{above}/{below}"
+    above, below = (group for group in matched.groups()[1:] if group is not None)
+    return f"{'' if matched.group('glued') is None else ' '}{above}/{below}"
 
 
-def _vulgar(found: re.Match[str]) -> str:
-    return f"{'' if found.group('glued') is None else ' '}{_VULGAR[found.group(2)]}"
+def _vulgar(matched: re.Match[str]) -> str:
+    return f"{'' if matched.group('glued') is None else ' '}{_VULGAR[matched.group(2)]}"
 
 
-def _mixed(found: re.Match[str]) -> str:
-    whole, above, below = (int(group) for group in found.groups())
-    return f"{whole * below + above}/{below}" if above < below else found.group()
+def _mixed(matched: re.Match[str]) -> str:
+    whole, above, below = (int(group) for group in matched.groups())
+    return f"{whole * below + above}/{below}" if above < below else matched.group()
 
 
 def _result(text: str, first: re.Match[str]) -> re.Match[str]:
@@ -230,3 +228,156 @@ def _fraction(above: str, below: str) -> str | None:
     if rest != 1:
         return f"{top}/{bottom}"
     return _decimal(str(top * 10**places // bottom), "", -places)
+
+
+_PREFIXES = {"n": -9, "µ": -6, "μ": -6, "m": -3, "c": -2, "d": -1, "k": 3, "M": 6, "G": 9, "T": 12}
+_PREFIX_WORDS = {
+    "nano": -9,
+    "micro": -6,
+    "milli": -3,
+    "centi": -2,
+    "deci": -1,
+    "kilo": 3,
+    "mega": 6,
+    "giga": 9,
+    "tera": 12,
+}
+# Symbol: the words for it. These take prefixes.
+_METRIC = {
+    "m": "metre meter",
+    "g": "gram gramme",
+    "s": "second sec",
+    "L": "litre liter l",
+    "W": "watt",
+    "V": "volt",
+    "J": "joule",
+    "N": "newton",
+    "Pa": "pascal",
+    "Hz": "hertz",
+    "A": "ampere amp",
+    "Ω": "ohm",
+    "B": "byte",
+    "eV": "electronvolt",
+    "mol": "mole",
+    "cal": "calorie",
+}
+# These do not. One-letter words of English are not among them: "in" is no inch, "a" no year.
+_PLAIN = {
+    "min": "minute min",
+    "h": "hour hr h",
+    "day": "day",
+    "week": "week",
+    "month": "month",
+    "year": "year yr",
+    "inch": "inch inches",
+    "ft": "foot feet ft",
+    "yd": "yard yd",
+    "mi": "mile mi",
+    "lb": "pound lb",
+    "oz": "ounce oz",
+    "K": "kelvin K",
+    "°C": "°C celsius",
+    "°F": "°F fahrenheit",
+    "°": "° degree",
+    "t": "tonne",
+    "bar": "bar",
+    "$": "$ dollar USD",
+    "€": "€ euro EUR",
+    "£": "£ GBP",
+    "¥": "¥ yen JPY",
+    "cent": "cent",
+}
+
+
+def _units() -> dict[str, tuple[str, int]]:
+    """Every way of writing a unit → (its name in a normal form, the power of ten to it)."""
+    units: dict[str, tuple[str, int]] = {}
+    for symbol, words in _PLAIN.items():
+        for word in words.split():
+            units[word] = (symbol, 0)
+            if len(word) > 1 and word.isalpha():
+                units[f"{word}s"] = (symbol, 0)
+    for symbol, words in _METRIC.items():
+        units[symbol] = (symbol, 0)
+        units |= {prefix + symbol: (symbol, power) for prefix, power in _PREFIXES.items()}
+        for word in words.split():
+            for prefix, power in ({"": 0} | (_PREFIX_WORDS if len(word) > 1 else _PREFIXES)).items():
+                units[prefix + word] = (symbol, power)
+                if len(word) > 1:
+                    units[f"{prefix}{word}s"] = (symbol, power)
+    return units | {"min": ("min", 0), "h": ("h", 0), "ft": ("ft", 0), "kph": ("m/h", 3), "mph": ("mi/h", 0)}
+
+
+_UNITS = _units()
+_NAME = r"(°\s?[CF](?![A-Za-z])|[A-Za-zµμΩ]{1,16}|[°$€£¥])"
+_POWER = r"\s?\}?\s?(⁻?[¹²³])?"
+_UNIT = re.compile(
+    r"(?:\s|\\[,;! ]|~|-|\\(?:text|mathrm|textrm)\s?\{){0,4}"
+    rf"{_NAME}{_POWER}(?:\s?(?:/|per\s)\s?{_NAME}{_POWER})?(?![A-Za-z])"
+)
+_PRODUCT = re.compile(r"\s?(?:[·*⋅]|\\cdot)\s?[A-Za-zµμΩ]|\s[A-Za-zµμΩ]{1,4}⁻?[¹²³]")
+# Written as a sign, a power is no number that somebody could take for the answer.
+_WRITTEN_POWER = re.compile(r"(?<=[A-Za-zΩ}])\s?\^\s?\{?\s?(-?)([123])(?!\d)\s?\}?")
+_POWERS = {"1": "¹", "2": "²", "3": "³"}
+_CURRENCY = re.compile(r"[$€£¥]")
+
+
+@dataclass(frozen=True, slots=True)
+class QuantityScorer(ByNormalForm):
+    """Compare numbers with their units.
+
+    Normal form: the number as `number` writes it and the unit's symbol, metric prefixes multiplied out:
+    `1.5 km` and `1,500 metres` are `1500 m`, `90 km/h` is `90000 m/h`, `$5` is `5 $`. Words that are no unit are
+    dropped: `42 apples` is `42`, which `42 m` is not. Units that are multiplied (`kg m^-3`) are no answer.
+    """
+
+    name: ClassVar[str] = "quantity"
+
+    def extract(self, text: str) -> str | None:
+        """The number that `number` would find, with the unit behind it or the currency before it."""
+        matched = chosen_number(_WRITTEN_POWER.sub(_as_sign, last_part(text)) if "^" in text else text)
+        value = None if matched is None else value_of(matched[1])
+        if matched is None or value is None or value.endswith("%"):
+            return value
+        plain, number = matched
+        written = _UNIT.match(plain, number.end())
+        unit = _read(written)
+        if written is None or unit is None:
+            sign = _CURRENCY.search(number.group())
+            return value if sign is None else f"{value} {sign.group()}"
+        if _PRODUCT.match(plain, written.end()):
+            return None
+        symbol, power = unit
+        moved = shifted(value, power)
+        return None if moved is None else f"{moved} {symbol}"
+
+    def normalise(self, answer: str) -> str | None:
+        """The normal form of a bare answer: the same reading as `extract`."""
+        return self.extract(answer)
+
+
+def _as_sign(written: re.Match[str]) -> str:
+    return ("⁻" if written.group(1) else "") + _POWERS[written.group(2)]
+
+
+def _read(matched: re.Match[str] | None) -> tuple[str, int] | None:
+    """The unit's symbol and the power of ten to it; None: no unit stands there."""
+    if matched is None:
+        return None
+    above, power, below, power_below = matched.groups()
+    first = _named(above, power)
+    if first is None or below is None:
+        return first
+    second = _named(below, power_below)
+    return first if second is None else (f"{first[0]}/{second[0]}", first[1] - second[1])
+
+
+def _named(name: str, power: str | None) -> tuple[str, int] | None:
+    bare = name.replace(" ", "")
+    known = _UNITS.get(bare) or _UNITS.get(bare.lower() if len(bare) > 3 else bare)
+    if known is None:
+        return None
+    times = 1
+    if power and bare.isalpha():  # there are no square dollars and no square degrees
+        times = ("¹²³".index(power[-1]) + 1) * (-1 if power.startswith("⁻") else 1)
+    return (known[0] if times == 1 else f"{known[0]}^{times}", known[1] * times)

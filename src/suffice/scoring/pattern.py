@@ -94,10 +94,10 @@ class Pattern:
 
         The group is the one named `answer`, else the first one, else the whole match.
         """
-        found = None
+        matched = None
         for begin, end in self._spans(text[-READ_CHARS:]):
-            found = (begin, end)
-        return None if found is None else text[-READ_CHARS:][found[0] : found[1]]
+            matched = (begin, end)
+        return None if matched is None else text[-READ_CHARS:][matched[0] : matched[1]]
 
     def _spans(self, text: str) -> Iterator[tuple[int, int]]:
         """The group's place in each match, from left to right; matches do not overlap."""
@@ -109,11 +109,11 @@ class Pattern:
                 if begins is None:
                     return
                 at = begins.start()
-            found = self._match(text, at, reached)
-            if found is None:
+            matched = self._match(text, at, reached)
+            if matched is None:
                 at += 1
                 continue
-            end, group = found
+            end, group = matched
             if group is not None:
                 yield group
             at = max(end, at + 1)
@@ -203,24 +203,24 @@ class _Reader:
 
     def _piece(self) -> _Node:
         atom = self._atom()
-        found = _QUANTIFIER.match(self._source, self._at)
-        if found is None:
+        matched = _QUANTIFIER.match(self._source, self._at)
+        if matched is None:
             if self._source[self._at : self._at + 1] == "{":
                 raise self._wrong(r"a { that repeats nothing; write \{ for a brace")
             return atom
         if isinstance(atom, _Edge) or _may_be_empty(atom):
             raise self._wrong("repeats something that can be empty")
-        self._at = found.end()
+        self._at = matched.end()
         if self._source[self._at : self._at + 1] in ("*", "+", "?"):
             raise self._wrong("repeats a repetition")
-        sign, low, comma, high, lazy = found.groups()
+        sign, low, comma, high, lazy = matched.groups()
         if sign is not None:
             least, most = {"*": (0, None), "+": (1, None), "?": (0, 1)}[sign]
         else:
             least = int(low)
             most = int(high) if high is not None else None if comma else least
         if most is not None and (most < least or most == 0):
-            raise self._wrong(f"{found.group()} repeats at most {most} times")
+            raise self._wrong(f"{matched.group()} repeats at most {most} times")
         return _Repeat(atom, least, most, lazy is None)
 
     def _atom(self) -> _Node:
@@ -239,11 +239,11 @@ class _Reader:
         return _Item(character if character == "." else re.escape(character))
 
     def _group(self) -> _Node:
-        found = _GROUP.match(self._source, self._at)
-        if found is None or self._source[found.end() : found.end() + 1] == "?":
+        matched = _GROUP.match(self._source, self._at)
+        if matched is None or self._source[matched.end() : matched.end() + 1] == "?":
             raise self._wrong("of groups with (? only (?: ) and (?P<name> ) can be matched in linear time")
-        self._at, name, number = found.end(), found.group(1), None
-        if found.group() != "(?:":
+        self._at, name, number = matched.end(), matched.group(1), None
+        if matched.group() != "(?:":
             self.n_groups += 1
             number = self.n_groups
             if name is not None:
@@ -260,17 +260,17 @@ class _Reader:
         return _Group(number, inner)
 
     def _class(self) -> _Node:
-        found = _CLASS.match(self._source, self._at)
-        if found is None:
+        matched = _CLASS.match(self._source, self._at)
+        if matched is None:
             raise self._wrong(r"a [ that is never closed; inside of [ ] write \[ for a bracket")
-        written = found.group()
+        written = matched.group()
         if any(double in written for double in ("--", "&&", "~~", "||")):
             raise self._wrong("-- && ~~ || mean nothing inside of [ ]")
         try:
             re.compile(written)
         except re.error as error:
             raise self._wrong(str(error)) from None
-        self._at = found.end()
+        self._at = matched.end()
         return _Item(written)
 
     def _escaped(self) -> _Node:
@@ -386,9 +386,9 @@ def _first_items(node: _Node) -> frozenset[str] | None:
         case _Repeat(inner, low):
             return _first_items(inner) if low else None
         case _Choice(options):
-            found = [_first_items(option) for option in options]
-            known = [items for items in found if items is not None]
-            return frozenset().union(*known) if len(known) == len(found) else None
+            matched = [_first_items(option) for option in options]
+            known = [items for items in matched if items is not None]
+            return frozenset().union(*known) if len(known) == len(matched) else None
         case _Sequence(parts):
             begins: frozenset[str] = frozenset()
             for part in parts:

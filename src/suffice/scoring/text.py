@@ -1,18 +1,31 @@
-"""Scorer `text`: two short texts are the same answer when they differ only in dress.
+"""Scorers of texts: `text`, `squad`, `whole`, and `regex`, which finds the answer by a pattern.
 
-Knows the normal form of a short answer and refuses to know meaning: "USA" and "United States"
-are different answers here.
+None of them knows meaning: "USA" and "United States" are different answers.
 """
 
 from __future__ import annotations
 
 import re
+import string
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
+from suffice.errors import ConfigError
 from suffice.scoring.answer import READ_CHARS, told
-from suffice.scoring.normal import MAX_ANSWER_CHARS, ByNormalForm, digest_text, settled
+from suffice.scoring.normal import (
+    MAX_ANSWER_CHARS,
+    ByNormalForm,
+    Comparer,
+    check_flag,
+    check_text,
+    digest_text,
+    is_digest,
+    says_something,
+    settled,
+    strip_control_characters,
+)
+from suffice.scoring.pattern import BadPattern, Pattern, compile_pattern
 
 _ARTICLES = frozenset({"a", "an", "the"})
 _WRAPPERS = frozenset("$`")  # around formulas and code; by category they are symbols
@@ -44,7 +57,6 @@ class TextScorer(ByNormalForm):
         return told(text, self.normalise)
 
     def normalise(self, answer: str) -> str | None:
-        """The normal form of a bare answer; None when only punctuation or nothing is in it."""
         if len(answer) > READ_CHARS:
             return digest_text(answer)
         if len(answer) > MAX_ANSWER_CHARS:
@@ -87,3 +99,123 @@ def _bare(word: str) -> str:
         if is_sign or is_inside or (character == "%" and after_digit):
             kept.append(character)
     return _THOUSANDS.sub("", "".join(kept))
+
+
+_PUNCTUATION = {ord(mark): None for mark in string.punctuation}
+_SQUAD_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class SquadScorer(ByNormalForm):
+    """Compare short answers as SQuAD does.
+
+    Normal form (Rajpurkar et al. 2016, arXiv:1606.05250, `evaluate-v1.1.py`; the same in HotpotQA's
+    `hotpot_evaluate_v1.py`, Yang et al. 2018, arXiv:1809.09600): lower case, without ASCII punctuation,
+    without the words a, an, the, one space between words. So `-5` is `5` and `1.5` is `15`.
+
+    What differs, and only where the script's result could not be logged or compared: half surrogates and
+    control characters are replaced first; a form of more than 2,000 characters stands as a digest, and a text
+    of more than 200,000 is not looked into; a form without a letter, digit or symbol is no answer, where the
+    script calls two empty forms equal.
+    """
+
+    name: ClassVar[str] = "squad"
+
+    def extract(self, text: str) -> str | None:
+        r"""The last ``\boxed{…}``, else what follows the last "answer is" or "answer:", else all of it."""
+        return told(text, self.normalise)
+
+    def normalise(self, answer: str) -> str | None:
+        if len(answer) > READ_CHARS:
+            return digest_text(answer)
+        # ASCII punctuation goes before the articles do, so one pass is all: `a.n` is gone at once.
+        normal = " ".join(
+            _SQUAD_ARTICLES.sub(" ", strip_control_characters(answer).lower().translate(_PUNCTUATION)).split()
+        )
+        if not says_something(normal):
+            return None
+        return normal if len(normal) <= MAX_ANSWER_CHARS else digest_text(normal)
+
+
+_HALVES = re.compile("[\ud800-\udfff]")
+_CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
+
+
+@dataclass(frozen=True, slots=True)
+class WholeScorer:
+    """Compare whole texts.
+
+    Normal form: every character counts, capitals and punctuation too, except white space at the ends of
+    lines and of the text, the way a line ends, and the way an accent is composed (NFC). A text of more than
+    2,000 characters stands as a digest.
+
+    compare  a scorer's name or table that compares the whole text instead, such as `squad`; None: as above
+    """
+
+    name: ClassVar[str] = "whole"
+
+    compare: Comparer | None = None
+
+    def extract(self, text: str) -> str | None:
+        return self.normalise(text)
+
+    def normalise(self, answer: str) -> str | None:
+        if self.compare is not None:
+            return self.compare.normalise(answer)
+        if is_digest(answer):
+            return answer
+        lines = "\n".join(line.rstrip() for line in answer.splitlines()).strip()
+        lines = _HALVES.sub("\ufffd", lines.translate(_CONTROLS))
+        if not says_something(lines):
+            return None
+        if len(lines) > MAX_ANSWER_CHARS:
+            return digest_text(lines)
+        composed = unicodedata.normalize("NFC", lines)
+        return composed if len(composed) <= MAX_ANSWER_CHARS else digest_text(composed)
+
+    def match(self, answer: str | None, gold: str) -> bool:
+        if answer is None:
+            return False
+        if self.compare is not None:
+            return self.compare.match(answer, gold)
+        normal = self.normalise(answer)
+        return normal is not None and (answer == gold or normal == self.normalise(gold))
+
+
+@dataclass(frozen=True, slots=True)
+class RegexScorer:
+    """Find the answer by a pattern and compare it by another scorer.
+
+    pattern      as `scoring.pattern` reads it; the group named `answer` counts, else the first one, else the
+                 whole match; of several matches the last one. Only the last 4,000 characters are searched
+    ignore_case  do capitals and small letters match each other?
+    compare      a scorer's name or table: normal form and comparison of what was found
+    """
+
+    name: ClassVar[str] = "regex"
+
+    pattern: str
+    ignore_case: bool = False
+    compare: Comparer = field(default_factory=TextScorer)
+    _pattern: Pattern = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_text("scorer.pattern", self.pattern)
+        check_flag("scorer.ignore_case", self.ignore_case)
+        try:
+            compiled = compile_pattern(self.pattern, ignore_case=self.ignore_case)
+        except BadPattern as error:
+            raise ConfigError(f"scorer.pattern: {error}") from None
+        object.__setattr__(self, "_pattern", compiled)
+
+    def extract(self, text: str) -> str | None:
+        """The normal form of what the pattern finds last; None: it finds nothing, or no answer."""
+        matched = self._pattern.last(text)
+        return None if matched is None else self.compare.normalise(matched)
+
+    def normalise(self, answer: str) -> str | None:
+        """The normal form of a bare answer. The pattern is not asked: a reference stands alone."""
+        return self.compare.normalise(answer)
+
+    def match(self, answer: str | None, gold: str) -> bool:
+        return self.compare.match(answer, gold)

@@ -5,7 +5,6 @@ The table holds what the modules of `suffice.signals.folds` declare: a new signa
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import pkgutil
@@ -14,10 +13,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from suffice.errors import ConfigError
+from suffice.errors import ConfigError, name_hint
 from suffice.signals import folds
-from suffice.signals.fold import Fold, SignalField
-from suffice.signals.needs import Value, parse_need
+from suffice.signals.fold import Fold, SignalField, Value, parse_need
 from suffice.types import SIGNAL_FIELDS
 
 ALWAYS_FILLED = ("step", "tokens_used", "answer")  # by the observer, whatever folds run
@@ -87,12 +85,12 @@ def check_need(need: str) -> FoldSpec:
     """Check one need and make it ready to be built. Raises ConfigError as `build_fold` does."""
     name, given = parse_need(need)
     if name not in FOLDS:
-        raise ConfigError(f"needs: unknown signal {name!r:.100}; {_way_out(name, FOLDS)}")
+        raise ConfigError(f"needs: unknown signal {name!r:.100}; {name_hint(name, FOLDS)}")
     factory = FOLDS[name]
     declared = inspect.signature(factory).parameters
     for key in given:
         if key not in declared:
-            raise ConfigError(f"needs: {name}: unknown parameter {key!r:.80}; {_way_out(key, declared)}")
+            raise ConfigError(f"needs: {name}: unknown parameter {key!r:.80}; {name_hint(key, declared)}")
     missing = [key for key, p in declared.items() if p.default is inspect.Parameter.empty and key not in given]
     if missing:
         raise ConfigError(f"needs: {name}.{missing[0]}: missing; write {name}({missing[0]}=…)")
@@ -114,11 +112,3 @@ def check_need(need: str) -> FoldSpec:
         parameters=tuple(sorted(bound.items())),
         fields=fields,
     )
-
-
-def _way_out(wrong: str, known: Iterable[str]) -> str:
-    """What the writer may have meant, and what there is."""
-    names = sorted(known)
-    near = difflib.get_close_matches(wrong[:100], names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}known: {', '.join(names) or 'it has none'}"

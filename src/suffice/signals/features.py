@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from suffice.errors import ConfigError
 from suffice.signals.base import FOLDS, check_need
 from suffice.signals.columns import SignalColumns
-from suffice.signals.derived import DERIVED
-from suffice.signals.terms import Factor, Mark, Number, Transform, found, mark, parse_terms, product
+from suffice.signals.terms import DERIVED, Factor, Mark, Number, Transform, found, mark, parse_terms, product
 from suffice.types import Query, Signals
 
 __all__ = ["DERIVED", "HAS_ANSWER", "MOST_FEATURES", "QUERY_FIELDS", "FeatureSet", "found", "mark", "product"]
@@ -159,7 +158,6 @@ class FeatureSet:
         return informed
 
     def _compile(self, transforms: Sequence[Transform]) -> None:
-        """Make ready what `row` runs."""
         self._own = [field for field in self._fields if field != "answer"]
         self._has_answer = "answer" in self._fields
         names = [*_COUNTED, *self._own, *([HAS_ANSWER] if self._has_answer else [])]

@@ -166,10 +166,10 @@ def _ngrams(words: list[str], script: str | None) -> tuple[int, ...]:
     if len(words) > _MAX_WORDS:
         words = words[: _MAX_WORDS // 2] + words[-_MAX_WORDS // 2 :]
     kept = ["0" if word.isdigit() else word[:64] for word in words]
-    found: dict[int, None] = {}
+    buckets: dict[int, None] = {}
     for gram in (*kept, *(f"{a} {b}" for a, b in pairwise(kept))):
         # A checksum spreads words well enough over buckets and costs a fifth of a digest: every request pays it.
-        found[crc32(gram.encode("utf-8", "surrogatepass")) % N_BUCKETS] = None
-        if len(found) == MAX_NGRAMS:
+        buckets[crc32(gram.encode("utf-8", "surrogatepass")) % N_BUCKETS] = None
+        if len(buckets) == MAX_NGRAMS:
             break
-    return tuple(sorted(found))
+    return tuple(sorted(buckets))

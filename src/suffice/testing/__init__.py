@@ -19,11 +19,14 @@ from suffice.testing.chain import Answerer, At, EchoNonce, FirstFails, Questions
 from suffice.testing.process import GatewayProcess
 from suffice.testing.prompt import cut
 from suffice.testing.reply import (
+    SCRIPTS,
     AnswerTokens,
     FakeCall,
     FakeRequest,
     Fault,
+    Replay,
     Reply,
+    Script,
     ToolCall,
     bad_json_frame,
     die_after,
@@ -38,7 +41,6 @@ from suffice.testing.reply import (
     stall_after,
     status,
 )
-from suffice.testing.streams import SCRIPTS, Replay, Script
 from suffice.testing.upstream import FakeUpstream
 
 __all__ = [

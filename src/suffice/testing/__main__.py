@@ -7,7 +7,7 @@ import contextlib
 
 import click
 
-from suffice.testing.sums import SumsModel
+from suffice.testing.chain import SumsModel
 from suffice.testing.upstream import FakeUpstream
 
 

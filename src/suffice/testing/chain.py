@@ -1,19 +1,20 @@
 """Models made of data: what they say depends on the request alone, never on chance or a clock.
 
-Each class here is called with a `FakeRequest` and gives a `Reply`. A thought that is closed early,
-by a probe, a prefill, a raw continuation or the control endpoint, gets one and the same answer.
+Each class here is called with a `FakeRequest` and gives a `Reply`. A thought that is closed early, by a probe, a
+prefill, a raw continuation or the control endpoint, gets one and the same answer. `SumsModel` thinks aloud, has the
+answer long before it ends, and is sometimes wrong: `python -m suffice.testing` serves it, to try things on.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import log
 from typing import TypeAlias
 
 from suffice.testing.prompt import cut, visible_length
-from suffice.testing.reply import AnswerTokens, FakeRequest, Fault, Reply
-from suffice.testing.streams import Script
+from suffice.testing.reply import AnswerTokens, FakeRequest, Fault, Reply, Script
 
 Answerer: TypeAlias = Callable[[FakeRequest], Reply | Script]
 
@@ -88,7 +89,6 @@ class Samples:
     reply: Reply = field(default_factory=Reply)
 
     def __call__(self, seen: FakeRequest) -> Reply:
-        """The next answer in the list."""
         return replace(self.reply, answer=cut(self.answers[seen.nth_same % len(self.answers)]))
 
 
@@ -103,7 +103,6 @@ class Questions:
     otherwise: Answerer
 
     def __call__(self, seen: FakeRequest) -> Reply | Script:
-        """What the model in charge says."""
         text = seen.text
         return next((a for key, a in self.by_text.items() if key in text), self.otherwise)(seen)
 
@@ -117,7 +116,6 @@ class EchoNonce:
     delay_s: float = 0.0
 
     def __call__(self, seen: FakeRequest) -> Reply:
-        """The nonce, again and again."""
         token = seen.nonce + " "
         return Reply(
             reasoning=(token,) * self.n_reasoning,
@@ -139,6 +137,71 @@ class FirstFails:
     n_calls: int = 1
 
     def __call__(self, seen: FakeRequest) -> Reply:
-        """The reply, with the faults while they last."""
         reply = self.then(seen)
         return replace(reply, faults=self.faults) if seen.nth < self.n_calls else reply
+
+
+_SUM = re.compile(r"(\d{1,6})\s*([-+*])\s*(\d{1,6})")
+_COUNT = re.compile(r"from (\d{1,3}) to (\d{1,3})\b")
+_CHECKS = (
+    "To be sure I work it out once more in another way and get {answer}.",
+    "Does the size fit? The last digit and the order of magnitude agree with {answer}.",
+    "Taking the numbers apart and putting them together again gives {answer} as well.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SumsModel:
+    """Answers the last `a + b`, `a - b` or `a * b` of a prompt.
+
+    >>> from suffice.testing import FakeUpstream
+    >>> with FakeUpstream.in_thread(SumsModel()) as fake:
+    ...     fake.url.startswith("http://127.0.0.1:")
+    True
+
+    n_checks   lines in which it looks at its answer again
+    wrong_nth  so many times in a row it is right, then once not: the n-th answer to the same prompt
+    delay_s    before each token
+    """
+
+    n_checks: int = 18
+    wrong_nth: int = 6
+    delay_s: float = 0.0
+
+    def __call__(self, seen: FakeRequest) -> Reply:
+        terms = _SUM.findall(seen.text)
+        if not terms:
+            return self._no_sum(seen)
+        left, sign, right = terms[-1]
+        answer = _worked_out(int(left), sign, int(right))
+        if seen.nth_same % (self.wrong_nth + 1) == self.wrong_nth:
+            answer += 10
+        told = f" {answer}"  # as a model goes on behind words
+        return ScriptedThought(
+            [
+                At(
+                    f"The question asks for {left} {sign} {right}, so let me begin with a rough guess of the size.\n",
+                    f" {answer - 8}",
+                    p=0.4,
+                ),
+                At(f"Worked out step by step, {left} {sign} {right} comes to {answer}.\n", told),
+                *(
+                    At(_CHECKS[n % len(_CHECKS)].format(answer=answer) + "\n", told, p=min(0.99, 0.7 + n / 40))
+                    for n in range(self.n_checks)
+                ),
+            ],
+            str(answer),
+            0.99,
+            Reply(delay_s=self.delay_s),
+        )(seen)
+
+    def _no_sum(self, seen: FakeRequest) -> Reply:
+        count, answer = _COUNT.search(seen.text), "I only do sums, such as 17 * 24."
+        if count is not None:
+            answer = "In order: " + ", ".join(str(n) for n in range(int(count[1]), int(count[2]) + 1)) + "."
+        thought = [At("Nothing is to be added or multiplied, so let me look again.\n", answer)] * self.n_checks
+        return ScriptedThought(thought, answer, reply=Reply(delay_s=self.delay_s))(seen)
+
+
+def _worked_out(left: int, sign: str, right: int) -> int:
+    return left + right if sign == "+" else left - right if sign == "-" else left * right

@@ -127,15 +127,15 @@ def continues(dialect: Dialect, request: FakeRequest) -> bool:
 
 def budget_of(dialect: Dialect, body: Mapping[str, Any], *, keeps_budgets: bool) -> int | None:
     """The tokens after which this engine closes a thought; None: no limit that it keeps."""
-    found: list[Any] = []
+    budgets: list[Any] = []
     if dialect == "llama.cpp":
-        found = [body.get("reasoning_budget_tokens"), body.get("thinking_budget_tokens")]
+        budgets = [body.get("reasoning_budget_tokens"), body.get("thinking_budget_tokens")]
     elif dialect == "vllm" and keeps_budgets:
-        found = [body.get("thinking_token_budget")]
+        budgets = [body.get("thinking_token_budget")]
     elif dialect == "sglang" and keeps_budgets:
         params = body.get("custom_params")
-        found = [params.get("thinking_budget")] if isinstance(params, Mapping) else []
-    return next((n for n in found if isinstance(n, int) and not isinstance(n, bool) and n >= 0), None)
+        budgets = [params.get("thinking_budget")] if isinstance(params, Mapping) else []
+    return next((n for n in budgets if isinstance(n, int) and not isinstance(n, bool) and n >= 0), None)
 
 
 def is_thinking_off(body: Mapping[str, Any]) -> bool:

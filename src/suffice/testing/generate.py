@@ -163,11 +163,11 @@ class Completion:
         start = len(self._text)
         self._text += token.text
         places = [self._text.find(stop, max(0, start - len(stop) + 1)) for stop in self._stops]
-        found = [place for place in places if place >= 0]
-        if not found:
+        known = [place for place in places if place >= 0]
+        if not known:
             return token
         self.finish_reason = "stop"
-        return replace(token, text=token.text[: max(0, min(found) - start)])
+        return replace(token, text=token.text[: max(0, min(known) - start)])
 
 
 def _at(logprobs: tuple[float, ...], position: int) -> float:
@@ -184,8 +184,8 @@ def _cap(request: FakeRequest) -> int | None:
 
 def _stop_words(request: FakeRequest) -> list[str]:
     stop = request.body.get("stop")
-    found = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
-    return [word for word in found if isinstance(word, str) and word]
+    known = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
+    return [word for word in known if isinstance(word, str) and word]
 
 
 def count_in(request: FakeRequest, name: str) -> int | None:

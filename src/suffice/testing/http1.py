@@ -32,12 +32,10 @@ class HttpRequest:
     body: bytes
 
     def header(self, name: str) -> str:
-        """A header's value by its lower-case name, "" when it is absent."""
         return next((v for k, v in self.headers if k.lower() == name), "")
 
     @property
     def keep_alive(self) -> bool:
-        """May the connection be used for another request?"""
         return "close" not in self.header("connection").lower()
 
 
@@ -157,12 +155,10 @@ class Response:
         self._piece_bytes = piece_bytes
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
-        """Send the head of a body whose length is not known yet."""
         self._head(status, {**headers, "transfer-encoding": "chunked"})
         await self._flush()
 
     async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        """Send head and body at once."""
         self._head(status, {**headers, "content-length": str(len(body))})
         self._write(body)
         self.n_bytes_sent += len(body)

@@ -87,15 +87,14 @@ class GatewayProcess:
     def _address(self, at: int) -> str:
         end_s = time.monotonic() + START_S
         while time.monotonic() < end_s and self.process.poll() is None:
-            found = re.search(rb"listening on (\S+)/v1", self.stderr()[at:])
-            if found:
-                return found[1].decode()
+            matched = re.search(rb"listening on (\S+)/v1", self.stderr()[at:])
+            if matched:
+                return matched[1].decode()
             time.sleep(0.02)
         raise RuntimeError(f"the gateway did not start: {self.stderr()[at:].decode(errors='replace')[-2000:]}")
 
     @property
     def database(self) -> Path:
-        """The log's file."""
         return self.folder / "log.db"
 
     def stderr(self) -> bytes:
@@ -103,7 +102,6 @@ class GatewayProcess:
         return (self.folder / "stderr.txt").read_bytes()
 
     def signal(self, number: int = signal.SIGTERM) -> None:
-        """Send a signal."""
         self._was_told = True
         self.process.send_signal(number)
 
@@ -119,9 +117,9 @@ class GatewayProcess:
     def rss_bytes(self) -> int:
         """Resident memory now. Linux only."""
         status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
-        found = re.search(r"VmRSS:\s+(\d+) kB", status)
-        assert found is not None
-        return int(found[1]) * 1024
+        matched = re.search(r"VmRSS:\s+(\d+) kB", status)
+        assert matched is not None
+        return int(matched[1]) * 1024
 
     def n_descriptors(self) -> int:
         """Open files and sockets now. Linux only."""

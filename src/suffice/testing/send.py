@@ -1,20 +1,20 @@
-"""How a reply leaves the fake upstream: as a stream, as one body, as recorded bytes, or cut off.
+"""How a reply leaves the fake upstream: in OpenAI's JSON, as a stream or as one body, as recorded bytes, or cut off.
 
-It knows faults and when they strike. It refuses to know routes and what was asked.
+Two dialects: "llama.cpp" (timings, content never null, log-probabilities of plain completions in chat's shape) and
+"openai" (refusal and logprobs always there, usage null until the last chunk).
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator
-from typing import TypeAlias
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from math import exp, log
+from typing import Any, TypeAlias
 
-from suffice.testing.generate import Completion, Token
+from suffice.testing.generate import Completion, Token, count_in
 from suffice.testing.http1 import Response
-from suffice.testing.reply import Death, FakeCall, Fault, Reply
-from suffice.testing.shape import ReplyShape
-from suffice.testing.streams import Script
+from suffice.testing.reply import Death, Dialect, FakeCall, FakeRequest, Fault, Reply, Script
 from suffice.upstream.wire import DONE, encode_frame, encode_json, error_body, error_frame
 
 Tokens: TypeAlias = AsyncGenerator[tuple[Completion, Token], None]
@@ -68,7 +68,6 @@ async def _be_silent(fault: Fault, run: Completion) -> None:
 
 
 async def stream(tokens: Tokens, runs: list[Completion], shape: ReplyShape, fault: Fault, out: Response) -> None:
-    """Send a reply as an event stream."""
     await out.start(200, {**_SSE, **dict(shape.headers)})
     for run in runs:
         for chunk in shape.opening(run):
@@ -96,7 +95,6 @@ async def stream(tokens: Tokens, runs: list[Completion], shape: ReplyShape, faul
 
 
 async def send_json(tokens: Tokens, runs: list[Completion], shape: ReplyShape, fault: Fault, out: Response) -> None:
-    """Send a reply as one JSON body, when all of it has been generated."""
     try:
         async for _ in tokens:
             pass
@@ -112,7 +110,6 @@ async def send_json(tokens: Tokens, runs: list[Completion], shape: ReplyShape, f
 
 
 async def play(script: Script, out: Response) -> None:
-    """Send a script's bytes as they stand."""
     headers = {"content-type": script.content_type}
     if not script.keep_alive:
         headers["connection"] = "close"
@@ -126,3 +123,196 @@ async def play(script: Script, out: Response) -> None:
     await out.finish(script.pieces[-1] if script.pieces and script.end == "whole" else b"")
     if not script.keep_alive:
         raise Dies("fin")
+
+
+CREATED = 1_700_000_000
+
+
+class ReplyShape:
+    """Writes one call's chunks and body."""
+
+    def __init__(
+        self, seen: FakeCall, reply: Reply, *, dialect: Dialect, completion_id: str, prefill_echo: bool
+    ) -> None:
+        self._seen, self._reply, self._request = seen, reply, seen.request
+        self.headers = reply.headers
+        self._llama = dialect == "llama.cpp"
+        self._id = completion_id
+        prefix = seen.request.prefix
+        self._echo = prefix.text if prefill_echo and prefix and not seen.request.is_raw else ""
+        self._n_top = _n_top_logprobs(seen.request)
+        options = seen.request.body.get("stream_options")
+        asked = isinstance(options, Mapping) and options.get("include_usage") is True
+        self._usage_at_end = reply.usage in ("always", "zero_first") or (asked and reply.usage == "last")
+
+    # ---- streams
+
+    def opening(self, run: Completion) -> list[dict[str, Any]]:
+        if self._request.is_raw:
+            return []
+        role: dict[str, Any] = {"role": "assistant", "content": None}
+        if not self._llama:
+            role |= {"content": None if self._reply.tool_calls else "", "refusal": None}
+        chunks = [self._chunk(run, role)]
+        if self._reply.usage == "zero_first":
+            chunks[0]["usage"] = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+        return [*chunks, self._chunk(run, {"content": self._echo})] if self._echo else chunks
+
+    def token(self, run: Completion, token: Token) -> dict[str, Any] | None:
+        """The chunk that carries a token; None: it has no text to show."""
+        if not token.text and token.channel != "tool":
+            return None
+        return self._chunk(run, self._delta(token), token=token)
+
+    def closing(self, runs: Sequence[Completion], *, finish: bool) -> list[dict[str, Any]]:
+        chunks = [self._chunk(run, {}, finish_reason=run.finish_reason) for run in runs] if finish else []
+        if chunks and self._reply.usage == "with_finish":
+            chunks[-1]["usage"] = self.usage()
+        if self._usage_at_end:
+            chunks.append({**self._top(chunk=True), "choices": [], "usage": self.usage()})
+        if chunks and self._llama:
+            chunks[-1]["timings"] = self._timings()
+        return chunks
+
+    def _chunk(
+        self, run: Completion, delta: dict[str, Any], *, token: Token | None = None, finish_reason: str | None = None
+    ) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": run.index, "finish_reason": finish_reason}
+        if self._request.is_raw:
+            choice["text"] = token.text if token else ""
+        else:
+            choice["delta"] = delta
+        if self._n_top is not None and token:
+            choice["logprobs"] = self._logprobs([token])
+        elif not self._llama or self._request.is_raw:
+            choice["logprobs"] = None
+        chunk = {**self._top(chunk=True), "choices": [choice]}
+        if self._reply.usage == "every":
+            chunk["usage"] = self.usage()
+        elif not self._llama and self._usage_at_end:
+            chunk["usage"] = None
+        return chunk
+
+    def _delta(self, token: Token) -> dict[str, Any]:
+        if token.channel == "reasoning" and not self._reply.reasoning_field.startswith("inline"):
+            return {self._reply.reasoning_field: token.text}
+        if token.channel != "tool":
+            return {"content": token.text}
+        call = self._reply.tool_calls[token.call]
+        if not token.opens_call:
+            return {"tool_calls": [{"index": token.call, "function": {"arguments": token.text}}]}
+        function = {"name": call.name, "arguments": token.text}
+        opened = {"index": token.call, "id": call.id, "type": "function", "function": function}
+        return {"tool_calls": [opened]}
+
+    # ---- one body
+
+    def body(self, runs: Sequence[Completion]) -> dict[str, Any]:
+        body = {**self._top(chunk=False), "choices": [self._choice(run) for run in runs]}
+        if self._reply.usage != "none":
+            body["usage"] = self.usage()
+        if self._llama:
+            body["timings"] = self._timings()
+        return body
+
+    def _choice(self, run: Completion) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": run.index, "finish_reason": run.finish_reason}
+        if self._n_top is not None and run.shown:
+            choice["logprobs"] = self._logprobs(run.shown)
+        elif not self._llama or self._request.is_raw:
+            choice["logprobs"] = None
+        if self._request.is_raw:
+            choice["text"] = "".join(token.text for token in run.shown)
+        else:
+            choice["message"] = self._message(run)
+        return choice
+
+    def _message(self, run: Completion) -> dict[str, Any]:
+        field = self._reply.reasoning_field
+        inline = field.startswith("inline")
+        thought = "" if inline else "".join(t.text for t in run.shown if t.channel == "reasoning")
+        spoken = ("reasoning", "tag", "answer") if inline else ("tag", "answer")
+        text = self._echo + "".join(t.text for t in run.shown if t.channel in spoken)
+        calls = sorted({t.call for t in run.shown if t.channel == "tool"})
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if not self._llama:
+            message |= {"content": None if calls and not text else text, "refusal": None}
+        if thought:
+            message[field] = thought
+        if calls:
+            message["tool_calls"] = [self._call(run, n) for n in calls]
+        return message
+
+    def _call(self, run: Completion, n: int) -> dict[str, Any]:
+        arguments = "".join(t.text for t in run.shown if t.call == n)
+        call = self._reply.tool_calls[n]
+        return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
+
+    # ---- what both have
+
+    def usage(self) -> dict[str, Any]:
+        seen = self._seen
+        usage: dict[str, Any] = {
+            "prompt_tokens": seen.prompt_tokens,
+            "completion_tokens": seen.n_tokens_sent,
+            "total_tokens": seen.prompt_tokens + seen.n_tokens_sent,
+            "prompt_tokens_details": {"cached_tokens": seen.cached_tokens},
+        }
+        if self._reply.count_reasoning and not self._request.is_raw:
+            usage["completion_tokens_details"] = {"reasoning_tokens": seen.n_reasoning_tokens}
+        return usage
+
+    def _timings(self) -> dict[str, int]:
+        seen = self._seen
+        new = seen.prompt_tokens - seen.cached_tokens
+        return {"prompt_n": new, "cache_n": seen.cached_tokens, "predicted_n": seen.n_tokens_sent}
+
+    def _top(self, *, chunk: bool) -> dict[str, Any]:
+        kind = "text_completion" if self._request.is_raw else "chat.completion"
+        if chunk and not self._request.is_raw:
+            kind += ".chunk"
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": CREATED,
+            "model": self._request.model,
+            "system_fingerprint": "fake-1",
+            **self._reply.extra,
+        }
+
+    def _logprobs(self, tokens: Sequence[Token]) -> dict[str, Any]:
+        n_top = self._n_top or 0
+        if self._request.is_raw and not self._llama:
+            return {
+                "tokens": [t.text for t in tokens],
+                "token_logprobs": [t.logprob for t in tokens],
+                "top_logprobs": [dict(_rivals(t, n_top)) for t in tokens],
+            }
+        return {
+            "content": [
+                {
+                    "token": t.text,
+                    "logprob": t.logprob,
+                    "bytes": list(t.text.encode()),
+                    "top_logprobs": [
+                        {"token": text, "logprob": value, "bytes": list(text.encode())}
+                        for text, value in _rivals(t, n_top)
+                    ],
+                }
+                for t in tokens
+            ]
+        }
+
+
+def _rivals(token: Token, n_top: int) -> list[tuple[str, float]]:
+    """The token itself, then made-up ones that share the rest of the probability evenly."""
+    rest = max(1.0 - exp(token.logprob), 1e-9) / max(1, n_top - 1)
+    return [(token.text, token.logprob), *((f"~{n}", log(rest)) for n in range(1, n_top))][:n_top]
+
+
+def _n_top_logprobs(request: FakeRequest) -> int | None:
+    """How many rivals are asked for beside each token; None: no log-probabilities at all."""
+    asked = request.body.get("logprobs")
+    if request.is_raw and not isinstance(asked, bool):
+        return count_in(request, "logprobs") or None
+    return (count_in(request, "top_logprobs") or 0) if asked is True else None

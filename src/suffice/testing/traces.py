@@ -80,7 +80,6 @@ class Synthetic:
             yield from as_batches(columns, self.name)
 
     def write(self, path: str | Path, *, batch_rows: int = 20_000) -> None:
-        """Write the runs as a Parquet file, batch by batch."""
         write_traces_parquet(path, self.batches(batch_rows=batch_rows))
 
     def _columns(self, number: NDArray[np.int64]) -> TraceColumns:

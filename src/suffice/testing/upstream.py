@@ -23,10 +23,8 @@ from suffice.testing.chain import Answerer
 from suffice.testing.dialects import NotMyDialect
 from suffice.testing.generate import Completion, NotMyThought, count_in
 from suffice.testing.http1 import BadHttp, ClientConnection, HttpRequest, Response
-from suffice.testing.reply import Dialect, FakeCall, FakeRequest, Reply, merged
-from suffice.testing.send import Dies, generate, play, send_json, stream
-from suffice.testing.shape import CREATED, ReplyShape
-from suffice.testing.streams import Script
+from suffice.testing.reply import Dialect, FakeCall, FakeRequest, Reply, Script, merged
+from suffice.testing.send import CREATED, Dies, ReplyShape, generate, play, send_json, stream
 from suffice.upstream.wire import encode_json, error_body
 
 _JSON = {"content-type": "application/json"}
@@ -415,17 +413,17 @@ class FakeUpstream:
         if self._dialect != "llama.cpp":
             await self._refuse(seen, out, 404, "fake upstream: no control in this dialect", "not_found")
             return
-        found = self._live.get(str(seen.body.get("id")))
+        running = self._live.get(str(seen.body.get("id")))
         answer: dict[str, Any] = {"success": False}
         if seen.body.get("action") != "reasoning_end":
             await self._refuse(seen, out, 400, "fake upstream: action must be reasoning_end", "bad_action")
             return
-        if found is None:
+        if running is None:
             answer["message"] = "no such completion is running"
-        elif found[0].body.get("reasoning_control") is not True:
+        elif running[0].body.get("reasoning_control") is not True:
             answer["message"] = "the completion was started without reasoning_control"
         else:
-            for run in found[1]:
+            for run in running[1]:
                 run.end_reasoning()
             answer["success"] = True
         await out.whole(200, _JSON, encode_json(answer))

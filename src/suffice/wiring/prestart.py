@@ -124,7 +124,7 @@ def embedders(settings: Settings) -> dict[str, HttpEmbedder]:
     given = {name: route.embeddings for name, route in settings.routes.items() if route.mode != "off"}
     if not any(given.values()):
         return {}
-    from suffice.edge.embedder import HttpEmbedder  # a general HTTP client, slow to import, and rarely needed
+    from suffice.edge.embedder import HttpEmbedder
 
     return {
         name: HttpEmbedder(

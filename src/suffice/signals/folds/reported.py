@@ -1,7 +1,6 @@
-"""Folds `said` and `wording`: what a model says of itself, and how sure it was of its own words.
+"""Folds on what a caller or a model reports: `said`, `wording`, `plan` and `query`.
 
-They know what the caller or the model reported with a step and refuse to judge it: models state
-high confidence whatever they know (arXiv:2606.13814 found one value in 96.5 % of answers).
+Models state high confidence whatever they know (arXiv:2606.13814 found one value in 96.5 % of answers).
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from functools import lru_cache
 from typing import ClassVar
 
 from suffice.signals.fold import ROUNDING, Fields, SignalField, probability
-from suffice.types import Step
+from suffice.types import Query, Step
 
 
 class SelfReport:
@@ -80,3 +79,57 @@ def action_code(action: str) -> float:
     """A number in [0, 1) that stands for a word: equal words, equal numbers, in every process."""
     digest = hashlib.blake2b(action.encode("utf-8", "surrogatepass"), digest_size=6).digest()
     return int.from_bytes(digest, "big") / 2**48
+
+
+class PlanProgress:
+    """The share of the planned steps that is behind us."""
+
+    name = "plan"
+    looks_at = "the planned number of steps"
+    source = "–"
+    fields: ClassVar[Fields] = {
+        "step_share": SignalField(
+            "steps so far over planned steps: samples asked for, the cap on rounds",
+            unknown="no plan",
+            high=1.0,
+        ),
+    }
+
+    def __init__(self) -> None:
+        self._planned: int | None = None
+        self._index = 0
+
+    def begin(self, query: Query | None) -> None:
+        planned = None if query is None else query.planned_steps
+        self._planned = planned if planned and planned > 0 else None
+
+    def update(self, step: Step) -> None:
+        self._index = step.index
+
+    def values(self) -> dict[str, float | None]:
+        if self._planned is None or not self._index:
+            return {"step_share": None}
+        return {"step_share": min(1.0, self._index / self._planned)}
+
+
+class AskedQuery:
+    """The query as it was given: the same at every step."""
+
+    name = "query"
+    looks_at = "what was known before the first token, see below"
+    source = "–"
+    fields: ClassVar[Fields] = {
+        "query": SignalField("the record of the query", unknown="nothing was given"),
+    }
+
+    def __init__(self) -> None:
+        self._query: Query | None = None
+
+    def begin(self, query: Query | None) -> None:
+        self._query = query
+
+    def update(self, step: Step) -> None:
+        """Take the next step in: nothing changes."""
+
+    def values(self) -> dict[str, Query | None]:
+        return {"query": self._query}

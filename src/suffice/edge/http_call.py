@@ -1,0 +1,47 @@
+"""Short calls of helpers to servers that are no model server of a route: a judge, an embedder, a labelling tool."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from suffice.settings import Upstream
+from suffice.upstream.client import Headers, UpstreamClient
+
+
+def helper_client(
+    name: str, url: str, *, timeout_s: float, api_key: str | None = None, retries: int = 0
+) -> UpstreamClient:
+    """A client for one server, to be used in `async with`.
+
+    retries  further tries of a call that no byte answered: only for calls that may be made twice
+    """
+    settings = Upstream(
+        url=url,
+        connect_timeout_s=timeout_s,
+        first_byte_timeout_s=timeout_s,
+        idle_timeout_s=timeout_s,
+        retries=retries,
+    )
+    return UpstreamClient(name, settings, api_key)
+
+
+async def call_json(
+    client: UpstreamClient,
+    path: str,
+    body: Any,
+    *,
+    timeout_s: float,
+    most_bytes: int,
+    method: str = "POST",
+    headers: Headers = (),
+) -> tuple[int, bytes, dict[str, str]]:
+    """Send JSON (None: no body) and return the status, the body and the headers, whose names are in lower case.
+
+    Follows no redirect. Raises UpstreamError, also for an answer above `most_bytes`, and TimeoutError.
+    """
+    sent = None if body is None else json.dumps(body).encode()
+    given = [("content-type", "application/json"), ("accept-encoding", "identity"), *headers]
+    async with asyncio.timeout(timeout_s), client.open(path, sent, given, method=method) as call:
+        return call.status, await call.read_all(most_bytes), {name.lower(): value for name, value in call.headers}
