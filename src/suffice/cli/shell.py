@@ -224,14 +224,14 @@ def refused(why: str) -> NoReturn:
     fail(why, 1)
 
 
-def print_json(found: Any) -> None:
+def print_json(result: Any) -> None:
     import msgspec
 
-    click.echo(msgspec.json.encode(found).decode())
+    click.echo(msgspec.json.encode(result).decode())
 
 
-def say(found: Any, *, as_json: bool, text: str) -> None:
+def say(result: Any, *, as_json: bool, text: str) -> None:
     if as_json:
-        print_json(found)
+        print_json(result)
     else:
         click.echo(text)

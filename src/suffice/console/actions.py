@@ -67,11 +67,11 @@ def asks(*names: str, **more: str) -> dict[str, str]:
     return {name: FIELDS[name] for name in names} | more
 
 
-def done(found: T | str, where: str = "") -> T:
+def done(result: T | str, where: str = "") -> T:
     """What a step came to. Raises BadRequest with the sentence that says why it cannot be done."""
-    if isinstance(found, str):
-        raise BadRequest(f"{where}{found}", status=409, code="conflict")
-    return found
+    if isinstance(result, str):
+        raise BadRequest(f"{where}{result}", status=409, code="conflict")
+    return result
 
 
 def reason_of(asked: ConsoleRequest) -> str:

@@ -63,14 +63,14 @@ class TimeRange:
 
 
 def page_of(
-    look: ViewContext, found: Iterable[tuple[int, T | None]], limit: int
+    look: ViewContext, entries: Iterable[tuple[int, T | None]], limit: int
 ) -> tuple[tuple[T, ...], int | None, bool]:
     """What fits, up to `limit`; the place to go on from, None: nothing is older; and whether time ran out first.
 
-    found  places, newest first, each with what fits there; None: nothing
+    entries  places, newest first, each with what fits there; None: nothing
     """
     lines, older, end_s = list[T](), 0, look.monotonic_s() + LOOK_S
-    for place, line in found:
+    for place, line in entries:
         older = place
         if line is not None:
             lines.append(line)

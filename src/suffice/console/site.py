@@ -310,7 +310,7 @@ ROUTES, EPISODES, POLICIES, EXPERIMENTS = "Routes & classes", "Episodes", "Polic
 
 
 def endpoint_table(
-    roster: Callable[[], Roster | None], from_file: FileOf, analyse: Analyse, evidence: Evidence, told: AlertReader
+    roster: Callable[[], Roster | None], from_file: FileOf, analyse: Analyse, evidence: Evidence, reader: AlertReader
 ) -> tuple[ConsoleEndpoint, ...]:
     """Every endpoint there is: a path that is not here does not exist.
 
@@ -321,7 +321,7 @@ def endpoint_table(
     told       reads who was told of which alert
     """
     views = (  # in the order of the navigation
-        View("", "Overview", overview(told), Overview, DAYS, template="overview.html", api_path="/overview"),
+        View("", "Overview", overview(reader), Overview, DAYS, template="overview.html", api_path="/overview"),
         View("/routes", ROUTES, routes, Routes, DAYS),
         View("/route", "Route", route, RoutePage, {"name": "of the route", **DAYS}, ROUTES),
         View("/episodes", EPISODES, episodes, Episodes, RUNS),
@@ -348,7 +348,7 @@ def endpoint_table(
             "_experiment.html",
         ),
         View("/review", "Review", Reader(from_file).page, ReviewPage),
-        View("/alerts", "Alerts", told.page, AlertsPage),
+        View("/alerts", "Alerts", reader.page, AlertsPage),
         View("/incidents", "Incidents", incidents, Incidents),
         View("/changes", "Audit log", changes, Changes, CHANGES),
         View("/settings", "Settings", settings_page(roster), SettingsPage, needs="admin"),

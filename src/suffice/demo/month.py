@@ -197,7 +197,7 @@ class Month:
         self._append(RequestEnded(replace(month_traffic.priced(outcome), steps=(), vote=(), answer=None)))
 
     def loop(self) -> None:
-        for event in month_traffic.walked(self.n, self.aside, at_s=self.clock.at_s):
+        for event in month_traffic.loop_events(self.n, self.aside, at_s=self.clock.at_s):
             self._append(event)
             if isinstance(event, RequestEnded) and event.outcome.would_answer not in (None, event.outcome.answer):
                 self.doubtful = event.outcome.episode_id

@@ -305,7 +305,7 @@ LOOPS: Final = (
 )
 
 
-def walked(number: int, rng: random.Random, *, at_s: float) -> tuple[Event, ...]:
+def loop_events(number: int, rng: random.Random, *, at_s: float) -> tuple[Event, ...]:
     loop = LOOPS[number % len(LOOPS)]
     stop = _stop(loop)
     name = f"ep_{int(at_s * 1e3):011x}{number:08x}{rng.randrange(2**32):08x}"
@@ -358,12 +358,11 @@ def walked(number: int, rng: random.Random, *, at_s: float) -> tuple[Event, ...]
         duration_s=6.0,
     )
     until_s = at_s + KEPT_S
+    sources = Sources(episode_id=name, route=LOOP_ROUTE, sources=_sources(loop), is_cut=False, expires_at_s=until_s)
     return (
         RequestSeen(request),
         QuestionKept(QuestionText(episode_id=name, route=LOOP_ROUTE, text=loop.question, expires_at_s=until_s)),
-        SourcesKept(
-            Sources(episode_id=name, route=LOOP_ROUTE, sources=_sources(loop), is_cut=False, expires_at_s=until_s)
-        ),
+        SourcesKept(sources),
         RequestEnded(outcome),
     )
 

@@ -211,6 +211,6 @@ class Tries:
             _done(rollouts.step(self.writer, ROUTE, "rollback", author=WHO, reason=reason))
 
 
-def _done(found: object) -> None:
-    if isinstance(found, str):
-        raise SufficeError(f"demo: {found}")
+def _done(result: object) -> None:
+    if isinstance(result, str):
+        raise SufficeError(f"demo: {result}")

@@ -190,15 +190,17 @@ def row(
     name: str,
     how: str,
     full: Mapping[str, Full],
-    found: Mapping[str, tuple[bool, int]],
+    entries: Mapping[str, tuple[bool, int]],
     note: str = "",
     *,
     acts: bool = False,
 ) -> TableRow:
     pairs = [
-        QuestionPair(question=q, full_correct=f.correct, correct=found[q][0], full_tokens=f.tokens, tokens=found[q][1])
+        QuestionPair(
+            question=q, full_correct=f.correct, correct=entries[q][0], full_tokens=f.tokens, tokens=entries[q][1]
+        )
         for q, f in full.items()
-        if q in found
+        if q in entries
     ]
     return TableRow(
         name=name, how=how, comparison=compare_pairs(pairs, rng=np.random.default_rng(SEED)), note=note, acts=acts

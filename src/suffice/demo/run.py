@@ -128,13 +128,13 @@ async def run_pass(
     return answers, entries, _count_line(title, entries, before, after)
 
 
-def _count_line(title: str, found: Mapping[str, Episode], before: int | None, after: int | None) -> str:
-    ours = sum(c.completion_tokens for e in found.values() for c in e.outcome.calls)
-    agree = sum(rows.reconciled(e) for e in found.values())
-    line = f"{title}: upstream usage = client usage + overhead in {agree} of {len(found)} requests"
+def _count_line(title: str, entries: Mapping[str, Episode], before: int | None, after: int | None) -> str:
+    ours = sum(c.completion_tokens for e in entries.values() for c in e.outcome.calls)
+    agree = sum(rows.reconciled(e) for e in entries.values())
+    line = f"{title}: upstream usage = client usage + overhead in {agree} of {len(entries)} requests"
     if before is None or after is None:
         return line
-    cancelled = sum(c.cancelled for e in found.values() for c in e.outcome.calls)
+    cancelled = sum(c.cancelled for e in entries.values() for c in e.outcome.calls)
     return (
         f"{line}; the model server counted {after - before:,} generated tokens, our records say {ours:,}"
         f" ({cancelled} calls were cancelled: what was in flight then is in its count only)"

@@ -86,10 +86,10 @@ async def _within(talk: Talk, experiment: Experiment, facts: Facts) -> Saw:
         return Saw("no" if experiment is plain.reachable else "unclear", error.for_operator())
 
 
-def ways_to_finish(found: Mapping[str, Finding]) -> tuple[str, ...]:
+def ways_to_finish(entries: Mapping[str, Finding]) -> tuple[str, ...]:
     order = DRIVER_METHODS["llama.cpp"]  # the driver that knows all of them
     tried = [m for m in order if m in METHODS]  # a re-ask is an ordinary chat: there is nothing to find out
-    return tuple(m for m in tried if (one := found.get(METHODS[m])) is not None and one.verdict == "yes")
+    return tuple(m for m in tried if (one := entries.get(METHODS[m])) is not None and one.verdict == "yes")
 
 
 # What Suffice reads or sends and has seen only in documentation, not at a live server.

@@ -135,14 +135,14 @@ async def _run(talk: Talk, body: Mapping[str, Any], scorer: Scorer) -> tuple[boo
     return True, scorer.extract(text)
 
 
-def as_findings(found: FullRunCounts, *, examination_id: str, route: str, scorer: str, at_s: float) -> RouteFindings:
+def as_findings(counts: FullRunCounts, *, examination_id: str, route: str, scorer: str, at_s: float) -> RouteFindings:
     return RouteFindings(
         examination_id=examination_id,
         route=route,
         scorer=scorer,
         at_s=at_s,
-        n_runs=found.n_runs,
-        n_extractable=found.n_extractable,
-        n_repeats=found.n_repeats,
-        n_agreeing=found.n_agreeing,
+        n_runs=counts.n_runs,
+        n_extractable=counts.n_extractable,
+        n_repeats=counts.n_repeats,
+        n_agreeing=counts.n_agreeing,
     )

@@ -123,9 +123,9 @@ def read_export(tasks: Any) -> ImportedRows:
     )
 
 
-def _told(found: Sequence[dict[str, Any] | BadRequest | None]) -> ImportedRows:
-    rows = tuple(row for row in found if row is not None)
-    return ImportedRows(rows=rows, n_ignored=len(found) - len(rows))
+def _told(entries: Sequence[dict[str, Any] | BadRequest | None]) -> ImportedRows:
+    rows = tuple(row for row in entries if row is not None)
+    return ImportedRows(rows=rows, n_ignored=len(entries) - len(rows))
 
 
 def _listed(value: Any) -> list[Any]:
@@ -175,14 +175,14 @@ def _results(result: Any) -> Iterator[tuple[str, Any]]:
             yield str(one.get("from_name")), outcome
 
 
-def _verdict(said: Mapping[str, Any], data: Mapping[str, Any], *, full_a: bool) -> dict[str, Any] | BadRequest:
+def _verdict(entries: Mapping[str, Any], data: Mapping[str, Any], *, full_a: bool) -> dict[str, Any] | BadRequest:
     """What the form says of the full run and of the other answer; {}: nothing.
 
     `correct` speaks of the full run, which was delivered, and `gold` names an answer that is right. Where both are, it
     is the other one: then neither counts as lost.
     """
     row = dict[str, Any]()
-    verdict, gold, comment = said.get("verdict"), said.get("gold"), said.get("comment")
+    verdict, gold, comment = entries.get("verdict"), entries.get("gold"), entries.get("comment")
     if verdict is not None and verdict not in VERDICTS:
         return BadRequest(f"verdict: got {str(verdict)[:80]!r}; allowed: {', '.join(VERDICTS)}", param="verdict")
     if verdict in VERDICTS[:4]:
@@ -195,7 +195,7 @@ def _verdict(said: Mapping[str, Any], data: Mapping[str, Any], *, full_a: bool) 
             row["gold"] = gold if isinstance(gold, str) else right
     if isinstance(comment, str) or verdict == "I cannot tell":
         row["comment"] = comment if isinstance(comment, str) else verdict
-    rating = said.get("rating_a" if full_a else "rating_b")  # of the answer that was delivered
+    rating = entries.get("rating_a" if full_a else "rating_b")  # of the answer that was delivered
     if isinstance(rating, int):
         row["rating"] = rating
     return row | ({"reason": f"Label Studio: {verdict}"} if row and verdict is not None else {})

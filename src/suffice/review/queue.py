@@ -275,26 +275,26 @@ class Submission:
     label: Feedback | None = None  # what is known to be right now; None: not yet, or it was before
 
 
-def accept_verdict(place: ItemState, said: VerdictForm, *, now_s: float) -> Submission | str:
-    wrong = _problem(place.item, said)
+def accept_verdict(place: ItemState, form: VerdictForm, *, now_s: float) -> Submission | str:
+    wrong = _problem(place.item, form)
     if wrong is not None:
         return wrong
-    before = place.said_by(said.reviewer)
-    if before is not None and _same(before, said):
+    before = place.said_by(form.reviewer)
+    if before is not None and _same(before, form):
         return Submission(told="you have said so before; nothing changed")
-    lease, slot, turn, late, result = _slot_for(place, said.reviewer, before, now_s)
+    lease, slot, turn, late, result = _slot_for(place, form.reviewer, before, now_s)
     verdict = Verdict(
         item=place.item.episode_id,
         route=place.item.route,
-        reviewer=said.reviewer,
+        reviewer=form.reviewer,
         revision=1 if before is None else before.revision + 1,
         slot=slot,
         turn=turn,
-        full_right=None if said.unsure else said.full_right,
-        early_right=None if said.unsure else said.early_right,
-        corrected=None if said.unsure else _text(said.corrected),
-        unsure=said.unsure,
-        reason=said.reason.strip(),
+        full_right=None if form.unsure else form.full_right,
+        early_right=None if form.unsure else form.early_right,
+        corrected=None if form.unsure else _text(form.corrected),
+        unsure=form.unsure,
+        reason=form.reason.strip(),
         given_at_s=now_s,
         late=late,
         before="" if before is None else before.category,
@@ -340,16 +340,16 @@ def _next_step(place: ItemState, label: Feedback | None) -> str:
     return f"{left} more {'person has' if left == 1 else 'people have'} to say"
 
 
-def _problem(item: ReviewItem, said: VerdictForm) -> str | None:
-    if not said.reviewer.strip():
+def _problem(item: ReviewItem, form: VerdictForm) -> str | None:
+    if not form.reviewer.strip():
         return "a verdict needs the reviewer's name"
-    if max(len(said.reason), len(said.corrected or "")) > MOST_TEXT:
+    if max(len(form.reason), len(form.corrected or "")) > MOST_TEXT:
         return f"reason and corrected answer: at most {MOST_TEXT:,} characters each"
-    if said.unsure:
+    if form.unsure:
         return None
-    if item.shows != "early" and said.full_right is None:
+    if item.shows != "early" and form.full_right is None:
         return "say whether the full answer is right, or that you are unsure"
-    if item.shows != "full" and said.early_right is None:
+    if item.shows != "full" and form.early_right is None:
         return "say whether the early answer is right, or that you are unsure"
     return None
 
@@ -358,25 +358,25 @@ def _text(text: str | None) -> str | None:
     return text.strip() or None if text is not None else None
 
 
-def _same(before: Verdict, said: VerdictForm) -> bool:
-    now = category(full_right=said.full_right, early_right=said.early_right, unsure=said.unsure)
-    corrected = None if said.unsure else _text(said.corrected)
-    return (before.category, before.corrected, before.reason) == (now, corrected, said.reason.strip())
+def _same(before: Verdict, form: VerdictForm) -> bool:
+    now = category(full_right=form.full_right, early_right=form.early_right, unsure=form.unsure)
+    corrected = None if form.unsure else _text(form.corrected)
+    return (before.category, before.corrected, before.reason) == (now, corrected, form.reason.strip())
 
 
-def _agree(said: Sequence[Verdict]) -> bool:
-    corrected = {one.corrected.casefold() for one in said if one.corrected is not None}
-    return len({one.category for one in said}) == 1 and len(corrected) < 2
+def _agree(entries: Sequence[Verdict]) -> bool:
+    corrected = {one.corrected.casefold() for one in entries if one.corrected is not None}
+    return len({one.category for one in entries}) == 1 and len(corrected) < 2
 
 
-def _settled(said: Sequence[Verdict], *, adjudicated: bool) -> Settlement:
-    deciding = max(said, key=lambda one: one.given_at_s)
+def _settled(entries: Sequence[Verdict], *, adjudicated: bool) -> Settlement:
+    deciding = max(entries, key=lambda one: one.given_at_s)
     return Settlement(
-        full_right=said[0].full_right,
-        early_right=said[0].early_right,
-        corrected=next((one.corrected for one in said if one.corrected is not None), None),
-        reason="; ".join(one.reason for one in said if one.reason),
-        by=tuple(one.reviewer for one in said),
+        full_right=entries[0].full_right,
+        early_right=entries[0].early_right,
+        corrected=next((one.corrected for one in entries if one.corrected is not None), None),
+        reason="; ".join(one.reason for one in entries if one.reason),
+        by=tuple(one.reviewer for one in entries),
         adjudicated=adjudicated,
         deciding=deciding,
     )

@@ -231,16 +231,16 @@ def effective_publication(made: Publication | None, epoch: int, holding: InEffec
     return pin_publication(made, pin.pinned)
 
 
-def pin_publication(made: Publication, told: Publication) -> Publication:
+def pin_publication(made: Publication, publication: Publication) -> Publication:
     """An earlier publication of the same epoch, in the place of the newest: what that holds back, it holds back too.
 
     made  the newest, which certifies something
     """
-    level = min(told.level, made.level) if told.fit == made.fit else told.level
-    classes = dict(told.classes)
+    level = min(publication.level, made.level) if publication.fit == made.fit else publication.level
+    classes = dict(publication.classes)
     for name, most in made.classes:  # what the guard-rails hold today, they hold there too
         classes[name] = min(most, classes.get(name, most))
-    return replace(told, level=level, share=made.share, classes=tuple(sorted(classes.items())))
+    return replace(publication, level=level, share=made.share, classes=tuple(sorted(classes.items())))
 
 
 def request_window(evidence: EvidenceSummary) -> tuple[int, int] | None:

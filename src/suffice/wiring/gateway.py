@@ -61,8 +61,8 @@ def _running(
     clients: Mapping[str, UpstreamClient],
     vectors: Mapping[str, Embedder],
     presence: Announcement,
-    found: Preflight | None = None,
-) -> GatewayState:
+    result: Preflight | None = None,
+) -> Gateway:
     log = begun.log
     gw = GatewayState(
         settings=settings,
@@ -71,12 +71,12 @@ def _running(
         embedders=vectors,
         log=log,
         metrics=Metrics(),
-        keys=key_ring(settings, begun.secret) if found is not None else KeyRing(),
+        keys=key_ring(settings, begun.secret) if result is not None else KeyRing(),
         salt=begun.secret,
         new_id=new_id,
         wall_s=time.time,
         monotonic_s=time.monotonic,
-        langfuse_secret=found.langfuse_secret if found is not None else None,
+        langfuse_secret=result.langfuse_secret if result is not None else None,
     )
     _read_log(settings, gw)
     _teach(gw, begun.known)

@@ -226,18 +226,18 @@ def _check_drivers(settings: Settings) -> None:
             raise ConfigError(f"upstreams.{name}.{error}") from None
 
 
-def policy_table(said: str) -> dict[str, Any]:
+def policy_table(source: str) -> dict[str, Any]:
     """The table of a policy. Raises ConfigError with what was wrong and what is allowed.
 
-    said  TOML or JSON in braces, or a file's name; models that the table names by a file are read
+    source  TOML or JSON in braces, or a file's name; models that the table names by a file are read
     """
-    is_written = said.lstrip().startswith("{")
-    where, folder = ("policy", Path()) if is_written else (said, Path(said).parent)
+    is_written = source.lstrip().startswith("{")
+    where, folder = ("policy", Path()) if is_written else (source, Path(source).parent)
     try:
-        text = said if is_written else Path(said).read_text(encoding="utf-8")
+        text = source if is_written else Path(source).read_text(encoding="utf-8")
         result = _read(text)
     except OSError as error:
-        raise ConfigError(f"{said}: cannot be read ({error.strerror})") from None
+        raise ConfigError(f"{source}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError, ConfigError):  # of TOML, JSON and Unicode
         raise ConfigError(
             f"""{where}: is no table; write it as {{policy = "beta", threshold = 0.9}}, or name a TOML or JSON file"""

@@ -198,9 +198,9 @@ def _secret(settings: Settings) -> str:
     return secrets.token_hex(16)
 
 
-def _tell(settings: Settings, said: str) -> None:
+def _tell(settings: Settings, text: str) -> None:
     """Tell everybody who is told of alerts, from here: the job that does it reads the log."""
-    notice = Notice(kind="log_missed", route="", sentence=plain(said, MOST_TEXT), same="log_missed", path="")
+    notice = Notice(kind="log_missed", route="", sentence=plain(text, MOST_TEXT), same="log_missed", path="")
     if "log_missed" not in settings.alerts.kinds:
         return
 

@@ -219,40 +219,42 @@ def liking_lines(one: Outlook) -> list[tuple[str, str]]:
     return lines
 
 
-def _whole(said: SatisfactionEffect, sure: str) -> list[tuple[str, str]]:
+def _whole(effect: SatisfactionEffect, sure: str) -> list[tuple[str, str]]:
     lines = []
-    if said.full is None and said.stopped is None:
-        lines.append((f"  {said.measure}", _shown(said.everybody, sure)))
-    for runs, result in (("full", said.full), ("stopped", said.stopped)):
+    if effect.full is None and effect.stopped is None:
+        lines.append((f"  {effect.measure}", _shown(effect.everybody, sure)))
+    for runs, result in (("full", effect.full), ("stopped", effect.stopped)):
         if result is not None:
-            lines.append((f"  {said.measure}, {runs}", _shown(result, sure)))
-    if said.effect is not None:
-        lines.append((f"  {said.measure}, effect", _effect(said, sure) + _rates(said)))
-    if said.n_set_aside:
-        lines.append((f"  {said.measure}", f"{said.n_set_aside:,} words set aside: one key speaks for 5% of the runs"))
+            lines.append((f"  {effect.measure}, {runs}", _shown(result, sure)))
+    if effect.effect is not None:
+        lines.append((f"  {effect.measure}, effect", _effect(effect, sure) + _rates(effect)))
+    if effect.n_set_aside:
+        lines.append(
+            (f"  {effect.measure}", f"{effect.n_set_aside:,} ratings set aside: one key speaks for 5% of the runs")
+        )
     return lines
 
 
-def _part(said: SatisfactionEffect, sure: str) -> str:
-    if said.effect is not None:
-        return f"effect {_effect(said, sure)}"
-    return _shown(said.everybody, sure)
+def _part(effect: SatisfactionEffect, sure: str) -> str:
+    if effect.effect is not None:
+        return f"effect {_effect(effect, sure)}"
+    return _shown(effect.everybody, sure)
 
 
-def _effect(said: SatisfactionEffect, sure: str) -> str:
-    effect = said.effect
+def _effect(satisfaction_effect: SatisfactionEffect, sure: str) -> str:
+    effect = satisfaction_effect.effect
     assert effect is not None
     up = effect.low is not None and effect.low > 0
     down = effect.high is not None and effect.high < 0
-    worse = (down and said.better == "higher") or (up and said.better == "lower")
+    worse = (down and satisfaction_effect.better == "higher") or (up and satisfaction_effect.better == "lower")
     verdict = "worse where stopped" if worse else "better where stopped" if up or down else "no difference is proven"
     return f"{_shown(effect, sure, sign=True, unit='pair')}: {verdict}"
 
 
-def _rates(said: SatisfactionEffect) -> str:
-    if said.rated_audits is None or said.rated_stopped is None:
+def _rates(effect: SatisfactionEffect) -> str:
+    if effect.rated_audits is None or effect.rated_stopped is None:
         return ""
-    return f" (rated: {said.rated_audits:.1%} of audits, {said.rated_stopped:.1%} of stopped runs)"
+    return f" (rated: {effect.rated_audits:.1%} of audits, {effect.rated_stopped:.1%} of stopped runs)"
 
 
 def _shown(one: IntervalEstimate | None, sure: str, *, sign: bool = False, unit: str = "") -> str:
@@ -390,8 +392,8 @@ def _audits(items: Iterable[EpisodeWithLabels], arms: Sequence[str]) -> tuple[li
     return results, callers - {""}
 
 
-def _status(arm: str, found: CertifiedArms, route: Route, *, n_missing: int | None) -> PairStatus:
-    view = found.views[0]
+def _status(arm: str, arms: CertifiedArms, route: Route, *, n_missing: int | None) -> PairStatus:
+    view = arms.views[0]
     return PairStatus(
         arm=arm,
         n=view.n,
@@ -399,8 +401,8 @@ def _status(arm: str, found: CertifiedArms, route: Route, *, n_missing: int | No
         em_drop=view.drop if view.n else None,
         em_drop_high=view.drop_high if view.n else None,
         n_missing=n_missing,
-        n_repeats=found.repeats.n,
-        n_repeats_disagree=found.repeats.n_disagree,
+        n_repeats=arms.repeats.n,
+        n_repeats_disagree=arms.repeats.n_disagree,
         max_em_drop=route.max_em_drop,
         confidence=route.confidence,
     )

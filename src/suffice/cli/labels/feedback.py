@@ -406,15 +406,17 @@ async def _judge(settings: Settings, name: str, questions: Path, most: int) -> J
         log.close()
 
 
-def _feedback_show(found: JudgingResult, *, as_json: bool) -> None:
+def _feedback_show(result: JudgingResult, *, as_json: bool) -> None:
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(result))
         return
     click.echo(
-        f"{found.n_full:,} full runs, {found.n_differing:,} in which the stop would have answered otherwise"
-        f" (at most {found.disagreement:.1%} of all)"
+        f"{result.n_full:,} full runs, {result.n_differing:,} in which the stop would have answered otherwise"
+        f" (at most {result.disagreement:.1%} of all)"
     )
-    if found.n_unknown:
-        click.echo(f"{found.n_unknown:,} of these have no question in the file")
-    click.echo(f"{found.n_graded:,} runs graded, {found.n_ungraded:,} without a grade, {found.n_labelled:,} labelled")
-    click.echo(f"The judge: {found.reason}.")
+    if result.n_unknown:
+        click.echo(f"{result.n_unknown:,} of these have no question in the file")
+    click.echo(
+        f"{result.n_graded:,} runs graded, {result.n_ungraded:,} without a grade, {result.n_labelled:,} labelled"
+    )
+    click.echo(f"The judge: {result.reason}.")

@@ -294,7 +294,7 @@ def _answer(answer: str | None) -> str:
     return "(none)" if answer is None else printable(answer)
 
 
-def _answered(told: Settings, writer: Decisions, place: ItemState, name: str) -> bool:
+def _answered(settings: Settings, writer: Decisions, place: ItemState, name: str) -> bool:
     keys = _KEYS["both" if place.item.shows == "both" else "one"]
     corrected, reason = None, ""
     click.echo("  ".join(f"[{key}] {text}" for key, _, text in keys))
@@ -314,27 +314,27 @@ def _answered(told: Settings, writer: Decisions, place: ItemState, name: str) ->
             assert not isinstance(outcome, str)
             result = _submitted(writer, outcome)
             click.echo(f"{word}: {result if isinstance(result, str) else result.told}")
-            click.echo(f"  {_effect(told, writer, place.item).said}")
+            click.echo(f"  {_effect(settings, writer, place.item).said}")
             return True
 
 
-def _submitted(writer: Decisions, said: Any) -> Submission | str:
-    return submit_verdict(writer, said, now_s=time.time())
+def _submitted(writer: Decisions, result: Any) -> Submission | str:
+    return submit_verdict(writer, result, now_s=time.time())
 
 
-def _effect(told: Settings, writer: Decisions, item: ReviewItem) -> Any:
-    route = find_settings(told, item.route)
+def _effect(settings: Settings, writer: Decisions, item: ReviewItem) -> Any:
+    route = find_settings(settings, item.route)
     with matching(route) as match:
         return what_it_changed(
-            writer.path, item.episode_id, route, match, window=window_size(told.control, route.max_em_drop)
+            writer.path, item.episode_id, route, match, window=window_size(settings.control, route.max_em_drop)
         )
 
 
 class _Texts:
     """Where the text of a question can be had, in this order: the log, if its route keeps it; a file of questions."""
 
-    def __init__(self, told: Settings, given: Path | None) -> None:
-        self._told, self._given = told, given
+    def __init__(self, settings: Settings, given: Path | None) -> None:
+        self._told, self._given = settings, given
         self._read: dict[str, Mapping[str, str]] = {}
 
     def of(self, writer: Decisions, item: ReviewItem) -> tuple[str | None, str]:

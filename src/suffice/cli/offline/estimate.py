@@ -139,45 +139,47 @@ def _assumed(given: EstimateOptions, own: LogRuns, judged: LogRuns, span_s: floa
 # --------------------------------------------------------------------------- what a person sees
 
 
-def _show(found: LogEstimate, log: Log, given: EstimateOptions) -> None:
-    traffic = found.traffic
+def _show(results: LogEstimate, log: Log, given: EstimateOptions) -> None:
+    traffic = results.traffic
     print(
         f"{traffic.n_calls:,} calls ({', '.join(dict.fromkeys(log.formats))}), {log.n_left_out} records left out;"
         f" {traffic.n_requests:,} requests"
         + ("" if traffic.requests_per_day is None else f", {_range(traffic.requests_per_day, '{:,.0f}')} a day")
     )
     source = f"traces {', '.join(map(str, given.like))}" if given.like else "the log"
-    print(f"judged by {found.ladder} of {found.n_runs:,} full runs of {found.n_questions:,} questions in {source}\n")
-    width = max(len("level"), *(len(level.name) for level in found.levels))
+    print(
+        f"judged by {results.ladder} of {results.n_runs:,} full runs of {results.n_questions:,} questions in {source}\n"
+    )
+    width = max(len("level"), *(len(level.name) for level in results.levels))
     print(f"{'level':<{width}} {'stopped':>8} {'saving':>21} {'differs from full run':>22} {'audits':>8}")
-    for level in found.levels:
+    for level in results.levels:
         audits = "never" if level.audits is None else f"{level.audits:,.0f}"
         print(
             f"{level.name:<{width}} {level.stopped:>8.0%} {_range(level.saving, '{:.1%}'):>21}"
             f" {_range(level.disagreement, '{:.1%}'):>22} {audits:>8}"
         )
-    for promise in found.promises:
-        _show_promise(promise, found)
+    for promise in results.promises:
+        _show_promise(promise, results)
     print("\nassumed:")
-    for sentence in found.assumed:
+    for sentence in results.assumed:
         print(_folded(sentence, "  - ", "    "))
     print(_folded("Intervals hold 90% of what the log allows under these assumptions."))
     print(_folded("Nothing is promised before live audits."))
 
 
-def _show_promise(promise: CertifiableLevel, found: LogEstimate) -> None:
+def _show_promise(promise: CertifiableLevel, results: LogEstimate) -> None:
     how = {
         "agreement": "without labels (every answer that differs counts as a loss)",
         "labels": "with labels of the audits that differ",
     }[promise.judged_by]
-    print(f"\nEM drop at most {100 * found.max_em_drop:g} points at {found.confidence:.0%}, {how}:")
+    print(f"\nEM drop at most {100 * results.max_em_drop:g} points at {results.confidence:.0%}, {how}:")
     if promise.level is None or promise.audits is None:
-        print(f"  nothing can be certified with {found.most_audits:,} audits")
+        print(f"  nothing can be certified with {results.most_audits:,} audits")
         return
     print(f"  chance that a level is certified   {promise.p_any:.0%}, most likely {promise.level}")
     print(f"  certifiable saving                 {_range(promise.saving, '{:.1%}')} of generated tokens")
     cost = _range(promise.audit_cost, "{:.1%}")
-    print(f"  audits cost                        {cost} at {found.audit_share:.0%} audits")
+    print(f"  audits cost                        {cost} at {results.audit_share:.0%} audits")
     print(f"  net saving                         {_range(promise.net_saving, '{:.1%}')}")
     if promise.net_saving_of_all_tokens is not None:
         print(f"  … of all tokens, prompts included  {_range(promise.net_saving_of_all_tokens, '{:.1%}')}")

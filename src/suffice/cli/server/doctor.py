@@ -61,33 +61,34 @@ class RouteDiagnosis:
 # --------------------------------------------------------------------------- an upstream
 
 
-def show_upstream(found: Findings, advice: Advice, *, url: str, n_calls: int, kept: str, as_json: bool) -> None:
+def show_upstream(findings: Findings, advice: Advice, *, url: str, n_calls: int, kept: str, as_json: bool) -> None:
     if as_json:
-        _print_json(found, advice, url=url, kept=kept)
+        _print_json(findings, advice, url=url, kept=kept)
         return
-    head = f"{url}, model {found.model}: {len(found.findings)} experiments, {n_calls} calls, made against this server"
+    made = f"{len(findings.findings)} experiments, {n_calls} calls, made against this server"
+    head = f"{url}, model {findings.model}: {made}"
     if sys.stdout.isatty():
-        _print_table(found, head)
+        _print_table(findings, head)
     else:
-        _print_lines(found, head)
+        _print_lines(findings, head)
     _print_advice(advice, kept)
 
 
-def _print_json(found: Findings, advice: Advice, *, url: str, kept: str) -> None:
-    plain = msgspec.to_builtins(found) | {"url": url, "advice": msgspec.to_builtins(advice), "kept": kept}
+def _print_json(findings: Findings, advice: Advice, *, url: str, kept: str) -> None:
+    plain = msgspec.to_builtins(findings) | {"url": url, "advice": msgspec.to_builtins(advice), "kept": kept}
     for one in plain["findings"]:
         one["verified"] = one["verdict"] in VERIFIED
     plain["not_verified"] = list(not_verified())
     print_json(plain)
 
 
-def _print_table(found: Findings, head: str) -> None:
+def _print_table(findings: Findings, head: str) -> None:
     table = Table(title=Text(head), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("experiment", no_wrap=True, style="bold")
     table.add_column("verdict", no_wrap=True)
     table.add_column("verified\nhere", no_wrap=True)
     table.add_column("evidence", overflow="fold")
-    for one in found.findings:
+    for one in findings.findings:
         # Text, not str: a server's words may look like markup.
         result = Text(EXPERIMENTS[one.experiment].replace("`", "") + "\n", style="dim").append(
             Text(one.evidence, style="default not dim")
@@ -96,10 +97,10 @@ def _print_table(found: Findings, head: str) -> None:
     Console().print(table)
 
 
-def _print_lines(found: Findings, head: str) -> None:
+def _print_lines(findings: Findings, head: str) -> None:
     click.echo(head)
     click.echo(f"{'experiment':<22} {'verdict':<8} {'verified':<9} evidence")
-    for one in found.findings:
+    for one in findings.findings:
         click.echo(f"{one.experiment:<22} {one.verdict:<8} {_verified(one.verdict):<9} {one.evidence}")
     click.echo()
 
@@ -327,12 +328,12 @@ async def _talk(client: UpstreamClient, asked: DoctorOptions, model: str | None)
     return talk
 
 
-async def _keep_findings(settings: Settings | None, name: str, found: Findings) -> str:
+async def _keep_findings(settings: Settings | None, name: str, findings: Findings) -> str:
     if settings is None:
         return "Not kept: there is no settings file here (--config)."
     if not name:
         return "Not kept: no upstream in the settings has this address."
-    await _append(settings, UpstreamExamined(found))
+    await _append(settings, UpstreamExamined(findings))
     return f"Kept in {settings.store.url} for upstream {name!r}; a gateway reads it at its next start."
 
 

@@ -48,6 +48,6 @@ def _told_by_sigterm() -> int:
     return result
 
 
-def _ended(told: int, within_s: float) -> bool:
-    ready, _, _ = select.select([sys.stdin, told], [], [], within_s)
-    return told in ready or (bool(ready) and not os.read(sys.stdin.fileno(), 4096))
+def _ended(result: int, within_s: float) -> bool:
+    ready, _, _ = select.select([sys.stdin, result], [], [], within_s)
+    return result in ready or (bool(ready) and not os.read(sys.stdin.fileno(), 4096))

@@ -106,10 +106,10 @@ def _standing_first(raised: Sequence[OpenAlert], now_s: float) -> list[OpenAlert
     return sorted(raised, key=lambda one: (one.over(now_s) is not None, -one.seq))
 
 
-def _line(one: OpenAlert, told: AlertLog, look: ViewContext) -> AlertLine:
+def _line(one: OpenAlert, log: AlertLog, look: ViewContext) -> AlertLine:
     notice, took, alerts = one.notice, {each.sink for each in one.taken}, look.settings.alerts
     wanted = notice.kind in alerts.kinds
-    waits = [name for name in configured(alerts) if wanted and name not in took and _heard(told.sinks.get(name), one)]
+    waits = [name for name in configured(alerts) if wanted and name not in took and _heard(log.sinks.get(name), one)]
     return AlertLine(
         seq=one.seq,
         at_s=one.at_s,
@@ -130,9 +130,9 @@ def _heard(sink: SinkState | None, one: OpenAlert) -> bool:
     return sink is not None and sink.since_seq < one.seq and sink.read_to_seq < one.seq
 
 
-def _sink(name: str, told: AlertLog, alerts: Alerts, lines: list[AlertLine], problem: str) -> SinkLine:
-    known = told.sinks.get(name)
-    took = [each.at_s for one in told.raised for each in one.taken if each.sink == name]
+def _sink(name: str, log: AlertLog, alerts: Alerts, lines: list[AlertLine], problem: str) -> SinkLine:
+    known = log.sinks.get(name)
+    took = [each.at_s for one in log.raised for each in one.taken if each.sink == name]
     n_waiting = sum(name in one.waits_for for one in lines)
     return SinkLine(
         sink=name,

@@ -337,10 +337,10 @@ def _band(k: int, n: int) -> tuple[float | None, float | None, float | None]:
 
 
 def notices(
-    found: tuple[RouteState, ...], read_to: ReadTo, look: ViewContext, alerts: tuple[AlertLine, ...]
+    entries: tuple[RouteState, ...], read_to: ReadTo, look: ViewContext, alerts: tuple[AlertLine, ...]
 ) -> tuple[OverviewNotice, ...]:
     shown = list(untold(alerts, look.now_s))
-    for one in found:
+    for one in entries:
         place = route_url(one.name)
         if one.phase.phase == "paused":
             shown.append(
