@@ -35,8 +35,7 @@ from suffice.learn.models import (
 from suffice.model.stop import StepCost
 from suffice.policy.base import build_policy
 from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, AskedColumns, Columns, Stops, known_column
-from suffice.policy.decisions import go_on
-from suffice.policy.protocol import Policy
+from suffice.policy.protocol import Policy, go_on
 from suffice.replay.study.runs import Runs, Says, select_runs
 from suffice.replay.study.sums import N_FOLDS
 from suffice.signals.features import FeatureSet
