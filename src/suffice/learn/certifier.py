@@ -169,17 +169,17 @@ class Certifier:
     plan: Plan
     learner: Learner
     fit: Callable[..., FoldedModels | None] = fit_served
-    level: int = 0  # in force; 0 never stops
-    version: int = 0  # fits so far
-    now: float = 0.0
-    n_epochs: int = 0
-    first: float = 0.0  # number of the first request of all
-    pending: PendingAudits = NO_PENDING
-    charge: float | Floats = 0.0  # part of the budget that is spent otherwise, of all levels or of each, (M,)
-    certificate: Certificate | None = None  # of the last look; None: there was nothing to look at
+    first: float | None = 0.0  # number of the first request of all; None: somebody else notes the share of each request
+    level: int = field(init=False, default=0)  # in force; 0 never stops
+    version: int = field(init=False, default=0)  # fits so far
+    now: float = field(init=False, default=0.0)
+    n_epochs: int = field(init=False, default=0)
+    pending: PendingAudits = field(init=False, default=NO_PENDING)
+    charge: float | Floats = field(init=False, default=0.0)  # part of the budget that is spent otherwise; or (M,)
+    certificate: Certificate | None = field(init=False, default=None)  # of the last look; None: nothing to look at
     _epoch: _Epoch = field(init=False)
-    _durations: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_DURATIONS))
-    _cusum: Cusum | None = None
+    _durations: deque[float] = field(init=False, default_factory=lambda: deque(maxlen=MOST_DURATIONS))
+    _cusum: Cusum | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         """Begin cold: nothing is known, everything runs in full."""
@@ -314,7 +314,8 @@ class Certifier:
 
     def _note_share(self) -> None:
         """Requests from here on are audited at the share that was just said."""
-        self.windows.note(self.now + self.first, self.share)
+        if self.first is not None:
+            self.windows.note(self.now + self.first, self.share)
 
     def _book(self) -> None:
         """In budgeted mode, account for the audits since the last look."""

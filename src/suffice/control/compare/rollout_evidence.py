@@ -68,6 +68,47 @@ class _Live:
     labels: tuple[GivenLabel, ...] = ()
 
 
+@dataclass(slots=True, kw_only=True)
+class _LiveUnits:
+    """Live units of both arms; each is one witness of each thing that is compared."""
+
+    known: set[str] = field(default_factory=set)
+    rated: set[str] = field(default_factory=set)
+    runs: dict[str, _Live] = field(default_factory=dict)  # by episode
+    right: dict[str, tuple[str, ArmName, str, bool]] = field(default_factory=dict)  # by unit: episode, arm, class
+
+    def mark(self, name: str, live: _Live, match: Match) -> None:
+        """A unit is one witness of EM, by its first run that was labelled; a later label of that run replaces it."""
+        known = self.right.get(live.unit)
+        if known is not None and known[0] != name:
+            return
+        right = measure_run(live, match).correct
+        if right is not None:
+            self.right[live.unit] = name, live.arm, class_of(live.episode.request.query), right
+
+    def cells(self) -> tuple[Cell, ...]:
+        """Live runs with labels, by class; the control is the side that the candidate is compared with."""
+        counts: dict[str, list[int]] = {}
+        for _, arm, query_class, right in self.right.values():
+            cell = counts.setdefault(query_class, [0, 0, 0, 0])
+            side = 2 if arm == "candidate" else 0
+            cell[side] += 1
+            cell[side + 1] += right
+        return tuple(
+            Cell(query_class=name, n_full=n[0], n_full_right=n[1], n_stopping=n[2], n_stopping_right=n[3])
+            for name, n in sorted(counts.items())
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Audits:
+    """Audits of the rollout, by episode."""
+
+    new: dict[str, RolloutAudit] = field(default_factory=dict)  # not replayed yet
+    apart: dict[str, ReplayedPair] = field(default_factory=dict)  # on which the versions answer differently
+    watched: dict[str, Audit] = field(default_factory=dict)  # that a label may still change something of
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class EvidenceFold:
     """One rollout, from its first row on.
@@ -90,14 +131,9 @@ class EvidenceFold:
     _states: dict[str, State] = field(default_factory=dict)  # of the rollout when a run began, by episode
     _joining: LabelJoin = field(default_factory=LabelJoin)
     callers: set[str] = field(default_factory=set)  # senders that asked the model, on whatever route
-    _units: set[str] = field(default_factory=set)  # of the arms
-    _rated: set[str] = field(default_factory=set)
-    _live: dict[str, _Live] = field(default_factory=dict)  # by episode
-    _right: dict[str, tuple[str, ArmName, str, bool]] = field(default_factory=dict)  # by unit: episode, arm, class
+    _live: _LiveUnits = field(default_factory=_LiveUnits)
     windows: Windows = field(default_factory=Windows)  # of the requests since the rollout began
-    _new: dict[str, RolloutAudit] = field(default_factory=dict)  # audits that were not replayed yet, by episode
-    _apart: dict[str, ReplayedPair] = field(default_factory=dict)  # on which the versions answer differently
-    watched: dict[str, Audit] = field(default_factory=dict)  # that a label may still change something of, by episode
+    _audits: _Audits = field(default_factory=_Audits)
 
     def __post_init__(self) -> None:
         self.seq, self._state = self.held.seq, self.held.first
@@ -105,6 +141,11 @@ class EvidenceFold:
     @property
     def rules(self) -> Rules:
         return self.held.rules
+
+    @property
+    def watched(self) -> dict[str, Audit]:
+        """Audits that a label may still change something of, by episode."""
+        return self._audits.watched
 
     @property
     def pending(self) -> PendingAudits:
@@ -163,15 +204,15 @@ class EvidenceFold:
         waiting = self._joining.ended(outcome)
         if is_evidence(request, outcome, probes=self.probes):
             audit = Audit(seq=stored.seq, at=at, ended_at_s=stored.at_s, episode=episode)
-            self._new[audit.id] = RolloutAudit(audit=audit, state=state)
+            self._audits.new[audit.id] = RolloutAudit(audit=audit, state=state)
         drawn = self._drawn(request)
         if drawn is not None and state.counts(at, request.received_at_s, self.rules):
             arm: ArmName = "candidate" if drawn.arm == "candidate" else "control"
-            if drawn.unit not in self._units:
-                self._units.add(drawn.unit)
+            if drawn.unit not in self._live.known:
+                self._live.known.add(drawn.unit)
                 self._evidence = self._evidence.with_run(arm, _run(episode), self.rules)
             kept = Episode(request=request, outcome=replace(outcome, steps=()))
-            self._live[outcome.episode_id] = _Live(unit=drawn.unit, arm=arm, episode=kept)
+            self._live.runs[outcome.episode_id] = _Live(unit=drawn.unit, arm=arm, episode=kept)
         for label in waiting:
             self._heard(outcome.episode_id, label)
 
@@ -183,31 +224,22 @@ class EvidenceFold:
         return next((one for one in request.arms if one.experiment == name), None)
 
     def _heard(self, name: str, label: GivenLabel) -> None:
-        if name in self._new:
-            new = self._new[name]
-            self._new[name] = replace(new, audit=new.audit.with_label(label, self.n))
-        elif name in self.watched:
-            self.watched[name] = self.watched[name].with_label(label, self.n)
-        live = self._live.get(name)
+        if name in self._audits.new:
+            new = self._audits.new[name]
+            self._audits.new[name] = replace(new, audit=new.audit.with_label(label, self.n))
+        elif name in self._audits.watched:
+            self._audits.watched[name] = self._audits.watched[name].with_label(label, self.n)
+        live = self._live.runs.get(name)
         if live is not None:
             live.labels = (*live.labels, label)
             self._rate(live, label.feedback)
-            self._mark(name, live)
+            self._live.mark(name, live, self.match)
 
     def _rate(self, live: _Live, given: Feedback) -> None:
         liked = by_people(given)
-        if liked is not None and live.unit not in self._rated:
-            self._rated.add(live.unit)
+        if liked is not None and live.unit not in self._live.rated:
+            self._live.rated.add(live.unit)
             self._evidence = self._evidence.with_rating(live.arm, liked)
-
-    def _mark(self, name: str, live: _Live) -> None:
-        """A unit is one witness of EM, by its first run that was labelled; a later label of that run replaces it."""
-        known = self._right.get(live.unit)
-        if known is not None and known[0] != name:
-            return
-        right = measure_run(live, self.match).correct
-        if right is not None:
-            self._right[live.unit] = name, live.arm, class_of(live.episode.request.query), right
 
     # ---- evidence --------------------------------------------------------------------------------
 
@@ -219,10 +251,10 @@ class EvidenceFold:
         watch   takes the new audits for a purpose of its own
         """
         self._take(replay, watch)
-        audits = [self.watched[name] for name in self._apart]
-        judged = judge(audits, {name: both.named for name, both in self._apart.items()}, self.callers)
-        evidence = replace(self._evidence, labelled=self._cells())
-        for audit, both in zip(audits, self._apart.values(), strict=True):
+        audits = [self._audits.watched[name] for name in self._audits.apart]
+        judged = judge(audits, {name: both.named for name, both in self._audits.apart.items()}, self.callers)
+        evidence = replace(self._evidence, labelled=self._live.cells())
+        for audit, both in zip(audits, self._audits.apart.values(), strict=True):
             told = {**both.named, **judged.get(audit.id, {})}
             z = loss(told["candidate"], told["in force"])
             if z is not None:
@@ -230,11 +262,11 @@ class EvidenceFold:
         return evidence
 
     def _take(self, replay: Replay, watch: Watch) -> None:
-        new, self._new = self._new, {}
+        new, self._audits.new = self._audits.new, {}
         wanted = watch([witness.audit for witness in new.values()])
         for witness, both in zip(new.values(), replay(list(new.values())), strict=True):
             if witness.audit.id in wanted:
-                self.watched[witness.audit.id] = witness.audit
+                self._audits.watched[witness.audit.id] = witness.audit
             if both is None:
                 continue
             audit, outcome = witness.audit, witness.audit.episode.outcome
@@ -248,25 +280,12 @@ class EvidenceFold:
                 candidate=both.candidate.tokens,
             )
             if z is None:
-                self.watched[audit.id], self._apart[audit.id] = audit, both
+                self._audits.watched[audit.id], self._audits.apart[audit.id] = audit, both
 
     def unjudged(self) -> list[tuple[Audit, ReplayedPair]]:
         """Audits on which the versions answer differently, and of which nobody has said anything."""
-        pairs = [(self.watched[name], both) for name, both in self._apart.items()]
+        pairs = [(self._audits.watched[name], both) for name, both in self._audits.apart.items()]
         return [(audit, both) for audit, both in pairs if not audit.labels]
-
-    def _cells(self) -> tuple[Cell, ...]:
-        """Live runs with labels, by class; the control is the side that the candidate is compared with."""
-        counts: dict[str, list[int]] = {}
-        for _, arm, query_class, right in self._right.values():
-            cell = counts.setdefault(query_class, [0, 0, 0, 0])
-            side = 2 if arm == "candidate" else 0
-            cell[side] += 1
-            cell[side + 1] += right
-        return tuple(
-            Cell(query_class=name, n_full=n[0], n_full_right=n[1], n_stopping=n[2], n_stopping_right=n[3])
-            for name, n in sorted(counts.items())
-        )
 
 
 def _run(episode: Episode) -> UnitRun:

@@ -113,7 +113,7 @@ class EpochState:
         state = cls(context=context, epoch=epoch, traffic=traffic, n=epoch.at, expected=deque(expected))
         plan = live_plan(context.route, context.control, epoch)
         learner = LiveLearner(FeatureSelection((), ()), plan.cost_exponent)
-        state.certifier = LiveCertifier(plan, learner, first=1.0, reads_shares=True)
+        state.certifier = LiveCertifier(plan, learner, first=None)  # rows of the log say at which share each was drawn
         state.certifier.begin(float(epoch.at), read_windows(epoch.windows))
         state.delay = LabelDelay(context.route.label_timeout_s)
         state.audits = [audit.kept(at, epoch.at) for audit, at in zip(kept, epoch.kept_at, strict=True)]

@@ -27,16 +27,10 @@ _MOST_LOG: Final = 700.0  # whose exponential is still a number
 class LiveCertifier(Certifier):
     """`Certifier`, fed from a log.
 
-    rests         nothing of its own is fitted: a rollout runs, or has put in force what serves
-    reads_shares  rows of the log say at which share each request was drawn
+    rests  nothing of its own is fitted: a rollout runs, or has put in force what serves
     """
 
     rests: bool = False
-    reads_shares: bool = False
-
-    def _note_share(self) -> None:
-        if not self.reads_shares:
-            Certifier._note_share(self)  # noqa: SLF001 - its own, of the class above
 
     def begin(self, at: float, windows: Windows) -> None:
         """Begin an epoch at this request.
