@@ -13,7 +13,7 @@ from suffice.assurance import money
 from suffice.assurance.lengths import HandOvers, RunLengths
 from suffice.assurance.money import Finish
 from suffice.episode.ledger import Ledger
-from suffice.episode.loop import Decides
+from suffice.episode.loop import Decider
 from suffice.settings import FinishMethod
 from suffice.signals.observe import Observer
 from suffice.types import Decision, Signals, Step
@@ -72,7 +72,7 @@ class GuardedPolicy:
 
     def __init__(
         self,
-        policy: Decides,
+        policy: Decider,
         needs: tuple[str, ...],
         ledger: Ledger,
         monotonic_s: Callable[[], float],
