@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.upstream.client import marked
+from suffice.upstream.client import mark_run
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, settings_for
 from tests.gateway.test_stop import chain, enforcing
@@ -54,4 +54,4 @@ async def test_the_clients_own_mark_goes_on_and_nothing_is_added_by_default(serv
 def test_a_name_that_is_no_header_is_refused(tmp_path: Any) -> None:
     with pytest.raises(ConfigError, match="affinity_header: got 'x y'; no HTTP header name"):
         settings_for("http://127.0.0.1:9", tmp_path, upstream={"affinity_header": "x y"})
-    assert marked([("a", "b")], "", "run") == [("a", "b")]
+    assert mark_run([("a", "b")], "", "run") == [("a", "b")]

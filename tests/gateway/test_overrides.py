@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from suffice.gateway.deployment import pinned
+from suffice.gateway.deployment import apply_pin
 from suffice.review.decide import DecisionRows, IncidentForm, OverrideForm
 from suffice.review.holds import InEffect, Override, in_effect
 from suffice.settings import Settings
@@ -177,17 +177,17 @@ def test_a_pin_goes_no_further_than_what_is_certified_today() -> None:
     holding = in_effect([pin], 1.0)
     today = publication(number=4, level=3, share=0.2, classes=(("choice", 1),))
     now = replace(NOTHING, publication=today, last=today, n_epochs=2)
-    found = pinned(now, holding).publication
+    found = apply_pin(now, holding).publication
     assert found is not None
     assert (found.number, found.level, found.share, found.classes) == (1, 3, 0.2, (("choice", 1),))
     other = publication(number=4, level=3, fit="another")
-    found = pinned(replace(now, publication=other), holding).publication
+    found = apply_pin(replace(now, publication=other), holding).publication
     assert found is not None
     assert found.level == 5
     for nothing in (replace(today, level=0), None):
-        assert pinned(replace(now, publication=nothing), holding).level == 0
-    assert pinned(replace(now, n_epochs=3), holding).level == 0, "of an ended epoch"
-    assert pinned(now, InEffect()) is now
+        assert apply_pin(replace(now, publication=nothing), holding).level == 0
+    assert apply_pin(replace(now, n_epochs=3), holding).level == 0, "of an ended epoch"
+    assert apply_pin(now, InEffect()) is now
 
 
 @pytest.mark.parametrize(("level", "n"), [(1, 5), (2, 3)])

@@ -31,8 +31,6 @@ N_RIVALS = 5  # tokens that a probe asks to be listed at each place: the most th
 
 
 class Continuer:
-    """The ways to close this request's thought."""
-
     def __init__(
         self,
         *,
@@ -114,7 +112,6 @@ class Continuer:
         return {k: self._body[k] for k in wanted if k in self._body}
 
     async def _ask_template(self) -> Prompt:
-        """llama.cpp: the template's text, and its tokens."""
         text = await self._json("/apply-template", self._template_fields(), "prompt")
         if not isinstance(text, str):
             raise UpstreamProtocol("/apply-template: gave no prompt")

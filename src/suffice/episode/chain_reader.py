@@ -91,7 +91,6 @@ class ChainReader:
 
     @property
     def is_over_budget(self) -> bool:
-        """Does the engine think on beyond the budget that it was told to keep?"""
         budget = self.budget
         return budget is not None and self.account.reasoning_tokens > budget.tokens + budget.slack_tokens
 
@@ -154,7 +153,6 @@ class ChainReader:
             self._go_blind()
 
     def finish(self) -> None:
-        """The stream has ended: write down what it came to."""
         state, ledger = self.state, self.ledger
         for channel, text in self._think.close():
             if channel == "answer":

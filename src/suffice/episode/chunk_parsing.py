@@ -54,7 +54,6 @@ def n_tokens(choice: Choice) -> int:
 
 
 def note_usage(account: CallAccount, usage: WireUsage | None) -> None:
-    """Take over what the upstream says of a call; the last word counts, an empty one does not."""
     if usage is None or not (usage.prompt_tokens or usage.completion_tokens):
         return
     account.prompt_tokens = usage.prompt_tokens

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from suffice.assurance import money
 from suffice.assurance.money import Finish, HandOvers, RunLengths
 from suffice.episode.ledger import Ledger
-from suffice.episode.loop import Decides
+from suffice.episode.loop import Decider
 from suffice.settings import FinishMethod
 from suffice.signals.observe import Observer
 from suffice.types import Decision, Signals, Step
@@ -71,7 +71,7 @@ class GuardedPolicy:
 
     def __init__(
         self,
-        policy: Decides,
+        policy: Decider,
         needs: tuple[str, ...],
         ledger: Ledger,
         monotonic_s: Callable[[], float],

@@ -158,12 +158,10 @@ class Ledger:
             self.system_fingerprint = system_fingerprint[:NAME_CHARS]
 
     def fail_open(self, site: str) -> None:
-        """Note that Suffice failed at `site` and carried on without itself."""
         if site not in self.degraded:
             self.degraded.append(site)
 
     def record_step(self, step: Step, signals: Signals, decision: Decision) -> None:
-        """Write one step and its decision down; remember the first stop."""
         self.steps.append(
             StepRecord(
                 index=step.index,
@@ -354,7 +352,6 @@ class Ledger:
 
 
 def usage_json(usage: Usage) -> dict[str, Any]:
-    """Usage as OpenAI writes it: reasoning tokens inside the completion, cached inside the prompt."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,

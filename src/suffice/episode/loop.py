@@ -14,7 +14,7 @@ from typing import Protocol
 from suffice.types import Decision, Signals, Step
 
 
-class Decides(Protocol):
+class Decider(Protocol):
     """What the loop needs of a policy."""
 
     def decide(self, s: Signals) -> Decision:
@@ -34,7 +34,7 @@ class StopVerdict:
 async def run_episode(
     steps: AsyncGenerator[Step, None],
     observe: Callable[[Step], Signals],
-    policy: Decides,
+    policy: Decider,
     record: Callable[[Step, Signals, Decision], bool],
 ) -> StopVerdict | None:
     """Read steps until the policy stops the run or the run ends by itself.

@@ -31,8 +31,6 @@ KEPT_CALLS = 2  # of the request's extra calls: one to continue after a stop, on
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialAnswer:
-    """What the model said when its thought was closed."""
-
     text: str
     logprobs: tuple[float, ...]  # natural log, of the answer's tokens
     entropy: float | None  # nats, of the first token
@@ -42,8 +40,6 @@ class TrialAnswer:
 
 
 class Prober:
-    """Asks for the trial answer at a checkpoint."""
-
     def __init__(self, continuer: Continuer, scorer: Scorer, ledger: Ledger) -> None:
         self._continuer, self._scorer, self._ledger = continuer, scorer, ledger
 
@@ -141,12 +137,12 @@ class Prober:
         except (UpstreamError, TimeoutError):
             self._ledger.fail_open("probe")
             return None
-        said = request.answer_prefix + cut_at(text, request.stop)
+        answer = request.answer_prefix + cut_at(text, request.stop)
         margin = None if first is None else margin_of(first)
         # Behind words of ours the answer's first token is not the first behind the closed thought.
         closed = None if request.answer_prefix else entropy
         return TrialAnswer(
-            text=said, logprobs=tuple(logprobs), entropy=entropy, margin=margin, closed_entropy=closed, tokens=spent
+            text=answer, logprobs=tuple(logprobs), entropy=entropy, margin=margin, closed_entropy=closed, tokens=spent
         )
 
 
@@ -155,8 +151,6 @@ PAIR_TIMEOUT_S = 600.0  # of a whole second run
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallArm:
-    """What the second call is asked with."""
-
     name: str  # "effort=low", "budget_tokens=512"; "full": nothing else
     fields: Mapping[str, Any]  # of the upstream, added to the client's own
     propensity: float
@@ -211,8 +205,6 @@ SITE = "embedder"  # under which a run says that its drafts were compared by wor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vectors:
-    """Asks for the vectors of one run."""
-
     embedder: Embedder
     ledger: Ledger
     max_calls: int  # extra calls of the run, those of other kinds included

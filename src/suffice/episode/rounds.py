@@ -83,7 +83,7 @@ class RoundsRun:
     policy: GuardedPolicy
     may_act: bool
     returning: Returning
-    resting: Callable[[], bool] = lambda: False  # has everything been told not to act, since the run began?
+    is_resting: Callable[[], bool] = lambda: False  # has everything been told not to act, since the run began?
     vectors: Vectors | None = None  # who may be asked for them; this class asks nobody
     shelf: Shelf | None = None  # takes the steps' texts for reviewers; None: they are dropped
     seen: list[StepRecordBrief] = field(default_factory=list)
@@ -94,7 +94,7 @@ class RoundsRun:
     @property
     def acts(self) -> bool:
         """May the caller be told to stop now?"""
-        return self.may_act and not self.resting()
+        return self.may_act and not self.is_resting()
 
     @property
     def id(self) -> str:
@@ -263,7 +263,6 @@ class RoundsRun:
 
 
 def last_answer(answers: Sequence[str | None], _confidences: Sequence[float | None] = ()) -> int:
-    """The last step that gave an answer, from 1; the last step if none did."""
     return next((i for i in range(len(answers), 0, -1) if answers[i - 1] is not None), len(answers))
 
 

@@ -196,7 +196,6 @@ async def sample_refusal(call: Call) -> UpstreamError:
 
 
 def completion_text(body: Mapping[str, Any]) -> str:
-    """The answer text of a completion; "" when it has none."""
     try:
         return str(body["choices"][0]["message"].get("content") or "")
     except (KeyError, IndexError, TypeError, AttributeError):

@@ -39,8 +39,6 @@ SLOT_TOKENS, SLOT_S = 4.0, 0.25  # how long an engine may take to see a call can
 
 @dataclass(frozen=True, slots=True)
 class OpenContinuation:
-    """A continuation that has begun to answer."""
-
     first: Piece  # with the first text that is not white space
     rest: AsyncGenerator[Piece, None]
     account: CallAccount
@@ -51,7 +49,7 @@ Clock = Callable[[], float]
 
 
 @dataclass(slots=True, kw_only=True)
-class HandOver:
+class StopTransition:
     relay: StreamRelay
     continuer: Continuer
     ledger: Ledger
@@ -250,7 +248,6 @@ class HandOver:
             deadline.reschedule(0.0)
 
     def _left(self) -> int | None:
-        """Tokens that the client's cap leaves for the answer; at least one."""
         if self.max_tokens is None:
             return None
         return max(1, self.max_tokens - self.relay.reader.account.received_tokens)

@@ -51,9 +51,7 @@ TakesTexts: TypeAlias = Callable[[bytes, str, list[str]], bool]  # as in `Repeat
 class Delivery(Protocol):
     """Where frames go: a client's stream, or a body that is put together."""
 
-    async def frames(self, frames: Sequence[Frame]) -> None:
-        """Hand over whole frames, in order."""
-        ...
+    async def frames(self, frames: Sequence[Frame]) -> None: ...
 
     def frame_now(self, raw: bytes) -> bool:  # noqa: ARG002
         """Hand over the bytes of whole frames without waiting; False: not now, or not here."""
@@ -75,8 +73,6 @@ class Delivery(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientView:
-    """What the client is to see of a stream."""
-
     usage: bool  # a usage chunk, or usage in the body
     object: bool  # the `suffice` object even when nothing was stopped
     joined: bool = False  # chunks that differ in their text alone may reach it as one frame
@@ -125,8 +121,6 @@ class OwnEnd:
 
 
 class StreamRelay:
-    """One upstream call on its way to the client."""
-
     def __init__(self, call: Call, reader: ChainReader, delivery: Delivery, view: ClientView) -> None:
         self.call, self.reader, self.delivery, self.view = call, reader, delivery, view
         self._texts_now = delivery.texts_now
@@ -186,7 +180,6 @@ class StreamRelay:
 
     @property
     def has_read(self) -> bool:
-        """Has the read that was begun come to its end?"""
         return self._reading is not None and self._reading.done()
 
     async def _begun_bytes(self, reading: asyncio.Task[bytes]) -> bytes:

@@ -14,7 +14,7 @@ from suffice.errors import BadRequest
 from suffice.gateway import kill
 from suffice.gateway.auth import ANYONE, Caller
 from suffice.gateway.context import GatewayState, RequestKey
-from suffice.gateway.load_control import Breaker, placed
+from suffice.gateway.load_control import Breaker, place_route
 from suffice.gateway.request_parsing import Intake
 from suffice.gateway.route import BuiltRoute
 from suffice.rollout.assign import UNASSIGNED, AuditAssignment, assign_audit, question_key
@@ -83,7 +83,7 @@ def admit(
         return None, blank_request(gw, arrival, reason or "no_route"), None
     place = None
     if gw.kill.on:
-        route = gw.kill.resting(route)
+        route = gw.kill.rest_route(route)
         if reason is None and not arrival.is_callers_loop and route.settings.kind == "reasoning":
             reason = kill.REASON  # samples are all drawn while it is on
     if reason is None:
@@ -93,11 +93,11 @@ def admit(
         question = question_key(arrival.question(), salt=gw.salt) if reason is None else ""
         query = arrival.query() if reason is None or route.in_force.classes or route.holding.classes else None
         route = route.for_request(question, arrival.model, class_of(query))
-        own = placed(route, place)
+        own = place_route(route, place)
         if reason is None:  # the audit is drawn for the route as it is; the arms then say what the request gets
             assigned = gw.assign(own, arrival.key(own.name), arrival.episode_id)
             varied, arms = gw.variants.place(route, lambda: arrival.units(assigned), question)
-            own = own if varied is route else placed(varied, place)
+            own = own if varied is route else place_route(varied, place)
         route = own
     gw.n_requests[route.name] = gw.n_requests.get(route.name, 0) + 1
     settings = route.settings

@@ -32,7 +32,6 @@ MODELS_TIMEOUT_S = 10.0
 
 
 async def list_models(gw: GatewayState, scope: Scope, _receive: Receive, send: Send) -> None:
-    """`GET /v1/models`: the upstream's own answer; with several upstreams, their lists joined."""
     exchange = Exchange(send, [], gw.monotonic_s)
     headers, caller = gw.keys.without_keys(headers_of(scope)), caller_of(scope)
     usable = {one.settings.upstream for one in gw.routes if caller.may_use(one.name, one.settings, by_name=False)}
@@ -40,10 +39,10 @@ async def list_models(gw: GatewayState, scope: Scope, _receive: Receive, send: S
     if not clients:  # its routes are loops of its own
         await exchange.json(200, b'{"object":"list","data":[]}')
         return
-    found = await asyncio.gather(*(_models_of(client, headers) for client in clients))
-    good = [body for status, body in found if status == 200]
-    if len(found) == 1 or not good:
-        status, body = found[0]
+    answers = await asyncio.gather(*(_models_of(client, headers) for client in clients))
+    good = [body for status, body in answers if status == 200]
+    if len(answers) == 1 or not good:
+        status, body = answers[0]
         await exchange.json(status, body)
         return
     merged: dict[str, Any] = {}
@@ -98,7 +97,6 @@ async def _any_reachable(upstreams: Iterable[UpstreamClient]) -> bool:
 
 
 async def metrics(gw: GatewayState, _scope: Scope, _receive: Receive, send: Send) -> None:
-    """`GET /metrics`: Prometheus text; rendered in a thread, because a large one takes time."""
     body = await asyncio.to_thread(generate_latest, gw.metrics.registry)
     exchange = Exchange(send, [], gw.monotonic_s)
     await exchange.start(200, [("content-type", CONTENT_TYPE_LATEST), ("content-length", str(len(body)))])
@@ -106,7 +104,7 @@ async def metrics(gw: GatewayState, _scope: Scope, _receive: Receive, send: Send
 
 
 Handler = Callable[[GatewayState, Scope, Receive, Send], Awaitable[None]]
-Beside = Callable[[Scope, Receive, Send], Awaitable[None]]  # another application behind the same port
+MountedApp = Callable[[Scope, Receive, Send], Awaitable[None]]  # another application behind the same port
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +184,8 @@ class _Paths:
 
     def find(self, path: str) -> tuple[Mapping[str, Endpoint], str | None]:
         """The endpoints by method, and the id in the path."""
-        if (found := self._exact.get(path)) is not None:
-            return found, None
+        if (exact := self._exact.get(path)) is not None:
+            return exact, None
         for pattern, by_method in self._with_id.items():
             if matched := pattern.fullmatch(path):
                 return by_method, matched.group(1)
@@ -202,7 +200,7 @@ class App:
     Where `console_port` is set, the port of a second listener, those applications answer there and nowhere else.
     """
 
-    def __init__(self, gateway: GatewayState, beside: Mapping[str, Beside] | None = None) -> None:
+    def __init__(self, gateway: GatewayState, beside: Mapping[str, MountedApp] | None = None) -> None:
         self.gateway = gateway
         self.beside = dict(beside or {})
         server = gateway.settings.server
@@ -212,7 +210,6 @@ class App:
         self._paths = _Paths(self.endpoints)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection event; only HTTP is spoken (start-up and shutdown are the server's)."""
         if scope["type"] != "http":
             raise ValueError(f"scope {scope['type']!r}: only http is served")
         self.gateway.n_live += 1
@@ -254,7 +251,7 @@ class App:
         finally:
             self.gateway.limits.leave(caller_of(scope))
 
-    async def _answer_beside(self, other: Beside, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer_beside(self, other: MountedApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Heads are bounded for everybody; who may come in is the other application's to say."""
         try:
             check_head(headers_of(scope))
@@ -361,7 +358,6 @@ def _with_cors(send: Send, origin: str) -> Send:
 
 
 def _check_permitted(endpoint: Endpoint, caller: Caller) -> None:
-    """Raises BadRequest 403 for what a key may not do at all."""
     if endpoint.shows_all:
         if caller.is_restricted and not caller.permits.all_objects:
             raise BadRequest("this shows what all keys do; this key needs all_objects", status=403, code="scope")

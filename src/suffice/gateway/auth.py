@@ -83,8 +83,8 @@ class KeyRing:
     def __init__(self, callers: Mapping[str, Caller] | None = None) -> None:
         # Looked up by digest, so that the time of a comparison says nothing about a key.
         self._by_digest = {_digest(key): caller for key, caller in (callers or {}).items()}
-        found = {caller.id: caller for caller in self._by_digest.values()}
-        self.callers: tuple[Caller, ...] = tuple(found.values())
+        by_id = {caller.id: caller for caller in self._by_digest.values()}
+        self.callers: tuple[Caller, ...] = tuple(by_id.values())
         self.asks_for_keys = any(not one.only_feedback for one in self.callers)
         self.has_tenants = sum(one.may_ask for one in self.callers) > 1  # what one of them makes is hidden from others
 
@@ -120,8 +120,8 @@ def set_caller(scope: Scope, caller: Caller) -> None:
 
 
 def caller_of(scope: Scope) -> Caller:
-    found: Caller = scope.get(_CALLER, ANYONE)
-    return found
+    caller: Caller = scope.get(_CALLER, ANYONE)
+    return caller
 
 
 def _once(headers: list[tuple[str, str]], name: str) -> list[str]:
@@ -211,7 +211,6 @@ class KeyLimits:
             use.n_unwritten += n_tokens
 
     def restore(self, used: Iterable[KeyUsage]) -> None:
-        """Take in what the log says was used; it was used before anything that this process has counted."""
         for one in used:
             use = self._uses.get(one.sender)
             if use is not None and use.day in ("", one.day):
@@ -219,14 +218,14 @@ class KeyLimits:
 
     def unwritten(self) -> list[KeyUsage]:
         """What was used since this was asked last."""
-        found = [
+        usages = [
             KeyUsage(usage_id="", sender=sender, day=use.day, n_tokens=use.n_unwritten)
             for sender, use in self._uses.items()
             if use.n_unwritten
         ]
         for use in self._uses.values():
             use.n_unwritten = 0
-        return found
+        return usages
 
     @staticmethod
     def _turn(use: _Use, wall_s: float) -> None:

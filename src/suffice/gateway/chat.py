@@ -46,12 +46,15 @@ def admit_chat(
 ) -> AdmittedRequest:
     """Find the route and draw the audit. Raises BadRequest for one that may not be used."""
     named = dict(headers)
-    found = find_route(gw, intake.model, named, caller)
-    _check_version(intake, named, found)
+    matched = find_route(gw, intake.model, named, caller)
+    _check_version(intake, named, matched)
     samples, reason = 1, None
-    if found is not None:
-        intake = intake.for_model(found.settings.model)
-        samples, reason = route.n_samples(found, intake.options), route.ungoverned(found, intake.body, intake.options)
+    if matched is not None:
+        intake = intake.for_model(matched.settings.model)
+        samples, reason = (
+            route.n_samples(matched, intake.options),
+            route.ungoverned(matched, intake.body, intake.options),
+        )
     count_stripped(gw, intake)
     user = intake.body.get("user") or intake.body.get("safety_identifier")
     arrival = Arrival(
@@ -62,14 +65,14 @@ def admit_chat(
         stream=intake.stream,
         n_samples=samples,
         question=lambda: intake.prompt or encode_json(intake.body.get("messages")).decode(),
-        query=lambda: None if found is None else query_of(intake.body, found.settings.kind, samples),
+        query=lambda: None if matched is None else query_of(intake.body, matched.settings.kind, samples),
         body=intake.identity,
         conversation=intake.options.get("conversation_id") or named.get("x-conversation-id"),
         idempotency_key=named.get("idempotency-key"),
         user=named.get("x-suffice-user") or (user if isinstance(user, str) else None),
         tenant=named.get("x-suffice-tenant"),
     )
-    served, request, retry_after_s = admit(gw, arrival, found, reason)
+    served, request, retry_after_s = admit(gw, arrival, matched, reason)
     return AdmittedRequest(
         intake=intake,
         headers=gw.keys.without_keys(headers),
@@ -80,11 +83,11 @@ def admit_chat(
     )
 
 
-def _check_version(intake: Intake, named: Mapping[str, str], found: BuiltRoute | None) -> None:
+def _check_version(intake: Intake, named: Mapping[str, str], matched: BuiltRoute | None) -> None:
     asked = named.get("x-suffice-policy-version") or intake.options.get("policy_version")
     if asked is None:
         return
-    known = found.policy_version if found is not None else "none"
+    known = matched.policy_version if matched is not None else "none"
     if str(asked).partition("@")[0] != known:  # a client cannot choose where the route operates between its levels
         message = f"policy version {str(asked)[:80]!r} is not in force on this route; in force: {known}"
         raise BadRequest(message, param="policy_version", code="unknown_policy_version")

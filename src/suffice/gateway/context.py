@@ -192,15 +192,14 @@ class OpenRuns:
 
     def get(self, episode_id: str, *, sender: str, now_s: float) -> RoundsRun | None:
         """A run of `sender` that is still kept; it counts as touched."""
-        found = self._runs.get(episode_id)
-        if found is None or found[0].ledger.request.sender != sender:
+        entry = self._runs.get(episode_id)
+        if entry is None or entry[0].ledger.request.sender != sender:
             return None
         del self._runs[episode_id]
-        self._runs[episode_id] = (found[0], now_s)
-        return found[0]
+        self._runs[episode_id] = (entry[0], now_s)
+        return entry[0]
 
     def opened_by(self, key: str) -> str | None:
-        """The episode that a call with this idempotency key has opened."""
         return self._opened.get(key)
 
     def pop_old(self, *, now_s: float) -> Iterator[RoundsRun]:
@@ -338,8 +337,8 @@ class GatewayState:
         proved = operation.certified if made.floor is None else min(operation.certified, made.floor)
         self.metrics.set("suffice_certified_level", proved, name)
         if now.certified != made.certified:
-            said = "certified" if made.floor is None else "budgeted: its drop is kept on average, without a confidence"
-            LOG.warning("routes.%s: %s", name, said if made.certified else "runs in full, nothing is certified")
+            state = "certified" if made.floor is None else "budgeted: its drop is kept on average, without a confidence"
+            LOG.warning("routes.%s: %s", name, state if made.certified else "runs in full, nothing is certified")
 
     def note_upstream(self, request: Request, outcome: Outcome) -> None:
         """Suspend a route at once where another model answers than its evidence knows, until the loop has decided."""
@@ -358,7 +357,6 @@ class GatewayState:
         self.operating.look(self.upstreams, self.routes, self.metrics, now_s=self.monotonic_s())
 
     def guarantee(self, route: BuiltRoute) -> RouteGuarantee:
-        """What is promised on a route, or to the request that gets it."""
         return self._guarantee(route)()
 
     def promise_to(self, route: BuiltRoute | None) -> Callable[[], str]:
@@ -387,7 +385,6 @@ class GatewayState:
             self._promised[route.name] = state
 
     def export_load(self) -> None:
-        """Write the load into the gauges; what fails here costs the others nothing."""
         try:
             self.operating.export(self.metrics, now_s=self.monotonic_s())
         except Exception:  # noqa: BLE001 - a gauge is no answer

@@ -81,22 +81,29 @@ def is_servable(route: BuiltRoute, made: Publication) -> bool:
     return route_guarantee.covers(route.settings, route.settings.max_em_drop, route.setup, made)
 
 
-def rested(base: BuiltRoute, why: str) -> BuiltRoute:
+def rest_route(base: BuiltRoute, why: str) -> BuiltRoute:
     """The route without anything that could act, whatever its settings say: it behaves as observe."""
     return replace(base, holding=replace(NO_OVERRIDES, observe=why))
 
 
-def deploy_route(base: BuiltRoute, held: InForce, version: FoldedVersion | None) -> BuiltRoute:
-    """The route as it serves what is in force.
+def deploy_route(base: BuiltRoute, held: InForce, version: FoldedVersion | None = None) -> BuiltRoute:
+    """The route as it serves what is in force: certified levels, an arm, its owner's policy, or full runs.
 
     base     the route as its settings have it, without any publication
     version  of the publication in force; None: there is none, or it cannot be read
 
     Raises ConfigError for a version that cannot be served.
     """
-    waiting = replace(base, in_force=held, in_burst=held.epoch is not None and held.in_burst)
-    made = held.publication
-    if made is None or version is None or not held.level or not is_servable(base, made):
+    settings, made = base.settings, held.publication
+    in_burst = held.epoch is not None and held.in_burst and not settings.is_paired
+    waiting = replace(base, in_force=held, in_burst=in_burst)
+    if made is None or not held.level or not is_servable(base, made):
+        return waiting
+    if settings.is_paired and made.arm in settings.arms:
+        return replace(waiting, certified=True, arm=made.arm, policy_version=made.version)
+    if settings.is_owned and made.version == own_version(settings).address:  # the very policy that was proved
+        return replace(waiting, certified=True)
+    if settings.is_paired or settings.is_owned or version is None:
         return waiting
     if version.address != made.fit or made.level >= version.n_levels:
         raise ConfigError(f"routes.{base.name}: version {made.fit} does not have what was published")
@@ -108,45 +115,12 @@ def deploy_route(base: BuiltRoute, held: InForce, version: FoldedVersion | None)
     return replace(waiting, certified=True, folds=folds, policy_version=made.fit, needs=needs, floor=floor)
 
 
-def serving_arm(base: BuiltRoute, held: InForce) -> BuiltRoute:
-    """The route as it serves what is in force.
-
-    base  the route as its settings have it, without any publication
-    """
-    waiting, made = replace(base, in_force=held), held.publication
-    if made is None or not held.level or not is_servable(base, made) or made.arm not in base.settings.arms:
-        return waiting
-    return replace(waiting, certified=True, arm=made.arm, policy_version=made.version)
-
-
-def serving_own(base: BuiltRoute, held: InForce) -> BuiltRoute:
-    """The route as it serves what is in force.
-
-    base  the route as its settings have it, without any publication
-    """
-    waiting = replace(base, in_force=held, in_burst=held.epoch is not None and held.in_burst)
-    made = held.publication
-    if (
-        made is None
-        or not held.level
-        or not is_servable(base, made)
-        or made.version != own_version(base.settings).address
-    ):
-        return waiting
-    return replace(waiting, certified=True)
-
-
-def pinned(held: InForce, holding: InEffect) -> InForce:
+def apply_pin(held: InForce, holding: InEffect) -> InForce:
     """What is in force where a person has pinned an earlier publication."""
     if held.pause is not None or held.publication is None:
         return held
     made = effective_publication(held.publication, held.n_epochs, holding)
     return held if made is held.publication else replace(held, publication=made)
-
-
-def apply_pinned_publication(held: InForce, made: Publication, told: Publication) -> InForce:
-    """What is in force where an earlier publication is served in the place of the newest."""
-    return replace(held, publication=route_guarantee.pin_publication(made, told))
 
 
 def apply_budget(base: BuiltRoute, holding: InEffect) -> BuiltRoute:
@@ -157,7 +131,7 @@ def apply_budget(base: BuiltRoute, holding: InEffect) -> BuiltRoute:
     return replace(base, settings=msgspec.structs.replace(base.settings, max_em_drop=budget))
 
 
-def resting(holding: InEffect, pause: Pause | None) -> InEffect:
+def apply_pause(holding: InEffect, pause: Pause | None) -> InEffect:
     """What people hold on a route whose policy its owner wrote: a pause has no certificate there to take away."""
     if pause is None or holding.observe is not None:
         return holding
@@ -255,7 +229,6 @@ class Variants:
         )
 
     def _candidate(self, route: BuiltRoute, trial: RolloutTrial, question: str) -> BuiltRoute | None:
-        """The route as a rollout's candidate serves it; None: it cannot be built."""
         state = trial.state
         if trial.models is None:
             return self._with_policy(route, trial.policy, f"standing:{version_name(trial.policy)}")
@@ -333,5 +306,4 @@ def _stands(route: BuiltRoute, state: State) -> bool:
 
 
 def version_name(policy: Mapping[str, object]) -> str:
-    """A name for a policy's table; equal tables, equal names."""
     return json.dumps(policy, sort_keys=True)

@@ -67,7 +67,6 @@ class ClientGone(Exception):
 
 
 def tells_hang_up(scope: Scope) -> TellHangUp | None:
-    """How the server tells when the client leaves; None: only through `receive`."""
     return (scope.get("extensions") or {}).get(HANG_UP)
 
 
@@ -78,11 +77,11 @@ def writes_now(scope: Scope) -> WriteNow | None:
 
 def headers_of(scope: Scope) -> list[tuple[str, str]]:
     """Request headers, names in lower case. Read once a request, and not to be changed."""
-    found: list[tuple[str, str]] | None = scope.get(_HEADERS)
-    if found is None:
+    headers: list[tuple[str, str]] | None = scope.get(_HEADERS)
+    if headers is None:
         given = scope["headers"][: MAX_HEADERS + 1]  # so many are refused, by `intake.check_head`
-        found = scope[_HEADERS] = [(k.decode("latin-1").lower(), v.decode("latin-1")) for k, v in given]
-    return found
+        headers = scope[_HEADERS] = [(k.decode("latin-1").lower(), v.decode("latin-1")) for k, v in given]
+    return headers
 
 
 async def read_body(receive: Receive, limit_bytes: int) -> bytes:
@@ -329,7 +328,6 @@ class BodyDelivery:
                 self._assembler.add(frame.data)
 
     def can_begin_again(self) -> bool:
-        """Nothing was sent yet: another run may take the place of this one."""
         return not self._exchange.status
 
     async def end(self) -> None:

@@ -6,7 +6,7 @@
     /feedback/langfuse      scores, as Langfuse writes them
 
 A 2xx means that all of it is on disk and stays there; everything may be sent again and counts once. Who may say what is
-decided in `voice_of` and `bound`, for all of them. Refuses to know what a vote is worth.
+decided in `find_label_source` and `bind_body`, for all of them. Refuses to know what a vote is worth.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Row = Feedback | BadRequest  # a piece of feedback that can be stored, or why no
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Voice:
+class LabelSource:
     sender: str  # a name for the key, meaningless without the salt; "": none was asked for
     door: str  # as `Feedback.door`
     episode: str | None = None  # the only one that may be spoken of; None: any
@@ -69,21 +69,20 @@ async def one(gw: GatewayState, scope: Scope, receive: Receive, send: Send) -> N
         body, token = await _body_and_token(gw, headers, receive)
         if token is None and (refused := scope.get(FOREIGN_PAGE)) is not None:
             raise refused  # whose page it is matters only where no token says what may be rated
-        voice = voice_of(gw, headers, token)
-        given = (await _owned(gw, voice, [_read(gw, voice, body)]))[0]
+        author = find_label_source(gw, headers, token)
+        given = (await _owned(gw, author, [_read(gw, author, body)]))[0]
         if isinstance(given, BadRequest):
             raise given
         (event,) = await _events(gw, [given])
         receipt = await gw.log.append_durable(event)
         if receipt.conflict:
             raise id_conflict()
-        _note(gw, voice, receipt)
+        _note(gw, author, receipt)
         answer = {"accepted": True, "duplicate": receipt.duplicate, "joined": receipt.joined}
         await exchange.json(200, msgspec.json.encode(answer))
 
 
 async def batch(gw: GatewayState, scope: Scope, receive: Receive, send: Send) -> None:
-    """Many pieces: those that can be stored are, the others are named with what is wrong."""
     exchange, headers = Exchange(send, [], gw.monotonic_s), headers_of(scope)
     async with _refusing(gw, exchange):
         body = await _body(gw, headers, receive, parse_json)
@@ -92,7 +91,7 @@ async def batch(gw: GatewayState, scope: Scope, receive: Receive, send: Send) ->
             raise BadRequest('body: must be {"feedback": [...]}, a list of objects as /v1/feedback takes them')
         if not rows:
             raise _row_count_refused(0)
-        await _store(gw, exchange, voice_of(gw, headers, None), rows)
+        await _store(gw, exchange, find_label_source(gw, headers, None), rows)
 
 
 async def from_label_studio(gw: GatewayState, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,10 +99,10 @@ async def from_label_studio(gw: GatewayState, scope: Scope, receive: Receive, se
     exchange, headers = Exchange(send, [], gw.monotonic_s), headers_of(scope)
     async with _refusing(gw, exchange):
         told = await _body(gw, headers, receive, lambda raw, limits: label_studio.read_event(parse_json(raw, limits)))
-        voice = voice_of(gw, headers, None, door="label-studio")
-        if not voice.caller.may_write("reviewer"):
+        author = find_label_source(gw, headers, None, door="label-studio")
+        if not author.caller.may_write("reviewer"):
             raise _out_of_scope("reviewer")
-        await _store(gw, exchange, voice, told.rows, told.n_ignored)
+        await _store(gw, exchange, author, told.rows, told.n_ignored)
 
 
 async def from_langfuse(gw: GatewayState, scope: Scope, receive: Receive, send: Send) -> None:
@@ -124,16 +123,16 @@ async def from_langfuse(gw: GatewayState, scope: Scope, receive: Receive, send: 
             raw,
             gw.settings.server,
         )
-        voice = voice_of(gw, headers, None, door="langfuse", signed=signed)
-        await _store(gw, exchange, voice, told.rows, told.n_ignored)
+        author = find_label_source(gw, headers, None, door="langfuse", signed=signed)
+        await _store(gw, exchange, author, told.rows, told.n_ignored)
 
 
 # --------------------------------------------------------------------------- who may say what
 
 
-def voice_of(
+def find_label_source(
     gw: GatewayState, headers: list[tuple[str, str]], token: str | None, *, door: str = "", signed: bool = False
-) -> Voice:
+) -> LabelSource:
     """Who speaks. Raises BadRequest 401 for a token that is forged or too old, and for a key that is needed.
 
     door    that the feedback comes by, where it is one of its own
@@ -142,26 +141,28 @@ def voice_of(
     if token is not None:
         episode = feedback_token.read_token(token, now_s=gw.wall_s(), salt=gw.salt)
         # One name for all of them: together they weigh no more than one key.
-        return Voice(sender=sender_key("feedback token", salt=gw.salt), door="token", episode=episode)
+        return LabelSource(sender=sender_key("feedback token", salt=gw.salt), door="token", episode=episode)
     caller = ANYONE if signed else gw.keys.require(headers, feedback=True)
     if not caller.id:
         # A key that nobody checked could be another one for every label.
-        return Voice(sender=sender_key(door, salt=gw.salt), door=door or "open")
+        return LabelSource(sender=sender_key(door, salt=gw.salt), door=door or "open")
     # Whoever may ask the model is a user, by whichever door.
-    return Voice(sender=caller.id, door=INFERENCE_KEY if caller.may_ask else door or "feedback-key", caller=caller)
+    return LabelSource(
+        sender=caller.id, door=INFERENCE_KEY if caller.may_ask else door or "feedback-key", caller=caller
+    )
 
 
-def bound(body: Mapping[str, Any], voice: Voice) -> dict[str, Any]:
-    """The body with what the voice fixes. Raises BadRequest 403 for what it may not say.
+def bind_body(body: Mapping[str, Any], author: LabelSource) -> dict[str, Any]:
+    """The body with what its author fixes. Raises BadRequest 403 for what it may not say.
 
     A token speaks of its own answer, for its user. Its ids have a space of their own: nobody can take another's.
     """
-    if voice.episode is None:
+    if author.episode is None:
         source = body.get("source") or (BEHAVIOUR if body.get("event") is not None else "")
-        if isinstance(source, str) and source and not voice.caller.may_write(source):
+        if isinstance(source, str) and source and not author.caller.may_write(source):
             raise _out_of_scope(source)
         return dict(body)
-    if body.get("episode_id") not in (None, voice.episode):
+    if body.get("episode_id") not in (None, author.episode):
         message = "episode_id: this token came with another answer; it may rate that one only"
         raise BadRequest(message, status=403, param="episode_id", code="wrong_episode")
     source = BEHAVIOUR if body.get("event") is not None else USER
@@ -173,7 +174,7 @@ def bound(body: Mapping[str, Any], voice: Voice) -> dict[str, Any]:
         given = hashlib.blake2b(msgspec.json.encode(dict(body), order="sorted"), digest_size=12).hexdigest()
     if not isinstance(given, str) or not 1 <= len(given) <= 100:
         raise BadRequest("feedback_id: must be a string of 1 to 100 characters", param="feedback_id")
-    return {**body, "feedback_id": f"token:{voice.episode}:{given}", "episode_id": voice.episode, "source": source}
+    return {**body, "feedback_id": f"token:{author.episode}:{given}", "episode_id": author.episode, "source": source}
 
 
 def _out_of_scope(source: str) -> BadRequest:
@@ -182,13 +183,13 @@ def _out_of_scope(source: str) -> BadRequest:
     return BadRequest(message, status=403, param="source", code="scope")
 
 
-async def _owned(gw: GatewayState, voice: Voice, rows: Sequence[Row]) -> list[Row]:
+async def _owned(gw: GatewayState, author: LabelSource, rows: Sequence[Row]) -> list[Row]:
     """The same rows, with a refusal for each that is about an answer to another key. What is not known yet waits."""
-    if not gw.keys.has_tenants or voice.caller.sees_all:
+    if not gw.keys.has_tenants or author.caller.sees_all:
         return list(rows)
     given = [row for row in rows if isinstance(row, Feedback)]
     senders = iter(await asyncio.to_thread(gw.senders_of, [(row.episode_id, row.response_id) for row in given]))
-    return [_own(row, next(senders), voice.sender) if isinstance(row, Feedback) else row for row in rows]
+    return [_own(row, next(senders), author.sender) if isinstance(row, Feedback) else row for row in rows]
 
 
 def _own(row: Feedback, senders: frozenset[str], sender: str) -> Row:
@@ -199,17 +200,17 @@ def _own(row: Feedback, senders: frozenset[str], sender: str) -> Row:
     return BadRequest(message, status=404, param=where, code="not_found")
 
 
-def _read(gw: GatewayState, voice: Voice, body: Any) -> Row:
+def _read(gw: GatewayState, author: LabelSource, body: Any) -> Row:
     try:
         if not isinstance(body, dict):
             raise BadRequest("feedback: must be an object")
-        said = read_feedback(bound(body, voice), gw.settings.metrics)
-        if voice.episode is not None and gw.words.of(voice.episode) >= MOST_WORDS:
+        feedback = read_feedback(bind_body(body, author), gw.settings.metrics)
+        if author.episode is not None and gw.words.of(author.episode) >= MOST_WORDS:
             message = f"feedback: {MOST_WORDS} pieces came with this token; more need a key"
             raise BadRequest(message, status=429, code="too_much_feedback")
     except BadRequest as error:
         return error
-    return seal_feedback(said, sender=voice.sender, door=voice.door, salt=gw.salt)
+    return seal_feedback(feedback, sender=author.sender, door=author.door, salt=gw.salt)
 
 
 # --------------------------------------------------------------------------- reading and storing
@@ -218,7 +219,6 @@ def _read(gw: GatewayState, voice: Voice, body: Any) -> Row:
 async def _body(
     gw: GatewayState, headers: list[tuple[str, str]], receive: Receive, read: Callable[[bytes, Server], T]
 ) -> T:
-    """A body of many rows, as `read` has it."""
     check_body_headers(headers, BATCH_LIMIT_BYTES)
     return await read_aside(read, await read_body(receive, BATCH_LIMIT_BYTES), gw.settings.server)
 
@@ -250,10 +250,10 @@ async def _body_and_token(
             raise refused from None
         raise
     if refused is not None and token is None:
-        found = _TOKEN.search(raw)
-        if found is None:
+        match = _TOKEN.search(raw)
+        if match is None:
             raise refused
-        feedback_token.read_token(found[1].decode("latin-1"), now_s=gw.wall_s(), salt=gw.salt)
+        feedback_token.read_token(match[1].decode("latin-1"), now_s=gw.wall_s(), salt=gw.salt)
     body = await read_aside(parse_json, raw, gw.settings.server)
     if "token" not in body:
         check_body_headers(headers, limit_bytes)
@@ -265,11 +265,13 @@ async def _body_and_token(
     return body, token
 
 
-async def _store(gw: GatewayState, exchange: Exchange, voice: Voice, bodies: Sequence[Any], n_ignored: int = 0) -> None:
+async def _store(
+    gw: GatewayState, exchange: Exchange, author: LabelSource, bodies: Sequence[Any], n_ignored: int = 0
+) -> None:
     if len(bodies) > MOST_ROWS:
         raise _row_count_refused(len(bodies))
-    read = [body if isinstance(body, BadRequest) else _read(gw, voice, body) for body in bodies]
-    rows = await _owned(gw, voice, read)
+    read = [body if isinstance(body, BadRequest) else _read(gw, author, body) for body in bodies]
+    rows = await _owned(gw, author, read)
     events = await _events(gw, [row for row in rows if isinstance(row, Feedback)])
     done = iter(await asyncio.gather(*map(gw.log.append_durable, events), return_exceptions=True))
     results, failure = list[dict[str, Any]](), None
@@ -281,7 +283,7 @@ async def _store(gw: GatewayState, exchange: Exchange, voice: Voice, bodies: Seq
             failure = outcome
         elif isinstance(outcome, Receipt) and outcome.conflict:
             outcome = id_conflict()
-        results.append(_result(gw, voice, body, outcome))
+        results.append(_result(gw, author, body, outcome))
     counts = {
         "accepted": sum(one["accepted"] for one in results),
         "duplicates": sum(one.get("duplicate", False) for one in results),
@@ -307,10 +309,12 @@ async def _events(gw: GatewayState, given: Sequence[Feedback]) -> list[FeedbackG
     return [FeedbackGiven(one, gw.sampling.recalled(one)) for one in given]
 
 
-def _result(gw: GatewayState, voice: Voice, body: Any, outcome: Receipt | BadRequest | StoreError) -> dict[str, Any]:
+def _result(
+    gw: GatewayState, author: LabelSource, body: Any, outcome: Receipt | BadRequest | StoreError
+) -> dict[str, Any]:
     named = body.get("feedback_id") if isinstance(body, dict) else None
     if isinstance(outcome, Receipt):
-        _note(gw, voice, outcome)
+        _note(gw, author, outcome)
         return {
             "feedback_id": named,
             "accepted": True,
@@ -327,19 +331,18 @@ def _result(gw: GatewayState, voice: Voice, body: Any, outcome: Receipt | BadReq
     return {"feedback_id": named if isinstance(named, str) else None, "accepted": False, "error": error}
 
 
-def _note(gw: GatewayState, voice: Voice, receipt: Receipt) -> None:
+def _note(gw: GatewayState, author: LabelSource, receipt: Receipt) -> None:
     gw.metrics.inc("suffice_feedback_total", "duplicate" if receipt.duplicate else "accepted")
     if receipt.duplicate:
         return
     if not receipt.joined:
         gw.metrics.inc("suffice_feedback_unjoined_total")
-    if voice.episode is not None:
-        gw.words.note(voice.episode)
+    if author.episode is not None:
+        gw.words.note(author.episode)
 
 
 @asynccontextmanager
 async def _refusing(gw: GatewayState, exchange: Exchange) -> AsyncIterator[None]:
-    """A block whose refusals and failures are answered."""
     try:
         yield
     except ClientGone:

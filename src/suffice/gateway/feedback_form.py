@@ -75,10 +75,10 @@ def read_feedback(body: Mapping[str, Any], declared: Declared | None = None) -> 
     return _with_metrics(given, declared)
 
 
-def seal_feedback(said: Feedback, *, sender: str, door: str, salt: str) -> Feedback:
+def seal_feedback(feedback: Feedback, *, sender: str, door: str, salt: str) -> Feedback:
     """The feedback as the log may keep it: under the name of its key, and of no person by their own name."""
-    user = sender_key(f"user {joined(sender, said.user)}", salt=salt) if said.user else ""
-    return replace(said, sender=sender, door=door, user=user)
+    user = sender_key(f"user {joined(sender, feedback.user)}", salt=salt) if feedback.user else ""
+    return replace(feedback, sender=sender, door=door, user=user)
 
 
 def id_conflict(where: str = "") -> BadRequest:
@@ -196,8 +196,8 @@ def _satisfaction(read: Mapping[str, bool | float | str], declared: Declared | N
     """The mean of the questions of surveys that were answered, each from 0, the worst, to 1; None: there was none."""
     if declared is None:
         return None
-    found = [scaled(float(value), declared[name]) for name, value in read.items() if declared[name].survey]
-    return sum(found) / len(found) if found else None
+    answers = [scaled(float(value), declared[name]) for name, value in read.items() if declared[name].survey]
+    return sum(answers) / len(answers) if answers else None
 
 
 METRICS: Final = "metrics."  # how a field begins that is a metric
@@ -224,10 +224,6 @@ class FeedbackMapping:
 
 
 def plan(columns: Iterable[str], mapped: Iterable[str], fixed: Iterable[str], declared: Declared) -> FeedbackMapping:
-    """Match the columns of a table with fields: by `--map FIELD=COLUMN`, `--set FIELD=VALUE`, then by name.
-
-    Raises ConfigError for a field or a column that there is not.
-    """
     known = list(columns)
     fields = [*(field for field in FIELDS if field != "metrics"), *(f"{METRICS}{name}" for name in declared)]
     given, set_to = _pairs("--map", mapped, fields), _pairs("--set", fixed, fields)
@@ -236,21 +232,21 @@ def plan(columns: Iterable[str], mapped: Iterable[str], fixed: Iterable[str], de
             raise ConfigError(f"--map: {field}: there is no column {column!r}; there are: {', '.join(known)}")
     taken = {*given.values()}
     by_name = {name: name for name in known if name in (*fields, "metrics") and name not in taken | given.keys()}
-    found = {field: column for field, column in (by_name | given).items() if field not in set_to}
-    used = set(found.values())
-    return FeedbackMapping(columns=found, fixed=set_to, unused=tuple(name for name in known if name not in used))
+    by_field = {field: column for field, column in (by_name | given).items() if field not in set_to}
+    used = set(by_field.values())
+    return FeedbackMapping(columns=by_field, fixed=set_to, unused=tuple(name for name in known if name not in used))
 
 
 def _pairs(option: str, given: Iterable[str], fields: list[str]) -> dict[str, str]:
-    found = {}
+    pairs = {}
     for one in given:
         field, equals, value = one.partition("=")
         if not equals or not value:
             raise ConfigError(f"{option}: got {one!r}; it is written FIELD=…")
         if field not in fields:
             raise ConfigError(f"{option}: unknown field {field!r}; known: {', '.join(fields)}")
-        found[field] = value
-    return found
+        pairs[field] = value
+    return pairs
 
 
 def body(cells: Mapping[str, Any], by: FeedbackMapping, declared: Declared) -> dict[str, Any]:
@@ -286,10 +282,10 @@ def _metric(field: str, cell: Any, kind: str) -> Any:
 
 
 def _flag(field: str, cell: Any) -> bool:
-    found = _FLAGS.get(str(cell).strip().lower())
-    if found is None:
+    flag = _FLAGS.get(str(cell).strip().lower())
+    if flag is None:
         raise BadRequest(f"{field}: must be true or false, got {str(cell)[:40]!r}", param=field)
-    return found
+    return flag
 
 
 def _cell_number(field: str, cell: Any) -> float:
@@ -307,9 +303,9 @@ def _whole(field: str, cell: Any) -> int:
 
 
 def _thumbs(_: str, cell: Any) -> str:
-    said = str(cell).strip().lower()
-    flag = _FLAGS.get(said)
-    return said if flag is None else "up" if flag else "down"
+    word = str(cell).strip().lower()
+    flag = _FLAGS.get(word)
+    return word if flag is None else "up" if flag else "down"
 
 
 def _text(cell: Any) -> str:

@@ -17,7 +17,7 @@ from suffice.episode.probe import KEPT_CALLS, CallArm, Prober, Vectors, ask_twic
 from suffice.episode.reasoning import ReasoningRun
 from suffice.episode.samples import SampleRun, sample_refusal
 from suffice.episode.segment import Segmenter, StepCutter, build_segmenter
-from suffice.episode.stop_transition import HandOver
+from suffice.episode.stop_transition import StopTransition
 from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay, data_frame
 from suffice.errors import UpstreamProtocol
 from suffice.gateway.admission import AdmittedRequest
@@ -30,7 +30,7 @@ from suffice.rollout.assign import assign_audit
 from suffice.rollout.effects import draw_pair
 from suffice.settings import Probe
 from suffice.types import Decision, Purpose, Signals, Step
-from suffice.upstream.client import Call, UpstreamClient, governed_headers, marked
+from suffice.upstream.client import Call, UpstreamClient, governed_headers, mark_run
 from suffice.upstream.drivers import (
     CHAT_PATH,
     NO_FIELDS,
@@ -74,7 +74,7 @@ async def govern_request(
         route=route,
         client=client,
         intake=admitted.intake,
-        headers=marked(headers, client.settings.affinity_header, request.conversation or request.episode_id),
+        headers=mark_run(headers, client.settings.affinity_header, request.conversation or request.episode_id),
         ledger=ledger,
         exchange=exchange,
     )
@@ -111,8 +111,8 @@ async def govern_reasoning(job: GovernedRequest) -> None:
 
         began_s, cap = job.gw.monotonic_s(), _max_tokens(job)
 
-        def hand_over() -> HandOver:
-            return HandOver(
+        def hand_over() -> StopTransition:
+            return StopTransition(
                 relay=relay,
                 continuer=continuer,
                 ledger=ledger,
@@ -161,7 +161,7 @@ async def _close_full_run(
     job: GovernedRequest,
     relay: StreamRelay,
     continuer: Continuer,
-    hand_over: Callable[[], HandOver],
+    hand_over: Callable[[], StopTransition],
     prober: Prober | None,
 ) -> None:
     """Answer a run that was cut inside its thought: for the client if the route says so, else on record.
@@ -316,7 +316,6 @@ def _probes(job: GovernedRequest) -> bool:
 
 
 def _vectors(job: GovernedRequest) -> Vectors | None:
-    """Who gives the steps their vectors; a stop keeps the calls that it needs."""
     embedder = job.gw.embedders.get(job.route.name)
     if embedder is None:
         return None
@@ -454,7 +453,6 @@ async def _deliver_vote(job: GovernedRequest, body: dict[str, Any]) -> None:
 
 
 def as_chunks(body: dict[str, Any], *, wants_usage: bool) -> list[bytes]:
-    """A finished completion as an ordinary stream: role, message, finish reason, usage if asked for."""
     head: dict[str, Any] = {k: body[k] for k in ("id", "created", "model", "system_fingerprint") if k in body}
     head["object"] = "chat.completion.chunk"
     choice = body["choices"][0]
@@ -462,8 +460,8 @@ def as_chunks(body: dict[str, Any], *, wants_usage: bool) -> list[bytes]:
     role = message.pop("role", "assistant")
     deltas: list[dict[str, Any]] = [{"role": role, "content": ""}]
     # A thought goes before its answer: clients that show both in the order of arrival would turn them round.
-    said = sorted(message.items(), key=lambda item: item[0] not in REASONING_FIELDS)
-    deltas += [{k: v} for k, v in said if v not in (None, "")]
+    fields = sorted(message.items(), key=lambda item: item[0] not in REASONING_FIELDS)
+    deltas += [{k: v} for k, v in fields if v not in (None, "")]
     frames = [head | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
     last = head | {"choices": [{"index": 0, "delta": {}, "finish_reason": choice.get("finish_reason")}]}
     if "suffice" in body:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import partial
 from math import inf
-from typing import Any, Protocol
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -36,13 +36,6 @@ class ConnectionPhase(IntEnum):
     ANSWER = 2  # us
 
 
-class Peer(Protocol):
-    phase: ConnectionPhase
-
-    def evict(self) -> None:
-        """Close it: its place is needed."""
-
-
 class Connections:
     """Counts connections. Each belongs to the address that it came from.
 
@@ -56,14 +49,14 @@ class Connections:
 
     def __init__(self, *, most: int | None = None, most_per_address: int | None = None) -> None:
         self.most, self.most_per_address = most, most_per_address
-        self._address_of: dict[Peer, str | bytes] = {}
-        self._by_address: dict[str | bytes, dict[Peer, None]] = {}  # the one that has waited longest is first
-        self._waiting: tuple[dict[Peer, None], ...] = ({}, {})  # by phase; likewise
+        self._address_of: dict[LimitedHttp, str | bytes] = {}
+        self._by_address: dict[str | bytes, dict[LimitedHttp, None]] = {}  # the one that has waited longest is first
+        self._waiting: tuple[dict[LimitedHttp, None], ...] = ({}, {})  # by phase; likewise
 
     def __len__(self) -> int:
         return len(self._address_of)
 
-    def admit(self, peer: Peer, host: str) -> str | None:
+    def admit(self, peer: LimitedHttp, host: str) -> str | None:
         """Count a new connection, which waits for a head. Returns why there is no place for it; None: there is."""
         address = _network_of(host)
         same = self._by_address.get(address, {})
@@ -76,7 +69,7 @@ class Connections:
         self._waiting[ConnectionPhase.HEAD][peer] = None
         return None
 
-    def move(self, peer: Peer, phase: ConnectionPhase) -> None:
+    def move(self, peer: LimitedHttp, phase: ConnectionPhase) -> None:
         """A connection waits for something else now."""
         before, peer.phase = peer.phase, phase
         if peer not in self._address_of:
@@ -89,7 +82,7 @@ class Connections:
             del same[peer]
             same[peer] = None
 
-    def forget(self, peer: Peer) -> None:
+    def forget(self, peer: LimitedHttp) -> None:
         """A connection is closed; to say so twice is harmless."""
         address = self._address_of.pop(peer, None)
         if address is None:
@@ -108,15 +101,15 @@ class Connections:
                 return True
         return False
 
-    def _evict_of(self, same: dict[Peer, None]) -> bool:
+    def _evict_of(self, same: dict[LimitedHttp, None]) -> bool:
         for phase in (ConnectionPhase.HEAD, ConnectionPhase.BODY):
-            found = next((peer for peer in same if peer.phase == phase), None)
-            if found is not None:
-                self._evict(found)
+            waiting = next((peer for peer in same if peer.phase == phase), None)
+            if waiting is not None:
+                self._evict(waiting)
                 return True
         return False
 
-    def _evict(self, peer: Peer) -> None:
+    def _evict(self, peer: LimitedHttp) -> None:
         self.forget(peer)
         peer.evict()
 
@@ -326,7 +319,6 @@ class LimitedHttp(HttpToolsProtocol):
         return self.limits.head_s if self._has_begun or not self._n_requests else self.limits.idle_s
 
     def evict(self) -> None:
-        """Close it: its place is needed."""
         self.transport.abort()
 
     # ---- refusals

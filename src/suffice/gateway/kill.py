@@ -85,7 +85,7 @@ class KillSwitch:
         LOG.warning("kill switch: %s", f"pulled: {reason}" if on else "released: what is in force acts again")
         self._told(KillSwitched(KillSwitchState(on=on, reason=reason, stamp=stamp)))
 
-    def resting(self, route: BuiltRoute) -> BuiltRoute:
+    def rest_route(self, route: BuiltRoute) -> BuiltRoute:
         """The route as it serves while the switch is pulled: nothing on it may act."""
         if not self.on:
             return route
@@ -114,7 +114,6 @@ def clear_switch(file: Path) -> bool:
 
 
 def _stamp_of(file: Path) -> int:
-    """When the file was written. A link that leads nowhere counts: somebody has put it there. Raises OSError."""
     try:
         return file.stat().st_mtime_ns
     except OSError:

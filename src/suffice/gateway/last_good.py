@@ -46,7 +46,6 @@ class GoodRoute:
 
     @property
     def matters(self) -> bool:
-        """Would anything be lost with it: a certificate that acts, a pause, a hold, another policy?"""
         return self.held.level > 0 or self.held.pause is not None or bool(self.overrides) or self.standing is not None
 
 
@@ -83,12 +82,12 @@ def open_sealed(source: bytes, *, secret: str, now_s: float, most_s: float) -> L
     if len(source) > MOST_BYTES:
         raise ConfigError(f"got {len(source):,} bytes; at most {MOST_BYTES:,}")
     line, _, content = source.partition(b"\n")
-    found = _FIRST_LINE.fullmatch(line)
-    if found is None:
+    match = _FIRST_LINE.fullmatch(line)
+    if match is None:
         raise ConfigError("is no last-good file: its first line is broken")
-    if not hmac.compare_digest(sha256(content).hexdigest().encode(), found[1]):
+    if not hmac.compare_digest(sha256(content).hexdigest().encode(), match[1]):
         raise ConfigError("its content is not what was written: changed, or cut off")
-    if not hmac.compare_digest(_signature(content, secret), found[2]):
+    if not hmac.compare_digest(_signature(content, secret), match[2]):
         raise ConfigError("its signature was not made with this deployment's secret")
     try:
         good = msgspec.json.decode(content, type=LastGood)

@@ -118,7 +118,6 @@ def reply_headers(request: Request) -> list[tuple[str, str]]:
 
 
 def count_stripped(gw: GatewayState, intake: Intake) -> None:
-    """Count the override fields that were taken out of a body."""
     for field in intake.stripped:
         gw.metrics.inc("suffice_stripped_fields_total", field)
 
@@ -178,7 +177,6 @@ def write_outcome(gw: GatewayState, ledger: Ledger, outcome: Outcome) -> None:
 
 
 def close(gw: GatewayState, ledger: Ledger, end: EndReason) -> None:
-    """Write the one outcome, and count what it says."""
     if end != "done":
         ledger.end_reason = end
     outcome = ledger.close(now_s=gw.monotonic_s(), default=end)
@@ -263,17 +261,16 @@ def open_shelf(route: BuiltRoute, ledger: Ledger) -> Shelf | None:
     return None if until_s is None else Shelf(until_s=until_s)
 
 
-def keep_sources(gw: GatewayState, ledger: Ledger, found: Shelf | None) -> None:
-    """Write down what was gathered, at the end of a run."""
-    if found is None or not found.sources:
+def keep_sources(gw: GatewayState, ledger: Ledger, shelf: Shelf | None) -> None:
+    if shelf is None or not shelf.sources:
         return
     request = ledger.request
     kept = Sources(
         episode_id=request.episode_id,
         route=request.route,
-        sources=tuple(found.sources),
-        is_cut=found.is_cut,
-        expires_at_s=found.until_s,
+        sources=tuple(shelf.sources),
+        is_cut=shelf.is_cut,
+        expires_at_s=shelf.until_s,
     )
     append(gw, SourcesKept(kept), ledger)
 

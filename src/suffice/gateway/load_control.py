@@ -150,7 +150,6 @@ class RouteLoad:
         return durations[ceil(0.95 * len(durations)) - 1]
 
     def measured(self, now_s: float, *, queue: float | None) -> LoadSample:
-        """All of it, for the operating point."""
         return LoadSample(
             queue=queue,
             latency_s=self.latency_s(now_s, idle=queue is not None and queue < 0.01),
@@ -209,8 +208,6 @@ ALERT_UNTIL: Final = 0.9  # of the capacity: an alert ends below that
 
 @dataclass(slots=True)
 class RouteOperation:
-    """One route: its load, its place, and whether its brake holds."""
-
     name: str
     settings: Route
     load: RouteLoad = field(default_factory=RouteLoad)
@@ -272,15 +269,15 @@ class LoadControl:
         self._queues: dict[str, Smooth] = {}
 
     def of(self, name: str, settings: Route) -> RouteOperation:
-        found = self._routes.get(name)
-        if found is None:
-            found = self._routes[name] = RouteOperation(name, settings)
-        return found
+        operation = self._routes.get(name)
+        if operation is None:
+            operation = self._routes[name] = RouteOperation(name, settings)
+        return operation
 
     def queue(self, upstream: str) -> float | None:
         """Calls open at an upstream over its slots, smoothed; None: nobody has looked yet."""
-        found = self._queues.get(upstream)
-        return None if found is None else found.value
+        queue = self._queues.get(upstream)
+        return None if queue is None else queue.value
 
     def admit(self, route: BuiltRoute, *, now_s: float, draw: Callable[[], float] | None = None) -> Admission:
         """Take a new governed request of a route in, and say what becomes of it.
@@ -294,9 +291,9 @@ class LoadControl:
         return operation.admission(now_s, queue=self.queue(route.settings.upstream), point=draw())
 
     def note(self, request: Request, outcome: Outcome, *, now_s: float) -> None:
-        found = self._routes.get(request.route)
-        if found is not None:
-            found.load.note(request, outcome, now_s=now_s, falls_back=found.fallback is not None)
+        operation = self._routes.get(request.route)
+        if operation is not None:
+            operation.load.note(request, outcome, now_s=now_s, falls_back=operation.fallback is not None)
 
     def look(
         self, upstreams: Mapping[str, UpstreamClient], routes: Sequence[BuiltRoute], metrics: Metrics, *, now_s: float
@@ -310,7 +307,6 @@ class LoadControl:
             _alert(operation, now_s)
 
     def export(self, metrics: Metrics, *, now_s: float) -> None:
-        """Write what was measured into the gauges: when somebody reads them."""
         for name, queue in self._queues.items():
             metrics.set("suffice_upstream_queue_ratio", queue.value, name)
         for operation in self._routes.values():
@@ -335,7 +331,7 @@ class LoadControl:
             )
 
 
-def placed(route: BuiltRoute, place: Admission) -> BuiltRoute:
+def place_route(route: BuiltRoute, place: Admission) -> BuiltRoute:
     """The route as a request gets it; one that has no levels is as it is, but for an arm that the load leaves out."""
     if route.arm and place.level == 0:
         return replace(route, certified=False, arm="")

@@ -28,19 +28,17 @@ from suffice.gateway.context import GatewayState, run_periodically
 from suffice.gateway.deployment import (
     RolloutTrial,
     apply_budget,
-    apply_pinned_publication,
+    apply_pause,
+    apply_pin,
     deploy_route,
-    pinned,
-    rested,
-    resting,
-    serving_arm,
-    serving_own,
+    rest_route,
 )
 from suffice.gateway.last_good import GoodRoute, LastGood, LastGoodWriter
 from suffice.gateway.route import BuiltRoute
 from suffice.learn.version import FoldedVersion, load_version, read_version
 from suffice.policy.base import build_policy
-from suffice.review.holds import NO_OVERRIDES, InEffect, in_effect, standing
+from suffice.review.override import NO_OVERRIDES, InEffect, in_effect, standing
+from suffice.review.route_guarantee import pin_publication
 from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.stages import State
 from suffice.store.database.cached_reader import KeptReader
@@ -125,7 +123,6 @@ class Follower:
         self._changed = True  # since the last-good file was written
 
     def tell(self) -> None:
-        """Something was decided just now: look at once."""
         self._told.set()
 
     def look(self) -> Mapping[str, BuiltRoute]:
@@ -254,22 +251,22 @@ class Follower:
         """
         before, self._in_force[base.name] = self._in_force.get(base.name), held
         if not base.settings.certifies_itself:
-            return replace(base, in_force=held, holding=resting(holding, held.pause))
+            return replace(base, in_force=held, holding=apply_pause(holding, held.pause))
         own = replace(apply_budget(base, holding), holding=holding)
         if base.settings.is_paired:
             # One that acts uncertified has no certificate that a pause could take away.
-            rests = replace(own, holding=resting(holding, held.pause)) if base.settings.uncertified else own
-            return serving_arm(rests, pinned(held, holding))
+            rests = replace(own, holding=apply_pause(holding, held.pause)) if base.settings.uncertified else own
+            return deploy_route(rests, apply_pin(held, holding))
         if base.settings.is_owned:
-            return serving_own(own, pinned(held, holding))
+            return deploy_route(own, apply_pin(held, holding))
         try:
-            return self._built(own, pinned(held, holding), connection)
+            return self._built(own, apply_pin(held, holding), connection)
         except Exception as error:  # noqa: BLE001 - a policy that crashes when it is loaded serves nobody
             why = _why(error)
         earlier = _earlier(held, before)
         if earlier is not None:
             with contextlib.suppress(Exception):
-                built = self._built(own, pinned(earlier, holding), connection)
+                built = self._built(own, apply_pin(earlier, holding), connection)
                 if built.certified:
                     self._in_force[base.name] = earlier
                     self._refuse(_refusal(base.name, held, why, f"publication {_number(earlier)} stays in force"))
@@ -351,7 +348,7 @@ class Follower:
         for name, base in self._base.items():
             told = self._good.routes.get(name)
             if told is None:
-                self._gw.put_in_force(name, rested(base, "the last-good file does not know this route"))
+                self._gw.put_in_force(name, rest_route(base, "the last-good file does not know this route"))
                 continue
             self._gw.put_in_force(name, self._serving(base, told.held, in_effect(told.overrides, now_s), None))
             own = own_version(base.settings).address if base.settings.policy else ""
@@ -367,7 +364,7 @@ class Follower:
         variants = self._gw.variants
         variants.experiments, variants.trials, variants.standing = (), {}, {}
         for name, base in self._base.items():
-            self._gw.put_in_force(name, rested(base, f"the log cannot be read, and {why}"))
+            self._gw.put_in_force(name, rest_route(base, f"the log cannot be read, and {why}"))
         self._said_without_log()
 
     def _said_without_log(self) -> None:
@@ -387,7 +384,6 @@ class Follower:
         return self._keeper is not None and self._keeper.is_due(changed=self._changed)
 
     def _keep(self) -> None:
-        """Write the last-good file, where there is something new or its time has grown old."""
         if self._keeper is None:
             return
         with self._failing_open():
@@ -395,7 +391,6 @@ class Follower:
                 self._changed = False
 
     def _as_good(self) -> LastGood:
-        """What is in force now, as the file has it."""
         gw, now = self._gw, {route.name: route for route in self._gw.routes}
         routes = {}
         for name in self._base:
@@ -470,7 +465,6 @@ class Follower:
             self._read_s = self._gw.monotonic_s()
 
     def close(self) -> None:
-        """Let go of the log. Waits for a look that is under way."""
         self._reader.close()
 
     @contextlib.contextmanager
@@ -504,11 +498,10 @@ def _earlier(held: InForce, before: InForce | None) -> InForce | None:
     made, told = held.publication, None if before is None else before.publication
     if made is None or told is None or before is None or not held.level or not before.level:
         return None
-    return apply_pinned_publication(held, made, told) if told.epoch == held.n_epochs else None
+    return replace(held, publication=pin_publication(made, told)) if told.epoch == held.n_epochs else None
 
 
 def _number(held: InForce) -> int:
-    """Of the publication; 0: there is none."""
     return 0 if held.publication is None else held.publication.number
 
 
@@ -523,13 +516,13 @@ def export_gauges(outlook: Outlook, route: str, metrics: Metrics) -> None:
     _export_satisfaction(outlook.satisfaction, route, metrics)
 
 
-def _export_satisfaction(said: SatisfactionEffect | None, route: str, metrics: Metrics) -> None:
-    if said is None:
+def _export_satisfaction(effects: SatisfactionEffect | None, route: str, metrics: Metrics) -> None:
+    if effects is None:
         return
-    for runs, found in (("full", said.full), ("stopped", said.stopped)):
-        if found is not None:
-            metrics.set("suffice_satisfaction_ratio", found.value, route, runs)
-    effect = said.effect
+    for runs, ratio in (("full", effects.full), ("stopped", effects.stopped)):
+        if ratio is not None:
+            metrics.set("suffice_satisfaction_ratio", ratio.value, route, runs)
+    effect = effects.effect
     if effect is not None and effect.low is not None and effect.high is not None:
         metrics.set("suffice_satisfaction_effect", effect.value, route)
         metrics.set("suffice_satisfaction_effect_lower_bound", effect.low, route)

@@ -95,13 +95,12 @@ class Objects:
 
         The log speaks first: an id that another process saw earlier is not this one's.
         """
-        found = await asyncio.to_thread(self._find, object_id)
-        if found is not None:
-            self._keep(found)
-        return found or self._recent.get(object_id)
+        stored = await asyncio.to_thread(self._find, object_id)
+        if stored is not None:
+            self._keep(stored)
+        return stored or self._recent.get(object_id)
 
     def recent(self, object_id: str) -> StoredObject | None:
-        """The same as far as this process remembers."""
         return self._recent.get(object_id)
 
     async def check(self, caller: Caller, object_id: str, where: str) -> None:
@@ -109,8 +108,8 @@ class Objects:
 
         where  the field that names it
         """
-        found = None if len(object_id) > MOST_ID_CHARS else await self.of(object_id)
-        if found is None or found.sender != caller.id:
+        stored = None if len(object_id) > MOST_ID_CHARS else await self.of(object_id)
+        if stored is None or stored.sender != caller.id:
             message = f"{where}: {object_id[:80]!r} is not found among what this key has made through this gateway"
             raise BadRequest(message, status=404, param=where, code="not_found")
 
@@ -124,22 +123,21 @@ class Objects:
         for object_id, where in named.items():
             await self.check(caller, object_id, where)
         chosen = body.get("request_id")  # a new id: some engines let their callers choose it
-        if isinstance(chosen, str) and (found := await self.of(chosen)) is not None and found.sender != caller.id:
+        if isinstance(chosen, str) and (stored := await self.of(chosen)) is not None and stored.sender != caller.id:
             raise BadRequest("request_id: is taken; choose another one", status=409, param="request_id", code="taken")
 
 
 def _named(body: Mapping[str, Any]) -> dict[str, str]:
     """The fields by which a body names objects, by the objects' ids; one more than may be, if there are more."""
-    found = dict[str, str]()
+    fields = dict[str, str]()
     for where, object_id in references(body):
-        found[object_id] = where
-        if len(found) > MOST_REFERENCES:
+        fields[object_id] = where
+        if len(fields) > MOST_REFERENCES:
             break
-    return found
+    return fields
 
 
 def references(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The objects that a body names, each with its field."""
     waiting: list[Any] = [body]
     while waiting:
         node = waiting.pop()

@@ -44,7 +44,7 @@ _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Foreign:
+class ForeignApi:
     """How a call of another API is made and what is read of its answer."""
 
     note: Callable[[CallAccount, Ledger, bytes, bool], None]  # reads the answer's last bytes
@@ -62,7 +62,7 @@ async def pass_through(
     ledger: Ledger,
     *,
     purpose: Purpose = "main",
-    foreign: Foreign | None = None,
+    foreign: ForeignApi | None = None,
 ) -> None:
     """Relay one call byte for byte. Raises UpstreamError when there is no answer to relay.
 
@@ -162,7 +162,7 @@ def note_tail(account: CallAccount, ledger: Ledger, tail: bytes, events: bool) -
             ledger.truncated = ledger.truncated or choice.finish_reason == "length"
 
 
-_CHAT = Foreign(note=note_tail)
+_CHAT = ForeignApi(note=note_tail)
 
 
 def _last_chunks(tail: bytes) -> list[Chunk]:
@@ -232,8 +232,6 @@ class PassingExchange(Exchange):
 
 
 class ResponsesExchange(PassingExchange):
-    """The same for responses: a failure inside a stream is an event `error` of that API."""
-
     def error_frame(self, status: int, message: str, kind: str, code: str) -> bytes:  # noqa: ARG002
         """Flat, as the API's reference has it, and nested, as OpenAI's clients look for it."""
         seen = _SEQUENCE.findall(self.last)
@@ -243,8 +241,6 @@ class ResponsesExchange(PassingExchange):
 
 
 class MessagesExchange(PassingExchange):
-    """The same for Anthropic's messages, whose errors have a shape of their own."""
-
     def error_body(self, status: int, message: str, kind: str, param: str | None, code: str) -> bytes:  # noqa: ARG002
         """`{"type": "error", "error": {"type", "message"}}`."""
         kind = _MESSAGES_KINDS.get(status, "invalid_request_error" if status < 500 else "api_error")
@@ -311,7 +307,7 @@ class _Ask:
         kept = await self._stored()
         if self._is_shared:
             await gw.objects.check_body(self.caller, intake.raw, intake.body)
-        found = self._route(intake, named, kept)
+        matched = self._route(intake, named, kept)
         count_stripped(gw, intake)
         arrival = Arrival(
             episode_id=episode_id,
@@ -320,14 +316,14 @@ class _Ask:
             model=intake.model,
             stream=intake.stream,
         )
-        served, request, _ = admit(gw, arrival, found, "no_route" if found is None else "endpoint")
-        if self.api.is_json and found is not None:
-            intake = intake.for_model(found.settings.model)
+        served, request, _ = admit(gw, arrival, matched, "no_route" if matched is None else "endpoint")
+        if self.api.is_json and matched is not None:
+            intake = intake.for_model(matched.settings.model)
         return AdmittedRequest(
             intake=intake,
             headers=gw.keys.without_keys(headers),
             route=served,
-            upstream=self._upstream(found, named, kept),
+            upstream=self._upstream(matched, named, kept),
             request=request,
         )
 
@@ -392,11 +388,11 @@ class _Ask:
             return replace(_unread(raw.strip()), body=body)
         return _unread(raw)
 
-    def _upstream(self, found: BuiltRoute | None, named: Mapping[str, str], kept: StoredObject | None) -> str:
+    def _upstream(self, route: BuiltRoute | None, named: Mapping[str, str], kept: StoredObject | None) -> str:
         """Where a stored answer lives, as far as it is known; else the route's upstream."""
         if kept is not None and "x-suffice-route" not in named and kept.upstream in self.gw.upstreams:
             return kept.upstream
-        return (found.settings.upstream if found is not None else "") or self.gw.fallback_upstream()
+        return (route.settings.upstream if route is not None else "") or self.gw.fallback_upstream()
 
     async def answer(self, gw: GatewayState, admitted: AdmittedRequest, ledger: Ledger, exchange: Exchange) -> None:
         assert isinstance(exchange, PassingExchange)
@@ -406,7 +402,7 @@ class _Ask:
         body = intake.forwarded
         # vLLM's own check of keys reads `authorization` alone, whatever the API.
         wants_own = self.api.x_api_key and client.settings.driver != "vllm"
-        foreign = Foreign(
+        foreign = ForeignApi(
             method=self.method,
             mark=self.api.mark,
             key_header="x-api-key" if wants_own else "authorization",
@@ -443,13 +439,12 @@ def _check_length(headers: list[tuple[str, str]], limit_bytes: int) -> None:
 
 
 def _unread(raw: bytes) -> Intake:
-    """A body that goes on as it is; only the model in it is looked at, to find its route."""
     model, stream = "", False
     with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # the engine judges it
         if raw[:1] == b"{":
-            found = _decode_named(raw)
-            model = msgspec.json.decode(found.model, type=str) if len(found.model) <= MOST_NAME_CHARS else ""
-            stream = found.stream == b"true"
+            fields = _decode_named(raw)
+            model = msgspec.json.decode(fields.model, type=str) if len(fields.model) <= MOST_NAME_CHARS else ""
+            stream = fields.stream == b"true"
     return Intake(
         raw=raw,
         body={},
@@ -474,7 +469,6 @@ _decode_named = msgspec.json.Decoder(_Named).decode
 
 
 def _note(exchange: PassingExchange, account: CallAccount, ledger: Ledger, tail: bytes, events: bool) -> None:
-    """Take over what a complete answer says of itself."""
     told = read_answer(exchange.head, tail, events=events)
     _take_prompt(account, told)
     account.reported_tokens = told.completion_tokens

@@ -38,8 +38,6 @@ _READER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="suffice-intake")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intake:
-    """A chat request as far as the gateway reads it."""
-
     raw: bytes  # as it came
     body: dict[str, Any]  # parsed, without `suffice` and without override fields
     changed: bool  # was anything taken out? Then `raw` may not be forwarded
@@ -140,7 +138,6 @@ def parse_json(raw: bytes, limits: Server) -> dict[str, Any]:
 
 
 def _decode(raw: bytes) -> Any:
-    """Decode fast; where the fast decoder will not, slowly and strictly."""
     try:
         return _decode_fast(raw)
     except RecursionError:
@@ -171,12 +168,12 @@ def _decode_slowly(raw: bytes) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    table = dict(pairs)
+    if len(table) < len(pairs):
         seen = set[str]()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise BadRequest(f"body: the key {twice[:80]!r} stands twice", param=twice[:80], code="repeated_key")
-    return found
+    return table
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -34,8 +34,6 @@ from suffice.types import Decision, EndReason
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundsRequest:
-    """What a caller says when its loop begins."""
-
     question: str
     key: str | None = None  # the conversation that the run belongs to
     caller: Caller = ANYONE  # whose question it is
@@ -82,7 +80,7 @@ def open_run(gw: GatewayState, route: BuiltRoute, asked: RoundsRequest) -> Round
         policy=GuardedPolicy(served.policy, served.needs, ledger, gw.monotonic_s),
         may_act=may_stop(request, served),
         returning=served.returning,
-        resting=lambda: gw.kill.on,
+        is_resting=lambda: gw.kill.on,
         vectors=None if embedder is None else Vectors(embedder=embedder, ledger=ledger, max_calls=most),
         shelf=open_shelf(served, ledger),
     )
@@ -116,7 +114,6 @@ def close_old(gw: GatewayState) -> None:
 
 
 def close_all(gw: GatewayState) -> None:
-    """End every run: the process ends, and no caller can come back to them."""
     for run in gw.runs.pop_all():
         close_run(gw, run, "shutdown")
 
@@ -194,12 +191,12 @@ async def decide_step(gw: GatewayState, scope: Scope, receive: Receive, send: Se
     try:
         check_body_headers(headers, LIMIT_BYTES)
         raw = await read_body(receive, LIMIT_BYTES)
-        said = read_decide(await read_aside(parse_json, raw, gw.settings.server))
+        step = read_decide(await read_aside(parse_json, raw, gw.settings.server))
         close_old(gw)
-        run = _run(gw, said, caller_of(scope), dict(headers))
-        vector = () if said.told is None or said.index is None else await run.vector_of(said.index, said.told)
+        run = _run(gw, step, caller_of(scope), dict(headers))
+        vector = () if step.told is None or step.index is None else await run.vector_of(step.index, step.told)
         # From here to the answer nothing waits: clients that ask at once are served one after the other.
-        decision = _advance(gw, run, said, vector)
+        decision = _advance(gw, run, step, vector)
     except ClientGone:
         return
     except BadRequest as error:
@@ -222,23 +219,23 @@ async def decide_step(gw: GatewayState, scope: Scope, receive: Receive, send: Se
     await exchange.json(200, msgspec.json.encode(_answer(run, decision)))
 
 
-def _run(gw: GatewayState, said: DecideRequest, caller: Caller, headers: Mapping[str, str]) -> RoundsRun:
+def _run(gw: GatewayState, step: DecideRequest, caller: Caller, headers: Mapping[str, str]) -> RoundsRun:
     """The run that is meant: one that is open, or a new one."""
-    found = next((r for r in usable_routes(gw.routes, caller, by_name=True) if r.name == said.route), None)
-    if found is None:
-        raise route_refusal(gw.routes, caller, said.route, where="route")
+    route = next((r for r in usable_routes(gw.routes, caller, by_name=True) if r.name == step.route), None)
+    if route is None:
+        raise route_refusal(gw.routes, caller, step.route, where="route")
     key = _opening_key(caller, headers)
-    episode_id = said.episode_id or (gw.runs.opened_by(key) if key else None)
+    episode_id = step.episode_id or (gw.runs.opened_by(key) if key else None)
     if episode_id is not None:
         run = gw.runs.get(episode_id, sender=caller.id, now_s=gw.monotonic_s())
         if run is None:
             message = f"episode_id: {episode_id[:80]!r} is not open here; it has ended, was left too long, or never was"
             raise BadRequest(message, status=404, param="episode_id", code="unknown_episode")
-        if run.ledger.request.route != said.route:
+        if run.ledger.request.route != step.route:
             message = f"route: this episode belongs to the route {run.ledger.request.route!r}"
             raise BadRequest(message, status=409, param="route", code="route_conflict")
         return run
-    return _open(gw, found, said, caller, headers)
+    return _open(gw, route, step, caller, headers)
 
 
 def _opening_key(caller: Caller, headers: Mapping[str, str]) -> str | None:
@@ -248,22 +245,22 @@ def _opening_key(caller: Caller, headers: Mapping[str, str]) -> str | None:
 
 
 def _open(
-    gw: GatewayState, route: BuiltRoute, said: DecideRequest, caller: Caller, headers: Mapping[str, str]
+    gw: GatewayState, route: BuiltRoute, step: DecideRequest, caller: Caller, headers: Mapping[str, str]
 ) -> RoundsRun:
-    if said.question is None:
+    if step.question is None:
         raise BadRequest("question: is needed when a run begins, and episode_id after that", param="question")
-    if said.index not in (None, 1):
-        message = f"step.index: got {said.index}; the first step of a run is 1, and episode_id names one that is open"
+    if step.index not in (None, 1):
+        message = f"step.index: got {step.index}; the first step of a run is 1, and episode_id names one that is open"
         raise BadRequest(message, status=409, param="step.index", code="step_gap")
     asked = RoundsRequest(
-        question=said.question,
-        key=said.key or headers.get("x-conversation-id"),
+        question=step.question,
+        key=step.key or headers.get("x-conversation-id"),
         caller=caller,
         idempotency_key=headers.get("idempotency-key"),
-        model=said.model,
-        metadata=said.metadata,
-        query_class=said.query_class,
-        planned_steps=said.planned_steps,
+        model=step.model,
+        metadata=step.metadata,
+        query_class=step.query_class,
+        planned_steps=step.planned_steps,
     )
     run = open_run(gw, route, asked)
     gw.runs.put(run, key=_opening_key(caller, headers), now_s=gw.monotonic_s())
@@ -271,13 +268,12 @@ def _open(
     return run
 
 
-def _advance(gw: GatewayState, run: RoundsRun, said: DecideRequest, vector: tuple[float, ...]) -> Decision:
-    """Take the step in, if there is one, and end the run, if it is to end."""
-    decision = Decision(action="continue", reason="the run is over" if run.is_over or said.done else "the run is open")
-    if said.told is not None and said.index is not None:
-        decision = run.take(said.index, said.told, vector)
-    if said.done or said.aborted:
-        close_run(gw, run, "client_left" if said.aborted else "done")
+def _advance(gw: GatewayState, run: RoundsRun, step: DecideRequest, vector: tuple[float, ...]) -> Decision:
+    decision = Decision(action="continue", reason="the run is over" if run.is_over or step.done else "the run is open")
+    if step.told is not None and step.index is not None:
+        decision = run.take(step.index, step.told, vector)
+    if step.done or step.aborted:
+        close_run(gw, run, "client_left" if step.aborted else "done")
     return decision
 
 
@@ -325,7 +321,7 @@ def read_decide(body: dict[str, Any]) -> DecideRequest:
     for name in ("done", "aborted"):
         if not isinstance(body.get(name), bool | None):
             raise BadRequest(f"{name}: must be true or false", param=name)
-    said = DecideRequest(
+    request = DecideRequest(
         route=route,
         episode_id=_text(body, "episode_id", ID_CHARS),
         question=_text(body, "question", LIMIT_BYTES),
@@ -339,9 +335,9 @@ def read_decide(body: dict[str, Any]) -> DecideRequest:
         query_class=_text(body, "query_class", ID_CHARS) or "",
         planned_steps=_planned(body.get("planned_steps")),
     )
-    if said.told is None and said.episode_id is None and said.question is None:
+    if request.told is None and request.episode_id is None and request.question is None:
         raise BadRequest("step: is needed, or question to begin a run, or episode_id with done", param="step")
-    return said
+    return request
 
 
 def _step(step: Any) -> tuple[int, StepReport]:

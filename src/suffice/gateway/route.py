@@ -90,7 +90,6 @@ class BuiltRoute:
 
     @property
     def acts(self) -> bool:
-        """May the policy end a run here?"""
         vouched = self.certified or self.promise == "budgeted" or self.settings.uncertified or self.risks
         return self.settings.mode == "enforce" and vouched and self.refused is None and self.holding.observe is None
 
@@ -146,7 +145,7 @@ class BuiltRoute:
         classes  audits by class of questions, as the job `monitor` has seen them
         beside   what serves a part of its requests in another way
         """
-        found, made = (
+        promised, made = (
             guarantee_of(
                 GuaranteeInputs(
                     name=self.name,
@@ -165,17 +164,16 @@ class BuiltRoute:
             ),
             self.in_force.publication,
         )
-        if found.state not in ("certified", "budgeted"):
-            return RouteGuarantee(state="uncertified") if self.risks and not killed and self.acts else found
+        if promised.state not in ("certified", "budgeted"):
+            return RouteGuarantee(state="uncertified") if self.risks and not killed and self.acts else promised
         if not (self.certified or self.promise == "budgeted"):
             return RouteGuarantee(state="uncertified" if self.risks else "uncovered")
         if made is not None and made.fit and not self.policy_version.startswith(made.fit):
             return RouteGuarantee(state="candidate")
-        return found
+        return promised
 
     @property
     def returning(self) -> Returning:
-        """Which step's answer a run of a caller's own loop returns."""
         return returning(self.policy)
 
     @property
@@ -199,10 +197,6 @@ def route_setup(settings: Route, scorer: str, url_key: str, *, probes: bool) -> 
 
 
 def n_samples(route: BuiltRoute, options: Mapping[str, Any]) -> int:
-    """How many samples the full run draws: the request's own number, else the route's.
-
-    Raises BadRequest for more than the route allows.
-    """
     if route.settings.kind != "samples":
         return 1
     samples, limit = int(options.get("samples") or route.settings.samples), route.settings.max_extra_calls + 1

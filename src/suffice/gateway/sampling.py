@@ -86,8 +86,6 @@ class _Tally:
 
 @dataclass(slots=True)
 class _Count:
-    """What one route's requests come to since its counts were last written."""
-
     since_s: float  # monotonic, of the first of them
     tallies: dict[tuple[str, str, str], _Tally] = field(default_factory=dict)  # by class, version, why ungoverned
     senders: list[str] = field(default_factory=list)
@@ -142,8 +140,8 @@ class LogSampler:
             return 1.0
         if request.ungoverned is not None:
             return sample_rate
-        found = self.rates.get(request.route)
-        if found is None or found.sample_rate != sample_rate:  # the owner's rate is another one since
+        rates = self.rates.get(request.route)
+        if rates is None or rates.sample_rate != sample_rate:  # the owner's rate is another one since
             share = request.propensity if request.audit else 1 - request.propensity
             if (sample_rate, share) not in self._even:
                 if len(self._even) >= MOST_CELLS:
@@ -151,9 +149,9 @@ class LogSampler:
                 self._even[sample_rate, share] = live_rate(sample_rate, share)
             return self._even[sample_rate, share]
         known = self._by_class.get(request.route)
-        if known is None or known[0] is not found:
-            known = self._by_class[request.route] = found, dict(found.after)
-        return known[1].get(class_of(request.query), found.other)
+        if known is None or known[0] is not rates:
+            known = self._by_class[request.route] = rates, dict(rates.after)
+        return known[1].get(class_of(request.query), rates.other)
 
     def remember(self, request: Request, outcome: Outcome, *, now_s: float) -> None:
         """Keep what a label of a run of the lottery would be joined with, for as long as there is room.
@@ -188,7 +186,6 @@ class LogSampler:
         return given.episode_id in self._open
 
     def recalled(self, given: Feedback) -> RecalledRun | None:
-        """The live run that feedback names, if it is remembered."""
         name = given.episode_id
         if name is None and given.response_id is not None:
             name = self._answered.get(given.response_id)

@@ -151,7 +151,6 @@ class Governor:
         )
 
     def begin(self, opening: RunStart) -> EpisodeCore:
-        """What `episode` does when its block is entered. Raises ClosedError."""
         self._usable()
         return EpisodeCore(self._backend.open(opening), self._usable)
 
@@ -175,15 +174,15 @@ class Governor:
         self._usable()
         if not 1 <= len(rows) <= MOST_ROWS:
             raise BadRequest(f"feedback: got {len(rows)} rows; 1 to {MOST_ROWS:,} in one call", param="feedback")
-        said = []
+        checked = []
         for number, row in enumerate(rows, 1):
             try:
                 given = {**row, "feedback_id": row.get("feedback_id") or uuid.uuid4().hex}
-                said.append(read_feedback(given, self._backend.declared))
+                checked.append(read_feedback(given, self._backend.declared))
             except BadRequest as error:
                 where = f"row {number}, " if len(rows) > 1 else ""
                 raise BadRequest(f"{where}{error}", status=error.status, param=error.param, code=error.code) from None
-        return self._backend.feedback(said)
+        return self._backend.feedback(checked)
 
     async def afeedback(self, episode_id: str, **fields: Unpack[FeedbackFields]) -> LabelReceipt:
         """As `feedback`, without holding up the event loop."""

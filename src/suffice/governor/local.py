@@ -40,7 +40,6 @@ class BackgroundLoop:
         self.wait(self._stack.enter_async_context(helper))
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do this in the helper's loop and return what it gives; raises what it raises."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def close(self) -> None:
@@ -120,9 +119,8 @@ class LocalBackend:
 
     @property
     def failed_open(self) -> dict[str, int]:
-        """How often Suffice failed, by place."""
-        found = self._gw.metrics.registry.collect()
-        samples = [s for metric in found if metric.name == "suffice_failopen" for s in metric.samples]
+        metrics = self._gw.metrics.registry.collect()
+        samples = [s for metric in metrics if metric.name == "suffice_failopen" for s in metric.samples]
         return {s.labels["site"]: int(s.value) for s in samples if s.name.endswith("_total")}
 
     def open(self, opening: RunStart) -> LocalRun:
@@ -148,7 +146,6 @@ class LocalBackend:
 
     @property
     def declared(self) -> Mapping[str, Metric]:
-        """The metrics that feedback may give."""
         return self._gw.settings.metrics
 
     def feedback(self, given: Sequence[Feedback]) -> tuple[LabelReceipt, ...]:

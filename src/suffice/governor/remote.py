@@ -73,7 +73,7 @@ class ServerConnections:
             try:
                 connection.request("POST", self._base + path, raw, sent)
                 reply = connection.getresponse()
-                status, said = reply.status, reply.read(REPLY_LIMIT_BYTES)
+                status, answer = reply.status, reply.read(REPLY_LIMIT_BYTES)
             except TimeoutError as error:
                 connection.close()
                 raise ServerUnavailable("it took too long") from error
@@ -83,7 +83,7 @@ class ServerConnections:
                     raise ServerUnavailable(type(error).__name__) from error
                 continue
             self._give_back(connection)
-            return _read(status, said)
+            return _read(status, answer)
         raise AssertionError("unreachable")
 
     def close(self) -> None:
@@ -111,9 +111,9 @@ class ServerConnections:
         connection.close()
 
 
-def _read(status: int, said: bytes) -> Any:
+def _read(status: int, raw: bytes) -> Any:
     try:
-        body: Any = msgspec.json.decode(said)
+        body: Any = msgspec.json.decode(raw)
     except msgspec.DecodeError:
         raise ServerUnavailable(f"HTTP {status} without JSON") from None
     if status == 200 and isinstance(body, dict):
@@ -185,16 +185,15 @@ class RemoteRun:
         """What the server says; None, now and for the rest of the run, once it could not be asked."""
         if self._lost:
             return None
-        said = self._backend.ask(body, headers)
-        if said is None:
+        answer = self._backend.ask(body, headers)
+        if answer is None:
             self._lost = True
             return None
-        self._told = said
-        return said
+        self._told = answer
+        return answer
 
 
 def step_json(index: int, told: StepReport) -> dict[str, Any]:
-    """A step as `/v1/decide` reads it."""
     signals = {
         "text": told.text or None,
         "confidence": told.confidence,
@@ -214,13 +213,13 @@ def step_json(index: int, told: StepReport) -> dict[str, Any]:
 
 def _within(sources: Sequence[str]) -> list[str]:
     """As much of a step's passages as anybody would keep: a longer body would be refused whole."""
-    found, room = list[str](), MOST_CHARS
+    texts, room = list[str](), MOST_CHARS
     for text in sources[:MOST_SOURCES]:
-        found.append(text[:room])
-        room -= len(found[-1])
+        texts.append(text[:room])
+        room -= len(texts[-1])
         if not room:
             break
-    return found
+    return texts
 
 
 def _as_body(given: Feedback) -> dict[str, Any]:
@@ -245,7 +244,6 @@ class RemoteBackend:
 
     @property
     def failed_open(self) -> dict[str, int]:
-        """How often the server could not be asked."""
         with self._lock:
             return dict(self._failed)
 
@@ -266,9 +264,9 @@ class RemoteBackend:
         if not allowed:
             self._count("server")
             return None
-        failed, said = True, None
+        failed, answer = True, None
         try:
-            said = self._http.post("/v1/decide", {"route": self._route} | body, headers)
+            answer = self._http.post("/v1/decide", {"route": self._route} | body, headers)
             failed = False
         except RejectionError as error:
             failed = False  # it is there and it answers
@@ -283,19 +281,19 @@ class RemoteBackend:
             LOG.warning("decide: a step cannot be written as JSON (%s); this run goes on", type(error).__name__)
         with self._lock:
             self._breaker.note(failed=failed, now_s=time.monotonic())
-        return said
+        return answer
 
     def feedback(self, given: Sequence[Feedback]) -> tuple[LabelReceipt, ...]:
         """Store pieces of feedback; waits until all are on disk at the server. Raises StoreError and BadRequest."""
         rows = [_as_body(one) for one in given]
         path, body = ("/v1/feedback", rows[0]) if len(rows) == 1 else ("/v1/feedback/batch", {"feedback": rows})
         try:
-            said = self._http.post(path, body, timeout_s=FEEDBACK_TIMEOUT_S)
+            answer = self._http.post(path, body, timeout_s=FEEDBACK_TIMEOUT_S)
         except ServerUnavailable as error:
             raise StoreError(f"feedback was not stored: {error}; send it again with the same feedback_id") from error
         except RejectionError as error:
             raise BadRequest(str(error), status=error.status) from error
-        results = [said] if len(rows) == 1 else said.get("results") or []
+        results = [answer] if len(rows) == 1 else answer.get("results") or []
         for number, one in enumerate(results, 1):
             if one.get("accepted") is not True:
                 raise BadRequest(f"row {number}, {(one.get('error') or {}).get('message', 'was not accepted')}")

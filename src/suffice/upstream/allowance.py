@@ -89,22 +89,22 @@ def read_limits(headers: Iterable[tuple[str, str]], *, wall_s: float) -> dict[Li
     for name, value in headers:
         # A header may come twice; the first one counts.
         given.setdefault(name.lower(), value)
-    found: dict[LimitKind, LimitWindow] = {}
+    windows: dict[LimitKind, LimitWindow] = {}
     for kind, spellings in _SPELLINGS.items():
         for limit, remaining, reset in spellings:
             left = _count(given.get(remaining))
             if left is not None:
-                found[kind] = LimitWindow(
+                windows[kind] = LimitWindow(
                     remaining=left,
                     limit=_count(given.get(limit)),
                     reset_s=duration_s(given.get(reset), wall_s=wall_s),
                 )
                 break
-    if "requests" not in found and "ratelimit" in given:
+    if "requests" not in windows and "ratelimit" in given:
         window = _structured(given["ratelimit"], given.get("ratelimit-policy", ""))
         if window is not None:
-            found["requests"] = window
-    return found
+            windows["requests"] = window
+    return windows
 
 
 def _structured(value: str, policy: str) -> LimitWindow | None:
@@ -208,7 +208,6 @@ class Bucket:
         return cls(rate_per_s, size, size)
 
     def left(self, now_s: float) -> float:
-        """What is in it now; below 0: a debt."""
         if self.at_s is not None and now_s > self.at_s:
             self.level = min(self.size, self.level + (now_s - self.at_s) * self.rate_per_s)
         self.at_s = now_s if self.at_s is None else max(self.at_s, now_s)
@@ -231,7 +230,6 @@ class KnownLimit:
     used: float  # … and up to now
 
     def is_known(self, now_s: float) -> bool:
-        """Is what was told still worth anything?"""
         return now_s < self.known_until_s
 
     def leaves(self, amount: float, share: float) -> bool:
@@ -241,8 +239,6 @@ class KnownLimit:
 
 @dataclass(slots=True)
 class Allowance:
-    """The extra calls of one upstream."""
-
     settings: Extra
     slots: int
     n_open: int = 0  # extra calls that run now

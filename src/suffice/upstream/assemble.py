@@ -46,7 +46,6 @@ class Assembler:
 
     @property
     def finished(self) -> bool:
-        """Has every choice that was seen got its finish reason?"""
         return bool(self._choices) and all(c.finish_reason is not None for c in self._choices.values())
 
     @property
@@ -104,13 +103,13 @@ class Assembler:
                 self._parts_of(index if isinstance(index, int) else 0).add(choice)
 
     def _parts_of(self, index: int) -> _ChoiceParts:
-        found = self._choices.get(index)
-        if found is None:
+        parts = self._choices.get(index)
+        if parts is None:
             if len(self._choices) == MOST_CHOICES:
                 raise _too_many_choices()
             self._room.take(_NEW_CHOICE_BYTES)
-            found = self._choices[index] = _ChoiceParts(self._room)
-        return found
+            parts = self._choices[index] = _ChoiceParts(self._room)
+        return parts
 
     def result(self) -> dict[str, Any]:
         """The assembled answer. Raises UpstreamProtocol when the stream held none, or broke off."""

@@ -25,7 +25,7 @@ from suffice.upstream.allowance import Allowance, Refusal
 from suffice.upstream.connection import Address, Connection, ConnectionBroken, ConnectionPool, TakesAtOnce
 
 
-def marked(headers: Iterable[tuple[str, str]], name: str, run: str) -> list[tuple[str, str]]:
+def mark_run(headers: Iterable[tuple[str, str]], name: str, run: str) -> list[tuple[str, str]]:
     """The headers with the one that a router keeps runs together by, unless the client sent its own.
 
     One server with several slots looks at the prompt itself: llama.cpp takes the free slot whose last prompt begins
@@ -333,7 +333,6 @@ class UpstreamClient:
         self._opened_pool.give_back(connection)
 
     def extra_refusal(self) -> Refusal | None:
-        """Why no probe may be sent now; None: one may."""
         n_other = self.n_open - self.allowance.n_open
         return self.allowance.refusal(now_s=self._now_s(), n_other=n_other)
 
@@ -396,7 +395,6 @@ class UpstreamClient:
             pass
 
     async def _send(self, head: str, body: bytes | None, *, retries: int) -> Connection:
-        """The connection on which an answer has begun."""
         try:
             connection = await self._tried(head, body, retries=retries)
         except UpstreamError as error:
@@ -449,7 +447,6 @@ class UpstreamClient:
         return await self._short("POST", path, body, _json_headers(headers), timeout_s)
 
     async def get(self, path: str, *, timeout_s: float, headers: Headers = ()) -> tuple[int, bytes]:
-        """A short read: (status, body). Raises UpstreamError."""
         return await self._short("GET", path, None, headers, timeout_s)
 
     async def _short(

@@ -89,12 +89,10 @@ class Connection(asyncio.Protocol):
 
     @property
     def is_reusable(self) -> bool:
-        """May the next request go over it?"""
         return self.complete and self._sent_all and self.keep and not (self.closed or self._spoiled or self._parts)
 
     @property
     def at_end(self) -> bool:
-        """Has the whole answer been read?"""
         return self.complete and not self._parts
 
     @property
@@ -395,8 +393,8 @@ class ConnectionPool:
 
     def _take_kept(self, now_s: float) -> Connection | None:
         """The latest one that is open and has rested for long enough."""
-        resting, found = list[_Kept](), None
-        while self._kept and found is None:
+        resting, taken = list[_Kept](), None
+        while self._kept and taken is None:
             kept = self._kept.pop()
             age_s = now_s - kept.since_s
             if kept.connection.closed or age_s >= self._keep_s:
@@ -405,9 +403,9 @@ class ConnectionPool:
                 resting.append(kept)
             else:
                 self._keeps[kept.behind_stream] |= age_s >= REST_S
-                found = kept.connection
+                taken = kept.connection
         self._kept.extend(reversed(resting))
-        return found
+        return taken
 
     def _drop(self, kept: _Kept) -> None:
         """Close one that waited, and learn from one that the server has closed at once."""
@@ -446,11 +444,11 @@ class ConnectionPool:
     async def _connect(self, *, keep: bool) -> Connection:
         loop, address = asyncio.get_running_loop(), self._address
         async with asyncio.timeout(self._connect_timeout_s or None):
-            found = await loop.getaddrinfo(
+            addresses = await loop.getaddrinfo(
                 address.host, address.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
             )
             sock = await aiohappyeyeballs.start_connection(
-                found, happy_eyeballs_delay=NEXT_ADDRESS_S, interleave=1, loop=loop
+                addresses, happy_eyeballs_delay=NEXT_ADDRESS_S, interleave=1, loop=loop
             )
             try:
                 _, made = await loop.create_connection(

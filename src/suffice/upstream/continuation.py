@@ -85,8 +85,6 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Continuation:
-    """A request that continues a run after its thought was closed."""
-
     method: FinishMethod
     path: str
     body: dict[str, Any]

@@ -160,7 +160,6 @@ def driver_facts(name: Driver) -> DriverFacts:
 
 
 def chosen_by_client(body: Mapping[str, Any]) -> bool:
-    """Does the client itself say how much the model may think?"""
     if any(body.get(name) is not None for name in THINKING_FIELDS):
         return True
     return any(
@@ -194,8 +193,6 @@ def merge_fields(body: Mapping[str, Any], fields: Mapping[str, Any]) -> Fields:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReasoningFields:
-    """Fields to be added to a request."""
-
     fields: Mapping[str, Any]
     budget_tokens: int | None = None  # of thought, which the engine was told to keep
     has_effort: bool = False  # a level of effort is among the fields
@@ -302,8 +299,8 @@ def finding(findings: Findings | None, experiment: str) -> Finding | None:
 
 def find_verdict(findings: Findings | None, experiment: str) -> Verdict | None:
     """The verdict of an experiment; None: it was not made."""
-    found = finding(findings, experiment)
-    return None if found is None else found.verdict
+    one = finding(findings, experiment)
+    return None if one is None else one.verdict
 
 
 def honoured(findings: Findings | None, experiment: str) -> bool:

@@ -112,10 +112,10 @@ class TextPattern:
         """
         self._tries = 1 if self._matched else self._tries + 1
         self._matched = False
-        said = _said(chunk)
-        if said is None or frame.data is None or frame.raw != b"data: " + frame.data + b"\n\n":
+        field_and_text = _said(chunk)
+        if field_and_text is None or frame.data is None or frame.raw != b"data: " + frame.data + b"\n\n":
             return
-        field, text = said
+        field, text = field_and_text
         cut = _around(frame.raw, field, text)
         if cut is None or not _holds(cut, chunk, field, text):
             return

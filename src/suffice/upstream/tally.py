@@ -57,11 +57,11 @@ def _values(head: bytes, tail: bytes) -> Iterator[Any]:
     """The events that say something of the whole: the first two, then the last few."""
     splitter = SseSplitter(limit_bytes=2**30)
     yield from _parsed([frame.data for frame in splitter.feed(head)[:2]])
-    found = list(_parsed([frame.data for frame in last_events(tail, LAST_EVENTS)]))
-    if not any(_usage_in(value) is not None for value in found):
+    values = list(_parsed([frame.data for frame in last_events(tail, LAST_EVENTS)]))
+    if not any(_usage_in(value) is not None for value in values):
         # One last event that repeats the whole answer may be longer than what was kept of it.
         yield from _usage_alone(tail)
-    yield from found
+    yield from values
 
 
 def _parsed(datas: list[bytes | None]) -> Iterator[Any]:
@@ -77,8 +77,8 @@ def _bodies(head: bytes, tail: bytes) -> Iterator[Any]:
     try:
         yield decode_json(tail)
     except UpstreamProtocol:
-        if found := _ID.match(head[:512].decode("utf-8", "replace")):
-            yield {"id": found.group(1)}
+        if match := _ID.match(head[:512].decode("utf-8", "replace")):
+            yield {"id": match.group(1)}
         yield from _usage_alone(tail)
 
 
@@ -99,9 +99,9 @@ def _take(told: AnswerFacts, value: Any) -> None:
         return
     # Responses wrap the answer in their events as `response`, messages in their first one as `message`.
     inner = next((value[k] for k in ("response", "message") if isinstance(value.get(k), Mapping)), value)
-    found = inner.get("id")
-    if isinstance(found, str) and found:
-        told.response_id = found
+    name = inner.get("id")
+    if isinstance(name, str) and name:
+        told.response_id = name
     _take_usage(told, _usage_in(value))
     told.truncated = told.truncated or _is_truncated(value) or _is_truncated(inner)
     failed = value.get("type") in ("error", "response.failed") or inner.get("status") == "failed"

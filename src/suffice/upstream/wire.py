@@ -102,9 +102,9 @@ class SseSplitter:
             return [bytes(part) + b"\r\n\r\n" for part in parts]
         raws, cut = [], 0
         data = bytes(self._rest) if _FRAME_END.search(self._rest, start) else b""
-        for found in _FRAME_END.finditer(data):
-            end = found.end()
-            if end == len(data) and found.group() != b"\r\r" and data.endswith(b"\r"):
+        for match in _FRAME_END.finditer(data):
+            end = match.end()
+            if end == len(data) and match.group() != b"\r\r" and data.endswith(b"\r"):
                 break  # its "\n" may still be on the way
             raws.append(data[cut:end])
             cut = end
@@ -423,13 +423,13 @@ def _delta(raw: Mapping[str, Any]) -> Delta:
 
 def _parts_text(parts: list[Mapping[str, Any]], key: str) -> str | None:
     """Join the text of content parts; a thinking part may itself hold a list of text parts."""
-    found = []
+    texts = []
     for part in parts:
         value = part.get(key)
         if isinstance(value, list):
             value = _parts_text([inner for inner in value if isinstance(inner, Mapping)], "text")
-        found.append(_text(value) or "")
-    return "".join(found) or None
+        texts.append(_text(value) or "")
+    return "".join(texts) or None
 
 
 def _usage(raw: Mapping[str, Any]) -> WireUsage:
@@ -487,14 +487,14 @@ def logprobs_of(choice: Choice) -> tuple[TokenLogprob, ...]:
     if raw in (b"", b"null"):
         return ()
     try:
-        found = decode_json(raw)
+        table = decode_json(raw)
     except UpstreamProtocol:
         return ()
-    if not isinstance(found, Mapping):
+    if not isinstance(table, Mapping):
         return ()
-    if isinstance(found.get("content"), list):
-        return tuple(read for item in found["content"] if (read := _chat_logprob(item)))
-    tokens, values, tops = found.get("tokens"), found.get("token_logprobs"), found.get("top_logprobs")
+    if isinstance(table.get("content"), list):
+        return tuple(read for item in table["content"] if (read := _chat_logprob(item)))
+    tokens, values, tops = table.get("tokens"), table.get("token_logprobs"), table.get("top_logprobs")
     if not isinstance(tokens, list) or not isinstance(values, list):
         return ()
     tops = tops if isinstance(tops, list) else []
