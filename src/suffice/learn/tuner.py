@@ -153,9 +153,7 @@ class Tick:
     proposal: TuningProposal | None = None
     refusal: Refusal | None = None  # why there is none
     withdrawn: tuple[Withdrawal, ...] = ()
-    in_play: Mapping[str, tuple[int, ...]] = field(
-        default_factory=dict
-    )  # arms that clients may get, by class
+    in_play: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # arms that clients may get, by class
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
