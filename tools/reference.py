@@ -151,9 +151,8 @@ def settings_page(page: str) -> str:
             for f in msgspec.structs.fields(model)
         ]
         table = "\n".join(["| key | default | meaning |", "| --- | --- | --- |", *rows])
-        new = re.sub(
-            r"^\| key \| default .*?(?:\n(?!\|)|\Z)", lambda _, t=table: t + "\n", text, flags=re.MULTILINE | re.DOTALL
-        )
+        escaped = table.replace("\\", r"\\") + "\n"
+        new = re.sub(r"^\| key \| default .*?(?:\n(?!\|)|\Z)", escaped, text, flags=re.MULTILINE | re.DOTALL)
         page = page[:start] + new + page[start + len(text) :]
     return page
 

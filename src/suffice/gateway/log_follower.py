@@ -37,7 +37,7 @@ from suffice.gateway.last_good import GoodRoute, LastGood, LastGoodWriter
 from suffice.gateway.route import BuiltRoute
 from suffice.learn.version import FoldedVersion, load_version, read_version
 from suffice.policy.base import build_policy
-from suffice.review.override import NO_OVERRIDES, InEffect, in_effect, standing
+from suffice.review.holds import NO_OVERRIDES, InEffect, in_effect, standing
 from suffice.review.route_guarantee import pin_publication
 from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.stages import State

@@ -79,7 +79,7 @@ class _Tally:
             self.saved_tokens += outcome.tokens_saved_estimate or 0
             self.saved_usd += outcome.saved_usd_estimate or 0.0
 
-    def cell(self, query_class: str, version: str, ungoverned: str) -> Unkept:
+    def cell(self, query_class: str, version: str, ungoverned: str) -> UnloggedRequests:
         sums = {one.name: getattr(self, one.name) for one in fields(self)} | {"ends": tuple(sorted(self.ends.items()))}
         return UnloggedRequests(query_class=query_class, version=version, ungoverned=ungoverned, **sums)
 

@@ -62,7 +62,7 @@ def _running(
     vectors: Mapping[str, Embedder],
     presence: Announcement,
     result: Preflight | None = None,
-) -> Gateway:
+) -> GatewayState:
     log = begun.log
     gw = GatewayState(
         settings=settings,

@@ -371,7 +371,7 @@ def read_pairs(
         return None
     behind = since(name, held, connection)
     audits, callers = _audits(read_episodes(connection, name, behind, ended_after=behind), route.arms)
-    pairs = AuditPairs(match=match).pairs(audits, timeout=0, callers=callers)
+    pairs = AuditPairs(match=match).of_audits(audits, timeout=0, callers=callers)
     delta = 1 - route.confidence
     result = certify_arms(pairs, n_arms=2, max_em_drop=route.max_em_drop, delta=delta, now=0)
     asked = (audit.episode.outcome.pair_arm for audit in reversed(audits))

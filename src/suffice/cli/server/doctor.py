@@ -21,8 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from suffice.assurance.extractable import MIN_RUNS
-from suffice.assurance.guarantee import MIN_SHARE
+from suffice.assurance.guarantee import MIN_RUNS, MIN_SHARE
 from suffice.cli.inspect.route_status import RouteStatus, audits_missing, read_statuses
 from suffice.cli.shell import FILE, JSON_OBJECT, Command, find_settings, option, print_json
 from suffice.doctor.examine import Advice, advise, examine, not_verified

@@ -14,7 +14,7 @@ import numpy as np
 
 from suffice.assurance.drift import BATCH
 from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, Small
-from suffice.learn.certifier import Certifier, KeeperDecision, PendingAudits
+from suffice.learn.certifier import Certifier, CertifierDecision, PendingAudits
 from suffice.learn.features import FeatureSelection, choose_features
 from suffice.learn.models import Examples, Parts, fit
 from suffice.learn.served import FoldedModels, Learner, PGood
@@ -161,9 +161,9 @@ class Design(Protocol):
 
     def take(self, runs: AuditRuns) -> None: ...
 
-    def notice(self, signals: Floats) -> tuple[KeeperDecision, ...]: ...
+    def notice(self, signals: Floats) -> tuple[CertifierDecision, ...]: ...
 
-    def tick(self, now: float) -> tuple[KeeperDecision, ...]:
+    def tick(self, now: float) -> tuple[CertifierDecision, ...]:
         """Look at the evidence; what changed."""
         ...
 
@@ -180,7 +180,7 @@ class Stream:
     tokens: Floats  # (N,): spent, everything in
     probes: Floats  # (N,): the part of them that probes took
     full: Floats  # (N,): what the full run alone takes
-    changes: tuple[KeeperDecision, ...]
+    changes: tuple[CertifierDecision, ...]
 
     def reduction(self, part: slice, *, probes: bool = True) -> float:
         """Token reduction over some of the requests, a fraction."""
@@ -236,7 +236,7 @@ def run_stream(
     runs, n = traffic.runs, len(traffic)
     audit, burst, level = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64)
     row = runs.last.copy()
-    changes: list[KeeperDecision] = []
+    changes: list[CertifierDecision] = []
     n_noticed, waiting = 0, _OpenAudits(traffic)
     for begin in range(0, n, period):
         block = np.arange(begin, min(begin + period, n))
