@@ -83,7 +83,7 @@ faults: $(VENV)/.ready-dev ## run the tests that tests/faults/README.md names an
 	$(PY) -m tests.faults.table
 
 docs: $(VENV)/.ready-dev ## write the generated parts of docs/reference (commands, settings, metrics, policies, signals)
-	$(PY) tools/reference.py
+	$(PY) tools/reference_pages.py
 
 check: lint types layers house packages ## lint, format, types, layers, the rules of the house, installed packages; make -k check sees all
 

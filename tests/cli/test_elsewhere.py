@@ -1,6 +1,6 @@
 """From another folder a command acts on the deployment of its settings file, or says where it looked.
 
-The table in docs/reference/cli.md is what is tested: every row is called from another folder, in its order.
+The table in elsewhere.md is what is tested: every row is called from another folder, in its order.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from suffice.store.database.sqlite import SqliteLog
 from suffice.testing import FakeUpstream, GatewayProcess
 from suffice.wiring import kill_file, load_settings
 
-DOCS = Path(__file__).parents[2] / "docs" / "reference" / "cli.md"
+TABLE = Path(__file__).with_name("elsewhere.md")
 ROW = re.compile(r"^\| `(.+?)` \| `(.+?)`, (\d) \| `(.+?)`, (\d) \|$", re.MULTILINE)
-SECTION = DOCS.read_text(encoding="utf-8").partition("## Which deployment")[2].partition("\n## ")[0]
-ROWS = ROW.findall(SECTION)
+ROWS = ROW.findall(TABLE.read_text(encoding="utf-8"))
 SETTINGS = {
     "routes": {
         "r": {"upstream": "up", "kind": "samples", "samples": 8, "scorer": "number"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tools.reference import stale_pages
+from tools.reference_pages import stale_pages
 
 
 def test_generated_pages_are_current() -> None:

@@ -1,4 +1,4 @@
-"""Write the generated parts of docs/reference: `python tools/reference.py` updates them, `--check` only compares.
+"""Writes docs/reference/cli.md, settings.md and metrics.md from the code: `make docs` runs it, `--check` only compares.
 
 cli.md: each command's section is its own help; what stands behind `<!-- notes -->` is written by hand. settings.md and
 metrics.md: rows, defaults, kinds and labels come from the code; a meaning that somebody wrote into a row is kept.
@@ -26,6 +26,8 @@ from suffice.telemetry import METRICS
 
 REFERENCE = Path(__file__).resolve().parents[1] / "docs" / "reference"
 NOTES = "<!-- notes -->"
+SETTING_HEAD = "| key | default | meaning |"
+METRIC_HEAD = "| metric | kind | labels | meaning |"
 COMMON = ("--config", "--db", "--json", "--reason", "--author", "--wait")  # described once, before the commands
 
 
@@ -113,47 +115,38 @@ def comments_of(model: type[msgspec.Struct]) -> dict[str, str]:
     return dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.+)$", source, re.MULTILINE))
 
 
-def tables(model: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, type[msgspec.Struct]]]:
+def tables(model: type[msgspec.Struct], path: tuple[str, ...] = ()) -> Iterator[tuple[str, type[msgspec.Struct]]]:
     """The heading and the type of every table of the settings; what its owner names is NAME."""
     if path:
         yield f"`[{'.'.join(path)}]`", model
     for field in msgspec.structs.fields(model):
-        for part in msgspec.inspect.multi_type_info([field.type]):
-            for kind in getattr(part, "types", (part,)):
-                if (
-                    (isinstance(kind, msgspec.inspect.StructType) and kind.cls.__name__ != "Rollout")
-                    or not path
-                    or isinstance(kind, msgspec.inspect.DictType)
-                ):
-                    yield from inner_tables(kind, (*path, field.name))
+        kind: Any = msgspec.inspect.type_info(field.type)
+        place = (*path, field.name)
+        for part in getattr(kind, "types", (kind,)):
+            named = isinstance(part, msgspec.inspect.DictType)
+            value = part.value_type if named else part
+            inner = (*place, "NAME") if named else place
+            if isinstance(value, msgspec.inspect.StructType) and inner != ("routes", "NAME", "rollout"):
+                yield from tables(value.cls, inner)
 
 
-def inner_tables(kind: Any, path: tuple[str, ...]) -> Iterator[tuple[str, type[msgspec.Struct]]]:
-    if isinstance(kind, msgspec.inspect.StructType):
-        yield from tables(kind.cls, path)
-    elif isinstance(kind, msgspec.inspect.DictType):
-        yield from inner_tables(kind.value_type, (*path, "NAME"))
+def replace_table(text: str, head: str, rows: list[str]) -> str:
+    """The text with the rows of the table that begins with this head."""
+    written = "\n".join([head, re.sub(r"[^|]+", " --- ", head), *rows]) + "\n"
+    return re.sub(rf"^{re.escape(head)}\n(?:\|.*\n)*", lambda _: written, text, flags=re.MULTILINE)
 
 
 def settings_page(page: str) -> str:
     """The page on the settings, with every key and default as the code has them."""
     for heading, model in tables(Settings):
-        start = page.find(f"\n## {heading}\n")
-        if start < 0:
-            page = f"{page.rstrip()}\n\n## {heading}\n\n| key | default | meaning |\n| --- | --- | --- |\n"
-            start = page.find(f"\n## {heading}\n")
-        section = re.match(r".(?:(?!\n## ).)*", page[start:], re.DOTALL)
-        text = section[0] if section else ""
-        meanings = dict(re.findall(r"^\| `(\w+)` \| .*? \| (.+) \|$", text, re.MULTILINE))
-        comments = comments_of(model)
-        rows = [
-            f"| `{f.name}` | {default_of(f)} | {meanings.get(f.name) or comments.get(f.name, '')} |"
-            for f in msgspec.structs.fields(model)
-        ]
-        table = "\n".join(["| key | default | meaning |", "| --- | --- | --- |", *rows])
-        escaped = table.replace("\\", r"\\") + "\n"
-        new = re.sub(r"^\| key \| default .*?(?:\n(?!\|)|\Z)", escaped, text, flags=re.MULTILINE | re.DOTALL)
-        page = page[:start] + new + page[start + len(text) :]
+        before, found, rest = page.partition(f"\n## {heading}\n")
+        section, end, after = rest.partition("\n## ")
+        if not found:
+            before, found, section = f"{page.rstrip()}\n", f"\n## {heading}\n", f"\n{SETTING_HEAD}\n"
+        meanings = dict(re.findall(r"^\| `(\w+)` \| .*? \| (.+) \|$", section, re.MULTILINE))
+        meanings = {**comments_of(model), **meanings}
+        rows = [f"| `{f.name}` | {default_of(f)} | {meanings.get(f.name, '')} |" for f in msgspec.structs.fields(model)]
+        page = before + found + replace_table(section, SETTING_HEAD, rows) + end + after
     return page
 
 
@@ -162,11 +155,10 @@ def metrics_page(page: str) -> str:
     meanings = dict(re.findall(r"^\| `(\w+)` \| \w+ \| .*? \| (.+) \|$", page, re.MULTILINE))
     rows = [
         f"| `{m.name}` | {m.kind} | {', '.join(f'`{label}`' for label in m.labels) or '–'} "
-        f"| {meanings.get(m.name) or m.help} |"
+        f"| {meanings.get(m.name, m.help)} |"
         for m in METRICS
     ]
-    table = "\n".join(["| metric | kind | labels | meaning |", "| --- | --- | --- | --- |", *rows])
-    return re.sub(r"^\| metric \| kind .*?(?=\n(?!\|)|\Z)", lambda _: table, page, flags=re.MULTILINE | re.DOTALL)
+    return replace_table(page, METRIC_HEAD, rows)
 
 
 PAGES = {
