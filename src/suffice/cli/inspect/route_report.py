@@ -13,9 +13,8 @@ from suffice.assurance.ledger import Account
 from suffice.assurance.runs import Match
 from suffice.assurance.satisfaction import SatisfactionEffect
 from suffice.control.evidence.audits import Audit, GivenLabel
-from suffice.control.evidence.pairing import FULL
 from suffice.control.jobs.by_route import since
-from suffice.control.loop.paired import AuditPairs, is_pair
+from suffice.control.loop.paired import FULL, AuditPairs, is_pair
 from suffice.errors import ConfigError
 from suffice.formatting import format_estimate, format_time
 from suffice.gateway.last_good import GoodRoute, LastGood
