@@ -50,3 +50,15 @@ def test_the_gate_sees_what_it_forbids(tmp_path: Path) -> None:
     guilty.write_text("import random\nrandom.choice([1])\ndatetime.now()\nopen('x')\n", encoding="utf-8")
     assert len(impure_calls(guilty)) == 3
     assert len(CORE_FILES) >= 10
+
+
+@pytest.mark.parametrize("path", [path for path in python_files("src") if "store" not in path.parts], ids=short)
+def test_only_the_store_knows_its_database(path: Path) -> None:
+    """A second database is a second file of `store`, not a change of everything that reads the log."""
+    imported = [
+        name
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([node.module] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names])
+    ]
+    assert "sqlite3" not in imported

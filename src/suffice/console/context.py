@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -81,10 +80,9 @@ class ConsoleContext:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _read(self, view: Callable[[ViewContext], T]) -> T:
-        with open_reader(self.path) as connection:
-            end_s = self.monotonic_s() + LONGEST_READ_S
-            connection.set_progress_handler(lambda: self.monotonic_s() > end_s, 20_000)
-            try:
+        end_s = self.monotonic_s() + LONGEST_READ_S
+        try:
+            with open_reader(self.path, is_over=lambda: self.monotonic_s() > end_s) as connection:
                 return view(
                     ViewContext(
                         connection=connection,
@@ -96,10 +94,10 @@ class ConsoleContext:
                         killed=self.killed(),
                     )
                 )
-            except sqlite3.OperationalError as error:
-                if "interrupted" not in str(error):
-                    raise
-                raise StoreError(f"store {self.path}: the page took longer than {LONGEST_READ_S:g} s") from None
+        except StoreError:
+            if self.monotonic_s() <= end_s:
+                raise
+            raise StoreError(f"store {self.path}: the page took longer than {LONGEST_READ_S:g} s") from None
 
     def tell(self, visitor: Principal, sentence: str) -> None:
         """Keep a sentence for the next page of this session."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from urllib.parse import urlencode
 
 from suffice.errors import BadRequest
 from suffice.settings import Route, Settings
+from suffice.store.database.views import LogReader
 from suffice.store.routes.rollups import DAY_HOURS, HOUR_S
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ USUAL_WINDOW: Final = "30"
 class ViewContext:
     """One look at the log."""
 
-    connection: sqlite3.Connection  # reads only
+    connection: LogReader  # reads only
     settings: Settings
     path: Path  # of the log
     now_s: float  # Unix time

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -40,7 +39,7 @@ from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.stages import State
 from suffice.store.database.cached_reader import KeptReader
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import newest_of
+from suffice.store.database.views import LogReader, newest_of
 from suffice.store.people.holds import NOTHING_HELD, read_holds
 from suffice.store.people.promises import audits_by_class
 from suffice.store.routes.candidates import models_of
@@ -141,7 +140,7 @@ class Follower:
                     self._built_for[name], self._holding[name] = held, holding
             return changed
 
-    def _look_at_versions(self, connection: sqlite3.Connection) -> None:
+    def _look_at_versions(self, connection: LogReader) -> None:
         """Read which experiments and rollouts run, and what rollouts have brought, where that has changed."""
         newest = newest_of(connection, _VARYING)
         if newest == self._varied_at:
@@ -173,7 +172,7 @@ class Follower:
         self._experiments, self._trials, self._standing, self._stands = experiments, trials, standing, stands
         self._varied_at = newest
 
-    def _newest_good(self, connection: sqlite3.Connection, route: str, line: Sequence[str]) -> str:
+    def _newest_good(self, connection: LogReader, route: str, line: Sequence[str]) -> str:
         """Which of the versions that followed each other on a route serves: the newest that can be, else its own.
 
         line  as `succession` has it
@@ -187,7 +186,7 @@ class Follower:
             self._refuse(VersionRefusal(route=route, number=0, fit=line[-1], reason=why, serves=serves))
         return good
 
-    def _learned(self, connection: sqlite3.Connection, state: State) -> RolloutTrial | None:
+    def _learned(self, connection: LogReader, state: State) -> RolloutTrial | None:
         """A learned candidate as it stands, its models read once; None: they are gone or not what they were."""
         if state.candidate not in self._models:
             try:
@@ -199,20 +198,20 @@ class Follower:
         models = self._models[state.candidate]
         return None if models is None else RolloutTrial(state=state, models=models)
 
-    def _policy(self, connection: sqlite3.Connection, address: str) -> Mapping[str, object] | str:
+    def _policy(self, connection: LogReader, address: str) -> Mapping[str, object] | str:
         """The policy of a version, read once; a text: why there is none, and nobody is served by it."""
         if address not in self._policies:
             self._policies[address] = self._read_policy(connection, address)
         return self._policies[address]
 
-    def _read_policy(self, connection: sqlite3.Connection, address: str) -> Mapping[str, object] | str:
+    def _read_policy(self, connection: LogReader, address: str) -> Mapping[str, object] | str:
         try:
             version = version_at(connection, address, secret=self._gw.salt)
             if version.form == "policy":
                 body: Mapping[str, object] = version.plain()["body"]
                 return body
             why = f"version {address}: is no policy"
-        except (StoreError, sqlite3.Error):
+        except StoreError:
             raise
         except Exception as error:  # noqa: BLE001 - a version that crashes when it is loaded serves nobody
             why = _why(error)
@@ -224,7 +223,7 @@ class Follower:
         LOG.error("control: %s; nobody is served by it", why)
         return why
 
-    def _look_ahead(self, connection: sqlite3.Connection) -> None:
+    def _look_ahead(self, connection: LogReader) -> None:
         """Read what the job `monitor` saw since, and rates of rows; what cannot be read holds up no decision."""
         with contextlib.suppress(StoreError):
             if self._gw.settings.adapts_rates:
@@ -240,9 +239,7 @@ class Follower:
                 if newest != seq:
                     self._outlooks[name] = newest, newest_outlook(connection, name)
 
-    def _serving(
-        self, base: BuiltRoute, held: InForce, holding: InEffect, connection: sqlite3.Connection | None
-    ) -> BuiltRoute:
+    def _serving(self, base: BuiltRoute, held: InForce, holding: InEffect, connection: LogReader | None) -> BuiltRoute:
         """The route as it serves what is held. Raises nothing: what cannot be built is served by nobody.
 
         connection  to the log; None: versions are those of the last-good file
@@ -272,7 +269,7 @@ class Follower:
         self._refuse(_refusal(base.name, held, why, "the route runs in full"))
         return deploy_route(own, held, None)
 
-    def _built(self, own: BuiltRoute, held: InForce, connection: sqlite3.Connection | None) -> BuiltRoute:
+    def _built(self, own: BuiltRoute, held: InForce, connection: LogReader | None) -> BuiltRoute:
         """The route with the version that is in force. Raises ConfigError, and whatever the version does."""
         return deploy_route(own, held, self._version(held, connection))
 
@@ -284,7 +281,7 @@ class Follower:
         if told.number or told.fit:
             self._gw.log.append(VersionRefused(told))
 
-    def _version(self, held: InForce, connection: sqlite3.Connection | None) -> FoldedVersion | None:
+    def _version(self, held: InForce, connection: LogReader | None) -> FoldedVersion | None:
         """The version that is in force, read once. Raises ConfigError when it is gone or another one."""
         made = held.publication
         if made is None or not made.fit or not held.level:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import getpass
 import re
 import secrets
-import sqlite3
 import time
 from collections.abc import Mapping
 from hashlib import sha256
@@ -25,7 +24,7 @@ from suffice.model.artefact import load_model
 from suffice.settings import Settings
 from suffice.store.audit.heads import signing_key
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import decoded, open_reader
+from suffice.store.database.views import LogReader, decoded, open_reader
 from suffice.store.rows.audit_events import ConfigChange, ConfigChanged, Export, Exported, SettingChange
 from suffice.wiring.alerts import notifier
 from suffice.wiring.keys import deployment_salt, has_secret, secret
@@ -130,7 +129,7 @@ def note_export(writer: Decisions, *, what: str, where: str, n_rows: int, author
     )
 
 
-def _recorded(connection: sqlite3.Connection) -> ConfigChange | None:
+def _recorded(connection: LogReader) -> ConfigChange | None:
     found = connection.execute(_LAST).fetchone()
     return None if found is None else decoded(found[0], ConfigChanged, found[1]).change
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Iterable
 
     from suffice.review.override import Override
     from suffice.review.queue import ItemState
+    from suffice.store.database.views import LogReader
     from suffice.store.people.holds import Holds
 
 
@@ -24,7 +24,7 @@ class RouteHoldings:
     n_contradicted: int  # of them: reviewers contradict each other
 
 
-def read_held(connection: sqlite3.Connection, holds: Holds, *, now_s: float) -> dict[str, RouteHoldings]:
+def read_held(connection: LogReader, holds: Holds, *, now_s: float) -> dict[str, RouteHoldings]:
     """Every route on which people hold something, or on which something waits for them. Raises StoreError."""
     from suffice.store.people.reviews import read_reviews
 

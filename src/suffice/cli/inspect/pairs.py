@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Iterable, Sequence
 
     from suffice.assurance.runs import Match
     from suffice.control.evidence.audits import Audit
     from suffice.learn.effort import CertifiedArms
     from suffice.settings import Route
-    from suffice.store.database.views import EpisodeWithLabels
+    from suffice.store.database.views import EpisodeWithLabels, LogReader
     from suffice.store.routes.in_force import InForce
     from suffice.store.routes.phases import Phase
 
@@ -37,9 +36,7 @@ class PairStatus:
     confidence: float
 
 
-def read_pairs(
-    connection: sqlite3.Connection, name: str, route: Route, match: Match, held: InForce
-) -> PairStatus | None:
+def read_pairs(connection: LogReader, name: str, route: Route, match: Match, held: InForce) -> PairStatus | None:
     """What a route's log says of its arm; None: it has none that is certified by pairs. Raises StoreError."""
     if not route.is_paired:
         return None

@@ -20,8 +20,6 @@ from suffice.cli.shell import JSON_LINES, fail
 from suffice.sanitize import printable
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from suffice.assurance.estimate import IntervalEstimate, MoneyTotals, ReportEstimates, RouteReport, TokenTotals
     from suffice.assurance.evidence import AuditEvidence
     from suffice.assurance.route_forecast import Outlook
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from suffice.cli.inspect.pairs import PairStatus
     from suffice.review.route_guarantee import RouteGuarantee
     from suffice.settings import Route, Settings
+    from suffice.store.database.views import LogReader
     from suffice.store.people.promises import Promises
     from suffice.store.routes.phases import Phase
     from suffice.store.routes.tallies import RouteScorer
@@ -125,7 +124,7 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
 
 
 def statuses_of(
-    connection: sqlite3.Connection, database: Path, settings: Settings | None, route: str | None
+    connection: LogReader, database: Path, settings: Settings | None, route: str | None
 ) -> list[RouteStatus]:
     """The same, by a connection to the log.
 
@@ -178,7 +177,7 @@ def _warn_of_rows(database: Path) -> None:
         )
 
 
-def _is_killed(settings: Settings | None, connection: sqlite3.Connection) -> bool:
+def _is_killed(settings: Settings | None, connection: LogReader) -> bool:
     """Is the kill switch on? Without settings, as a gateway has written it down."""
     if settings is not None:
         from suffice.store.database.presence import switch_reason
@@ -252,7 +251,7 @@ def _sources(config: Path | None, db: Path | None) -> tuple[Settings | None, Pat
 class _Seen:
     """What the log has of one route, and what its settings say."""
 
-    connection: sqlite3.Connection
+    connection: LogReader
     name: str
     settings: Settings | None
     tally: Tally

@@ -15,11 +15,10 @@ from suffice.cli.deciding import AUTHOR, REASON
 from suffice.cli.shell import CONFIG_FILE, fail
 
 if TYPE_CHECKING:
-    import sqlite3
-
     from suffice.settings import Settings
     from suffice.store.database.decisions import Decisions
     from suffice.store.database.erasing import ErasureOrder
+    from suffice.store.database.views import LogReader
 
 _PARTS = ("answers", "comments", "questions", "metadata", "steps")
 _WORDS = _PARTS[:-1]
@@ -127,7 +126,7 @@ def _rows(writer: Decisions, episodes: tuple[str, ...], units: tuple[str, ...], 
         return sorted({seq for name in named for seq in select_word_rows(connection, name)})
 
 
-def _aged(connection: sqlite3.Connection, limit_s: float) -> list[int]:
+def _aged(connection: LogReader, limit_s: float) -> list[int]:
     """Every row that is older, and what was said about a run since."""
     from suffice.store.database.erasing import aged, select_label_rows
     from suffice.store.routes.windows import last_place

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -21,6 +20,7 @@ from suffice.console.views.overview import Day, days_of
 from suffice.console.views.standing import RouteState, standings
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.log import StoredEvent
+from suffice.store.database.views import LogReader
 from suffice.store.routes import rollups
 from suffice.store.routes.in_force import InForce, decisions_of, read_decided
 from suffice.store.routes.recommendations import newest_outlook, newest_proposal, recent_alerts, recent_outlooks
@@ -176,7 +176,7 @@ def _operating(held: InForce) -> OperatingLevel | None:
     return OperatingLevel(level=made.level, saving=made.evidence.share, drop=drop, n_audits=seen.n_audits)
 
 
-def _thresholds(connection: sqlite3.Connection, name: str) -> tuple[float, ...]:
+def _thresholds(connection: LogReader, name: str) -> tuple[float, ...]:
     """The levels of what is in force, as the first fold of prompts has them."""
     made = next(
         (
@@ -211,7 +211,7 @@ def _liked(outlook: Outlook | None, by: Literal["class", "version"]) -> Mapping[
 
 
 def _groups(
-    connection: sqlite3.Connection,
+    connection: LogReader,
     name: str,
     window: TimeRange,
     by: rollups.Group,

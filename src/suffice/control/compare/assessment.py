@@ -10,7 +10,6 @@ and writes nothing.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -25,7 +24,7 @@ from suffice.review.holds import RouteHolds
 from suffice.rollout.evidence import RolloutEvidence
 from suffice.rollout.stages import RolloutState, Transition, advance, assess_rollout, certify
 from suffice.settings import Control, Route
-from suffice.store.database.views import read_events
+from suffice.store.database.views import LogReader, read_events
 from suffice.store.people.holds import read_holds
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.rollouts import RolloutRun, own_version, read_rollouts, read_serving_version
@@ -70,7 +69,7 @@ class RolloutAssessor:
 
     @classmethod
     def at(
-        cls, connection: sqlite3.Connection, held: RolloutRun, of_route: OfRoute, control: Control, *, secret: str
+        cls, connection: LogReader, held: RolloutRun, of_route: OfRoute, control: Control, *, secret: str
     ) -> RolloutAssessor:
         """At a rollout of which nothing was read. Raises ConfigError for a version that cannot be read, StoreError."""
         gathering = EvidenceFold(held=held, match=of_route.match, probes=of_route.route.probe is not None)
@@ -80,7 +79,7 @@ class RolloutAssessor:
 
     def see(
         self,
-        connection: sqlite3.Connection,
+        connection: LogReader,
         held: RolloutRun,
         decided: InForce,
         *,
@@ -149,7 +148,7 @@ def assess_found(
 
 
 def standing_of(
-    connection: sqlite3.Connection,
+    connection: LogReader,
     held: RolloutRun,
     route: Route,
     control: Control,
@@ -241,7 +240,7 @@ def _void(held: RolloutRun, certificate: CandidateCertificate | None) -> str:
     return certificate.said if certificate.surely_over else ""
 
 
-def latest_on(connection: sqlite3.Connection, held: RolloutRun, route: Route, decided: InForce) -> int:
+def latest_on(connection: LogReader, held: RolloutRun, route: Route, decided: InForce) -> int:
     """Number of the route's latest publication as the rollout counts them. Raises StoreError.
 
     Of a learned version: where the certify loop has published other models, the number of that. Else its owner's word

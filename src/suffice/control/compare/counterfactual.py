@@ -10,7 +10,6 @@ later. Knows recorded runs and versions; refuses to know what the difference is 
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
@@ -26,6 +25,7 @@ from suffice.control.evidence.window_size import window_size
 from suffice.rollout.experiment import Arm
 from suffice.rollout.results import ArmEvidence
 from suffice.settings import Control
+from suffice.store.database.views import LogReader
 from suffice.store.routes.candidates import models_of
 from suffice.store.routes.in_force import InForce
 from suffice.store.routes.rollouts import RolloutRun, version_at
@@ -37,7 +37,7 @@ AS_IT_IS: Final = Arm(name="in force", weight=1.0)
 class Sides(Protocol):
     """What a look at a rollout asks of its two versions."""
 
-    def begin(self, connection: sqlite3.Connection) -> None:
+    def begin(self, connection: LogReader) -> None:
         """Read what a look needs of the log. Raises StoreError."""
 
     def replay(self, witnesses: Sequence[Witness]) -> list[Both | None]:
@@ -53,9 +53,7 @@ class Sides(Protocol):
         """Labels that are worth asking for, and were not."""
 
 
-def sides_of(
-    connection: sqlite3.Connection, held: RolloutRun, of_route: OfRoute, control: Control, *, secret: str
-) -> Sides:
+def sides_of(connection: LogReader, held: RolloutRun, of_route: OfRoute, control: Control, *, secret: str) -> Sides:
     """Those of a rollout. Raises ConfigError for a version that cannot be read, and StoreError."""
     candidate = version_at(connection, held.state.candidate, secret=secret)
     if held.state.fit:
@@ -80,7 +78,7 @@ class PolicyVersions:
     of_route: OfRoute
     arms: tuple[Arm, ...]
 
-    def begin(self, connection: sqlite3.Connection) -> None:
+    def begin(self, connection: LogReader) -> None:
         """Nothing more is needed."""
 
     def replay(self, witnesses: Sequence[Witness]) -> list[Both | None]:
@@ -109,7 +107,7 @@ class LearnedVersions:
     trying: CandidateEvidence
     _known: dict[str, ServedVersion | None] = field(default_factory=dict)
 
-    def begin(self, connection: sqlite3.Connection) -> None:
+    def begin(self, connection: LogReader) -> None:
         """Know what was in force when."""
         self.of_route = replace(
             self.of_route,

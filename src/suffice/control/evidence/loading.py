@@ -5,7 +5,6 @@ Knows rows and artefacts; refuses to know what is replayed with them.
 
 from __future__ import annotations
 
-import sqlite3
 from bisect import bisect_right
 from collections.abc import Callable
 from typing import Final
@@ -13,14 +12,14 @@ from typing import Final
 from suffice.control.evidence.fitting import ServedVersion, read_back
 from suffice.errors import ConfigError
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import decoded
+from suffice.store.database.views import LogReader, decoded
 from suffice.store.rows.control_events import PolicyPublished
 from suffice.types import Publication
 
 _PUBLISHED: Final = "SELECT seq, body FROM events WHERE kind = 'policy_published' AND route = ? ORDER BY seq"
 
 
-def published_on(connection: sqlite3.Connection, route: str) -> Callable[[int], Publication | None]:
+def published_on(connection: LogReader, route: str) -> Callable[[int], Publication | None]:
     """What was in force on a route at a place of the log. Raises StoreError."""
     rows = connection.execute(_PUBLISHED, (route,)).fetchall()
     places = [seq for seq, _ in rows]
@@ -34,7 +33,7 @@ def published_on(connection: sqlite3.Connection, route: str) -> Callable[[int], 
 
 
 def loader(
-    connection: sqlite3.Connection, known: dict[str, ServedVersion | None] | None = None
+    connection: LogReader, known: dict[str, ServedVersion | None] | None = None
 ) -> Callable[[str], ServedVersion | None]:
     """Versions by their address; None: it is gone, or cannot be read.
 

@@ -8,7 +8,6 @@ what it has read of a rollout and reads only what is new. Looking takes a twenti
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
@@ -18,6 +17,7 @@ from suffice.control.jobs.base import JobWriter
 from suffice.control.jobs.by_route import ByRoute
 from suffice.rollout.stages import Transition
 from suffice.settings import Route
+from suffice.store.database.views import LogReader
 from suffice.store.routes.in_force import InForce
 from suffice.store.routes.rollouts import read_rollouts, read_running_rollouts
 from suffice.store.rows.control_events import LabelWanted
@@ -61,7 +61,7 @@ class Advance(ByRoute):
         name: str,
         route: Route,
         held: InForce,
-        connection: sqlite3.Connection,
+        connection: LogReader,
         desk: JobWriter,
         until: int,  # noqa: ARG002 - a look reads to the end of the log
     ) -> str | None:

@@ -9,7 +9,6 @@ class: with more of either, the tuner needs live draws that the gateway does not
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final
@@ -25,7 +24,7 @@ from suffice.learn.shadow import ShadowAudit
 from suffice.learn.tuner import Tuner
 from suffice.learn.tuning import TuningBounds
 from suffice.settings import Route
-from suffice.store.database.views import EpisodeWithLabels, read_episodes
+from suffice.store.database.views import EpisodeWithLabels, LogReader, read_episodes
 from suffice.store.routes.in_force import InForce
 from suffice.store.routes.recommendations import newest_arm
 from suffice.store.rows.advice_events import ArmProposed, ArmWorth
@@ -52,7 +51,7 @@ class Tune(ByRoute):
         return self.settings.control.tune and arm_name(route) is not None and route.mode != "off"
 
     def propose(
-        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: JobWriter, until: int
+        self, name: str, route: Route, held: InForce, connection: LogReader, desk: JobWriter, until: int
     ) -> str:
         """Look at the pairs; what was proposed, or ""."""
         items = read_episodes(connection, name, since(name, held, connection))

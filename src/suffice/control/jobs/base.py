@@ -9,7 +9,6 @@ told to forget. Knows leases and history; refuses to know what jobs do.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Final, Protocol
 
 from suffice.errors import StoreError, SufficeError
 from suffice.store.database.decisions import Decisions, JobLease
+from suffice.store.database.views import LogReader
 from suffice.store.rows.control_events import JobRan
 from suffice.store.rows.events import Event
 from suffice.telemetry import LOG
@@ -47,7 +47,7 @@ class JobWriter(Protocol):
         """Write all of it or nothing. Raises LeaseLost and StoreError."""
         ...
 
-    def keep(self, work: Callable[[sqlite3.Connection], None]) -> None:
+    def keep(self, work: Callable[[LogReader], None]) -> None:
         """Have a cache beside the log written in one transaction. Raises LeaseLost and StoreError."""
         ...
 
@@ -125,7 +125,7 @@ class _LeasedDesk:
             raise LeaseLost(f"job {self.held.job.name}: another worker has it")
         self.held.renewed_s = now_s
 
-    def keep(self, work: Callable[[sqlite3.Connection], None]) -> None:
+    def keep(self, work: Callable[[LogReader], None]) -> None:
         lease = self.held.lease
         if lease is None or not self.decisions.keep(lease, work):
             raise LeaseLost(f"job {self.held.job.name}: another worker has it")

@@ -10,7 +10,6 @@ refuses to know files.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, inf
@@ -33,7 +32,7 @@ from suffice.learn.certifier import Certificate
 from suffice.settings import Settings
 from suffice.store.audit.extract import ExtractRow, Line, begun, outcome_of, read_decisions
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import decoded, read_events
+from suffice.store.database.views import LogReader, decoded, read_events
 from suffice.store.routes.in_force import InForce
 from suffice.store.rows.control_events import EpochBegan, PolicyPublished
 from suffice.store.rows.events import RequestEnded, RequestSeen
@@ -53,7 +52,7 @@ class Bundle:
 
 
 def evidence_of(
-    connection: sqlite3.Connection, name: str, settings: Settings, match: Match, number: int | None = None
+    connection: LogReader, name: str, settings: Settings, match: Match, number: int | None = None
 ) -> Bundle:
     """Rebuild what a publication of a route rests on.
 
@@ -89,9 +88,7 @@ def evidence_of(
     return Bundle(header=view.header(made), requests=requests, rows=frozenset({epoch_seq, made_seq, *labels}))
 
 
-def _decided(
-    connection: sqlite3.Connection, name: str, number: int | None
-) -> tuple[tuple[int, Epoch], tuple[int, Publication]]:
+def _decided(connection: LogReader, name: str, number: int | None) -> tuple[tuple[int, Epoch], tuple[int, Publication]]:
     """A publication and its epoch, each with its place in the log. Raises ConfigError and StoreError."""
     epochs, made = dict[int, tuple[int, Epoch]](), dict[int, tuple[int, Publication]]()
     for seq, kind, body in read_decisions(connection, name):
@@ -184,7 +181,7 @@ class _View:
 
     # ---- requests --------------------------------------------------------------------------------
 
-    def requests(self, connection: sqlite3.Connection) -> Iterator[Line]:
+    def requests(self, connection: LogReader) -> Iterator[Line]:
         """Every request of the window, in the order of start."""
         window, until = self._certificate.window, self._certificate.until
         if window is None:
@@ -217,7 +214,7 @@ class _View:
                 last -= 1
         yield from reversed(found)
 
-    def _request(self, connection: sqlite3.Connection, number: int, entry: ExtractRow, request: Request) -> Line:
+    def _request(self, connection: LogReader, number: int, entry: ExtractRow, request: Request) -> Line:
         line: Line = {
             "type": "request",
             "n": number,

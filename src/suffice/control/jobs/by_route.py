@@ -5,7 +5,6 @@ Knows which routes are due and what a failure may say; refuses to know what is d
 
 from __future__ import annotations
 
-import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from suffice.control.jobs.comparing import ComparisonJob
 from suffice.control.jobs.rows import LONGEST_REST_S, LOOK_BACK, why_of
 from suffice.errors import StoreError
 from suffice.settings import Route
-from suffice.store.database.views import open_reader
+from suffice.store.database.views import LogReader, open_reader
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.windows import last_place, place_before
 from suffice.telemetry import LOG
@@ -38,7 +37,7 @@ class ByRoute(ComparisonJob, ABC):
 
     @abstractmethod
     def propose(
-        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: JobWriter, until: int
+        self, name: str, route: Route, held: InForce, connection: LogReader, desk: JobWriter, until: int
     ) -> str | None:
         """Do a route's work on the log up to `until`; what was proposed, or "". None: there was nothing to look at."""
 
@@ -65,7 +64,7 @@ class ByRoute(ComparisonJob, ABC):
         return [report for report in reports if report is not None]
 
     def _alone(
-        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: JobWriter
+        self, name: str, route: Route, held: InForce, connection: LogReader, desk: JobWriter
     ) -> JobReport | None:
         """Do a route's work; one that fails is left alone for a while."""
         until = last_place(connection)
@@ -83,7 +82,7 @@ class ByRoute(ComparisonJob, ABC):
         return None if said is None else JobReport(said=said, route=name, read_to_seq=until)
 
 
-def since(name: str, held: InForce, connection: sqlite3.Connection) -> int:
+def since(name: str, held: InForce, connection: LogReader) -> int:
     """Where the runs of a route begin that count: what came before the epoch is of another world."""
     looked_back = place_before(connection, name, LOOK_BACK)
     return looked_back if held.epoch is None else max(held.epoch.since_seq, looked_back)

@@ -8,7 +8,6 @@ of the log; refuses to know what a policy does.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -25,7 +24,7 @@ from suffice.review.holds import RouteHolds
 from suffice.review.incident import of_pause
 from suffice.settings import Route
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import open_reader
+from suffice.store.database.views import LogReader, open_reader
 from suffice.store.people.holds import NOTHING_HELD, Holds, last_at_s, read_holds
 from suffice.store.routes.in_force import read_decided
 from suffice.store.routes.windows import place_before
@@ -107,7 +106,7 @@ class Critical(ComparisonJob):
                 )
         return reports
 
-    def _built(self, name: str, route: Route, connection: sqlite3.Connection) -> Watch:
+    def _built(self, name: str, route: Route, connection: LogReader) -> Watch:
         floor = Floor(route.critical_em, delta=1 - route.confidence)
         since = place_before(connection, name, LOOK_BACK)
         return Watch(name=name, floor=floor, match=self._matched.of(name, route, self.matches), seq=since)

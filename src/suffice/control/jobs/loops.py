@@ -9,7 +9,6 @@ and a later round builds it anew from the log. One whose history does not follow
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from suffice.control.loop.starting import burst_of
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Control, Route
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import open_reader
+from suffice.store.database.views import LogReader, open_reader
 from suffice.store.people.holds import NOTHING_HELD, Holds, last_at_s, read_holds
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.windows import last_place, place_before, publications, read_requested_labels, whole_episodes
@@ -50,7 +49,7 @@ class _Rest:
 class _Round:
     """One pass over the log: what it says, route by route."""
 
-    connection: sqlite3.Connection
+    connection: LogReader
     desk: JobWriter
     said: dict[str, list[str]]
     failed: dict[str, str] = field(default_factory=dict)
@@ -199,7 +198,7 @@ def loop_of(
     name: str,
     route: Route,
     held: InForce,
-    connection: sqlite3.Connection,
+    connection: LogReader,
     *,
     control: Control,
     match: Match,
@@ -233,7 +232,7 @@ def _kind_of(route: Route) -> type[RouteLoop]:
     return OwnLoop if route.is_owned else ArmLoop
 
 
-def _kept(connection: sqlite3.Connection, epoch: Epoch, route: Route) -> list[Audit]:
+def _kept(connection: LogReader, epoch: Epoch, route: Route) -> list[Audit]:
     """The audits of earlier epochs that count in this one."""
     if len(epoch.kept) != len(epoch.kept_at):
         raise ReplayMismatch(f"route {epoch.route}: the audits that epoch {epoch.number} keeps have no numbers")

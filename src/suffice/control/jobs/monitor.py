@@ -8,7 +8,6 @@ others go on.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +19,7 @@ from suffice.control.jobs.watching import RouteWatch
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Route
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import open_reader
+from suffice.store.database.views import LogReader, open_reader
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.recommendations import newest_outlook
 from suffice.store.routes.windows import place_before, requests_since
@@ -99,7 +98,7 @@ class Monitor(ComparisonJob):
         # Told in history where something changed; a look without news is a row of its own already.
         return "; ".join([*(f"alert: {alert.reason}" for alert in alerts), *(f"alert on {of} ended" for of in ended)])
 
-    def _built(self, name: str, route: Route, held: InForce, connection: sqlite3.Connection) -> RouteWatch:
+    def _built(self, name: str, route: Route, held: InForce, connection: LogReader) -> RouteWatch:
         """A watch for the route, from where its epoch began, or from 20,000 requests ago in a longer one."""
         epoch, before = held.epoch, newest_outlook(connection, name)
         same = before is not None and before.epoch == held.n_epochs
@@ -131,7 +130,7 @@ class Monitor(ComparisonJob):
         except ConfigError:
             return None
 
-    def _read(self, connection: sqlite3.Connection, desk: JobWriter, failed: dict[str, str]) -> int:
+    def _read(self, connection: LogReader, desk: JobWriter, failed: dict[str, str]) -> int:
         """Feed every watch what it has not read; the place of the last row."""
         last = min((watch.seq for watch in self._watches.values()), default=0)
         for stored in rows_since(connection, last, desk):

@@ -10,7 +10,6 @@ a worker can die; then it is told twice, never not at all.
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from typing import Final
 from suffice.control.jobs.base import JobReport, JobWriter
 from suffice.control.jobs.sinks import Sink
 from suffice.settings import Alerts
-from suffice.store.database.views import decoded, open_reader
+from suffice.store.database.views import LogReader, decoded, open_reader
 from suffice.store.people.alerts import AlertLog, owed, read_told
 from suffice.store.people.notices import READS, Notice, alerts_of
 from suffice.store.routes.rollups import HOUR_S
@@ -116,7 +115,7 @@ class Notify:
                 reports += self._serve(sink, desk, connection)
         return reports
 
-    def _serve(self, sink: Sink, desk: JobWriter, connection: sqlite3.Connection) -> Sequence[JobReport]:
+    def _serve(self, sink: Sink, desk: JobWriter, connection: LogReader) -> Sequence[JobReport]:
         place = self._places.get(sink.name)
         if place is None:
             place = self._places[sink.name] = self._known(sink.name, desk, connection)
@@ -140,7 +139,7 @@ class Notify:
             n_told += 1
         return [JobReport(said=f"{sink.name}: told {n_told}", read_to_seq=place.seq)] if n_told else ()
 
-    def _known(self, name: str, desk: JobWriter, connection: sqlite3.Connection) -> _Place:
+    def _known(self, name: str, desk: JobWriter, connection: LogReader) -> _Place:
         """What the rows say that a sink knows; one that was never told begins here and now."""
         found = connection.execute(_TOLD, (f"{name}:", f"{name};", MOST_TOLD)).fetchall()
         tellings = [decoded(seq, AlertSent, body).telling for seq, body in reversed(found)]
@@ -152,7 +151,7 @@ class Notify:
         desk.write([AlertSent(begun)])
         return _Place(newest, {})
 
-    def _next(self, place: _Place, connection: sqlite3.Connection) -> _Flight | None:
+    def _next(self, place: _Place, connection: LogReader) -> _Flight | None:
         """The next notice of a sink; rows that tell it nothing are passed by."""
         while rows := connection.execute(_ROWS, (*READS, place.seq, BATCH)).fetchall():
             for seq, at_s, kind, body in rows:
@@ -162,7 +161,7 @@ class Notify:
                 place.seq = seq
         return None
 
-    def _next_over(self, name: str, place: _Place, connection: sqlite3.Connection) -> _Flight | None:
+    def _next_over(self, name: str, place: _Place, connection: LogReader) -> _Flight | None:
         """That something is over which a sink was told of, and has been for a while."""
         if not self.settings.tell_over:
             return None
@@ -209,7 +208,7 @@ class Notify:
         """The console's page about a notice; None: nobody said where the console is."""
         return None if self.settings.link is None else f"{self.settings.link.rstrip('/')}/console{notice.path}"
 
-    def _look_at_fail_opens(self, desk: JobWriter, connection: sqlite3.Connection) -> None:
+    def _look_at_fail_opens(self, desk: JobWriter, connection: LogReader) -> None:
         if self.monotonic_s() < self._looks_at_s:
             return
         self._looks_at_s = self.monotonic_s() + LOOK_S

@@ -9,7 +9,6 @@ whether one is due twice a minute at most. A route whose fit fails is left alone
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import ClassVar
@@ -28,7 +27,7 @@ from suffice.learn.version import FoldedVersion
 from suffice.rollout.rules import rules_of
 from suffice.settings import Control, Route
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import read_episodes
+from suffice.store.database.views import LogReader, read_episodes
 from suffice.store.people.holds import read_holds
 from suffice.store.routes.candidates import as_candidate
 from suffice.store.routes.in_force import InForce, read_decided
@@ -63,7 +62,7 @@ class Retrain(ByRoute):
         return route.is_learned
 
     def propose(
-        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: JobWriter, until: int
+        self, name: str, route: Route, held: InForce, connection: LogReader, desk: JobWriter, until: int
     ) -> str:
         """Propose what is due; what was proposed, or ""."""
         reason = self._due(name, held, connection)
@@ -97,7 +96,7 @@ class Retrain(ByRoute):
         route: Route,
         proposed: ProposedVersion,
         body: str,
-        connection: sqlite3.Connection,
+        connection: LogReader,
         desk: JobWriter,
     ) -> str:
         """Begin a rollout of a proposal, where nothing speaks against it; what became of it."""
@@ -121,7 +120,7 @@ class Retrain(ByRoute):
         desk.write([event], kept_with(one, secret=self.secret))
         return "tried from here on, in shadow"
 
-    def _due(self, name: str, held: InForce, connection: sqlite3.Connection) -> Reason | None:
+    def _due(self, name: str, held: InForce, connection: LogReader) -> Reason | None:
         before = newest_proposal(connection, name)
         last = max(before.read_to_seq if before is not None else 0, self._tried.get(name, 0))
         begins = last or since(name, held, connection)
@@ -148,7 +147,7 @@ def schedule_of(control: Control, max_em_drop: float) -> Schedule:
     )
 
 
-def _parent(held: InForce, connection: sqlite3.Connection) -> FoldedVersion | None:
+def _parent(held: InForce, connection: LogReader) -> FoldedVersion | None:
     """The version in force; None: there is none, or it cannot be read."""
     made = held.publication
     if made is None or not made.fit:

@@ -9,7 +9,6 @@ to the same decisions. Knows days and routes; refuses to know how a row is erase
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ from suffice.store.database.erasing import (
     select_label_rows,
     select_word_rows,
 )
-from suffice.store.database.views import open_reader
+from suffice.store.database.views import LogReader, open_reader
 from suffice.store.routes.in_force import read_decided
 from suffice.store.routes.windows import last_place
 
@@ -110,7 +109,7 @@ class Retain:
             after = found[-1].seq
             yield after, [*sorted(labels - {row.seq for row in found}), *(row.seq for row in found)]
 
-    def _needed_from(self, connection: sqlite3.Connection) -> int:
+    def _needed_from(self, connection: LogReader) -> int:
         """The first place in the log whose steps a running epoch may still read."""
         decided, first = read_decided(connection), last_place(connection) + 1
         for name, route in self.settings.routes.items():

@@ -8,7 +8,6 @@ so the random control share is what its row says, whatever happens to the worker
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
@@ -24,7 +23,7 @@ from suffice.sanitize import plural
 from suffice.settings import Review as ReviewRules
 from suffice.settings import Route, Settings
 from suffice.signals.query import class_of
-from suffice.store.database.views import decoded, open_reader
+from suffice.store.database.views import LogReader, decoded, open_reader
 from suffice.store.people.reviews import NOTHING_ASKED, Reviews, read_reviews
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.recommendations import newest_outlook
@@ -109,7 +108,7 @@ class ReviewJob:
             priorities=here.waiting.priorities(open_now(cap.n_chosen, n_chosen, now_s=now_s)),
         )
 
-    def _built(self, name: str, route: Route, connection: sqlite3.Connection) -> Candidates:
+    def _built(self, name: str, route: Route, connection: LogReader) -> Candidates:
         """What has happened since the route's last drawing, or in its latest 20,000 requests, and labels wanted."""
         cap, drawings = cap_of(route.review), self._reviews.queue.drawings.get(name, ())
         looked_back = place_before(connection, name, LOOK_BACK)
@@ -130,7 +129,7 @@ class ReviewJob:
     def _point(self, episode_id: str) -> float:
         return assign_audit(episode_id, share=1.0, salt=f"{self.salt} review").point
 
-    def _read(self, connection: sqlite3.Connection, desk: JobWriter) -> int:
+    def _read(self, connection: LogReader, desk: JobWriter) -> int:
         """Feed every route what it has not read."""
         last = min((one.seq for one in self._routes.values()), default=0)
         for stored in rows_since(connection, last, desk):
@@ -143,7 +142,7 @@ class ReviewJob:
         self,
         name: str,
         route: Route,
-        connection: sqlite3.Connection,
+        connection: LogReader,
         desk: JobWriter,
         last: int,
         granted: tuple[int, int],
@@ -197,13 +196,13 @@ def cap_of(rules: ReviewRules) -> Cap:
     return Cap(per_day=rules.per_day, control_share=rules.control_share)
 
 
-def read_open_label_requests(connection: sqlite3.Connection, route: str) -> Iterable[LabelRequest]:
+def read_open_label_requests(connection: LogReader, route: str) -> Iterable[LabelRequest]:
     """Labels that were asked for and that nobody has given, the latest ones. Raises StoreError."""
     rows = connection.execute(_WANTED, {"route": route, "most": MOST_WAITING}).fetchall()
     return [decoded(seq, LabelWanted, body).request for seq, body in rows]
 
 
-def below(held: InForce, connection: sqlite3.Connection, name: str, route: Route) -> dict[str, str]:
+def below(held: InForce, connection: LogReader, name: str, route: Route) -> dict[str, str]:
     """Classes of questions that stopping harms more than the route's budget, and how that is known."""
     found = {
         query_class: f"the class {query_class or 'without a name'!r} is held back by its guard-rail"
@@ -225,7 +224,7 @@ def below(held: InForce, connection: sqlite3.Connection, name: str, route: Route
     return found
 
 
-def _completed(one: ReviewCandidate, connection: sqlite3.Connection) -> ReviewCandidate:
+def _completed(one: ReviewCandidate, connection: LogReader) -> ReviewCandidate:
     """A wanted label does not say which question it is about: the request does."""
     if one.question_key:
         return one

@@ -12,7 +12,6 @@ counted without one.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +28,7 @@ from suffice.errors import StoreError
 from suffice.scoring.base import scorer_label
 from suffice.settings import Settings
 from suffice.signals.query import class_of
-from suffice.store.database.views import EpisodeWithLabels, StoredLabel, open_reader
+from suffice.store.database.views import EpisodeWithLabels, LogReader, StoredLabel, open_reader
 from suffice.store.routes import rollups
 from suffice.store.routes.rollups import HOUR_S, NOTHING, RollupKey, RollupSums
 from suffice.store.routes.tallies import (
@@ -113,7 +112,7 @@ class Rollup:
         said = f"summed up {n_rows:,} rows" if n_rows >= BATCH_ROWS else ""
         return (JobReport(said=said, read_to_seq=last),)
 
-    def _batch(self, connection: sqlite3.Connection, desk: JobWriter) -> tuple[int, int]:
+    def _batch(self, connection: LogReader, desk: JobWriter) -> tuple[int, int]:
         """One stretch: rows, and the place of the last one."""
         to = rollups.read_to(connection)
         since = to.seq
@@ -137,14 +136,14 @@ class Rollup:
         last, at_s = stretch.last, self.now()
         until = last if stretch.n_rows == BATCH_ROWS else max(last, to.last)
 
-        def keep(writer: sqlite3.Connection) -> None:
+        def keep(writer: LogReader) -> None:
             if not rollups.add_rollups(writer, batch.sums, batch.tallies, since=since, seq=until, at_s=at_s):
                 raise LeaseLost("job rollup: somebody else has summed this up")
 
         desk.keep(keep)
         return stretch.n_rows, until
 
-    def _begin_anew_where_scored_otherwise(self, connection: sqlite3.Connection, desk: JobWriter) -> None:
+    def _begin_anew_where_scored_otherwise(self, connection: LogReader, desk: JobWriter) -> None:
         """Labels were compared by the scorers of that time: with others, what they said has to be read again."""
         for name, tally in rollups.read_tallies(connection).items():
             wanted = self._scoring(name).name if tally.counts.get("labelled") else tally.scorer

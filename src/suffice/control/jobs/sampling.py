@@ -10,7 +10,6 @@ is served depends on them. Knows rows of the log; refuses to know who draws.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
@@ -21,7 +20,7 @@ from suffice.control.jobs.base import JobWriter
 from suffice.control.jobs.by_route import ByRoute
 from suffice.settings import Route
 from suffice.signals.query import class_of
-from suffice.store.database.views import EpisodeWithLabels
+from suffice.store.database.views import EpisodeWithLabels, LogReader
 from suffice.store.routes.in_force import InForce
 from suffice.store.routes.sampling import counted_cells, drawn_runs, newest_rates
 from suffice.store.routes.windows import place_before, requests_since
@@ -121,7 +120,7 @@ class SamplingJob(ByRoute):
         name: str,
         route: Route,
         held: InForce,  # noqa: ARG002
-        connection: sqlite3.Connection,
+        connection: LogReader,
         desk: JobWriter,
         until: int,
     ) -> str | None:

@@ -224,8 +224,14 @@ class Decisions:
 
 
 def read_artefact(connection: sqlite3.Connection, address: str) -> str | None:
-    """What is kept under an address; None: nothing. Whoever reads it checks that it still has that address."""
-    found = connection.execute("SELECT body FROM artefacts WHERE address = ?", (address,)).fetchone()
+    """What is kept under an address; None: nothing. Whoever reads it checks that it still has that address.
+
+    Raises StoreError, so that a caller tells a log that cannot be read from a version that cannot be loaded.
+    """
+    try:
+        found = connection.execute("SELECT body FROM artefacts WHERE address = ?", (address,)).fetchone()
+    except sqlite3.Error as error:
+        raise StoreError(f"store: artefact {address} cannot be read: {error}") from error
     return None if found is None else str(found[0])
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from suffice.errors import StoreError
 from suffice.store.database import schema
@@ -30,6 +30,7 @@ from suffice.store.rows.events import (
 )
 from suffice.types import Episode, Feedback, Findings, RecalledRun, RouteFindings
 
+LogReader: TypeAlias = sqlite3.Connection  # outside `store` it is opaque: it is passed on to readers, and never queried
 LOOKED = 20  # rows for each that is wanted: where a twentieth of the requests are audits, as usual, it is enough
 COUNTS = 1_000  # of requests without rows that are added up, where it is only asked whether there were many
 _PAGE_ROWS = 500
@@ -264,13 +265,20 @@ def labels_named(
 
 
 @contextlib.contextmanager
-def open_reader(path_or_connection: Path | str | sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """A connection to read from: the caller's own, or a read-only one that is closed at the end."""
+def open_reader(
+    path_or_connection: Path | str | LogReader, *, is_over: Callable[[], bool] | None = None
+) -> Iterator[LogReader]:
+    """A connection to read from: the caller's own, or a read-only one that is closed at the end. Raises StoreError.
+
+    is_over  asked again and again while a query runs: True interrupts it
+    """
     if isinstance(path_or_connection, sqlite3.Connection):
         yield path_or_connection
         return
     path = Path(path_or_connection)
     with translate_errors(path), contextlib.closing(connect_reader(path)) as connection:
+        if is_over is not None:
+            connection.set_progress_handler(is_over, 20_000)
         yield connection
 
 
