@@ -9,7 +9,7 @@ from suffice.gateway.auth import Caller, KeyRing
 from suffice.gateway.key_limits import KeyLimitError, KeyLimits, utc_day
 from suffice.gateway.objects import MOST_ENTRIES, Objects, object_in, references
 from suffice.settings import Key, Route, parse_settings
-from suffice.store.rows.key_events import KeyUsage, StoredObject
+from suffice.store.rows.records import KeyUsage, StoredObject
 from suffice.wiring.keys import key_ring
 
 NOON_S = 1_764_331_200.0  # 2025-11-28, 12:00 UTC

@@ -15,7 +15,7 @@ from typing import Final, Literal, TypeAlias
 
 from suffice.errors import OverloadError
 from suffice.gateway.auth import Caller
-from suffice.store.rows.key_events import KeyUsage
+from suffice.store.rows.records import KeyUsage
 
 MINUTE_S: Final = 60.0
 DAY_S: Final = 86_400

@@ -50,26 +50,22 @@ from suffice.store.routes.rollouts import own_version, read_rollouts, succession
 from suffice.store.routes.rollouts import read_running_rollouts as running_rollouts
 from suffice.store.routes.rollups import read_tallies, read_to
 from suffice.store.routes.sampling import newest_rates
-from suffice.store.rows.events import RequestEnded, RequestSeen
-from suffice.store.rows.experiment_events import ExperimentChanged, ExperimentStarted, ExperimentStopped
-from suffice.store.rows.rollout_events import RolloutBegun, RolloutMoved, RolloutUndone
-from suffice.store.rows.serving_events import VersionRefusal, VersionRefused
+from suffice.store.rows.records import (
+    VersionRefusal,
+)
 from suffice.telemetry import LOG, Metrics
 
 LOOK_S: Final = 1.0  # between two glances at the log; whoever is told looks at once
 GAUGES_S: Final = 5.0  # after which the gauges are brought up to what the worker has summed up, in any case
 AGAIN_S: Final = 60.0  # between two lines that say the same
-_OF_REQUESTS: Final = frozenset({RequestSeen.kind, RequestEnded.kind})  # most rows by far, and they decide nothing
-_VARYING: Final = tuple(
-    event.kind
-    for event in (
-        ExperimentStarted,
-        ExperimentChanged,
-        ExperimentStopped,
-        RolloutBegun,
-        RolloutMoved,
-        RolloutUndone,
-    )
+_OF_REQUESTS: Final = frozenset({"request", "outcome"})  # most rows by far, and they decide nothing
+_VARYING: Final = (
+    "experiment_started",
+    "experiment_changed",
+    "experiment_stopped",
+    "rollout_begun",
+    "rollout_moved",
+    "rollout_undone",
 )
 
 
@@ -279,7 +275,7 @@ class Follower:
         LOG.error("routes.%s: %s cannot be served: %s; %s", told.route, what, told.reason, told.serves)
         self._gw.metrics.inc("suffice_versions_refused_total", told.route)
         if told.number or told.fit:
-            self._gw.log.append(VersionRefused(told))
+            self._gw.log.append(told)
 
     def _version(self, held: InForce, connection: LogReader | None) -> FoldedVersion | None:
         """The version that is in force, read once. Raises ConfigError when it is gone or another one."""

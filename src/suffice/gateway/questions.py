@@ -10,7 +10,7 @@ from suffice.gateway.context import Gateway
 from suffice.gateway.route import BuiltRoute
 from suffice.review.items import DAY_S
 from suffice.review.question import MOST_CHARS, Shelf
-from suffice.store.rows.review_events import QuestionKept, QuestionText, Sources, SourcesKept
+from suffice.store.rows.records import QuestionText, Sources
 
 
 def keep(gw: Gateway, route: BuiltRoute | None, ledger: Ledger, text: Callable[[], str]) -> None:
@@ -22,7 +22,7 @@ def keep(gw: Gateway, route: BuiltRoute | None, ledger: Ledger, text: Callable[[
     question = QuestionText(
         episode_id=request.episode_id, route=request.route, text=text()[:MOST_CHARS], expires_at_s=until_s
     )
-    request_log.append(gw, QuestionKept(question), ledger)
+    request_log.append(gw, question, ledger)
 
 
 def shelf(route: BuiltRoute, ledger: Ledger) -> Shelf | None:
@@ -43,7 +43,7 @@ def keep_sources(gw: Gateway, ledger: Ledger, found: Shelf | None) -> None:
         is_cut=found.is_cut,
         expires_at_s=found.until_s,
     )
-    request_log.append(gw, SourcesKept(kept), ledger)
+    request_log.append(gw, kept, ledger)
 
 
 def _until_s(route: BuiltRoute | None, ledger: Ledger) -> float | None:

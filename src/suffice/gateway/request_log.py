@@ -12,9 +12,7 @@ from suffice.assurance.sampling import ended_badly
 from suffice.episode.ledger import Ledger
 from suffice.gateway.breaker import SITES
 from suffice.gateway.context import Gateway, runs_in_full
-from suffice.store.rows.events import Event, RequestEnded, RequestSeen
-from suffice.store.rows.key_events import KeyUsed
-from suffice.store.rows.sampling_events import RequestsCounted
+from suffice.store.rows.events import Event
 from suffice.telemetry import LOG, Metrics
 from suffice.types import EndReason, Outcome
 
@@ -36,29 +34,29 @@ def write_request(gw: Gateway, ledger: Ledger) -> None:
     """Write the request down, if it has rows: before its first step, because its lots are worthless afterwards."""
     ledger.request, ledger.has_rows = gw.sampling.drawn(ledger.request)
     if ledger.has_rows:
-        append(gw, RequestSeen(ledger.request), ledger)
+        append(gw, ledger.request, ledger)
 
 
 def write_counts(gw: Gateway, *, all_of_them: bool = False) -> None:
     """Write down what was counted of requests without rows, where that is due, and what keys with a budget used."""
     for used in gw.limits.unwritten():
-        append(gw, KeyUsed(replace(used, usage_id=gw.new_id())), None)
+        append(gw, replace(used, usage_id=gw.new_id()), None)
     for counted in gw.sampling.due(now_s=gw.monotonic_s(), all_of_them=all_of_them):
-        append(gw, RequestsCounted(counted), None)
+        append(gw, counted, None)
 
 
 def write_outcome(gw: Gateway, ledger: Ledger, outcome: Outcome) -> None:
     """The one outcome as a row, or in the counts. A request that ends badly has rows, drawn or not."""
     if not ledger.has_rows and ended_badly(outcome):
         ledger.request, ledger.has_rows = gw.sampling.with_rows(ledger.request), True
-        append(gw, RequestSeen(ledger.request), ledger)
+        append(gw, ledger.request, ledger)
     gw.sampling.remember(ledger.request, outcome, now_s=gw.wall_s())
     if ledger.has_rows:
-        append(gw, RequestEnded(outcome), ledger)
+        append(gw, outcome, ledger)
         return
     counted = gw.sampling.count(ledger.request, outcome, now_s=gw.monotonic_s())
     if counted is not None:
-        append(gw, RequestsCounted(counted), ledger)
+        append(gw, counted, ledger)
 
 
 def close(gw: Gateway, ledger: Ledger, end: EndReason) -> None:

@@ -13,8 +13,8 @@ from suffice.edge.mail import MailServer
 from suffice.settings import Alerts, Settings
 from suffice.store.database.views import decoded, open_reader
 from suffice.store.people.notices import Notice, alerts_of
-from suffice.store.rows.alert_events import AlertSent
 from suffice.store.rows.events import EVENTS
+from suffice.store.rows.records import AlertDelivery
 from suffice.wiring.keys import secret
 
 _SENT: Final = "SELECT seq, at_s, body FROM events WHERE kind = 'alert_sent' ORDER BY seq DESC LIMIT ?"
@@ -62,7 +62,7 @@ def sent(path: Path, n: int) -> list[SentNotice]:
     found = list[SentNotice]()
     with open_reader(path) as connection:
         for seq, at_s, body in connection.execute(_SENT, (n,)).fetchall():
-            telling = decoded(seq, AlertSent, body).telling
+            telling = decoded(seq, AlertDelivery, body)
             place = telling.over or telling.read_to_seq
             row = connection.execute(_OF, (place,)).fetchone() if telling.of else None
             notice = None if row is None else alerts_of(decoded(place, EVENTS[row[0]], row[1]))

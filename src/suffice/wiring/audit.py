@@ -1,6 +1,6 @@
 """The audit log's own: which settings a process started with, what may be said of them, and the key of signatures.
 
-settings ──▶ told (path → JSON, secrets never) ──▶ against the row that was written last ──▶ ConfigChanged
+settings ──▶ told (path → JSON, secrets never) ──▶ against the row that was written last ──▶ ConfigChange
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from suffice.settings import Settings
 from suffice.store.audit.heads import signing_key
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import LogReader, decoded, open_reader
-from suffice.store.rows.audit_events import ConfigChange, ConfigChanged, Export, Exported, SettingChange
+from suffice.store.rows.records import ConfigChange, Export, SettingChange
 from suffice.wiring.alerts import notifier
 from suffice.wiring.keys import deployment_salt, has_secret, secret
 
@@ -54,7 +54,7 @@ def audit_webhook(settings: Settings) -> str | None:
     return secret("audit.webhook_env", settings.audit.webhook_env)
 
 
-def config_change(settings: Settings, path: Path, *, process: str) -> ConfigChanged | None:
+def config_change(settings: Settings, path: Path, *, process: str) -> ConfigChange | None:
     """How the settings differ from those that were recorded last; None: not at all. Raises StoreError.
 
     process  which one starts: "serve", "library" …
@@ -68,14 +68,12 @@ def config_change(settings: Settings, path: Path, *, process: str) -> ConfigChan
     changes = () if known is None else differences(known, told)
     user = user_name()
     reason = "the first settings that were recorded" if known is None else f"{process} started with other settings"
-    return ConfigChanged(
-        ConfigChange(
-            number=1 if before is None else before.number + 1,
-            author=f"{process}, {user}" if user else "file",
-            reason=reason,
-            changes=changes,
-            settings=told,
-        )
+    return ConfigChange(
+        number=1 if before is None else before.number + 1,
+        author=f"{process}, {user}" if user else "file",
+        reason=reason,
+        changes=changes,
+        settings=told,
     )
 
 
@@ -115,15 +113,13 @@ def note_export(writer: Decisions, *, what: str, where: str, n_rows: int, author
     writer.write(
         None,
         [
-            Exported(
-                Export(
-                    export_id=f"ex_{secrets.token_hex(8)}",
-                    author=author or user_name() or "unknown",
-                    reason=reason,
-                    what=what,
-                    where=where,
-                    n_rows=n_rows,
-                )
+            Export(
+                export_id=f"ex_{secrets.token_hex(8)}",
+                author=author or user_name() or "unknown",
+                reason=reason,
+                what=what,
+                where=where,
+                n_rows=n_rows,
             )
         ],
     )
@@ -131,7 +127,7 @@ def note_export(writer: Decisions, *, what: str, where: str, n_rows: int, author
 
 def _recorded(connection: LogReader) -> ConfigChange | None:
     found = connection.execute(_LAST).fetchone()
-    return None if found is None else decoded(found[0], ConfigChanged, found[1]).change
+    return None if found is None else decoded(found[0], ConfigChange, found[1])
 
 
 def told_settings(settings: Settings) -> dict[str, str]:

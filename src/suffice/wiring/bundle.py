@@ -1,6 +1,6 @@
 """A bundle of evidence, sealed: its digest is a row of the audit log, and the log's head behind that row goes with it.
 
-evidence ──▶ header and requests ──▶ digest ──▶ Exported (chained) ──▶ rows, links and the signed head
+evidence ──▶ header and requests ──▶ digest ──▶ Export (chained) ──▶ rows, links and the signed head
 """
 
 from __future__ import annotations

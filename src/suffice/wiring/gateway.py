@@ -36,7 +36,7 @@ from suffice.store.database.log import EventLog
 from suffice.store.database.presence import Announcement
 from suffice.store.database.sqlite import SqliteLog, database_path
 from suffice.store.people.keys import senders_of, stored_object
-from suffice.store.rows.key_events import StoredObject
+from suffice.store.rows.records import StoredObject
 from suffice.telemetry import LOG, Metrics
 from suffice.upstream.client import UpstreamClient
 from suffice.wiring.console import console

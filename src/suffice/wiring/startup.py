@@ -34,8 +34,7 @@ from suffice.store.database.sqlite import SqliteLog, database_path
 from suffice.store.database.views import n_requests_of, read_recent
 from suffice.store.people.keys import used_on
 from suffice.store.people.notices import MOST_TEXT, Notice, plain
-from suffice.store.rows.key_events import KeyUsage
-from suffice.store.rows.serving_events import LogMissed, LogOutage
+from suffice.store.rows.records import KeyUsage, LogOutage
 from suffice.telemetry import LOG
 from suffice.types import Episode
 from suffice.upstream.findings import url_key
@@ -287,16 +286,14 @@ def attach(begun: StartState, late: LateLog, log: SqliteLog, *, serves: str) -> 
     """
     n_dropped, n_rows = late.n_dropped, late.attach(log)
     late.append(
-        LogMissed(
-            LogOutage(
-                gateway=secrets.token_hex(6),
-                since_s=begun.since_s,
-                until_s=time.time(),
-                reason=begun.problem or "",
-                after="the last-good file" if serves == "last good" else "everything in full",
-                n_rows=n_rows,
-                n_dropped=n_dropped,
-            )
+        LogOutage(
+            gateway=secrets.token_hex(6),
+            since_s=begun.since_s,
+            until_s=time.time(),
+            reason=begun.problem or "",
+            after="the last-good file" if serves == "last good" else "everything in full",
+            n_rows=n_rows,
+            n_dropped=n_dropped,
         )
     )
     LOG.warning("store %s: is open; %d rows that waited are written, %d had no place", log.path, n_rows, n_dropped)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from suffice.assurance.forecast import Forecast
     from suffice.assurance.ledger import Account
     from suffice.assurance.route_forecast import Outlook
-    from suffice.store.rows.advice_events import ArmWorth, ProposedVersion
+    from suffice.store.rows.records import ArmWorth, ProposedVersion
 
 
 def outlook_lines(one: Outlook | None) -> list[tuple[str, str]]:

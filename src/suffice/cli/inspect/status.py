@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from suffice.store.people.promises import Promises
     from suffice.store.routes.phases import Phase
     from suffice.store.routes.tallies import RouteScorer
-    from suffice.store.rows.advice_events import ArmWorth, ProposedVersion
+    from suffice.store.rows.records import ArmWorth, ProposedVersion
     from suffice.types import Request
 
 EXACT = "exact string equality (no --config, so no route scorers)"

@@ -92,7 +92,7 @@ async def _judge(settings: Settings, name: str, questions: Path, most: int) -> J
     from suffice.edge.yardstick import yardstick
     from suffice.store.database.sqlite import database_path
     from suffice.store.database.views import read_episodes
-    from suffice.store.rows.events import FeedbackGiven
+    from suffice.store.rows.records import FeedbackEvent
     from suffice.wiring import open_log, question_texts, secret
 
     route, table = _tables(settings, name)
@@ -108,7 +108,7 @@ async def _judge(settings: Settings, name: str, questions: Path, most: int) -> J
                 return await judge_labels(
                     episodes,
                     model,
-                    lambda given: log.append_durable(FeedbackGiven(given)),
+                    lambda given: log.append_durable(FeedbackEvent(given)),
                     questions=texts,
                     match=scorer.match,
                     max_em_drop=route.max_em_drop,

@@ -265,13 +265,13 @@ def _look(rows: list[Feedback], settings: Settings, result: ImportResult) -> Non
 
 
 async def _write(rows: list[Feedback], settings: Settings, result: ImportResult) -> None:
-    from suffice.store.rows.events import FeedbackGiven
+    from suffice.store.rows.records import FeedbackEvent
     from suffice.wiring import open_log
 
     log, left = open_log(settings, create=False), iter(rows)
     try:
         while batch := list(islice(left, BATCH_ROWS)):
-            for receipt in await asyncio.gather(*(log.append_durable(FeedbackGiven(row)) for row in batch)):
+            for receipt in await asyncio.gather(*(log.append_durable(FeedbackEvent(row)) for row in batch)):
                 result.n_known += receipt.duplicate
                 result.n_conflicts += receipt.conflict
                 result.n_new += not receipt.duplicate

@@ -69,14 +69,13 @@ def _decide(
     """Write one decision and wait for gateways; exits with 1 when there is nothing to decide, with 2 when it failed."""
     from suffice import wiring
     from suffice.store.database.views import newest_of, open_reader
-    from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
 
     with failing_with(command, again=again), log_of(path, waits=True) as (settings, writer):
         find_settings(settings, route)
         problem = decide(writer)
         if problem is None:
             with open_reader(writer.path) as connection:
-                seq = newest_of(connection, (EnforcementPaused.kind, EnforcementResumed.kind))
+                seq = newest_of(connection, ("enforcement_paused", "enforcement_resumed"))
     if problem is not None:
         refused(command, f"route {route} {problem}")
     click.echo(f"route {route}: {command}d")

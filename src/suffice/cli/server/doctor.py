@@ -167,13 +167,11 @@ async def _talk(client: UpstreamClient, asked: DoctorOptions, model: str | None)
 
 async def _keep_findings(settings: Settings | None, name: str, found: Findings) -> str:
     """Put the findings into the log; say where they are, or why not."""
-    from suffice.store.rows.events import UpstreamExamined
-
     if settings is None:
         return "Not kept: there is no settings file here (--config)."
     if not name:
         return "Not kept: no upstream in the settings has this address."
-    await _append(settings, UpstreamExamined(found))
+    await _append(settings, found)
     return f"Kept in {settings.store.url} for upstream {name!r}; a gateway reads it at its next start."
 
 
@@ -265,7 +263,6 @@ async def _run_questions(settings: Settings, asked: DoctorOptions, name: str, ro
     """Run the questions in full at the route's upstream, past the gateway, and keep what was seen."""
     from suffice.doctor.route import as_findings, read_route_questions, run_live
     from suffice.scoring.base import build_scorer, scorer_label
-    from suffice.store.rows.events import RouteExamined
 
     assert asked.questions is not None
     bodies = read_route_questions(asked.questions.read_text("utf-8").splitlines(), str(asked.questions))
@@ -277,5 +274,5 @@ async def _run_questions(settings: Settings, asked: DoctorOptions, name: str, ro
         )
     label = scorer_label(route.scorer)
     record = as_findings(found, examination_id=_new_id(), route=name, scorer=label, at_s=time.time())
-    await _append(settings, RouteExamined(record))
+    await _append(settings, record)
     return found

@@ -13,9 +13,9 @@ from suffice.console.exchange import ConsoleRequest
 from suffice.console.view_context import ViewContext, page_of
 from suffice.console.views.episodes import whole_of
 from suffice.errors import BadRequest
-from suffice.store.audit.chain import Head, has_chain, head
+from suffice.store.audit.chain import Head, head
 from suffice.store.people.audit_view import AuditEntry, entry_of
-from suffice.store.rows.events import EVENTS, FeedbackGiven
+from suffice.store.rows.events import EVENTS
 
 PAGE: Final = 50
 CHUNK: Final = 500
@@ -85,7 +85,7 @@ def changes(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Ch
     """The latest changes that fit. Raises StoreError, and BadRequest for a kind that there is not."""
     kind, route = asked.query.get("kind", ""), asked.query.get("route", "")
     kinds = tuple(sorted(set(EVENTS) - HIDDEN))
-    if kind and kind not in kinds and kind != FeedbackGiven.kind:
+    if kind and kind not in kinds and kind != "feedback":
         raise BadRequest(f"kind: got {kind[:40]!r}; allowed: {', '.join(kinds)}", param="kind")
     before = whole_of(asked.query, "before", 0, most=2**53)
     lines, older, cut_short = page_of(look, _looked_through(look, before or 2**62, kind, route), PAGE)
@@ -102,7 +102,7 @@ def changes(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Ch
 
 
 def _looked_through(look: ViewContext, before: int, kind: str, route: str) -> Iterator[tuple[int, AuditRow | None]]:
-    chained = has_chain(look.connection)
+    chained = head(look.connection) is not None
     while True:
         wanted = {"before": before, "limit": CHUNK}
         rows = look.connection.execute(_CHAINED if chained else _ALL, wanted).fetchall()

@@ -14,8 +14,6 @@ from suffice.errors import BadRequest, ConfigError
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.signals.query import class_of
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel, decoded, read_labels
-from suffice.store.rows.control_events import LabelWanted
-from suffice.store.rows.events import RequestEnded, RequestSeen
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
 
 PAGE: Final = 50  # runs on one page
@@ -175,8 +173,8 @@ def _looked_through(look: ViewContext, wanted: Filter, right: _Right) -> Iterato
             if (wanted.said == "unlabelled" and said) or (wanted.said in ("labelled", "wrong") and not said):
                 yield seq, None
                 continue
-            request = decoded(seq, RequestSeen, asked).request
-            outcome = decoded(seq, RequestEnded, ended).outcome
+            request = decoded(seq, Request, asked)
+            outcome = decoded(seq, Outcome, ended)
             if not _fits(wanted, request, outcome):
                 yield seq, None
                 continue
@@ -266,9 +264,9 @@ def episode(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Ep
     seen = look.connection.execute(_ROW, ("request", name)).fetchone()
     if seen is None:
         raise NotThere(f"episode: the log has none called {name[:80]!r}")
-    request = decoded(seen[0], RequestSeen, seen[2]).request
+    request = decoded(seen[0], Request, seen[2])
     ended = look.connection.execute(_ROW, ("outcome", name)).fetchone()
-    outcome = decoded(ended[0], RequestEnded, ended[2]).outcome if ended is not None else None
+    outcome = decoded(ended[0], Outcome, ended[2]) if ended is not None else None
     labels = read_labels(look.connection, name, outcome.response_id if outcome is not None else None)
     counting = current_label(labels)
     right = _Right(look)
@@ -305,5 +303,5 @@ def _would_be(outcome: Outcome | None, label: Feedback | None, match: Callable[[
 
 
 def _wanted(look: ViewContext, name: str) -> LabelRequest | None:
-    found = look.connection.execute(_ROW, (LabelWanted.kind, name)).fetchone()
-    return decoded(found[0], LabelWanted, found[2]).request if found is not None else None
+    found = look.connection.execute(_ROW, ("label_wanted", name)).fetchone()
+    return decoded(found[0], LabelRequest, found[2]) if found is not None else None

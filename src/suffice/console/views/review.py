@@ -16,7 +16,7 @@ from suffice.review.items import ReviewItem, ReviewLease, Verdict, words_for
 from suffice.review.queue import ItemState, Queue, State
 from suffice.store.database.views import decoded
 from suffice.store.people.reviews import NOTHING_ASKED, Reviews, kept_question, kept_sources, read_reviews
-from suffice.store.rows.events import RequestEnded, RequestSeen
+from suffice.types import Outcome, Request
 
 MOST_WAITING: Final = 30  # that are listed
 MOST_SETTLED: Final = 15
@@ -177,9 +177,9 @@ class Reader:
 
 def _loop(look: ViewContext, item: ReviewItem) -> LoopView | None:
     """The steps of a loop, oldest first."""
-    asked = look.connection.execute(_ROW, (RequestSeen.kind, item.episode_id)).fetchone()
-    ended = look.connection.execute(_ROW, (RequestEnded.kind, item.episode_id)).fetchone()
-    if asked is None or ended is None or decoded(asked[0], RequestSeen, asked[1]).request.kind != "rounds":
+    asked = look.connection.execute(_ROW, ("request", item.episode_id)).fetchone()
+    ended = look.connection.execute(_ROW, ("outcome", item.episode_id)).fetchone()
+    if asked is None or ended is None or decoded(asked[0], Request, asked[1]).kind != "rounds":
         return None
     kept = kept_sources(look.connection, item.episode_id, now_s=look.now_s)
     told = kept.sources if kept is not None else ()
@@ -191,7 +191,7 @@ def _loop(look: ViewContext, item: ReviewItem) -> LoopView | None:
             read=tuple(each.text for each in told if each.step == one.index and each.what == "read"),
             wrote="".join(each.text for each in told if each.step == one.index and each.what == "wrote"),
         )
-        for one in decoded(ended[0], RequestEnded, ended[1]).outcome.steps
+        for one in decoded(ended[0], Outcome, ended[1]).steps
     )
     if kept is None:
         where = f"the log holds none of their texts; routes.{item.route}.review.keep_text keeps those to come"

@@ -13,7 +13,6 @@ from suffice.control.evidence.fitting import ServedVersion, read_back
 from suffice.errors import ConfigError
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import LogReader, decoded
-from suffice.store.rows.control_events import PolicyPublished
 from suffice.types import Publication
 
 _PUBLISHED: Final = "SELECT seq, body FROM events WHERE kind = 'policy_published' AND route = ? ORDER BY seq"
@@ -23,7 +22,7 @@ def published_on(connection: LogReader, route: str) -> Callable[[int], Publicati
     """What was in force on a route at a place of the log. Raises StoreError."""
     rows = connection.execute(_PUBLISHED, (route,)).fetchall()
     places = [seq for seq, _ in rows]
-    made = [decoded(seq, PolicyPublished, body).publication for seq, body in rows]
+    made = [decoded(seq, Publication, body) for seq, body in rows]
 
     def at(seq: int) -> Publication | None:
         before = bisect_right(places, seq)

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from suffice.errors import SufficeError
-from suffice.store.rows.control_events import EnforcementPaused, EpochBegan, LabelWanted, PolicyPublished
 from suffice.store.rows.events import Event
-from suffice.types import Publication
+from suffice.types import Epoch, LabelRequest, Pause, Publication
 
 
 class ReplayMismatch(SufficeError):
@@ -25,7 +24,7 @@ class Resolution:
     @property
     def said(self) -> str:
         """What it comes to, in a sentence for a history."""
-        n_wanted = sum(isinstance(event, LabelWanted) for event in self.events)
+        n_wanted = sum(isinstance(event, LabelRequest) for event in self.events)
         said = [sentence for event in self.events if (sentence := _sentence(event))]
         return "; ".join([*said, *([f"{n_wanted} labels wanted"] if n_wanted else [])])
 
@@ -36,10 +35,10 @@ def essence(made: Publication) -> tuple[object, ...]:
 
 
 def _sentence(event: Event) -> str:
-    if isinstance(event, PolicyPublished):
-        return f"level {event.publication.level} published ({event.publication.reason})"
-    if isinstance(event, EpochBegan):
-        return f"epoch {event.epoch.number} begins ({event.epoch.reason})"
-    if isinstance(event, EnforcementPaused):
-        return f"enforcement paused ({event.pause.reason})"
+    if isinstance(event, Publication):
+        return f"level {event.level} published ({event.reason})"
+    if isinstance(event, Epoch):
+        return f"epoch {event.number} begins ({event.reason})"
+    if isinstance(event, Pause):
+        return f"enforcement paused ({event.reason})"
     return ""

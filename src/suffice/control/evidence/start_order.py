@@ -1,7 +1,7 @@
 """Requests in the order in which they began, and audits that have not returned.
 
-    RequestSeen ──▶ StartOrder.began ──▶ its number; its audit share opens and closes windows
-    RequestEnded ──▶ StartOrder.ended ──▶ the request and its number
+    Request ──▶ StartOrder.began ──▶ its number; its audit share opens and closes windows
+    Outcome ──▶ StartOrder.ended ──▶ the request and its number
 
 A run may take longer than a thousand others. Were audits counted in the order in which they end, the easy ones would
 come first and prove what does not hold of the hard ones. So an audit has the number of its start, and from there until

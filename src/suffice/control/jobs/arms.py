@@ -1,6 +1,6 @@
 """The job `tune`: is a route's effort or budget proved on audits that were asked twice, and worth proposing?
 
-    pairs in the log, with their odds ──▶ learn.tuner.Tuner ──▶ ArmProposed: this arm, or back to full runs
+    pairs in the log, with their odds ──▶ learn.tuner.Tuner ──▶ ArmWorth: this arm, or back to full runs
 
 Off unless the owner turns it on. It reads what the gateway's lot has drawn and logged; it draws nothing, moves no live
 traffic and puts nothing in force. A route has one arm, its own `effort` or `budget_tokens`, and all questions are one
@@ -27,7 +27,7 @@ from suffice.settings import Route
 from suffice.store.database.views import EpisodeWithLabels, LogReader, read_episodes
 from suffice.store.routes.in_force import InForce
 from suffice.store.routes.recommendations import newest_arm
-from suffice.store.rows.advice_events import ArmProposed, ArmWorth
+from suffice.store.rows.records import ArmWorth
 from suffice.types import Feedback
 
 EVERYBODY: Final = "all"
@@ -61,7 +61,7 @@ class Tune(ByRoute):
         if (before.arm if before is not None else FULL) == worth.arm:
             return ""
         worth = replace(worth, read_to_seq=until, author=self.author)
-        desk.write([ArmProposed(worth)])
+        desk.write([worth])
         return f"{worth.arm} proposed: {worth.reason}"
 
 

@@ -1,6 +1,6 @@
 """Jobs: work that one worker at a time does, again and again, and that goes on wherever the last one stopped.
 
-    Worker.round ──▶ lease ──▶ job.run(Desk) ──▶ events under the lease ──▶ JobRan
+    Worker.round ──▶ lease ──▶ job.run(Desk) ──▶ events under the lease ──▶ JobRun
 
 A job keeps what it knows in memory for as long as it holds its lease, and finds out again from the log when it does
 not. It writes through its `JobWriter` alone; when the lease is lost nothing of a decision is written, and the job is
@@ -17,7 +17,6 @@ from typing import Final, Protocol
 from suffice.errors import StoreError, SufficeError
 from suffice.store.database.decisions import Decisions, JobLease
 from suffice.store.database.views import LogReader
-from suffice.store.rows.control_events import JobRan
 from suffice.store.rows.events import Event
 from suffice.telemetry import LOG
 from suffice.types import JobRun
@@ -197,18 +196,16 @@ class Worker:
             return []
         return told
 
-    def _history(self, held: _Held, report: JobReport, began_at_s: float, duration_s: float) -> JobRan:
-        return JobRan(
-            JobRun(
-                run_id=self.new_id(),
-                job=held.job.name,
-                route=report.route,
-                author=self.author,
-                began_at_s=began_at_s,
-                duration_s=duration_s,
-                ok=report.ok,
-                said=report.said or "nothing to do",
-                read_to_seq=report.read_to_seq,
-                at=report.at,
-            )
+    def _history(self, held: _Held, report: JobReport, began_at_s: float, duration_s: float) -> JobRun:
+        return JobRun(
+            run_id=self.new_id(),
+            job=held.job.name,
+            route=report.route,
+            author=self.author,
+            began_at_s=began_at_s,
+            duration_s=duration_s,
+            ok=report.ok,
+            said=report.said or "nothing to do",
+            read_to_seq=report.read_to_seq,
+            at=report.at,
         )

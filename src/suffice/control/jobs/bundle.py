@@ -34,9 +34,7 @@ from suffice.store.audit.extract import ExtractRow, Line, begun, outcome_of, rea
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import LogReader, decoded, read_events
 from suffice.store.routes.in_force import InForce
-from suffice.store.rows.control_events import EpochBegan, PolicyPublished
-from suffice.store.rows.events import RequestEnded, RequestSeen
-from suffice.store.rows.sampling_events import RequestsCounted
+from suffice.store.rows.records import RequestCount
 from suffice.types import Epoch, Feedback, Outcome, Publication, Request
 
 FORM: Final = 1  # of the lines; other lines get another number
@@ -92,11 +90,11 @@ def _decided(connection: LogReader, name: str, number: int | None) -> tuple[tupl
     """A publication and its epoch, each with its place in the log. Raises ConfigError and StoreError."""
     epochs, made = dict[int, tuple[int, Epoch]](), dict[int, tuple[int, Publication]]()
     for seq, kind, body in read_decisions(connection, name):
-        if kind == EpochBegan.kind:
-            epoch = decoded(seq, EpochBegan, body).epoch
+        if kind == "epoch_began":
+            epoch = decoded(seq, Epoch, body)
             epochs.setdefault(epoch.number, (seq, epoch))
         else:
-            publication = decoded(seq, PolicyPublished, body).publication
+            publication = decoded(seq, Publication, body)
             made.setdefault(publication.number, (seq, publication))
     wanted = max(made, default=0) if number is None else number
     if wanted not in made:
@@ -191,8 +189,8 @@ class _View:
         for entry in begun(connection, self._loop.name, self._loop.seq):
             if last < first:
                 break
-            if entry.kind == RequestsCounted.kind:
-                counted = decoded(entry.seq, RequestsCounted, entry.body).counted
+            if entry.kind == "requests_counted":
+                counted = decoded(entry.seq, RequestCount, entry.body)
                 last, low, high = last - counted.n_governed, last - counted.n_governed + 1, last
                 low, high = max(low, first), min(high, ceil(behind) - 1)
                 if low <= high:
@@ -207,7 +205,7 @@ class _View:
                         }
                     )
                 continue
-            request = decoded(entry.seq, RequestSeen, entry.body).request
+            request = decoded(entry.seq, Request, entry.body)
             if request.ungoverned is None:
                 if last < behind:
                     found.append(self._request(connection, last, entry, request))
@@ -238,7 +236,7 @@ class _View:
         ended = None if given_up else outcome_of(connection, request.episode_id, self._loop.seq)
         outcome = None
         if ended is not None:
-            outcome = decoded(ended.seq, RequestEnded, ended.body).outcome
+            outcome = decoded(ended.seq, Outcome, ended.body)
             line |= {"end_seq": ended.seq, "end_digest": ended.digest}
         if is_audit(request, probes=self._loop.route.probe is not None):
             line |= self._audit(number, request, outcome)

@@ -1,6 +1,6 @@
 """The job `critical`: the critical EM of routes that no control loop certifies, because their owner wrote the policy.
 
-    outcomes, labels ──▶ Floor ──▶ below: EnforcementPaused and IncidentOpened, for a person
+    outcomes, labels ──▶ Floor ──▶ below: Pause and Incident, for a person
 
 Routes that certify themselves are watched by their own loop, with the same `Floor`. Time is the log's own. Knows rows
 of the log; refuses to know what a policy does.
@@ -28,10 +28,8 @@ from suffice.store.database.views import LogReader, open_reader
 from suffice.store.people.holds import NOTHING_HELD, Holds, last_at_s, read_holds
 from suffice.store.routes.in_force import read_decided
 from suffice.store.routes.windows import place_before
-from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
-from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.hold_events import IncidentOpened
-from suffice.types import Pause, Request
+from suffice.store.rows.records import FeedbackEvent
+from suffice.types import Outcome, Pause, Request, Resumption
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,18 +48,18 @@ class Watch:
         if stored.seq <= self.seq:
             return
         self.seq, event = stored.seq, stored.event
-        if isinstance(event, RequestSeen):
-            if event.route == self.name and event.request.ungoverned is None:
-                remember(self._open, event.request.episode_id, event.request)
-        elif isinstance(event, RequestEnded) and event.outcome.episode_id in self._open:
-            request = self._open.pop(event.outcome.episode_id)
-            for said in self._joining.ended(event.outcome, weight_of(request, event.outcome)):
-                self.floor.hear(event.outcome.episode_id, said.feedback, self._joining, self.match)
-        elif isinstance(event, FeedbackGiven):
+        if isinstance(event, Request):
+            if event.route == self.name and event.ungoverned is None:
+                remember(self._open, event.episode_id, event)
+        elif isinstance(event, Outcome) and event.episode_id in self._open:
+            request = self._open.pop(event.episode_id)
+            for said in self._joining.ended(event, weight_of(request, event)):
+                self.floor.hear(event.episode_id, said.feedback, self._joining, self.match)
+        elif isinstance(event, FeedbackEvent):
             name = self._joining.said(GivenLabel(stored.seq, event.feedback, stored.at_s))
             if name is not None:
                 self.floor.hear(name, event.feedback, self._joining, self.match)
-        elif isinstance(event, EnforcementResumed) and event.route == self.name:
+        elif isinstance(event, Resumption) and event.route == self.name:
             self.floor.forget()
 
 
@@ -120,7 +118,7 @@ class Critical(ComparisonJob):
         right = self._watches[name].floor.right
         pause = Pause(route=name, number=number, cause="critical_em", reason=why, author=self.author)
         told = f"{sum(right.values()):,} of the last {len(right):,} labelled answers were right"
-        desk.write([EnforcementPaused(pause), IncidentOpened(of_pause(pause, opened_at_s=at_s, evidence=(told,)))])
+        desk.write([pause, of_pause(pause, opened_at_s=at_s, evidence=(told,))])
 
 
 def concerns(route: Route) -> bool:

@@ -31,10 +31,9 @@ from suffice.store.database.views import LogReader, open_reader
 from suffice.store.people.holds import NOTHING_HELD, Holds, last_at_s, read_holds
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.windows import last_place, place_before, publications, read_requested_labels, whole_episodes
-from suffice.store.rows.control_events import EpochBegan
-from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.records import FeedbackEvent
 from suffice.telemetry import LOG
-from suffice.types import Episode, Epoch
+from suffice.types import Episode, Epoch, Outcome, Request
 
 
 @dataclass(slots=True)
@@ -150,19 +149,17 @@ class Certify(ComparisonJob):
     def _begin(self, name: str, held: InForce, here: _Round, since_seq: int, reason: str, *, at: int) -> InForce:
         route = self.settings.routes[name]
         budget = self._holds.of(name).in_effect(self._at_s).budget(route.max_em_drop)
-        began = EpochBegan(
-            Epoch(
-                route=name,
-                number=held.n_epochs + 1,
-                at=at,
-                since_seq=since_seq,
-                reason=reason,
-                author=self.author,
-                burst=burst_of(route, self.settings.control),
-                max_em_drop=budget,
-                confidence=route.confidence,
-                promise=route.promise,
-            )
+        began = Epoch(
+            route=name,
+            number=held.n_epochs + 1,
+            at=at,
+            since_seq=since_seq,
+            reason=reason,
+            author=self.author,
+            burst=burst_of(route, self.settings.control),
+            max_em_drop=budget,
+            confidence=route.confidence,
+            promise=route.promise,
         )
         here.write(name, Resolution((began,)))
         return held.after(began)
@@ -238,17 +235,17 @@ def _kept(connection: LogReader, epoch: Epoch, route: Route) -> list[Audit]:
         raise ReplayMismatch(f"route {epoch.route}: the audits that epoch {epoch.number} keeps have no numbers")
     kept, numbers = list[Audit](), dict(zip(epoch.kept, epoch.kept_at, strict=True))
     for asked, ended, labels in whole_episodes(connection, epoch.kept, epoch.since_seq):
-        assert isinstance(asked.event, RequestSeen)
-        assert isinstance(ended.event, RequestEnded)
+        assert isinstance(asked.event, Request)
+        assert isinstance(ended.event, Outcome)
         audit = Audit(
             seq=ended.seq,
-            at=numbers[asked.event.request.episode_id],
+            at=numbers[asked.event.episode_id],
             ended_at_s=ended.at_s,
-            episode=Episode(request=asked.event.request, outcome=ended.event.outcome),
+            episode=Episode(request=asked.event, outcome=ended.event),
             only_drawn=sees_only_drawn(route),
         )
         for label in labels:
-            assert isinstance(label.event, FeedbackGiven)
+            assert isinstance(label.event, FeedbackEvent)
             audit = audit.with_label(GivenLabel(label.seq, label.event.feedback, label.at_s), epoch.at)
         kept.append(audit)
     return kept

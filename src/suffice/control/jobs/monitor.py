@@ -1,6 +1,6 @@
 """The job `monitor`: what full and stopped runs of each route are worth, where that is heading, and an alert in time.
 
-    log ──▶ each row to each route's watch ──▶ RouteMonitored, and AlertRaised before a limit is crossed
+    log ──▶ each row to each route's watch ──▶ Outlook, and Alert before a limit is crossed
 
 Reads and tells; it changes nothing that is in force. A route that cannot be watched is left out and said, and the
 others go on.
@@ -23,7 +23,6 @@ from suffice.store.database.views import LogReader, open_reader
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.recommendations import newest_outlook
 from suffice.store.routes.windows import place_before, requests_since
-from suffice.store.rows.advice_events import AlertRaised, RouteMonitored
 from suffice.store.rows.events import Event
 from suffice.telemetry import LOG
 
@@ -88,7 +87,7 @@ class Monitor(ComparisonJob):
     def _look(self, watch: RouteWatch, desk: JobWriter) -> str:
         before = watch.alerts
         outlook, alerts = watch.look(self.author)
-        events: list[Event] = [RouteMonitored(outlook), *(AlertRaised(alert) for alert in alerts)]
+        events: list[Event] = [outlook, *(alert for alert in alerts)]
         desk.write(events)
         for alert in alerts:
             LOG.warning("routes.%s: alert: %s", watch.name, alert.reason)

@@ -1,7 +1,7 @@
 """The job `notify`: tells people outside of the log what in it is worth waking them for.
 
-    rows behind the place that a sink knows ── alerts_of ──▶ Notice ──▶ sink ──▶ AlertSent, the new place
-    alerts that it was told of ── owed ──▶ Notice that one is over ──▶ sink ──▶ AlertSent, the same place
+    rows behind the place that a sink knows ── alerts_of ──▶ Notice ──▶ sink ──▶ AlertDelivery, the new place
+    alerts that it was told of ── owed ──▶ Notice that one is over ──▶ sink ──▶ AlertDelivery, the same place
 
 Each sink has a place of its own, so one that is down for a while loses nothing and holds up no other. A notice is on
 its way in a thread: a sink that hangs holds up no job for longer than `patience_s`, once. Between a notice and its row
@@ -23,8 +23,8 @@ from suffice.store.database.views import LogReader, decoded, open_reader
 from suffice.store.people.alerts import AlertLog, owed, read_told
 from suffice.store.people.notices import READS, Notice, alerts_of
 from suffice.store.routes.rollups import HOUR_S
-from suffice.store.rows.alert_events import AlertDelivery, AlertSent, FailedOpen, FailOpenHigh
 from suffice.store.rows.events import EVENTS
+from suffice.store.rows.records import AlertDelivery, FailOpenCount
 from suffice.telemetry import LOG
 
 BATCH: Final = 100  # rows that are read at once for a sink
@@ -142,13 +142,13 @@ class Notify:
     def _known(self, name: str, desk: JobWriter, connection: LogReader) -> _Place:
         """What the rows say that a sink knows; one that was never told begins here and now."""
         found = connection.execute(_TOLD, (f"{name}:", f"{name};", MOST_TOLD)).fetchall()
-        tellings = [decoded(seq, AlertSent, body).telling for seq, body in reversed(found)]
+        tellings = [decoded(seq, AlertDelivery, body) for seq, body in reversed(found)]
         if tellings:
             told = {one.same: (one.about_s, one.over) for one in tellings if one.same}
             return _Place(tellings[-1].read_to_seq, {same: at_s for same, (at_s, over) in told.items() if not over})
         (newest,) = connection.execute(_NEWEST).fetchone()
         begun = AlertDelivery(sink=name, read_to_seq=newest, of="", same="", about_s=self.now())
-        desk.write([AlertSent(begun)])
+        desk.write([begun])
         return _Place(newest, {})
 
     def _next(self, place: _Place, connection: LogReader) -> _Flight | None:
@@ -187,7 +187,7 @@ class Notify:
             about_s=flight.at_s,
             over=flight.over,
         )
-        desk.write([AlertSent(telling)])
+        desk.write([telling])
         place.seq, place.fails = flight.seq, 0
         if flight.over:
             place.told.pop(notice.same, None)  # it is told at once where it comes back
@@ -214,9 +214,9 @@ class Notify:
         self._looks_at_s = self.monotonic_s() + LOOK_S
         hour = int(self.now() // HOUR_S)
         found = [
-            FailedOpen(route=route, hour=hour, n_runs=n_runs, n_degraded=n_degraded)
+            FailOpenCount(route=route, hour=hour, n_runs=n_runs, n_degraded=n_degraded)
             for route, n_runs, n_degraded in connection.execute(_DEGRADED, (hour,))
             if n_runs >= LEAST_RUNS and n_degraded >= FAIL_OPEN * n_runs
         ]
         if found:
-            desk.write([FailOpenHigh(one) for one in found])
+            desk.write(found)

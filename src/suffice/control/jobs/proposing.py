@@ -1,6 +1,6 @@
 """The job `retrain`: on schedule and after drift, a version that might be better, with its report card.
 
-    episodes of the epoch, version in force ──▶ learn.retrain ──▶ VersionProposed, and the version as an artefact
+    episodes of the epoch, version in force ──▶ learn.retrain ──▶ ProposedVersion, and the version as an artefact
 
 It puts nothing in force: a person may read the card, and a certificate decides. Where the settings say so, it begins a
 rollout of what is better than the version in force. Fits are the dearest thing that a worker does, so a route is asked
@@ -33,7 +33,7 @@ from suffice.store.routes.candidates import as_candidate
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.recommendations import counts_since, newest_proposal
 from suffice.store.routes.rollouts import beginning, kept_with, read_rollouts
-from suffice.store.rows.advice_events import ProposedVersion, VersionProposed
+from suffice.store.rows.records import ProposedVersion
 from suffice.types import Feedback
 
 
@@ -84,7 +84,7 @@ class Retrain(ByRoute):
         if found.version is None:
             return f"nothing to propose: {found.why}"
         proposed, body = _plain(name, found, until, self.author), written(found.version)
-        desk.write([VersionProposed(proposed)], {found.version.address: body})
+        desk.write([proposed], {found.version.address: body})
         said = f"{found.version.address} proposed: {found.verdict} ({found.why})"
         if route.rollout.automatic and found.verdict == "better":
             said = f"{said}; {self._try(name, route, proposed, body, connection, desk)}"

@@ -1,6 +1,6 @@
 """The job `review`: fills the queue of what people are asked about, within the caps of each route and of all together.
 
-    log ──▶ each row to each route's Candidates ──▶ Demand ──▶ share_out ──▶ ReviewAsked, ReviewDrawn
+    log ──▶ each row to each route's Candidates ──▶ Demand ──▶ share_out ──▶ ReviewItem, ControlDraw
 
 It asks and tells; it changes nothing that is in force. A drawing is one transaction with the items that came out of it,
 so the random control share is what its row says, whatever happens to the worker in between.
@@ -28,10 +28,8 @@ from suffice.store.people.reviews import NOTHING_ASKED, Reviews, read_reviews
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.recommendations import newest_outlook
 from suffice.store.routes.windows import place_before
-from suffice.store.rows.control_events import LabelWanted
-from suffice.store.rows.events import Event, RequestSeen
-from suffice.store.rows.review_events import ReviewAsked, ReviewDrawn
-from suffice.types import LabelRequest
+from suffice.store.rows.events import Event
+from suffice.types import LabelRequest, Request
 
 _WANTED = """
     SELECT seq, body FROM events w WHERE w.kind IN ('job_ran', 'label_wanted') AND w.kind = 'label_wanted'
@@ -156,9 +154,9 @@ class ReviewJob:
         chosen = [_completed(one, connection) for one in chosen]
         if drawing is None and not chosen:
             return JobReport(said="", route=name, read_to_seq=last)
-        events: list[Event] = [] if drawing is None else [ReviewDrawn(drawing)]
+        events: list[Event] = [] if drawing is None else [drawing]
         events += [
-            ReviewAsked(item_of(one, rules, now_s=now_s, author=self.author, drawing=drawing if one in drawn else None))
+            item_of(one, rules, now_s=now_s, author=self.author, drawing=drawing if one in drawn else None)
             for one in (*drawn, *chosen)
         ]
         desk.write(events)
@@ -199,7 +197,7 @@ def cap_of(rules: ReviewRules) -> Cap:
 def read_open_label_requests(connection: LogReader, route: str) -> Iterable[LabelRequest]:
     """Labels that were asked for and that nobody has given, the latest ones. Raises StoreError."""
     rows = connection.execute(_WANTED, {"route": route, "most": MOST_WAITING}).fetchall()
-    return [decoded(seq, LabelWanted, body).request for seq, body in rows]
+    return [decoded(seq, LabelRequest, body) for seq, body in rows]
 
 
 def below(held: InForce, connection: LogReader, name: str, route: Route) -> dict[str, str]:
@@ -231,5 +229,5 @@ def _completed(one: ReviewCandidate, connection: LogReader) -> ReviewCandidate:
     found = connection.execute(_REQUEST, (one.episode_id,)).fetchone()
     if found is None:
         return one
-    request = decoded(found[0], RequestSeen, found[1]).request
+    request = decoded(found[0], Request, found[1])
     return replace(one, question_key=request.question_key, query_class=class_of(request.query))

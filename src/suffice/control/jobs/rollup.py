@@ -154,8 +154,8 @@ class Rollup:
 
     def _count(self, batch: _Batch, change: UnwrittenRequests) -> None:
         """Requests ended that left nothing but this."""
-        route = change.event.counted.route
-        for cell in change.event.counted.cells:
+        route = change.event.route
+        for cell in change.event.cells:
             place = RollupKey(route, self._class(route, cell.query_class), cell.version, int(change.at_s // HOUR_S))
             batch.add(place, added_by_cell(cell))
 

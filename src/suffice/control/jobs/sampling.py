@@ -1,6 +1,6 @@
 """The job `sampling`: at which rate live requests of each class keep their rows, from what the kept ones show.
 
-    outcomes, labels, counts since the last look ──▶ a stratum for each class ──▶ allocate ──▶ RatesSet
+    outcomes, labels, counts since the last look ──▶ a stratum for each class ──▶ allocate ──▶ RowRates
 
 Each run is read once, a look after it ended, so that its label has had time to come. Rates hold for requests to come:
 each request writes the rate into its row that was in force when it came, so estimates keep the right expectation while
@@ -24,7 +24,7 @@ from suffice.store.database.views import EpisodeWithLabels, LogReader
 from suffice.store.routes.in_force import InForce
 from suffice.store.routes.sampling import counted_cells, drawn_runs, newest_rates
 from suffice.store.routes.windows import place_before, requests_since
-from suffice.store.rows.sampling_events import RatesSet, RowRates
+from suffice.store.rows.records import RowRates
 
 STEP_REQUESTS: Final = 1_000  # of a route between two looks
 LOOK_BACK: Final = 1_000  # requests with rows that the first look reads
@@ -152,18 +152,16 @@ class SamplingJob(ByRoute):
         told = f"{sample_rate:.1%} of requests have rows, audits ({seen.audit_share:.1%}) among them"
         desk.write(
             [
-                RatesSet(
-                    RowRates(
-                        route=name,
-                        number=number,
-                        sample_rate=sample_rate,
-                        read_to_seq=until,
-                        other=rates.other,
-                        after=rates.by_class,
-                        before=was.by_class,
-                        author=self.author,
-                        reason=f"{told}; classes by what is uncertain in the latest {seen.n_live:,.0f} live runs",
-                    )
+                RowRates(
+                    route=name,
+                    number=number,
+                    sample_rate=sample_rate,
+                    read_to_seq=until,
+                    other=rates.other,
+                    after=rates.by_class,
+                    before=was.by_class,
+                    author=self.author,
+                    reason=f"{told}; classes by what is uncertain in the latest {seen.n_live:,.0f} live runs",
                 )
             ]
         )

@@ -36,9 +36,7 @@ from suffice.learn.served import MOST_AUDITS
 from suffice.settings import FeedbackRules, Metric, Route
 from suffice.signals.query import class_of
 from suffice.store.database.log import StoredEvent
-from suffice.store.rows.control_events import PolicyPublished
-from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.sampling_events import RequestsCounted
+from suffice.store.rows.records import FeedbackEvent, RequestCount
 from suffice.types import Episode, Feedback, Outcome, Publication, Request
 
 CAP_RUNS: Final = 100  # that say what a run can cost …
@@ -120,16 +118,16 @@ class RouteWatch:
         if stored.seq <= self.seq:
             return
         self.seq, event = stored.seq, stored.event
-        if isinstance(event, RequestSeen) and event.route == self.name:
-            self._asked_for(event.request)
-        elif isinstance(event, RequestsCounted) and event.route == self.name:
-            self.n += event.counted.n_governed
-        elif isinstance(event, RequestEnded):
-            self._ended(event.outcome, stored)
-        elif isinstance(event, FeedbackGiven):
+        if isinstance(event, Request) and event.route == self.name:
+            self._asked_for(event)
+        elif isinstance(event, RequestCount) and event.route == self.name:
+            self.n += event.n_governed
+        elif isinstance(event, Outcome):
+            self._ended(event, stored)
+        elif isinstance(event, FeedbackEvent):
             self._said(event.feedback, stored)
-        elif isinstance(event, PolicyPublished) and (event.route, event.publication.epoch) == (self.name, self.epoch):
-            self.made = event.publication
+        elif isinstance(event, Publication) and (event.route, event.epoch) == (self.name, self.epoch):
+            self.made = event
 
     def _asked_for(self, request: Request) -> None:
         if request.ungoverned is not None:

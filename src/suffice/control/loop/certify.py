@@ -61,18 +61,9 @@ from suffice.review.incident import of_pause
 from suffice.settings import Control, Route
 from suffice.store.database.log import StoredEvent
 from suffice.store.routes.in_force import InForce
-from suffice.store.rows.control_events import (
-    AlarmRaised,
-    EnforcementPaused,
-    EnforcementResumed,
-    EpochBegan,
-    PolicyPublished,
-)
-from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.hold_events import IncidentOpened
-from suffice.store.rows.rollout_events import RolloutBegun, RolloutMoved, RolloutUndone
-from suffice.store.rows.sampling_events import RequestsCounted
-from suffice.types import Alarm, AlarmCause, Episode, Epoch, Feedback, Outcome, Pause, Publication, Request
+from suffice.store.rows.events import Event, route_of
+from suffice.store.rows.records import FeedbackEvent, RequestCount, RolloutMove, RolloutStart, RolloutUndo
+from suffice.types import Alarm, AlarmCause, Episode, Epoch, Feedback, Outcome, Pause, Publication, Request, Resumption
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -174,23 +165,23 @@ class RouteLoop:
         if stored.seq <= self.seq:
             return None
         self.seq, event = stored.seq, stored.event
-        if isinstance(event, RequestSeen):
-            if event.request.sender:
-                self._callers.add(event.request.sender)
-            return self._asked_for(event.request, stored) if event.route == self.name else None
-        if isinstance(event, RequestEnded):
-            return self._ended(event.outcome, stored)
-        if isinstance(event, RequestsCounted):
-            self._callers.update(event.counted.senders)
+        if isinstance(event, Request):
+            if event.sender:
+                self._callers.add(event.sender)
+            return self._asked_for(event, stored) if event.route == self.name else None
+        if isinstance(event, Outcome):
+            return self._ended(event, stored)
+        if isinstance(event, RequestCount):
+            self._callers.update(event.senders)
             return self._counted(event, stored) if event.route == self.name else None
-        if isinstance(event, FeedbackGiven):
+        if isinstance(event, FeedbackEvent):
             self._said(event.feedback, stored)
-        elif isinstance(event, RolloutBegun | RolloutMoved | RolloutUndone) and event.route == self.name:
+        elif isinstance(event, RolloutStart | RolloutMove | RolloutUndo) and route_of(event) == self.name:
             self._take_over(self._brought.after(event))
-        elif isinstance(event, EnforcementPaused | EnforcementResumed) and event.route == self.name:
+        elif isinstance(event, Pause | Resumption) and event.route == self.name:
             # A person's; our own decisions are known since they were made.
             self.held = self.held.after(event)
-            if isinstance(event, EnforcementResumed):
+            if isinstance(event, Resumption):
                 self.floor.forget()
         return None
 
@@ -203,9 +194,9 @@ class RouteLoop:
         self._started.began(request, self.n + 1, probes=self.route.probe is not None, windows=self.keeper.windows)
         return self._passed(1, stored)
 
-    def _counted(self, event: RequestsCounted, stored: StoredEvent) -> Resolution | None:
+    def _counted(self, event: RequestCount, stored: StoredEvent) -> Resolution | None:
         """Requests without rows: none is an audit, and the lowest share that one was drawn at is known."""
-        counted = event.counted
+        counted = event
         if counted.audit_share is not None:
             self.keeper.windows.lower(self.n + 1.0, counted.audit_share)
         self._mix.count(counted.cells)
@@ -471,7 +462,7 @@ class RouteLoop:
                 raise ReplayMismatch(f"route {self.name}: publication {told.number} does not follow from the log")
             self.held = replace(self.held, publication=told, last=told)
             return None
-        event = PolicyPublished(made)
+        event = made
         self.held = self.held.after(event)
         return Resolution((event,), artefacts)
 
@@ -517,7 +508,7 @@ class RouteLoop:
             windows=() if windows is None else windows.plain(),
             pending=() if windows is None else self._started.pending_with(self.epoch.pending).plain(),
         )
-        events: tuple[Event, ...] = (EpochBegan(epoch),) if alarm is None else (AlarmRaised(alarm), EpochBegan(epoch))
+        events: tuple[Event, ...] = (epoch,) if alarm is None else (alarm, epoch)
         for event in events:
             self.held = self.held.after(event)
         self._begin(epoch, kept)
@@ -550,7 +541,7 @@ class RouteLoop:
                 self.held.publication, self.floor, epoch=self.epoch.number, at=self.n, n_audits=self.keeper.n_audits
             )
             incident = of_pause(pause, opened_at_s=self.at_s, evidence=stands_on)
-            events += (EnforcementPaused(pause), IncidentOpened(incident))
+            events += (pause, incident)
             self.held = self.held.after(events[-2])
         return Resolution(tuple(events)) if events else None
 

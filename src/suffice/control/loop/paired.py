@@ -27,7 +27,6 @@ from suffice.control.loop.certify import RouteLoop
 from suffice.learn.effort import WINDOW, CertifiedArms, PairedAudit, certify_arms, pairs_missing
 from suffice.rollout.assign import audit_share
 from suffice.store.database.log import StoredEvent
-from suffice.store.rows.control_events import LabelWanted
 from suffice.store.rows.events import Event
 from suffice.types import (
     AlarmCause,
@@ -210,16 +209,14 @@ class ArmLoop(RouteLoop):
                 continue
             self.asked.add(audit.id)
             found.append(
-                LabelWanted(
-                    LabelRequest(
-                        episode_id=audit.id,
-                        route=self.name,
-                        level=1,
-                        would_answer=outcome.pair_answer,
-                        answer=outcome.answer,
-                        why=f"asked with {outcome.pair_arm} it was answered otherwise",
-                        deadline_s=audit.ended_at_s + timeout_s if timeout_s else None,
-                    )
+                LabelRequest(
+                    episode_id=audit.id,
+                    route=self.name,
+                    level=1,
+                    would_answer=outcome.pair_answer,
+                    answer=outcome.answer,
+                    why=f"asked with {outcome.pair_arm} it was answered otherwise",
+                    deadline_s=audit.ended_at_s + timeout_s if timeout_s else None,
                 )
             )
         return found

@@ -1,6 +1,6 @@
 """What rollouts make of the version that a route's certify loop has in force: the loop's own, or one that was brought.
 
-    RolloutBegun, RolloutMoved, RolloutUndone ──▶ RolloutTransition.after ──▶ the version to take over, do refits rest?
+    RolloutStart, RolloutMove, RolloutUndo ──▶ RolloutTransition.after ──▶ the version to take over, do refits rest?
 
 While a version is tried the one that it is compared with must not change, so the loop fits none of its own; and what a
 rollout has brought stays, until another one, a person or a new epoch takes it away. A rollout that began before the
@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from suffice.assurance.certify import spent_delta
-from suffice.store.rows.rollout_events import RolloutBegun, RolloutMoved, RolloutUndone
+from suffice.store.rows.records import RolloutMove, RolloutStart, RolloutUndo
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,17 +34,17 @@ class RolloutTransition:
         """Of delta, what the version in force is certified with: the rest is a candidate's while one is tried."""
         return spent_delta(delta, 1) if self._running else delta
 
-    def after(self, event: RolloutBegun | RolloutMoved | RolloutUndone) -> str | None:
+    def after(self, event: RolloutStart | RolloutMove | RolloutUndo) -> str | None:
         """Address of the version that is to be taken over now; None: what is in force stays."""
-        if isinstance(event, RolloutBegun):
-            state = event.beginning.state
+        if isinstance(event, RolloutStart):
+            state = event.state
             if state.fit:
                 self._running = state.rollout
                 self._fits[state.rollout] = state.fit, state.in_force
             return None
-        if isinstance(event, RolloutUndone):
-            return self._undone(event.undoing.rollout, event.undoing.author)
-        move = event.moved.transition
+        if isinstance(event, RolloutUndo):
+            return self._undone(event.rollout, event.author)
+        move = event.transition
         if move.rollout != self._running or move.stage not in ("full", "rolled_back"):
             return None
         self._running = ""

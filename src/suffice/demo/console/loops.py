@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from suffice.review.question import Source
-from suffice.store.rows.events import Event, RequestEnded, RequestSeen
-from suffice.store.rows.review_events import QuestionKept, QuestionText, Sources, SourcesKept
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import QuestionText, Sources
 from suffice.types import Outcome, Query, Request, StepRecord, Usage
 
 ROUTE: Final = "research"
@@ -149,10 +149,10 @@ def walked(number: int, rng: random.Random, *, at_s: float) -> tuple[Event, ...]
     )
     until_s = at_s + KEPT_S
     return (
-        RequestSeen(request),
-        QuestionKept(QuestionText(episode_id=name, route=ROUTE, text=loop.question, expires_at_s=until_s)),
-        SourcesKept(Sources(episode_id=name, route=ROUTE, sources=_sources(loop), is_cut=False, expires_at_s=until_s)),
-        RequestEnded(outcome),
+        request,
+        QuestionText(episode_id=name, route=ROUTE, text=loop.question, expires_at_s=until_s),
+        Sources(episode_id=name, route=ROUTE, sources=_sources(loop), is_cut=False, expires_at_s=until_s),
+        outcome,
     )
 
 

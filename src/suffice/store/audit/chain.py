@@ -23,9 +23,8 @@ from typing import Final
 
 import msgspec
 
-from suffice.errors import StoreError
 from suffice.store.audit.personal import BodySplit, Part, redacted, split, without
-from suffice.store.rows.events import UNCHAINED, FeedbackGiven, Row
+from suffice.store.rows.events import UNCHAINED, Row
 
 FORM: Final = 1  # how rows are digested; another way gets another number, and both stay readable
 NOTHING: Final = bytes(32)  # the link before the first row, and the digest of what is not there
@@ -187,21 +186,8 @@ def _salted(taken: BodySplit, part: Part) -> tuple[bytes | None, bytes | None]:
     return words_digest(salt, words), salt
 
 
-def has_chain(connection: sqlite3.Connection) -> bool:
-    """Is there a chain? A log that only versions without one have opened has none."""
-    return connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'chain'").fetchone() is not None
-
-
-def require_chain(connection: sqlite3.Connection) -> None:
-    """Raises StoreError where there is no chain."""
-    if not has_chain(connection):
-        raise StoreError("the log has no chain: the version that opened it last made none; `suffice serve` begins one")
-
-
 def head(connection: sqlite3.Connection) -> Head | None:
-    """Where the chain ends now; None: this log has none yet."""
-    if not has_chain(connection):
-        return None
+    """Where the chain ends now; None: its writer has not begun it yet."""
     found = connection.execute("SELECT place, coalesce(seq, 0), link FROM chain ORDER BY place DESC LIMIT 1").fetchone()
     first = connection.execute("SELECT link FROM chain ORDER BY place LIMIT 1").fetchone()
     if found is None or first is None:
@@ -218,7 +204,7 @@ def repeats(connection: sqlite3.Connection, row: Row, seq: int, stored: str, *, 
     """
     gone = {*redact, *_erased(connection, seq)}
     now, then = (msgspec.json.decode(without(row.kind, body, gone)) for body in (row.body, stored))
-    if row.kind == FeedbackGiven.kind:
+    if row.kind == "feedback":
         for body in (now, then):
             body.pop("about", None)  # what a gateway remembered of the run, and may have forgotten since
         for said in (now["feedback"], then["feedback"]):

@@ -31,13 +31,12 @@ from suffice.store.audit.chain import (
     digested_part,
     is_chained,
     link_of,
-    require_chain,
     whole_digest,
     words_digest,
 )
 from suffice.store.audit.personal import Part, split
-from suffice.store.rows.audit_events import WordsErased
 from suffice.store.rows.events import EVENTS, decode_as
+from suffice.store.rows.records import Erasure
 
 _ROWS: Final = """
     SELECT c.place, c.seq, c.form, c.kept, c.whole, c.answers, c.answers_salt, c.comments, c.comments_salt, c.link,
@@ -136,7 +135,7 @@ class _Walk:
         if not follows:
             what = "does not follow from the row before it: rows were reordered, removed or added, or links edited"
             self.blame(place, seq, kind, what)
-        elif same and kind == WordsErased.kind:
+        elif same and kind == "erased":
             self._explained(row[16])
 
     def _in_order(self, place: int, seq: int, kind: str | None) -> bool:
@@ -202,7 +201,7 @@ class _Walk:
 
     def _explained(self, body: str) -> None:
         """An erasure says whose words are gone."""
-        erasure = decode_as(WordsErased, body).erasure
+        erasure = decode_as(Erasure, body)
         for seq in erasure.chained:
             for part in erasure.parts:
                 self.n_erased += self.silent.pop((seq, part), None) is not None
@@ -223,7 +222,6 @@ def _link(value: object) -> bytes:
 
 def verify_chain(connection: sqlite3.Connection, heads: Sequence[Head] = ()) -> ChainCheck:
     """Walk the whole chain, and compare it with heads that were exported earlier. Raises StoreError."""
-    require_chain(connection)
     walk = _Walk(links={head.place: None for head in heads})
     connection.execute("BEGIN")  # one state of the log, whoever writes meanwhile
     try:

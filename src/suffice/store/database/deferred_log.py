@@ -15,7 +15,8 @@ from typing import Final
 from suffice.errors import StoreError
 from suffice.store.database.log import Receipt, StoredEvent
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.rows.events import Event, RequestEnded, RequestSeen
+from suffice.store.rows.events import Event
+from suffice.types import Outcome, Request
 
 AGAIN: Final = "send it again with the same id"
 
@@ -59,14 +60,15 @@ class LateLog:
 
     def append(self, event: Event) -> bool:
         """Keep the event until it can be written. Never blocks, never raises; False: dropped and counted."""
-        orphan = isinstance(event, RequestEnded) and event.key in self._unlogged
+        orphan = isinstance(event, Outcome) and event.episode_id in self._unlogged
         if self._log is not None and not orphan:
             return self._log.append(event)
         if self._closed or orphan or len(self._waiting) >= self._most_rows:
             self._n_dropped += 1
-            if isinstance(event, RequestSeen):
-                self._unlogged.add(event.key)
-            self._unlogged -= {event.key} if orphan else set()
+            if isinstance(event, Request):
+                self._unlogged.add(event.episode_id)
+            elif isinstance(event, Outcome):
+                self._unlogged.discard(event.episode_id)
             return False
         self._waiting.append(event)
         return True

@@ -21,8 +21,8 @@ from suffice.store.audit.chain import Appender, forget_salts
 from suffice.store.audit.personal import WORDS, Part, holds, without
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import unusable
-from suffice.store.rows.audit_events import Erasure, WordsErased
 from suffice.store.rows.events import to_row
+from suffice.store.rows.records import Erasure
 
 BATCH_ROWS: Final = 2_000  # in one transaction: whoever else writes waits for so long
 PURGE_BUSY_S: Final = 30.0  # how long writing the file anew waits for others
@@ -167,7 +167,7 @@ def _erase_batch(
             chained=tuple(chained),
             until_seq=until_seq,
         )
-        Appender(connection, owner=writer.owner).add(to_row(WordsErased(told)), writer.now())
+        Appender(connection, owner=writer.owner).add(to_row(told), writer.now())
     tally.n_rows += n_rows
 
 

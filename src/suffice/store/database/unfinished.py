@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from suffice.store.rows.events import Event, RequestEnded, RequestSeen
+from suffice.store.rows.events import Event
+from suffice.types import Outcome, Request
 
 
 class OpenRequests:
@@ -29,7 +30,7 @@ class OpenRequests:
         """Take in rows of this process that are committed, with their places, in order."""
         for event, seq in rows:
             self._newest = seq
-            if isinstance(event, RequestSeen):
-                self._open[event.key] = seq
-            elif isinstance(event, RequestEnded):
-                self._open.pop(event.key, None)
+            if isinstance(event, Request):
+                self._open[event.episode_id] = seq
+            elif isinstance(event, Outcome):
+                self._open.pop(event.episode_id, None)

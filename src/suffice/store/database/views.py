@@ -18,17 +18,9 @@ from typing import Any, TypeAlias
 from suffice.errors import StoreError
 from suffice.store.database import schema
 from suffice.store.database.log import StoredEvent
-from suffice.store.rows.events import (
-    EVENTS,
-    E,
-    FeedbackGiven,
-    RequestEnded,
-    RequestSeen,
-    RouteExamined,
-    UpstreamExamined,
-    decode_as,
-)
-from suffice.types import Episode, Feedback, Findings, RecalledRun, RouteFindings
+from suffice.store.rows.events import EVENTS, E, decode_as
+from suffice.store.rows.records import FeedbackEvent
+from suffice.types import Episode, Feedback, Findings, Outcome, RecalledRun, Request, RouteFindings
 
 LogReader: TypeAlias = sqlite3.Connection  # outside `store` it is opaque: it is passed on to readers, and never queried
 LOOKED = 20  # rows for each that is wanted: where a twentieth of the requests are audits, as usual, it is enough
@@ -114,17 +106,12 @@ class EpisodeWithLabels:
     labels: tuple[StoredLabel, ...]  # oldest first; (): nobody said anything
 
 
-def newer(
-    path_or_connection: Path | str | sqlite3.Connection, query: str, since_seq: int, *, schema: int
-) -> list[tuple[Any, ...]]:
+def newer(path_or_connection: Path | str | LogReader, query: str, since_seq: int) -> list[tuple[Any, ...]]:
     """The rows that a fold over some kinds has not seen, by its own query; [] where nothing is new. Raises StoreError.
 
     query   takes the place that was read up to, and gives rows that begin with theirs
-    schema  of the log since which there are such rows: one that is older has none, and no index for them
     """
     with open_reader(path_or_connection) as connection:
-        if connection.execute("PRAGMA user_version").fetchone()[0] < schema:
-            return []
         return connection.execute(query, (since_seq,)).fetchall()
 
 
@@ -218,8 +205,8 @@ def n_requests_of(
 def upstream_findings(path_or_connection: Path | str | sqlite3.Connection) -> dict[str, Findings]:
     """The latest examination of every upstream, by the upstream's name. Raises StoreError."""
     with open_reader(path_or_connection) as connection:
-        rows = connection.execute(_EXAMINED, (UpstreamExamined.kind,)).fetchall()
-    found = [decoded(seq, UpstreamExamined, body).findings for seq, body in rows]
+        rows = connection.execute(_EXAMINED, ("upstream_examined",)).fetchall()
+    found = [decoded(seq, Findings, body) for seq, body in rows]
     return {one.upstream: one for one in found}
 
 
@@ -228,8 +215,8 @@ def route_findings(
 ) -> dict[str, tuple[int, RouteFindings]]:
     """The latest examination of every route with its place in the log, by name. Raises StoreError."""
     with open_reader(path_or_connection) as connection:
-        rows = connection.execute(_EXAMINED, (RouteExamined.kind,)).fetchall()
-    found = [(seq, decoded(seq, RouteExamined, body).findings) for seq, body in rows]
+        rows = connection.execute(_EXAMINED, ("route_examined",)).fetchall()
+    found = [(seq, decoded(seq, RouteFindings, body)) for seq, body in rows]
     return {one.route: (seq, one) for seq, one in found}
 
 
@@ -315,15 +302,15 @@ def _labelled(
     return EpisodeWithLabels(
         seq=max(outcome_seq, request_seq),
         episode=Episode(
-            request=decoded(request_seq, RequestSeen, request_body).request,
-            outcome=decoded(outcome_seq, RequestEnded, outcome_body).outcome,
+            request=decoded(request_seq, Request, request_body),
+            outcome=decoded(outcome_seq, Outcome, outcome_body),
         ),
         labels=_labels(labels),
     )
 
 
 def _labels(rows: Iterable[tuple[int, str]]) -> tuple[StoredLabel, ...]:
-    given = ((seq, decoded(seq, FeedbackGiven, body)) for seq, body in rows)
+    given = ((seq, decoded(seq, FeedbackEvent, body)) for seq, body in rows)
     return tuple(StoredLabel(seq=seq, feedback=one.feedback, about=one.about) for seq, one in given)
 
 
@@ -332,4 +319,4 @@ def decoded(seq: int, record: type[E], body: str) -> E:
     try:
         return decode_as(record, body)
     except ValueError as error:
-        raise StoreError(f"store: row {seq} ({record.kind}) cannot be read: {error}") from None
+        raise StoreError(f"store: row {seq} ({record.__name__}) cannot be read: {error}") from None

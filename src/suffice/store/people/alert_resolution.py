@@ -14,30 +14,20 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias, get_args
 
 from suffice.assurance.forecast import Of
-from suffice.assurance.route_forecast import Outlook
+from suffice.assurance.route_forecast import Alert, Outlook
+from suffice.review.incident import Incident, IncidentDecision
 from suffice.rollout.stages import EVIDENCE
 from suffice.store.people.notices import MOST_TEXT, alerts_of, plain
 from suffice.store.routes.rollups import HOUR_S
-from suffice.store.rows.advice_events import AlertRaised, RouteMonitored
-from suffice.store.rows.alert_events import FailOpenHigh
-from suffice.store.rows.control_events import (
-    AlarmRaised,
-    EnforcementPaused,
-    EnforcementResumed,
-    EpochBegan,
-    PolicyPublished,
-)
 from suffice.store.rows.events import Event
-from suffice.store.rows.hold_events import IncidentDecided, IncidentOpened
-from suffice.store.rows.kill_events import KillSwitched
-from suffice.store.rows.rollout_events import RolloutMoved, RolloutUndone
-from suffice.store.rows.serving_events import VersionRefused
+from suffice.store.rows.records import FailOpenCount, KillSwitchState, RolloutMove, RolloutUndo, VersionRefusal
+from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 
 What: TypeAlias = Literal[
     "forecast", "budget", "certificate", "pause", "incident", "kill_switch", "lot", "version", "fail_open"
 ]
 # Kinds that end something and tell nothing; some of those that tell something end something, too.
-ENDS: Final = (EnforcementResumed.kind, IncidentDecided.kind, PolicyPublished.kind, EpochBegan.kind)
+ENDS: Final = ("enforcement_resumed", "incident_decided", "policy_published", "epoch_began")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,23 +64,23 @@ class AlertResolution:
 def trouble_of(event: Event) -> Trouble | None:
     """What stands from an event on that is told; None: nothing does, it is over as it is told."""
     match event:
-        case AlertRaised(alert=alert):
+        case Alert() as alert:
             return Trouble(of="forecast", route=alert.route, name=alert.of)
-        case RouteMonitored(outlook=outlook):
+        case Outlook() as outlook:
             return Trouble(of="budget", route=outlook.route)
-        case AlarmRaised(alarm=alarm):
+        case Alarm() as alarm:
             return Trouble(of="certificate", route=alarm.route, number=alarm.epoch)
-        case EnforcementPaused(pause=pause):
+        case Pause() as pause:
             return Trouble(of="pause", route=pause.route, name=str(pause.number))
-        case IncidentOpened(incident=incident):
+        case Incident() as incident:
             return Trouble(of="incident", route=incident.route, name=incident.incident)
-        case KillSwitched(switching=switching) if switching.on:
+        case KillSwitchState() as switching if switching.on:
             return Trouble(of="kill_switch")
-        case RolloutMoved(moved=moved) if moved.transition.move == "pause" and moved.transition.by == EVIDENCE:
+        case RolloutMove() as moved if moved.transition.move == "pause" and moved.transition.by == EVIDENCE:
             return Trouble(of="lot", route=moved.route, name=moved.transition.rollout)
-        case FailOpenHigh(failed=failed):
+        case FailOpenCount() as failed:
             return Trouble(of="fail_open", route=failed.route, until_s=float((failed.hour + 1) * HOUR_S))
-        case VersionRefused(refusal=told):
+        case VersionRefusal() as told:
             return Trouble(of="version", route=told.route)
         case _:
             return None
@@ -99,37 +89,37 @@ def trouble_of(event: Event) -> Trouble | None:
 def endings_of(event: Event) -> tuple[AlertResolution, ...]:
     """What is over with an event, of all that was told before it."""
     match event:
-        case RouteMonitored(outlook=outlook):
+        case Outlook() as outlook:
             return _after_look(outlook)
-        case AlarmRaised() | EpochBegan() | PolicyPublished():
+        case Alarm() | Epoch() | Publication():
             return _of_certificate(event)
-        case EnforcementResumed(resumption=end):
+        case Resumption() as end:
             return (_over("pause", end.route, f"{end.author} resumed it: {end.reason}", name=str(end.number)),)
-        case IncidentDecided(decision=decided):
+        case IncidentDecision() as decided:
             said = f"{decided.author} decided to {decided.decision.replace('_', ' ')}: {decided.reason}"
             return (_over("incident", decided.route, said, name=decided.incident),)
-        case KillSwitched(switching=switching) if not switching.on:
+        case KillSwitchState() as switching if not switching.on:
             return (_over("kill_switch", "", f"released: {switching.reason}"),)
-        case RolloutUndone(undoing=undone):
+        case RolloutUndo() as undone:
             return (_over("version", undone.route, f"{undone.author} took the version back"),)
-        case RolloutMoved():
+        case RolloutMove():
             return _after_move(event)
         case _:
             return ()
 
 
-def _of_certificate(event: AlarmRaised | EpochBegan | PolicyPublished) -> tuple[AlertResolution, ...]:
-    if isinstance(event, AlarmRaised):
-        alarm = event.alarm
+def _of_certificate(event: Alarm | Epoch | Publication) -> tuple[AlertResolution, ...]:
+    if isinstance(event, Alarm):
+        alarm = event
         later = _over("certificate", alarm.route, "a later alarm says more", before=alarm.epoch)
         return (replace(later, replaced=True),)
-    if isinstance(event, EpochBegan):
-        epoch = event.epoch
+    if isinstance(event, Epoch):
+        epoch = event
         version = _over("version", epoch.route, f"epoch {epoch.number} began: the version is in force no more")
         # An alarm ends one epoch and begins the next; what began another one behind that was a person's word.
         again = _over("certificate", epoch.route, f"epoch {epoch.number}: {epoch.reason}", before=epoch.number - 1)
         return version, again
-    made = event.publication
+    made = event
     version = _over("version", made.route, f"publication {made.number} took its place")
     if not (made.may_act and made.level):
         return (version,)
@@ -144,7 +134,7 @@ def _after_look(outlook: Outlook) -> tuple[AlertResolution, ...]:
         for of in get_args(Of)
         if of not in outlook.alerts
     ]
-    if alerts_of(RouteMonitored(outlook)) is None:
+    if alerts_of(outlook) is None:
         drop = outlook.drop
         if drop is None:
             said = "too little is known of its EM drop since then"
@@ -156,9 +146,9 @@ def _after_look(outlook: Outlook) -> tuple[AlertResolution, ...]:
     return tuple(found)
 
 
-def _after_move(event: RolloutMoved) -> tuple[AlertResolution, ...]:
+def _after_move(event: RolloutMove) -> tuple[AlertResolution, ...]:
     """A rollout whose lot was broken is looked at anew; one that has reached everybody serves another version."""
-    route, move = event.moved.route, event.moved.transition
+    route, move = event.route, event.transition
     did = {"resume": "went on", "promote": "took its next step", "roll_back": "was rolled back"}.get(move.move)
     if did is None:
         return ()

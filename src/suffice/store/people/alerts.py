@@ -19,9 +19,8 @@ from suffice.store.database.views import decoded
 from suffice.store.people.alert_resolution import ENDS, Trouble, endings_of, trouble_of
 from suffice.store.people.notices import READS, Notice, alerts_of
 from suffice.store.routes.windows import last_place
-from suffice.store.rows.advice_events import RouteMonitored
-from suffice.store.rows.alert_events import AlertSent
 from suffice.store.rows.events import EVENTS, Event
+from suffice.store.rows.records import AlertDelivery
 
 MOST: Final = 200  # alerts that are remembered
 FIRST_ROWS: Final = 1_000  # of the kinds that tell something each time …
@@ -132,8 +131,8 @@ def read_told(connection: sqlite3.Connection, known: AlertLog) -> AlertLog:
 def _new(connection: sqlite3.Connection, since_seq: int, last: int) -> list[int]:
     """Places of the rows that tell something, in the log's order."""
     found = list[int]()
-    for kind in (*READS, *ENDS, AlertSent.kind):
-        most = -1 if since_seq else FIRST_LOOKS if kind == RouteMonitored.kind else FIRST_ROWS
+    for kind in (*READS, *ENDS, "alert_sent"):
+        most = -1 if since_seq else FIRST_LOOKS if kind == "route_monitored" else FIRST_ROWS
         found += [seq for (seq,) in connection.execute(_SEQS, (kind, since_seq, last, most))]
     return sorted(found)
 
@@ -145,7 +144,7 @@ def after(known: AlertLog, rows: Iterable[tuple[int, float, Event]]) -> AlertLog
     sinks, of, last = dict(known.sinks), dict(known.of), known.seq
     for seq, at_s, event in rows:
         last = seq
-        if isinstance(event, AlertSent):
+        if isinstance(event, AlertDelivery):
             _take(event, at_s, raised, sinks, of)
             continue
         _end(event, at_s, raised)
@@ -193,10 +192,10 @@ def _end(event: Event, at_s: float, raised: dict[int, OpenAlert]) -> None:
 
 
 def _take(
-    event: AlertSent, at_s: float, raised: dict[int, OpenAlert], sinks: dict[str, SinkState], of: Mapping[int, int]
+    event: AlertDelivery, at_s: float, raised: dict[int, OpenAlert], sinks: dict[str, SinkState], of: Mapping[int, int]
 ) -> None:
     """A sink was told of a row, or began to listen."""
-    telling = event.telling
+    telling = event
     now = sinks.get(telling.sink)
     if now is None:
         # A reading that begins in the middle does not see the beginning: it was before what the sink was told first.

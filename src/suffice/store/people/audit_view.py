@@ -7,7 +7,6 @@ refuses to know how they are shown.
 
 from __future__ import annotations
 
-import dataclasses
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,18 +15,25 @@ from typing import Any, Final
 
 import msgspec
 
-from suffice.store.audit.chain import require_chain
+from suffice.review.incident import Incident
 from suffice.store.database.views import decoded, open_reader
-from suffice.store.rows.access_events import AccessChanged
-from suffice.store.rows.advice_events import VersionProposed
-from suffice.store.rows.audit_events import ConfigChanged, Exported, WordsErased
-from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed, EpochBegan, PolicyPublished
-from suffice.store.rows.events import EVENTS, Event
-from suffice.store.rows.experiment_events import ExperimentChanged, ExperimentStarted, ExperimentStopped
-from suffice.store.rows.hold_events import IncidentOpened
-from suffice.store.rows.kill_events import KillSwitched
-from suffice.store.rows.rollout_events import RolloutBegun, RolloutMoved, RolloutUndone
-from suffice.types import Publication
+from suffice.store.rows.events import EVENTS, Event, kind_of
+from suffice.store.rows.records import (
+    AccessGrant,
+    ConfigChange,
+    Erasure,
+    ExperimentEnd,
+    ExperimentRevision,
+    ExperimentStart,
+    Export,
+    FeedbackEvent,
+    KillSwitchState,
+    ProposedVersion,
+    RolloutMove,
+    RolloutStart,
+    RolloutUndo,
+)
+from suffice.types import Epoch, Pause, Publication, Resumption
 
 _PAGE_ROWS: Final = 500
 _ROWS: Final = """
@@ -70,7 +76,6 @@ def read_latest_rows(
 ) -> list[AuditEntry]:
     """The latest `n` rows, oldest first. Raises StoreError."""
     with open_reader(path_or_connection) as connection:
-        require_chain(connection)
         found = connection.execute(_LATEST, {"route": route, "kind": kind, "n": n}).fetchone()
         return list(entries(connection, after=0 if found is None else int(found[0]), route=route, kind=kind))
 
@@ -88,7 +93,6 @@ def entries(
     since_s  Unix time: only rows from then on
     """
     with open_reader(path_or_connection) as connection:
-        require_chain(connection)
         while True:
             wanted = {"after": after, "route": route, "kind": kind, "since": since_s, "limit": _PAGE_ROWS}
             page = connection.execute(_ROWS, wanted).fetchall()
@@ -127,7 +131,7 @@ def entry_of(connection: sqlite3.Connection, row: tuple[Any, ...]) -> AuditEntry
 
 def record_of(event: Event) -> Any:
     """The one record of an event. Any: each kind has its own."""
-    return getattr(event, dataclasses.fields(event)[0].name)
+    return event.feedback if isinstance(event, FeedbackEvent) else event
 
 
 def _first(record: Any, names: tuple[str, ...]) -> str:
@@ -137,23 +141,23 @@ def _first(record: Any, names: tuple[str, ...]) -> str:
 
 def _states(connection: sqlite3.Connection, event: Event, record: Any) -> tuple[str, str]:
     """What it was before, and what it is now, in words."""
-    if isinstance(event, PolicyPublished):
-        return _published_before(connection, event.publication), _published(event.publication)
-    if isinstance(event, EpochBegan):
-        number = event.epoch.number
+    if isinstance(event, Publication):
+        return _published_before(connection, event), _published(event)
+    if isinstance(event, Epoch):
+        number = event.number
         before = f"epoch {number - 1}" if number > 1 else ""
-        return before, f"epoch {number}, {event.epoch.burst:,} requests run in full"
-    if isinstance(event, EnforcementPaused):
-        return "acting", f"paused: {event.pause.cause}"
-    if isinstance(event, EnforcementResumed):
-        return f"pause {event.resumption.number}", "acting"
-    if isinstance(event, ConfigChanged):
+        return before, f"epoch {number}, {event.burst:,} requests run in full"
+    if isinstance(event, Pause):
+        return "acting", f"paused: {event.cause}"
+    if isinstance(event, Resumption):
+        return f"pause {event.number}", "acting"
+    if isinstance(event, ConfigChange):
         return _changed(event)
-    if isinstance(event, WordsErased):
-        erasure = event.erasure
+    if isinstance(event, Erasure):
+        erasure = event
         return erasure.what, f"{', '.join(erasure.parts)} erased in {erasure.n_rows:,} rows"
-    if isinstance(event, Exported):
-        return "", f"{event.export.what}: {event.export.n_rows:,} rows to {event.export.where}"
+    if isinstance(event, Export):
+        return "", f"{event.what}: {event.n_rows:,} rows to {event.where}"
     said = getattr(record, "before", None), getattr(record, "after", None)
     before, after = ("" if one is None else _words(one) for one in said)
     return (before, after) if after else _short(event) or (before, _told(event, record))
@@ -161,46 +165,46 @@ def _states(connection: sqlite3.Connection, event: Event, record: Any) -> tuple[
 
 def _short(event: Event) -> tuple[str, str] | None:
     """The same, for rows whose fields alone would be long; None: for others."""
-    if isinstance(event, AccessChanged):
-        access = event.access
+    if isinstance(event, AccessGrant):
+        access = event
         return "", f"{access.name}: {access.what}" + (f" as {access.role}" if access.role else "")
-    if isinstance(event, VersionProposed):
-        made = event.proposal
+    if isinstance(event, ProposedVersion):
+        made = event
         return made.parent or "", f"{made.address}: {made.verdict}, {made.why}; in force nowhere by itself"
-    if isinstance(event, IncidentOpened):
-        return "", f"{event.incident.incident}: {event.incident.summary}"
-    if isinstance(event, KillSwitched):
+    if isinstance(event, Incident):
+        return "", f"{event.incident}: {event.summary}"
+    if isinstance(event, KillSwitchState):
         states = ("released", "pulled: nothing is stopped on any route")
-        return states if event.switching.on else (states[1], states[0])
+        return states if event.on else (states[1], states[0])
     return _of_rollout(event) or _of_experiment(event)
 
 
 def _of_experiment(event: Event) -> tuple[str, str] | None:
     """What an experiment compares, or what it showed; None: the row is about none."""
-    if isinstance(event, ExperimentStarted | ExperimentChanged):
-        one = event.begun.experiment
+    if isinstance(event, ExperimentStart | ExperimentRevision):
+        one = event.experiment
         arms = ", ".join(f"{arm} {odds:.0%}" for arm, odds in one.odds().items())
         where = f"on {', '.join(one.routes)}, {one.share:.0%} of layer {one.layer}"
         return "", _cut(f"{one.name}, run {one.run}: {arms} {where}; {one.primary} decides")
-    if isinstance(event, ExperimentStopped):
-        ended = event.ended
+    if isinstance(event, ExperimentEnd):
+        ended = event
         return f"{ended.experiment}, run {ended.run}, ran", _cut(" ".join(("ended.", *ended.said)))
     return None
 
 
 def _of_rollout(event: Event) -> tuple[str, str] | None:
     """What a rollout came from and to; None: the row is about none."""
-    if isinstance(event, RolloutBegun):
-        state = event.beginning.state
+    if isinstance(event, RolloutStart):
+        state = event.state
         tried = f"{state.candidate} ({state.fit})" if state.fit else state.candidate
         return f"{state.in_force} serves", f"rollout {state.rollout}: {tried} is tried, in shadow"
-    if isinstance(event, RolloutMoved):
-        move = event.moved.transition
+    if isinstance(event, RolloutMove):
+        move = event.transition
         level = f"level {move.level} of the candidate may act"
         step = f"{move.move.replace('_', ' ')}, {move.stage.replace('_', ' ')} at {move.share:.0%} of new units"
         return "", f"rollout {move.rollout}: {level if move.move == 'certify' else step}"
-    if isinstance(event, RolloutUndone):
-        return "", f"rollout {event.undoing.rollout}: what it had brought is taken back"
+    if isinstance(event, RolloutUndo):
+        return "", f"rollout {event.rollout}: what it had brought is taken back"
     return None
 
 
@@ -211,14 +215,14 @@ def _published(publication: Publication) -> str:
 
 def _published_before(connection: sqlite3.Connection, publication: Publication) -> str:
     key = f"{publication.route}:{publication.number - 1}"
-    found = connection.execute(_BEFORE, (PolicyPublished.kind, key)).fetchone()
-    return "" if found is None else _published(decoded(found[0], PolicyPublished, found[1]).publication)
+    found = connection.execute(_BEFORE, ("policy_published", key)).fetchone()
+    return "" if found is None else _published(decoded(found[0], Publication, found[1]))
 
 
-def _changed(event: ConfigChanged) -> tuple[str, str]:
-    changes = event.change.changes
+def _changed(event: ConfigChange) -> tuple[str, str]:
+    changes = event.changes
     if not changes:
-        return "", f"{len(event.change.settings):,} settings recorded"
+        return "", f"{len(event.settings):,} settings recorded"
     before = "; ".join(f"{one.path} = {_or_none(one.before)}" for one in changes)
     return _cut(before), _cut("; ".join(f"{one.path} = {_or_none(one.after)}" for one in changes))
 
@@ -231,7 +235,8 @@ def _told(event: Event, record: Any) -> str:
     """The fields that say anything, but those that are shown elsewhere."""
     plain = msgspec.to_builtins(record)
     told = {key: value for key, value in plain.items() if key not in _NAMED and (value or value is False)}
-    return _cut(", ".join(f"{key} {_words(value)}" for key, value in told.items() if value != event.episode_id))
+    episode = kind_of(event).episode(event)
+    return _cut(", ".join(f"{key} {_words(value)}" for key, value in told.items() if value != episode))
 
 
 def _words(value: Any) -> str:

@@ -23,9 +23,7 @@ from suffice.store.database.views import decoded, open_reader
 from suffice.store.people.holds import read_holds
 from suffice.store.routes.in_force import read_decided
 from suffice.store.routes.windows import publications
-from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed, PolicyPublished
 from suffice.store.rows.events import Event
-from suffice.store.rows.hold_events import IncidentDecided, IncidentOpened, OverrideEnded, OverrideSet
 from suffice.types import Pause, Publication
 
 _TRIES: Final = 20
@@ -57,7 +55,7 @@ def read_now(connection: sqlite3.Connection, route: str, settings: Route, *, set
 def read_publication(connection: sqlite3.Connection, route: str, number: int) -> Publication | None:
     """One of a route's publications; None: there is none of that number. Raises StoreError."""
     found = connection.execute(_PUBLICATION, (f"{route}:{number}",)).fetchone()
-    return None if found is None else decoded(found[0], PolicyPublished, found[1]).publication
+    return None if found is None else decoded(found[0], Publication, found[1])
 
 
 def fitting(connection: sqlite3.Connection, now: Now, *, now_s: float) -> list[tuple[Publication, str | None]]:
@@ -99,7 +97,7 @@ def set_override(
                 return f"unknown publication {publication} of route {route}"
         now = read_now(connection, route, settings, setup=setup)
         found = override_of(replace(wanted, pinned=pinned), now, now_s=now_s)
-        return found if isinstance(found, str) else ([OverrideSet(found)], found)
+        return found if isinstance(found, str) else ([found], found)
 
     return _step(writer, step)
 
@@ -129,7 +127,7 @@ def end_override(
             before=describe_override(found),
             after=in_words(left, now_s=now_s),
         )
-        return [OverrideEnded(end)], end
+        return [end], end
 
     return _step(writer, step)
 
@@ -162,7 +160,7 @@ def open_incident(
             pause = Pause(
                 route=route, number=held.n_pauses + 1, cause="person", reason=summary.strip(), author=author.strip()
             )
-            events.append(EnforcementPaused(pause))
+            events.append(pause)
         now = read_now(connection, route, settings)
         incident = Incident(
             incident=name_by_hand(route, now.holds.n_by_hand + 1),
@@ -174,7 +172,7 @@ def open_incident(
             opened_at_s=now_s,
             author=author.strip(),
         )
-        return [*events, IncidentOpened(incident)], incident
+        return [*events, incident], incident
 
     return _step(writer, step)
 
@@ -207,11 +205,11 @@ def decide_incident(
         )
         if isinstance(found, str):
             return found
-        events: list[Event] = [IncidentDecided(found.decision)]
+        events: list[Event] = [found.decision]
         if found.override is not None:
-            events.append(OverrideSet(found.override))
+            events.append(found.override)
         if found.resumption is not None:
-            events.append(EnforcementResumed(found.resumption))
+            events.append(found.resumption)
         return events, found
 
     return _step(writer, step)

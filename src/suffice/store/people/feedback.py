@@ -14,7 +14,8 @@ from typing import Final, Literal
 
 from suffice.store.audit.chain import repeats
 from suffice.store.database.views import decoded, open_reader
-from suffice.store.rows.events import FeedbackGiven, to_row
+from suffice.store.rows.events import to_row
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback
 
 _PARKED: Final = """
@@ -70,13 +71,13 @@ def read_all_feedback(path: Path) -> Iterator[FeedbackRecord]:
     """All feedback, in the order in which it came. Raises StoreError."""
     with open_reader(path) as connection:
         for seq, body, route, joined in connection.execute(_SAID):
-            given = decoded(seq, FeedbackGiven, body).feedback
+            given = decoded(seq, FeedbackEvent, body).feedback
             yield FeedbackRecord(feedback=given, route=route, joined=bool(joined))
 
 
 def find_feedback(connection: sqlite3.Connection, given: Feedback) -> Literal["no", "yes", "otherwise"]:
     """Is there feedback of this sender with this id already? "otherwise": it says something else."""
-    row = to_row(FeedbackGiven(given))
+    row = to_row(FeedbackEvent(given))
     found = connection.execute(_KEPT, (row.kind, row.key)).fetchone()
     if found is None:
         return "no"

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from suffice.review.holds import NO_HOLDS, Held, RouteHolds
+from suffice.review.holds import NO_HOLDS, RouteHolds
+from suffice.review.incident import Incident, IncidentDecision
+from suffice.review.override import Override, OverrideEnd
 from suffice.store.database.views import decoded, newer
-from suffice.store.people.reviews import SINCE_SCHEMA
-from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
-from suffice.store.rows.events import EVENTS, Event
-from suffice.store.rows.hold_events import IncidentDecided, IncidentOpened, OverrideEnded, OverrideSet
+from suffice.store.rows.events import EVENTS
+from suffice.types import Pause, Resumption
 
 _NEW: Final = """
     SELECT seq, at_s, kind, body FROM events INDEXED BY holds WHERE seq > ? AND kind IN
@@ -44,30 +44,15 @@ NOTHING_HELD: Final = Holds()
 
 def read_holds(path_or_connection: Path | str | sqlite3.Connection, known: Holds = NOTHING_HELD) -> Holds:
     """What is held now, given what was known before; the same object where nothing is new. Raises StoreError."""
-    rows = newer(path_or_connection, _NEW, known.seq, schema=SINCE_SCHEMA)
+    rows = newer(path_or_connection, _NEW, known.seq)
     if not rows:
         return known
     routes = dict(known.routes)
     for seq, at_s, kind, body in rows:
         event = decoded(seq, EVENTS[kind], body)
-        record = _record(event)
-        if record is not None and event.route is not None:
-            routes[event.route] = routes.get(event.route, NO_HOLDS).after(record, at_s)
+        if isinstance(event, Override | OverrideEnd | Incident | IncidentDecision | Pause | Resumption):
+            routes[event.route] = routes.get(event.route, NO_HOLDS).after(event, at_s)
     return Holds(rows[-1][0], routes)
-
-
-def _record(event: Event) -> Held | None:
-    if isinstance(event, OverrideSet):
-        return event.override
-    if isinstance(event, OverrideEnded):
-        return event.end
-    if isinstance(event, IncidentOpened):
-        return event.incident
-    if isinstance(event, IncidentDecided):
-        return event.decision
-    if isinstance(event, EnforcementPaused):
-        return event.pause
-    return event.resumption if isinstance(event, EnforcementResumed) else None
 
 
 def last_at_s(connection: sqlite3.Connection) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from suffice.store.database.views import decoded, open_reader
-from suffice.store.rows.key_events import KeyUsage, KeyUsed, ObjectMade, StoredObject
+from suffice.store.rows.records import KeyUsage, StoredObject
 
 _MADE: Final = "SELECT seq, body FROM events WHERE kind = 'object_made' AND key = ?"
 # ";" is the character behind ":".
@@ -22,14 +22,14 @@ def stored_object(path: Path, object_id: str) -> StoredObject | None:
     """Who made an object, and where it is; None: nobody that the log knows. Raises StoreError."""
     with open_reader(path) as connection:
         found = connection.execute(_MADE, (object_id,)).fetchone()
-    return None if found is None else decoded(found[0], ObjectMade, found[1]).made
+    return None if found is None else decoded(found[0], StoredObject, found[1])
 
 
 def used_on(path: Path, day: str) -> list[KeyUsage]:
     """What keys with a budget have used on a UTC day, in parts. Raises StoreError."""
     with open_reader(path) as connection:
         rows = connection.execute(_USED, (day, day)).fetchall()
-    return [decoded(seq, KeyUsed, body).usage for seq, body in rows]
+    return [decoded(seq, KeyUsage, body) for seq, body in rows]
 
 
 def senders_of(path: Path, named: Sequence[tuple[str | None, str | None]]) -> list[frozenset[str]]:

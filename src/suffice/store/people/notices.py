@@ -12,33 +12,37 @@ from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import quote
 
+from suffice.assurance.route_forecast import Alert, Outlook
+from suffice.review.incident import Incident
 from suffice.rollout.stages import EVIDENCE
 from suffice.sanitize import printable
 from suffice.settings import AlertKind
-from suffice.store.rows.advice_events import AlertRaised, RouteMonitored
-from suffice.store.rows.alert_events import FailOpenHigh
-from suffice.store.rows.control_events import AlarmRaised, EnforcementPaused
-from suffice.store.rows.events import Event
-from suffice.store.rows.hold_events import IncidentOpened
-from suffice.store.rows.kill_events import KillSwitched
-from suffice.store.rows.rollout_events import RolloutMoved, RolloutUndone
-from suffice.store.rows.serving_events import LogMissed, VersionRefused
+from suffice.store.rows.events import Event, key_of
+from suffice.store.rows.records import (
+    FailOpenCount,
+    KillSwitchState,
+    LogOutage,
+    RolloutMove,
+    RolloutUndo,
+    VersionRefusal,
+)
+from suffice.types import Alarm, Pause
 
 NEARLY: Final = 0.8  # of the budget: from there on it is nearly spent
 MOST_TEXT: Final = 600  # characters of a sentence
 MOST_NAME: Final = 120  # … of a route's name
 READS: Final = (
-    RouteMonitored.kind,
-    AlertRaised.kind,
-    AlarmRaised.kind,
-    EnforcementPaused.kind,
-    IncidentOpened.kind,
-    KillSwitched.kind,
-    RolloutMoved.kind,
-    RolloutUndone.kind,
-    FailOpenHigh.kind,
-    VersionRefused.kind,
-    LogMissed.kind,
+    "route_monitored",
+    "alert_raised",
+    "alarm_raised",
+    "enforcement_paused",
+    "incident_opened",
+    "kill_switched",
+    "rollout_moved",
+    "rollout_undone",
+    "fail_open_high",
+    "version_refused",
+    "log_missed",
 )
 
 
@@ -57,48 +61,48 @@ class Notice:
 def alerts_of(event: Event) -> Notice | None:
     """What an event tells; None: nothing that anybody should be woken for."""
     match event:
-        case AlertRaised(alert=alert):
+        case Alert() as alert:
             return _notice("breach_forecast", alert.route, alert.reason, alert.of, _page(alert.route))
-        case AlarmRaised(alarm=alarm):
+        case Alarm() as alarm:
             kind: AlertKind = "sample_ratio" if alarm.cause == "sample_ratio" else "drift"
             said = f"{alarm.reason}; its certificate has ended and it runs in full"
             return _notice(kind, alarm.route, said, alarm.cause, _page(alarm.route))
-        case EnforcementPaused(pause=pause):
+        case Pause() as pause:
             name = f"{pause.route}:p{pause.number}"
             return _notice("incident", pause.route, f"enforcement is paused: {pause.reason}", name, "/incidents")
-        case IncidentOpened(incident=incident):
+        case Incident() as incident:
             return _notice("incident", incident.route, incident.summary, incident.incident, "/incidents")
-        case KillSwitched(switching=switching):
+        case KillSwitchState() as switching:
             said = f"the kill switch is {'pulled' if switching.on else 'released'}: {switching.reason}"
             return _notice("kill_switch", "", said, f"{switching.on}:{switching.stamp}", "")
-        case FailOpenHigh(failed=failed):
+        case FailOpenCount() as failed:
             share = failed.n_degraded / failed.n_runs
             said = f"failed open in {failed.n_degraded:,} of {failed.n_runs:,} runs within an hour ({share:.1%})"
             return _notice("fail_open", failed.route, said, "", _page(failed.route))
-        case VersionRefused() | LogMissed():
+        case VersionRefusal() | LogOutage():
             return _of_serving(event)
-        case RouteMonitored() | RolloutMoved() | RolloutUndone():
-            return _of_budget(event) if isinstance(event, RouteMonitored) else _of_rollout(event)
+        case Outlook() | RolloutMove() | RolloutUndo():
+            return _of_budget(event) if isinstance(event, Outlook) else _of_rollout(event)
         case _:
             return None
 
 
-def _of_serving(event: VersionRefused | LogMissed) -> Notice:
-    if isinstance(event, VersionRefused):
-        told = event.refusal
+def _of_serving(event: VersionRefusal | LogOutage) -> Notice:
+    if isinstance(event, VersionRefusal):
+        told = event
         what = f"publication {told.number}" if told.number else f"version {told.fit}"
         said = f"{what} cannot be served: {told.reason}; {told.serves}"
         return _notice("version_refused", told.route, said, str(told.number or told.fit), _page(told.route))
-    missed = event.missing
+    missed = event
     said = (
         f"a gateway was without its log for {missed.until_s - missed.since_s:,.0f} s and served {missed.after}:"
         f" {missed.reason}; {missed.n_dropped:,} rows are lost"
     )
-    return _notice("log_missed", "", said, event.key, "")
+    return _notice("log_missed", "", said, key_of(event), "")
 
 
-def _of_budget(event: RouteMonitored) -> Notice | None:
-    outlook = event.outlook
+def _of_budget(event: Outlook) -> Notice | None:
+    outlook = event
     drop = outlook.drop
     # A breach that is forecast has been told already, by its own row.
     if drop is None or drop.limit <= 0 or drop.now < NEARLY * drop.limit or "em_drop" in outlook.alerts:
@@ -107,12 +111,12 @@ def _of_budget(event: RouteMonitored) -> Notice | None:
     return _notice("budget_nearly_spent", outlook.route, said, "", _page(outlook.route))
 
 
-def _of_rollout(event: RolloutMoved | RolloutUndone) -> Notice | None:
-    if isinstance(event, RolloutUndone):
-        undone = event.undoing
+def _of_rollout(event: RolloutMove | RolloutUndo) -> Notice | None:
+    if isinstance(event, RolloutUndo):
+        undone = event
         said = f"the version of rollout {undone.rollout} was taken back by {undone.author}: {undone.reason}"
         return _notice("rollback", undone.route, said, undone.rollout, "/policies")
-    route, move = event.moved.route, event.moved.transition
+    route, move = event.route, event.transition
     if move.move == "roll_back":
         said = f"rollout {move.rollout} was rolled back by {move.by}: {move.reason}"
         return _notice("rollback", route, said, move.rollout, "/policies")

@@ -22,8 +22,7 @@ from suffice.store.routes.experiments import read_running_experiments as running
 from suffice.store.routes.in_force import DeploymentState, read_decided
 from suffice.store.routes.rollouts import read_rollouts
 from suffice.store.routes.rollouts import read_running_rollouts as running_rollouts
-from suffice.store.rows.events import RequestSeen
-from suffice.store.rows.kill_events import KillSwitched, KillSwitchState
+from suffice.store.rows.records import KillSwitchState
 from suffice.types import Request, RouteFindings
 
 _NEWEST: Final = """
@@ -117,13 +116,13 @@ def audits_by_class(outlook: Outlook | None) -> dict[str, int]:
 def newest_request(connection: sqlite3.Connection, route: str) -> Request | None:
     """The latest request of a route that has rows; None: there is none. Raises StoreError."""
     found = connection.execute(_NEWEST, (route,)).fetchone()
-    return None if found is None else decoded(found[0], RequestSeen, found[1]).request
+    return None if found is None else decoded(found[0], Request, found[1])
 
 
 def newest_switching(connection: sqlite3.Connection) -> KillSwitchState | None:
     """How the kill switch was seen last; None: nobody has ever pulled it. Raises StoreError."""
-    found = connection.execute(_SWITCHED, (KillSwitched.kind,)).fetchone()
-    return None if found is None else decoded(found[0], KillSwitched, found[1]).switching
+    found = connection.execute(_SWITCHED, ("kill_switched",)).fetchone()
+    return None if found is None else decoded(found[0], KillSwitchState, found[1])
 
 
 def extracted(

@@ -1,6 +1,6 @@
 """What a refit proposed as a candidate of a rollout: signed, with its lineage and report card, beside what is in force.
 
-    VersionProposed, artefact, publication in force ──▶ learned_candidate ──▶ Candidate, or a sentence why it cannot be
+    ProposedVersion, artefact, publication in force ──▶ learned_candidate ──▶ Candidate, or a sentence why it cannot be
     ──▶ models_of ──▶ the models of a candidate, read back
     what serves, and what served before it ──▶ take_back ──▶ the one before it, if that can still serve
 
@@ -34,7 +34,7 @@ from suffice.store.routes.rollouts import (
     undo,
     version_at,
 )
-from suffice.store.rows.advice_events import ProposedVersion, VersionProposed
+from suffice.store.rows.records import ProposedVersion
 from suffice.types import Publication
 
 _PROPOSED: Final = """
@@ -66,7 +66,7 @@ def learned_candidate(
     found = connection.execute(_PROPOSED, (name, address)).fetchone()
     if found is None:
         return f"{address} was never proposed for route {name}; `suffice status` names what was"
-    proposal = decoded(found[0], VersionProposed, found[1]).proposal
+    proposal = decoded(found[0], ProposedVersion, found[1])
     return as_candidate(name, route, held, proposal, read_artefact(connection, address), by=by, why=why, now_s=now_s)
 
 

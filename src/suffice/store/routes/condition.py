@@ -14,7 +14,6 @@ from suffice.store.database.damage import find_damage, is_large
 from suffice.store.database.presence import Presence, read_presences, switch_reason
 from suffice.store.database.views import decoded, open_reader
 from suffice.store.routes.in_force import fold_decisions
-from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
 from suffice.store.rows.events import EVENTS
 from suffice.types import Pause
 
@@ -83,6 +82,6 @@ def read_condition(
 
 
 def _pauses(connection: sqlite3.Connection) -> list[Pause]:
-    rows = connection.execute(_PAUSES, (EnforcementPaused.kind, EnforcementResumed.kind)).fetchall()
+    rows = connection.execute(_PAUSES, ("enforcement_paused", "enforcement_resumed")).fetchall()
     held = fold_decisions((decoded(seq, EVENTS[kind], body) for seq, kind, body in rows), {})
     return [one.pause for _, one in sorted(held.items()) if one.pause is not None]

@@ -22,13 +22,7 @@ from suffice.settings import Experiment as Written
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import EpisodeWithLabels, decoded, open_reader, read_episodes
 from suffice.store.rows.events import EVENTS
-from suffice.store.rows.experiment_events import (
-    ExperimentChanged,
-    ExperimentEnd,
-    ExperimentStart,
-    ExperimentStarted,
-    ExperimentStopped,
-)
+from suffice.store.rows.records import ExperimentEnd, ExperimentRevision, ExperimentStart
 from suffice.types import ArmDraw, Query
 
 # By the unique index on kind and key, which holds a handful of such rows however long the log is.
@@ -83,8 +77,16 @@ def read_experiments(path_or_connection: Path | str | sqlite3.Connection) -> tup
     found: dict[tuple[str, int], ExperimentRun] = {}
     for seq, at_s, kind, body in rows:
         event = decoded(seq, EVENTS[kind], body)
-        if isinstance(event, ExperimentStarted):
-            begun = event.begun
+        if isinstance(event, ExperimentRevision):
+            wanted = event.experiment
+            before = found[_at(wanted)]
+            if before.runs:
+                fits = _rival(wanted, found.values()) is None
+                found[_at(wanted)] = replace(
+                    before, revision=event.revision, experiment=wanted if fits else before.experiment
+                )
+        elif isinstance(event, ExperimentStart):
+            begun = event
             one = ExperimentRun(
                 experiment=begun.experiment,
                 revision=begun.revision,
@@ -107,16 +109,10 @@ def read_experiments(path_or_connection: Path | str | sqlite3.Connection) -> tup
             found[_at(begun.experiment)] = (
                 one if void is None else replace(one, ended=void, end_seq=seq, ended_at_s=at_s)
             )
-        elif isinstance(event, ExperimentChanged) and found[_at(event.begun.experiment)].runs:
-            before, wanted = found[_at(event.begun.experiment)], event.begun.experiment
-            fits = _rival(wanted, found.values()) is None
-            found[_at(wanted)] = replace(
-                before, revision=event.begun.revision, experiment=wanted if fits else before.experiment
-            )
-        elif isinstance(event, ExperimentStopped):
-            at = event.ended.experiment, event.ended.run
+        elif isinstance(event, ExperimentEnd):
+            at = event.experiment, event.run
             if found[at].runs:
-                found[at] = replace(found[at], ended=event.ended, end_seq=seq, ended_at_s=at_s)
+                found[at] = replace(found[at], ended=event, end_seq=seq, ended_at_s=at_s)
     return tuple(found.values())
 
 
@@ -185,14 +181,14 @@ def start_experiment(
         begun = ExperimentStart(
             experiment=define(name, written, run=run, slots=slots), revision=0, author=author, reason=reason
         )
-        return _written(writer, ExperimentStarted(begun), begun)
+        return _written(writer, begun, begun)
     wanted = define(name, written, run=now.experiment.run, slots=slots)
     if wanted == now.experiment:
         return f"runs already, started by {now.author}: {now.reason}"
     if not same_question(wanted, now.experiment):
         return "runs as it was defined at its start; stop it before anything but weights and share changes"
-    begun = ExperimentStart(experiment=wanted, revision=now.revision + 1, author=author, reason=reason)
-    return _written(writer, ExperimentChanged(begun), begun)
+    begun = ExperimentRevision(experiment=wanted, revision=now.revision + 1, author=author, reason=reason)
+    return _written(writer, begun, begun)
 
 
 def stop_experiment(
@@ -206,14 +202,14 @@ def stop_experiment(
     if now is None:
         return "is not running"
     ended = ExperimentEnd(experiment=name, run=now.experiment.run, author=author, reason=reason, said=said)
-    return ended if writer.write(None, [ExperimentStopped(ended)]) == [True] else _AT_ONCE
+    return ended if writer.write(None, [ended]) == [True] else _AT_ONCE
 
 
 _AT_ONCE: Final = "was decided on by somebody else at the same moment; look again"
 
 
 def _written(
-    writer: Decisions, event: ExperimentStarted | ExperimentChanged, begun: ExperimentStart
+    writer: Decisions, event: ExperimentStart | ExperimentRevision, begun: ExperimentStart
 ) -> ExperimentStart | str:
     if writer.write(None, [event]) != [True]:
         return _AT_ONCE

@@ -14,17 +14,8 @@ from typing import Final
 
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import decoded, newer
-from suffice.store.rows.control_events import (
-    AlarmRaised,
-    EnforcementPaused,
-    EnforcementResumed,
-    EpochBegan,
-    PolicyPublished,
-)
-from suffice.store.rows.events import EVENTS, Event
-from suffice.types import Alarm, Epoch, Pause, Publication
-
-_SINCE_SCHEMA: Final = 3
+from suffice.store.rows.events import EVENTS, Event, route_of
+from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 
 # The condition stands to the letter as in the index. Left to itself, SQLite would look through all decisions.
 _NEW: Final = """
@@ -65,18 +56,18 @@ class InForce:
 
     def after(self, event: Event) -> InForce:
         """What holds after one more decision; other events change nothing."""
-        if isinstance(event, EpochBegan) and event.epoch.number > self.n_epochs:
-            return replace(self, epoch=event.epoch, publication=None, n_epochs=event.epoch.number)
-        if isinstance(event, PolicyPublished) and event.publication.number > self.n_publications:
-            made = event.publication
+        if isinstance(event, Epoch) and event.number > self.n_epochs:
+            return replace(self, epoch=event, publication=None, n_epochs=event.number)
+        if isinstance(event, Publication) and event.number > self.n_publications:
+            made = event
             mine = made if made.epoch == self.n_epochs else self.publication  # of an ended epoch: void
             return replace(self, publication=mine, last=made, n_publications=made.number)
-        if isinstance(event, AlarmRaised):
-            return replace(self, alarm=event.alarm)
-        if isinstance(event, EnforcementPaused) and event.pause.number > self.n_pauses:
-            return replace(self, pause=event.pause, n_pauses=event.pause.number)
-        if isinstance(event, EnforcementResumed) and self.pause is not None:
-            return replace(self, pause=None) if event.resumption.number >= self.pause.number else self
+        if isinstance(event, Alarm):
+            return replace(self, alarm=event)
+        if isinstance(event, Pause) and event.number > self.n_pauses:
+            return replace(self, pause=event, n_pauses=event.number)
+        if isinstance(event, Resumption) and self.pause is not None:
+            return replace(self, pause=None) if event.number >= self.pause.number else self
         return self
 
 
@@ -102,7 +93,7 @@ def read_decided(
     path_or_connection: Path | str | sqlite3.Connection, known: DeploymentState = NOTHING_DECIDED
 ) -> DeploymentState:
     """What holds now, given what was known before; the same object where nothing is new. Raises StoreError."""
-    rows = newer(path_or_connection, _NEW, known.seq, schema=_SINCE_SCHEMA)
+    rows = newer(path_or_connection, _NEW, known.seq)
     if not rows:
         return known
     events = (decoded(seq, EVENTS[kind], body) for seq, kind, body in rows)
@@ -113,8 +104,9 @@ def fold_decisions(events: Iterable[Event], known: Mapping[str, InForce]) -> dic
     """What holds on each route after these decisions."""
     routes = dict(known)
     for event in events:
-        if event.route is not None:
-            routes[event.route] = routes.get(event.route, NOTHING).after(event)
+        route = route_of(event)
+        if route is not None:
+            routes[route] = routes.get(route, NOTHING).after(event)
     return routes
 
 

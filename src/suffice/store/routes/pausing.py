@@ -7,7 +7,6 @@ from typing import Final
 
 from suffice.store.database.decisions import Decisions
 from suffice.store.routes.in_force import InForce, read_decided
-from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
 from suffice.store.rows.events import Event
 from suffice.types import Pause, Resumption
 
@@ -24,7 +23,7 @@ def start_pause(writer: Decisions, route: str, *, reason: str, author: str) -> s
         if held.pause is not None:
             return f"is paused already: {held.pause.reason}"
         number = held.n_pauses + 1
-        return EnforcementPaused(Pause(route=route, number=number, cause="person", reason=reason, author=author))
+        return Pause(route=route, number=number, cause="person", reason=reason, author=author)
 
     return _decide(writer, route, decided)
 
@@ -35,7 +34,7 @@ def end_pause(writer: Decisions, route: str, *, reason: str, author: str) -> str
     def decided(held: InForce) -> Event | str:
         if held.pause is None:
             return "is not paused"
-        return EnforcementResumed(Resumption(route=route, number=held.pause.number, reason=reason, author=author))
+        return Resumption(route=route, number=held.pause.number, reason=reason, author=author)
 
     return _decide(writer, route, decided)
 

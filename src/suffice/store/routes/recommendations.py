@@ -9,14 +9,7 @@ from typing import Final
 from suffice.assurance.route_forecast import Alert, Outlook
 from suffice.store.database.views import decoded, open_reader
 from suffice.store.routes.sampling import n_counted
-from suffice.store.rows.advice_events import (
-    AlertRaised,
-    ArmProposed,
-    ArmWorth,
-    ProposedVersion,
-    RouteMonitored,
-    VersionProposed,
-)
+from suffice.store.rows.records import ArmWorth, ProposedVersion
 
 # Keys begin with the route and sort by place, so the unique index finds the newest at once. ";" follows ":".
 _PLACE: Final = """
@@ -35,32 +28,32 @@ _COUNTS: Final = """
 
 def newest_outlook(path_or_connection: Path | str | sqlite3.Connection, route: str) -> Outlook | None:
     """The latest look at a route; None: nobody has looked. Raises StoreError."""
-    found = _newest(path_or_connection, RouteMonitored.kind, route)
-    return None if found is None else decoded(found[0], RouteMonitored, found[1]).outlook
+    found = _newest(path_or_connection, "route_monitored", route)
+    return None if found is None else decoded(found[0], Outlook, found[1])
 
 
 def newest_place(connection: sqlite3.Connection, route: str) -> int:
     """The place in the log of the latest look at a route; 0: nobody has looked."""
-    found = connection.execute(_PLACE, (RouteMonitored.kind, route, route, route)).fetchone()
+    found = connection.execute(_PLACE, ("route_monitored", route, route, route)).fetchone()
     return 0 if found is None else int(found[0])
 
 
 def newest_alert(path_or_connection: Path | str | sqlite3.Connection, route: str) -> Alert | None:
     """The latest alert of a route, standing or not; None: there was none. Raises StoreError."""
-    found = _newest(path_or_connection, AlertRaised.kind, route)
-    return None if found is None else decoded(found[0], AlertRaised, found[1]).alert
+    found = _newest(path_or_connection, "alert_raised", route)
+    return None if found is None else decoded(found[0], Alert, found[1])
 
 
 def newest_proposal(path_or_connection: Path | str | sqlite3.Connection, route: str) -> ProposedVersion | None:
     """The latest proposal of a refit for a route; None: there was none. Raises StoreError."""
-    found = _newest(path_or_connection, VersionProposed.kind, route)
-    return None if found is None else decoded(found[0], VersionProposed, found[1]).proposal
+    found = _newest(path_or_connection, "version_proposed", route)
+    return None if found is None else decoded(found[0], ProposedVersion, found[1])
 
 
 def newest_arm(path_or_connection: Path | str | sqlite3.Connection, route: str) -> ArmWorth | None:
     """The latest proposal of the tuner for a route; None: there was none. Raises StoreError."""
-    found = _newest(path_or_connection, ArmProposed.kind, route)
-    return None if found is None else decoded(found[0], ArmProposed, found[1]).worth
+    found = _newest(path_or_connection, "arm_proposed", route)
+    return None if found is None else decoded(found[0], ArmWorth, found[1])
 
 
 def counts_since(connection: sqlite3.Connection, route: str, seq: int) -> tuple[int, int]:
@@ -77,14 +70,14 @@ def _newest(path_or_connection: Path | str | sqlite3.Connection, kind: str, rout
 
 def recent_outlooks(connection: sqlite3.Connection, route: str, n: int) -> list[Outlook]:
     """The latest looks at a route, oldest first. Raises StoreError."""
-    found = _recent(connection, RouteMonitored.kind, route, n)
-    return [decoded(seq, RouteMonitored, body).outlook for seq, body in found]
+    found = _recent(connection, "route_monitored", route, n)
+    return [decoded(seq, Outlook, body) for seq, body in found]
 
 
 def recent_alerts(connection: sqlite3.Connection, route: str, n: int) -> list[Alert]:
     """The latest alerts of a route, newest first. Raises StoreError."""
-    found = _recent(connection, AlertRaised.kind, route, n)
-    return [decoded(seq, AlertRaised, body).alert for seq, body in reversed(found)]
+    found = _recent(connection, "alert_raised", route, n)
+    return [decoded(seq, Alert, body) for seq, body in reversed(found)]
 
 
 def _recent(connection: sqlite3.Connection, kind: str, route: str, n: int) -> list[tuple[int, str]]:

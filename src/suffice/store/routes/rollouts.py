@@ -33,14 +33,7 @@ from suffice.store.database.decisions import Decisions, read_artefact
 from suffice.store.database.views import decoded, open_reader
 from suffice.store.routes.windows import requests_since
 from suffice.store.rows.events import EVENTS
-from suffice.store.rows.rollout_events import (
-    RolloutBegun,
-    RolloutMove,
-    RolloutMoved,
-    RolloutStart,
-    RolloutUndo,
-    RolloutUndone,
-)
+from suffice.store.rows.records import RolloutMove, RolloutStart, RolloutUndo
 
 # By the unique index on kind and key, which holds a handful of such rows however long the log is.
 _ROWS: Final = """
@@ -84,8 +77,8 @@ def read_rollouts(path_or_connection: Path | str | sqlite3.Connection) -> tuple[
     found: dict[str, RolloutRun] = {}
     for seq, _, kind, body in rows:
         event = decoded(seq, EVENTS[kind], body)
-        if isinstance(event, RolloutBegun):
-            made = event.beginning
+        if isinstance(event, RolloutStart):
+            made = event
             found[made.state.rollout] = RolloutRun(
                 state=made.state,
                 first=made.state,
@@ -95,12 +88,12 @@ def read_rollouts(path_or_connection: Path | str | sqlite3.Connection) -> tuple[
                 reason=made.reason,
                 rules=made.rules,
             )
-        elif isinstance(event, RolloutMoved):
-            move = event.moved.transition
+        elif isinstance(event, RolloutMove):
+            move = event.transition
             before = found[move.rollout]
             found[move.rollout] = replace(before, state=before.state.after(move), moves=(*before.moves, move))
-        elif isinstance(event, RolloutUndone):
-            found[event.undoing.rollout] = replace(found[event.undoing.rollout], undone=event.undoing)
+        elif isinstance(event, RolloutUndo):
+            found[event.rollout] = replace(found[event.rollout], undone=event)
     return tuple(found.values())
 
 
@@ -222,7 +215,7 @@ def beginning(
     now_s: float,
     held_by: str = "",
     by_person: bool = True,
-) -> RolloutBegun | str:
+) -> RolloutStart | str:
     """The first row of a rollout; a sentence where it may not begin now.
 
     name     of the rollout, one that no other has
@@ -245,7 +238,7 @@ def beginning(
         rules=rules,
         fit=one.fit,
     )
-    return RolloutBegun(RolloutStart(state=state, number=number, author=author, reason=reason, rules=rules))
+    return RolloutStart(state=state, number=number, author=author, reason=reason, rules=rules)
 
 
 def kept_with(one: RolloutCandidate, *, secret: str) -> dict[str, str]:
@@ -301,7 +294,7 @@ def move(writer: Decisions, route: str, moved: Callable[[RolloutRun], Transition
         transition = moved(one)
     except ValueError as error:
         return str(error)
-    row = RolloutMoved(RolloutMove(route=route, author=transition.by, reason=transition.reason, transition=transition))
+    row = RolloutMove(route=route, author=transition.by, reason=transition.reason, transition=transition)
     if writer.write(None, [row], all_new=True) != [True]:
         return "somebody else moved it at the same moment; look again"
     return transition
@@ -335,7 +328,7 @@ def undo(writer: Decisions, route: str, now: str, *, author: str, reason: str) -
     last = brought_by(read_rollouts(writer.path), route, now)
     if last is None:
         return f"what serves route {route} came by no rollout"
-    row = RolloutUndone(RolloutUndo(rollout=last.state.rollout, route=route, author=author, reason=reason))
+    row = RolloutUndo(rollout=last.state.rollout, route=route, author=author, reason=reason)
     if writer.write(None, [row], all_new=True) != [True]:
         return "somebody else took it back at the same moment; look again"
     return last

@@ -140,8 +140,6 @@ class ReadTo:
 def read_to(connection: sqlite3.Connection) -> ReadTo:
     """How far the log is summed up, in this version's format."""
     last = int(connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0])
-    if not _is_there(connection):
-        return ReadTo(seq=0, last=last, at_s=0.0)
     found = connection.execute("SELECT seq, at_s FROM rolled WHERE format = ?", (FORMAT,)).fetchone()
     return ReadTo(seq=0, last=last, at_s=0.0) if found is None else ReadTo(seq=found[0], last=last, at_s=found[1])
 
@@ -226,8 +224,6 @@ def read_rollups(
     route       only this one; None: all
     since_hour  the first hour that counts; the beginning of a day is read from far fewer rows
     """
-    if not _is_there(connection):
-        return {}
     groups = ", ".join(_EXPRESSIONS[name] for name in by)
     grouped = f" GROUP BY {groups} ORDER BY {groups}" if by else ""
     where = "grain = :grain AND hour >= :since" + ("" if route is None else " AND route = :route")
@@ -248,14 +244,7 @@ def _grain_for(by: tuple[Group, ...], since_hour: int) -> int:
 def classes_of(connection: sqlite3.Connection) -> dict[str, set[str]]:
     """The classes that are booked, by route."""
     found: dict[str, set[str]] = {}
-    if _is_there(connection):
-        told = "SELECT DISTINCT route, query_class FROM rollups WHERE grain = ?"
-        for route, query_class in connection.execute(told, (_BY_CLASS,)):
-            found.setdefault(route, set()).add(query_class)
+    told = "SELECT DISTINCT route, query_class FROM rollups WHERE grain = ?"
+    for route, query_class in connection.execute(told, (_BY_CLASS,)):
+        found.setdefault(route, set()).add(query_class)
     return found
-
-
-def _is_there(connection: sqlite3.Connection) -> bool:
-    """Has a version with this table, as it is now, opened the log?"""
-    newest = "SELECT 1 FROM pragma_table_info('tallies') WHERE name = 'body'"
-    return connection.execute(newest).fetchone() is not None

@@ -12,9 +12,8 @@ from typing import Final
 
 from suffice.assurance.sampling import Unkept
 from suffice.store.database.views import EpisodeWithLabels, decoded, open_reader, read_labels
-from suffice.store.rows.events import RequestEnded, RequestSeen
-from suffice.store.rows.sampling_events import RatesSet, RequestsCounted, RowRates
-from suffice.types import Episode
+from suffice.store.rows.records import RequestCount, RowRates
+from suffice.types import Episode, Outcome, Request
 
 # The kind stands to the letter, as in the index, and the route is compared in it.
 _CELLS: Final = """
@@ -44,7 +43,7 @@ def counted_cells(
     with open_reader(path_or_connection) as connection:
         rows = connection.execute(_CELLS, {"route": route, "since": since_seq, "until": until_seq}).fetchall()
     for seq, body in rows:
-        yield from decoded(seq, RequestsCounted, body).counted.cells
+        yield from decoded(seq, RequestCount, body).cells
 
 
 def drawn_runs(
@@ -52,8 +51,8 @@ def drawn_runs(
 ) -> Iterator[EpisodeWithLabels]:
     """The runs of a route that have rows by lot, ended behind a place in the log up to another. Raises StoreError."""
     for seq, ended, asked_seq, asked in connection.execute(_DRAWN, (since_seq, until_seq, route)).fetchall():
-        request = decoded(asked_seq, RequestSeen, asked).request
-        outcome = decoded(seq, RequestEnded, ended).outcome
+        request = decoded(asked_seq, Request, asked)
+        outcome = decoded(seq, Outcome, ended)
         yield EpisodeWithLabels(
             seq=seq,
             episode=Episode(request=request, outcome=outcome),
@@ -70,4 +69,4 @@ def newest_rates(path_or_connection: Path | str | sqlite3.Connection, route: str
     """The rates that were set last on a route; None: nobody has set any. Raises StoreError."""
     with open_reader(path_or_connection) as connection:
         found = connection.execute(_NEWEST, (route, route, route)).fetchone()
-    return None if found is None else decoded(found[0], RatesSet, found[1]).rates
+    return None if found is None else decoded(found[0], RowRates, found[1])

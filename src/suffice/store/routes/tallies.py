@@ -19,8 +19,7 @@ from suffice.assurance.runs import Match, RunNumbers, measure_run
 from suffice.assurance.tally import Tally
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel, decoded, labels_named, read_labels
 from suffice.store.routes import rollups
-from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.sampling_events import RequestsCounted
+from suffice.store.rows.records import FeedbackEvent, RequestCount
 from suffice.telemetry import LOG
 from suffice.types import Episode, Outcome, RecalledRun, Request
 
@@ -56,7 +55,7 @@ class UnwrittenRequests:
     """Requests ended that left nothing but this."""
 
     at_s: float
-    event: RequestsCounted
+    event: RequestCount
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +94,14 @@ def read_stretch(connection: sqlite3.Connection, since: int, limit: int) -> Stre
     last, changes = rows[-1][0] if rows else since, list[Change]()
     for seq, at_s, kind, key, episode_id, route, body in rows:
         change: Change | None
-        if kind == RequestSeen.kind:
+        if kind == "request":
             change = RequestStart(route or "")
-        elif kind == RequestEnded.kind:
+        elif kind == "outcome":
             change = _ended(connection, seq, at_s, key, body, until_seq=last)
-        elif kind == RequestsCounted.kind:
-            change = UnwrittenRequests(at_s, decoded(seq, RequestsCounted, body))
+        elif kind == "requests_counted":
+            change = UnwrittenRequests(at_s, decoded(seq, RequestCount, body))
         else:
-            given = decoded(seq, FeedbackGiven, body)
+            given = decoded(seq, FeedbackEvent, body)
             change = _relabelled(connection, seq, episode_id, given, since_seq=since)
         if change is not None:
             changes.append(change)
@@ -115,14 +114,14 @@ def _ended(
     asked = connection.execute(_ASKED, (name,)).fetchone()
     if asked is None:
         return None
-    outcome = decoded(seq, RequestEnded, body).outcome
+    outcome = decoded(seq, Outcome, body)
     labels = read_labels(connection, name, outcome.response_id, until_seq=until_seq)
-    episode = Episode(request=decoded(asked[0], RequestSeen, asked[1]).request, outcome=outcome)
+    episode = Episode(request=decoded(asked[0], Request, asked[1]), outcome=outcome)
     return RunEnd(at_s, EpisodeWithLabels(seq=seq, episode=episode, labels=labels))
 
 
 def _relabelled(
-    connection: sqlite3.Connection, seq: int, episode_id: str | None, given: FeedbackGiven, *, since_seq: int
+    connection: sqlite3.Connection, seq: int, episode_id: str | None, given: FeedbackEvent, *, since_seq: int
 ) -> LabelChange | UnwrittenLabel | None:
     """None: there is no such run yet, or it ended in this stretch and is counted with all of its labels."""
     name = episode_id or _by_response(connection, given.feedback.response_id)
@@ -132,8 +131,8 @@ def _relabelled(
         return _recalled(connection, seq, given)
     if name is None or asked is None or ended is None or ended[0] > since_seq:
         return None
-    outcome = decoded(ended[0], RequestEnded, ended[2]).outcome
-    episode = Episode(request=decoded(asked[0], RequestSeen, asked[1]).request, outcome=outcome)
+    outcome = decoded(ended[0], Outcome, ended[2])
+    episode = Episode(request=decoded(asked[0], Request, asked[1]), outcome=outcome)
     labels = read_labels(connection, name, outcome.response_id, until_seq=seq)
     before = tuple(label for label in labels if label.seq < seq)
     return LabelChange(
@@ -143,7 +142,7 @@ def _relabelled(
     )
 
 
-def _recalled(connection: sqlite3.Connection, seq: int, given: FeedbackGiven) -> UnwrittenLabel | None:
+def _recalled(connection: sqlite3.Connection, seq: int, given: FeedbackEvent) -> UnwrittenLabel | None:
     named = given.feedback.episode_id, given.feedback.response_id
     about = given.about or first_about(labels_named(connection, *named, until_seq=seq))
     if about is None:
@@ -236,7 +235,7 @@ def fold_changes(
         if isinstance(change, RequestStart):
             tally.ask()
         elif isinstance(change, UnwrittenRequests):
-            for cell in change.event.counted.cells:
+            for cell in change.event.cells:
                 tally.add_unkept(cell)
         elif isinstance(change, RunEnd):
             episode = change.item.episode
@@ -253,7 +252,7 @@ def change_route(change: Change) -> str:
     if isinstance(change, RequestStart):
         return change.route
     if isinstance(change, UnwrittenRequests):
-        return change.event.counted.route
+        return change.event.route
     if isinstance(change, UnwrittenLabel):
         return change.about.route
     item = change.item if isinstance(change, RunEnd) else change.after

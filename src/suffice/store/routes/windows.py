@@ -9,9 +9,8 @@ from pathlib import Path
 from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import decoded, open_reader
 from suffice.store.routes.sampling import n_counted
-from suffice.store.rows.control_events import JobRan, LabelWanted, PolicyPublished
-from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
-from suffice.types import JobRun, LabelRequest, Publication
+from suffice.store.rows.records import FeedbackEvent
+from suffice.types import JobRun, LabelRequest, Outcome, Publication, Request
 
 _PUBLISHED = """
     SELECT seq, body FROM events INDEXED BY decisions
@@ -32,7 +31,7 @@ _FIRST = "SELECT min(seq) - 1 FROM events WHERE kind = 'request' AND route = ?"
 def publications(connection: sqlite3.Connection, route: str, epoch: int) -> list[Publication]:
     """What was published on a route in one epoch, oldest first. Raises StoreError."""
     rows = connection.execute(_PUBLISHED, (route,)).fetchall()
-    found = [decoded(seq, PolicyPublished, body).publication for seq, body in rows]
+    found = [decoded(seq, Publication, body) for seq, body in rows]
     return [one for one in found if one.epoch == epoch]
 
 
@@ -45,7 +44,7 @@ def read_requested_labels(connection: sqlite3.Connection, route: str) -> set[str
 def label_requests(connection: sqlite3.Connection, route: str) -> dict[str, LabelRequest]:
     """The labels of a route that were asked for, by episode. Raises StoreError."""
     rows = connection.execute("SELECT seq, body FROM events WHERE kind = 'label_wanted' AND route = ?", (route,))
-    asked = [decoded(seq, LabelWanted, body).request for seq, body in rows.fetchall()]
+    asked = [decoded(seq, LabelRequest, body) for seq, body in rows.fetchall()]
     return {one.episode_id: one for one in asked}
 
 
@@ -63,13 +62,13 @@ def whole_episodes(
         asked, ended = (connection.execute(_ROW, (kind, name)).fetchone() for kind in ("request", "outcome"))
         if asked is None or ended is None:
             continue
-        outcome = decoded(ended[0], RequestEnded, ended[2])
-        wanted = {"episode": name, "response": outcome.outcome.response_id, "until": until_seq}
+        outcome = decoded(ended[0], Outcome, ended[2])
+        wanted = {"episode": name, "response": outcome.response_id, "until": until_seq}
         labels = [
-            StoredEvent(seq=seq, at_s=at_s, event=decoded(seq, FeedbackGiven, body))
+            StoredEvent(seq=seq, at_s=at_s, event=decoded(seq, FeedbackEvent, body))
             for seq, at_s, body in connection.execute(_LABELS, wanted).fetchall()
         ]
-        request = StoredEvent(seq=asked[0], at_s=asked[1], event=decoded(asked[0], RequestSeen, asked[2]))
+        request = StoredEvent(seq=asked[0], at_s=asked[1], event=decoded(asked[0], Request, asked[2]))
         found.append((request, StoredEvent(seq=ended[0], at_s=ended[1], event=outcome), labels))
     return found
 
@@ -93,7 +92,7 @@ def job_history(path: Path | str, *, n: int = 50) -> list[JobRun]:
         rows = connection.execute(
             "SELECT seq, body FROM events WHERE kind = 'job_ran' ORDER BY seq DESC LIMIT ?", (n,)
         ).fetchall()
-    return [decoded(seq, JobRan, body).run for seq, body in reversed(rows)]
+    return [decoded(seq, JobRun, body) for seq, body in reversed(rows)]
 
 
 def requests_since(connection: sqlite3.Connection, route: str, seq: int) -> int:
