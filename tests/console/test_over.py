@@ -13,9 +13,7 @@ from suffice.assurance.route_forecast import Alert, Outlook
 from suffice.review.incident import Incident, IncidentDecision
 from suffice.rollout.stages import Transition
 from suffice.store.database.views import open_reader
-from suffice.store.people.alert_resolution import ENDS
-from suffice.store.people.alerts import MOST, AlertLog, OpenAlert, after, read_told
-from suffice.store.people.notices import READS
+from suffice.store.people.alerts import ENDS, MOST, READS, AlertLog, OpenAlert, after, read_told
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import (
     FailOpenCount,

@@ -19,8 +19,7 @@ from suffice.control.jobs.notify import Notify
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader, read_events
-from suffice.store.people.alerts import MOST, AlertLog, after, read_told
-from suffice.store.people.notices import Notice
+from suffice.store.people.alerts import MOST, AlertLog, Notice, after, read_told
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import KillSwitchState
 from suffice.types import Alarm

@@ -21,15 +21,14 @@ from suffice.assurance.forecast import CrossingForecast, Forecast, Of
 from suffice.assurance.route_forecast import Outlook
 from suffice.cli.main import main
 from suffice.control.jobs.base import Worker
-from suffice.control.jobs.notify import Notify
-from suffice.control.jobs.sinks import MailSink, Sink, WebhookSink
+from suffice.control.jobs.notify import MailSink, Notify, Sink, WebhookSink
 from suffice.edge.mail import MailServer, send_mail
 from suffice.errors import ConfigError
 from suffice.rollout.stages import Transition
 from suffice.settings import Alerts, parse_settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import read_events
-from suffice.store.people.notices import Notice, alerts_of, plain
+from suffice.store.people.alerts import Notice, alerts_of, plain
 from suffice.store.routes.rollups import RollupKey, RollupSums, add_rollups
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FailOpenCount, KillSwitchState, RolloutMove

@@ -18,8 +18,7 @@ import pytest
 from suffice.control import worker_process
 from suffice.control.jobs import base
 from suffice.control.jobs.base import JobReport
-from suffice.control.jobs.heads import ExportHeads
-from suffice.control.jobs.retaining import DAY_S, Retain
+from suffice.control.jobs.upkeep import DAY_S, ExportHeads, Retain
 from suffice.errors import ConfigError
 from suffice.settings import AuditLog, Settings, Store, parse_settings
 from suffice.store.audit.heads import read_heads, signing_key

@@ -22,7 +22,7 @@ from suffice.gateway.context import Gateway
 from suffice.gateway.last_good import write_last_good as write_good
 from suffice.settings import Settings
 from suffice.store.database.views import read_events
-from suffice.store.people.notices import Notice
+from suffice.store.people.alerts import Notice
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import LogOutage, VersionRefusal
 from suffice.testing import FakeUpstream, GatewayProcess, process

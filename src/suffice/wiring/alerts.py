@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from suffice.control.jobs.notify import Notify
-from suffice.control.jobs.sinks import LogSink, MailSink, Sink, WebhookSink
+from suffice.control.jobs.notify import LogSink, MailSink, Notify, Sink, WebhookSink
 from suffice.edge.mail import MailServer
 from suffice.settings import Alerts, Settings
 from suffice.store.database.views import decoded, open_reader
-from suffice.store.people.notices import Notice, alerts_of
+from suffice.store.people.alerts import Notice, alerts_of
 from suffice.store.rows.events import EVENTS
 from suffice.store.rows.records import AlertDelivery
 from suffice.wiring.keys import secret

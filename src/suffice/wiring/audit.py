@@ -17,8 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from suffice.control.jobs.base import Job
-from suffice.control.jobs.heads import ExportHeads
-from suffice.control.jobs.retaining import Retain
+from suffice.control.jobs.upkeep import ExportHeads, Retain
 from suffice.errors import ConfigError
 from suffice.model.artefact import load_model
 from suffice.settings import Settings

@@ -17,8 +17,7 @@ from suffice.control.evidence.matching import matching
 from suffice.control.jobs.bundle import evidence_of
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Settings
-from suffice.store.audit.chain import head
-from suffice.store.audit.extract import links, rows
+from suffice.store.audit.chain import head, links, rows
 from suffice.store.audit.heads import append_line, line_of, signing_key
 from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import open_reader

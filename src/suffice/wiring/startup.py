@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from suffice.control.jobs.sinks import Sink
+from suffice.control.jobs.notify import Sink
 from suffice.errors import ConfigError, StoreError
 from suffice.files import tighten
 from suffice.gateway.context import Gateway
@@ -32,8 +32,8 @@ from suffice.store.database.deferred_log import LateLog
 from suffice.store.database.log import EventLog
 from suffice.store.database.sqlite import SqliteLog, database_path
 from suffice.store.database.views import n_requests_of, read_recent
+from suffice.store.people.alerts import MOST_TEXT, Notice, plain
 from suffice.store.people.keys import used_on
-from suffice.store.people.notices import MOST_TEXT, Notice, plain
 from suffice.store.rows.records import KeyUsage, LogOutage
 from suffice.telemetry import LOG
 from suffice.types import Episode

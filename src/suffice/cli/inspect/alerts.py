@@ -25,7 +25,7 @@ def test(path: str) -> None:
     from suffice import wiring
     from suffice.errors import ConfigError, SufficeError
     from suffice.store.database.sqlite import database_path
-    from suffice.store.people.notices import Notice
+    from suffice.store.people.alerts import Notice
     from suffice.wiring.alerts import notifier
 
     logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s")
@@ -54,7 +54,7 @@ def list_sent(path: str, n: int, as_json: bool) -> None:
     import msgspec
 
     from suffice import wiring
-    from suffice.control.jobs.sinks import format_notice_time, notice_headline
+    from suffice.control.jobs.notify import format_notice_time, notice_headline
     from suffice.errors import SufficeError
     from suffice.store.database.sqlite import database_path
     from suffice.wiring.alerts import sent

@@ -60,9 +60,9 @@ def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool
     """
     from suffice.errors import StoreError, SufficeError
     from suffice.store.audit.verify import verify_chain as walk
-    from suffice.store.database.damage import find_damage
     from suffice.store.database.sqlite import database_path
     from suffice.store.database.views import open_reader
+    from suffice.store.routes.condition import find_damage
     from suffice.wiring.audit import audit_key
 
     damage = ""

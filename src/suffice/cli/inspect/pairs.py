@@ -41,7 +41,7 @@ def read_pairs(connection: LogReader, name: str, route: Route, match: Match, hel
     if not route.is_paired:
         return None
     from suffice.control.evidence.pairing import FULL, AuditPairs
-    from suffice.control.jobs.by_route import since
+    from suffice.control.jobs.base import since
     from suffice.learn.effort import certify_arms, pairs_missing
     from suffice.store.database.views import read_episodes
 

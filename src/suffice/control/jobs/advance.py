@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
 from suffice.control.compare.assessment import RolloutAssessor, plain_route
-from suffice.control.jobs.base import JobWriter
-from suffice.control.jobs.by_route import ByRoute
+from suffice.control.jobs.base import ByRoute, JobWriter
 from suffice.rollout.stages import Transition
 from suffice.settings import Route
 from suffice.store.database.views import LogReader

@@ -16,8 +16,7 @@ from typing import ClassVar, Final
 from suffice.assurance.judge import JUDGE
 from suffice.assurance.label_precedence import TrustedLabel, rank_of
 from suffice.assurance.runs import Match
-from suffice.control.jobs.base import JobWriter
-from suffice.control.jobs.by_route import ByRoute, since
+from suffice.control.jobs.base import ByRoute, JobWriter, since
 from suffice.learn.arms import effort_arms
 from suffice.learn.effort import judge_pair
 from suffice.learn.shadow import ShadowAudit

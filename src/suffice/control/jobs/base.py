@@ -1,22 +1,29 @@
 """Jobs: work that one worker at a time does, again and again, and that goes on wherever the last one stopped.
 
-    Worker.round ──▶ lease ──▶ job.run(Desk) ──▶ events under the lease ──▶ JobRun
+    Worker.round ──▶ lease ──▶ job.run(JobWriter) ──▶ events under the lease ──▶ JobRun
 
 A job keeps what it knows in memory for as long as it holds its lease, and finds out again from the log when it does
 not. It writes through its `JobWriter` alone; when the lease is lost nothing of a decision is written, and the job is
-told to forget. Knows leases and history; refuses to know what jobs do.
+told to forget.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from pathlib import Path
+from typing import ClassVar, Final, Protocol
 
+from suffice.control.evidence.scorer_cache import Matches, ScorerCache
 from suffice.errors import StoreError, SufficeError
+from suffice.settings import Route, Settings
 from suffice.store.database.decisions import Decisions, JobLease
-from suffice.store.database.views import LogReader
+from suffice.store.database.log import StoredEvent
+from suffice.store.database.views import LogReader, open_reader, read_events
+from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.routes.windows import last_place, place_before
 from suffice.store.rows.events import Event
 from suffice.telemetry import LOG
 from suffice.types import JobRun
@@ -209,3 +216,109 @@ class Worker:
             read_to_seq=report.read_to_seq,
             at=report.at,
         )
+
+
+LOOK_BACK: Final = 20_000  # requests of a route that a cold start looks back on
+RENEW_ROWS: Final = 1_000  # read between two renewals of the lease
+FIRST_REST_S: Final = 5.0  # of a route whose work failed, doubling …
+LONGEST_REST_S: Final = 600.0  # … up to this
+
+
+def rows_since(connection: LogReader, since_seq: int, desk: JobWriter) -> Iterator[StoredEvent]:
+    """The rows after a place, with the lease renewed on the way. Raises LeaseLost and StoreError."""
+    for number, stored in enumerate(read_events(connection, since_seq=since_seq), 1):
+        yield stored
+        if number % RENEW_ROWS == 0:
+            desk.renew()
+
+
+def why_of(error: Exception) -> str:
+    """What a failure says for itself: our own errors hold no prompt; a stranger's may quote what it was given."""
+    return str(error) if isinstance(error, SufficeError) else type(error).__name__
+
+
+@dataclass(slots=True, kw_only=True)
+class ComparisonJob:
+    """A job's part that knows where the log is, and what answers are compared with.
+
+    author   who decides: written into events
+    matches  how answers of a route are compared with references, for as long as the job lives
+    """
+
+    settings: Settings
+    path: Path
+    author: str
+    matches: Matches
+    monotonic_s: Callable[[], float]
+    _matched: ScorerCache = field(default_factory=ScorerCache)
+
+    def close(self) -> None:
+        """Let go of what compares answers."""
+        self._matched.close()
+
+
+@dataclass(slots=True, kw_only=True)
+class ByRoute(ComparisonJob, ABC):
+    """Proposes something for each route that is due."""
+
+    rests_s: ClassVar[float]  # between two looks at a route
+    failing: ClassVar[str] = "nothing proposed"  # what becomes of a route whose work fails
+
+    name: str
+    _rests: dict[str, float] = field(default_factory=dict)  # routes that are left alone until then, monotonic
+
+    @abstractmethod
+    def concerns(self, route: Route) -> bool:
+        """Is there anything to do for such a route?"""
+
+    @abstractmethod
+    def propose(
+        self, name: str, route: Route, held: InForce, connection: LogReader, desk: JobWriter, until: int
+    ) -> str | None:
+        """Do a route's work on the log up to `until`; what was proposed, or "". None: there was nothing to look at."""
+
+    def forget(self) -> None:
+        """Ask about every route anew."""
+        self._rests.clear()
+
+    def run(self, desk: JobWriter) -> Sequence[JobReport]:
+        """Look at what is due. Raises LeaseLost and StoreError."""
+        now_s = self.monotonic_s()
+        routes = {
+            name: route
+            for name, route in self.settings.routes.items()
+            if self.concerns(route) and self._rests.get(name, now_s) <= now_s
+        }
+        if not routes or not self.path.is_file():
+            return ()
+        reports = list[JobReport | None]()
+        with open_reader(self.path) as connection:
+            decided = read_decided(connection)
+            for name, route in routes.items():
+                self._rests[name] = now_s + self.rests_s
+                reports.append(self._alone(name, route, decided.of(name), connection, desk))
+        return [report for report in reports if report is not None]
+
+    def _alone(
+        self, name: str, route: Route, held: InForce, connection: LogReader, desk: JobWriter
+    ) -> JobReport | None:
+        """Do a route's work; one that fails is left alone for a while."""
+        until = last_place(connection)
+        try:
+            with desk.timed(name):
+                said = self.propose(name, route, held, connection, desk, until)
+        except (LeaseLost, StoreError):
+            raise
+        except Exception as error:  # noqa: BLE001 - one route's trouble is not the others'
+            why = why_of(error)
+            self._rests[name] = self.monotonic_s() + LONGEST_REST_S
+            LOG.error("%s: route %s is left alone for a while: %s", self.name, name, why)
+            LOG.debug("the same, with its traceback", exc_info=True)
+            return JobReport(said=f"{self.failing}: {why}", route=name, ok=False, read_to_seq=until)
+        return None if said is None else JobReport(said=said, route=name, read_to_seq=until)
+
+
+def since(name: str, held: InForce, connection: LogReader) -> int:
+    """Where the runs of a route begin that count: what came before the epoch is of another world."""
+    looked_back = place_before(connection, name, LOOK_BACK)
+    return looked_back if held.epoch is None else max(held.epoch.since_seq, looked_back)

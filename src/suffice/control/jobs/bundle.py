@@ -30,7 +30,7 @@ from suffice.errors import ConfigError, StoreError
 from suffice.learn.audits import Bools, Small
 from suffice.learn.certifier import Certificate
 from suffice.settings import Settings
-from suffice.store.audit.extract import ExtractRow, Line, begun, outcome_of, read_decisions
+from suffice.store.audit.chain import ExtractRow, Line, begun, outcome_of, read_decisions
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import LogReader, decoded, read_events
 from suffice.store.routes.in_force import InForce

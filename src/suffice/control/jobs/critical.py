@@ -16,9 +16,7 @@ from suffice.assurance.sampling import weight_of
 from suffice.control.evidence.audits import GivenLabel
 from suffice.control.evidence.label_join import LabelJoin
 from suffice.control.evidence.latest import remember
-from suffice.control.jobs.base import JobReport, JobWriter
-from suffice.control.jobs.comparing import ComparisonJob
-from suffice.control.jobs.rows import LOOK_BACK, rows_since
+from suffice.control.jobs.base import LOOK_BACK, ComparisonJob, JobReport, JobWriter, rows_since
 from suffice.control.loop.brake import Floor
 from suffice.review.holds import RouteHolds
 from suffice.review.incident import of_pause

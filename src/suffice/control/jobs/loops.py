@@ -17,9 +17,17 @@ from suffice.assurance.runs import Match
 from suffice.control.evidence.audits import Audit, GivenLabel, sees_only_drawn
 from suffice.control.evidence.fitting import ServedVersion, read_back
 from suffice.control.evidence.resolution import ReplayMismatch, Resolution
-from suffice.control.jobs.base import JobReport, JobWriter, LeaseLost
-from suffice.control.jobs.comparing import ComparisonJob
-from suffice.control.jobs.rows import FIRST_REST_S, LONGEST_REST_S, LOOK_BACK, rows_since, why_of
+from suffice.control.jobs.base import (
+    FIRST_REST_S,
+    LONGEST_REST_S,
+    LOOK_BACK,
+    ComparisonJob,
+    JobReport,
+    JobWriter,
+    LeaseLost,
+    rows_since,
+    why_of,
+)
 from suffice.control.loop.certify import RouteLoop
 from suffice.control.loop.owned import OwnLoop
 from suffice.control.loop.paired import ArmLoop

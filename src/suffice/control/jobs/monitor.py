@@ -12,9 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from suffice.control.evidence.fitting import ServedVersion, read_back
-from suffice.control.jobs.base import JobReport, JobWriter, LeaseLost
-from suffice.control.jobs.comparing import ComparisonJob
-from suffice.control.jobs.rows import LONGEST_REST_S, LOOK_BACK, rows_since, why_of
+from suffice.control.jobs.base import (
+    LONGEST_REST_S,
+    LOOK_BACK,
+    ComparisonJob,
+    JobReport,
+    JobWriter,
+    LeaseLost,
+    rows_since,
+    why_of,
+)
 from suffice.control.jobs.watching import RouteWatch
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Route

@@ -18,8 +18,7 @@ from suffice.assurance.runs import SequencedLabel, current_label
 from suffice.control.compare.assessment import barred
 from suffice.control.evidence.fitting import read_back, written
 from suffice.control.evidence.window_size import burst_requests
-from suffice.control.jobs.base import JobWriter
-from suffice.control.jobs.by_route import ByRoute, since
+from suffice.control.jobs.base import ByRoute, JobWriter, since
 from suffice.errors import ConfigError
 from suffice.learn.dataset import build_dataset
 from suffice.learn.retrain import Reason, Schedule, VersionProposal, refit_reason, retrain

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 
-from suffice.control.jobs.base import JobReport, JobWriter
-from suffice.control.jobs.rows import LOOK_BACK, rows_since
+from suffice.control.jobs.base import LOOK_BACK, JobReport, JobWriter, rows_since
 from suffice.control.people.candidates import Candidates
 from suffice.review.items import ControlDraw, day_number
 from suffice.review.select import MOST_WAITING, Cap, Demand, ReviewCandidate, count_due, item_of, open_now, share_out

@@ -22,8 +22,7 @@ from suffice.assurance.sampling import Unkept, weight_of
 from suffice.assurance.satisfaction import satisfaction_of
 from suffice.assurance.tally import Tally
 from suffice.control.evidence.scorer_cache import Matches, ScorerCache
-from suffice.control.jobs.base import JobReport, JobWriter, LeaseLost
-from suffice.control.jobs.rows import why_of
+from suffice.control.jobs.base import JobReport, JobWriter, LeaseLost, why_of
 from suffice.errors import StoreError
 from suffice.scoring.base import scorer_label
 from suffice.settings import Settings

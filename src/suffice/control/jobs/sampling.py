@@ -16,8 +16,7 @@ from typing import ClassVar, Final
 
 from suffice.assurance.runs import Match, measure_run
 from suffice.assurance.sampling import Rates, Stratum, allocate, live_rate, moved
-from suffice.control.jobs.base import JobWriter
-from suffice.control.jobs.by_route import ByRoute
+from suffice.control.jobs.base import ByRoute, JobWriter
 from suffice.settings import Route
 from suffice.signals.query import class_of
 from suffice.store.database.views import EpisodeWithLabels, LogReader

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
-from suffice.store.people.notices import Notice, plain
+from suffice.store.people.alerts import Notice, plain
 
 MOST_BYTES: Final = 64 * 1024
 MOST_TEXT: Final = 400

@@ -8,7 +8,12 @@
 An event that holds words of people is digested as a whole and in parts: what stays for good, and, each with a salt of
 its own, the words that may have to go. An erased part keeps its digest and loses its salt, so that nobody can guess the
 words from it, and all the rest of the row still has to be what was written. The digest of the whole takes in the salts,
-so it says nothing any more once one is gone. Knows rows and digests; refuses to know what events mean.
+so it says nothing any more once one is gone.
+
+For somebody who does not have the log, `rows` and `links` give parts of it as lines of JSON:
+
+    {"type": "row", "seq": …, "told": …, "kept": …}   a chained row without people's words: its digest is the link's
+    {"type": "link", "of": [place, seq, digests …]}   one link of the chain; the first also has the link before it
 """
 
 from __future__ import annotations
@@ -16,13 +21,14 @@ from __future__ import annotations
 import os
 import sqlite3
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
+from suffice.errors import StoreError
 from suffice.store.audit.personal import BodySplit, Part, redacted, split, without
 from suffice.store.rows.events import UNCHAINED, Row
 
@@ -232,3 +238,74 @@ def forget_salts(connection: sqlite3.Connection, seq: int, parts: Iterable[Part]
             )
             changed = changed or dropped.rowcount == 1
     return changed
+
+
+Line = dict[str, Any]  # a line of JSON
+
+_EVENT: Final = "SELECT seq, kind, key, episode_id, route, at_s, body FROM events WHERE seq = ?"
+_DECIDED: Final = "SELECT seq, kind, body FROM events WHERE kind IN ('epoch_began', 'policy_published') AND route = ?"
+_BEGAN: Final = """
+    SELECT seq, kind, key, episode_id, route, at_s, body FROM events
+    WHERE kind IN ('request', 'requests_counted') AND route = ? AND seq <= ? ORDER BY seq DESC"""
+_OUTCOME: Final = """
+    SELECT seq, kind, key, episode_id, route, at_s, body FROM events WHERE kind = 'outcome' AND key = ? AND seq <= ?"""
+_LINKS: Final = "SELECT place, seq, kept, whole, answers, comments FROM chain WHERE place >= ? ORDER BY place"
+
+
+def rows(connection: sqlite3.Connection, places: Collection[int]) -> Iterator[Line]:
+    """Chained rows as the chain digests them, without people's words. Raises StoreError where one is gone.
+
+    places  of the rows in the log
+    """
+    for place in sorted(places):
+        found = connection.execute(_EVENT, (place,)).fetchone()
+        if found is None:
+            raise StoreError(f"the log: row {place} is gone")
+        *columns, body = found
+        told, kept = digested_part(*columns), split(columns[1], body).kept
+        yield {"type": "row", "seq": place, "told": told.decode(), "kept": kept.decode()}
+
+
+def links(connection: sqlite3.Connection, first_seq: int) -> Iterator[Line]:
+    """The links of the chain from the row at this place in the log to the chain's end. Raises StoreError."""
+    found = connection.execute("SELECT place FROM chain WHERE seq = ?", (first_seq,)).fetchone()
+    if found is None:
+        raise StoreError(f"the log: row {first_seq} stands in no chain; nothing vouches for it")
+    before = connection.execute("SELECT link FROM chain WHERE place = ?", (found[0] - 1,)).fetchone()
+    line: Line = {"before": (before[0] if before is not None else NOTHING).hex()}
+    for place, seq, *digests in connection.execute(_LINKS, found):
+        yield {"type": "link", "of": [place, seq or 0, *(one and one.hex() for one in digests)], **line}
+        line = {}
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractRow:
+    """A row of the log, with a digest of all of it."""
+
+    seq: int
+    kind: str
+    body: str
+    digest: str
+
+
+def read_decisions(connection: sqlite3.Connection, route: str) -> Iterator[tuple[int, str, str]]:
+    """Place, kind and body of each epoch and publication of a route, oldest first."""
+    yield from connection.execute(_DECIDED, (route,))
+
+
+def begun(connection: sqlite3.Connection, route: str, until_seq: int) -> Iterator[ExtractRow]:
+    """Requests of a route, and counts of those without rows, the newest first; until_seq: nothing behind this place."""
+    for row in connection.execute(_BEGAN, (route, until_seq)):
+        yield _entry(row)
+
+
+def outcome_of(connection: sqlite3.Connection, episode: str, until_seq: int) -> ExtractRow | None:
+    """The outcome of an episode, if it stood in the log at this place."""
+    row = connection.execute(_OUTCOME, (episode, until_seq)).fetchone()
+    return None if row is None else _entry(row)
+
+
+def _entry(row: tuple[Any, ...]) -> ExtractRow:
+    seq, kind, key, episode_id, route, at_s, body = row
+    told = digested_part(seq, kind, key, episode_id, route, at_s)
+    return ExtractRow(seq, kind, body, digest_event(told, body.encode()).hex())

@@ -1,11 +1,14 @@
-"""Which alerts there were, who was told of each and which are over: a fold that says what the job `notify` says.
+"""Alerts: which rows of the log are worth waking somebody for, who was told of each, and which are over.
 
     rows worth telling ──▶ alerts_of ──▶ OpenAlert, or once more the same ──┐
     rows that end something ──▶ endings_of ──▶ over, and why ───────────────┼──▶ AlertLog
-    rows of tellings ──▶ which sink took it, and when ──────────────────────┘
+    `alert_sent` rows ──▶ which sink took it, and when ─────────────────────┘
 
-The latest ones only: a log of a year begins near its end, and a forecast that was over before the looks that are read
-there is said to be over at the first of them. Refuses to know who should be told now: settings say that.
+An alert is over when what it told of is: a route that runs in full since an alarm does so until something may stop
+early on it again. A version that a gateway can load again is in no row: its alert stands until another is in force.
+Only the latest alerts are kept: a log of a year begins near its end, and a forecast that was over before the looks that
+are read there is said to be over at the first of them. Names of routes and reasons are what strangers wrote: a notice
+holds them as one line of plain text.
 """
 
 from __future__ import annotations
@@ -13,14 +16,281 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, Literal, TypeAlias, get_args
+from urllib.parse import quote
 
+from suffice.assurance.forecast import Of
+from suffice.assurance.route_forecast import Alert, Outlook
+from suffice.review.incident import Incident, IncidentDecision
+from suffice.rollout.stages import EVIDENCE
+from suffice.sanitize import printable
+from suffice.settings import AlertKind
 from suffice.store.database.views import decoded
-from suffice.store.people.alert_resolution import ENDS, Trouble, endings_of, trouble_of
-from suffice.store.people.notices import READS, Notice, alerts_of
+from suffice.store.routes.rollups import HOUR_S
 from suffice.store.routes.windows import last_place
-from suffice.store.rows.events import EVENTS, Event
-from suffice.store.rows.records import AlertDelivery
+from suffice.store.rows.events import EVENTS, Event, key_of
+from suffice.store.rows.records import (
+    AlertDelivery,
+    FailOpenCount,
+    KillSwitchState,
+    LogOutage,
+    RolloutMove,
+    RolloutUndo,
+    VersionRefusal,
+)
+from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
+
+NEARLY: Final = 0.8  # of the budget: from there on it is nearly spent
+MOST_TEXT: Final = 600  # characters of a sentence
+MOST_NAME: Final = 120  # … of a route's name
+READS: Final = (
+    "route_monitored",
+    "alert_raised",
+    "alarm_raised",
+    "enforcement_paused",
+    "incident_opened",
+    "kill_switched",
+    "rollout_moved",
+    "rollout_undone",
+    "fail_open_high",
+    "version_refused",
+    "log_missed",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """What somebody is told."""
+
+    kind: AlertKind | Literal["test"]  # a test is told by hand only
+    route: str  # "": about all of them
+    sentence: str  # one line of plain text
+    same: str  # two notices with the same one are the same alert again
+    path: str  # of the console's page about it
+    over: bool = False  # it says that such an alert is over, and why
+
+
+def alerts_of(event: Event) -> Notice | None:
+    """What an event tells; None: nothing that anybody should be woken for."""
+    match event:
+        case Alert() as alert:
+            return _notice("breach_forecast", alert.route, alert.reason, alert.of, _page(alert.route))
+        case Alarm() as alarm:
+            kind: AlertKind = "sample_ratio" if alarm.cause == "sample_ratio" else "drift"
+            said = f"{alarm.reason}; its certificate has ended and it runs in full"
+            return _notice(kind, alarm.route, said, alarm.cause, _page(alarm.route))
+        case Pause() as pause:
+            name = f"{pause.route}:p{pause.number}"
+            return _notice("incident", pause.route, f"enforcement is paused: {pause.reason}", name, "/incidents")
+        case Incident() as incident:
+            return _notice("incident", incident.route, incident.summary, incident.incident, "/incidents")
+        case KillSwitchState() as switching:
+            said = f"the kill switch is {'pulled' if switching.on else 'released'}: {switching.reason}"
+            return _notice("kill_switch", "", said, f"{switching.on}:{switching.stamp}", "")
+        case FailOpenCount() as failed:
+            share = failed.n_degraded / failed.n_runs
+            said = f"failed open in {failed.n_degraded:,} of {failed.n_runs:,} runs within an hour ({share:.1%})"
+            return _notice("fail_open", failed.route, said, "", _page(failed.route))
+        case VersionRefusal() | LogOutage():
+            return _of_serving(event)
+        case Outlook() | RolloutMove() | RolloutUndo():
+            return _of_budget(event) if isinstance(event, Outlook) else _of_rollout(event)
+        case _:
+            return None
+
+
+def _of_serving(event: VersionRefusal | LogOutage) -> Notice:
+    if isinstance(event, VersionRefusal):
+        told = event
+        what = f"publication {told.number}" if told.number else f"version {told.fit}"
+        said = f"{what} cannot be served: {told.reason}; {told.serves}"
+        return _notice("version_refused", told.route, said, str(told.number or told.fit), _page(told.route))
+    missed = event
+    said = (
+        f"a gateway was without its log for {missed.until_s - missed.since_s:,.0f} s and served {missed.after}:"
+        f" {missed.reason}; {missed.n_dropped:,} rows are lost"
+    )
+    return _notice("log_missed", "", said, key_of(event), "")
+
+
+def _of_budget(event: Outlook) -> Notice | None:
+    outlook = event
+    drop = outlook.drop
+    # A breach that is forecast has been told already, by its own row.
+    if drop is None or drop.limit <= 0 or drop.now < NEARLY * drop.limit or "em_drop" in outlook.alerts:
+        return None
+    said = f"the EM drop is about {drop.now:.2%}, and the budget {drop.limit:.2%}: {drop.now / drop.limit:.0%} of it"
+    return _notice("budget_nearly_spent", outlook.route, said, "", _page(outlook.route))
+
+
+def _of_rollout(event: RolloutMove | RolloutUndo) -> Notice | None:
+    if isinstance(event, RolloutUndo):
+        undone = event
+        said = f"the version of rollout {undone.rollout} was taken back by {undone.author}: {undone.reason}"
+        return _notice("rollback", undone.route, said, undone.rollout, "/policies")
+    route, move = event.route, event.transition
+    if move.move == "roll_back":
+        said = f"rollout {move.rollout} was rolled back by {move.by}: {move.reason}"
+        return _notice("rollback", route, said, move.rollout, "/policies")
+    if move.move == "pause" and move.by == EVIDENCE:
+        said = f"the arms of rollout {move.rollout} cannot be compared: {move.reason}"
+        return _notice("sample_ratio", route, said, move.rollout, "/policies")
+    return None
+
+
+def _notice(kind: AlertKind, route: str, said: str, of: str, path: str) -> Notice:
+    sentence = plain(said, MOST_TEXT)
+    return Notice(kind=kind, route=plain(route, MOST_NAME), sentence=sentence, same=f"{kind}:{route}:{of}", path=path)
+
+
+def _page(route: str) -> str:
+    return f"/route?name={quote(route.encode('utf-8', 'backslashreplace'), safe='')}"
+
+
+def plain(text: str, most: int) -> str:
+    """One line as it may be shown, cut where it is too long."""
+    line = printable(text[: most + 1])
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+What: TypeAlias = Literal[
+    "forecast", "budget", "certificate", "pause", "incident", "kill_switch", "lot", "version", "fail_open"
+]
+# Kinds that end something and tell nothing; some of those that tell something end something, too.
+ENDS: Final = ("enforcement_resumed", "incident_decided", "policy_published", "epoch_began")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """What stands from an alert on."""
+
+    of: What
+    route: str = ""  # "": of all of them
+    name: str = ""  # of the one, where several of them may stand
+    number: int = 0  # of the epoch that it ended
+    until_s: float | None = None  # Unix time at which it is over by itself; None: a row has to say so
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertResolution:
+    """What is over from here on, and why."""
+
+    of: What
+    route: str
+    because: str  # one line of plain text
+    name: str | None = None  # of the one that is over; None: all of them
+    before: int | None = None  # those of a smaller number; None: all of them
+    replaced: bool = False  # something else stands in its place, which is told by itself
+
+    def ends(self, trouble: Trouble) -> bool:
+        """Is this what is over?"""
+        return (
+            (self.of, self.route) == (trouble.of, trouble.route)
+            and self.name in (None, trouble.name)
+            and (self.before is None or trouble.number < self.before)
+        )
+
+
+def trouble_of(event: Event) -> Trouble | None:
+    """What stands from an event on that is told; None: nothing does, it is over as it is told."""
+    match event:
+        case Alert() as alert:
+            return Trouble(of="forecast", route=alert.route, name=alert.of)
+        case Outlook() as outlook:
+            return Trouble(of="budget", route=outlook.route)
+        case Alarm() as alarm:
+            return Trouble(of="certificate", route=alarm.route, number=alarm.epoch)
+        case Pause() as pause:
+            return Trouble(of="pause", route=pause.route, name=str(pause.number))
+        case Incident() as incident:
+            return Trouble(of="incident", route=incident.route, name=incident.incident)
+        case KillSwitchState() as switching if switching.on:
+            return Trouble(of="kill_switch")
+        case RolloutMove() as moved if moved.transition.move == "pause" and moved.transition.by == EVIDENCE:
+            return Trouble(of="lot", route=moved.route, name=moved.transition.rollout)
+        case FailOpenCount() as failed:
+            return Trouble(of="fail_open", route=failed.route, until_s=float((failed.hour + 1) * HOUR_S))
+        case VersionRefusal() as told:
+            return Trouble(of="version", route=told.route)
+        case _:
+            return None
+
+
+def endings_of(event: Event) -> tuple[AlertResolution, ...]:
+    """What is over with an event, of all that was told before it."""
+    match event:
+        case Outlook() as outlook:
+            return _after_look(outlook)
+        case Alarm() | Epoch() | Publication():
+            return _of_certificate(event)
+        case Resumption() as end:
+            return (_over("pause", end.route, f"{end.author} resumed it: {end.reason}", name=str(end.number)),)
+        case IncidentDecision() as decided:
+            said = f"{decided.author} decided to {decided.decision.replace('_', ' ')}: {decided.reason}"
+            return (_over("incident", decided.route, said, name=decided.incident),)
+        case KillSwitchState() as switching if not switching.on:
+            return (_over("kill_switch", "", f"released: {switching.reason}"),)
+        case RolloutUndo() as undone:
+            return (_over("version", undone.route, f"{undone.author} took the version back"),)
+        case RolloutMove():
+            return _after_move(event)
+        case _:
+            return ()
+
+
+def _of_certificate(event: Alarm | Epoch | Publication) -> tuple[AlertResolution, ...]:
+    if isinstance(event, Alarm):
+        alarm = event
+        later = _over("certificate", alarm.route, "a later alarm says more", before=alarm.epoch)
+        return (replace(later, replaced=True),)
+    if isinstance(event, Epoch):
+        epoch = event
+        version = _over("version", epoch.route, f"epoch {epoch.number} began: the version is in force no more")
+        # An alarm ends one epoch and begins the next; what began another one behind that was a person's word.
+        again = _over("certificate", epoch.route, f"epoch {epoch.number}: {epoch.reason}", before=epoch.number - 1)
+        return version, again
+    made = event
+    version = _over("version", made.route, f"publication {made.number} took its place")
+    if not (made.may_act and made.level):
+        return (version,)
+    said = f"publication {made.number} lets it stop early again"
+    return version, _over("certificate", made.route, said, before=made.epoch)
+
+
+def _after_look(outlook: Outlook) -> tuple[AlertResolution, ...]:
+    """A look that forecasts a breach no more, or that does not find the budget nearly spent."""
+    found = [
+        _over("forecast", outlook.route, "the forecast crosses the limit no more", name=of)
+        for of in get_args(Of)
+        if of not in outlook.alerts
+    ]
+    if alerts_of(outlook) is None:
+        drop = outlook.drop
+        if drop is None:
+            said = "too little is known of its EM drop since then"
+        elif "em_drop" in outlook.alerts:
+            said = "since then a breach is forecast"
+        else:
+            said = f"since then the EM drop is about {drop.now:.2%}, of {drop.limit:.2%}"
+        found.append(replace(_over("budget", outlook.route, said), replaced="em_drop" in outlook.alerts))
+    return tuple(found)
+
+
+def _after_move(event: RolloutMove) -> tuple[AlertResolution, ...]:
+    """A rollout whose lot was broken is looked at anew; one that has reached everybody serves another version."""
+    route, move = event.route, event.transition
+    did = {"resume": "went on", "promote": "took its next step", "roll_back": "was rolled back"}.get(move.move)
+    if did is None:
+        return ()
+    lot = _over("lot", route, f"the rollout {did}: {move.reason}", name=move.rollout)
+    if move.stage != "full":
+        return (lot,)
+    return lot, _over("version", route, f"rollout {move.rollout} has brought another version")
+
+
+def _over(of: What, route: str, because: str, *, name: str | None = None, before: int | None = None) -> AlertResolution:
+    return AlertResolution(of=of, route=route, because=plain(because, MOST_TEXT), name=name, before=before)
+
 
 MOST: Final = 200  # alerts that are remembered
 FIRST_ROWS: Final = 1_000  # of the kinds that tell something each time …
