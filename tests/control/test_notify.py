@@ -28,12 +28,12 @@ from suffice.rollout.stages import Transition
 from suffice.settings import Alerts, parse_settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import read_events
-from suffice.store.people.alerts import Notice, alerts_of, plain
+from suffice.store.people.alerts import Notice, alerts_of, plain, sent_notices
 from suffice.store.routes.rollups import RollupKey, RollupSums, add_rollups
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FailOpenCount, KillSwitchState, RolloutMove
 from suffice.types import Alarm, Pause, Resumption
-from suffice.wiring.alerts import sent, sinks_of
+from suffice.wiring.alerts import sinks_of
 from tests.control.test_upkeep import Clock, append, receiver
 from tests.edge import mail_server
 
@@ -137,7 +137,10 @@ def test_an_old_log_is_not_told_and_a_restart_tells_nothing_twice(tmp_path: Path
     with working(database, kept, alerts=Alerts(link="https://h/")) as worker:
         worker.round()
     assert kept.came == ["drift None", "kill_switch https://h/console"]
-    assert [(one.sink, one.notice.kind) for one in sent(database, 9)] == [("kept", "drift"), ("kept", "kill_switch")]
+    assert [(one.sink, one.notice.kind) for one in sent_notices(database, 9)] == [
+        ("kept", "drift"),
+        ("kept", "kill_switch"),
+    ]
 
 
 def test_the_same_alert_is_told_once_in_a_while_also_by_another_worker(tmp_path: Path) -> None:
@@ -176,7 +179,7 @@ def test_who_was_told_is_told_once_that_it_is_over_and_at_once_that_it_is_back(t
         append(database, monitored(0.017, at=3), at_s=1_001.0)
         worker.round()
     assert kept.came[2:] == ["budget_nearly_spent None"]  # an hour has not passed
-    assert [one.notice.over for one in sent(database, 9)] == [False, True, False]
+    assert [one.notice.over for one in sent_notices(database, 9)] == [False, True, False]
 
 
 @pytest.mark.parametrize(

@@ -64,3 +64,4 @@ def test_only_the_store_knows_its_database(path: Path) -> None:
         for name in ([node.module] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names])
     ]
     assert "sqlite3" not in imported
+    assert ".execute(" not in path.read_text(encoding="utf-8"), "a query belongs into a reader of the store"

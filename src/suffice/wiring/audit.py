@@ -23,14 +23,13 @@ from suffice.model.artefact import load_model
 from suffice.settings import Settings
 from suffice.store.audit.heads import signing_key
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import LogReader, decoded, open_reader
+from suffice.store.database.views import newest_events, open_reader
 from suffice.store.rows.records import ConfigChange, Export, SettingChange
 from suffice.wiring.alerts import notifier
 from suffice.wiring.keys import deployment_salt, has_secret, secret
 
 MOST_TEXT: Final = 2_000  # characters of a value that are recorded; a longer one is a digest
 HIDDEN: Final = '"(hidden)"'
-_LAST: Final = "SELECT seq, body FROM events WHERE kind = 'config_changed' ORDER BY key DESC LIMIT 1"
 _SECRET: Final = re.compile(r"(secret|password|passwd|token|api_key|credential|webhook)s?$")
 _ADDRESS: Final = re.compile(r"^([a-z][a-z0-9+.-]*://)([^/@\s]*@)?([^?#\s]*)([?#].*)?$", re.DOTALL)
 
@@ -60,7 +59,7 @@ def config_change(settings: Settings, path: Path, *, process: str) -> ConfigChan
     """
     told = told_settings(settings)
     with open_reader(path) as connection:
-        before = _recorded(connection)
+        before = next(iter(newest_events(connection, ConfigChange)), None)
     known = None if before is None else before.settings
     if known == told:
         return None
@@ -122,11 +121,6 @@ def note_export(writer: Decisions, *, what: str, where: str, n_rows: int, author
             )
         ],
     )
-
-
-def _recorded(connection: LogReader) -> ConfigChange | None:
-    found = connection.execute(_LAST).fetchone()
-    return None if found is None else decoded(found[0], ConfigChange, found[1])
 
 
 def told_settings(settings: Settings) -> dict[str, str]:

@@ -57,10 +57,10 @@ def list_sent(path: str, n: int, as_json: bool) -> None:
     from suffice.control.jobs.notify import format_notice_time, notice_headline
     from suffice.errors import SufficeError
     from suffice.store.database.sqlite import database_path
-    from suffice.wiring.alerts import sent
+    from suffice.store.people.alerts import sent_notices
 
     try:
-        found = sent(database_path(wiring.load_deployment(path).store.url), n)
+        found = sent_notices(database_path(wiring.load_deployment(path).store.url), n)
     except SufficeError as error:
         fail("alerts list", error)
     for one in found:

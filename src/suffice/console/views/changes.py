@@ -14,7 +14,7 @@ from suffice.console.view_context import ViewContext, page_of
 from suffice.console.views.episodes import whole_of
 from suffice.errors import BadRequest
 from suffice.store.audit.chain import Head, head
-from suffice.store.people.audit_view import AuditEntry, entry_of
+from suffice.store.people.audit_view import AuditEntry, entry_of, rows_before
 from suffice.store.rows.events import EVENTS
 
 PAGE: Final = 50
@@ -42,13 +42,6 @@ QUIET: Final = HIDDEN | {
     "alert_sent",
 }
 MOST_BODY_CHARS: Final = 6_000
-
-_CHAINED: Final = """
-    SELECT c.place, c.link, e.seq, e.at_s, e.kind, e.key, e.episode_id, e.route, e.body
-    FROM chain c JOIN events e ON e.seq = c.seq WHERE c.place < :before ORDER BY c.place DESC LIMIT :limit"""
-_ALL: Final = """
-    SELECT seq, x'', seq, at_s, kind, key, episode_id, route, body FROM events
-    WHERE seq < :before ORDER BY seq DESC LIMIT :limit"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +97,7 @@ def changes(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Ch
 def _looked_through(look: ViewContext, before: int, kind: str, route: str) -> Iterator[tuple[int, AuditRow | None]]:
     chained = head(look.connection) is not None
     while True:
-        wanted = {"before": before, "limit": CHUNK}
-        rows = look.connection.execute(_CHAINED if chained else _ALL, wanted).fetchall()
+        rows = rows_before(look.connection, before, CHUNK, chained=chained)
         for row in rows:
             place, its_kind, its_route = row[0], row[4], row[7]
             fits = its_kind == kind if kind else its_kind not in QUIET

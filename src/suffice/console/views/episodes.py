@@ -13,7 +13,15 @@ from suffice.console.view_context import NotThere, ViewContext, page_of
 from suffice.errors import BadRequest, ConfigError
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.signals.query import class_of
-from suffice.store.database.views import EpisodeWithLabels, StoredLabel, decoded, read_labels
+from suffice.store.database.views import (
+    EpisodeWithLabels,
+    StoredLabel,
+    decoded,
+    find_event,
+    locate_event,
+    read_labels,
+    read_runs_before,
+)
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
 
 PAGE: Final = 50  # runs on one page
@@ -36,15 +44,6 @@ SAID: Final[Mapping[str, str]] = {
     "unlabelled": "not labelled",
     "wrong": "labelled wrong",
 }
-
-# Written so that SQLite goes back through the log: left to itself, it would sort all of it.
-_PAGE: Final = """
-    SELECT o.seq, o.at_s, o.body, r.body,
-        EXISTS (SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = o.key)
-    FROM events o CROSS JOIN events r ON r.kind = 'request' AND r.key = o.key
-    WHERE +o.kind = 'outcome' AND o.seq < :before AND (:route IS NULL OR r.route = :route)
-    ORDER BY o.seq DESC LIMIT :limit"""
-_ROW: Final = "SELECT seq, at_s, body FROM events WHERE kind = ? AND key = ?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +167,7 @@ def _looked_through(look: ViewContext, wanted: Filter, right: _Right) -> Iterato
     """Every run from there on, the latest first: its place, and its line if it fits."""
     before = wanted.before or 2**62
     while True:
-        rows = look.connection.execute(_PAGE, {"before": before, "route": wanted.route, "limit": CHUNK}).fetchall()
+        rows = read_runs_before(look.connection, before, wanted.route, CHUNK)
         for seq, at_s, ended, asked, said in rows:
             if (wanted.said == "unlabelled" and said) or (wanted.said in ("labelled", "wrong") and not said):
                 yield seq, None
@@ -261,12 +260,10 @@ class _Right:
 def episode(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> EpisodePage:
     """One run, by its id. Raises NotThere and StoreError."""
     name = asked.fields["id"]
-    seen = look.connection.execute(_ROW, ("request", name)).fetchone()
+    seen = locate_event(look.connection, Request, name)
     if seen is None:
         raise NotThere(f"episode: the log has none called {name[:80]!r}")
-    request = decoded(seen[0], Request, seen[2])
-    ended = look.connection.execute(_ROW, ("outcome", name)).fetchone()
-    outcome = decoded(ended[0], Outcome, ended[2]) if ended is not None else None
+    request, outcome = seen[2], find_event(look.connection, Outcome, name)
     labels = read_labels(look.connection, name, outcome.response_id if outcome is not None else None)
     counting = current_label(labels)
     right = _Right(look)
@@ -282,7 +279,7 @@ def episode(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Ep
         correct=_correct(request, outcome, labels, match),
         would_be_correct=_would_be(outcome, counting, match),
         differs=outcome is not None and _differs(outcome),
-        wanted=_wanted(look, name),
+        wanted=find_event(look.connection, LabelRequest, name),
     )
 
 
@@ -300,8 +297,3 @@ def _would_be(outcome: Outcome | None, label: Feedback | None, match: Callable[[
     if outcome is None or outcome.stop_step is None or outcome.stopped or label is None or label.gold is None:
         return None
     return outcome.would_answer is not None and match(outcome.would_answer, label.gold)
-
-
-def _wanted(look: ViewContext, name: str) -> LabelRequest | None:
-    found = look.connection.execute(_ROW, ("label_wanted", name)).fetchone()
-    return decoded(found[0], LabelRequest, found[2]) if found is not None else None

@@ -14,11 +14,11 @@ from suffice.console.view_context import TimeRange, ViewContext, parse_window, r
 from suffice.console.views.alerts import AlertLine, AlertReader
 from suffice.console.views.standing import RouteState, standings
 from suffice.sanitize import plural
+from suffice.store.database.views import has_requests
 from suffice.store.routes import rollups
 from suffice.store.routes.rollups import ReadTo, RollupSums
 
 MOST_DAYS: Final = 400
-_ANY: Final = "SELECT 1 FROM events INDEXED BY events_once WHERE kind IN ('request', 'requests_counted') LIMIT 1"
 LATE_S: Final = 60.0  # behind an alert: a sink that has not taken it by then does not work
 STARTS_S: Final = 30.0  # a worker that starts with the gateway takes some seconds until it holds the log
 
@@ -100,7 +100,7 @@ def overview_of(look: ViewContext, asked: ConsoleRequest, alerts: tuple[AlertLin
         days=days_of(look, window),
         notices=notices(found, read_to, look, alerts),
         alerts=alerts,
-        is_empty=not total.n_requests and look.connection.execute(_ANY).fetchone() is None,
+        is_empty=not total.n_requests and not has_requests(look.connection),
         liked=min((one for one in found if one.liking_effect), key=_effect_of, default=None),
     )
 

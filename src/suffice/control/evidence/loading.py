@@ -7,22 +7,19 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from typing import Final
 
 from suffice.control.evidence.fitting import ServedVersion, read_back
 from suffice.errors import ConfigError
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import LogReader, decoded
+from suffice.store.database.views import LogReader
+from suffice.store.routes.windows import read_publications
 from suffice.types import Publication
-
-_PUBLISHED: Final = "SELECT seq, body FROM events WHERE kind = 'policy_published' AND route = ? ORDER BY seq"
 
 
 def published_on(connection: LogReader, route: str) -> Callable[[int], Publication | None]:
     """What was in force on a route at a place of the log. Raises StoreError."""
-    rows = connection.execute(_PUBLISHED, (route,)).fetchall()
-    places = [seq for seq, _ in rows]
-    made = [decoded(seq, Publication, body) for seq, body in rows]
+    rows = read_publications(connection, route)
+    places, made = [seq for seq, _ in rows], [publication for _, publication in rows]
 
     def at(seq: int) -> Publication | None:
         before = bisect_right(places, seq)

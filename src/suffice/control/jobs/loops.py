@@ -38,7 +38,13 @@ from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import LogReader, open_reader
 from suffice.store.people.holds import NOTHING_HELD, Holds, last_at_s, read_holds
 from suffice.store.routes.in_force import InForce, read_decided
-from suffice.store.routes.windows import last_place, place_before, publications, read_requested_labels, whole_episodes
+from suffice.store.routes.windows import (
+    last_place,
+    place_before,
+    read_publications,
+    read_requested_labels,
+    whole_episodes,
+)
 from suffice.store.rows.records import FeedbackEvent
 from suffice.telemetry import LOG
 from suffice.types import Episode, Epoch, Outcome, Request
@@ -224,7 +230,7 @@ def loop_of(
         match=match,
         load=load,
         author=author,
-        expected=deque(publications(connection, name, epoch.number)),
+        expected=deque(made for _, made in read_publications(connection, name, epoch=epoch.number)),
         kept=_kept(connection, epoch, route),
         asked=read_requested_labels(connection, name),
     )

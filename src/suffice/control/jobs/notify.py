@@ -21,10 +21,18 @@ from suffice.control.jobs.base import JobReport, JobWriter
 from suffice.edge.mail import MailServer, send_mail
 from suffice.edge.webhook import post_json
 from suffice.settings import Alerts
-from suffice.store.database.views import LogReader, decoded, open_reader
-from suffice.store.people.alerts import READS, AlertLog, Notice, alerts_of, owed, read_told
-from suffice.store.routes.rollups import HOUR_S
-from suffice.store.rows.events import EVENTS
+from suffice.store.database.views import LogReader, open_reader
+from suffice.store.people.alerts import (
+    AlertLog,
+    Notice,
+    alerts_of,
+    deliveries_to,
+    owed,
+    read_told,
+    rows_worth_telling,
+)
+from suffice.store.routes.rollups import HOUR_S, degraded_runs
+from suffice.store.routes.windows import last_place
 from suffice.store.rows.records import AlertDelivery, FailOpenCount
 from suffice.telemetry import LOG
 
@@ -113,17 +121,6 @@ LAST_REST_S: Final = 600.0
 FAIL_OPEN: Final = 0.05  # of the runs of a route in an hour
 LEAST_RUNS: Final = 50  # … of at least so many
 LOOK_S: Final = 30.0  # between two looks at that
-_MARKS: Final = ", ".join("?" * len(READS))
-# The index of kinds: rows of these kinds are few, and what stands between them is not looked at.
-_ROWS: Final = (
-    f"SELECT seq, at_s, kind, body FROM events INDEXED BY events_once WHERE kind IN ({_MARKS}) AND seq > ?"  # noqa: S608
-    " ORDER BY seq LIMIT ?"
-)
-_TOLD: Final = """
-    SELECT seq, body FROM events WHERE kind = 'alert_sent' AND key >= ? AND key < ? ORDER BY key DESC LIMIT ?"""
-_DEGRADED: Final = """
-    SELECT route, sum(n_requests), sum(n_degraded) FROM rollups WHERE grain = 0 AND hour = ? GROUP BY route"""
-_NEWEST: Final = "SELECT coalesce(max(seq), 0) FROM events"
 
 
 @dataclass(slots=True)
@@ -220,24 +217,23 @@ class Notify:
 
     def _known(self, name: str, desk: JobWriter, connection: LogReader) -> _Place:
         """What the rows say that a sink knows; one that was never told begins here and now."""
-        found = connection.execute(_TOLD, (f"{name}:", f"{name};", MOST_TOLD)).fetchall()
-        tellings = [decoded(seq, AlertDelivery, body) for seq, body in reversed(found)]
+        tellings = deliveries_to(connection, name, MOST_TOLD)[::-1]
         if tellings:
             told = {one.same: (one.about_s, one.over) for one in tellings if one.same}
             return _Place(tellings[-1].read_to_seq, {same: at_s for same, (at_s, over) in told.items() if not over})
-        (newest,) = connection.execute(_NEWEST).fetchone()
+        newest = last_place(connection)
         begun = AlertDelivery(sink=name, read_to_seq=newest, of="", same="", about_s=self.now())
         desk.write([begun])
         return _Place(newest, {})
 
     def _next(self, place: _Place, connection: LogReader) -> _Flight | None:
         """The next notice of a sink; rows that tell it nothing are passed by."""
-        while rows := connection.execute(_ROWS, (*READS, place.seq, BATCH)).fetchall():
-            for seq, at_s, kind, body in rows:
-                notice = alerts_of(decoded(seq, EVENTS[kind], body))
-                if notice is not None and self._wanted(notice, place, at_s):
-                    return _Flight(notice, seq, at_s)
-                place.seq = seq
+        while rows := rows_worth_telling(connection, place.seq, BATCH):
+            for stored in rows:
+                notice = alerts_of(stored.event)
+                if notice is not None and self._wanted(notice, place, stored.at_s):
+                    return _Flight(notice, stored.seq, stored.at_s)
+                place.seq = stored.seq
         return None
 
     def _next_over(self, name: str, place: _Place, connection: LogReader) -> _Flight | None:
@@ -294,7 +290,7 @@ class Notify:
         hour = int(self.now() // HOUR_S)
         found = [
             FailOpenCount(route=route, hour=hour, n_runs=n_runs, n_degraded=n_degraded)
-            for route, n_runs, n_degraded in connection.execute(_DEGRADED, (hour,))
+            for route, n_runs, n_degraded in degraded_runs(connection, hour)
             if n_runs >= LEAST_RUNS and n_degraded >= FAIL_OPEN * n_runs
         ]
         if found:

@@ -8,7 +8,7 @@ so the random control share is what its row says, whatever happens to the worker
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
@@ -22,21 +22,13 @@ from suffice.sanitize import plural
 from suffice.settings import Review as ReviewRules
 from suffice.settings import Route, Settings
 from suffice.signals.query import class_of
-from suffice.store.database.views import LogReader, decoded, open_reader
+from suffice.store.database.views import LogReader, find_event, open_reader
 from suffice.store.people.reviews import NOTHING_ASKED, Reviews, read_reviews
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.recommendations import newest_outlook
-from suffice.store.routes.windows import place_before
+from suffice.store.routes.windows import place_before, read_open_label_requests
 from suffice.store.rows.events import Event
-from suffice.types import LabelRequest, Request
-
-_WANTED = """
-    SELECT seq, body FROM events w WHERE w.kind IN ('job_ran', 'label_wanted') AND w.kind = 'label_wanted'
-        AND w.route = :route
-        AND NOT EXISTS (SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = w.key)
-        AND NOT EXISTS (SELECT 1 FROM events a WHERE a.kind = 'review_asked' AND a.key = w.key)
-    ORDER BY seq DESC LIMIT :most"""
-_REQUEST = "SELECT seq, body FROM events WHERE kind = 'request' AND key = ?"
+from suffice.types import Request
 
 
 @dataclass(slots=True, kw_only=True)
@@ -119,7 +111,7 @@ class ReviewJob:
         )
         # Requests from before that place may end behind it: those that are still open are found on the way.
         made.seq = looked_back
-        for wanted in read_open_label_requests(connection, name):
+        for wanted in read_open_label_requests(connection, name, most=MOST_WAITING):
             made.want(wanted)
         return made
 
@@ -193,12 +185,6 @@ def cap_of(rules: ReviewRules) -> Cap:
     return Cap(per_day=rules.per_day, control_share=rules.control_share)
 
 
-def read_open_label_requests(connection: LogReader, route: str) -> Iterable[LabelRequest]:
-    """Labels that were asked for and that nobody has given, the latest ones. Raises StoreError."""
-    rows = connection.execute(_WANTED, {"route": route, "most": MOST_WAITING}).fetchall()
-    return [decoded(seq, LabelRequest, body) for seq, body in rows]
-
-
 def below(held: InForce, connection: LogReader, name: str, route: Route) -> dict[str, str]:
     """Classes of questions that stopping harms more than the route's budget, and how that is known."""
     found = {
@@ -225,8 +211,7 @@ def _completed(one: ReviewCandidate, connection: LogReader) -> ReviewCandidate:
     """A wanted label does not say which question it is about: the request does."""
     if one.question_key:
         return one
-    found = connection.execute(_REQUEST, (one.episode_id,)).fetchone()
-    if found is None:
+    request = find_event(connection, Request, one.episode_id)
+    if request is None:
         return one
-    request = decoded(found[0], Request, found[1])
     return replace(one, question_key=request.question_key, query_class=class_of(request.query))

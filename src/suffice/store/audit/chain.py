@@ -10,7 +10,7 @@ its own, the words that may have to go. An erased part keeps its digest and lose
 words from it, and all the rest of the row still has to be what was written. The digest of the whole takes in the salts,
 so it says nothing any more once one is gone.
 
-For somebody who does not have the log, `rows` and `links` give parts of it as lines of JSON:
+For somebody who does not have the log, `extract` gives parts of it as lines of JSON:
 
     {"type": "row", "seq": …, "told": …, "kept": …}   a chained row without people's words: its digest is the link's
     {"type": "link", "of": [place, seq, digests …]}   one link of the chain; the first also has the link before it
@@ -242,6 +242,9 @@ def forget_salts(connection: sqlite3.Connection, seq: int, parts: Iterable[Part]
 
 Line = dict[str, Any]  # a line of JSON
 
+_EXPORTED: Final = """
+    SELECT seq FROM events WHERE kind = 'exported' AND json_extract(body, '$.export.what') = ?
+    ORDER BY seq DESC LIMIT 1"""
 _EVENT: Final = "SELECT seq, kind, key, episode_id, route, at_s, body FROM events WHERE seq = ?"
 _DECIDED: Final = "SELECT seq, kind, body FROM events WHERE kind IN ('epoch_began', 'policy_published') AND route = ?"
 _BEGAN: Final = """
@@ -252,7 +255,25 @@ _OUTCOME: Final = """
 _LINKS: Final = "SELECT place, seq, kept, whole, answers, comments FROM chain WHERE place >= ? ORDER BY place"
 
 
-def rows(connection: sqlite3.Connection, places: Collection[int]) -> Iterator[Line]:
+def extract(connection: sqlite3.Connection, places: Collection[int], *, exported: str) -> tuple[Head, list[Line]]:
+    """The end of the chain, with the rows at these places and of this export, and the links from the first to the end.
+
+    exported  what the export's own row says
+
+    Raises StoreError where one of the rows is gone or stands in no chain.
+    """
+    connection.execute("BEGIN")  # the links and the head are of one moment
+    try:
+        (place,) = connection.execute(_EXPORTED, (exported,)).fetchone()
+        end = head(connection)
+        if end is None:
+            raise StoreError("the log: its chain is empty")
+        return end, [*_rows(connection, {*places, place}), *_links(connection, min(places))]
+    finally:
+        connection.execute("ROLLBACK")
+
+
+def _rows(connection: sqlite3.Connection, places: Collection[int]) -> Iterator[Line]:
     """Chained rows as the chain digests them, without people's words. Raises StoreError where one is gone.
 
     places  of the rows in the log
@@ -266,7 +287,7 @@ def rows(connection: sqlite3.Connection, places: Collection[int]) -> Iterator[Li
         yield {"type": "row", "seq": place, "told": told.decode(), "kept": kept.decode()}
 
 
-def links(connection: sqlite3.Connection, first_seq: int) -> Iterator[Line]:
+def _links(connection: sqlite3.Connection, first_seq: int) -> Iterator[Line]:
     """The links of the chain from the row at this place in the log to the chain's end. Raises StoreError."""
     found = connection.execute("SELECT place FROM chain WHERE seq = ?", (first_seq,)).fetchone()
     if found is None:

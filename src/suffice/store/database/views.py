@@ -13,12 +13,12 @@ import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from suffice.errors import StoreError
 from suffice.store.database import schema
 from suffice.store.database.log import StoredEvent
-from suffice.store.rows.events import EVENTS, E, decode_as
+from suffice.store.rows.events import EVENTS, E, decode_as, kind_named
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Episode, Feedback, Findings, Outcome, RecalledRun, Request, RouteFindings
 
@@ -28,6 +28,13 @@ COUNTS = 1_000  # of requests without rows that are added up, where it is only a
 _PAGE_ROWS = 500
 
 _EVENTS = "SELECT seq, at_s, kind, body FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
+_ANY_REQUEST = "SELECT 1 FROM events INDEXED BY events_once WHERE kind IN ('request', 'requests_counted') LIMIT 1"
+_BY_KEY = "SELECT seq, at_s, body FROM events WHERE kind = ? AND key = ?"
+# Keys that begin with the route and sort by place: the unique index finds the newest at once. ";" follows ":".
+_NEWEST_OF_ROUTE = """
+    SELECT seq, body FROM events WHERE kind = :kind AND key > :route || ':' AND key < :route || ';' AND route = :route
+    ORDER BY key DESC LIMIT :n"""
+_NEWEST = "SELECT seq, body FROM events WHERE kind = ? ORDER BY seq DESC LIMIT ?"
 
 _EPISODES = """
     SELECT o.seq, r.seq, o.body, r.body, o.key, json_extract(o.body, '$.outcome.response_id')
@@ -71,7 +78,13 @@ _AT_LEAST_UNKEPT = """
         SELECT json_extract(body, '$.counted.n_requests') AS n FROM events INDEXED BY counted
         WHERE kind = 'requests_counted' AND route = ? ORDER BY seq DESC LIMIT ?)"""
 
-_EXAMINED = "SELECT seq, body FROM events WHERE kind = ? ORDER BY seq"
+# Written so that SQLite goes back through the log: left to itself, it would sort all of it.
+_RUNS_BEFORE = """
+    SELECT o.seq, o.at_s, o.body, r.body,
+        EXISTS (SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = o.key)
+    FROM events o CROSS JOIN events r ON r.kind = 'request' AND r.key = o.key
+    WHERE +o.kind = 'outcome' AND o.seq < :before AND (:route IS NULL OR r.route = :route)
+    ORDER BY o.seq DESC LIMIT :limit"""
 
 # Runs that a policy merely did not stop are the hard ones: only those that it could not stop count.
 _EXTRACTED = """
@@ -106,13 +119,51 @@ class EpisodeWithLabels:
     labels: tuple[StoredLabel, ...]  # oldest first; (): nobody said anything
 
 
-def newer(path_or_connection: Path | str | LogReader, query: str, since_seq: int) -> list[tuple[Any, ...]]:
-    """The rows that a fold over some kinds has not seen, by its own query; [] where nothing is new. Raises StoreError.
+def find_event(reader: LogReader, payload: type[E], key: str) -> E | None:
+    """The event of a kind with this key; None: there is none. Raises StoreError."""
+    found = locate_event(reader, payload, key)
+    return None if found is None else found[2]
 
-    query   takes the place that was read up to, and gives rows that begin with theirs
+
+def locate_event(reader: LogReader, payload: type[E], key: str) -> tuple[int, float, E] | None:
+    """Place in the log, Unix time and event of the row with this key; None: there is none. Raises StoreError."""
+    row = reader.execute(_BY_KEY, (kind_named(payload), key)).fetchone()
+    return None if row is None else (int(row[0]), float(row[1]), decoded(row[0], payload, row[2]))
+
+
+def newest_events(reader: LogReader, payload: type[E], n: int = 1, *, route: str | None = None) -> list[E]:
+    """The latest events of a kind, newest first. Raises StoreError.
+
+    route  only of this one, for kinds whose keys are made of a route and a place; None: any
     """
-    with open_reader(path_or_connection) as connection:
-        return connection.execute(query, (since_seq,)).fetchall()
+    kind = kind_named(payload)
+    if route is None:
+        rows = reader.execute(_NEWEST, (kind, n))
+    else:
+        rows = reader.execute(_NEWEST_OF_ROUTE, {"kind": kind, "route": route, "n": n})
+    return [decoded(seq, payload, body) for seq, body in rows.fetchall()]
+
+
+def read_kinds(path_or_reader: Path | str | LogReader, *kinds: str) -> list[StoredEvent]:
+    """All events of some kinds, of which there are few, in order. Raises StoreError."""
+    marks = ", ".join("?" * len(kinds))
+    query = f"SELECT seq, at_s, kind, body FROM events WHERE kind IN ({marks}) ORDER BY seq"  # noqa: S608 - marks
+    with open_reader(path_or_reader) as reader:
+        return stored_events(reader.execute(query, kinds).fetchall())
+
+
+def read_newer(path_or_reader: Path | str | LogReader, query: str, since_seq: int) -> list[StoredEvent]:
+    """The events that a fold over some kinds has not seen; [] where nothing is new. Raises StoreError.
+
+    query  takes the place that was read up to, and gives seq, at_s, kind and body
+    """
+    with open_reader(path_or_reader) as reader:
+        return stored_events(reader.execute(query, (since_seq,)).fetchall())
+
+
+def stored_events(rows: Iterable[tuple[int, float, str, str]]) -> list[StoredEvent]:
+    """Rows of seq, at_s, kind and body, as events. Raises StoreError."""
+    return [StoredEvent(seq=seq, at_s=at_s, event=decoded(seq, EVENTS[kind], body)) for seq, at_s, kind, body in rows]
 
 
 def newest_of(connection: sqlite3.Connection, kinds: Collection[str]) -> int:
@@ -202,22 +253,16 @@ def n_requests_of(
     return found
 
 
-def upstream_findings(path_or_connection: Path | str | sqlite3.Connection) -> dict[str, Findings]:
+def upstream_findings(path_or_reader: Path | str | LogReader) -> dict[str, Findings]:
     """The latest examination of every upstream, by the upstream's name. Raises StoreError."""
-    with open_reader(path_or_connection) as connection:
-        rows = connection.execute(_EXAMINED, ("upstream_examined",)).fetchall()
-    found = [decoded(seq, Findings, body) for seq, body in rows]
-    return {one.upstream: one for one in found}
+    events = (stored.event for stored in read_kinds(path_or_reader, "upstream_examined"))
+    return {event.upstream: event for event in events if isinstance(event, Findings)}
 
 
-def route_findings(
-    path_or_connection: Path | str | sqlite3.Connection,
-) -> dict[str, tuple[int, RouteFindings]]:
+def route_findings(path_or_reader: Path | str | LogReader) -> dict[str, tuple[int, RouteFindings]]:
     """The latest examination of every route with its place in the log, by name. Raises StoreError."""
-    with open_reader(path_or_connection) as connection:
-        rows = connection.execute(_EXAMINED, ("route_examined",)).fetchall()
-    found = [(seq, decoded(seq, RouteFindings, body)) for seq, body in rows]
-    return {one.route: (seq, one) for seq, one in found}
+    rows = ((stored.seq, stored.event) for stored in read_kinds(path_or_reader, "route_examined"))
+    return {event.route: (seq, event) for seq, event in rows if isinstance(event, RouteFindings)}
 
 
 def extracted_answers(
@@ -230,6 +275,21 @@ def extracted_answers(
     wanted = {"route": route, "since": since_seq, "limit": limit, "looked": LOOKED * limit}
     with open_reader(path_or_connection) as connection:
         return [bool(one) for (one,) in reversed(connection.execute(_EXTRACTED, wanted).fetchall())]
+
+
+def read_runs_before(
+    reader: LogReader, before: int, route: str | None, n: int
+) -> list[tuple[int, float, str, str, bool]]:
+    """The runs that ended before a place, the latest first: place, time, both bodies, and whether it has a label.
+
+    route  only this one; None: all
+    """
+    return reader.execute(_RUNS_BEFORE, {"before": before, "route": route, "limit": n}).fetchall()
+
+
+def has_requests(reader: LogReader) -> bool:
+    """Has the log seen any request, with rows or without?"""
+    return reader.execute(_ANY_REQUEST).fetchone() is not None
 
 
 def read_labels(

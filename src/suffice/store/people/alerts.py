@@ -16,6 +16,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 from urllib.parse import quote
 
@@ -25,7 +26,8 @@ from suffice.review.incident import Incident, IncidentDecision
 from suffice.rollout.stages import EVIDENCE
 from suffice.sanitize import printable
 from suffice.settings import AlertKind
-from suffice.store.database.views import decoded
+from suffice.store.database.log import StoredEvent
+from suffice.store.database.views import decoded, open_reader, stored_events
 from suffice.store.routes.rollups import HOUR_S
 from suffice.store.routes.windows import last_place
 from suffice.store.rows.events import EVENTS, Event, key_of
@@ -302,6 +304,12 @@ STALE_S: Final = 86_400.0  # … and what has been over for longer than this is 
 _SEQS: Final = """
     SELECT seq FROM events INDEXED BY events_once WHERE kind = ? AND seq > ? AND seq <= ? ORDER BY seq DESC LIMIT ?"""
 _ROW: Final = "SELECT seq, at_s, kind, body FROM events WHERE seq = ?"
+_WORTH_TELLING: Final = f"""
+    SELECT seq, at_s, kind, body FROM events INDEXED BY events_once
+    WHERE kind IN ({", ".join("?" * len(READS))}) AND seq > ? ORDER BY seq LIMIT ?"""  # noqa: S608 - marks
+_OF_SINK: Final = """
+    SELECT seq, body FROM events WHERE kind = 'alert_sent' AND key >= ? AND key < ? ORDER BY key DESC LIMIT ?"""
+_SENT: Final = "SELECT at_s, seq, body FROM events WHERE kind = 'alert_sent' ORDER BY seq DESC LIMIT ?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -484,3 +492,39 @@ def _take(
         taken=(*about.taken, SinkReceipt(sink=telling.sink, at_s=at_s)),
         told_over=tuple(one for one in about.told_over if one != telling.sink),
     )
+
+
+def rows_worth_telling(connection: sqlite3.Connection, since_seq: int, n: int) -> list[StoredEvent]:
+    """The next rows behind a place that may tell something, at most `n`. Raises StoreError."""
+    return stored_events(connection.execute(_WORTH_TELLING, (*READS, since_seq, n)).fetchall())
+
+
+def deliveries_to(connection: sqlite3.Connection, sink: str, n: int) -> list[AlertDelivery]:
+    """What a sink took, the latest first. Raises StoreError."""
+    rows = connection.execute(_OF_SINK, (f"{sink}:", f"{sink};", n)).fetchall()
+    return [decoded(seq, AlertDelivery, body) for seq, body in rows]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentNotice:
+    """A notice that a sink took."""
+
+    at_s: float  # Unix time at which it was told
+    about_s: float  # … at which the log took the event
+    sink: str
+    notice: Notice
+
+
+def sent_notices(path: Path, n: int) -> list[SentNotice]:
+    """The latest notices that were told, oldest first. Raises StoreError."""
+    notices = list[SentNotice]()
+    with open_reader(path) as connection:
+        for at_s, seq, body in connection.execute(_SENT, (n,)).fetchall():
+            delivery = decoded(seq, AlertDelivery, body)
+            place = delivery.over or delivery.read_to_seq
+            row = connection.execute(_ROW, (place,)).fetchone() if delivery.of else None
+            notice = None if row is None else alerts_of(stored_events([row])[0].event)
+            if notice is not None:
+                notice = replace(notice, over=bool(delivery.over))
+                notices.append(SentNotice(at_s=at_s, about_s=delivery.about_s, sink=delivery.sink, notice=notice))
+    return notices[::-1]

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from suffice.review.incident import Incident
-from suffice.store.database.views import decoded, open_reader
+from suffice.store.database.views import decoded, find_event, open_reader
 from suffice.store.rows.events import EVENTS, Event, kind_of
 from suffice.store.rows.records import (
     AccessGrant,
@@ -46,7 +46,12 @@ _LATEST: Final = """
     SELECT c.place FROM chain c JOIN events e ON e.seq = c.seq
     WHERE (:route IS NULL OR e.route = :route) AND (:kind IS NULL OR e.kind = :kind)
     ORDER BY c.place DESC LIMIT 1 OFFSET :n"""
-_BEFORE: Final = "SELECT seq, body FROM events WHERE kind = ? AND key = ?"
+_CHAINED_BEFORE: Final = """
+    SELECT c.place, c.link, e.seq, e.at_s, e.kind, e.key, e.episode_id, e.route, e.body
+    FROM chain c JOIN events e ON e.seq = c.seq WHERE c.place < :before ORDER BY c.place DESC LIMIT :limit"""
+_ALL_BEFORE: Final = """
+    SELECT seq, x'', seq, at_s, kind, key, episode_id, route, body FROM events
+    WHERE seq < :before ORDER BY seq DESC LIMIT :limit"""
 _WHO: Final = ("author", "reviewer", "source", "sender", "user")
 _WHY: Final = ("reason", "why", "because", "summary", "comment")
 _NAMED: Final = frozenset({*_WHO, *_WHY, "before", "after", "route"})
@@ -101,6 +106,15 @@ def entries(
             if len(page) < _PAGE_ROWS:
                 return
             after = page[-1][0]
+
+
+def rows_before(connection: sqlite3.Connection, before: int, n: int, *, chained: bool) -> list[tuple[Any, ...]]:
+    """Rows for `entry_of` that stand before a place, the latest first.
+
+    chained  by their places in the chain; False: every row, by its place in the log
+    """
+    query = _CHAINED_BEFORE if chained else _ALL_BEFORE
+    return connection.execute(query, {"before": before, "limit": n}).fetchall()
 
 
 def entry_of(connection: sqlite3.Connection, row: tuple[Any, ...]) -> AuditEntry:
@@ -214,9 +228,8 @@ def _published(publication: Publication) -> str:
 
 
 def _published_before(connection: sqlite3.Connection, publication: Publication) -> str:
-    key = f"{publication.route}:{publication.number - 1}"
-    found = connection.execute(_BEFORE, ("policy_published", key)).fetchone()
-    return "" if found is None else _published(decoded(found[0], Publication, found[1]))
+    before = find_event(connection, Publication, f"{publication.route}:{publication.number - 1}")
+    return "" if before is None else _published(before)
 
 
 def _changed(event: ConfigChange) -> tuple[str, str]:

@@ -19,15 +19,14 @@ from suffice.review.incident import Incident, name_by_hand
 from suffice.review.override import Override, OverrideEnd, describe_override, why_not
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import decoded, open_reader
+from suffice.store.database.views import find_event, open_reader
 from suffice.store.people.holds import read_holds
 from suffice.store.routes.in_force import read_decided
-from suffice.store.routes.windows import publications
+from suffice.store.routes.windows import read_publications
 from suffice.store.rows.events import Event
 from suffice.types import Pause, Publication
 
 _TRIES: Final = 20
-_PUBLICATION: Final = "SELECT seq, body FROM events WHERE kind = 'policy_published' AND key = ?"
 
 T = TypeVar("T")
 
@@ -54,8 +53,7 @@ def read_now(connection: sqlite3.Connection, route: str, settings: Route, *, set
 
 def read_publication(connection: sqlite3.Connection, route: str, number: int) -> Publication | None:
     """One of a route's publications; None: there is none of that number. Raises StoreError."""
-    found = connection.execute(_PUBLICATION, (f"{route}:{number}",)).fetchone()
-    return None if found is None else decoded(found[0], Publication, found[1])
+    return find_event(connection, Publication, f"{route}:{number}")
 
 
 def fitting(connection: sqlite3.Connection, now: Now, *, now_s: float) -> list[tuple[Publication, str | None]]:
@@ -68,7 +66,7 @@ def fitting(connection: sqlite3.Connection, now: Now, *, now_s: float) -> list[t
     budget = now.holds.in_effect(now_s).budget(now.settings.max_em_drop)
     return [
         (made, why_not(made, epoch=now.epoch, max_em_drop=budget, confidence=now.settings.confidence, setup=now.setup))
-        for made in reversed(publications(connection, now.route, now.epoch.number))
+        for _, made in reversed(read_publications(connection, now.route, epoch=now.epoch.number))
     ]
 
 

@@ -16,8 +16,7 @@ from typing import Final
 from suffice.review.holds import NO_HOLDS, RouteHolds
 from suffice.review.incident import Incident, IncidentDecision
 from suffice.review.override import Override, OverrideEnd
-from suffice.store.database.views import decoded, newer
-from suffice.store.rows.events import EVENTS
+from suffice.store.database.views import read_newer
 from suffice.types import Pause, Resumption
 
 _NEW: Final = """
@@ -44,15 +43,15 @@ NOTHING_HELD: Final = Holds()
 
 def read_holds(path_or_connection: Path | str | sqlite3.Connection, known: Holds = NOTHING_HELD) -> Holds:
     """What is held now, given what was known before; the same object where nothing is new. Raises StoreError."""
-    rows = newer(path_or_connection, _NEW, known.seq)
+    rows = read_newer(path_or_connection, _NEW, known.seq)
     if not rows:
         return known
     routes = dict(known.routes)
-    for seq, at_s, kind, body in rows:
-        event = decoded(seq, EVENTS[kind], body)
+    for stored in rows:
+        event = stored.event
         if isinstance(event, Override | OverrideEnd | Incident | IncidentDecision | Pause | Resumption):
-            routes[event.route] = routes.get(event.route, NO_HOLDS).after(event, at_s)
-    return Holds(rows[-1][0], routes)
+            routes[event.route] = routes.get(event.route, NO_HOLDS).after(event, stored.at_s)
+    return Holds(rows[-1].seq, routes)
 
 
 def last_at_s(connection: sqlite3.Connection) -> float:

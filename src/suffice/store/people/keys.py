@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from suffice.store.database.views import decoded, open_reader
+from suffice.store.database.views import decoded, find_event, open_reader
 from suffice.store.rows.records import KeyUsage, StoredObject
 
-_MADE: Final = "SELECT seq, body FROM events WHERE kind = 'object_made' AND key = ?"
 # ";" is the character behind ":".
 _USED: Final = "SELECT seq, body FROM events WHERE kind = 'key_used' AND key >= ? || ':' AND key < ? || ';'"
 _SENDER: Final = "SELECT json_extract(body, '$.request.sender') FROM events WHERE kind = 'request' AND key = ?"
@@ -21,8 +20,7 @@ _ANSWERED: Final = """
 def stored_object(path: Path, object_id: str) -> StoredObject | None:
     """Who made an object, and where it is; None: nobody that the log knows. Raises StoreError."""
     with open_reader(path) as connection:
-        found = connection.execute(_MADE, (object_id,)).fetchone()
-    return None if found is None else decoded(found[0], StoredObject, found[1])
+        return find_event(connection, StoredObject, object_id)
 
 
 def used_on(path: Path, day: str) -> list[KeyUsage]:

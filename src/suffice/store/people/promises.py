@@ -15,7 +15,7 @@ from suffice.review.route_guarantee import GuaranteeInputs, RouteGuarantee, guar
 from suffice.rollout.experiment import RunningExperiment
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
-from suffice.store.database.views import decoded, extracted_answers, route_findings
+from suffice.store.database.views import decoded, extracted_answers, newest_events, route_findings
 from suffice.store.people.holds import Holds, read_holds
 from suffice.store.routes.experiments import read_experiments
 from suffice.store.routes.experiments import read_running_experiments as running_experiments
@@ -28,8 +28,6 @@ from suffice.types import Request, RouteFindings
 _NEWEST: Final = """
     SELECT seq, body FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route = ?
     ORDER BY seq DESC LIMIT 1"""
-
-_SWITCHED: Final = "SELECT seq, body FROM events WHERE kind = ? ORDER BY seq DESC LIMIT 1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +119,7 @@ def newest_request(connection: sqlite3.Connection, route: str) -> Request | None
 
 def newest_switching(connection: sqlite3.Connection) -> KillSwitchState | None:
     """How the kill switch was seen last; None: nobody has ever pulled it. Raises StoreError."""
-    found = connection.execute(_SWITCHED, ("kill_switched",)).fetchone()
-    return None if found is None else decoded(found[0], KillSwitchState, found[1])
+    return next(iter(newest_events(connection, KillSwitchState)), None)
 
 
 def extracted(

@@ -9,30 +9,28 @@ locked or full raises StoreError, and then nothing of the step was written.
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from suffice.errors import StoreError
 from suffice.review.items import ControlDraw, ItemReturn, ReviewItem, ReviewLease, Verdict, VerdictForm
-from suffice.review.queue import EMPTY, Queue, Record, Submission, accept_verdict, give_back, next_for
+from suffice.review.queue import EMPTY, Queue, Submission, accept_verdict, give_back, next_for
 from suffice.review.select import item_of, of_run
 from suffice.settings import Review as ReviewRules
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import decoded, newer, open_reader
+from suffice.store.database.views import LogReader, find_event, open_reader, read_newer
 from suffice.store.routes.windows import whole_episodes
-from suffice.store.rows.events import EVENTS, Event
+from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent, QuestionText, Sources
 from suffice.types import Outcome, Request
 
 _TRIES: Final = 20  # steps that are decided anew because somebody else was quicker
 _NEW: Final = """
-    SELECT seq, kind, body FROM events INDEXED BY reviews WHERE seq > ? AND kind IN
+    SELECT seq, at_s, kind, body FROM events INDEXED BY reviews WHERE seq > ? AND kind IN
         ('review_asked', 'review_drawn', 'review_leased', 'review_returned', 'review_verdict')
     ORDER BY seq"""
-_KEPT: Final = "SELECT seq, body FROM events WHERE kind = ? AND key = ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,41 +44,31 @@ class Reviews:
 NOTHING_ASKED: Final = Reviews(0, EMPTY)
 
 
-def read_reviews(path_or_connection: Path | str | sqlite3.Connection, known: Reviews = NOTHING_ASKED) -> Reviews:
+def read_reviews(path_or_connection: Path | str | LogReader, known: Reviews = NOTHING_ASKED) -> Reviews:
     """The queue now, given what was known before; the same object where nothing is new. Raises StoreError."""
-    rows = newer(path_or_connection, _NEW, known.seq)
+    rows = read_newer(path_or_connection, _NEW, known.seq)
     if not rows:
         return known
-    return Reviews(rows[-1][0], known.queue.after(_records(rows)))
+    records = (
+        stored.event
+        for stored in rows
+        if isinstance(stored.event, ReviewItem | ControlDraw | ReviewLease | ItemReturn | Verdict)
+    )
+    return Reviews(rows[-1].seq, known.queue.after(records))
 
 
-def _records(rows: Iterable[tuple[int, str, str]]) -> Iterator[Record]:
-    for seq, kind, body in rows:
-        event = decoded(seq, EVENTS[kind], body)
-        if isinstance(event, ReviewItem | ControlDraw | ReviewLease | ItemReturn | Verdict):
-            yield event
-
-
-def kept_question(path_or_connection: Path | str | sqlite3.Connection, episode_id: str, *, now_s: float) -> str | None:
+def kept_question(path_or_connection: Path | str | LogReader, episode_id: str, *, now_s: float) -> str | None:
     """The text of a run's question, where its route keeps it and its time is not over; else None. Raises StoreError."""
     with open_reader(path_or_connection) as connection:
-        found = connection.execute(_KEPT, ("question_kept", episode_id)).fetchone()
-    if found is None:
-        return None
-    question = decoded(found[0], QuestionText, found[1])
-    return question.text if now_s < question.expires_at_s else None
+        question = find_event(connection, QuestionText, episode_id)
+    return question.text if question is not None and now_s < question.expires_at_s else None
 
 
-def kept_sources(
-    path_or_connection: Path | str | sqlite3.Connection, episode_id: str, *, now_s: float
-) -> Sources | None:
+def kept_sources(path_or_connection: Path | str | LogReader, episode_id: str, *, now_s: float) -> Sources | None:
     """What the steps of a run read and wrote, where its route keeps it and its time is not over. Raises StoreError."""
     with open_reader(path_or_connection) as connection:
-        found = connection.execute(_KEPT, ("sources_kept", episode_id)).fetchone()
-    if found is None:
-        return None
-    kept = decoded(found[0], Sources, found[1])
-    return kept if now_s < kept.expires_at_s else None
+        kept = find_event(connection, Sources, episode_id)
+    return kept if kept is not None and now_s < kept.expires_at_s else None
 
 
 # ---- steps ---------------------------------------------------------------------------------------

@@ -13,9 +13,8 @@ from typing import Final
 from suffice.errors import StoreError
 from suffice.store.database.presence import Presence, read_presences, switch_reason
 from suffice.store.database.schema import QUICK_CHECK_BYTES
-from suffice.store.database.views import connect_reader, decoded, open_reader
+from suffice.store.database.views import connect_reader, open_reader, read_kinds
 from suffice.store.routes.in_force import fold_decisions
-from suffice.store.rows.events import EVENTS
 from suffice.types import Pause
 
 MOST_TEXT: Final = 300  # characters
@@ -54,7 +53,6 @@ def is_large(path: Path) -> bool:
 
 MOST_PAUSES: Final = 5  # that are named one by one
 CHECK_S: Final = 0.3  # for reading a log through that no gateway has read through
-_PAUSES: Final = "SELECT seq, kind, body FROM events WHERE kind IN (?, ?) ORDER BY seq"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +115,6 @@ def read_condition(
 
 
 def _pauses(connection: sqlite3.Connection) -> list[Pause]:
-    rows = connection.execute(_PAUSES, ("enforcement_paused", "enforcement_resumed")).fetchall()
-    held = fold_decisions((decoded(seq, EVENTS[kind], body) for seq, kind, body in rows), {})
+    rows = read_kinds(connection, "enforcement_paused", "enforcement_resumed")
+    held = fold_decisions((stored.event for stored in rows), {})
     return [one.pause for _, one in sorted(held.items()) if one.pause is not None]

@@ -20,15 +20,9 @@ import msgspec
 from suffice.rollout.experiment import RunningExperiment, allot, define, same_question
 from suffice.settings import Experiment as Written
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import EpisodeWithLabels, decoded, open_reader, read_episodes
-from suffice.store.rows.events import EVENTS
+from suffice.store.database.views import EpisodeWithLabels, open_reader, read_episodes, read_kinds
 from suffice.store.rows.records import ExperimentEnd, ExperimentRevision, ExperimentStart
 from suffice.types import ArmDraw, Query
-
-# By the unique index on kind and key, which holds a handful of such rows however long the log is.
-_DECIDED: Final = """
-    SELECT seq, at_s, kind, body FROM events
-    WHERE kind IN ('experiment_started', 'experiment_changed', 'experiment_stopped') ORDER BY seq"""
 
 _DRAWS: Final = """
     SELECT r.seq, r.key, a.value, json_extract(r.body, '$.request.query')
@@ -72,11 +66,9 @@ class UnitDraw:
 
 def read_experiments(path_or_connection: Path | str | sqlite3.Connection) -> tuple[ExperimentRun, ...]:
     """Every run of every experiment, in the order in which they were started. Raises StoreError."""
-    with open_reader(path_or_connection) as connection:
-        rows = connection.execute(_DECIDED).fetchall()
     found: dict[tuple[str, int], ExperimentRun] = {}
-    for seq, at_s, kind, body in rows:
-        event = decoded(seq, EVENTS[kind], body)
+    for stored in read_kinds(path_or_connection, "experiment_started", "experiment_changed", "experiment_stopped"):
+        seq, at_s, event = stored.seq, stored.at_s, stored.event
         if isinstance(event, ExperimentRevision):
             wanted = event.experiment
             before = found[_at(wanted)]

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Final
 
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import decoded, newer
-from suffice.store.rows.events import EVENTS, Event, route_of
+from suffice.store.database.views import read_newer, stored_events
+from suffice.store.rows.events import Event, route_of
 from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 
 # The condition stands to the letter as in the index. Left to itself, SQLite would look through all decisions.
 _NEW: Final = """
-    SELECT seq, kind, body FROM events INDEXED BY decisions WHERE seq > ? AND kind IN
+    SELECT seq, at_s, kind, body FROM events INDEXED BY decisions WHERE seq > ? AND kind IN
         ('alarm_raised', 'enforcement_paused', 'enforcement_resumed', 'epoch_began', 'policy_published')
     ORDER BY seq"""
 
@@ -93,11 +93,10 @@ def read_decided(
     path_or_connection: Path | str | sqlite3.Connection, known: DeploymentState = NOTHING_DECIDED
 ) -> DeploymentState:
     """What holds now, given what was known before; the same object where nothing is new. Raises StoreError."""
-    rows = newer(path_or_connection, _NEW, known.seq)
+    rows = read_newer(path_or_connection, _NEW, known.seq)
     if not rows:
         return known
-    events = (decoded(seq, EVENTS[kind], body) for seq, kind, body in rows)
-    return DeploymentState(rows[-1][0], fold_decisions(events, known.routes))
+    return DeploymentState(rows[-1].seq, fold_decisions((stored.event for stored in rows), known.routes))
 
 
 def fold_decisions(events: Iterable[Event], known: Mapping[str, InForce]) -> dict[str, InForce]:
@@ -118,5 +117,4 @@ _OF_ROUTE: Final = """
 
 def decisions_of(connection: sqlite3.Connection, route: str, n: int) -> list[StoredEvent]:
     """The latest decisions about a route, newest first. Raises StoreError."""
-    rows = connection.execute(_OF_ROUTE, (route, n)).fetchall()
-    return [StoredEvent(seq=seq, at_s=at_s, event=decoded(seq, EVENTS[kind], body)) for seq, at_s, kind, body in rows]
+    return stored_events(connection.execute(_OF_ROUTE, (route, n)).fetchall())

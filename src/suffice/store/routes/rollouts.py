@@ -30,15 +30,9 @@ from suffice.rollout.versions import Version, VersionLineage, make_version, open
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions, read_artefact
-from suffice.store.database.views import decoded, open_reader
+from suffice.store.database.views import open_reader, read_kinds
 from suffice.store.routes.windows import requests_since
-from suffice.store.rows.events import EVENTS
 from suffice.store.rows.records import RolloutMove, RolloutStart, RolloutUndo
-
-# By the unique index on kind and key, which holds a handful of such rows however long the log is.
-_ROWS: Final = """
-    SELECT seq, at_s, kind, body FROM events
-    WHERE kind IN ('rollout_begun', 'rollout_moved', 'rollout_undone') ORDER BY seq"""
 
 
 class StepOrder(TypedDict):
@@ -72,21 +66,18 @@ class RolloutRun:
 
 def read_rollouts(path_or_connection: Path | str | sqlite3.Connection) -> tuple[RolloutRun, ...]:
     """Every rollout, in the order in which they began. Raises StoreError."""
-    with open_reader(path_or_connection) as connection:
-        rows = connection.execute(_ROWS).fetchall()
     found: dict[str, RolloutRun] = {}
-    for seq, _, kind, body in rows:
-        event = decoded(seq, EVENTS[kind], body)
+    for stored in read_kinds(path_or_connection, "rollout_begun", "rollout_moved", "rollout_undone"):
+        event = stored.event
         if isinstance(event, RolloutStart):
-            made = event
-            found[made.state.rollout] = RolloutRun(
-                state=made.state,
-                first=made.state,
-                number=made.number,
-                seq=seq,
-                author=made.author,
-                reason=made.reason,
-                rules=made.rules,
+            found[event.state.rollout] = RolloutRun(
+                state=event.state,
+                first=event.state,
+                number=event.number,
+                seq=stored.seq,
+                author=event.author,
+                reason=event.reason,
+                rules=event.rules,
             )
         elif isinstance(event, RolloutMove):
             move = event.transition

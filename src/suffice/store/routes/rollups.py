@@ -248,3 +248,9 @@ def classes_of(connection: sqlite3.Connection) -> dict[str, set[str]]:
     for route, query_class in connection.execute(told, (_BY_CLASS,)):
         found.setdefault(route, set()).add(query_class)
     return found
+
+
+def degraded_runs(connection: sqlite3.Connection, hour: int) -> list[tuple[str, int, int]]:
+    """Of each route with runs in an hour: its name, its runs, and those in which Suffice failed open."""
+    query = "SELECT route, sum(n_requests), sum(n_degraded) FROM rollups WHERE grain = ? AND hour = ? GROUP BY route"
+    return connection.execute(query, (_BY_HOUR, hour)).fetchall()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from suffice.assurance.sampling import Unkept
-from suffice.store.database.views import EpisodeWithLabels, decoded, open_reader, read_labels
+from suffice.store.database.views import EpisodeWithLabels, decoded, newest_events, open_reader, read_labels
 from suffice.store.rows.records import RequestCount, RowRates
 from suffice.types import Episode, Outcome, Request
 
@@ -28,9 +28,6 @@ _DRAWN: Final = """
 _N: Final = """
     SELECT coalesce(sum(json_extract(body, '$.counted.n_governed')), 0) FROM events
     WHERE kind = 'requests_counted' AND route = ? AND seq > ?"""
-_NEWEST: Final = """
-    SELECT seq, body FROM events WHERE kind = 'rates_set' AND key > ? || ':' AND key < ? || ';' AND route = ?
-    ORDER BY key DESC LIMIT 1"""
 
 
 def counted_cells(
@@ -68,5 +65,4 @@ def n_counted(connection: sqlite3.Connection, route: str, seq: int) -> int:
 def newest_rates(path_or_connection: Path | str | sqlite3.Connection, route: str) -> RowRates | None:
     """The rates that were set last on a route; None: nobody has set any. Raises StoreError."""
     with open_reader(path_or_connection) as connection:
-        found = connection.execute(_NEWEST, (route, route, route)).fetchone()
-    return None if found is None else decoded(found[0], RowRates, found[1])
+        return next(iter(newest_events(connection, RowRates, route=route)), None)

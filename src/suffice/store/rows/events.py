@@ -255,6 +255,11 @@ def kind_of(event: Event) -> Kind[Any]:
     return kind
 
 
+def kind_named(payload: type[Any]) -> str:
+    """The name of the kind that holds this payload."""
+    return _BY_PAYLOAD[payload].name
+
+
 def key_of(event: Event) -> str:
     """What may exist once among the rows of its kind."""
     return str(kind_of(event).key(event))
