@@ -41,17 +41,14 @@ class Advance(ByRoute):
     _looks: dict[str, RolloutAssessor] = field(default_factory=dict)  # by route, at the rollout that runs there
 
     def close(self) -> None:
-        """Let go of what compares answers."""
         self._looks.clear()
         ByRoute.close(self)
 
     def forget(self) -> None:
-        """Read every rollout anew."""
         ByRoute.forget(self)
         self._looks.clear()
 
     def concerns(self, route: Route) -> bool:
-        """May a rollout run there?"""
         return route.mode != "off" and (bool(route.policy) or route.is_learned)
 
     def propose(

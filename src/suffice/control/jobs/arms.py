@@ -46,7 +46,6 @@ class Tune(ByRoute):
     name: str = "tune"
 
     def concerns(self, route: Route) -> bool:
-        """Has the route an arm, and is the tuner on?"""
         return self.settings.control.tune and arm_name(route) is not None and route.mode != "off"
 
     def propose(
@@ -102,8 +101,6 @@ def propose_arm(name: str, route: Route, items: Iterator[EpisodeWithLabels], mat
 
 @dataclass(frozen=True, slots=True)
 class _Word:
-    """What somebody made of a pair."""
-
     audit: str
     seq: int
     said: Feedback

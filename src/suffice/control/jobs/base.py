@@ -37,8 +37,6 @@ class LeaseLost(SufficeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobReport:
-    """What a run of a job did."""
-
     said: str  # in one sentence; "": there was nothing to do
     route: str = ""  # "": about all of them
     ok: bool = True
@@ -47,8 +45,6 @@ class JobReport:
 
 
 class JobWriter(Protocol):
-    """How a job writes."""
-
     def write(self, events: Iterable[Event], artefacts: Mapping[str, str] | None = None) -> None:
         """Write all of it or nothing. Raises LeaseLost and StoreError."""
         ...
@@ -67,8 +63,6 @@ class JobWriter(Protocol):
 
 
 class Job(Protocol):
-    """One kind of work."""
-
     name: str
 
     def run(self, desk: JobWriter) -> Sequence[JobReport]:
@@ -82,8 +76,6 @@ class Job(Protocol):
 
 @dataclass(slots=True)
 class _Held:
-    """A job with its lease."""
-
     job: Job
     lease: JobLease | None = None
     renewed_s: float = 0.0  # monotonic
@@ -106,8 +98,6 @@ class _Stopwatch:
 
 @dataclass(slots=True)
 class _LeasedDesk:
-    """Writes under one lease."""
-
     decisions: Decisions
     held: _Held
     monotonic_s: Callable[[], float]
@@ -154,7 +144,6 @@ class Worker:
     _held: dict[str, _Held] = field(init=False)
 
     def __post_init__(self) -> None:
-        """No job is held yet."""
         self._held = {job.name: _Held(job) for job in self.jobs}
 
     def round(self) -> list[JobReport]:
@@ -177,7 +166,6 @@ class Worker:
         return self._run(held, by_hand=True)
 
     def _hold(self, held: _Held) -> bool:
-        """Make sure of the lease."""
         if held.lease is None:
             held.lease = self.decisions.acquire(held.job.name)
             held.renewed_s = self.monotonic_s()
@@ -253,14 +241,11 @@ class ComparisonJob:
     _matched: ScorerCache = field(default_factory=ScorerCache)
 
     def close(self) -> None:
-        """Let go of what compares answers."""
         self._matched.close()
 
 
 @dataclass(slots=True, kw_only=True)
 class ByRoute(ComparisonJob, ABC):
-    """Proposes something for each route that is due."""
-
     rests_s: ClassVar[float]  # between two looks at a route
     failing: ClassVar[str] = "nothing proposed"  # what becomes of a route whose work fails
 
@@ -278,11 +263,9 @@ class ByRoute(ComparisonJob, ABC):
         """Do a route's work on the log up to `until`; what was proposed, or "". None: there was nothing to look at."""
 
     def forget(self) -> None:
-        """Ask about every route anew."""
         self._rests.clear()
 
     def run(self, desk: JobWriter) -> Sequence[JobReport]:
-        """Look at what is due. Raises LeaseLost and StoreError."""
         now_s = self.monotonic_s()
         routes = {
             name: route

@@ -42,8 +42,6 @@ FORM: Final = 1  # of the lines; other lines get another number
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """Everything that one publication rests on."""
-
     header: Line
     requests: Sequence[Line]  # of the window, in the order in which they began
     rows: frozenset[int]  # places in the log of chained rows: the epoch, the publication, labels that count
@@ -243,7 +241,6 @@ class _View:
         return line
 
     def _audit(self, number: int, request: Request, outcome: Outcome | None) -> Line:
-        """What an audit counts as, and why."""
         if outcome is None:
             if number in self._pending:
                 return {"status": "pending"}

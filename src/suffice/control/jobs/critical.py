@@ -70,11 +70,9 @@ class Critical(ComparisonJob):
     _holds: Holds = NOTHING_HELD
 
     def forget(self) -> None:
-        """Find out from the log again."""
         self._watches.clear()
 
     def run(self, desk: JobWriter) -> Sequence[JobReport]:
-        """Read what is new, and pause where a person has to decide. Raises LeaseLost and StoreError."""
         routes = {name: route for name, route in self.settings.routes.items() if concerns(route)}
         if not routes or not self.path.is_file():
             return ()
@@ -120,5 +118,4 @@ class Critical(ComparisonJob):
 
 
 def concerns(route: Route) -> bool:
-    """Is this a route whose EM nobody else watches?"""
     return route.mode == "enforce" and not route.certifies_itself and route.critical_em is not None

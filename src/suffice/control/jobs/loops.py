@@ -52,8 +52,6 @@ from suffice.types import Episode, Epoch, Outcome, Request
 
 @dataclass(slots=True)
 class _Rest:
-    """A route that is left alone after a failure."""
-
     lasts_s: float
     until_s: float  # monotonic
 
@@ -69,7 +67,6 @@ class _Round:
     last: int = 0
 
     def write(self, name: str, resolution: Resolution | None) -> None:
-        """Write what a route's loop decided."""
         if resolution is not None:
             self.desk.write(resolution.events, resolution.artefacts)
             self.said[name].append(resolution.said)
@@ -86,11 +83,9 @@ class Certify(ComparisonJob):
     _at_s: float = 0.0  # Unix time of the log's last row
 
     def forget(self) -> None:
-        """Build every loop anew from the log."""
         self._loops.clear()
 
     def run(self, desk: JobWriter) -> Sequence[JobReport]:
-        """Read what is new and decide. Raises LeaseLost and StoreError."""
         now_s = self.monotonic_s()
         routes = {
             name: route
@@ -196,7 +191,6 @@ class Certify(ComparisonJob):
     # ---- the pass --------------------------------------------------------------------------------
 
     def _read(self, here: _Round) -> None:
-        """Feed every loop what it has not read."""
         here.last = min((loop.seq for loop in self._loops.values()), default=0)
         for stored in rows_since(here.connection, here.last, here.desk):
             here.last = stored.seq
@@ -237,14 +231,12 @@ def loop_of(
 
 
 def _kind_of(route: Route) -> type[RouteLoop]:
-    """Which loop proves what may act on a route."""
     if route.is_learned:
         return RouteLoop
     return OwnLoop if route.is_owned else ArmLoop
 
 
 def _kept(connection: LogReader, epoch: Epoch, route: Route) -> list[Audit]:
-    """The audits of earlier epochs that count in this one."""
     if len(epoch.kept) != len(epoch.kept_at):
         raise ReplayMismatch(f"route {epoch.route}: the audits that epoch {epoch.number} keeps have no numbers")
     kept, numbers = list[Audit](), dict(zip(epoch.kept, epoch.kept_at, strict=True))

@@ -36,18 +36,14 @@ from suffice.telemetry import LOG
 
 @dataclass(slots=True, kw_only=True)
 class Monitor(ComparisonJob):
-    """Watches every route that is governed at all."""
-
     name: str = "monitor"
     _watches: dict[str, RouteWatch] = field(default_factory=dict)
     _rests: dict[str, float] = field(default_factory=dict)  # routes that are left alone until then, monotonic
 
     def forget(self) -> None:
-        """Build every watch anew from the log."""
         self._watches.clear()
 
     def run(self, desk: JobWriter) -> Sequence[JobReport]:
-        """Read what is new and tell. Raises LeaseLost and StoreError."""
         now_s = self.monotonic_s()
         routes = {
             name: route

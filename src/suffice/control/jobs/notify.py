@@ -40,8 +40,6 @@ TIMEOUT_S: Final = 10.0
 
 
 class Sink(Protocol):
-    """Takes notices."""
-
     name: str
 
     def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
@@ -51,12 +49,9 @@ class Sink(Protocol):
 
 @dataclass(slots=True)
 class LogSink:
-    """The process's own log."""
-
     name: str = "log"
 
     def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:  # noqa: ARG002 - lines have a time
-        """Always taken."""
         LOG.warning("alert: %s%s", notice_headline(notice), f" {link}" if link else "")
         return None
 
@@ -69,7 +64,6 @@ class WebhookSink:
     name: str = "webhook"
 
     def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
-        """One POST."""
         text = notice_headline(notice)
         for sign, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):  # else Slack makes links of it
             text = text.replace(sign, written)
@@ -88,15 +82,12 @@ class WebhookSink:
 
 @dataclass(slots=True, kw_only=True)
 class MailSink:
-    """E-mail, as plain text."""
-
     server: MailServer
     sender: str
     to: tuple[str, ...]
     name: str = "email"
 
     def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
-        """One message to all."""
         about = f" on {notice.route}" if notice.route else ""
         text = f"{notice_headline(notice)}\n\n{format_notice_time(at_s)}\n{link or ''}"
         subject = f"Suffice: {'over: ' if notice.over else ''}{notice.kind.replace('_', ' ')}{about}"
@@ -104,13 +95,11 @@ class MailSink:
 
 
 def notice_headline(notice: Notice) -> str:
-    """The notice in one line."""
     about = f"route {notice.route}: " if notice.route else ""
     return f"{'over: ' if notice.over else ''}{notice.kind.replace('_', ' ')}: {about}{notice.sentence}"
 
 
 def format_notice_time(at_s: float) -> str:
-    """A time as notices write it."""
     return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
@@ -125,8 +114,6 @@ LOOK_S: Final = 30.0  # between two looks at that
 
 @dataclass(slots=True)
 class _Flight:
-    """A notice on its way."""
-
     notice: Notice
     seq: int
     at_s: float
@@ -152,8 +139,6 @@ class _Flight:
 
 @dataclass(slots=True)
 class _Place:
-    """What a sink knows."""
-
     seq: int
     told: dict[str, float]  # what it was told, and the Unix time of that event
     flight: _Flight | None = None
@@ -163,8 +148,6 @@ class _Place:
 
 @dataclass(slots=True, kw_only=True)
 class Notify:
-    """Tells every sink."""
-
     settings: Alerts
     path: Path
     sinks: Sequence[Sink]
@@ -177,11 +160,9 @@ class Notify:
     _alerts: AlertLog | None = None
 
     def forget(self) -> None:
-        """Another worker may have told since: the rows say what."""
         self._places.clear()
 
     def run(self, desk: JobWriter) -> Sequence[JobReport]:
-        """Tell what is new. Raises LeaseLost and StoreError."""
         if not self.sinks or not self.path.is_file():
             return ()
         reports = list[JobReport]()

@@ -52,12 +52,10 @@ class Retrain(ByRoute):
     _tried: dict[str, int] = field(default_factory=dict)  # place up to which nothing could be learned
 
     def forget(self) -> None:
-        """Ask about every route anew."""
         ByRoute.forget(self)
         self._tried.clear()
 
     def concerns(self, route: Route) -> bool:
-        """Does the route serve versions?"""
         return route.is_learned
 
     def propose(

@@ -49,12 +49,10 @@ class ReviewJob:
     _reviews: Reviews = NOTHING_ASKED
 
     def forget(self) -> None:
-        """Find out from the log what there is to ask."""
         self._routes.clear()
         self._reviews = NOTHING_ASKED
 
     def run(self, desk: JobWriter) -> Sequence[JobReport]:
-        """Ask about what is worth it, as far as there is room. Raises LeaseLost and StoreError."""
         routes = {
             name: route for name, route in self.settings.routes.items() if route.mode != "off" and route.review.per_day
         }
@@ -77,7 +75,6 @@ class ReviewJob:
         return reports
 
     def _granted(self, routes: Mapping[str, Route], now_s: float) -> dict[str, tuple[int, int]]:
-        """How many runs each route may pick and draw now."""
         day = day_number(now_s)
         asked = self._reviews.queue.asked_on(day)
         room = open_now(self.settings.review.per_day, sum(map(sum, asked.values())), now_s=now_s)
@@ -119,7 +116,6 @@ class ReviewJob:
         return assign_audit(episode_id, share=1.0, salt=f"{self.salt} review").point
 
     def _read(self, connection: LogReader, desk: JobWriter) -> int:
-        """Feed every route what it has not read."""
         last = min((one.seq for one in self._routes.values()), default=0)
         for stored in rows_since(connection, last, desk):
             last = stored.seq
@@ -137,7 +133,6 @@ class ReviewJob:
         granted: tuple[int, int],
         now_s: float,
     ) -> JobReport:
-        """Ask about one route's runs, as many as were granted."""
         here, rules, (n_chosen, n_drawn) = self._routes[name], route.review, granted
         drawing, drawn = self._draw(here, n_drawn, now_s, last)
         taken = {one.episode_id for one in drawn}
@@ -181,7 +176,6 @@ class ReviewJob:
 
 
 def cap_of(rules: ReviewRules) -> Cap:
-    """The cap that a route's settings set."""
     return Cap(per_day=rules.per_day, control_share=rules.control_share)
 
 

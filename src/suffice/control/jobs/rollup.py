@@ -54,8 +54,6 @@ EVERY_S: Final = 2.0  # between two rounds: each is a synced transaction
 
 @dataclass(slots=True)
 class _Batch:
-    """What one stretch of the log adds."""
-
     sums: dict[RollupKey, RollupSums] = field(default_factory=dict)
     tallies: dict[str, Tally] = field(default_factory=dict)
 
@@ -83,15 +81,12 @@ class Rollup:
     _rested_s: float | None = None
 
     def close(self) -> None:
-        """Let go of what compares answers."""
         self._matched.close()
 
     def forget(self) -> None:
-        """Ask the log anew where to go on."""
         self._classes, self._rested_s = None, None
 
     def run(self, desk: JobWriter) -> Sequence[JobReport]:
-        """Sum up what is new. Raises LeaseLost and StoreError."""
         now_s = self.monotonic_s()
         if not self.path.is_file() or (self._rested_s is not None and now_s - self._rested_s < EVERY_S):
             return ()
@@ -152,7 +147,6 @@ class Rollup:
                 return
 
     def _count(self, batch: _Batch, change: UnwrittenRequests) -> None:
-        """Requests ended that left nothing but this."""
         route = change.event.route
         for cell in change.event.cells:
             place = RollupKey(route, self._class(route, cell.query_class), cell.version, int(change.at_s // HOUR_S))
@@ -212,7 +206,6 @@ def _same(answer: str | None, gold: str) -> bool:
 
 
 def added_by(item: EpisodeWithLabels, match: Match) -> RollupSums:
-    """What one run adds to the sums."""
     request, outcome = item.episode.request, item.episode.outcome
     usage, overhead = outcome.usage, outcome.overhead
     everyone = RollupSums(
@@ -264,7 +257,6 @@ def added_by_cell(cell: Unkept) -> RollupSums:
 
 
 def _marked(run: RunNumbers, weight: float) -> RollupSums:
-    """What its label says of right and wrong."""
     marked, right = int(run.correct is not None), int(bool(run.correct))
     live = run.enforce and not run.audit
     excess = marked * (weight * weight - weight)
@@ -306,7 +298,6 @@ def _governed(run: RunNumbers, outcome: Outcome) -> RollupSums:
 
 
 def _rated(run: RunNumbers, labels: Sequence[StoredLabel], weight: float) -> RollupSums:
-    """The last rating or thumb counts."""
     said = [satisfaction_of(label.feedback) for label in sorted(labels, key=lambda label: label.seq)]
     rated = [one for one in said if one is not None]
     if not rated:

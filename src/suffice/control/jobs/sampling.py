@@ -41,7 +41,6 @@ class _Seen:
     shares: float = 0.0  # of audits, as their lots were drawn: summed over runs
 
     def fade(self, part: float) -> None:
-        """Leave a part of all that was added up."""
         self.n_live, self.shares = part * self.n_live, part * self.shares
         self.classes = {
             name: {key: part * value for key, value in sums.items()}
@@ -51,11 +50,9 @@ class _Seen:
 
     @property
     def audit_share(self) -> float:
-        """Of requests."""
         return self.shares / self.n_live if self.n_live else 0.0
 
     def of(self, query_class: str) -> dict[str, float]:
-        """The sums of a class."""
         found = self.classes.get(query_class)
         if found is None:
             names = ("n_requests", "n_runs", "tokens", "squares", "n_labelled", "n_right")
@@ -81,15 +78,12 @@ class _Seen:
                 sums["n_right"] += run.correct
 
     def strata(self) -> list[Stratum]:
-        """The largest classes."""
         largest = sorted(self.classes, key=lambda name: -self.classes[name]["n_requests"])[:MOST_CLASSES]
         return [Stratum(query_class=name, **self.classes[name]) for name in largest]
 
 
 @dataclass(slots=True)
 class _Looks:
-    """How far a route was read."""
-
     seen: _Seen
     read_to: int  # place in the log up to which runs were taken in
     looked_to: int  # … up to which the log had come at the last look
@@ -106,12 +100,10 @@ class SamplingJob(ByRoute):
     _looks: dict[str, _Looks] = field(default_factory=dict)
 
     def forget(self) -> None:
-        """Begin anew with the latest runs."""
         ByRoute.forget(self)
         self._looks.clear()
 
     def concerns(self, route: Route) -> bool:
-        """Does the route act, and keep only some of its requests?"""
         return self.settings.monitoring.adapt and route.mode == "enforce" and self.settings.sample_rate_on(route) < 1
 
     def propose(

@@ -60,12 +60,10 @@ class ExportHeads:
     _told: Head | None = None  # the webhook
 
     def forget(self) -> None:
-        """Another worker may have exported since: the file says what."""
         self._in_file = self._told = None
         self._rests_until_s = float("-inf")
 
     def run(self, desk: JobWriter) -> Sequence[JobReport]:  # noqa: ARG002 - every job gets one; this one adds no row
-        """Export what is due. Raises StoreError."""
         now_s = self.monotonic_s()
         if now_s < self._rests_until_s or not (self.settings.file or self.webhook) or not self.path.is_file():
             return ()
@@ -132,12 +130,10 @@ class Retain:
     _unpurged: bool = False  # rows were erased, and the file still has to be written anew
 
     def forget(self) -> None:
-        """Another worker may have erased since: the log says how far."""
         self._done.clear()
         self._rests_until_s = float("-inf")
 
     def run(self, desk: JobWriter) -> Sequence[JobReport]:
-        """Erase what is due. Raises LeaseLost and StoreError."""
         now_s, retention = self.monotonic_s(), self.settings.retention
         due = [(part, retention.days[part]) for part in PARTS if part in retention.days]
         if not due or now_s < self._rests_until_s or not self.path.is_file():

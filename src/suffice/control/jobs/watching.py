@@ -59,8 +59,6 @@ class _Kept:
 
 @dataclass(slots=True)
 class _Open:
-    """A window that is filling, or is full."""
-
     until: int = 0
     signals: tuple[float, ...] = ()
     runs: list[_Kept] = field(default_factory=list)
@@ -106,7 +104,6 @@ class RouteWatch:
     _begun_at: int = field(init=False)
 
     def __post_init__(self) -> None:
-        """Begin where the epoch began."""
         self.since = self._begun_at = self.n
         self._lateness = Lateness(self.route.label_timeout_s)
         self._replayed = ReplayedAudits(match=self.match, wave=self.route.wave)
@@ -265,7 +262,6 @@ class RouteWatch:
         return tuple(one for one in found if one.version in {None, *latest} and one.query_class in {None, *largest})
 
     def _likings(self) -> tuple[SatisfactionEffect, ...]:
-        """What people say of the runs that the accounts count."""
         runs = [
             heard(one.episode, one.labels, self.metrics, uncertified=self.route.uncertified)
             for one in self._runs.values()

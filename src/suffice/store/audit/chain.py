@@ -60,8 +60,6 @@ class Head:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainStart:
-    """What the first row of a chain says."""
-
     chain: str  # a fresh name, so that no two chains begin alike
     at_s: float  # Unix time; informative
     after_seq: int  # rows of the log up to here were written before the chain, and it does not vouch for them
@@ -130,7 +128,6 @@ class Appender:
         return True
 
     def begin(self, now_s: float) -> None:
-        """Begin the chain, if there is none."""
         self._found_tail(now_s)
 
     def _chain(self, seq: int, row: Row, at_s: float) -> None:
@@ -220,7 +217,6 @@ def repeats(connection: sqlite3.Connection, row: Row, seq: int, stored: str, *, 
 
 
 def _erased(connection: sqlite3.Connection, seq: int) -> tuple[Part, ...]:
-    """The parts of an event whose words were erased."""
     found = connection.execute("SELECT answers, answers_salt, comments, comments_salt FROM chain WHERE seq = ?", (seq,))
     row = found.fetchone() or (None,) * 4
     digests = zip(CHAINED_PARTS, row[::2], row[1::2], strict=True)
@@ -301,8 +297,6 @@ def _links(connection: sqlite3.Connection, first_seq: int) -> Iterator[Line]:
 
 @dataclass(frozen=True, slots=True)
 class ExtractRow:
-    """A row of the log, with a digest of all of it."""
-
     seq: int
     kind: str
     body: str

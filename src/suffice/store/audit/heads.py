@@ -26,8 +26,6 @@ _MOST_BYTES: Final = 64 * 2**20  # of a file of heads
 
 
 class _Line(msgspec.Struct, frozen=True, kw_only=True):
-    """A head as it is written."""
-
     at: str
     begin: str
     place: int

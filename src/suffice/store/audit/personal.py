@@ -28,8 +28,6 @@ NAME: Final = "erased:q"  # begins what stands for an erased answer; the letters
 
 @dataclass(frozen=True, slots=True)
 class PersonalField:
-    """One field in which people's words stand."""
-
     path: tuple[str, ...]  # the record, then its fields; a list on the way stands for each of its items
     part: Part
     blank: str | None  # what stands there without them

@@ -49,8 +49,6 @@ _KNOWN: Final = frozenset(kind for kind in EVENTS if is_chained(kind))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadRow:
-    """The first row that is not what it was."""
-
     place: int | None  # in the chain; None: it stands in none
     seq: int | None  # of the event in the log; None: unknown
     kind: str | None  # of the event; None: unknown
@@ -59,8 +57,6 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainCheck:
-    """What a walk over the chain found."""
-
     n_rows: int  # of the chain, its beginning among them
     n_erased: int  # parts of rows whose words are gone by an erasure that stands in the chain
     n_heads: int  # exported heads that the chain was compared with
@@ -70,7 +66,6 @@ class ChainCheck:
 
     @property
     def ok(self) -> bool:
-        """Is everything what was written?"""
         return self.bad is None
 
 
@@ -92,12 +87,10 @@ class _Walk:
     links: dict[int, bytes | None] = field(default_factory=dict)  # of places that heads name
 
     def blame(self, place: int | None, seq: int | None, kind: str | None, what: str) -> None:
-        """Remember the first bad row."""
         if self.bad is None:
             self.bad = BadRow(place=place, seq=seq, kind=kind, what=what)
 
     def begin(self, row: Sequence[Any]) -> None:
-        """Take the first row of the chain."""
         place, seq, form, kept, *words, link, note = row[:11]
         self.place, self.link, self.first, self.n_rows = place, _link(link), _link(link), 1
         if place != 1 or seq is not None or not isinstance(note, str):
@@ -114,7 +107,6 @@ class _Walk:
             self.blame(1, None, None, "edited: the beginning of the chain is not what was written")
 
     def take(self, row: Sequence[Any]) -> None:
-        """Take the next row."""
         place, seq, _, kept, whole, answers, _, comments, _, link, note, kind = row[:12]
         before, self.link = self.link, _link(link)
         self.n_rows += 1
@@ -148,7 +140,6 @@ class _Walk:
         return kind is not None
 
     def _is_same(self, row: Sequence[Any]) -> bool:
-        """Is the event what was written? If not, the row is blamed."""
         place, seq, form, kept, whole, answers, answers_salt, comments, comments_salt, _, _, kind = row[:12]
         if form != FORM:
             self.blame(place, seq, kind, f"is digested in form {form!r}, and this version knows {FORM}: upgrade")
@@ -169,7 +160,6 @@ class _Walk:
         return same
 
     def _is_same_without_words(self, row: Sequence[Any], told: bytes) -> bool:
-        """The same of an event of which a part was erased."""
         place, seq, _, kept, _, answers, answers_salt, comments, comments_salt, _, _, kind = row[:12]
         try:
             taken = split(kind, row[16])
@@ -200,7 +190,6 @@ class _Walk:
                 self.blame(place, seq, kind, f"edited: its {part} are not what was written")
 
     def _explained(self, body: str) -> None:
-        """An erasure says whose words are gone."""
         erasure = decode_as(Erasure, body)
         for seq in erasure.chained:
             for part in erasure.parts:
@@ -242,7 +231,6 @@ def verify_chain(connection: sqlite3.Connection, heads: Sequence[Head] = ()) -> 
 
 
 def _go(connection: sqlite3.Connection, walk: _Walk) -> None:
-    """Take all rows."""
     rows, links, take = connection.execute(_ROWS), walk.links, walk.take
     first = rows.fetchone()
     if first is None:

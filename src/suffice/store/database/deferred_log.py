@@ -40,22 +40,18 @@ class LateLog:
 
     @property
     def n_written(self) -> int:
-        """Rows committed by this process."""
         return 0 if self._log is None else self._log.n_written
 
     @property
     def n_dropped(self) -> int:
-        """Events that `append` refused."""
         return self._n_dropped + (0 if self._log is None else self._log.n_dropped)
 
     @property
     def n_failed(self) -> int:
-        """Events that were taken and then given up."""
         return self._n_lost + (0 if self._log is None else self._log.n_failed)
 
     @property
     def n_waiting(self) -> int:
-        """Events that wait for the file."""
         return len(self._waiting)
 
     def append(self, event: Event) -> bool:

@@ -58,8 +58,6 @@ _EXPORTS: Final = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErasureOrder:
-    """What is to be erased, and in whose name."""
-
     erasure_id: str
     what: str  # which rows are meant, for people
     parts: tuple[Part, ...]
@@ -69,16 +67,12 @@ class ErasureOrder:
 
 @dataclass(slots=True)
 class ErasureTally:
-    """What an erasure has done so far."""
-
     n_rows: int = 0  # that were changed
     n_written: int = 0  # `erased` rows
 
 
 @dataclass(frozen=True, slots=True)
 class ExpiredRow:
-    """A row that is old enough."""
-
     seq: int
     kind: str
     key: str

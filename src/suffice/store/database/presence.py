@@ -30,8 +30,6 @@ NO_REASON: Final = "no reason is given"
 
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True):
-    """What one running process says of itself."""
-
     pid: int
     process: str = "serve"  # "serve" a gateway, "library" a caller's own loop
     killed: bool = False  # does it hold every route back, because of the kill switch?
@@ -41,7 +39,6 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """What an operator may look for."""
         return f"{'gateway' if self.process == 'serve' else self.process} PID {self.pid}"
 
 
@@ -87,7 +84,6 @@ class Announcement:
                     )
 
     def release(self) -> None:
-        """Say that this process serves no more."""
         with self._lock:
             self._is_over = True
             self._drop()
@@ -160,7 +156,6 @@ def _files(switch: Path) -> list[Path]:
 
 
 def _forget_dead(switch: Path) -> None:
-    """Remove files of processes that died without doing so."""
     for path in _files(switch):
         with contextlib.suppress(OSError), _opened(path) as descriptor:
             if not is_locked(descriptor):

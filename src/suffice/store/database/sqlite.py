@@ -183,12 +183,10 @@ class SqliteLog:
 
     @property
     def n_written(self) -> int:
-        """Rows committed by this process; duplicates are not counted."""
         return self._n_written
 
     @property
     def n_dropped(self) -> int:
-        """Events that `append` refused: the queue was full, or the log was closed."""
         return self._n_dropped
 
     @property

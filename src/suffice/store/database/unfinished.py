@@ -15,8 +15,6 @@ from suffice.types import Outcome, Request
 
 
 class OpenRequests:
-    """One process's open requests."""
-
     def __init__(self) -> None:
         self._open: dict[str, int] = {}  # by episode, in the order of their places
         self._newest = 0

@@ -23,6 +23,7 @@ from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Episode, Feedback, Findings, Outcome, RecalledRun, Request, RouteFindings
 
 LogReader: TypeAlias = sqlite3.Connection  # outside `store` it is opaque: it is passed on to readers, and never queried
+LogSource: TypeAlias = Path | str | LogReader  # a log's file, or a reader that is open already
 LOOKED = 20  # rows for each that is wanted: where a twentieth of the requests are audits, as usual, it is enough
 COUNTS = 1_000  # of requests without rows that are added up, where it is only asked whether there were many
 _PAGE_ROWS = 500
@@ -34,6 +35,8 @@ _BY_KEY = "SELECT seq, at_s, body FROM events WHERE kind = ? AND key = ?"
 _NEWEST_OF_ROUTE = """
     SELECT seq, body FROM events WHERE kind = :kind AND key > :route || ':' AND key < :route || ';' AND route = :route
     ORDER BY key DESC LIMIT :n"""
+_OF_RESPONSE = """
+    SELECT key FROM events WHERE kind = 'outcome' AND json_extract(body, '$.outcome.response_id') = ? LIMIT ?"""
 _NEWEST = "SELECT seq, body FROM events WHERE kind = ? ORDER BY seq DESC LIMIT ?"
 
 _EPISODES = """
@@ -131,6 +134,11 @@ def locate_event(reader: LogReader, payload: type[E], key: str) -> tuple[int, fl
     return None if row is None else (int(row[0]), float(row[1]), decoded(row[0], payload, row[2]))
 
 
+def episodes_of_response(reader: LogReader, response_id: str | None, *, most: int) -> list[str]:
+    """The episodes whose answer had this id, at most so many: where there are two, nobody can say which is meant."""
+    return [str(key) for (key,) in reader.execute(_OF_RESPONSE, (response_id, most))]
+
+
 def newest_events(reader: LogReader, payload: type[E], n: int = 1, *, route: str | None = None) -> list[E]:
     """The latest events of a kind, newest first. Raises StoreError.
 
@@ -144,20 +152,20 @@ def newest_events(reader: LogReader, payload: type[E], n: int = 1, *, route: str
     return [decoded(seq, payload, body) for seq, body in rows.fetchall()]
 
 
-def read_kinds(path_or_reader: Path | str | LogReader, *kinds: str) -> list[StoredEvent]:
+def read_kinds(source: LogSource, *kinds: str) -> list[StoredEvent]:
     """All events of some kinds, of which there are few, in order. Raises StoreError."""
     marks = ", ".join("?" * len(kinds))
     query = f"SELECT seq, at_s, kind, body FROM events WHERE kind IN ({marks}) ORDER BY seq"  # noqa: S608 - marks
-    with open_reader(path_or_reader) as reader:
+    with open_reader(source) as reader:
         return stored_events(reader.execute(query, kinds).fetchall())
 
 
-def read_newer(path_or_reader: Path | str | LogReader, query: str, since_seq: int) -> list[StoredEvent]:
+def read_newer(source: LogSource, query: str, since_seq: int) -> list[StoredEvent]:
     """The events that a fold over some kinds has not seen; [] where nothing is new. Raises StoreError.
 
     query  takes the place that was read up to, and gives seq, at_s, kind and body
     """
-    with open_reader(path_or_reader) as reader:
+    with open_reader(source) as reader:
         return stored_events(reader.execute(query, (since_seq,)).fetchall())
 
 
@@ -174,7 +182,7 @@ def newest_of(connection: sqlite3.Connection, kinds: Collection[str]) -> int:
 
 
 def read_episodes(
-    path_or_connection: Path | str | sqlite3.Connection,
+    source: LogSource,
     route: str | None = None,
     since_seq: int = 0,
     *,
@@ -189,7 +197,7 @@ def read_episodes(
 
     Raises StoreError when the file is missing, is not ours, or holds a row that cannot be read.
     """
-    with open_reader(path_or_connection) as connection:
+    with open_reader(source) as connection:
         after = ended_after
         while True:
             wanted = {"after": after, "since": since_seq, "route": route, "limit": _PAGE_ROWS}
@@ -204,26 +212,24 @@ def read_episodes(
             after = page[-1][0][0]
 
 
-def read_recent(path_or_connection: Path | str | sqlite3.Connection, n: int) -> Iterator[Episode]:
+def read_recent(source: LogSource, n: int) -> Iterator[Episode]:
     """Yield the `n` runs that ended last, of all routes together, oldest first and without labels.
 
     Fewer where what stands last in the log is mostly something else: it is looked through for `LOOKED` rows a run.
 
     Raises StoreError when the file is missing, is not ours, or holds a row that cannot be read.
     """
-    with open_reader(path_or_connection) as connection:
+    with open_reader(source) as connection:
         for outcome_seq, request_seq, outcome, request in connection.execute(_RECENT, {"n": n, "looked": LOOKED * n}):
             yield _labelled(outcome_seq, request_seq, outcome, request, []).episode
 
 
-def read_events(
-    path_or_connection: Path | str | sqlite3.Connection, *, since_seq: int = 0, limit: int | None = None
-) -> Iterator[StoredEvent]:
+def read_events(source: LogSource, *, since_seq: int = 0, limit: int | None = None) -> Iterator[StoredEvent]:
     """Yield the events after `since_seq` in order, at most `limit`; unknown kinds are skipped.
 
     Raises StoreError when the file is missing, is not ours, or holds a row that cannot be read.
     """
-    with open_reader(path_or_connection) as connection:
+    with open_reader(source) as connection:
         left = limit
         while left is None or left > 0:
             n_rows = _PAGE_ROWS if left is None else min(left, _PAGE_ROWS)
@@ -237,15 +243,13 @@ def read_events(
             left = None if left is None else left - len(page)
 
 
-def n_requests_of(
-    path_or_connection: Path | str | sqlite3.Connection, routes: Collection[str], *, most: int
-) -> dict[str, int]:
+def n_requests_of(source: LogSource, routes: Collection[str], *, most: int) -> dict[str, int]:
     """How many requests each route has had, counted to `most`. Raises StoreError.
 
     Of those that have no rows, the latest `COUNTS` counts.
     """
     found = dict[str, int]()
-    with open_reader(path_or_connection) as connection:
+    with open_reader(source) as connection:
         for route in routes:
             kept = int(connection.execute(_AT_LEAST, (route, most)).fetchone()[0])
             others = 0 if kept >= most else int(connection.execute(_AT_LEAST_UNKEPT, (route, COUNTS)).fetchone()[0])
@@ -253,27 +257,25 @@ def n_requests_of(
     return found
 
 
-def upstream_findings(path_or_reader: Path | str | LogReader) -> dict[str, Findings]:
+def upstream_findings(source: LogSource) -> dict[str, Findings]:
     """The latest examination of every upstream, by the upstream's name. Raises StoreError."""
-    events = (stored.event for stored in read_kinds(path_or_reader, "upstream_examined"))
+    events = (stored.event for stored in read_kinds(source, "upstream_examined"))
     return {event.upstream: event for event in events if isinstance(event, Findings)}
 
 
-def route_findings(path_or_reader: Path | str | LogReader) -> dict[str, tuple[int, RouteFindings]]:
+def route_findings(source: LogSource) -> dict[str, tuple[int, RouteFindings]]:
     """The latest examination of every route with its place in the log, by name. Raises StoreError."""
-    rows = ((stored.seq, stored.event) for stored in read_kinds(path_or_reader, "route_examined"))
+    rows = ((stored.seq, stored.event) for stored in read_kinds(source, "route_examined"))
     return {event.route: (seq, event) for seq, event in rows if isinstance(event, RouteFindings)}
 
 
-def extracted_answers(
-    path_or_connection: Path | str | sqlite3.Connection, route: str, *, since_seq: int = 0, limit: int
-) -> list[bool]:
+def extracted_answers(source: LogSource, route: str, *, since_seq: int = 0, limit: int) -> list[bool]:
     """For each of the latest full runs of a route, oldest first: was there an answer? Raises StoreError.
 
     They are looked for among the route's `LOOKED` times as many latest requests.
     """
     wanted = {"route": route, "since": since_seq, "limit": limit, "looked": LOOKED * limit}
-    with open_reader(path_or_connection) as connection:
+    with open_reader(source) as connection:
         return [bool(one) for (one,) in reversed(connection.execute(_EXTRACTED, wanted).fetchall())]
 
 
@@ -312,17 +314,15 @@ def labels_named(
 
 
 @contextlib.contextmanager
-def open_reader(
-    path_or_connection: Path | str | LogReader, *, is_over: Callable[[], bool] | None = None
-) -> Iterator[LogReader]:
+def open_reader(source: LogSource, *, is_over: Callable[[], bool] | None = None) -> Iterator[LogReader]:
     """A connection to read from: the caller's own, or a read-only one that is closed at the end. Raises StoreError.
 
     is_over  asked again and again while a query runs: True interrupts it
     """
-    if isinstance(path_or_connection, sqlite3.Connection):
-        yield path_or_connection
+    if isinstance(source, sqlite3.Connection):
+        yield source
         return
-    path = Path(path_or_connection)
+    path = Path(source)
     with translate_errors(path), contextlib.closing(connect_reader(path)) as connection:
         if is_over is not None:
             connection.set_progress_handler(is_over, 20_000)

@@ -13,7 +13,6 @@ holds them as one line of plain text.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from suffice.rollout.stages import EVIDENCE
 from suffice.sanitize import printable
 from suffice.settings import AlertKind
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import decoded, open_reader, stored_events
+from suffice.store.database.views import LogReader, decoded, open_reader, stored_events
 from suffice.store.routes.rollups import HOUR_S
 from suffice.store.routes.windows import last_place
 from suffice.store.rows.events import EVENTS, Event, key_of
@@ -62,8 +61,6 @@ READS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """What somebody is told."""
-
     kind: AlertKind | Literal["test"]  # a test is told by hand only
     route: str  # "": about all of them
     sentence: str  # one line of plain text
@@ -103,33 +100,29 @@ def alerts_of(event: Event) -> Notice | None:
 
 def _of_serving(event: VersionRefusal | LogOutage) -> Notice:
     if isinstance(event, VersionRefusal):
-        told = event
-        what = f"publication {told.number}" if told.number else f"version {told.fit}"
-        said = f"{what} cannot be served: {told.reason}; {told.serves}"
-        return _notice("version_refused", told.route, said, str(told.number or told.fit), _page(told.route))
-    missed = event
+        what = f"publication {event.number}" if event.number else f"version {event.fit}"
+        said = f"{what} cannot be served: {event.reason}; {event.serves}"
+        return _notice("version_refused", event.route, said, str(event.number or event.fit), _page(event.route))
     said = (
-        f"a gateway was without its log for {missed.until_s - missed.since_s:,.0f} s and served {missed.after}:"
-        f" {missed.reason}; {missed.n_dropped:,} rows are lost"
+        f"a gateway was without its log for {event.until_s - event.since_s:,.0f} s and served {event.after}:"
+        f" {event.reason}; {event.n_dropped:,} rows are lost"
     )
     return _notice("log_missed", "", said, key_of(event), "")
 
 
 def _of_budget(event: Outlook) -> Notice | None:
-    outlook = event
-    drop = outlook.drop
+    drop = event.drop
     # A breach that is forecast has been told already, by its own row.
-    if drop is None or drop.limit <= 0 or drop.now < NEARLY * drop.limit or "em_drop" in outlook.alerts:
+    if drop is None or drop.limit <= 0 or drop.now < NEARLY * drop.limit or "em_drop" in event.alerts:
         return None
     said = f"the EM drop is about {drop.now:.2%}, and the budget {drop.limit:.2%}: {drop.now / drop.limit:.0%} of it"
-    return _notice("budget_nearly_spent", outlook.route, said, "", _page(outlook.route))
+    return _notice("budget_nearly_spent", event.route, said, "", _page(event.route))
 
 
 def _of_rollout(event: RolloutMove | RolloutUndo) -> Notice | None:
     if isinstance(event, RolloutUndo):
-        undone = event
-        said = f"the version of rollout {undone.rollout} was taken back by {undone.author}: {undone.reason}"
-        return _notice("rollback", undone.route, said, undone.rollout, "/policies")
+        said = f"the version of rollout {event.rollout} was taken back by {event.author}: {event.reason}"
+        return _notice("rollback", event.route, said, event.rollout, "/policies")
     route, move = event.route, event.transition
     if move.move == "roll_back":
         said = f"rollout {move.rollout} was rolled back by {move.by}: {move.reason}"
@@ -164,8 +157,6 @@ ENDS: Final = ("enforcement_resumed", "incident_decided", "policy_published", "e
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trouble:
-    """What stands from an alert on."""
-
     of: What
     route: str = ""  # "": of all of them
     name: str = ""  # of the one, where several of them may stand
@@ -175,8 +166,6 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertResolution:
-    """What is over from here on, and why."""
-
     of: What
     route: str
     because: str  # one line of plain text
@@ -185,7 +174,6 @@ class AlertResolution:
     replaced: bool = False  # something else stands in its place, which is told by itself
 
     def ends(self, trouble: Trouble) -> bool:
-        """Is this what is over?"""
         return (
             (self.of, self.route) == (trouble.of, trouble.route)
             and self.name in (None, trouble.name)
@@ -242,14 +230,12 @@ def endings_of(event: Event) -> tuple[AlertResolution, ...]:
 
 def _of_certificate(event: Alarm | Epoch | Publication) -> tuple[AlertResolution, ...]:
     if isinstance(event, Alarm):
-        alarm = event
-        later = _over("certificate", alarm.route, "a later alarm says more", before=alarm.epoch)
+        later = _over("certificate", event.route, "a later event says more", before=event.epoch)
         return (replace(later, replaced=True),)
     if isinstance(event, Epoch):
-        epoch = event
-        version = _over("version", epoch.route, f"epoch {epoch.number} began: the version is in force no more")
-        # An alarm ends one epoch and begins the next; what began another one behind that was a person's word.
-        again = _over("certificate", epoch.route, f"epoch {epoch.number}: {epoch.reason}", before=epoch.number - 1)
+        version = _over("version", event.route, f"epoch {event.number} began: the version is in force no more")
+        # An alarm ends one event and begins the next; what began another one behind that was a person's word.
+        again = _over("certificate", event.route, f"epoch {event.number}: {event.reason}", before=event.number - 1)
         return version, again
     made = event
     version = _over("version", made.route, f"publication {made.number} took its place")
@@ -314,16 +300,12 @@ _SENT: Final = "SELECT at_s, seq, body FROM events WHERE kind = 'alert_sent' ORD
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SinkReceipt:
-    """A sink took a notice."""
-
     sink: str
     at_s: float  # Unix time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Over:
-    """What an alert told of is over."""
-
     at_s: float  # Unix time
     because: str  # one line of plain text; "": it was over as it was told
     replaced: bool = False  # something else stands in its place, which is told by itself
@@ -370,8 +352,6 @@ class OpenAlert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SinkState:
-    """What the log says of one sink."""
-
     since_seq: int  # place in the log at which it began: what stands before was never told
     since_s: float  # Unix time
     read_to_seq: int  # it was told of that row last; equal to `since_seq`: of none
@@ -396,7 +376,7 @@ def owed(told: AlertLog, sink: str, now_s: float) -> tuple[OpenAlert, Over] | No
     return next(((one, over) for one, over in ends if over is not None), None)
 
 
-def read_told(connection: sqlite3.Connection, known: AlertLog) -> AlertLog:
+def read_told(connection: LogReader, known: AlertLog) -> AlertLog:
     """The alerts now, given what was known before. Raises StoreError."""
     last = last_place(connection)  # what is written meanwhile is for the next time
     if last <= known.seq:
@@ -406,8 +386,7 @@ def read_told(connection: sqlite3.Connection, known: AlertLog) -> AlertLog:
     return replace(found, seq=last)
 
 
-def _new(connection: sqlite3.Connection, since_seq: int, last: int) -> list[int]:
-    """Places of the rows that tell something, in the log's order."""
+def _new(connection: LogReader, since_seq: int, last: int) -> list[int]:
     found = list[int]()
     for kind in (*READS, *ENDS, "alert_sent"):
         most = -1 if since_seq else FIRST_LOOKS if kind == "route_monitored" else FIRST_ROWS
@@ -461,7 +440,6 @@ def _kept(raised: Mapping[int, OpenAlert]) -> tuple[OpenAlert, ...]:
 
 
 def _end(event: Event, at_s: float, raised: dict[int, OpenAlert]) -> None:
-    """What stood, and is over with this event."""
     endings = endings_of(event)
     for one in [each for each in raised.values() if endings and each.ended is None and each.trouble is not None]:
         said = next((ending for ending in endings if one.trouble is not None and ending.ends(one.trouble)), None)
@@ -472,34 +450,32 @@ def _end(event: Event, at_s: float, raised: dict[int, OpenAlert]) -> None:
 def _take(
     event: AlertDelivery, at_s: float, raised: dict[int, OpenAlert], sinks: dict[str, SinkState], of: Mapping[int, int]
 ) -> None:
-    """A sink was told of a row, or began to listen."""
-    telling = event
-    now = sinks.get(telling.sink)
+    now = sinks.get(event.sink)
     if now is None:
         # A reading that begins in the middle does not see the beginning: it was before what the sink was told first.
-        since = telling.read_to_seq if not telling.of else 0
-        now = SinkState(since_seq=since, since_s=at_s, read_to_seq=telling.read_to_seq, n_taken=0)
-    taken = int(bool(telling.of))
-    sinks[telling.sink] = replace(now, read_to_seq=telling.read_to_seq, n_taken=now.n_taken + taken)
-    about = raised.get(telling.over or of.get(telling.read_to_seq, 0))
+        since = event.read_to_seq if not event.of else 0
+        now = SinkState(since_seq=since, since_s=at_s, read_to_seq=event.read_to_seq, n_taken=0)
+    taken = int(bool(event.of))
+    sinks[event.sink] = replace(now, read_to_seq=event.read_to_seq, n_taken=now.n_taken + taken)
+    about = raised.get(event.over or of.get(event.read_to_seq, 0))
     if not taken or about is None:
         return
-    if telling.over:
-        raised[about.seq] = replace(about, told_over=(*about.told_over, telling.sink))
+    if event.over:
+        raised[about.seq] = replace(about, told_over=(*about.told_over, event.sink))
         return
     raised[about.seq] = replace(
         about,
-        taken=(*about.taken, SinkReceipt(sink=telling.sink, at_s=at_s)),
-        told_over=tuple(one for one in about.told_over if one != telling.sink),
+        taken=(*about.taken, SinkReceipt(sink=event.sink, at_s=at_s)),
+        told_over=tuple(one for one in about.told_over if one != event.sink),
     )
 
 
-def rows_worth_telling(connection: sqlite3.Connection, since_seq: int, n: int) -> list[StoredEvent]:
+def rows_worth_telling(connection: LogReader, since_seq: int, n: int) -> list[StoredEvent]:
     """The next rows behind a place that may tell something, at most `n`. Raises StoreError."""
     return stored_events(connection.execute(_WORTH_TELLING, (*READS, since_seq, n)).fetchall())
 
 
-def deliveries_to(connection: sqlite3.Connection, sink: str, n: int) -> list[AlertDelivery]:
+def deliveries_to(connection: LogReader, sink: str, n: int) -> list[AlertDelivery]:
     """What a sink took, the latest first. Raises StoreError."""
     rows = connection.execute(_OF_SINK, (f"{sink}:", f"{sink};", n)).fetchall()
     return [decoded(seq, AlertDelivery, body) for seq, body in rows]
@@ -507,8 +483,6 @@ def deliveries_to(connection: sqlite3.Connection, sink: str, n: int) -> list[Ale
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SentNotice:
-    """A notice that a sink took."""
-
     at_s: float  # Unix time at which it was told
     about_s: float  # … at which the log took the event
     sink: str

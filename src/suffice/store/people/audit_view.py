@@ -7,16 +7,14 @@ refuses to know how they are shown.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from suffice.review.incident import Incident
-from suffice.store.database.views import decoded, find_event, open_reader
+from suffice.store.database.views import LogReader, LogSource, decoded, find_event, open_reader
 from suffice.store.rows.events import EVENTS, Event, kind_of
 from suffice.store.rows.records import (
     AccessGrant,
@@ -60,8 +58,6 @@ _MOST_TEXT: Final = 300  # characters of a state in words
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEntry:
-    """One row of the audit log, in words."""
-
     place: int  # in the chain
     seq: int  # in the log
     at_s: float  # Unix time
@@ -77,16 +73,16 @@ class AuditEntry:
 
 
 def read_latest_rows(
-    path_or_connection: Path | str | sqlite3.Connection, n: int, *, route: str | None = None, kind: str | None = None
+    source: LogSource, n: int, *, route: str | None = None, kind: str | None = None
 ) -> list[AuditEntry]:
     """The latest `n` rows, oldest first. Raises StoreError."""
-    with open_reader(path_or_connection) as connection:
+    with open_reader(source) as connection:
         found = connection.execute(_LATEST, {"route": route, "kind": kind, "n": n}).fetchone()
         return list(entries(connection, after=0 if found is None else int(found[0]), route=route, kind=kind))
 
 
 def entries(
-    path_or_connection: Path | str | sqlite3.Connection,
+    source: LogSource,
     *,
     after: int = 0,
     since_s: float | None = None,
@@ -97,7 +93,7 @@ def entries(
 
     since_s  Unix time: only rows from then on
     """
-    with open_reader(path_or_connection) as connection:
+    with open_reader(source) as connection:
         while True:
             wanted = {"after": after, "route": route, "kind": kind, "since": since_s, "limit": _PAGE_ROWS}
             page = connection.execute(_ROWS, wanted).fetchall()
@@ -108,7 +104,7 @@ def entries(
             after = page[-1][0]
 
 
-def rows_before(connection: sqlite3.Connection, before: int, n: int, *, chained: bool) -> list[tuple[Any, ...]]:
+def rows_before(connection: LogReader, before: int, n: int, *, chained: bool) -> list[tuple[Any, ...]]:
     """Rows for `entry_of` that stand before a place, the latest first.
 
     chained  by their places in the chain; False: every row, by its place in the log
@@ -117,7 +113,7 @@ def rows_before(connection: sqlite3.Connection, before: int, n: int, *, chained:
     return connection.execute(query, {"before": before, "limit": n}).fetchall()
 
 
-def entry_of(connection: sqlite3.Connection, row: tuple[Any, ...]) -> AuditEntry:
+def entry_of(connection: LogReader, row: tuple[Any, ...]) -> AuditEntry:
     """A row in words: place, link, seq, at_s, kind, key, episode_id, route, body. Raises StoreError."""
     place, link, seq, at_s, kind, _, episode_id, route, body = row
     who = before = why = ""
@@ -149,12 +145,10 @@ def record_of(event: Event) -> Any:
 
 
 def _first(record: Any, names: tuple[str, ...]) -> str:
-    """The first of these fields that says something."""
     return next((value for name in names if isinstance(value := getattr(record, name, None), str) and value), "")
 
 
-def _states(connection: sqlite3.Connection, event: Event, record: Any) -> tuple[str, str]:
-    """What it was before, and what it is now, in words."""
+def _states(connection: LogReader, event: Event, record: Any) -> tuple[str, str]:
     if isinstance(event, Publication):
         return _published_before(connection, event), _published(event)
     if isinstance(event, Epoch):
@@ -168,8 +162,7 @@ def _states(connection: sqlite3.Connection, event: Event, record: Any) -> tuple[
     if isinstance(event, ConfigChange):
         return _changed(event)
     if isinstance(event, Erasure):
-        erasure = event
-        return erasure.what, f"{', '.join(erasure.parts)} erased in {erasure.n_rows:,} rows"
+        return event.what, f"{', '.join(event.parts)} erased in {event.n_rows:,} rows"
     if isinstance(event, Export):
         return "", f"{event.what}: {event.n_rows:,} rows to {event.where}"
     said = getattr(record, "before", None), getattr(record, "after", None)
@@ -180,8 +173,7 @@ def _states(connection: sqlite3.Connection, event: Event, record: Any) -> tuple[
 def _short(event: Event) -> tuple[str, str] | None:
     """The same, for rows whose fields alone would be long; None: for others."""
     if isinstance(event, AccessGrant):
-        access = event
-        return "", f"{access.name}: {access.what}" + (f" as {access.role}" if access.role else "")
+        return "", f"{event.name}: {event.what}" + (f" as {event.role}" if event.role else "")
     if isinstance(event, ProposedVersion):
         made = event
         return made.parent or "", f"{made.address}: {made.verdict}, {made.why}; in force nowhere by itself"
@@ -201,8 +193,7 @@ def _of_experiment(event: Event) -> tuple[str, str] | None:
         where = f"on {', '.join(one.routes)}, {one.share:.0%} of layer {one.layer}"
         return "", _cut(f"{one.name}, run {one.run}: {arms} {where}; {one.primary} decides")
     if isinstance(event, ExperimentEnd):
-        ended = event
-        return f"{ended.experiment}, run {ended.run}, ran", _cut(" ".join(("ended.", *ended.said)))
+        return f"{event.experiment}, run {event.run}, ran", _cut(" ".join(("ended.", *event.said)))
     return None
 
 
@@ -227,7 +218,7 @@ def _published(publication: Publication) -> str:
     return f"level {publication.level} of {publication.n_levels - 1}, {vouched}, version {version}"
 
 
-def _published_before(connection: sqlite3.Connection, publication: Publication) -> str:
+def _published_before(connection: LogReader, publication: Publication) -> str:
     before = find_event(connection, Publication, f"{publication.route}:{publication.number - 1}")
     return "" if before is None else _published(before)
 

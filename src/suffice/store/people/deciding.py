@@ -8,7 +8,6 @@ locked or full raises StoreError; then nothing was written and everything is as 
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, TypeVar
@@ -19,7 +18,7 @@ from suffice.review.incident import Incident, name_by_hand
 from suffice.review.override import Override, OverrideEnd, describe_override, why_not
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import find_event, open_reader
+from suffice.store.database.views import LogReader, find_event, open_reader
 from suffice.store.people.holds import read_holds
 from suffice.store.routes.in_force import read_decided
 from suffice.store.routes.windows import read_publications
@@ -31,7 +30,7 @@ _TRIES: Final = 20
 T = TypeVar("T")
 
 
-def read_now(connection: sqlite3.Connection, route: str, settings: Route, *, setup: str = "") -> Now:
+def read_now(connection: LogReader, route: str, settings: Route, *, setup: str = "") -> Now:
     """What holds on a route at this moment.
 
     setup  as `gateway.route.route_setup` has it; "": the latest publication's own is taken
@@ -51,12 +50,12 @@ def read_now(connection: sqlite3.Connection, route: str, settings: Route, *, set
     )
 
 
-def read_publication(connection: sqlite3.Connection, route: str, number: int) -> Publication | None:
+def read_publication(connection: LogReader, route: str, number: int) -> Publication | None:
     """One of a route's publications; None: there is none of that number. Raises StoreError."""
     return find_event(connection, Publication, f"{route}:{number}")
 
 
-def fitting(connection: sqlite3.Connection, now: Now, *, now_s: float) -> list[tuple[Publication, str | None]]:
+def fitting(connection: LogReader, now: Now, *, now_s: float) -> list[tuple[Publication, str | None]]:
     """The publications of the epoch that runs, the latest first, each with why it may not be served; None: it may.
 
     Raises StoreError.
@@ -87,7 +86,7 @@ def set_override(
     Raises StoreError, and then nothing is held.
     """
 
-    def step(connection: sqlite3.Connection) -> tuple[list[Event], Override] | str:
+    def step(connection: LogReader) -> tuple[list[Event], Override] | str:
         pinned = wanted.pinned
         if publication is not None:
             pinned = read_publication(connection, route, publication)
@@ -105,7 +104,7 @@ def end_override(
 ) -> OverrideEnd | str:
     """End an override before its time; a sentence where there is none to end. Raises StoreError."""
 
-    def step(connection: sqlite3.Connection) -> tuple[list[Event], OverrideEnd] | str:
+    def step(connection: LogReader) -> tuple[list[Event], OverrideEnd] | str:
         if not reason.strip() or not author.strip():
             return "the end of an override needs an author and a reason"
         now = read_now(connection, route, settings)
@@ -148,7 +147,7 @@ def open_incident(
     Raises StoreError.
     """
 
-    def step(connection: sqlite3.Connection) -> tuple[list[Event], Incident] | str:
+    def step(connection: LogReader) -> tuple[list[Event], Incident] | str:
         if not summary.strip() or not author.strip():
             return "an incident needs an author and a sentence that says what is wrong"
         held = read_decided(connection).of(route)
@@ -192,7 +191,7 @@ def decide_incident(
     Raises StoreError, and then everything is as it was.
     """
 
-    def step(connection: sqlite3.Connection) -> tuple[list[Event], DecisionRows] | str:
+    def step(connection: LogReader) -> tuple[list[Event], DecisionRows] | str:
         pinned = asked.pinned
         if publication is not None:
             pinned = read_publication(connection, route, publication)
@@ -213,7 +212,7 @@ def decide_incident(
     return _step(writer, step)
 
 
-def _step(writer: Decisions, step: Callable[[sqlite3.Connection], tuple[list[Event], T] | str]) -> T | str:
+def _step(writer: Decisions, step: Callable[[LogReader], tuple[list[Event], T] | str]) -> T | str:
     """Decide on what holds, and write it; where somebody was quicker, decide anew on what holds then."""
     for _ in range(_TRIES):
         with open_reader(writer.path) as connection:

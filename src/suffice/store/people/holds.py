@@ -7,16 +7,14 @@ Knows rows; refuses to know what time it is: whoever asks what is in effect says
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from suffice.review.holds import NO_HOLDS, RouteHolds
 from suffice.review.incident import Incident, IncidentDecision
 from suffice.review.override import Override, OverrideEnd
-from suffice.store.database.views import read_newer
+from suffice.store.database.views import LogReader, LogSource, read_newer
 from suffice.types import Pause, Resumption
 
 _NEW: Final = """
@@ -41,9 +39,9 @@ class Holds:
 NOTHING_HELD: Final = Holds()
 
 
-def read_holds(path_or_connection: Path | str | sqlite3.Connection, known: Holds = NOTHING_HELD) -> Holds:
+def read_holds(source: LogSource, known: Holds = NOTHING_HELD) -> Holds:
     """What is held now, given what was known before; the same object where nothing is new. Raises StoreError."""
-    rows = read_newer(path_or_connection, _NEW, known.seq)
+    rows = read_newer(source, _NEW, known.seq)
     if not rows:
         return known
     routes = dict(known.routes)
@@ -54,7 +52,7 @@ def read_holds(path_or_connection: Path | str | sqlite3.Connection, known: Holds
     return Holds(rows[-1].seq, routes)
 
 
-def last_at_s(connection: sqlite3.Connection) -> float:
+def last_at_s(connection: LogReader) -> float:
     """Unix time at which the log took its last row; 0 where it is empty. A control loop has no other clock."""
     found = connection.execute("SELECT at_s FROM events ORDER BY seq DESC LIMIT 1").fetchone()
     return 0.0 if found is None else float(found[0])

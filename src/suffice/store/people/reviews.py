@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from suffice.errors import StoreError
@@ -20,7 +19,7 @@ from suffice.review.queue import EMPTY, Queue, Submission, accept_verdict, give_
 from suffice.review.select import item_of, of_run
 from suffice.settings import Review as ReviewRules
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import LogReader, find_event, open_reader, read_newer
+from suffice.store.database.views import LogSource, find_event, open_reader, read_newer
 from suffice.store.routes.windows import whole_episodes
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent, QuestionText, Sources
@@ -35,8 +34,6 @@ _NEW: Final = """
 
 @dataclass(frozen=True, slots=True)
 class Reviews:
-    """The queue, as far as the log has been read."""
-
     seq: int
     queue: Queue
 
@@ -44,9 +41,9 @@ class Reviews:
 NOTHING_ASKED: Final = Reviews(0, EMPTY)
 
 
-def read_reviews(path_or_connection: Path | str | LogReader, known: Reviews = NOTHING_ASKED) -> Reviews:
+def read_reviews(source: LogSource, known: Reviews = NOTHING_ASKED) -> Reviews:
     """The queue now, given what was known before; the same object where nothing is new. Raises StoreError."""
-    rows = read_newer(path_or_connection, _NEW, known.seq)
+    rows = read_newer(source, _NEW, known.seq)
     if not rows:
         return known
     records = (
@@ -57,16 +54,16 @@ def read_reviews(path_or_connection: Path | str | LogReader, known: Reviews = NO
     return Reviews(rows[-1].seq, known.queue.after(records))
 
 
-def kept_question(path_or_connection: Path | str | LogReader, episode_id: str, *, now_s: float) -> str | None:
+def kept_question(source: LogSource, episode_id: str, *, now_s: float) -> str | None:
     """The text of a run's question, where its route keeps it and its time is not over; else None. Raises StoreError."""
-    with open_reader(path_or_connection) as connection:
+    with open_reader(source) as connection:
         question = find_event(connection, QuestionText, episode_id)
     return question.text if question is not None and now_s < question.expires_at_s else None
 
 
-def kept_sources(path_or_connection: Path | str | LogReader, episode_id: str, *, now_s: float) -> Sources | None:
+def kept_sources(source: LogSource, episode_id: str, *, now_s: float) -> Sources | None:
     """What the steps of a run read and wrote, where its route keeps it and its time is not over. Raises StoreError."""
-    with open_reader(path_or_connection) as connection:
+    with open_reader(source) as connection:
         kept = find_event(connection, Sources, episode_id)
     return kept if kept is not None and now_s < kept.expires_at_s else None
 

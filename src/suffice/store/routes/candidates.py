@@ -10,7 +10,6 @@ epoch that the candidate was learned in. Knows rows; refuses to know who is serv
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Any, Final
 
 from suffice.errors import ConfigError
@@ -21,7 +20,7 @@ from suffice.rollout.versions import Here, Version, VersionLineage, make_version
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions, read_artefact
-from suffice.store.database.views import decoded, open_reader
+from suffice.store.database.views import LogReader, decoded, open_reader
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.rollouts import (
     RolloutCandidate,
@@ -43,7 +42,7 @@ _PROPOSED: Final = """
 
 
 def learned_candidate(
-    connection: sqlite3.Connection,
+    connection: LogReader,
     name: str,
     route: Route,
     held: InForce,
@@ -146,7 +145,7 @@ def models_of(version: Version) -> Models:
     return load_version(version.plain()["body"])
 
 
-def plain_of(connection: sqlite3.Connection, address: str, *, secret: str) -> dict[str, Any]:
+def plain_of(connection: LogReader, address: str, *, secret: str) -> dict[str, Any]:
     """What a version is: of models that the loop has fitted, or a refit has proposed, the body alone.
 
     Raises ConfigError for one that is gone or is not what it was, and StoreError.
@@ -155,7 +154,7 @@ def plain_of(connection: sqlite3.Connection, address: str, *, secret: str) -> di
     return {"body": kept.plain()} if isinstance(kept, Models) else kept.plain()
 
 
-def _kept_at(connection: sqlite3.Connection, address: str, *, secret: str) -> Models | Version:
+def _kept_at(connection: LogReader, address: str, *, secret: str) -> Models | Version:
     """What is kept under an address: models that are no version yet, else a version. Raises as `plain_of` does."""
     if address.startswith("v-"):
         return read_version(address, read_artefact(connection, address))
@@ -179,7 +178,7 @@ def take_back(writer: Decisions, name: str, route: Route, *, author: str, reason
     return undo(writer, name, now, author=author, reason=reason)
 
 
-def _cannot_serve(connection: sqlite3.Connection, route: Route, address: str, *, secret: str) -> str:
+def _cannot_serve(connection: LogReader, route: Route, address: str, *, secret: str) -> str:
     """Why what is kept under an address could not serve a route; "": it can. Raises StoreError."""
     if route.policy and own_version(route).address == address:
         return ""  # the settings hold it, and have been read
@@ -211,7 +210,7 @@ def _family(made: Publication) -> str:
     return ", ".join(sorted({named or asked for asked, named, _ in made.upstream} - {""})) or "not named"
 
 
-def serves(connection: sqlite3.Connection, name: str, route: Route) -> str:
+def serves(connection: LogReader, name: str, route: Route) -> str:
     """Address of what serves all of a route now; "": nothing does but the full run. Raises StoreError, ConfigError."""
     if route.policy:
         return read_serving_version(read_rollouts(connection), name, own_version(route).address)

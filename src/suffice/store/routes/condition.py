@@ -13,7 +13,7 @@ from typing import Final
 from suffice.errors import StoreError
 from suffice.store.database.presence import Presence, read_presences, switch_reason
 from suffice.store.database.schema import QUICK_CHECK_BYTES
-from suffice.store.database.views import connect_reader, open_reader, read_kinds
+from suffice.store.database.views import LogReader, connect_reader, open_reader, read_kinds
 from suffice.store.routes.in_force import fold_decisions
 from suffice.types import Pause
 
@@ -57,8 +57,6 @@ CHECK_S: Final = 0.3  # for reading a log through that no gateway has read throu
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """What holds on the whole of a deployment."""
-
     kill_reason: str | None  # as the kill switch's file says; None: there is no such file
     pauses: tuple[Pause, ...]  # that have not ended, by route
     processes: tuple[Presence, ...]  # that serve now
@@ -114,7 +112,7 @@ def read_condition(
     return Condition(kill_reason=switch_reason(switch), pauses=pauses, processes=processes, damage=damage)
 
 
-def _pauses(connection: sqlite3.Connection) -> list[Pause]:
+def _pauses(connection: LogReader) -> list[Pause]:
     rows = read_kinds(connection, "enforcement_paused", "enforcement_resumed")
     held = fold_decisions((stored.event for stored in rows), {})
     return [one.pause for _, one in sorted(held.items()) if one.pause is not None]

@@ -9,10 +9,8 @@ Knows rows; refuses to know what they prove.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -20,7 +18,7 @@ import msgspec
 from suffice.rollout.experiment import RunningExperiment, allot, define, same_question
 from suffice.settings import Experiment as Written
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import EpisodeWithLabels, open_reader, read_episodes, read_kinds
+from suffice.store.database.views import EpisodeWithLabels, LogSource, open_reader, read_episodes, read_kinds
 from suffice.store.rows.records import ExperimentEnd, ExperimentRevision, ExperimentStart
 from suffice.types import ArmDraw, Query
 
@@ -34,8 +32,6 @@ _DRAWS: Final = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentRun:
-    """One run of an experiment."""
-
     experiment: RunningExperiment  # with its latest weights
     revision: int
     seq: int  # place in the log of its start
@@ -48,14 +44,11 @@ class ExperimentRun:
 
     @property
     def runs(self) -> bool:
-        """Do requests draw arms of it now?"""
         return self.ended is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitDraw:
-    """One request that drew an arm."""
-
     seq: int
     episode_id: str
     unit: str
@@ -64,10 +57,10 @@ class UnitDraw:
     query: Query | None
 
 
-def read_experiments(path_or_connection: Path | str | sqlite3.Connection) -> tuple[ExperimentRun, ...]:
+def read_experiments(source: LogSource) -> tuple[ExperimentRun, ...]:
     """Every run of every experiment, in the order in which they were started. Raises StoreError."""
     found: dict[tuple[str, int], ExperimentRun] = {}
-    for stored in read_kinds(path_or_connection, "experiment_started", "experiment_changed", "experiment_stopped"):
+    for stored in read_kinds(source, "experiment_started", "experiment_changed", "experiment_stopped"):
         seq, at_s, event = stored.seq, stored.at_s, stored.event
         if isinstance(event, ExperimentRevision):
             wanted = event.experiment
@@ -127,10 +120,10 @@ def read_running_experiments(held: Iterable[ExperimentRun]) -> tuple[RunningExpe
     return tuple(one.experiment for one in held if one.runs)
 
 
-def read_draws(path_or_connection: Path | str | sqlite3.Connection, one: ExperimentRun) -> Iterator[UnitDraw]:
+def read_draws(source: LogSource, one: ExperimentRun) -> Iterator[UnitDraw]:
     """Every request that drew an arm of this run, in order; retries and turns share a unit. Raises StoreError."""
     wanted = {"since": one.seq, "until": one.end_seq, "name": one.experiment.name, "run": one.experiment.run}
-    with open_reader(path_or_connection) as connection:
+    with open_reader(source) as connection:
         for seq, episode_id, body, query in connection.execute(_DRAWS, wanted):
             told = msgspec.json.decode(body, type=ArmDraw)
             yield UnitDraw(
@@ -143,9 +136,9 @@ def read_draws(path_or_connection: Path | str | sqlite3.Connection, one: Experim
             )
 
 
-def read_runs(path_or_connection: Path | str | sqlite3.Connection, one: ExperimentRun) -> Iterator[EpisodeWithLabels]:
+def read_runs(source: LogSource, one: ExperimentRun) -> Iterator[EpisodeWithLabels]:
     """Whole runs of its routes that began while it ran, route after route, as they ended. Raises StoreError."""
-    with open_reader(path_or_connection) as connection:
+    with open_reader(source) as connection:
         for route in one.experiment.routes:
             yield from read_episodes(connection, route, one.seq, ended_after=one.seq)
 

@@ -6,14 +6,12 @@ else. Knows the order of decisions and which of them end others; refuses to know
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import read_newer, stored_events
+from suffice.store.database.views import LogReader, LogSource, read_newer, stored_events
 from suffice.store.rows.events import Event, route_of
 from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 
@@ -26,8 +24,6 @@ _NEW: Final = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InForce:
-    """What holds on one route."""
-
     epoch: Epoch | None = None  # the latest; None: no worker has begun with this route
     publication: Publication | None = None  # the latest of this epoch; None: nothing was published in it
     last: Publication | None = None  # the latest of any epoch
@@ -89,11 +85,9 @@ class DeploymentState:
 NOTHING_DECIDED: Final = DeploymentState(0, {})
 
 
-def read_decided(
-    path_or_connection: Path | str | sqlite3.Connection, known: DeploymentState = NOTHING_DECIDED
-) -> DeploymentState:
+def read_decided(source: LogSource, known: DeploymentState = NOTHING_DECIDED) -> DeploymentState:
     """What holds now, given what was known before; the same object where nothing is new. Raises StoreError."""
-    rows = read_newer(path_or_connection, _NEW, known.seq)
+    rows = read_newer(source, _NEW, known.seq)
     if not rows:
         return known
     return DeploymentState(rows[-1].seq, fold_decisions((stored.event for stored in rows), known.routes))
@@ -115,6 +109,6 @@ _OF_ROUTE: Final = """
         AND route = ? ORDER BY seq DESC LIMIT ?"""
 
 
-def decisions_of(connection: sqlite3.Connection, route: str, n: int) -> list[StoredEvent]:
+def decisions_of(connection: LogReader, route: str, n: int) -> list[StoredEvent]:
     """The latest decisions about a route, newest first. Raises StoreError."""
     return stored_events(connection.execute(_OF_ROUTE, (route, n)).fetchall())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 from suffice.assurance.route_forecast import Alert, Outlook
-from suffice.store.database.views import LogReader, newest_events, open_reader
+from suffice.store.database.views import LogReader, LogSource, newest_events, open_reader
 from suffice.store.routes.sampling import n_counted
 from suffice.store.rows.events import E
 from suffice.store.rows.records import ArmWorth, ProposedVersion
@@ -22,9 +21,9 @@ _COUNTS: Final = """
         AND json_extract(body, '$.request.ungoverned') IS NULL"""
 
 
-def newest_outlook(path_or_connection: Path | str | LogReader, route: str) -> Outlook | None:
+def newest_outlook(source: LogSource, route: str) -> Outlook | None:
     """The latest look at a route; None: nobody has looked. Raises StoreError."""
-    return _newest(path_or_connection, Outlook, route)
+    return _newest(source, Outlook, route)
 
 
 def newest_place(connection: LogReader, route: str) -> int:
@@ -33,23 +32,23 @@ def newest_place(connection: LogReader, route: str) -> int:
     return 0 if found is None else int(found[0])
 
 
-def newest_alert(path_or_connection: Path | str | LogReader, route: str) -> Alert | None:
+def newest_alert(source: LogSource, route: str) -> Alert | None:
     """The latest alert of a route, standing or not; None: there was none. Raises StoreError."""
-    return _newest(path_or_connection, Alert, route)
+    return _newest(source, Alert, route)
 
 
-def newest_proposal(path_or_connection: Path | str | LogReader, route: str) -> ProposedVersion | None:
+def newest_proposal(source: LogSource, route: str) -> ProposedVersion | None:
     """The latest proposal of a refit for a route; None: there was none. Raises StoreError."""
-    return _newest(path_or_connection, ProposedVersion, route)
+    return _newest(source, ProposedVersion, route)
 
 
-def newest_arm(path_or_connection: Path | str | LogReader, route: str) -> ArmWorth | None:
+def newest_arm(source: LogSource, route: str) -> ArmWorth | None:
     """The latest proposal of the tuner for a route; None: there was none. Raises StoreError."""
-    return _newest(path_or_connection, ArmWorth, route)
+    return _newest(source, ArmWorth, route)
 
 
-def _newest(path_or_connection: Path | str | LogReader, payload: type[E], route: str) -> E | None:
-    with open_reader(path_or_connection) as connection:
+def _newest(source: LogSource, payload: type[E], route: str) -> E | None:
+    with open_reader(source) as connection:
         return next(iter(newest_events(connection, payload, route=route)), None)
 
 

@@ -8,10 +8,8 @@ Knows rows; refuses to know what the evidence says (`control.jobs.advance`) and 
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final, TypedDict
 
 from suffice.errors import ConfigError
@@ -30,14 +28,12 @@ from suffice.rollout.versions import Version, VersionLineage, make_version, open
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions, read_artefact
-from suffice.store.database.views import open_reader, read_kinds
+from suffice.store.database.views import LogReader, LogSource, open_reader, read_kinds
 from suffice.store.routes.windows import requests_since
 from suffice.store.rows.records import RolloutMove, RolloutStart, RolloutUndo
 
 
 class StepOrder(TypedDict):
-    """What a person says with a step."""
-
     by: str
     reason: str
     at: int  # governed requests of the route since the rollout began
@@ -46,8 +42,6 @@ class StepOrder(TypedDict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutRun:
-    """One rollout."""
-
     state: State  # where it stands now
     first: State  # where it began
     number: int  # of the route's rollouts
@@ -60,14 +54,13 @@ class RolloutRun:
 
     @property
     def serves_all(self) -> bool:
-        """Is its candidate what the route serves?"""
         return self.state.stage == "full" and self.undone is None
 
 
-def read_rollouts(path_or_connection: Path | str | sqlite3.Connection) -> tuple[RolloutRun, ...]:
+def read_rollouts(source: LogSource) -> tuple[RolloutRun, ...]:
     """Every rollout, in the order in which they began. Raises StoreError."""
     found: dict[str, RolloutRun] = {}
-    for stored in read_kinds(path_or_connection, "rollout_begun", "rollout_moved", "rollout_undone"):
+    for stored in read_kinds(source, "rollout_begun", "rollout_moved", "rollout_undone"):
         event = stored.event
         if isinstance(event, RolloutStart):
             found[event.state.rollout] = RolloutRun(
@@ -89,7 +82,6 @@ def read_rollouts(path_or_connection: Path | str | sqlite3.Connection) -> tuple[
 
 
 def read_running_rollouts(held: Iterable[RolloutRun]) -> dict[str, RolloutRun]:
-    """The rollout that runs on each route."""
     return {one.state.route: one for one in held if not one.state.over}
 
 
@@ -150,7 +142,7 @@ def proposed_version(
     )
 
 
-def version_at(connection: sqlite3.Connection, address: str, *, secret: str) -> Version:
+def version_at(connection: LogReader, address: str, *, secret: str) -> Version:
     """The version under an address. Raises ConfigError for one that is gone or is not what it was, and StoreError."""
     body = read_artefact(connection, address)
     if body is None:

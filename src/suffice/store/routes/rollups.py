@@ -10,7 +10,6 @@ estimates are made. Knows sums and where they lie; refuses to know what is summe
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from operator import attrgetter
@@ -19,6 +18,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from suffice.assurance.tally import Tally
+from suffice.store.database.views import LogReader
 
 FORMAT: Final = 3  # of what is summed: another one begins anew
 HOUR_S: Final = 3_600
@@ -35,8 +35,6 @@ _EXPRESSIONS: Final[Mapping[Group, str]] = {
 
 
 class RollupKey(NamedTuple):
-    """Where a run is booked."""
-
     route: str  # "" when no route matched
     query_class: str  # "": none
     version: str  # of the policy, with its level; "": none
@@ -98,7 +96,6 @@ class RollupSums:
 
     @property
     def is_zero(self) -> bool:
-        """Is there nothing in it?"""
         return not any(_VALUES(self))
 
 
@@ -125,19 +122,16 @@ _BY_HOUR, _BY_DAY, _BY_CLASS, _BY_VERSION = range(4)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadTo:
-    """How far the log is summed up."""
-
     seq: int  # place in the log; 0: nothing is
     last: int  # place of the log's last row
     at_s: float  # Unix time at which it was; 0: never
 
     @property
     def n_behind(self) -> int:
-        """Rows of the log that wait."""
         return max(0, self.last - self.seq)
 
 
-def read_to(connection: sqlite3.Connection) -> ReadTo:
+def read_to(connection: LogReader) -> ReadTo:
     """How far the log is summed up, in this version's format."""
     last = int(connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0])
     found = connection.execute("SELECT seq, at_s FROM rolled WHERE format = ?", (FORMAT,)).fetchone()
@@ -145,7 +139,7 @@ def read_to(connection: sqlite3.Connection) -> ReadTo:
 
 
 def add_rollups(
-    connection: sqlite3.Connection,
+    connection: LogReader,
     sums: Mapping[RollupKey, RollupSums],
     tallies: Mapping[str, Tally],
     *,
@@ -178,16 +172,14 @@ def add_rollups(
     return True
 
 
-def clear(connection: sqlite3.Connection) -> None:
+def clear(connection: LogReader) -> None:
     """Throw everything away; it is built again from the log."""
     connection.execute("DELETE FROM rollups")
     connection.execute("DELETE FROM tallies")
     connection.execute("DELETE FROM rolled")
 
 
-def read_tallies(
-    connection: sqlite3.Connection, routes: Collection[str] | None = None, *, since: int = 0
-) -> dict[str, Tally]:
+def read_tallies(connection: LogReader, routes: Collection[str] | None = None, *, since: int = 0) -> dict[str, Tally]:
     """The tally of each route, up to where the log is summed up; {} where nothing is, in this version's format.
 
     routes  only these; None: all
@@ -202,7 +194,6 @@ def read_tallies(
 
 
 def _grained(sums: Mapping[RollupKey, RollupSums]) -> dict[tuple[int, RollupKey], RollupSums]:
-    """The sums by the hour, and what they come to by the day."""
     found: dict[tuple[int, RollupKey], RollupSums] = {}
     for place, one in sums.items():
         day = place.hour - place.hour % DAY_HOURS
@@ -217,7 +208,7 @@ def _grained(sums: Mapping[RollupKey, RollupSums]) -> dict[tuple[int, RollupKey]
 
 
 def read_rollups(
-    connection: sqlite3.Connection, by: tuple[Group, ...], *, route: str | None = None, since_hour: int = 0
+    connection: LogReader, by: tuple[Group, ...], *, route: str | None = None, since_hour: int = 0
 ) -> dict[tuple[str | int, ...], RollupSums]:
     """Sums for each value of `by`, in order; with () the one sum of everything, under ().
 
@@ -234,15 +225,13 @@ def read_rollups(
 
 
 def _grain_for(by: tuple[Group, ...], since_hour: int) -> int:
-    """The coarsest sums that tell these groups apart."""
     both = "query_class" in by and "version" in by
     if "hour" in by or both or since_hour % DAY_HOURS:
         return _BY_HOUR
     return _BY_CLASS if "query_class" in by else _BY_VERSION if "version" in by else _BY_DAY
 
 
-def classes_of(connection: sqlite3.Connection) -> dict[str, set[str]]:
-    """The classes that are booked, by route."""
+def classes_of(connection: LogReader) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     told = "SELECT DISTINCT route, query_class FROM rollups WHERE grain = ?"
     for route, query_class in connection.execute(told, (_BY_CLASS,)):
@@ -250,7 +239,7 @@ def classes_of(connection: sqlite3.Connection) -> dict[str, set[str]]:
     return found
 
 
-def degraded_runs(connection: sqlite3.Connection, hour: int) -> list[tuple[str, int, int]]:
+def degraded_runs(connection: LogReader, hour: int) -> list[tuple[str, int, int]]:
     """Of each route with runs in an hour: its name, its runs, and those in which Suffice failed open."""
     query = "SELECT route, sum(n_requests), sum(n_degraded) FROM rollups WHERE grain = ? AND hour = ? GROUP BY route"
     return connection.execute(query, (_BY_HOUR, hour)).fetchall()

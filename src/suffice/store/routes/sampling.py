@@ -5,13 +5,19 @@ Knows rows; refuses to know what is made of them.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 from suffice.assurance.sampling import Unkept
-from suffice.store.database.views import EpisodeWithLabels, decoded, newest_events, open_reader, read_labels
+from suffice.store.database.views import (
+    EpisodeWithLabels,
+    LogReader,
+    LogSource,
+    decoded,
+    newest_events,
+    open_reader,
+    read_labels,
+)
 from suffice.store.rows.records import RequestCount, RowRates
 from suffice.types import Episode, Outcome, Request
 
@@ -31,21 +37,19 @@ _N: Final = """
 
 
 def counted_cells(
-    path_or_connection: Path | str | sqlite3.Connection, route: str, *, since_seq: int = 0, until_seq: int | None = None
+    source: LogSource, route: str, *, since_seq: int = 0, until_seq: int | None = None
 ) -> Iterator[Unkept]:
     """What was counted of a route's requests without rows, behind a place in the log up to another. Raises StoreError.
 
     until_seq  None: all there is
     """
-    with open_reader(path_or_connection) as connection:
+    with open_reader(source) as connection:
         rows = connection.execute(_CELLS, {"route": route, "since": since_seq, "until": until_seq}).fetchall()
     for seq, body in rows:
         yield from decoded(seq, RequestCount, body).cells
 
 
-def drawn_runs(
-    connection: sqlite3.Connection, route: str, since_seq: int, until_seq: int
-) -> Iterator[EpisodeWithLabels]:
+def drawn_runs(connection: LogReader, route: str, since_seq: int, until_seq: int) -> Iterator[EpisodeWithLabels]:
     """The runs of a route that have rows by lot, ended behind a place in the log up to another. Raises StoreError."""
     for seq, ended, asked_seq, asked in connection.execute(_DRAWN, (since_seq, until_seq, route)).fetchall():
         request = decoded(asked_seq, Request, asked)
@@ -57,12 +61,12 @@ def drawn_runs(
         )
 
 
-def n_counted(connection: sqlite3.Connection, route: str, seq: int) -> int:
+def n_counted(connection: LogReader, route: str, seq: int) -> int:
     """Governed requests of a route that ended without rows, as counted behind a place in the log."""
     return int(connection.execute(_N, (route, seq)).fetchone()[0])
 
 
-def newest_rates(path_or_connection: Path | str | sqlite3.Connection, route: str) -> RowRates | None:
+def newest_rates(source: LogSource, route: str) -> RowRates | None:
     """The rates that were set last on a route; None: nobody has set any. Raises StoreError."""
-    with open_reader(path_or_connection) as connection:
+    with open_reader(source) as connection:
         return next(iter(newest_events(connection, RowRates, route=route)), None)

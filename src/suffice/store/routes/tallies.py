@@ -9,7 +9,6 @@ in proportion to the rows that no worker has summed up yet; where there are none
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,17 @@ from typing import Final, TypeAlias
 
 from suffice.assurance.runs import Match, RunNumbers, measure_run
 from suffice.assurance.tally import Tally
-from suffice.store.database.views import EpisodeWithLabels, StoredLabel, decoded, labels_named, read_labels
+from suffice.store.database.views import (
+    EpisodeWithLabels,
+    LogReader,
+    StoredLabel,
+    decoded,
+    episodes_of_response,
+    find_event,
+    labels_named,
+    locate_event,
+    read_labels,
+)
 from suffice.store.routes import rollups
 from suffice.store.rows.records import FeedbackEvent, RequestCount
 from suffice.telemetry import LOG
@@ -29,16 +38,10 @@ PAGE_ROWS: Final = 5_000
 _ROWS: Final = """
     SELECT seq, at_s, kind, key, episode_id, route, CASE kind WHEN 'request' THEN '' ELSE body END FROM events
     WHERE seq > ? AND +kind IN ('request', 'outcome', 'feedback', 'requests_counted') ORDER BY seq LIMIT ?"""
-_ENDED: Final = "SELECT seq, at_s, body FROM events WHERE kind = 'outcome' AND key = ?"
-_ASKED: Final = "SELECT seq, body FROM events WHERE kind = 'request' AND key = ?"
-_NAMED: Final = """
-    SELECT key FROM events WHERE kind = 'outcome' AND json_extract(body, '$.outcome.response_id') = ? LIMIT 2"""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestStart:
-    """A request began."""
-
     route: str
 
 
@@ -52,8 +55,6 @@ class RunEnd:
 
 @dataclass(frozen=True, slots=True)
 class UnwrittenRequests:
-    """Requests ended that left nothing but this."""
-
     at_s: float
     event: RequestCount
 
@@ -81,14 +82,12 @@ Change: TypeAlias = RequestStart | RunEnd | UnwrittenRequests | LabelChange | Un
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Some rows of the log, one after the other."""
-
     changes: tuple[Change, ...]
     n_rows: int
     last: int  # place of the last one; where there are none, of the row before them
 
 
-def read_stretch(connection: sqlite3.Connection, since: int, limit: int) -> Stretch:
+def read_stretch(connection: LogReader, since: int, limit: int) -> Stretch:
     """What the next rows behind a place change. Raises StoreError."""
     rows = connection.execute(_ROWS, (since, limit)).fetchall()
     last, changes = rows[-1][0] if rows else since, list[Change]()
@@ -108,41 +107,39 @@ def read_stretch(connection: sqlite3.Connection, since: int, limit: int) -> Stre
     return Stretch(tuple(changes), len(rows), last)
 
 
-def _ended(
-    connection: sqlite3.Connection, seq: int, at_s: float, name: str, body: str, *, until_seq: int
-) -> RunEnd | None:
-    asked = connection.execute(_ASKED, (name,)).fetchone()
-    if asked is None:
+def _ended(connection: LogReader, seq: int, at_s: float, name: str, body: str, *, until_seq: int) -> RunEnd | None:
+    request = find_event(connection, Request, name)
+    if request is None:
         return None
     outcome = decoded(seq, Outcome, body)
     labels = read_labels(connection, name, outcome.response_id, until_seq=until_seq)
-    episode = Episode(request=decoded(asked[0], Request, asked[1]), outcome=outcome)
+    episode = Episode(request=request, outcome=outcome)
     return RunEnd(at_s, EpisodeWithLabels(seq=seq, episode=episode, labels=labels))
 
 
 def _relabelled(
-    connection: sqlite3.Connection, seq: int, episode_id: str | None, given: FeedbackEvent, *, since_seq: int
+    connection: LogReader, seq: int, episode_id: str | None, given: FeedbackEvent, *, since_seq: int
 ) -> LabelChange | UnwrittenLabel | None:
     """None: there is no such run yet, or it ended in this stretch and is counted with all of its labels."""
     name = episode_id or _by_response(connection, given.feedback.response_id)
-    ended = connection.execute(_ENDED, (name,)).fetchone() if name is not None else None
-    asked = connection.execute(_ASKED, (name,)).fetchone() if ended is not None else None
-    if ended is None:
+    end = locate_event(connection, Outcome, name) if name is not None else None
+    if name is None or end is None:
         return _recalled(connection, seq, given)
-    if name is None or asked is None or ended is None or ended[0] > since_seq:
+    end_seq, end_at_s, outcome = end
+    request = find_event(connection, Request, name)
+    if request is None or end_seq > since_seq:
         return None
-    outcome = decoded(ended[0], Outcome, ended[2])
-    episode = Episode(request=decoded(asked[0], Request, asked[1]), outcome=outcome)
+    episode = Episode(request=request, outcome=outcome)
     labels = read_labels(connection, name, outcome.response_id, until_seq=seq)
     before = tuple(label for label in labels if label.seq < seq)
     return LabelChange(
-        ended[1],
+        end_at_s,
         EpisodeWithLabels(seq=seq, episode=episode, labels=before),
         EpisodeWithLabels(seq=seq, episode=episode, labels=labels),
     )
 
 
-def _recalled(connection: sqlite3.Connection, seq: int, given: FeedbackEvent) -> UnwrittenLabel | None:
+def _recalled(connection: LogReader, seq: int, given: FeedbackEvent) -> UnwrittenLabel | None:
     named = given.feedback.episode_id, given.feedback.response_id
     about = given.about or first_about(labels_named(connection, *named, until_seq=seq))
     if about is None:
@@ -187,12 +184,12 @@ def _episode(about: RecalledRun) -> Episode:
     return Episode(request=request, outcome=outcome)
 
 
-def _by_response(connection: sqlite3.Connection, response_id: str | None) -> str | None:
+def _by_response(connection: LogReader, response_id: str | None) -> str | None:
     """The episode whose answer had this id; None: none has yet, or two have, and nobody can say which is meant."""
     if response_id is None:
         return None
-    found = connection.execute(_NAMED, (response_id,)).fetchall()
-    return str(found[0][0]) if len(found) == 1 else None
+    episodes = episodes_of_response(connection, response_id, most=2)
+    return episodes[0] if len(episodes) == 1 else None
 
 
 def measure_governed_run(item: EpisodeWithLabels, match: Match) -> RunNumbers:
@@ -248,7 +245,6 @@ def fold_changes(
 
 
 def change_route(change: Change) -> str:
-    """The route that a change is of."""
     if isinstance(change, RequestStart):
         return change.route
     if isinstance(change, UnwrittenRequests):
@@ -259,7 +255,7 @@ def change_route(change: Change) -> str:
     return item.episode.request.route
 
 
-def tallies_now(connection: sqlite3.Connection, scoring: Callable[[str], RouteScorer]) -> dict[str, Tally]:
+def tallies_now(connection: LogReader, scoring: Callable[[str], RouteScorer]) -> dict[str, Tally]:
     """The tally of every route that the log has seen, by name, up to the log's last row. Raises StoreError.
 
     A route whose labels were compared by another scorer than `scoring` names is read again from the beginning.
@@ -275,7 +271,7 @@ def tallies_now(connection: sqlite3.Connection, scoring: Callable[[str], RouteSc
     return dict(sorted(tallies.items()))
 
 
-def _stretches(connection: sqlite3.Connection, since: int) -> Iterator[Stretch]:
+def _stretches(connection: LogReader, since: int) -> Iterator[Stretch]:
     while True:
         stretch = read_stretch(connection, since, PAGE_ROWS)
         yield stretch
@@ -285,7 +281,7 @@ def _stretches(connection: sqlite3.Connection, since: int) -> Iterator[Stretch]:
 
 
 @contextmanager
-def snapshot(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+def snapshot(connection: LogReader) -> Iterator[LogReader]:
     """All that is read inside is of one moment, whatever a worker writes meanwhile."""
     connection.execute("BEGIN")
     try:

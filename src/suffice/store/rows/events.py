@@ -238,8 +238,6 @@ _ENCODER: Final = msgspec.json.Encoder()
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One event as a store keeps it."""
-
     kind: str  # a key of EVENTS
     key: str  # with `kind`: at most one row has it
     episode_id: str | None  # None: not named by the sender

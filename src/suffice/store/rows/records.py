@@ -75,8 +75,6 @@ class ArmWorth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertDelivery:
-    """One notice that a sink took."""
-
     sink: str  # log, webhook or email
     read_to_seq: int  # place in the log of the event that it was told of: it knows all that stands before
     of: str  # kind of the notice; "": it began to listen here
@@ -117,8 +115,6 @@ class ConfigChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """Data that left the log."""
-
     export_id: str
     author: str
     reason: str  # a short sentence
@@ -144,8 +140,6 @@ class Erasure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentStart:
-    """An experiment as it runs from here on."""
-
     experiment: RunningExperiment
     revision: int  # of this run: 0 is the start
     author: str
@@ -159,8 +153,6 @@ class ExperimentRevision(ExperimentStart):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentEnd:
-    """An experiment that a person has ended."""
-
     experiment: str  # its name
     run: int
     author: str
@@ -179,8 +171,6 @@ class StoredObject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyUsage:
-    """Tokens that one key has used."""
-
     usage_id: str
     sender: str  # keyed hash of the key
     day: str  # UTC, as 2026-01-31
@@ -189,8 +179,6 @@ class KeyUsage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KillSwitchState:
-    """The kill switch, as a gateway saw it change."""
-
     on: bool
     reason: str  # as its file says, with who pulled it
     stamp: int  # when that file was written, ns of its own clock; 0: the environment of a gateway said it
@@ -219,8 +207,6 @@ class Sources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutStart:
-    """A rollout at its start."""
-
     state: State
     number: int  # of the route's rollouts: 1 is the first
     author: str
@@ -240,8 +226,6 @@ class RolloutUndo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutMove:
-    """A transition, and the route that it is about."""
-
     route: str
     author: str  # a person, or the worker that took the step on evidence
     reason: str
@@ -289,8 +273,6 @@ class VersionRefusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogOutage:
-    """A time in which a gateway had no log."""
-
     gateway: str  # which, by a name that no other has
     since_s: float  # Unix time
     until_s: float  # Unix time
