@@ -47,7 +47,7 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import EpisodeWithLabels, open_reader, read_episodes
 from suffice.store.routes import rollups
-from suffice.store.routes.sampling import counted_cells, newest_rates
+from suffice.store.routes.windows import counted_cells, newest_rates
 from suffice.store.rows.records import FeedbackEvent
 from suffice.telemetry import Metrics
 from suffice.types import Feedback, Outcome, Query, Request, StepRecord, Usage

@@ -8,7 +8,7 @@ import pytest
 
 from suffice.control.jobs.base import JobReport, Worker
 from suffice.settings import Settings, parse_settings
-from suffice.store.routes.recommendations import newest_arm
+from suffice.store.routes.windows import newest_arm
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback, Outcome, Request, Usage

@@ -20,8 +20,8 @@ from suffice.settings import Rollout, Settings
 from suffice.store.database.decisions import Decisions, read_artefact
 from suffice.store.database.views import open_reader
 from suffice.store.routes.in_force import InForce, decisions_of, read_decided
-from suffice.store.routes.recommendations import newest_proposal
 from suffice.store.routes.rollouts import RolloutRun, read_rollouts
+from suffice.store.routes.windows import newest_proposal
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import ProposedVersion
 from suffice.types import Publication

@@ -19,7 +19,7 @@ from suffice.control.evidence.ratings import Ratings
 from suffice.control.jobs.watching import RouteWatch
 from suffice.gateway.log_follower import export_gauges
 from suffice.settings import Route, Settings, parse_settings
-from suffice.store.routes.recommendations import newest_outlook
+from suffice.store.routes.windows import newest_outlook
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent
 from suffice.telemetry import Metrics

@@ -22,10 +22,8 @@ from suffice.control.loop.brake import Floor
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.views import open_reader, read_episodes
 from suffice.store.routes import rollups
-from suffice.store.routes.recommendations import counts_since
-from suffice.store.routes.sampling import counted_cells, drawn_runs, newest_rates
 from suffice.store.routes.tallies import RouteScorer, tallies_now
-from suffice.store.routes.windows import requests_since
+from suffice.store.routes.windows import counted_cells, counts_since, drawn_runs, newest_rates, requests_since
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent, RequestCount
 from suffice.types import Episode, Feedback, Query, StepRecord

@@ -17,10 +17,10 @@ from suffice.review.decide import IncidentForm as Wants
 from suffice.review.incident import DECISIONS
 from suffice.review.items import MOST_TEXT, said_of
 from suffice.store.database.decisions import Decisions
-from suffice.store.people.deciding import decide_incident, end_override, open_incident
+from suffice.store.people.deciding import decide_incident, end_override, end_pause, open_incident, start_pause
 from suffice.store.people.holds import read_holds
 from suffice.store.people.reviews import give_item_back, lease_next, read_reviews, submit_verdict
-from suffice.store.routes import experiments, pausing, rollouts
+from suffice.store.routes import experiments, rollouts
 from suffice.store.routes.rollouts import read_rollouts, read_running_rollouts
 
 MOST_CHARS: Final = 2_000  # of a reason
@@ -352,7 +352,7 @@ DEEDS: Final[tuple[Action, ...]] = (
         summary="let every request of a route run in full",
         asks=asks("route", "reason"),
         do=_on_route(
-            lambda writer, route, reason, author: pausing.start_pause(writer, route, reason=reason, author=author),
+            lambda writer, route, reason, author: start_pause(writer, route, reason=reason, author=author),
             "paused",
         ),
     ),
@@ -362,7 +362,7 @@ DEEDS: Final[tuple[Action, ...]] = (
         summary="end a pause of a route",
         asks=asks("route", "reason"),
         do=_on_route(
-            lambda writer, route, reason, author: pausing.end_pause(writer, route, reason=reason, author=author),
+            lambda writer, route, reason, author: end_pause(writer, route, reason=reason, author=author),
             "resumed",
         ),
     ),

@@ -37,19 +37,17 @@ from suffice.policy.base import build_policy
 from suffice.review.override import NO_OVERRIDES, InEffect, in_effect, standing
 from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.stages import State
-from suffice.store.database.cached_reader import KeptReader
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import LogReader, newest_of
+from suffice.store.database.views import CachedReader, LogReader, newest_of
 from suffice.store.people.holds import NOTHING_HELD, read_holds
 from suffice.store.people.promises import audits_by_class
 from suffice.store.routes.candidates import models_of
 from suffice.store.routes.experiments import read_experiments, read_running_experiments
 from suffice.store.routes.in_force import NOTHING, NOTHING_DECIDED, InForce, read_decided
-from suffice.store.routes.recommendations import newest_outlook, newest_place
 from suffice.store.routes.rollouts import own_version, read_rollouts, succession, version_at
 from suffice.store.routes.rollouts import read_running_rollouts as running_rollouts
 from suffice.store.routes.rollups import read_tallies, read_to
-from suffice.store.routes.sampling import newest_rates
+from suffice.store.routes.windows import newest_outlook, newest_place, newest_rates
 from suffice.store.rows.records import (
     VersionRefusal,
 )
@@ -80,7 +78,7 @@ class Follower:
         keeper  of the last-good file; None: none is written
         good    what that file says; None: nothing that may be served
         """
-        self._gw, self._reader, self._keeper, self._good = gw, KeptReader(path, besides=_OF_REQUESTS), keeper, good
+        self._gw, self._reader, self._keeper, self._good = gw, CachedReader(path, besides=_OF_REQUESTS), keeper, good
         self._decided = NOTHING_DECIDED
         self._holds = NOTHING_HELD
         self._tallies: dict[str, Tally] = {}  # that were summed up since the gauges were set

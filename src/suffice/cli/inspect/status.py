@@ -272,7 +272,7 @@ def _status(seen: _Seen, promises: Promises, control: Phase | None, held: RouteH
     from suffice.cli.inspect.pairs import read_pairs
     from suffice.store.routes.in_force import NOTHING
     from suffice.store.routes.phases import phase_of
-    from suffice.store.routes.recommendations import newest_arm, newest_outlook, newest_proposal
+    from suffice.store.routes.windows import newest_arm, newest_outlook, newest_proposal
 
     configured, newest = seen.configured, seen.newest
     confidence = configured.confidence if configured is not None else 0.95

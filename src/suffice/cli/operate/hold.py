@@ -36,10 +36,10 @@ def pause(route: str, path: str, reason: str, author: str | None, wait_s: float)
 
     Waits until every running gateway has confirmed, and exits with 3 when one has not, or none is running.
     """
-    from suffice.store.routes import pausing
+    from suffice.store.people.deciding import start_pause
 
     def decide(writer: Decisions) -> str | None:
-        return pausing.start_pause(writer, route, reason=reason, author=who(author))
+        return start_pause(writer, route, reason=reason, author=who(author))
 
     _decide("pause", route, path, decide, wait_s=wait_s, again="`suffice kill` needs no database.")
 
@@ -55,10 +55,10 @@ def resume(route: str, path: str, reason: str, author: str | None, wait_s: float
 
     Waits until every running gateway has confirmed, and exits with 3 when one has not, or none is running.
     """
-    from suffice.store.routes import pausing
+    from suffice.store.people.deciding import end_pause
 
     def decide(writer: Decisions) -> str | None:
-        return pausing.end_pause(writer, route, reason=reason, author=who(author))
+        return end_pause(writer, route, reason=reason, author=who(author))
 
     _decide("resume", route, path, decide, wait_s=wait_s)
 

@@ -12,7 +12,6 @@ from suffice.console.view_context import NotThere, ViewContext
 from suffice.rollout.stages import RolloutState
 from suffice.settings import Route
 from suffice.store.routes.in_force import InForce, decisions_of, read_decided
-from suffice.store.routes.recommendations import newest_arm, newest_proposal
 from suffice.store.routes.rollouts import (
     RolloutRun,
     own_version,
@@ -20,6 +19,7 @@ from suffice.store.routes.rollouts import (
     read_running_rollouts,
     read_serving_version,
 )
+from suffice.store.routes.windows import newest_arm, newest_proposal
 from suffice.store.rows.records import ArmWorth, ProposedVersion
 from suffice.types import Publication
 

@@ -23,8 +23,8 @@ from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import LogReader
 from suffice.store.routes import rollups
 from suffice.store.routes.in_force import InForce, decisions_of, read_decided
-from suffice.store.routes.recommendations import newest_outlook, newest_proposal, recent_alerts, recent_outlooks
 from suffice.store.routes.rollups import RollupSums
+from suffice.store.routes.windows import newest_outlook, newest_proposal, recent_alerts, recent_outlooks
 from suffice.store.rows.events import Event, kind_of
 from suffice.store.rows.records import ProposedVersion
 from suffice.types import Alarm, Epoch, Pause, Publication, Resumption

@@ -20,8 +20,8 @@ from suffice.store.people.promises import Promises, newest_request, read_promise
 from suffice.store.routes import rollups
 from suffice.store.routes.in_force import NOTHING
 from suffice.store.routes.phases import Phase, phase_of, read_phases
-from suffice.store.routes.recommendations import newest_outlook
 from suffice.store.routes.rollups import DAY_HOURS, RollupSums
+from suffice.store.routes.windows import newest_outlook
 
 RATE_DAYS: Final = 7  # of the latest days: how many audits come a day
 

@@ -25,7 +25,7 @@ from suffice.learn.tuning import TuningBounds
 from suffice.settings import Route
 from suffice.store.database.views import EpisodeWithLabels, LogReader, read_episodes
 from suffice.store.routes.in_force import InForce
-from suffice.store.routes.recommendations import newest_arm
+from suffice.store.routes.windows import newest_arm
 from suffice.store.rows.records import ArmWorth
 from suffice.types import Feedback
 

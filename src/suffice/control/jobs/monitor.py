@@ -28,8 +28,7 @@ from suffice.settings import Route
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import LogReader, open_reader
 from suffice.store.routes.in_force import InForce, read_decided
-from suffice.store.routes.recommendations import newest_outlook
-from suffice.store.routes.windows import place_before, requests_since
+from suffice.store.routes.windows import newest_outlook, place_before, requests_since
 from suffice.store.rows.events import Event
 from suffice.telemetry import LOG
 

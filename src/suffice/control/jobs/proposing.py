@@ -30,8 +30,8 @@ from suffice.store.database.views import LogReader, read_episodes
 from suffice.store.people.holds import read_holds
 from suffice.store.routes.candidates import as_candidate
 from suffice.store.routes.in_force import InForce, read_decided
-from suffice.store.routes.recommendations import counts_since, newest_proposal
 from suffice.store.routes.rollouts import beginning, kept_with, read_rollouts
+from suffice.store.routes.windows import counts_since, newest_proposal
 from suffice.store.rows.records import ProposedVersion
 from suffice.types import Feedback
 

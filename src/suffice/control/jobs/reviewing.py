@@ -25,8 +25,7 @@ from suffice.signals.query import class_of
 from suffice.store.database.views import LogReader, find_event, open_reader
 from suffice.store.people.reviews import NOTHING_ASKED, Reviews, read_reviews
 from suffice.store.routes.in_force import InForce, read_decided
-from suffice.store.routes.recommendations import newest_outlook
-from suffice.store.routes.windows import place_before, read_open_label_requests
+from suffice.store.routes.windows import newest_outlook, place_before, read_open_label_requests
 from suffice.store.rows.events import Event
 from suffice.types import Request
 

@@ -21,8 +21,7 @@ from suffice.settings import Route
 from suffice.signals.query import class_of
 from suffice.store.database.views import EpisodeWithLabels, LogReader
 from suffice.store.routes.in_force import InForce
-from suffice.store.routes.sampling import counted_cells, drawn_runs, newest_rates
-from suffice.store.routes.windows import place_before, requests_since
+from suffice.store.routes.windows import counted_cells, drawn_runs, newest_rates, place_before, requests_since
 from suffice.store.rows.records import RowRates
 
 STEP_REQUESTS: Final = 1_000  # of a route between two looks

@@ -22,15 +22,23 @@ QUICK_CHECK_BYTES: Final = 64 * 2**20  # larger files are not read through at st
 
 
 def _columns(body: str, *fields: str) -> str:
-    """Columns of a view, each under the last part of its path in a row's JSON. Lists and tables are JSON there."""
-    paths = [field for line in fields for field in line.split()]
-    return ",\n        ".join(f"json_extract({body}.{path}') AS {path.rpartition('.')[2]}" for path in paths)
+    """Columns of a view, each under the last part of its path in a row's JSON. Lists and tables are JSON there.
+
+    What stands behind a bar is what a row means that was written before there was such a field.
+    """
+    columns = list[str]()
+    for path, _, absent in (field.partition("|") for line in fields for field in line.split()):
+        value = f"json_extract({body}.{path}')"
+        name = path.rpartition(".")[2]
+        columns.append(f"coalesce({value}, {absent}) AS {name}" if absent else f"{value} AS {name}")
+    return ",\n        ".join(columns)
 
 
 _REQUESTS = _columns(
     "body, '$.request",
     "kind mode model stream n_samples audit propensity policy_version certified question_key ungoverned",
-    "received_at_s keep_rate kept_by endpoint query unit setup promise sender arms delivery conversation",
+    "received_at_s keep_rate|1.0 kept_by|'' endpoint|'/v1/chat/completions' query unit|'' setup|''",
+    "promise|'certified' sender|'' arms|'[]' delivery|1 conversation|''",
 )
 _OUTCOMES = _columns(
     "o.body, '$.outcome",
@@ -44,8 +52,9 @@ _OUTCOMES = _columns(
 _COSTS = _columns("o.body, '$.outcome", "stopped cost_usd overhead_usd would_cost_usd saved_usd_estimate")
 _STEPS = _columns(
     "s.value, '$",
-    "tokens answer answer_source confidence entropy hedges probe_tokens action reason logprobs ctx_tokens logprob",
-    "stated_confidence said_done caller_action draft_distance hedge_rate loop_share margin mass closed_entropy missing",
+    "tokens answer answer_source confidence entropy hedges probe_tokens action reason logprobs ctx_tokens|0 logprob",
+    "stated_confidence said_done caller_action draft_distance hedge_rate loop_share margin mass closed_entropy",
+    "missing|0",
 )
 _FEEDBACK = (
     "response_id correct gold answer rating thumbs comment source reason metrics satisfaction event user sender"

@@ -9,7 +9,7 @@ path never notices. Keys are unique, so trying again cannot write twice.
 
 Several processes may use one file. At start `recover` gives every request of a *dead* process that
 has no outcome the outcome "lost". Dead means that the operating system dropped its lock (see
-`owners`): neither clocks nor process numbers take part, and a live process is never touched.
+`process_locks`): neither clocks nor process numbers take part, and a live process is never touched.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from itertools import islice
@@ -35,9 +35,29 @@ from suffice.store.audit.chain import Appender, begin_chain, is_chained, repeats
 from suffice.store.audit.personal import Part
 from suffice.store.database import process_locks, schema, views
 from suffice.store.database.log import Receipt, StoredEvent
-from suffice.store.database.unfinished import OpenRequests
 from suffice.store.rows.events import Event, Row, to_row
 from suffice.types import Outcome, Request
+
+
+class OpenRequests:
+    def __init__(self) -> None:
+        self._open: dict[str, int] = {}  # by episode, in the order of their places
+        self._newest = 0
+
+    @property
+    def settled(self) -> int:
+        """Place in the log up to which each of its requests has its outcome."""
+        return next(iter(self._open.values())) - 1 if self._open else self._newest
+
+    def note(self, rows: Iterable[tuple[Event, int]]) -> None:
+        """Take in rows of this process that are committed, with their places, in order."""
+        for event, seq in rows:
+            self._newest = seq
+            if isinstance(event, Request):
+                self._open[event.episode_id] = seq
+            elif isinstance(event, Outcome):
+                self._open.pop(event.episode_id, None)
+
 
 log = logging.getLogger("suffice.store")
 

@@ -1,19 +1,23 @@
-"""Reading the log back: events in order, and whole episodes with their labels.
+"""Readers of the log: single events, folds over kinds, whole episodes with their labels.
 
 A reader opens its own read-only connection, or borrows one, and fetches in pages, so it never
-holds up the writer. It refuses to interpret: which label counts and what a number means is for
+holds up the writer. It does not interpret: which label counts and what a number means is for
 `assurance`. Labels come in the order in which the log received them, whatever the order in which
 request, outcome and label arrived; the last one is the current one.
+
+Opening a log takes more than a millisecond, most of it for its schema. A caller that looks once a second, and nearly
+always in vain, keeps a `CachedReader`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from suffice.errors import StoreError
 from suffice.store.database import schema
@@ -379,4 +383,104 @@ def decoded(seq: int, record: type[E], body: str) -> E:
     try:
         return decode_as(record, body)
     except ValueError as error:
-        raise StoreError(f"store: row {seq} ({record.__name__}) cannot be read: {error}") from None
+        raise StoreError(f"store: row {seq} ({kind_named(record)}) cannot be read: {error}") from None
+
+
+_FEW_ROWS: Final = 64  # that are gone through to see of which kinds they are: more are looked at in any case
+_NEWER: Final = "SELECT seq, kind FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
+_LAST_SEQ: Final = "SELECT max(seq) FROM events"
+_WAITS_MS: Final = 5_000  # for another process that holds the file, in a look; `has_new` waits for nobody
+
+
+class CachedReader:
+    """Reads one log again and again. One look at a time; looks may come from different threads."""
+
+    def __init__(self, path: Path, *, besides: frozenset[str] = frozenset()) -> None:
+        """Begin; nothing is opened before the first look.
+
+        besides  kinds of rows that are never looked at: where only they are new, there is nothing new
+        """
+        self._path, self._besides = path, besides
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None  # the one that is open, as the file system numbers it
+        self._commits = -1  # SQLite's number of what the latest look saw
+        self._seq = 0  # the newest row then
+
+    @property
+    def seq(self) -> int:
+        """The newest row of the log when the latest look began; 0: nobody has looked."""
+        return self._seq
+
+    def has_new(self) -> bool:
+        """Was anything committed since the latest look began? Also True where that cannot be told. Never waits."""
+        if not self._lock.acquire(blocking=False):
+            return True
+        try:
+            connection = self._connection
+            if connection is None or self._file != _file(self._path):
+                return True
+            commits = _commits(connection)
+            return commits != self._commits and not self._only_besides(connection, commits)
+        except sqlite3.Error:
+            return True
+        finally:
+            self._lock.release()
+
+    def _only_besides(self, connection: sqlite3.Connection, commits: int) -> bool:
+        """Is all that is new a few rows of kinds that nobody looks at? A commit without rows changed something else."""
+        rows = connection.execute(_NEWER, (self._seq, _FEW_ROWS + 1)).fetchall()
+        if not 0 < len(rows) <= _FEW_ROWS or any(kind not in self._besides for _, kind in rows):
+            return False
+        self._commits, self._seq = commits, rows[-1][0]
+        return True
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A look: what the block reads is one state of the log. Raises StoreError; the next look then opens anew."""
+        with self._lock, translate_errors(self._path):
+            try:
+                connection = self._open()
+                connection.execute(f"PRAGMA busy_timeout = {_WAITS_MS}")
+                connection.execute("BEGIN")
+                self._commits = _commits(connection)
+                self._seq = int(connection.execute(_LAST_SEQ).fetchone()[0] or 0)
+                yield connection
+                connection.execute("COMMIT")
+                connection.execute("PRAGMA busy_timeout = 0")
+            except BaseException:
+                self._drop()
+                raise
+
+    def close(self) -> None:
+        """Let go of the file, once a look that is under way has ended."""
+        with self._lock:
+            self._drop()
+
+    def _open(self) -> sqlite3.Connection:
+        """The connection, a new one where the file is another one than before."""
+        file = _file(self._path)
+        if self._connection is None or file != self._file:
+            self._drop()
+            self._connection = connect_reader(self._path, one_thread=False)
+            self._file = file
+        return self._connection
+
+    def _drop(self) -> None:
+        connection, self._connection, self._file, self._commits = self._connection, None, None, -1
+        if connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _commits(connection: sqlite3.Connection) -> int:
+    """A number that changes with each commit of another connection, in this process or not."""
+    return int(connection.execute("PRAGMA data_version").fetchone()[0])

@@ -1,8 +1,8 @@
-"""What people decide on a route, written: incidents opened and decided, overrides set and ended.
+"""What people decide on a route, written: pauses, incidents opened and decided, overrides set and ended.
 
     read what holds ──▶ review.decide ──▶ rows, all of a decision or none of it
 
-Two people who decide at the same moment do not both: the second one is told what the first one did. A log that is
+Of two people who decide at the same moment, the second one is told what the first one did. A log that is
 locked or full raises StoreError; then nothing was written and everything is as it was.
 """
 
@@ -20,10 +20,46 @@ from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import LogReader, find_event, open_reader
 from suffice.store.people.holds import read_holds
-from suffice.store.routes.in_force import read_decided
+from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.windows import read_publications
 from suffice.store.rows.events import Event
-from suffice.types import Pause, Publication
+from suffice.types import Pause, Publication, Resumption
+
+RACE: Final = "somebody else decided at the same moment; look again"
+
+
+def start_pause(writer: Decisions, route: str, *, reason: str, author: str) -> str | None:
+    """Let every request of a route run in full until somebody resumes it; why not, or None: it is done.
+
+    Raises StoreError.
+    """
+
+    def decided(held: InForce) -> Event | str:
+        if held.pause is not None:
+            return f"is paused already: {held.pause.reason}"
+        number = held.n_pauses + 1
+        return Pause(route=route, number=number, cause="person", reason=reason, author=author)
+
+    return _decide(writer, route, decided)
+
+
+def end_pause(writer: Decisions, route: str, *, reason: str, author: str) -> str | None:
+    """End a pause: what is certified acts again; why not, or None: it is done. Raises StoreError."""
+
+    def decided(held: InForce) -> Event | str:
+        if held.pause is None:
+            return "is not paused"
+        return Resumption(route=route, number=held.pause.number, reason=reason, author=author)
+
+    return _decide(writer, route, decided)
+
+
+def _decide(writer: Decisions, route: str, decided: Callable[[InForce], Event | str]) -> str | None:
+    event = decided(read_decided(writer.path).of(route))
+    if isinstance(event, str):
+        return event
+    return None if writer.write(None, [event]) == [True] else RACE
+
 
 _TRIES: Final = 20
 

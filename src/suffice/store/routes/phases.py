@@ -12,7 +12,7 @@ from typing import Final, Literal, TypeAlias
 from suffice.review.route_guarantee import request_window
 from suffice.store.database.views import LogReader, LogSource, open_reader
 from suffice.store.routes.in_force import DeploymentState, InForce, read_decided
-from suffice.store.routes.sampling import n_counted
+from suffice.store.routes.windows import n_counted
 from suffice.types import BudgetAccount
 
 # Labels that were asked for and have not come, of all routes at once.

@@ -1,15 +1,136 @@
-"""What a control loop needs of the log to go on: publications of an epoch, audits that it keeps, places to begin."""
+"""Rows of one route: requests and counts behind a place, publications, proposals, looks, rates, labels asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
+from suffice.assurance.route_forecast import Alert, Outlook
+from suffice.assurance.sampling import Unkept
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import LogReader, decoded, locate_event, newest_events, open_reader
-from suffice.store.routes.sampling import n_counted
-from suffice.store.rows.records import FeedbackEvent
-from suffice.types import JobRun, LabelRequest, Outcome, Publication, Request
+from suffice.store.database.views import (
+    EpisodeWithLabels,
+    LogReader,
+    LogSource,
+    decoded,
+    locate_event,
+    newest_events,
+    open_reader,
+    read_labels,
+)
+from suffice.store.rows.events import E
+from suffice.store.rows.records import ArmWorth, FeedbackEvent, ProposedVersion, RequestCount, RowRates
+from suffice.types import Episode, JobRun, LabelRequest, Outcome, Publication, Request
+
+# The kind stands to the letter, as in the index, and the route is compared in it.
+_CELLS: Final = """
+    SELECT seq, body FROM events
+    WHERE kind = 'requests_counted' AND route = :route AND seq > :since AND (:until IS NULL OR seq <= :until)
+    ORDER BY seq"""
+# A cross join reads what is new and then its requests; SQLite would begin with all requests of the route otherwise.
+_DRAWN: Final = """
+    SELECT o.seq, o.body, r.seq, r.body FROM events o CROSS JOIN events r ON r.kind = 'request' AND r.key = o.key
+    WHERE +o.kind = 'outcome' AND o.seq > ? AND o.seq <= ? AND r.route = ?
+        AND json_extract(r.body, '$.request.kept_by') = 'lot' ORDER BY o.seq"""
+_N: Final = """
+    SELECT coalesce(sum(json_extract(body, '$.counted.n_governed')), 0) FROM events
+    WHERE kind = 'requests_counted' AND route = ? AND seq > ?"""
+
+
+def counted_cells(
+    source: LogSource, route: str, *, since_seq: int = 0, until_seq: int | None = None
+) -> Iterator[Unkept]:
+    """What was counted of a route's requests without rows, behind a place in the log up to another. Raises StoreError.
+
+    until_seq  None: all there is
+    """
+    with open_reader(source) as connection:
+        rows = connection.execute(_CELLS, {"route": route, "since": since_seq, "until": until_seq}).fetchall()
+    for seq, body in rows:
+        yield from decoded(seq, RequestCount, body).cells
+
+
+def drawn_runs(connection: LogReader, route: str, since_seq: int, until_seq: int) -> Iterator[EpisodeWithLabels]:
+    """The runs of a route that have rows by lot, ended behind a place in the log up to another. Raises StoreError."""
+    for seq, ended, asked_seq, asked in connection.execute(_DRAWN, (since_seq, until_seq, route)).fetchall():
+        request = decoded(asked_seq, Request, asked)
+        outcome = decoded(seq, Outcome, ended)
+        yield EpisodeWithLabels(
+            seq=seq,
+            episode=Episode(request=request, outcome=outcome),
+            labels=read_labels(connection, request.episode_id, outcome.response_id),
+        )
+
+
+def n_counted(connection: LogReader, route: str, seq: int) -> int:
+    """Governed requests of a route that ended without rows, as counted behind a place in the log."""
+    return int(connection.execute(_N, (route, seq)).fetchone()[0])
+
+
+def newest_rates(source: LogSource, route: str) -> RowRates | None:
+    """The rates that were set last on a route; None: nobody has set any. Raises StoreError."""
+    with open_reader(source) as connection:
+        return next(iter(newest_events(connection, RowRates, route=route)), None)
+
+
+# Keys begin with the route and sort by place, so the unique index finds the newest at once. ";" follows ":".
+_PLACE: Final = """
+    SELECT seq FROM events WHERE kind = ? AND key > ? || ':' AND key < ? || ';' AND route = ?
+    ORDER BY key DESC LIMIT 1"""
+_COUNTS: Final = """
+    SELECT count(*), coalesce(sum(
+        json_extract(body, '$.request.audit') OR json_extract(body, '$.request.mode') = 'observe'
+    ), 0) FROM events WHERE kind = 'request' AND seq > ? AND route = ?
+        AND json_extract(body, '$.request.ungoverned') IS NULL"""
+
+
+def newest_outlook(source: LogSource, route: str) -> Outlook | None:
+    """The latest look at a route; None: nobody has looked. Raises StoreError."""
+    return _newest(source, Outlook, route)
+
+
+def newest_place(connection: LogReader, route: str) -> int:
+    """The place in the log of the latest look at a route; 0: nobody has looked."""
+    found = connection.execute(_PLACE, ("route_monitored", route, route, route)).fetchone()
+    return 0 if found is None else int(found[0])
+
+
+def newest_alert(source: LogSource, route: str) -> Alert | None:
+    """The latest alert of a route, standing or not; None: there was none. Raises StoreError."""
+    return _newest(source, Alert, route)
+
+
+def newest_proposal(source: LogSource, route: str) -> ProposedVersion | None:
+    """The latest proposal of a refit for a route; None: there was none. Raises StoreError."""
+    return _newest(source, ProposedVersion, route)
+
+
+def newest_arm(source: LogSource, route: str) -> ArmWorth | None:
+    """The latest proposal of the tuner for a route; None: there was none. Raises StoreError."""
+    return _newest(source, ArmWorth, route)
+
+
+def _newest(source: LogSource, payload: type[E], route: str) -> E | None:
+    with open_reader(source) as connection:
+        return next(iter(newest_events(connection, payload, route=route)), None)
+
+
+def counts_since(connection: LogReader, route: str, seq: int) -> tuple[int, int]:
+    """Governed requests of a route behind a place of the log, and those of them that nothing could stop."""
+    found = connection.execute(_COUNTS, (seq, route)).fetchone()
+    return int(found[0]) + n_counted(connection, route, seq), int(found[1])
+
+
+def recent_outlooks(connection: LogReader, route: str, n: int) -> list[Outlook]:
+    """The latest looks at a route, oldest first. Raises StoreError."""
+    return newest_events(connection, Outlook, n, route=route)[::-1]
+
+
+def recent_alerts(connection: LogReader, route: str, n: int) -> list[Alert]:
+    """The latest alerts of a route, newest first. Raises StoreError."""
+    return newest_events(connection, Alert, n, route=route)
+
 
 _PUBLISHED = """
     SELECT seq, body FROM events INDEXED BY decisions
