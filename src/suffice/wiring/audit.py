@@ -125,9 +125,9 @@ def note_export(writer: Decisions, *, what: str, where: str, n_rows: int, author
 
 def told_settings(settings: Settings) -> dict[str, str]:
     """All settings as the log may keep them: path to JSON. Secrets are never in settings, and are looked for here."""
-    found = dict[str, str]()
-    _collect(with_addresses(msgspec.to_builtins(settings)), "", found)
-    return found
+    by_path = dict[str, str]()
+    _collect(with_addresses(msgspec.to_builtins(settings)), "", by_path)
+    return by_path
 
 
 def _collect(value: Any, path: str, found: dict[str, str]) -> None:

@@ -128,11 +128,11 @@ def _rows(writer: Decisions, episodes: tuple[str, ...], units: tuple[str, ...], 
 
 def _aged(connection: LogReader, limit_s: float) -> list[int]:
     """Every row that is older, and what was said about a run since."""
-    from suffice.store.database.erasing import aged, select_label_rows
+    from suffice.store.database.erasing import select_expired_rows, select_label_rows
     from suffice.store.routes.windows import last_place
 
     found, after, last = set[int](), 0, last_place(connection)
-    while rows := aged(connection, limit_s, after_seq=after, until_seq=last):
+    while rows := select_expired_rows(connection, limit_s, after_seq=after, until_seq=last):
         after = rows[-1].seq
         found.update(row.seq for row in rows)
         found.update(seq for row in rows if row.kind == "outcome" for seq in select_label_rows(connection, row.key))

@@ -4,8 +4,7 @@
 
 The loop is the one that published. It reproduces each publication on the way, so the state at the one in question is
 the state that decided. Each row names its place in the log and carries a digest of it; no answer and no prompt leaves
-the log. `tools/verify_bundle.py` reads what this file writes, and shares no code with it. Knows the loop and the log;
-refuses to know files.
+the log. `tools/verify_bundle.py` reads what this file writes, and shares no code with it.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from suffice.errors import ConfigError, StoreError
 from suffice.learn.audits import Bools, Small
 from suffice.learn.certifier import Certificate
 from suffice.settings import Settings
-from suffice.store.audit.chain import ExtractRow, Line, begun, outcome_of, read_decisions
+from suffice.store.audit.chain import ExtractRow, Line, find_outcome_row, read_decisions, read_starts
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import LogReader, decoded, read_events
 from suffice.store.routes.in_force import InForce
@@ -183,8 +182,8 @@ class _View:
         if window is None:
             return
         first, behind, last = ceil(window.start), min(window.end, floor(until) + 1), self._loop.n
-        found = list[Line]()
-        for entry in begun(connection, self._loop.name, self._loop.seq):
+        lines = list[Line]()
+        for entry in read_starts(connection, self._loop.name, self._loop.seq):
             if last < first:
                 break
             if entry.kind == "requests_counted":
@@ -192,7 +191,7 @@ class _View:
                 last, low, high = last - counted.n_governed, last - counted.n_governed + 1, last
                 low, high = max(low, first), min(high, ceil(behind) - 1)
                 if low <= high:
-                    found.append(
+                    lines.append(
                         {
                             "type": "unrecorded",
                             "n": low,
@@ -206,9 +205,9 @@ class _View:
             request = decoded(entry.seq, Request, entry.body)
             if request.ungoverned is None:
                 if last < behind:
-                    found.append(self._request(connection, last, entry, request))
+                    lines.append(self._request(connection, last, entry, request))
                 last -= 1
-        yield from reversed(found)
+        yield from reversed(lines)
 
     def _request(self, connection: LogReader, number: int, entry: ExtractRow, request: Request) -> Line:
         line: Line = {
@@ -231,7 +230,7 @@ class _View:
         line |= {name: value for name, (value, usual) in told.items() if value != usual}
         # An audit that was given up at a change of promise counts as lost, whatever it came to later.
         given_up = number in {n for n, _ in self._loop.epoch.pending}
-        ended = None if given_up else outcome_of(connection, request.episode_id, self._loop.seq)
+        ended = None if given_up else find_outcome_row(connection, request.episode_id, self._loop.seq)
         outcome = None
         if ended is not None:
             outcome = decoded(ended.seq, Outcome, ended.body)

@@ -2,8 +2,7 @@
 
     outcomes, labels ──▶ Floor ──▶ below: Pause and Incident, for a person
 
-Routes that certify themselves are watched by their own loop, with the same `Floor`. Time is the log's own. Knows rows
-of the log; refuses to know what a policy does.
+Routes that certify themselves are watched by their own loop, with the same `Floor`. Time is the log's own.
 """
 
 from __future__ import annotations

@@ -269,10 +269,10 @@ class Notify:
             return
         self._looks_at_s = self.monotonic_s() + LOOK_S
         hour = int(self.now() // HOUR_S)
-        found = [
+        failures = [
             FailOpenCount(route=route, hour=hour, n_runs=n_runs, n_degraded=n_degraded)
             for route, n_runs, n_degraded in degraded_runs(connection, hour)
             if n_runs >= LEAST_RUNS and n_degraded >= FAIL_OPEN * n_runs
         ]
-        if found:
-            desk.write(found)
+        if failures:
+            desk.write(failures)

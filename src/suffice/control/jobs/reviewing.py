@@ -180,7 +180,7 @@ def cap_of(rules: ReviewRules) -> Cap:
 
 def below(held: InForce, connection: LogReader, name: str, route: Route) -> dict[str, str]:
     """Classes of questions that stopping harms more than the route's budget, and how that is known."""
-    found = {
+    reasons = {
         query_class: f"the class {query_class or 'without a name'!r} is held back by its guard-rail"
         for query_class, _ in held.classes
     }
@@ -190,14 +190,14 @@ def below(held: InForce, connection: LogReader, name: str, route: Route) -> dict
         if account.query_class is None or not account.known or drop is None or drop.low is None:
             continue
         if drop.low > route.max_em_drop:
-            found.setdefault(
+            reasons.setdefault(
                 account.query_class,
                 (
                     f"the class {account.query_class or 'without a name'!r} loses at least {100 * drop.low:.1f} points,"
                     f" and the route's budget is {100 * route.max_em_drop:g}"
                 ),
             )
-    return found
+    return reasons
 
 
 def _completed(one: ReviewCandidate, connection: LogReader) -> ReviewCandidate:

@@ -5,7 +5,7 @@
 Each run is read once, a look after it ended, so that its label has had time to come. Rates hold for requests to come:
 each request writes the rate into its row that was in force when it came, so estimates keep the right expectation while
 rates move. A look every thousand requests of a route; rates that hardly moved are not set anew. Nothing that anybody
-is served depends on them. Knows rows of the log; refuses to know who draws.
+is served depends on them.
 """
 
 from __future__ import annotations

@@ -27,10 +27,10 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.erasing import (
     ErasureOrder,
     ErasureTally,
-    aged,
     erase_words,
     erased_until,
     purge,
+    select_expired_rows,
     select_label_rows,
     select_word_rows,
 )
@@ -173,7 +173,7 @@ class Retain:
             last = self._needed_from(connection) - 1 if part == "steps" else last_place(connection)
         while True:
             with open_reader(self.path) as connection:
-                found = aged(connection, limit_s, after_seq=after, until_seq=last)
+                found = select_expired_rows(connection, limit_s, after_seq=after, until_seq=last)
                 # What is right goes with what was answered: a reference without its answers would judge them wrong.
                 ended = [row.key for row in found if row.kind == "outcome"] if part == "answers" else []
                 labels = {seq for key in ended for seq in select_label_rows(connection, key)}

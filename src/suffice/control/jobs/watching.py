@@ -6,8 +6,6 @@ A fold over the log from the beginning of the route's epoch, or over its latest 
 accounts need to know what a run can cost at most, so their first hundred runs say it and are not counted. They begin
 anew every 20,000 runs: an interval that may be read at any moment speaks of everything since its beginning, and needs
 all of it in memory for late labels.
-
-Knows records of the log; refuses to know databases, clocks and who asks.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from typing import Any, Final
 import msgspec
 
 from suffice.errors import StoreError
-from suffice.store.audit.personal import BodySplit, Part, redacted, split, without
+from suffice.store.audit.personal import BodySplit, Part, redact_row, split, without
 from suffice.store.rows.events import UNCHAINED, Row
 
 FORM: Final = 1  # how rows are digested; another way gets another number, and both stay readable
@@ -116,7 +116,7 @@ class Appender:
     def add(self, row: Row, at_s: float) -> bool:
         """Write a row; False: one with its key stands there already, and stays as it is."""
         if self._redact:
-            row = redacted(row, self._redact)
+            row = redact_row(row, self._redact)
         values = (row.kind, row.key, row.episode_id, row.route, at_s, self._owner, row.body)
         cursor = self._connection.execute(_INSERT, values)
         if cursor.rowcount != 1:
@@ -145,8 +145,8 @@ class Appender:
 
     def _found_tail(self, now_s: float, *, before_seq: int | None = None) -> tuple[int, bytes]:
         if self._tail is None:
-            found = self._connection.execute(_TAIL).fetchone()
-            self._tail = (int(found[0]), bytes(found[1])) if found is not None else self._begun(now_s, before_seq)
+            row = self._connection.execute(_TAIL).fetchone()
+            self._tail = (int(row[0]), bytes(row[1])) if row is not None else self._begun(now_s, before_seq)
         return self._tail
 
     def _begun(self, now_s: float, before_seq: int | None) -> tuple[int, bytes]:
@@ -191,11 +191,11 @@ def _salted(taken: BodySplit, part: Part) -> tuple[bytes | None, bytes | None]:
 
 def head(connection: sqlite3.Connection) -> Head | None:
     """Where the chain ends now; None: its writer has not begun it yet."""
-    found = connection.execute("SELECT place, coalesce(seq, 0), link FROM chain ORDER BY place DESC LIMIT 1").fetchone()
+    row = connection.execute("SELECT place, coalesce(seq, 0), link FROM chain ORDER BY place DESC LIMIT 1").fetchone()
     first = connection.execute("SELECT link FROM chain ORDER BY place LIMIT 1").fetchone()
-    if found is None or first is None:
+    if row is None or first is None:
         return None
-    return Head(begin=bytes(first[0]).hex(), place=int(found[0]), seq=int(found[1]), link=bytes(found[2]).hex())
+    return Head(begin=bytes(first[0]).hex(), place=int(row[0]), seq=int(row[1]), link=bytes(row[2]).hex())
 
 
 def repeats(connection: sqlite3.Connection, row: Row, seq: int, stored: str, *, redact: Iterable[Part] = ()) -> bool:
@@ -275,22 +275,22 @@ def _rows(connection: sqlite3.Connection, places: Collection[int]) -> Iterator[L
     places  of the rows in the log
     """
     for place in sorted(places):
-        found = connection.execute(_EVENT, (place,)).fetchone()
-        if found is None:
+        row = connection.execute(_EVENT, (place,)).fetchone()
+        if row is None:
             raise StoreError(f"the log: row {place} is gone")
-        *columns, body = found
+        *columns, body = row
         told, kept = digested_part(*columns), split(columns[1], body).kept
         yield {"type": "row", "seq": place, "told": told.decode(), "kept": kept.decode()}
 
 
 def _links(connection: sqlite3.Connection, first_seq: int) -> Iterator[Line]:
     """The links of the chain from the row at this place in the log to the chain's end. Raises StoreError."""
-    found = connection.execute("SELECT place FROM chain WHERE seq = ?", (first_seq,)).fetchone()
-    if found is None:
+    row = connection.execute("SELECT place FROM chain WHERE seq = ?", (first_seq,)).fetchone()
+    if row is None:
         raise StoreError(f"the log: row {first_seq} stands in no chain; nothing vouches for it")
-    before = connection.execute("SELECT link FROM chain WHERE place = ?", (found[0] - 1,)).fetchone()
+    before = connection.execute("SELECT link FROM chain WHERE place = ?", (row[0] - 1,)).fetchone()
     line: Line = {"before": (before[0] if before is not None else NOTHING).hex()}
-    for place, seq, *digests in connection.execute(_LINKS, found):
+    for place, seq, *digests in connection.execute(_LINKS, row):
         yield {"type": "link", "of": [place, seq or 0, *(one and one.hex() for one in digests)], **line}
         line = {}
 
@@ -308,13 +308,13 @@ def read_decisions(connection: sqlite3.Connection, route: str) -> Iterator[tuple
     yield from connection.execute(_DECIDED, (route,))
 
 
-def begun(connection: sqlite3.Connection, route: str, until_seq: int) -> Iterator[ExtractRow]:
+def read_starts(connection: sqlite3.Connection, route: str, until_seq: int) -> Iterator[ExtractRow]:
     """Requests of a route, and counts of those without rows, the newest first; until_seq: nothing behind this place."""
     for row in connection.execute(_BEGAN, (route, until_seq)):
         yield _entry(row)
 
 
-def outcome_of(connection: sqlite3.Connection, episode: str, until_seq: int) -> ExtractRow | None:
+def find_outcome_row(connection: sqlite3.Connection, episode: str, until_seq: int) -> ExtractRow | None:
     """The outcome of an episode, if it stood in the log at this place."""
     row = connection.execute(_OUTCOME, (episode, until_seq)).fetchone()
     return None if row is None else _entry(row)

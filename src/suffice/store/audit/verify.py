@@ -255,13 +255,13 @@ def _find_added(connection: sqlite3.Connection, walk: _Walk) -> None:
     count = f"SELECT count(*) FROM events e WHERE {wanted}"  # noqa: S608 - only marks
     if walk.bad is None and connection.execute(count, values).fetchone()[0] == walk.n_known:
         return  # every row that is there was met in the chain
-    found = connection.execute(
+    row = connection.execute(
         f"SELECT e.seq, e.kind FROM events e WHERE {wanted}"  # noqa: S608 - only marks
         " AND NOT EXISTS (SELECT 1 FROM chain c WHERE c.seq = e.seq) ORDER BY e.seq LIMIT 1",
         values,
     ).fetchone()
-    if found is not None and (walk.bad is None or (walk.bad.seq or _MAX) > found[0]):
-        walk.bad = BadRow(place=None, seq=found[0], kind=found[1], what="added: it stands in the log and in no chain")
+    if row is not None and (walk.bad is None or (walk.bad.seq or _MAX) > row[0]):
+        walk.bad = BadRow(place=None, seq=row[0], kind=row[1], what="added: it stands in the log and in no chain")
 
 
 def _compare_heads(walk: _Walk, heads: Sequence[Head]) -> None:

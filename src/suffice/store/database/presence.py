@@ -137,13 +137,13 @@ def switch_reason(switch: Path) -> str | None:
 
 def read_presences(switches: Iterable[Path]) -> tuple[Presence, ...]:
     """The processes that run now and lie beside one of these files; those that may not be read are left out."""
-    found = dict[Path, Presence]()
+    by_path = dict[Path, Presence]()
     for switch in switches:
         for path in _files(switch):
             with contextlib.suppress(OSError, ValueError), _opened(path) as descriptor:
                 if is_locked(descriptor):  # else it has ended meanwhile
-                    found[path] = msgspec.json.decode(os.read(descriptor, SIZE_BYTES), type=Presence)
-    return tuple(sorted(found.values(), key=lambda one: one.pid))
+                    by_path[path] = msgspec.json.decode(os.read(descriptor, SIZE_BYTES), type=Presence)
+    return tuple(sorted(by_path.values(), key=lambda one: one.pid))
 
 
 def _files(switch: Path) -> list[Path]:

@@ -252,13 +252,13 @@ def n_requests_of(source: LogSource, routes: Collection[str], *, most: int) -> d
 
     Of those that have no rows, the latest `COUNTS` counts.
     """
-    found = dict[str, int]()
+    by_route = dict[str, int]()
     with open_reader(source) as connection:
         for route in routes:
             kept = int(connection.execute(_AT_LEAST, (route, most)).fetchone()[0])
             others = 0 if kept >= most else int(connection.execute(_AT_LEAST_UNKEPT, (route, COUNTS)).fetchone()[0])
-            found[route] = min(most, kept + others)
-    return found
+            by_route[route] = min(most, kept + others)
+    return by_route
 
 
 def upstream_findings(source: LogSource) -> dict[str, Findings]:

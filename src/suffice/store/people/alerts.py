@@ -247,7 +247,7 @@ def _of_certificate(event: Alarm | Epoch | Publication) -> tuple[AlertResolution
 
 def _after_look(outlook: Outlook) -> tuple[AlertResolution, ...]:
     """A look that forecasts a breach no more, or that does not find the budget nearly spent."""
-    found = [
+    endings = [
         _over("forecast", outlook.route, "the forecast crosses the limit no more", name=of)
         for of in get_args(Of)
         if of not in outlook.alerts
@@ -260,8 +260,8 @@ def _after_look(outlook: Outlook) -> tuple[AlertResolution, ...]:
             said = "since then a breach is forecast"
         else:
             said = f"since then the EM drop is about {drop.now:.2%}, of {drop.limit:.2%}"
-        found.append(replace(_over("budget", outlook.route, said), replaced="em_drop" in outlook.alerts))
-    return tuple(found)
+        endings.append(replace(_over("budget", outlook.route, said), replaced="em_drop" in outlook.alerts))
+    return tuple(endings)
 
 
 def _after_move(event: RolloutMove) -> tuple[AlertResolution, ...]:
@@ -387,11 +387,11 @@ def read_told(connection: LogReader, known: AlertLog) -> AlertLog:
 
 
 def _new(connection: LogReader, since_seq: int, last: int) -> list[int]:
-    found = list[int]()
+    places = list[int]()
     for kind in (*READS, *ENDS, "alert_sent"):
         most = -1 if since_seq else FIRST_LOOKS if kind == "route_monitored" else FIRST_ROWS
-        found += [seq for (seq,) in connection.execute(_SEQS, (kind, since_seq, last, most))]
-    return sorted(found)
+        places += [seq for (seq,) in connection.execute(_SEQS, (kind, since_seq, last, most))]
+    return sorted(places)
 
 
 def after(known: AlertLog, rows: Iterable[tuple[int, float, Event]]) -> AlertLog:

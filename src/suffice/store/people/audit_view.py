@@ -1,8 +1,7 @@
 """The audit log for people: who did what when, what it was before and after, and why.
 
 A row tells itself by the fields of its record: `author` (else who it names), `before` and `after`, `reason` or `why`.
-Where the state before is in no field it is the row of the same kind that came before on that route. Knows records;
-refuses to know how they are shown.
+Where the state before is in no field it is the row of the same kind that came before on that route.
 """
 
 from __future__ import annotations
@@ -77,8 +76,8 @@ def read_latest_rows(
 ) -> list[AuditEntry]:
     """The latest `n` rows, oldest first. Raises StoreError."""
     with open_reader(source) as connection:
-        found = connection.execute(_LATEST, {"route": route, "kind": kind, "n": n}).fetchone()
-        return list(entries(connection, after=0 if found is None else int(found[0]), route=route, kind=kind))
+        row = connection.execute(_LATEST, {"route": route, "kind": kind, "n": n}).fetchone()
+        return list(entries(connection, after=0 if row is None else int(row[0]), route=route, kind=kind))
 
 
 def entries(

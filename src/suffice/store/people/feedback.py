@@ -1,7 +1,7 @@
 """Feedback as it stands in the log: all of it, and what belongs to no request.
 
 What names a request that is not there waits, and after a while it is a dead letter. Nothing is lost by that: whenever
-the request comes, the feedback joins it. Knows rows; refuses to know how long is long.
+the request comes, the feedback joins it.
 """
 
 from __future__ import annotations

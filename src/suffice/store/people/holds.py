@@ -1,8 +1,6 @@
 """What people hold and have to decide, route by route, read from the log through an index of such rows alone.
 
-    read_holds ──▶ Holds.of(route) ──▶ RouteHolds: overrides with their expiry, incidents, the pause that stands
-
-Knows rows; refuses to know what time it is: whoever asks what is in effect says when.
+read_holds ──▶ Holds.of(route) ──▶ RouteHolds: overrides with their expiry, incidents, the pause that stands
 """
 
 from __future__ import annotations
@@ -54,5 +52,5 @@ def read_holds(source: LogSource, known: Holds = NOTHING_HELD) -> Holds:
 
 def last_at_s(connection: LogReader) -> float:
     """Unix time at which the log took its last row; 0 where it is empty. A control loop has no other clock."""
-    found = connection.execute("SELECT at_s FROM events ORDER BY seq DESC LIMIT 1").fetchone()
-    return 0.0 if found is None else float(found[0])
+    row = connection.execute("SELECT at_s FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+    return 0.0 if row is None else float(row[0])

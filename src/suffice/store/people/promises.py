@@ -95,13 +95,13 @@ def read_other_arms(experiments: Iterable[RunningExperiment], rollouts: Iterable
 
     rollouts  routes on which one runs
     """
-    found = dict[str, tuple[str, ...]]()
+    by_route = dict[str, tuple[str, ...]]()
     for one in experiments:
         for route in one.routes:
-            found[route] = (*found.get(route, ()), f"experiment {one.name}")
+            by_route[route] = (*by_route.get(route, ()), f"experiment {one.name}")
     for route in rollouts:
-        found[route] = (*found.get(route, ()), "a rollout")
-    return found
+        by_route[route] = (*by_route.get(route, ()), "a rollout")
+    return by_route
 
 
 def audits_by_class(outlook: Outlook | None) -> dict[str, int]:
@@ -111,8 +111,8 @@ def audits_by_class(outlook: Outlook | None) -> dict[str, int]:
 
 def newest_request(connection: LogReader, route: str) -> Request | None:
     """The latest request of a route that has rows; None: there is none. Raises StoreError."""
-    found = connection.execute(_NEWEST, (route,)).fetchone()
-    return None if found is None else decoded(found[0], Request, found[1])
+    row = connection.execute(_NEWEST, (route,)).fetchone()
+    return None if row is None else decoded(row[0], Request, row[1])
 
 
 def newest_switching(connection: LogReader) -> KillSwitchState | None:

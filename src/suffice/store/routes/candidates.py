@@ -5,7 +5,7 @@
     what serves, and what served before it ──▶ take_back ──▶ the one before it, if that can still serve
 
 A learned version is compared with what the certify loop has in force, so there must be something, certified, in the
-epoch that the candidate was learned in. Knows rows; refuses to know who is served.
+epoch that the candidate was learned in.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def learned_candidate(
     problem = _cannot_be_compared(name, route, held)
     if problem is not None:
         return problem
-    found = connection.execute(_PROPOSED, (name, address)).fetchone()
-    if found is None:
+    row = connection.execute(_PROPOSED, (name, address)).fetchone()
+    if row is None:
         return f"{address} was never proposed for route {name}; `suffice status` names what was"
-    proposal = decoded(found[0], ProposedVersion, found[1])
+    proposal = decoded(row[0], ProposedVersion, row[1])
     return as_candidate(name, route, held, proposal, read_artefact(connection, address), by=by, why=why, now_s=now_s)
 
 

@@ -1,10 +1,8 @@
 """Experiments as the log has them: which ran and which run, who drew what, and the runs that tell of them.
 
-    rows of people's decisions ──▶ read_experiments ──▶ ExperimentRun: definition, author, reason, begin, end
-    rows of requests           ──▶ read_draws       ──▶ every unit's first draw
-    requests, outcomes, labels ──▶ read_runs        ──▶ whole runs of its routes while it ran
-
-Knows rows; refuses to know what they prove.
+rows of people's decisions ──▶ read_experiments ──▶ ExperimentRun: definition, author, reason, begin, end
+rows of requests           ──▶ read_draws       ──▶ every unit's first draw
+requests, outcomes, labels ──▶ read_runs        ──▶ whole runs of its routes while it ran
 """
 
 from __future__ import annotations
@@ -59,15 +57,15 @@ class UnitDraw:
 
 def read_experiments(source: LogSource) -> tuple[ExperimentRun, ...]:
     """Every run of every experiment, in the order in which they were started. Raises StoreError."""
-    found: dict[tuple[str, int], ExperimentRun] = {}
+    by_run: dict[tuple[str, int], ExperimentRun] = {}
     for stored in read_kinds(source, "experiment_started", "experiment_changed", "experiment_stopped"):
         seq, at_s, event = stored.seq, stored.at_s, stored.event
         if isinstance(event, ExperimentRevision):
             wanted = event.experiment
-            before = found[_at(wanted)]
+            before = by_run[_at(wanted)]
             if before.runs:
-                fits = _rival(wanted, found.values()) is None
-                found[_at(wanted)] = replace(
+                fits = _rival(wanted, by_run.values()) is None
+                by_run[_at(wanted)] = replace(
                     before, revision=event.revision, experiment=wanted if fits else before.experiment
                 )
         elif isinstance(event, ExperimentStart):
@@ -80,7 +78,7 @@ def read_experiments(source: LogSource) -> tuple[ExperimentRun, ...]:
                 author=begun.author,
                 reason=begun.reason,
             )
-            rival = _rival(begun.experiment, found.values())
+            rival = _rival(begun.experiment, by_run.values())
             void = (
                 None
                 if rival is None
@@ -91,14 +89,14 @@ def read_experiments(source: LogSource) -> tuple[ExperimentRun, ...]:
                     reason=f"never ran: {rival} had taken its part of the layer at the same moment",
                 )
             )
-            found[_at(begun.experiment)] = (
+            by_run[_at(begun.experiment)] = (
                 one if void is None else replace(one, ended=void, end_seq=seq, ended_at_s=at_s)
             )
         elif isinstance(event, ExperimentEnd):
             at = event.experiment, event.run
-            if found[at].runs:
-                found[at] = replace(found[at], ended=event, end_seq=seq, ended_at_s=at_s)
-    return tuple(found.values())
+            if by_run[at].runs:
+                by_run[at] = replace(by_run[at], ended=event, end_seq=seq, ended_at_s=at_s)
+    return tuple(by_run.values())
 
 
 def _at(one: RunningExperiment) -> tuple[str, int]:

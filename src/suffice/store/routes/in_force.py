@@ -1,7 +1,7 @@
 """What the log says is in force on each route: a fold over decisions, and its cheap reader.
 
 A follower asks as often as it likes: only rows that it has not seen are read, through an index that holds nothing
-else. Knows the order of decisions and which of them end others; refuses to know models, routes and who acts on it.
+else.
 """
 
 from __future__ import annotations

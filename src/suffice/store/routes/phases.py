@@ -1,7 +1,6 @@
 """Where a route stands with its certificate: phase, evidence, what is missing, alarm.
 
-The same for `suffice status`, the console and the API. Knows what is in force and what was seen; refuses to know how
-it is shown.
+The same for `suffice status`, the console and the API.
 """
 
 from __future__ import annotations

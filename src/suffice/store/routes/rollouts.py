@@ -1,9 +1,7 @@
 """Rollouts as the log has them: which ran and which run, where each stands, and what serves a route behind them.
 
-    rows ──▶ read_rollouts ──▶ RolloutRun: state, author, reason, moves ──▶ serving: the version in force on a route
-    person's word ──▶ propose, move, undo ──▶ rows, each written only if nobody was quicker
-
-Knows rows; refuses to know what the evidence says (`control.jobs.advance`) and who is served (`gateway.variants`).
+rows ──▶ read_rollouts ──▶ RolloutRun: state, author, reason, moves ──▶ serving: the version in force on a route
+person's word ──▶ propose, move, undo ──▶ rows, each written only if nobody was quicker
 """
 
 from __future__ import annotations
@@ -59,11 +57,11 @@ class RolloutRun:
 
 def read_rollouts(source: LogSource) -> tuple[RolloutRun, ...]:
     """Every rollout, in the order in which they began. Raises StoreError."""
-    found: dict[str, RolloutRun] = {}
+    by_rollout: dict[str, RolloutRun] = {}
     for stored in read_kinds(source, "rollout_begun", "rollout_moved", "rollout_undone"):
         event = stored.event
         if isinstance(event, RolloutStart):
-            found[event.state.rollout] = RolloutRun(
+            by_rollout[event.state.rollout] = RolloutRun(
                 state=event.state,
                 first=event.state,
                 number=event.number,
@@ -74,11 +72,11 @@ def read_rollouts(source: LogSource) -> tuple[RolloutRun, ...]:
             )
         elif isinstance(event, RolloutMove):
             move = event.transition
-            before = found[move.rollout]
-            found[move.rollout] = replace(before, state=before.state.after(move), moves=(*before.moves, move))
+            before = by_rollout[move.rollout]
+            by_rollout[move.rollout] = replace(before, state=before.state.after(move), moves=(*before.moves, move))
         elif isinstance(event, RolloutUndo):
-            found[event.rollout] = replace(found[event.rollout], undone=event)
-    return tuple(found.values())
+            by_rollout[event.rollout] = replace(by_rollout[event.rollout], undone=event)
+    return tuple(by_rollout.values())
 
 
 def read_running_rollouts(held: Iterable[RolloutRun]) -> dict[str, RolloutRun]:

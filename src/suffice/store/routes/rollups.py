@@ -5,7 +5,7 @@
 A cache and no truth: it can be thrown away at any time and is built again from the log. Besides the sums by the hour
 there are those by the day of each route, of its classes and of its versions: a page reads hundreds of rows, not
 hundreds of thousands. Beside them is one tally of each route since the log began (`assurance.tally`), of which its
-estimates are made. Knows sums and where they lie; refuses to know what is summed and why.
+estimates are made.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ class ReadTo:
 def read_to(connection: LogReader) -> ReadTo:
     """How far the log is summed up, in this version's format."""
     last = int(connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0])
-    found = connection.execute("SELECT seq, at_s FROM rolled WHERE format = ?", (FORMAT,)).fetchone()
-    return ReadTo(seq=0, last=last, at_s=0.0) if found is None else ReadTo(seq=found[0], last=last, at_s=found[1])
+    row = connection.execute("SELECT seq, at_s FROM rolled WHERE format = ?", (FORMAT,)).fetchone()
+    return ReadTo(seq=0, last=last, at_s=0.0) if row is None else ReadTo(seq=row[0], last=last, at_s=row[1])
 
 
 def add_rollups(
@@ -153,10 +153,10 @@ def add_rollups(
 
     False: somebody else has gone on from there, and nothing was added.
     """
-    found = connection.execute("SELECT seq FROM rolled WHERE format = ?", (FORMAT,)).fetchone()
-    if (0 if found is None else int(found[0])) != since:
+    row = connection.execute("SELECT seq FROM rolled WHERE format = ?", (FORMAT,)).fetchone()
+    if (0 if row is None else int(row[0])) != since:
         return False
-    if found is None:
+    if row is None:
         clear(connection)
     connection.executemany(_ADD, [(grain, *place, *_VALUES(one)) for (grain, place), one in _grained(sums).items()])
     connection.executemany(
@@ -194,7 +194,7 @@ def read_tallies(connection: LogReader, routes: Collection[str] | None = None, *
 
 
 def _grained(sums: Mapping[RollupKey, RollupSums]) -> dict[tuple[int, RollupKey], RollupSums]:
-    found: dict[tuple[int, RollupKey], RollupSums] = {}
+    grouped_sums: dict[tuple[int, RollupKey], RollupSums] = {}
     for place, one in sums.items():
         day = place.hour - place.hour % DAY_HOURS
         for grain, where in (
@@ -203,8 +203,8 @@ def _grained(sums: Mapping[RollupKey, RollupSums]) -> dict[tuple[int, RollupKey]
             (_BY_CLASS, RollupKey(place.route, place.query_class, "", day)),
             (_BY_VERSION, RollupKey(place.route, "", place.version, day)),
         ):
-            found[grain, where] = found.get((grain, where), NOTHING).plus(one)
-    return {key: one for key, one in found.items() if not one.is_zero}
+            grouped_sums[grain, where] = grouped_sums.get((grain, where), NOTHING).plus(one)
+    return {key: one for key, one in grouped_sums.items() if not one.is_zero}
 
 
 def read_rollups(
@@ -232,11 +232,11 @@ def _grain_for(by: tuple[Group, ...], since_hour: int) -> int:
 
 
 def classes_of(connection: LogReader) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
+    classes: dict[str, set[str]] = {}
     told = "SELECT DISTINCT route, query_class FROM rollups WHERE grain = ?"
     for route, query_class in connection.execute(told, (_BY_CLASS,)):
-        found.setdefault(route, set()).add(query_class)
-    return found
+        classes.setdefault(route, set()).add(query_class)
+    return classes
 
 
 def degraded_runs(connection: LogReader, hour: int) -> list[tuple[str, int, int]]:

@@ -92,8 +92,8 @@ def newest_outlook(source: LogSource, route: str) -> Outlook | None:
 
 def newest_place(connection: LogReader, route: str) -> int:
     """The place in the log of the latest look at a route; 0: nobody has looked."""
-    found = connection.execute(_PLACE, ("route_monitored", route, route, route)).fetchone()
-    return 0 if found is None else int(found[0])
+    row = connection.execute(_PLACE, ("route_monitored", route, route, route)).fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def newest_alert(source: LogSource, route: str) -> Alert | None:
@@ -118,8 +118,8 @@ def _newest(source: LogSource, payload: type[E], route: str) -> E | None:
 
 def counts_since(connection: LogReader, route: str, seq: int) -> tuple[int, int]:
     """Governed requests of a route behind a place of the log, and those of them that nothing could stop."""
-    found = connection.execute(_COUNTS, (seq, route)).fetchone()
-    return int(found[0]) + n_counted(connection, route, seq), int(found[1])
+    row = connection.execute(_COUNTS, (seq, route)).fetchone()
+    return int(row[0]) + n_counted(connection, route, seq), int(row[1])
 
 
 def recent_outlooks(connection: LogReader, route: str, n: int) -> list[Outlook]:
@@ -191,7 +191,7 @@ def whole_episodes(
 
     Raises StoreError.
     """
-    found = list[tuple[StoredEvent, StoredEvent, list[StoredEvent]]]()
+    whole = list[tuple[StoredEvent, StoredEvent, list[StoredEvent]]]()
     for name in episodes:
         asked, ended = locate_event(connection, Request, name), locate_event(connection, Outcome, name)
         if asked is None or ended is None:
@@ -202,8 +202,8 @@ def whole_episodes(
             for seq, at_s, body in connection.execute(_LABELS, wanted).fetchall()
         ]
         request, outcome = (StoredEvent(seq=seq, at_s=at_s, event=event) for seq, at_s, event in (asked, ended))
-        found.append((request, outcome, labels))
-    return found
+        whole.append((request, outcome, labels))
+    return whole
 
 
 def place_before(connection: LogReader, route: str, n_requests: int) -> int:
@@ -227,9 +227,9 @@ def job_history(path: Path | str, *, n: int = 50) -> list[JobRun]:
 
 def requests_since(connection: LogReader, route: str, seq: int) -> int:
     """Governed requests of a route behind a place of the log, those included that have no rows."""
-    found = connection.execute(
+    row = connection.execute(
         "SELECT count(*) FROM events WHERE kind = 'request' AND seq > ? AND route = ?"
         " AND json_extract(body, '$.request.ungoverned') IS NULL",
         (seq, route),
     ).fetchone()
-    return int(found[0]) + n_counted(connection, route, seq)
+    return int(row[0]) + n_counted(connection, route, seq)
