@@ -189,8 +189,20 @@ def _salted(taken: BodySplit, part: Part) -> tuple[bytes | None, bytes | None]:
     return words_digest(salt, words), salt
 
 
+def _has_chain(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'chain'").fetchone() is not None
+
+
+def require_chain(connection: sqlite3.Connection) -> None:
+    """Raises StoreError where somebody has dropped the chain: every log begins with one."""
+    if not _has_chain(connection):
+        raise StoreError("the log has no chain: somebody has dropped it, and nothing vouches for its rows")
+
+
 def head(connection: sqlite3.Connection) -> Head | None:
-    """Where the chain ends now; None: its writer has not begun it yet."""
+    """Where the chain ends now; None: it has no row, or somebody has dropped it."""
+    if not _has_chain(connection):
+        return None
     row = connection.execute("SELECT place, coalesce(seq, 0), link FROM chain ORDER BY place DESC LIMIT 1").fetchone()
     first = connection.execute("SELECT link FROM chain ORDER BY place LIMIT 1").fetchone()
     if row is None or first is None:

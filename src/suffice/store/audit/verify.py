@@ -31,6 +31,7 @@ from suffice.store.audit.chain import (
     digested_part,
     is_chained,
     link_of,
+    require_chain,
     whole_digest,
     words_digest,
 )
@@ -211,6 +212,7 @@ def _link(value: object) -> bytes:
 
 def verify_chain(connection: sqlite3.Connection, heads: Sequence[Head] = ()) -> ChainCheck:
     """Walk the whole chain, and compare it with heads that were exported earlier. Raises StoreError."""
+    require_chain(connection)
     walk = _Walk(links={head.place: None for head in heads})
     connection.execute("BEGIN")  # one state of the log, whoever writes meanwhile
     try:

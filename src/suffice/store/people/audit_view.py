@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from suffice.review.incident import Incident
+from suffice.store.audit.chain import require_chain
 from suffice.store.database.views import LogReader, LogSource, decoded, find_event, open_reader
 from suffice.store.rows.events import EVENTS, Event, kind_of
 from suffice.store.rows.records import (
@@ -76,6 +77,7 @@ def read_latest_rows(
 ) -> list[AuditEntry]:
     """The latest `n` rows, oldest first. Raises StoreError."""
     with open_reader(source) as connection:
+        require_chain(connection)
         row = connection.execute(_LATEST, {"route": route, "kind": kind, "n": n}).fetchone()
         return list(entries(connection, after=0 if row is None else int(row[0]), route=route, kind=kind))
 
@@ -93,6 +95,7 @@ def entries(
     since_s  Unix time: only rows from then on
     """
     with open_reader(source) as connection:
+        require_chain(connection)
         while True:
             wanted = {"after": after, "route": route, "kind": kind, "since": since_s, "limit": _PAGE_ROWS}
             page = connection.execute(_ROWS, wanted).fetchall()
