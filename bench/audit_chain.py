@@ -20,8 +20,8 @@ from suffice.store.audit.verify import verify_chain
 from suffice.store.database import schema
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.erasing import ErasureOrder, ErasureTally, erase_words, purge
-from suffice.store.rows.control_events import PolicyPublished
-from suffice.store.rows.events import Event, FeedbackGiven, to_row
+from suffice.store.rows.events import Event, to_row
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback, Publication
 
 BATCH = 1_000
@@ -29,24 +29,22 @@ BATCH = 1_000
 
 def event(number: int) -> Event:
     if number % 10 == 0:
-        return PolicyPublished(
-            Publication(
-                route="r",
-                number=number,
-                epoch=1,
-                at=number,
-                version=f"v-{number}",
-                fit="f",
-                level=number % 41,
-                n_levels=41,
-                certified=True,
-                share=0.1,
-                reason="more audits",
-                author="worker",
-            )
+        return Publication(
+            route="r",
+            number=number,
+            epoch=1,
+            at=number,
+            version=f"v-{number}",
+            fit="f",
+            level=number % 41,
+            n_levels=41,
+            certified=True,
+            share=0.1,
+            reason="more audits",
+            author="worker",
         )
     said = number % 2 == 1
-    return FeedbackGiven(
+    return FeedbackEvent(
         Feedback(
             feedback_id=f"label {number}",
             episode_id=f"ep_{number:016x}",
@@ -93,7 +91,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log.db"
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            schema.migrate(connection, str(path))
+            schema.create(connection, str(path))
             begin_chain(connection, 1.0)
             written_s = fill(connection, n_rows)
             found = head(connection)

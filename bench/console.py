@@ -30,7 +30,8 @@ import aiohttp
 from peers.processes import cpu_s
 from suffice.settings import Settings, parse_settings
 from suffice.store.routes.rollups import read_to
-from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen, to_row
+from suffice.store.rows.events import Event, to_row
+from suffice.store.rows.records import FeedbackEvent
 from suffice.testing import GatewayProcess
 from suffice.types import Feedback, Outcome, Overhead, Query, Request, StepRecord, Usage
 from suffice.wiring import open_decisions, open_worker
@@ -144,10 +145,10 @@ def episode(number: int, rng: random.Random) -> list[Event]:
         tokens_saved_estimate=120 if stopped else None,
         degraded=("probe",) if rng.random() < 1e-5 else (),
     )
-    events: list[Event] = [RequestSeen(request), RequestEnded(outcome)]
+    events: list[Event] = [request, outcome]
     if number % 5 == 0:
         events.append(
-            FeedbackGiven(Feedback(feedback_id=f"f{number}", episode_id=name, gold=right, source="exact-match"))
+            FeedbackEvent(Feedback(feedback_id=f"f{number}", episode_id=name, gold=right, source="exact-match"))
         )
     return events
 

@@ -31,8 +31,9 @@ from tests.control.made import traffic
 from suffice.assurance.certify import certified_level, count_outcomes, log_wealth
 from suffice.settings import Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.rows.events import RequestEnded, RequestSeen, to_row
+from suffice.store.rows.events import to_row
 from suffice.testing import GatewayProcess
+from suffice.types import Outcome, Request
 from suffice.wiring import open_worker
 
 INSERT = "INSERT INTO events (kind, key, episode_id, route, at_s, owner, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -70,7 +71,7 @@ def fitted_on(n_audits: int) -> float:
     audits = [
         Audit(seq=n, at=n, ended_at_s=0.0, episode=Episode(request=seen.request, outcome=ended.outcome))
         for n, (seen, ended) in enumerate(zip(events[::2], events[1::2], strict=True))
-        if isinstance(seen, RequestSeen) and isinstance(ended, RequestEnded)
+        if isinstance(seen, Request) and isinstance(ended, Outcome)
     ]
     queries = [audit.episode.request.query for audit in audits]
     chosen = choose_features("samples", [query for query in queries if query is not None])
@@ -118,10 +119,10 @@ def fill(folder: Path, n_episodes: int) -> None:
     import sqlite3
 
     seen, ended = traffic(1, seed=9)
-    assert isinstance(seen, RequestSeen)
-    assert isinstance(ended, RequestEnded)
-    small = RequestEnded(replace(ended.outcome, steps=()))
-    rows = [to_row(RequestSeen(replace(seen.request, route="other"))), to_row(small)]
+    assert isinstance(seen, Request)
+    assert isinstance(ended, Outcome)
+    small = replace(ended, steps=())
+    rows = [to_row(replace(seen, route="other")), to_row(small)]
     with sqlite3.connect(folder / "log.db") as connection:
         connection.execute("PRAGMA synchronous = OFF")
         connection.executemany(

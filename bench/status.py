@@ -22,7 +22,8 @@ from pathlib import Path
 
 from suffice.settings import Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen, encode
+from suffice.store.rows.events import encode
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback, Outcome, Overhead, Request, Usage
 from suffice.wiring import open_worker
 
@@ -82,12 +83,12 @@ def rows(n_rows: int, n_routes: int) -> Iterator[tuple[str, str, str, str | None
             stop_step=2 if stopped or audit else None,
             would_answer="4",
         )
-        yield ("request", name, name, route, number, 1, encode(RequestSeen(request)).decode())
-        yield ("outcome", name, name, None, number + 0.5, 1, encode(RequestEnded(outcome)).decode())
+        yield ("request", name, name, route, number, 1, encode(request).decode())
+        yield ("outcome", name, name, None, number + 0.5, 1, encode(outcome).decode())
         n += 2
         if number % 10 == 0:
             said = Feedback(feedback_id=name, episode_id=name, gold=rng.choice("45"), source="user")
-            yield ("feedback", name, name, None, number + 0.7, 1, encode(FeedbackGiven(said)).decode())
+            yield ("feedback", name, name, None, number + 0.7, 1, encode(FeedbackEvent(said)).decode())
             n += 1
 
 

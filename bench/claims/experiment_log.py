@@ -25,7 +25,8 @@ from suffice.rollout.experiment import RunningExperiment, UnitIds, draw_arms
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.routes.experiments import read_experiments
-from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback, Outcome, Query, Request, StepRecord, Usage
 
 SETTINGS: Final = """
@@ -118,12 +119,12 @@ def episode(one: RunningExperiment, number: int, rng: random.Random) -> list[Eve
         stop_step=stop if stop < 8 else None,
         duration_s=sum(tokens[:stop]) / 150,
     )
-    events: list[Event] = [RequestSeen(request), RequestEnded(outcome)]
+    events: list[Event] = [request, outcome]
     if audit:
-        events.append(FeedbackGiven(Feedback(feedback_id=f"g{name}", episode_id=name, gold=gold, source="exact-match")))
+        events.append(FeedbackEvent(Feedback(feedback_id=f"g{name}", episode_id=name, gold=gold, source="exact-match")))
     if rng.random() < 0.25:
         stars = rng.choices((1, 2, 3, 4, 5), (5, 8, 17, 40, 30) if answer == gold else (40, 25, 20, 10, 5))[0]
-        events.append(FeedbackGiven(Feedback(feedback_id=f"r{name}", episode_id=name, rating=stars, source="user")))
+        events.append(FeedbackEvent(Feedback(feedback_id=f"r{name}", episode_id=name, rating=stars, source="user")))
     return events
 
 

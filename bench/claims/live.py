@@ -3,8 +3,8 @@
     Scenario ──▶ arrivals, draws as the gateway makes them ──▶ rows of the log ──▶ RouteLoop ──▶ what is in force
                                                                                         └──▶ figures of the stream
 
-The rows are those that a gateway writes which keeps one live run in twenty: RequestSeen when a request begins,
-RequestEnded when it ends, RequestsCounted for live requests without rows, FeedbackGiven for labels. A request meets the
+The rows are those that a gateway writes which keeps one live run in twenty: Request when a request begins,
+Outcome when it ends, RequestCount for live requests without rows, FeedbackEvent for labels. A request meets the
 level of the newest publication at its arrival. A request comes every second.
 
 The file runs on the code before draws were made per request, too; its streams are then called "before".
@@ -36,10 +36,9 @@ from suffice.rollout.assign import point_of, question_key
 from suffice.settings import Control, Route
 from suffice.store.database.log import StoredEvent
 from suffice.store.routes.in_force import InForce
-from suffice.store.rows.control_events import AlarmRaised, EnforcementPaused
-from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.sampling_events import RequestCount, RequestsCounted
-from suffice.types import Epoch, Feedback, Request
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import FeedbackEvent, RequestCount
+from suffice.types import Alarm, Epoch, Feedback, Pause, Request
 
 SETTINGS: Final = {f"live {name}": name for name in SCENARIOS}
 BUDGETS: Final = (0.01, 0.02)
@@ -238,7 +237,7 @@ class Stream:
             kept_by="" if audit or keep_rate == 1 else "lot",
             **drawn,
         )
-        self.log.feed(RequestSeen(request), t)
+        self.log.feed(request, t)
         self._run(t, request, one, met, in_full=audit or repeats)
 
     def _item_of(self, one: Arrival, t: int) -> int:
@@ -261,13 +260,13 @@ class Stream:
         low, high = scenario.strata[one.stratum].run_time
         ends = t + (int(self.rng.integers(low, high + 1)) if stop is None else 0)
         model = f"m{(t - 1) // EPOCH if scenario.n_models > 1 else 0}"
-        self._later(ends, RequestEnded(item.outcome(request.episode_id, model=model, stop=stop)))
+        self._later(ends, item.outcome(request.episode_id, model=model, stop=stop))
         if request.audit and item.differs:
             mean, p = scenario.delays.lost if self.item[at] % len(COURSES) == LOST else scenario.delays.other
             delay, comes = self.rng.exponential(mean), self.rng.random() < p
             if comes:
                 said = Feedback(feedback_id=f"f{t}", episode_id=request.episode_id, gold="R", source="reviewer")
-                self._later(ends + delay, FeedbackGiven(said))
+                self._later(ends + delay, FeedbackEvent(said))
 
     def _later(self, due: float, event: Event) -> None:
         self._n_due += 1
@@ -288,7 +287,7 @@ class Stream:
         name = f"k{self._n_counts}"
         counted = RequestCount(count_id=name, route="r", n_requests=n, n_governed=n, cells=(), **lowest)
         self._unkept = []
-        self.log.feed(RequestsCounted(counted), t)
+        self.log.feed(counted, t)
 
     def _look(self, t: int) -> None:
         held = self.log.loop.held
@@ -333,8 +332,8 @@ class Figures:
         excess = 100 * np.where(live, np.maximum(0.0, drops - self.budget), 0.0)
         tokens, full = self._tokens(live)
         half, at = scenario.n // 2, scenario.change_at
-        alarms = [one.alarm.at - AT for one in stream.log.decided if isinstance(one, AlarmRaised) and _is_news(one)]
-        n_pauses = sum(isinstance(one, EnforcementPaused) for one in stream.log.decided)
+        alarms = [one.at - AT for one in stream.log.decided if isinstance(one, Alarm) and _is_news(one)]
+        n_pauses = sum(isinstance(one, Pause) for one in stream.log.decided)
         after = [alarm for alarm in alarms if at is not None and alarm >= at]
         means = [self.mean(look.met, look.first, look.last) for look in stream.looks]
         so_far = [self.mean(look.met, look.first, look.t) for look in stream.looks]
@@ -434,9 +433,9 @@ class Figures:
         return min(found, default=self.stream.scenario.n - at)
 
 
-def _is_news(event: AlarmRaised) -> bool:
+def _is_news(event: Alarm) -> bool:
     """An alarm of a detector; a model that names itself anew is no guess."""
-    return event.alarm.cause != "change"
+    return event.cause != "change"
 
 
 def level_of(met: Met, item: Item) -> int:

@@ -47,8 +47,8 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import EpisodeWithLabels, open_reader, read_episodes
 from suffice.store.routes import rollups
-from suffice.store.routes.sampling import counted_cells, newest_rates
-from suffice.store.rows.events import FeedbackGiven
+from suffice.store.routes.windows import counted_cells, newest_rates
+from suffice.store.rows.records import FeedbackEvent
 from suffice.telemetry import Metrics
 from suffice.types import Feedback, Outcome, Query, Request, StepRecord, Usage
 
@@ -101,7 +101,7 @@ class Truth:
 
 
 TRUTH = Truth()
-Asked = tuple[Request, Outcome, FeedbackGiven | None]
+Asked = tuple[Request, Outcome, FeedbackEvent | None]
 Read = tuple[float, float, float, float]  # value, low, high, truth
 
 
@@ -147,7 +147,7 @@ def traffic(n: int, seed: int, *, labelled: float = LABELLED) -> Iterator[Asked]
         yield (
             _request(name, number, kind, lot),
             _outcome(name, kind, runs[number % len(runs)], full=full, stopped=stopped),
-            FeedbackGiven(label) if lot.audit or said[number] < labelled else None,
+            FeedbackEvent(label) if lot.audit or said[number] < labelled else None,
         )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from suffice.store.database.views import read_events
-from suffice.store.rows.events import FeedbackGiven
+from suffice.store.rows.records import FeedbackEvent
 from suffice.testing import FakeUpstream, Reply, Script
 from suffice.testing.process import GatewayProcess
 
@@ -132,8 +132,8 @@ class Target:
         finally:
             connection.close()
 
-    def labels(self) -> list[FeedbackGiven]:
-        return [one.event for one in read_events(self.process.database) if isinstance(one.event, FeedbackGiven)]
+    def labels(self) -> list[FeedbackEvent]:
+        return [one.event for one in read_events(self.process.database) if isinstance(one.event, FeedbackEvent)]
 
 
 def chat(**fields: Any) -> dict[str, Any]:

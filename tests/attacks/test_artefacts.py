@@ -169,7 +169,7 @@ def test_a_row_of_artefacts_that_somebody_rewrote_does_not_serve(tmp_path: Path,
         "a blob": seal_version(wanted, secret=SECRET)[:-1].decode(),
     }.get(attack)
     with closing(sqlite3.connect(tmp_path / "log.db", isolation_level=None)) as log:
-        schema.migrate(log, "log")
+        schema.create(log, "log")
         if body is not None:
             columns = [row[1] for row in log.execute("PRAGMA table_info(artefacts)")]
             values = {"address": wanted.address, "body": body}

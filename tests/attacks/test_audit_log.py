@@ -21,8 +21,8 @@ from suffice.errors import StoreError
 from suffice.store.audit.chain import Appender
 from suffice.store.audit.heads import append_line, line_of, read_heads, signing_key
 from suffice.store.audit.verify import verify_chain
-from suffice.store.rows.audit_events import Erasure, WordsErased
 from suffice.store.rows.events import to_row
+from suffice.store.rows.records import Erasure
 from suffice.wiring.bundle import write_bundle
 from tests.audit_bundle.made import made_log
 from tests.audit_bundle.test_forgeries import Lines, audit, requests, resealed, written
@@ -126,17 +126,15 @@ def _erase_with(log: sqlite3.Connection, change: str) -> None:
     log.execute("BEGIN IMMEDIATE")
     Appender(log, owner=1).add(
         to_row(
-            WordsErased(
-                Erasure(
-                    erasure_id="x",
-                    number=1,
-                    author="ann",
-                    reason="asked",
-                    what="a run",
-                    parts=("comments",),
-                    n_rows=1,
-                    chained=(seq,),
-                )
+            Erasure(
+                erasure_id="x",
+                number=1,
+                author="ann",
+                reason="asked",
+                what="a run",
+                parts=("comments",),
+                n_rows=1,
+                chained=(seq,),
             )
         ),
         99.0,

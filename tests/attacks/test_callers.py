@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from suffice.store.database.views import read_events
-from suffice.store.rows.events import RequestSeen
 from suffice.testing import FakeUpstream, Script
+from suffice.types import Request
 from tests.attacks.tenants import (
     CHAT,
     DECIDE,
@@ -101,17 +101,17 @@ def test_an_id_of_two_callers_is_two_conversations_and_no_retry(target: Target) 
         target.ask("POST", CHAT, key, sent, {"idempotency-key": "1"}).headers["x-suffice-episode-id"]
         for key in ("sk-alice", "sk-bob", "sk-bob")
     ]
-    requests = [seen(target, episode).request for episode in episodes]
+    requests = [seen(target, episode) for episode in episodes]
     assert [one.delivery for one in requests] == [1, 1, 2]
     assert requests[0].conversation != requests[1].conversation == requests[2].conversation
     assert len({one.sender for one in requests}) == 2
 
 
-def seen(target: Target, episode: str) -> RequestSeen:
+def seen(target: Target, episode: str) -> Request:
     """The row of a request, once it is written."""
     for _ in range(200):
         for one in read_events(target.process.database):
-            if isinstance(one.event, RequestSeen) and one.event.key == episode:
+            if isinstance(one.event, Request) and one.event.episode_id == episode:
                 return one.event
         target.ask("GET", "/healthz", "")
     raise AssertionError(f"no row of {episode}")

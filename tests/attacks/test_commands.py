@@ -22,7 +22,7 @@ from suffice.settings import Store
 from suffice.store.database import process_locks
 from suffice.store.database.presence import Announcement, read_presences
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.rows.events import FeedbackGiven
+from suffice.store.rows.records import FeedbackEvent
 from suffice.testing import FakeUpstream, GatewayProcess
 from suffice.types import Feedback
 
@@ -418,7 +418,7 @@ def damage(path: Path, *, pages: int) -> None:
     log = SqliteLog.open(Store(url=f"sqlite:///{path}"), now=lambda: 1.0)
     for number in range(2_000):
         said = Feedback(feedback_id=f"f{number}", episode_id=f"ep_{number}", source="user", comment="x" * 200)
-        log.append(FeedbackGiven(said))
+        log.append(FeedbackEvent(said))
     assert log.drain(60)
     log.close()
     with sqlite3.connect(path) as connection:

@@ -25,7 +25,7 @@ from suffice.rollout.evidence import RolloutEvidence, Rules, UnitRun
 from suffice.rollout.guardrails import GuardrailValue, read_live
 from suffice.settings import parse_settings
 from suffice.store.database.views import read_events
-from suffice.store.rows.events import FeedbackGiven
+from suffice.store.rows.records import FeedbackEvent
 from suffice.testing import FakeUpstream, GatewayProcess, ScriptedThought
 from suffice.types import Feedback, Outcome, Request
 
@@ -73,11 +73,11 @@ def episode(gateway: GatewayProcess) -> str:
     return headers["x-suffice-episode-id"]
 
 
-def stored(gateway: GatewayProcess, prefix: str) -> list[FeedbackGiven]:
+def stored(gateway: GatewayProcess, prefix: str) -> list[FeedbackEvent]:
     return [
         one.event
         for one in read_events(gateway.database)
-        if isinstance(one.event, FeedbackGiven) and one.event.feedback.feedback_id.startswith(prefix)
+        if isinstance(one.event, FeedbackEvent) and one.event.feedback.feedback_id.startswith(prefix)
     ]
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from suffice.gateway.kill import KillSwitch, clear_switch, set_switch
 from suffice.store.database.presence import MOST_REASON_BYTES as MOST_BYTES
-from suffice.store.rows.events import to_row
-from suffice.store.rows.kill_events import KillSwitched
+from suffice.store.rows.events import key_of, to_row
+from suffice.store.rows.records import KillSwitchState
 
 
 def _socket(file: Path) -> None:
@@ -69,7 +69,7 @@ THINGS: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("thing", THINGS)
 def test_whatever_lies_there_pulls_the_switch_at_once(tmp_path: Path, thing: str) -> None:
-    file, told = tmp_path / "suffice.kill", list[KillSwitched]()
+    file, told = tmp_path / "suffice.kill", list[KillSwitchState]()
     switch = KillSwitch(file, told=told.append)
     THINGS[thing](file)
     looker = threading.Thread(target=switch.look, daemon=True)
@@ -126,7 +126,7 @@ def test_many_looks_at_a_huge_file_cost_nothing(tmp_path: Path) -> None:
 
 
 def test_a_file_that_comes_and_goes_leaves_a_row_for_each_change_and_no_other(tmp_path: Path) -> None:
-    file, told = tmp_path / "suffice.kill", list[KillSwitched]()
+    file, told = tmp_path / "suffice.kill", list[KillSwitchState]()
     switch = KillSwitch(file, told=told.append)
     for number in range(1, 51):
         file.touch()
@@ -136,13 +136,13 @@ def test_a_file_that_comes_and_goes_leaves_a_row_for_each_change_and_no_other(tm
         file.unlink()
         switch.look()
         switch.look()
-    assert [one.switching.on for one in told] == [True, False] * 50
-    assert len({one.key for one in told}) == 100
+    assert [one.on for one in told] == [True, False] * 50
+    assert len({key_of(one) for one in told}) == 100
 
 
 def test_a_reason_that_changes_every_time_writes_no_row(tmp_path: Path) -> None:
     """Who may write the file can change it twice a second: that must not fill the log."""
-    file, told = tmp_path / "suffice.kill", list[KillSwitched]()
+    file, told = tmp_path / "suffice.kill", list[KillSwitchState]()
     switch = KillSwitch(file, told=told.append)
     for number in range(1, 51):
         file.write_text(f"reason {number}")

@@ -21,9 +21,7 @@ from suffice.settings import Route, Settings, Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.routes.in_force import InForce
 from suffice.store.routes.phases import phase_of
-from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed, EpochBegan, PolicyPublished
-from suffice.store.rows.events import Event, RequestEnded, RequestSeen
-from suffice.store.rows.hold_events import OverrideSet
+from suffice.store.rows.events import Event
 from suffice.types import Epoch, EvidenceSummary, Pause, Publication, Request, Resumption, Usage
 from suffice.types import Outcome as Ended
 from suffice.wiring import kill_file
@@ -34,11 +32,11 @@ EFFORT: dict[str, Any] = {"effort": "low"}
 FAR_S = 4_000_000_000.0
 
 
-def began(number: int = 1) -> EpochBegan:
-    return EpochBegan(Epoch(route="r", number=number, at=0, since_seq=0, reason="cold start", author="w", burst=9))
+def began(number: int = 1) -> Epoch:
+    return Epoch(route="r", number=number, at=0, since_seq=0, reason="cold start", author="w", burst=9)
 
 
-def published(number: int = 1, level: int = 3, **changes: Any) -> PolicyPublished:
+def published(number: int = 1, level: int = 3, **changes: Any) -> Publication:
     known: dict[str, Any] = {
         "route": "r",
         "number": number,
@@ -55,29 +53,27 @@ def published(number: int = 1, level: int = 3, **changes: Any) -> PolicyPublishe
         "setup": "",
         "evidence": EvidenceSummary(n_audits=400, n_disagreeing=2, max_em_drop=0.02, confidence=0.95, share=0.7),
     }
-    return PolicyPublished(Publication(**(known | changes)))
+    return Publication(**(known | changes))
 
 
-def paused(number: int = 1) -> EnforcementPaused:
-    return EnforcementPaused(Pause(route="r", number=number, cause="person", reason="look", author="ann"))
+def paused(number: int = 1) -> Pause:
+    return Pause(route="r", number=number, cause="person", reason="look", author="ann")
 
 
-def resumed(number: int = 1) -> EnforcementResumed:
-    return EnforcementResumed(Resumption(route="r", number=number, reason="fine", author="ann"))
+def resumed(number: int = 1) -> Resumption:
+    return Resumption(route="r", number=number, reason="fine", author="ann")
 
 
-def held(kind: Any, *, until_s: float = FAR_S, **changes: Any) -> OverrideSet:
-    return OverrideSet(
-        Override(
-            route="r",
-            number=1,
-            kind=kind,
-            reason="x",
-            author="ann",
-            set_at_s=FAR_S - 9,
-            expires_at_s=until_s,
-            **changes,
-        )
+def held(kind: Any, *, until_s: float = FAR_S, **changes: Any) -> Override:
+    return Override(
+        route="r",
+        number=1,
+        kind=kind,
+        reason="x",
+        author="ann",
+        set_at_s=FAR_S - 9,
+        expires_at_s=until_s,
+        **changes,
     )
 
 
@@ -110,7 +106,7 @@ def run(
         usage=Usage(prompt_tokens=9, completion_tokens=tokens),
         stopped=stopped,
     )
-    return [RequestSeen(request), RequestEnded(ended)]
+    return [request, ended]
 
 
 STOPPED = [event for number in range(30) for event in run(number, stopped=True, tokens=40)]
@@ -258,14 +254,14 @@ def test_status_says_what_is_so(tmp_path: Path, case: Case) -> None:
 def test_a_resume_says_what_happens_then(tmp_path: Path, route: dict[str, Any], mode: str, is_so: str) -> None:
     """It said "everything runs in full until a level is certified" where 93 % of the runs were stopped."""
     configured = settings_of(tmp_path, {**route, "mode": mode}).routes["r"]
-    pause = paused().pause
+    pause = paused()
     now = Now(
         route="r",
         holds=NO_HOLDS.after(pause, 1.0),
         settings=configured,
-        epoch=began().epoch,
+        epoch=began(),
         pause=pause,
-        publication=published(level=0).publication,
+        publication=published(level=0),
     )
     found = resolve_incident(
         IncidentForm(incident="r:p1", decision="resume", reason="fine", author="ann"), now, now_s=2.0
@@ -307,11 +303,11 @@ def test_without_settings_nothing_is_promised_that_hangs_on_them(tmp_path: Path)
 
 
 def test_a_log_from_another_scorer_is_scored_anew(tmp_path: Path) -> None:
-    from suffice.store.rows.events import FeedbackGiven
+    from suffice.store.rows.records import FeedbackEvent
     from suffice.types import Feedback
     from suffice.wiring import open_worker
 
-    said = [FeedbackGiven(Feedback(feedback_id=f"f{n}", episode_id=f"ep{n}", gold="4.0")) for n in range(100, 130)]
+    said = [FeedbackEvent(Feedback(feedback_id=f"f{n}", episode_id=f"ep{n}", gold="4.0")) for n in range(100, 130)]
     written(tmp_path, [*AUDITS, *said])
     with open_worker(settings_of(tmp_path, {**RISKY, "scorer": "text"}), learning=False) as here:
         assert here.once("rollup") is not None
@@ -332,8 +328,8 @@ def test_a_level_that_passes_is_not_certified_because_none_passes() -> None:
 
 
 def test_a_certified_level_that_nobody_acts_on_says_so() -> None:
-    made = published().publication
-    found = InForce(epoch=began().epoch, publication=made, last=made, n_epochs=1)
+    made = published()
+    found = InForce(epoch=began(), publication=made, last=made, n_epochs=1)
     said = dict(phase_lines(phase_of(found), per_s=None, acts=False))
     assert said["phase"].endswith("; not acted on")
     assert "saves" not in said["phase"]
@@ -344,8 +340,8 @@ def test_a_promise_names_who_is_outside_of_it(beside: tuple[str, ...]) -> None:
     one = GuaranteeInputs(
         name="r",
         settings=Route(upstream="up", mode="enforce"),
-        epoch=began().epoch,
-        publication=published().publication,
+        epoch=began(),
+        publication=published(),
         beside=beside,
     )
     assert f"requests that draw an arm of {beside[0]}" in guarantee_of(one).sentence
@@ -353,12 +349,12 @@ def test_a_promise_names_who_is_outside_of_it(beside: tuple[str, ...]) -> None:
 
 
 def test_two_overrides_at_once_are_the_stricter_one() -> None:
-    ones = [held("cap", level=2).override, replace(held("observe").override, number=2)]
+    ones = [held("cap", level=2), replace(held("observe"), number=2)]
     one = GuaranteeInputs(
         name="r",
         settings=Route(upstream="up", mode="enforce"),
-        epoch=began().epoch,
-        publication=published().publication,
+        epoch=began(),
+        publication=published(),
         holding=in_effect(ones, 1.0),
     )
     assert guarantee_of(one).state == "held"

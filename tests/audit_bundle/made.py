@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from suffice.settings import Settings, parse_settings
-from suffice.store.rows.events import Event, RequestEnded, RequestSeen
+from suffice.store.rows.events import Event
 from suffice.wiring import deployment_salt, open_worker
 from tests.cli.test_audit import fill as append
 from tests.control.made import label, run
@@ -50,9 +50,9 @@ def events(seed: int = 5) -> Iterator[Event]:
         lost = not in_burst and rng.random() < 0.01
         changes: dict[str, Any] = {"end_reason": "client_left", "answer": None} if lost else {}
         request, outcome = run(number, rng, audit=audit, propensity=odds, p_right=0.75, **changes)
-        yield RequestSeen(request)
+        yield request
         ended = due[number + (rng.randrange(1, 5) if rng.random() < 0.97 else 60)]
-        ended.append(RequestEnded(outcome))
+        ended.append(outcome)
         if audit and rng.random() < 0.7 and not lost:
             by_reference = rng.random() < 0.6
             ended.append(label(number, gold=outcome.steps[0].answer) if by_reference else label(number, correct=True))

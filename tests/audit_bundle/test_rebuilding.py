@@ -21,8 +21,9 @@ from suffice.cli.main import main
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Settings
 from suffice.store.routes.in_force import read_decided
-from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.sampling_events import RequestCount, RequestsCounted
+from suffice.store.rows.events import Event, key_of
+from suffice.store.rows.records import FeedbackEvent, RequestCount
+from suffice.types import Outcome, Request
 from suffice.wiring.bundle import write_bundle
 from tests.audit_bundle.made import BURST, ROUTE, SHARE, events, fill, made_log, settings_of
 
@@ -36,8 +37,8 @@ def plain() -> Iterator[Event]:
 def observed() -> Iterator[Event]:
     """Some time after the burst nothing acts any more: every run is seen in full, whatever was drawn for it."""
     for number, event in enumerate(events()):
-        if isinstance(event, RequestSeen) and number > 4 * BURST:
-            yield RequestSeen(replace(event.request, mode="observe"))
+        if isinstance(event, Request) and number > 4 * BURST:
+            yield replace(event, mode="observe")
         else:
             yield event
 
@@ -46,13 +47,13 @@ def sampled() -> Iterator[Event]:
     """Of live runs a third has no rows, and is counted now and then."""
     rng, gone, n_waiting, n_counts = random.Random(1), set[str](), 0, 0
     for event in events():
-        if isinstance(event, RequestSeen):
-            if not event.request.audit and rng.random() < 1 / 3:
-                gone.add(event.key)
+        if isinstance(event, Request):
+            if not event.audit and rng.random() < 1 / 3:
+                gone.add(event.episode_id)
                 n_waiting += 1
             else:
-                yield RequestSeen(replace(event.request, keep_rate=2 / 3, kept_by="" if event.request.audit else "lot"))
-        elif event.key not in gone:
+                yield replace(event, keep_rate=2 / 3, kept_by="" if event.audit else "lot")
+        elif key_of(event) not in gone:
             yield event
         if n_waiting > 9:
             n_counts += 1
@@ -60,37 +61,28 @@ def sampled() -> Iterator[Event]:
             n_waiting = 0
 
 
-def counted(number: int, n: int) -> RequestsCounted:
+def counted(number: int, n: int) -> RequestCount:
     cell = UnloggedRequests(query_class="", version="", ungoverned="", n=n, ends=(("done", n),))
-    return RequestsCounted(
-        RequestCount(
-            count_id=f"c{number}",
-            route="r",
-            n_requests=n,
-            n_governed=n,
-            cells=(cell,),
-            audit_share=SHARE,
-        )
-    )
+    return RequestCount(count_id=f"c{number}", route="r", n_requests=n, n_governed=n, cells=(cell,), audit_share=SHARE)
 
 
 def repeated() -> Iterator[Event]:
     """Every tenth request is delivered twice, and every tenth passes through untouched."""
     for event in events():
         yield event
-        if isinstance(event, RequestSeen) and event.key.endswith("7"):
-            yield RequestSeen(replace(event.request, episode_id=f"{event.key}-2", delivery=2))
-            yield RequestSeen(replace(event.request, episode_id=f"{event.key}-3", ungoverned="images"))
+        if isinstance(event, Request) and event.episode_id.endswith("7"):
+            yield replace(event, episode_id=f"{event.episode_id}-2", delivery=2)
+            yield replace(event, episode_id=f"{event.episode_id}-3", ungoverned="images")
 
 
 def thoughts() -> Iterator[Event]:
     """Chains of thought. Audits compare what a finish delivers, and one in fifty changes the answer."""
     for n, event in enumerate(events()):
-        if isinstance(event, RequestSeen):
-            yield RequestSeen(replace(event.request, kind="reasoning", n_samples=1))
-        elif isinstance(event, RequestEnded) and event.outcome.end_reason == "done":
-            answer = event.outcome.steps[3].answer if n % 50 else "another"
-            yield RequestEnded(replace(event.outcome, finish_step=4, finish_answer=answer))
+        if isinstance(event, Request):
+            yield replace(event, kind="reasoning", n_samples=1)
+        elif isinstance(event, Outcome) and event.end_reason == "done":
+            answer = event.steps[3].answer if n % 50 else "another"
+            yield replace(event, finish_step=4, finish_answer=answer)
         else:
             yield event
 
@@ -98,9 +90,9 @@ def thoughts() -> Iterator[Event]:
 def named_by_response() -> Iterator[Event]:
     """Labels name their run by the id of the response."""
     for event in events():
-        if isinstance(event, FeedbackGiven):
+        if isinstance(event, FeedbackEvent):
             given = replace(event.feedback, response_id=f"r-{event.feedback.episode_id}", episode_id=None)
-            yield FeedbackGiven(given)
+            yield FeedbackEvent(given)
         else:
             yield event
 
@@ -161,7 +153,7 @@ def test_audits_that_a_change_of_promise_gave_up_count_as_lost_whatever_they_cam
     half = next(
         n
         for n, event in enumerate(log, 1)
-        if isinstance(event, RequestSeen) and event.request.audit and event.key >= "ep_00400"
+        if isinstance(event, Request) and event.audit and event.episode_id >= "ep_00400"
     )
     made_log(tmp_path, log[:half])
     settings = settings_of(tmp_path, max_em_drop=0.12)

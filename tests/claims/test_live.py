@@ -22,7 +22,7 @@ from bench.claims.live import Figures, Met
 from bench.claims.live_scenarios import EPOCH, SCENARIOS
 from bench.claims.results import cell_of, lines
 
-from suffice.store.rows.events import RequestEnded
+from suffice.types import Outcome
 
 BUDGET = 0.02
 SEEDS = {"20 turns": (1, 2), "20 epochs": (0, 1)}  # of the others 0, 1 and 2
@@ -109,17 +109,17 @@ def test_no_alarm_is_raised_where_nothing_has_changed(name: str) -> None:
 
 
 def test_what_a_client_got_is_what_the_truth_says_of_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended, feed = list[RequestEnded](), live.Log.feed
+    ended, feed = list[Outcome](), live.Log.feed
 
     def watched(log: live.Log, event: object, t: float) -> None:
-        if isinstance(event, RequestEnded) and event.outcome.stopped:
+        if isinstance(event, Outcome) and event.stopped:
             ended.append(event)
         feed(log, event, t)  # type: ignore[arg-type]  # as it came
 
     monkeypatch.setattr(live.Log, "feed", watched)
     found = live.run_stream("single turns", BUDGET, 7)
     assert len(ended) > 1_000
-    for outcome in (event.outcome for event in ended):
+    for outcome in (event for event in ended):
         at = int(outcome.episode_id.removeprefix("ep_")) - 1
         item = found.stream.pool[found.stream.item[at]]
         lost = int(item.answer == "R") - int(outcome.answer == "R")

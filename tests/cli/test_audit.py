@@ -23,8 +23,7 @@ from suffice.cli.main import main
 from suffice.rollout.assign import conversation_key
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.rows.control_events import EnforcementPaused
-from suffice.store.rows.events import FeedbackGiven
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback, Pause
 from suffice.wiring import build_gateway, deployment_salt, load_settings, open_worker
 from suffice.wiring.audit import differences, told_settings, user_name
@@ -156,7 +155,7 @@ def test_what_cannot_be_read_is_said_with_another_exit_code(config: Path, tmp_pa
 
 def test_rows_are_shown_with_when_who_what_and_why(config: Path) -> None:
     reason = "it answers \x1b[31mnonsense"
-    pause = EnforcementPaused(Pause(route="math", number=1, cause="person", reason=reason, author="ann"))
+    pause = Pause(route="math", number=1, cause="person", reason=reason, author="ann")
     fill(load_settings(config), [published(9, level=9), published(10, level=4), pause])
     done = call("audit", "show", "--config", config, "-n", "2")
     assert done.output.splitlines() == [
@@ -174,7 +173,7 @@ def test_rows_are_shown_with_when_who_what_and_why(config: Path) -> None:
 
 
 def test_an_export_is_whole_leaves_a_row_and_its_formulas_are_text(config: Path, tmp_path: Path) -> None:
-    evil = FeedbackGiven(
+    evil = FeedbackEvent(
         Feedback(feedback_id="=1+1", comment='=HYPERLINK("http://x","y")', source="@me", reason="-2+3\r\n,x")
     )
     fill(load_settings(config), [evil])
@@ -209,8 +208,8 @@ def test_a_verdict_of_wrong_is_told_as_one_of_right_is(config: Path) -> None:
     fill(
         load_settings(config),
         [
-            FeedbackGiven(Feedback(feedback_id="no", correct=False)),
-            FeedbackGiven(Feedback(feedback_id="yes", correct=True)),
+            FeedbackEvent(Feedback(feedback_id="no", correct=False)),
+            FeedbackEvent(Feedback(feedback_id="yes", correct=True)),
         ],
     )
     told = call("audit", "show", "--config", config, "-n", "2").output
@@ -249,7 +248,7 @@ def with_words(config: Path, *, sender: str = "") -> None:
             ended("w2", answer=f"{CANARY} two"),
             asked("w3", unit="u3", conversation="another"),
             ended("w3", answer=f"{CANARY} three"),
-            FeedbackGiven(Feedback(feedback_id="fw", episode_id="w1", comment=f"{CANARY} comment")),
+            FeedbackEvent(Feedback(feedback_id="fw", episode_id="w1", comment=f"{CANARY} comment")),
         ],
     )
 

@@ -14,7 +14,6 @@ from suffice.cli.main import main
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import route_findings, upstream_findings
-from suffice.store.rows.events import RequestEnded, RequestSeen
 from suffice.testing import FakeUpstream, Reply
 from suffice.testing.reply import FakeRequest as Asked
 from suffice.testing.reply import status
@@ -52,12 +51,8 @@ def write_run(log: SqliteLog, name: str, answer: str | None, **changes: Any) -> 
         "ungoverned": None,
         "received_at_s": 0.0,
     }
-    log.append(RequestSeen(Request(**(asked | changes))))
-    log.append(
-        RequestEnded(
-            Outcome(episode_id=name, end_reason="done", status=200, answer=answer, response_id=None, usage=None)
-        )
-    )
+    log.append(Request(**(asked | changes)))
+    log.append(Outcome(episode_id=name, end_reason="done", status=200, answer=answer, response_id=None, usage=None))
 
 
 def test_an_upstream_by_name_is_examined_and_its_findings_are_kept(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from suffice.rollout.experiment import UnitIds, draw_arms
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.routes.experiments import read_experiments
-from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback, Usage
 
 CONFIG = """
@@ -91,8 +92,8 @@ def traffic(config: Path, n: int) -> None:
                 steps=outcome.steps[:2],
             )
         rating = Feedback(feedback_id=f"f{number}", episode_id=request.episode_id, rating=rng.choice([3, 4, 5]))
-        ended = RequestEnded(replace(outcome, duration_s=rng.uniform(1, 3)))
-        events += [RequestSeen(request), ended, FeedbackGiven(rating)]
+        ended = replace(outcome, duration_s=rng.uniform(1, 3))
+        events += [request, ended, FeedbackEvent(rating)]
     log = SqliteLog.open(Store(url=f"sqlite:///{path}", flush_ms=0), now=lambda: 0.0)
     for event in events:
         assert log.append(event)

@@ -20,8 +20,7 @@ from suffice.model.stop import StopModel, TrainingRecord, canonical
 from suffice.replay.traces.read import own_traces
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.rows.control_events import EpochBegan, PolicyPublished
-from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Epoch, Publication
 from suffice.wiring import load_settings, open_decisions
 
@@ -65,10 +64,10 @@ def log(folder: Path) -> Path:
     texts = []
     for n, item in enumerate(runs):
         request, outcome = item.episode.request, item.episode.outcome
-        database.append(RequestSeen(request))
-        database.append(RequestEnded(outcome))
+        database.append(request)
+        database.append(outcome)
         for label in item.labels:
-            database.append(FeedbackGiven(replace(label.feedback, episode_id=request.episode_id)))
+            database.append(FeedbackEvent(replace(label.feedback, episode_id=request.episode_id)))
         texts.append(
             {
                 "episode_id": request.episode_id,
@@ -169,7 +168,7 @@ def test_traces_are_cut_at_the_certified_level_that_is_in_force(log: Path) -> No
     )
     kept = {version.address: canonical(version.plain()).decode()}
     with open_decisions(load_settings(log / "suffice.toml")) as writer:
-        writer.write(None, [EpochBegan(epoch), PolicyPublished(made)], kept)
+        writer.write(None, [epoch, made], kept)
     result = export(own_traces("reasoning"), "--route", "r", "--consented", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)

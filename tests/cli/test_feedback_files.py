@@ -19,8 +19,8 @@ from suffice.review.label_studio import full_is_a
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_episodes, read_events
-from suffice.store.rows.control_events import LabelWanted
-from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback, LabelRequest, Outcome, Request
 from suffice.wiring import load_settings
 
@@ -83,7 +83,7 @@ def ran(number: int, *, answer: str = "4", would: str | None = "5", mode: str = 
         stop_step=2,
         would_answer=would,
     )
-    return [RequestSeen(Request(**request)), RequestEnded(outcome)]
+    return [Request(**request), outcome]
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def told(*arguments: str) -> Any:
 
 
 def kept(folder: Path) -> list[Feedback]:
-    return [one.event.feedback for one in read_events(folder / "log.db") if isinstance(one.event, FeedbackGiven)]
+    return [one.event.feedback for one in read_events(folder / "log.db") if isinstance(one.event, FeedbackEvent)]
 
 
 TABLE = '''ticket,run,right,stars,metrics.solved,metrics.clear,metrics.tone,who,note
@@ -288,7 +288,7 @@ def test_feedback_on_ids_that_never_come_is_listed_and_becomes_a_dead_letter(
         ("joined", day, "ep_0", None),
     ):
         given = Feedback(feedback_id=name, episode_id=episode, response_id=response, source="user", thumbs="up")
-        write(folder, FeedbackGiven(given), at_s=at_s)
+        write(folder, FeedbackEvent(given), at_s=at_s)
     shown = call("feedback", "parked").stdout
     assert "1 wait for their request; 1 are dead letters, older than 10 days" in shown
     assert "old  episode ep_never  user  11.0 days  dead letter" in shown
@@ -299,8 +299,8 @@ def test_feedback_on_ids_that_never_come_is_listed_and_becomes_a_dead_letter(
     cells = list(csv.DictReader(io.StringIO((folder / "parked.csv").read_text("utf-8"))))
     assert [row["response_id"] for row in cells] == ["", "'=cmd"]
     request, _ = ran(8)
-    assert isinstance(request, RequestSeen)
-    write(folder, RequestSeen(replace(request.request, episode_id="ep_never")))
+    assert isinstance(request, Request)
+    write(folder, replace(request, episode_id="ep_never"))
     assert "0 are dead letters" in call("feedback", "parked").stdout, "whenever its request comes, it joins"
 
 
@@ -336,16 +336,14 @@ def test_what_was_exported_is_imported_as_it_was(folder: Path) -> None:
 # --------------------------------------------------------------------------- Label Studio, there and back
 
 
-def wanted(number: int, would: str) -> LabelWanted:
-    return LabelWanted(
-        LabelRequest(
-            episode_id=f"ep_{number}",
-            route="r",
-            level=3,
-            would_answer=would,
-            answer="4",
-            why="a stop at level 3 differs",
-        )
+def wanted(number: int, would: str) -> LabelRequest:
+    return LabelRequest(
+        episode_id=f"ep_{number}",
+        route="r",
+        level=3,
+        would_answer=would,
+        answer="4",
+        why="a stop at level 3 differs",
     )
 
 
@@ -359,7 +357,7 @@ def right(task: dict[str, Any], which: str) -> str:
 def asked(folder: Path) -> Path:
     write(folder, wanted(0, "5"), wanted(1, "6"), wanted(3, "7"))
     said = Feedback(feedback_id="x", episode_id="ep_3", correct=True, source="reviewer")
-    write(folder, FeedbackGiven(said))
+    write(folder, FeedbackEvent(said))
     (folder / "questions.jsonl").write_text('{"question": "How much is 2 + 2?"}\n', "utf-8")
     return folder
 
@@ -462,8 +460,8 @@ def test_questions_are_shown_where_their_owner_brings_them(asked: Path) -> None:
     settings = load_settings(asked / "suffice.toml")
     key = next(key for key, text in question_texts(asked / "questions.jsonl", settings).items() if text)
     request, outcome = ran(11)
-    assert isinstance(request, RequestSeen)
-    write(asked, RequestSeen(replace(request.request, question_key=key)), outcome, wanted(11, "5"))
+    assert isinstance(request, Request)
+    write(asked, replace(request, question_key=key), outcome, wanted(11, "5"))
     call("export", "label-studio", "--route", "r", "--out", "tasks.json", "--questions", "questions.jsonl")
     tasks = json.loads((asked / "tasks.json").read_text("utf-8"))
     shown = {task["data"]["suffice_episode"]: task["data"]["question"] for task in tasks}

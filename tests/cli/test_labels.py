@@ -28,10 +28,8 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader
 from suffice.store.people.holds import read_holds
 from suffice.store.people.reviews import read_reviews
-from suffice.store.rows.control_events import EnforcementPaused, EpochBegan, PolicyPublished
-from suffice.store.rows.events import Event, RequestEnded, RequestSeen
-from suffice.store.rows.hold_events import IncidentOpened
-from suffice.store.rows.review_events import QuestionKept, QuestionText, ReviewAsked
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import QuestionText
 from suffice.types import Epoch, Pause
 from suffice.wiring import build_route, deployment_salt, load_settings
 
@@ -86,17 +84,17 @@ def told(folder: Path) -> list[Event]:
     setup = build_route("r", settings.routes["r"], upstream=settings.upstreams["local"]).setup
     pause = Pause(route="r", number=1, cause="critical_em", reason="EM is 40.0% over the last 60 labels", author="w")
     return [
-        EpochBegan(Epoch(route="r", number=1, at=0, since_seq=0, reason="cold start", author="w")),
-        PolicyPublished(publication(number=1, epoch=1, level=2, setup=setup)),
-        PolicyPublished(publication(number=2, epoch=1, level=6, setup=setup)),
-        EnforcementPaused(pause),
-        IncidentOpened(of_pause(pause, opened_at_s=9.0, evidence=("24 of 60 were right",))),
+        Epoch(route="r", number=1, at=0, since_seq=0, reason="cold start", author="w"),
+        publication(number=1, epoch=1, level=2, setup=setup),
+        publication(number=2, epoch=1, level=6, setup=setup),
+        pause,
+        of_pause(pause, opened_at_s=9.0, evidence=("24 of 60 were right",)),
     ]
 
 
 def test_what_waits_is_listed_taken_answered_and_counted(folder: Path) -> None:
     first = item(question_key=key_of(folder), deadline_s=2e9)
-    write(folder, ReviewAsked(first), ReviewAsked(item("ep_2", priority=1.0)))
+    write(folder, first, item("ep_2", priority=1.0))
     (one, second) = lines(run(folder, "review", "list", "--json"))
     assert (one["episode_id"], one["state"], second["episode_id"]) == ("ep_1", "open", "ep_2")
     shown = run(folder, "review", "list").stdout
@@ -122,10 +120,10 @@ def test_what_waits_is_listed_taken_answered_and_counted(folder: Path) -> None:
 def test_where_the_question_cannot_be_had_it_says_so(folder: Path) -> None:
     write(
         folder,
-        ReviewAsked(item(question_key="gone")),
-        ReviewAsked(item("ep_2", priority=1.0, route="own")),
-        QuestionKept(QuestionText(episode_id="ep_3", route="own", text="kept words", expires_at_s=9e9)),
-        ReviewAsked(item("ep_3", priority=0.5, route="own")),
+        item(question_key="gone"),
+        item("ep_2", priority=1.0, route="own"),
+        QuestionText(episode_id="ep_3", route="own", text="kept words", expires_at_s=9e9),
+        item("ep_3", priority=0.5, route="own"),
     )
     for name, where in (("ann", "it is not in"), ("bob", "the log holds no text; name routes.own.review.questions")):
         route = "r" if name == "ann" else "own"
@@ -137,7 +135,7 @@ def test_where_the_question_cannot_be_had_it_says_so(folder: Path) -> None:
 
 
 def test_contradictions_go_to_a_third(folder: Path) -> None:
-    write(folder, ReviewAsked(item(n_reviewers=2)))
+    write(folder, item(n_reviewers=2))
     for name, word in (("ann", "full"), ("bob", "early")):
         assert run(folder, "review", "submit", "ep_1", word, "--reviewer", name).exit_code == 0
     assert "nothing waits for ann" in run(folder, "review", "adjudicate", "--reviewer", "ann").stdout
@@ -169,7 +167,7 @@ def test_contradictions_go_to_a_third(folder: Path) -> None:
 def test_what_cannot_be_done_is_told_with_what_can(
     folder: Path, arguments: tuple[str, ...], code: int, wrong: str
 ) -> None:
-    write(folder, ReviewAsked(item()), *told(folder))
+    write(folder, item(), *told(folder))
     found = run(folder, *arguments)
     assert (found.exit_code, wrong in found.stderr) == (code, True), found.stderr
 
@@ -234,7 +232,7 @@ def test_an_incident_by_hand_pauses_where_asked(folder: Path) -> None:
 
 def test_a_person_asks_about_a_run(folder: Path) -> None:
     runs = [made_run(n, random.Random(n), ungoverned="off" if n else None) for n in range(2)]
-    write(folder, *(event for request, outcome in runs for event in (RequestSeen(request), RequestEnded(outcome))))
+    write(folder, *(event for request, outcome in runs for event in (request, outcome)))
     asked = run(folder, "review", "ask", "ep_00000", "--reason", "ticket 812", "--author", "bob")
     assert asked.stdout == "ep_00000: waits for a reviewer\n"
     assert "why       asked for by bob: ticket 812" in run(folder, "review", "next", "--reviewer", "ann").stdout
@@ -249,11 +247,11 @@ def test_status_says_what_is_held_and_what_waits(folder: Path) -> None:
     write(
         folder,
         *told(folder),
-        RequestSeen(request),
-        RequestEnded(outcome),
-        ReviewAsked(item(n_reviewers=2)),
-        ReviewAsked(item("ep_2")),
-        ReviewAsked(item("ep_3", route="own")),
+        request,
+        outcome,
+        item(n_reviewers=2),
+        item("ep_2"),
+        item("ep_3", route="own"),
     )
     for name, word in (("ann", "full"), ("bob", "early")):
         run(folder, "review", "submit", "ep_1", word, "--reviewer", name)
@@ -279,7 +277,7 @@ def test_status_says_what_is_held_and_what_waits(folder: Path) -> None:
     ],
 )
 def test_a_locked_log_is_told_plainly_and_nothing_is_lost(folder: Path, arguments: tuple[str, ...], again: str) -> None:
-    write(folder, ReviewAsked(item()), *told(folder))
+    write(folder, item(), *told(folder))
     with closing(sqlite3.connect(folder / "log.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         before = other.execute("SELECT count(*) FROM events").fetchone()
@@ -294,7 +292,7 @@ def test_a_locked_log_is_told_plainly_and_nothing_is_lost(folder: Path, argument
 
 @pytest.mark.slow
 def test_one_key_answers_at_a_terminal(folder: Path) -> None:
-    write(folder, ReviewAsked(item()), ReviewAsked(item("ep_2", shows="full", priority=1.0)))
+    write(folder, item(), item("ep_2", shows="full", priority=1.0))
     parent, terminal = pty.openpty()
     program, told = "from suffice.cli.main import main; main()", str(folder / "suffice.toml")
     process = subprocess.Popen(

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from suffice.cli.inspect.status import status
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback, Outcome, Overhead, Request, StepRecord, Usage
 
 CONFIG = """
@@ -57,10 +57,10 @@ def write(log: SqliteLog, name: str, *, route: str = "math", gold: str | None = 
         "usage": Usage(prompt_tokens=10, completion_tokens=100),
         "overhead": Overhead(probe_tokens=2),
     }
-    log.append(RequestSeen(Request(**(asked | {k: v for k, v in changes.items() if k in asked}))))
-    log.append(RequestEnded(Outcome(**(happened | {k: v for k, v in changes.items() if k not in asked}))))
+    log.append(Request(**(asked | {k: v for k, v in changes.items() if k in asked})))
+    log.append(Outcome(**(happened | {k: v for k, v in changes.items() if k not in asked})))
     if gold is not None:
-        log.append(FeedbackGiven(Feedback(feedback_id=name, episode_id=name, gold=gold)))
+        log.append(FeedbackEvent(Feedback(feedback_id=name, episode_id=name, gold=gold)))
 
 
 @pytest.fixture
@@ -79,23 +79,21 @@ def database(tmp_path: Path) -> Path:
     write(log, "untouched", ungoverned="tools")
     write(log, "elsewhere", route="", mode="off", ungoverned="no route")
     log.append(
-        RequestSeen(
-            Request(
-                episode_id="running",
-                route="math",
-                kind="samples",
-                mode="enforce",
-                model="m",
-                stream=False,
-                n_samples=8,
-                audit=False,
-                propensity=0.9,
-                policy_version="beta-7",
-                certified=False,
-                question_key="",
-                ungoverned=None,
-                received_at_s=0.0,
-            )
+        Request(
+            episode_id="running",
+            route="math",
+            kind="samples",
+            mode="enforce",
+            model="m",
+            stream=False,
+            n_samples=8,
+            audit=False,
+            propensity=0.9,
+            policy_version="beta-7",
+            certified=False,
+            question_key="",
+            ungoverned=None,
+            received_at_s=0.0,
         )
     )
     log.close()

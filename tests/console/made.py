@@ -11,9 +11,8 @@ from suffice.settings import Settings, Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.people.deciding import open_incident
 from suffice.store.people.reviews import add_review
-from suffice.store.rows.control_events import AlarmRaised, EpochBegan, PolicyPublished
-from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.review_events import Sources, SourcesKept
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import FeedbackEvent, Sources
 from suffice.types import Alarm, Epoch, EvidenceSummary, Feedback, Outcome, Publication, Query, Request
 from suffice.wiring import build_route, open_decisions, open_worker
 from tests.control.made import run
@@ -75,10 +74,10 @@ def events(route: str, *, n: int = 40, texts: tuple[str, ...] = ()) -> list[Even
         if number % 4 == 0:  # a loop that its caller runs, with what it read
             request = replace(request, kind="rounds")
             found.append(_kept_sources(request, text, is_cut=number == 0))
-        found += [RequestSeen(request), RequestEnded(outcome)]
+        found += [request, outcome]
         if number % 3 == 0:
             found.append(
-                FeedbackGiven(
+                FeedbackEvent(
                     Feedback(
                         feedback_id=f"f{number}",
                         episode_id=request.episode_id,
@@ -109,14 +108,14 @@ def _everywhere(text: str, outcome: Outcome) -> Outcome:
     )
 
 
-def _kept_sources(request: Request, text: str | None, *, is_cut: bool) -> SourcesKept:
+def _kept_sources(request: Request, text: str | None, *, is_cut: bool) -> Sources:
     """What a loop read and wrote in its first round."""
     sources = (
         Source(step=1, what="read", text=text or "The Danube."),
         Source(step=1, what="wrote", text=text or "So it is the Danube."),
     )
     name, route = request.episode_id, request.route
-    return SourcesKept(Sources(episode_id=name, route=route, sources=sources, is_cut=is_cut, expires_at_s=9e9))
+    return Sources(episode_id=name, route=route, sources=sources, is_cut=is_cut, expires_at_s=9e9)
 
 
 def decided(route: str, text: str, setup: str) -> list[Event]:
@@ -140,10 +139,10 @@ def decided(route: str, text: str, setup: str) -> list[Event]:
         classes=((text[:40], 1),),
     )
     return [
-        EpochBegan(Epoch(number=1, at=0, since_seq=0, **epoch)),  # type: ignore[arg-type]
-        AlarmRaised(Alarm(route=route, epoch=1, at=10, cause="signals", reason=text)),
-        EpochBegan(Epoch(number=2, at=10, since_seq=0, **epoch)),  # type: ignore[arg-type]
-        PolicyPublished(made),
+        Epoch(number=1, at=0, since_seq=0, **epoch),  # type: ignore[arg-type]
+        Alarm(route=route, epoch=1, at=10, cause="signals", reason=text),
+        Epoch(number=2, at=10, since_seq=0, **epoch),  # type: ignore[arg-type]
+        made,
     ]
 
 
@@ -198,7 +197,7 @@ def more(settings: Settings, *, now_s: float) -> None:
     """One run more."""
     request, outcome = run(4_242, random.Random(3))
     log = SqliteLog.open(Store(url=settings.store.url), now=lambda: now_s)
-    for event in (RequestSeen(replace(request, route="math")), RequestEnded(outcome)):
+    for event in (replace(request, route="math"), outcome):
         assert log.append(event)
     assert log.drain(20)
     log.close()

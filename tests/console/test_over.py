@@ -12,23 +12,16 @@ from suffice.assurance.forecast import Alert, CrossingForecast, Forecast, Of, Ou
 from suffice.review.holds import Incident, IncidentDecision
 from suffice.rollout.stages import Transition
 from suffice.store.database.views import open_reader
-from suffice.store.people.alert_resolution import ENDS
-from suffice.store.people.alerts import MOST, AlertLog, OpenAlert, after, read_told
-from suffice.store.people.notices import READS
-from suffice.store.rows.advice_events import AlertRaised, RouteMonitored
-from suffice.store.rows.alert_events import FailedOpen, FailOpenHigh
-from suffice.store.rows.control_events import (
-    AlarmRaised,
-    EnforcementPaused,
-    EnforcementResumed,
-    EpochBegan,
-    PolicyPublished,
-)
+from suffice.store.people.alerts import ENDS, MOST, READS, AlertLog, OpenAlert, after, read_told
 from suffice.store.rows.events import Event
-from suffice.store.rows.hold_events import IncidentDecided, IncidentOpened
-from suffice.store.rows.kill_events import KillSwitched, KillSwitchState
-from suffice.store.rows.rollout_events import RolloutMove, RolloutMoved, RolloutUndo, RolloutUndone
-from suffice.store.rows.serving_events import LogMissed, LogOutage, VersionRefusal, VersionRefused
+from suffice.store.rows.records import (
+    FailOpenCount,
+    KillSwitchState,
+    LogOutage,
+    RolloutMove,
+    RolloutUndo,
+    VersionRefusal,
+)
 from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 from tests.console.visitor import Visitor, people_of, settings_in, site
 from tests.control.test_upkeep import append
@@ -36,34 +29,32 @@ from tests.control.test_upkeep import append
 HOUR_S = 3_600.0
 
 
-def alarm(epoch: int = 3, route: str = "math") -> AlarmRaised:
-    return AlarmRaised(Alarm(route=route, epoch=epoch, at=10, cause="signals", reason="signals moved"))
+def alarm(epoch: int = 3, route: str = "math") -> Alarm:
+    return Alarm(route=route, epoch=epoch, at=10, cause="signals", reason="signals moved")
 
 
-def epoch(number: int, route: str = "math") -> EpochBegan:
-    return EpochBegan(Epoch(route=route, number=number, at=10, since_seq=0, reason="anew", author="w"))
+def epoch(number: int, route: str = "math") -> Epoch:
+    return Epoch(route=route, number=number, at=10, since_seq=0, reason="anew", author="w")
 
 
-def published(of_epoch: int, *, level: int = 4, certified: bool = True, route: str = "math") -> PolicyPublished:
-    return PolicyPublished(
-        Publication(
-            route=route,
-            number=7,
-            epoch=of_epoch,
-            at=20,
-            version="v",
-            fit="f",
-            level=level,
-            n_levels=9,
-            certified=certified,
-            share=0.1,
-            reason="as it came out",
-            author="w",
-        )
+def published(of_epoch: int, *, level: int = 4, certified: bool = True, route: str = "math") -> Publication:
+    return Publication(
+        route=route,
+        number=7,
+        epoch=of_epoch,
+        at=20,
+        version="v",
+        fit="f",
+        level=level,
+        n_levels=9,
+        certified=certified,
+        share=0.1,
+        reason="as it came out",
+        author="w",
     )
 
 
-def look(*alerts: Of, now: float | None = None, route: str = "math") -> RouteMonitored:
+def look(*alerts: Of, now: float | None = None, route: str = "math") -> Outlook:
     """A look at a route: what is forecast, and how much of a budget of 2 % is spent."""
     drop = (
         None
@@ -82,65 +73,59 @@ def look(*alerts: Of, now: float | None = None, route: str = "math") -> RouteMon
             reason="",
         )
     )
-    return RouteMonitored(
-        Outlook(
-            route=route,
-            at=9,
-            epoch=1,
-            since=0,
-            confidence=0.95,
-            cap_tokens=None,
-            drop=drop,
-            alerts=alerts,
-        )
+    return Outlook(
+        route=route,
+        at=9,
+        epoch=1,
+        since=0,
+        confidence=0.95,
+        cap_tokens=None,
+        drop=drop,
+        alerts=alerts,
     )
 
 
-def forecast(of: Of = "em_drop") -> AlertRaised:
-    return AlertRaised(Alert(route="math", epoch=1, at=9, of=of, limit=0.02, expected=40, reason="it will cross"))
+def forecast(of: Of = "em_drop") -> Alert:
+    return Alert(route="math", epoch=1, at=9, of=of, limit=0.02, expected=40, reason="it will cross")
 
 
-def paused(number: int = 2) -> EnforcementPaused:
-    return EnforcementPaused(Pause(route="math", number=number, cause="critical_em", reason="EM fell", author="w"))
+def paused(number: int = 2) -> Pause:
+    return Pause(route="math", number=number, cause="critical_em", reason="EM fell", author="w")
 
 
-def resumed(number: int = 2) -> EnforcementResumed:
-    return EnforcementResumed(Resumption(route="math", number=number, reason="it was the prompt", author="ann"))
+def resumed(number: int = 2) -> Resumption:
+    return Resumption(route="math", number=number, reason="it was the prompt", author="ann")
 
 
-def incident(name: str = "math:m1") -> IncidentOpened:
-    return IncidentOpened(
-        Incident(
-            incident=name,
-            route="math",
-            cause="person",
-            summary="units",
-            evidence=(),
-            pause=None,
-            opened_at_s=1.0,
-            author="ann",
-        )
+def incident(name: str = "math:m1") -> Incident:
+    return Incident(
+        incident=name,
+        route="math",
+        cause="person",
+        summary="units",
+        evidence=(),
+        pause=None,
+        opened_at_s=1.0,
+        author="ann",
     )
 
 
-def decided(name: str = "math:m1") -> IncidentDecided:
-    return IncidentDecided(
-        IncidentDecision(
-            incident=name,
-            route="math",
-            decision="roll_back",
-            reason="a drill",
-            author="bob",
-            decided_at_s=2.0,
-        )
+def decided(name: str = "math:m1") -> IncidentDecision:
+    return IncidentDecision(
+        incident=name,
+        route="math",
+        decision="roll_back",
+        reason="a drill",
+        author="bob",
+        decided_at_s=2.0,
     )
 
 
-def switch(on: bool, stamp: int = 1) -> KillSwitched:
-    return KillSwitched(KillSwitchState(on=on, reason="fire", stamp=stamp))
+def switch(on: bool, stamp: int = 1) -> KillSwitchState:
+    return KillSwitchState(on=on, reason="fire", stamp=stamp)
 
 
-def moved(move: str, *, by: str = "evidence", stage: str = "canary", rollout: str = "r1") -> RolloutMoved:
+def moved(move: str, *, by: str = "evidence", stage: str = "canary", rollout: str = "r1") -> RolloutMove:
     step = Transition(
         rollout=rollout,
         number=1,
@@ -154,21 +139,19 @@ def moved(move: str, *, by: str = "evidence", stage: str = "canary", rollout: st
         by=by,
         reason="why",
     )
-    return RolloutMoved(RolloutMove(route="math", transition=step, author=by, reason="why"))
+    return RolloutMove(route="math", transition=step, author=by, reason="why")
 
 
-UNDONE = RolloutUndone(RolloutUndo(rollout="r1", route="math", author="ann", reason="worse"))
-REFUSED = VersionRefused(VersionRefusal(route="math", number=6, fit="f", reason="cut off", serves="all runs in full"))
-MISSED = LogMissed(
-    LogOutage(
-        gateway="g",
-        since_s=1.0,
-        until_s=9.0,
-        reason="disk",
-        after="the last good one",
-        n_rows=0,
-        n_dropped=0,
-    )
+UNDONE = RolloutUndo(rollout="r1", route="math", author="ann", reason="worse")
+REFUSED = VersionRefusal(route="math", number=6, fit="f", reason="cut off", serves="all runs in full")
+MISSED = LogOutage(
+    gateway="g",
+    since_s=1.0,
+    until_s=9.0,
+    reason="disk",
+    after="the last good one",
+    n_rows=0,
+    n_dropped=0,
 )
 
 
@@ -234,8 +217,8 @@ def test_what_only_happened_is_over_as_it_is_told(event: Event) -> None:
 
 
 def test_failing_open_is_over_an_hour_that_told_of_no_more() -> None:
-    def high(hour: int) -> FailOpenHigh:
-        return FailOpenHigh(FailedOpen(route="math", hour=hour, n_runs=100, n_degraded=9))
+    def high(hour: int) -> FailOpenCount:
+        return FailOpenCount(route="math", hour=hour, n_runs=100, n_degraded=9)
 
     rows = [(1, 10.5 * HOUR_S, high(10)), (2, 11.2 * HOUR_S, high(11))]
     (one,) = after(AlertLog(repeat_s=HOUR_S), rows).raised

@@ -15,8 +15,6 @@ from suffice.console.views.overview import STARTS_S, describe_missing, notices
 from suffice.settings import Route
 from suffice.store.routes.in_force import InForce
 from suffice.store.routes.phases import Phase, phase_of
-from suffice.store.rows.control_events import EpochBegan
-from suffice.store.rows.events import RequestEnded, RequestSeen
 from suffice.types import BudgetAccount, Epoch, EvidenceSummary, Publication
 from tests.console.visitor import Visitor, people_of, settings_in, site
 from tests.control.made import run
@@ -103,14 +101,14 @@ def test_a_log_with_decisions_and_no_request_says_what_to_do_first_and_one_witho
 ) -> None:
     settings, database = settings_in(tmp_path), tmp_path / "log.db"
     secret = people_of(settings).first() or ""
-    append(database, EpochBegan(EPOCH))
+    append(database, EPOCH)
     with site(settings) as app:
         visitor = Visitor(app)
         visitor.login(secret)
         assert "No request has come yet" in visitor.get("/console").text
         assert visitor.get("/api/overview").json["is_empty"] is True
         request, outcome = run(1, random.Random(1))
-        append(database, RequestSeen(request), RequestEnded(outcome))
+        append(database, request, outcome)
         page = visitor.get("/console").text
         assert "No request has come yet" not in page
         assert "No request of this time has been summed up" in page

@@ -19,12 +19,9 @@ from suffice.control.jobs.notify import Notify
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import open_reader, read_events
-from suffice.store.people.alerts import MOST, AlertLog, after, read_told
-from suffice.store.people.notices import Notice
-from suffice.store.rows.advice_events import RouteMonitored
-from suffice.store.rows.control_events import AlarmRaised
+from suffice.store.people.alerts import MOST, AlertLog, Notice, after, read_told
 from suffice.store.rows.events import Event
-from suffice.store.rows.kill_events import KillSwitched, KillSwitchState
+from suffice.store.rows.records import KillSwitchState
 from suffice.types import Alarm
 from tests.console.made import HOSTILE, fill
 from tests.console.visitor import Visitor, people_of, settings_in, site
@@ -33,12 +30,12 @@ from tests.control.test_upkeep import append
 HOUR_S = 3_600.0
 
 
-def alarm(epoch: int, reason: str = "signals moved", route: str = "math") -> AlarmRaised:
-    return AlarmRaised(Alarm(route=route, epoch=epoch, at=10, cause="signals", reason=reason))
+def alarm(epoch: int, reason: str = "signals moved", route: str = "math") -> Alarm:
+    return Alarm(route=route, epoch=epoch, at=10, cause="signals", reason=reason)
 
 
-def killed(stamp: int) -> KillSwitched:
-    return KillSwitched(KillSwitchState(on=True, reason="fire", stamp=stamp))
+def killed(stamp: int) -> KillSwitchState:
+    return KillSwitchState(on=True, reason="fire", stamp=stamp)
 
 
 @dataclass
@@ -258,7 +255,7 @@ def test_satisfaction_stands_beside_em_on_the_first_page_and_by_class_and_versio
             cap_tokens=None,
             likings=told,
         )
-        here.add(RouteMonitored(seen), ago_s=0.0)
+        here.add(seen, ago_s=0.0)
         overview, route = here.visitor.get("/console").text, here.visitor.get("/console/route?name=math").text
         assert "Satisfaction where stopped, math" in overview
         assert "−20.0 to −5.0 in 55 pairs: people like it less" in overview

@@ -12,9 +12,8 @@ from suffice.errors import ConfigError
 from suffice.model.stop import canonical
 from suffice.review.holds import DAY_S, Override, OverrideKind
 from suffice.settings import Settings, parse_settings
-from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed, EpochBegan, PolicyPublished
-from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen, encode
-from suffice.store.rows.hold_events import OverrideSet
+from suffice.store.rows.events import Event, to_row
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import (
     BudgetAccount,
     Epoch,
@@ -87,11 +86,11 @@ def make(folder: Path, template: bytes, seed: int) -> Made:
     rows = []
     for at in order:
         event: Event | None = events[at][1]
-        if isinstance(event, EpochBegan | PolicyPublished | EnforcementPaused | EnforcementResumed | OverrideSet):
-            event = next(decided[event.route or ""], None)
+        if isinstance(event, Epoch | Publication | Pause | Resumption | Override):
+            event = next(decided[event.route], None)
         if event is not None:
-            body = encode(event).decode()
-            rows.append((event.kind, event.key, event.episode_id, event.route, NOW_S, body))
+            row = to_row(event)
+            rows.append((row.kind, row.key, row.episode_id, row.route, NOW_S, row.body))
     connection = sqlite3.connect(made.path, isolation_level=None)
     connection.execute("PRAGMA synchronous = OFF")
     connection.execute("BEGIN")
@@ -162,44 +161,40 @@ def _decisions(made: Made, name: str) -> list[Event]:
         if what < 0.3 or (not epochs and what < 0.6):
             epochs += 1
             events.append(
-                EpochBegan(
-                    Epoch(
-                        route=name,
-                        number=epochs,
-                        at=0,
-                        since_seq=0,
-                        reason="x",
-                        author="w",
-                        burst=rng.choice([0, 10]),
-                    )
+                Epoch(
+                    route=name,
+                    number=epochs,
+                    at=0,
+                    since_seq=0,
+                    reason="x",
+                    author="w",
+                    burst=rng.choice([0, 10]),
                 )
             )
         elif what < 0.7 and epochs:
             publications += 1
-            events.append(PolicyPublished(_publication(made, name, publications, epochs, rng)))
+            events.append(_publication(made, name, publications, epochs, rng))
         elif what < 0.75:
             pauses += 1
-            events.append(EnforcementPaused(Pause(route=name, number=pauses, cause="person", reason="x", author="a")))
+            events.append(Pause(route=name, number=pauses, cause="person", reason="x", author="a"))
         elif what < 0.9 and pauses > resumed:
             resumed = pauses
-            events.append(EnforcementResumed(Resumption(route=name, number=pauses, reason="x", author="a")))
+            events.append(Resumption(route=name, number=pauses, reason="x", author="a"))
         elif what >= 0.9:
             overrides += 1
             kind: OverrideKind = rng.choice(_KINDS)
             ends_s = rng.choice([NOW_S + 5 * DAY_S, 4_000_000_000.0])
             events.append(
-                OverrideSet(
-                    Override(
-                        route=name,
-                        number=overrides,
-                        kind=kind,
-                        reason="x",
-                        author="a",
-                        set_at_s=NOW_S,
-                        expires_at_s=ends_s,
-                        level=rng.choice([0, 1]) if kind == "cap" else None,
-                        max_em_drop=route.max_em_drop / 2 if kind == "budget" else None,
-                    )
+                Override(
+                    route=name,
+                    number=overrides,
+                    kind=kind,
+                    reason="x",
+                    author="a",
+                    set_at_s=NOW_S,
+                    expires_at_s=ends_s,
+                    level=rng.choice([0, 1]) if kind == "cap" else None,
+                    max_em_drop=route.max_em_drop / 2 if kind == "budget" else None,
                 )
             )
     return events
@@ -300,14 +295,14 @@ def _runs(made: Made, name: str, rng: random.Random) -> list[tuple[float, Event]
         )
         begins = rng.random() * 0.9
         ends = begins + rng.random() * 0.05
-        events += [(begins, RequestSeen(request)), (ends, RequestEnded(outcome))]
+        events += [(begins, request), (ends, outcome)]
         if rng.random() < 0.5:
             said = Feedback(feedback_id=f"f-{episode}", episode_id=episode, gold=rng.choice("45"), source="user")
-            events.append((ends + rng.random(), FeedbackGiven(said)))
+            events.append((ends + rng.random(), FeedbackEvent(said)))
         if mode == "enforce" and ungoverned is None and known:
             truth.spent += delivered + probe + discarded
             truth.full, truth.n = truth.full + full, truth.n + 1
             if audit:
                 truth.audit_full, truth.audit_weight = truth.audit_full + full / share, truth.audit_weight + 1 / share
     newest = replace(request, episode_id=f"{name}-newest", mode=route.mode, ungoverned="tools")
-    return [*events, (0.99, RequestSeen(newest))]
+    return [*events, (0.99, newest)]

@@ -20,8 +20,8 @@ from suffice.store.audit.personal import PARTS, WORDS, split, without
 from suffice.store.audit.verify import verify_chain
 from suffice.store.database import schema
 from suffice.store.people.audit_view import read_latest_rows
-from suffice.store.rows.audit_events import Erasure, WordsErased
 from suffice.store.rows.events import EVENTS, UNCHAINED, Event, decode, to_row
+from suffice.store.rows.records import Erasure
 from tests.contracts.test_events import records, values
 from tests.drawn import examples
 from tests.house.tree import ROOT
@@ -53,7 +53,7 @@ NO_WORDS = {("route_monitored", "note"), ("version_proposed", "note")}
 def empty() -> Iterator[sqlite3.Connection]:
     """A log in memory, with a chain that has just begun; not to be changed."""
     with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-        schema.migrate(connection, "memory")
+        schema.create(connection, "memory")
         begin_chain(connection, 1.0)
         yield connection
 
@@ -126,7 +126,7 @@ def test_without_its_words_an_event_is_one_of_its_kind_and_the_chain_holds(
             assert not verify_chain(log).ok, "nobody may erase in silence"
             log.execute("BEGIN IMMEDIATE")
         told = Erasure(erasure_id="x", number=1, author="a", reason="r", what="w", parts=PARTS, n_rows=1, chained=(1,))
-        appender.add(to_row(WordsErased(told)), 3.0)
+        appender.add(to_row(told), 3.0)
         log.execute("COMMIT")
         assert verify_chain(log).ok
 

@@ -19,8 +19,8 @@ from suffice.settings import Control, Route
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.log import StoredEvent
 from suffice.store.routes.in_force import InForce
-from suffice.store.rows.control_events import PolicyPublished
-from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Epoch, Feedback, Outcome, Publication, Query, Request, StepRecord, Usage
 
 BURST = 160
@@ -105,14 +105,14 @@ def traffic(n: int, seed: int = 0, *, first: int = 0, **options: Any) -> list[Ev
     rng, events = random.Random(seed), list[Event]()
     for number in range(first, first + n):
         request, outcome = run(number, rng, **options)
-        events += [RequestSeen(request), RequestEnded(outcome)]
+        events += [request, outcome]
     return events
 
 
-def label(number: int, **said: Any) -> FeedbackGiven:
+def label(number: int, **said: Any) -> FeedbackEvent:
     """A reviewer's word on a run."""
     fields = {"feedback_id": f"f{number}-{len(said)}-{said.get('gold')}", "source": "reviewer", **said}
-    return FeedbackGiven(Feedback(episode_id=said.pop("episode_id", f"ep_{number:05}"), **fields))
+    return FeedbackEvent(Feedback(episode_id=said.pop("episode_id", f"ep_{number:05}"), **fields))
 
 
 def began(route: Route = ROUTE, **changes: Any) -> InForce:
@@ -142,7 +142,7 @@ class Story:
 
     @property
     def published(self) -> list[Publication]:
-        return [event.publication for event in self.decided if isinstance(event, PolicyPublished)]
+        return [event for event in self.decided if isinstance(event, Publication)]
 
     def feed(self, stored: Iterable[StoredEvent]) -> Story:
         for one in stored:

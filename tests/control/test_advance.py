@@ -27,8 +27,7 @@ from suffice.store.routes import rollouts
 from suffice.store.routes.in_force import NOTHING
 from suffice.store.routes.rollouts import RolloutRun, read_rollouts
 from suffice.store.routes.windows import label_requests
-from suffice.store.rows.control_events import EnforcementPaused, EpochBegan
-from suffice.store.rows.events import Event, RequestEnded, RequestSeen
+from suffice.store.rows.events import Event
 from suffice.types import ArmDraw, Epoch, Pause, Query
 from tests.control.made import label, one_round, run
 
@@ -88,7 +87,7 @@ class World:
         events, rng = list[Event](), random.Random(self.n)
         for number in range(self.n, self.n + n):
             request, outcome = run(number, rng, **options)
-            events += [RequestSeen(request), RequestEnded(outcome), label(number, correct=True)]
+            events += [request, outcome, label(number, correct=True)]
         self.n += n
         self.writer.write(None, events)
 
@@ -113,7 +112,7 @@ class World:
             )
             query = Query(planned_steps=8, query_class=name)
             request, outcome = run(number, rng, sure=True, audit=False, query=query, received_at_s=1_000.0)
-            events += [RequestSeen(replace(request, arms=(draw,))), RequestEnded(replace(outcome, **ends(arm, rng)))]
+            events += [replace(request, arms=(draw,)), replace(outcome, **ends(arm, rng))]
             events += [] if right is None else [label(number, correct=right)]
         self.n += n
         self.writer.write(None, events)
@@ -236,7 +235,7 @@ def test_people_are_asked_about_audits_on_which_the_two_versions_differ(world: W
     events, rng = list[Event](), random.Random(3)
     for number in range(40):
         request, outcome = run(number, rng, sure=number < 30, p_right=0.5)
-        events += [RequestSeen(request), RequestEnded(outcome)]
+        events += [request, outcome]
     world.writer.write(None, events)
     (said,) = world.look()
     with open_reader(world.path) as connection:
@@ -266,7 +265,7 @@ def proved(world: World) -> None:
 
 def paused(world: World) -> None:
     pause = Pause(route="r", number=1, cause="critical_em", reason="too many wrong answers", author="w")
-    world.writer.write(None, [EnforcementPaused(pause)])
+    world.writer.write(None, [pause])
 
 
 def complained(world: World) -> None:
@@ -283,7 +282,7 @@ def overridden(world: World) -> None:
 def began_anew(world: World) -> None:
     seq = world.held.seq + 1
     epoch = Epoch(route="r", number=1, at=0, since_seq=seq, reason="another model answers", author="w")
-    world.writer.write(None, [EpochBegan(epoch)])
+    world.writer.write(None, [epoch])
 
 
 @pytest.mark.slow(keep=3)

@@ -16,9 +16,9 @@ from suffice.control.loop.paired import MOST_KEPT, AuditPairs, PairedEvidence, i
 from suffice.learn.effort import WINDOW
 from suffice.settings import Route
 from suffice.store.routes.in_force import read_decided
-from suffice.store.rows.control_events import EpochBegan, LabelWanted, PolicyPublished
-from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.types import Feedback, Publication
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import FeedbackEvent
+from suffice.types import Epoch, Feedback, LabelRequest, Outcome, Publication, Request
 from suffice.wiring import open_worker
 from tests.control import test_arms
 from tests.control.made import CONTROL, Story, began, rows, story
@@ -31,7 +31,7 @@ ROUTE = Route(upstream="up", effort="low", mode="enforce", max_em_drop=BUDGET, c
 def pairs(n: int, **options: Any) -> list[Event]:
     """Audits that were asked twice, drawn where everything is audited: the lottery is healthy."""
     return [
-        replace(event, request=replace(event.request, propensity=1.0)) if isinstance(event, RequestSeen) else event
+        replace(event, propensity=1.0) if isinstance(event, Request) else event
         for event in test_arms.pairs(n, **options)
     ]
 
@@ -43,7 +43,7 @@ def armed(route: Route = ROUTE, *, expected: tuple[Publication, ...] | list[Publ
 
 
 def alarmed(here: Story) -> list[str]:
-    return [event.epoch.reason for event in here.decided if isinstance(event, EpochBegan)]
+    return [event.reason for event in here.decided if isinstance(event, Epoch)]
 
 
 def test_nothing_acts_until_pairs_prove_it_and_then_the_very_arm_does() -> None:
@@ -66,16 +66,14 @@ def test_nothing_acts_until_pairs_prove_it_and_then_the_very_arm_does() -> None:
 def test_a_difference_is_lost_until_somebody_says_otherwise(labelled: bool, proved: bool) -> None:
     here = armed().feed(rows(pairs(400, lost_each=10, labelled=labelled))).settle()  # labels say: the arm was right
     assert bool(here.published) is proved
-    wanted = [event for event in here.decided if isinstance(event, LabelWanted)]
+    wanted = [event for event in here.decided if isinstance(event, LabelRequest)]
     assert len(wanted) == (0 if labelled else 40)
-    assert all((one.request.would_answer, one.request.answer) == ("7", "4") for one in wanted)
+    assert all((one.would_answer, one.answer) == ("7", "4") for one in wanted)
 
 
 def test_second_full_runs_other_arms_and_audits_that_asked_once_prove_nothing() -> None:
     once = [
-        replace(event, outcome=replace(event.outcome, pair_arm=None, pair_propensity=None))
-        if isinstance(event, RequestEnded)
-        else event
+        replace(event, pair_arm=None, pair_propensity=None) if isinstance(event, Outcome) else event
         for event in pairs(400, first=800)
     ]
     log = [*pairs(400, arm="full"), *pairs(400, first=400, arm="effort=minimal"), *once]
@@ -86,10 +84,7 @@ def test_second_full_runs_other_arms_and_audits_that_asked_once_prove_nothing() 
 
 def asked_as(n: int, **changes: Any) -> list[Event]:
     """The log of n pairs whose requests say something else of themselves."""
-    return [
-        replace(event, request=replace(event.request, **changes)) if isinstance(event, RequestSeen) else event
-        for event in pairs(n)
-    ]
+    return [replace(event, **changes) if isinstance(event, Request) else event for event in pairs(n)]
 
 
 def test_each_turn_of_a_conversation_is_a_witness_and_a_repeated_delivery_is_none() -> None:
@@ -103,8 +98,8 @@ def test_an_audit_that_is_left_counts_as_lost(end: Any) -> None:
     log = list[Event]()
     for event in pairs(400):
         log.append(event)
-        if isinstance(event, RequestEnded) and int(event.outcome.episode_id[3:]) % 5 == 0:
-            log[-1] = replace(event, outcome=replace(event.outcome, end_reason=end, pair_arm=None, pair_answer=None))
+        if isinstance(event, Outcome) and int(event.episode_id[3:]) % 5 == 0:
+            log[-1] = replace(event, end_reason=end, pair_arm=None, pair_answer=None)
     here = armed().feed(rows(log)).settle()
     assert here.published == []
     assert isinstance(here.loop.source, PairedEvidence)
@@ -124,10 +119,7 @@ def test_losses_that_nobody_announced_end_the_epoch_and_full_runs_come_back() ->
 
 def test_another_model_behind_the_name_ends_the_proof_at_once() -> None:
     def by(model: str, log: list[Event]) -> list[Event]:
-        return [
-            replace(event, outcome=replace(event.outcome, model=model)) if isinstance(event, RequestEnded) else event
-            for event in log
-        ]
+        return [replace(event, model=model) if isinstance(event, Outcome) else event for event in log]
 
     here = armed().feed(rows([*by("m-1", pairs(400)), *by("m-2", pairs(20, first=400))])).settle()
     assert here.published[0].upstream == (("m", "m-1", ""),)
@@ -157,8 +149,8 @@ def test_an_arm_at_the_edge_of_its_budget_does_not_flap() -> None:
             log += pairs(1, first=seed * 10_000 + number, lost_each=0)
             if one:
                 ended = log[-1]
-                assert isinstance(ended, RequestEnded)
-                log[-1] = replace(ended, outcome=replace(ended.outcome, pair_answer="7"))
+                assert isinstance(ended, Outcome)
+                log[-1] = replace(ended, pair_answer="7")
         here = armed().feed(rows(log)).settle()
         published += len(here.published)
     assert published <= 6, "no more than a rise and a fall a stream"
@@ -176,7 +168,7 @@ def test_a_changed_promise_keeps_the_pairs() -> None:
     route = Route(upstream="up", effort="low", mode="enforce", max_em_drop=0.2, confidence=0.9)
     here.loop.state.context = replace(here.loop.context, route=route)
     here.settle()
-    (began_again,) = [event.epoch for event in here.decided if isinstance(event, EpochBegan)]
+    (began_again,) = [event for event in here.decided if isinstance(event, Epoch)]
     assert len(began_again.kept) == 400
     here.feed(rows(pairs(20, first=400), first=5_000))
     assert here.published[-1].evidence.max_em_drop == 0.2
@@ -185,9 +177,9 @@ def test_a_changed_promise_keeps_the_pairs() -> None:
 # --------------------------------------------------------------------------- words
 
 
-def said(**word: Any) -> FeedbackGiven:
+def said(**word: Any) -> FeedbackEvent:
     fields = {"feedback_id": "f", "episode_id": "ep_00000", "source": "reviewer", **word}
-    return FeedbackGiven(Feedback(**fields))
+    return FeedbackEvent(Feedback(**fields))
 
 
 @pytest.mark.parametrize(
@@ -225,11 +217,11 @@ def test_a_scorer_is_asked_once_for_the_same_two_answers() -> None:
 
 def test_only_audits_can_be_pairs() -> None:
     asked, ended = pairs(1)[:2]
-    assert isinstance(asked, RequestSeen)
-    assert isinstance(ended, RequestEnded)
-    assert is_pair(asked.request, ended.outcome, ROUTE.arms)
+    assert isinstance(asked, Request)
+    assert isinstance(ended, Outcome)
+    assert is_pair(asked, ended, ROUTE.arms)
     for change in ({"audit": False}, {"ungoverned": "tools"}):
-        assert not is_pair(replace(asked.request, **change), ended.outcome, ROUTE.arms)
+        assert not is_pair(replace(asked, **change), ended, ROUTE.arms)
 
 
 # --------------------------------------------------------------------------- as a job, and for people
@@ -275,9 +267,7 @@ def test_people_read_pairs_what_is_missing_and_the_models_own_noise(tmp_path: Pa
         return {line[2:24].strip(): line[25:] for line in result.output.splitlines()[1:]}
 
     repeats = [
-        replace(event, outcome=replace(event.outcome, pair_answer="7"))
-        if isinstance(event, RequestEnded) and int(event.outcome.episode_id[3:]) % 4 == 0
-        else event
+        replace(event, pair_answer="7") if isinstance(event, Outcome) and int(event.episode_id[3:]) % 4 == 0 else event
         for event in pairs(20, first=900, arm="full")
     ]
     fill(tmp_path, [*pairs(60), *repeats])
@@ -310,5 +300,5 @@ def test_a_certificate_is_a_row_that_people_can_read(tmp_path: Path) -> None:
         only(here)
     rows_of = [json.loads(one) for one in decided(tmp_path) if "policy_published" in one]
     ((kind, body),) = rows_of
-    assert kind == PolicyPublished.kind
+    assert kind == "policy_published"
     assert body["publication"]["pairs"]["n"] == body["publication"]["evidence"]["n_audits"]

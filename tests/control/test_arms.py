@@ -8,8 +8,9 @@ import pytest
 
 from suffice.control.jobs.base import JobReport, Worker
 from suffice.settings import Settings, parse_settings
-from suffice.store.routes.recommendations import newest_arm
-from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.routes.windows import newest_arm
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback, Outcome, Request, Usage
 from suffice.wiring import open_worker
 from tests.control.test_worker import fill
@@ -43,43 +44,39 @@ def pairs(n: int, *, first: int = 0, lost_each: int = 0, labelled: bool = True, 
     for number in range(first, first + n):
         name, lost = f"ep_{number:05}", bool(lost_each) and number % lost_each == 0
         events += [
-            RequestSeen(
-                Request(
-                    episode_id=name,
-                    route="r",
-                    kind="reasoning",
-                    mode="enforce",
-                    model="m",
-                    stream=False,
-                    n_samples=1,
-                    audit=True,
-                    propensity=0.1,
-                    policy_version="",
-                    certified=False,
-                    question_key=f"q{number}",
-                    ungoverned=None,
-                    received_at_s=float(number),
-                    unit=f"u{number}",
-                )
+            Request(
+                episode_id=name,
+                route="r",
+                kind="reasoning",
+                mode="enforce",
+                model="m",
+                stream=False,
+                n_samples=1,
+                audit=True,
+                propensity=0.1,
+                policy_version="",
+                certified=False,
+                question_key=f"q{number}",
+                ungoverned=None,
+                received_at_s=float(number),
+                unit=f"u{number}",
             ),
-            RequestEnded(
-                Outcome(
-                    episode_id=name,
-                    end_reason="done",
-                    status=200,
-                    answer="4",
-                    response_id=f"r-{name}",
-                    usage=Usage(prompt_tokens=5, completion_tokens=800),
-                    pair_arm=arm,
-                    pair_propensity=0.9,
-                    pair_answer="7" if lost else "4",
-                    pair_tokens=400,
-                )
+            Outcome(
+                episode_id=name,
+                end_reason="done",
+                status=200,
+                answer="4",
+                response_id=f"r-{name}",
+                usage=Usage(prompt_tokens=5, completion_tokens=800),
+                pair_arm=arm,
+                pair_propensity=0.9,
+                pair_answer="7" if lost else "4",
+                pair_tokens=400,
             ),
         ]
         if lost and labelled:
             events.append(
-                FeedbackGiven(Feedback(feedback_id=f"f{number}", episode_id=name, gold="7", source="reviewer"))
+                FeedbackEvent(Feedback(feedback_id=f"f{number}", episode_id=name, gold="7", source="reviewer"))
             )
     return events
 

@@ -8,7 +8,7 @@ from suffice.assurance.certify import spent_delta
 from suffice.control.loop.learned import RolloutTransition
 from suffice.rollout.evidence import Rules
 from suffice.rollout.stages import roll_back, start_rollout
-from suffice.store.rows.rollout_events import RolloutBegun, RolloutMove, RolloutMoved, RolloutStart
+from suffice.store.rows.records import RolloutMove, RolloutStart
 
 DELTA = 0.05
 
@@ -20,12 +20,12 @@ def test_the_loop_and_a_candidate_that_is_tried_keep_delta_together(fit: str) ->
     state = start_rollout(
         "r-1", route="r", candidate="c-1", in_force="v-before", follows=1, at=0, now_s=0.0, rules=Rules(), fit=fit
     )
-    brought.after(RolloutBegun(RolloutStart(state=state, number=1, author="ann", reason="")))
+    brought.after(RolloutStart(state=state, number=1, author="ann", reason=""))
     if fit:
         for number in (1, 7, 1_000):
             assert brought.loops_share(DELTA) + spent_delta(DELTA, 1 + number) <= DELTA
     else:
         assert brought.loops_share(DELTA) == DELTA, "a policy of the owner's has no certificate"
     back = roll_back(state, by="ann", reason="enough", at=10, now_s=1.0)
-    brought.after(RolloutMoved(RolloutMove(route="r", author="ann", reason="enough", transition=back)))
+    brought.after(RolloutMove(route="r", author="ann", reason="enough", transition=back))
     assert brought.loops_share(DELTA) == DELTA

@@ -16,8 +16,7 @@ from suffice.gateway.deployment import is_servable
 from suffice.review.route_guarantee import GuaranteeInputs, guarantee_of
 from suffice.settings import Settings, parse_settings
 from suffice.store.routes.phases import phase_of
-from suffice.store.rows.control_events import EpochBegan, PolicyPublished
-from suffice.types import BudgetAccount
+from suffice.types import BudgetAccount, Epoch
 from suffice.wiring import build_route, check_routes
 from tests.control.made import ROUTE, Story, began, rows, story, traffic
 from tests.control.test_story import CONTROL as LIVE_CONTROL
@@ -69,7 +68,7 @@ def test_another_promise_keeps_the_audits_and_counts_anew(whole: Story) -> None:
     here = story(PLAIN, held=began(PLAIN)).feed(rows(LOG[:100])).settle()
     here.loop.state.context = replace(here.loop.context, route=BUDGETED)
     here.settle()
-    epoch = [event.epoch for event in here.decided if isinstance(event, EpochBegan)][-1]
+    epoch = [event for event in here.decided if isinstance(event, Epoch)][-1]
     assert (epoch.promise, epoch.burst, epoch.reason) == ("budgeted", 0, "the promise is 0.06 on average now")
     assert len(epoch.kept) == 50
 
@@ -135,7 +134,7 @@ async def test_replies_metrics_status_and_checks_call_it_budgeted_and_not_certif
             max_em_drop=0.12,
             clipped=2.5,
         )
-        write(g, PolicyPublished(replace(made, number=made.number + 1, certified=False, spending=account)))
+        write(g, replace(made, number=made.number + 1, certified=False, spending=account))
         await until(lambda: g.gateway.routes[0].floor == made.level - 1)
         before = len(g.fake.completions)
         answers = [await g.ask(chat(f"question {at}?", suffice={})) for at in range(20)]

@@ -17,16 +17,8 @@ from suffice.control.loop.route_loop import RouteLoop
 from suffice.errors import ConfigError
 from suffice.learn.certifier import KEPT_BEFORE
 from suffice.settings import Control, Route
-from suffice.store.rows.control_events import (
-    AlarmRaised,
-    EnforcementPaused,
-    EnforcementResumed,
-    EpochBegan,
-    LabelWanted,
-    PolicyPublished,
-)
-from suffice.store.rows.events import Event, RequestEnded, RequestSeen
-from suffice.types import EndReason, Resumption
+from suffice.store.rows.events import Event
+from suffice.types import Alarm, EndReason, Epoch, LabelRequest, Outcome, Pause, Publication, Request, Resumption
 from tests.control.made import BURST, CONTROL, ROUTE, Story, began, label, rows, run, story, traffic
 
 LONG = 400
@@ -113,7 +105,7 @@ def test_what_is_served_is_what_was_certified(whole: Story) -> None:
 
 def delivered(log: list[Event]) -> list[str]:
     """What each run answered."""
-    return [event.outcome.answer or "" for event in log if isinstance(event, RequestEnded)]
+    return [event.answer or "" for event in log if isinstance(event, Outcome)]
 
 
 def test_late_labels_in_any_order_end_in_the_same_certificate() -> None:
@@ -145,7 +137,7 @@ def test_a_label_corrects_an_audit_that_counted_as_lost() -> None:
 def test_the_last_word_of_a_reviewer_counts_whatever_the_order_of_clocks() -> None:
     log = traffic(180, seed=6, p_right=0.6)
     asked = story().feed(rows(log)).settle().decided
-    names = [int(event.key.removeprefix("ep_")) for event in asked if isinstance(event, LabelWanted)]
+    names = [int(event.episode_id.removeprefix("ep_")) for event in asked if isinstance(event, LabelRequest)]
     assert names
     right = [label(n, gold="1000") for n in names]
     first_said = [label(n, gold=delivered(log)[n]) for n in names]
@@ -156,7 +148,7 @@ def test_the_last_word_of_a_reviewer_counts_whatever_the_order_of_clocks() -> No
 
 
 def test_labels_are_asked_for_once_and_only_where_a_stop_in_play_disagrees(whole: Story) -> None:
-    wanted = [event.request for event in whole.decided if isinstance(event, LabelWanted)]
+    wanted = [event for event in whole.decided if isinstance(event, LabelRequest)]
     assert 0 < len(wanted) < 0.1 * LONG
     assert len({one.episode_id for one in wanted}) == len(wanted)
     assert all(one.would_answer != one.answer and 1 <= one.level <= whole.loop.level + 2 for one in wanted)
@@ -169,15 +161,13 @@ def test_labels_are_asked_for_once_and_only_where_a_stop_in_play_disagrees(whole
 def test_every_turn_of_a_conversation_is_evidence_and_a_repeated_delivery_is_none() -> None:
     def talk(delivery: int) -> list[Event]:
         return [
-            RequestSeen(
-                replace(
-                    event.request,
-                    conversation=f"talk-{n // 10}",
-                    unit=f"u{n // delivery}",
-                    delivery=1 + n // 2 % delivery,
-                )
+            replace(
+                event,
+                conversation=f"talk-{n // 10}",
+                unit=f"u{n // delivery}",
+                delivery=1 + n // 2 % delivery,
             )
-            if isinstance(event, RequestSeen)
+            if isinstance(event, Request)
             else event
             for n, event in enumerate(traffic(200, seed=7))
         ]
@@ -189,8 +179,8 @@ def test_every_turn_of_a_conversation_is_evidence_and_a_repeated_delivery_is_non
 
 def late(log: list[Event], after: int, which: Callable[[int], bool]) -> list[Event]:
     """The log with the ends of some runs so many requests later."""
-    ends = [event for event in log if isinstance(event, RequestEnded)]
-    begins = [event for event in log if isinstance(event, RequestSeen)]
+    ends = [event for event in log if isinstance(event, Outcome)]
+    begins = [event for event in log if isinstance(event, Request)]
     found = list[Event]()
     for n, begun in enumerate(begins):
         found.append(begun)
@@ -202,8 +192,8 @@ def test_audits_count_in_the_order_in_which_they_began_and_as_lost_until_they_re
     log = traffic(180, seed=5)
     hard = {
         n
-        for n, event in enumerate(event for event in log if isinstance(event, RequestEnded))
-        if len({step.answer for step in event.outcome.steps}) > 1
+        for n, event in enumerate(event for event in log if isinstance(event, Outcome))
+        if len({step.answer for step in event.steps}) > 1
     }
     assert len(hard) > 10
     at_once = story().feed(rows(log)).loop
@@ -211,7 +201,7 @@ def test_audits_count_in_the_order_in_which_they_began_and_as_lost_until_they_re
     assert at_once.level > 0
     assert slow.level == 0, "the easy ones alone prove nothing"
     assert slow.certifier.evidence(most=1).n_pending > 10
-    ends = [event for event in log if isinstance(event, RequestEnded)]
+    ends = [event for event in log if isinstance(event, Outcome)]
     returned = [*late(log, 400, lambda n: n in hard), *(ends[n] for n in sorted(hard)), *traffic(20, first=180)]
     whole = story().feed(rows(returned)).loop
     assert [audit.at for audit in whole.state.audits] != sorted(audit.at for audit in whole.state.audits)
@@ -222,9 +212,7 @@ def test_audits_count_in_the_order_in_which_they_began_and_as_lost_until_they_re
 def test_an_audit_that_leaves_no_answer_is_lost_at_every_level(end: EndReason) -> None:
     log = traffic(180, seed=5, sure=True)
     broken = [
-        RequestEnded(replace(event.outcome, end_reason=end, answer=None))
-        if isinstance(event, RequestEnded) and n < 120
-        else event
+        replace(event, end_reason=end, answer=None) if isinstance(event, Outcome) and n < 120 else event
         for n, event in enumerate(log)
     ]
     assert story().feed(rows(log)).loop.level > 0
@@ -236,8 +224,8 @@ def test_an_audit_that_leaves_no_answer_is_lost_at_every_level(end: EndReason) -
 def test_a_full_run_that_its_upstream_refused_is_no_evidence() -> None:
     log = traffic(180, seed=5, sure=True)
     broken = [
-        RequestEnded(replace(event.outcome, end_reason="upstream_error", answer=None, steps=()))
-        if isinstance(event, RequestEnded) and n < 60
+        replace(event, end_reason="upstream_error", answer=None, steps=())
+        if isinstance(event, Outcome) and n < 60
         else event
         for n, event in enumerate(log)
     ]
@@ -259,7 +247,7 @@ def test_an_abandoned_audit_is_a_loss_and_its_lost_evidence_is_never_dropped(end
     rng, log = random.Random(8), list[Event]()
     for number in range(240):
         request, outcome = run(number, rng, end_reason=end if number % 4 == 0 else "done")
-        log += [RequestSeen(request), RequestEnded(outcome)]
+        log += [request, outcome]
     told = story().feed(rows(log)).settle()
     assert len(told.loop.state.audits) == 240
     assert told.loop.level == 0
@@ -273,7 +261,7 @@ def test_a_checkpoint_that_nobody_saw_counts_against_every_stop_behind_it() -> N
         steps = list(outcome.steps)
         if number % 4 == 0:
             steps[2] = replace(steps[2], answer=None, missing=True)
-        log += [RequestSeen(request), RequestEnded(replace(outcome, steps=tuple(steps)))]
+        log += [request, replace(outcome, steps=tuple(steps))]
     gaps = story().feed(rows(log)).settle()
     runs = gaps.loop.certifier._epoch.runs
     assert runs is not None
@@ -294,40 +282,35 @@ def test_another_world_behind_the_same_name_begins_an_epoch_at_once(whole: Story
     told = story(expected=whole.published, artefacts=whole.artefacts)
     told.feed(rows([*traffic(LONG), *world(**changes)]))
     alarm, epoch = told.decided
-    assert isinstance(alarm, AlarmRaised)
-    assert isinstance(epoch, EpochBegan)
-    assert (alarm.alarm.cause, alarm.alarm.epoch, alarm.alarm.at) == ("change", 1, LONG + 1)
-    assert "changed from" in alarm.alarm.reason
-    assert (epoch.epoch.number, epoch.epoch.since_seq, epoch.epoch.kept) == (2, 2 * LONG + 2, ())
+    assert isinstance(alarm, Alarm)
+    assert isinstance(epoch, Epoch)
+    assert (alarm.cause, alarm.epoch, alarm.at) == ("change", 1, LONG + 1)
+    assert "changed from" in alarm.reason
+    assert (epoch.number, epoch.since_seq, epoch.kept) == (2, 2 * LONG + 2, ())
     assert (told.loop.level, told.loop.held.level, told.loop.held.in_burst) == (0, 0, True)
     assert len(told.loop.state.audits) == 29
 
 
 def test_a_name_that_nobody_asked_for_before_costs_no_burst_until_many_do(whole: Story) -> None:
-    strangers = [
-        RequestSeen(replace(event.request, model="typo")) if isinstance(event, RequestSeen) else event
-        for event in world(model="typo")
-    ]
+    strangers = [replace(event, model="typo") if isinstance(event, Request) else event for event in world(model="typo")]
     quiet = story(expected=whole.published, artefacts=whole.artefacts).feed(rows([*traffic(LONG), *strangers]))
     assert quiet.decided == []
 
 
 def test_two_versions_that_answer_side_by_side_are_one_world_once_both_were_seen() -> None:
     mixed = [
-        RequestEnded(replace(event.outcome, system_fingerprint=f"fp-{n % 4}"))
-        if isinstance(event, RequestEnded)
-        else event
+        replace(event, system_fingerprint=f"fp-{n % 4}") if isinstance(event, Outcome) else event
         for n, event in enumerate(traffic(LONG, seed=12))
     ]
     told = story().feed(rows(mixed)).settle()
-    assert not any(isinstance(event, EpochBegan) for event in told.decided)
+    assert not any(isinstance(event, Epoch) for event in told.decided)
     assert told.published[0].upstream == (("m", "m", "fp-1"), ("m", "m", "fp-3"))
 
 
 def test_a_model_that_answers_worse_under_the_same_name_is_noticed_by_its_audits(whole: Story) -> None:
     told = story(expected=whole.published, artefacts=whole.artefacts)
     told.feed(rows([*traffic(LONG), *traffic(300, seed=13, first=LONG, sure=False, p_right=0.45)]))
-    alarm = next(event.alarm for event in told.decided if isinstance(event, AlarmRaised))
+    alarm = next(event for event in told.decided if isinstance(event, Alarm))
     assert alarm.cause in ("outcomes", "disagreement", "signals")
     assert alarm.at <= LONG + 200
 
@@ -336,15 +319,15 @@ def test_signals_that_moved_keep_the_latest_audits_and_a_new_worker_keeps_the_sa
     quick = replace_control(refit_requests=100_000)
     calm = traffic(1_600, seed=14)
     moved = [
-        RequestEnded(replace(event.outcome, steps=tuple(replace(s, tokens=s.tokens * 9) for s in event.outcome.steps)))
-        if isinstance(event, RequestEnded)
+        replace(event, steps=tuple(replace(s, tokens=s.tokens * 9) for s in event.steps))
+        if isinstance(event, Outcome)
         else event
         for event in traffic(600, seed=15, first=1_600)
     ]
     told = story(control=quick).feed(rows([*calm, *moved]))
-    epoch = next(event.epoch for event in told.decided if isinstance(event, EpochBegan))
+    epoch = next(event for event in told.decided if isinstance(event, Epoch))
     assert len(epoch.kept) == KEPT_BEFORE - 1, "at a look the latest request has not ended"
-    assert next(event.alarm.cause for event in told.decided if isinstance(event, AlarmRaised)) == "signals"
+    assert next(event.cause for event in told.decided if isinstance(event, Alarm)) == "signals"
 
 
 def test_signals_that_moved_keep_the_audits_of_the_last_requests_and_not_so_many_audits() -> None:
@@ -355,10 +338,10 @@ def test_signals_that_moved_keep_the_audits_of_the_last_requests_and_not_so_many
         request, outcome = run(number, rng, sure=True, audit=not thin, propensity=0.75 if thin else 0.25)
         if number >= 1_600:
             outcome = replace(outcome, steps=tuple(replace(s, tokens=s.tokens * 9) for s in outcome.steps))
-        log += [RequestSeen(request), RequestEnded(outcome)]
+        log += [request, outcome]
     told = story(control=replace_control(refit_requests=100_000)).feed(rows(log))
-    alarm = next(event.alarm for event in told.decided if isinstance(event, AlarmRaised))
-    epoch = next(event.epoch for event in told.decided if isinstance(event, EpochBegan))
+    alarm = next(event for event in told.decided if isinstance(event, Alarm))
+    epoch = next(event for event in told.decided if isinstance(event, Epoch))
     assert alarm.cause == "signals"
     last = range(alarm.at - KEPT_BEFORE, alarm.at)
     assert list(epoch.kept) == [f"ep_{number:05}" for number in last if number % 4 == 0]
@@ -374,14 +357,14 @@ def test_a_lottery_that_forgets_audits_pauses_enforcement_until_a_person_decides
     rng, log = random.Random(16), list[Event]()
     for number in range(LONG, LONG + 400):  # one in ten was to be audited, and none is
         request, outcome = run(number, rng, audit=False, propensity=0.9)
-        log += [RequestSeen(request), RequestEnded(outcome)]
+        log += [request, outcome]
     told.feed(rows([*traffic(LONG), *log])).settle()
-    pause = next(event.pause for event in told.decided if isinstance(event, EnforcementPaused))
+    pause = next(event for event in told.decided if isinstance(event, Pause))
     assert (pause.cause, pause.number) == ("sample_ratio", 1)
     assert "where 440 were expected" in pause.reason
     assert told.loop.held.level == 0
     assert told.loop.settle() is None, "one pause is enough"
-    over = EnforcementResumed(Resumption(route="r", number=1, reason="sampler mended", author="ann"))
+    over = Resumption(route="r", number=1, reason="sampler mended", author="ann")
     told.feed(rows([over], first=2 * LONG + 801))
     assert told.loop.held.level > 0
 
@@ -391,16 +374,16 @@ def test_an_em_below_the_critical_one_pauses_and_its_end_counts_anew(whole: Stor
     said = [label(n, correct=n % 2 == 0) for n in range(60)]
     told = story(strict, expected=whole.published, artefacts=whole.artefacts)
     told.feed(rows([*traffic(LONG), *said])).settle()
-    pause = next(event.pause for event in told.decided if isinstance(event, EnforcementPaused))
+    pause = next(event for event in told.decided if isinstance(event, Pause))
     assert pause.cause == "critical_em"
     assert "50.0% over the last 60 labels" in pause.reason
-    over = EnforcementResumed(Resumption(route="r", number=1, reason="known outage", author="ann"))
+    over = Resumption(route="r", number=1, reason="known outage", author="ann")
     told.feed(rows([over, label(61, correct=True)], first=2 * LONG + 61)).settle()
     assert told.loop.held.pause is None
     fine = [label(n, correct=n % 10 > 0) for n in range(60)]
     calm = story(strict, expected=whole.published, artefacts=whole.artefacts)
     calm.feed(rows([*traffic(LONG), *fine])).settle()
-    assert not any(isinstance(event, EnforcementPaused) for event in calm.decided)
+    assert not any(isinstance(event, Pause) for event in calm.decided)
 
 
 def replace_route(**changes: Any) -> Route:
@@ -412,10 +395,10 @@ def test_another_promise_keeps_the_audits_and_certifies_anew_without_a_burst(who
     told = story(stricter, held=began(), expected=whole.published, artefacts=whole.artefacts)
     told.feed(rows(traffic(LONG))).settle()
     (event,) = told.decided
-    assert isinstance(event, EpochBegan)
-    assert (event.epoch.max_em_drop, event.epoch.burst, len(event.epoch.kept)) == (0.02, 0, LONG)
+    assert isinstance(event, Epoch)
+    assert (event.max_em_drop, event.burst, len(event.kept)) == (0.02, 0, LONG)
     told.feed(rows(traffic(20, seed=17, first=LONG), first=2 * LONG + 1))
-    (published,) = [event.publication for event in told.decided if isinstance(event, PolicyPublished)]
+    (published,) = [event for event in told.decided if isinstance(event, Publication)]
     assert published.at == LONG + 20
     assert published.evidence.max_em_drop == 0.02
     assert published.level < whole.loop.level
@@ -424,7 +407,7 @@ def test_another_promise_keeps_the_audits_and_certifies_anew_without_a_burst(who
 def test_a_route_of_thoughts_is_not_certified_before_its_finish_was_measured() -> None:
     thoughts = replace_route(kind="reasoning", samples=1)
     log = [
-        RequestSeen(replace(event.request, kind="reasoning", n_samples=1)) if isinstance(event, RequestSeen) else event
+        replace(event, kind="reasoning", n_samples=1) if isinstance(event, Request) else event
         for event in traffic(240, seed=18)
     ]
     told = story(thoughts).feed(rows(log)).settle()
@@ -438,11 +421,11 @@ def test_what_finishing_may_change_is_taken_off_the_budget(n_changed: int) -> No
     thoughts = replace_route(kind="reasoning", samples=1, max_em_drop=0.12)
     log = list[Event]()
     for number, event in enumerate(traffic(240, seed=19, sure=True)):
-        if isinstance(event, RequestSeen):
-            log.append(RequestSeen(replace(event.request, kind="reasoning", n_samples=1)))
-        elif isinstance(event, RequestEnded):
-            answer = event.outcome.answer if number >= 2 * n_changed else "another"
-            log.append(RequestEnded(replace(event.outcome, finish_step=4, finish_answer=answer)))
+        if isinstance(event, Request):
+            log.append(replace(event, kind="reasoning", n_samples=1))
+        elif isinstance(event, Outcome):
+            answer = event.answer if number >= 2 * n_changed else "another"
+            log.append(replace(event, finish_step=4, finish_answer=answer))
     told = story(thoughts).feed(rows(log)).settle()
     assert told.loop.state.epoch.max_em_drop == 0.12
     charge = told.loop.certifier.plan.max_em_drop - told.loop.certifier.budget_at(1)

@@ -14,7 +14,8 @@ from suffice.control.evidence.audits import Audit, GivenLabel, verdicts
 from suffice.control.evidence.feedback import JudgeGrades, graded, parse_grade
 from suffice.control.loop.charges import MOST_SHARE, JudgeCharge
 from suffice.settings import Judge
-from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Episode, Feedback
 from tests.control.made import ROUTE, learned, rows, run, story
 
@@ -120,15 +121,15 @@ def told(*, with_people: bool) -> list[Event]:
         request, outcome = run(number, rng, p_right=0.6)
         first = outcome.steps[0].answer
         outcome = replace(outcome, stop_step=1, would_answer=first)
-        events += [RequestSeen(request), RequestEnded(outcome)]
+        events += [request, outcome]
         if first == outcome.answer:
             continue
         by_person = with_people and number % 2 == 0
         item = Audit(seq=0, at=0, ended_at_s=0.0, episode=Episode(request=request, outcome=outcome))
         grade = JudgeGrades(full=-1.0, stopped=-1.0).as_feedback(item, MODEL, counts=not by_person)
-        events.append(FeedbackGiven(grade))
+        events.append(FeedbackEvent(grade))
         if by_person:
-            events.append(FeedbackGiven(person(number, gold="1000")))
+            events.append(FeedbackEvent(person(number, gold="1000")))
     return events
 
 

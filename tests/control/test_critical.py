@@ -14,7 +14,6 @@ from suffice.settings import Settings, parse_settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.people.holds import read_holds
 from suffice.store.routes.in_force import read_decided
-from suffice.store.rows.control_events import EnforcementResumed
 from suffice.store.rows.events import Event
 from suffice.types import Resumption
 from suffice.wiring import open_worker
@@ -63,7 +62,7 @@ def test_after_a_person_has_looked_it_counts_anew(here: Worker, tmp_path: Path) 
     fill(tmp_path, [*traffic(120), *half_right()])
     assert said(here)
     with Decisions.open(tmp_path / "log.db", now=lambda: 2.0, monotonic_s=lambda: 0.0) as writer:
-        writer.write(None, [EnforcementResumed(Resumption(route="r", number=1, reason="seen", author="ann"))])
+        writer.write(None, [Resumption(route="r", number=1, reason="seen", author="ann")])
     assert said(here) == ""
     fill(tmp_path, half_right(60))
     assert said(here).startswith("enforcement paused")

@@ -20,7 +20,7 @@ from suffice.store.database.views import open_reader, read_events
 from suffice.store.people.reviews import add_review, lease_next, read_reviews, submit_verdict
 from suffice.store.routes.in_force import read_decided
 from suffice.store.routes.windows import read_requested_labels
-from suffice.store.rows.events import RequestEnded
+from suffice.types import Outcome
 from suffice.wiring import open_worker
 from tests.control.made import CONTROL, ROUTE, WINDOW, traffic
 from tests.control.test_reviewing import Clock, Straight, job
@@ -91,11 +91,7 @@ def test_a_verdict_on_a_disagreement_takes_a_pending_loss_away(folder: Path) -> 
 
 def test_what_is_counted_is_what_the_worker_then_finds(folder: Path) -> None:
     """All pending labels say that the early answer was right: the level counted here is the one that is published."""
-    gold = {
-        e.event.outcome.episode_id: e.event.outcome
-        for e in read_events(folder / "log.db")
-        if isinstance(e.event, RequestEnded)
-    }
+    gold = {e.event.episode_id: e.event for e in read_events(folder / "log.db") if isinstance(e.event, Outcome)}
     names = [name for name, place in read_reviews(folder / "log.db").queue.places.items() if place.item.shows == "both"]
     assert len(names) > 3
     with Decisions.open(folder / "log.db", now=Clock(), monotonic_s=lambda: 0.0) as writer:

@@ -23,8 +23,8 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import open_reader
 from suffice.store.routes.experiments import ExperimentRun, read_experiments, start_experiment, stop_experiment
-from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.experiment_events import ExperimentStart
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import ExperimentStart, FeedbackEvent
 from suffice.types import Episode, Feedback, Outcome, Request, Usage
 from tests.control.made import ROUTE, rows, run, traffic
 from tests.control.made import story as certify
@@ -97,8 +97,8 @@ class Story:
 
     def ran(self, unit: str, *said: Feedback, **options: Any) -> Request:
         request, outcome = self.request(unit, **options)
-        given = [FeedbackGiven(replace(one, episode_id=request.episode_id)) for one in said]
-        self.write([RequestSeen(request), RequestEnded(outcome), *given])
+        given = [FeedbackEvent(replace(one, episode_id=request.episode_id)) for one in said]
+        self.write([request, outcome, *given])
         return request
 
     def material(self) -> ExperimentData:
@@ -182,8 +182,8 @@ def test_an_audit_shows_both_arms_by_replay(told: Story) -> None:
     answers = ["3", "3", *["7"] * 6]
     steps = tuple(replace(step, answer=answer) for step, answer in zip(outcome.steps, answers, strict=True))
     outcome = replace(outcome, steps=steps, answer="7", stopped=False, end_reason="done")
-    label = FeedbackGiven(Feedback(feedback_id="g", episode_id=request.episode_id, gold="7", source="reviewer"))
-    told.write([RequestSeen(request), RequestEnded(outcome), label])
+    label = FeedbackEvent(Feedback(feedback_id="g", episode_id=request.episode_id, gold="7", source="reviewer"))
+    told.write([request, outcome, label])
     found = told.material()
     assert found.paired == {"full", "brisk"}
     shown = found.audits[0].arms
@@ -195,7 +195,7 @@ def test_an_arm_that_lets_a_run_come_to_its_end_gives_the_full_answer(told: Stor
     request, outcome = told.request("u", audit=True)
     answers = ["1", "2", "1", "2", "1", "2", "1", "1"]
     steps = tuple(replace(step, answer=answer) for step, answer in zip(outcome.steps, answers, strict=True))
-    told.write([RequestSeen(request), RequestEnded(replace(outcome, steps=steps, answer="1"))])
+    told.write([request, replace(outcome, steps=steps, answer="1")])
     shown = told.material().audits[0].arms
     assert shown["brisk"].answer == shown["full"].answer == "1"
     assert shown["brisk"].right is None
@@ -204,9 +204,9 @@ def test_an_arm_that_lets_a_run_come_to_its_end_gives_the_full_answer(told: Stor
 def test_what_nobody_saw_shows_nothing(told: Story) -> None:
     request, outcome = told.request("u", audit=True)
     steps = (replace(outcome.steps[0], missing=True), *outcome.steps[1:])
-    told.write([RequestSeen(request), RequestEnded(replace(outcome, steps=steps))])
+    told.write([request, replace(outcome, steps=steps)])
     left, gone = told.request("v", audit=True, end_reason="client_left")
-    told.write([RequestSeen(left), RequestEnded(gone)])
+    told.write([left, gone])
     first, second = told.material().audits
     assert not first.arms["brisk"].seen
     assert not second.arms["full"].seen
@@ -216,18 +216,18 @@ def test_what_nobody_saw_shows_nothing(told: Story) -> None:
 def test_a_repeated_delivery_of_an_audit_is_no_second_witness(told: Story) -> None:
     for delivery in (1, 2):
         request, outcome = told.request("u", audit=True)
-        told.write([RequestSeen(replace(request, unit="same", delivery=delivery)), RequestEnded(outcome)])
+        told.write([replace(request, unit="same", delivery=delivery), outcome])
     assert len(told.material().audits) == 1
 
 
 def test_behind_its_end_only_its_own_runs_count(told: Story) -> None:
     request, outcome = told.request(next(of("brisk", told)))
-    told.write([RequestSeen(request)])
+    told.write([request])
     with Decisions.open(told.path, now=lambda: 0.0, monotonic_s=lambda: 0.0) as writer:
         stop_experiment(writer, "e", author="a", reason="r")
     late, ended = told.request("u", audit=True)
-    said = FeedbackGiven(Feedback(feedback_id="a", episode_id=request.episode_id, rating=5))
-    told.write([RequestEnded(outcome), said, RequestSeen(replace(late, arms=())), RequestEnded(ended)])
+    said = FeedbackEvent(Feedback(feedback_id="a", episode_id=request.episode_id, rating=5))
+    told.write([outcome, said, replace(late, arms=()), ended])
     found = told.material()
     assert [one.value for one in found.values[SATISFACTION]] == [1.0]
     assert found.audits == []
@@ -263,7 +263,7 @@ def test_a_whole_experiment_is_looked_at_through_the_log(tmp_path: Path) -> None
     told, events = story(tmp_path, margins={"em": 0.2}), list[Event]()
     for number in range(600):
         request, outcome = told.request(f"u{number}", audit=number % 3 == 0, unit=f"u{number}")
-        events += [RequestSeen(request), RequestEnded(outcome)]
+        events += [request, outcome]
     told.write(events)
     found = read_experiment(told.path, told.held, told.settings)
     assert found.withheld is None

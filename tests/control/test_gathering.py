@@ -19,9 +19,8 @@ from suffice.rollout.evidence import RolloutEvidence, Rules
 from suffice.rollout.results import ArmEvidence
 from suffice.store.database.log import StoredEvent
 from suffice.store.routes.rollouts import RolloutRun
-from suffice.store.rows.events import Event, RequestEnded, RequestSeen
-from suffice.store.rows.rollout_events import RolloutMove, RolloutMoved
-from suffice.store.rows.sampling_events import RequestCount, RequestsCounted
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import RequestCount, RolloutMove
 from suffice.types import ArmDraw, Query
 from tests.control.made import label, rows, run
 
@@ -81,7 +80,7 @@ def made(seed: int, n: int) -> list[StoredEvent]:
         if number in (n // 5, n // 2):
             move = stages.promote_rollout(state, RULES, by="person:ann", reason="go", at=number, now_s=0.0)
             state = state.after(move)
-            events.append(RolloutMoved(RolloutMove(route="r", author="ann", reason="go", transition=move)))
+            events.append(RolloutMove(route="r", author="ann", reason="go", transition=move))
         audit = rng.random() < 0.5
         arms: tuple[ArmDraw, ...] = ()
         if not audit and state.share:
@@ -98,8 +97,8 @@ def made(seed: int, n: int) -> list[StoredEvent]:
             )
         query = Query(planned_steps=8, n_words=5, query_class=rng.choice(["easy", "hard"]))
         request, outcome = run(number, rng, p_right=0.5, audit=audit, query=query, unit=f"v{rng.randrange(n)}")
-        events.append(RequestSeen(replace(request, arms=arms, sender=f"key-{rng.randrange(3)}")))
-        later.append((number + rng.randrange(4), RequestEnded(outcome)))
+        events.append(replace(request, arms=arms, sender=f"key-{rng.randrange(3)}"))
+        later.append((number + rng.randrange(4), outcome))
         for said in (
             {"gold": rng.choice([one.answer for one in outcome.steps])},
             {"correct": rng.random() < 0.5},
@@ -150,7 +149,7 @@ def two_answers(number: int, **changes: Any) -> list[Event]:
     """An audit on which the candidate answers 5 and the version in force 6."""
     request, outcome = run(number, random.Random(0), sure=True, **changes)
     steps = tuple(replace(step, answer="5" if step.index == 1 else "6") for step in outcome.steps)
-    return [RequestSeen(request), RequestEnded(replace(outcome, steps=steps, answer="6"))]
+    return [request, replace(outcome, steps=steps, answer="6")]
 
 
 @pytest.mark.parametrize(("said", "outcome"), [({"gold": "6"}, "lost"), ({"gold": "5"}, "gained")])
@@ -177,7 +176,7 @@ def test_requests_without_rows_are_part_of_the_traffic() -> None:
         UnloggedRequests(query_class="", version="", ungoverned="tools", n=5, ends=(("done", 5),)),
     )
     counted = RequestCount(count_id="c-1", route="r", n_requests=35, n_governed=30, cells=cells)
-    one = fed([RequestsCounted(counted), RequestsCounted(replace(counted, route="other")), *two_answers(1)])
+    one = fed([counted, replace(counted, route="other"), *two_answers(1)])
     assert (one.n, see(one).traffic, see(one).n_audits) == (31, (("", 1), ("hard", 30)), 1)
 
 
@@ -195,12 +194,12 @@ def test_a_run_that_began_before_the_rollout_is_none_of_its_witnesses() -> None:
 def live(number: int, arm: str, unit: str, **changes: Any) -> list[Event]:
     draw = ArmDraw(experiment="rollout r-1", run=1, arm=arm, propensity=0.1, others=(), unit=unit)
     request, outcome = run(number, random.Random(0), sure=True, audit=False, **changes)
-    return [RequestSeen(replace(request, arms=(draw,))), RequestEnded(outcome)]
+    return [replace(request, arms=(draw,)), outcome]
 
 
-def promoted(at: int) -> RolloutMoved:
+def promoted(at: int) -> RolloutMove:
     move = stages.promote_rollout(held().first, RULES, by="person:ann", reason="go", at=at, now_s=0.0)
-    return RolloutMoved(RolloutMove(route="r", author="ann", reason="go", transition=move))
+    return RolloutMove(route="r", author="ann", reason="go", transition=move)
 
 
 def test_live_runs_count_when_the_warm_up_of_their_step_is_over_and_a_unit_once() -> None:

@@ -15,7 +15,7 @@ from suffice.gateway.deployment import deploy_route
 from suffice.gateway.load_control import place_route
 from suffice.gateway.route import BuiltRoute
 from suffice.store.routes.in_force import read_decided
-from suffice.store.rows.events import Event, RequestEnded, RequestSeen
+from suffice.store.rows.events import Event
 from suffice.types import Publication, Query
 from suffice.wiring import build_route, open_worker
 from tests.control.made import CONTROL, ROUTE, Story, began, rows, run, story
@@ -37,7 +37,7 @@ def asked(n: int, *, harmed: bool, first: int = 0) -> list[Event]:
             answers = ["11"] * 3 + ["77"] * 5
             steps = tuple(replace(step, answer=own) for step, own in zip(outcome.steps, answers, strict=True))
             outcome = replace(outcome, steps=steps, answer="77")
-        events += [RequestSeen(request), RequestEnded(outcome)]
+        events += [request, outcome]
     return events
 
 

@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 
 from suffice.review.decide import OverrideForm
-from suffice.review.holds import NO_HOLDS, IncidentDecision, Override, RouteHolds
+from suffice.review.holds import NO_HOLDS, Incident, IncidentDecision, Override, RouteHolds
 from suffice.store.database.decisions import Decisions
 from suffice.store.people.deciding import set_override
 from suffice.store.people.holds import read_holds
 from suffice.store.routes.in_force import read_decided
-from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed, EpochBegan
-from suffice.store.rows.hold_events import IncidentOpened
-from suffice.types import Resumption
+from suffice.types import Epoch, Pause, Resumption
 from suffice.wiring import open_worker
 from tests.control.made import ROUTE, Story, label, rows, story, traffic
 from tests.control.test_certify import replace_route
@@ -41,11 +39,11 @@ def low(whole: Story, *, asked_for: str = "", holds: RouteHolds = NO_HOLDS, at_s
 def test_a_critical_em_opens_an_incident_with_its_evidence(whole: Story) -> None:
     told = low(whole)
     paused, opened = told.decided[-2:]
-    assert isinstance(paused, EnforcementPaused)
-    assert isinstance(opened, IncidentOpened)
-    incident = opened.incident
+    assert isinstance(paused, Pause)
+    assert isinstance(opened, Incident)
+    incident = opened
     assert (incident.incident, incident.pause, incident.cause) == ("r:p1", 1, "critical_em")
-    assert incident.summary == paused.pause.reason
+    assert incident.summary == paused.reason
     assert f"level {whole.loop.level} of publication" in incident.evidence[0]
     assert incident.evidence[1] == "30 of the last 60 labelled answers were right"
 
@@ -55,7 +53,7 @@ def test_labels_of_what_was_picked_on_purpose_say_nothing_of_the_average(
     whole: Story, asked_for: str, opens: int
 ) -> None:
     told = low(whole, asked_for=asked_for)
-    assert sum(isinstance(event, IncidentOpened) for event in told.decided) == opens
+    assert sum(isinstance(event, Incident) for event in told.decided) == opens
 
 
 def accepting(until_s: float) -> RouteHolds:
@@ -77,14 +75,14 @@ def accepting(until_s: float) -> RouteHolds:
 
 def test_an_accepted_em_opens_no_incident_until_its_date(whole: Story) -> None:
     quiet = low(whole, holds=accepting(100.0), at_s=99.0)
-    assert not any(isinstance(event, EnforcementPaused) for event in quiet.decided)
+    assert not any(isinstance(event, Pause) for event in quiet.decided)
     late = low(whole, holds=accepting(100.0), at_s=100.0)
-    assert isinstance(late.decided[-1], IncidentOpened)
+    assert isinstance(late.decided[-1], Incident)
 
 
 def test_resuming_counts_anew(whole: Story) -> None:
     told = low(whole)
-    over = EnforcementResumed(Resumption(route="r", number=1, reason="labels were wrong", author="ann"))
+    over = Resumption(route="r", number=1, reason="labels were wrong", author="ann")
     told.feed(rows([over], first=2 * LONG + 61)).settle()
     assert told.loop.held.pause is None
     assert told.loop.critical_em.right == {}
@@ -97,14 +95,14 @@ def test_a_smaller_budget_keeps_the_audits_and_ends_by_itself(whole: Story) -> N
     told.loop.holds, told.loop.at_s = held, 499.0
     told.settle()
     (event,) = told.decided
-    assert isinstance(event, EpochBegan)
-    assert (event.epoch.max_em_drop, event.epoch.burst, len(event.epoch.kept)) == (0.02, 0, LONG)
+    assert isinstance(event, Epoch)
+    assert (event.max_em_drop, event.burst, len(event.kept)) == (0.02, 0, LONG)
     assert told.loop.settle() is None, "once is enough"
     told.loop.at_s = 500.0
     told.settle()
     again = told.decided[-1]
-    assert isinstance(again, EpochBegan)
-    assert (again.epoch.max_em_drop, len(again.epoch.kept)) == (ROUTE.max_em_drop, LONG)
+    assert isinstance(again, Epoch)
+    assert (again.max_em_drop, len(again.kept)) == (ROUTE.max_em_drop, LONG)
 
 
 def test_the_job_follows_what_is_held(tmp_path: Path) -> None:

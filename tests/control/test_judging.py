@@ -25,7 +25,7 @@ from suffice.scoring.base import build_scorer
 from suffice.settings import parse_settings
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel, read_episodes
-from suffice.store.rows.events import FeedbackGiven
+from suffice.store.rows.records import FeedbackEvent
 from suffice.testing import FakeRequest, FakeUpstream, Reply
 from suffice.testing.prompt import cut
 from suffice.types import Feedback
@@ -60,7 +60,7 @@ def _loop(gov: Governor, question: str, early: str, late: str) -> str:
 def said(folder: Path, *given: Feedback) -> None:
     async def append() -> None:
         for one in given:
-            await log.append_durable(FeedbackGiven(one))
+            await log.append_durable(FeedbackEvent(one))
 
     log = SqliteLog.open(parse_settings({"store": {"url": f"sqlite:///{folder}/log.db"}}).store, now=lambda: 0.0)
     asyncio.run(append())
@@ -82,7 +82,7 @@ def judged(folder: Path, n: int, *, most_calls: int = 10_000, max_em_drop: float
                 found = await judge_labels(
                     list(read_episodes(folder / "log.db")),
                     judge,
-                    lambda one: log.append_durable(FeedbackGiven(one)),
+                    lambda one: log.append_durable(FeedbackEvent(one)),
                     questions=questions,
                     match=SCORER.match,
                     max_em_drop=max_em_drop,

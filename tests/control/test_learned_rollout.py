@@ -20,11 +20,10 @@ from suffice.settings import Rollout, Settings
 from suffice.store.database.decisions import Decisions, read_artefact
 from suffice.store.database.views import open_reader
 from suffice.store.routes.in_force import InForce, decisions_of, read_decided
-from suffice.store.routes.recommendations import newest_proposal
 from suffice.store.routes.rollouts import RolloutRun, read_rollouts
-from suffice.store.rows.advice_events import ProposedVersion, VersionProposed
-from suffice.store.rows.control_events import PolicyPublished
-from suffice.store.rows.events import Event, RequestEnded, RequestSeen
+from suffice.store.routes.windows import newest_proposal
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import ProposedVersion
 from suffice.types import Publication
 from suffice.wiring import open_worker
 from tests.control.made import label, run, traffic
@@ -118,14 +117,14 @@ class Route:
         rng, events = random.Random(self.n), list[Event]()
         for number in range(self.n, self.n + n):
             request, outcome = run(number, rng, **{"sure": True, **options})
-            events += [RequestSeen(request), RequestEnded(outcome), label(number, correct=True)]
+            events += [request, outcome, label(number, correct=True)]
         self.n += n
         fill(self.folder, events)
 
     def publications(self) -> list[Publication]:
         with open_reader(self.log) as connection:
             rows = decisions_of(connection, "r", 100)
-        return [one.event.publication for one in rows if isinstance(one.event, PolicyPublished)]
+        return [one.event for one in rows if isinstance(one.event, Publication)]
 
 
 @pytest.fixture
@@ -216,7 +215,7 @@ def write(route: Route, version: FoldedVersion) -> None:
     """As if a refit had proposed it."""
     with Decisions.open(route.log, now=lambda: 2.0, monotonic_s=lambda: 0.0) as writer:
         told = replace(route.proposal, address=version.address, read_to_seq=route.proposal.read_to_seq + 1)
-        writer.write(None, [VersionProposed(told)], {version.address: written(version)})
+        writer.write(None, [told], {version.address: written(version)})
 
 
 @pytest.mark.slow

@@ -18,10 +18,11 @@ from suffice.control.evidence.feedback import Ratings, heard, measures
 from suffice.control.jobs.watching import RouteWatch
 from suffice.gateway.log_follower import export_gauges
 from suffice.settings import Route, Settings, parse_settings
-from suffice.store.routes.recommendations import newest_outlook
-from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.routes.windows import newest_outlook
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import FeedbackEvent
 from suffice.telemetry import Metrics
-from suffice.types import Episode, Feedback
+from suffice.types import Episode, Feedback, Outcome, Request
 from suffice.wiring import open_worker
 from tests.control.made import ROUTE, rows, run, traffic
 from tests.control.test_ratings import RATED, rated
@@ -54,9 +55,9 @@ def watch(events: list[Event], **options: Any) -> Outlook:
     return found.look("w")[0]
 
 
-def feedback(number: int, **said: Any) -> FeedbackGiven:
+def feedback(number: int, **said: Any) -> FeedbackEvent:
     fields = {"feedback_id": f"f{number}-{sorted(said.items())}", "source": "user", **said}
-    return FeedbackGiven(Feedback(episode_id=f"ep_{number:05}", **fields))
+    return FeedbackEvent(Feedback(episode_id=f"ep_{number:05}", **fields))
 
 
 # --------------------------------------------------------------------------- the log to the numbers
@@ -120,7 +121,7 @@ def test_every_form_has_its_measure_and_what_is_declared_no_longer_has_none() ->
 def test_late_early_doubled_and_mixed_up_feedback_comes_to_the_same(seed: int) -> None:
     """Any order that keeps each voice's own: before its run, long behind it, twice."""
     rng, base = random.Random(seed), traffic(115)
-    said: list[FeedbackGiven] = [
+    said: list[FeedbackEvent] = [
         feedback(number, rating=1 + rng.randrange(5), user=f"u{rng.randrange(3)}", feedback_id=f"f{n}")
         for n, number in enumerate(rng.choices(range(100, 115), k=12))
     ]
@@ -212,11 +213,11 @@ def test_without_votes_status_says_why_there_is_no_effect() -> None:
 def steered(ratings: Ratings, events: list[Event], **changes: Any) -> Ratings:
     asked = {}
     for event in events:
-        if isinstance(event, RequestSeen):
-            asked[event.request.episode_id] = event.request
-        elif isinstance(event, RequestEnded):
-            ratings.ended(Episode(request=asked[event.outcome.episode_id], outcome=event.outcome))
-        elif isinstance(event, FeedbackGiven):
+        if isinstance(event, Request):
+            asked[event.episode_id] = event
+        elif isinstance(event, Outcome):
+            ratings.ended(Episode(request=asked[event.episode_id], outcome=event))
+        elif isinstance(event, FeedbackEvent):
             ratings.note_label(event.feedback.episode_id or "", replace(event.feedback, **changes))
     return ratings
 
@@ -234,15 +235,15 @@ def test_one_inference_key_steers_by_a_share_of_the_runs_at_most() -> None:
 def test_a_survey_steers_as_a_rating_does_and_what_people_did_steers_nothing() -> None:
     events = rated(600, full=1.0, stopped=0.0)
     by_survey = [
-        FeedbackGiven(replace(one.feedback, thumbs=None, satisfaction=float(one.feedback.thumbs == "up")))
-        if isinstance(one, FeedbackGiven)
+        FeedbackEvent(replace(one.feedback, thumbs=None, satisfaction=float(one.feedback.thumbs == "up")))
+        if isinstance(one, FeedbackEvent)
         else one
         for one in events
     ]
     assert steered(Ratings.of(RATED), by_survey).asks is not None
     by_deeds = [
-        FeedbackGiven(replace(one.feedback, thumbs=None, event="regenerate", source="behaviour"))
-        if isinstance(one, FeedbackGiven)
+        FeedbackEvent(replace(one.feedback, thumbs=None, event="regenerate", source="behaviour"))
+        if isinstance(one, FeedbackEvent)
         else one
         for one in events
     ]

@@ -11,16 +11,15 @@ from typing import Any
 import msgspec
 import pytest
 
+from suffice.assurance.forecast import Alert, Outlook
 from suffice.cli.inspect.route_status import read_statuses
 from suffice.control.jobs.base import JobReport, Worker
 from suffice.control.jobs.monitor import Monitor
 from suffice.gateway.log_follower import export_gauges
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.views import read_events
-from suffice.store.routes.recommendations import newest_alert, newest_outlook
-from suffice.store.routes.windows import job_history
-from suffice.store.rows.advice_events import AlertRaised, RouteMonitored
-from suffice.store.rows.events import Event, RequestEnded, RequestSeen
+from suffice.store.routes.windows import job_history, newest_alert, newest_outlook
+from suffice.store.rows.events import Event
 from suffice.telemetry import Metrics
 from suffice.types import Outcome, Query, Request, StepRecord, Usage
 from suffice.wiring import open_worker
@@ -54,7 +53,7 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a log of four hundred full runs, every fifth labelled, that is certified."""
     folder = tmp_path_factory.mktemp("certified")
     events = traffic(400)
-    answers = [event.outcome.answer for event in events if isinstance(event, RequestEnded)]
+    answers = [event.answer for event in events if isinstance(event, Outcome)]
     fill(folder, [*events, *(label(number, gold=answers[number]) for number in range(0, 400, 5))])
     with open_worker(settings_for(folder)) as here:
         assert here.once("certify")
@@ -75,7 +74,7 @@ def test_accounts_count_what_was_asked_behind_the_first_hundred_runs(folder: Pat
     assert outlook.whole is not None
     assert (report.ok, report.at, outlook.at, outlook.since, outlook.epoch) == (True, 400, 400, 100, 1)
     assert (outlook.whole.n_runs, outlook.whole.n_audits, outlook.whole.n_cut) == (300, 300, 0)
-    tokens = [event.outcome.usage.completion_tokens for event in events_of(folder, RequestEnded) if event.outcome.usage]
+    tokens = [event.usage.completion_tokens for event in events_of(folder, Outcome) if event.usage]
     assert outlook.whole.tokens_full is not None
     assert outlook.whole.tokens_full.value == pytest.approx(sum(tokens[100:]) / 300)
     assert outlook.whole.em_full is not None
@@ -107,7 +106,7 @@ def test_a_look_without_news_is_not_repeated_and_a_second_worker_has_to_wait(fol
         assert only(first).said == ""
     with open_worker(settings_for(folder)) as later:
         assert only(later).at == 400
-    assert len(events_of(folder, RouteMonitored)) == 1
+    assert len(events_of(folder, Outlook)) == 1
     assert {run.job for run in job_history(folder / "log.db")} == {"certify", "monitor"}
 
 
@@ -192,19 +191,17 @@ def asked(number: int, rng: random.Random, p_lost: float) -> Iterator[Event]:
         )
         for at, answer in ((1, "7" if lost else "4"), (2, "4"))
     )
-    yield RequestSeen(request)
-    yield RequestEnded(
-        Outcome(
-            episode_id=name,
-            end_reason="done",
-            status=200,
-            answer="4",
-            response_id=f"r-{name}",
-            stop_step=1,
-            would_answer=steps[0].answer,
-            usage=Usage(prompt_tokens=5, completion_tokens=sum(s.tokens for s in steps)),
-            steps=steps,
-        )
+    yield request
+    yield Outcome(
+        episode_id=name,
+        end_reason="done",
+        status=200,
+        answer="4",
+        response_id=f"r-{name}",
+        stop_step=1,
+        would_answer=steps[0].answer,
+        usage=Usage(prompt_tokens=5, completion_tokens=sum(s.tokens for s in steps)),
+        steps=steps,
     )
 
 
@@ -254,7 +251,7 @@ def test_an_alert_comes_before_the_drop_crosses_the_budget_and_none_without_a_dr
     assert alert.expected is not None
     assert abs(alert.expected - crossed) < 1_000
     assert outlook.alerts == ("em_drop",)
-    assert len(events_of(tmp_path, AlertRaised)) == 1, "an alert that stands is not raised again"
+    assert len(events_of(tmp_path, Alert)) == 1, "an alert that stands is not raised again"
     assert any(run.said.startswith("alert: EM drop is about") for run in job_history(tmp_path / "log.db"))
 
 

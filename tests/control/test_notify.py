@@ -20,47 +20,42 @@ from hypothesis import strategies as st
 from suffice.assurance.forecast import CrossingForecast, Forecast, Of, Outlook
 from suffice.cli.main import main
 from suffice.control.jobs.base import Worker
-from suffice.control.jobs.notify import Notify
-from suffice.control.jobs.sinks import MailSink, Sink, WebhookSink
+from suffice.control.jobs.notify import MailSink, Notify, Sink, WebhookSink
 from suffice.edge.mail import MailServer, send_mail
 from suffice.errors import ConfigError
 from suffice.rollout.stages import Transition
 from suffice.settings import Alerts, parse_settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import read_events
-from suffice.store.people.notices import Notice, alerts_of, plain
+from suffice.store.people.alerts import Notice, alerts_of, plain, sent_notices
 from suffice.store.routes.rollups import RollupKey, RollupSums, add_rollups
-from suffice.store.rows.advice_events import RouteMonitored
-from suffice.store.rows.alert_events import FailedOpen, FailOpenHigh
-from suffice.store.rows.control_events import AlarmRaised, EnforcementPaused, EnforcementResumed
 from suffice.store.rows.events import Event
-from suffice.store.rows.kill_events import KillSwitched, KillSwitchState
-from suffice.store.rows.rollout_events import RolloutMove, RolloutMoved
+from suffice.store.rows.records import FailOpenCount, KillSwitchState, RolloutMove
 from suffice.types import Alarm, Pause, Resumption
-from suffice.wiring.prestart import sent, sinks_of
+from suffice.wiring.prestart import sinks_of
 from tests.control.test_upkeep import Clock, append, receiver
 from tests.edge import mail_server
 
 HOSTILE = "<!channel> <http://evil|click>\r\nBcc: all@example.org\u202e\x1b[2J & 'x'"
 
 
-def alarm(epoch: int, route: str = "math", reason: str = "signals moved") -> AlarmRaised:
-    return AlarmRaised(Alarm(route=route, epoch=epoch, at=10, cause="signals", reason=reason))
+def alarm(epoch: int, route: str = "math", reason: str = "signals moved") -> Alarm:
+    return Alarm(route=route, epoch=epoch, at=10, cause="signals", reason=reason)
 
 
-def killed(stamp: int) -> KillSwitched:
-    return KillSwitched(KillSwitchState(on=True, reason="fire", stamp=stamp))
+def killed(stamp: int) -> KillSwitchState:
+    return KillSwitchState(on=True, reason="fire", stamp=stamp)
 
 
-def paused(number: int) -> EnforcementPaused:
-    return EnforcementPaused(Pause(route="math", number=number, cause="critical_em", reason="EM is low", author="w"))
+def paused(number: int) -> Pause:
+    return Pause(route="math", number=number, cause="critical_em", reason="EM is low", author="w")
 
 
-def resumed(number: int) -> EnforcementResumed:
-    return EnforcementResumed(Resumption(route="math", number=number, author="ann", reason="mended"))
+def resumed(number: int) -> Resumption:
+    return Resumption(route="math", number=number, author="ann", reason="mended")
 
 
-def moved(move: str, by: str) -> RolloutMoved:
+def moved(move: str, by: str) -> RolloutMove:
     transition = Transition(
         rollout="r1",
         number=1,
@@ -74,7 +69,7 @@ def moved(move: str, by: str) -> RolloutMoved:
         by=by,
         reason="why",
     )
-    return RolloutMoved(RolloutMove(route="math", transition=transition, author=by, reason="why"))
+    return RolloutMove(route="math", transition=transition, author=by, reason="why")
 
 
 @contextmanager
@@ -141,7 +136,10 @@ def test_an_old_log_is_not_told_and_a_restart_tells_nothing_twice(tmp_path: Path
     with working(database, kept, alerts=Alerts(link="https://h/")) as worker:
         worker.round()
     assert kept.came == ["drift None", "kill_switch https://h/console"]
-    assert [(one.sink, one.notice.kind) for one in sent(database, 9)] == [("kept", "drift"), ("kept", "kill_switch")]
+    assert [(one.sink, one.notice.kind) for one in sent_notices(database, 9)] == [
+        ("kept", "drift"),
+        ("kept", "kill_switch"),
+    ]
 
 
 def test_the_same_alert_is_told_once_in_a_while_also_by_another_worker(tmp_path: Path) -> None:
@@ -180,7 +178,7 @@ def test_who_was_told_is_told_once_that_it_is_over_and_at_once_that_it_is_back(t
         append(database, monitored(0.017, at=3), at_s=1_001.0)
         worker.round()
     assert kept.came[2:] == ["budget_nearly_spent None"]  # an hour has not passed
-    assert [one.notice.over for one in sent(database, 9)] == [False, True, False]
+    assert [one.notice.over for one in sent_notices(database, 9)] == [False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +197,7 @@ def test_an_end_that_says_nothing_new_is_not_told(tmp_path: Path, ends: list[Eve
     append(database, ends[0], at_s=100.0)
     with working(database, kept) as worker:
         worker.round()
-    append(database, *(ends[1:] or [KillSwitched(KillSwitchState(on=False, reason="out", stamp=2))]), at_s=101.0)
+    append(database, *(ends[1:] or [KillSwitchState(on=False, reason="out", stamp=2)]), at_s=101.0)
     with working(database, kept, now_s=101.0 + later_s) as worker:
         worker.round()
     assert not [one for one in kept.came if one.startswith("over: ")]
@@ -283,9 +281,9 @@ def test_a_sink_that_raises_is_one_that_failed(tmp_path: Path) -> None:
 
 
 def test_what_is_told_of_what() -> None:
-    failed = FailOpenHigh(FailedOpen(route="math", hour=1, n_runs=100, n_degraded=7))
+    failed = FailOpenCount(route="math", hour=1, n_runs=100, n_degraded=7)
     pause = paused(3)
-    lots = AlarmRaised(Alarm(route="math", epoch=1, at=1, cause="sample_ratio", reason="audits are missing"))
+    lots = Alarm(route="math", epoch=1, at=1, cause="sample_ratio", reason="audits are missing")
     cases: list[tuple[Event, str | None]] = [
         (alarm(1), "drift"),
         (failed, "fail_open"),
@@ -305,7 +303,7 @@ def test_what_is_told_of_what() -> None:
     assert "7 of 100 runs" in notice.sentence
 
 
-def monitored(now: float, *alerts: Of, at: int = 1) -> RouteMonitored:
+def monitored(now: float, *alerts: Of, at: int = 1) -> Outlook:
     drop = Forecast(
         of="em_drop",
         limit=0.02,
@@ -319,17 +317,15 @@ def monitored(now: float, *alerts: Of, at: int = 1) -> RouteMonitored:
         doubtful=False,
         reason="",
     )
-    return RouteMonitored(
-        Outlook(
-            route="math",
-            at=at,
-            epoch=1,
-            since=0,
-            confidence=0.95,
-            cap_tokens=None,
-            drop=drop,
-            alerts=alerts,
-        )
+    return Outlook(
+        route="math",
+        at=at,
+        epoch=1,
+        since=0,
+        confidence=0.95,
+        cap_tokens=None,
+        drop=drop,
+        alerts=alerts,
     )
 
 
@@ -353,8 +349,8 @@ def test_a_high_rate_of_fail_opens_is_noticed_once_an_hour(tmp_path: Path) -> No
         for clock.now_s in (0.0, 40.0, 80.0):
             worker.round()
     assert kept.came == []  # it happened before anybody listened
-    rows = [one.event for one in read_events(database) if isinstance(one.event, FailOpenHigh)]
-    assert rows == [FailOpenHigh(FailedOpen(route="math", hour=0, n_runs=100, n_degraded=5))]
+    rows = [one.event for one in read_events(database) if isinstance(one.event, FailOpenCount)]
+    assert rows == [FailOpenCount(route="math", hour=0, n_runs=100, n_degraded=5)]
 
 
 @given(st.text(), st.integers(2, 50))

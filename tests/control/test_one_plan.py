@@ -16,9 +16,7 @@ from suffice.control.loop.live_certifier import LiveCertifier
 from suffice.learn.audits import Floats
 from suffice.learn.certifier import Certifier, CertifierDecision, PendingAudits
 from suffice.replay.online.stream import RecordedTraffic, run_stream
-from suffice.store.rows.control_events import AlarmRaised
-from suffice.store.rows.events import RequestEnded, RequestSeen
-from suffice.types import Episode
+from suffice.types import Alarm, Episode
 from tests.control.made import CONTROL, ROUTE, Story, began, learned, rows, run, story
 
 N = 2_400
@@ -85,10 +83,10 @@ def lived(seed: int, *, worse_from: int = N) -> Lived:
                 audit=drawn,
                 propensity=share if drawn else 1 - share,
             )
-            here.told.feed(rows([RequestSeen(request)], first=seq))
+            here.told.feed(rows([request], first=seq))
             if (number + 1) % TICK == 0:
                 here.looks.append(look(here.told.loop.certifier, number + 1))
-            here.told.feed(rows([RequestEnded(outcome)], first=seq + 1))
+            here.told.feed(rows([outcome], first=seq + 1))
             whole = Episode(request=replace(request, audit=True, propensity=1.0), outcome=outcome)
             here.runs.append(Audit(seq=seq + 1, at=number + 1, ended_at_s=0.0, episode=whole))
             seq += 2
@@ -152,7 +150,7 @@ def test_the_replay_comes_to_the_levels_and_thresholds_of_the_live_loop_at_every
 def test_both_raise_their_alarm_at_the_same_request() -> None:
     here = lived(3, worse_from=1_000)
     looks, alarms = replayed(here, 3)
-    raised = [event.alarm.at for event in here.told.decided if isinstance(event, AlarmRaised)]
+    raised = [event.at for event in here.told.decided if isinstance(event, Alarm)]
     assert raised
     assert raised[0] == alarms[0] > 1_000
     until = [one for one in looks if one.at < raised[0]]

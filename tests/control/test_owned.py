@@ -18,9 +18,8 @@ from suffice.policy.base import build_policy
 from suffice.settings import Route, parse_settings
 from suffice.signals.observe import Observer
 from suffice.store.routes.rollouts import own_version
-from suffice.store.rows.control_events import EpochBegan, LabelWanted
-from suffice.store.rows.events import Event, RequestEnded
-from suffice.types import Episode, Feedback, Publication, StepRecord
+from suffice.store.rows.events import Event
+from suffice.types import Episode, Epoch, Feedback, LabelRequest, Outcome, Publication, StepRecord
 from tests.control.made import ROUTE, Story, began, label, rows, run, story, traffic
 
 OWN = Route(
@@ -45,9 +44,9 @@ def split(n: int, *, first: int = 0) -> list[Event]:
     """Runs whose first four samples agree and are outvoted by the last: whoever stops early answers otherwise."""
     log = list[Event]()
     for event in traffic(n, seed=7, first=first, sure=True):
-        if isinstance(event, RequestEnded):
-            steps = tuple(replace(one, answer="77" if one.index <= 3 else one.answer) for one in event.outcome.steps)
-            event = RequestEnded(replace(event.outcome, steps=steps))  # noqa: PLW2901 - the same run, told otherwise
+        if isinstance(event, Outcome):
+            steps = tuple(replace(one, answer="77" if one.index <= 3 else one.answer) for one in event.steps)
+            event = replace(event, steps=steps)  # noqa: PLW2901 - the same run, told otherwise
         log.append(event)
     return log
 
@@ -74,7 +73,7 @@ def test_a_difference_is_lost_until_somebody_says_otherwise() -> None:
     log = split(200)
     here = owned().feed(rows(log)).settle()
     assert here.loop.level == 0
-    assert sum(isinstance(event, LabelWanted) for event in here.decided) >= 180, "each is worth a label"
+    assert sum(isinstance(event, LabelRequest) for event in here.decided) >= 180, "each is worth a label"
     labels = [label(number, gold="77") for number in range(200)]  # the early answer was right all the time
     proved = owned().feed(rows([*log, *labels, *split(20, first=200)])).settle()
     assert proved.loop.level == 1
@@ -92,10 +91,8 @@ def test_a_policy_that_loses_too_much_is_never_in_force() -> None:
 def test_an_audit_that_is_left_counts_as_lost(end: Any) -> None:
     log = list[Event]()
     for event in traffic(200, sure=True):
-        gone = isinstance(event, RequestEnded) and int(event.outcome.episode_id[3:]) % 5 == 0
-        log.append(
-            RequestEnded(replace(event.outcome, end_reason=end)) if gone and isinstance(event, RequestEnded) else event
-        )
+        gone = isinstance(event, Outcome) and int(event.episode_id[3:]) % 5 == 0
+        log.append(replace(event, end_reason=end) if gone and isinstance(event, Outcome) else event)
     assert owned().feed(rows(log)).settle().loop.level == 0
 
 
@@ -106,7 +103,7 @@ def test_losses_that_nobody_announced_end_the_epoch_and_full_runs_come_back() ->
     here = owned().feed(rows([*traffic(200, sure=True), *split(100, first=200)])).settle()
     assert here.published[1].level == 1
     assert here.loop.held.level == 0
-    reasons = [event.epoch.reason for event in here.decided if isinstance(event, EpochBegan)]
+    reasons = [event.reason for event in here.decided if isinstance(event, Epoch)]
     assert any(reason.startswith("audits ") or "drifted" in reason for reason in reasons)
     assert here.loop.state.epoch.burst == 0, "there is nothing to learn"
 
@@ -114,7 +111,7 @@ def test_losses_that_nobody_announced_end_the_epoch_and_full_runs_come_back() ->
 def test_another_model_behind_the_name_ends_the_proof_at_once() -> None:
     log = [*traffic(200, sure=True, model="m-1"), *traffic(20, seed=1, first=200, sure=True, model="m-2")]
     here = owned().feed(rows(log)).settle()
-    reasons = [event.epoch.reason for event in here.decided if isinstance(event, EpochBegan)]
+    reasons = [event.reason for event in here.decided if isinstance(event, Epoch)]
     assert "model changed from 'm-1' to 'm-2'" in reasons[0]
     assert here.loop.held.level == 0
 

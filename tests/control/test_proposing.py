@@ -17,10 +17,8 @@ from suffice.control.jobs.base import JobReport, Worker
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import open_reader
 from suffice.store.routes.in_force import read_decided
-from suffice.store.routes.recommendations import newest_proposal
-from suffice.store.routes.windows import last_place
-from suffice.store.rows.advice_events import ProposedVersion
-from suffice.store.rows.control_events import AlarmRaised, EpochBegan
+from suffice.store.routes.windows import last_place, newest_proposal
+from suffice.store.rows.records import ProposedVersion
 from suffice.types import Alarm, Epoch
 from suffice.wiring import open_worker
 from tests.control.made import CONTROL, ROUTE, traffic
@@ -106,19 +104,17 @@ def test_after_an_alarm_it_learns_from_the_new_world_alone(folder: Path) -> None
         fill(
             folder,
             [
-                AlarmRaised(Alarm(route="r", epoch=1, at=N, cause="change", reason="another model")),
-                EpochBegan(
-                    Epoch(
-                        route="r",
-                        number=2,
-                        at=N,
-                        since_seq=since,
-                        reason="another model",
-                        author="w",
-                        burst=160,
-                        max_em_drop=ROUTE.max_em_drop,
-                        confidence=ROUTE.confidence,
-                    )
+                Alarm(route="r", epoch=1, at=N, cause="change", reason="another model"),
+                Epoch(
+                    route="r",
+                    number=2,
+                    at=N,
+                    since_seq=since,
+                    reason="another model",
+                    author="w",
+                    burst=160,
+                    max_em_drop=ROUTE.max_em_drop,
+                    confidence=ROUTE.confidence,
                 ),
                 *traffic(150, seed=5, first=N),
             ],

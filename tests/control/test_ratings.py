@@ -11,9 +11,9 @@ import pytest
 from suffice.control.evidence.feedback import Ratings
 from suffice.settings import Route
 from suffice.store.database.log import StoredEvent
-from suffice.store.rows.control_events import EpochBegan, PolicyPublished
-from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.types import Episode, Feedback
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import FeedbackEvent
+from suffice.types import Episode, Epoch, Feedback, Outcome, Publication, Request
 from tests.control.made import BURST, CONTROL, ROUTE, Story, learned, rows, run, story, traffic
 
 RATED = Route(
@@ -25,8 +25,8 @@ RATED = Route(
 SHARE = 0.2
 
 
-def rating(number: int, *, up: bool) -> FeedbackGiven:
-    return FeedbackGiven(
+def rating(number: int, *, up: bool) -> FeedbackEvent:
+    return FeedbackEvent(
         Feedback(feedback_id=f"t{number}", episode_id=f"ep_{number:05}", thumbs="up" if up else "down", source="user")
     )
 
@@ -51,7 +51,7 @@ def rated(n: int, *, full: float, stopped: float, seed: int = 7, first: int = BU
         )
         if not audit:
             outcome = replace(outcome, steps=outcome.steps[:4], would_answer=outcome.answer)
-        events += [RequestSeen(request), RequestEnded(outcome)]
+        events += [request, outcome]
         events.append(rating(number, up=rng.random() < (full if audit else stopped)))
     return events
 
@@ -101,11 +101,11 @@ def test_stopping_that_people_do_not_mind_is_hardly_ever_held_against_it_though_
     for seed in range(n_seeds):
         ratings, asked = Ratings.of(RATED), {}
         for event in rated(200, full=0.5, stopped=0.5, seed=seed):
-            if isinstance(event, RequestSeen):
-                asked[event.request.episode_id] = event.request
-            elif isinstance(event, RequestEnded):
-                ratings.ended(Episode(request=asked[event.outcome.episode_id], outcome=event.outcome))
-            elif isinstance(event, FeedbackGiven):
+            if isinstance(event, Request):
+                asked[event.episode_id] = event
+            elif isinstance(event, Outcome):
+                ratings.ended(Episode(request=asked[event.episode_id], outcome=event))
+            elif isinstance(event, FeedbackEvent):
                 ratings.note_label(event.feedback.episode_id or "", event.feedback)
         n_asked += ratings.asks is not None
     assert n_asked / n_seeds <= 1 - RATED.confidence
@@ -131,14 +131,14 @@ def test_a_floor_that_the_owner_moves_speaks_of_what_follows_and_costs_no_epoch(
     log = log_of(**DISLIKED)
     more = rows(rated(CONTROL.tick_requests * 2, full=0.9, stopped=0.9, first=BURST + 400), first=len(log) + 1)
     without = story(ROUTE, expected=disliked.published, artefacts=disliked.artefacts).feed([*log, *more]).settle()
-    assert not [event for event in without.decided if isinstance(event, EpochBegan)]
+    assert not [event for event in without.decided if isinstance(event, Epoch)]
     assert without.published[0].ceiling is None
     assert without.published[0].reason == "ratings take nothing off any more"
     assert without.published[0].level > disliked.loop.level
 
     plain = story(ROUTE).feed(log)
     floored = story(RATED, expected=plain.published, artefacts=plain.artefacts).feed([*log, *more]).settle()
-    assert not [event for event in floored.decided if isinstance(event, EpochBegan)]
+    assert not [event for event in floored.decided if isinstance(event, Epoch)]
     assert floored.published[0].ceiling == plain.loop.level - 1
 
 
@@ -146,8 +146,8 @@ def test_another_world_begins_without_what_was_said_of_the_last(disliked: Story)
     assert learned(disliked.loop).ceiling is not None
     log = log_of(**DISLIKED)
     request, outcome = run(BURST + 400, random.Random(1), audit=False, propensity=0.8, model="m-2")
-    found = story(RATED).feed([*log, *rows([RequestSeen(request), RequestEnded(outcome)], first=len(log) + 1)])
-    assert isinstance(found.decided[-1], EpochBegan)
+    found = story(RATED).feed([*log, *rows([request, outcome], first=len(log) + 1)])
+    assert isinstance(found.decided[-1], Epoch)
     assert learned(found.loop).ceiling is None
 
 
@@ -210,7 +210,7 @@ def test_ratings_of_runs_from_before_a_move_speak_of_another_level() -> None:
 def test_publications_from_before_there_were_ceilings_are_read(disliked: Story) -> None:
     import msgspec
 
-    made = next(event for event in disliked.decided if isinstance(event, PolicyPublished))
+    made = next(event for event in disliked.decided if isinstance(event, Publication))
     plain = msgspec.to_builtins(made)
     del plain["publication"]["ceiling"]
-    assert msgspec.convert(plain, PolicyPublished) == made
+    assert msgspec.convert(plain, Publication) == made

@@ -22,8 +22,7 @@ from suffice.review.select import answers_of
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.people.reviews import read_reviews
-from suffice.store.rows.control_events import EpochBegan, LabelWanted
-from suffice.store.rows.events import Event, RequestEnded, RequestSeen
+from suffice.store.rows.events import Event
 from suffice.types import Epoch, LabelRequest, Query
 from suffice.wiring import open_worker
 from tests.control.made import ROUTE, label, rows, run, traffic
@@ -79,23 +78,21 @@ def asked(folder: Path) -> list[ReviewItem]:
     return [place.item for place in read_reviews(folder / "log.db").queue.places.values()]
 
 
-def wanted(number: int, level: int = 2, deadline_s: float | None = None) -> LabelWanted:
-    return LabelWanted(
-        LabelRequest(
-            episode_id=f"ep_{number:05}",
-            route="r",
-            level=level,
-            would_answer="7",
-            answer="8",
-            why="a stop at level 2 would have answered otherwise",
-            deadline_s=deadline_s,
-        )
+def wanted(number: int, level: int = 2, deadline_s: float | None = None) -> LabelRequest:
+    return LabelRequest(
+        episode_id=f"ep_{number:05}",
+        route="r",
+        level=level,
+        would_answer="7",
+        answer="8",
+        why="a stop at level 2 would have answered otherwise",
+        deadline_s=deadline_s,
     )
 
 
 def ended(number: int, **changes: Any) -> list[Event]:
     request, outcome = run(number, random.Random(number), **changes)
-    return [RequestSeen(request), RequestEnded(outcome)]
+    return [request, outcome]
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +141,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(600):
         name = "r0" if number % 2 else f"r{number // 2 % 40}"
         request, outcome = run(number, random.Random(number), **stopped)
-        events += [RequestSeen(replace(request, route=name)), RequestEnded(outcome)]
+        events += [replace(request, route=name), outcome]
     fill(folder, events)
     return folder
 
@@ -283,10 +280,8 @@ def feed(made: Candidates, events: list[Event]) -> Candidates:
 
 
 def test_the_first_runs_of_a_new_world_and_of_harmed_classes_are_candidates() -> None:
-    def began(number: int, burst: int) -> EpochBegan:
-        return EpochBegan(
-            Epoch(route="r", number=number, at=0, since_seq=0, reason="another model", author="w", burst=burst)
-        )
+    def began(number: int, burst: int) -> Epoch:
+        return Epoch(route="r", number=number, at=0, since_seq=0, reason="another model", author="w", burst=burst)
 
     cold = feed(candidates(), [began(1, 100), *traffic(3)])
     promise = feed(candidates(), [began(2, 0), *traffic(3)])

@@ -21,7 +21,8 @@ from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import open_reader, read_episodes
 from suffice.store.routes import rollups
 from suffice.store.routes.rollups import RollupKey, RollupSums
-from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback, Outcome, Query, RecalledRun, Request, Usage
 from suffice.wiring import open_worker
 from tests.control.made import run
@@ -62,15 +63,15 @@ def straight(folder: Path) -> RollupSums:
     return total
 
 
-def pair(number: int, **changes: Any) -> tuple[RequestSeen, RequestEnded]:
+def pair(number: int, **changes: Any) -> tuple[Request, Outcome]:
     request, outcome = run(number, random.Random(number), **changes)
-    return RequestSeen(request), RequestEnded(outcome)
+    return request, outcome
 
 
-def said(number: int, key: str, **what: Any) -> FeedbackGiven:
+def said(number: int, key: str, **what: Any) -> FeedbackEvent:
     by_response = what.pop("by_response", False)
     name: dict[str, Any] = {"response_id": f"r-ep_{number:05}"} if by_response else {"episode_id": f"ep_{number:05}"}
-    return FeedbackGiven(Feedback(feedback_id=f"{key}-{number}", source="user", **name, **what))
+    return FeedbackEvent(Feedback(feedback_id=f"{key}-{number}", source="user", **name, **what))
 
 
 @st.composite
@@ -117,7 +118,7 @@ def test_the_sums_are_those_of_the_log_however_it_came_and_in_however_many_parts
             assert {key: astuple(one) for key, one in days.items()} == {
                 key: pytest.approx(astuple(one)) for key, one in hours.items()
             }
-    assert found.n_requests == sum(isinstance(event, RequestEnded) for event in events)
+    assert found.n_requests == sum(isinstance(event, Outcome) for event in events)
 
 
 def test_what_was_thrown_away_is_built_again(tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_runs_are_booked_where_they_belong(tmp_path: Path) -> None:
         request, outcome = run(day, random.Random(day))
         query = Query(query_class=name) if name else None
         made = replace(request, route=route, policy_version=f"v@{day}", query=query)
-        write(tmp_path, [RequestSeen(made), RequestEnded(outcome)], at_s=86_400.0 * day + 7_300.0)
+        write(tmp_path, [made, outcome], at_s=86_400.0 * day + 7_300.0)
     summed(tmp_path)
     with open_reader(tmp_path / "log.db") as connection:
         assert {
@@ -166,7 +167,7 @@ def test_classes_that_callers_make_up_without_end_are_booked_together(
     events: list[Event] = []
     for number in range(8):
         request, outcome = run(number, random.Random(number))
-        events += [RequestSeen(replace(request, query=Query(query_class=f"c{number}"))), RequestEnded(outcome)]
+        events += [replace(request, query=Query(query_class=f"c{number}")), outcome]
     write(tmp_path, events)
     summed(tmp_path)
     with open_reader(tmp_path / "log.db") as connection:
@@ -226,7 +227,7 @@ def recalled(number: int, *, stopped: bool = True, answer: str = "3") -> Recalle
     )
 
 
-def about(given: FeedbackGiven, run: RecalledRun) -> FeedbackGiven:
+def about(given: FeedbackEvent, run: RecalledRun) -> FeedbackEvent:
     return replace(given, about=run)
 
 
@@ -264,16 +265,16 @@ def test_labels_count_without_bias_whichever_runs_the_lottery_keeps(tmp_path: Pa
         given, kept = said(number, "f", correct=right), rng.random() < 0.1
         if kept:
             asked, ended = pair(number, audit=False, stopped=True, end_reason="stopped")
-            request = replace(asked.request, mode="enforce", keep_rate=0.1, kept_by="lot", arms=())
-            events += [RequestSeen(request), ended]
+            request = replace(asked, mode="enforce", keep_rate=0.1, kept_by="lot", arms=())
+            events += [request, ended]
         found = rng.random() < (0.4 if right else 0.8)
         events.append(about(given, recalled(number)) if found else given)
     write(tmp_path, events)
     total = summed(tmp_path)
-    n_found = sum(isinstance(one, FeedbackGiven) and one.about is not None for one in events)
+    n_found = sum(isinstance(one, FeedbackEvent) and one.about is not None for one in events)
     n_others = len(truth) - n_found
     # Exact for those that found their run; the others are n/0.1 of a binomial: four standard deviations.
     assert abs(total.n_live_marked - len(truth)) <= 4 * (n_others * 0.1 * 0.9) ** 0.5 / 0.1
     assert total.n_live_right / total.n_live_marked == pytest.approx(sum(truth) / len(truth), abs=0.06)
-    by_rows_alone = [one.feedback.correct for one in events if isinstance(one, FeedbackGiven) and one.about is not None]
+    by_rows_alone = [one.feedback.correct for one in events if isinstance(one, FeedbackEvent) and one.about is not None]
     assert sum(map(bool, by_rows_alone)) / len(by_rows_alone) < 0.6, "labels that came in time alone would be biased"

@@ -21,12 +21,10 @@ from suffice.control.loop.safety_checks import CriticalEM
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.views import open_reader, read_episodes
 from suffice.store.routes import rollups
-from suffice.store.routes.recommendations import counts_since
-from suffice.store.routes.sampling import counted_cells, drawn_runs, newest_rates
 from suffice.store.routes.tallies import RouteScorer, tallies_now
-from suffice.store.routes.windows import requests_since
-from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.sampling_events import RequestCount, RequestsCounted
+from suffice.store.routes.windows import counted_cells, counts_since, drawn_runs, newest_rates, requests_since
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import FeedbackEvent, RequestCount
 from suffice.types import Episode, Feedback, Query, StepRecord
 from suffice.wiring import open_worker
 from tests.control.made import BURST, rows, run, story, traffic
@@ -58,17 +56,17 @@ def live(number: int, name: str = "", *, rate: float = 0.1, **changes: Any) -> E
 
 
 def logged(*episodes: Episode) -> list[Event]:
-    return [event for one in episodes for event in (RequestSeen(one.request), RequestEnded(one.outcome))]
+    return [event for one in episodes for event in (one.request, one.outcome)]
 
 
-def label(one: Episode, correct: bool, **said: Any) -> FeedbackGiven:
+def label(one: Episode, correct: bool, **said: Any) -> FeedbackEvent:
     name = one.request.episode_id
-    return FeedbackGiven(
+    return FeedbackEvent(
         Feedback(feedback_id=f"f-{name}-{said}", episode_id=name, correct=correct, source="reviewer", **said)
     )
 
 
-def counted(n: int, *, name: str = "", senders: tuple[str, ...] = (), number: int = 1) -> RequestsCounted:
+def counted(n: int, *, name: str = "", senders: tuple[str, ...] = (), number: int = 1) -> RequestCount:
     cell = UnloggedRequests(
         query_class=name,
         version="",
@@ -83,15 +81,13 @@ def counted(n: int, *, name: str = "", senders: tuple[str, ...] = (), number: in
         n_priced=n,
         cost_usd=0.5 * n,
     )
-    return RequestsCounted(
-        RequestCount(
-            count_id=f"c{number}",
-            route="r",
-            n_requests=n,
-            n_governed=n,
-            cells=(cell,),
-            senders=senders,
-        )
+    return RequestCount(
+        count_id=f"c{number}",
+        route="r",
+        n_requests=n,
+        n_governed=n,
+        cells=(cell,),
+        senders=senders,
     )
 
 

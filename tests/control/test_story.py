@@ -20,7 +20,6 @@ from suffice.settings import Settings, parse_settings
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import open_reader, read_episodes
 from suffice.store.routes.in_force import read_decided
-from suffice.store.rows.control_events import PolicyPublished
 from suffice.testing import FakeRequest, FakeUpstream, Reply, cut
 from suffice.wiring import build_route, open_worker
 from tests.gateway.served import Served, chat, served
@@ -145,7 +144,7 @@ async def test_from_observe_to_certified_stops_to_another_model_to_full_runs(tmp
         assert again.publication is not None
         assert (again.publication.epoch, again.publication.upstream) == (2, (("m", "m-2", "fake-1"),))
 
-        await g.gateway.log.append_durable(PolicyPublished(again.publication))  # written twice, it counts once
+        await g.gateway.log.append_durable(again.publication)  # written twice, it counts once
         assert read_decided(g.database).of("r").n_publications == again.n_publications
 
 

@@ -9,8 +9,6 @@ from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.forecast import Outlook
 from suffice.assurance.ledger import METHOD, Account
 from suffice.settings import Settings
-from suffice.store.rows.advice_events import RouteMonitored
-from suffice.store.rows.control_events import PolicyPublished
 from suffice.store.rows.events import Event
 from suffice.types import Publication
 from suffice.wiring import open_decisions
@@ -40,7 +38,7 @@ async def certified(g: Served, settings: Settings) -> Publication:
 async def test_a_held_class_is_served_its_own_level_and_nobody_else_is(tmp_path: Path) -> None:
     async with served(tmp_path, Model(), route=ROUTE) as g:
         made = await certified(g, settings_of(g))
-        write(g, PolicyPublished(replace(made, number=made.number + 1, classes=(("what", 0),))))
+        write(g, replace(made, number=made.number + 1, classes=(("what", 0),)))
         await until(lambda: bool(g.gateway.routes[0].in_force.classes))
 
         before = len(g.fake.completions)
@@ -53,7 +51,7 @@ async def test_a_held_class_is_served_its_own_level_and_nobody_else_is(tmp_path:
 
 
 async def test_the_latest_look_is_in_the_metrics(tmp_path: Path) -> None:
-    def looked(at: int, high: float) -> RouteMonitored:
+    def looked(at: int, high: float) -> Outlook:
         drop = IntervalEstimate(value=0.001, low=-0.01, high=high, n=300, method=METHOD)
         whole = Account(
             route="r",
@@ -70,17 +68,15 @@ async def test_the_latest_look_is_in_the_metrics(tmp_path: Path) -> None:
             tokens_live=None,
             saving=None,
         )
-        return RouteMonitored(
-            Outlook(
-                route="r",
-                at=at,
-                epoch=0,
-                since=0,
-                confidence=0.95,
-                cap_tokens=100.0,
-                accounts=(whole,),
-                alerts=("em_drop",) if at > 900 else (),
-            )
+        return Outlook(
+            route="r",
+            at=at,
+            epoch=0,
+            since=0,
+            confidence=0.95,
+            cap_tokens=100.0,
+            accounts=(whole,),
+            alerts=("em_drop",) if at > 900 else (),
         )
 
     async with served(tmp_path, Model(), route=ROUTE) as g:

@@ -9,7 +9,9 @@ import pytest
 
 from suffice.control.evidence.audits import verdicts
 from suffice.store.database.views import read_episodes
-from suffice.store.rows.events import Event, FeedbackGiven, RequestSeen
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import FeedbackEvent
+from suffice.types import Request
 from tests.control.made import label, rows, story, traffic
 from tests.control.test_armed import armed, pairs
 from tests.gateway.served import chat, post, served
@@ -19,10 +21,7 @@ APPS, REVIEWERS = "a" * 16, "b" * 16
 
 def asked_by(sender: str, log: list[Event]) -> list[Event]:
     """The same requests, sent with a key."""
-    return [
-        replace(event, request=replace(event.request, sender=sender)) if isinstance(event, RequestSeen) else event
-        for event in log
-    ]
+    return [replace(event, sender=sender) if isinstance(event, Request) else event for event in log]
 
 
 def heard(*, sender: str, source: str, asks: str = APPS, door: str = "", users: bool = False) -> int:
@@ -57,7 +56,7 @@ def test_without_keys_everybody_is_believed() -> None:
 @pytest.mark.parametrize(("sender", "proved"), [(APPS, False), (REVIEWERS, True)])
 def test_the_same_holds_for_pairs(sender: str, proved: bool) -> None:
     log = [
-        replace(event, feedback=replace(event.feedback, sender=sender)) if isinstance(event, FeedbackGiven) else event
+        replace(event, feedback=replace(event.feedback, sender=sender)) if isinstance(event, FeedbackEvent) else event
         for event in asked_by(APPS, pairs(400, lost_each=10))
     ]
     assert bool(armed().feed(rows(log)).settle().published) is proved

@@ -18,8 +18,7 @@ import pytest
 from suffice.control import worker_process
 from suffice.control.jobs import base
 from suffice.control.jobs.base import JobReport
-from suffice.control.jobs.heads import ExportHeads
-from suffice.control.jobs.retaining import DAY_S, Retain
+from suffice.control.jobs.upkeep import DAY_S, ExportHeads, Retain
 from suffice.errors import ConfigError
 from suffice.settings import AuditLog, Settings, Store, parse_settings
 from suffice.store.audit.heads import read_heads, signing_key
@@ -27,8 +26,8 @@ from suffice.store.audit.verify import verify_chain
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import open_reader
-from suffice.store.rows.control_events import EpochBegan
-from suffice.store.rows.events import Event, FeedbackGiven
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Epoch, Feedback
 from suffice.wiring import build_gateway, open_decisions, open_log, open_worker
 from tests.store.made_chain import asked, published, said
@@ -213,7 +212,7 @@ def labelled(name: str) -> list[Event]:
     return [
         asked(name),
         ended(name, answer=f"{words} 1", would=f"{words} 2"),
-        FeedbackGiven(Feedback(feedback_id=f"f-{name}", episode_id=name, gold=f"{words} 1", comment=f"{words} no")),
+        FeedbackEvent(Feedback(feedback_id=f"f-{name}", episode_id=name, gold=f"{words} 1", comment=f"{words} no")),
     ]
 
 
@@ -266,7 +265,7 @@ def test_steps_that_a_running_epoch_reads_stay_and_words_do_not(tmp_path: Path) 
     append(database, *labelled("before"), at_s=1 * DAY_S)
     with closing(sqlite3.connect(database)) as connection:
         since = connection.execute("SELECT max(seq) FROM events").fetchone()[0]
-    epoch = EpochBegan(Epoch(route="math", number=1, at=0, since_seq=since, reason="cold start", author="w"))
+    epoch = Epoch(route="math", number=1, at=0, since_seq=since, reason="cold start", author="w")
     append(database, epoch, *labelled("within"), at_s=2 * DAY_S)
     with retaining(database, clock, now, answers_days=90.0, steps_days=90.0) as job:
         job.run(Desk())
@@ -275,7 +274,7 @@ def test_steps_that_a_running_epoch_reads_stay_and_words_do_not(tmp_path: Path) 
         answers = [one for (one,) in connection.execute("SELECT answer FROM outcomes ORDER BY seq")]
     assert steps == {"within": 3}
     assert answers == ["erased:qa", "erased:qa"] or all(one.startswith("erased:q") for one in answers)
-    later = EpochBegan(Epoch(route="math", number=2, at=0, since_seq=since + 4, reason="drift", author="w"))
+    later = Epoch(route="math", number=2, at=0, since_seq=since + 4, reason="drift", author="w")
     append(database, later, at_s=99 * DAY_S)
     with retaining(database, clock, now, steps_days=90.0) as job:
         job.run(Desk())
@@ -347,7 +346,7 @@ def test_what_the_settings_redact_is_written_by_nothing_that_is_built_from_them(
         log.append(event)
     log.close()
     with open_decisions(settings) as writer:
-        writer.write(None, [FeedbackGiven(Feedback(feedback_id="two", comment=f"{CANARY} two"))])
+        writer.write(None, [FeedbackEvent(Feedback(feedback_id="two", comment=f"{CANARY} two"))])
     assert not [name for name, content in bytes_of(tmp_path).items() if CANARY.encode() in content]
     with closing(sqlite3.connect(tmp_path / "log.db")) as connection:
         assert connection.execute("SELECT answer = would_answer FROM outcomes").fetchone() == (0,)

@@ -25,9 +25,8 @@ from suffice.store.routes import rollouts
 from suffice.store.routes.candidates import learned_candidate
 from suffice.store.routes.in_force import read_decided
 from suffice.store.routes.rollouts import RolloutCandidate, RolloutRun, read_rollouts
-from suffice.store.rows.advice_events import ProposedVersion, VersionProposed
-from suffice.store.rows.control_events import EpochBegan, PolicyPublished
-from suffice.store.rows.events import Event, RequestEnded, RequestSeen
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import ProposedVersion
 from suffice.types import Epoch, EvidenceSummary, Publication
 from tests.control.made import label, one_round, run
 
@@ -63,27 +62,25 @@ def matches(_: Route) -> Any:
     yield match
 
 
-def proposed(version: FoldedVersion = BOLDER, *, read_to_seq: int = 1, verdict: str = "better") -> VersionProposed:
-    return VersionProposed(
-        ProposedVersion(
-            route="r",
-            read_to_seq=read_to_seq,
-            address=version.address,
-            parent=FIVE.address,
-            reason="schedule",
-            verdict=verdict,
-            why="saves more",
-            n_runs=400,
-            saving=None,
-            drop=None,
-            lineage={},
-            card=None,
-            author="w",
-        )
+def proposed(version: FoldedVersion = BOLDER, *, read_to_seq: int = 1, verdict: str = "better") -> ProposedVersion:
+    return ProposedVersion(
+        route="r",
+        read_to_seq=read_to_seq,
+        address=version.address,
+        parent=FIVE.address,
+        reason="schedule",
+        verdict=verdict,
+        why="saves more",
+        n_runs=400,
+        saving=None,
+        drop=None,
+        lineage={},
+        card=None,
+        author="w",
     )
 
 
-def published(models: FoldedVersion = FIVE, *, number: int = 1, epoch: int = 1, **changes: Any) -> PolicyPublished:
+def published(models: FoldedVersion = FIVE, *, number: int = 1, epoch: int = 1, **changes: Any) -> Publication:
     known: dict[str, Any] = {
         "route": "r",
         "number": number,
@@ -101,21 +98,19 @@ def published(models: FoldedVersion = FIVE, *, number: int = 1, epoch: int = 1, 
         "setup": "s1",
         "upstream": (("m", "m", "fp"),),
     }
-    return PolicyPublished(Publication(**(known | changes)))
+    return Publication(**(known | changes))
 
 
-def began(number: int = 1, since_seq: int = 0) -> EpochBegan:
-    return EpochBegan(
-        Epoch(
-            route="r",
-            number=number,
-            at=0,
-            since_seq=since_seq,
-            reason="another world",
-            author="w",
-            max_em_drop=0.08,
-            confidence=0.9,
-        )
+def began(number: int = 1, since_seq: int = 0) -> Epoch:
+    return Epoch(
+        route="r",
+        number=number,
+        at=0,
+        since_seq=since_seq,
+        reason="another world",
+        author="w",
+        max_em_drop=0.08,
+        confidence=0.9,
     )
 
 
@@ -160,7 +155,7 @@ class World:
         events, rng = list[Event](), random.Random(self.n)
         for number in range(self.n, self.n + n):
             request, outcome = run(number, rng, **{"sure": True, **options})
-            events += [RequestSeen(request), RequestEnded(outcome)]
+            events += [request, outcome]
             events += [label(number, correct=True)] if labels else []
         self.n += n
         self.write(*events)
@@ -171,7 +166,7 @@ class World:
         for number in range(self.n, self.n + n):
             request, outcome = run(number, rng, sure=True)
             steps = tuple(replace(one, answer="77" if one.index <= 4 else one.answer) for one in outcome.steps)
-            events += [RequestSeen(request), RequestEnded(replace(outcome, steps=steps))]
+            events += [request, replace(outcome, steps=steps)]
             events += [label(number, correct=True)] if labels else []
         self.n += n
         self.write(*events)

@@ -22,7 +22,8 @@ from suffice.store.database.views import open_reader, read_episodes
 from suffice.store.routes import rollups
 from suffice.store.routes.experiments import read_experiments
 from suffice.store.routes.rollouts import read_rollouts
-from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import FeedbackEvent
 from suffice.wiring import deployment_salt
 from tests.console.visitor import Visitor, people_of, site
 
@@ -98,8 +99,8 @@ def write_tries(settings: Settings, path: Path, *, n: int) -> None:
             clock.at_s += DAYS * DAY_S / n
             made.pass_time(number / n)
             request, outcome, right = made.ask(number, at_s=clock.at_s)
-            rows: list[Event] = [RequestSeen(request), RequestEnded(outcome)]
-            rows += [FeedbackGiven(one) for one in make_feedback(outcome, right, made.rng)]
+            rows: list[Event] = [request, outcome]
+            rows += [FeedbackEvent(one) for one in make_feedback(outcome, right, made.rng)]
             for row in rows:
                 assert log.append(row)
             if number % 60 == 59:

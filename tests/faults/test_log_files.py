@@ -32,7 +32,6 @@ from tests.store.made_chain import found_head, made, open_made, said, story, wri
 PUBLISHER = """
 import os, sys, time
 from pathlib import Path
-from suffice.store.rows.control_events import EpochBegan
 from suffice.store.database.decisions import Decisions
 from suffice.store.routes.in_force import read_decided
 from suffice.types import Epoch
@@ -46,7 +45,7 @@ for _ in sys.stdin:
             number = began = read_decided(path).of("math").n_publications
             while True:
                 number += 1
-                epoch = EpochBegan(Epoch(route="math", number=number, at=0, since_seq=0, reason="anew", author="w"))
+                epoch = Epoch(route="math", number=number, at=0, since_seq=0, reason="anew", author="w")
                 one = published(number)
                 writer.write(None, [epoch, one], {f"artefact {number}": "x" * 9_000, f"second {number}": "y" * 9_000})
                 if number == began + 1:
@@ -189,25 +188,18 @@ def test_a_write_ahead_log_that_is_cut_is_read_up_to_there_and_a_head_names_what
     assert bad.what == f"cut off: a head at place {head.place} was exported"
 
 
-@pytest.mark.parametrize("version", range(1, len(schema.MIGRATIONS)))
-def test_a_log_of_every_earlier_shape_is_brought_up_and_loses_nothing(tmp_path: Path, version: int) -> None:
+@pytest.mark.parametrize(
+    ("version", "way"), [(schema.VERSION - 1, "an older version"), (schema.VERSION + 1, "upgrade")]
+)
+def test_a_log_of_another_version_is_refused_and_left_alone(tmp_path: Path, version: int, way: str) -> None:
     database = tmp_path / "log.db"
+    SqliteLog.open(Store(url=f"sqlite:///{database}"), now=lambda: 1.0).close()
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        connection.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
-        for script in schema.MIGRATIONS[:version]:
-            connection.executescript(script)
         connection.execute(f"PRAGMA user_version = {version}")
-        connection.execute(
-            "INSERT INTO events (kind, key, route, at_s, owner, body) VALUES ('feedback', 'f', null, 1, 1,"
-            ' \'{"feedback": {"feedback_id": "f", "rating": 5}}\')'
-        )
-    log = SqliteLog.open(Store(url=f"sqlite:///{database}"), now=lambda: 1.0)
-    log.append(said(1))
-    log.close()
+    with pytest.raises(StoreError, match=f"has schema {version}, .*{way}.* or name a new file"):
+        SqliteLog.open(Store(url=f"sqlite:///{database}"), now=lambda: 1.0)
     with closing(sqlite3.connect(database)) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (len(schema.MIGRATIONS),)
-        assert connection.execute("SELECT feedback_id, rating FROM feedback ORDER BY seq").fetchall()[0] == ("f", 5)
-    assert checked(database).ok
+        assert connection.execute("PRAGMA user_version").fetchone() == (version,)
 
 
 def test_a_backup_that_is_taken_while_somebody_writes_is_whole_and_a_later_head_says_what_it_lacks(

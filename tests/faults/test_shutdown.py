@@ -18,8 +18,8 @@ import pytest
 
 from suffice.server import serve_in_loop
 from suffice.store.database.views import read_episodes, read_events
-from suffice.store.rows.events import RequestSeen
 from suffice.testing import EchoNonce, FakeRequest, FakeUpstream, GatewayProcess, Reply
+from suffice.types import Request
 from tests.gateway.served import CHAT, chat, settings_for
 
 ENDLESS = Reply(reasoning=("so\n",) * 5_000, answer=("4",), delay_s=0.02)
@@ -122,7 +122,7 @@ def test_fifty_live_streams_end_or_are_told_and_every_outcome_is_on_disk(tmp_pat
 
 def n_requests(database: Path) -> int:
     """How many requests are in the log, with an outcome or without."""
-    return sum(isinstance(one.event, RequestSeen) for one in read_events(database))
+    return sum(isinstance(one.event, Request) for one in read_events(database))
 
 
 def test_bodies_and_votes_are_told_too(tmp_path: Path) -> None:

@@ -21,11 +21,11 @@ from suffice.cli.main import main
 from suffice.gateway.context import GatewayState
 from suffice.gateway.last_good import write_last_good as write_good
 from suffice.settings import Settings
+from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_events
-from suffice.store.people.notices import Notice
-from suffice.store.rows.control_events import EnforcementPaused
+from suffice.store.people.alerts import Notice
 from suffice.store.rows.events import Event
-from suffice.store.rows.serving_events import LogMissed, VersionRefused
+from suffice.store.rows.records import LogOutage, VersionRefusal
 from suffice.testing import FakeUpstream, GatewayProcess, process
 from suffice.types import Pause
 from suffice.wiring import open_decisions, startup
@@ -36,7 +36,7 @@ from tests.gateway.test_log_follower import FOUR, ROUTE, began, decide, drawn, p
 from tests.stalls import StallMeter
 
 OWN = {**ROUTE, "uncertified": True, "policy": {"policy": "stable-answer", "streak": 3}}  # its owner's word is enough
-PAUSED = EnforcementPaused(Pause(route="r", number=1, cause="person", reason="wrong answers", author="ann"))
+PAUSED = Pause(route="r", number=1, cause="person", reason="wrong answers", author="ann")
 
 
 async def until(g: Served, done: Callable[[GatewayState], bool], *, within_s: float = 30.0) -> None:
@@ -172,7 +172,7 @@ async def test_a_log_that_is_held_at_the_start_is_used_when_it_is_let_go_and_row
         assert g.gateway.routes[0].certified
         assert await drawn(g) == 3
         requests = [item.episode.request for item in await g.episodes(2)]
-        missed = [one.event.missing for one in read_events(g.database) if isinstance(one.event, LogMissed)]
+        missed = [one.event for one in read_events(g.database) if isinstance(one.event, LogOutage)]
         async with g.session.get(g.url + "/console/login") as response:
             assert response.status == 200, "the console is there again"
     finally:
@@ -337,8 +337,10 @@ async def test_a_version_that_cannot_be_loaded_leaves_the_last_good_one_in_force
                 await asyncio.sleep(0.01)
             assert await drawn(g) == 5, "as it was certified"
             assert await drawn(g, model="n") == 8, "a brake on another route is not held up"
-        assert g.gateway.log.drain(60)
-        rows = [one.event.refusal for one in read_events(g.database) if isinstance(one.event, VersionRefused)]
+        log = g.gateway.log
+        assert isinstance(log, SqliteLog)
+        assert log.drain(60)
+        rows = [one.event for one in read_events(g.database) if isinstance(one.event, VersionRefusal)]
         assert [(one.number, one.fit) for one in rows] == [(2, broken), (3, crashes)]
         assert {one.serves for one in rows} == {"publication 1 stays in force"}
         assert rows[1].reason == f"version {crashes}: what is kept under it is no version"

@@ -10,9 +10,8 @@ import msgspec
 import pytest
 
 from suffice.settings import Settings, parse_settings
-from suffice.store.rows.control_events import EnforcementPaused, PolicyPublished
 from suffice.testing import FakeRequest, Reply, cut
-from suffice.types import Pause
+from suffice.types import Pause, Publication
 from suffice.wiring import check_routes, open_worker
 from tests.control.test_story import until
 from tests.gateway.conftest import Serve
@@ -45,7 +44,7 @@ class Model:
         )
 
 
-def arm(g: Served, **changes: Any) -> PolicyPublished:
+def arm(g: Served, **changes: Any) -> Publication:
     known: dict[str, Any] = {"version": ARM, "fit": "", "n_levels": 2, "arm": ARM}
     known |= changes
     return published(g.gateway.settings, known.pop("level", 1), **known)
@@ -83,7 +82,7 @@ async def test_a_level_that_is_taken_back_and_a_pause_run_in_full(serve: Serve) 
         assert await budget(g) is None
         await decide(g, arm(g, number=3))
         assert await budget(g) == 3
-        await decide(g, EnforcementPaused(Pause(route="r", number=1, cause="person", reason="x", author="ann")))
+        await decide(g, Pause(route="r", number=1, cause="person", reason="x", author="ann"))
         assert await budget(g) is None
 
 

@@ -10,7 +10,7 @@ from suffice.control.compare.experiments import read_experiment
 from suffice.rollout.results import EM, LATENCY, SATISFACTION, TOKENS, summarize_arm
 from suffice.settings import Settings, parse_settings
 from suffice.store.routes import experiments
-from suffice.store.rows.events import FeedbackGiven
+from suffice.store.rows.records import FeedbackEvent
 from suffice.testing import Samples
 from suffice.types import Feedback
 from suffice.wiring import open_decisions
@@ -68,7 +68,7 @@ async def test_an_experiment_on_live_traffic_is_read_back_arm_by_arm(serve: Serv
         for at, item in enumerate(items):
             name = item.episode.request.episode_id
             await g.gateway.log.append_durable(
-                FeedbackGiven(Feedback(feedback_id=f"f{at}", episode_id=name, gold="4", rating=4, source="exact-match"))
+                FeedbackEvent(Feedback(feedback_id=f"f{at}", episode_id=name, gold="4", rating=4, source="exact-match"))
             )
         held = experiments.read_experiments(writer.path)[0]
         found = await asyncio.to_thread(read_experiment, writer.path, held, settings())

@@ -12,7 +12,7 @@ from suffice import wiring
 from suffice.gateway.context import CHECK_RUNS, GatewayState
 from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.rows.events import Event, RequestEnded, RequestSeen, RouteExamined, UpstreamExamined
+from suffice.store.rows.events import Event
 from suffice.testing import Reply, ScriptedThought
 from suffice.types import Finding, Findings, Outcome, Request, RouteFindings
 from suffice.upstream.drivers import url_key
@@ -71,8 +71,8 @@ def full_run(name: str, answer: str | None, **changes: Any) -> tuple[Event, Even
     outcome = Outcome(episode_id=name, end_reason="done", status=200, answer=answer, response_id=None, usage=None)
     stopped = changes.pop("stopped", False)
     return (
-        RequestSeen(dataclasses.replace(request, **changes)),
-        RequestEnded(dataclasses.replace(outcome, stopped=stopped, end_reason="stopped" if stopped else "done")),
+        dataclasses.replace(request, **changes),
+        dataclasses.replace(outcome, stopped=stopped, end_reason="stopped" if stopped else "done"),
     )
 
 
@@ -80,11 +80,9 @@ def runs(n: int, answer: str | None, tag: str, **changes: Any) -> list[Event]:
     return [event for i in range(n) for event in full_run(f"{tag}{i}", answer, **changes)]
 
 
-def findings(url: str, **verdicts: str) -> UpstreamExamined:
+def findings(url: str, **verdicts: str) -> Findings:
     found = tuple(Finding(experiment=k, verdict=v, evidence="") for k, v in verdicts.items())  # type: ignore[arg-type]
-    return UpstreamExamined(
-        Findings(examination_id="ex", upstream="up", url_key=url_key(url), model="m", at_s=0.0, findings=found)
-    )
+    return Findings(examination_id="ex", upstream="up", url_key=url_key(url), model="m", at_s=0.0, findings=found)
 
 
 def refused(folder: Path, **changes: Any) -> str | None:
@@ -125,7 +123,7 @@ def test_an_examination_with_the_scorer_of_today_replaces_the_runs_before_it(tmp
     write(tmp_path, *runs(40, None, "old"))
     assert refused(tmp_path) is not None
     seen = RouteFindings(examination_id="ex", route="math", scorer="number", at_s=0.0, n_runs=40, n_extractable=39)
-    write(tmp_path, RouteExamined(seen))
+    write(tmp_path, seen)
     assert refused(tmp_path) is None
     assert refused(tmp_path, scorer="choice") is not None, "another scorer's examination says nothing"
 
@@ -144,9 +142,9 @@ async def test_a_running_route_is_checked_again(tmp_path: Path) -> None:
     async with served(tmp_path, SLOW, upstream=UPSTREAM, routes={"math": ROUTE}) as g:
         for i in range(CHECK_RUNS):
             seen, ended = full_run(f"r{i}", None)
-            assert isinstance(seen, RequestSeen)
-            assert isinstance(ended, RequestEnded)
-            g.gateway.note_full_run(seen.request, ended.outcome)
+            assert isinstance(seen, Request)
+            assert isinstance(ended, Outcome)
+            g.gateway.note_full_run(seen, ended)
         assert not g.gateway.routes[0].acts
         answer = await g.ask(chat("what is two and two", suffice={}))
         assert answer.told["stopped"] is False
@@ -184,7 +182,7 @@ async def test_usage_is_not_asked_for_where_it_was_refused(tmp_path: Path, seen:
     def tell(gateway: GatewayState) -> None:
         """What the gateway would have read at its start, if the address had been known then."""
         if seen is not None:
-            gateway.upstreams["up"].findings = findings("", stream_usage=seen).findings
+            gateway.upstreams["up"].findings = findings("", stream_usage=seen)
 
     route = ROUTE | {"mode": "observe", "probe": None}
     async with served(tmp_path, SLOW, upstream=UPSTREAM, routes={"math": route}, change=tell) as g:

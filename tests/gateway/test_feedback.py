@@ -20,7 +20,8 @@ from suffice.settings import Store
 from suffice.store.database.log import Receipt, StoredEvent
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_episodes
-from suffice.store.rows.events import Event, FeedbackGiven
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import FeedbackEvent
 from suffice.testing import Reply
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, post
@@ -412,7 +413,7 @@ async def test_a_label_carries_its_key_under_a_name_and_nobody_writes_that_name(
         assert forged.status == 400
         assert "sender: unknown field" in forged.json["error"]["message"]
         senders = [
-            stored.event.feedback.sender for stored in g.gateway.log.read() if isinstance(stored.event, FeedbackGiven)
+            stored.event.feedback.sender for stored in g.gateway.log.read() if isinstance(stored.event, FeedbackEvent)
         ]
     assert senders[0] == senders[2] != senders[1]
     assert all(len(sender) == 16 and KEY not in sender for sender in senders)
@@ -422,6 +423,6 @@ async def test_a_key_that_nobody_checked_names_nobody(serve: Serve) -> None:
     async with serve() as g:
         await say(g, label("ep"), headers={"authorization": "Bearer anything"})
         senders = [
-            stored.event.feedback.sender for stored in g.gateway.log.read() if isinstance(stored.event, FeedbackGiven)
+            stored.event.feedback.sender for stored in g.gateway.log.read() if isinstance(stored.event, FeedbackEvent)
         ]
     assert senders == [""]

@@ -9,7 +9,7 @@ import pytest
 
 from suffice.gateway.feedback_form import read_feedback
 from suffice.settings import parse_settings
-from suffice.store.rows.events import FeedbackGiven
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback
 from suffice.wiring import build_gateway
 from tests.gateway.conftest import Serve
@@ -47,7 +47,7 @@ def said(**fields: Any) -> dict[str, Any]:
 
 
 def kept(g: Served) -> list[Feedback]:
-    return [one.event.feedback for one in g.gateway.log.read() if isinstance(one.event, FeedbackGiven)]
+    return [one.event.feedback for one in g.gateway.log.read() if isinstance(one.event, FeedbackEvent)]
 
 
 async def test_declared_metrics_and_surveys_are_stored_with_what_they_say_of_satisfaction(serve: Serve) -> None:

@@ -12,7 +12,7 @@ from suffice.errors import ConfigError
 from suffice.gateway.context import FeedbackByToken
 from suffice.gateway.feedback import MOST_WORDS
 from suffice.rollout.feedback_token import read_token, sign
-from suffice.store.rows.events import FeedbackGiven
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, post
@@ -32,7 +32,7 @@ async def say(g: Served, body: Any, path: str = "/v1/feedback", **headers: str) 
 
 
 def kept(g: Served) -> list[Feedback]:
-    return [one.event.feedback for one in g.gateway.log.read() if isinstance(one.event, FeedbackGiven)]
+    return [one.event.feedback for one in g.gateway.log.read() if isinstance(one.event, FeedbackEvent)]
 
 
 def rated(g: Served, token: str, **body: Any) -> Any:

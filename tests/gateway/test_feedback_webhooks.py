@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from suffice.store.rows.events import FeedbackGiven
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Answer, Served, chat, post
@@ -36,7 +36,7 @@ async def say(g: Served, path: str, body: Any, headers: dict[str, str] | None = 
 
 
 def kept(g: Served) -> list[Feedback]:
-    return [one.event.feedback for one in g.gateway.log.read() if isinstance(one.event, FeedbackGiven)]
+    return [one.event.feedback for one in g.gateway.log.read() if isinstance(one.event, FeedbackEvent)]
 
 
 async def test_an_annotation_is_a_reviewers_word_and_counts_once(serve: Serve) -> None:

@@ -9,9 +9,8 @@ import pytest
 
 from suffice.settings import parse_settings
 from suffice.store.routes.rollouts import own_version
-from suffice.store.rows.control_events import EnforcementPaused, PolicyPublished
 from suffice.testing import FakeRequest, Reply, Samples, cut
-from suffice.types import Pause
+from suffice.types import Pause, Publication
 from suffice.wiring import check_routes
 from tests.control.test_story import until
 from tests.gateway.conftest import Serve
@@ -32,7 +31,7 @@ FOUR = Samples(["it is 4"])
 N_DRAWN = 3  # equal answers are enough for a lead that is sure at 0.9
 
 
-def proof(g: Served, **changes: Any) -> PolicyPublished:
+def proof(g: Served, **changes: Any) -> Publication:
     """What the control loop says when it has proved the settings' own policy."""
     address = own_version(g.gateway.settings.routes["r"]).address
     known: dict[str, Any] = {"version": address, "fit": "", "n_levels": 2, **changes}
@@ -59,7 +58,7 @@ async def test_a_proof_that_is_lost_and_a_pause_run_in_full(serve: Serve) -> Non
         assert await drawn(g) == 8
         await decide(g, proof(g, number=3))
         assert await drawn(g) == N_DRAWN
-        await decide(g, EnforcementPaused(Pause(route="r", number=1, cause="person", reason="x", author="ann")))
+        await decide(g, Pause(route="r", number=1, cause="person", reason="x", author="ann"))
         assert await drawn(g) == 8
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from suffice.control.evidence.feedback import Ratings
 from suffice.gateway.load_control import RouteOperation
-from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
+from suffice.store.rows.events import key_of
 from suffice.testing import FakeUpstream, Reply, cut
 from suffice.types import Feedback, Pause, Resumption
 from tests.gateway.conftest import Serve
@@ -105,7 +105,7 @@ async def epoch(g: Served, _: dict[str, Reply]) -> None:
 
 
 async def pause(g: Served, _: dict[str, Reply]) -> None:
-    await decide(g, EnforcementPaused(Pause(route="r", number=1, cause="person", reason="x", author="ann")))
+    await decide(g, Pause(route="r", number=1, cause="person", reason="x", author="ann"))
 
 
 async def another_model(g: Served, says: dict[str, Reply]) -> None:
@@ -119,7 +119,7 @@ async def epoch_ends(g: Served) -> None:
 
 
 async def resumed(g: Served) -> None:
-    await decide(g, EnforcementResumed(Resumption(route="r", number=1, reason="x", author="ann")))
+    await decide(g, Resumption(route="r", number=1, reason="x", author="ann"))
 
 
 async def known_again(g: Served) -> None:
@@ -201,5 +201,5 @@ async def test_what_the_loop_decides_while_the_brake_holds_does_not_put_it_harde
         await another_model(g, says)
         for decision in (began(2), published(g.gateway.settings, 0, number=2, epoch=2)):  # nothing passes yet
             await decide(g, decision)
-            answer = await g.ask(chat(f"then {decision.key}", suffice={}))
+            answer = await g.ask(chat(f"then {key_of(decision)}", suffice={}))
             assert (level_of(answer), answer.told["certified"], answer.told["steps"]) == (1, False, STEPS[1])

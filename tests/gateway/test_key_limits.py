@@ -8,7 +8,7 @@ from suffice.errors import ConfigError
 from suffice.gateway.auth import Caller, KeyLimitError, KeyLimits, KeyRing, utc_day
 from suffice.gateway.objects import MOST_ENTRIES, Objects, object_in, references
 from suffice.settings import Key, Route, parse_settings
-from suffice.store.rows.key_events import KeyUsage, StoredObject
+from suffice.store.rows.records import KeyUsage, StoredObject
 from suffice.wiring.keys import key_ring
 
 NOON_S = 1_764_331_200.0  # 2025-11-28, 12:00 UTC

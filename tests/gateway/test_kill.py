@@ -17,9 +17,10 @@ from suffice.cli.main import main
 from suffice.gateway import kill
 from suffice.gateway.kill import KillSwitch, clear_switch, set_switch
 from suffice.store.database.presence import MOST_REASON_BYTES
-from suffice.store.rows.events import RequestEnded
-from suffice.store.rows.kill_events import KillSwitched
+from suffice.store.rows.events import key_of
+from suffice.store.rows.records import KillSwitchState
 from suffice.testing import Reply, Samples
+from suffice.types import Outcome
 from suffice.wiring import kill_file
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, settings_for
@@ -58,7 +59,7 @@ async def test_a_thought_passes_through_untouched_until_the_switch_is_released(s
         assert await seen(g, on=False) < 1
         assert (await g.ask(chat(stream=True))).status == 200
         episodes = [one.episode for one in await g.episodes(3)]
-        changes = [one.event.switching for one in g.gateway.log.read() if isinstance(one.event, KillSwitched)]
+        changes = [one.event for one in g.gateway.log.read() if isinstance(one.event, KillSwitchState)]
     assert [one.outcome.stopped for one in episodes] == [True, False, True]
     assert [one.request.ungoverned for one in episodes] == [None, kill.REASON, None]
     assert [one.on for one in changes] == [True, False]
@@ -116,7 +117,7 @@ async def test_under_load_nothing_is_stopped_a_second_after_the_pull(serve: Serv
         done = True
         await asyncio.gather(*clients)
         await g.quiet()
-        ends = [(one.at_s, one.event.outcome) for one in g.gateway.log.read() if isinstance(one.event, RequestEnded)]
+        ends = [(one.at_s, one.event) for one in g.gateway.log.read() if isinstance(one.event, Outcome)]
     stops = [at_s for at_s, outcome in ends if outcome.stopped]
     assert sum(at_s > pulled_s + 1 for at_s, _ in ends) >= len(clients)  # all of them still ask
     assert min(stops) < pulled_s  # and were stopped until then
@@ -155,7 +156,7 @@ def test_a_loop_of_the_callers_own_is_never_told_to_stop(tmp_path: Path) -> None
 
 
 def test_the_environment_pulls_it_for_a_life_and_two_gateways_write_one_row(tmp_path: Path) -> None:
-    told: list[KillSwitched] = []
+    told: list[KillSwitchState] = []
     for environment, on in (("", False), ("0", False), ("1", True), ("yes", True)):
         assert KillSwitch(environment=environment).on is on
     file = tmp_path / "suffice.kill"
@@ -167,7 +168,7 @@ def test_the_environment_pulls_it_for_a_life_and_two_gateways_write_one_row(tmp_
     assert all(one.on for one in both)
     assert both[0].reason == "no reason is given"
     assert len(told) == 2
-    assert len({one.key for one in told}) == 1
+    assert len({key_of(one) for one in told}) == 1
     forced = KillSwitch(file, environment="1")
     clear_switch(file)
     for one in (*both, forced):

@@ -20,9 +20,9 @@ from suffice.store.database.views import open_reader
 from suffice.store.routes import rollouts
 from suffice.store.routes.candidates import learned_candidate
 from suffice.store.routes.in_force import read_decided
-from suffice.store.routes.recommendations import newest_proposal
 from suffice.store.routes.rollouts import read_rollouts
-from suffice.store.rows.advice_events import ProposedVersion, VersionProposed
+from suffice.store.routes.windows import newest_proposal
+from suffice.store.rows.records import ProposedVersion
 from suffice.types import Episode
 from suffice.wiring import open_decisions, open_worker
 from tests.control.test_story import Model, ask, until
@@ -54,7 +54,7 @@ def begin(g: Served, rules: Rules = RULES) -> rollouts.RolloutRun:
         author="w",
     )
     settings = g.gateway.settings
-    write(settings, began(), published(settings, 1), VersionProposed(proposed))
+    write(settings, began(), published(settings, 1), proposed)
     with open_decisions(settings) as writer:
         writer.write(None, [], {BOLDER.address: canonical(BOLDER.plain()).decode()})
         with open_reader(writer.path) as connection:

@@ -17,7 +17,6 @@ from suffice.model.ensemble import Ensemble
 from suffice.model.linear import Linear
 from suffice.model.stop import StopModel, TrainingRecord, canonical
 from suffice.settings import Settings
-from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed, EpochBegan, PolicyPublished
 from suffice.store.rows.events import Event
 from suffice.testing import Reply, Samples, cut
 from suffice.types import Epoch, EvidenceSummary, Pause, Publication, Resumption
@@ -37,13 +36,13 @@ ROUTE = {"kind": "samples", "samples": 15, "wave": 1, "scorer": "number", "mode"
 FOUR = Samples(["it is 4"])
 
 
-def began(number: int = 1, name: str = "r") -> EpochBegan:
-    return EpochBegan(Epoch(route=name, number=number, at=0, since_seq=0, reason="because", author="w", burst=10))
+def began(number: int = 1, name: str = "r") -> Epoch:
+    return Epoch(route=name, number=number, at=0, since_seq=0, reason="because", author="w", burst=10)
 
 
 def published(
     settings: Settings, level: int, *, number: int = 1, epoch: int = 1, name: str = "r", **changes: Any
-) -> PolicyPublished:
+) -> Publication:
     route = settings.routes[name]
     setup = build_route(name, route, upstream=settings.upstreams.get(route.upstream)).setup
     known: dict[str, Any] = {
@@ -63,7 +62,7 @@ def published(
         "setup": setup,
         "upstream": (("" if route.kind == "rounds" else "m", "m", "fake-1"),),
     }
-    return PolicyPublished(Publication(**(known | changes)))
+    return Publication(**(known | changes))
 
 
 def write(settings: Settings, *events: Event) -> None:
@@ -97,9 +96,9 @@ async def test_each_level_stops_as_it_was_certified_and_a_pause_and_a_new_epoch_
         assert await drawn(g) == 5
         await decide(g, published(told, 2, number=2))
         assert await drawn(g) == 3
-        await decide(g, EnforcementPaused(Pause(route="r", number=1, cause="person", reason="x", author="ann")))
+        await decide(g, Pause(route="r", number=1, cause="person", reason="x", author="ann"))
         assert await drawn(g) == 8
-        await decide(g, EnforcementResumed(Resumption(route="r", number=1, reason="x", author="ann")))
+        await decide(g, Resumption(route="r", number=1, reason="x", author="ann"))
         assert await drawn(g) == 3
         await decide(g, began(2))
         assert await drawn(g) == 8

@@ -15,7 +15,6 @@ from suffice.settings import Settings
 from suffice.store.people.deciding import decide_incident, end_override, set_override
 from suffice.store.people.reviews import kept_question
 from suffice.store.routes.in_force import NOTHING
-from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
 from suffice.testing import Samples
 from suffice.types import Pause, Resumption
 from suffice.wiring import open_decisions
@@ -118,9 +117,9 @@ async def test_a_route_with_a_policy_of_its_owners_runs_in_full_while_it_is_held
 async def test_a_pause_rests_a_route_with_a_policy_of_its_owners_too(serve: Serve) -> None:
     async with serve(FOUR, route=UNCERTIFIED) as g:
         assert await drawn(g) == 3
-        await decide(g, EnforcementPaused(Pause(route="r", number=1, cause="person", reason="x", author="ann")))
+        await decide(g, Pause(route="r", number=1, cause="person", reason="x", author="ann"))
         assert await drawn(g) == 8
-        await decide(g, EnforcementResumed(Resumption(route="r", number=1, reason="x", author="ann")))
+        await decide(g, Resumption(route="r", number=1, reason="x", author="ann"))
         assert await drawn(g) == 3
 
 
@@ -129,7 +128,7 @@ async def test_a_smaller_budget_runs_in_full_until_something_proves_it(serve: Se
         await decide(g, began(), published(g.gateway.settings, 2))
         await held(g, kind="budget", max_em_drop=0.01)
         assert await drawn(g) == 8
-        proof = replace(published(g.gateway.settings, 1).publication.evidence, max_em_drop=0.01)
+        proof = replace(published(g.gateway.settings, 1).evidence, max_em_drop=0.01)
         await decide(g, published(g.gateway.settings, 1, number=2, evidence=proof))
         assert await drawn(g) == 5
 
@@ -137,7 +136,7 @@ async def test_a_smaller_budget_runs_in_full_until_something_proves_it(serve: Se
 async def test_rolling_back_acts_at_the_earlier_level_and_a_new_epoch_voids_it(serve: Serve) -> None:
     async with serve(FOUR, route=ROUTE) as g:
         told = g.gateway.settings
-        pause = EnforcementPaused(Pause(route="r", number=1, cause="critical_em", reason="low", author="w"))
+        pause = Pause(route="r", number=1, cause="critical_em", reason="low", author="w")
         await decide(g, began(), published(told, 1), published(told, 2, number=2), pause)
         assert await drawn(g) == 8
         assert g.gateway.metrics.value("suffice_open_incidents", route="r") == 1

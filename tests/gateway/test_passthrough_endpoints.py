@@ -14,7 +14,7 @@ from yarl import URL
 from suffice.gateway.auth import Caller, KeyRing
 from suffice.gateway.objects import Objects
 from suffice.settings import Upstream
-from suffice.store.rows.key_events import StoredObject
+from suffice.store.rows.records import StoredObject
 from suffice.testing import FakeUpstream, Script
 from suffice.upstream.client import UpstreamClient
 from tests.gateway.conftest import Serve

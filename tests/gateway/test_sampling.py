@@ -15,11 +15,10 @@ from suffice.assurance.sampling import is_certain, weight_of
 from suffice.store.database.views import open_reader, read_episodes, read_events
 from suffice.store.people.feedback import read_all_feedback as said_of
 from suffice.store.people.feedback import read_unmatched
-from suffice.store.routes.sampling import counted_cells
 from suffice.store.routes.tallies import RouteScorer, tallies_now
-from suffice.store.rows.events import FeedbackGiven, RequestSeen
-from suffice.store.rows.sampling_events import RatesSet, RequestsCounted, RowRates
-from suffice.types import Episode
+from suffice.store.routes.windows import counted_cells
+from suffice.store.rows.records import FeedbackEvent, RequestCount, RowRates
+from suffice.types import Episode, Request
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat, settings_for
 from tests.gateway.test_log_follower import write
@@ -119,7 +118,7 @@ async def test_a_word_on_an_answer_without_rows_finds_it_while_its_gateway_knows
         (200, True, True),
         (200, False, False),
     ]
-    events = [one.event for one in read_events(database) if isinstance(one.event, FeedbackGiven)]
+    events = [one.event for one in read_events(database) if isinstance(one.event, FeedbackEvent)]
     assert [one.about is not None and one.about.episode_id == name for one in events] == [True, True, False]
     assert [one.episode_id for one in read_unmatched(database)] == ["ep_nobody"]
     assert [(one.route, one.joined) for one in said_of(database)] == [("r", True), ("r", True), (None, False)]
@@ -134,7 +133,7 @@ async def test_of_a_run_that_was_drawn_the_log_says_as_well_that_its_gateway_kne
             async with g.session.post(f"{g.url}/v1/feedback", json=said) as told:
                 assert (await told.json())["joined"]
         database = g.database
-    events = [one.event for one in read_events(database) if isinstance(one.event, FeedbackGiven)]
+    events = [one.event for one in read_events(database) if isinstance(one.event, FeedbackEvent)]
     assert all(one.about is not None for one in events)
     assert 0 < len(kept(database)) < 24
 
@@ -152,7 +151,7 @@ async def test_rates_that_the_control_loop_sets_reach_a_gateway_that_runs(serve:
             reason="x",
             author="w",
         )
-        await asyncio.to_thread(write, g.gateway.settings, RatesSet(rates))
+        await asyncio.to_thread(write, g.gateway.settings, rates)
         g.gateway.told()
         async with asyncio.timeout(30):
             while not g.gateway.sampling.rates:  # noqa: ASYNC110 - there is no event
@@ -206,10 +205,10 @@ def test_a_loop_in_this_process_is_sampled_and_counted_too(tmp_path: Path) -> No
     database = tmp_path / "log.db"
     rows, counts = (
         kept(database),
-        [one.event.counted for one in read_events(database) if isinstance(one.event, RequestsCounted)],
+        [one.event for one in read_events(database) if isinstance(one.event, RequestCount)],
     )
     assert len(rows) + sum(one.n_requests for one in counts) == 40
     assert 4 <= len(rows) <= 34
     assert all(is_certain(one.request) or one.request.kept_by == "lot" for one in rows)
-    seen = [one.event for one in read_events(database) if isinstance(one.event, RequestSeen)]
+    seen = [one.event for one in read_events(database) if isinstance(one.event, Request)]
     assert len(seen) == len(rows), "what has a beginning has an end"

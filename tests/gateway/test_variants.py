@@ -21,8 +21,7 @@ from suffice.rollout.versions import VersionLineage, make_version
 from suffice.settings import Experiment, parse_settings
 from suffice.store.database.views import read_events
 from suffice.store.routes import experiments, rollouts
-from suffice.store.rows.rollout_events import RolloutMove, RolloutMoved
-from suffice.store.rows.serving_events import VersionRefused
+from suffice.store.rows.records import RolloutMove, VersionRefusal
 from suffice.testing import Samples
 from suffice.types import Request
 from suffice.wiring import open_decisions
@@ -217,7 +216,7 @@ async def test_a_version_that_a_rollout_brought_and_that_cannot_be_read_leaves_t
         file.unlink()
         if serves:
             spoil(brought[0])
-    rows = [one.event.refusal for one in read_events(tmp_path / "log.db") if isinstance(one.event, VersionRefused)]
+    rows = [one.event for one in read_events(tmp_path / "log.db") if isinstance(one.event, VersionRefusal)]
     assert [(one.number, one.fit, one.serves) for one in rows] == [(0, brought[1], before)]
 
 
@@ -260,7 +259,7 @@ async def test_of_many_who_move_a_rollout_at_once_one_has_moved_it(serve: Serve)
 
         def write() -> bool:
             with open_decisions(g.gateway.settings) as writer:
-                row = RolloutMoved(RolloutMove(route="r", author="ann", reason="go", transition=move))
+                row = RolloutMove(route="r", author="ann", reason="go", transition=move)
                 return writer.write(None, [row], all_new=True) == [True]
 
         done = await asyncio.gather(*(asyncio.to_thread(write) for _ in range(20)))

@@ -14,7 +14,7 @@ from suffice.governor import Governor
 from suffice.rollout.feedback_token import read_token
 from suffice.settings import parse_settings
 from suffice.store.database.views import read_events
-from suffice.store.rows.events import FeedbackGiven
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback
 from tests.governor.loops import ROUTE, STABLE, drive
 from tests.house.test_docs import in_thread
@@ -56,7 +56,7 @@ def gov(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def kept(folder: Path) -> list[Feedback]:
-    return [one.event.feedback for one in read_events(folder / "log.db") if isinstance(one.event, FeedbackGiven)]
+    return [one.event.feedback for one in read_events(folder / "log.db") if isinstance(one.event, FeedbackEvent)]
 
 
 def test_every_form_is_said_in_either_way_and_stored_alike(gov: Governor, tmp_path: Path) -> None:

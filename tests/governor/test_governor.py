@@ -17,6 +17,7 @@ import pytest
 from suffice import Episode, Governor
 from suffice.errors import BadRequest, ClosedError, ConfigError, StoreError
 from suffice.governor.local import LocalBackend
+from suffice.store.rows.events import kind_of
 from suffice.types import Usage
 from tests.governor.loops import ROUTE, Broken, adrive, drive, episodes, local, outcome, settings
 
@@ -88,7 +89,8 @@ def test_the_request_is_written_before_the_first_step_with_its_lot(tmp_path: Pat
 def gov_log(gov: Governor) -> list[tuple[str, str | None]]:
     desk = gov._backend
     assert isinstance(desk, LocalBackend)
-    return [(stored.event.kind, stored.event.episode_id) for stored in desk.gateway.log.read()]
+    events = [stored.event for stored in desk.gateway.log.read()]
+    return [(kind_of(event).name, kind_of(event).episode(event)) for event in events]
 
 
 def test_each_run_of_a_conversation_is_drawn_by_itself_and_a_repeated_one_runs_in_full(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_events
 from suffice.store.routes.in_force import InForce
-from suffice.store.rows.serving_events import LogMissed
+from suffice.store.rows.records import LogOutage
 from suffice.types import Pause
 from suffice.wiring import startup
 from tests.governor.loops import ROUTE, drive, episodes, local
@@ -95,7 +95,7 @@ def test_rows_of_a_loop_that_waited_are_written_when_the_log_is_let_go_and_it_sa
         time.sleep(0.02)
     assert gov.flush()
     gov.close()
-    missed = [one.event.missing for one in read_events(tmp_path / "log.db") if isinstance(one.event, LogMissed)]
+    missed = [one.event for one in read_events(tmp_path / "log.db") if isinstance(one.event, LogOutage)]
     assert [(one.after, one.n_dropped, one.n_rows >= 4) for one in missed] == [("everything in full", 0, True)]
 
 

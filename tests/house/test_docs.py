@@ -31,10 +31,9 @@ from suffice.review.holds import Incident, IncidentDecision, Override, OverrideE
 from suffice.scoring.base import SCORERS
 from suffice.server import serve_in_loop
 from suffice.settings import Settings, parse_settings
-from suffice.store.rows import alert_events, audit_events, experiment_events
-from suffice.store.rows.access_events import AccessGrant
+from suffice.store.rows import records
 from suffice.store.rows.events import EVENTS
-from suffice.store.rows.review_events import QuestionText
+from suffice.store.rows.records import AccessGrant, QuestionText
 from suffice.telemetry import METRICS
 from suffice.testing import FakeUpstream
 from suffice.testing.prompt import cut
@@ -236,12 +235,12 @@ RECORDS = {
     "Label request": (types.LabelRequest,),
     "Job run": (types.JobRun,),
     "Access": (AccessGrant,),
-    "Config change": (audit_events.ConfigChange, audit_events.SettingChange),
-    "Alert sent": (alert_events.AlertDelivery,),
-    "Fail-open rate": (alert_events.FailedOpen,),
-    "Export": (audit_events.Export,),
-    "Erasure": (audit_events.Erasure,),
-    "Experiment": (experiment_events.ExperimentStart, experiment_events.ExperimentEnd),
+    "Config change": (records.ConfigChange, records.SettingChange),
+    "Alert sent": (records.AlertDelivery,),
+    "Fail-open rate": (records.FailOpenCount,),
+    "Export": (records.Export,),
+    "Erasure": (records.Erasure,),
+    "Experiment": (records.ExperimentStart, records.ExperimentEnd),
     "Review item": (items.ReviewItem,),
     "Review drawing": (items.ControlDraw,),
     "Review lease": (items.ReviewLease, items.ItemReturn),

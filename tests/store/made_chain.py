@@ -9,56 +9,52 @@ from pathlib import Path
 
 from suffice.store.audit.chain import Appender, Head, begin_chain, head
 from suffice.store.database import schema
-from suffice.store.rows.control_events import AlarmRaised, EpochBegan, PolicyPublished
-from suffice.store.rows.events import Event, FeedbackGiven, RequestSeen, Row, to_row
+from suffice.store.rows.events import Event, Row, to_row
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Alarm, Epoch, Feedback, Publication, Request
 
 AUTHOR = "worker"
 
 
-def published(number: int, *, route: str = "math", level: int | None = None) -> PolicyPublished:
-    return PolicyPublished(
-        Publication(
-            route=route,
-            number=number,
-            epoch=1,
-            at=number,
-            version=f"c-{number}",
-            fit="f-1",
-            level=level or number % 41,
-            n_levels=41,
-            certified=True,
-            share=0.1,
-            reason="because",
-            author=AUTHOR,
-        )
+def published(number: int, *, route: str = "math", level: int | None = None) -> Publication:
+    return Publication(
+        route=route,
+        number=number,
+        epoch=1,
+        at=number,
+        version=f"c-{number}",
+        fit="f-1",
+        level=level or number % 41,
+        n_levels=41,
+        certified=True,
+        share=0.1,
+        reason="because",
+        author=AUTHOR,
     )
 
 
-def asked(name: str, **more: str) -> RequestSeen:
-    return RequestSeen(
-        Request(
-            episode_id=name,
-            route="math",
-            kind="reasoning",
-            mode="observe",
-            model="m",
-            stream=False,
-            n_samples=1,
-            audit=False,
-            propensity=1.0,
-            policy_version="v",
-            certified=False,
-            question_key="",
-            ungoverned=None,
-            received_at_s=0.0,
-            **more,  # type: ignore[arg-type]
-        )
+def asked(name: str, **more: str) -> Request:
+    return Request(
+        episode_id=name,
+        route="math",
+        kind="reasoning",
+        mode="observe",
+        model="m",
+        stream=False,
+        n_samples=1,
+        audit=False,
+        propensity=1.0,
+        policy_version="v",
+        certified=False,
+        question_key="",
+        ungoverned=None,
+        received_at_s=0.0,
+        **more,  # type: ignore[arg-type]
     )
 
 
-def said(number: int) -> FeedbackGiven:
-    return FeedbackGiven(
+def said(number: int) -> FeedbackEvent:
+    return FeedbackEvent(
         Feedback(
             feedback_id=f"f{number}",
             episode_id=f"e{number}",
@@ -73,13 +69,13 @@ def said(number: int) -> FeedbackGiven:
 
 def story(n: int) -> Iterable[Event]:
     """Requests, labels, publications, epochs and alarms, mixed."""
-    yield EpochBegan(Epoch(route="math", number=1, at=0, since_seq=0, reason="cold start", author=AUTHOR))
+    yield Epoch(route="math", number=1, at=0, since_seq=0, reason="cold start", author=AUTHOR)
     for i in range(n):
         yield asked(f"e{i}")
         yield said(i)
         if i % 4 == 0:
             yield published(i // 4 + 1)
-    yield AlarmRaised(Alarm(route="math", epoch=1, at=n, cause="change", reason="another model answers"))
+    yield Alarm(route="math", epoch=1, at=n, cause="change", reason="another model answers")
 
 
 def write(connection: sqlite3.Connection, events: Iterable[Event], *, at_s: float = 1.0) -> None:
@@ -93,7 +89,7 @@ def write(connection: sqlite3.Connection, events: Iterable[Event], *, at_s: floa
 def made(path: Path | str, n: int) -> sqlite3.Connection:
     """A log of that many labelled requests; the caller closes it."""
     connection = sqlite3.connect(path, isolation_level=None)
-    schema.migrate(connection, str(path))
+    schema.create(connection, str(path))
     begin_chain(connection, 1.0)
     write(connection, story(n))
     return connection

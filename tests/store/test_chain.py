@@ -15,11 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.errors import StoreError
 from suffice.settings import Store
-from suffice.store.audit.chain import Head, head
+from suffice.store.audit.chain import Head
 from suffice.store.audit.verify import verify_chain
-from suffice.store.database import schema
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
 from tests.store.made_chain import (
@@ -283,32 +281,6 @@ def test_processes_that_write_at_once_make_one_chain(database: Path) -> None:
     assert verdict.ok
     assert verdict.n_rows == 121
     assert turns == (3,)
-
-
-def test_a_log_from_before_the_chain_gets_one_that_says_what_it_does_not_vouch_for(
-    database: Path, open_log: Callable[..., SqliteLog]
-) -> None:
-    version = next(n for n, script in enumerate(schema.MIGRATIONS) if "CREATE TABLE chain" in script)
-    with closing(sqlite3.connect(database, isolation_level=None)) as old, closing(made(":memory:", N)) as whole:
-        for script in schema.MIGRATIONS[:version]:
-            old.executescript(script)
-        old.execute(f"PRAGMA application_id = {schema.APPLICATION_ID}")
-        old.execute(f"PRAGMA user_version = {version}")
-        old.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?)", whole.execute("SELECT * FROM events"))
-        assert head(old) is None
-        with pytest.raises(StoreError, match="has no chain"):
-            verify_chain(old)
-        last = old.execute("SELECT max(seq) FROM events").fetchone()[0]
-    log = open_log()
-    log.append(said(N + 1))
-    assert log.drain()
-    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
-        verdict = verify_chain(connection)
-    assert verdict.ok
-    assert verdict.n_rows == 2
-    assert verdict.beginning is not None
-    assert verdict.beginning.after_seq == last
-    assert verdict.beginning.n_before == PLACES - 1
 
 
 def test_two_chains_never_begin_alike() -> None:

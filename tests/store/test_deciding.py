@@ -27,7 +27,6 @@ from suffice.store.people.deciding import (
 )
 from suffice.store.people.holds import NOTHING_HELD, read_holds
 from suffice.store.routes.in_force import read_decided
-from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed, EpochBegan, PolicyPublished
 from suffice.store.rows.events import Event
 from suffice.types import Epoch, Pause, Resumption
 from tests.review.test_override import publication
@@ -42,19 +41,19 @@ def writer(database: Path) -> Iterator[Decisions]:
         yield opened
 
 
-def began(number: int) -> EpochBegan:
-    return EpochBegan(Epoch(route="r", number=number, at=0, since_seq=0, reason="another model", author="w"))
+def began(number: int) -> Epoch:
+    return Epoch(route="r", number=number, at=0, since_seq=0, reason="another model", author="w")
 
 
 def told(*more: Event) -> list[Event]:
     """Two publications of the epoch that runs, and a pause of the control loop's own."""
     return [
         began(1),
-        PolicyPublished(publication(number=1, epoch=1)),
+        publication(number=1, epoch=1),
         began(2),
-        PolicyPublished(publication(number=2, epoch=2, level=4)),
-        PolicyPublished(publication(number=3, epoch=2, level=6)),
-        EnforcementPaused(Pause(route="r", number=1, cause="critical_em", reason="EM is low", author="w")),
+        publication(number=2, epoch=2, level=4),
+        publication(number=3, epoch=2, level=6),
+        Pause(route="r", number=1, cause="critical_em", reason="EM is low", author="w"),
         *more,
     ]
 
@@ -173,7 +172,7 @@ def test_incidents_by_hand_pause_where_asked(writer: Decisions, database: Path) 
 
 
 def test_what_can_be_rolled_back_to_is_named_with_its_reasons(writer: Decisions, database: Path) -> None:
-    writer.write(None, told(PolicyPublished(publication(number=4, epoch=2, level=0, certified=False))))
+    writer.write(None, told(publication(number=4, epoch=2, level=0, certified=False)))
     with open_reader(database) as connection:
         now = read_now(connection, "r", ROUTE)
         able = fitting(connection, now, now_s=20.0)
@@ -186,6 +185,6 @@ def test_only_what_is_new_is_read(writer: Decisions, database: Path) -> None:
     writer.write(None, told())
     known = read_holds(database)
     assert read_holds(database, known) is known
-    writer.write(None, [EnforcementResumed(Resumption(route="r", number=1, reason="fine", author="bob"))])
+    writer.write(None, [Resumption(route="r", number=1, reason="fine", author="bob")])
     assert read_holds(database, known).of("r") == read_holds(database).of("r")
     assert read_holds(database).of("r").open_cases == ()

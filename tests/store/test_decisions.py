@@ -21,13 +21,6 @@ from hypothesis import strategies as st
 from suffice.errors import StoreError
 from suffice.store.database.decisions import Decisions, JobLease, read_artefact
 from suffice.store.routes.in_force import _NEW, NOTHING, fold_decisions, read_decided
-from suffice.store.rows.control_events import (
-    AlarmRaised,
-    EnforcementPaused,
-    EnforcementResumed,
-    EpochBegan,
-    PolicyPublished,
-)
 from suffice.store.rows.events import Event
 from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 
@@ -55,35 +48,33 @@ def writer(database: Path, clock: Clock) -> Iterator[Callable[[], Decisions]]:
         yield lambda: opened.enter_context(Decisions.open(database, now=lambda: 1.0, monotonic_s=clock))
 
 
-def published(number: int, *, epoch: int = 1, level: int = 5, route: str = "r") -> PolicyPublished:
-    return PolicyPublished(
-        Publication(
-            route=route,
-            number=number,
-            epoch=epoch,
-            at=number,
-            version=f"c-{number}",
-            fit="f-1",
-            level=level,
-            n_levels=41,
-            certified=True,
-            share=0.1,
-            reason="because",
-            author="worker",
-        )
+def published(number: int, *, epoch: int = 1, level: int = 5, route: str = "r") -> Publication:
+    return Publication(
+        route=route,
+        number=number,
+        epoch=epoch,
+        at=number,
+        version=f"c-{number}",
+        fit="f-1",
+        level=level,
+        n_levels=41,
+        certified=True,
+        share=0.1,
+        reason="because",
+        author="worker",
     )
 
 
-def began(number: int, route: str = "r") -> EpochBegan:
-    return EpochBegan(Epoch(route=route, number=number, at=0, since_seq=0, reason="cold start", author="worker"))
+def began(number: int, route: str = "r") -> Epoch:
+    return Epoch(route=route, number=number, at=0, since_seq=0, reason="cold start", author="worker")
 
 
-def paused(number: int) -> EnforcementPaused:
-    return EnforcementPaused(Pause(route="r", number=number, cause="critical_em", reason="too low", author="worker"))
+def paused(number: int) -> Pause:
+    return Pause(route="r", number=number, cause="critical_em", reason="too low", author="worker")
 
 
-def resumed(number: int) -> EnforcementResumed:
-    return EnforcementResumed(Resumption(route="r", number=number, reason="looked at it", author="ann"))
+def resumed(number: int) -> Resumption:
+    return Resumption(route="r", number=number, reason="looked at it", author="ann")
 
 
 def held(lease: JobLease | None) -> JobLease:
@@ -199,7 +190,7 @@ def test_of_two_decisions_for_one_place_the_first_stands(writer: Callable[[], De
 def test_a_decision_that_cannot_be_written_leaves_nothing(writer: Callable[[], Decisions], query: Query) -> None:
     worker = writer()
     broken = began(1)
-    wrong = EpochBegan(replace(broken.epoch, number=2, at=object()))  # type: ignore[arg-type]
+    wrong = replace(broken, number=2, at=object())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="epoch_began"):
         worker.write(None, [broken, wrong], {"f-1": "{}"})
     assert query("SELECT count(*) FROM events") == query("SELECT count(*) FROM artefacts") == [(0,)]
@@ -216,9 +207,7 @@ def test_artefacts_are_kept_once_under_their_address(writer: Callable[[], Decisi
 def test_an_epoch_voids_what_was_published_before_it_and_what_comes_late() -> None:
     before = fold_decisions([began(1), published(1, level=9)], {})["r"]
     assert (before.level, before.in_burst) == (9, False)
-    after = fold_decisions(
-        [AlarmRaised(Alarm(route="r", epoch=1, at=7, cause="change", reason="m2")), began(2)], {"r": before}
-    )
+    after = fold_decisions([Alarm(route="r", epoch=1, at=7, cause="change", reason="m2"), began(2)], {"r": before})
     assert (after["r"].level, after["r"].in_burst, after["r"].last) == (0, True, before.last)
     late = fold_decisions([published(2, epoch=1, level=9)], after)["r"]
     assert (late.level, late.in_burst, late.n_publications) == (0, True, 2)
@@ -237,7 +226,7 @@ def test_a_pause_holds_until_somebody_ends_that_very_pause() -> None:
 
 
 def test_nothing_is_certified_without_a_test_that_accepted_it() -> None:
-    guess = PolicyPublished(replace(published(1).publication, certified=False))
+    guess = replace(published(1), certified=False)
     assert NOTHING.after(began(1)).after(guess).level == 0
 
 

@@ -23,18 +23,18 @@ from suffice.store.database.erasing import (
     BATCH_ROWS,
     ErasureOrder,
     ErasureTally,
-    aged,
     erase_words,
     erased_until,
     exports_since,
     purge,
+    select_expired_rows,
     select_word_rows,
 )
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import EpisodeWithLabels, StoredLabel, read_episodes
 from suffice.store.people.audit_view import entries
-from suffice.store.rows.audit_events import Export, Exported
-from suffice.store.rows.events import FeedbackGiven, RequestEnded, decode, to_row
+from suffice.store.rows.events import decode, to_row
+from suffice.store.rows.records import Export, FeedbackEvent
 from suffice.types import Episode, Feedback, Outcome, Query, StepRecord, Usage
 from tests.store.made_chain import asked, copied, cut_tail, found_head, made
 
@@ -43,7 +43,7 @@ Open = Callable[..., SqliteLog]
 Query_ = Callable[..., list[tuple[Any, ...]]]
 
 
-def ended(name: str, *, answer: str, would: str | None = None) -> RequestEnded:
+def ended(name: str, *, answer: str, would: str | None = None) -> Outcome:
     steps = tuple(
         StepRecord(
             index=i,
@@ -58,29 +58,27 @@ def ended(name: str, *, answer: str, would: str | None = None) -> RequestEnded:
         )
         for i, text in enumerate((would or answer, None, answer), 1)
     )
-    return RequestEnded(
-        Outcome(
-            episode_id=name,
-            end_reason="done",
-            status=200,
-            answer=answer,
-            response_id=f"r-{name}",
-            steps=steps,
-            usage=Usage(prompt_tokens=7, completion_tokens=30),
-            would_answer=would,
-            stop_step=1 if would else None,
-        )
+    return Outcome(
+        episode_id=name,
+        end_reason="done",
+        status=200,
+        answer=answer,
+        response_id=f"r-{name}",
+        steps=steps,
+        usage=Usage(prompt_tokens=7, completion_tokens=30),
+        would_answer=would,
+        stop_step=1 if would else None,
     )
 
 
 def fill(log: SqliteLog, names: list[str]) -> None:
     """Runs whose every word is a canary, with labels that name them by either id."""
     for name in names:
-        request = asked(name, unit=f"unit-{name[0]}").request
-        log.append(type(asked(name))(replace(request, query=Query(metadata=(("customer", f"{CANARY}-{name}"),)))))
+        request = asked(name, unit=f"unit-{name[0]}")
+        log.append(replace(request, query=Query(metadata=(("customer", f"{CANARY}-{name}"),))))
         log.append(ended(name, answer=f"{CANARY}-{name} 408", would=f"{CANARY}-{name} 407"))
         log.append(
-            FeedbackGiven(
+            FeedbackEvent(
                 Feedback(
                     feedback_id=f"f-{name}",
                     episode_id=name,
@@ -93,7 +91,7 @@ def fill(log: SqliteLog, names: list[str]) -> None:
             )
         )
         too = Feedback(feedback_id=f"g-{name}", response_id=f"r-{name}", comment=f"{CANARY}-{name} too")
-        log.append(FeedbackGiven(too))
+        log.append(FeedbackEvent(too))
     assert log.drain()
 
 
@@ -193,7 +191,7 @@ def test_what_is_redacted_is_never_written_by_anybody(database: Path) -> None:
     try:
         fill(log, ["a1"])
         with Decisions.open(database, now=lambda: 1.0, monotonic_s=lambda: 0.0, redact=words) as writer:
-            writer.write(None, [FeedbackGiven(Feedback(feedback_id="h", comment=f"{CANARY} by another way"))])
+            writer.write(None, [FeedbackEvent(Feedback(feedback_id="h", comment=f"{CANARY} by another way"))])
         assert not [name for name, content in bytes_of(database.parent).items() if CANARY.encode() in content]
     finally:
         log.close()
@@ -223,11 +221,11 @@ def test_a_reader_of_an_older_state_holds_the_words_back_and_it_is_said(
 def test_age_is_read_in_order_and_done_places_are_remembered(open_log: Open, database: Path, writer: Decisions) -> None:
     fill(open_log(), [f"a{i}" for i in range(5)])  # a clock that ticks with each row
     with closing(sqlite3.connect(database)) as connection:
-        found = aged(connection, 10.0, after_seq=0, until_seq=1_000)
+        found = select_expired_rows(connection, 10.0, after_seq=0, until_seq=1_000)
         assert [row.seq for row in found] == list(range(1, len(found) + 1))
         assert 5 < len(found) < 20
         last = found[-1].seq
-        assert aged(connection, 10.0, after_seq=last, until_seq=1_000) == []
+        assert select_expired_rows(connection, 10.0, after_seq=last, until_seq=1_000) == []
         assert erased_until(connection, "old") == 0
         erase_words(writer, order(("comments",), "old"), [row.seq for row in found], ErasureTally(), until_seq=last)
         assert erased_until(connection, "old") == last
@@ -238,7 +236,7 @@ def test_more_rows_than_one_transaction_takes_are_all_erased_and_said_to_be_only
 ) -> None:
     log = open_log()
     for i in range(BATCH_ROWS + 5):
-        log.append(FeedbackGiven(Feedback(feedback_id=f"f{i}", comment=f"{CANARY} {i}")))
+        log.append(FeedbackEvent(Feedback(feedback_id=f"f{i}", comment=f"{CANARY} {i}")))
     assert log.drain(30)
     tally = ErasureTally()
     erase_words(writer, order(("comments",), "old"), range(1, BATCH_ROWS + 6), tally, until_seq=BATCH_ROWS + 5)
@@ -269,11 +267,11 @@ def test_an_erasure_is_no_licence_to_change_the_rest_of_a_row(
 async def test_what_was_erased_may_be_sent_again_and_is_still_known(open_log: Open, writer: Decisions) -> None:
     log = open_log()
     given = Feedback(feedback_id="f", episode_id="a1", source="user", comment=CANARY, rating=5)
-    await log.append_durable(FeedbackGiven(given))
+    await log.append_durable(FeedbackEvent(given))
     with closing(sqlite3.connect(log.path, isolation_level=None)) as connection:
         erase_words(writer, order(), select_word_rows(connection, "a1"), ErasureTally())
-    again = await log.append_durable(FeedbackGiven(given))
-    other = await log.append_durable(FeedbackGiven(replace(given, rating=1)))
+    again = await log.append_durable(FeedbackEvent(given))
+    other = await log.append_durable(FeedbackEvent(replace(given, rating=1)))
     assert (again.duplicate, again.conflict, other.conflict) == (True, False, True)
 
 
@@ -320,7 +318,7 @@ def test_the_digest_that_stays_cannot_be_tried_against_a_guess(whole_label: tupl
 @pytest.fixture
 def whole_label(open_log: Open, database: Path) -> tuple[bytes, bytes, str]:
     log = open_log()
-    log.append(FeedbackGiven(Feedback(feedback_id="f", comment="yes")))
+    log.append(FeedbackEvent(Feedback(feedback_id="f", comment="yes")))
     assert log.drain()
     with closing(sqlite3.connect(database)) as connection:
         digest, salt = connection.execute("SELECT comments, comments_salt FROM chain WHERE seq = 1").fetchone()
@@ -348,7 +346,7 @@ def test_whatever_is_erased_the_chain_holds(
 
 def test_exports_from_before_are_named(open_log: Open, database: Path) -> None:
     log = open_log()
-    log.append(Exported(Export(export_id="x", author="ann", reason="", what="audit log", where="old.csv", n_rows=3)))
+    log.append(Export(export_id="x", author="ann", reason="", what="audit log", where="old.csv", n_rows=3))
     assert log.drain()
     with closing(sqlite3.connect(database)) as connection:
         assert [where for _, where in exports_since(connection, 0)] == ["old.csv"]
@@ -393,14 +391,14 @@ def test_evidence_without_references_is_what_it_was(answers: list[str | None], s
     def measured(one: Outcome) -> Any:
         item = EpisodeWithLabels(
             seq=1,
-            episode=Episode(request=asked("e").request, outcome=one),
+            episode=Episode(request=asked("e"), outcome=one),
             labels=(StoredLabel(seq=2, feedback=label),),
         )
         return measure_run(item, lambda answer, gold: answer == gold), fate(item.episode.request, one)
 
-    bare = decode("outcome", without("outcome", to_row(RequestEnded(outcome)).body, ("answers",)))
-    assert isinstance(bare, RequestEnded)
-    assert measured(bare.outcome) == measured(outcome)
-    gone = decode("outcome", without("outcome", to_row(RequestEnded(outcome)).body, ("answers", "steps")))
-    assert isinstance(gone, RequestEnded)
-    assert measured(gone.outcome)[1] == "broken", "without its steps a run is no evidence, neither way"
+    bare = decode("outcome", without("outcome", to_row(outcome).body, ("answers",)))
+    assert isinstance(bare, Outcome)
+    assert measured(bare) == measured(outcome)
+    gone = decode("outcome", without("outcome", to_row(outcome).body, ("answers", "steps")))
+    assert isinstance(gone, Outcome)
+    assert measured(gone)[1] == "broken", "without its steps a run is no evidence, neither way"

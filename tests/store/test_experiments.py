@@ -22,8 +22,8 @@ from suffice.store.routes.experiments import (
     start_experiment,
     stop_experiment,
 )
-from suffice.store.rows.events import Event, RequestSeen
-from suffice.store.rows.experiment_events import ExperimentEnd, ExperimentStart, ExperimentStarted
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import ExperimentEnd, ExperimentStart
 from suffice.types import Query, Request
 
 
@@ -91,7 +91,7 @@ def test_of_two_people_who_take_the_same_slots_at_once_one_has_them(writer: Deci
     begin(writer, "a")
     rival = define("b", table(), run=1, slots=((0, 1_000),))
     begun = ExperimentStart(experiment=rival, revision=0, author="Bob", reason="r")
-    assert writer.write(None, [ExperimentStarted(begun)]) == [True]
+    assert writer.write(None, [begun]) == [True]
     found = held(writer)["b", 1]
     assert not found.runs
     assert found.ended is not None
@@ -103,30 +103,28 @@ def test_of_two_people_who_start_it_at_once_one_has_started_it(writer: Decisions
     begin(writer)
     first = define("e", table(), run=1, slots=((0, 10),))
     begun = ExperimentStart(experiment=first, revision=0, author="Bob", reason="r")
-    assert writer.write(None, [ExperimentStarted(begun)]) == [False]
+    assert writer.write(None, [begun]) == [False]
 
 
 def seen(number: int, experiments: tuple[Any, ...]) -> Event:
     arms = draw_arms(experiments, route="math", units=UnitIds(request=f"u{number // 2}"), salt="s")
-    return RequestSeen(
-        Request(
-            episode_id=f"ep{number}",
-            route="math",
-            kind="reasoning",
-            mode="enforce",
-            model="m",
-            stream=False,
-            n_samples=1,
-            audit=False,
-            propensity=0.9,
-            policy_version="v",
-            certified=False,
-            question_key="",
-            ungoverned=None,
-            received_at_s=0.0,
-            arms=arms,
-            query=Query(n_words=number) if number % 3 else None,
-        )
+    return Request(
+        episode_id=f"ep{number}",
+        route="math",
+        kind="reasoning",
+        mode="enforce",
+        model="m",
+        stream=False,
+        n_samples=1,
+        audit=False,
+        propensity=0.9,
+        policy_version="v",
+        certified=False,
+        question_key="",
+        ungoverned=None,
+        received_at_s=0.0,
+        arms=arms,
+        query=Query(n_words=number) if number % 3 else None,
     )
 
 

@@ -20,7 +20,7 @@ from suffice.errors import StoreError
 from suffice.settings import Store
 from suffice.store.database import sqlite
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback, Outcome, Request
 
 Open = Callable[..., SqliteLog]
@@ -30,21 +30,21 @@ Query = Callable[..., list[tuple[Any, ...]]]
 SENDER = """
 import asyncio, sys, time
 from suffice.settings import Store
-from suffice.store.rows.events import FeedbackGiven, RequestSeen
+from suffice.store.rows.records import FeedbackEvent
 from suffice.store.database.sqlite import SqliteLog
 from suffice.types import Feedback, Request
 
 path, run, n_feedback = sys.argv[1], sys.argv[2], int(sys.argv[3])
 log = SqliteLog.open(Store(url=f"sqlite:///{path}"), now=time.time)
-log.append(RequestSeen(Request(
+log.append(Request(
     episode_id=f"open-{run}", route="r", kind="reasoning", mode="observe", model="m", stream=False,
     n_samples=1, audit=False, propensity=1.0, policy_version="v", certified=False, question_key="",
-    ungoverned=None, received_at_s=time.time())))
+    ungoverned=None, received_at_s=time.time()))
 
 async def send(worker):
     for i in range(n_feedback):
         name = f"{run}-{worker}-{i}"
-        receipt = await log.append_durable(FeedbackGiven(Feedback(feedback_id=name, correct=True)))
+        receipt = await log.append_durable(FeedbackEvent(Feedback(feedback_id=name, correct=True)))
         assert not receipt.duplicate
         print(name, flush=True)
 
@@ -62,35 +62,31 @@ def start_sender(database: Path, run: str, n_feedback: int = 1_000_000) -> subpr
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def seen(episode_id: str) -> RequestSeen:
-    return RequestSeen(
-        Request(
-            episode_id=episode_id,
-            route="r",
-            kind="reasoning",
-            mode="observe",
-            model="m",
-            stream=False,
-            n_samples=1,
-            audit=False,
-            propensity=1.0,
-            policy_version="v",
-            certified=False,
-            question_key="",
-            ungoverned=None,
-            received_at_s=0.0,
-        )
+def seen(episode_id: str) -> Request:
+    return Request(
+        episode_id=episode_id,
+        route="r",
+        kind="reasoning",
+        mode="observe",
+        model="m",
+        stream=False,
+        n_samples=1,
+        audit=False,
+        propensity=1.0,
+        policy_version="v",
+        certified=False,
+        question_key="",
+        ungoverned=None,
+        received_at_s=0.0,
     )
 
 
-def ended(episode_id: str) -> RequestEnded:
-    return RequestEnded(
-        Outcome(episode_id=episode_id, end_reason="done", status=200, answer="4", response_id=None, usage=None)
-    )
+def ended(episode_id: str) -> Outcome:
+    return Outcome(episode_id=episode_id, end_reason="done", status=200, answer="4", response_id=None, usage=None)
 
 
-def said(feedback_id: str) -> FeedbackGiven:
-    return FeedbackGiven(Feedback(feedback_id=feedback_id, correct=True))
+def said(feedback_id: str) -> FeedbackEvent:
+    return FeedbackEvent(Feedback(feedback_id=feedback_id, correct=True))
 
 
 def test_acknowledged_feedback_survives_kill_9(open_log: Open, database: Path, query: Query) -> None:
@@ -238,12 +234,12 @@ FULL_DISK = """
 import asyncio, resource, sys, time
 from suffice.errors import StoreError
 from suffice.settings import Store
-from suffice.store.rows.events import FeedbackGiven, RequestSeen
+from suffice.store.rows.records import FeedbackEvent
 from suffice.store.database.sqlite import SqliteLog
 from suffice.types import Feedback
 
 log = SqliteLog.open(Store(url=f"sqlite:///{sys.argv[1]}"), now=time.time)
-said = lambda name: FeedbackGiven(Feedback(feedback_id=name, comment="x" * 2000))
+said = lambda name: FeedbackEvent(Feedback(feedback_id=name, comment="x" * 2000))
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
 kept = []
 for i in range(1000):

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from suffice.errors import StoreError
-from suffice.store.database.cached_reader import KeptReader
 from suffice.store.database.sqlite import SqliteLog
+from suffice.store.database.views import CachedReader
 from tests.store.test_views import ended, said, seen
 
 Open = Callable[..., SqliteLog]
@@ -21,12 +21,12 @@ COUNT = "SELECT count(*) FROM events WHERE kind = 'request'"
 
 
 @pytest.fixture
-def reader(database: Path) -> Iterator[KeptReader]:
-    with closing(KeptReader(database)) as kept:
+def reader(database: Path) -> Iterator[CachedReader]:
+    with closing(CachedReader(database)) as kept:
         yield kept
 
 
-def n_requests(reader: KeptReader) -> int:
+def n_requests(reader: CachedReader) -> int:
     with reader.reading() as connection:
         return int(connection.execute(COUNT).fetchone()[0])
 
@@ -37,7 +37,7 @@ def write(log: SqliteLog, *names: str) -> None:
     assert log.drain()
 
 
-def test_every_commit_is_something_new_until_it_was_looked_at(open_log: Open, reader: KeptReader) -> None:
+def test_every_commit_is_something_new_until_it_was_looked_at(open_log: Open, reader: CachedReader) -> None:
     log = open_log(flush_ms=0)
     assert reader.has_new(), "nobody has looked yet"
     for n in range(5):
@@ -54,7 +54,7 @@ def test_every_commit_is_something_new_until_it_was_looked_at(open_log: Open, re
 
 def test_rows_that_nobody_looks_at_are_nothing_new_and_hide_nothing(open_log: Open, database: Path) -> None:
     log = open_log(flush_ms=0)
-    with closing(KeptReader(database, besides=frozenset({"request", "outcome"}))) as reader:
+    with closing(CachedReader(database, besides=frozenset({"request", "outcome"}))) as reader:
         n_requests(reader)
         for n in range(3):
             write(log, f"e{n}")
@@ -77,7 +77,7 @@ def test_rows_that_nobody_looks_at_are_nothing_new_and_hide_nothing(open_log: Op
 
 
 def test_what_is_read_in_one_look_is_one_state_and_what_came_meanwhile_is_new(
-    open_log: Open, reader: KeptReader
+    open_log: Open, reader: CachedReader
 ) -> None:
     log = open_log(flush_ms=0)
     write(log, "before")
@@ -90,7 +90,7 @@ def test_what_is_read_in_one_look_is_one_state_and_what_came_meanwhile_is_new(
 
 
 def test_a_look_holds_nothing_when_it_is_over(
-    open_log: Open, reader: KeptReader, query: Callable[..., list[tuple[int, ...]]]
+    open_log: Open, reader: CachedReader, query: Callable[..., list[tuple[int, ...]]]
 ) -> None:
     write(open_log(flush_ms=0), "a")
     n_requests(reader)
@@ -98,7 +98,7 @@ def test_a_look_holds_nothing_when_it_is_over(
     assert query("PRAGMA wal_checkpoint(TRUNCATE)")[0][0] == 0, "a checkpoint was blocked"
 
 
-def test_another_file_of_the_same_name_is_read(open_log: Open, reader: KeptReader, database: Path) -> None:
+def test_another_file_of_the_same_name_is_read(open_log: Open, reader: CachedReader, database: Path) -> None:
     write(open_log(flush_ms=0), "a", "b")
     assert n_requests(reader) == 2
     away = database.with_name("away")
@@ -113,7 +113,7 @@ def test_another_file_of_the_same_name_is_read(open_log: Open, reader: KeptReade
     assert not reader.has_new()
 
 
-def test_a_file_that_is_none_of_ours_is_refused_at_each_look(reader: KeptReader, database: Path) -> None:
+def test_a_file_that_is_none_of_ours_is_refused_at_each_look(reader: CachedReader, database: Path) -> None:
     with closing(sqlite3.connect(database)) as other:
         other.execute("CREATE TABLE theirs (x)")
     for _ in range(2):
@@ -122,7 +122,7 @@ def test_a_file_that_is_none_of_ours_is_refused_at_each_look(reader: KeptReader,
         assert reader.has_new()
 
 
-def test_whether_there_is_anything_new_waits_for_nobody(open_log: Open, reader: KeptReader) -> None:
+def test_whether_there_is_anything_new_waits_for_nobody(open_log: Open, reader: CachedReader) -> None:
     """Neither for a look in another thread nor for a process that holds the file for itself."""
     log = open_log(flush_ms=0)
     n_requests(reader)

@@ -13,13 +13,14 @@ from suffice.errors import StoreError
 from suffice.store.database.deferred_log import LateLog
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_events
+from suffice.store.rows.events import key_of, kind_of
 from tests.store.test_sqlite import ended, said, seen
 
 Open = Callable[..., SqliteLog]
 
 
 def keys(database: Path) -> list[tuple[str, str]]:
-    return [(one.event.kind, one.event.key) for one in read_events(database)]
+    return [(kind_of(one.event).name, key_of(one.event)) for one in read_events(database)]
 
 
 def test_rows_wait_in_order_and_what_finds_no_place_is_counted_with_its_outcome(open_log: Open, database: Path) -> None:

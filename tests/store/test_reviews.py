@@ -25,8 +25,7 @@ from suffice.store.people.reviews import (
     read_reviews,
     submit_verdict,
 )
-from suffice.store.rows.events import FeedbackGiven
-from suffice.store.rows.review_events import QuestionKept, QuestionText, ReviewAsked, ReviewDrawn
+from suffice.store.rows.records import FeedbackEvent, QuestionText
 from tests.review.made import item
 from tests.review.test_select import drawing
 
@@ -49,7 +48,7 @@ def given(found: Submission | str) -> Submission:
 
 
 def labels(database: Path) -> list[Any]:
-    return [one.event.feedback for one in read_events(database) if isinstance(one.event, FeedbackGiven)]
+    return [one.event.feedback for one in read_events(database) if isinstance(one.event, FeedbackEvent)]
 
 
 def test_an_item_goes_its_way_through_the_log(writer: Decisions, database: Path) -> None:
@@ -160,21 +159,21 @@ def test_only_what_is_new_is_read(writer: Decisions, database: Path) -> None:
     add_review(writer, item())
     known = read_reviews(database)
     assert read_reviews(database, known) is known
-    writer.write(None, [ReviewDrawn(drawing(1, 9, ("ep_1",)))])
+    writer.write(None, [drawing(1, 9, ("ep_1",))])
     later = read_reviews(database, known)
     assert later == read_reviews(database)
     assert known.queue.drawings == {}, "a snapshot does not change"
 
 
 def test_a_kept_question_is_shown_for_its_time(writer: Decisions, database: Path) -> None:
-    writer.write(None, [QuestionKept(QuestionText(episode_id="ep_1", route="r", text="2 + 2?", expires_at_s=50.0))])
+    writer.write(None, [QuestionText(episode_id="ep_1", route="r", text="2 + 2?", expires_at_s=50.0)])
     assert kept_question(database, "ep_1", now_s=49.0) == "2 + 2?"
     assert kept_question(database, "ep_1", now_s=50.0) is None
     assert kept_question(database, "ep_2", now_s=1.0) is None
 
 
 def test_all_new_writes_all_or_nothing(writer: Decisions, query: Query) -> None:
-    one, two = ReviewAsked(item("ep_1")), ReviewAsked(item("ep_2"))
+    one, two = item("ep_1"), item("ep_2")
     assert writer.write(None, [one], all_new=True) == [True]
     assert writer.write(None, [two, one], all_new=True) == [True, False]
     assert query("SELECT key FROM events") == [("ep_1",)]

@@ -22,8 +22,8 @@ from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import EpisodeWithLabels, n_requests_of, open_reader, read_episodes, read_recent
 from suffice.store.people.promises import newest_request
 from suffice.store.routes.tallies import RouteScorer, tallies_now
-from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.sampling_events import RequestCount, RequestsCounted
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import FeedbackEvent, RequestCount
 from suffice.types import (
     ArmDraw,
     Feedback,
@@ -40,37 +40,33 @@ from suffice.types import (
 Open = Callable[..., SqliteLog]
 
 
-def seen(episode_id: str, route: str = "math", mode: Mode = "observe") -> RequestSeen:
-    return RequestSeen(
-        Request(
-            episode_id=episode_id,
-            route=route,
-            kind="reasoning",
-            mode=mode,
-            model="m",
-            stream=False,
-            n_samples=1,
-            audit=False,
-            propensity=1.0,
-            policy_version="v",
-            certified=False,
-            question_key="",
-            ungoverned=None,
-            received_at_s=0.0,
-        )
+def seen(episode_id: str, route: str = "math", mode: Mode = "observe") -> Request:
+    return Request(
+        episode_id=episode_id,
+        route=route,
+        kind="reasoning",
+        mode=mode,
+        model="m",
+        stream=False,
+        n_samples=1,
+        audit=False,
+        propensity=1.0,
+        policy_version="v",
+        certified=False,
+        question_key="",
+        ungoverned=None,
+        received_at_s=0.0,
     )
 
 
-def ended(episode_id: str) -> RequestEnded:
-    return RequestEnded(
-        Outcome(
-            episode_id=episode_id, end_reason="done", status=200, answer="4", response_id=f"r-{episode_id}", usage=None
-        )
+def ended(episode_id: str) -> Outcome:
+    return Outcome(
+        episode_id=episode_id, end_reason="done", status=200, answer="4", response_id=f"r-{episode_id}", usage=None
     )
 
 
-def said(feedback_id: str, **fields: Any) -> FeedbackGiven:
-    return FeedbackGiven(Feedback(feedback_id=feedback_id, **fields))
+def said(feedback_id: str, **fields: Any) -> FeedbackEvent:
+    return FeedbackEvent(Feedback(feedback_id=feedback_id, **fields))
 
 
 def read_after(events: Sequence[Event]) -> list[EpisodeWithLabels]:
@@ -110,10 +106,10 @@ def test_labels_join_in_the_order_received_wherever_their_episode_arrived(order:
         received = [
             event.feedback.feedback_id
             for event in events
-            if isinstance(event, FeedbackGiven)
+            if isinstance(event, FeedbackEvent)
             and (event.feedback.episode_id == name or event.feedback.response_id == response)
         ]
-        assert plain(found[name]) == (seen(name).request, ended(name).outcome, received)
+        assert plain(found[name]) == (seen(name), ended(name), received)
         places = [label.seq for label in found[name].labels]
         assert places == sorted(places)
 
@@ -176,7 +172,7 @@ def test_requests_and_outcomes_are_counted_by_route(open_log: Open, database: Pa
     assert log.drain()
     with open_reader(database) as connection:
         found = tallies_now(connection, lambda _route: RouteScorer("", lambda answer, gold: answer == gold))
-        assert newest_request(connection, "math") == seen("c", mode="enforce").request
+        assert newest_request(connection, "math") == seen("c", mode="enforce")
     assert {name: (one.n_asked, sum(one.ends.values())) for name, one in found.items()} == {"": (1, 0), "math": (3, 1)}
 
 
@@ -187,9 +183,7 @@ def test_requests_are_counted_as_far_as_anybody_asks_and_those_without_rows_with
     for event in (seen("a"), seen("b"), seen("d", route="")):
         log.append(event)
     for number in range(2):
-        log.append(
-            RequestsCounted(RequestCount(count_id=f"c{number}", route="math", n_requests=5, n_governed=5, cells=()))
-        )
+        log.append(RequestCount(count_id=f"c{number}", route="math", n_requests=5, n_governed=5, cells=()))
     assert log.drain()
     assert n_requests_of(database, ("math", "none"), most=100) == {"math": 12, "none": 0}
     assert n_requests_of(database, ("math",), most=7) == {"math": 7}
@@ -406,16 +400,16 @@ def log_whole_and_bare(open_log: Open) -> dict[str, tuple[Row, Row]]:
         action="continue",
         reason="",
     )
-    request, outcome = seen("b").request, replace(ended("b").outcome, steps=(step,))
+    request, outcome = seen("b"), replace(ended("b"), steps=(step,))
     plain = Feedback(feedback_id="g")
     log = open_log()
     for event in (
-        RequestSeen(WHOLE_REQUEST),
-        RequestSeen(request),
-        RequestEnded(WHOLE_OUTCOME),
-        RequestEnded(outcome),
-        FeedbackGiven(WHOLE),
-        FeedbackGiven(plain),
+        WHOLE_REQUEST,
+        request,
+        WHOLE_OUTCOME,
+        outcome,
+        FeedbackEvent(WHOLE),
+        FeedbackEvent(plain),
     ):
         assert log.append(event)
     assert log.drain()

@@ -13,7 +13,8 @@ import pytest
 from suffice.settings import Settings, Store
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_events
-from suffice.store.rows.events import RequestEnded, RequestSeen, Row, to_row
+from suffice.store.rows.events import Row, to_row
+from suffice.types import Outcome, Request
 from suffice.wiring import open_decisions, startup
 from tests.control.made import traffic
 from tests.gateway.served import settings_for
@@ -35,12 +36,9 @@ def made(folder: Path, n_episodes: int) -> Settings:
     with open_decisions(told):
         pass
     seen, ended = traffic(1, seed=9)
-    assert isinstance(seen, RequestSeen)
-    assert isinstance(ended, RequestEnded)
-    pairs = [
-        (to_row(RequestSeen(replace(seen.request, route=route, audit=route == "r"))), to_row(ended))
-        for route in ("r", "other")
-    ]
+    assert isinstance(seen, Request)
+    assert isinstance(ended, Outcome)
+    pairs = [(to_row(replace(seen, route=route, audit=route == "r")), to_row(ended)) for route in ("r", "other")]
 
     def rows() -> Iterator[tuple[str, str, str, str | None, str]]:
         for number in range(n_episodes):
@@ -107,8 +105,8 @@ def test_the_open_requests_of_a_dead_process_are_found_among_its_last_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, ended = traffic(1, seed=9)
-    assert isinstance(seen, RequestSeen)
-    assert isinstance(ended, RequestEnded)
+    assert isinstance(seen, Request)
+    assert isinstance(ended, Outcome)
     took = []
     for n in (2_000, 12_000):
         folder = tmp_path / str(n)
@@ -116,9 +114,9 @@ def test_the_open_requests_of_a_dead_process_are_found_among_its_last_rows(
         log = SqliteLog.open(Store(url=f"sqlite:///{folder}/log.db"), now=lambda: 1.0)
         for number in range(n):
             name = f"e{number:06}"
-            log.append(RequestSeen(replace(seen.request, episode_id=name)))
+            log.append(replace(seen, episode_id=name))
             if number not in (n - 900, n - 1):
-                log.append(RequestEnded(replace(ended.outcome, episode_id=name)))
+                log.append(replace(ended, episode_id=name))
             if number % 1_000 == 999:
                 assert log.drain()
         assert log.drain()
@@ -131,9 +129,9 @@ def test_the_open_requests_of_a_dead_process_are_found_among_its_last_rows(
             took.append(count())
         later.close()
         lost = [
-            one.event.key
+            one.event.episode_id
             for one in read_events(folder / "dead.db")
-            if isinstance(one.event, RequestEnded) and one.event.outcome.end_reason == "lost"
+            if isinstance(one.event, Outcome) and one.event.end_reason == "lost"
         ]
         assert lost == [f"e{n - 900:06}", f"e{n - 1:06}"]
     assert took[1] < 1.2 * took[0]

@@ -10,7 +10,7 @@ experiment or a rollout, because both sides of a comparison must be seen; runs t
 Suffice failed open, because somebody will ask why; and every row that is no request: labels, reviews, incidents,
 decisions. Left are live runs of routes that act and what passes through: most of the traffic, and of each the same
 few facts are asked, their means. Of those that are not kept the gateway counts ends, tokens and money
-(`store.rows.sampling_events`), so that sums which need no label stay exact.
+(`store.rows.records`), so that sums which need no label stay exact.
 
 The draw is made before the first step, for the unit of the request: a retry shares it, and each turn of a conversation
 has its own, because the test of audit draws needs kept requests to be independent. It knows the declared class and

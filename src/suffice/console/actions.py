@@ -21,10 +21,10 @@ from suffice.formatting import format_moment
 from suffice.review.decide import IncidentForm as Wants
 from suffice.review.holds import DECISIONS
 from suffice.review.items import MOST_TEXT, said_of
-from suffice.store.people.deciding import decide_incident, end_override, open_incident
+from suffice.store.people.deciding import decide_incident, end_override, end_pause, open_incident, start_pause
 from suffice.store.people.holds import read_holds
 from suffice.store.people.reviews import give_item_back, lease_next, read_reviews, submit_verdict
-from suffice.store.routes import experiments, pausing, rollouts
+from suffice.store.routes import experiments, rollouts
 from suffice.store.routes.rollouts import read_rollouts, read_running_rollouts
 
 
@@ -334,11 +334,11 @@ ACTIONS: Final[tuple[Action, ...]] = (
     Action(
         "/routes/pause",
         "admin",
-        _move_pause(pausing.start_pause, "paused"),
+        _move_pause(start_pause, "paused"),
         "let every request of a route run in full",
         _ON_ROUTE,
     ),
-    Action("/routes/resume", "admin", _move_pause(pausing.end_pause, "resumed"), "end a pause of a route", _ON_ROUTE),
+    Action("/routes/resume", "admin", _move_pause(end_pause, "resumed"), "end a pause of a route", _ON_ROUTE),
 )
 
 

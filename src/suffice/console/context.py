@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from suffice.console.exchange import JSON, Answer, ConsoleRequest
 from suffice.errors import BadRequest, StoreError
 from suffice.settings import Route, Settings
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import open_reader
+from suffice.store.database.views import LogReader, open_reader
 from suffice.store.routes.rollouts import RolloutRun
 from suffice.store.routes.rollups import DAY_HOURS, HOUR_S
 from suffice.telemetry import LOG
@@ -36,7 +35,7 @@ USUAL_WINDOW: Final = "30"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewContext:
-    connection: sqlite3.Connection  # reads only
+    connection: LogReader  # reads only
     settings: Settings
     path: Path  # of the log
     now_s: float  # Unix time
@@ -264,10 +263,9 @@ class ConsoleContext:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _read(self, view: Callable[[ViewContext], T]) -> T:
-        with open_reader(self.path) as connection:
-            end_s = self.monotonic_s() + LONGEST_READ_S
-            connection.set_progress_handler(lambda: self.monotonic_s() > end_s, 20_000)
-            try:
+        end_s = self.monotonic_s() + LONGEST_READ_S
+        try:
+            with open_reader(self.path, is_over=lambda: self.monotonic_s() > end_s) as connection:
                 return view(
                     ViewContext(
                         connection=connection,
@@ -279,10 +277,10 @@ class ConsoleContext:
                         killed=self.killed(),
                     )
                 )
-            except sqlite3.OperationalError as error:
-                if "interrupted" not in str(error):
-                    raise
-                raise StoreError(f"store {self.path}: the page took longer than {LONGEST_READ_S:g} s") from None
+        except StoreError:
+            if self.monotonic_s() <= end_s:
+                raise
+            raise StoreError(f"store {self.path}: the page took longer than {LONGEST_READ_S:g} s") from None
 
     def tell(self, visitor: Principal, sentence: str) -> None:
         if visitor.session is None:

@@ -49,7 +49,6 @@ from suffice.errors import BadRequest
 from suffice.store.database.views import newest_of
 from suffice.store.routes import rollups
 from suffice.store.routes.in_force import read_decided
-from suffice.store.rows.alert_events import AlertSent
 
 HOME: Final = "/console"
 FOREVER: Final = (("cache-control", "public, max-age=31536000, immutable"),)
@@ -281,7 +280,7 @@ async def _live(desk: ConsoleContext, asked: ConsoleRequest, visitor: Principal)
 async def mark_of(desk: ConsoleContext, window: str) -> object:
     def look_at(look: ViewContext) -> object:
         read_to = rollups.read_to(look.connection)
-        return window, read_to.seq, read_decided(look.connection).seq, newest_of(look.connection, (AlertSent.kind,))
+        return window, read_to.seq, read_decided(look.connection).seq, newest_of(look.connection, ("alert_sent",))
 
     return await desk.read(look_at)
 

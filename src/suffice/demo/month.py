@@ -35,8 +35,8 @@ from suffice.store.database.views import open_reader
 from suffice.store.people.deciding import decide_incident, open_incident
 from suffice.store.people.reviews import ask_about
 from suffice.store.routes.in_force import NOTHING, InForce, read_decided
-from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.kill_events import KillSwitched, KillSwitchState
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import FeedbackEvent, KillSwitchState
 from suffice.types import Episode, Outcome, Request
 
 ROUTE: Final = "math"
@@ -193,14 +193,14 @@ class Month:
             at_s=self.clock.at_s,
         )
         self.n += 1
-        self._append(RequestSeen(replace(request, mode="off", ungoverned="off", query=None, n_samples=1, unit="")))
-        self._append(RequestEnded(replace(month_traffic.priced(outcome), steps=(), vote=(), answer=None)))
+        self._append(replace(request, mode="off", ungoverned="off", query=None, n_samples=1, unit=""))
+        self._append(replace(month_traffic.priced(outcome), steps=(), vote=(), answer=None))
 
     def loop(self) -> None:
         for event in month_traffic.loop_events(self.n, self.aside, at_s=self.clock.at_s):
             self._append(event)
-            if isinstance(event, RequestEnded) and event.outcome.would_answer not in (None, event.outcome.answer):
-                self.doubtful = event.outcome.episode_id
+            if isinstance(event, Outcome) and event.would_answer not in (None, event.answer):
+                self.doubtful = event.episode_id
         self.n += 1
 
     def doubt(self) -> None:
@@ -210,7 +210,7 @@ class Month:
     def drill(self, *, on: bool) -> None:
         """Somebody pulls the kill switch, or releases it."""
         reason = "a drill: ann tries the switch" if on else "the drill is over"
-        self._append(KillSwitched(KillSwitchState(on=on, reason=reason, stamp=int(self.clock.at_s * 1e9))))
+        self._append(KillSwitchState(on=on, reason=reason, stamp=int(self.clock.at_s * 1e9)))
         self.resting = on
         self._told()
 
@@ -246,10 +246,10 @@ class Month:
         self.tries.follow()
 
     def _write(self, request: Request, outcome: Outcome, right: str, rng: random.Random | None = None) -> None:
-        self._append(RequestSeen(request))
-        self._append(RequestEnded(outcome))
+        self._append(request)
+        self._append(outcome)
         for given in month_traffic.make_feedback(outcome, right, rng or self.rng):
-            self._append(FeedbackGiven(given))
+            self._append(FeedbackEvent(given))
 
     def _append(self, event: Event) -> None:
         if not self.log.append(event):

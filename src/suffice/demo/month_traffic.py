@@ -15,9 +15,9 @@ from suffice.assurance.money import cost_of
 from suffice.replay.run import ReplayedRun
 from suffice.review.items import Source
 from suffice.settings import Prices
-from suffice.store.people.notices import Notice, plain
-from suffice.store.rows.events import Event, RequestEnded, RequestSeen
-from suffice.store.rows.review_events import QuestionKept, QuestionText, Sources, SourcesKept
+from suffice.store.people.alerts import Notice, plain
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import QuestionText, Sources
 from suffice.types import Feedback, Outcome, Query, Request, StepRecord, Usage
 
 N_SAMPLES: Final = 8
@@ -360,10 +360,10 @@ def loop_events(number: int, rng: random.Random, *, at_s: float) -> tuple[Event,
     until_s = at_s + KEPT_S
     sources = Sources(episode_id=name, route=LOOP_ROUTE, sources=_sources(loop), is_cut=False, expires_at_s=until_s)
     return (
-        RequestSeen(request),
-        QuestionKept(QuestionText(episode_id=name, route=LOOP_ROUTE, text=loop.question, expires_at_s=until_s)),
-        SourcesKept(sources),
-        RequestEnded(outcome),
+        request,
+        QuestionText(episode_id=name, route=LOOP_ROUTE, text=loop.question, expires_at_s=until_s),
+        sources,
+        outcome,
     )
 
 

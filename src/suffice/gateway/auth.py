@@ -18,7 +18,7 @@ from typing import Final, Literal, TypeAlias
 from suffice.errors import BadRequest, OverloadError
 from suffice.gateway.exchange import Scope
 from suffice.settings import Key, Route
-from suffice.store.rows.key_events import KeyUsage
+from suffice.store.rows.records import KeyUsage
 from suffice.upstream.client import KEY_HEADERS
 
 HEADER_LIMIT_CHARS = 4096

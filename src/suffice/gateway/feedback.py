@@ -33,7 +33,7 @@ from suffice.rollout import feedback_token
 from suffice.rollout.assign import sender_key
 from suffice.settings import Server
 from suffice.store.database.log import Receipt
-from suffice.store.rows.events import FeedbackGiven
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback
 from suffice.upstream.wire import error_body
 
@@ -300,13 +300,13 @@ def _row_count_refused(n: int) -> BadRequest:
     return BadRequest(message, status=413 if n else 400, param="feedback", code="too_many_rows")
 
 
-async def _events(gw: GatewayState, given: Sequence[Feedback]) -> list[FeedbackGiven]:
+async def _events(gw: GatewayState, given: Sequence[Feedback]) -> list[FeedbackEvent]:
     """What is written, with the runs that sampling may have left without rows, once those that just answered ended."""
     for _ in range(SETTLE_LOOKS):
         if not any(map(gw.sampling.is_open, given)):
             break
         await asyncio.sleep(SETTLE_S)
-    return [FeedbackGiven(one, gw.sampling.recalled(one)) for one in given]
+    return [FeedbackEvent(one, gw.sampling.recalled(one)) for one in given]
 
 
 def _result(

@@ -18,7 +18,7 @@ from typing import Final
 from suffice.files import PRIVATE, write_whole
 from suffice.gateway.route import BuiltRoute
 from suffice.store.database.presence import NO_REASON, Announcement, switch_reason
-from suffice.store.rows.kill_events import KillSwitched, KillSwitchState
+from suffice.store.rows.records import KillSwitchState
 from suffice.telemetry import LOG
 
 LOOK_S: Final = 0.5
@@ -34,7 +34,7 @@ class KillSwitch:
         file: Path | None = None,
         *,
         environment: str = "",
-        told: Callable[[KillSwitched], object] = lambda _: 0,
+        told: Callable[[KillSwitchState], object] = lambda _: 0,
         presence: Announcement | None = None,
     ) -> None:
         """Look once.
@@ -83,7 +83,7 @@ class KillSwitch:
         if not changed:
             return
         LOG.warning("kill switch: %s", f"pulled: {reason}" if on else "released: what is in force acts again")
-        self._told(KillSwitched(KillSwitchState(on=on, reason=reason, stamp=stamp)))
+        self._told(KillSwitchState(on=on, reason=reason, stamp=stamp))
 
     def rest_route(self, route: BuiltRoute) -> BuiltRoute:
         """The route as it serves while the switch is pulled: nothing on it may act."""

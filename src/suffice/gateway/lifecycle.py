@@ -24,10 +24,8 @@ from suffice.gateway.request_parsing import Intake
 from suffice.gateway.route import BuiltRoute
 from suffice.review.items import DAY_S, MOST_CHARS, Shelf, written_out
 from suffice.rollout import feedback_token
-from suffice.store.rows.events import Event, RequestEnded, RequestSeen
-from suffice.store.rows.key_events import KeyUsed
-from suffice.store.rows.review_events import QuestionKept, QuestionText, Sources, SourcesKept
-from suffice.store.rows.sampling_events import RequestsCounted
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import QuestionText, Sources
 from suffice.telemetry import LOG, Metrics
 from suffice.types import EndReason, Outcome, Request
 
@@ -151,29 +149,29 @@ def write_request(gw: GatewayState, ledger: Ledger) -> None:
     """Write the request down, if it has rows: before its first step, because its lots are worthless afterwards."""
     ledger.request, ledger.has_rows = gw.sampling.drawn(ledger.request)
     if ledger.has_rows:
-        append(gw, RequestSeen(ledger.request), ledger)
+        append(gw, ledger.request, ledger)
 
 
 def write_counts(gw: GatewayState, *, all_of_them: bool = False) -> None:
     """Write down what was counted of requests without rows, where that is due, and what keys with a budget used."""
     for used in gw.limits.unwritten():
-        append(gw, KeyUsed(replace(used, usage_id=gw.new_id())), None)
+        append(gw, replace(used, usage_id=gw.new_id()), None)
     for counted in gw.sampling.due(now_s=gw.monotonic_s(), all_of_them=all_of_them):
-        append(gw, RequestsCounted(counted), None)
+        append(gw, counted, None)
 
 
 def write_outcome(gw: GatewayState, ledger: Ledger, outcome: Outcome) -> None:
     """The one outcome as a row, or in the counts. A request that ends badly has rows, drawn or not."""
     if not ledger.has_rows and ended_badly(outcome):
         ledger.request, ledger.has_rows = gw.sampling.with_rows(ledger.request), True
-        append(gw, RequestSeen(ledger.request), ledger)
+        append(gw, ledger.request, ledger)
     gw.sampling.remember(ledger.request, outcome, now_s=gw.wall_s())
     if ledger.has_rows:
-        append(gw, RequestEnded(outcome), ledger)
+        append(gw, outcome, ledger)
         return
     counted = gw.sampling.count(ledger.request, outcome, now_s=gw.monotonic_s())
     if counted is not None:
-        append(gw, RequestsCounted(counted), ledger)
+        append(gw, counted, ledger)
 
 
 def close(gw: GatewayState, ledger: Ledger, end: EndReason) -> None:
@@ -252,7 +250,7 @@ def keep_question(gw: GatewayState, route: BuiltRoute | None, ledger: Ledger, te
     question = QuestionText(
         episode_id=request.episode_id, route=request.route, text=text()[:MOST_CHARS], expires_at_s=until_s
     )
-    append(gw, QuestionKept(question), ledger)
+    append(gw, question, ledger)
 
 
 def open_shelf(route: BuiltRoute, ledger: Ledger) -> Shelf | None:
@@ -272,7 +270,7 @@ def keep_sources(gw: GatewayState, ledger: Ledger, shelf: Shelf | None) -> None:
         is_cut=shelf.is_cut,
         expires_at_s=shelf.until_s,
     )
-    append(gw, SourcesKept(kept), ledger)
+    append(gw, kept, ledger)
 
 
 def _until_s(route: BuiltRoute | None, ledger: Ledger) -> float | None:

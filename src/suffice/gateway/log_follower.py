@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sqlite3
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -41,39 +40,33 @@ from suffice.review.holds import NO_OVERRIDES, InEffect, in_effect, standing
 from suffice.review.route_guarantee import pin_publication
 from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.stages import State
-from suffice.store.database.cached_reader import KeptReader
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import newest_of
+from suffice.store.database.views import CachedReader, LogReader, newest_of
 from suffice.store.people.holds import NOTHING_HELD, read_holds
 from suffice.store.people.promises import audits_by_class
 from suffice.store.routes.candidates import models_of
 from suffice.store.routes.experiments import read_experiments, read_running_experiments
 from suffice.store.routes.in_force import NOTHING, NOTHING_DECIDED, InForce, read_decided
-from suffice.store.routes.recommendations import newest_outlook, newest_place
 from suffice.store.routes.rollouts import own_version, read_rollouts, succession, version_at
 from suffice.store.routes.rollouts import read_running_rollouts as running_rollouts
 from suffice.store.routes.rollups import read_tallies, read_to
-from suffice.store.routes.sampling import newest_rates
-from suffice.store.rows.events import RequestEnded, RequestSeen
-from suffice.store.rows.experiment_events import ExperimentChanged, ExperimentStarted, ExperimentStopped
-from suffice.store.rows.rollout_events import RolloutBegun, RolloutMoved, RolloutUndone
-from suffice.store.rows.serving_events import VersionRefusal, VersionRefused
+from suffice.store.routes.windows import newest_outlook, newest_place, newest_rates
+from suffice.store.rows.records import (
+    VersionRefusal,
+)
 from suffice.telemetry import LOG, Metrics
 
 LOOK_S: Final = 1.0  # between two glances at the log; whoever is told looks at once
 GAUGES_S: Final = 5.0  # after which the gauges are brought up to what the worker has summed up, in any case
 AGAIN_S: Final = 60.0  # between two lines that say the same
-_OF_REQUESTS: Final = frozenset({RequestSeen.kind, RequestEnded.kind})  # most rows by far, and they decide nothing
-_VARYING: Final = tuple(
-    event.kind
-    for event in (
-        ExperimentStarted,
-        ExperimentChanged,
-        ExperimentStopped,
-        RolloutBegun,
-        RolloutMoved,
-        RolloutUndone,
-    )
+_OF_REQUESTS: Final = frozenset({"request", "outcome"})  # most rows by far, and they decide nothing
+_VARYING: Final = (
+    "experiment_started",
+    "experiment_changed",
+    "experiment_stopped",
+    "rollout_begun",
+    "rollout_moved",
+    "rollout_undone",
 )
 
 
@@ -88,7 +81,7 @@ class Follower:
         keeper  of the last-good file; None: none is written
         good    what that file says; None: nothing that may be served
         """
-        self._gw, self._reader, self._keeper, self._good = gw, KeptReader(path, besides=_OF_REQUESTS), keeper, good
+        self._gw, self._reader, self._keeper, self._good = gw, CachedReader(path, besides=_OF_REQUESTS), keeper, good
         self._decided = NOTHING_DECIDED
         self._holds = NOTHING_HELD
         self._tallies: dict[str, Tally] = {}  # that were summed up since the gauges were set
@@ -143,7 +136,7 @@ class Follower:
                     self._built_for[name], self._holding[name] = held, holding
             return changed
 
-    def _look_at_versions(self, connection: sqlite3.Connection) -> None:
+    def _look_at_versions(self, connection: LogReader) -> None:
         """Read which experiments and rollouts run, and what rollouts have brought, where that has changed."""
         newest = newest_of(connection, _VARYING)
         if newest == self._varied_at:
@@ -175,7 +168,7 @@ class Follower:
         self._experiments, self._trials, self._standing, self._stands = experiments, trials, standing, stands
         self._varied_at = newest
 
-    def _newest_good(self, connection: sqlite3.Connection, route: str, line: Sequence[str]) -> str:
+    def _newest_good(self, connection: LogReader, route: str, line: Sequence[str]) -> str:
         """Which of the versions that followed each other on a route serves: the newest that can be, else its own.
 
         line  as `succession` has it
@@ -189,7 +182,7 @@ class Follower:
             self._refuse(VersionRefusal(route=route, number=0, fit=line[-1], reason=why, serves=serves))
         return good
 
-    def _learned(self, connection: sqlite3.Connection, state: State) -> RolloutTrial | None:
+    def _learned(self, connection: LogReader, state: State) -> RolloutTrial | None:
         """A learned candidate as it stands, its models read once; None: they are gone or not what they were."""
         if state.candidate not in self._models:
             try:
@@ -201,20 +194,20 @@ class Follower:
         models = self._models[state.candidate]
         return None if models is None else RolloutTrial(state=state, models=models)
 
-    def _policy(self, connection: sqlite3.Connection, address: str) -> Mapping[str, object] | str:
+    def _policy(self, connection: LogReader, address: str) -> Mapping[str, object] | str:
         """The policy of a version, read once; a text: why there is none, and nobody is served by it."""
         if address not in self._policies:
             self._policies[address] = self._read_policy(connection, address)
         return self._policies[address]
 
-    def _read_policy(self, connection: sqlite3.Connection, address: str) -> Mapping[str, object] | str:
+    def _read_policy(self, connection: LogReader, address: str) -> Mapping[str, object] | str:
         try:
             version = version_at(connection, address, secret=self._gw.salt)
             if version.form == "policy":
                 body: Mapping[str, object] = version.plain()["body"]
                 return body
             why = f"version {address}: is no policy"
-        except (StoreError, sqlite3.Error):
+        except StoreError:
             raise
         except Exception as error:  # noqa: BLE001 - a version that crashes when it is loaded serves nobody
             why = _why(error)
@@ -226,7 +219,7 @@ class Follower:
         LOG.error("control: %s; nobody is served by it", why)
         return why
 
-    def _look_ahead(self, connection: sqlite3.Connection) -> None:
+    def _look_ahead(self, connection: LogReader) -> None:
         """Read what the job `monitor` saw since, and rates of rows; what cannot be read holds up no decision."""
         with contextlib.suppress(StoreError):
             if self._gw.settings.adapts_rates:
@@ -242,9 +235,7 @@ class Follower:
                 if newest != seq:
                     self._outlooks[name] = newest, newest_outlook(connection, name)
 
-    def _serving(
-        self, base: BuiltRoute, held: InForce, holding: InEffect, connection: sqlite3.Connection | None
-    ) -> BuiltRoute:
+    def _serving(self, base: BuiltRoute, held: InForce, holding: InEffect, connection: LogReader | None) -> BuiltRoute:
         """The route as it serves what is held. Raises nothing: what cannot be built is served by nobody.
 
         connection  to the log; None: versions are those of the last-good file
@@ -274,7 +265,7 @@ class Follower:
         self._refuse(_refusal(base.name, held, why, "the route runs in full"))
         return deploy_route(own, held, None)
 
-    def _built(self, own: BuiltRoute, held: InForce, connection: sqlite3.Connection | None) -> BuiltRoute:
+    def _built(self, own: BuiltRoute, held: InForce, connection: LogReader | None) -> BuiltRoute:
         """The route with the version that is in force. Raises ConfigError, and whatever the version does."""
         return deploy_route(own, held, self._version(held, connection))
 
@@ -284,9 +275,9 @@ class Follower:
         LOG.error("routes.%s: %s cannot be served: %s; %s", told.route, what, told.reason, told.serves)
         self._gw.metrics.inc("suffice_versions_refused_total", told.route)
         if told.number or told.fit:
-            self._gw.log.append(VersionRefused(told))
+            self._gw.log.append(told)
 
-    def _version(self, held: InForce, connection: sqlite3.Connection | None) -> FoldedVersion | None:
+    def _version(self, held: InForce, connection: LogReader | None) -> FoldedVersion | None:
         """The version that is in force, read once. Raises ConfigError when it is gone or another one."""
         made = held.publication
         if made is None or not made.fit or not held.level:

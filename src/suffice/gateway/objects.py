@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from suffice.errors import BadRequest
 from suffice.gateway.auth import Caller
-from suffice.store.rows.key_events import StoredObject
+from suffice.store.rows.records import StoredObject
 
 MOST_ENTRIES: Final = 10_000  # objects that are remembered; the log knows the others
 MOST_ID_CHARS: Final = 200

@@ -32,7 +32,7 @@ from suffice.gateway.request_parsing import (
     read_chat,
 )
 from suffice.gateway.route import BuiltRoute
-from suffice.store.rows.key_events import ObjectMade, StoredObject
+from suffice.store.rows.records import StoredObject
 from suffice.types import Purpose
 from suffice.upstream.client import Call, Headers, UpstreamClient
 from suffice.upstream.tally import AnswerFacts, read_answer
@@ -366,7 +366,7 @@ class _Ask:
             return False
         made = StoredObject(object_id=object_id, sender=self.caller.id, upstream=upstream)
         if self.gw.objects.note(made) and self.caller.id:
-            append(self.gw, ObjectMade(made), ledger)
+            append(self.gw, made, ledger)
         return True
 
     async def _read(self, headers: list[tuple[str, str]], receive: Receive) -> Intake:

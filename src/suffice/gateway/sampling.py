@@ -1,6 +1,6 @@
 """Which requests of one gateway have rows in the log, and what the others are counted as (`assurance.sampling`).
 
-    request ──▶ drawn: rows, or none ──▶ its end ──▶ count, by class and version ──▶ RequestsCounted, once a minute
+    request ──▶ drawn: rows, or none ──▶ its end ──▶ count, by class and version ──▶ RequestCount, once a minute
                                           └──▶ remember ──▶ recalled, when somebody says something of it
 
 Counts are in memory for a minute at most: a process that is killed loses those, and no row. The latest live runs are
@@ -19,7 +19,7 @@ from suffice.assurance.sampling import UnloggedRequests, is_certain, live_rate
 from suffice.rollout.assign import point_of
 from suffice.settings import Settings
 from suffice.signals.query import class_of
-from suffice.store.rows.sampling_events import RequestCount, RowRates
+from suffice.store.rows.records import RequestCount, RowRates
 from suffice.types import EndReason, Feedback, Outcome, RecalledRun, Request
 
 COUNT_S: Final = 60.0  # that counts wait at most …

@@ -23,7 +23,7 @@ from suffice.settings import Metric, Settings
 from suffice.store.database.deferred_log import LateLog
 from suffice.store.database.log import Receipt
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.rows.events import FeedbackGiven
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Decision, EndReason, Feedback
 from suffice.wiring import build_library, embedders
 
@@ -163,7 +163,7 @@ class LocalBackend:
         return tuple(LabelReceipt(duplicate=receipt.duplicate, joined=receipt.joined) for receipt in receipts)
 
     async def _append(self, rows: Sequence[Feedback]) -> list[Receipt]:
-        events = [FeedbackGiven(row, self._gw.sampling.recalled(row)) for row in rows]
+        events = [FeedbackEvent(row, self._gw.sampling.recalled(row)) for row in rows]
         return await asyncio.gather(*map(self._gw.log.append_durable, events))
 
     def flush(self, timeout_s: float) -> bool:

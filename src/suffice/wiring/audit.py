@@ -1,6 +1,6 @@
 """The audit log's own: which settings a process started with, what may be said of them, and the key of signatures.
 
-settings ──▶ told (path → JSON, secrets never) ──▶ against the row that was written last ──▶ ConfigChanged
+settings ──▶ told (path → JSON, secrets never) ──▶ against the row that was written last ──▶ ConfigChange
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import getpass
 import re
 import secrets
-import sqlite3
 import time
 from collections.abc import Mapping
 from hashlib import sha256
@@ -18,21 +17,19 @@ from typing import Any, Final
 import msgspec
 
 from suffice.control.jobs.base import Job
-from suffice.control.jobs.heads import ExportHeads
-from suffice.control.jobs.retaining import Retain
+from suffice.control.jobs.upkeep import ExportHeads, Retain
 from suffice.errors import ConfigError
 from suffice.model.artefact import load_model
 from suffice.settings import Settings
 from suffice.store.audit.heads import signing_key
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import decoded, open_reader
-from suffice.store.rows.audit_events import ConfigChange, ConfigChanged, Export, Exported, SettingChange
+from suffice.store.database.views import newest_events, open_reader
+from suffice.store.rows.records import ConfigChange, Export, SettingChange
 from suffice.wiring.keys import deployment_salt, has_secret, secret
 from suffice.wiring.prestart import notifier
 
 MOST_TEXT: Final = 2_000  # characters of a value that are recorded; a longer one is a digest
 HIDDEN: Final = '"(hidden)"'
-_LAST: Final = "SELECT seq, body FROM events WHERE kind = 'config_changed' ORDER BY key DESC LIMIT 1"
 _SECRET: Final = re.compile(r"(secret|password|passwd|token|api_key|credential|webhook)s?$")
 _ADDRESS: Final = re.compile(r"^([a-z][a-z0-9+.-]*://)([^/@\s]*@)?([^?#\s]*)([?#].*)?$", re.DOTALL)
 
@@ -55,28 +52,26 @@ def audit_webhook(settings: Settings) -> str | None:
     return secret("audit.webhook_env", settings.audit.webhook_env)
 
 
-def config_change(settings: Settings, path: Path, *, process: str) -> ConfigChanged | None:
+def config_change(settings: Settings, path: Path, *, process: str) -> ConfigChange | None:
     """How the settings differ from those that were recorded last; None: not at all. Raises StoreError.
 
     process  which one starts: "serve", "library" …
     """
     told = told_settings(settings)
     with open_reader(path) as connection:
-        before = _recorded(connection)
+        before = next(iter(newest_events(connection, ConfigChange)), None)
     known = None if before is None else before.settings
     if known == told:
         return None
     changes = () if known is None else differences(known, told)
     user = user_name()
     reason = "the first settings that were recorded" if known is None else f"{process} started with other settings"
-    return ConfigChanged(
-        ConfigChange(
-            number=1 if before is None else before.number + 1,
-            author=f"{process}, {user}" if user else "file",
-            reason=reason,
-            changes=changes,
-            settings=told,
-        )
+    return ConfigChange(
+        number=1 if before is None else before.number + 1,
+        author=f"{process}, {user}" if user else "file",
+        reason=reason,
+        changes=changes,
+        settings=told,
     )
 
 
@@ -115,30 +110,23 @@ def note_export(writer: Decisions, *, what: str, where: str, n_rows: int, author
     writer.write(
         None,
         [
-            Exported(
-                Export(
-                    export_id=f"ex_{secrets.token_hex(8)}",
-                    author=author or user_name() or "unknown",
-                    reason=reason,
-                    what=what,
-                    where=where,
-                    n_rows=n_rows,
-                )
+            Export(
+                export_id=f"ex_{secrets.token_hex(8)}",
+                author=author or user_name() or "unknown",
+                reason=reason,
+                what=what,
+                where=where,
+                n_rows=n_rows,
             )
         ],
     )
 
 
-def _recorded(connection: sqlite3.Connection) -> ConfigChange | None:
-    found = connection.execute(_LAST).fetchone()
-    return None if found is None else decoded(found[0], ConfigChanged, found[1]).change
-
-
 def told_settings(settings: Settings) -> dict[str, str]:
     """All settings as the log may keep them: path to JSON. Secrets are never in settings, and are looked for here."""
-    found = dict[str, str]()
-    _collect(with_addresses(msgspec.to_builtins(settings)), "", found)
-    return found
+    by_path = dict[str, str]()
+    _collect(with_addresses(msgspec.to_builtins(settings)), "", by_path)
+    return by_path
 
 
 def _collect(value: Any, path: str, found: dict[str, str]) -> None:

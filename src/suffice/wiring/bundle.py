@@ -1,6 +1,6 @@
 """A bundle of evidence, sealed: its digest is a row of the audit log, and the log's head behind that row goes with it.
 
-evidence ──▶ header and requests ──▶ digest ──▶ Exported (chained) ──▶ rows, links and the signed head
+evidence ──▶ header and requests ──▶ digest ──▶ Export (chained) ──▶ rows, links and the signed head
 """
 
 from __future__ import annotations
@@ -15,20 +15,15 @@ import msgspec
 
 from suffice.control.evidence.scorers import matching
 from suffice.control.jobs.bundle import evidence_of
-from suffice.errors import ConfigError, StoreError
+from suffice.errors import ConfigError
 from suffice.settings import Settings
-from suffice.store.audit.chain import head
-from suffice.store.audit.extract import links, rows
+from suffice.store.audit.chain import extract
 from suffice.store.audit.heads import append_line, line_of, signing_key
 from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import open_reader
 from suffice.wiring.audit import note_export
 from suffice.wiring.keys import deployment_salt
 from suffice.wiring.worker import open_decisions
-
-_EXPORTED = """
-    SELECT seq FROM events WHERE kind = 'exported' AND json_extract(body, '$.export.what') = ?
-    ORDER BY seq DESC LIMIT 1"""
 
 
 def write_bundle(
@@ -55,12 +50,7 @@ def write_bundle(
     with open_decisions(settings, create=False) as writer:
         note_export(writer, what=what, where=where, n_rows=len(found.requests), author=author, reason=reason)
     with open_reader(path) as connection:
-        connection.execute("BEGIN")  # the links and the head are of one moment
-        (exported,) = connection.execute(_EXPORTED, (what,)).fetchone()
-        end = head(connection)
-        if end is None:
-            raise StoreError(f"store {path}: has no chain")
-        tail = [*rows(connection, {*found.rows, exported}), *links(connection, min(found.rows))]
+        end, tail = extract(connection, found.rows, exported=what)
     signed = line_of(
         end,
         at=datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),

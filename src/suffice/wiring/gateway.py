@@ -29,13 +29,13 @@ from suffice.gateway.route import BuiltRoute
 from suffice.gateway.sampling import LOOK_S as COUNTS_S
 from suffice.settings import Settings
 from suffice.signals.folds.drafts import Embedder
-from suffice.store.database.damage import find_damage, is_large
 from suffice.store.database.deferred_log import LateLog
 from suffice.store.database.log import EventLog
 from suffice.store.database.presence import Announcement
 from suffice.store.database.sqlite import SqliteLog, database_path
 from suffice.store.people.keys import senders_of, stored_object
-from suffice.store.rows.key_events import StoredObject
+from suffice.store.routes.condition import find_damage, is_large
+from suffice.store.rows.records import StoredObject
 from suffice.telemetry import LOG, Metrics
 from suffice.upstream.client import UpstreamClient
 from suffice.wiring.console import console

@@ -17,7 +17,7 @@ from suffice.errors import ConfigError
 from suffice.settings import Settings
 from suffice.store.database.process_locks import try_lock
 from suffice.store.database.sqlite import database_path
-from suffice.store.rows.access_events import AccessChanged, AccessGrant
+from suffice.store.rows.records import AccessGrant
 from suffice.telemetry import LOG
 from suffice.wiring.audit import user_name
 
@@ -159,16 +159,14 @@ class People:
             os.close(descriptor)
 
 
-def access_changed(people: People, name: str, what: Literal["added", "reset", "removed"]) -> AccessChanged:
+def access_changed(people: People, name: str, what: Literal["added", "reset", "removed"]) -> AccessGrant:
     """The row of the audit log that says so. Raises ConfigError for a file that cannot be read."""
     role = next((one.role for one in people.listed() if one.name == name), "")
-    return AccessChanged(
-        AccessGrant(
-            access_id=f"ac_{secrets.token_hex(8)}",
-            name=name,
-            what=what,
-            role=role,
-            author=user_name() or "unknown",
-            reason="asked for by suffice admin" if what != "added" or name != ADMIN else "the first run",
-        )
+    return AccessGrant(
+        access_id=f"ac_{secrets.token_hex(8)}",
+        name=name,
+        what=what,
+        role=role,
+        author=user_name() or "unknown",
+        reason="asked for by suffice admin" if what != "added" or name != ADMIN else "the first run",
     )

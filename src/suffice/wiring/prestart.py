@@ -6,40 +6,23 @@ import ipaddress
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from suffice.console.render import can_render
-from suffice.control.jobs.notify import Notify
-from suffice.control.jobs.sinks import LogSink, MailSink, Sink, WebhookSink
+from suffice.control.jobs.notify import LogSink, MailSink, Notify, Sink, WebhookSink
 from suffice.edge.mail import MailServer
 from suffice.errors import ConfigError, StoreError
 from suffice.extras import how_to_install
 from suffice.settings import Alerts, Settings
 from suffice.store.database.sqlite import database_path
-from suffice.store.database.views import decoded, open_reader
-from suffice.store.people.notices import Notice, alerts_of
-from suffice.store.rows.alert_events import AlertSent
-from suffice.store.rows.events import EVENTS
 from suffice.wiring.keys import api_key, deployment_salt, good_file, has_secret, key_ring, secret
 from suffice.wiring.routes import check_routes
 
 if TYPE_CHECKING:
     from suffice.edge.embedder import HttpEmbedder
-
-
-_SENT: Final = "SELECT seq, at_s, body FROM events WHERE kind = 'alert_sent' ORDER BY seq DESC LIMIT ?"
-_OF: Final = "SELECT kind, body FROM events WHERE seq = ?"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SentNotice:
-    at_s: float  # Unix time at which it was told
-    about_s: float  # … at which the log took the event
-    sink: str
-    notice: Notice
 
 
 def sinks_of(alerts: Alerts) -> tuple[Sink, ...]:
@@ -66,21 +49,6 @@ def notifier(settings: Settings, path: Path) -> Notify:
         now=time.time,
         monotonic_s=time.monotonic,
     )
-
-
-def sent(path: Path, n: int) -> list[SentNotice]:
-    """The latest notices that were told, oldest first. Raises StoreError."""
-    results = list[SentNotice]()
-    with open_reader(path) as connection:
-        for seq, at_s, body in connection.execute(_SENT, (n,)).fetchall():
-            telling = decoded(seq, AlertSent, body).telling
-            place = telling.over or telling.read_to_seq
-            row = connection.execute(_OF, (place,)).fetchone() if telling.of else None
-            notice = None if row is None else alerts_of(decoded(place, EVENTS[row[0]], row[1]))
-            if notice is not None:
-                notice = replace(notice, over=bool(telling.over))
-                results.append(SentNotice(at_s=at_s, about_s=telling.about_s, sink=telling.sink, notice=notice))
-    return results[::-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

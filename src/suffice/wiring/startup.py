@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from suffice.control.jobs.sinks import Sink
+from suffice.control.jobs.notify import Sink
 from suffice.errors import ConfigError, StoreError
 from suffice.files import tighten
 from suffice.gateway.auth import utc_day
@@ -29,10 +29,9 @@ from suffice.store.database.deferred_log import LateLog
 from suffice.store.database.log import EventLog
 from suffice.store.database.sqlite import SqliteLog, database_path
 from suffice.store.database.views import n_requests_of, read_recent
+from suffice.store.people.alerts import MOST_TEXT, Notice, plain
 from suffice.store.people.keys import used_on
-from suffice.store.people.notices import MOST_TEXT, Notice, plain
-from suffice.store.rows.key_events import KeyUsage
-from suffice.store.rows.serving_events import LogMissed, LogOutage
+from suffice.store.rows.records import KeyUsage, LogOutage
 from suffice.telemetry import LOG
 from suffice.types import Episode
 from suffice.upstream.drivers import url_key
@@ -278,16 +277,14 @@ def attach(begun: StartState, late: LateLog, log: SqliteLog, *, serves: str) -> 
     """
     n_dropped, n_rows = late.n_dropped, late.attach(log)
     late.append(
-        LogMissed(
-            LogOutage(
-                gateway=secrets.token_hex(6),
-                since_s=begun.since_s,
-                until_s=time.time(),
-                reason=begun.problem or "",
-                after="the last-good file" if serves == "last good" else "everything in full",
-                n_rows=n_rows,
-                n_dropped=n_dropped,
-            )
+        LogOutage(
+            gateway=secrets.token_hex(6),
+            since_s=begun.since_s,
+            until_s=time.time(),
+            reason=begun.problem or "",
+            after="the last-good file" if serves == "last good" else "everything in full",
+            n_rows=n_rows,
+            n_dropped=n_dropped,
         )
     )
     LOG.warning("store %s: is open; %d rows that waited are written, %d had no place", log.path, n_rows, n_dropped)

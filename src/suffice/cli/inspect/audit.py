@@ -18,7 +18,7 @@ import msgspec
 
 from suffice.cells import format_cell
 from suffice.cli.shell import CONFIG, CONFIG_FILE, FILE, JSON_LINES, JSON_OBJECT, CommandGroup, fail, option, print_json
-from suffice.control.jobs.sinks import format_notice_time, notice_headline
+from suffice.control.jobs.notify import format_notice_time, notice_headline
 from suffice.errors import ConfigError, StoreError, SufficeError
 from suffice.files import whole_file
 from suffice.formatting import iso
@@ -27,15 +27,15 @@ from suffice.settings import Settings, Store
 from suffice.store.audit.heads import KeptHead, read_heads
 from suffice.store.audit.verify import BadRow, ChainCheck
 from suffice.store.audit.verify import verify_chain as walk
-from suffice.store.database.damage import find_damage
 from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import open_reader
+from suffice.store.people.alerts import Notice, sent_notices
 from suffice.store.people.audit_view import AuditEntry, entries, read_latest_rows
-from suffice.store.people.notices import Notice
+from suffice.store.routes.condition import find_damage
 from suffice.wiring.audit import audit_key, note_export
 from suffice.wiring.bundle import write_bundle
 from suffice.wiring.files import load_deployment, load_settings
-from suffice.wiring.prestart import notifier, sent
+from suffice.wiring.prestart import notifier
 from suffice.wiring.worker import open_decisions
 
 
@@ -71,7 +71,7 @@ def test(path: str) -> None:
 @JSON_LINES
 def list_sent(path: str, n: int, as_json: bool) -> None:
     """List the latest alerts that were sent, oldest first."""
-    result = sent(database_path(load_deployment(path).store.url), n)
+    result = sent_notices(database_path(load_deployment(path).store.url), n)
     for one in result:
         line = f"{format_notice_time(one.at_s)}  {one.sink:7}  {notice_headline(one.notice)}"
         click.echo(msgspec.json.encode(one).decode() if as_json else line)

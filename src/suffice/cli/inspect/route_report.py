@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from suffice.assurance.ledger import Account
 from suffice.assurance.runs import Match
 from suffice.assurance.satisfaction import SatisfactionEffect
 from suffice.control.evidence.audits import Audit, GivenLabel
-from suffice.control.jobs.by_route import since
+from suffice.control.jobs.base import since
 from suffice.control.loop.paired import FULL, AuditPairs, is_pair
 from suffice.errors import ConfigError
 from suffice.formatting import format_estimate, format_time
@@ -23,12 +22,12 @@ from suffice.review.holds import Override, describe_override, standing
 from suffice.review.queue import ItemState
 from suffice.sanitize import plural, printable
 from suffice.settings import Route, Settings
-from suffice.store.database.views import EpisodeWithLabels, read_episodes
+from suffice.store.database.views import EpisodeWithLabels, LogReader, read_episodes
 from suffice.store.people.holds import Holds
 from suffice.store.people.reviews import read_reviews
 from suffice.store.routes.in_force import InForce
 from suffice.store.routes.phases import Phase
-from suffice.store.rows.advice_events import ArmWorth, ProposedVersion
+from suffice.store.rows.records import ArmWorth, ProposedVersion
 from suffice.types import BudgetAccount
 from suffice.wiring.keys import good_file
 from suffice.wiring.startup import last_good
@@ -42,7 +41,7 @@ class RouteHoldings:
     n_contradicted: int  # of them: reviewers contradict each other
 
 
-def read_held(connection: sqlite3.Connection, holds: Holds, *, now_s: float) -> dict[str, RouteHoldings]:
+def read_held(connection: LogReader, holds: Holds, *, now_s: float) -> dict[str, RouteHoldings]:
     """Every route on which people hold something, or on which something waits for them. Raises StoreError."""
     waiting: dict[str, list[ItemState]] = {}
     for one in read_reviews(connection).queue.waiting(now_s=now_s):
@@ -362,9 +361,7 @@ class PairStatus:
     confidence: float
 
 
-def read_pairs(
-    connection: sqlite3.Connection, name: str, route: Route, match: Match, held: InForce
-) -> PairStatus | None:
+def read_pairs(connection: LogReader, name: str, route: Route, match: Match, held: InForce) -> PairStatus | None:
     """What a route's log says of its arm; None: it has none that is certified by pairs. Raises StoreError."""
     if not route.is_paired:
         return None

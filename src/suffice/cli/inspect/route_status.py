@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -54,14 +53,14 @@ from suffice.settings import Route, Settings
 from suffice.store.database.decisions import is_attended
 from suffice.store.database.presence import switch_reason
 from suffice.store.database.sqlite import database_path
-from suffice.store.database.views import open_reader
+from suffice.store.database.views import LogReader, open_reader
 from suffice.store.people.promises import Promises, newest_request, newest_switching, read_promises
 from suffice.store.routes.in_force import NOTHING
 from suffice.store.routes.phases import Phase, phase_of, read_phases
-from suffice.store.routes.recommendations import newest_arm, newest_outlook, newest_proposal
 from suffice.store.routes.rollups import read_to
 from suffice.store.routes.tallies import RouteScorer, snapshot, tallies_now
-from suffice.store.rows.advice_events import ArmWorth, ProposedVersion
+from suffice.store.routes.windows import newest_arm, newest_outlook, newest_proposal
+from suffice.store.rows.records import ArmWorth, ProposedVersion
 from suffice.types import Request
 from suffice.wiring.files import condition, load_settings, require_log
 from suffice.wiring.keys import kill_file
@@ -135,7 +134,7 @@ def read_statuses(database: Path, settings: Settings | None, route: str | None) 
 
 
 def statuses_of(
-    connection: sqlite3.Connection, database: Path, settings: Settings | None, route: str | None
+    connection: LogReader, database: Path, settings: Settings | None, route: str | None
 ) -> list[RouteStatus]:
     """The same, by a connection to the log.
 
@@ -177,7 +176,7 @@ def _warn_of_rows(database: Path) -> None:
         )
 
 
-def _is_killed(settings: Settings | None, connection: sqlite3.Connection) -> bool:
+def _is_killed(settings: Settings | None, connection: LogReader) -> bool:
     if settings is not None:
         return switch_reason(kill_file(settings)) is not None
     newest = newest_switching(connection)
@@ -224,7 +223,7 @@ def _sources(config: Path | None, db: Path | None) -> tuple[Settings | None, Pat
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    connection: sqlite3.Connection
+    connection: LogReader
     name: str
     settings: Settings | None
     tally: Tally

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import sqlite3
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,16 +20,16 @@ from suffice.store.database.decisions import Decisions
 from suffice.store.database.erasing import (
     ErasureOrder,
     ErasureTally,
-    aged,
     conversation_senders,
     erase_words,
     exports_since,
     find_episodes,
     purge,
+    select_expired_rows,
     select_label_rows,
     select_word_rows,
 )
-from suffice.store.database.views import open_reader
+from suffice.store.database.views import LogReader, open_reader
 from suffice.store.routes.windows import last_place
 from suffice.wiring.audit import user_name
 from suffice.wiring.files import load_deployment
@@ -117,14 +116,14 @@ def _rows(writer: Decisions, episodes: tuple[str, ...], units: tuple[str, ...], 
     """The rows that are meant, in order."""
     with open_reader(writer.path) as connection:
         if limit_s is not None:
-            return _aged(connection, limit_s)
+            return _select_expired_rows(connection, limit_s)
         named = [*episodes, *(name for unit in units for name in find_episodes(connection, unit))]
         return sorted({seq for name in named for seq in select_word_rows(connection, name)})
 
 
-def _aged(connection: sqlite3.Connection, limit_s: float) -> list[int]:
+def _select_expired_rows(connection: LogReader, limit_s: float) -> list[int]:
     matching, after, last = set[int](), 0, last_place(connection)
-    while rows := aged(connection, limit_s, after_seq=after, until_seq=last):
+    while rows := select_expired_rows(connection, limit_s, after_seq=after, until_seq=last):
         after = rows[-1].seq
         matching.update(row.seq for row in rows)
         matching.update(seq for row in rows if row.kind == "outcome" for seq in select_label_rows(connection, row.key))

@@ -46,7 +46,7 @@ from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import open_reader, read_episodes
 from suffice.store.people.feedback import UnmatchedFeedback, find_feedback, would_join
 from suffice.store.people.feedback import read_unmatched as read_parked
-from suffice.store.rows.events import FeedbackGiven
+from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback
 from suffice.wiring.files import load_deployment, question_texts
 from suffice.wiring.keys import deployment_salt, secret
@@ -252,7 +252,7 @@ async def _write(rows: list[Feedback], settings: Settings, result: ImportResult)
     log, left = open_log(settings, create=False), iter(rows)
     try:
         while batch := list(islice(left, BATCH_ROWS)):
-            for receipt in await asyncio.gather(*(log.append_durable(FeedbackGiven(row)) for row in batch)):
+            for receipt in await asyncio.gather(*(log.append_durable(FeedbackEvent(row)) for row in batch)):
                 result.n_known += receipt.duplicate
                 result.n_conflicts += receipt.conflict
                 result.n_new += not receipt.duplicate
@@ -395,7 +395,7 @@ async def _judge(settings: Settings, name: str, questions: Path, most: int) -> J
                 return await judge_labels(
                     episodes,
                     model,
-                    lambda given: log.append_durable(FeedbackGiven(given)),
+                    lambda given: log.append_durable(FeedbackEvent(given)),
                     questions=texts,
                     match=scorer.match,
                     max_em_drop=route.max_em_drop,

@@ -34,10 +34,17 @@ from suffice.review.decide import IncidentForm, OverrideForm, in_words
 from suffice.review.holds import Case, DecisionKind, Override, OverrideKind, RouteHolds, describe_override
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.views import newest_of, open_reader
-from suffice.store.people.deciding import decide_incident, end_override, fitting, open_incident, read_now, set_override
+from suffice.store.people.deciding import (
+    decide_incident,
+    end_override,
+    end_pause,
+    fitting,
+    open_incident,
+    read_now,
+    set_override,
+    start_pause,
+)
 from suffice.store.people.holds import read_holds
-from suffice.store.routes import pausing
-from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
 from suffice.wiring.keys import presence_files
 from suffice.wiring.routes import setup_of
 
@@ -55,7 +62,7 @@ def pause(route: str, path: str, reason: str, author: str | None, wait_s: float)
     """
 
     def decide(writer: Decisions) -> str | None:
-        return pausing.start_pause(writer, route, reason=reason, author=who(author))
+        return start_pause(writer, route, reason=reason, author=who(author))
 
     _decide("pause", route, path, decide, wait_s=wait_s, again="`suffice kill` needs no database.")
 
@@ -73,7 +80,7 @@ def resume(route: str, path: str, reason: str, author: str | None, wait_s: float
     """
 
     def decide(writer: Decisions) -> str | None:
-        return pausing.end_pause(writer, route, reason=reason, author=who(author))
+        return end_pause(writer, route, reason=reason, author=who(author))
 
     _decide("resume", route, path, decide, wait_s=wait_s)
 
@@ -86,7 +93,7 @@ def _decide(
         problem = decide(writer)
         if problem is None:
             with open_reader(writer.path) as connection:
-                seq = newest_of(connection, (EnforcementPaused.kind, EnforcementResumed.kind))
+                seq = newest_of(connection, ("enforcement_paused", "enforcement_resumed"))
     if problem is not None:
         refused(f"route {route} {problem}")
     click.echo(f"route {route}: {command}d")

@@ -33,7 +33,7 @@ from suffice.scoring.base import build_scorer, scorer_label
 from suffice.settings import Driver, Route, Settings, Upstream
 from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import n_requests_of, read_episodes
-from suffice.store.rows.events import Event, RouteExamined, UpstreamExamined
+from suffice.store.rows.events import Event
 from suffice.types import Findings
 from suffice.upstream.client import UpstreamClient
 from suffice.upstream.drivers import EXPERIMENTS, driver_facts, honoured, url_key
@@ -332,7 +332,7 @@ async def _keep_findings(settings: Settings | None, name: str, findings: Finding
         return "Not kept: there is no settings file here (--config)."
     if not name:
         return "Not kept: no upstream in the settings has this address."
-    await _append(settings, UpstreamExamined(findings))
+    await _append(settings, findings)
     return f"Kept in {settings.store.url} for upstream {name!r}; a gateway reads it at its next start."
 
 
@@ -409,5 +409,5 @@ async def _run_questions(settings: Settings, asked: DoctorOptions, name: str, ro
         live = await run_live(talk, bodies, build_scorer(route.scorer), n_repeats=asked.repeats, at_once=upstream.slots)
     label = scorer_label(route.scorer)
     record = as_findings(live, examination_id=_new_id(), route=name, scorer=label, at_s=time.time())
-    await _append(settings, RouteExamined(record))
+    await _append(settings, record)
     return live

@@ -15,11 +15,18 @@ from suffice.console.exchange import ConsoleRequest
 from suffice.errors import BadRequest, ConfigError
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.signals.query import class_of
-from suffice.store.audit.chain import Head, has_chain, head
-from suffice.store.database.views import EpisodeWithLabels, StoredLabel, decoded, read_labels
-from suffice.store.people.audit_view import AuditEntry, entry_of
-from suffice.store.rows.control_events import LabelWanted
-from suffice.store.rows.events import EVENTS, FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.audit.chain import Head, head
+from suffice.store.database.views import (
+    EpisodeWithLabels,
+    StoredLabel,
+    decoded,
+    find_event,
+    locate_event,
+    read_labels,
+    read_runs_before,
+)
+from suffice.store.people.audit_view import AuditEntry, entry_of, rows_before
+from suffice.store.rows.events import EVENTS
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
 
 PAGE: Final = 50  # runs on one page
@@ -42,15 +49,6 @@ SAID: Final[Mapping[str, str]] = {
     "unlabelled": "not labelled",
     "wrong": "labelled wrong",
 }
-
-# Written so that SQLite goes back through the log: left to itself, it would sort all of it.
-_PAGE: Final = """
-    SELECT o.seq, o.at_s, o.body, r.body,
-        EXISTS (SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = o.key)
-    FROM events o CROSS JOIN events r ON r.kind = 'request' AND r.key = o.key
-    WHERE +o.kind = 'outcome' AND o.seq < :before AND (:route IS NULL OR r.route = :route)
-    ORDER BY o.seq DESC LIMIT :limit"""
-_ROW: Final = "SELECT seq, at_s, body FROM events WHERE kind = ? AND key = ?"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,15 +158,15 @@ def whole_of(query: Mapping[str, str], name: str, usual: int, *, most: int) -> i
 def _looked_through(look: ViewContext, wanted: Filter, right: _Right) -> Iterator[tuple[int, EpisodeRow | None]]:
     before = wanted.before or 2**62
     while True:
-        rows = look.connection.execute(_PAGE, {"before": before, "route": wanted.route, "limit": CHUNK}).fetchall()
+        rows = read_runs_before(look.connection, before, wanted.route, CHUNK)
         for seq, at_s, ended, asked, is_labelled in rows:
             if (wanted.said == "unlabelled" and is_labelled) or (
                 wanted.said in ("labelled", "wrong") and not is_labelled
             ):
                 yield seq, None
                 continue
-            request = decoded(seq, RequestSeen, asked).request
-            outcome = decoded(seq, RequestEnded, ended).outcome
+            request = decoded(seq, Request, asked)
+            outcome = decoded(seq, Outcome, ended)
             if not _fits(wanted, request, outcome):
                 yield seq, None
                 continue
@@ -252,12 +250,10 @@ class _Right:
 def episode(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> EpisodePage:
     """One run, by its id. Raises NotThere and StoreError."""
     name = asked.fields["id"]
-    seen = look.connection.execute(_ROW, ("request", name)).fetchone()
+    seen = locate_event(look.connection, Request, name)
     if seen is None:
         raise NotThere(f"episode: the log has none called {name[:80]!r}")
-    request = decoded(seen[0], RequestSeen, seen[2]).request
-    ended = look.connection.execute(_ROW, ("outcome", name)).fetchone()
-    outcome = decoded(ended[0], RequestEnded, ended[2]).outcome if ended is not None else None
+    request, outcome = seen[2], find_event(look.connection, Outcome, name)
     labels = read_labels(look.connection, name, outcome.response_id if outcome is not None else None)
     counting = current_label(labels)
     right = _Right(look)
@@ -273,7 +269,7 @@ def episode(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Ep
         correct=_correct(request, outcome, labels, match),
         would_be_correct=_would_be(outcome, counting, match),
         differs=outcome is not None and _differs(outcome),
-        wanted=_wanted(look, name),
+        wanted=find_event(look.connection, LabelRequest, name),
     )
 
 
@@ -291,11 +287,6 @@ def _would_be(outcome: Outcome | None, label: Feedback | None, match: Callable[[
     if outcome is None or outcome.stop_step is None or outcome.stopped or label is None or label.gold is None:
         return None
     return outcome.would_answer is not None and match(outcome.would_answer, label.gold)
-
-
-def _wanted(look: ViewContext, name: str) -> LabelRequest | None:
-    row = look.connection.execute(_ROW, (LabelWanted.kind, name)).fetchone()
-    return decoded(row[0], LabelWanted, row[2]).request if row is not None else None
 
 
 AUDIT_CHUNK: Final = 500
@@ -322,13 +313,6 @@ QUIET: Final = HIDDEN | {
     "alert_sent",
 }
 MOST_BODY_CHARS: Final = 6_000
-
-_CHAINED: Final = """
-    SELECT c.place, c.link, e.seq, e.at_s, e.kind, e.key, e.episode_id, e.route, e.body
-    FROM chain c JOIN events e ON e.seq = c.seq WHERE c.place < :before ORDER BY c.place DESC LIMIT :limit"""
-_ALL: Final = """
-    SELECT seq, x'', seq, at_s, kind, key, episode_id, route, body FROM events
-    WHERE seq < :before ORDER BY seq DESC LIMIT :limit"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -361,7 +345,7 @@ def changes(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Ch
     """The latest changes that fit. Raises StoreError, and BadRequest for a kind that there is not."""
     kind, route = asked.query.get("kind", ""), asked.query.get("route", "")
     kinds = tuple(sorted(set(EVENTS) - HIDDEN))
-    if kind and kind not in kinds and kind != FeedbackGiven.kind:
+    if kind and kind not in kinds and kind != "feedback":
         raise BadRequest(f"kind: got {kind[:40]!r}; allowed: {', '.join(kinds)}", param="kind")
     before = whole_of(asked.query, "before", 0, most=2**53)
     lines, older, cut_short = page_of(look, _look_through(look, before or 2**62, kind, route), PAGE)
@@ -378,10 +362,9 @@ def changes(look: ViewContext, asked: ConsoleRequest, _visitor: Principal) -> Ch
 
 
 def _look_through(look: ViewContext, before: int, kind: str, route: str) -> Iterator[tuple[int, AuditRow | None]]:
-    chained = has_chain(look.connection)
+    chained = head(look.connection) is not None
     while True:
-        wanted = {"before": before, "limit": AUDIT_CHUNK}
-        rows = look.connection.execute(_CHAINED if chained else _ALL, wanted).fetchall()
+        rows = rows_before(look.connection, before, AUDIT_CHUNK, chained=chained)
         for row in rows:
             place, its_kind, its_route = row[0], row[4], row[7]
             fits = its_kind == kind if kind else its_kind not in QUIET

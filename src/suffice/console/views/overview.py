@@ -20,12 +20,13 @@ from suffice.sanitize import plural
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import is_attended
+from suffice.store.database.views import has_requests
 from suffice.store.people.promises import Promises, newest_request, read_promises
 from suffice.store.routes import rollups
 from suffice.store.routes.in_force import NOTHING
 from suffice.store.routes.phases import Phase, phase_of, read_phases
-from suffice.store.routes.recommendations import newest_outlook
 from suffice.store.routes.rollups import DAY_HOURS, ReadTo, RollupSums
+from suffice.store.routes.windows import newest_outlook
 
 RATE_DAYS: Final = 7  # of the latest days: how many audits come a day
 
@@ -219,7 +220,6 @@ def _in_days(n: int, a_day: float | None) -> str:
 
 
 MOST_DAYS: Final = 400
-_ANY: Final = "SELECT 1 FROM events INDEXED BY events_once WHERE kind IN ('request', 'requests_counted') LIMIT 1"
 LATE_S: Final = 60.0  # behind an alert: a sink that has not taken it by then does not work
 STARTS_S: Final = 30.0  # a worker that starts with the gateway takes some seconds until it holds the log
 
@@ -296,7 +296,7 @@ def overview_of(look: ViewContext, asked: ConsoleRequest, alerts: tuple[AlertLin
         days=days_of(look, window),
         notices=notices(result, read_to, look, alerts),
         alerts=alerts,
-        is_empty=not total.n_requests and look.connection.execute(_ANY).fetchone() is None,
+        is_empty=not total.n_requests and not has_requests(look.connection),
         liked=min((one for one in result if one.liking_effect), key=_effect_of, default=None),
     )
 

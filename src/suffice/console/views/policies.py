@@ -14,7 +14,6 @@ from suffice.rollout.stages import RolloutState
 from suffice.settings import Route
 from suffice.store.routes.experiments import ExperimentRun, read_experiments
 from suffice.store.routes.in_force import InForce, decisions_of, read_decided
-from suffice.store.routes.recommendations import newest_arm, newest_proposal
 from suffice.store.routes.rollouts import (
     RolloutRun,
     own_version,
@@ -22,8 +21,8 @@ from suffice.store.routes.rollouts import (
     read_running_rollouts,
     read_serving_version,
 )
-from suffice.store.rows.advice_events import ArmWorth, ProposedVersion
-from suffice.store.rows.control_events import PolicyPublished
+from suffice.store.routes.windows import newest_arm, newest_proposal
+from suffice.store.rows.records import ArmWorth, ProposedVersion
 from suffice.types import Publication
 
 MOST_PUBLICATIONS: Final = 20  # of a route
@@ -78,11 +77,11 @@ def _of(look: ViewContext, name: str, route: Route, held: InForce, rollouts: tup
     published = [
         PublicationRow(
             at_s=stored.at_s,
-            publication=stored.event.publication,
-            in_force=now is not None and stored.event.publication.number == now.number,
+            publication=stored.event,
+            in_force=now is not None and stored.event.number == now.number,
         )
         for stored in decisions_of(look.connection, name, MOST_DECISIONS)
-        if isinstance(stored.event, PolicyPublished)
+        if isinstance(stored.event, Publication)
     ]
     return RoutePolicy(
         route=name,

@@ -13,9 +13,9 @@ from suffice.console.exchange import ConsoleRequest
 from suffice.review.agreement import Kappa, agreement, em_of
 from suffice.review.items import ReviewItem, ReviewLease, Verdict, words_for
 from suffice.review.queue import ItemState, Queue, State
-from suffice.store.database.views import decoded
+from suffice.store.database.views import find_event
 from suffice.store.people.reviews import NOTHING_ASKED, Reviews, kept_question, kept_sources, read_reviews
-from suffice.store.rows.events import RequestEnded, RequestSeen
+from suffice.types import Outcome, Request
 
 MOST_WAITING: Final = 30  # that are listed
 MOST_SETTLED: Final = 15
@@ -28,7 +28,6 @@ WORDS: Final[Mapping[str, tuple[str, str]]] = {
     "wrong": ("n", "It is wrong"),
     "unsure": ("u", "I cannot say"),
 }
-_ROW: Final = "SELECT seq, body FROM events WHERE kind = ? AND key = ?"
 FileOf = Callable[
     [ReviewItem], str | None
 ]  # the text of an item's question from the route's own file; None: it is in none
@@ -161,9 +160,9 @@ class Reader:
 
 
 def _loop(look: ViewContext, item: ReviewItem) -> LoopView | None:
-    asked = look.connection.execute(_ROW, (RequestSeen.kind, item.episode_id)).fetchone()
-    ended = look.connection.execute(_ROW, (RequestEnded.kind, item.episode_id)).fetchone()
-    if asked is None or ended is None or decoded(asked[0], RequestSeen, asked[1]).request.kind != "rounds":
+    request = find_event(look.connection, Request, item.episode_id)
+    outcome = find_event(look.connection, Outcome, item.episode_id)
+    if request is None or outcome is None or request.kind != "rounds":
         return None
     kept = kept_sources(look.connection, item.episode_id, now_s=look.now_s)
     sources = kept.sources if kept is not None else ()
@@ -175,7 +174,7 @@ def _loop(look: ViewContext, item: ReviewItem) -> LoopView | None:
             read=tuple(each.text for each in sources if each.step == one.index and each.what == "read"),
             wrote="".join(each.text for each in sources if each.step == one.index and each.what == "wrote"),
         )
-        for one in decoded(ended[0], RequestEnded, ended[1]).outcome.steps
+        for one in outcome.steps
     )
     if kept is None:
         where = f"the log holds none of their texts; routes.{item.route}.review.keep_text keeps those to come"

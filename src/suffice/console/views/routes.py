@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -19,18 +18,14 @@ from suffice.console.exchange import ConsoleRequest
 from suffice.console.views.overview import Day, RouteState, days_of, standings
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.log import StoredEvent
+from suffice.store.database.views import LogReader
 from suffice.store.routes import rollups
 from suffice.store.routes.in_force import InForce, decisions_of, read_decided
-from suffice.store.routes.recommendations import newest_outlook, newest_proposal, recent_alerts, recent_outlooks
 from suffice.store.routes.rollups import RollupSums
-from suffice.store.rows.advice_events import ProposedVersion
-from suffice.store.rows.control_events import (
-    AlarmRaised,
-    EnforcementPaused,
-    EnforcementResumed,
-    EpochBegan,
-    PolicyPublished,
-)
+from suffice.store.routes.windows import newest_outlook, newest_proposal, recent_alerts, recent_outlooks
+from suffice.store.rows.events import Event, kind_of
+from suffice.store.rows.records import ProposedVersion
+from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 
 MOST_DECISIONS: Final = 200
 MOST_LOOKS: Final = 120  # of `monitor`, for the line of the drop over time
@@ -159,12 +154,12 @@ def _operating(held: InForce) -> OperatingLevel | None:
     return OperatingLevel(level=made.level, saving=made.evidence.share, drop=drop, n_audits=seen.n_audits)
 
 
-def _thresholds(connection: sqlite3.Connection, name: str) -> tuple[float, ...]:
+def _thresholds(connection: LogReader, name: str) -> tuple[float, ...]:
     made = next(
         (
-            stored.event.publication
+            stored.event
             for stored in decisions_of(connection, name, MOST_DECISIONS)
-            if isinstance(stored.event, PolicyPublished)
+            if isinstance(stored.event, Publication)
         ),
         None,
     )
@@ -192,7 +187,7 @@ def _liked(outlook: Outlook | None, by: Literal["class", "version"]) -> Mapping[
 
 
 def _groups(
-    connection: sqlite3.Connection,
+    connection: LogReader,
     name: str,
     window: TimeRange,
     by: rollups.Group,
@@ -229,23 +224,29 @@ def _seen(one: Outlook) -> MonitorState:
 def _decided(stored: StoredEvent) -> RouteDecision:
     what, reason, author, epoch = described(stored.event)
     return RouteDecision(
-        seq=stored.seq, at_s=stored.at_s, kind=stored.event.kind, what=what, reason=reason, author=author, epoch=epoch
+        seq=stored.seq,
+        at_s=stored.at_s,
+        kind=kind_of(stored.event).name,
+        what=what,
+        reason=reason,
+        author=author,
+        epoch=epoch,
     )
 
 
-def described(event: Any) -> tuple[str, str, str, int]:
-    if isinstance(event, PolicyPublished):
-        made = event.publication
+def described(event: Event) -> tuple[str, str, str, int]:
+    if isinstance(event, Publication):
+        made = event
         what = f"level {made.level} of {max(0, made.n_levels - 1)}" + (
             ", certified" if made.certified else ", not certified"
         )
         return what, made.reason, made.author, made.epoch
-    if isinstance(event, EpochBegan):
-        return f"epoch {event.epoch.number} begins", event.epoch.reason, event.epoch.author, event.epoch.number
-    if isinstance(event, AlarmRaised):
-        return f"alarm: {event.alarm.cause.replace('_', ' ')}", event.alarm.reason, "control loop", event.alarm.epoch
-    if isinstance(event, EnforcementPaused):
-        return "paused", event.pause.reason, event.pause.author, 0
-    if isinstance(event, EnforcementResumed):
-        return "resumed", event.resumption.reason, event.resumption.author, 0
-    return str(event.kind).replace("_", " "), "", "", 0
+    if isinstance(event, Epoch):
+        return f"epoch {event.number} begins", event.reason, event.author, event.number
+    if isinstance(event, Alarm):
+        return f"alarm: {event.cause.replace('_', ' ')}", event.reason, "control loop", event.epoch
+    if isinstance(event, Pause):
+        return "paused", event.reason, event.author, 0
+    if isinstance(event, Resumption):
+        return "resumed", event.reason, event.author, 0
+    return kind_of(event).name.replace("_", " "), "", "", 0

@@ -9,7 +9,6 @@ Everything is a fold over the log: whoever looks at the same rows finds the same
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -23,7 +22,7 @@ from suffice.review.holds import RouteHolds
 from suffice.rollout.evidence import RolloutEvidence
 from suffice.rollout.stages import RolloutState, Transition, advance, assess_rollout, certify
 from suffice.settings import Control, Route
-from suffice.store.database.views import read_events
+from suffice.store.database.views import LogReader, read_events
 from suffice.store.people.holds import read_holds
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.rollouts import RolloutRun, own_version, read_rollouts, read_serving_version
@@ -66,7 +65,7 @@ class RolloutAssessor:
 
     @classmethod
     def at(
-        cls, connection: sqlite3.Connection, held: RolloutRun, of_route: AuditReplay, control: Control, *, secret: str
+        cls, connection: LogReader, held: RolloutRun, of_route: AuditReplay, control: Control, *, secret: str
     ) -> RolloutAssessor:
         """At a rollout of which nothing was read. Raises ConfigError for a version that cannot be read, StoreError."""
         gathering = EvidenceFold(held=held, match=of_route.match, probes=of_route.route.probe is not None)
@@ -76,7 +75,7 @@ class RolloutAssessor:
 
     def see(
         self,
-        connection: sqlite3.Connection,
+        connection: LogReader,
         held: RolloutRun,
         decided: InForce,
         *,
@@ -145,7 +144,7 @@ def assess_found(
 
 
 def standing_of(
-    connection: sqlite3.Connection,
+    connection: LogReader,
     held: RolloutRun,
     route: Route,
     control: Control,
@@ -237,7 +236,7 @@ def _void(held: RolloutRun, certificate: CandidateCertificate | None) -> str:
     return certificate.said if certificate.surely_over else ""
 
 
-def latest_on(connection: sqlite3.Connection, held: RolloutRun, route: Route, decided: InForce) -> int:
+def latest_on(connection: LogReader, held: RolloutRun, route: Route, decided: InForce) -> int:
     """Number of the route's latest publication as the rollout counts them. Raises StoreError.
 
     Of a learned version: where the certify loop has published other models, the number of that. Else its owner's word

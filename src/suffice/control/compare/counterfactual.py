@@ -10,7 +10,6 @@ later.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -29,6 +28,7 @@ from suffice.policy.base import build_policy
 from suffice.rollout.experiment import Arm, with_arm
 from suffice.rollout.results import ArmEvidence
 from suffice.settings import Control, Route
+from suffice.store.database.views import LogReader
 from suffice.store.routes.candidates import models_of
 from suffice.store.routes.in_force import InForce
 from suffice.store.routes.rollouts import RolloutRun, version_at
@@ -43,7 +43,7 @@ class VersionPair:
     def __init__(self, of_route: AuditReplay) -> None:
         self.of_route = of_route
 
-    def begin(self, connection: sqlite3.Connection) -> None:
+    def begin(self, connection: LogReader) -> None:
         """Read what a look needs of the log. Raises StoreError."""
 
     def replay(self, witnesses: Sequence[RolloutAudit]) -> list[ReplayedPair | None]:
@@ -82,7 +82,7 @@ class VersionPair:
 
 
 def version_pair(
-    connection: sqlite3.Connection, held: RolloutRun, of_route: AuditReplay, control: Control, *, secret: str
+    connection: LogReader, held: RolloutRun, of_route: AuditReplay, control: Control, *, secret: str
 ) -> VersionPair:
     """The versions of a rollout. Raises ConfigError for a version that cannot be read, and StoreError."""
     candidate = version_at(connection, held.state.candidate, secret=secret)
@@ -120,7 +120,7 @@ class LearnedVersions(VersionPair):
         self.held, self.evidence = held, evidence
         self._known: dict[str, ServedVersion | None] = {}
 
-    def begin(self, connection: sqlite3.Connection) -> None:
+    def begin(self, connection: LogReader) -> None:
         self.of_route = replace(
             self.of_route,
             published=published_on(connection, self.held.state.route),

@@ -10,7 +10,6 @@ full whatever their arm, so they stand for no arm live; of other runs nothing is
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -43,20 +42,20 @@ from suffice.rollout.results import (
 )
 from suffice.settings import Metric, Settings
 from suffice.signals.query import class_of
-from suffice.store.database.views import EpisodeWithLabels, open_reader
+from suffice.store.database.views import EpisodeWithLabels, LogReader, open_reader
 from suffice.store.routes.experiments import ExperimentRun, read_draws, read_runs
 from suffice.types import ArmDraw, Feedback, Query
 
 
 def read_experiment(
-    path_or_connection: Path | str | sqlite3.Connection, held: ExperimentRun, settings: Settings
+    path_or_connection: Path | str | LogReader, held: ExperimentRun, settings: Settings
 ) -> ExperimentResult:
     """What a run of an experiment shows now. Raises ConfigError for a route that is gone, and StoreError."""
     with open_reader(path_or_connection) as connection:
         return analyse(held.experiment, gather(connection, held, settings))
 
 
-def gather(connection: sqlite3.Connection, held: ExperimentRun, settings: Settings) -> ExperimentData:
+def gather(connection: LogReader, held: ExperimentRun, settings: Settings) -> ExperimentData:
     one = held.experiment
     for route in one.routes:
         if route not in settings.routes:

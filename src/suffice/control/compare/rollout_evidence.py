@@ -29,9 +29,7 @@ from suffice.rollout.stages import State
 from suffice.signals.query import class_of
 from suffice.store.database.log import StoredEvent
 from suffice.store.routes.rollouts import RolloutRun
-from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.rollout_events import RolloutMoved
-from suffice.store.rows.sampling_events import RequestCount, RequestsCounted
+from suffice.store.rows.records import FeedbackEvent, RequestCount, RolloutMove
 from suffice.types import ArmDraw, Episode, Feedback, Outcome, Request
 
 
@@ -158,19 +156,19 @@ class EvidenceFold:
         if stored.seq <= self.seq:
             return
         self.seq, event = stored.seq, stored.event
-        if isinstance(event, RequestSeen):
-            self._asked(event.request)
-        elif isinstance(event, RequestEnded):
-            self._ended(event.outcome, stored)
-        elif isinstance(event, RequestsCounted):
-            self._counted(event.counted)
-        elif isinstance(event, FeedbackGiven):
+        if isinstance(event, Request):
+            self._asked(event)
+        elif isinstance(event, Outcome):
+            self._ended(event, stored)
+        elif isinstance(event, RequestCount):
+            self._counted(event)
+        elif isinstance(event, FeedbackEvent):
             label = GivenLabel(stored.seq, event.feedback, stored.at_s)
             name = self._joining.find_episode(label)
             if name is not None:
                 self._heard(name, label)
-        elif isinstance(event, RolloutMoved) and event.moved.transition.rollout == self._state.rollout:
-            self._state = self._state.after(event.moved.transition)
+        elif isinstance(event, RolloutMove) and event.transition.rollout == self._state.rollout:
+            self._state = self._state.after(event.transition)
 
     def _asked(self, request: Request) -> None:
         if request.sender:

@@ -7,11 +7,9 @@ version that is read back from the log judges as it did when it was fitted.
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
 
 import numpy as np
 
@@ -27,8 +25,8 @@ from suffice.learn.served import FoldedModels, Split, fit_served
 from suffice.learn.version import FoldedVersion, fold_version, read_version
 from suffice.model.stop import StepCost, StopModel, TrainingRecord, canonical
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import decoded
-from suffice.store.rows.control_events import PolicyPublished
+from suffice.store.database.views import LogReader
+from suffice.store.routes.windows import read_publications
 from suffice.types import Publication
 
 SEED = 0
@@ -113,14 +111,10 @@ def read_back(address: str, body: str | None) -> ServedVersion:
     return as_served_version(read_version(address, body))
 
 
-_PUBLISHED: Final = "SELECT seq, body FROM events WHERE kind = 'policy_published' AND route = ? ORDER BY seq"
-
-
-def published_on(connection: sqlite3.Connection, route: str) -> Callable[[int], Publication | None]:
+def published_on(connection: LogReader, route: str) -> Callable[[int], Publication | None]:
     """What was in force on a route at a place of the log. Raises StoreError."""
-    rows = connection.execute(_PUBLISHED, (route,)).fetchall()
-    places = [seq for seq, _ in rows]
-    made = [decoded(seq, PolicyPublished, body).publication for seq, body in rows]
+    rows = read_publications(connection, route)
+    places, made = [seq for seq, _ in rows], [publication for _, publication in rows]
 
     def at(seq: int) -> Publication | None:
         before = bisect_right(places, seq)
@@ -130,7 +124,7 @@ def published_on(connection: sqlite3.Connection, route: str) -> Callable[[int], 
 
 
 def loader(
-    connection: sqlite3.Connection, known: dict[str, ServedVersion | None] | None = None
+    connection: LogReader, known: dict[str, ServedVersion | None] | None = None
 ) -> Callable[[str], ServedVersion | None]:
     """Versions by their address; None: it is gone, or cannot be read.
 

@@ -1,6 +1,6 @@
 """The job `advance`: it looks at every rollout that runs, and takes the step that the evidence calls for.
 
-    log ──▶ looking.Look ──▶ what follows ──▶ RolloutMoved, LabelWanted
+    log ──▶ looking.Look ──▶ what follows ──▶ RolloutMove, LabelRequest
 
 Whoever looks at the same rows takes the same step, and of two workers that take it one has written it. The job keeps
 what it has read of a rollout and reads only what is new. Looking takes a twentieth of the time at most.
@@ -8,20 +8,18 @@ what it has read of a rollout and reads only what is new. Looking takes a twenti
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
 from suffice.control.compare.assessment import RolloutAssessor, plain_route
-from suffice.control.jobs.base import JobWriter
-from suffice.control.jobs.by_route import ByRoute
+from suffice.control.jobs.base import ByRoute, JobWriter
 from suffice.rollout.stages import Transition
 from suffice.settings import Route
+from suffice.store.database.views import LogReader
 from suffice.store.routes.in_force import InForce
 from suffice.store.routes.rollouts import read_rollouts, read_running_rollouts
-from suffice.store.rows.control_events import LabelWanted
-from suffice.store.rows.rollout_events import RolloutMove, RolloutMoved
+from suffice.store.rows.records import RolloutMove
 
 LEAST_REST: Final = 20.0  # between two looks at a rollout: so many times what the last one took, at least
 
@@ -43,17 +41,14 @@ class Advance(ByRoute):
     _looks: dict[str, RolloutAssessor] = field(default_factory=dict)  # by route, at the rollout that runs there
 
     def close(self) -> None:
-        """Let go of what compares answers."""
         self._looks.clear()
         ByRoute.close(self)
 
     def forget(self) -> None:
-        """Read every rollout anew."""
         ByRoute.forget(self)
         self._looks.clear()
 
     def concerns(self, route: Route) -> bool:
-        """May a rollout run there?"""
         return route.mode != "off" and (bool(route.policy) or route.is_learned)
 
     def propose(
@@ -61,7 +56,7 @@ class Advance(ByRoute):
         name: str,
         route: Route,
         held: InForce,
-        connection: sqlite3.Connection,
+        connection: LogReader,
         desk: JobWriter,
         until: int,  # noqa: ARG002 - a look reads to the end of the log
     ) -> str | None:
@@ -86,7 +81,7 @@ class Advance(ByRoute):
         if not moves and not wanted:
             return ""
         moved = (RolloutMove(route=name, author=self.author, reason=move.reason, transition=move) for move in moves)
-        desk.write([*(RolloutMoved(one) for one in moved), *(LabelWanted(one) for one in wanted)])
+        desk.write([*(one for one in moved), *(one for one in wanted)])
         kept.asked.update(one.episode_id for one in wanted)
         said = [*(_said(move) for move in moves), *([f"{len(wanted)} labels wanted"] if wanted else [])]
         return f"rollout {trial.state.rollout}: {'; '.join(said)}"

@@ -1,6 +1,6 @@
 """The job `tune`: is a route's effort or budget proved on audits that were asked twice, and worth proposing?
 
-    pairs in the log, with their odds ──▶ learn.tuner.Tuner ──▶ ArmProposed: this arm, or back to full runs
+    pairs in the log, with their odds ──▶ learn.tuner.Tuner ──▶ ArmWorth: this arm, or back to full runs
 
 Off unless the owner turns it on. It reads what the gateway's lot has drawn and logged; it draws nothing, moves no live
 traffic and puts nothing in force. A route has one arm, its own `effort` or `budget_tokens`, and all questions are one
@@ -9,23 +9,21 @@ class: with more of either, the tuner needs live draws that the gateway does not
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
 from suffice.assurance.labels import JUDGE, TrustedLabel, rank_of
 from suffice.assurance.runs import Match
-from suffice.control.jobs.base import JobWriter
-from suffice.control.jobs.by_route import ByRoute, since
+from suffice.control.jobs.base import ByRoute, JobWriter, since
 from suffice.learn.effort import effort_arms, judge_pair
 from suffice.learn.shadow import ShadowAudit
 from suffice.learn.tuner import Tuner, TuningBounds
 from suffice.settings import Route
-from suffice.store.database.views import EpisodeWithLabels, read_episodes
+from suffice.store.database.views import EpisodeWithLabels, LogReader, read_episodes
 from suffice.store.routes.in_force import InForce
-from suffice.store.routes.recommendations import newest_arm
-from suffice.store.rows.advice_events import ArmProposed, ArmWorth
+from suffice.store.routes.windows import newest_arm
+from suffice.store.rows.records import ArmWorth
 from suffice.types import Feedback
 
 EVERYBODY: Final = "all"
@@ -45,11 +43,10 @@ class Tune(ByRoute):
     name: str = "tune"
 
     def concerns(self, route: Route) -> bool:
-        """Has the route an arm, and is the tuner on?"""
         return self.settings.control.tune and arm_name(route) is not None and route.mode != "off"
 
     def propose(
-        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: JobWriter, until: int
+        self, name: str, route: Route, held: InForce, connection: LogReader, desk: JobWriter, until: int
     ) -> str:
         """Look at the pairs; what was proposed, or ""."""
         items = read_episodes(connection, name, since(name, held, connection))
@@ -59,7 +56,7 @@ class Tune(ByRoute):
         if (before.arm if before is not None else FULL) == worth.arm:
             return ""
         worth = replace(worth, read_to_seq=until, author=self.author)
-        desk.write([ArmProposed(worth)])
+        desk.write([worth])
         return f"{worth.arm} proposed: {worth.reason}"
 
 
@@ -101,8 +98,6 @@ def propose_arm(name: str, route: Route, items: Iterator[EpisodeWithLabels], mat
 
 @dataclass(frozen=True, slots=True)
 class _Word:
-    """What somebody made of a pair."""
-
     audit: str
     seq: int
     said: Feedback

@@ -1,23 +1,29 @@
 """Jobs: work that one worker at a time does, again and again, and that goes on wherever the last one stopped.
 
-    Worker.round ──▶ lease ──▶ job.run(Desk) ──▶ events under the lease ──▶ JobRan
+    Worker.round ──▶ lease ──▶ job.run(JobWriter) ──▶ events under the lease ──▶ JobRun
 
 A job keeps what it knows in memory for as long as it holds its lease, and finds out again from the log when it does
 not. It writes through its `JobWriter` alone; when the lease is lost nothing of a decision is written, and the job is
-told to forget. Knows leases and history; refuses to know what jobs do.
+told to forget.
 """
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from pathlib import Path
+from typing import ClassVar, Final, Protocol
 
+from suffice.control.evidence.scorers import Matches, ScorerCache
 from suffice.errors import StoreError, SufficeError
+from suffice.settings import Route, Settings
 from suffice.store.database.decisions import Decisions, JobLease
-from suffice.store.rows.control_events import JobRan
+from suffice.store.database.log import StoredEvent
+from suffice.store.database.views import LogReader, open_reader, read_events
+from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.routes.windows import last_place, place_before
 from suffice.store.rows.events import Event
 from suffice.telemetry import LOG
 from suffice.types import JobRun
@@ -31,8 +37,6 @@ class LeaseLost(SufficeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobReport:
-    """What a run of a job did."""
-
     said: str  # in one sentence; "": there was nothing to do
     route: str = ""  # "": about all of them
     ok: bool = True
@@ -41,13 +45,11 @@ class JobReport:
 
 
 class JobWriter(Protocol):
-    """How a job writes."""
-
     def write(self, events: Iterable[Event], artefacts: Mapping[str, str] | None = None) -> None:
         """Write all of it or nothing. Raises LeaseLost and StoreError."""
         ...
 
-    def keep(self, work: Callable[[sqlite3.Connection], None]) -> None:
+    def keep(self, work: Callable[[LogReader], None]) -> None:
         """Have a cache beside the log written in one transaction. Raises LeaseLost and StoreError."""
         ...
 
@@ -61,8 +63,6 @@ class JobWriter(Protocol):
 
 
 class Job(Protocol):
-    """One kind of work."""
-
     name: str
 
     def run(self, desk: JobWriter) -> Sequence[JobReport]:
@@ -76,8 +76,6 @@ class Job(Protocol):
 
 @dataclass(slots=True)
 class _Held:
-    """A job with its lease."""
-
     job: Job
     lease: JobLease | None = None
     renewed_s: float = 0.0  # monotonic
@@ -100,8 +98,6 @@ class _Stopwatch:
 
 @dataclass(slots=True)
 class _LeasedDesk:
-    """Writes under one lease."""
-
     decisions: Decisions
     held: _Held
     monotonic_s: Callable[[], float]
@@ -125,7 +121,7 @@ class _LeasedDesk:
             raise LeaseLost(f"job {self.held.job.name}: another worker has it")
         self.held.renewed_s = now_s
 
-    def keep(self, work: Callable[[sqlite3.Connection], None]) -> None:
+    def keep(self, work: Callable[[LogReader], None]) -> None:
         lease = self.held.lease
         if lease is None or not self.decisions.keep(lease, work):
             raise LeaseLost(f"job {self.held.job.name}: another worker has it")
@@ -148,7 +144,6 @@ class Worker:
     _held: dict[str, _Held] = field(init=False)
 
     def __post_init__(self) -> None:
-        """No job is held yet."""
         self._held = {job.name: _Held(job) for job in self.jobs}
 
     def round(self) -> list[JobReport]:
@@ -171,7 +166,6 @@ class Worker:
         return self._run(held, by_hand=True)
 
     def _hold(self, held: _Held) -> bool:
-        """Make sure of the lease."""
         if held.lease is None:
             held.lease = self.decisions.acquire(held.job.name)
             held.renewed_s = self.monotonic_s()
@@ -197,18 +191,117 @@ class Worker:
             return []
         return told
 
-    def _history(self, held: _Held, report: JobReport, began_at_s: float, duration_s: float) -> JobRan:
-        return JobRan(
-            JobRun(
-                run_id=self.new_id(),
-                job=held.job.name,
-                route=report.route,
-                author=self.author,
-                began_at_s=began_at_s,
-                duration_s=duration_s,
-                ok=report.ok,
-                said=report.said or "nothing to do",
-                read_to_seq=report.read_to_seq,
-                at=report.at,
-            )
+    def _history(self, held: _Held, report: JobReport, began_at_s: float, duration_s: float) -> JobRun:
+        return JobRun(
+            run_id=self.new_id(),
+            job=held.job.name,
+            route=report.route,
+            author=self.author,
+            began_at_s=began_at_s,
+            duration_s=duration_s,
+            ok=report.ok,
+            said=report.said or "nothing to do",
+            read_to_seq=report.read_to_seq,
+            at=report.at,
         )
+
+
+LOOK_BACK: Final = 20_000  # requests of a route that a cold start looks back on
+RENEW_ROWS: Final = 1_000  # read between two renewals of the lease
+FIRST_REST_S: Final = 5.0  # of a route whose work failed, doubling …
+LONGEST_REST_S: Final = 600.0  # … up to this
+
+
+def rows_since(connection: LogReader, since_seq: int, desk: JobWriter) -> Iterator[StoredEvent]:
+    """The rows after a place, with the lease renewed on the way. Raises LeaseLost and StoreError."""
+    for number, stored in enumerate(read_events(connection, since_seq=since_seq), 1):
+        yield stored
+        if number % RENEW_ROWS == 0:
+            desk.renew()
+
+
+def why_of(error: Exception) -> str:
+    """What a failure says for itself: our own errors hold no prompt; a stranger's may quote what it was given."""
+    return str(error) if isinstance(error, SufficeError) else type(error).__name__
+
+
+@dataclass(slots=True, kw_only=True)
+class ComparisonJob:
+    """A job's part that knows where the log is, and what answers are compared with.
+
+    author   who decides: written into events
+    matches  how answers of a route are compared with references, for as long as the job lives
+    """
+
+    settings: Settings
+    path: Path
+    author: str
+    matches: Matches
+    monotonic_s: Callable[[], float]
+    _matched: ScorerCache = field(default_factory=ScorerCache)
+
+    def close(self) -> None:
+        self._matched.close()
+
+
+@dataclass(slots=True, kw_only=True)
+class ByRoute(ComparisonJob, ABC):
+    rests_s: ClassVar[float]  # between two looks at a route
+    failing: ClassVar[str] = "nothing proposed"  # what becomes of a route whose work fails
+
+    name: str
+    _rests: dict[str, float] = field(default_factory=dict)  # routes that are left alone until then, monotonic
+
+    @abstractmethod
+    def concerns(self, route: Route) -> bool:
+        """Is there anything to do for such a route?"""
+
+    @abstractmethod
+    def propose(
+        self, name: str, route: Route, held: InForce, connection: LogReader, desk: JobWriter, until: int
+    ) -> str | None:
+        """Do a route's work on the log up to `until`; what was proposed, or "". None: there was nothing to look at."""
+
+    def forget(self) -> None:
+        self._rests.clear()
+
+    def run(self, desk: JobWriter) -> Sequence[JobReport]:
+        now_s = self.monotonic_s()
+        routes = {
+            name: route
+            for name, route in self.settings.routes.items()
+            if self.concerns(route) and self._rests.get(name, now_s) <= now_s
+        }
+        if not routes or not self.path.is_file():
+            return ()
+        reports = list[JobReport | None]()
+        with open_reader(self.path) as connection:
+            decided = read_decided(connection)
+            for name, route in routes.items():
+                self._rests[name] = now_s + self.rests_s
+                reports.append(self._alone(name, route, decided.of(name), connection, desk))
+        return [report for report in reports if report is not None]
+
+    def _alone(
+        self, name: str, route: Route, held: InForce, connection: LogReader, desk: JobWriter
+    ) -> JobReport | None:
+        """Do a route's work; one that fails is left alone for a while."""
+        until = last_place(connection)
+        try:
+            with desk.timed(name):
+                said = self.propose(name, route, held, connection, desk, until)
+        except (LeaseLost, StoreError):
+            raise
+        except Exception as error:  # noqa: BLE001 - one route's trouble is not the others'
+            why = why_of(error)
+            self._rests[name] = self.monotonic_s() + LONGEST_REST_S
+            LOG.error("%s: route %s is left alone for a while: %s", self.name, name, why)
+            LOG.debug("the same, with its traceback", exc_info=True)
+            return JobReport(said=f"{self.failing}: {why}", route=name, ok=False, read_to_seq=until)
+        return None if said is None else JobReport(said=said, route=name, read_to_seq=until)
+
+
+def since(name: str, held: InForce, connection: LogReader) -> int:
+    """Where the runs of a route begin that count: what came before the epoch is of another world."""
+    looked_back = place_before(connection, name, LOOK_BACK)
+    return looked_back if held.epoch is None else max(held.epoch.since_seq, looked_back)

@@ -4,13 +4,11 @@
 
 The loop is the one that published. It reproduces each publication on the way, so the state at the one in question is
 the state that decided. Each row names its place in the log and carries a digest of it; no answer and no prompt leaves
-the log. `tools/verify_bundle.py` reads what this file writes, and shares no code with it. Knows the loop and the log;
-refuses to know files.
+the log. `tools/verify_bundle.py` reads what this file writes, and shares no code with it.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, inf
@@ -31,13 +29,11 @@ from suffice.errors import ConfigError, StoreError
 from suffice.learn.audits import Bools, Small
 from suffice.learn.certifier import Certificate
 from suffice.settings import Settings
-from suffice.store.audit.extract import ExtractRow, Line, begun, outcome_of, read_decisions
+from suffice.store.audit.chain import ExtractRow, Line, find_outcome_row, read_decisions, read_starts
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import decoded, read_events
+from suffice.store.database.views import LogReader, decoded, read_events
 from suffice.store.routes.in_force import InForce
-from suffice.store.rows.control_events import EpochBegan, PolicyPublished
-from suffice.store.rows.events import RequestEnded, RequestSeen
-from suffice.store.rows.sampling_events import RequestsCounted
+from suffice.store.rows.records import RequestCount
 from suffice.types import Epoch, Feedback, Outcome, Publication, Request
 
 FORM: Final = 1  # of the lines; other lines get another number
@@ -45,15 +41,13 @@ FORM: Final = 1  # of the lines; other lines get another number
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """Everything that one publication rests on."""
-
     header: Line
     requests: Sequence[Line]  # of the window, in the order in which they began
     rows: frozenset[int]  # places in the log of chained rows: the epoch, the publication, labels that count
 
 
 def evidence_of(
-    connection: sqlite3.Connection, name: str, settings: Settings, match: Match, number: int | None = None
+    connection: LogReader, name: str, settings: Settings, match: Match, number: int | None = None
 ) -> Bundle:
     """Rebuild what a publication of a route rests on.
 
@@ -89,17 +83,15 @@ def evidence_of(
     return Bundle(header=view.header(made), requests=requests, rows=frozenset({epoch_seq, made_seq, *labels}))
 
 
-def _decided(
-    connection: sqlite3.Connection, name: str, number: int | None
-) -> tuple[tuple[int, Epoch], tuple[int, Publication]]:
+def _decided(connection: LogReader, name: str, number: int | None) -> tuple[tuple[int, Epoch], tuple[int, Publication]]:
     """A publication and its epoch, each with its place in the log. Raises ConfigError and StoreError."""
     epochs, made = dict[int, tuple[int, Epoch]](), dict[int, tuple[int, Publication]]()
     for seq, kind, body in read_decisions(connection, name):
-        if kind == EpochBegan.kind:
-            epoch = decoded(seq, EpochBegan, body).epoch
+        if kind == "epoch_began":
+            epoch = decoded(seq, Epoch, body)
             epochs.setdefault(epoch.number, (seq, epoch))
         else:
-            publication = decoded(seq, PolicyPublished, body).publication
+            publication = decoded(seq, Publication, body)
             made.setdefault(publication.number, (seq, publication))
     wanted = max(made, default=0) if number is None else number
     if wanted not in made:
@@ -184,22 +176,22 @@ class _View:
 
     # ---- requests --------------------------------------------------------------------------------
 
-    def requests(self, connection: sqlite3.Connection) -> Iterator[Line]:
+    def requests(self, connection: LogReader) -> Iterator[Line]:
         """Every request of the window, in the order of start."""
         window, until = self._certificate.window, self._certificate.until
         if window is None:
             return
         first, behind, last = ceil(window.start), min(window.end, floor(until) + 1), self._loop.n
-        found = list[Line]()
-        for entry in begun(connection, self._loop.context.name, self._loop.seq):
+        lines = list[Line]()
+        for entry in read_starts(connection, self._loop.context.name, self._loop.seq):
             if last < first:
                 break
-            if entry.kind == RequestsCounted.kind:
-                counted = decoded(entry.seq, RequestsCounted, entry.body).counted
+            if entry.kind == "requests_counted":
+                counted = decoded(entry.seq, RequestCount, entry.body)
                 last, low, high = last - counted.n_governed, last - counted.n_governed + 1, last
                 low, high = max(low, first), min(high, ceil(behind) - 1)
                 if low <= high:
-                    found.append(
+                    lines.append(
                         {
                             "type": "unrecorded",
                             "n": low,
@@ -210,14 +202,14 @@ class _View:
                         }
                     )
                 continue
-            request = decoded(entry.seq, RequestSeen, entry.body).request
+            request = decoded(entry.seq, Request, entry.body)
             if request.ungoverned is None:
                 if last < behind:
-                    found.append(self._request(connection, last, entry, request))
+                    lines.append(self._request(connection, last, entry, request))
                 last -= 1
-        yield from reversed(found)
+        yield from reversed(lines)
 
-    def _request(self, connection: sqlite3.Connection, number: int, entry: ExtractRow, request: Request) -> Line:
+    def _request(self, connection: LogReader, number: int, entry: ExtractRow, request: Request) -> Line:
         line: Line = {
             "type": "request",
             "n": number,
@@ -238,17 +230,16 @@ class _View:
         line |= {name: value for name, (value, usual) in told.items() if value != usual}
         # An audit that was given up at a change of promise counts as lost, whatever it came to later.
         given_up = number in {n for n, _ in self._loop.state.epoch.pending}
-        ended = None if given_up else outcome_of(connection, request.episode_id, self._loop.seq)
+        ended = None if given_up else find_outcome_row(connection, request.episode_id, self._loop.seq)
         outcome = None
         if ended is not None:
-            outcome = decoded(ended.seq, RequestEnded, ended.body).outcome
+            outcome = decoded(ended.seq, Outcome, ended.body)
             line |= {"end_seq": ended.seq, "end_digest": ended.digest}
         if is_audit(request, probes=self._loop.context.route.probe is not None):
             line |= self._audit(number, request, outcome)
         return line
 
     def _audit(self, number: int, request: Request, outcome: Outcome | None) -> Line:
-        """What an audit counts as, and why."""
         if outcome is None:
             if number in self._pending:
                 return {"status": "pending"}

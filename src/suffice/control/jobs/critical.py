@@ -1,14 +1,12 @@
 """The job `critical`: the critical EM of routes that no control loop certifies, because their owner wrote the policy.
 
-    outcomes, labels ──▶ CriticalEM ──▶ below: EnforcementPaused and IncidentOpened, for a person
+    outcomes, labels ──▶ CriticalEM ──▶ below: Pause and Incident, for a person
 
-Routes that certify themselves are watched by their own loop, with the same `CriticalEM`. Time is the log's own. Knows
-rows of the log; refuses to know what a policy does.
+Routes that certify themselves are watched by their own loop, with the same `CriticalEM`. Time is the log's own.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,21 +14,17 @@ from suffice.assurance.runs import Match
 from suffice.assurance.sampling import weight_of
 from suffice.control.evidence.audits import GivenLabel
 from suffice.control.evidence.run_join import LabelJoin, remember
-from suffice.control.jobs.base import JobReport, JobWriter
-from suffice.control.jobs.comparing import ComparisonJob
-from suffice.control.jobs.rows import LOOK_BACK, rows_since
+from suffice.control.jobs.base import LOOK_BACK, ComparisonJob, JobReport, JobWriter, rows_since
 from suffice.control.loop.safety_checks import CriticalEM
 from suffice.review.holds import RouteHolds, of_pause
 from suffice.settings import Route
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import open_reader
+from suffice.store.database.views import LogReader, open_reader
 from suffice.store.people.holds import NOTHING_HELD, Holds, last_at_s, read_holds
 from suffice.store.routes.in_force import read_decided
 from suffice.store.routes.windows import place_before
-from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
-from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.hold_events import IncidentOpened
-from suffice.types import Pause, Request
+from suffice.store.rows.records import FeedbackEvent
+from suffice.types import Outcome, Pause, Request, Resumption
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,18 +43,18 @@ class Watch:
         if stored.seq <= self.seq:
             return
         self.seq, event = stored.seq, stored.event
-        if isinstance(event, RequestSeen):
-            if event.route == self.name and event.request.ungoverned is None:
-                remember(self._open, event.request.episode_id, event.request)
-        elif isinstance(event, RequestEnded) and event.outcome.episode_id in self._open:
-            request = self._open.pop(event.outcome.episode_id)
-            for said in self._joining.ended(event.outcome, weight_of(request, event.outcome)):
-                self.critical_em.note_label(event.outcome.episode_id, said.feedback, self._joining, self.match)
-        elif isinstance(event, FeedbackGiven):
+        if isinstance(event, Request):
+            if event.route == self.name and event.ungoverned is None:
+                remember(self._open, event.episode_id, event)
+        elif isinstance(event, Outcome) and event.episode_id in self._open:
+            request = self._open.pop(event.episode_id)
+            for said in self._joining.ended(event, weight_of(request, event)):
+                self.critical_em.note_label(event.episode_id, said.feedback, self._joining, self.match)
+        elif isinstance(event, FeedbackEvent):
             name = self._joining.find_episode(GivenLabel(stored.seq, event.feedback, stored.at_s))
             if name is not None:
                 self.critical_em.note_label(name, event.feedback, self._joining, self.match)
-        elif isinstance(event, EnforcementResumed) and event.route == self.name:
+        elif isinstance(event, Resumption) and event.route == self.name:
             self.critical_em.forget()
 
 
@@ -73,11 +67,9 @@ class Critical(ComparisonJob):
     _holds: Holds = NOTHING_HELD
 
     def forget(self) -> None:
-        """Find out from the log again."""
         self._watches.clear()
 
     def run(self, desk: JobWriter) -> Sequence[JobReport]:
-        """Read what is new, and pause where a person has to decide. Raises LeaseLost and StoreError."""
         routes = {name: route for name, route in self.settings.routes.items() if concerns(route)}
         if not routes or not self.path.is_file():
             return ()
@@ -105,7 +97,7 @@ class Critical(ComparisonJob):
                 )
         return reports
 
-    def _built(self, name: str, route: Route, connection: sqlite3.Connection) -> Watch:
+    def _built(self, name: str, route: Route, connection: LogReader) -> Watch:
         critical_em = CriticalEM(route.critical_em, delta=1 - route.confidence)
         since = place_before(connection, name, LOOK_BACK)
         return Watch(name=name, critical_em=critical_em, match=self._matched.of(name, route, self.matches), seq=since)
@@ -119,9 +111,8 @@ class Critical(ComparisonJob):
         right = self._watches[name].critical_em.right
         pause = Pause(route=name, number=number, cause="critical_em", reason=why, author=self.author)
         told = f"{sum(right.values()):,} of the last {len(right):,} labelled answers were right"
-        desk.write([EnforcementPaused(pause), IncidentOpened(of_pause(pause, opened_at_s=at_s, evidence=(told,)))])
+        desk.write([pause, of_pause(pause, opened_at_s=at_s, evidence=(told,))])
 
 
 def concerns(route: Route) -> bool:
-    """Is this a route whose EM nobody else watches?"""
     return route.mode == "enforce" and not route.certifies_itself and route.critical_em is not None

@@ -9,7 +9,6 @@ and a later round builds it anew from the log. One whose history does not follow
 from __future__ import annotations
 
 import contextlib
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -17,28 +16,39 @@ from suffice.assurance.runs import Match
 from suffice.control.evidence.audits import Audit, GivenLabel, sees_only_drawn
 from suffice.control.evidence.cold_start import burst_of
 from suffice.control.evidence.versions import ServedVersion, read_back
-from suffice.control.jobs.base import JobReport, JobWriter, LeaseLost
-from suffice.control.jobs.comparing import ComparisonJob
-from suffice.control.jobs.rows import FIRST_REST_S, LONGEST_REST_S, LOOK_BACK, rows_since, why_of
+from suffice.control.jobs.base import (
+    FIRST_REST_S,
+    LONGEST_REST_S,
+    LOOK_BACK,
+    ComparisonJob,
+    JobReport,
+    JobWriter,
+    LeaseLost,
+    rows_since,
+    why_of,
+)
 from suffice.control.loop.epoch import ReplayMismatch, Resolution, RouteContext
 from suffice.control.loop.route_loop import RouteLoop
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Control, Route
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import open_reader
+from suffice.store.database.views import LogReader, open_reader
 from suffice.store.people.holds import NOTHING_HELD, Holds, last_at_s, read_holds
 from suffice.store.routes.in_force import InForce, read_decided
-from suffice.store.routes.windows import last_place, place_before, publications, read_requested_labels, whole_episodes
-from suffice.store.rows.control_events import EpochBegan
-from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
+from suffice.store.routes.windows import (
+    last_place,
+    place_before,
+    read_publications,
+    read_requested_labels,
+    whole_episodes,
+)
+from suffice.store.rows.records import FeedbackEvent
 from suffice.telemetry import LOG
-from suffice.types import Episode, Epoch
+from suffice.types import Episode, Epoch, Outcome, Request
 
 
 @dataclass(slots=True)
 class _Rest:
-    """A route that is left alone after a failure."""
-
     lasts_s: float
     until_s: float  # monotonic
 
@@ -47,14 +57,13 @@ class _Rest:
 class _Round:
     """One pass over the log: what it says, route by route."""
 
-    connection: sqlite3.Connection
+    connection: LogReader
     desk: JobWriter
     said: dict[str, list[str]]
     failed: dict[str, str] = field(default_factory=dict)
     last: int = 0
 
     def write(self, name: str, resolution: Resolution | None) -> None:
-        """Write what a route's loop decided."""
         if resolution is not None:
             self.desk.write(resolution.events, resolution.artefacts)
             self.said[name].append(resolution.said)
@@ -71,11 +80,9 @@ class Certify(ComparisonJob):
     _at_s: float = 0.0  # Unix time of the log's last row
 
     def forget(self) -> None:
-        """Build every loop anew from the log."""
         self._loops.clear()
 
     def run(self, desk: JobWriter) -> Sequence[JobReport]:
-        """Read what is new and decide. Raises LeaseLost and StoreError."""
         now_s = self.monotonic_s()
         routes = {
             name: route
@@ -148,19 +155,17 @@ class Certify(ComparisonJob):
     def _begin(self, name: str, held: InForce, here: _Round, since_seq: int, reason: str, *, at: int) -> InForce:
         route = self.settings.routes[name]
         budget = self._holds.of(name).in_effect(self._at_s).budget(route.max_em_drop)
-        began = EpochBegan(
-            Epoch(
-                route=name,
-                number=held.n_epochs + 1,
-                at=at,
-                since_seq=since_seq,
-                reason=reason,
-                author=self.author,
-                burst=burst_of(route, self.settings.control),
-                max_em_drop=budget,
-                confidence=route.confidence,
-                promise=route.promise,
-            )
+        began = Epoch(
+            route=name,
+            number=held.n_epochs + 1,
+            at=at,
+            since_seq=since_seq,
+            reason=reason,
+            author=self.author,
+            burst=burst_of(route, self.settings.control),
+            max_em_drop=budget,
+            confidence=route.confidence,
+            promise=route.promise,
         )
         here.write(name, Resolution((began,)))
         return held.after(began)
@@ -183,7 +188,6 @@ class Certify(ComparisonJob):
     # ---- the pass --------------------------------------------------------------------------------
 
     def _read(self, here: _Round) -> None:
-        """Feed every loop what it has not read."""
         here.last = min((loop.seq for loop in self._loops.values()), default=0)
         for stored in rows_since(here.connection, here.last, here.desk):
             here.last = stored.seq
@@ -196,7 +200,7 @@ def loop_of(
     name: str,
     route: Route,
     held: InForce,
-    connection: sqlite3.Connection,
+    connection: LogReader,
     *,
     control: Control,
     match: Match,
@@ -212,29 +216,28 @@ def loop_of(
     return RouteLoop(
         RouteContext(name=name, route=route, control=control, match=match, load=load, author=author),
         held,
-        expected=publications(connection, name, epoch.number),
+        expected=[made for _, made in read_publications(connection, name, epoch=epoch.number)],
         kept=_kept(connection, epoch, route),
         asked=read_requested_labels(connection, name),
     )
 
 
-def _kept(connection: sqlite3.Connection, epoch: Epoch, route: Route) -> list[Audit]:
-    """The audits of earlier epochs that count in this one."""
+def _kept(connection: LogReader, epoch: Epoch, route: Route) -> list[Audit]:
     if len(epoch.kept) != len(epoch.kept_at):
         raise ReplayMismatch(f"route {epoch.route}: the audits that epoch {epoch.number} keeps have no numbers")
     kept, numbers = list[Audit](), dict(zip(epoch.kept, epoch.kept_at, strict=True))
     for asked, ended, labels in whole_episodes(connection, epoch.kept, epoch.since_seq):
-        assert isinstance(asked.event, RequestSeen)
-        assert isinstance(ended.event, RequestEnded)
+        assert isinstance(asked.event, Request)
+        assert isinstance(ended.event, Outcome)
         audit = Audit(
             seq=ended.seq,
-            at=numbers[asked.event.request.episode_id],
+            at=numbers[asked.event.episode_id],
             ended_at_s=ended.at_s,
-            episode=Episode(request=asked.event.request, outcome=ended.event.outcome),
+            episode=Episode(request=asked.event, outcome=ended.event),
             only_drawn=sees_only_drawn(route),
         )
         for label in labels:
-            assert isinstance(label.event, FeedbackGiven)
+            assert isinstance(label.event, FeedbackEvent)
             audit = audit.with_label(GivenLabel(label.seq, label.event.feedback, label.at_s), epoch.at)
         kept.append(audit)
     return kept

@@ -1,6 +1,6 @@
 """The job `monitor`: what full and stopped runs of each route are worth, where that is heading, and an alert in time.
 
-    log ──▶ each row to each route's watch ──▶ RouteMonitored, and AlertRaised before a limit is crossed
+    log ──▶ each row to each route's watch ──▶ Outlook, and Alert before a limit is crossed
 
 Reads and tells; it changes nothing that is in force. A route that cannot be watched is left out and said, and the
 others go on.
@@ -8,41 +8,41 @@ others go on.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from suffice.control.evidence.versions import ServedVersion, read_back
-from suffice.control.jobs.base import JobReport, JobWriter, LeaseLost
-from suffice.control.jobs.comparing import ComparisonJob
-from suffice.control.jobs.rows import LONGEST_REST_S, LOOK_BACK, rows_since, why_of
+from suffice.control.jobs.base import (
+    LONGEST_REST_S,
+    LOOK_BACK,
+    ComparisonJob,
+    JobReport,
+    JobWriter,
+    LeaseLost,
+    rows_since,
+    why_of,
+)
 from suffice.control.jobs.watching import RouteWatch
 from suffice.errors import ConfigError, StoreError
 from suffice.settings import Route
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import open_reader
+from suffice.store.database.views import LogReader, open_reader
 from suffice.store.routes.in_force import InForce, read_decided
-from suffice.store.routes.recommendations import newest_outlook
-from suffice.store.routes.windows import place_before, requests_since
-from suffice.store.rows.advice_events import AlertRaised, RouteMonitored
+from suffice.store.routes.windows import newest_outlook, place_before, requests_since
 from suffice.store.rows.events import Event
 from suffice.telemetry import LOG
 
 
 @dataclass(slots=True, kw_only=True)
 class Monitor(ComparisonJob):
-    """Watches every route that is governed at all."""
-
     name: str = "monitor"
     _watches: dict[str, RouteWatch] = field(default_factory=dict)
     _rests: dict[str, float] = field(default_factory=dict)  # routes that are left alone until then, monotonic
 
     def forget(self) -> None:
-        """Build every watch anew from the log."""
         self._watches.clear()
 
     def run(self, desk: JobWriter) -> Sequence[JobReport]:
-        """Read what is new and tell. Raises LeaseLost and StoreError."""
         now_s = self.monotonic_s()
         routes = {
             name: route
@@ -89,7 +89,7 @@ class Monitor(ComparisonJob):
     def _look(self, watch: RouteWatch, desk: JobWriter) -> str:
         before = watch.alerts
         outlook, alerts = watch.look(self.author)
-        events: list[Event] = [RouteMonitored(outlook), *(AlertRaised(alert) for alert in alerts)]
+        events: list[Event] = [outlook, *(alert for alert in alerts)]
         desk.write(events)
         for alert in alerts:
             LOG.warning("routes.%s: alert: %s", watch.name, alert.reason)
@@ -99,7 +99,7 @@ class Monitor(ComparisonJob):
         # Told in history where something changed; a look without news is a row of its own already.
         return "; ".join([*(f"alert: {alert.reason}" for alert in alerts), *(f"alert on {of} ended" for of in ended)])
 
-    def _built(self, name: str, route: Route, held: InForce, connection: sqlite3.Connection) -> RouteWatch:
+    def _built(self, name: str, route: Route, held: InForce, connection: LogReader) -> RouteWatch:
         """A watch for the route, from where its epoch began, or from 20,000 requests ago in a longer one."""
         epoch, before = held.epoch, newest_outlook(connection, name)
         same = before is not None and before.epoch == held.n_epochs
@@ -131,7 +131,7 @@ class Monitor(ComparisonJob):
         except ConfigError:
             return None
 
-    def _read(self, connection: sqlite3.Connection, desk: JobWriter, failed: dict[str, str]) -> int:
+    def _read(self, connection: LogReader, desk: JobWriter, failed: dict[str, str]) -> int:
         """Feed every watch what it has not read; the place of the last row."""
         last = min((watch.seq for watch in self._watches.values()), default=0)
         for stored in rows_since(connection, last, desk):

@@ -1,32 +1,107 @@
-"""The job `notify`: tells people outside of the log what in it is worth waking them for.
+"""The job `notify`: tells people what the log says is worth it, each sink once, and where notices go.
 
-    rows behind the place that a sink knows ── alerts_of ──▶ Notice ──▶ sink ──▶ AlertSent, the new place
-    alerts that it was told of ── owed ──▶ Notice that one is over ──▶ sink ──▶ AlertSent, the same place
+    log ──▶ alerts_of ──▶ a sink takes it ──▶ an `alert_sent` row: the place up to which that sink knows the log
 
-Each sink has a place of its own, so one that is down for a while loses nothing and holds up no other. A notice is on
-its way in a thread: a sink that hangs holds up no job for longer than `patience_s`, once. Between a notice and its row
-a worker can die; then it is told twice, never not at all.
+A sink that fails is tried again, with growing pauses, and holds up no other. What came of it is a sentence without
+secrets.
 """
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
+
+import msgspec
 
 from suffice.control.jobs.base import JobReport, JobWriter
-from suffice.control.jobs.sinks import Sink
+from suffice.edge.mail import MailServer, send_mail
+from suffice.edge.webhook import post_json
 from suffice.settings import Alerts
-from suffice.store.database.views import decoded, open_reader
-from suffice.store.people.alerts import AlertLog, owed, read_told
-from suffice.store.people.notices import READS, Notice, alerts_of
-from suffice.store.routes.rollups import HOUR_S
-from suffice.store.rows.alert_events import AlertDelivery, AlertSent, FailedOpen, FailOpenHigh
-from suffice.store.rows.events import EVENTS
+from suffice.store.database.views import LogReader, open_reader
+from suffice.store.people.alerts import (
+    AlertLog,
+    Notice,
+    alerts_of,
+    deliveries_to,
+    owed,
+    read_told,
+    rows_worth_telling,
+)
+from suffice.store.routes.rollups import HOUR_S, degraded_runs
+from suffice.store.routes.windows import last_place
+from suffice.store.rows.records import AlertDelivery, FailOpenCount
 from suffice.telemetry import LOG
+
+TIMEOUT_S: Final = 10.0
+
+
+class Sink(Protocol):
+    name: str
+
+    def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
+        """Tell it; None: it was taken, else why not. at_s: Unix time of the event."""
+        ...
+
+
+@dataclass(slots=True)
+class LogSink:
+    name: str = "log"
+
+    def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:  # noqa: ARG002 - lines have a time
+        LOG.warning("alert: %s%s", notice_headline(notice), f" {link}" if link else "")
+        return None
+
+
+@dataclass(slots=True)
+class WebhookSink:
+    """A webhook that takes what Slack takes: `text`, and beside it the fields for programs."""
+
+    url: str = field(repr=False)
+    name: str = "webhook"
+
+    def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
+        text = notice_headline(notice)
+        for sign, written in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):  # else Slack makes links of it
+            text = text.replace(sign, written)
+        body = {
+            "text": f"{text}\n{link}" if link else text,
+            "mrkdwn": False,
+            "kind": notice.kind,
+            "route": notice.route,
+            "sentence": notice.sentence,
+            "over": notice.over,
+            "at": format_notice_time(at_s),
+            "link": link,
+        }
+        return post_json(self.url, msgspec.json.encode(body), timeout_s=TIMEOUT_S)
+
+
+@dataclass(slots=True, kw_only=True)
+class MailSink:
+    server: MailServer
+    sender: str
+    to: tuple[str, ...]
+    name: str = "email"
+
+    def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
+        about = f" on {notice.route}" if notice.route else ""
+        text = f"{notice_headline(notice)}\n\n{format_notice_time(at_s)}\n{link or ''}"
+        subject = f"Suffice: {'over: ' if notice.over else ''}{notice.kind.replace('_', ' ')}{about}"
+        return send_mail(self.server, sender=self.sender, to=self.to, subject=subject, text=text, timeout_s=TIMEOUT_S)
+
+
+def notice_headline(notice: Notice) -> str:
+    about = f"route {notice.route}: " if notice.route else ""
+    return f"{'over: ' if notice.over else ''}{notice.kind.replace('_', ' ')}: {about}{notice.sentence}"
+
+
+def format_notice_time(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
 
 BATCH: Final = 100  # rows that are read at once for a sink
 MOST_TOLD: Final = 1_000  # notices of a sink that are remembered, to tell nothing again too early
@@ -35,23 +110,10 @@ LAST_REST_S: Final = 600.0
 FAIL_OPEN: Final = 0.05  # of the runs of a route in an hour
 LEAST_RUNS: Final = 50  # … of at least so many
 LOOK_S: Final = 30.0  # between two looks at that
-_MARKS: Final = ", ".join("?" * len(READS))
-# The index of kinds: rows of these kinds are few, and what stands between them is not looked at.
-_ROWS: Final = (
-    f"SELECT seq, at_s, kind, body FROM events INDEXED BY events_once WHERE kind IN ({_MARKS}) AND seq > ?"  # noqa: S608
-    " ORDER BY seq LIMIT ?"
-)
-_TOLD: Final = """
-    SELECT seq, body FROM events WHERE kind = 'alert_sent' AND key >= ? AND key < ? ORDER BY key DESC LIMIT ?"""
-_DEGRADED: Final = """
-    SELECT route, sum(n_requests), sum(n_degraded) FROM rollups WHERE grain = 0 AND hour = ? GROUP BY route"""
-_NEWEST: Final = "SELECT coalesce(max(seq), 0) FROM events"
 
 
 @dataclass(slots=True)
 class _Flight:
-    """A notice on its way."""
-
     notice: Notice
     seq: int
     at_s: float
@@ -77,8 +139,6 @@ class _Flight:
 
 @dataclass(slots=True)
 class _Place:
-    """What a sink knows."""
-
     seq: int
     told: dict[str, float]  # what it was told, and the Unix time of that event
     flight: _Flight | None = None
@@ -88,8 +148,6 @@ class _Place:
 
 @dataclass(slots=True, kw_only=True)
 class Notify:
-    """Tells every sink."""
-
     settings: Alerts
     path: Path
     sinks: Sequence[Sink]
@@ -102,11 +160,9 @@ class Notify:
     _alerts: AlertLog | None = None
 
     def forget(self) -> None:
-        """Another worker may have told since: the rows say what."""
         self._places.clear()
 
     def run(self, desk: JobWriter) -> Sequence[JobReport]:
-        """Tell what is new. Raises LeaseLost and StoreError."""
         if not self.sinks or not self.path.is_file():
             return ()
         reports = list[JobReport]()
@@ -116,7 +172,7 @@ class Notify:
                 reports += self._serve(sink, desk, connection)
         return reports
 
-    def _serve(self, sink: Sink, desk: JobWriter, connection: sqlite3.Connection) -> Sequence[JobReport]:
+    def _serve(self, sink: Sink, desk: JobWriter, connection: LogReader) -> Sequence[JobReport]:
         place = self._places.get(sink.name)
         if place is None:
             place = self._places[sink.name] = self._known(sink.name, desk, connection)
@@ -140,29 +196,28 @@ class Notify:
             n_told += 1
         return [JobReport(said=f"{sink.name}: told {n_told}", read_to_seq=place.seq)] if n_told else ()
 
-    def _known(self, name: str, desk: JobWriter, connection: sqlite3.Connection) -> _Place:
+    def _known(self, name: str, desk: JobWriter, connection: LogReader) -> _Place:
         """What the rows say that a sink knows; one that was never told begins here and now."""
-        found = connection.execute(_TOLD, (f"{name}:", f"{name};", MOST_TOLD)).fetchall()
-        tellings = [decoded(seq, AlertSent, body).telling for seq, body in reversed(found)]
+        tellings = deliveries_to(connection, name, MOST_TOLD)[::-1]
         if tellings:
             told = {one.same: (one.about_s, one.over) for one in tellings if one.same}
             return _Place(tellings[-1].read_to_seq, {same: at_s for same, (at_s, over) in told.items() if not over})
-        (newest,) = connection.execute(_NEWEST).fetchone()
+        newest = last_place(connection)
         begun = AlertDelivery(sink=name, read_to_seq=newest, of="", same="", about_s=self.now())
-        desk.write([AlertSent(begun)])
+        desk.write([begun])
         return _Place(newest, {})
 
-    def _next(self, place: _Place, connection: sqlite3.Connection) -> _Flight | None:
+    def _next(self, place: _Place, connection: LogReader) -> _Flight | None:
         """The next notice of a sink; rows that tell it nothing are passed by."""
-        while rows := connection.execute(_ROWS, (*READS, place.seq, BATCH)).fetchall():
-            for seq, at_s, kind, body in rows:
-                notice = alerts_of(decoded(seq, EVENTS[kind], body))
-                if notice is not None and self._wanted(notice, place, at_s):
-                    return _Flight(notice, seq, at_s)
-                place.seq = seq
+        while rows := rows_worth_telling(connection, place.seq, BATCH):
+            for stored in rows:
+                notice = alerts_of(stored.event)
+                if notice is not None and self._wanted(notice, place, stored.at_s):
+                    return _Flight(notice, stored.seq, stored.at_s)
+                place.seq = stored.seq
         return None
 
-    def _next_over(self, name: str, place: _Place, connection: sqlite3.Connection) -> _Flight | None:
+    def _next_over(self, name: str, place: _Place, connection: LogReader) -> _Flight | None:
         """That something is over which a sink was told of, and has been for a while."""
         if not self.settings.tell_over:
             return None
@@ -188,7 +243,7 @@ class Notify:
             about_s=flight.at_s,
             over=flight.over,
         )
-        desk.write([AlertSent(telling)])
+        desk.write([telling])
         place.seq, place.fails = flight.seq, 0
         if flight.over:
             place.told.pop(notice.same, None)  # it is told at once where it comes back
@@ -209,15 +264,15 @@ class Notify:
         """The console's page about a notice; None: nobody said where the console is."""
         return None if self.settings.link is None else f"{self.settings.link.rstrip('/')}/console{notice.path}"
 
-    def _look_at_fail_opens(self, desk: JobWriter, connection: sqlite3.Connection) -> None:
+    def _look_at_fail_opens(self, desk: JobWriter, connection: LogReader) -> None:
         if self.monotonic_s() < self._looks_at_s:
             return
         self._looks_at_s = self.monotonic_s() + LOOK_S
         hour = int(self.now() // HOUR_S)
-        found = [
-            FailedOpen(route=route, hour=hour, n_runs=n_runs, n_degraded=n_degraded)
-            for route, n_runs, n_degraded in connection.execute(_DEGRADED, (hour,))
+        failures = [
+            FailOpenCount(route=route, hour=hour, n_runs=n_runs, n_degraded=n_degraded)
+            for route, n_runs, n_degraded in degraded_runs(connection, hour)
             if n_runs >= LEAST_RUNS and n_degraded >= FAIL_OPEN * n_runs
         ]
-        if found:
-            desk.write([FailOpenHigh(one) for one in found])
+        if failures:
+            desk.write(failures)

@@ -1,6 +1,6 @@
 """The job `retrain`: on schedule and after drift, a version that might be better, with its report card.
 
-    episodes of the epoch, version in force ──▶ learn.retrain ──▶ VersionProposed, and the version as an artefact
+    episodes of the epoch, version in force ──▶ learn.retrain ──▶ ProposedVersion, and the version as an artefact
 
 It puts nothing in force: a person may read the card, and a certificate decides. Where the settings say so, it begins a
 rollout of what is better than the version in force. Fits are the dearest thing that a worker does, so a route is asked
@@ -9,7 +9,6 @@ whether one is due twice a minute at most. A route whose fit fails is left alone
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import ClassVar
@@ -19,8 +18,7 @@ from suffice.assurance.runs import SequencedLabel, current_label
 from suffice.control.compare.assessment import barred
 from suffice.control.evidence.cold_start import burst_requests
 from suffice.control.evidence.versions import read_back, written
-from suffice.control.jobs.base import JobWriter
-from suffice.control.jobs.by_route import ByRoute, since
+from suffice.control.jobs.base import ByRoute, JobWriter, since
 from suffice.errors import ConfigError
 from suffice.learn.dataset import build_dataset
 from suffice.learn.retrain import Reason, Schedule, VersionProposal, refit_reason, retrain
@@ -28,13 +26,13 @@ from suffice.learn.version import FoldedVersion
 from suffice.rollout.evidence import rules_of
 from suffice.settings import Control, Route
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import read_episodes
+from suffice.store.database.views import LogReader, read_episodes
 from suffice.store.people.holds import read_holds
 from suffice.store.routes.candidates import as_candidate
 from suffice.store.routes.in_force import InForce, read_decided
-from suffice.store.routes.recommendations import counts_since, newest_proposal
 from suffice.store.routes.rollouts import beginning, kept_with, read_rollouts
-from suffice.store.rows.advice_events import ProposedVersion, VersionProposed
+from suffice.store.routes.windows import counts_since, newest_proposal
+from suffice.store.rows.records import ProposedVersion
 from suffice.types import Feedback
 
 
@@ -54,16 +52,14 @@ class Retrain(ByRoute):
     _tried: dict[str, int] = field(default_factory=dict)  # place up to which nothing could be learned
 
     def forget(self) -> None:
-        """Ask about every route anew."""
         ByRoute.forget(self)
         self._tried.clear()
 
     def concerns(self, route: Route) -> bool:
-        """Does the route serve versions?"""
         return route.is_learned
 
     def propose(
-        self, name: str, route: Route, held: InForce, connection: sqlite3.Connection, desk: JobWriter, until: int
+        self, name: str, route: Route, held: InForce, connection: LogReader, desk: JobWriter, until: int
     ) -> str:
         """Propose what is due; what was proposed, or ""."""
         reason = self._due(name, held, connection)
@@ -85,7 +81,7 @@ class Retrain(ByRoute):
         if found.version is None:
             return f"nothing to propose: {found.why}"
         proposed, body = _plain(name, found, until, self.author), written(found.version)
-        desk.write([VersionProposed(proposed)], {found.version.address: body})
+        desk.write([proposed], {found.version.address: body})
         said = f"{found.version.address} proposed: {found.verdict} ({found.why})"
         if route.rollout.automatic and found.verdict == "better":
             said = f"{said}; {self._try(name, route, proposed, body, connection, desk)}"
@@ -97,7 +93,7 @@ class Retrain(ByRoute):
         route: Route,
         proposed: ProposedVersion,
         body: str,
-        connection: sqlite3.Connection,
+        connection: LogReader,
         desk: JobWriter,
     ) -> str:
         """Begin a rollout of a proposal, where nothing speaks against it; what became of it."""
@@ -121,7 +117,7 @@ class Retrain(ByRoute):
         desk.write([event], kept_with(one, secret=self.secret))
         return "tried from here on, in shadow"
 
-    def _due(self, name: str, held: InForce, connection: sqlite3.Connection) -> Reason | None:
+    def _due(self, name: str, held: InForce, connection: LogReader) -> Reason | None:
         before = newest_proposal(connection, name)
         last = max(before.read_to_seq if before is not None else 0, self._tried.get(name, 0))
         begins = last or since(name, held, connection)
@@ -148,7 +144,7 @@ def schedule_of(control: Control, max_em_drop: float) -> Schedule:
     )
 
 
-def _parent(held: InForce, connection: sqlite3.Connection) -> FoldedVersion | None:
+def _parent(held: InForce, connection: LogReader) -> FoldedVersion | None:
     """The version in force; None: there is none, or it cannot be read."""
     made = held.publication
     if made is None or not made.fit:

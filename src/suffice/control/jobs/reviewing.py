@@ -1,6 +1,6 @@
 """The job `review`: fills the queue of what people are asked about, within the caps of each route and of all together.
 
-    log ──▶ each row to each route's Candidates ──▶ Demand ──▶ share_out ──▶ ReviewAsked, ReviewDrawn
+    log ──▶ each row to each route's Candidates ──▶ Demand ──▶ share_out ──▶ ReviewItem, ControlDraw
 
 It asks and tells; it changes nothing that is in force. A drawing is one transaction with the items that came out of it,
 so the random control share is what its row says, whatever happens to the worker in between.
@@ -8,14 +8,12 @@ so the random control share is what its row says, whatever happens to the worker
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 
-from suffice.control.jobs.base import JobReport, JobWriter
-from suffice.control.jobs.rows import LOOK_BACK, rows_since
+from suffice.control.jobs.base import LOOK_BACK, JobReport, JobWriter, rows_since
 from suffice.control.people.candidates import Candidates
 from suffice.review.items import ControlDraw, day_number
 from suffice.review.select import MOST_WAITING, Cap, Demand, ReviewCandidate, count_due, item_of, open_now, share_out
@@ -24,23 +22,12 @@ from suffice.sanitize import plural
 from suffice.settings import Review as ReviewRules
 from suffice.settings import Route, Settings
 from suffice.signals.query import class_of
-from suffice.store.database.views import decoded, open_reader
+from suffice.store.database.views import LogReader, find_event, open_reader
 from suffice.store.people.reviews import NOTHING_ASKED, Reviews, read_reviews
 from suffice.store.routes.in_force import InForce, read_decided
-from suffice.store.routes.recommendations import newest_outlook
-from suffice.store.routes.windows import place_before
-from suffice.store.rows.control_events import LabelWanted
-from suffice.store.rows.events import Event, RequestSeen
-from suffice.store.rows.review_events import ReviewAsked, ReviewDrawn
-from suffice.types import LabelRequest
-
-_WANTED = """
-    SELECT seq, body FROM events w WHERE w.kind IN ('job_ran', 'label_wanted') AND w.kind = 'label_wanted'
-        AND w.route = :route
-        AND NOT EXISTS (SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = w.key)
-        AND NOT EXISTS (SELECT 1 FROM events a WHERE a.kind = 'review_asked' AND a.key = w.key)
-    ORDER BY seq DESC LIMIT :most"""
-_REQUEST = "SELECT seq, body FROM events WHERE kind = 'request' AND key = ?"
+from suffice.store.routes.windows import newest_outlook, place_before, read_open_label_requests
+from suffice.store.rows.events import Event
+from suffice.types import Request
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,12 +48,10 @@ class ReviewJob:
     _reviews: Reviews = NOTHING_ASKED
 
     def forget(self) -> None:
-        """Find out from the log what there is to ask."""
         self._routes.clear()
         self._reviews = NOTHING_ASKED
 
     def run(self, desk: JobWriter) -> Sequence[JobReport]:
-        """Ask about what is worth it, as far as there is room. Raises LeaseLost and StoreError."""
         routes = {
             name: route for name, route in self.settings.routes.items() if route.mode != "off" and route.review.per_day
         }
@@ -89,7 +74,6 @@ class ReviewJob:
         return reports
 
     def _granted(self, routes: Mapping[str, Route], now_s: float) -> dict[str, tuple[int, int]]:
-        """How many runs each route may pick and draw now."""
         day = day_number(now_s)
         asked = self._reviews.queue.asked_on(day)
         room = open_now(self.settings.review.per_day, sum(map(sum, asked.values())), now_s=now_s)
@@ -109,7 +93,7 @@ class ReviewJob:
             priorities=here.waiting.priorities(open_now(cap.n_chosen, n_chosen, now_s=now_s)),
         )
 
-    def _built(self, name: str, route: Route, connection: sqlite3.Connection) -> Candidates:
+    def _built(self, name: str, route: Route, connection: LogReader) -> Candidates:
         """What has happened since the route's last drawing, or in its latest 20,000 requests, and labels wanted."""
         cap, drawings = cap_of(route.review), self._reviews.queue.drawings.get(name, ())
         looked_back = place_before(connection, name, LOOK_BACK)
@@ -123,15 +107,14 @@ class ReviewJob:
         )
         # Requests from before that place may end behind it: those that are still open are found on the way.
         made.seq = looked_back
-        for wanted in read_open_label_requests(connection, name):
+        for wanted in read_open_label_requests(connection, name, most=MOST_WAITING):
             made.want(wanted)
         return made
 
     def _point(self, episode_id: str) -> float:
         return assign_audit(episode_id, share=1.0, salt=f"{self.salt} review").point
 
-    def _read(self, connection: sqlite3.Connection, desk: JobWriter) -> int:
-        """Feed every route what it has not read."""
+    def _read(self, connection: LogReader, desk: JobWriter) -> int:
         last = min((one.seq for one in self._routes.values()), default=0)
         for stored in rows_since(connection, last, desk):
             last = stored.seq
@@ -143,13 +126,12 @@ class ReviewJob:
         self,
         name: str,
         route: Route,
-        connection: sqlite3.Connection,
+        connection: LogReader,
         desk: JobWriter,
         last: int,
         granted: tuple[int, int],
         now_s: float,
     ) -> JobReport:
-        """Ask about one route's runs, as many as were granted."""
         here, rules, (n_chosen, n_drawn) = self._routes[name], route.review, granted
         drawing, drawn = self._draw(here, n_drawn, now_s, last)
         taken = {one.episode_id for one in drawn}
@@ -157,9 +139,9 @@ class ReviewJob:
         chosen = [_completed(one, connection) for one in chosen]
         if drawing is None and not chosen:
             return JobReport(said="", route=name, read_to_seq=last)
-        events: list[Event] = [] if drawing is None else [ReviewDrawn(drawing)]
+        events: list[Event] = [] if drawing is None else [drawing]
         events += [
-            ReviewAsked(item_of(one, rules, now_s=now_s, author=self.author, drawing=drawing if one in drawn else None))
+            item_of(one, rules, now_s=now_s, author=self.author, drawing=drawing if one in drawn else None)
             for one in (*drawn, *chosen)
         ]
         desk.write(events)
@@ -193,19 +175,12 @@ class ReviewJob:
 
 
 def cap_of(rules: ReviewRules) -> Cap:
-    """The cap that a route's settings set."""
     return Cap(per_day=rules.per_day, control_share=rules.control_share)
 
 
-def read_open_label_requests(connection: sqlite3.Connection, route: str) -> Iterable[LabelRequest]:
-    """Labels that were asked for and that nobody has given, the latest ones. Raises StoreError."""
-    rows = connection.execute(_WANTED, {"route": route, "most": MOST_WAITING}).fetchall()
-    return [decoded(seq, LabelWanted, body).request for seq, body in rows]
-
-
-def below(held: InForce, connection: sqlite3.Connection, name: str, route: Route) -> dict[str, str]:
+def below(held: InForce, connection: LogReader, name: str, route: Route) -> dict[str, str]:
     """Classes of questions that stopping harms more than the route's budget, and how that is known."""
-    found = {
+    reasons = {
         query_class: f"the class {query_class or 'without a name'!r} is held back by its guard-rail"
         for query_class, _ in held.classes
     }
@@ -215,22 +190,21 @@ def below(held: InForce, connection: sqlite3.Connection, name: str, route: Route
         if account.query_class is None or not account.known or drop is None or drop.low is None:
             continue
         if drop.low > route.max_em_drop:
-            found.setdefault(
+            reasons.setdefault(
                 account.query_class,
                 (
                     f"the class {account.query_class or 'without a name'!r} loses at least {100 * drop.low:.1f} points,"
                     f" and the route's budget is {100 * route.max_em_drop:g}"
                 ),
             )
-    return found
+    return reasons
 
 
-def _completed(one: ReviewCandidate, connection: sqlite3.Connection) -> ReviewCandidate:
+def _completed(one: ReviewCandidate, connection: LogReader) -> ReviewCandidate:
     """A wanted label does not say which question it is about: the request does."""
     if one.question_key:
         return one
-    found = connection.execute(_REQUEST, (one.episode_id,)).fetchone()
-    if found is None:
+    request = find_event(connection, Request, one.episode_id)
+    if request is None:
         return one
-    request = decoded(found[0], RequestSeen, found[1]).request
     return replace(one, question_key=request.question_key, query_class=class_of(request.query))

@@ -12,7 +12,6 @@ counted without one.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +21,12 @@ from suffice.assurance.runs import ENDED, Match, RunNumbers, Tally
 from suffice.assurance.sampling import UnloggedRequests, weight_of
 from suffice.assurance.satisfaction import satisfaction_of
 from suffice.control.evidence.scorers import Matches, ScorerCache
-from suffice.control.jobs.base import JobReport, JobWriter, LeaseLost
-from suffice.control.jobs.rows import why_of
+from suffice.control.jobs.base import JobReport, JobWriter, LeaseLost, why_of
 from suffice.errors import StoreError
 from suffice.scoring.base import scorer_label
 from suffice.settings import Settings
 from suffice.signals.query import class_of
-from suffice.store.database.views import EpisodeWithLabels, StoredLabel, open_reader
+from suffice.store.database.views import EpisodeWithLabels, LogReader, StoredLabel, open_reader
 from suffice.store.routes import rollups
 from suffice.store.routes.rollups import HOUR_S, NOTHING, RollupKey, RollupSums
 from suffice.store.routes.tallies import (
@@ -55,8 +53,6 @@ EVERY_S: Final = 2.0  # between two rounds: each is a synced transaction
 
 @dataclass(slots=True)
 class _Batch:
-    """What one stretch of the log adds."""
-
     sums: dict[RollupKey, RollupSums] = field(default_factory=dict)
     tallies: dict[str, Tally] = field(default_factory=dict)
 
@@ -84,15 +80,12 @@ class Rollup:
     _rested_s: float | None = None
 
     def close(self) -> None:
-        """Let go of what compares answers."""
         self._matched.close()
 
     def forget(self) -> None:
-        """Ask the log anew where to go on."""
         self._classes, self._rested_s = None, None
 
     def run(self, desk: JobWriter) -> Sequence[JobReport]:
-        """Sum up what is new. Raises LeaseLost and StoreError."""
         now_s = self.monotonic_s()
         if not self.path.is_file() or (self._rested_s is not None and now_s - self._rested_s < EVERY_S):
             return ()
@@ -112,7 +105,7 @@ class Rollup:
         said = f"summed up {n_rows:,} rows" if n_rows >= BATCH_ROWS else ""
         return (JobReport(said=said, read_to_seq=last),)
 
-    def _batch(self, connection: sqlite3.Connection, desk: JobWriter) -> tuple[int, int]:
+    def _batch(self, connection: LogReader, desk: JobWriter) -> tuple[int, int]:
         """One stretch: rows, and the place of the last one."""
         to = rollups.read_to(connection)
         since = to.seq
@@ -136,14 +129,14 @@ class Rollup:
         last, at_s = stretch.last, self.now()
         until = last if stretch.n_rows == BATCH_ROWS else max(last, to.last)
 
-        def keep(writer: sqlite3.Connection) -> None:
+        def keep(writer: LogReader) -> None:
             if not rollups.add_rollups(writer, batch.sums, batch.tallies, since=since, seq=until, at_s=at_s):
                 raise LeaseLost("job rollup: somebody else has summed this up")
 
         desk.keep(keep)
         return stretch.n_rows, until
 
-    def _begin_anew_where_scored_otherwise(self, connection: sqlite3.Connection, desk: JobWriter) -> None:
+    def _begin_anew_where_scored_otherwise(self, connection: LogReader, desk: JobWriter) -> None:
         """Labels were compared by the scorers of that time: with others, what they said has to be read again."""
         for name, tally in rollups.read_tallies(connection).items():
             wanted = self._scoring(name).name if tally.counts.get("labelled") else tally.scorer
@@ -153,9 +146,8 @@ class Rollup:
                 return
 
     def _count(self, batch: _Batch, change: UnwrittenRequests) -> None:
-        """Requests ended that left nothing but this."""
-        route = change.event.counted.route
-        for cell in change.event.counted.cells:
+        route = change.event.route
+        for cell in change.event.cells:
             place = RollupKey(route, self._class(route, cell.query_class), cell.version, int(change.at_s // HOUR_S))
             batch.add(place, added_by_cell(cell))
 
@@ -213,7 +205,6 @@ def _same(answer: str | None, gold: str) -> bool:
 
 
 def added_by(item: EpisodeWithLabels, match: Match) -> RollupSums:
-    """What one run adds to the sums."""
     request, outcome = item.episode.request, item.episode.outcome
     usage, overhead = outcome.usage, outcome.overhead
     everyone = RollupSums(
@@ -265,7 +256,6 @@ def added_by_cell(cell: UnloggedRequests) -> RollupSums:
 
 
 def _marked(run: RunNumbers, weight: float) -> RollupSums:
-    """What its label says of right and wrong."""
     marked, right = int(run.correct is not None), int(bool(run.correct))
     live = run.enforce and not run.audit
     excess = marked * (weight * weight - weight)
@@ -307,7 +297,6 @@ def _governed(run: RunNumbers, outcome: Outcome) -> RollupSums:
 
 
 def _rated(run: RunNumbers, labels: Sequence[StoredLabel], weight: float) -> RollupSums:
-    """The last rating or thumb counts."""
     said = [satisfaction_of(label.feedback) for label in sorted(labels, key=lambda label: label.seq)]
     rated = [one for one in said if one is not None]
     if not rated:

@@ -1,31 +1,28 @@
 """The job `sampling`: at which rate live requests of each class keep their rows, from what the kept ones show.
 
-    outcomes, labels, counts since the last look ──▶ a stratum for each class ──▶ allocate ──▶ RatesSet
+    outcomes, labels, counts since the last look ──▶ a stratum for each class ──▶ allocate ──▶ RowRates
 
 Each run is read once, a look after it ended, so that its label has had time to come. Rates hold for requests to come:
 each request writes the rate into its row that was in force when it came, so estimates keep the right expectation while
 rates move. A look every thousand requests of a route; rates that hardly moved are not set anew. Nothing that anybody
-is served depends on them. Knows rows of the log; refuses to know who draws.
+is served depends on them.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
 from suffice.assurance.runs import Match, measure_run
 from suffice.assurance.sampling import Rates, Stratum, allocate, live_rate, moved
-from suffice.control.jobs.base import JobWriter
-from suffice.control.jobs.by_route import ByRoute
+from suffice.control.jobs.base import ByRoute, JobWriter
 from suffice.settings import Route
 from suffice.signals.query import class_of
-from suffice.store.database.views import EpisodeWithLabels
+from suffice.store.database.views import EpisodeWithLabels, LogReader
 from suffice.store.routes.in_force import InForce
-from suffice.store.routes.sampling import counted_cells, drawn_runs, newest_rates
-from suffice.store.routes.windows import place_before, requests_since
-from suffice.store.rows.sampling_events import RatesSet, RowRates
+from suffice.store.routes.windows import counted_cells, drawn_runs, newest_rates, place_before, requests_since
+from suffice.store.rows.records import RowRates
 
 STEP_REQUESTS: Final = 1_000  # of a route between two looks
 LOOK_BACK: Final = 1_000  # requests with rows that the first look reads
@@ -43,7 +40,6 @@ class _Seen:
     shares: float = 0.0  # of audits, as their lots were drawn: summed over runs
 
     def fade(self, part: float) -> None:
-        """Leave a part of all that was added up."""
         self.n_live, self.shares = part * self.n_live, part * self.shares
         self.classes = {
             name: {key: part * value for key, value in sums.items()}
@@ -53,11 +49,9 @@ class _Seen:
 
     @property
     def audit_share(self) -> float:
-        """Of requests."""
         return self.shares / self.n_live if self.n_live else 0.0
 
     def of(self, query_class: str) -> dict[str, float]:
-        """The sums of a class."""
         found = self.classes.get(query_class)
         if found is None:
             names = ("n_requests", "n_runs", "tokens", "squares", "n_labelled", "n_right")
@@ -83,15 +77,12 @@ class _Seen:
                 sums["n_right"] += run.correct
 
     def strata(self) -> list[Stratum]:
-        """The largest classes."""
         largest = sorted(self.classes, key=lambda name: -self.classes[name]["n_requests"])[:MOST_CLASSES]
         return [Stratum(query_class=name, **self.classes[name]) for name in largest]
 
 
 @dataclass(slots=True)
 class _Looks:
-    """How far a route was read."""
-
     seen: _Seen
     read_to: int  # place in the log up to which runs were taken in
     looked_to: int  # … up to which the log had come at the last look
@@ -108,12 +99,10 @@ class SamplingJob(ByRoute):
     _looks: dict[str, _Looks] = field(default_factory=dict)
 
     def forget(self) -> None:
-        """Begin anew with the latest runs."""
         ByRoute.forget(self)
         self._looks.clear()
 
     def concerns(self, route: Route) -> bool:
-        """Does the route act, and keep only some of its requests?"""
         return self.settings.monitoring.adapt and route.mode == "enforce" and self.settings.sample_rate_on(route) < 1
 
     def propose(
@@ -121,7 +110,7 @@ class SamplingJob(ByRoute):
         name: str,
         route: Route,
         held: InForce,  # noqa: ARG002
-        connection: sqlite3.Connection,
+        connection: LogReader,
         desk: JobWriter,
         until: int,
     ) -> str | None:
@@ -153,18 +142,16 @@ class SamplingJob(ByRoute):
         told = f"{sample_rate:.1%} of requests have rows, audits ({seen.audit_share:.1%}) among them"
         desk.write(
             [
-                RatesSet(
-                    RowRates(
-                        route=name,
-                        number=number,
-                        sample_rate=sample_rate,
-                        read_to_seq=until,
-                        other=rates.other,
-                        after=rates.by_class,
-                        before=was.by_class,
-                        author=self.author,
-                        reason=f"{told}; classes by what is uncertain in the latest {seen.n_live:,.0f} live runs",
-                    )
+                RowRates(
+                    route=name,
+                    number=number,
+                    sample_rate=sample_rate,
+                    read_to_seq=until,
+                    other=rates.other,
+                    after=rates.by_class,
+                    before=was.by_class,
+                    author=self.author,
+                    reason=f"{told}; classes by what is uncertain in the latest {seen.n_live:,.0f} live runs",
                 )
             ]
         )

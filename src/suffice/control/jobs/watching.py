@@ -6,8 +6,6 @@ A fold over the log from the beginning of the route's epoch, or over its latest 
 accounts need to know what a run can cost at most, so their first hundred runs say it and are not counted. They begin
 anew every 20,000 runs: an interval that may be read at any moment speaks of everything since its beginning, and needs
 all of it in memory for late labels.
-
-Knows records of the log; refuses to know databases, clocks and who asks.
 """
 
 from __future__ import annotations
@@ -31,9 +29,7 @@ from suffice.learn.served import MOST_AUDITS
 from suffice.settings import FeedbackRules, Metric, Route
 from suffice.signals.query import class_of
 from suffice.store.database.log import StoredEvent
-from suffice.store.rows.control_events import PolicyPublished
-from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.sampling_events import RequestsCounted
+from suffice.store.rows.records import FeedbackEvent, RequestCount
 from suffice.types import Episode, Feedback, Outcome, Publication, Request
 
 CAP_RUNS: Final = 100  # that say what a run can cost …
@@ -56,8 +52,6 @@ class _Kept:
 
 @dataclass(slots=True)
 class _Open:
-    """A window that is filling, or is full."""
-
     until: int = 0
     signals: tuple[float, ...] = ()
     runs: list[_Kept] = field(default_factory=list)
@@ -103,7 +97,6 @@ class RouteWatch:
     _begun_at: int = field(init=False)
 
     def __post_init__(self) -> None:
-        """Begin where the epoch began."""
         self.since = self._begun_at = self.n
         self._delay = LabelDelay(self.route.label_timeout_s)
         self._replayed = ReplayedAudits(match=self.match, wave=self.route.wave)
@@ -115,16 +108,16 @@ class RouteWatch:
         if stored.seq <= self.seq:
             return
         self.seq, event = stored.seq, stored.event
-        if isinstance(event, RequestSeen) and event.route == self.name:
-            self._asked_for(event.request)
-        elif isinstance(event, RequestsCounted) and event.route == self.name:
-            self.n += event.counted.n_governed
-        elif isinstance(event, RequestEnded):
-            self._ended(event.outcome, stored)
-        elif isinstance(event, FeedbackGiven):
+        if isinstance(event, Request) and event.route == self.name:
+            self._asked_for(event)
+        elif isinstance(event, RequestCount) and event.route == self.name:
+            self.n += event.n_governed
+        elif isinstance(event, Outcome):
+            self._ended(event, stored)
+        elif isinstance(event, FeedbackEvent):
             self._said(event.feedback, stored)
-        elif isinstance(event, PolicyPublished) and (event.route, event.publication.epoch) == (self.name, self.epoch):
-            self.made = event.publication
+        elif isinstance(event, Publication) and (event.route, event.epoch) == (self.name, self.epoch):
+            self.made = event
 
     def _asked_for(self, request: Request) -> None:
         if request.ungoverned is not None:
@@ -260,7 +253,6 @@ class RouteWatch:
         return tuple(one for one in found if one.version in {None, *latest} and one.query_class in {None, *largest})
 
     def _likings(self) -> tuple[SatisfactionEffect, ...]:
-        """What people say of the runs that the accounts count."""
         runs = [
             heard(one.episode, one.labels, self.metrics, uncertified=self.route.uncertified)
             for one in self._runs.values()

@@ -25,10 +25,9 @@ from suffice.errors import SufficeError
 from suffice.learn.features import FeatureSelection
 from suffice.settings import Control, Route
 from suffice.store.routes.in_force import InForce
-from suffice.store.rows.control_events import EnforcementPaused, EpochBegan, LabelWanted, PolicyPublished
 from suffice.store.rows.events import Event
-from suffice.store.rows.rollout_events import RolloutBegun, RolloutMoved, RolloutUndone
-from suffice.types import AlarmCause, Episode, Epoch, Feedback, LabelRequest, Outcome, Publication, Request
+from suffice.store.rows.records import RolloutMove, RolloutStart, RolloutUndo
+from suffice.types import AlarmCause, Episode, Epoch, Feedback, LabelRequest, Outcome, Pause, Publication, Request
 
 
 class ReplayMismatch(SufficeError):
@@ -45,18 +44,18 @@ class Resolution:
     @property
     def said(self) -> str:
         """A sentence for a history."""
-        n_wanted = sum(isinstance(event, LabelWanted) for event in self.events)
+        n_wanted = sum(isinstance(event, LabelRequest) for event in self.events)
         sentences = [sentence for event in self.events if (sentence := _sentence(event))]
         return "; ".join([*sentences, *([f"{n_wanted} labels wanted"] if n_wanted else [])])
 
 
 def _sentence(event: Event) -> str:
-    if isinstance(event, PolicyPublished):
-        return f"level {event.publication.level} published ({event.publication.reason})"
-    if isinstance(event, EpochBegan):
-        return f"epoch {event.epoch.number} begins ({event.epoch.reason})"
-    if isinstance(event, EnforcementPaused):
-        return f"enforcement paused ({event.pause.reason})"
+    if isinstance(event, Publication):
+        return f"level {event.level} published ({event.reason})"
+    if isinstance(event, Epoch):
+        return f"epoch {event.number} begins ({event.reason})"
+    if isinstance(event, Pause):
+        return f"enforcement paused ({event.reason})"
     return ""
 
 
@@ -190,7 +189,7 @@ class EvidenceSource:
     def note_label(self, episode_id: str, given: Feedback) -> None:
         """Note a label about a run that has ended."""
 
-    def note_rollout(self, event: RolloutBegun | RolloutMoved | RolloutUndone) -> None:
+    def note_rollout(self, event: RolloutStart | RolloutMove | RolloutUndo) -> None:
         """Note a step of a rollout on the route. Raises ReplayMismatch."""
 
     def label_deadline_s(self, audit: Audit) -> float | None:

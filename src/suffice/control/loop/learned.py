@@ -33,7 +33,7 @@ from suffice.learn.version import FoldedVersion, as_served
 from suffice.policy.base import build_policy
 from suffice.store.routes.in_force import InForce
 from suffice.store.routes.rollouts import own_version
-from suffice.store.rows.rollout_events import RolloutBegun, RolloutMoved, RolloutUndone
+from suffice.store.rows.records import RolloutMove, RolloutStart, RolloutUndo
 from suffice.types import Episode, Feedback, LabelRequest, Outcome, Request
 
 
@@ -61,17 +61,17 @@ class RolloutTransition:
         """Of delta, what the version in force is certified with: the rest is a candidate's while one is tried."""
         return spent_delta(delta, 1) if self._running else delta
 
-    def after(self, event: RolloutBegun | RolloutMoved | RolloutUndone) -> str | None:
+    def after(self, event: RolloutStart | RolloutMove | RolloutUndo) -> str | None:
         """Address of the version that is to be taken over now; None: what is in force stays."""
-        if isinstance(event, RolloutBegun):
-            state = event.beginning.state
+        if isinstance(event, RolloutStart):
+            state = event.state
             if state.fit:
                 self._running = state.rollout
                 self._fits[state.rollout] = state.fit, state.in_force
             return None
-        if isinstance(event, RolloutUndone):
-            return self._undone(event.undoing.rollout, event.undoing.author)
-        move = event.moved.transition
+        if isinstance(event, RolloutUndo):
+            return self._undone(event.rollout, event.author)
+        move = event.transition
         if move.rollout != self._running or move.stage not in ("full", "rolled_back"):
             return None
         self._running = ""
@@ -131,7 +131,7 @@ class LearnedEvidence(EvidenceSource):
     def note_label(self, episode_id: str, given: Feedback) -> None:
         self.ratings.note_label(episode_id, given)
 
-    def note_rollout(self, event: RolloutBegun | RolloutMoved | RolloutUndone) -> None:
+    def note_rollout(self, event: RolloutStart | RolloutMove | RolloutUndo) -> None:
         """Serve and certify what a rollout has put in force, or the version before it again."""
         address = self._rollouts.after(event)
         self.certifier.rests = self._rollouts.rests
@@ -370,7 +370,7 @@ class FixedPolicyEvidence(LearnedEvidence):
         self.certifier.rests = True
         self.certifier.adopt(FIXED, None)
 
-    def note_rollout(self, event: RolloutBegun | RolloutMoved | RolloutUndone) -> None:
+    def note_rollout(self, event: RolloutStart | RolloutMove | RolloutUndo) -> None:
         self._rollouts.after(event)
 
     def look(self, held: InForce) -> EpochEnd | Draft | None:

@@ -38,19 +38,9 @@ from suffice.control.loop.safety_checks import CriticalEM, Traffic, incident_evi
 from suffice.review.holds import NO_HOLDS, RouteHolds, of_pause
 from suffice.store.database.log import StoredEvent
 from suffice.store.routes.in_force import InForce
-from suffice.store.rows.control_events import (
-    AlarmRaised,
-    EnforcementPaused,
-    EnforcementResumed,
-    EpochBegan,
-    LabelWanted,
-    PolicyPublished,
-)
-from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.hold_events import IncidentOpened
-from suffice.store.rows.rollout_events import RolloutBegun, RolloutMoved, RolloutUndone
-from suffice.store.rows.sampling_events import RequestsCounted
-from suffice.types import Alarm, Epoch, Feedback, Outcome, Pause, Publication, Request
+from suffice.store.rows.events import Event, route_of
+from suffice.store.rows.records import FeedbackEvent, RequestCount, RolloutMove, RolloutStart, RolloutUndo
+from suffice.types import Alarm, Epoch, Feedback, Outcome, Pause, Publication, Request, Resumption
 
 
 def source_of(state: EpochState) -> EvidenceSource:
@@ -124,22 +114,22 @@ class RouteLoop:
             return None
         self.seq, event = stored.seq, stored.event
         name = self.context.name
-        if isinstance(event, RequestSeen):
-            self.state.traffic.note_sender(event.request)
-            return self._begin_run(event.request, stored) if event.route == name else None
-        if isinstance(event, RequestEnded):
-            return self._end_run(event.outcome, stored)
-        if isinstance(event, RequestsCounted):
-            self.state.traffic.callers.update(event.counted.senders)
+        if isinstance(event, Request):
+            self.state.traffic.note_sender(event)
+            return self._begin_run(event, stored) if event.route == name else None
+        if isinstance(event, Outcome):
+            return self._end_run(event, stored)
+        if isinstance(event, RequestCount):
+            self.state.traffic.callers.update(event.senders)
             return self._count_requests(event, stored) if event.route == name else None
-        if isinstance(event, FeedbackGiven):
+        if isinstance(event, FeedbackEvent):
             self._note_label(GivenLabel(stored.seq, event.feedback, stored.at_s))
-        elif isinstance(event, RolloutBegun | RolloutMoved | RolloutUndone) and event.route == name:
+        elif isinstance(event, RolloutStart | RolloutMove | RolloutUndo) and route_of(event) == name:
             self.source.note_rollout(event)
-        elif isinstance(event, EnforcementPaused | EnforcementResumed) and event.route == name:
+        elif isinstance(event, Pause | Resumption) and event.route == name:
             # A person's; the loop's own decisions are known since they were made.
             self.held = self.held.after(event)
-            if isinstance(event, EnforcementResumed):
+            if isinstance(event, Resumption):
                 self.critical_em.forget()
         return None
 
@@ -154,9 +144,9 @@ class RouteLoop:
         )
         return self._pass_requests(1, stored)
 
-    def _count_requests(self, event: RequestsCounted, stored: StoredEvent) -> Resolution | None:
+    def _count_requests(self, event: RequestCount, stored: StoredEvent) -> Resolution | None:
         """Requests without rows: none is an audit, and the lowest share that one was drawn at is known."""
-        counted = event.counted
+        counted = event
         if counted.audit_share is not None:
             self.certifier.windows.lower(self.n + 1.0, counted.audit_share)
         self.state.traffic.mix.count(counted.cells)
@@ -240,7 +230,7 @@ class RouteLoop:
                 )
             self.held = replace(self.held, publication=in_log, last=in_log)
             return None
-        event = PolicyPublished(made)
+        event = made
         self.held = self.held.after(event)
         return Resolution((event,), draft.artefacts)
 
@@ -295,7 +285,7 @@ class RouteLoop:
             windows=() if windows is None else windows.plain(),
             pending=() if windows is None else state.unreturned.with_earlier(state.epoch.pending).plain(),
         )
-        events: tuple[Event, ...] = (EpochBegan(epoch),) if alarm is None else (AlarmRaised(alarm), EpochBegan(epoch))
+        events: tuple[Event, ...] = (epoch,) if alarm is None else (alarm, epoch)
         for event in events:
             self.held = self.held.after(event)
         self.state = EpochState.at_start(self.context, epoch, state.traffic, kept=kept)
@@ -324,7 +314,7 @@ class RouteLoop:
                 delta_share=epoch.delta_share,
                 windows=state.certifier.windows,
             )
-        events: list[Event] = [LabelWanted(request) for request in self.source.label_requests(self.asked)]
+        events: list[Event] = [request for request in self.source.label_requests(self.asked)]
         pause = self._pause()
         if pause is not None:
             evidence = incident_evidence(
@@ -334,8 +324,8 @@ class RouteLoop:
                 at=self.n,
                 n_audits=state.certifier.n_audits,
             )
-            paused = EnforcementPaused(pause)
-            events += (paused, IncidentOpened(of_pause(pause, opened_at_s=self.at_s, evidence=evidence)))
+            paused = pause
+            events += (paused, of_pause(pause, opened_at_s=self.at_s, evidence=evidence))
             self.held = self.held.after(paused)
         return Resolution(tuple(events)) if events else None
 

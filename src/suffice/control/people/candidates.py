@@ -15,9 +15,8 @@ from suffice.control.evidence.run_join import remember
 from suffice.review.select import LEAST_UNCERTAIN, CandidateQueue, ReviewCandidate, Urn, of_run, uncertainty
 from suffice.signals.query import class_of
 from suffice.store.database.log import StoredEvent
-from suffice.store.rows.control_events import EpochBegan, LabelWanted
-from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
-from suffice.types import Feedback, LabelRequest, Outcome, Request
+from suffice.store.rows.records import FeedbackEvent
+from suffice.types import Epoch, Feedback, LabelRequest, Outcome, Request
 
 DRIFT_RUNS: Final = 100  # the first of a new world that are candidates
 REVIEWABLE: Final = ("done", "stopped", "truncated")  # ends that show what a client got
@@ -54,21 +53,21 @@ class Candidates:
         if stored.seq <= self.seq:
             return
         self.seq, event = stored.seq, stored.event
-        if isinstance(event, RequestSeen):
-            if event.route == self.name and event.request.ungoverned is None:
-                self._asked_for(event.request)
-        elif isinstance(event, RequestEnded):
-            request = self._open.pop(event.outcome.episode_id, None)
-            if request is not None and event.outcome.end_reason in REVIEWABLE:
-                self._ended(request, event.outcome)
-        elif isinstance(event, FeedbackGiven):
+        if isinstance(event, Request):
+            if event.route == self.name and event.ungoverned is None:
+                self._asked_for(event)
+        elif isinstance(event, Outcome):
+            request = self._open.pop(event.episode_id, None)
+            if request is not None and event.end_reason in REVIEWABLE:
+                self._ended(request, event)
+        elif isinstance(event, FeedbackEvent):
             self._said(event.feedback)
-        elif isinstance(event, LabelWanted) and event.route == self.name:
-            self.want(event.request)
-        elif isinstance(event, EpochBegan) and event.route == self.name:
+        elif isinstance(event, LabelRequest) and event.route == self.name:
+            self.want(event)
+        elif isinstance(event, Epoch) and event.route == self.name:
             # A cold start is no drift, and neither is another promise, which begins without a burst.
-            self._n_new = DRIFT_RUNS if event.epoch.number > 1 and event.epoch.burst else 0
-            self._new_because = f"one of the first runs since epoch {event.epoch.number} began: {event.epoch.reason}"
+            self._n_new = DRIFT_RUNS if event.number > 1 and event.burst else 0
+            self._new_because = f"one of the first runs since epoch {event.number} began: {event.reason}"
 
     def _asked_for(self, request: Request) -> None:
         remember(self._open, request.episode_id, request)

@@ -8,7 +8,6 @@ The same rows, the same rules as the certificate (`control.evidence.audits`, `as
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from suffice.review.agreement import Effect, LabelEffect, em_of
 from suffice.review.queue import ItemState, Queue, label_of
 from suffice.settings import Route
 from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import EpisodeWithLabels, open_reader, read_episodes
+from suffice.store.database.views import EpisodeWithLabels, LogReader, open_reader, read_episodes
 from suffice.store.people.reviews import read_reviews
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.windows import place_before
@@ -75,7 +74,7 @@ def what_it_changed(path: Path | str, item: str, route: Route, match: Match, *, 
     )
 
 
-def _served(held: InForce, connection: sqlite3.Connection) -> ServedVersion | None:
+def _served(held: InForce, connection: LogReader) -> ServedVersion | None:
     made = held.publication
     if made is None or not made.fit:
         return None

@@ -8,7 +8,12 @@
 An event that holds words of people is digested as a whole and in parts: what stays for good, and, each with a salt of
 its own, the words that may have to go. An erased part keeps its digest and loses its salt, so that nobody can guess the
 words from it, and all the rest of the row still has to be what was written. The digest of the whole takes in the salts,
-so it says nothing any more once one is gone. Knows rows and digests; refuses to know what events mean.
+so it says nothing any more once one is gone.
+
+For somebody who does not have the log, `extract` gives parts of it as lines of JSON:
+
+    {"type": "row", "seq": …, "told": …, "kept": …}   a chained row without people's words: its digest is the link's
+    {"type": "link", "of": [place, seq, digests …]}   one link of the chain; the first also has the link before it
 """
 
 from __future__ import annotations
@@ -16,16 +21,16 @@ from __future__ import annotations
 import os
 import sqlite3
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from suffice.errors import StoreError
-from suffice.store.audit.personal import BodySplit, Part, redacted, split, without
-from suffice.store.rows.events import UNCHAINED, FeedbackGiven, Row
+from suffice.store.audit.personal import BodySplit, Part, redact_row, split, without
+from suffice.store.rows.events import UNCHAINED, Row
 
 FORM: Final = 1  # how rows are digested; another way gets another number, and both stay readable
 NOTHING: Final = bytes(32)  # the link before the first row, and the digest of what is not there
@@ -55,8 +60,6 @@ class Head:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainStart:
-    """What the first row of a chain says."""
-
     chain: str  # a fresh name, so that no two chains begin alike
     at_s: float  # Unix time; informative
     after_seq: int  # rows of the log up to here were written before the chain, and it does not vouch for them
@@ -113,7 +116,7 @@ class Appender:
     def add(self, row: Row, at_s: float) -> bool:
         """Write a row; False: one with its key stands there already, and stays as it is."""
         if self._redact:
-            row = redacted(row, self._redact)
+            row = redact_row(row, self._redact)
         values = (row.kind, row.key, row.episode_id, row.route, at_s, self._owner, row.body)
         cursor = self._connection.execute(_INSERT, values)
         if cursor.rowcount != 1:
@@ -125,7 +128,6 @@ class Appender:
         return True
 
     def begin(self, now_s: float) -> None:
-        """Begin the chain, if there is none."""
         self._found_tail(now_s)
 
     def _chain(self, seq: int, row: Row, at_s: float) -> None:
@@ -143,8 +145,8 @@ class Appender:
 
     def _found_tail(self, now_s: float, *, before_seq: int | None = None) -> tuple[int, bytes]:
         if self._tail is None:
-            found = self._connection.execute(_TAIL).fetchone()
-            self._tail = (int(found[0]), bytes(found[1])) if found is not None else self._begun(now_s, before_seq)
+            row = self._connection.execute(_TAIL).fetchone()
+            self._tail = (int(row[0]), bytes(row[1])) if row is not None else self._begun(now_s, before_seq)
         return self._tail
 
     def _begun(self, now_s: float, before_seq: int | None) -> tuple[int, bytes]:
@@ -187,26 +189,25 @@ def _salted(taken: BodySplit, part: Part) -> tuple[bytes | None, bytes | None]:
     return words_digest(salt, words), salt
 
 
-def has_chain(connection: sqlite3.Connection) -> bool:
-    """Is there a chain? A log that only versions without one have opened has none."""
+def _has_chain(connection: sqlite3.Connection) -> bool:
     return connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'chain'").fetchone() is not None
 
 
 def require_chain(connection: sqlite3.Connection) -> None:
-    """Raises StoreError where there is no chain."""
-    if not has_chain(connection):
-        raise StoreError("the log has no chain: the version that opened it last made none; `suffice serve` begins one")
+    """Raises StoreError where somebody has dropped the chain: every log begins with one."""
+    if not _has_chain(connection):
+        raise StoreError("the log has no chain: somebody has dropped it, and nothing vouches for its rows")
 
 
 def head(connection: sqlite3.Connection) -> Head | None:
-    """Where the chain ends now; None: this log has none yet."""
-    if not has_chain(connection):
+    """Where the chain ends now; None: it has no row, or somebody has dropped it."""
+    if not _has_chain(connection):
         return None
-    found = connection.execute("SELECT place, coalesce(seq, 0), link FROM chain ORDER BY place DESC LIMIT 1").fetchone()
+    row = connection.execute("SELECT place, coalesce(seq, 0), link FROM chain ORDER BY place DESC LIMIT 1").fetchone()
     first = connection.execute("SELECT link FROM chain ORDER BY place LIMIT 1").fetchone()
-    if found is None or first is None:
+    if row is None or first is None:
         return None
-    return Head(begin=bytes(first[0]).hex(), place=int(found[0]), seq=int(found[1]), link=bytes(found[2]).hex())
+    return Head(begin=bytes(first[0]).hex(), place=int(row[0]), seq=int(row[1]), link=bytes(row[2]).hex())
 
 
 def repeats(connection: sqlite3.Connection, row: Row, seq: int, stored: str, *, redact: Iterable[Part] = ()) -> bool:
@@ -218,7 +219,7 @@ def repeats(connection: sqlite3.Connection, row: Row, seq: int, stored: str, *, 
     """
     gone = {*redact, *_erased(connection, seq)}
     now, then = (msgspec.json.decode(without(row.kind, body, gone)) for body in (row.body, stored))
-    if row.kind == FeedbackGiven.kind:
+    if row.kind == "feedback":
         for body in (now, then):
             body.pop("about", None)  # what a gateway remembered of the run, and may have forgotten since
         for said in (now["feedback"], then["feedback"]):
@@ -228,7 +229,6 @@ def repeats(connection: sqlite3.Connection, row: Row, seq: int, stored: str, *, 
 
 
 def _erased(connection: sqlite3.Connection, seq: int) -> tuple[Part, ...]:
-    """The parts of an event whose words were erased."""
     found = connection.execute("SELECT answers, answers_salt, comments, comments_salt FROM chain WHERE seq = ?", (seq,))
     row = found.fetchone() or (None,) * 4
     digests = zip(CHAINED_PARTS, row[::2], row[1::2], strict=True)
@@ -246,3 +246,93 @@ def forget_salts(connection: sqlite3.Connection, seq: int, parts: Iterable[Part]
             )
             changed = changed or dropped.rowcount == 1
     return changed
+
+
+Line = dict[str, Any]  # a line of JSON
+
+_EXPORTED: Final = """
+    SELECT seq FROM events WHERE kind = 'exported' AND json_extract(body, '$.export.what') = ?
+    ORDER BY seq DESC LIMIT 1"""
+_EVENT: Final = "SELECT seq, kind, key, episode_id, route, at_s, body FROM events WHERE seq = ?"
+_DECIDED: Final = "SELECT seq, kind, body FROM events WHERE kind IN ('epoch_began', 'policy_published') AND route = ?"
+_BEGAN: Final = """
+    SELECT seq, kind, key, episode_id, route, at_s, body FROM events
+    WHERE kind IN ('request', 'requests_counted') AND route = ? AND seq <= ? ORDER BY seq DESC"""
+_OUTCOME: Final = """
+    SELECT seq, kind, key, episode_id, route, at_s, body FROM events WHERE kind = 'outcome' AND key = ? AND seq <= ?"""
+_LINKS: Final = "SELECT place, seq, kept, whole, answers, comments FROM chain WHERE place >= ? ORDER BY place"
+
+
+def extract(connection: sqlite3.Connection, places: Collection[int], *, exported: str) -> tuple[Head, list[Line]]:
+    """The end of the chain, with the rows at these places and of this export, and the links from the first to the end.
+
+    exported  what the export's own row says
+
+    Raises StoreError where one of the rows is gone or stands in no chain.
+    """
+    connection.execute("BEGIN")  # the links and the head are of one moment
+    try:
+        (place,) = connection.execute(_EXPORTED, (exported,)).fetchone()
+        end = head(connection)
+        if end is None:
+            raise StoreError("the log: its chain is empty")
+        return end, [*_rows(connection, {*places, place}), *_links(connection, min(places))]
+    finally:
+        connection.execute("ROLLBACK")
+
+
+def _rows(connection: sqlite3.Connection, places: Collection[int]) -> Iterator[Line]:
+    """Chained rows as the chain digests them, without people's words. Raises StoreError where one is gone.
+
+    places  of the rows in the log
+    """
+    for place in sorted(places):
+        row = connection.execute(_EVENT, (place,)).fetchone()
+        if row is None:
+            raise StoreError(f"the log: row {place} is gone")
+        *columns, body = row
+        told, kept = digested_part(*columns), split(columns[1], body).kept
+        yield {"type": "row", "seq": place, "told": told.decode(), "kept": kept.decode()}
+
+
+def _links(connection: sqlite3.Connection, first_seq: int) -> Iterator[Line]:
+    """The links of the chain from the row at this place in the log to the chain's end. Raises StoreError."""
+    row = connection.execute("SELECT place FROM chain WHERE seq = ?", (first_seq,)).fetchone()
+    if row is None:
+        raise StoreError(f"the log: row {first_seq} stands in no chain; nothing vouches for it")
+    before = connection.execute("SELECT link FROM chain WHERE place = ?", (row[0] - 1,)).fetchone()
+    line: Line = {"before": (before[0] if before is not None else NOTHING).hex()}
+    for place, seq, *digests in connection.execute(_LINKS, row):
+        yield {"type": "link", "of": [place, seq or 0, *(one and one.hex() for one in digests)], **line}
+        line = {}
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractRow:
+    seq: int
+    kind: str
+    body: str
+    digest: str
+
+
+def read_decisions(connection: sqlite3.Connection, route: str) -> Iterator[tuple[int, str, str]]:
+    """Place, kind and body of each epoch and publication of a route, oldest first."""
+    yield from connection.execute(_DECIDED, (route,))
+
+
+def read_starts(connection: sqlite3.Connection, route: str, until_seq: int) -> Iterator[ExtractRow]:
+    """Requests of a route, and counts of those without rows, the newest first; until_seq: nothing behind this place."""
+    for row in connection.execute(_BEGAN, (route, until_seq)):
+        yield _entry(row)
+
+
+def find_outcome_row(connection: sqlite3.Connection, episode: str, until_seq: int) -> ExtractRow | None:
+    """The outcome of an episode, if it stood in the log at this place."""
+    row = connection.execute(_OUTCOME, (episode, until_seq)).fetchone()
+    return None if row is None else _entry(row)
+
+
+def _entry(row: tuple[Any, ...]) -> ExtractRow:
+    seq, kind, key, episode_id, route, at_s, body = row
+    told = digested_part(seq, kind, key, episode_id, route, at_s)
+    return ExtractRow(seq, kind, body, digest_event(told, body.encode()).hex())

@@ -2,8 +2,7 @@
 
     {"at": "2026-11-26T09:00:00Z", "begin": …, "place": 812, "seq": 90211, "link": …, "signature": …}
 
-A line is signed with a key made of the deployment's secret (HMAC-SHA-256). Knows lines and files; refuses to know when
-they are written.
+A line is signed with a key made of the deployment's secret (HMAC-SHA-256).
 """
 
 from __future__ import annotations
@@ -26,8 +25,6 @@ _MOST_BYTES: Final = 64 * 2**20  # of a file of heads
 
 
 class _Line(msgspec.Struct, frozen=True, kw_only=True):
-    """A head as it is written."""
-
     at: str
     begin: str
     place: int

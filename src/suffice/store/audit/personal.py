@@ -8,7 +8,7 @@
 
 A part goes as a whole. Of a run's answers the letters stay: equal answers get equal names within their run, so that
 streaks, votes and disagreement are what they were, and nobody can tell what was said. Steps are no words, but most of
-the log's bytes; they can go, too. Knows the shape of bodies; refuses to know where they are kept and who wants it.
+the log's bytes; they can go, too.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ NAME: Final = "erased:q"  # begins what stands for an erased answer; the letters
 
 @dataclass(frozen=True, slots=True)
 class PersonalField:
-    """One field in which people's words stand."""
-
     path: tuple[str, ...]  # the record, then its fields; a list on the way stands for each of its items
     part: Part
     blank: str | None  # what stands there without them
@@ -115,7 +113,7 @@ def without(kind: str, body: str, parts: Iterable[Part]) -> str:
     return _ENCODE(plain).decode() if changed else body
 
 
-def redacted(row: Row, parts: Iterable[Part]) -> Row:
+def redact_row(row: Row, parts: Iterable[Part]) -> Row:
     """The row as it is written where its owner wants none of these parts in the log."""
     body = without(row.kind, row.body, parts)
     return row if body is row.body else Row(row.kind, row.key, row.episode_id, row.route, body)

@@ -36,8 +36,8 @@ from suffice.store.audit.chain import (
     words_digest,
 )
 from suffice.store.audit.personal import Part, split
-from suffice.store.rows.audit_events import WordsErased
 from suffice.store.rows.events import EVENTS, decode_as
+from suffice.store.rows.records import Erasure
 
 _ROWS: Final = """
     SELECT c.place, c.seq, c.form, c.kept, c.whole, c.answers, c.answers_salt, c.comments, c.comments_salt, c.link,
@@ -50,8 +50,6 @@ _KNOWN: Final = frozenset(kind for kind in EVENTS if is_chained(kind))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BadRow:
-    """The first row that is not what it was."""
-
     place: int | None  # in the chain; None: it stands in none
     seq: int | None  # of the event in the log; None: unknown
     kind: str | None  # of the event; None: unknown
@@ -60,8 +58,6 @@ class BadRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainCheck:
-    """What a walk over the chain found."""
-
     n_rows: int  # of the chain, its beginning among them
     n_erased: int  # parts of rows whose words are gone by an erasure that stands in the chain
     n_heads: int  # exported heads that the chain was compared with
@@ -71,7 +67,6 @@ class ChainCheck:
 
     @property
     def ok(self) -> bool:
-        """Is everything what was written?"""
         return self.bad is None
 
 
@@ -93,12 +88,10 @@ class _Walk:
     links: dict[int, bytes | None] = field(default_factory=dict)  # of places that heads name
 
     def blame(self, place: int | None, seq: int | None, kind: str | None, what: str) -> None:
-        """Remember the first bad row."""
         if self.bad is None:
             self.bad = BadRow(place=place, seq=seq, kind=kind, what=what)
 
     def begin(self, row: Sequence[Any]) -> None:
-        """Take the first row of the chain."""
         place, seq, form, kept, *words, link, note = row[:11]
         self.place, self.link, self.first, self.n_rows = place, _link(link), _link(link), 1
         if place != 1 or seq is not None or not isinstance(note, str):
@@ -115,7 +108,6 @@ class _Walk:
             self.blame(1, None, None, "edited: the beginning of the chain is not what was written")
 
     def take(self, row: Sequence[Any]) -> None:
-        """Take the next row."""
         place, seq, _, kept, whole, answers, _, comments, _, link, note, kind = row[:12]
         before, self.link = self.link, _link(link)
         self.n_rows += 1
@@ -136,7 +128,7 @@ class _Walk:
         if not follows:
             what = "does not follow from the row before it: rows were reordered, removed or added, or links edited"
             self.blame(place, seq, kind, what)
-        elif same and kind == WordsErased.kind:
+        elif same and kind == "erased":
             self._explained(row[16])
 
     def _in_order(self, place: int, seq: int, kind: str | None) -> bool:
@@ -149,7 +141,6 @@ class _Walk:
         return kind is not None
 
     def _is_same(self, row: Sequence[Any]) -> bool:
-        """Is the event what was written? If not, the row is blamed."""
         place, seq, form, kept, whole, answers, answers_salt, comments, comments_salt, _, _, kind = row[:12]
         if form != FORM:
             self.blame(place, seq, kind, f"is digested in form {form!r}, and this version knows {FORM}: upgrade")
@@ -170,7 +161,6 @@ class _Walk:
         return same
 
     def _is_same_without_words(self, row: Sequence[Any], told: bytes) -> bool:
-        """The same of an event of which a part was erased."""
         place, seq, _, kept, _, answers, answers_salt, comments, comments_salt, _, _, kind = row[:12]
         try:
             taken = split(kind, row[16])
@@ -201,8 +191,7 @@ class _Walk:
                 self.blame(place, seq, kind, f"edited: its {part} are not what was written")
 
     def _explained(self, body: str) -> None:
-        """An erasure says whose words are gone."""
-        erasure = decode_as(WordsErased, body).erasure
+        erasure = decode_as(Erasure, body)
         for seq in erasure.chained:
             for part in erasure.parts:
                 self.n_erased += self.silent.pop((seq, part), None) is not None
@@ -244,7 +233,6 @@ def verify_chain(connection: sqlite3.Connection, heads: Sequence[Head] = ()) -> 
 
 
 def _go(connection: sqlite3.Connection, walk: _Walk) -> None:
-    """Take all rows."""
     rows, links, take = connection.execute(_ROWS), walk.links, walk.take
     first = rows.fetchone()
     if first is None:
@@ -269,13 +257,13 @@ def _find_added(connection: sqlite3.Connection, walk: _Walk) -> None:
     count = f"SELECT count(*) FROM events e WHERE {wanted}"  # noqa: S608 - only marks
     if walk.bad is None and connection.execute(count, values).fetchone()[0] == walk.n_known:
         return  # every row that is there was met in the chain
-    found = connection.execute(
+    row = connection.execute(
         f"SELECT e.seq, e.kind FROM events e WHERE {wanted}"  # noqa: S608 - only marks
         " AND NOT EXISTS (SELECT 1 FROM chain c WHERE c.seq = e.seq) ORDER BY e.seq LIMIT 1",
         values,
     ).fetchone()
-    if found is not None and (walk.bad is None or (walk.bad.seq or _MAX) > found[0]):
-        walk.bad = BadRow(place=None, seq=found[0], kind=found[1], what="added: it stands in the log and in no chain")
+    if row is not None and (walk.bad is None or (walk.bad.seq or _MAX) > row[0]):
+        walk.bad = BadRow(place=None, seq=row[0], kind=row[1], what="added: it stands in the log and in no chain")
 
 
 def _compare_heads(walk: _Walk, heads: Sequence[Head]) -> None:

@@ -5,7 +5,7 @@
 A lease is a row with an owner and a token. It passes on when its owner has let go, when the operating system says
 that the owner is dead, or when a waiting worker has seen no renewal for `LEASE_S` on its own clock: no two clocks are
 compared, so none that steps can take a job away. A worker that was merely slow finds its token gone, and then nothing
-of what it decided is written. Knows rows and refuses to know what is decided.
+of what it decided is written.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ class Decisions:
     def acquire(self, job: str) -> JobLease | None:
         """Take a job; None: another worker has it. Raises StoreError."""
         with self.transaction() as connection:
-            found = connection.execute(_SEEN, (job,)).fetchone()
-            if found is not None and found[3] and not self._has_ended(connection, job, *found[:3]):
+            row = connection.execute(_SEEN, (job,)).fetchone()
+            if row is not None and row[3] and not self._has_ended(connection, job, *row[:3]):
                 return None
             wanted = {"job": job, "owner": self.owner, "until_s": self.now() + self._lease_s}
             token = int(connection.execute(_TAKE, wanted).fetchone()[0])
@@ -151,8 +151,8 @@ class Decisions:
         """Is the holder of a lease dead, or has it not been heard of for too long?"""
         if owner == self.owner:
             return False  # this very worker, in another of its threads
-        found = connection.execute("SELECT lock FROM owners WHERE id = ?", (owner,)).fetchone()
-        if found is None or not process_locks.is_alive(self.path, found[0]):
+        row = connection.execute("SELECT lock FROM owners WHERE id = ?", (owner,)).fetchone()
+        if row is None or not process_locks.is_alive(self.path, row[0]):
             return True
         sight, now_s = self._seen.get(job), self._monotonic_s()
         if sight is None or (sight.token, sight.beat) != (token, beat):
@@ -224,9 +224,15 @@ class Decisions:
 
 
 def read_artefact(connection: sqlite3.Connection, address: str) -> str | None:
-    """What is kept under an address; None: nothing. Whoever reads it checks that it still has that address."""
-    found = connection.execute("SELECT body FROM artefacts WHERE address = ?", (address,)).fetchone()
-    return None if found is None else str(found[0])
+    """What is kept under an address; None: nothing. Whoever reads it checks that it still has that address.
+
+    Raises StoreError, so that a caller tells a log that cannot be read from a version that cannot be loaded.
+    """
+    try:
+        row = connection.execute("SELECT body FROM artefacts WHERE address = ?", (address,)).fetchone()
+    except sqlite3.Error as error:
+        raise StoreError(f"store: artefact {address} cannot be read: {error}") from error
+    return None if row is None else str(row[0])
 
 
 def is_attended(connection: sqlite3.Connection, path: Path) -> bool:

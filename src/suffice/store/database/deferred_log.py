@@ -15,7 +15,8 @@ from typing import Final
 from suffice.errors import StoreError
 from suffice.store.database.log import Receipt, StoredEvent
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.rows.events import Event, RequestEnded, RequestSeen
+from suffice.store.rows.events import Event
+from suffice.types import Outcome, Request
 
 AGAIN: Final = "send it again with the same id"
 
@@ -39,34 +40,31 @@ class LateLog:
 
     @property
     def n_written(self) -> int:
-        """Rows committed by this process."""
         return 0 if self._log is None else self._log.n_written
 
     @property
     def n_dropped(self) -> int:
-        """Events that `append` refused."""
         return self._n_dropped + (0 if self._log is None else self._log.n_dropped)
 
     @property
     def n_failed(self) -> int:
-        """Events that were taken and then given up."""
         return self._n_lost + (0 if self._log is None else self._log.n_failed)
 
     @property
     def n_waiting(self) -> int:
-        """Events that wait for the file."""
         return len(self._waiting)
 
     def append(self, event: Event) -> bool:
         """Keep the event until it can be written. Never blocks, never raises; False: dropped and counted."""
-        orphan = isinstance(event, RequestEnded) and event.key in self._unlogged
+        orphan = isinstance(event, Outcome) and event.episode_id in self._unlogged
         if self._log is not None and not orphan:
             return self._log.append(event)
         if self._closed or orphan or len(self._waiting) >= self._most_rows:
             self._n_dropped += 1
-            if isinstance(event, RequestSeen):
-                self._unlogged.add(event.key)
-            self._unlogged -= {event.key} if orphan else set()
+            if isinstance(event, Request):
+                self._unlogged.add(event.episode_id)
+            elif isinstance(event, Outcome):
+                self._unlogged.discard(event.episode_id)
             return False
         self._waiting.append(event)
         return True

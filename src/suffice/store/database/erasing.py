@@ -4,7 +4,7 @@
          ──▶ purge: the file is written anew, the write-ahead log is emptied
 
 What stays: ids, counts, tokens, ratings, verdicts, digests, and which answers of one run were equal. Erasing again does
-nothing. Knows rows and files; refuses to know who may ask for it and what was copied elsewhere.
+nothing.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from suffice.store.audit.chain import Appender, forget_salts
 from suffice.store.audit.personal import WORDS, Part, holds, without
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import unusable
-from suffice.store.rows.audit_events import Erasure, WordsErased
 from suffice.store.rows.events import to_row
+from suffice.store.rows.records import Erasure
 
 BATCH_ROWS: Final = 2_000  # in one transaction: whoever else writes waits for so long
 PURGE_BUSY_S: Final = 30.0  # how long writing the file anew waits for others
@@ -58,8 +58,6 @@ _EXPORTS: Final = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErasureOrder:
-    """What is to be erased, and in whose name."""
-
     erasure_id: str
     what: str  # which rows are meant, for people
     parts: tuple[Part, ...]
@@ -69,16 +67,12 @@ class ErasureOrder:
 
 @dataclass(slots=True)
 class ErasureTally:
-    """What an erasure has done so far."""
-
     n_rows: int = 0  # that were changed
     n_written: int = 0  # `erased` rows
 
 
 @dataclass(frozen=True, slots=True)
 class ExpiredRow:
-    """A row that is old enough."""
-
     seq: int
     kind: str
     key: str
@@ -109,17 +103,19 @@ def conversation_senders(connection: sqlite3.Connection) -> list[str]:
     return [name for (name,) in connection.execute(_SENDERS)]
 
 
-def aged(connection: sqlite3.Connection, limit_s: float, *, after_seq: int, until_seq: int) -> list[ExpiredRow]:
+def select_expired_rows(
+    connection: sqlite3.Connection, limit_s: float, *, after_seq: int, until_seq: int
+) -> list[ExpiredRow]:
     """The next rows behind `after_seq`, a batch at most, up to the first that is younger; none: all is done.
 
     limit_s  Unix time. Where a clock was set back, rows behind a younger one wait until that one is old enough
     """
-    found = list[ExpiredRow]()
+    expired = list[ExpiredRow]()
     for seq, at_s, kind, key in connection.execute(_NEXT, (after_seq, until_seq, BATCH_ROWS)):
         if at_s >= limit_s:
             break
-        found.append(ExpiredRow(seq, kind, key))
-    return found
+        expired.append(ExpiredRow(seq, kind, key))
+    return expired
 
 
 def erase_words(
@@ -143,11 +139,11 @@ def _erase_batch(
         connection.execute("PRAGMA secure_delete = ON")
         chained, n_rows = list[int](), 0
         for seq in batch:
-            found = connection.execute(_BODY, (seq,)).fetchone()
-            if found is None or not holds(found[0], order.parts):
+            row = connection.execute(_BODY, (seq,)).fetchone()
+            if row is None or not holds(row[0], order.parts):
                 continue
-            body = without(found[0], found[1], order.parts)
-            if body is found[1]:
+            body = without(row[0], row[1], order.parts)
+            if body is row[1]:
                 continue
             connection.execute("UPDATE events SET body = ? WHERE seq = ?", (body, seq))
             n_rows += 1
@@ -167,7 +163,7 @@ def _erase_batch(
             chained=tuple(chained),
             until_seq=until_seq,
         )
-        Appender(connection, owner=writer.owner).add(to_row(WordsErased(told)), writer.now())
+        Appender(connection, owner=writer.owner).add(to_row(told), writer.now())
     tally.n_rows += n_rows
 
 

@@ -16,8 +16,6 @@ from suffice.store.rows.events import Event
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receipt:
-    """Proof that a row is on disk."""
-
     seq: int  # the row's place in the log; of the first row when this one is a duplicate
     duplicate: bool  # a row with this key was there already, and this one changed nothing
     joined: bool  # the episode that it names is known now; if not, it joins when that arrives
@@ -26,8 +24,6 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredEvent:
-    """One event with its place in the log."""
-
     seq: int  # grows with every row; the only order there is
     at_s: float  # Unix time at which the log took it; informative
     event: Event

@@ -30,8 +30,6 @@ NO_REASON: Final = "no reason is given"
 
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True):
-    """What one running process says of itself."""
-
     pid: int
     process: str = "serve"  # "serve" a gateway, "library" a caller's own loop
     killed: bool = False  # does it hold every route back, because of the kill switch?
@@ -41,7 +39,6 @@ class Presence(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """What an operator may look for."""
         return f"{'gateway' if self.process == 'serve' else self.process} PID {self.pid}"
 
 
@@ -87,7 +84,6 @@ class Announcement:
                     )
 
     def release(self) -> None:
-        """Say that this process serves no more."""
         with self._lock:
             self._is_over = True
             self._drop()
@@ -141,13 +137,13 @@ def switch_reason(switch: Path) -> str | None:
 
 def read_presences(switches: Iterable[Path]) -> tuple[Presence, ...]:
     """The processes that run now and lie beside one of these files; those that may not be read are left out."""
-    found = dict[Path, Presence]()
+    by_path = dict[Path, Presence]()
     for switch in switches:
         for path in _files(switch):
             with contextlib.suppress(OSError, ValueError), _opened(path) as descriptor:
                 if is_locked(descriptor):  # else it has ended meanwhile
-                    found[path] = msgspec.json.decode(os.read(descriptor, SIZE_BYTES), type=Presence)
-    return tuple(sorted(found.values(), key=lambda one: one.pid))
+                    by_path[path] = msgspec.json.decode(os.read(descriptor, SIZE_BYTES), type=Presence)
+    return tuple(sorted(by_path.values(), key=lambda one: one.pid))
 
 
 def _files(switch: Path) -> list[Path]:
@@ -160,7 +156,6 @@ def _files(switch: Path) -> list[Path]:
 
 
 def _forget_dead(switch: Path) -> None:
-    """Remove files of processes that died without doing so."""
     for path in _files(switch):
         with contextlib.suppress(OSError), _opened(path) as descriptor:
             if not is_locked(descriptor):

@@ -88,7 +88,6 @@ def is_alive(database: Path, name: str) -> bool:
 
 
 def forget(database: Path, name: str) -> None:
-    """Remove the lock file of a dead owner."""
     _path(database, name).unlink(missing_ok=True)
 
 

@@ -9,7 +9,7 @@ path never notices. Keys are unique, so trying again cannot write twice.
 
 Several processes may use one file. At start `recover` gives every request of a *dead* process that
 has no outcome the outcome "lost". Dead means that the operating system dropped its lock (see
-`owners`): neither clocks nor process numbers take part, and a live process is never touched.
+`process_locks`): neither clocks nor process numbers take part, and a live process is never touched.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 from itertools import islice
@@ -35,9 +35,29 @@ from suffice.store.audit.chain import Appender, begin_chain, is_chained, repeats
 from suffice.store.audit.personal import Part
 from suffice.store.database import process_locks, schema, views
 from suffice.store.database.log import Receipt, StoredEvent
-from suffice.store.database.unfinished import OpenRequests
-from suffice.store.rows.events import Event, FeedbackGiven, RequestEnded, RequestSeen, Row, to_row
-from suffice.types import Outcome
+from suffice.store.rows.events import Event, Row, to_row
+from suffice.types import Outcome, Request
+
+
+class OpenRequests:
+    def __init__(self) -> None:
+        self._open: dict[str, int] = {}  # by episode, in the order of their places
+        self._newest = 0
+
+    @property
+    def settled(self) -> int:
+        """Place in the log up to which each of its requests has its outcome."""
+        return next(iter(self._open.values())) - 1 if self._open else self._newest
+
+    def note(self, rows: Iterable[tuple[Event, int]]) -> None:
+        """Take in rows of this process that are committed, with their places, in order."""
+        for event, seq in rows:
+            self._newest = seq
+            if isinstance(event, Request):
+                self._open[event.episode_id] = seq
+            elif isinstance(event, Outcome):
+                self._open.pop(event.episode_id, None)
+
 
 log = logging.getLogger("suffice.store")
 
@@ -104,7 +124,7 @@ def enter(path: Path, *, now_s: float, create: bool = True) -> tuple[process_loc
             if schema.check_version(connection, str(path)) == 0 and not create:
                 raise StoreError(f"store {path}: is empty; it holds no event log")
             schema.check_pages(connection, str(path))
-            schema.migrate(connection, str(path))
+            schema.create(connection, str(path))
             begin_chain(connection, now_s)
             claim = process_locks.claim(path)
             owner = int(
@@ -174,7 +194,7 @@ class SqliteLog:
         create  make a log where there is none
 
         Raises ConfigError for a URL that cannot work and StoreError for a file that cannot be used:
-        damaged, newer than this version, not ours, locked for 3 s, or in a folder that is missing.
+        damaged, of another version, not ours, locked for 3 s, or in a folder that is missing.
         """
         # Resolved, so that two ways to write one path share one set of lock files.
         path = database_path(settings.url).resolve()
@@ -183,12 +203,10 @@ class SqliteLog:
 
     @property
     def n_written(self) -> int:
-        """Rows committed by this process; duplicates are not counted."""
         return self._n_written
 
     @property
     def n_dropped(self) -> int:
-        """Events that `append` refused: the queue was full, or the log was closed."""
         return self._n_dropped
 
     @property
@@ -274,13 +292,13 @@ class SqliteLog:
     def _accept(self, item: _Item) -> bool:
         event = item.event
         with self._wake:
-            orphan = isinstance(event, RequestEnded) and event.key in self._unlogged
+            orphan = isinstance(event, Outcome) and event.episode_id in self._unlogged
             if self._closing or orphan or len(self._queue) >= self._settings.queue_rows:
                 self._n_dropped += 1
-                if isinstance(event, RequestSeen):
-                    self._unlogged.add(event.key)
-                elif orphan:
-                    self._unlogged.discard(event.key)
+                if isinstance(event, Request):
+                    self._unlogged.add(event.episode_id)
+                elif isinstance(event, Outcome):
+                    self._unlogged.discard(event.episode_id)
                 return False
             self._queue.append(item)
             self._n_accepted += 1
@@ -296,8 +314,8 @@ class SqliteLog:
                 return
             item.given_up = True
             self._n_failed += 1
-            if isinstance(item.event, RequestSeen):
-                self._unlogged.add(item.event.key)
+            if isinstance(item.event, Request):
+                self._unlogged.add(item.event.episode_id)
         if item.done is not None and error is not None:
             with contextlib.suppress(InvalidStateError):  # the sender left in the meantime
                 item.done.set_exception(error)
@@ -345,19 +363,19 @@ class SqliteLog:
     def _fill_row(self, item: _Item) -> None:
         if item.row is not None or item.given_up:
             return
-        if isinstance(item.event, RequestEnded) and item.event.key in self._unlogged:
+        if isinstance(item.event, Outcome) and item.event.episode_id in self._unlogged:
             self._give_up(item, StoreError(f"store {self.path}: the request of this outcome was not written"))
             return
         try:
             item.row = to_row(item.event)
         except ValueError as error:
-            log.warning("an event of kind %s cannot be stored: %s", item.event.kind, error)
+            log.warning("an event of type %s cannot be stored: %s", type(item.event).__name__, error)
             self._give_up(item, StoreError(f"store {self.path}: the event cannot be stored: {error}"))
 
     def _commit(self, items: list[_Item]) -> tuple[int, list[tuple[Future[Receipt], Receipt]]]:
         """Write the items in one transaction; return the number of new rows and the receipts."""
         # A chained row is synced: a duplicate is answered without a write, and a head that was exported leads to it.
-        synced = any(item.done is not None or is_chained(item.event.kind) for item in items)
+        synced = any(item.done is not None or (item.row is not None and is_chained(item.row.kind)) for item in items)
         connection = self._open_connection("FULL" if synced else "NORMAL")
         written, waiting, settled = list[tuple[Event, int]](), [], self._unfinished.settled
         connection.execute("BEGIN IMMEDIATE")
@@ -443,7 +461,7 @@ class SqliteLog:
         appender = Appender(connection, owner=self._owner, redact=self._redact)
         for owner, settled in dead.items():
             for (episode_id,) in connection.execute(_UNFINISHED, (owner, settled)).fetchall():
-                n_lost += appender.add(to_row(RequestEnded(_lost(episode_id))), at_s)
+                n_lost += appender.add(to_row(_lost(episode_id)), at_s)
             connection.execute("DELETE FROM owners WHERE id = ?", (owner,))
         connection.execute("COMMIT")
         return n_lost
@@ -463,11 +481,11 @@ def _receipt(connection: sqlite3.Connection, row: Row, duplicate: bool, redact: 
     found = "SELECT seq, body FROM events WHERE kind = ? AND key = ?"
     seq, body = connection.execute(found, (row.kind, row.key)).fetchone()
     conflict = duplicate and not repeats(connection, row, seq, body, redact=redact)
-    if row.kind == FeedbackGiven.kind:
+    if row.kind == "feedback":
         joined = connection.execute(_JOINED, (seq,)).fetchone()[0]
     else:
         known = "SELECT count(*) FROM events WHERE kind = ? AND key = ?"
-        joined = connection.execute(known, (RequestSeen.kind, row.key)).fetchone()[0]
+        joined = connection.execute(known, ("request", row.key)).fetchone()[0]
     return Receipt(seq=seq, duplicate=duplicate, joined=bool(joined), conflict=conflict)
 
 

@@ -1,40 +1,47 @@
-"""Reading the log back: events in order, and whole episodes with their labels.
+"""Readers of the log: single events, folds over kinds, whole episodes with their labels.
 
 A reader opens its own read-only connection, or borrows one, and fetches in pages, so it never
-holds up the writer. It refuses to interpret: which label counts and what a number means is for
+holds up the writer. It does not interpret: which label counts and what a number means is for
 `assurance`. Labels come in the order in which the log received them, whatever the order in which
 request, outcome and label arrived; the last one is the current one.
+
+Opening a log takes more than a millisecond, most of it for its schema. A caller that looks once a second, and nearly
+always in vain, keeps a `CachedReader`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final, TypeAlias
 
 from suffice.errors import StoreError
 from suffice.store.database import schema
 from suffice.store.database.log import StoredEvent
-from suffice.store.rows.events import (
-    EVENTS,
-    E,
-    FeedbackGiven,
-    RequestEnded,
-    RequestSeen,
-    RouteExamined,
-    UpstreamExamined,
-    decode_as,
-)
-from suffice.types import Episode, Feedback, Findings, RecalledRun, RouteFindings
+from suffice.store.rows.events import EVENTS, E, decode_as, kind_named
+from suffice.store.rows.records import FeedbackEvent
+from suffice.types import Episode, Feedback, Findings, Outcome, RecalledRun, Request, RouteFindings
 
+LogReader: TypeAlias = sqlite3.Connection  # outside `store` it is opaque: it is passed on to readers, and never queried
+LogSource: TypeAlias = Path | str | LogReader  # a log's file, or a reader that is open already
 LOOKED = 20  # rows for each that is wanted: where a twentieth of the requests are audits, as usual, it is enough
 COUNTS = 1_000  # of requests without rows that are added up, where it is only asked whether there were many
 _PAGE_ROWS = 500
 
 _EVENTS = "SELECT seq, at_s, kind, body FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
+_ANY_REQUEST = "SELECT 1 FROM events INDEXED BY events_once WHERE kind IN ('request', 'requests_counted') LIMIT 1"
+_BY_KEY = "SELECT seq, at_s, body FROM events WHERE kind = ? AND key = ?"
+# Keys that begin with the route and sort by place: the unique index finds the newest at once. ";" follows ":".
+_NEWEST_OF_ROUTE = """
+    SELECT seq, body FROM events WHERE kind = :kind AND key > :route || ':' AND key < :route || ';' AND route = :route
+    ORDER BY key DESC LIMIT :n"""
+_OF_RESPONSE = """
+    SELECT key FROM events WHERE kind = 'outcome' AND json_extract(body, '$.outcome.response_id') = ? LIMIT ?"""
+_NEWEST = "SELECT seq, body FROM events WHERE kind = ? ORDER BY seq DESC LIMIT ?"
 
 _EPISODES = """
     SELECT o.seq, r.seq, o.body, r.body, o.key, json_extract(o.body, '$.outcome.response_id')
@@ -78,7 +85,13 @@ _AT_LEAST_UNKEPT = """
         SELECT json_extract(body, '$.counted.n_requests') AS n FROM events INDEXED BY counted
         WHERE kind = 'requests_counted' AND route = ? ORDER BY seq DESC LIMIT ?)"""
 
-_EXAMINED = "SELECT seq, body FROM events WHERE kind = ? ORDER BY seq"
+# Written so that SQLite goes back through the log: left to itself, it would sort all of it.
+_RUNS_BEFORE = """
+    SELECT o.seq, o.at_s, o.body, r.body,
+        EXISTS (SELECT 1 FROM events f WHERE f.kind = 'feedback' AND f.episode_id = o.key)
+    FROM events o CROSS JOIN events r ON r.kind = 'request' AND r.key = o.key
+    WHERE +o.kind = 'outcome' AND o.seq < :before AND (:route IS NULL OR r.route = :route)
+    ORDER BY o.seq DESC LIMIT :limit"""
 
 # Runs that a policy merely did not stop are the hard ones: only those that it could not stop count.
 _EXTRACTED = """
@@ -113,18 +126,56 @@ class EpisodeWithLabels:
     labels: tuple[StoredLabel, ...]  # oldest first; (): nobody said anything
 
 
-def newer(
-    path_or_connection: Path | str | sqlite3.Connection, query: str, since_seq: int, *, schema: int
-) -> list[tuple[Any, ...]]:
-    """The rows that a fold over some kinds has not seen, by its own query; [] where nothing is new. Raises StoreError.
+def find_event(reader: LogReader, payload: type[E], key: str) -> E | None:
+    """The event of a kind with this key; None: there is none. Raises StoreError."""
+    found = locate_event(reader, payload, key)
+    return None if found is None else found[2]
 
-    query   takes the place that was read up to, and gives rows that begin with theirs
-    schema  of the log since which there are such rows: one that is older has none, and no index for them
+
+def locate_event(reader: LogReader, payload: type[E], key: str) -> tuple[int, float, E] | None:
+    """Place in the log, Unix time and event of the row with this key; None: there is none. Raises StoreError."""
+    row = reader.execute(_BY_KEY, (kind_named(payload), key)).fetchone()
+    return None if row is None else (int(row[0]), float(row[1]), decoded(row[0], payload, row[2]))
+
+
+def episodes_of_response(reader: LogReader, response_id: str | None, *, most: int) -> list[str]:
+    """The episodes whose answer had this id, at most so many: where there are two, nobody can say which is meant."""
+    return [str(key) for (key,) in reader.execute(_OF_RESPONSE, (response_id, most))]
+
+
+def newest_events(reader: LogReader, payload: type[E], n: int = 1, *, route: str | None = None) -> list[E]:
+    """The latest events of a kind, newest first. Raises StoreError.
+
+    route  only of this one, for kinds whose keys are made of a route and a place; None: any
     """
-    with open_reader(path_or_connection) as connection:
-        if connection.execute("PRAGMA user_version").fetchone()[0] < schema:
-            return []
-        return connection.execute(query, (since_seq,)).fetchall()
+    kind = kind_named(payload)
+    if route is None:
+        rows = reader.execute(_NEWEST, (kind, n))
+    else:
+        rows = reader.execute(_NEWEST_OF_ROUTE, {"kind": kind, "route": route, "n": n})
+    return [decoded(seq, payload, body) for seq, body in rows.fetchall()]
+
+
+def read_kinds(source: LogSource, *kinds: str) -> list[StoredEvent]:
+    """All events of some kinds, of which there are few, in order. Raises StoreError."""
+    marks = ", ".join("?" * len(kinds))
+    query = f"SELECT seq, at_s, kind, body FROM events WHERE kind IN ({marks}) ORDER BY seq"  # noqa: S608 - marks
+    with open_reader(source) as reader:
+        return stored_events(reader.execute(query, kinds).fetchall())
+
+
+def read_newer(source: LogSource, query: str, since_seq: int) -> list[StoredEvent]:
+    """The events that a fold over some kinds has not seen; [] where nothing is new. Raises StoreError.
+
+    query  takes the place that was read up to, and gives seq, at_s, kind and body
+    """
+    with open_reader(source) as reader:
+        return stored_events(reader.execute(query, (since_seq,)).fetchall())
+
+
+def stored_events(rows: Iterable[tuple[int, float, str, str]]) -> list[StoredEvent]:
+    """Rows of seq, at_s, kind and body, as events. Raises StoreError."""
+    return [StoredEvent(seq=seq, at_s=at_s, event=decoded(seq, EVENTS[kind], body)) for seq, at_s, kind, body in rows]
 
 
 def newest_of(connection: sqlite3.Connection, kinds: Collection[str]) -> int:
@@ -135,7 +186,7 @@ def newest_of(connection: sqlite3.Connection, kinds: Collection[str]) -> int:
 
 
 def read_episodes(
-    path_or_connection: Path | str | sqlite3.Connection,
+    source: LogSource,
     route: str | None = None,
     since_seq: int = 0,
     *,
@@ -150,7 +201,7 @@ def read_episodes(
 
     Raises StoreError when the file is missing, is not ours, or holds a row that cannot be read.
     """
-    with open_reader(path_or_connection) as connection:
+    with open_reader(source) as connection:
         after = ended_after
         while True:
             wanted = {"after": after, "since": since_seq, "route": route, "limit": _PAGE_ROWS}
@@ -165,26 +216,24 @@ def read_episodes(
             after = page[-1][0][0]
 
 
-def read_recent(path_or_connection: Path | str | sqlite3.Connection, n: int) -> Iterator[Episode]:
+def read_recent(source: LogSource, n: int) -> Iterator[Episode]:
     """Yield the `n` runs that ended last, of all routes together, oldest first and without labels.
 
     Fewer where what stands last in the log is mostly something else: it is looked through for `LOOKED` rows a run.
 
     Raises StoreError when the file is missing, is not ours, or holds a row that cannot be read.
     """
-    with open_reader(path_or_connection) as connection:
+    with open_reader(source) as connection:
         for outcome_seq, request_seq, outcome, request in connection.execute(_RECENT, {"n": n, "looked": LOOKED * n}):
             yield _labelled(outcome_seq, request_seq, outcome, request, []).episode
 
 
-def read_events(
-    path_or_connection: Path | str | sqlite3.Connection, *, since_seq: int = 0, limit: int | None = None
-) -> Iterator[StoredEvent]:
+def read_events(source: LogSource, *, since_seq: int = 0, limit: int | None = None) -> Iterator[StoredEvent]:
     """Yield the events after `since_seq` in order, at most `limit`; unknown kinds are skipped.
 
     Raises StoreError when the file is missing, is not ours, or holds a row that cannot be read.
     """
-    with open_reader(path_or_connection) as connection:
+    with open_reader(source) as connection:
         left = limit
         while left is None or left > 0:
             n_rows = _PAGE_ROWS if left is None else min(left, _PAGE_ROWS)
@@ -198,50 +247,55 @@ def read_events(
             left = None if left is None else left - len(page)
 
 
-def n_requests_of(
-    path_or_connection: Path | str | sqlite3.Connection, routes: Collection[str], *, most: int
-) -> dict[str, int]:
+def n_requests_of(source: LogSource, routes: Collection[str], *, most: int) -> dict[str, int]:
     """How many requests each route has had, counted to `most`. Raises StoreError.
 
     Of those that have no rows, the latest `COUNTS` counts.
     """
-    found = dict[str, int]()
-    with open_reader(path_or_connection) as connection:
+    by_route = dict[str, int]()
+    with open_reader(source) as connection:
         for route in routes:
             kept = int(connection.execute(_AT_LEAST, (route, most)).fetchone()[0])
             others = 0 if kept >= most else int(connection.execute(_AT_LEAST_UNKEPT, (route, COUNTS)).fetchone()[0])
-            found[route] = min(most, kept + others)
-    return found
+            by_route[route] = min(most, kept + others)
+    return by_route
 
 
-def upstream_findings(path_or_connection: Path | str | sqlite3.Connection) -> dict[str, Findings]:
+def upstream_findings(source: LogSource) -> dict[str, Findings]:
     """The latest examination of every upstream, by the upstream's name. Raises StoreError."""
-    with open_reader(path_or_connection) as connection:
-        rows = connection.execute(_EXAMINED, (UpstreamExamined.kind,)).fetchall()
-    found = [decoded(seq, UpstreamExamined, body).findings for seq, body in rows]
-    return {one.upstream: one for one in found}
+    events = (stored.event for stored in read_kinds(source, "upstream_examined"))
+    return {event.upstream: event for event in events if isinstance(event, Findings)}
 
 
-def route_findings(
-    path_or_connection: Path | str | sqlite3.Connection,
-) -> dict[str, tuple[int, RouteFindings]]:
+def route_findings(source: LogSource) -> dict[str, tuple[int, RouteFindings]]:
     """The latest examination of every route with its place in the log, by name. Raises StoreError."""
-    with open_reader(path_or_connection) as connection:
-        rows = connection.execute(_EXAMINED, (RouteExamined.kind,)).fetchall()
-    found = [(seq, decoded(seq, RouteExamined, body).findings) for seq, body in rows]
-    return {one.route: (seq, one) for seq, one in found}
+    rows = ((stored.seq, stored.event) for stored in read_kinds(source, "route_examined"))
+    return {event.route: (seq, event) for seq, event in rows if isinstance(event, RouteFindings)}
 
 
-def extracted_answers(
-    path_or_connection: Path | str | sqlite3.Connection, route: str, *, since_seq: int = 0, limit: int
-) -> list[bool]:
+def extracted_answers(source: LogSource, route: str, *, since_seq: int = 0, limit: int) -> list[bool]:
     """For each of the latest full runs of a route, oldest first: was there an answer? Raises StoreError.
 
     They are looked for among the route's `LOOKED` times as many latest requests.
     """
     wanted = {"route": route, "since": since_seq, "limit": limit, "looked": LOOKED * limit}
-    with open_reader(path_or_connection) as connection:
+    with open_reader(source) as connection:
         return [bool(one) for (one,) in reversed(connection.execute(_EXTRACTED, wanted).fetchall())]
+
+
+def read_runs_before(
+    reader: LogReader, before: int, route: str | None, n: int
+) -> list[tuple[int, float, str, str, bool]]:
+    """The runs that ended before a place, the latest first: place, time, both bodies, and whether it has a label.
+
+    route  only this one; None: all
+    """
+    return reader.execute(_RUNS_BEFORE, {"before": before, "route": route, "limit": n}).fetchall()
+
+
+def has_requests(reader: LogReader) -> bool:
+    """Has the log seen any request, with rows or without?"""
+    return reader.execute(_ANY_REQUEST).fetchone() is not None
 
 
 def read_labels(
@@ -264,13 +318,18 @@ def labels_named(
 
 
 @contextlib.contextmanager
-def open_reader(path_or_connection: Path | str | sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """A connection to read from: the caller's own, or a read-only one that is closed at the end."""
-    if isinstance(path_or_connection, sqlite3.Connection):
-        yield path_or_connection
+def open_reader(source: LogSource, *, is_over: Callable[[], bool] | None = None) -> Iterator[LogReader]:
+    """A connection to read from: the caller's own, or a read-only one that is closed at the end. Raises StoreError.
+
+    is_over  asked again and again while a query runs: True interrupts it
+    """
+    if isinstance(source, sqlite3.Connection):
+        yield source
         return
-    path = Path(path_or_connection)
+    path = Path(source)
     with translate_errors(path), contextlib.closing(connect_reader(path)) as connection:
+        if is_over is not None:
+            connection.set_progress_handler(is_over, 20_000)
         yield connection
 
 
@@ -307,15 +366,15 @@ def _labelled(
     return EpisodeWithLabels(
         seq=max(outcome_seq, request_seq),
         episode=Episode(
-            request=decoded(request_seq, RequestSeen, request_body).request,
-            outcome=decoded(outcome_seq, RequestEnded, outcome_body).outcome,
+            request=decoded(request_seq, Request, request_body),
+            outcome=decoded(outcome_seq, Outcome, outcome_body),
         ),
         labels=_labels(labels),
     )
 
 
 def _labels(rows: Iterable[tuple[int, str]]) -> tuple[StoredLabel, ...]:
-    given = ((seq, decoded(seq, FeedbackGiven, body)) for seq, body in rows)
+    given = ((seq, decoded(seq, FeedbackEvent, body)) for seq, body in rows)
     return tuple(StoredLabel(seq=seq, feedback=one.feedback, about=one.about) for seq, one in given)
 
 
@@ -324,4 +383,104 @@ def decoded(seq: int, record: type[E], body: str) -> E:
     try:
         return decode_as(record, body)
     except ValueError as error:
-        raise StoreError(f"store: row {seq} ({record.kind}) cannot be read: {error}") from None
+        raise StoreError(f"store: row {seq} ({kind_named(record)}) cannot be read: {error}") from None
+
+
+_FEW_ROWS: Final = 64  # that are gone through to see of which kinds they are: more are looked at in any case
+_NEWER: Final = "SELECT seq, kind FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
+_LAST_SEQ: Final = "SELECT max(seq) FROM events"
+_WAITS_MS: Final = 5_000  # for another process that holds the file, in a look; `has_new` waits for nobody
+
+
+class CachedReader:
+    """Reads one log again and again. One look at a time; looks may come from different threads."""
+
+    def __init__(self, path: Path, *, besides: frozenset[str] = frozenset()) -> None:
+        """Begin; nothing is opened before the first look.
+
+        besides  kinds of rows that are never looked at: where only they are new, there is nothing new
+        """
+        self._path, self._besides = path, besides
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None  # the one that is open, as the file system numbers it
+        self._commits = -1  # SQLite's number of what the latest look saw
+        self._seq = 0  # the newest row then
+
+    @property
+    def seq(self) -> int:
+        """The newest row of the log when the latest look began; 0: nobody has looked."""
+        return self._seq
+
+    def has_new(self) -> bool:
+        """Was anything committed since the latest look began? Also True where that cannot be told. Never waits."""
+        if not self._lock.acquire(blocking=False):
+            return True
+        try:
+            connection = self._connection
+            if connection is None or self._file != _file(self._path):
+                return True
+            commits = _commits(connection)
+            return commits != self._commits and not self._only_besides(connection, commits)
+        except sqlite3.Error:
+            return True
+        finally:
+            self._lock.release()
+
+    def _only_besides(self, connection: sqlite3.Connection, commits: int) -> bool:
+        """Is all that is new a few rows of kinds that nobody looks at? A commit without rows changed something else."""
+        rows = connection.execute(_NEWER, (self._seq, _FEW_ROWS + 1)).fetchall()
+        if not 0 < len(rows) <= _FEW_ROWS or any(kind not in self._besides for _, kind in rows):
+            return False
+        self._commits, self._seq = commits, rows[-1][0]
+        return True
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """A look: what the block reads is one state of the log. Raises StoreError; the next look then opens anew."""
+        with self._lock, translate_errors(self._path):
+            try:
+                connection = self._open()
+                connection.execute(f"PRAGMA busy_timeout = {_WAITS_MS}")
+                connection.execute("BEGIN")
+                self._commits = _commits(connection)
+                self._seq = int(connection.execute(_LAST_SEQ).fetchone()[0] or 0)
+                yield connection
+                connection.execute("COMMIT")
+                connection.execute("PRAGMA busy_timeout = 0")
+            except BaseException:
+                self._drop()
+                raise
+
+    def close(self) -> None:
+        """Let go of the file, once a look that is under way has ended."""
+        with self._lock:
+            self._drop()
+
+    def _open(self) -> sqlite3.Connection:
+        """The connection, a new one where the file is another one than before."""
+        file = _file(self._path)
+        if self._connection is None or file != self._file:
+            self._drop()
+            self._connection = connect_reader(self._path, one_thread=False)
+            self._file = file
+        return self._connection
+
+    def _drop(self) -> None:
+        connection, self._connection, self._file, self._commits = self._connection, None, None, -1
+        if connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _commits(connection: sqlite3.Connection) -> int:
+    """A number that changes with each commit of another connection, in this process or not."""
+    return int(connection.execute("PRAGMA data_version").fetchone()[0])

@@ -1,33 +1,37 @@
 """The audit log for people: who did what when, what it was before and after, and why.
 
 A row tells itself by the fields of its record: `author` (else who it names), `before` and `after`, `reason` or `why`.
-Where the state before is in no field it is the row of the same kind that came before on that route. Knows records;
-refuses to know how they are shown.
+Where the state before is in no field it is the row of the same kind that came before on that route.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from suffice.review.holds import Incident
 from suffice.store.audit.chain import require_chain
-from suffice.store.database.views import decoded, open_reader
-from suffice.store.rows.access_events import AccessChanged
-from suffice.store.rows.advice_events import VersionProposed
-from suffice.store.rows.audit_events import ConfigChanged, Exported, WordsErased
-from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed, EpochBegan, PolicyPublished
-from suffice.store.rows.events import EVENTS, Event
-from suffice.store.rows.experiment_events import ExperimentChanged, ExperimentStarted, ExperimentStopped
-from suffice.store.rows.hold_events import IncidentOpened
-from suffice.store.rows.kill_events import KillSwitched
-from suffice.store.rows.rollout_events import RolloutBegun, RolloutMoved, RolloutUndone
-from suffice.types import Publication
+from suffice.store.database.views import LogReader, LogSource, decoded, find_event, open_reader
+from suffice.store.rows.events import EVENTS, Event, kind_of
+from suffice.store.rows.records import (
+    AccessGrant,
+    ConfigChange,
+    Erasure,
+    ExperimentEnd,
+    ExperimentRevision,
+    ExperimentStart,
+    Export,
+    FeedbackEvent,
+    KillSwitchState,
+    ProposedVersion,
+    RolloutMove,
+    RolloutStart,
+    RolloutUndo,
+)
+from suffice.types import Epoch, Pause, Publication, Resumption
 
 _PAGE_ROWS: Final = 500
 _ROWS: Final = """
@@ -40,7 +44,12 @@ _LATEST: Final = """
     SELECT c.place FROM chain c JOIN events e ON e.seq = c.seq
     WHERE (:route IS NULL OR e.route = :route) AND (:kind IS NULL OR e.kind = :kind)
     ORDER BY c.place DESC LIMIT 1 OFFSET :n"""
-_BEFORE: Final = "SELECT seq, body FROM events WHERE kind = ? AND key = ?"
+_CHAINED_BEFORE: Final = """
+    SELECT c.place, c.link, e.seq, e.at_s, e.kind, e.key, e.episode_id, e.route, e.body
+    FROM chain c JOIN events e ON e.seq = c.seq WHERE c.place < :before ORDER BY c.place DESC LIMIT :limit"""
+_ALL_BEFORE: Final = """
+    SELECT seq, x'', seq, at_s, kind, key, episode_id, route, body FROM events
+    WHERE seq < :before ORDER BY seq DESC LIMIT :limit"""
 _WHO: Final = ("author", "reviewer", "source", "sender", "user")
 _WHY: Final = ("reason", "why", "because", "summary", "comment")
 _NAMED: Final = frozenset({*_WHO, *_WHY, "before", "after", "route"})
@@ -49,8 +58,6 @@ _MOST_TEXT: Final = 300  # characters of a state in words
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEntry:
-    """One row of the audit log, in words."""
-
     place: int  # in the chain
     seq: int  # in the log
     at_s: float  # Unix time
@@ -66,17 +73,17 @@ class AuditEntry:
 
 
 def read_latest_rows(
-    path_or_connection: Path | str | sqlite3.Connection, n: int, *, route: str | None = None, kind: str | None = None
+    source: LogSource, n: int, *, route: str | None = None, kind: str | None = None
 ) -> list[AuditEntry]:
     """The latest `n` rows, oldest first. Raises StoreError."""
-    with open_reader(path_or_connection) as connection:
+    with open_reader(source) as connection:
         require_chain(connection)
-        found = connection.execute(_LATEST, {"route": route, "kind": kind, "n": n}).fetchone()
-        return list(entries(connection, after=0 if found is None else int(found[0]), route=route, kind=kind))
+        row = connection.execute(_LATEST, {"route": route, "kind": kind, "n": n}).fetchone()
+        return list(entries(connection, after=0 if row is None else int(row[0]), route=route, kind=kind))
 
 
 def entries(
-    path_or_connection: Path | str | sqlite3.Connection,
+    source: LogSource,
     *,
     after: int = 0,
     since_s: float | None = None,
@@ -87,7 +94,7 @@ def entries(
 
     since_s  Unix time: only rows from then on
     """
-    with open_reader(path_or_connection) as connection:
+    with open_reader(source) as connection:
         require_chain(connection)
         while True:
             wanted = {"after": after, "route": route, "kind": kind, "since": since_s, "limit": _PAGE_ROWS}
@@ -99,7 +106,16 @@ def entries(
             after = page[-1][0]
 
 
-def entry_of(connection: sqlite3.Connection, row: tuple[Any, ...]) -> AuditEntry:
+def rows_before(connection: LogReader, before: int, n: int, *, chained: bool) -> list[tuple[Any, ...]]:
+    """Rows for `entry_of` that stand before a place, the latest first.
+
+    chained  by their places in the chain; False: every row, by its place in the log
+    """
+    query = _CHAINED_BEFORE if chained else _ALL_BEFORE
+    return connection.execute(query, {"before": before, "limit": n}).fetchall()
+
+
+def entry_of(connection: LogReader, row: tuple[Any, ...]) -> AuditEntry:
     """A row in words: place, link, seq, at_s, kind, key, episode_id, route, body. Raises StoreError."""
     place, link, seq, at_s, kind, _, episode_id, route, body = row
     who = before = why = ""
@@ -127,33 +143,30 @@ def entry_of(connection: sqlite3.Connection, row: tuple[Any, ...]) -> AuditEntry
 
 def record_of(event: Event) -> Any:
     """The one record of an event. Any: each kind has its own."""
-    return getattr(event, dataclasses.fields(event)[0].name)
+    return event.feedback if isinstance(event, FeedbackEvent) else event
 
 
 def _first(record: Any, names: tuple[str, ...]) -> str:
-    """The first of these fields that says something."""
     return next((value for name in names if isinstance(value := getattr(record, name, None), str) and value), "")
 
 
-def _states(connection: sqlite3.Connection, event: Event, record: Any) -> tuple[str, str]:
-    """What it was before, and what it is now, in words."""
-    if isinstance(event, PolicyPublished):
-        return _published_before(connection, event.publication), _published(event.publication)
-    if isinstance(event, EpochBegan):
-        number = event.epoch.number
+def _states(connection: LogReader, event: Event, record: Any) -> tuple[str, str]:
+    if isinstance(event, Publication):
+        return _published_before(connection, event), _published(event)
+    if isinstance(event, Epoch):
+        number = event.number
         before = f"epoch {number - 1}" if number > 1 else ""
-        return before, f"epoch {number}, {event.epoch.burst:,} requests run in full"
-    if isinstance(event, EnforcementPaused):
-        return "acting", f"paused: {event.pause.cause}"
-    if isinstance(event, EnforcementResumed):
-        return f"pause {event.resumption.number}", "acting"
-    if isinstance(event, ConfigChanged):
+        return before, f"epoch {number}, {event.burst:,} requests run in full"
+    if isinstance(event, Pause):
+        return "acting", f"paused: {event.cause}"
+    if isinstance(event, Resumption):
+        return f"pause {event.number}", "acting"
+    if isinstance(event, ConfigChange):
         return _changed(event)
-    if isinstance(event, WordsErased):
-        erasure = event.erasure
-        return erasure.what, f"{', '.join(erasure.parts)} erased in {erasure.n_rows:,} rows"
-    if isinstance(event, Exported):
-        return "", f"{event.export.what}: {event.export.n_rows:,} rows to {event.export.where}"
+    if isinstance(event, Erasure):
+        return event.what, f"{', '.join(event.parts)} erased in {event.n_rows:,} rows"
+    if isinstance(event, Export):
+        return "", f"{event.what}: {event.n_rows:,} rows to {event.where}"
     said = getattr(record, "before", None), getattr(record, "after", None)
     before, after = ("" if one is None else _words(one) for one in said)
     return (before, after) if after else _short(event) or (before, _told(event, record))
@@ -161,46 +174,44 @@ def _states(connection: sqlite3.Connection, event: Event, record: Any) -> tuple[
 
 def _short(event: Event) -> tuple[str, str] | None:
     """The same, for rows whose fields alone would be long; None: for others."""
-    if isinstance(event, AccessChanged):
-        access = event.access
-        return "", f"{access.name}: {access.what}" + (f" as {access.role}" if access.role else "")
-    if isinstance(event, VersionProposed):
-        made = event.proposal
+    if isinstance(event, AccessGrant):
+        return "", f"{event.name}: {event.what}" + (f" as {event.role}" if event.role else "")
+    if isinstance(event, ProposedVersion):
+        made = event
         return made.parent or "", f"{made.address}: {made.verdict}, {made.why}; in force nowhere by itself"
-    if isinstance(event, IncidentOpened):
-        return "", f"{event.incident.incident}: {event.incident.summary}"
-    if isinstance(event, KillSwitched):
+    if isinstance(event, Incident):
+        return "", f"{event.incident}: {event.summary}"
+    if isinstance(event, KillSwitchState):
         states = ("released", "pulled: nothing is stopped on any route")
-        return states if event.switching.on else (states[1], states[0])
+        return states if event.on else (states[1], states[0])
     return _of_rollout(event) or _of_experiment(event)
 
 
 def _of_experiment(event: Event) -> tuple[str, str] | None:
     """What an experiment compares, or what it showed; None: the row is about none."""
-    if isinstance(event, ExperimentStarted | ExperimentChanged):
-        one = event.begun.experiment
+    if isinstance(event, ExperimentStart | ExperimentRevision):
+        one = event.experiment
         arms = ", ".join(f"{arm} {odds:.0%}" for arm, odds in one.odds().items())
         where = f"on {', '.join(one.routes)}, {one.share:.0%} of layer {one.layer}"
         return "", _cut(f"{one.name}, run {one.run}: {arms} {where}; {one.primary} decides")
-    if isinstance(event, ExperimentStopped):
-        ended = event.ended
-        return f"{ended.experiment}, run {ended.run}, ran", _cut(" ".join(("ended.", *ended.said)))
+    if isinstance(event, ExperimentEnd):
+        return f"{event.experiment}, run {event.run}, ran", _cut(" ".join(("ended.", *event.said)))
     return None
 
 
 def _of_rollout(event: Event) -> tuple[str, str] | None:
     """What a rollout came from and to; None: the row is about none."""
-    if isinstance(event, RolloutBegun):
-        state = event.beginning.state
+    if isinstance(event, RolloutStart):
+        state = event.state
         tried = f"{state.candidate} ({state.fit})" if state.fit else state.candidate
         return f"{state.in_force} serves", f"rollout {state.rollout}: {tried} is tried, in shadow"
-    if isinstance(event, RolloutMoved):
-        move = event.moved.transition
+    if isinstance(event, RolloutMove):
+        move = event.transition
         level = f"level {move.level} of the candidate may act"
         step = f"{move.move.replace('_', ' ')}, {move.stage.replace('_', ' ')} at {move.share:.0%} of new units"
         return "", f"rollout {move.rollout}: {level if move.move == 'certify' else step}"
-    if isinstance(event, RolloutUndone):
-        return "", f"rollout {event.undoing.rollout}: what it had brought is taken back"
+    if isinstance(event, RolloutUndo):
+        return "", f"rollout {event.rollout}: what it had brought is taken back"
     return None
 
 
@@ -209,16 +220,15 @@ def _published(publication: Publication) -> str:
     return f"level {publication.level} of {publication.n_levels - 1}, {vouched}, version {version}"
 
 
-def _published_before(connection: sqlite3.Connection, publication: Publication) -> str:
-    key = f"{publication.route}:{publication.number - 1}"
-    found = connection.execute(_BEFORE, (PolicyPublished.kind, key)).fetchone()
-    return "" if found is None else _published(decoded(found[0], PolicyPublished, found[1]).publication)
+def _published_before(connection: LogReader, publication: Publication) -> str:
+    before = find_event(connection, Publication, f"{publication.route}:{publication.number - 1}")
+    return "" if before is None else _published(before)
 
 
-def _changed(event: ConfigChanged) -> tuple[str, str]:
-    changes = event.change.changes
+def _changed(event: ConfigChange) -> tuple[str, str]:
+    changes = event.changes
     if not changes:
-        return "", f"{len(event.change.settings):,} settings recorded"
+        return "", f"{len(event.settings):,} settings recorded"
     before = "; ".join(f"{one.path} = {_or_none(one.before)}" for one in changes)
     return _cut(before), _cut("; ".join(f"{one.path} = {_or_none(one.after)}" for one in changes))
 
@@ -231,7 +241,8 @@ def _told(event: Event, record: Any) -> str:
     """The fields that say anything, but those that are shown elsewhere."""
     plain = msgspec.to_builtins(record)
     told = {key: value for key, value in plain.items() if key not in _NAMED and (value or value is False)}
-    return _cut(", ".join(f"{key} {_words(value)}" for key, value in told.items() if value != event.episode_id))
+    episode = kind_of(event).episode(event)
+    return _cut(", ".join(f"{key} {_words(value)}" for key, value in told.items() if value != episode))
 
 
 def _words(value: Any) -> str:

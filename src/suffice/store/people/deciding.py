@@ -1,14 +1,13 @@
-"""What people decide on a route, written: incidents opened and decided, overrides set and ended.
+"""What people decide on a route, written: pauses, incidents opened and decided, overrides set and ended.
 
     read what holds ──▶ review.decide ──▶ rows, all of a decision or none of it
 
-Two people who decide at the same moment do not both: the second one is told what the first one did. A log that is
+Of two people who decide at the same moment, the second one is told what the first one did. A log that is
 locked or full raises StoreError; then nothing was written and everything is as it was.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, TypeVar
@@ -18,22 +17,55 @@ from suffice.review.decide import DecisionRows, IncidentForm, Now, OverrideForm,
 from suffice.review.holds import Incident, Override, OverrideEnd, describe_override, name_by_hand, why_not
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import decoded, open_reader
+from suffice.store.database.views import LogReader, find_event, open_reader
 from suffice.store.people.holds import read_holds
-from suffice.store.routes.in_force import read_decided
-from suffice.store.routes.windows import publications
-from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed, PolicyPublished
+from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.routes.windows import read_publications
 from suffice.store.rows.events import Event
-from suffice.store.rows.hold_events import IncidentDecided, IncidentOpened, OverrideEnded, OverrideSet
-from suffice.types import Pause, Publication
+from suffice.types import Pause, Publication, Resumption
+
+RACE: Final = "somebody else decided at the same moment; look again"
+
+
+def start_pause(writer: Decisions, route: str, *, reason: str, author: str) -> str | None:
+    """Let every request of a route run in full until somebody resumes it; why not, or None: it is done.
+
+    Raises StoreError.
+    """
+
+    def decided(held: InForce) -> Event | str:
+        if held.pause is not None:
+            return f"is paused already: {held.pause.reason}"
+        number = held.n_pauses + 1
+        return Pause(route=route, number=number, cause="person", reason=reason, author=author)
+
+    return _decide(writer, route, decided)
+
+
+def end_pause(writer: Decisions, route: str, *, reason: str, author: str) -> str | None:
+    """End a pause: what is certified acts again; why not, or None: it is done. Raises StoreError."""
+
+    def decided(held: InForce) -> Event | str:
+        if held.pause is None:
+            return "is not paused"
+        return Resumption(route=route, number=held.pause.number, reason=reason, author=author)
+
+    return _decide(writer, route, decided)
+
+
+def _decide(writer: Decisions, route: str, decided: Callable[[InForce], Event | str]) -> str | None:
+    event = decided(read_decided(writer.path).of(route))
+    if isinstance(event, str):
+        return event
+    return None if writer.write(None, [event]) == [True] else RACE
+
 
 _TRIES: Final = 20
-_PUBLICATION: Final = "SELECT seq, body FROM events WHERE kind = 'policy_published' AND key = ?"
 
 T = TypeVar("T")
 
 
-def read_now(connection: sqlite3.Connection, route: str, settings: Route, *, setup: str = "") -> Now:
+def read_now(connection: LogReader, route: str, settings: Route, *, setup: str = "") -> Now:
     """What holds on a route at this moment.
 
     setup  as `gateway.route.route_setup` has it; "": the latest publication's own is taken
@@ -53,13 +85,12 @@ def read_now(connection: sqlite3.Connection, route: str, settings: Route, *, set
     )
 
 
-def read_publication(connection: sqlite3.Connection, route: str, number: int) -> Publication | None:
+def read_publication(connection: LogReader, route: str, number: int) -> Publication | None:
     """One of a route's publications; None: there is none of that number. Raises StoreError."""
-    found = connection.execute(_PUBLICATION, (f"{route}:{number}",)).fetchone()
-    return None if found is None else decoded(found[0], PolicyPublished, found[1]).publication
+    return find_event(connection, Publication, f"{route}:{number}")
 
 
-def fitting(connection: sqlite3.Connection, now: Now, *, now_s: float) -> list[tuple[Publication, str | None]]:
+def fitting(connection: LogReader, now: Now, *, now_s: float) -> list[tuple[Publication, str | None]]:
     """The publications of the epoch that runs, the latest first, each with why it may not be served; None: it may.
 
     Raises StoreError.
@@ -69,7 +100,7 @@ def fitting(connection: sqlite3.Connection, now: Now, *, now_s: float) -> list[t
     budget = now.holds.in_effect(now_s).budget(now.settings.max_em_drop)
     return [
         (made, why_not(made, epoch=now.epoch, max_em_drop=budget, confidence=now.settings.confidence, setup=now.setup))
-        for made in reversed(publications(connection, now.route, now.epoch.number))
+        for _, made in reversed(read_publications(connection, now.route, epoch=now.epoch.number))
     ]
 
 
@@ -90,7 +121,7 @@ def set_override(
     Raises StoreError, and then nothing is held.
     """
 
-    def step(connection: sqlite3.Connection) -> tuple[list[Event], Override] | str:
+    def step(connection: LogReader) -> tuple[list[Event], Override] | str:
         pinned = wanted.pinned
         if publication is not None:
             pinned = read_publication(connection, route, publication)
@@ -98,7 +129,7 @@ def set_override(
                 return f"unknown publication {publication} of route {route}"
         now = read_now(connection, route, settings, setup=setup)
         found = override_of(replace(wanted, pinned=pinned), now, now_s=now_s)
-        return found if isinstance(found, str) else ([OverrideSet(found)], found)
+        return found if isinstance(found, str) else ([found], found)
 
     return _step(writer, step)
 
@@ -108,7 +139,7 @@ def end_override(
 ) -> OverrideEnd | str:
     """End an override before its time; a sentence where there is none to end. Raises StoreError."""
 
-    def step(connection: sqlite3.Connection) -> tuple[list[Event], OverrideEnd] | str:
+    def step(connection: LogReader) -> tuple[list[Event], OverrideEnd] | str:
         if not reason.strip() or not author.strip():
             return "the end of an override needs an author and a reason"
         now = read_now(connection, route, settings)
@@ -128,7 +159,7 @@ def end_override(
             before=describe_override(found),
             after=in_words(left, now_s=now_s),
         )
-        return [OverrideEnded(end)], end
+        return [end], end
 
     return _step(writer, step)
 
@@ -151,7 +182,7 @@ def open_incident(
     Raises StoreError.
     """
 
-    def step(connection: sqlite3.Connection) -> tuple[list[Event], Incident] | str:
+    def step(connection: LogReader) -> tuple[list[Event], Incident] | str:
         if not summary.strip() or not author.strip():
             return "an incident needs an author and a sentence that says what is wrong"
         held = read_decided(connection).of(route)
@@ -161,7 +192,7 @@ def open_incident(
             pause = Pause(
                 route=route, number=held.n_pauses + 1, cause="person", reason=summary.strip(), author=author.strip()
             )
-            events.append(EnforcementPaused(pause))
+            events.append(pause)
         now = read_now(connection, route, settings)
         incident = Incident(
             incident=name_by_hand(route, now.holds.n_by_hand + 1),
@@ -173,7 +204,7 @@ def open_incident(
             opened_at_s=now_s,
             author=author.strip(),
         )
-        return [*events, IncidentOpened(incident)], incident
+        return [*events, incident], incident
 
     return _step(writer, step)
 
@@ -195,7 +226,7 @@ def decide_incident(
     Raises StoreError, and then everything is as it was.
     """
 
-    def step(connection: sqlite3.Connection) -> tuple[list[Event], DecisionRows] | str:
+    def step(connection: LogReader) -> tuple[list[Event], DecisionRows] | str:
         pinned = asked.pinned
         if publication is not None:
             pinned = read_publication(connection, route, publication)
@@ -206,17 +237,17 @@ def decide_incident(
         )
         if isinstance(found, str):
             return found
-        events: list[Event] = [IncidentDecided(found.decision)]
+        events: list[Event] = [found.decision]
         if found.override is not None:
-            events.append(OverrideSet(found.override))
+            events.append(found.override)
         if found.resumption is not None:
-            events.append(EnforcementResumed(found.resumption))
+            events.append(found.resumption)
         return events, found
 
     return _step(writer, step)
 
 
-def _step(writer: Decisions, step: Callable[[sqlite3.Connection], tuple[list[Event], T] | str]) -> T | str:
+def _step(writer: Decisions, step: Callable[[LogReader], tuple[list[Event], T] | str]) -> T | str:
     """Decide on what holds, and write it; where somebody was quicker, decide anew on what holds then."""
     for _ in range(_TRIES):
         with open_reader(writer.path) as connection:

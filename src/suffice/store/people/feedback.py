@@ -1,21 +1,21 @@
 """Feedback as it stands in the log: all of it, and what belongs to no request.
 
 What names a request that is not there waits, and after a while it is a dead letter. Nothing is lost by that: whenever
-the request comes, the feedback joins it. Knows rows; refuses to know how long is long.
+the request comes, the feedback joins it.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 from suffice.store.audit.chain import repeats
-from suffice.store.database.views import decoded, open_reader
-from suffice.store.rows.events import FeedbackGiven, to_row
-from suffice.types import Feedback
+from suffice.store.database.views import LogReader, decoded, episodes_of_response, find_event, open_reader
+from suffice.store.rows.events import to_row
+from suffice.store.rows.records import FeedbackEvent
+from suffice.types import Feedback, Request
 
 _PARKED: Final = """
     SELECT v.seq, v.at_s, v.feedback_id, v.episode_id, v.response_id, v.source
@@ -26,9 +26,6 @@ _SAID: Final = """
         v.joined OR json_extract(f.body, '$.about') IS NOT NULL
     FROM feedback v JOIN events f ON f.seq = v.seq ORDER BY f.seq"""
 _KEPT: Final = "SELECT seq, body FROM events WHERE kind = ? AND key = ?"
-_KNOWN: Final = "SELECT 1 FROM events WHERE kind = ? AND key = ?"
-_ANSWERED: Final = """
-    SELECT count(*) FROM events WHERE kind = 'outcome' AND json_extract(body, '$.outcome.response_id') = ?"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,21 +67,21 @@ def read_all_feedback(path: Path) -> Iterator[FeedbackRecord]:
     """All feedback, in the order in which it came. Raises StoreError."""
     with open_reader(path) as connection:
         for seq, body, route, joined in connection.execute(_SAID):
-            given = decoded(seq, FeedbackGiven, body).feedback
+            given = decoded(seq, FeedbackEvent, body).feedback
             yield FeedbackRecord(feedback=given, route=route, joined=bool(joined))
 
 
-def find_feedback(connection: sqlite3.Connection, given: Feedback) -> Literal["no", "yes", "otherwise"]:
+def find_feedback(connection: LogReader, given: Feedback) -> Literal["no", "yes", "otherwise"]:
     """Is there feedback of this sender with this id already? "otherwise": it says something else."""
-    row = to_row(FeedbackGiven(given))
+    row = to_row(FeedbackEvent(given))
     found = connection.execute(_KEPT, (row.kind, row.key)).fetchone()
     if found is None:
         return "no"
     return "yes" if repeats(connection, row, *found) else "otherwise"
 
 
-def would_join(connection: sqlite3.Connection, episode_id: str | None, response_id: str | None) -> bool:
+def would_join(connection: LogReader, episode_id: str | None, response_id: str | None) -> bool:
     """Is the request in the log that either id names? A response id that two answers share names neither."""
     if episode_id is not None:
-        return connection.execute(_KNOWN, ("request", episode_id)).fetchone() is not None
-    return bool(response_id) and connection.execute(_ANSWERED, (response_id,)).fetchone()[0] == 1
+        return find_event(connection, Request, episode_id) is not None
+    return bool(response_id) and len(episodes_of_response(connection, response_id, most=2)) == 1

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from suffice.store.database.views import decoded, open_reader
-from suffice.store.rows.key_events import KeyUsage, KeyUsed, ObjectMade, StoredObject
+from suffice.store.database.views import LogReader, decoded, episodes_of_response, find_event, open_reader
+from suffice.store.rows.records import KeyUsage, StoredObject
 
-_MADE: Final = "SELECT seq, body FROM events WHERE kind = 'object_made' AND key = ?"
 # ";" is the character behind ":".
 _USED: Final = "SELECT seq, body FROM events WHERE kind = 'key_used' AND key >= ? || ':' AND key < ? || ';'"
 _SENDER: Final = "SELECT json_extract(body, '$.request.sender') FROM events WHERE kind = 'request' AND key = ?"
-_ANSWERED: Final = """
-    SELECT key FROM events WHERE kind = 'outcome' AND json_extract(body, '$.outcome.response_id') = ? LIMIT 100"""
 
 
 def stored_object(path: Path, object_id: str) -> StoredObject | None:
     """Who made an object, and where it is; None: nobody that the log knows. Raises StoreError."""
     with open_reader(path) as connection:
-        found = connection.execute(_MADE, (object_id,)).fetchone()
-    return None if found is None else decoded(found[0], ObjectMade, found[1]).made
+        return find_event(connection, StoredObject, object_id)
 
 
 def used_on(path: Path, day: str) -> list[KeyUsage]:
     """What keys with a budget have used on a UTC day, in parts. Raises StoreError."""
     with open_reader(path) as connection:
         rows = connection.execute(_USED, (day, day)).fetchall()
-    return [decoded(seq, KeyUsed, body).usage for seq, body in rows]
+    return [decoded(seq, KeyUsage, body) for seq, body in rows]
 
 
 def senders_of(path: Path, named: Sequence[tuple[str | None, str | None]]) -> list[frozenset[str]]:
@@ -41,9 +36,9 @@ def senders_of(path: Path, named: Sequence[tuple[str | None, str | None]]) -> li
         return [_senders(connection, episode_id, response_id) for episode_id, response_id in named]
 
 
-def _senders(connection: sqlite3.Connection, episode_id: str | None, response_id: str | None) -> frozenset[str]:
+def _senders(connection: LogReader, episode_id: str | None, response_id: str | None) -> frozenset[str]:
     episodes = [episode_id]
     if episode_id is None:
-        episodes = [key for (key,) in connection.execute(_ANSWERED, (response_id,))]
+        episodes = [*episodes_of_response(connection, response_id, most=100)]
     found = (connection.execute(_SENDER, (episode,)).fetchone() for episode in episodes)
     return frozenset(str(row[0] or "") for row in found if row is not None)

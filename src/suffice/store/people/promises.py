@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from suffice.assurance.forecast import Outlook
@@ -15,22 +13,19 @@ from suffice.review.route_guarantee import GuaranteeInputs, RouteGuarantee, guar
 from suffice.rollout.experiment import RunningExperiment
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
-from suffice.store.database.views import decoded, extracted_answers, route_findings
+from suffice.store.database.views import LogReader, LogSource, decoded, extracted_answers, newest_events, route_findings
 from suffice.store.people.holds import Holds, read_holds
 from suffice.store.routes.experiments import read_experiments
 from suffice.store.routes.experiments import read_running_experiments as running_experiments
 from suffice.store.routes.in_force import DeploymentState, read_decided
 from suffice.store.routes.rollouts import read_rollouts
 from suffice.store.routes.rollouts import read_running_rollouts as running_rollouts
-from suffice.store.rows.events import RequestSeen
-from suffice.store.rows.kill_events import KillSwitched, KillSwitchState
+from suffice.store.rows.records import KillSwitchState
 from suffice.types import Request, RouteFindings
 
 _NEWEST: Final = """
     SELECT seq, body FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route = ?
     ORDER BY seq DESC LIMIT 1"""
-
-_SWITCHED: Final = "SELECT seq, body FROM events WHERE kind = ? ORDER BY seq DESC LIMIT 1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +39,7 @@ class Promises:
     killed: bool
     examined: Mapping[str, tuple[int, RouteFindings]]  # the latest `suffice doctor --route`, and its place in the log
 
-    def refusal(self, connection: sqlite3.Connection, name: str, route: Route, tally: Tally | None) -> str | None:
+    def refusal(self, connection: LogReader, name: str, route: Route, tally: Tally | None) -> str | None:
         """Why a route must not act, by the latest full runs of its log; None: it may. Raises StoreError."""
         found, label = self.examined.get(name), scorer_label(route.scorer)
         if found is not None and found[1].scorer == label:
@@ -77,7 +72,7 @@ class Promises:
         )
 
 
-def read_promises(connection: sqlite3.Connection, *, now_s: float, killed: bool) -> Promises:
+def read_promises(connection: LogReader, *, now_s: float, killed: bool) -> Promises:
     """Read what every promise depends on. Raises StoreError.
 
     now_s   Unix time: people hold a route for a while
@@ -100,13 +95,13 @@ def read_other_arms(experiments: Iterable[RunningExperiment], rollouts: Iterable
 
     rollouts  routes on which one runs
     """
-    found = dict[str, tuple[str, ...]]()
+    by_route = dict[str, tuple[str, ...]]()
     for one in experiments:
         for route in one.routes:
-            found[route] = (*found.get(route, ()), f"experiment {one.name}")
+            by_route[route] = (*by_route.get(route, ()), f"experiment {one.name}")
     for route in rollouts:
-        found[route] = (*found.get(route, ()), "a rollout")
-    return found
+        by_route[route] = (*by_route.get(route, ()), "a rollout")
+    return by_route
 
 
 def audits_by_class(outlook: Outlook | None) -> dict[str, int]:
@@ -114,20 +109,19 @@ def audits_by_class(outlook: Outlook | None) -> dict[str, int]:
     return {} if outlook is None else {part.query_class or "": part.n_audits for part in outlook.classes}
 
 
-def newest_request(connection: sqlite3.Connection, route: str) -> Request | None:
+def newest_request(connection: LogReader, route: str) -> Request | None:
     """The latest request of a route that has rows; None: there is none. Raises StoreError."""
-    found = connection.execute(_NEWEST, (route,)).fetchone()
-    return None if found is None else decoded(found[0], RequestSeen, found[1]).request
+    row = connection.execute(_NEWEST, (route,)).fetchone()
+    return None if row is None else decoded(row[0], Request, row[1])
 
 
-def newest_switching(connection: sqlite3.Connection) -> KillSwitchState | None:
+def newest_switching(connection: LogReader) -> KillSwitchState | None:
     """How the kill switch was seen last; None: nobody has ever pulled it. Raises StoreError."""
-    found = connection.execute(_SWITCHED, (KillSwitched.kind,)).fetchone()
-    return None if found is None else decoded(found[0], KillSwitched, found[1]).switching
+    return next(iter(newest_events(connection, KillSwitchState)), None)
 
 
 def extracted(
-    path: Path | sqlite3.Connection, name: str, route: Route, examined: Mapping[str, tuple[int, RouteFindings]]
+    path: LogSource, name: str, route: Route, examined: Mapping[str, tuple[int, RouteFindings]]
 ) -> tuple[bool, ...]:
     """The latest full runs of a route: could the answer be read? Those of the last examination come first.
 

@@ -9,46 +9,31 @@ locked or full raises StoreError, and then nothing of the step was written.
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from suffice.errors import StoreError
-from suffice.review.items import ReviewItem, ReviewLease, VerdictForm
-from suffice.review.queue import EMPTY, Queue, Record, Submission, accept_verdict, give_back, next_for
+from suffice.review.items import ControlDraw, ItemReturn, ReviewItem, ReviewLease, Verdict, VerdictForm
+from suffice.review.queue import EMPTY, Queue, Submission, accept_verdict, give_back, next_for
 from suffice.review.select import item_of, of_run
 from suffice.settings import Review as ReviewRules
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.schema import MIGRATIONS
-from suffice.store.database.views import decoded, newer, open_reader
+from suffice.store.database.views import LogSource, find_event, open_reader, read_newer
 from suffice.store.routes.windows import whole_episodes
-from suffice.store.rows.events import EVENTS, Event, FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.review_events import (
-    QuestionKept,
-    ReviewAsked,
-    ReviewDrawn,
-    ReviewLeased,
-    ReviewReturned,
-    Sources,
-    SourcesKept,
-    VerdictGiven,
-)
+from suffice.store.rows.events import Event
+from suffice.store.rows.records import FeedbackEvent, QuestionText, Sources
+from suffice.types import Outcome, Request
 
-SINCE_SCHEMA: Final = 1 + next(at for at, one in enumerate(MIGRATIONS) if "INDEX reviews" in one)
 _TRIES: Final = 20  # steps that are decided anew because somebody else was quicker
 _NEW: Final = """
-    SELECT seq, kind, body FROM events INDEXED BY reviews WHERE seq > ? AND kind IN
+    SELECT seq, at_s, kind, body FROM events INDEXED BY reviews WHERE seq > ? AND kind IN
         ('review_asked', 'review_drawn', 'review_leased', 'review_returned', 'review_verdict')
     ORDER BY seq"""
-_KEPT: Final = "SELECT seq, body FROM events WHERE kind = ? AND key = ?"
 
 
 @dataclass(frozen=True, slots=True)
 class Reviews:
-    """The queue, as far as the log has been read."""
-
     seq: int
     queue: Queue
 
@@ -56,49 +41,31 @@ class Reviews:
 NOTHING_ASKED: Final = Reviews(0, EMPTY)
 
 
-def read_reviews(path_or_connection: Path | str | sqlite3.Connection, known: Reviews = NOTHING_ASKED) -> Reviews:
+def read_reviews(source: LogSource, known: Reviews = NOTHING_ASKED) -> Reviews:
     """The queue now, given what was known before; the same object where nothing is new. Raises StoreError."""
-    rows = newer(path_or_connection, _NEW, known.seq, schema=SINCE_SCHEMA)
+    rows = read_newer(source, _NEW, known.seq)
     if not rows:
         return known
-    return Reviews(rows[-1][0], known.queue.after(_records(rows)))
+    records = (
+        stored.event
+        for stored in rows
+        if isinstance(stored.event, ReviewItem | ControlDraw | ReviewLease | ItemReturn | Verdict)
+    )
+    return Reviews(rows[-1].seq, known.queue.after(records))
 
 
-def _records(rows: Iterable[tuple[int, str, str]]) -> Iterator[Record]:
-    for seq, kind, body in rows:
-        event = decoded(seq, EVENTS[kind], body)
-        if isinstance(event, ReviewAsked):
-            yield event.item
-        elif isinstance(event, ReviewDrawn):
-            yield event.drawing
-        elif isinstance(event, ReviewLeased):
-            yield event.lease
-        elif isinstance(event, ReviewReturned):
-            yield event.returned
-        elif isinstance(event, VerdictGiven):
-            yield event.verdict
-
-
-def kept_question(path_or_connection: Path | str | sqlite3.Connection, episode_id: str, *, now_s: float) -> str | None:
+def kept_question(source: LogSource, episode_id: str, *, now_s: float) -> str | None:
     """The text of a run's question, where its route keeps it and its time is not over; else None. Raises StoreError."""
-    with open_reader(path_or_connection) as connection:
-        found = connection.execute(_KEPT, (QuestionKept.kind, episode_id)).fetchone()
-    if found is None:
-        return None
-    question = decoded(found[0], QuestionKept, found[1]).question
-    return question.text if now_s < question.expires_at_s else None
+    with open_reader(source) as connection:
+        question = find_event(connection, QuestionText, episode_id)
+    return question.text if question is not None and now_s < question.expires_at_s else None
 
 
-def kept_sources(
-    path_or_connection: Path | str | sqlite3.Connection, episode_id: str, *, now_s: float
-) -> Sources | None:
+def kept_sources(source: LogSource, episode_id: str, *, now_s: float) -> Sources | None:
     """What the steps of a run read and wrote, where its route keeps it and its time is not over. Raises StoreError."""
-    with open_reader(path_or_connection) as connection:
-        found = connection.execute(_KEPT, (SourcesKept.kind, episode_id)).fetchone()
-    if found is None:
-        return None
-    kept = decoded(found[0], SourcesKept, found[1]).kept
-    return kept if now_s < kept.expires_at_s else None
+    with open_reader(source) as connection:
+        kept = find_event(connection, Sources, episode_id)
+    return kept if kept is not None and now_s < kept.expires_at_s else None
 
 
 # ---- steps ---------------------------------------------------------------------------------------
@@ -120,7 +87,7 @@ def lease_next(
         if found is None:
             return None
         lease, is_new = found
-        if not is_new or _written(writer, [ReviewLeased(lease)]):
+        if not is_new or _written(writer, [lease]):
             return lease
     raise _busy(writer)
 
@@ -139,11 +106,11 @@ def submit_verdict(writer: Decisions, said: VerdictForm, *, now_s: float) -> Sub
         found = accept_verdict(place, said, now_s=now_s)
         if isinstance(found, str) or found.verdict is None:
             return found
-        events: list[Event] = [VerdictGiven(found.verdict)]
+        events: list[Event] = [found.verdict]
         if found.lease is not None:
-            events.insert(0, ReviewLeased(found.lease))
+            events.insert(0, found.lease)
         if found.label is not None:
-            events.append(FeedbackGiven(found.label))
+            events.append(FeedbackEvent(found.label))
         if _written(writer, events):
             return found
     raise _busy(writer)
@@ -153,12 +120,12 @@ def give_item_back(writer: Decisions, item: str, reviewer: str, reason: str, *, 
     """Give an item back without a verdict; False: this reviewer does not have it. Raises StoreError."""
     place = read_reviews(writer.path).queue.places.get(item)
     found = None if place is None else give_back(place, reviewer, reason, now_s=now_s)
-    return found is not None and _written(writer, [ReviewReturned(found)])
+    return found is not None and _written(writer, [found])
 
 
 def add_review(writer: Decisions, item: ReviewItem) -> bool:
     """Ask about a run; False: somebody was asked about it before. Raises StoreError."""
-    return _written(writer, [ReviewAsked(item)])
+    return _written(writer, [item])
 
 
 def ask_about(
@@ -177,12 +144,12 @@ def ask_about(
     if not found:
         return f"unknown run {episode_id!r}, or it has not ended"
     asked, ended, _ = found[0]
-    assert isinstance(asked.event, RequestSeen)
-    assert isinstance(ended.event, RequestEnded)
-    request = asked.event.request
+    assert isinstance(asked.event, Request)
+    assert isinstance(ended.event, Outcome)
+    request = asked.event
     if request.ungoverned is not None or request.route not in rules:
         return f"run {episode_id} was not governed, so there is nothing to judge"
-    candidate = of_run(request, ended.event.outcome, "person", f"asked for by {author.strip()}: {reason.strip()}")
+    candidate = of_run(request, ended.event, "person", f"asked for by {author.strip()}: {reason.strip()}")
     item = item_of(candidate, rules[request.route], now_s=now_s, author=author.strip())
     return item if add_review(writer, item) else f"somebody is asked about run {episode_id} already"
 

@@ -1,16 +1,15 @@
 """What a refit proposed as a candidate of a rollout: signed, with its lineage and report card, beside what is in force.
 
-    VersionProposed, artefact, publication in force ──▶ learned_candidate ──▶ Candidate, or a sentence why it cannot be
+    ProposedVersion, artefact, publication in force ──▶ learned_candidate ──▶ Candidate, or a sentence why it cannot be
     ──▶ models_of ──▶ the models of a candidate, read back
     what serves, and what served before it ──▶ take_back ──▶ the one before it, if that can still serve
 
 A learned version is compared with what the certify loop has in force, so there must be something, certified, in the
-epoch that the candidate was learned in. Knows rows; refuses to know who is served.
+epoch that the candidate was learned in.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Any, Final
 
 from suffice.errors import ConfigError
@@ -21,7 +20,7 @@ from suffice.rollout.versions import Version, VersionLineage, VersionTarget, mak
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions, read_artefact
-from suffice.store.database.views import decoded, open_reader
+from suffice.store.database.views import LogReader, decoded, open_reader
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.rollouts import (
     RolloutCandidate,
@@ -34,7 +33,7 @@ from suffice.store.routes.rollouts import (
     undo,
     version_at,
 )
-from suffice.store.rows.advice_events import ProposedVersion, VersionProposed
+from suffice.store.rows.records import ProposedVersion
 from suffice.types import Publication
 
 _PROPOSED: Final = """
@@ -43,7 +42,7 @@ _PROPOSED: Final = """
 
 
 def learned_candidate(
-    connection: sqlite3.Connection,
+    connection: LogReader,
     name: str,
     route: Route,
     held: InForce,
@@ -63,10 +62,10 @@ def learned_candidate(
     problem = _cannot_be_compared(name, route, held)
     if problem is not None:
         return problem
-    found = connection.execute(_PROPOSED, (name, address)).fetchone()
-    if found is None:
+    row = connection.execute(_PROPOSED, (name, address)).fetchone()
+    if row is None:
         return f"{address} was never proposed for route {name}; `suffice status` names what was"
-    proposal = decoded(found[0], VersionProposed, found[1]).proposal
+    proposal = decoded(row[0], ProposedVersion, row[1])
     return as_candidate(name, route, held, proposal, read_artefact(connection, address), by=by, why=why, now_s=now_s)
 
 
@@ -146,7 +145,7 @@ def models_of(version: Version) -> Models:
     return load_version(version.plain()["body"])
 
 
-def plain_of(connection: sqlite3.Connection, address: str, *, secret: str) -> dict[str, Any]:
+def plain_of(connection: LogReader, address: str, *, secret: str) -> dict[str, Any]:
     """What a version is: of models that the loop has fitted, or a refit has proposed, the body alone.
 
     Raises ConfigError for one that is gone or is not what it was, and StoreError.
@@ -155,7 +154,7 @@ def plain_of(connection: sqlite3.Connection, address: str, *, secret: str) -> di
     return {"body": kept.plain()} if isinstance(kept, Models) else kept.plain()
 
 
-def _kept_at(connection: sqlite3.Connection, address: str, *, secret: str) -> Models | Version:
+def _kept_at(connection: LogReader, address: str, *, secret: str) -> Models | Version:
     """What is kept under an address: models that are no version yet, else a version. Raises as `plain_of` does."""
     if address.startswith("v-"):
         return read_version(address, read_artefact(connection, address))
@@ -179,7 +178,7 @@ def take_back(writer: Decisions, name: str, route: Route, *, author: str, reason
     return undo(writer, name, now, author=author, reason=reason)
 
 
-def _cannot_serve(connection: sqlite3.Connection, route: Route, address: str, *, secret: str) -> str:
+def _cannot_serve(connection: LogReader, route: Route, address: str, *, secret: str) -> str:
     """Why what is kept under an address could not serve a route; "": it can. Raises StoreError."""
     if route.policy and own_version(route).address == address:
         return ""  # the settings hold it, and have been read
@@ -211,7 +210,7 @@ def _family(made: Publication) -> str:
     return ", ".join(sorted({named or asked for asked, named, _ in made.upstream} - {""})) or "not named"
 
 
-def serves(connection: sqlite3.Connection, name: str, route: Route) -> str:
+def serves(connection: LogReader, name: str, route: Route) -> str:
     """Address of what serves all of a route now; "": nothing does but the full run. Raises StoreError, ConfigError."""
     if route.policy:
         return read_serving_version(read_rollouts(connection), name, own_version(route).address)

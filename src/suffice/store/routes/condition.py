@@ -4,29 +4,59 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from suffice.errors import StoreError
-from suffice.store.database.damage import find_damage, is_large
 from suffice.store.database.presence import Presence, read_presences, switch_reason
-from suffice.store.database.views import decoded, open_reader
+from suffice.store.database.schema import QUICK_CHECK_BYTES
+from suffice.store.database.views import LogReader, connect_reader, open_reader, read_kinds
 from suffice.store.routes.in_force import fold_decisions
-from suffice.store.rows.control_events import EnforcementPaused, EnforcementResumed
-from suffice.store.rows.events import EVENTS
 from suffice.types import Pause
+
+MOST_TEXT: Final = 300  # characters
+
+
+def find_damage(path: Path, *, within_s: float | None = None, thorough: bool = False) -> str | None:
+    """What is wrong with a log's pages; "": nothing; None: it could not be read through in time, or not at all.
+
+    within_s  None: however long it takes. SQLite before 3.41 does not stop inside a table
+    thorough  compare indexes with their tables, too: several times as slow
+    """
+    try:
+        with contextlib.closing(connect_reader(path, one_thread=False)) as connection:
+            if within_s is not None:
+                end_s = time.monotonic() + within_s
+                connection.set_progress_handler(lambda: time.monotonic() > end_s, 10_000)
+            pragma = "PRAGMA integrity_check(1)" if thorough else "PRAGMA quick_check(1)"
+            verdict = " ".join(str(connection.execute(pragma).fetchone()[0]).split())
+    except sqlite3.DatabaseError as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        return str(error)[:MOST_TEXT] if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) else None
+    except UnicodeDecodeError as error:  # names in the schema
+        return f"damaged names: {error.reason}"
+    except (OSError, StoreError):
+        return None
+    return "" if verdict == "ok" else verdict[:MOST_TEXT]
+
+
+def is_large(path: Path) -> bool:
+    """Is the log too large to be read through before anything else is done with it?"""
+    try:
+        return path.stat().st_size > QUICK_CHECK_BYTES
+    except OSError:
+        return False
+
 
 MOST_PAUSES: Final = 5  # that are named one by one
 CHECK_S: Final = 0.3  # for reading a log through that no gateway has read through
-_PAUSES: Final = "SELECT seq, kind, body FROM events WHERE kind IN (?, ?) ORDER BY seq"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """What holds on the whole of a deployment."""
-
     kill_reason: str | None  # as the kill switch's file says; None: there is no such file
     pauses: tuple[Pause, ...]  # that have not ended, by route
     processes: tuple[Presence, ...]  # that serve now
@@ -82,7 +112,7 @@ def read_condition(
     return Condition(kill_reason=switch_reason(switch), pauses=pauses, processes=processes, damage=damage)
 
 
-def _pauses(connection: sqlite3.Connection) -> list[Pause]:
-    rows = connection.execute(_PAUSES, (EnforcementPaused.kind, EnforcementResumed.kind)).fetchall()
-    held = fold_decisions((decoded(seq, EVENTS[kind], body) for seq, kind, body in rows), {})
+def _pauses(connection: LogReader) -> list[Pause]:
+    rows = read_kinds(connection, "enforcement_paused", "enforcement_resumed")
+    held = fold_decisions((stored.event for stored in rows), {})
     return [one.pause for _, one in sorted(held.items()) if one.pause is not None]

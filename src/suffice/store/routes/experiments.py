@@ -1,18 +1,14 @@
 """Experiments as the log has them: which ran and which run, who drew what, and the runs that tell of them.
 
-    rows of people's decisions ──▶ read_experiments ──▶ ExperimentRun: definition, author, reason, begin, end
-    rows of requests           ──▶ read_draws       ──▶ every unit's first draw
-    requests, outcomes, labels ──▶ read_runs        ──▶ whole runs of its routes while it ran
-
-Knows rows; refuses to know what they prove.
+rows of people's decisions ──▶ read_experiments ──▶ ExperimentRun: definition, author, reason, begin, end
+rows of requests           ──▶ read_draws       ──▶ every unit's first draw
+requests, outcomes, labels ──▶ read_runs        ──▶ whole runs of its routes while it ran
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -20,21 +16,9 @@ import msgspec
 from suffice.rollout.experiment import RunningExperiment, allot, define, same_question
 from suffice.settings import Experiment as Written
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import EpisodeWithLabels, decoded, open_reader, read_episodes
-from suffice.store.rows.events import EVENTS
-from suffice.store.rows.experiment_events import (
-    ExperimentChanged,
-    ExperimentEnd,
-    ExperimentStart,
-    ExperimentStarted,
-    ExperimentStopped,
-)
+from suffice.store.database.views import EpisodeWithLabels, LogSource, open_reader, read_episodes, read_kinds
+from suffice.store.rows.records import ExperimentEnd, ExperimentRevision, ExperimentStart
 from suffice.types import ArmDraw, Query
-
-# By the unique index on kind and key, which holds a handful of such rows however long the log is.
-_DECIDED: Final = """
-    SELECT seq, at_s, kind, body FROM events
-    WHERE kind IN ('experiment_started', 'experiment_changed', 'experiment_stopped') ORDER BY seq"""
 
 _DRAWS: Final = """
     SELECT r.seq, r.key, a.value, json_extract(r.body, '$.request.query')
@@ -46,8 +30,6 @@ _DRAWS: Final = """
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentRun:
-    """One run of an experiment."""
-
     experiment: RunningExperiment  # with its latest weights
     revision: int
     seq: int  # place in the log of its start
@@ -60,14 +42,11 @@ class ExperimentRun:
 
     @property
     def runs(self) -> bool:
-        """Do requests draw arms of it now?"""
         return self.ended is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitDraw:
-    """One request that drew an arm."""
-
     seq: int
     episode_id: str
     unit: str
@@ -76,15 +55,21 @@ class UnitDraw:
     query: Query | None
 
 
-def read_experiments(path_or_connection: Path | str | sqlite3.Connection) -> tuple[ExperimentRun, ...]:
+def read_experiments(source: LogSource) -> tuple[ExperimentRun, ...]:
     """Every run of every experiment, in the order in which they were started. Raises StoreError."""
-    with open_reader(path_or_connection) as connection:
-        rows = connection.execute(_DECIDED).fetchall()
-    found: dict[tuple[str, int], ExperimentRun] = {}
-    for seq, at_s, kind, body in rows:
-        event = decoded(seq, EVENTS[kind], body)
-        if isinstance(event, ExperimentStarted):
-            begun = event.begun
+    by_run: dict[tuple[str, int], ExperimentRun] = {}
+    for stored in read_kinds(source, "experiment_started", "experiment_changed", "experiment_stopped"):
+        seq, at_s, event = stored.seq, stored.at_s, stored.event
+        if isinstance(event, ExperimentRevision):
+            wanted = event.experiment
+            before = by_run[_at(wanted)]
+            if before.runs:
+                fits = _rival(wanted, by_run.values()) is None
+                by_run[_at(wanted)] = replace(
+                    before, revision=event.revision, experiment=wanted if fits else before.experiment
+                )
+        elif isinstance(event, ExperimentStart):
+            begun = event
             one = ExperimentRun(
                 experiment=begun.experiment,
                 revision=begun.revision,
@@ -93,7 +78,7 @@ def read_experiments(path_or_connection: Path | str | sqlite3.Connection) -> tup
                 author=begun.author,
                 reason=begun.reason,
             )
-            rival = _rival(begun.experiment, found.values())
+            rival = _rival(begun.experiment, by_run.values())
             void = (
                 None
                 if rival is None
@@ -104,20 +89,14 @@ def read_experiments(path_or_connection: Path | str | sqlite3.Connection) -> tup
                     reason=f"never ran: {rival} had taken its part of the layer at the same moment",
                 )
             )
-            found[_at(begun.experiment)] = (
+            by_run[_at(begun.experiment)] = (
                 one if void is None else replace(one, ended=void, end_seq=seq, ended_at_s=at_s)
             )
-        elif isinstance(event, ExperimentChanged) and found[_at(event.begun.experiment)].runs:
-            before, wanted = found[_at(event.begun.experiment)], event.begun.experiment
-            fits = _rival(wanted, found.values()) is None
-            found[_at(wanted)] = replace(
-                before, revision=event.begun.revision, experiment=wanted if fits else before.experiment
-            )
-        elif isinstance(event, ExperimentStopped):
-            at = event.ended.experiment, event.ended.run
-            if found[at].runs:
-                found[at] = replace(found[at], ended=event.ended, end_seq=seq, ended_at_s=at_s)
-    return tuple(found.values())
+        elif isinstance(event, ExperimentEnd):
+            at = event.experiment, event.run
+            if by_run[at].runs:
+                by_run[at] = replace(by_run[at], ended=event, end_seq=seq, ended_at_s=at_s)
+    return tuple(by_run.values())
 
 
 def _at(one: RunningExperiment) -> tuple[str, int]:
@@ -139,10 +118,10 @@ def read_running_experiments(held: Iterable[ExperimentRun]) -> tuple[RunningExpe
     return tuple(one.experiment for one in held if one.runs)
 
 
-def read_draws(path_or_connection: Path | str | sqlite3.Connection, one: ExperimentRun) -> Iterator[UnitDraw]:
+def read_draws(source: LogSource, one: ExperimentRun) -> Iterator[UnitDraw]:
     """Every request that drew an arm of this run, in order; retries and turns share a unit. Raises StoreError."""
     wanted = {"since": one.seq, "until": one.end_seq, "name": one.experiment.name, "run": one.experiment.run}
-    with open_reader(path_or_connection) as connection:
+    with open_reader(source) as connection:
         for seq, episode_id, body, query in connection.execute(_DRAWS, wanted):
             told = msgspec.json.decode(body, type=ArmDraw)
             yield UnitDraw(
@@ -155,9 +134,9 @@ def read_draws(path_or_connection: Path | str | sqlite3.Connection, one: Experim
             )
 
 
-def read_runs(path_or_connection: Path | str | sqlite3.Connection, one: ExperimentRun) -> Iterator[EpisodeWithLabels]:
+def read_runs(source: LogSource, one: ExperimentRun) -> Iterator[EpisodeWithLabels]:
     """Whole runs of its routes that began while it ran, route after route, as they ended. Raises StoreError."""
-    with open_reader(path_or_connection) as connection:
+    with open_reader(source) as connection:
         for route in one.experiment.routes:
             yield from read_episodes(connection, route, one.seq, ended_after=one.seq)
 
@@ -185,14 +164,14 @@ def start_experiment(
         begun = ExperimentStart(
             experiment=define(name, written, run=run, slots=slots), revision=0, author=author, reason=reason
         )
-        return _written(writer, ExperimentStarted(begun), begun)
+        return _written(writer, begun, begun)
     wanted = define(name, written, run=now.experiment.run, slots=slots)
     if wanted == now.experiment:
         return f"runs already, started by {now.author}: {now.reason}"
     if not same_question(wanted, now.experiment):
         return "runs as it was defined at its start; stop it before anything but weights and share changes"
-    begun = ExperimentStart(experiment=wanted, revision=now.revision + 1, author=author, reason=reason)
-    return _written(writer, ExperimentChanged(begun), begun)
+    begun = ExperimentRevision(experiment=wanted, revision=now.revision + 1, author=author, reason=reason)
+    return _written(writer, begun, begun)
 
 
 def stop_experiment(
@@ -206,14 +185,14 @@ def stop_experiment(
     if now is None:
         return "is not running"
     ended = ExperimentEnd(experiment=name, run=now.experiment.run, author=author, reason=reason, said=said)
-    return ended if writer.write(None, [ExperimentStopped(ended)]) == [True] else _AT_ONCE
+    return ended if writer.write(None, [ended]) == [True] else _AT_ONCE
 
 
 _AT_ONCE: Final = "was decided on by somebody else at the same moment; look again"
 
 
 def _written(
-    writer: Decisions, event: ExperimentStarted | ExperimentChanged, begun: ExperimentStart
+    writer: Decisions, event: ExperimentStart | ExperimentRevision, begun: ExperimentStart
 ) -> ExperimentStart | str:
     if writer.write(None, [event]) != [True]:
         return _AT_ONCE

@@ -1,42 +1,29 @@
 """What the log says is in force on each route: a fold over decisions, and its cheap reader.
 
 A follower asks as often as it likes: only rows that it has not seen are read, through an index that holds nothing
-else. Knows the order of decisions and which of them end others; refuses to know models, routes and who acts on it.
+else.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import decoded, newer
-from suffice.store.rows.control_events import (
-    AlarmRaised,
-    EnforcementPaused,
-    EnforcementResumed,
-    EpochBegan,
-    PolicyPublished,
-)
-from suffice.store.rows.events import EVENTS, Event
-from suffice.types import Alarm, Epoch, Pause, Publication
-
-_SINCE_SCHEMA: Final = 3
+from suffice.store.database.views import LogReader, LogSource, read_newer, stored_events
+from suffice.store.rows.events import Event, route_of
+from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 
 # The condition stands to the letter as in the index. Left to itself, SQLite would look through all decisions.
 _NEW: Final = """
-    SELECT seq, kind, body FROM events INDEXED BY decisions WHERE seq > ? AND kind IN
+    SELECT seq, at_s, kind, body FROM events INDEXED BY decisions WHERE seq > ? AND kind IN
         ('alarm_raised', 'enforcement_paused', 'enforcement_resumed', 'epoch_began', 'policy_published')
     ORDER BY seq"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InForce:
-    """What holds on one route."""
-
     epoch: Epoch | None = None  # the latest; None: no worker has begun with this route
     publication: Publication | None = None  # the latest of this epoch; None: nothing was published in it
     last: Publication | None = None  # the latest of any epoch
@@ -65,18 +52,18 @@ class InForce:
 
     def after(self, event: Event) -> InForce:
         """What holds after one more decision; other events change nothing."""
-        if isinstance(event, EpochBegan) and event.epoch.number > self.n_epochs:
-            return replace(self, epoch=event.epoch, publication=None, n_epochs=event.epoch.number)
-        if isinstance(event, PolicyPublished) and event.publication.number > self.n_publications:
-            made = event.publication
+        if isinstance(event, Epoch) and event.number > self.n_epochs:
+            return replace(self, epoch=event, publication=None, n_epochs=event.number)
+        if isinstance(event, Publication) and event.number > self.n_publications:
+            made = event
             mine = made if made.epoch == self.n_epochs else self.publication  # of an ended epoch: void
             return replace(self, publication=mine, last=made, n_publications=made.number)
-        if isinstance(event, AlarmRaised):
-            return replace(self, alarm=event.alarm)
-        if isinstance(event, EnforcementPaused) and event.pause.number > self.n_pauses:
-            return replace(self, pause=event.pause, n_pauses=event.pause.number)
-        if isinstance(event, EnforcementResumed) and self.pause is not None:
-            return replace(self, pause=None) if event.resumption.number >= self.pause.number else self
+        if isinstance(event, Alarm):
+            return replace(self, alarm=event)
+        if isinstance(event, Pause) and event.number > self.n_pauses:
+            return replace(self, pause=event, n_pauses=event.number)
+        if isinstance(event, Resumption) and self.pause is not None:
+            return replace(self, pause=None) if event.number >= self.pause.number else self
         return self
 
 
@@ -98,23 +85,21 @@ class DeploymentState:
 NOTHING_DECIDED: Final = DeploymentState(0, {})
 
 
-def read_decided(
-    path_or_connection: Path | str | sqlite3.Connection, known: DeploymentState = NOTHING_DECIDED
-) -> DeploymentState:
+def read_decided(source: LogSource, known: DeploymentState = NOTHING_DECIDED) -> DeploymentState:
     """What holds now, given what was known before; the same object where nothing is new. Raises StoreError."""
-    rows = newer(path_or_connection, _NEW, known.seq, schema=_SINCE_SCHEMA)
+    rows = read_newer(source, _NEW, known.seq)
     if not rows:
         return known
-    events = (decoded(seq, EVENTS[kind], body) for seq, kind, body in rows)
-    return DeploymentState(rows[-1][0], fold_decisions(events, known.routes))
+    return DeploymentState(rows[-1].seq, fold_decisions((stored.event for stored in rows), known.routes))
 
 
 def fold_decisions(events: Iterable[Event], known: Mapping[str, InForce]) -> dict[str, InForce]:
     """What holds on each route after these decisions."""
     routes = dict(known)
     for event in events:
-        if event.route is not None:
-            routes[event.route] = routes.get(event.route, NOTHING).after(event)
+        route = route_of(event)
+        if route is not None:
+            routes[route] = routes.get(route, NOTHING).after(event)
     return routes
 
 
@@ -124,7 +109,6 @@ _OF_ROUTE: Final = """
         AND route = ? ORDER BY seq DESC LIMIT ?"""
 
 
-def decisions_of(connection: sqlite3.Connection, route: str, n: int) -> list[StoredEvent]:
+def decisions_of(connection: LogReader, route: str, n: int) -> list[StoredEvent]:
     """The latest decisions about a route, newest first. Raises StoreError."""
-    rows = connection.execute(_OF_ROUTE, (route, n)).fetchall()
-    return [StoredEvent(seq=seq, at_s=at_s, event=decoded(seq, EVENTS[kind], body)) for seq, at_s, kind, body in rows]
+    return stored_events(connection.execute(_OF_ROUTE, (route, n)).fetchall())

@@ -1,20 +1,17 @@
 """Where a route stands with its certificate: phase, evidence, what is missing, alarm.
 
-The same for `suffice status`, the console and the API. Knows what is in force and what was seen; refuses to know how
-it is shown.
+The same for `suffice status`, the console and the API.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from suffice.review.route_guarantee import request_window
-from suffice.store.database.views import open_reader
+from suffice.store.database.views import LogReader, LogSource, open_reader
 from suffice.store.routes.in_force import DeploymentState, InForce, read_decided
-from suffice.store.routes.sampling import n_counted
+from suffice.store.routes.windows import n_counted
 from suffice.types import BudgetAccount
 
 # Labels that were asked for and have not come, of all routes at once.
@@ -32,8 +29,6 @@ PhaseName: TypeAlias = Literal["unattended", "cold start", "burst", "searching",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """Where a route stands."""
-
     phase: PhaseName
     epoch: int  # 0: no worker has begun with it
     level: int  # in force; 0 never stops
@@ -62,7 +57,7 @@ class Phase:
 
 
 def read_phases(
-    path_or_connection: Path | str | sqlite3.Connection,
+    source: LogSource,
     decided: DeploymentState | None = None,
     *,
     attended: bool = False,
@@ -72,7 +67,7 @@ def read_phases(
     decided   what is in force, if the caller has read it
     attended  does a living worker look after them?
     """
-    with open_reader(path_or_connection) as connection:
+    with open_reader(source) as connection:
         found, wanted = {}, dict[str, int](connection.execute(_WANTED).fetchall())
         for name, held in (decided or read_decided(connection)).routes.items():
             burst = held.epoch.burst if held.epoch is not None else 0
@@ -83,14 +78,13 @@ def read_phases(
         return found
 
 
-def governed_since(connection: sqlite3.Connection, route: str, seq: int, *, most: int) -> int:
+def governed_since(connection: LogReader, route: str, seq: int, *, most: int) -> int:
     """Governed requests of a route behind a place of the log, those without rows included, counted up to `most`."""
     n = int(connection.execute(_SINCE, (route, seq, most)).fetchone()[0])
     return n if n >= most else min(most, n + n_counted(connection, route, seq))
 
 
 def phase_of(held: InForce, *, n_requests: int = 0, n_labels_wanted: int = 0, attended: bool = False) -> Phase:
-    """Put what is in force into words and numbers."""
     made, epoch = held.publication, held.epoch
     evidence = made.evidence if made is not None else None
     phase: PhaseName = (

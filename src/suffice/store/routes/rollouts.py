@@ -1,17 +1,13 @@
 """Rollouts as the log has them: which ran and which run, where each stands, and what serves a route behind them.
 
-    rows ──▶ read_rollouts ──▶ RolloutRun: state, author, reason, moves ──▶ serving: the version in force on a route
-    person's word ──▶ propose, move, undo ──▶ rows, each written only if nobody was quicker
-
-Knows rows; refuses to know what the evidence says (`control.jobs.advance`) and who is served (`gateway.deployment`).
+rows ──▶ read_rollouts ──▶ RolloutRun: state, author, reason, moves ──▶ serving: the version in force on a route
+person's word ──▶ propose, move, undo ──▶ rows, each written only if nobody was quicker
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Final, TypedDict
 
 from suffice.errors import ConfigError
@@ -31,27 +27,12 @@ from suffice.rollout.versions import Version, VersionLineage, make_version, open
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions, read_artefact
-from suffice.store.database.views import decoded, open_reader
+from suffice.store.database.views import LogReader, LogSource, open_reader, read_kinds
 from suffice.store.routes.windows import requests_since
-from suffice.store.rows.events import EVENTS
-from suffice.store.rows.rollout_events import (
-    RolloutBegun,
-    RolloutMove,
-    RolloutMoved,
-    RolloutStart,
-    RolloutUndo,
-    RolloutUndone,
-)
-
-# By the unique index on kind and key, which holds a handful of such rows however long the log is.
-_ROWS: Final = """
-    SELECT seq, at_s, kind, body FROM events
-    WHERE kind IN ('rollout_begun', 'rollout_moved', 'rollout_undone') ORDER BY seq"""
+from suffice.store.rows.records import RolloutMove, RolloutStart, RolloutUndo
 
 
 class StepOrder(TypedDict):
-    """What a person says with a step."""
-
     by: str
     reason: str
     at: int  # governed requests of the route since the rollout began
@@ -60,8 +41,6 @@ class StepOrder(TypedDict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutRun:
-    """One rollout."""
-
     state: State  # where it stands now
     first: State  # where it began
     number: int  # of the route's rollouts
@@ -74,39 +53,34 @@ class RolloutRun:
 
     @property
     def serves_all(self) -> bool:
-        """Is its candidate what the route serves?"""
         return self.state.stage == "full" and self.undone is None
 
 
-def read_rollouts(path_or_connection: Path | str | sqlite3.Connection) -> tuple[RolloutRun, ...]:
+def read_rollouts(source: LogSource) -> tuple[RolloutRun, ...]:
     """Every rollout, in the order in which they began. Raises StoreError."""
-    with open_reader(path_or_connection) as connection:
-        rows = connection.execute(_ROWS).fetchall()
-    found: dict[str, RolloutRun] = {}
-    for seq, _, kind, body in rows:
-        event = decoded(seq, EVENTS[kind], body)
-        if isinstance(event, RolloutBegun):
-            made = event.beginning
-            found[made.state.rollout] = RolloutRun(
-                state=made.state,
-                first=made.state,
-                number=made.number,
-                seq=seq,
-                author=made.author,
-                reason=made.reason,
-                rules=made.rules,
+    by_rollout: dict[str, RolloutRun] = {}
+    for stored in read_kinds(source, "rollout_begun", "rollout_moved", "rollout_undone"):
+        event = stored.event
+        if isinstance(event, RolloutStart):
+            by_rollout[event.state.rollout] = RolloutRun(
+                state=event.state,
+                first=event.state,
+                number=event.number,
+                seq=stored.seq,
+                author=event.author,
+                reason=event.reason,
+                rules=event.rules,
             )
-        elif isinstance(event, RolloutMoved):
-            move = event.moved.transition
-            before = found[move.rollout]
-            found[move.rollout] = replace(before, state=before.state.after(move), moves=(*before.moves, move))
-        elif isinstance(event, RolloutUndone):
-            found[event.undoing.rollout] = replace(found[event.undoing.rollout], undone=event.undoing)
-    return tuple(found.values())
+        elif isinstance(event, RolloutMove):
+            move = event.transition
+            before = by_rollout[move.rollout]
+            by_rollout[move.rollout] = replace(before, state=before.state.after(move), moves=(*before.moves, move))
+        elif isinstance(event, RolloutUndo):
+            by_rollout[event.rollout] = replace(by_rollout[event.rollout], undone=event)
+    return tuple(by_rollout.values())
 
 
 def read_running_rollouts(held: Iterable[RolloutRun]) -> dict[str, RolloutRun]:
-    """The rollout that runs on each route."""
     return {one.state.route: one for one in held if not one.state.over}
 
 
@@ -167,7 +141,7 @@ def proposed_version(
     )
 
 
-def version_at(connection: sqlite3.Connection, address: str, *, secret: str) -> Version:
+def version_at(connection: LogReader, address: str, *, secret: str) -> Version:
     """The version under an address. Raises ConfigError for one that is gone or is not what it was, and StoreError."""
     body = read_artefact(connection, address)
     if body is None:
@@ -223,7 +197,7 @@ def beginning(
     now_s: float,
     held_by: str = "",
     by_person: bool = True,
-) -> RolloutBegun | str:
+) -> RolloutStart | str:
     """The first row of a rollout; a sentence where it may not begin now.
 
     name     of the rollout, one that no other has
@@ -246,7 +220,7 @@ def beginning(
         rules=rules,
         fit=one.fit,
     )
-    return RolloutBegun(RolloutStart(state=state, number=number, author=author, reason=reason, rules=rules))
+    return RolloutStart(state=state, number=number, author=author, reason=reason, rules=rules)
 
 
 def kept_with(one: RolloutCandidate, *, secret: str) -> dict[str, str]:
@@ -302,7 +276,7 @@ def move(writer: Decisions, route: str, moved: Callable[[RolloutRun], Transition
         transition = moved(one)
     except ValueError as error:
         return str(error)
-    row = RolloutMoved(RolloutMove(route=route, author=transition.by, reason=transition.reason, transition=transition))
+    row = RolloutMove(route=route, author=transition.by, reason=transition.reason, transition=transition)
     if writer.write(None, [row], all_new=True) != [True]:
         return "somebody else moved it at the same moment; look again"
     return transition
@@ -336,7 +310,7 @@ def undo(writer: Decisions, route: str, now: str, *, author: str, reason: str) -
     last = brought_by(read_rollouts(writer.path), route, now)
     if last is None:
         return f"what serves route {route} came by no rollout"
-    row = RolloutUndone(RolloutUndo(rollout=last.state.rollout, route=route, author=author, reason=reason))
+    row = RolloutUndo(rollout=last.state.rollout, route=route, author=author, reason=reason)
     if writer.write(None, [row], all_new=True) != [True]:
         return "somebody else took it back at the same moment; look again"
     return last

@@ -4,13 +4,12 @@
 
 A cache and no truth: it can be thrown away at any time and is built again from the log. Besides the sums by the hour
 there are those by the day of each route, of its classes and of its versions: a page reads hundreds of rows, not
-hundreds of thousands. Beside them is one tally of each route since the log began (`assurance.runs`), of which its
-estimates are made. Knows sums and where they lie; refuses to know what is summed and why.
+hundreds of thousands. Beside them is one tally of each route since the log began (`assurance.tally`), of which its
+estimates are made.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from operator import attrgetter
@@ -19,6 +18,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from suffice.assurance.runs import Tally
+from suffice.store.database.views import LogReader
 
 FORMAT: Final = 3  # of what is summed: another one begins anew
 HOUR_S: Final = 3_600
@@ -35,8 +35,6 @@ _EXPRESSIONS: Final[Mapping[Group, str]] = {
 
 
 class RollupKey(NamedTuple):
-    """Where a run is booked."""
-
     route: str  # "" when no route matched
     query_class: str  # "": none
     version: str  # of the policy, with its level; "": none
@@ -98,7 +96,6 @@ class RollupSums:
 
     @property
     def is_zero(self) -> bool:
-        """Is there nothing in it?"""
         return not any(_VALUES(self))
 
 
@@ -125,29 +122,24 @@ _BY_HOUR, _BY_DAY, _BY_CLASS, _BY_VERSION = range(4)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadTo:
-    """How far the log is summed up."""
-
     seq: int  # place in the log; 0: nothing is
     last: int  # place of the log's last row
     at_s: float  # Unix time at which it was; 0: never
 
     @property
     def n_behind(self) -> int:
-        """Rows of the log that wait."""
         return max(0, self.last - self.seq)
 
 
-def read_to(connection: sqlite3.Connection) -> ReadTo:
+def read_to(connection: LogReader) -> ReadTo:
     """How far the log is summed up, in this version's format."""
     last = int(connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0])
-    if not _is_there(connection):
-        return ReadTo(seq=0, last=last, at_s=0.0)
-    found = connection.execute("SELECT seq, at_s FROM rolled WHERE format = ?", (FORMAT,)).fetchone()
-    return ReadTo(seq=0, last=last, at_s=0.0) if found is None else ReadTo(seq=found[0], last=last, at_s=found[1])
+    row = connection.execute("SELECT seq, at_s FROM rolled WHERE format = ?", (FORMAT,)).fetchone()
+    return ReadTo(seq=0, last=last, at_s=0.0) if row is None else ReadTo(seq=row[0], last=last, at_s=row[1])
 
 
 def add_rollups(
-    connection: sqlite3.Connection,
+    connection: LogReader,
     sums: Mapping[RollupKey, RollupSums],
     tallies: Mapping[str, Tally],
     *,
@@ -161,10 +153,10 @@ def add_rollups(
 
     False: somebody else has gone on from there, and nothing was added.
     """
-    found = connection.execute("SELECT seq FROM rolled WHERE format = ?", (FORMAT,)).fetchone()
-    if (0 if found is None else int(found[0])) != since:
+    row = connection.execute("SELECT seq FROM rolled WHERE format = ?", (FORMAT,)).fetchone()
+    if (0 if row is None else int(row[0])) != since:
         return False
-    if found is None:
+    if row is None:
         clear(connection)
     connection.executemany(_ADD, [(grain, *place, *_VALUES(one)) for (grain, place), one in _grained(sums).items()])
     connection.executemany(
@@ -180,16 +172,14 @@ def add_rollups(
     return True
 
 
-def clear(connection: sqlite3.Connection) -> None:
+def clear(connection: LogReader) -> None:
     """Throw everything away; it is built again from the log."""
     connection.execute("DELETE FROM rollups")
     connection.execute("DELETE FROM tallies")
     connection.execute("DELETE FROM rolled")
 
 
-def read_tallies(
-    connection: sqlite3.Connection, routes: Collection[str] | None = None, *, since: int = 0
-) -> dict[str, Tally]:
+def read_tallies(connection: LogReader, routes: Collection[str] | None = None, *, since: int = 0) -> dict[str, Tally]:
     """The tally of each route, up to where the log is summed up; {} where nothing is, in this version's format.
 
     routes  only these; None: all
@@ -204,8 +194,7 @@ def read_tallies(
 
 
 def _grained(sums: Mapping[RollupKey, RollupSums]) -> dict[tuple[int, RollupKey], RollupSums]:
-    """The sums by the hour, and what they come to by the day."""
-    found: dict[tuple[int, RollupKey], RollupSums] = {}
+    grouped_sums: dict[tuple[int, RollupKey], RollupSums] = {}
     for place, one in sums.items():
         day = place.hour - place.hour % DAY_HOURS
         for grain, where in (
@@ -214,20 +203,18 @@ def _grained(sums: Mapping[RollupKey, RollupSums]) -> dict[tuple[int, RollupKey]
             (_BY_CLASS, RollupKey(place.route, place.query_class, "", day)),
             (_BY_VERSION, RollupKey(place.route, "", place.version, day)),
         ):
-            found[grain, where] = found.get((grain, where), NOTHING).plus(one)
-    return {key: one for key, one in found.items() if not one.is_zero}
+            grouped_sums[grain, where] = grouped_sums.get((grain, where), NOTHING).plus(one)
+    return {key: one for key, one in grouped_sums.items() if not one.is_zero}
 
 
 def read_rollups(
-    connection: sqlite3.Connection, by: tuple[Group, ...], *, route: str | None = None, since_hour: int = 0
+    connection: LogReader, by: tuple[Group, ...], *, route: str | None = None, since_hour: int = 0
 ) -> dict[tuple[str | int, ...], RollupSums]:
     """Sums for each value of `by`, in order; with () the one sum of everything, under ().
 
     route       only this one; None: all
     since_hour  the first hour that counts; the beginning of a day is read from far fewer rows
     """
-    if not _is_there(connection):
-        return {}
     groups = ", ".join(_EXPRESSIONS[name] for name in by)
     grouped = f" GROUP BY {groups} ORDER BY {groups}" if by else ""
     where = "grain = :grain AND hour >= :since" + ("" if route is None else " AND route = :route")
@@ -238,24 +225,21 @@ def read_rollups(
 
 
 def _grain_for(by: tuple[Group, ...], since_hour: int) -> int:
-    """The coarsest sums that tell these groups apart."""
     both = "query_class" in by and "version" in by
     if "hour" in by or both or since_hour % DAY_HOURS:
         return _BY_HOUR
     return _BY_CLASS if "query_class" in by else _BY_VERSION if "version" in by else _BY_DAY
 
 
-def classes_of(connection: sqlite3.Connection) -> dict[str, set[str]]:
-    """The classes that are booked, by route."""
-    found: dict[str, set[str]] = {}
-    if _is_there(connection):
-        told = "SELECT DISTINCT route, query_class FROM rollups WHERE grain = ?"
-        for route, query_class in connection.execute(told, (_BY_CLASS,)):
-            found.setdefault(route, set()).add(query_class)
-    return found
+def classes_of(connection: LogReader) -> dict[str, set[str]]:
+    classes: dict[str, set[str]] = {}
+    told = "SELECT DISTINCT route, query_class FROM rollups WHERE grain = ?"
+    for route, query_class in connection.execute(told, (_BY_CLASS,)):
+        classes.setdefault(route, set()).add(query_class)
+    return classes
 
 
-def _is_there(connection: sqlite3.Connection) -> bool:
-    """Has a version with this table, as it is now, opened the log?"""
-    newest = "SELECT 1 FROM pragma_table_info('tallies') WHERE name = 'body'"
-    return connection.execute(newest).fetchone() is not None
+def degraded_runs(connection: LogReader, hour: int) -> list[tuple[str, int, int]]:
+    """Of each route with runs in an hour: its name, its runs, and those in which Suffice failed open."""
+    query = "SELECT route, sum(n_requests), sum(n_degraded) FROM rollups WHERE grain = ? AND hour = ? GROUP BY route"
+    return connection.execute(query, (_BY_HOUR, hour)).fetchall()

@@ -9,17 +9,25 @@ in proportion to the rows that no worker has summed up yet; where there are none
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from suffice.assurance.runs import Match, RunNumbers, Tally, measure_run
-from suffice.store.database.views import EpisodeWithLabels, StoredLabel, decoded, labels_named, read_labels
+from suffice.store.database.views import (
+    EpisodeWithLabels,
+    LogReader,
+    StoredLabel,
+    decoded,
+    episodes_of_response,
+    find_event,
+    labels_named,
+    locate_event,
+    read_labels,
+)
 from suffice.store.routes import rollups
-from suffice.store.rows.events import FeedbackGiven, RequestEnded, RequestSeen
-from suffice.store.rows.sampling_events import RequestsCounted
+from suffice.store.rows.records import FeedbackEvent, RequestCount
 from suffice.telemetry import LOG
 from suffice.types import Episode, Outcome, RecalledRun, Request
 
@@ -29,16 +37,10 @@ PAGE_ROWS: Final = 5_000
 _ROWS: Final = """
     SELECT seq, at_s, kind, key, episode_id, route, CASE kind WHEN 'request' THEN '' ELSE body END FROM events
     WHERE seq > ? AND +kind IN ('request', 'outcome', 'feedback', 'requests_counted') ORDER BY seq LIMIT ?"""
-_ENDED: Final = "SELECT seq, at_s, body FROM events WHERE kind = 'outcome' AND key = ?"
-_ASKED: Final = "SELECT seq, body FROM events WHERE kind = 'request' AND key = ?"
-_NAMED: Final = """
-    SELECT key FROM events WHERE kind = 'outcome' AND json_extract(body, '$.outcome.response_id') = ? LIMIT 2"""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestStart:
-    """A request began."""
-
     route: str
 
 
@@ -52,10 +54,8 @@ class RunEnd:
 
 @dataclass(frozen=True, slots=True)
 class UnwrittenRequests:
-    """Requests ended that left nothing but this."""
-
     at_s: float
-    event: RequestsCounted
+    event: RequestCount
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,68 +81,64 @@ Change: TypeAlias = RequestStart | RunEnd | UnwrittenRequests | LabelChange | Un
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Some rows of the log, one after the other."""
-
     changes: tuple[Change, ...]
     n_rows: int
     last: int  # place of the last one; where there are none, of the row before them
 
 
-def read_stretch(connection: sqlite3.Connection, since: int, limit: int) -> Stretch:
+def read_stretch(connection: LogReader, since: int, limit: int) -> Stretch:
     """What the next rows behind a place change. Raises StoreError."""
     rows = connection.execute(_ROWS, (since, limit)).fetchall()
     last, changes = rows[-1][0] if rows else since, list[Change]()
     for seq, at_s, kind, key, episode_id, route, body in rows:
         change: Change | None
-        if kind == RequestSeen.kind:
+        if kind == "request":
             change = RequestStart(route or "")
-        elif kind == RequestEnded.kind:
+        elif kind == "outcome":
             change = _ended(connection, seq, at_s, key, body, until_seq=last)
-        elif kind == RequestsCounted.kind:
-            change = UnwrittenRequests(at_s, decoded(seq, RequestsCounted, body))
+        elif kind == "requests_counted":
+            change = UnwrittenRequests(at_s, decoded(seq, RequestCount, body))
         else:
-            given = decoded(seq, FeedbackGiven, body)
+            given = decoded(seq, FeedbackEvent, body)
             change = _relabelled(connection, seq, episode_id, given, since_seq=since)
         if change is not None:
             changes.append(change)
     return Stretch(tuple(changes), len(rows), last)
 
 
-def _ended(
-    connection: sqlite3.Connection, seq: int, at_s: float, name: str, body: str, *, until_seq: int
-) -> RunEnd | None:
-    asked = connection.execute(_ASKED, (name,)).fetchone()
-    if asked is None:
+def _ended(connection: LogReader, seq: int, at_s: float, name: str, body: str, *, until_seq: int) -> RunEnd | None:
+    request = find_event(connection, Request, name)
+    if request is None:
         return None
-    outcome = decoded(seq, RequestEnded, body).outcome
+    outcome = decoded(seq, Outcome, body)
     labels = read_labels(connection, name, outcome.response_id, until_seq=until_seq)
-    episode = Episode(request=decoded(asked[0], RequestSeen, asked[1]).request, outcome=outcome)
+    episode = Episode(request=request, outcome=outcome)
     return RunEnd(at_s, EpisodeWithLabels(seq=seq, episode=episode, labels=labels))
 
 
 def _relabelled(
-    connection: sqlite3.Connection, seq: int, episode_id: str | None, given: FeedbackGiven, *, since_seq: int
+    connection: LogReader, seq: int, episode_id: str | None, given: FeedbackEvent, *, since_seq: int
 ) -> LabelChange | UnwrittenLabel | None:
     """None: there is no such run yet, or it ended in this stretch and is counted with all of its labels."""
     name = episode_id or _by_response(connection, given.feedback.response_id)
-    ended = connection.execute(_ENDED, (name,)).fetchone() if name is not None else None
-    asked = connection.execute(_ASKED, (name,)).fetchone() if ended is not None else None
-    if ended is None:
+    end = locate_event(connection, Outcome, name) if name is not None else None
+    if name is None or end is None:
         return _recalled(connection, seq, given)
-    if name is None or asked is None or ended is None or ended[0] > since_seq:
+    end_seq, end_at_s, outcome = end
+    request = find_event(connection, Request, name)
+    if request is None or end_seq > since_seq:
         return None
-    outcome = decoded(ended[0], RequestEnded, ended[2]).outcome
-    episode = Episode(request=decoded(asked[0], RequestSeen, asked[1]).request, outcome=outcome)
+    episode = Episode(request=request, outcome=outcome)
     labels = read_labels(connection, name, outcome.response_id, until_seq=seq)
     before = tuple(label for label in labels if label.seq < seq)
     return LabelChange(
-        ended[1],
+        end_at_s,
         EpisodeWithLabels(seq=seq, episode=episode, labels=before),
         EpisodeWithLabels(seq=seq, episode=episode, labels=labels),
     )
 
 
-def _recalled(connection: sqlite3.Connection, seq: int, given: FeedbackGiven) -> UnwrittenLabel | None:
+def _recalled(connection: LogReader, seq: int, given: FeedbackEvent) -> UnwrittenLabel | None:
     named = given.feedback.episode_id, given.feedback.response_id
     about = given.about or first_about(labels_named(connection, *named, until_seq=seq))
     if about is None:
@@ -187,12 +183,12 @@ def _episode(about: RecalledRun) -> Episode:
     return Episode(request=request, outcome=outcome)
 
 
-def _by_response(connection: sqlite3.Connection, response_id: str | None) -> str | None:
+def _by_response(connection: LogReader, response_id: str | None) -> str | None:
     """The episode whose answer had this id; None: none has yet, or two have, and nobody can say which is meant."""
     if response_id is None:
         return None
-    found = connection.execute(_NAMED, (response_id,)).fetchall()
-    return str(found[0][0]) if len(found) == 1 else None
+    episodes = episodes_of_response(connection, response_id, most=2)
+    return episodes[0] if len(episodes) == 1 else None
 
 
 def measure_governed_run(item: EpisodeWithLabels, match: Match) -> RunNumbers:
@@ -235,7 +231,7 @@ def fold_changes(
         if isinstance(change, RequestStart):
             tally.ask()
         elif isinstance(change, UnwrittenRequests):
-            for cell in change.event.counted.cells:
+            for cell in change.event.cells:
                 tally.add_unkept(cell)
         elif isinstance(change, RunEnd):
             episode = change.item.episode
@@ -248,18 +244,17 @@ def fold_changes(
 
 
 def change_route(change: Change) -> str:
-    """The route that a change is of."""
     if isinstance(change, RequestStart):
         return change.route
     if isinstance(change, UnwrittenRequests):
-        return change.event.counted.route
+        return change.event.route
     if isinstance(change, UnwrittenLabel):
         return change.about.route
     item = change.item if isinstance(change, RunEnd) else change.after
     return item.episode.request.route
 
 
-def tallies_now(connection: sqlite3.Connection, scoring: Callable[[str], RouteScorer]) -> dict[str, Tally]:
+def tallies_now(connection: LogReader, scoring: Callable[[str], RouteScorer]) -> dict[str, Tally]:
     """The tally of every route that the log has seen, by name, up to the log's last row. Raises StoreError.
 
     A route whose labels were compared by another scorer than `scoring` names is read again from the beginning.
@@ -275,7 +270,7 @@ def tallies_now(connection: sqlite3.Connection, scoring: Callable[[str], RouteSc
     return dict(sorted(tallies.items()))
 
 
-def _stretches(connection: sqlite3.Connection, since: int) -> Iterator[Stretch]:
+def _stretches(connection: LogReader, since: int) -> Iterator[Stretch]:
     while True:
         stretch = read_stretch(connection, since, PAGE_ROWS)
         yield stretch
@@ -285,7 +280,7 @@ def _stretches(connection: sqlite3.Connection, since: int) -> Iterator[Stretch]:
 
 
 @contextmanager
-def snapshot(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+def snapshot(connection: LogReader) -> Iterator[LogReader]:
     """All that is read inside is of one moment, whatever a worker writes meanwhile."""
     connection.execute("BEGIN")
     try:

@@ -1,308 +1,276 @@
-"""What can happen, as rows of the log: one frozen record a kind, and their JSON.
+"""The kinds of events: one table says what each holds, under which key, and how its row is written as JSON.
 
-    RequestSeen    a request was accepted; written before its first step
-    RequestEnded   the one outcome of that request
-    FeedbackGiven  someone said how good an answer was
-    UpstreamExamined, RouteExamined  `suffice doctor` looked at a model server, or at a route's answers
-    … and what the control loop decides, in `control_events`, what it tells people, in `advice_events`, and the kill
-    switch, in `kill_events`; and what the audit log tells of itself, in `audit_events`
-    … and what people are asked and say, in `review_events`, and what they hold and decide, in `hold_events`
-    … and what they compare, in `experiment_events`, and what becomes of versions, in `rollout_events`
-    … and what becomes of requests whose rows are not kept, in `sampling_events`
-    … and what API keys have made and used, in `key_events`
-
-This file knows the shape of a row and refuses to know where rows are kept. A new kind of event is
-one class here and one line in EVENTS. Unknown fields in a stored row are skipped, so a log that a
-newer version wrote to stays readable.
+An event is its payload, a frozen record. Its kind follows from its type. To add a kind, write the record and add one
+line to `_KINDS` and one to `Event`. Keys are made of what was decided, not of who wrote it: of two writers that decide
+the same, or that decide different things at the same place, the first row stays. Unknown fields of a stored row are
+skipped, so a log that a newer version wrote to stays readable.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
+from operator import attrgetter
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
 
-from suffice.store.rows.access_events import AccessChanged
-from suffice.store.rows.advice_events import AlertRaised, ArmProposed, RouteMonitored, VersionProposed
-from suffice.store.rows.alert_events import AlertSent, FailOpenHigh
-from suffice.store.rows.audit_events import ConfigChanged, Exported, WordsErased
-from suffice.store.rows.control_events import (
-    AlarmRaised,
-    EnforcementPaused,
-    EnforcementResumed,
-    EpochBegan,
-    JobRan,
-    LabelWanted,
-    PolicyPublished,
+from suffice.assurance.forecast import Alert, Outlook
+from suffice.review.holds import Incident, IncidentDecision, Override, OverrideEnd
+from suffice.review.items import ControlDraw, ItemReturn, ReviewItem, ReviewLease, Verdict
+from suffice.store.rows.records import (
+    AccessGrant,
+    AlertDelivery,
+    ArmWorth,
+    ConfigChange,
+    Erasure,
+    ExperimentEnd,
+    ExperimentRevision,
+    ExperimentStart,
+    Export,
+    FailOpenCount,
+    FeedbackEvent,
+    KeyUsage,
+    KillSwitchState,
+    LogOutage,
+    ProposedVersion,
+    QuestionText,
+    RequestCount,
+    RolloutMove,
+    RolloutStart,
+    RolloutUndo,
+    RowRates,
+    Sources,
+    StoredObject,
+    VersionRefusal,
 )
-from suffice.store.rows.experiment_events import ExperimentChanged, ExperimentStarted, ExperimentStopped
-from suffice.store.rows.hold_events import IncidentDecided, IncidentOpened, OverrideEnded, OverrideSet
-from suffice.store.rows.key_events import KeyUsed, ObjectMade
-from suffice.store.rows.kill_events import KillSwitched
-from suffice.store.rows.review_events import (
-    QuestionKept,
-    ReviewAsked,
-    ReviewDrawn,
-    ReviewLeased,
-    ReviewReturned,
-    SourcesKept,
-    VerdictGiven,
+from suffice.types import (
+    Alarm,
+    Epoch,
+    Findings,
+    JobRun,
+    LabelRequest,
+    Outcome,
+    Pause,
+    Publication,
+    Request,
+    Resumption,
+    RouteFindings,
 )
-from suffice.store.rows.rollout_events import RolloutBegun, RolloutMoved, RolloutUndone
-from suffice.store.rows.route_event import OfNoEpisode
-from suffice.store.rows.sampling_events import RatesSet, RequestsCounted
-from suffice.store.rows.serving_events import LogMissed, VersionRefused
-from suffice.types import Feedback, Findings, Outcome, RecalledRun, Request, RouteFindings
 
 MAX_BODY_BYTES = 16 * 2**20  # a row larger than this is refused, not written
 
-
-@dataclass(frozen=True, slots=True)
-class RequestSeen:
-    """A request was accepted. Its lot and its policy version are fixed from here on."""
-
-    kind: ClassVar[Literal["request"]] = "request"
-    request: Request
-
-    @property
-    def key(self) -> str:
-        """What may exist once: the episode."""
-        return self.request.episode_id
-
-    @property
-    def episode_id(self) -> str | None:
-        """The episode that this row belongs to."""
-        return self.request.episode_id
-
-    @property
-    def route(self) -> str | None:
-        """The route's name; "" when none matched."""
-        return self.request.route
-
-
-@dataclass(frozen=True, slots=True)
-class RequestEnded:
-    """A request ended, one way or another. There is one such row for each request."""
-
-    kind: ClassVar[Literal["outcome"]] = "outcome"
-    outcome: Outcome
-
-    @property
-    def key(self) -> str:
-        """What may exist once: the episode."""
-        return self.outcome.episode_id
-
-    @property
-    def episode_id(self) -> str | None:
-        """The episode that this row belongs to."""
-        return self.outcome.episode_id
-
-    @property
-    def route(self) -> str | None:
-        """None: the request's row says it, and views join the two."""
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class FeedbackGiven:
-    """A label, rating or correction arrived, perhaps before its request was written."""
-
-    kind: ClassVar[Literal["feedback"]] = "feedback"
-    feedback: Feedback
-    about: RecalledRun | None = None  # None: it is no run of the lottery of rows, or no gateway knows it any more
-
-    @property
-    def key(self) -> str:
-        """What may exist once: the sender's idempotency key, which says nothing about another sender's."""
-        return f"{self.feedback.sender}/{self.feedback.feedback_id}"
-
-    @property
-    def episode_id(self) -> str | None:
-        """The episode as the sender named it; None: named by response id."""
-        return self.feedback.episode_id
-
-    @property
-    def route(self) -> str | None:
-        """None: known only through the episode."""
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class UpstreamExamined(OfNoEpisode):
-    """A model server was examined. The latest examination of an upstream is the one that counts."""
-
-    kind: ClassVar[Literal["upstream_examined"]] = "upstream_examined"
-    findings: Findings
-
-    @property
-    def key(self) -> str:
-        """What may exist once: the examination."""
-        return self.findings.examination_id
-
-    @property
-    def route(self) -> str | None:
-        """None: several routes may use the upstream."""
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class RouteExamined(OfNoEpisode):
-    """Full runs of a route's questions were examined. The latest examination is the one that counts."""
-
-    kind: ClassVar[Literal["route_examined"]] = "route_examined"
-    findings: RouteFindings
-
-    @property
-    def key(self) -> str:
-        """What may exist once: the examination."""
-        return self.findings.examination_id
-
-    @property
-    def route(self) -> str | None:
-        """The route's name."""
-        return self.findings.route
-
-
 Event: TypeAlias = (
-    RequestSeen
-    | RequestEnded
-    | FeedbackGiven
-    | UpstreamExamined
-    | RouteExamined
-    | PolicyPublished
-    | EpochBegan
-    | AlarmRaised
-    | EnforcementPaused
-    | EnforcementResumed
-    | LabelWanted
-    | JobRan
-    | AlertSent
-    | FailOpenHigh
-    | VersionRefused
-    | LogMissed
-    | RouteMonitored
-    | AlertRaised
-    | VersionProposed
-    | ArmProposed
-    | KillSwitched
-    | ExperimentStarted
-    | ExperimentChanged
-    | ExperimentStopped
-    | ReviewAsked
-    | ReviewDrawn
-    | ReviewLeased
-    | ReviewReturned
-    | VerdictGiven
-    | QuestionKept
-    | SourcesKept
-    | OverrideSet
-    | OverrideEnded
-    | IncidentOpened
-    | IncidentDecided
-    | ConfigChanged
-    | Exported
-    | WordsErased
-    | AccessChanged
-    | RolloutBegun
-    | RolloutMoved
-    | RolloutUndone
-    | RequestsCounted
-    | RatesSet
-    | ObjectMade
-    | KeyUsed
+    Request
+    | Outcome
+    | FeedbackEvent
+    | Findings
+    | RouteFindings
+    | Publication
+    | Epoch
+    | Alarm
+    | Pause
+    | Resumption
+    | LabelRequest
+    | JobRun
+    | Outlook
+    | Alert
+    | ProposedVersion
+    | ArmWorth
+    | AlertDelivery
+    | FailOpenCount
+    | VersionRefusal
+    | LogOutage
+    | KillSwitchState
+    | ExperimentStart
+    | ExperimentRevision
+    | ExperimentEnd
+    | ReviewItem
+    | ControlDraw
+    | ReviewLease
+    | ItemReturn
+    | Verdict
+    | QuestionText
+    | Sources
+    | Override
+    | OverrideEnd
+    | Incident
+    | IncidentDecision
+    | ConfigChange
+    | Export
+    | Erasure
+    | AccessGrant
+    | RolloutStart
+    | RolloutMove
+    | RolloutUndo
+    | RequestCount
+    | RowRates
+    | StoredObject
+    | KeyUsage
 )
 E = TypeVar("E", bound=Event)
 
-EVENTS: Mapping[str, type[Event]] = {
-    RequestSeen.kind: RequestSeen,
-    RequestEnded.kind: RequestEnded,
-    FeedbackGiven.kind: FeedbackGiven,
-    UpstreamExamined.kind: UpstreamExamined,
-    RouteExamined.kind: RouteExamined,
-    PolicyPublished.kind: PolicyPublished,
-    EpochBegan.kind: EpochBegan,
-    AlarmRaised.kind: AlarmRaised,
-    EnforcementPaused.kind: EnforcementPaused,
-    EnforcementResumed.kind: EnforcementResumed,
-    LabelWanted.kind: LabelWanted,
-    JobRan.kind: JobRan,
-    RouteMonitored.kind: RouteMonitored,
-    AlertRaised.kind: AlertRaised,
-    AlertSent.kind: AlertSent,
-    FailOpenHigh.kind: FailOpenHigh,
-    VersionRefused.kind: VersionRefused,
-    LogMissed.kind: LogMissed,
-    VersionProposed.kind: VersionProposed,
-    ArmProposed.kind: ArmProposed,
-    ReviewAsked.kind: ReviewAsked,
-    ReviewDrawn.kind: ReviewDrawn,
-    ReviewLeased.kind: ReviewLeased,
-    ReviewReturned.kind: ReviewReturned,
-    VerdictGiven.kind: VerdictGiven,
-    QuestionKept.kind: QuestionKept,
-    SourcesKept.kind: SourcesKept,
-    OverrideSet.kind: OverrideSet,
-    OverrideEnded.kind: OverrideEnded,
-    IncidentOpened.kind: IncidentOpened,
-    IncidentDecided.kind: IncidentDecided,
-    ConfigChanged.kind: ConfigChanged,
-    Exported.kind: Exported,
-    WordsErased.kind: WordsErased,
-    AccessChanged.kind: AccessChanged,
-    KillSwitched.kind: KillSwitched,
-    ExperimentStarted.kind: ExperimentStarted,
-    ExperimentChanged.kind: ExperimentChanged,
-    ExperimentStopped.kind: ExperimentStopped,
-    RolloutBegun.kind: RolloutBegun,
-    RolloutMoved.kind: RolloutMoved,
-    RolloutUndone.kind: RolloutUndone,
-    RequestsCounted.kind: RequestsCounted,
-    RatesSet.kind: RatesSet,
-    ObjectMade.kind: ObjectMade,
-    KeyUsed.kind: KeyUsed,
-}
 
-# Every kind stands in the chain of the audit log (`store/audit/chain.py`), except these: what happens too often, and
-# what is no decision and no evidence of one. A kind that is added is chained unless it is named here.
-UNCHAINED: frozenset[str] = frozenset(
-    {
-        RequestSeen.kind,
-        RequestEnded.kind,
-        RequestsCounted.kind,
-        LabelWanted.kind,
-        JobRan.kind,
-        RouteMonitored.kind,
-        ReviewLeased.kind,
-        QuestionKept.kind,
-        SourcesKept.kind,
-        AlertSent.kind,
-        FailOpenHigh.kind,
-        ObjectMade.kind,
-        KeyUsed.kind,
-    }
+def _nothing(_: Any) -> None:
+    return None
+
+
+_route: Callable[[Any], str | None] = attrgetter("route")
+_episode: Callable[[Any], str] = attrgetter("episode_id")
+_item: Callable[[Any], str] = attrgetter("item")
+
+
+def _numbered(event: Any) -> str:
+    return f"{event.route}:{event.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[E]):
+    """What a kind of event holds, and the columns of its row."""
+
+    name: str
+    payload: type[E]
+    field: str  # of the row's JSON that holds the payload; "": the payload is the whole JSON
+    key: Callable[[E], str]  # at most one row of the kind has it
+    route: Callable[[E], str | None] = _nothing  # None: several routes, or known only through the episode
+    episode: Callable[[E], str | None] = _nothing  # None: about no episode, or its sender did not name it
+    # Is it in the chain of the audit log? Left out is what happens too often, and what is no decision nor its evidence.
+    chained: bool = True
+
+
+_KINDS: Final[tuple[Kind[Any], ...]] = (
+    Kind("request", Request, "request", _episode, _route, _episode, chained=False),
+    Kind("outcome", Outcome, "outcome", _episode, episode=_episode, chained=False),
+    Kind(
+        "feedback",
+        FeedbackEvent,
+        "",
+        # A sender's idempotency key says nothing about another sender's.
+        lambda e: f"{e.feedback.sender}/{e.feedback.feedback_id}",
+        episode=lambda e: e.feedback.episode_id,
+    ),
+    Kind("upstream_examined", Findings, "findings", lambda e: e.examination_id),
+    Kind("route_examined", RouteFindings, "findings", lambda e: e.examination_id, _route),
+    Kind("policy_published", Publication, "publication", _numbered, _route),
+    Kind("epoch_began", Epoch, "epoch", _numbered, _route),
+    Kind("alarm_raised", Alarm, "alarm", lambda e: f"{e.route}:{e.epoch}", _route),
+    Kind("enforcement_paused", Pause, "pause", _numbered, _route),
+    Kind("enforcement_resumed", Resumption, "resumption", _numbered, _route),
+    Kind("label_wanted", LabelRequest, "request", _episode, _route, _episode, chained=False),
+    Kind("job_ran", JobRun, "run", lambda e: e.run_id, lambda e: e.route or None, chained=False),
+    # Keys with leading zeros sort by place: the newest row of a route is found by the unique index.
+    Kind(
+        "route_monitored",
+        Outlook,
+        "outlook",
+        lambda e: f"{e.route}:{e.epoch:06}:{e.at:012}",
+        _route,
+        chained=False,
+    ),
+    Kind("alert_raised", Alert, "alert", lambda e: f"{e.route}:{e.epoch:06}:{e.at:012}:{e.of}", _route),
+    Kind("version_proposed", ProposedVersion, "proposal", lambda e: f"{e.route}:{e.read_to_seq:015}", _route),
+    Kind("arm_proposed", ArmWorth, "worth", lambda e: f"{e.route}:{e.read_to_seq:015}", _route),
+    Kind(
+        "alert_sent",
+        AlertDelivery,
+        "telling",
+        lambda e: f"{e.sink}:{e.read_to_seq:015}" + (f":over:{e.over:015}" if e.over else ""),
+        chained=False,
+    ),
+    Kind("fail_open_high", FailOpenCount, "failed", lambda e: f"{e.route}:{e.hour:09}", _route, chained=False),
+    Kind("version_refused", VersionRefusal, "refusal", lambda e: f"{e.route}:{e.number or e.fit}", _route),
+    Kind("log_missed", LogOutage, "missing", lambda e: f"{e.gateway}:{e.since_s:.3f}"),
+    Kind("kill_switched", KillSwitchState, "switching", lambda e: f"{e.stamp}:{'on' if e.on else 'off'}"),
+    Kind("experiment_started", ExperimentStart, "begun", lambda e: f"{e.experiment.name}:{e.experiment.run}"),
+    Kind(
+        "experiment_changed",
+        ExperimentRevision,
+        "begun",
+        lambda e: f"{e.experiment.name}:{e.experiment.run}:{e.revision}",
+    ),
+    Kind("experiment_stopped", ExperimentEnd, "ended", lambda e: f"{e.experiment}:{e.run}"),
+    Kind("review_asked", ReviewItem, "item", _episode, _route, _episode),
+    Kind("review_drawn", ControlDraw, "drawing", _numbered, _route),
+    # Keys are places in the queue: two reviewers cannot take the same one, and a form sent twice is one row.
+    Kind(
+        "review_leased",
+        ReviewLease,
+        "lease",
+        lambda e: f"{e.item}:{e.slot}:{e.turn}",
+        _route,
+        _item,
+        chained=False,
+    ),
+    Kind("review_returned", ItemReturn, "returned", lambda e: f"{e.item}:{e.slot}:{e.turn}", _route, _item),
+    Kind("review_verdict", Verdict, "verdict", lambda e: f"{e.item}:{e.reviewer}:{e.revision}", _route, _item),
+    Kind("question_kept", QuestionText, "question", _episode, _route, _episode, chained=False),
+    Kind("sources_kept", Sources, "kept", _episode, _route, _episode, chained=False),
+    Kind("override_set", Override, "override", _numbered, _route),
+    Kind("override_ended", OverrideEnd, "end", _numbered, _route),
+    Kind("incident_opened", Incident, "incident", lambda e: e.incident, _route),
+    Kind("incident_decided", IncidentDecision, "decision", lambda e: e.incident, _route),
+    Kind("config_changed", ConfigChange, "change", lambda e: f"{e.number:08}"),
+    Kind("exported", Export, "export", lambda e: e.export_id),
+    Kind("erased", Erasure, "erasure", lambda e: f"{e.erasure_id}:{e.number:06}"),
+    Kind("access_changed", AccessGrant, "access", lambda e: e.access_id),
+    Kind("rollout_begun", RolloutStart, "beginning", lambda e: f"{e.state.route}:{e.number}", lambda e: e.state.route),
+    Kind("rollout_moved", RolloutMove, "moved", lambda e: f"{e.transition.rollout}:{e.transition.number}", _route),
+    Kind("rollout_undone", RolloutUndo, "undoing", lambda e: e.rollout, _route),
+    Kind("requests_counted", RequestCount, "counted", lambda e: e.count_id, _route, chained=False),
+    Kind("rates_set", RowRates, "rates", lambda e: f"{e.route}:{e.number:09}", _route),
+    # The first row of an id counts: nobody can take over an object that exists.
+    Kind("object_made", StoredObject, "made", lambda e: e.object_id, chained=False),
+    # The key begins with the day, so that the rows of a day are found by it.
+    Kind("key_used", KeyUsage, "usage", lambda e: f"{e.day}:{e.usage_id}", chained=False),
 )
-
-_ENCODER = msgspec.json.Encoder()
-_DECODERS = {kind: msgspec.json.Decoder(record) for kind, record in EVENTS.items()}
+EVENTS: Final[Mapping[str, type[Event]]] = {kind.name: kind.payload for kind in _KINDS}
+UNCHAINED: Final = frozenset(kind.name for kind in _KINDS if not kind.chained)
+_BY_PAYLOAD: Final = {kind.payload: kind for kind in _KINDS}
+_BODIES: Final[Mapping[type[Any], type[Any]]] = {
+    kind.payload: msgspec.defstruct("Body", [(kind.field, kind.payload)]) if kind.field else kind.payload
+    for kind in _KINDS
+}
+_DECODERS: Final = {payload: msgspec.json.Decoder(body) for payload, body in _BODIES.items()}
+_ENCODER: Final = msgspec.json.Encoder()
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One event as a store keeps it."""
-
     kind: str  # a key of EVENTS
     key: str  # with `kind`: at most one row has it
     episode_id: str | None  # None: not named by the sender
     route: str | None  # None: known only through the episode
-    body: str  # JSON of the whole event record
+    body: str  # JSON of the whole event
+
+
+def kind_of(event: Event) -> Kind[Any]:
+    """The kind of an event. Raises ValueError for what is none."""
+    kind = _BY_PAYLOAD.get(type(event))
+    if kind is None:
+        raise ValueError(f"event: got {type(event).__name__}; allowed: a payload of {', '.join(sorted(EVENTS))}")
+    return kind
+
+
+def kind_named(payload: type[Any]) -> str:
+    """The name of the kind that holds this payload."""
+    return _BY_PAYLOAD[payload].name
+
+
+def key_of(event: Event) -> str:
+    """What may exist once among the rows of its kind."""
+    return str(kind_of(event).key(event))
+
+
+def route_of(event: Event) -> str | None:
+    """The route that an event is about; None: several, or known only through the episode."""
+    return kind_of(event).route(event)
 
 
 def encode(event: Event) -> bytes:
     """Return the event's JSON. Numbers that are not finite become null: unknown."""
-    return _ENCODER.encode(event)
+    field = kind_of(event).field
+    return _ENCODER.encode({field: event} if field else event)
 
 
 def decode(kind: str, body: bytes | str) -> Event:
@@ -310,16 +278,20 @@ def decode(kind: str, body: bytes | str) -> Event:
 
     Raises ValueError when the kind is unknown or the body is not such an event.
     """
-    decoder = _DECODERS.get(kind)
-    if decoder is None:
+    if kind not in EVENTS:
         raise ValueError(f"event: unknown kind {kind!r}; known: {', '.join(sorted(EVENTS))}")
-    event: Event = decoder.decode(body)  # msgspec's errors are ValueErrors
+    return decode_as(EVENTS[kind], body)
+
+
+def decode_as(payload: type[E], body: bytes | str) -> E:
+    """As `decode`, for a reader that knows the payload. Raises ValueError."""
+    return _unwrapped(payload, _DECODERS[payload].decode(body))
+
+
+def _unwrapped(payload: type[E], body: Any) -> E:
+    field = _BY_PAYLOAD[payload].field
+    event: E = getattr(body, field) if field else body
     return event
-
-
-def decode_as(record: type[E], body: bytes | str) -> E:
-    """As `decode`, for a reader that knows the kind. Raises ValueError."""
-    return msgspec.json.decode(body, type=record)
 
 
 def to_row(event: Event) -> Row:
@@ -330,25 +302,25 @@ def to_row(event: Event) -> Row:
     or is larger than MAX_BODY_BYTES, raises ValueError: a row that breaks its reader is worse
     than a row that is missing and counted.
     """
+    kind = kind_of(event)
     try:
         body = encode(event)
-        decode(event.kind, body)
+        decode_as(kind.payload, body)
     except (ValueError, TypeError):
-        event = _mended(event)
+        event = _mended(kind, event)
         body = encode(event)
-        decode(event.kind, body)
+        decode_as(kind.payload, body)
     if len(body) > MAX_BODY_BYTES:
-        raise ValueError(f"event {event.kind}: got {len(body)} bytes; at most {MAX_BODY_BYTES}")
-    return Row(event.kind, event.key, event.episode_id, event.route, body.decode())
+        raise ValueError(f"event {kind.name}: got {len(body)} bytes; at most {MAX_BODY_BYTES}")
+    return Row(kind.name, kind.key(event), kind.episode(event), kind.route(event), body.decode())
 
 
-def _mended(event: Event) -> Event:
+def _mended(kind: Kind[Any], event: Event) -> Event:
     """The same event without what JSON cannot carry. Raises ValueError if that is not enough."""
     try:
-        plain = _plain(msgspec.to_builtins(event))
-        return msgspec.convert(plain, EVENTS[event.kind])
+        return msgspec.convert(_plain(msgspec.to_builtins(event)), EVENTS[kind.name])
     except TypeError as error:
-        raise ValueError(f"event {event.kind}: a field is no plain value: {error}") from None
+        raise ValueError(f"event {kind.name}: a field is no plain value: {error}") from None
 
 
 def _plain(value: Any) -> Any:

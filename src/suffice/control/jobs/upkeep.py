@@ -1,37 +1,111 @@
-"""The job `retain`: takes words of people and steps of runs out of the log once they are as old as the settings say.
+"""The jobs that look after the log itself: `audit` exports the chain's head, `retain` erases what is old enough.
 
-    [retention] ──▶ rows that are old enough ──▶ store/database/erasing.py ──▶ `erased` rows ──▶ the file written anew
+Rows of the log vouch for those before them. Only somebody who kept an earlier head elsewhere can tell that nothing was
+cut off and that the whole was not written anew. A head that has not moved is not exported again.
 
-Words go on their day, whatever else they are good for. Steps are no words: those of runs that the running epoch of a
-route that certifies itself may read again stay until that epoch has ended, or a worker that starts again could not come
-to the same decisions. Knows days and routes; refuses to know how a row is erased.
+Words of people go on their day, whatever else they are good for. Steps of runs that the running epoch of a route that
+certifies itself may read again stay until that epoch has ended: a worker that starts again could not come to the same
+decisions without them.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from suffice.control.jobs.base import JobReport, JobWriter
-from suffice.settings import Settings
+from suffice.edge.webhook import post_json
+from suffice.errors import StoreError
+from suffice.settings import AuditLog, Settings
+from suffice.store.audit.chain import Head, head
+from suffice.store.audit.heads import append_line, line_of, read_heads
 from suffice.store.audit.personal import PARTS, Part
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.erasing import (
     ErasureOrder,
     ErasureTally,
-    aged,
     erase_words,
     erased_until,
     purge,
+    select_expired_rows,
     select_label_rows,
     select_word_rows,
 )
-from suffice.store.database.views import open_reader
+from suffice.store.database.views import LogReader, open_reader
 from suffice.store.routes.in_force import read_decided
 from suffice.store.routes.windows import last_place
+from suffice.telemetry import LOG
+
+
+@dataclass(slots=True, kw_only=True)
+class ExportHeads:
+    """Exports the head of the log's chain.
+
+    key      of signatures
+    webhook  its address; None: there is none
+    """
+
+    settings: AuditLog
+    path: Path
+    key: bytes
+    webhook: str | None
+    now: Callable[[], float]
+    monotonic_s: Callable[[], float]
+    name: str = "audit"
+    _rests_until_s: float = field(default=float("-inf"))  # monotonic
+    _in_file: Head | None = None
+    _told: Head | None = None  # the webhook
+
+    def forget(self) -> None:
+        self._in_file = self._told = None
+        self._rests_until_s = float("-inf")
+
+    def run(self, desk: JobWriter) -> Sequence[JobReport]:  # noqa: ARG002 - every job gets one; this one adds no row
+        now_s = self.monotonic_s()
+        if now_s < self._rests_until_s or not (self.settings.file or self.webhook) or not self.path.is_file():
+            return ()
+        self._rests_until_s = now_s + self.settings.every_s
+        with open_reader(self.path) as connection:
+            found = head(connection)
+        if found is None:
+            return ()
+        line = line_of(found, at=self._at(), key=self.key)
+        return [*self._to_file(found, line), *self._to_webhook(found, line)]
+
+    def _at(self) -> str:
+        return datetime.fromtimestamp(self.now(), UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+    def _to_file(self, found: Head, line: bytes) -> Sequence[JobReport]:
+        if not self.settings.file:
+            return ()
+        file = Path(self.settings.file)
+        try:
+            if self._in_file is None and file.exists():
+                kept = read_heads(file, key=None)
+                self._in_file = kept[-1].head if kept else None
+            if found == self._in_file:
+                return ()
+            append_line(file, line)
+        except StoreError as error:
+            LOG.error("audit: %s", error)
+            return [JobReport(said=str(error), ok=False, read_to_seq=found.seq)]
+        self._in_file = found
+        return [JobReport(said=f"head at place {found.place} exported to {file}", read_to_seq=found.seq)]
+
+    def _to_webhook(self, found: Head, line: bytes) -> Sequence[JobReport]:
+        if not self.webhook or found == self._told:
+            return ()
+        problem = post_json(self.webhook, line, timeout_s=self.settings.timeout_s)
+        if problem is not None:
+            LOG.error("audit: the head at place %d was not exported: %s", found.place, problem)
+            said = f"head at place {found.place} not exported: {problem}"
+            return [JobReport(said=said, ok=False, read_to_seq=found.seq)]
+        self._told = found
+        return [JobReport(said=f"head at place {found.place} exported to the webhook", read_to_seq=found.seq)]
+
 
 DAY_S: Final = 86_400.0
 
@@ -56,12 +130,10 @@ class Retain:
     _unpurged: bool = False  # rows were erased, and the file still has to be written anew
 
     def forget(self) -> None:
-        """Another worker may have erased since: the log says how far."""
         self._done.clear()
         self._rests_until_s = float("-inf")
 
     def run(self, desk: JobWriter) -> Sequence[JobReport]:
-        """Erase what is due. Raises LeaseLost and StoreError."""
         now_s, retention = self.monotonic_s(), self.settings.retention
         due = [(part, retention.days[part]) for part in PARTS if part in retention.days]
         if not due or now_s < self._rests_until_s or not self.path.is_file():
@@ -101,7 +173,7 @@ class Retain:
             last = self._needed_from(connection) - 1 if part == "steps" else last_place(connection)
         while True:
             with open_reader(self.path) as connection:
-                found = aged(connection, limit_s, after_seq=after, until_seq=last)
+                found = select_expired_rows(connection, limit_s, after_seq=after, until_seq=last)
                 # What is right goes with what was answered: a reference without its answers would judge them wrong.
                 ended = [row.key for row in found if row.kind == "outcome"] if part == "answers" else []
                 labels = {seq for key in ended for seq in select_label_rows(connection, key)}
@@ -110,7 +182,7 @@ class Retain:
             after = found[-1].seq
             yield after, [*sorted(labels - {row.seq for row in found}), *(row.seq for row in found)]
 
-    def _needed_from(self, connection: sqlite3.Connection) -> int:
+    def _needed_from(self, connection: LogReader) -> int:
         """The first place in the log whose steps a running epoch may still read."""
         decided, first = read_decided(connection), last_place(connection) + 1
         for name, route in self.settings.routes.items():
