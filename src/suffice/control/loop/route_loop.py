@@ -314,7 +314,7 @@ class RouteLoop:
                 delta_share=epoch.delta_share,
                 windows=state.certifier.windows,
             )
-        events: list[Event] = [request for request in self.source.label_requests(self.asked)]
+        events: list[Event] = [*self.source.label_requests(self.asked)]
         pause = self._pause()
         if pause is not None:
             evidence = incident_evidence(
