@@ -36,7 +36,7 @@ COMMENTS: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class QuestionKind:
     name: str
     share: float  # of traffic
     p_easy: float  # all samples of such a question agree
@@ -47,23 +47,23 @@ class Kind:
 
 
 MATH: Final = (
-    Kind(name="arithmetic", share=0.5, p_easy=0.86, p_right=0.72, n_words=14),
-    Kind(name="algebra", share=0.3, p_easy=0.74, p_right=0.62, n_words=27),
-    Kind(name="geometry", share=0.2, p_easy=0.58, p_right=0.48, n_words=41),
+    QuestionKind(name="arithmetic", share=0.5, p_easy=0.86, p_right=0.72, n_words=14),
+    QuestionKind(name="algebra", share=0.3, p_easy=0.74, p_right=0.62, n_words=27),
+    QuestionKind(name="geometry", share=0.2, p_easy=0.58, p_right=0.48, n_words=41),
 )
 SUPPORT: Final = (
-    Kind(name="billing", share=0.55, p_easy=0.7, p_right=0.7, n_words=22),
-    Kind(name="returns", share=0.45, p_easy=0.6, p_right=0.6, n_words=35),
+    QuestionKind(name="billing", share=0.55, p_easy=0.7, p_right=0.7, n_words=22),
+    QuestionKind(name="returns", share=0.45, p_easy=0.6, p_right=0.6, n_words=35),
 )
 
 
-def drawn_from(kinds: tuple[Kind, ...], rng: random.Random) -> Kind:
+def drawn_from(kinds: tuple[QuestionKind, ...], rng: random.Random) -> QuestionKind:
     return rng.choices(kinds, [one.share for one in kinds])[0]
 
 
 def full_run(
     number: int,
-    kind: Kind,
+    kind: QuestionKind,
     rng: random.Random,
     *,
     route: str,
@@ -121,7 +121,7 @@ def full_run(
     return request, outcome, right
 
 
-def _answers(right: str, kind: Kind, rng: random.Random, *, easy: bool) -> list[str]:
+def _answers(right: str, kind: QuestionKind, rng: random.Random, *, easy: bool) -> list[str]:
     """What each sample says, in their order."""
     held = right if rng.random() < (0.985 if easy else kind.p_right) else str(rng.randrange(2, 400))
     answers = [held if easy or rng.random() < kind.p_held else str(rng.randrange(2, 400)) for _ in range(N_SAMPLES)]

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from suffice.control.compare.experiments import read_experiment
 from suffice.demo import month_traffic
-from suffice.demo.month_traffic import Kind, drawn_from, full_run
+from suffice.demo.month_traffic import QuestionKind, drawn_from, full_run
 from suffice.errors import SufficeError
 from suffice.gateway.deployment import RolloutTrial, Variants
 from suffice.gateway.route import BuiltRoute
@@ -36,9 +36,9 @@ HASTY: Final = {"policy": "stable-answer", "streak": 3}
 SOBER: Final = {"policy": "beta", "threshold": 0.95}
 FIRST, SECOND, WHO = "brisk", "patience", "ann"
 KINDS: Final = (
-    Kind(name="facts", share=0.5, p_easy=0.88, p_right=0.8, n_words=11, p_misled=0.2, p_held=0.9),
-    Kind(name="dates", share=0.3, p_easy=0.78, p_right=0.8, n_words=16, p_misled=0.4, p_held=0.9),
-    Kind(name="riddles", share=0.2, p_easy=0.5, p_right=0.85, n_words=38, p_misled=0.9, p_held=0.9),
+    QuestionKind(name="facts", share=0.5, p_easy=0.88, p_right=0.8, n_words=11, p_misled=0.2, p_held=0.9),
+    QuestionKind(name="dates", share=0.3, p_easy=0.78, p_right=0.8, n_words=16, p_misled=0.4, p_held=0.9),
+    QuestionKind(name="riddles", share=0.2, p_easy=0.5, p_right=0.85, n_words=38, p_misled=0.9, p_held=0.9),
 )
 TABLES: Final[dict[str, Any]] = {
     "routes": {

@@ -156,7 +156,7 @@ class CallArm:
     propensity: float
 
 
-async def ask_twice(
+async def ask_paired_call(
     client: UpstreamClient, ledger: Ledger, scorer: Scorer, arm: CallArm, *, body: Mapping[str, Any], headers: Headers
 ) -> None:
     """In an audit, ask the client's question once more with an arm, for the record alone.

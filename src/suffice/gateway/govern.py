@@ -13,7 +13,7 @@ from suffice.episode.chain_reader import BUDGET_SLACK_TOKENS, ChainReader, Engin
 from suffice.episode.guarded_policy import GuardedPolicy, StopCost
 from suffice.episode.ledger import CallAccount, Ledger, suffice_object, usage_json
 from suffice.episode.loop import run_episode
-from suffice.episode.probe import KEPT_CALLS, CallArm, Prober, Vectors, ask_twice
+from suffice.episode.probe import KEPT_CALLS, CallArm, Prober, Vectors, ask_paired_call
 from suffice.episode.reasoning import ReasoningRun
 from suffice.episode.samples import SampleRun, sample_refusal
 from suffice.episode.segment import Segmenter, StepCutter, build_segmenter
@@ -139,7 +139,7 @@ async def govern_reasoning(job: GovernedRequest) -> None:
             _estimate_saved(job, verdict.signals.tokens_used)
             await hand_over().carry_out(*reader.thought_at(verdict.step.index))
     if verdict is None:
-        await _ask_twice(job, continuer)
+        await _ask_paired_call(job, continuer)
 
 
 def _stop_cost(job: GovernedRequest, continuer: Continuer) -> StopCost:
@@ -199,7 +199,7 @@ async def _measure_finish(job: GovernedRequest, reader: ChainReader, prober: Pro
         ledger.fail_open("probe")
 
 
-async def _ask_twice(job: GovernedRequest, continuer: Continuer) -> None:
+async def _ask_paired_call(job: GovernedRequest, continuer: Continuer) -> None:
     """In an audit of a route that chooses effort or budget before the call, ask with it too, for the record alone."""
     if not is_measured(job.ledger.request) or job.route.settings.probe is None:
         return
@@ -219,7 +219,7 @@ async def _ask_with_arm(job: GovernedRequest, continuer: Continuer) -> None:
     arm = CallArm(name=fields.arm(route), fields=fields.fields, propensity=draw.propensity)
     if draw.arm == 0:
         arm = CallArm(name="full", fields={}, propensity=draw.propensity)
-    await ask_twice(job.client, ledger, job.route.scorer, arm, body=_upstream_body(job), headers=job.headers)
+    await ask_paired_call(job.client, ledger, job.route.scorer, arm, body=_upstream_body(job), headers=job.headers)
 
 
 @asynccontextmanager

@@ -171,8 +171,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
         seen = set[str]()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise BadRequest(f"body: the key {twice[:80]!r} stands twice", param=twice[:80], code="repeated_key")
+        repeated = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise BadRequest(f"body: the key {repeated[:80]!r} stands twice", param=repeated[:80], code="repeated_key")
     return table
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from suffice.errors import ConfigError
 from suffice.policy.columns import BUDGET, CONTINUE, HOPELESS, SUFFICES, Columns, Stops, stops_of, where
-from suffice.policy.parameters import Length, Nested, ParameterChecks, Reference
+from suffice.policy.parameters import Length, Nested, ParameterChecks, PolicyReference
 from suffice.policy.protocol import go_on, stop_at_budget
 from suffice.policy.returning import Returns, returns_of
 from suffice.policy.rules import STEPS, TOKENS
@@ -33,7 +33,7 @@ class RunBounds(ParameterChecks):
     """
 
     name: ClassVar[str] = "guarded"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when=(
             "its inner policy does, but never too early, and always at a hard limit (`stop_reason` is then `budget`)"
         ),
@@ -114,7 +114,7 @@ class AllOf(_Several):
     """
 
     name: ClassVar[str] = "all-of"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when=(
             "every part does, and none contradicts another; a part that stops by `budget` agrees with everything"
         ),
@@ -154,7 +154,7 @@ class AnyOf(_Several):
     """
 
     name: ClassVar[str] = "any-of"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when="one part does; the first in the list that stops gives the reason",
         needs="what its parts need",
         source=(

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from suffice.policy.columns import SUFFICES, Columns, Stops, answered, by_counts, known_column, where
-from suffice.policy.parameters import ParameterChecks, ParameterRange, Reference
+from suffice.policy.parameters import ParameterChecks, ParameterRange, PolicyReference
 from suffice.policy.protocol import go_on, suffices
 from suffice.signals.fold import need
 from suffice.types import Decision, Signals
@@ -30,7 +30,7 @@ class BetaVote(ParameterChecks):
     """
 
     name: ClassVar[str] = "beta"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when=(
             "the leading answer keeps its lead over the runner-up with enough probability: P(p > 1/2) "
             "for p ~ Beta(v1 + 1, v2 + 1)"
@@ -72,7 +72,7 @@ class VoteEntropy(ParameterChecks):
     """
 
     name: ClassVar[str] = "vote-entropy"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when="the votes are concentrated: their entropy is at most a share of that of an even vote",
         source="entropy variant of Adaptive-Consistency, [arXiv:2305.11860](https://arxiv.org/abs/2305.11860)",
         parameters={
@@ -111,7 +111,7 @@ class VoteShare(ParameterChecks):
     """
 
     name: ClassVar[str] = "vote-share"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when="the leading answer has a large share of the votes",
         source="majority variant of Adaptive-Consistency, [arXiv:2305.11860](https://arxiv.org/abs/2305.11860)",
         parameters={
@@ -151,7 +151,7 @@ class Esc(ParameterChecks):
     """
 
     name: ClassVar[str] = "esc"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when="one whole window of samples gave the same answer",
         source="ESC, Li et al. 2024, [arXiv:2401.10480](https://arxiv.org/abs/2401.10480)",
         parameters={
@@ -194,7 +194,7 @@ class Momentum(ParameterChecks):
     """
 
     name: ClassVar[str] = "momentum"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when="the lead has been safe for a while and is not shrinking",
         source="confidence momentum, AutoTTS, [arXiv:2605.08083](https://arxiv.org/abs/2605.08083)",
         parameters={

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from suffice.errors import ConfigError
 from suffice.model.stop import MOST_RISK, StopModel
 from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Mask, Stops, answered, asked_of
-from suffice.policy.parameters import ParameterChecks, ParameterRange, Reference
+from suffice.policy.parameters import ParameterChecks, ParameterRange, PolicyReference
 from suffice.policy.protocol import go_on, hopeless, suffices
 from suffice.policy.rules import STEPS
 from suffice.signals.classes import Classes, classes_from
@@ -48,7 +48,7 @@ class LearnedPolicy(ParameterChecks):
     """
 
     name: ClassVar[str] = "learned"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when="a learned model holds the risk of stopping, over what a step costs, for small enough",
         needs="what its model reads",
         source="[models](models.md)",

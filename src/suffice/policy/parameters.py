@@ -32,7 +32,7 @@ Build: TypeAlias = Callable[[str, object], Policy]  # where it stands, the table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reference:
+class PolicyReference:
     """A policy's row in docs/reference/policies.md, as far as its code does not say it. `make docs` writes the page."""
 
     stops_when: str

@@ -14,7 +14,7 @@ import numpy as np
 
 from suffice.errors import ConfigError
 from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Stops, answered, known_column, where
-from suffice.policy.parameters import Length, ParameterChecks, ParameterRange, Reference
+from suffice.policy.parameters import Length, ParameterChecks, ParameterRange, PolicyReference
 from suffice.policy.protocol import go_on, hopeless, suffices
 from suffice.policy.rules import AT_LEAST_ONE, SHARE, SHARE_ABOVE_0, STEPS
 from suffice.signals.fold import need
@@ -36,7 +36,7 @@ class Dynasor(ParameterChecks):
     """
 
     name: ClassVar[str] = "dynasor"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when="the last probes all gave one answer, and the last step shows no doubt",
         source="Dynasor-CoT with Certaindex, Fu et al. 2024, [arXiv:2412.20993](https://arxiv.org/abs/2412.20993)",
         parameters={
@@ -73,7 +73,7 @@ class Deer(ParameterChecks):
     """
 
     name: ClassVar[str] = "deer"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when="the mean probability of the trial answer's tokens exceeds a threshold",
         source="DEER, Yang et al. 2025, [arXiv:2504.15895](https://arxiv.org/abs/2504.15895)",
         parameters={
@@ -112,7 +112,7 @@ class CodeStop(ParameterChecks):
     """
 
     name: ClassVar[str] = "code-stop"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when=(
             "confidence reaches a bar that rises over the first steps; or it stayed low for too long "
             "(`stop_reason` is then `hopeless`)"
@@ -172,7 +172,7 @@ class Tasr(ParameterChecks):
     """
 
     name: ClassVar[str] = "tasr"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when="a round repeats the answer of the one before, and the model clearly prefers it to any other",
         source="TASR, Kieback et al. 2026, [arXiv:2606.13814](https://arxiv.org/abs/2606.13814)",
         parameters={
@@ -239,7 +239,7 @@ class Eat(ParameterChecks):
     """
 
     name: ClassVar[str] = "eat"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when="the entropy behind the closed thought has stopped moving",
         source="EAT, Wang et al. 2025, [arXiv:2509.26522](https://arxiv.org/abs/2509.26522)",
         parameters={
@@ -282,7 +282,7 @@ class HaltCot(ParameterChecks):
     """
 
     name: ClassVar[str] = "halt-cot"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when="the entropy of the answer is below theta",
         source="HALT-CoT, Laaouach 2025, [OpenReview](https://openreview.net/forum?id=CX5c7C1CZa)",
         parameters={
@@ -315,7 +315,7 @@ class SemanticDistance(ParameterChecks):
     """
 
     name: ClassVar[str] = "semantic-distance"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when="the drafts of a loop have hardly moved for some rounds",
         source="semantic early stopping, Shrivastava 2026, [arXiv:2606.27009](https://arxiv.org/abs/2606.27009)",
         parameters={

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from suffice.policy.columns import BUDGET, SUFFICES, Columns, Stops, answered, known_column, where
-from suffice.policy.parameters import Later, ParameterChecks, ParameterRange, Reference
+from suffice.policy.parameters import Later, ParameterChecks, ParameterRange, PolicyReference
 from suffice.policy.protocol import go_on, stop_at_budget, suffices
 from suffice.types import Decision, Signals
 
@@ -25,7 +25,7 @@ class Never(ParameterChecks):
     """Run everything in full. What a route does until something better is certified."""
 
     name: ClassVar[str] = "never"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when="never: every run is complete",
         source="–",
     )
@@ -48,7 +48,7 @@ class FixedBudget(ParameterChecks):
     """
 
     name: ClassVar[str] = "fixed-budget"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when="the run has spent its tokens, whatever the answer (`stop_reason` is `budget`)",
         needs="nothing",
         source="budget forcing, Muennighoff et al. 2025, [arXiv:2501.19393](https://arxiv.org/abs/2501.19393)",
@@ -79,7 +79,7 @@ class FixedRounds(ParameterChecks):
     """
 
     name: ClassVar[str] = "fixed-rounds"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when="the run has taken its steps, whatever the answer (`stop_reason` is `budget`)",
         needs="nothing",
         source=(
@@ -113,7 +113,7 @@ class StableAnswer(ParameterChecks):
     """
 
     name: ClassVar[str] = "stable-answer"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when="the trial answer was the same for some steps in a row",
         needs="`stability`; also `hedges` with `no_hedges`, `plan` with `min_share` above 0",
         source=(
@@ -188,7 +188,7 @@ class ConfidenceThreshold(ParameterChecks):
     """
 
     name: ClassVar[str] = "confidence-threshold"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when=(
             "the model's probability of its trial answer (geometric mean over the answer's tokens) reaches a threshold"
         ),
@@ -242,7 +242,7 @@ class StatedConfidence(ParameterChecks):
     """
 
     name: ClassVar[str] = "stated-confidence"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when="the model says that it is sure of its answer, and the answer has stood",
         needs="`said`; also `stability` with `patience` above 1",
         source=(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.policy.columns import BUDGET, SUFFICES, Columns, Stops, answered, by_counts, known_column, where
-from suffice.policy.parameters import Length, ParameterChecks, ParameterRange, Reference
+from suffice.policy.parameters import Length, ParameterChecks, ParameterRange, PolicyReference
 from suffice.policy.protocol import go_on, stop_at_budget, suffices
 from suffice.types import Decision, Signals
 
@@ -34,7 +34,7 @@ class Sprt(ParameterChecks):
     """
 
     name: ClassVar[str] = "sprt"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when=(
             "a sequential test tells the leader from the runner-up; or finds them alike (`stop_reason` "
             "is then `budget`)"
@@ -73,7 +73,7 @@ class MixtureSprt(ParameterChecks):
     """
 
     name: ClassVar[str] = "msprt"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when="the same test with a prior over the leader's share",
         source="ConSol's mSPRT, [arXiv:2503.17587](https://arxiv.org/abs/2503.17587)",
         parameters={
@@ -177,7 +177,7 @@ class BayesVote(ParameterChecks):
     """
 
     name: ClassVar[str] = "bayes"
-    reference: ClassVar[Reference] = Reference(
+    reference: ClassVar[PolicyReference] = PolicyReference(
         stops_when=(
             "the leader is the model's most frequent answer with enough probability, given three counts "
             "and how answers spread on this traffic"

@@ -101,10 +101,10 @@ def fleiss(counts: Sequence[Sequence[int]], *, confidence: float = 0.95) -> Kapp
 
 
 def agreement(places: Iterable[ItemState], *, confidence: float = 0.95) -> Agreement:
-    judged_twice = [(one, one.independent) for one in places if len(one.verdicts) >= 2]
-    judged = [place for place, independent in judged_twice if len(independent) >= 2]
+    agreeing = [(one, one.independent) for one in places if len(one.verdicts) >= 2]
+    judged = [place for place, independent in agreeing if len(independent) >= 2]
     categories = [
-        {one.reviewer: one.category for one in independent} for _, independent in judged_twice if len(independent) >= 2
+        {one.reviewer: one.category for one in independent} for _, independent in agreeing if len(independent) >= 2
     ]
     names = sorted({category for one in categories for category in one.values()})
     pairs = []

@@ -203,14 +203,14 @@ class AuditReplay:
     load: Callable[[str], ServedVersion | None]
 
     def replayable(self, arm: Arm) -> bool:
-        return arm.full or self._asked_ahead(arm) is None or self._asked_twice(arm)
+        return arm.full or self._asked_ahead(arm) is None or self._is_paired(arm)
 
     def arm(self, arm: Arm, audits: Sequence[Audit]) -> list[ArmEvidence | None]:
         """What each audit shows of an arm, not judged yet; None: nothing that anybody could ever see."""
         if arm.full:
             return [self._full(audit) for audit in audits]
         if self._asked_ahead(arm) is not None:
-            return [self._twice(arm, audit) if self._asked_twice(arm) else None for audit in audits]
+            return [self._paired_evidence(arm, audit) if self._is_paired(arm) else None for audit in audits]
         served = with_arm(self.route, arm)
         if served.policy:
             told = [audit for audit in audits if audit.fate == "full"]
@@ -253,11 +253,11 @@ class AuditReplay:
             return f"effort={served.effort}"
         return None if served.budget_tokens is None else f"budget_tokens={served.budget_tokens}"
 
-    def _asked_twice(self, arm: Arm) -> bool:
+    def _is_paired(self, arm: Arm) -> bool:
         """Is it the route's own, which is what the second call of an audit is made with?"""
         return self._asked_ahead(arm) == self._asked_ahead(Arm(name="", weight=1.0))
 
-    def _twice(self, arm: Arm, audit: Audit) -> ArmEvidence | None:
+    def _paired_evidence(self, arm: Arm, audit: Audit) -> ArmEvidence | None:
         outcome = audit.episode.outcome
         if outcome.pair_arm is None or outcome.pair_arm != self._asked_ahead(arm):
             return None

@@ -69,9 +69,9 @@ def _read_csv(path: Path) -> Iterator[Row]:
 def _check_header(header: list[str], path: Path) -> None:
     if not any(header):
         raise TraceError("is empty; its first line must name the columns", file=str(path))
-    twice = next((name for name in header if header.count(name) > 1), None)
-    if twice is not None:
-        raise TraceError("stands twice in the header", file=str(path), column=twice or '""')
+    repeated = next((name for name in header if header.count(name) > 1), None)
+    if repeated is not None:
+        raise TraceError("stands twice in the header", file=str(path), column=repeated or '""')
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
