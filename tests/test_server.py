@@ -29,7 +29,7 @@ async def test_what_a_worker_beside_it_decides_is_in_force_before_the_next_look(
         waits.append(first_s)
         yield
 
-    monkeypatch.setattr(server, "beside", beside)
+    monkeypatch.setattr(server, "run_worker_process", beside)
     async with FakeUpstream(Samples(["it is 4"])) as fake, aiohttp.ClientSession() as session:
         settings = parse_settings(
             {

@@ -67,7 +67,7 @@ class Draws:
 
     def __post_init__(self) -> None:
         """Remember nothing."""
-        where, name = ("context", "LotKeys") if IS_BEFORE else ("deliveries", "DeliveryMemory")
+        where, name = ("context", "LotKeys") if IS_BEFORE else ("context", "DeliveryMemory")
         self.memory = getattr(import_module(f"suffice.gateway.{where}"), name)()
 
     def fields_of(self, one: Arrival, episode_id: str, *, share: float, now_s: float) -> dict[str, Any]:

@@ -202,14 +202,6 @@ def test_the_table_has_a_column_for_every_sum_and_no_other(tmp_path: Path) -> No
     assert columns == ["grain", *RollupKey._fields, *(field.name for field in fields(RollupSums))]
 
 
-def test_a_log_of_an_earlier_version_has_no_sums_and_says_so(tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / "old.db")) as connection:
-        connection.execute("CREATE TABLE events (seq INTEGER PRIMARY KEY)")
-        assert rollups.read_to(connection).seq == 0
-        assert rollups.read_rollups(connection, ()) == {}
-        assert rollups.classes_of(connection) == {}
-
-
 # ---- labels of runs that the lottery left out ------------------------------------------------------
 
 

@@ -132,7 +132,7 @@ import os, signal, sys
 from pathlib import Path
 import suffice.store.database.decisions as decisions
 from tests.control.test_worker import settings_for
-from suffice.wiring import worker
+from suffice.wiring import open_worker
 n_left = int(sys.argv[2])
 write = decisions.Decisions.write
 def dies(self, *arguments):
@@ -142,7 +142,7 @@ def dies(self, *arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return write(self, *arguments)
 decisions.Decisions.write = dies
-with worker(settings_for(Path(sys.argv[1]))) as here:
+with open_worker(settings_for(Path(sys.argv[1]))) as here:
     here.once("certify")
 """
 

@@ -17,7 +17,7 @@ suffice.policy.__path__.append(sys.argv[1] + "/policies")
 suffice.signals.folds.__path__.append(sys.argv[1] + "/folds")
 
 from suffice.policy.base import build_policy, describe
-from suffice.replay.study.policies import Size, families
+from suffice.replay.study.policies import Size, list_policies
 from suffice.signals.features import FeatureSet
 from suffice.signals.observe import Observer
 from suffice.types import Step
@@ -25,7 +25,7 @@ from tools.declarations import fields, folds, policies
 
 assert describe(build_policy({"policy": "unanimous"})) == {"policy": "unanimous", "votes": 5}
 assert "| `unanimous` | enough samples" in policies(composed=False)
-assert "unanimous" in families(Size(kind="samples", longest=9, few_tokens=1, many_tokens=2))
+assert "unanimous" in list_policies(Size(kind="samples", longest=9, few_tokens=1, many_tokens=2))
 assert "| `silence` | `n_silent` |" in folds() and "| `n_silent` | steps so far" in fields()
 seen = Observer(["silence"], "rounds").observe(Step(index=1, tokens=3, answer=None, answer_source=None))
 assert seen.n_silent == 1 and FeatureSet(["n_silent"]).row(seen) == (1.0,)

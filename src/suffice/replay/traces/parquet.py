@@ -27,9 +27,8 @@ def read_parquet(path: Path, *, batch_rows: int) -> Iterator[TraceColumns]:
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             names = _check_schema(file.schema_arrow, str(path))
-            _check_columns(file)
             first = 1
-            for batch in file.iter_batches(batch_size=_rows(file.metadata, batch_rows), columns=names):
+            for batch in file.iter_batches(batch_size=_rows(file, batch_rows), columns=names):
                 yield _columns(batch, str(path), first)
                 first += batch.num_rows
     except (OSError, arrow.ArrowException, UnicodeDecodeError) as error:
@@ -63,24 +62,15 @@ def pyarrow(module: str, path: Path) -> Any:
         raise TraceError(problem, file=str(path)) from error
 
 
-def _check_columns(file: Any) -> None:
-    """Raise pyarrow's error where a column's metadata is damaged.
+def _rows(file: Any, batch_rows: int) -> int:
+    """Rows of a stretch, so that it holds about MOST_STEPS steps at most.
 
-    `RowGroupMetaData.column` ends the process over such a column: its C++ exception is never caught. A reader of a
-    row meets the same column first, and raises.
+    The steps are counted in a column: `RowGroupMetaData.column` ends the process where a column's statistics are
+    damaged, because nothing catches its C++ exception.
     """
-    for group in range(file.metadata.num_row_groups):
-        next(file.iter_batches(batch_size=1, row_groups=[group], use_threads=False), None)
-
-
-def _rows(metadata: Any, batch_rows: int) -> int:
-    """Rows of a stretch, so that it holds about MOST_STEPS steps at most."""
-    most = 1.0
-    for i in range(metadata.num_row_groups):
-        group = metadata.row_group(i)
-        values = max((group.column(j).num_values for j in range(group.num_columns)), default=0)
-        most = max(most, values / max(1, group.num_rows))
-    return max(1, min(batch_rows, int(MOST_STEPS / most)))
+    counts = file.read(columns=["n_steps"], use_threads=False)["n_steps"].fill_null(0).to_numpy()
+    most = max((counts[at : at + batch_rows].mean() for at in range(0, len(counts), batch_rows)), default=1.0)
+    return max(1, min(batch_rows, int(MOST_STEPS / max(1.0, most))))
 
 
 def _check_schema(schema: Any, file: str) -> list[str]:
