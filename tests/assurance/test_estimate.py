@@ -445,6 +445,13 @@ def test_nothing_is_called_saved_where_no_decided_vote_ended_early(whole: Labell
     assert report([whole]).measured.decided_saving is None
 
 
+def test_a_label_of_a_decided_vote_counts_where_its_steps_are_not_kept() -> None:
+    whole = vote(("4",) * 5, said(correct=True))
+    slim = replace(whole, episode=replace(whole.episode, outcome=replace(whole.episode.outcome, steps=())))
+    match = lambda answer, gold: answer == gold
+    assert measure_run(slim, match).correct is measure_run(whole, match).correct is True
+
+
 def tallied(episodes: Iterable[Labelled]) -> Tally:
     tally = Tally()
     for item in episodes:

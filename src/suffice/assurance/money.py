@@ -300,7 +300,7 @@ def _is_cut_short(request: Request, outcome: Outcome) -> bool:
     Not where the upstream failed or asked for fewer calls, or where the temperature is 0: then nothing was saved.
     """
     n_remaining = request.n_samples - len(outcome.steps)
-    if request.kind != "samples" or outcome.stopped or n_remaining <= 0 or not outcome.vote:
-        return False
+    if request.kind != "samples" or outcome.stopped or n_remaining <= 0 or not outcome.vote or not outcome.steps:
+        return False  # without its steps, a run is kept for its labels alone
     votes = [n for _, n in outcome.vote[:2]]
     return votes[0] - sum(votes[1:]) >= n_remaining
