@@ -170,7 +170,7 @@ def test_the_first_page_shows_alerts_of_a_day_and_their_page_all_of_them(tmp_pat
         told = here.visitor.get("/api/overview").json["alerts"]
         assert [one["kind"] for one in told] == ["kill_switch"] * 5, "a few, and none that is older"
         assert len(here.alerts()["lines"]) == 9
-        assert "Alerts that stand, and of the last 24 hours" in here.visitor.get("/console").text
+        assert "Open alerts, and those of the last 24 hours" in here.visitor.get("/console").text
 
 
 def test_reading_on_says_what_reading_anew_says_and_forgets_the_oldest(tmp_path: Path) -> None:

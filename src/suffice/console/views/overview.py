@@ -393,4 +393,4 @@ def untold(alerts: tuple[AlertLine, ...], now_s: float) -> Iterator[OverviewNoti
 
 
 def wait_for(n: int) -> str:
-    return f"{plural(n, 'answer waits', 'answers wait')} for a person's word"
+    return f"{plural(n, 'answer', 'answers')} to review"
