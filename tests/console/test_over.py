@@ -306,7 +306,7 @@ def test_what_stands_is_shown_first_and_what_is_over_with_its_end_on_the_page_an
         told = visitor.get("/api/overview").json["alerts"]
         assert [(one["kind"], one["over"] is None) for one in told] == [("drift", True), ("incident", False)]
         first = visitor.get("/console").text
-        assert "stands</span>" in first
+        assert "open</span>" in first
         assert "over after 2.0 hours" in first
         append(database, published(4), at_s=now_s - 60)
         page = visitor.get("/console/alerts").text
