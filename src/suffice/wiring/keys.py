@@ -7,12 +7,15 @@ import os
 import secrets
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from suffice.errors import ConfigError
-from suffice.gateway.auth import Caller, KeyRing
 from suffice.rollout.assign import sender_key
 from suffice.settings import Settings, Upstream
 from suffice.store.database.sqlite import database_path
+
+if TYPE_CHECKING:  # commands need secrets and no gateway
+    from suffice.gateway.auth import Caller, KeyRing
 
 
 def api_key(name: str, upstream: Upstream) -> str | None:
@@ -42,6 +45,8 @@ def key_ring(settings: Settings, salt: str) -> KeyRing:
 
     salt  secret of the deployment
     """
+    from suffice.gateway.auth import Caller, KeyRing
+
     callers, places = dict[str, Caller](), dict[str, str]()
     for where, variable in key_variables(settings).items():
         keys = split_keys(os.environ.get(variable, ""))
@@ -56,6 +61,8 @@ def key_ring(settings: Settings, salt: str) -> KeyRing:
 
 def _caller(settings: Settings, where: str, key: str, salt: str) -> Caller:
     """Whoever holds a key. Several keys of one name are one caller, so that one can replace another."""
+    from suffice.gateway.auth import Caller
+
     if where.startswith("server."):
         name = sender_key(f"Bearer {key}", salt=salt)
         return Caller(id=name, namespace=name, only_feedback=where == "server.feedback_keys_env")

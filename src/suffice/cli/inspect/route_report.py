@@ -5,19 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.forecast import Forecast, Outlook
 from suffice.assurance.ledger import Account
 from suffice.assurance.runs import Match
 from suffice.assurance.satisfaction import SatisfactionEffect
-from suffice.control.evidence.audits import Audit, GivenLabel
-from suffice.control.jobs.base import since
-from suffice.control.loop.paired import FULL, AuditPairs, is_pair
 from suffice.errors import ConfigError
 from suffice.formatting import format_estimate, format_time
-from suffice.gateway.last_good import GoodRoute, LastGood
-from suffice.learn.effort import CertifiedArms, certify_arms, pairs_missing
 from suffice.review.holds import Override, describe_override, standing
 from suffice.review.queue import ItemState
 from suffice.sanitize import plural, printable
@@ -30,7 +26,11 @@ from suffice.store.routes.phases import Phase
 from suffice.store.rows.records import ArmWorth, ProposedVersion
 from suffice.types import BudgetAccount
 from suffice.wiring.keys import good_file
-from suffice.wiring.startup import last_good
+
+if TYPE_CHECKING:  # the gateway and what learns: most of the time that `suffice status` would take
+    from suffice.control.evidence.audits import Audit
+    from suffice.gateway.last_good import GoodRoute, LastGood
+    from suffice.learn.effort import CertifiedArms
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +77,8 @@ def held_lines(one: RouteHoldings | None) -> list[tuple[str, str]]:
 
 
 def last_words(settings: Settings, route: str | None = None) -> list[str]:
+    from suffice.wiring.startup import last_good
+
     try:
         good = last_good(settings)
     except (ConfigError, OSError) as error:
@@ -365,6 +367,10 @@ def read_pairs(connection: LogReader, name: str, route: Route, match: Match, hel
     """What a route's log says of its arm; None: it has none that is certified by pairs. Raises StoreError."""
     if not route.is_paired:
         return None
+    from suffice.control.jobs.base import since
+    from suffice.control.loop.paired import FULL, AuditPairs
+    from suffice.learn.effort import certify_arms, pairs_missing
+
     behind = since(name, held, connection)
     audits, callers = _audits(read_episodes(connection, name, behind, ended_after=behind), route.arms)
     pairs = AuditPairs(match=match).of_audits(audits, timeout=0, callers=callers)
@@ -377,6 +383,9 @@ def read_pairs(connection: LogReader, name: str, route: Route, match: Match, hel
 
 def _audits(items: Iterable[EpisodeWithLabels], arms: Sequence[str]) -> tuple[list[Audit], set[str]]:
     """Audits of a log that were asked twice, and the senders that asked the model."""
+    from suffice.control.evidence.audits import Audit, GivenLabel
+    from suffice.control.loop.paired import is_pair
+
     results, callers = list[Audit](), set[str]()
     for item in items:
         request, outcome = item.episode.request, item.episode.outcome
