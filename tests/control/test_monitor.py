@@ -17,8 +17,8 @@ from suffice.control.jobs.base import JobReport, Worker
 from suffice.control.jobs.monitor import Monitor
 from suffice.gateway.log_follower import export_gauges
 from suffice.settings import Settings, parse_settings
-from suffice.store.database.views import read_events
-from suffice.store.routes.windows import job_history, newest_alert, newest_outlook
+from suffice.store.database.views import open_reader, read_events
+from suffice.store.routes.windows import job_history, newest_outlook, recent_alerts
 from suffice.store.rows.events import Event
 from suffice.telemetry import Metrics
 from suffice.types import Outcome, Query, Request, StepRecord, Usage
@@ -239,7 +239,8 @@ def test_an_alert_comes_before_the_drop_crosses_the_budget_and_none_without_a_dr
             number = until
             (report,) = looked(here)
             assert report.ok
-    alert, outlook = newest_alert(tmp_path / "log.db", "r"), newest_outlook(tmp_path / "log.db", "r")
+    with open_reader(tmp_path / "log.db") as log:
+        alert, outlook = next(iter(recent_alerts(log, "r", 1)), None), newest_outlook(log, "r")
     assert outlook is not None
     if not drifts:
         assert alert is None

@@ -96,11 +96,6 @@ def newest_place(connection: LogReader, route: str) -> int:
     return 0 if row is None else int(row[0])
 
 
-def newest_alert(source: LogSource, route: str) -> Alert | None:
-    """The latest alert of a route, standing or not; None: there was none. Raises StoreError."""
-    return _newest(source, Alert, route)
-
-
 def newest_proposal(source: LogSource, route: str) -> ProposedVersion | None:
     """The latest proposal of a refit for a route; None: there was none. Raises StoreError."""
     return _newest(source, ProposedVersion, route)
