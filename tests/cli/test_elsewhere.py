@@ -173,12 +173,11 @@ def test_without_a_log_nothing_is_made_and_the_place_is_named(
     words += {
         "erase": ["--older-than", "1d"],
         "export label-studio": ["--out", "a.json"],
-        "export finetune": ["--texts", "a.jsonl", "--route", "r"],
         "review submit": ["--reason", "x"],
     }.get(name, [])
     if name == "export feedback":
         words[words.index("missing.jsonl")] = "a.jsonl"
-    if name in ("feedback import", "export finetune"):
+    if name == "feedback import":
         (elsewhere / "a.jsonl").write_text("")
         words = [word.replace("missing.jsonl", "a.jsonl") for word in words]
     before = sorted(elsewhere.iterdir())

@@ -7,6 +7,7 @@ import importlib
 import click
 
 from suffice import __version__
+from suffice.cli.shell import find_plugin_commands, load_plugin_command
 
 # Section of --help → name → (module of this package, attribute, the line that --help shows).
 SECTIONS: dict[str, dict[str, tuple[str, str, str]]] = {
@@ -44,7 +45,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str, str]]] = {
             "feedback",
             "Import labels, list unmatched feedback, or have a judge model label.",
         ),
-        "export": ("labels.export", "export", "Write training pairs, tasks to judge, or feedback to files."),
+        "export": ("labels.export", "export", "Write training lines, tasks to judge, or feedback to files."),
         "erase": ("labels.erase", "erase", "Permanently erase user-written text from the log."),
     },
     "Measure before you act": {
@@ -63,12 +64,13 @@ COMMANDS = {name: found for section in SECTIONS.values() for name, found in sect
 
 class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, in the order of the table."""
-        return list(COMMANDS)
+        """All names, in the order of the table; then those of other packages (`suffice.commands`)."""
+        return list(dict.fromkeys([*COMMANDS, *find_plugin_commands()]))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
-            return None
+            point = find_plugin_commands().get(cmd_name)
+            return None if point is None else load_plugin_command(point)
         module, attribute, _ = COMMANDS[cmd_name]
         command = getattr(importlib.import_module(f"suffice.cli.{module}"), attribute)
         assert isinstance(command, click.Command)
@@ -77,10 +79,14 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
+        if (
+            args[0] not in COMMANDS
+            and not args[0].startswith("-")
+            and args[0] not in (names := self.list_commands(ctx))
+        ):
             import difflib
 
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            near = difflib.get_close_matches(args[0], names, n=1)
             ctx.fail(f"No such command {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
         return super().resolve_command(ctx, args)
 
@@ -89,6 +95,10 @@ class LazyGroup(click.Group):
         for title, section in SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([(f"{name:<{width}}", line) for name, (_, _, line) in section.items()])
+        if added := [name for name in find_plugin_commands() if name not in COMMANDS]:
+            with formatter.section("Of other packages"):
+                commands = {name: self.get_command(ctx, name) for name in added}
+                formatter.write_dl([(name, one.get_short_help_str(1_000)) for name, one in commands.items() if one])
 
 
 @click.group("suffice", cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from suffice.settings import Route, Settings
     from suffice.store.database.decisions import Decisions
     from suffice.store.database.presence import Presence
@@ -53,17 +55,61 @@ class Command(click.Command):
             fail(error)
 
 
+# Commands that packages in contrib/ add: "GROUP NAME" → the package, and the line that --help shows without it.
+CONTRIB: Final = {
+    "export finetune": ("suffice-finetune", "Write training lines for a language model from runs cut at their stop."),
+}
+
+
+def find_plugin_commands(group: str = "") -> dict[str, EntryPoint]:
+    """Commands of other packages: entry points of `suffice.commands`, named NAME or GROUP.NAME, by NAME."""
+    from importlib.metadata import entry_points
+
+    points = {point.name: point for point in entry_points(group="suffice.commands")}
+    prefix = f"{group}." if group else ""
+    names = {name.removeprefix(prefix): point for name, point in sorted(points.items()) if name.startswith(prefix)}
+    return {name: point for name, point in names.items() if "." not in name}
+
+
+def load_plugin_command(point: EntryPoint) -> click.Command:
+    command = point.load()
+    if not isinstance(command, click.Command):
+        raise click.ClickException(f"plug-in {point.value}: need a click command, got {type(command).__name__}")
+    return command
+
+
 class CommandGroup(click.Group):
-    """A group whose help lists its commands in the order in which they are defined, each with its whole sentence."""
+    """A group whose help lists its commands in the order in which they are defined, each with its whole sentence.
+
+    Other packages add commands by entry points; an existing name is never replaced.
+    """
 
     command_class = Command
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click passes it
-        return list(self.commands)
+        return list(dict.fromkeys([*self.commands, *find_plugin_commands(self.name or "")]))
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - as above
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        point = None if cmd_name in self.commands else find_plugin_commands(self.name or "").get(cmd_name)
+        return super().get_command(ctx, cmd_name) if point is None else load_plugin_command(point)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = f"{self.name} {args[0]}"
+        if name in CONTRIB and self.get_command(ctx, args[0]) is None:
+            ctx.fail(f"{name} is a package of its own: pip install {CONTRIB[name][0]}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        lines = [(name, one.get_short_help_str(1_000)) for name, one in commands.items() if one is not None]
+        for name, (package, line) in CONTRIB.items():
+            group, _, own = name.partition(" ")
+            if group == self.name and own not in commands:
+                lines.append((own, f"{line} Needs: pip install {package}"))
         with formatter.section("Commands"):
-            formatter.write_dl([(name, self.commands[name].get_short_help_str(1_000)) for name in self.commands])
+            formatter.write_dl(lines)
 
 
 def print_line(text: str) -> None:

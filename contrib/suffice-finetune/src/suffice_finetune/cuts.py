@@ -1,7 +1,7 @@
 """Runs cut at their stop, with their texts: from the event log and its owner's texts, or from recorded traces.
 
     log + texts ──▶ cuts_of_log ────┐
-    traces + policy ─▶ cuts_of_traces ─┴▶ finetune.pairs ──▶ train, val
+    traces + policy ─▶ cuts_of_traces ─┴▶ pairs ──▶ train, val
 
 The log holds no text by design, so texts come from their owner: JSON lines of our own form, or logs of OpenAI requests
 with their responses. A line is used only with consent, and a withdrawal beats every agreement.
@@ -26,13 +26,13 @@ from suffice.errors import ConfigError
 from suffice.files import json_object, open_unpacked
 from suffice.learn.dataset import by_design, fate
 from suffice.policy.protocol import Policy
-from suffice.replay.finetune.pairs import CutRun, Seen, StopRecord
 from suffice.replay.logs import read_openai
 from suffice.replay.traces.batch import Batch
 from suffice.replay.traces.read import read_traces
 from suffice.signals.observe import Observer
 from suffice.store.database.views import EpisodeWithLabels
 from suffice.types import Outcome, Request
+from suffice_finetune.pairs import CutRun, Seen, StopRecord
 
 _IDS: Final = ("episode_id", "response_id", "question_key")
 _YES: Final = frozenset({True, "true", "yes"})

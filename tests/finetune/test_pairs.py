@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from suffice.replay.finetune.pairs import CutRun, LineFormat, StopRecord, holds_secret, make_pairs, prompt_group
+from suffice_finetune.pairs import CutRun, LineFormat, StopRecord, holds_secret, make_pairs, prompt_group
 
 STOP = StopRecord(policy_version="p-1", certified=True, level=7, step=3, n_steps=9, seen="audit", model="m")
 CUT = CutRun(

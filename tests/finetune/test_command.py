@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from tests.learn.made import World, episodes
 
 from suffice.cli.main import main
 from suffice.learn.version import FoldedVersion
@@ -23,7 +23,9 @@ from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Epoch, Publication
 from suffice.wiring import load_settings, open_decisions
+from tests.learn.made import World, episodes
 
+CONTRIB = Path(__file__).parents[2] / "contrib" / "suffice-finetune"
 STABLE = json.dumps({"policy": "stable-answer", "streak": 2})
 CONFIG = """
 [upstreams.local]
@@ -44,6 +46,22 @@ url = "sqlite:///{database}"
 
 def export(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["export", "finetune", *map(str, arguments)])
+
+
+@pytest.fixture(autouse=True)
+def installed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package as pip would install it: its entry points are found."""
+    project = tomllib.loads((CONTRIB / "pyproject.toml").read_text("utf-8"))["project"]
+    site = tmp_path_factory.mktemp("site")
+    metadata = site / f"suffice_finetune-{project['version']}.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")
+    points = [
+        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in named.items())
+        for group, named in project["entry-points"].items()
+    ]
+    (metadata / "entry_points.txt").write_text("\n".join(points))
+    monkeypatch.syspath_prepend(str(site))
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
@@ -210,3 +228,9 @@ def test_a_route_must_be_plain(log: Path) -> None:
     assert result.exit_code == 2
     assert "--route: name one; of kind reasoning are: r, votes" in result.stderr
     assert "unknown route 'x'" in export("--texts", "texts.jsonl", "--route", "x").stderr
+
+
+def test_help_lists_the_command_once_it_is_there() -> None:
+    listed = CliRunner().invoke(main, ["export", "--help"]).stdout
+    assert "finetune" in listed
+    assert "pip install" not in listed

@@ -12,7 +12,10 @@ import pytest
 
 from suffice.errors import ConfigError
 from suffice.policy.base import build_policy
-from suffice.replay.finetune.cuts import (
+from suffice.replay.traces.read import own_traces
+from suffice.store.database.views import EpisodeWithLabels, StoredLabel
+from suffice.types import Feedback, Outcome
+from suffice_finetune.cuts import (
     Consent,
     StoppingPolicy,
     Terms,
@@ -23,10 +26,7 @@ from suffice.replay.finetune.cuts import (
     read_consent,
     read_texts,
 )
-from suffice.replay.finetune.pairs import CutRun
-from suffice.replay.traces.read import own_traces
-from suffice.store.database.views import EpisodeWithLabels, StoredLabel
-from suffice.types import Feedback, Outcome
+from suffice_finetune.pairs import CutRun
 from tests.learn.made import GOLD, World, episodes, match
 
 ALL = Terms(consent=Consent(everybody=True))
