@@ -39,9 +39,7 @@ from suffice.gateway.rounds_service import read_decide
 from suffice.learn.version import read_version
 from suffice.model import artefact
 from suffice.model.artefact import StopModel, TrainingRecord
-from suffice.model.calibration import Isotonic
-from suffice.model.ensemble import Ensemble
-from suffice.model.linear import Linear
+from suffice.model.ensemble import Ensemble, Isotonic, Linear
 from suffice.replay.traces.parquet import write_traces_parquet
 from suffice.replay.traces.read import own_traces, read_traces
 from suffice.review import label_studio, langfuse

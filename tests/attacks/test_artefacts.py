@@ -23,11 +23,8 @@ from suffice.gateway import last_good
 from suffice.gateway.last_good import LastGood
 from suffice.learn.version import FoldedVersion as Models
 from suffice.learn.version import load_version, read_version
-from suffice.model.artefact import dump_model, load_model
-from suffice.model.calibration import Isotonic
-from suffice.model.ensemble import Ensemble
-from suffice.model.linear import Linear
-from suffice.model.stop import StopModel, TrainingRecord, canonical
+from suffice.model.artefact import StopModel, TrainingRecord, canonical, dump_model, load_model
+from suffice.model.ensemble import Ensemble, Isotonic, Linear
 from suffice.policy.learned import LearnedPolicy
 from suffice.replay.traces.parquet import write_traces_parquet
 from suffice.replay.traces.read import own_traces, read_traces

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from suffice.errors import ConfigError
-from suffice.model.stop import canonical
+from suffice.model.artefact import canonical
 from suffice.review.holds import DAY_S, Override, OverrideKind
 from suffice.settings import Settings, parse_settings
 from suffice.store.rows.events import Event, to_row

@@ -14,9 +14,8 @@ from suffice.assurance.runs import Match
 from suffice.control.compare.assessment import Assessment, standing_of
 from suffice.control.jobs.advance import Advance
 from suffice.learn.version import FoldedVersion
-from suffice.model.ensemble import Ensemble
-from suffice.model.linear import Linear
-from suffice.model.stop import StopModel, TrainingRecord, canonical
+from suffice.model.artefact import StopModel, TrainingRecord, canonical
+from suffice.model.ensemble import Ensemble, Linear
 from suffice.rollout.evidence import Rules
 from suffice.settings import Control, Route, Settings
 from suffice.store.database.decisions import Decisions

@@ -14,9 +14,8 @@ from click.testing import CliRunner, Result
 
 from suffice.cli.main import main
 from suffice.learn.version import FoldedVersion
-from suffice.model.ensemble import Ensemble
-from suffice.model.linear import Linear
-from suffice.model.stop import StopModel, TrainingRecord, canonical
+from suffice.model.artefact import StopModel, TrainingRecord, canonical
+from suffice.model.ensemble import Ensemble, Linear
 from suffice.replay.traces.read import own_traces
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from suffice.learn.version import FoldedVersion
-from suffice.model.stop import canonical
+from suffice.model.artefact import canonical
 from suffice.rollout import stages
 from suffice.rollout.evidence import Rules, rules_of
 from suffice.settings import Settings, parse_settings

@@ -13,9 +13,8 @@ import pytest
 
 from suffice import Governor
 from suffice.learn.version import FoldedVersion
-from suffice.model.ensemble import Ensemble
-from suffice.model.linear import Linear
-from suffice.model.stop import StopModel, TrainingRecord, canonical
+from suffice.model.artefact import StopModel, TrainingRecord, canonical
+from suffice.model.ensemble import Ensemble, Linear
 from suffice.settings import Settings
 from suffice.store.rows.events import Event
 from suffice.testing import Reply, Samples, cut

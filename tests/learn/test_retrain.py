@@ -247,7 +247,7 @@ def test_calibration_is_told_with_its_interval_and_sees_a_model_that_is_too_sure
 
 
 def honest_of(curve: object, p: float) -> float:
-    from suffice.model.calibration import Isotonic
+    from suffice.model.ensemble import Isotonic
 
     assert isinstance(curve, Isotonic)
     assert len(curve.scores) <= 20

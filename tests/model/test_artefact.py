@@ -16,9 +16,7 @@ from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord, dump_model, load_model
-from suffice.model.calibration import Isotonic
-from suffice.model.ensemble import Ensemble
-from suffice.model.linear import Linear
+from suffice.model.ensemble import Ensemble, Isotonic, Linear
 from tests.model.forest import N_FEATURES, rows, some_trees
 
 PROPERTY = settings(max_examples=30, derandomize=True, deadline=None)

@@ -11,9 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
-from suffice.model.calibration import Isotonic
-from suffice.model.ensemble import MOST_PARTS, Ensemble
-from suffice.model.linear import Linear
+from suffice.model.ensemble import MOST_PARTS, Ensemble, Isotonic, Linear
 from suffice.model.trees import LEAF, Tree, Trees
 from tests.model.forest import rows, some_tree, some_trees
 

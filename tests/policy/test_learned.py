@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord, load_model
-from suffice.model.ensemble import Ensemble
-from suffice.model.linear import Linear
+from suffice.model.ensemble import Ensemble, Linear
 from suffice.policy.base import build_policy, describe, stops_of, version_of
 from suffice.policy.columns import CODES, CONTINUE, SUFFICES, AskedColumns, decide_rows
 from suffice.policy.learned import LearnedPolicy

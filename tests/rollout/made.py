@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from suffice.model.ensemble import Ensemble
-from suffice.model.linear import Linear
-from suffice.model.stop import StopModel, TrainingRecord
+from suffice.model.artefact import StopModel, TrainingRecord
+from suffice.model.ensemble import Ensemble, Linear
 from suffice.rollout.evidence import ArmName, RolloutEvidence, Rules, UnitRun
 from suffice.rollout.versions import Version, VersionLineage, VersionTarget, make_version
 

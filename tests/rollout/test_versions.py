@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import ConfigError
-from suffice.model.stop import canonical
+from suffice.model.artefact import canonical
 from suffice.rollout import versions
 from suffice.rollout.versions import (
     Version,

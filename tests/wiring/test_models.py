@@ -11,8 +11,7 @@ from click.testing import CliRunner
 from suffice.cli.main import main
 from suffice.errors import ConfigError
 from suffice.model.artefact import StopModel, TrainingRecord, dump_model
-from suffice.model.ensemble import Ensemble
-from suffice.model.linear import Linear
+from suffice.model.ensemble import Ensemble, Linear
 from suffice.policy.compose import AnyOf, RunBounds
 from suffice.policy.learned import LearnedPolicy
 from suffice.policy.protocol import Policy

@@ -16,10 +16,8 @@ import numpy as np
 
 from suffice.learn.features import FeatureSelection
 from suffice.learn.models import FitResult, Values
-from suffice.model.calibration import Isotonic
-from suffice.model.ensemble import Ensemble, ModelPart
-from suffice.model.linear import Linear
-from suffice.model.stop import StepCost, StopModel, TrainingRecord
+from suffice.model.artefact import StepCost, StopModel, TrainingRecord
+from suffice.model.ensemble import Ensemble, Isotonic, Linear, ModelPart
 from suffice.model.trees import LEAF, Tree, Trees
 from suffice.signals.classes import Classes
 

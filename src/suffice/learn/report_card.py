@@ -23,7 +23,7 @@ from suffice.learn.groups import Resamples, pick_level, ratio
 from suffice.learn.rows import audit_runs, good_rows_of_run, weigh_full_runs, weigh_labels
 from suffice.learn.served import N_FOLDS
 from suffice.learn.version import FoldedVersion, as_served, fold_version
-from suffice.model.calibration import Isotonic
+from suffice.model.ensemble import Isotonic
 
 Learned: TypeAlias = Literal["as-good", "hopeless"]
 

@@ -33,7 +33,7 @@ from suffice.learn.report_card import (
 from suffice.learn.rows import audit_runs, build_examples, build_trajectories, weigh_full_runs
 from suffice.learn.served import HALF_LIFE, LEAST_AUDITS, N_FOLDS, N_LEVELS, cut_levels, level_risk
 from suffice.learn.version import FoldedVersion
-from suffice.model.stop import StepCost, StopModel, TrainingRecord
+from suffice.model.artefact import StepCost, StopModel, TrainingRecord
 
 Reason: TypeAlias = Literal["schedule", "drift", "by hand"]
 _PRICES: Final = PRICES[::3]  # one is picked; a finer sweep takes three times as long and picks its neighbour

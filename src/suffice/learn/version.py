@@ -16,9 +16,8 @@ from suffice.errors import ConfigError
 from suffice.learn.audits import AuditRuns
 from suffice.learn.groups import prompt_fold
 from suffice.learn.served import FoldedModels
-from suffice.model.artefact import load_model
+from suffice.model.artefact import MOST_RISK, StopModel, canonical, load_model
 from suffice.model.reading import describe_value, numbers, parse_json
-from suffice.model.stop import MOST_RISK, StopModel, canonical
 from suffice.signals.features import FeatureSet
 
 SCHEMA: Final = 1

@@ -1,24 +1,132 @@
-"""Stop models as bytes: written canonically, read with suspicion.
+"""Stop models as plain data: what is in one, what it came from, and its address by content.
 
-A file is data and never anything else: numbers and texts in tables, each checked against what may stand at its
-place. What is wrong is a ConfigError that names the place. Feature names are looked up by
-`signals.features`, which the policy asks before it serves.
+A file is numbers and texts in tables, written canonically and read with suspicion: what is wrong is a ConfigError that
+names the place. Feature names are looked up by `signals.features`, which the policy asks before it serves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from suffice.errors import ConfigError
-from suffice.model.calibration import Isotonic
-from suffice.model.ensemble import Ensemble, ModelPart
-from suffice.model.linear import Linear
-from suffice.model.reading import ModelTable, at, describe_value, parse_json
-from suffice.model.stop import SCHEMA, StepCost, StopModel, TrainingRecord, canonical
-from suffice.model.trees import Tree, Trees
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["StepCost", "StopModel", "TrainingRecord", "dump_model", "load_model"]
+from suffice.errors import ConfigError
+from suffice.model.ensemble import Ensemble, Isotonic, Linear, ModelPart
+from suffice.model.reading import ModelTable, at, check_list, describe_value, exact_float, parse_json, parse_whole
+from suffice.model.trees import COLUMNS, Tree, Trees
+
+SCHEMA: Final = 1
+MOST_FEATURES: Final = 20_000
+MOST_CLASSES: Final = 1_000
+MOST_RULES: Final = 64
+MOST_TESTS: Final = 16  # of one rule
+MOST_RISK: Final = 1_000.0
+_MOST_COUNT: Final = 10**12
+_PARTS: Final = ("linear", "trees")
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """What a further step costs, so that cheap steps are not risked for: tokens_per_step ** exponent / scale."""
+
+    exponent: float = 0.0  # 0: every step costs 1 / scale; 1: as many as its tokens
+    scale: float = 1.0  # makes the usual cost about 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "exponent", exact_float("exponent", self.exponent, least=0.0, most=4.0))
+        object.__setattr__(self, "scale", exact_float("scale", self.scale, least=1e-12, most=1e36))
+
+    def of(self, tokens_per_step: float) -> float:
+        """The cost at so many tokens a step; below one token a step, that of one."""
+        return math.pow(max(1.0, tokens_per_step), self.exponent) / self.scale
+
+    def of_many(self, tokens_per_step: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.maximum(1.0, tokens_per_step) ** self.exponent / self.scale)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRecord:
+    n_episodes: int
+    n_questions: int
+    digest: str  # of the data, in the fitting program's own words
+    target: str  # what the probability is of
+    seed: int
+    versions: tuple[tuple[str, str], ...] = ()  # package and version, sorted: what fitted it
+
+    def __post_init__(self) -> None:
+        for name in ("n_episodes", "n_questions", "seed"):
+            parse_whole(name, getattr(self, name), least=0, most=_MOST_COUNT)
+        object.__setattr__(self, "versions", tuple(sorted(self.versions)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopModel:
+    """P(stopping now is as good as the full run), and perhaps P(the full run fails anyway), from a row of features."""
+
+    features: tuple[str, ...]  # names, as `signals.features` reads them; the order of a row
+    suffices: Ensemble
+    trained: TrainingRecord
+    hopeless: Ensemble | None = None  # None: not learned
+    classes: tuple[tuple[str, float], ...] = ()  # thresholds that replace the policy's, by query class, sorted
+    # Rules that say a query's class, the first that holds; a test is (feature, above, value). (): the declared class.
+    found: tuple[tuple[tuple[str, bool, float], ...], ...] = ()
+    cost: StepCost = StepCost()  # what the risk of a step is measured against
+    address: str = field(init=False, compare=False, repr=False)  # `m-` and twelve hexadecimal digits of the content
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.features) <= MOST_FEATURES:
+            raise ConfigError(f"features: got {len(self.features):,}; 1 to {MOST_FEATURES:,}")
+        for name, ensemble in (("suffices", self.suffices), ("hopeless", self.hopeless)):
+            if ensemble is not None:
+                with at(name):
+                    ensemble.check(len(self.features))
+        if len(dict(self.classes)) != len(self.classes) or len(self.classes) > MOST_CLASSES:
+            raise ConfigError(f"classes: got {len(self.classes):,}; at most {MOST_CLASSES:,}, each once")
+        risks = {
+            name: exact_float(f"classes.{name:.60}", risk, least=0.0, most=MOST_RISK) for name, risk in self.classes
+        }
+        rules = check_list("found", self.found)
+        if len(rules) > MOST_RULES:
+            raise ConfigError(f"found: got {len(rules):,} rules; at most {MOST_RULES}")
+        object.__setattr__(self, "classes", tuple(sorted(risks.items())))
+        object.__setattr__(self, "found", tuple(_tests(f"found[{i}]", rule) for i, rule in enumerate(rules)))
+        digest = hashlib.blake2b(canonical(self.plain()), digest_size=6).hexdigest()
+        object.__setattr__(self, "address", f"m-{digest}")
+
+    def plain(self) -> dict[str, Any]:
+        found = {"found": [[list(test) for test in rule] for rule in self.found]} if self.found else {}
+        return found | {
+            "schema": SCHEMA,
+            "features": list(self.features),
+            "suffices": self.suffices.plain(),
+            "hopeless": None if self.hopeless is None else self.hopeless.plain(),
+            "classes": dict(self.classes),
+            "cost": asdict(self.cost),
+            "trained": asdict(self.trained) | {"versions": dict(self.trained.versions)},
+        }
+
+
+def _tests(where: str, rule: Sequence[object]) -> tuple[tuple[str, bool, float], ...]:
+    if not isinstance(rule, (list, tuple)) or len(rule) > MOST_TESTS:
+        raise ConfigError(f"{where}: got {describe_value(rule)}; a list of at most {MOST_TESTS} tests")
+    tests = []
+    for i, test in enumerate(rule):
+        fits = isinstance(test, (list, tuple)) and len(test) == 3
+        if not fits or not isinstance(test[0], str) or not isinstance(test[1], bool):
+            raise ConfigError(f"{where}[{i}]: got {describe_value(test)}; [feature, above, value]")
+        tests.append((test[0], test[1], exact_float(f"{where}[{i}][2]", test[2])))
+    return tuple(tests)
+
+
+def canonical(plain: Mapping[str, Any]) -> bytes:
+    """The one way to write a mapping: keys sorted, no spaces, ASCII, every float by its shortest exact form."""
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def dump_model(model: StopModel) -> bytes:
@@ -29,91 +137,47 @@ def dump_model(model: StopModel) -> bytes:
 def load_model(source: bytes | Mapping[str, Any], *, where: str = "model") -> StopModel:
     """The model that was written, checked in every number.
 
-    source  canonical or any other JSON, or what it says as a mapping
-    where   it stands, for errors
-
-    Raises ConfigError: for what is no such JSON, another schema, a key that is missing, unknown or given twice,
-    a number that is not finite or out of its range, a tree that is none, and for what is too large.
+    Raises ConfigError, with the place behind `where`: for what is no JSON of this schema, a key that is missing,
+    unknown or given twice, a number that is not finite or out of its range, a tree that is none, and what is too large.
     """
     table = ModelTable(where, parse_json(where, source) if isinstance(source, bytes) else source)
     schema = table.take("schema")
     if type(schema) is not int or schema != SCHEMA:
         raise ConfigError(f"{where}.schema: got {describe_value(schema)}; this version reads {SCHEMA}")
     hopeless = table.table_or_none("hopeless")
-    read: dict[str, Any] = {
-        "features": table.texts("features"),
-        "suffices": _ensemble(table.table("suffices")),
-        "hopeless": None if hopeless is None else _ensemble(hopeless),
-        "classes": table.table("classes").pairs(),
-        "found": table.items("found") if "found" in table.content else (),
-        "cost": _cost(table.table("cost")),
-        "trained": _trained(table.table("trained")),
-    }
-    table.done()
-    with at(where):
-        return StopModel(**read)
+    return table.build(
+        StopModel,
+        features=table.texts("features"),
+        suffices=_ensemble(table.table("suffices")),
+        hopeless=None if hopeless is None else _ensemble(hopeless),
+        classes=table.table("classes").pairs(),
+        found=table.take("found") if "found" in table.content else (),
+        cost=table.table("cost").build(StepCost, "exponent", "scale"),
+        trained=_trained(table.table("trained")),
+    )
 
 
 def _ensemble(table: ModelTable) -> Ensemble:
-    parts = tuple(_part(part) for part in table.tables("parts"))
     curve = table.table_or_none("calibration")
-    calibration = None if curve is None else _isotonic(curve)
-    table.done()
-    with at(table.where):
-        return Ensemble(parts, calibration)
-
-
-def _isotonic(table: ModelTable) -> Isotonic:
-    scores, probabilities = table.items("scores"), table.items("probabilities")
-    table.done()
-    with at(table.where):
-        return Isotonic(scores, probabilities)
+    calibration = None if curve is None else curve.build(Isotonic, "scores", "probabilities")
+    return table.build(Ensemble, parts=tuple(map(_part, table.tables("parts"))), calibration=calibration)
 
 
 def _part(table: ModelTable) -> ModelPart:
     kind = table.text("kind")
     if kind not in _PARTS:
         raise ConfigError(f"{table.where}.kind: got {kind!r:.60}; one of {', '.join(_PARTS)}")
-    return _PARTS[kind](table)
-
-
-def _linear(table: ModelTable) -> Linear:
-    weights, intercept = table.items("weights"), table.take("intercept")
-    table.done()
-    with at(table.where):
-        return Linear(weights, intercept)
-
-
-def _trees(table: ModelTable) -> Trees:
-    baseline, trees = table.take("baseline"), tuple(_tree(tree) for tree in table.tables("trees"))
-    table.done()
-    with at(table.where):
-        return Trees(baseline, trees)
-
-
-def _tree(table: ModelTable) -> Tree:
-    feature, threshold = table.items("feature"), table.items("threshold")
-    left, right, value = table.items("left"), table.items("right"), table.items("value")
-    table.done()
-    with at(table.where):
-        return Tree(feature, threshold, left, right, value)
-
-
-_PARTS: Final[Mapping[str, Callable[[ModelTable], ModelPart]]] = {"linear": _linear, "trees": _trees}
-
-
-def _cost(table: ModelTable) -> StepCost:
-    exponent, scale = table.take("exponent"), table.take("scale")
-    table.done()
-    with at(table.where):
-        return StepCost(exponent, scale)
+    if kind == "linear":
+        return table.build(Linear, "weights", "intercept")
+    return table.build(Trees, "baseline", trees=tuple(tree.build(Tree, *COLUMNS) for tree in table.tables("trees")))
 
 
 def _trained(table: ModelTable) -> TrainingRecord:
-    read: dict[str, Any] = {name: table.take(name) for name in ("n_episodes", "n_questions", "seed")}
-    read |= {name: table.text(name) for name in ("digest", "target")}
     versions = table.table("versions")
-    read["versions"] = tuple((package, versions.text(package)) for package in list(versions.content))
-    table.done()
-    with at(table.where):
-        return TrainingRecord(**read)
+    return table.build(
+        TrainingRecord,
+        *("n_episodes", "n_questions", "seed"),
+        digest=table.text("digest"),
+        target=table.text("target"),
+        versions=tuple((package, versions.text(package)) for package in list(versions.content)),
+    )

@@ -1,27 +1,26 @@
-"""Several models of one probability as one.
-
-Knows that their logits are averaged and perhaps calibrated; refuses to know what the probability is of.
-"""
+"""One probability from several models, their logits averaged and perhaps calibrated."""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import mul
 from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
-from suffice.model.calibration import Isotonic
+from suffice.model.reading import at, exact_float, numbers
 
 MOST_PARTS: Final = 16
 MOST_LOGIT: Final = math.log(0.9999 / 0.0001)
 
 
 class ModelPart(Protocol):
-    """A model of one number from a row of features: a logit, or a value."""
+    """A model of one number, a logit or a value, from a row of features."""
 
     def check(self, n_features: int) -> None:
         """Raise ConfigError unless rows of that many features can be read."""
@@ -31,13 +30,73 @@ class ModelPart(Protocol):
         """The part as JSON has it; `kind` says which it is."""
         ...
 
-    def raw(self, row: Sequence[float]) -> float:
-        """The number for one row."""
-        ...
+    def raw(self, row: Sequence[float]) -> float: ...
 
     def raws(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The number for each row of a matrix, shape (n rows, n features)."""
+        """The number for each row, shape (rows, features) to (rows,)."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """weights · row + intercept, on raw features: whatever scaling a trainer used is in the weights."""
+
+    weights: tuple[float, ...]
+    intercept: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", numbers("weights", self.weights))
+        object.__setattr__(self, "intercept", exact_float("intercept", self.intercept))
+
+    def check(self, n_features: int) -> None:
+        if len(self.weights) != n_features:
+            raise ConfigError(f"weights: got {len(self.weights):,}; one for each of {n_features:,} features")
+
+    def plain(self) -> dict[str, Any]:
+        return {"kind": "linear", "weights": list(self.weights), "intercept": self.intercept}
+
+    def raw(self, row: Sequence[float]) -> float:
+        return sum(map(mul, self.weights, row), self.intercept)
+
+    def raws(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(matrix @ np.array(self.weights) + self.intercept)
+
+
+@dataclass(frozen=True, slots=True)
+class Isotonic:
+    """A rising curve from scores to probabilities: straight between its points, flat beyond the ends."""
+
+    scores: tuple[float, ...]  # strictly rising
+    probabilities: tuple[float, ...]  # one for each, in [0, 1], never falling
+
+    def __post_init__(self) -> None:
+        scores = numbers("scores", self.scores)
+        probabilities = numbers("probabilities", self.probabilities, least=0.0, most=1.0)
+        if not scores or len(scores) != len(probabilities):
+            raise ConfigError(
+                f"probabilities: got {len(probabilities)} for {len(scores)} scores; one for each, and at least one"
+            )
+        for i in range(1, len(scores)):
+            if not (scores[i - 1] < scores[i] and probabilities[i - 1] <= probabilities[i]):
+                raise ConfigError(f"scores[{i}]: scores must rise from point to point, and probabilities not fall")
+        object.__setattr__(self, "scores", scores)
+        object.__setattr__(self, "probabilities", probabilities)
+
+    def plain(self) -> dict[str, Any]:
+        return {"scores": list(self.scores), "probabilities": list(self.probabilities)}
+
+    def one(self, score: float) -> float:
+        above = bisect_right(self.scores, score)
+        if above == 0:
+            return self.probabilities[0]
+        if above == len(self.scores):
+            return self.probabilities[-1]
+        x0, x1 = self.scores[above - 1], self.scores[above]
+        y0, y1 = self.probabilities[above - 1], self.probabilities[above]
+        return y0 + (y1 - y0) * (score - x0) / (x1 - x0)
+
+    def many(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(np.interp(scores, self.scores, self.probabilities))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +116,9 @@ class Ensemble:
 
     def check(self, n_features: int) -> None:
         """Raise ConfigError unless every part can read rows of that many features."""
-        for at, part in enumerate(self.parts):
-            try:
+        for i, part in enumerate(self.parts):
+            with at(f"parts[{i}]"):
                 part.check(n_features)
-            except ConfigError as error:
-                raise ConfigError(f"parts[{at}].{error}") from None
 
     def plain(self) -> dict[str, Any]:
         calibration = None if self.calibration is None else self.calibration.plain()

@@ -6,15 +6,17 @@ Numbers are finite, in their range, and the same on every machine.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 from suffice.errors import ConfigError
 
 MOST_BYTES: Final = 32 * 2**20
 MOST_ITEMS: Final = 1_000_000  # of one list or table
 MOST_CHARS: Final = 2_000  # of one text
+MOST: Final = 1e300  # of any number in a model, so that sums of them stay finite
+T = TypeVar("T")
 
 
 class ModelTable:
@@ -33,53 +35,46 @@ class ModelTable:
         self._left: dict[str, None] = dict.fromkeys(content)
 
     def take(self, key: str) -> Any:
-        """What stands at a key, whatever it is."""
         if key not in self.content:
             raise ConfigError(f"{self.where}.{key}: missing")
         self._left.pop(key, None)
         return self.content[key]
 
     def text(self, key: str) -> str:
-        """The text at a key."""
         return _text(f"{self.where}.{key:.60}", self.take(key))
 
     def items(self, key: str) -> tuple[Any, ...]:
-        """The list at a key, its items as they came in."""
-        value = self.take(key)
-        if not isinstance(value, (list, tuple)) or len(value) > MOST_ITEMS:
-            got = f"{len(value):,} items" if isinstance(value, (list, tuple)) else describe_value(value)
-            raise ConfigError(f"{self.where}.{key}: got {got}; a list of at most {MOST_ITEMS:,}")
-        return tuple(value)
+        return check_list(f"{self.where}.{key}", self.take(key))
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """The list of texts at a key."""
         return tuple(_text(f"{self.where}.{key}[{at}]", item) for at, item in enumerate(self.items(key)))
 
     def table(self, key: str) -> ModelTable:
-        """The table at a key."""
         return ModelTable(f"{self.where}.{key}", self.take(key))
 
     def table_or_none(self, key: str) -> ModelTable | None:
         """The table at a key; None for null."""
-        value = self.take(key)
-        return None if value is None else ModelTable(f"{self.where}.{key}", value)
+        return None if self.take(key) is None else self.table(key)
 
     def tables(self, key: str) -> tuple[ModelTable, ...]:
-        """The list of tables at a key."""
         return tuple(ModelTable(f"{self.where}.{key}[{at}]", item) for at, item in enumerate(self.items(key)))
 
     def pairs(self) -> tuple[tuple[str, Any], ...]:
-        """All keys with what stands there."""
         self._left.clear()
         return tuple(self.content.items())
 
     def done(self) -> None:
         """Refuse keys that nobody took."""
         for key in self._left:
-            raise ConfigError(f"{self.where}: unknown key {key!r:.60}; known: {', '.join(self._taken())}")
+            known = sorted(set(self.content) - set(self._left))
+            raise ConfigError(f"{self.where}: unknown key {key!r:.60}; known: {', '.join(known)}")
 
-    def _taken(self) -> list[str]:
-        return sorted(set(self.content) - set(self._left))
+    def build(self, make: Callable[..., T], *keys: str, **values: Any) -> T:
+        """Make a record of the values at some keys and of others; refuse further keys."""
+        arguments = {key: self.take(key) for key in keys} | values
+        self.done()
+        with at(self.where):
+            return make(**arguments)
 
 
 @contextmanager
@@ -114,14 +109,18 @@ def parse_json(where: str, source: bytes) -> object:
     return parsed
 
 
+def check_list(where: str, value: object) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)) or len(value) > MOST_ITEMS:
+        got = f"{len(value):,} items" if isinstance(value, (list, tuple)) else describe_value(value)
+        raise ConfigError(f"{where}: got {got}; a list of at most {MOST_ITEMS:,}")
+    return tuple(value)
+
+
 def _text(where: str, value: object) -> str:
     if not isinstance(value, str) or len(value) > MOST_CHARS:
         got = f"{len(value):,} characters" if isinstance(value, str) else describe_value(value)
         raise ConfigError(f"{where}: got {got}; a text of at most {MOST_CHARS:,} characters")
     return value
-
-
-MOST: Final = 1e300  # of any number in a model, so that sums of them stay finite
 
 
 def exact_float(where: str, value: object, *, least: float = -MOST, most: float = MOST) -> float:
@@ -134,12 +133,11 @@ def exact_float(where: str, value: object, *, least: float = -MOST, most: float 
 
 
 def numbers(where: str, values: Iterable[object], *, least: float = -MOST, most: float = MOST) -> tuple[float, ...]:
-    """All of them, as `exact_float` takes each."""
+    values = check_list(where, values)
     return tuple(exact_float(f"{where}[{at}]", value, least=least, most=most) for at, value in enumerate(values))
 
 
 def parse_whole(where: str, value: object, *, least: int, most: int) -> int:
-    """The value as a whole number in a range. Raises ConfigError that names `where` it stands."""
     if type(value) is not int or not least <= value <= most:
         raise ConfigError(f"{where}: got {describe_value(value)}; a whole number from {least:,} to {most:,}")
     return value

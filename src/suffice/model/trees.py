@@ -18,16 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
-from suffice.model.reading import exact_float, numbers, parse_whole
+from suffice.model.reading import check_list, exact_float, numbers, parse_whole
 
 MOST_TREES: Final = 2_000
 MOST_NODES: Final = 2_047  # of one tree
 MOST_DEPTH: Final = 64
+MOST_LEAVES: Final = 8  # of a tree that QuickScorer evaluates
 _MOST_FEATURES: Final = 1_000_000
+_CHUNK: Final = 8_192  # rows at once, so that their bytes stay near the processor
 COLUMNS: Final = ("feature", "threshold", "left", "right", "value")
 LEAF: Final = -1  # in the place of a feature
 
 Nested: TypeAlias = tuple[int, float, "Nested | None", "Nested | None"]  # feature, threshold or value, left, right
+Split: TypeAlias = tuple[int, float, int]  # feature, threshold, bits of the leaves that a larger value cannot reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,8 @@ class Tree:
     value: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        for name in COLUMNS:
+            object.__setattr__(self, name, check_list(name, getattr(self, name)))
         n_nodes = len(self.feature)
         if not 0 < n_nodes <= MOST_NODES:
             raise ConfigError(f"feature: got {n_nodes:,} nodes; 1 to {MOST_NODES:,}")
@@ -82,8 +87,8 @@ class Tree:
         return max(depths)
 
     @property
-    def n_leaves(self) -> int:
-        return self.feature.count(LEAF)
+    def is_small(self) -> bool:
+        return self.feature.count(LEAF) <= MOST_LEAVES
 
     def plain(self) -> dict[str, Any]:
         return {name: list(getattr(self, name)) for name in COLUMNS}
@@ -94,9 +99,9 @@ class Tree:
             return (LEAF, self.value[at], None, None)
         return (self.feature[at], self.threshold[at], self.nested(self.left[at]), self.nested(self.right[at]))
 
-    def leafed(self) -> Leafed:
-        """The tree as splits that rule leaves out, and its leaves from left to right."""
-        splits: list[TreeSplit] = []
+    def leafed(self) -> tuple[list[Split], list[float]]:
+        """The tree as splits that rule leaves out, and its leaves' values from left to right."""
+        splits: list[Split] = []
         values: list[float] = []
 
         def visit(at: int) -> None:
@@ -105,7 +110,7 @@ class Tree:
                 return
             first = len(values)
             visit(self.left[at])
-            splits.append(TreeSplit(self.feature[at], self.threshold[at], (1 << len(values)) - (1 << first)))
+            splits.append((self.feature[at], self.threshold[at], (1 << len(values)) - (1 << first)))
             visit(self.right[at])
 
         visit(0)
@@ -118,18 +123,17 @@ class Trees:
 
     baseline: float
     trees: tuple[Tree, ...]
-    _small: Bits = field(init=False, repr=False, compare=False)
+    _small: _QuickScorer = field(init=False, repr=False, compare=False)
     _large: tuple[Nested, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "baseline", exact_float("baseline", self.baseline))
         if len(self.trees) > MOST_TREES:
             raise ConfigError(f"trees: got {len(self.trees):,}; at most {MOST_TREES:,}")
-        object.__setattr__(self, "_small", Bits([t.leafed() for t in self.trees if t.n_leaves <= MOST_LEAVES]))
-        object.__setattr__(self, "_large", tuple(t.nested() for t in self.trees if t.n_leaves > MOST_LEAVES))
+        object.__setattr__(self, "_small", _QuickScorer([tree for tree in self.trees if tree.is_small]))
+        object.__setattr__(self, "_large", tuple(tree.nested() for tree in self.trees if not tree.is_small))
 
     def check(self, n_features: int) -> None:
-        """Raise ConfigError where a split is on a feature that there is not."""
         for at, tree in enumerate(self.trees):
             if max(tree.feature) >= n_features:
                 raise ConfigError(f"trees[{at}].feature: got {max(tree.feature)}; there are {n_features:,} features")
@@ -146,7 +150,7 @@ class Trees:
     def raws(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
         total = self.baseline + self._small.many(matrix)
         for tree in self.trees:
-            if tree.n_leaves > MOST_LEAVES:
+            if not tree.is_small:
                 total += _descend(tree, matrix)
         return total
 
@@ -162,8 +166,7 @@ def _descend(tree: Tree, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """All rows go down together, level by level; a leaf leads to itself."""
     itself = np.arange(len(tree.feature))
     is_leaf = np.array(tree.feature) == LEAF
-    feature = np.where(is_leaf, 0, tree.feature)
-    threshold = np.array(tree.threshold)
+    feature, threshold = np.where(is_leaf, 0, tree.feature), np.array(tree.threshold)
     left, right = np.where(is_leaf, itself, tree.left), np.where(is_leaf, itself, tree.right)
     rows, node = np.arange(len(matrix)), np.zeros(len(matrix), dtype=np.int64)
     for _ in range(tree.depth):
@@ -172,35 +175,20 @@ def _descend(tree: Tree, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.array(tree.value)[node]
 
 
-MOST_LEAVES: Final = 8
-_CHUNK: Final = 8_192  # rows at once, so that their bytes stay near the processor
-
-
-@dataclass(frozen=True, slots=True)
-class TreeSplit:
-    """One inner node: rows with row[feature] > threshold cannot reach the leaves in `ruled_out`."""
-
-    feature: int
-    threshold: float
-    ruled_out: int  # bits of leaves of this tree
-
-
-Leafed: TypeAlias = tuple[Sequence[TreeSplit], Sequence[float]]  # splits, and the leaves' values from left to right
-
-
-class Bits:
+class _QuickScorer:
     """The sum of some trees of at most eight leaves each."""
 
-    __slots__ = ("_all", "_features", "_n_bytes", "_plan", "_tables")
+    __slots__ = ("_all", "_n_bytes", "_plan", "_tables")
 
-    def __init__(self, trees: Sequence[Leafed]) -> None:
+    def __init__(self, small: Sequence[Tree]) -> None:
+        trees = [tree.leafed() for tree in small]
         self._n_bytes = len(trees)
         self._all = int.from_bytes(bytes((1 << len(values)) - 1 for _, values in trees), "little")
         self._tables = [_table(values) for _, values in trees]
         by_feature: dict[int, list[tuple[float, int]]] = {}
         for at, (splits, _) in enumerate(trees):
-            for split in splits:
-                by_feature.setdefault(split.feature, []).append((split.threshold, split.ruled_out << 8 * at))
+            for feature, threshold, excluded in splits:
+                by_feature.setdefault(feature, []).append((threshold, excluded << 8 * at))
         self._plan = [(feature, *_prefixes(cuts, self._all)) for feature, cuts in sorted(by_feature.items())]
 
     def one(self, row: Sequence[float]) -> float:
@@ -231,21 +219,16 @@ class Bits:
 
 def _table(values: Sequence[float]) -> list[float]:
     """For each byte the value of its lowest bit's leaf. No byte is ever 0."""
-    return [
-        0.0,
-        *(
-            values[(byte & -byte).bit_length() - 1] if (byte & -byte).bit_length() <= len(values) else 0.0
-            for byte in range(1, 256)
-        ),
-    ]
+    padded = [0.0, *values, *(0.0,) * (MOST_LEAVES - len(values))]
+    return [padded[(byte & -byte).bit_length()] for byte in range(256)]
 
 
 def _prefixes(cuts: Iterable[tuple[float, int]], everything: int) -> tuple[list[float], list[int]]:
     """Thresholds, rising, and what remains when the first 0, 1, 2 … of them are passed."""
     ordered = sorted(cuts)
     masks = [everything]
-    for _, ruled_out in ordered:
-        masks.append(masks[-1] & ~ruled_out)
+    for _, excluded in ordered:
+        masks.append(masks[-1] & ~excluded)
     return [threshold for threshold, _ in ordered], masks
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import suffice.policy
 from suffice.errors import ConfigError, name_hint
-from suffice.model.stop import StopModel
+from suffice.model.artefact import StopModel
 from suffice.policy.columns import Columns, Stops, stops_of
 from suffice.policy.parameters import One, Parameter, ParameterChecks, Value, parameters_of
 from suffice.policy.protocol import Policy

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
-from suffice.model.stop import MOST_RISK, StopModel
+from suffice.model.artefact import MOST_RISK, StopModel
 from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Mask, Stops, answered, asked_of
 from suffice.policy.parameters import ParameterChecks, ParameterRange, PolicyReference
 from suffice.policy.protocol import go_on, hopeless, suffices

@@ -33,7 +33,7 @@ from suffice.assurance.bounds import Interval
 from suffice.assurance.certify import log_bets_against, mixed
 from suffice.assurance.paired import BETS
 from suffice.assurance.sequence import V_OPT, gamma_exponential_bound
-from suffice.model.stop import canonical
+from suffice.model.artefact import canonical
 from suffice.rollout.versions import Version
 
 Floats = NDArray[np.float64]

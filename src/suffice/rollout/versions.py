@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from suffice.errors import ConfigError
-from suffice.model.artefact import load_model
+from suffice.model.artefact import MOST_RISK, canonical, load_model
 from suffice.model.reading import (
     MOST,
     MOST_BYTES,
@@ -30,7 +30,6 @@ from suffice.model.reading import (
     numbers,
     parse_json,
 )
-from suffice.model.stop import MOST_RISK, canonical
 from suffice.policy.base import build_policy
 from suffice.signals.base import order_all
 from suffice.signals.features import FeatureSet

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from suffice.learn.audits import Floats, find_first_passages
 from suffice.learn.models import PRICES
-from suffice.model.stop import StopModel
+from suffice.model.artefact import StopModel
 from suffice.policy.base import POLICIES, build_policy, stops_of
 from suffice.policy.parameters import parameters_of
 from suffice.policy.protocol import Policy

@@ -32,7 +32,7 @@ from suffice.learn.models import (
     fit,
     fit_values,
 )
-from suffice.model.stop import StepCost
+from suffice.model.artefact import StepCost
 from suffice.policy.base import build_policy
 from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, AskedColumns, Columns, Stops, known_column
 from suffice.policy.protocol import Policy, go_on
