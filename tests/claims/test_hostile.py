@@ -14,7 +14,7 @@ import pytest
 from suffice.assurance.labels import TrustedLabel, stand
 from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.certifier import Certifier, Plan
-from suffice.learn.ope import estimate_ips, estimate_naive, estimate_snips
+from suffice.learn.ope import estimate_value
 from suffice.learn.served import Learner, PGood
 from tests.claims.test_ope import TRUTH, complained
 from tests.learn.runs_made import audits, believing
@@ -124,9 +124,9 @@ def test_inverse_propensity_is_right_where_complaints_mislead_the_mean() -> None
     found: dict[str, list[float]] = {"naive": [], "ips": [], "snips": []}
     for _ in range(N_LOGS):
         logged, target = complained(rng)
-        found["naive"].append(estimate_naive(logged, target).value)
-        found["ips"].append(estimate_ips(logged, target).value)
-        found["snips"].append(estimate_snips(logged, target).value)
+        found["naive"].append(estimate_value(logged, target, "naive").value)
+        found["ips"].append(estimate_value(logged, target, "ips").value)
+        found["snips"].append(estimate_value(logged, target, "snips").value)
     means = {name: float(np.mean(values)) for name, values in found.items()}
     print(f"truth {TRUTH:.3f}: " + ", ".join(f"{name} {mean:.3f}" for name, mean in means.items()))
     assert abs(means["ips"] - TRUTH) < 0.015

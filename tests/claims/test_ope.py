@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from suffice.learn.ope import LoggedDraws, PolicyValue, estimate_dr, estimate_naive, estimate_snips
+from suffice.learn.ope import LoggedDraws, Method, PolicyValue, estimate_value
 
 Floats = NDArray[np.float64]
 RATES = np.array([[0.92, 0.90], [0.75, 0.60]])  # EM by context and arm: the full run, and a short one
@@ -48,7 +48,8 @@ def test_doubly_robust_covers_where_complaints_mislead_the_mean() -> None:
     covered = outside = close = 0
     for _ in range(N_LOGS):
         logged, target = complained(rng)
-        estimate, mean = estimate_dr(logged, target, confidence=0.9, kind="logistic"), estimate_naive(logged, target)
+        estimate = estimate_value(logged, target, confidence=0.9, kind="logistic")
+        mean = estimate_value(logged, target, "naive")
         covered += covers(estimate)
         outside += not estimate.low <= mean.value <= estimate.high
         close += abs(estimate.value - TRUTH) < 0.1
@@ -61,7 +62,7 @@ def test_doubly_robust_covers_where_complaints_mislead_the_mean() -> None:
 @pytest.mark.slow
 def test_the_intervals_of_both_estimators_cover_at_every_look() -> None:
     rng = np.random.default_rng(37)
-    missed = {"dr": 0, "snips": 0}
+    missed: dict[Method, int] = {"dr": 0, "snips": 0}
     for _ in range(N_LOGS):
         logged, target = complained(rng)
         for n in (100, 300, 600, 1_000, 1_600, 2_500):
@@ -69,7 +70,7 @@ def test_the_intervals_of_both_estimators_cover_at_every_look() -> None:
                 logged,
                 **{name: getattr(logged, name)[:n] for name in ("x", "arm", "odds", "reward", "by_lot", "p_by_lot")},
             )
-            for name, estimator in (("dr", estimate_dr), ("snips", estimate_snips)):
-                missed[name] += not covers(estimator(part, target[:n], confidence=0.8))
+            for method in missed:
+                missed[method] += not covers(estimate_value(part, target[:n], method, confidence=0.8))
     # 0.2 of the logs may miss at some look; 60 logs, and each look that misses is counted.
     assert max(missed.values()) <= 0.2 * N_LOGS

@@ -51,7 +51,7 @@ def test_the_odds_are_the_frequencies() -> None:
     assert drawn == pytest.approx(np.array(odds), abs=1e-4)
 
 
-@given(promise=st.lists(st.floats(0, 1e6), min_size=1, max_size=8), floor=st.floats(0, 1))
+@given(promise=st.lists(st.just(0.0) | st.floats(1e-9, 1e6), min_size=1, max_size=8), floor=st.floats(0, 1))
 def test_promise_shares_and_floors(promise: list[float], floor: float) -> None:
     if not sum(promise) > 0:
         with pytest.raises(ValueError, match="promise: got"):

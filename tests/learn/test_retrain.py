@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, asdict, replace
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from suffice.errors import ConfigError
 from suffice.learn.dataset import Dataset, build_dataset
 from suffice.learn.groups import prompt_fold
 from suffice.learn.report_card import make_card
-from suffice.learn.retrain import FitRecipe, Schedule, VersionProposal, as_json, as_text, refit_reason, retrain
+from suffice.learn.retrain import FitRecipe, Schedule, VersionProposal, refit_reason, retrain
 from suffice.learn.rows import audit_runs
 from suffice.learn.version import FoldedVersion, as_served, fold_version, load_version
 from suffice.policy.base import build_policy
@@ -84,10 +84,8 @@ def test_lineage_tells_parent_data_log_rows_packages_and_seed(data: Dataset, ver
 
 
 def test_a_proposal_cannot_put_itself_in_force(proposal: VersionProposal) -> None:
-    """It is a frozen record of plain data, and says so to whoever reads it."""
     with pytest.raises(FrozenInstanceError):
         proposal.verdict = "better"  # type: ignore[misc]
-    assert "Nothing is in force by this" in as_text(proposal)
     assert (proposal.verdict, proposal.why) == ("first", "there is no parent")
 
 
@@ -97,17 +95,17 @@ def test_too_little_to_learn_from_is_an_answer_and_no_version() -> None:
     assert (found.version, found.card, found.verdict) == (None, None, "inconclusive")
     assert "fewer than" in found.why
     assert found.lineage.n_runs == 30
-    assert json.loads(as_json(found))["version"] is None
-    assert "proposal none" in as_text(found)
 
 
 # --------------------------------------------------------------------------- version
 
 
 def test_a_version_is_read_back_as_it_was_written(proposal: VersionProposal, version: FoldedVersion) -> None:
-    plain = json.loads(as_json(proposal))
-    assert load_version(plain["version"]) == version
-    assert load_version(plain["version"]).address == version.address == plain["address"]
+    assert proposal.card is not None
+    json.dumps(asdict(proposal.card), allow_nan=False)  # every number in it is finite
+    written = json.loads(json.dumps(version.plain(), allow_nan=False))
+    assert load_version(written) == version
+    assert load_version(written).address == version.address
 
 
 @pytest.mark.parametrize(
@@ -270,16 +268,6 @@ def test_gains_in_one_class_do_not_hide_harm_in_another() -> None:
     assert harm["trick"].status == "harmed"
     assert harm["trick"].lost.value > 0.4
     assert harm["trick"].gained.value == 0.0
-    assert "harmed" in as_text(retrain_card(card))
-
-
-def retrain_card(card: object) -> VersionProposal:
-    """A proposal around a card, to be shown."""
-    from suffice.learn.report_card import ReportCard
-
-    assert isinstance(card, ReportCard)
-    few = retrain(build_dataset(episodes(30, seed=1, world=WORLD), match=match), max_em_drop=0.02, recipe=QUICKER)
-    return replace(few, card=card)
 
 
 def test_a_class_of_few_runs_is_unknown(data: Dataset, version: FoldedVersion) -> None:
@@ -324,7 +312,9 @@ def test_a_version_of_the_new_world_is_better_there_than_its_parent_and_the_othe
     back = make_card(turned, before, after.version, max_em_drop=0.02, rng=np.random.default_rng(0)).compared
     assert back is not None
     assert back.verdict == "worse"
-    assert f"against the parent {before.address}" in as_text(after)
+    assert after.card is not None
+    assert after.card.compared is not None
+    assert after.card.compared.parent == before.address
 
 
 def _turned(item: EpisodeWithLabels) -> EpisodeWithLabels:

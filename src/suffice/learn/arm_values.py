@@ -21,7 +21,7 @@ from suffice.assurance.certify import Counts
 from suffice.assurance.paired import pairs_to_certify
 from suffice.learn.audits import Floats
 from suffice.learn.effort import TunedArm
-from suffice.learn.ope import LoggedDraws, PolicyValue, compute_dr_terms, estimate_dr
+from suffice.learn.ope import LoggedDraws, PolicyValue, compute_dr_terms, estimate_value
 from suffice.learn.shadow import ShadowAudits
 
 STEP: Final = 0.2  # of the logarithm of the price for a whole answer: a loss takes about a sixth off the price
@@ -335,7 +335,7 @@ def compare_gain(
     """
     logs = [_logged(evidence, arms, n_arms=n_arms, price=price, full_tokens=full_tokens) for arms in (before, after)]
     terms = [compute_dr_terms(logged, target) for logged, target in logs]
-    old, new = (estimate_dr(logged, target, confidence=confidence) for logged, target in logs)
+    old, new = (estimate_value(logged, target, confidence=confidence) for logged, target in logs)
     apart = terms[1] - terms[0]
     return GainComparison(before=old, after=new, error=float(apart.std()) / sqrt(len(apart)))
 

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 Floats: TypeAlias = NDArray[np.float64]
 Ints: TypeAlias = NDArray[np.int64]
+Bools: TypeAlias = NDArray[np.bool_]
+Small: TypeAlias = NDArray[np.int8]
 
 
 class RaggedRuns:
@@ -36,25 +38,25 @@ class RaggedRuns:
     def run_of_row(self) -> Ints:
         return np.repeat(np.arange(len(self.starts) - 1), self.n_steps)
 
-    def rows_of(self, which: Ints) -> tuple[Ints, Ints]:
-        """Where some runs begin when they stand alone, shape (n + 1,), and the rows that are theirs here.
+    @property
+    def inner(self) -> Bools:
+        """Rows that are no last row of their run, shape (T,): only there is something to decide."""
+        inner = np.ones(int(self.starts[-1]), dtype=bool)
+        inner[self.last] = False
+        return inner
 
-        which  their numbers in any order; one may come several times, shape (n,)
-        """
+    def rows_of(self, which: Ints) -> tuple[Ints, Ints]:
+        """Where runs begin when they stand alone, shape (n + 1,), and their rows here; a run may come several times."""
         sizes = self.n_steps[which]
         starts = np.concatenate([[0], np.cumsum(sizes)])
         return starts, np.repeat(self.starts[which] - starts[:-1], sizes) + np.arange(starts[-1])
 
 
 def find_first_passages(risk: Floats, starts: Ints, levels: Floats) -> Ints:
-    """Row where each run's risk first is at or below each level, else its last, shape (M, N).
+    """Row where each run's risk, shape (T,), first is at or below each level, else its last, shape (M, N).
 
-    risk    of stopping after the row, shape (T,); not a number: unknown, which never stops
-    starts  shape (N + 1,)
-    levels  shape (M,)
-
-    The lowest risk so far falls from row to row, so a level's first passage is the number of rows whose lowest
-    so far is above it: one comparison for each row and level, no loop over runs.
+    A risk that is not a number is unknown and never stops. The lowest risk so far falls from row to row, so a level's
+    first passage is the number of rows whose lowest so far is above it: one comparison for each row and level.
     """
     sizes, n_runs = np.diff(starts), len(starts) - 1
     padded = np.full((int(sizes.max(initial=1)), n_runs), np.inf)  # (steps, N)
@@ -65,10 +67,6 @@ def find_first_passages(risk: Floats, starts: Ints, levels: Floats) -> Ints:
     for at, level in enumerate(levels):
         np.sum(lowest > level, axis=0, out=passed[at])
     return np.asarray(starts[:-1] + np.minimum(passed, sizes - 1))
-
-
-Bools: TypeAlias = NDArray[np.bool_]
-Small: TypeAlias = NDArray[np.int8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -94,10 +92,7 @@ class AuditRuns(RaggedRuns):
         return len(self.full)
 
     def take(self, which: Ints) -> AuditRuns:
-        """Some of the runs, in the given order.
-
-        which  their numbers, shape (n,)
-        """
+        """The runs of these numbers, in the given order."""
         starts, rows = self.rows_of(which)
         return AuditRuns(
             starts=starts,

@@ -86,10 +86,8 @@ def by_design(request: Request) -> bool:
 def p_full(request: Request, outcome: Outcome, *, live_share: float = 1.0) -> float:
     """P(a run that goes as this one is kept in full), in (0, 1]; for runs of fate `full` or `abandoned` alone.
 
-    Holds where a decision is a function of what the run shows, as for every policy of the table.
-
-    live_share  of live runs that were not stopped, those that are kept, by a lot of their own; 0: none, so that their
-                audits stand for them, too
+    Holds where a decision is a function of what the run shows, as for every policy of the table. `live_share` of the
+    live runs that were not stopped are kept; 0: none, so that their audits stand for them, too.
     """
     if request.mode == "observe":
         return 1.0
@@ -197,7 +195,7 @@ def build_dataset(
 
     match           does an answer equal a reference? The route's scorer; never asked about None
     chosen          features; None: the default ones of the kind
-    also            further features: those of the version in force, so that the two can be compared
+    also            further features: those of the active version, so that the two can be compared
     wave            samples launched together: a stop inside a wave pays for all of it
     most_audits     look back on so many runs in full by design, and on what came since the first of them
     most_live       live runs that were not stopped, beside these; of more a part is drawn that stands for all
@@ -209,37 +207,32 @@ def build_dataset(
     """
     kept, stopped, left = _sort_out(episodes, label_of, stopped_labels=stopped_labels)
     last_seq = max((run.label_seq for run in kept), default=0)
-    n_unprobed = left[UNPROBED]
-    kept = _window(kept, most_audits, left)
-    live_share = _live_share(kept, most_live, n_unprobed=n_unprobed)
-    kept = _drawn(kept, left, live_share=live_share)
+    kept, live_share = _window(kept, most_audits, most_live, left)
     if not kept:
         reasons = ", ".join(f"{n} {why}" for why, n in (+left).items()) or "none at all"
         raise ValueError(f"dataset: no run to learn from; left out: {reasons}")
-    chosen = chosen or choose_features(kept[-1].request.kind, [_query(run) for run in kept])
+    kind, queries = kept[-1].request.kind, [run.request.query or Query() for run in kept]
+    chosen = chosen or choose_features(kind, queries)
     also = tuple(name for name in also if name not in chosen.names)
     features = FeatureSet((*chosen.names, *also))
-    columns = recorded_columns(features.needs, kept[-1].request.kind, [(_query(run), run.steps) for run in kept])
-    x = np.round(features.matrix(columns, [_query(run) for run in kept]), 10)
+    columns = recorded_columns(features.needs, kind, [(q, run.steps) for q, run in zip(queries, kept, strict=True)])
     same, right = _judged(kept, columns, match)
-    by_run = _by_run(kept, columns.starts, match, live_share=live_share)
     return Dataset(
-        kind=kept[-1].request.kind,
+        kind=kind,
         chosen=chosen,
-        x=x,
+        x=np.round(features.matrix(columns, queries), 10),
         starts=columns.starts,
         same=same,
         right=right,
         may_stop=~np.isnan(columns.answer),
         cost=np.concatenate([_costs(run, wave) for run in kept]),
         per_step=np.maximum(1.0, columns.values["tokens_used"] / np.maximum(1.0, columns.values["step"])),
-        key=tuple(_key(run.request) for run in kept),
-        query_class=tuple(_query(run).query_class for run in kept),
+        query_class=tuple(query.query_class for query in queries),
         also=also,
         n_stopped=sum(seq >= kept[0].seq for seq in stopped),
         last_seq=last_seq,
         left_out=dict(+left),
-        **by_run,
+        **_by_run(kept, columns.starts, match, live_share=live_share),
     )
 
 
@@ -257,6 +250,14 @@ class _Run:
     fate: Fate
     seq: int
     label_seq: int  # of its last label, or its own
+
+    @property
+    def is_live(self) -> bool:
+        return self.fate == "full" and not by_design(self.request)
+
+    @property
+    def key(self) -> str:
+        return self.request.question_key or f"episode {self.request.episode_id}"
 
 
 def _sort_out(
@@ -281,47 +282,26 @@ def _sort_out(
     return sorted(kept, key=lambda run: run.seq), stopped, left
 
 
-def _window(runs: list[_Run], most_audits: int, left: Counter[str]) -> list[_Run]:
-    """What came since the first of the latest audits, under the latest settings; the others are counted as left out."""
+def _window(runs: list[_Run], most_audits: int, most_live: int, left: Counter[str]) -> tuple[list[_Run], float]:
+    """What came since the first of the latest audits, under the latest settings, and the share of live runs kept.
+
+    Of live runs that were not stopped a share is drawn by hash: more than `most_live` only take time. It is 0 where
+    most of them were not asked for an answer on the way: the others then stand for nothing. Counts what is left out.
+    """
     if not runs:
-        return []
+        return [], 0.0
     latest = runs[-1].request
     of_kind = [run for run in runs if (run.request.kind, run.request.setup) == (latest.kind, latest.setup)]
     audits = [run.seq for run in of_kind if by_design(run.request)]
     first = audits[-most_audits] if len(audits) > most_audits else 0
     recent = [run for run in of_kind if run.seq >= first]
+    n_live = sum(run.is_live for run in recent)
+    is_probed = left[UNPROBED] <= _MOST_UNPROBED * (n_live + left[UNPROBED])
+    share = min(1.0, most_live / n_live) if n_live and is_probed else 0.0
+    kept = [run for run in recent if not run.is_live or place_of(run.request.episode_id, purpose="live") < share]
     left.update({"other settings": len(runs) - len(of_kind), "too old": len(of_kind) - len(recent)})
-    return recent
-
-
-def _live_share(runs: Sequence[_Run], most_live: int, *, n_unprobed: int) -> float:
-    """Which share of the live runs that were not stopped is kept: more than `most_live` only take time.
-
-    0 where most of them were not asked for an answer on the way: the others then stand for nothing.
-    """
-    n_live = sum(_is_live(run) for run in runs)
-    if n_live == 0 or n_unprobed > _MOST_UNPROBED * (n_live + n_unprobed):
-        return 0.0
-    return min(1.0, most_live / n_live)
-
-
-def _drawn(runs: list[_Run], left: Counter[str], *, live_share: float) -> list[_Run]:
-    """With that share of the live runs, drawn by hash; the others are counted as left out."""
-    kept = [run for run in runs if not _is_live(run) or place_of(run.request.episode_id, purpose="live") < live_share]
-    left["live, not stopped, enough others are there" if live_share else MOST_ARE_UNPROBED] += len(runs) - len(kept)
-    return kept
-
-
-def _is_live(run: _Run) -> bool:
-    return run.fate == "full" and not by_design(run.request)
-
-
-def _key(request: Request) -> str:
-    return request.question_key or f"episode {request.episode_id}"
-
-
-def _query(run: _Run) -> Query:
-    return run.request.query or Query()
+    left["live, not stopped, enough others are there" if share else MOST_ARE_UNPROBED] += len(recent) - len(kept)
+    return kept, share
 
 
 # --------------------------------------------------------------------------- what a policy could have read
@@ -331,20 +311,19 @@ def early_features(episodes: Iterable[RecordedRun], names: Sequence[str]) -> Flo
     """Features after the first step of every governed run, whatever became of it, shape (runs, names).
 
     The first step is there whether the run was stopped or not, so all traffic may be compared: what a drift
-    detector on signals reads. In the order of the episodes. Raises ConfigError for a name that is none.
+    detector on signals reads. Raises ConfigError for a name that is none.
     """
     features = FeatureSet(names)
     firsts = [
-        (item.episode.request, item.episode.outcome.steps[0])
+        (item.episode.request, item.episode.outcome.steps[:1])
         for item in episodes
         if item.episode.request.ungoverned is None and item.episode.outcome.steps
     ]
     if not firsts:
         return np.empty((0, len(names)))
     queries = [request.query or Query() for request, _ in firsts]
-    runs = [(query, (as_step(step),)) for query, (_, step) in zip(queries, firsts, strict=True)]
-    columns = observe_columns(features.needs, firsts[0][0].kind, runs)
-    return features.matrix(_with_recorded(columns, [step for _, step in firsts]), queries)
+    runs = [(query, steps) for query, (_, steps) in zip(queries, firsts, strict=True)]
+    return features.matrix(recorded_columns(features.needs, firsts[0][0].kind, runs), queries)
 
 
 def as_step(record: StepRecord) -> Step:
@@ -356,18 +335,15 @@ def as_step(record: StepRecord) -> Step:
 def recorded_columns(
     needs: Sequence[str], kind: Kind, runs: Sequence[tuple[Query | None, Sequence[StepRecord]]]
 ) -> SignalColumns:
-    seen = ((query, [as_step(step) for step in steps]) for query, steps in runs)
-    return _with_recorded(observe_columns(needs, kind, seen), [step for _, steps in runs for step in steps])
-
-
-def _with_recorded(columns: SignalColumns, steps: Sequence[StepRecord]) -> SignalColumns:
-    """With the signals of the text as they were recorded; how long a draft stood still was not."""
+    """The signals of runs, those of the text as they were recorded; how long a draft stood still was not."""
+    columns = observe_columns(needs, kind, ((query, [as_step(step) for step in steps]) for query, steps in runs))
+    recorded = [step for _, steps in runs for step in steps]
     values = dict(columns.values)
     for name in _OF_THE_TEXT:
         if name in values:
-            values[name] = np.array([getattr(step, name) for step in steps], dtype=np.float64)
+            values[name] = np.array([getattr(step, name) for step in recorded], dtype=np.float64)
     if "draft_patience" in values:
-        values["draft_patience"] = np.full(len(steps), np.nan)
+        values["draft_patience"] = np.full(len(recorded), np.nan)
     return SignalColumns(values=values, answer=columns.answer, answers=columns.answers, starts=columns.starts)
 
 
@@ -393,15 +369,12 @@ def _judged(runs: Sequence[_Run], columns: SignalColumns, match: Match) -> tuple
 
 
 def _is_right(answer: str | None, run: _Run, match: Match) -> int:
-    """1, 0, or -1 where the label does not say. Of an answer that was not delivered only a reference tells."""
-    if run.fate == "abandoned":
-        return -1
-    right = is_right(answer, run.outcome.answer, run.label, match)
+    right = None if run.fate == "abandoned" else is_right(answer, run.outcome.answer, run.label, match)
     return -1 if right is None else int(right)
 
 
 def is_right(answer: str | None, delivered: str | None, label: Feedback | None, match: Match) -> bool | None:
-    """Is an answer of a run right, the delivered one or another, by what was said of the run? None: nobody says."""
+    """Is an answer of a run right, the delivered one or another, by the run's label? None: nobody says."""
     if label is None:
         return None
     if answer == delivered and label.correct is not None:
@@ -416,6 +389,7 @@ def _by_run(runs: Sequence[_Run], starts: Ints, match: Match, *, live_share: flo
     full = np.array([run.fate == "full" for run in runs])
     design = np.array([by_design(run.request) for run in runs])
     right = [_is_right(run.outcome.answer, run, match) if run.fate == "full" else -1 for run in runs]
+    keys = tuple(run.key for run in runs)
     return {
         "full": full,
         "abandoned": np.array([run.fate == "abandoned" for run in runs]),
@@ -425,14 +399,15 @@ def _by_run(runs: Sequence[_Run], starts: Ints, match: Match, *, live_share: flo
         "full_right": np.array(right, dtype=np.int8),
         "full_tokens": np.array(
             [
-                _generated(run) + undrawn_tokens(run.request, run.outcome) if run.fate != "stopped" else np.nan
+                np.nan if run.fate == "stopped" else _generated(run) + undrawn_tokens(run.request, run.outcome)
                 for run in runs
             ]
         ),
         "age": (np.cumsum(design[::-1])[::-1] - design).astype(np.float64),
         "seq": np.array([run.seq for run in runs], dtype=np.int64),
         "at_s": np.array([run.request.received_at_s for run in runs]),
-        "fold": np.array([prompt_fold(_key(run.request), N_FOLDS) for run in runs], dtype=np.int8),
+        "fold": np.array([prompt_fold(key, N_FOLDS) for key in keys], dtype=np.int8),
+        "key": keys,
     }
 
 
@@ -445,10 +420,10 @@ def _odds(run: _Run, live_share: float) -> float:
 
 def _stop_row(run: _Run, start: int) -> int:
     """Row of the first step at or behind the policy's stop; -1: it made none."""
-    if run.outcome.stop_step is None:
+    stop = run.outcome.stop_step
+    if stop is None:
         return -1
-    behind = [at for at, step in enumerate(run.steps) if step.index >= run.outcome.stop_step]
-    return int(start) + (behind[0] if behind else len(run.steps) - 1)
+    return int(start) + next((i for i, step in enumerate(run.steps) if step.index >= stop), len(run.steps) - 1)
 
 
 def _generated(run: _Run) -> float:

@@ -39,7 +39,6 @@ def export_stop_model(
     """What `learn.models` fitted, as the artefact that the policy `learned` reads; `FitResult.scores` to 1e-6.
 
     trained  facts about the data; the versions of what fitted it are added
-    cost     None: the risk is the plain probability
     classes  thresholds by query class, if they have their own
     found    what says a query's class; None: it is the declared one
 
@@ -49,7 +48,7 @@ def export_stop_model(
         features=chosen.names,
         suffices=_fitted(suffices, chosen),
         hopeless=None if hopeless is None else _fitted(hopeless, chosen),
-        trained=replace(trained, versions=(*trained.versions, *_versions())),
+        trained=_with_versions(trained),
         cost=cost or StepCost(),
         classes=tuple(classes),
         found=() if found is None else found.plain(),
@@ -67,7 +66,7 @@ def export_value_model(
         features=chosen.names,
         suffices=Ensemble((export_advantage(values, at),)),
         hopeless=None if hopeless is None else _fitted(hopeless, chosen),
-        trained=replace(trained, versions=(*trained.versions, *_versions())),
+        trained=_with_versions(trained),
     )
 
 
@@ -77,19 +76,18 @@ def _fitted(fitted: FitResult, chosen: FeatureSelection) -> Ensemble:
     return export_ensemble(fitted.trained, n_features=n_features, otherwise=constant)
 
 
-def _versions() -> tuple[tuple[str, str], ...]:
-    versions = [("suffice", version("suffice")), ("numpy", version("numpy"))]
+def _with_versions(trained: TrainingRecord) -> TrainingRecord:
+    versions = [*trained.versions, ("suffice", version("suffice")), ("numpy", version("numpy"))]
     with suppress(PackageNotFoundError):
         versions.append(("scikit-learn", version("scikit-learn")))
-    return tuple(versions)
+    return replace(trained, versions=tuple(versions))
 
 
 def export_ensemble(trained: Sequence[Any], *, n_features: int, otherwise: float = 0.5) -> Ensemble:
     """The mean of the logits of several fitted models, each cut to that of 0.0001 … 0.9999.
 
-    trained     as `export_linear` and `export_trees` take them, each fitted on the first features of a row
-    n_features  of a row
-    otherwise   the probability where nothing was trained, above 0 and below 1
+    trained    as `export_linear` and `export_trees` take them, each fitted on the first features of a row
+    otherwise  the probability where nothing was trained, above 0 and below 1
 
     Raises ValueError as those do, and for a model of more features than there are.
     """
@@ -121,12 +119,9 @@ def export_advantage(values: Values, at: int) -> Linear:
 
 
 def export_linear(fitted: Any) -> Linear:
-    """A linear model, alone or behind scalers in a pipeline, on raw features.
+    """A linear model on raw features: LogisticRegression of two classes or a linear regressor, alone or in a Pipeline.
 
-    fitted  LogisticRegression of two classes, or a linear regressor; or a Pipeline of StandardScaler (any number
-            of them) and one of these
-
-    Raises ValueError for any other step, and for more than two classes.
+    Raises ValueError for a step before it that is no StandardScaler, and for more than two classes.
     """
     *scalers, (_, last) = getattr(fitted, "steps", [("", fitted)])
     _check_classes(last)
@@ -181,8 +176,8 @@ def _tree(nodes: Any) -> Tree:
     is_leaf = nodes["is_leaf"].astype(bool)
     # A split of what is missing from all the rest has an infinite threshold. Nothing is missing here: all go left.
     # A threshold is often a value that was seen, and live the same value may differ in its last digit.
-    seen = nodes["num_threshold"]
-    threshold = np.clip(seen + _LAST_DIGITS * np.maximum(1.0, np.abs(seen)), -1e300, 1e300)
+    exact = nodes["num_threshold"]
+    threshold = np.clip(exact + _LAST_DIGITS * np.maximum(1.0, np.abs(exact)), -1e300, 1e300)
     return Tree(
         feature=tuple(np.where(is_leaf, LEAF, nodes["feature_idx"]).tolist()),
         threshold=tuple(np.where(is_leaf, 0.0, threshold).tolist()),

@@ -8,8 +8,9 @@ rare marks learn slowly.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from suffice.types import Kind, Query
 MIN_RUNS = 10  # a mark that fewer runs carry says nothing that can be learned
 MAX_MARKS = 200
 MARKED = ("model", "task")
+MIN_CLASS_RUNS = 200  # below it a class is "unknown" and pooled
+MAX_CLASSES = 8
 
 _EVERY = (
     "has_answer",
@@ -111,7 +114,7 @@ class FeatureSelection:
 def choose_features(kind: Kind, queries: Iterable[Query], *, query_signals: bool = True) -> FeatureSelection:
     """The default features of a kind, with marks for the models, tasks and classes that enough runs carry.
 
-    query_signals  False leaves out everything that was known before the first token
+    `query_signals=False` leaves out everything that was known before the first token.
     """
     dense = DENSE[kind]
     if not query_signals:
@@ -129,20 +132,21 @@ def choose_features(kind: Kind, queries: Iterable[Query], *, query_signals: bool
     return FeatureSelection(dense, tuple(marks))
 
 
-MIN_CLASS_RUNS = 200  # below it a class is "unknown" and pooled
-MAX_CLASSES = 8
-_NUMBERS = ("n_words", "n_numbers", "n_operators")
+def sklearn(module: str) -> Any:
+    """A module of scikit-learn, which brings no types. Raises ConfigError where it is not installed."""
+    try:
+        return import_module(f"sklearn.{module}")
+    except ImportError:
+        raise ConfigError(f"learn: needs scikit-learn: {how_to_install('train')}") from None
 
 
 def find_classes(
     queries: Sequence[Query], good: NDArray[np.bool_], *, min_runs: int = MIN_CLASS_RUNS, max_classes: int = MAX_CLASSES
 ) -> Classes:
-    """Find classes in which an early answer is about equally safe.
+    """Find classes, each of `min_runs` or more, in which an early answer is about equally safe.
 
-    queries      one a run
-    good         was the run's first answer as good as its full run, shape (runs,)
-    min_runs     of a class, at least 1
-    max_classes  at least 1
+    queries  one a run
+    good     was the run's first answer as good as its full run, shape (runs,)
 
     Returns one class, "every query", when nothing known beforehand divides the runs. Raises ConfigError without
     scikit-learn, ValueError for unequal lengths.
@@ -153,8 +157,8 @@ def find_classes(
     if not names or len(queries) < 2 * min_runs or max_classes < 2:
         return Classes([Rule(())])
     x = FeatureSet(names).table({"step": np.zeros(len(queries))}, queries, np.arange(len(queries)))
-    tree = _tree(max_classes, min_runs).fit(x, good).tree_
-    return Classes([Rule(_merged(tests)) for tests in _leaves(tree, names)])
+    tree = sklearn("tree").DecisionTreeClassifier(max_leaf_nodes=max_classes, min_samples_leaf=min_runs, random_state=0)
+    return Classes([Rule(_merged(tests)) for tests in _leaves(tree.fit(x, good).tree_, names, 0, ())])
 
 
 def _candidates(queries: Sequence[Query]) -> list[str]:
@@ -167,37 +171,28 @@ def _candidates(queries: Sequence[Query]) -> list[str]:
         if query.script:
             marks[found("script", query.script)] += 1
     names = [name for name, n in marks.items() if 10 <= n <= len(queries) - 10]
-    return [*names, *(name for name in _NUMBERS if sum(getattr(q, name) is not None for q in queries) > 10)]
+    counts = ("n_words", "n_numbers", "n_operators")
+    return [*names, *(name for name in counts if sum(getattr(q, name) is not None for q in queries) > 10)]
 
 
-def _tree(max_classes: int, min_runs: int) -> Any:  # scikit-learn brings no types
-    try:
-        from sklearn.tree import DecisionTreeClassifier
-    except ImportError:
-        raise ConfigError(f"learn: needs scikit-learn: {how_to_install('train')}") from None
-    return DecisionTreeClassifier(max_leaf_nodes=max_classes, min_samples_leaf=min_runs, random_state=0)
-
-
-def _leaves(tree: Any, names: Sequence[str]) -> list[tuple[FeatureTest, ...]]:
-    leaves: list[tuple[FeatureTest, ...]] = []
-
-    def walk(node: int, tests: tuple[FeatureTest, ...]) -> None:
-        if tree.children_left[node] == tree.children_right[node]:
-            leaves.append(tests)
-            return
-        name, value = names[tree.feature[node]], float(tree.threshold[node])
-        walk(tree.children_left[node], (*tests, FeatureTest(name, above=False, value=value)))
-        walk(tree.children_right[node], (*tests, FeatureTest(name, above=True, value=value)))
-
-    walk(0, ())
-    return leaves
+def _leaves(
+    tree: Any, names: Sequence[str], node: int, tests: tuple[FeatureTest, ...]
+) -> Iterator[tuple[FeatureTest, ...]]:
+    """The tests on the way to each leaf below a node."""
+    left, right = tree.children_left[node], tree.children_right[node]
+    if left == right:
+        yield tests
+        return
+    name, value = names[tree.feature[node]], float(tree.threshold[node])
+    yield from _leaves(tree, names, left, (*tests, FeatureTest(name, above=False, value=value)))
+    yield from _leaves(tree, names, right, (*tests, FeatureTest(name, above=True, value=value)))
 
 
 def _merged(tests: tuple[FeatureTest, ...]) -> tuple[FeatureTest, ...]:
+    """Of several tests of one feature in one direction the strictest."""
     kept: dict[tuple[str, bool], FeatureTest] = {}
     for test in tests:
-        key = (test.feature, test.above)
-        other = kept.get(key)
-        if other is None or (test.value > other.value) == test.above:
-            kept[key] = test
+        other = kept.setdefault((test.feature, test.above), test)
+        if (test.value > other.value) == test.above:
+            kept[test.feature, test.above] = test
     return tuple(kept.values())

@@ -7,7 +7,7 @@ One set of bootstrap draws serves every number of a report, so differences betwe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple, TypeAlias
 
@@ -19,10 +19,15 @@ from suffice.assurance.estimate import IntervalEstimate
 from suffice.learn.audits import Floats
 
 MOST_REPEATS: Final = 5  # runs that one prompt may count for, however often it was asked
+N_DRAWS: Final = 400
+_LEAST_DEFINED: Final = 0.99  # of the draws; below it there is no interval
+_FEW: Final = 20  # prompts below which an interval is a sketch
+
+Statistic: TypeAlias = Callable[[Floats], Floats]  # column sums, (draws, d) → (draws,); nan: undefined there
 
 
 def place_of(key: str, *, purpose: str) -> float:
-    """Where a prompt falls, in [0, 1). Another purpose is an independent lottery."""
+    """Where a prompt falls, in [0, 1). Another purpose is an independent draw."""
     # Broken Unicode must fall somewhere like anything else.
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), person=purpose.encode()[:16], digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 11) / 2**53  # a float holds 53 bits
@@ -33,30 +38,23 @@ def prompt_fold(key: str, n_folds: int) -> int:
     return int(place_of(key, purpose="fold") * n_folds)
 
 
-def find_shared(some: Iterable[str], others: Iterable[str]) -> frozenset[str]:
-    """Prompts on both sides of a split; a split that keeps its word has none."""
-    return frozenset(some) & frozenset(others)
-
-
 def weigh_repeats(keys: Sequence[str]) -> NDArray[np.float64]:
     """What each run counts for, (0, 1], so that all runs of one prompt count for at most `MOST_REPEATS`."""
-    names: dict[str, int] = {}
-    number = np.array([names.setdefault(key, len(names)) for key in keys], dtype=np.int64)
-    size = np.bincount(number, minlength=len(names))[number] if len(keys) else np.zeros(0)
+    number, n_groups = _numbered(keys)
+    size = np.bincount(number, minlength=n_groups)[number] if len(keys) else np.zeros(0)
     return np.asarray(np.minimum(1.0, MOST_REPEATS / np.maximum(size, 1)))
 
 
-Statistic: TypeAlias = Callable[[Floats], Floats]  # column sums, (draws, d) → (draws,); nan: undefined there
-
-N_DRAWS: Final = 400
-_LEAST_DEFINED: Final = 0.99  # of the draws; below it there is no interval
-_FEW: Final = 20  # prompts below which an interval is a sketch
+def _numbered(groups: Sequence[Hashable]) -> tuple[NDArray[np.int64], int]:
+    """The number of each member's group, by first appearance, and how many groups there are."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64), len(numbers)
 
 
 class BootstrapSums(NamedTuple):
     by_group: Floats  # (prompts, d)
-    seen: Floats  # (1, d)
-    again: Floats  # (draws, d)
+    observed: Floats  # (1, d)
+    drawn: Floats  # (draws, d)
 
 
 class Resamples:
@@ -68,34 +66,26 @@ class Resamples:
     def __init__(
         self, groups: Sequence[Hashable], rng: np.random.Generator, *, n_draws: int = N_DRAWS, confidence: float = 0.95
     ) -> None:
-        numbers: dict[Hashable, int] = {}
-        self._member = np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
-        self.n_groups, self._confidence = len(numbers), confidence
-        n = self.n_groups
+        self._member, self.n_groups = _numbered(groups)
+        self._confidence, n = confidence, self.n_groups
         drawn = rng.integers(n, size=(n_draws, n)) if n else np.zeros((n_draws, 0), dtype=np.int64)
         flat = (drawn + np.arange(n_draws)[:, None] * n).ravel()
         self._times = np.bincount(flat, minlength=n_draws * n).reshape(n_draws, n).astype(np.float64)
 
-    def sums(self, columns: Floats) -> Floats:
-        """Sums over each prompt's runs, shape (prompts, d). `columns` has a row a run, shape (n, d)."""
-        return np.stack(
-            [np.bincount(self._member, weights=column, minlength=self.n_groups) for column in columns.T], axis=1
-        )
-
-    def drawn(self, columns: Floats) -> BootstrapSums:
+    def sums(self, columns: Floats) -> BootstrapSums:
         """Column sums as they are and in each draw. `columns` has a row a run, shape (n, d)."""
-        by_group = self.sums(columns)
+        of_columns = [np.bincount(self._member, weights=column, minlength=self.n_groups) for column in columns.T]
+        by_group = np.stack(of_columns, axis=1).astype(np.float64)
         return BootstrapSums(by_group, by_group.sum(axis=0)[None, :], self._times @ by_group)
 
     def estimate(self, sums: BootstrapSums, statistic: Statistic, *, n: int, pivot: bool = False) -> IntervalEstimate:
-        """A statistic of column sums, with its interval.
+        """A statistic of column sums of `n` observations, with its interval.
 
-        n      observations behind it
         pivot  mirror the draws at the value (basic interval, ibid. §5.2): for what draws alone would make larger,
                such as a mean of absolute errors
         """
-        value = float(statistic(sums.seen)[0])
-        drawn = statistic(sums.again)
+        value = float(statistic(sums.observed)[0])
+        drawn = statistic(sums.drawn)
         drawn = drawn[np.isfinite(drawn)]
         if self.n_groups < 2 or len(drawn) < _LEAST_DEFINED * len(self._times):
             why = "too few prompts for an interval"
@@ -139,8 +129,7 @@ def pick_level(z: Floats, weight: Floats, target: float) -> int:
     A level that has hurt nobody yet has an error, too: as if one of its runs had been lost.
 
     z       EM drop of each run at each level, level 0 never stops, shape (n, M)
-    weight  what each run stands for, shape (n,)
-    target  EM drop, a fraction
+    weight  runs that each stands for, shape (n,)
     """
     if not len(z) or not weight.sum() > 0:
         return 0

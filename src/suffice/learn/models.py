@@ -36,9 +36,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.errors import ConfigError
-from suffice.extras import how_to_install
-from suffice.learn.audits import Bools, Floats
-from suffice.learn.features import FeatureSelection
+from suffice.learn.audits import Bools, Floats, Ints
+from suffice.learn.features import FeatureSelection, sklearn
 
 Target: TypeAlias = Literal["as-good", "suffices", "hopeless"]
 Parts: TypeAlias = Literal["ensemble", "linear", "trees"]
@@ -71,9 +70,7 @@ class Examples:
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """A fitted model: its parts as the trainer left them, each from rows to probabilities of `good`."""
-
-    parts: tuple[Callable[[Floats], Floats], ...]  # (R, P) → (R,)
+    parts: tuple[Callable[[Floats], Floats], ...]  # each from rows to probabilities of `good`, (R, P) → (R,)
     trained: tuple[object, ...]  # the trainer's own objects, for `learn.export`; () for a constant
 
     def scores(self, x: Floats) -> Floats:
@@ -89,15 +86,15 @@ def fit(
 ) -> FitResult:
     """Fit P(good).
 
-    The default is a penalised logistic regression on all features beside small boosted trees on the dense
-    ones, their logits averaged: the two err in different places.
-    With fewer than 20 rows of either outcome the model is a constant, the share of good rows. Rows of weight 0
-    are as if they were not there. Raises ConfigError when scikit-learn is not installed, ValueError for weights
-    that are not finite, below 0, or not one a row.
+    The default is a penalised logistic regression on all features beside small boosted trees on the dense ones, their
+    logits averaged, because the two err in different places. With fewer than 20 rows of either outcome the model is a
+    constant, the share of good rows. Raises ConfigError when scikit-learn is not installed, ValueError for weights that
+    are not finite, below 0, or not one a row.
     """
     x, y, weight = _rows(examples, target)
     if min(int(y.sum()), int((~y).sum())) < 20:
-        share = _share(y, weight)
+        n, n_good = (len(y), y.sum()) if weight is None else (weight.sum(), weight @ y)
+        share = (float(n_good) + 1) / (float(n) + 2)  # never 0 and never 1
         return FitResult((lambda x: np.full(len(x), share),), ())
     thin = slice(None, None, -(-len(y) // MAX_ROWS))
     x, y, weight = x[thin], y[thin], None if weight is None else weight[thin]
@@ -111,8 +108,9 @@ def fit(
             made.append(lambda rows: np.asarray(linear.predict_proba(rows)[:, 1]))
             trained.append(linear)
         if parts != "linear":
-            stand = _standing_for(weight, len(y))
-            trees = _trees(seed).fit(x[stand, :n_dense], y[stand])
+            drawn = _systematic_sample(weight, len(y))
+            boosting = sklearn("ensemble").HistGradientBoostingClassifier
+            trees = boosting(**TREES, early_stopping=False, random_state=seed).fit(x[drawn, :n_dense], y[drawn])
             made.append(lambda rows: np.asarray(trees.predict_proba(rows[:, :n_dense])[:, 1]))
             trained.append(trees)
     return FitResult(tuple(made), tuple(trained))
@@ -128,14 +126,8 @@ def _rows(examples: Examples, target: Target) -> tuple[Floats, Bools, Floats | N
     return examples.x[counts], y[counts], weight[counts]
 
 
-def _share(y: Bools, weight: Floats | None) -> float:
-    """The share of good rows, never 0 and never 1."""
-    n, n_good = (len(y), y.sum()) if weight is None else (weight.sum(), weight @ y)
-    return (float(n_good) + 1) / (float(n) + 2)
-
-
-def _standing_for(weight: Floats | None, n_rows: int) -> NDArray[np.int64]:
-    """As many rows as the weights sum to, each as often as its weight says, to less than one: a systematic sample.
+def _systematic_sample(weight: Floats | None, n_rows: int) -> Ints:
+    """As many rows as the weights sum to, each as often as its weight says, to less than one.
 
     scikit-learn takes ten times as long to sort weighted rows into bins, and counts the rows of a leaf without weights.
     """
@@ -156,31 +148,20 @@ def one_thread() -> AbstractContextManager[object]:
     return limits
 
 
-def _linear(*, weighted: bool) -> Any:  # scikit-learn brings no types
-    try:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-    except ImportError:
-        raise ConfigError(f"learn: needs scikit-learn: {how_to_install('train')}") from None
+def _linear(*, weighted: bool) -> Any:
     # Seven times as fast and nearer to the optimum; what is fitted without weights stays what it was to the last bit.
     solver = "newton-cholesky" if weighted else "lbfgs"
-    return make_pipeline(StandardScaler(), LogisticRegression(C=LINEAR_C, max_iter=300, solver=solver))
+    regression = sklearn("linear_model").LogisticRegression(C=LINEAR_C, max_iter=300, solver=solver)
+    return sklearn("pipeline").make_pipeline(sklearn("preprocessing").StandardScaler(), regression)
 
 
-def _trees(seed: int) -> Any:  # as above
-    try:
-        from sklearn.ensemble import HistGradientBoostingClassifier
-    except ImportError:
-        raise ConfigError(f"learn: needs scikit-learn: {how_to_install('train')}") from None
-    return HistGradientBoostingClassifier(**TREES, early_stopping=False, random_state=seed)
-
+# --------------------------------------------------------------------------- the value model
 
 Bits = NDArray[np.uint64]
 
 # EM that the tokens of one mean full run are worth: from "hardly anything" to "more than any answer".
 PRICES: Floats = np.geomspace(0.01, 10.0, 61)
-LAMBDA = 0.8  # near 1: long looks ahead on recorded ends; near 0: one step, then the model's own word
+LAMBDA = 0.8  # near 1: long looks ahead on recorded ends; near 0: one step, then the model's own value
 N_SWEEPS = 4  # of policy improvement; the targets hardly move after the third
 MAX_VALUE_ROWS = 120_000  # that are worth fitting on: each is held once for every price, several times over
 RIDGE = 300.0  # in rows: with standardised features, about one question's worth
@@ -222,7 +203,7 @@ class Values:
     def stopping_prices(self, x: Floats) -> Bits:
         """At which prices each row would stop, shape (R,): bit j stands for price j; at most 64 prices.
 
-        An advantage need not rise with the price, so that one number a row would not tell.
+        An advantage need not rise with the price, so one number a row would not say it.
         """
         stops = self.advantage(x) >= 0
         bits = np.zeros(len(x), dtype=np.uint64)
@@ -251,15 +232,19 @@ def fit_values(t: Trajectories, *, prices: Floats = PRICES, lam: float = LAMBDA,
 
 def _fit(t: Trajectories, prices: Floats, lam: float, sweeps: int) -> Values:
     last = t.starts[1:] - 1
-    stop_weight, go_on_weight = _weights(t, last)
-    rows = np.flatnonzero(go_on_weight)
+    inner = np.ones(len(t.x))
+    inner[last] = 0.0  # at its end a run has nothing left to decide
+    stop_weight = inner if t.stop_weight is None else t.stop_weight
+    go_on_weight = inner if t.go_on_weight is None else t.go_on_weight * inner
+    rows, stops = np.flatnonzero(go_on_weight), np.flatnonzero(stop_weight)
     if not len(rows):
         raise ValueError("value model: needs at least one run of two steps")
-    stops = np.flatnonzero(stop_weight)
     # A run without an end has no length.
     lengths_count = None if t.go_on_weight is None else np.maximum.reduceat(t.go_on_weight, t.starts[:-1])
     mean_tokens = float(np.maximum(np.average(t.tokens[last], weights=lengths_count), 1.0))
-    mean, scale = _moments(t.x[rows], go_on_weight[rows])
+    mean = np.average(t.x[rows], axis=0, weights=go_on_weight[rows])
+    scale = np.sqrt(np.average((t.x[rows] - mean) ** 2, axis=0, weights=go_on_weight[rows]))
+    scale = np.where(scale > 0, scale, 1.0)  # of a feature that never moves
     z = _with_one((t.x - mean) / scale)
     solve = _solver(z[rows], go_on_weight[rows])
     spent = np.outer(t.tokens / mean_tokens, prices)  # (R, prices)
@@ -273,22 +258,7 @@ def _fit(t: Trajectories, prices: Floats, lam: float, sweeps: int) -> Values:
             value[last] = reward[last]
         target = _targets(value, reward, t.starts, 1.0 if sweep == 0 else lam)
         go_on = solve(target[rows] + spent[rows])
-    return Values(mean=mean, scale=scale, stop=stop, go_on=go_on, mean_tokens=mean_tokens, prices=prices)
-
-
-def _weights(t: Trajectories, last: NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """Of stopping and of going on, shape (R,) each; at its end a run has nothing left to decide."""
-    inner = np.ones(len(t.x))
-    inner[last] = 0.0
-    stop = inner if t.stop_weight is None else t.stop_weight
-    return stop, inner if t.go_on_weight is None else t.go_on_weight * inner
-
-
-def _moments(x: Floats, weight: Floats) -> tuple[Floats, Floats]:
-    """Weighted mean and standard deviation of each feature, the latter 1 where nothing moves."""
-    mean = np.average(x, axis=0, weights=weight)
-    scale = np.sqrt(np.average((x - mean) ** 2, axis=0, weights=weight))
-    return np.asarray(mean), np.where(scale > 0, scale, 1.0)
+    return Values(mean=np.asarray(mean), scale=scale, stop=stop, go_on=go_on, mean_tokens=mean_tokens, prices=prices)
 
 
 def _targets(value: Floats, reward: Floats, starts: NDArray[np.int64], lam: float) -> Floats:
@@ -299,8 +269,7 @@ def _targets(value: Floats, reward: Floats, starts: NDArray[np.int64], lam: floa
     target = np.zeros_like(value)
     last = starts[1:] - 1
     later = reward[last]  # a run's end pays what it pays
-    longest = int(np.diff(starts).max())
-    for back in range(1, longest):
+    for back in range(1, int(np.diff(starts).max())):
         runs = np.flatnonzero(last - back >= starts[:-1])
         row = last[runs] - back
         following = value[row + 1] if back > 1 else reward[row + 1]
@@ -315,19 +284,16 @@ def _solver(z: Floats, weight: Floats) -> Callable[[Floats], Floats]:
     gram = weighted.T @ z + RIDGE * np.eye(z.shape[1])
     gram[-1, -1] -= RIDGE  # the constant is not shrunk
     inverse = np.linalg.inv(gram)
-
-    def solve(y: Floats) -> Floats:
-        weights: Floats = inverse @ (weighted.T @ y)
-        return weights
-
-    return solve
+    return lambda y: np.asarray(inverse @ (weighted.T @ y))
 
 
 def _with_one(z: Floats) -> Floats:
     return np.hstack([z, np.ones((len(z), 1))])
 
 
-_UNSEEN = 0.5  # of a vote, given to each answer seen and to one that was not: Jeffreys' prior
+# --------------------------------------------------------------------------- the prior of `bayes`
+
+_UNSEEN = 0.5  # of a vote, given to each answer and to one that nobody gave: Jeffreys' prior
 
 
 def learn_prior(
@@ -335,16 +301,15 @@ def learn_prior(
 ) -> tuple[tuple[float, ...], ...]:
     """Shapes of answer distributions with their weights, as the policy `bayes` takes them.
 
-    Each run's votes, sorted and smoothed by half a vote for every answer seen and for one more that was
-    not, say how probable the most frequent answer is, the second, and so on. Runs are cut into groups of
-    equal size by their leader's share, and each group by the runner-up's: a group's mean is a shape, its size
-    the weight. Groups by the leader's share alone average near ties away, and such a prior promises too
-    much. This is the uncertain prior of Huang, Ma, Zhou (2026, arXiv:2602.05395) with fewer candidates than
-    training questions.
+    Each run's votes, sorted and smoothed by half a vote, say how probable the most frequent answer is, the second, and
+    so on. Runs are cut into groups of equal size by their leader's share, and each group by the runner-up's: a group's
+    mean is a shape, its size the weight. Groups by the leader's share alone average near ties away, and such a prior
+    promises too much. This is the uncertain prior of Huang, Ma, Zhou (2026, arXiv:2602.05395) with fewer candidates
+    than training questions.
 
     runs       the votes of each answer of a run, in any order, each at least 1; one run a question is best
     n_shapes   at most this many shapes, from 1 to 64; fewer where there are fewer runs
-    n_answers  answers kept in a shape, from 2 to 32; what lies behind them is left out
+    n_answers  answers kept in a shape, from 2 to 32
 
     Returns falling numbers; a shape's sum is its weight, and all sum to 1. Raises ConfigError for no runs, a run
     without votes, and numbers out of range.
@@ -361,7 +326,6 @@ def learn_prior(
 
 
 def _groups(rows: Floats, n_groups: int) -> list[Floats]:
-    """The rows in order, in so many groups of nearly equal size; fewer where there are fewer rows."""
     return np.array_split(rows, min(n_groups, len(rows)))
 
 

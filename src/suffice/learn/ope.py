@@ -2,16 +2,19 @@
 
     LoggedDraws (context, arm, odds of all arms, reward, learned by lot?) ──▶ PolicyValue (value, interval, n_effective)
 
-    naive    mean of what was seen under the target's arms      biased by who is drawn and by who complains; to compare
+    naive    mean of the known rewards under the target's arms  biased by who is drawn and by who complains; to compare
     ips      weight x reward                                    unbiased, noisy
-    snips    the same over the sum of weights                   a little biased, calmer
+    snips    the same over the sum of weights                   a little biased, calmer, always in range
     dr       a guess for every arm, corrected by weight x miss  unbiased whatever the guess, calm where it is good
 
-Unbiased means: the odds are the true ones, and each reward was either learned by a lot of known odds or is ignored.
-Rewards that came by themselves (who complains?) fit the guess of `dr` and never correct it. Intervals hold at every
-look and under drift: they cover the mean, over the rows so far, of what the target earns (`assurance.weighted`).
+The weight is P(arm | target) / P(arm | logged odds) / P(reward learned by lot), and 0 where it was not. Unbiased means:
+the odds are the true ones, and each reward was either learned by a lot of known odds or is ignored. Rewards that came
+by themselves (who complains?) fit the guess of `dr` and never correct it. Intervals hold at every look and under drift:
+they cover the mean, over the rows so far, of what the target earns (`assurance.paired`); that of `snips` is that of
+`dr` with the mean so far as its guess, and that of `naive` is as wrong as its mean.
 
-Dudik, Langford, Li (2011), arXiv:1103.4601; intervals: Waudby-Smith et al. (2024), arXiv:2210.10768.
+Dudik, Langford, Li (2011), arXiv:1103.4601; `snips`: Swaminathan and Joachims (2015), NeurIPS 28; intervals: Waudby-
+Smith et al. (2024), arXiv:2210.10768.
 """
 
 from __future__ import annotations
@@ -37,13 +40,11 @@ def fit_rewards(x: Floats, arm: Ints, reward: Floats, *, n_arms: int, kind: Mode
     """Fit the mean reward of every arm as a function of the context: the part of doubly robust that may be wrong.
 
     One linear model over context x arm: what all arms share, and for each arm its own intercept and slopes, held back
-    by a ridge so that an arm with few draws stays near the others.
+    by a ridge (on all but the common intercept) so that an arm with few draws stays near the others.
 
     x       contexts, shape (n, d); an intercept is added
-    arm     0 … n_arms - 1, shape (n,)
     reward  in [0, 1], shape (n,)
     kind    ridge: least squares, cut to [0, 1]; logistic: for rewards that are 0 or 1, or shares
-    ridge   penalty on everything but the common intercept, above 0
 
     Without rows every guess is 1/2. Raises ValueError for shapes that do not fit and for rewards outside [0, 1].
     """
@@ -102,7 +103,7 @@ REACH: Final = 8.0  # weight up to which the guess is used in full; any fixed nu
 class LoggedDraws:
     x: Floats  # (N, d): contexts, as a reward model reads them; no intercept
     arm: Ints  # (N,): what was drawn, 0 … K - 1
-    odds: Floats  # (N, K): P(arm) of every arm under the lottery that drew; rows sum to 1
+    odds: Floats  # (N, K): P(arm) of every arm when it was drawn; rows sum to 1
     reward: Floats  # (N,): not a number: unknown
     by_lot: Bools  # (N,): was the reward learned because a lot chose this row? False for who complained
     p_by_lot: Floats  # (N,): the odds of that lot, the same whatever the arm, in (0, 1]; 1: always learned
@@ -148,17 +149,60 @@ class PolicyValue:
     clipped_share: float = 0.0  # of the weight, cut off by `clip`: bias of the value, never of the interval
 
 
-def estimate_naive(logged: LoggedDraws, target: Floats, *, confidence: float = 0.95) -> PolicyValue:
-    """Mean of all known rewards, weighted by the target's odds alone; what one would print without the lots.
+def estimate_value(
+    logged: LoggedDraws,
+    target: Floats,
+    method: Method = "dr",
+    *,
+    confidence: float = 0.95,
+    clip: float | None = None,
+    kind: ModelKind = "ridge",
+) -> PolicyValue:
+    """Estimate what a target policy would have earned, by one of the methods at the head of this file.
 
-    Its interval is that of a plain mean, and as wrong as the mean. For comparison only.
+    target  (N, K): the odds that it would have given, known without looking at rewards
+    clip    of `ips` and `snips`: largest weight in `value`, above 0. Rewards are measured from `low`, so clipping can
+            only make the value too small. `low` and `high` never clip
+    kind    of the guesses of `dr`: logistic where rewards are right or wrong
+
+    Raises ValueError for shapes that do not fit, and for a target of arms that could not be drawn.
     """
-    _check(logged, target, confidence)
-    seen = ~np.isnan(logged.reward)
-    share = target[np.arange(len(logged)), logged.arm][seen]
-    reward = logged.reward[seen]
-    value = float(share @ reward / share.sum()) if share.sum() else float("nan")
-    spread = 2 * float(np.sqrt(share**2 @ (reward - value) ** 2) / share.sum()) if share.sum() else float("nan")
+    weights = _weights(logged, target, confidence)
+    if method == "naive":
+        return _naive(logged, target, confidence)
+    counted = weights if clip is None or method == "dr" else np.minimum(weights, clip)
+    if method == "dr":
+        guess = guess_in_sequence(logged, kind=kind)
+    else:
+        guess = np.zeros_like(logged.odds) if method == "ips" else _running_mean(logged, weights)
+    if method == "snips":
+        value = float(counted @ _unit(logged)) / float(counted.sum()) if counted.any() else float("nan")
+    else:
+        value = float(_terms(logged, target, counted, guess).mean()) if len(logged) else float("nan")
+    alpha = (1 - confidence) / 2
+    low = _lower_end(logged, target, weights, guess, alpha)
+    # The upper end is one minus the lower end of what is missing to 1.
+    missing = replace(logged, reward=logged.low + logged.high - logged.reward)
+    high = 1 - _lower_end(missing, target, weights, 1 - guess, alpha)
+    return PolicyValue(
+        method=method,
+        value=_in_rewards(logged, value),
+        low=_in_rewards(logged, low),
+        high=_in_rewards(logged, high),
+        confidence=confidence,
+        n=len(logged),
+        n_effective=_effective(weights),
+        largest_weight=float(weights.max(initial=0.0)),
+        clipped_share=float(1 - counted.sum() / weights.sum()) if counted is not weights and weights.any() else 0.0,
+    )
+
+
+def _naive(logged: LoggedDraws, target: Floats, confidence: float) -> PolicyValue:
+    known = ~np.isnan(logged.reward)
+    share = target[np.arange(len(logged)), logged.arm][known]
+    reward, total = logged.reward[known], share.sum()
+    value = float(share @ reward / total) if total else float("nan")
+    spread = 2 * float(np.sqrt(share**2 @ (reward - value) ** 2) / total) if total else float("nan")
     return PolicyValue(
         method="naive",
         value=value,
@@ -171,72 +215,21 @@ def estimate_naive(logged: LoggedDraws, target: Floats, *, confidence: float = 0
     )
 
 
-def estimate_ips(
-    logged: LoggedDraws, target: Floats, *, confidence: float = 0.95, clip: float | None = None, reach: float = REACH
-) -> PolicyValue:
-    """Inverse propensity score: the mean of weight x reward.
-
-    The weight is P(arm | target) / P(arm | logged lottery) / P(reward learned by lot), and 0 where it was not.
-
-    target  (N, K): the odds that the evaluated policy would have given, known without looking at rewards
-    clip    largest weight in `value`, above 0; None: none. Rewards are measured from `low`, so clipping can only make
-            the value too small; `clipped_share` of all weight is gone. `low` and `high` never clip
-    reach   weight up to which guesses support the interval; any number that was fixed before looking is valid
-
-    Raises ValueError for shapes that do not fit.
-    """
-    weights, value, clipped = _weighted(logged, target, confidence, clip)
-    mean = float((value * _unit(logged, logged.reward)).mean()) if len(logged) else float("nan")
-    bounds = _bounds(logged, target, weights, np.zeros_like(logged.odds), confidence, reach)
-    return _estimate("ips", mean, bounds, logged, weights, clipped, confidence)
-
-
-def estimate_snips(
-    logged: LoggedDraws, target: Floats, *, confidence: float = 0.95, clip: float | None = None, reach: float = REACH
-) -> PolicyValue:
-    """Self-normalised IPS: the sum of weight x reward over the sum of weights; arguments as `estimate_ips`.
-
-    Swaminathan and Joachims (2015), NeurIPS 28. Always within the range of the rewards. Its interval is that of
-    `estimate_dr` with the mean so far as its guess, which has the same variance in the limit and is valid at every
-    look.
-    """
-    weights, value, clipped = _weighted(logged, target, confidence, clip)
-    total = float(value.sum())
-    mean = float(value @ _unit(logged, logged.reward)) / total if total else float("nan")
-    bounds = _bounds(logged, target, weights, _running_mean(logged, weights), confidence, reach)
-    return _estimate("snips", mean, bounds, logged, weights, clipped, confidence)
-
-
-def estimate_dr(
-    logged: LoggedDraws, target: Floats, *, confidence: float = 0.95, kind: ModelKind = "ridge", reach: float = REACH
-) -> PolicyValue:
-    """Doubly robust: the target's guessed reward, plus weight x (reward - guess) where the reward was learned by lot.
-
-    Each row's guess was fitted on earlier rows only, on all rewards that are known, volunteered ones included; it is
-    fitted again whenever the rows have doubled. So the value is unbiased and the interval exact at every look.
-
-    target  as in `estimate_ips`
-    kind    logistic where rewards are right or wrong; ridge else
-    """
-    weights, _, _ = _weighted(logged, target, confidence, None)
-    guess = guess_in_sequence(logged, kind=kind)
-    mean = float(_terms(logged, target, weights, guess).mean()) if len(logged) else float("nan")
-    bounds = _bounds(logged, target, weights, guess, confidence, reach)
-    return _estimate("dr", mean, bounds, logged, weights, 0.0, confidence)
-
-
 def compute_dr_terms(logged: LoggedDraws, target: Floats, *, kind: ModelKind = "ridge") -> Floats:
-    """Terms whose mean is the value of `estimate_dr`, shape (N,): for differences of two targets on the same rows."""
-    weights, _, _ = _weighted(logged, target, 0.5, None)
-    terms = _terms(logged, target, weights, guess_in_sequence(logged, kind=kind))
+    """Terms whose mean is the value of `dr`, shape (N,): for differences of two targets on the same rows."""
+    terms = _terms(logged, target, _weights(logged, target, 0.5), guess_in_sequence(logged, kind=kind))
     return logged.low + (logged.high - logged.low) * terms
 
 
 def guess_in_sequence(logged: LoggedDraws, *, kind: ModelKind, first_fit: int = FIRST_FIT) -> Floats:
-    """Guessed rewards of all arms in every row, in [0, 1], each from earlier rows only, shape (N, K)."""
+    """Guessed rewards of all arms in every row, in [0, 1], each from earlier rows only, shape (N, K).
+
+    They are fitted on all rewards that are known, volunteered ones included, again whenever the rows have doubled. So
+    the value is unbiased and the interval exact at every look.
+    """
     guess = np.full((len(logged), logged.n_arms), 0.5)
     known = ~np.isnan(logged.reward)
-    unit = _unit(logged, logged.reward)
+    unit = _unit(logged)
     begin = first_fit
     while begin < len(logged):
         end = min(2 * begin, len(logged))
@@ -247,40 +240,30 @@ def guess_in_sequence(logged: LoggedDraws, *, kind: ModelKind, first_fit: int = 
     return guess
 
 
-# --------------------------------------------------------------------------- the parts
-
-
-def _check(logged: LoggedDraws, target: Floats, confidence: float) -> None:
+def _weights(logged: LoggedDraws, target: Floats, confidence: float) -> Floats:
+    """Weight of each row, shape (N,). Raises ValueError as `estimate_value` does."""
     if target.shape != logged.odds.shape or not 0 < confidence < 1:
         raise ValueError(f"need a target of shape {logged.odds.shape}, 0 < confidence < 1; got {target.shape=}")
     if len(logged) and ((target < 0).any() or not (np.abs(target.sum(axis=1) - 1) < 1e-6).all()):
         raise ValueError("target: each row must be odds that sum to 1")
     if ((target > 0) & (logged.odds <= 0)).any():
         raise ValueError("target: gives odds to an arm that the lottery could not draw; nothing was learned of it")
-
-
-def _weighted(
-    logged: LoggedDraws, target: Floats, confidence: float, clip: float | None
-) -> tuple[Floats, Floats, float]:
-    """Weights (N,), the same clipped, and the share that clipping took; 0 where no lot taught the reward."""
-    _check(logged, target, confidence)
     rows = np.arange(len(logged))
     ratio = target[rows, logged.arm] / logged.odds[rows, logged.arm] / logged.p_by_lot
-    weights = np.where(logged.by_lot, ratio, 0.0)
-    if clip is None:
-        return weights, weights, 0.0
-    cut = np.minimum(weights, clip)
-    total = float(weights.sum())
-    return weights, cut, float(1 - cut.sum() / total) if total else 0.0
+    return np.where(logged.by_lot, ratio, 0.0)
 
 
-def _unit(logged: LoggedDraws, reward: Floats) -> Floats:
+def _unit(logged: LoggedDraws) -> Floats:
     """Rewards in [0, 1]; 0 where unknown, which only ever meets a weight of 0."""
-    return np.asarray(np.nan_to_num((reward - logged.low) / (logged.high - logged.low)))
+    return np.asarray(np.nan_to_num((logged.reward - logged.low) / (logged.high - logged.low)))
+
+
+def _in_rewards(logged: LoggedDraws, unit: float) -> float:
+    return logged.low + (logged.high - logged.low) * unit
 
 
 def _running_mean(logged: LoggedDraws, weights: Floats) -> Floats:
-    gained = weights * _unit(logged, logged.reward)
+    gained = weights * _unit(logged)
     before, total = np.cumsum(gained) - gained, np.cumsum(weights) - weights
     return np.repeat(((before + 0.5) / (total + 1))[:, np.newaxis], logged.n_arms, axis=1)
 
@@ -288,49 +271,15 @@ def _running_mean(logged: LoggedDraws, weights: Floats) -> Floats:
 def _terms(logged: LoggedDraws, target: Floats, weights: Floats, guess: Floats) -> Floats:
     """One term a row, in the unit [0, 1], whose mean is the doubly robust value."""
     of_arm = guess[np.arange(len(logged)), logged.arm]
-    return np.asarray((target * guess).sum(axis=1) + weights * (_unit(logged, logged.reward) - of_arm))
+    return np.asarray((target * guess).sum(axis=1) + weights * (_unit(logged) - of_arm))
 
 
-def _bounds(
-    logged: LoggedDraws, target: Floats, weights: Floats, guess: Floats, confidence: float, reach: float
-) -> tuple[float, float]:
-    """Both ends in the unit [0, 1]. The upper one is one minus the lower end of what is missing to 1."""
-    alpha = (1 - confidence) / 2
-    missing = replace(logged, reward=logged.low + logged.high - logged.reward)
-    low = _low(logged, target, weights, guess, alpha, reach)
-    return low, 1 - _low(missing, target, weights, 1 - guess, alpha, reach)
-
-
-def _low(logged: LoggedDraws, target: Floats, weights: Floats, guess: Floats, alpha: float, reach: float) -> float:
-    """Lower end in the unit [0, 1]. The guess is cut where a weight could make a term fall below -reach."""
+def _lower_end(logged: LoggedDraws, target: Floats, weights: Floats, guess: Floats, alpha: float) -> float:
+    """In the unit [0, 1]. The guess is cut where a weight could make a term fall below -REACH."""
     could_be = np.divide(target, logged.odds, out=np.zeros_like(target), where=logged.odds > 0)
     could_be /= logged.p_by_lot[:, np.newaxis]
-    cut = np.minimum(guess, np.divide(reach, could_be, out=np.ones_like(guess), where=could_be > 0))
-    return lower_bound(_terms(logged, target, weights, cut), floor=reach if cut.any() else 0.0, alpha=alpha)
-
-
-def _estimate(
-    method: Method,
-    mean: float,
-    bounds: tuple[float, float],
-    logged: LoggedDraws,
-    weights: Floats,
-    clipped: float,
-    confidence: float,
-) -> PolicyValue:
-    width = logged.high - logged.low
-    value, low, high = (logged.low + width * number for number in (mean, *bounds))
-    return PolicyValue(
-        method=method,
-        value=value,
-        low=low,
-        high=high,
-        confidence=confidence,
-        n=len(logged),
-        n_effective=_effective(weights),
-        largest_weight=float(weights.max(initial=0.0)),
-        clipped_share=clipped,
-    )
+    cut = np.minimum(guess, np.divide(REACH, could_be, out=np.ones_like(guess), where=could_be > 0))
+    return lower_bound(_terms(logged, target, weights, cut), floor=REACH if cut.any() else 0.0, alpha=alpha)
 
 
 def _effective(weights: Floats) -> float:

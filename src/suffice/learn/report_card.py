@@ -7,7 +7,7 @@ A card decides nothing; certificates and rollouts do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias
 
@@ -15,10 +15,10 @@ import numpy as np
 
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.errors import ConfigError
-from suffice.extras import how_to_install
 from suffice.learn.audits import AuditRuns, Floats, Ints
 from suffice.learn.dataset import Dataset
 from suffice.learn.export import export_isotonic
+from suffice.learn.features import sklearn
 from suffice.learn.groups import Resamples, pick_level, ratio
 from suffice.learn.rows import audit_runs, good_rows_of_run, weigh_full_runs, weigh_labels
 from suffice.learn.served import N_FOLDS
@@ -51,7 +51,7 @@ class Calibration:
 def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.random.Generator) -> Calibration:
     """Judge one probability on the checkpoints of full runs, each by the model that has not seen its prompt.
 
-    Needs labels where the target does, and models that have it (ValueError). Bins hold about as many rows each.
+    Bins hold about as many rows each. Raises ValueError for versions without a model of the target.
     """
     rows, weight = _rows(data, target)
     p = _said(data, version, target, rows)
@@ -60,7 +60,7 @@ def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.ra
     edges = np.quantile(p, np.arange(1, N_BINS) / N_BINS) if len(p) else np.zeros(N_BINS - 1)
     number = np.searchsorted(edges, p, side="right")
     inside = (number[:, None] == np.arange(N_BINS)) * weight[:, None]
-    sums = draws.drawn(np.concatenate([inside * p[:, None], inside * good[:, None], inside], axis=1))
+    sums = draws.sums(np.concatenate([inside * p[:, None], inside * good[:, None], inside], axis=1))
     bins = []
     for b in np.unique(number):
         here = number == b
@@ -74,9 +74,18 @@ def calibrate(data: Dataset, version: FoldedVersion, target: Learned, rng: np.ra
                 seen=draws.rate(sums, N_BINS + int(b), 2 * N_BINS + int(b), n=n),
             )
         )
-    ece = draws.estimate(sums, _ece, n=len(rows), pivot=True)
-    bias = draws.estimate(sums, _bias, n=len(rows))
-    return Calibration(bins=tuple(bins), ece=ece, bias=bias, shown=_isotonic(p, good, weight))
+
+    def gap(sums: Floats, magnitude: Callable[[Floats], Floats]) -> Floats:
+        """Mean of stated - observed over the bins, weighted by their rows."""
+        stated, observed, total = np.split(sums, 3, axis=1)
+        return np.asarray(magnitude(stated - observed).sum(axis=1) / total.sum(axis=1))
+
+    return Calibration(
+        bins=tuple(bins),
+        ece=draws.estimate(sums, lambda sums: gap(sums, np.abs), n=len(rows), pivot=True),
+        bias=draws.estimate(sums, lambda sums: gap(sums, np.asarray), n=len(rows)),
+        shown=_isotonic(p, good, weight),
+    )
 
 
 def _rows(data: Dataset, target: Learned) -> tuple[Ints, Floats]:
@@ -85,9 +94,7 @@ def _rows(data: Dataset, target: Learned) -> tuple[Ints, Floats]:
     if target == "hopeless":
         labels = weigh_labels(data)
         weight = weight * (0.0 if labels is None else labels)
-    inner = np.ones(len(data.x), dtype=bool)
-    inner[data.last] = False
-    rows = np.flatnonzero(inner & data.may_stop & (weight > 0)[data.run_of_row])
+    rows = np.flatnonzero(data.inner & data.may_stop & (weight > 0)[data.run_of_row])
     return rows, weight[data.run_of_row[rows]]
 
 
@@ -102,25 +109,12 @@ def _said(data: Dataset, version: FoldedVersion, target: Learned, rows: Ints) ->
     return p
 
 
-def _ece(sums: Floats) -> Floats:
-    stated, seen, weight = np.split(sums, 3, axis=1)
-    return np.asarray(np.abs(stated - seen).sum(axis=1) / weight.sum(axis=1))
-
-
-def _bias(sums: Floats) -> Floats:
-    stated, seen, weight = np.split(sums, 3, axis=1)
-    return np.asarray((stated - seen).sum(axis=1) / weight.sum(axis=1))
-
-
 def _isotonic(p: Floats, good: Floats, weight: Floats) -> Isotonic | None:
     """A rising curve of a few points, for people; None where all rows say the same."""
     if len(np.unique(p)) < 2:
         return None
-    try:
-        from sklearn.isotonic import IsotonicRegression
-    except ImportError:
-        raise ConfigError(f"learn: needs scikit-learn: {how_to_install('train')}") from None
-    whole = export_isotonic(IsotonicRegression(out_of_bounds="clip", y_min=0.0, y_max=1.0).fit(p, good, weight))
+    regression = sklearn("isotonic").IsotonicRegression(out_of_bounds="clip", y_min=0.0, y_max=1.0)
+    whole = export_isotonic(regression.fit(p, good, weight))
     if len(whole.scores) <= _MOST_KNOTS:
         return whole
     at = np.unique(np.quantile(p, np.linspace(0, 1, _MOST_KNOTS)))
@@ -190,10 +184,7 @@ class ReportCard:
 def make_card(
     data: Dataset, version: FoldedVersion, parent: FoldedVersion | None, *, max_em_drop: float, rng: np.random.Generator
 ) -> ReportCard:
-    """Judge a version on the runs that its models have not seen, beside its parent.
-
-    rng  for the bootstrap; the same seed gives the same card
-    """
+    """Judge a version on runs that its models have not seen, beside its parent; equal seeds give equal cards."""
     judge = _Judge(data, max_em_drop, rng)
     outcome = judge.outcome(version)
     own = judge.point(outcome, max_em_drop)
@@ -265,7 +256,7 @@ class _Judge:
     def value_point(self, version: FoldedVersion) -> FrontierPoint:
         """The value models, each at the price that was picked on the runs of the other folds."""
         assert version.values is not None
-        ladders = ((_EVEN,),) * len(version.values)
+        ladders = ((0.5,),) * len(version.values)  # its sigmoid is 1/2 where stopping and going on are worth the same
         at_price = replace(version, models=version.values, levels=ladders, values=None)
         runs = self._read_by(at_price)
         outcome = self._at(runs, fold_version(at_price).rows(runs))
@@ -303,7 +294,7 @@ class _Judge:
         (z, cost), (old_z, old_cost) = self._chosen(outcome, own.levels), self._chosen(before, theirs.levels)
         w = self.weight
         columns = np.stack([w * (z - old_z), w * (old_cost - cost), w, w * self.runs.full], axis=1)
-        sums, n = self.draws.drawn(columns), len(self.runs)
+        sums, n = self.draws.sums(columns), len(self.runs)
         saving, drop = self.draws.estimate(sums, ratio(1, 3), n=n), self.draws.estimate(sums, ratio(0, 2), n=n)
         harmed = {one.query_class for one in self.classes(before, theirs.levels) if one.status == "harmed"}
         newly = tuple(
@@ -345,7 +336,7 @@ class _Judge:
                 best.append(np.mean(within, axis=0))
             return np.asarray(best[0] - best[1])
 
-        return self.draws.estimate(self.draws.drawn(columns), of, n=len(self.runs))
+        return self.draws.estimate(self.draws.sums(columns), of, n=len(self.runs))
 
     def _chosen(self, outcome: _Outcome, levels: tuple[int, ...]) -> tuple[Floats, Floats]:
         """Drop and cost of each run at the level of its fold, shape (n,) each."""
@@ -358,14 +349,11 @@ class _Judge:
         w = self.weight * member
         saved, full = w * (self.runs.full - cost), w * self.runs.full
         columns = np.stack([w * z, w * (z > 0), w * (z < 0), w, saved, full], axis=1)
-        n, sums = int(member.sum()), self.draws.drawn(columns)
+        n, sums = int(member.sum()), self.draws.sums(columns)
         lost, gained = (self.draws.rate(sums, at, 3, n=n) for at in (1, 2))
         drop = _as_open(self.draws.estimate(sums, ratio(0, 3), n=n), lost, gained)
         saving = self.draws.estimate(sums, ratio(4, 5), n=n)
         return FrontierPoint(max_em_drop=target, levels=levels, saving=saving, drop=drop, lost=lost, gained=gained)
-
-
-_EVEN: Final = 0.5  # threshold of a value model: its sigmoid is 1/2 where stopping and going on are worth the same
 
 
 def _as_open(drop: IntervalEstimate, lost: IntervalEstimate, gained: IntervalEstimate) -> IntervalEstimate:

@@ -8,28 +8,19 @@ would replace.
 
 from __future__ import annotations
 
-import json
 import platform
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, TypeAlias
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
-from suffice.assurance.estimate import IntervalEstimate
 from suffice.learn.audits import AuditRuns, Bools, Floats
 from suffice.learn.dataset import Dataset
 from suffice.learn.export import export_stop_model, export_value_model
 from suffice.learn.groups import pick_level
 from suffice.learn.models import PRICES, FitResult, Parts, Values, fit, fit_values
-from suffice.learn.report_card import (
-    Calibration,
-    ClassHarm,
-    FrontierPoint,
-    ReportCard,
-    Verdict,
-    make_card,
-)
+from suffice.learn.report_card import ReportCard, Verdict, make_card
 from suffice.learn.rows import audit_runs, build_examples, build_trajectories, weigh_full_runs
 from suffice.learn.served import HALF_LIFE, LEAST_AUDITS, N_FOLDS, N_LEVELS, cut_levels, level_risk
 from suffice.learn.version import FoldedVersion
@@ -114,16 +105,6 @@ class VersionProposal:
     verdict: Verdict  # against the parent; "inconclusive" without a version
     why: str  # one sentence
 
-    def plain(self) -> dict[str, Any]:
-        return {
-            "version": None if self.version is None else self.version.plain(),
-            "address": None if self.version is None else self.version.address,
-            "lineage": asdict(self.lineage),
-            "card": None if self.card is None else asdict(self.card),
-            "verdict": self.verdict,
-            "why": self.why,
-        }
-
 
 def retrain(
     data: Dataset,
@@ -143,18 +124,42 @@ def retrain(
     recipe = recipe or FitRecipe()
     lineage = _lineage(data, parent, reason, recipe)
     version = fit_version(data, recipe, max_em_drop=max_em_drop, digest=lineage.digest)
+    verdict: Verdict = "inconclusive"
     if version is None:
         why = f"fewer than {LEAST_AUDITS} full runs to learn from, or none that may stop"
-        return VersionProposal(version=None, lineage=lineage, card=None, verdict="inconclusive", why=why)
+        return VersionProposal(version=None, lineage=lineage, card=None, verdict=verdict, why=why)
     rng = np.random.default_rng(recipe.seed)
     card = make_card(data, version, parent, max_em_drop=max_em_drop, rng=rng)
     if parent is None:
-        return VersionProposal(version=version, lineage=lineage, card=card, verdict="first", why="there is no parent")
-    if card.compared is None:
+        verdict, why = "first", "there is no parent"
+    elif card.compared is None:
         why = "the parent reads other features, so the two cannot be compared on these runs"
-        return VersionProposal(version=version, lineage=lineage, card=card, verdict="inconclusive", why=why)
-    return VersionProposal(
-        version=version, lineage=lineage, card=card, verdict=card.compared.verdict, why=card.compared.why
+    else:
+        verdict, why = card.compared.verdict, card.compared.why
+    return VersionProposal(version=version, lineage=lineage, card=card, verdict=verdict, why=why)
+
+
+def _lineage(data: Dataset, parent: FoldedVersion | None, reason: Reason, recipe: FitRecipe) -> FitLineage:
+    versions = [("python", platform.python_version())]
+    for package in ("numpy", "scikit-learn", "suffice"):
+        try:
+            versions.append((package, metadata.version(package)))
+        except metadata.PackageNotFoundError:
+            versions.append((package, "not installed"))
+    return FitLineage(
+        parent=None if parent is None else parent.address,
+        reason=reason,
+        digest=data.digest(),
+        first_seq=int(data.seq[0]),
+        last_seq=data.last_seq,
+        n_runs=int(data.full.sum()),
+        n_by_design=int((data.full & data.by_design).sum()),
+        n_stopped=int((~data.full & ~data.abandoned).sum()),
+        n_prompts=len(set(data.key)),
+        n_labelled=int(data.labelled.sum()),
+        left_out=tuple(sorted(data.left_out.items())),
+        recipe=recipe,
+        versions=tuple(sorted(versions)),
     )
 
 
@@ -162,7 +167,6 @@ def fit_version(data: Dataset, recipe: FitRecipe, *, max_em_drop: float, digest:
     """Fit each fold's models on the other folds and cut their levels; None: there is too little to learn from.
 
     max_em_drop  a fraction, that the price of the value models keeps
-    digest       of the data, for the models' own records
     """
     models, levels = list[StopModel](), list[tuple[float, ...]]()
     for fold in range(N_FOLDS):
@@ -237,122 +241,3 @@ def _facts(data: Dataset, learn_from: Bools, target: str, recipe: FitRecipe, dig
     runs = np.flatnonzero(data.full & learn_from)
     n_prompts = len({data.key[i] for i in runs})
     return TrainingRecord(n_episodes=len(runs), n_questions=n_prompts, digest=digest, target=target, seed=recipe.seed)
-
-
-def _lineage(data: Dataset, parent: FoldedVersion | None, reason: Reason, recipe: FitRecipe) -> FitLineage:
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = [("python", platform.python_version())]
-    for package in ("numpy", "scikit-learn", "suffice"):
-        try:
-            versions.append((package, version(package)))
-        except PackageNotFoundError:
-            versions.append((package, "not installed"))
-    return FitLineage(
-        parent=None if parent is None else parent.address,
-        reason=reason,
-        digest=data.digest(),
-        first_seq=int(data.seq[0]),
-        last_seq=data.last_seq,
-        n_runs=int(data.full.sum()),
-        n_by_design=int((data.full & data.by_design).sum()),
-        n_stopped=int((~data.full & ~data.abandoned).sum()),
-        n_prompts=len(set(data.key)),
-        n_labelled=int(data.labelled.sum()),
-        left_out=tuple(sorted(data.left_out.items())),
-        recipe=recipe,
-        versions=tuple(sorted(versions)),
-    )
-
-
-def as_json(proposal: VersionProposal) -> str:
-    """One JSON object on one line, keys sorted; every number in it is finite."""
-    return json.dumps(proposal.plain(), sort_keys=True, allow_nan=False)
-
-
-def as_text(proposal: VersionProposal) -> str:
-    address = "none" if proposal.version is None else proposal.version.address
-    lines = [f"proposal {address}: {proposal.verdict} ({proposal.why})", *_lineage_lines(proposal.lineage)]
-    if proposal.card is not None:
-        lines += _card(proposal.card)
-    lines.append("Nothing is in force by this: a certificate and a rollout decide.")
-    return "\n".join(lines)
-
-
-_REASONS: Final = {"schedule": "on schedule", "drift": "after drift"}
-
-
-def _lineage_lines(lineage: FitLineage) -> list[str]:
-    recipe, n_full, n_prompts = lineage.recipe, f"{lineage.n_runs:,}", f"{lineage.n_prompts:,}"
-    lines = {
-        "parent": f"{lineage.parent or 'none'}, refitted {_REASONS.get(lineage.reason, lineage.reason)}",
-        "data": f"{lineage.digest}, log rows {lineage.first_seq:,} to {lineage.last_seq:,}",
-        "learned from": f"{n_full} full runs ({lineage.n_by_design:,} by design) of {n_prompts} prompts",
-        "labels": f"{lineage.n_labelled:,}, {lineage.n_stopped:,} of them of stopped runs",
-        "left out": "; ".join(f"{n:,} {why}" for why, n in lineage.left_out) or "none",
-        "recipe": f"{recipe.parts}, half-life {recipe.half_life:g}, {recipe.n_levels} levels, seed {recipe.seed}",
-        "packages": ", ".join(f"{name} {version}" for name, version in lineage.versions),
-    }
-    return [f"  {what:<13} {value}" for what, value in lines.items()]
-
-
-def _card(card: ReportCard) -> list[str]:
-    judged = f"judged on {card.n_runs:,} full runs of {card.n_prompts:,} prompts that the judged models have not seen"
-    frontier = _table(("EM drop aimed at", "saving", "EM drop", "lost", "gained"), map(_point, card.frontier))
-    lines = ["", f"{judged}; {card.n_labelled:,} with a label, the others by agreement", "", *frontier]
-    if card.value:
-        lines += ["", "value models", *_table(("", "saving", "EM drop", "lost", "gained"), map(_point, card.value))]
-    if card.compared is not None:
-        against = card.compared
-        gain = f"{_signed(against.gain)} saving at the same EM drops, up to {card.max_em_drop:.1%}"
-        picked = f"as picked: {_signed(against.saving)} saving, {_signed(against.drop)} EM drop"
-        lines += ["", f"against the parent {against.parent}: {gain}", picked]
-    header = ("class", "runs", "saving", "EM drop", "lost", "gained", "")
-    lines += ["", *_table(header, map(_class, card.classes))]
-    lines += ["", *_calibration("P(as good)", card.calibration)]
-    if card.failing is not None:
-        lines += ["", *_calibration("P(full run fails)", card.failing)]
-    return lines
-
-
-def _point(point: FrontierPoint) -> Sequence[str]:
-    shares = (_share(value) for value in (point.saving, point.drop, point.lost, point.gained))
-    return (f"{point.max_em_drop:.1%}", *shares)
-
-
-def _class(harm: ClassHarm) -> Sequence[str]:
-    shares = (_share(value) for value in (harm.saving, harm.drop, harm.lost, harm.gained))
-    return (harm.query_class or "(none)", f"{harm.n_runs:,}", *shares, harm.status)
-
-
-def _calibration(what: str, calibration: Calibration) -> list[str]:
-    rows = [(f"{b.low:.3f} to {b.high:.3f}", f"{b.n:,}", f"{b.said:.3f}", _share(b.seen)) for b in calibration.bins]
-    return [
-        f"{what}: calibration error {_share(calibration.ece)}, too sure by {_signed(calibration.bias)}",
-        *_table(("said between", "rows", "said", "seen"), rows),
-    ]
-
-
-def _share(value: IntervalEstimate) -> str:
-    if value.low is None or value.high is None:
-        return f"{value.value:.2%}"
-    return f"{value.value:.2%} [{value.low:.2%}, {value.high:.2%}]"
-
-
-def _signed(value: IntervalEstimate) -> str:
-    if value.low is None or value.high is None:
-        return f"{value.value:+.2%}"
-    return f"{value.value:+.2%} [{value.low:+.2%}, {value.high:+.2%}]"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    table = [header, *rows]
-    widths = [max(len(row[at]) for row in table) for at in range(len(header))]
-    return [
-        "  "
-        + "  ".join(
-            cell.ljust(width) if at == 0 else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    ]

@@ -30,8 +30,8 @@ _RARE: Final = 0.01  # of all full runs: a smaller group may go without
 
 def weigh_full_runs(data: Dataset) -> Floats:
     """How many runs each full run stands for, at least 1, shape (N,); 0 for runs that are not seen in full."""
-    seen = data.full | data.abandoned
-    return np.where(seen, 1.0 / np.where(seen, data.p_full, 1.0), 0.0)
+    complete = data.full | data.abandoned
+    return np.where(complete, 1.0 / np.where(complete, data.p_full, 1.0), 0.0)
 
 
 def weigh_labels(data: Dataset) -> Floats | None:
@@ -57,12 +57,10 @@ def weigh_labels(data: Dataset) -> Floats | None:
 
 
 def build_examples(data: Dataset, runs: Bools, target: Target, *, half_life: float = HALF_LIFE) -> Examples | None:
-    """Checkpoints of some runs for a stop model; None: the target needs labels, and there are too few.
+    """Checkpoints of some runs, shape (N,), for a stop model; None: the target needs labels, and there are too few.
 
-    Weights are those of runs: they fade with age, and sum to as many runs as there are so far as they have faded.
-
-    runs       which may be learned from, shape (N,)
-    half_life  in audits
+    Weights are those of runs: they fade with age, by half in `half_life` audits, and sum to as many runs as there are
+    so far as they have faded.
     """
     stands_for = weigh_full_runs(data) * data.full * runs
     if target == "hopeless":
@@ -72,7 +70,7 @@ def build_examples(data: Dataset, runs: Bools, target: Target, *, half_life: flo
         stands_for = stands_for * labels
     weight = _scaled(stands_for, _fading(data, half_life))
     run = data.run_of_row
-    rows = np.flatnonzero(_inner(data) & (weight > 0)[run])
+    rows = np.flatnonzero(data.inner & (weight > 0)[run])
     return Examples(x=data.own[rows], good={target: good_rows_of_run(data, target)[rows]}, weight=weight[run][rows])
 
 
@@ -101,22 +99,28 @@ def build_trajectories(data: Dataset, runs: Bools, *, half_life: float = HALF_LI
     odds = weigh_full_runs(data) * data.full
     go_on = _scaled(odds * labels * runs, fading)[run]
     stopped = _stopped_weights(data)
-    seen = (odds * labels)[run]
+    stands_for = (odds * labels)[run]
     if stopped is not None:
         before = (np.arange(len(run)) <= data.stop[run]) & data.full[run]
-        seen = np.where(before, labels[run], seen) + stopped[run]
-    decides = _inner(data) | ~data.full[run]  # a stop at a run's end decides nothing; where it was stopped, it did
-    stop = _scaled(seen * runs[run] * decides, fading[run])
+        stands_for = np.where(before, labels[run], stands_for) + stopped[run]
+    decides = data.inner | ~data.full[run]  # a stop at a run's end decides nothing; where it was stopped, it did
+    stop = _scaled(stands_for * runs[run] * decides, fading[run])
     rows = np.flatnonzero(((labels > 0) | (stopped > 0 if stopped is not None else False))[run] & runs[run])
-    return _trajectories(data, rows, stop, go_on)
+    starts = np.concatenate([np.flatnonzero(np.diff(run[rows], prepend=-1)), [len(rows)]])
+    return Trajectories(
+        x=data.own[rows],
+        starts=starts.astype(np.int64),
+        ok=data.right[rows] == 1,
+        tokens=data.cost[rows],
+        stop_weight=stop[rows],
+        go_on_weight=go_on[rows],
+    )
 
 
 def audit_runs(data: Dataset, which: Ints) -> AuditRuns:
     """Some full or abandoned runs as evidence, in their order; labels count as here now.
 
     For a certificate take those `by_design` alone: they are a plain sample of the traffic.
-
-    which  numbers of runs
     """
     full_right = data.full_right[data.run_of_row]
     z = np.where(full_right < 0, ~data.same, full_right == 1).astype(np.int8)
@@ -141,19 +145,6 @@ def audit_runs(data: Dataset, which: Ints) -> AuditRuns:
     return runs.take(which)
 
 
-def _trajectories(data: Dataset, rows: Ints, stop: Floats, go_on: Floats) -> Trajectories:
-    run = data.run_of_row[rows]
-    starts = np.concatenate([np.flatnonzero(np.diff(run, prepend=-1)), [len(rows)]])
-    return Trajectories(
-        x=data.own[rows],
-        starts=starts.astype(np.int64),
-        ok=data.right[rows] == 1,
-        tokens=data.cost[rows],
-        stop_weight=stop[rows],
-        go_on_weight=go_on[rows],
-    )
-
-
 def _scaled(stands_for: Floats, fading: Floats) -> Floats:
     """Both together, so that in sum they are as much evidence as the fading alone of what takes part."""
     weight = stands_for * fading
@@ -163,13 +154,6 @@ def _scaled(stands_for: Floats, fading: Floats) -> Floats:
 
 def _fading(data: Dataset, half_life: float) -> Floats:
     return np.asarray(0.5 ** (data.age / half_life) * weigh_repeats(data.key))
-
-
-def _inner(data: Dataset) -> Bools:
-    """Rows that are no last row of their run, shape (T,): behind those there is something to decide."""
-    inner = np.ones(len(data.x), dtype=bool)
-    inner[data.last] = False
-    return inner
 
 
 def _disagreement(data: Dataset) -> Small:

@@ -14,7 +14,7 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
-from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, find_first_passages
+from suffice.learn.audits import AuditRuns, Bools, Floats, Ints, Small, find_first_passages
 
 N_FOLDS: Final = 5
 N_LEVELS: Final = 41
@@ -42,13 +42,8 @@ class FoldedModels:
 
     def risk(self, runs: AuditRuns) -> Floats:
         """Risk of a stop after each row by the model that serves its run, shape (T,)."""
-        fold = runs.fold[runs.run_of_row]
-        risk = np.empty(len(fold))
-        for f, model in enumerate(self.models):
-            rows = np.flatnonzero(fold == f)
-            if len(rows):
-                risk[rows] = 1.0 - model(runs.x[rows])
-        return level_risk(risk, runs, self.cost_exponent)
+        one_minus_p = self._one_minus_p(runs.x, runs.fold[runs.run_of_row])
+        return level_risk(one_minus_p, runs, self.cost_exponent)
 
     def rows(self, runs: AuditRuns) -> Ints:
         """Row where each level ends each run, shape (N, M)."""
@@ -61,16 +56,19 @@ class FoldedModels:
         return self._passages(runs, self.levels[:, level : level + 1])[:, 0]
 
     def expected(self, runs: AuditRuns, stops: Ints) -> Floats:
-        """What the models expect each run to lose by its stop, shape (N,); 0 where it is not stopped.
-
-        stops  rows, as `rows_at` gives them, shape (N,)
-        """
-        lost = np.zeros(len(runs))
-        for f, model in enumerate(self.models):
-            mine = np.flatnonzero((runs.fold == f) & (stops < runs.last))
-            if len(mine):
-                lost[mine] = 1.0 - model(runs.x[stops[mine]])
+        """What the models expect each run to lose by its stop at a row, shape (N,); 0 where it is not stopped."""
+        lost, stopped = np.zeros(len(runs)), np.flatnonzero(stops < runs.last)
+        lost[stopped] = self._one_minus_p(runs.x[stops[stopped]], runs.fold[stopped])
         return lost
+
+    def _one_minus_p(self, x: Floats, fold: Small) -> Floats:
+        """1 - P(as good) of each row by the model of its fold."""
+        missing = np.empty(len(fold))
+        for f, model in enumerate(self.models):
+            rows = np.flatnonzero(fold == f)
+            if len(rows):
+                missing[rows] = 1.0 - model(x[rows])
+        return missing
 
     def _passages(self, runs: AuditRuns, levels: Floats) -> Ints:
         """A run's risk over its fold's level of rank r: all folds share the ranks, so one pass serves them all."""
@@ -164,9 +162,7 @@ def _saved(risk: Floats, runs: AuditRuns, thresholds: Floats) -> Floats:
 
 def _examples(runs: AuditRuns, now: float, label_free: bool) -> tuple[Floats, Bools, Floats]:
     """Rows, targets and weights; a run's last row is no example, for stopping there is the full run."""
-    run = runs.run_of_row
-    example = np.ones(len(run), dtype=bool)
-    example[runs.last] = False
+    run, example = runs.run_of_row, runs.inner
     labelled = (runs.label_at <= now)[run] & (not label_free)
     good = np.where(labelled, runs.z <= 0, ~runs.d)
     age = np.arange(len(runs) - 1, -1, -1.0)

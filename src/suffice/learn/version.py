@@ -27,21 +27,14 @@ _LOST: Final = 0.5  # P(fails) from which a stop is called hopeless and needs no
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldedVersion:
-    """K models with their levels; fold f of the prompts (`groups.prompt_fold`) is served by models[f].
+    """K models with their levels; fold f of the prompts (`groups.prompt_fold`) is served by models[f]."""
 
-    models   each fitted on the other folds; all of the same features and cost
-    levels   for each fold the risks at or below which levels 1, 2 … stop, rising; level 0 never stops, is not listed
-    values   value models at one price each, as stop models with a threshold of 0.5; None: labels did not allow them
-    address  `v-` and twelve hexadecimal digits of all of this
-    """
-
-    models: tuple[StopModel, ...]
-    levels: tuple[tuple[float, ...], ...]
-    values: tuple[StopModel, ...] | None = None
-    address: str = field(init=False, compare=False, repr=False)
+    models: tuple[StopModel, ...]  # each fitted on the other folds; all of the same features and cost
+    levels: tuple[tuple[float, ...], ...]  # for each fold the risks of levels 1, 2 …, rising; level 0 never stops
+    values: tuple[StopModel, ...] | None = None  # at one price each, threshold 0.5; None: labels did not allow them
+    address: str = field(init=False, compare=False, repr=False)  # `v-` and twelve hexadecimal digits of the content
 
     def __post_init__(self) -> None:
-        """Check that the folds fit each other, and take the address. Raises ConfigError."""
         n = len(self.models)
         if not 1 <= n <= MOST_FOLDS or len(self.levels) != n or (self.values is not None and len(self.values) != n):
             raise ConfigError(f"version: got {n} models and {len(self.levels)} ladders; one each, 1 to {MOST_FOLDS}")
@@ -71,10 +64,7 @@ class FoldedVersion:
         }
 
     def policy(self, key: str, level: int) -> dict[str, Any]:
-        """The policy that serves one prompt at a level, as `policy.base.build_policy` takes it.
-
-        key    `Request.question_key`
-        level  0 never stops
+        """The policy that serves the prompt of a `Request.question_key` at a level, as `build_policy` takes it.
 
         Raises IndexError for a level that there is not.
         """
@@ -116,26 +106,29 @@ def load_version(plain: Mapping[str, Any]) -> FoldedVersion:
     unknown = set(plain) - {"schema", "models", "levels", "values"}
     if unknown:
         raise ConfigError(f"version.{min(unknown):.60}: unknown; schema, models, levels, values")
-    models, levels = _list(plain, "models"), _list(plain, "levels")
-    values = None if plain.get("values") is None else _list(plain, "values")
-    if not all(isinstance(one, list) for one in levels):
+    each: dict[str, list[Any]] = {}  # Any: nothing is checked yet
+    for name in ("models", "levels", "values"):
+        value = plain.get(name)
+        if name == "values" and value is None:
+            continue
+        if not isinstance(value, list) or not 1 <= len(value) <= MOST_FOLDS:
+            got, allowed = describe_value(value), f"a list of 1 to {MOST_FOLDS}, one for each fold"
+            raise ConfigError(f"version.{name}: got {got}; {allowed}")
+        each[name] = value
+    if not all(isinstance(one, list) for one in each["levels"]):
         raise ConfigError("version.levels: must be lists of numbers, one for each fold")
-    made = FoldedVersion(
-        models=tuple(load_model(one, where=f"version.models[{f}]") for f, one in enumerate(models)),
-        levels=tuple(tuple(one) for one in levels),
-        values=None
-        if values is None
-        else tuple(load_model(one, where=f"version.values[{f}]") for f, one in enumerate(values)),
+    models, values = (
+        tuple(load_model(one, where=f"version.{name}[{f}]") for f, one in enumerate(each.get(name, ())))
+        for name in ("models", "values")
     )
-    FeatureSet(made.models[0].features, where="version.models[0].features")
-    return made
+    levels = tuple(tuple(one) for one in each["levels"])
+    version = FoldedVersion(models=models, levels=levels, values=values or None)
+    FeatureSet(models[0].features, where="version.models[0].features")
+    return version
 
 
 def read_version(address: str, body: str | None) -> FoldedVersion:
-    """The version that was kept under an address. Raises ConfigError where it is gone, or is another one.
-
-    body  JSON; None: nothing is kept
-    """
+    """The version that was kept under an address, as JSON. Raises ConfigError where it is gone, or is another one."""
     if body is None:
         raise ConfigError(f"version {address}: cannot be read, it is not kept in this log")
     try:
@@ -148,13 +141,3 @@ def read_version(address: str, body: str | None) -> FoldedVersion:
     if version.address != address:
         raise ConfigError(f"version {address}: what is kept under it is {version.address}")
     return version
-
-
-def _list(plain: Mapping[str, Any], name: str) -> list[Any]:
-    """The list under a name, one entry for each fold. Any: nothing is checked yet."""
-    value = plain.get(name)
-    if not isinstance(value, list) or not 1 <= len(value) <= MOST_FOLDS:
-        raise ConfigError(
-            f"version.{name}: got {describe_value(value)}; a list of 1 to {MOST_FOLDS}, one for each fold"
-        )
-    return value
