@@ -62,13 +62,13 @@ def build_examples(data: Dataset, runs: Bools, target: Target, *, half_life: flo
     Weights are those of runs: they fade with age, by half in `half_life` audits, and sum to as many runs as there are
     so far as they have faded.
     """
-    stands_for = weigh_full_runs(data) * data.full * runs
+    runs_each = weigh_full_runs(data) * data.full * runs
     if target == "hopeless":
         labels = weigh_labels(data)
         if labels is None:
             return None
-        stands_for = stands_for * labels
-    weight = _scaled(stands_for, _fading(data, half_life))
+        runs_each = runs_each * labels
+    weight = _scaled(runs_each, _fading(data, half_life))
     run = data.run_of_row
     rows = np.flatnonzero(data.inner & (weight > 0)[run])
     return Examples(x=data.own[rows], good={target: good_rows_of_run(data, target)[rows]}, weight=weight[run][rows])
@@ -99,12 +99,12 @@ def build_trajectories(data: Dataset, runs: Bools, *, half_life: float = HALF_LI
     odds = weigh_full_runs(data) * data.full
     go_on = _scaled(odds * labels * runs, fading)[run]
     stopped = _stopped_weights(data)
-    stands_for = (odds * labels)[run]
+    runs_each = (odds * labels)[run]
     if stopped is not None:
         before = (np.arange(len(run)) <= data.stop[run]) & data.full[run]
-        stands_for = np.where(before, labels[run], stands_for) + stopped[run]
+        runs_each = np.where(before, labels[run], runs_each) + stopped[run]
     decides = data.inner | ~data.full[run]  # a stop at a run's end decides nothing; where it was stopped, it did
-    stop = _scaled(stands_for * runs[run] * decides, fading[run])
+    stop = _scaled(runs_each * runs[run] * decides, fading[run])
     rows = np.flatnonzero(((labels > 0) | (stopped > 0 if stopped is not None else False))[run] & runs[run])
     starts = np.concatenate([np.flatnonzero(np.diff(run[rows], prepend=-1)), [len(rows)]])
     return Trajectories(
@@ -145,11 +145,11 @@ def audit_runs(data: Dataset, which: Ints) -> AuditRuns:
     return runs.take(which)
 
 
-def _scaled(stands_for: Floats, fading: Floats) -> Floats:
+def _scaled(runs_each: Floats, fading: Floats) -> Floats:
     """Both together, so that in sum they are as much evidence as the fading alone of what takes part."""
-    weight = stands_for * fading
+    weight = runs_each * fading
     total = weight.sum()
-    return weight * (fading[stands_for > 0].sum() / total) if total > 0 else weight
+    return weight * (fading[runs_each > 0].sum() / total) if total > 0 else weight
 
 
 def _fading(data: Dataset, half_life: float) -> Floats:
