@@ -20,7 +20,8 @@ from pathlib import Path
 
 import pytest
 
-from suffice.testing import EchoNonce, FakeUpstream, Reply
+from suffice.testing import EchoNonce, FakeUpstream, GatewayProcess, Reply
+from suffice.testing.process import nested_toml
 from tests.attacks.raw_http import (
     BODY,
     CHAT,
@@ -43,7 +44,6 @@ from tests.attacks.raw_http import (
     statuses,
     talk,
 )
-from tests.gateway_process import GatewayProcess, nested_toml
 
 # --------------------------------------------------------------------------- a gateway that is attacked
 

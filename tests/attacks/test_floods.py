@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from suffice.testing import EchoNonce, FakeRequest, FakeUpstream, Reply
+from suffice.testing import EchoNonce, FakeRequest, FakeUpstream, GatewayProcess, Reply
+from suffice.testing.process import nested_toml
 from tests.attacks.raw_http import (
     BODY,
     CHAT,
@@ -34,7 +35,6 @@ from tests.attacks.raw_http import (
     statuses,
     talk,
 )
-from tests.gateway_process import GatewayProcess, nested_toml
 
 
 def slowly(seen: FakeRequest) -> Reply:

@@ -18,8 +18,7 @@ from pathlib import Path
 import pytest
 
 from suffice.gateway.app import ENDPOINTS
-from suffice.testing import FakeUpstream, Reply
-from tests.gateway_process import GatewayProcess
+from suffice.testing import FakeUpstream, GatewayProcess, Reply
 
 KEY = "attacker-proof"
 KIB, MIB = 2**10, 2**20

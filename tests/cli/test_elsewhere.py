@@ -14,12 +14,11 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 from tests.cli.test_shell import leaves, value
-from tests.gateway_process import GatewayProcess
 
 from suffice.cli.main import main
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
-from suffice.testing import FakeUpstream
+from suffice.testing import FakeUpstream, GatewayProcess
 from suffice.wiring import kill_file, load_settings
 
 TABLE = Path(__file__).with_name("elsewhere.md")
@@ -154,7 +153,7 @@ def test_without_a_gateway(home: tuple[Path, str], elsewhere: Path) -> None:
 
 
 def written(url: str = "http://127.0.0.1:9") -> str:
-    from tests.gateway_process import nested_toml
+    from suffice.testing.process import nested_toml
 
     return nested_toml({"upstreams": {"up": {"url": url}}, **SETTINGS})
 
@@ -173,7 +172,6 @@ def test_without_a_log_nothing_is_made_and_the_place_is_named(
             words.append("own" if parameter.name == "route" else value(parameter))
     words += {
         "erase": ["--older-than", "1d"],
-        "export label-studio": ["--out", "a.json"],
         "review submit": ["--reason", "x"],
     }.get(name, [])
     if name == "export feedback":

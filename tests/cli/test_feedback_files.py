@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from click import Abort
 from click.testing import CliRunner, Result
+from tests.simulators.contrib import install_contrib
 from tests.simulators.label_studio import FakeLabelStudio
 
 from suffice.cli.main import main
@@ -354,7 +355,8 @@ def right(task: dict[str, Any], which: str) -> str:
 
 
 @pytest.fixture
-def asked(folder: Path) -> Path:
+def asked(folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    install_contrib("suffice-label-studio", tmp_path_factory.mktemp("site"), monkeypatch)
     write(folder, wanted(0, "5"), wanted(1, "6"), wanted(3, "7"))
     said = Feedback(feedback_id="x", episode_id="ep_3", correct=True, source="reviewer")
     write(folder, FeedbackEvent(said))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -23,8 +22,8 @@ from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Epoch, Publication
 from suffice.wiring import load_settings, open_decisions
 from tests.learn.made import World, episodes
+from tests.simulators.contrib import install_contrib
 
-CONTRIB = Path(__file__).parents[2] / "contrib" / "suffice-finetune"
 STABLE = json.dumps({"policy": "stable-answer", "streak": 2})
 CONFIG = """
 [upstreams.local]
@@ -49,18 +48,7 @@ def export(*arguments: object) -> Result:
 
 @pytest.fixture(autouse=True)
 def installed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package as pip would install it: its entry points are found."""
-    project = tomllib.loads((CONTRIB / "pyproject.toml").read_text("utf-8"))["project"]
-    site = tmp_path_factory.mktemp("site")
-    metadata = site / f"suffice_finetune-{project['version']}.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")
-    points = [
-        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in named.items())
-        for group, named in project["entry-points"].items()
-    ]
-    (metadata / "entry_points.txt").write_text("\n".join(points))
-    monkeypatch.syspath_prepend(str(site))
+    install_contrib("suffice-finetune", tmp_path_factory.mktemp("site"), monkeypatch)
 
 
 def lines(file: Path) -> list[dict[str, Any]]:
@@ -232,4 +220,4 @@ def test_a_route_must_be_plain(log: Path) -> None:
 def test_help_lists_the_command_once_it_is_there() -> None:
     listed = CliRunner().invoke(main, ["export", "--help"]).stdout
     assert "finetune" in listed
-    assert "pip install" not in listed
+    assert "pip install suffice-finetune" not in listed

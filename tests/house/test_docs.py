@@ -22,6 +22,7 @@ import pytest
 
 from suffice import errors, types
 from suffice.cli.main import main
+from suffice.cli.shell import CONTRIB
 from suffice.gateway.app import ENDPOINTS
 from suffice.gateway.request_parsing import KNOWN_OPTIONS, OVERRIDES
 from suffice.gateway.route import BLOCKING
@@ -313,16 +314,18 @@ def test_every_command_and_option_has_its_place() -> None:
 def test_commands_named_in_the_docs_exist() -> None:
     known = {name for name, _ in commands(main)}
     groups = {name for name, command in commands(main) if isinstance(command, click.Group)}
+    contrib = {f"suffice {name}" for name in CONTRIB}
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
     for path in DOCS:
         text = path.read_text(encoding="utf-8")
         shell = [block.text for block in blocks(path) if block.language == "sh"]
         code = "\n".join([*re.findall(r"`([^`\n]+)`", text), *shell])
+        added = {f"suffice {name.replace('.', ' ')}" for name in re.findall(r'^"([a-z.-]+)" = "', text, re.MULTILINE)}
         for first, second in re.findall(r"^suffice ([a-z]+)(?: ([a-z][a-z-]*)\b)?", code, re.MULTILINE):
             name = f"suffice {first}"
             assert name in known, f"{short(path)}: {name}"
             if name in groups and second:
-                assert f"{name} {second}" in known, f"{short(path)}: {name} {second}"
+                assert f"{name} {second}" in known | contrib | added, f"{short(path)}: {name} {second}"
         for target in re.findall(r"^make ([a-z-]+)", code, re.MULTILINE):
             assert target in targets, f"{short(path)}: make {target}"

@@ -14,17 +14,8 @@ from hypothesis import strategies as st
 
 from suffice.errors import BadRequest
 from suffice.gateway.feedback_form import read_feedback
-from suffice.review.label_studio import (
-    LABEL_CONFIG,
-    NO_ANSWER,
-    VERDICTS,
-    ToJudge,
-    full_is_a,
-    parse_task_episodes,
-    read_event,
-    read_export,
-    task,
-)
+from suffice.review.label_studio import NO_ANSWER, VERDICTS, full_is_a, read_event, read_export
+from suffice_label_studio.tasks import LABEL_CONFIG, ToJudge, parse_task_episodes, task
 
 SHAPES = Path(__file__).parent / "shapes"
 CREATED: dict[str, Any] = json.loads((SHAPES / "label_studio_annotation_created.json").read_text())

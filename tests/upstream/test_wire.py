@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import UpstreamProtocol
+from suffice.testing import SCRIPTS
 from suffice.upstream.wire import (
     DONE,
     DONE_DATA,
@@ -31,7 +32,6 @@ from suffice.upstream.wire import (
     logprobs_of,
     reasoning_of,
 )
-from tests.sse_scripts import SCRIPTS
 
 few = settings(max_examples=60, derandomize=True, deadline=None)
 

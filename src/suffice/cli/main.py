@@ -45,7 +45,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str, str]]] = {
             "feedback",
             "Import labels, list unmatched feedback, or have a judge model label.",
         ),
-        "export": ("labels.export", "export", "Write training lines, tasks to judge, or feedback to files."),
+        "export": ("labels.feedback", "export", "Write training lines, tasks to judge, or feedback to files."),
         "erase": ("labels.erase", "erase", "Permanently erase user-written text from the log."),
     },
     "Measure before you act": {

@@ -6,8 +6,10 @@ Imports click and the standard library alone, because `--help` waits for it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 FILE = click.Path(path_type=Path)
+WIDTH: Final = 100  # of sentences that are wrapped
 
 
 def option(*names: str, **more: Any) -> Callable[[F], F]:
@@ -31,14 +35,29 @@ def option(*names: str, **more: Any) -> Callable[[F], F]:
     return click.option(*names, **({"show_default": shows} | more))
 
 
+def stacked(*declarations: Callable[[Any], Any]) -> Callable[[F], F]:
+    """Several options and arguments as one decorator; help lists them in this order."""
+
+    def declare(command: Any) -> Any:
+        for add in reversed(declarations):
+            command = add(command)
+        return command
+
+    return declare
+
+
 _HELP = "Settings, TOML or YAML."
 
 # The same option twice, for functions that call it `path` and for those that need a Path.
 CONFIG = option("--config", "path", default="suffice.toml", metavar="FILE", help=_HELP)
 CONFIG_FILE = option("--config", type=FILE, default=Path("suffice.toml"), metavar="FILE", help=_HELP)
 INSECURE_OPEN = option("--insecure-open", is_flag=True, help="Serve other machines although no keys are asked for.")
+JSON = option("--json", "as_json", is_flag=True, help="Print JSON.")
 JSON_LINES = option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 JSON_OBJECT = option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+REASON = option("--reason", required=True, help="Why; it stays in the log.")
+AUTHOR = option("--author", help="Who decides. [default: the user of this computer]")
+ROUTE = option("--route", help="Only this route.")
 
 
 class Command(click.Command):
@@ -58,6 +77,8 @@ class Command(click.Command):
 # Commands that packages in contrib/ add: "GROUP NAME" → the package, and the line that --help shows without it.
 CONTRIB: Final = {
     "export finetune": ("suffice-finetune", "Write training lines for a language model from runs cut at their stop."),
+    "export label-studio": ("suffice-label-studio", "Write runs that somebody should judge as tasks of Label Studio."),
+    "feedback label-studio": ("suffice-label-studio", "Read the annotations of a Label Studio project."),
 }
 
 
@@ -112,10 +133,7 @@ class CommandGroup(click.Group):
             formatter.write_dl(lines)
 
 
-def print_line(text: str) -> None:
-    from suffice.sanitize import printable
-
-    click.echo(printable(text))
+# --------------------------------------------------------------------------- output
 
 
 def fail(why: object, status: int = 2) -> NoReturn:
@@ -133,65 +151,84 @@ def fail(why: object, status: int = 2) -> NoReturn:
     raise SystemExit(status)
 
 
-UNCONFIRMED: Final = 3  # exit status: it is decided, and a gateway that should act on it has not confirmed
-MOST_WAIT_S: Final = 3_600
-_LOOK_S: Final = 0.02  # between two looks at what gateways say
+def print_line(text: str) -> None:
+    from suffice.sanitize import printable
 
-REASON = option("--reason", required=True, help="Why; it stays in the log.")
-AUTHOR = option("--author", help="Who decides. [default: the user of this computer]")
+    click.echo(printable(text))
 
 
-def _seconds(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
-    if not 0 <= value <= MOST_WAIT_S:  # a range of click's takes "nan"
-        raise click.BadParameter(f"got {value:g}; 0 to {MOST_WAIT_S:,} seconds")
-    return value
+def print_json(result: Any) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.encode(result).decode())
 
 
-WAIT = option(
-    "--wait",
-    "wait_s",
-    type=float,
-    callback=_seconds,
-    default=5.0,
-    metavar="SECONDS",
-    help="How long running gateways have to confirm; 0 asks for no confirmation.",
-)
-JSON = option("--json", "as_json", is_flag=True, help="Print JSON.")
+def print_rows(
+    rows: Iterable[T],
+    lines: Callable[[T], Iterable[str]],
+    plain: Callable[[T], Any] | None = None,
+    *,
+    as_json: bool,
+    empty: str,
+) -> None:
+    """Print what a list command lists: a JSON object or some lines for each row, or a sentence where there is none.
 
-
-def who(author: str | None) -> str:
-    import getpass
-
-    return author or getpass.getuser()
-
-
-@contextmanager
-def nothing_written(again: str) -> Iterator[None]:
-    """A block that a StoreError leaves as it was; the sentence says so, and what to do once the log works again."""
-    from suffice.errors import StoreError
-
-    try:
-        yield
-    except StoreError as error:
-        raise StoreError(f"{error}\nNothing was written. {again}") from None
-
-
-@contextmanager
-def log_of(path: str, *, waits: bool = False) -> Iterator[tuple[Settings, Decisions]]:
-    """The settings in a file, and their log open for a person's decisions. Raises ConfigError and StoreError.
-
-    waits  the caller waits for gateways itself; else, where something was decided and none runs, that is said
+    plain  what JSON has of a row; None: the row as it is
     """
-    from suffice.store.database.presence import read_presences
-    from suffice.wiring.files import load_deployment
-    from suffice.wiring.keys import presence_files
-    from suffice.wiring.worker import open_decisions
+    row, n = None, 0
+    for n, row in enumerate(rows, 1):  # noqa: B007 - n says whether there was any
+        if as_json:
+            print_json(row if plain is None else plain(row))
+            continue
+        for line in lines(row):
+            print_line(line)
+    if not n and not as_json:
+        click.echo(empty)
 
-    settings = load_deployment(path)
-    with open_decisions(settings, create=False) as writer:
-        yield settings, writer
-    if writer.n_new and not waits and not read_presences(presence_files(settings)):
-        click.echo("no gateway is running on this deployment; one that starts will act on this", err=True)
+
+def print_facts(
+    title: str, sections: Iterable[Sequence[tuple[str, str]]], *, loud: tuple[str, ...], width: int = 20
+) -> None:
+    """Print names and values: a table at a terminal, plain lines elsewhere.
+
+    loud   how a value begins that nobody should overlook
+    width  of the names in plain lines, at least
+    """
+    import sys
+
+    if not sys.stdout.isatty():
+        click.echo(title)
+        for what, value in (line for section in sections for line in section):
+            click.echo(f"  {what:<{width}} {value}")
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for section in sections:
+        for what, value in section:
+            # Text, not str: a model's name or a reason may look like markup.
+            table.add_row(what, Text(value, style="bold red" if value.startswith(loud) else ""))
+        table.add_section()
+    Console().print(table)
+
+
+def wrapped(text: str, first: str = "", later: str | None = None, *, width: int | None = None) -> str:
+    """A sentence in lines; `first` and `later` stand before the first and the other lines.
+
+    width  of lines; None: the terminal's, at most 120
+    """
+    import shutil
+    import textwrap
+
+    width = width or min(120, shutil.get_terminal_size((120, 24)).columns)
+    return textwrap.fill(text, width, initial_indent=first, subsequent_indent=first if later is None else later)
+
+
+# --------------------------------------------------------------------------- settings and the log
 
 
 def find_settings(settings: Settings, name: str, *, option: str = "") -> Route:
@@ -222,6 +259,132 @@ def read_policy(text: str) -> dict[str, Any]:
     return spec
 
 
+def parse_time(option: str, text: str, allowed: str) -> float:
+    """A date or a time in ISO 8601, in UTC where it names no zone, as Unix time. Raises ConfigError."""
+    from datetime import UTC, datetime
+
+    from suffice.errors import ConfigError
+
+    try:
+        at = datetime.fromisoformat(text)
+        return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise ConfigError(f"{option}: got {text[:80]!r}; need {allowed}") from None
+
+
+def author_name(author: str | None) -> str:
+    import getpass
+
+    return author or getpass.getuser()
+
+
+@contextmanager
+def deployment_log(path: str, *, waits: bool = False, again: str | None = None) -> Iterator[tuple[Settings, Decisions]]:
+    """The settings in a file, and their log open for a person's decisions. Raises ConfigError and StoreError.
+
+    waits  the caller waits for gateways itself; else, where something was decided and none runs, that is said
+    again  the block writes all or nothing, and a StoreError says so, with what to do once the log works again
+    """
+    from suffice.errors import StoreError
+    from suffice.store.database.presence import read_presences
+    from suffice.wiring.files import load_deployment
+    from suffice.wiring.keys import presence_files
+    from suffice.wiring.worker import open_decisions
+
+    try:
+        settings = load_deployment(path)
+        with open_decisions(settings, create=False) as writer:
+            yield settings, writer
+    except StoreError as error:
+        if again is None:
+            raise
+        raise StoreError(f"{error}\nNothing was written. {again}".rstrip()) from None
+    if writer.n_new and not waits and not read_presences(presence_files(settings)):
+        click.echo("no gateway is running on this deployment; one that starts will act on this", err=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingDecision:
+    """A person's decision on a deployment: its settings, its open log, who decides, why and when."""
+
+    settings: Settings
+    writer: Decisions
+    author: str
+    reason: str
+    now_s: float  # Unix time
+
+    @property
+    def signed(self) -> dict[str, Any]:
+        return {"author": self.author, "reason": self.reason}
+
+    def rules(self, route: str) -> Route:
+        """A route's settings. Raises ConfigError for one that does not exist."""
+        return find_settings(self.settings, route)
+
+
+@dataclass(frozen=True, slots=True)
+class CommandReply:
+    result: Any  # what --json prints
+    text: str  # what a person reads
+
+
+def decision(again: str | None = None) -> Callable[[Callable[..., CommandReply | str]], Callable[..., None]]:
+    """Turn a function into a command that decides something, signed, in the log of a deployment.
+
+    The function gets a PendingDecision before its own arguments and options. It returns its reply, or why it refuses.
+
+    again  as `deployment_log` has it
+    """
+
+    def declare(decide: Callable[..., CommandReply | str]) -> Callable[..., None]:
+        @CONFIG
+        @REASON
+        @AUTHOR
+        @JSON
+        @wraps(decide)
+        def command(*, path: str, reason: str, author: str | None, as_json: bool, **arguments: Any) -> None:
+            with deployment_log(path, again=again) as (settings, writer):
+                pending = PendingDecision(
+                    settings=settings, writer=writer, author=author_name(author), reason=reason, now_s=time.time()
+                )
+                reply = decide(pending, **arguments)
+            if isinstance(reply, str):
+                fail(reply, 1)
+            if as_json:
+                print_json(reply.result)
+            else:
+                click.echo(reply.text)
+
+        return command
+
+    return declare
+
+
+# --------------------------------------------------------------------------- running gateways
+
+
+UNCONFIRMED: Final = 3  # exit status: it is decided, and a gateway that should act on it has not confirmed
+MOST_WAIT_S: Final = 3_600
+_LOOK_S: Final = 0.02  # between two looks at what gateways say
+
+
+def _seconds(_context: click.Context, _parameter: click.Parameter, value: float) -> float:
+    if not 0 <= value <= MOST_WAIT_S:  # a range of click's takes "nan"
+        raise click.BadParameter(f"got {value:g}; 0 to {MOST_WAIT_S:,} seconds")
+    return value
+
+
+WAIT = option(
+    "--wait",
+    "wait_s",
+    type=float,
+    callback=_seconds,
+    default=5.0,
+    metavar="SECONDS",
+    help="How long running gateways have to confirm; 0 asks for no confirmation.",
+)
+
+
 def confirm(command: str, switches: Sequence[Path], has_taken: Callable[[Presence], bool], *, wait_s: float) -> None:
     """Wait until every running gateway has taken something in, and say so; end with `UNCONFIRMED` where one has not.
 
@@ -243,7 +406,14 @@ def confirm(command: str, switches: Sequence[Path], has_taken: Callable[[Presenc
         if not late or waited_s >= wait_s:
             break
         time.sleep(_LOOK_S)
-    _say_who_confirmed(command, there, late, waited_s)
+    for one in there:
+        if one in late:
+            why = "; its environment holds the switch" if command == "unkill" and one.kill_stamp is None else ""
+            click.echo(f"suffice {command}: {one.name} has not confirmed within {waited_s:.1f} s{why}", err=True)
+        elif one.process == "serve":
+            click.echo(f"confirmed by {one.name} after {waited_s:.1f} s")
+        else:
+            click.echo(f"{one.name}: a caller's own loop, which looks whenever it decides")
     if not gateways:
         where = " or ".join(dict.fromkeys(str(one.parent.absolute()) for one in switches))
         click.echo(
@@ -253,31 +423,3 @@ def confirm(command: str, switches: Sequence[Path], has_taken: Callable[[Presenc
         )
     if late or not there:
         raise SystemExit(UNCONFIRMED)
-
-
-def _say_who_confirmed(command: str, there: Sequence[Presence], late: Sequence[Presence], waited_s: float) -> None:
-    for one in there:
-        if one in late:
-            why = "; its environment holds the switch" if command == "unkill" and one.kill_stamp is None else ""
-            click.echo(f"suffice {command}: {one.name} has not confirmed within {waited_s:.1f} s{why}", err=True)
-        elif one.process == "serve":
-            click.echo(f"confirmed by {one.name} after {waited_s:.1f} s")
-        else:
-            click.echo(f"{one.name}: a caller's own loop, which looks whenever it decides")
-
-
-def refused(why: str) -> NoReturn:
-    fail(why, 1)
-
-
-def print_json(result: Any) -> None:
-    import msgspec
-
-    click.echo(msgspec.json.encode(result).decode())
-
-
-def say(result: Any, *, as_json: bool, text: str) -> None:
-    if as_json:
-        print_json(result)
-    else:
-        click.echo(text)

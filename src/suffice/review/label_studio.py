@@ -1,4 +1,4 @@
-"""Label Studio's tasks and annotations: runs to judge, and reviewers' feedback.
+"""Label Studio's annotations as reviewers' feedback. The package suffice-label-studio makes the tasks.
 
 Reviewers see both answers as A and B and do not learn which one the stop gave; the episode's id decides the order, so
 an annotation can be read without anything else. Formats: labelstud.io/guide/task_format,
@@ -16,45 +16,9 @@ from suffice.errors import BadRequest
 
 SOURCE: Final = "reviewer"
 NO_ANSWER: Final = "(no answer)"
-NO_QUESTION: Final = "(the log keeps no question; give a file of questions when tasks are exported)"
 EPISODE: Final = "suffice_episode"  # the field of a task's data that names the run
 VERDICTS: Final = ("A is right", "B is right", "Both are right", "Neither is right", "I cannot tell")
 READ: Final = frozenset({"ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED"})
-LABEL_CONFIG: Final = """\
-<View>
-  <Header value="Question"/>
-  <Text name="question" value="$question"/>
-  <Header value="Answer A"/>
-  <Text name="answer_a" value="$answer_a"/>
-  <Header value="Answer B"/>
-  <Text name="answer_b" value="$answer_b"/>
-  <Choices name="verdict" toName="question" choice="single" required="true">
-    <Choice value="A is right" hotkey="1"/>
-    <Choice value="B is right" hotkey="2"/>
-    <Choice value="Both are right" hotkey="3"/>
-    <Choice value="Neither is right" hotkey="4"/>
-    <Choice value="I cannot tell" hotkey="5"/>
-  </Choices>
-  <Header value="The right answer, if neither of them says it"/>
-  <TextArea name="gold" toName="question" maxSubmissions="1" rows="1"/>
-  <Header value="How well does A serve whoever asked?"/>
-  <Rating name="rating_a" toName="answer_a" maxRating="5"/>
-  <Header value="And B?"/>
-  <Rating name="rating_b" toName="answer_b" maxRating="5"/>
-  <Header value="Remarks"/>
-  <TextArea name="comment" toName="question" maxSubmissions="1" rows="2"/>
-</View>
-"""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToJudge:
-    episode_id: str
-    route: str
-    question: str | None  # None: nobody brought it
-    answer: str | None  # of the full run, as it was delivered
-    would_answer: str | None  # what the stop would have delivered
-    why: str  # a sentence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,25 +30,6 @@ class ImportedRows:
 def full_is_a(episode_id: str) -> bool:
     """Is the full run's answer shown as A? By the name alone, so that anybody who reads an annotation knows."""
     return hashlib.blake2b(episode_id.encode("utf-8", "surrogatepass"), digest_size=1).digest()[0] < 128
-
-
-def task(run: ToJudge) -> dict[str, Any]:
-    full, stopped = run.answer or NO_ANSWER, run.would_answer or NO_ANSWER
-    first, second = (full, stopped) if full_is_a(run.episode_id) else (stopped, full)
-    return {
-        "data": {
-            EPISODE: run.episode_id,
-            "route": run.route,
-            "question": run.question or NO_QUESTION,
-            "answer_a": first,
-            "answer_b": second,
-            "why": run.why,
-        },
-    }
-
-
-def parse_task_episodes(tasks: Any) -> set[str]:
-    return {str(data[EPISODE]) for data in map(_data, tasks if isinstance(tasks, list) else ()) if EPISODE in data}
 
 
 def read_event(payload: Mapping[str, Any]) -> ImportedRows:
@@ -104,7 +49,7 @@ def read_event(payload: Mapping[str, Any]) -> ImportedRows:
         raise BadRequest("task: is needed beside each annotation; its data names the run", param="task")
     project = payload.get("project")
     number = project.get("id") if isinstance(project, dict) else None
-    results = [_row(_data(of), one, number) for one, of in zip(annotations, tasks, strict=True)]
+    results = [_row(data_of(of), one, number) for one, of in zip(annotations, tasks, strict=True)]
     return _told(results)
 
 
@@ -116,7 +61,7 @@ def read_export(tasks: Any) -> ImportedRows:
         raise BadRequest("annotations: no task has any; export the project in the format JSON, not JSON_MIN")
     return _told(
         [
-            _row(_data(one), annotation, one.get("project"))
+            _row(data_of(one), annotation, one.get("project"))
             for one in tasks
             for annotation in _listed(one.get("annotations"))
         ]
@@ -132,8 +77,8 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value] if isinstance(value, dict) else []
 
 
-def _data(of: Any) -> Mapping[str, Any]:
-    data = of.get("data") if isinstance(of, dict) else None
+def data_of(task: Any) -> Mapping[str, Any]:
+    data = task.get("data") if isinstance(task, dict) else None
     return data if isinstance(data, dict) else {}
 
 

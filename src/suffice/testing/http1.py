@@ -1,6 +1,7 @@
-"""HTTP/1.1 by hand, server side: just enough, with every way to misbehave.
+"""HTTP/1.1 by hand, server side: just enough, and with every way to misbehave.
 
-It notices at once when the client hangs up, even while nothing is being written.
+It knows request heads, bodies and chunks, and notices at once when the client hangs up, even while
+nothing is being written. It refuses to know paths and JSON.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 HEAD_LIMIT_BYTES = 64 * 1024
 BODY_LIMIT_BYTES = 64 * 2**20
@@ -23,6 +24,8 @@ class BadHttp(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpRequest:
+    """One request, read to its end."""
+
     method: str
     target: str
     headers: tuple[tuple[str, str], ...]
@@ -94,7 +97,7 @@ class ClientConnection:
         request = HttpRequest(method=parts[0], target=parts[1], headers=headers, body=b"")
         if request.header("expect").lower() == "100-continue":
             self.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return replace(request, body=await self._body(request))
+        return HttpRequest(method=parts[0], target=parts[1], headers=headers, body=await self._body(request))
 
     async def _body(self, request: HttpRequest) -> bytes:
         if "chunked" in request.header("transfer-encoding").lower():
@@ -138,6 +141,8 @@ class ClientConnection:
 
 
 class Response:
+    """One answer being written."""
+
     def __init__(self, connection: ClientConnection, *, goes_on: bool = False) -> None:
         self._connection, self._goes_on = connection, goes_on
         self._piece_bytes: int | None = None

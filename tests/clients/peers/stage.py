@@ -17,6 +17,7 @@ from suffice.store.database.views import read_episodes
 from suffice.testing import (
     FakeRequest,
     FakeUpstream,
+    GatewayProcess,
     Reply,
     ScriptedThought,
     ToolCall,
@@ -26,7 +27,6 @@ from suffice.testing import (
     status,
 )
 from suffice.types import Episode
-from tests.gateway_process import GatewayProcess
 
 Mode = Literal["off", "observe", "enforce"]
 MODES: tuple[Mode, ...] = ("off", "observe", "enforce")

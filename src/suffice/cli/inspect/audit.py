@@ -6,18 +6,31 @@ import contextlib
 import csv
 import logging
 import sys
-import textwrap
 import time
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, Any, Literal
 
 import click
 import msgspec
 
 from suffice.cells import format_cell
-from suffice.cli.shell import CONFIG, CONFIG_FILE, FILE, JSON_LINES, JSON_OBJECT, CommandGroup, fail, option, print_json
+from suffice.cli.shell import (
+    CONFIG,
+    CONFIG_FILE,
+    FILE,
+    JSON_LINES,
+    JSON_OBJECT,
+    WIDTH,
+    CommandGroup,
+    fail,
+    option,
+    parse_time,
+    print_json,
+    print_rows,
+    stacked,
+    wrapped,
+)
 from suffice.control.jobs.notify import format_notice_time, notice_headline
 from suffice.errors import ConfigError, StoreError, SufficeError
 from suffice.files import whole_file
@@ -25,8 +38,7 @@ from suffice.formatting import iso
 from suffice.sanitize import printable
 from suffice.settings import Settings, Store
 from suffice.store.audit.heads import KeptHead, read_heads
-from suffice.store.audit.verify import BadRow, ChainCheck
-from suffice.store.audit.verify import verify_chain as walk
+from suffice.store.audit.verify import BadRow, ChainCheck, verify_chain
 from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import open_reader
 from suffice.store.people.alerts import Notice, sent_notices
@@ -37,6 +49,9 @@ from suffice.wiring.bundle import write_bundle
 from suffice.wiring.files import load_deployment, load_settings
 from suffice.wiring.prestart import notifier
 from suffice.wiring.worker import open_decisions
+
+COLUMNS = ("place", "seq", "at", "kind", "route", "episode_id", "who", "before", "after", "why", "link", "event")
+_TIMES = "a time such as 2026-11-26 or 2026-11-26T09:00:00+01:00"
 
 
 @click.group(cls=CommandGroup)
@@ -71,22 +86,20 @@ def test(path: str) -> None:
 @JSON_LINES
 def list_sent(path: str, n: int, as_json: bool) -> None:
     """List the latest alerts that were sent, oldest first."""
-    result = sent_notices(database_path(load_deployment(path).store.url), n)
-    for one in result:
-        line = f"{format_notice_time(one.at_s)}  {one.sink:7}  {notice_headline(one.notice)}"
-        click.echo(msgspec.json.encode(one).decode() if as_json else line)
-    if not result and not as_json:
-        click.echo("nobody was told anything yet")
+    print_rows(
+        sent_notices(database_path(load_deployment(path).store.url), n),
+        lambda one: [f"{format_notice_time(one.at_s)}  {one.sink:7}  {notice_headline(one.notice)}"],
+        as_json=as_json,
+        empty="nobody was told anything yet",
+    )
 
 
-F = TypeVar("F", bound=Callable[..., Any])
-COLUMNS = ("place", "seq", "at", "kind", "route", "episode_id", "who", "before", "after", "why", "link", "event")
-_WIDTH = 100  # of a line of words
-
-
-def _log_options(command: F) -> F:
-    named = option("--db", type=FILE, metavar="FILE", help="This log instead of the settings'.")
-    return CONFIG_FILE(named(command))
+_LOG = stacked(CONFIG_FILE, option("--db", type=FILE, metavar="FILE", help="This log instead of the settings'."))
+_EXPORT = stacked(
+    option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write here. [default: standard output]"),
+    option("--author", help="Who takes it. [default: the user of this computer]"),
+    option("--reason", default="", help="What for; it stays in the log."),
+)
 
 
 @click.group(cls=CommandGroup)
@@ -95,7 +108,7 @@ def audit() -> None:
 
 
 @audit.command()
-@_log_options
+@_LOG
 @option(
     "--head",
     "heads",
@@ -115,26 +128,30 @@ def verify(config: Path, db: Path | None, heads: tuple[Path, ...], as_json: bool
     damage = ""
     try:
         settings = _settings(config, db)
-        files = heads or _own_heads(settings, named=db is not None)
+        own = Path(settings.audit.file)
+        files = heads or ((own,) if settings.audit.file and db is None and own.exists() else ())
         key = audit_key(settings)
-        kept = _read_heads(files, key)
+        kept = [(file, one) for file in files for one in read_heads(file, key=key)]
         path = database_path(settings.store.url)
-        result = find_damage(path, thorough=True)
+        checked = find_damage(path, thorough=True)
         with open_reader(path) as connection:
-            damage = result or ""
-            if result is None:
+            damage = checked or ""
+            if checked is None:
                 raise StoreError(f"store {path}: its pages could not be read through; try again")
-            verdict = walk(connection, [one.head for _, one in kept if one.signed is not False])
+            verdict = verify_chain(connection, [one.head for _, one in kept if one.signed is not False])
     except SufficeError as error:
         fail(f"LOG DAMAGED: {damage}: {error}" if damage else error, 1 if damage else 2)
     forged = [(file, one) for file, one in kept if one.signed is False]
+    ok = verdict.ok and not forged and not damage
     if as_json:
-        _print_json(verdict, forged, damage, signatures=key is not None)
+        bad_heads = [{"file": str(file), "line": one.line} for file, one in forged]
+        checks = {"damage": damage, "signatures_checked": key is not None, "bad_heads": bad_heads}
+        print_json({"ok": ok, **msgspec.to_builtins(verdict), **checks})
     else:
         if damage:
             click.echo(f"LOG DAMAGED: {path}: {damage}; restore a backup")
         _print_verdict(verdict, forged, files, signatures=key is not None)
-    raise SystemExit(0 if verdict.ok and not forged and not damage else 1)
+    raise SystemExit(0 if ok else 1)
 
 
 def _settings(config: Path, db: Path | None) -> Settings:
@@ -142,15 +159,6 @@ def _settings(config: Path, db: Path | None) -> Settings:
     if db is None:
         return load_deployment(config)
     return Settings(store=Store(url=f"sqlite:///{db.resolve()}"))
-
-
-def _own_heads(settings: Settings, *, named: bool) -> tuple[Path, ...]:
-    file = Path(settings.audit.file)
-    return (file,) if settings.audit.file and not named and file.exists() else ()
-
-
-def _read_heads(files: tuple[Path, ...], key: bytes | None) -> list[tuple[Path, KeptHead]]:
-    return [(file, one) for file in files for one in read_heads(file, key=key)]
 
 
 def _print_verdict(
@@ -167,7 +175,8 @@ def _print_verdict(
             " was a chain; nothing vouches for them"
         )
     sentence = "checked" if not verdict.ok else "are what was written"
-    click.echo(f"{verdict.n_rows:,} rows of the chain {sentence}" + _erased(verdict))
+    erased = f"; the words of {verdict.n_erased:,} of their parts were erased, as the chain says"
+    click.echo(f"{verdict.n_rows:,} rows of the chain {sentence}{erased if verdict.n_erased else ''}")
     if head is not None:
         click.echo(f"head: place {head.place:,}, row {head.seq:,} of the log, {head.link}")
     if not files:
@@ -177,12 +186,6 @@ def _print_verdict(
         click.echo(f"compared with {verdict.n_heads:,} exported heads{unsigned}")
 
 
-def _erased(verdict: ChainCheck) -> str:
-    if not verdict.n_erased:
-        return ""
-    return f"; the words of {verdict.n_erased:,} of their parts were erased, as the chain says"
-
-
 def _place(bad: BadRow) -> str:
     parts = [f"place {bad.place:,} of the chain"] if bad.place is not None else []
     if bad.seq is not None:
@@ -190,51 +193,33 @@ def _place(bad: BadRow) -> str:
     return ", ".join(parts)
 
 
-def _print_json(verdict: ChainCheck, forged: list[tuple[Path, KeptHead]], damage: str, *, signatures: bool) -> None:
-    plain = {
-        "ok": verdict.ok and not forged and not damage,
-        **msgspec.to_builtins(verdict),
-        "damage": damage,
-        "signatures_checked": signatures,
-        "bad_heads": [{"file": str(file), "line": one.line} for file, one in forged],
-    }
-    print_json(plain)
-
-
 # ---- show ------------------------------------------------------------------------------------------------------------
 
 
 @audit.command()
-@_log_options
+@_LOG
 @option("-n", "n", type=click.IntRange(1, 100_000), default=20, help="Rows, the latest.")
 @option("--route", help="Only of this route.")
 @option("--kind", help="Only of this kind of event, such as policy_published.")
 @JSON_LINES
 def show(config: Path, db: Path | None, n: int, route: str | None, kind: str | None, as_json: bool) -> None:
     """Print the latest rows, oldest first: when, who, what, before and after, and why."""
-    latest_rows = read_latest_rows(database_path(_settings(config, db).store.url), n, route=route, kind=kind)
-    for entry in latest_rows:
-        click.echo(_json_of(entry) if as_json else _in_words(entry))
-    if not latest_rows and not as_json:
-        click.echo("no such row in the audit log")
+    path = database_path(_settings(config, db).store.url)
+    rows = read_latest_rows(path, n, route=route, kind=kind)
+    print_rows(rows, _entry_lines, _plain_entry, as_json=as_json, empty="no such row in the audit log")
 
 
-def _in_words(entry: AuditEntry) -> str:
+def _entry_lines(entry: AuditEntry) -> Iterator[str]:
     about = " ".join(part for part in (entry.kind, entry.route or "", entry.episode_id or "") if part)
-    lines = [printable(f"{iso(entry.at_s, ' ')}  #{entry.place}  {about}  by {entry.who or 'nobody named'}")]
+    yield f"{iso(entry.at_s, ' ')}  #{entry.place}  {about}  by {entry.who or 'nobody named'}"
     change = f"{entry.before} → {entry.after}" if entry.before else entry.after
     for text in (change, f"because: {entry.why}" if entry.why else ""):
-        lines += textwrap.wrap(printable(text), _WIDTH, initial_indent="    ", subsequent_indent="      ")
-    return "\n".join(lines)
+        if text:
+            yield from wrapped(printable(text), "    ", "      ", width=WIDTH).splitlines()
 
 
-def _json_of(entry: AuditEntry) -> str:
-    return msgspec.json.encode(_row_of(entry)).decode()
-
-
-def _row_of(entry: AuditEntry) -> dict[str, Any]:
-    plain: dict[str, Any] = msgspec.to_builtins(entry)
-    plain["at"], plain["event"] = iso(entry.at_s, " "), msgspec.Raw(entry.body.encode())
+def _plain_entry(entry: AuditEntry) -> dict[str, Any]:
+    plain = {**msgspec.to_builtins(entry), "at": iso(entry.at_s, " "), "event": msgspec.Raw(entry.body.encode())}
     return {name: plain[name] for name in COLUMNS}
 
 
@@ -242,13 +227,11 @@ def _row_of(entry: AuditEntry) -> dict[str, Any]:
 
 
 @audit.command()
-@_log_options
+@_LOG
 @option("--since", metavar="TIME", help="Only rows from then on: 2026-11-26, or 2026-11-26T09:00:00+01:00.")
 @option("--route", help="Only of this route.")
 @option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", help="JSON lines, or a table.")
-@option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write here. [default: standard output]")
-@option("--author", help="Who takes it. [default: the user of this computer]")
-@option("--reason", default="", help="What for; it stays in the log.")
+@_EXPORT
 def export(
     config: Path,
     db: Path | None,
@@ -261,26 +244,24 @@ def export(
 ) -> None:
     """Write the audit log's rows for other programs. The export is a row of the audit log itself."""
     settings = _settings(config, db)
-    rows = entries(database_path(settings.store.url), since_s=_since(since), route=route)
+    since_s = None if since is None else parse_time("--since", since, _TIMES)
+    rows = entries(database_path(settings.store.url), since_s=since_s, route=route)
+    n_rows = 0
     with _opened(out) as target:
-        n_rows = _write_csv(rows, target) if form == "csv" else _write_lines(rows, target)
+        table = csv.writer(target)
+        if form == "csv":
+            table.writerow(COLUMNS)
+        for n_rows, entry in enumerate(rows, 1):  # noqa: B007 - counted for the log
+            row = _plain_entry(entry)
+            if form == "csv":
+                table.writerow(map(format_cell, (row | {"event": entry.body}).values()))
+            else:
+                target.write(msgspec.json.encode(row).decode() + "\n")
     where = str(out) if out is not None else "standard output"
     with open_decisions(settings, create=False) as writer:
         note_export(writer, what="audit log", where=where, n_rows=n_rows, author=author, reason=reason)
     if out is not None:
         click.echo(f"{n_rows:,} rows written to {out}")
-
-
-def _since(text: str | None) -> float | None:
-    """A time as Unix time. Raises ConfigError."""
-    if text is None:
-        return None
-    try:
-        at = datetime.fromisoformat(text)
-        return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError, OSError):
-        allowed = "2026-11-26 or 2026-11-26T09:00:00+01:00"
-        raise ConfigError(f"--since: got {text[:80]!r}; need a time such as {allowed}") from None
 
 
 @contextlib.contextmanager
@@ -292,22 +273,6 @@ def _opened(out: Path | None) -> Iterator[IO[str]]:
         yield handle
 
 
-def _write_lines(rows: Iterator[AuditEntry], target: IO[str]) -> int:
-    n_rows = 0
-    for n_rows, entry in enumerate(rows, 1):  # noqa: B007 - counted for the caller
-        target.write(_json_of(entry) + "\n")
-    return n_rows
-
-
-def _write_csv(rows: Iterator[AuditEntry], target: IO[str]) -> int:
-    writer, n_rows = csv.writer(target), 0
-    writer.writerow(COLUMNS)
-    for n_rows, entry in enumerate(rows, 1):  # noqa: B007 - as above
-        row = {**_row_of(entry), "event": entry.body}
-        writer.writerow([format_cell(row[name]) for name in COLUMNS])
-    return n_rows
-
-
 # ---- bundle ----------------------------------------------------------------------------------------------------------
 
 
@@ -315,9 +280,7 @@ def _write_csv(rows: Iterator[AuditEntry], target: IO[str]) -> int:
 @click.argument("route")
 @CONFIG_FILE
 @option("--publication", "number", type=click.IntRange(1), metavar="N", help="Which one. [default: the latest]")
-@option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write here. [default: standard output]")
-@option("--author", help="Who takes it. [default: the user of this computer]")
-@option("--reason", default="", help="What for; it stays in the log.")
+@_EXPORT
 def bundle(route: str, config: Path, number: int | None, out: Path | None, author: str | None, reason: str) -> None:
     """Export everything that a certificate rests on, for somebody who checks it without trusting us.
 

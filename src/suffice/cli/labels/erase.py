@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from datetime import UTC, datetime
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import click
 
-from suffice.cli.shell import AUTHOR, CONFIG_FILE, REASON, Command, option
+from suffice.cli.shell import AUTHOR, CONFIG_FILE, REASON, Command, option, parse_time
 from suffice.errors import ConfigError
 from suffice.formatting import iso
 from suffice.rollout.assign import conversation_key
@@ -86,13 +87,22 @@ def erase(
     with open_decisions(settings, create=False) as writer:
         units = tuple(_name(settings, writer, one) for one in units)
         named = [*(f"episode {one}" for one in episodes), *(f"unit {one}" for one in units)]
-        what = ", ".join(named) or f"older than {older_than}"
-        order = _order(what, wanted, author or user_name() or "unknown", reason)
-        matching = _rows(writer, episodes, units, limit_s)
-        if dry_run or not matching:
-            click.echo(f"{len(matching):,} rows may hold {', '.join(wanted)}; nothing was changed")
-            raise SystemExit(0 if matching else 1)
-        _erase(writer, order, matching)
+        with open_reader(writer.path) as connection:
+            if limit_s is None:
+                rows = _rows_of(connection, [*episodes, *chain(*(find_episodes(connection, unit) for unit in units))])
+            else:
+                rows = _rows_before(connection, limit_s)
+        if dry_run or not rows:
+            click.echo(f"{len(rows):,} rows may hold {', '.join(wanted)}; nothing was changed")
+            raise SystemExit(0 if rows else 1)
+        order = ErasureOrder(
+            erasure_id=f"er_{secrets.token_hex(8)}",
+            what=", ".join(named) or f"older than {older_than}",
+            parts=wanted,
+            author=author or user_name() or "unknown",
+            reason=reason,
+        )
+        _erase(writer, order, rows)
 
 
 def _limit_s(text: str) -> float:
@@ -100,28 +110,14 @@ def _limit_s(text: str) -> float:
     match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([dh])", text)
     if match is not None:
         return time.time() - float(match[1]) * (_DAY_S if match[2] == "d" else 3_600.0)
-    try:
-        at = datetime.fromisoformat(text)
-        return (at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp()
-    except (ValueError, OverflowError, OSError):
-        raise ConfigError(f"--older-than: got {text[:80]!r}; need 90d, 12h, or a date such as 2026-01-31") from None
+    return parse_time("--older-than", text, "90d, 12h, or a date such as 2026-01-31")
 
 
-def _order(what: str, parts: tuple[str, ...], author: str, reason: str) -> ErasureOrder:
-    known = tuple(part for part in PARTS if part in parts)
-    return ErasureOrder(erasure_id=f"er_{secrets.token_hex(8)}", what=what, parts=known, author=author, reason=reason)
+def _rows_of(connection: LogReader, episodes: Iterable[str]) -> list[int]:
+    return sorted({seq for name in episodes for seq in select_word_rows(connection, name)})
 
 
-def _rows(writer: Decisions, episodes: tuple[str, ...], units: tuple[str, ...], limit_s: float | None) -> list[int]:
-    """The rows that are meant, in order."""
-    with open_reader(writer.path) as connection:
-        if limit_s is not None:
-            return _select_expired_rows(connection, limit_s)
-        named = [*episodes, *(name for unit in units for name in find_episodes(connection, unit))]
-        return sorted({seq for name in named for seq in select_word_rows(connection, name)})
-
-
-def _select_expired_rows(connection: LogReader, limit_s: float) -> list[int]:
+def _rows_before(connection: LogReader, limit_s: float) -> list[int]:
     matching, after, last = set[int](), 0, last_place(connection)
     while rows := select_expired_rows(connection, limit_s, after_seq=after, until_seq=last):
         after = rows[-1].seq

@@ -1,4 +1,4 @@
-"""`suffice feedback`: labels from files, a labelling tool or a judge model, and feedback whose request never came.
+"""`suffice feedback`: labels from files or a judge model, and feedback whose request never came; `suffice export`.
 
 Everything is read and checked before anything is written, so a file with a mistake writes nothing. What was written
 before an interruption is known by its `feedback_id` the next time and counts once.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -24,36 +24,48 @@ from suffice.cli.shell import (
     FILE,
     JSON_LINES,
     JSON_OBJECT,
-    Command,
     CommandGroup,
     find_settings,
     option,
     print_json,
+    stacked,
 )
 from suffice.control.people.judging import JudgingResult, judge_labels
-from suffice.edge import label_studio as tool
 from suffice.edge.judge import JudgeModel
 from suffice.edge.yardstick import yardstick
 from suffice.errors import BadRequest, ConfigError, TraceError
 from suffice.files import write_whole
 from suffice.gateway.feedback_form import FeedbackMapping, body, plan, read_feedback, seal_feedback
+from suffice.replay.report.text import dump_json
 from suffice.replay.traces.tables import read_rows
 from suffice.review import langfuse
 from suffice.review.label_studio import read_export
 from suffice.rollout.assign import sender_key
-from suffice.settings import Judge, Route, Settings
+from suffice.settings import Settings
 from suffice.store.database.sqlite import database_path
 from suffice.store.database.views import open_reader, read_episodes
-from suffice.store.people.feedback import UnmatchedFeedback, find_feedback, would_join
-from suffice.store.people.feedback import read_unmatched as read_parked
+from suffice.store.people.feedback import (
+    FeedbackRecord,
+    UnmatchedFeedback,
+    find_feedback,
+    read_all_feedback,
+    read_unmatched,
+    would_join,
+)
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback
+from suffice.wiring.audit import note_export
 from suffice.wiring.files import load_deployment, question_texts
 from suffice.wiring.keys import deployment_salt, secret
 from suffice.wiring.startup import open_log
+from suffice.wiring.worker import open_decisions
 
 Form: TypeAlias = Literal["suffice", "label-studio", "langfuse"]
 BATCH_ROWS: Final = 1_000
+COLUMNS: Final = (  # of exported feedback
+    *("feedback_id", "episode_id", "response_id", "route", "joined", "source", "correct", "gold", "answer", "rating"),
+    *("thumbs", "comment", "reason", "event", "propensity", "door"),
+)
 
 # A row's number, and what it says as /v1/feedback takes it, or why it says nothing.
 Body: TypeAlias = "tuple[int, dict[str, Any] | BadRequest]"
@@ -73,17 +85,19 @@ class ImportResult:
     by: FeedbackMapping | None = field(default=None, repr=False)
 
 
-def _options(command: Callable[..., None]) -> Callable[..., None]:
-    for add in (
-        JSON_OBJECT,
-        option("--dry-run", is_flag=True, help="Read and check everything, and write nothing."),
-        CONFIG_FILE,
-    ):
-        command = add(command)
-    return command
+IMPORT_OPTIONS = stacked(
+    CONFIG_FILE,
+    option("--dry-run", is_flag=True, help="Read and check everything, and write nothing."),
+    JSON_OBJECT,
+)
 
 
-@click.command("import", cls=Command)
+@click.group(cls=CommandGroup)
+def feedback() -> None:
+    """Import labels and other feedback, or list feedback without a request."""
+
+
+@feedback.command("import")
 @click.argument("file", type=FILE)
 @option(
     "--form",
@@ -93,17 +107,8 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @option("--map", "mapped", multiple=True, metavar="FIELD=COLUMN", help="The column of a field; repeatable.")
 @option("--set", "fixed", multiple=True, metavar="FIELD=VALUE", help="The same for every row; repeatable.")
-@_options
-def import_file(
-    file: Path,
-    form: Form,
-    mapped: tuple[str, ...],
-    fixed: tuple[str, ...],
-    config: Path,
-    *,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+@IMPORT_OPTIONS
+def import_file(file: Path, form: Form, mapped: tuple[str, ...], fixed: tuple[str, ...], **given: Any) -> None:
     """Read labels, ratings and other feedback from FILE (.csv, .jsonl, .parquet; .json of Label Studio or Langfuse).
 
     Columns are fields by their names, or by --map. All rows are checked before any is written; a mistake names the row
@@ -111,74 +116,51 @@ def import_file(
     """
 
     def bodies(settings: Settings, result: ImportResult) -> Iterator[Body]:
-        return _bodies(file, form, mapped, fixed, settings, result)
+        if form == "suffice":
+            return _table(file, mapped, fixed, settings, result)
+        if mapped or fixed:
+            why = f"--map and --set belong to the form suffice, got {form}; its own settings say what is what"
+            raise ConfigError(why)
+        if form == "label-studio":
+            return read_annotations(_read_json(file), result)
+        rules = settings.feedback.langfuse.scores
+        rows = _scores(file) if file.suffix.lower() == ".json" else read_rows(file)
+        return ((number, langfuse.read_score(cells, rules, settings.metrics)) for number, cells in rows)
 
-    _run(str(file), config, bodies, dry_run=dry_run, as_json=as_json)
-
-
-@click.command("label-studio", cls=Command)
-@option("--url", required=True, help="Address of the server.")
-@option("--project", type=int, required=True, help="Number of the project.")
-@option("--api-key-env", default="LABEL_STUDIO_API_KEY", help="Environment variable with its access token.")
-@_options
-def pull(url: str, project: int, api_key_env: str, config: Path, *, dry_run: bool, as_json: bool) -> None:
-    """Read the annotations of a Label Studio project, as `suffice export label-studio` has made it."""
-
-    def bodies(_: Settings, result: ImportResult) -> Iterator[Body]:
-        tasks = asyncio.run(_exported(url, project, api_key_env))
-        return _annotations(tasks, result)
-
-    _run(f"{url} project {project}", config, bodies, dry_run=dry_run, as_json=as_json)
+    import_feedback(str(file), bodies, **given)
 
 
-def _run(
+def import_feedback(
     source: str,
-    config: Path,
     bodies: Callable[[Settings, ImportResult], Iterator[Body]],
     *,
+    config: Path,
     dry_run: bool,
     as_json: bool,
 ) -> None:
+    """Check all feedback of a source, write it, and say what came of it. Raises ConfigError, TraceError, StoreError."""
     result = ImportResult(source=source, dry_run=dry_run)
     settings = load_deployment(config)
     rows = _checked(bodies(settings, result), settings, result)
     if dry_run:
-        _look(rows, settings, result)
+        _compare(rows, settings, result)
     else:
         asyncio.run(_write(rows, settings, result))
-    _show(result, as_json=as_json)
+    _print(result, as_json=as_json)
 
 
 # --------------------------------------------------------------------------- reading
-
-
-def _bodies(
-    file: Path, form: Form, mapped: tuple[str, ...], fixed: tuple[str, ...], settings: Settings, result: ImportResult
-) -> Iterator[Body]:
-    if form != "suffice" and (mapped or fixed):
-        raise ConfigError(f"--map and --set belong to the form suffice, got {form}; its own settings say what is what")
-    if form == "label-studio":
-        return _annotations(_read_json(file), result)
-    rules = settings.feedback.langfuse.scores
-    if form == "langfuse":
-        rows = _scores(file) if file.suffix.lower() == ".json" else _rows(file)
-        return ((number, langfuse.read_score(cells, rules, settings.metrics)) for number, cells in rows)
-    return _table(file, mapped, fixed, settings, result)
-
-
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    return read_rows(file)
 
 
 def _table(
     file: Path, mapped: tuple[str, ...], fixed: tuple[str, ...], settings: Settings, result: ImportResult
 ) -> Iterator[Body]:
     columns = dict[str, None]()
-    for _, cells in _rows(file):  # JSON lines may name a column late
+    for _, cells in read_rows(file):  # JSON lines may name a column late
         columns |= dict.fromkeys(cells)
     result.by = by = plan(columns, mapped, fixed, settings.metrics)
     result.unused = by.unused
-    for number, cells in _rows(file):
+    for number, cells in read_rows(file):
         try:
             yield number, body(cells, by, settings.metrics)
         except BadRequest as error:
@@ -194,24 +176,18 @@ def _read_json(file: Path) -> Any:
 
 def _scores(file: Path) -> Iterator[tuple[int, Any]]:
     result = _read_json(file)
-    pages = result if isinstance(result, list) else [result]
-    results = [
-        score
-        for page in pages
-        for score in (page["data"] if isinstance(page, dict) and isinstance(page.get("data"), list) else [page])
-    ]
-    yield from enumerate(results, 1)
+    scores = list[Any]()
+    for page in result if isinstance(result, list) else [result]:
+        data = page.get("data") if isinstance(page, dict) else None
+        scores += data if isinstance(data, list) else [page]
+    yield from enumerate(scores, 1)
 
 
-def _annotations(tasks: Any, result: ImportResult) -> Iterator[Body]:
+def read_annotations(tasks: Any, result: ImportResult) -> Iterator[Body]:
+    """The annotations in an export of Label Studio. Raises BadRequest."""
     export = read_export(tasks)
     result.n_ignored = export.n_ignored
     yield from enumerate(export.rows, 1)
-
-
-async def _exported(url: str, project: int, api_key_env: str) -> Any:
-    async with tool.connect_label_studio(url, api_key=secret("--api-key-env", api_key_env) or "") as server:
-        return await server.export(project)
 
 
 def _checked(bodies: Iterable[Body], settings: Settings, result: ImportResult) -> list[Feedback]:
@@ -235,15 +211,16 @@ def _checked(bodies: Iterable[Body], settings: Settings, result: ImportResult) -
 # --------------------------------------------------------------------------- writing
 
 
-def _look(rows: list[Feedback], settings: Settings, result: ImportResult) -> None:
+def _compare(rows: list[Feedback], settings: Settings, result: ImportResult) -> None:
+    """Count what writing the rows would do."""
     path = database_path(settings.store.url)
     first: dict[str, Feedback] = {}
     with open_reader(path) if path.is_file() else nullcontext() as connection:
         for row in rows:
             before = first.setdefault(row.feedback_id, row)
-            sentence = "no" if connection is None else find_feedback(connection, row)
-            result.n_known += before is not row or sentence != "no"
-            result.n_conflicts += sentence == "otherwise" or (sentence == "no" and before != row)
+            known = "no" if connection is None else find_feedback(connection, row)
+            result.n_known += before is not row or known != "no"
+            result.n_conflicts += known == "otherwise" or (known == "no" and before != row)
             result.n_joined += connection is not None and would_join(connection, row.episode_id, row.response_id)
     result.n_new = len(rows) - result.n_known
 
@@ -261,10 +238,9 @@ async def _write(rows: list[Feedback], settings: Settings, result: ImportResult)
         log.close()
 
 
-def _show(result: ImportResult, *, as_json: bool) -> None:
+def _print(result: ImportResult, *, as_json: bool) -> None:
     if as_json:
-        entries: Mapping[str, Any] = {name: value for name, value in asdict(result).items() if name != "by"}
-        click.echo(json.dumps(entries))
+        click.echo(json.dumps({name: value for name, value in asdict(result).items() if name != "by"}))
         return
     would = "would be " if result.dry_run else ""
     click.echo(f"{result.source}: {result.n_rows:,} rows, {result.n_new:,} {would}new, {result.n_known:,} known before")
@@ -278,11 +254,14 @@ def _show(result: ImportResult, *, as_json: bool) -> None:
         click.echo(f"  columns that are no field: {', '.join(result.unused)}")
 
 
+# --------------------------------------------------------------------------- feedback without a request
+
+
 DAY_S: Final = 86_400.0
 SHOWN: Final = 20
 
 
-@click.command(cls=Command)
+@feedback.command()
 @CONFIG_FILE
 @option("--days", type=float, help="Dead letters are older than so many days. [default: the settings']")
 @option("--out", type=FILE, metavar="FILE", help="Write all of it as CSV.")
@@ -292,36 +271,16 @@ def parked(config: Path, days: float | None, out: Path | None, *, as_json: bool)
 
     It is kept: whenever its request comes, it joins. An id that never comes is a wrong one, or one of another log.
     """
-    settings: Settings = load_deployment(config)
+    settings = load_deployment(config)
     limit_s = DAY_S * (settings.feedback.park_days if days is None else days)
     now_s = time.time()
-    rows = [_told(one, now_s, limit_s) for one in read_parked(database_path(settings.store.url))]
+    rows = [_plain(one, now_s, limit_s) for one in read_unmatched(database_path(settings.store.url))]
     if out is not None:
-        _parked_write(out, rows)
+        write_whole(out, format_csv(("feedback_id", "episode_id", "response_id", "source", "age_days", "dead"), rows))
     if as_json:
         for row in rows:
             click.echo(json.dumps(row))
         return
-    _parked_show(rows, limit_s, out)
-
-
-def _told(one: UnmatchedFeedback, now_s: float, limit_s: float) -> dict[str, Any]:
-    age_s = max(0.0, now_s - one.at_s)  # a clock that was set back makes nobody younger than new
-    return {
-        "feedback_id": one.feedback_id,
-        "episode_id": one.episode_id,
-        "response_id": one.response_id,
-        "source": one.source,
-        "age_days": round(age_s / DAY_S, 3),
-        "dead": age_s > limit_s,
-    }
-
-
-def _parked_write(out: Path, rows: list[dict[str, Any]]) -> None:
-    write_whole(out, format_csv(("feedback_id", "episode_id", "response_id", "source", "age_days", "dead"), rows))
-
-
-def _parked_show(rows: list[dict[str, Any]], limit_s: float, out: Path | None) -> None:
     n_dead = sum(row["dead"] for row in rows)
     older = f"{n_dead:,} are dead letters, older than {limit_s / DAY_S:g} days"
     click.echo(f"{len(rows) - n_dead:,} wait for their request; {older}")
@@ -335,18 +294,21 @@ def _parked_show(rows: list[dict[str, Any]], limit_s: float, out: Path | None) -
         click.echo(f"written to {out}")
 
 
-@click.group(cls=CommandGroup)
-def feedback() -> None:
-    """Import labels and other feedback, or list feedback without a request."""
+def _plain(one: UnmatchedFeedback, now_s: float, limit_s: float) -> dict[str, Any]:
+    age_s = max(0.0, now_s - one.at_s)  # a clock that was set back makes nobody younger than new
+    names = ("feedback_id", "episode_id", "response_id", "source")
+    return {
+        **{name: getattr(one, name) for name in names},
+        "age_days": round(age_s / DAY_S, 3),
+        "dead": age_s > limit_s,
+    }
 
 
-feedback.add_command(import_file)
-feedback.add_command(pull)
-feedback.add_command(parked)
+# --------------------------------------------------------------------------- a judge model
 
 
 @feedback.command()
-@option("--route", required=True, help="Name of a route with a [judge] table in the settings.")
+@option("--route", "name", required=True, help="Name of a route with a [judge] table in the settings.")
 @CONFIG_FILE
 @option(
     "--questions",
@@ -356,37 +318,41 @@ feedback.add_command(parked)
 )
 @option("--most", type=click.IntRange(2, 1_000_000), default=200, metavar="N", help="Answers to grade, at most.")
 @JSON_OBJECT
-def judge(route: str, config: Path, questions: Path | None, most: int, *, as_json: bool) -> None:
+def judge(name: str, config: Path, questions: Path | None, most: int, *, as_json: bool) -> None:
     """Grade full runs whose stop would have answered otherwise, and label them if the judge is good enough.
 
     Runs that people labelled are graded first: they say how often the judge is wrong. As long as that leaves nothing
     of the route's EM budget, or no run has both words, no label is written.
     """
     settings = load_deployment(config)
-    result = asyncio.run(_judge(settings, route, _questions_file(settings, route, questions), most))
-    _feedback_show(result, as_json=as_json)
-
-
-def _tables(settings: Settings, name: str) -> tuple[Route, Judge]:
     route = find_settings(settings, name, option="--route")
     if route.judge is None:
         raise ConfigError(f"routes.{name}.judge: is missing; name the url and the model of a judge")
-    return route, route.judge
-
-
-def _questions_file(settings: Settings, name: str, given: Path | None) -> Path:
-    named = _tables(settings, name)[1].questions
-    if given is None and not named:
+    if questions is None and not route.judge.questions:
         raise ConfigError(f"routes.{name}.judge.questions: names no file, and --questions neither")
-    return given or Path(named)
+    result = asyncio.run(_judge(settings, name, questions or Path(route.judge.questions), most))
+    if as_json:
+        print_json(result)
+        return
+    click.echo(
+        f"{result.n_full:,} full runs, {result.n_differing:,} in which the stop would have answered otherwise"
+        f" (at most {result.disagreement:.1%} of all)"
+    )
+    if result.n_unknown:
+        click.echo(f"{result.n_unknown:,} of these have no question in the file")
+    click.echo(
+        f"{result.n_graded:,} runs graded, {result.n_ungraded:,} without a grade, {result.n_labelled:,} labelled"
+    )
+    click.echo(f"The judge: {result.reason}.")
 
 
 async def _judge(settings: Settings, name: str, questions: Path, most: int) -> JudgingResult:
-    route, table = _tables(settings, name)
-    path = database_path(settings.store.url)
+    route = settings.routes[name]
+    table = route.judge
+    assert table is not None
     texts = question_texts(questions, settings)
     key = secret(f"routes.{name}.judge.api_key_env", table.api_key_env)
-    episodes = list(read_episodes(path, name))
+    episodes = list(read_episodes(database_path(settings.store.url), name))
     log = open_log(settings, create=False)
     model = JudgeModel(table.url, table.model, api_key=key, timeout_s=table.timeout_s, max_tokens=table.max_tokens)
     try:
@@ -406,17 +372,46 @@ async def _judge(settings: Settings, name: str, questions: Path, most: int) -> J
         log.close()
 
 
-def _feedback_show(result: JudgingResult, *, as_json: bool) -> None:
-    if as_json:
-        print_json(asdict(result))
-        return
-    click.echo(
-        f"{result.n_full:,} full runs, {result.n_differing:,} in which the stop would have answered otherwise"
-        f" (at most {result.disagreement:.1%} of all)"
-    )
-    if result.n_unknown:
-        click.echo(f"{result.n_unknown:,} of these have no question in the file")
-    click.echo(
-        f"{result.n_graded:,} runs graded, {result.n_ungraded:,} without a grade, {result.n_labelled:,} labelled"
-    )
-    click.echo(f"The judge: {result.reason}.")
+# --------------------------------------------------------------------------- export
+
+
+@click.group(cls=CommandGroup)
+def export() -> None:
+    """Export runs and feedback for other programs."""
+
+
+@export.command("feedback")
+@click.argument("file", type=FILE)
+@CONFIG_FILE
+@option("--route", help="Only what belongs to this route.")
+@JSON_OBJECT
+def export_feedback(file: Path, config: Path, route: str | None, *, as_json: bool) -> None:
+    """Write all feedback of the log to FILE, as .csv or .jsonl, oldest first.
+
+    In CSV a cell that a spreadsheet would take for a formula gets a quote in front; `suffice feedback import` takes it
+    away again.
+    """
+    if file.suffix not in (".csv", ".jsonl"):
+        raise ConfigError(f"{file}: what shall it be? Names that end in .csv and .jsonl say so")
+    settings = load_deployment(config)
+    rows = [
+        _plain_feedback(one)
+        for one in read_all_feedback(database_path(settings.store.url))
+        if route is None or one.route == route
+    ]
+    if file.suffix == ".csv":
+        metrics = sorted({f"metrics.{name}" for row in rows for name in row["metrics"]})
+        flat = ({**row, **{f"metrics.{name}": value for name, value in row["metrics"].items()}} for row in rows)
+        text = format_csv((*COLUMNS, *metrics), flat)
+    else:
+        plain = ({name: value for name, value in row.items() if value not in (None, {})} for row in rows)
+        text = "".join(dump_json(row) + "\n" for row in plain)
+    write_whole(file, text)
+    with open_decisions(settings, create=False) as writer:
+        note_export(writer, what="feedback", where=str(file), n_rows=len(rows), author=None, reason="")
+    click.echo(json.dumps({"file": str(file), "n_rows": len(rows)}) if as_json else f"{file}: {len(rows):,} rows")
+
+
+def _plain_feedback(one: FeedbackRecord) -> dict[str, Any]:
+    row: dict[str, Any] = {name: getattr(one.feedback, name, None) for name in COLUMNS}
+    return {**row, "route": one.route, "joined": one.joined, "metrics": dict(one.feedback.metrics)}

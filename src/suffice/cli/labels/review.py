@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,22 @@ import click
 import msgspec
 
 from suffice.cli.shell import (
-    AUTHOR,
     CONFIG,
     FILE,
     JSON,
-    REASON,
+    ROUTE,
     CommandGroup,
+    CommandReply,
+    PendingDecision,
+    author_name,
+    decision,
+    deployment_log,
+    fail,
     find_settings,
-    log_of,
-    nothing_written,
     option,
     print_json,
-    refused,
-    say,
-    who,
+    print_rows,
+    stacked,
 )
 from suffice.control.evidence.cold_start import window_size
 from suffice.control.evidence.scorers import matching
@@ -33,7 +35,7 @@ from suffice.control.people.effects import what_it_changed
 from suffice.formatting import format_time
 from suffice.review.agreement import Kappa, agreement, em_of
 from suffice.review.items import ReviewItem, ReviewLease, Source, said_of
-from suffice.review.queue import ItemState, Submission
+from suffice.review.queue import ItemState, Queue
 from suffice.sanitize import printable, printable_lines
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
@@ -49,7 +51,6 @@ from suffice.store.people.reviews import (
 from suffice.wiring.files import question_texts, questions_file
 
 _REVIEWER = option("--reviewer", help="Who looks. [default: the user of this computer]")
-_ROUTE = option("--route", help="Only this route.")
 _QUESTIONS = option(
     "--questions",
     type=FILE,
@@ -75,50 +76,51 @@ def review() -> None:
 
 
 @review.command("list")
-@_ROUTE
+@ROUTE
 @option("--all", "all_of_them", is_flag=True, help="Items that are settled or over, too.")
 @CONFIG
 @JSON
 def list_(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
     """List what is waiting for a reviewer, the most urgent first."""
-    with log_of(path) as (settings, writer):
+    _, queue = _read_queue(path, route)
+    now_s = time.time()
+
+    def lines(place: ItemState) -> tuple[str, str]:
+        item = place.item
+        due = "" if item.deadline_s is None else f", due {format_time(item.deadline_s)}"
+        return f"{item.episode_id}  {item.route}  {item.why}  {place.state(now_s)}{due}", f"  {item.because}"
+
+    print_rows(
+        queue.of(route) if all_of_them else queue.waiting(now_s=now_s, route=route),
+        lines,
+        lambda place: {"state": place.state(now_s), **msgspec.to_builtins(place.item)},
+        as_json=as_json,
+        empty="nobody is asked about anything",
+    )
+
+
+def _read_queue(path: str, route: str | None) -> tuple[Settings, Queue]:
+    with deployment_log(path) as (settings, writer):
         if route is not None:
             find_settings(settings, route)
-        queue = read_reviews(writer.path).queue
-    now_s = time.time()
-    places = list(queue.of(route)) if all_of_them else queue.waiting(now_s=now_s, route=route)
-    for place in places:
-        item, state = place.item, place.state(now_s)
-        if as_json:
-            print_json({"state": state, **msgspec.to_builtins(item)})
-            continue
-        due = "" if item.deadline_s is None else f", due {format_time(item.deadline_s)}"
-        click.echo(f"{item.episode_id}  {item.route}  {item.why}  {state}{due}")
-        click.echo(f"  {item.because}")
-    if not places and not as_json:
-        click.echo("nobody is asked about anything")
+        return settings, read_reviews(writer.path).queue
+
+
+_TAKE = stacked(ROUTE, _REVIEWER, _QUESTIONS, CONFIG, JSON)
 
 
 @review.command("next")
-@_ROUTE
-@_REVIEWER
-@_QUESTIONS
-@CONFIG
-@JSON
-def next_(route: str | None, reviewer: str | None, questions: Path | None, path: str, *, as_json: bool) -> None:
+@_TAKE
+def next_(**given: Any) -> None:
     """Take the next item and answer it with one key; at no terminal, or with --json, take it and show it."""
-    _go_through(path, route, reviewer, questions, as_json=as_json, third=False)
+    _go_through(**given, third=False)
 
 
 @review.command()
-@_ROUTE
-@_REVIEWER
-@_QUESTIONS
-@CONFIG
-@JSON
-def adjudicate(route: str | None, reviewer: str | None, questions: Path | None, path: str, *, as_json: bool) -> None:
+@_TAKE
+def adjudicate(**given: Any) -> None:
     """Decide items on which reviewers disagree; the reviewers themselves are not asked."""
-    _go_through(path, route, reviewer, questions, as_json=as_json, third=True)
+    _go_through(**given, third=True)
 
 
 @review.command()
@@ -141,20 +143,19 @@ def submit(
     Saying it twice is saying it once; saying something else takes the place of what you said before. After your lease
     is over it counts if nobody else has taken the item, and is kept beside the others' verdicts if somebody has.
     """
-    name = who(reviewer)
+    name = author_name(reviewer)
     again = f"Say it again: suffice review submit {item} {word} --reviewer {name} …"
-    with nothing_written(again), log_of(path) as (settings, writer):
+    with deployment_log(path, again=again) as (settings, writer):
         place = read_reviews(writer.path).queue.places.get(item)
         if place is None:
-            refused(f"unknown item {item!r}; see suffice review list")
+            fail(f"unknown item {item!r}; see suffice review list", 1)
         outcome = said_of(place.item, word, reviewer=name, corrected=corrected, reason=reason)
-        result = outcome if isinstance(outcome, str) else _submitted(writer, outcome)
+        result = outcome if isinstance(outcome, str) else submit_verdict(writer, outcome, now_s=time.time())
         if isinstance(result, str):
-            refused(result)
+            fail(result, 1)
         effect = _effect(settings, writer, place.item)
     if as_json:
-        plain = msgspec.to_builtins(result)
-        print_json({**plain, "changed": msgspec.to_builtins(effect), "said": effect.said})
+        print_json({**msgspec.to_builtins(result), "changed": effect, "said": effect.said})
         return
     click.echo(f"{item}: {result.told}")
     if result.verdict is not None:
@@ -163,43 +164,26 @@ def submit(
 
 @review.command()
 @click.argument("episode")
-@REASON
-@AUTHOR
-@CONFIG
-@JSON
-def ask(episode: str, reason: str, author: str | None, path: str, *, as_json: bool) -> None:
+@decision("Ask again once the log can be written.")
+def ask(by: PendingDecision, episode: str) -> CommandReply | str:
     """Ask people about run EPISODE, whatever the day's cap."""
-    with nothing_written("Ask again once the log can be written."), log_of(path) as (settings, writer):
-        rules = {name: route.review for name, route in settings.routes.items()}
-        about = ask_about(writer, episode, rules, reason, who(author), now_s=time.time())
-    if isinstance(about, str):
-        refused(about)
-    say(about, as_json=as_json, text=f"{episode}: waits for a reviewer")
+    rules = {name: route.review for name, route in by.settings.routes.items()}
+    about = ask_about(by.writer, episode, rules, by.reason, by.author, now_s=by.now_s)
+    return about if isinstance(about, str) else CommandReply(about, f"{episode}: waits for a reviewer")
 
 
 @review.command()
-@_ROUTE
+@ROUTE
 @CONFIG
 @JSON
 def stats(route: str | None, path: str, *, as_json: bool) -> None:
     """Show how many items stand where, how far reviewers agree, and what the random ones say of all answers."""
-    with log_of(path) as (settings, writer):
-        if route is not None:
-            find_settings(settings, route)
-        queue = read_reviews(writer.path).queue
+    settings, queue = _read_queue(path, route)
     for name in settings.routes if route is None else [route]:
         counts, agree = queue.counts(now_s=time.time(), route=name), agreement(queue.of(name))
-        em, drawings = em_of(queue, name), queue.drawings.get(name, ())
+        em, n_drawings = em_of(queue, name), len(queue.drawings.get(name, ()))
         if as_json:
-            print_json(
-                {
-                    "route": name,
-                    "items": counts,
-                    "agreement": msgspec.to_builtins(agree),
-                    "em": msgspec.to_builtins(em),
-                    "n_drawings": len(drawings),
-                }
-            )
+            print_json({"route": name, "items": counts, "agreement": agree, "em": em, "n_drawings": n_drawings})
             continue
         click.echo(f"route {name}")
         click.echo("  items      " + ", ".join(f"{n:,} {state}" for state, n in counts.items()))
@@ -207,7 +191,7 @@ def stats(route: str | None, path: str, *, as_json: bool) -> None:
         for first, second, kappa in agree.pairs:
             click.echo(f"    {first} and {second}: {_kappa(kappa)}")
         if em is None:
-            click.echo(f"  EM         unknown: none of {len(drawings):,} drawings is through")
+            click.echo(f"  EM         unknown: none of {n_drawings:,} drawings is through")
         else:
             click.echo(
                 f"  EM         {em.value:.1%} [{em.low or 0:.1%}, {em.high or 0:.1%}] of delivered answers, "
@@ -230,43 +214,27 @@ def _kappa(kappa: Kappa | None) -> str:
 def _go_through(
     path: str, route: str | None, reviewer: str | None, questions: Path | None, *, as_json: bool, third: bool
 ) -> None:
-    name = who(reviewer)
-    with nothing_written("Your item goes back by itself."), log_of(path) as (settings, writer):
+    name, n = author_name(reviewer), 0
+    with deployment_log(path, again="Your item goes back by itself.") as (settings, writer):
         if route is not None:
             find_settings(settings, route)
-        texts = _Texts(settings, questions)
-        n = 0
-        while True:
-            result = _taken(writer, name, route, third=third)
-            if result is None:
-                click.echo(f"nothing {'else ' if n else ''}waits for {name}", err=as_json)
-                return
+        texts = _QuestionTexts(settings, writer.path, questions)
+        while (lease := lease_next(writer, name, now_s=time.time(), route=route, third=third)) is not None:
             n += 1
-            place, lease = result
-            question, where = texts.of(writer, place.item)
-            sources = texts.sources_of(writer, place.item)
-            if as_json or not sys.stdin.isatty():
-                _print(place, lease, question, where, sources, as_json=as_json)
+            place = read_reviews(writer.path).queue.places[lease.item]
+            _print(place, lease, texts, as_json=as_json)
+            if as_json or not sys.stdin.isatty() or not _answer(settings, writer, place.item, name):
                 return
-            _print(place, lease, question, where, sources, as_json=False)
-            if not _answered(settings, writer, place, name):
-                return
+    click.echo(f"nothing {'else ' if n else ''}waits for {name}", err=as_json)
 
 
-def _taken(writer: Decisions, name: str, route: str | None, *, third: bool) -> tuple[ItemState, ReviewLease] | None:
-    lease = lease_next(writer, name, now_s=time.time(), route=route, third=third)
-    return None if lease is None else (read_reviews(writer.path).queue.places[lease.item], lease)
-
-
-def _print(
-    place: ItemState, lease: ReviewLease, question: str | None, where: str, sources: Sequence[Source], *, as_json: bool
-) -> None:
+def _print(place: ItemState, lease: ReviewLease, texts: _QuestionTexts, *, as_json: bool) -> None:
     item = place.item
-    others = [one for one in place.verdicts if place.needs_third]
+    question, where = texts.question(item)
+    sources = texts.sources(item)
+    others = place.verdicts if place.needs_third else ()
     if as_json:
-        plain = {"question": question, "question_from": where, "lease": msgspec.to_builtins(lease)}
-        plain["verdicts"] = [msgspec.to_builtins(one) for one in others]
-        plain["sources"] = [msgspec.to_builtins(one) for one in sources]
+        plain = {"question": question, "question_from": where, "lease": lease, "verdicts": others, "sources": sources}
         print_json({**plain, **msgspec.to_builtins(item)})
         return
     click.echo()
@@ -283,19 +251,20 @@ def _print(
         for line in printable_lines(source.text):
             click.echo(f"  {line}")
     if item.shows != "early":
-        click.echo(f"full answer   {_answer(item.full_answer)}")
+        click.echo(f"full answer   {_displayed(item.full_answer)}")
     if item.shows != "full":
-        click.echo(f"early answer  {_answer(item.early_answer)}")
+        click.echo(f"early answer  {_displayed(item.early_answer)}")
     for one in others:
         click.echo(f"{one.reviewer} said {one.category}" + (f": {printable(one.reason)}" if one.reason else ""))
 
 
-def _answer(answer: str | None) -> str:
+def _displayed(answer: str | None) -> str:
     return "(none)" if answer is None else printable(answer)
 
 
-def _answered(settings: Settings, writer: Decisions, place: ItemState, name: str) -> bool:
-    keys = _KEYS["both" if place.item.shows == "both" else "one"]
+def _answer(settings: Settings, writer: Decisions, item: ReviewItem, name: str) -> bool:
+    """Ask for one key until the item is answered or given back; False: the reviewer ends."""
+    keys = _KEYS["both" if item.shows == "both" else "one"]
     corrected, reason = None, ""
     click.echo("  ".join(f"[{key}] {text}" for key, _, text in keys))
     click.echo("  ".join(f"[{key}] {text}" for key, text in _MORE))
@@ -307,57 +276,47 @@ def _answered(settings: Settings, writer: Decisions, place: ItemState, name: str
         elif key == "r":
             reason = click.prompt("reason", default="", show_default=False)
         elif key in ("s", "q", "\x03", "\x04"):
-            give_item_back(writer, place.item.episode_id, name, "skipped", now_s=time.time())
+            give_item_back(writer, item.episode_id, name, "skipped", now_s=time.time())
             return key == "s"
         elif word is not None:
-            outcome = said_of(place.item, word, reviewer=name, corrected=corrected, reason=reason)
+            outcome = said_of(item, word, reviewer=name, corrected=corrected, reason=reason)
             assert not isinstance(outcome, str)
-            result = _submitted(writer, outcome)
+            result = submit_verdict(writer, outcome, now_s=time.time())
             click.echo(f"{word}: {result if isinstance(result, str) else result.told}")
-            click.echo(f"  {_effect(settings, writer, place.item).said}")
+            click.echo(f"  {_effect(settings, writer, item).said}")
             return True
-
-
-def _submitted(writer: Decisions, result: Any) -> Submission | str:
-    return submit_verdict(writer, result, now_s=time.time())
 
 
 def _effect(settings: Settings, writer: Decisions, item: ReviewItem) -> Any:
     route = find_settings(settings, item.route)
+    window = window_size(settings.control, route.max_em_drop)
     with matching(route) as match:
-        return what_it_changed(
-            writer.path, item.episode_id, route, match, window=window_size(settings.control, route.max_em_drop)
-        )
+        return what_it_changed(writer.path, item.episode_id, route, match, window=window)
 
 
-class _Texts:
+class _QuestionTexts:
     """Where the text of a question can be had, in this order: the log, if its route keeps it; a file of questions."""
 
-    def __init__(self, settings: Settings, given: Path | None) -> None:
-        self._told, self._given = settings, given
-        self._read: dict[str, Mapping[str, str]] = {}
+    def __init__(self, settings: Settings, log: Path, file: Path | None) -> None:
+        self._settings, self._log, self._given = settings, log, file
+        self._read: dict[Path, Mapping[str, str]] = {}
 
-    def of(self, writer: Decisions, item: ReviewItem) -> tuple[str | None, str]:
-        kept = kept_question(writer.path, item.episode_id, now_s=time.time())
+    def question(self, item: ReviewItem) -> tuple[str | None, str]:
+        """The text, and where it comes from or why it cannot be had."""
+        kept = kept_question(self._log, item.episode_id, now_s=time.time())
         if kept is not None:
             return kept, "kept in the log:"
-        file = self._file(item.route)
+        file = self._given or questions_file(self._settings, item.route)
         if file is None:
             return None, (
                 f"cannot be had: the log holds no text; name routes.{item.route}.review.questions or --questions, "
                 f"or let the route keep it (routes.{item.route}.review.keep_text)"
             )
-        result = self._texts(item.route, file).get(item.question_key)
+        if file not in self._read:
+            self._read[file] = question_texts(file, self._settings)
+        result = self._read[file].get(item.question_key)
         return result, f"from {file}:" if result is not None else f"cannot be had: it is not in {file}"
 
-    def sources_of(self, writer: Decisions, item: ReviewItem) -> tuple[Source, ...]:
-        kept = kept_sources(writer.path, item.episode_id, now_s=time.time())
+    def sources(self, item: ReviewItem) -> tuple[Source, ...]:
+        kept = kept_sources(self._log, item.episode_id, now_s=time.time())
         return () if kept is None else kept.sources
-
-    def _file(self, route: str) -> Path | None:
-        return self._given or questions_file(self._told, route)
-
-    def _texts(self, route: str, file: Path) -> Mapping[str, str]:
-        if route not in self._read:
-            self._read[route] = question_texts(file, self._told)
-        return self._read[route]

@@ -2,47 +2,35 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 
 import click
-import msgspec
 
 from suffice.cli.shell import (
-    AUTHOR,
     CONFIG,
     JSON,
-    REASON,
+    WIDTH,
     CommandGroup,
+    CommandReply,
+    PendingDecision,
+    decision,
     fail,
-    log_of,
     option,
     print_json,
     print_line,
-    refused,
-    say,
-    who,
+    print_rows,
+    wrapped,
 )
 from suffice.control.compare.experiments import read_experiment
 from suffice.errors import ConfigError
 from suffice.formatting import format_time
-from suffice.rollout.results import (
-    HOLDS,
-    ArmComparison,
-    ArmResult,
-    ClassEffect,
-    ExperimentResult,
-    metric_of,
-    summarize_arm,
-)
+from suffice.rollout.results import HOLDS, ArmResult, ExperimentResult, metric_of, summarize_arm
 from suffice.settings import Experiment, Settings
 from suffice.store.database.sqlite import database_path
 from suffice.store.routes import experiments
 from suffice.store.routes.experiments import ExperimentRun, read_experiments
 from suffice.wiring.files import load_deployment
 from suffice.wiring.routes import check_experiment
-
-_WIDTH = 100
 
 
 @click.group(cls=CommandGroup)
@@ -58,20 +46,15 @@ def list_(path: str, *, as_json: bool) -> None:
 
     Those of the settings, and those of the log that are not there any more.
     """
-    settings, _, held = _opened(path)
-    latest = {one.experiment.name: one for one in held}
-    names = list(dict.fromkeys((*settings.experiments, *latest)))
+    settings = load_deployment(path)
+    latest = {one.experiment.name: one for one in read_experiments(database_path(settings.store.url))}
+    names = dict.fromkeys((*settings.experiments, *latest))
+    rows = [{"name": name, **_summary(name, settings, latest.get(name))} for name in names]
     if as_json:
-        rows = [{"name": name, **_listed(name, settings, latest)} for name in names]
         print_json({"experiments": rows})
         return
-    if not names:
-        click.echo("no experiment: write one as [experiments.NAME] in the settings")
-    for name in names:
-        row = _listed(name, settings, latest)
-        sentence = f"{row['state']}" + (f", {row['since']} by {row['author']}: {row['reason']}" if row["since"] else "")
-        print_line(f"{name}: {sentence}")
-        click.echo(f"  {row['arms']}; decides: {row['primary']}; layer {row['layer']}, {row['share']:.1%} of it")
+    empty = "no experiment: write one as [experiments.NAME] in the settings"
+    print_rows(rows, _summary_lines, as_json=False, empty=empty)
 
 
 @experiment.command()
@@ -84,90 +67,71 @@ def show(name: str, path: str, run: int | None, *, as_json: bool) -> None:
 
     Look as often as you like: every interval holds at every look.
     """
-    settings, database, held = _opened(path)
+    settings = load_deployment(path)
+    database = database_path(settings.store.url)
+    held = read_experiments(database)
     mine = [one for one in held if one.experiment.name == name and run in (None, one.experiment.run)]
     if not mine:
         known = ", ".join(dict.fromkeys(one.experiment.name for one in held)) or "none was ever started"
         fail(f"no run of experiment {name!r} in {database}; started: {known}")
-    one = mine[-1]
-    result = read_experiment(database, one, settings)
+    result = read_experiment(database, mine[-1], settings)
     if as_json:
         values = {arm.arm: summarize_arm(result, arm) for arm in result.arms}
-        entries = {**_state(one), "result": msgspec.to_builtins(result), "reading": values}
-        print_json(entries)
+        print_json({**_state(mine[-1]), "result": result, "reading": values})
         return
-    _print(one, result)
+    _print(mine[-1], result)
 
 
 @experiment.command()
 @click.argument("name")
-@CONFIG
-@REASON
-@AUTHOR
-@JSON
-def start(name: str, path: str, reason: str, author: str | None, *, as_json: bool) -> None:
+@decision()
+def start(by: PendingDecision, name: str) -> CommandReply | str:
     """Start experiment NAME, or change its weights.
 
     It runs as the settings have it now. One that runs already gets its new weights and share.
     """
-    with log_of(path) as (settings, writer):
-        written = _of_settings(settings, name)
-        check_experiment(settings, name)
-        result = experiments.start_experiment(writer, name, written, author=who(author), reason=reason)
+    written = by.settings.experiments.get(name)
+    if written is None:
+        known = ", ".join(sorted(by.settings.experiments)) or "none is configured"
+        raise ConfigError(f"unknown experiment {name!r}; known: {known}")
+    check_experiment(by.settings, name)
+    result = experiments.start_experiment(by.writer, name, written, **by.signed)
     if isinstance(result, str):
-        refused(f"experiment {name} {result}")
+        return f"experiment {name} {result}"
     odds = ", ".join(f"{arm} {share:.1%}" for arm, share in result.experiment.odds().items())
     verb = "started" if result.revision == 0 else "changed"
     text = f"experiment {name}: {verb}, run {result.experiment.run}: {odds}; running gateways follow within a second"
-    say(result, as_json=as_json, text=text)
+    return CommandReply(result, text)
 
 
 @experiment.command()
 @click.argument("name")
-@CONFIG
-@REASON
-@AUTHOR
-@JSON
-def stop(name: str, path: str, reason: str, author: str | None, *, as_json: bool) -> None:
+@decision()
+def stop(by: PendingDecision, name: str) -> CommandReply | str:
     """Stop experiment NAME.
 
     Its requests are served as the route says again. What it showed is kept beside the reason.
     """
-    with log_of(path) as (settings, writer):
-        held = experiments.read_experiments(writer.path)
-        now = next((one for one in held if one.runs and one.experiment.name == name), None)
-        parts = () if now is None else _said(now, settings, writer.path)
-        result = experiments.stop_experiment(writer, name, author=who(author), reason=reason, said=parts)
+    held = read_experiments(by.writer.path)
+    now = next((one for one in held if one.runs and one.experiment.name == name), None)
+    parts = () if now is None else _conclusions(now, by.settings, by.writer.path)
+    result = experiments.stop_experiment(by.writer, name, **by.signed, said=parts)
     if isinstance(result, str):
-        refused(f"experiment {name} {result}")
-    say(result, as_json=as_json, text=f"experiment {name}: stopped, run {result.run}")
-    for sentence in () if as_json else result.said:
-        _wrapped(sentence, "  ")
+        return f"experiment {name} {result}"
+    lines = [
+        f"experiment {name}: stopped, run {result.run}",
+        *(wrapped(sentence, "  ", width=WIDTH) for sentence in result.said),
+    ]
+    return CommandReply(result, "\n".join(lines))
 
 
-# --------------------------------------------------------------------------- what is read
-
-
-def _opened(path: str) -> tuple[Settings, Path, tuple[ExperimentRun, ...]]:
-    settings = load_deployment(path)
-    database = database_path(settings.store.url)
-    return settings, database, read_experiments(database)
-
-
-def _said(one: ExperimentRun, settings: Settings, database: Path) -> tuple[str, ...]:
+def _conclusions(one: ExperimentRun, settings: Settings, database: Path) -> tuple[str, ...]:
     try:
         result = read_experiment(database, one, settings)
     except Exception as error:  # noqa: BLE001 - what is computed must not keep a person from stopping it
         click.echo(f"suffice experiment stop: what it showed could not be read: {error}", err=True)
         return ()
     return tuple(sentence for arm in result.arms for sentence in summarize_arm(result, arm))
-
-
-def _of_settings(settings: Settings, name: str) -> Experiment:
-    if name not in settings.experiments:
-        known = ", ".join(sorted(settings.experiments)) or "none is configured"
-        raise ConfigError(f"unknown experiment {name!r}; known: {known}")
-    return settings.experiments[name]
 
 
 # --------------------------------------------------------------------------- how it looks
@@ -189,31 +153,36 @@ def _state(one: ExperimentRun) -> dict[str, object]:
     }
 
 
-def _listed(name: str, settings: Settings, latest: dict[str, ExperimentRun]) -> dict[str, object]:
-    held, written = latest.get(name), settings.experiments.get(name)
-    if held is not None and (held.runs or written is None):
-        one = held.experiment
-        arms, primary, layer, share = one.odds(), one.primary, one.layer, one.share
+def _summary(name: str, settings: Settings, held: ExperimentRun | None) -> dict[str, object]:
+    written = settings.experiments.get(name)
+    table = held.experiment if held is not None and (held.runs or written is None) else written
+    assert table is not None
+    if isinstance(table, Experiment):
+        total = sum(arm.weight for arm in table.arms.values())
+        arms = {arm: one.weight / total for arm, one in table.arms.items()}
     else:
-        assert written is not None
-        total = sum(arm.weight for arm in written.arms.values())
-        arms = {arm: table.weight / total for arm, table in written.arms.items()}
-        primary, layer, share = written.primary, written.layer, written.share
-    state = "never started" if held is None else "running" if held.runs else "stopped"
-    ended = held.ended if held is not None else None
+        arms = table.odds()
     at_s = None if held is None else held.started_at_s if held.runs else held.ended_at_s
-    by = (ended.author, ended.reason) if ended else (held.author, held.reason) if held else (None, None)
+    signed = None if held is None else held.ended or held
     return {
-        "state": state,
+        "state": "never started" if held is None else "running" if held.runs else "stopped",
         "run": held.experiment.run if held else None,
         "since": format_time(at_s) if at_s else None,
-        "author": by[0],
-        "reason": by[1],
+        "author": signed.author if signed else None,
+        "reason": signed.reason if signed else None,
         "arms": ", ".join(f"{arm} {part:.1%}" for arm, part in arms.items()),
-        "primary": primary,
-        "layer": layer,
-        "share": share,
+        "primary": table.primary,
+        "layer": table.layer,
+        "share": table.share,
     }
+
+
+def _summary_lines(row: dict[str, object]) -> tuple[str, str]:
+    since = f", {row['since']} by {row['author']}: {row['reason']}" if row["since"] else ""
+    return (
+        f"{row['name']}: {row['state']}{since}",
+        f"  {row['arms']}; decides: {row['primary']}; layer {row['layer']}, {row['share']:.1%} of it",
+    )
 
 
 def _print(one: ExperimentRun, result: ExperimentResult) -> None:
@@ -231,57 +200,34 @@ def _print(one: ExperimentRun, result: ExperimentResult) -> None:
     for arm in result.arms:
         click.echo(f"\n{arm.arm} against {result.control}: {arm.verdict.upper()}")
         for sentence in summarize_arm(result, arm):
-            _wrapped(sentence, "  ")
-        _table(arm)
-    click.echo()
-    _wrapped(HOLDS, "")
+            click.echo(wrapped(sentence, "  ", width=WIDTH))
+        _print_table(arm)
+    click.echo(f"\n{wrapped(HOLDS, width=WIDTH)}")
 
 
-def _table(arm: ArmResult) -> None:
+def _print_table(arm: ArmResult) -> None:
     rows: list[tuple[str, ...]] = [("", "difference", "between", "allowed", "verdict", "stands on")]
     for one in arm.comparisons:
-        rows.append(_row(one))
-        rows += [_class_row(one, part) for part in one.classes]
-    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+        metric = metric_of(one.metric)
+        name = one.metric if metric.margin == one.metric else f"{one.metric}, {metric.margin}"
+        allowed = "" if one.margin is None else metric.size(one.margin)
+        if one.effect is None or one.between is None:
+            rows.append((name, "-", "-", allowed, one.verdict, one.why))
+        else:
+            notes = [f"{one.n:,} {'full runs' if one.paired else 'units'}"]
+            notes += [f"{one.n_pending:,} without a label"] if one.n_pending else []
+            notes += [f"{one.n_cut:,} above the cap"] if one.n_cut else []
+            between = _ends(one.metric, one.between.low, one.between.high)
+            effect = _number(one.metric, one.effect)
+            rows.append((name, effect, between, allowed, one.verdict, ", ".join(notes)))
+        for part in one.classes:
+            between = _ends(one.metric, part.between.low, part.between.high)
+            effect = _number(one.metric, part.effect)
+            rows.append((f"  class {part.query_class or 'none'}", effect, between, "", part.verdict, f"{part.n:,}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     click.echo()
     for row in rows:
         click.echo("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _row(one: ArmComparison) -> tuple[str, ...]:
-    if one.effect is None or one.between is None:
-        return (_named(one.metric), "-", "-", _allowed(one), one.verdict, one.why)
-    stands = f"{one.n:,} {'full runs' if one.paired else 'units'}"
-    notes = [f"{one.n_pending:,} without a label"] if one.n_pending else []
-    notes += [f"{one.n_cut:,} above the cap"] if one.n_cut else []
-    return (
-        _named(one.metric),
-        _number(one.metric, one.effect),
-        _ends(one.metric, one.between.low, one.between.high),
-        _allowed(one),
-        one.verdict,
-        ", ".join([stands, *notes]),
-    )
-
-
-def _class_row(one: ArmComparison, part: ClassEffect) -> tuple[str, ...]:
-    return (
-        f"  class {part.query_class or 'none'}",
-        _number(one.metric, part.effect),
-        _ends(one.metric, part.between.low, part.between.high),
-        "",
-        part.verdict,
-        f"{part.n:,}",
-    )
-
-
-def _named(metric: str) -> str:
-    unit = metric_of(metric).margin
-    return metric if unit == metric else f"{metric}, {unit}"
-
-
-def _allowed(one: ArmComparison) -> str:
-    return "" if one.margin is None else metric_of(one.metric).size(one.margin)
 
 
 def _number(metric: str, value: float) -> str:
@@ -291,7 +237,3 @@ def _number(metric: str, value: float) -> str:
 
 def _ends(metric: str, low: float, high: float) -> str:
     return f"{_number(metric, low)} to {_number(metric, high)}"
-
-
-def _wrapped(text: str, indent: str) -> None:
-    click.echo(textwrap.fill(text, _WIDTH, initial_indent=indent, subsequent_indent=indent))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,25 +15,28 @@ from suffice.cli.shell import (
     CONFIG,
     JSON,
     REASON,
+    ROUTE,
     WAIT,
     Command,
     CommandGroup,
+    CommandReply,
+    PendingDecision,
+    author_name,
     confirm,
+    decision,
+    deployment_log,
+    fail,
     find_settings,
-    log_of,
-    nothing_written,
     option,
     print_json,
     print_line,
-    refused,
-    say,
-    who,
+    print_rows,
+    stacked,
 )
 from suffice.errors import ConfigError
 from suffice.formatting import format_time
 from suffice.review.decide import IncidentForm, OverrideForm, in_words
-from suffice.review.holds import Case, DecisionKind, Override, OverrideKind, RouteHolds, describe_override
-from suffice.store.database.decisions import Decisions
+from suffice.review.holds import Case, DecisionKind, Override, OverrideKind, describe_override
 from suffice.store.database.views import newest_of, open_reader
 from suffice.store.people.deciding import (
     decide_incident,
@@ -48,56 +52,54 @@ from suffice.store.people.holds import read_holds
 from suffice.wiring.keys import presence_files
 from suffice.wiring.routes import setup_of
 
+# --------------------------------------------------------------------------- pause and resume
+
+_PAUSE = stacked(click.argument("route"), CONFIG, REASON, AUTHOR, WAIT)
+
 
 @click.command(cls=Command)
-@click.argument("route")
-@CONFIG
-@REASON
-@AUTHOR
-@WAIT
-def pause(route: str, path: str, reason: str, author: str | None, wait_s: float) -> None:
+@_PAUSE
+def pause(**given: Any) -> None:
     """Pause early stopping on ROUTE: every request runs in full until somebody resumes it.
 
     Waits until every running gateway has confirmed, and exits with 3 when one has not, or none is running.
     """
-
-    def decide(writer: Decisions) -> str | None:
-        return start_pause(writer, route, reason=reason, author=who(author))
-
-    _decide("pause", route, path, decide, wait_s=wait_s, again="`suffice kill` needs no database.")
+    _pause_or_resume("pause", start_pause, **given, again="`suffice kill` needs no database.")
 
 
 @click.command(cls=Command)
-@click.argument("route")
-@CONFIG
-@REASON
-@AUTHOR
-@WAIT
-def resume(route: str, path: str, reason: str, author: str | None, wait_s: float) -> None:
+@_PAUSE
+def resume(**given: Any) -> None:
     """Resume early stopping on ROUTE: what is certified there acts again.
 
     Waits until every running gateway has confirmed, and exits with 3 when one has not, or none is running.
     """
-
-    def decide(writer: Decisions) -> str | None:
-        return end_pause(writer, route, reason=reason, author=who(author))
-
-    _decide("resume", route, path, decide, wait_s=wait_s)
+    _pause_or_resume("resume", end_pause, **given)
 
 
-def _decide(
-    command: str, route: str, path: str, decide: Callable[[Decisions], str | None], *, wait_s: float, again: str = ""
+def _pause_or_resume(
+    command: str,
+    decide: Callable[..., str | None],
+    *,
+    route: str,
+    path: str,
+    reason: str,
+    author: str | None,
+    wait_s: float,
+    again: str = "",
 ) -> None:
-    with nothing_written(again), log_of(path, waits=True) as (settings, writer):
+    with deployment_log(path, waits=True, again=again) as (settings, writer):
         find_settings(settings, route)
-        problem = decide(writer)
-        if problem is None:
-            with open_reader(writer.path) as connection:
-                seq = newest_of(connection, ("enforcement_paused", "enforcement_resumed"))
+        problem = decide(writer, route, reason=reason, author=author_name(author))
+        with open_reader(writer.path) as connection:
+            seq = newest_of(connection, ("enforcement_paused", "enforcement_resumed"))
     if problem is not None:
-        refused(f"route {route} {problem}")
+        fail(f"route {route} {problem}", 1)
     click.echo(f"route {route}: {command}d")
     confirm(command, presence_files(settings), lambda one: one.decided >= seq, wait_s=wait_s)
+
+
+# --------------------------------------------------------------------------- overrides
 
 
 @click.group(cls=CommandGroup)
@@ -113,53 +115,28 @@ def override() -> None:
 @option("--max-em-drop", type=float, metavar="E", help="budget: a smaller EM budget, a fraction.")
 @option("--class", "query_class", metavar="NAME", help="cap, observe: a class of questions  [default: all]")
 @option("--days", type=float, required=True, metavar="D", help="Until it ends by itself: at most 30.")
-@REASON
-@AUTHOR
-@CONFIG
-@JSON
+@decision("Set it again once the log can be written.")
 def set_(
-    route: str,
-    kind: OverrideKind,
-    level: int | None,
-    publication: int | None,
-    max_em_drop: float | None,
-    query_class: str | None,
-    days: float,
-    reason: str,
-    author: str | None,
-    path: str,
-    *,
-    as_json: bool,
-) -> None:
+    by: PendingDecision, route: str, kind: OverrideKind, publication: int | None, **form: Any
+) -> CommandReply | str:
     """Override ROUTE until a date: `pin` a level, `cap` it, only `observe`, or keep a smaller EM `budget`.
 
     An override can only make a route safer, unless what it pins is certified there now. Running gateways follow
     within a second, and stop following when the date has come, whether or not a worker runs.
     """
-    again = "Set it again once the log can be written."
-    with nothing_written(again), log_of(path) as (config, writer):
-        settings = find_settings(config, route)
-        wanted = OverrideForm(
-            kind=kind,
-            reason=reason,
-            author=who(author),
-            days=days,
-            query_class=query_class,
-            level=level,
-            max_em_drop=max_em_drop,
-        )
-        result = set_override(
-            writer,
-            route,
-            settings,
-            wanted,
-            now_s=time.time(),
-            publication=publication,
-            setup=setup_of(config, route),
-        )
+    result = set_route_override(by, route, OverrideForm(kind=kind, **by.signed, **form), publication)
     if isinstance(result, str):
-        refused(result)
-    say(result, as_json=as_json, text=f"route {route}: override {result.number}: {result.after}; {_until(result)}")
+        return result
+    return CommandReply(result, f"route {route}: override {result.number}: {result.after}; {_until(result)}")
+
+
+def set_route_override(by: PendingDecision, route: str, form: OverrideForm, publication: int | None) -> Override | str:
+    """Hold a route; a sentence where it cannot be held so.
+
+    publication  pin: number of the earlier publication to be served; None: what is in force
+    """
+    rules, setup = by.rules(route), setup_of(by.settings, route)
+    return set_override(by.writer, route, rules, form, now_s=by.now_s, publication=publication, setup=setup)
 
 
 @override.command("list")
@@ -169,49 +146,49 @@ def set_(
 @JSON
 def list_overrides(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
     """List overrides: what they hold, who set them, why and until when."""
-    with log_of(path) as (settings, writer):
+    with deployment_log(path) as (settings, writer):
         names = list(settings.routes) if route is None else [route]
         for name in names:
             find_settings(settings, name)
         holds = read_holds(writer.path)
-    now_s, n = time.time(), 0
-    for name in names:
-        held = holds.of(name)
-        rows = [(one, "holds" if now_s < one.expires_at_s else "is over") for one in held.overrides]
-        rows += [(one, f"ended by {end.author}: {end.reason}") for one, end in held.ended]
-        for one, state in sorted(rows, key=lambda row: row[0].number):
-            if state != "holds" and not all_of_them:
-                continue
-            n += 1
-            if as_json:
-                print_json({"state": state, **msgspec.to_builtins(one)})
-                continue
-            click.echo(f"route {name}: override {one.number}: {describe_override(one)}")
-            print_line(f"  {state}; {_until(one)}; by {one.author}: {one.reason}")
-    if not n and not as_json:
-        click.echo("nothing is held")
+    now_s = time.time()
+
+    def rows() -> Iterator[tuple[Override, str]]:
+        for name in names:
+            held = holds.of(name)
+            live = [(one, "holds" if now_s < one.expires_at_s else "is over") for one in held.overrides]
+            ended = [(one, f"ended by {end.author}: {end.reason}") for one, end in held.ended]
+            yield from sorted((*live, *ended), key=lambda row: row[0].number)
+
+    print_rows(
+        (row for row in rows() if all_of_them or row[1] == "holds"),
+        lambda row: (
+            f"route {row[0].route}: override {row[0].number}: {describe_override(row[0])}",
+            f"  {row[1]}; {_until(row[0])}; by {row[0].author}: {row[0].reason}",
+        ),
+        lambda row: {"state": row[1], **msgspec.to_builtins(row[0])},
+        as_json=as_json,
+        empty="nothing is held",
+    )
 
 
 @override.command("end")
 @click.argument("route")
 @click.argument("number", type=int)
-@REASON
-@AUTHOR
-@CONFIG
-@JSON
-def end(route: str, number: int, reason: str, author: str | None, path: str, *, as_json: bool) -> None:
+@decision("It still holds.")
+def end(by: PendingDecision, route: str, number: int) -> CommandReply | str:
     """End override NUMBER of ROUTE before its date."""
-    with nothing_written("It still holds."), log_of(path) as (settings, writer):
-        result = end_override(
-            writer, route, find_settings(settings, route), number, reason, who(author), now_s=time.time()
-        )
+    result = end_override(by.writer, route, by.rules(route), number, by.reason, by.author, now_s=by.now_s)
     if isinstance(result, str):
-        refused(result)
-    say(result, as_json=as_json, text=f"route {route}: override {number} has ended; now: {result.after}")
+        return result
+    return CommandReply(result, f"route {route}: override {number} has ended; now: {result.after}")
 
 
 def _until(one: Override) -> str:
     return f"until {format_time(one.expires_at_s)}"
+
+
+# --------------------------------------------------------------------------- incidents
 
 
 @click.group(cls=CommandGroup)
@@ -220,30 +197,32 @@ def incident() -> None:
 
 
 @incident.command("list")
-@option("--route", help="Only this route.")
+@ROUTE
 @option("--all", "all_of_them", is_flag=True, help="Those that are decided, too.")
 @CONFIG
 @JSON
 def list_incidents(route: str | None, path: str, *, all_of_them: bool, as_json: bool) -> None:
     """List incidents, oldest first."""
-    with log_of(path) as (settings, writer):
+    with deployment_log(path) as (settings, writer):
         if route is not None:
             find_settings(settings, route)
         holds = read_holds(writer.path)
-    results = [
+    cases = [
         case
         for name, held in sorted(holds.routes.items())
         if route in (None, name)
         for case in (held.cases if all_of_them else held.open_cases)
     ]
-    for case in sorted(results, key=lambda case: case.incident.opened_at_s):
-        if as_json:
-            print_json(_plain(case))
-        else:
-            click.echo(f"{case.incident.incident}  {format_time(case.incident.opened_at_s)}  {_state(case)}")
-            click.echo(f"  {case.incident.summary}")
-    if not results and not as_json:
-        click.echo("no incident waits for a decision")
+    print_rows(
+        sorted(cases, key=lambda case: case.incident.opened_at_s),
+        lambda case: (
+            f"{case.incident.incident}  {format_time(case.incident.opened_at_s)}  {_state(case)}",
+            f"  {case.incident.summary}",
+        ),
+        _plain,
+        as_json=as_json,
+        empty="no incident waits for a decision",
+    )
 
 
 @incident.command("show")
@@ -252,15 +231,13 @@ def list_incidents(route: str | None, path: str, *, all_of_them: bool, as_json: 
 @JSON
 def show_incident(name: str, path: str, *, as_json: bool) -> None:
     """Show incident NAME: its evidence, the decision, and which publications can be rolled back to."""
-    with log_of(path) as (config, writer), open_reader(writer.path) as connection:
-        route, case = _found(writer.path, name)
-        settings = find_settings(config, route)
-        now = read_now(connection, route, settings)
+    with deployment_log(path) as (config, writer), open_reader(writer.path) as connection:
+        route, case = _find_incident(writer.path, name)
+        now = read_now(connection, route, find_settings(config, route))
         able = fitting(connection, now, now_s=time.time())
         holds = in_words(now, now_s=time.time())
     if as_json:
-        plain = {"now": holds, "roll_back_to": [one.number for one, why in able if why is None], **_plain(case)}
-        print_json(plain)
+        print_json({"now": holds, "roll_back_to": [one.number for one, why in able if why is None], **_plain(case)})
         return
     one = case.incident
     print_line(f"{one.incident}: {one.summary}")
@@ -288,93 +265,47 @@ def show_incident(name: str, path: str, *, as_json: bool) -> None:
 @option("--max-em-drop", type=float, metavar="E", help="tighten: a smaller EM budget, a fraction.")
 @option("--publication", type=click.IntRange(1), metavar="N", help="roll_back: to this publication.")
 @option("--days", type=float, default=30.0, metavar="D", help="tighten, roll_back, accept: until it ends by itself.")
-@REASON
-@AUTHOR
-@CONFIG
-@JSON
+@decision("Everything is as it was: decide again once the log can be written.")
 def decide_(
-    name: str,
-    decision: DecisionKind,
-    level: int | None,
-    max_em_drop: float | None,
-    publication: int | None,
-    days: float,
-    reason: str,
-    author: str | None,
-    path: str,
-    *,
-    as_json: bool,
-) -> None:
+    by: PendingDecision, name: str, decision: DecisionKind, publication: int | None, **form: Any
+) -> CommandReply | str:
     """Decide incident NAME and carry out the decision."""
-    again = "Everything is as it was: decide again once the log can be written."
-    with nothing_written(again), log_of(path) as (config, writer):
-        route, _ = _found(writer.path, name)
-        settings = find_settings(config, route)
-        asked = IncidentForm(
-            incident=name,
-            decision=decision,
-            reason=reason,
-            author=who(author),
-            days=days,
-            level=level,
-            max_em_drop=max_em_drop,
-        )
-        result = decide_incident(
-            writer,
-            settings,
-            route,
-            asked,
-            now_s=time.time(),
-            publication=publication,
-            setup=setup_of(config, route),
-        )
+    route, _ = _find_incident(by.writer.path, name)
+    rules, setup = by.rules(route), setup_of(by.settings, route)
+    asked = IncidentForm(incident=name, decision=decision, **by.signed, **form)
+    result = decide_incident(by.writer, rules, route, asked, now_s=by.now_s, publication=publication, setup=setup)
     if isinstance(result, str):
-        refused(f"{name} {result}" if result.startswith("is ") else result)
+        return f"{name} {result}" if result.startswith("is ") else result
     made = result.decision
-    say(made, as_json=as_json, text=f"{name}: {decision}\n  before {made.before}\n  after  {made.after}")
+    return CommandReply(made, f"{name}: {decision}\n  before {made.before}\n  after  {made.after}")
 
 
 @incident.command("open")
 @click.argument("route")
 @option("--pause", "pauses", is_flag=True, help="Let everything run in full until somebody decides.")
 @option("--evidence", multiple=True, metavar="TEXT", help="What it stands on; may be given more than once.")
-@REASON
-@AUTHOR
-@CONFIG
-@JSON
-def open_(
-    route: str, evidence: tuple[str, ...], reason: str, author: str | None, path: str, *, pauses: bool, as_json: bool
-) -> None:
+@decision("Open it again once the log can be written.")
+def open_(by: PendingDecision, route: str, evidence: tuple[str, ...], *, pauses: bool) -> CommandReply | str:
     """Open an incident on ROUTE by hand."""
-    with nothing_written("Open it again once the log can be written."), log_of(path) as (settings, log):
-        result = open_incident(
-            log,
-            route,
-            find_settings(settings, route),
-            reason,
-            who(author),
-            now_s=time.time(),
-            evidence=evidence,
-            pauses=pauses,
-        )
+    rules = by.rules(route)
+    result = open_incident(
+        by.writer, route, rules, by.reason, by.author, now_s=by.now_s, evidence=evidence, pauses=pauses
+    )
     if isinstance(result, str):
-        refused(result)
+        return result
     rests = "; everything runs in full until it is decided" if result.pause is not None else ""
-    say(result, as_json=as_json, text=f"{result.incident}: opened{rests}")
+    return CommandReply(result, f"{result.incident}: opened{rests}")
 
 
-def _found(database: Any, name: str) -> tuple[str, Case]:
-    """An incident by its name, with its route. Any: a path. Raises ConfigError."""
-    for route, held in read_holds(database).routes.items():
+def _find_incident(database: Path, name: str) -> tuple[str, Case]:
+    """An incident by its name, with its route. Raises ConfigError."""
+    routes = read_holds(database).routes
+    for route, held in routes.items():
         case = held.case(name)
         if case is not None:
             return route, case
-    raise ConfigError(f"unknown incident {name!r}; open ones: {_open(read_holds(database).routes) or 'none'}")
-
-
-def _open(routes: Any) -> str:
-    held: list[RouteHolds] = list(routes.values())
-    return ", ".join(case.incident.incident for one in held for case in one.open_cases)
+    known = ", ".join(case.incident.incident for held in routes.values() for case in held.open_cases) or "none"
+    raise ConfigError(f"unknown incident {name!r}; open ones: {known}")
 
 
 def _state(case: Case) -> str:
@@ -388,9 +319,5 @@ def _state(case: Case) -> str:
 
 
 def _plain(case: Case) -> dict[str, Any]:
-    return {
-        **msgspec.to_builtins(case.incident),
-        "is_open": case.is_open,
-        "decision": msgspec.to_builtins(case.decision),
-        "resumed": msgspec.to_builtins(case.resumed),
-    }
+    after = {"is_open": case.is_open, "decision": case.decision, "resumed": case.resumed}
+    return {**msgspec.to_builtins(case.incident), **after}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from suffice.cli.shell import AUTHOR, CONFIG, REASON, WAIT, Command, confirm, fail, option, who
+from suffice.cli.shell import AUTHOR, CONFIG, REASON, WAIT, Command, author_name, confirm, fail, option
 
 _FILE = option("--file", "named", default="", help="The switch's file; the settings are then not read.")
 
@@ -28,7 +28,7 @@ def kill(path: str, named: str, reason: str, author: str | None, wait_s: float) 
 
     file, others = _files(path, named)
     try:
-        changed = set_switch(file, reason, who(author))
+        changed = set_switch(file, reason, author_name(author))
         stamp = file.stat().st_mtime_ns
     except OSError as error:
         way_out = f"make this file by other means, or start the gateway with {VARIABLE}=1"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import click
 import msgspec
 
-from suffice.cli.shell import CONFIG, INSECURE_OPEN, CommandGroup, fail, option
+from suffice.cli.shell import CONFIG, INSECURE_OPEN, CommandGroup, fail, option, print_rows, stacked
 from suffice.errors import SufficeError
 from suffice.formatting import iso
 from suffice.plugins import load_plugins
+from suffice.settings import Settings
 from suffice.wiring.audit import with_addresses
 from suffice.wiring.files import load_deployment, load_settings
 from suffice.wiring.people import People, access_changed
@@ -19,21 +19,20 @@ from suffice.wiring.prestart import preflight
 from suffice.wiring.routes import check_routes, evidence_warnings, read_evidence
 from suffice.wiring.worker import open_decisions
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 
 @click.group(cls=CommandGroup)
 def config() -> None:
     """Check a settings file, or print it with all defaults."""
 
 
-def _settings_file(command: F) -> F:
-    named = option("--config", "named", metavar="FILE", help="The same, as other commands name it.")
-    return click.argument("path", metavar="[FILE]", default="suffice.toml")(named(command))
+_SETTINGS_FILE = stacked(
+    click.argument("path", metavar="[FILE]", default="suffice.toml"),
+    option("--config", "named", metavar="FILE", help="The same, as other commands name it."),
+)
 
 
 @config.command("check")
-@_settings_file
+@_SETTINGS_FILE
 @option("--host", help="Address to listen on, as `serve` takes it.")
 @INSECURE_OPEN
 def check(path: str, named: str | None, host: str | None, insecure_open: bool) -> None:
@@ -61,7 +60,7 @@ def check(path: str, named: str | None, host: str | None, insecure_open: bool) -
 
 
 @config.command("show")
-@_settings_file
+@_SETTINGS_FILE
 def show(path: str, named: str | None) -> None:
     """Print all settings of FILE (suffice.toml where none is named) as JSON, defaults filled in.
 
@@ -70,9 +69,6 @@ def show(path: str, named: str | None) -> None:
     settings = load_settings(named or path)
     plain = with_addresses(msgspec.to_builtins(settings))
     click.echo(msgspec.json.format(msgspec.json.encode(plain), indent=2).decode())
-
-
-T = TypeVar("T")
 
 
 @click.group(cls=CommandGroup)
@@ -85,17 +81,22 @@ def admin() -> None:
 @CONFIG
 def reset_secret(name: str, path: str) -> None:
     """Give NAME [default: admin] a new secret; the old one and its sessions end."""
-    _show("admin reset-secret", path, lambda people: people.reset(name), name, "reset")
+    settings = load_deployment(path)
+    secret = People.of(settings).reset(name)
+    _record("admin reset-secret", settings, name, "reset")
+    _print_secret(name, secret)
 
 
 @admin.command("add")
 @click.argument("name")
 @option("--role", type=click.Choice(["reviewer", "admin"]), default="reviewer", help="What they may do.")
 @CONFIG
-def add(name: str, role: str, path: str) -> None:
+def add(name: str, role: Literal["reviewer", "admin"], path: str) -> None:
     """Add NAME and print their secret once."""
-    kind: Literal["admin", "reviewer"] = "admin" if role == "admin" else "reviewer"
-    _show("admin add", path, lambda people: people.add(name, kind), name, "added")
+    settings = load_deployment(path)
+    secret = People.of(settings).add(name, role)
+    _record("admin add", settings, name, "added")
+    _print_secret(name, secret)
 
 
 @admin.command("remove")
@@ -103,12 +104,9 @@ def add(name: str, role: str, path: str) -> None:
 @CONFIG
 def remove(name: str, path: str) -> None:
     """Remove NAME and end their sessions."""
-
-    def go(people: People) -> None:
-        people.remove(name)
-
-    _done(path, go)
-    _noted("admin remove", path, name, "removed")
+    settings = load_deployment(path)
+    People.of(settings).remove(name)
+    _record("admin remove", settings, name, "removed")
     click.echo(f"{name}: may not come in any more")
 
 
@@ -116,28 +114,22 @@ def remove(name: str, path: str) -> None:
 @CONFIG
 def people(path: str) -> None:
     """List who has access. Secrets are kept as hashes and cannot be shown."""
-    result = _done(path, lambda people: people.listed())
-    for one in result:
-        click.echo(f"{one.name:<24} {one.role:<9} secret made {iso(one.since_s, ' ')}")
-    if not result:
-        click.echo("nobody yet: suffice admin reset-secret makes an admin")
+    print_rows(
+        People.of(load_deployment(path)).listed(),
+        lambda one: [f"{one.name:<24} {one.role:<9} secret made {iso(one.since_s, ' ')}"],
+        as_json=False,
+        empty="nobody yet: suffice admin reset-secret makes an admin",
+    )
 
 
-def _show(command: str, path: str, make: Callable[[People], str], name: str, what: Literal["added", "reset"]) -> None:
-    secret = _done(path, make)
-    _noted(command, path, name, what)
+def _print_secret(name: str, secret: str) -> None:
     click.echo(f"{name}: this secret is shown once and kept as a hash only", err=True)
     click.echo(secret)
 
 
-def _noted(command: str, path: str, name: str, what: Literal["added", "reset", "removed"]) -> None:
-    settings = load_settings(path)
+def _record(command: str, settings: Settings, name: str, what: Literal["added", "reset", "removed"]) -> None:
     try:
         with open_decisions(settings, create=False) as writer:
             writer.write(None, [access_changed(People.of(settings), name, what)])
     except SufficeError as error:
         click.echo(f"suffice {command}: it holds, but the audit log does not say so: {error}", err=True)
-
-
-def _done(path: str, do: Callable[[People], T]) -> T:
-    return do(People.of(load_deployment(path)))

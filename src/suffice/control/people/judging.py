@@ -14,17 +14,16 @@ The log holds no question, so the caller brings them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol
 
 from suffice.assurance.bounds import exact_binomial
 from suffice.assurance.labels import JudgeError, judge_error_bound
 from suffice.assurance.runs import FINISHED_ENDS, LabelledEpisode, Match
 from suffice.control.evidence.feedback import JudgeGrades, graded, pair_grades, persons_word
 from suffice.edge.judge import Grade
-from suffice.review.label_studio import ToJudge
-from suffice.types import Feedback, LabelRequest
+from suffice.types import Feedback
 
 MOST_CALLS = 200  # answers that are graded in one go
 
@@ -166,37 +165,3 @@ def _reason(error: JudgeError | None, max_em_drop: float) -> str:
     if error.charge < max_em_drop:
         return f"{counts}, of a budget of {max_em_drop:.2%}"
     return f"{counts}, which leaves nothing of a budget of {max_em_drop:.2%}, so its labels do not count"
-
-
-Which: TypeAlias = Literal["wanted", "differing"]
-DIFFERS = "the stop would have answered otherwise"
-
-
-def to_judge(
-    episodes: Iterable[LabelledEpisode],
-    wanted: Mapping[str, LabelRequest],
-    *,
-    which: Which,
-    questions: Mapping[str, str],
-) -> Iterator[ToJudge]:
-    """Runs of which nobody but a model has said what is right, in the order in which they ended.
-
-    wanted     labels that were asked for, by episode
-    which      "wanted": those alone; "differing": every full run whose stop would have answered otherwise
-    questions  texts by `Request.question_key`
-    """
-    for item in episodes:
-        request, outcome = item.episode.request, item.episode.outcome
-        asked = wanted.get(request.episode_id)
-        if asked is None and not (which == "differing" and is_full(item) and differs(item)):
-            continue
-        if persons_word(item.labels) is not None:
-            continue
-        yield ToJudge(
-            episode_id=request.episode_id,
-            route=request.route,
-            question=questions.get(request.question_key),
-            answer=outcome.answer,
-            would_answer=outcome.would_answer if asked is None else asked.would_answer,
-            why=DIFFERS if asked is None else asked.why,
-        )

@@ -5,7 +5,7 @@
 
 As its API reference has them (api.labelstud.io, projects). A legacy token is sent as `Token`; a personal access token,
 which is a JWT, is exchanged for a short one first. Knows HTTP; refuses to know what a task says
-(`review.label_studio`).
+(`tasks`).
 """
 
 from __future__ import annotations
