@@ -67,7 +67,7 @@ class Draws:
 
     def __post_init__(self) -> None:
         """Remember nothing."""
-        where, name = ("context", "LotKeys") if IS_BEFORE else ("context", "DeliveryMemory")
+        where, name = ("context", "LotKeys") if IS_BEFORE else ("auth", "DeliveryMemory")
         self.memory = getattr(import_module(f"suffice.gateway.{where}"), name)()
 
     def fields_of(self, one: Arrival, episode_id: str, *, share: float, now_s: float) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Draws:
             unit = self.memory.unit(named=named, body=one.body.encode(), caller=one.caller, now_s=now_s)
             lot = import_module("suffice.rollout.assign").draw_audit(unit, share=share, salt=SALT)
             return {"audit": lot.audit, "propensity": lot.propensity, "unit": lot.unit}
-        key = import_module("suffice.gateway.context").RequestKey(
+        key = import_module("suffice.gateway.auth").RequestKey(
             route="r",
             caller=one.caller,
             body=one.body.encode(),

@@ -136,7 +136,7 @@ class GatewayServer(uvicorn.Server):
         stop.told = self._told
 
     def _told(self) -> None:
-        self._gw.ready = False
+        self._gw.process.ready = False
         self.force_exit = self._stop.is_urgent
         self.end()
 
@@ -195,7 +195,7 @@ class GatewayServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the listener, let requests end, cut off the rest; return when every handler has ended."""
         state, gw = self.server_state, self._gw
-        gw.ready, gw.draining = False, True
+        gw.process.ready, gw.process.draining = False, True
         await self._close_listeners(sockets or [])
         grace_s = gw.settings.server.grace_s
         end_s = time.monotonic() + grace_s
@@ -275,7 +275,7 @@ def _url_of(listener: socket.socket) -> str:
 async def _serve(
     settings: Settings, found: Preflight, listeners: list[socket.socket], listening: Listening, stop: StopSignal
 ) -> None:
-    async with build_gateway(settings, found=found) as app, run_worker_process(settings, app.gateway.told):
+    async with build_gateway(settings, found=found) as app, run_worker_process(settings, app.gateway.deployment.notify):
         app.console_port = listeners[1].getsockname()[1] if len(listeners) > 1 else None
         server = _server(app, settings, stop)
         for listener in listeners:
@@ -345,7 +345,9 @@ async def serve_in_loop(
     listener = _listen(host, port)
     async with build_gateway(settings) as app, AsyncExitStack() as stack:
         if worker_after_s is not None:
-            await stack.enter_async_context(run_worker_process(settings, app.gateway.told, first_s=worker_after_s))
+            await stack.enter_async_context(
+                run_worker_process(settings, app.gateway.deployment.notify, first_s=worker_after_s)
+            )
         server = _server(app, settings)
         task = asyncio.create_task(server.serve(sockets=[listener]))
         try:

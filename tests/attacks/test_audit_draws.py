@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from scipy.stats import binom
 
-from suffice.gateway.context import DeliveryMemory, RequestKey
+from suffice.gateway.auth import DeliveryMemory, RequestKey
 from suffice.rollout.assign import AuditAssignment
 from suffice.testing import Reply, ToolCall, bad_json_frame, die_after, html200, no_done, no_finish, status
 from tests.gateway.conftest import Serve, serve

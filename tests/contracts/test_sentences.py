@@ -21,9 +21,11 @@ from suffice.assurance.runs import Match
 from suffice.cli.inspect.route_status import RouteStatus, _print_json, _print_route, read_statuses
 from suffice.console.context import ViewContext, parse_window
 from suffice.console.views.overview import standings
-from suffice.gateway.context import GatewayState
+from suffice.gateway.auth import Clients
+from suffice.gateway.context import Deployment, GatewayState
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.log_follower import Follower
+from suffice.gateway.sampling import LogSampler
 from suffice.scoring.base import build_scorer, scorer_label
 from suffice.settings import Settings, Store
 from suffice.store.database.log import EventLog
@@ -81,31 +83,39 @@ def gateway_of(made: Made) -> GatewayState:
     """A gateway that has followed the log to its end."""
     settings, evidence = made.settings, read_evidence(made.settings)
     log: Any = EventLog
+    metrics = Metrics()
     gw = GatewayState(
         settings=settings,
         upstreams={},
         log=log,
-        metrics=Metrics(),
+        metrics=metrics,
         salt="s",
         new_id=str,
         wall_s=lambda: 2_000_000_000.0,
         monotonic_s=lambda: 0.0,
-        kill=KillSwitch(kill_file(settings)),
-        routes=tuple(
-            build_route(name, route, evidence, settings.upstreams["up"]) for name, route in settings.routes.items()
+        clients=Clients(),
+        deployment=Deployment(
+            routes=tuple(
+                build_route(name, route, evidence, settings.upstreams["up"]) for name, route in settings.routes.items()
+            ),
+            metrics=metrics,
+            monotonic_s=lambda: 0.0,
+            kill=KillSwitch(kill_file(settings)),
+            salt="s",
         ),
+        sampling=LogSampler(settings=settings, salt="s"),
     )
     follower = Follower(gw, made.path)
     follower.take(follower.look())
     follower.close()
-    gw.export_promises()
+    gw.deployment.export_gauges()
     return gw
 
 
 def can_stop(gw: GatewayState, name: str) -> bool:
     """May the gateway end a run of the route, or cut it before it begins?"""
-    route = next(one for one in gw.routes if one.name == name)
-    if gw.kill.on or not route.acts or route.holding.ceiling == 0:
+    route = next(one for one in gw.deployment.routes if one.name == name)
+    if gw.deployment.kill.on or not route.acts or route.holding.ceiling == 0:
         return False
     cuts = bool(route.arm) or (route.settings.uncertified and bool(route.settings.arms))
     return bool(route.folds) or cuts or route.policy.name != "never"
@@ -138,12 +148,12 @@ def check(made: Made) -> dict[str, tuple[RouteStatus, str]]:
         if saving is not None and truth.saving is not None:
             assert saving.value == pytest.approx(truth.saving, abs=1e-9)
             assert "saving" not in text or text["saving"].startswith(f"{saving.value:.1%}")
-        route = next(each for each in gw.routes if each.name == name)
-        told = {one.promise, plain["promise"], text["promise"], pages[name].promise, gw.promise_to(route)()}
+        route = next(each for each in gw.deployment.routes if each.name == name)
+        told = {one.promise, plain["promise"], text["promise"], pages[name].promise, gw.deployment.promise_to(route)()}
         assert told == {one.promise}, (name, told)
         states = re.findall(rf'suffice_promise_state{{route="{name}",state="(\w+)"}} 1.0', gauges)
         assert {one.promise_state, pages[name].promise_state, *states} == {one.promise_state}
-        guarantee = gw.guarantee(route)
+        guarantee = gw.deployment.guarantee(route)
         assert guarantee.stops == can_stop(gw, name), (name, guarantee.state, made.settings.routes[name])
         if guarantee.stops:
             assert "runs in full" not in one.promise

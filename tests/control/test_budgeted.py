@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from suffice.cli.main import main
 from suffice.errors import ConfigError
-from suffice.gateway.deployment import is_servable
+from suffice.gateway.route import is_servable
 from suffice.review.route_guarantee import GuaranteeInputs, guarantee_of
 from suffice.settings import Settings, parse_settings
 from suffice.store.routes.phases import phase_of
@@ -135,7 +135,7 @@ async def test_replies_metrics_status_and_checks_call_it_budgeted_and_not_certif
             clipped=2.5,
         )
         write(g, replace(made, number=made.number + 1, certified=False, spending=account))
-        await until(lambda: g.gateway.routes[0].floor == made.level - 1)
+        await until(lambda: g.gateway.deployment.routes[0].floor == made.level - 1)
         before = len(g.fake.completions)
         answers = [await g.ask(chat(f"question {at}?", suffice={})) for at in range(20)]
         assert len(g.fake.completions) - before < 6 * 20, "it acts"

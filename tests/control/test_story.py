@@ -15,7 +15,7 @@ import pytest
 
 from suffice.control.evidence.versions import read_back
 from suffice.control.jobs.base import JobReport
-from suffice.gateway.deployment import deploy_route
+from suffice.gateway.route import deploy_route
 from suffice.settings import Settings, parse_settings
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import open_reader, read_episodes
@@ -83,7 +83,7 @@ async def work(g: Served, settings: Settings) -> list[JobReport]:
         return reports
 
     reports = await asyncio.to_thread(run)
-    g.gateway.told()
+    g.gateway.deployment.notify()
     return reports
 
 
@@ -98,7 +98,7 @@ async def test_from_observe_to_certified_stops_to_another_model_to_full_runs(tmp
     async with served(tmp_path, model, route=ROUTE) as g:
         settings = settings_of(g)
         assert [report.said for report in await work(g, settings)] == ["epoch 1 begins (cold start)"]
-        await until(lambda: g.gateway.routes[0].in_burst)
+        await until(lambda: g.gateway.deployment.routes[0].in_burst)
         await ask(g, 0, N)  # a cold start behaves as observe, and every run is evidence
         assert 3 * N < len(g.fake.completions) < 6 * N, "a vote that is decided draws no further sample"
         burst = [item.episode for item in await g.episodes(N)]
@@ -107,8 +107,8 @@ async def test_from_observe_to_certified_stops_to_another_model_to_full_runs(tmp
 
         (report,) = await work(g, settings)
         assert report.ok
-        await until(lambda: g.gateway.routes[0].certified)
-        level = g.gateway.routes[0].in_force.level
+        await until(lambda: g.gateway.deployment.routes[0].certified)
+        level = g.gateway.deployment.routes[0].in_force.level
         assert level > 0
         assert g.gateway.metrics.value("suffice_certified_level", route="r") == level
 
@@ -119,7 +119,7 @@ async def test_from_observe_to_certified_stops_to_another_model_to_full_runs(tmp
         assert len(stopped) > 30
         assert len(g.fake.completions) - before < 6 * 60
         assert all(episode.request.certified for episode in live)
-        version = f"{g.gateway.routes[0].policy_version}@{level}"
+        version = f"{g.gateway.deployment.routes[0].policy_version}@{level}"
         assert {episode.request.policy_version for episode in live} == {version}
         assert not any(episode.outcome.stopped for episode in live if episode.request.audit)
         answer = await g.ask(chat("one more?", suffice={}))
@@ -129,17 +129,19 @@ async def test_from_observe_to_certified_stops_to_another_model_to_full_runs(tmp
         model.name = "m-2"
         await ask(g, N + 61, 1)
         await g.quiet()
-        assert not g.gateway.routes[0].certified, "suspended by the first answer, before the control loop knows"
+        assert not g.gateway.deployment.routes[0].certified, (
+            "suspended by the first answer, before the control loop knows"
+        )
         (report,) = await work(g, settings)
         assert "model changed from 'm-1' to 'm-2'" in report.said
         held = read_decided(g.database).of("r")
         assert (held.n_epochs, held.in_burst, held.alarm and held.alarm.cause) == (2, True, "change")
-        await until(lambda: g.gateway.routes[0].in_force.n_epochs == 2)
+        await until(lambda: g.gateway.deployment.routes[0].in_force.n_epochs == 2)
         before = len(g.fake.completions)
         await ask(g, 1_000, N + 30)
         assert 3 * (N + 30) < len(g.fake.completions) - before < 6 * (N + 30), "only what is decided ends"
         await work(g, settings)
-        await until(lambda: g.gateway.routes[0].certified)
+        await until(lambda: g.gateway.deployment.routes[0].certified)
         again = read_decided(g.database).of("r")
         assert again.publication is not None
         assert (again.publication.epoch, again.publication.upstream) == (2, (("m", "m-2", "fake-1"),))
@@ -152,10 +154,10 @@ async def test_what_cannot_be_loaded_runs_in_full(tmp_path: Path, caplog: pytest
     async with served(tmp_path, Model(), route=ROUTE) as g:
         settings = settings_of(g)
         await work(g, settings)
-        await until(lambda: g.gateway.routes[0].in_burst)
+        await until(lambda: g.gateway.deployment.routes[0].in_burst)
         await ask(g, 0, N + 5)
         await work(g, settings)
-        await until(lambda: g.gateway.routes[0].certified)
+        await until(lambda: g.gateway.deployment.routes[0].certified)
         file = await g.kept('"versions":{"v-')
     with closing(sqlite3.connect(g.database)) as connection:
         connection.execute("UPDATE artefacts SET body = replace(body, '\"seed\":0', '\"seed\":1')")
@@ -163,7 +165,7 @@ async def test_what_cannot_be_loaded_runs_in_full(tmp_path: Path, caplog: pytest
     file.unlink()  # which has the version whole
     async with served(tmp_path, Model(), route=ROUTE) as g:
         await until(lambda: "what is kept under it is v-" in caplog.text)
-        assert not g.gateway.routes[0].certified
+        assert not g.gateway.deployment.routes[0].certified
         await ask(g, 2_000, 4)
         assert not any(item.episode.outcome.stopped for item in (await g.episodes(N + 9))[N + 5 :])
         (report,) = await work(g, settings)
@@ -176,10 +178,10 @@ async def test_a_certificate_for_another_promise_or_setup_is_not_acted_on(tmp_pa
     async with served(tmp_path, fake, route=ROUTE) as g:
         settings = settings_of(g)
         await work(g, settings)
-        await until(lambda: g.gateway.routes[0].in_burst)
+        await until(lambda: g.gateway.deployment.routes[0].in_burst)
         await ask(g, 0, N + 5)
         await work(g, settings)
-        route, url = g.gateway.routes[0].settings, g.fake.url
+        route, url = g.gateway.deployment.routes[0].settings, g.fake.url
     upstream = settings.upstreams["up"]
 
     def certified(**changes: Any) -> bool:

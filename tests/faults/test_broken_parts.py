@@ -57,7 +57,7 @@ def with_route(**changes: Any) -> Callable[[GatewayState], None]:
     """Replace parts of every route."""
 
     def change(gateway: GatewayState) -> None:
-        gateway.routes = tuple(replace(route, **changes) for route in gateway.routes)
+        gateway.deployment.routes = tuple(replace(route, **changes) for route in gateway.deployment.routes)
 
     return change
 
@@ -66,10 +66,10 @@ def with_settings(**changes: Any) -> Callable[[GatewayState], None]:
     """Replace a route's settings by some that no configuration can give."""
 
     def change(gateway: GatewayState) -> None:
-        for_each = [{f: getattr(r.settings, f) for f in Route.__struct_fields__} for r in gateway.routes]
-        gateway.routes = tuple(
+        for_each = [{f: getattr(r.settings, f) for f in Route.__struct_fields__} for r in gateway.deployment.routes]
+        gateway.deployment.routes = tuple(
             replace(route, settings=Route(**known | changes))
-            for route, known in zip(gateway.routes, for_each, strict=True)
+            for route, known in zip(gateway.deployment.routes, for_each, strict=True)
         )
 
     return change
@@ -158,7 +158,7 @@ async def test_a_log_that_raises_costs_no_answer(serve: Serve, mode: str) -> Non
 
 async def test_a_failure_before_the_request_was_understood_is_a_clean_500(serve: Serve) -> None:
     def change(gateway: GatewayState) -> None:
-        gateway.deliveries = Failing()  # type: ignore[assignment]
+        gateway.clients.deliveries = Failing()  # type: ignore[assignment]
 
     async with serve(chain(), change=change) as g:
         answer = await g.ask(chat())

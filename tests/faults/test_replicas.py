@@ -51,16 +51,16 @@ async def test_a_gateway_that_does_not_see_a_decision_says_what_it_serves_and_se
         async with serve(FOUR, route=ROUTE, store=store, upstream={"url": one.fake.url}) as other:
             told = one.gateway.settings
             await decide(one, began(), published(told, 2))
-            other.gateway.told()
-            await until(other, lambda gw: gw.routes[0].in_force.level == 2)
+            other.gateway.deployment.notify()
+            await until(other, lambda gw: gw.deployment.routes[0].in_force.level == 2)
             blocked.add(id(other.gateway))
             await decide(one, published(told, 1, number=2))
             assert await answered(one, one.fake) == (new, 5)
             assert await answered(other, one.fake) == (old, 3), "as it was certified when it last saw the log"
-            await until(other, lambda gw: gw.serves == "full", within_s=20.0)
+            await until(other, lambda gw: gw.deployment.serves == "full", within_s=20.0)
             assert (await answered(other, one.fake))[1] == 8, "after so long nothing of what it knew acts"
             assert other.gateway.metrics.value("suffice_log_unread_seconds") >= 4
             blocked.clear()
-            other.gateway.told()
-            await until(other, lambda gw: not gw.serves)
+            other.gateway.deployment.notify()
+            await until(other, lambda gw: not gw.deployment.serves)
             assert await answered(other, one.fake) == (new, 5)

@@ -87,7 +87,7 @@ async def test_a_route_whose_controller_keeps_failing_passes_through_and_tries_a
         ahead_s += OPEN_S
         gateway = broken[0]
         working = SlowPolicy(0.0)
-        gateway.routes = tuple(replace(route, policy=working) for route in gateway.routes)
+        gateway.deployment.routes = tuple(replace(route, policy=working) for route in gateway.deployment.routes)
         assert await reasons(3) == [None] * 3  # one tries, and it works again
         assert g.gateway.metrics.value("suffice_ungoverned_total", route="r", reason="breaker") == 5
 

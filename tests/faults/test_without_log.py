@@ -100,7 +100,7 @@ async def test_a_gateway_that_starts_without_its_log_serves_what_it_served_and_s
     damage(tmp_path / "log.db")
     async with serve(FOUR, route=ROUTE, fake={"port": port}) as g:
         assert await drawn(g) == 3, "as before"
-        assert g.gateway.routes[0].certified
+        assert g.gateway.deployment.routes[0].certified
         assert await drawn(g, model="another") == 8, "what no evidence speaks of runs in full"
         async with g.session.get(g.url + "/readyz") as response:
             assert (response.status, await response.json()) == (200, {"status": "ready", "without_log": "last good"})
@@ -166,10 +166,10 @@ async def test_a_log_that_is_held_at_the_start_is_used_when_it_is_let_go_and_row
         g = await ours.__aenter__()
         assert await drawn(g) == 3
         await asyncio.sleep(0.5)
-        assert g.gateway.without_log is not None, "it is tried again and again"
+        assert g.gateway.deployment.log_problem is not None, "it is tried again and again"
     try:
-        await until(g, lambda gw: gw.without_log is None and not gw.serves)
-        assert g.gateway.routes[0].certified
+        await until(g, lambda gw: gw.deployment.log_problem is None and not gw.deployment.serves)
+        assert g.gateway.deployment.routes[0].certified
         assert await drawn(g) == 3
         requests = [item.episode.request for item in await g.episodes(2)]
         missed = [one.event for one in read_events(g.database) if isinstance(one.event, LogOutage)]
@@ -258,7 +258,7 @@ async def test_at_zero_seconds_no_file_is_written_and_none_is_served(serve: Serv
     assert file.stat().st_mtime_ns == before_ns
     spoil(tmp_path / "log.db")
     async with serve(FOUR, route=ROUTE, store={"last_good_s": 0}, fake={"port": port}) as g:
-        assert g.gateway.serves == "full"
+        assert g.gateway.deployment.serves == "full"
         assert await drawn(g) == 8
 
 
@@ -269,7 +269,7 @@ async def test_what_a_person_has_paused_stays_paused_without_the_log_with_a_cert
         port = await served_before(serve, PAUSED, route=route)
         spoil(tmp_path / "log.db")
         async with serve(FOUR, route=route, fake={"port": port}) as g:
-            assert g.gateway.serves == "last good"
+            assert g.gateway.deployment.serves == "last good"
             assert await drawn(g) == 8
         for name in list(tmp_path.glob("log.db*")):  # noqa: ASYNC240 - a handful
             name.unlink()
@@ -294,13 +294,13 @@ async def test_what_is_in_force_goes_on_for_so_long_and_then_all_runs_in_full_un
         await decide(g, began(), published(g.gateway.settings, 2))
         away = g.database.with_name("away.db")
         g.database.rename(away)
-        await until(g, lambda gw: gw.serves == "last good")
+        await until(g, lambda gw: gw.deployment.serves == "last good")
         assert await drawn(g) == 3
-        await until(g, lambda gw: gw.serves == "full")
+        await until(g, lambda gw: gw.deployment.serves == "full")
         assert await drawn(g) == 8
         away.rename(g.database)
-        g.gateway.told()
-        await until(g, lambda gw: not gw.serves)
+        g.gateway.deployment.notify()
+        await until(g, lambda gw: not gw.deployment.serves)
         assert await drawn(g) == 3
         assert g.gateway.metrics.value("suffice_log_unread_seconds") == 0
 
@@ -332,7 +332,7 @@ async def test_a_version_that_cannot_be_loaded_leaves_the_last_good_one_in_force
         assert (await drawn(g), await drawn(g, model="n")) == (5, 5)
         for number, fit in enumerate((broken, crashes), 2):
             bad(told, fit, number, began(number, name="n"))
-            g.gateway.told()
+            g.gateway.deployment.notify()
             while refused(g.gateway) < number - 1:  # noqa: ASYNC110 - there is no event
                 await asyncio.sleep(0.01)
             assert await drawn(g) == 5, "as it was certified"
@@ -351,7 +351,7 @@ async def test_a_version_that_cannot_be_loaded_leaves_the_last_good_one_in_force
         await decide(g, published(told, 0, number=4, name="m"))
         assert await drawn(g) == 8, "what is taken back is taken back"
         bad(told, broken, 5)
-        g.gateway.told()
+        g.gateway.deployment.notify()
         await until(g, lambda gw: refused(gw) == 2)
         assert await drawn(g) == 8, "and does not come back for a version that is broken"
 
@@ -433,7 +433,7 @@ async def test_a_rollback_without_the_log_is_refused_with_the_way_out_which_work
         assert await drawn(g) == 8
     assert max(stops) - pulled_s < 1.0 + stalls.total_s
     async with serve(FOUR, route=ROUTE, fake={"port": port}) as g:
-        assert g.gateway.kill.on, "a gateway that starts looks for it, too"
+        assert g.gateway.deployment.kill.on, "a gateway that starts looks for it, too"
         assert await drawn(g) == 8
 
 

@@ -113,7 +113,7 @@ async def test_the_clients_own_word_stands_and_another_model_suspends_the_route(
         model.name = "m-2"
         assert await budget(g) == 3, "its answer is the first that anybody sees of it"
         assert await budget(g) is None
-        assert not g.gateway.routes[0].certified
+        assert not g.gateway.deployment.routes[0].certified
 
 
 async def test_an_audit_runs_in_full_and_asks_again_with_the_arm_and_no_live_run_is_probed(serve: Serve) -> None:
@@ -150,10 +150,10 @@ async def test_from_pairs_to_the_certificate_to_short_thoughts(serve: Serve) -> 
             await g.quiet()
         report = await work(g, settings)
         assert report.startswith(f"level 1 published ({ARM}: EM lower by 0.00 points")
-        await until(lambda: g.gateway.routes[0].certified)
-        route_now = g.gateway.routes[0]
+        await until(lambda: g.gateway.deployment.routes[0].certified)
+        route_now = g.gateway.deployment.routes[0]
         assert route_now.arm == ARM
-        g.gateway.routes = (msgspec_replace(route_now, audit_share=0.0),)
+        g.gateway.deployment.routes = (msgspec_replace(route_now, audit_share=0.0),)
         assert await budget(g, "one more?") == 3
         answer = await g.ask(chat("and one?", suffice={}))
         assert answer.told["certified"] is True
@@ -184,7 +184,7 @@ async def work(g: Served, settings: Settings) -> str:
         return reports[0].said
 
     said = await asyncio.to_thread(run)
-    g.gateway.told()
+    g.gateway.deployment.notify()
     return said
 
 

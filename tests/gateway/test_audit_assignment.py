@@ -16,7 +16,8 @@ from scipy.stats import binom
 
 from suffice.assurance.runs import measure_run
 from suffice.control.evidence.audits import is_evidence
-from suffice.gateway.context import KEY_WINDOW_S, DeliveryMemory, GatewayState, RequestKey
+from suffice.gateway.auth import KEY_WINDOW_S, DeliveryMemory, RequestKey
+from suffice.gateway.context import GatewayState
 from suffice.learn.dataset import fate
 from suffice.rollout.assign import AuditAssignment, joined
 from suffice.testing import FakeRequest, Reply, ScriptedThought, stall_after, status

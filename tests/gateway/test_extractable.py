@@ -140,12 +140,14 @@ async def test_a_refused_route_stops_nothing(tmp_path: Path, n_unreadable: int) 
 async def test_a_running_route_is_checked_again(tmp_path: Path) -> None:
     """The route of the gateway itself loses its right to act after enough unreadable full runs."""
     async with served(tmp_path, SLOW, upstream=UPSTREAM, routes={"math": ROUTE}) as g:
+        seen = g.gateway.statistics["math"]
         for i in range(CHECK_RUNS):
-            seen, ended = full_run(f"r{i}", None)
-            assert isinstance(seen, Request)
+            _, ended = full_run(f"r{i}", None)
             assert isinstance(ended, Outcome)
-            g.gateway.note_full_run(seen, ended)
-        assert not g.gateway.routes[0].acts
+            is_due = seen.note_full_run(ended)
+        assert is_due
+        g.gateway.deployment.check_answers("math", tuple(seen.extracted))
+        assert not g.gateway.deployment.routes[0].acts
         answer = await g.ask(chat("what is two and two", suffice={}))
         assert answer.told["stopped"] is False
 

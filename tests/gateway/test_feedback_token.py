@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.gateway.context import FeedbackByToken
+from suffice.gateway.auth import FeedbackByToken, read_token, sign_token
 from suffice.gateway.feedback import MOST_WORDS
-from suffice.rollout.feedback_token import read_token, sign
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback
 from tests.gateway.conftest import Serve
@@ -119,8 +118,8 @@ async def test_a_forged_or_old_one_is_refused_in_plain_words_wherever_it_stands(
     async with serve(server=KEYS if keyed else {}) as g:
         answer = await g.ask(chat(), headers=KEY)
         episode, token, now_s = answer.headers["x-suffice-episode-id"], answer.headers[HEADER], int(g.gateway.wall_s())
-        old = sign(episode, until_s=now_s - 10, salt=g.gateway.salt)
-        foreign = sign(episode, until_s=now_s + 1_000, salt="another deployment")
+        old = sign_token(episode, until_s=now_s - 10, salt=g.gateway.salt)
+        foreign = sign_token(episode, until_s=now_s + 1_000, salt="another deployment")
         wrong = dict.fromkeys((foreign, token[:-1], "x", ""), "invalid")
         for bad, code in {old: "expired", **wrong}.items():
             for answer in (await rated(g, bad), await say(g, {"rating": 4, "token": bad})):
@@ -160,7 +159,7 @@ async def test_one_token_has_only_so_many_words(serve: Serve) -> None:
 
 
 def test_counts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("suffice.gateway.context.SPOKEN_ENTRIES", 3)
+    monkeypatch.setattr("suffice.gateway.auth.MOST_TOKENS_COUNTED", 3)
     words = FeedbackByToken()
     for name in ("a", "b", "c", "a", "d"):
         words.note(name)

@@ -87,7 +87,7 @@ def declared(gw: Any) -> None:
         }
     )
     gw.settings = msgspec.structs.replace(gw.settings, metrics=told.metrics, feedback=told.feedback)
-    gw.langfuse_secret = SECRET
+    gw.clients.langfuse_secret = SECRET
 
 
 def signed(raw: bytes, secret: str = SECRET) -> dict[str, str]:
@@ -146,4 +146,4 @@ async def test_the_secret_comes_from_the_environment(monkeypatch: pytest.MonkeyP
             pass
     monkeypatch.setenv("LANGFUSE_SECRET", SECRET)
     async with build_gateway(parse_settings(raw)) as app:
-        assert app.gateway.langfuse_secret == SECRET
+        assert app.gateway.clients.langfuse_secret == SECRET

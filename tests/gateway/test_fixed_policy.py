@@ -91,7 +91,7 @@ async def test_another_model_suspends_the_route(serve: Serve) -> None:
         name[0] = "m-2"
         assert await drawn(g) == N_DRAWN, "its answer is the first that anybody sees of it"
         assert await drawn(g) == 8
-        assert not g.gateway.routes[0].certified
+        assert not g.gateway.deployment.routes[0].certified
 
 
 async def test_an_audit_runs_in_full_whatever_is_proved(serve: Serve) -> None:
@@ -115,15 +115,15 @@ async def test_from_full_runs_to_the_proof_to_stops(serve: Serve) -> None:
     async with serve(FOUR, route=route) as g:
         settings = beside(g)
         await work(g, settings)
-        await until(lambda: g.gateway.routes[0].in_burst)
+        await until(lambda: g.gateway.deployment.routes[0].in_burst)
         for begin in range(0, 60, 6):
             await asyncio.gather(*(g.ask(chat(f"question {begin + at}?")) for at in range(6)))
         episodes = await g.episodes(60)
         assert all(one.episode.request.audit and not one.episode.outcome.stopped for one in episodes)
         report = await work(g, settings)
         assert "level 1 published" in report
-        await until(lambda: g.gateway.routes[0].certified)
-        now = g.gateway.routes[0]
+        await until(lambda: g.gateway.deployment.routes[0].certified)
+        now = g.gateway.deployment.routes[0]
         assert now.in_force.publication is not None
         assert now.in_force.publication.is_owned
         drew = [await drawn(g) for _ in range(12)]

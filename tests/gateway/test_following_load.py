@@ -30,7 +30,7 @@ OTHER: Final = {"model": "m-2"}
 
 
 def operation(g: Served) -> RouteOperation:
-    return g.gateway.operating.of("r", g.gateway.routes[0].settings)
+    return g.gateway.deployment.load.of("r", g.gateway.deployment.routes[0].settings)
 
 
 def server(says: dict[str, Reply] | None = None) -> FakeUpstream:
@@ -111,7 +111,7 @@ async def pause(g: Served, _: dict[str, Reply]) -> None:
 async def another_model(g: Served, says: dict[str, Reply]) -> None:
     says["now"] = reply(extra=OTHER)
     await g.ask(chat("who are you?"))
-    assert not g.gateway.routes[0].certified
+    assert not g.gateway.deployment.routes[0].certified
 
 
 async def epoch_ends(g: Served) -> None:

@@ -5,8 +5,17 @@ from __future__ import annotations
 import pytest
 
 from suffice.errors import ConfigError
-from suffice.gateway.auth import Caller, KeyLimitError, KeyLimits, KeyRing, utc_day
-from suffice.gateway.objects import MOST_ENTRIES, Objects, object_in, references
+from suffice.gateway.auth import (
+    MOST_ENTRIES,
+    Caller,
+    KeyLimitError,
+    KeyLimits,
+    KeyRing,
+    Objects,
+    object_in,
+    references,
+    utc_day,
+)
 from suffice.settings import Key, Route, parse_settings
 from suffice.store.rows.records import KeyUsage, StoredObject
 from suffice.wiring.keys import key_ring
@@ -60,8 +69,8 @@ def test_a_day_of_tokens_ends_at_midnight_and_outlives_a_restart() -> None:
     limits.spend("another", 10**9, wall_s=NOON_S)
     assert refused(limits, who) == ("tokens_per_day", 43_200)
     enter(limits, who, spends=False)
-    (told,) = limits.unwritten()
-    assert (told, limits.unwritten()) == (KeyUsage(usage_id="", sender="c", day=utc_day(NOON_S), n_tokens=120), [])
+    (told,) = limits.take_unwritten()
+    assert (told, limits.take_unwritten()) == (KeyUsage(usage_id="", sender="c", day=utc_day(NOON_S), n_tokens=120), [])
     fresh = KeyLimits([who])
     fresh.restore([told])
     assert refused(fresh, who)[0] == "tokens_per_day"
@@ -77,7 +86,7 @@ def test_a_key_without_limits_costs_no_memory() -> None:
     enter(limits, caller())
     limits.leave(caller())
     limits.spend("c", 5, wall_s=NOON_S)
-    assert limits.unwritten() == []
+    assert limits.take_unwritten() == []
 
 
 @pytest.mark.parametrize(

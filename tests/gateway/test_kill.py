@@ -44,7 +44,7 @@ async def seen(g: Served, *, on: bool) -> float:
     file, began_s = kill_file(g.gateway.settings), time.monotonic()
     assert set_switch(file, "something is wrong", "ann") if on else clear_switch(file)
     async with asyncio.timeout(30):
-        while g.gateway.kill.on is not on:  # noqa: ASYNC110 - there is no event
+        while g.gateway.deployment.kill.on is not on:  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.005)
     return time.monotonic() - began_s
 

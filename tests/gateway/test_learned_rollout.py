@@ -80,7 +80,7 @@ def moved(g: Served, move: Callable[[rollouts.RolloutRun], stages.Transition]) -
     with open_decisions(g.gateway.settings) as writer:
         made = rollouts.move(writer, "r", move)
     assert not isinstance(made, str), made
-    g.gateway.told()
+    g.gateway.deployment.notify()
 
 
 def promoted(held: rollouts.RolloutRun) -> stages.Transition:
@@ -104,26 +104,26 @@ async def lengths(g: Served, begin_at: int, n: int = 40) -> tuple[Counter[tuple[
 async def test_it_acts_as_far_as_it_is_certified_for_its_share_and_for_nobody_else(serve: Serve) -> None:
     async with serve(FOUR, route=ROUTE) as g:
         begin(g)
-        g.gateway.told()
-        await until(lambda: bool(g.gateway.variants.trials) and g.gateway.routes[0].certified)
+        g.gateway.deployment.notify()
+        await until(lambda: bool(g.gateway.deployment.variants.trials) and g.gateway.deployment.routes[0].certified)
         shadow, _ = await lengths(g, 0)
         assert shadow == {("", 5): 40}, "in shadow nobody is served by it"
         moved(g, promoted)
         moved(g, promoted)
         moved(g, promoted)
-        await until(lambda: g.gateway.variants.trials["r"].state.share == 0.5)
+        await until(lambda: g.gateway.deployment.variants.trials["r"].state.share == 0.5)
         uncertified, runs = await lengths(g, 40)
         assert set(uncertified) == {("candidate", 8), ("control", 5)}, "uncertified it stops nobody"
         assert not any(run.request.certified for run in runs if run.request.arms[0].arm == "candidate")
         for level, steps in ((1, 3), (2, 2)):
             moved(g, at_level(level))
-            await until(lambda level=level: g.gateway.variants.trials["r"].state.level == level)  # type: ignore[misc]
+            await until(lambda level=level: g.gateway.deployment.variants.trials["r"].state.level == level)  # type: ignore[misc]
             found, runs = await lengths(g, 40 + 40 * level)
             assert set(found) == {("candidate", steps), ("control", 5)}
             mine = [run.request for run in runs if run.request.arms[0].arm == "candidate"]
             assert {(one.policy_version, one.certified) for one in mine} == {(f"{BOLDER.address}@{level}", True)}
         moved(g, at_level(0))
-        await until(lambda: g.gateway.variants.trials["r"].state.level == 0)
+        await until(lambda: g.gateway.deployment.variants.trials["r"].state.level == 0)
         back, _ = await lengths(g, 160)
         assert set(back) == {("candidate", 8), ("control", 5)}, "its certificate is gone, and it stops nobody"
 
@@ -133,17 +133,17 @@ async def test_it_is_served_only_beside_what_it_was_compared_with(serve: Serve) 
         begin(g)
         for move in (at_level(2), promoted, promoted, promoted):
             moved(g, move)
-        await until(lambda: bool(g.gateway.variants.trials) and g.gateway.routes[0].certified)
+        await until(lambda: bool(g.gateway.deployment.variants.trials) and g.gateway.deployment.routes[0].certified)
         both, _ = await lengths(g, 0)
         assert set(both) == {("candidate", 2), ("control", 5)}
         write(g.gateway.settings, began(2))
-        g.gateway.told()
-        await until(lambda: g.gateway.routes[0].in_burst)
+        g.gateway.deployment.notify()
+        await until(lambda: g.gateway.deployment.routes[0].in_burst)
         burst, _ = await lengths(g, 40)
         assert set(burst) == {("", 8)}, "a new epoch runs in full, the candidate's part as well"
         write(g.gateway.settings, published(g.gateway.settings, 2, number=2, epoch=2))
-        g.gateway.told()
-        await until(lambda: g.gateway.routes[0].certified)
+        g.gateway.deployment.notify()
+        await until(lambda: g.gateway.deployment.routes[0].certified)
         held, _ = await lengths(g, 80)
         assert ("candidate", 2) in held, "the same models are in force again"
 
@@ -157,9 +157,9 @@ async def test_one_that_was_changed_beside_the_log_serves_nobody(serve: Serve) -
             connection.execute(
                 "UPDATE artefacts SET body = replace(body, '0.89', '0.99') WHERE address = ?", (held.state.candidate,)
             )
-        await until(lambda: g.gateway.routes[0].certified)
+        await until(lambda: g.gateway.deployment.routes[0].certified)
         await asyncio.sleep(0.3)
-        assert g.gateway.variants.trials == {}
+        assert g.gateway.deployment.variants.trials == {}
         found, _ = await lengths(g, 0)
         assert found == {("", 5): 40}
 
@@ -219,7 +219,7 @@ async def work(g: Served, settings: Settings, *names: str) -> list[str]:
         return said
 
     said = await asyncio.to_thread(run)
-    g.gateway.told()
+    g.gateway.deployment.notify()
     return said
 
 
@@ -228,10 +228,10 @@ async def test_from_a_cold_start_to_a_proposal_that_serves_everybody(tmp_path: P
     async with served(tmp_path, Model(), route=LIVE) as g:
         settings, asked = settings_of(g), 120
         await work(g, settings, "certify")
-        await until(lambda: g.gateway.routes[0].in_burst)
+        await until(lambda: g.gateway.deployment.routes[0].in_burst)
         await ask(g, 0, 120)
         await work(g, settings, "certify", "retrain")
-        await until(lambda: g.gateway.routes[0].certified)
+        await until(lambda: g.gateway.deployment.routes[0].certified)
         proposal = newest_proposal(g.database, "r")
         assert proposal is not None
         with open_decisions(settings) as writer, open_reader(writer.path) as connection:
@@ -253,8 +253,8 @@ async def test_from_a_cold_start_to_a_proposal_that_serves_everybody(tmp_path: P
                 ),
                 str,
             )
-        g.gateway.told()
-        await until(lambda: bool(g.gateway.variants.trials))
+        g.gateway.deployment.notify()
+        await until(lambda: bool(g.gateway.deployment.variants.trials))
         for _ in range(12):
             await ask(g, asked, 48)
             asked += 48
@@ -274,7 +274,7 @@ async def test_from_a_cold_start_to_a_proposal_that_serves_everybody(tmp_path: P
         assert all(episode.request.certified for episode in served_by_it)
         await ask(g, asked, 24)
         await work(g, settings, "certify")
-        await until(lambda: g.gateway.routes[0].policy_version == proposal.address)
+        await until(lambda: g.gateway.deployment.routes[0].policy_version == proposal.address)
         answer = await g.ask(chat("What is three and four?", suffice={}))
         assert answer.told["policy_version"].startswith(f"{proposal.address}@")
         assert answer.told["certified"] is True

@@ -71,11 +71,11 @@ def write(settings: Settings, *events: Event) -> None:
 
 async def decide(g: Served, *events: Event) -> None:
     """Write decisions, tell the gateway, and wait until it has seen them."""
-    before = g.gateway.routes
+    before = g.gateway.deployment.routes
     await asyncio.to_thread(write, g.gateway.settings, *events)
-    g.gateway.told()
+    g.gateway.deployment.notify()
     async with asyncio.timeout(30):
-        while g.gateway.routes is before:  # noqa: ASYNC110 - there is no event
+        while g.gateway.deployment.routes is before:  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.005)
 
 
@@ -126,7 +126,7 @@ async def test_what_is_decided_already_is_in_force_from_the_first_request(serve:
         await decide(g, began(), published(told, 2))
     port = int(url.rpartition(":")[2])
     async with serve(FOUR, route=ROUTE, fake={"port": port}) as g:
-        assert g.gateway.routes[0].certified
+        assert g.gateway.deployment.routes[0].certified
         assert await drawn(g) == 3
 
 
@@ -135,7 +135,7 @@ async def test_another_process_is_followed_within_two_seconds(serve: Serve) -> N
         write(g.gateway.settings, began(), published(g.gateway.settings, 2))
         written_s = time.monotonic()
         async with StallMeter() as stalls, asyncio.timeout(60):
-            while not g.gateway.routes[0].certified:  # noqa: ASYNC110 - there is no event
+            while not g.gateway.deployment.routes[0].certified:  # noqa: ASYNC110 - there is no event
                 await asyncio.sleep(0.02)
         assert time.monotonic() - written_s < 2.5 + stalls.total_s
 
@@ -168,7 +168,7 @@ async def test_the_first_answer_of_another_model_suspends_the_route(serve: Serve
         replies["now"] = Reply(answer=cut("it is 4"), extra=extra)
         assert await drawn(g) == 3
         assert await drawn(g) == 8
-        assert not g.gateway.routes[0].certified
+        assert not g.gateway.deployment.routes[0].certified
         assert (await g.episodes(3))[-1].episode.request.audit is True
         await decide(
             g,
@@ -225,7 +225,7 @@ async def test_a_level_that_proves_too_little_or_cannot_be_served_is_not_acted_o
         )
         for number, change in enumerate(changes, 1):
             await decide(g, published(told, number=number, **{"level": 2, **change}))
-            assert not g.gateway.routes[0].certified, change
+            assert not g.gateway.deployment.routes[0].certified, change
         assert await drawn(g) == 8
         assert "v-gone: cannot be read" in caplog.text
         await decide(g, published(told, 2, number=8))
@@ -241,11 +241,11 @@ async def test_a_decision_that_cannot_be_read_leaves_everything_as_it_is(serve: 
                 " ('policy_published', 'r:2', 'r', 0, 1, '{\"publication\": 7}')"
             )
             connection.commit()
-        g.gateway.told()
+        g.gateway.deployment.notify()
         async with asyncio.timeout(30):
             while not g.failed_open("follow"):  # noqa: ASYNC110 - there is no event
                 await asyncio.sleep(0.01)
-        assert g.gateway.routes[0].certified
+        assert g.gateway.deployment.routes[0].certified
         assert await drawn(g) == 3
 
 

@@ -22,7 +22,7 @@ def seen_before(*lengths: tuple[int, int]) -> Any:
     """The gateway has already seen these full runs on its route: (tokens of the thought, how many runs)."""
 
     def put(gateway: GatewayState) -> None:
-        runs = gateway.full_runs["r"] = RunLengths()
+        runs = gateway.statistics["r"].full_runs = RunLengths()
         for thought, n in lengths:
             for _ in range(n):
                 runs.add(Usage(prompt_tokens=9, completion_tokens=thought + 2, reasoning_tokens=thought))
@@ -127,7 +127,7 @@ async def test_full_runs_teach_what_is_left(serve: Serve) -> None:
         for n in range(20):
             await g.ask(chat(f"question {n}", stream=bool(n % 2)))
         await g.episodes(20)
-        left = g.gateway.full_runs["r"].remaining(10)
+        left = g.gateway.statistics["r"].full_runs.remaining(10)
         assert left is not None
         assert (left.n, left.thought_tokens, left.answer_tokens) == (20, N_THOUGHT - 10, 2)
 
@@ -175,9 +175,13 @@ async def test_a_restart_forgets_nothing_that_was_learnt(serve: Serve) -> None:
         for n in range(20):
             await g.ask(chat(f"question {n}"))
         await g.episodes(20)
-        before = g.gateway.full_runs["r"].remaining(10), g.gateway.hand_overs["r"].cached_share
+        seen = g.gateway.statistics["r"]
+        before = seen.full_runs.remaining(10), seen.hand_overs.cached_share
     async with serve(chain(), upstream=up, route=route) as again:
-        assert (again.gateway.full_runs["r"].remaining(10), again.gateway.hand_overs["r"].cached_share) == before
+        assert (
+            again.gateway.statistics["r"].full_runs.remaining(10),
+            again.gateway.statistics["r"].hand_overs.cached_share,
+        ) == before
         assert before[0] is not None
         assert 0 < before[1] < 1
 
@@ -249,7 +253,7 @@ async def test_full_runs_with_probes_and_a_cache_reconcile(serve: Serve) -> None
                 (main.prompt_tokens or 0) - main.cached_tokens + 0.1 * main.cached_tokens + 100 * main.completion_tokens
             ) / 1e6
             assert o.cost_usd - o.overhead_usd == pytest.approx(alone)
-        assert g.gateway.hand_overs["r"].cached_share > 0.3
+        assert g.gateway.statistics["r"].hand_overs.cached_share > 0.3
 
 
 @pytest.mark.parametrize("slots", [1, 4])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from suffice.gateway.deployment import apply_pin
+from suffice.gateway.route import apply_pin
 from suffice.review.decide import DecisionRows, IncidentForm, OverrideForm
 from suffice.review.holds import InEffect, Override, in_effect
 from suffice.settings import Settings
@@ -48,10 +48,10 @@ def hold(settings: Settings, now_s: float, **wanted: Any) -> Override:
 
 async def seen(g: Served) -> None:
     """Tell the gateway, and wait until it has looked."""
-    before = g.gateway.routes
-    g.gateway.told()
+    before = g.gateway.deployment.routes
+    g.gateway.deployment.notify()
     async with asyncio.timeout(30):
-        while g.gateway.routes is before:  # noqa: ASYNC110 - there is no event
+        while g.gateway.deployment.routes is before:  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.005)
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from suffice.gateway.auth import Caller, KeyRing
-from suffice.gateway.objects import Objects
+from suffice.gateway.auth import Caller, KeyRing, Objects
 from suffice.settings import Upstream
 from suffice.store.rows.records import StoredObject
 from suffice.testing import FakeUpstream, Script
@@ -483,7 +482,9 @@ async def test_a_stored_response_is_asked_for_where_it_was_made(serve: Serve) ->
         async with serve(routes=routes) as g, UpstreamClient("up", Upstream(url=other.url), None) as elsewhere:
             g.gateway.upstreams = {"first": elsewhere, "up": elsewhere}
             await send(g, made)
-            assert g.gateway.objects.recent("resp_1") == StoredObject(object_id="resp_1", sender="", upstream="up")
+            assert g.gateway.clients.objects.recent("resp_1") == StoredObject(
+                object_id="resp_1", sender="", upstream="up"
+            )
             assert (await send(g, stored)).status == 200
     objects = Objects()
     for n in range(10_001):

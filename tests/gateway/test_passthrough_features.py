@@ -100,7 +100,7 @@ async def seen(g: Served, name: str, row: Row, stream: bool, kind: str, direct: 
     through = await g.ask(body)
     calls = g.fake.completions[n_before:]
     assert through.status == 200, name
-    reason = getattr(row, kind) if g.gateway.routes[0].settings.mode != "off" else "off"
+    reason = getattr(row, kind) if g.gateway.deployment.routes[0].settings.mode != "off" else "off"
     if reason is not None:
         assert through.raw == direct.raw or plain_ids(through.raw) == plain_ids(direct.raw), name
         assert len(calls) == 1

@@ -47,7 +47,7 @@ async def test_a_governed_request_passes_through_few_files(serve: Serve) -> None
         for _ in range(N_TRACED):
             with FilesSeen() as files:
                 assert (await gw.ask(chat(stream=True))).done
-                while gw.gateway.n_live:  # noqa: ASYNC110 - there is no event
+                while gw.gateway.process.n_live:  # noqa: ASYNC110 - there is no event
                     await asyncio.sleep(0.005)
             seen.append(files.names)
         outcomes = [one.episode.outcome for one in await gw.episodes(1 + N_TRACED)]

@@ -28,7 +28,7 @@ async def test_every_turn_of_a_conversation_is_drawn_for_by_itself(serve: Serve)
     assert talks[3] == ""
     assert all(len(unit) == 16 and "talk" not in unit for unit in units)
     assert {prompt_fold(request.question_key, 5) for request in requests} <= set(range(5))
-    assert {request.setup for request in requests} == {g.gateway.routes[0].setup}
+    assert {request.setup for request in requests} == {g.gateway.deployment.routes[0].setup}
 
 
 @pytest.mark.parametrize("change", [{"samples": 5}, {"scorer": "text"}, {"wave": 2}, {"model": "other"}])

@@ -152,7 +152,7 @@ async def test_rates_that_the_control_loop_sets_reach_a_gateway_that_runs(serve:
             author="w",
         )
         await asyncio.to_thread(write, g.gateway.settings, rates)
-        g.gateway.told()
+        g.gateway.deployment.notify()
         async with asyncio.timeout(30):
             while not g.gateway.sampling.rates:  # noqa: ASYNC110 - there is no event
                 await asyncio.sleep(0.01)

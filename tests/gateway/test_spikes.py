@@ -40,12 +40,12 @@ ROUTE: dict[str, Any] = {
 
 def certified(gw: GatewayState) -> None:
     """What the control loop does once levels have passed."""
-    gw.routes = tuple(replace(route, levels=LEVELS, certified=True) for route in gw.routes)
+    gw.deployment.routes = tuple(replace(route, levels=LEVELS, certified=True) for route in gw.deployment.routes)
     operation(gw).certified = len(LEVELS) - 1
 
 
 def operation(gw: GatewayState) -> RouteOperation:
-    return gw.operating.of("r", gw.routes[0].settings)
+    return gw.deployment.load.of("r", gw.deployment.routes[0].settings)
 
 
 def server() -> FakeUpstream:
@@ -124,7 +124,7 @@ async def braked(g: Served) -> RouteOperation:
 async def crowd(g: Served, n: int) -> list[Answer]:
     """Many at once, and as many again when the gateway has seen how full the slots are."""
     first = asyncio.gather(*(g.ask(chat(f"first {at}", suffice={})) for at in range(n)))
-    while (g.gateway.operating.queue("up") or 0) < 1:  # noqa: ASYNC110 - there is no event
+    while (g.gateway.deployment.load.queue("up") or 0) < 1:  # noqa: ASYNC110 - there is no event
         await asyncio.sleep(0.02)
     then = await asyncio.gather(*(g.ask(chat(f"then {at}", suffice={})) for at in range(n)))
     return [*await first, *then]

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from suffice.gateway.deployment import RolloutTrial
 from suffice.gateway.log_follower import Follower
+from suffice.gateway.route import RolloutTrial
 from suffice.rollout import stages
 from suffice.rollout.evidence import Rules
 from suffice.rollout.versions import VersionLineage, make_version
@@ -64,9 +64,9 @@ def written(**changes: Any) -> Experiment:
 
 async def told(g: Served, until: Any) -> None:
     """Tell the gateway to look, and wait until it has seen what it should."""
-    g.gateway.told()
+    g.gateway.deployment.notify()
     async with asyncio.timeout(30):
-        while not until(g.gateway.variants):  # noqa: ASYNC110 - there is no event
+        while not until(g.gateway.deployment.variants):  # noqa: ASYNC110 - there is no event
             await asyncio.sleep(0.005)
 
 
@@ -185,7 +185,7 @@ async def test_without_the_log_what_a_rollout_brought_serves_unless_the_owner_ha
     (tmp_path / "log.db").write_bytes(b"no database" * 1_000)
     for policy, n_drawn in ((OWN, 2), ({**OWN, "streak": 6}, 6)):
         async with serve(FOUR, route={**ROUTE, "policy": policy}, fake={"port": port}) as g:
-            assert g.gateway.serves == "last good"
+            assert g.gateway.deployment.serves == "last good"
             assert await drawn(g) == n_drawn
 
 
@@ -211,7 +211,9 @@ async def test_a_version_that_a_rollout_brought_and_that_cannot_be_read_leaves_t
         async with serve(FOUR, route=ROUTE, fake={"port": port}) as g:
             assert await drawn(g) == n_drawn, serves or "the last-good file has it still"
             assert g.gateway.metrics.value("suffice_versions_refused_total", route="r") == bool(serves)
-            assert bool(g.gateway.variants.trials) is not bool(serves), "nothing is compared with what does not serve"
+            assert bool(g.gateway.deployment.variants.trials) is not bool(serves), (
+                "nothing is compared with what does not serve"
+            )
             file = await g.kept()
         file.unlink()
         if serves:
@@ -222,10 +224,10 @@ async def test_a_version_that_a_rollout_brought_and_that_cannot_be_read_leaves_t
 
 async def test_a_rollout_asks_for_more_audits_while_em_is_not_proved(serve: Serve) -> None:
     async with serve(FOUR, route=ROUTE) as g:
-        assert g.gateway.share(g.gateway.routes[0]) == 0
+        assert g.gateway.share(g.gateway.deployment.routes[0]) == 0
         begin(g, BOLDER, Rules(audit_share=0.8))
         await told(g, lambda variants: variants.trials)
-        assert g.gateway.share(g.gateway.routes[0]) == 0.8
+        assert g.gateway.share(g.gateway.deployment.routes[0]) == 0.8
 
 
 async def test_a_policy_that_cannot_be_built_serves_nobody(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,8 +236,8 @@ async def test_a_policy_that_cannot_be_built_serves_nobody(serve: Serve, monkeyp
         await asyncio.to_thread(step, g)
         await told(g, lambda variants: variants.trials)
         monkeypatch.setattr(Follower, "take", lambda *_: None)  # the next look would bring the real one back
-        state = replace(g.gateway.variants.trials["r"].state, share=1.0)
-        g.gateway.variants.trials = {"r": RolloutTrial(state=state, policy={"policy": "gone"})}
+        state = replace(g.gateway.deployment.variants.trials["r"].state, share=1.0)
+        g.gateway.deployment.variants.trials = {"r": RolloutTrial(state=state, policy={"policy": "gone"})}
         assert (await g.ask(chat())).status == 200
         episode = await g.episode()
     assert (len(episode.outcome.steps), episode.request.arms) == (5, ())

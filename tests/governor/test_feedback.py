@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from suffice.errors import BadRequest
+from suffice.gateway.auth import read_token
 from suffice.governor import Governor
-from suffice.rollout.feedback_token import read_token
 from suffice.settings import parse_settings
 from suffice.store.database.views import read_events
 from suffice.store.rows.records import FeedbackEvent

@@ -346,7 +346,7 @@ def put_into(gov: Governor, **parts: Any) -> None:
     """Replace parts of the route: how faults are put in."""
     desk = gov._backend
     assert isinstance(desk, LocalBackend)
-    desk.gateway.routes = tuple(replace(route, **parts) for route in desk.gateway.routes)
+    desk.gateway.deployment.routes = tuple(replace(route, **parts) for route in desk.gateway.deployment.routes)
 
 
 class BrokenScorer:

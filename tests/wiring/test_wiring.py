@@ -213,10 +213,10 @@ async def test_keys_are_split_at_commas_and_trimmed(tmp_path: Path, monkeypatch:
     closed = settings(server={"api_keys_env": "CLIENT_KEYS"}, store={"url": f"sqlite:///{tmp_path}/log.db"})
     assert wiring.check_routes(closed) == []
     async with wiring.build_gateway(closed) as app:
-        found = [app.gateway.keys.find([("authorization", f"Bearer {key}")]) for key in ("a", "b", "a , b")]
+        found = [app.gateway.clients.keys.find([("authorization", f"Bearer {key}")]) for key in ("a", "b", "a , b")]
         assert [one is not None for one in found] == [True, True, False]
-        assert app.gateway.ready
-    assert not app.gateway.ready
+        assert app.gateway.process.ready
+    assert not app.gateway.process.ready
 
 
 # ---------------------------------------------------------------- what may act

@@ -15,8 +15,7 @@ from suffice.control.compare.experiments import read_experiment
 from suffice.demo import month_traffic
 from suffice.demo.month_traffic import QuestionKind, drawn_from, full_run
 from suffice.errors import SufficeError
-from suffice.gateway.deployment import RolloutTrial, Variants
-from suffice.gateway.route import BuiltRoute
+from suffice.gateway.route import BuiltRoute, RolloutTrial, Variants
 from suffice.replay.run import replay_run
 from suffice.rollout.evidence import rules_of
 from suffice.rollout.experiment import UnitIds

@@ -33,8 +33,10 @@ MODELS_TIMEOUT_S = 10.0
 
 async def list_models(gw: GatewayState, scope: Scope, _receive: Receive, send: Send) -> None:
     exchange = Exchange(send, [], gw.monotonic_s)
-    headers, caller = gw.keys.without_keys(headers_of(scope)), caller_of(scope)
-    usable = {one.settings.upstream for one in gw.routes if caller.may_use(one.name, one.settings, by_name=False)}
+    headers, caller = gw.clients.keys.without_keys(headers_of(scope)), caller_of(scope)
+    usable = {
+        one.settings.upstream for one in gw.deployment.routes if caller.may_use(one.name, one.settings, by_name=False)
+    }
     clients = [client for name, client in gw.upstreams.items() if name in usable or not caller.is_restricted]
     if not clients:  # its routes are loops of its own
         await exchange.json(200, b'{"object":"list","data":[]}')
@@ -75,11 +77,11 @@ async def ready(gw: GatewayState, _scope: Scope, _receive: Receive, send: Send) 
 
     Without its log a gateway serves, and says so.
     """
-    is_ready, body = gw.ready, {"status": "ready" if gw.ready else "not ready"}
+    is_ready, body = gw.process.ready, {"status": "ready" if gw.process.ready else "not ready"}
     if is_ready and not await _any_reachable(gw.upstreams.values()):
         is_ready, body = False, {"status": "not ready", "reason": "no upstream answers"}
-    if gw.serves:
-        body["without_log"] = gw.serves
+    if gw.deployment.serves:
+        body["without_log"] = gw.deployment.serves
     await Exchange(send, [], gw.monotonic_s).json(200 if is_ready else 503, msgspec.json.encode(body))
 
 
@@ -212,11 +214,11 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise ValueError(f"scope {scope['type']!r}: only http is served")
-        self.gateway.n_live += 1
+        self.gateway.process.n_live += 1
         try:
-            await self._answer(scope, receive, self._last(send) if self.gateway.draining else send)
+            await self._answer(scope, receive, self._last(send) if self.gateway.process.draining else send)
         finally:
-            self.gateway.n_live -= 1
+            self.gateway.process.n_live -= 1
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         by_method, stored_id = self._paths.find(scope["path"])
@@ -249,7 +251,7 @@ class App:
         try:
             await endpoint.handler(self.gateway, scope, receive, send)
         finally:
-            self.gateway.limits.leave(caller_of(scope))
+            self.gateway.clients.limits.leave(caller_of(scope))
 
     async def _answer_beside(self, other: MountedApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Heads are bounded for everybody; who may come in is the other application's to say."""
@@ -298,7 +300,7 @@ class App:
             check_head(headers)
             if endpoint.public:
                 return None
-            foreign = self._foreign(headers, is_open=not self.gateway.keys.asks_for_keys)
+            foreign = self._foreign(headers, is_open=not self.gateway.clients.keys.asks_for_keys)
             if foreign is not None and not endpoint.takes_tokens:
                 return foreign
             scope[FOREIGN_PAGE] = foreign
@@ -311,12 +313,12 @@ class App:
         """Who asks, once they are let in. Raises BadRequest."""
         gw = self.gateway
         if endpoint.guarded_inside:
-            caller = gw.keys.find(headers) or ANYONE
+            caller = gw.clients.keys.find(headers) or ANYONE
         else:
-            caller = gw.keys.require(headers, feedback=endpoint.takes_feedback, x_api_key=endpoint.x_api_key)
+            caller = gw.clients.keys.require(headers, feedback=endpoint.takes_feedback, x_api_key=endpoint.x_api_key)
         _check_permitted(endpoint, caller)
         try:
-            gw.limits.enter(caller, spends=endpoint.spends, now_s=gw.monotonic_s(), wall_s=gw.wall_s())
+            gw.clients.limits.enter(caller, spends=endpoint.spends, now_s=gw.monotonic_s(), wall_s=gw.wall_s())
         except KeyLimitError as error:
             gw.metrics.inc("suffice_keys_limited_total", caller.name, error.limit)
             raise

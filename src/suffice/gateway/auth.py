@@ -1,44 +1,47 @@
-"""Who sends a request, and what its key permits. Where no key is configured, everybody may do everything.
+"""Who sends a request, what its key permits, and what the gateway remembers of its clients.
 
-    headers ──▶ KeyRing ──▶ Caller ──▶ routes, sources of feedback, objects
+    headers ──▶ KeyRing ──▶ Caller ──▶ routes, label sources, limits, stored objects
 
-A header that is malformed is treated as absent, and an absent one is refused.
+Where no key is configured, everybody may do everything. A malformed header counts as absent.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import hmac
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Final, Literal, TypeAlias
+from functools import lru_cache
+from typing import Any, Final, Literal, TypeAlias
 
 from suffice.errors import BadRequest, OverloadError
 from suffice.gateway.exchange import Scope
+from suffice.rollout.assign import AuditAssignment, assign_audit, joined
 from suffice.settings import Key, Route
-from suffice.store.rows.records import KeyUsage
+from suffice.store.rows.records import KeyUsage, StoredObject
 from suffice.upstream.client import KEY_HEADERS
 
 HEADER_LIMIT_CHARS = 4096
-TRUSTED_SOURCES: Final = ("reviewer", "gold", "judge")  # that a key must be allowed by name, or be for feedback alone
-_CALLER: Final = "suffice.caller"  # where the scope keeps who sends its request
-_PLAIN: Final = Key(key_env="")
+TRUSTED_SOURCES: Final = ("reviewer", "gold", "judge")  # a key must list these, or be for feedback alone
+_CALLER: Final = "suffice.caller"  # the ASGI scope's key for who sends the request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Whoever holds a key.
+    """The holder of a key.
 
-    A key without `routes` may use every route that requests come to by themselves. By name it may choose those that
-    are safe for anybody to choose: no route that is off, and none that acts uncertified.
+    A key without `routes` may use every route that matches its requests. By name it may choose only routes that are
+    safe for anybody to choose: none that is off, and none that acts uncertified.
     """
 
-    id: str = ""  # keyed hash, as `Request.sender`; "": no key was asked for
+    id: str = ""  # keyed hash, as `Request.sender`; "": no key was required
     name: str = ""  # of its key in the settings; "": its key has no table of its own
-    namespace: str = ""  # tells the ids that clients choose apart
-    permits: Key = field(default=_PLAIN)
+    namespace: str = ""  # separates the ids that clients choose
+    permits: Key = field(default=Key(key_env=""))
     only_feedback: bool = False  # its key sends feedback, from any source, and nothing else
 
     @property
@@ -75,29 +78,24 @@ ANYONE: Final = Caller()
 
 
 class KeyRing:
-    """The keys that a gateway accepts.
-
-    callers  who holds each key
-    """
+    """The keys that a gateway accepts, each with its caller."""
 
     def __init__(self, callers: Mapping[str, Caller] | None = None) -> None:
         # Looked up by digest, so that the time of a comparison says nothing about a key.
         self._by_digest = {_digest(key): caller for key, caller in (callers or {}).items()}
-        by_id = {caller.id: caller for caller in self._by_digest.values()}
-        self.callers: tuple[Caller, ...] = tuple(by_id.values())
+        self.callers = tuple({caller.id: caller for caller in self._by_digest.values()}.values())
         self.asks_for_keys = any(not one.only_feedback for one in self.callers)
-        self.has_tenants = sum(one.may_ask for one in self.callers) > 1  # what one of them makes is hidden from others
+        self.has_tenants = sum(one.may_ask for one in self.callers) > 1  # what one creates is hidden from others
 
     def find(self, headers: Iterable[tuple[str, str]], *, x_api_key: bool = False) -> Caller | None:
-        """Who sends a request; None: it carries no key of this gateway."""
         named = list(headers)
-        given = [_bearer(v) for v in _once(named, "authorization")]
-        given += _once(named, "x-api-key") if x_api_key else []
-        known = (self._by_digest.get(_digest(key)) for key in given if key and " " not in key)
+        keys = [_bearer(value) for value in _sent_once(named, "authorization")]
+        keys += _sent_once(named, "x-api-key") if x_api_key else []
+        known = (self._by_digest.get(_digest(key)) for key in keys if key and " " not in key)
         return next((caller for caller in known if caller is not None), None)
 
     def require(self, headers: list[tuple[str, str]], *, feedback: bool = False, x_api_key: bool = False) -> Caller:
-        """Who sends a request. Raises BadRequest 401 where a key is needed and none of this gateway's is there.
+        """Who sends a request. Raises BadRequest 401 where a key of this gateway is needed and none is sent.
 
         feedback   of a path that keys for feedback open as well
         x_api_key  the header `x-api-key: KEY` is as good as `authorization: Bearer KEY`
@@ -111,7 +109,7 @@ class KeyRing:
         return caller
 
     def without_keys(self, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Headers fit to be sent upstream: where the gateway has keys of its own, no header with a key is."""
+        """Headers that may be sent upstream: a gateway with keys of its own forwards none."""
         return [(k, v) for k, v in headers if k not in KEY_HEADERS] if self.asks_for_keys else headers
 
 
@@ -124,9 +122,9 @@ def caller_of(scope: Scope) -> Caller:
     return caller
 
 
-def _once(headers: list[tuple[str, str]], name: str) -> list[str]:
-    given = [v for k, v in headers if k == name]
-    return given if len(given) == 1 and len(given[0]) <= HEADER_LIMIT_CHARS else []
+def _sent_once(headers: list[tuple[str, str]], name: str) -> list[str]:
+    values = [v for k, v in headers if k == name]
+    return values if len(values) == 1 and len(values[0]) <= HEADER_LIMIT_CHARS else []
 
 
 def _bearer(value: str) -> str:
@@ -137,6 +135,8 @@ def _bearer(value: str) -> str:
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
+
+# --------------------------------------------------------------------------- limits of keys
 
 MINUTE_S: Final = 60.0
 DAY_S: Final = 86_400
@@ -155,23 +155,23 @@ class KeyLimitError(OverloadError):
 class _Use:
     began_s: deque[float] = field(default_factory=deque)  # monotonic: its requests of the last minute
     n_live: int = 0
-    day: str = ""  # UTC, that the tokens are of
+    day: str = ""  # UTC day of `n_tokens`
     n_tokens: int = 0
-    n_unwritten: int = 0  # of them, those that the log does not know yet
+    n_unwritten: int = 0  # of them, those that are not in the log yet
 
 
 class KeyLimits:
     """The limits of all keys: requests a minute, requests at once, tokens a day.
 
-    Counted in this process alone: of several gateways, each keeps the limits for itself. What was used today is
-    written to the log, so a restart does not give it back. The settings name every key, so memory is bounded.
+    Each gateway process counts for itself. Today's tokens are written to the log, so a restart does not give them
+    back. The settings name every key, so memory is bounded.
     """
 
     def __init__(self, callers: Iterable[Caller] = ()) -> None:
-        self._uses = {one.id: _Use() for one in callers if _is_limited(one)}
+        self._uses = {one.id: _Use() for one in callers if _is_limited(one.permits)}
 
     def enter(self, caller: Caller, *, spends: bool, now_s: float, wall_s: float) -> None:
-        """A request of `caller` begins. Raises KeyLimitError, and then nothing is counted.
+        """Count the beginning of a request. Raises KeyLimitError, and then nothing is counted.
 
         spends  it may cost tokens
         now_s   monotonic
@@ -181,7 +181,7 @@ class KeyLimits:
         if use is None:
             return
         if spends and permits.tokens_per_day is not None:
-            self._turn(use, wall_s)
+            _start_day(use, wall_s)
             if use.n_tokens >= permits.tokens_per_day:
                 message = f"this key has used its {permits.tokens_per_day} tokens of today (UTC)"
                 raise KeyLimitError(message, limit="tokens_per_day", retry_after_s=DAY_S - wall_s % DAY_S)
@@ -199,44 +199,39 @@ class KeyLimits:
         use.n_live += 1
 
     def leave(self, caller: Caller) -> None:
-        use = self._uses.get(caller.id)
-        if use is not None:
+        if (use := self._uses.get(caller.id)) is not None:
             use.n_live -= 1
 
     def spend(self, sender: str, n_tokens: int, *, wall_s: float) -> None:
-        use = self._uses.get(sender)
-        if use is not None:
-            self._turn(use, wall_s)
+        if (use := self._uses.get(sender)) is not None:
+            _start_day(use, wall_s)
             use.n_tokens += n_tokens
             use.n_unwritten += n_tokens
 
-    def restore(self, used: Iterable[KeyUsage]) -> None:
-        for one in used:
+    def restore(self, usages: Iterable[KeyUsage]) -> None:
+        for one in usages:
             use = self._uses.get(one.sender)
             if use is not None and use.day in ("", one.day):
                 use.day, use.n_tokens = one.day, use.n_tokens + one.n_tokens
 
-    def unwritten(self) -> list[KeyUsage]:
-        """What was used since this was asked last."""
-        usages = [
-            KeyUsage(usage_id="", sender=sender, day=use.day, n_tokens=use.n_unwritten)
-            for sender, use in self._uses.items()
-            if use.n_unwritten
-        ]
-        for use in self._uses.values():
-            use.n_unwritten = 0
+    def take_unwritten(self) -> list[KeyUsage]:
+        """What was used since the last call."""
+        usages = []
+        for sender, use in self._uses.items():
+            if use.n_unwritten:
+                usages.append(KeyUsage(usage_id="", sender=sender, day=use.day, n_tokens=use.n_unwritten))
+                use.n_unwritten = 0
         return usages
 
-    @staticmethod
-    def _turn(use: _Use, wall_s: float) -> None:
-        """Begin a new day, if it is one. What is unwritten of the old one is a matter of seconds."""
-        day = utc_day(wall_s)
-        if day != use.day:
-            use.day, use.n_tokens, use.n_unwritten = day, 0, 0
+
+def _start_day(use: _Use, wall_s: float) -> None:
+    """Begin a new day, if it is one. What is unwritten of the old one is a matter of seconds."""
+    day = utc_day(wall_s)
+    if day != use.day:
+        use.day, use.n_tokens, use.n_unwritten = day, 0, 0
 
 
-def _is_limited(caller: Caller) -> bool:
-    permits = caller.permits
+def _is_limited(permits: Key) -> bool:
     limits = permits.requests_per_minute, permits.concurrency, permits.tokens_per_day
     return any(limit is not None for limit in limits)
 
@@ -244,3 +239,291 @@ def _is_limited(caller: Caller) -> bool:
 def utc_day(wall_s: float) -> str:
     """The UTC day of a Unix time, as 2026-01-31."""
     return datetime.fromtimestamp(wall_s, UTC).strftime("%Y-%m-%d")
+
+
+# --------------------------------------------------------------------------- tokens that rate one answer
+
+TOKEN_HEADER: Final = "x-suffice-feedback-token"  # noqa: S105 - a header's name
+MOST_TOKEN_CHARS: Final = 400
+MOST_TOKENS_COUNTED: Final = 50_000  # answers whose pieces of feedback with a token are counted
+
+
+def sign_token(episode_id: str, *, until_s: int, salt: str) -> str:
+    """The token that comes with an answer: its holder may rate that one answer, and do nothing else.
+
+    HMAC-SHA-256 under a key derived from the deployment's salt, cut to 128 bits. Whoever may read an answer may rate
+    it, so the token may go to a browser, where a key must not.
+
+    until_s  Unix time at which it expires
+    """
+    signed = f"v1.{episode_id}.{until_s:x}"
+    return f"{signed}.{_mac(signed, salt)}"
+
+
+def token_header(token: str) -> list[tuple[str, str]]:
+    return [(TOKEN_HEADER, token)] if token else []
+
+
+def read_token(token: str, *, now_s: float, salt: str) -> str:
+    """The episode that a token is for. Raises BadRequest 401 for one that is forged, damaged or too old."""
+    signed, _, mac = token.rpartition(".")
+    genuine = hmac.compare_digest(_mac(signed, salt).encode(), mac.encode("utf-8", "surrogatepass"))
+    if len(token) > MOST_TOKEN_CHARS or not genuine:
+        message = "feedback token: is none of this gateway's; send the one that came with the answer, as it came"
+        raise BadRequest(message, status=401, param="token", code="invalid_feedback_token")
+    head, _, until = signed.rpartition(".")
+    if now_s > int(until, 16):
+        message = "feedback token: its time is over; feedback on this answer now needs a key"
+        raise BadRequest(message, status=401, param="token", code="expired_feedback_token")
+    return head.partition(".")[2]
+
+
+def _mac(signed: str, salt: str) -> str:
+    return hmac.digest(_token_key(salt), signed.encode("utf-8", "surrogatepass"), "sha256").hex()[:32]
+
+
+@lru_cache(maxsize=8)
+def _token_key(salt: str) -> bytes:
+    return hashlib.blake2b(salt.encode("utf-8", "surrogatepass"), person=b"feedback-token").digest()
+
+
+class FeedbackByToken:
+    """How many pieces of feedback were stored with the token of each answer; the oldest is forgotten first."""
+
+    def __init__(self) -> None:
+        self._n: dict[str, int] = {}
+
+    def of(self, episode_id: str) -> int:
+        return self._n.get(episode_id, 0)
+
+    def note(self, episode_id: str) -> None:
+        self._n[episode_id] = self._n.pop(episode_id, 0) + 1
+        if len(self._n) > MOST_TOKENS_COUNTED:
+            del self._n[next(iter(self._n))]
+
+
+# --------------------------------------------------------------------------- repeated deliveries
+
+KEY_WINDOW_S: Final = 600.0  # for which an idempotency key is remembered at least, whatever the settings say
+MOST_DELIVERIES: Final = 500_000  # requests that are remembered; the oldest is forgotten first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestKey:
+    """Everything by which a delivery is recognised as a repeat of an earlier one."""
+
+    route: str
+    caller: str  # value of the header `authorization`; "": none was sent
+    body: bytes
+    conversation: str | None = None
+    idempotency_key: str | None = None  # None: the body tells requests apart
+
+    @property
+    def digest(self) -> bytes:
+        """16 bytes, equal for deliveries of one request only."""
+        prefix = joined(self.route, self.caller, self.conversation or None, self.idempotency_key or None)
+        body = b"" if self.idempotency_key else self.body
+        # The prefix ends where its four parts end, so whatever follows it is the body.
+        return hashlib.blake2b(prefix.encode("utf-8", "surrogatepass") + body, digest_size=16).digest()
+
+
+@dataclass(slots=True)
+class DeliveryMemory:
+    """Remembers requests with their audit draws for as long as a delivery may repeat them.
+
+    One draw covers all deliveries of a request. If a level could stop m of them, a bet on the draw would have to be
+    divided by the largest m allowed. With 8, a harmless level would need 8 times the audits (456 become 3,634 at a
+    budget of 1 point and 95 % confidence). So m is 1: from the second delivery on, a request runs in full and is no
+    evidence.
+
+    The draw of a first delivery is made for its key and its episode id. The gateway makes that id, so no client can
+    choose or repeat a draw, and a process that has forgotten a request makes an independent draw for the next one.
+    """
+
+    _known: dict[bytes, tuple[float, AuditAssignment]] = field(default_factory=dict)  # the oldest first
+
+    def assign(
+        self, key: RequestKey, *, episode_id: str, share: float, salt: str, window_s: float, now_s: float
+    ) -> AuditAssignment:
+        """Draw for a first delivery; give a repeated delivery the draw of the first, and its own number.
+
+        share     of audits, for a first delivery, in [0, 1]
+        window_s  after the first delivery within which the same body is a repeat; 0: only an idempotency key makes one
+        now_s     monotonic
+
+        Raises ValueError for a share outside [0, 1].
+        """
+        own_window_s = max(window_s, KEY_WINDOW_S) if key.idempotency_key else window_s
+        self._forget(now_s - max(window_s, KEY_WINDOW_S))
+        digest = key.digest
+        first_s, first = self._known.get(digest, (now_s, None))
+        if first is not None and own_window_s > 0 and now_s - first_s <= own_window_s:
+            repeated = replace(first, delivery=first.delivery + 1)
+            self._known[digest] = first_s, repeated
+            return repeated
+        assigned = assign_audit(joined(digest.hex(), episode_id), share=share, salt=salt)
+        if own_window_s > 0:
+            self._known.pop(digest, None)  # entries are kept in the order of first deliveries
+            self._known[digest] = now_s, assigned
+        return assigned
+
+    def _forget(self, before_s: float) -> None:
+        """Drop requests whose first delivery is too old, and the oldest where there are too many."""
+        while self._known:
+            oldest = next(iter(self._known))
+            if self._known[oldest][0] >= before_s and len(self._known) < MOST_DELIVERIES:
+                return
+            del self._known[oldest]
+
+
+# --------------------------------------------------------------------------- objects that upstreams store
+
+MOST_ENTRIES: Final = 10_000  # objects that are remembered; the log knows the others
+MOST_ID_CHARS: Final = 200
+MOST_REFERENCES: Final = 1_000  # in one body: each is looked up
+LARGE_BYTES: Final = 32 * 1024  # a body that is searched in a thread
+# Collections of OpenAI's and Anthropic's APIs: a path has an object's id behind the collection's name.
+_COLLECTION_NAMES: Final = """
+    assistants batches chat/completions containers conversations evals files fine_tuning/jobs responses skills threads
+    uploads vector_stores videos
+"""
+_COLLECTIONS: Final = frozenset(_COLLECTION_NAMES.split())
+_CALLS: Final = frozenset({"compact", "input_tokens", "runs", "count_tokens"})  # where an id could be, and no id
+# Fields of request bodies that name objects, at any depth.
+_REFERENCE_FIELDS: Final = """
+    assistant_id batch_id container container_id conversation conversation_id file_id file_ids input_file_id
+    previous_response_id response_id thread_id training_file validation_file vector_store_id vector_store_ids
+"""
+_REFERENCES: Final = frozenset(_REFERENCE_FIELDS.split())
+# What callers and models write freely: words there name nothing.
+_FREE: Final = frozenset({"metadata", "parameters", "schema", "input_schema", "json_schema", "arguments"})
+_MAY_NAME: Final = (b"_id", b"_file", b"conversation", b"container", b"item_reference", b"\\u")  # in a body's bytes
+
+
+class Objects:
+    """Objects that an upstream stores (responses, files, batches …), and which key created each.
+
+    Where several keys send requests, an object can be used by the key that created it through this gateway, and by
+    keys with `all_objects`. To all others it does not exist, and nor does any object that nobody created through this
+    gateway. Lists cannot be filtered, so they are refused.
+    """
+
+    def __init__(self, find: Callable[[str], StoredObject | None] = lambda _: None) -> None:
+        self._find = find  # in the log; called in a thread
+        self._recent: dict[str, StoredObject] = {}
+
+    def note(self, made: StoredObject) -> bool:
+        """A key created an object; False: that is known. The first key to create it stays its owner."""
+        if made.object_id in self._recent:
+            return False
+        self._keep(made)
+        return True
+
+    def _keep(self, made: StoredObject) -> None:
+        self._recent[made.object_id] = made
+        while len(self._recent) > MOST_ENTRIES:
+            del self._recent[next(iter(self._recent))]
+
+    async def of(self, object_id: str) -> StoredObject | None:
+        """Who created an object, and where it is; None: unknown to this gateway.
+
+        The log comes first: an id that another process saw earlier belongs to whoever used it there.
+        """
+        stored = await asyncio.to_thread(self._find, object_id)
+        if stored is not None:
+            self._keep(stored)
+        return stored or self._recent.get(object_id)
+
+    def recent(self, object_id: str) -> StoredObject | None:
+        return self._recent.get(object_id)
+
+    async def check(self, caller: Caller, object_id: str, where: str) -> None:
+        """Raises BadRequest 404 for an object that `caller` has not created; `where` is the field that names it."""
+        stored = None if len(object_id) > MOST_ID_CHARS else await self.of(object_id)
+        if stored is None or stored.sender != caller.id:
+            message = f"{where}: {object_id[:80]!r} is not found among what this key has made through this gateway"
+            raise BadRequest(message, status=404, param=where, code="not_found")
+
+    async def check_body(self, caller: Caller, raw: bytes, body: Mapping[str, Any]) -> None:
+        """The same for every object that a request's body names. Raises BadRequest."""
+        if not any(word in raw for word in _MAY_NAME):
+            return
+        named = await asyncio.to_thread(_objects_in, body) if len(raw) > LARGE_BYTES else _objects_in(body)
+        if len(named) > MOST_REFERENCES:
+            raise BadRequest(f"body: names more than {MOST_REFERENCES} objects", code="too_many_objects")
+        for object_id, where in named.items():
+            await self.check(caller, object_id, where)
+        chosen = body.get("request_id")  # a new id: some engines let their callers choose it
+        if isinstance(chosen, str) and (stored := await self.of(chosen)) is not None and stored.sender != caller.id:
+            raise BadRequest("request_id: is taken; choose another one", status=409, param="request_id", code="taken")
+
+
+def _objects_in(body: Mapping[str, Any]) -> dict[str, str]:
+    """The fields by which a body names objects, by the objects' ids: at most MOST_REFERENCES and one more."""
+    fields = dict[str, str]()
+    for where, object_id in references(body):
+        fields[object_id] = where
+        if len(fields) > MOST_REFERENCES:
+            break
+    return fields
+
+
+def references(body: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    waiting: list[Any] = [body]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, list):
+            waiting += node
+            continue
+        if not isinstance(node, dict):
+            continue
+        if node.get("type") == "item_reference" and isinstance(node.get("id"), str):
+            yield "item_reference", node["id"]
+        is_tool_use = node.get("type") == "tool_use"
+        for name, value in node.items():
+            if name in _FREE or (is_tool_use and name == "input"):
+                continue
+            if name in _REFERENCES:
+                yield from ((name, object_id) for object_id in _ids_in(value))
+            if isinstance(value, dict | list):
+                waiting.append(value)
+
+
+def _ids_in(value: Any) -> Iterator[str]:
+    """Ids in the value of a field: itself, those of a list, or that of an object."""
+    for one in value if isinstance(value, list) else [value]:
+        object_id = one.get("id") if isinstance(one, dict) else one
+        if isinstance(object_id, str) and object_id:
+            yield object_id
+
+
+def object_in(path: str) -> tuple[bool, str | None]:
+    """Is this the path of a collection of objects, or of something in it? And the id of the object, if one is named."""
+    parts = [part for part in path.split("/") if part]
+    for at, part in enumerate(parts):
+        if part in _COLLECTIONS or "/".join(parts[max(0, at - 1) : at + 1]) in _COLLECTIONS:
+            behind = parts[at + 1] if at + 1 < len(parts) else None
+            return True, None if behind in _CALLS else behind
+    return False, None
+
+
+# --------------------------------------------------------------------------- all of it
+
+Named: TypeAlias = tuple[str | None, str | None]  # a request: by its episode id, or by its response id
+
+
+@dataclass(slots=True, kw_only=True)
+class Clients:
+    """What one gateway knows of its clients."""
+
+    keys: KeyRing = field(default_factory=KeyRing)  # accepted from clients; none: open
+    limits: KeyLimits = field(init=False)
+    deliveries: DeliveryMemory = field(default_factory=DeliveryMemory)
+    objects: Objects = field(default_factory=Objects)
+    # The senders of the requests that feedback names, from the log; called in a thread, raises StoreError.
+    senders_of: Callable[[Sequence[Named]], list[frozenset[str]]] = lambda named: [frozenset()] * len(named)
+    by_token: FeedbackByToken = field(default_factory=FeedbackByToken)
+    langfuse_secret: str | None = None  # that signs Langfuse's webhooks; None: nothing is signed
+
+    def __post_init__(self) -> None:
+        self.limits = KeyLimits(self.keys.callers)

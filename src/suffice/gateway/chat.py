@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from suffice.episode.ledger import Ledger
 from suffice.errors import BadRequest, OverloadError, UpstreamError
 from suffice.gateway import route
-from suffice.gateway.admission import AdmittedRequest, Arrival, admit, find_route
 from suffice.gateway.auth import Caller, caller_of
 from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import Exchange, Receive, Scope, Send, headers_of, read_body, tells_hang_up, writes_now
 from suffice.gateway.govern import govern_request
-from suffice.gateway.lifecycle import count_stripped, serve_request
+from suffice.gateway.lifecycle import AdmittedRequest, Arrival, admit, count_stripped, find_route, serve_request
 from suffice.gateway.passthrough import pass_through
 from suffice.gateway.request_parsing import Intake, check_body_headers, query_of, read_aside, read_chat
 from suffice.gateway.route import BuiltRoute
@@ -34,8 +33,8 @@ async def chat(gw: GatewayState, scope: Scope, receive: Receive, send: Send) -> 
         limits = gw.settings.server
         check_body_headers(headers, limits.max_body_bytes)
         intake = await read_aside(read_chat, await read_body(receive, limits.max_body_bytes), limits)
-        if gw.keys.has_tenants and not caller.sees_all:
-            await gw.objects.check_body(caller, intake.raw, intake.body)
+        if gw.clients.keys.has_tenants and not caller.sees_all:
+            await gw.clients.objects.check_body(caller, intake.raw, intake.body)
         return admit_chat(gw, episode_id, intake, caller, headers)
 
     await serve_request(gw, receive, exchange, admitted, _answer, endpoint=CHAT_PATH)
@@ -75,7 +74,7 @@ def admit_chat(
     served, request, retry_after_s = admit(gw, arrival, matched, reason)
     return AdmittedRequest(
         intake=intake,
-        headers=gw.keys.without_keys(headers),
+        headers=gw.clients.keys.without_keys(headers),
         route=served,
         upstream=(served.settings.upstream if served is not None else "") or gw.fallback_upstream(),
         request=request,

@@ -23,13 +23,12 @@ import msgspec
 
 from suffice.assurance.labels import BEHAVIOUR, INFERENCE_KEY
 from suffice.errors import BadRequest, StoreError, StoreFull
-from suffice.gateway.auth import ANYONE, Caller
+from suffice.gateway.auth import ANYONE, TOKEN_HEADER, Caller, read_token
 from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import FOREIGN_PAGE, ClientGone, Exchange, Receive, Scope, Send, headers_of, read_body
 from suffice.gateway.feedback_form import id_conflict, read_feedback, seal_feedback
 from suffice.gateway.request_parsing import check_body_headers, parse_json, read_aside
 from suffice.review import label_studio, langfuse
-from suffice.rollout import feedback_token
 from suffice.rollout.assign import sender_key
 from suffice.settings import Server
 from suffice.store.database.log import Receipt
@@ -110,13 +109,13 @@ async def from_langfuse(gw: GatewayState, scope: Scope, receive: Receive, send: 
     exchange, headers = Exchange(send, [], gw.monotonic_s), headers_of(scope)
     async with _refusing(gw, exchange):
         signature = dict(headers).get(langfuse.SIGNATURE_HEADER)
-        signed = gw.langfuse_secret is not None and signature is not None
+        signed = gw.clients.langfuse_secret is not None and signature is not None
         if not signed:
-            gw.keys.require(headers, feedback=True)
+            gw.clients.keys.require(headers, feedback=True)
         check_body_headers(headers, BATCH_LIMIT_BYTES)
         raw = await read_body(receive, BATCH_LIMIT_BYTES)
         if signed:
-            langfuse.check_signature(raw, signature or "", gw.langfuse_secret or "")
+            langfuse.check_signature(raw, signature or "", gw.clients.langfuse_secret or "")
         rules = gw.settings.feedback.langfuse
         told = await read_aside(
             lambda raw, limits: langfuse.read_scores(parse_json(raw, limits), rules.scores, gw.settings.metrics),
@@ -139,10 +138,10 @@ def find_label_source(
     signed  a signature was checked in a key's place
     """
     if token is not None:
-        episode = feedback_token.read_token(token, now_s=gw.wall_s(), salt=gw.salt)
+        episode = read_token(token, now_s=gw.wall_s(), salt=gw.salt)
         # One name for all of them: together they weigh no more than one key.
         return LabelSource(sender=sender_key("feedback token", salt=gw.salt), door="token", episode=episode)
-    caller = ANYONE if signed else gw.keys.require(headers, feedback=True)
+    caller = ANYONE if signed else gw.clients.keys.require(headers, feedback=True)
     if not caller.id:
         # A key that nobody checked could be another one for every label.
         return LabelSource(sender=sender_key(door, salt=gw.salt), door=door or "open")
@@ -185,10 +184,10 @@ def _out_of_scope(source: str) -> BadRequest:
 
 async def _owned(gw: GatewayState, author: LabelSource, rows: Sequence[Row]) -> list[Row]:
     """The same rows, with a refusal for each that is about an answer to another key. What is not known yet waits."""
-    if not gw.keys.has_tenants or author.caller.sees_all:
+    if not gw.clients.keys.has_tenants or author.caller.sees_all:
         return list(rows)
     given = [row for row in rows if isinstance(row, Feedback)]
-    senders = iter(await asyncio.to_thread(gw.senders_of, [(row.episode_id, row.response_id) for row in given]))
+    senders = iter(await asyncio.to_thread(gw.clients.senders_of, [(row.episode_id, row.response_id) for row in given]))
     return [_own(row, next(senders), author.sender) if isinstance(row, Feedback) else row for row in rows]
 
 
@@ -205,7 +204,7 @@ def _read(gw: GatewayState, author: LabelSource, body: Any) -> Row:
         if not isinstance(body, dict):
             raise BadRequest("feedback: must be an object")
         feedback = read_feedback(bind_body(body, author), gw.settings.metrics)
-        if author.episode is not None and gw.words.of(author.episode) >= MOST_WORDS:
+        if author.episode is not None and gw.clients.by_token.of(author.episode) >= MOST_WORDS:
             message = f"feedback: {MOST_WORDS} pieces came with this token; more need a key"
             raise BadRequest(message, status=429, code="too_much_feedback")
     except BadRequest as error:
@@ -230,13 +229,13 @@ async def _body_and_token(
 
     Nothing is parsed before a key or a token has proved to be right. Neither: 401, whatever the body holds.
     """
-    token, refused = dict(headers).get(feedback_token.HEADER), None
+    token, refused = dict(headers).get(TOKEN_HEADER), None
     try:
-        gw.keys.require(headers, feedback=True)
+        gw.clients.keys.require(headers, feedback=True)
     except BadRequest as error:
         refused = error
     if token is not None:
-        feedback_token.read_token(token, now_s=gw.wall_s(), salt=gw.salt)
+        read_token(token, now_s=gw.wall_s(), salt=gw.salt)
     limit_bytes = UNKEYED_LIMIT_BYTES if refused is not None and token is None else LIMIT_BYTES
     # Plain text is what a page of another origin may send, as a beacon; it will do for a token in the body.
     plain = [
@@ -253,7 +252,7 @@ async def _body_and_token(
         match = _TOKEN.search(raw)
         if match is None:
             raise refused
-        feedback_token.read_token(match[1].decode("latin-1"), now_s=gw.wall_s(), salt=gw.salt)
+        read_token(match[1].decode("latin-1"), now_s=gw.wall_s(), salt=gw.salt)
     body = await read_aside(parse_json, raw, gw.settings.server)
     if "token" not in body:
         check_body_headers(headers, limit_bytes)
@@ -338,7 +337,7 @@ def _note(gw: GatewayState, author: LabelSource, receipt: Receipt) -> None:
     if not receipt.joined:
         gw.metrics.inc("suffice_feedback_unjoined_total")
     if author.episode is not None:
-        gw.words.note(author.episode)
+        gw.clients.by_token.note(author.episode)
 
 
 @asynccontextmanager

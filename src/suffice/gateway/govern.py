@@ -20,9 +20,9 @@ from suffice.episode.segment import Segmenter, StepCutter, build_segmenter
 from suffice.episode.stop_transition import StopTransition
 from suffice.episode.stream_relay import ClientView, Delivery, StreamRelay, data_frame
 from suffice.errors import UpstreamProtocol
-from suffice.gateway.admission import AdmittedRequest
 from suffice.gateway.context import GatewayState, is_measured, may_stop
 from suffice.gateway.exchange import SSE_HEADERS, BodyDelivery, Exchange, KeptAlive, StreamDelivery
+from suffice.gateway.lifecycle import AdmittedRequest
 from suffice.gateway.request_parsing import Intake
 from suffice.gateway.route import BuiltRoute
 from suffice.policy.rules import FixedBudget
@@ -58,7 +58,7 @@ class GovernedRequest:
     @property
     def may_act(self) -> bool:
         """May the policy end this run now? Not where `may_stop` says no, nor while the kill switch is pulled."""
-        return may_stop(self.ledger.request, self.route) and not self.gw.kill.on
+        return may_stop(self.ledger.request, self.route) and not self.gw.deployment.kill.on
 
 
 async def govern_request(
@@ -127,7 +127,7 @@ async def govern_reasoning(job: GovernedRequest) -> None:
         prober = Prober(continuer, job.route.scorer, ledger) if route.probe is not None and _probes(job) else None
         run = ReasoningRun(relay, prober=prober, vectors=_vectors(job), drain=is_measured(ledger.request))
         # An audit as well: its client gets what the client of any run gets that goes to its end.
-        relay.own_end.wanted = job.route.acts and not job.gw.kill.on and route.finish_unclosed
+        relay.own_end.wanted = job.route.acts and not job.gw.deployment.kill.on and route.finish_unclosed
         verdict = await run_episode(run.steps(), policy.observe, policy, record)
         if verdict is None:
             await _close_full_run(job, relay, continuer, hand_over, prober)
@@ -146,8 +146,8 @@ def _stop_cost(job: GovernedRequest, continuer: Continuer) -> StopCost:
     return StopCost(
         ledger=job.ledger,
         method=next(iter(continuer.methods), None),
-        full_runs=job.gw.full_runs.get(job.route.name),
-        hand_overs=job.gw.hand_overs.get(job.route.name),
+        full_runs=job.gw.statistics[job.route.name].full_runs,
+        hand_overs=job.gw.statistics[job.route.name].hand_overs,
         skipped=lambda: _count_skipped(job),
     )
 
@@ -376,8 +376,7 @@ def _count_skipped(job: GovernedRequest) -> None:
 
 def _estimate_saved(job: GovernedRequest, tokens_used: int) -> None:
     """What the run would have gone on to cost, from the full runs of this route; unknown if few."""
-    full = job.gw.full_runs.get(job.route.name)
-    remaining = full.remaining(tokens_used) if full is not None else None
+    remaining = job.gw.statistics[job.route.name].full_runs.remaining(tokens_used)
     if remaining is None:
         return
     # The answer is written either way, so the thought alone is saved.

@@ -1,33 +1,84 @@
-"""The life of one request of any endpoint: it is admitted, written down, answered, and closed into one outcome.
+"""The life of one request of any endpoint, and of the library's runs.
 
-    admit ──▶ open_ledger: request row, question ──▶ answer ──▶ close: outcome row or counts, metrics, route statistics
+    Arrival ──▶ admit: route, kill switch, load, audit assignment, variants ──▶ open_ledger: request row, question
+            ──▶ answer ──▶ close: outcome row or counts, metrics, route statistics
 
-The library's runs are opened and closed here too. A log that fails costs the record, never the answer.
+However a request ends, it has exactly one outcome. A log that fails costs the record, never the answer.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import replace
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any, Final
 
+from suffice.assurance.load_level import Admission
 from suffice.assurance.sampling import ended_badly
 from suffice.episode.ledger import Ledger
 from suffice.episode.samples import SampleRefusal
 from suffice.errors import BadRequest, OverloadError, UpstreamError, UpstreamTimeout
-from suffice.gateway.admission import AdmittedRequest, Arrival, blank_request
+from suffice.gateway.auth import ANYONE, Caller, RequestKey, token_header
 from suffice.gateway.context import GatewayState, runs_in_full
 from suffice.gateway.exchange import ClientGone, Exchange, Receive, supervise
-from suffice.gateway.load_control import SITES
+from suffice.gateway.kill import REASON
+from suffice.gateway.load_control import SITES, Breaker, place_route
 from suffice.gateway.request_parsing import Intake
 from suffice.gateway.route import BuiltRoute
 from suffice.review.items import DAY_S, MOST_CHARS, Shelf, written_out
-from suffice.rollout import feedback_token
+from suffice.rollout.assign import UNASSIGNED, AuditAssignment, assign_audit, question_key
+from suffice.rollout.experiment import UnitIds, units_of
+from suffice.signals.query import class_of
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import QuestionText, Sources
-from suffice.telemetry import LOG, Metrics
-from suffice.types import EndReason, Outcome, Request
+from suffice.telemetry import LOG
+from suffice.types import ArmDraw, EndReason, Outcome, Query, Request
+
+LIBRARY: Final = "library"  # the endpoint of a run that no HTTP request began
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    episode_id: str
+    endpoint: str
+    caller: Caller = ANYONE
+    model: str = ""
+    stream: bool = False
+    n_samples: int = 1  # of a full run
+    is_callers_loop: bool = False  # the caller makes the calls to the model: there is nothing to turn away
+    question: Callable[[], str] = str  # hashed, to group repeats
+    query: Callable[[], Query | None] = lambda: None
+    body: bytes = b""  # by which a repeated delivery is recognised
+    conversation: str | None = None
+    idempotency_key: str | None = None
+    user: str | None = None
+    tenant: str | None = None
+
+    def key(self, route: str) -> RequestKey:
+        return RequestKey(
+            route=route,
+            caller=self.caller.namespace,
+            body=self.body,
+            conversation=self.conversation,
+            idempotency_key=self.idempotency_key,
+        )
+
+    def units(self, assigned: AuditAssignment) -> UnitIds:
+        """What the request belongs to; repeated deliveries are one request."""
+        known = {"conversation": self.conversation, "user": self.user, "tenant": self.tenant}
+        return units_of(self.caller.id, request=assigned.unit, **known)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmittedRequest:
+    intake: Intake
+    headers: list[tuple[str, str]]  # to be sent upstream
+    route: BuiltRoute | None
+    upstream: str
+    request: Request
+    retry_after_s: int | None = None  # the upstream has no room for it, and may have after so long
+
 
 Admit = Callable[[str], Awaitable[AdmittedRequest]]  # given the episode id
 Answer = Callable[[GatewayState, AdmittedRequest, Ledger, Exchange], Coroutine[Any, Any, None]]
@@ -39,7 +90,7 @@ async def serve_request(
     """Admit a request and answer it; whatever happens, write exactly one outcome."""
     started_s, episode_id = gw.monotonic_s(), gw.new_id()
     token = gw.feedback_token(episode_id)
-    exchange.own_headers += [("x-suffice-episode-id", episode_id), *feedback_token.header(token)]
+    exchange.own_headers += [("x-suffice-episode-id", episode_id), *token_header(token)]
     gw.metrics.inc("suffice_live_requests")
     ledger: Ledger | None = None
     end: EndReason = "internal_error"
@@ -63,9 +114,8 @@ async def serve_request(
     finally:
         gw.metrics.inc("suffice_live_requests", by=-1)
         if ledger is None:
-            ledger = Ledger(
-                blank_request(gw, Arrival(episode_id=episode_id, endpoint=endpoint), "unreadable"), started_s
-            )
+            unread = Arrival(episode_id=episode_id, endpoint=endpoint)
+            ledger = Ledger(_blank_request(gw, unread, "unreadable"), started_s)
             write_request(gw, ledger)
         ledger.status, ledger.first_byte_s = exchange.status, exchange.first_byte_s
         close(gw, ledger, end)
@@ -120,6 +170,146 @@ def count_stripped(gw: GatewayState, intake: Intake) -> None:
         gw.metrics.inc("suffice_stripped_fields_total", field)
 
 
+# --------------------------------------------------------------------------- admission
+
+
+def admit(
+    gw: GatewayState, arrival: Arrival, route: BuiltRoute | None, reason: str | None
+) -> tuple[BuiltRoute | None, Request, int | None]:
+    """Give a request its route, draw its audit and write its record.
+
+    reason  why it passes through, whatever the load; None: it may be governed
+
+    Returns the route as this request gets it, the record, and when to come again if there is no room now.
+    """
+    if route is None:
+        return None, _blank_request(gw, arrival, reason or "no_route"), None
+    place, kill = None, gw.deployment.kill
+    if kill.on:
+        route = kill.rest_route(route)
+        if reason is None and not arrival.is_callers_loop and route.settings.kind == "reasoning":
+            reason = REASON  # samples are all drawn while it is on
+    if reason is None:
+        reason, place = _place(gw, arrival, route)
+    question, query, assigned, arms = "", None, UNASSIGNED, tuple[ArmDraw, ...]()
+    if place is not None:
+        question = question_key(arrival.question(), salt=gw.salt) if reason is None else ""
+        query = arrival.query() if reason is None or route.in_force.classes or route.holding.classes else None
+        route = route.for_request(question, arrival.model, class_of(query))
+        own = place_route(route, place)
+        if reason is None:  # the audit is drawn for the route as it is; the arms then say what the request gets
+            assigned = gw.assign(own, arrival.key(own.name), arrival.episode_id)
+            varied, arms = gw.deployment.variants.place(route, lambda: arrival.units(assigned), question)
+            own = own if varied is route else place_route(varied, place)
+        route = own
+    gw.statistics[route.name].n_requests += 1
+    settings = route.settings
+    request = Request(
+        episode_id=arrival.episode_id,
+        route=route.name,
+        kind=settings.kind,
+        mode=settings.mode,
+        model=arrival.model or (settings.model or "" if arrival.is_callers_loop else ""),
+        stream=arrival.stream,
+        n_samples=arrival.n_samples,
+        audit=assigned.audit,
+        propensity=assigned.propensity,
+        policy_version=route.policy_version,
+        certified=route.certified,
+        question_key=question,
+        ungoverned=reason,
+        received_at_s=gw.wall_s(),
+        endpoint=arrival.endpoint,
+        query=query if reason is None else None,
+        unit=assigned.unit,
+        setup=route.setup,
+        promise=route.promise,
+        arms=arms,
+        sender=arrival.caller.id,
+        delivery=assigned.delivery,
+        conversation=gw.conversation(arrival.caller.id, arrival.conversation),
+    )
+    return route, request, place.retry_after_s if place is not None and place.level is None else None
+
+
+def _blank_request(gw: GatewayState, arrival: Arrival, reason: str) -> Request:
+    """The record of a request that no route claims, or that could not be read."""
+    return Request(
+        episode_id=arrival.episode_id,
+        route="",
+        kind="reasoning",
+        mode="off",
+        model=arrival.model,
+        stream=arrival.stream,
+        n_samples=1,
+        audit=False,
+        propensity=1.0,
+        policy_version="",
+        certified=False,
+        question_key="",
+        ungoverned=reason,
+        received_at_s=gw.wall_s(),
+        endpoint=arrival.endpoint,
+        sender=arrival.caller.id,
+    )
+
+
+def _place(gw: GatewayState, arrival: Arrival, route: BuiltRoute) -> tuple[str | None, Admission]:
+    """Why the request is not governed (None: it is), and at which level its route operates."""
+
+    def draw() -> float:  # anew for each try: who was turned away comes again
+        return assign_audit(arrival.episode_id, share=0.0, salt=f"{gw.salt}/shed").point
+
+    now_s = gw.monotonic_s()
+    place = gw.deployment.load.admit(route, now_s=now_s, draw=None if arrival.is_callers_loop else draw)
+    if place.level is None:
+        return "shed", place
+    if route.settings.kind == "samples" and not arrival.is_callers_loop:
+        return None, place  # samples without a policy are all drawn: harmless
+    statistics = gw.statistics[route.name]
+    statistics.breaker = statistics.breaker or Breaker()
+    return None if statistics.breaker.allows(now_s) else "breaker", place
+
+
+def find_route(gw: GatewayState, model: str, named: Mapping[str, str], caller: Caller) -> BuiltRoute | None:
+    """The first route whose conditions all hold; None: none takes the request.
+
+    Raises BadRequest for a route that does not exist, or that the caller's key may not use.
+    """
+    name, routes = named.get("x-suffice-route"), gw.deployment.routes
+    for route in usable_routes(routes, caller, by_name=name is not None):
+        match = route.settings.match
+        if name is not None and name not in (route.name, match.header):
+            continue
+        if name is None and (match.header or not route.settings.upstream):
+            continue  # a loop of the caller's own may have no upstream here: no request is meant for it
+        if not match.model or fnmatchcase(model, match.model):
+            return route
+    if name is not None:
+        raise route_refusal(routes, caller, name, where="x-suffice-route")
+    if caller.is_restricted:
+        message = "this key may use only routes that it lists, and none of them takes this request"
+        raise BadRequest(message, status=403, param="model", code="scope")
+    return None
+
+
+def usable_routes(routes: tuple[BuiltRoute, ...], caller: Caller, *, by_name: bool) -> tuple[BuiltRoute, ...]:
+    """The routes to which a caller's requests may go, named by the request or else matched."""
+    if not caller.id:
+        return routes
+    return tuple(one for one in routes if caller.may_use(one.name, one.settings, by_name=by_name))
+
+
+def route_refusal(routes: tuple[BuiltRoute, ...], caller: Caller, name: str, *, where: str) -> BadRequest:
+    """Why a request may not go to the route that it names: there is none, or the caller's key may not use it."""
+    names = ", ".join(one.name for one in usable_routes(routes, caller, by_name=True)) or "none"
+    param = None if where.startswith("x-") else where
+    if caller.is_restricted or any(name in (one.name, one.settings.match.header) for one in routes):
+        message = f"{where}: this key may not use the route {name[:80]!r}; it may name: {names}"
+        return BadRequest(message, status=403, param=param, code="scope")
+    return BadRequest(f"{where}: unknown route {name[:80]!r}; known: {names}", param=param, code="unknown_route")
+
+
 # --------------------------------------------------------------------------- rows
 
 
@@ -127,12 +317,16 @@ def open_ledger(
     gw: GatewayState, ledger: Ledger, route: BuiltRoute | None, token: str, question: Callable[[], str]
 ) -> None:
     """Write down a request that was admitted, and its question where the route keeps it for reviewers."""
-    ledger.feedback_token, ledger.promise = token, gw.promise_to(route)
+    ledger.feedback_token, ledger.promise = token, gw.deployment.promise_to(route)
     write_request(gw, ledger)
-    keep_question(gw, route, ledger, question)
+    until_s = _text_until_s(route, ledger)
+    if until_s is not None:  # in a row that can be erased
+        request, text = ledger.request, question()[:MOST_CHARS]
+        row = QuestionText(episode_id=request.episode_id, route=request.route, text=text, expires_at_s=until_s)
+        append(gw, row, ledger)
 
 
-def append(gw: GatewayState, event: Event, ledger: Ledger | None) -> None:
+def append(gw: GatewayState, event: Event, ledger: Ledger | None = None) -> None:
     """Hand an event to the log; a log that refuses or fails costs the record, never the answer."""
     try:
         kept = gw.log.append(event)
@@ -146,7 +340,7 @@ def append(gw: GatewayState, event: Event, ledger: Ledger | None) -> None:
 
 
 def write_request(gw: GatewayState, ledger: Ledger) -> None:
-    """Write the request down, if it has rows: before its first step, because its lots are worthless afterwards."""
+    """Write the request down, if it has rows: before its first step, because its draws are worthless afterwards."""
     ledger.request, ledger.has_rows = gw.sampling.drawn(ledger.request)
     if ledger.has_rows:
         append(gw, ledger.request, ledger)
@@ -154,13 +348,34 @@ def write_request(gw: GatewayState, ledger: Ledger) -> None:
 
 def write_counts(gw: GatewayState, *, all_of_them: bool = False) -> None:
     """Write down what was counted of requests without rows, where that is due, and what keys with a budget used."""
-    for used in gw.limits.unwritten():
-        append(gw, replace(used, usage_id=gw.new_id()), None)
+    for used in gw.clients.limits.take_unwritten():
+        append(gw, replace(used, usage_id=gw.new_id()))
     for counted in gw.sampling.due(now_s=gw.monotonic_s(), all_of_them=all_of_them):
-        append(gw, counted, None)
+        append(gw, counted)
 
 
-def write_outcome(gw: GatewayState, ledger: Ledger, outcome: Outcome) -> None:
+def close(gw: GatewayState, ledger: Ledger, end: EndReason) -> None:
+    if end != "done":
+        ledger.end_reason = end
+    outcome = ledger.close(now_s=gw.monotonic_s(), default=end)
+    _write_outcome(gw, ledger, outcome)
+    _count(gw, ledger, outcome)
+    _count_extra_calls(gw, ledger)
+    request, now_s, statistics = ledger.request, gw.monotonic_s(), gw.statistics[ledger.request.route]
+    if outcome.usage is not None and outcome.calls:  # a caller's own loop uses nothing of ours
+        n_tokens = outcome.usage.prompt_tokens + outcome.usage.completion_tokens
+        gw.clients.limits.spend(request.sender, n_tokens, wall_s=gw.wall_s())
+    breaker, failed = statistics.breaker, not SITES.isdisjoint(ledger.degraded)
+    if breaker is not None and request.ungoverned is None and breaker.note(failed=failed, now_s=now_s):
+        LOG.error("route %s: its controller failed again and again; requests pass through for a while", request.route)
+    gw.deployment.load.note(request, outcome, now_s=now_s)
+    gw.deployment.note_upstream(request, outcome)
+    statistics.learn(request, outcome)
+    if runs_in_full(request) and statistics.note_full_run(outcome):
+        gw.deployment.check_answers(request.route, tuple(statistics.extracted))
+
+
+def _write_outcome(gw: GatewayState, ledger: Ledger, outcome: Outcome) -> None:
     """The one outcome as a row, or in the counts. A request that ends badly has rows, drawn or not."""
     if not ledger.has_rows and ended_badly(outcome):
         ledger.request, ledger.has_rows = gw.sampling.with_rows(ledger.request), True
@@ -168,104 +383,59 @@ def write_outcome(gw: GatewayState, ledger: Ledger, outcome: Outcome) -> None:
     gw.sampling.remember(ledger.request, outcome, now_s=gw.wall_s())
     if ledger.has_rows:
         append(gw, outcome, ledger)
-        return
-    counted = gw.sampling.count(ledger.request, outcome, now_s=gw.monotonic_s())
-    if counted is not None:
+    elif (counted := gw.sampling.count(ledger.request, outcome, now_s=gw.monotonic_s())) is not None:
         append(gw, counted, ledger)
 
 
-def close(gw: GatewayState, ledger: Ledger, end: EndReason) -> None:
-    if end != "done":
-        ledger.end_reason = end
-    outcome = ledger.close(now_s=gw.monotonic_s(), default=end)
-    write_outcome(gw, ledger, outcome)
-    request, metrics = ledger.request, gw.metrics
-    metrics.inc("suffice_requests_total", request.route, request.mode, outcome.end_reason)
-    _count_tokens(metrics, request.route, outcome)
-    if outcome.usage is not None and outcome.calls:  # a caller's own loop uses nothing of ours
-        n_tokens = outcome.usage.prompt_tokens + outcome.usage.completion_tokens
-        gw.limits.spend(request.sender, n_tokens, wall_s=gw.wall_s())
-    _count_extra_calls(metrics, ledger)
-    for site in ledger.degraded:
-        metrics.inc("suffice_failopen_total", site)
-    if outcome.stopped:
-        method = outcome.finish_method or "none"
-        metrics.inc("suffice_stops_total", request.route, outcome.stop_reason or "", method)
-        if outcome.handover_ms is not None:
-            metrics.observe("suffice_handover_seconds", outcome.handover_ms / 1e3, method)
-    if outcome.ttft_s is not None:
-        metrics.observe("suffice_ttft_seconds", outcome.ttft_s, request.route)
-    cost = ledger.cost()
-    if cost is not None:
-        for kind, spent_usd in (
-            ("input", cost.input_usd),
-            ("cached_input", cost.cached_input_usd),
-            ("output", cost.output_usd),
-        ):
-            metrics.inc("suffice_cost_usd_total", request.route, kind, by=spent_usd)
-    _note_breaker(gw, ledger)
-    gw.operating.note(request, outcome, now_s=gw.monotonic_s())
-    gw.note_upstream(request, outcome)
-    gw.learn(request, outcome)
-    if runs_in_full(request):
-        gw.note_full_run(request, outcome)
-
-
-def _note_breaker(gw: GatewayState, ledger: Ledger) -> None:
-    request = ledger.request
-    breaker = gw.breakers.get(request.route)
-    if breaker is None or request.ungoverned is not None:
-        return
-    if breaker.note(failed=not SITES.isdisjoint(ledger.degraded), now_s=gw.monotonic_s()):
-        LOG.error("route %s: its controller failed again and again; requests pass through for a while", request.route)
-
-
-def _count_extra_calls(metrics: Metrics, ledger: Ledger) -> None:
-    for reason, n_skipped in ledger.skipped.items():
-        metrics.inc("suffice_extra_calls_skipped_total", ledger.request.route, reason, by=n_skipped)
-    if ledger.n_refused:
-        metrics.inc("suffice_extra_calls_refused_total", ledger.request.route, by=ledger.n_refused)
-    if ledger.n_embeddings:
-        metrics.inc("suffice_upstream_calls_total", ledger.request.route, "embedding", by=ledger.n_embeddings)
-
-
-def _count_tokens(metrics: Metrics, route_name: str, outcome: Outcome) -> None:
+def _count(gw: GatewayState, ledger: Ledger, outcome: Outcome) -> None:
+    request, inc = ledger.request, gw.metrics.inc
+    route, usage, overhead, cost = request.route, outcome.usage, outcome.overhead, ledger.cost()
+    inc("suffice_requests_total", route, request.mode, outcome.end_reason)
     for call in outcome.calls:
-        metrics.inc("suffice_upstream_calls_total", route_name, call.purpose)
-    if outcome.usage is not None:
-        metrics.inc("suffice_tokens_total", route_name, "input", by=outcome.usage.prompt_tokens)
-        metrics.inc("suffice_tokens_total", route_name, "output", by=outcome.usage.completion_tokens)
-    overhead = outcome.overhead
+        inc("suffice_upstream_calls_total", route, call.purpose)
+    if usage is not None:
+        inc("suffice_tokens_total", route, "input", by=usage.prompt_tokens)
+        inc("suffice_tokens_total", route, "output", by=usage.completion_tokens)
     for kind, n_tokens in (("probe", overhead.probe_tokens), ("extra_input", overhead.extra_prompt_tokens)):
         if n_tokens:
-            metrics.inc("suffice_tokens_total", route_name, kind, by=n_tokens)
+            inc("suffice_tokens_total", route, kind, by=n_tokens)
+    if outcome.stopped:
+        method = outcome.finish_method or "none"
+        inc("suffice_stops_total", route, outcome.stop_reason or "", method)
+        if outcome.handover_ms is not None:
+            gw.metrics.observe("suffice_handover_seconds", outcome.handover_ms / 1e3, method)
+    if outcome.ttft_s is not None:
+        gw.metrics.observe("suffice_ttft_seconds", outcome.ttft_s, route)
+    if cost is not None:
+        inc("suffice_cost_usd_total", route, "input", by=cost.input_usd)
+        inc("suffice_cost_usd_total", route, "cached_input", by=cost.cached_input_usd)
+        inc("suffice_cost_usd_total", route, "output", by=cost.output_usd)
 
 
-def keep_question(gw: GatewayState, route: BuiltRoute | None, ledger: Ledger, text: Callable[[], str]) -> None:
-    """Keep a governed request's question for reviewers, if its route says so, in a row that can be erased."""
-    until_s = _until_s(route, ledger)
-    if until_s is None:
-        return
-    request = ledger.request
-    question = QuestionText(
-        episode_id=request.episode_id, route=request.route, text=text()[:MOST_CHARS], expires_at_s=until_s
-    )
-    append(gw, question, ledger)
+def _count_extra_calls(gw: GatewayState, ledger: Ledger) -> None:
+    route, inc = ledger.request.route, gw.metrics.inc
+    for reason, n_skipped in ledger.skipped.items():
+        inc("suffice_extra_calls_skipped_total", route, reason, by=n_skipped)
+    if ledger.n_refused:
+        inc("suffice_extra_calls_refused_total", route, by=ledger.n_refused)
+    if ledger.n_embeddings:
+        inc("suffice_upstream_calls_total", route, "embedding", by=ledger.n_embeddings)
+    for site in ledger.degraded:
+        inc("suffice_failopen_total", site)
 
 
 def open_shelf(route: BuiltRoute, ledger: Ledger) -> Shelf | None:
-    """Where the texts of a run's steps are gathered; None: its route keeps none, and nobody holds on to them."""
-    until_s = _until_s(route, ledger)
+    """Where the texts of a run's steps are collected; None: its route keeps none, and nothing holds on to them."""
+    until_s = _text_until_s(route, ledger)
     return None if until_s is None else Shelf(until_s=until_s)
 
 
 def keep_sources(gw: GatewayState, ledger: Ledger, shelf: Shelf | None) -> None:
     if shelf is None or not shelf.sources:
         return
-    request = ledger.request
     kept = Sources(
-        episode_id=request.episode_id,
-        route=request.route,
+        episode_id=ledger.request.episode_id,
+        route=ledger.request.route,
         sources=tuple(shelf.sources),
         is_cut=shelf.is_cut,
         expires_at_s=shelf.until_s,
@@ -273,7 +443,7 @@ def keep_sources(gw: GatewayState, ledger: Ledger, shelf: Shelf | None) -> None:
     append(gw, kept, ledger)
 
 
-def _until_s(route: BuiltRoute | None, ledger: Ledger) -> float | None:
+def _text_until_s(route: BuiltRoute | None, ledger: Ledger) -> float | None:
     """Unix time until which texts of a request are shown; None: they are not kept."""
     request = ledger.request
     if route is None or request.ungoverned is not None or not route.settings.review.keep_text or not ledger.has_rows:

@@ -24,7 +24,9 @@ from suffice.assurance.runs import Tally
 from suffice.assurance.satisfaction import SatisfactionEffect
 from suffice.errors import ConfigError, StoreError
 from suffice.gateway.context import GatewayState, run_periodically
-from suffice.gateway.deployment import (
+from suffice.gateway.last_good import GoodRoute, LastGood, LastGoodWriter
+from suffice.gateway.route import (
+    BuiltRoute,
     RolloutTrial,
     apply_budget,
     apply_pause,
@@ -32,8 +34,6 @@ from suffice.gateway.deployment import (
     deploy_route,
     rest_route,
 )
-from suffice.gateway.last_good import GoodRoute, LastGood, LastGoodWriter
-from suffice.gateway.route import BuiltRoute
 from suffice.learn.version import FoldedVersion, load_version, read_version
 from suffice.policy.base import build_policy
 from suffice.review.holds import NO_OVERRIDES, InEffect, in_effect, standing
@@ -87,7 +87,9 @@ class Follower:
         self._tallies: dict[str, Tally] = {}  # that were summed up since the gauges were set
         self._gauged_s = gw.monotonic_s()  # when that was looked at last
         self._summed = 0  # how far the log was summed up then
-        self._outlooks: dict[str, tuple[int, Outlook | None]] = {route.name: (0, None) for route in gw.routes}
+        self._outlooks: dict[str, tuple[int, Outlook | None]] = {
+            route.name: (0, None) for route in gw.deployment.routes
+        }
         self._experiments: tuple[RunningExperiment, ...] = ()
         self._trials: Mapping[str, RolloutTrial] = {}
         self._standing: Mapping[str, Mapping[str, object]] = {}
@@ -106,7 +108,7 @@ class Follower:
         self._in_force: dict[str, InForce] = {
             name: one.held for name, one in (good.routes if good is not None else {}).items()
         }  # what each route is served by: an earlier publication where the newest cannot be loaded
-        self.rebase(gw.routes)
+        self.rebase(gw.deployment.routes)
 
     def rebase(self, routes: Sequence[BuiltRoute]) -> None:
         """Take the routes as the settings have them, without any publication; all are built anew at the next look."""
@@ -120,8 +122,8 @@ class Follower:
 
     def look(self) -> Mapping[str, BuiltRoute]:
         """Read what is new; the routes that it changes, as they serve from now on. Raises StoreError."""
-        if self._gw.without_log is not None:
-            raise StoreError(self._gw.without_log)
+        if self._gw.deployment.log_problem is not None:
+            raise StoreError(self._gw.deployment.log_problem)
         with self._reader.reading() as connection:
             self._look_ahead(connection)
             self._decided = read_decided(connection, self._decided)
@@ -304,8 +306,8 @@ class Follower:
         for name, (_, outlook) in self._outlooks.items():
             if outlook is not None:
                 export_gauges(outlook, name, self._gw.metrics)
-                self._gw.classes[name] = audits_by_class(outlook)
-        for name in {route.name for route in self._gw.routes} & self._tallies.keys():
+                self._gw.deployment.classes[name] = audits_by_class(outlook)
+        for name in {route.name for route in self._gw.deployment.routes} & self._tallies.keys():
             saving = saving_of(self._tallies[name])
             if saving is not None:
                 self._gw.metrics.set("suffice_token_saving_ratio", saving.value, name)
@@ -315,15 +317,15 @@ class Follower:
             n_held = len(standing(held.overrides, self._gw.wall_s()))
             self._gw.metrics.set("suffice_overrides", n_held, name)
             self._gw.metrics.set("suffice_open_incidents", len(held.open_cases), name)
-        variants = self._gw.variants
+        variants = self._gw.deployment.variants
         variants.experiments, variants.trials = self._experiments, self._trials
         self._changed = self._changed or bool(changed) or variants.standing != self._standing
         variants.standing = self._standing
         for name, route in changed.items():
-            self._gw.put_in_force(name, route)
-        if self._gw.serves:
+            self._gw.deployment.activate(name, route)
+        if self._gw.deployment.serves:
             LOG.warning("control: the log can be read again, and what it says is in force")
-        self._read_s, self._in_full, self._anew, self._gw.serves = self._gw.monotonic_s(), False, False, ""
+        self._read_s, self._in_full, self._anew, self._gw.deployment.serves = self._gw.monotonic_s(), False, False, ""
         self._gw.metrics.set("suffice_log_unread_seconds", 0)
 
     def serve_last_good(self, *, age_s: float) -> None:
@@ -339,23 +341,23 @@ class Follower:
         for name, base in self._base.items():
             told = self._good.routes.get(name)
             if told is None:
-                self._gw.put_in_force(name, rest_route(base, "the last-good file does not know this route"))
+                self._gw.deployment.activate(name, rest_route(base, "the last-good file does not know this route"))
                 continue
-            self._gw.put_in_force(name, self._serving(base, told.held, in_effect(told.overrides, now_s), None))
+            self._gw.deployment.activate(name, self._serving(base, told.held, in_effect(told.overrides, now_s), None))
             own = own_version(base.settings).address if base.settings.policy else ""
             if told.standing is not None and told.instead_of == own:  # where its owner wrote another one, that serves
                 standing[name], self._stands[name] = told.standing, (own, told.stands)
-        self._standing = self._gw.variants.standing = standing
-        self._gw.serves = "last good"
+        self._standing = self._gw.deployment.variants.standing = standing
+        self._gw.deployment.serves = "last good"
         self._said_without_log()
 
     def _rest(self, why: str) -> None:
         """Let nothing act on any route until the log can be read."""
-        self._in_full, self._anew, self._gw.serves = True, True, "full"
-        variants = self._gw.variants
+        self._in_full, self._anew, self._gw.deployment.serves = True, True, "full"
+        variants = self._gw.deployment.variants
         variants.experiments, variants.trials, variants.standing = (), {}, {}
         for name, base in self._base.items():
-            self._gw.put_in_force(name, rest_route(base, f"the log cannot be read, and {why}"))
+            self._gw.deployment.activate(name, rest_route(base, f"the log cannot be read, and {why}"))
         self._said_without_log()
 
     def _said_without_log(self) -> None:
@@ -369,7 +371,7 @@ class Follower:
             why = f"nobody has said for {most_s:,.0f} s what is in force (store.last_good_s)"
             LOG.error("control: everything runs in full until the log can be read: %s", why)
             self._rest(why)
-        self._gw.serves = self._gw.serves or "last good"
+        self._gw.deployment.serves = self._gw.deployment.serves or "last good"
 
     def _keeps(self) -> bool:
         return self._keeper is not None and self._keeper.is_due(changed=self._changed)
@@ -382,7 +384,7 @@ class Follower:
                 self._changed = False
 
     def _as_good(self) -> LastGood:
-        gw, now = self._gw, {route.name: route for route in self._gw.routes}
+        gw, now = self._gw, {route.name: route for route in self._gw.deployment.routes}
         routes = {}
         for name in self._base:
             own, stands = self._stands.get(name, ("", ""))
@@ -393,7 +395,7 @@ class Follower:
                 stands=stands,
                 instead_of=own,
                 refused=now[name].refused,
-                n_requests=gw.n_requests.get(name, 0),
+                n_requests=gw.statistics[name].n_requests,
             )
         acting = {one.held.publication.fit for one in routes.values() if one.held.publication and one.held.level}
         return LastGood(
@@ -411,7 +413,7 @@ class Follower:
             return
         self._looked_s = now_s
         seen = False
-        if self._gw.without_log is not None:  # it has been said, and there is nothing to look at
+        if self._gw.deployment.log_problem is not None:  # it has been said, and there is nothing to look at
             self._gw.metrics.inc("suffice_failopen_total", "follow")
         else:
             with self._failing_open():
@@ -439,8 +441,8 @@ class Follower:
 
     def _confirm(self) -> None:
         """Say up to where decisions are acted on, for commands that wait for it."""
-        if self._gw.kill.presence is not None:
-            self._gw.kill.presence.update(decided=self._reader.seq)
+        if self._gw.deployment.kill.presence is not None:
+            self._gw.deployment.kill.presence.update(decided=self._reader.seq)
 
     def glance(self) -> None:
         """Have it looked where rows are new, or where the clock alone changes something. Waits for nothing.

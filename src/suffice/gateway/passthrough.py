@@ -17,12 +17,10 @@ import msgspec
 from suffice.episode.chunk_parsing import note_usage
 from suffice.episode.ledger import CallAccount, Ledger
 from suffice.errors import BadRequest, TooLarge, UpstreamProtocol
-from suffice.gateway.admission import AdmittedRequest, Arrival, admit, find_route
-from suffice.gateway.auth import Caller, caller_of
+from suffice.gateway.auth import MOST_ID_CHARS, Caller, caller_of, object_in
 from suffice.gateway.context import GatewayState
 from suffice.gateway.exchange import Exchange, Receive, Scope, Send, headers_of, read_body, tells_hang_up, writes_now
-from suffice.gateway.lifecycle import append, count_stripped, serve_request
-from suffice.gateway.objects import MOST_ID_CHARS, object_in
+from suffice.gateway.lifecycle import AdmittedRequest, Arrival, admit, append, count_stripped, find_route, serve_request
 from suffice.gateway.request_parsing import (
     MOST_NAME_CHARS,
     Intake,
@@ -306,7 +304,7 @@ class _Ask:
         named = dict(headers)
         kept = await self._stored()
         if self._is_shared:
-            await gw.objects.check_body(self.caller, intake.raw, intake.body)
+            await gw.clients.objects.check_body(self.caller, intake.raw, intake.body)
         matched = self._route(intake, named, kept)
         count_stripped(gw, intake)
         arrival = Arrival(
@@ -321,7 +319,7 @@ class _Ask:
             intake = intake.for_model(matched.settings.model)
         return AdmittedRequest(
             intake=intake,
-            headers=gw.keys.without_keys(headers),
+            headers=gw.clients.keys.without_keys(headers),
             route=served,
             upstream=self._upstream(matched, named, kept),
             request=request,
@@ -330,7 +328,7 @@ class _Ask:
     @property
     def _is_shared(self) -> bool:
         """Does this gateway hide from its caller what other keys have made?"""
-        return self.gw.keys.has_tenants and not self.caller.sees_all
+        return self.gw.clients.keys.has_tenants and not self.caller.sees_all
 
     def _route(self, intake: Intake, named: dict[str, str], kept: StoredObject | None) -> BuiltRoute | None:
         """The request's route. An object is its owner's, whatever the routes that its key may use match."""
@@ -351,8 +349,12 @@ class _Ask:
                 raise BadRequest(message, status=403, code="scope")
             return None
         if self._is_shared:
-            await gw.objects.check(self.caller, object_id, "id")
-        return await gw.objects.of(object_id) if gw.keys.asks_for_keys else gw.objects.recent(object_id)
+            await gw.clients.objects.check(self.caller, object_id, "id")
+        return (
+            await gw.clients.objects.of(object_id)
+            if gw.clients.keys.asks_for_keys
+            else gw.clients.objects.recent(object_id)
+        )
 
     @property
     def _makes(self) -> bool:
@@ -365,7 +367,7 @@ class _Ask:
         if object_id is None or len(object_id) > MOST_ID_CHARS or not 200 <= status < 300:
             return False
         made = StoredObject(object_id=object_id, sender=self.caller.id, upstream=upstream)
-        if self.gw.objects.note(made) and self.caller.id:
+        if self.gw.clients.objects.note(made) and self.caller.id:
             append(self.gw, made, ledger)
         return True
 
@@ -383,7 +385,7 @@ class _Ask:
         if has_body:
             return await read_aside(read_chat, raw, limits)
         is_form = dict(headers).get("content-type", "").lower().startswith("multipart/") and raw[:2] == b"--"
-        if raw and not is_form and self.gw.keys.has_tenants and object_in(self.endpoint)[0]:
+        if raw and not is_form and self.gw.clients.keys.has_tenants and object_in(self.endpoint)[0]:
             body = await read_aside(parse_json, raw, limits)  # what may name an object must mean one thing
             return replace(_unread(raw.strip()), body=body)
         return _unread(raw)

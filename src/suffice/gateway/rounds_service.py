@@ -17,15 +17,23 @@ from suffice.episode.ledger import Ledger
 from suffice.episode.probe import Vectors
 from suffice.episode.rounds import RoundsRun, StepReport
 from suffice.errors import BadRequest
-from suffice.gateway.admission import Arrival, admit, route_refusal, usable_routes
-from suffice.gateway.auth import ANYONE, Caller, caller_of
+from suffice.gateway.auth import ANYONE, Caller, caller_of, token_header
 from suffice.gateway.context import GatewayState, may_stop
 from suffice.gateway.exchange import ClientGone, Exchange, Receive, Scope, Send, headers_of, read_body
-from suffice.gateway.lifecycle import close, keep_sources, open_ledger, open_shelf, reply_headers
+from suffice.gateway.lifecycle import (
+    Arrival,
+    admit,
+    close,
+    keep_sources,
+    open_ledger,
+    open_shelf,
+    reply_headers,
+    route_refusal,
+    usable_routes,
+)
 from suffice.gateway.request_parsing import check_body_headers, parse_json, read_aside
 from suffice.gateway.route import BuiltRoute
 from suffice.review.items import MOST_SOURCES
-from suffice.rollout import feedback_token
 from suffice.rollout.assign import joined
 from suffice.signals.query import query_signals
 from suffice.telemetry import LOG
@@ -47,8 +55,8 @@ class RoundsRequest:
 
 def open_run(gw: GatewayState, route: BuiltRoute, asked: RoundsRequest) -> RoundsRun:
     """Draw the audit, write the request down, and give the run that takes its steps."""
-    gw.refresh()
-    route = next((one for one in gw.routes if one.name == route.name), route)
+    gw.deployment.refresh()
+    route = next((one for one in gw.deployment.routes if one.name == route.name), route)
     arrival = Arrival(
         episode_id=gw.new_id(),
         endpoint=asked.endpoint,
@@ -80,7 +88,7 @@ def open_run(gw: GatewayState, route: BuiltRoute, asked: RoundsRequest) -> Round
         policy=GuardedPolicy(served.policy, served.needs, ledger, gw.monotonic_s),
         may_act=may_stop(request, served),
         returning=served.returning,
-        is_resting=lambda: gw.kill.on,
+        is_resting=lambda: gw.deployment.kill.on,
         vectors=None if embedder is None else Vectors(embedder=embedder, ledger=ledger, max_calls=most),
         shelf=open_shelf(served, ledger),
     )
@@ -120,8 +128,8 @@ def close_all(gw: GatewayState) -> None:
 
 def _estimate_saved(gw: GatewayState, run: RoundsRun) -> None:
     """What the loop would have gone on to generate, from the full runs of this route; unknown if few."""
-    full, usage = gw.full_runs.get(run.ledger.request.route), run.ledger.told_usage
-    remaining = full.remaining(usage.completion_tokens) if full is not None and usage is not None else None
+    full, usage = gw.statistics[run.ledger.request.route].full_runs, run.ledger.told_usage
+    remaining = None if usage is None else full.remaining(usage.completion_tokens)
     if remaining is None:
         return
     run.ledger.tokens_saved_estimate = round(remaining.thought_tokens)
@@ -213,7 +221,7 @@ async def decide_step(gw: GatewayState, scope: Scope, receive: Receive, send: Se
     exchange.own_headers += [
         ("x-suffice-episode-id", run.id),
         *reply_headers(request),
-        *feedback_token.header(run.ledger.feedback_token),
+        *token_header(run.ledger.feedback_token),
     ]
     _watch(gw)
     await exchange.json(200, msgspec.json.encode(_answer(run, decision)))
@@ -221,9 +229,9 @@ async def decide_step(gw: GatewayState, scope: Scope, receive: Receive, send: Se
 
 def _run(gw: GatewayState, step: DecideRequest, caller: Caller, headers: Mapping[str, str]) -> RoundsRun:
     """The run that is meant: one that is open, or a new one."""
-    route = next((r for r in usable_routes(gw.routes, caller, by_name=True) if r.name == step.route), None)
+    route = next((r for r in usable_routes(gw.deployment.routes, caller, by_name=True) if r.name == step.route), None)
     if route is None:
-        raise route_refusal(gw.routes, caller, step.route, where="route")
+        raise route_refusal(gw.deployment.routes, caller, step.route, where="route")
     key = _opening_key(caller, headers)
     episode_id = step.episode_id or (gw.runs.opened_by(key) if key else None)
     if episode_id is not None:
@@ -297,13 +305,13 @@ def _answer(run: RoundsRun, decision: Decision) -> dict[str, Any]:
 
 def _watch(gw: GatewayState) -> None:
     """Look for runs that were left, for as long as there are any."""
-    if gw.watches_runs or not len(gw.runs):
+    if gw.runs.is_watched or not len(gw.runs):
         return
-    gw.watches_runs = True
+    gw.runs.is_watched = True
 
     def look() -> None:
-        gw.watches_runs = False
-        if gw.draining:
+        gw.runs.is_watched = False
+        if gw.process.draining:
             return
         close_old(gw)
         _watch(gw)

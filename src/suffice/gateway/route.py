@@ -1,66 +1,61 @@
-"""Which route a request belongs to, and whether it is governed. Pure.
+"""A route as it serves: which requests it governs, what is published for it, what people hold, its running variants.
 
-Whatever is not understood completely is not governed: it passes through byte for byte, with the
-reason counted and visible.
+    settings ──▶ BuiltRoute ──▶ deploy_route: publication, version ──▶ for_request ──▶ Variants.place ──▶ one request's
+
+A publication is used only where it fits: made for this promise or a stricter one, on these settings, in the epoch that
+is running. Whatever does not fit, or cannot be read, is level 0: everything runs in full. A request that is not
+understood completely is not governed: it passes through byte for byte, with the reason counted and visible.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 
 from suffice.episode.rounds import Returning
-from suffice.errors import BadRequest
+from suffice.errors import BadRequest, ConfigError
 from suffice.learn.groups import prompt_fold
-from suffice.policy.base import Policy
+from suffice.learn.version import FoldedVersion
+from suffice.policy.base import Policy, build_policy, version_of
 from suffice.policy.returning import returning
+from suffice.policy.rules import Never
+from suffice.review import route_guarantee
 from suffice.review.holds import NO_OVERRIDES, InEffect, lowest
-from suffice.review.route_guarantee import GuaranteeInputs, RouteGuarantee, guarantee_of
+from suffice.review.route_guarantee import GuaranteeInputs, RouteGuarantee, effective_publication, guarantee_of
+from suffice.rollout.assign import keyed
+from suffice.rollout.experiment import Arm, RunningExperiment, UnitIds, draw_arms, with_arm
+from suffice.rollout.stages import State, place
 from suffice.scoring.base import Scorer
 from suffice.settings import Route
+from suffice.signals.observe import Observer
 from suffice.store.routes.in_force import NOTHING, InForce
-from suffice.types import Findings, Promise
+from suffice.store.routes.rollouts import own_version
+from suffice.telemetry import LOG, Metrics
+from suffice.types import ArmDraw, Findings, Pause, Promise, Publication
 from suffice.upstream.drivers import allows_probes
 
-# Fields under which a stop could change what the client asked for, and the reason that is counted: OpenAI's, then
+# Fields under which a stop could change what the client asked for, by the reason that is counted: OpenAI's, then
 # the names that llama.cpp, vLLM, SGLang and OpenRouter have for the same. A vote on samples could live with some of
-# them (a sample is the client's request as it stands), but no scorer reads tool calls or JSON, so they pass there too.
-BLOCKING: Mapping[str, str] = {
-    "tools": "tools",
-    "functions": "tools",
-    "web_search_options": "tools",
-    "plugins": "tools",
-    "response_format": "response_format",
-    "grammar": "response_format",
-    "json_schema": "response_format",
-    "structured_outputs": "response_format",
-    "guided_json": "response_format",
-    "guided_regex": "response_format",
-    "guided_choice": "response_format",
-    "guided_grammar": "response_format",
-    "regex": "response_format",
-    "ebnf": "response_format",
-    "logprobs": "logprobs",
-    "top_logprobs": "logprobs",
-    "n_probs": "logprobs",
-    "prompt_logprobs": "logprobs",
-    "stop": "stop",
-    "stop_token_ids": "stop",
-    "stop_regex": "stop",
-    "ignore_eos": "stop",
-    "modalities": "modalities",
-    "audio": "modalities",
+# them (a sample is the client's request as it is), but no scorer reads tool calls or JSON, so they pass there too.
+_BLOCKING_BY_REASON: Mapping[str, str] = {
+    "tools": "tools functions web_search_options plugins",
+    "response_format": "response_format grammar json_schema structured_outputs guided_json guided_regex guided_choice"
+    " guided_grammar regex ebnf",
+    "logprobs": "logprobs top_logprobs n_probs prompt_logprobs",
+    "stop": "stop stop_token_ids stop_regex ignore_eos",
+    "modalities": "modalities audio",
     "prediction": "prediction",
-    "best_of": "n",
-    "use_beam_search": "n",
+    "n": "best_of use_beam_search",
 }
+BLOCKING = {name: reason for reason, names in _BLOCKING_BY_REASON.items() for name in names.split()}
 _EVIDENCE = ("kind", "model", "samples", "wave", "effort", "budget_tokens", "finish_unclosed", "embeddings")
-# Parts of a message that a chat template writes out as text.
-TEXT_PARTS = ("text", "refusal")
+TEXT_PARTS = ("text", "refusal")  # parts of a message that a chat template writes out as text
+MOST_VARIANTS = 256  # that are kept built; beyond that all are built anew
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,19 +69,19 @@ class BuiltRoute:
     policy_version: str
     certified: bool
     needs: tuple[str, ...]  # signals to compute
-    findings: Findings | None = None  # what doctor saw at the upstream; None: nothing is known
+    findings: Findings | None = None  # of doctor at the upstream; None: nothing is known
     refused: str | None = None  # why it must not be enforced, whatever the settings say; None: it may
     setup: str = ""  # what evidence rests on, see `route_setup`
     levels: Sequence[Policy] = ()  # the policy at each level, 0 never stops; (): one policy, and no levels
-    folds: tuple[Sequence[Policy], ...] = ()  # `levels` by fold of the prompt; (): nothing learned is in force
-    in_force: InForce = NOTHING  # what the control loop has said of it
+    folds: tuple[Sequence[Policy], ...] = ()  # `levels` by fold of the prompt; (): no learned version is active
+    in_force: InForce = NOTHING  # what the control loop has published
     in_burst: bool = False  # everything runs in full now, and is an audit
-    arm: str = ""  # the effort or budget that is certified and in force, as outcomes name it; "": none
-    ceiling: int | None = None  # the highest level for this prompt's class; None: its class is not held back
+    arm: str = ""  # the effort or budget that is certified and active, as outcomes name it; "": none
+    ceiling: int | None = None  # the highest level for this prompt's class; None: no limit
     floor: int | None = None  # budgeted mode: levels above it are certified by nothing; None: certified mode
     promise: Promise = "certified"  # by which this request's level was chosen
     risks: bool = False  # the brake holds, and its owner lets an uncertified level act rather than turn away
-    holding: InEffect = NO_OVERRIDES  # what people hold on it for a while
+    holding: InEffect = NO_OVERRIDES
 
     @property
     def acts(self) -> bool:
@@ -95,23 +90,23 @@ class BuiltRoute:
 
     @property
     def is_proved(self) -> bool:
-        """Does its owner's own policy act, as a publication has proved it?"""
+        """Is its owner's own policy active, and proved by a publication?"""
         made = self.in_force.publication
         return self.certified and made is not None and made.is_owned
 
     def for_request(self, question_key: str, model: str, query_class: str = "") -> BuiltRoute:
         """The route as it serves one prompt: by the model that has not seen it, in full where nothing is proved.
 
-        model        that is asked for: of one that no evidence speaks of, nothing is known
-        query_class  as `signals.query.class_of` has it: one that the guard-rails hold gets its own ceiling
+        model        requested: of a model without evidence nothing is known
+        query_class  as `signals.query.class_of` has it; guardrails may give it its own ceiling
         """
         if not (self.folds or self.arm or self.is_proved):
             if self.holding.classes.get(query_class) == 0:
                 return replace(self, holding=replace(self.holding, observe="its class runs in full"))
             return self
         made = self.in_force.publication or self.in_force.last
-        asked = "" if self.settings.kind == "rounds" else model
-        if made is None or all(one[0] != asked for one in made.upstream):
+        requested = "" if self.settings.kind == "rounds" else model
+        if made is None or all(one[0] != requested for one in made.upstream):
             return replace(self, certified=False, folds=(), levels=(), arm="")
         ceiling = lowest(dict(made.classes).get(query_class), self.holding.ceiling_of(query_class))
         if not self.folds:  # an arm, or its owner's policy: there is nothing between it and a full run
@@ -119,12 +114,12 @@ class BuiltRoute:
         return replace(self, levels=self.folds[prompt_fold(question_key, len(self.folds))], ceiling=ceiling)
 
     def answers_as_known(self, model: str, named: str | None, fingerprint: str | None) -> bool:
-        """Is whoever answered a request for `model` the one that the evidence speaks of, as far as it says?"""
+        """Does the model that answered a request for `model` agree with the evidence, as far as either says?"""
         made = self.in_force.publication
         if made is None or not (self.folds or self.arm or self.is_proved):
             return True
-        asked = "" if self.settings.kind == "rounds" else model
-        known = [one for one in made.upstream if one[0] == asked]
+        requested = "" if self.settings.kind == "rounds" else model
+        known = [one for one in made.upstream if one[0] == requested]
         return not known or any(
             (not one[1] or named is None or one[1] == named) and (not one[2] or fingerprint in (None, one[2]))
             for one in known
@@ -142,28 +137,25 @@ class BuiltRoute:
 
         killed   is the kill switch on?
         unread   could the log not be read for too long?
-        classes  audits by class of questions, as the job `monitor` has seen them
+        classes  audits by class of questions, as the job `monitor` counted them
         beside   what serves a part of its requests in another way
         """
-        promised, made = (
-            guarantee_of(
-                GuaranteeInputs(
-                    name=self.name,
-                    settings=self.settings,
-                    epoch=self.in_force.epoch,
-                    publication=self.in_force.publication,
-                    pause=self.in_force.pause,
-                    holding=self.holding,
-                    setup=self.setup,
-                    killed=killed,
-                    unread=unread,
-                    unreadable=self.refused is not None,
-                    classes=classes or {},
-                    beside=beside,
-                )
-            ),
-            self.in_force.publication,
+        made = self.in_force.publication
+        inputs = GuaranteeInputs(
+            name=self.name,
+            settings=self.settings,
+            epoch=self.in_force.epoch,
+            publication=made,
+            pause=self.in_force.pause,
+            holding=self.holding,
+            setup=self.setup,
+            killed=killed,
+            unread=unread,
+            unreadable=self.refused is not None,
+            classes=classes or {},
+            beside=beside,
         )
+        promised = guarantee_of(inputs)
         if promised.state not in ("certified", "budgeted"):
             return RouteGuarantee(state="uncertified") if self.risks and not killed and self.acts else promised
         if not (self.certified or self.promise == "budgeted"):
@@ -178,22 +170,25 @@ class BuiltRoute:
 
     @property
     def may_probe(self) -> bool:
-        """May a run that nothing can stop be probed? Only where somebody saw what a probe costs there."""
+        """May a run that nothing can stop be probed? Only where the cost of a probe is known."""
         probe = self.settings.probe
         return probe is not None and (probe.verified_by == "owner" or allows_probes(self.findings))
 
 
 def route_setup(settings: Route, scorer: str, url_key: str, *, probes: bool) -> str:
-    """The settings that a route's evidence rests on, in short: where they differ, it is evidence of something else.
+    """A digest of the settings that a route's evidence rests on: where it differs, the evidence does not apply.
 
     Not in it: the mode, the promise, shares and budgets, which requests match.
 
     url_key  of the upstream's address
-    probes   are trial answers asked for by extra calls?
+    probes   are trial answers obtained by extra calls?
     """
     kept = {name: getattr(settings, name) for name in (*_EVIDENCE, "scorer", "steps", "probe")}
     written = msgspec.json.encode([kept, url_key, probes], order="deterministic")
     return f"{settings.kind}, scorer {scorer}, {hashlib.blake2b(written, digest_size=4).hexdigest()}"
+
+
+# --------------------------------------------------------------------------- which requests are governed
 
 
 def n_samples(route: BuiltRoute, options: Mapping[str, Any]) -> int:
@@ -208,25 +203,20 @@ def n_samples(route: BuiltRoute, options: Mapping[str, Any]) -> int:
 
 def ungoverned(route: BuiltRoute, body: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
     """Why this request must pass through untouched; None: it is governed."""
+    kind, messages = route.settings.kind, body.get("messages")
     if route.settings.mode == "off":
         return "off"
-    if route.settings.kind == "rounds":
+    if kind == "rounds":
         return "rounds"
-    messages = body.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
         return "messages"
     if body.get("n") not in (None, 1) or isinstance(body.get("n"), bool):
         return "n"
-    for field, reason in BLOCKING.items():
-        if body.get(field) not in (None, False, [], {}, ""):
+    for name, reason in BLOCKING.items():
+        if body.get(name) not in (None, False, [], {}, ""):
             return reason
-    if route.settings.kind == "samples" and n_samples(route, options) == 1:
-        return "samples=1"
-    return _uncontinuable(body, messages) if route.settings.kind == "reasoning" else None
-
-
-def _uncontinuable(body: Mapping[str, Any], messages: list[dict[str, Any]]) -> str | None:
-    """Why a thought could not be continued after a stop. Samples do not mind: each is the request as it stands."""
+    if kind == "samples":
+        return "samples=1" if n_samples(route, options) == 1 else None
     if any(_shows_more_than_text(m.get("content")) for m in messages):
         return "images"  # a thought is continued as the template's text, in which they have no place
     if messages[-1].get("role") == "assistant" or body.get("continue_final_message"):
@@ -239,3 +229,248 @@ def _shows_more_than_text(content: Any) -> bool:
     return isinstance(content, list) and any(
         not isinstance(part, dict) or part.get("type") not in TEXT_PARTS for part in content
     )
+
+
+# --------------------------------------------------------------------------- what is published and held
+
+
+class LevelPolicies(Sequence[Policy]):
+    """The policy of one fold at each level, built when it is first used: there are forty, and one is active."""
+
+    def __init__(self, version: FoldedVersion, fold: int, level: int) -> None:
+        self._models, self._thresholds = version.models[fold], version.levels[fold][:level]
+        self._built: dict[int, Policy] = {0: Never()}
+
+    def __len__(self) -> int:
+        return len(self._thresholds) + 1
+
+    def __getitem__(self, level: Any) -> Any:
+        if not 0 <= level < len(self):
+            raise IndexError(f"level: got {level}; 0 to {len(self) - 1}")
+        policy = self._built.get(level)
+        if policy is None:
+            table = {"policy": "learned", "model": self._models, "threshold": self._thresholds[level - 1]}
+            # Complete before it is stored: another thread may be building it, too.
+            policy = self._built[level] = build_policy(table | {"on_hopeless": "stop"})
+        return policy
+
+
+def is_servable(route: BuiltRoute, made: Publication) -> bool:
+    return route_guarantee.covers(route.settings, route.settings.max_em_drop, route.setup, made)
+
+
+def rest_route(base: BuiltRoute, why: str) -> BuiltRoute:
+    """The route without anything that could act, whatever its settings say: it behaves as observe."""
+    return replace(base, holding=replace(NO_OVERRIDES, observe=why))
+
+
+def deploy_route(base: BuiltRoute, held: InForce, version: FoldedVersion | None = None) -> BuiltRoute:
+    """The route as it serves what is published: certified levels, an arm, its owner's policy, or full runs.
+
+    base     the route as its settings have it, without any publication
+    version  of the active publication; None: there is none, or it cannot be read
+
+    Raises ConfigError for a version that cannot be served.
+    """
+    settings, made = base.settings, held.publication
+    in_burst = held.epoch is not None and held.in_burst and not settings.is_paired
+    waiting = replace(base, in_force=held, in_burst=in_burst)
+    if made is None or not held.level or not is_servable(base, made):
+        return waiting
+    if settings.is_paired and made.arm in settings.arms:
+        return replace(waiting, certified=True, arm=made.arm, policy_version=made.version)
+    if settings.is_owned and made.version == own_version(settings).address:  # the very policy that was proved
+        return replace(waiting, certified=True)
+    if settings.is_paired or settings.is_owned or version is None:
+        return waiting
+    if version.address != made.fit or made.level >= version.n_levels:
+        raise ConfigError(f"routes.{base.name}: version {made.fit} does not have what was published")
+    folds = tuple(LevelPolicies(version, fold, made.level) for fold in range(len(version.models)))
+    needed = tuple(dict.fromkeys(need for fold in folds for need in fold[made.level].needs))
+    needs = (*(need for need in base.needs if need not in needed), *needed)
+    Observer(needs, base.settings.kind)  # a signal that does not exist must fail here, not in a request
+    floor = None if made.spending is None else made.spending.floor
+    return replace(waiting, certified=True, folds=folds, policy_version=made.fit, needs=needs, floor=floor)
+
+
+def apply_pin(held: InForce, holding: InEffect) -> InForce:
+    """What is active where a person has pinned an earlier publication."""
+    if held.pause is not None or held.publication is None:
+        return held
+    made = effective_publication(held.publication, held.n_epochs, holding)
+    return held if made is held.publication else replace(held, publication=made)
+
+
+def apply_budget(base: BuiltRoute, holding: InEffect) -> BuiltRoute:
+    """The route under the smaller of its own EM budget and the one that a person set."""
+    budget = holding.budget(base.settings.max_em_drop)
+    if budget == base.settings.max_em_drop:
+        return base
+    return replace(base, settings=msgspec.structs.replace(base.settings, max_em_drop=budget))
+
+
+def apply_pause(holding: InEffect, pause: Pause | None) -> InEffect:
+    """Overrides of a route whose policy its owner wrote: a pause has no certificate there to take away."""
+    if pause is None or holding.observe is not None:
+        return holding
+    return replace(holding, observe=f"paused by {pause.author}: {pause.reason}")
+
+
+# --------------------------------------------------------------------------- experiments and rollouts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutTrial:
+    """A rollout that runs on a route, with what its candidate is."""
+
+    state: State
+    policy: Mapping[str, object] = field(default_factory=dict)  # the candidate's table, as `build_policy` takes it
+    models: FoldedVersion | None = None  # instead: a learned candidate, which acts up to the level of `state`
+
+
+@dataclass(slots=True, kw_only=True)
+class Variants:
+    """One gateway's experiments and rollouts. The follower writes them; requests read them.
+
+    Arms are drawn by keyed hash of what the request belongs to, so that retries, replicas and restarts draw the same.
+    A variant that cannot be built leaves the route as it is and draws nothing: what is not served must not be on record
+    as served.
+    """
+
+    salt: str
+    metrics: Metrics
+    experiments: tuple[RunningExperiment, ...] = ()
+    trials: Mapping[str, RolloutTrial] = field(default_factory=dict)  # by route; at most one runs on each
+    standing: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # policies that rollouts have brought
+    _built: dict[tuple[str, str], BuiltRoute | None] = field(default_factory=dict)
+
+    def place(
+        self, route: BuiltRoute, units: Callable[[], UnitIds], question: str = ""
+    ) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
+        """The route as a request gets it, and what it drew; the same object where nothing varies it.
+
+        units     what the request belongs to; called only where something runs
+        question  `Request.question_key`: it is served by models that have not seen it
+        """
+        if not self.experiments and route.name not in self.trials and route.name not in self.standing:
+            return route, ()
+        try:
+            return self._place(route, units(), question)
+        except Exception as error:  # noqa: BLE001 - a broken experiment costs its own evidence, never an answer
+            LOG.error("routes.%s: no arm could be drawn (%s)", route.name, type(error).__name__)
+            self.metrics.inc("suffice_failopen_total", "arms")
+            return route, ()
+
+    def audit_share(self, route: str) -> float:
+        """The share of requests to audit that a rollout of the route asks for; 0: none does."""
+        trial = self.trials.get(route)
+        return 0.0 if trial is None else trial.state.audit_share or 0.0
+
+    def _place(self, route: BuiltRoute, units: UnitIds, question: str) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
+        served, drawn = self._with_rollout(route, units, question)
+        for one in draw_arms(self.experiments, route=route.name, units=units, salt=self.salt):
+            arm = next(e for e in self.experiments if e.name == one.experiment).arm(one.arm)
+            varied = self._with_arm(served, arm, f"{one.experiment}:{one.run}:{one.arm}")
+            if varied is not None:
+                served, drawn = varied, (*drawn, one)
+        return served, drawn
+
+    def _with_rollout(self, route: BuiltRoute, units: UnitIds, question: str) -> tuple[BuiltRoute, tuple[ArmDraw, ...]]:
+        standing, trial = self.standing.get(route.name), self.trials.get(route.name)
+        if standing is not None:
+            route = self._with_policy(route, standing, f"standing:{version_name(standing)}") or route
+        if trial is None or (trial.state.fit and not _is_comparable(route, trial.state)):
+            return route, ()
+        unit, share = units.conversation or units.request, trial.state.share
+        placed = place(trial.state, unit, salt=self.salt)
+        varied = self._candidate(route, trial, question) if placed.arm == "candidate" else route
+        if placed.arm is None or varied is None:
+            return route, ()
+        others = (("candidate", share), ("control", share), ("", 1 - 2 * share)) if share < 1 else ()
+        draw = ArmDraw(
+            experiment=f"rollout {trial.state.rollout}",
+            run=1,
+            arm=placed.arm,
+            propensity=placed.propensity,
+            others=tuple(one for one in others if one[0] != placed.arm and one[1] > 0),
+            unit=keyed(unit, salt=self.salt, purpose=b"experiment-unit", n_bytes=8).hex(),
+        )
+        return varied, (draw,)
+
+    def _candidate(self, route: BuiltRoute, trial: RolloutTrial, question: str) -> BuiltRoute | None:
+        state, models = trial.state, trial.models
+        if models is None:
+            return self._with_policy(route, trial.policy, f"standing:{version_name(trial.policy)}")
+        level = min(state.level, models.n_levels - 1)
+        # Its own certificate, and under that of the route: without either it lets every run come to its end.
+        version = f"{state.fit}@{level}"
+        served = replace(
+            route, levels=(), policy=Never(), certified=False, floor=None, risks=False, policy_version=version
+        )
+        if not level:
+            return served
+        name = f"{version}/{prompt_fold(question, len(models.models))}"
+        built = self._built_with(route, models.policy(question, level), name)
+        return None if built is None else replace(served, policy=built.policy, needs=built.needs, certified=True)
+
+    def _with_arm(self, route: BuiltRoute, arm: Arm, name: str) -> BuiltRoute | None:
+        settings = with_arm(route.settings, arm)
+        if settings.policy != route.settings.policy:
+            varied = self._with_policy(route, settings.policy, name)
+            if varied is None:
+                return None
+            route = varied
+        if arm.level is not None:
+            route = replace(route, ceiling=lowest(arm.level, route.ceiling))
+        # Evidence of an audit is of the run in full, whatever the arm: its setup stays the route's own.
+        return replace(route, settings=settings) if settings is not route.settings else route
+
+    def _with_policy(self, route: BuiltRoute, policy: Mapping[str, object], name: str) -> BuiltRoute | None:
+        """The route with another policy, which nobody has certified; None: it cannot be built."""
+        built = self._built_with(route, dict(policy), name)
+        if built is None:
+            return None
+        return replace(
+            route,
+            settings=msgspec.structs.replace(route.settings, policy=built.settings.policy),
+            policy=built.policy,
+            policy_version=built.policy_version,
+            needs=built.needs,
+            certified=False,
+            folds=(),
+            levels=(),
+            risks=False,
+        )
+
+    def _built_with(self, route: BuiltRoute, policy: dict[str, object], name: str) -> BuiltRoute | None:
+        """The route with another policy, built once for each name; None: it cannot be built."""
+        if (route.name, name) not in self._built:
+            if len(self._built) >= MOST_VARIANTS:
+                self._built.clear()
+            self._built[route.name, name] = self._build(route, policy)
+        return self._built[route.name, name]
+
+    def _build(self, route: BuiltRoute, policy: dict[str, object]) -> BuiltRoute | None:
+        try:
+            built = build_policy(policy)
+            needed = {need.partition("(")[0] for need in built.needs}
+            needs = (*(need for need in route.needs if need.partition("(")[0] not in needed), *built.needs)
+            Observer(needs, route.settings.kind)  # a signal that does not exist must fail here, not in a request
+        except Exception as error:  # noqa: BLE001 - a policy that crashes when it is loaded serves nobody
+            LOG.error("routes.%s: a variant cannot be built (%s); nobody gets it", route.name, type(error).__name__)
+            self.metrics.inc("suffice_failopen_total", "arms")
+            return None
+        settings = msgspec.structs.replace(route.settings, policy=policy)
+        return replace(route, settings=settings, policy=built, policy_version=version_of(built), needs=needs)
+
+
+def _is_comparable(route: BuiltRoute, state: State) -> bool:
+    """Is what a learned candidate is compared with active for this request, with nothing that holds it back?"""
+    made = route.in_force.publication
+    if made is None or made.fit != state.in_force or not (route.certified and route.levels):
+        return False
+    return route.ceiling is None and route.holding == NO_OVERRIDES and route.promise == "certified"
+
+
+def version_name(policy: Mapping[str, object]) -> str:
+    return json.dumps(policy, sort_keys=True)

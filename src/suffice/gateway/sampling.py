@@ -1,19 +1,19 @@
-"""Which requests of one gateway have rows in the log, and what the others are counted as (`assurance.sampling`).
+"""Which requests of one gateway have rows in the log, and how the others are counted (`assurance.sampling`).
 
     request ──▶ drawn: rows, or none ──▶ its end ──▶ count, by class and version ──▶ RequestCount, once a minute
-                                          └──▶ remember ──▶ recalled, when somebody says something of it
+                                          └──▶ remember ──▶ recalled, when a label comes for it
 
 Counts are in memory for a minute at most: a process that is killed loses those, and no row. The latest live runs are
-remembered whether they were drawn or not, so whether a label finds its run here does not depend on the lottery: labels
-that do are all of their kind and stand for themselves, and those that do not have the odds of the rows.
+remembered whether they were drawn or not, so whether a label finds its run here does not depend on the draw: labels
+that do are all of their kind, and those that do not have the odds of the rows.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 from suffice.assurance.sampling import UnloggedRequests, is_certain, live_rate
 from suffice.rollout.assign import point_of
@@ -27,7 +27,7 @@ COUNT_REQUESTS: Final = 1_000  # … and requests of a route behind them
 LOOK_S: Final = 5.0  # between two looks whether counts are due
 MOST_CELLS: Final = 200  # of one count; what more there are is counted under OTHER
 OTHER: Final = "(others)"
-MOST_SENDERS: Final = 100_000  # that are known to have been told
+MOST_SENDERS: Final = 100_000  # that were written in counts
 MOST_RECALLED: Final = 20_000  # live runs that a label may find
 MOST_ANSWER_CHARS: Final = 500  # of a run that is remembered; one with a longer answer is not, drawn or not
 
@@ -36,57 +36,37 @@ _PURPOSE: Final = b"kept-rows"
 
 @dataclass(slots=True)
 class _Tally:
-    """What requests of one class and version come to so far: the fields of an `UnloggedRequests`."""
+    """Requests of one class and version so far: the fields of an `UnloggedRequests`."""
 
-    n: int = 0
     ends: Counter[EndReason] = field(default_factory=Counter)
-    n_stopped: int = 0
-    n_counted: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    probe_tokens: int = 0
-    extra_prompt_tokens: int = 0
-    cached_prompt_tokens: int = 0
-    discarded_tokens: int = 0
-    saved_tokens: int = 0
-    n_priced: int = 0
-    cost_usd: float = 0.0
-    overhead_usd: float = 0.0
-    saved_usd: float = 0.0
-    duration_s: float = 0.0
+    sums: dict[str, Any] = field(default_factory=dict)
 
     def add(self, outcome: Outcome) -> None:
-        self.n += 1
         self.ends[outcome.end_reason] += 1
-        self.duration_s += outcome.duration_s
-        overhead = outcome.overhead
-        self.probe_tokens += overhead.probe_tokens
-        self.extra_prompt_tokens += overhead.extra_prompt_tokens
-        self.cached_prompt_tokens += overhead.cached_prompt_tokens
-        self.discarded_tokens += overhead.discarded_tokens
-        if outcome.usage is not None:
-            self.n_counted += 1
-            self.prompt_tokens += outcome.usage.prompt_tokens
-            self.completion_tokens += outcome.usage.completion_tokens
-            self.cached_tokens += outcome.usage.cached_tokens
+        usage, spent = outcome.usage, outcome.overhead
+        amounts: dict[str, Any] = {
+            "n": 1,
+            "duration_s": outcome.duration_s,
+            "probe_tokens": spent.probe_tokens,
+            "extra_prompt_tokens": spent.extra_prompt_tokens,
+            "cached_prompt_tokens": spent.cached_prompt_tokens,
+            "discarded_tokens": spent.discarded_tokens,
+        }
+        if usage is not None:
+            amounts |= {"n_counted": 1, "prompt_tokens": usage.prompt_tokens, "cached_tokens": usage.cached_tokens}
+            amounts["completion_tokens"] = usage.completion_tokens
         if outcome.cost_usd is not None:
-            self.n_priced += 1
-            self.cost_usd += outcome.cost_usd
-            self.overhead_usd += outcome.overhead_usd or 0.0
+            amounts |= {"n_priced": 1, "cost_usd": outcome.cost_usd, "overhead_usd": outcome.overhead_usd or 0.0}
         if outcome.stopped:
-            self.n_stopped += 1
-            self.saved_tokens += outcome.tokens_saved_estimate or 0
-            self.saved_usd += outcome.saved_usd_estimate or 0.0
-
-    def cell(self, query_class: str, version: str, ungoverned: str) -> UnloggedRequests:
-        sums = {one.name: getattr(self, one.name) for one in fields(self)} | {"ends": tuple(sorted(self.ends.items()))}
-        return UnloggedRequests(query_class=query_class, version=version, ungoverned=ungoverned, **sums)
+            amounts |= {"n_stopped": 1, "saved_tokens": outcome.tokens_saved_estimate or 0}
+            amounts["saved_usd"] = outcome.saved_usd_estimate or 0.0
+        for name, amount in amounts.items():
+            self.sums[name] = self.sums.get(name, 0) + amount
 
 
 @dataclass(slots=True)
 class _Count:
-    since_s: float  # monotonic, of the first of them
+    since_s: float  # monotonic, of the first request
     tallies: dict[tuple[str, str, str], _Tally] = field(default_factory=dict)  # by class, version, why ungoverned
     senders: list[str] = field(default_factory=list)
     n: int = 0
@@ -96,20 +76,16 @@ class _Count:
 
 @dataclass(slots=True, kw_only=True)
 class LogSampler:
-    """One gateway's lottery of rows. The follower writes `rates`; requests read them.
-
-    salt   secret of the deployment
-    rates  that the control loop has set, by route
-    """
+    """One gateway's draw of rows. The follower writes `rates`; requests read them."""
 
     settings: Settings
     salt: str
-    rates: Mapping[str, RowRates] = field(default_factory=dict)
+    rates: Mapping[str, RowRates] = field(default_factory=dict)  # set by the control loop, by route
     _counts: dict[str, _Count] = field(default_factory=dict)
-    _told: dict[str, None] = field(default_factory=dict)  # senders, the oldest first
+    _senders: dict[str, None] = field(default_factory=dict)  # that were counted before, the oldest first
     _even: dict[tuple[float, float], float] = field(default_factory=dict)  # rates, by sample rate and audit share
     _by_class: dict[str, tuple[RowRates, dict[str, float]]] = field(default_factory=dict)
-    _open: set[str] = field(default_factory=set)  # runs of the lottery that have not ended
+    _open: set[str] = field(default_factory=set)  # drawn runs that have not ended
     _recent: dict[str, RecalledRun] = field(default_factory=dict)  # by episode, the oldest first
     _answered: dict[str, str | None] = field(default_factory=dict)  # episodes by response id; None: two had it
 
@@ -141,7 +117,7 @@ class LogSampler:
         if request.ungoverned is not None:
             return sample_rate
         rates = self.rates.get(request.route)
-        if rates is None or rates.sample_rate != sample_rate:  # the owner's rate is another one since
+        if rates is None or rates.sample_rate != sample_rate:  # the owner has changed the rate since
             share = request.propensity if request.audit else 1 - request.propensity
             if (sample_rate, share) not in self._even:
                 if len(self._even) >= MOST_CELLS:
@@ -154,10 +130,7 @@ class LogSampler:
         return known[1].get(class_of(request.query), rates.other)
 
     def remember(self, request: Request, outcome: Outcome, *, now_s: float) -> None:
-        """Keep what a label of a run of the lottery would be joined with, for as long as there is room.
-
-        now_s  Unix time
-        """
+        """Keep what a label of a drawn run would be joined with, for as long as there is room; `now_s`: Unix time."""
         name, response = outcome.episode_id, outcome.response_id
         if name not in self._open:
             return
@@ -177,44 +150,34 @@ class LogSampler:
         )
         if response is not None:
             self._answered[response] = None if response in self._answered else name
-        for kept in (self._recent, self._answered):
-            if len(kept) > MOST_RECALLED:
-                del kept[next(iter(kept))]
+        _forget_oldest(self._recent, MOST_RECALLED)
+        _forget_oldest(self._answered, MOST_RECALLED)
 
-    def is_open(self, given: Feedback) -> bool:
-        """Is this about a run that has not ended? A client has its answer a moment before the books are closed."""
-        return given.episode_id in self._open
+    def is_open(self, label: Feedback) -> bool:
+        """Is this about a run that has not ended? A client has its answer a moment before the ledger is closed."""
+        return label.episode_id in self._open
 
-    def recalled(self, given: Feedback) -> RecalledRun | None:
-        name = given.episode_id
-        if name is None and given.response_id is not None:
-            name = self._answered.get(given.response_id)
+    def recalled(self, label: Feedback) -> RecalledRun | None:
+        name = label.episode_id
+        if name is None and label.response_id is not None:
+            name = self._answered.get(label.response_id)
         return None if name is None else self._recent.get(name)
 
     def count(self, request: Request, outcome: Outcome, *, now_s: float) -> RequestCount | None:
-        """Count a request without rows that has ended; what is due of its route, to be written.
-
-        now_s  monotonic
-        """
-        count = self._counts.get(request.route)
-        if count is None:
-            count = self._counts[request.route] = _Count(now_s)
+        """Count a request without rows that has ended; what is due of its route, to be written; `now_s`: monotonic."""
+        count = self._counts.setdefault(request.route, _Count(now_s))
         key = class_of(request.query), request.policy_version, request.ungoverned or ""
         if key not in count.tallies and len(count.tallies) >= MOST_CELLS:
             key = OTHER, OTHER, key[2]
-        tally = count.tallies.get(key)
-        if tally is None:
-            tally = count.tallies[key] = _Tally()
-        tally.add(outcome)
+        count.tallies.setdefault(key, _Tally()).add(outcome)
         count.n, count.last = count.n + 1, outcome.episode_id
         if request.ungoverned is None and request.delivery == 1:
             share = 1.0 - request.propensity  # it is no audit, or it would have rows
             count.audit_share = share if count.audit_share is None else min(count.audit_share, share)
-        if request.sender and request.sender not in self._told:
+        if request.sender and request.sender not in self._senders:
             count.senders.append(request.sender)
-            self._told[request.sender] = None
-            if len(self._told) > MOST_SENDERS:
-                del self._told[next(iter(self._told))]
+            self._senders[request.sender] = None
+            _forget_oldest(self._senders, MOST_SENDERS)
         is_due = count.n >= COUNT_REQUESTS or now_s - count.since_s >= COUNT_S
         return self._written(request.route) if is_due else None
 
@@ -226,7 +189,16 @@ class LogSampler:
 
     def _written(self, route: str) -> RequestCount:
         count = self._counts.pop(route)
-        cells = tuple(tally.cell(*key) for key, tally in count.tallies.items())
+        cells = tuple(
+            UnloggedRequests(
+                query_class=query_class,
+                version=version,
+                ungoverned=ungoverned,
+                ends=tuple(sorted(tally.ends.items())),
+                **tally.sums,
+            )
+            for (query_class, version, ungoverned), tally in count.tallies.items()
+        )
         return RequestCount(
             count_id=count.last,
             route=route,
@@ -236,3 +208,8 @@ class LogSampler:
             senders=tuple(count.senders),
             audit_share=count.audit_share,
         )
+
+
+def _forget_oldest(table: dict[str, Any], most: int) -> None:
+    if len(table) > most:
+        del table[next(iter(table))]

@@ -134,7 +134,7 @@ class LocalBackend:
             endpoint="library",
         )
         with self._lock:
-            route = next(r for r in self._gw.routes if r.name == self._route)
+            route = next(r for r in self._gw.deployment.routes if r.name == self._route)
             run = LocalRun(rounds_service.open_run(self._gw, route, asked), self._close_run, self._embedder)
             self._open[run.info.id] = run
             return run

@@ -19,14 +19,14 @@ from suffice.console.app import MOUNTS, ConsoleApp
 from suffice.errors import StoreError
 from suffice.gateway import kill, lifecycle, rounds_service
 from suffice.gateway.app import App
-from suffice.gateway.auth import KeyRing
-from suffice.gateway.context import GatewayState, run_periodically
+from suffice.gateway.auth import Clients, KeyRing, Objects
+from suffice.gateway.context import Deployment, GatewayState, run_periodically
 from suffice.gateway.kill import KillSwitch
 from suffice.gateway.load_control import LOOK_S
 from suffice.gateway.log_follower import Follower, following
-from suffice.gateway.objects import Objects
 from suffice.gateway.route import BuiltRoute
 from suffice.gateway.sampling import LOOK_S as COUNTS_S
+from suffice.gateway.sampling import LogSampler
 from suffice.settings import Settings
 from suffice.signals.folds.drafts import Embedder
 from suffice.store.database.deferred_log import LateLog
@@ -51,7 +51,7 @@ HANDLERS_END_S = 5.0  # at the end: how long a handler that was cut off has to w
 
 async def _handlers_end(gw: GatewayState) -> None:
     end_s = time.monotonic() + HANDLERS_END_S
-    while gw.n_live and time.monotonic() < end_s:  # noqa: ASYNC110 - once in a life; polling is plainest
+    while gw.process.n_live and time.monotonic() < end_s:  # noqa: ASYNC110 - once in a life; polling is plainest
         await asyncio.sleep(0.01)
 
 
@@ -64,29 +64,38 @@ def _running(
     result: Preflight | None = None,
 ) -> GatewayState:
     log = begun.log
+    metrics = Metrics()
     gw = GatewayState(
         settings=settings,
-        routes=_routes(settings, begun.known),
         upstreams=clients,
         embedders=vectors,
         log=log,
-        metrics=Metrics(),
-        keys=key_ring(settings, begun.secret) if result is not None else KeyRing(),
+        metrics=metrics,
         salt=begun.secret,
         new_id=new_id,
         wall_s=time.time,
         monotonic_s=time.monotonic,
-        langfuse_secret=result.langfuse_secret if result is not None else None,
+        clients=Clients(
+            keys=key_ring(settings, begun.secret) if result is not None else KeyRing(),
+            langfuse_secret=result.langfuse_secret if result is not None else None,
+        ),
+        deployment=Deployment(
+            routes=_routes(settings, begun.known), metrics=metrics, monotonic_s=time.monotonic, salt=begun.secret
+        ),
+        sampling=LogSampler(settings=settings, salt=begun.secret),
     )
     _read_log(settings, gw)
     _teach(gw, begun.known)
     file = kill_file(settings)
-    gw.kill = KillSwitch(file, environment=os.environ.get(kill.VARIABLE, ""), told=log.append, presence=presence)
-    gw.without_log = begun.problem
+    gw.deployment.kill = KillSwitch(
+        file, environment=os.environ.get(kill.VARIABLE, ""), told=log.append, presence=presence
+    )
+    gw.deployment.log_problem = begun.problem
     if begun.problem is not None and begun.good is not None:
         known = begun.good.routes
-        gw.routes = tuple(
-            replace(route, refused=known[route.name].refused) if route.name in known else route for route in gw.routes
+        gw.deployment.routes = tuple(
+            replace(route, refused=known[route.name].refused) if route.name in known else route
+            for route in gw.deployment.routes
         )
     return gw
 
@@ -100,11 +109,12 @@ def _routes(settings: Settings, known: LogKnowledge) -> tuple[BuiltRoute, ...]:
 
 def _teach(gw: GatewayState, known: LogKnowledge) -> None:
     for name, n in known.n_requests.items():
-        gw.n_requests[name] = gw.n_requests.get(name, 0) + n
-    gw.limits.restore(known.used)
+        gw.statistics[name].n_requests += n
+    gw.clients.limits.restore(known.used)
     for episode in known.recent:
-        gw.learn(episode.request, episode.outcome)
-    gw.extracted = {name: deque(seen, maxlen=WINDOW_RUNS) for name, seen in known.evidence.extracted.items()}
+        gw.statistics[episode.request.route].learn(episode.request, episode.outcome)
+    for name, seen in known.evidence.extracted.items():
+        gw.statistics[name].extracted = deque(seen, maxlen=WINDOW_RUNS)
 
 
 def _read_log(settings: Settings, gw: GatewayState) -> None:
@@ -116,7 +126,7 @@ def _read_log(settings: Settings, gw: GatewayState) -> None:
             return stored_object(path, object_id)
         return None
 
-    gw.objects, gw.senders_of = Objects(find), partial(senders_of, path)
+    gw.clients.objects, gw.clients.senders_of = Objects(find), partial(senders_of, path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +156,10 @@ def build_library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: 
 
         def refresh() -> None:
             follower.refresh()
-            gw.look_at_kill()
+            gw.deployment.look_at_kill()
 
-        gw.refresh = refresh
-        gw.refresh()
+        gw.deployment.refresh = refresh
+        gw.deployment.refresh()
     except BaseException:
         presence.release()
         begun.log.close()
@@ -169,12 +179,15 @@ def build_library(settings: Settings, vectors: Mapping[str, Embedder], *, lock: 
 
 
 def _taught_late(settings: Settings, gw: GatewayState, follower: Follower, known: LogKnowledge) -> None:
-    gw.n_requests = {}  # what was served since is in the queue of the log, and counted there at the next start
+    for statistics in gw.statistics.values():
+        statistics.n_requests = 0  # what was served since is in the queue of the log, and counted at the next start
     _teach(gw, known)
     fresh = _routes(settings, known)
-    gw.routes = tuple(replace(now, refused=own.refused) for now, own in zip(gw.routes, fresh, strict=True))
+    gw.deployment.routes = tuple(
+        replace(now, refused=own.refused) for now, own in zip(gw.deployment.routes, fresh, strict=True)
+    )
     follower.rebase(fresh)
-    gw.without_log = None
+    gw.deployment.log_problem = None
 
 
 def _beside(settings: Settings, log: EventLog, gw: GatewayState, stack: AsyncExitStack) -> dict[str, ConsoleApp]:
@@ -185,8 +198,8 @@ def _beside(settings: Settings, log: EventLog, gw: GatewayState, stack: AsyncExi
             settings,
             log.path,
             decisions=lambda: open_decisions(settings, create=False),
-            told=gw.told,
-            closing=lambda: not gw.ready,
+            told=gw.deployment.notify,
+            closing=lambda: not gw.process.ready,
         )
     )
     return dict.fromkeys(MOUNTS, site)
@@ -227,21 +240,24 @@ async def build_gateway(
                 await stack.enter_async_context(client)
             for embedder in found.embedders.values():
                 await stack.enter_async_context(embedder)
-            stack.enter_context(run_periodically(gw.look_at_load, gw.metrics, site="load", every_s=LOOK_S))
-            stack.enter_context(run_periodically(gw.look_at_kill, gw.metrics, site="kill", every_s=kill.LOOK_S))
-            gw.metrics.filled_by(gw.export_load)
-            gw.metrics.filled_by(gw.export_promises)
+            stack.enter_context(
+                run_periodically(partial(gw.deployment.look_at_load, clients), gw.metrics, site="load", every_s=LOOK_S)
+            )
+            stack.enter_context(
+                run_periodically(gw.deployment.look_at_kill, gw.metrics, site="kill", every_s=kill.LOOK_S)
+            )
+            gw.metrics.filled_by(gw.deployment.export_gauges)
             stack.enter_context(
                 run_periodically(partial(lifecycle.write_counts, gw), gw.metrics, site="counts", every_s=COUNTS_S)
             )
             app = App(gw)
             await _followed(settings, gw, begun, app, stack)
             app.beside |= _beside(settings, begun.log, gw, stack)
-            gw.ready = True
+            gw.process.ready = True
             try:
                 yield app
             finally:
-                gw.ready = False
+                gw.process.ready = False
                 await _handlers_end(gw)
                 rounds_service.close_all(gw)
                 lifecycle.write_counts(gw, all_of_them=True)
@@ -258,8 +274,8 @@ def _look_for_damage(path: Path, gw: GatewayState) -> None:
         damage = find_damage(path, within_s=MOST_CHECK_S)
         if damage:
             LOG.warning("store %s: LOG DAMAGED: %s; requests are served all the same; restore a backup", path, damage)
-            if gw.kill.presence is not None:
-                gw.kill.presence.update(damage=damage)
+            if gw.deployment.kill.presence is not None:
+                gw.deployment.kill.presence.update(damage=damage)
 
     if is_large(path):
         threading.Thread(target=look, name="suffice-check", daemon=True).start()
@@ -285,4 +301,4 @@ async def _followed(settings: Settings, gw: GatewayState, begun: StartState, app
 
     await stack.enter_async_context(following(follower, gw.metrics))
     await stack.enter_async_context(waiting(settings, gw, begun, came))
-    gw.told = follower.tell
+    gw.deployment.notify = follower.tell

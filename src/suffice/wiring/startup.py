@@ -260,12 +260,12 @@ async def _wait(
                 (await work)[0].close()  # nobody wants it any more
             raise
         except StoreError as error:
-            late.problem = gw.without_log = str(error)
+            late.problem = gw.deployment.log_problem = str(error)
             continue
         except Exception as error:  # noqa: BLE001 - the gateway serves, and tries again
             LOG.error("the log could not be opened (%s)", type(error).__name__)
             continue
-        attach(begun, late, log, serves=gw.serves)
+        attach(begun, late, log, serves=gw.deployment.serves)
         came(log, known)
         return
 
@@ -337,7 +337,7 @@ class Again:
             log, known = open_checked_log(self._settings, "library")
         except StoreError as error:
             with self._lock:
-                self._late.problem = self._gw.without_log = str(error)
+                self._late.problem = self._gw.deployment.log_problem = str(error)
             return False
         except Exception as error:  # noqa: BLE001 - the loop goes on, and it is tried again
             LOG.error("the log could not be opened (%s)", type(error).__name__)
@@ -350,5 +350,5 @@ class Again:
         return True
 
     def _take(self, log: SqliteLog, known: LogKnowledge) -> None:
-        attach(self._begun, self._late, log, serves=self._gw.serves)
+        attach(self._begun, self._late, log, serves=self._gw.deployment.serves)
         self._came(known)

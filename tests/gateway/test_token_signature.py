@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suffice.errors import BadRequest
-from suffice.rollout.feedback_token import header, read_token, sign
+from suffice.gateway.auth import read_token, sign_token, token_header
 
 PROPERTY = settings(max_examples=150, derandomize=True, deadline=None)
 IDS = st.from_regex(r"ep_[0-9a-f]{27}", fullmatch=True)
@@ -19,12 +19,12 @@ SALTS = st.text(max_size=40)
 def test_it_names_its_answer_until_its_time_is_over_and_fits_into_a_header(
     episode: str, salt: str, until: int, early: float
 ) -> None:
-    token = sign(episode, until_s=until, salt=salt)
+    token = sign_token(episode, until_s=until, salt=salt)
     assert read_token(token, now_s=until * early, salt=salt) == episode
     assert read_token(token, now_s=float(until), salt=salt) == episode
     assert token.isascii()
     assert len(token) < 100
-    assert token == sign(episode, until_s=until, salt=salt)
+    assert token == sign_token(episode, until_s=until, salt=salt)
     with pytest.raises(BadRequest, match="its time is over") as refused:
         read_token(token, now_s=until + 0.5, salt=salt)
     assert (refused.value.status, refused.value.code) == (401, "expired_feedback_token")
@@ -33,7 +33,7 @@ def test_it_names_its_answer_until_its_time_is_over_and_fits_into_a_header(
 @PROPERTY
 @given(episode=IDS, salt=SALTS, data=st.data())
 def test_whatever_is_changed_about_it_it_opens_nothing(episode: str, salt: str, data: st.DataObject) -> None:
-    token = sign(episode, until_s=2**31, salt=salt)
+    token = sign_token(episode, until_s=2**31, salt=salt)
     at = data.draw(st.integers(0, len(token) - 1))
     other = data.draw(st.characters(min_codepoint=33, max_codepoint=126).filter(lambda c: c != token[at]))
     changed = token[:at] + other + token[at + 1 :]
@@ -46,7 +46,7 @@ def test_whatever_is_changed_about_it_it_opens_nothing(episode: str, salt: str, 
 @PROPERTY
 @given(episode=IDS, salt=SALTS, other=SALTS)
 def test_another_deployment_cannot_read_it(episode: str, salt: str, other: str) -> None:
-    token = sign(episode, until_s=2**31, salt=salt)
+    token = sign_token(episode, until_s=2**31, salt=salt)
     if salt != other:
         with pytest.raises(BadRequest, match="none of this gateway's"):
             read_token(token, now_s=0.0, salt=other)
@@ -59,5 +59,5 @@ def test_what_is_no_token_is_refused_in_the_same_words(nothing: str) -> None:
 
 
 def test_the_header_is_there_where_a_token_is() -> None:
-    assert header("t") == [("x-suffice-feedback-token", "t")]
-    assert header("") == []
+    assert token_header("t") == [("x-suffice-feedback-token", "t")]
+    assert token_header("") == []
