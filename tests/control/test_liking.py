@@ -15,7 +15,7 @@ from suffice.assurance.forecast import Outlook
 from suffice.cli.inspect.route_report import liking_lines, summarize_effect
 from suffice.cli.inspect.route_status import read_statuses
 from suffice.control.evidence.feedback import Ratings, heard, measures
-from suffice.control.jobs.watching import RouteWatch
+from suffice.control.jobs.monitor import RouteWatch, WatchContext
 from suffice.gateway.log_follower import export_gauges
 from suffice.settings import Route, Settings, parse_settings
 from suffice.store.routes.windows import newest_outlook
@@ -39,20 +39,15 @@ DECLARED = parse_settings({"metrics": METRICS}).metrics
 
 def watch(events: list[Event], **options: Any) -> Outlook:
     """What a look behind all these events sees."""
-    found = RouteWatch(
-        name="r",
-        route=ROUTE,
-        match=lambda a, g: a == g,
-        load=lambda _: None,
-        epoch=1,
-        n=0,
-        seq=0,
-        metrics=DECLARED,
-        **options,
-    )
+    found = route_watch(metrics=DECLARED, **options)
     for stored in rows(events):
         found.feed(stored)
-    return found.look("w")[0]
+    return found.look()[0]
+
+
+def route_watch(**options: Any) -> RouteWatch:
+    context = WatchContext(name="r", route=ROUTE, match=lambda a, g: a == g, load=lambda _: None, author="w", **options)
+    return RouteWatch(context=context, epoch=1, n=0, seq=0)
 
 
 def feedback(number: int, **said: Any) -> FeedbackEvent:
@@ -139,14 +134,11 @@ def test_late_early_doubled_and_mixed_up_feedback_comes_to_the_same(seed: int) -
 def test_whatever_the_clocks_say_the_logs_own_order_counts(second_s: float) -> None:
     base = traffic(115)
     said = [feedback(110, rating=1, user="u", feedback_id="a"), feedback(110, rating=5, user="u", feedback_id="b")]
-    found = [
-        RouteWatch(name="r", route=ROUTE, match=lambda a, g: a == g, load=lambda _: None, epoch=1, n=0, seq=0)
-        for _ in range(2)
-    ]
+    found = [route_watch(), route_watch()]
     for one, step_s in zip(found, (1.0, second_s), strict=True):
         for stored in rows([*base, *said], second_s=step_s):
             one.feed(stored)
-    usual, skewed = (one.look("w")[0].likings for one in found)
+    usual, skewed = (one.look()[0].likings for one in found)
     assert usual == skewed
     assert usual[0].everybody is not None
     assert usual[0].everybody.value == 1.0, "the last word received"

@@ -85,15 +85,15 @@ def test_the_forecast_hears_what_the_stop_model_expects_audits_to_lose(folder: P
     with open_worker(settings_for(folder)) as here:
         looked(here)
         monitor = next(job for job in here.jobs if isinstance(job, Monitor))
-        watch = monitor._watches["r"]
-        windows = watch._told_windows()
-    assert len(windows) == 4
-    served, level = watch._replayed.served, watch._replayed.level
+        windows = monitor._folds["r"].windows
+        summaries = windows.summaries(400)
+    assert len(summaries) == 4
+    served, level = windows.replayed.served, windows.replayed.level
     assert served is not None
     assert level > 0
-    told = [window.predicted_drop for window in windows]
+    told = [window.predicted_drop for window in summaries]
     assert all(one is not None and 0 < one < 1 for one in told)
-    rows = watch._replayed._rows([audit for window in watch._windows for audit in window.audits])
+    rows = windows.replayed._rows([audit for window in windows.windows for audit in window.audits.values()])
     assert rows is not None
     expected = served.expected(rows, served.rows_at(rows, level))
     assert sum(one or 0.0 for one in told) / 4 == pytest.approx(float(expected.mean()), rel=0.02)

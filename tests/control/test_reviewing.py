@@ -6,6 +6,7 @@ import math
 import random
 import shutil
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,8 +16,7 @@ import msgspec
 import pytest
 
 from suffice.control.jobs.base import JobWriter
-from suffice.control.jobs.reviewing import ReviewJob
-from suffice.control.people.candidates import Candidates
+from suffice.control.jobs.review import Candidates, ReviewJob
 from suffice.review.items import DAY_S, ReviewItem
 from suffice.review.select import answers_of
 from suffice.settings import Settings, parse_settings
@@ -55,6 +55,9 @@ class Straight(JobWriter):
     def renew(self) -> None:
         pass
 
+    def timed(self, route: str) -> AbstractContextManager[None]:
+        return nullcontext()
+
 
 def settings_for(folder: Path, **review: Any) -> Settings:
     route = {**msgspec.to_builtins(ROUTE), "review": review}
@@ -70,7 +73,7 @@ def settings_for(folder: Path, **review: Any) -> Settings:
 def job(folder: Path, clock: Clock, **review: Any) -> tuple[ReviewJob, Decisions]:
     settings = settings_for(folder, **review)
     writer = Decisions.open(folder / "log.db", now=clock, monotonic_s=lambda: 0.0)
-    made = ReviewJob(settings=settings, path=writer.path, author="w", salt="pepper", now=clock)
+    made = ReviewJob(settings=settings, path=writer.path, author="w", secret="pepper", now=clock)
     return made, writer
 
 
@@ -164,7 +167,7 @@ def test_a_deployment_of_many_routes_asks_for_no_more_than_its_own_cap_in_a_day(
     for hour in range(2, 49, 2):
         clock.now_s = 20_000 * DAY_S + hour * 3_600.0 - 1.0
         writer = Decisions.open(tmp_path / "log.db", now=clock, monotonic_s=lambda: 0.0)
-        review = ReviewJob(settings=settings, path=writer.path, author="w", salt="pepper", now=clock)
+        review = ReviewJob(settings=settings, path=writer.path, author="w", secret="pepper", now=clock)
         review.run(Straight(writer))
         review.run(Straight(writer))
         writer.close()
@@ -307,7 +310,7 @@ def test_every_ended_run_is_in_the_urn_once_and_what_a_client_did_not_get_is_not
     made = feed(candidates(since_seq=2), events)
     assert made.urn.n == 2, "the first one ended before the stretch"
     assert feed(made, events).urn.n == 2, "rows that are read again change nothing"
-    made.drawn(made.seq)
+    made.restart(made.seq)
     assert (made.urn.n, made.since_seq) == (0, made.seq)
 
 

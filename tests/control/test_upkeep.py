@@ -199,7 +199,6 @@ def retaining(database: Path, clock: Clock, now: Clock, **retention: Any) -> Ite
         yield Retain(
             settings=settings,
             writer=writer,
-            path=database,
             author="worker",
             now=now,
             monotonic_s=clock,

@@ -23,7 +23,7 @@ import pytest
 from suffice.cli.main import main
 from suffice.control import worker_process
 from suffice.control.jobs.base import JobReport, Worker
-from suffice.control.jobs.loops import Certify
+from suffice.control.jobs.certify import Certify
 from suffice.settings import Settings, Store, parse_settings
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.routes.in_force import read_decided

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from suffice.control.evidence.scorers import matching
 from suffice.control.jobs.advance import Advance
 from suffice.control.jobs.base import Job, Worker
-from suffice.control.jobs.loops import Certify
+from suffice.control.jobs.certify import Certify
 from suffice.control.jobs.monitor import Monitor
 from suffice.control.jobs.notify import Notify
-from suffice.control.jobs.proposing import Retrain
+from suffice.control.jobs.retrain import Retrain
 from suffice.control.jobs.rollup import Rollup
 from suffice.demo import month_traffic, month_trials
 from suffice.demo.month_traffic import Took
@@ -287,11 +286,12 @@ def month(
         common: dict[str, Any] = {
             "settings": settings,
             "path": writer.path,
-            "matches": matching,
+            "author": AUTHOR,
+            "now": clock,
             "monotonic_s": monotonic_s,
+            "secret": secret,
         }
-        certify, monitor = Certify(author=AUTHOR, **common), Monitor(author=AUTHOR, **common)
-        rollup = Rollup(now=clock, **common)
+        certify, monitor, rollup, retrain = (kind(**common) for kind in (Certify, Monitor, Rollup, Retrain))
         notify = Notify(
             settings=settings.alerts,
             path=writer.path,
@@ -299,9 +299,8 @@ def month(
             now=clock,
             monotonic_s=monotonic_s,
         )
-        retrain = Retrain(author=AUTHOR, secret=secret, now=clock, **common)
         # It rests between two looks, in time that passes as the log says.
-        advance = Advance(author=AUTHOR, secret=secret, now=clock, **(common | {"monotonic_s": clock}))
+        advance = Advance(**(common | {"monotonic_s": clock}))
         ids = iter(range(10**9))
         works: dict[str, Any] = {
             "decisions": writer,

@@ -96,7 +96,6 @@ def upkeep(settings: Settings, writer: Decisions, author: str) -> tuple[Job, ...
     retain = Retain(
         settings=settings,
         writer=writer,
-        path=writer.path,
         author=author,
         now=time.time,
         monotonic_s=time.monotonic,

@@ -5,20 +5,18 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
+from typing import Final
 
-from suffice.control.evidence.scorers import matching
 from suffice.control.jobs.advance import Advance
-from suffice.control.jobs.arms import Tune
-from suffice.control.jobs.base import Job, Worker
-from suffice.control.jobs.critical import Critical
-from suffice.control.jobs.loops import Certify
+from suffice.control.jobs.base import Worker
+from suffice.control.jobs.certify import Certify, Critical
 from suffice.control.jobs.monitor import Monitor
-from suffice.control.jobs.proposing import Retrain
-from suffice.control.jobs.reviewing import ReviewJob
+from suffice.control.jobs.retrain import Retrain
+from suffice.control.jobs.review import ReviewJob
 from suffice.control.jobs.rollup import Rollup
 from suffice.control.jobs.sampling import SamplingJob
+from suffice.control.jobs.tune import Tune
 from suffice.errors import StoreError
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
@@ -26,6 +24,9 @@ from suffice.store.database.sqlite import database_path
 from suffice.wiring.audit import upkeep
 from suffice.wiring.keys import deployment_salt
 from suffice.wiring.startup import missing_log_reason
+
+LEARNERS: Final = (Certify, Monitor, Retrain, Tune)
+KEEPERS: Final = (Rollup, Advance, ReviewJob, Critical, SamplingJob)
 
 
 def open_decisions(settings: Settings, *, create: bool = True) -> Decisions:
@@ -54,52 +55,15 @@ def open_worker(settings: Settings, *, learning: bool = True, create: bool = Tru
     """
     with open_decisions(settings, create=create) as writer, ExitStack() as stack:
         author, salt = f"worker {secrets.token_hex(3)}", deployment_salt(settings)
-        learners = _learners(settings, writer.path, author, salt, stack) if learning else ()
-        keepers = _keepers(settings, writer.path, author, salt, stack)
+        kinds = (*(LEARNERS if learning else ()), *KEEPERS)
+        jobs = [kind(settings=settings, path=writer.path, author=author, secret=salt) for kind in kinds]
+        for job in jobs:
+            stack.callback(job.close)
         yield Worker(
             decisions=writer,
             author=author,
-            jobs=(*learners, *keepers, *upkeep(settings, writer, author)),
+            jobs=(*jobs, *upkeep(settings, writer, author)),
             now=time.time,
             monotonic_s=time.monotonic,
             new_id=lambda: f"jr_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}",
         )
-
-
-def _learners(settings: Settings, path: Path, author: str, salt: str, stack: ExitStack) -> tuple[Job, ...]:
-    certify = Certify(settings=settings, path=path, author=author, matches=matching, monotonic_s=time.monotonic)
-    monitor = Monitor(settings=settings, path=path, author=author, matches=matching, monotonic_s=time.monotonic)
-    retrain = Retrain(
-        settings=settings,
-        path=path,
-        author=author,
-        matches=matching,
-        secret=salt,
-        now=time.time,
-        monotonic_s=time.monotonic,
-    )
-    tune = Tune(
-        settings=settings, path=path, author=author, matches=matching, monotonic_s=time.monotonic, now=time.time
-    )
-    for one in (certify, monitor, retrain, tune):
-        stack.enter_context(closing(one))
-    return certify, monitor, retrain, tune
-
-
-def _keepers(settings: Settings, path: Path, author: str, salt: str, stack: ExitStack) -> tuple[Job, ...]:
-    rollup = Rollup(settings=settings, path=path, matches=matching, monotonic_s=time.monotonic, now=time.time)
-    advance = Advance(
-        settings=settings,
-        path=path,
-        author=author,
-        matches=matching,
-        secret=salt,
-        now=time.time,
-        monotonic_s=time.monotonic,
-    )
-    review = ReviewJob(settings=settings, path=path, author=author, salt=salt, now=time.time)
-    critical = Critical(settings=settings, path=path, author=author, matches=matching, monotonic_s=time.monotonic)
-    sample = SamplingJob(settings=settings, path=path, author=author, matches=matching, monotonic_s=time.monotonic)
-    for one in (rollup, advance, critical, sample):
-        stack.enter_context(closing(one))
-    return rollup, advance, review, critical, sample

@@ -147,25 +147,34 @@ def verdicts(
         for one in audit.labels
         if _tells(one) and (one.feedback.source != JUDGE or hears(one.feedback))
     }
-    words = [
-        TrustedLabel(
-            audit=name,
-            seq=seq,
-            source=one.source,
-            # What a judge may get wrong is charged; a cap on its words would only silence it.
+    labels = [
+        # What a judge may get wrong is charged; a cap on its words would only silence it.
+        replace(
+            trusted_label(name, GivenLabel(seq, one), _meaning(by_id[name], one, match), callers),
             key=f"{JUDGE} {name}" if one.source == JUDGE else _key(one, callers),
-            trust=rank_of(one, callers),
-            verdict=_meaning(by_id[name], one, match),
         )
         for (name, seq), one in given.items()
     ]
-    standing = stand(words, differing=by_id)
+    standing = stand(labels, differing=by_id)
     counts = {
-        word.audit: given[word.audit, word.seq]
-        for word in sorted(words, key=lambda word: word.seq)
-        if standing.verdicts.get(word.audit, _NOBODY) == word.verdict
+        label.audit: given[label.audit, label.seq]
+        for label in sorted(labels, key=lambda label: label.seq)
+        if standing.verdicts.get(label.audit, _NOBODY) == label.verdict
     }
     return counts, standing.contested
+
+
+def trusted_label(audit: str, label: SequencedLabel, verdict: Hashable, callers: Collection[str]) -> TrustedLabel:
+    """A label of an audit with its weight. callers: senders that are users whatever they call themselves."""
+    given = label.feedback
+    return TrustedLabel(
+        audit=audit,
+        seq=label.seq,
+        source=given.source,
+        key=given.sender,
+        trust=rank_of(given, callers),
+        verdict=verdict,
+    )
 
 
 _NOBODY: Final = object()

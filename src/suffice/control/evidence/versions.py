@@ -26,6 +26,7 @@ from suffice.learn.version import FoldedVersion, fold_version, read_version
 from suffice.model.artefact import StepCost, StopModel, TrainingRecord, canonical
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import LogReader
+from suffice.store.routes.in_force import InForce
 from suffice.store.routes.windows import read_publications
 from suffice.types import Publication
 
@@ -141,6 +142,12 @@ def loader(
         return known[address]
 
     return load
+
+
+def version_in_force(log: LogReader, held: InForce) -> ServedVersion | None:
+    """The version that serves a route; None: there is none, or it cannot be read."""
+    made = held.publication
+    return None if made is None or not made.fit else loader(log)(made.fit)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,22 +1,23 @@
-"""Jobs: work that one worker at a time does, again and again, and that goes on wherever the last one stopped.
+"""Jobs: work that one worker at a time repeats, and that continues wherever the last one stopped.
 
     Worker.round ──▶ lease ──▶ job.run(JobWriter) ──▶ events under the lease ──▶ JobRun
 
-A job keeps what it knows in memory for as long as it holds its lease, and finds out again from the log when it does
-not. It writes through its `JobWriter` alone; when the lease is lost nothing of a decision is written, and the job is
-told to forget.
+A job keeps what it knows in memory while it holds its lease, and reads it from the log again when it does not. It
+writes through its `JobWriter` alone; when the lease is lost, nothing of a decision is written.
 """
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Final, Protocol
+from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
-from suffice.control.evidence.scorers import Matches, ScorerCache
+from suffice.assurance.runs import Match
+from suffice.control.evidence.scorers import Matches, matching
 from suffice.errors import StoreError, SufficeError
 from suffice.settings import Route, Settings
 from suffice.store.database.decisions import Decisions, JobLease
@@ -29,6 +30,12 @@ from suffice.telemetry import LOG
 from suffice.types import JobRun
 
 RENEW_S: Final = 10.0  # a lease is renewed after so long
+RENEW_ROWS: Final = 1_000  # read between two renewals of the lease
+LOOK_BACK: Final = 20_000  # requests of a route that a cold start looks back on
+FIRST_REST_S: Final = 5.0
+LONGEST_REST_S: Final = 600.0
+
+T = TypeVar("T")
 
 
 class LeaseLost(SufficeError):
@@ -44,41 +51,17 @@ class JobReport:
     at: int = 0  # requests of the route up to which everything is decided
 
 
-class JobWriter(Protocol):
-    def write(self, events: Iterable[Event], artefacts: Mapping[str, str] | None = None) -> None:
-        """Write all of it or nothing. Raises LeaseLost and StoreError."""
-        ...
-
-    def keep(self, work: Callable[[LogReader], None]) -> None:
-        """Have a cache beside the log written in one transaction. Raises LeaseLost and StoreError."""
-        ...
-
-    def renew(self) -> None:
-        """Say that the work goes on, where it takes long. Raises LeaseLost and StoreError."""
-        ...
-
-    def timed(self, route: str) -> AbstractContextManager[None]:  # noqa: ARG002 - a desk may have no use for it
-        """Count what happens inside as the route's own time; a desk that keeps no history counts nothing."""
-        return nullcontext()
-
-
 class Job(Protocol):
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def run(self, desk: JobWriter) -> Sequence[JobReport]:
         """Do what is due. Raises LeaseLost as the desk does."""
         ...
 
     def forget(self) -> None:
-        """Another worker may have had the job since: nothing that is in memory holds any more."""
+        """Drop what is in memory: another worker may have had the job since."""
         ...
-
-
-@dataclass(slots=True)
-class _Held:
-    job: Job
-    lease: JobLease | None = None
-    renewed_s: float = 0.0  # monotonic
 
 
 @dataclass(slots=True)
@@ -96,35 +79,46 @@ class _Stopwatch:
         self.spent_s += self.monotonic_s() - self.began_s
 
 
-@dataclass(slots=True)
-class _LeasedDesk:
-    decisions: Decisions
-    held: _Held
-    monotonic_s: Callable[[], float]
-    watches: dict[str, _Stopwatch] = field(default_factory=dict)  # by route
+class JobWriter:
+    """Writes what a job decides, under its lease. Every method but `timed` raises LeaseLost and StoreError."""
 
-    def timed(self, route: str) -> _Stopwatch:
-        watch = self.watches.get(route)
-        if watch is None:
-            watch = self.watches[route] = _Stopwatch(self.monotonic_s)
-        return watch
+    def __init__(self, decisions: Decisions, job: str, monotonic_s: Callable[[], float]) -> None:
+        self._decisions, self._job, self._monotonic_s = decisions, job, monotonic_s
+        self.lease: JobLease | None = None
+        self._renewed_s = 0.0
+        self.watches: dict[str, _Stopwatch] = {}  # by route, of this run
+
+    def acquire(self) -> bool:
+        self.lease, self._renewed_s = self._decisions.acquire(self._job), self._monotonic_s()
+        return self.lease is not None
 
     def write(self, events: Iterable[Event], artefacts: Mapping[str, str] | None = None) -> None:
-        if self.decisions.write(self.held.lease, events, artefacts) is None:
-            raise LeaseLost(f"job {self.held.job.name}: another worker has it")
-
-    def renew(self) -> None:
-        now_s, lease = self.monotonic_s(), self.held.lease
-        if lease is None or now_s - self.held.renewed_s < RENEW_S:
-            return
-        if not self.decisions.renew(lease):
-            raise LeaseLost(f"job {self.held.job.name}: another worker has it")
-        self.held.renewed_s = now_s
+        """Write all of it or nothing."""
+        if self._decisions.write(self.lease, events, artefacts) is None:
+            raise self._lost()
 
     def keep(self, work: Callable[[LogReader], None]) -> None:
-        lease = self.held.lease
-        if lease is None or not self.decisions.keep(lease, work):
-            raise LeaseLost(f"job {self.held.job.name}: another worker has it")
+        """Write a cache beside the log, in one transaction."""
+        if self.lease is None or not self._decisions.keep(self.lease, work):
+            raise self._lost()
+
+    def renew(self) -> None:
+        """Keep the lease through work that takes long."""
+        now_s = self._monotonic_s()
+        if self.lease is None or now_s - self._renewed_s < RENEW_S:
+            return
+        if not self._decisions.renew(self.lease):
+            raise self._lost()
+        self._renewed_s = now_s
+
+    def timed(self, route: str) -> AbstractContextManager[None]:
+        """Count what happens inside as the route's own time."""
+        if route not in self.watches:
+            self.watches[route] = _Stopwatch(self._monotonic_s)
+        return self.watches[route]
+
+    def _lost(self) -> LeaseLost:
+        return LeaseLost(f"job {self._job}: another worker has it")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -141,60 +135,51 @@ class Worker:
     now: Callable[[], float]
     monotonic_s: Callable[[], float]
     new_id: Callable[[], str]
-    _held: dict[str, _Held] = field(init=False)
+    _desks: dict[str, tuple[Job, JobWriter]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._held = {job.name: _Held(job) for job in self.jobs}
+        self._desks = {job.name: (job, JobWriter(self.decisions, job.name, self.monotonic_s)) for job in self.jobs}
 
     def round(self) -> list[JobReport]:
         """Run every job that this worker may run; what they did."""
         reports = list[JobReport]()
-        for held in self._held.values():
+        for job, desk in self._desks.values():
             try:
-                if self._hold(held):
-                    reports += self._run(held, by_hand=False)
+                reports += self._run(job, desk, by_hand=False) or ()
             except StoreError as error:  # a locked or full disk: the next round may find it well again
-                LOG.warning("job %s: %s", held.job.name, error)
-                held.job.forget()
+                LOG.warning("job %s: %s", job.name, error)
+                job.forget()
         return reports
 
     def once(self, name: str) -> list[JobReport] | None:
         """Run one job now, for a person; None: another worker has it. Raises StoreError, and KeyError for a name."""
-        held = self._held[name]
-        if not self._hold(held):
-            return None
-        return self._run(held, by_hand=True)
+        return self._run(*self._desks[name], by_hand=True)
 
-    def _hold(self, held: _Held) -> bool:
-        if held.lease is None:
-            held.lease = self.decisions.acquire(held.job.name)
-            held.renewed_s = self.monotonic_s()
-            if held.lease is not None:
-                held.job.forget()
-        return held.lease is not None
-
-    def _run(self, held: _Held, *, by_hand: bool) -> list[JobReport]:
+    def _run(self, job: Job, desk: JobWriter, *, by_hand: bool) -> list[JobReport] | None:
+        if desk.lease is None:
+            if not desk.acquire():
+                return None
+            job.forget()
         began_s, began_at_s = self.monotonic_s(), self.now()
-        desk = _LeasedDesk(self.decisions, held, self.monotonic_s)
+        desk.watches = {}
         try:
             desk.renew()
-            reports = list(held.job.run(desk))
-            told = [one for one in reports if one.said or by_hand]
-            if told:
-                whole_s = self.monotonic_s() - began_s
-                spent_s = {route: watch.spent_s for route, watch in desk.watches.items()} | {"": whole_s}
-                desk.write([self._history(held, one, began_at_s, spent_s.get(one.route, 0.0)) for one in told])
+            reports = [one for one in job.run(desk) if one.said or by_hand]
+            if reports:
+                spent_s = {route: watch.spent_s for route, watch in desk.watches.items()}
+                spent_s[""] = self.monotonic_s() - began_s
+                desk.write([self._history(job, one, began_at_s, spent_s.get(one.route, 0.0)) for one in reports])
         except LeaseLost as error:
             LOG.warning("%s", error)
-            held.lease = None
-            held.job.forget()
+            desk.lease = None
+            job.forget()
             return []
-        return told
+        return reports
 
-    def _history(self, held: _Held, report: JobReport, began_at_s: float, duration_s: float) -> JobRun:
+    def _history(self, job: Job, report: JobReport, began_at_s: float, duration_s: float) -> JobRun:
         return JobRun(
             run_id=self.new_id(),
-            job=held.job.name,
+            job=job.name,
             route=report.route,
             author=self.author,
             began_at_s=began_at_s,
@@ -206,102 +191,221 @@ class Worker:
         )
 
 
-LOOK_BACK: Final = 20_000  # requests of a route that a cold start looks back on
-RENEW_ROWS: Final = 1_000  # read between two renewals of the lease
-FIRST_REST_S: Final = 5.0  # of a route whose work failed, doubling …
-LONGEST_REST_S: Final = 600.0  # … up to this
+# --------------------------------------------------------------------------- what jobs share
 
 
-def rows_since(connection: LogReader, since_seq: int, desk: JobWriter) -> Iterator[StoredEvent]:
-    """The rows after a place, with the lease renewed on the way. Raises LeaseLost and StoreError."""
-    for number, stored in enumerate(read_events(connection, since_seq=since_seq), 1):
-        yield stored
-        if number % RENEW_ROWS == 0:
-            desk.renew()
-
-
-def why_of(error: Exception) -> str:
-    """What a failure says for itself: our own errors hold no prompt; a stranger's may quote what it was given."""
-    return str(error) if isinstance(error, SufficeError) else type(error).__name__
-
-
-@dataclass(slots=True, kw_only=True)
-class ComparisonJob:
-    """A job's part that knows where the log is, and what answers are compared with.
+@dataclass(kw_only=True)
+class LogJob:
+    """A job that reads the log and compares answers with references.
 
     author   who decides: written into events
-    matches  how answers of a route are compared with references, for as long as the job lives
+    matches  how answers of a route are compared with references; each is opened once and closed with the job
+    secret   of the deployment
     """
 
+    name: ClassVar[str]
     settings: Settings
     path: Path
-    author: str
-    matches: Matches
-    monotonic_s: Callable[[], float]
-    _matched: ScorerCache = field(default_factory=ScorerCache)
+    author: str = ""
+    matches: Matches = matching
+    now: Callable[[], float] = time.time
+    monotonic_s: Callable[[], float] = time.monotonic
+    secret: str = field(default="", repr=False)
+    _matches: dict[str, Match] = field(init=False, default_factory=dict)
+    _open: ExitStack = field(init=False, default_factory=ExitStack)
+
+    def match(self, route: str) -> Match:
+        """A route's comparison. Raises what opening it raises, ConfigError above all."""
+        if route not in self._matches:
+            self._matches[route] = self._open.enter_context(self.matches(self.settings.routes[route]))
+        return self._matches[route]
 
     def close(self) -> None:
-        self._matched.close()
+        self._open.close()
 
 
-@dataclass(slots=True, kw_only=True)
-class ByRoute(ComparisonJob, ABC):
-    rests_s: ClassVar[float]  # between two looks at a route
-    failing: ClassVar[str] = "nothing proposed"  # what becomes of a route whose work fails
+@dataclass(slots=True)
+class JobPass:
+    """The log that one pass of a job reads, and what it writes with."""
 
-    name: str
-    _rests: dict[str, float] = field(default_factory=dict)  # routes that are left alone until then, monotonic
+    log: LogReader
+    desk: JobWriter
+    until: int = 0  # the last place of the log when a route's turn came
+
+
+@dataclass(kw_only=True)
+class RouteJob(LogJob, ABC):
+    """A job that works route by route. A route whose work fails is left alone for a while, and the others go on."""
+
+    failing: ClassVar[str]  # what becomes of a route whose work fails
+    first_rest_s: ClassVar[float] = LONGEST_REST_S  # of such a route, doubled up to the longest
+    raises: ClassVar[tuple[type[Exception], ...]] = (LeaseLost, StoreError)  # that end the whole pass
+    _due_s: dict[str, float] = field(init=False, default_factory=dict)  # routes that rest until then, monotonic
+    _rest_s: dict[str, float] = field(init=False, default_factory=dict)  # of routes whose work has failed
+    _failed: dict[str, str] = field(init=False, default_factory=dict)  # why, in this pass
 
     @abstractmethod
     def concerns(self, route: Route) -> bool:
         """Is there anything to do for such a route?"""
 
     @abstractmethod
-    def propose(
-        self, name: str, route: Route, held: InForce, connection: LogReader, desk: JobWriter, until: int
-    ) -> str | None:
-        """Do a route's work on the log up to `until`; what was proposed, or "". None: there was nothing to look at."""
+    def work(self, names: Sequence[str], here: JobPass) -> Sequence[JobReport]:
+        """Do the work of these routes."""
 
     def forget(self) -> None:
-        self._rests.clear()
+        self._due_s.clear()
 
     def run(self, desk: JobWriter) -> Sequence[JobReport]:
         now_s = self.monotonic_s()
-        routes = {
-            name: route
+        self._failed.clear()
+        names = [
+            name
             for name, route in self.settings.routes.items()
-            if self.concerns(route) and self._rests.get(name, now_s) <= now_s
-        }
-        if not routes or not self.path.is_file():
+            if self.concerns(route) and self._due_s.get(name, now_s) <= now_s
+        ]
+        if not names or not self.path.is_file():
             return ()
-        reports = list[JobReport | None]()
-        with open_reader(self.path) as connection:
-            decided = read_decided(connection)
-            for name, route in routes.items():
-                self._rests[name] = now_s + self.rests_s
-                reports.append(self._alone(name, route, decided.of(name), connection, desk))
-        return [report for report in reports if report is not None]
+        with open_reader(self.path) as log:
+            return self.work(names, JobPass(log, desk))
 
-    def _alone(
-        self, name: str, route: Route, held: InForce, connection: LogReader, desk: JobWriter
-    ) -> JobReport | None:
-        """Do a route's work; one that fails is left alone for a while."""
-        until = last_place(connection)
+    def attempt(self, name: str, here: JobPass, work: Callable[..., T], *arguments: object) -> T | None:
+        """Do a route's work; None where it has failed."""
         try:
-            with desk.timed(name):
-                said = self.propose(name, route, held, connection, desk, until)
-        except (LeaseLost, StoreError):
+            with here.desk.timed(name):
+                return work(*arguments)
+        except self.raises:
             raise
         except Exception as error:  # noqa: BLE001 - one route's trouble is not the others'
-            why = why_of(error)
-            self._rests[name] = self.monotonic_s() + LONGEST_REST_S
-            LOG.error("%s: route %s is left alone for a while: %s", self.name, name, why)
-            LOG.debug("the same, with its traceback", exc_info=True)
-            return JobReport(said=f"{self.failing}: {why}", route=name, ok=False, read_to_seq=until)
-        return None if said is None else JobReport(said=said, route=name, read_to_seq=until)
+            self.leave(name, f"{self.failing}: {why_of(error)}")
+            return None
+
+    def leave(self, name: str, why: str) -> None:
+        """Leave a route alone for a while; `why` holds no word of what somebody was asked."""
+        rest_s = self._rest_s[name] = min(LONGEST_REST_S, 2 * self._rest_s.get(name, self.first_rest_s / 2))
+        self._due_s[name] = self.monotonic_s() + rest_s
+        self._failed[name] = why
+        LOG.error("%s: route %s is left alone for a while: %s", self.name, name, why)
+        LOG.debug("the same, with its traceback", exc_info=True)
+
+    def report(self, name: str, said: str, *, read_to_seq: int, at: int = 0) -> JobReport:
+        failed = self._failed.get(name)
+        if failed is None:
+            self._rest_s.pop(name, None)
+        said = "; ".join(part for part in (said, failed) if part)
+        return JobReport(said=said, route=name, ok=failed is None, read_to_seq=read_to_seq, at=at)
 
 
-def since(name: str, held: InForce, connection: LogReader) -> int:
+@dataclass(kw_only=True)
+class ProposalJob(RouteJob):
+    """A job that looks at each route from time to time."""
+
+    failing = "nothing proposed"
+    rests_s: ClassVar[float]  # between two looks at a route
+
+    @abstractmethod
+    def propose(self, name: str, held: InForce, here: JobPass) -> str | None:
+        """Do a route's work; what was proposed, or "". None: there was nothing to look at."""
+
+    def work(self, names: Sequence[str], here: JobPass) -> Sequence[JobReport]:
+        now_s, decided, reports = self.monotonic_s(), read_decided(here.log), list[JobReport]()
+        for name in names:
+            self._due_s[name] = now_s + self.rests_s
+            here.until = last_place(here.log)
+            said = self.attempt(name, here, self.propose, name, decided.of(name), here)
+            if said is not None or name in self._failed:
+                reports.append(self.report(name, said or "", read_to_seq=here.until))
+        return reports
+
+
+class RouteFold(Protocol):
+    seq: int  # place of the last row that was read
+
+    @property
+    def n(self) -> int:
+        """Requests of the route so far; 0 where nobody counts them."""
+        ...
+
+    def feed(self, stored: StoredEvent) -> object:
+        """Read the next row of the log; a row that was read before changes nothing."""
+        ...
+
+
+F = TypeVar("F", bound=RouteFold)
+
+
+@dataclass(kw_only=True)
+class FoldJob(RouteJob, Generic[F]):
+    """A job that shows each row of the log to a fold of each route, in one pass."""
+
+    _folds: dict[str, F] = field(init=False, default_factory=dict)
+    _said: dict[str, list[str]] = field(init=False, default_factory=dict)  # in this pass
+
+    def begin(self, log: LogReader) -> None:
+        """Read what the pass needs beside the rows. Raises StoreError."""
+
+    @abstractmethod
+    def build(self, name: str, here: JobPass) -> F:
+        """The fold of a route of which nothing is in memory."""
+
+    def feed(self, fold: F, stored: StoredEvent, here: JobPass) -> None:  # noqa: ARG002 - most folds decide nothing
+        fold.feed(stored)
+
+    @abstractmethod
+    def conclude(self, name: str, fold: F, here: JobPass) -> None:
+        """Decide what follows, when every row has been read."""
+
+    def prepare(self) -> None:
+        """Weigh the routes against each other, when every row has been read."""
+
+    def say(self, name: str, sentence: str) -> None:
+        if sentence:
+            self._said.setdefault(name, []).append(sentence)
+
+    def forget(self) -> None:
+        super().forget()
+        self._folds.clear()
+
+    def leave(self, name: str, why: str) -> None:
+        self._folds.pop(name, None)
+        super().leave(name, why)
+
+    def work(self, names: Sequence[str], here: JobPass) -> Sequence[JobReport]:
+        self._said.clear()
+        self.begin(here.log)
+        for name in names:
+            if name not in self._folds:
+                fold = self.attempt(name, here, self.build, name, here)
+                if fold is not None:
+                    self._folds[name] = fold
+        last = min((fold.seq for fold in self._folds.values()), default=0)
+        for stored in rows_since(here.log, last, here.desk):
+            last = stored.seq
+            for name, fold in list(self._folds.items()):
+                self.attempt(name, here, self.feed, fold, stored, here)
+        self.prepare()
+        for name, fold in list(self._folds.items()):
+            self.attempt(name, here, self.conclude, name, fold, here)
+        return [self._report(name, last) for name in names]
+
+    def _report(self, name: str, last: int) -> JobReport:
+        at = self._folds[name].n if name in self._folds else 0
+        return self.report(name, "; ".join(self._said.get(name, ())), read_to_seq=last, at=at)
+
+
+def rows_since(log: LogReader, since_seq: int, desk: JobWriter) -> Iterator[StoredEvent]:
+    """The rows after a place, with the lease renewed on the way. Raises LeaseLost and StoreError."""
+    for number, stored in enumerate(read_events(log, since_seq=since_seq), 1):
+        yield stored
+        if number % RENEW_ROWS == 0:
+            desk.renew()
+
+
+def why_of(error: Exception) -> str:
+    """What a failure says for itself: our own errors hold no prompt; others may quote what they were given."""
+    return str(error) if isinstance(error, SufficeError) else type(error).__name__
+
+
+def since(name: str, held: InForce, log: LogReader) -> int:
     """Where the runs of a route begin that count: what came before the epoch is of another world."""
-    looked_back = place_before(connection, name, LOOK_BACK)
+    looked_back = place_before(log, name, LOOK_BACK)
     return looked_back if held.epoch is None else max(held.epoch.since_seq, looked_back)

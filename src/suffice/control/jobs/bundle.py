@@ -21,8 +21,8 @@ from suffice.assurance.certify import BETS
 from suffice.assurance.runs import Match
 from suffice.control.evidence.audits import NO_ANSWER_ENDS, Audit, is_audit
 from suffice.control.evidence.versions import ServedVersion, read_back
-from suffice.control.jobs.loops import loop_of
-from suffice.control.loop.epoch import ReplayMismatch
+from suffice.control.jobs.certify import loop_of
+from suffice.control.loop.epoch import ReplayMismatch, RouteContext
 from suffice.control.loop.learned import LearnedEvidence
 from suffice.control.loop.route_loop import RouteLoop
 from suffice.errors import ConfigError, StoreError
@@ -61,9 +61,9 @@ def evidence_of(
     def load(address: str) -> ServedVersion:
         return read_back(address, read_artefact(connection, address))
 
-    loop = loop_of(
-        name, settings.routes[name], held, connection, control=settings.control, match=match, load=load, author="check"
-    )
+    route, control = settings.routes[name], settings.control
+    context = RouteContext(name=name, route=route, control=control, match=match, load=load, author="check")
+    loop = loop_of(context, held, connection)
     if not isinstance(loop.source, LearnedEvidence):
         raise ConfigError(f"route {name}: its effort or budget is certified on pairs of calls, which no bundle holds")
     try:

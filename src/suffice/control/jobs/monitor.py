@@ -1,154 +1,405 @@
 """The job `monitor`: what full and stopped runs of each route are worth, where that is heading, and an alert in time.
 
-    log ──▶ each row to each route's watch ──▶ Outlook, and Alert before a limit is crossed
+    rows of the log ──▶ RouteWatch.feed ──▶ RouteWatch.look ──▶ Outlook, and Alert before a limit is crossed
 
-Reads and tells; it changes nothing that is in force. A route that cannot be watched is left out and said, and the
-others go on.
+A fold over the log from the beginning of the route's epoch, or over its latest 20,000 requests; it changes nothing
+that is in force. Accounts need to know what a run can cost at most, so their first hundred runs say it and are not
+counted. They begin anew every 20,000 runs: an interval that may be read at any moment speaks of everything since its
+beginning, and needs all of it in memory for late labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
 
-from suffice.control.evidence.versions import ServedVersion, read_back
-from suffice.control.jobs.base import (
-    LONGEST_REST_S,
-    LOOK_BACK,
-    ComparisonJob,
-    JobReport,
-    JobWriter,
-    LeaseLost,
-    rows_since,
-    why_of,
-)
-from suffice.control.jobs.watching import RouteWatch
-from suffice.errors import ConfigError, StoreError
-from suffice.settings import Route
-from suffice.store.database.decisions import read_artefact
-from suffice.store.database.views import LogReader, open_reader
-from suffice.store.routes.in_force import InForce, read_decided
+from suffice.assurance.forecast import MEMORY, Alert, Forecast, ForecastWindow, Of, Outlook, forecast_drop, forecast_em
+from suffice.assurance.ledger import Account, LedgerEntry, accounts
+from suffice.assurance.runs import Match, RunNumbers, measure_run
+from suffice.assurance.sampling import worth
+from suffice.assurance.satisfaction import SatisfactionEffect, likings
+from suffice.control.evidence.audits import Audit, GivenLabel, is_evidence
+from suffice.control.evidence.drift_features import SIGNALS, DriftFeatures
+from suffice.control.evidence.feedback import heard, measures
+from suffice.control.evidence.run_join import LabelDelay, LabelJoin, StartOrder, remember
+from suffice.control.evidence.versions import AuditAtLevel, ReplayedAudits, ServedVersion, by_itself, loader
+from suffice.control.jobs.base import LOOK_BACK, FoldJob, JobPass
+from suffice.learn.served import MOST_AUDITS
+from suffice.settings import FeedbackRules, Metric, Route
+from suffice.signals.query import class_of
+from suffice.store.database.log import StoredEvent
+from suffice.store.database.views import EpisodeWithLabels, LogReader, open_reader
+from suffice.store.routes.in_force import read_decided
 from suffice.store.routes.windows import newest_outlook, place_before, requests_since
-from suffice.store.rows.events import Event
+from suffice.store.rows.records import FeedbackEvent, RequestCount
 from suffice.telemetry import LOG
+from suffice.types import Episode, Outcome, Publication, Request
+
+CAP_RUNS: Final = 100  # that say what a run can cost …
+CAP_TIMES: Final = 4.0  # … the largest of them, times this
+MOST_RUNS: Final = 20_000  # that an account counts before it begins anew
+MOST_CLASSES: Final = 50  # that are shown, the largest ones
+MOST_VERSIONS: Final = 8  # that are shown, the latest ones
 
 
-@dataclass(slots=True, kw_only=True)
-class Monitor(ComparisonJob):
-    name: str = "monitor"
-    _watches: dict[str, RouteWatch] = field(default_factory=dict)
-    _rests: dict[str, float] = field(default_factory=dict)  # routes that are left alone until then, monotonic
+@dataclass(slots=True)
+class WatchedRun:
+    """One run, without its steps: all that a label can still change."""
 
-    def forget(self) -> None:
-        self._watches.clear()
+    numbers: RunNumbers
+    episode: Episode
+    labels: tuple[GivenLabel, ...] = ()
 
-    def run(self, desk: JobWriter) -> Sequence[JobReport]:
-        now_s = self.monotonic_s()
-        routes = {
-            name: route
-            for name, route in self.settings.routes.items()
-            if route.mode != "off" and self._rests.get(name, now_s) <= now_s
-        }
-        if not routes or not self.path.is_file():
+    @property
+    def version(self) -> str:
+        return self.episode.request.policy_version
+
+    def hear(self, labels: tuple[GivenLabel, ...], match: Match) -> None:
+        """Take labels in: they say right or wrong, and what the stop would have lost. That needs no steps."""
+        if labels:
+            self.labels = (*self.labels, *labels)
+            judged = measure_run(self, match)
+            self.numbers = replace(self.numbers, correct=judged.correct, drop=judged.drop)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchContext:
+    """What a watch is given.
+
+    load  the version under an address; None: it is gone
+    metrics, feedback  what the settings declare of all that people say
+    """
+
+    name: str
+    route: Route
+    match: Match
+    load: Callable[[str], ServedVersion | None]
+    author: str
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    feedback: FeedbackRules = field(default_factory=FeedbackRules)
+
+
+@dataclass(slots=True)
+class RunAccounts:
+    """The runs that accounts count, since request `since` of the route."""
+
+    since: int
+    cap_tokens: float | None = None  # of a run; None: the first runs have not all ended
+    runs: dict[str, WatchedRun] = field(default_factory=dict)  # by episode
+    _first: list[float | None] = field(default_factory=list)  # tokens that the first runs spent
+
+    def add(self, run: WatchedRun, n: int) -> None:
+        """Count a run that ended at request `n`."""
+        if self.cap_tokens is None:
+            self._first.append(run.numbers.spent)
+            spent = [tokens for tokens in self._first if tokens is not None]
+            if len(spent) >= CAP_RUNS:
+                self.cap_tokens, self.since = max(1.0, CAP_TIMES * max(spent)), n
+            return
+        if len(self.runs) >= MOST_RUNS:
+            self.runs.clear()
+            self.since = n
+        self.runs[run.episode.request.episode_id] = run
+
+    def accounts(self, context: WatchContext) -> tuple[Account, ...]:
+        if self.cap_tokens is None:
             return ()
-        failed = dict[str, str]()
-        with open_reader(self.path) as connection:
-            decided = read_decided(connection)
-            for name, route in routes.items():
-                held = decided.of(name)
-                if name not in self._watches or self._watches[name].epoch != held.n_epochs:
-                    try:
-                        with desk.timed(name):
-                            self._watches[name] = self._built(name, route, held, connection)
-                    except StoreError:
-                        raise
-                    except Exception as error:  # noqa: BLE001 - one route's trouble is not the others'
-                        failed[name] = self._left(name, error)
-            last = self._read(connection, desk, failed)
-        return [self._told(name, desk, last, failed) for name in routes]
+        entries = [
+            LedgerEntry(
+                route=context.name,
+                query_class=class_of(one.episode.request.query),
+                version=one.version,
+                run=one.numbers,
+            )
+            for one in self.runs.values()
+        ]
+        result = accounts(entries, cap_tokens=self.cap_tokens, confidence=context.route.confidence)
+        of_classes = [one for one in result if one.query_class is not None and one.version is None]
+        largest = {one.query_class for one in sorted(of_classes, key=lambda one: -one.n_runs)[:MOST_CLASSES]}
+        versions = self._latest_versions()
+        return tuple(one for one in result if one.version in versions and one.query_class in {None, *largest})
 
-    def _told(self, name: str, desk: JobWriter, last: int, failed: dict[str, str]) -> JobReport:
-        """Look at one route, where that is due, and write what is seen."""
-        watch, said = self._watches.get(name), ""
-        if watch is not None and watch.is_due(self.settings.control.tick_requests):
-            try:
-                with desk.timed(name):
-                    said = self._look(watch, desk)
-            except (LeaseLost, StoreError):
-                raise
-            except Exception as error:  # noqa: BLE001 - as above
-                failed[name] = self._left(name, error)
-        return JobReport(
-            said=failed.get(name, said),
-            route=name,
-            ok=name not in failed,
-            read_to_seq=last,
-            at=watch.n if watch is not None else 0,
+    def satisfaction(self, context: WatchContext) -> tuple[SatisfactionEffect, ...]:
+        runs = [
+            heard(one.episode, one.labels, context.metrics, uncertified=context.route.uncertified)
+            for one in self.runs.values()
+        ]
+        if not any(run.words for run in runs):
+            return ()
+        effects = likings(
+            runs,
+            measures(context.metrics),
+            confidence=context.route.confidence,
+            most_weight=1 / context.feedback.least_propensity,
+        )
+        largest = {name for name, _ in Counter(run.query_class for run in runs).most_common(MOST_CLASSES)}
+        versions = self._latest_versions()
+        return tuple(one for one in effects if one.version in versions and one.query_class in {None, *largest})
+
+    def _latest_versions(self) -> set[str | None]:
+        latest = dict.fromkeys(one.version for one in reversed(self.runs.values()))
+        return {None, *list(latest)[:MOST_VERSIONS]}
+
+
+@dataclass(slots=True)
+class _Window:
+    until: int = 0
+    signals: tuple[float, ...] = ()
+    runs: list[WatchedRun] = field(default_factory=list)
+    audits: dict[str, Audit] = field(default_factory=dict)  # by episode
+
+
+class ForecastWindows:
+    """The latest runs of a route in windows of 100, with everything that is known of them now.
+
+    since  requests of the route when the watch began
+    """
+
+    def __init__(self, route: Route, match: Match, since: int) -> None:
+        self.route, self._since = route, since
+        self.replayed = ReplayedAudits(match=match, wave=route.wave)
+        self.windows: deque[_Window] = deque(maxlen=MEMORY)
+        self._open = _Window()
+        self._window_of: dict[str, _Window] = {}  # of audits, by episode
+        self._drift = DriftFeatures()
+        self._delay = LabelDelay(route.label_timeout_s)
+
+    def add(self, run: WatchedRun, audit: Audit | None) -> None:
+        self._open.runs.append(run)
+        if audit is not None:
+            self._open.audits[audit.id] = audit
+            remember(self._window_of, audit.id, self._open, 2 * MOST_RUNS)
+
+    def close_full(self, ended: Iterable[Episode], at_s: float, n: int) -> None:
+        """Close the open window for each batch that these runs complete."""
+        for signals in self._drift.batches(ended):
+            self._delay.note_look(at_s, n)
+            means = signals[:, : len(SIGNALS)].mean(axis=0)  # forecasts read the first step alone
+            self._open.until, self._open.signals = n, tuple(means.tolist())
+            self.windows.append(self._open)
+            self._open = _Window()
+
+    def hear(self, name: str, label: GivenLabel, n: int) -> None:
+        window = self._window_of.get(name)
+        if window is not None:
+            audit = window.audits[name]
+            self._delay.note_label(label.at_s - audit.ended_at_s)
+            window.audits[name] = audit.with_label(label, n)
+
+    def forecasts(self, n: int, alerts: tuple[Of, ...]) -> tuple[Forecast | None, Forecast | None]:
+        """Where the EM drop and EM are heading, at request `n`."""
+        windows, critical = self.summaries(n), self.route.critical_em
+        drop = em = None
+        if not self.route.is_learned or self.replayed.served is not None:
+            drop = forecast_drop(windows, budget=self.route.max_em_drop, alerted="em_drop" in alerts)
+        if critical is not None and 0 < critical < 1:
+            em = forecast_em(windows, critical_em=critical, alerted="em" in alerts)
+        return drop, em
+
+    def summaries(self, n: int) -> list[ForecastWindow]:
+        """The windows at the level that is deployed now."""
+        audits = [audit for window in self.windows for audit in window.audits.values()][-MOST_AUDITS:]
+        seen = self.replayed.of(audits)
+        mature = n - self._delay.timeout_requests(since=self._since)
+        return [self._summary(window, seen, mature) for window in self.windows]
+
+    def _summary(self, window: _Window, seen: Mapping[str, AuditAtLevel], mature: float) -> ForecastWindow:
+        if self.route.is_learned:
+            shown = [(audit.at, seen[name]) for name, audit in window.audits.items() if name in seen]
+        else:
+            judged = (by_itself(one.numbers) for one in window.runs if one.numbers.full)
+            shown = [(window.until, one) for one in judged if one is not None]
+        # By age alone, whatever they showed; what the label then has not said counts as lost (`assurance.labels`).
+        settled = [one for at, one in shown if at <= mature]
+        expected = [one.expected for _, one in shown if one.expected is not None]
+        marked = [one.numbers for one in window.runs if one.numbers.correct is not None]
+        n_marks = worth([run.stands_for for run in marked])
+        right = sum(run.stands_for for run in marked if run.correct)
+        return ForecastWindow(
+            until=window.until,
+            n_requests=len(window.runs),
+            signals=window.signals,
+            predicted_drop=sum(expected) / len(expected) if expected else None,
+            n_audits=len(shown),
+            near=sum(one.near for _, one in shown),
+            near_squares=sum(one.near**2 for _, one in shown),
+            n_settled=len(settled),
+            drop=sum(one.z for one in settled),
+            n_labelled=n_marks,
+            n_right=n_marks * right / sum(run.stands_for for run in marked) if marked else 0.0,
         )
 
-    def _look(self, watch: RouteWatch, desk: JobWriter) -> str:
-        before = watch.alerts
-        outlook, alerts = watch.look(self.author)
-        events: list[Event] = [outlook, *(alert for alert in alerts)]
-        desk.write(events)
-        for alert in alerts:
-            LOG.warning("routes.%s: alert: %s", watch.name, alert.reason)
-        ended = sorted(set(before) - set(outlook.alerts))
-        for of in ended:
-            LOG.warning("routes.%s: the alert on its %s has ended", watch.name, of)
-        # Told in history where something changed; a look without news is a row of its own already.
-        return "; ".join([*(f"alert: {alert.reason}" for alert in alerts), *(f"alert on {of} ended" for of in ended)])
 
-    def _built(self, name: str, route: Route, held: InForce, connection: LogReader) -> RouteWatch:
-        """A watch for the route, from where its epoch began, or from 20,000 requests ago in a longer one."""
-        epoch, before = held.epoch, newest_outlook(connection, name)
-        same = before is not None and before.epoch == held.n_epochs
-        since, n = place_before(connection, name, LOOK_BACK), 0
-        if epoch is not None:
-            since = max(since, epoch.since_seq)
-            n_all, n_left = (requests_since(connection, name, seq) for seq in (epoch.since_seq, since))
-            n = epoch.at + n_all - n_left
-        return RouteWatch(
+@dataclass(slots=True, kw_only=True, eq=False)
+class RouteWatch:
+    """One route since its epoch began.
+
+    epoch      its number; 0: no control loop has begun with the route
+    n          requests of the route so far
+    seq        place of the last row that was read
+    made       the publication in force
+    alerts     that stand
+    looked_at  requests of the route at the last look; -1: there was none
+    """
+
+    context: WatchContext
+    epoch: int
+    n: int
+    seq: int
+    made: Publication | None = None
+    alerts: tuple[Of, ...] = ()
+    looked_at: int = -1
+    book: RunAccounts = field(init=False)
+    windows: ForecastWindows = field(init=False)
+    _starts: StartOrder = field(init=False, default_factory=lambda: StartOrder(keeps_ended=True))
+    _labels: LabelJoin = field(init=False, default_factory=LabelJoin)
+    _runs: dict[str, WatchedRun] = field(init=False, default_factory=dict)  # that a label may still come to, by episode
+
+    def __post_init__(self) -> None:
+        self.book = RunAccounts(self.n)
+        self.windows = ForecastWindows(self.context.route, self.context.match, self.n)
+
+    def feed(self, stored: StoredEvent) -> None:
+        """Read the next row of the log; a row that was read before changes nothing."""
+        if stored.seq <= self.seq:
+            return
+        self.seq, event, name = stored.seq, stored.event, self.context.name
+        if isinstance(event, Request) and event.route == name and event.ungoverned is None:
+            self.n += 1
+            self._starts.began(event, self.n)
+        elif isinstance(event, RequestCount) and event.route == name:
+            self.n += event.n_governed
+        elif isinstance(event, Outcome):
+            self._end_run(event, stored)
+        elif isinstance(event, FeedbackEvent):
+            self._note_label(GivenLabel(stored.seq, event.feedback, stored.at_s))
+        elif isinstance(event, Publication) and (event.route, event.epoch) == (name, self.epoch):
+            self.made = event
+
+    def _end_run(self, outcome: Outcome, stored: StoredEvent) -> None:
+        started = self._starts.ended(outcome)
+        if started is None or started.episode is None:
+            return
+        episode, match = started.episode, self.context.match
+        labels = tuple(self._labels.ended(outcome))
+        numbers = measure_run(EpisodeWithLabels(seq=stored.seq, episode=episode, labels=()), match)
+        run = WatchedRun(numbers, replace(episode, outcome=replace(outcome, steps=())))
+        run.hear(labels, match)
+        self.book.add(run, self.n)
+        remember(self._runs, outcome.episode_id, run, 2 * MOST_RUNS)
+        audit = None
+        if is_evidence(started.request, outcome, probes=self.context.route.probe is not None):
+            audit = Audit(seq=stored.seq, at=self.n, ended_at_s=stored.at_s, episode=episode)
+            for label in labels:
+                audit = audit.with_label(label, self.n)
+        self.windows.add(run, audit)
+        self.windows.close_full(self._starts.take_ended(self.n), stored.at_s, self.n)
+
+    def _note_label(self, label: GivenLabel) -> None:
+        name = self._labels.find_episode(label)
+        if name is None:
+            return
+        if name in self._runs:
+            self._runs[name].hear((label,), self.context.match)
+        self.windows.hear(name, label, self.n)
+
+    def is_due(self, tick: int) -> bool:
+        """Is another look worth it? Every `tick` requests, and less often where there is much to count."""
+        return self.n > max(0, self.looked_at) and (
+            self.looked_at < 0 or self.n - self.looked_at >= max(tick, len(self.book.runs) // 50)
+        )
+
+    def look(self) -> tuple[Outlook, tuple[Alert, ...]]:
+        """Add everything up, and say which alerts begin."""
+        context, made, before = self.context, self.made, self.alerts
+        self.looked_at = self.n
+        level = made.level if made is not None and made.may_act else 0
+        self.windows.replayed.deploy(context.load(made.fit) if made is not None and level else None, level)
+        drop, em = self.windows.forecasts(self.n, before)
+        alerted = [one for one in (drop, em) if one is not None and one.alert]
+        self.alerts = tuple(one.of for one in alerted)
+        outlook = Outlook(
+            route=context.name,
+            at=self.n,
+            epoch=self.epoch,
+            since=self.book.since,
+            confidence=context.route.confidence,
+            cap_tokens=self.book.cap_tokens,
+            accounts=self.book.accounts(context),
+            drop=drop,
+            em=em,
+            alerts=self.alerts,
+            author=context.author,
+            likings=self.book.satisfaction(context),
+        )
+        new = (
+            Alert(
+                route=context.name,
+                epoch=self.epoch,
+                at=self.n,
+                of=one.of,
+                limit=one.limit,
+                expected=one.crossing.expected,
+                reason=one.reason,
+                author=context.author,
+            )
+            for one in alerted
+            if one.of not in before
+        )
+        return outlook, tuple(new)
+
+
+@dataclass(kw_only=True)
+class Monitor(FoldJob[RouteWatch]):
+    """Watches every governed route."""
+
+    name = "monitor"
+    failing = "not watched"
+
+    def concerns(self, route: Route) -> bool:
+        return route.mode != "off"
+
+    def begin(self, log: LogReader) -> None:
+        decided = read_decided(log)
+        self._folds = {name: one for name, one in self._folds.items() if one.epoch == decided.of(name).n_epochs}
+
+    def build(self, name: str, here: JobPass) -> RouteWatch:
+        """A watch from where the route's epoch began, or from 20,000 requests ago in a longer one."""
+        log, held = here.log, read_decided(here.log).of(name)
+        since, n = place_before(log, name, LOOK_BACK), 0
+        if held.epoch is not None:
+            since = max(since, held.epoch.since_seq)
+            n = held.epoch.at + requests_since(log, name, held.epoch.since_seq) - requests_since(log, name, since)
+        context = WatchContext(
             name=name,
-            route=route,
-            match=self._matched.of(name, route, self.matches),
+            route=self.settings.routes[name],
+            match=self.match(name),
             load=self._load,
-            epoch=held.n_epochs,
-            n=n,
-            seq=since,
-            made=held.publication,
-            alerts=before.alerts if before is not None and same else (),
-            looked_at=before.at if before is not None and same else -1,
+            author=self.author,
             metrics=self.settings.metrics,
             feedback=self.settings.feedback,
         )
+        watch = RouteWatch(context=context, epoch=held.n_epochs, n=n, seq=since, made=held.publication)
+        before = newest_outlook(log, name)
+        if before is not None and before.epoch == held.n_epochs:
+            watch.alerts, watch.looked_at = before.alerts, before.at
+        return watch
+
+    def conclude(self, name: str, fold: RouteWatch, here: JobPass) -> None:
+        if not fold.is_due(self.settings.control.tick_requests):
+            return
+        before, (outlook, alerts) = fold.alerts, fold.look()
+        here.desk.write([outlook, *alerts])
+        # Reported where something changed; a look without news is a row of its own already.
+        for alert in alerts:
+            LOG.warning("routes.%s: alert: %s", name, alert.reason)
+            self.say(name, f"alert: {alert.reason}")
+        for ended in sorted(set(before) - set(outlook.alerts)):
+            LOG.warning("routes.%s: the alert on its %s has ended", name, ended)
+            self.say(name, f"alert on {ended} ended")
 
     def _load(self, address: str) -> ServedVersion | None:
-        with open_reader(self.path) as connection:
-            body = read_artefact(connection, address)
-        try:
-            return read_back(address, body)
-        except ConfigError:
-            return None
-
-    def _read(self, connection: LogReader, desk: JobWriter, failed: dict[str, str]) -> int:
-        """Feed every watch what it has not read; the place of the last row."""
-        last = min((watch.seq for watch in self._watches.values()), default=0)
-        for stored in rows_since(connection, last, desk):
-            last = stored.seq
-            for name, watch in list(self._watches.items()):
-                try:
-                    with desk.timed(name):
-                        watch.feed(stored)
-                except Exception as error:  # noqa: BLE001 - as above
-                    failed[name] = self._left(name, error)
-        return last
-
-    def _left(self, name: str, error: Exception) -> str:
-        """Leave a route alone for a while; why, without a word of what somebody was asked."""
-        self._watches.pop(name, None)
-        self._rests[name] = self.monotonic_s() + LONGEST_REST_S
-        why = why_of(error)
-        LOG.error("monitor: route %s is not watched: %s", name, why)
-        LOG.debug("the same, with its traceback", exc_info=True)
-        return f"not watched: {why}"
+        with open_reader(self.path) as log:
+            return loader(log)(address)

@@ -1,9 +1,8 @@
-"""The job `notify`: tells people what the log says is worth it, each sink once, and where notices go.
+"""The job `notify`: sends alerts of the log to each sink once.
 
     log ──▶ alerts_of ──▶ a sink takes it ──▶ an `alert_sent` row: the place up to which that sink knows the log
 
-A sink that fails is tried again, with growing pauses, and holds up no other. What came of it is a sentence without
-secrets.
+A sink that fails is tried again, with growing pauses, and holds up no other.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 import msgspec
 
@@ -43,7 +42,7 @@ class Sink(Protocol):
     name: str
 
     def tell(self, notice: Notice, *, at_s: float, link: str | None) -> str | None:
-        """Tell it; None: it was taken, else why not. at_s: Unix time of the event."""
+        """Send a notice; None: it was taken, else why not, without secrets. at_s: Unix time of the event."""
         ...
 
 
@@ -103,8 +102,8 @@ def format_notice_time(at_s: float) -> str:
     return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-BATCH: Final = 100  # rows that are read at once for a sink
-MOST_TOLD: Final = 1_000  # notices of a sink that are remembered, to tell nothing again too early
+BATCH: Final = 100  # rows that are read at once for a sink, and notices that it is sent in one round
+MOST_TOLD: Final = 1_000  # notices of a sink that are remembered, to repeat nothing too early
 FIRST_REST_S: Final = 5.0  # after a sink failed; doubled up to
 LAST_REST_S: Final = 600.0
 FAIL_OPEN: Final = 0.05  # of the runs of a route in an hour
@@ -114,6 +113,8 @@ LOOK_S: Final = 30.0  # between two looks at that
 
 @dataclass(slots=True)
 class _Flight:
+    """A notice on its way to a sink."""
+
     notice: Notice
     seq: int
     at_s: float
@@ -138,9 +139,11 @@ class _Flight:
 
 
 @dataclass(slots=True)
-class _Place:
+class _SinkPlace:
+    """What a sink knows of the log."""
+
     seq: int
-    told: dict[str, float]  # what it was told, and the Unix time of that event
+    told: dict[str, float]  # notices that it was sent, and the Unix time of each event
     flight: _Flight | None = None
     fails: int = 0
     rests_until_s: float = float("-inf")  # monotonic
@@ -148,16 +151,16 @@ class _Place:
 
 @dataclass(slots=True, kw_only=True)
 class Notify:
+    name: ClassVar[str] = "notify"
     settings: Alerts
     path: Path
     sinks: Sequence[Sink]
     now: Callable[[], float]
     monotonic_s: Callable[[], float]
     patience_s: float = 1.0
-    name: str = "notify"
-    _places: dict[str, _Place] = field(default_factory=dict)
-    _looks_at_s: float = float("-inf")
-    _alerts: AlertLog | None = None
+    _places: dict[str, _SinkPlace] = field(init=False, default_factory=dict)
+    _looks_at_s: float = field(init=False, default=float("-inf"))
+    _alerts: AlertLog | None = field(init=False, default=None)
 
     def forget(self) -> None:
         self._places.clear()
@@ -165,24 +168,21 @@ class Notify:
     def run(self, desk: JobWriter) -> Sequence[JobReport]:
         if not self.sinks or not self.path.is_file():
             return ()
-        reports = list[JobReport]()
-        with open_reader(self.path) as connection:
-            self._look_at_fail_opens(desk, connection)
-            for sink in self.sinks:
-                reports += self._serve(sink, desk, connection)
-        return reports
+        with open_reader(self.path) as log:
+            self._report_fail_opens(desk, log)
+            return [report for sink in self.sinks for report in self._serve(sink, desk, log)]
 
-    def _serve(self, sink: Sink, desk: JobWriter, connection: LogReader) -> Sequence[JobReport]:
+    def _serve(self, sink: Sink, desk: JobWriter, log: LogReader) -> Sequence[JobReport]:
         place = self._places.get(sink.name)
         if place is None:
-            place = self._places[sink.name] = self._known(sink.name, desk, connection)
+            place = self._places[sink.name] = self._known(sink.name, desk, log)
         n_told = 0
         waits_s = 0.0  # one that was on its way before this round is not waited for again
         while n_told < BATCH:
             if place.flight is None:
                 if self.monotonic_s() < place.rests_until_s:
                     break
-                place.flight = self._next(place, connection) or self._next_over(sink.name, place, connection)
+                place.flight = self._next(place, log) or self._next_over(sink.name, place, log)
                 if place.flight is None:
                     break
                 place.flight.start(sink, self.link(place.flight.notice))
@@ -191,51 +191,47 @@ class Notify:
                 break
             flight, place.flight = place.flight, None
             if flight.problem is not None:
-                return [self._failed(sink.name, place, flight)]
-            self._told(sink.name, place, flight, desk)
+                return [self._failed(sink.name, place, flight.problem)]
+            self._sent(sink.name, place, flight, desk)
             n_told += 1
         return [JobReport(said=f"{sink.name}: told {n_told}", read_to_seq=place.seq)] if n_told else ()
 
-    def _known(self, name: str, desk: JobWriter, connection: LogReader) -> _Place:
-        """What the rows say that a sink knows; one that was never told begins here and now."""
-        tellings = deliveries_to(connection, name, MOST_TOLD)[::-1]
-        if tellings:
-            told = {one.same: (one.about_s, one.over) for one in tellings if one.same}
-            return _Place(tellings[-1].read_to_seq, {same: at_s for same, (at_s, over) in told.items() if not over})
-        newest = last_place(connection)
-        begun = AlertDelivery(sink=name, read_to_seq=newest, of="", same="", about_s=self.now())
-        desk.write([begun])
-        return _Place(newest, {})
+    def _known(self, name: str, desk: JobWriter, log: LogReader) -> _SinkPlace:
+        """What the rows say that a sink knows; a new one begins here and now."""
+        sent = deliveries_to(log, name, MOST_TOLD)[::-1]
+        if sent:
+            told = {one.same: (one.about_s, one.over) for one in sent if one.same}
+            return _SinkPlace(sent[-1].read_to_seq, {same: at_s for same, (at_s, over) in told.items() if not over})
+        newest = last_place(log)
+        desk.write([AlertDelivery(sink=name, read_to_seq=newest, of="", same="", about_s=self.now())])
+        return _SinkPlace(newest, {})
 
-    def _next(self, place: _Place, connection: LogReader) -> _Flight | None:
-        """The next notice of a sink; rows that tell it nothing are passed by."""
-        while rows := rows_worth_telling(connection, place.seq, BATCH):
+    def _next(self, place: _SinkPlace, log: LogReader) -> _Flight | None:
+        """The next notice of a sink; rows that mean nothing to it are passed by."""
+        while rows := rows_worth_telling(log, place.seq, BATCH):
             for stored in rows:
                 notice = alerts_of(stored.event)
-                if notice is not None and self._wanted(notice, place, stored.at_s):
-                    return _Flight(notice, stored.seq, stored.at_s)
+                if notice is not None and notice.kind in self.settings.kinds:
+                    before_s = place.told.get(notice.same)
+                    if before_s is None or stored.at_s - before_s >= self.settings.repeat_s:
+                        return _Flight(notice, stored.seq, stored.at_s)
                 place.seq = stored.seq
         return None
 
-    def _next_over(self, name: str, place: _Place, connection: LogReader) -> _Flight | None:
+    def _next_over(self, name: str, place: _SinkPlace, log: LogReader) -> _Flight | None:
         """That something is over which a sink was told of, and has been for a while."""
         if not self.settings.tell_over:
             return None
-        self._alerts = read_told(connection, self._alerts or AlertLog(repeat_s=self.settings.repeat_s))
-        found = owed(self._alerts, name, self.now())
-        if found is None:
+        self._alerts = read_told(log, self._alerts or AlertLog(repeat_s=self.settings.repeat_s))
+        due = owed(self._alerts, name, self.now())
+        if due is None:
             return None
-        one, over = found
+        one, over = due
         return _Flight(replace(one.notice, sentence=over.because, over=True), place.seq, over.at_s, over=one.seq)
 
-    def _wanted(self, notice: Notice, place: _Place, at_s: float) -> bool:
-        before_s = place.told.get(notice.same)
-        again = before_s is None or at_s - before_s >= self.settings.repeat_s
-        return again and notice.kind in self.settings.kinds
-
-    def _told(self, name: str, place: _Place, flight: _Flight, desk: JobWriter) -> None:
+    def _sent(self, name: str, place: _SinkPlace, flight: _Flight, desk: JobWriter) -> None:
         notice = flight.notice
-        telling = AlertDelivery(
+        delivery = AlertDelivery(
             sink=name,
             read_to_seq=flight.seq,
             of=notice.kind,
@@ -243,7 +239,7 @@ class Notify:
             about_s=flight.at_s,
             over=flight.over,
         )
-        desk.write([telling])
+        desk.write([delivery])
         place.seq, place.fails = flight.seq, 0
         if flight.over:
             place.told.pop(notice.same, None)  # it is told at once where it comes back
@@ -252,11 +248,11 @@ class Notify:
         if len(place.told) > MOST_TOLD:
             del place.told[min(place.told, key=place.told.__getitem__)]
 
-    def _failed(self, name: str, place: _Place, flight: _Flight) -> JobReport:
+    def _failed(self, name: str, place: _SinkPlace, problem: str) -> JobReport:
         rest_s = min(FIRST_REST_S * 2.0 ** min(place.fails, 10), LAST_REST_S)
         place.fails += 1
         place.rests_until_s = self.monotonic_s() + rest_s
-        said = f"{name}: not told: {flight.problem}; tried again in {rest_s:g} s"
+        said = f"{name}: not told: {problem}; tried again in {rest_s:g} s"
         LOG.error("notify: %s", said)
         return JobReport(said=said, ok=False, read_to_seq=place.seq)
 
@@ -264,14 +260,13 @@ class Notify:
         """The console's page about a notice; None: nobody said where the console is."""
         return None if self.settings.link is None else f"{self.settings.link.rstrip('/')}/console{notice.path}"
 
-    def _look_at_fail_opens(self, desk: JobWriter, connection: LogReader) -> None:
+    def _report_fail_opens(self, desk: JobWriter, log: LogReader) -> None:
         if self.monotonic_s() < self._looks_at_s:
             return
-        self._looks_at_s = self.monotonic_s() + LOOK_S
-        hour = int(self.now() // HOUR_S)
+        self._looks_at_s, hour = self.monotonic_s() + LOOK_S, int(self.now() // HOUR_S)
         failures = [
             FailOpenCount(route=route, hour=hour, n_runs=n_runs, n_degraded=n_degraded)
-            for route, n_runs, n_degraded in degraded_runs(connection, hour)
+            for route, n_runs, n_degraded in degraded_runs(log, hour)
             if n_runs >= LEAST_RUNS and n_degraded >= FAIL_OPEN * n_runs
         ]
         if failures:

@@ -1,35 +1,30 @@
-"""The job `rollup`: the log's runs and labels, summed up by route, class, version and hour for those who look.
+"""The job `rollup`: the log's runs and labels, summed up by route, class, version and hour.
 
     rows behind the last place ──▶ what each run adds ──▶ rollups, and the new place, in one transaction
 
-Requests whose rows are not kept are counted by the gateway, and their counts are added as they are; what a label says
-counts by the weight of its run.
-
-A label that comes late takes what its run added away and adds it anew, so the sums are those of the log as it stands.
-Nothing here is in force anywhere, and all of it can be built again. A run that cannot be compared with its label is
-counted without one.
+Requests without rows are counted by the gateway, and their counts are added as they are; labels count by the weight of
+their run. A label that comes late takes what its run added away and adds it anew, so the sums are those of the log as
+it stands, and all of them can be built again. A run that cannot be compared with its label is counted without one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
-from suffice.assurance.runs import ENDED, Match, RunNumbers, Tally
+from suffice.assurance.runs import ENDED, Match, RunNumbers
 from suffice.assurance.sampling import UnloggedRequests, weight_of
 from suffice.assurance.satisfaction import satisfaction_of
-from suffice.control.evidence.scorers import Matches, ScorerCache
-from suffice.control.jobs.base import JobReport, JobWriter, LeaseLost, why_of
+from suffice.control.jobs.base import JobReport, JobWriter, LeaseLost, LogJob, why_of
 from suffice.errors import StoreError
 from suffice.scoring.base import scorer_label
-from suffice.settings import Settings
 from suffice.signals.query import class_of
 from suffice.store.database.views import EpisodeWithLabels, LogReader, StoredLabel, open_reader
 from suffice.store.routes import rollups
 from suffice.store.routes.rollups import HOUR_S, NOTHING, RollupKey, RollupSums
 from suffice.store.routes.tallies import (
+    Change,
     LabelChange,
     RouteScorer,
     RunEnd,
@@ -50,37 +45,15 @@ MOST_CLASSES: Final = 100  # of a route; what more there are is booked as OTHER
 OTHER: Final = "(others)"
 EVERY_S: Final = 2.0  # between two rounds: each is a synced transaction
 
-
-@dataclass(slots=True)
-class _Batch:
-    sums: dict[RollupKey, RollupSums] = field(default_factory=dict)
-    tallies: dict[str, Tally] = field(default_factory=dict)
-
-    def add(self, place: RollupKey, sums: RollupSums, *, sign: int = 1) -> None:
-        self.sums[place] = self.sums.get(place, NOTHING).plus(sums, sign=sign)
+Booking: TypeAlias = tuple[RollupKey, RollupSums, int]  # the int is the sign
 
 
-@dataclass(slots=True, kw_only=True)
-class Rollup:
-    """Sums up.
-
-    matches  how answers of a route are compared with references, for as long as the job lives
-    now      Unix time; says how fresh the sums are
-    """
-
-    settings: Settings
-    path: Path
-    matches: Matches
-    monotonic_s: Callable[[], float]
-    now: Callable[[], float]
-    name: str = "rollup"
-    _matched: ScorerCache = field(default_factory=ScorerCache)
-    _to_the_letter: set[str] = field(default_factory=set)  # routes whose comparison could not be opened
-    _classes: dict[str, set[str]] | None = None
-    _rested_s: float | None = None
-
-    def close(self) -> None:
-        self._matched.close()
+@dataclass(kw_only=True)
+class Rollup(LogJob):
+    name = "rollup"
+    _to_the_letter: set[str] = field(init=False, default_factory=set)  # routes whose comparison could not be opened
+    _classes: dict[str, set[str]] | None = field(init=False, default=None)
+    _rested_s: float | None = field(init=False, default=None)
 
     def forget(self) -> None:
         self._classes, self._rested_s = None, None
@@ -91,12 +64,12 @@ class Rollup:
             return ()
         self._rested_s = now_s
         n_rows, last = 0, 0
-        with open_reader(self.path) as connection:
+        with open_reader(self.path) as log:
             if self._classes is None:
-                self._begin_anew_where_scored_otherwise(connection, desk)
-                self._classes = rollups.classes_of(connection)
+                self._clear_if_scored_otherwise(log, desk)
+                self._classes = rollups.classes_of(log)
             for _ in range(BATCHES):
-                n, last = self._batch(connection, desk)
+                n, last = self._batch(log, desk)
                 n_rows += n
                 if n < BATCH_ROWS:
                     break
@@ -105,93 +78,78 @@ class Rollup:
         said = f"summed up {n_rows:,} rows" if n_rows >= BATCH_ROWS else ""
         return (JobReport(said=said, read_to_seq=last),)
 
-    def _batch(self, connection: LogReader, desk: JobWriter) -> tuple[int, int]:
-        """One stretch: rows, and the place of the last one."""
-        to = rollups.read_to(connection)
-        since = to.seq
-        stretch = read_stretch(connection, since, BATCH_ROWS)
+    def _batch(self, log: LogReader, desk: JobWriter) -> tuple[int, int]:
+        """Sum up the next rows; returns how many, and the place of the last one."""
+        to, at_s = rollups.read_to(log), self.now()
+        stretch = read_stretch(log, to.seq, BATCH_ROWS)
         if not stretch.n_rows:
-            return 0, since
-        batch = _Batch()
+            return 0, to.seq
+        sums = dict[RollupKey, RollupSums]()
         for change in stretch.changes:
-            if isinstance(change, RunEnd):
-                self._book(batch, change.item, change.at_s)
-            elif isinstance(change, UnwrittenRequests):
-                self._count(batch, change)
-            elif isinstance(change, UnwrittenLabel):
-                self._recall(batch, change)
-            elif isinstance(change, LabelChange):
-                self._book(batch, change.before, change.at_s, sign=-1)
-                self._book(batch, change.after, change.at_s)
-        batch.tallies = rollups.read_tallies(connection, {change_route(change) for change in stretch.changes})
-        fold_changes(batch.tallies, stretch.changes, self._scoring)
+            for key, part, sign in self._bookings(change):
+                sums[key] = sums.get(key, NOTHING).plus(part, sign=sign)
+        tallies = rollups.read_tallies(log, {change_route(change) for change in stretch.changes})
+        fold_changes(tallies, stretch.changes, self._scoring)
         # Behind the last one there are none of these up to where the log ended before it was asked for them.
-        last, at_s = stretch.last, self.now()
-        until = last if stretch.n_rows == BATCH_ROWS else max(last, to.last)
+        until = stretch.last if stretch.n_rows == BATCH_ROWS else max(stretch.last, to.last)
 
         def keep(writer: LogReader) -> None:
-            if not rollups.add_rollups(writer, batch.sums, batch.tallies, since=since, seq=until, at_s=at_s):
+            if not rollups.add_rollups(writer, sums, tallies, since=to.seq, seq=until, at_s=at_s):
                 raise LeaseLost("job rollup: somebody else has summed this up")
 
         desk.keep(keep)
         return stretch.n_rows, until
 
-    def _begin_anew_where_scored_otherwise(self, connection: LogReader, desk: JobWriter) -> None:
-        """Labels were compared by the scorers of that time: with others, what they said has to be read again."""
-        for name, tally in rollups.read_tallies(connection).items():
-            wanted = self._scoring(name).name if tally.counts.get("labelled") else tally.scorer
-            if tally.scorer != wanted:
+    def _clear_if_scored_otherwise(self, log: LogReader, desk: JobWriter) -> None:
+        """Labels were compared by the scorers of that time: with other scorers they have to be read again."""
+        for name, tally in rollups.read_tallies(log).items():
+            if tally.counts.get("labelled") and tally.scorer != self._scoring(name).name:
                 LOG.info("rollup: route %s has another scorer now: the log is summed up again", name)
                 desk.keep(rollups.clear)
                 return
 
-    def _count(self, batch: _Batch, change: UnwrittenRequests) -> None:
-        route = change.event.route
-        for cell in change.event.cells:
-            place = RollupKey(route, self._class(route, cell.query_class), cell.version, int(change.at_s // HOUR_S))
-            batch.add(place, added_by_cell(cell))
+    def _bookings(self, change: Change) -> Iterator[Booking]:
+        if isinstance(change, RunEnd):
+            yield self._of_run(change.item, change.at_s, 1)
+        elif isinstance(change, LabelChange):
+            yield self._of_run(change.before, change.at_s, -1)
+            yield self._of_run(change.after, change.at_s, 1)
+        elif isinstance(change, UnwrittenRequests):
+            for cell in change.event.cells:
+                key = self._key(change.event.route, cell.query_class, cell.version, change.at_s)
+                yield key, added_by_cell(cell), 1
+        elif isinstance(change, UnwrittenLabel):
+            about = change.about
+            key = self._key(about.route, about.query_class, about.policy_version, about.ended_at_s)
+            for sign, item in ((-1, change.before), (1, change.after)):
+                if first_about(item.labels) is not None:
+                    yield key, added_by_label(item, self._match(about.route)), sign
 
-    def _recall(self, batch: _Batch, change: UnwrittenLabel) -> None:
-        """Somebody said something of a run that was only counted, and that its gateway still knew."""
-        about = change.about
-        place = RollupKey(
-            about.route,
-            self._class(about.route, about.query_class),
-            about.policy_version,
-            int(about.ended_at_s // HOUR_S),
-        )
-        for sign, item in ((-1, change.before), (1, change.after)):
-            if first_about(item.labels) is not None:
-                batch.add(place, added_by_label(item, self._match(about.route)), sign=sign)
-
-    def _book(self, batch: _Batch, item: EpisodeWithLabels, at_s: float, *, sign: int = 1) -> None:
+    def _of_run(self, item: EpisodeWithLabels, at_s: float, sign: int) -> Booking:
         request = item.episode.request
-        name = self._class(request.route, class_of(request.query))
-        place = RollupKey(request.route, name, request.policy_version, int(at_s // HOUR_S))
-        batch.add(place, added_by(item, self._match(request.route)), sign=sign)
+        key = self._key(request.route, class_of(request.query), request.policy_version, at_s)
+        return key, added_by(item, self._match(request.route)), sign
 
-    def _class(self, route: str, name: str) -> str:
-        """Callers declare classes as they like: only so many are told apart."""
+    def _key(self, route: str, query_class: str, version: str, at_s: float) -> RollupKey:
+        """Callers declare classes as they like: only so many have sums of their own."""
         assert self._classes is not None
         known = self._classes.setdefault(route, set())
-        if name in known:
-            return name
-        if len(known) >= MOST_CLASSES:
-            return OTHER
-        known.add(name)
-        return name
+        if query_class not in known and len(known) >= MOST_CLASSES:
+            query_class = OTHER
+        else:
+            known.add(query_class)
+        return RollupKey(route, query_class, version, int(at_s // HOUR_S))
 
     def _scoring(self, route: str) -> RouteScorer:
-        """Opens the route's scorer; where it cannot be opened, its labels are compared to the letter."""
         match = self._match(route)
         return RouteScorer("" if match is _same else scorer_label(self.settings.routes[route].scorer), match)
 
     def _match(self, route: str) -> Match:
-        configured = self.settings.routes.get(route)
-        if configured is None or route in self._to_the_letter:
+        """The route's comparison; where it cannot be opened, labels are compared to the letter."""
+        if route not in self.settings.routes or route in self._to_the_letter:
             return _same
         try:
-            return self._matched.of(route, configured, self.matches)
+            return self.match(route)
         except (LeaseLost, StoreError):
             raise
         except Exception as error:  # noqa: BLE001 - its labels are compared to the letter
@@ -228,7 +186,7 @@ def added_by(item: EpisodeWithLabels, match: Match) -> RollupSums:
 
 
 def added_by_label(item: EpisodeWithLabels, match: Match) -> RollupSums:
-    """What is said of a run without rows adds; the run itself is in the counts."""
+    """What labels of a run without rows add; the run itself is in the counts."""
     run = measure_governed_run(item, match)
     return _marked(run, 1.0).plus(_rated(run, item.labels, 1.0))
 
@@ -256,15 +214,15 @@ def added_by_cell(cell: UnloggedRequests) -> RollupSums:
 
 
 def _marked(run: RunNumbers, weight: float) -> RollupSums:
-    marked, right = int(run.correct is not None), int(bool(run.correct))
-    live = run.enforce and not run.audit
-    excess = marked * (weight * weight - weight)
+    if run.correct is None:
+        return NOTHING
+    right, excess, live = int(run.correct), weight * weight - weight, run.enforce and not run.audit
     return RollupSums(
-        n_full_marked=marked if run.full else 0,
+        n_full_marked=int(run.full),
         n_full_right=right if run.full else 0,
-        n_stopped_marked=marked * weight if run.stopped else 0,
+        n_stopped_marked=weight if run.stopped else 0,
         n_stopped_right=right * weight if run.stopped else 0,
-        n_live_marked=marked * weight if live else 0,
+        n_live_marked=weight if live else 0,
         n_live_right=right * weight if live else 0,
         stopped_marked_excess=excess if run.stopped else 0.0,
         live_marked_excess=excess if live else 0.0,
@@ -297,13 +255,13 @@ def _governed(run: RunNumbers, outcome: Outcome) -> RollupSums:
 
 
 def _rated(run: RunNumbers, labels: Sequence[StoredLabel], weight: float) -> RollupSums:
-    said = [satisfaction_of(label.feedback) for label in sorted(labels, key=lambda label: label.seq)]
-    rated = [one for one in said if one is not None]
-    if not rated:
+    ratings = (satisfaction_of(label.feedback) for label in sorted(labels, key=lambda label: label.seq))
+    latest = next((one for one in reversed(list(ratings)) if one is not None), None)
+    if latest is None:
         return NOTHING
     return RollupSums(
         n_full_rated=int(run.full),
-        full_rated=rated[-1] if run.full else 0.0,
+        full_rated=latest if run.full else 0.0,
         n_stopped_rated=weight if run.stopped else 0,
-        stopped_rated=weight * rated[-1] if run.stopped else 0.0,
+        stopped_rated=weight * latest if run.stopped else 0.0,
     )

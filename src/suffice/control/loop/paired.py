@@ -18,10 +18,10 @@ from typing import Final
 import numpy as np
 
 from suffice.assurance.drift import AuditWatch, Reference
-from suffice.assurance.labels import JUDGE, TrustedLabel, rank_of, stand
+from suffice.assurance.labels import JUDGE, stand
 from suffice.assurance.runs import ABANDONED_ENDS, Match
 from suffice.assurance.windows import Window
-from suffice.control.evidence.audits import Audit
+from suffice.control.evidence.audits import Audit, trusted_label
 from suffice.control.loop.epoch import Draft, EpochEnd, EpochState, EvidenceSource
 from suffice.learn.effort import WINDOW, CertifiedArms, PairedAudit, certify_arms, judge_pair, pairs_missing
 from suffice.rollout.assign import audit_share
@@ -71,30 +71,14 @@ class AuditPairs:
     def _verdicts(self, audits: Sequence[Audit], callers: Collection[str]) -> dict[str, int]:
         """What each pair that differs has lost, where words that count say so."""
         differing = {audit.id: audit for audit in audits if _differs(audit.episode.outcome)}
-        words = [
-            TrustedLabel(
-                audit=name,
-                seq=label.seq,
-                source=label.feedback.source,
-                key=label.feedback.sender,
-                trust=rank_of(label.feedback, callers),
-                verdict=z,
-            )
+        labels = [
+            trusted_label(name, label, z, callers)
             for name, audit in differing.items()
             for label in audit.labels
-            if (z := self._lost(audit.episode.outcome, label.feedback)) is not None
+            if (z := pair_loss(audit.episode.outcome, label.feedback, self._equal)) is not None
         ]
-        verdicts = stand(words, differing=differing).verdicts
+        verdicts = stand(labels, differing=differing).verdicts
         return {name: z for name, z in verdicts.items() if isinstance(z, int)}
-
-    def _lost(self, outcome: Outcome, given: Feedback) -> int | None:
-        """Z as a label has it; None: it says nothing of right and wrong, or a judge does, whom no pair has measured."""
-        if given.source == JUDGE:
-            return None
-        if given.gold is not None:
-            return judge_pair(outcome.answer, outcome.pair_answer, given.gold, self._equal)[1]
-        # A word on the full run alone: where it is right the other answer is not, else that may be wrong as well.
-        return None if given.correct is None else int(given.correct)
 
     def _equal(self, answer: str | None, gold: str) -> bool:
         if answer is None:
@@ -105,6 +89,19 @@ class AuditPairs:
                 self._matched.clear()
             known = self._matched[answer, gold] = self.match(answer, gold)
         return known
+
+
+def pair_loss(outcome: Outcome, given: Feedback, match: Match) -> int | None:
+    """What the arm lost, as a label says; None: it says nothing of right and wrong, or it is a judge's.
+
+    No pair has measured a judge.
+    """
+    if given.source == JUDGE:
+        return None
+    if given.gold is not None:
+        return judge_pair(outcome.answer, outcome.pair_answer, given.gold, match)[1]
+    # A label of the full run alone: where it is right the other answer is not, else that may be wrong as well.
+    return None if given.correct is None else int(given.correct)
 
 
 def _differs(outcome: Outcome) -> bool:

@@ -1,0 +1,221 @@
+"""The jobs `certify` and `critical`: what may act on each route, and who pauses a route whose EM is critical.
+
+A loop that fails takes its own route down and nothing else: what was certified there stays in force, nothing new is,
+and a later round builds it anew from the log. One whose decisions do not follow from the log begins a new epoch.
+Routes that certify themselves watch their critical EM in their own loop; `critical` watches the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from suffice.assurance.runs import Match
+from suffice.assurance.sampling import weight_of
+from suffice.control.evidence.audits import Audit, GivenLabel, sees_only_drawn
+from suffice.control.evidence.cold_start import burst_of
+from suffice.control.evidence.run_join import LabelJoin, remember
+from suffice.control.evidence.versions import ServedVersion, read_back
+from suffice.control.jobs.base import FIRST_REST_S, LOOK_BACK, FoldJob, JobPass, JobWriter, LeaseLost, T
+from suffice.control.loop.epoch import ReplayMismatch, Resolution, RouteContext
+from suffice.control.loop.route_loop import RouteLoop
+from suffice.control.loop.safety_checks import CriticalEM
+from suffice.errors import ConfigError, StoreError
+from suffice.review.holds import of_pause
+from suffice.settings import Route
+from suffice.store.database.decisions import read_artefact
+from suffice.store.database.log import StoredEvent
+from suffice.store.database.views import LogReader, open_reader
+from suffice.store.people.holds import NOTHING_HELD, Holds, last_at_s, read_holds
+from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.routes.windows import (
+    last_place,
+    place_before,
+    read_publications,
+    read_requested_labels,
+    whole_episodes,
+)
+from suffice.store.rows.records import FeedbackEvent
+from suffice.types import Episode, Epoch, Outcome, Pause, Request, Resumption
+
+
+@dataclass(kw_only=True)
+class Certify(FoldJob[RouteLoop]):
+    """Certifies what may act on each route: learned levels, its owner's policy, an effort or a budget."""
+
+    name = "certify"
+    failing = "left as it is"
+    first_rest_s = FIRST_REST_S
+    raises = (LeaseLost, StoreError, ReplayMismatch)
+    _holds: Holds = field(init=False, default=NOTHING_HELD)
+    _at_s: float = field(init=False, default=0.0)  # Unix time of the log's last row
+
+    def concerns(self, route: Route) -> bool:
+        return route.certifies_itself
+
+    def begin(self, log: LogReader) -> None:
+        self._holds, self._at_s = read_holds(log, self._holds), last_at_s(log)
+
+    def attempt(self, name: str, here: JobPass, work: Callable[..., T], *arguments: object) -> T | None:
+        try:
+            return super().attempt(name, here, work, *arguments)
+        except ReplayMismatch as error:  # nothing is built on what cannot be reproduced; the next round builds the loop
+            loop, held = self._folds.pop(name, None), read_decided(here.log).of(name)
+            at = loop.n if loop is not None else held.epoch.at if held.epoch is not None else 0
+            self._begin_epoch(name, held, here.desk, last_place(here.log), str(error), at=at)
+            return None
+
+    def build(self, name: str, here: JobPass) -> RouteLoop:
+        """A loop from where the route's epoch began; its first epoch is begun."""
+        held = read_decided(here.log).of(name)
+        if held.epoch is None:
+            since = place_before(here.log, name, LOOK_BACK)
+            held = self._begin_epoch(name, held, here.desk, since, "cold start", at=0)
+        context = RouteContext(
+            name=name,
+            route=self.settings.routes[name],
+            control=self.settings.control,
+            match=self.match(name),
+            load=self._load,
+            author=self.author,
+        )
+        return loop_of(context, held, here.log)
+
+    def feed(self, fold: RouteLoop, stored: StoredEvent, here: JobPass) -> None:
+        self._write(fold.context.name, fold.feed(stored), here.desk)
+
+    def conclude(self, name: str, fold: RouteLoop, here: JobPass) -> None:
+        fold.holds, fold.at_s = self._holds.of(name), self._at_s
+        self._write(name, fold.settle(), here.desk)
+
+    def _write(self, name: str, resolution: Resolution | None, desk: JobWriter) -> None:
+        if resolution is not None:
+            desk.write(resolution.events, resolution.artefacts)
+            self.say(name, resolution.said)
+
+    def _begin_epoch(
+        self, name: str, held: InForce, desk: JobWriter, since_seq: int, reason: str, *, at: int
+    ) -> InForce:
+        route = self.settings.routes[name]
+        began = Epoch(
+            route=name,
+            number=held.n_epochs + 1,
+            at=at,
+            since_seq=since_seq,
+            reason=reason,
+            author=self.author,
+            burst=burst_of(route, self.settings.control),
+            max_em_drop=self._holds.of(name).in_effect(self._at_s).budget(route.max_em_drop),
+            confidence=route.confidence,
+            promise=route.promise,
+        )
+        self._write(name, Resolution((began,)), desk)
+        return held.after(began)
+
+    def _load(self, address: str) -> ServedVersion:
+        with open_reader(self.path) as log:
+            body = read_artefact(log, address)
+        try:
+            return read_back(address, body)
+        except ConfigError as error:
+            raise ReplayMismatch(str(error)) from None
+
+
+def loop_of(context: RouteContext, held: InForce, log: LogReader) -> RouteLoop:
+    """A route's loop at the beginning of the epoch in `held`, with what was published in it still to come.
+
+    Raises StoreError and ReplayMismatch.
+    """
+    epoch = held.epoch
+    assert epoch is not None
+    return RouteLoop(
+        context,
+        held,
+        expected=[made for _, made in read_publications(log, context.name, epoch=epoch.number)],
+        kept=_kept(log, epoch, context.route),
+        asked=read_requested_labels(log, context.name),
+    )
+
+
+def _kept(log: LogReader, epoch: Epoch, route: Route) -> list[Audit]:
+    if len(epoch.kept) != len(epoch.kept_at):
+        raise ReplayMismatch(f"route {epoch.route}: the audits that epoch {epoch.number} keeps have no numbers")
+    kept, numbers = list[Audit](), dict(zip(epoch.kept, epoch.kept_at, strict=True))
+    for asked, ended, labels in whole_episodes(log, epoch.kept, epoch.since_seq):
+        assert isinstance(asked.event, Request)
+        assert isinstance(ended.event, Outcome)
+        audit = Audit(
+            seq=ended.seq,
+            at=numbers[asked.event.episode_id],
+            ended_at_s=ended.at_s,
+            episode=Episode(request=asked.event, outcome=ended.event),
+            only_drawn=sees_only_drawn(route),
+        )
+        for label in labels:
+            assert isinstance(label.event, FeedbackEvent)
+            audit = audit.with_label(GivenLabel(label.seq, label.event.feedback, label.at_s), epoch.at)
+        kept.append(audit)
+    return kept
+
+
+# --------------------------------------------------------------------------- routes that no loop certifies
+
+
+@dataclass(slots=True, kw_only=True)
+class DeliveredAnswers:
+    """What is known of the answers that one route delivered since a person last looked."""
+
+    name: str
+    critical_em: CriticalEM
+    match: Match
+    seq: int  # place of the last row that was read
+    n: int = 0  # requests are not counted here
+    _labels: LabelJoin = field(default_factory=LabelJoin)
+    _open: dict[str, Request] = field(default_factory=dict)
+
+    def feed(self, stored: StoredEvent) -> None:
+        """Read the next row of the log; a row that was read before changes nothing."""
+        if stored.seq <= self.seq:
+            return
+        self.seq, event = stored.seq, stored.event
+        if isinstance(event, Request):
+            if event.route == self.name and event.ungoverned is None:
+                remember(self._open, event.episode_id, event)
+        elif isinstance(event, Outcome) and event.episode_id in self._open:
+            request = self._open.pop(event.episode_id)
+            for label in self._labels.ended(event, weight_of(request, event)):
+                self.critical_em.note_label(event.episode_id, label.feedback, self._labels, self.match)
+        elif isinstance(event, FeedbackEvent):
+            name = self._labels.find_episode(GivenLabel(stored.seq, event.feedback, stored.at_s))
+            if name is not None:
+                self.critical_em.note_label(name, event.feedback, self._labels, self.match)
+        elif isinstance(event, Resumption) and event.route == self.name:
+            self.critical_em.forget()
+
+
+@dataclass(kw_only=True)
+class Critical(FoldJob[DeliveredAnswers]):
+    """Pauses routes without a certificate whose EM is surely below what their owner calls critical."""
+
+    name = "critical"
+    failing = "not watched"
+    _holds: Holds = field(init=False, default=NOTHING_HELD)
+
+    def concerns(self, route: Route) -> bool:
+        return route.mode == "enforce" and not route.certifies_itself and route.critical_em is not None
+
+    def build(self, name: str, here: JobPass) -> DeliveredAnswers:
+        route, since = self.settings.routes[name], place_before(here.log, name, LOOK_BACK)
+        critical_em = CriticalEM(route.critical_em, delta=1 - route.confidence)
+        return DeliveredAnswers(name=name, critical_em=critical_em, match=self.match(name), seq=since)
+
+    def conclude(self, name: str, fold: DeliveredAnswers, here: JobPass) -> None:
+        self._holds, at_s = read_holds(here.log, self._holds), last_at_s(here.log)
+        held, why = self._holds.of(name), fold.critical_em.below()
+        if why is None or held.pause is not None or held.accepted(at_s) is not None:
+            return
+        number, right = read_decided(here.log).of(name).n_pauses + 1, fold.critical_em.right
+        pause = Pause(route=name, number=number, cause="critical_em", reason=why, author=self.author)
+        evidence = f"{sum(right.values()):,} of the last {len(right):,} labelled answers were right"
+        here.desk.write([pause, of_pause(pause, opened_at_s=at_s, evidence=(evidence,))])
+        self.say(name, f"enforcement paused ({why})")

@@ -1,0 +1,270 @@
+"""The job `review`: fills the queue of what people are asked about, within the caps of each route and of all together.
+
+    log ──▶ each row to each route's Candidates ──▶ Demand ──▶ share_out ──▶ ReviewItem, ControlDraw
+
+It changes nothing that is in force. A drawing is one transaction with the items that came out of it, so the random
+control share is what its row says, whatever happens to the worker in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from math import ceil
+from typing import Final
+
+from suffice.control.evidence.run_join import remember
+from suffice.control.jobs.base import LOOK_BACK, FoldJob, JobPass
+from suffice.review.items import ControlDraw, day_number
+from suffice.review.select import (
+    LEAST_UNCERTAIN,
+    MOST_WAITING,
+    CandidateQueue,
+    Cap,
+    Demand,
+    ReviewCandidate,
+    Urn,
+    count_due,
+    item_of,
+    of_run,
+    open_now,
+    share_out,
+    uncertainty,
+)
+from suffice.rollout.assign import assign_audit
+from suffice.sanitize import plural
+from suffice.settings import Route
+from suffice.signals.query import class_of
+from suffice.store.database.log import StoredEvent
+from suffice.store.database.views import LogReader, find_event
+from suffice.store.people.reviews import NOTHING_ASKED, Reviews, read_reviews
+from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.routes.windows import newest_outlook, place_before, read_open_label_requests
+from suffice.store.rows.records import FeedbackEvent
+from suffice.types import Epoch, LabelRequest, Outcome, Request
+
+DRIFT_RUNS: Final = 100  # the first of an epoch that are candidates
+REVIEWABLE: Final = ("done", "stopped", "truncated")  # ends that show what a client got
+
+
+@dataclass(slots=True, kw_only=True)
+class Candidates:
+    """One route's runs since its last drawing, and those of them that are worth a person's look.
+
+    most_drawn  runs that one drawing can take at most
+    since_seq   runs whose outcome stands behind this place are in the urn
+    point       of the lottery, uniform in [0, 1), by episode
+    asked       episodes that somebody was asked about
+    below       classes that stopping harms, and how that is known
+    """
+
+    name: str
+    most_drawn: int
+    since_seq: int
+    point: Callable[[str], float]
+    asked: Collection[str] = ()
+    below: dict[str, str] = field(default_factory=dict)
+    seq: int = 0  # place of the last row that was read
+    n: int = 0  # requests are not counted here
+    waiting: CandidateQueue = field(init=False, default_factory=CandidateQueue)
+    urn: Urn = field(init=False)
+    _open: dict[str, Request] = field(init=False, default_factory=dict)
+    _n_new: int = field(init=False, default=0)  # runs of the epoch that are candidates still
+    _new_because: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        self.urn = Urn(self.most_drawn)
+
+    def feed(self, stored: StoredEvent) -> None:
+        """Read the next row of the log; a row that was read before changes nothing."""
+        if stored.seq <= self.seq:
+            return
+        self.seq, event = stored.seq, stored.event
+        if isinstance(event, Request):
+            if event.route == self.name and event.ungoverned is None:
+                remember(self._open, event.episode_id, event)
+        elif isinstance(event, Outcome):
+            request = self._open.pop(event.episode_id, None)
+            if request is not None and event.end_reason in REVIEWABLE:
+                self._end_run(request, event)
+        elif isinstance(event, FeedbackEvent):
+            given = event.feedback
+            if given.episode_id is not None and (given.correct is not None or given.gold is not None):
+                self.waiting.drop(given.episode_id)  # a run that somebody judged needs no reviewer
+        elif isinstance(event, LabelRequest) and event.route == self.name:
+            self.want(event)
+        elif isinstance(event, Epoch) and event.route == self.name:
+            # A cold start is no drift, and neither is another promise, which begins without a burst.
+            self._n_new = DRIFT_RUNS if event.number > 1 and event.burst else 0
+            self._new_because = f"one of the first runs since epoch {event.number} began: {event.reason}"
+
+    def restart(self, until_seq: int) -> None:
+        """A drawing has emptied the urn: runs from here on are in the next one."""
+        self.since_seq, self.urn = until_seq, Urn(self.most_drawn)
+
+    def want(self, wanted: LabelRequest) -> None:
+        """Consider an audit that disagrees at a level that is active or next."""
+        if wanted.episode_id not in self.asked:
+            self.waiting.add(
+                ReviewCandidate(
+                    episode_id=wanted.episode_id,
+                    route=self.name,
+                    why="disagreement",
+                    shows="both",
+                    because=f"{wanted.why}; without a label it counts as a loss",
+                    full_answer=wanted.answer,
+                    early_answer=wanted.would_answer,
+                    urgency=1 / (1 + wanted.level),
+                    deadline_s=wanted.deadline_s,
+                )
+            )
+
+    def _end_run(self, request: Request, outcome: Outcome) -> None:
+        name, query_class = request.episode_id, class_of(request.query)
+        if self.seq > self.since_seq:
+            self.urn.add(self.point(name), of_run(request, outcome, "control", "drawn at random from all runs"))
+        if name in self.asked:
+            return
+        if query_class in self.below:
+            self.waiting.add(of_run(request, outcome, "class_below", self.below[query_class]))
+        if self._n_new:
+            self._n_new -= 1
+            self.waiting.add(of_run(request, outcome, "drift", self._new_because))
+        if outcome.stopped and outcome.stop_step is not None:
+            before = [step.answer for step in outcome.steps if step.index <= outcome.stop_step]
+            share = uncertainty(before, outcome.answer)
+            if share >= LEAST_UNCERTAIN:
+                because = f"it was stopped although {share:.0%} of its trial answers were others than the one delivered"
+                self.waiting.add(of_run(request, outcome, "uncertain", because, urgency=min(share, 0.999)))
+
+
+@dataclass(kw_only=True)
+class ReviewJob(FoldJob[Candidates]):
+    """Asks people about runs of every governed route. Days, deadlines and caps are people's time, not the log's."""
+
+    name = "review"
+    failing = "nobody is asked"
+    _reviews: Reviews = field(init=False, default=NOTHING_ASKED)
+    _now_s: float = field(init=False, default=0.0)  # of the pass
+    _granted: dict[str, tuple[int, int]] = field(init=False, default_factory=dict)  # runs to pick and to draw
+
+    def concerns(self, route: Route) -> bool:
+        return route.mode != "off" and bool(route.review.per_day) and bool(self.settings.review.per_day)
+
+    def forget(self) -> None:
+        super().forget()
+        self._reviews = NOTHING_ASKED
+
+    def begin(self, log: LogReader) -> None:
+        self._reviews = read_reviews(log, self._reviews)
+        for fold in self._folds.values():
+            self._brief(fold, log)
+
+    def build(self, name: str, here: JobPass) -> Candidates:
+        """What has happened since the route's last drawing, or in its latest 20,000 requests, and labels wanted."""
+        cap, drawings = self._cap(name), self._reviews.queue.drawings.get(name, ())
+        looked_back = place_before(here.log, name, LOOK_BACK)
+        fold = Candidates(
+            name=name,
+            most_drawn=max(1, 2 * ceil(cap.n_control / max(1, cap.drawings))),
+            since_seq=max(drawings[-1].until_seq, looked_back) if drawings else looked_back,
+            point=lambda episode: assign_audit(episode, share=1.0, salt=f"{self.secret} review").point,
+            # Requests from before the last drawing may end behind it: those that are still open are read, too.
+            seq=looked_back,
+        )
+        self._brief(fold, here.log)
+        for wanted in read_open_label_requests(here.log, name, most=MOST_WAITING):
+            fold.want(wanted)
+        return fold
+
+    def _brief(self, fold: Candidates, log: LogReader) -> None:
+        """Tell a fold what was asked, and which classes stopping harms."""
+        fold.asked = self._reviews.queue.places
+        fold.below = harmed_classes(read_decided(log).of(fold.name), log, fold.name, self.settings.routes[fold.name])
+
+    def _cap(self, name: str) -> Cap:
+        rules = self.settings.routes[name].review
+        return Cap(per_day=rules.per_day, control_share=rules.control_share)
+
+    def prepare(self) -> None:
+        """Share out what the deployment may still ask today."""
+        now_s = self._now_s = self.now()
+        day, queue, demands = day_number(now_s), self._reviews.queue, list[Demand]()
+        asked = queue.asked_on(day)
+        for name, fold in self._folds.items():
+            cap, (n_chosen, n_drawn) = self._cap(name), asked.get(name, (0, 0))
+            drawings = queue.drawings.get(name, ())
+            last_at_s = drawings[-1].drawn_at_s if drawings else None
+            demands.append(
+                Demand(
+                    route=name,
+                    n_chosen=n_chosen,
+                    n_drawn=n_drawn,
+                    control_share=cap.control_share,
+                    drawable=min(fold.urn.n, count_due(cap, drawn=n_drawn, last_at_s=last_at_s, now_s=now_s)),
+                    priorities=fold.waiting.priorities(open_now(cap.n_chosen, n_chosen, now_s=now_s)),
+                )
+            )
+        room = open_now(self.settings.review.per_day, sum(map(sum, asked.values())), now_s=now_s)
+        self._granted = share_out(room, demands, day=day)
+
+    def conclude(self, name: str, fold: Candidates, here: JobPass) -> None:
+        n_chosen, n_drawn = self._granted[name]
+        drawing, drawn = self._draw(fold, n_drawn) if n_drawn else (None, [])
+        taken = {one.episode_id for one in drawn}
+        chosen = [one for one in fold.waiting.choose(n_chosen) if one.episode_id not in taken]
+        if drawing is None and not chosen:
+            return
+        chosen = [_completed(one, here.log) for one in chosen]
+        rules = self.settings.routes[name].review
+        items = [item_of(one, rules, now_s=self._now_s, author=self.author, drawing=drawing) for one in drawn]
+        items += [item_of(one, rules, now_s=self._now_s, author=self.author) for one in chosen]
+        here.desk.write([*([] if drawing is None else [drawing]), *items])
+        if drawing is not None:
+            fold.restart(fold.seq)
+        self._reviews = read_reviews(self.path, self._reviews)
+        of = "" if drawing is None else f", {len(drawn)} of them drawn from {drawing.n_candidates:,}"
+        self.say(name, f"{plural(len(items), 'run')} to look at{of}")
+
+    def _draw(self, fold: Candidates, n: int) -> tuple[ControlDraw, list[ReviewCandidate]]:
+        """Draw the control share from what has ended since the last drawing."""
+        n_candidates, drawn = fold.urn.n, fold.urn.draw(n)
+        drawing = ControlDraw(
+            route=fold.name,
+            number=len(self._reviews.queue.drawings.get(fold.name, ())) + 1,
+            day=day_number(self._now_s),
+            since_seq=fold.since_seq,
+            until_seq=fold.seq,
+            n_candidates=n_candidates,
+            drawn=tuple(one.episode_id for one in drawn),
+            drawn_at_s=self._now_s,
+            author=self.author,
+        )
+        return drawing, drawn
+
+
+def harmed_classes(held: InForce, log: LogReader, name: str, route: Route) -> dict[str, str]:
+    """Classes of questions that stopping harms more than the route's budget, and how that is known."""
+    reasons = {
+        query_class: f"the class {query_class or 'without a name'!r} is held back by its guard-rail"
+        for query_class, _ in held.classes
+    }
+    outlook = newest_outlook(log, name)
+    for account in () if outlook is None else outlook.classes:
+        query_class, drop = account.query_class, account.em_drop
+        if query_class is None or not account.known or drop is None or drop.low is None:
+            continue
+        if drop.low > route.max_em_drop and query_class not in reasons:
+            reasons[query_class] = (
+                f"the class {query_class or 'without a name'!r} loses at least {100 * drop.low:.1f} points,"
+                f" and the route's budget is {100 * route.max_em_drop:g}"
+            )
+    return reasons
+
+
+def _completed(one: ReviewCandidate, log: LogReader) -> ReviewCandidate:
+    """A wanted label does not say which question it is about: the request does."""
+    request = None if one.question_key else find_event(log, Request, one.episode_id)
+    return (
+        one if request is None else replace(one, question_key=request.question_key, query_class=class_of(request.query))
+    )
