@@ -207,13 +207,13 @@ class ForecastWindows:
 
     def _summary(self, window: _Window, seen: Mapping[str, AuditAtLevel], mature: float) -> ForecastWindow:
         if self.route.is_learned:
-            shown = [(audit.at, seen[name]) for name, audit in window.audits.items() if name in seen]
+            outcomes = [(audit.at, seen[name]) for name, audit in window.audits.items() if name in seen]
         else:
             judged = (by_itself(one.numbers) for one in window.runs if one.numbers.full)
-            shown = [(window.until, one) for one in judged if one is not None]
+            outcomes = [(window.until, one) for one in judged if one is not None]
         # By age alone, whatever they showed; what the label then has not said counts as lost (`assurance.labels`).
-        settled = [one for at, one in shown if at <= mature]
-        expected = [one.expected for _, one in shown if one.expected is not None]
+        settled = [one for at, one in outcomes if at <= mature]
+        expected = [one.expected for _, one in outcomes if one.expected is not None]
         marked = [one.numbers for one in window.runs if one.numbers.correct is not None]
         n_marks = worth([run.stands_for for run in marked])
         right = sum(run.stands_for for run in marked if run.correct)
@@ -222,9 +222,9 @@ class ForecastWindows:
             n_requests=len(window.runs),
             signals=window.signals,
             predicted_drop=sum(expected) / len(expected) if expected else None,
-            n_audits=len(shown),
-            near=sum(one.near for _, one in shown),
-            near_squares=sum(one.near**2 for _, one in shown),
+            n_audits=len(outcomes),
+            near=sum(one.near for _, one in outcomes),
+            near_squares=sum(one.near**2 for _, one in outcomes),
             n_settled=len(settled),
             drop=sum(one.z for one in settled),
             n_labelled=n_marks,
