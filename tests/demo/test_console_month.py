@@ -14,7 +14,7 @@ from suffice.control.jobs.advance import Advance
 from suffice.control.jobs.base import Worker
 from suffice.demo.month import DAY_S, DAYS, ROUTE, Clock, live, month, settings_for
 from suffice.demo.month_traffic import MATH, SUPPORT, make_feedback
-from suffice.demo.month_trials import Tries
+from suffice.demo.month_trials import MonthTrials
 from suffice.settings import Settings
 from suffice.store.database.decisions import Decisions
 from suffice.store.database.sqlite import SqliteLog
@@ -82,7 +82,7 @@ def write_tries(settings: Settings, path: Path, *, n: int) -> None:
     secret, clock = deployment_salt(settings), Clock(time.time() - DAYS * DAY_S)
     log = SqliteLog.open(settings.store, now=time.time)
     with Decisions.open(path, now=clock, monotonic_s=clock) as writer:
-        made = Tries(settings=settings, writer=writer, secret=secret, salt="s", rng=random.Random(9))
+        made = MonthTrials(settings=settings, writer=writer, secret=secret, salt="s", rng=random.Random(9))
         advance = Advance(
             settings=settings, path=path, author="w", matches=matching, secret=secret, now=clock, monotonic_s=clock
         )

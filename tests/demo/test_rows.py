@@ -126,7 +126,6 @@ def test_a_wrong_answer_is_wrong_and_no_answer_too() -> None:
         question=dataclasses.replace(QUESTIONS[0], gold="4.0"),
         episode_id="e",
         text="so 4",
-        finish_reason="stop",
         completion_tokens=1,
         stopped=False,
     )

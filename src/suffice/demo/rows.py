@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from email.message import Message
+from typing import Any, Final
 
-import aiohttp
 import msgspec
 import numpy as np
 
@@ -18,17 +21,19 @@ from suffice.local.tasks import TaskQuestion
 from suffice.policy.base import Policy, build_policy
 from suffice.replay.run import QuestionPair, ReplayComparison, ReplayedRun, compare_pairs, replay_run
 from suffice.scoring.base import Scorer
-from suffice.types import Episode
+from suffice.types import Episode, Outcome
+
+SEED: Final = 0  # of the bootstrap
+TIMEOUT_S: Final = 600.0  # of one answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoAnswer:
     question: TaskQuestion
     episode_id: str
-    text: str
-    finish_reason: str | None
-    completion_tokens: int
-    stopped: bool
+    text: str = ""
+    completion_tokens: int = 0
+    stopped: bool = False
     error: str | None = None
 
 
@@ -51,98 +56,73 @@ async def ask_all(
 ) -> list[DemoAnswer]:
     """Ask every question once; call `done` as each answer arrives. Answers in the questions' order."""
     gate = asyncio.Semaphore(how.n_at_once)
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=600)) as session:
 
-        async def one(question: TaskQuestion) -> DemoAnswer:
-            async with gate:
-                answered = await _ask(session, url, question, how)
-            await _label(session, url, answered)
-            done(answered)
-            return answered
+    async def one(question: TaskQuestion) -> DemoAnswer:
+        async with gate:
+            answered = await asyncio.to_thread(_ask, url, question, how)
+        label = {
+            "feedback_id": f"gold:{answered.episode_id}",
+            "episode_id": answered.episode_id,
+            "gold": question.gold,
+            "source": "exact-match",
+        }
+        await asyncio.to_thread(_post, f"{url}/v1/feedback", label, {})
+        done(answered)
+        return answered
 
-        return list(await asyncio.gather(*(one(q) for q in questions)))
+    return list(await asyncio.gather(*map(one, questions)))
 
 
-def request_body(question: TaskQuestion, how: Pass) -> dict[str, Any]:
-    body: dict[str, Any] = {
+def _post(url: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> tuple[int, Message, bytes]:
+    request = urllib.request.Request(  # noqa: S310 - our own gateway
+        url, json.dumps(body).encode(), {"content-type": "application/json", **headers}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as reply:  # noqa: S310 - as above
+            return reply.status, reply.headers, reply.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers, error.read()
+
+
+def _ask(url: str, question: TaskQuestion, how: Pass) -> DemoAnswer:
+    asked = {
         "model": how.model,
         "messages": [dict(m) for m in question.messages],
         "max_tokens": question.max_tokens,
         "temperature": question.temperature,
         "seed": question_seed(question.id),
         "stream": how.stream,
+        **how.extra,
     }
-    return body | dict(how.extra)
-
-
-async def _ask(session: aiohttp.ClientSession, url: str, question: TaskQuestion, how: Pass) -> DemoAnswer:
-    headers = {"x-suffice-route": how.route, "idempotency-key": f"{how.route}:{question.id}"}
-    async with session.post(f"{url}/v1/chat/completions", json=request_body(question, how), headers=headers) as reply:
-        episode_id = reply.headers.get("x-suffice-episode-id", "")
-        if reply.status != 200:
-            return _failed(question, episode_id, f"HTTP {reply.status}: {(await reply.text())[:200]}")
-        if how.stream:
-            return await _read_stream(reply, question, episode_id)
-        body = await reply.json()
-    choice = body["choices"][0]
-    return DemoAnswer(
-        question=question,
-        episode_id=episode_id,
-        text=choice["message"].get("content") or "",
-        finish_reason=choice.get("finish_reason"),
-        completion_tokens=body["usage"]["completion_tokens"],
-        stopped=bool(body.get("suffice", {}).get("stopped")),
+    route = {"x-suffice-route": how.route, "idempotency-key": f"{how.route}:{question.id}"}
+    status, headers, body = _post(f"{url}/v1/chat/completions", asked, route)
+    answer = DemoAnswer(question=question, episode_id=headers.get("x-suffice-episode-id", ""))
+    if status != 200:
+        return replace(answer, error=f"HTTP {status}: {body.decode(errors='replace')[:200]}")
+    if how.stream:
+        return _read_stream(body, answer)
+    reply = msgspec.json.decode(body)
+    return replace(
+        answer,
+        text=reply["choices"][0]["message"].get("content") or "",
+        completion_tokens=reply["usage"]["completion_tokens"],
+        stopped=bool(reply.get("suffice", {}).get("stopped")),
     )
 
 
-async def _read_stream(reply: aiohttp.ClientResponse, question: TaskQuestion, episode_id: str) -> DemoAnswer:
-    text, finish, tokens, stopped = "", None, 0, False
-    async for line in reply.content:
+def _read_stream(body: bytes, answer: DemoAnswer) -> DemoAnswer:
+    text, tokens, stopped = "", 0, False
+    for line in body.splitlines():
         data = line.strip().removeprefix(b"data: ")
         if not data or data == b"[DONE]" or data.startswith(b":"):
             continue
         chunk = msgspec.json.decode(data)
         if "error" in chunk:
-            return _failed(question, episode_id, str(chunk["error"])[:200])
+            return replace(answer, error=str(chunk["error"])[:200])
         stopped = stopped or bool(chunk.get("suffice", {}).get("stopped"))
         tokens = chunk.get("usage", {}).get("completion_tokens", tokens)
-        for choice in chunk["choices"]:
-            text += choice["delta"].get("content") or ""
-            finish = choice.get("finish_reason") or finish
-    return DemoAnswer(
-        question=question,
-        episode_id=episode_id,
-        text=text,
-        finish_reason=finish,
-        completion_tokens=tokens,
-        stopped=stopped,
-    )
-
-
-def _failed(question: TaskQuestion, episode_id: str, error: str) -> DemoAnswer:
-    return DemoAnswer(
-        question=question,
-        episode_id=episode_id,
-        text="",
-        finish_reason=None,
-        completion_tokens=0,
-        stopped=False,
-        error=error,
-    )
-
-
-async def _label(session: aiohttp.ClientSession, url: str, answered: DemoAnswer) -> None:
-    body = {
-        "feedback_id": f"gold:{answered.episode_id}",
-        "episode_id": answered.episode_id,
-        "gold": answered.question.gold,
-        "source": "exact-match",
-    }
-    async with session.post(f"{url}/v1/feedback", json=body) as reply:
-        await reply.read()
-
-
-SEED = 0  # of the bootstrap
+        text += "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+    return replace(answer, text=text, completion_tokens=tokens, stopped=stopped)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,11 +145,14 @@ class Full:
     correct: bool
 
     @property
+    def gold(self) -> str:
+        return self.answered.question.gold
+
+    @property
     def tokens(self) -> int:
         """Generated by the full run, without probes; where a vote was decided early, by all its samples, estimated."""
         outcome = self.episode.outcome
-        generated = outcome.usage.completion_tokens if outcome.usage is not None else 0
-        return generated + round(undrawn_tokens(self.episode.request, outcome))
+        return _generated(outcome) + round(undrawn_tokens(self.episode.request, outcome))
 
 
 def correct(answered: DemoAnswer, scorer: Scorer) -> bool:
@@ -181,9 +164,12 @@ def matches(scorer: Scorer, answer: str | None, gold: str) -> bool:
 
 
 def total_tokens(episode: Episode) -> int:
-    outcome = episode.outcome
-    generated = outcome.usage.completion_tokens if outcome.usage is not None else 0
-    return generated + outcome.overhead.probe_tokens + outcome.overhead.discarded_tokens
+    over = episode.outcome.overhead
+    return _generated(episode.outcome) + over.probe_tokens + over.discarded_tokens
+
+
+def _generated(outcome: Outcome) -> int:
+    return outcome.usage.completion_tokens if outcome.usage is not None else 0
 
 
 def row(
@@ -202,9 +188,8 @@ def row(
         for q, f in full.items()
         if q in entries
     ]
-    return TableRow(
-        name=name, how=how, comparison=compare_pairs(pairs, rng=np.random.default_rng(SEED)), note=note, acts=acts
-    )
+    comparison = compare_pairs(pairs, rng=np.random.default_rng(SEED))
+    return TableRow(name=name, how=how, comparison=comparison, note=note, acts=acts)
 
 
 def replayed(full: Mapping[str, Full], policy: Policy, *, wave: int) -> dict[str, ReplayedRun]:
@@ -213,7 +198,10 @@ def replayed(full: Mapping[str, Full], policy: Policy, *, wave: int) -> dict[str
 
 
 def judged(runs: Mapping[str, ReplayedRun], full: Mapping[str, Full], scorer: Scorer) -> dict[str, tuple[bool, int]]:
-    return {q: (_right(r, full[q], scorer), r.tokens) for q, r in runs.items()}
+    return {
+        q: (full[q].correct if r.stop_step is None else matches(scorer, r.answer, full[q].gold), r.tokens)
+        for q, r in runs.items()
+    }
 
 
 def equal_budget(full: Mapping[str, Full], runs: Mapping[str, ReplayedRun]) -> tuple[int, dict[str, ReplayedRun]]:
@@ -230,17 +218,13 @@ def equal_budget(full: Mapping[str, Full], runs: Mapping[str, ReplayedRun]) -> t
     return best, entries[best]
 
 
-def _right(run: ReplayedRun, full: Full, scorer: Scorer) -> bool:
-    return full.correct if run.stop_step is None else matches(scorer, run.answer, full.answered.question.gold)
-
-
 def first_samples(full: Mapping[str, Full], k: int, scorer: Scorer) -> dict[str, tuple[bool, int]]:
     entries = {}
     for q, f in full.items():
         steps = f.episode.outcome.steps[:k]
         if steps:
             answer = vote.count_votes([s.answer for s in steps]).answer
-            entries[q] = (matches(scorer, answer, f.answered.question.gold), sum(s.tokens for s in steps))
+            entries[q] = (matches(scorer, answer, f.gold), sum(s.tokens for s in steps))
     return entries
 
 

@@ -66,16 +66,15 @@ def _cells(row: TableRow, *, is_full: bool) -> list[str]:
 
 def stage_verdict(result: StageResult) -> str:
     live = result.rows[-1].comparison
+    saved, change = f"{live.token_reduction * 100:.0f} %", format_fraction_points(live.em_change)
     if not result.pays and result.stage.kind == "samples":
         greedy = result.rows[2].comparison
         return (
             f"Voting does not pay on this model and these questions: one greedy answer has EM {greedy.em:.3f} at"
             f" {greedy.tokens:.0f} tokens, the vote {live.full_em:.3f} at {live.full_tokens:.0f}."
-            " Where a vote is wanted all the same, stopping it changed EM by"
-            f" {format_fraction_points(live.em_change)} points"
-            f" (95 % interval {span(live.em_change_interval)}) and saved"
-            f" {live.token_reduction * 100:.0f} % of its tokens ({span(live.token_reduction_interval, 0)})."
-            " Uncertified."
+            f" Where a vote is wanted all the same, stopping it changed EM by {change} points"
+            f" (95 % interval {span(live.em_change_interval)}) and saved {saved} of its tokens"
+            f" ({span(live.token_reduction_interval, 0)}). Uncertified."
         )
     if not result.pays:
         none = result.rows[1].comparison
@@ -87,14 +86,14 @@ def stage_verdict(result: StageResult) -> str:
     interval = live.em_change_interval
     if live.em_change < -ACCEPTED_DROP:
         return (
-            f"Live, the policy saved {live.token_reduction * 100:.0f} % of the generated tokens and lost"
+            f"Live, the policy saved {saved} of the generated tokens and lost"
             f" {-live.em_change * 100:.1f} points of EM: more than the {ACCEPTED_DROP * 100:.0f} points that a route"
             " accepts by default. It would not be certified here, and `observe` is the right mode for it."
         )
     sure = "" if interval is None else f" (95 % interval {span(interval)})"
     return (
-        f"Live, the policy changed EM by {format_fraction_points(live.em_change)} points{sure} and saved"
-        f" {live.token_reduction * 100:.0f} % of the generated tokens on {live.n} questions."
+        f"Live, the policy changed EM by {change} points{sure} and saved {saved} of the generated tokens on"
+        f" {live.n} questions."
         " It is not certified: so few questions prove nothing about your traffic."
     )
 
@@ -200,9 +199,6 @@ def _em_span(row: TableRow) -> tuple[float, float]:
     return max(0.0, min(low, c.em)), min(1.0, max(high, c.em))
 
 
-TITLES: Final[Mapping[Period, str]] = {"before": "before", "certified": "certified", "swapped": "swapped"}
-
-
 CAPTION: Final = """\
 before: all in full, until a level was certified; swapped: another model behind
 the same name. audits: ran in full by design. EM: Exact Match of what clients
@@ -221,7 +217,7 @@ def format_story_table(figures: Mapping[Period, Figures]) -> Table:
 
 
 def _show_cells(one: Figures) -> list[str]:
-    plain = [TITLES[one.period], f"{one.n}", f"{one.n_audits}", f"{one.n_stopped}", f"{one.em:.3f}"]
+    plain = [one.period, f"{one.n}", f"{one.n_audits}", f"{one.n_stopped}", f"{one.em:.3f}"]
     change = (
         "" if one.em_change is None else f"{format_fraction_points(one.em_change)} ({span(one.em_change_interval, 0)})"
     )
@@ -256,9 +252,8 @@ def facts(report: DemoReport) -> list[str]:
     made = report.certified.publication if report.certified is not None else None
     if made is not None:
         evidence = made.evidence
-        e_value = (
-            "" if evidence.e_value is None else f"; its e-value is {evidence.e_value:.3g}, {_needed(report)} is enough"
-        )
+        needed = f"{1 / (1 - report.plan.confidence):.0f} is enough"
+        e_value = "" if evidence.e_value is None else f"; its e-value is {evidence.e_value:.3g}, {needed}"
         results.append(
             f"the certificate rests on {evidence.n_audits} audits of which a stop loses {evidence.n_lost} and"
             f" gains {evidence.n_gained}{e_value}"
@@ -278,10 +273,6 @@ def facts(report: DemoReport) -> list[str]:
             f" ({cancelled} calls were cancelled: what was in flight then is in their count only)"
         )
     return [*results, line]
-
-
-def _needed(report: DemoReport) -> str:
-    return f"{1 / (1 - report.plan.confidence):.0f}"
 
 
 def _swap(report: DemoReport) -> list[str]:

@@ -87,10 +87,7 @@ url = "sqlite:///{database}"
 
 
 def generate_traffic(pool: Sequence[TaskQuestion], *, seed: int = SEED) -> Iterator[TaskQuestion]:
-    """Traffic without end: questions drawn from the pool with replacement, each request with an id of its own.
-
-    So the traffic is the same from the first request to the last, and a question may come again, as in life.
-    """
+    """Traffic without end: questions drawn from the pool with replacement, each request with an id of its own."""
     rng = random.Random(seed)
     for number in count(1):
         question = rng.choice(pool)
@@ -163,10 +160,10 @@ def run_of(answered: DemoAnswer, episode: Episode, scorer: Scorer, *, swapped: b
 
 
 def audited(runs: Iterable[CourseRun]) -> AuditTally:
-    results = [run for run in runs if run.period == "certified" and run.by_lot]
-    stops = [(run.correct, run.stop_correct) for run in results if run.stop_correct is not None]
+    audits = [run for run in runs if run.period == "certified" and run.by_lot]
+    stops = [(run.correct, run.stop_correct) for run in audits if run.stop_correct is not None]
     return AuditTally(
-        n=len(results),
+        n=len(audits),
         n_stops=len(stops),
         n_lost=sum(full and not stop for full, stop in stops),
         n_gained=sum(bool(stop) and not full for full, stop in stops),
@@ -204,9 +201,9 @@ def _figures(period: Period, runs: Sequence[CourseRun], full: Sequence[CourseRun
 
 
 def _row(run: CourseRun, at: int) -> list[float]:
-    results = [0.0] * 6
-    results[at : at + 3] = [1.0, float(run.correct), float(run.tokens)]
-    return results
+    row = [0.0] * 6
+    row[at : at + 3] = [1.0, float(run.correct), float(run.tokens)]
+    return row
 
 
 def _em_change(sums: np.ndarray) -> float:

@@ -21,8 +21,7 @@ from rich.text import Text
 
 from suffice.cli.shell import Command, fail, option
 from suffice.demo import run, show, story
-from suffice.demo.month import DAY_S, DAYS, WEBHOOK, live, month, settings_for
-from suffice.demo.month_traffic import webhook
+from suffice.demo.month import DAY_S, DAYS, WEBHOOK, live, month, settings_for, webhook
 from suffice.demo.rows import DemoAnswer, correct
 from suffice.demo.run import Stage, StageResult, write_demo_report
 from suffice.demo.story import (
