@@ -235,26 +235,7 @@ def loop_events(number: int, rng: random.Random, *, at_s: float) -> tuple[Event,
         )
         for at, one in rounds
     )
-    request = Request(
-        episode_id=name,
-        route=route,
-        kind="rounds",
-        mode="observe",
-        model="",
-        stream=False,
-        n_samples=1,
-        audit=False,
-        propensity=1.0,
-        policy_version="p-loop",
-        certified=False,
-        question_key=f"{rng.randrange(2**64):016x}",
-        ungoverned=None,
-        received_at_s=at_s,
-        endpoint="library",
-        query=Query(query_class="lookup", n_words=9),
-        unit=f"{rng.randrange(2**64):016x}",
-        setup="demo",
-    )
+    request = _loop_request(name, rng, route=route, at_s=at_s)
     outcome = Outcome(
         episode_id=name,
         end_reason="done",
@@ -274,4 +255,27 @@ def loop_events(number: int, rng: random.Random, *, at_s: float) -> tuple[Event,
         QuestionText(episode_id=name, route=route, text=loop["question"], expires_at_s=until_s),
         Sources(episode_id=name, route=route, sources=(*read, *wrote), is_cut=False, expires_at_s=until_s),
         outcome,
+    )
+
+
+def _loop_request(name: str, rng: random.Random, *, route: str, at_s: float) -> Request:
+    return Request(
+        episode_id=name,
+        route=route,
+        kind="rounds",
+        mode="observe",
+        model="",
+        stream=False,
+        n_samples=1,
+        audit=False,
+        propensity=1.0,
+        policy_version="p-loop",
+        certified=False,
+        question_key=f"{rng.randrange(2**64):016x}",
+        ungoverned=None,
+        received_at_s=at_s,
+        endpoint="library",
+        query=Query(query_class="lookup", n_words=9),
+        unit=f"{rng.randrange(2**64):016x}",
+        setup="demo",
     )
