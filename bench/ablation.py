@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from nested import NestedRungs, nest, open_study
+from nested import NestedRungs, nest, open_study, share_of
 from suffice.errors import SufficeError
 from suffice.learn.features import MAX_CLASSES as MOST_CLASSES
 from suffice.replay.study.policies import ScoreRung
@@ -49,7 +49,6 @@ from suffice.replay.study.sums import (
     compare_nested,
     measure_policies,
     pick_policies,
-    share_of,
 )
 from suffice.replay.traces.read import survey
 
@@ -137,8 +136,7 @@ def frozen_by_class(study: Study, nested: NestedRungs, pool: LadderPool, target:
             mine = of_class(study, pooled, keep, v)
             enough = int((keep & (study.fold != v)).sum()) >= SMALL_CLASS
             sums, _, slices = (mine if enough else pooled).of(pool.ladders)
-            outside = (sums.fold != v).astype(np.float64)[None, :]
-            choice = int(pick_policies(measure_policies(sums, outside), slices, target, 1.0)[0])
+            choice = int(pick_policies(measure_policies(sums, sums.weights(v)), slices, target, 1.0)[0])
             questions = dict.fromkeys(q for q, kept in zip(study.runs.question, keep, strict=True) if kept)
             rows = np.array([place[question] for question in questions])
             judged, _, _ = mine.of(pool.ladders)
@@ -185,7 +183,7 @@ def frozen_by_found_class(study: Study, nested: NestedRungs, variant: Variant, t
 def saved_in_pick(nested: NestedRungs, pool: LadderPool, v: int, target: float) -> float:
     """What the pooled pick saves on the questions where it was picked."""
     sums, _, slices = nested.by_fold[v].of(pool.ladders)
-    at = measure_policies(sums, (sums.fold != v).astype(np.float64)[None, :])
+    at = measure_policies(sums, sums.weights(v))
     choice = int(pick_policies(at, slices, target, MARGIN)[0])
     return 0.0 if choice == NONE else float(at.saved[0, choice])
 

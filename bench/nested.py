@@ -16,7 +16,7 @@ from suffice.learn.features import DENSE
 from suffice.replay.study.policies import build_ladders, list_ladder_folds
 from suffice.replay.study.runs import read_runs
 from suffice.replay.study.scores import Score
-from suffice.replay.study.study import LadderPool, RungSums, Study, StudyOptions
+from suffice.replay.study.study import LadderPool, ReplayOptions, RungSums, Study
 from suffice.replay.study.sums import (
     FIELDS,
     MARGIN,
@@ -41,7 +41,7 @@ def open_study(data: Survey, *, scores: Sequence[Score], probe_tokens: int | Non
     ladders = build_ladders(data.kind, longest=data.longest)
     needs = tuple(dict.fromkeys([*list_ladder_folds(ladders), *(FeatureSet(DENSE[data.kind]).needs if scores else ())]))
     runs = read_runs(data, needs, probe_tokens=probe_tokens, longest=data.longest)
-    return Study(runs, ladders, StudyOptions(scores=tuple(scores), seed=seed))
+    return Study(runs, ladders, ReplayOptions(scores=tuple(scores), seed=seed))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,15 +60,14 @@ class NestedRungs:
         values = never_stop(self.all.sums).values
         for v, laid in enumerate(self.by_fold):
             sums, _, slices = laid.of(pool.ladders)
-            outside = (sums.fold != v).astype(np.float64)[None, :]
-            choice = int(pick_policies(measure_policies(sums, outside), slices, target, margin)[0])
+            choice = int(pick_policies(measure_policies(sums, sums.weights(v)), slices, target, margin)[0])
             if choice != NONE:
                 values[sums.fold == v, 0] = sums.values[sums.fold == v, choice]
         return QuestionSums(fold=self.all.sums.fold, base=self.all.sums.base, values=values)
 
     def hindsight(self, pool: LadderPool, target: float) -> tuple[str, QuestionSums]:
         sums, rungs, _ = self.all.of(pool.ladders)
-        choice = int(pick_plainly(measure_policies(sums, np.ones((1, len(sums.n)))), target)[0])
+        choice = int(pick_plainly(measure_policies(sums, sums.weights(None)), target)[0])
         if choice == NONE:
             return "never", never_stop(self.all.sums)
         return rungs[choice].label, sums.columns([choice])
@@ -84,6 +83,11 @@ def nest(study: Study, *, probes_charged: bool = True) -> NestedRungs:
     if not probes_charged:
         made = [replace(laid, sums=without_probes(laid.sums)) for laid in made]
     return NestedRungs(by_fold=tuple(made[:-1]), all=made[-1])
+
+
+def share_of(sums: QuestionSums, field: str) -> Floats:
+    share: Floats = sums.of(field).sum(axis=0) / sums.n.sum()
+    return share
 
 
 def without_probes(sums: QuestionSums) -> QuestionSums:

@@ -38,7 +38,7 @@ from suffice.replay.online.drift import draw_order
 from suffice.replay.online.protocol import OnlineOptions, replay_online
 from suffice.replay.online.stream import RecordedTraffic, make_traffic
 from suffice.replay.online.summary import OnlineReport
-from suffice.replay.study.runs import make_runs
+from suffice.replay.study.runs import read_runs
 from suffice.replay.traces.read import Survey, survey
 from suffice.signals.features import FeatureSet
 from suffice.types import Kind
@@ -176,9 +176,8 @@ def _one_seed(traffic: RecordedTraffic, asked: OnlineOptions, seed: int) -> Half
 def reference(data: Survey, asked: OnlineOptions) -> Summary:
     """The reference on the streams of all seeds."""
     chosen = FeatureSelection(FEATURES[data.kind], ())
-    batches = data.batches(share=data.share)
-    needs = FeatureSet(chosen.names).needs
-    traffic = make_traffic(make_runs(batches, needs, probe_tokens=None, planned_steps=data.longest), chosen)
+    runs = read_runs(data, FeatureSet(chosen.names).needs, probe_tokens=None, longest=data.longest)
+    traffic = make_traffic(runs, chosen)
     with ProcessPoolExecutor(asked.n_processes) as pool:
         halves = list(pool.map(partial(_one_seed, traffic, asked), range(asked.seed, asked.seed + asked.n_seeds)))
     return Summary(

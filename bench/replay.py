@@ -78,7 +78,7 @@ def cpu(run: Callable[[], object]) -> float:
 
 def evaluations(data: Survey) -> list[Figure]:
     needs = list_ladder_folds(build_ladders(data.kind, longest=data.longest))
-    runs = concatenate([make_runs([b], needs, probe_tokens=None, planned_steps=data.longest) for b in data.batches()])
+    runs = concatenate([make_runs(b, needs, probe_tokens=None, planned_steps=data.longest) for b in data.batches()])
     risk, levels = np.random.default_rng(0).random(len(runs.cost)), np.linspace(0.001, 0.999, N_LEVELS)
     codes = np.ones(len(risk), dtype=np.int8)
     n = len(runs) * N_LEVELS

@@ -66,7 +66,7 @@ def main() -> int:
         (data,) = survey([Path(folder) / f"{name}.dev.parquet"])
         needs = FeatureSet(DENSE[data.kind]).needs
         batches = data.batches(share=data.share)
-        runs = [make_runs([one], needs, probe_tokens=None, planned_steps=data.longest) for one in batches]
+        runs = [make_runs(one, needs, probe_tokens=None, planned_steps=data.longest) for one in batches]
         traffic = make_traffic(concatenate(runs))
         asked = options.max_em_drop, options.requests
         found = np.array([shares(traffic, *asked, seed) for seed in range(options.seeds)])

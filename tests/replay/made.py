@@ -37,7 +37,7 @@ def runs_of(
     """The batch as `suffice replay` makes it ready for every published rule, and for more folds."""
     longest = planned_steps or longest_of(batch)
     asked = tuple(dict.fromkeys([*list_ladder_folds(build_ladders(batch.kind, longest=longest)), *needs]))
-    return make_runs([batch], asked, probe_tokens=probe_tokens, planned_steps=longest)
+    return make_runs(batch, asked, probe_tokens=probe_tokens, planned_steps=longest)
 
 
 def rungs_of(ladders: Sequence[Ladder]) -> list[PolicyRung]:

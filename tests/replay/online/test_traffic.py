@@ -28,7 +28,7 @@ CHAINS: list[tuple[str, str, list[tuple[str | None, int]]]] = [
 def chains(tmp_path: Path) -> RecordedTraffic:
     batch = written(tmp_path, "reasoning", CHAINS)
     needs = FeatureSet(DENSE["reasoning"]).needs
-    return make_traffic(make_runs([batch], needs, probe_tokens=10, planned_steps=4))
+    return make_traffic(make_runs(batch, needs, probe_tokens=10, planned_steps=4))
 
 
 def test_drop_disagreement_and_cost_of_every_stop(chains: RecordedTraffic) -> None:
@@ -45,7 +45,7 @@ def test_drop_disagreement_and_cost_of_every_stop(chains: RecordedTraffic) -> No
 
 def test_a_votes_drop_is_that_of_the_vote(tmp_path: Path) -> None:
     batch = written(tmp_path, "samples", [("q", "A", [("B", 10), ("A", 20), ("A", 30), ("B", 40), ("A", 50)])])
-    traffic = make_traffic(make_runs([batch], FeatureSet(DENSE["samples"]).needs, probe_tokens=None, planned_steps=5))
+    traffic = make_traffic(make_runs(batch, FeatureSet(DENSE["samples"]).needs, probe_tokens=None, planned_steps=5))
     assert traffic.runs.z.tolist() == [1, 1, 0, 1, 0], "a tie is won by the answer that came first"
     assert traffic.runs.d.tolist() == [True, True, False, True, False]
     assert traffic.runs.cost.tolist() == [10, 30, 60, 100, 150]
@@ -55,7 +55,7 @@ def test_a_votes_drop_is_that_of_the_vote(tmp_path: Path) -> None:
 def test_the_full_run_loses_nothing_and_no_drop_is_without_a_disagreement(kind: Kind) -> None:
     batch = batch_of(kind, 200)
     needs = FeatureSet(DENSE[batch.kind]).needs
-    traffic = make_traffic(make_runs([batch], needs, probe_tokens=None, planned_steps=8))
+    traffic = make_traffic(make_runs(batch, needs, probe_tokens=None, planned_steps=8))
     runs = traffic.runs
     assert not runs.z[runs.last].any()
     assert not runs.d[runs.last].any()
@@ -88,7 +88,7 @@ def test_an_order_moves_everything_with_its_request(chains: RecordedTraffic) -> 
 
 def test_early_signals_are_those_of_the_first_step_alone() -> None:
     needs = FeatureSet(DENSE["reasoning"]).needs
-    traffic = make_traffic(make_runs([batch_of("reasoning", 100)], needs, probe_tokens=0, planned_steps=8))
+    traffic = make_traffic(make_runs(batch_of("reasoning", 100), needs, probe_tokens=0, planned_steps=8))
     first = traffic.runs.x[traffic.runs.starts[:-1], : len(traffic.chosen.dense)]
     for column in traffic.early.T:
         assert any(np.array_equal(column, other) for other in first.T)
@@ -97,7 +97,7 @@ def test_early_signals_are_those_of_the_first_step_alone() -> None:
 
 def test_a_stopped_run_still_writes_its_answer_and_the_full_run_has_written_it() -> None:
     (batch,) = read_traces([own_traces("reasoning")])
-    runs = make_runs([batch], FeatureSet(DENSE["reasoning"]).needs, probe_tokens=None, planned_steps=None)
+    runs = make_runs(batch, FeatureSet(DENSE["reasoning"]).needs, probe_tokens=None, planned_steps=None)
     assert (runs.finish > 0).any()
     traffic = make_traffic(runs)
     last = runs.last

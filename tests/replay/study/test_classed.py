@@ -1,4 +1,4 @@
-"""Levels by found class: from training questions alone, for large classes alone, and live as in replay."""
+"""Levels by found class: from training questions alone, for large classes alone."""
 
 from __future__ import annotations
 
@@ -9,28 +9,26 @@ import pytest
 
 from suffice.learn.features import DENSE
 from suffice.replay.study.policies import ScoreRung, build_ladders, halts_at
-from suffice.replay.study.proposal import propose_frozen
 from suffice.replay.study.runs import Runs, select_runs
 from suffice.replay.study.scores import Score
-from suffice.replay.study.sets import BY_CLASS, OURS, ReplayOptions, replay_set
+from suffice.replay.study.sets import BY_CLASS, OURS, replay_set
 from suffice.replay.study.study import (
     MIN_QUESTIONS,
+    ReplayOptions,
     Study,
-    StudyOptions,
     Target,
     find_classes_in,
     number_classes,
     pick_classed,
     select_large_classes,
 )
-from suffice.replay.study.sums import N_FOLDS, folds_of
+from suffice.replay.study.sums import N_FOLDS
 from suffice.replay.traces.read import survey
 from suffice.signals.classes import Classes, FeatureTest, Rule
 from suffice.signals.features import FeatureSet
 from suffice.testing.traces import Synthetic
 from tests.replay.made import batch_of, runs_of
 from tests.replay.study.test_scores import turned_round
-from tests.replay.tune.test_proposal import live_halts
 
 SCORES = (Score(name="as-good", target="as-good", parts="linear"), Score(name="value", target="value"))
 TARGET = Target(0.03, 1.0)
@@ -44,7 +42,7 @@ def many(n_runs: int = 1_500, seed: int = 2) -> Runs:
 
 @pytest.fixture(scope="module")
 def study() -> Study:
-    return Study(many(), build_ladders("samples", longest=8)[:1], StudyOptions(scores=SCORES, max_em_drop=0.03))
+    return Study(many(), build_ladders("samples", longest=8)[:1], ReplayOptions(scores=SCORES, max_em_drop=0.03))
 
 
 @pytest.mark.slow
@@ -117,25 +115,6 @@ def test_found_classes_divide_the_runs_by_what_was_known_beforehand(study: Study
     for number, name in enumerate(found.names):
         assert (found.number == number).sum() >= 200
         assert ((told == name) == (found.number == number)).all()
-
-
-def test_live_a_model_with_levels_by_class_ends_unseen_runs_where_the_study_says() -> None:
-    batch = batch_of("samples", 1_500, 2, n_questions=150)
-    runs = runs_of(batch, needs=FeatureSet(DENSE["samples"]).needs)
-    held_out = folds_of(runs) == 0
-    seen, unseen = select_runs(runs, ~held_out), select_runs(runs, held_out)
-    study = Study(seen, build_ladders("samples", longest=8)[:1], StudyOptions(scores=SCORES[:1], max_em_drop=0.03))
-    picked = pick_classed(study, None, 8, TARGET)
-    assert picked is not None
-    frozen = replace(study.freeze((), None), rungs={"ours": picked[0]})
-    proposal = propose_frozen(study, frozen, "ours")
-    assert proposal.model is not None
-    assert dict(proposal.model.classes) == picked[0].levels
-    expected = study.halts(frozen, unseen)["ours"]
-    found, _ = live_halts(proposal, "samples", unseen, [batch])
-    assert (expected.row < unseen.last).any()
-    assert found.row.tolist() == expected.row.tolist()
-    assert found.code.tolist() == expected.code.tolist()
 
 
 @pytest.mark.slow

@@ -20,7 +20,6 @@ from suffice.replay.study.sums import (
     miss_share,
     pick_plainly,
     pick_policies,
-    share_of,
 )
 
 TOKENS = 100.0  # of each full run
@@ -97,7 +96,7 @@ def test_what_is_seen_by_hand() -> None:
     at = measure_policies(sums, np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 2.0]]))
     assert at.drop[:, 0].tolist() == pytest.approx([0.5, 0.0, 2 / 3])
     assert at.saved[:, 0].tolist() == pytest.approx([1 - (50 + 225) / 400, 0.5, 0.25])
-    assert share_of(sums, "lost").tolist() == [0.5]
+    assert (sums.of("lost").sum(axis=0) / sums.n.sum()).tolist() == [0.5]
 
 
 def test_the_error_of_a_drop_is_the_spread_of_what_other_questions_would_have_shown() -> None:

@@ -147,7 +147,7 @@ def test_a_bit_is_first_set_where_its_setting_first_stops(lengths: list[int], se
 def with_lengths(lengths: list[int]) -> Runs:
     """Runs of these lengths; nothing but where they begin is looked at."""
     batch = batch_of("rounds", len(lengths), n_steps=max(lengths))
-    runs = make_runs([batch], (), probe_tokens=0, planned_steps=None)
+    runs = make_runs(batch, (), probe_tokens=0, planned_steps=None)
     keep = np.concatenate([np.arange(max(lengths)) < n for n in lengths])
     starts = np.concatenate([[0], np.cumsum(lengths)])
     return replace(runs, starts=starts, cost=runs.cost[keep])

@@ -15,13 +15,11 @@ from suffice.replay.study.runs import Runs, concatenate
 from suffice.replay.study.scores import (
     CrossFit,
     Key,
-    _thinned,
-    features_for,
+    Score,
     good_rows,
-    make_table,
+    risk_and_codes,
     score_rows,
-    stop_codes,
-    stopping_risk,
+    thin_runs,
 )
 from suffice.replay.study.sums import N_FOLDS, folds_of
 from suffice.signals.features import FeatureSet
@@ -50,7 +48,7 @@ def turned_round(runs: Runs, v: int) -> Runs:
 
 
 def cross_fit(runs: Runs) -> CrossFit:
-    return CrossFit(runs, make_table(runs, features_for(runs, query_signals=True), folds_of(runs)), seed=0)
+    return CrossFit(runs, seed=0)
 
 
 @pytest.mark.slow(keep=2)
@@ -81,8 +79,7 @@ def test_what_an_outer_fold_may_know_holds_nothing_of_its_labels(key: Key) -> No
 def test_a_model_is_fitted_once_for_each_pair_of_folds() -> None:
     ticks: list[int] = []
     runs = learnable()
-    table = make_table(runs, features_for(runs, query_signals=True), folds_of(runs))
-    fits = CrossFit(runs, table, seed=0, tick=lambda: ticks.append(1))
+    fits = CrossFit(runs, seed=0, tick=lambda: ticks.append(1))
     for _ in range(2):
         for v in range(N_FOLDS):
             fits.scores(AS_GOOD, v)
@@ -98,17 +95,17 @@ def test_a_score_reads_no_later_step(kind: Kind) -> None:
     needs, longest = FeatureSet(DENSE[kind]).needs, longest_of(batch)
     runs = runs_of(batch, needs=needs, planned_steps=longest)
     other = runs_of(other_ends(batch, k), needs=needs, planned_steps=longest)
-    chosen = features_for(runs, query_signals=True)
-    model = cross_fit(runs).model(AS_GOOD, (0,))
+    fits = cross_fit(runs)
+    model = fits.model(AS_GOOD, (0,))
     early, other_early = (one.columns.values["step"] <= k for one in (runs, other))
-    a, b = (score_rows(model, FeatureSet(chosen.names).matrix(r.columns, r.queries)) for r in (runs, other))
+    a, b = (score_rows(model, FeatureSet(fits.chosen.names).matrix(r.columns, r.queries)) for r in (runs, other))
     assert np.array_equal(a[early], b[other_early])
     assert not np.array_equal(a[~early], b[~other_early])
 
 
 def test_the_last_step_of_a_run_teaches_nothing() -> None:
     runs = learnable()
-    table = make_table(runs, features_for(runs, query_signals=False), folds_of(runs))
+    table = CrossFit(runs, seed=0, query_signals=False)
     assert not set(table.example.tolist()) & set(runs.last.tolist())
     assert len(table.example) == len(runs.cost) - len(runs)
 
@@ -126,34 +123,33 @@ def test_what_makes_a_row_good() -> None:
 
 
 def test_risk_is_unknown_without_an_answer_unless_the_run_will_fail_anyway() -> None:
-    runs = runs_of(batch_of("rounds", p_no_answer=0.3))
+    runs, score = runs_of(batch_of("rounds", p_no_answer=0.3)), Score(name="s", target="as-good")
     p = np.full(len(runs.cost), 0.9)
     none = np.isnan(runs.columns.answer)
     assert none.any()
-    may_not, may = np.zeros(len(p), dtype=bool), np.ones(len(p), dtype=bool)
-    assert np.isnan(stopping_risk(p, runs, 0.0, may_not)[none]).all()
-    assert not np.isnan(stopping_risk(p, runs, 0.0, may_not)[~none]).any()
-    assert stopping_risk(p, runs, 0.0, may) == pytest.approx(0.1)
+    risk, codes = risk_and_codes(score, p, np.full(len(p), 0.49), runs)
+    assert np.isnan(risk[none]).all()
+    assert not np.isnan(risk[~none]).any()
+    assert (codes == SUFFICES).all()
+    risk, codes = risk_and_codes(score, p, np.full(len(p), 0.5), runs)
+    assert risk == pytest.approx(0.1)
+    assert (codes == HOPELESS).all()
 
 
 def test_the_risk_of_a_costly_run_is_divided_by_a_power_of_its_steps() -> None:
     runs = runs_of(batch_of("samples", p_no_answer=0.0))
     p = np.full(len(runs.cost), 0.9)
-    risk = stopping_risk(p, runs, 0.5, np.zeros(len(p), dtype=bool))
+    risk, _ = risk_and_codes(Score(name="s", target="as-good", cost=0.5), p, np.zeros(len(p)), runs)
     per_step = runs.columns.values["tokens_used"] / runs.columns.values["step"]
     assert risk * np.sqrt(per_step) == pytest.approx(0.1)
-
-
-def test_a_stop_is_called_hopeless_where_the_full_run_more_likely_fails() -> None:
-    assert stop_codes(np.array([0.49, 0.5, 0.9])).tolist() == [SUFFICES, HOPELESS, HOPELESS]
 
 
 @pytest.mark.parametrize("parts", ["ensemble", "linear", "trees"])
 def test_a_score_tells_good_rows_from_bad_ones_of_unseen_questions(parts: Parts) -> None:
     runs = learnable(n_runs=600)
-    scores = cross_fit(runs).model(("as-good", parts), (0,))
-    table = make_table(runs, features_for(runs, query_signals=True), folds_of(runs))
-    rows = table.example[table.fold == 0]
+    table = cross_fit(runs)
+    scores = table.model(("as-good", parts), (0,))
+    rows = table.example[table.row_fold[table.example] == 0]
     p, good = score_rows(scores, table.x[rows]), good_rows(runs, "as-good")[rows]
     above = (p[good][:, None] > p[~good][None, :]).mean() + 0.5 * (p[good][:, None] == p[~good][None, :]).mean()
     assert above > 0.7  # area under the curve
@@ -163,8 +159,8 @@ def test_the_value_model_takes_whole_runs_evenly_and_no_more_than_it_may() -> No
     few = runs_of(batch_of("rounds", 20, n_steps=8))
     runs = concatenate([few] * 1_000)
     everything = np.ones(len(runs), dtype=bool)
-    kept = _thinned(everything, runs)
+    kept = thin_runs(everything, runs)
     assert 0.5 * MAX_VALUE_ROWS < runs.n_steps[kept].sum() <= MAX_VALUE_ROWS
     assert abs(np.flatnonzero(kept).mean() / len(runs) - 0.5) < 0.01
     some = np.arange(len(runs)) % 4 == 0
-    assert (_thinned(some, runs) == some).all()  # these fit as they are
+    assert (thin_runs(some, runs) == some).all()  # these fit as they are

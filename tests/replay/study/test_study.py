@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from bench.nested import NestedRungs, nest, without_probes
+from bench.nested import NestedRungs, nest, share_of, without_probes
 
 from suffice.assurance.bounds import Interval
 from suffice.learn.features import DENSE
 from suffice.policy.columns import HOPELESS
 from suffice.replay.study.policies import PolicyRung, ScoreRung, build_ladders
 from suffice.replay.study.runs import Runs, select_runs
-from suffice.replay.study.scores import Score
+from suffice.replay.study.scores import Score, risk_and_codes
 from suffice.replay.study.sets import pools_of
-from suffice.replay.study.study import LadderPool, Study, StudyOptions, risk_and_codes
-from suffice.replay.study.sums import N_FOLDS, SumsFold, columns_of, compare_nested, never_stop, share_of
+from suffice.replay.study.study import LadderPool, ReplayOptions, Study
+from suffice.replay.study.sums import N_FOLDS, SumsFold, columns_of, compare_nested, never_stop
 from suffice.signals.features import FeatureSet
 from suffice.types import Kind
 from tests.replay.made import batch_of, runs_of
@@ -32,7 +32,7 @@ def runs_for(kind: Kind, n_runs: int = 240, seed: int = 2) -> Runs:
 
 
 def study_of(runs: Runs, target: float = 0.03) -> Study:
-    return Study(runs, build_ladders(runs.kind, longest=8)[:6], StudyOptions(max_em_drop=target, scores=SCORES))
+    return Study(runs, build_ladders(runs.kind, longest=8)[:6], ReplayOptions(max_em_drop=target, scores=SCORES))
 
 
 def pools(study: Study) -> tuple[LadderPool, ...]:
@@ -80,7 +80,7 @@ def test_frozen_points_end_unseen_runs_as_the_nested_layings_say() -> None:
 
 def test_a_point_that_nobody_dares_is_the_full_run() -> None:
     runs = runs_for("rounds", 60)
-    study = Study(runs, build_ladders("rounds", longest=8)[:2], StudyOptions(max_em_drop=0.0, margin=9.0))
+    study = Study(runs, build_ladders("rounds", longest=8)[:2], ReplayOptions(max_em_drop=0.0, margin=9.0, scores=()))
     frozen = study.freeze(pools_of(study.ladders, ()), 0)
     assert set(frozen.rungs.values()) == {None}
     for halt in study.halts(frozen, runs).values():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,17 @@ from suffice.errors import ConfigError
 from suffice.model.artefact import load_model
 from suffice.policy.columns import CODES, stops_of
 from suffice.policy.learned import LearnedPolicy
-from suffice.replay.study.policies import ScoreRung, build_ladders
 from suffice.replay.study.proposal import (
     MODEL_FILE,
     POLICY_FILE,
     PolicyProposal,
     build_proposal,
     format_toml,
-    propose_frozen,
     write_proposal,
 )
 from suffice.replay.study.runs import Halts, Runs, find_first_stops, select_runs
-from suffice.replay.study.scores import SCORES, Score, ScoreTable, build_scored, find_model_name, risk_column
+from suffice.replay.study.scores import ScoreTable, build_scored, find_model_name, risk_column
 from suffice.replay.study.search import Bench, TuneOptions, make_bench
-from suffice.replay.study.study import LadderPool, Study, StudyOptions
 from suffice.replay.study.sums import folds_of
 from suffice.replay.traces.batch import Batch
 from suffice.replay.traces.read import read_traces, survey
@@ -134,37 +130,6 @@ def test_compositions_with_a_learned_part_are_carried_over_whole(
         runs, expected, _ = frozen_halts(bench, spec)
         found, _ = live_halts(build_proposal(spec, bench.scores, left_out=(HELD_OUT,)), kind, runs, batches)
         assert (expected.row < runs.last).any()
-        assert found.row.tolist() == expected.row.tolist()
-        assert found.code.tolist() == expected.code.tolist()
-
-
-@pytest.mark.slow(keep=2)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("score", SCORES, ids=lambda score: score.name)
-def test_what_a_study_froze_ends_unseen_runs_live_where_the_study_says(
-    benches: Mapping[Kind, tuple[Bench, list[Batch]]], kind: Kind, score: Score
-) -> None:
-    bench, batches = benches[kind]
-    held_out = folds_of(bench.runs) == HELD_OUT
-    seen, unseen = select_runs(bench.runs, ~held_out), select_runs(bench.runs, held_out)
-    study = Study(seen, build_ladders(kind, longest=8)[:1], StudyOptions(scores=(score,), max_em_drop=0.05))
-    pools = [LadderPool(name="ours", ladders=(score.name,)), LadderPool(name="published", ladders=("fixed-rounds",))]
-    frozen = study.freeze(pools, None)
-    levels = [rung.level for rung in study.lay(None).rungs if isinstance(rung, ScoreRung)]
-    frozen = replace(
-        frozen,
-        rungs={
-            "published": frozen.rungs["published"],
-            "none": None,
-            **{
-                f"level {at}": ScoreRung(score=score.name, level=levels[at], label="")
-                for at in range(5, len(levels), 20)
-            },
-        },
-    )
-    for pool in frozen.rungs:
-        expected = study.halts(frozen, unseen)[pool]
-        found, _ = live_halts(propose_frozen(study, frozen, pool), kind, unseen, batches)
         assert found.row.tolist() == expected.row.tolist()
         assert found.code.tolist() == expected.code.tolist()
 

@@ -37,24 +37,22 @@ from suffice.replay.study.scores import (
     features_of,
     find_learned,
     find_model_name,
+    n_parts,
     names_of,
     score_rows,
-    uses_classes,
+    title_of,
 )
 from suffice.replay.study.search import (
     Bench,
     TunedSet,
     TuneOptions,
-    figure_of,
     make_bench,
-    n_parts,
     search,
-    title_of,
     tune_runs,
     tune_set,
     winner_of,
 )
-from suffice.replay.study.sums import N_FOLDS, folds_of, measure_policies
+from suffice.replay.study.sums import N_FOLDS, folds_of
 from suffice.replay.traces.read import survey
 from suffice.signals.base import order_all
 from suffice.testing.traces import Synthetic
@@ -160,7 +158,7 @@ def test_a_learned_policy_may_have_a_level_for_each_found_class_and_only_where_t
     size, names = size_of("samples", 12, CLASSES), names_of(SCORES)
     specs = [draw_spec(Dice(seed), size) for seed in range(300)]
     specs += [draw_spec(Dice(7, tried), size) for tried in list_first_tries(size, list_policies(size))]
-    by_class = [spec for spec in specs if uses_classes(spec)]
+    by_class = [spec for spec in specs if "classes" in find_learned(spec)]
     assert 30 < len(by_class) < len(specs) / 2
     for spec in by_class:
         learned = find_learned(spec)
@@ -168,7 +166,7 @@ def test_a_learned_policy_may_have_a_level_for_each_found_class_and_only_where_t
         assert "at price" not in learned["model"]
         assert n_parts(spec) == n_parts(spec | {"policy": spec["policy"]}) >= 2
         assert "by class" in title_of(spec)
-    assert not any(uses_classes(draw_spec(Dice(seed), size_of("samples", 12))) for seed in range(300))
+    assert not any("classes" in find_learned(draw_spec(Dice(seed), size_of("samples", 12))) for seed in range(300))
     spec = {"policy": LEARNED, "model": "as-good", "threshold": 0.1, "classes": {"every query": 0.4, "gone": 0.9}}
     policy = build_scored(spec, names, CLASSES)
     assert getattr(policy, "classes", None) == (0.1, 0.4)  # a class of another search has no level here
@@ -195,7 +193,7 @@ def test_the_search_saves_tokens_and_keeps_its_target_on_questions_that_it_has_n
     assert sum(fold.n_questions for fold in tuned.folds) == tuned.n_questions == 500
     assert tuned.n_trials_in_all == 40 * (N_FOLDS + 1)
     for fold in tuned.folds:  # what a fold's search found is looked at again on all questions
-        again = figure_of(measure_policies(bench.judge(fold.spec, None), bench.weights(None)))
+        again = bench.figures(fold.spec, None)
         if again.em_drop + 2 * again.error <= tuned.max_em_drop:
             assert tuned.proposal_in_search.token_reduction >= again.token_reduction - 0.001
 
@@ -255,7 +253,7 @@ def spoilt(runs: Runs, where: Any) -> Runs:
 
 
 def with_scores(runs: Runs, asked: TuneOptions, names: tuple[str, ...]) -> Bench:
-    return Bench(runs, asked, ScoreTable(runs, folds_of(runs), asked.scores, seed=asked.seed), names)
+    return Bench(runs, asked, ScoreTable(runs, asked.scores, seed=asked.seed), names)
 
 
 @pytest.mark.slow

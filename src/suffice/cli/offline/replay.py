@@ -27,7 +27,8 @@ from suffice.replay.online.summary import OnlineReport, print_online, write_cour
 from suffice.replay.report.page import write_report
 from suffice.replay.report.text import WIDTH, dump_lines, print_report
 from suffice.replay.study.result import SetReport
-from suffice.replay.study.sets import ReplayOptions, replay_set
+from suffice.replay.study.sets import replay_set
+from suffice.replay.study.study import ReplayOptions
 from suffice.replay.study.sums import MARGIN
 from suffice.replay.traces.read import Survey, survey
 

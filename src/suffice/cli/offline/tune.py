@@ -18,9 +18,10 @@ from suffice.cli.offline import FILES, MAX_EM_DROP, MIN_RUN_EM, PROBE_TOKENS, WH
 from suffice.cli.shell import Command, option
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
-from suffice.replay.report.text import describe_percent, describe_points, dump_json
+from suffice.replay.report.text import as_plain, describe_percent, describe_points, dump_json
 from suffice.replay.study.proposal import PolicyProposal, build_proposal, format_toml, write_proposal
-from suffice.replay.study.search import Bench, IntervalValue, TunedSet, TuneOptions, title_of, tune_set, tuned_object
+from suffice.replay.study.scores import title_of
+from suffice.replay.study.search import Bench, IntervalValue, TunedSet, TuneOptions, tune_set
 from suffice.replay.study.sums import MARGIN, N_FOLDS
 from suffice.replay.traces.read import Survey, survey
 from suffice.sanitize import printable
@@ -154,7 +155,13 @@ def _write(tuned: TunedSet, bench: Bench, route: str, folder: Path | None) -> tu
 
 def _print_json(tuned: TunedSet, proposal: PolicyProposal, written: list[Path]) -> None:
     model = None if proposal.model is None else proposal.model.address
-    result = tuned_object(tuned) | {"policy": proposal.spec, "model": model, "written": [str(path) for path in written]}
+    written_to = [str(path) for path in written]
+    result = as_plain(tuned) | {
+        "winners": tuned.winners,
+        "policy": proposal.spec,
+        "model": model,
+        "written": written_to,
+    }
     click.echo(dump_json(result))
 
 

@@ -11,7 +11,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields, is_dataclass
 from typing import Any, Final
 
 from rich.console import Console
@@ -234,11 +234,11 @@ def _legend(report: SetReport) -> str:
 
 
 def build_line(line: PolicyResult) -> dict[str, Any]:
-    """One line of the table as JSON. Intervals are [low, high]."""
+    """One line of the table as JSON."""
     values: dict[str, Any] = {}
-    for field in fields(line):
-        values[field.name] = _plain(getattr(line, field.name))
-        if field.name == "em_drop_interval":
+    for name, value in as_plain(line).items():
+        values[name] = value
+        if name == "em_drop_interval":
             values["frozen"] = line.frozen
     return values
 
@@ -248,10 +248,7 @@ def dump_lines(reports: Iterable[SetReport]) -> str:
 
 
 def build_report(report: SetReport) -> dict[str, Any]:
-    values = {field.name: getattr(report, field.name) for field in fields(report)}
-    return {name: _plain(value) for name, value in values.items()} | {
-        "lines": [build_line(line) for line in report.lines]
-    }
+    return {**as_plain(report), "lines": [build_line(line) for line in report.lines]}
 
 
 def dump_json(value: Any, *, indent: int | None = None) -> str:
@@ -261,16 +258,16 @@ def dump_json(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(value, allow_nan=False, indent=indent) if broken else text
 
 
-def _plain(value: Any) -> Any:
+def as_plain(value: Any) -> Any:
+    """Records as JSON has them: intervals are [low, high], what is not a number is null, no text is a formula."""
     if isinstance(value, str):
         return f"'{value}" if computes(value) else value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (bool, int)):
-        return value
+    if isinstance(value, Interval):
+        return [as_plain(value.low), as_plain(value.high)]
+    if is_dataclass(value):
+        return {field.name: as_plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {_plain(str(key)): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    inner = asdict(value)
-    return [_plain(inner["low"]), _plain(inner["high"])] if inner.keys() == {"low", "high"} else _plain(inner)
+        return {as_plain(str(key)): as_plain(item) for key, item in value.items()}
+    return [as_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -2,8 +2,7 @@
 
 A *ladder* is one rule with its settings from safe to aggressive; learned scores make ladders of their own from their
 risk levels. Ranges of the search are those of the policies' own parameters, narrowed to where recorded runs can tell
-settings apart: a probability near 1 is drawn by its distance from 1, counts by their logarithm. A policy without a
-narrowed range is searched in the ranges that it declares, unless `LEFT_OUT` has a reason against it.
+settings apart: a probability near 1 is drawn by its distance from 1, counts by their logarithm.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any, ClassVar, Final, Literal, NamedTuple, Protocol, TypeAlia
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.learn.audits import Floats, find_first_passages
+from suffice.learn.audits import Floats, Ints, find_first_passages
 from suffice.learn.models import PRICES
 from suffice.model.artefact import StopModel
 from suffice.policy.base import POLICIES, build_policy, stops_of
@@ -25,7 +24,7 @@ from suffice.policy.parameters import parameters_of
 from suffice.policy.protocol import Policy
 from suffice.policy.returning import return_step, returns_of
 from suffice.replay.study.runs import Halts, Runs, Says, find_first_bits, find_first_stops
-from suffice.replay.study.scores import EVEN, PRICED
+from suffice.replay.study.scores import EVEN, PRICED, Spec
 from suffice.signals.classes import Classes
 from suffice.types import Kind
 
@@ -50,7 +49,7 @@ FIXED: Final[Mapping[str, Mapping[str, str]]] = {
 
 
 class ParameterSource(Protocol):
-    """What draws: a trial of Optuna, or anything that answers alike."""
+    """A trial of Optuna, or anything that draws like one."""
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
 
@@ -80,8 +79,8 @@ def _whole(low: int, high: int | None = None) -> Draw:
     """A whole number by its logarithm, no larger than the longest run."""
 
     def draw(trial: ParameterSource, name: str, size: Size) -> int:
-        most = size.longest if high is None else min(high, size.longest)
-        return trial.suggest_int(name, min(low, max(1, most)), max(1, most), log=True)
+        most = max(1, size.longest if high is None else min(high, size.longest))
+        return trial.suggest_int(name, min(low, most), most, log=True)
 
     return draw
 
@@ -239,25 +238,23 @@ def list_first_tries(size: Size, names: Sequence[str]) -> list[dict[str, Any]]:
 
     What is left open is drawn. Any: parameters differ in type.
     """
-    alone = {"shape": "one"}
-    tries: list[dict[str, Any]] = [{**alone, "first": name} for name in names if name != LEARNED]
+    tries: list[dict[str, Any]] = [{"shape": "one", "first": name} for name in names if name != LEARNED]
     if LEARNED not in names:
         return tries
-    learned = {**alone, "first": LEARNED, "first.on_hopeless": "stop"}
+    learned = {"shape": "one", "first": LEARNED, "first.on_hopeless": "stop"}
     words, prices = _words(size)
-    scattered = [{**learned, "first.model": word, f"first.{word}.share": share} for share in _SHARES for word in words]
-    if size.classes:
-        scattered += [_by_class(learned, word, share, len(size.classes)) for share in _SHARES[::2] for word in words]
+    at_share = {
+        (s, word): {**learned, "first.model": word, f"first.{word}.share": s} for s in _SHARES for word in words
+    }
+    tries += at_share.values()
+    if size.classes:  # each class stops at that share of its own steps
+        for share, word in ((s, word) for s in _SHARES[::2] for word in words):
+            own = {f"first.{word}.class {at}.share": share for at in range(1, len(size.classes) + 1)}
+            tries.append({**at_share[share, word], "first.by_class": True, **own})
     if prices:
         spread = [round(at * (len(prices) - 1) / (len(_SHARES) - 1)) for at in range(len(_SHARES))]
-        scattered += [{**learned, "first.model": VALUE, "first.price": at} for at in spread]
-    return tries + scattered
-
-
-def _by_class(learned: Mapping[str, Any], word: str, share: float, n_classes: int) -> dict[str, Any]:
-    """A try in which each class stops at that share of its own steps. Any: parameters differ in type."""
-    shares = {f"first.{word}.class {at}.share": share for at in range(1, n_classes + 1)}
-    return {**learned, "first.model": word, f"first.{word}.share": share, "first.by_class": True, **shares}
+        tries += [{**learned, "first.model": VALUE, "first.price": at} for at in spread]
+    return tries
 
 
 def draw_spec(trial: ParameterSource, size: Size, names: Sequence[str] = ()) -> dict[str, Any]:
@@ -265,8 +262,6 @@ def draw_spec(trial: ParameterSource, size: Size, names: Sequence[str] = ()) -> 
 
     names  the policies to draw from; (): all that may be tried. Only one part of a policy is learned: a route
            carries one model
-
-    Any: parameters differ in type.
     """
     known = tuple(names) or list_policies(size)
     shape = trial.suggest_categorical("shape", SHAPES)
@@ -280,19 +275,15 @@ def draw_spec(trial: ParameterSource, size: Size, names: Sequence[str] = ()) -> 
     return {"policy": shape, "policies": [first, _draw_family(trial, "second", second, size)]}
 
 
-def _maybe(draw: Draw) -> Draw:
-    """0, which asks for nothing, or what is drawn."""
-
-    def drawn(trial: ParameterSource, name: str, size: Size) -> Any:
-        return draw(trial, name, size) if trial.suggest_categorical(f"{name}?", (False, True)) else 0
-
-    return drawn
+def _maybe_tokens(trial: ParameterSource, name: str, size: Size) -> int:
+    """0, which asks for nothing, or a number of tokens."""
+    return _tokens(trial, name, size) if trial.suggest_categorical(f"{name}?", (False, True)) else 0
 
 
 _GUARDS: Final[Mapping[str, Draw]] = {
     "min_steps": _whole(1),
-    "min_tokens": _maybe(_tokens),
-    "max_tokens": _maybe(_tokens),
+    "min_tokens": _maybe_tokens,
+    "max_tokens": _maybe_tokens,
 }
 
 
@@ -305,26 +296,23 @@ def _draw_family(trial: ParameterSource, place: str, name: str, size: Size) -> d
 
 def _draw_learned(trial: ParameterSource, place: str, size: Size) -> dict[str, Any]:
     """A learned policy: which model, at which level, and whether it gives up runs that will fail anyway."""
-    assert size.level is not None, "a size that names models says their levels"
     words, prices = _words(size)
     word = trial.suggest_categorical(f"{place}.model", (*words, *((VALUE,) if prices else ())))
+
+    def draw_level(name: str, of_class: str | None = None) -> float:
+        assert size.level is not None, "a size that names models says their levels"
+        return size.level(word, trial.suggest_float(name, _SHARES[0], _SHARES[-1], log=True), of_class)
+
     if word == VALUE:
         model, threshold = prices[trial.suggest_int(f"{place}.price", 0, len(prices) - 1)], EVEN
     else:
-        share = trial.suggest_float(f"{place}.{word}.share", _SHARES[0], _SHARES[-1], log=True)
-        model, threshold = word, size.level(word, share, None)
+        model, threshold = word, draw_level(f"{place}.{word}.share")
     give_up = trial.suggest_categorical(f"{place}.on_hopeless", ("stop", "continue"))
     spec = {"policy": LEARNED, "model": model, "threshold": threshold, "on_hopeless": give_up}
     if word == VALUE or not size.classes or not trial.suggest_categorical(f"{place}.by_class", (False, True)):
         return spec
-    return {**spec, "classes": {name: _own_level(trial, f"{place}.{word}", size, name) for name in size.classes}}
-
-
-def _own_level(trial: ParameterSource, place: str, size: Size, name: str) -> float:
-    assert size.level is not None, "a size that names models says their levels"
-    at = size.classes.index(name) + 1
-    share = trial.suggest_float(f"{place}.class {at}.share", _SHARES[0], _SHARES[-1], log=True)
-    return size.level(place.rpartition(".")[2], share, name)
+    levels = {name: draw_level(f"{place}.{word}.class {at}.share", name) for at, name in enumerate(size.classes, 1)}
+    return {**spec, "classes": levels}
 
 
 def _words(size: Size) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -338,21 +326,25 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}") if math.isfinite(value) else value
 
 
+# ---- ladders --------------------------------------------------------------------------------------
+
 # Folds that read the run's own text and tokens: a policy that needs no others asks for no probe before its stop.
 _WITHOUT_PROBES = frozenset({"plan", "query", "wording", "hedges", "loops", "said"})
 
-Origin = Literal["published", "ours", "given"]
+
+def asks_for_answers(policy: Policy) -> bool:
+    return any(need.partition("(")[0] not in _WITHOUT_PROBES for need in policy.needs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyRung:
     policy: Policy
-    spec: Mapping[str, Any]
+    spec: Spec
     label: str
 
     @property
     def asks(self) -> bool:
-        return any(need.partition("(")[0] not in _WITHOUT_PROBES for need in self.policy.needs)
+        return asks_for_answers(self.policy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -373,7 +365,7 @@ class ScoreRung:
         level = np.array([self.levels.get(self.classes.of(query), self.level) for query in runs.queries])
         different, which = np.unique(level, return_inverse=True)
         row = find_first_passages(risk, runs.starts, different)[which, np.arange(len(runs))]
-        return Halts(row, np.where(row == runs.last, 0, code[row]).astype(np.int8))
+        return _halts_with(row, code, runs)
 
 
 Rung: TypeAlias = PolicyRung | ScoreRung
@@ -382,7 +374,7 @@ Rung: TypeAlias = PolicyRung | ScoreRung
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ladder:
     name: str
-    origin: Origin
+    origin: Literal["published", "given"]
     rungs: tuple[PolicyRung, ...]
 
 
@@ -393,18 +385,19 @@ def build_ladders(kind: Kind, *, longest: int) -> tuple[Ladder, ...]:
         if kind not in row.kinds:
             continue
         values = [value for value in row.values if not isinstance(value, int) or value <= longest]
-        specs = [{"policy": row.name.partition(",")[0], **row.fixed, row.parameter: value} for value in values]
-        rungs = tuple(
-            PolicyRung(policy=build_policy(spec), spec=spec, label=f"{row.name} {value:g}")
-            for spec, value in zip(specs, values, strict=True)
-        )
+        named = {"policy": row.name.partition(",")[0], **row.fixed}
+        rungs = tuple(_rung({**named, row.parameter: value}, f"{row.name} {value:g}") for value in values)
         ladders.append(Ladder(name=row.name, origin="published", rungs=rungs))
     return tuple(ladders)
 
 
-def build_given_ladder(spec: Mapping[str, Any], label: str) -> Ladder:
+def build_given_ladder(spec: Spec, label: str) -> Ladder:
     """A ladder of one rung: a policy that the user wrote down. Raises ConfigError."""
-    return Ladder(name=label, origin="given", rungs=(PolicyRung(policy=build_policy(spec), spec=spec, label=label),))
+    return Ladder(name=label, origin="given", rungs=(_rung(spec, label),))
+
+
+def _rung(spec: Spec, label: str) -> PolicyRung:
+    return PolicyRung(policy=build_policy(spec), spec=spec, label=label)
 
 
 def list_ladder_folds(ladders: Sequence[Ladder]) -> tuple[str, ...]:
@@ -437,7 +430,11 @@ def halts_at(risk: Says, levels: Floats, runs: Runs, code: NDArray[np.int8]) -> 
         passages = find_first_bits(risk, runs, np.searchsorted(PRICES, levels))
     else:
         passages = find_first_passages(risk, runs.starts, levels)
-    return [Halts(row, np.where(row == runs.last, 0, code[row]).astype(np.int8)) for row in passages]
+    return [_halts_with(row, code, runs) for row in passages]
+
+
+def _halts_with(row: Ints, code: NDArray[np.int8], runs: Runs) -> Halts:
+    return Halts(row, np.where(row == runs.last, 0, code[row]).astype(np.int8))
 
 
 def levels_of(risk: Says, n_levels: int) -> Floats:

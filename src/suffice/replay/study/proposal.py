@@ -14,28 +14,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
-from suffice.errors import ConfigError
 from suffice.files import whole_file, write_whole
-from suffice.learn.audits import Bools
 from suffice.learn.export import export_stop_model, export_value_model
 from suffice.learn.models import FitResult, Values
-from suffice.model.artefact import StepCost, StopModel, TrainingRecord, dump_model
+from suffice.model.artefact import StopModel, TrainingRecord, dump_model
 from suffice.policy.base import build_policy
 from suffice.policy.protocol import Policy
-from suffice.replay.study.policies import PolicyRung
 from suffice.replay.study.runs import Runs
 from suffice.replay.study.scores import (
-    EVEN,
     HOPELESS_KEY,
     ScoreChoice,
     ScoreTable,
+    Spec,
     find_learned,
     find_model_name,
     replace_model,
 )
-from suffice.replay.study.study import FoldChoice, Study
 from suffice.signals.classes import Classes
 
 MODEL_FILE: Final = "stop-model.json"
@@ -44,9 +38,7 @@ POLICY_FILE: Final = "policy.toml"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyProposal:
-    """A policy for a route. Any: parameters differ in type."""
-
-    spec: Mapping[str, Any]  # what a settings file says: a model is named by its file
+    spec: Spec  # what a settings file says: a model is named by its file
     model: StopModel | None  # None: nothing in the policy is learned
 
     def policy(self) -> Policy:
@@ -54,7 +46,7 @@ class PolicyProposal:
 
 
 def build_proposal(
-    spec: Mapping[str, Any] | None,
+    spec: Spec | None,
     scores: ScoreTable | None,
     *,
     classes: Classes | None = None,
@@ -72,17 +64,14 @@ def build_proposal(
     if spec is None or name is None:
         return PolicyProposal(spec=spec or {"policy": "never"}, model=None)
     assert scores is not None, "a spec names a model where there are scores"
-    model, learned = _model(scores, scores.names[name], tuple(left_out)), find_learned(spec)
+    model, learned = _export_model(scores, scores.names[name], tuple(left_out)), find_learned(spec)
     if classes is not None and "classes" in learned:
         known = {rule.name for rule in classes.rules}
         levels = tuple((name, level) for name, level in learned["classes"].items() if name in known)
         model = replace(model, classes=levels, found=classes.plain())
-    return PolicyProposal(spec=replace_model(spec, _in_file), model=model)
-
-
-def _in_file(learned: Mapping[str, Any]) -> dict[str, Any]:
-    """A learned policy as a route writes it: its model, levels by class included, is in a file."""
-    return {key: value for key, value in learned.items() if key != "classes"} | {"model": MODEL_FILE}
+    # A route names its model, levels by class included, by a file.
+    written = {key: value for key, value in learned.items() if key != "classes"} | {"model": MODEL_FILE}
+    return PolicyProposal(spec=replace_model(spec, lambda _: written), model=model)
 
 
 def write_proposal(
@@ -134,51 +123,18 @@ def _key(key: str) -> str:
     return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
 
 
-def propose_frozen(study: Study, frozen: FoldChoice, pool: str) -> PolicyProposal:
-    """The live form of what a study froze for a pool, with the models that it froze beside it.
-
-    Raises ConfigError for a score whose features are not those of the model of hopeless runs.
-    """
-    rung = frozen.rungs[pool]
-    if rung is None or isinstance(rung, PolicyRung):
-        return PolicyProposal(spec={"policy": "never"} if rung is None else rung.spec, model=None)
-    score = next(score for score in study.options.scores if score.name == rung.score)
-    needs_hopeless = score.target != "suffices"
-    if needs_hopeless and not score.query_signals:
-        raise ConfigError(f"score {score.name!r}: reads no query signals, and the model of hopeless runs does")
-    fitted, hopeless = frozen.models[rung.score], frozen.models["hopeless"] if needs_hopeless else None
-    assert hopeless is None or isinstance(hopeless, FitResult), "this target is a probability"
-    facts = _facts(study.runs, np.ones(len(study.runs), dtype=bool), score.target, study.options.seed)
-    spec: dict[str, Any] = {"policy": "learned", "model": MODEL_FILE, "on_hopeless": "stop"}
-    if isinstance(fitted, Values):
-        at = int(np.searchsorted(fitted.prices, rung.level))
-        model = export_value_model(study.chosen(score), fitted, at, hopeless, trained=facts)
-        return PolicyProposal(spec=spec | {"threshold": EVEN}, model=model)
-    cost = StepCost(score.cost)
-    levels = tuple(rung.levels.items())
-    model = export_stop_model(
-        study.chosen(score), fitted, hopeless, trained=facts, cost=cost, classes=levels, found=rung.classes
-    )
-    return PolicyProposal(spec=spec | {"threshold": rung.level}, model=model)
-
-
-def _model(scores: ScoreTable, named: ScoreChoice, left_out: tuple[int, ...]) -> StopModel:
-    score = named.score
-    fitted = scores.model((score.target, score.parts), left_out)
+def _export_model(scores: ScoreTable, choice: ScoreChoice, left_out: tuple[int, ...]) -> StopModel:
+    score, runs, kept = choice.score, scores.runs, scores.kept(left_out)
+    fitted = scores.model(score.key, left_out)
     hopeless = scores.model(HOPELESS_KEY, left_out) if score.target != "suffices" else None
     assert hopeless is None or isinstance(hopeless, FitResult), "this target is a probability"
-    facts = _facts(scores.runs, scores.kept(left_out), score.target, scores.seed)
-    if isinstance(fitted, Values):
-        return export_value_model(scores.chosen, fitted, named.price, hopeless, trained=facts)
-    return export_stop_model(scores.chosen, fitted, hopeless, trained=facts, cost=scores.cost(score))
-
-
-def _facts(runs: Runs, kept: Bools, target: str, seed: int) -> TrainingRecord:
-    """What a model came from: some of the runs of a set."""
-    return TrainingRecord(
+    trained = TrainingRecord(
         n_episodes=int(kept.sum()),
         n_questions=len({question for question, here in zip(runs.question, kept, strict=True) if here}),
         digest=f"{runs.set} {digest_of(runs)}"[:2_000],
-        target=target,
-        seed=seed,
+        target=score.target,
+        seed=scores.seed,
     )
+    if isinstance(fitted, Values):
+        return export_value_model(scores.chosen, fitted, choice.price, hopeless, trained=trained)
+    return export_stop_model(scores.chosen, fitted, hopeless, trained=trained, cost=scores.cost(score))

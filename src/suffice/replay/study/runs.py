@@ -1,17 +1,14 @@
 """Recorded runs made ready for replay: signals as columns, and beside them what a stop would cost and deliver.
 
-`columns` and `queries` are what a policy may read, computed by the observer that serves live traffic. `ok`, `same` and
-the costs are for judging alone.
-
-A vote ends once it is decided, under every policy and under none, as it does live: its run here has no rows behind the
-deciding sample, so no policy reads them or pays for them. `full_tokens`, which savings are measured against, stays the
-vote over all samples.
+`columns` and `queries` are what a policy may read, computed by the observer that serves live traffic; `ok`, `same` and
+the costs only judge it. A vote ends once it is decided, as it does live: its run has no rows behind the deciding
+sample. `full_tokens`, which savings are measured against, stays the vote over all samples.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
@@ -19,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.episode.vote import deciding_sample
-from suffice.learn.audits import Bools, Floats, RaggedRuns
+from suffice.learn.audits import Bools, Floats, Ints, RaggedRuns
 from suffice.policy.columns import BUDGET, CONTINUE, AskedColumns
 from suffice.replay.traces.batch import Batch
 from suffice.replay.traces.read import Survey
@@ -27,8 +24,9 @@ from suffice.signals.columns import SignalColumns, observe_columns
 from suffice.types import Kind, Query
 
 PROBE_TOKENS: Final[Mapping[Kind, int]] = {"reasoning": 15, "samples": 0, "rounds": 0}  # where the file has none
-Bits = NDArray[np.uint64]
 Says = NDArray[Any]  # of each row by a model: float64, a risk or a probability; uint64, bits of the settings that stop
+_BY_ROW = ("cost", "probes", "resent", "ok", "same")
+_BY_RUN = ("full_ok", "full_tokens", "finish")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +41,7 @@ class Runs(RaggedRuns):
     columns: SignalColumns  # T rows: what a policy may read
     queries: tuple[Query, ...]  # E: what was known before the first token
     question: tuple[str, ...]  # E: questions group runs that are not independent
-    starts: NDArray[np.int64]  # E + 1
+    starts: Ints  # E + 1
     cost: Floats  # T: tokens of the run up to and with the step, context read again included
     probes: Floats  # T: tokens of the probes up to and with the step, if every checkpoint is asked
     resent: Floats  # T: prefix tokens that those probes send again
@@ -67,22 +65,50 @@ class Runs(RaggedRuns):
 
 
 class Halts(NamedTuple):
-    row: NDArray[np.int64]  # E: its last row that is run
+    row: Ints  # E: its last row that is run
     code: NDArray[np.int8]  # E: why, as in `policy.columns`; CONTINUE: it ran in full
-    returned: NDArray[np.int64] | None = None  # E: the row whose answer a stopped run returns; None: its last
+    returned: Ints | None = None  # E: the row whose answer a stopped run returns; None: its last
 
 
-def make_runs(
-    batches: Iterable[Batch], needs: Sequence[str], *, probe_tokens: int | None, planned_steps: int | None
-) -> Runs:
-    """Observe batches of one set and put them together. Raises ValueError without batches.
+def make_runs(batch: Batch, needs: Sequence[str], *, probe_tokens: int | None, planned_steps: int | None) -> Runs:
+    """Observe the runs of a batch.
 
     needs          folds that any policy will read, see `signals.observe`
     probe_tokens   charged for each probe; None: as recorded where the file says so, else 15 for `reasoning`, else 0
     planned_steps  steps of the longest run that a loop or a chain may take, which a live route knows as its cap
     """
-    parts = [_part(batch, needs, probe_tokens, planned_steps) for batch in batches]
-    return concatenate(parts)
+    known = [batch.query(i) for i in range(len(batch))]
+    queries = tuple(q if q.planned_steps is not None else replace(q, planned_steps=planned_steps) for q in known)
+    columns = observe_columns(needs, batch.kind, ((query, batch.steps(i)) for i, query in enumerate(queries)))
+    n_steps = np.diff(batch.offset)
+    run, last = np.repeat(np.arange(len(batch)), n_steps), _last_rows(batch)
+    if probe_tokens is not None:
+        asked = np.full(len(batch.tokens), float(probe_tokens))
+    else:
+        recorded = np.where(batch.probe_tokens >= 0, batch.probe_tokens, PROBE_TOKENS[batch.kind])
+        asked = recorded.astype(np.float64)
+    asked[last] = 0.0  # nothing is left to ask
+    cost = _sum_within(batch.tokens + batch.ctx_tokens, batch.offset)
+    answer = _answer_codes(batch, columns)
+    ok = _is_right(batch, run, answer)
+    ok[last] = batch.full_em  # a stop at the last step is the full run
+    whole = Runs(
+        set=batch.set,
+        kind=batch.kind,
+        columns=columns,
+        queries=queries,
+        question=tuple(batch.question_id),
+        starts=batch.offset,
+        cost=cost,
+        probes=_sum_within(asked, batch.offset),
+        resent=_sum_within(np.where(asked > 0, cost, 0.0), batch.offset),
+        ok=ok,
+        same=(answer >= 0) & (answer == batch.full_code[run]),
+        full_ok=batch.full_em,
+        full_tokens=batch.full_tokens.astype(np.float64),
+        finish=np.array([answer_tokens(meta) if batch.kind == "reasoning" else 0.0 for meta in batch.meta]),
+    )
+    return _select_rows(whole, np.arange(len(run)) <= last[run], last - batch.offset[:-1] + 1)
 
 
 def stream_runs(
@@ -90,7 +116,7 @@ def stream_runs(
 ) -> Iterator[Runs]:
     """The runs of a share of a set's questions, batch by batch. See `make_runs`."""
     for batch in data.batches(share=share):
-        yield make_runs([batch], needs, probe_tokens=probe_tokens, planned_steps=longest)
+        yield make_runs(batch, needs, probe_tokens=probe_tokens, planned_steps=longest)
 
 
 def read_runs(data: Survey, needs: Sequence[str], *, probe_tokens: int | None, longest: int) -> Runs:
@@ -106,9 +132,8 @@ def concatenate(parts: Sequence[Runs]) -> Runs:
         return parts[0]
     shift = np.cumsum([0, *(p.starts[-1] for p in parts)])
     starts = np.concatenate([p.starts[:-1] + at for p, at in zip(parts, shift, strict=False)] + [shift[-1:]])
-    names = parts[0].columns.values
     columns = SignalColumns(
-        values={name: np.concatenate([p.columns.values[name] for p in parts]) for name in names},
+        values={name: np.concatenate([p.columns.values[name] for p in parts]) for name in parts[0].columns.values},
         answer=np.concatenate([p.columns.answer for p in parts]),
         answers=(),  # their codes differ from part to part; only whether there is one is read
         starts=starts,
@@ -120,39 +145,35 @@ def concatenate(parts: Sequence[Runs]) -> Runs:
         queries=tuple(query for p in parts for query in p.queries),
         question=tuple(question for p in parts for question in p.question),
         starts=starts,
-        **{
-            name: np.concatenate([getattr(p, name) for p in parts])
-            for name in ("cost", "probes", "resent", "ok", "same", "full_ok", "full_tokens", "finish")
-        },
+        **{name: np.concatenate([getattr(p, name) for p in parts]) for name in (*_BY_ROW, *_BY_RUN)},
     )
 
 
 def select_runs(runs: Runs, keep: Bools) -> Runs:
     """The runs where `keep` holds, shape (E,)."""
+    which = np.flatnonzero(keep).tolist()
     return replace(
-        _with_rows(runs, keep[runs.run_of_row], runs.n_steps[keep]),
-        queries=tuple(query for query, kept in zip(runs.queries, keep, strict=True) if kept),
-        question=tuple(question for question, kept in zip(runs.question, keep, strict=True) if kept),
-        full_ok=runs.full_ok[keep],
-        full_tokens=runs.full_tokens[keep],
-        finish=runs.finish[keep],
+        _select_rows(runs, keep[runs.run_of_row], runs.n_steps[keep]),
+        queries=tuple(runs.queries[i] for i in which),
+        question=tuple(runs.question[i] for i in which),
+        **{name: getattr(runs, name)[keep] for name in _BY_RUN},
     )
 
 
-def _with_rows(runs: Runs, rows: Bools, n_steps: NDArray[np.int64]) -> Runs:
+def _select_rows(runs: Runs, rows: Bools, n_steps: Ints) -> Runs:
     """The columns of steps where `rows` holds, shape (T,); n_steps: how many of them each remaining run has."""
     starts = np.concatenate([[0], np.cumsum(n_steps)])
-    return replace(
-        runs,
-        columns=SignalColumns(
-            values={name: column[rows] for name, column in runs.columns.values.items()},
-            answer=runs.columns.answer[rows],
-            answers=runs.columns.answers,
-            starts=starts,
-        ),
+    columns = replace(
+        runs.columns,
+        values={name: column[rows] for name, column in runs.columns.values.items()},
+        answer=runs.columns.answer[rows],
         starts=starts,
-        **{name: getattr(runs, name)[rows] for name in ("cost", "probes", "resent", "ok", "same")},
     )
+    return replace(runs, columns=columns, starts=starts, **{name: getattr(runs, name)[rows] for name in _BY_ROW})
+
+
+def never_halt(runs: Runs) -> Halts:
+    return Halts(runs.last, np.zeros(len(runs), dtype=np.int8))
 
 
 def find_first_stops(codes: NDArray[np.int8], runs: Runs) -> Halts:
@@ -169,7 +190,7 @@ def find_first_stops(codes: NDArray[np.int8], runs: Runs) -> Halts:
     return Halts(row, code)
 
 
-def find_first_bits(bits: Bits, runs: Runs, places: NDArray[np.int64]) -> NDArray[np.int64]:
+def find_first_bits(bits: NDArray[np.uint64], runs: Runs, places: Ints) -> Ints:
     """Row where each run first has each of these bits set, else its last, shape (places, E).
 
     bits  of each row, shape (T,): bit j is set where setting j would stop
@@ -189,42 +210,11 @@ def find_first_bits(bits: Bits, runs: Runs, places: NDArray[np.int64]) -> NDArra
 
 
 def stop_at_first(runs: Runs, reached: Bools) -> Halts:
-    """What nobody may know: each run ends at the first row where `reached` holds, else at its end."""
+    """An oracle: each run ends at the first row where `reached` holds, else at its end."""
     return find_first_stops(np.where(reached, np.int8(BUDGET), np.int8(CONTINUE)), runs)
 
 
-def _part(batch: Batch, needs: Sequence[str], probe_tokens: int | None, planned_steps: int | None) -> Runs:
-    queries = tuple(_with_plan(batch.query(i), planned_steps) for i in range(len(batch)))
-    columns = observe_columns(needs, batch.kind, ((queries[i], batch.steps(i)) for i in range(len(batch))))
-    n_steps = np.diff(batch.offset)
-    run = np.repeat(np.arange(len(batch)), n_steps)
-    cost = _within(batch.tokens + batch.ctx_tokens, batch.offset, n_steps)
-    last = _last_rows(batch)
-    asked = _probe_costs(batch, probe_tokens)
-    asked[last] = 0.0  # nothing is left to ask
-    answer = _codes_in(batch, columns)
-    ok = _right(batch, run, answer)
-    ok[last] = batch.full_em  # a stop at the last step is the full run
-    whole = Runs(
-        set=batch.set,
-        kind=batch.kind,
-        columns=columns,
-        queries=queries,
-        question=tuple(batch.question_id),
-        starts=batch.offset,
-        cost=cost,
-        probes=_within(asked, batch.offset, n_steps),
-        resent=_within(np.where(asked > 0, cost, 0.0), batch.offset, n_steps),
-        ok=ok,
-        same=(answer >= 0) & (answer == batch.full_code[run]),
-        full_ok=batch.full_em,
-        full_tokens=batch.full_tokens.astype(np.float64),
-        finish=np.array([answer_tokens(meta) if batch.kind == "reasoning" else 0.0 for meta in batch.meta]),
-    )
-    return _with_rows(whole, np.arange(len(run)) <= last[run], last - batch.offset[:-1] + 1)
-
-
-def _last_rows(batch: Batch) -> NDArray[np.int64]:
+def _last_rows(batch: Batch) -> Ints:
     """The last row of each run, shape (E,): that of its last step; in a vote, of the sample that decides it.
 
     Where the recorded answer is not that of the vote, another rule than ours made it, and the run is left whole.
@@ -238,23 +228,12 @@ def _last_rows(batch: Batch) -> NDArray[np.int64]:
     return last
 
 
-def _with_plan(query: Query, planned_steps: int | None) -> Query:
-    return query if query.planned_steps is not None else replace(query, planned_steps=planned_steps)
-
-
-def _within(values: NDArray[np.generic], offset: NDArray[np.int64], n_steps: NDArray[np.int64]) -> Floats:
+def _sum_within(values: NDArray[np.generic], offset: Ints) -> Floats:
     """Sums from each run's first step on, shape (T,)."""
     total = np.cumsum(values, dtype=np.float64)
     before = np.concatenate([[0.0], total])[offset[:-1]]
-    within: Floats = total - np.repeat(before, n_steps)
+    within: Floats = total - np.repeat(before, np.diff(offset))
     return within
-
-
-def _probe_costs(batch: Batch, probe_tokens: int | None) -> Floats:
-    """What the probe behind each step costs, shape (T,)."""
-    if probe_tokens is not None:
-        return np.full(len(batch.tokens), float(probe_tokens))
-    return np.where(batch.probe_tokens >= 0, batch.probe_tokens, PROBE_TOKENS[batch.kind]).astype(np.float64)
 
 
 def answer_tokens(meta: str | None) -> float:
@@ -271,19 +250,19 @@ def answer_tokens(meta: str | None) -> float:
     return float(noted) if isinstance(noted, int) and not isinstance(noted, bool) and noted > 0 else 0.0
 
 
-def _codes_in(batch: Batch, columns: SignalColumns) -> NDArray[np.int64]:
+def _answer_codes(batch: Batch, columns: SignalColumns) -> Ints:
     """The answer that would be delivered after each step, as a place in `batch.answers`; -1: none."""
     place = {answer: code for code, answer in enumerate(batch.answers)}
     codes = np.array([*(place[answer] for answer in columns.answers), -1], dtype=np.int64)
     return codes[np.where(np.isnan(columns.answer), -1, columns.answer).astype(np.int64)]
 
 
-def _right(batch: Batch, run: NDArray[np.int64], answer: NDArray[np.int64]) -> Bools:
+def _is_right(batch: Batch, run: Ints, answer: Ints) -> Bools:
     """Is the answer delivered after each step right? By the labels of the steps that gave it, else the full run's."""
     n_answers = len(batch.answers) + 1
-    labelled = (batch.correct == 1) & (batch.answer_code >= 0)
-    right = np.unique(run[labelled] * n_answers + batch.answer_code[labelled])
-    known = np.unique((run * n_answers + batch.answer_code)[(batch.correct >= 0) & (batch.answer_code >= 0)])
+    gave = run * n_answers + batch.answer_code
+    right = np.unique(gave[(batch.correct == 1) & (batch.answer_code >= 0)])
+    known = np.unique(gave[(batch.correct >= 0) & (batch.answer_code >= 0)])
     key = run * n_answers + answer
     by_full = (answer == batch.full_code[run]) & batch.full_em[run]
     is_right: Bools = np.where(np.isin(key, known), np.isin(key, right), by_full) & (answer >= 0)

@@ -12,27 +12,25 @@ already; the search is Optuna's TPE (Bergstra, Bardenet, Bengio, Kégl 2011, Neu
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval
 from suffice.errors import ConfigError, TraceError
 from suffice.extras import how_to_install
-from suffice.learn.audits import Bools, Floats
+from suffice.learn.audits import Bools, Floats, Ints
 from suffice.learn.features import DENSE
 from suffice.policy.base import build_policy
 from suffice.policy.columns import AskedColumns, stops_of
 from suffice.replay.study.policies import (
     LEARNED,
-    PolicyRung,
     Size,
+    asks_for_answers,
     draw_spec,
     list_first_tries,
     list_policies,
@@ -41,32 +39,39 @@ from suffice.replay.study.policies import (
 from suffice.replay.study.runs import Runs, find_first_stops, read_runs
 from suffice.replay.study.scores import (
     CLASS_COLUMN,
-    PRICED,
     SCORES,
     Score,
     ScoreTable,
+    Spec,
     build_scored,
+    find_learned,
     find_model_name,
-    uses_classes,
+    n_parts,
+    title_of,
 )
 from suffice.replay.study.study import FoundClasses, number_classes
 from suffice.replay.study.sums import (
     MARGIN,
     N_FOLDS,
     Difference,
-    PolicyPoints,
     QuestionSums,
+    base_columns,
     columns_of,
     compare_nested,
     draw_questions,
-    folds_of,
     groups_of,
     measure_policies,
     never_stop,
+    sum_by_group,
 )
 from suffice.replay.traces.read import Survey
 from suffice.signals.features import FeatureSet
 from suffice.types import Kind
+
+Tick = Callable[[str], None]
+
+_AS_MUCH = 0.001  # of token reduction: not worth a second rule
+_INFEASIBLE = 2.0  # below every saving: what misses the target ranks by how far
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +111,7 @@ class OuterFold:
 
     fold: int
     n_questions: int  # unseen ones
-    spec: Mapping[str, Any] | None  # a model named by a word; None: never stop
+    spec: Spec | None  # a model named by a word; None: never stop
     in_search: PolicyFigures
     unseen: PolicyFigures
     n_trials: int
@@ -125,7 +130,7 @@ class TunedSet:
     seed: int
     folds: tuple[OuterFold, ...]
     optimism: Optimism
-    proposal: Mapping[str, Any] | None  # the winner on all questions, a model named by a word; None: never stop
+    proposal: Spec | None  # the winner on all questions, a model named by a word; None: never stop
     proposal_in_search: PolicyFigures
     n_trials: int  # of that search
     n_trials_in_all: int
@@ -136,95 +141,6 @@ class TunedSet:
     def winners(self) -> dict[str, int]:
         """Which policies won, by name, and in how many folds; the most frequent first."""
         return dict(Counter(title_of(fold.spec) for fold in self.folds).most_common())
-
-
-def optimism_of(nested: Sequence[tuple[int, QuestionSums]], *, n_draws: int, rng: np.random.Generator) -> Optimism:
-    """The optimism of some searches: for each the fold that it left out, and the sums of its winner.
-
-    Percentile intervals (Davison and Hinkley 1997, section 3.8); with fewer than about 20 questions a sketch.
-    """
-    fold = nested[0][1].fold
-    n_groups = len(fold)
-    weights = np.concatenate(
-        [np.ones((1, n_groups)), draw_questions(n_groups, n_draws, rng)]
-    )  # the first row is what was seen
-    looks = [_looked_at(sums, weights * (fold != v)) for v, sums in nested]
-    in_search = np.nanmean(looks, axis=0)
-    unseen = _looked_at(unseen_of(nested), weights)
-    return Optimism(
-        token_reduction_in_search=_ranged(in_search[:, 0]),
-        token_reduction_unseen=_ranged(unseen[:, 0]),
-        token_reduction=_ranged(in_search[:, 0] - unseen[:, 0]),
-        em_drop_in_search=_ranged(in_search[:, 1]),
-        em_drop_unseen=_ranged(unseen[:, 1]),
-        em_drop=_ranged(unseen[:, 1] - in_search[:, 1]),
-    )
-
-
-def unseen_of(nested: Sequence[tuple[int, QuestionSums]]) -> QuestionSums:
-    first = nested[0][1]
-    values = first.values.copy()
-    for v, sums in nested:
-        values[first.fold == v] = sums.values[first.fold == v]
-    return QuestionSums(fold=first.fold, base=first.base, values=values)
-
-
-def title_of(spec: Mapping[str, Any] | None) -> str:
-    """A policy's name without its parameters: "beta", "any-of(learned (as-good), esc)"."""
-    if spec is None:
-        return "never"
-    name = str(spec["policy"])
-    if name == "learned":
-        by_class = ", by class" if "classes" in spec else ""
-        return f"learned ({str(find_model_name(spec)).partition(PRICED)[0]}{by_class})"
-    inner = _inside(spec)
-    return f"{name}({', '.join(title_of(one) for one in inner)})" if inner else name
-
-
-def n_parts(spec: Mapping[str, Any]) -> int:
-    return 1 + ("classes" in spec) + sum(map(n_parts, _inside(spec)))
-
-
-def _inside(spec: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    inside: Sequence[Mapping[str, Any]] = [spec["inner"]] if "inner" in spec else spec.get("policies", ())
-    return inside
-
-
-def tuned_object(tuned: TunedSet) -> dict[str, Any]:
-    """Everything as JSON has it: intervals are [low, high], what is not a number is null, `winners` is added."""
-    plain: dict[str, Any] = _plain(tuned)
-    return plain | {"winners": tuned.winners}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Interval):
-        return [_plain(value.low), _plain(value.high)]
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _looked_at(sums: QuestionSums, weights: Floats) -> Floats:
-    """Token reduction and EM drop on some sets of questions, shape (R, 2); not a number on an empty set."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        at = measure_policies(sums, weights)
-    return np.concatenate([at.saved, at.drop], axis=1)
-
-
-def _ranged(values: Floats) -> IntervalValue:
-    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
-    return IntervalValue(value=float(values[0]), interval=Interval(float(low), float(high)))
-
-
-Spec = Mapping[str, Any]  # what `build_policy` takes, a model named by a word. Any: parameters differ in type
-Tick = Callable[[str], None]
-
-_AS_MUCH = 0.001  # of token reduction: not worth a second rule
-_INFEASIBLE = 2.0  # below every saving: what misses the target ranks by how far
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,9 +156,13 @@ class TuneOptions:
     seed: int = 0
     n_draws: int = 1_000  # of the bootstrap
 
+    def excess(self, figure: PolicyFigures) -> float:
+        """By how much a drop with its margin misses the target; at most 0: it keeps it."""
+        return figure.em_drop + self.margin * figure.error - self.max_em_drop
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Search:
+class SearchResult:
     spec: Spec | None  # None: nothing met the target and saved anything
     sums: QuestionSums  # of this policy alone
     n_trials: int
@@ -250,35 +170,37 @@ class Search:
 
 @dataclass(slots=True)
 class Bench:
+    """The columns that trials read, computed once, and what trials have shown."""
+
     runs: Runs
     asked: TuneOptions
     scores: ScoreTable | None
     names: tuple[str, ...]  # policies that are tried
     share: float = 1.0  # of the set's questions that these runs are
-    fold: NDArray[np.int64] = field(init=False)  # of each question
-    group: NDArray[np.int64] = field(init=False)  # question of each run
-    base: Floats = field(init=False)
+    fold: Ints = field(init=False)  # of each question
+    _group: Ints = field(init=False)  # question of each run
+    _nothing: QuestionSums = field(init=False)  # of no policy
     _readable: AskedColumns = field(init=False)
     _sorted: dict[tuple[str, int | None, str | None], Floats] = field(default_factory=dict)
-    _known: dict[tuple[str, int | None], Floats] = field(default_factory=dict)
+    _known: dict[tuple[str, int | None], QuestionSums] = field(default_factory=dict)
     _classes: dict[int | None, FoundClasses] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.group, self.fold = groups_of(self.runs)
-        each = (np.ones(len(self.runs)), self.runs.full_ok, self.runs.full_tokens)
-        self.base = np.stack([np.bincount(self.group, column, len(self.fold)) for column in each], axis=1)
+        self._group, self.fold = groups_of(self.runs)
+        base = sum_by_group(self._group, base_columns(self.runs), len(self.fold))
+        self._nothing = QuestionSums(fold=self.fold, base=base, values=np.empty(0))
         self._readable = self.runs.readable()
 
     def judge(self, spec: Spec | None, v: int | None) -> QuestionSums:
         if spec is None:
-            return never_stop(QuestionSums(fold=self.fold, base=self.base, values=np.empty(0)))
+            return never_stop(self._nothing)
         model = find_model_name(spec)
         place = (json.dumps(spec, sort_keys=True), v if model is not None else None)
         if place not in self._known:
             self._known[place] = self._judge(spec, model, v)
-        return QuestionSums(fold=self.fold, base=self.base, values=self._known[place][:, None, :])
+        return self._known[place]
 
-    def _judge(self, spec: Spec, model: str | None, v: int | None) -> Floats:
+    def _judge(self, spec: Spec, model: str | None, v: int | None) -> QuestionSums:
         columns = self._readable
         if model is None:
             policy = build_policy(spec)
@@ -289,17 +211,16 @@ class Bench:
             own = {**columns, **self.scores.columns(model, v), CLASS_COLUMN: classes.number[self.runs.run_of_row]}
             columns = AskedColumns(own, queries=columns.queries, run=columns.run)
         halts = find_first_stops(stops_of(policy, columns), self.runs)
-        asks = model is not None or PolicyRung(policy=policy, spec=spec, label="").asks
-        sums = columns_of(self.runs, halts, asks=asks)
-        return np.stack([np.bincount(self.group, column, len(self.fold)) for column in sums], axis=1)
+        summed = columns_of(self.runs, halts, asks=model is not None or asks_for_answers(policy))
+        return replace(self._nothing, values=sum_by_group(self._group, summed, len(self.fold))[:, None, :])
 
-    def weights(self, v: int | None) -> Floats:
-        """1 for each question that a search without fold `v` may look at, shape (1, G)."""
-        taken = np.ones(len(self.fold)) if v is None else (self.fold != v).astype(np.float64)
-        return taken[None, :]
+    def figures(self, spec: Spec | None, v: int | None) -> PolicyFigures:
+        """What a search without fold `v` sees of a policy."""
+        sums = self.judge(spec, v)
+        return figures_of(sums, sums.weights(v))
 
     def taken(self, v: int | None) -> Bools:
-        return np.ones(len(self.runs), dtype=bool) if v is None else self.fold[self.group] != v
+        return np.ones(len(self.runs), dtype=bool) if v is None else self.fold[self._group] != v
 
     def classes(self, v: int | None) -> FoundClasses:
         """The classes that a search without fold `v` finds."""
@@ -328,16 +249,37 @@ class Bench:
         """What may be tried: lengths of the runs outside fold `v`, their models' levels, and their found classes."""
         runs = self.taken(v)
         few, many = np.quantile(self.runs.full_tokens[runs], [0.02, 0.98])
-        models = tuple(self.scores.names) if self.scores is not None else ()
         return Size(
             kind=self.runs.kind,
             longest=int(self.runs.n_steps[runs].max()),
             few_tokens=max(1, int(few / 4)),
             many_tokens=max(2, int(many) + 1),
-            models=models,
+            models=tuple(self.scores.names) if self.scores is not None else (),
             level=lambda model, share, name: self.level(model, share, v, name),
             classes=self.classes(v).names if by_class else (),
         )
+
+
+def make_bench(data: Survey, asked: TuneOptions, tick: Tick = lambda _: None) -> Bench:
+    """Read a set and compute what trials read.
+
+    Raises TraceError for data, ConfigError for policies that do not exist or make no sense for these runs, and for
+    a missing package.
+    """
+    models = ("some",) if asked.scores else ()
+    known = list_policies(Size(kind=data.kind, longest=data.longest, few_tokens=1, many_tokens=2, models=models))
+    for name in asked.policies:
+        if name not in known:
+            raise ConfigError(f"policies: got {name!r:.80}; for {data.kind}: {', '.join(known)}")
+    names = tuple(name for name in known if not asked.policies or name in asked.policies)
+    learned = FeatureSet(DENSE[data.kind]).needs if LEARNED in names else ()
+    needs = tuple(dict.fromkeys((*list_searched_folds(names), *learned)))
+    tick("reading")
+    runs = read_runs(data, needs, probe_tokens=asked.probe_tokens, longest=data.longest)
+    scores = None
+    if LEARNED in names:
+        scores = ScoreTable(runs, asked.scores, seed=asked.seed, tick=lambda: tick("fitting"))
+    return Bench(runs, asked, scores, names, data.share)
 
 
 def tune_set(
@@ -359,21 +301,30 @@ def tune_runs(bench: Bench, *, clock: Callable[[], float], tick: Tick = lambda _
     folds = [v for v in range(N_FOLDS) if (bench.fold == v).any()]
     if len(folds) < 2:
         raise TraceError(f"holds {len(bench.fold)} questions, too few to hold some of them back", file=runs.set)
-    both = (False, True) if asked.classes else (False,)
+    classed = asked.classes > 0
+    both = (False, True) if classed else (False,)
     plans: list[tuple[int | None, bool]] = [(v, by_class) for v in folds for by_class in both]
-    plans.append((None, asked.classes > 0))
-    searches: dict[tuple[int | None, bool], Search] = {}
+    plans.append((None, classed))
+    searches: dict[tuple[int | None, bool], SearchResult] = {}
     end_s = None if asked.time_limit_s is None else clock() + asked.time_limit_s
     for at, (v, by_class) in enumerate(plans):
-        until = _share_of(end_s, len(plans) - at, clock)
         place = "on all questions" if v is None else f"without fold {folds.index(v) + 1} of {len(folds)}"
-        also = [one.spec for one in searches.values() if one.spec is not None] if v is None else []
         searches[v, by_class] = search(
-            bench, v, by_class=by_class, until=until, clock=clock, tick=partial(tick, f"searching {place}"), also=also
+            bench,
+            v,
+            by_class=by_class,
+            until=_share_of(end_s, len(plans) - at, clock),
+            clock=clock,
+            tick=partial(tick, f"searching {place}"),
+            also=[one.spec for one in searches.values() if one.spec is not None] if v is None else [],
         )
-    nested = [(v, searches[v, asked.classes > 0]) for v in folds]
-    final = searches[None, asked.classes > 0]
-    rng = np.random.default_rng(asked.seed)
+    nested, final = [(v, searches[v, classed]) for v in folds], searches[None, classed]
+    by_class_worth = None
+    if any(one.spec is not None and "classes" in find_learned(one.spec) for _, one in nested):
+        plain = [(v, searches[v, False].sums) for v in folds]
+        within = unseen_of([(v, one.sums) for v, one in nested])
+        rng = np.random.default_rng(asked.seed)
+        by_class_worth = compare_nested(unseen_of(plain), within, n_draws=asked.n_draws, rng=rng)
     return TunedSet(
         set=runs.set,
         kind=runs.kind,
@@ -384,42 +335,47 @@ def tune_runs(bench: Bench, *, clock: Callable[[], float], tick: Tick = lambda _
         max_em_drop=asked.max_em_drop,
         margin=asked.margin,
         seed=asked.seed,
-        folds=tuple(_fold(bench, v, one) for v, one in nested),
-        optimism=optimism_of([(v, one.sums) for v, one in nested], n_draws=asked.n_draws, rng=rng),
+        folds=tuple(_outer_fold(v, one) for v, one in nested),
+        optimism=optimism_of(
+            [(v, one.sums) for v, one in nested], n_draws=asked.n_draws, rng=np.random.default_rng(asked.seed)
+        ),
         proposal=final.spec,
-        proposal_in_search=figure_of(measure_policies(final.sums, bench.weights(None))),
+        proposal_in_search=bench.figures(final.spec, None),
         n_trials=final.n_trials,
         n_trials_in_all=sum(one.n_trials for one in searches.values()),
         n_searches=len(searches),
-        by_class=_by_class([(v, searches[v, False]) for v in folds], nested, asked) if asked.classes else None,
+        by_class=by_class_worth,
     )
 
 
-def _by_class(
-    plain: Sequence[tuple[int, Search]], nested: Sequence[tuple[int, Search]], asked: TuneOptions
-) -> Difference | None:
-    """What searching with levels by class is worth on unseen questions; None: no winner has any."""
-    if not any(one.spec is not None and uses_classes(one.spec) for _, one in nested):
+def _share_of(end_s: float | None, n_left: int, clock: Callable[[], float]) -> float | None:
+    """When the next of so many searches must end, so that each gets its part of the time that is left."""
+    if end_s is None:
         return None
-    without, within = (unseen_of([(v, one.sums) for v, one in of]) for of in (plain, nested))
-    return compare_nested(without, within, n_draws=asked.n_draws, rng=np.random.default_rng(asked.seed))
+    now = clock()
+    return now + max(0.0, end_s - now) / n_left
 
 
-def make_bench(data: Survey, asked: TuneOptions, tick: Tick = lambda _: None) -> Bench:
-    """Read a set and compute what trials read.
+def _outer_fold(v: int, winner: SearchResult) -> OuterFold:
+    seen = winner.sums.weights(v)
+    return OuterFold(
+        fold=v,
+        n_questions=int((1.0 - seen).sum()),
+        spec=winner.spec,
+        in_search=figures_of(winner.sums, seen),
+        unseen=figures_of(winner.sums, 1.0 - seen),
+        n_trials=winner.n_trials,
+    )
 
-    Raises TraceError for data, ConfigError for policies that do not exist or make no sense for these runs, and for
-    a missing package.
-    """
-    names = _names(data, asked)
-    learned = FeatureSet(DENSE[data.kind]).needs if LEARNED in names else ()
-    needs = tuple(dict.fromkeys((*list_searched_folds(names), *learned)))
-    tick("reading")
-    runs = read_runs(data, needs, probe_tokens=asked.probe_tokens, longest=data.longest)
-    scores = None
-    if LEARNED in names:
-        scores = ScoreTable(runs, folds_of(runs), asked.scores, seed=asked.seed, tick=lambda: tick("fitting"))
-    return Bench(runs, asked, scores, names, data.share)
+
+def figures_of(sums: QuestionSums, weights: Floats) -> PolicyFigures:
+    at = measure_policies(sums, weights)
+    return PolicyFigures(
+        token_reduction=float(at.saved[0, 0]), em_drop=float(at.drop[0, 0]), error=float(at.error[0, 0])
+    )
+
+
+# ---- one search -----------------------------------------------------------------------------------
 
 
 def search(
@@ -431,42 +387,30 @@ def search(
     tick: Callable[[], None],
     by_class: bool = False,
     also: Sequence[Spec] = (),
-) -> Search:
+) -> SearchResult:
     """Search on the questions outside fold `v`, or on all: of what meets the target, what saves most.
 
     by_class  learned scores may have a level for each found class
     also      policies that are looked at beside those that are drawn
     """
-    asked, size, weights = bench.asked, bench.size(v, by_class=by_class), bench.weights(v)
+    asked, size = bench.asked, bench.size(v, by_class=by_class)
     study = _study(asked, size, bench.names)
-    good: list[tuple[float, Spec]] = []
-    for spec in also:
-        figure = figure_of(measure_policies(bench.judge(spec, v), weights))
-        if _excess(figure, asked) <= 0:
-            good.append((figure.token_reduction, spec))
-    made = 0
-    while made < asked.trials and (until is None or not made or clock() < until):
+    seen = [(bench.figures(spec, v), spec) for spec in also]
+    n_trials = 0
+    while n_trials < asked.trials and (until is None or not n_trials or clock() < until):
         trial = study.ask()
-        made += 1
+        n_trials += 1
         try:
             spec = draw_spec(trial, size, bench.names)
-            figure = figure_of(measure_policies(bench.judge(spec, v), weights))
+            seen.append((figure := bench.figures(spec, v), spec))
         except ConfigError:  # each parameter is allowed, but not beside the others
             study.tell(trial, -_INFEASIBLE - 1.0)
-            tick()
-            continue
-        excess = _excess(figure, asked)
-        study.tell(trial, figure.token_reduction if excess <= 0 else -_INFEASIBLE - excess)
-        if excess <= 0:
-            good.append((figure.token_reduction, spec))
+        else:
+            excess = asked.excess(figure)
+            study.tell(trial, figure.token_reduction if excess <= 0 else -_INFEASIBLE - excess)
         tick()
-    winner = winner_of(good)
-    return Search(spec=winner, sums=bench.judge(winner, v), n_trials=made)
-
-
-def _excess(figure: PolicyFigures, asked: TuneOptions) -> float:
-    """By how much a drop with its margin misses the target; at most 0: it keeps it."""
-    return figure.em_drop + asked.margin * figure.error - asked.max_em_drop
+    winner = winner_of([(figure.token_reduction, spec) for figure, spec in seen if asked.excess(figure) <= 0])
+    return SearchResult(spec=winner, sums=bench.judge(winner, v), n_trials=n_trials)
 
 
 def winner_of(good: Sequence[tuple[float, Spec]]) -> Spec | None:
@@ -492,38 +436,45 @@ def _study(asked: TuneOptions, size: Size, names: Sequence[str]) -> Any:  # Optu
     return study
 
 
-def _names(data: Survey, asked: TuneOptions) -> tuple[str, ...]:
-    """The policies that are tried. Raises ConfigError for a name that is none of them."""
-    models = ("some",) if asked.scores else ()
-    size = Size(kind=data.kind, longest=data.longest, few_tokens=1, many_tokens=2, models=models)
-    known = list_policies(size)
-    for name in asked.policies:
-        if name not in known:
-            raise ConfigError(f"policies: got {name!r:.80}; for {data.kind}: {', '.join(known)}")
-    return tuple(name for name in known if not asked.policies or name in asked.policies)
+# ---- optimism -------------------------------------------------------------------------------------
 
 
-def _fold(bench: Bench, v: int, winner: Search) -> OuterFold:
-    unseen = 1.0 - bench.weights(v)
-    return OuterFold(
-        fold=v,
-        n_questions=int(unseen.sum()),
-        spec=winner.spec,
-        in_search=figure_of(measure_policies(winner.sums, bench.weights(v))),
-        unseen=figure_of(measure_policies(winner.sums, unseen)),
-        n_trials=winner.n_trials,
+def optimism_of(nested: Sequence[tuple[int, QuestionSums]], *, n_draws: int, rng: np.random.Generator) -> Optimism:
+    """The optimism of some searches: for each the fold that it left out, and the sums of its winner.
+
+    Percentile intervals (Davison and Hinkley 1997, section 3.8); with fewer than about 20 questions a sketch.
+    """
+    fold = nested[0][1].fold
+    draws = draw_questions(len(fold), n_draws, rng)
+    weights = np.concatenate([np.ones((1, len(fold))), draws])  # the first row is what was seen
+    looks = [_look_at(sums, weights * (fold != v)) for v, sums in nested]
+    (saved, drop), (saved_unseen, drop_unseen) = np.nanmean(looks, axis=0), _look_at(unseen_of(nested), weights)
+    return Optimism(
+        token_reduction_in_search=_with_interval(saved),
+        token_reduction_unseen=_with_interval(saved_unseen),
+        token_reduction=_with_interval(saved - saved_unseen),
+        em_drop_in_search=_with_interval(drop),
+        em_drop_unseen=_with_interval(drop_unseen),
+        em_drop=_with_interval(drop_unseen - drop),
     )
 
 
-def figure_of(at: PolicyPoints) -> PolicyFigures:
-    return PolicyFigures(
-        token_reduction=float(at.saved[0, 0]), em_drop=float(at.drop[0, 0]), error=float(at.error[0, 0])
-    )
+def unseen_of(nested: Sequence[tuple[int, QuestionSums]]) -> QuestionSums:
+    """All questions, each under the winner of the search without its fold."""
+    first = nested[0][1]
+    values = first.values.copy()
+    for v, sums in nested:
+        values[first.fold == v] = sums.values[first.fold == v]
+    return replace(first, values=values)
 
 
-def _share_of(end_s: float | None, n_left: int, clock: Callable[[], float]) -> float | None:
-    """When the next of so many searches must end, so that each gets its part of the time that is left."""
-    if end_s is None:
-        return None
-    now = clock()
-    return now + max(0.0, end_s - now) / n_left
+def _look_at(sums: QuestionSums, weights: Floats) -> Floats:
+    """Token reduction and EM drop on some sets of questions, shape (2, R); not a number on an empty set."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        at = measure_policies(sums, weights)
+    return np.stack([at.saved[:, 0], at.drop[:, 0]])
+
+
+def _with_interval(values: Floats) -> IntervalValue:
+    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
+    return IntervalValue(value=float(values[0]), interval=Interval(float(low), float(high)))

@@ -6,38 +6,31 @@
 Without other files the questions are cut into five folds by their hash: for each fold, scores are fitted and
 points picked on the other four. With `fit` runs, both come from those alone. What is reported as *frozen*
 was picked on questions that are not in the figure; *hindsight* was picked on the very questions shown.
-
-Fitting is what a study costs; a pick costs next to nothing. So tables over many targets, and comparisons of variants
-question by question, are made from the same five layings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from suffice.learn.audits import Bools, Floats
-from suffice.learn.features import MIN_CLASS_RUNS, FeatureSelection, find_classes
-from suffice.policy.columns import SUFFICES
+from suffice.learn.features import MIN_CLASS_RUNS, find_classes
 from suffice.replay.study.policies import Ladder, PolicyRung, Rung, ScoreRung, halts_at, halts_of, levels_of
-from suffice.replay.study.runs import Halts, Runs, Says, select_runs
+from suffice.replay.study.runs import Halts, Runs, Says, never_halt, select_runs
 from suffice.replay.study.scores import (
+    HOPELESS_KEY,
+    SCORES,
     CrossFit,
-    ExampleTable,
-    Key,
     Model,
     Score,
-    features_for,
     features_of,
     good_rows,
-    make_table,
+    risk_and_codes,
     score_rows,
-    stop_codes,
-    stopping_risk,
 )
 from suffice.replay.study.sums import (
     MARGIN,
@@ -52,23 +45,27 @@ from suffice.replay.study.sums import (
 from suffice.signals.classes import Classes
 
 N_LEVELS = 61
-HOPELESS_KEY: Key = ("hopeless", "linear")
-
-Tick = Callable[[], None]
+N_DRAWS = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StudyOptions:
+class ReplayOptions:
     max_em_drop: float = 0.01  # fraction: the target
-    scores: tuple[Score, ...] = ()  # learned scores; () leaves out everything that needs training
-    margin: float = MARGIN
+    probe_tokens: int | None = None  # a probe; None: as recorded, else 15 for `reasoning`
+    margin: float = MARGIN  # standard errors between a frozen point and the target
+    families: tuple[str, ...] = ()  # published rules and "learned"; (): all
+    policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # given ones, by label
+    scores: tuple[Score, ...] = SCORES  # learned scores; () leaves out everything that needs training
+    classes: int = 0  # found in the data, at most, each with its own level; 0: none
     seed: int = 0
+    n_draws: int = N_DRAWS  # of the bootstrap
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LadderPool:
+class LadderPool(NamedTuple):
+    """What a point is picked from: some ladders, by name."""
+
     name: str
-    ladders: tuple[str, ...]  # by name
+    ladders: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +83,7 @@ class RungSums:
     rungs: tuple[Rung, ...]
     slices: Mapping[str, slice]  # by ladder
 
-    def of(self, ladders: Sequence[str]) -> tuple[QuestionSums, tuple[Rung, ...], list[slice]]:
+    def of(self, ladders: Iterable[str]) -> tuple[QuestionSums, tuple[Rung, ...], list[slice]]:
         keep: list[int] = []
         slices = []
         for name in ladders:
@@ -103,8 +100,8 @@ class ScoreLevels(NamedTuple):
     codes: NDArray[np.int8]
     levels: Floats
 
-
-Fixed = Sequence[tuple[Ladder, Sequence[Halts]]]
+    def rows(self, keep: Bools) -> ScoreLevels:
+        return self._replace(risk=self.risk[keep], codes=self.codes[keep])
 
 
 def find_halts(ladders: Sequence[Ladder], runs: Runs) -> list[tuple[Ladder, list[Halts]]]:
@@ -112,7 +109,10 @@ def find_halts(ladders: Sequence[Ladder], runs: Runs) -> list[tuple[Ladder, list
     return [(ladder, [halts_of(rung, runs) for rung in ladder.rungs]) for ladder in ladders]
 
 
-def lay_rungs(runs: Runs, fixed: Fixed, learned: Mapping[str, ScoreLevels]) -> RungSums:
+def lay_rungs(
+    runs: Runs, fixed: Sequence[tuple[Ladder, Sequence[Halts]]], learned: Mapping[str, ScoreLevels]
+) -> RungSums:
+    """Sums of every rung: those of the ladders, and each learned score at its levels."""
     rungs: list[Rung] = []
     halts: list[Halts] = []
     slices: dict[str, slice] = {}
@@ -124,36 +124,29 @@ def lay_rungs(runs: Runs, fixed: Fixed, learned: Mapping[str, ScoreLevels]) -> R
         slices[name] = slice(len(rungs), len(rungs) + len(levels))
         rungs += [ScoreRung(score=name, level=float(level), label=f"{name} {level:.3g}") for level in levels]
         halts += halts_at(risk, levels, runs, codes)
-    summing = SumsFold(len(rungs))
-    summing.add(runs, halts, [rung.asks for rung in rungs])
-    return RungSums(sums=summing.sums(), rungs=tuple(rungs), slices=slices)
+    return RungSums(sums=sum_halts(runs, halts, [rung.asks for rung in rungs]), rungs=tuple(rungs), slices=slices)
+
+
+def sum_halts(runs: Runs, halts: Sequence[Halts], asks: Sequence[bool]) -> QuestionSums:
+    summing = SumsFold(len(halts))
+    summing.add(runs, halts, asks)
+    return summing.sums()
 
 
 class Study:
-    def __init__(self, runs: Runs, ladders: Sequence[Ladder], options: StudyOptions, tick: Tick = lambda: None) -> None:
+    def __init__(
+        self, runs: Runs, ladders: Sequence[Ladder], options: ReplayOptions, tick: Callable[[], None] = lambda: None
+    ) -> None:
         self.runs, self.ladders, self.options = runs, tuple(ladders), options
         self.fold = folds_of(runs)
         self._fixed = find_halts(ladders, runs)
-        self._tables: dict[bool, ExampleTable] = {}
-        self._fits: dict[bool, CrossFit] = {}
-        if options.scores:
-            for query_signals in sorted({score.query_signals for score in options.scores} | {True}):
-                chosen = features_for(runs, query_signals=query_signals)
-                table = make_table(runs, chosen, self.fold)
-                self._tables[query_signals] = table
-                self._fits[query_signals] = CrossFit(runs, table, seed=options.seed, tick=tick)
-
-    def chosen(self, score: Score) -> FeatureSelection:
-        return self._tables[score.query_signals].chosen
-
-    # ---- scores -----------------------------------------------------------------------------------
+        read = sorted({score.query_signals for score in options.scores} | {True}) if options.scores else []
+        self._fits = {asked: CrossFit(runs, seed=options.seed, query_signals=asked, tick=tick) for asked in read}
 
     def risk(self, score: Score, v: int | None) -> tuple[Says, NDArray[np.int8]]:
         """Risk and stop codes of every row: cross-fitted for all rows, or as outer fold `v` may use them."""
-        p = self._fits[score.query_signals].scores((score.target, score.parts), v)
+        p = self._fits[score.query_signals].scores(score.key, v)
         return risk_and_codes(score, p, self._fits[True].scores(HOPELESS_KEY, v), self.runs)
-
-    # ---- every rung -------------------------------------------------------------------------------
 
     def lay(self, v: int | None) -> RungSums:
         """All rungs of all ladders: published ones, and learned ones at the levels that fold `v` may know."""
@@ -161,13 +154,8 @@ class Study:
         learned = {}
         for score in self.options.scores:
             risk, codes = self.risk(score, v)
-            learned[score.name] = ScoreLevels(risk, codes, self.levels(risk[train]))
+            learned[score.name] = ScoreLevels(risk, codes, levels_of(risk[train], N_LEVELS))
         return lay_rungs(self.runs, self._fixed, learned)
-
-    def levels(self, risk: Says) -> Floats:
-        return levels_of(risk, N_LEVELS)
-
-    # ---- points -----------------------------------------------------------------------------------
 
     def freeze(self, pools: Sequence[LadderPool], v: int | None) -> FoldChoice:
         """Pick each pool's point on the questions outside fold `v`, or on all; keep the models that it needs."""
@@ -176,17 +164,14 @@ class Study:
         saved: dict[str, float] = {}
         for pool in pools:
             sums, of_pool, slices = laid.of(pool.ladders)
-            weights = (np.ones(len(sums.n)) if v is None else (sums.fold != v).astype(np.float64))[None, :]
-            at = measure_policies(sums, weights)
+            at = measure_policies(sums, sums.weights(v))
             choice = int(pick_policies(at, slices, self.options.max_em_drop, self.options.margin)[0])
             rungs[pool.name] = None if choice == NONE else of_pool[choice]
             saved[pool.name] = 0.0 if choice == NONE else float(at.saved[0, choice])
-        models: dict[str, Model] = {}
-        if self.options.scores:
-            left_out = () if v is None else (v,)
+        left_out = () if v is None else (v,)
+        models = {s.name: self._fits[s.query_signals].model(s.key, left_out) for s in self.options.scores}
+        if models:
             models["hopeless"] = self._fits[True].model(HOPELESS_KEY, left_out)
-            for score in self.options.scores:
-                models[score.name] = self._fits[score.query_signals].model((score.target, score.parts), left_out)
         return FoldChoice(rungs=rungs, saved=saved, models=models)
 
     def halts(self, frozen: FoldChoice, runs: Runs) -> dict[str, Halts]:
@@ -194,7 +179,7 @@ class Study:
         scored: dict[str, tuple[Says, NDArray[np.int8]]] = {}
         for name, rung in frozen.rungs.items():
             if rung is None:
-                halts[name] = Halts(runs.last, np.zeros(len(runs), dtype=np.int8))
+                halts[name] = never_halt(runs)
             elif isinstance(rung, PolicyRung):
                 halts[name] = halts_of(rung, runs)
             else:
@@ -204,33 +189,20 @@ class Study:
         return halts
 
     def score_others(self, name: str, frozen: FoldChoice, runs: Runs) -> tuple[Says, NDArray[np.int8]]:
+        """Risk and stop codes of the rows of other runs, by the models that were frozen."""
         score = next(score for score in self.options.scores if score.name == name)
-        x = {
-            asked: features_of(runs, table.chosen)
-            for asked, table in self._tables.items()
-            if asked or asked == score.query_signals
-        }
+        x = {asked: features_of(runs, self._fits[asked].chosen) for asked in {True, score.query_signals}}
         hopeless = score_rows(frozen.models["hopeless"], x[True])
         return risk_and_codes(score, score_rows(frozen.models[name], x[score.query_signals]), hopeless, runs)
 
 
-def risk_and_codes(score: Score, p: Says, p_hopeless: Floats, runs: Runs) -> tuple[Says, NDArray[np.int8]]:
-    """From what a model says to what levels cut, and what a stop would be called, shape (T,) each."""
-    may_lack_answer = p_hopeless >= 0.5
-    if p.dtype == np.uint64:  # prices at which it stops: at none where there is nothing to deliver
-        return np.where(np.isnan(runs.columns.answer) & ~may_lack_answer, np.uint64(0), p), stop_codes(p_hopeless)
-    if score.target == "suffices":
-        none = np.zeros(len(p), dtype=bool)
-        return stopping_risk(p, runs, score.cost, none), np.full(len(p), SUFFICES, dtype=np.int8)
-    return stopping_risk(p, runs, score.cost, may_lack_answer), stop_codes(p_hopeless)
-
+# ---- classes that are found in the data -----------------------------------------------------------
 
 MIN_QUESTIONS: Final = 20  # of a class: runs of one question are not independent
 NEVER: Final = 0.0  # a level that no risk reaches
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     max_em_drop: float
     margin: float  # standard errors
 
@@ -241,8 +213,7 @@ class Target:
 def find_classes_in(runs: Runs, keep: Bools, most: int) -> Classes:
     """Classes found in the runs where `keep` holds, shape (E,): at most so many."""
     good = good_rows(runs, "as-good")[runs.starts[:-1]]
-    queries = [query for query, kept in zip(runs.queries, keep, strict=True) if kept]
-    return find_classes(queries, good[keep], max_classes=most)
+    return find_classes([runs.queries[i] for i in np.flatnonzero(keep).tolist()], good[keep], max_classes=most)
 
 
 def select_large_classes(runs: Runs, classes: Classes) -> dict[str, Bools]:
@@ -257,8 +228,7 @@ def select_large_classes(runs: Runs, classes: Classes) -> dict[str, Bools]:
     }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoundClasses:
+class FoundClasses(NamedTuple):
     classes: Classes | None  # None: there are none
     names: tuple[str, ...]  # of the large ones
     number: Floats  # E: place of each run's class in `names`; not a number: a small class, or none
@@ -269,16 +239,12 @@ def number_classes(runs: Runs, keep: Bools, most: int) -> FoundClasses:
 
     most  classes, at most; below 2 none are looked for. Fewer than two large ones are none, too
     """
-    none = FoundClasses(classes=None, names=(), number=np.full(len(runs), np.nan))
-    if most < 2:
-        return none
-    classes = find_classes_in(runs, keep, most)
-    names = tuple(select_large_classes(select_runs(runs, keep), classes))
-    if len(names) < 2:
-        return none
+    classes = find_classes_in(runs, keep, most) if most >= 2 else None
+    names = () if classes is None else tuple(select_large_classes(select_runs(runs, keep), classes))
+    if classes is None or len(names) < 2:
+        return FoundClasses(None, (), np.full(len(runs), np.nan))
     place = {name: float(at) for at, name in enumerate(names)}
-    number = np.array([place.get(classes.of(query), np.nan) for query in runs.queries])
-    return FoundClasses(classes=classes, names=names, number=number)
+    return FoundClasses(classes, names, np.array([place.get(classes.of(query), np.nan) for query in runs.queries]))
 
 
 def pick_classed(
@@ -291,61 +257,33 @@ def pick_classed(
 
     None: nothing divides the runs into two classes that are large enough, or no rung keeps the target.
     """
-    runs = study.runs
-    train = np.ones(len(runs), dtype=bool) if v is None else study.fold != v
-    classes, training = find_classes_in(runs, train, most), select_runs(runs, train)
+    train = np.ones(len(study.runs), dtype=bool) if v is None else study.fold != v
+    classes, training = find_classes_in(study.runs, train, most), select_runs(study.runs, train)
     large = select_large_classes(training, classes)
-    if len(large) < 2:
-        return None
-    tried = scores or study.options.scores
-    picks = [_by_class(study, score, v, train, classes, large, training, target) for score in tried]
-    kept = [one for one in picks if one is not None and one[1] > 0]
-    return max(kept, key=lambda one: one[1], default=None)
+    best: tuple[ScoreRung, float] | None = None
+    for score in scores or study.options.scores:
+        if score.target == "value" or len(large) < 2:
+            continue  # each level of the value model is a model of its own, and a route carries one
+        risk, codes = (column[train[study.runs.run_of_row]] for column in study.risk(score, v))
+        laid = ScoreLevels(risk, codes, levels_of(risk, N_LEVELS))
+        pooled = _pick_level(training, laid, target)
+        if pooled is None:
+            continue
+        levels = {
+            name: _pick_level(select_runs(training, mine), laid.rows(mine[training.run_of_row]), target) or NEVER
+            for name, mine in large.items()
+        }
+        label = f"{score.name}, by class"
+        rung = ScoreRung(score=score.name, level=pooled, classes=classes, levels=levels, label=label)
+        sums = sum_halts(training, [rung.halts(risk, codes, training)], [True])
+        at = measure_policies(sums, sums.weights(None))
+        if target.keeps(at) and at.saved[0, 0] > (best[1] if best else 0):
+            best = rung, float(at.saved[0, 0])
+    return best
 
 
-def _by_class(
-    study: Study,
-    score: Score,
-    v: int | None,
-    train: Bools,
-    classes: Classes,
-    large: Mapping[str, Bools],
-    training: Runs,
-    target: Target,
-) -> tuple[ScoreRung, float] | None:
-    if score.target == "value":
-        return None  # each of its levels is a model of its own, and a route carries one
-    risk, codes = study.risk(score, v)
-    rows = train[study.runs.run_of_row]
-    laid = ScoreLevels(risk[rows], codes[rows], study.levels(risk[rows]))
-    pooled = _level(training, laid, target)
-    if pooled is None:
-        return None
-    levels: dict[str, float] = {}
-    for name, mine in large.items():
-        own_rows = mine[training.run_of_row]
-        own = _level(
-            select_runs(training, mine), laid._replace(risk=laid.risk[own_rows], codes=laid.codes[own_rows]), target
-        )
-        levels[name] = NEVER if own is None else own
-    rung = ScoreRung(score=score.name, level=pooled, classes=classes, levels=levels, label=f"{score.name}, by class")
-    at = _seen(training, rung.halts(laid.risk, laid.codes, training))
-    return (rung, float(at.saved[0, 0])) if target.keeps(at) else None
-
-
-def _level(runs: Runs, laid: ScoreLevels, target: Target) -> float | None:
+def _pick_level(runs: Runs, laid: ScoreLevels, target: Target) -> float | None:
     sums = lay_rungs(runs, [], {"": laid}).sums
-    at = measure_policies(sums, _whole(len(sums.n)))
+    at = measure_policies(sums, sums.weights(None))
     choice = int(pick_policies(at, [slice(0, len(laid.levels))], target.max_em_drop, target.margin)[0])
     return None if choice == NONE else float(laid.levels[choice])
-
-
-def _seen(runs: Runs, halts: Halts) -> PolicyPoints:
-    summing = SumsFold(1)
-    summing.add(runs, [halts], [True])
-    sums = summing.sums()
-    return measure_policies(sums, _whole(len(sums.n)))
-
-
-def _whole(n_groups: int) -> Floats:
-    return np.ones((1, n_groups))

@@ -14,21 +14,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from suffice.assurance.bounds import Interval
-from suffice.learn.audits import Bools, Floats
+from suffice.learn.audits import Bools, Floats, Ints
 from suffice.policy.columns import HOPELESS
 from suffice.replay.study.runs import Halts, Runs
 
 N_FOLDS = 5
 MAX_GROUPS = 5_120  # a multiple of N_FOLDS, so that a group lies in one fold
-
-BASE = ("n", "full_ok", "full_tokens")
 FIELDS = ("lost", "gained", "tokens", "probes", "resent", "stopped", "hopeless")
 
 
@@ -36,7 +33,7 @@ FIELDS = ("lost", "gained", "tokens", "probes", "resent", "stopped", "hopeless")
 class QuestionSums:
     """Sums over the runs of each question (G of them) for each policy (C of them)."""
 
-    fold: NDArray[np.int64]  # G: 0 … N_FOLDS - 1
+    fold: Ints  # G: 0 … N_FOLDS - 1
     base: Floats  # (G, 3): runs, right in full, tokens in full
     values: Floats  # (G, C, 7): see FIELDS; tokens include probes
 
@@ -59,7 +56,15 @@ class QuestionSums:
 
     def columns(self, keep: Sequence[int] | slice) -> QuestionSums:
         """The same questions with some of the policies."""
-        return QuestionSums(fold=self.fold, base=self.base, values=self.values[:, keep, :])
+        return replace(self, values=self.values[:, keep, :])
+
+    def weights(self, v: int | None) -> Floats:
+        """1 for each question outside fold `v`; None: for all; shape (1, G)."""
+        return np.ones((1, len(self.fold))) if v is None else (self.fold != v).astype(np.float64)[None, :]
+
+
+def _number(question: str) -> int:
+    return int.from_bytes(hashlib.blake2b(question.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def question_fold(question: str) -> int:
@@ -67,33 +72,40 @@ def question_fold(question: str) -> int:
     return _number(question) % N_FOLDS
 
 
-def folds_of(runs: Runs) -> NDArray[np.int64]:
+def folds_of(runs: Runs) -> Ints:
     """The fold of each run, by its question, shape (E,)."""
     cache = {question: question_fold(question) for question in set(runs.question)}
     return np.array([cache[question] for question in runs.question], dtype=np.int64)
 
 
-def groups_of(runs: Runs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def groups_of(runs: Runs) -> tuple[Ints, Ints]:
     """The group of each run, shape (E,), and the fold of each group: questions, or as many random groups of them."""
     number = {question: _number(question) for question in dict.fromkeys(runs.question)}
+    keys: Sequence[str | int] = runs.question
     if len(number) > MAX_GROUPS:
         keys = [number[question] % MAX_GROUPS for question in runs.question]
-        place = {key: at for at, key in enumerate(dict.fromkeys(keys))}
-        return np.array([place[key] for key in keys], np.int64), np.array([key % N_FOLDS for key in place], np.int64)
-    order = {question: at for at, question in enumerate(number)}
-    folds = [number[question] % N_FOLDS for question in order]
-    return np.array([order[question] for question in runs.question], np.int64), np.array(folds, np.int64)
+    place = {key: at for at, key in enumerate(dict.fromkeys(keys))}
+    folds = [(number[key] if isinstance(key, str) else key) % N_FOLDS for key in place]
+    return np.array([place[key] for key in keys], np.int64), np.array(folds, np.int64)
+
+
+def sum_by_group(group: Ints, columns: Sequence[Floats | Bools], n_groups: int) -> Floats:
+    """Sums of some columns over the runs of each group, shape (G, columns)."""
+    return np.stack([np.bincount(group, column, n_groups) for column in columns], axis=1)
+
+
+def base_columns(runs: Runs) -> tuple[Floats | Bools, ...]:
+    return np.ones(len(runs)), runs.full_ok, runs.full_tokens
 
 
 class SumsFold:
     """Takes runs in, batch by batch, and gives the sums. Memory: at most 5,120 questions times the policies."""
 
     def __init__(self, n_policies: int) -> None:
-        self._n_policies = n_policies
         self._place: dict[str, int] = {}
         self._bucketed = False
         self._fold: list[int] = []
-        self._base = np.zeros((0, len(BASE)))
+        self._base = np.zeros((0, 3))
         self._values = np.zeros((0, n_policies, len(FIELDS)))
         self._seen: set[int] = set()
 
@@ -103,24 +115,20 @@ class SumsFold:
 
     def add(self, runs: Runs, halts: Sequence[Halts], asks: Sequence[bool | Bools]) -> None:
         """Add runs: for each policy where it ended them, and whether it asked (each of them) at every checkpoint."""
-        group = self._groups(runs)
-        n_groups = len(self._fold)
-        self._base = _grown(self._base, n_groups)
-        self._values = _grown(self._values, n_groups)
-        for at, column in enumerate((np.ones(len(runs)), runs.full_ok, runs.full_tokens)):
-            self._base[:, at] += np.bincount(group, column, n_groups)
-        for at, (halt, asked) in enumerate(zip(halts, asks, strict=True)):
-            for field, column in enumerate(columns_of(runs, halt, asks=asked)):
-                self._values[:, at, field] += np.bincount(group, column, n_groups)
-
-    def sums(self) -> QuestionSums:
-        return QuestionSums(fold=np.array(self._fold, dtype=np.int64), base=self._base, values=self._values)
-
-    def _groups(self, runs: Runs) -> NDArray[np.int64]:
         for question in dict.fromkeys(runs.question):
             self._seen.add(_number(question))
             self._take_in(question)
-        return np.array([self._of(question) for question in runs.question], dtype=np.int64)
+        group = np.array(
+            [_number(q) % MAX_GROUPS if self._bucketed else self._place[q] for q in runs.question], np.int64
+        )
+        n_groups = len(self._fold)
+        self._base, self._values = _grow(self._base, n_groups), _grow(self._values, n_groups)
+        self._base += sum_by_group(group, base_columns(runs), n_groups)
+        for at, (halt, asked) in enumerate(zip(halts, asks, strict=True)):
+            self._values[:, at] += sum_by_group(group, columns_of(runs, halt, asks=asked), n_groups)
+
+    def sums(self) -> QuestionSums:
+        return QuestionSums(fold=np.array(self._fold, dtype=np.int64), base=self._base, values=self._values)
 
     def _take_in(self, question: str) -> None:
         if self._bucketed or question in self._place:
@@ -129,17 +137,17 @@ class SumsFold:
             self._place[question] = len(self._fold)
             self._fold.append(question_fold(question))
             return
-        old = list(self._place)
-        buckets = np.array([_number(known) % MAX_GROUPS for known in old], dtype=np.int64)
-        base, values = np.zeros((MAX_GROUPS, len(BASE))), np.zeros((MAX_GROUPS, self._n_policies, len(FIELDS)))
+        buckets = np.array([_number(known) % MAX_GROUPS for known in self._place], dtype=np.int64)
+        base, values = np.zeros((MAX_GROUPS, 3)), np.zeros((MAX_GROUPS, *self._values.shape[1:]))
         filled = len(self._base)  # questions of this very batch have no sums yet
         np.add.at(base, buckets[:filled], self._base)
         np.add.at(values, buckets[:filled], self._values)
-        self._base, self._values, self._bucketed, self._place = base, values, True, {}
+        self._base, self._values, self._bucketed = base, values, True
         self._fold = [bucket % N_FOLDS for bucket in range(MAX_GROUPS)]
 
-    def _of(self, question: str) -> int:
-        return _number(question) % MAX_GROUPS if self._bucketed else self._place[question]
+
+def _grow(array: Floats, n_groups: int) -> Floats:
+    return np.concatenate([array, np.zeros((n_groups - len(array), *array.shape[1:]))])
 
 
 def columns_of(runs: Runs, halt: Halts, *, asks: bool | Bools) -> tuple[Floats, ...]:
@@ -152,11 +160,11 @@ def columns_of(runs: Runs, halt: Halts, *, asks: bool | Bools) -> tuple[Floats, 
     ok = np.where(stopped, runs.ok[row if halt.returned is None else halt.returned], runs.full_ok)
     once = stopped & ~np.asarray(asks)
     before = np.where(row == runs.starts[:-1], -1, row - 1)
-    probes, resent = (
-        total[row] - np.where(once & (before >= 0), total[before], 0.0) for total in (runs.probes, runs.resent)
-    )
     silent = ~stopped & ~np.asarray(asks)
-    probes, resent = np.where(silent, 0.0, probes), np.where(silent, 0.0, resent)
+    probes, resent = (
+        np.where(silent, 0.0, total[row] - np.where(once & (before >= 0), total[before], 0.0))
+        for total in (runs.probes, runs.resent)
+    )
     return (
         (runs.full_ok & ~ok).astype(np.float64),
         (~runs.full_ok & ok).astype(np.float64),
@@ -168,14 +176,7 @@ def columns_of(runs: Runs, halt: Halts, *, asks: bool | Bools) -> tuple[Floats, 
     )
 
 
-def _number(question: str) -> int:
-    return int.from_bytes(hashlib.blake2b(question.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
-
-
-def _grown(array: Floats, n_groups: int) -> Floats:
-    missing = n_groups - len(array)
-    return array if missing <= 0 else np.concatenate([array, np.zeros((missing, *array.shape[1:]))])
-
+# ---- picking ---------------------------------------------------------------------------------------
 
 # Standard errors of the drop, clustered by question, that a frozen point keeps from its target:
 # the one-standard-error rule (Breiman, Friedman, Olshen, Stone 1984, Classification and Regression Trees, 3.4.3).
@@ -184,7 +185,6 @@ MARGIN = 1.0
 PSEUDO_LOSSES = 1.0
 N_SPLITS = 200
 NONE = -1  # no rung is good enough: never stop
-
 _ROUNDING = 1e-12
 
 
@@ -202,9 +202,8 @@ def measure_policies(sums: QuestionSums, weights: Floats) -> PolicyPoints:
     A set that takes no question, as half of one, shows NaN, which is within no target.
     """
     n, drop = sums.n, sums.drop
-    total = weights @ n
+    total, full_tokens = weights @ n, weights @ sums.full_tokens
     total[total == 0] = np.nan
-    full_tokens = weights @ sums.full_tokens
     full_tokens[full_tokens == 0] = np.nan
     mean = (weights @ drop) / total[:, None]
     saved = 1 - (weights @ sums.of("tokens")) / full_tokens[:, None]
@@ -214,7 +213,7 @@ def measure_policies(sums: QuestionSums, weights: Floats) -> PolicyPoints:
     return PolicyPoints(mean, error, saved)
 
 
-def pick_policies(at: PolicyPoints, ladders: Sequence[slice], target: float, margin: float) -> NDArray[np.int64]:
+def pick_policies(at: PolicyPoints, ladders: Sequence[slice], target: float, margin: float) -> Ints:
     """The policy picked on each set of questions, by the rule at the head of this file; NONE: none will do."""
     within = at.drop + margin * at.error <= target + _ROUNDING
     for rungs in ladders:
@@ -222,12 +221,19 @@ def pick_policies(at: PolicyPoints, ladders: Sequence[slice], target: float, mar
     return _most_saving(at, within)
 
 
-def pick_plainly(at: PolicyPoints, target: float) -> NDArray[np.int64]:
+def pick_plainly(at: PolicyPoints, target: float) -> Ints:
     """Plain tuning: of all policies whose measured drop is within the target, the one that saves most."""
     return _most_saving(at, at.drop <= target + _ROUNDING)
 
 
-def at_choice(values: Floats, choice: NDArray[np.int64]) -> Floats:
+def _most_saving(at: PolicyPoints, within: Bools) -> Ints:
+    if not within.shape[1]:  # runs may be too short for every setting of a rule
+        return np.full(len(within), NONE)
+    saved = np.where(within, at.saved, 0.0)
+    return np.where(saved.max(axis=1) > 0, saved.argmax(axis=1), NONE)
+
+
+def at_choice(values: Floats, choice: Ints) -> Floats:
     """The value of each set's chosen policy, shape (R,); 0 where none was chosen."""
     if not values.shape[1]:
         return np.zeros(len(values))
@@ -270,19 +276,6 @@ def bootstrap(sums: QuestionSums, n_draws: int, rng: np.random.Generator) -> tup
     return _percentiles(drawn.drop), _percentiles(drawn.saved)
 
 
-def share_of(sums: QuestionSums, field: str) -> Floats:
-    share: Floats = sums.of(field).sum(axis=0) / sums.n.sum()
-    return share
-
-
-def _most_saving(at: PolicyPoints, within: Bools) -> NDArray[np.int64]:
-    if not within.shape[1]:  # runs may be too short for every setting of a rule
-        return np.full(len(within), NONE)
-    saved = np.where(within, at.saved, 0.0)
-    best = saved.argmax(axis=1)
-    return np.where(saved.max(axis=1) > 0, best, NONE)
-
-
 def _percentiles(drawn: Floats) -> list[Interval]:
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     return [Interval(float(a), float(b)) for a, b in zip(low, high, strict=True)]
@@ -292,7 +285,7 @@ def never_stop(sums: QuestionSums) -> QuestionSums:
     """Full runs as one policy over the same questions."""
     values = np.zeros((len(sums.base), 1, len(FIELDS)))
     values[:, 0, FIELDS.index("tokens")] = sums.full_tokens
-    return QuestionSums(fold=sums.fold, base=sums.base, values=values)
+    return replace(sums, values=values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
