@@ -22,7 +22,7 @@ import numpy as np
 
 from suffice.rollout.assign import assign_audit
 from suffice.rollout.evidence import RolloutEvidence, Rules, UnitRun
-from suffice.rollout.stages import State, Transition, advance, place, promote_rollout, start_rollout
+from suffice.rollout.stages import State, StepOrder, Transition, advance, place, promote_rollout, start_rollout
 
 EVERY = 50  # requests between two looks
 ROUTE_AUDITS = 0.05  # where the rollout asks for no more
@@ -138,7 +138,7 @@ class Life:
         )
         if world.skipped:
             self.state = self.state.after(
-                promote_rollout(self.state, rules, by="ann", reason="urgent", at=0, now_s=0.0)
+                promote_rollout(self.state, rules, StepOrder(by="ann", reason="urgent", at=0, now_s=0.0))
             )
             self.before = "canary"
         self.labels: list[tuple[int, str, int]] = []  # (due, class, z)

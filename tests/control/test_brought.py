@@ -7,7 +7,7 @@ import pytest
 from suffice.assurance.certify import spent_delta
 from suffice.control.loop.learned import RolloutTransition
 from suffice.rollout.evidence import Rules
-from suffice.rollout.stages import roll_back, start_rollout
+from suffice.rollout.stages import StepOrder, roll_back, start_rollout
 from suffice.store.rows.records import RolloutMove, RolloutStart
 
 DELTA = 0.05
@@ -26,6 +26,6 @@ def test_the_loop_and_a_candidate_that_is_tried_keep_delta_together(fit: str) ->
             assert brought.loops_share(DELTA) + spent_delta(DELTA, 1 + number) <= DELTA
     else:
         assert brought.loops_share(DELTA) == DELTA, "a policy of the owner's has no certificate"
-    back = roll_back(state, by="ann", reason="enough", at=10, now_s=1.0)
+    back = roll_back(state, StepOrder(by="ann", reason="enough", at=10, now_s=1.0))
     brought.after(RolloutMove(route="r", author="ann", reason="enough", transition=back))
     assert brought.loops_share(DELTA) == DELTA

@@ -78,7 +78,9 @@ def made(seed: int, n: int) -> list[StoredEvent]:
     state = held().first
     for number in range(n):
         if number in (n // 5, n // 2):
-            move = stages.promote_rollout(state, RULES, by="person:ann", reason="go", at=number, now_s=0.0)
+            move = stages.promote_rollout(
+                state, RULES, stages.StepOrder(by="person:ann", reason="go", at=number, now_s=0.0)
+            )
             state = state.after(move)
             events.append(RolloutMove(route="r", author="ann", reason="go", transition=move))
         audit = rng.random() < 0.5
@@ -198,7 +200,7 @@ def live(number: int, arm: str, unit: str, **changes: Any) -> list[Event]:
 
 
 def promoted(at: int) -> RolloutMove:
-    move = stages.promote_rollout(held().first, RULES, by="person:ann", reason="go", at=at, now_s=0.0)
+    move = stages.promote_rollout(held().first, RULES, stages.StepOrder(by="person:ann", reason="go", at=at, now_s=0.0))
     return RolloutMove(route="r", author="ann", reason="go", transition=move)
 
 

@@ -84,7 +84,9 @@ def moved(g: Served, move: Callable[[rollouts.RolloutRun], stages.Transition]) -
 
 
 def promoted(held: rollouts.RolloutRun) -> stages.Transition:
-    return stages.promote_rollout(held.state, held.rules, by="person:ann", reason="go", at=0, now_s=time.time())
+    return stages.promote_rollout(
+        held.state, held.rules, stages.StepOrder(by="person:ann", reason="go", at=0, now_s=time.time())
+    )
 
 
 def at_level(level: int) -> Callable[[rollouts.RolloutRun], stages.Transition]:

@@ -87,18 +87,13 @@ def begin(g: Served, policy: dict[str, Any], rules: Rules = RULES, name: str = "
 
 
 def step(g: Served, *, back: bool = False) -> stages.Transition:
+    order = stages.StepOrder(by="person:ann", reason="enough" if back else "go", at=0, now_s=time.time())
+
+    def moved(held: rollouts.RolloutRun) -> stages.Transition:
+        return stages.roll_back(held.state, order) if back else stages.promote_rollout(held.state, held.rules, order)
+
     with open_decisions(g.gateway.settings) as writer:
-        made = rollouts.move(
-            writer,
-            "r",
-            lambda held: (
-                stages.roll_back(held.state, by="person:ann", reason="enough", at=0, now_s=time.time())
-                if back
-                else stages.promote_rollout(
-                    held.state, held.rules, by="person:ann", reason="go", at=0, now_s=time.time()
-                )
-            ),
-        )
+        made = rollouts.move(writer, "r", moved)
     assert not isinstance(made, str), made
     return made
 
@@ -257,7 +252,9 @@ async def test_a_version_that_was_changed_beside_the_log_serves_nobody(serve: Se
 async def test_of_many_who_move_a_rollout_at_once_one_has_moved_it(serve: Serve) -> None:
     async with serve(FOUR, route=ROUTE) as g:
         held = begin(g, BOLDER)
-        move = stages.promote_rollout(held.state, Rules(), by="person:ann", reason="go", at=0, now_s=time.time())
+        move = stages.promote_rollout(
+            held.state, Rules(), stages.StepOrder(by="person:ann", reason="go", at=0, now_s=time.time())
+        )
 
         def write() -> bool:
             with open_decisions(g.gateway.settings) as writer:
@@ -277,10 +274,11 @@ def refused(g: Served) -> str:
     version = make_version("policy", BOLDER, kind="samples", scorer="number", model_family=None, lineage=lineage)
     own = rollouts.own_version(g.gateway.settings.routes["r"])
     with open_decisions(g.gateway.settings) as writer:
-        one = rollouts.own_candidate(rollouts.read_rollouts(writer.path), version, route="r", own=own)
-        assert not isinstance(one, str), one
-        found = rollouts.start_candidate(
-            writer, one, author="job", reason="x", name="r-2", rules=Rules(), secret=g.gateway.salt, by_person=False
-        )
+        held = rollouts.read_rollouts(writer.path)
+    one = rollouts.own_candidate(held, version, route="r", own=own)
+    assert not isinstance(one, str), one
+    found = rollouts.beginning(
+        held, one, author="job", reason="x", name="r-2", rules=Rules(), now_s=time.time(), by_person=False
+    )
     assert isinstance(found, str)
     return found

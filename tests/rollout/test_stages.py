@@ -17,6 +17,7 @@ from suffice.rollout.evidence import ClassAudits, RolloutEvidence, Rules, UnitRu
 from suffice.rollout.guardrails import group_classes, read_em, waited_for
 from suffice.rollout.stages import (
     State,
+    StepOrder,
     Transition,
     advance,
     assess_rollout,
@@ -71,7 +72,7 @@ def at_step(n: int, rules: Rules = RULES) -> State:
     """A state that has gone so far, its EM proved."""
     state = started(rules)
     for _ in range(n):
-        state = state.after(promote_rollout(state, rules, by="ann", reason="I know it", at=0, now_s=0.0))
+        state = state.after(promote_rollout(state, rules, StepOrder(by="ann", reason="I know it", at=0, now_s=0.0)))
     return replace(state, audit_share=None) if n else state
 
 
@@ -261,7 +262,7 @@ def test_where_a_saving_is_all_that_is_missing_it_goes_back_sooner_and_only_ther
     )
     for waits in (audited(idle, "a", lost=3), replace(idle, withheld="a person holds it")):
         assert step(started(), waits, at=5_000) is None
-    held = started().after(hold_rollout(started(), by="ann", reason="wait", at=1, now_s=1.0))
+    held = started().after(hold_rollout(started(), StepOrder(by="ann", reason="wait", at=1, now_s=1.0)))
     assert step(held, idle, at=19_000) is None, "a person wants to look at it"
 
 
@@ -353,7 +354,7 @@ def test_a_split_that_is_not_the_one_drawn_withholds_the_results_and_calls_a_per
     paused = at_step(2).after(move)
     assert step(paused, uneven()) is None
     assert place(paused, "u", salt="s").arm is None, "nobody is served by what cannot be measured"
-    back = resume_rollout(paused, RULES, by="ann", reason="the split is mended", at=9_000, now_s=2e6)
+    back = resume_rollout(paused, RULES, StepOrder(by="ann", reason="the split is mended", at=9_000, now_s=2e6))
     after = paused.after(back)
     assert (after.share, after.paused, after.since_at) == (0.25, "", 9_000)
 
@@ -367,7 +368,7 @@ def test_a_split_that_is_broken_in_one_class_alone_is_seen() -> None:
 
 
 def test_while_a_person_holds_it_nothing_goes_forward_and_harm_goes_back() -> None:
-    held = started().after(hold_rollout(started(), by="ann", reason="holidays", at=10, now_s=10.0))
+    held = started().after(hold_rollout(started(), StepOrder(by="ann", reason="holidays", at=10, now_s=10.0)))
     assert (held.paused, held.paused_by, held.stage) == ("holidays", "ann", "shadow")
     assert step(held, proved()) is None
     assert step(held, audited(RolloutEvidence(), "a", same=7), at=10**6) is None, "a hold is not a reason to give up"
@@ -375,36 +376,38 @@ def test_while_a_person_holds_it_nothing_goes_forward_and_harm_goes_back() -> No
     assert move is not None
     assert move.stage == "rolled_back"
     with pytest.raises(ValueError, match="ann holds it already"):
-        hold_rollout(held, by="bob", reason="me too", at=11, now_s=11.0)
-    after = held.after(resume_rollout(held, RULES, by="bob", reason="go on", at=20, now_s=20.0))
+        hold_rollout(held, StepOrder(by="bob", reason="me too", at=11, now_s=11.0))
+    after = held.after(resume_rollout(held, RULES, StepOrder(by="bob", reason="go on", at=20, now_s=20.0)))
     assert moved(after, proved()).stage == "canary"
     with pytest.raises(ValueError, match="it is not paused"):
-        resume_rollout(after, RULES, by="bob", reason="go on", at=20, now_s=20.0)
+        resume_rollout(after, RULES, StepOrder(by="bob", reason="go on", at=20, now_s=20.0))
 
 
 def test_a_person_may_hold_what_the_evidence_has_paused() -> None:
     paused = at_step(2).after(step(at_step(2), uneven()))  # type: ignore[arg-type]
-    held = paused.after(hold_rollout(paused, by="ann", reason="I look into it", at=1, now_s=1.0))
+    held = paused.after(hold_rollout(paused, StepOrder(by="ann", reason="I look into it", at=1, now_s=1.0)))
     assert (held.share, held.paused_by) == (0.0, "ann")
 
 
 def test_a_person_may_end_it_and_nothing_follows_an_end() -> None:
-    move = roll_back(at_step(2), by="ann", reason="customers complain", at=100, now_s=100.0)
+    move = roll_back(at_step(2), StepOrder(by="ann", reason="customers complain", at=100, now_s=100.0))
     ended = at_step(2).after(move)
     assert (ended.stage, ended.share, ended.over) == ("rolled_back", 0.0, True)
     assert step(ended, proved()) is None
     with pytest.raises(ValueError, match="cannot roll back what has ended"):
-        roll_back(ended, by="ann", reason="x", at=1, now_s=1.0)
+        roll_back(ended, StepOrder(by="ann", reason="x", at=1, now_s=1.0))
     with pytest.raises(ValueError, match="cannot hold what"):
-        hold_rollout(ended, by="ann", reason="x", at=1, now_s=1.0)
+        hold_rollout(ended, StepOrder(by="ann", reason="x", at=1, now_s=1.0))
     with pytest.raises(ValueError, match="cannot promote"):
-        promote_rollout(ended, RULES, by="ann", reason="x", at=1, now_s=1.0)
+        promote_rollout(ended, RULES, StepOrder(by="ann", reason="x", at=1, now_s=1.0))
     with pytest.raises(ValueError, match="cannot resume"):
-        resume_rollout(ended, RULES, by="ann", reason="x", at=1, now_s=1.0)
+        resume_rollout(ended, RULES, StepOrder(by="ann", reason="x", at=1, now_s=1.0))
 
 
 def test_who_skips_the_shadow_still_owes_its_proof() -> None:
-    state = started().after(promote_rollout(started(), RULES, by="ann", reason="it is urgent", at=0, now_s=0.0))
+    state = started().after(
+        promote_rollout(started(), RULES, StepOrder(by="ann", reason="it is urgent", at=0, now_s=0.0))
+    )
     assert (state.stage, state.audit_share) == ("canary", RULES.audit_share)
     unproved = ran(ran(audited(RolloutEvidence(), "a", same=7), "candidate", 400), "control", 400)
     assert step(state, unproved) is None
@@ -415,7 +418,7 @@ def test_who_skips_the_shadow_still_owes_its_proof() -> None:
 
 def test_of_two_moves_from_the_same_state_one_can_be_made() -> None:
     state = started()
-    one, other = step(state, proved()), roll_back(state, by="ann", reason="no", at=1, now_s=1.0)
+    one, other = step(state, proved()), roll_back(state, StepOrder(by="ann", reason="no", at=1, now_s=1.0))
     assert one is not None
     assert one.number == other.number == 1
     with pytest.raises(ValueError, match="transition 1 of r1 does not follow 1"):

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from suffice.errors import StoreError
 from suffice.store.database.decisions import Decisions, JobLease, read_artefact
-from suffice.store.routes.in_force import _NEW, NOTHING, fold_decisions, read_decided
+from suffice.store.database.views import open_reader
+from suffice.store.routes.in_force import NOTHING, fold_decisions, read_decided
 from suffice.store.rows.events import Event
 from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 
@@ -256,8 +257,11 @@ def test_a_follower_reads_only_what_is_new_and_through_its_own_index(
     assert newer.of("r").level == 5
     assert newer.of("other").in_burst
     assert newer.of("unheard of") == NOTHING
-    with closing(sqlite3.connect(database)) as connection:
-        plan = connection.execute("EXPLAIN QUERY PLAN " + _NEW, (0,)).fetchall()
+    asked = list[str]()
+    with open_reader(database) as connection:
+        connection.set_trace_callback(asked.append)
+        read_decided(connection)
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {asked[0]}").fetchall()
     assert "USING INDEX decisions" in plan[0][3]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from suffice.errors import StoreError
-from suffice.store.database.deferred_log import LateLog
+from suffice.store.database.log import LateLog
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.database.views import read_events
 from suffice.store.rows.events import key_of, kind_of

@@ -19,8 +19,14 @@ from hypothesis import strategies as st
 from suffice.errors import StoreError
 from suffice.settings import Store
 from suffice.store.database.sqlite import SqliteLog
-from suffice.store.database.views import EpisodeWithLabels, n_requests_of, open_reader, read_episodes, read_recent
-from suffice.store.people.promises import newest_request
+from suffice.store.database.views import (
+    EpisodeWithLabels,
+    n_requests_of,
+    newest_request,
+    open_reader,
+    read_episodes,
+    read_recent,
+)
 from suffice.store.routes.tallies import RouteScorer, tallies_now
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent, RequestCount

@@ -22,9 +22,9 @@ from suffice.review.decide import IncidentForm as Wants
 from suffice.review.holds import DECISIONS
 from suffice.review.items import MOST_TEXT, said_of
 from suffice.store.people.deciding import decide_incident, end_override, end_pause, open_incident, start_pause
-from suffice.store.people.holds import read_holds
 from suffice.store.people.reviews import give_item_back, lease_next, read_reviews, submit_verdict
 from suffice.store.routes import experiments, rollouts
+from suffice.store.routes.in_force import read_holds
 from suffice.store.routes.rollouts import read_rollouts, read_running_rollouts
 
 

@@ -42,11 +42,10 @@ from suffice.rollout.experiment import RunningExperiment
 from suffice.rollout.stages import State
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.views import CachedReader, LogReader, newest_of
-from suffice.store.people.holds import NOTHING_HELD, read_holds
 from suffice.store.people.promises import audits_by_class
 from suffice.store.routes.candidates import models_of
 from suffice.store.routes.experiments import read_experiments, read_running_experiments
-from suffice.store.routes.in_force import NOTHING, NOTHING_DECIDED, InForce, read_decided
+from suffice.store.routes.in_force import NOTHING, NOTHING_DECIDED, NOTHING_HELD, InForce, read_decided, read_holds
 from suffice.store.routes.rollouts import own_version, read_rollouts, succession, version_at
 from suffice.store.routes.rollouts import read_running_rollouts as running_rollouts
 from suffice.store.routes.rollups import read_tallies, read_to

@@ -20,8 +20,7 @@ from suffice.gateway.context import GatewayState
 from suffice.gateway.feedback_form import id_conflict, seal_feedback
 from suffice.governor.episode import LabelReceipt, RunInfo, RunStart
 from suffice.settings import Metric, Settings
-from suffice.store.database.deferred_log import LateLog
-from suffice.store.database.log import Receipt
+from suffice.store.database.log import LateLog, Receipt
 from suffice.store.database.sqlite import SqliteLog
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Decision, EndReason, Feedback

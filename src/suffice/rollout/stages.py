@@ -99,6 +99,17 @@ class State:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepOrder:
+    """Who takes a step, when, and why."""
+
+    by: str  # "evidence", or a person
+    reason: str  # a sentence
+    at: int  # governed requests of the route since the rollout began
+    now_s: float  # Unix time
+    readings: tuple[GuardrailValue, ...] = ()  # the evidence that it rests on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Transition:
     rollout: str
     number: int  # 1 is the first: of two that claim the same number only one can be written
@@ -111,7 +122,7 @@ class Transition:
     now_s: float  # Unix time
     by: str  # "evidence", or a person
     reason: str  # a sentence
-    readings: tuple[GuardrailValue, ...] = ()  # the evidence that it stood on
+    readings: tuple[GuardrailValue, ...] = ()  # the evidence that it rests on
     level: int = 0  # of a learned candidate that is certified; it acts up to there
 
 
@@ -181,70 +192,55 @@ def advance(state: State, evidence: RolloutEvidence, rules: Rules, *, at: int, n
     """
     if state.over:
         return None
-    standing = assess_rollout(state, evidence, rules, at=at, now_s=now_s)
-    if standing.ends:
-        return _back(state, at=at, now_s=now_s, by=EVIDENCE, reason=standing.ends, readings=standing.readings)
+    found = assess_rollout(state, evidence, rules, at=at, now_s=now_s)
+    order = StepOrder(by=EVIDENCE, reason=found.ends or found.broken, at=at, now_s=now_s, readings=found.readings)
+    if found.ends:
+        return _back(state, order)
     if state.paused:
         return None
-    if standing.broken:
-        return _move(
-            state,
-            "pause",
-            at=at,
-            now_s=now_s,
-            by=EVIDENCE,
-            reason=standing.broken,
-            readings=standing.readings,
-            share=0.0,
-        )
-    if standing.missing:
+    if found.broken:
+        return _move(state, "pause", order, share=0.0)
+    if found.missing:
         return None
-    return _forward(
-        state,
-        rules,
-        at=at,
-        now_s=now_s,
-        by=EVIDENCE,
-        reason=_why_forward(state, evidence, rules),
-        readings=standing.readings,
-    )
+    return _forward(state, rules, replace(order, reason=_why_forward(state, evidence, rules)))
 
 
 def certify(state: State, level: int, *, reason: str, at: int, now_s: float) -> Transition:
     """A learned candidate's own certificate lets another level act from here on, in whatever step it is."""
     _check_running(state, "certify")
-    return replace(_move(state, "certify", at=at, now_s=now_s, by=EVIDENCE, reason=reason), level=level)
+    order = StepOrder(by=EVIDENCE, reason=reason, at=at, now_s=now_s)
+    return replace(_move(state, "certify", order), level=level)
 
 
-def hold_rollout(state: State, *, by: str, reason: str, at: int, now_s: float) -> Transition:
+def hold_rollout(state: State, order: StepOrder) -> Transition:
     """A person holds a rollout: nothing goes forward, the share stays, and harm still sends it back."""
     _check_running(state, "hold")
     if state.paused and state.paused_by != EVIDENCE:
         raise ValueError(f"rollout {state.rollout}: {state.paused_by} holds it already: {state.paused}")
-    return _move(state, "pause", at=at, now_s=now_s, by=by, reason=reason)
+    return _move(state, "pause", order)
 
 
-def resume_rollout(state: State, rules: Rules, *, by: str, reason: str, at: int, now_s: float) -> Transition:
+def resume_rollout(state: State, rules: Rules, order: StepOrder) -> Transition:
     """A person lets it go on: the same step, its share again, its warm-up anew."""
     _check_running(state, "resume")
     if not state.paused:
         raise ValueError(f"rollout {state.rollout}: it is not paused")
-    return _move(state, "resume", at=at, now_s=now_s, by=by, reason=reason, share=_share_of(state.step, rules))
+    return _move(state, "resume", order, share=_share_of(state.step, rules))
 
 
-def promote_rollout(state: State, rules: Rules, *, by: str, reason: str, at: int, now_s: float) -> Transition:
-    """A person takes the next step, whatever the evidence says; his name and his reason are in the transition.
+def promote_rollout(state: State, rules: Rules, order: StepOrder) -> Transition:
+    """A person takes the next step, whatever the evidence says; their name and reason are in the transition.
 
-    He proves nothing by that: what is not proved stays so, and further steps by evidence wait for it.
+    That proves nothing: what is not proved stays so, and further steps by evidence wait for it.
     """
     _check_running(state, "promote")
-    return _forward(state, rules, at=at, now_s=now_s, by=by, reason=reason, readings=())
+    return _forward(state, rules, order)
 
 
-def roll_back(state: State, *, by: str, reason: str, at: int, now_s: float) -> Transition:
+def roll_back(state: State, order: StepOrder) -> Transition:
     """A person ends it: the version in force serves everybody again."""
     _check_running(state, "roll back")
-    return _back(state, at=at, now_s=now_s, by=by, reason=reason, readings=())
+    return _back(state, order)
 
 
 def place(state: State, unit: str, *, salt: str) -> ArmAssignment:
@@ -389,39 +385,24 @@ def _share_of(step: int, rules: Rules) -> float:
     return rules.shares[step - 1] if step < rules.n_steps else 1.0
 
 
-def _forward(
-    state: State, rules: Rules, *, at: int, now_s: float, by: str, reason: str, readings: tuple[GuardrailValue, ...]
-) -> Transition:
+def _forward(state: State, rules: Rules, order: StepOrder) -> Transition:
     step = state.step + 1
     stage: Stage = "full" if step >= rules.n_steps else "canary" if step == 1 else "ramp"
-    share = _share_of(step, rules)
+    is_proved = order.by == EVIDENCE or stage == "full"
     return replace(
-        _move(state, "promote", at=at, now_s=now_s, by=by, reason=reason, readings=readings),
+        _move(state, "promote", order, share=_share_of(step, rules)),
         stage=stage,
         step=step,
-        share=share,
-        audit_share=None if by == EVIDENCE or stage == "full" else state.audit_share,
+        audit_share=None if is_proved else state.audit_share,
     )
 
 
-def _back(
-    state: State, *, at: int, now_s: float, by: str, reason: str, readings: tuple[GuardrailValue, ...]
-) -> Transition:
-    moved = _move(state, "roll_back", at=at, now_s=now_s, by=by, reason=reason, readings=readings, share=0.0)
+def _back(state: State, order: StepOrder) -> Transition:
+    moved = _move(state, "roll_back", order, share=0.0)
     return replace(moved, stage="rolled_back", audit_share=None, level=0)
 
 
-def _move(
-    state: State,
-    move: Move,
-    *,
-    at: int,
-    now_s: float,
-    by: str,
-    reason: str,
-    readings: tuple[GuardrailValue, ...] = (),
-    share: float | None = None,
-) -> Transition:
+def _move(state: State, move: Move, order: StepOrder, *, share: float | None = None) -> Transition:
     return Transition(
         rollout=state.rollout,
         number=state.n_moves + 1,
@@ -430,11 +411,11 @@ def _move(
         step=state.step,
         share=state.share if share is None else share,
         audit_share=state.audit_share,
-        at=at,
-        now_s=now_s,
-        by=by,
-        reason=reason,
-        readings=readings,
+        at=order.at,
+        now_s=order.now_s,
+        by=order.by,
+        reason=order.reason,
+        readings=order.readings,
         level=state.level,
     )
 

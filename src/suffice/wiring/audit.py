@@ -23,7 +23,7 @@ from suffice.model.artefact import load_model
 from suffice.settings import Settings
 from suffice.store.audit.heads import signing_key
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import newest_events, open_reader
+from suffice.store.database.views import newest_event
 from suffice.store.rows.records import ConfigChange, Export, SettingChange
 from suffice.wiring.keys import deployment_salt, has_secret, secret
 from suffice.wiring.prestart import notifier
@@ -58,8 +58,7 @@ def config_change(settings: Settings, path: Path, *, process: str) -> ConfigChan
     process  which one starts: "serve", "library" …
     """
     told = told_settings(settings)
-    with open_reader(path) as connection:
-        before = next(iter(newest_events(connection, ConfigChange)), None)
+    before = newest_event(path, ConfigChange)
     known = None if before is None else before.settings
     if known == told:
         return None

@@ -29,11 +29,11 @@ from suffice.gateway.sampling import LOOK_S as COUNTS_S
 from suffice.gateway.sampling import LogSampler
 from suffice.settings import Settings
 from suffice.signals.folds.drafts import Embedder
-from suffice.store.database.deferred_log import LateLog
-from suffice.store.database.log import EventLog
+from suffice.store.database.log import EventLog, LateLog
 from suffice.store.database.presence import Announcement
 from suffice.store.database.sqlite import SqliteLog, database_path
-from suffice.store.people.keys import senders_of, stored_object
+from suffice.store.database.views import find_event
+from suffice.store.people.feedback import senders_of
 from suffice.store.routes.condition import find_damage, is_large
 from suffice.store.rows.records import StoredObject
 from suffice.telemetry import LOG, Metrics
@@ -123,7 +123,7 @@ def _read_log(settings: Settings, gw: GatewayState) -> None:
 
     def find(object_id: str) -> StoredObject | None:
         with contextlib.suppress(StoreError):
-            return stored_object(path, object_id)
+            return find_event(path, StoredObject, object_id)
         return None
 
     gw.clients.objects, gw.clients.senders_of = Objects(find), partial(senders_of, path)

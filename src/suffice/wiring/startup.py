@@ -25,12 +25,10 @@ from suffice.gateway.context import GatewayState
 from suffice.gateway.last_good import LastGood, LastGoodWriter, read_last_good
 from suffice.rollout.assign import FIRST_REQUESTS
 from suffice.settings import Settings
-from suffice.store.database.deferred_log import LateLog
-from suffice.store.database.log import EventLog
+from suffice.store.database.log import EventLog, LateLog
 from suffice.store.database.sqlite import SqliteLog, database_path
-from suffice.store.database.views import n_requests_of, read_recent
+from suffice.store.database.views import n_requests_of, newest_events, read_recent
 from suffice.store.people.alerts import MOST_TEXT, Notice, plain
-from suffice.store.people.keys import used_on
 from suffice.store.rows.records import KeyUsage, LogOutage
 from suffice.telemetry import LOG
 from suffice.types import Episode
@@ -124,7 +122,7 @@ def recovered(settings: Settings, log: EventLog, process: Process) -> LogKnowled
         evidence=evidence,
         n_requests=counts,
         recent=tuple(read_recent(path, LEARNT_RUNS)),
-        used=tuple(used_on(path, utc_day(time.time()))) if has_budgets else (),
+        used=tuple(newest_events(path, KeyUsage, -1, prefix=utc_day(time.time()))) if has_budgets else (),
     )
 
 

@@ -19,9 +19,8 @@ from suffice.review.queue import ItemState
 from suffice.sanitize import plural, printable
 from suffice.settings import Route, Settings
 from suffice.store.database.views import EpisodeWithLabels, LogReader, read_episodes
-from suffice.store.people.holds import Holds
 from suffice.store.people.reviews import read_reviews
-from suffice.store.routes.in_force import InForce
+from suffice.store.routes.in_force import Holds, InForce
 from suffice.store.routes.phases import Phase
 from suffice.store.rows.records import ArmWorth, ProposedVersion
 from suffice.types import BudgetAccount

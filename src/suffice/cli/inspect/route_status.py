@@ -53,8 +53,8 @@ from suffice.settings import Route, Settings
 from suffice.store.database.decisions import is_attended
 from suffice.store.database.presence import switch_reason
 from suffice.store.database.sqlite import database_path
-from suffice.store.database.views import LogReader, open_reader
-from suffice.store.people.promises import Promises, newest_request, newest_switching, read_promises
+from suffice.store.database.views import LogReader, newest_request, open_reader
+from suffice.store.people.promises import Promises, newest_switching, read_promises
 from suffice.store.routes.in_force import NOTHING
 from suffice.store.routes.phases import Phase, phase_of, read_phases
 from suffice.store.routes.rollups import read_to

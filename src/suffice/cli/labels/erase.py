@@ -30,8 +30,7 @@ from suffice.store.database.erasing import (
     select_label_rows,
     select_word_rows,
 )
-from suffice.store.database.views import LogReader, open_reader
-from suffice.store.routes.windows import last_place
+from suffice.store.database.views import LogReader, last_place, open_reader
 from suffice.wiring.audit import user_name
 from suffice.wiring.files import load_deployment
 from suffice.wiring.keys import deployment_salt

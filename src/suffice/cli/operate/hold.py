@@ -48,7 +48,7 @@ from suffice.store.people.deciding import (
     set_override,
     start_pause,
 )
-from suffice.store.people.holds import read_holds
+from suffice.store.routes.in_force import read_holds
 from suffice.wiring.keys import presence_files
 from suffice.wiring.routes import setup_of
 

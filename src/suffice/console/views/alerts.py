@@ -14,7 +14,7 @@ from suffice.review.holds import DECISIONS, Case, Override
 from suffice.settings import Alerts
 from suffice.store.people.alerts import AlertLog, OpenAlert, Over, SinkReceipt, SinkState, read_told
 from suffice.store.people.deciding import fitting, read_now
-from suffice.store.people.holds import read_holds
+from suffice.store.routes.in_force import read_holds
 from suffice.store.routes.windows import job_history
 from suffice.types import Publication
 

@@ -20,8 +20,8 @@ from suffice.sanitize import plural
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import is_attended
-from suffice.store.database.views import has_requests
-from suffice.store.people.promises import Promises, newest_request, read_promises
+from suffice.store.database.views import has_requests, newest_request
+from suffice.store.people.promises import Promises, read_promises
 from suffice.store.routes import rollups
 from suffice.store.routes.in_force import NOTHING
 from suffice.store.routes.phases import Phase, phase_of, read_phases

@@ -23,8 +23,7 @@ from suffice.rollout.evidence import RolloutEvidence
 from suffice.rollout.stages import RolloutState, Transition, advance, assess_rollout, certify
 from suffice.settings import Control, Route
 from suffice.store.database.views import LogReader, read_events
-from suffice.store.people.holds import read_holds
-from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.routes.in_force import InForce, read_decided, read_holds
 from suffice.store.routes.rollouts import RolloutRun, own_version, read_rollouts, read_serving_version
 from suffice.store.routes.windows import read_requested_labels
 from suffice.types import LabelRequest

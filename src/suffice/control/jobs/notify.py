@@ -20,7 +20,7 @@ from suffice.control.jobs.base import JobReport, JobWriter
 from suffice.edge.mail import MailServer, send_mail
 from suffice.edge.webhook import post_json
 from suffice.settings import Alerts
-from suffice.store.database.views import LogReader, open_reader
+from suffice.store.database.views import LogReader, last_place, open_reader
 from suffice.store.people.alerts import (
     AlertLog,
     Notice,
@@ -31,7 +31,6 @@ from suffice.store.people.alerts import (
     rows_worth_telling,
 )
 from suffice.store.routes.rollups import HOUR_S, degraded_runs
-from suffice.store.routes.windows import last_place
 from suffice.store.rows.records import AlertDelivery, FailOpenCount
 from suffice.telemetry import LOG
 

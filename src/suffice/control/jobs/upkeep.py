@@ -32,9 +32,8 @@ from suffice.store.database.erasing import (
     select_label_rows,
     select_word_rows,
 )
-from suffice.store.database.views import LogReader, open_reader
+from suffice.store.database.views import LogReader, last_place, open_reader
 from suffice.store.routes.in_force import read_decided
-from suffice.store.routes.windows import last_place
 from suffice.telemetry import LOG
 
 

@@ -1,4 +1,4 @@
-"""How the control loop writes: one job, one worker; all of a decision, or nothing of it.
+"""How the control loop and people write: one job, one worker; all of a decision, or nothing of it.
 
     acquire ──▶ JobLease ──▶ renew … ──▶ write(events, artefacts) in one transaction ──▶ release
 
@@ -6,34 +6,41 @@ A lease is a row with an owner and a token. It passes on when its owner has let 
 that the owner is dead, or when a waiting worker has seen no renewal for `LEASE_S` on its own clock: no two clocks are
 compared, so none that steps can take a job away. A worker that was merely slow finds its token gone, and then nothing
 of what it decided is written.
+
+Every method raises StoreError where the log cannot be used, and then nothing was written.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from suffice.errors import StoreError
 from suffice.store.audit.chain import Appender
 from suffice.store.audit.personal import Part
 from suffice.store.database import process_locks
 from suffice.store.database.sqlite import enter, unusable
+from suffice.store.database.views import LogReader, open_reader
 from suffice.store.rows.events import Event, to_row
+
+T = TypeVar("T")
 
 LEASE_S: Final = 30.0  # without a renewal, after which a waiting worker takes a job over
 _BUSY_S: Final = 5.0  # one attempt waits this long for another process's transaction
+_TRIES: Final = 20  # decisions that are made anew because somebody else was quicker
 
-_SEEN = "SELECT owner, token, beat, held FROM leases WHERE job = ?"
 _TAKE = """INSERT INTO leases (job, owner, token, beat, held, until_s) VALUES (:job, :owner, 1, 0, 1, :until_s)
            ON CONFLICT (job) DO UPDATE
            SET owner = :owner, token = token + 1, beat = 0, held = 1, until_s = :until_s RETURNING token"""
 _MINE = "job = :job AND owner = :owner AND token = :token AND held = 1"
-_KEEP = "INSERT OR IGNORE INTO artefacts (address, body, at_s) VALUES (?, ?, ?)"
+_HELD = f"SELECT 1 FROM leases WHERE {_MINE}"  # noqa: S608 - a constant
+_RENEW = f"UPDATE leases SET beat = beat + 1, until_s = :until_s WHERE {_MINE}"  # noqa: S608 - a constant
+_RELEASE = f"UPDATE leases SET held = 0 WHERE {_MINE}"  # noqa: S608 - a constant
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +74,7 @@ class Decisions:
         lease_s: float,
         redact: tuple[Part, ...] = (),
     ) -> None:
-        self.path, self.owner, self._redact = path, owner, redact
-        self.now = now
+        self.path, self.owner, self.now, self._redact = path, owner, now, redact
         self.n_new = 0  # rows that `write` has added
         self._claim, self._monotonic_s, self._lease_s = claim, monotonic_s, lease_s
         self._seen: dict[str, _Sight] = {}
@@ -92,8 +98,6 @@ class Decisions:
         lease_s      after which a lease without renewal passes on
         redact       parts of rows that are never written
         create       make a log where there is none
-
-        Raises StoreError for a file that cannot be used.
         """
         whole = path.resolve()
         claim, owner = enter(whole, now_s=now(), create=create)
@@ -120,9 +124,9 @@ class Decisions:
     # ── leases ───────────────────────────────────────────────────────────────────────────────────
 
     def acquire(self, job: str) -> JobLease | None:
-        """Take a job; None: another worker has it. Raises StoreError."""
+        """Take a job; None: another worker has it."""
         with self.transaction() as connection:
-            row = connection.execute(_SEEN, (job,)).fetchone()
+            row = connection.execute("SELECT owner, token, beat, held FROM leases WHERE job = ?", (job,)).fetchone()
             if row is not None and row[3] and not self._has_ended(connection, job, *row[:3]):
                 return None
             wanted = {"job": job, "owner": self.owner, "until_s": self.now() + self._lease_s}
@@ -131,21 +135,18 @@ class Decisions:
         return JobLease(job, token)
 
     def renew(self, lease: JobLease) -> bool:
-        """Say that the work goes on; False: the lease is lost, and so is what was being done. Raises StoreError."""
+        """Say that the work goes on; False: the lease is lost, and so is what was being done."""
         with self.transaction() as connection:
-            renewed = connection.execute(
-                f"UPDATE leases SET beat = beat + 1, until_s = :until_s WHERE {_MINE}",  # noqa: S608 - a constant
-                {**self._named(lease), "until_s": self.now() + self._lease_s},
-            )
-            return renewed.rowcount == 1
+            return connection.execute(_RENEW, self._named(lease)).rowcount == 1
 
     def release(self, lease: JobLease) -> None:
-        """Let the job go; another worker may have it at once. Raises StoreError."""
+        """Let the job go; another worker may have it at once."""
         with self.transaction() as connection:
-            connection.execute(f"UPDATE leases SET held = 0 WHERE {_MINE}", self._named(lease))  # noqa: S608 - as above
+            connection.execute(_RELEASE, self._named(lease))
 
     def _named(self, lease: JobLease) -> dict[str, object]:
-        return {"job": lease.job, "owner": self.owner, "token": lease.token}
+        until_s = self.now() + self._lease_s
+        return {"job": lease.job, "owner": self.owner, "token": lease.token, "until_s": until_s}
 
     def _has_ended(self, connection: sqlite3.Connection, job: str, owner: int, token: int, beat: int) -> bool:
         """Is the holder of a lease dead, or has it not been heard of for too long?"""
@@ -176,16 +177,17 @@ class Decisions:
         artefacts  by address
         all_new    write no row at all where one of them is there already: somebody was quicker
 
-        None: the lease is lost, and nothing was written. Raises StoreError, and then nothing was written either.
+        None: the lease is lost, and nothing was written.
         """
         rows = [to_row(event) for event in events]
         with self.transaction() as connection:
-            held = f"SELECT 1 FROM leases WHERE {_MINE}"  # noqa: S608 - as above
-            if lease is not None and connection.execute(held, self._named(lease)).fetchone() is None:
+            if lease is not None and connection.execute(_HELD, self._named(lease)).fetchone() is None:
                 return None
             at_s, appender = self.now(), Appender(connection, owner=self.owner, redact=self._redact)
-            for address, body in (artefacts or {}).items():
-                connection.execute(_KEEP, (address, body, at_s))
+            connection.executemany(
+                "INSERT OR IGNORE INTO artefacts (address, body, at_s) VALUES (?, ?, ?)",
+                [(address, body, at_s) for address, body in (artefacts or {}).items()],
+            )
             connection.execute("SAVEPOINT rows")
             new = [appender.add(row, at_s) for row in rows]
             if all_new and not all(new):
@@ -194,21 +196,38 @@ class Decisions:
                 self.n_new += sum(new)
             return new
 
+    def write_new(self, *events: Event, artefacts: Mapping[str, str] | None = None) -> bool:
+        """Write what a person decided; False: somebody was quicker with a part of it, and no row was written."""
+        return all(self.write(None, events, artefacts, all_new=True) or ())
+
+    def decide(self, step: Callable[[LogReader], tuple[Sequence[Event], T] | str]) -> T | str:
+        """Decide on what the log holds, and write that; where somebody was quicker, decide anew on what it holds then.
+
+        step  gives the events to be written and the result, or a sentence why nothing can be decided
+        """
+        for _ in range(_TRIES):
+            with open_reader(self.path) as connection:
+                made = step(connection)
+            if isinstance(made, str):
+                return made
+            if self.write_new(*made[0]):
+                return made[1]
+        raise StoreError(f"store {self.path}: others were quicker {_TRIES} times; try again")
+
     def keep(self, lease: JobLease, work: Callable[[sqlite3.Connection], None]) -> bool:
         """Have a cache beside the log written in one transaction; False: the lease is lost, and nothing was written.
 
-        Raises StoreError, and what `work` raises; then nothing was written either.
+        Raises what `work` raises; then nothing was written either.
         """
         with self.transaction() as connection:
-            held = f"SELECT 1 FROM leases WHERE {_MINE}"  # noqa: S608 - as above
-            if connection.execute(held, self._named(lease)).fetchone() is None:
+            if connection.execute(_HELD, self._named(lease)).fetchone() is None:
                 return False
             work(connection)
             return True
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """One transaction that is on disk when the block ends, or was never there. Raises StoreError."""
+        """One transaction that is on disk when the block ends, or was never there."""
         try:
             with contextlib.closing(sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None)) as connection:
                 connection.execute("PRAGMA synchronous = FULL")
@@ -223,7 +242,7 @@ class Decisions:
             raise unusable(self.path, error) from error
 
 
-def read_artefact(connection: sqlite3.Connection, address: str) -> str | None:
+def read_artefact(connection: LogReader, address: str) -> str | None:
     """What is kept under an address; None: nothing. Whoever reads it checks that it still has that address.
 
     Raises StoreError, so that a caller tells a log that cannot be read from a version that cannot be loaded.
@@ -235,7 +254,7 @@ def read_artefact(connection: sqlite3.Connection, address: str) -> str | None:
     return None if row is None else str(row[0])
 
 
-def is_attended(connection: sqlite3.Connection, path: Path) -> bool:
+def is_attended(connection: LogReader, path: Path) -> bool:
     """Does a living worker hold a job of this log now?"""
     rows = connection.execute("SELECT o.lock FROM leases l JOIN owners o ON o.id = l.owner WHERE l.held = 1").fetchall()
     return any(process_locks.is_alive(path.resolve(), lock) for (lock,) in rows)

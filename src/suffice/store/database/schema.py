@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from suffice.errors import StoreError
@@ -19,6 +20,22 @@ APPLICATION_ID: Final = 0x53554646  # "SUFF": tells our files from anybody else'
 VERSION: Final = 14  # of the shape below; a log of another one is refused
 _LOOKS_S: Final = 0.01  # between two tries for a new file that others open too
 QUICK_CHECK_BYTES: Final = 64 * 2**20  # larger files are not read through at start-up
+
+# Indexes over the rows of some kinds, which are few: a reader asks as often as it likes for what is new.
+_DECISIONS: Final = ("alarm_raised", "enforcement_paused", "enforcement_resumed", "epoch_began", "policy_published")
+_REVIEWS: Final = ("review_asked", "review_drawn", "review_leased", "review_returned", "review_verdict")
+_PAUSES: Final = ("enforcement_paused", "enforcement_resumed")
+INDEXED_KINDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "decisions": _DECISIONS,
+    "jobs": ("job_ran", "label_wanted"),
+    "reviews": _REVIEWS,
+    "holds": (*_PAUSES, "incident_decided", "incident_opened", "override_ended", "override_set"),
+}
+
+
+def kinds_in(kinds: Collection[str]) -> str:
+    """The condition that a row is of one of these kinds. To the letter: SQLite finds an index by its own text alone."""
+    return f"kind IN ({', '.join(repr(kind) for kind in kinds)})"
 
 
 def _columns(body: str, *fields: str) -> str:
@@ -71,6 +88,9 @@ _SUMS = (
 _SUM_COLUMNS = ", ".join(
     f"{name} {form or 'INTEGER'} NOT NULL" for name, _, form in (word.partition(":") for word in _SUMS.split())
 )
+_KIND_INDEXES = "\n    ".join(
+    f"CREATE INDEX {name} ON events (seq) WHERE {kinds_in(kinds)};" for name, kinds in INDEXED_KINDS.items()
+)
 _SCRIPT: Final = f"""
     CREATE TABLE events (
         seq        INTEGER PRIMARY KEY AUTOINCREMENT,  -- the only order
@@ -91,14 +111,7 @@ _SCRIPT: Final = f"""
     CREATE INDEX requests_by_owner ON events (owner) WHERE kind = 'request';
     CREATE INDEX requests_by_route ON events (route) WHERE kind = 'request';
     CREATE INDEX counted ON events (route, seq) WHERE kind = 'requests_counted';
-    CREATE INDEX decisions ON events (seq) WHERE kind IN
-        ('alarm_raised', 'enforcement_paused', 'enforcement_resumed', 'epoch_began', 'policy_published');
-    CREATE INDEX jobs ON events (seq) WHERE kind IN ('job_ran', 'label_wanted');
-    CREATE INDEX reviews ON events (seq) WHERE kind IN
-        ('review_asked', 'review_drawn', 'review_leased', 'review_returned', 'review_verdict');
-    CREATE INDEX holds ON events (seq) WHERE kind IN
-        ('enforcement_paused', 'enforcement_resumed', 'incident_decided', 'incident_opened', 'override_ended',
-         'override_set');
+    {_KIND_INDEXES}
 
     CREATE TABLE owners (
         id        INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -3,13 +3,13 @@
     append ──▶ bounded queue ──▶ writer thread ──▶ one transaction a batch ──▶ events
     append_durable ─────┘            └── synchronous=FULL if anything in the batch must survive
 
-Rows leave the queue only after their commit, so a locked database or a full disk loses nothing: the
-writer tries again with growing pauses, the queue fills, what no longer fits is counted, and the data
-path never notices. Keys are unique, so trying again cannot write twice.
+Rows leave the queue only after their commit, so a locked database or a full disk loses nothing: the writer tries again
+with growing pauses, the queue fills, what no longer fits is counted, and the data path never notices. Keys are unique,
+so trying again cannot write twice.
 
-Several processes may use one file. At start `recover` gives every request of a *dead* process that
-has no outcome the outcome "lost". Dead means that the operating system dropped its lock (see
-`process_locks`): neither clocks nor process numbers take part, and a live process is never touched.
+Several processes may use one file. At start `recover` gives every request of a *dead* process that has no outcome the
+outcome "lost". Dead means that the operating system dropped its lock (see `process_locks`): neither clocks nor process
+numbers take part, and a live process is never touched.
 """
 
 from __future__ import annotations
@@ -21,11 +21,8 @@ import os
 import sqlite3
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from suffice.errors import ConfigError, StoreError, StoreFull
@@ -34,30 +31,9 @@ from suffice.settings import Store
 from suffice.store.audit.chain import Appender, begin_chain, is_chained, repeats
 from suffice.store.audit.personal import Part
 from suffice.store.database import process_locks, schema, views
-from suffice.store.database.log import Receipt, StoredEvent
+from suffice.store.database.log import EventQueue, QueueItem, Receipt, StoredEvent
 from suffice.store.rows.events import Event, Row, to_row
 from suffice.types import Outcome, Request
-
-
-class OpenRequests:
-    def __init__(self) -> None:
-        self._open: dict[str, int] = {}  # by episode, in the order of their places
-        self._newest = 0
-
-    @property
-    def settled(self) -> int:
-        """Place in the log up to which each of its requests has its outcome."""
-        return next(iter(self._open.values())) - 1 if self._open else self._newest
-
-    def note(self, rows: Iterable[tuple[Event, int]]) -> None:
-        """Take in rows of this process that are committed, with their places, in order."""
-        for event, seq in rows:
-            self._newest = seq
-            if isinstance(event, Request):
-                self._open[event.episode_id] = seq
-            elif isinstance(event, Outcome):
-                self._open.pop(event.episode_id, None)
-
 
 log = logging.getLogger("suffice.store")
 
@@ -67,26 +43,36 @@ _BUSY_S = 0.2  # one attempt waits this long for another process's transaction
 _OPEN_BUSY_S = 3.0  # at start-up we can wait longer
 _PAUSES_S = (0.05, 0.1, 0.2, 0.5, 1.0)  # between attempts; the last one repeats
 _WAITING_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}  # somebody else writes: just wait
-
 _SETTLED_ROWS = 1_000  # after which the place is written up to which no request of ours is open
 
 _UNFINISHED = """SELECT r.key FROM events r INDEXED BY requests_by_owner
                  WHERE r.kind = 'request' AND r.owner = ? AND r.seq > ?
                  AND NOT EXISTS (SELECT 1 FROM events o WHERE o.kind = 'outcome' AND o.key = r.key)"""
-
 _JOINED = """SELECT f.joined OR json_extract(e.body, '$.about') IS NOT NULL
              FROM feedback f JOIN events e ON e.seq = f.seq WHERE f.seq = ?"""
 
 
-@dataclass(slots=True)
-class _Item:
-    """One event on its way. Held in the queue until its commit."""
+class OpenRequests:
+    """Requests of this process whose outcome is not committed yet."""
 
-    event: Event
-    at_s: float
-    done: Future[Receipt] | None  # None: nobody waits for it
-    row: Row | None = None  # filled by the writer
-    given_up: bool = False  # unreadable, or its sender was told that it failed
+    def __init__(self) -> None:
+        self._open: dict[str, int] = {}  # by episode, in the order of their places
+        self._newest = 0
+        self.saved = 0  # the `settled` that the database knows
+
+    @property
+    def settled(self) -> int:
+        """Place in the log up to which each of its requests has its outcome."""
+        return next(iter(self._open.values())) - 1 if self._open else self._newest
+
+    def note(self, rows: Iterable[tuple[Event, int]]) -> None:
+        """Take in rows that are committed, with their places, in order."""
+        for event, seq in rows:
+            self._newest = seq
+            if isinstance(event, Request):
+                self._open[event.episode_id] = seq
+            elif isinstance(event, Outcome):
+                self._open.pop(event.episode_id, None)
 
 
 def database_path(url: str) -> Path:
@@ -127,12 +113,8 @@ def enter(path: Path, *, now_s: float, create: bool = True) -> tuple[process_loc
             schema.create(connection, str(path))
             begin_chain(connection, now_s)
             claim = process_locks.claim(path)
-            owner = int(
-                connection.execute(
-                    "INSERT INTO owners (lock, pid, started_s) VALUES (?, ?, ?) RETURNING id",
-                    (claim.name, os.getpid(), now_s),
-                ).fetchone()[0]
-            )
+            insert = "INSERT INTO owners (lock, pid, started_s) VALUES (?, ?, ?) RETURNING id"
+            owner = int(connection.execute(insert, (claim.name, os.getpid(), now_s)).fetchone()[0])
     except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # the last one: damaged names in the file's schema
         raise unusable(path, error) from error
     return claim, owner
@@ -151,7 +133,7 @@ def _make_private(path: Path, *, create: bool) -> None:
             log.warning("store %s", problem)
 
 
-class SqliteLog:
+class SqliteLog(EventQueue):
     """An EventLog in one SQLite file. Open it with `SqliteLog.open`; close it when done."""
 
     def __init__(
@@ -164,22 +146,14 @@ class SqliteLog:
         *,
         redact: tuple[Part, ...] = (),
     ) -> None:
+        super().__init__(settings.queue_rows)
         self.path, self._redact = path, redact
         self._settings, self._now, self._claim, self._owner = settings, now, claim, owner
-        lock = threading.Lock()
-        self._wake = threading.Condition(lock)  # the writer waits on this one
-        self._settled = threading.Condition(lock)  # `drain` waits on this one
-        self._queue: deque[_Item] = deque()
-        self._n_durable = 0  # items in the queue that somebody waits for
-        self._unlogged: set[str] = set()  # episodes whose request was dropped: no outcome either
-        self._n_accepted = self._n_settled = 0
-        self._n_written = self._n_dropped = self._n_failed = self._n_retries = 0
-        self._closing = False
+        self.n_retries = 0  # transactions that failed and were tried again; growing means that the disk is in trouble
         self._deadline_s = 0.0  # monotonic; set by `close`
         self._connection: sqlite3.Connection | None = None
         self._synchronous = ""
         self._unfinished = OpenRequests()
-        self._settled_to = 0  # place that is written beside our name
         self._writer = threading.Thread(target=self._work, name="suffice-store", daemon=True)
         self._writer.start()
 
@@ -193,80 +167,53 @@ class SqliteLog:
         redact  parts of rows that are never written
         create  make a log where there is none
 
-        Raises ConfigError for a URL that cannot work and StoreError for a file that cannot be used:
-        damaged, of another version, not ours, locked for 3 s, or in a folder that is missing.
+        Raises ConfigError for a URL that cannot work and StoreError for a file that cannot be used: damaged, of another
+        version, not ours, locked for 3 s, or in a folder that is missing.
         """
         # Resolved, so that two ways to write one path share one set of lock files.
         path = database_path(settings.url).resolve()
         claim, owner = enter(path, now_s=now(), create=create)
         return cls(path, settings, now, claim, owner, redact=redact)
 
-    @property
-    def n_written(self) -> int:
-        return self._n_written
-
-    @property
-    def n_dropped(self) -> int:
-        return self._n_dropped
-
-    @property
-    def n_failed(self) -> int:
-        """Events that were taken and then given up: unreadable, durable but too late, left at close."""
-        return self._n_failed
-
-    @property
-    def n_retries(self) -> int:
-        """Transactions that failed and were tried again; growing means that the disk is in trouble."""
-        return self._n_retries
-
     def append(self, event: Event) -> bool:
-        """Hand the event to the writer. Never blocks, never raises; False: dropped and counted.
-
-        When the request of an episode had to be dropped, its outcome is dropped too: an outcome
-        without its request says nothing, and the two counts must agree.
-        """
-        return self._accept(_Item(event, self._now(), None))
+        return self.accept(QueueItem(event, self._now()))
 
     async def append_durable(self, event: Event) -> Receipt:
-        """Return when the row is synced to disk, within 5 s.
-
-        Raises StoreFull when there is no space or the queue is full, and StoreError otherwise.
-        After an error the row may still arrive; sending it again with the same key is safe.
-        """
         done: Future[Receipt] = Future()
-        item = _Item(event, self._now(), done)
-        if not self._accept(item):
+        item = QueueItem(event, self._now(), done)
+        if not self.accept(item):
             rows = self._settings.queue_rows
             raise StoreFull(f"store {self.path}: the queue is full ({rows} rows), or the log is closed")
         try:
             return await asyncio.wait_for(asyncio.wrap_future(done), DURABLE_TIMEOUT_S)
         except TimeoutError:
-            self._give_up(item)
+            self.give_up(item)
             raise StoreError(
                 f"store {self.path}: not written within {DURABLE_TIMEOUT_S} s; send it again with the same id"
             ) from None
 
-    def drain(self, timeout_s: float = 5.0) -> bool:
-        """Wait until all that was appended so far is committed or given up. False: it took too long."""
-        with self._settled:
-            target = self._n_accepted
-            return self._settled.wait_for(lambda: self._n_settled >= target, timeout_s)
-
     def read(self, since_seq: int = 0, limit: int | None = None) -> Iterator[StoredEvent]:
-        """Yield the committed events after `since_seq` in order, at most `limit`; raises StoreError."""
         return views.read_events(self.path, since_seq=since_seq, limit=limit)
 
     def recover(self) -> int:
-        """Give every request of a dead process that has no outcome the outcome "lost".
+        """Give every request of a dead process that has no outcome the outcome "lost"; how many were marked.
 
-        Call it at start; calling it again, or from several processes at once, is harmless.
-        Returns how many were marked. Raises StoreError.
+        Call it at start; calling it again, or from several processes at once, is harmless. Raises StoreError.
         """
+        n_lost, at_s = 0, self._now()
         try:
             with contextlib.closing(_connect(self.path, _OPEN_BUSY_S)) as connection:
                 others = connection.execute("SELECT id, lock, settled FROM owners WHERE id <> ?", (self._owner,))
                 dead = [one for one in others.fetchall() if not process_locks.is_alive(self.path, one[1])]
-                n_lost = self._mark_lost(connection, {owner: settled for owner, _, settled in dead}) if dead else 0
+                if not dead:
+                    return 0
+                connection.execute("BEGIN IMMEDIATE")
+                appender = Appender(connection, owner=self._owner, redact=self._redact)
+                for owner, _, settled in dead:
+                    for (episode_id,) in connection.execute(_UNFINISHED, (owner, settled)).fetchall():
+                        n_lost += appender.add(to_row(_lost(episode_id)), at_s)
+                    connection.execute("DELETE FROM owners WHERE id = ?", (owner,))
+                connection.execute("COMMIT")
                 for _, name, _ in dead:
                     process_locks.forget(self.path, name)
         except (sqlite3.Error, OSError) as error:
@@ -274,74 +221,17 @@ class SqliteLog:
         return n_lost
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """Write what waits, for at most `timeout_s`, and release everything. Blocks.
-
-        What could not be written by then is counted in `n_failed`.
-        """
-        with self._wake:
-            already = self._closing
-            self._closing = True
-            self._deadline_s = time.monotonic() + timeout_s
-            self._wake.notify_all()
+        already, self._deadline_s = self._closing, time.monotonic() + timeout_s
+        super().close()
         self._writer.join(timeout_s + 2 * _BUSY_S + 1.0)
         if not already:
             self._claim.release()
-
-    # ── the queue ────────────────────────────────────────────────────────────────────────────────
-
-    def _accept(self, item: _Item) -> bool:
-        event = item.event
-        with self._wake:
-            orphan = isinstance(event, Outcome) and event.episode_id in self._unlogged
-            if self._closing or orphan or len(self._queue) >= self._settings.queue_rows:
-                self._n_dropped += 1
-                if isinstance(event, Request):
-                    self._unlogged.add(event.episode_id)
-                elif isinstance(event, Outcome):
-                    self._unlogged.discard(event.episode_id)
-                return False
-            self._queue.append(item)
-            self._n_accepted += 1
-            self._n_durable += item.done is not None
-            if item.done is not None or len(self._queue) == 1:
-                self._wake.notify()
-        return True
-
-    def _give_up(self, item: _Item, error: StoreError | None = None) -> None:
-        """Stop trying to write this item, once; tell its sender, if one still waits."""
-        with self._wake:
-            if item.given_up:
-                return
-            item.given_up = True
-            self._n_failed += 1
-            if isinstance(item.event, Request):
-                self._unlogged.add(item.event.episode_id)
-        if item.done is not None and error is not None:
-            with contextlib.suppress(InvalidStateError):  # the sender left in the meantime
-                item.done.set_exception(error)
-
-    def _gather(self) -> list[_Item]:
-        """Wait for work, let a batch gather, return it without taking it out; empty: closed."""
-        with self._wake:
-            self._wake.wait_for(lambda: self._queue or self._closing)
-            if not self._closing and not self._n_durable:
-                self._wake.wait_for(lambda: self._closing or self._n_durable, self._settings.flush_ms / 1000)
-            return list(islice(self._queue, BATCH_ROWS))
-
-    def _settle(self, n_items: int, n_written: int) -> None:
-        """Take the first `n_items` out of the queue: they are committed, or given up."""
-        with self._wake:
-            for _ in range(n_items):
-                self._n_durable -= self._queue.popleft().done is not None
-            self._n_settled += n_items
-            self._n_written += n_written
-            self._settled.notify_all()
 
     # ── the writer thread ────────────────────────────────────────────────────────────────────────
 
     def _work(self) -> None:
         n_misses = 0
-        while batch := self._gather():
+        while batch := self.gather(BATCH_ROWS, self._settings.flush_ms / 1000):
             for item in batch:
                 self._fill_row(item)
             try:
@@ -354,32 +244,34 @@ class SqliteLog:
                 n_misses += 1
                 continue
             n_misses = 0
-            self._settle(len(batch), n_written)
+            self.settle(len(batch), n_written)
             for done, receipt in receipts:
                 with contextlib.suppress(InvalidStateError):  # the sender left; its row is safe
                     done.set_result(receipt)
-        self._abandon()
+        self.abandon(StoreError(f"store {self.path}: closed before this row was written"))
+        self._close_connection()
 
-    def _fill_row(self, item: _Item) -> None:
+    def _fill_row(self, item: QueueItem) -> None:
         if item.row is not None or item.given_up:
             return
-        if isinstance(item.event, Outcome) and item.event.episode_id in self._unlogged:
-            self._give_up(item, StoreError(f"store {self.path}: the request of this outcome was not written"))
+        if self.is_orphan(item.event):
+            self.give_up(item, StoreError(f"store {self.path}: the request of this outcome was not written"))
             return
         try:
             item.row = to_row(item.event)
         except ValueError as error:
             log.warning("an event of type %s cannot be stored: %s", type(item.event).__name__, error)
-            self._give_up(item, StoreError(f"store {self.path}: the event cannot be stored: {error}"))
+            self.give_up(item, StoreError(f"store {self.path}: the event cannot be stored: {error}"))
 
-    def _commit(self, items: list[_Item]) -> tuple[int, list[tuple[Future[Receipt], Receipt]]]:
+    def _commit(self, items: list[QueueItem]) -> tuple[int, list[tuple[Future[Receipt], Receipt]]]:
         """Write the items in one transaction; return the number of new rows and the receipts."""
         # A chained row is synced: a duplicate is answered without a write, and a head that was exported leads to it.
         synced = any(item.done is not None or (item.row is not None and is_chained(item.row.kind)) for item in items)
         connection = self._open_connection("FULL" if synced else "NORMAL")
         written, waiting, settled = list[tuple[Event, int]](), [], self._unfinished.settled
+        saves = settled - self._unfinished.saved >= _SETTLED_ROWS
         connection.execute("BEGIN IMMEDIATE")
-        if settled - self._settled_to >= _SETTLED_ROWS:
+        if saves:
             connection.execute("UPDATE owners SET settled = ? WHERE id = ?", (settled, self._owner))
         appender = Appender(connection, owner=self._owner, redact=self._redact)
         for item in items:
@@ -395,8 +287,8 @@ class SqliteLog:
         receipts = [(done, _receipt(connection, row, duplicate, self._redact)) for done, row, duplicate in waiting]
         connection.execute("COMMIT")
         self._unfinished.note(written)
-        if settled - self._settled_to >= _SETTLED_ROWS:
-            self._settled_to = settled
+        if saves:
+            self._unfinished.saved = settled
         return len(written), receipts
 
     def _open_connection(self, synchronous: str) -> sqlite3.Connection:
@@ -409,12 +301,12 @@ class SqliteLog:
             self._synchronous = synchronous
         return self._connection
 
-    def _postpone(self, batch: list[_Item], error: sqlite3.Error) -> None:
+    def _postpone(self, batch: list[QueueItem], error: sqlite3.Error) -> None:
         """Undo a failed transaction; the batch stays in the queue and is tried again.
 
         Waiting for another process is worth the sender's time; a full or broken disk is not.
         """
-        self._n_retries += 1
+        self.n_retries += 1
         log.warning("store %s: writing failed and will be tried again: %s", self.path, error)
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         if self._connection is not None:
@@ -423,10 +315,10 @@ class SqliteLog:
         if code in _WAITING_CODES:
             return
         self._close_connection()
+        kind = StoreFull if code == sqlite3.SQLITE_FULL else StoreError
         for item in batch:
             if item.done is not None:
-                kind = StoreFull if code == sqlite3.SQLITE_FULL else StoreError
-                self._give_up(item, kind(f"store {self.path}: could not write: {error}"))
+                self.give_up(item, kind(f"store {self.path}: could not write: {error}"))
 
     def _pause(self, seconds: float) -> None:
         if self._closing:
@@ -435,36 +327,11 @@ class SqliteLog:
         with self._wake:
             self._wake.wait_for(lambda: self._closing, seconds)
 
-    def _abandon(self) -> None:
-        """The end of the thread: what still waits is given up and counted."""
-        left = list(self._queue)
-        for item in left:
-            self._give_up(item, StoreError(f"store {self.path}: closed before this row was written"))
-        self._settle(len(left), 0)
-        self._close_connection()
-
     def _close_connection(self) -> None:
         if self._connection is not None:
             with contextlib.suppress(sqlite3.Error):  # nothing is left to be done about it
                 self._connection.close()
             self._connection = None
-
-    # ── recovery ─────────────────────────────────────────────────────────────────────────────────
-
-    def _mark_lost(self, connection: sqlite3.Connection, dead: Mapping[int, int]) -> int:
-        """Give the open requests of dead processes their outcome.
-
-        dead  by number, the place up to which it had none
-        """
-        n_lost, at_s = 0, self._now()
-        connection.execute("BEGIN IMMEDIATE")
-        appender = Appender(connection, owner=self._owner, redact=self._redact)
-        for owner, settled in dead.items():
-            for (episode_id,) in connection.execute(_UNFINISHED, (owner, settled)).fetchall():
-                n_lost += appender.add(to_row(_lost(episode_id)), at_s)
-            connection.execute("DELETE FROM owners WHERE id = ?", (owner,))
-        connection.execute("COMMIT")
-        return n_lost
 
 
 def _lost(episode_id: str) -> Outcome:
@@ -478,14 +345,13 @@ def _connect(path: Path, busy_s: float, *, create: bool = True) -> sqlite3.Conne
 
 
 def _receipt(connection: sqlite3.Connection, row: Row, duplicate: bool, redact: tuple[Part, ...]) -> Receipt:
-    found = "SELECT seq, body FROM events WHERE kind = ? AND key = ?"
-    seq, body = connection.execute(found, (row.kind, row.key)).fetchone()
+    query = "SELECT seq, body FROM events WHERE kind = ? AND key = ?"
+    seq, body = connection.execute(query, (row.kind, row.key)).fetchone()
     conflict = duplicate and not repeats(connection, row, seq, body, redact=redact)
     if row.kind == "feedback":
         joined = connection.execute(_JOINED, (seq,)).fetchone()[0]
     else:
-        known = "SELECT count(*) FROM events WHERE kind = ? AND key = ?"
-        joined = connection.execute(known, ("request", row.key)).fetchone()[0]
+        joined = connection.execute(query, ("request", row.key)).fetchone() is not None
     return Receipt(seq=seq, duplicate=duplicate, joined=bool(joined), conflict=conflict)
 
 

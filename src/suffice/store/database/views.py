@@ -1,12 +1,10 @@
 """Readers of the log: single events, folds over kinds, whole episodes with their labels.
 
-A reader opens its own read-only connection, or borrows one, and fetches in pages, so it never
-holds up the writer. It does not interpret: which label counts and what a number means is for
-`assurance`. Labels come in the order in which the log received them, whatever the order in which
-request, outcome and label arrived; the last one is the current one.
+A reader opens its own read-only connection or borrows one, and fetches in pages, so it never holds up the writer. It
+does not interpret: which label counts and what a number means is for `assurance`. Labels come in the order in which the
+log received them, whatever the order in which request, outcome and label arrived; the last one is the current one.
 
-Opening a log takes more than a millisecond, most of it for its schema. A caller that looks once a second, and nearly
-always in vain, keeps a `CachedReader`.
+Every reader here raises StoreError when the log is missing, is not ours, or holds a row that cannot be read.
 """
 
 from __future__ import annotations
@@ -14,10 +12,10 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from suffice.errors import StoreError
 from suffice.store.database import schema
@@ -30,18 +28,14 @@ LogReader: TypeAlias = sqlite3.Connection  # outside `store` it is opaque: it is
 LogSource: TypeAlias = Path | str | LogReader  # a log's file, or a reader that is open already
 LOOKED = 20  # rows for each that is wanted: where a twentieth of the requests are audits, as usual, it is enough
 COUNTS = 1_000  # of requests without rows that are added up, where it is only asked whether there were many
+LAST_SEQ: Final = 2**63 - 1  # no row has a later place
 _PAGE_ROWS = 500
 
-_EVENTS = "SELECT seq, at_s, kind, body FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
-_ANY_REQUEST = "SELECT 1 FROM events INDEXED BY events_once WHERE kind IN ('request', 'requests_counted') LIMIT 1"
-_BY_KEY = "SELECT seq, at_s, body FROM events WHERE kind = ? AND key = ?"
-# Keys that begin with the route and sort by place: the unique index finds the newest at once. ";" follows ":".
-_NEWEST_OF_ROUTE = """
-    SELECT seq, body FROM events WHERE kind = :kind AND key > :route || ':' AND key < :route || ';' AND route = :route
+_COLUMNS = "seq, at_s, kind, body"
+# Keys that begin with a name and sort by what follows: the unique index finds the newest at once. ";" follows ":".
+_BY_PREFIX = """
+    kind = :kind AND key > :prefix || ':' AND key < :prefix || ';' AND (:route IS NULL OR route = :route)
     ORDER BY key DESC LIMIT :n"""
-_OF_RESPONSE = """
-    SELECT key FROM events WHERE kind = 'outcome' AND json_extract(body, '$.outcome.response_id') = ? LIMIT ?"""
-_NEWEST = "SELECT seq, body FROM events WHERE kind = ? ORDER BY seq DESC LIMIT ?"
 
 _EPISODES = """
     SELECT o.seq, r.seq, o.body, r.body, o.key, json_extract(o.body, '$.outcome.response_id')
@@ -59,21 +53,13 @@ _RECENT = """
 
 # The same rule as the view `feedback`, turned round so that the indexes find a few labels at once.
 _LABELS = """
-    SELECT seq, body FROM events WHERE kind = 'feedback' AND episode_id = :episode
+    SELECT seq, at_s, body FROM events WHERE kind = 'feedback' AND episode_id = :episode AND seq <= :until
     UNION ALL
-    SELECT seq, body FROM events
-    WHERE kind = 'feedback' AND episode_id IS NULL
+    SELECT seq, at_s, body FROM events
+    WHERE kind = 'feedback' AND episode_id IS NULL AND seq <= :until
         AND json_extract(body, '$.feedback.response_id') = :response
-        AND (SELECT count(*) FROM events o WHERE o.kind = 'outcome'
-             AND json_extract(o.body, '$.outcome.response_id') = :response) = 1
-    ORDER BY seq"""
-
-_NAMED = """
-    SELECT seq, body FROM events WHERE kind = 'feedback' AND episode_id = :episode AND seq <= :until
-    UNION ALL
-    SELECT seq, body FROM events
-    WHERE kind = 'feedback' AND episode_id IS NULL
-        AND json_extract(body, '$.feedback.response_id') = :response AND seq <= :until
+        AND (:shared OR (SELECT count(*) FROM events o WHERE o.kind = 'outcome'
+             AND json_extract(o.body, '$.outcome.response_id') = :response) = 1)
     ORDER BY seq"""
 
 # As far as anybody asks: whoever counted all of them would start the slower the longer the log is.
@@ -107,11 +93,11 @@ _EXTRACTED = """
         AND json_extract(o.body, '$.outcome.end_reason') IN ('done', 'truncated')
     ORDER BY r.seq DESC LIMIT :limit"""
 
+Values: TypeAlias = Sequence[object] | Mapping[str, object]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredLabel:
-    """One piece of feedback with its place in the log."""
-
     seq: int  # a later one replaces an earlier one
     feedback: Feedback
     about: RecalledRun | None = None  # its run, where it is one of the lottery of rows that its gateway still knew
@@ -126,91 +112,151 @@ class EpisodeWithLabels:
     labels: tuple[StoredLabel, ...]  # oldest first; (): nobody said anything
 
 
-def find_event(reader: LogReader, payload: type[E], key: str) -> E | None:
-    """The event of a kind with this key; None: there is none. Raises StoreError."""
-    found = locate_event(reader, payload, key)
+# ---- queries -------------------------------------------------------------------------------------
+
+
+def fetch(source: LogSource, query: str, values: Values = ()) -> list[Any]:
+    """The rows of a query. Any: its columns."""
+    with open_reader(source) as reader:
+        return reader.execute(query, values).fetchall()
+
+
+def fetch_number(source: LogSource, query: str, values: Values = ()) -> int:
+    """The one number that a query gives; 0 for null."""
+    return int(fetch(source, query, values)[0][0] or 0)
+
+
+def read_events_where(source: LogSource, condition: str, values: Values = (), *, index: str = "") -> list[StoredEvent]:
+    """The events that a condition selects, in the order that it names.
+
+    index  by which SQLite must find them: left to itself, it would look through far more rows
+    """
+    by = f" INDEXED BY {index}" if index else ""
+    query = f"SELECT {_COLUMNS} FROM events{by} WHERE {condition}"  # noqa: S608 - constants of this package
+    return [
+        StoredEvent(seq=seq, at_s=at_s, event=decoded(seq, EVENTS[kind], body))
+        for seq, at_s, kind, body in fetch(source, query, values)
+    ]
+
+
+def select(source: LogSource, payload: type[E], condition: str, values: Values = ()) -> list[E]:
+    """The events of one kind that a condition selects, in the order that it names."""
+    return [event for _, event in select_placed(source, payload, condition, values)]
+
+
+def select_placed(
+    source: LogSource, payload: type[E], condition: str, values: Values = (), *, index: str = ""
+) -> list[tuple[int, E]]:
+    """The same, each event with its place in the log.
+
+    index  one of `schema.INDEXED_KINDS` by which SQLite must find them; "": its own choice
+    """
+    # The kind stands in the query to the letter, as in the partial indexes: with a parameter, none of them would do.
+    kind, by, within = kind_named(payload), "", ""
+    if index:
+        by, within = f"INDEXED BY {index}", f"{schema.kinds_in(schema.INDEXED_KINDS[index])} AND"
+    query = f"SELECT seq, body FROM events {by} WHERE {within} kind = '{kind}' AND {condition}"  # noqa: S608 - constants
+    return [(seq, decoded(seq, payload, body)) for seq, body in fetch(source, query, values)]
+
+
+def read_kinds(source: LogSource, *kinds: str) -> list[StoredEvent]:
+    """All events of some kinds, of which there are few, in order."""
+    return read_events_where(source, f"{schema.kinds_in(kinds)} ORDER BY seq")
+
+
+def read_newer(source: LogSource, index: str, since_seq: int) -> list[StoredEvent]:
+    """The events of an index over kinds that stand behind a place, in order; [] where nothing is new."""
+    condition = f"seq > ? AND {schema.kinds_in(schema.INDEXED_KINDS[index])} ORDER BY seq"
+    return read_events_where(source, condition, (since_seq,), index=index)
+
+
+def newest_events(
+    source: LogSource, payload: type[E], n: int = 1, *, prefix: str | None = None, route: str | None = None
+) -> list[E]:
+    """The latest events of a kind, newest first.
+
+    prefix  only those whose keys begin with it and a colon, the last key first; None: `route`, else all, by place
+    route   only of this one, for kinds whose keys are made of a route and a place; None: any
+    """
+    prefix, kind = route if prefix is None else prefix, kind_named(payload)
+    condition = "kind = :kind ORDER BY seq DESC LIMIT :n" if prefix is None else _BY_PREFIX
+    query = f"SELECT seq, body FROM events WHERE {condition}"  # noqa: S608 - constants
+    rows = fetch(source, query, {"kind": kind, "prefix": prefix, "route": route, "n": n})
+    return [decoded(seq, payload, body) for seq, body in rows]
+
+
+def newest_event(source: LogSource, payload: type[E], *, route: str | None = None) -> E | None:
+    """The latest event of a kind; None: there is none."""
+    return next(iter(newest_events(source, payload, route=route)), None)
+
+
+def newest_of(source: LogSource, kinds: Collection[str]) -> int:
+    """The place in the log of the newest row of some kinds, of which there are few; 0: there is none."""
+    return fetch_number(source, f"SELECT max(seq) FROM events WHERE {schema.kinds_in(kinds)}")  # noqa: S608 - names of kinds
+
+
+def last_place(source: LogSource) -> int:
+    """The place of the last row of the log; 0: it is empty."""
+    return fetch_number(source, "SELECT max(seq) FROM events")
+
+
+def find_event(source: LogSource, payload: type[E], key: str) -> E | None:
+    """The event of a kind with this key; None: there is none."""
+    found = locate_event(source, payload, key)
     return None if found is None else found[2]
 
 
-def locate_event(reader: LogReader, payload: type[E], key: str) -> tuple[int, float, E] | None:
-    """Place in the log, Unix time and event of the row with this key; None: there is none. Raises StoreError."""
-    row = reader.execute(_BY_KEY, (kind_named(payload), key)).fetchone()
-    return None if row is None else (int(row[0]), float(row[1]), decoded(row[0], payload, row[2]))
+def locate_event(source: LogSource, payload: type[E], key: str) -> tuple[int, float, E] | None:
+    """Place in the log, Unix time and event of the row with this key; None: there is none."""
+    query = "SELECT seq, at_s, body FROM events WHERE kind = ? AND key = ?"
+    for seq, at_s, body in fetch(source, query, (kind_named(payload), key)):
+        return seq, at_s, decoded(seq, payload, body)
+    return None
 
 
 def episodes_of_response(reader: LogReader, response_id: str | None, *, most: int) -> list[str]:
     """The episodes whose answer had this id, at most so many: where there are two, nobody can say which is meant."""
-    return [str(key) for (key,) in reader.execute(_OF_RESPONSE, (response_id, most))]
+    query = "SELECT key FROM events WHERE kind = 'outcome' AND json_extract(body, '$.outcome.response_id') = ? LIMIT ?"
+    return [key for (key,) in fetch(reader, query, (response_id, most))]
 
 
-def newest_events(reader: LogReader, payload: type[E], n: int = 1, *, route: str | None = None) -> list[E]:
-    """The latest events of a kind, newest first. Raises StoreError.
-
-    route  only of this one, for kinds whose keys are made of a route and a place; None: any
-    """
-    kind = kind_named(payload)
-    if route is None:
-        rows = reader.execute(_NEWEST, (kind, n))
-    else:
-        rows = reader.execute(_NEWEST_OF_ROUTE, {"kind": kind, "route": route, "n": n})
-    return [decoded(seq, payload, body) for seq, body in rows.fetchall()]
-
-
-def read_kinds(source: LogSource, *kinds: str) -> list[StoredEvent]:
-    """All events of some kinds, of which there are few, in order. Raises StoreError."""
-    marks = ", ".join("?" * len(kinds))
-    query = f"SELECT seq, at_s, kind, body FROM events WHERE kind IN ({marks}) ORDER BY seq"  # noqa: S608 - marks
-    with open_reader(source) as reader:
-        return stored_events(reader.execute(query, kinds).fetchall())
+def read_events(source: LogSource, *, since_seq: int = 0, limit: int | None = None) -> Iterator[StoredEvent]:
+    """Yield the events after `since_seq` in order, at most `limit`; unknown kinds are skipped."""
+    query = f"SELECT {_COLUMNS} FROM events WHERE seq > ? ORDER BY seq LIMIT ?"  # noqa: S608 - constants
+    with open_reader(source) as connection:
+        left = LAST_SEQ if limit is None else limit
+        while left > 0:
+            page = connection.execute(query, (since_seq, min(left, _PAGE_ROWS))).fetchall()
+            for seq, at_s, kind, body in page:
+                if kind in EVENTS:
+                    yield StoredEvent(seq=seq, at_s=at_s, event=decoded(seq, EVENTS[kind], body))
+            if len(page) < _PAGE_ROWS:
+                return
+            since_seq, left = page[-1][0], left - len(page)
 
 
-def read_newer(source: LogSource, query: str, since_seq: int) -> list[StoredEvent]:
-    """The events that a fold over some kinds has not seen; [] where nothing is new. Raises StoreError.
-
-    query  takes the place that was read up to, and gives seq, at_s, kind and body
-    """
-    with open_reader(source) as reader:
-        return stored_events(reader.execute(query, (since_seq,)).fetchall())
-
-
-def stored_events(rows: Iterable[tuple[int, float, str, str]]) -> list[StoredEvent]:
-    """Rows of seq, at_s, kind and body, as events. Raises StoreError."""
-    return [StoredEvent(seq=seq, at_s=at_s, event=decoded(seq, EVENTS[kind], body)) for seq, at_s, kind, body in rows]
-
-
-def newest_of(connection: sqlite3.Connection, kinds: Collection[str]) -> int:
-    """The place in the log of the newest row of some kinds, of which there are few; 0: there is none."""
-    marks = ", ".join("?" * len(kinds))
-    found = connection.execute(f"SELECT max(seq) FROM events WHERE kind IN ({marks})", tuple(kinds))  # noqa: S608 - marks
-    return int(found.fetchone()[0] or 0)
+# ---- episodes and labels -------------------------------------------------------------------------
 
 
 def read_episodes(
-    source: LogSource,
-    route: str | None = None,
-    since_seq: int = 0,
-    *,
-    ended_after: int = 0,
+    source: LogSource, route: str | None = None, since_seq: int = 0, *, ended_after: int = 0
 ) -> Iterator[EpisodeWithLabels]:
     """Yield every run that has both its rows, in the order in which the runs ended.
 
-    route      only this route; "" for requests that matched none; None for all
-    since_seq  only runs with a row after this place in the log; a label that came later to an
-               older run does not bring that run back
+    route        only this route; "" for requests that matched none; None for all
+    since_seq    only runs with a row after this place in the log; a label that came later to an older run does not
+                 bring that run back
     ended_after  only runs whose outcome stands after this place; what stands before it is not looked at
-
-    Raises StoreError when the file is missing, is not ours, or holds a row that cannot be read.
     """
     with open_reader(source) as connection:
         after = ended_after
         while True:
             wanted = {"after": after, "since": since_seq, "route": route, "limit": _PAGE_ROWS}
             page = [
-                (row, connection.execute(_LABELS, {"episode": row[4], "response": row[5]}).fetchall())
-                for row in connection.execute(_EPISODES, wanted).fetchall()
+                (row[:4], read_labels(connection, *row[4:])) for row in connection.execute(_EPISODES, wanted).fetchall()
             ]
-            for (outcome_seq, request_seq, outcome, request, _, _), labels in page:
-                yield _labelled(outcome_seq, request_seq, outcome, request, labels)
+            for row, labels in page:
+                yield _labelled(row, labels)
             if len(page) < _PAGE_ROWS:
                 return
             after = page[-1][0][0]
@@ -220,67 +266,41 @@ def read_recent(source: LogSource, n: int) -> Iterator[Episode]:
     """Yield the `n` runs that ended last, of all routes together, oldest first and without labels.
 
     Fewer where what stands last in the log is mostly something else: it is looked through for `LOOKED` rows a run.
-
-    Raises StoreError when the file is missing, is not ours, or holds a row that cannot be read.
     """
     with open_reader(source) as connection:
-        for outcome_seq, request_seq, outcome, request in connection.execute(_RECENT, {"n": n, "looked": LOOKED * n}):
-            yield _labelled(outcome_seq, request_seq, outcome, request, []).episode
+        for row in connection.execute(_RECENT, {"n": n, "looked": LOOKED * n}):
+            yield _labelled(row, ()).episode
 
 
-def read_events(source: LogSource, *, since_seq: int = 0, limit: int | None = None) -> Iterator[StoredEvent]:
-    """Yield the events after `since_seq` in order, at most `limit`; unknown kinds are skipped.
+def _labelled(row: tuple[int, int, str, str], labels: tuple[StoredLabel, ...]) -> EpisodeWithLabels:
+    outcome_seq, request_seq, outcome, request = row
+    episode = Episode(request=decoded(request_seq, Request, request), outcome=decoded(outcome_seq, Outcome, outcome))
+    return EpisodeWithLabels(seq=max(outcome_seq, request_seq), episode=episode, labels=labels)
 
-    Raises StoreError when the file is missing, is not ours, or holds a row that cannot be read.
+
+def label_rows(
+    reader: LogReader, episode_id: str | None, response_id: str | None, *, until_seq: int, shared: bool
+) -> list[tuple[int, float, FeedbackEvent]]:
+    """Place, Unix time and event of what was said about a run up to a place, oldest first.
+
+    shared  also by a response id that no answer, or more than one, has
     """
-    with open_reader(source) as connection:
-        left = limit
-        while left is None or left > 0:
-            n_rows = _PAGE_ROWS if left is None else min(left, _PAGE_ROWS)
-            page = connection.execute(_EVENTS, (since_seq, n_rows)).fetchall()
-            for seq, at_s, kind, body in page:
-                if kind in EVENTS:
-                    yield StoredEvent(seq=seq, at_s=at_s, event=decoded(seq, EVENTS[kind], body))
-            if len(page) < n_rows:
-                return
-            since_seq = page[-1][0]
-            left = None if left is None else left - len(page)
+    wanted = {"episode": episode_id, "response": response_id, "until": until_seq, "shared": shared}
+    rows = fetch(reader, _LABELS, wanted)
+    return [(seq, at_s, decoded(seq, FeedbackEvent, body)) for seq, at_s, body in rows]
 
 
-def n_requests_of(source: LogSource, routes: Collection[str], *, most: int) -> dict[str, int]:
-    """How many requests each route has had, counted to `most`. Raises StoreError.
-
-    Of those that have no rows, the latest `COUNTS` counts.
-    """
-    by_route = dict[str, int]()
-    with open_reader(source) as connection:
-        for route in routes:
-            kept = int(connection.execute(_AT_LEAST, (route, most)).fetchone()[0])
-            others = 0 if kept >= most else int(connection.execute(_AT_LEAST_UNKEPT, (route, COUNTS)).fetchone()[0])
-            by_route[route] = min(most, kept + others)
-    return by_route
-
-
-def upstream_findings(source: LogSource) -> dict[str, Findings]:
-    """The latest examination of every upstream, by the upstream's name. Raises StoreError."""
-    events = (stored.event for stored in read_kinds(source, "upstream_examined"))
-    return {event.upstream: event for event in events if isinstance(event, Findings)}
-
-
-def route_findings(source: LogSource) -> dict[str, tuple[int, RouteFindings]]:
-    """The latest examination of every route with its place in the log, by name. Raises StoreError."""
-    rows = ((stored.seq, stored.event) for stored in read_kinds(source, "route_examined"))
-    return {event.route: (seq, event) for seq, event in rows if isinstance(event, RouteFindings)}
-
-
-def extracted_answers(source: LogSource, route: str, *, since_seq: int = 0, limit: int) -> list[bool]:
-    """For each of the latest full runs of a route, oldest first: was there an answer? Raises StoreError.
-
-    They are looked for among the route's `LOOKED` times as many latest requests.
-    """
-    wanted = {"route": route, "since": since_seq, "limit": limit, "looked": LOOKED * limit}
-    with open_reader(source) as connection:
-        return [bool(one) for (one,) in reversed(connection.execute(_EXTRACTED, wanted).fetchall())]
+def read_labels(
+    reader: LogReader,
+    episode_id: str | None,
+    response_id: str | None,
+    *,
+    until_seq: int = LAST_SEQ,
+    shared: bool = False,
+) -> tuple[StoredLabel, ...]:
+    """What was said about one run up to a place in the log, oldest first; `shared` as `label_rows` has it."""
+    rows = label_rows(reader, episode_id, response_id, until_seq=until_seq, shared=shared)
+    return tuple(StoredLabel(seq=seq, feedback=given.feedback, about=given.about) for seq, _, given in rows)
 
 
 def read_runs_before(
@@ -290,36 +310,60 @@ def read_runs_before(
 
     route  only this one; None: all
     """
-    return reader.execute(_RUNS_BEFORE, {"before": before, "route": route, "limit": n}).fetchall()
+    return fetch(reader, _RUNS_BEFORE, {"before": before, "route": route, "limit": n})
+
+
+def newest_request(source: LogSource, route: str) -> Request | None:
+    """The latest request of a route that has rows; None: there is none."""
+    return next(iter(select(source, Request, "route = ? ORDER BY seq DESC LIMIT 1", (route,))), None)
 
 
 def has_requests(reader: LogReader) -> bool:
     """Has the log seen any request, with rows or without?"""
-    return reader.execute(_ANY_REQUEST).fetchone() is not None
+    query = "SELECT 1 FROM events INDEXED BY events_once WHERE kind IN ('request', 'requests_counted') LIMIT 1"
+    return bool(fetch(reader, query))
 
 
-def read_labels(
-    connection: sqlite3.Connection, episode_id: str, response_id: str | None, *, until_seq: int | None = None
-) -> tuple[StoredLabel, ...]:
-    """What was said about one run, oldest first. Raises StoreError.
+def n_requests_of(source: LogSource, routes: Collection[str], *, most: int) -> dict[str, int]:
+    """How many requests each route has had, counted to `most`; of those without rows, in the latest `COUNTS` counts."""
+    by_route = dict[str, int]()
+    with open_reader(source) as connection:
+        for route in routes:
+            n = fetch_number(connection, _AT_LEAST, (route, most))
+            if n < most:
+                n += fetch_number(connection, _AT_LEAST_UNKEPT, (route, COUNTS))
+            by_route[route] = min(most, n)
+    return by_route
 
-    until_seq  labels that came later do not count; None: all do
+
+# ---- what `suffice doctor` has shown -------------------------------------------------------------
+
+
+def upstream_findings(source: LogSource) -> dict[str, Findings]:
+    """The latest examination of every upstream, by the upstream's name."""
+    return {event.upstream: event for event in select(source, Findings, "1 ORDER BY seq")}
+
+
+def route_findings(source: LogSource) -> dict[str, tuple[int, RouteFindings]]:
+    """The latest examination of every route with its place in the log, by name."""
+    return {event.route: (seq, event) for seq, event in select_placed(source, RouteFindings, "1 ORDER BY seq")}
+
+
+def extracted_answers(source: LogSource, route: str, *, since_seq: int = 0, limit: int) -> list[bool]:
+    """For each of the latest full runs of a route, oldest first: was there an answer?
+
+    They are looked for among the route's `LOOKED` times as many latest requests.
     """
-    rows = connection.execute(_LABELS, {"episode": episode_id, "response": response_id}).fetchall()
-    return _labels(row for row in rows if until_seq is None or row[0] <= until_seq)
+    wanted = {"route": route, "since": since_seq, "limit": limit, "looked": LOOKED * limit}
+    return [bool(one) for (one,) in reversed(fetch(source, _EXTRACTED, wanted))]
 
 
-def labels_named(
-    connection: sqlite3.Connection, episode_id: str | None, response_id: str | None, *, until_seq: int
-) -> tuple[StoredLabel, ...]:
-    """What was said of a run that has no rows, under either of its names, oldest first. Raises StoreError."""
-    wanted = {"episode": episode_id, "response": response_id, "until": until_seq}
-    return _labels(connection.execute(_NAMED, wanted).fetchall())
+# ---- connections ---------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def open_reader(source: LogSource, *, is_over: Callable[[], bool] | None = None) -> Iterator[LogReader]:
-    """A connection to read from: the caller's own, or a read-only one that is closed at the end. Raises StoreError.
+    """A connection to read from: the caller's own, or a read-only one that is closed at the end.
 
     is_over  asked again and again while a query runs: True interrupts it
     """
@@ -360,24 +404,6 @@ def connect_reader(path: Path, *, one_thread: bool = True) -> sqlite3.Connection
     return connection
 
 
-def _labelled(
-    outcome_seq: int, request_seq: int, outcome_body: str, request_body: str, labels: list[tuple[int, str]]
-) -> EpisodeWithLabels:
-    return EpisodeWithLabels(
-        seq=max(outcome_seq, request_seq),
-        episode=Episode(
-            request=decoded(request_seq, Request, request_body),
-            outcome=decoded(outcome_seq, Outcome, outcome_body),
-        ),
-        labels=_labels(labels),
-    )
-
-
-def _labels(rows: Iterable[tuple[int, str]]) -> tuple[StoredLabel, ...]:
-    given = ((seq, decoded(seq, FeedbackEvent, body)) for seq, body in rows)
-    return tuple(StoredLabel(seq=seq, feedback=one.feedback, about=one.about) for seq, one in given)
-
-
 def decoded(seq: int, record: type[E], body: str) -> E:
     """The event in a stored body, `seq` its place. Raises StoreError, which names the row."""
     try:
@@ -388,7 +414,6 @@ def decoded(seq: int, record: type[E], body: str) -> E:
 
 _FEW_ROWS: Final = 64  # that are gone through to see of which kinds they are: more are looked at in any case
 _NEWER: Final = "SELECT seq, kind FROM events WHERE seq > ? ORDER BY seq LIMIT ?"
-_LAST_SEQ: Final = "SELECT max(seq) FROM events"
 _WAITS_MS: Final = 5_000  # for another process that holds the file, in a look; `has_new` waits for nobody
 
 
@@ -444,7 +469,7 @@ class CachedReader:
                 connection.execute(f"PRAGMA busy_timeout = {_WAITS_MS}")
                 connection.execute("BEGIN")
                 self._commits = _commits(connection)
-                self._seq = int(connection.execute(_LAST_SEQ).fetchone()[0] or 0)
+                self._seq = last_place(connection)
                 yield connection
                 connection.execute("COMMIT")
                 connection.execute("PRAGMA busy_timeout = 0")
@@ -483,4 +508,4 @@ def _file(path: Path) -> tuple[int, int] | None:
 
 def _commits(connection: sqlite3.Connection) -> int:
     """A number that changes with each commit of another connection, in this process or not."""
-    return int(connection.execute("PRAGMA data_version").fetchone()[0])
+    return fetch_number(connection, "PRAGMA data_version")

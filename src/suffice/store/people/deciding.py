@@ -2,24 +2,21 @@
 
     read what holds ──▶ review.decide ──▶ rows, all of a decision or none of it
 
-Of two people who decide at the same moment, the second one is told what the first one did. A log that is
-locked or full raises StoreError; then nothing was written and everything is as it was.
+Where somebody else decided at the same moment, a decision is made anew on what holds then; a pause is refused instead.
+A log that is locked or full raises StoreError; then nothing was written and everything is as it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import Final
 
-from suffice.errors import StoreError
 from suffice.review.decide import DecisionRows, IncidentForm, Now, OverrideForm, in_words, override_of, resolve_incident
 from suffice.review.holds import Incident, Override, OverrideEnd, describe_override, name_by_hand, why_not
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import LogReader, find_event, open_reader
-from suffice.store.people.holds import read_holds
-from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.database.views import LogReader, find_event
+from suffice.store.routes.in_force import read_decided, read_holds
 from suffice.store.routes.windows import read_publications
 from suffice.store.rows.events import Event
 from suffice.types import Pause, Publication, Resumption
@@ -28,52 +25,29 @@ RACE: Final = "somebody else decided at the same moment; look again"
 
 
 def start_pause(writer: Decisions, route: str, *, reason: str, author: str) -> str | None:
-    """Let every request of a route run in full until somebody resumes it; why not, or None: it is done.
-
-    Raises StoreError.
-    """
-
-    def decided(held: InForce) -> Event | str:
-        if held.pause is not None:
-            return f"is paused already: {held.pause.reason}"
-        number = held.n_pauses + 1
-        return Pause(route=route, number=number, cause="person", reason=reason, author=author)
-
-    return _decide(writer, route, decided)
+    """Let every request of a route run in full until somebody resumes it; why not, or None: it is done."""
+    held = read_decided(writer.path).of(route)
+    if held.pause is not None:
+        return f"is paused already: {held.pause.reason}"
+    pause = Pause(route=route, number=held.n_pauses + 1, cause="person", reason=reason, author=author)
+    return None if writer.write_new(pause) else RACE
 
 
 def end_pause(writer: Decisions, route: str, *, reason: str, author: str) -> str | None:
-    """End a pause: what is certified acts again; why not, or None: it is done. Raises StoreError."""
-
-    def decided(held: InForce) -> Event | str:
-        if held.pause is None:
-            return "is not paused"
-        return Resumption(route=route, number=held.pause.number, reason=reason, author=author)
-
-    return _decide(writer, route, decided)
-
-
-def _decide(writer: Decisions, route: str, decided: Callable[[InForce], Event | str]) -> str | None:
-    event = decided(read_decided(writer.path).of(route))
-    if isinstance(event, str):
-        return event
-    return None if writer.write(None, [event]) == [True] else RACE
-
-
-_TRIES: Final = 20
-
-T = TypeVar("T")
+    """End a pause: what is certified acts again; why not, or None: it is done."""
+    pause = read_decided(writer.path).of(route).pause
+    if pause is None:
+        return "is not paused"
+    end = Resumption(route=route, number=pause.number, reason=reason, author=author)
+    return None if writer.write_new(end) else RACE
 
 
 def read_now(connection: LogReader, route: str, settings: Route, *, setup: str = "") -> Now:
     """What holds on a route at this moment.
 
     setup  as `gateway.route.route_setup` has it; "": the latest publication's own is taken
-
-    Raises StoreError.
     """
     held = read_decided(connection).of(route)
-    known = held.last.setup if held.last is not None else ""
     return Now(
         route=route,
         holds=read_holds(connection).of(route),
@@ -81,20 +55,16 @@ def read_now(connection: LogReader, route: str, settings: Route, *, setup: str =
         epoch=held.epoch,
         publication=held.publication,
         pause=held.pause,
-        setup=setup or known,
+        setup=setup or (held.last.setup if held.last is not None else ""),
     )
 
 
 def read_publication(connection: LogReader, route: str, number: int) -> Publication | None:
-    """One of a route's publications; None: there is none of that number. Raises StoreError."""
     return find_event(connection, Publication, f"{route}:{number}")
 
 
 def fitting(connection: LogReader, now: Now, *, now_s: float) -> list[tuple[Publication, str | None]]:
-    """The publications of the epoch that runs, the latest first, each with why it may not be served; None: it may.
-
-    Raises StoreError.
-    """
+    """The publications of the epoch that runs, the latest first, each with why it may not be served; None: it may."""
     if now.epoch is None:
         return []
     budget = now.holds.in_effect(now_s).budget(now.settings.max_em_drop)
@@ -102,6 +72,15 @@ def fitting(connection: LogReader, now: Now, *, now_s: float) -> list[tuple[Publ
         (made, why_not(made, epoch=now.epoch, max_em_drop=budget, confidence=now.settings.confidence, setup=now.setup))
         for _, made in reversed(read_publications(connection, now.route, epoch=now.epoch.number))
     ]
+
+
+def _pinned(
+    connection: LogReader, route: str, number: int | None, given: Publication | None
+) -> Publication | str | None:
+    """The publication of that number, else the one that was given; a sentence where there is none of that number."""
+    if number is None:
+        return given
+    return read_publication(connection, route, number) or f"unknown publication {number} of route {route}"
 
 
 def set_override(
@@ -117,51 +96,46 @@ def set_override(
     """Hold a route or a class of its questions; a sentence where it cannot be held so.
 
     publication  pin: number of the earlier publication to be served; None: what is in force
-
-    Raises StoreError, and then nothing is held.
     """
 
     def step(connection: LogReader) -> tuple[list[Event], Override] | str:
-        pinned = wanted.pinned
-        if publication is not None:
-            pinned = read_publication(connection, route, publication)
-            if pinned is None:
-                return f"unknown publication {publication} of route {route}"
+        pinned = _pinned(connection, route, publication, wanted.pinned)
+        if isinstance(pinned, str):
+            return pinned
         now = read_now(connection, route, settings, setup=setup)
-        found = override_of(replace(wanted, pinned=pinned), now, now_s=now_s)
-        return found if isinstance(found, str) else ([found], found)
+        override = override_of(replace(wanted, pinned=pinned), now, now_s=now_s)
+        return override if isinstance(override, str) else ([override], override)
 
-    return _step(writer, step)
+    return writer.decide(step)
 
 
 def end_override(
     writer: Decisions, route: str, settings: Route, number: int, reason: str, author: str, *, now_s: float
 ) -> OverrideEnd | str:
-    """End an override before its time; a sentence where there is none to end. Raises StoreError."""
+    """End an override before its time; a sentence where there is none to end."""
+    reason, author = reason.strip(), author.strip()
+    if not reason or not author:
+        return "the end of an override needs an author and a reason"
 
     def step(connection: LogReader) -> tuple[list[Event], OverrideEnd] | str:
-        if not reason.strip() or not author.strip():
-            return "the end of an override needs an author and a reason"
         now = read_now(connection, route, settings)
-        found = now.holds.override(number)
-        if found is None or now_s >= found.expires_at_s:
+        override, others = now.holds.override(number), [one for one in now.holds.overrides if one.number != number]
+        if override is None or now_s >= override.expires_at_s:
             live = ", ".join(str(one.number) for one in now.holds.overrides if now_s < one.expires_at_s) or "none"
             return f"no override {number} holds on route {route}; those that do: {live}"
-        left = replace(
-            now, holds=replace(now.holds, overrides=tuple(one for one in now.holds.overrides if one.number != number))
-        )
+        left = replace(now, holds=replace(now.holds, overrides=tuple(others)))
         end = OverrideEnd(
             route=route,
             number=number,
-            reason=reason.strip(),
-            author=author.strip(),
+            reason=reason,
+            author=author,
             ended_at_s=now_s,
-            before=describe_override(found),
+            before=describe_override(override),
             after=in_words(left, now_s=now_s),
         )
         return [end], end
 
-    return _step(writer, step)
+    return writer.decide(step)
 
 
 def open_incident(
@@ -178,35 +152,31 @@ def open_incident(
     """Open an incident by hand; a sentence where it cannot be.
 
     pauses  let everything run in full until somebody decides
-
-    Raises StoreError.
     """
+    summary, author = summary.strip(), author.strip()
+    if not summary or not author:
+        return "an incident needs an author and a sentence that says what is wrong"
 
-    def step(connection: LogReader) -> tuple[list[Event], Incident] | str:
-        if not summary.strip() or not author.strip():
-            return "an incident needs an author and a sentence that says what is wrong"
-        held = read_decided(connection).of(route)
+    def step(connection: LogReader) -> tuple[list[Event], Incident]:
+        held, now = read_decided(connection).of(route), read_now(connection, route, settings)
         events: list[Event] = []
-        pause = held.pause
+        pause = held.pause if pauses else None
         if pauses and pause is None:
-            pause = Pause(
-                route=route, number=held.n_pauses + 1, cause="person", reason=summary.strip(), author=author.strip()
-            )
+            pause = Pause(route=route, number=held.n_pauses + 1, cause="person", reason=summary, author=author)
             events.append(pause)
-        now = read_now(connection, route, settings)
         incident = Incident(
             incident=name_by_hand(route, now.holds.n_by_hand + 1),
             route=route,
             cause="person",
-            summary=summary.strip(),
+            summary=summary,
             evidence=(*evidence, f"held then: {in_words(now, now_s=now_s)}"),
-            pause=pause.number if pauses and pause is not None else None,
+            pause=None if pause is None else pause.number,
             opened_at_s=now_s,
-            author=author.strip(),
+            author=author,
         )
         return [*events, incident], incident
 
-    return _step(writer, step)
+    return writer.decide(step)
 
 
 def decide_incident(
@@ -222,39 +192,16 @@ def decide_incident(
     """Decide an incident and carry the decision out; a sentence where it cannot be.
 
     publication  roll back: number of the publication to go back to
-
-    Raises StoreError, and then everything is as it was.
     """
 
     def step(connection: LogReader) -> tuple[list[Event], DecisionRows] | str:
-        pinned = asked.pinned
-        if publication is not None:
-            pinned = read_publication(connection, route, publication)
-            if pinned is None:
-                return f"unknown publication {publication} of route {route}"
-        found = resolve_incident(
-            replace(asked, pinned=pinned), read_now(connection, route, settings, setup=setup), now_s=now_s
-        )
-        if isinstance(found, str):
-            return found
-        events: list[Event] = [found.decision]
-        if found.override is not None:
-            events.append(found.override)
-        if found.resumption is not None:
-            events.append(found.resumption)
-        return events, found
-
-    return _step(writer, step)
-
-
-def _step(writer: Decisions, step: Callable[[LogReader], tuple[list[Event], T] | str]) -> T | str:
-    """Decide on what holds, and write it; where somebody was quicker, decide anew on what holds then."""
-    for _ in range(_TRIES):
-        with open_reader(writer.path) as connection:
-            found = step(connection)
-        if isinstance(found, str):
-            return found
-        events, made = found
-        if writer.write(None, events, all_new=True) == [True] * len(events):
+        pinned = _pinned(connection, route, publication, asked.pinned)
+        if isinstance(pinned, str):
+            return pinned
+        now = read_now(connection, route, settings, setup=setup)
+        made = resolve_incident(replace(asked, pinned=pinned), now, now_s=now_s)
+        if isinstance(made, str):
             return made
-    raise StoreError(f"store {writer.path}: others were quicker {_TRIES} times; try again")
+        return [one for one in (made.decision, made.override, made.resumption) if one is not None], made
+
+    return writer.decide(step)

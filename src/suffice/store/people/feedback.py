@@ -1,34 +1,33 @@
-"""Feedback as it stands in the log: all of it, and what belongs to no request.
+"""Feedback as it stands in the log: all of it, what belongs to no request, and who asked for what it is about.
 
 What names a request that is not there waits, and after a while it is a dead letter. Nothing is lost by that: whenever
-the request comes, the feedback joins it.
+the request comes, the feedback joins it. Every reader here raises StoreError.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 from suffice.store.audit.chain import repeats
-from suffice.store.database.views import LogReader, decoded, episodes_of_response, find_event, open_reader
+from suffice.store.database.views import LogReader, decoded, episodes_of_response, fetch, find_event, open_reader
 from suffice.store.rows.events import to_row
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback, Request
 
-_PARKED: Final = """
-    SELECT v.seq, v.at_s, v.feedback_id, v.episode_id, v.response_id, v.source
+_UNMATCHED: Final = """
+    SELECT v.seq, v.at_s, v.feedback_id, v.episode_id, v.response_id, coalesce(v.source, '')
     FROM feedback v JOIN events f ON f.seq = v.seq
     WHERE NOT v.joined AND json_extract(f.body, '$.about') IS NULL ORDER BY v.seq"""
-_SAID: Final = """
+_ALL: Final = """
     SELECT f.seq, f.body, coalesce(v.route, json_extract(f.body, '$.about.route')),
         v.joined OR json_extract(f.body, '$.about') IS NOT NULL
     FROM feedback v JOIN events f ON f.seq = v.seq ORDER BY f.seq"""
-_KEPT: Final = "SELECT seq, body FROM events WHERE kind = ? AND key = ?"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class UnmatchedFeedback:
     """One piece of feedback that belongs to no request of the log."""
 
@@ -50,23 +49,15 @@ class FeedbackRecord:
 
 
 def read_unmatched(path: Path) -> Iterator[UnmatchedFeedback]:
-    """All of it, in the order in which it came. Raises StoreError."""
+    """All of it, in the order in which it came."""
     with open_reader(path) as connection:
-        for seq, at_s, feedback_id, episode_id, response_id, source in connection.execute(_PARKED):
-            yield UnmatchedFeedback(
-                seq=seq,
-                at_s=at_s,
-                feedback_id=feedback_id,
-                episode_id=episode_id,
-                response_id=response_id,
-                source=source or "",
-            )
+        yield from (UnmatchedFeedback(*row) for row in connection.execute(_UNMATCHED))
 
 
 def read_all_feedback(path: Path) -> Iterator[FeedbackRecord]:
-    """All feedback, in the order in which it came. Raises StoreError."""
+    """All feedback, in the order in which it came."""
     with open_reader(path) as connection:
-        for seq, body, route, joined in connection.execute(_SAID):
+        for seq, body, route, joined in connection.execute(_ALL):
             given = decoded(seq, FeedbackEvent, body).feedback
             yield FeedbackRecord(feedback=given, route=route, joined=bool(joined))
 
@@ -74,10 +65,9 @@ def read_all_feedback(path: Path) -> Iterator[FeedbackRecord]:
 def find_feedback(connection: LogReader, given: Feedback) -> Literal["no", "yes", "otherwise"]:
     """Is there feedback of this sender with this id already? "otherwise": it says something else."""
     row = to_row(FeedbackEvent(given))
-    found = connection.execute(_KEPT, (row.kind, row.key)).fetchone()
-    if found is None:
-        return "no"
-    return "yes" if repeats(connection, row, *found) else "otherwise"
+    for seq, body in fetch(connection, "SELECT seq, body FROM events WHERE kind = ? AND key = ?", (row.kind, row.key)):
+        return "yes" if repeats(connection, row, seq, body) else "otherwise"
+    return "no"
 
 
 def would_join(connection: LogReader, episode_id: str | None, response_id: str | None) -> bool:
@@ -85,3 +75,15 @@ def would_join(connection: LogReader, episode_id: str | None, response_id: str |
     if episode_id is not None:
         return find_event(connection, Request, episode_id) is not None
     return bool(response_id) and len(episodes_of_response(connection, response_id, most=2)) == 1
+
+
+def senders_of(path: Path, named: Sequence[tuple[str | None, str | None]]) -> list[frozenset[str]]:
+    """Who asked for what each pair of an episode id and a response id names; none: the log knows no such answer."""
+    with open_reader(path) as connection:
+        return [_senders(connection, episode_id, response_id) for episode_id, response_id in named]
+
+
+def _senders(connection: LogReader, episode_id: str | None, response_id: str | None) -> frozenset[str]:
+    query = "SELECT json_extract(body, '$.request.sender') FROM events WHERE kind = 'request' AND key = ?"
+    episodes = [episode_id] if episode_id is not None else episodes_of_response(connection, response_id, most=100)
+    return frozenset(sender or "" for episode in episodes for (sender,) in fetch(connection, query, (episode,)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
 
 from suffice.assurance.forecast import Outlook
 from suffice.assurance.guarantee import WINDOW_RUNS, extractability_refusal
@@ -13,19 +12,14 @@ from suffice.review.route_guarantee import GuaranteeInputs, RouteGuarantee, guar
 from suffice.rollout.experiment import RunningExperiment
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
-from suffice.store.database.views import LogReader, LogSource, decoded, extracted_answers, newest_events, route_findings
-from suffice.store.people.holds import Holds, read_holds
+from suffice.store.database.views import LogReader, LogSource, extracted_answers, newest_event, route_findings
 from suffice.store.routes.experiments import read_experiments
 from suffice.store.routes.experiments import read_running_experiments as running_experiments
-from suffice.store.routes.in_force import DeploymentState, read_decided
+from suffice.store.routes.in_force import DeploymentState, Holds, read_decided, read_holds
 from suffice.store.routes.rollouts import read_rollouts
 from suffice.store.routes.rollouts import read_running_rollouts as running_rollouts
 from suffice.store.rows.records import KillSwitchState
-from suffice.types import Request, RouteFindings
-
-_NEWEST: Final = """
-    SELECT seq, body FROM events INDEXED BY requests_by_route WHERE kind = 'request' AND route = ?
-    ORDER BY seq DESC LIMIT 1"""
+from suffice.types import RouteFindings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,15 +103,9 @@ def audits_by_class(outlook: Outlook | None) -> dict[str, int]:
     return {} if outlook is None else {part.query_class or "": part.n_audits for part in outlook.classes}
 
 
-def newest_request(connection: LogReader, route: str) -> Request | None:
-    """The latest request of a route that has rows; None: there is none. Raises StoreError."""
-    row = connection.execute(_NEWEST, (route,)).fetchone()
-    return None if row is None else decoded(row[0], Request, row[1])
-
-
 def newest_switching(connection: LogReader) -> KillSwitchState | None:
     """How the kill switch was seen last; None: nobody has ever pulled it. Raises StoreError."""
-    return next(iter(newest_events(connection, KillSwitchState)), None)
+    return newest_event(connection, KillSwitchState)
 
 
 def extracted(

@@ -13,23 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from suffice.errors import StoreError
 from suffice.review.items import ControlDraw, ItemReturn, ReviewItem, ReviewLease, Verdict, VerdictForm
 from suffice.review.queue import EMPTY, Queue, Submission, accept_verdict, give_back, next_for
 from suffice.review.select import item_of, of_run
 from suffice.settings import Review as ReviewRules
 from suffice.store.database.decisions import Decisions
-from suffice.store.database.views import LogSource, find_event, open_reader, read_newer
-from suffice.store.routes.windows import whole_episodes
+from suffice.store.database.views import LogReader, LogSource, find_event, open_reader, read_newer
 from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent, QuestionText, Sources
 from suffice.types import Outcome, Request
-
-_TRIES: Final = 20  # steps that are decided anew because somebody else was quicker
-_NEW: Final = """
-    SELECT seq, at_s, kind, body FROM events INDEXED BY reviews WHERE seq > ? AND kind IN
-        ('review_asked', 'review_drawn', 'review_leased', 'review_returned', 'review_verdict')
-    ORDER BY seq"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,28 +35,23 @@ NOTHING_ASKED: Final = Reviews(0, EMPTY)
 
 def read_reviews(source: LogSource, known: Reviews = NOTHING_ASKED) -> Reviews:
     """The queue now, given what was known before; the same object where nothing is new. Raises StoreError."""
-    rows = read_newer(source, _NEW, known.seq)
+    rows = read_newer(source, "reviews", known.seq)
     if not rows:
         return known
-    records = (
-        stored.event
-        for stored in rows
-        if isinstance(stored.event, ReviewItem | ControlDraw | ReviewLease | ItemReturn | Verdict)
-    )
+    events = (stored.event for stored in rows)
+    records = (one for one in events if isinstance(one, ReviewItem | ControlDraw | ReviewLease | ItemReturn | Verdict))
     return Reviews(rows[-1].seq, known.queue.after(records))
 
 
 def kept_question(source: LogSource, episode_id: str, *, now_s: float) -> str | None:
     """The text of a run's question, where its route keeps it and its time is not over; else None. Raises StoreError."""
-    with open_reader(source) as connection:
-        question = find_event(connection, QuestionText, episode_id)
+    question = find_event(source, QuestionText, episode_id)
     return question.text if question is not None and now_s < question.expires_at_s else None
 
 
 def kept_sources(source: LogSource, episode_id: str, *, now_s: float) -> Sources | None:
     """What the steps of a run read and wrote, where its route keeps it and its time is not over. Raises StoreError."""
-    with open_reader(source) as connection:
-        kept = find_event(connection, Sources, episode_id)
+    kept = find_event(source, Sources, episode_id)
     return kept if kept is not None and now_s < kept.expires_at_s else None
 
 
@@ -80,16 +67,15 @@ def lease_next(
 
     Raises StoreError.
     """
-    reviews = NOTHING_ASKED
-    for _ in range(_TRIES):
-        reviews = read_reviews(writer.path, reviews)
-        found = next_for(reviews.queue, reviewer, now_s=now_s, route=route, third=third)
-        if found is None:
-            return None
-        lease, is_new = found
-        if not is_new or _written(writer, [lease]):
-            return lease
-    raise _busy(writer)
+
+    def step(connection: LogReader) -> tuple[list[Event], ReviewLease | None]:
+        queue = read_reviews(connection).queue
+        lease, is_new = next_for(queue, reviewer, now_s=now_s, route=route, third=third) or (None, False)
+        return [lease] if lease is not None and is_new else [], lease
+
+    leased = writer.decide(step)
+    assert not isinstance(leased, str)
+    return leased
 
 
 def submit_verdict(writer: Decisions, said: VerdictForm, *, now_s: float) -> Submission | str:
@@ -97,35 +83,31 @@ def submit_verdict(writer: Decisions, said: VerdictForm, *, now_s: float) -> Sub
 
     Raises StoreError, and then nothing was written: say it again.
     """
-    reviews = NOTHING_ASKED
-    for _ in range(_TRIES):
-        reviews = read_reviews(writer.path, reviews)
-        place = reviews.queue.places.get(said.item)
+
+    def step(connection: LogReader) -> tuple[list[Event], Submission] | str:
+        place = read_reviews(connection).queue.places.get(said.item)
         if place is None:
             return f"unknown item {said.item!r}: nobody was asked about such a run"
-        found = accept_verdict(place, said, now_s=now_s)
-        if isinstance(found, str) or found.verdict is None:
-            return found
-        events: list[Event] = [found.verdict]
-        if found.lease is not None:
-            events.insert(0, found.lease)
-        if found.label is not None:
-            events.append(FeedbackEvent(found.label))
-        if _written(writer, events):
-            return found
-    raise _busy(writer)
+        made = accept_verdict(place, said, now_s=now_s)
+        if isinstance(made, str):
+            return made
+        label = None if made.label is None else FeedbackEvent(made.label)
+        events = (made.lease, made.verdict, label) if made.verdict is not None else ()
+        return [one for one in events if one is not None], made
+
+    return writer.decide(step)
 
 
 def give_item_back(writer: Decisions, item: str, reviewer: str, reason: str, *, now_s: float) -> bool:
     """Give an item back without a verdict; False: this reviewer does not have it. Raises StoreError."""
     place = read_reviews(writer.path).queue.places.get(item)
-    found = None if place is None else give_back(place, reviewer, reason, now_s=now_s)
-    return found is not None and _written(writer, [found])
+    returned = None if place is None else give_back(place, reviewer, reason, now_s=now_s)
+    return returned is not None and writer.write_new(returned)
 
 
 def add_review(writer: Decisions, item: ReviewItem) -> bool:
     """Ask about a run; False: somebody was asked about it before. Raises StoreError."""
-    return _written(writer, [item])
+    return writer.write_new(item)
 
 
 def ask_about(
@@ -137,27 +119,15 @@ def ask_about(
 
     Raises StoreError.
     """
-    if not reason.strip() or not author.strip():
+    reason, author = reason.strip(), author.strip()
+    if not reason or not author:
         return "to ask about a run needs an author and a reason"
     with open_reader(writer.path) as connection:
-        found = whole_episodes(connection, [episode_id], 0)
-    if not found:
+        request, outcome = find_event(connection, Request, episode_id), find_event(connection, Outcome, episode_id)
+    if request is None or outcome is None:
         return f"unknown run {episode_id!r}, or it has not ended"
-    asked, ended, _ = found[0]
-    assert isinstance(asked.event, Request)
-    assert isinstance(ended.event, Outcome)
-    request = asked.event
     if request.ungoverned is not None or request.route not in rules:
         return f"run {episode_id} was not governed, so there is nothing to judge"
-    candidate = of_run(request, ended.event, "person", f"asked for by {author.strip()}: {reason.strip()}")
-    item = item_of(candidate, rules[request.route], now_s=now_s, author=author.strip())
+    candidate = of_run(request, outcome, "person", f"asked for by {author}: {reason}")
+    item = item_of(candidate, rules[request.route], now_s=now_s, author=author)
     return item if add_review(writer, item) else f"somebody is asked about run {episode_id} already"
-
-
-def _written(writer: Decisions, events: list[Event]) -> bool:
-    """Write all of it; False: somebody was quicker with a part of it, and nothing was written."""
-    return writer.write(None, events, all_new=True) == [True] * len(events)
-
-
-def _busy(writer: Decisions) -> StoreError:
-    return StoreError(f"store {writer.path}: others were quicker {_TRIES} times; try again")

@@ -5,12 +5,13 @@
     what serves, and what served before it ──▶ take_back ──▶ the one before it, if that can still serve
 
 A learned version is compared with what the certify loop has in force, so there must be something, certified, in the
-epoch that the candidate was learned in.
+epoch that the candidate was learned in. Everything here raises StoreError, and ConfigError for models that cannot be
+read.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from suffice.errors import ConfigError
 from suffice.learn.version import FoldedVersion as Models
@@ -20,7 +21,7 @@ from suffice.rollout.versions import Version, VersionLineage, VersionTarget, mak
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route
 from suffice.store.database.decisions import Decisions, read_artefact
-from suffice.store.database.views import LogReader, decoded, open_reader
+from suffice.store.database.views import LogReader, open_reader, select
 from suffice.store.routes.in_force import InForce, read_decided
 from suffice.store.routes.rollouts import (
     RolloutCandidate,
@@ -34,11 +35,6 @@ from suffice.store.routes.rollouts import (
     version_at,
 )
 from suffice.store.rows.records import ProposedVersion
-from suffice.types import Publication
-
-_PROPOSED: Final = """
-    SELECT seq, body FROM events WHERE kind = 'version_proposed' AND route = ?
-        AND json_extract(body, '$.proposal.address') = ? ORDER BY seq DESC LIMIT 1"""
 
 
 def learned_candidate(
@@ -56,17 +52,15 @@ def learned_candidate(
 
     held     what is in force there
     address  of the models, `v-` and twelve hexadecimal digits
-
-    Raises StoreError, and ConfigError for models that cannot be read.
     """
     problem = _cannot_be_compared(name, route, held)
     if problem is not None:
         return problem
-    row = connection.execute(_PROPOSED, (name, address)).fetchone()
-    if row is None:
-        return f"{address} was never proposed for route {name}; `suffice status` names what was"
-    proposal = decoded(row[0], ProposedVersion, row[1])
-    return as_candidate(name, route, held, proposal, read_artefact(connection, address), by=by, why=why, now_s=now_s)
+    of = "route = ? AND json_extract(body, '$.proposal.address') = ? ORDER BY seq DESC LIMIT 1"
+    for proposal in select(connection, ProposedVersion, of, (name, address)):
+        body = read_artefact(connection, address)
+        return as_candidate(name, route, held, proposal, body, by=by, why=why, now_s=now_s)
+    return f"{address} was never proposed for route {name}; `suffice status` names what was"
 
 
 def propose_learned(
@@ -75,19 +69,11 @@ def propose_learned(
     """Begin a rollout of a refit's version by a person's word; a sentence where it may not begin now.
 
     rollout  its name, one that no other has
-
-    Raises StoreError, and ConfigError for models that cannot be read.
     """
     with open_reader(writer.path) as connection:
+        held = read_decided(connection).of(name)
         one = learned_candidate(
-            connection,
-            name,
-            route,
-            read_decided(connection).of(name),
-            address,
-            by=f"person:{author}",
-            why=reason,
-            now_s=writer.now(),
+            connection, name, route, held, address, by=f"person:{author}", why=reason, now_s=writer.now()
         )
     if isinstance(one, str):
         return one
@@ -118,22 +104,16 @@ def as_candidate(
         return f"{proposal.address} is in force on route {name} already"
     if epoch is not None and proposal.read_to_seq < epoch.since_seq:
         return f"{proposal.address} was learned before epoch {epoch.number} began: {epoch.reason}"
-    models = read_version(proposal.address, body)
+    since, to = proposal.lineage.get("first_seq"), proposal.lineage.get("last_seq")
     version = make_version(
         "learned",
-        models.plain(),
+        read_version(proposal.address, body).plain(),
         kind=route.kind,
         scorer=scorer_label(route.scorer),
-        model_family=_family(made),
+        # the models that the evidence in force speaks of, by the names that they give themselves
+        model_family=", ".join(sorted({named or asked for asked, named, _ in made.upstream} - {""})) or "not named",
         report_card={"proposed": proposal.lineage, "card": proposal.card},
-        lineage=VersionLineage(
-            parent=None,
-            proposed_by=by,
-            why=why,
-            since_seq=proposal.lineage.get("first_seq"),
-            to_seq=proposal.lineage.get("last_seq"),
-            proposed_s=now_s,
-        ),
+        lineage=VersionLineage(parent=None, proposed_by=by, why=why, since_seq=since, to_seq=to, proposed_s=now_s),
     )
     return RolloutCandidate(route=name, version=version, in_force=made.fit, follows=made.number, fit=proposal.address)
 
@@ -155,7 +135,7 @@ def plain_of(connection: LogReader, address: str, *, secret: str) -> dict[str, A
 
 
 def _kept_at(connection: LogReader, address: str, *, secret: str) -> Models | Version:
-    """What is kept under an address: models that are no version yet, else a version. Raises as `plain_of` does."""
+    """What is kept under an address: models that are no version yet, else a version."""
     if address.startswith("v-"):
         return read_version(address, read_artefact(connection, address))
     return version_at(connection, address, secret=secret)
@@ -166,8 +146,6 @@ def take_back(writer: Decisions, name: str, route: Route, *, author: str, reason
 
     A sentence, too, where the version before it could not serve any more: its signals are gone, or the route has
     another kind or scorer now. Nobody is better off with a version that no gateway can load.
-
-    Raises StoreError.
     """
     with open_reader(writer.path) as connection:
         now = serves(connection, name, route)
@@ -203,11 +181,6 @@ def _cannot_be_compared(name: str, route: Route, held: InForce) -> str | None:
     if made is None or not made.certified or not made.fit:
         return f"nothing is certified on route {name} now, so there is nothing to compare a candidate with"
     return None
-
-
-def _family(made: Publication) -> str:
-    """The models that the evidence in force speaks of, by the names that they give themselves."""
-    return ", ".join(sorted({named or asked for asked, named, _ in made.upstream} - {""})) or "not named"
 
 
 def serves(connection: LogReader, name: str, route: Route) -> str:

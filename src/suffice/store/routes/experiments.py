@@ -16,6 +16,7 @@ import msgspec
 from suffice.rollout.experiment import RunningExperiment, allot, define, same_question
 from suffice.settings import Experiment as Written
 from suffice.store.database.decisions import Decisions
+from suffice.store.database.log import StoredEvent
 from suffice.store.database.views import EpisodeWithLabels, LogSource, open_reader, read_episodes, read_kinds
 from suffice.store.rows.records import ExperimentEnd, ExperimentRevision, ExperimentStart
 from suffice.types import ArmDraw, Query
@@ -26,6 +27,7 @@ _DRAWS: Final = """
     WHERE r.kind = 'request' AND r.seq > :since AND (:until IS NULL OR r.seq <= :until)
         AND json_extract(a.value, '$.experiment') = :name AND json_extract(a.value, '$.run') = :run
     ORDER BY r.seq"""
+_AT_ONCE: Final = "was decided on by somebody else at the same moment; look again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +46,9 @@ class ExperimentRun:
     def runs(self) -> bool:
         return self.ended is None
 
+    def end(self, end: ExperimentEnd, stored: StoredEvent) -> ExperimentRun:
+        return replace(self, ended=end, end_seq=stored.seq, ended_at_s=stored.at_s)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitDraw:
@@ -57,46 +62,38 @@ class UnitDraw:
 
 def read_experiments(source: LogSource) -> tuple[ExperimentRun, ...]:
     """Every run of every experiment, in the order in which they were started. Raises StoreError."""
-    by_run: dict[tuple[str, int], ExperimentRun] = {}
+    runs: dict[tuple[str, int], ExperimentRun] = {}
     for stored in read_kinds(source, "experiment_started", "experiment_changed", "experiment_stopped"):
-        seq, at_s, event = stored.seq, stored.at_s, stored.event
+        event = stored.event
         if isinstance(event, ExperimentRevision):
-            wanted = event.experiment
-            before = by_run[_at(wanted)]
-            if before.runs:
-                fits = _rival(wanted, by_run.values()) is None
-                by_run[_at(wanted)] = replace(
-                    before, revision=event.revision, experiment=wanted if fits else before.experiment
-                )
+            at = _at(event.experiment)
+            if runs[at].runs:
+                fits = _rival(event.experiment, runs.values()) is None
+                experiment = event.experiment if fits else runs[at].experiment
+                runs[at] = replace(runs[at], revision=event.revision, experiment=experiment)
         elif isinstance(event, ExperimentStart):
-            begun = event
-            one = ExperimentRun(
-                experiment=begun.experiment,
-                revision=begun.revision,
-                seq=seq,
-                started_at_s=at_s,
-                author=begun.author,
-                reason=begun.reason,
-            )
-            rival = _rival(begun.experiment, by_run.values())
-            void = (
-                None
-                if rival is None
-                else ExperimentEnd(
-                    experiment=begun.experiment.name,
-                    run=begun.experiment.run,
-                    author=begun.author,
-                    reason=f"never ran: {rival} had taken its part of the layer at the same moment",
-                )
-            )
-            by_run[_at(begun.experiment)] = (
-                one if void is None else replace(one, ended=void, end_seq=seq, ended_at_s=at_s)
-            )
+            runs[_at(event.experiment)] = _started(event, stored, _rival(event.experiment, runs.values()))
         elif isinstance(event, ExperimentEnd):
             at = event.experiment, event.run
-            if by_run[at].runs:
-                by_run[at] = replace(by_run[at], ended=event, end_seq=seq, ended_at_s=at_s)
-    return tuple(by_run.values())
+            if runs[at].runs:
+                runs[at] = runs[at].end(event, stored)
+    return tuple(runs.values())
+
+
+def _started(event: ExperimentStart, stored: StoredEvent, rival: str | None) -> ExperimentRun:
+    run = ExperimentRun(
+        experiment=event.experiment,
+        revision=event.revision,
+        seq=stored.seq,
+        started_at_s=stored.at_s,
+        author=event.author,
+        reason=event.reason,
+    )
+    if rival is None:
+        return run
+    (name, number), why = _at(event.experiment), f"{rival} had taken its part of the layer at the same moment"
+    end = ExperimentEnd(experiment=name, run=number, author=event.author, reason=f"never ran: {why}")
+    return run.end(end, stored)
 
 
 def _at(one: RunningExperiment) -> tuple[str, int]:
@@ -106,10 +103,9 @@ def _at(one: RunningExperiment) -> tuple[str, int]:
 def _rival(wanted: RunningExperiment, held: Iterable[ExperimentRun]) -> str | None:
     """The running experiment that owns a part of the layer that this one wants; None: there is none."""
     for one in read_running_experiments(held):
-        if one.layer == wanted.layer and _at(one) != _at(wanted):
-            shared = any(a < d and c < b for a, b in one.slots for c, d in wanted.slots)
-            if shared:
-                return one.name
+        shared = any(a < d and c < b for a, b in one.slots for c, d in wanted.slots)
+        if shared and one.layer == wanted.layer and _at(one) != _at(wanted):
+            return one.name
     return None
 
 
@@ -123,13 +119,13 @@ def read_draws(source: LogSource, one: ExperimentRun) -> Iterator[UnitDraw]:
     wanted = {"since": one.seq, "until": one.end_seq, "name": one.experiment.name, "run": one.experiment.run}
     with open_reader(source) as connection:
         for seq, episode_id, body, query in connection.execute(_DRAWS, wanted):
-            told = msgspec.json.decode(body, type=ArmDraw)
+            draw = msgspec.json.decode(body, type=ArmDraw)
             yield UnitDraw(
                 seq=seq,
                 episode_id=episode_id,
-                unit=told.unit,
-                arm=told.arm,
-                odds=((told.arm, told.propensity), *told.others),
+                unit=draw.unit,
+                arm=draw.arm,
+                odds=((draw.arm, draw.propensity), *draw.others),
                 query=None if query is None else msgspec.json.decode(query, type=Query),
             )
 
@@ -152,7 +148,7 @@ def start_experiment(
     What was begun, or why not. Raises ConfigError where its layer has no room, and StoreError.
     """
     held = read_experiments(writer.path)
-    now = next((one for one in held if one.runs and one.experiment.name == name), None)
+    now = _running(held, name)
     mates = [one for one in read_running_experiments(held) if one.layer == written.layer and one.name != name]
     for mate in mates:
         if mate.unit != written.unit:
@@ -164,14 +160,16 @@ def start_experiment(
         begun = ExperimentStart(
             experiment=define(name, written, run=run, slots=slots), revision=0, author=author, reason=reason
         )
-        return _written(writer, begun, begun)
-    wanted = define(name, written, run=now.experiment.run, slots=slots)
-    if wanted == now.experiment:
-        return f"runs already, started by {now.author}: {now.reason}"
-    if not same_question(wanted, now.experiment):
-        return "runs as it was defined at its start; stop it before anything but weights and share changes"
-    begun = ExperimentRevision(experiment=wanted, revision=now.revision + 1, author=author, reason=reason)
-    return _written(writer, begun, begun)
+    else:
+        wanted = define(name, written, run=now.experiment.run, slots=slots)
+        if wanted == now.experiment:
+            return f"runs already, started by {now.author}: {now.reason}"
+        if not same_question(wanted, now.experiment):
+            return "runs as it was defined at its start; stop it before anything but weights and share changes"
+        begun = ExperimentRevision(experiment=wanted, revision=now.revision + 1, author=author, reason=reason)
+    # Another experiment may have taken a part of the layer in the same moment: then new weights do not take effect.
+    took = writer.write_new(begun) and any(one.experiment == begun.experiment for one in read_experiments(writer.path))
+    return begun if took else _AT_ONCE
 
 
 def stop_experiment(
@@ -181,20 +179,12 @@ def stop_experiment(
 
     said  what it showed at its end, in sentences
     """
-    now = next((one for one in read_experiments(writer.path) if one.runs and one.experiment.name == name), None)
+    now = _running(read_experiments(writer.path), name)
     if now is None:
         return "is not running"
     ended = ExperimentEnd(experiment=name, run=now.experiment.run, author=author, reason=reason, said=said)
-    return ended if writer.write(None, [ended]) == [True] else _AT_ONCE
+    return ended if writer.write_new(ended) else _AT_ONCE
 
 
-_AT_ONCE: Final = "was decided on by somebody else at the same moment; look again"
-
-
-def _written(
-    writer: Decisions, event: ExperimentStart | ExperimentRevision, begun: ExperimentStart
-) -> ExperimentStart | str:
-    if writer.write(None, [event]) != [True]:
-        return _AT_ONCE
-    now = next((one for one in read_experiments(writer.path) if _at(one.experiment) == _at(begun.experiment)), None)
-    return begun if now is not None and now.experiment == begun.experiment else _AT_ONCE
+def _running(held: Iterable[ExperimentRun], name: str) -> ExperimentRun | None:
+    return next((one for one in held if one.runs and one.experiment.name == name), None)

@@ -1,25 +1,20 @@
-"""What the log says is in force on each route: a fold over decisions, and its cheap reader.
+"""What the log says is in force on each route: folds over decisions and over what people hold, and their readers.
 
-A follower asks as often as it likes: only rows that it has not seen are read, through an index that holds nothing
-else.
+A follower asks as often as it likes: only rows that it has not seen are read, through indexes that hold nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from suffice.review.holds import NO_HOLDS, Incident, IncidentDecision, Override, OverrideEnd, RouteHolds
+from suffice.store.database import schema
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import LogReader, LogSource, read_newer, stored_events
+from suffice.store.database.views import LogReader, LogSource, fetch, read_events_where, read_newer
 from suffice.store.rows.events import Event, route_of
 from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
-
-# The condition stands to the letter as in the index. Left to itself, SQLite would look through all decisions.
-_NEW: Final = """
-    SELECT seq, at_s, kind, body FROM events INDEXED BY decisions WHERE seq > ? AND kind IN
-        ('alarm_raised', 'enforcement_paused', 'enforcement_resumed', 'epoch_began', 'policy_published')
-    ORDER BY seq"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,14 +31,14 @@ class InForce:
     @property
     def level(self) -> int:
         """The level that may be acted on, certified or as the budgeted mode has it; 0: none."""
-        found = self.publication
-        return found.level if found is not None and found.may_act and self.pause is None else 0
+        made = self.publication
+        return made.level if made is not None and made.may_act and self.pause is None else 0
 
     @property
     def classes(self) -> tuple[tuple[str, int], ...]:
         """Classes of questions that run below the level, and theirs; also where an ended epoch's level goes on."""
-        found = self.publication or self.last
-        return found.classes if found is not None else ()
+        made = self.publication or self.last
+        return made.classes if made is not None else ()
 
     @property
     def in_burst(self) -> bool:
@@ -55,9 +50,8 @@ class InForce:
         if isinstance(event, Epoch) and event.number > self.n_epochs:
             return replace(self, epoch=event, publication=None, n_epochs=event.number)
         if isinstance(event, Publication) and event.number > self.n_publications:
-            made = event
-            mine = made if made.epoch == self.n_epochs else self.publication  # of an ended epoch: void
-            return replace(self, publication=mine, last=made, n_publications=made.number)
+            mine = event if event.epoch == self.n_epochs else self.publication  # of an ended epoch: void
+            return replace(self, publication=mine, last=event, n_publications=event.number)
         if isinstance(event, Alarm):
             return replace(self, alarm=event)
         if isinstance(event, Pause) and event.number > self.n_pauses:
@@ -78,7 +72,6 @@ class DeploymentState:
     routes: Mapping[str, InForce]
 
     def of(self, route: str) -> InForce:
-        """What holds on a route; nothing where nothing was decided."""
         return self.routes.get(route, NOTHING)
 
 
@@ -87,7 +80,7 @@ NOTHING_DECIDED: Final = DeploymentState(0, {})
 
 def read_decided(source: LogSource, known: DeploymentState = NOTHING_DECIDED) -> DeploymentState:
     """What holds now, given what was known before; the same object where nothing is new. Raises StoreError."""
-    rows = read_newer(source, _NEW, known.seq)
+    rows = read_newer(source, "decisions", known.seq)
     if not rows:
         return known
     return DeploymentState(rows[-1].seq, fold_decisions((stored.event for stored in rows), known.routes))
@@ -103,12 +96,41 @@ def fold_decisions(events: Iterable[Event], known: Mapping[str, InForce]) -> dic
     return routes
 
 
-_OF_ROUTE: Final = """
-    SELECT seq, at_s, kind, body FROM events INDEXED BY decisions WHERE kind IN
-        ('alarm_raised', 'enforcement_paused', 'enforcement_resumed', 'epoch_began', 'policy_published')
-        AND route = ? ORDER BY seq DESC LIMIT ?"""
-
-
 def decisions_of(connection: LogReader, route: str, n: int) -> list[StoredEvent]:
     """The latest decisions about a route, newest first. Raises StoreError."""
-    return stored_events(connection.execute(_OF_ROUTE, (route, n)).fetchall())
+    condition = f"{schema.kinds_in(schema.INDEXED_KINDS['decisions'])} AND route = ? ORDER BY seq DESC LIMIT ?"
+    return read_events_where(connection, condition, (route, n), index="decisions")
+
+
+@dataclass(frozen=True, slots=True)
+class Holds:
+    """What people hold and have to decide on all routes, as far as the log has been read."""
+
+    seq: int = 0
+    routes: Mapping[str, RouteHolds] = field(default_factory=dict)
+
+    def of(self, route: str) -> RouteHolds:
+        return self.routes.get(route, NO_HOLDS)
+
+
+NOTHING_HELD: Final = Holds()
+
+
+def read_holds(source: LogSource, known: Holds = NOTHING_HELD) -> Holds:
+    """What is held now, given what was known before; the same object where nothing is new. Raises StoreError."""
+    rows = read_newer(source, "holds", known.seq)
+    if not rows:
+        return known
+    routes = dict(known.routes)
+    for stored in rows:
+        event = stored.event
+        if isinstance(event, Override | OverrideEnd | Incident | IncidentDecision | Pause | Resumption):
+            routes[event.route] = routes.get(event.route, NO_HOLDS).after(event, stored.at_s)
+    return Holds(rows[-1].seq, routes)
+
+
+def last_at_s(connection: LogReader) -> float:
+    """Unix time at which the log took its last row; 0 where it is empty. A control loop has no other clock."""
+    return next(
+        (float(at_s) for (at_s,) in fetch(connection, "SELECT at_s FROM events ORDER BY seq DESC LIMIT 1")), 0.0
+    )

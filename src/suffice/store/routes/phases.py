@@ -6,10 +6,10 @@ The same for `suffice status`, the console and the API.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from suffice.review.route_guarantee import request_window
-from suffice.store.database.views import LogReader, LogSource, open_reader
+from suffice.store.database.views import LogReader, LogSource, fetch, fetch_number, open_reader
 from suffice.store.routes.in_force import DeploymentState, InForce, read_decided
 from suffice.store.routes.windows import n_counted
 from suffice.types import BudgetAccount
@@ -27,6 +27,14 @@ _SINCE: Final = """
 PhaseName: TypeAlias = Literal["unattended", "cold start", "burst", "searching", "certified", "budgeted", "paused"]
 
 
+# Copied from the evidence of the latest publication, and from the publication itself.
+_OF_EVIDENCE: Final = (
+    *("n_audits", "n_missing", "share", "e_value", "max_em_drop", "confidence", "judge_charge", "n_lost"),
+    "n_disagreeing",
+)
+_OF_PUBLICATION: Final = ("ceiling", "classes", "spending", "arm")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
     phase: PhaseName
@@ -35,12 +43,12 @@ class Phase:
     n_levels: int  # above level 0; 0: nothing is learned yet
     n_requests: int  # governed ones of this epoch, counted up to `n_burst`
     n_burst: int  # of them that run in full at least
-    n_audits: int  # behind the latest publication
-    n_missing: int | None  # audits to the next level, at the rates seen
-    share: float | None  # of tokens that the level would have saved on these audits
-    e_value: float | None
-    max_em_drop: float | None  # what is proved: a drop below this
-    confidence: float | None
+    n_audits: int = 0  # behind the latest publication
+    n_missing: int | None = None  # audits to the next level, at the rates seen
+    share: float | None = None  # of tokens that the level would have saved on these audits
+    e_value: float | None = None
+    max_em_drop: float | None = None  # what is proved: a drop below this
+    confidence: float | None = None
     reason: str  # the latest publication's, pause's or epoch's own sentence
     alarm: str | None  # the latest, with its cause
     n_labels_wanted: int
@@ -57,10 +65,7 @@ class Phase:
 
 
 def read_phases(
-    source: LogSource,
-    decided: DeploymentState | None = None,
-    *,
-    attended: bool = False,
+    source: LogSource, decided: DeploymentState | None = None, *, attended: bool = False
 ) -> dict[str, Phase]:
     """Every route with which a control loop has begun. Raises StoreError.
 
@@ -68,63 +73,51 @@ def read_phases(
     attended  does a living worker look after them?
     """
     with open_reader(source) as connection:
-        found, wanted = {}, dict[str, int](connection.execute(_WANTED).fetchall())
+        phases, wanted = {}, dict[str, int](fetch(connection, _WANTED))
         for name, held in (decided or read_decided(connection)).routes.items():
-            burst = held.epoch.burst if held.epoch is not None else 0
-            n = burst
+            n = 0 if held.epoch is None else held.epoch.burst
             if held.epoch is not None and held.publication is None:
-                n = governed_since(connection, name, held.epoch.since_seq, most=burst)
-            found[name] = phase_of(held, n_requests=n, n_labels_wanted=wanted.get(name, 0), attended=attended)
-        return found
+                n = governed_since(connection, name, held.epoch.since_seq, most=n)
+            phases[name] = phase_of(held, n_requests=n, n_labels_wanted=wanted.get(name, 0), attended=attended)
+        return phases
 
 
 def governed_since(connection: LogReader, route: str, seq: int, *, most: int) -> int:
     """Governed requests of a route behind a place of the log, those without rows included, counted up to `most`."""
-    n = int(connection.execute(_SINCE, (route, seq, most)).fetchone()[0])
+    n = fetch_number(connection, _SINCE, (route, seq, most))
     return n if n >= most else min(most, n + n_counted(connection, route, seq))
 
 
 def phase_of(held: InForce, *, n_requests: int = 0, n_labels_wanted: int = 0, attended: bool = False) -> Phase:
-    made, epoch = held.publication, held.epoch
-    evidence = made.evidence if made is not None else None
-    phase: PhaseName = (
-        "paused"
-        if held.pause is not None
-        else "unattended"
-        if epoch is None
-        else ("cold start" if epoch.number == 1 else "burst")
-        if made is None
-        else "budgeted"
-        if held.level and made.spending is not None
-        else "certified"
-        if held.level
-        else "searching"
-    )
+    made, epoch, alarm = held.publication, held.epoch, held.alarm
+    known: dict[str, Any] = {}
+    if made is not None:
+        known = {name: getattr(made, name) for name in _OF_PUBLICATION}
+        known |= {name: getattr(made.evidence, name) for name in _OF_EVIDENCE}
+        known |= {"audit_share": made.share, "window": request_window(made.evidence)}
     said = held.pause or made or epoch
     return Phase(
-        phase=phase,
+        phase=_phase_name(held),
         epoch=epoch.number if epoch is not None else 0,
         level=held.level,
         n_levels=made.n_levels - 1 if made is not None and (made.fit or made.is_owned) else 0,
         n_requests=n_requests,
         n_burst=epoch.burst if epoch is not None else 0,
-        n_audits=evidence.n_audits if evidence is not None else 0,
-        n_missing=evidence.n_missing if evidence is not None else None,
-        share=evidence.share if evidence is not None else None,
-        e_value=evidence.e_value if evidence is not None else None,
-        max_em_drop=evidence.max_em_drop if evidence is not None else None,
-        confidence=evidence.confidence if evidence is not None else None,
         reason=said.reason if said is not None else "no worker has begun with this route",
-        alarm=f"{held.alarm.cause}: {held.alarm.reason} (ended epoch {held.alarm.epoch})" if held.alarm else None,
+        alarm=f"{alarm.cause}: {alarm.reason} (ended epoch {alarm.epoch})" if alarm else None,
         n_labels_wanted=n_labels_wanted,
         attended=attended,
-        ceiling=made.ceiling if made is not None else None,
-        classes=made.classes if made is not None else (),
-        spending=made.spending if made is not None else None,
-        judge_charge=evidence.judge_charge if evidence is not None else 0.0,
-        arm=made.arm if made is not None else "",
-        window=request_window(evidence) if evidence is not None else None,
-        n_lost=evidence.n_lost if evidence is not None else 0,
-        n_disagreeing=evidence.n_disagreeing if evidence is not None else None,
-        audit_share=made.share if made is not None else None,
+        **known,
     )
+
+
+def _phase_name(held: InForce) -> PhaseName:
+    if held.pause is not None:
+        return "paused"
+    if held.epoch is None:
+        return "unattended"
+    if held.publication is None:
+        return "cold start" if held.epoch.number == 1 else "burst"
+    if not held.level:
+        return "searching"
+    return "certified" if held.publication.spending is None else "budgeted"

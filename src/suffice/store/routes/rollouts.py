@@ -2,19 +2,22 @@
 
 rows ──▶ read_rollouts ──▶ RolloutRun: state, author, reason, moves ──▶ serving: the version in force on a route
 person's word ──▶ propose, move, undo ──▶ rows, each written only if nobody was quicker
+
+Everything here that reads or writes the log raises StoreError.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypedDict
+from typing import Any, Final
 
 from suffice.errors import ConfigError
 from suffice.rollout.evidence import Rules
 from suffice.rollout.stages import (
     PastRollout,
     State,
+    StepOrder,
     Transition,
     cool_down_refusal,
     hold_rollout,
@@ -30,13 +33,6 @@ from suffice.store.database.decisions import Decisions, read_artefact
 from suffice.store.database.views import LogReader, LogSource, open_reader, read_kinds
 from suffice.store.routes.windows import requests_since
 from suffice.store.rows.records import RolloutMove, RolloutStart, RolloutUndo
-
-
-class StepOrder(TypedDict):
-    by: str
-    reason: str
-    at: int  # governed requests of the route since the rollout began
-    now_s: float  # Unix time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +53,7 @@ class RolloutRun:
 
 
 def read_rollouts(source: LogSource) -> tuple[RolloutRun, ...]:
-    """Every rollout, in the order in which they began. Raises StoreError."""
+    """Every rollout, in the order in which they began."""
     by_rollout: dict[str, RolloutRun] = {}
     for stored in read_kinds(source, "rollout_begun", "rollout_moved", "rollout_undone"):
         event = stored.event
@@ -97,7 +93,6 @@ def succession(held: Iterable[RolloutRun], route: str, own: str) -> tuple[str, .
 
 
 def read_serving_version(held: Iterable[RolloutRun], route: str, own: str) -> str:
-    """The version that serves a route: the last one of its `succession`."""
     return succession(held, route, own)[-1]
 
 
@@ -105,14 +100,13 @@ def own_version(route: Route) -> Version:
     """The policy that a route's owner wrote into the settings, as a version. Raises ConfigError where there is none."""
     if not route.policy:
         raise ConfigError("policy: its owner wrote none down; what the control loop has learned needs no rollout")
-    return make_version(
-        "policy",
-        route.policy,
-        kind=route.kind,
-        scorer=scorer_label(route.scorer),
-        model_family=None,
-        lineage=VersionLineage(parent=None, proposed_by="settings", why="written down by the route's owner"),
-    )
+    lineage = VersionLineage(parent=None, proposed_by="settings", why="written down by the route's owner")
+    return _policy_version(route, route.policy, lineage)
+
+
+def _policy_version(route: Route, table: Mapping[str, Any], lineage: VersionLineage) -> Version:
+    scorer = scorer_label(route.scorer)
+    return make_version("policy", table, kind=route.kind, scorer=scorer, model_family=None, lineage=lineage)
 
 
 def proposed_version(
@@ -136,9 +130,7 @@ def proposed_version(
         why=why,
         proposed_s=now_s,
     )
-    return make_version(
-        "policy", table, kind=route.kind, scorer=scorer_label(route.scorer), model_family=None, lineage=lineage
-    )
+    return _policy_version(route, table, lineage)
 
 
 def version_at(connection: LogReader, address: str, *, secret: str) -> Version:
@@ -208,7 +200,6 @@ def beginning(
     why = cool_down_refusal(past_of(held, route), address, now_s=now_s, rules=rules, held=held_by, by_person=by_person)
     if why is not None:
         return why
-    number = 1 + sum(each.state.route == route for each in held)
     state = start_rollout(
         name,
         route=route,
@@ -220,44 +211,24 @@ def beginning(
         rules=rules,
         fit=one.fit,
     )
+    number = 1 + sum(each.state.route == route for each in held)
     return RolloutStart(state=state, number=number, author=author, reason=reason, rules=rules)
 
 
 def kept_with(one: RolloutCandidate, *, secret: str) -> dict[str, str]:
-    """What is written beside the log with the first row, by address."""
+    """What is written beside the log with the first row, by address; signed with the deployment's secret."""
     return {each.address: seal_version(each, secret=secret).decode() for each in (one.version, *one.beside)}
 
 
 def start_candidate(
-    writer: Decisions,
-    one: RolloutCandidate,
-    *,
-    author: str,
-    reason: str,
-    name: str,
-    rules: Rules,
-    secret: str,
-    held_by: str = "",
-    by_person: bool = True,
+    writer: Decisions, one: RolloutCandidate, *, author: str, reason: str, name: str, rules: Rules, secret: str
 ) -> RolloutRun | str:
-    """Begin a rollout of a candidate, as `beginning` says; a sentence where it may not begin now. Raises StoreError.
-
-    secret  of the deployment, which signs what is kept
-    """
-    event = beginning(
-        read_rollouts(writer.path),
-        one,
-        author=author,
-        reason=reason,
-        name=name,
-        rules=rules,
-        now_s=writer.now(),
-        held_by=held_by,
-        by_person=by_person,
-    )
+    """Begin a rollout of a candidate by a person's word; a sentence where it may not begin now."""
+    held = read_rollouts(writer.path)
+    event = beginning(held, one, author=author, reason=reason, name=name, rules=rules, now_s=writer.now())
     if isinstance(event, str):
         return event
-    if writer.write(None, [event], kept_with(one, secret=secret), all_new=True) != [True]:
+    if not writer.write_new(event, artefacts=kept_with(one, secret=secret)):
         return "somebody else began a rollout on this route at the same moment; look again"
     return read_rollouts(writer.path)[-1]
 
@@ -266,8 +237,6 @@ def move(writer: Decisions, route: str, moved: Callable[[RolloutRun], Transition
     """Have a person move the rollout that runs on a route; a sentence where there is nothing to move.
 
     moved  makes the transition; raises ValueError where the state does not allow it
-
-    Raises StoreError.
     """
     one = read_running_rollouts(read_rollouts(writer.path)).get(route)
     if one is None:
@@ -277,33 +246,30 @@ def move(writer: Decisions, route: str, moved: Callable[[RolloutRun], Transition
     except ValueError as error:
         return str(error)
     row = RolloutMove(route=route, author=transition.by, reason=transition.reason, transition=transition)
-    if writer.write(None, [row], all_new=True) != [True]:
+    if not writer.write_new(row):
         return "somebody else moved it at the same moment; look again"
     return transition
 
 
 STEPS: Final[Mapping[str, Callable[[State, Rules, StepOrder], Transition]]] = {
-    "promote": lambda state, rules, word: promote_rollout(state, rules, **word),
-    "hold": lambda state, _, word: hold_rollout(state, **word),
-    "release": lambda state, rules, word: resume_rollout(state, rules, **word),
-    "rollback": lambda state, _, word: roll_back(state, **word),
+    "promote": promote_rollout,
+    "hold": lambda state, _, order: hold_rollout(state, order),
+    "release": resume_rollout,
+    "rollback": lambda state, _, order: roll_back(state, order),
 }
 
 
 def step(writer: Decisions, route: str, name: str, *, author: str, reason: str) -> Transition | str:
-    """Take a person's step, a key of STEPS, on the rollout that runs on a route; a sentence where it cannot be.
-
-    Raises StoreError.
-    """
+    """Take a person's step, a key of STEPS, on the rollout that runs on a route; a sentence where it cannot be."""
     with open_reader(writer.path) as connection:
         one = read_running_rollouts(read_rollouts(connection)).get(route)
         at = 0 if one is None else requests_since(connection, route, one.seq)
-    word = StepOrder(by=f"person:{author}", reason=reason, at=at, now_s=writer.now())
-    return move(writer, route, lambda held: STEPS[name](held.state, held.rules, word))
+    order = StepOrder(by=f"person:{author}", reason=reason, at=at, now_s=writer.now())
+    return move(writer, route, lambda held: STEPS[name](held.state, held.rules, order))
 
 
 def undo(writer: Decisions, route: str, now: str, *, author: str, reason: str) -> RolloutRun | str:
-    """Take back the version that serves all of a route; a sentence where no rollout has brought it. Raises StoreError.
+    """Take back the version that serves all of a route; a sentence where no rollout has brought it.
 
     now  address of what serves it: of a policy (`read_serving_version`), or of learned models
     """
@@ -311,7 +277,7 @@ def undo(writer: Decisions, route: str, now: str, *, author: str, reason: str) -
     if last is None:
         return f"what serves route {route} came by no rollout"
     row = RolloutUndo(rollout=last.state.rollout, route=route, author=author, reason=reason)
-    if writer.write(None, [row], all_new=True) != [True]:
+    if not writer.write_new(row):
         return "somebody else took it back at the same moment; look again"
     return last
 

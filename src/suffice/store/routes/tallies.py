@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from suffice.assurance.runs import Match, RunNumbers, Tally, measure_run
@@ -21,8 +21,8 @@ from suffice.store.database.views import (
     StoredLabel,
     decoded,
     episodes_of_response,
+    fetch,
     find_event,
-    labels_named,
     locate_event,
     read_labels,
 )
@@ -88,22 +88,19 @@ class Stretch:
 
 def read_stretch(connection: LogReader, since: int, limit: int) -> Stretch:
     """What the next rows behind a place change. Raises StoreError."""
-    rows = connection.execute(_ROWS, (since, limit)).fetchall()
-    last, changes = rows[-1][0] if rows else since, list[Change]()
+    rows = fetch(connection, _ROWS, (since, limit))
+    last, changes = rows[-1][0] if rows else since, list[Change | None]()
     for seq, at_s, kind, key, episode_id, route, body in rows:
-        change: Change | None
         if kind == "request":
-            change = RequestStart(route or "")
+            changes.append(RequestStart(route or ""))
         elif kind == "outcome":
-            change = _ended(connection, seq, at_s, key, body, until_seq=last)
+            changes.append(_ended(connection, seq, at_s, key, body, until_seq=last))
         elif kind == "requests_counted":
-            change = UnwrittenRequests(at_s, decoded(seq, RequestCount, body))
+            changes.append(UnwrittenRequests(at_s, decoded(seq, RequestCount, body)))
         else:
             given = decoded(seq, FeedbackEvent, body)
-            change = _relabelled(connection, seq, episode_id, given, since_seq=since)
-        if change is not None:
-            changes.append(change)
-    return Stretch(tuple(changes), len(rows), last)
+            changes.append(_relabelled(connection, seq, episode_id, given, since_seq=since))
+    return Stretch(tuple(one for one in changes if one is not None), len(rows), last)
 
 
 def _ended(connection: LogReader, seq: int, at_s: float, name: str, body: str, *, until_seq: int) -> RunEnd | None:
@@ -128,24 +125,21 @@ def _relabelled(
     request = find_event(connection, Request, name)
     if request is None or end_seq > since_seq:
         return None
-    episode = Episode(request=request, outcome=outcome)
     labels = read_labels(connection, name, outcome.response_id, until_seq=seq)
-    before = tuple(label for label in labels if label.seq < seq)
-    return LabelChange(
-        end_at_s,
-        EpisodeWithLabels(seq=seq, episode=episode, labels=before),
-        EpisodeWithLabels(seq=seq, episode=episode, labels=labels),
-    )
+    after = EpisodeWithLabels(seq=seq, episode=Episode(request=request, outcome=outcome), labels=labels)
+    return LabelChange(end_at_s, replace(after, labels=tuple(label for label in labels if label.seq < seq)), after)
 
 
 def _recalled(connection: LogReader, seq: int, given: FeedbackEvent) -> UnwrittenLabel | None:
-    named = given.feedback.episode_id, given.feedback.response_id
-    about = given.about or first_about(labels_named(connection, *named, until_seq=seq))
+    def labels_of(episode_id: str | None, response_id: str | None) -> tuple[StoredLabel, ...]:
+        return read_labels(connection, episode_id, response_id, until_seq=seq, shared=True)
+
+    about = given.about or first_about(labels_of(given.feedback.episode_id, given.feedback.response_id))
     if about is None:
         return None
-    labels, episode = labels_named(connection, about.episode_id, about.response_id, until_seq=seq), _episode(about)
-    before, after = (EpisodeWithLabels(seq=seq, episode=episode, labels=known) for known in (labels[:-1], labels))
-    return UnwrittenLabel(about, before, after)
+    labels = labels_of(about.episode_id, about.response_id)
+    after = EpisodeWithLabels(seq=seq, episode=_episode(about), labels=labels)
+    return UnwrittenLabel(about, replace(after, labels=labels[:-1]), after)
 
 
 def first_about(labels: Iterable[StoredLabel]) -> RecalledRun | None:
@@ -185,9 +179,7 @@ def _episode(about: RecalledRun) -> Episode:
 
 def _by_response(connection: LogReader, response_id: str | None) -> str | None:
     """The episode whose answer had this id; None: none has yet, or two have, and nobody can say which is meant."""
-    if response_id is None:
-        return None
-    episodes = episodes_of_response(connection, response_id, most=2)
+    episodes = [] if response_id is None else episodes_of_response(connection, response_id, most=2)
     return episodes[0] if len(episodes) == 1 else None
 
 
@@ -197,7 +189,7 @@ def measure_governed_run(item: EpisodeWithLabels, match: Match) -> RunNumbers:
         return measure_run(item, match)
     except Exception as error:  # noqa: BLE001 - a scorer that fails on one label costs that label
         LOG.warning("a label of route %s cannot be compared: %s", item.episode.request.route, type(error).__name__)
-        return measure_run(EpisodeWithLabels(seq=item.seq, episode=item.episode, labels=()), match)
+        return measure_run(replace(item, labels=()), match)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,13 +213,9 @@ def fold_changes(
     """
     for change in changes:
         route = change_route(change)
-        if isinstance(change, UnwrittenLabel):
-            continue  # the run is among those that were counted, and no tally tells their labels apart
-        if only is not None and route not in only:
-            continue
-        tally = tallies.get(route)
-        if tally is None:
-            tally = tallies[route] = Tally(scorer=scoring(route).name)
+        if isinstance(change, UnwrittenLabel) or (only is not None and route not in only):
+            continue  # an unwritten run is among those that were counted, and no tally tells their labels apart
+        tally = tallies.get(route) or tallies.setdefault(route, Tally(scorer=scoring(route).name))
         if isinstance(change, RequestStart):
             tally.ask()
         elif isinstance(change, UnwrittenRequests):
@@ -260,20 +248,18 @@ def tallies_now(connection: LogReader, scoring: Callable[[str], RouteScorer]) ->
     A route whose labels were compared by another scorer than `scoring` names is read again from the beginning.
     """
     tallies = rollups.read_tallies(connection)
-    for stretch in _stretches(connection, rollups.read_to(connection).seq):
-        fold_changes(tallies, stretch.changes, scoring)
+    fold_changes(tallies, _changes(connection, rollups.read_to(connection).seq), scoring)
     other = {name for name, one in tallies.items() if one.scorer != scoring(name).name and one.counts.get("labelled")}
     if other:
         tallies = {name: one for name, one in tallies.items() if name not in other}
-        for stretch in _stretches(connection, 0):
-            fold_changes(tallies, stretch.changes, scoring, only=other)
+        fold_changes(tallies, _changes(connection, 0), scoring, only=other)
     return dict(sorted(tallies.items()))
 
 
-def _stretches(connection: LogReader, since: int) -> Iterator[Stretch]:
+def _changes(connection: LogReader, since: int) -> Iterator[Change]:
     while True:
         stretch = read_stretch(connection, since, PAGE_ROWS)
-        yield stretch
+        yield from stretch.changes
         if stretch.n_rows < PAGE_ROWS:
             return
         since = stretch.last
