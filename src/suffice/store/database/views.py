@@ -115,15 +115,15 @@ class EpisodeWithLabels:
 # ---- queries -------------------------------------------------------------------------------------
 
 
-def fetch(source: LogSource, query: str, values: Values = ()) -> list[Any]:
+def query_rows(source: LogSource, query: str, values: Values = ()) -> list[Any]:
     """The rows of a query. Any: its columns."""
     with open_reader(source) as reader:
         return reader.execute(query, values).fetchall()
 
 
-def fetch_number(source: LogSource, query: str, values: Values = ()) -> int:
+def query_number(source: LogSource, query: str, values: Values = ()) -> int:
     """The one number that a query gives; 0 for null."""
-    return int(fetch(source, query, values)[0][0] or 0)
+    return int(query_rows(source, query, values)[0][0] or 0)
 
 
 def read_events_where(source: LogSource, condition: str, values: Values = (), *, index: str = "") -> list[StoredEvent]:
@@ -135,7 +135,7 @@ def read_events_where(source: LogSource, condition: str, values: Values = (), *,
     query = f"SELECT {_COLUMNS} FROM events{by} WHERE {condition}"  # noqa: S608 - constants of this package
     return [
         StoredEvent(seq=seq, at_s=at_s, event=decoded(seq, EVENTS[kind], body))
-        for seq, at_s, kind, body in fetch(source, query, values)
+        for seq, at_s, kind, body in query_rows(source, query, values)
     ]
 
 
@@ -156,7 +156,7 @@ def select_placed(
     if index:
         by, within = f"INDEXED BY {index}", f"{schema.kinds_in(schema.INDEXED_KINDS[index])} AND"
     query = f"SELECT seq, body FROM events {by} WHERE {within} kind = '{kind}' AND {condition}"  # noqa: S608 - constants
-    return [(seq, decoded(seq, payload, body)) for seq, body in fetch(source, query, values)]
+    return [(seq, decoded(seq, payload, body)) for seq, body in query_rows(source, query, values)]
 
 
 def read_kinds(source: LogSource, *kinds: str) -> list[StoredEvent]:
@@ -181,7 +181,7 @@ def newest_events(
     prefix, kind = route if prefix is None else prefix, kind_named(payload)
     condition = "kind = :kind ORDER BY seq DESC LIMIT :n" if prefix is None else _BY_PREFIX
     query = f"SELECT seq, body FROM events WHERE {condition}"  # noqa: S608 - constants
-    rows = fetch(source, query, {"kind": kind, "prefix": prefix, "route": route, "n": n})
+    rows = query_rows(source, query, {"kind": kind, "prefix": prefix, "route": route, "n": n})
     return [decoded(seq, payload, body) for seq, body in rows]
 
 
@@ -192,12 +192,12 @@ def newest_event(source: LogSource, payload: type[E], *, route: str | None = Non
 
 def newest_of(source: LogSource, kinds: Collection[str]) -> int:
     """The place in the log of the newest row of some kinds, of which there are few; 0: there is none."""
-    return fetch_number(source, f"SELECT max(seq) FROM events WHERE {schema.kinds_in(kinds)}")  # noqa: S608 - names of kinds
+    return query_number(source, f"SELECT max(seq) FROM events WHERE {schema.kinds_in(kinds)}")  # noqa: S608 - names of kinds
 
 
 def last_place(source: LogSource) -> int:
     """The place of the last row of the log; 0: it is empty."""
-    return fetch_number(source, "SELECT max(seq) FROM events")
+    return query_number(source, "SELECT max(seq) FROM events")
 
 
 def find_event(source: LogSource, payload: type[E], key: str) -> E | None:
@@ -209,7 +209,7 @@ def find_event(source: LogSource, payload: type[E], key: str) -> E | None:
 def locate_event(source: LogSource, payload: type[E], key: str) -> tuple[int, float, E] | None:
     """Place in the log, Unix time and event of the row with this key; None: there is none."""
     query = "SELECT seq, at_s, body FROM events WHERE kind = ? AND key = ?"
-    for seq, at_s, body in fetch(source, query, (kind_named(payload), key)):
+    for seq, at_s, body in query_rows(source, query, (kind_named(payload), key)):
         return seq, at_s, decoded(seq, payload, body)
     return None
 
@@ -217,7 +217,7 @@ def locate_event(source: LogSource, payload: type[E], key: str) -> tuple[int, fl
 def episodes_of_response(reader: LogReader, response_id: str | None, *, most: int) -> list[str]:
     """The episodes whose answer had this id, at most so many: where there are two, nobody can say which is meant."""
     query = "SELECT key FROM events WHERE kind = 'outcome' AND json_extract(body, '$.outcome.response_id') = ? LIMIT ?"
-    return [key for (key,) in fetch(reader, query, (response_id, most))]
+    return [key for (key,) in query_rows(reader, query, (response_id, most))]
 
 
 def read_events(source: LogSource, *, since_seq: int = 0, limit: int | None = None) -> Iterator[StoredEvent]:
@@ -286,7 +286,7 @@ def label_rows(
     shared  also by a response id that no answer, or more than one, has
     """
     wanted = {"episode": episode_id, "response": response_id, "until": until_seq, "shared": shared}
-    rows = fetch(reader, _LABELS, wanted)
+    rows = query_rows(reader, _LABELS, wanted)
     return [(seq, at_s, decoded(seq, FeedbackEvent, body)) for seq, at_s, body in rows]
 
 
@@ -310,7 +310,7 @@ def read_runs_before(
 
     route  only this one; None: all
     """
-    return fetch(reader, _RUNS_BEFORE, {"before": before, "route": route, "limit": n})
+    return query_rows(reader, _RUNS_BEFORE, {"before": before, "route": route, "limit": n})
 
 
 def newest_request(source: LogSource, route: str) -> Request | None:
@@ -321,7 +321,7 @@ def newest_request(source: LogSource, route: str) -> Request | None:
 def has_requests(reader: LogReader) -> bool:
     """Has the log seen any request, with rows or without?"""
     query = "SELECT 1 FROM events INDEXED BY events_once WHERE kind IN ('request', 'requests_counted') LIMIT 1"
-    return bool(fetch(reader, query))
+    return bool(query_rows(reader, query))
 
 
 def n_requests_of(source: LogSource, routes: Collection[str], *, most: int) -> dict[str, int]:
@@ -329,9 +329,9 @@ def n_requests_of(source: LogSource, routes: Collection[str], *, most: int) -> d
     by_route = dict[str, int]()
     with open_reader(source) as connection:
         for route in routes:
-            n = fetch_number(connection, _AT_LEAST, (route, most))
+            n = query_number(connection, _AT_LEAST, (route, most))
             if n < most:
-                n += fetch_number(connection, _AT_LEAST_UNKEPT, (route, COUNTS))
+                n += query_number(connection, _AT_LEAST_UNKEPT, (route, COUNTS))
             by_route[route] = min(most, n)
     return by_route
 
@@ -355,7 +355,7 @@ def extracted_answers(source: LogSource, route: str, *, since_seq: int = 0, limi
     They are looked for among the route's `LOOKED` times as many latest requests.
     """
     wanted = {"route": route, "since": since_seq, "limit": limit, "looked": LOOKED * limit}
-    return [bool(one) for (one,) in reversed(fetch(source, _EXTRACTED, wanted))]
+    return [bool(one) for (one,) in reversed(query_rows(source, _EXTRACTED, wanted))]
 
 
 # ---- connections ---------------------------------------------------------------------------------
@@ -508,4 +508,4 @@ def _file(path: Path) -> tuple[int, int] | None:
 
 def _commits(connection: sqlite3.Connection) -> int:
     """A number that changes with each commit of another connection, in this process or not."""
-    return fetch_number(connection, "PRAGMA data_version")
+    return query_number(connection, "PRAGMA data_version")

@@ -28,10 +28,10 @@ from suffice.store.database.log import StoredEvent
 from suffice.store.database.schema import kinds_in
 from suffice.store.database.views import (
     LogReader,
-    fetch,
     last_place,
     newest_events,
     open_reader,
+    query_rows,
     read_events_where,
 )
 from suffice.store.routes.rollups import HOUR_S
@@ -366,7 +366,7 @@ def read_told(connection: LogReader, known: AlertLog) -> AlertLog:
     places = list[int]()
     for kind in (*READS, *ENDS, "alert_sent"):
         most = -1 if known.seq else FIRST_LOOKS if kind == "route_monitored" else FIRST_ROWS
-        places += [seq for (seq,) in fetch(connection, _SEQS, (kind, known.seq, last, most))]
+        places += [seq for (seq,) in query_rows(connection, _SEQS, (kind, known.seq, last, most))]
     rows = (_row(connection, seq) for seq in sorted(places))
     return replace(after(known, ((one.seq, one.at_s, one.event) for one in rows)), seq=last)
 

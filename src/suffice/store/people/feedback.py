@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from suffice.store.audit.chain import repeats
-from suffice.store.database.views import LogReader, decoded, episodes_of_response, fetch, find_event, open_reader
+from suffice.store.database.views import LogReader, decoded, episodes_of_response, find_event, open_reader, query_rows
 from suffice.store.rows.events import to_row
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Feedback, Request
@@ -65,7 +65,9 @@ def read_all_feedback(path: Path) -> Iterator[FeedbackRecord]:
 def find_feedback(connection: LogReader, given: Feedback) -> Literal["no", "yes", "otherwise"]:
     """Is there feedback of this sender with this id already? "otherwise": it says something else."""
     row = to_row(FeedbackEvent(given))
-    for seq, body in fetch(connection, "SELECT seq, body FROM events WHERE kind = ? AND key = ?", (row.kind, row.key)):
+    for seq, body in query_rows(
+        connection, "SELECT seq, body FROM events WHERE kind = ? AND key = ?", (row.kind, row.key)
+    ):
         return "yes" if repeats(connection, row, seq, body) else "otherwise"
     return "no"
 
@@ -86,4 +88,4 @@ def senders_of(path: Path, named: Sequence[tuple[str | None, str | None]]) -> li
 def _senders(connection: LogReader, episode_id: str | None, response_id: str | None) -> frozenset[str]:
     query = "SELECT json_extract(body, '$.request.sender') FROM events WHERE kind = 'request' AND key = ?"
     episodes = [episode_id] if episode_id is not None else episodes_of_response(connection, response_id, most=100)
-    return frozenset(sender or "" for episode in episodes for (sender,) in fetch(connection, query, (episode,)))
+    return frozenset(sender or "" for episode in episodes for (sender,) in query_rows(connection, query, (episode,)))

@@ -12,7 +12,7 @@ from typing import Final
 from suffice.review.holds import NO_HOLDS, Incident, IncidentDecision, Override, OverrideEnd, RouteHolds
 from suffice.store.database import schema
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import LogReader, LogSource, fetch, read_events_where, read_newer
+from suffice.store.database.views import LogReader, LogSource, query_rows, read_events_where, read_newer
 from suffice.store.rows.events import Event, route_of
 from suffice.types import Alarm, Epoch, Pause, Publication, Resumption
 
@@ -132,5 +132,5 @@ def read_holds(source: LogSource, known: Holds = NOTHING_HELD) -> Holds:
 def last_at_s(connection: LogReader) -> float:
     """Unix time at which the log took its last row; 0 where it is empty. A control loop has no other clock."""
     return next(
-        (float(at_s) for (at_s,) in fetch(connection, "SELECT at_s FROM events ORDER BY seq DESC LIMIT 1")), 0.0
+        (float(at_s) for (at_s,) in query_rows(connection, "SELECT at_s FROM events ORDER BY seq DESC LIMIT 1")), 0.0
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 from suffice.review.route_guarantee import request_window
-from suffice.store.database.views import LogReader, LogSource, fetch, fetch_number, open_reader
+from suffice.store.database.views import LogReader, LogSource, open_reader, query_number, query_rows
 from suffice.store.routes.in_force import DeploymentState, InForce, read_decided
 from suffice.store.routes.windows import n_counted
 from suffice.types import BudgetAccount
@@ -73,7 +73,7 @@ def read_phases(
     attended  does a living worker look after them?
     """
     with open_reader(source) as connection:
-        phases, wanted = {}, dict[str, int](fetch(connection, _WANTED))
+        phases, wanted = {}, dict[str, int](query_rows(connection, _WANTED))
         for name, held in (decided or read_decided(connection)).routes.items():
             n = 0 if held.epoch is None else held.epoch.burst
             if held.epoch is not None and held.publication is None:
@@ -84,7 +84,7 @@ def read_phases(
 
 def governed_since(connection: LogReader, route: str, seq: int, *, most: int) -> int:
     """Governed requests of a route behind a place of the log, those without rows included, counted up to `most`."""
-    n = fetch_number(connection, _SINCE, (route, seq, most))
+    n = query_number(connection, _SINCE, (route, seq, most))
     return n if n >= most else min(most, n + n_counted(connection, route, seq))
 
 

@@ -21,9 +21,9 @@ from suffice.store.database.views import (
     StoredLabel,
     decoded,
     episodes_of_response,
-    fetch,
     find_event,
     locate_event,
+    query_rows,
     read_labels,
 )
 from suffice.store.routes import rollups
@@ -88,7 +88,7 @@ class Stretch:
 
 def read_stretch(connection: LogReader, since: int, limit: int) -> Stretch:
     """What the next rows behind a place change. Raises StoreError."""
-    rows = fetch(connection, _ROWS, (since, limit))
+    rows = query_rows(connection, _ROWS, (since, limit))
     last, changes = rows[-1][0] if rows else since, list[Change | None]()
     for seq, at_s, kind, key, episode_id, route, body in rows:
         if kind == "request":

@@ -16,13 +16,13 @@ from suffice.store.database.views import (
     LogReader,
     LogSource,
     decoded,
-    fetch,
-    fetch_number,
     label_rows,
     last_place,
     locate_event,
     newest_event,
     newest_events,
+    query_number,
+    query_rows,
     read_labels,
     select,
     select_placed,
@@ -70,7 +70,7 @@ def counted_cells(
 
 def drawn_runs(connection: LogReader, route: str, since_seq: int, until_seq: int) -> Iterator[EpisodeWithLabels]:
     """The runs of a route that have rows by lot, ended behind a place in the log up to another."""
-    for seq, ended, asked_seq, asked in fetch(connection, _DRAWN, (since_seq, until_seq, route)):
+    for seq, ended, asked_seq, asked in query_rows(connection, _DRAWN, (since_seq, until_seq, route)):
         episode = Episode(request=decoded(asked_seq, Request, asked), outcome=decoded(seq, Outcome, ended))
         labels = read_labels(connection, episode.request.episode_id, episode.outcome.response_id)
         yield EpisodeWithLabels(seq=seq, episode=episode, labels=labels)
@@ -81,12 +81,12 @@ def drawn_runs(connection: LogReader, route: str, since_seq: int, until_seq: int
 
 def n_counted(connection: LogReader, route: str, seq: int) -> int:
     """Governed requests of a route that ended without rows, as counted behind a place in the log."""
-    return fetch_number(connection, _N, (route, seq))
+    return query_number(connection, _N, (route, seq))
 
 
 def counts_since(connection: LogReader, route: str, seq: int) -> tuple[int, int]:
     """Governed requests of a route behind a place, with rows or without, and those of them that nothing could stop."""
-    n, n_full = fetch(connection, _COUNTS, (seq, route))[0]
+    n, n_full = query_rows(connection, _COUNTS, (seq, route))[0]
     return n + n_counted(connection, route, seq), n_full
 
 
@@ -96,7 +96,7 @@ def requests_since(connection: LogReader, route: str, seq: int) -> int:
 
 def place_before(connection: LogReader, route: str, n_requests: int) -> int:
     """The place in the log behind which the latest `n_requests` requests of a route stand; all, if there are fewer."""
-    rows = fetch(connection, _NTH_LATEST, (route, n_requests)) or fetch(connection, _FIRST, (route,))
+    rows = query_rows(connection, _NTH_LATEST, (route, n_requests)) or query_rows(connection, _FIRST, (route,))
     return last_place(connection) if rows[0][0] is None else int(rows[0][0])
 
 
@@ -121,7 +121,7 @@ def newest_arm(source: LogSource, route: str) -> ArmWorth | None:
 
 def newest_place(connection: LogReader, route: str) -> int:
     """The place in the log of the latest outlook of a route; 0: there is none."""
-    return fetch_number(connection, _PLACE, {"route": route})
+    return query_number(connection, _PLACE, {"route": route})
 
 
 def recent_outlooks(connection: LogReader, route: str, n: int) -> list[Outlook]:
@@ -160,7 +160,7 @@ def read_open_label_requests(connection: LogReader, route: str, *, most: int) ->
 
 def read_requested_labels(connection: LogReader, route: str) -> set[str]:
     """Episodes of a route whose label was asked for."""
-    rows = fetch(connection, "SELECT key FROM events WHERE kind = 'label_wanted' AND route = ?", (route,))
+    rows = query_rows(connection, "SELECT key FROM events WHERE kind = 'label_wanted' AND route = ?", (route,))
     return {key for (key,) in rows}
 
 
