@@ -25,16 +25,9 @@ from suffice.review.holds import of_pause
 from suffice.settings import Route
 from suffice.store.database.decisions import read_artefact
 from suffice.store.database.log import StoredEvent
-from suffice.store.database.views import LogReader, open_reader
-from suffice.store.people.holds import NOTHING_HELD, Holds, last_at_s, read_holds
-from suffice.store.routes.in_force import InForce, read_decided
-from suffice.store.routes.windows import (
-    last_place,
-    place_before,
-    read_publications,
-    read_requested_labels,
-    whole_episodes,
-)
+from suffice.store.database.views import LogReader, last_place, open_reader
+from suffice.store.routes.in_force import NOTHING_HELD, Holds, InForce, last_at_s, read_decided, read_holds
+from suffice.store.routes.windows import place_before, read_publications, read_requested_labels, whole_episodes
 from suffice.store.rows.records import FeedbackEvent
 from suffice.types import Episode, Epoch, Outcome, Pause, Request, Resumption
 

@@ -24,9 +24,8 @@ from suffice.learn.version import FoldedVersion
 from suffice.rollout.evidence import rules_of
 from suffice.settings import Control, Route
 from suffice.store.database.views import LogReader, read_episodes
-from suffice.store.people.holds import read_holds
 from suffice.store.routes.candidates import as_candidate
-from suffice.store.routes.in_force import InForce, read_decided
+from suffice.store.routes.in_force import InForce, read_decided, read_holds
 from suffice.store.routes.rollouts import beginning, kept_with, read_rollouts
 from suffice.store.routes.windows import counts_since, newest_proposal
 from suffice.store.rows.records import ProposedVersion
