@@ -18,7 +18,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from suffice.assurance.runs import Match
-from suffice.cli.inspect.route_status import RouteStatus, _print_json, _print_route, read_statuses
+from suffice.cli.inspect.route_status import RouteStatus, print_statuses, read_statuses
 from suffice.console.context import ViewContext, parse_window
 from suffice.console.views.overview import standings
 from suffice.gateway.auth import Clients
@@ -72,9 +72,9 @@ def sum_up(made: Made, n_rows: int) -> None:
 def printed(one: RouteStatus) -> tuple[dict[str, str], dict[str, Any]]:
     text, plain = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(text):
-        _print_route(one)
+        print_statuses([one], as_json=False)
     with contextlib.redirect_stdout(plain):
-        _print_json([one])
+        print_statuses([one], as_json=True)
     pairs = (re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in text.getvalue().splitlines())
     return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}, json.loads(plain.getvalue())
 

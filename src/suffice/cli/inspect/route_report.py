@@ -1,70 +1,67 @@
-"""The lines of `suffice status` about one route: phase, evidence, accounts, ratings, pairs, overrides and incidents."""
+"""How the status of one route reads: names and values, in the order in which people ask."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-from suffice.assurance.estimate import IntervalEstimate
-from suffice.assurance.forecast import Forecast, Outlook
+from suffice.assurance.estimate import IntervalEstimate, MoneyTotals, ReportEstimates, RouteReport, TokenTotals
+from suffice.assurance.forecast import Outlook
+from suffice.assurance.guarantee import MIN_SHARE, AuditEvidence
 from suffice.assurance.ledger import Account
-from suffice.assurance.runs import Match
+from suffice.assurance.money import usd
 from suffice.assurance.satisfaction import SatisfactionEffect
-from suffice.errors import ConfigError
-from suffice.formatting import format_estimate, format_time
-from suffice.review.holds import Override, describe_override, standing
-from suffice.review.queue import ItemState
+from suffice.formatting import format_estimate
 from suffice.sanitize import plural, printable
-from suffice.settings import Route, Settings
-from suffice.store.database.views import EpisodeWithLabels, LogReader, read_episodes
-from suffice.store.people.reviews import read_reviews
-from suffice.store.routes.in_force import Holds, InForce
 from suffice.store.routes.phases import Phase
 from suffice.store.rows.records import ArmWorth, ProposedVersion
 from suffice.types import BudgetAccount
-from suffice.wiring.keys import good_file
 
-if TYPE_CHECKING:  # the gateway and what learns: most of the time that `suffice status` would take
-    from suffice.control.evidence.audits import Audit
-    from suffice.gateway.last_good import GoodRoute, LastGood
-    from suffice.learn.effort import CertifiedArms
+if TYPE_CHECKING:
+    from suffice.cli.inspect.route_status import PairStatus, RouteHoldings, RouteStatus
 
+Lines: TypeAlias = list[tuple[str, str]]  # names and values
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteHoldings:
-    overrides: tuple[str, ...]  # that hold now, in words, with who and until when
-    incidents: tuple[str, ...]  # that wait for a decision: name and summary
-    n_to_review: int  # items that a reviewer can take now
-    n_contradicted: int  # of them: reviewers contradict each other
+percent: Final = "{:.1%}".format
+tokens: Final = "{:,.1f}".format
 
 
-def read_held(connection: LogReader, holds: Holds, *, now_s: float) -> dict[str, RouteHoldings]:
-    """Every route on which people hold something, or on which something waits for them. Raises StoreError."""
-    waiting: dict[str, list[ItemState]] = {}
-    for one in read_reviews(connection).queue.waiting(now_s=now_s):
-        waiting.setdefault(one.item.route, []).append(one)
-    entries = dict[str, RouteHoldings]()
-    for name in {*holds.routes, *waiting}:
-        held, mine = holds.of(name), waiting.get(name, [])
-        entries[name] = RouteHoldings(
-            overrides=override_words(held.overrides, now_s),
-            incidents=tuple(f"{case.incident.incident}: {case.incident.summary}" for case in held.open_cases),
-            n_to_review=len(mine),
-            n_contradicted=sum(one.needs_third for one in mine),
-        )
-    return entries
+def points(value: float) -> str:
+    return f"{100 * value:+.2f} points"
 
 
-def override_words(overrides: Iterable[Override], now_s: float) -> tuple[str, ...]:
-    return tuple(
-        f"{describe_override(one)} until {format_time(one.expires_at_s)}, by {one.author}: {one.reason}"
-        for one in standing(overrides, now_s)
-    )
+def status_sections(one: RouteStatus) -> tuple[Lines, ...]:
+    """What a reader sees: standing, traffic, EM, tokens and money, outlook."""
+    standing, traffic = _standing(one), _traffic(one)
+    report, sure = one.report, f"{one.confidence:.0%}"
+    if not report.n_governed and one.control is None:  # what nothing was governed of has no EM, and nothing was saved
+        return standing, traffic, [("tokens, all", _totals(report.tokens)), ("cost, all", _paid(report.money))]
+    outlook = [*outlook_lines(one.outlook), *proposal_lines(one.proposal), *arm_lines(one.tuner)]
+    return standing, traffic, _exact_match(one, sure), _spending(report, sure), outlook
 
 
-def held_lines(one: RouteHoldings | None) -> list[tuple[str, str]]:
+def _standing(one: RouteStatus) -> Lines:
+    earlier = [mode for mode in one.report.modes if mode != one.mode]
+    lines = [] if one.refused is None else [("behaves as observe", one.refused)]
+    lines.append(("mode", one.mode + (f" (earlier: {', '.join(earlier)})" if earlier else "")))
+    lines.append(("policy", one.policy_version or "none"))
+    if one.control is None:
+        lines.append(("certified", _certified(one.report)))
+    elif one.pairs is not None:
+        lines += _pair_lines(one.pairs, one.control, promise_state=one.promise_state)
+    else:
+        acts = one.promise_state in ("certified", "budgeted")
+        lines += phase_lines(one.control, per_s=one.evidence.audits_per_s, acts=acts)
+    return [*lines, ("promise", one.promise), *held_lines(one.held)]
+
+
+def _certified(report: RouteReport) -> str:
+    if not report.n_governed:
+        return "nothing was governed yet"
+    return "yes" if report.certified else "UNCERTIFIED: no test vouches for this policy here"
+
+
+def held_lines(one: RouteHoldings | None) -> Lines:
     if one is None:
         return []
     lines = [("INCIDENT", f"WAITS FOR A DECISION: {printable(sentence)}") for sentence in one.incidents]
@@ -75,48 +72,11 @@ def held_lines(one: RouteHoldings | None) -> list[tuple[str, str]]:
     return lines
 
 
-def last_words(settings: Settings, route: str | None = None) -> list[str]:
-    from suffice.wiring.startup import last_good
-
-    try:
-        good = last_good(settings)
-    except (ConfigError, OSError) as error:
-        return [f"and the last-good file says nothing: {error}"]
-    if good is None:
-        return []
-    now_s = time.time()
-    named = {name: one for name, one in good.routes.items() if route in (None, name)}
-    width = max(map(len, named), default=0)
-    return [_when(settings, good, now_s), *(f"  {name:<{width}}  {_served(one, now_s)}" for name, one in named.items())]
+# --------------------------------------------------------------------------- the certificate
 
 
-def _when(settings: Settings, good: LastGood, now_s: float) -> str:
-    until_s = good.at_s + settings.store.last_good_s
-    serves = (
-        f"may be served until {format_time(until_s)}"
-        if now_s < until_s
-        else "is too old to be served: all runs in full"
-    )
-    return f"{good_file(settings)} says what was in force at {format_time(good.at_s)}, and {serves}"
-
-
-def _served(one: GoodRoute, now_s: float) -> str:
-    held, made = one.held, one.held.publication
-    sentences = [] if one.refused is None else [f"behaves as observe: {one.refused}"]
-    if held.pause is not None:
-        sentences.append(f"PAUSED by {held.pause.author}: {held.pause.reason}")
-    elif made is not None and held.level:
-        proved = "certified" if made.certified else "budgeted"
-        sentences.append(f"{proved}, level {held.level} of {made.n_levels - 1}, publication {made.number}")
-    elif one.standing is not None:
-        sentences.append(f"the policy that a rollout brought: {one.standing.get('policy')}")
-    else:
-        sentences.append("no level is in force")
-    return printable("; ".join((*sentences, *override_words(one.overrides, now_s))))
-
-
-def phase_lines(one: Phase, *, per_s: float | None, acts: bool) -> list[tuple[str, str]]:
-    """What a reader sees.
+def phase_lines(one: Phase, *, per_s: float | None, acts: bool) -> Lines:
+    """Where a learned policy is with its certificate.
 
     per_s  audits a second, lately; None: unknown
     acts   is the route in `enforce`?
@@ -135,31 +95,25 @@ def phase_lines(one: Phase, *, per_s: float | None, acts: bool) -> list[tuple[st
         lines.append(("held classes", f"{each}: they lose more than twice the budget"))
     if one.n_labels_wanted:
         lines.append(("labels wanted", f"{one.n_labels_wanted:,}: audits whose stop would have answered otherwise"))
-    return lines + ending_lines(one)
+    return lines + _ending_lines(one)
 
 
-def ending_lines(one: Phase) -> list[tuple[str, str]]:
+def _ending_lines(one: Phase) -> Lines:
     lines = [("last alarm", one.alarm or "none")]
     if not one.attended:
         lines.append(("control loop", "NOT RUNNING: no worker looks after this route now; see suffice worker"))
     return lines
 
 
-def wait(wait_s: float) -> str:
-    for unit, unit_s in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
-        if wait_s >= 2 * unit_s:
-            return f"{wait_s / unit_s:,.0f} {unit}"
-    return f"{wait_s:,.0f} s"
-
-
 def _phase(one: Phase, *, acts: bool) -> str:
+    ends = "" if acts else "; not acted on"
     if one.phase == "certified":
         proved = f"a drop below {100 * (one.max_em_drop or 0):g} points at {one.confidence or 0:.0%}"
-        return f"certified, level {one.level} of {one.n_levels}: {proved}" + ("" if acts else "; not acted on")
+        return f"certified, level {one.level} of {one.n_levels}: {proved}{ends}"
     if one.phase == "budgeted" and one.spending is not None:
         return (
             f"budgeted, level {one.level} of {one.n_levels}: the drop is kept on average, with no confidence; certified"
-            f" is level {one.spending.floor}" + ("" if acts else "; not acted on")
+            f" is level {one.spending.floor}{ends}"
         )
     if one.phase == "searching":
         return "all in full: nothing is certified"
@@ -192,236 +146,52 @@ def _next(one: Phase, per_s: float | None) -> str:
 
 
 def _in_time(n: int, per_s: float | None) -> str:
-    return f", in {wait(n / per_s)} at the present rate" if n and per_s else ""
+    return f", in {_duration(n / per_s)} at the present rate" if n and per_s else ""
 
 
-def summarize_effect(one: Outlook | None) -> str:
-    if one is None:
-        return "not measured: no worker has looked at this route"
-    satisfaction = one.satisfaction
-    if satisfaction is None:
-        return "not measured: no watched run was rated"
-    if satisfaction.effect is None:
-        return "not measured: needs rated audits beside rated stopped runs"
-    return _effect(satisfaction, f"{one.confidence:.0%}") + _rates(satisfaction)
+def _duration(wait_s: float) -> str:
+    for unit, unit_s in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if wait_s >= 2 * unit_s:
+            return f"{wait_s / unit_s:,.0f} {unit}"
+    return f"{wait_s:,.0f} s"
 
 
-def liking_lines(one: Outlook) -> list[tuple[str, str]]:
-    sure, lines = f"{one.confidence:.0%}", list[tuple[str, str]]()
-    for effect in one.whole_likings:
-        lines += _whole(effect, sure)
-        parts = [part for part in one.likings if part.measure == effect.measure and part is not effect]
-        classes = [part for part in parts if part.query_class is not None]
-        versions = [part for part in parts if part.version is not None]
-        lines += [(f"    class {part.query_class or 'none'}", _part(part, sure)) for part in classes]
-        lines += [(f"    {part.version or 'no version'}", _part(part, sure)) for part in versions]
-    return lines
+def audits_missing(evidence: AuditEvidence, *, max_em_drop: float, sure: str) -> str:
+    goal = f"an EM drop of at most {100 * max_em_drop:g} points at {sure}"
+    if evidence.n_missing is None:
+        return f"no number of audits certifies {goal}"
+    seen = f"{evidence.n_disagreements:,} of {evidence.n_audits:,} disagree so far"
+    if evidence.n_missing == 0:
+        return f"none: {evidence.n_audits:,} are enough for {goal} ({seen})"
+    when = "no rate is known yet" if evidence.wait_s is None else f"in {_duration(evidence.wait_s)} at the present rate"
+    return f"{evidence.n_missing:,} more, {when}, if none of them disagrees, for {goal} ({seen})"
 
 
-def _whole(effect: SatisfactionEffect, sure: str) -> list[tuple[str, str]]:
-    lines = []
-    if effect.full is None and effect.stopped is None:
-        lines.append((f"  {effect.measure}", _shown(effect.everybody, sure)))
-    for runs, result in (("full", effect.full), ("stopped", effect.stopped)):
-        if result is not None:
-            lines.append((f"  {effect.measure}, {runs}", _shown(result, sure)))
-    if effect.effect is not None:
-        lines.append((f"  {effect.measure}, effect", _effect(effect, sure) + _rates(effect)))
-    if effect.n_set_aside:
-        lines.append(
-            (f"  {effect.measure}", f"{effect.n_set_aside:,} ratings set aside: one key speaks for 5% of the runs")
+def _pair_lines(one: PairStatus, phase: Phase, *, promise_state: str) -> Lines:
+    """Where an effort or a budget is with its certificate, which pairs of answers prove."""
+    sure, goal = f"{one.confidence:.0%}", f"a drop below {100 * one.max_em_drop:g} points"
+    if one.em_drop is None or one.em_drop_high is None:
+        pairs = f"none yet: each audit is to be asked a second time, with {one.arm}"
+    else:
+        pairs = (
+            f"{one.n:,} audits asked again with {one.arm}: EM drop {100 * one.em_drop:+.2f} points, below"
+            f" {100 * one.em_drop_high:.2f} proved at {sure}; {one.n_disagree / one.n:.1%} of the answers differ"
         )
-    return lines
-
-
-def _part(effect: SatisfactionEffect, sure: str) -> str:
-    if effect.effect is not None:
-        return f"effect {_effect(effect, sure)}"
-    return _shown(effect.everybody, sure)
-
-
-def _effect(satisfaction_effect: SatisfactionEffect, sure: str) -> str:
-    effect = satisfaction_effect.effect
-    assert effect is not None
-    up = effect.low is not None and effect.low > 0
-    down = effect.high is not None and effect.high < 0
-    worse = (down and satisfaction_effect.better == "higher") or (up and satisfaction_effect.better == "lower")
-    verdict = "worse where stopped" if worse else "better where stopped" if up or down else "no difference is proven"
-    return f"{_shown(effect, sure, sign=True, unit='pair')}: {verdict}"
-
-
-def _rates(effect: SatisfactionEffect) -> str:
-    if effect.rated_audits is None or effect.rated_stopped is None:
-        return ""
-    return f" (rated: {effect.rated_audits:.1%} of audits, {effect.rated_stopped:.1%} of stopped runs)"
-
-
-def _shown(one: IntervalEstimate | None, sure: str, *, sign: bool = False, unit: str = "") -> str:
-    if one is None:
-        return "not measured"
-    form = "+.3f" if sign else ".3f"
-    between = "" if one.low is None or one.high is None else f" [{one.low:{form}}, {one.high:{form}}] at {sure}"
-    note = f" ({one.note})" if one.note else ""
-    return f"{one.value:{form}}{between}, {plural(one.n, unit) if unit else f'n={one.n:,}'}{note}"
-
-
-def outlook_lines(one: Outlook | None) -> list[tuple[str, str]]:
-    """What a reader sees; every interval may be read at any moment, as often as one likes."""
-    if one is None:
-        return [("watched", "not yet: no worker has looked at this route; see suffice worker")]
-    lines = [("watched", _since(one))]
-    if one.whole is not None:
-        sure = f"{one.confidence:.0%}"
-        lines += _account(one.whole, sure)
-        lines += [(f"  class {part.query_class or 'none'}", _account_part(part, sure)) for part in one.classes]
-        lines += [(f"  {part.version or 'no version'}", _account_part(part, sure)) for part in one.versions]
-    lines += liking_lines(one)
-    return lines + _forecasts(one)
-
-
-def proposal_lines(one: ProposedVersion | None) -> list[tuple[str, str]]:
-    if one is None:
-        return []
-    at = (
-        ""
-        if one.saving is None or one.drop is None
-        else (f"; at the route's budget it saves {one.saving.value:.1%} at a drop of {_points(one.drop.value)}")
-    )
-    parent = f", beside {one.parent}" if one.parent else ""
-    return [("proposal", f"{one.address} ({one.reason}{parent}): {one.verdict}, {one.why}{at}; in force nowhere")]
-
-
-def arm_lines(one: ArmWorth | None) -> list[tuple[str, str]]:
-    """What the tuner proposed last; [] where it never did."""
-    return [] if one is None else [("tuner", f"{one.arm} instead of {one.before}: {one.reason}; in force nowhere")]
-
-
-def _since(one: Outlook) -> str:
-    if one.cap_tokens is None:
-        seen = plural(one.at, "request")
-        return f"{seen}; accounts begin behind the first hundred runs, which say what a run can cost"
-    return f"requests {one.since:,} to {one.at:,} of epoch {one.epoch}; intervals hold at every look"
-
-
-def _account(one: Account, sure: str) -> list[tuple[str, str]]:
-    def tokens(value: float) -> str:
-        return f"{value:,.1f}"
-
-    cut = f"; {one.n_cut:,} runs with more tokens than the account allows for count as that" if one.n_cut else ""
-    return [
-        ("  EM, full runs", format_estimate(one.em_full, _rate, sure)),
-        ("  EM, stopped runs", format_estimate(one.em_stopped, _rate, sure)),
-        ("  EM drop", format_estimate(one.em_drop, _points, sure)),
-        ("  tokens, full run", format_estimate(one.tokens_full, tokens, sure)),
-        ("  tokens, live run", format_estimate(one.tokens_live, tokens, sure)),
-        ("  stops on audits save", format_estimate(one.saving, _rate, sure) + cut),
-    ]
-
-
-def _account_part(one: Account, sure: str) -> str:
-    if not one.known:
-        return f"unknown: {one.n_audits:,} audits of {one.n_runs:,} runs"
-    drop, saving = format_estimate(one.em_drop, _points, sure), format_estimate(one.saving, _rate, sure)
-    return f"EM drop {drop}; stops on its audits save {saving}"
-
-
-def _forecasts(one: Outlook) -> list[tuple[str, str]]:
-    forecasts = [forecast for forecast in (one.drop, one.em) if forecast is not None]
-    if not forecasts:
-        return [("forecast", "none yet: it takes 3,000 requests of an epoch, with something that stops")]
-    return [("forecast", _forecast(forecast)) for forecast in forecasts]
-
-
-def _forecast(one: Forecast) -> str:
-    if one.alert:
-        return f"ALERT: {one.reason}"
-    return one.reason + (" (in doubt: more audits would tell)" if one.doubtful else "")
-
-
-def _rate(value: float) -> str:
-    return f"{value:.1%}"
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:+.2f} points"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PairStatus:
-    """What audits that were asked twice say by now; one that differs and has no label counts as lost."""
-
-    arm: str
-    n: int  # pairs with the arm; audits that their client left are among them, as lost
-    n_disagree: int
-    em_drop: float | None  # mean of Z; None: there is no pair
-    em_drop_high: float | None  # the smallest drop that the pairs refute, at every look
-    n_missing: int | None  # pairs to the certificate at the rates seen; 0: enough; None: no number would do
-    n_repeats: int  # pairs of two full runs
-    n_repeats_disagree: int
-    max_em_drop: float  # fraction: what is to be proved
-    confidence: float
-
-
-def read_pairs(connection: LogReader, name: str, route: Route, match: Match, held: InForce) -> PairStatus | None:
-    """What a route's log says of its arm; None: it has none that is certified by pairs. Raises StoreError."""
-    if not route.is_paired:
-        return None
-    from suffice.control.jobs.base import since
-    from suffice.control.loop.paired import FULL, AuditPairs
-    from suffice.learn.effort import certify_arms, pairs_missing
-
-    behind = since(name, held, connection)
-    audits, callers = _audits(read_episodes(connection, name, behind, ended_after=behind), route.arms)
-    pairs = AuditPairs(match=match).of_audits(audits, timeout=0, callers=callers)
-    delta = 1 - route.confidence
-    result = certify_arms(pairs, n_arms=2, max_em_drop=route.max_em_drop, delta=delta, now=0)
-    asked = (audit.episode.outcome.pair_arm for audit in reversed(audits))
-    arm = next((arm for arm in asked if arm not in (None, FULL)), None) or route.arms[0]
-    return _status(arm, result, route, n_missing=pairs_missing(result, max_em_drop=route.max_em_drop, delta=delta))
-
-
-def _audits(items: Iterable[EpisodeWithLabels], arms: Sequence[str]) -> tuple[list[Audit], set[str]]:
-    """Audits of a log that were asked twice, and the senders that asked the model."""
-    from suffice.control.evidence.audits import Audit, GivenLabel
-    from suffice.control.loop.paired import is_pair
-
-    results, callers = list[Audit](), set[str]()
-    for item in items:
-        request, outcome = item.episode.request, item.episode.outcome
-        callers.add(request.sender)
-        if is_pair(request, outcome, arms):
-            labels = tuple(GivenLabel(label.seq, label.feedback) for label in item.labels)
-            audit = Audit(seq=item.seq, at=0, ended_at_s=0.0, episode=item.episode, labels=labels)
-            results.append(audit)
-    return results, callers - {""}
-
-
-def _status(arm: str, arms: CertifiedArms, route: Route, *, n_missing: int | None) -> PairStatus:
-    view = arms.views[0]
-    return PairStatus(
-        arm=arm,
-        n=view.n,
-        n_disagree=view.n_disagree,
-        em_drop=view.drop if view.n else None,
-        em_drop_high=view.drop_high if view.n else None,
-        n_missing=n_missing,
-        n_repeats=arms.repeats.n,
-        n_repeats_disagree=arms.repeats.n_disagree,
-        max_em_drop=route.max_em_drop,
-        confidence=route.confidence,
-    )
-
-
-def pair_lines(one: PairStatus, phase: Phase, *, promise_state: str) -> list[tuple[str, str]]:
-    sure = f"{one.confidence:.0%}"
-    return [
-        ("phase", _pair_phase(one, phase, sure, promise_state)),
-        ("pairs", _seen(one, sure)),
-        ("pairs missing", _missing(one)),
-        ("two full runs", _noise(one)),
-        *_wanted(phase),
-        *ending_lines(phase),
-    ]
+    if one.n_missing is None:
+        missing = f"no number of such pairs would prove {goal}"
+    elif one.n_missing:
+        missing = f"about {one.n_missing:,} more at the rates seen, for {goal}"
+    else:
+        missing = f"none: these prove {goal}"
+    noise = "not compared yet: one pair in ten is a second full run"
+    if one.n_repeats:
+        share = one.n_repeats_disagree / one.n_repeats
+        noise = f"{share:.1%} of {one.n_repeats:,} answered otherwise: so much is the model's own noise"
+    phrase = _pair_phase(one, phase, sure, promise_state)
+    lines = [("phase", phrase), ("pairs", pairs), ("pairs missing", missing), ("two full runs", noise)]
+    if n := phase.n_labels_wanted:
+        lines.append(("labels wanted", f"{n:,}: pairs whose two answers differ, which count as lost until then"))
+    return lines + _ending_lines(phase)
 
 
 def _pair_phase(one: PairStatus, phase: Phase, sure: str, promise_state: str) -> str:
@@ -435,31 +205,242 @@ def _pair_phase(one: PairStatus, phase: Phase, sure: str, promise_state: str) ->
     return f"all in full: {one.arm} is not proved"
 
 
-def _seen(one: PairStatus, sure: str) -> str:
-    if one.em_drop is None or one.em_drop_high is None:
-        return f"none yet: each audit is to be asked a second time, with {one.arm}"
+# --------------------------------------------------------------------------- traffic, EM, tokens and money
+
+
+def _traffic(one: RouteStatus) -> Lines:
+    report = one.report
+    running = f" ({one.n_without_outcome:,} without an outcome yet)" if one.n_without_outcome else ""
+    left = f" ({report.n_abandoned_audits:,} abandoned, counted as losses)" if report.n_abandoned_audits else ""
+    governed = "unknown" if report.governed_share is None else percent(report.governed_share)
+    lines = [
+        ("requests", f"{report.n_requests + one.n_without_outcome:,}{running}"),
+        ("governed", governed + _counts(report.ungoverned, ", untouched: ")),
+        ("ended", _counts(report.end_reasons) or "none yet"),
+        ("stopped early", f"{report.n_stopped:,} (would have stopped in full runs: {report.n_would_stop:,})"),
+    ]
+    if report.n_trials:
+        lines.append(("trial answers read", _trials(report)))
+    lines.append(("audits", f"{report.n_audits:,}{left}"))
+    if one.control is None and one.mode != "off":
+        lines.append(("audits missing", _missing(one)))
+    lines.append(("labels", f"{plural(report.n_labelled, 'request')}, scored by {one.scorer}"))
+    lines.append(("failed open", _counts(report.degraded) or "never"))
+    return lines if report.n_dropped is None else [*lines, ("dropped events", f"{report.n_dropped:,}")]
+
+
+def _counts(counts: Mapping[str, int], before: str = "") -> str:
+    largest = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return before + ", ".join(f"{reason} {n:,}" for reason, n in largest) if counts else ""
+
+
+def _trials(report: RouteReport) -> str:
+    sentence = f"{report.n_trials_read:,} of {report.n_trials:,}"
+    if report.n_trials_read >= MIN_SHARE * report.n_trials:
+        return sentence
     return (
-        f"{one.n:,} audits asked again with {one.arm}: EM drop {100 * one.em_drop:+.2f} points, below"
-        f" {100 * one.em_drop_high:.2f} proved at {sure}; {one.n_disagree / one.n:.1%} of the answers differ"
+        f"{sentence}, fewer than {MIN_SHARE:.0%}, and what the scorer cannot read stops nothing: end"
+        " [routes.NAME.probe] answer_prefix where the model would go on with the answer"
     )
 
 
-def _missing(one: PairStatus) -> str:
-    goal = f"a drop below {100 * one.max_em_drop:g} points"
-    if one.n_missing is None:
-        return f"no number of such pairs would prove {goal}"
-    if not one.n_missing:
-        return f"none: these prove {goal}"
-    return f"about {one.n_missing:,} more at the rates seen, for {goal}"
+def _missing(one: RouteStatus) -> str:
+    if one.certifies is False:
+        return "none are counted: no control loop certifies this route's policy, whatever its audits say"
+    if not one.report.n_governed:
+        return "nothing was governed yet"
+    return audits_missing(one.evidence, max_em_drop=one.max_em_drop, sure=f"{one.confidence:.0%}")
 
 
-def _wanted(phase: Phase) -> list[tuple[str, str]]:
-    n = phase.n_labels_wanted
-    return [("labels wanted", f"{n:,}: pairs whose two answers differ, which count as lost until then")] if n else []
+def _exact_match(one: RouteStatus, sure: str) -> Lines:
+    measured, drop = one.report.measured, one.report.measured.em_drop
+    sentence = format_estimate(drop, lambda value: f"{100 * value:+.1f} points", sure)
+    if drop is not None:
+        sentence += f", lost {measured.n_lost:,}, gained {measured.n_gained:,}"
+    return [
+        ("EM, full runs", format_estimate(measured.em_full, percent, sure)),
+        ("EM, live runs", format_estimate(measured.em_live, percent, sure)),
+        ("EM, stopped runs", format_estimate(measured.em_stopped, percent, sure)),
+        ("EM drop, paired", sentence),
+        ("satisfaction, effect", summarize_effect(one.outlook)),
+        ("disagreement", format_estimate(measured.disagreement, percent, sure)),
+    ]
 
 
-def _noise(one: PairStatus) -> str:
-    if not one.n_repeats:
-        return "not compared yet: one pair in ten is a second full run"
-    share = one.n_repeats_disagree / one.n_repeats
-    return f"{share:.1%} of {one.n_repeats:,} answered otherwise: so much is the model's own noise"
+def _spending(report: RouteReport, sure: str) -> Lines:
+    measured = report.measured
+    return [
+        ("tokens, full run", format_estimate(measured.tokens_full, tokens, sure)),
+        ("tokens, stopped run", format_estimate(measured.tokens_stopped, tokens, sure)),
+        ("saving", _saving(measured.saving, sure)),
+        *([] if measured.decided_saving is None else [("decided votes", _saving(measured.decided_saving, sure))]),
+        ("would have saved", _saving(measured.would_save, sure)),
+        ("tokens, all", _totals(report.tokens)),
+        *(_cost(measured, sure) if report.money.n_known else []),
+        ("cost" if not report.money.n_known else "cost, all", _paid(report.money)),
+    ]
+
+
+def _cost(measured: ReportEstimates, sure: str) -> Lines:
+    return [
+        ("cost, full run", format_estimate(measured.cost_full, usd, sure)),
+        ("cost, stopped run", format_estimate(measured.cost_stopped, usd, sure)),
+        ("cost reduction", _saving(measured.cost_reduction, sure)),
+        ("saved so far", format_estimate(measured.saved_usd, usd, sure)),
+        ("would have saved, USD", format_estimate(measured.would_save_usd, usd, sure)),
+    ]
+
+
+def _saving(estimate: IntervalEstimate | None, sure: str) -> str:
+    sentence = format_estimate(estimate, percent, sure)
+    return sentence if estimate is None else f"{sentence}, {estimate.method}"
+
+
+def _totals(sums: TokenTotals) -> str:
+    unknown = f"; unknown for {sums.n_unknown:,} requests" if sums.n_unknown else ""
+    return (
+        f"client {sums.client_prompt:,} prompt ({sums.client_cached:,} cached) + "
+        f"{sums.client_completion:,} completion, probes {sums.probe:,}, "
+        f"extra prompts {sums.extra_prompt:,} ({sums.cached_prompt:,} cached), "
+        f"discarded {sums.discarded:,}{unknown}"
+    )
+
+
+def _paid(money: MoneyTotals) -> str:
+    if not money.n_known:
+        return "unknown: no prices are set ([upstreams.NAME.prices])"
+    paid = f"{usd(money.governed_usd + money.ungoverned_usd)} for {plural(money.n_known, 'request')}"
+    if money.ungoverned_usd:
+        paid += f", {usd(money.ungoverned_usd)} of it untouched"
+    if money.overhead_usd:
+        paid += f", {usd(money.overhead_usd)} for probes, thoughts read again and tokens thrown away"
+    if money.n_unknown:
+        paid += f"; unknown for {plural(money.n_unknown, 'request')}"
+    return paid
+
+
+# --------------------------------------------------------------------------- the outlook
+
+
+def outlook_lines(one: Outlook | None) -> Lines:
+    """What the job `monitor` saw; every interval may be read at any moment, as often as one likes."""
+    if one is None:
+        return [("watched", "not yet: no worker has looked at this route; see suffice worker")]
+    if one.cap_tokens is None:
+        seen = plural(one.at, "request")
+        since = f"{seen}; accounts begin behind the first hundred runs, which say what a run can cost"
+    else:
+        since = f"requests {one.since:,} to {one.at:,} of epoch {one.epoch}; intervals hold at every look"
+    lines = [("watched", since)]
+    if one.whole is not None:
+        sure = f"{one.confidence:.0%}"
+        lines += _account(one.whole, sure)
+        lines += [(f"  class {part.query_class or 'none'}", _account_part(part, sure)) for part in one.classes]
+        lines += [(f"  {part.version or 'no version'}", _account_part(part, sure)) for part in one.versions]
+    lines += liking_lines(one)
+    for forecast in (one.drop, one.em):
+        if forecast is not None:
+            doubt = " (in doubt: more audits would tell)" if forecast.doubtful else ""
+            lines.append(("forecast", f"ALERT: {forecast.reason}" if forecast.alert else f"{forecast.reason}{doubt}"))
+    if one.drop is None and one.em is None:
+        lines.append(("forecast", "none yet: it takes 3,000 requests of an epoch, with something that stops"))
+    return lines
+
+
+def _account(one: Account, sure: str) -> Lines:
+    cut = f"; {one.n_cut:,} runs with more tokens than the account allows for count as that" if one.n_cut else ""
+    return [
+        ("  EM, full runs", format_estimate(one.em_full, percent, sure)),
+        ("  EM, stopped runs", format_estimate(one.em_stopped, percent, sure)),
+        ("  EM drop", format_estimate(one.em_drop, points, sure)),
+        ("  tokens, full run", format_estimate(one.tokens_full, tokens, sure)),
+        ("  tokens, live run", format_estimate(one.tokens_live, tokens, sure)),
+        ("  stops on audits save", format_estimate(one.saving, percent, sure) + cut),
+    ]
+
+
+def _account_part(one: Account, sure: str) -> str:
+    if not one.known:
+        return f"unknown: {one.n_audits:,} audits of {one.n_runs:,} runs"
+    drop, saving = format_estimate(one.em_drop, points, sure), format_estimate(one.saving, percent, sure)
+    return f"EM drop {drop}; stops on its audits save {saving}"
+
+
+def proposal_lines(one: ProposedVersion | None) -> Lines:
+    if one is None:
+        return []
+    at = ""
+    if one.saving is not None and one.drop is not None:
+        at = f"; at the route's budget it saves {one.saving.value:.1%} at a drop of {points(one.drop.value)}"
+    parent = f", beside {one.parent}" if one.parent else ""
+    return [("proposal", f"{one.address} ({one.reason}{parent}): {one.verdict}, {one.why}{at}; in force nowhere")]
+
+
+def arm_lines(one: ArmWorth | None) -> Lines:
+    return [] if one is None else [("tuner", f"{one.arm} instead of {one.before}: {one.reason}; in force nowhere")]
+
+
+# --------------------------------------------------------------------------- satisfaction
+
+
+def summarize_effect(one: Outlook | None) -> str:
+    if one is None:
+        return "not measured: no worker has looked at this route"
+    if one.satisfaction is None:
+        return "not measured: no watched run was rated"
+    if one.satisfaction.effect is None:
+        return "not measured: needs rated audits beside rated stopped runs"
+    return _effect(one.satisfaction, f"{one.confidence:.0%}") + _rates(one.satisfaction)
+
+
+def liking_lines(one: Outlook) -> Lines:
+    sure, lines = f"{one.confidence:.0%}", list[tuple[str, str]]()
+    for effect in one.whole_likings:
+        lines += _satisfaction_lines(effect, sure)
+        parts = [part for part in one.likings if part.measure == effect.measure and part is not effect]
+        classes = [(f"    class {part.query_class or 'none'}", part) for part in parts if part.query_class is not None]
+        versions = [(f"    {part.version or 'no version'}", part) for part in parts if part.version is not None]
+        for name, part in (*classes, *versions):
+            paired = part.effect is not None
+            lines.append((name, f"effect {_effect(part, sure)}" if paired else _mean(part.everybody, sure)))
+    return lines
+
+
+def _satisfaction_lines(effect: SatisfactionEffect, sure: str) -> Lines:
+    measure, lines = f"  {effect.measure}", list[tuple[str, str]]()
+    if effect.full is None and effect.stopped is None:
+        lines.append((measure, _mean(effect.everybody, sure)))
+    if effect.full is not None:
+        lines.append((f"{measure}, full", _mean(effect.full, sure)))
+    if effect.stopped is not None:
+        lines.append((f"{measure}, stopped", _mean(effect.stopped, sure)))
+    if effect.effect is not None:
+        lines.append((f"{measure}, effect", _effect(effect, sure) + _rates(effect)))
+    if effect.n_set_aside:
+        lines.append((measure, f"{effect.n_set_aside:,} ratings set aside: one key speaks for 5% of the runs"))
+    return lines
+
+
+def _effect(satisfaction: SatisfactionEffect, sure: str) -> str:
+    effect = satisfaction.effect
+    assert effect is not None
+    up = effect.low is not None and effect.low > 0
+    down = effect.high is not None and effect.high < 0
+    worse = (down and satisfaction.better == "higher") or (up and satisfaction.better == "lower")
+    verdict = "worse where stopped" if worse else "better where stopped" if up or down else "no difference is proven"
+    return f"{_mean(effect, sure, sign=True, unit='pair')}: {verdict}"
+
+
+def _rates(effect: SatisfactionEffect) -> str:
+    if effect.rated_audits is None or effect.rated_stopped is None:
+        return ""
+    return f" (rated: {effect.rated_audits:.1%} of audits, {effect.rated_stopped:.1%} of stopped runs)"
+
+
+def _mean(one: IntervalEstimate | None, sure: str, *, sign: bool = False, unit: str = "") -> str:
+    if one is None:
+        return "not measured"
+    form = "+.3f" if sign else ".3f"
+    between = "" if one.low is None or one.high is None else f" [{one.low:{form}}, {one.high:{form}}] at {sure}"
+    note = f" ({one.note})" if one.note else ""
+    return f"{one.value:{form}}{between}, {plural(one.n, unit) if unit else f'n={one.n:,}'}{note}"

@@ -2,60 +2,40 @@
 
 from __future__ import annotations
 
-import sys
+import operator
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from suffice.assurance.estimate import (
-    IntervalEstimate,
-    MoneyTotals,
-    ReportEstimates,
-    RouteReport,
-    TokenTotals,
-    report_of,
-)
+from suffice.assurance.estimate import RouteReport, report_of
 from suffice.assurance.forecast import Outlook
-from suffice.assurance.guarantee import MIN_SHARE, AuditEvidence, evidence
-from suffice.assurance.money import usd
+from suffice.assurance.guarantee import AuditEvidence, evidence
 from suffice.assurance.runs import Match, Tally
-from suffice.cli.inspect.route_report import (
-    PairStatus,
-    RouteHoldings,
-    arm_lines,
-    held_lines,
-    last_words,
-    outlook_lines,
-    pair_lines,
-    phase_lines,
-    proposal_lines,
-    read_held,
-    read_pairs,
-    summarize_effect,
-    wait,
-)
-from suffice.cli.shell import fail, print_json
+from suffice.cli.inspect import route_report
+from suffice.cli.shell import fail, print_facts, print_json
 from suffice.control.evidence.scorers import matching
 from suffice.errors import ConfigError, StoreError, SufficeError
-from suffice.formatting import format_estimate
+from suffice.formatting import format_time
+from suffice.review.holds import Override, describe_override, standing
+from suffice.review.queue import ItemState
 from suffice.review.route_guarantee import RouteGuarantee
-from suffice.sanitize import plural, printable
+from suffice.sanitize import printable
 from suffice.scoring.base import scorer_label
 from suffice.settings import Route, Settings
 from suffice.store.database.decisions import is_attended
 from suffice.store.database.presence import switch_reason
 from suffice.store.database.sqlite import database_path
-from suffice.store.database.views import LogReader, newest_request, open_reader
+from suffice.store.database.views import EpisodeWithLabels, LogReader, newest_request, open_reader, read_episodes
 from suffice.store.people.promises import Promises, newest_switching, read_promises
-from suffice.store.routes.in_force import NOTHING
+from suffice.store.people.reviews import read_reviews
+from suffice.store.routes.in_force import NOTHING, Holds, InForce
 from suffice.store.routes.phases import Phase, phase_of, read_phases
 from suffice.store.routes.rollups import read_to
 from suffice.store.routes.tallies import RouteScorer, snapshot, tallies_now
@@ -63,12 +43,40 @@ from suffice.store.routes.windows import newest_arm, newest_outlook, newest_prop
 from suffice.store.rows.records import ArmWorth, ProposedVersion
 from suffice.types import Request
 from suffice.wiring.files import condition, load_settings, require_log
-from suffice.wiring.keys import kill_file
+from suffice.wiring.keys import good_file, kill_file
+
+if TYPE_CHECKING:  # the gateway and what learns: most of the time that `suffice status` would take
+    from suffice.control.evidence.audits import Audit
+    from suffice.gateway.last_good import GoodRoute
 
 EXACT = "exact string equality (no --config, so no route scorers)"
 # How a line begins that a reader must not overlook.
 LOUD = ("UNCERTIFIED", "NONE", "PAUSED", "NOT RUNNING", "ALERT", "WAITS")
 MANY_ROWS = 50_000  # that no worker has summed up: reading them takes seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteHoldings:
+    overrides: tuple[str, ...]  # that hold now, in words, with who and until when
+    incidents: tuple[str, ...]  # that wait for a decision: name and summary
+    n_to_review: int  # items that a reviewer can take now
+    n_contradicted: int  # of them: reviewers contradict each other
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairStatus:
+    """What audits that were asked twice say by now; one that differs and has no label counts as lost."""
+
+    arm: str
+    n: int  # pairs with the arm; audits that their client left are among them, as lost
+    n_disagree: int
+    em_drop: float | None  # mean of Z; None: there is no pair
+    em_drop_high: float | None  # the smallest drop that the pairs refute, at every look
+    n_missing: int | None  # pairs to the certificate at the rates seen; 0: enough; None: no number would do
+    n_repeats: int  # pairs of two full runs
+    n_repeats_disagree: int
+    max_em_drop: float  # fraction: what is to be proved
+    confidence: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,21 +113,54 @@ def show_statuses(config: Path | None, db: Path | None, route: str | None, *, as
         _warn_of_rows(database)
         statuses = read_statuses(database, settings, route)
     except (SufficeError, OSError) as error:
-        sentences = [printable(one) for one in first]
-        fail("\n".join([str(error), *sentences, *_last_words(error, settings if db is None else None, route)]))
-    show_first(first, err=as_json)
-    if as_json:
-        _print_json(statuses)
-        return
-    if not statuses:
+        why = [str(error), *map(printable, first)]
+        if settings is not None and db is None and isinstance(error, StoreError | OSError):
+            why += _last_good(settings, route)
+        fail("\n".join(why))
+    for sentence in first:
+        click.secho(printable(sentence), bold=True, fg="red", err=as_json)
+    if not statuses and not as_json:
         click.echo(f"{database}: no requests yet")
+    print_statuses(statuses, as_json=as_json)
+
+
+def print_statuses(statuses: Iterable[RouteStatus], *, as_json: bool) -> None:
     for one in statuses:
-        _print_route(one)
+        if not as_json:
+            sections = route_report.status_sections(one)
+            width = max(22, *(len(what) for section in sections for what, _ in section))
+            print_facts(f"route {one.report.route or '(no route matched)'}", sections, loud=LOUD, width=width)
+            click.echo()
+            continue
+        plain = msgspec.to_builtins(one)
+        report = plain.pop("report")
+        report.pop("audits_at_s")
+        plain["evidence"] |= {"n_missing": one.evidence.n_missing, "wait_s": one.evidence.wait_s}
+        print_json({**report, "governed_share": one.report.governed_share, **plain})
 
 
-def show_first(sentences: Sequence[str], *, err: bool) -> None:
-    for sentence in sentences:
-        click.secho(printable(sentence), bold=True, fg="red", err=err)
+def _sources(config: Path | None, db: Path | None) -> tuple[Settings | None, Path]:
+    default = Path("suffice.toml")
+    if config is None and db is not None:
+        return None, db
+    if config is None and not default.is_file():
+        raise ConfigError("no suffice.toml in this folder; name a file with --config, or a log with --db")
+    settings = load_settings(str(config or default))
+    return settings, db or database_path(settings.store.url)
+
+
+def _warn_of_rows(database: Path) -> None:
+    with open_reader(database) as connection:
+        n_behind = read_to(connection).n_behind
+    if n_behind > MANY_ROWS:
+        click.echo(
+            f"suffice status: reads {n_behind:,} rows that no worker has summed up yet; suffice worker --once rollup"
+            " does that once for all",
+            err=True,
+        )
+
+
+# --------------------------------------------------------------------------- what the log says
 
 
 def read_statuses(database: Path, settings: Settings | None, route: str | None) -> list[RouteStatus]:
@@ -144,119 +185,90 @@ def statuses_of(
     now_s = time.time()
     with ExitStack() as stack:
         stack.enter_context(snapshot(connection))
-        scorers = _Scorers(settings, stack)
-        tallies = tallies_now(connection, scorers.of)
+        scorer_of = _scorers(settings, stack)
+        tallies = tallies_now(connection, scorer_of)
         newest = {name: request for name in tallies if (request := newest_request(connection, name)) is not None}
         if route is not None and route not in newest:
             names = ", ".join(name or '""' for name in newest) or "none yet"
             raise ConfigError(f"--route: no request of route {route!r} in {database}; routes seen: {names}")
-        promises = read_promises(connection, now_s=now_s, killed=_is_killed(settings, connection))
+        if settings is not None:
+            killed = switch_reason(kill_file(settings)) is not None
+        else:
+            killed = (switching := newest_switching(connection)) is not None and switching.on
+        promises = read_promises(connection, now_s=now_s, killed=killed)
         phases = read_phases(connection, promises.decided, attended=is_attended(connection, database))
         held = read_held(connection, promises.holds, now_s=now_s)
         return [
             _status(
-                _Seen(connection, name, settings, tallies[name], request, scorers.of(name)),
-                promises,
-                phases.get(name),
-                held.get(name),
+                connection,
+                name,
+                configured=None if settings is None else settings.routes.get(name),
+                newest=request,
+                tally=tallies[name],
+                scorer=scorer_of(name),
+                promises=promises,
+                phase=phases.get(name),
+                held=held.get(name),
             )
             for name, request in newest.items()
             if route in (None, name)
         ]
 
 
-def _warn_of_rows(database: Path) -> None:
-    with open_reader(database) as connection:
-        n_behind = read_to(connection).n_behind
-    if n_behind > MANY_ROWS:
-        click.echo(
-            f"suffice status: reads {n_behind:,} rows that no worker has summed up yet; suffice worker --once rollup"
-            " does that once for all",
-            err=True,
-        )
+def _scorers(settings: Settings | None, stack: ExitStack) -> Callable[[str], RouteScorer]:
+    @cache
+    def scorer_of(name: str) -> RouteScorer:
+        route = settings.routes.get(name) if settings is not None else None
+        if route is None:
+            return RouteScorer("", operator.eq)
 
-
-def _is_killed(settings: Settings | None, connection: LogReader) -> bool:
-    if settings is not None:
-        return switch_reason(kill_file(settings)) is not None
-    newest = newest_switching(connection)
-    return newest is not None and newest.on
-
-
-class _Scorers:
-    def __init__(self, settings: Settings | None, stack: ExitStack) -> None:
-        self._settings, self._stack = settings, stack
-        self._known: dict[str, RouteScorer] = {}
-
-    def of(self, name: str) -> RouteScorer:
-        if name not in self._known:
-            configured = self._settings.routes.get(name) if self._settings is not None else None
-            self._known[name] = self._make(configured)
-        return self._known[name]
-
-    def _make(self, configured: Route | None) -> RouteScorer:
-        if configured is None:
-            return RouteScorer("", lambda answer, gold: answer == gold)
-        opened: list[Match] = []  # a judge of formulas starts processes, and most logs need none
+        @cache  # a judge of formulas starts processes, and most logs need none
+        def opened() -> Match:
+            return stack.enter_context(matching(route))
 
         def match(answer: str | None, gold: str) -> bool:
-            if not opened:
-                opened.append(self._stack.enter_context(matching(configured)))
-            return opened[0](answer, gold)
+            return opened()(answer, gold)
 
-        return RouteScorer(scorer_label(configured.scorer), match)
+        return RouteScorer(scorer_label(route.scorer), match)
 
-
-def _last_words(error: Exception, settings: Settings | None, route: str | None) -> list[str]:
-    return last_words(settings, route) if settings is not None and isinstance(error, StoreError | OSError) else []
+    return scorer_of
 
 
-def _sources(config: Path | None, db: Path | None) -> tuple[Settings | None, Path]:
-    default = Path("suffice.toml")
-    if config is None and db is not None:
-        return None, db
-    if config is None and not default.is_file():
-        raise ConfigError("no suffice.toml in this folder; name a file with --config, or a log with --db")
-    settings = load_settings(str(config or default))
-    return settings, db or database_path(settings.store.url)
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    connection: LogReader
-    name: str
-    settings: Settings | None
-    tally: Tally
-    newest: Request
-    scoring: RouteScorer
-
-    @property
-    def configured(self) -> Route | None:
-        """The route's settings; None: they are not known."""
-        return self.settings.routes.get(self.name) if self.settings is not None else None
-
-
-def _status(seen: _Seen, promises: Promises, control: Phase | None, held: RouteHoldings | None) -> RouteStatus:
-    configured, newest = seen.configured, seen.newest
+def _status(
+    connection: LogReader,
+    name: str,
+    *,
+    configured: Route | None,
+    newest: Request,
+    tally: Tally,
+    scorer: RouteScorer,
+    promises: Promises,
+    phase: Phase | None,
+    held: RouteHoldings | None,
+) -> RouteStatus:
     confidence = configured.confidence if configured is not None else 0.95
     max_em_drop = configured.max_em_drop if configured is not None else 0.02
     certifies = None if configured is None else configured.certifies_itself
-    report = report_of(seen.tally, route=seen.name, confidence=confidence)
-    if certifies is False or (certifies is None and control is not None and not control.epoch):
-        control = None  # people may have paused it all the same: that is no control loop
-    elif control is None and certifies:
-        control = phase_of(NOTHING)
-    outlook, refused = newest_outlook(seen.connection, seen.name), None
-    if configured is not None and configured.mode == "enforce":
-        refused = promises.refusal(seen.connection, seen.name, configured, seen.tally)
-    promise = _promise(seen, promises, outlook, refused)
+    report = report_of(tally, route=name, confidence=confidence)
+    if certifies is False or (certifies is None and phase is not None and not phase.epoch):
+        phase = None  # people may have paused it all the same: that is no control loop
+    elif phase is None and certifies:
+        phase = phase_of(NOTHING)
+    outlook, refused, pairs = newest_outlook(connection, name), None, None
+    if configured is None:
+        promise = _promise_without_settings(name, newest.mode, promises)
+    else:
+        if configured.mode == "enforce":
+            refused = promises.refusal(connection, name, configured, tally)
+        promise = promises.of(name, configured, outlook, setup=newest.setup or None, unreadable=refused is not None)
+        pairs = read_pairs(connection, name, configured, scorer.match, promises.decided.of(name))
     return RouteStatus(
         # One uncertified newest request is enough to say so, even before it has ended.
         report=replace(report, certified=report.certified and newest.certified),
         mode=newest.mode,
         policy_version=newest.policy_version,
-        n_without_outcome=seen.tally.n_asked - report.n_requests,
-        scorer=seen.scoring.name or EXACT,
+        n_without_outcome=tally.n_asked - report.n_requests,
+        scorer=scorer.name or EXACT,
         confidence=confidence,
         max_em_drop=max_em_drop,
         evidence=evidence(
@@ -268,25 +280,19 @@ def _status(seen: _Seen, promises: Promises, control: Phase | None, held: RouteH
         ),
         refused=refused,
         certifies=certifies,
-        control=control,
+        control=phase,
         outlook=outlook,
-        proposal=newest_proposal(seen.connection, seen.name),
-        tuner=newest_arm(seen.connection, seen.name),
+        proposal=newest_proposal(connection, name),
+        tuner=newest_arm(connection, name),
         promise=promise.sentence,
         promise_state=promise.state,
-        pairs=None
-        if configured is None
-        else read_pairs(seen.connection, seen.name, configured, seen.scoring.match, promises.decided.of(seen.name)),
+        pairs=pairs,
         held=held,
     )
 
 
-def _promise(seen: _Seen, promises: Promises, outlook: Outlook | None, refused: str | None) -> RouteGuarantee:
-    if seen.configured is not None:
-        return promises.of(
-            seen.name, seen.configured, outlook, setup=seen.newest.setup or None, unreadable=refused is not None
-        )
-    mode, decided = seen.newest.mode, promises.decided.of(seen.name)
+def _promise_without_settings(name: str, mode: str, promises: Promises) -> RouteGuarantee:
+    decided = promises.decided.of(name)
     if mode == "off":
         return RouteGuarantee(state="off")
     if promises.killed:
@@ -298,192 +304,107 @@ def _promise(seen: _Seen, promises: Promises, outlook: Outlook | None, refused: 
     return RouteGuarantee(state="unknown" if decided.epoch is not None else "uncertified")
 
 
-def _print_json(statuses: list[RouteStatus]) -> None:
-    for one in statuses:
-        plain = msgspec.to_builtins(one)
-        report = plain.pop("report")
-        report.pop("audits_at_s")
-        share = {"governed_share": one.report.governed_share}
-        plain["evidence"] |= {"n_missing": one.evidence.n_missing, "wait_s": one.evidence.wait_s}
-        print_json({**report, **share, **plain})
-
-
-def _print_route(one: RouteStatus) -> None:
-    name = one.report.route or "(no route matched)"
-    if not sys.stdout.isatty():
-        click.echo(f"route {name}")
-        lines = [line for part in _parts(one) for line in part]
-        width = max(22, *(len(what) for what, _ in lines))
-        for what, value in lines:
-            click.echo(f"  {what:<{width}} {value}")
-        click.echo()
-        return
-    table = Table(title=Text(f"route {name}"), show_header=False, title_justify="left")
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for part in _parts(one):
-        for what, value in part:
-            # Text, not str: a model's name or a reason may look like markup.
-            table.add_row(what, Text(value, style="bold red" if value.startswith(LOUD) else ""))
-        table.add_section()
-    Console().print(table)
-
-
-def _parts(one: RouteStatus) -> tuple[list[tuple[str, str]], ...]:
-    """What a reader sees, in the order in which it is asked: standing, traffic, EM, tokens and money, outlook."""
-    report, measured = one.report, one.report.measured
-    sure = f"{one.confidence:.0%}"
-    earlier = [mode for mode in report.modes if mode != one.mode]
-    running = f" ({one.n_without_outcome:,} without an outcome yet)" if one.n_without_outcome else ""
-    n_abandoned = report.n_abandoned_audits
-    abandoned = f" ({n_abandoned:,} abandoned, counted as losses)" if n_abandoned else ""
-    stands = [
-        *([] if one.refused is None else [("behaves as observe", one.refused)]),
-        ("mode", one.mode + (f" (earlier: {', '.join(earlier)})" if earlier else "")),
-        ("policy", one.policy_version or "none"),
-        *_control(one),
-        ("promise", one.promise),
-        *held_lines(one.held),
-    ]
-    traffic = [
-        ("requests", f"{report.n_requests + one.n_without_outcome:,}{running}"),
-        ("governed", _share(report.governed_share) + _reasons(", untouched: ", report.ungoverned)),
-        ("ended", _reasons("", report.end_reasons) or "none yet"),
-        ("stopped early", f"{report.n_stopped:,} (would have stopped in full runs: {report.n_would_stop:,})"),
-        *_trials(report),
-        ("audits", f"{report.n_audits:,}{abandoned}"),
-        *([("audits missing", _missing(one, sure))] if one.control is None and one.mode != "off" else []),
-        ("labels", f"{plural(report.n_labelled, 'request')}, scored by {one.scorer}"),
-        ("failed open", _reasons("", report.degraded) or "never"),
-        *([] if report.n_dropped is None else [("dropped events", f"{report.n_dropped:,}")]),
-    ]
-    exact_match = [
-        ("EM, full runs", _rate(measured.em_full, sure)),
-        ("EM, live runs", _rate(measured.em_live, sure)),
-        ("EM, stopped runs", _rate(measured.em_stopped, sure)),
-        ("EM drop, paired", _drop(measured.em_drop, measured.n_lost, measured.n_gained, sure)),
-        ("satisfaction, effect", summarize_effect(one.outlook)),
-        ("disagreement", _rate(measured.disagreement, sure)),
-    ]
-    tokens = [
-        ("tokens, full run", _tokens(measured.tokens_full, sure)),
-        ("tokens, stopped run", _tokens(measured.tokens_stopped, sure)),
-        ("saving", _saving(measured.saving, sure)),
-        *([] if measured.decided_saving is None else [("decided votes", _saving(measured.decided_saving, sure))]),
-        ("would have saved", _saving(measured.would_save, sure)),
-        ("tokens, all", _totals(report.tokens)),
-        *_money(report.money, measured, sure),
-    ]
-    if not report.n_governed and one.control is None:  # what nothing was governed of has no EM, and nothing was saved
-        return stands, traffic, [("tokens, all", _totals(report.tokens)), ("cost, all", _paid(report.money))]
-    outlook = [*outlook_lines(one.outlook), *proposal_lines(one.proposal), *arm_lines(one.tuner)]
-    return stands, traffic, exact_match, tokens, outlook
-
-
-def _trials(report: RouteReport) -> list[tuple[str, str]]:
-    if not report.n_trials:
-        return []
-    shown = f"{report.n_trials_read:,} of {report.n_trials:,}"
-    if report.n_trials_read < MIN_SHARE * report.n_trials:
-        shown += (
-            f", fewer than {MIN_SHARE:.0%}, and what the scorer cannot read stops nothing: end [routes.NAME.probe]"
-            " answer_prefix where the model would go on with the answer"
+def read_held(connection: LogReader, holds: Holds, *, now_s: float) -> dict[str, RouteHoldings]:
+    """Every route on which people hold something, or on which something waits for them. Raises StoreError."""
+    waiting: dict[str, list[ItemState]] = {}
+    for one in read_reviews(connection).queue.waiting(now_s=now_s):
+        waiting.setdefault(one.item.route, []).append(one)
+    return {
+        name: RouteHoldings(
+            overrides=_describe_overrides(holds.of(name).overrides, now_s),
+            incidents=tuple(f"{case.incident.incident}: {case.incident.summary}" for case in holds.of(name).open_cases),
+            n_to_review=len(waiting.get(name, ())),
+            n_contradicted=sum(one.needs_third for one in waiting.get(name, ())),
         )
-    return [("trial answers read", shown)]
+        for name in {*holds.routes, *waiting}
+    }
 
 
-def _control(one: RouteStatus) -> list[tuple[str, str]]:
-    if one.control is None:
-        return [("certified", _certified(one.report))]
-    if one.pairs is not None:
-        return pair_lines(one.pairs, one.control, promise_state=one.promise_state)
-    acts = one.promise_state in ("certified", "budgeted")
-    return phase_lines(one.control, per_s=one.evidence.audits_per_s, acts=acts)
-
-
-def _missing(one: RouteStatus, sure: str) -> str:
-    if one.certifies is False:
-        return "none are counted: no control loop certifies this route's policy, whatever its audits say"
-    if not one.report.n_governed:
-        return "nothing was governed yet"
-    return audits_missing(one.evidence, max_em_drop=one.max_em_drop, sure=sure)
-
-
-def audits_missing(evidence: AuditEvidence, *, max_em_drop: float, sure: str) -> str:
-    goal = f"an EM drop of at most {100 * max_em_drop:g} points at {sure}"
-    if evidence.n_missing is None:
-        return f"no number of audits certifies {goal}"
-    seen = f"{evidence.n_disagreements:,} of {evidence.n_audits:,} disagree so far"
-    if evidence.n_missing == 0:
-        return f"none: {evidence.n_audits:,} are enough for {goal} ({seen})"
-    when = "no rate is known yet" if evidence.wait_s is None else f"in {wait(evidence.wait_s)} at the present rate"
-    return f"{evidence.n_missing:,} more, {when}, if none of them disagrees, for {goal} ({seen})"
-
-
-def _certified(report: RouteReport) -> str:
-    if not report.n_governed:
-        return "nothing was governed yet"
-    return "yes" if report.certified else "UNCERTIFIED: no test vouches for this policy here"
-
-
-def _totals(tokens: TokenTotals) -> str:
-    unknown = f"; unknown for {tokens.n_unknown:,} requests" if tokens.n_unknown else ""
-    return (
-        f"client {tokens.client_prompt:,} prompt ({tokens.client_cached:,} cached) + "
-        f"{tokens.client_completion:,} completion, probes {tokens.probe:,}, "
-        f"extra prompts {tokens.extra_prompt:,} ({tokens.cached_prompt:,} cached), "
-        f"discarded {tokens.discarded:,}{unknown}"
+def _describe_overrides(overrides: Iterable[Override], now_s: float) -> tuple[str, ...]:
+    return tuple(
+        f"{describe_override(one)} until {format_time(one.expires_at_s)}, by {one.author}: {one.reason}"
+        for one in standing(overrides, now_s)
     )
 
 
-def _money(money: MoneyTotals, measured: ReportEstimates, sure: str) -> list[tuple[str, str]]:
-    if not money.n_known:
-        return [("cost", _paid(money))]
+def read_pairs(connection: LogReader, name: str, route: Route, match: Match, held: InForce) -> PairStatus | None:
+    """What a route's log says of its arm; None: it has none that is certified by pairs. Raises StoreError."""
+    if not route.is_paired:
+        return None
+    from suffice.control.jobs.base import since
+    from suffice.control.loop.paired import FULL, AuditPairs
+    from suffice.learn.effort import certify_arms, pairs_missing
+
+    behind = since(name, held, connection)
+    audits, callers = _paired_audits(read_episodes(connection, name, behind, ended_after=behind), route.arms)
+    pairs = AuditPairs(match=match).of_audits(audits, timeout=0, callers=callers)
+    delta = 1 - route.confidence
+    result = certify_arms(pairs, n_arms=2, max_em_drop=route.max_em_drop, delta=delta, now=0)
+    asked = (audit.episode.outcome.pair_arm for audit in reversed(audits))
+    view = result.views[0]
+    return PairStatus(
+        arm=next((arm for arm in asked if arm not in (None, FULL)), None) or route.arms[0],
+        n=view.n,
+        n_disagree=view.n_disagree,
+        em_drop=view.drop if view.n else None,
+        em_drop_high=view.drop_high if view.n else None,
+        n_missing=pairs_missing(result, max_em_drop=route.max_em_drop, delta=delta),
+        n_repeats=result.repeats.n,
+        n_repeats_disagree=result.repeats.n_disagree,
+        max_em_drop=route.max_em_drop,
+        confidence=route.confidence,
+    )
+
+
+def _paired_audits(items: Iterable[EpisodeWithLabels], arms: Sequence[str]) -> tuple[list[Audit], set[str]]:
+    """Audits of a log that were asked twice, and the senders that asked the model."""
+    from suffice.control.evidence.audits import Audit, GivenLabel
+    from suffice.control.loop.paired import is_pair
+
+    audits, callers = list[Audit](), set[str]()
+    for item in items:
+        request, outcome = item.episode.request, item.episode.outcome
+        callers.add(request.sender)
+        if is_pair(request, outcome, arms):
+            labels = tuple(GivenLabel(label.seq, label.feedback) for label in item.labels)
+            audits.append(Audit(seq=item.seq, at=0, ended_at_s=0.0, episode=item.episode, labels=labels))
+    return audits, callers - {""}
+
+
+# --------------------------------------------------------------------------- what was in force last
+
+
+def _last_good(settings: Settings, route: str | None) -> list[str]:
+    """What gateways serve while the log cannot be read."""
+    from suffice.wiring.startup import last_good
+
+    try:
+        good = last_good(settings)
+    except (ConfigError, OSError) as error:
+        return [f"and the last-good file says nothing: {error}"]
+    if good is None:
+        return []
+    now_s, until_s = time.time(), good.at_s + settings.store.last_good_s
+    serves = f"may be served until {format_time(until_s)}" if now_s < until_s else "is too old to be served"
+    full = "" if now_s < until_s else ": all runs in full"
+    named = {name: one for name, one in good.routes.items() if route in (None, name)}
+    width = max(map(len, named), default=0)
     return [
-        ("cost, full run", format_estimate(measured.cost_full, usd, sure)),
-        ("cost, stopped run", format_estimate(measured.cost_stopped, usd, sure)),
-        ("cost reduction", _saving(measured.cost_reduction, sure)),
-        ("saved so far", format_estimate(measured.saved_usd, usd, sure)),
-        ("would have saved, USD", format_estimate(measured.would_save_usd, usd, sure)),
-        ("cost, all", _paid(money)),
+        f"{good_file(settings)} says what was in force at {format_time(good.at_s)}, and {serves}{full}",
+        *(f"  {name:<{width}}  {_describe_good(one, now_s)}" for name, one in named.items()),
     ]
 
 
-def _paid(money: MoneyTotals) -> str:
-    if not money.n_known:
-        return "unknown: no prices are set ([upstreams.NAME.prices])"
-    paid = f"{usd(money.governed_usd + money.ungoverned_usd)} for {plural(money.n_known, 'request')}"
-    if money.ungoverned_usd:
-        paid += f", {usd(money.ungoverned_usd)} of it untouched"
-    if money.overhead_usd:
-        paid += f", {usd(money.overhead_usd)} for probes, thoughts read again and tokens thrown away"
-    if money.n_unknown:
-        paid += f"; unknown for {plural(money.n_unknown, 'request')}"
-    return paid
-
-
-def _share(share: float | None) -> str:
-    return "unknown" if share is None else f"{share:.1%}"
-
-
-def _reasons(before: str, counts: Mapping[str, int]) -> str:
-    largest = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return before + ", ".join(f"{reason} {n:,}" for reason, n in largest) if counts else ""
-
-
-def _rate(estimate: IntervalEstimate | None, sure: str) -> str:
-    return format_estimate(estimate, lambda number: f"{number:.1%}", sure)
-
-
-def _tokens(estimate: IntervalEstimate | None, sure: str) -> str:
-    return format_estimate(estimate, lambda number: f"{number:,.1f}", sure)
-
-
-def _saving(estimate: IntervalEstimate | None, sure: str) -> str:
-    shown = format_estimate(estimate, lambda number: f"{number:.1%}", sure)
-    return shown if estimate is None else f"{shown}, {estimate.method}"
-
-
-def _drop(estimate: IntervalEstimate | None, n_lost: int | None, n_gained: int | None, sure: str) -> str:
-    shown = format_estimate(estimate, lambda number: f"{100 * number:+.1f} points", sure)
-    return shown if estimate is None else f"{shown}, lost {n_lost:,}, gained {n_gained:,}"
+def _describe_good(one: GoodRoute, now_s: float) -> str:
+    held, made = one.held, one.held.publication
+    sentences = [] if one.refused is None else [f"behaves as observe: {one.refused}"]
+    if held.pause is not None:
+        sentences.append(f"PAUSED by {held.pause.author}: {held.pause.reason}")
+    elif made is not None and held.level:
+        proved = "certified" if made.certified else "budgeted"
+        sentences.append(f"{proved}, level {held.level} of {made.n_levels - 1}, publication {made.number}")
+    elif one.standing is not None:
+        sentences.append(f"the policy that a rollout brought: {one.standing.get('policy')}")
+    else:
+        sentences.append("no level is in force")
+    return printable("; ".join((*sentences, *_describe_overrides(one.overrides, now_s))))

@@ -22,7 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from suffice.assurance.guarantee import MIN_RUNS, MIN_SHARE
-from suffice.cli.inspect.route_status import RouteStatus, audits_missing, read_statuses
+from suffice.cli.inspect.route_report import audits_missing
+from suffice.cli.inspect.route_status import RouteStatus, read_statuses
 from suffice.cli.shell import FILE, JSON_OBJECT, Command, find_settings, option, print_json
 from suffice.doctor.examine import Advice, advise, examine, not_verified
 from suffice.doctor.route import FullRunCounts, as_findings, from_log, read_route_questions, run_live
