@@ -5,6 +5,7 @@ A table stands between two comments, `<!-- generated: name -->` and `<!-- end --
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
@@ -29,16 +30,23 @@ def table(head: str, rows: Iterable[Iterable[str]]) -> str:
 
 def policies(*, composed: bool) -> str:
     """The policies that are made of others, or those that are not."""
-    made = {name: policy for name, policy in POLICIES.items() if hasattr(policy, "reference")}
+    made = {name: policy for name, policy in POLICIES.items() if policy.__module__.startswith("suffice.policy.")}
     chosen = [name for name in made if any(p.type is Policy for p in parameters_of(made[name])) == composed]
     return table("name, stops when, needs, parameters, source", (_policy(name, made[name]) for name in chosen))
 
 
 def _policy(name: str, policy: Any) -> list[str]:
-    said = policy.reference
-    parameters = [_parameter(one, said.parameters[one.name]) for one in parameters_of(policy)]
-    needs = said.needs or ", ".join(f"`{one.name}`" for one in order_all(policy().needs)) or "nothing"
-    return [f"`{name}`", said.stops_when, needs, "; ".join(parameters) or "none", said.source]
+    summary = inspect.getdoc(policy).partition("\n")[0].removeprefix("Stop when ").removesuffix(".")
+    meanings = comments_of(policy)
+    parameters = [_parameter(one, meanings[one.name]) for one in parameters_of(policy)]
+    needs = policy.needs_note or ", ".join(f"`{one.name}`" for one in order_all(policy().needs)) or "nothing"
+    return [f"`{name}`", summary, needs, "; ".join(parameters) or "none", policy.source]
+
+
+def comments_of(record: type) -> dict[str, str]:
+    """The comment behind each field in the source of a class and of those that it inherits from."""
+    source = "".join(inspect.getsource(one) for one in record.__mro__ if one.__module__.startswith("suffice."))
+    return dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.+)$", source, re.MULTILINE))
 
 
 def _parameter(parameter: Parameter, says: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 import msgspec
-from tools.declarations import fill_tables
+from tools.declarations import comments_of, fill_tables
 
 from suffice.cli.main import main as suffice
 from suffice.settings import Settings
@@ -107,12 +107,6 @@ def default_of(field: msgspec.structs.FieldInfo) -> str:
     if value is None:
         return "none"
     return "`{}`" if isinstance(value, msgspec.Struct) else f"`{json.dumps(value)}`"
-
-
-def comments_of(model: type[msgspec.Struct]) -> dict[str, str]:
-    """The comment behind each field in the source."""
-    source = inspect.getsource(model)
-    return dict(re.findall(r"^    (\w+): [^#\n]*#\s*(.+)$", source, re.MULTILINE))
 
 
 def tables(model: type[msgspec.Struct], path: tuple[str, ...] = ()) -> Iterator[tuple[str, type[msgspec.Struct]]]:

@@ -23,7 +23,6 @@ __all__ = ["POLICIES", "Columns", "Policy", "Stops", "build_policy", "describe",
 
 
 def _declared_policies() -> dict[str, type[Policy]]:
-    """The policies in the modules of this package, by name."""
     names = [f"{suffice.policy.__name__}.{module.name}" for module in pkgutil.iter_modules(suffice.policy.__path__)]
     modules = [importlib.import_module(name) for name in names if name != __name__]
     classes = [one for module in modules for one in vars(module).values() if isinstance(one, type)]
@@ -46,27 +45,18 @@ def build_policy(spec: Mapping[str, Any]) -> Policy:
     return _build("policy", spec, _MAX_DEPTH)
 
 
-def describe(policy: Policy) -> dict[str, Any]:
-    """The mapping from which `build_policy` builds an equal policy; every parameter is written out.
-
-    Raises ConfigError for an object whose class is not in POLICIES.
-    """
-    return _describe(policy, in_full=True)
-
-
 def version_of(policy: Policy) -> str:
     """The policy's address by content, such as `p-1a2b3c4d5e6f`: equal policies, equal versions, everywhere.
 
     48 bits of BLAKE2b over the canonical JSON of `describe`, without the parameters that came later and
     stand at their default: an old version stays what it was. A learned model counts by its own address.
     """
-    written = _describe(policy, in_full=False)
+    written = describe(policy, in_full=False)
     canonical = json.dumps(written, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return f"p-{hashlib.blake2b(canonical.encode(), digest_size=6).hexdigest()}"
 
 
 def _build(where: str, spec: object, depth: int) -> Policy:
-    """`build_policy`, for a policy that stands at `where`, with at most `depth` levels below it."""
     if not isinstance(spec, Mapping):
         raise ConfigError(f"{where}: must be a table, got {type(spec).__name__}")
     if depth == 0:
@@ -92,7 +82,13 @@ def _read(parameter: Parameter, where: str, given: Mapping[str, object], depth: 
     return default
 
 
-def _describe(policy: Policy, *, in_full: bool) -> dict[str, Any]:
+def describe(policy: Policy, *, in_full: bool = True) -> dict[str, Any]:
+    """The mapping from which `build_policy` builds an equal policy.
+
+    in_full  every parameter is written out; else as a version counts it
+
+    Raises ConfigError for an object whose class is not in POLICIES.
+    """
     name = getattr(policy, "name", None)
     if not isinstance(name, str) or POLICIES.get(name) is not type(policy):
         raise ConfigError(f"policy: {type(policy).__name__} is unknown; known: {', '.join(sorted(POLICIES))}")
@@ -109,7 +105,7 @@ def _plain(value: Value | tuple[One, ...], *, in_full: bool) -> Any:
         return [_plain(item, in_full=in_full) for item in value]
     if isinstance(value, StopModel):
         return value.plain() if in_full else value.address
-    return value if isinstance(value, (bool, int, float, str)) else _describe(value, in_full=in_full)
+    return value if isinstance(value, (bool, int, float, str)) else describe(value, in_full=in_full)
 
 
 def _short(value: object) -> str:

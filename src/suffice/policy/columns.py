@@ -1,6 +1,5 @@
 """The same rule for many steps at once: columns of signals in, one stop code a step out.
 
-Knows the codes and how a row becomes Signals; refuses to know runs, costs and where columns come from.
 A column is a float64 array named like the field of Signals that it holds (or of a fold of another
 package), one row a step of any run; NaN is *unknown*, and so is a column that is not there. `answer` holds
 a code for each answer, NaN for none.

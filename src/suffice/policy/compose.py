@@ -1,6 +1,6 @@
 """Policies made of policies: guards around one, all of several, any of several.
 
-They know what their parts say and refuse to know why. A part's own sentence is what the log shows. Which
+A part's own sentence is what the log shows. Which
 answer is returned (`policy.returning`) belongs to the outermost policy alone.
 """
 
@@ -13,19 +13,17 @@ import numpy as np
 
 from suffice.errors import ConfigError
 from suffice.policy.columns import BUDGET, CONTINUE, HOPELESS, SUFFICES, Columns, Stops, stops_of, where
-from suffice.policy.parameters import Length, Nested, ParameterChecks, PolicyReference
+from suffice.policy.parameters import Length, Nested, ParameterChecks
 from suffice.policy.protocol import go_on, stop_at_budget
 from suffice.policy.returning import Returns, returns_of
 from suffice.policy.rules import STEPS, TOKENS
 from suffice.signals.base import order_all
 from suffice.types import Decision, Signals
 
-_SEVERAL = Length(2, 16)
-
 
 @dataclass(frozen=True, slots=True)
 class RunBounds(ParameterChecks):
-    """Hold another policy between a smallest and a largest run.
+    """Stop when its inner policy does, but never too early, and always at a hard limit (`stop_reason` is `budget`).
 
     Before the minimum nothing stops; at the hard budget everything does, with the inner policy's own
     reason where it would have stopped anyway. A budget below the minimum wins. In a loop of rounds the
@@ -33,27 +31,13 @@ class RunBounds(ParameterChecks):
     """
 
     name: ClassVar[str] = "guarded"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when=(
-            "its inner policy does, but never too early, and always at a hard limit (`stop_reason` is then `budget`)"
-        ),
-        needs="what its parts need",
-        source="–",
-        parameters={
-            "inner": "the policy inside",
-            "min_steps": "no stop before this step",
-            "min_tokens": "no stop before as many tokens",
-            "max_steps": "always stop at this step, 0 for no limit",
-            "max_tokens": "always stop at as many tokens, 0 for no limit",
-            "returns": "which round's answer is used, see below",
-        },
-    )
-    inner: Nested
-    min_steps: Annotated[int, STEPS] = 0  # never stop before this step
-    min_tokens: Annotated[int, TOKENS] = 0  # never stop before as many are generated
-    max_steps: Annotated[int, STEPS] = 0  # always stop at this step; 0: no limit
-    max_tokens: Annotated[int, TOKENS] = 0  # always stop once as many are generated; 0: no limit
-    returns: Returns = "last"  # which round's answer a run returns
+    needs_note: ClassVar[str] = "what its parts need"
+    inner: Nested  # the policy inside
+    min_steps: Annotated[int, STEPS] = 0  # no stop before this step
+    min_tokens: Annotated[int, TOKENS] = 0  # no stop before as many tokens
+    max_steps: Annotated[int, STEPS] = 0  # always stop at this step, 0 for no limit
+    max_tokens: Annotated[int, TOKENS] = 0  # always stop at as many tokens, 0 for no limit
+    returns: Returns = "last"  # which round's answer is used, see below
 
     def __post_init__(self) -> None:
         ParameterChecks.__post_init__(self)
@@ -93,37 +77,34 @@ class RunBounds(ParameterChecks):
 class _Several(ParameterChecks):
     """What `all-of` and `any-of` share: parts that can be asked about one run together."""
 
-    policies: Annotated[tuple[Nested, ...], _SEVERAL]
+    needs_note: ClassVar[str] = "what its parts need"
+    policies: Annotated[tuple[Nested, ...], Length(2, 16)]  # 2 to 16 policies
 
     def __post_init__(self) -> None:
         """Refuse parts that want the same signal with different parameters, or say what is returned."""
         ParameterChecks.__post_init__(self)
-        _check_parts(self.name, self.policies)
+        for at, policy in enumerate(self.policies):
+            _check_returns(f"policy.{self.name}.policies[{at}]", policy)
+        try:
+            order_all(self.needs)
+        except ConfigError as error:
+            raise ConfigError(f"policy.{self.name}.policies: {error}") from None
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return _needs_of(self.policies)
+        return tuple(dict.fromkeys(need for policy in self.policies for need in policy.needs))
 
 
 @dataclass(frozen=True, slots=True)
 class AllOf(_Several):
-    """Stop where every one of several policies would, and they do not contradict each other.
+    """Stop when every part does, and none contradicts another; a part that stops by `budget` agrees with everything.
 
     A stable answer *and* a confident one, say. Budget stops agree with everything, so a part such as
     `fixed-rounds` says how early is too early. "Suffices" beside "hopeless" is a contradiction: continue.
     """
 
     name: ClassVar[str] = "all-of"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when=(
-            "every part does, and none contradicts another; a part that stops by `budget` agrees with everything"
-        ),
-        needs="what its parts need",
-        source="two signals, as in TASR, [arXiv:2606.13814](https://arxiv.org/abs/2606.13814)",
-        parameters={
-            "policies": "2 to 16 policies",
-        },
-    )
+    source: ClassVar[str] = "two signals, as in TASR, [arXiv:2606.13814](https://arxiv.org/abs/2606.13814)"
 
     def decide(self, s: Signals) -> Decision:
         claim: Decision | None = None
@@ -148,21 +129,14 @@ class AllOf(_Several):
 
 @dataclass(frozen=True, slots=True)
 class AnyOf(_Several):
-    """Stop where one of several policies would; the first in the list that does gives the reason.
+    """Stop when one part does; the first in the list that stops gives the reason.
 
     Two-sided stopping is this: one rule for answers that suffice, one for runs that are hopeless.
     """
 
     name: ClassVar[str] = "any-of"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when="one part does; the first in the list that stops gives the reason",
-        needs="what its parts need",
-        source=(
-            "stopping on two sides, as in Conformal Thinking, [arXiv:2602.03814](https://arxiv.org/abs/2602.03814)"
-        ),
-        parameters={
-            "policies": "2 to 16 policies",
-        },
+    source: ClassVar[str] = (
+        "stopping on two sides, as in Conformal Thinking, [arXiv:2602.03814](https://arxiv.org/abs/2602.03814)"
     )
 
     def decide(self, s: Signals) -> Decision:
@@ -186,16 +160,3 @@ def _check_returns(where: str, policy: Nested) -> None:
     returns = returns_of(policy)
     if returns != "last":
         raise ConfigError(f"{where}.returns: got {returns!r}; only the outermost policy says what is returned")
-
-
-def _check_parts(name: str, policies: tuple[Nested, ...]) -> None:
-    for at, policy in enumerate(policies):
-        _check_returns(f"policy.{name}.policies[{at}]", policy)
-    try:
-        order_all(_needs_of(policies))
-    except ConfigError as error:
-        raise ConfigError(f"policy.{name}.policies: {error}") from None
-
-
-def _needs_of(policies: tuple[Nested, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(need for policy in policies for need in policy.needs))

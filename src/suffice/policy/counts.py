@@ -1,7 +1,6 @@
 """Rules that read nothing but counts of answers: they work with any model behind any API.
 
-They know the vote and refuse to know tokens, probabilities and text. They speak about the mode of
-the answers, not about its truth; what that costs in EM is measured elsewhere.
+They speak about the mode of the answers, not about its truth; what that costs in EM is measured elsewhere.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 
 from suffice.policy.columns import SUFFICES, Columns, Stops, answered, by_counts, known_column, where
-from suffice.policy.parameters import ParameterChecks, ParameterRange, PolicyReference
+from suffice.policy.parameters import ParameterChecks, ParameterRange
 from suffice.policy.protocol import go_on, suffices
 from suffice.signals.fold import need
 from suffice.types import Decision, Signals
@@ -21,7 +20,7 @@ from suffice.types import Decision, Signals
 
 @dataclass(frozen=True, slots=True)
 class BetaVote(ParameterChecks):
-    """Stop sampling once the leading answer would very likely keep its lead over the runner-up.
+    """Stop when the leading answer very likely keeps its lead: P(p > 1/2) for p ~ Beta(v1 + 1, v2 + 1).
 
     Adaptive-Consistency (Aggarwal et al. 2023, EMNLP, arXiv:2305.11860): P(p > 1/2) >= threshold with
     p ~ Beta(v1 + 1, v2 + 1), v1 and v2 the votes of the two most common answers. At the published
@@ -30,19 +29,11 @@ class BetaVote(ParameterChecks):
     """
 
     name: ClassVar[str] = "beta"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when=(
-            "the leading answer keeps its lead over the runner-up with enough probability: P(p > 1/2) "
-            "for p ~ Beta(v1 + 1, v2 + 1)"
-        ),
-        source="Adaptive-Consistency, Aggarwal et al. 2023, [arXiv:2305.11860](https://arxiv.org/abs/2305.11860)",
-        parameters={
-            "threshold": "above 0.5, at most 1",
-            "min_samples": "samples that gave an answer, at least 1",
-        },
+    source: ClassVar[str] = (
+        "Adaptive-Consistency, Aggarwal et al. 2023, [arXiv:2305.11860](https://arxiv.org/abs/2305.11860)"
     )
-    threshold: Annotated[float, ParameterRange(0.5, 1.0, low_open=True)] = 0.95  # on Signals.p_majority
-    min_samples: Annotated[int, ParameterRange(1, 1_000_000)] = 2  # that gave an answer
+    threshold: Annotated[float, ParameterRange(0.5, 1.0, low_open=True)] = 0.95  # above 0.5, at most 1
+    min_samples: Annotated[int, ParameterRange(1, 1_000_000)] = 2  # samples that gave an answer, at least 1
 
     needs: ClassVar[tuple[str, ...]] = ("votes",)
 
@@ -64,7 +55,7 @@ class BetaVote(ParameterChecks):
 
 @dataclass(frozen=True, slots=True)
 class VoteEntropy(ParameterChecks):
-    """Stop sampling once the votes are concentrated, by their entropy.
+    """Stop when the votes are concentrated: their entropy is at most a share of that of an even vote.
 
     The entropy variant of Adaptive-Consistency (Aggarwal et al. 2023, arXiv:2305.11860 and its code): entropy
     of the vote over that of an even one, log of the number of different answers, at most 0.75. While all
@@ -72,14 +63,10 @@ class VoteEntropy(ParameterChecks):
     """
 
     name: ClassVar[str] = "vote-entropy"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when="the votes are concentrated: their entropy is at most a share of that of an even vote",
-        source="entropy variant of Adaptive-Consistency, [arXiv:2305.11860](https://arxiv.org/abs/2305.11860)",
-        parameters={
-            "threshold": "share, lower is stricter",
-        },
+    source: ClassVar[str] = (
+        "entropy variant of Adaptive-Consistency, [arXiv:2305.11860](https://arxiv.org/abs/2305.11860)"
     )
-    threshold: Annotated[float, ParameterRange(0.0, 1.0)] = 0.75  # on the entropy over its maximum; lower is stricter
+    threshold: Annotated[float, ParameterRange(0.0, 1.0)] = 0.75  # share, lower is stricter
 
     needs: ClassVar[tuple[str, ...]] = ("votes", "stability")
 
@@ -104,23 +91,18 @@ class VoteEntropy(ParameterChecks):
 
 @dataclass(frozen=True, slots=True)
 class VoteShare(ParameterChecks):
-    """Stop sampling once the leading answer has a large share of the votes.
+    """Stop when the leading answer has a large share of the votes.
 
     The majority variant of Adaptive-Consistency (Aggarwal et al. 2023, arXiv:2305.11860 and its code): share of
     the leader at least 0.8, never at the first vote. Two equal answers are enough for it.
     """
 
     name: ClassVar[str] = "vote-share"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when="the leading answer has a large share of the votes",
-        source="majority variant of Adaptive-Consistency, [arXiv:2305.11860](https://arxiv.org/abs/2305.11860)",
-        parameters={
-            "threshold": "share",
-            "min_samples": "samples that gave an answer, at least 1",
-        },
+    source: ClassVar[str] = (
+        "majority variant of Adaptive-Consistency, [arXiv:2305.11860](https://arxiv.org/abs/2305.11860)"
     )
-    threshold: Annotated[float, ParameterRange(0.0, 1.0, low_open=True)] = 0.8  # on votes of the leader over all votes
-    min_samples: Annotated[int, ParameterRange(1, 1_000_000)] = 2  # that gave an answer
+    threshold: Annotated[float, ParameterRange(0.0, 1.0, low_open=True)] = 0.8  # share
+    min_samples: Annotated[int, ParameterRange(1, 1_000_000)] = 2  # samples that gave an answer, at least 1
 
     needs: ClassVar[tuple[str, ...]] = ("votes",)
 
@@ -143,7 +125,7 @@ class VoteShare(ParameterChecks):
 
 @dataclass(frozen=True, slots=True)
 class Esc(ParameterChecks):
-    """Stop sampling once one whole window of samples gave the same answer.
+    """Stop when one whole window of samples gave the same answer.
 
     ESC (Li et al. 2024, ICLR, arXiv:2401.10480): windows of 5, one behind the other. Their code votes by the
     unanimous window alone and lets "no answer" agree with itself; here the vote of all samples is returned, and
@@ -151,14 +133,7 @@ class Esc(ParameterChecks):
     """
 
     name: ClassVar[str] = "esc"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when="one whole window of samples gave the same answer",
-        source="ESC, Li et al. 2024, [arXiv:2401.10480](https://arxiv.org/abs/2401.10480)",
-        parameters={
-            "window": "samples",
-            "sliding": "windows may begin anywhere",
-        },
-    )
+    source: ClassVar[str] = "ESC, Li et al. 2024, [arXiv:2401.10480](https://arxiv.org/abs/2401.10480)"
     window: Annotated[int, ParameterRange(1, 1_000_000)] = 5  # samples
     sliding: bool = False  # windows may begin anywhere
 
@@ -183,7 +158,7 @@ class Esc(ParameterChecks):
 
 @dataclass(frozen=True, slots=True)
 class Momentum(ParameterChecks):
-    """Stop sampling once the lead has been safe for a while and is not shrinking.
+    """Stop when the lead has been safe for a while and is not shrinking.
 
     The stopping gate of the confidence momentum controller that AutoTTS found (arXiv:2605.08083): the moving
     mean of P(lead holds) reaches a bar, does not fall by more than a slack, and enough samples are in. One
@@ -194,13 +169,7 @@ class Momentum(ParameterChecks):
     """
 
     name: ClassVar[str] = "momentum"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when="the lead has been safe for a while and is not shrinking",
-        source="confidence momentum, AutoTTS, [arXiv:2605.08083](https://arxiv.org/abs/2605.08083)",
-        parameters={
-            "dial": "0 stops early, 1 nearly never",
-        },
-    )
+    source: ClassVar[str] = "confidence momentum, AutoTTS, [arXiv:2605.08083](https://arxiv.org/abs/2605.08083)"
     dial: Annotated[float, ParameterRange(0.0, 1.0)] = 0.5  # 0 stops early, 1 nearly never
 
     @property

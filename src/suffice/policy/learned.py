@@ -1,6 +1,6 @@
 """Stop where a learned model says that going on is not worth its risk.
 
-Knows a model's two probabilities and what a step costs; refuses to know how the model was fitted. The score is
+The score is
 computed here, from this step's signals alone: that the first step whose risk passes the threshold stops is the
 same as comparing the running minimum of the risk, and a pure rule needs no memory for it.
 """
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from suffice.errors import ConfigError
 from suffice.model.artefact import MOST_RISK, StopModel
 from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Mask, Stops, answered, asked_of
-from suffice.policy.parameters import ParameterChecks, ParameterRange, PolicyReference
+from suffice.policy.parameters import ParameterChecks, ParameterRange
 from suffice.policy.protocol import go_on, hopeless, suffices
 from suffice.policy.rules import STEPS
 from suffice.signals.classes import Classes, classes_from
@@ -40,7 +40,7 @@ class Risks(NamedTuple):
 
 @dataclass(frozen=True)  # without slots: the features are compiled once and kept beside the parameters
 class LearnedPolicy(ParameterChecks):
-    """Stop at the first step whose risk is small enough: (1 - P(as good as the full run)) over a step's cost.
+    """Stop when a learned model holds the risk of stopping, over what a step costs, for small enough.
 
     Where the model holds the full run more likely to fail than not, a stop is called hopeless and needs no
     answer; `on_hopeless = "continue"` makes no such stop. Some unknown signals are the model's business (it
@@ -48,27 +48,12 @@ class LearnedPolicy(ParameterChecks):
     """
 
     name: ClassVar[str] = "learned"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when="a learned model holds the risk of stopping, over what a step costs, for small enough",
-        needs="what its model reads",
-        source="[models](models.md)",
-        parameters={
-            "model": (
-                "the model, in settings files the path of its file, else written as a table, see [models](models.md)"
-            ),
-            "threshold": "largest risk that stops, 0 to 1,000",
-            "on_hopeless": (
-                "or `stop`, which also stops runs that more likely fail than not (`stop_reason` is `hopeless`)"
-            ),
-            "min_steps": "no stop before this step",
-        },
-    )
-    model: StopModel  # written as a table, or a built one
-    threshold: Annotated[float, ParameterRange(0.0, MOST_RISK)] = (
-        0.02  # on the risk; a class's own in the model replaces it
-    )
-    on_hopeless: Literal["continue", "stop"] = "continue"  # stop runs that will fail anyway?
-    min_steps: Annotated[int, STEPS] = 0  # never stop before this step
+    source: ClassVar[str] = "[models](models.md)"
+    needs_note: ClassVar[str] = "what its model reads"
+    model: StopModel  # in settings files the path of its file, else written as a table, see [models](models.md)
+    threshold: Annotated[float, ParameterRange(0.0, MOST_RISK)] = 0.02  # largest risk that stops, 0 to 1,000
+    on_hopeless: Literal["continue", "stop"] = "continue"  # or `stop`: runs that will more likely fail
+    min_steps: Annotated[int, STEPS] = 0  # no stop before this step
 
     def __post_init__(self) -> None:
         ParameterChecks.__post_init__(self)

@@ -1,7 +1,6 @@
 """The parameters of policies: what may be written, and the check that every policy makes of its own.
 
-Knows numbers and their ranges, words, lists, learned models and policies inside policies; refuses to know what a
-policy does with them. A parameter is a field of a frozen dataclass, and its type says all:
+A parameter is a field of a frozen dataclass, and its type says all:
 
     streak: Annotated[int, Range(1, 100)] = 3                      a number
     no_hedges: bool = False                                        a switch
@@ -18,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final, Literal, TypeAlias, TypeGuard, get_args, get_origin, get_type_hints
 
@@ -31,16 +30,6 @@ Value: TypeAlias = One | tuple[One | tuple[One, ...], ...]
 Build: TypeAlias = Callable[[str, object], Policy]  # where it stands, the table → the policy
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyReference:
-    """A policy's row in docs/reference/policies.md, as far as its code does not say it. `make docs` writes the page."""
-
-    stops_when: str
-    source: str = "–"
-    needs: str = ""  # where the folds that it needs depend on its parameters; "": those that it needs by default
-    parameters: Mapping[str, str] = dataclasses.field(default_factory=dict)  # what each is, by name
-
-
 @dataclass(frozen=True, slots=True)
 class ParameterRange:
     """The values that a number may take, both ends included unless `low` is open."""
@@ -50,9 +39,7 @@ class ParameterRange:
     low_open: bool = False
 
     def __contains__(self, value: float) -> bool:
-        """Is the value allowed? Not-a-number never is."""
-        above = value > self.low if self.low_open else value >= self.low
-        return above and value <= self.high
+        return (value > self.low if self.low_open else value >= self.low) and value <= self.high
 
     def __str__(self) -> str:
         if self.low_open:
@@ -68,7 +55,6 @@ class Length:
     high: int
 
     def __contains__(self, value: object) -> bool:
-        """Is it a list, and not too long or too short?"""
         return isinstance(value, (list, tuple)) and self.low <= len(value) <= self.high
 
     def __str__(self) -> str:
@@ -118,30 +104,26 @@ class Parameter:
             return self._read_item(where, value, build)
         items = self._read_list(where, value, self.length)
         if self.inner is None:
-            return tuple(self._read_item(f"{where}[{at}]", item, build) for at, item in items)
+            return tuple(self._read_item(at, item, build) for at, item in items)
         return tuple(
-            tuple(
-                self._read_item(f"{where}[{at}][{inner_at}]", item, build)
-                for inner_at, item in self._read_list(f"{where}[{at}]", inner, self.inner)
-            )
+            tuple(self._read_item(place, item, build) for place, item in self._read_list(at, inner, self.inner))
             for at, inner in items
         )
 
-    def _read_list(self, where: str, value: object, length: Length) -> Iterable[tuple[int, object]]:
+    def _read_list(self, where: str, value: object, length: Length) -> list[tuple[str, object]]:
+        """The items, each with its place."""
         if not isinstance(value, (list, tuple)) or value not in length:
             raise ConfigError(f"{where}: got {_shown(value)}; {self.allowed()}")
-        return enumerate(value)
+        return [(f"{where}[{at}]", item) for at, item in enumerate(value)]
 
     def _allowed_item(self) -> str:
-        if self.type is bool:
-            return "true or false"
-        if self.type is str:
-            return f"one of {', '.join(self.words)}"
-        if self.type is Policy:
-            return "a policy, written as a table"
-        if self.type is StopModel:
-            return "a stop model, written as a table"
-        return f"a {'whole ' if self.type is int else ''}number {self.range}"
+        words: dict[type, str] = {
+            bool: "true or false",
+            str: f"one of {', '.join(self.words)}",
+            Policy: "a policy, written as a table",
+            StopModel: "a stop model, written as a table",
+        }
+        return words.get(self.type, f"a {'whole ' if self.type is int else ''}number {self.range}")
 
     def _read_item(self, where: str, value: object, build: Build | None) -> One:
         if build is not None and self.type is Policy and isinstance(value, Mapping):
@@ -154,10 +136,8 @@ class Parameter:
         return float(value) if self.type is float and isinstance(value, int) else value
 
     def _fits(self, value: object) -> TypeGuard[One]:
-        if self.type is Policy:
-            return isinstance(value, Policy) and not isinstance(value, type)
-        if self.type is StopModel:
-            return isinstance(value, StopModel)
+        if self.type in (Policy, StopModel):
+            return isinstance(value, self.type) and not isinstance(value, type)
         if self.type is str:
             return isinstance(value, str) and value in self.words
         if type(value) is not self.type and not (self.type is float and type(value) is int):
@@ -166,20 +146,25 @@ class Parameter:
 
 
 class ParameterChecks:
-    """Base of policies: a policy with a parameter out of range cannot be built."""
+    """Base of policies: a policy with a parameter out of range cannot be built.
+
+    Its row in docs/reference/policies.md says what its source says: the first sentence of the docstring ("Stop when
+    …"), the comment behind each parameter, and these two.
+    """
 
     __slots__ = ()
     name: ClassVar[str]
+    source: ClassVar[str] = "–"
+    needs_note: ClassVar[str] = ""  # where the folds that it needs depend on its parameters
 
     def __post_init__(self) -> None:
-        """Check every parameter and put whole numbers given for fractions, and lists, into their type."""
         for parameter in parameters_of(type(self)):
             value = parameter.read(f"policy.{self.name}", getattr(self, parameter.name))
             object.__setattr__(self, parameter.name, value)
 
 
 def parameters_of(policy: type) -> tuple[Parameter, ...]:
-    """The parameters that a policy class declares, in order. Pass a dataclass."""
+    """The parameters that a policy class, a dataclass, declares."""
     hints = get_type_hints(policy, include_extras=True)
     return tuple(_parameter(field, hints[field.name]) for field in dataclasses.fields(policy))
 
@@ -209,7 +194,6 @@ def _parameter(field: dataclasses.Field[Any], hint: Any) -> Parameter:
 
 
 def _shown(value: object) -> str:
-    """The value, short. What is too long to print is not printed."""
     if isinstance(value, int) and not -(10**18) < value < 10**18:
         return f"a whole number of about {math.floor(value.bit_length() * 0.30103) + 1:,} digits"
     if isinstance(value, (list, tuple)) and len(value) != 0:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil, isnan
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal, TypeAlias
 
 import numpy as np
 
 from suffice.errors import ConfigError
 from suffice.policy.columns import CONTINUE, HOPELESS, SUFFICES, Columns, Stops, answered, known_column, where
-from suffice.policy.parameters import Length, ParameterChecks, ParameterRange, PolicyReference
+from suffice.policy.parameters import Length, ParameterChecks, ParameterRange
 from suffice.policy.protocol import go_on, hopeless, suffices
 from suffice.policy.rules import AT_LEAST_ONE, SHARE, SHARE_ABOVE_0, STEPS
 from suffice.signals.fold import need
@@ -27,7 +27,7 @@ _AGREEING: Final = {"mild": 8, "low": 5, "mid": 3, "high": 2, "crazy": 2}
 
 @dataclass(frozen=True, slots=True)
 class Dynasor(ParameterChecks):
-    """Stop once the last probes all gave one answer and show no doubt.
+    """Stop when the last probes all gave one answer, and the last step shows no doubt.
 
     Dynasor-CoT with Certaindex (Fu et al. 2024, arXiv:2412.20993): the last m probe answers are equal, none
     is empty, none shows doubt. Presets of effort saved: "mild" m = 8, "low" 5, "mid" 3, "high" and "crazy" 2.
@@ -36,14 +36,10 @@ class Dynasor(ParameterChecks):
     """
 
     name: ClassVar[str] = "dynasor"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when="the last probes all gave one answer, and the last step shows no doubt",
-        source="Dynasor-CoT with Certaindex, Fu et al. 2024, [arXiv:2412.20993](https://arxiv.org/abs/2412.20993)",
-        parameters={
-            "effort": 'probes in a row that must agree: "mild" 8, "low" 5, "mid" 3, "high" and "crazy" 2',
-        },
+    source: ClassVar[str] = (
+        "Dynasor-CoT with Certaindex, Fu et al. 2024, [arXiv:2412.20993](https://arxiv.org/abs/2412.20993)"
     )
-    effort: Literal["mild", "low", "mid", "high", "crazy"] = "mid"  # how eagerly to save
+    effort: Literal["mild", "low", "mid", "high", "crazy"] = "mid"  # 8, 5, 3, 2 and 2 probes in a row must agree
 
     needs: ClassVar[tuple[str, ...]] = ("stability", "hedges")
 
@@ -64,7 +60,7 @@ class Dynasor(ParameterChecks):
 
 @dataclass(frozen=True, slots=True)
 class Deer(ParameterChecks):
-    """Stop once the trial answer's tokens are probable on average.
+    """Stop when the mean probability of the trial answer's tokens exceeds a threshold.
 
     DEER (Yang et al. 2025, ICLR 2026, arXiv:2504.15895): mean probability of the tokens of a trial answer,
     asked for greedily, above 0.95. For Qwen3, which is over-confident, the authors take the geometric mean and
@@ -73,16 +69,9 @@ class Deer(ParameterChecks):
     """
 
     name: ClassVar[str] = "deer"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when="the mean probability of the trial answer's tokens exceeds a threshold",
-        source="DEER, Yang et al. 2025, [arXiv:2504.15895](https://arxiv.org/abs/2504.15895)",
-        parameters={
-            "threshold": "from 0 to 1",
-            "mean": 'or "geometric", as for Qwen3',
-        },
-    )
-    threshold: Annotated[float, SHARE] = 0.95  # must be exceeded
-    mean: Literal["arithmetic", "geometric"] = "arithmetic"  # of Signals.confidence_mean, or .confidence
+    source: ClassVar[str] = "DEER, Yang et al. 2025, [arXiv:2504.15895](https://arxiv.org/abs/2504.15895)"
+    threshold: Annotated[float, SHARE] = 0.95  # from 0 to 1
+    mean: Literal["arithmetic", "geometric"] = "arithmetic"  # or "geometric", as for Qwen3
 
     needs: ClassVar[tuple[str, ...]] = ("confidence",)
 
@@ -102,7 +91,7 @@ class Deer(ParameterChecks):
 
 @dataclass(frozen=True, slots=True)
 class CodeStop(ParameterChecks):
-    """Stop a confident run; give up one whose confidence stays low and does not improve.
+    """Stop when confidence reaches a rising bar, or it stayed low for too long (`stop_reason` is then `hopeless`).
 
     CoDE-Stop (Hosseini et al. 2026, arXiv:2604.04930). At step k, confidence must reach the rising bar
     min(top, start + (top - start) k / ramp_steps); the run is hopeless once the degeneration score D_k reaches
@@ -112,25 +101,12 @@ class CodeStop(ParameterChecks):
     """
 
     name: ClassVar[str] = "code-stop"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when=(
-            "confidence reaches a bar that rises over the first steps; or it stayed low for too long "
-            "(`stop_reason` is then `hopeless`)"
-        ),
-        needs="`confidence`; also `degeneration` with `give_up` above 0",
-        source="CoDE-Stop, Hosseini et al. 2026, [arXiv:2604.04930](https://arxiv.org/abs/2604.04930)",
-        parameters={
-            "start": "bar before the first step",
-            "top": "bar after the rise",
-            "ramp_steps": "steps of the rise",
-            "give_up": "degeneration at which a run is hopeless, 0 for never",
-            "delta": "below it confidence counts as low",
-        },
-    )
-    start: Annotated[float, SHARE] = 0.9  # bar on Signals.confidence before the first step
-    top: Annotated[float, SHARE_ABOVE_0] = 0.95  # bar from step `ramp_steps` on, and never more
-    ramp_steps: Annotated[int, AT_LEAST_ONE] = 2  # steps over which the bar rises
-    give_up: Annotated[float, ParameterRange(0.0, 1_000_000.0)] = 0.0  # on Signals.degeneration; 0: never give up
+    source: ClassVar[str] = "CoDE-Stop, Hosseini et al. 2026, [arXiv:2604.04930](https://arxiv.org/abs/2604.04930)"
+    needs_note: ClassVar[str] = "`confidence`; also `degeneration` with `give_up` above 0"
+    start: Annotated[float, SHARE] = 0.9  # bar before the first step
+    top: Annotated[float, SHARE_ABOVE_0] = 0.95  # bar after the rise
+    ramp_steps: Annotated[int, AT_LEAST_ONE] = 2  # steps of the rise
+    give_up: Annotated[float, ParameterRange(0.0, 1_000_000.0)] = 0.0  # degeneration that is hopeless, 0 for never
     delta: Annotated[float, ParameterRange(0.0, 2.0)] = 0.55  # below it confidence counts as low
 
     @property
@@ -161,9 +137,14 @@ class CodeStop(ParameterChecks):
         return np.where(np.isnan(degeneration), np.int8(CONTINUE), codes)
 
 
+Points: TypeAlias = Annotated[
+    tuple[tuple[float, ...], ...], ParameterRange(-1_000.0, 1_000.0), Length(0, 200), Length(2, 2)
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Tasr(ParameterChecks):
-    """Stop once an answer is repeated and the model clearly prefers it to any other.
+    """Stop when a round repeats the answer of the one before, and the model clearly prefers it to any other.
 
     TASR (Kieback et al. 2026, arXiv:2606.13814), for iterative retrieval: the normalised answer equals the
     last round's, and the isotonic-calibrated margin exceeds 0.25. Their margin is one of logits, ours of
@@ -172,22 +153,10 @@ class Tasr(ParameterChecks):
     """
 
     name: ClassVar[str] = "tasr"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when="a round repeats the answer of the one before, and the model clearly prefers it to any other",
-        source="TASR, Kieback et al. 2026, [arXiv:2606.13814](https://arxiv.org/abs/2606.13814)",
-        parameters={
-            "streak": "rounds in a row with the same answer",
-            "margin": "to be exceeded by the calibrated margin",
-            "calibration": "points (margin, calibrated), from other runs",
-        },
-    )
+    source: ClassVar[str] = "TASR, Kieback et al. 2026, [arXiv:2606.13814](https://arxiv.org/abs/2606.13814)"
     streak: Annotated[int, AT_LEAST_ONE] = 2  # rounds in a row with the same answer
-    margin: Annotated[float, ParameterRange(-1.0, 1.0)] = (
-        0.25  # on the calibrated Signals.confidence_margin, to be exceeded
-    )
-    calibration: Annotated[
-        tuple[tuple[float, ...], ...], ParameterRange(-1_000.0, 1_000.0), Length(0, 200), Length(2, 2)
-    ] = ()  # points (margin, calibrated), rising; straight in between
+    margin: Annotated[float, ParameterRange(-1.0, 1.0)] = 0.25  # to be exceeded by the calibrated margin
+    calibration: Points = ()  # points (margin, calibrated), from other runs
 
     def __post_init__(self) -> None:
         ParameterChecks.__post_init__(self)
@@ -229,7 +198,7 @@ class Tasr(ParameterChecks):
 
 @dataclass(frozen=True, slots=True)
 class Eat(ParameterChecks):
-    """Stop once the entropy behind the closed thought has stopped moving.
+    """Stop when the entropy behind the closed thought has stopped moving.
 
     EAT (Wang et al. 2025, arXiv:2509.26522): close the thought at each step, take the entropy of the next
     token, and stop when its exponential moving variance falls below delta, after a warm-up of about 4 / alpha
@@ -239,18 +208,10 @@ class Eat(ParameterChecks):
     """
 
     name: ClassVar[str] = "eat"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when="the entropy behind the closed thought has stopped moving",
-        source="EAT, Wang et al. 2025, [arXiv:2509.26522](https://arxiv.org/abs/2509.26522)",
-        parameters={
-            "delta": "on its moving variance, nats squared",
-            "alpha": "weight of the newest entropy",
-            "warm_up_steps": "no stop before this step, 0 for 4 / alpha",
-        },
-    )
-    delta: Annotated[float, ParameterRange(0.0, 100.0, low_open=True)] = 1e-4  # on Signals.entropy_emv, nats squared
+    source: ClassVar[str] = "EAT, Wang et al. 2025, [arXiv:2509.26522](https://arxiv.org/abs/2509.26522)"
+    delta: Annotated[float, ParameterRange(0.0, 100.0, low_open=True)] = 1e-4  # on its moving variance, nats squared
     alpha: Annotated[float, ParameterRange(0.001, 1.0)] = 0.2  # weight of the newest entropy
-    warm_up_steps: Annotated[int, STEPS] = 0  # no stop before this step; 0: 4 / alpha
+    warm_up_steps: Annotated[int, STEPS] = 0  # no stop before this step, 0 for 4 / alpha
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -273,7 +234,7 @@ class Eat(ParameterChecks):
 
 @dataclass(frozen=True, slots=True)
 class HaltCot(ParameterChecks):
-    """Stop once the distribution over answers is sharp.
+    """Stop when the entropy of the answer is below theta.
 
     HALT-CoT (Laaouach 2025, ICML MusIML workshop, openreview.net/forum?id=CX5c7C1CZa): entropy of the answer
     distribution below theta. The authors' release takes 0.6 bits, which is 0.4159 nats, and asks for two
@@ -282,14 +243,8 @@ class HaltCot(ParameterChecks):
     """
 
     name: ClassVar[str] = "halt-cot"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when="the entropy of the answer is below theta",
-        source="HALT-CoT, Laaouach 2025, [OpenReview](https://openreview.net/forum?id=CX5c7C1CZa)",
-        parameters={
-            "theta": "nats, which is 0.6 bits",
-        },
-    )
-    theta: Annotated[float, ParameterRange(0.0, 100.0, low_open=True)] = 0.4159  # on Signals.entropy, nats
+    source: ClassVar[str] = "HALT-CoT, Laaouach 2025, [OpenReview](https://openreview.net/forum?id=CX5c7C1CZa)"
+    theta: Annotated[float, ParameterRange(0.0, 100.0, low_open=True)] = 0.4159  # nats, which is 0.6 bits
 
     needs: ClassVar[tuple[str, ...]] = ("confidence",)
 
@@ -306,7 +261,7 @@ class HaltCot(ParameterChecks):
 
 @dataclass(frozen=True, slots=True)
 class SemanticDistance(ParameterChecks):
-    """Stop once the drafts of a loop have hardly moved for some rounds.
+    """Stop when the drafts of a loop have hardly moved for some rounds.
 
     Semantic early stopping (Shrivastava 2026, arXiv:2606.27009): the distance of successive drafts stays at or
     below epsilon for a patience window. This is its part without a judge; the critic's approval and the
@@ -315,15 +270,10 @@ class SemanticDistance(ParameterChecks):
     """
 
     name: ClassVar[str] = "semantic-distance"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when="the drafts of a loop have hardly moved for some rounds",
-        source="semantic early stopping, Shrivastava 2026, [arXiv:2606.27009](https://arxiv.org/abs/2606.27009)",
-        parameters={
-            "epsilon": "largest distance of a draft that stands still",
-            "patience": "rounds in a row",
-        },
+    source: ClassVar[str] = (
+        "semantic early stopping, Shrivastava 2026, [arXiv:2606.27009](https://arxiv.org/abs/2606.27009)"
     )
-    epsilon: Annotated[float, SHARE] = 0.1  # on the distance of a draft from the one before
+    epsilon: Annotated[float, SHARE] = 0.1  # largest distance of a draft that stands still
     patience: Annotated[int, AT_LEAST_ONE] = 2  # rounds in a row
 
     @property

@@ -1,14 +1,14 @@
 """Which round's answer a run returns: the last is often not the best.
 
-Knows the answers of a run's steps and how confident they were; refuses to know when to stop and whether an
-answer is right. The library, `POST /v1/decide` and replay ask here, so that they return the same.
+The library, `POST /v1/decide` and replay ask here, so that they return the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from suffice.policy.protocol import Policy
 
@@ -20,7 +20,7 @@ Confidences: TypeAlias = Sequence[float | None]  # of those answers, as `Signals
 def returns_of(policy: Policy) -> Returns:
     """What the policy says; "last" for one that says nothing. Only the outermost policy is asked."""
     returns = getattr(policy, "returns", "last")
-    return next((known for known in _CHOICES if known == returns), "last")
+    return next((known for known in get_args(Returns) if known == returns), "last")
 
 
 def returning(policy: Policy) -> Callable[[Answers, Confidences], int]:
@@ -48,57 +48,23 @@ def return_steps(returns: Returns, answers: Answers, confidences: Confidences) -
     """
     if len(confidences) < len(answers):
         raise ValueError(f"return_steps: {len(answers)} answers and {len(confidences)} confidences; one for each")
-    choice = _CHOICES[returns]()
     chosen: list[int] = []
-    best = 0  # 0: no step has given an answer
-    for step, answer in enumerate(answers, 1):
-        if answer is not None:
-            best = choice.take(step, answer, confidences[step - 1])
+    votes, first = Counter[str](), dict[str, int]()
+    best, most = 0, -1.0  # 0: no step has given an answer; -1: no confidence is known
+    for step, (answer, confidence) in enumerate(zip(answers, confidences, strict=False), 1):
+        if answer is None:
+            pass  # chosen only while no step has given an answer
+        elif returns == "most-frequent":
+            votes[answer] += 1
+            seen = first.setdefault(answer, step)
+            leader = answers[best - 1] if best else None
+            if leader is None or (votes[answer], -seen) > (votes[leader], -best):
+                best = seen
+        elif returns == "last":
+            best = step
+        elif confidence is not None and confidence >= max(most, 0.0):  # what is not a number never is
+            best, most = step, confidence
+        elif most < 0:
+            best = step
         chosen.append(best or step)
     return chosen
-
-
-class _Choice(Protocol):
-    """The best step so far, told of each step that gave an answer."""
-
-    def take(self, step: int, answer: str, confidence: float | None) -> int:
-        """Take the next such step in and say which is the best now."""
-        ...
-
-
-class _Last:
-    def take(self, step: int, answer: str, confidence: float | None) -> int:  # noqa: ARG002 - all three have one form
-        return step
-
-
-class _MostFrequent:
-    def __init__(self) -> None:
-        self._votes: dict[str, int] = {}
-        self._first: dict[str, int] = {}
-        self._leader: str | None = None
-
-    def take(self, step: int, answer: str, confidence: float | None) -> int:  # noqa: ARG002 - all three have one form
-        votes = self._votes[answer] = self._votes.get(answer, 0) + 1
-        first = self._first.setdefault(answer, step)
-        leader = self._leader
-        if leader is None or (votes, -first) > (self._votes[leader], -self._first[leader]):
-            self._leader = leader = answer
-        return self._first[leader]
-
-
-class _MostConfident:
-    def __init__(self) -> None:
-        self._best: tuple[float, int] | None = None
-
-    def take(self, step: int, answer: str, confidence: float | None) -> int:  # noqa: ARG002 - all three have one form
-        # Asked this way round, a confidence that is not a number is none.
-        if confidence is not None and confidence >= (0.0 if self._best is None else self._best[0]):
-            self._best = confidence, step
-        return step if self._best is None else self._best[1]
-
-
-_CHOICES: Mapping[Returns, Callable[[], _Choice]] = {
-    "last": _Last,
-    "most-frequent": _MostFrequent,
-    "most-confident": _MostConfident,
-}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from suffice.policy.columns import BUDGET, SUFFICES, Columns, Stops, answered, known_column, where
-from suffice.policy.parameters import Later, ParameterChecks, ParameterRange, PolicyReference
+from suffice.policy.parameters import Later, ParameterChecks, ParameterRange
 from suffice.policy.protocol import go_on, stop_at_budget, suffices
 from suffice.types import Decision, Signals
 
@@ -22,13 +22,9 @@ SHARE_ABOVE_0 = ParameterRange(0.0, 1.0, low_open=True)
 
 @dataclass(frozen=True, slots=True)
 class Never(ParameterChecks):
-    """Run everything in full. What a route does until something better is certified."""
+    """Never stop: every run is complete."""
 
     name: ClassVar[str] = "never"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when="never: every run is complete",
-        source="–",
-    )
 
     needs: ClassVar[tuple[str, ...]] = ()
 
@@ -41,22 +37,18 @@ class Never(ParameterChecks):
 
 @dataclass(frozen=True, slots=True)
 class FixedBudget(ParameterChecks):
-    """Stop once a number of tokens is spent, whatever the answer: the baseline that rules must beat.
+    """Stop when the run has spent its tokens, whatever the answer (`stop_reason` is `budget`).
 
     The stop is called "budget" and never claims that the answer suffices (budget forcing: Muennighoff
     et al. 2025, arXiv:2501.19393).
     """
 
     name: ClassVar[str] = "fixed-budget"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when="the run has spent its tokens, whatever the answer (`stop_reason` is `budget`)",
-        needs="nothing",
-        source="budget forcing, Muennighoff et al. 2025, [arXiv:2501.19393](https://arxiv.org/abs/2501.19393)",
-        parameters={
-            "max_tokens": "tokens generated in the run, 1 to 1,000,000,000",
-        },
+    source: ClassVar[str] = (
+        "budget forcing, Muennighoff et al. 2025, [arXiv:2501.19393](https://arxiv.org/abs/2501.19393)"
     )
-    max_tokens: Annotated[int, ParameterRange(1, 1_000_000_000)]  # generated in the run, probes left out
+    needs_note: ClassVar[str] = "nothing"
+    max_tokens: Annotated[int, ParameterRange(1, 1_000_000_000)]  # tokens generated in the run, 1 to 1,000,000,000
 
     needs: ClassVar[tuple[str, ...]] = ()
 
@@ -72,25 +64,19 @@ class FixedBudget(ParameterChecks):
 
 @dataclass(frozen=True, slots=True)
 class FixedRounds(ParameterChecks):
-    """Stop after a number of steps, whatever the answer: k samples, k hops, k checkpoints.
+    """Stop when the run has taken its steps, whatever the answer (`stop_reason` is `budget`).
 
     The other baseline that rules must beat, and in retrieval loops the usual practice. The stop is
     called "budget" and never claims that the answer suffices.
     """
 
     name: ClassVar[str] = "fixed-rounds"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when="the run has taken its steps, whatever the answer (`stop_reason` is `budget`)",
-        needs="nothing",
-        source=(
-            "the usual practice in retrieval loops; a vote over k samples, Wang et al. 2022, "
-            "[arXiv:2203.11171](https://arxiv.org/abs/2203.11171)"
-        ),
-        parameters={
-            "max_steps": "steps of the run, 1 to 1,000,000",
-        },
+    source: ClassVar[str] = (
+        "the usual practice in retrieval loops; a vote over k samples, Wang et al. 2022, "
+        "[arXiv:2203.11171](https://arxiv.org/abs/2203.11171)"
     )
-    max_steps: Annotated[int, AT_LEAST_ONE]
+    needs_note: ClassVar[str] = "nothing"
+    max_steps: Annotated[int, AT_LEAST_ONE]  # steps of the run, 1 to 1,000,000
 
     needs: ClassVar[tuple[str, ...]] = ()
 
@@ -105,7 +91,7 @@ class FixedRounds(ParameterChecks):
 
 @dataclass(frozen=True, slots=True)
 class StableAnswer(ParameterChecks):
-    """Stop once the trial answer has been the same for some steps in a row.
+    """Stop when the trial answer was the same for some steps in a row.
 
     Answer convergence (arXiv:2506.02536); with `no_hedges` also the condition of Dynasor-CoT
     (arXiv:2412.20993) that the last step shows no doubt. Unsafe alone on hard questions, where wrong
@@ -113,26 +99,16 @@ class StableAnswer(ParameterChecks):
     """
 
     name: ClassVar[str] = "stable-answer"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when="the trial answer was the same for some steps in a row",
-        needs="`stability`; also `hedges` with `no_hedges`, `plan` with `min_share` above 0",
-        source=(
-            "answer convergence, [arXiv:2506.02536](https://arxiv.org/abs/2506.02536); the look at "
-            "hedging from Dynasor-CoT, [arXiv:2412.20993](https://arxiv.org/abs/2412.20993)"
-        ),
-        parameters={
-            "streak": "steps in a row, at least 1",
-            "min_tokens": "no stop before as many tokens",
-            "min_steps": "no stop before this step",
-            "no_hedges": "the last step must hold no mark of doubt",
-            "min_share": "no stop before this share of the planned steps, and none at all where nothing is planned",
-        },
+    source: ClassVar[str] = (
+        "answer convergence, [arXiv:2506.02536](https://arxiv.org/abs/2506.02536); the look at hedging from "
+        "Dynasor-CoT, [arXiv:2412.20993](https://arxiv.org/abs/2412.20993)"
     )
-    streak: Annotated[int, AT_LEAST_ONE] = 3  # steps in a row with the same answer
-    min_tokens: Annotated[int, TOKENS] = 0  # never stop before as many are generated
-    min_steps: Annotated[int, STEPS] = 0  # never stop before this step
-    no_hedges: bool = False  # the last step must be free of "wait", "hmm" …
-    min_share: Annotated[float, SHARE, Later] = 0.0  # of the planned steps; above 0, no plan means no stop
+    needs_note: ClassVar[str] = "`stability`; also `hedges` with `no_hedges`, `plan` with `min_share` above 0"
+    streak: Annotated[int, AT_LEAST_ONE] = 3  # steps in a row, at least 1
+    min_tokens: Annotated[int, TOKENS] = 0  # no stop before as many tokens
+    min_steps: Annotated[int, STEPS] = 0  # no stop before this step
+    no_hedges: bool = False  # the last step must hold no mark of doubt
+    min_share: Annotated[float, SHARE, Later] = 0.0  # no stop before this share of the planned steps; no plan, no stop
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -179,7 +155,7 @@ class StableAnswer(ParameterChecks):
 
 @dataclass(frozen=True, slots=True)
 class ConfidenceThreshold(ParameterChecks):
-    """Stop once the model is confident in its trial answer.
+    """Stop when the model's probability of its trial answer (geometric mean over its tokens) reaches a threshold.
 
     DEER's rule (Yang et al. 2025, arXiv:2504.15895) on the geometric mean probability of the answer's
     tokens. With a patience above 1 the same answer must also have stood for that many steps. With
@@ -188,21 +164,11 @@ class ConfidenceThreshold(ParameterChecks):
     """
 
     name: ClassVar[str] = "confidence-threshold"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when=(
-            "the model's probability of its trial answer (geometric mean over the answer's tokens) reaches a threshold"
-        ),
-        needs="`confidence`; also `stability` with `patience` above 1",
-        source="DEER, Yang et al. 2025, [arXiv:2504.15895](https://arxiv.org/abs/2504.15895)",
-        parameters={
-            "threshold": "above 0, at most 1",
-            "patience": "steps in a row with the same answer, at least 1",
-            "min_mass": "probability that must lie on the valid answers together",
-        },
-    )
-    threshold: Annotated[float, SHARE_ABOVE_0] = 0.95  # on Signals.confidence
-    patience: Annotated[int, AT_LEAST_ONE] = 1  # steps in a row that must agree
-    min_mass: Annotated[float, SHARE, Later] = 0.0  # on Signals.mass; above 0, an unknown mass continues
+    source: ClassVar[str] = "DEER, Yang et al. 2025, [arXiv:2504.15895](https://arxiv.org/abs/2504.15895)"
+    needs_note: ClassVar[str] = "`confidence`; also `stability` with `patience` above 1"
+    threshold: Annotated[float, SHARE_ABOVE_0] = 0.95  # above 0, at most 1
+    patience: Annotated[int, AT_LEAST_ONE] = 1  # steps in a row with the same answer, at least 1
+    min_mass: Annotated[float, SHARE, Later] = 0.0  # probability that must lie on the valid answers together
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -235,28 +201,20 @@ class ConfidenceThreshold(ParameterChecks):
 
 @dataclass(frozen=True, slots=True)
 class StatedConfidence(ParameterChecks):
-    """Stop once the model says that it is sure and its answer has not moved.
+    """Stop when the model says that it is sure of its answer, and the answer has stood.
 
     Verbalised confidence (Lin, Hilton, Evans 2022, arXiv:2205.14334). TASR (arXiv:2606.13814) found 96.5 % of
     such ratings at the highest value and warns against using them alone; hence the patience of 2.
     """
 
     name: ClassVar[str] = "stated-confidence"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when="the model says that it is sure of its answer, and the answer has stood",
-        needs="`said`; also `stability` with `patience` above 1",
-        source=(
-            "verbalised confidence, Lin et al. 2022, "
-            "[arXiv:2205.14334](https://arxiv.org/abs/2205.14334); why not alone: TASR, "
-            "[arXiv:2606.13814](https://arxiv.org/abs/2606.13814)"
-        ),
-        parameters={
-            "threshold": "above 0, at most 1",
-            "patience": "steps in a row with the same answer, at least 1",
-        },
+    source: ClassVar[str] = (
+        "verbalised confidence, Lin et al. 2022, [arXiv:2205.14334](https://arxiv.org/abs/2205.14334); why not "
+        "alone: TASR, [arXiv:2606.13814](https://arxiv.org/abs/2606.13814)"
     )
-    threshold: Annotated[float, SHARE_ABOVE_0] = 0.9  # on Signals.stated_confidence
-    patience: Annotated[int, AT_LEAST_ONE] = 2  # steps in a row that must agree
+    needs_note: ClassVar[str] = "`said`; also `stability` with `patience` above 1"
+    threshold: Annotated[float, SHARE_ABOVE_0] = 0.9  # above 0, at most 1
+    patience: Annotated[int, AT_LEAST_ONE] = 2  # steps in a row with the same answer, at least 1
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.policy.columns import BUDGET, SUFFICES, Columns, Stops, answered, by_counts, known_column, where
-from suffice.policy.parameters import Length, ParameterChecks, ParameterRange, PolicyReference
+from suffice.policy.parameters import Length, ParameterChecks, ParameterRange
 from suffice.policy.protocol import go_on, stop_at_budget, suffices
 from suffice.types import Decision, Signals
 
@@ -24,7 +24,7 @@ _NODES: Final = 256  # of the quadrature over the prior
 
 @dataclass(frozen=True, slots=True)
 class Sprt(ParameterChecks):
-    """Stop sampling once a sequential probability ratio test tells the leader from the runner-up.
+    """Stop when a sequential test tells the leader from the runner-up, or finds them alike (`stop_reason` is `budget`).
 
     ConSol (Lee et al. 2025, arXiv:2503.17587): Wald's test of p = p1 against p = 1/2 on the votes of the
     two leading answers, log-likelihood ratio v1 ln(2 p1) + v2 ln(2 (1 - p1)). At or above ln((1 - beta) / alpha)
@@ -34,21 +34,10 @@ class Sprt(ParameterChecks):
     """
 
     name: ClassVar[str] = "sprt"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when=(
-            "a sequential test tells the leader from the runner-up; or finds them alike (`stop_reason` "
-            "is then `budget`)"
-        ),
-        source="ConSol, Lee et al. 2025, [arXiv:2503.17587](https://arxiv.org/abs/2503.17587)",
-        parameters={
-            "p1": "the leader's share if it leads",
-            "alpha": "chance of calling alike answers different",
-            "beta": "chance of the reverse",
-        },
-    )
+    source: ClassVar[str] = "ConSol, Lee et al. 2025, [arXiv:2503.17587](https://arxiv.org/abs/2503.17587)"
     p1: Annotated[float, ParameterRange(0.5, 0.999, low_open=True)] = 0.5001  # the leader's share if it leads
-    alpha: Annotated[float, _ERROR] = 0.05  # P(leads is said | alike)
-    beta: Annotated[float, _ERROR] = 0.949976  # P(alike is said | leads); 1 - alpha - 0.000024
+    alpha: Annotated[float, _ERROR] = 0.05  # chance of calling alike answers different
+    beta: Annotated[float, _ERROR] = 0.949976  # chance of the reverse
 
     needs: ClassVar[tuple[str, ...]] = ("votes",)
 
@@ -66,27 +55,18 @@ class Sprt(ParameterChecks):
 
 @dataclass(frozen=True, slots=True)
 class MixtureSprt(ParameterChecks):
-    """The same test with a prior over the leader's share instead of one value.
+    """Stop when the same test says so under a prior over the leader's share.
 
     ConSol's mSPRT (Lee et al. 2025, arXiv:2503.17587): under "leads", p ~ Beta(prior_top, prior_second) cut to
     above 1/2. The mean likelihood ratio over that prior is taken by Gauss-Legendre quadrature.
     """
 
     name: ClassVar[str] = "msprt"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when="the same test with a prior over the leader's share",
-        source="ConSol's mSPRT, [arXiv:2503.17587](https://arxiv.org/abs/2503.17587)",
-        parameters={
-            "prior_top": "first parameter of the Beta prior",
-            "prior_second": "second one",
-            "alpha": "as above",
-            "beta": "as above",
-        },
-    )
-    prior_top: Annotated[float, ParameterRange(0.5, 1e9)] = 1e6
-    prior_second: Annotated[float, ParameterRange(0.5, 1e9)] = 1e6
-    alpha: Annotated[float, _ERROR] = 0.05  # P(leads is said | alike)
-    beta: Annotated[float, _ERROR] = 0.94994  # P(alike is said | leads); 1 - alpha - 0.00006
+    source: ClassVar[str] = "ConSol's mSPRT, [arXiv:2503.17587](https://arxiv.org/abs/2503.17587)"
+    prior_top: Annotated[float, ParameterRange(0.5, 1e9)] = 1e6  # first parameter of the Beta prior
+    prior_second: Annotated[float, ParameterRange(0.5, 1e9)] = 1e6  # second one
+    alpha: Annotated[float, _ERROR] = 0.05  # as above
+    beta: Annotated[float, _ERROR] = 0.94994  # as above
 
     needs: ClassVar[tuple[str, ...]] = ("votes",)
 
@@ -162,13 +142,14 @@ def _boundaries(alpha: float, beta: float) -> tuple[float, float]:
 
 
 Shapes: TypeAlias = tuple[tuple[float, ...], ...]
+Prior: TypeAlias = Annotated[Shapes, ParameterRange(0.0, 1.0, low_open=True), Length(1, 64), Length(1, 32)]
 Floats: TypeAlias = NDArray[np.float64]
 _MOST_VOTES: Final = 150  # beyond, numbers leave the range of a float; a run of so many votes goes on
 
 
 @dataclass(frozen=True, slots=True)
 class BayesVote(ParameterChecks):
-    """Stop sampling once the leader is the model's most frequent answer with enough probability.
+    """Stop when the leader is probably the model's most frequent answer, given how answers spread on this traffic.
 
     Huang, Ma, Zhou (2026), ICML, arXiv:2602.05395: the posterior that the leader is the mode, given the votes
     of the leader, of the runner-up and of all others together ("L-aggregated", L = 3), under a prior over how
@@ -177,24 +158,11 @@ class BayesVote(ParameterChecks):
     """
 
     name: ClassVar[str] = "bayes"
-    reference: ClassVar[PolicyReference] = PolicyReference(
-        stops_when=(
-            "the leader is the model's most frequent answer with enough probability, given three counts "
-            "and how answers spread on this traffic"
-        ),
-        needs="`votes`",
-        source="Huang, Ma, Zhou 2026, [arXiv:2602.05395](https://arxiv.org/abs/2602.05395)",
-        parameters={
-            "shapes": "probabilities of a question's answers, times the weight of the shape",
-            "threshold": "on P(the leader is the mode)",
-            "min_samples": "samples that gave an answer, at least 1",
-        },
-    )
-    shapes: Annotated[
-        Shapes, ParameterRange(0.0, 1.0, low_open=True), Length(1, 64), Length(1, 32)
-    ]  # from `learn.prior`
+    source: ClassVar[str] = "Huang, Ma, Zhou 2026, [arXiv:2602.05395](https://arxiv.org/abs/2602.05395)"
+    needs_note: ClassVar[str] = "`votes`"
+    shapes: Prior  # probabilities of a question's answers, times the weight of the shape
     threshold: Annotated[float, ParameterRange(0.0, 1.0, low_open=True)] = 0.95  # on P(the leader is the mode)
-    min_samples: Annotated[int, ParameterRange(1, 1_000_000)] = 2  # that gave an answer
+    min_samples: Annotated[int, ParameterRange(1, 1_000_000)] = 2  # samples that gave an answer, at least 1
 
     needs: ClassVar[tuple[str, ...]] = ("votes",)
 
