@@ -14,14 +14,13 @@ import msgspec
 
 from suffice.review.holds import Incident
 from suffice.store.audit.chain import require_chain
-from suffice.store.database.views import LogReader, LogSource, decoded, find_event, open_reader
+from suffice.store.database.views import LogReader, LogSource, decoded, find_event, open_reader, query_rows
 from suffice.store.rows.events import EVENTS, Event, kind_of
 from suffice.store.rows.records import (
     AccessGrant,
     ConfigChange,
     Erasure,
     ExperimentEnd,
-    ExperimentRevision,
     ExperimentStart,
     Export,
     FeedbackEvent,
@@ -33,20 +32,14 @@ from suffice.store.rows.records import (
 )
 from suffice.types import Epoch, Pause, Publication, Resumption
 
-_PAGE_ROWS: Final = 500
-_ROWS: Final = """
-    SELECT c.place, c.link, e.seq, e.at_s, e.kind, e.key, e.episode_id, e.route, e.body
-    FROM chain c JOIN events e ON e.seq = c.seq
-    WHERE c.place > :after AND (:route IS NULL OR e.route = :route) AND (:kind IS NULL OR e.kind = :kind)
-        AND (:since IS NULL OR e.at_s >= :since)
+_PAGE_CHAINED: Final = "FROM chain c JOIN events e ON e.seq = c.seq WHERE"
+_COLUMNS: Final = "c.place, c.link, e.seq, e.at_s, e.kind, e.key, e.episode_id, e.route, e.body"
+_OF: Final = "(:route IS NULL OR e.route = :route) AND (:kind IS NULL OR e.kind = :kind)"
+_ROWS: Final = f"""
+    SELECT {_COLUMNS} {_CHAINED} c.place > :after AND {_OF} AND (:since IS NULL OR e.at_s >= :since)
     ORDER BY c.place LIMIT :limit"""
-_LATEST: Final = """
-    SELECT c.place FROM chain c JOIN events e ON e.seq = c.seq
-    WHERE (:route IS NULL OR e.route = :route) AND (:kind IS NULL OR e.kind = :kind)
-    ORDER BY c.place DESC LIMIT 1 OFFSET :n"""
-_CHAINED_BEFORE: Final = """
-    SELECT c.place, c.link, e.seq, e.at_s, e.kind, e.key, e.episode_id, e.route, e.body
-    FROM chain c JOIN events e ON e.seq = c.seq WHERE c.place < :before ORDER BY c.place DESC LIMIT :limit"""
+_LATEST: Final = f"SELECT c.place {_CHAINED} {_OF} ORDER BY c.place DESC LIMIT 1 OFFSET :n"
+_CHAINED_BEFORE: Final = f"SELECT {_COLUMNS} {_CHAINED} c.place < :before ORDER BY c.place DESC LIMIT :limit"
 _ALL_BEFORE: Final = """
     SELECT seq, x'', seq, at_s, kind, key, episode_id, route, body FROM events
     WHERE seq < :before ORDER BY seq DESC LIMIT :limit"""
@@ -56,7 +49,7 @@ _NAMED: Final = frozenset({*_WHO, *_WHY, "before", "after", "route"})
 _MOST_TEXT: Final = 300  # characters of a state in words
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class AuditEntry:
     place: int  # in the chain
     seq: int  # in the log
@@ -111,8 +104,7 @@ def rows_before(connection: LogReader, before: int, n: int, *, chained: bool) ->
 
     chained  by their places in the chain; False: every row, by its place in the log
     """
-    query = _CHAINED_BEFORE if chained else _ALL_BEFORE
-    return connection.execute(query, {"before": before, "limit": n}).fetchall()
+    return query_rows(connection, _CHAINED_BEFORE if chained else _ALL_BEFORE, {"before": before, "limit": n})
 
 
 def entry_of(connection: LogReader, row: tuple[Any, ...]) -> AuditEntry:
@@ -122,28 +114,10 @@ def entry_of(connection: LogReader, row: tuple[Any, ...]) -> AuditEntry:
     after = "written by a later version"
     if kind in EVENTS:
         event = decoded(seq, EVENTS[kind], body)
-        record = record_of(event)
+        record = event.feedback if isinstance(event, FeedbackEvent) else event
         who, why = _first(record, _WHO), _first(record, _WHY)
         before, after = _states(connection, event, record)
-    return AuditEntry(
-        place=place,
-        seq=seq,
-        at_s=at_s,
-        kind=kind,
-        route=route,
-        episode_id=episode_id,
-        who=who,
-        before=before,
-        after=after,
-        why=why,
-        link=bytes(link).hex(),
-        body=body,
-    )
-
-
-def record_of(event: Event) -> Any:
-    """The one record of an event. Any: each kind has its own."""
-    return event.feedback if isinstance(event, FeedbackEvent) else event
+    return AuditEntry(place, seq, at_s, kind, route, episode_id, who, before, after, why, bytes(link).hex(), body)
 
 
 def _first(record: Any, names: tuple[str, ...]) -> str:
@@ -151,67 +125,62 @@ def _first(record: Any, names: tuple[str, ...]) -> str:
 
 
 def _states(connection: LogReader, event: Event, record: Any) -> tuple[str, str]:
+    """Before and after an event. Fields that say so come first, then a sentence for its kind, then all its fields."""
     if isinstance(event, Publication):
-        return _published_before(connection, event), _published(event)
-    if isinstance(event, Epoch):
-        number = event.number
-        before = f"epoch {number - 1}" if number > 1 else ""
-        return before, f"epoch {number}, {event.burst:,} requests run in full"
-    if isinstance(event, Pause):
-        return "acting", f"paused: {event.cause}"
-    if isinstance(event, Resumption):
-        return f"pause {event.number}", "acting"
+        earlier = find_event(connection, Publication, f"{event.route}:{event.number - 1}")
+        return "" if earlier is None else _published(earlier), _published(event)
     if isinstance(event, ConfigChange):
         return _changed(event)
-    if isinstance(event, Erasure):
-        return event.what, f"{', '.join(event.parts)} erased in {event.n_rows:,} rows"
-    if isinstance(event, Export):
-        return "", f"{event.what}: {event.n_rows:,} rows to {event.where}"
-    said = getattr(record, "before", None), getattr(record, "after", None)
-    before, after = ("" if one is None else _words(one) for one in said)
-    return (before, after) if after else _short(event) or (before, _told(event, record))
+    before, after = (
+        "" if one is None else _words(one) for one in (getattr(record, "before", None), getattr(record, "after", None))
+    )
+    return (before, after) if after else _decided(event) or _of_experiment(event) or (before, _told(event, record))
 
 
-def _short(event: Event) -> tuple[str, str] | None:
-    """The same, for rows whose fields alone would be long; None: for others."""
-    if isinstance(event, AccessGrant):
-        return "", f"{event.name}: {event.what}" + (f" as {event.role}" if event.role else "")
-    if isinstance(event, ProposedVersion):
-        made = event
-        return made.parent or "", f"{made.address}: {made.verdict}, {made.why}; in force nowhere by itself"
-    if isinstance(event, Incident):
-        return "", f"{event.incident}: {event.summary}"
-    if isinstance(event, KillSwitchState):
-        states = ("released", "pulled: nothing is stopped on any route")
-        return states if event.on else (states[1], states[0])
-    return _of_rollout(event) or _of_experiment(event)
-
-
-def _of_experiment(event: Event) -> tuple[str, str] | None:
-    """What an experiment compares, or what it showed; None: the row is about none."""
-    if isinstance(event, ExperimentStart | ExperimentRevision):
-        one = event.experiment
-        arms = ", ".join(f"{arm} {odds:.0%}" for arm, odds in one.odds().items())
-        where = f"on {', '.join(one.routes)}, {one.share:.0%} of layer {one.layer}"
-        return "", _cut(f"{one.name}, run {one.run}: {arms} {where}; {one.primary} decides")
-    if isinstance(event, ExperimentEnd):
-        return f"{event.experiment}, run {event.run}, ran", _cut(" ".join(("ended.", *event.said)))
+def _decided(event: Event) -> tuple[str, str] | None:
+    """None: for other kinds."""
+    match event:
+        case Epoch(number=number):
+            before = f"epoch {number - 1}" if number > 1 else ""
+            return before, f"epoch {number}, {event.burst:,} requests run in full"
+        case Pause():
+            return "acting", f"paused: {event.cause}"
+        case Resumption():
+            return f"pause {event.number}", "acting"
+        case Erasure():
+            return event.what, f"{', '.join(event.parts)} erased in {event.n_rows:,} rows"
+        case Export():
+            return "", f"{event.what}: {event.n_rows:,} rows to {event.where}"
+        case AccessGrant():
+            return "", f"{event.name}: {event.what}" + (f" as {event.role}" if event.role else "")
+        case Incident():
+            return "", f"{event.incident}: {event.summary}"
+        case KillSwitchState():
+            states = ("released", "pulled: nothing is stopped on any route")
+            return states if event.on else (states[1], states[0])
     return None
 
 
-def _of_rollout(event: Event) -> tuple[str, str] | None:
-    """What a rollout came from and to; None: the row is about none."""
-    if isinstance(event, RolloutStart):
-        state = event.state
-        tried = f"{state.candidate} ({state.fit})" if state.fit else state.candidate
-        return f"{state.in_force} serves", f"rollout {state.rollout}: {tried} is tried, in shadow"
-    if isinstance(event, RolloutMove):
-        move = event.transition
-        level = f"level {move.level} of the candidate may act"
-        step = f"{move.move.replace('_', ' ')}, {move.stage.replace('_', ' ')} at {move.share:.0%} of new units"
-        return "", f"rollout {move.rollout}: {level if move.move == 'certify' else step}"
-    if isinstance(event, RolloutUndo):
-        return "", f"rollout {event.rollout}: what it had brought is taken back"
+def _of_experiment(event: Event) -> tuple[str, str] | None:
+    """What a proposal, a rollout or an experiment came from and to; None: for other kinds."""
+    match event:
+        case ProposedVersion():
+            return event.parent or "", f"{event.address}: {event.verdict}, {event.why}; in force nowhere by itself"
+        case RolloutStart(state=state):
+            tried = f"{state.candidate} ({state.fit})" if state.fit else state.candidate
+            return f"{state.in_force} serves", f"rollout {state.rollout}: {tried} is tried, in shadow"
+        case RolloutMove(transition=move):
+            level = f"level {move.level} of the candidate may act"
+            step = f"{move.move.replace('_', ' ')}, {move.stage.replace('_', ' ')} at {move.share:.0%} of new units"
+            return "", f"rollout {move.rollout}: {level if move.move == 'certify' else step}"
+        case RolloutUndo():
+            return "", f"rollout {event.rollout}: what it had brought is taken back"
+        case ExperimentStart(experiment=one):
+            arms = ", ".join(f"{arm} {odds:.0%}" for arm, odds in one.odds().items())
+            where = f"on {', '.join(one.routes)}, {one.share:.0%} of layer {one.layer}"
+            return "", _cut(f"{one.name}, run {one.run}: {arms} {where}; {one.primary} decides")
+        case ExperimentEnd():
+            return f"{event.experiment}, run {event.run}, ran", _cut(" ".join(("ended.", *event.said)))
     return None
 
 
@@ -220,21 +189,19 @@ def _published(publication: Publication) -> str:
     return f"level {publication.level} of {publication.n_levels - 1}, {vouched}, version {version}"
 
 
-def _published_before(connection: LogReader, publication: Publication) -> str:
-    before = find_event(connection, Publication, f"{publication.route}:{publication.number - 1}")
-    return "" if before is None else _published(before)
-
-
 def _changed(event: ConfigChange) -> tuple[str, str]:
     changes = event.changes
     if not changes:
         return "", f"{len(event.settings):,} settings recorded"
-    before = "; ".join(f"{one.path} = {_or_none(one.before)}" for one in changes)
-    return _cut(before), _cut("; ".join(f"{one.path} = {_or_none(one.after)}" for one in changes))
-
-
-def _or_none(value: str | None) -> str:
-    return "not set" if value is None else value
+    before, after = (
+        _cut(
+            "; ".join(
+                f"{one.path} = {'not set' if (value := getattr(one, side)) is None else value}" for one in changes
+            )
+        )
+        for side in ("before", "after")
+    )
+    return before, after
 
 
 def _told(event: Event, record: Any) -> str:

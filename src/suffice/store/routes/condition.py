@@ -13,7 +13,7 @@ from typing import Final
 from suffice.errors import StoreError
 from suffice.store.database.presence import Presence, read_presences, switch_reason
 from suffice.store.database.schema import QUICK_CHECK_BYTES
-from suffice.store.database.views import LogReader, connect_reader, open_reader, read_kinds
+from suffice.store.database.views import connect_reader, open_reader, read_kinds
 from suffice.store.routes.in_force import fold_decisions
 from suffice.types import Pause
 
@@ -65,7 +65,13 @@ class Condition:
     @property
     def sentences(self) -> tuple[str, ...]:
         """What to say first, worst first; nothing where all is well."""
-        return (*self._killed(), *self._paused(), *self._unserved(), *self._damaged())
+        damage = f"LOG DAMAGED: {self.damage}; restore a backup: what is shown may be incomplete"
+        return (
+            *self._killed(),
+            *self._paused(),
+            *(() if self.processes else ("NO GATEWAY: no process serves this log now",)),
+            *((damage,) if self.damage else ()),
+        )
 
     def _killed(self) -> tuple[str, ...]:
         if self.kill_reason is not None:
@@ -76,20 +82,13 @@ class Condition:
         return (f"KILLED: {', '.join(held)} stops nothing on any route, by its environment",) if held else ()
 
     def _paused(self) -> tuple[str, ...]:
-        said = [
+        sentences = [
             f"PAUSED: route {one.route} runs in full until somebody resumes it: {one.reason} ({one.author})"
             for one in self.pauses[:MOST_PAUSES]
         ]
-        rest = [one.route for one in self.pauses[MOST_PAUSES:]]
-        return (*said, f"PAUSED: {len(rest)} more routes: {', '.join(rest)}") if rest else tuple(said)
-
-    def _unserved(self) -> tuple[str, ...]:
-        return () if self.processes else ("NO GATEWAY: no process serves this log now",)
-
-    def _damaged(self) -> tuple[str, ...]:
-        if not self.damage:
-            return ()
-        return (f"LOG DAMAGED: {self.damage}; restore a backup: what is shown may be incomplete",)
+        if rest := [one.route for one in self.pauses[MOST_PAUSES:]]:
+            sentences.append(f"PAUSED: {len(rest)} more routes: {', '.join(rest)}")
+        return tuple(sentences)
 
 
 def read_condition(
@@ -108,11 +107,7 @@ def read_condition(
         damage = find_damage(path, within_s=CHECK_S) or ""
     pauses: tuple[Pause, ...] = ()
     with contextlib.suppress(StoreError, sqlite3.Error), open_reader(path) as connection:
-        pauses = tuple(one for one in _pauses(connection) if one.route in routes)
+        rows = read_kinds(connection, "enforcement_paused", "enforcement_resumed")
+        held = sorted(fold_decisions((stored.event for stored in rows), {}).items())
+        pauses = tuple(one.pause for route, one in held if one.pause is not None and route in routes)
     return Condition(kill_reason=switch_reason(switch), pauses=pauses, processes=processes, damage=damage)
-
-
-def _pauses(connection: LogReader) -> list[Pause]:
-    rows = read_kinds(connection, "enforcement_paused", "enforcement_resumed")
-    held = fold_decisions((stored.event for stored in rows), {})
-    return [one.pause for _, one in sorted(held.items()) if one.pause is not None]

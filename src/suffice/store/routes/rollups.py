@@ -18,7 +18,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from suffice.assurance.runs import Tally
-from suffice.store.database.views import LogReader
+from suffice.store.database.views import LogReader, last_place, query_rows
 
 FORMAT: Final = 3  # of what is summed: another one begins anew
 HOUR_S: Final = 3_600
@@ -92,18 +92,15 @@ class RollupSums:
     @property
     def stopped_marks(self) -> tuple[int, int]:
         """Right ones and labelled ones among stopped runs, as many as tell as much as the weighted ones do."""
-        return _as_counts(self.n_stopped_right, self.n_stopped_marked, self.stopped_marked_excess)
+        marked = self.n_stopped_marked
+        if not marked:
+            return 0, 0
+        n = max(1, round(marked * marked / (marked + self.stopped_marked_excess)))
+        return round(n * self.n_stopped_right / marked), n
 
     @property
     def is_zero(self) -> bool:
         return not any(_VALUES(self))
-
-
-def _as_counts(right: float, marked: float, excess: float) -> tuple[int, int]:
-    if not marked:
-        return 0, 0
-    n = max(1, round(marked * marked / (marked + excess)))
-    return round(n * right / marked), n
 
 
 NOTHING: Final = RollupSums()
@@ -133,9 +130,9 @@ class ReadTo:
 
 def read_to(connection: LogReader) -> ReadTo:
     """How far the log is summed up, in this version's format."""
-    last = int(connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0])
-    row = connection.execute("SELECT seq, at_s FROM rolled WHERE format = ?", (FORMAT,)).fetchone()
-    return ReadTo(seq=0, last=last, at_s=0.0) if row is None else ReadTo(seq=row[0], last=last, at_s=row[1])
+    rows = query_rows(connection, "SELECT seq, at_s FROM rolled WHERE format = ?", (FORMAT,))
+    seq, at_s = rows[0] if rows else (0, 0.0)
+    return ReadTo(seq=seq, last=last_place(connection), at_s=at_s)
 
 
 def add_rollups(
@@ -153,10 +150,10 @@ def add_rollups(
 
     False: somebody else has gone on from there, and nothing was added.
     """
-    row = connection.execute("SELECT seq FROM rolled WHERE format = ?", (FORMAT,)).fetchone()
-    if (0 if row is None else int(row[0])) != since:
+    before = read_to(connection).seq
+    if before != since:
         return False
-    if row is None:
+    if not before:
         clear(connection)
     connection.executemany(_ADD, [(grain, *place, *_VALUES(one)) for (grain, place), one in _grained(sums).items()])
     connection.executemany(
@@ -174,9 +171,8 @@ def add_rollups(
 
 def clear(connection: LogReader) -> None:
     """Throw everything away; it is built again from the log."""
-    connection.execute("DELETE FROM rollups")
-    connection.execute("DELETE FROM tallies")
-    connection.execute("DELETE FROM rolled")
+    for table in ("rollups", "tallies", "rolled"):
+        connection.execute(f"DELETE FROM {table}")  # noqa: S608 - a constant
 
 
 def read_tallies(connection: LogReader, routes: Collection[str] | None = None, *, since: int = 0) -> dict[str, Tally]:
@@ -189,7 +185,7 @@ def read_tallies(connection: LogReader, routes: Collection[str] | None = None, *
         return {}
     where = "" if routes is None else f" AND route IN ({', '.join('?' * len(routes))})"
     told = f"SELECT route, body FROM tallies WHERE seq > ?{where}"  # noqa: S608 - marks
-    rows = connection.execute(told, (since, *(routes or ())))
+    rows = query_rows(connection, told, (since, *(routes or ())))
     return {route: _DECODER.decode(body) for route, body in rows}
 
 
@@ -220,7 +216,7 @@ def read_rollups(
     where = "grain = :grain AND hour >= :since" + ("" if route is None else " AND route = :route")
     told = f"SELECT {groups + ', ' if by else ''}{_SUMS} FROM rollups WHERE {where}{grouped}"  # noqa: S608 - as above
     wanted = {"grain": _grain_for(by, since_hour), "since": since_hour, "route": route}
-    rows = connection.execute(told, wanted).fetchall()
+    rows = query_rows(connection, told, wanted)
     return {tuple(row[: len(by)]): RollupSums(*row[len(by) :]) for row in rows}
 
 
@@ -233,8 +229,8 @@ def _grain_for(by: tuple[Group, ...], since_hour: int) -> int:
 
 def classes_of(connection: LogReader) -> dict[str, set[str]]:
     classes: dict[str, set[str]] = {}
-    told = "SELECT DISTINCT route, query_class FROM rollups WHERE grain = ?"
-    for route, query_class in connection.execute(told, (_BY_CLASS,)):
+    query = "SELECT DISTINCT route, query_class FROM rollups WHERE grain = ?"
+    for route, query_class in query_rows(connection, query, (_BY_CLASS,)):
         classes.setdefault(route, set()).add(query_class)
     return classes
 
@@ -242,4 +238,4 @@ def classes_of(connection: LogReader) -> dict[str, set[str]]:
 def degraded_runs(connection: LogReader, hour: int) -> list[tuple[str, int, int]]:
     """Of each route with runs in an hour: its name, its runs, and those in which Suffice failed open."""
     query = "SELECT route, sum(n_requests), sum(n_degraded) FROM rollups WHERE grain = ? AND hour = ? GROUP BY route"
-    return connection.execute(query, (_BY_HOUR, hour)).fetchall()
+    return query_rows(connection, query, (_BY_HOUR, hour))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
@@ -19,32 +18,7 @@ import msgspec
 from suffice.assurance.forecast import Alert, Outlook
 from suffice.review.holds import Incident, IncidentDecision, Override, OverrideEnd
 from suffice.review.items import ControlDraw, ItemReturn, ReviewItem, ReviewLease, Verdict
-from suffice.store.rows.records import (
-    AccessGrant,
-    AlertDelivery,
-    ArmWorth,
-    ConfigChange,
-    Erasure,
-    ExperimentEnd,
-    ExperimentRevision,
-    ExperimentStart,
-    Export,
-    FailOpenCount,
-    FeedbackEvent,
-    KeyUsage,
-    KillSwitchState,
-    LogOutage,
-    ProposedVersion,
-    QuestionText,
-    RequestCount,
-    RolloutMove,
-    RolloutStart,
-    RolloutUndo,
-    RowRates,
-    Sources,
-    StoredObject,
-    VersionRefusal,
-)
+from suffice.store.rows import records
 from suffice.types import (
     Alarm,
     Epoch,
@@ -64,7 +38,7 @@ MAX_BODY_BYTES = 16 * 2**20  # a row larger than this is refused, not written
 Event: TypeAlias = (
     Request
     | Outcome
-    | FeedbackEvent
+    | records.FeedbackEvent
     | Findings
     | RouteFindings
     | Publication
@@ -76,53 +50,40 @@ Event: TypeAlias = (
     | JobRun
     | Outlook
     | Alert
-    | ProposedVersion
-    | ArmWorth
-    | AlertDelivery
-    | FailOpenCount
-    | VersionRefusal
-    | LogOutage
-    | KillSwitchState
-    | ExperimentStart
-    | ExperimentRevision
-    | ExperimentEnd
+    | records.ProposedVersion
+    | records.ArmWorth
+    | records.AlertDelivery
+    | records.FailOpenCount
+    | records.VersionRefusal
+    | records.LogOutage
+    | records.KillSwitchState
+    | records.ExperimentStart
+    | records.ExperimentRevision
+    | records.ExperimentEnd
     | ReviewItem
     | ControlDraw
     | ReviewLease
     | ItemReturn
     | Verdict
-    | QuestionText
-    | Sources
+    | records.QuestionText
+    | records.Sources
     | Override
     | OverrideEnd
     | Incident
     | IncidentDecision
-    | ConfigChange
-    | Export
-    | Erasure
-    | AccessGrant
-    | RolloutStart
-    | RolloutMove
-    | RolloutUndo
-    | RequestCount
-    | RowRates
-    | StoredObject
-    | KeyUsage
+    | records.ConfigChange
+    | records.Export
+    | records.Erasure
+    | records.AccessGrant
+    | records.RolloutStart
+    | records.RolloutMove
+    | records.RolloutUndo
+    | records.RequestCount
+    | records.RowRates
+    | records.StoredObject
+    | records.KeyUsage
 )
 E = TypeVar("E", bound=Event)
-
-
-def _nothing(_: Any) -> None:
-    return None
-
-
-_route: Callable[[Any], str | None] = attrgetter("route")
-_episode: Callable[[Any], str] = attrgetter("episode_id")
-_item: Callable[[Any], str] = attrgetter("item")
-
-
-def _numbered(event: Any) -> str:
-    return f"{event.route}:{event.number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,97 +93,100 @@ class Kind(Generic[E]):
     name: str
     payload: type[E]
     field: str  # of the row's JSON that holds the payload; "": the payload is the whole JSON
-    key: Callable[[E], str]  # at most one row of the kind has it
-    route: Callable[[E], str | None] = _nothing  # None: several routes, or known only through the episode
-    episode: Callable[[E], str | None] = _nothing  # None: about no episode, or its sender did not name it
+    key: str | Callable[[E], str]  # at most one row of the kind has it; a text is a format of the event
+    # None: several routes, or known only through the episode
+    route: Callable[[E], str | None] = lambda e: getattr(e, "route", None)
+    # None: about no episode, or its sender did not name it
+    episode: Callable[[E], str | None] = lambda e: getattr(e, "episode_id", getattr(e, "item", None))
     # Is it in the chain of the audit log? Left out is what happens too often, and what is no decision nor its evidence.
     chained: bool = True
 
+    def key_of(self, event: E) -> str:
+        return self.key.format(event) if isinstance(self.key, str) else self.key(event)
+
+
+_EPISODE: Final = "{0.episode_id}"
+_NUMBERED: Final = "{0.route}:{0.number}"
+# Numbers with leading zeros sort by place: the newest row of a route is found by the unique index.
+_READ_TO: Final = "{0.route}:{0.read_to_seq:015}"
+_LOOK: Final = "{0.route}:{0.epoch:06}:{0.at:012}"
+# Places in the queue: two reviewers cannot take the same one, and a form sent twice is one row.
+_TURN: Final = "{0.item}:{0.slot}:{0.turn}"
+
+
+def _delivery_key(event: records.AlertDelivery) -> str:
+    return f"{event.sink}:{event.read_to_seq:015}" + (f":over:{event.over:015}" if event.over else "")
+
+
+def _switch_key(event: records.KillSwitchState) -> str:
+    return f"{event.stamp}:{'on' if event.on else 'off'}"
+
+
+def _refusal_key(event: records.VersionRefusal) -> str:
+    return f"{event.route}:{event.number or event.fit}"
+
 
 _KINDS: Final[tuple[Kind[Any], ...]] = (
-    Kind("request", Request, "request", _episode, _route, _episode, chained=False),
-    Kind("outcome", Outcome, "outcome", _episode, episode=_episode, chained=False),
+    Kind("request", Request, "request", _EPISODE, chained=False),
+    Kind("outcome", Outcome, "outcome", _EPISODE, chained=False),
     Kind(
         "feedback",
-        FeedbackEvent,
+        records.FeedbackEvent,
         "",
         # A sender's idempotency key says nothing about another sender's.
-        lambda e: f"{e.feedback.sender}/{e.feedback.feedback_id}",
+        "{0.feedback.sender}/{0.feedback.feedback_id}",
         episode=lambda e: e.feedback.episode_id,
     ),
-    Kind("upstream_examined", Findings, "findings", lambda e: e.examination_id),
-    Kind("route_examined", RouteFindings, "findings", lambda e: e.examination_id, _route),
-    Kind("policy_published", Publication, "publication", _numbered, _route),
-    Kind("epoch_began", Epoch, "epoch", _numbered, _route),
-    Kind("alarm_raised", Alarm, "alarm", lambda e: f"{e.route}:{e.epoch}", _route),
-    Kind("enforcement_paused", Pause, "pause", _numbered, _route),
-    Kind("enforcement_resumed", Resumption, "resumption", _numbered, _route),
-    Kind("label_wanted", LabelRequest, "request", _episode, _route, _episode, chained=False),
-    Kind("job_ran", JobRun, "run", lambda e: e.run_id, lambda e: e.route or None, chained=False),
-    # Keys with leading zeros sort by place: the newest row of a route is found by the unique index.
-    Kind(
-        "route_monitored",
-        Outlook,
-        "outlook",
-        lambda e: f"{e.route}:{e.epoch:06}:{e.at:012}",
-        _route,
-        chained=False,
-    ),
-    Kind("alert_raised", Alert, "alert", lambda e: f"{e.route}:{e.epoch:06}:{e.at:012}:{e.of}", _route),
-    Kind("version_proposed", ProposedVersion, "proposal", lambda e: f"{e.route}:{e.read_to_seq:015}", _route),
-    Kind("arm_proposed", ArmWorth, "worth", lambda e: f"{e.route}:{e.read_to_seq:015}", _route),
-    Kind(
-        "alert_sent",
-        AlertDelivery,
-        "telling",
-        lambda e: f"{e.sink}:{e.read_to_seq:015}" + (f":over:{e.over:015}" if e.over else ""),
-        chained=False,
-    ),
-    Kind("fail_open_high", FailOpenCount, "failed", lambda e: f"{e.route}:{e.hour:09}", _route, chained=False),
-    Kind("version_refused", VersionRefusal, "refusal", lambda e: f"{e.route}:{e.number or e.fit}", _route),
-    Kind("log_missed", LogOutage, "missing", lambda e: f"{e.gateway}:{e.since_s:.3f}"),
-    Kind("kill_switched", KillSwitchState, "switching", lambda e: f"{e.stamp}:{'on' if e.on else 'off'}"),
-    Kind("experiment_started", ExperimentStart, "begun", lambda e: f"{e.experiment.name}:{e.experiment.run}"),
+    Kind("upstream_examined", Findings, "findings", "{0.examination_id}"),
+    Kind("route_examined", RouteFindings, "findings", "{0.examination_id}"),
+    Kind("policy_published", Publication, "publication", _NUMBERED),
+    Kind("epoch_began", Epoch, "epoch", _NUMBERED),
+    Kind("alarm_raised", Alarm, "alarm", "{0.route}:{0.epoch}"),
+    Kind("enforcement_paused", Pause, "pause", _NUMBERED),
+    Kind("enforcement_resumed", Resumption, "resumption", _NUMBERED),
+    Kind("label_wanted", LabelRequest, "request", _EPISODE, chained=False),
+    Kind("job_ran", JobRun, "run", "{0.run_id}", lambda e: e.route or None, chained=False),
+    Kind("route_monitored", Outlook, "outlook", _LOOK, chained=False),
+    Kind("alert_raised", Alert, "alert", f"{_LOOK}:{{0.of}}"),
+    Kind("version_proposed", records.ProposedVersion, "proposal", _READ_TO),
+    Kind("arm_proposed", records.ArmWorth, "worth", _READ_TO),
+    Kind("alert_sent", records.AlertDelivery, "telling", _delivery_key, chained=False),
+    Kind("fail_open_high", records.FailOpenCount, "failed", "{0.route}:{0.hour:09}", chained=False),
+    Kind("version_refused", records.VersionRefusal, "refusal", _refusal_key),
+    Kind("log_missed", records.LogOutage, "missing", "{0.gateway}:{0.since_s:.3f}"),
+    Kind("kill_switched", records.KillSwitchState, "switching", _switch_key),
+    Kind("experiment_started", records.ExperimentStart, "begun", "{0.experiment.name}:{0.experiment.run}"),
     Kind(
         "experiment_changed",
-        ExperimentRevision,
+        records.ExperimentRevision,
         "begun",
-        lambda e: f"{e.experiment.name}:{e.experiment.run}:{e.revision}",
+        "{0.experiment.name}:{0.experiment.run}:{0.revision}",
     ),
-    Kind("experiment_stopped", ExperimentEnd, "ended", lambda e: f"{e.experiment}:{e.run}"),
-    Kind("review_asked", ReviewItem, "item", _episode, _route, _episode),
-    Kind("review_drawn", ControlDraw, "drawing", _numbered, _route),
-    # Keys are places in the queue: two reviewers cannot take the same one, and a form sent twice is one row.
-    Kind(
-        "review_leased",
-        ReviewLease,
-        "lease",
-        lambda e: f"{e.item}:{e.slot}:{e.turn}",
-        _route,
-        _item,
-        chained=False,
-    ),
-    Kind("review_returned", ItemReturn, "returned", lambda e: f"{e.item}:{e.slot}:{e.turn}", _route, _item),
-    Kind("review_verdict", Verdict, "verdict", lambda e: f"{e.item}:{e.reviewer}:{e.revision}", _route, _item),
-    Kind("question_kept", QuestionText, "question", _episode, _route, _episode, chained=False),
-    Kind("sources_kept", Sources, "kept", _episode, _route, _episode, chained=False),
-    Kind("override_set", Override, "override", _numbered, _route),
-    Kind("override_ended", OverrideEnd, "end", _numbered, _route),
-    Kind("incident_opened", Incident, "incident", lambda e: e.incident, _route),
-    Kind("incident_decided", IncidentDecision, "decision", lambda e: e.incident, _route),
-    Kind("config_changed", ConfigChange, "change", lambda e: f"{e.number:08}"),
-    Kind("exported", Export, "export", lambda e: e.export_id),
-    Kind("erased", Erasure, "erasure", lambda e: f"{e.erasure_id}:{e.number:06}"),
-    Kind("access_changed", AccessGrant, "access", lambda e: e.access_id),
-    Kind("rollout_begun", RolloutStart, "beginning", lambda e: f"{e.state.route}:{e.number}", lambda e: e.state.route),
-    Kind("rollout_moved", RolloutMove, "moved", lambda e: f"{e.transition.rollout}:{e.transition.number}", _route),
-    Kind("rollout_undone", RolloutUndo, "undoing", lambda e: e.rollout, _route),
-    Kind("requests_counted", RequestCount, "counted", lambda e: e.count_id, _route, chained=False),
-    Kind("rates_set", RowRates, "rates", lambda e: f"{e.route}:{e.number:09}", _route),
+    Kind("experiment_stopped", records.ExperimentEnd, "ended", "{0.experiment}:{0.run}"),
+    Kind("review_asked", ReviewItem, "item", _EPISODE),
+    Kind("review_drawn", ControlDraw, "drawing", _NUMBERED),
+    Kind("review_leased", ReviewLease, "lease", _TURN, chained=False),
+    Kind("review_returned", ItemReturn, "returned", _TURN),
+    Kind("review_verdict", Verdict, "verdict", "{0.item}:{0.reviewer}:{0.revision}"),
+    Kind("question_kept", records.QuestionText, "question", _EPISODE, chained=False),
+    Kind("sources_kept", records.Sources, "kept", _EPISODE, chained=False),
+    Kind("override_set", Override, "override", _NUMBERED),
+    Kind("override_ended", OverrideEnd, "end", _NUMBERED),
+    Kind("incident_opened", Incident, "incident", "{0.incident}"),
+    Kind("incident_decided", IncidentDecision, "decision", "{0.incident}"),
+    Kind("config_changed", records.ConfigChange, "change", "{0.number:08}"),
+    Kind("exported", records.Export, "export", "{0.export_id}"),
+    Kind("erased", records.Erasure, "erasure", "{0.erasure_id}:{0.number:06}"),
+    Kind("access_changed", records.AccessGrant, "access", "{0.access_id}"),
+    Kind("rollout_begun", records.RolloutStart, "beginning", "{0.state.route}:{0.number}", lambda e: e.state.route),
+    Kind("rollout_moved", records.RolloutMove, "moved", "{0.transition.rollout}:{0.transition.number}"),
+    Kind("rollout_undone", records.RolloutUndo, "undoing", "{0.rollout}"),
+    Kind("requests_counted", records.RequestCount, "counted", "{0.count_id}", chained=False),
+    Kind("rates_set", records.RowRates, "rates", "{0.route}:{0.number:09}"),
     # The first row of an id counts: nobody can take over an object that exists.
-    Kind("object_made", StoredObject, "made", lambda e: e.object_id, chained=False),
+    Kind("object_made", records.StoredObject, "made", "{0.object_id}", chained=False),
     # The key begins with the day, so that the rows of a day are found by it.
-    Kind("key_used", KeyUsage, "usage", lambda e: f"{e.day}:{e.usage_id}", chained=False),
+    Kind("key_used", records.KeyUsage, "usage", "{0.day}:{0.usage_id}", chained=False),
 )
 EVENTS: Final[Mapping[str, type[Event]]] = {kind.name: kind.payload for kind in _KINDS}
 UNCHAINED: Final = frozenset(kind.name for kind in _KINDS if not kind.chained)
@@ -259,7 +223,7 @@ def kind_named(payload: type[Any]) -> str:
 
 def key_of(event: Event) -> str:
     """What may exist once among the rows of its kind."""
-    return str(kind_of(event).key(event))
+    return kind_of(event).key_of(event)
 
 
 def route_of(event: Event) -> str | None:
@@ -285,12 +249,8 @@ def decode(kind: str, body: bytes | str) -> Event:
 
 def decode_as(payload: type[E], body: bytes | str) -> E:
     """As `decode`, for a reader that knows the payload. Raises ValueError."""
-    return _unwrapped(payload, _DECODERS[payload].decode(body))
-
-
-def _unwrapped(payload: type[E], body: Any) -> E:
-    field = _BY_PAYLOAD[payload].field
-    event: E = getattr(body, field) if field else body
+    field, plain = _BY_PAYLOAD[payload].field, _DECODERS[payload].decode(body)
+    event: E = getattr(plain, field) if field else plain
     return event
 
 
@@ -312,7 +272,7 @@ def to_row(event: Event) -> Row:
         decode_as(kind.payload, body)
     if len(body) > MAX_BODY_BYTES:
         raise ValueError(f"event {kind.name}: got {len(body)} bytes; at most {MAX_BODY_BYTES}")
-    return Row(kind.name, kind.key(event), kind.episode(event), kind.route(event), body.decode())
+    return Row(kind.name, kind.key_of(event), kind.episode(event), kind.route(event), body.decode())
 
 
 def _mended(kind: Kind[Any], event: Event) -> Event:
