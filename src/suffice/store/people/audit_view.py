@@ -33,6 +33,8 @@ from suffice.store.rows.records import (
 from suffice.types import Epoch, Pause, Publication, Resumption
 
 _PAGE_CHAINED: Final = "FROM chain c JOIN events e ON e.seq = c.seq WHERE"
+_PAGE_ROWS: Final = 500
+_CHAINED: Final = "FROM chain c JOIN events e ON e.seq = c.seq WHERE"
 _COLUMNS: Final = "c.place, c.link, e.seq, e.at_s, e.kind, e.key, e.episode_id, e.route, e.body"
 _OF: Final = "(:route IS NULL OR e.route = :route) AND (:kind IS NULL OR e.kind = :kind)"
 _ROWS: Final = f"""
@@ -193,13 +195,9 @@ def _changed(event: ConfigChange) -> tuple[str, str]:
     changes = event.changes
     if not changes:
         return "", f"{len(event.settings):,} settings recorded"
+    sides = [(one.path, one.before) for one in changes], [(one.path, one.after) for one in changes]
     before, after = (
-        _cut(
-            "; ".join(
-                f"{one.path} = {'not set' if (value := getattr(one, side)) is None else value}" for one in changes
-            )
-        )
-        for side in ("before", "after")
+        _cut("; ".join(f"{path} = {'not set' if value is None else value}" for path, value in side)) for side in sides
     )
     return before, after
 

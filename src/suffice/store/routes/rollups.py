@@ -150,10 +150,10 @@ def add_rollups(
 
     False: somebody else has gone on from there, and nothing was added.
     """
-    before = read_to(connection).seq
-    if before != since:
+    rows = query_rows(connection, "SELECT seq FROM rolled WHERE format = ?", (FORMAT,))
+    if (rows[0][0] if rows else 0) != since:
         return False
-    if not before:
+    if not rows:
         clear(connection)
     connection.executemany(_ADD, [(grain, *place, *_VALUES(one)) for (grain, place), one in _grained(sums).items()])
     connection.executemany(
