@@ -18,7 +18,7 @@ import click
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-    from suffice.settings import Route, Settings
+    from suffice.settings import Route, Settings, Upstream
     from suffice.store.database.decisions import Decisions
     from suffice.store.database.presence import Presence
 
@@ -242,6 +242,26 @@ def find_settings(settings: Settings, name: str, *, option: str = "") -> Route:
         known = ", ".join(sorted(settings.routes)) or "none is configured"
         raise ConfigError(f"{option}{': ' if option else ''}unknown route {name!r}; known: {known}")
     return settings.routes[name]
+
+
+def find_upstream(settings: Settings | None, target: str, *, api_key_env: str) -> tuple[str, Upstream]:
+    """An upstream by its name in the settings, or by its address, and that name; "": it has none. Raises ConfigError.
+
+    api_key_env  environment variable with the key, for an address
+    """
+    from suffice.errors import ConfigError
+    from suffice.settings import Upstream
+
+    known = {} if settings is None else settings.upstreams
+    if target in known:
+        return target, known[target]
+    if target.startswith(("http://", "https://")):
+        return "", Upstream(url=target, api_key_env=api_key_env)
+    names = ", ".join(sorted(known)) or "none is configured"
+    raise ConfigError(
+        f"--upstream: got {target!r}; need http://host[:port] or a name from the settings:"
+        f" {'there are none here (--config)' if settings is None else names}"
+    )
 
 
 def read_policy(text: str) -> dict[str, Any]:

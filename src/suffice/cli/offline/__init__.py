@@ -1,33 +1,56 @@
-"""Commands that measure on recorded runs and logs before anything is served, and the options that they share."""
+"""Commands that measure on recorded runs and logs before anything is served, and what they share."""
 
 from __future__ import annotations
 
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
 import click
 
-from suffice.cli.shell import FILE, option
+from suffice.cli.shell import FILE, option, stacked
 
-FILES = click.argument("files", nargs=-1, required=True, type=FILE)
-WHERE = option("--where", metavar="CONDITIONS", help="Take only some runs: 'task=mmlu_pro,model!=gpt*'.")
-MIN_RUN_EM = option(
-    "--min-run-em",
-    type=click.FloatRange(0, 1, max_open=True),
-    metavar="EM",
-    help="Leave out a model's run whose full EM over the set is not above this.",
-)
-MAX_EM_DROP = option(
-    "--max-em-drop",
-    type=click.FloatRange(0, 1),
-    default=0.01,
-    metavar="E",
-    help="The target: a fraction, 0.01 is one point.",
-)
-PROBE_TOKENS = option(
-    "--probe-tokens",
-    type=click.IntRange(0, 100_000),
-    metavar="T",
-    help="Charged for each probe. [default: as recorded, else 15 for reasoning and 0 elsewhere]",
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
+
+TRACES = stacked(
+    click.argument("files", nargs=-1, required=True, type=FILE),
+    option("--where", metavar="CONDITIONS", help="Take only some runs: 'task=mmlu_pro,model!=gpt*'."),
+    option(
+        "--min-run-em",
+        type=click.FloatRange(0, 1, max_open=True),
+        metavar="EM",
+        help="Leave out a model's run whose full EM over the set is not above this.",
+    ),
+    option(
+        "--max-em-drop",
+        type=click.FloatRange(0, 1),
+        default=0.01,
+        metavar="E",
+        help="The target: a fraction, 0.01 is one point.",
+    ),
+    option(
+        "--probe-tokens",
+        type=click.IntRange(0, 100_000),
+        metavar="T",
+        help="Charged for each probe. [default: as recorded, else 15 for reasoning and 0 elsewhere]",
+    ),
 )
 
 
 def split_names(names: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in names.split(",")) if names else ()
+
+
+def command_line() -> str:
+    return shlex.join(["suffice", *sys.argv[1:]])
+
+
+def trace_progress(*columns: ProgressColumn, quiet: bool) -> Progress:
+    """Bars on standard error, where somebody looks at it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    between = (TextColumn("{task.description}"), BarColumn(), *columns, TimeElapsedColumn())
+    return Progress(*between, console=console, disable=quiet or not console.is_terminal)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
-import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 import numpy as np
 
-from suffice.cli.shell import FILE, JSON_OBJECT, Command, option
+from suffice.cli.shell import FILE, JSON_OBJECT, Command, option, wrapped
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
 from suffice.replay.estimate import (
@@ -19,12 +17,12 @@ from suffice.replay.estimate import (
     LogEstimate,
     LogRuns,
     QuantityInterval,
+    estimate_levels,
     replay_ladder,
     runs_of_calls,
     runs_of_traces,
     traffic_of,
 )
-from suffice.replay.estimate import estimate_levels as run
 from suffice.replay.logs import Log, read_logs
 from suffice.replay.traces.read import read_traces
 from suffice.scoring.base import build_scorer
@@ -32,7 +30,6 @@ from suffice.scoring.base import build_scorer
 SEED = 0  # of the draws: the same log gives the same figures
 FORMATS = ("openai", "litellm", "langfuse", "vllm")
 HOUR_S, DAY_S = 3_600.0, 86_400.0
-_WIDTH = 120  # of sentences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +72,9 @@ def estimate(logs: tuple[Path, ...], **options: object) -> None:
     result, log = _estimate(logs, given)
     if given.as_json:
         formats = {"formats": log.formats, "n_records": log.n_records, "n_left_out": log.n_left_out}
-        print(json.dumps(asdict(result) | formats))
+        click.echo(json.dumps(asdict(result) | formats))
         return
-    _show(result, log, given)
+    _print(result, log, given)
 
 
 def _estimate(paths: tuple[Path, ...], given: EstimateOptions) -> tuple[LogEstimate, Log]:
@@ -98,7 +95,7 @@ def _estimate(paths: tuple[Path, ...], given: EstimateOptions) -> tuple[LogEstim
     rng = np.random.default_rng(SEED)
     n_requests = len(log.calls) if own.kind != "samples" else len(own.runs) + own.n_unfit
     traffic = traffic_of(log.calls, n_requests, rng)
-    result = run(
+    result = estimate_levels(
         replay_ladder(judged, scorer),
         traffic,
         max_em_drop=given.max_em_drop,
@@ -139,57 +136,53 @@ def _assumed(given: EstimateOptions, own: LogRuns, judged: LogRuns, span_s: floa
 # --------------------------------------------------------------------------- what a person sees
 
 
-def _show(results: LogEstimate, log: Log, given: EstimateOptions) -> None:
-    traffic = results.traffic
-    print(
+def _print(result: LogEstimate, log: Log, given: EstimateOptions) -> None:
+    traffic = result.traffic
+    a_day = "" if traffic.requests_per_day is None else f", {_range(traffic.requests_per_day, '{:,.0f}')} a day"
+    click.echo(
         f"{traffic.n_calls:,} calls ({', '.join(dict.fromkeys(log.formats))}), {log.n_left_out} records left out;"
-        f" {traffic.n_requests:,} requests"
-        + ("" if traffic.requests_per_day is None else f", {_range(traffic.requests_per_day, '{:,.0f}')} a day")
+        f" {traffic.n_requests:,} requests{a_day}"
     )
     source = f"traces {', '.join(map(str, given.like))}" if given.like else "the log"
-    print(
-        f"judged by {results.ladder} of {results.n_runs:,} full runs of {results.n_questions:,} questions in {source}\n"
+    click.echo(
+        f"judged by {result.ladder} of {result.n_runs:,} full runs of {result.n_questions:,} questions in {source}\n"
     )
-    width = max(len("level"), *(len(level.name) for level in results.levels))
-    print(f"{'level':<{width}} {'stopped':>8} {'saving':>21} {'differs from full run':>22} {'audits':>8}")
-    for level in results.levels:
+    width = max(len("level"), *(len(level.name) for level in result.levels))
+    click.echo(f"{'level':<{width}} {'stopped':>8} {'saving':>21} {'differs from full run':>22} {'audits':>8}")
+    for level in result.levels:
         audits = "never" if level.audits is None else f"{level.audits:,.0f}"
-        print(
-            f"{level.name:<{width}} {level.stopped:>8.0%} {_range(level.saving, '{:.1%}'):>21}"
-            f" {_range(level.disagreement, '{:.1%}'):>22} {audits:>8}"
-        )
-    for promise in results.promises:
-        _show_promise(promise, results)
-    print("\nassumed:")
-    for sentence in results.assumed:
-        print(_folded(sentence, "  - ", "    "))
-    print(_folded("Intervals hold 90% of what the log allows under these assumptions."))
-    print(_folded("Nothing is promised before live audits."))
+        saving, differs = _range(level.saving, "{:.1%}"), _range(level.disagreement, "{:.1%}")
+        click.echo(f"{level.name:<{width}} {level.stopped:>8.0%} {saving:>21} {differs:>22} {audits:>8}")
+    for promise in result.promises:
+        _print_promise(promise, result)
+    click.echo("\nassumed:")
+    for sentence in result.assumed:
+        click.echo(wrapped(sentence, "  - ", "    "))
+    click.echo(wrapped("Intervals hold 90% of what the log allows under these assumptions."))
+    click.echo(wrapped("Nothing is promised before live audits."))
 
 
-def _show_promise(promise: CertifiableLevel, results: LogEstimate) -> None:
+def _print_promise(promise: CertifiableLevel, result: LogEstimate) -> None:
     how = {
         "agreement": "without labels (every answer that differs counts as a loss)",
         "labels": "with labels of the audits that differ",
     }[promise.judged_by]
-    print(f"\nEM drop at most {100 * results.max_em_drop:g} points at {results.confidence:.0%}, {how}:")
+    click.echo(f"\nEM drop at most {100 * result.max_em_drop:g} points at {result.confidence:.0%}, {how}:")
     if promise.level is None or promise.audits is None:
-        print(f"  nothing can be certified with {results.most_audits:,} audits")
+        click.echo(f"  nothing can be certified with {result.most_audits:,} audits")
         return
-    print(f"  chance that a level is certified   {promise.p_any:.0%}, most likely {promise.level}")
-    print(f"  certifiable saving                 {_range(promise.saving, '{:.1%}')} of generated tokens")
-    cost = _range(promise.audit_cost, "{:.1%}")
-    print(f"  audits cost                        {cost} at {results.audit_share:.0%} audits")
-    print(f"  net saving                         {_range(promise.net_saving, '{:.1%}')}")
-    if promise.net_saving_of_all_tokens is not None:
-        print(f"  … of all tokens, prompts included  {_range(promise.net_saving_of_all_tokens, '{:.1%}')}")
     days = "unknown" if promise.days is None else f"{_range(promise.days, '{:,.1f}')} days"
-    print(f"  to the certificate                 {_range(promise.audits, '{:,.0f}')} audits, {days}")
-
-
-def _folded(text: str, first: str = "", later: str = "") -> str:
-    width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
-    return textwrap.fill(text, width, initial_indent=first, subsequent_indent=later)
+    lines = [
+        ("chance that a level is certified", f"{promise.p_any:.0%}, most likely {promise.level}"),
+        ("certifiable saving", f"{_range(promise.saving, '{:.1%}')} of generated tokens"),
+        ("audits cost", f"{_range(promise.audit_cost, '{:.1%}')} at {result.audit_share:.0%} audits"),
+        ("net saving", _range(promise.net_saving, "{:.1%}")),
+    ]
+    if promise.net_saving_of_all_tokens is not None:
+        lines.append(("… of all tokens, prompts included", _range(promise.net_saving_of_all_tokens, "{:.1%}")))
+    lines.append(("to the certificate", f"{_range(promise.audits, '{:,.0f}')} audits, {days}"))
+    for what, value in lines:
+        click.echo(f"  {what:<34} {value}")
 
 
 def _range(value: QuantityInterval, how: str) -> str:

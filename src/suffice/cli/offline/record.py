@@ -18,20 +18,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
-from suffice.cli.shell import FILE, JSON_OBJECT, Command, fail, find_settings, option
+from suffice.cli.shell import FILE, JSON_OBJECT, Command, fail, find_settings, find_upstream, option
 from suffice.edge.yardstick import yardstick
-from suffice.errors import ConfigError, SufficeError
+from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
-from suffice.replay.record.recorder import Progress, upstream_for_recording
-from suffice.replay.record.recorder import record_runs as run
-from suffice.replay.record.recording import QuestionLine, RecordingFile, RecordingRecipe, read_recorded_questions
-from suffice.settings import Probe, Route, Settings, Steps, Upstream
+from suffice.replay.record.recorder import Progress, record_runs, upstream_for_recording
+from suffice.replay.record.recording import RecordingFile, RecordingRecipe, read_recorded_questions
+from suffice.settings import Probe, Route, Settings, Upstream
 from suffice.upstream.client import UpstreamClient
 from suffice.upstream.drivers import DRIVERS
 from suffice.wiring.files import load_settings
 from suffice.wiring.keys import api_key
 
 SETTINGS = Path("suffice.toml")
+_FIGURES = (  # of --json
+    *("n_questions", "n_before", "n_recorded", "n_left", "n_right", "n_steps"),
+    *("run_tokens", "probe_tokens", "n_unclosed", "n_unread", "failed"),
+)
 PLAIN_LINE_S = 10.0  # between two lines of progress where nobody watches a bar
 
 
@@ -90,11 +93,9 @@ def record(questions: Path, **options: object) -> None:
     given = RecordOptions(**options)  # type: ignore[arg-type]  # click has checked them
     try:
         progress = asyncio.run(_record(questions, given))
-    except (SufficeError, OSError) as error:
-        fail(error)
     except KeyboardInterrupt:
         fail(f"interrupted; what is recorded stands in {given.out}, the same call goes on", 130)
-    _show(progress, given)
+    _print(progress, given)
     raise SystemExit(1 if progress.n_left else 0)
 
 
@@ -107,14 +108,13 @@ async def _record(questions: Path, given: RecordOptions) -> Progress:
     route = _route(settings, given)
     name, upstream = _upstream(settings, route, given)
     recipe = _recipe(route, upstream, given)
-    client = UpstreamClient(
-        name, upstream_for_recording(upstream, concurrency=given.concurrency), api_key(name, upstream)
-    )
+    limited = upstream_for_recording(upstream, concurrency=given.concurrency)
+    client = UpstreamClient(name, limited, api_key(name, upstream))
     with yardstick(recipe.scorer) as scorer, RecordingFile(given.out, recipe) as recording:
         _warn(recipe, given, torn=recording.torn)
         async with client:
-            with _telling(asked, given) as tell:
-                return await run(
+            with _reporting(len(asked), given) as tell:
+                return await record_runs(
                     asked,
                     recording,
                     client=client,
@@ -151,41 +151,36 @@ def _upstream(settings: Settings | None, route: Route | None, given: RecordOptio
     target = given.upstream or (route.upstream if route is not None else None)
     if target is None:
         raise ConfigError("--upstream: name a server, or a --route that has one")
-    if settings is not None and target in settings.upstreams:
-        entry = settings.upstreams[target]
-    elif target.startswith(("http://", "https://")):
-        target, entry = "record", Upstream(url=target, api_key_env=given.api_key_env)
-    else:
-        names = ", ".join(sorted(settings.upstreams)) if settings is not None else "there are none here (--config)"
-        raise ConfigError(f"--upstream: got {target!r}; need http://host[:port] or a name from the settings: {names}")
-    if given.driver is None:
-        return target, entry
-    if given.driver not in DRIVERS:
-        raise ConfigError(f"--driver: unknown name {given.driver!r}; known: {', '.join(DRIVERS)}")
-    return target, msgspec.structs.replace(entry, driver=given.driver)
+    name, entry = find_upstream(settings, target, api_key_env=given.api_key_env)
+    if given.driver is not None:
+        if given.driver not in DRIVERS:
+            raise ConfigError(f"--driver: unknown name {given.driver!r}; known: {', '.join(DRIVERS)}")
+        entry = msgspec.structs.replace(entry, driver=given.driver)
+    return name or "record", entry
 
 
 def _recipe(route: Route | None, upstream: Upstream, given: RecordOptions) -> RecordingRecipe:
     kind = given.kind or (route.kind if route is not None else None)
     if kind not in {"reasoning", "samples"}:
         raise ConfigError(f"--kind: got {kind!r}; allowed: reasoning, samples")
-    model = given.model or (route.model if route is not None else None)
+    rules = route or Route()
+    model = given.model or rules.model
     if model is None:
         raise ConfigError("--model: name the model to ask for")
     methods = upstream.finish or DRIVERS[upstream.driver].methods
-    samples = given.samples or (route.samples if route is not None and route.samples > 1 else 16)
+    samples = given.samples or (rules.samples if rules.samples > 1 else 16)
     return RecordingRecipe(
         kind="samples" if kind == "samples" else "reasoning",
         model=model,
-        scorer=given.scorer or (route.scorer if route is not None else "text"),
+        scorer=given.scorer or rules.scorer,
         driver=upstream.driver,
         finish=next((m for m in methods if m != "native"), None) if kind == "reasoning" else None,
         n_samples=samples if kind == "samples" else 1,
         temperature=given.temperature,
         max_tokens=given.max_tokens,
         logprobs=given.logprobs,
-        steps=route.steps if route is not None else Steps(),
-        probe=(route.probe if route is not None else None) or Probe(),
+        steps=rules.steps,
+        probe=rules.probe or Probe(),
     )
 
 
@@ -203,19 +198,18 @@ def _warn(recipe: RecordingRecipe, given: RecordOptions, *, torn: bool) -> None:
 
 
 @contextmanager
-def _telling(asked: list[QuestionLine], given: RecordOptions) -> Iterator[Callable[[Progress], None]]:
-    started_s = time.monotonic()
+def _reporting(n_questions: int, given: RecordOptions) -> Iterator[Callable[[Progress], None]]:
+    started_s = last_s = time.monotonic()
     if given.as_json:
         yield lambda _: None
     elif sys.stderr.isatty():
         columns = (TextColumn("record"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[live]}"))
         with Bars(*columns, console=Console(stderr=True)) as bars:
-            task = bars.add_task("record", total=len(asked), live="")
+            task = bars.add_task("record", total=n_questions, live="")
             yield lambda p: bars.update(
                 task, completed=p.n_before + p.n_recorded, live=live_line(p, time.monotonic() - started_s)
             )
     else:
-        last_s = started_s
 
         def tell(progress: Progress) -> None:
             nonlocal last_s
@@ -248,38 +242,23 @@ def _clock(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def _show(progress: Progress, given: RecordOptions) -> None:
-    summary = {
-        "out": str(given.out),
-        "n_questions": progress.n_questions,
-        "n_before": progress.n_before,
-        "n_recorded": progress.n_recorded,
-        "n_left": progress.n_left,
-        "n_right": progress.n_right,
-        "n_steps": progress.n_steps,
-        "run_tokens": progress.run_tokens,
-        "probe_tokens": progress.probe_tokens,
-        "n_unclosed": progress.n_unclosed,
-        "n_unread": progress.n_unread,
-        "failed": progress.failed,
-    }
+def _print(progress: Progress, given: RecordOptions) -> None:
     if given.as_json:
-        print(json.dumps(summary))
+        click.echo(json.dumps({"out": str(given.out), **{name: getattr(progress, name) for name in _FIGURES}}))
         return
-    print(
+    click.echo(
         f"{given.out}: {progress.n_before + progress.n_recorded} of {progress.n_questions} questions,"
         f" {progress.n_recorded} of them now"
     )
-    if progress.n_recorded:
-        n = progress.n_recorded
-        print(
+    if n := progress.n_recorded:
+        click.echo(
             f"EM {progress.n_right / n:.3f}, {progress.n_steps / n:.1f} steps and"
             f" {progress.run_tokens / n:.1f} tokens a question; probes: {progress.probe_tokens:,} tokens"
         )
     if progress.n_unclosed:
-        print(f"{progress.n_unclosed} chains were cut inside their thought and closed there, as a stop would")
+        click.echo(f"{progress.n_unclosed} chains were cut inside their thought and closed there, as a stop would")
     if progress.n_unread:
-        print(f"{progress.n_unread} full answers could not be read by the scorer")
+        click.echo(f"{progress.n_unread} full answers could not be read by the scorer")
     for question, why in list(progress.failed.items())[:5]:
         click.echo(f"left: {question}: {why}", err=True)
     if progress.n_left:

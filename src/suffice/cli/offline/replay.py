@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import click
 from click.core import ParameterSource
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import MofNCompleteColumn
 
-from suffice.cli.offline import FILES, MAX_EM_DROP, MIN_RUN_EM, PROBE_TOKENS, WHERE, split_names
-from suffice.cli.shell import FILE, Command, option, read_policy
+from suffice.cli.offline import TRACES, command_line, split_names, trace_progress
+from suffice.cli.shell import FILE, Command, option, read_policy, stacked
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
 from suffice.replay.online.drift import parse_drift
@@ -32,19 +29,48 @@ from suffice.replay.study.study import ReplayOptions
 from suffice.replay.study.sums import MARGIN
 from suffice.replay.traces.read import Survey, survey
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-OPTIONS = (
-    option("--online", is_flag=True, help="Replay as traffic: observe, certify, enforce, watch; many seeds."),
+OFFLINE = stacked(
     option(
-        "--confidence",
-        type=click.FloatRange(0.5, 1, max_open=True),
-        default=0.95,
-        metavar="C",
-        help="Online: how sure the promise must be.",
+        "--fit",
+        "fit_files",
+        multiple=True,
+        type=FILE,
+        metavar="FILE",
+        help="Fit models and pick points on these files, and freeze both; may be given several times.",
     ),
     option(
+        "--policies",
+        metavar="NAMES",
+        help="Only these rules of the grid, comma-separated; 'learned' stands for the learned scores.",
+    ),
+    option(
+        "--policy",
+        "written",
+        multiple=True,
+        metavar="JSON",
+        help="""Also a policy of yours, such as '{"policy": "beta", "threshold": 0.97}'.""",
+    ),
+    option(
+        "--classes",
+        type=click.IntRange(2, 64),
+        metavar="N",
+        help="Also ours with a level for each of at most N classes that are found in the data.",
+    ),
+    option(
+        "--margin",
+        type=click.FloatRange(0, 10),
+        metavar="Z",
+        default=MARGIN,
+        show_default=False,
+        help="Standard errors that a frozen point keeps from the target. [default: 1]",
+    ),
+)
+_SHARE, _SURE = click.FloatRange(0, 1), click.FloatRange(0.5, 1, max_open=True)
+ONLINE = stacked(
+    option("--confidence", type=_SURE, default=0.95, metavar="C", help="Online: how sure the promise must be."),
+    option(
         "--seeds",
+        "n_seeds",
         type=click.IntRange(1, 10_000),
         default=20,
         metavar="N",
@@ -71,7 +97,7 @@ OPTIONS = (
     ),
     option(
         "--audit-share",
-        type=click.FloatRange(0, 1),
+        type=_SHARE,
         default=0.05,
         metavar="S",
         help="Online: share of the requests that is audited once there is evidence.",
@@ -101,171 +127,15 @@ OPTIONS = (
     option("--label-free", is_flag=True, help="Online: certify by disagreement, without labels."),
 )
 
-_ONLINE = frozenset(
-    {
-        "confidence",
-        "seeds",
-        "warm_up",
-        "run_time",
-        "label_delay",
-        "audit_share",
-        "resample",
-        "disjoint",
-        "drift",
-        "label_free",
-        "promise",
-    }
-)
-_OFFLINE = {"fit_files": "fit", "policies": "policies", "given": "policy", "classes": "classes", "margin": "margin"}
 
-
-def online_options(command: F) -> F:
-    """The options of `--online`, in the order of the table; what would be ignored is refused."""
-    inner = command
-
-    @wraps(inner)
-    def checked(*args: Any, **options: Any) -> Any:
-        _refuse(click.get_current_context(), online=options["online"])
-        return inner(*args, **options)
-
-    command = cast("F", checked)
-    for add in reversed(OPTIONS):
-        command = add(command)
-    return command
-
-
-def _refuse(context: click.Context, *, online: bool) -> None:
-    """Raises click.UsageError where an option of one of the two ways was given to the other."""
-    written = [name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    if online:
-        lost = [_OFFLINE[name] for name in written if name in _OFFLINE]
-    else:
-        lost = [name.replace("_", "-") for name in written if name in _ONLINE]
-    if lost:
-        names = ", ".join(f"--{name}" for name in sorted(lost))
-        why = "not with --online, which fits and certifies by itself" if online else "only with --online"
-        raise click.UsageError(f"{names}: {why}")
-
-
-def run_online(
-    files: Sequence[Path],
-    *,
-    where: str | None,
-    min_run_em: float | None,
-    max_em_drop: float,
-    probe_tokens: int | None,
-    seed: int,
-    out: Path | None,
-    no_report: bool,
-    as_json: bool,
-    given: dict[str, Any],
-) -> None:
-    """Replay files as traffic and show what came of it. Raises ConfigError and TraceError.
-
-    given  the options of the table, by name
-    """
-    asked = _asked(max_em_drop, probe_tokens, seed, given)
-    sets = survey(files, where=where, min_run_em=min_run_em)
-    later = survey([asked.drift.file])[0] if asked.drift is not None and asked.drift.file is not None else None
-    reports = _replayed(sets, later, asked, quiet=as_json)
-    if as_json:
-        for report in reports:
-            click.echo(json.dumps(report.plain(), allow_nan=False))
-    else:
-        screen = Console()
-        print_online(reports, screen if screen.is_terminal else Console(width=WIDTH + 10))
-    if no_report or (as_json and out is None):
-        return
-    written = write_courses(reports, out or Path("replay-report"))
-    if not as_json:
-        click.echo("course: " + ", ".join(str(path) for path in written if path.suffix == ".png"))
-
-
-def _asked(max_em_drop: float, probe_tokens: int | None, seed: int, given: dict[str, Any]) -> OnlineOptions:
-    if not 0 < max_em_drop < 1:
-        raise ConfigError(f"--max-em-drop: got {max_em_drop:g}; with --online above 0 and below 1: nothing proves 0")
-    ways = [f"--{name}" for name in ("resample", "disjoint", "drift") if given[name]]
-    if len(ways) > 1:
-        raise ConfigError(f"{' and '.join(ways)}: choose one")
-    least, most = _label_delay(given["label_delay"])
-    return OnlineOptions(
-        max_em_drop=max_em_drop,
-        confidence=given["confidence"],
-        n_seeds=given["seeds"],
-        warm_up=given["warm_up"],
-        run_time=given["run_time"],
-        label_delay=least,
-        label_delay_most=most,
-        audit_share=given["audit_share"],
-        resample=given["resample"],
-        disjoint=given["disjoint"],
-        drift=parse_drift(given["drift"]) if given["drift"] else None,
-        label_free=given["label_free"],
-        promise=given["promise"],
-        probe_tokens=probe_tokens,
-        seed=seed,
-    )
-
-
-def _label_delay(text: str) -> tuple[int, int]:
-    """Least and most requests between a run and its label. Raises ConfigError with what is allowed."""
-    match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", text, re.ASCII)
-    least, most = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-    if least > most:
-        raise ConfigError(f"--label-delay: got {text!r:.60}; allowed: requests as 500, or least to most as 200-800")
-    return least, most
-
-
-def _replayed(sets: Sequence[Any], later: Any, asked: OnlineOptions, *, quiet: bool) -> list[OnlineReport]:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    progress = Progress(*columns, console=console)
-    with progress if console.is_terminal and not quiet else nullcontext():
-        reports = []
-        for data in sets:
-            task = progress.add_task(data.set, total=asked.n_seeds)
-            reports.append(replay_online(data, asked, later=later, tick=partial(progress.advance, task)))
-    return reports
+def _flags(options: Callable[[Any], Any]) -> dict[str, str]:
+    """The options of a stack: parameter → as people write it."""
+    return {str(one.name): one.opts[0] for one in click.command()(options(lambda: None)).params}
 
 
 @click.command(cls=Command)
-@FILES
-@option(
-    "--fit",
-    "fit_files",
-    multiple=True,
-    type=FILE,
-    metavar="FILE",
-    help="Fit models and pick points on these files, and freeze both; may be given several times.",
-)
-@WHERE
-@MIN_RUN_EM
-@MAX_EM_DROP
-@PROBE_TOKENS
-@option(
-    "--policies",
-    metavar="NAMES",
-    help="Only these rules of the grid, comma-separated; 'learned' stands for the learned scores.",
-)
-@option(
-    "--policy",
-    "given",
-    multiple=True,
-    metavar="JSON",
-    help="""Also a policy of yours, such as '{"policy": "beta", "threshold": 0.97}'.""",
-)
-@option(
-    "--classes",
-    type=click.IntRange(2, 64),
-    metavar="N",
-    help="Also ours with a level for each of at most N classes that are found in the data.",
-)
-@option(
-    "--margin",
-    type=click.FloatRange(0, 10),
-    metavar="Z",
-    help="Standard errors that a frozen point keeps from the target. [default: 1]",
-)
+@TRACES
+@OFFLINE
 @option("--seed", type=int, default=0, help="Of splits, bootstrap and trees.")
 @option(
     "--out",
@@ -275,24 +145,21 @@ def _replayed(sets: Sequence[Any], later: Any, asked: OnlineOptions, *, quiet: b
 )
 @option("--no-report", is_flag=True, help="Write no report.")
 @option("--json", "as_json", is_flag=True, help="Print one JSON line for each set and policy, and nothing else.")
-@online_options
+@option("--online", is_flag=True, help="Replay as traffic: observe, certify, enforce, watch; many seeds.")
+@ONLINE
+@click.pass_context
 def replay(
+    context: click.Context,
+    /,
     files: tuple[Path, ...],
-    fit_files: tuple[Path, ...],
     where: str | None,
     min_run_em: float | None,
-    max_em_drop: float,
-    probe_tokens: int | None,
-    policies: str | None,
-    given: tuple[str, ...],
-    classes: int | None,
-    margin: float | None,
-    seed: int,
     out: Path | None,
     *,
+    online: bool,
     no_report: bool,
     as_json: bool,
-    **traffic: Any,
+    **given: Any,
 ) -> None:
     """Replay stopping policies over recorded runs (Parquet or JSON lines).
 
@@ -300,76 +167,68 @@ def replay(
     questions (frozen) and in hindsight, and the oracles; writes a report with plots. With --online the runs come as
     traffic instead: a cold start, audits by lot, the certified level, alarms; the figure shows the course.
     """
+    others = _flags(OFFLINE if online else ONLINE)
+    by_hand = [name for name in others if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if by_hand:
+        why = "not with --online, which fits and certifies by itself" if online else "only with --online"
+        raise click.UsageError(f"{', '.join(sorted(others[name] for name in by_hand))}: {why}")
     load_plugins()
-    if traffic.pop("online"):
-        run_online(
-            files,
-            where=where,
-            min_run_em=min_run_em,
-            max_em_drop=max_em_drop,
-            probe_tokens=probe_tokens,
-            seed=seed,
-            out=out,
-            no_report=no_report,
-            as_json=as_json,
-            given=traffic,
-        )
-        return
-    asked = _replay_asked(max_em_drop, probe_tokens, policies, given, classes, margin, seed)
-    reports = _replay(files, fit_files, where, min_run_em, asked, quiet=as_json)
-    _show(reports, out, no_report=no_report, as_json=as_json)
+    own = {name: value for name, value in given.items() if name not in others}
+    folder = None if no_report or (as_json and out is None) else out or Path("replay-report")
+    select = partial(survey, where=where, min_run_em=min_run_em)
+    if online:
+        _replay_online(select, files, _online_options(**own), folder, as_json=as_json)
+    else:
+        _replay(select, files, own.pop("fit_files"), _replay_options(**own), folder, as_json=as_json)
 
 
-def _replay_asked(
-    max_em_drop: float,
-    probe_tokens: int | None,
-    policies: str | None,
-    given: Sequence[str],
-    classes: int | None,
-    margin: float | None,
-    seed: int,
-) -> ReplayOptions:
-    specs = [read_policy(text) for text in given]
+# --------------------------------------------------------------------------- paired with the full runs
+
+
+def _replay_options(policies: str | None, written: Sequence[str], classes: int | None, **given: Any) -> ReplayOptions:
+    specs = [read_policy(text) for text in written]
     return ReplayOptions(
-        max_em_drop=max_em_drop,
-        probe_tokens=probe_tokens,
-        margin=MARGIN if margin is None else margin,
         families=split_names(policies),
         policies={_label(spec): spec for spec in specs},
         classes=classes or 0,
-        seed=seed,
+        **given,
     )
 
 
 def _label(spec: dict[str, Any]) -> str:
-    written = " ".join(f"{key}={value}" for key, value in spec.items() if key != "policy")
-    return f"{spec.get('policy')} {written}".strip()
+    parameters = " ".join(f"{key}={value}" for key, value in spec.items() if key != "policy")
+    return f"{spec.get('policy')} {parameters}".strip()
 
 
 def _replay(
+    select: Callable[[Sequence[Path]], list[Survey]],
     files: Sequence[Path],
     fit_files: Sequence[Path],
-    where: str | None,
-    min_run_em: float | None,
-    asked: ReplayOptions,
+    options: ReplayOptions,
+    folder: Path | None,
     *,
-    quiet: bool,
-) -> list[SetReport]:
-    console = Console(stderr=True)
-    shown = console.is_terminal and not quiet
-    progress = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console)
-    with progress if shown else nullcontext():
+    as_json: bool,
+) -> None:
+    reports = list[SetReport]()
+    with trace_progress(quiet=as_json) as progress:
         task = progress.add_task("looking at the files", total=None)
-        sets = survey(files, where=where, min_run_em=min_run_em)
-        fits = survey(fit_files, where=where, min_run_em=min_run_em) if fit_files else []
-        reports = []
+        sets, fits = select(files), select(fit_files) if fit_files else []
         for data in sets:
 
             def tick(what: str, name: str = data.set) -> None:
                 progress.update(task, description=f"{name}: {what}", advance=1)
 
-            reports.append(replay_set(data, asked, fit=_fits_for(data, fits), tick=tick))
-    return reports
+            reports.append(replay_set(data, options, fit=_fits_for(data, fits), tick=tick))
+    if as_json:
+        click.echo(dump_lines(reports), nl=False)
+    else:
+        console = Console()
+        for report in reports:
+            print_report(report, console if console.is_terminal else Console(width=WIDTH))
+    if folder is not None:
+        files_written = write_report(reports, folder, command=command_line())
+        if not as_json:
+            click.echo(f"report: {files_written[0]}")
 
 
 def _fits_for(data: Survey, fits: Sequence[Survey]) -> list[Survey]:
@@ -380,16 +239,52 @@ def _fits_for(data: Survey, fits: Sequence[Survey]) -> list[Survey]:
     return same
 
 
-def _show(reports: list[SetReport], out: Path | None, *, no_report: bool, as_json: bool) -> None:
+# --------------------------------------------------------------------------- as traffic
+
+
+def _online_options(max_em_drop: float, label_delay: str, drift: str | None, **given: Any) -> OnlineOptions:
+    if not 0 < max_em_drop < 1:
+        raise ConfigError(f"--max-em-drop: got {max_em_drop:g}; with --online above 0 and below 1: nothing proves 0")
+    streams = {"resample": given["resample"], "disjoint": given["disjoint"], "drift": drift}
+    ways = [f"--{name}" for name, value in streams.items() if value]
+    if len(ways) > 1:
+        raise ConfigError(f"{' and '.join(ways)}: choose one")
+    match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", label_delay, re.ASCII)
+    least, most = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+    if least > most:
+        allowed = "requests as 500, or least to most as 200-800"
+        raise ConfigError(f"--label-delay: got {label_delay!r:.60}; allowed: {allowed}")
+    return OnlineOptions(
+        max_em_drop=max_em_drop,
+        label_delay=least,
+        label_delay_most=most,
+        drift=parse_drift(drift) if drift else None,
+        **given,
+    )
+
+
+def _replay_online(
+    select: Callable[[Sequence[Path]], list[Survey]],
+    files: Sequence[Path],
+    options: OnlineOptions,
+    folder: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    sets, drift = select(files), options.drift
+    later = survey([drift.file])[0] if drift is not None and drift.file is not None else None
+    reports = list[OnlineReport]()
+    with trace_progress(MofNCompleteColumn(), quiet=as_json) as progress:
+        for data in sets:
+            task = progress.add_task(data.set, total=options.n_seeds)
+            reports.append(replay_online(data, options, later=later, tick=partial(progress.advance, task)))
     if as_json:
-        click.echo(dump_lines(reports), nl=False)
-    else:
-        screen = Console()
         for report in reports:
-            print_report(report, screen if screen.is_terminal else Console(width=WIDTH))
-    if no_report or (as_json and out is None):
-        return
-    folder = out or Path("replay-report")
-    written = write_report(reports, folder, command=shlex.join(["suffice", *sys.argv[1:]]))
-    if not as_json:
-        click.echo(f"report: {written[0]}")
+            click.echo(json.dumps(report.plain(), allow_nan=False))
+    else:
+        console = Console()
+        print_online(reports, console if console.is_terminal else Console(width=WIDTH + 10))
+    if folder is not None:
+        courses = write_courses(reports, folder)
+        if not as_json:
+            click.echo("course: " + ", ".join(str(path) for path in courses if path.suffix == ".png"))

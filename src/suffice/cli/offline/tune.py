@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from suffice.cli.offline import FILES, MAX_EM_DROP, MIN_RUN_EM, PROBE_TOKENS, WHERE, split_names
+from suffice.cli.offline import TRACES, command_line, split_names, trace_progress
 from suffice.cli.shell import Command, option
 from suffice.errors import ConfigError
 from suffice.plugins import load_plugins
@@ -28,11 +24,11 @@ from suffice.sanitize import printable
 
 
 @click.command(cls=Command)
-@FILES
-@MAX_EM_DROP
+@TRACES
 @option("--trials", type=click.IntRange(1, 100_000), default=200, metavar="N", help="Of each of the six searches.")
 @option(
     "--time-limit",
+    "time_limit_s",
     type=click.FloatRange(0, min_open=True),
     metavar="S",
     help="Seconds for all searches together; results then depend on the machine. [default: none]",
@@ -48,13 +44,12 @@ from suffice.sanitize import printable
     metavar="N",
     help="Learned scores may have a level for each of at most N classes that are found in the data.",
 )
-@WHERE
-@MIN_RUN_EM
-@PROBE_TOKENS
 @option(
     "--margin",
     type=click.FloatRange(0, 10),
     metavar="Z",
+    default=MARGIN,
+    show_default=False,
     help="Standard errors that a drop keeps from the target in the search. [default: 1]",
 )
 @option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Of the searches, the models and the bootstrap.")
@@ -70,11 +65,13 @@ def tune(
     files: tuple[Path, ...],
     where: str | None,
     min_run_em: float | None,
+    policies: str | None,
+    classes: int | None,
     out: Path | None,
     route: str,
     *,
     as_json: bool,
-    **options: Any,
+    **given: Any,
 ) -> None:
     """Search among all policies and their parameters on recorded runs (Parquet or JSON lines) of one set.
 
@@ -82,57 +79,30 @@ def tune(
     does there, not what the search saw, is what to expect. Writes what a route needs to run the policy.
     """
     load_plugins()
-    tuning = _tuning(**options)
-    tuned, bench = _tune(_one_set(files, where, min_run_em), tuning, quiet=as_json)
-    written, proposal = _write(tuned, bench, route, Path("tuned") if out is None and not as_json else out)
-    if as_json:
-        _print_json(tuned, proposal, written)
-    else:
-        _show(tuned, proposal, written)
-
-
-def _tuning(
-    max_em_drop: float,
-    trials: int,
-    time_limit: float | None,
-    policies: str | None,
-    classes: int | None,
-    probe_tokens: int | None,
-    margin: float | None,
-    seed: int,
-) -> TuneOptions:
-    return TuneOptions(
-        max_em_drop=max_em_drop,
-        margin=MARGIN if margin is None else margin,
-        trials=trials,
-        time_limit_s=time_limit,
-        policies=split_names(policies),
-        classes=classes or 0,
-        probe_tokens=probe_tokens,
-        seed=seed,
-    )
-
-
-def _one_set(files: tuple[Path, ...], where: str | None, min_run_em: float | None) -> Survey:
+    options = TuneOptions(policies=split_names(policies), classes=classes or 0, **given)
     sets = survey(files, where=where, min_run_em=min_run_em)
     if len(sets) != 1:
         names = ", ".join(data.set for data in sets)
         raise ConfigError(f"the files hold {len(sets)} sets ({names}); a policy is tuned for one at a time")
-    return sets[0]
+    tuned, bench = _tune(sets[0], options, quiet=as_json)
+    written, proposal = _write(tuned, bench, route, Path("tuned") if out is None and not as_json else out)
+    if not as_json:
+        _show(tuned, proposal, written)
+        return
+    model = None if proposal.model is None else proposal.model.address
+    added = {"winners": tuned.winners, "policy": proposal.spec, "model": model, "written": list(map(str, written))}
+    click.echo(dump_json(as_plain(tuned) | added))
 
 
-def _tune(data: Survey, tuning: TuneOptions, *, quiet: bool) -> tuple[TunedSet, Bench]:
-    console = Console(stderr=True)
-    shown = console.is_terminal and not quiet
-    progress = Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console)
-    with progress if shown else nullcontext():
-        n_searches = N_FOLDS + 1 + (N_FOLDS if tuning.classes else 0)
-        task = progress.add_task("looking at the files", total=n_searches * tuning.trials)
+def _tune(data: Survey, options: TuneOptions, *, quiet: bool) -> tuple[TunedSet, Bench]:
+    with trace_progress(quiet=quiet) as progress:
+        n_searches = N_FOLDS + 1 + (N_FOLDS if options.classes else 0)
+        task = progress.add_task("looking at the files", total=n_searches * options.trials)
 
         def tick(what: str) -> None:
             progress.update(task, description=what, advance=1 if what.startswith("searching") else 0)
 
-        return tune_set(data, tuning, clock=time.monotonic, tick=tick)
+        return tune_set(data, options, clock=time.monotonic, tick=tick)
 
 
 def _write(tuned: TunedSet, bench: Bench, route: str, folder: Path | None) -> tuple[list[Path], PolicyProposal]:
@@ -141,7 +111,7 @@ def _write(tuned: TunedSet, bench: Bench, route: str, folder: Path | None) -> tu
         return [], proposal
     seen = tuned.optimism
     head = (
-        f"{shlex.join(['suffice', *sys.argv[1:]])}\n"
+        f"{command_line()}\n"
         f"On questions that the search had not seen: {100 * seen.token_reduction_unseen.value:.1f} % of the tokens"
         f" saved, EM drop {100 * seen.em_drop_unseen.value:.2f} points.\n"
         "The route still needs an upstream, unless you run its loop, and the scorer of the traces."
@@ -151,18 +121,6 @@ def _write(tuned: TunedSet, bench: Bench, route: str, folder: Path | None) -> tu
         settings["samples"] = int(bench.runs.n_steps.max())
         settings["max_extra_calls"] = max(32, settings["samples"] - 1)
     return write_proposal(proposal, folder, route=route, settings=settings, head=head), proposal
-
-
-def _print_json(tuned: TunedSet, proposal: PolicyProposal, written: list[Path]) -> None:
-    model = None if proposal.model is None else proposal.model.address
-    written_to = [str(path) for path in written]
-    result = as_plain(tuned) | {
-        "winners": tuned.winners,
-        "policy": proposal.spec,
-        "model": model,
-        "written": written_to,
-    }
-    click.echo(dump_json(result))
 
 
 # --------------------------------------------------------------------------- what a person sees

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-import shutil
 import sys
 import textwrap
 import time
@@ -24,7 +23,17 @@ from rich.text import Text
 from suffice.assurance.guarantee import MIN_RUNS, MIN_SHARE
 from suffice.cli.inspect.route_report import audits_missing
 from suffice.cli.inspect.route_status import RouteStatus, read_statuses
-from suffice.cli.shell import FILE, JSON_OBJECT, Command, find_settings, option, print_json
+from suffice.cli.shell import (
+    FILE,
+    JSON_OBJECT,
+    Command,
+    find_settings,
+    find_upstream,
+    option,
+    print_facts,
+    print_json,
+    wrapped,
+)
 from suffice.doctor.examine import Advice, advise, examine, not_verified
 from suffice.doctor.route import FullRunCounts, as_findings, from_log, read_route_questions, run_live
 from suffice.doctor.talk import Talk
@@ -43,198 +52,9 @@ from suffice.wiring.keys import api_key
 from suffice.wiring.routes import build_route, read_evidence
 from suffice.wiring.startup import open_log
 
+DEFAULT_CONFIG = Path("suffice.toml")
 STYLES = {"yes": "green", "no": "red", "ignored": "yellow", "unclear": "dim"}
 VERIFIED = ("yes", "no", "ignored")  # verdicts that this server itself gave; after "unclear" nothing is verified
-_WIDTH = 120  # of plain lines
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RouteDiagnosis:
-    name: str
-    route: Route
-    status: RouteStatus | None  # None: the log has no request of the route
-    logged: FullRunCounts
-    live: FullRunCounts | None  # None: no questions were run
-    refused: str | None  # why the route is not enforced
-
-
-# --------------------------------------------------------------------------- an upstream
-
-
-def show_upstream(findings: Findings, advice: Advice, *, url: str, n_calls: int, kept: str, as_json: bool) -> None:
-    if as_json:
-        _print_json(findings, advice, url=url, kept=kept)
-        return
-    made = f"{len(findings.findings)} experiments, {n_calls} calls, made against this server"
-    head = f"{url}, model {findings.model}: {made}"
-    if sys.stdout.isatty():
-        _print_table(findings, head)
-    else:
-        _print_lines(findings, head)
-    _print_advice(advice, kept)
-
-
-def _print_json(findings: Findings, advice: Advice, *, url: str, kept: str) -> None:
-    plain = msgspec.to_builtins(findings) | {"url": url, "advice": msgspec.to_builtins(advice), "kept": kept}
-    for one in plain["findings"]:
-        one["verified"] = one["verdict"] in VERIFIED
-    plain["not_verified"] = list(not_verified())
-    print_json(plain)
-
-
-def _print_table(findings: Findings, head: str) -> None:
-    table = Table(title=Text(head), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("experiment", no_wrap=True, style="bold")
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("verified\nhere", no_wrap=True)
-    table.add_column("evidence", overflow="fold")
-    for one in findings.findings:
-        # Text, not str: a server's words may look like markup.
-        result = Text(EXPERIMENTS[one.experiment].replace("`", "") + "\n", style="dim").append(
-            Text(one.evidence, style="default not dim")
-        )
-        table.add_row(one.experiment, Text(one.verdict, style=STYLES[one.verdict]), _verified(one.verdict), result)
-    Console().print(table)
-
-
-def _print_lines(findings: Findings, head: str) -> None:
-    click.echo(head)
-    click.echo(f"{'experiment':<22} {'verdict':<8} {'verified':<9} evidence")
-    for one in findings.findings:
-        click.echo(f"{one.experiment:<22} {one.verdict:<8} {_verified(one.verdict):<9} {one.evidence}")
-    click.echo()
-
-
-def _verified(verdict: str) -> str:
-    return "verified" if verdict in VERIFIED else "not"
-
-
-def _print_advice(advice: Advice, kept: str) -> None:
-    _say("What Suffice will use here", [*advice.sentences, kept])
-    click.echo("For suffice.toml:\n")
-    click.echo(textwrap.indent(advice.settings, "    "))
-    _say("Known from documentation only, not verified against a live server", list(not_verified()))
-
-
-def _say(title: str, sentences: list[str]) -> None:
-    width = min(_WIDTH, shutil.get_terminal_size((_WIDTH, 24)).columns)
-    click.echo(click.style(title, bold=True) if sys.stdout.isatty() else title)
-    for sentence in sentences:
-        click.echo(textwrap.fill(sentence, width, initial_indent="  - ", subsequent_indent="    "))
-    click.echo()
-
-
-# --------------------------------------------------------------------------- a route
-
-
-def show_route(report: RouteDiagnosis, *, as_json: bool) -> None:
-    if as_json:
-        _print_route_json(report)
-        return
-    lines = _route_lines(report)
-    if not sys.stdout.isatty():
-        click.echo(f"route {report.name}")
-        for what, value in lines:
-            click.echo(f"  {what:<20} {value}")
-        return
-    table = Table(title=Text(f"route {report.name}"), show_header=False, title_justify="left", box=None)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for what, value in lines:
-        table.add_row(what, Text(value, style="bold red" if value.startswith("REFUSED") else ""))
-    Console().print(table)
-
-
-def _route_lines(report: RouteDiagnosis) -> list[tuple[str, str]]:
-    status, route = report.status, report.route
-    sure = f"{route.confidence:.0%}"
-    lines = [("mode", f"{route.mode}, scorer {scorer_label(route.scorer)}")]
-    if status is None:
-        lines.append(("governed", "no request of this route is in the log yet"))
-    else:
-        whole = status.report
-        reasons = sorted(whole.ungoverned.items(), key=lambda item: (-item[1], item[0]))
-        because = "; untouched: " + ", ".join(f"{why} {n:,}" for why, n in reasons) if reasons else ""
-        share = "unknown" if whole.governed_share is None else f"{whole.governed_share:.1%}"
-        lines.append(("governed", f"{share} of {whole.n_requests:,} requests{because}"))
-    for where, runs in (("log", report.logged), ("live", report.live)):
-        if runs is not None and (runs.n_runs or runs.n_failed):
-            lines += _runs_lines(where, runs)
-    lines.append(("enforcement", _enforcement(report)))
-    if status is not None:
-        missing = audits_missing(status.evidence, max_em_drop=route.max_em_drop, sure=sure)
-        lines.append(("audits missing", missing))
-    lines.append(("  estimate by", _formula(route)))
-    return lines
-
-
-def _runs_lines(where: str, runs: FullRunCounts) -> list[tuple[str, str]]:
-    failed = f"; {runs.n_failed:,} more were not answered in time" if runs.n_failed else ""
-    lines = [(f"readable, {where}", f"{_part(runs.n_extractable, runs.n_runs)} of full runs{failed}")]
-    if runs.n_repeats:
-        ceiling = "a stop can hardly agree more often with a full run than two full runs with each other"
-        lines.append((f"agreement, {where}", f"{_part(runs.n_agreeing, runs.n_repeats)} of repeats; {ceiling}"))
-    else:
-        lines.append((f"agreement, {where}", "no question was run twice"))
-    return lines
-
-
-def _part(n: int, of: int) -> str:
-    return f"{n / of:.1%} ({n:,} of {of:,})" if of else "none yet"
-
-
-def _enforcement(report: RouteDiagnosis) -> str:
-    if report.refused is not None:
-        return f"REFUSED: {report.refused}"
-    n_runs = max(report.logged.n_runs, report.live.n_runs if report.live is not None else 0)
-    if n_runs < MIN_RUNS:
-        return f"unknown: {n_runs:,} full runs, at least {MIN_RUNS} say whether {MIN_SHARE:.0%} can be read"
-    return f"not refused: at least {MIN_SHARE:.0%} of answers can be read"
-
-
-def _formula(route: Route) -> str:
-    if not 0 < route.max_em_drop < 1 or not 0 < route.confidence < 1:
-        return "no number of audits proves a drop of exactly 0, or anything with certainty"
-    least = math.ceil(math.log(1 - route.confidence) / math.log(1 - route.max_em_drop))
-    return (
-        f"exact binomial bound: ln(1 - {route.confidence:g}) / ln(1 - {route.max_em_drop:g}) = {least:,} audits if none"
-        " disagrees, more with each that does; a test that may be watched all the time needs more"
-    )
-
-
-def _print_route_json(report: RouteDiagnosis) -> None:
-    status = report.status
-    plain: dict[str, object] = {
-        "route": report.name,
-        "mode": report.route.mode,
-        "scorer": scorer_label(report.route.scorer),
-        "refused": report.refused,
-        "logged": _runs_json(report.logged),
-        "live": None if report.live is None else _runs_json(report.live),
-        "governed_share": None if status is None else status.report.governed_share,
-        "ungoverned": {} if status is None else dict(status.report.ungoverned),
-        "audits": None
-        if status is None
-        else {
-            **msgspec.to_builtins(status.evidence),
-            "n_missing": status.evidence.n_missing,
-            "wait_s": status.evidence.wait_s,
-        },
-    }
-    print_json(plain)
-
-
-def _runs_json(runs: FullRunCounts) -> dict[str, int]:
-    return {
-        "n_runs": runs.n_runs,
-        "n_extractable": runs.n_extractable,
-        "n_repeats": runs.n_repeats,
-        "n_agreeing": runs.n_agreeing,
-        "n_failed": runs.n_failed,
-    }
-
-
-DEFAULT_CONFIG = Path("suffice.toml")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,6 +68,16 @@ class DoctorOptions:
     repeats: int
     timeout_s: float
     as_json: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteDiagnosis:
+    name: str
+    route: Route
+    status: RouteStatus | None  # None: the log has no request of the route
+    logged: FullRunCounts
+    live: FullRunCounts | None  # None: no questions were run
+    refused: str | None  # why the route is not enforced
 
 
 @click.command(cls=Command)
@@ -279,39 +109,6 @@ def doctor(config: Path | None, **options: object) -> None:
     raise SystemExit(0 if reached else 1)
 
 
-# --------------------------------------------------------------------------- an upstream
-
-
-async def _examine_upstream(settings: Settings | None, asked: DoctorOptions, target: str) -> bool:
-    name, upstream = _target(settings, asked, target)
-    if asked.driver is not None:
-        load_plugins()
-        driver_facts(asked.driver)  # raises where it does not exist
-        upstream = msgspec.structs.replace(upstream, driver=asked.driver)
-    async with _client(name, upstream) as client:
-        talk = await _talk(client, asked, asked.model)
-        with _progress(asked) as tell:
-            result = await examine(talk, upstream=name, examination_id=_new_id(), at_s=time.time(), tell=tell)
-    kept = await _keep_findings(settings, name, result)
-    advice = advise(result, name=name or "local", url=upstream.url, driver=asked.driver)
-    show_upstream(result, advice, url=upstream.url, n_calls=talk.n_calls, kept=kept, as_json=asked.as_json)
-    return honoured(result, "reachable")
-
-
-def _target(settings: Settings | None, asked: DoctorOptions, target: str) -> tuple[str, Upstream]:
-    """The upstream that is meant, with its name in the settings; "": it has none."""
-    known = settings.upstreams if settings is not None else {}
-    if target in known:
-        return target, known[target]
-    if not target.startswith(("http://", "https://")):
-        names = ", ".join(sorted(known)) or "none is configured"
-        raise ConfigError(f"--upstream: got {target!r}; need http://host[:port] or a name from the settings: {names}")
-    for name, one in known.items():
-        if url_key(one.url) == url_key(target):
-            return name, one
-    return "", Upstream(url=target, api_key_env=asked.api_key_env)
-
-
 def _client(name: str, upstream: Upstream) -> UpstreamClient:
     return UpstreamClient(name or "doctor", upstream, api_key(name or "doctor", upstream))
 
@@ -328,15 +125,6 @@ async def _talk(client: UpstreamClient, asked: DoctorOptions, model: str | None)
     return talk
 
 
-async def _keep_findings(settings: Settings | None, name: str, findings: Findings) -> str:
-    if settings is None:
-        return "Not kept: there is no settings file here (--config)."
-    if not name:
-        return "Not kept: no upstream in the settings has this address."
-    await _append(settings, findings)
-    return f"Kept in {settings.store.url} for upstream {name!r}; a gateway reads it at its next start."
-
-
 async def _append(settings: Settings, event: Event) -> None:
     log = open_log(settings)
     try:
@@ -349,6 +137,39 @@ def _new_id() -> str:
     return f"ex_{int(time.time() * 1e3):011x}{secrets.token_hex(4)}"
 
 
+# --------------------------------------------------------------------------- an upstream
+
+
+async def _examine_upstream(settings: Settings | None, asked: DoctorOptions, target: str) -> bool:
+    name, upstream = find_upstream(settings, target, api_key_env=asked.api_key_env)
+    if not name and settings is not None:
+        same = {one: known for one, known in settings.upstreams.items() if url_key(known.url) == url_key(target)}
+        name, upstream = next(iter(same.items()), (name, upstream))
+    if asked.driver is not None:
+        load_plugins()
+        driver_facts(asked.driver)  # raises where it does not exist
+        upstream = msgspec.structs.replace(upstream, driver=asked.driver)
+    async with _client(name, upstream) as client:
+        talk = await _talk(client, asked, asked.model)
+        with _progress(asked) as tell:
+            result = await examine(talk, upstream=name, examination_id=_new_id(), at_s=time.time(), tell=tell)
+    if settings is None:
+        kept = "Not kept: there is no settings file here (--config)."
+    elif not name:
+        kept = "Not kept: no upstream in the settings has this address."
+    else:
+        await _append(settings, result)
+        kept = f"Kept in {settings.store.url} for upstream {name!r}; a gateway reads it at its next start."
+    advice = advise(result, name=name or "local", url=upstream.url, driver=asked.driver)
+    if asked.as_json:
+        _print_json(result, advice, url=upstream.url, kept=kept)
+    else:
+        made = f"{len(result.findings)} experiments, {talk.n_calls} calls, made against this server"
+        _print_findings(result, f"{upstream.url}, model {result.model}: {made}")
+        _print_advice(advice, kept)
+    return honoured(result, "reachable")
+
+
 @contextmanager
 def _progress(asked: DoctorOptions) -> Iterator[Callable[[str], None]]:
     if asked.as_json or not sys.stderr.isatty():
@@ -356,6 +177,52 @@ def _progress(asked: DoctorOptions) -> Iterator[Callable[[str], None]]:
         return
     with Console(stderr=True).status("starting") as line:
         yield lambda name: line.update(f"trying {name}")
+
+
+def _print_json(findings: Findings, advice: Advice, *, url: str, kept: str) -> None:
+    plain = msgspec.to_builtins(findings) | {"url": url, "advice": advice, "kept": kept}
+    for one in plain["findings"]:
+        one["verified"] = one["verdict"] in VERIFIED
+    print_json({**plain, "not_verified": not_verified()})
+
+
+def _print_findings(findings: Findings, head: str) -> None:
+    if not sys.stdout.isatty():
+        click.echo(head)
+        click.echo(f"{'experiment':<22} {'verdict':<8} {'verified':<9} evidence")
+        for one in findings.findings:
+            click.echo(f"{one.experiment:<22} {one.verdict:<8} {_verified(one.verdict):<9} {one.evidence}")
+        click.echo()
+        return
+    table = Table(title=Text(head), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("experiment", no_wrap=True, style="bold")
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("verified\nhere", no_wrap=True)
+    table.add_column("evidence", overflow="fold")
+    for one in findings.findings:
+        # Text, not str: a server's words may look like markup.
+        evidence = Text(EXPERIMENTS[one.experiment].replace("`", "") + "\n", style="dim")
+        evidence.append(Text(one.evidence, style="default not dim"))
+        table.add_row(one.experiment, Text(one.verdict, style=STYLES[one.verdict]), _verified(one.verdict), evidence)
+    Console().print(table)
+
+
+def _verified(verdict: str) -> str:
+    return "verified" if verdict in VERIFIED else "not"
+
+
+def _print_advice(advice: Advice, kept: str) -> None:
+    _print_list("What Suffice will use here", [*advice.sentences, kept])
+    click.echo("For suffice.toml:\n")
+    click.echo(textwrap.indent(advice.settings, "    "))
+    _print_list("Known from documentation only, not verified against a live server", list(not_verified()))
+
+
+def _print_list(title: str, sentences: list[str]) -> None:
+    click.secho(title, bold=True)
+    for sentence in sentences:
+        click.echo(wrapped(sentence, "  - ", "    "))
+    click.echo()
 
 
 # --------------------------------------------------------------------------- a route
@@ -367,38 +234,18 @@ def _examine_route(settings: Settings | None, asked: DoctorOptions, name: str) -
     route = find_settings(settings, name, option="--route")
     if asked.questions is not None and not route.upstream:
         raise ConfigError(f"routes.{name}.upstream: none is named, so no question can be asked; the caller runs it")
-    logged = _logged(settings, name, route)
+    path, status, logged = database_path(settings.store.url), None, FullRunCounts()
+    if path.is_file():
+        logged = from_log((one.episode for one in read_episodes(path, name)), build_scorer(route.scorer))
     live = asyncio.run(_run_questions(settings, asked, name, route)) if asked.questions is not None else None
-    show_route(
-        RouteDiagnosis(
-            name=name,
-            route=route,
-            status=_status(settings, name),
-            logged=logged,
-            live=live,
-            refused=_refused(settings, name, route),
-        ),
-        as_json=asked.as_json,
-    )
-
-
-def _logged(settings: Settings, name: str, route: Route) -> FullRunCounts:
-    path = database_path(settings.store.url)
-    if not path.is_file():
-        return FullRunCounts()
-    return from_log((result.episode for result in read_episodes(path, name)), build_scorer(route.scorer))
-
-
-def _status(settings: Settings, name: str) -> RouteStatus | None:
-    """What `suffice status` knows of the route; None: the log has no request of it yet."""
-    path = database_path(settings.store.url)
-    if not path.is_file() or not n_requests_of(path, [name], most=1)[name]:
-        return None
-    return read_statuses(path, settings, name)[0]
-
-
-def _refused(settings: Settings, name: str, route: Route) -> str | None:
-    return build_route(name, route, read_evidence(settings)).refused
+    if path.is_file() and n_requests_of(path, [name], most=1)[name]:
+        status = read_statuses(path, settings, name)[0]
+    refused = build_route(name, route, read_evidence(settings)).refused
+    report = RouteDiagnosis(name=name, route=route, status=status, logged=logged, live=live, refused=refused)
+    if asked.as_json:
+        _print_route_json(report)
+    else:
+        print_facts(f"route {name}", [_route_lines(report)], loud=("REFUSED",))
 
 
 async def _run_questions(settings: Settings, asked: DoctorOptions, name: str, route: Route) -> FullRunCounts:
@@ -409,6 +256,84 @@ async def _run_questions(settings: Settings, asked: DoctorOptions, name: str, ro
         talk = await _talk(client, asked, asked.model or route.model)
         live = await run_live(talk, bodies, build_scorer(route.scorer), n_repeats=asked.repeats, at_once=upstream.slots)
     label = scorer_label(route.scorer)
-    record = as_findings(live, examination_id=_new_id(), route=name, scorer=label, at_s=time.time())
-    await _append(settings, record)
+    await _append(settings, as_findings(live, examination_id=_new_id(), route=name, scorer=label, at_s=time.time()))
     return live
+
+
+def _route_lines(report: RouteDiagnosis) -> list[tuple[str, str]]:
+    status, route = report.status, report.route
+    lines = [("mode", f"{route.mode}, scorer {scorer_label(route.scorer)}")]
+    if status is None:
+        lines.append(("governed", "no request of this route is in the log yet"))
+    else:
+        whole = status.report
+        reasons = sorted(whole.ungoverned.items(), key=lambda item: (-item[1], item[0]))
+        because = "; untouched: " + ", ".join(f"{why} {n:,}" for why, n in reasons) if reasons else ""
+        share = "unknown" if whole.governed_share is None else f"{whole.governed_share:.1%}"
+        lines.append(("governed", f"{share} of {whole.n_requests:,} requests{because}"))
+    for where, runs in (("log", report.logged), ("live", report.live)):
+        if runs is not None and (runs.n_runs or runs.n_failed):
+            lines += _runs_lines(where, runs)
+    lines.append(("enforcement", _enforcement(report)))
+    if status is not None:
+        sure = f"{route.confidence:.0%}"
+        lines.append(("audits missing", audits_missing(status.evidence, max_em_drop=route.max_em_drop, sure=sure)))
+    lines.append(("  estimate by", _formula(route)))
+    return lines
+
+
+def _runs_lines(where: str, runs: FullRunCounts) -> list[tuple[str, str]]:
+    failed = f"; {runs.n_failed:,} more were not answered in time" if runs.n_failed else ""
+    repeats = "no question was run twice"
+    if runs.n_repeats:
+        ceiling = "a stop can hardly agree more often with a full run than two full runs with each other"
+        repeats = f"{_part(runs.n_agreeing, runs.n_repeats)} of repeats; {ceiling}"
+    readable = f"{_part(runs.n_extractable, runs.n_runs)} of full runs{failed}"
+    return [(f"readable, {where}", readable), (f"agreement, {where}", repeats)]
+
+
+def _part(n: int, of: int) -> str:
+    return f"{n / of:.1%} ({n:,} of {of:,})" if of else "none yet"
+
+
+def _enforcement(report: RouteDiagnosis) -> str:
+    if report.refused is not None:
+        return f"REFUSED: {report.refused}"
+    n_runs = max(report.logged.n_runs, report.live.n_runs if report.live is not None else 0)
+    if n_runs < MIN_RUNS:
+        return f"unknown: {n_runs:,} full runs, at least {MIN_RUNS} say whether {MIN_SHARE:.0%} can be read"
+    return f"not refused: at least {MIN_SHARE:.0%} of answers can be read"
+
+
+def _formula(route: Route) -> str:
+    if not 0 < route.max_em_drop < 1 or not 0 < route.confidence < 1:
+        return "no number of audits proves a drop of exactly 0, or anything with certainty"
+    least = math.ceil(math.log(1 - route.confidence) / math.log(1 - route.max_em_drop))
+    return (
+        f"exact binomial bound: ln(1 - {route.confidence:g}) / ln(1 - {route.max_em_drop:g}) = {least:,} audits if none"
+        " disagrees, more with each that does; a test that may be watched all the time needs more"
+    )
+
+
+def _print_route_json(report: RouteDiagnosis) -> None:
+    status, audits = report.status, None
+    if status is not None:
+        missing = {"n_missing": status.evidence.n_missing, "wait_s": status.evidence.wait_s}
+        audits = {**msgspec.to_builtins(status.evidence), **missing}
+    plain = {
+        "route": report.name,
+        "mode": report.route.mode,
+        "scorer": scorer_label(report.route.scorer),
+        "refused": report.refused,
+        "logged": _runs_json(report.logged),
+        "live": None if report.live is None else _runs_json(report.live),
+        "governed_share": None if status is None else status.report.governed_share,
+        "ungoverned": {} if status is None else dict(status.report.ungoverned),
+        "audits": audits,
+    }
+    print_json(plain)
+
+
+def _runs_json(runs: FullRunCounts) -> dict[str, int]:
+    names = ("n_runs", "n_extractable", "n_repeats", "n_agreeing", "n_failed")
+    return {name: getattr(runs, name) for name in names}
