@@ -9,9 +9,9 @@ from __future__ import annotations
 from bench.claims.score import Logistic
 from bench.claims.window import Window
 
-from suffice.assurance.budgeted import affordable_level
 from suffice.assurance.certify import count_outcomes
 from suffice.learn.audits import AuditRuns, Floats
+from suffice.learn.budgeting import affordable_level
 from suffice.learn.certifier import CertifierDecision, Plan
 from suffice.learn.served import FoldedModels, fit_served
 

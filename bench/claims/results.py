@@ -33,7 +33,6 @@ MADE_BY = (
     "bench/claims/window.py",
     "bench/claims/naive.py",
     "bench/claims/empirical.py",
-    "src/suffice/assurance/budgeted.py",
     "src/suffice/learn/budgeting.py",
 )
 Cell: TypeAlias = tuple[str, str, int]  # setting, design, seed

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.budgeted import Integrator
 from suffice.assurance.certify import Counts
 from suffice.learn.audits import AuditRuns
-from suffice.learn.budgeting import Spender
+from suffice.learn.budgeting import Integrator, Spender
 from suffice.learn.certifier import Certifier, Plan
 from suffice.learn.served import N_FOLDS, FoldedModels
 from suffice.types import BudgetAccount

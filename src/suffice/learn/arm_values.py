@@ -41,14 +41,11 @@ class PriceBounds:
 
 
 def next_price(price: float, z: int, *, max_em_drop: float, bounds: PriceBounds) -> float:
-    """The price after one audit of the arm in force: log price += STEP x (epsilon - z), kept in its bounds.
+    """The price after an audit of the active arm with EM drop z: log price += STEP x (epsilon - z), kept in its bounds.
 
     Exponentiated gradient on the dual. Over N audits in which the price did not touch its bounds, the mean of z is
     epsilon + (log first price - log last price) / (STEP x N), whatever the audits say: so it is near epsilon, and while
     it stays below, the price ends at the largest that the owner allows.
-
-    z            EM drop of the audit, -1, 0 or +1
-    max_em_drop  epsilon, a fraction in (0, 1)
     """
     if not 0 < max_em_drop < 1:
         raise ValueError(f"max_em_drop: got {max_em_drop}; a fraction above 0 and below 1")
@@ -71,10 +68,7 @@ def weigh_by_inverse_gap(
     gets 1/(K + gamma x gap to the best value), the best the rest; gamma grows with the root of the draws. An arm in
     play keeps the floor, so that a change for the better is noticed; the incumbent never gets less than 1 - ceiling.
 
-    values     estimated reward of every arm
-    in_play    arms that may be shown to clients; others get 0
-    incumbent  one of them
-    n_draws    discounted number of draws behind the values, at least 0: bounded, so that exploring never ends
+    n_draws    discounted number of draws behind the values: bounded, so that exploring never ends
     floor      least share of an arm in play; lowered where all floors together would exceed the ceiling
     ceiling    largest share of all arms but the incumbent, in [0, 1)
     sharpness  how fast gamma grows, at least 0; 0: all arms in play alike
@@ -100,10 +94,9 @@ def weigh_by_inverse_gap(
 
 
 def weigh_promises(promise: Sequence[float], *, floor: float) -> tuple[float, ...]:
-    """Odds of each arm in proportion to its promise, each that has any with at least `floor`, shape (K,).
+    """Odds of each arm in proportion to its promise, shape (K,); each with any promise gets at least the floor.
 
-    promise  at least 0; 0: never drawn. At least one above 0
-    floor    in [0, 1], lowered to an even share where it is too much
+    The floor is lowered to an even share where it is too much. Raises ValueError below 0 and for no promise at all.
     """
     size = np.array(promise, dtype=np.float64)
     if (size < 0).any() or not size.sum() > 0:
@@ -131,8 +124,7 @@ CLASS_AUDITS: Final = 30.0  # that the arm's mean is worth against the class's o
 class Costs:
     """Discounted means of tokens and seconds, by class and arm.
 
-    arms       the full run first; their expected shares stand in until something was seen
-    n_classes  C
+    arms       the full run first; their expected shares stand in until something was measured
     half_life  observations of a class after which one counts half, above 0
     """
 
@@ -195,9 +187,8 @@ class Costs:
 def estimate_losses(n: Floats, lost: Floats, shares: Floats) -> Floats:
     """Expected EM drop of each class and arm, shape (C, K); 0 for the full run.
 
-    n       audits, shape (C, K)
-    lost    sum of their losses, each -1, 0 or +1
-    shares  tokens of each arm over those of a full run: what saves much is guessed to lose much
+    n, lost  audits and the sum of their losses, each -1, 0 or +1, shape (C, K)
+    shares   tokens of each arm over those of a full run: what saves much is guessed to lose much
     """
     guess = PRIOR_LOSS * np.clip(1 - shares.mean(axis=0) / shares[:, 0].mean(), 0.0, 1.0)
     of_arm = (lost.sum(axis=0) + PRIOR_AUDITS * guess) / (n.sum(axis=0) + PRIOR_AUDITS)
@@ -258,13 +249,10 @@ def estimate_potential(
 ) -> ArmPotential:
     """What may be hoped of each arm of a class.
 
-    counts         of the class, of each arm
     expected_loss  EM drop of each arm; lowered by one standard error, the benefit of the doubt
-    log_e          evidence so far
-    saved          share of a full run's tokens that each arm saves over the arm in force; 0 or less promises nothing
+    saved          share of a full run's tokens that each arm saves over the active one; 0 or less promises nothing
     n_waiting      audits that were made and do not count yet, because their labels are not due
     price          EM that the tokens of a full run are worth
-    delta          of one certificate
     """
     n, gains, needed = counts.n, np.zeros(len(log_e)), np.full(len(log_e), NEVER)
     for arm in np.flatnonzero(saved > 0):
@@ -280,11 +268,9 @@ def estimate_potential(
 
 
 def weigh_audits(hopes: ArmPotential, in_force: int, *, pays: bool) -> tuple[float, ...]:
-    """Which arm an audit asks, shape (K,): a fixed part for the arm in force, the rest by promise, a little for each.
+    """Which arm an audit asks, shape (K,): a fixed part for the active arm, the rest by promise, a little for each.
 
     The full run is never asked beside itself: it would say nothing of any arm.
-
-    pays  does some arm promise enough for audits to be made on its behalf?
     """
     lots = np.maximum(hopes.lots, LEAST_PROMISE)
     lots[0] = 0.0
@@ -327,9 +313,8 @@ def compare_gain(
     full_tokens: float,
     confidence: float,
 ) -> GainComparison:
-    """Estimate both maps; the classes are as mixed as in the audits.
+    """Estimate both maps on at least one audit; the classes are as mixed as in the audits.
 
-    evidence     at least one audit; losses as proofs count them
     price        EM that the tokens of a mean full run are worth
     full_tokens  of a mean full run, above 0
     """

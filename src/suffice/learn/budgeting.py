@@ -1,27 +1,119 @@
-"""Where a certifier operates in budgeted mode: each audit is booked at the level that it met, its label when it lands.
+"""The budgeted mode: a level that moves with the audits, so that the *average* drop keeps to the budget.
 
-    audits since the last look, level in force then ──▶ Spender.book ──▶ Spender.place ──▶ level from here on
+    audit ──▶ audited ──▶ theta moves at once by what disagreement costs on average
+    label ──▶ labelled ──▶ the difference to what it really cost
+    look ──▶ kept_between ──▶ theta stays between the certified level and the last that looks affordable
 
-`assurance.budgeted` has the mathematics and states what is promised. An account lives as long as an epoch: it begins
-with the first certified level; until then everything runs in full and nothing is booked.
+Guarantee B of ASSURANCE.md §3.6, deterministic, for any sequence of questions, also an adversary's: after N audits
+whose labels have landed
+
+    mean(Z) - eps = (theta_1 - theta_{N+1} + clipped) / (eta N)
+
+with Z at the level that was deployed at each audit. While nothing was clipped theta has stayed within M levels and a
+step, so the mean over all audits since the start is within (M + eta)/(eta N) of eps.
+
+There is no delta: nothing is promised of the level deployed now, nor of any shorter stretch of time. After a drift that
+no signal shows the mean over a phase was above eps in 16 to 46 % of the seeds of ASSURANCE.md §3.6. The level does not
+go below the certified one, whatever the average says; `clipped` then grows, and with it the mean may. At the upper end
+clipping only makes the mean smaller. Labels that never come count as losses.
+
+It is the integrator of adaptive conformal inference (Gibbs and Candes 2021, arXiv:2106.00170) with feedback in two
+parts. A `Spender` keeps the account of one epoch: it begins with the first certified level; until then everything runs
+in full and nothing is booked.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field, replace
+from math import floor
+from typing import Final
 
 import numpy as np
 
-from suffice.assurance.budgeted import Integrator, IntegratorState, affordable_level, kept_between, start_budget
 from suffice.assurance.certify import Counts
 from suffice.learn.audits import AuditRuns, Bools, Ints
+from suffice.learn.served import FoldedModels
 from suffice.types import BudgetAccount
 
-if TYPE_CHECKING:
-    from suffice.learn.served import FoldedModels
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntegratorState:
+    theta: float  # level, a real number; `level` is deployed
+    started: float  # theta before the first audit
+    n_audits: int = 0
+    n_waiting: int = 0  # disagreements whose label has not landed
+    lost: float = 0.0  # sum of Z, with what was guessed for those that wait
+    clipped: float = 0.0  # sum of all moves that the bounds made, levels
+
+    @property
+    def level(self) -> int:
+        """The level to deploy: theta, rounded to the safe side."""
+        return floor(self.theta)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Integrator:
+    max_em_drop: float  # eps, a fraction in (0, 1)
+    eta: float = 4.0  # levels that a whole lost answer costs, above 0
+    drop_per_disagreement: float = 0.45  # guess of Z where answers differ, until the label is there, [0, 1]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_em_drop < 1 or self.eta <= 0 or not 0 <= self.drop_per_disagreement <= 1:
+            raise ValueError(f"need 0 < max_em_drop < 1, eta > 0, 0 <= drop_per_disagreement <= 1; got {self}")
+
+    def audited(self, state: IntegratorState, *, disagrees: bool) -> IntegratorState:
+        """Take in an audit by whether a stop at its level would have answered otherwise: theta + eta (eps - D g).
+
+        A disagreement now waits for `labelled`.
+        """
+        guess = self.drop_per_disagreement if disagrees else 0.0
+        return replace(
+            state,
+            theta=state.theta + self.eta * (self.max_em_drop - guess),
+            n_audits=state.n_audits + 1,
+            n_waiting=state.n_waiting + disagrees,
+            lost=state.lost + guess,
+        )
+
+    def labelled(self, state: IntegratorState, *, z: int) -> IntegratorState:
+        """Take in the label of a disagreement, or z = 1 where its time-out passed: theta - eta (Z - g).
+
+        z  EM drop at the level that was deployed for that audit, -1, 0 or +1
+        Raises ValueError where no disagreement waits.
+        """
+        if state.n_waiting < 1:
+            raise ValueError("labelled: no disagreement waits for a label")
+        surprise = z - self.drop_per_disagreement
+        return replace(
+            state, theta=state.theta - self.eta * surprise, n_waiting=state.n_waiting - 1, lost=state.lost + surprise
+        )
+
 
 _RULE: Final = Integrator(max_em_drop=0.5)  # a label that lands moves theta alike under every budget
+
+
+def start_budget(level: int) -> IntegratorState:
+    return IntegratorState(theta=float(level), started=float(level))
+
+
+def kept_between(state: IntegratorState, *, certified: int, affordable: int) -> IntegratorState:
+    """Move theta back between the two levels, and count how far; do it after every look.
+
+    Where `affordable` is below `certified`, which counts of one window never show, the certified level holds.
+    """
+    theta = max(min(state.theta, float(affordable)), float(certified))
+    return replace(state, theta=theta, clipped=state.clipped + theta - state.theta)
+
+
+def affordable_level(counts: Counts, *, max_em_drop: float) -> int:
+    """The last level of the unbroken run from the safe end whose mean drop in the window is within the budget.
+
+    No bound is put on the mean, so it is no promise; it keeps theta from wandering where the window already shows harm.
+    Unbroken, because on its way up theta deploys every level in between. Without audits it is 0.
+    """
+    within = counts.drop[1:] <= max_em_drop  # not a number, without audits, is not within
+    beyond = np.flatnonzero(~within)
+    return int(beyond[0]) if len(beyond) else max(0, len(counts.same) - 1)
 
 
 @dataclass(slots=True)
@@ -30,7 +122,7 @@ class Spender:
     allowed: float = 0.0  # sum of the budgets under which audits were booked
     floor: int = 0  # certified at the last look
     affordable: int = 0  # at the last look
-    _n_seen: int = 0  # audits that were looked at, of those the keeper has
+    _n_booked: int = 0  # audits of the certifier that were looked at
     _waiting: dict[int, int] = field(default_factory=dict)  # by audit: checkpoint, from 0, where its level ends it
 
     def book(
@@ -47,18 +139,21 @@ class Spender:
     ) -> None:
         """Take in the audits since the last look, and labels that have landed since, or never will.
 
-        runs     all that the keeper has, oldest first
+        runs     all that the certifier has, oldest first
         d        does the stop of each level answer otherwise? As `served` has it, shape (N, M)
-        served   the version that was in force since the last look; None: there was none, and d neither
-        level    that was in force since then
+        served   the version that was active since the last look; None: there was none, and d neither
+        level    that was active since then
         timeout  age at which an audit that disagrees counts as lost, in the unit of `runs.at`
         """
-        rule = Integrator(max_em_drop=max_em_drop)
-        new = np.arange(self._n_seen, len(runs))
-        self._n_seen = len(runs)
+        new = np.arange(self._n_booked, len(runs))
+        self._n_booked = len(runs)
         if self.state is not None and level and len(new) and d is not None and served is not None:
-            self._audited(rule, runs, new, d[new, level], served, level)
-        self._landed(rule, runs, now=now, timeout=timeout, label_free=label_free)
+            self._audited(Integrator(max_em_drop=max_em_drop), runs, new, d[new, level], served, level)
+        for audit, row in list(self._waiting.items()):
+            labelled = runs.label_at[audit] <= now and not label_free
+            if labelled or label_free or runs.at[audit] <= now - timeout:
+                self._label(int(runs.z[runs.starts[audit] + row]) if labelled else 1)
+                del self._waiting[audit]
 
     def _audited(
         self, rule: Integrator, runs: AuditRuns, new: Ints, differs: Bools, served: FoldedModels, level: int
@@ -69,22 +164,16 @@ class Spender:
             self.state = rule.audited(self.state, disagrees=disagrees)
         self.allowed += rule.max_em_drop * len(new)
         for _ in range(int(lost.sum())):  # nobody will ever say what they would have answered
-            self.state = rule.labelled(self.state, z=1)
+            self._label(1)
         waiting = new[differs & ~lost]
         if len(waiting):
             part = runs.take(waiting)
             rows = served.rows_at(part, level) - part.starts[:-1]
             self._waiting.update(zip(waiting.tolist(), rows.tolist(), strict=True))
 
-    def _landed(self, rule: Integrator, runs: AuditRuns, *, now: float, timeout: float, label_free: bool) -> None:
-        for audit, row in list(self._waiting.items()):
-            labelled = runs.label_at[audit] <= now and not label_free
-            if not labelled and not label_free and runs.at[audit] > now - timeout:
-                continue
-            assert self.state is not None
-            z = int(runs.z[runs.starts[audit] + row]) if labelled else 1
-            self.state = rule.labelled(self.state, z=z)
-            del self._waiting[audit]
+    def _label(self, z: int) -> None:
+        assert self.state is not None
+        self.state = _RULE.labelled(self.state, z=z)
 
     def place(self, counts: Counts, *, certified: int, max_em_drop: float) -> int:
         """The level to deploy until the next look; 0 while nothing is certified.
@@ -102,24 +191,23 @@ class Spender:
         return self.state.level
 
     def let_go(self, n: int) -> None:
-        """The keeper has forgotten its `n` oldest audits; what still waits among them counts as lost."""
-        self._n_seen = max(0, self._n_seen - n)
+        """The certifier has forgotten its `n` oldest audits; what still waits among them counts as lost."""
+        self._n_booked = max(0, self._n_booked - n)
         n_gone = sum(audit < n for audit in self._waiting)
         self._waiting = {audit - n: row for audit, row in self._waiting.items() if audit >= n}
         for _ in range(n_gone):
-            assert self.state is not None
-            self.state = _RULE.labelled(self.state, z=1)
+            self._label(1)
 
     @property
     def account(self) -> BudgetAccount:
-        state = self.state
-        n = 0 if state is None else state.n_audits
+        state = self.state or start_budget(0)
+        n = state.n_audits
         return BudgetAccount(
             floor=self.floor,
             affordable=max(self.floor, self.affordable),
             n_audits=n,
-            n_waiting=0 if state is None else state.n_waiting,
-            em_drop=None if state is None or not n else state.lost / n,
+            n_waiting=state.n_waiting,
+            em_drop=state.lost / n if n else None,
             max_em_drop=self.allowed / n if n else None,
-            clipped=0.0 if state is None else state.clipped,
+            clipped=state.clipped,
         )

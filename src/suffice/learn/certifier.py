@@ -5,8 +5,8 @@
                         └─────────────── new epoch ◀──────────────────────────┘
 
 One state machine for live traffic (`control`), recorded traces (`replay.online`) and simulations; ASSURANCE.md §3.8 in
-code. It is told the time and given evidence, and reads nothing by itself. It refuses to know requests, routes and
-stores, and when it cannot say more it says level 0, which never stops.
+code. It is given the time and the evidence, and reads nothing by itself. When it cannot say more it says level 0, which
+never stops.
 """
 
 from __future__ import annotations
@@ -39,11 +39,7 @@ SLOW_MARGIN: Final = 1.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is promised, and the numbers that the control loop runs on; times in the unit of `AuditRuns.at`.
-
-    Live routes take it from `control.evidence.cold_start.live_plan`, replays from `replay.online.protocol`, by the
-    same laws.
-    """
+    """What is promised, and the numbers that the control loop runs on; times in the unit of `AuditRuns.at`."""
 
     max_em_drop: float = 0.02  # fraction
     confidence: float = 0.95  # fraction
@@ -78,8 +74,7 @@ def full_runs(max_em_drop: float, horizon: float) -> int:
     A full run costs what its stop would save, however many requests the audits are spread over, so the fewer requests
     pass until the evidence is there, the sooner all others are served at the level that it proves.
 
-    max_em_drop  a fraction in (0, 1)
-    horizon      requests over which the full runs shall pay for themselves; of a short one they take about a third
+    horizon  requests over which the full runs shall pay for themselves; of a short one they take about a third
     """
     return max(1, min(round(BURST_LAW / max_em_drop), int(BURST_PART * horizon)))
 
@@ -101,11 +96,8 @@ class PendingAudits:
 
 def pending_audits(began: Iterable[tuple[int, float]]) -> PendingAudits:
     """Pending audits from the number of each request and the share that it was drawn at."""
-    pairs = list(began)
-    return PendingAudits(
-        at=np.array([number for number, _ in pairs], dtype=np.float64),
-        share=np.array([share for _, share in pairs], dtype=np.float64),
-    )
+    at, share = np.array(list(began), dtype=np.float64).reshape(-1, 2).T
+    return PendingAudits(at=at, share=share)
 
 
 NO_PENDING: Final = pending_audits(())
@@ -143,6 +135,13 @@ class _Judged:
     z: Small  # (N, M)
     d: Bools  # (N, M)
     saved: Floats  # (N, M): tokens
+
+    def plus(self, new: _Judged) -> _Judged:
+        join = np.concatenate
+        return _Judged(join([self.z, new.z]), join([self.d, new.d]), join([self.saved, new.saved]))
+
+    def without_oldest(self, n: int) -> _Judged:
+        return _Judged(self.z[n:], self.d[n:], self.saved[n:])
 
 
 @dataclass(slots=True, eq=False)
@@ -182,10 +181,8 @@ class Certifier:
     _cusum: Cusum | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        """Begin cold: nothing is known, everything runs in full."""
-        self._epoch = _Epoch(
-            burst_until=self.plan.warm_up, refit_at=self.plan.warm_up, windows=Windows([Window(start=0.0, share=1.0)])
-        )
+        start = self.plan.warm_up
+        self._epoch = _Epoch(burst_until=start, refit_at=start, windows=Windows([Window(start=0.0, share=1.0)]))
 
     # ---- what requests read --------------------------------------------------------------------
 
@@ -248,16 +245,7 @@ class Certifier:
         epoch.runs = runs if epoch.runs is None else concatenate_audits([epoch.runs, runs])
         if epoch.served is not None:
             new = _judge(epoch.served, runs)
-            old = epoch.judged
-            epoch.judged = (
-                new
-                if old is None
-                else _Judged(
-                    np.concatenate([old.z, new.z]),
-                    np.concatenate([old.d, new.d]),
-                    np.concatenate([old.saved, new.saved]),
-                )
-            )
+            epoch.judged = new if epoch.judged is None else epoch.judged.plus(new)
 
     @property
     def label_age(self) -> float:
@@ -265,7 +253,7 @@ class Certifier:
         return self.run_timeout + self.plan.label_timeout
 
     def returned(self, durations: Iterable[float]) -> None:
-        """So long audits took that have returned, in the unit of `AuditRuns.at`."""
+        """Note how long audits took that have returned, in the unit of `AuditRuns.at`."""
         self._durations.extend(durations)
 
     def notice(self, signals: Floats) -> tuple[CertifierDecision, ...]:
@@ -301,37 +289,32 @@ class Certifier:
         alarm = self._watch()
         if alarm:
             return self.reset(alarm, by_audits=True)
-        self._book()  # before a fit: these audits met levels of the version until now
+        if self.plan.promise == "budgeted":
+            self._book(epoch.runs)  # before a fit: these audits met levels of the version until now
         if now >= epoch.refit_at:
             epoch.refit_at = now + self.plan.refit_every
             changes += self._refit()
         if epoch.judged is not None:
             changes += self._certify(epoch.judged)
-        self._note_share()
+        if self.first is not None:  # requests from here on are audited at the share that was just computed
+            self.windows.note(self.now + self.first, self.share)
         return tuple(changes)
 
     # ---- inside --------------------------------------------------------------------------------
 
-    def _note_share(self) -> None:
-        """Requests from here on are audited at the share that was just said."""
-        if self.first is not None:
-            self.windows.note(self.now + self.first, self.share)
-
-    def _book(self) -> None:
-        """In budgeted mode, account for the audits since the last look."""
+    def _book(self, runs: AuditRuns) -> None:
+        """Account for the audits since the last look."""
         epoch, plan = self._epoch, self.plan
-        if plan.promise == "budgeted" and epoch.runs is not None:
-            d = None if epoch.judged is None else epoch.judged.d
-            epoch.spender.book(
-                epoch.runs,
-                d,
-                epoch.served,
-                level=self.level,
-                max_em_drop=plan.max_em_drop,
-                now=self.now,
-                timeout=self.label_age,
-                label_free=plan.label_free,
-            )
+        epoch.spender.book(
+            runs,
+            None if epoch.judged is None else epoch.judged.d,
+            epoch.served,
+            level=self.level,
+            max_em_drop=plan.max_em_drop,
+            now=self.now,
+            timeout=self.label_age,
+            label_free=plan.label_free,
+        )
 
     def _change(self, kind: ChangeKind, reason: str) -> CertifierDecision:
         return CertifierDecision(kind=kind, at=self.now, level=self.level, reason=reason, version=self.version)
@@ -339,10 +322,9 @@ class Certifier:
     def _refit(self) -> list[CertifierDecision]:
         """Fit anew; the new version serves if its certified level saves more on the window."""
         epoch, plan = self._epoch, self.plan
-        assert epoch.runs is not None
         self._forget_old()
         served = self.fit(
-            epoch.runs,
+            self._runs,
             self.learner,
             now=self.now,
             label_free=plan.label_free,
@@ -352,27 +334,25 @@ class Certifier:
         )
         if served is None:
             return []
-        judged = _judge(served, epoch.runs)
+        judged = _judge(served, self._runs)
         if epoch.judged is not None and self._saving(judged) <= self._saving(epoch.judged):
             return []
         epoch.served, epoch.judged = served, judged
         self.version += 1
-        return [self._change("refit", f"fitted on {len(epoch.runs):,} audits")]
+        return [self._change("refit", f"fitted on {len(self._runs):,} audits")]
 
     def _forget_old(self) -> None:
         """Let go of audits that neither a fit nor a window will read again."""
-        epoch, certificate = self._epoch, self.certificate
-        assert epoch.runs is not None
+        epoch, certificate, runs = self._epoch, self.certificate, self._runs
         most = max(MOST_AUDITS, 2 * self.plan.window)
-        if len(epoch.runs) <= 2 * most:
+        if len(runs) <= 2 * most:
             return
-        n_gone = len(epoch.runs) - most
+        n_gone = len(runs) - most
         if certificate is not None and certificate.inside.any():
             n_gone = min(n_gone, int(np.flatnonzero(certificate.inside)[0]))
-        epoch.runs = epoch.runs.take(np.arange(n_gone, len(epoch.runs)))
+        epoch.runs = runs.take(np.arange(n_gone, len(runs)))
         if epoch.judged is not None:
-            old = epoch.judged
-            epoch.judged = _Judged(old.z[n_gone:], old.d[n_gone:], old.saved[n_gone:])
+            epoch.judged = epoch.judged.without_oldest(n_gone)
         epoch.n_seen = max(0, epoch.n_seen - n_gone)
         epoch.unheard = [place - n_gone for place in epoch.unheard if place >= n_gone]
         epoch.spender.let_go(n_gone)
@@ -446,11 +426,9 @@ class Certifier:
         return [self._change("certified", f"level {self.level} of {len(self.log_e) - 1} on {n} audits")]
 
     def _rebase(self) -> None:
-        """Compare audits with what was normal at the level that is in force now; the evidence so far stays."""
+        """Compare audits with what was normal at the level that is now active; the evidence so far stays."""
         epoch = self._epoch
-        if (epoch.served, self.level) == epoch.watched:
-            return
-        reference = self.reference
+        reference = None if (epoch.served, self.level) == epoch.watched else self.reference
         if reference is None:
             return
         epoch.watched = epoch.served, self.level
@@ -465,15 +443,14 @@ class Certifier:
         return self._epoch.runs
 
     def _watch(self) -> str | None:
-        """Show the watch what is new at the level in force; the alarm's reason, or None."""
+        """Show the watch what is new at the active level; the alarm's reason, or None."""
         epoch, plan, level = self._epoch, self.plan, self.level
         judged, runs, watch = epoch.judged, epoch.runs, epoch.watch
         if not plan.watches_outcomes or judged is None or runs is None or watch is None or not level:
             return None
         new = (epoch.n_seen + np.flatnonzero(runs.at[epoch.n_seen :] > epoch.watched_from)).tolist()
         for place in new:
-            alarm = watch.add(None, bool(judged.d[place, level]))
-            if alarm:
+            if alarm := watch.add(None, bool(judged.d[place, level])):
                 return alarm
         epoch.unheard += new
         epoch.n_seen = len(runs)
@@ -482,22 +459,21 @@ class Certifier:
         at = [0, level]
         news = matured(judged.z[:, at], judged.d[:, at], runs, self.now, plan, run_timeout=self.run_timeout)
         for place in [place for place in epoch.unheard if news.enters[place]]:
-            alarm = watch.add(int(news.z[place, 1]), None)
-            if alarm:
+            if alarm := watch.add(int(news.z[place, 1]), None):
                 return alarm
         epoch.unheard = [place for place in epoch.unheard if not news.enters[place]]
         return None
 
 
 def counted(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan) -> Small:
-    """What each audit counts as at M levels now, level 0 first, shape (N, M)."""
+    """What each audit counts as now at M levels, level 0 first, shape (N, M)."""
     return counted_as(_audits(z, d, runs, now), label_free=plan.label_free)
 
 
 def matured(z: Small, d: Bools, runs: AuditRuns, now: float, plan: Plan, *, run_timeout: float = 0.0) -> MatureAudits:
     """Which audits are news for a detector, and what each counts as; by age alone, see `assurance.labels`.
 
-    run_timeout  age at which nearly all audits have returned
+    Nearly all audits have returned at the age `run_timeout`.
     """
     timeout = run_timeout + plan.label_timeout
     return mature(_audits(z, d, runs, now), timeout=timeout, label_free=plan.label_free)
@@ -513,10 +489,7 @@ def _judge(served: FoldedModels, runs: AuditRuns) -> _Judged:
 
 
 def missing_audits(z: Small, level: int, *, max_em_drop: float, delta: float) -> int | None:
-    """Audits still to come until a level passes, if they show what those so far have shown; None: none would do.
-
-    z  outcomes so far, shape (n, M)
-    """
+    """Audits still to come until a level passes, if they go on as outcomes z, shape (n, M); None: none would do."""
     n = len(z)
     if level >= z.shape[1] or not n:
         return None

@@ -45,18 +45,13 @@ def check_arms(arms: Sequence[TunedArm]) -> None:
 def effort_arms(efforts: Sequence[str] = (), budgets_tokens: Sequence[int] = ()) -> tuple[TunedArm, ...]:
     """The full run, then levels of effort from high to low, then budgets of thought from large to small.
 
-    efforts         words of the upstream, each below what clients get without asking
-    budgets_tokens  sorted here, the largest first
-
     Raises ValueError for none of both and for anything twice.
     """
-    budgets = sorted(budgets_tokens, reverse=True)
-    n = len(efforts) + len(budgets)
     knobs: list[tuple[str, Knob]] = [("effort", effort) for effort in efforts]
-    knobs += [("budget_tokens", budget) for budget in budgets]
+    knobs += [("budget_tokens", budget) for budget in sorted(budgets_tokens, reverse=True)]
     arms = [TunedArm(name="full")]
     for i, (knob, value) in enumerate(knobs, start=1):
-        arms.append(TunedArm(name=f"{knob}={value}", knobs={knob: value}, expected_share=1 - i / (n + 1)))
+        arms.append(TunedArm(name=f"{knob}={value}", knobs={knob: value}, expected_share=1 - i / (len(knobs) + 1)))
     check_arms(arms)
     return tuple(arms)
 
@@ -86,10 +81,10 @@ class CertifiedArms:
 def judge_pair(
     full: str | None, arm: str | None, gold: str | None, match: Callable[[str | None, str], bool]
 ) -> tuple[bool, int | None]:
-    """Do the two answers differ, and what did the arm lose? Answers as the scorer normalises them.
+    """Do the two normalised answers differ, and what did the arm lose?
 
     Two equal answers lose nothing, whatever is right; so do two that are missing. None is no answer and is wrong.
-    gold  None: nobody knows; then the loss is None where the answers differ
+    Without a reference (`gold`) nobody knows what was lost where the answers differ: None.
     """
     if full == arm:
         return False, 0
@@ -101,14 +96,10 @@ def judge_pair(
 def certify_arms(
     pairs: Sequence[PairedAudit], *, n_arms: int, max_em_drop: float, delta: float, now: float, window: int = WINDOW
 ) -> CertifiedArms:
-    """What the pairs prove, in any order of arms; the latest `window` of each arm count.
+    """What the pairs prove, oldest first, in any order of arms; the latest `window` of each arm count.
 
     A pair counts once its label is due, whether it differs or not: to count the equal ones at once and wait for the
     others would be optimistic. One that differs and has no label by then is a loss.
-
-    pairs  oldest first
-    delta  probability of ever accepting an arm that breaks the budget, in (0, 1)
-    now    in the unit of `PairedAudit.due`
     """
     due = [pair for pair in pairs if pair.due <= now]
     of_arm = [[pair for pair in due if pair.arm == arm][-window:] for arm in range(n_arms)]

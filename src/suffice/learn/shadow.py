@@ -43,9 +43,8 @@ class ShadowAudits:
 
 
 class ShadowLog:
-    """The latest audits of each class and arm, in the order in which they came, and what was said about them.
+    """The latest audits of each class and arm, in the order in which they came, with their labels.
 
-    n_arms   the full run included
     window   audits kept of each class and arm, at least 1
     key_cap  part of the disagreeing audits that one untrusted key may speak for, [0, 1]
     """
@@ -70,11 +69,10 @@ class ShadowLog:
         return True
 
     def get(self, audit_id: str) -> ShadowAudit | None:
-        """The audit of that id; None: it is not here, or not any more."""
         return self._audits.get(audit_id)
 
     def label(self, label: TrustedLabel) -> bool:
-        """Take in what somebody says that an audit lost, its verdict; False: it is not here, or needs no label."""
+        """Take in a label, whose verdict is what the audit lost; False: the audit is not here, or needs no label."""
         audit = self._audits.get(label.audit)
         if audit is None or not audit.disagrees:
             return False
@@ -84,7 +82,7 @@ class ShadowLog:
         return True
 
     def forget(self, query_class: str, *, from_arm: int = 0) -> None:
-        """Drop what is known of a class, or of its arms from one on: it belongs to another world."""
+        """Drop what is known of a class, or of its arms from one on: it belongs to another regime."""
         for cell in [cell for cell in self._cells if cell[0] == query_class and cell[1] >= from_arm]:
             for audit_id in self._cells.pop(cell):
                 self._drop(audit_id)

@@ -9,7 +9,7 @@ loses its certificate. Everything else it proposes, and somebody else accepts. I
 can, whose full run was shown and whose labels it does not write. An arm that keeps next to nothing ("stop
 everything") never leaves the shadow, however well its audits look.
 
-Certificates are by class and arm, so the audits' lot may lean towards promising arms without any weighting, and no
+Certificates are by class and arm, so audits may be drawn more often for promising arms without any weighting, and no
 class pays for another. Contexts are query classes; unknown ones run in full. Pure: time and points in [0, 1) come in,
 and all it knows is `plain()` data that a new tuner takes back.
 """
@@ -109,15 +109,12 @@ class TuningBounds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuningDraw:
-    """Which arm a request gets, with the odds under which it was drawn."""
-
     query_class: str
     arm: int
-    odds: tuple[float, ...]  # of every arm; they sum to 1
+    odds: tuple[float, ...]  # of every arm when it was drawn; they sum to 1
 
     @property
     def propensity(self) -> float:
-        """P(this arm), in (0, 1]."""
         return self.odds[self.arm]
 
 
@@ -168,26 +165,20 @@ class Proof:
 
 
 def prove(counts: Counts, n_waiting: Sequence[int], tuning: TuningBounds) -> Proof:
-    """The e-process of each arm of a class, by its own audits alone."""
     log_e = paired_log_wealth(counts, max_em_drop=tuning.max_em_drop)
     return Proof(counts=counts, log_e=log_e, n_waiting=n_waiting)
 
 
 def find_shadow_arms(shares: Floats, tuning: TuningBounds) -> Bools:
-    """Arms that keep too little of the tokens ever to be shown, shape (K,).
-
-    shares  tokens of each arm over those of a mean full run
-    """
+    """Arms that keep too little of a mean full run's tokens ever to be shown, shape (K,)."""
     return np.asarray(shares < tuning.least_kept * shares[0])
 
 
 def select_arms_in_play(proof: Proof, shares: Floats, before: Sequence[int], tuning: TuningBounds) -> tuple[int, ...]:
-    """Arms that clients may get, the full run always among them.
+    """Arms that clients may get, the full run always among them; `before` were in play until now.
 
     An arm enters when it is proved at its part of delta, and stays while its latest audits prove it at all of delta:
     with one threshold it would enter and leave at the edge.
-
-    before  arms in play until now
     """
     stays = np.isin(np.arange(len(shares)), before)
     proved = proof.passes(tuning.cell_delta) | (stays & proof.passes(1 - tuning.confidence))
@@ -205,12 +196,9 @@ def find_arms_within_a_step(shares: Floats, in_force: int, tuning: TuningBounds)
 def pick_best_arm(
     proof: Proof, values: Floats, shares: Floats, allowed: Sequence[int], in_force: int, tuning: TuningBounds
 ) -> int:
-    """The most valuable arm that may be proposed; the one in force where none is worth the change.
+    """The most valuable arm in play that may be proposed; the one in force where none is worth the change.
 
     An arm that saves more than the one in force must be proved now at its own part of delta; a safer one need not.
-
-    values   EM value less prices
-    allowed  arms in play
     """
     may = find_arms_within_a_step(shares, in_force, tuning) & np.isin(np.arange(len(shares)), allowed)
     may &= proof.passes(tuning.cell_delta) | (np.arange(len(shares)) <= in_force)
@@ -243,12 +231,12 @@ class Tuner:
         self._costs = Costs(tuning.arms, n_classes, half_life=tuning.half_life)
         self._shadow = ShadowLog(self._n_arms, window=tuning.window, key_cap=tuning.key_cap)
         self._alarms = [ShiryaevRoberts(tuning.max_em_drop) for _ in tuning.classes]
-        self._unwatched: deque[str] = deque()  # audits that alarms and price have not seen yet
+        self._unwatched: deque[str] = deque()  # audits that alarms and price have not met yet
         self._price = tuning.price.start
         self._in_force = [0] * n_classes
         self._in_play: list[tuple[int, ...]] = [(0,)] * n_classes
         self._live: list[Odds] = [self._only(0)] * n_classes
-        self._asked: list[Odds] = [self._only(0)] * n_classes
+        self._shadowed: list[Odds] = [self._only(0)] * n_classes
         self._pays = [False] * n_classes
         self._epoch, self._n_proposals = 1, 0
         self._proposed_at_s: list[float] = []
@@ -261,15 +249,12 @@ class Tuner:
     # ------------------------------------------------------------------ draws
 
     def draw(self, query_class: str, point: float) -> TuningDraw:
-        """The arm of a live request.
-
-        point  the unit's place in [0, 1), by keyed hash, so that a retry draws the same
-        """
+        """The arm of a live request at the unit's keyed hash in [0, 1), so that a retry draws the same."""
         return self._draw(query_class, point, self._live)
 
     def draw_audit(self, query_class: str, point: float) -> TuningDraw:
         """The arm that an audit asks beside its full run; 0 for an unknown class: none."""
-        return self._draw(query_class, point, self._asked)
+        return self._draw(query_class, point, self._shadowed)
 
     def audit_share(self, query_class: str) -> float:
         """The share of a class's requests that should be audits now; 0: tuning would not pay here, so it is off.
@@ -348,10 +333,7 @@ class Tuner:
         return True
 
     def forget(self, query_class: str | None = None) -> None:
-        """The world has changed (an alarm, another model): back to full runs, evidence begins anew.
-
-        query_class  None: every class
-        """
+        """The regime of a class, or of all (None), has changed: back to full runs, evidence begins anew."""
         for at, name in enumerate(self.tuning.classes):
             if query_class in (None, name):
                 self._shadow.forget(name)
@@ -460,7 +442,7 @@ class Tuner:
                 n_requests=tuning.lasting_requests * self._costs.class_share(at),
                 audit_cost=self._price * np.maximum(0.0, shares[0] - shares[in_force] + shares),
             )
-            self._asked[at] = weigh_audits(hopes, in_force, pays=self._pays[at])
+            self._shadowed[at] = weigh_audits(hopes, in_force, pays=self._pays[at])
 
     def _propose(
         self, proofs: Sequence[Proof], values: Floats, evidence: ShadowAudits, now_s: float
@@ -542,4 +524,4 @@ class Tuner:
 
 
 _LISTS: Final = ("unwatched", "pays", "in_force", "proposed_at_s")
-_TABLES: Final = ("in_play", "live", "asked")
+_TABLES: Final = ("in_play", "live", "shadowed")
