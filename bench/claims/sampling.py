@@ -28,9 +28,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+from tests.assurance.reports import estimate_route
 
 from suffice.assurance.bounds import exact_binomial, wilson
-from suffice.assurance.estimate import IntervalEstimate, RouteReport, estimate_route
+from suffice.assurance.estimate import IntervalEstimate, RouteReport
 from suffice.control.evidence.scorers import matching
 from suffice.control.jobs.base import Worker
 from suffice.control.jobs.rollup import Rollup

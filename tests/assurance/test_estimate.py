@@ -12,17 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suffice.assurance.estimate import (
-    MIN_AUDITS,
-    RouteReport,
-    estimate_route,
-    pooled_saving,
-    pooled_would_save,
-    report_of,
-)
+from suffice.assurance.estimate import MIN_AUDITS, RouteReport, pooled_saving, pooled_would_save, report_of
 from suffice.assurance.runs import Tally, current_label, measure_run
 from suffice.assurance.sampling import UnloggedRequests
 from suffice.types import Episode, Feedback, Outcome, Overhead, Request, StepRecord, UpstreamCall, Usage
+from tests.assurance.reports import estimate_route
 
 _numbers = itertools.count()
 

@@ -7,15 +7,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from suffice.assurance.satisfaction import (
-    RatedRun,
-    SatisfactionVerdict,
-    floor_of,
-    judge_satisfaction,
-    next_safer,
-    satisfaction_of,
-)
+from suffice.assurance.satisfaction import RatedRun, SatisfactionVerdict, floor_of, next_safer, satisfaction_of
 from suffice.types import Feedback
+from tests.assurance.reports import judge_satisfaction
 
 SHARE = 0.1  # of audits
 ANYTHING = 1.0  # a floor that nobody reaches, so that only the comparison decides

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from suffice.assurance.estimate import estimate_route
 from suffice.assurance.sampling import LEAST_CLASS, UnloggedRequests
-from suffice.assurance.satisfaction import SATISFACTION, RatedRun, judge_satisfaction, likings
+from suffice.assurance.satisfaction import SATISFACTION, RatedRun, likings
 from suffice.control.evidence.audits import GivenLabel
 from suffice.control.evidence.drift_features import DriftFeatures
 from suffice.control.evidence.feedback import heard, measures
@@ -27,6 +26,7 @@ from suffice.store.rows.events import Event
 from suffice.store.rows.records import FeedbackEvent, RequestCount
 from suffice.types import Episode, Feedback, Query, StepRecord
 from suffice.wiring import open_worker
+from tests.assurance.reports import estimate_route, judge_satisfaction
 from tests.control.made import BURST, rows, run, story, traffic
 from tests.control.test_worker import fill
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from suffice.assurance.estimate import estimate_route
 from suffice.testing import FakeRequest, Reply, ScriptedThought, status
 from suffice.types import Episode
+from tests.assurance.reports import estimate_route
 from tests.gateway.conftest import Serve
 from tests.gateway.served import Served, chat
 

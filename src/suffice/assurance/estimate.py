@@ -26,12 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from suffice.assurance.bounds import mean_interval
-from suffice.assurance.runs import LabelledEpisode, Match, Tally, measure_run
-from suffice.assurance.sampling import UnloggedRequests
+from suffice.assurance.runs import Tally
 
 Floats = NDArray[np.float64]
+Statistic = Callable[[Floats], Floats]
 
-MONEY = ("governed_usd", "overhead_usd", "ungoverned_usd")  # the sums of `MoneyTotals`
+AGAINST_AUDITS = "all enforced runs against audits"
 MIN_AUDITS = 20  # below it, a saving gets no interval and says why
 MIN_GROUPS = 10  # of questions (`tally.N_GROUPS`): with fewer, leaving one out at a time says little
 
@@ -127,32 +127,6 @@ class RouteReport:
         return self.n_governed / self.n_requests if self.n_requests else None
 
 
-def estimate_route(
-    episodes: Iterable[LabelledEpisode],
-    *,
-    route: str,
-    match: Match,
-    confidence: float = 0.95,
-    n_dropped: int | None = None,
-    unkept: Iterable[UnloggedRequests] = (),
-) -> RouteReport:
-    """Boil the episodes of one route down to a report. They are read once.
-
-    match       does an answer equal a reference? The route's scorer; it is never asked about None
-    confidence  of every interval, in (0, 1)
-    n_dropped   events that the log had to drop, passed through
-    unkept      requests of the route that have no rows, as they were counted
-    """
-    tally = Tally()
-    for item in episodes:
-        request = item.episode.request
-        tally.ask()
-        tally.add(request, item.episode.outcome, None if request.ungoverned is not None else measure_run(item, match))
-    for cell in unkept:
-        tally.add_unkept(cell)
-    return report_of(tally, route=route, confidence=confidence, n_dropped=n_dropped)
-
-
 def report_of(tally: Tally, *, route: str, confidence: float = 0.95, n_dropped: int | None = None) -> RouteReport:
     count = tally.counts.get
     return RouteReport(
@@ -177,7 +151,7 @@ def report_of(tally: Tally, *, route: str, confidence: float = 0.95, n_dropped: 
         n_trials_read=count("trials_read", 0),
         tokens=TokenTotals(**{name: tally.tokens.get(name, 0) for name in TokenTotals.__dataclass_fields__}),
         money=MoneyTotals(
-            **{name: tally.money.get(name, 0.0) for name in MONEY},
+            **{name: tally.money.get(name, 0.0) for name in ("governed_usd", "overhead_usd", "ungoverned_usd")},
             n_known=count("priced", 0),
             n_unknown=count("unpriced", 0),
         ),
@@ -196,149 +170,127 @@ def saving_of(tally: Tally, confidence: float = 0.95) -> IntervalEstimate | None
     that was decided early counts in full with all of its samples. It can be below 0. None: nothing was enforced, or
     no audit has ended.
     """
-    return _Estimator(tally, confidence).against_audits("saving", _saving)
+    return _grouped(tally, "saving", _saving, AGAINST_AUDITS, confidence)
 
 
 def pooled_saving(tallies: Iterable[Tally]) -> float | None:
     """The saving of several routes together: their spent tokens against what all would have spent in full."""
     spent = full = 0.0
     for tally in tallies:
-        sums = _Estimator(tally, 0.95).sums("saving")
-        if sums is not None and sums[4]:
+        sums = _sums_by_group(tally, "saving").sum(axis=0)
+        if sums.any() and sums[4]:
             spent, full = spent + float(sums[1]), full + float(sums[2] * sums[3] / sums[4])
     return 1 - spent / full if full else None
 
 
 def pooled_would_save(tallies: Iterable[Tally]) -> float | None:
     """What the shadow stops of several observing routes together would have saved; None: there were no such runs."""
-    known = [sums for tally in tallies if (sums := _Estimator(tally, 0.95).sums("would_save")) is not None]
+    known = [parts.sum(axis=0) for tally in tallies if len(parts := _sums_by_group(tally, "would_save"))]
     whole = sum(float(sums[2]) for sums in known)
     return 1 - sum(float(sums[1]) for sums in known) / whole if whole else None
 
 
 def _measured(tally: Tally, confidence: float) -> ReportEstimates:
     """Compare only what may be compared; see the head of this file."""
-    of, count = _Estimator(tally, confidence), tally.counts.get
+    count = tally.counts.get
     # Abandoned audits count as losses, but alone they are no measurement of a drop.
     n_drops = count("drops", 0) if count("drops_marked", 0) else 0
     n_lost, n_gained = count("lost", 0), count("gained", 0)
     n_decided = sum(one[1] for one in tally.groups.get("decided", {}).values())
+
+    def rate(name: str) -> IntervalEstimate | None:
+        return _rate(tally, name, confidence)
+
+    def grouped(name: str, statistic: Statistic, what: str, times: int | None = None) -> IntervalEstimate | None:
+        return _grouped(tally, name, statistic, what, confidence, times=times)
+
     return ReportEstimates(
-        em_full=of.rate("em_full"),
-        em_stopped=of.rate("em_stopped"),
-        em_live=of.rate("em_live"),
-        tokens_full=of.mean("tokens_full"),
-        tokens_stopped=of.mean("tokens_stopped"),
+        em_full=rate("em_full"),
+        em_stopped=rate("em_stopped"),
+        em_live=rate("em_live"),
+        tokens_full=grouped("tokens_full", _mean, "mean"),
+        tokens_stopped=grouped("tokens_stopped", _mean, "mean"),
         saving=saving_of(tally, confidence),
-        decided_saving=None
-        if not n_decided
-        else of.grouped(
-            "decided",
-            lambda sums: _ratio(sums[..., 1], sums[..., 2]),
-            "samples not drawn, at the mean tokens of those drawn",
-        ),
-        would_save=of.grouped("would_save", lambda sums: 1 - _ratio(sums[..., 1], sums[..., 2]), "shadow, paired"),
-        cost_full=of.mean("cost_full"),
-        cost_stopped=of.mean("cost_stopped"),
-        cost_reduction=of.against_audits("saving_usd", _saving),
-        saved_usd=of.against_audits("saving_usd", _saved_each, times=2),
-        would_save_usd=of.grouped(
-            "would_save_usd", lambda sums: _ratio(sums[..., 1], sums[..., 2]), "shadow, paired", times=2
-        ),
-        disagreement=of.rate("disagreement"),
-        em_drop=of.paired(n_lost - n_gained, n_drops) if n_drops else None,
+        decided_saving=grouped("decided", _mean, "samples not drawn, at the mean tokens of those drawn")
+        if n_decided
+        else None,
+        would_save=grouped("would_save", lambda sums: 1 - _mean(sums), "shadow, paired"),
+        cost_full=grouped("cost_full", _mean, "mean"),
+        cost_stopped=grouped("cost_stopped", _mean, "mean"),
+        cost_reduction=grouped("saving_usd", _saving, AGAINST_AUDITS),
+        saved_usd=grouped("saving_usd", _saved_each, AGAINST_AUDITS, times=2),
+        would_save_usd=grouped("would_save_usd", _mean, "shadow, paired", times=2),
+        disagreement=rate("disagreement"),
+        em_drop=_anytime((n_lost - n_gained) / n_drops, n_drops, confidence, worth=n_drops, low=-1.0)
+        if n_drops
+        else None,
         n_lost=n_lost if n_drops else None,
         n_gained=n_gained if n_drops else None,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Estimator:
-    tally: Tally
-    confidence: float
+def _rate(tally: Tally, name: str, confidence: float) -> IntervalEstimate | None:
+    """Share of true marks. Weighted runs count as so many equal ones as tell as much (Kish 1965)."""
+    n, weights, true, squares = tally.rates.get(name, (0.0, 0.0, 0.0, 0.0))
+    if n < 0.5:
+        return None
+    value = min(1.0, max(0.0, true / weights))
+    return _anytime(value, round(n), confidence, worth=weights * weights / squares, low=0.0)
 
-    def rate(self, name: str) -> IntervalEstimate | None:
-        """Share of true marks. Weighted runs count as so many equal ones as tell as much (Kish 1965)."""
-        n, weights, true, squares = self.tally.rates.get(name, (0.0, 0.0, 0.0, 0.0))
-        if n < 0.5:
-            return None
-        return self._mean(min(1.0, max(0.0, true / weights)), round(n), worth=weights * weights / squares, low=0.0)
 
-    def paired(self, total: int, n: int) -> IntervalEstimate:
-        """Mean of differences in [-1, 1]."""
-        return self._mean(total / n, n, worth=n, low=-1.0)
+def _anytime(value: float, n: int, confidence: float, *, worth: float, low: float) -> IntervalEstimate:
+    """A mean of data in [low, 1] with its interval."""
+    alike = abs(worth - n) < 1e-6 * n
+    interval = mean_interval(value, n if alike else max(1, int(worth)), confidence, low=low)
+    return IntervalEstimate(
+        value=value,
+        low=interval.low,
+        high=interval.high,
+        n=n,
+        method="anytime-valid, normal mixture" + ("" if alike else f", weighted runs as {worth:,.0f} equal ones"),
+    )
 
-    def _mean(self, value: float, n: int, *, worth: float, low: float) -> IntervalEstimate:
-        alike = abs(worth - n) < 1e-6 * n
-        interval = mean_interval(value, n if alike else max(1, int(worth)), self.confidence, low=low)
-        return IntervalEstimate(
-            value=value,
-            low=interval.low,
-            high=interval.high,
-            n=n,
-            method="anytime-valid, normal mixture" + ("" if alike else f", weighted runs as {worth:,.0f} equal ones"),
-        )
 
-    def mean(self, name: str) -> IntervalEstimate | None:
-        return self.grouped(name, lambda sums: _ratio(sums[..., 1], sums[..., 2]), "mean")
+def _sums_by_group(tally: Tally, name: str) -> Floats:
+    """Of each group of questions, the number of runs first, shape (groups, sums)."""
+    return np.array(list(tally.groups.get(name, {0: [0.0] * 6}).values()), dtype=np.float64)
 
-    def sums(self, name: str) -> Floats | None:
-        """Over all groups; the number of runs comes first."""
-        parts = self._parts(name)
-        return None if parts is None else parts.sum(axis=0)
 
-    def _parts(self, name: str) -> Floats | None:
-        """Of each group of questions, shape (groups, sums)."""
-        groups = self.tally.groups.get(name)
-        return np.array(list(groups.values()), dtype=np.float64) if groups else None
+def _grouped(
+    tally: Tally, name: str, statistic: Statistic, what: str, confidence: float, *, times: int | None = None
+) -> IntervalEstimate | None:
+    """A statistic of the sums, with an interval if there are audits and questions enough to make one.
 
-    def against_audits(
-        self, name: str, statistic: Callable[[Floats], Floats], times: int | None = None
-    ) -> IntervalEstimate | None:
-        """A statistic of (runs, cost of all, their number, what drawn full runs cost alone, their number, audits)."""
-        n_audits = round(sum(one[5] for one in self.tally.groups.get(name, {}).values()))
-        if not n_audits:
-            return None
-        return self.grouped(name, statistic, "all enforced runs against audits", n_audits=n_audits, times=times)
-
-    def grouped(
-        self,
-        name: str,
-        statistic: Callable[[Floats], Floats],
-        what: str,
-        *,
-        n_audits: int | None = None,
-        times: int | None = None,
-    ) -> IntervalEstimate | None:
-        """A statistic of the sums, with an interval if there are audits and questions enough to make one.
-
-        times  the column whose sum the statistic is multiplied by: a total, of a number of runs that is known
-        """
-        parts = self._parts(name)
-        if parts is None:
-            return None
-        sums = parts.sum(axis=0)
-        scale = 1.0 if times is None else float(sums[times])
-        value = scale * float(statistic(sums))
-        if not np.isfinite(value):
-            return None
-        note, low, high = None, None, None
-        n_telling = len(parts) if n_audits is None else int(np.count_nonzero(parts[:, -1]))
-        if n_audits is not None and n_audits < MIN_AUDITS:
-            note = f"not enough audits: {n_audits} of {MIN_AUDITS}"
-        elif n_telling < MIN_GROUPS:
-            note = "not enough different questions for an interval"
-        else:
-            radius = scale * _jackknife(statistic(sums - parts), self.confidence)
-            low, high = value - radius, value + radius
-        return IntervalEstimate(
-            value=value,
-            low=low,
-            high=high,
-            n=round(sums[0]) if n_audits is None else n_audits,
-            method=f"{what}; jackknife over groups of questions",
-            note=note,
-        )
+    times  the column whose sum the statistic is multiplied by: a total, of a number of runs that is known
+    """
+    if not tally.groups.get(name):
+        return None
+    parts = _sums_by_group(tally, name)
+    sums, audited = parts.sum(axis=0), what == AGAINST_AUDITS
+    n_audits = round(sum(parts[:, -1].tolist())) if audited else MIN_AUDITS
+    if not n_audits:
+        return None
+    scale = 1.0 if times is None else float(sums[times])
+    value = scale * float(statistic(sums))
+    if not np.isfinite(value):
+        return None
+    note, low, high = None, None, None
+    n_telling = int(np.count_nonzero(parts[:, -1])) if audited else len(parts)
+    if n_audits < MIN_AUDITS:
+        note = f"not enough audits: {n_audits} of {MIN_AUDITS}"
+    elif n_telling < MIN_GROUPS:
+        note = "not enough different questions for an interval"
+    else:
+        radius = scale * _jackknife(statistic(sums - parts), confidence)
+        low, high = value - radius, value + radius
+    return IntervalEstimate(
+        value=value,
+        low=low,
+        high=high,
+        n=n_audits if audited else round(sums[0]),
+        method=f"{what}; jackknife over groups of questions",
+        note=note,
+    )
 
 
 def _jackknife(without: Floats, confidence: float) -> float:
@@ -357,12 +309,20 @@ def _student(confidence: float, freedom: int) -> float:
     return float(z + sum(term / freedom**power for power, term in enumerate(terms, 1)))
 
 
+# Statistics of the sums (runs, cost of all, their number) and, against audits, also (what drawn full runs cost alone,
+# their number, audits).
+
+
+def _mean(sums: Floats) -> Floats:
+    return _ratio(sums[..., 1], sums[..., 2])
+
+
 def _saving(sums: Floats) -> Floats:
-    return 1 - _ratio(_ratio(sums[..., 1], sums[..., 2]), _ratio(sums[..., 3], sums[..., 4]))
+    return 1 - _ratio(_mean(sums), _ratio(sums[..., 3], sums[..., 4]))
 
 
 def _saved_each(sums: Floats) -> Floats:
-    return _ratio(sums[..., 3], sums[..., 4]) - _ratio(sums[..., 1], sums[..., 2])
+    return _ratio(sums[..., 3], sums[..., 4]) - _mean(sums)
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:

@@ -5,7 +5,7 @@ Means and intervals are made in `estimate`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 from zlib import crc32
@@ -16,7 +16,7 @@ from suffice.assurance.guarantee import RECENT_AUDITS, WINDOW_RUNS
 from suffice.assurance.labels import JUDGE
 from suffice.assurance.money import undrawn_factor, undrawn_tokens
 from suffice.assurance.sampling import UnloggedRequests, weight_of
-from suffice.types import Episode, Feedback, Outcome, Request, Usage
+from suffice.types import Episode, Feedback, Outcome, Overhead, Request, Usage
 
 UNKNOWN_ENDS = ("rejected", "shutdown", "lost")  # nothing was asked of the model, or nobody knows what came back
 ABANDONED_ENDS = ("client_left", "timeout")  # an audit that ends so counts as a loss (CONTRACT.md §3)
@@ -40,8 +40,6 @@ class SequencedLabel(Protocol):
 
 
 class LabelledEpisode(Protocol):
-    """One run with what was said about it."""
-
     @property
     def episode(self) -> Episode: ...
 
@@ -88,7 +86,7 @@ class RunNumbers:
 def current_label(labels: Sequence[SequencedLabel]) -> Feedback | None:
     """The last feedback received that says what is right; thumbs and ratings do not overrule it.
 
-    A judge model's word stands only where nobody else said anything, however late it came.
+    A judge model's label counts only where nobody else said anything, however late it came.
     """
     ordered = sorted(labels, key=lambda label: label.seq)
     telling = [x.feedback for x in ordered if x.feedback.correct is not None or x.feedback.gold is not None]
@@ -106,24 +104,22 @@ def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
     if request.delivery > 1:
         outcome = replace(outcome, stop_step=None)
     label = current_label(item.labels)
-    known = label is not None and outcome.end_reason not in UNKNOWN_ENDS
-    is_plain = label is not None and label.asked_for in REPRESENTATIVE
+    counts = label is not None and label.asked_for in REPRESENTATIVE and outcome.end_reason not in UNKNOWN_ENDS
     spent = processed = baseline = baseline_processed = would_spend = None
     undrawn, factor = undrawn_tokens(request, outcome), undrawn_factor(request, outcome)
     alone_usd = None if outcome.cost_usd is None else outcome.cost_usd - (outcome.overhead_usd or 0.0)
+    finished = outcome.end_reason in FINISHED_ENDS
     if outcome.usage is not None:
         usage, overhead = outcome.usage, outcome.overhead
-        delivered = usage.completion_tokens
-        spent = delivered + overhead.probe_tokens + overhead.discarded_tokens
+        spent = usage.completion_tokens + overhead.probe_tokens + overhead.discarded_tokens
         prompt = max(0, usage.prompt_tokens - usage.cached_tokens)
         resent = max(0, overhead.extra_prompt_tokens - overhead.cached_prompt_tokens)
         processed = spent + prompt + resent
         # Several samples need the prompt several times in a full run too; probes do not.
         prompts = (prompt + resent) * factor if request.kind == "samples" else prompt
-        baseline = delivered + undrawn
+        baseline = usage.completion_tokens + undrawn
         baseline_processed = baseline + prompts
-        if outcome.end_reason in FINISHED_ENDS:
-            would_spend = _would_spend(outcome, delivered)
+        would_spend = _would_spend(outcome, usage.completion_tokens) if finished else None
     return RunNumbers(
         group=request.question_key or f"episode {request.episode_id}",
         full=full,
@@ -139,8 +135,8 @@ def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
         would_spend=would_spend,
         cost_usd=outcome.cost_usd,
         baseline_usd=None if alone_usd is None else alone_usd * factor,
-        would_cost_usd=_would_cost(outcome),
-        correct=_is_right(outcome.answer, label, match) if label is not None and known and is_plain else None,
+        would_cost_usd=_would_cost(outcome) if finished else None,
+        correct=_is_right(outcome.answer, label, match) if label is not None and counts else None,
         disagrees=_disagrees(request, outcome) if full else None,
         drop=_drop(request, outcome, label, match) if full else None,
         abandoned_audit=full and _is_abandoned_audit(request, outcome),
@@ -152,17 +148,14 @@ def measure_run(item: LabelledEpisode, match: Match) -> RunNumbers:
 
 def _would_spend(outcome: Outcome, delivered: int) -> int:
     """Tokens had the shadow stop been made: without the later steps, with the probes up to it."""
-    if outcome.stop_step is None:
-        return delivered + sum(step.probe_tokens for step in outcome.steps)
-    later = sum(step.tokens for step in outcome.steps if step.index > outcome.stop_step)
-    probes = sum(step.probe_tokens for step in outcome.steps if step.index <= outcome.stop_step)
+    stop = outcome.stop_step
+    later = 0 if stop is None else sum(step.tokens for step in outcome.steps if step.index > stop)
+    probes = sum(step.probe_tokens for step in outcome.steps if stop is None or step.index <= stop)
     return max(0, delivered - later) + probes
 
 
 def _would_cost(outcome: Outcome) -> float | None:
     """Money had the shadow stop been made; all of it where the policy did not stop."""
-    if outcome.end_reason not in FINISHED_ENDS:
-        return None
     return outcome.cost_usd if outcome.stop_step is None else outcome.would_cost_usd
 
 
@@ -186,7 +179,7 @@ def _disagrees(request: Request, outcome: Outcome) -> bool | None:
 
 
 def _drop(request: Request, outcome: Outcome, label: Feedback | None, match: Match) -> int | None:
-    """Z of one full run: +1 the stop would have lost the right answer, -1 it would have found it."""
+    """Z of one full run: +1 the stop would have lost the right answer, -1 it would have gained it."""
     disagrees = _disagrees(request, outcome)
     if _is_abandoned_audit(request, outcome):
         return 1
@@ -212,13 +205,25 @@ def _drop(request: Request, outcome: Outcome, label: Feedback | None, match: Mat
 
 N_GROUPS: Final = 32  # of questions, by a hash of their key
 MOST_VERSIONS: Final = 50  # of policies that are named, the first ones
+# Fields of `estimate.TokenTotals`, with those of `Usage` and `Overhead` that `UnloggedRequests` has too.
+_USAGE: Final = {
+    "client_prompt": "prompt_tokens",
+    "client_completion": "completion_tokens",
+    "client_cached": "cached_tokens",
+}
+_OVERHEAD: Final = {
+    "probe": "probe_tokens",
+    "extra_prompt": "extra_prompt_tokens",
+    "cached_prompt": "cached_prompt_tokens",
+    "discarded": "discarded_tokens",
+}
 
 
 class Tally(msgspec.Struct, kw_only=True):
     scorer: str = ""  # by which answers were compared with labels
-    n_asked: int = 0  # requests, ended or not
+    n_asked: int = 0  # requests, ended or not; what one brings is added when it ends
     certified: bool = True  # every governed request ran under a certified policy
-    kinds: list[str] = []  # seen, oldest first
+    kinds: list[str] = []  # oldest first
     modes: list[str] = []
     versions: list[str] = []
     ends: dict[str, int] = {}
@@ -233,31 +238,30 @@ class Tally(msgspec.Struct, kw_only=True):
     groups: dict[str, dict[int, list[float]]] = {}  # by name and group of questions: runs, then sums
 
     def ask(self) -> None:
-        """Count a request; what it brings is added when it ends."""
         self.n_asked += 1
 
     def add(self, request: Request, outcome: Outcome, run: RunNumbers | None) -> None:
-        """Add a request that has ended.
-
-        run  what `measure_run` makes of it; None: it passed through
-        """
+        """Add a request that has ended, as `measure_run` has it; None: it passed through."""
         _count(self.ends, outcome.end_reason)
         for place in outcome.degraded:
             _count(self.degraded, place)
-        self._add_money(request, outcome)
+        known = outcome.cost_usd is not None
+        governed = request.ungoverned is None
+        self._pay(int(known), int(not known), outcome.cost_usd or 0.0, outcome.overhead_usd or 0.0, governed=governed)
         if run is None:
             _count(self.ungoverned, request.ungoverned or "")
             return
         self.certified = self.certified and request.certified
-        for seen, one in ((self.kinds, request.kind), (self.modes, request.mode)):
-            if one not in seen:
-                seen.append(one)
+        for values, value in ((self.kinds, request.kind), (self.modes, request.mode)):
+            if value not in values:
+                values.append(value)
         if request.policy_version not in self.versions and len(self.versions) < MOST_VERSIONS:
             self.versions.append(request.policy_version)
         if request.audit:
             self.audits_at_s = sorted((*self.audits_at_s, request.received_at_s))[-RECENT_AUDITS:]
         self._add_counts(request, outcome, run)
-        self._add_tokens(outcome)
+        usage = outcome.usage or Usage(prompt_tokens=0, completion_tokens=0)
+        self._add_tokens(int(outcome.usage is None), usage, outcome.overhead)
         self._add_rate("disagreement", run.disagrees if run.full else None, run.stands_for)
         self._add_marks(run)
         self._add_spent(run)
@@ -272,27 +276,14 @@ class Tally(msgspec.Struct, kw_only=True):
         self.n_asked += cell.n
         for end, n in cell.ends:
             _count(self.ends, end, n)
-        _count(self.counts, "priced", cell.n_priced)
-        _count(self.counts, "unpriced", cell.n - cell.n_priced)
-        if cell.ungoverned:
+        governed = not cell.ungoverned
+        self._pay(cell.n_priced, cell.n - cell.n_priced, cell.cost_usd, cell.overhead_usd, governed=governed)
+        if not governed:
             _count(self.ungoverned, cell.ungoverned, cell.n)
-            self._pay("ungoverned_usd", cell.cost_usd)
             return
         _count(self.counts, "governed", cell.n)
         _count(self.counts, "stopped", cell.n_stopped)
-        self._pay("governed_usd", cell.cost_usd)
-        self._pay("overhead_usd", cell.overhead_usd)
-        for name, n in (
-            ("n_unknown", cell.n - cell.n_counted),
-            ("client_prompt", cell.prompt_tokens),
-            ("client_completion", cell.completion_tokens),
-            ("client_cached", cell.cached_tokens),
-            ("probe", cell.probe_tokens),
-            ("extra_prompt", cell.extra_prompt_tokens),
-            ("cached_prompt", cell.cached_prompt_tokens),
-            ("discarded", cell.discarded_tokens),
-        ):
-            _count(self.tokens, name, n)
+        self._add_tokens(cell.n - cell.n_counted, cell, cell)
 
     def _add_counts(self, request: Request, outcome: Outcome, run: RunNumbers) -> None:
         for name, holds in (
@@ -304,8 +295,7 @@ class Tally(msgspec.Struct, kw_only=True):
             ("disagreeing", run.audit and run.disagrees is True),
             ("would_stop", run.full and run.would_stop),
         ):
-            if holds:
-                _count(self.counts, name)
+            _count(self.counts, name, int(holds))
         whole = outcome.end_reason in FINISHED_ENDS and not outcome.stopped
         if whole and (request.mode != "enforce" or request.audit):
             self.extracted = f"{self.extracted}{int(outcome.answer is not None)}"[-WINDOW_RUNS:]
@@ -315,33 +305,23 @@ class Tally(msgspec.Struct, kw_only=True):
             _count(self.counts, "trials", len(trials))
             _count(self.counts, "trials_read", len(trials) - trials.count(None))
 
-    def _add_tokens(self, outcome: Outcome) -> None:
-        usage, overhead = outcome.usage or Usage(prompt_tokens=0, completion_tokens=0), outcome.overhead
-        for name, n in (
-            ("n_unknown", int(outcome.usage is None)),
-            ("client_prompt", usage.prompt_tokens),
-            ("client_completion", usage.completion_tokens),
-            ("client_cached", usage.cached_tokens),
-            ("probe", overhead.probe_tokens),
-            ("extra_prompt", overhead.extra_prompt_tokens),
-            ("cached_prompt", overhead.cached_prompt_tokens),
-            ("discarded", overhead.discarded_tokens),
-        ):
-            _count(self.tokens, name, n)
+    def _add_tokens(
+        self, n_unknown: int, usage: Usage | UnloggedRequests, overhead: Overhead | UnloggedRequests
+    ) -> None:
+        _count(self.tokens, "n_unknown", n_unknown)
+        sources: tuple[tuple[object, Mapping[str, str]], ...] = ((usage, _USAGE), (overhead, _OVERHEAD))
+        for source, names in sources:
+            for name, attribute in names.items():
+                _count(self.tokens, name, getattr(source, attribute))
 
-    def _add_money(self, request: Request, outcome: Outcome) -> None:
-        if outcome.cost_usd is None:
-            _count(self.counts, "unpriced")
+    def _pay(self, n_priced: int, n_unpriced: int, cost_usd: float, overhead_usd: float, *, governed: bool) -> None:
+        _count(self.counts, "priced", n_priced)
+        _count(self.counts, "unpriced", n_unpriced)
+        if not n_priced:
             return
-        _count(self.counts, "priced")
-        if request.ungoverned is not None:
-            self._pay("ungoverned_usd", outcome.cost_usd)
-            return
-        self._pay("governed_usd", outcome.cost_usd)
-        self._pay("overhead_usd", outcome.overhead_usd or 0.0)
-
-    def _pay(self, name: str, usd: float) -> None:
-        self.money[name] = self.money.get(name, 0.0) + usd
+        sums = {"governed_usd": cost_usd, "overhead_usd": overhead_usd} if governed else {"ungoverned_usd": cost_usd}
+        for name, usd in sums.items():
+            self.money[name] = self.money.get(name, 0.0) + usd
 
     def _add_marks(self, run: RunNumbers, *, sign: int = 1) -> None:
         correct = run.correct
@@ -394,8 +374,7 @@ class Tally(msgspec.Struct, kw_only=True):
     def _add_group(self, name: str, run: RunNumbers, *values: float) -> None:
         mine = self.groups.setdefault(name, {})
         sums = mine.setdefault(crc32(run.group.encode()) % N_GROUPS, [0.0] * (len(values) + 1))
-        sums[0] += 1
-        for at, one in enumerate(values, 1):
+        for at, one in enumerate((1.0, *values)):
             sums[at] += one
 
 

@@ -1,0 +1,39 @@
+"""A report of episodes in memory, and a verdict on ratings, in one call each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from suffice.assurance.estimate import RouteReport, report_of
+from suffice.assurance.runs import LabelledEpisode, Match, Tally, measure_run
+from suffice.assurance.sampling import UnloggedRequests
+from suffice.assurance.satisfaction import RatedRun, SatisfactionTest, SatisfactionVerdict
+
+
+def estimate_route(
+    episodes: Iterable[LabelledEpisode],
+    *,
+    route: str,
+    match: Match,
+    confidence: float = 0.95,
+    n_dropped: int | None = None,
+    unkept: Iterable[UnloggedRequests] = (),
+) -> RouteReport:
+    tally = Tally()
+    for item in episodes:
+        request = item.episode.request
+        tally.ask()
+        tally.add(request, item.episode.outcome, None if request.ungoverned is not None else measure_run(item, match))
+    for cell in unkept:
+        tally.add_unkept(cell)
+    return report_of(tally, route=route, confidence=confidence, n_dropped=n_dropped)
+
+
+def judge_satisfaction(ratings: Iterable[RatedRun], *, min_satisfaction: float, delta: float) -> SatisfactionVerdict:
+    """The verdict after the ratings of one route, in order of arrival, up to the one that asks for a safer level."""
+    test = SatisfactionTest(min_satisfaction=min_satisfaction, delta=delta)
+    for rated in ratings:
+        test.add(rated)
+        if test.asks is not None:
+            break
+    return test.verdict()
