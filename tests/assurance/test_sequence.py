@@ -23,7 +23,6 @@ from suffice.assurance.sequence import (
     mean_above,
     mean_below,
     mean_between,
-    normal_bound,
     ratio_between,
     watch,
     watch_pairs,
@@ -36,7 +35,6 @@ X = np.array([0, 0, 1, 0, 0, 0, 0, 1, 0, 0] * 10, dtype=np.float64)
 def test_the_mixtures_have_their_published_values() -> None:
     assert best_rho(100, 0.05) == pytest.approx(12.60056, abs=5e-6)
     assert mixture_bound(100, 0.95, 100) == pytest.approx(30.35209, abs=5e-6)
-    assert normal_bound(100, 0.05, v_opt=100) == pytest.approx(27.66071, abs=5e-6)
     assert gamma_exponential_bound(100, 0.05, v_opt=100, scale=2) == pytest.approx(33.02017, abs=5e-6)
     assert gamma_exponential_log_wealth(10, 100, 0.05, v_opt=100, scale=2) == pytest.approx(-0.2490165, abs=5e-8)
 
@@ -143,7 +141,7 @@ def test_equal_pairs_have_a_ratio_near_one_and_too_little_says_nothing() -> None
         lambda: watch(np.array([np.nan])),
         lambda: gamma_exponential_bound(-1, 0.05, v_opt=8),
         lambda: gamma_exponential_bound(1, 0.5, v_opt=8),
-        lambda: normal_bound(1, 0.05, v_opt=0),
+        lambda: gamma_exponential_bound(1, 0.05, v_opt=0),
         lambda: watch_pairs(np.array([2.0]), np.array([1.0]), cap=1.5),
         lambda: watch_pairs(np.array([]), np.array([]), cap=0.0),
     ],

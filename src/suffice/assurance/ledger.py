@@ -5,9 +5,7 @@
 
 Every interval is a confidence sequence (`sequence`): it may be read at any moment, also under drift and while
 levels change, and speaks of the average so far. It is wide, and it reports; what steers is the certificate. `estimate`
-measures a stretch of log once, in money too, with a bootstrap; this is what may be watched. ASSURANCE.md §3.4.
-
-Knows runs boiled down (`runs.RunNumbers`) and counts; refuses to know storage, clocks and how numbers are shown.
+measures a stretch of log once, in money too, with a jackknife; this is what may be watched. ASSURANCE.md §3.4.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.assurance.bounds import Interval
 from suffice.assurance.certify import Counts, audits_to_certify, certified_level, log_wealth
 from suffice.assurance.estimate import IntervalEstimate
 from suffice.assurance.guarantee import KNOWN_AUDITS
@@ -74,114 +71,102 @@ def accounts(entries: Iterable[LedgerEntry], *, cap_tokens: float, confidence: f
         for query_class in (None, entry.query_class):
             for version in (None, entry.version):
                 groups.setdefault((entry.route, query_class, version), []).append(entry.run)
-    teller = _Teller(cap_tokens=cap_tokens, confidence=confidence)
     order = sorted(groups, key=lambda at: (at[0], at[1] is not None, at[1] or "", at[2] is not None, at[2] or ""))
-    return tuple(teller.account(*at, groups[at]) for at in order)
+    return tuple(_account(*at, groups[at], cap_tokens, confidence) for at in order)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Teller:
-    cap_tokens: float
-    confidence: float
-
-    def account(self, route: str, query_class: str | None, version: str | None, runs: Sequence[RunNumbers]) -> Account:
-        full = [run for run in runs if run.full]
-        telling = [run for run in full if run.disagrees is not None]
-        spent = [run.spent for run in runs if run.spent is not None]
-        return Account(
-            route=route,
-            query_class=query_class,
-            version=version,
-            n_runs=round(sum(run.stands_for for run in runs)),
-            n_audits=len(telling),
-            n_pending=sum(_is_pending(run) for run in telling),
-            n_cut=sum(tokens > self.cap_tokens for tokens in spent),
-            em_full=self._em(full),
-            em_stopped=self._em([run for run in runs if run.stopped]),
-            em_drop=self._drop(telling),
-            tokens_full=self._tokens(full),
-            tokens_live=self._tokens([run for run in runs if run.enforce and not run.audit]),
-            saving=self._saving(full),
-        )
-
-    def _em(self, runs: Sequence[RunNumbers]) -> IntervalEstimate | None:
-        marked = [run for run in runs if run.correct is not None]
-        if not marked:
-            return None
-        marks = np.array([run.correct for run in marked], dtype=np.float64)
-        mean, interval = self._between(marks, marked, high=1.0)
-        n_left_out = len(runs) - len(marked)
-        return IntervalEstimate(
-            value=mean,
-            low=interval.low,
-            high=interval.high,
-            n=len(marked),
-            method=METHOD,
-            note=f"{n_left_out} runs without a label are left out" if n_left_out else None,
-        )
-
-    def _drop(self, audits: Sequence[RunNumbers]) -> IntervalEstimate | None:
-        """Unlabelled disagreement counts as lost, and at the lower end as gained: the truth lies between."""
-        if not audits:
-            return None
-        worst = np.array([_drop_of(run, pending=1) for run in audits], dtype=np.float64)
-        best = np.array([_drop_of(run, pending=-1) for run in audits], dtype=np.float64)
-        n_pending, alpha = int((worst != best).sum()), (1 - self.confidence) / 2
-        return IntervalEstimate(
-            value=float(worst.mean()),
-            n=len(audits),
-            method=METHOD,
-            low=mean_above(watch(best, low=-1), alpha, low=-1),
-            high=mean_below(watch(worst, low=-1), alpha, low=-1),
-            note=f"{n_pending} audits without a label count as lost" if n_pending else None,
-        )
-
-    def _tokens(self, runs: Sequence[RunNumbers]) -> IntervalEstimate | None:
-        counted = [run for run in runs if run.spent is not None]
-        if not counted:
-            return None
-        spent = self._cut([run.spent for run in counted if run.spent is not None])
-        mean, interval = self._between(spent, counted, high=self.cap_tokens)
-        return IntervalEstimate(value=mean, low=interval.low, high=interval.high, n=len(counted), method=METHOD)
-
-    def _between(self, values: Floats, runs: Sequence[RunNumbers], *, high: float) -> tuple[float, Interval]:
-        """Mean of a value of each run, by what the runs stand for, and its interval."""
-        weights = np.array([run.stands_for for run in runs], dtype=np.float64)
-        # Rates have a floor that stands in the settings, so the largest weight was known beforehand.
-        return weighted_between(values, weights, self.confidence, most_weight=float(weights.max()), high=high)
-
-    def _saving(self, full: Sequence[RunNumbers]) -> IntervalEstimate | None:
-        pairs = [
-            (run.would_spend, run.baseline_tokens)
-            for run in full
-            if run.would_spend is not None and run.baseline_tokens is not None
-        ]
-        whole = self._cut([delivered for _, delivered in pairs])
-        if not whole.sum():
-            return None
-        part = self._cut([would_spend for would_spend, _ in pairs])
-        interval = ratio_between(watch_pairs(part, whole, cap=self.cap_tokens), self.confidence)
-        return IntervalEstimate(
-            value=1 - float(part.sum() / whole.sum()),
-            low=1 - interval.high,
-            high=1 - interval.low,
-            n=len(pairs),
-            method=METHOD,
-        )
-
-    def _cut(self, tokens: Sequence[float]) -> Floats:
-        return np.minimum(np.array(tokens, dtype=np.float64), self.cap_tokens)
+def _account(
+    route: str,
+    query_class: str | None,
+    version: str | None,
+    runs: Sequence[RunNumbers],
+    cap_tokens: float,
+    confidence: float,
+) -> Account:
+    full = [run for run in runs if run.full]
+    stopped = [run for run in runs if run.stopped]
+    telling = [run for run in full if run.disagrees is not None]
+    live = [run for run in runs if run.enforce and not run.audit]
+    return Account(
+        route=route,
+        query_class=query_class,
+        version=version,
+        n_runs=round(sum(run.stands_for for run in runs)),
+        n_audits=len(telling),
+        n_pending=sum(run.drop is None and run.disagrees is True for run in telling),
+        n_cut=sum(run.spent is not None and run.spent > cap_tokens for run in runs),
+        em_full=_em(full, confidence),
+        em_stopped=_em(stopped, confidence),
+        em_drop=_drop(telling, confidence),
+        tokens_full=_tokens(full, cap_tokens, confidence),
+        tokens_live=_tokens(live, cap_tokens, confidence),
+        saving=_saving(full, cap_tokens, confidence),
+    )
 
 
-def _is_pending(run: RunNumbers) -> bool:
-    return run.drop is None and run.disagrees is True
+def _em(runs: Sequence[RunNumbers], confidence: float) -> IntervalEstimate | None:
+    marked = [(run, float(run.correct)) for run in runs if run.correct is not None]
+    n_left_out = len(runs) - len(marked)
+    note = f"{n_left_out} runs without a label are left out" if n_left_out else None
+    return _mean(marked, confidence, high=1.0, note=note)
 
 
-def _drop_of(run: RunNumbers, *, pending: int) -> int:
-    """Z of an audit. An answer that agrees loses nothing, with or without a label."""
-    if run.drop is not None:
-        return run.drop
-    return pending if run.disagrees else 0
+def _tokens(runs: Sequence[RunNumbers], cap_tokens: float, confidence: float) -> IntervalEstimate | None:
+    counted = [(run, min(float(run.spent), cap_tokens)) for run in runs if run.spent is not None]
+    return _mean(counted, confidence, high=cap_tokens)
+
+
+def _mean(
+    values: Sequence[tuple[RunNumbers, float]], confidence: float, *, high: float, note: str | None = None
+) -> IntervalEstimate | None:
+    """Mean of a value of each run, by what the runs stand for, and its interval."""
+    if not values:
+        return None
+    weights = np.array([run.stands_for for run, _ in values], dtype=np.float64)
+    # Rates have a floor that is in the settings, so the largest weight was known beforehand.
+    mean, interval = weighted_between(
+        np.array([value for _, value in values]), weights, confidence, most_weight=float(weights.max()), high=high
+    )
+    return IntervalEstimate(value=mean, low=interval.low, high=interval.high, n=len(values), method=METHOD, note=note)
+
+
+def _drop(audits: Sequence[RunNumbers], confidence: float) -> IntervalEstimate | None:
+    """Unlabelled disagreement counts as lost, and at the lower end as gained: the truth lies between."""
+    if not audits:
+        return None
+    # An answer that agrees loses nothing, with or without a label.
+    worst, best = (
+        np.array([run.drop if run.drop is not None else pending * bool(run.disagrees) for run in audits], np.float64)
+        for pending in (1, -1)
+    )
+    n_pending, alpha = int((worst != best).sum()), (1 - confidence) / 2
+    return IntervalEstimate(
+        value=float(worst.mean()),
+        n=len(audits),
+        method=METHOD,
+        low=mean_above(watch(best, low=-1), alpha, low=-1),
+        high=mean_below(watch(worst, low=-1), alpha, low=-1),
+        note=f"{n_pending} audits without a label count as lost" if n_pending else None,
+    )
+
+
+def _saving(full: Sequence[RunNumbers], cap_tokens: float, confidence: float) -> IntervalEstimate | None:
+    pairs = [
+        (run.would_spend, run.baseline_tokens)
+        for run in full
+        if run.would_spend is not None and run.baseline_tokens is not None
+    ]
+    part, whole = np.minimum(np.array(pairs, dtype=np.float64).reshape(-1, 2), cap_tokens).T
+    if not whole.sum():
+        return None
+    interval = ratio_between(watch_pairs(part, whole, cap=cap_tokens), confidence)
+    return IntervalEstimate(
+        value=1 - float(part.sum() / whole.sum()),
+        low=1 - interval.high,
+        high=1 - interval.low,
+        n=len(pairs),
+        method=METHOD,
+    )
 
 
 # --------------------------------------------------------------------------- what the next level still takes
@@ -202,43 +187,23 @@ def next_level(counts: Counts, *, max_em_drop: float, delta: float, window: int)
     """How many audits the next level still takes, from the counts alone; None: all levels are certified.
 
     The number at which audits in the proportions seen so far pass (`certify.audits_to_certify`). Real ones come by
-    chance, so this is a middle and no promise.
-
-    counts       of the window, at M levels
-    max_em_drop  eps that the certificate tests, a fraction in (0, 1)
-    delta        in (0, 1)
-    window       most audits that a certificate looks at
+    chance, so this is a middle and no promise. A certificate looks at `window` audits at most.
     """
     certified = certified_level(log_wealth(counts, max_em_drop=max_em_drop), delta=delta)
     level = certified + 1
     if level >= len(counts.same):
         return None
-    n = int(counts.n[level])
+    n, missing = int(counts.n[level]), None
     drop = float(counts.drop[level]) if n else None
     gained = float(counts.gained[level]) / n if n else 0.0
     try:
         needed = audits_to_certify(drop or 0.0, max_em_drop=max_em_drop, delta=delta, gained=gained)
     except ValueError:
-        return NextLevel(
-            level=level,
-            drop=drop,
-            n_audits=n,
-            n_missing=None,
-            reason=f"level {level} loses {drop:.2%} so far, too near to the {max_em_drop:.2%} allowed, or more",
-        )
-    if needed > window:
-        return NextLevel(
-            level=level,
-            drop=drop,
-            n_audits=n,
-            n_missing=None,
-            reason=f"level {level} would take {needed:,} audits like those so far; the window holds {window:,}",
-        )
-    missing = max(1, needed - n)
-    return NextLevel(
-        level=level,
-        drop=drop,
-        n_audits=n,
-        n_missing=missing,
-        reason=f"level {level} passes after about {missing:,} more audits like those so far",
-    )
+        reason = f"level {level} loses {drop:.2%} so far, too near to the {max_em_drop:.2%} allowed, or more"
+    else:
+        if needed > window:
+            reason = f"level {level} would take {needed:,} audits like those so far; the window holds {window:,}"
+        else:
+            missing = max(1, needed - n)
+            reason = f"level {level} passes after about {missing:,} more audits like those so far"
+    return NextLevel(level=level, drop=drop, n_audits=n, n_missing=missing, reason=reason)

@@ -4,18 +4,15 @@
 
 The mean that is covered is that of the conditional expectations so far, so the world may drift and the deployed level
 may change while one watches. For that reason no interval is cut with earlier ones: an old one speaks of an old mean.
-The width follows the variance that was seen, which for an EM drop near 0 is far below the range: `bounds.mean_interval`
+The width follows the variance of the data, which for an EM drop near 0 is far below the range: `bounds.mean_interval`
 knows the range alone. ASSURANCE.md §3.4.
-
-It reports, and steers nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import exp, inf, lgamma, log, log1p, sqrt
-from statistics import NormalDist
+from math import exp, inf, lgamma, log, log1p
 from typing import Final
 
 import numpy as np
@@ -30,7 +27,7 @@ FIRST_GUESS: Final = 0.5  # of the first value, scaled; every later one is guess
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequenceState:
-    """The values so far, scaled to [0, 1]: all that an interval is made of. Plain data; a worker may keep it."""
+    """The values so far, scaled to [0, 1]: all that an interval is made of."""
 
     n: int = 0
     total: float = 0.0
@@ -50,9 +47,8 @@ class SequenceState:
 def watch(
     values: NDArray[np.float64], before: SequenceState | None = None, *, low: float = 0.0, high: float = 1.0
 ) -> SequenceState:
-    """Take in the next values, in the order in which they came.
+    """Take in the next values, shape (n,), in the order in which they came.
 
-    values     shape (n,), each in [low, high]
     before     those that came earlier, watched with the same `low` and `high`
     low, high  range of the data: -1 and 1 for an EM drop
     Raises ValueError for a value outside of it.
@@ -80,29 +76,19 @@ def mean_below(
 
     Conjugate-mixture empirical Bernstein: a gamma-exponential mixture over S_t = sum of (X - mean) with V_t the squared
     deviations from predictable guesses, scale c = 1. Howard, Ramdas, McAuliffe, Sekhon (2021), Annals of Statistics
-    49(2), arXiv:1810.08240, theorem 4 and proposition 9.
-
-    alpha  in (0, 1)
-    v_opt  deviations at which it is tightest, above 0; a constant, not a result of the data
+    49(2), arXiv:1810.08240, theorem 4 and proposition 9. It is tightest at `v_opt` squared deviations, a constant.
     """
     return low + (high - low) * min(1.0, watched.mean + _radius(watched, alpha, v_opt))
 
 
-def mean_above(
-    watched: SequenceState, alpha: float, *, low: float = 0.0, high: float = 1.0, v_opt: float = V_OPT
-) -> float:
-    return low + (high - low) * max(0.0, watched.mean - _radius(watched, alpha, v_opt))
+def mean_above(watched: SequenceState, alpha: float, *, low: float = 0.0, high: float = 1.0) -> float:
+    return low + (high - low) * max(0.0, watched.mean - _radius(watched, alpha, V_OPT))
 
 
-def mean_between(
-    watched: SequenceState, confidence: float, *, low: float = 0.0, high: float = 1.0, v_opt: float = V_OPT
-) -> Interval:
+def mean_between(watched: SequenceState, confidence: float, *, low: float = 0.0, high: float = 1.0) -> Interval:
     """Both ends, each with half of what `confidence` leaves."""
     alpha = (1 - confidence) / 2
-    return Interval(
-        mean_above(watched, alpha, low=low, high=high, v_opt=v_opt),
-        mean_below(watched, alpha, low=low, high=high, v_opt=v_opt),
-    )
+    return Interval(mean_above(watched, alpha, low=low, high=high), mean_below(watched, alpha, low=low, high=high))
 
 
 def _radius(watched: SequenceState, alpha: float, v_opt: float) -> float:
@@ -112,30 +98,16 @@ def _radius(watched: SequenceState, alpha: float, v_opt: float) -> float:
 # --------------------------------------------------------------------------- mixtures
 
 
-def normal_bound(v: float, alpha: float, *, v_opt: float) -> float:
-    """Bound above a sub-Gaussian sum with variance v, one-sided; `bounds.mixture_bound` is the two-sided one.
-
-    One-sided normal mixture, Howard et al. (2021), proposition 6: the half of a normal that lies above 0.
-    """
-    _check(v, alpha, v_opt)
-    rho = best_rho(v_opt, 2 * alpha)
-
-    def log_wealth(s: float) -> float:
-        likely = log(NormalDist().cdf(s / sqrt(v + rho)))
-        return log(2) + 0.5 * log(rho / (v + rho)) + s * s / (2 * (v + rho)) + likely
-
-    return _reached(log_wealth, log(1 / alpha))
-
-
 def gamma_exponential_bound(v: float, alpha: float, *, v_opt: float, scale: float = 1.0) -> float:
     """Bound above a sub-exponential sum with intrinsic variance v, one-sided.
 
     v      at least 0
-    alpha  in (0, 1)
+    alpha  in (0, 1/2): at twice an alpha of one half the tuning of the width has no meaning any more
     v_opt  where it is tightest, above 0
     scale  c of the sub-exponential law: the largest step down, in the unit of the sum
     """
-    _check(v, alpha, v_opt)
+    if v < 0 or not 0 < alpha < 0.5 or v_opt <= 0:
+        raise ValueError(f"need v >= 0, 0 < alpha < 0.5, v_opt > 0; got {v=} {alpha=} {v_opt=}")
     return _reached(_gamma_exponential(v, alpha, v_opt, scale), log(1 / alpha))
 
 
@@ -153,12 +125,6 @@ def _gamma_exponential(v: float, alpha: float, v_opt: float, scale: float) -> Ca
     start = best_rho(v_opt, 2 * alpha) / c2
     grown, begun = v / c2 + start, _log_lower_gamma(start, start)
     return lambda s: _log_lower_gamma(grown, (scale * s + v) / c2 + start) - begun
-
-
-def _check(v: float, alpha: float, v_opt: float) -> None:
-    # At twice an alpha of one half the tuning of the width has no meaning any more.
-    if v < 0 or not 0 < alpha < 0.5 or v_opt <= 0:
-        raise ValueError(f"need v >= 0, 0 < alpha < 0.5, v_opt > 0; got {v=} {alpha=} {v_opt=}")
 
 
 def _reached(log_wealth: Callable[[float], float], goal: float) -> float:
@@ -253,11 +219,10 @@ class WatchedPairs:
 def watch_pairs(
     part: NDArray[np.float64], whole: NDArray[np.float64], before: WatchedPairs | None = None, *, cap: float
 ) -> WatchedPairs:
-    """Take in the next pairs, in the order in which they came.
+    """Take in the next pairs, shape (n,) each, in the order in which they came.
 
-    part, whole  shape (n,), each in [0, cap]
-    cap          the largest value there can be, above 0; it must be known beforehand
-    Raises ValueError for a value outside.
+    cap  the largest value there can be, above 0; it must be known beforehand
+    Raises ValueError for a value outside of [0, cap].
     """
     both = np.stack([part, whole], axis=1)
     if not cap > 0 or not ((both >= 0) & (both <= cap)).all():
@@ -281,17 +246,13 @@ def watch_pairs(
     )
 
 
-def ratio_between(watched: WatchedPairs, confidence: float, *, v_opt: float = V_OPT) -> Interval:
-    """From the smallest to the largest ratio that is not refuted, in [0, 4].
-
-    confidence  in (0, 1): probability that no look ever misses
-    """
+def ratio_between(watched: WatchedPairs, confidence: float) -> Interval:
+    """From the smallest to the largest ratio that no look refutes with this confidence, in [0, 4]."""
     ratio = watched.ratio
     if ratio is None:
         return Interval(0.0, MOST)
-    alpha = (1 - confidence) / 2
-    middle = min(ratio, MOST)
-    return Interval(_edge(watched, alpha, v_opt, middle, 0.0), _edge(watched, alpha, v_opt, middle, MOST))
+    alpha, middle = (1 - confidence) / 2, min(ratio, MOST)
+    return Interval(_edge(watched, alpha, middle, 0.0), _edge(watched, alpha, middle, MOST))
 
 
 def weighted_between(
@@ -317,21 +278,21 @@ def weighted_between(
     return mean, Interval(low + width * min(1.0, ratio.low), low + width * min(1.0, ratio.high))
 
 
-def _edge(watched: WatchedPairs, alpha: float, v_opt: float, inside: float, outside: float) -> float:
-    """Where, on the way from a ratio that stands to one that may not, the first is refuted."""
-    if not _refuted(watched, outside, alpha, v_opt):
+def _edge(watched: WatchedPairs, alpha: float, inside: float, outside: float) -> float:
+    """Where, on the way from a ratio that holds to one that may not, the first is refuted."""
+    if not _refuted(watched, outside, alpha):
         return outside
     while abs(outside - inside) > 1e-7:
         middle = (inside + outside) / 2
-        inside, outside = (inside, middle) if _refuted(watched, middle, alpha, v_opt) else (middle, outside)
+        inside, outside = (inside, middle) if _refuted(watched, middle, alpha) else (middle, outside)
     return outside
 
 
-def _refuted(watched: WatchedPairs, ratio: float, alpha: float, v_opt: float) -> bool:
+def _refuted(watched: WatchedPairs, ratio: float, alpha: float) -> bool:
     """Is the mean of part - ratio whole surely not 0? The difference lies in an interval of width 1 + ratio."""
     width = 1 + ratio
     deviation = (
         watched.part_deviation - 2 * ratio * watched.cross_deviation + ratio * ratio * watched.whole_deviation
     ) / width**2
     sum_away = abs(watched.part - ratio * watched.whole) / width
-    return sum_away > gamma_exponential_bound(max(0.0, deviation), alpha, v_opt=v_opt)
+    return sum_away > gamma_exponential_bound(max(0.0, deviation), alpha, v_opt=V_OPT)
