@@ -7,7 +7,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from suffice.assurance.satisfaction import RatedRun, SatisfactionVerdict, floor_of, next_safer, satisfaction_of
+from suffice.assurance.satisfaction import (
+    RatedRun,
+    SatisfactionTest,
+    SatisfactionVerdict,
+    next_safer,
+    satisfaction_of,
+)
 from suffice.types import Feedback
 from tests.assurance.reports import judge_satisfaction
 
@@ -160,7 +166,8 @@ def test_stars_and_thumbs_become_fractions() -> None:
     assert satisfaction_of(Feedback(feedback_id="f", thumbs="down")) == 0
     assert satisfaction_of(Feedback(feedback_id="f", thumbs="down", rating=5)) == 1
     assert satisfaction_of(Feedback(feedback_id="f", correct=False)) is None
-    assert [floor_of(floor) for floor in (0.8, 1.0, 4.2, 5.0)] == pytest.approx([0.8, 1.0, 0.8, 1.0])
+    floors = [SatisfactionTest(min_satisfaction=given, delta=0.1).floor for given in (0.8, 1.0, 4.2, 5.0)]
+    assert floors == pytest.approx([0.8, 1.0, 0.8, 1.0])
     assert (next_safer(7), next_safer(0)) == (6, 0)
 
 

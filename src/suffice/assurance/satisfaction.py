@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import floor, isfinite, pi
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,10 +65,7 @@ def by_people(feedback: Feedback) -> float | None:
 
 
 def scaled(value: float, metric: Metric) -> float:
-    """A declared metric's value from 0, the worst that it can be, to 1, the best.
-
-    Raises ValueError for a category, whose words have no order.
-    """
+    """A declared metric's value from 0, the worst that it can be, to 1, the best. Raises ValueError for a category."""
     span = span_of(metric)
     if span is None:
         raise ValueError("metric: a category has no best value")
@@ -76,32 +73,7 @@ def scaled(value: float, metric: Metric) -> float:
     return share if metric.direction == "higher" else 1 - share
 
 
-def floor_of(min_satisfaction: float) -> float:
-    """The route's `min_satisfaction` as a fraction: up to 1 it is one, above it is a rating from 1 to 5."""
-    return min_satisfaction if min_satisfaction <= 1 else (min_satisfaction - 1) / 4
-
-
-def judge_satisfaction(ratings: Iterable[RatedRun], *, min_satisfaction: float, delta: float) -> SatisfactionVerdict:
-    """Say whether the next safer level is due: stopped runs are rated worse than audits, and below the floor.
-
-    The fall must be proven, for a floor alone cannot tell stopping from a harder week: the level goes down only where
-    that can help. Where stopping changes nothing, whatever the floor, a move is ever asked for with probability at most
-    `delta`. After a move begin anew, with the ratings that come behind it.
-
-    ratings           of one route since the last such move, in order of arrival; a run counts once
-    min_satisfaction  as in the settings: a fraction up to 1, or a rating above 1 and up to 5
-    delta             in (0, 1)
-    """
-    seen = SatisfactionTest(min_satisfaction=min_satisfaction, delta=delta)
-    for rated in ratings:
-        seen.add(rated)
-        if seen.asks is not None:
-            break
-    return seen.verdict()
-
-
 def next_safer(level: int) -> int:
-    """The next safer level; level 0 never stops, and there is none safer."""
     return max(0, level - 1)
 
 
@@ -144,14 +116,16 @@ class RatingPairs:
 
 @dataclass(slots=True, kw_only=True)
 class SatisfactionTest:
-    """Judge ratings that arrive one by one. Raises ValueError for parameters out of range.
+    """Judge ratings that arrive one by one: stopped runs are rated worse than audits, and below the floor.
 
-    asks  why the next safer level is due, from the rating on that proved it; None: it is not
+    The fall must be proven, for a floor alone cannot tell stopping from a harder week: the level goes down only where
+    that can help. Where stopping changes nothing, whatever the floor, a move is ever asked for with probability at most
+    `delta`. After a move begin anew. Raises ValueError for parameters out of range.
     """
 
-    min_satisfaction: float
-    delta: float
-    asks: str | None = None
+    min_satisfaction: float  # as in the settings: a fraction up to 1, or a rating above 1 and up to 5
+    delta: float  # in (0, 1)
+    asks: str | None = None  # why the next safer level is due, from the rating on that proved it; None: it is not
     n_pairs: int = 0
     e_value: float = 1.0
     stopped: float | None = None
@@ -170,37 +144,11 @@ class SatisfactionTest:
     @property
     def floor(self) -> float:
         """What stopped runs must not be rated below, as a fraction."""
-        return floor_of(self.min_satisfaction)
-
-    @property
-    def drop(self) -> float | None:
-        """Mean satisfaction of audits minus that of stopped runs; None: no pair."""
-        return self.drops.mean
+        given = self.min_satisfaction
+        return given if given <= 1 else (given - 1) / 4
 
     def add(self, rated: RatedRun) -> None:
         """Take the next rating in. Raises ValueError for one that is no fraction."""
-        self._add(rated)
-        proven = self.e_value >= 1 / self.delta
-        if self.asks is None and proven and self.stopped is not None and self.stopped < self.floor:
-            self.asks = (
-                f"stopped runs are rated {self.stopped:.2f}, below {self.floor:.2f}, and worse than audits"
-                f" (by {self.drop:.2f} in {self.n_pairs} pairs)"
-            )
-
-    def verdict(self) -> SatisfactionVerdict:
-        reason = f"no fall is proven by {self.n_pairs} pairs"
-        if self.e_value >= 1 / self.delta:
-            reason = f"rated worse than audits, but not below {self.floor:.2f}"
-        return SatisfactionVerdict(
-            safer=self.asks is not None,
-            reason=self.asks or reason,
-            n_pairs=self.n_pairs,
-            drop=self.drop,
-            stopped=self.stopped,
-            e_value=self.e_value,
-        )
-
-    def _add(self, rated: RatedRun) -> None:
         if not (isfinite(rated.satisfaction) and 0 <= rated.satisfaction <= 1):
             raise ValueError(f"satisfaction: got {rated.satisfaction}; a fraction from 0 to 1")
         if not rated.audit:
@@ -212,6 +160,28 @@ class SatisfactionTest:
         pair = self._pairing.add(rated.satisfaction, audit=rated.audit, weight=rated.stands_for)
         if pair is not None:
             self._bet(pair[0])
+        if self.asks is None and self._is_proven and self.stopped is not None and self.stopped < self.floor:
+            self.asks = (
+                f"stopped runs are rated {self.stopped:.2f}, below {self.floor:.2f}, and worse than audits"
+                f" (by {self.drops.mean:.2f} in {self.n_pairs} pairs)"
+            )
+
+    def verdict(self) -> SatisfactionVerdict:
+        reason = f"no fall is proven by {self.n_pairs} pairs"
+        if self._is_proven:
+            reason = f"rated worse than audits, but not below {self.floor:.2f}"
+        return SatisfactionVerdict(
+            safer=self.asks is not None,
+            reason=self.asks or reason,
+            n_pairs=self.n_pairs,
+            drop=self.drops.mean,
+            stopped=self.stopped,
+            e_value=self.e_value,
+        )
+
+    @property
+    def _is_proven(self) -> bool:
+        return self.e_value >= 1 / self.delta
 
     def _bet(self, drop: float) -> None:
         """Bet on one pair. Bets that begin later have their own wealth, set aside at the start: sum 6/(pi v)^2 = 1."""
@@ -225,9 +195,6 @@ class SatisfactionTest:
         self.e_value = sum(self._wealth) / len(BETS) + self._unspent
 
 
-Floats = NDArray[np.float64]
-
-SATISFACTION: Final = "satisfaction"
 # --------------------------------------------------------------------------- effect of stopping
 #
 # runs with what was said of them, in the log's order ──▶ means of full and of stopped runs, effect of stopping
@@ -244,6 +211,7 @@ SATISFACTION: Final = "satisfaction"
 # weighted by one over the share that was asked, and the means are those of everybody who would answer; where only
 # some runs have rows in the log, each counts for those that have none (`sampling`).
 
+SATISFACTION: Final = "satisfaction"
 EVENTS: Final[Mapping[str, str]] = {"regenerate": "regenerated", "abandon": "abandoned"}  # event: name of its measure
 METHOD: Final = "valid at every look, empirical Bernstein"
 PAIRED: Final = "paired by the audit lottery, valid at every look, empirical Bernstein"
@@ -304,12 +272,11 @@ class SatisfactionEffect:
 def likings(
     runs: Sequence[RunFeedback], measures: Iterable[Measure], *, confidence: float = 0.95, most_weight: float = 1.0
 ) -> tuple[SatisfactionEffect, ...]:
-    """Everything that was said, by measure: of the route, then of each class and each version, where there are several.
+    """Every measure of which something was said: of the route, then of each class and version where there are several.
 
     runs         in the log's own order; intervals depend on it
-    measures     those of which nobody said anything are left out
     confidence   of each interval by itself, in (0, 1)
-    most_weight  that a word can have, at least 1; larger ones count as this. What runs stand for comes on top
+    most_weight  that a label can have, at least 1; larger ones count as this. What runs stand for comes on top
     """
     most_weight *= max((run.stands_for for run in runs), default=1.0)
     whole = list(enumerate(runs))
@@ -324,22 +291,19 @@ def likings(
     effects = list[SatisfactionEffect]()
     for measure in measures:
         values, n_set_aside = _values(runs, measure, most_weight)
-        if not values:
-            continue
-        teller = _Teller(measure, confidence, most_weight, values)
+        estimator = _Estimator(measure, confidence, most_weight, values)
         for (query_class, version), members in groups.items():
-            told = teller.liking(members, query_class, version)
-            if told is not None:
-                effects.append(replace(told, n_set_aside=n_set_aside) if members is whole else told)
+            if any(place in values for place, _ in members):
+                effect = estimator.effect_in(members, query_class, version)
+                effects.append(replace(effect, n_set_aside=n_set_aside) if members is whole else effect)
     return tuple(effects)
 
 
 # --------------------------------------------------------------------------- what counts as said
 
 
-@dataclass(frozen=True, slots=True)
-class _Value:
-    """What voices come to, of one run, conversation or user."""
+class _Value(NamedTuple):
+    """What the voices of one run, conversation or user come to."""
 
     value: float
     weight: float
@@ -371,63 +335,59 @@ def _values(runs: Sequence[RunFeedback], measure: Measure, most_weight: float) -
         spoken[voice].add(at)
         weight = min(max(1.0, word.weight) * runs[at].stands_for, most_weight)
         by_run[at].append(_Value(min(max(value, measure.low), measure.high), weight))
-    return {at: _mean_of(voices) for at, voices in sorted(by_run.items())}, n_set_aside
-
-
-def _mean_of(voices: Sequence[_Value]) -> _Value:
-    return _Value(sum(v.value for v in voices) / len(voices), sum(v.weight for v in voices) / len(voices))
+    means = {
+        at: _Value(*(sum(column) / len(column) for column in zip(*values, strict=True)))
+        for at, values in sorted(by_run.items())
+    }
+    return means, n_set_aside
 
 
 # --------------------------------------------------------------------------- numbers
 
 
-class _Teller:
+class _Estimator:
     def __init__(self, measure: Measure, confidence: float, most_weight: float, values: Mapping[int, _Value]) -> None:
-        self._measure, self._confidence, self._most = measure, confidence, most_weight
-        self._values = values
-        self._silent = measure.silent
+        self._measure, self._confidence, self._most, self._values = measure, confidence, most_weight, values
+        self._span = measure.high - measure.low
 
-    def liking(
+    def effect_in(
         self, members: Sequence[tuple[int, RunFeedback]], query_class: str | None, version: str | None
-    ) -> SatisfactionEffect | None:
-        """One group's numbers; None: nobody said anything of its runs."""
-        values = [(run, self._values.get(place) or self._of_silence(run)) for place, run in members]
-        n_heard = sum(place in self._values for place, _ in members)
-        if not n_heard:
-            return None
+    ) -> SatisfactionEffect:
+        """One group's numbers. A run of which nobody says anything has the measure's value of silence, or none."""
+        silent = self._measure.silent
+        values = [
+            (run, self._values.get(place) or (None if silent is None else _Value(silent, run.stands_for)))
+            for place, run in members
+        ]
         drawn = [(run.audit, place in self._values) for place, run in members if run.drawn]
         of_users = self._measure.level == "user"
-        effect = None if of_users else self._effect([(run.audit, one) for run, one in values if run.drawn], drawn)
+        rated = {audit: [heard for audited, heard in drawn if audited is audit] for audit in (True, False)}
         return SatisfactionEffect(
             measure=self._measure.name,
             better=self._measure.better,
             query_class=query_class,
             version=version,
             n_runs=len(members),
-            n_heard=n_heard,
+            n_heard=sum(place in self._values for place, _ in members),
             everybody=self._mean([one for _, one in values]),
             full=None if of_users else self._mean([one for run, one in values if run.full]),
             stopped=None if of_users else self._mean([one for run, one in values if run.stopped]),
-            effect=effect,
-            rated_audits=_share([heard for audit, heard in drawn if audit]),
-            rated_stopped=_share([heard for audit, heard in drawn if not audit]),
+            effect=None if of_users else self._effect([(run.audit, one) for run, one in values if run.drawn], drawn),
+            rated_audits=sum(rated[True]) / len(rated[True]) if rated[True] else None,
+            rated_stopped=sum(rated[False]) / len(rated[False]) if rated[False] else None,
         )
-
-    def _of_silence(self, run: RunFeedback) -> _Value | None:
-        """What a run says of which nobody says anything; None: nothing."""
-        return None if self._silent is None else _Value(self._silent, run.stands_for)
 
     def _mean(self, values: Sequence[_Value | None]) -> IntervalEstimate | None:
         known = [one for one in values if one is not None]
         if not known:
             return None
-        mean, low, high = self._between(self._scaled(known), _weights(known), least=0.0)
-        n_silent, span = len(values) - len(known), self._measure.high - self._measure.low
-        start = self._measure.low
+        weights, n_silent = np.array([one.weight for one in known]), len(values) - len(known)
+        mean, between = weighted_between(self._scaled(known), weights, self._confidence, most_weight=self._most)
+        low = self._measure.low
         return IntervalEstimate(
-            value=start + span * mean,
-            low=start + span * low,
-            high=start + span * high,
+            value=low + self._span * mean,
+            low=low + self._span * between.low,
+            high=low + self._span * between.high,
             n=len(known),
             method=METHOD,
             note=f"of those who spoke; {n_silent:,} runs without a word are left out" if n_silent else None,
@@ -437,50 +397,37 @@ class _Teller:
         self, drawn: Sequence[tuple[bool, _Value | None]], heard: Sequence[tuple[bool, bool]]
     ) -> IntervalEstimate | None:
         known = [(audit, one) for audit, one in drawn if one is not None]
-        pairing = RatingPairs()
-        scaled = self._scaled([one for _, one in known])
-        pairs = [
-            pair
-            for (audit, one), value in zip(known, scaled.tolist(), strict=True)
-            if (pair := pairing.add(value, audit=audit, weight=one.weight)) is not None
-        ]
+        values = self._scaled([one for _, one in known]).tolist()
+        pairs = _paired([(audit, value, one.weight) for (audit, one), value in zip(known, values, strict=True)])
         if not pairs:
             return None
         drops, weights = (np.array(column, dtype=np.float64) for column in zip(*pairs, strict=True))
-        mean, low, high = self._between(-drops, weights, least=-1.0)
-        span = self._measure.high - self._measure.low
+        mean, between = weighted_between(-drops, weights, self._confidence, most_weight=self._most, low=-1.0)
         return IntervalEstimate(
-            value=span * mean,
-            low=span * low,
-            high=span * high,
+            value=self._span * mean,
+            low=self._span * between.low,
+            high=self._span * between.high,
             n=len(pairs),
             method=PAIRED,
-            note=None if self._silent is not None else self._who_votes(heard),
+            note=None if self._measure.silent is not None else self._who_votes(heard),
         )
 
     def _who_votes(self, heard: Sequence[tuple[bool, bool]]) -> str | None:
         """A warning where audits and stopped runs are surely not rated alike often."""
-        pairing = RatingPairs()
-        pairs = [pair for audit, voted in heard if (pair := pairing.add(float(voted), audit=audit)) is not None]
-        between = mean_between(watch(np.array([drop for drop, _ in pairs]), low=-1.0), self._confidence, low=-1.0)
+        drops = np.array([drop for drop, _ in _paired([(audit, float(voted), 1.0) for audit, voted in heard])])
+        between = mean_between(watch(drops, low=-1.0), self._confidence, low=-1.0)
         if between.low <= 0 <= between.high:
             return None
         more = "audits" if between.low > 0 else "stopped runs"
         return f"{more} are rated more often, so who votes differs as well"
 
-    def _scaled(self, known: Sequence[_Value]) -> Floats:
-        low, span = self._measure.low, self._measure.high - self._measure.low
-        return np.clip((np.array([one.value for one in known], dtype=np.float64) - low) / span, 0.0, 1.0)
-
-    def _between(self, values: Floats, weights: Floats, *, least: float) -> tuple[float, float, float]:
-        """A weighted mean of values in [least, 1] with its interval: mean, low, high."""
-        mean, between = weighted_between(values, weights, self._confidence, most_weight=self._most, low=least)
-        return mean, between.low, between.high
+    def _scaled(self, known: Sequence[_Value]) -> NDArray[np.float64]:
+        values = np.array([one.value for one in known], dtype=np.float64)
+        return np.clip((values - self._measure.low) / self._span, 0.0, 1.0)
 
 
-def _weights(known: Sequence[_Value]) -> Floats:
-    return np.array([one.weight for one in known], dtype=np.float64)
-
-
-def _share(heard: Sequence[bool]) -> float | None:
-    return sum(heard) / len(heard) if heard else None
+def _paired(runs: Iterable[tuple[bool, float, float]]) -> list[tuple[float, float]]:
+    """The pairs that audits and stopped runs (audit, value, weight) complete, in their order."""
+    pairing = RatingPairs()
+    made = (pairing.add(value, audit=audit, weight=weight) for audit, value, weight in runs)
+    return [pair for pair in made if pair is not None]
