@@ -3,27 +3,23 @@
 Audits are compared with themselves, so their mean drop is a weighted mean of those of the classes and cannot lie like
 this, though gains can still hide harm (`ClassGuards`). Stopped runs against full ones, or two arms, are different
 questions: if one side has more of the easy ones, it looks better and is worse. Standardised to one mix of classes, it
-is not.
-
-Audits of the past speak of the past mix of classes. `post_stratify` weights them to the present one.
+is not. Audits of the past speak of the past mix; `post_stratify` weights them to the present one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, log, sqrt
 from statistics import NormalDist
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from suffice.assurance.bounds import Interval
 from suffice.assurance.certify import Counts, count_outcomes, log_wealth
 from suffice.assurance.drift import ShiryaevRoberts
 from suffice.assurance.guarantee import KNOWN_AUDITS
-from suffice.assurance.sequence import SequenceState, mean_between
 
 MIN_STRATUM: Final = 20  # audits of a class; smaller classes are taken together
 POST_CONFIDENCE: Final = 0.99  # of the lower bound: it is looked at again and again
@@ -43,7 +39,6 @@ class Cell:
 
     @property
     def known(self) -> bool:
-        """Are there runs enough on both sides to compare them?"""
         return min(self.n_full, self.n_stopping) >= KNOWN_AUDITS
 
     @property
@@ -73,15 +68,10 @@ class StandardisedDrop:
 def standardise(cells: Sequence[Cell], *, margin: float = 0.0) -> StandardisedDrop:
     """Compare both sides over all runs, and over the classes as they are mixed in all runs together.
 
-    margin  EM that a class may lose, a fraction; point estimates are compared, no interval is made
+    A class may lose `margin` of EM; point estimates are compared, no interval is made.
     """
-    everything = Cell(
-        query_class="",
-        n_full=sum(cell.n_full for cell in cells),
-        n_full_right=sum(cell.n_full_right for cell in cells),
-        n_stopping=sum(cell.n_stopping for cell in cells),
-        n_stopping_right=sum(cell.n_stopping_right for cell in cells),
-    )
+    sums = {name: sum(getattr(cell, name) for cell in cells) for name in _CELL_COUNTS}
+    everything = Cell(query_class="", **sums)
     filled = [cell for cell in cells if cell.n]
     drops = [(cell, cell.drop) for cell in filled]
     weighted = [cell.n * drop for cell, drop in drops if drop is not None]
@@ -92,6 +82,9 @@ def standardise(cells: Sequence[Cell], *, margin: float = 0.0) -> StandardisedDr
         harmed=tuple(cell.query_class for cell, drop in drops if cell.known and drop is not None and drop > margin),
         unknown=tuple(cell.query_class for cell in cells if not cell.known),
     )
+
+
+_CELL_COUNTS: Final = ("n_full", "n_full_right", "n_stopping", "n_stopping_right")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +103,6 @@ class PostStratifiedDrop:
     unseen: float  # part of the mix in classes without audits, [0, 1]; 1: nothing is known and the drop is 0
 
     def alarm(self, max_em_drop: float) -> str | None:
-        """Say that the present mix loses more than the budget, or None."""
         if self.low <= max_em_drop:
             return None
         return f"audits lose more than the budget at the present mix of classes: {100 * self.drop:.1f} points"
@@ -169,32 +161,6 @@ FACTOR: Final = 2.0  # a class may lose this many budgets: small classes cannot 
 STEPS: Final = 3  # alarms from the top level to level 0
 MAX_CLASS_DROP: Final = 0.9  # the bets need room above what is put up with
 
-Status = Literal["unknown", "watched", "held"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassReport:
-    """What the audits of one class say of the level that it runs at; losses apart from gains, which would hide them."""
-
-    query_class: str
-    status: Status  # unknown: too few audits; held: below the pooled level since its last alarm
-    n_audits: int
-    n_alarms: int
-    lost: float  # share of audits whose right answer the stop lost; 0 without audits
-    gained: float  # share of audits whose answer was right only because of the stop
-    lost_between: Interval  # valid at every look
-    gained_between: Interval
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClassState:
-    detector: tuple[float, ...]
-    steps_down: int
-    n_alarms: int
-    lost: SequenceState
-    gained: SequenceState
-    since: tuple[tuple[int, int, int], ...]  # by level: gained, same, lost since the last move; (): not held
-
 
 class ClassGuards:
     """The guard-rails of one route.
@@ -216,11 +182,10 @@ class ClassGuards:
 
     def level(self, query_class: str, pooled: int) -> int:
         """The level that this class runs at while the pooled certificate allows `pooled`."""
-        guard = self._classes.get(query_class)
-        return pooled if guard is None else self._below(pooled, guard.steps_down)
+        return self._below(pooled, self.steps_down(query_class))
 
     def steps_down(self, query_class: str) -> int:
-        """How many thirds of all levels a class stands below the pooled level; 0: it is not held."""
+        """How many thirds of all levels a class is below the pooled level; 0: it is not held."""
         guard = self._classes.get(query_class)
         return 0 if guard is None else guard.steps_down
 
@@ -232,29 +197,33 @@ class ClassGuards:
         """
         if z.shape != (self._n_levels,) or not 0 <= pooled < self._n_levels:
             raise ValueError(f"need z at {self._n_levels} levels and pooled among them; got {z.shape} {pooled=}")
-        guard = self._classes.setdefault(query_class, _Guard(self._allowed, self._threshold))
+        guard = self._classes.get(query_class)
+        if guard is None:
+            guard = _Guard(ShiryaevRoberts(self._allowed, threshold=self._threshold))
+            self._classes[query_class] = guard
+        guard.n_audits += 1
+        if guard.steps_down:
+            guard.since += count_outcomes(z[np.newaxis])
         here = int(z[self._below(pooled, guard.steps_down)])
-        alarm = guard.take(here, z)
+        alarm = guard.detector.add(here) and guard.n_audits >= KNOWN_AUDITS
         if alarm:
-            guard.step(+1, self._n_levels)
+            self._step(guard, +1)
         elif guard.steps_down and self._may_return(guard, pooled):
-            guard.step(-1, self._n_levels)
+            self._step(guard, -1)
         return alarm
 
-    def report(self, confidence: float = 0.95) -> tuple[ClassReport, ...]:
-        """All classes by name, with intervals that may be read at any moment."""
-        return tuple(guard.report(name, confidence) for name, guard in sorted(self._classes.items()))
-
-    def state(self) -> dict[str, ClassState]:
-        return {name: guard.state() for name, guard in self._classes.items()}
-
-    def restore(self, state: Mapping[str, ClassState]) -> None:
-        self._classes = {name: _Guard(self._allowed, self._threshold) for name in state}
-        for name, kept in state.items():
-            self._classes[name].restore(kept)
+    def judge_anew(self, query_class: str, z: NDArray[np.int8]) -> None:
+        """Count the audits since the last move of a held class at the levels of another version, shape (n, M)."""
+        self._classes[query_class].since = count_outcomes(z)
 
     def _below(self, pooled: int, steps_down: int) -> int:
         return max(0, pooled - steps_down * ceil(self._n_levels / STEPS))
+
+    def _step(self, guard: _Guard, by: int) -> None:
+        """Move down or up; what was seen before the move proves nothing behind it."""
+        guard.steps_down = min(STEPS, guard.steps_down + by)
+        guard.detector.reset()
+        guard.since = count_outcomes(np.zeros((0, self._n_levels), dtype=np.int8))
 
     def _may_return(self, guard: _Guard, pooled: int) -> bool:
         """Do the audits since the last move prove that the class keeps its bound one step further up?"""
@@ -262,63 +231,9 @@ class ClassGuards:
         return float(wealth[self._below(pooled, guard.steps_down - 1)]) >= log(1 / self._delta)
 
 
+@dataclass(slots=True, eq=False)
 class _Guard:
-    def __init__(self, allowed: float, threshold: float) -> None:
-        self._detector = ShiryaevRoberts(allowed, threshold=threshold)
-        self.steps_down = self._n_alarms = 0
-        self._lost = self._gained = SequenceState()
-        self.since = _NOTHING
-
-    def take(self, z_here: int, z: NDArray[np.int8]) -> bool:
-        self._lost = self._lost.plus(float(z_here > 0))
-        self._gained = self._gained.plus(float(z_here < 0))
-        if self.steps_down:
-            self.since += count_outcomes(z[np.newaxis])
-        return self._detector.add(z_here) and self._lost.n >= KNOWN_AUDITS
-
-    def step(self, by: int, n_levels: int) -> None:
-        """Move down or up; what was seen before the move proves nothing behind it."""
-        self._n_alarms += by > 0
-        self.steps_down = min(STEPS, self.steps_down + by)
-        self._detector.reset()
-        self.since = _zeros(n_levels) if self.steps_down else _NOTHING
-
-    def report(self, name: str, confidence: float) -> ClassReport:
-        n = self._lost.n
-        status: Status = "held" if self.steps_down else "watched" if n >= KNOWN_AUDITS else "unknown"
-        return ClassReport(
-            query_class=name,
-            status=status,
-            n_audits=n,
-            n_alarms=self._n_alarms,
-            lost=self._lost.total / n,
-            gained=self._gained.total / n,
-            lost_between=mean_between(self._lost, confidence),
-            gained_between=mean_between(self._gained, confidence),
-        )
-
-    def state(self) -> ClassState:
-        levels = np.stack([self.since.gained, self.since.same, self.since.lost], axis=1).tolist()
-        return ClassState(
-            detector=self._detector.state(),
-            steps_down=self.steps_down,
-            n_alarms=self._n_alarms,
-            lost=self._lost,
-            gained=self._gained,
-            since=tuple((gained, same, lost) for gained, same, lost in levels),
-        )
-
-    def restore(self, state: ClassState) -> None:
-        self._detector.restore(state.detector)
-        self.steps_down, self._n_alarms = state.steps_down, state.n_alarms
-        self._lost, self._gained = state.lost, state.gained
-        gained, same, lost = np.array(state.since, dtype=np.int64).reshape(-1, 3).T
-        self.since = Counts(gained, same, lost)
-
-
-def _zeros(n_levels: int) -> Counts:
-    nothing = np.zeros(n_levels, dtype=np.int64)
-    return Counts(nothing, nothing, nothing)
-
-
-_NOTHING: Final = _zeros(0)
+    detector: ShiryaevRoberts
+    n_audits: int = 0
+    steps_down: int = 0
+    since: Counts = field(default_factory=lambda: count_outcomes(np.zeros((0, 0), dtype=np.int8)))  # the last move

@@ -11,12 +11,11 @@ is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
-from suffice.assurance.certify import count_outcomes
 from suffice.assurance.strata import FACTOR, MAX_CLASS_DROP, ClassGuards
 from suffice.control.evidence.audits import Audit
 from suffice.control.loop.live_certifier import LiveCertifier
@@ -90,7 +89,6 @@ class LiveGuards:
 
     def _judge_anew(self, guards: ClassGuards, z: Small, audits: Sequence[Audit]) -> None:
         """What was seen of held classes since their last move, at the levels of another version."""
-        state = guards.state()
         shown = audits[: self._n_shown]
         for name, moved in self._moved.items():
             rows = [
@@ -98,7 +96,4 @@ class LiveGuards:
                 for place, audit in enumerate(shown)
                 if audit.seq > moved and class_of(audit.episode.request.query) == name
             ]
-            seen = count_outcomes(z[rows])
-            levels = np.stack([seen.gained, seen.same, seen.lost], axis=1).tolist()
-            state[name] = replace(state[name], since=tuple((gained, same, lost) for gained, same, lost in levels))
-        guards.restore(state)
+            guards.judge_anew(name, z[rows])
